@@ -1,0 +1,228 @@
+"""The two-way mapping between PyTorch tensors and our parameters.
+
+A model's mapping is a table of `Row`s (one file a model in this package). The
+engine checks a table against both sides at once and in both directions: every
+tensor of the release and every parameter of ours is named exactly once and
+fits, or one error lists everything that does not.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+from typing import Protocol
+
+import einops
+import numpy as np
+
+# A tensor of the release by name -> its array, read when it is needed.
+Read = Callable[[str], np.ndarray]
+Shape = tuple[int, ...]
+
+
+class Op(Protocol):
+  """How the tensors of one row become one parameter, and back."""
+
+  def to_ours(self, *tensors: np.ndarray) -> np.ndarray:
+    """The parameter made of `tensors`, in the dtype of the last one."""
+    ...
+
+  def to_torch(self, parameter: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The tensors that `to_ours` turns into `parameter`."""
+    ...
+
+  def shape(self, *shapes: Shape) -> Shape:
+    """The parameter's shape for tensors of `shapes`; ValueError if unfit."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Rearrange:
+  """One tensor with its axes renamed, in einops notation: `o i -> i o`."""
+
+  pattern: str = "... -> ..."
+  sizes: tuple[tuple[str, int], ...] = ()
+
+  def to_ours(self, *tensors: np.ndarray) -> np.ndarray:
+    (tensor,) = tensors
+    return einops.rearrange(tensor, self.pattern, **dict(self.sizes))
+
+  def to_torch(self, parameter: np.ndarray) -> tuple[np.ndarray, ...]:
+    left, right = self.pattern.split("->")
+    sizes = dict(self.sizes)
+    return (einops.rearrange(parameter, f"{right} -> {left}", **sizes),)
+
+  def shape(self, *shapes: Shape) -> Shape:
+    # A view of one zero: the pattern is tried without memory for the tensor.
+    views = (np.broadcast_to(np.zeros((), bool), s) for s in shapes)
+    try:
+      return self.to_ours(*views).shape
+    except einops.EinopsError as error:
+      raise ValueError(str(error).strip().splitlines()[-1].strip()) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One line of a table.
+
+  Attributes:
+    torch: name, or names, in the release. `{}` stands for a block's index.
+    ours: path of the parameter, `/` between levels; `None` for a tensor that
+      our model computes (the op then checks the value and makes it again).
+    op: how one becomes the other.
+    stack: number of blocks; block i is slice i of the parameter's first axis.
+  """
+
+  torch: str | tuple[str, ...]
+  ours: str | None
+  op: Op = Rearrange()
+  stack: int | None = None
+
+  @property
+  def indices(self) -> tuple[int | None, ...]:
+    return (None,) if self.stack is None else tuple(range(self.stack))
+
+  def names(self, index: int | None) -> tuple[str, ...]:
+    """The names in the release of slice `index` of this row."""
+    names = (self.torch,) if isinstance(self.torch, str) else self.torch
+    return names if index is None else tuple(n.format(index) for n in names)
+
+
+def linear(torch: str, ours: str, stack: int | None = None) -> list[Row]:
+  """The two rows of a `torch.nn.Linear` with bias."""
+  return [
+      Row(f"{torch}.weight", f"{ours}/kernel", Rearrange("o i -> i o"), stack),
+      Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
+  ]
+
+
+def check(
+    rows: Sequence[Row],
+    torch_shapes: Mapping[str, Shape],
+    our_shapes: Mapping[str, Shape],
+) -> None:
+  """Hold a table against both sides.
+
+  Args:
+    rows: the table.
+    torch_shapes: shape of every tensor in the release file, by name.
+    our_shapes: shape of every parameter, by path.
+
+  Raises:
+    ValueError: a tensor or parameter is unknown, missing, set twice or of
+      another shape than expected; the message lists every one of them.
+  """
+  problems: list[str] = []
+  seen_torch: set[str] = set()
+  seen_ours: set[str] = set()
+  for row in rows:
+    if row.ours is not None:
+      if row.ours in seen_ours:
+        problems.append(f"parameter set twice: {row.ours}")
+      elif row.ours not in our_shapes:
+        problems.append(f"parameter unknown to the model: {row.ours}")
+      seen_ours.add(row.ours)
+    for index in row.indices:
+      names = row.names(index)
+      problems += [f"tensor used twice: {n}" for n in names if n in seen_torch]
+      seen_torch.update(names)
+      absent = [n for n in names if n not in torch_shapes]
+      problems += [f"tensor missing from the file: {n}" for n in absent]
+      if not absent:
+        problems += _misshapen(row, index, torch_shapes, our_shapes)
+  for name in sorted(torch_shapes.keys() - seen_torch):
+    problems.append(f"tensor unknown to the table: {name}{torch_shapes[name]}")
+  for path in sorted(our_shapes.keys() - seen_ours):
+    problems.append(f"parameter no row sets: {path}{our_shapes[path]}")
+  if problems:
+    raise ValueError(
+        f"{len(problems)} tensors do not fit the architecture (another variant"
+        " or other sizes? give the sizes with --arch):\n  "
+        + "\n  ".join(problems)
+    )
+
+
+def _misshapen(
+    row: Row,
+    index: int | None,
+    torch_shapes: Mapping[str, Shape],
+    our_shapes: Mapping[str, Shape],
+) -> list[str]:
+  """What is wrong with the shapes of one slice of a row, if anything."""
+  names = row.names(index)
+  shapes = [tuple(torch_shapes[n]) for n in names]
+  found = ", ".join(f"{n}{s}" for n, s in zip(names, shapes, strict=True))
+  try:
+    shape = row.op.shape(*shapes)
+  except ValueError as error:
+    return [f"misshapen: {found}: {error}"]
+  if row.ours is None or row.ours not in our_shapes:
+    return []
+  expected = tuple(our_shapes[row.ours])
+  if row.stack is not None:
+    if expected[:1] != (row.stack,):
+      return [f"misshapen: {row.ours} has {expected[:1]} blocks, not {row.stack}"]
+    expected = expected[1:]
+  if shape != expected:
+    return [f"misshapen: {found} gives {shape}, {row.ours} expects {expected}"]
+  return []
+
+
+def to_ours(
+    rows: Sequence[Row], read: Read
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
+  """Yield (path, block index or None, array) row by row, one slice at a time."""
+  for row in rows:
+    for index in row.indices:
+      array = row.op.to_ours(*(read(n) for n in row.names(index)))
+      if row.ours is not None:
+        yield row.ours, index, array
+
+
+def to_torch(
+    rows: Sequence[Row], read: Callable[[str, int | None], np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yield (name, tensor) of the release; `read(path, index)` gives a slice."""
+  for row in rows:
+    for index in row.indices:
+      if row.ours is None:
+        parameter = np.zeros(())
+      else:
+        parameter = read(row.ours, index)
+      yield from zip(row.names(index), row.op.to_torch(parameter), strict=True)
+
+
+def gather(rows: Sequence[Row], read: Read) -> dict[str, np.ndarray]:
+  """All parameters by path, in memory (for small models)."""
+  slices: dict[str, list[np.ndarray]] = {}
+  stacked: dict[str, bool] = {}
+  for path, index, array in to_ours(rows, read):
+    slices.setdefault(path, []).append(np.asarray(array))
+    stacked[path] = index is not None
+  return {p: np.stack(s) if stacked[p] else s[0] for p, s in slices.items()}
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """`{"a/b": x}` -> `{"a": {"b": x}}`."""
+  tree: dict[str, Any] = {}
+  for path, value in flat.items():
+    *parents, leaf = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = value
+  return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """`{"a": {"b": x}}` -> `{"a/b": x}`."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    path = f"{prefix}{key}"
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{path}/")
+    else:
+      flat[path] = value
+  return flat

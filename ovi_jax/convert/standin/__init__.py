@@ -1,0 +1,54 @@
+"""A tiny stand-in for the released weights: same names, same file formats.
+
+Every value is a fixed function of the tensor's name, so the stand-in needs no
+download and outputs computed on it elsewhere stay comparable.
+"""
+
+import functools
+import json
+import pathlib
+from typing import Any
+import zlib
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+@functools.cache
+def manifest() -> dict[str, Any]:
+  """Seed, architecture sizes (`config`) and tensors of each file (`files`)."""
+  return json.loads((HERE / "manifest.json").read_text())
+
+
+def tensors(file: str) -> dict[str, np.ndarray]:
+  """All tensors of one release file of the stand-in, float32, by name."""
+  entries = manifest()["files"][file]
+  return {name: values(name, entry) for name, entry in entries.items()}
+
+
+def values(name: str, entry: dict[str, Any]) -> np.ndarray:
+  """The float32 tensor `name`, as its manifest entry says to make it.
+
+  The legacy `RandomState` is meant: its stream never changes.
+  """
+  shape, kind = tuple(entry["shape"]), entry["kind"]
+  if kind == "value":
+    return np.asarray(entry["value"], np.float32).reshape(shape)
+  if kind == "scalar":
+    return np.full(shape, 0.1, np.float32)
+  seed = (zlib.crc32(name.encode()) + manifest()["seed"]) % 2**32
+  noise = np.random.RandomState(seed).standard_normal(shape)
+  noise = noise.astype(np.float32)
+  match kind:
+    case "matrix":
+      fan_in = np.prod(shape[1:])
+      # In this order of operations, to the bit.
+      return noise * np.float32(entry["std"]) / np.float32(fan_in**0.5)
+    case "gain":
+      return (np.float32(entry["std"]) * (1 + 0.1 * noise)).astype(np.float32)
+    case "scale":
+      return (1 + 0.2 * noise).astype(np.float32)
+    case "small":
+      return (0.1 * noise).astype(np.float32)
+  raise ValueError(f"manifest kind of {name}: {kind!r} is not known")
