@@ -1,0 +1,108 @@
+"""Softmax attention behind one function, with a backend for each platform.
+
+Every backend takes q_BLNK, k_BSNK, v_BSNK and returns the weighted values in
+the dtype of q, scaled by 1/sqrt(K). Logits and softmax are float32.
+
+  xla       query blocks, so memory grows with L, not L²; any platform
+  xla_head  the same, one head at a time: blocks stay in a CPU's cache
+  cudnn     flash attention of cuDNN through JAX; NVIDIA GPUs, 16-bit only
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import functools
+
+import jax
+import jax.numpy as jnp
+
+QUERY_BLOCK = 512
+
+# The choice of "auto". A flash kernel for TPU registers itself in BACKENDS.
+PLATFORM_BACKEND: Mapping[str, str] = {
+    "cpu": "xla_head",
+    "gpu": "cudnn",
+    "cuda": "cudnn",
+}
+
+
+def resolve(backend: str, platform: str, dtype: jnp.dtype) -> str:
+  """The backend that `backend` ("auto" or a name) means on a platform.
+
+  Raises:
+    ValueError: no backend of that name.
+  """
+  if backend != "auto":
+    if backend not in BACKENDS:
+      known = ", ".join(["auto", *BACKENDS])
+      raise ValueError(f"attention {backend!r} is unknown; choose from {known}")
+    return backend
+  choice = PLATFORM_BACKEND.get(platform, "xla")
+  # cuDNN has no float32 flash attention.
+  return "xla" if choice == "cudnn" and dtype.itemsize > 2 else choice
+
+
+def attention(
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, backend: str
+) -> jax.Array:
+  """Attend; `backend` is a key of `BACKENDS`. Returns [B, L, N, K]."""
+  return BACKENDS[backend](q_BLNK, k_BSNK, v_BSNK)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Attention of [..., L, K] over [..., S, K], normalised after the sum."""
+  float32 = {"preferred_element_type": jnp.float32}
+  logits = jnp.einsum("...LK,...SK->...LS", q, k, **float32)
+  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+  total = weights.sum(-1, keepdims=True)
+  weights = weights.astype(v.dtype)
+  values = jnp.einsum("...LS,...SK->...LK", weights, v, **float32)
+  return (values / total).astype(q.dtype)
+
+
+def _blocks(length: int) -> tuple[int, int]:
+  """Number and size of the query blocks for `length` queries."""
+  count = -(-length // QUERY_BLOCK)
+  return count, -(-length // count)
+
+
+def _by_query_block(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """`_attend` on [..., L, K], a block of queries after the other."""
+  length = q.shape[-2]
+  count, size = _blocks(length)
+  if count == 1:
+    return _attend(q, k, v)
+  padding = [(0, 0)] * (q.ndim - 2) + [(0, count * size - length), (0, 0)]
+  padded = jnp.pad(q, padding)
+  split = padded.reshape(*q.shape[:-2], count, size, q.shape[-1])
+  # Recomputed in the backward pass: weights of one block at a time.
+  attend = jax.checkpoint(lambda block: _attend(block, k, v))
+  blocks = jax.lax.map(attend, jnp.moveaxis(split, -3, 0))
+  merged = jnp.moveaxis(blocks, 0, -3).reshape(padded.shape)
+  return merged[..., :length, :]
+
+
+def _xla(q_BLNK, k_BSNK, v_BSNK, *, one_head: bool) -> jax.Array:
+  scale = jnp.asarray(q_BLNK.shape[-1] ** -0.5, q_BLNK.dtype)
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BLNK * scale, k_BSNK, v_BSNK))
+  if one_head:
+    batch, heads = q.shape[:2]
+    flat = [x.reshape(batch * heads, *x.shape[2:]) for x in (q, k, v)]
+    out = jax.lax.map(lambda head: _by_query_block(*head), tuple(flat))
+    out = out.reshape(q.shape)
+  else:
+    out = _by_query_block(q, k, v)
+  return jnp.swapaxes(out, 1, 2)
+
+
+def _cudnn(q_BLNK, k_BSNK, v_BSNK) -> jax.Array:
+  return jax.nn.dot_product_attention(
+      q_BLNK, k_BSNK, v_BSNK, implementation="cudnn"
+  )
+
+
+Backend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+BACKENDS: dict[str, Backend] = {
+    "xla": functools.partial(_xla, one_head=False),
+    "xla_head": functools.partial(_xla, one_head=True),
+    "cudnn": _cudnn,
+}

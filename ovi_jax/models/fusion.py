@@ -1,0 +1,225 @@
+"""Two towers that attend to each other in every block, or one alone.
+
+`FusionDiT` predicts the velocity (noise - data) of every modality that is
+given. With both towers, each block's cross-attention also reads the other
+tower's tokens as they stand after self-attention (paper, section 3.1; Ovi,
+modules/fusion.py). With one, the model is Ovi-Aud or Wan2.2-TI2V-5B, and its
+parameters are, path for path, a part of the full model's.
+
+Blocks are scanned: their parameters are stacked on a leading axis G. Numbers:
+see `dit`; the velocity is float32.
+"""
+
+from typing import Any
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from ovi_jax.modality import AV
+from ovi_jax.models import dit
+from ovi_jax.models import rope
+
+# The video tower's new layers start ten times smaller: at first it listens
+# little to a tower it does not know.
+QUIET = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
+
+
+class Conditions(NamedTuple):
+  """Work that does not depend on the denoising step, done once per prompt."""
+
+  text: AV[dit.KeysValues]  # of all blocks, [G, B, S, N, K]
+  rotary: AV[rope.Rotary]
+
+
+class FusionBlock(nn.Module):
+  """One block of every tower that is present."""
+
+  config: AV[dit.DiTConfig]
+  dtype: jnp.dtype
+  backend: str
+
+  def setup(self):
+    fused = len(self.config.present()) == 2
+    shared = (self.dtype, self.backend, fused)
+    if self.config.video is not None:
+      self.video = dit.Block(self.config.video, *shared, fusion_init=QUIET)
+    if self.config.audio is not None:
+      self.audio = dit.Block(self.config.audio, *shared)
+
+  def block(self, name: str) -> dit.Block:
+    return getattr(self, name)
+
+  def text_keys_values(self, context: AV[jax.Array]) -> AV[dit.KeysValues]:
+    """Keys and values of the prompts for this block."""
+    return AV(**{
+        name: self.block(name).text_keys_values(x)
+        for name, x in context.present().items()
+    })
+
+  def __call__(
+      self,
+      tokens: AV[jax.Array],
+      times: AV[dit.Times],
+      text: AV[jax.Array] | AV[dit.KeysValues],
+      rotary: AV[rope.Rotary],
+  ) -> AV[jax.Array]:
+    """Tokens_BLD of every tower, one block further.
+
+    `text` is context_BSD, or what `text_keys_values` makes of it.
+    """
+    if not any(isinstance(x, dit.KeysValues) for x in text):
+      text = self.text_keys_values(text)
+    attended, feeds = {}, {}
+    for name, x in tokens.present().items():
+      attention, feeds[name] = self.block(name).modulations(
+          getattr(times, name)
+      )
+      attended[name] = self.block(name).attend_self(
+          x, attention, getattr(rotary, name)
+      )
+    heard = AV(**attended)
+    out = {}
+    for name, x in attended.items():
+      x = self.block(name).attend_others(
+          x,
+          getattr(text, name),
+          getattr(rotary, name),
+          heard.other(name),
+          rotary.other(name),
+      )
+      out[name] = self.block(name).feed(x, feeds[name])
+    return AV(**out)
+
+
+class FusionDiT(nn.Module):
+  """The denoiser: noisy latents, times and prompts -> velocities.
+
+  Attributes:
+    config: a tower's sizes for each modality; `None` for an absent tower.
+    dtype: compute dtype.
+    backend: attention backend, see `attention.BACKENDS`.
+  """
+
+  config: AV[dit.DiTConfig]
+  dtype: jnp.dtype = jnp.float32
+  backend: str = "xla"
+
+  def setup(self):
+    towers = self.config.present()
+    depths = {config.blocks for config in towers.values()}
+    if len(depths) != 1:
+      raise ValueError(f"towers must have equally many blocks, got {depths}")
+    self.depth = depths.pop()
+    if self.config.video is not None:
+      self.video = dit.Tower(self.config.video, self.dtype)
+    if self.config.audio is not None:
+      self.audio = dit.Tower(self.config.audio, self.dtype)
+    # Unbound: applied by hand to one slice of the stacked parameters.
+    self.block = FusionBlock(
+        self.config, self.dtype, self.backend, parent=None
+    )
+    self.blocks = self.param("blocks", self._init_blocks)
+
+  def _init_blocks(self, key: jax.Array) -> dict[str, Any]:
+    """Parameters of all blocks, stacked, each from a key of its own."""
+    shapes = jax.eval_shape(self._example)
+    return jax.vmap(
+        lambda k: self.block.init(k, *jax.tree.map(_zeros, shapes))["params"]
+    )(jax.random.split(key, self.depth))
+
+  def _example(self) -> tuple[Any, ...]:
+    """Arguments of a block with one token a tower, for its shapes."""
+
+    def arguments(c: dit.DiTConfig):
+      token = jnp.zeros((1, 1, c.width), self.dtype)
+      times = dit.Times(token, jnp.zeros((1, 1, 6, c.width)))
+      return token, times, token, rope.table((1,), c.head_size)
+
+    given = {n: arguments(c) for n, c in self.config.present().items()}
+    return tuple(AV(**{n: a[i] for n, a in given.items()}) for i in range(4))
+
+  def tower(self, name: str) -> dit.Tower:
+    return getattr(self, name)
+
+  def rotary(self, latents: AV[Any]) -> AV[rope.Rotary]:
+    """Rotary tables for latents (arrays or shapes with `.shape`)."""
+    tables = {}
+    for name, x in latents.present().items():
+      config = getattr(self.config, name)
+      tables[name] = rope.table(
+          config.grid(x.shape), config.head_size, config.rope_scale
+      )
+    return AV(**tables)
+
+  def context(self, text: AV[jax.Array]) -> AV[jax.Array]:
+    """Prompt embeddings_BSE -> context_BSD of each tower."""
+    return AV(**{n: self.tower(n).text(x) for n, x in text.present().items()})
+
+  def conditions(self, latents: AV[Any], text: AV[jax.Array]) -> Conditions:
+    """Everything of a prompt that all steps share.
+
+    Args:
+      latents: arrays, or anything with their shapes.
+      text: prompt embeddings_BSE of each tower, zero beyond the prompt's end.
+    """
+    context = self.context(text)
+
+    def one(_, params):
+      method = "text_keys_values"
+      return None, self.block.apply({"params": params}, context, method=method)
+
+    _, keys_values = jax.lax.scan(one, None, self.blocks)
+    return Conditions(keys_values, self.rotary(latents))
+
+  def __call__(
+      self,
+      latents: AV[jax.Array],
+      t_BT: AV[jax.Array],
+      text: AV[jax.Array] | Conditions,
+      keep_GB: jax.Array | None = None,
+  ) -> AV[jax.Array]:
+    """Predict velocities.
+
+    Args:
+      latents: video [B, T, H, W, C] and audio [B, T, C], or `None` for either.
+      t_BT: noise times in [0, 1000] of each modality, 1000 = noise, one for
+        each latent frame, or T = 1 for one time for all of them.
+      text: prompt embeddings_BSE of each tower, or `conditions` made of them.
+      keep_GB: `False` where a block is left out for an element of the batch
+        (skip-layer guidance); `None` keeps all.
+
+    Returns:
+      Velocity (noise - data) in the shape of `latents`, float32.
+    """
+    present = latents.present()
+    times = AV(**{n: self.tower(n).times(getattr(t_BT, n)) for n in present})
+    tokens = AV(**{n: self.tower(n).tokens(x) for n, x in present.items()})
+    cached = isinstance(text, Conditions)
+    rotary = text.rotary if cached else self.rotary(latents)
+    context = None if cached else self.context(text)
+
+    def one(x, sliced):
+      params, keys_values, keep_B = sliced
+      prompt = context if keys_values is None else keys_values
+      y = self.block.apply({"params": params}, x, times, prompt, rotary)
+      if keep_B is not None:
+        keep = keep_B[:, None, None]
+        y = jax.tree.map(lambda new, old: jnp.where(keep, new, old), y, x)
+      return y, None
+
+    per_block = (self.blocks, text.text if cached else None, keep_GB)
+    tokens, _ = jax.lax.scan(one, tokens, per_block)
+    return AV(**{
+        name: self.tower(name).velocity(
+            getattr(tokens, name),
+            getattr(times, name),
+            getattr(self.config, name).grid(x.shape),
+        )
+        for name, x in present.items()
+    })
+
+
+def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
+  return jnp.zeros(x.shape, x.dtype)

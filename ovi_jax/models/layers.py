@@ -1,0 +1,82 @@
+"""Norms and modulation shared by both towers.
+
+Norms and modulation compute in float32 and return the compute dtype they are
+told (Ovi rounds to bfloat16 inside them; the released weights do not need it).
+"""
+
+from typing import NamedTuple
+
+import einops
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Modulation(NamedTuple):
+  """What the time embedding does to one branch, each [B, T, D], float32."""
+
+  shift: jax.Array
+  scale: jax.Array
+  gate: jax.Array
+
+
+def normalize(x: jax.Array, eps: float) -> jax.Array:
+  """Zero mean and unit variance over the last axis, float32."""
+  x = x.astype(jnp.float32)
+  centred = x - x.mean(-1, keepdims=True)
+  variance = jnp.square(centred).mean(-1, keepdims=True)
+  return centred * jax.lax.rsqrt(variance + eps)
+
+
+def per_frame(x_BLD: jax.Array, frames: int) -> jax.Array:
+  """View tokens as [B, T, tokens of a frame, D]."""
+  return einops.rearrange(x_BLD, "B (T S) D -> B T S D", T=frames)
+
+
+def modulate(
+    x_BLD: jax.Array, shift_BTD: jax.Array, scale_BTD: jax.Array, eps: float
+) -> jax.Array:
+  """Normalise tokens, then scale and shift them by their frame's; float32."""
+  x_BTSD = per_frame(normalize(x_BLD, eps), shift_BTD.shape[1])
+  x_BTSD = x_BTSD * (1.0 + scale_BTD[:, :, None]) + shift_BTD[:, :, None]
+  return x_BTSD.reshape(x_BLD.shape)
+
+
+def add_gated(
+    x_BLD: jax.Array, branch_BLD: jax.Array, gate_BTD: jax.Array
+) -> jax.Array:
+  """Residual sum with the branch scaled by its frame's gate; dtype of x."""
+  branch_BTSD = per_frame(branch_BLD.astype(jnp.float32), gate_BTD.shape[1])
+  gated = (branch_BTSD * gate_BTD[:, :, None]).reshape(x_BLD.shape)
+  return (x_BLD.astype(jnp.float32) + gated).astype(x_BLD.dtype)
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm with a scale over the last axis."""
+
+  eps: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    x = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+    scale = scale.astype(jnp.float32).reshape(shape)
+    return (x * inverse * scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+  """Layer norm with scale and bias over the last axis."""
+
+  eps: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+    scale, bias = (p.astype(jnp.float32).reshape(shape) for p in (scale, bias))
+    return (normalize(x, self.eps) * scale + bias).astype(self.dtype)

@@ -1,0 +1,82 @@
+"""Rotary positions over latent time, rows and columns, scaled for sound.
+
+Paper, section 3.1: the audio tower's temporal angles are multiplied by the
+ratio of the two token rates, so that a video token and the audio tokens that
+sound with it meet at equal angles.
+
+Differs from Ovi: a pair is (i, i + K/2) of a head, not (2i, 2i + 1). The
+conversion reorders the projections of queries and keys to match, which leaves
+every product q·k as it was and lets the rotation work on contiguous halves.
+
+Angles are float64 on the host; tables and the rotation are float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BASE = 10_000.0
+
+
+class Rotary(NamedTuple):
+  """Cosine and sine of every token's angles, float32."""
+
+  cos_LK: jax.Array  # K here is half of the head size: one angle a pair.
+  sin_LK: jax.Array
+
+
+def head_split(head_size: int) -> tuple[int, int, int]:
+  """Pairs of a head that turn with (time, row, column): 22, 21, 21 of 64."""
+  spatial = head_size // 6
+  return head_size // 2 - 2 * spatial, spatial, spatial
+
+
+def angles(length: int, pairs: int, scale: float = 1.0) -> np.ndarray:
+  """Angles [length, pairs] of positions 0..length-1, float64 radians."""
+  frequencies = scale * BASE ** -(np.arange(pairs) / pairs)
+  return np.outer(np.arange(length), frequencies)
+
+
+def table(
+    grid: tuple[int, ...], head_size: int, scale: float = 1.0
+) -> Rotary:
+  """The rotary table of a stream of tokens.
+
+  Args:
+    grid: (frames, rows, columns) of video tokens, or (steps,) of audio tokens.
+    head_size: K, even.
+    scale: factor on the temporal frequencies.
+
+  Returns:
+    A table for prod(grid) tokens in row-major order. Audio turns only the
+    temporal pairs; the rest of its angles are zero.
+  """
+  split = head_split(head_size)
+  parts = []
+  for axis, pairs in enumerate(split):
+    length = grid[axis] if axis < len(grid) else 1
+    part = angles(length, pairs, scale if axis == 0 else 1.0)
+    shape = [1, 1, 1, pairs]
+    shape[axis] = length
+    full = (*grid, 1, 1)[:3]
+    parts.append((part.reshape(shape), (*full, pairs)))
+
+  def broadcast(function) -> jax.Array:
+    # Small tables go into the program; the large one is made on the device.
+    axes = [
+        jnp.broadcast_to(jnp.asarray(function(a), jnp.float32), s)
+        for a, s in parts
+    ]
+    return jnp.concatenate(axes, -1).reshape(-1, sum(split))
+
+  return Rotary(broadcast(np.cos), broadcast(np.sin))
+
+
+def rotate(x_BLNK: jax.Array, rotary: Rotary) -> jax.Array:
+  """Turn the pairs of every head by its token's angles; dtype is kept."""
+  cos, sin = (a[None, :, None, :] for a in rotary)
+  first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, -1)
+  turned = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(turned, -1).astype(x_BLNK.dtype)
