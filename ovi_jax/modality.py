@@ -1,4 +1,4 @@
-"""`AV(video, audio)`: one value for each modality, `None` where a tower is absent."""
+"""`AV(video, audio)`: one value a modality, `None` for an absent tower."""
 
 from typing import Any
 from typing import Generic

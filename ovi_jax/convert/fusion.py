@@ -30,8 +30,8 @@ def rows(config: AV[dit.DiTConfig]) -> list[Row]:
 def wan_rows(config: dit.DiTConfig) -> list[Row]:
   """The table of a Wan2.2-TI2V-5B transformer as published, a video tower."""
   return [
-      *_ends(config, "", "video"),
-      *_blocks(config, "", "blocks/video", "blocks.{}.modulation", False),
+    *_ends(config, "", "video"),
+    *_blocks(config, "", "blocks/video", "blocks.{}.modulation", False),
   ]
 
 
@@ -41,8 +41,8 @@ def _ends(config: dit.DiTConfig, torch: str, ours: str) -> list[Row]:
   if config.is_audio:
     conv = Rearrange("o i t -> t i o")
     stem = [
-        Row(f"{embedding}.0.weight", f"{ours}/patch_embedding/in/kernel", conv),
-        Row(f"{embedding}.0.bias", f"{ours}/patch_embedding/in/bias"),
+      Row(f"{embedding}.0.weight", f"{ours}/patch_embedding/in/kernel", conv),
+      Row(f"{embedding}.0.bias", f"{ours}/patch_embedding/in/bias"),
     ]
     for theirs, part in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
       path = f"{ours}/patch_embedding/{part}/kernel"
@@ -51,56 +51,56 @@ def _ends(config: dit.DiTConfig, torch: str, ours: str) -> list[Row]:
     sizes = tuple(zip("tpq", config.patch))
     patch = Rearrange("o i t p q -> (t p q i) o", sizes)
     stem = [
-        Row(f"{embedding}.weight", f"{ours}/patch_embedding/kernel", patch),
-        Row(f"{embedding}.bias", f"{ours}/patch_embedding/bias"),
+      Row(f"{embedding}.weight", f"{ours}/patch_embedding/kernel", patch),
+      Row(f"{embedding}.bias", f"{ours}/patch_embedding/bias"),
     ]
   text, time = f"{torch}text_embedding", f"{torch}time_embedding"
   return [
-      *stem,
-      *linear(f"{text}.0", f"{ours}/text_embedding/in"),
-      *linear(f"{text}.2", f"{ours}/text_embedding/out"),
-      *linear(f"{time}.0", f"{ours}/time_embedding/in"),
-      *linear(f"{time}.2", f"{ours}/time_embedding/out"),
-      *linear(f"{torch}time_projection.1", f"{ours}/time_projection"),
-      *linear(f"{torch}head.head", f"{ours}/head"),
-      Row(
-          f"{torch}head.modulation",
-          f"{ours}/head_modulation",
-          Rearrange("1 p d -> p d"),
-      ),
+    *stem,
+    *linear(f"{text}.0", f"{ours}/text_embedding/in"),
+    *linear(f"{text}.2", f"{ours}/text_embedding/out"),
+    *linear(f"{time}.0", f"{ours}/time_embedding/in"),
+    *linear(f"{time}.2", f"{ours}/time_embedding/out"),
+    *linear(f"{torch}time_projection.1", f"{ours}/time_projection"),
+    *linear(f"{torch}head.head", f"{ours}/head"),
+    Row(
+      f"{torch}head.modulation",
+      f"{ours}/head_modulation",
+      Rearrange("1 p d -> p d"),
+    ),
   ]
 
 
 def _blocks(
-    config: dit.DiTConfig,
-    torch: str,
-    ours: str,
-    modulation: str,
-    fused: bool,
+  config: dit.DiTConfig,
+  torch: str,
+  ours: str,
+  modulation: str,
+  fused: bool,
 ) -> list[Row]:
   """All blocks of one tower, stacked."""
   stack = config.blocks
   block = f"{torch}blocks.{{}}"
   table = [
-      Row(modulation, f"{ours}/modulation", Rearrange("1 p d -> p d"), stack),
-      *_norm(f"{block}.norm3", f"{ours}/cross_norm", stack),
-      *linear(f"{block}.ffn.0", f"{ours}/feed_forward/in", stack),
-      *linear(f"{block}.ffn.2", f"{ours}/feed_forward/out", stack),
+    Row(modulation, f"{ours}/modulation", Rearrange("1 p d -> p d"), stack),
+    *_norm(f"{block}.norm3", f"{ours}/cross_norm", stack),
+    *linear(f"{block}.ffn.0", f"{ours}/feed_forward/in", stack),
+    *linear(f"{block}.ffn.2", f"{ours}/feed_forward/out", stack),
   ]
   for theirs, mine in (
-      ("self_attn", "self_attention"),
-      ("cross_attn", "cross_attention"),
+    ("self_attn", "self_attention"),
+    ("cross_attn", "cross_attention"),
   ):
     table += _attention(config, f"{block}.{theirs}", f"{ours}/{mine}")
   if fused:
     theirs, mine = f"{block}.cross_attn", f"{ours}/cross_attention"
     table += [
-        *_norm(f"{theirs}.pre_attn_norm_fusion", f"{mine}/fusion_norm", stack),
-        *_turned(config, f"{theirs}.k_fusion", f"{mine}/fusion_key"),
-        *linear(f"{theirs}.v_fusion", f"{mine}/fusion_value", stack),
-        _turned_norm(
-            config, f"{theirs}.norm_k_fusion", f"{mine}/fusion_key_norm"
-        ),
+      *_norm(f"{theirs}.pre_attn_norm_fusion", f"{mine}/fusion_norm", stack),
+      *_turned(config, f"{theirs}.k_fusion", f"{mine}/fusion_key"),
+      *linear(f"{theirs}.v_fusion", f"{mine}/fusion_value", stack),
+      _turned_norm(
+        config, f"{theirs}.norm_k_fusion", f"{mine}/fusion_key_norm"
+      ),
     ]
   return table
 
@@ -108,19 +108,19 @@ def _blocks(
 def _attention(config: dit.DiTConfig, torch: str, ours: str) -> list[Row]:
   stack = config.blocks
   return [
-      *_turned(config, f"{torch}.q", f"{ours}/query"),
-      *_turned(config, f"{torch}.k", f"{ours}/key"),
-      *linear(f"{torch}.v", f"{ours}/value", stack),
-      *linear(f"{torch}.o", f"{ours}/out", stack),
-      _turned_norm(config, f"{torch}.norm_q", f"{ours}/query_norm"),
-      _turned_norm(config, f"{torch}.norm_k", f"{ours}/key_norm"),
+    *_turned(config, f"{torch}.q", f"{ours}/query"),
+    *_turned(config, f"{torch}.k", f"{ours}/key"),
+    *linear(f"{torch}.v", f"{ours}/value", stack),
+    *linear(f"{torch}.o", f"{ours}/out", stack),
+    _turned_norm(config, f"{torch}.norm_q", f"{ours}/query_norm"),
+    _turned_norm(config, f"{torch}.norm_k", f"{ours}/key_norm"),
   ]
 
 
 def _norm(torch: str, ours: str, stack: int) -> list[Row]:
   return [
-      Row(f"{torch}.weight", f"{ours}/scale", stack=stack),
-      Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
+    Row(f"{torch}.weight", f"{ours}/scale", stack=stack),
+    Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
   ]
 
 
@@ -129,8 +129,8 @@ def _turned(config: dit.DiTConfig, torch: str, ours: str) -> list[Row]:
   sizes = (("n", config.heads), ("r", 2))
   kernel = Rearrange("(n k r) i -> i (n r k)", sizes)
   return [
-      Row(f"{torch}.weight", f"{ours}/kernel", kernel, config.blocks),
-      Row(f"{torch}.bias", f"{ours}/bias", _pairs(config), config.blocks),
+    Row(f"{torch}.weight", f"{ours}/kernel", kernel, config.blocks),
+    Row(f"{torch}.bias", f"{ours}/bias", _pairs(config), config.blocks),
   ]
 
 

@@ -6,11 +6,11 @@ tensor of the release and every parameter of ours is named exactly once and
 fits, or one error lists everything that does not.
 """
 
+import dataclasses
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 from typing import Any
 from typing import Protocol
 
@@ -93,15 +93,15 @@ class Row:
 def linear(torch: str, ours: str, stack: int | None = None) -> list[Row]:
   """The two rows of a `torch.nn.Linear` with bias."""
   return [
-      Row(f"{torch}.weight", f"{ours}/kernel", Rearrange("o i -> i o"), stack),
-      Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
+    Row(f"{torch}.weight", f"{ours}/kernel", Rearrange("o i -> i o"), stack),
+    Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
   ]
 
 
 def check(
-    rows: Sequence[Row],
-    torch_shapes: Mapping[str, Shape],
-    our_shapes: Mapping[str, Shape],
+  rows: Sequence[Row],
+  torch_shapes: Mapping[str, Shape],
+  our_shapes: Mapping[str, Shape],
 ) -> None:
   """Hold a table against both sides.
 
@@ -138,17 +138,17 @@ def check(
     problems.append(f"parameter no row sets: {path}{our_shapes[path]}")
   if problems:
     raise ValueError(
-        f"{len(problems)} tensors do not fit the architecture (another variant"
-        " or other sizes? give the sizes with --arch):\n  "
-        + "\n  ".join(problems)
+      f"{len(problems)} tensors do not fit the architecture (another variant"
+      " or other sizes? give the sizes with --arch):\n  "
+      + "\n  ".join(problems)
     )
 
 
 def _misshapen(
-    row: Row,
-    index: int | None,
-    torch_shapes: Mapping[str, Shape],
-    our_shapes: Mapping[str, Shape],
+  row: Row,
+  index: int | None,
+  torch_shapes: Mapping[str, Shape],
+  our_shapes: Mapping[str, Shape],
 ) -> list[str]:
   """What is wrong with the shapes of one slice of a row, if anything."""
   names = row.names(index)
@@ -163,7 +163,9 @@ def _misshapen(
   expected = tuple(our_shapes[row.ours])
   if row.stack is not None:
     if expected[:1] != (row.stack,):
-      return [f"misshapen: {row.ours} has {expected[:1]} blocks, not {row.stack}"]
+      return [
+        f"misshapen: {row.ours} has {expected[:1]} blocks, not {row.stack}"
+      ]
     expected = expected[1:]
   if shape != expected:
     return [f"misshapen: {found} gives {shape}, {row.ours} expects {expected}"]
@@ -171,7 +173,7 @@ def _misshapen(
 
 
 def to_ours(
-    rows: Sequence[Row], read: Read
+  rows: Sequence[Row], read: Read
 ) -> Iterator[tuple[str, int | None, np.ndarray]]:
   """Yield (path, block index or None, array) row by row, one slice at a time."""
   for row in rows:
@@ -182,15 +184,12 @@ def to_ours(
 
 
 def to_torch(
-    rows: Sequence[Row], read: Callable[[str, int | None], np.ndarray]
+  rows: Sequence[Row], read: Callable[[str, int | None], np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yield (name, tensor) of the release; `read(path, index)` gives a slice."""
   for row in rows:
     for index in row.indices:
-      if row.ours is None:
-        parameter = np.zeros(())
-      else:
-        parameter = read(row.ours, index)
+      parameter = np.zeros(()) if row.ours is None else read(row.ours, index)
       yield from zip(row.names(index), row.op.to_torch(parameter), strict=True)
 
 

@@ -8,9 +8,9 @@ the dtype of q, scaled by 1/sqrt(K). Logits and softmax are float32.
   cudnn     flash attention of cuDNN through JAX; NVIDIA GPUs, 16-bit only
 """
 
+import functools
 from collections.abc import Callable
 from collections.abc import Mapping
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ QUERY_BLOCK = 512
 
 # The choice of "auto". A flash kernel for TPU registers itself in BACKENDS.
 PLATFORM_BACKEND: Mapping[str, str] = {
-    "cpu": "xla_head",
-    "gpu": "cudnn",
-    "cuda": "cudnn",
+  "cpu": "xla_head",
+  "gpu": "cudnn",
+  "cuda": "cudnn",
 }
 
 
@@ -42,7 +42,7 @@ def resolve(backend: str, platform: str, dtype: jnp.dtype) -> str:
 
 
 def attention(
-    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, backend: str
+  q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, backend: str
 ) -> jax.Array:
   """Attend; `backend` is a key of `BACKENDS`. Returns [B, L, N, K]."""
   return BACKENDS[backend](q_BLNK, k_BSNK, v_BSNK)
@@ -96,13 +96,13 @@ def _xla(q_BLNK, k_BSNK, v_BSNK, *, one_head: bool) -> jax.Array:
 
 def _cudnn(q_BLNK, k_BSNK, v_BSNK) -> jax.Array:
   return jax.nn.dot_product_attention(
-      q_BLNK, k_BSNK, v_BSNK, implementation="cudnn"
+    q_BLNK, k_BSNK, v_BSNK, implementation="cudnn"
   )
 
 
 Backend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 BACKENDS: dict[str, Backend] = {
-    "xla": functools.partial(_xla, one_head=False),
-    "xla_head": functools.partial(_xla, one_head=True),
-    "cudnn": _cudnn,
+  "xla": functools.partial(_xla, one_head=False),
+  "xla_head": functools.partial(_xla, one_head=True),
+  "cudnn": _cudnn,
 }

@@ -15,10 +15,10 @@ from typing import Any
 from typing import NamedTuple
 
 import einops
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from ovi_jax import axes
 from ovi_jax.models import attention
@@ -59,12 +59,14 @@ class DiTConfig:
   def __post_init__(self):
     if self.width % self.heads or self.head_size % 2:
       raise ValueError(
-          f"width {self.width} must be an even multiple of heads {self.heads}"
+        f"width {self.width} must be an even multiple of heads {self.heads}"
       )
     if self.time_width % 2:
       raise ValueError(f"time_width must be even, got {self.time_width}")
     if len(self.patch) not in (1, 3) or self.patch[0] != 1:
-      raise ValueError(f"patch must be (1,) or (1, rows, columns): {self.patch}")
+      raise ValueError(
+        f"patch must be (1,) or (1, rows, columns): {self.patch}"
+      )
 
   @property
   def head_size(self) -> int:
@@ -95,8 +97,8 @@ class DiTConfig:
     bad = [s % p for s, p in zip(sizes, self.patch)]
     if len(sizes) != len(self.patch) or any(bad) or channels != self.channels:
       raise ValueError(
-          f"latents of shape {latent_shape} do not fit a tower of"
-          f" {self.channels} channels and patch {self.patch}"
+        f"latents of shape {latent_shape} do not fit a tower of"
+        f" {self.channels} channels and patch {self.patch}"
       )
     return tuple(s // p for s, p in zip(sizes, self.patch, strict=True))
 
@@ -110,13 +112,15 @@ class DiTConfig:
     """
     sizes = dict(sizes)
     fixed = {
-        "window_size": [-1, -1],
-        "qk_norm": True,
-        "cross_attn_norm": True,
+      "window_size": [-1, -1],
+      "qk_norm": True,
+      "cross_attn_norm": True,
     }
     for key, value in fixed.items():
       if sizes.pop(key, value) != value:
-        raise ValueError(f"tower with {key} other than {value} is not supported")
+        raise ValueError(
+          f"tower with {key} other than {value} is not supported"
+        )
     kind = sizes.pop("model_type", None)
     if kind not in ("ti2v", "t2a"):
       raise ValueError(f"model_type must be 'ti2v' or 't2a', got {kind!r}")
@@ -128,25 +132,25 @@ class DiTConfig:
     wrong = sizes.keys() ^ names.keys()
     if wrong:
       raise ValueError(
-          f"tower sizes must name exactly {sorted(names)}; missing or unknown:"
-          f" {sorted(wrong)}"
+        f"tower sizes must name exactly {sorted(names)}; missing or unknown:"
+        f" {sorted(wrong)}"
       )
     fields = {names[key]: value for key, value in sizes.items()}
     return cls(**fields | {"patch": tuple(sizes["patch_size"])})
 
 
 _RELEASE_NAMES = {
-    "in_dim": "channels",
-    "patch_size": "patch",
-    "temporal_rope_scaling_factor": "rope_scale",
-    "num_layers": "blocks",
-    "dim": "width",
-    "ffn_dim": "feed_forward",
-    "num_heads": "heads",
-    "freq_dim": "time_width",
-    "text_dim": "text_width",
-    "text_len": "text_length",
-    "eps": "eps",
+  "in_dim": "channels",
+  "patch_size": "patch",
+  "temporal_rope_scaling_factor": "rope_scale",
+  "num_layers": "blocks",
+  "dim": "width",
+  "ffn_dim": "feed_forward",
+  "num_heads": "heads",
+  "freq_dim": "time_width",
+  "text_dim": "text_width",
+  "text_len": "text_length",
+  "eps": "eps",
 }
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -206,7 +210,7 @@ class AudioStem(nn.Module):
   def __call__(self, latents_BTC: jax.Array) -> jax.Array:
     def conv(name: str, features: int, bias: bool = False) -> nn.Conv:
       return nn.Conv(
-          features, (STEM_KERNEL,), use_bias=bias, dtype=self.dtype, name=name
+        features, (STEM_KERNEL,), use_bias=bias, dtype=self.dtype, name=name
       )
 
     width, hidden = self.config.width, self.config.stem_hidden
@@ -227,7 +231,7 @@ class Tower(nn.Module):
       self.patch_embedding = AudioStem(config, dtype)
     else:
       self.patch_embedding = nn.Dense(
-          config.width, kernel_init=XAVIER, dtype=dtype
+        config.width, kernel_init=XAVIER, dtype=dtype
       )
     mlp = {"kernel_init": SMALL, "dtype": dtype}
     width = config.width
@@ -235,10 +239,10 @@ class Tower(nn.Module):
     self.time_embedding = MLP(width, width, nn.silu, **mlp)
     self.time_projection = nn.Dense(6 * width, kernel_init=XAVIER, dtype=dtype)
     self.head_modulation = self.param(
-        "head_modulation", nn.initializers.normal(width**-0.5), (2, width)
+      "head_modulation", nn.initializers.normal(width**-0.5), (2, width)
     )
     self.head = nn.Dense(
-        config.token_channels, kernel_init=nn.initializers.zeros, dtype=dtype
+      config.token_channels, kernel_init=nn.initializers.zeros, dtype=dtype
     )
 
   def tokens(self, latents: jax.Array) -> jax.Array:
@@ -246,17 +250,19 @@ class Tower(nn.Module):
     if not self.config.is_audio:
       _, rows, columns = self.config.patch
       latents = einops.rearrange(
-          latents,
-          "B T (H p) (W q) C -> B (T H W) (p q C)",
-          p=rows,
-          q=columns,
+        latents,
+        "B T (H p) (W q) C -> B (T H W) (p q C)",
+        p=rows,
+        q=columns,
       )
     return axes.constrain(self.patch_embedding(latents), "BLD")
 
   def text(self, text_BSE: jax.Array) -> jax.Array:
     """Prompt embeddings (S up to the text length) -> context_BSD."""
     missing = self.config.text_length - text_BSE.shape[1]
-    return self.text_embedding(jnp.pad(text_BSE, ((0, 0), (0, missing), (0, 0))))
+    return self.text_embedding(
+      jnp.pad(text_BSE, ((0, 0), (0, missing), (0, 0)))
+    )
 
   def times(self, t_BT: jax.Array) -> Times:
     """Noise times in [0, 1000] -> their embeddings."""
@@ -266,7 +272,7 @@ class Tower(nn.Module):
     return Times(embedding.astype(jnp.float32), parts)
 
   def velocity(
-      self, tokens_BLD: jax.Array, times: Times, grid: tuple[int, ...]
+    self, tokens_BLD: jax.Array, times: Times, grid: tuple[int, ...]
   ) -> jax.Array:
     """Tokens -> velocity [B, T, (H, W,) C], float32."""
     table = self.head_modulation.astype(jnp.float32)[:, None, None]
@@ -278,13 +284,13 @@ class Tower(nn.Module):
     frames, rows, columns = grid
     _, p, q = self.config.patch
     return einops.rearrange(
-        x,
-        "B (T H W) (p q C) -> B T (H p) (W q) C",
-        T=frames,
-        H=rows,
-        W=columns,
-        p=p,
-        q=q,
+      x,
+      "B (T H W) (p q C) -> B T (H p) (W q) C",
+      T=frames,
+      H=rows,
+      W=columns,
+      p=p,
+      q=q,
     )
 
 
@@ -329,13 +335,13 @@ class Attention(nn.Module):
     return KeysValues(keys, self.heads(self.value(x_BSD)))
 
   def fusion_keys_values(
-      self, other_BSD: jax.Array, rotary: rope.Rotary
+    self, other_BSD: jax.Array, rotary: rope.Rotary
   ) -> KeysValues:
     """Keys, turned by the other tower's positions, and values."""
     x = self.fusion_norm(other_BSD)
     keys = self.heads(self.fusion_key_norm(self.fusion_key(x)))
     return KeysValues(
-        rope.rotate(keys, rotary), self.heads(self.fusion_value(x))
+      rope.rotate(keys, rotary), self.heads(self.fusion_value(x))
     )
 
   def attend(self, q_BLNK: jax.Array, keys_values: KeysValues) -> jax.Array:
@@ -358,21 +364,21 @@ class Block(nn.Module):
   def setup(self):
     config, dtype = self.config, self.dtype
     self.modulation = self.param(
-        "modulation",
-        nn.initializers.normal(config.width**-0.5),
-        (6, config.width),
+      "modulation",
+      nn.initializers.normal(config.width**-0.5),
+      (6, config.width),
     )
     self.self_attention = Attention(config, dtype, self.backend)
     self.cross_norm = layers.LayerNorm(config.eps, dtype)
     self.cross_attention = Attention(
-        config, dtype, self.backend, self.fusion, self.fusion_init
+      config, dtype, self.backend, self.fusion, self.fusion_init
     )
     self.feed_forward = MLP(
-        config.feed_forward, config.width, gelu, XAVIER, dtype
+      config.feed_forward, config.width, gelu, XAVIER, dtype
     )
 
   def modulations(
-      self, times: Times
+    self, times: Times
   ) -> tuple[layers.Modulation, layers.Modulation]:
     """Of self-attention and of feed-forward."""
     table_PD = self.modulation.astype(jnp.float32)[None, None]
@@ -384,7 +390,7 @@ class Block(nn.Module):
     return self.cross_attention.keys_values(context_BSD)
 
   def attend_self(
-      self, x_BLD: jax.Array, modulation: layers.Modulation, rotary: rope.Rotary
+    self, x_BLD: jax.Array, modulation: layers.Modulation, rotary: rope.Rotary
   ) -> jax.Array:
     """Self-attention with its residual."""
     shift, scale, gate = modulation
@@ -397,12 +403,12 @@ class Block(nn.Module):
     return layers.add_gated(x_BLD, y, gate)
 
   def attend_others(
-      self,
-      x_BLD: jax.Array,
-      text: KeysValues,
-      rotary: rope.Rotary,
-      other_BSD: jax.Array | None = None,
-      other_rotary: rope.Rotary | None = None,
+    self,
+    x_BLD: jax.Array,
+    text: KeysValues,
+    rotary: rope.Rotary,
+    other_BSD: jax.Array | None = None,
+    other_rotary: rope.Rotary | None = None,
   ) -> jax.Array:
     """Cross-attention with its residual: the text, and the other tower."""
     cross = self.cross_attention

@@ -13,9 +13,9 @@ see `dit`; the velocity is float32.
 from typing import Any
 from typing import NamedTuple
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from ovi_jax.modality import AV
 from ovi_jax.models import dit
@@ -53,17 +53,19 @@ class FusionBlock(nn.Module):
 
   def text_keys_values(self, context: AV[jax.Array]) -> AV[dit.KeysValues]:
     """Keys and values of the prompts for this block."""
-    return AV(**{
+    return AV(
+      **{
         name: self.block(name).text_keys_values(x)
         for name, x in context.present().items()
-    })
+      }
+    )
 
   def __call__(
-      self,
-      tokens: AV[jax.Array],
-      times: AV[dit.Times],
-      text: AV[jax.Array] | AV[dit.KeysValues],
-      rotary: AV[rope.Rotary],
+    self,
+    tokens: AV[jax.Array],
+    times: AV[dit.Times],
+    text: AV[jax.Array] | AV[dit.KeysValues],
+    rotary: AV[rope.Rotary],
   ) -> AV[jax.Array]:
     """Tokens_BLD of every tower, one block further.
 
@@ -74,20 +76,20 @@ class FusionBlock(nn.Module):
     attended, feeds = {}, {}
     for name, x in tokens.present().items():
       attention, feeds[name] = self.block(name).modulations(
-          getattr(times, name)
+        getattr(times, name)
       )
       attended[name] = self.block(name).attend_self(
-          x, attention, getattr(rotary, name)
+        x, attention, getattr(rotary, name)
       )
     heard = AV(**attended)
     out = {}
     for name, x in attended.items():
       x = self.block(name).attend_others(
-          x,
-          getattr(text, name),
-          getattr(rotary, name),
-          heard.other(name),
-          rotary.other(name),
+        x,
+        getattr(text, name),
+        getattr(rotary, name),
+        heard.other(name),
+        rotary.other(name),
       )
       out[name] = self.block(name).feed(x, feeds[name])
     return AV(**out)
@@ -117,16 +119,14 @@ class FusionDiT(nn.Module):
     if self.config.audio is not None:
       self.audio = dit.Tower(self.config.audio, self.dtype)
     # Unbound: applied by hand to one slice of the stacked parameters.
-    self.block = FusionBlock(
-        self.config, self.dtype, self.backend, parent=None
-    )
+    self.block = FusionBlock(self.config, self.dtype, self.backend, parent=None)
     self.blocks = self.param("blocks", self._init_blocks)
 
   def _init_blocks(self, key: jax.Array) -> dict[str, Any]:
     """Parameters of all blocks, stacked, each from a key of its own."""
     shapes = jax.eval_shape(self._example)
     return jax.vmap(
-        lambda k: self.block.init(k, *jax.tree.map(_zeros, shapes))["params"]
+      lambda k: self.block.init(k, *jax.tree.map(_zeros, shapes))["params"]
     )(jax.random.split(key, self.depth))
 
   def _example(self) -> tuple[Any, ...]:
@@ -149,7 +149,7 @@ class FusionDiT(nn.Module):
     for name, x in latents.present().items():
       config = getattr(self.config, name)
       tables[name] = rope.table(
-          config.grid(x.shape), config.head_size, config.rope_scale
+        config.grid(x.shape), config.head_size, config.rope_scale
       )
     return AV(**tables)
 
@@ -174,11 +174,11 @@ class FusionDiT(nn.Module):
     return Conditions(keys_values, self.rotary(latents))
 
   def __call__(
-      self,
-      latents: AV[jax.Array],
-      t_BT: AV[jax.Array],
-      text: AV[jax.Array] | Conditions,
-      keep_GB: jax.Array | None = None,
+    self,
+    latents: AV[jax.Array],
+    t_BT: AV[jax.Array],
+    text: AV[jax.Array] | Conditions,
+    keep_GB: jax.Array | None = None,
   ) -> AV[jax.Array]:
     """Predict velocities.
 
@@ -211,14 +211,16 @@ class FusionDiT(nn.Module):
 
     per_block = (self.blocks, text.text if cached else None, keep_GB)
     tokens, _ = jax.lax.scan(one, tokens, per_block)
-    return AV(**{
+    return AV(
+      **{
         name: self.tower(name).velocity(
-            getattr(tokens, name),
-            getattr(times, name),
-            getattr(self.config, name).grid(x.shape),
+          getattr(tokens, name),
+          getattr(times, name),
+          getattr(self.config, name).grid(x.shape),
         )
         for name, x in present.items()
-    })
+      }
+    )
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:

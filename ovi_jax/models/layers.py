@@ -7,9 +7,9 @@ told (Ovi rounds to bfloat16 inside them; the released weights do not need it).
 from typing import NamedTuple
 
 import einops
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 
 class Modulation(NamedTuple):
@@ -34,7 +34,7 @@ def per_frame(x_BLD: jax.Array, frames: int) -> jax.Array:
 
 
 def modulate(
-    x_BLD: jax.Array, shift_BTD: jax.Array, scale_BTD: jax.Array, eps: float
+  x_BLD: jax.Array, shift_BTD: jax.Array, scale_BTD: jax.Array, eps: float
 ) -> jax.Array:
   """Normalise tokens, then scale and shift them by their frame's; float32."""
   x_BTSD = per_frame(normalize(x_BLD, eps), shift_BTD.shape[1])
@@ -43,7 +43,7 @@ def modulate(
 
 
 def add_gated(
-    x_BLD: jax.Array, branch_BLD: jax.Array, gate_BTD: jax.Array
+  x_BLD: jax.Array, branch_BLD: jax.Array, gate_BTD: jax.Array
 ) -> jax.Array:
   """Residual sum with the branch scaled by its frame's gate; dtype of x."""
   branch_BTSD = per_frame(branch_BLD.astype(jnp.float32), gate_BTD.shape[1])

@@ -39,9 +39,7 @@ def angles(length: int, pairs: int, scale: float = 1.0) -> np.ndarray:
   return np.outer(np.arange(length), frequencies)
 
 
-def table(
-    grid: tuple[int, ...], head_size: int, scale: float = 1.0
-) -> Rotary:
+def table(grid: tuple[int, ...], head_size: int, scale: float = 1.0) -> Rotary:
   """The rotary table of a stream of tokens.
 
   Args:
@@ -66,8 +64,8 @@ def table(
   def broadcast(function) -> jax.Array:
     # Small tables go into the program; the large one is made on the device.
     axes = [
-        jnp.broadcast_to(jnp.asarray(function(a), jnp.float32), s)
-        for a, s in parts
+      jnp.broadcast_to(jnp.asarray(function(a), jnp.float32), s)
+      for a, s in parts
     ]
     return jnp.concatenate(axes, -1).reshape(-1, sum(split))
 

@@ -1,0 +1,34 @@
+"""The device mesh: axes data, fsdp, context, tensor."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+AXES = ("data", "fsdp", "context", "tensor")
+
+
+def make(devices: Sequence[jax.Device], **sizes: int) -> jax.sharding.Mesh:
+  """A mesh over `devices`, e.g. `make(jax.devices(), fsdp=2, context=4)`.
+
+  Args:
+    devices: all devices of the mesh, in order.
+    **sizes: devices along each axis; an axis that is not named has one.
+
+  Raises:
+    ValueError: an unknown axis, or sizes that do not multiply to the devices.
+  """
+  unknown = sizes.keys() - set(AXES)
+  shape = tuple(sizes.get(axis, 1) for axis in AXES)
+  if unknown or int(np.prod(shape)) != len(devices):
+    raise ValueError(
+      f"mesh {sizes} must name axes of {AXES} and multiply to"
+      f" {len(devices)} devices"
+    )
+  auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.sharding.Mesh(np.reshape(devices, shape), AXES, axis_types=auto)
+
+
+def for_sampling(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+  """One sample at a time: the video's tokens and the weights are split."""
+  return make(devices, context=len(devices))

@@ -1,0 +1,134 @@
+"""From noise to latents: one guided step, and the loop over all of them.
+
+Samples, solver state and guidance are float32; the model follows its compute
+dtype. The step is one compiled program for every step of a run and for any
+number of steps; samples and solver state are donated to it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ovi_jax.modality import AV
+from ovi_jax.models import fusion
+from ovi_jax.sampling import guidance
+from ovi_jax.sampling import schedule
+from ovi_jax.sampling import solver
+
+
+class Inputs(NamedTuple):
+  """What a whole run of steps is given, besides the noise.
+
+  Attributes:
+    conditions: of the doubled batch, see `guidance`.
+    keep_GB: blocks of the doubled batch, see `guidance.kept_blocks`.
+    scales: guidance scale of each modality.
+    first_frame: clean first latent frame [B, 1, H, W, C], or `None`.
+  """
+
+  conditions: fusion.Conditions
+  keep_GB: jax.Array
+  scales: AV[float]
+  first_frame: jax.Array | None = None
+
+
+def with_first_frame(x: AV[jax.Array], first: jax.Array | None) -> AV[Any]:
+  """Put the clean first frame over the video's first latent frame."""
+  if first is None:
+    return x
+  return x._replace(video=x.video.at[:, :1].set(first))
+
+
+def frame_times(x: AV[jax.Array], t: jax.Array, clean_first: bool) -> AV[Any]:
+  """Times_BT of each modality: t, and 0 for a clean first frame."""
+  batch = jax.tree.leaves(x)[0].shape[0]
+  times = jax.tree.map(lambda _: jnp.full((batch, 1), t), x)
+  if clean_first:
+    frames = jnp.full((batch, x.video.shape[1]), t).at[:, 0].set(0.0)
+    times = times._replace(video=frames)
+  return times
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "method"), donate_argnames=("x", "state")
+)
+def step(
+  model: fusion.FusionDiT,
+  method: solver.Solver,
+  params: Any,
+  inputs: Inputs,
+  x: AV[jax.Array],
+  state: AV[Any],
+  t: jax.Array,
+  row: jax.Array,
+) -> tuple[AV[jax.Array], AV[Any]]:
+  """One guided step of every modality.
+
+  Args:
+    model: the denoiser.
+    method: the solver.
+    params: the denoiser's parameters.
+    inputs: conditions and guidance.
+    x: samples at this step's noise level, float32.
+    state: the solver's state of each modality.
+    t: this step's time for the model, in [0, 1000].
+    row: this step's coefficients of the solver.
+
+  Returns:
+    Samples at the next noise level, and the solver's states.
+  """
+  x = with_first_frame(x, inputs.first_frame)
+  times = frame_times(x, t, inputs.first_frame is not None)
+  velocities = model.apply(
+    {"params": params},
+    guidance.both(x),
+    guidance.both(times),
+    inputs.conditions,
+    inputs.keep_GB,
+  )
+  velocities = guidance.combine(velocities, inputs.scales)
+  following, states = {}, {}
+  for name, value in x.present().items():
+    states[name], following[name] = method.step(
+      row, getattr(state, name), value, getattr(velocities, name)
+    )
+  return AV(**following), AV(**states)
+
+
+def denoise(
+  model: fusion.FusionDiT,
+  method: solver.Solver,
+  params: Any,
+  inputs: Inputs,
+  noise: AV[jax.Array],
+  levels: schedule.Schedule,
+  on_step: Callable[[int], None] = lambda _: None,
+) -> AV[jax.Array]:
+  """Run all steps.
+
+  Args:
+    model: the denoiser.
+    method: the solver.
+    params: the denoiser's parameters.
+    inputs: conditions and guidance.
+    noise: standard normal, video [B, T, H, W, C] and audio [B, T, C]; kept.
+    levels: the noise levels to visit.
+    on_step: called with the number of finished steps, once each is done.
+
+  Returns:
+    Clean latents of every modality, float32.
+  """
+  x = jax.tree.map(lambda a: jnp.array(a, jnp.float32, copy=True), noise)
+  state = AV(**{n: method.init(a) for n, a in x.present().items()})
+  rows = method.coefficients(levels.sigmas)
+  for i in range(levels.steps):
+    t = np.float32(levels.t[i])
+    x, state = step(model, method, params, inputs, x, state, t, rows[i])
+    jax.block_until_ready(x)
+    on_step(i + 1)
+  return with_first_frame(x, inputs.first_frame)

@@ -1,0 +1,44 @@
+"""Classifier-free and skip-layer guidance, one scale per modality.
+
+The positive and the negative pass are one call of the model on a batch of
+twice the size: first the positives, then the negatives. In the negative half
+each tower reads its own negative prompt, and one block may be left out.
+"""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ovi_jax.modality import AV
+
+Tree = TypeVar("Tree")
+
+
+def both(x: Tree) -> Tree:
+  """Repeat a batch for the positive and the negative pass."""
+  return jax.tree.map(lambda a: jnp.concatenate([a, a]), x)
+
+
+def combine(velocities: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
+  """negative + scale · (positive - negative), for each modality."""
+
+  def one(velocity: jax.Array, scale: float) -> jax.Array:
+    positive, negative = jnp.split(velocity, 2)
+    return negative + scale * (positive - negative)
+
+  scales = AV(**{n: getattr(scales, n) for n in velocities.present()})
+  return jax.tree.map(one, velocities, scales)
+
+
+def kept_blocks(blocks: int, batch: int, skip_layer: int) -> np.ndarray:
+  """keep_GB: which blocks each element of the doubled batch goes through.
+
+  Block `skip_layer` (counted from 0) is left out of the negative half; as in
+  the original, 0 and below leave out none.
+  """
+  keep = np.ones((blocks, 2 * batch), bool)
+  if 0 < skip_layer < blocks:
+    keep[skip_layer, batch:] = False
+  return keep

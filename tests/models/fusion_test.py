@@ -1,0 +1,165 @@
+"""The denoiser: parity with the original, skipping, single towers, sizes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ovi_jax.convert import mapping
+from ovi_jax.modality import AV
+from ovi_jax.models import fusion
+from tests import parity
+from tests import standin_models
+
+CASES = {  # golden -> (first frame clean, block left out)
+  "t2v": (False, 0),
+  "i2v": (True, 0),
+  "slg1": (False, 1),
+  "slg2_i2v": (True, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(golden):
+  """Latents and prompt embeddings of the goldens, four alike in a batch."""
+  arrays, text = golden("fusion"), golden("umt5")
+  embedding = (text["t5_emb"] * text["t5_mask"][..., None])[:1]
+  latents = AV(arrays["vid"].transpose(1, 2, 3, 0)[None], arrays["aud"][None])
+  return AV(*(np.repeat(x, 4, 0) for x in latents)), np.repeat(embedding, 4, 0)
+
+
+def times(t: float, batch: list[bool], frames: int) -> AV:
+  """Times of a batch; the first frame's is 0 where `batch` says so."""
+  video = np.full((len(batch), frames), t, np.float32)
+  video[np.asarray(batch), 0] = 0
+  return AV(video, np.full((len(batch), 1), t, np.float32))
+
+
+@pytest.fixture(scope="module")
+def forward(inputs):
+  """All four golden cases in one call of the model, by dtype and time."""
+  latents, text = inputs
+  config = standin_models.fusion_config()
+  keep = np.ones((config.video.blocks, len(CASES)), bool)
+  for element, (_, skipped) in enumerate(CASES.values()):
+    keep[skipped, element] = not skipped
+  prompt = AV(text, text)
+
+  @functools.partial(jax.jit, static_argnames=("dtype", "cached"))
+  def call(params, t_BT, dtype, cached):
+    model = fusion.FusionDiT(config, dtype, "xla")
+    given = prompt
+    if cached:
+      given = model.apply(params, latents, prompt, method="conditions")
+    return model.apply(params, latents, t_BT, given, keep)
+
+  def run(t: float, dtype, cached: bool) -> AV:
+    clean = [first for first, _ in CASES.values()]
+    t_BT = times(t, clean, latents.video.shape[1])
+    variables = {"params": standin_models.fusion_params()}
+    return call(variables, t_BT, jnp.dtype(dtype), cached)
+
+  return run
+
+
+@pytest.mark.parametrize("t", [987.0, 123.4])
+@pytest.mark.parametrize("cached", [True, False])
+def test_forward_is_the_originals(forward, golden, t, cached):
+  velocity = forward(t, jnp.float32, cached)
+  for element, case in enumerate(CASES):
+    reference = golden("fusion")
+    video = reference[f"fwd_{case}_{t}_v"].transpose(1, 2, 3, 0)
+    audio = reference[f"fwd_{case}_{t}_a"]
+    parity.assert_close(velocity.video[element], video, "forward")
+    parity.assert_close(velocity.audio[element], audio, "forward")
+
+
+def test_bfloat16_stays_near(forward, golden):
+  velocity = forward(987.0, jnp.bfloat16, True)
+  reference = golden("fusion")["fwd_t2v_987.0_v"].transpose(1, 2, 3, 0)
+  parity.assert_close(velocity.video[0], reference, "bfloat16")
+  parity.assert_close(
+    velocity.audio[0], golden("fusion")["fwd_t2v_987.0_a"], "bfloat16"
+  )
+  assert velocity.video.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["video", "audio"])
+def test_one_tower_alone(inputs, golden, name):
+  latents, text = inputs
+  config = AV(**{name: getattr(standin_models.fusion_config(), name)})
+  one = AV(**{name: getattr(latents, name)[:1]})
+  t_BT = AV(**{name: np.full((1, 1), 500.0, np.float32)})
+  prompt = AV(**{name: text[:1]})
+  model = fusion.FusionDiT(config)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), one, t_BT, prompt)
+  everything = mapping.flatten(standin_models.fusion_params())
+  wanted = mapping.flatten(shapes["params"])
+  assert wanted.keys() < everything.keys()
+  params = mapping.nest({path: everything[path] for path in wanted})
+  velocity = jax.jit(model.apply)({"params": params}, one, t_BT, prompt)
+  reference = golden("fusion")[f"fwd_{name}_only"]
+  if name == "video":
+    reference = reference.transpose(1, 2, 3, 0)
+  parity.assert_close(getattr(velocity, name)[0], reference, "forward")
+  assert velocity.other(name) is None
+
+
+def full_shapes() -> dict:
+  """Parameters of the released denoiser, without memory for them."""
+  model = fusion.FusionDiT(standin_models.FULL_FUSION)
+
+  def struct(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+  latents = AV(struct(1, 31, 44, 80, 48), struct(1, 157, 20))
+  text, t_BT = struct(1, 512, 4096), struct(1, 1)
+  return jax.eval_shape(
+    model.init, jax.random.key(0), latents, AV(t_BT, t_BT), AV(text, text)
+  )["params"]
+
+
+def test_released_parameter_counts():
+  flat = mapping.flatten(full_shapes())
+
+  def count(pattern: str) -> int:
+    return sum(x.size for path, x in flat.items() if pattern in path)
+
+  assert count("") == 11_660_753_108
+  assert round(count("audio/patch_embedding") / 1e9, 3) == 0.529
+  assert round(count("fusion_") / 1e9, 3) == 1.133
+  assert round(count("feed_forward") / 1e9, 3) == 5.286
+  assert (
+    round((count("video/") - count("video/cross_attention/fusion")) / 1e9) == 5
+  )
+
+
+def test_initialisation_is_the_papers():
+  config = standin_models.fusion_config()
+  model = fusion.FusionDiT(config)
+  latents = AV(jnp.zeros((1, 1, 2, 2, 48)), jnp.zeros((1, 1, 20)))
+  t_BT, text = jnp.zeros((1, 1)), jnp.zeros((1, 1, 48))
+  flat = mapping.flatten(
+    jax.jit(model.init)(
+      jax.random.key(0), latents, AV(t_BT, t_BT), AV(text, text)
+    )["params"]
+  )
+  kernel = "cross_attention/fusion_key/kernel"
+  bound = (6 / (64 + 64)) ** 0.5
+  video = np.abs(flat[f"blocks/video/{kernel}"]).max()
+  audio = np.abs(flat[f"blocks/audio/{kernel}"]).max()
+  assert 0.95 < video / (bound / 10) <= 1 and 0.95 < audio / bound <= 1
+  assert not np.any(flat["video/head/kernel"])
+  assert abs(np.std(flat["audio/text_embedding/in/kernel"]) - 0.02) < 2e-3
+  blocks = flat["blocks/video/self_attention/query/kernel"]
+  assert not np.allclose(blocks[0], blocks[1])
+
+
+def test_towers_of_unequal_depth_are_refused():
+  config = standin_models.fusion_config()
+  deeper = type(config.audio)(channels=20, patch=(1,), blocks=5)
+  model = fusion.FusionDiT(config._replace(audio=deeper))
+  with pytest.raises(ValueError, match="equally many blocks"):
+    jax.eval_shape(model.init, jax.random.key(0), None, None, None)

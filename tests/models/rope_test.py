@@ -1,0 +1,50 @@
+"""Rotary positions: tables and the scaling that aligns sound with picture."""
+
+import numpy as np
+
+from ovi_jax.models import rope
+
+
+def test_pairs_of_a_released_head():
+  assert rope.head_split(128) == (22, 21, 21)
+
+
+def test_table_is_the_product_of_its_axes():
+  rotary = rope.table((3, 2, 4), 12)
+  frames, rows, columns = np.unravel_index(np.arange(24), (3, 2, 4))
+  frequency = 10_000.0 ** (-np.arange(2) / 2)
+  angles = [np.outer(frames, frequency), rows[:, None], columns[:, None]]
+  # 2 pairs for each of time, row and column.
+  angles[1:] = [a * frequency[None] for a in angles[1:]]
+  expected = np.cos(np.concatenate(angles, -1))
+  np.testing.assert_allclose(rotary.cos_LK, expected, atol=1e-7)
+
+
+def test_scaled_sound_meets_its_frame():
+  """Audio step 157/31·i has the temporal angles of video frame i."""
+  video = rope.angles(31, 22)
+  audio = rope.angles(157, 22, 31 / 157)
+  np.testing.assert_allclose(audio[::157][0], video[0])
+  np.testing.assert_allclose(
+    rope.angles(1571, 22, 31 / 157)[1570], video[1] * 310, rtol=1e-12
+  )
+
+
+def test_sound_turns_temporal_pairs_only():
+  rotary = rope.table((5,), 128, 0.2)
+  assert np.all(rotary.sin_LK[:, 22:] == 0) and np.all(
+    rotary.sin_LK[1:, :21] != 0
+  )
+
+
+def test_products_depend_on_distance_alone():
+  random = np.random.default_rng(0)
+  q, k = random.standard_normal((2, 1, 1, 1, 12), np.float32)
+  rotary = rope.table((9,), 12)
+
+  def product(i: int, j: int) -> float:
+    at = lambda n: rope.Rotary(*(x[n : n + 1] for x in rotary))  # noqa: E731
+    return float((rope.rotate(q, at(i)) * rope.rotate(k, at(j))).sum())
+
+  np.testing.assert_allclose(product(2, 5), product(5, 8), rtol=1e-5)
+  assert abs(product(2, 5) - product(2, 6)) > 1e-4

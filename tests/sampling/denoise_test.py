@@ -1,0 +1,106 @@
+"""Eight guided steps, end to end, on one device and on eight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ovi_jax.convert import mapping
+from ovi_jax.modality import AV
+from ovi_jax.models import fusion
+from ovi_jax.parallel import mesh as meshes
+from ovi_jax.parallel import partition
+from ovi_jax.sampling import denoise
+from ovi_jax.sampling import guidance
+from ovi_jax.sampling import solver
+from tests import parity
+from tests import standin_models
+
+SCALES = AV(4.0, 3.0)
+
+
+@pytest.fixture(scope="module")
+def run(golden):
+  """Run 8 steps as the goldens were made; returns latents without batch."""
+  arrays, text = golden("sampling"), golden("umt5")
+  text_BSE = text["t5_emb"] * text["t5_mask"][..., None]
+  prompts = AV(text_BSE[[0, 1]], text_BSE[[0, 2]])
+  noise = AV(
+    jnp.asarray(arrays["noise_v"].transpose(1, 2, 3, 0)[None]),
+    jnp.asarray(arrays["noise_a"][None]),
+  )
+
+  def call(name: str, first=None, params=None, scales=SCALES) -> AV:
+    model = fusion.FusionDiT(standin_models.fusion_config())
+    params = standin_models.fusion_params() if params is None else params
+
+    @jax.jit
+    def conditions(params):
+      given = ({"params": params}, guidance.both(noise), prompts)
+      return model.apply(*given, method="conditions")
+
+    inputs = denoise.Inputs(
+      conditions(params), guidance.kept_blocks(3, 1, 1), scales, first
+    )
+    method = solver.named(name)
+    levels = method.schedule(8, 5.0)
+    x = denoise.denoise(model, method, params, inputs, noise, levels)
+    return AV(*(np.asarray(a[0]) for a in x))
+
+  return call
+
+
+def reference(golden, name: str) -> AV:
+  arrays = golden("sampling")
+  video = arrays[f"e2e_{name}_v"].transpose(1, 2, 3, 0)
+  return AV(video, arrays[f"e2e_{name}_a"])
+
+
+@pytest.mark.parametrize("name", sorted(solver.SOLVERS))
+def test_solvers_end_where_the_original_does(run, golden, name):
+  for ours, theirs in zip(run(name), reference(golden, name)):
+    parity.assert_close(ours, theirs, "end_to_end")
+
+
+def test_image_to_video(run, golden):
+  theirs = reference(golden, "i2v")
+  first = jnp.asarray(theirs.video[None, :1])
+  ours = run("unipc", first)
+  np.testing.assert_array_equal(ours.video[:1], theirs.video[:1])
+  parity.assert_close(ours.video, theirs.video, "end_to_end")
+  parity.assert_close(ours.audio, theirs.audio, "end_to_end")
+
+
+def test_eight_devices_equal_one(run):
+  flat = mapping.flatten(standin_models.fusion_params())
+  mesh = meshes.for_sampling(jax.devices())
+  assert mesh.size == 8
+  placed = partition.shardings(flat, partition.FUSION, mesh)
+  params = mapping.nest(jax.tree.map(jax.device_put, flat, placed))
+  kernel = params["blocks"]["video"]["self_attention"]["query"]["kernel"]
+  assert len(kernel.sharding.device_set) == 8
+  assert kernel.addressable_shards[0].data.shape == (3, 8, 64)
+  with jax.set_mesh(mesh):
+    eight = run("unipc", params=params)
+  for a, b in zip(eight, run("unipc")):
+    parity.assert_close(a, b, "devices")
+
+
+def test_step_is_compiled_once_for_any_number_of_steps(run):
+  run("unipc")
+  before = denoise.step._cache_size()
+  run("unipc", scales=AV(2.0, 1.0))
+  assert denoise.step._cache_size() == before
+
+
+def test_guidance_of_a_scale_a_modality():
+  velocities = AV(jnp.array([[3.0], [1.0]]), jnp.array([[3.0], [1.0]]))
+  combined = guidance.combine(velocities, AV(4.0, 1.0))
+  assert float(combined.video[0, 0]) == 9.0
+  assert float(combined.audio[0, 0]) == 3.0
+
+
+@pytest.mark.parametrize(("skip", "left_out"), [(11, 1), (0, 0), (-1, 0)])
+def test_blocks_are_skipped_in_the_negative_half_only(skip, left_out):
+  keep = guidance.kept_blocks(30, 2, skip)
+  assert keep[:, :2].all() and (~keep[:, 2:]).sum() == 2 * left_out

@@ -1,0 +1,31 @@
+"""The stand-in's models with their parameters, as the tests use them."""
+
+import functools
+
+from ovi_jax.convert import fusion as fusion_names
+from ovi_jax.convert import mapping
+from ovi_jax.convert import standin
+from ovi_jax.modality import AV
+from ovi_jax.models import dit
+
+FUSION_FILE = "Ovi/model.safetensors"
+
+
+def fusion_config() -> AV:
+  """Sizes of both towers of the stand-in."""
+  sizes = standin.manifest()["config"]["fusion"]
+  return AV(**{n: dit.DiTConfig.from_release(s) for n, s in sizes.items()})
+
+
+@functools.cache
+def fusion_params() -> dict:
+  """Parameters of the stand-in's denoiser, a nested dict of numpy arrays."""
+  tensors = standin.tensors(FUSION_FILE)
+  rows = fusion_names.rows(fusion_config())
+  return mapping.nest(mapping.gather(rows, tensors.__getitem__))
+
+
+FULL_FUSION = AV(
+  video=dit.DiTConfig(),
+  audio=dit.DiTConfig(channels=20, patch=(1,), rope_scale=0.19676),
+)
