@@ -18,6 +18,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", str(HERE.parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
+
 @pytest.fixture(scope="session")
 def golden():
   """`golden("audio")` -> the arrays of tests/goldens/audio.npz by key."""

@@ -4,11 +4,11 @@ import numpy as np
 
 # Largest |difference| over largest |reference| allowed, by kind of comparison.
 TOLERANCE = {
-    "schedule": 1e-5,
-    "forward": 1e-4,
-    "end_to_end": 1e-3,
-    "bfloat16": 3e-2,
-    "devices": 1e-4,
+  "schedule": 1e-5,
+  "forward": 1e-4,
+  "end_to_end": 1e-3,
+  "bfloat16": 3e-2,
+  "devices": 1e-4,
 }
 
 

@@ -175,7 +175,7 @@ def _misshapen(
 def to_ours(
   rows: Sequence[Row], read: Read
 ) -> Iterator[tuple[str, int | None, np.ndarray]]:
-  """Yield (path, block index or None, array) row by row, one slice at a time."""
+  """Yield (path, block or None, array) row by row, one slice at a time."""
   for row in rows:
     for index in row.indices:
       array = row.op.to_ours(*(read(n) for n in row.names(index)))
@@ -191,6 +191,24 @@ def to_torch(
     for index in row.indices:
       parameter = np.zeros(()) if row.ours is None else read(row.ours, index)
       yield from zip(row.names(index), row.op.to_torch(parameter), strict=True)
+
+
+def torch_leaves(
+  rows: Sequence[Row], leaves: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """What `to_torch` will yield, as views of one number each.
+
+  Args:
+    rows: the table.
+    leaves: anything with `shape` and `dtype` for each parameter, by path.
+  """
+
+  def view(path: str, index: int | None) -> np.ndarray:
+    leaf = leaves[path]
+    shape = leaf.shape if index is None else leaf.shape[1:]
+    return np.broadcast_to(np.zeros((), leaf.dtype), shape)
+
+  return dict(to_torch(rows, view))
 
 
 def gather(rows: Sequence[Row], read: Read) -> dict[str, np.ndarray]:
