@@ -11,6 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from ovi_jax.convert import convert
+from ovi_jax.convert import standin
+from ovi_jax.convert.standin import write
+
 HERE = pathlib.Path(__file__).resolve().parent
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,3 +32,20 @@ def golden():
       return dict(file)
 
   return load
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory) -> pathlib.Path:
+  """The stand-in release, in the original's layout."""
+  path = tmp_path_factory.mktemp("release")
+  write.write_release(path)
+  return path
+
+
+@pytest.fixture(scope="session")
+def weights(release, tmp_path_factory) -> pathlib.Path:
+  """The stand-in, converted. Tests must not write here."""
+  path = tmp_path_factory.mktemp("weights")
+  sizes = standin.manifest()["config"]
+  convert.convert(release, path, variant=None, sizes=sizes, log=lambda _: None)
+  return path

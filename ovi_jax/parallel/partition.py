@@ -48,6 +48,17 @@ FUSION: Rules = (
   (r"audio/patch_embedding/down/kernel", "-FD"),
 )
 
+UMT5: Rules = (
+  (r"blocks/attention/(q|k|v)/kernel", "GDN"),
+  (r"blocks/attention/out/kernel", "GND"),
+  (r"blocks/attention/position", "G--"),
+  (r"blocks/(attention|feed_forward)_norm/scale", "G-"),
+  (r"blocks/feed_forward/(gate|up)/kernel", "GDF"),
+  (r"blocks/feed_forward/down/kernel", "GFD"),
+  (r"embedding", "-D"),
+  (r"norm/scale", "-"),
+)
+
 
 def shardings(
   shapes: Mapping[str, jax.ShapeDtypeStruct],

@@ -1,0 +1,48 @@
+"""Convert Ovi's released PyTorch weights to ovi_jax, or back.
+
+  python convert_torch_weights.py --release=DIR --variant=960x960_10s --out=DIR
+  python convert_torch_weights.py --release=DIR --arch=sizes.json --out=DIR
+  python convert_torch_weights.py --export --weights=DIR --out=DIR
+  python convert_torch_weights.py --download=960x960_10s --out=DIR
+
+No PyTorch is needed, and no code inside a checkpoint is run.
+"""
+
+import sys
+
+from absl import app
+from absl import flags
+
+from ovi_jax.convert import command
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("release", "", "Release directory to read.")
+flags.DEFINE_string("variant", "", "Released variant: " + command.VARIANTS)
+flags.DEFINE_string("arch", "", "JSON of the sizes of another release.")
+flags.DEFINE_string("out", "", "Directory to write.")
+flags.DEFINE_list("components", [], "Only these (default: all there are).")
+flags.DEFINE_bool("export", False, "Write a release from converted weights.")
+flags.DEFINE_string("weights", "", "Converted weights to export.")
+flags.DEFINE_string("download", "", "Fetch this variant's release into --out.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    command.run(
+      release=FLAGS.release,
+      variant=FLAGS.variant,
+      arch=FLAGS.arch,
+      out=FLAGS.out,
+      components=FLAGS.components,
+      export=FLAGS.export,
+      weights=FLAGS.weights,
+      download=FLAGS.download,
+    )
+  except (OSError, ValueError) as error:
+    sys.exit(f"convert_torch_weights: {error}")
+
+
+if __name__ == "__main__":
+  app.run(main)

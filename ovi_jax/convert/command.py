@@ -1,0 +1,86 @@
+"""What `convert_torch_weights.py` does with its flags."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from ovi_jax.convert import convert
+from ovi_jax.convert import download as downloads
+from ovi_jax.convert import release as releases
+from ovi_jax.models import architecture
+
+VARIANTS = ", ".join(releases.known_variants())
+
+
+def run(
+  *,
+  release: str,
+  variant: str,
+  arch: str,
+  out: str,
+  components: Sequence[str],
+  export: bool,
+  weights: str,
+  download: str,
+) -> None:
+  """Convert, export or download, as the flags say.
+
+  Raises:
+    ValueError: flags that are missing or contradict each other, or whatever
+      the work itself finds wrong.
+    OSError: nothing can be written.
+  """
+  if not out:
+    raise ValueError("--out=DIR is needed: the directory to write")
+  if download:
+    downloads.download(download, pathlib.Path(out))
+  elif export:
+    source = weights or release
+    if not source:
+      raise ValueError("--export needs --weights=DIR of converted weights")
+    convert.export(pathlib.Path(source), pathlib.Path(out), components or None)
+  else:
+    if not release:
+      raise ValueError("--release=DIR is needed: the directory to convert")
+    if bool(variant) == bool(arch):
+      raise ValueError(
+        f"give one of --variant=NAME ({VARIANTS}) and --arch=FILE"
+      )
+    folder = pathlib.Path(release)
+    if not folder.is_dir():
+      raise ValueError(f"--release={release} is not a directory")
+    convert.convert(
+      folder,
+      pathlib.Path(out),
+      variant=variant or None,
+      sizes=_sizes(variant, arch),
+      components=components or None,
+    )
+
+
+def _sizes(variant: str, arch: str) -> Mapping[str, Any]:
+  """The architecture that the flags name, in the original's form."""
+  if variant:
+    if variant not in releases.known_variants():
+      raise ValueError(
+        f"variant {variant!r} is unknown; choose from {VARIANTS}"
+      )
+    sizes = architecture.released_sizes()
+    if variant == releases.WAN:
+      kept = ("t5", "video_vae")
+      video = {"video": sizes["fusion"]["video"]}
+      return {"fusion": video} | {key: sizes[key] for key in kept}
+    return sizes
+  path = pathlib.Path(arch)
+  if not path.is_file():
+    raise ValueError(f"--arch={arch}: no such file")
+  try:
+    sizes = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"--arch={arch} is not JSON: {error}") from error
+  if not isinstance(sizes, dict):
+    raise ValueError(f"--arch={arch} must hold sizes by name")
+  # A whole manifest is as good as its `config`.
+  return sizes.get("config", sizes)

@@ -1,0 +1,57 @@
+"""Make videos with sound from prompts, and from first frames.
+
+  python sample.py --weights=DIR --prompt="A man says <S>hello<E>. Audio: …"
+  python sample.py --weights=DIR --prompts=FILE.csv --config.solver=euler
+
+Every setting is a field of configs/sample.py, set by --config.FIELD=VALUE.
+"""
+
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+from ovi_jax import runtime
+from ovi_jax.sampling import generate
+from ovi_jax.sampling import requests
+from ovi_jax.sampling import settings
+
+HERE = pathlib.Path(__file__).resolve().parent
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", str(HERE / "configs/sample.py"))
+flags.DEFINE_string("prompt", "", "What to see, say and hear.")
+flags.DEFINE_string("prompts", "", "CSV or TSV: text_prompt[, image_path].")
+flags.DEFINE_string("image", "", "Picture of the first frame, with --prompt.")
+flags.DEFINE_string("weights", "", "Directory of converted weights.")
+flags.DEFINE_string("out", "samples", "Directory for the results.")
+flags.DEFINE_string("noise", "", "Start from this .npz instead of the seed.")
+flags.DEFINE_bool("save_latents", False, "Keep the final latents as .npz.")
+flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    chosen = settings.Settings.from_config(FLAGS.config)
+    asked = requests.from_flags(
+      FLAGS.prompt, FLAGS.prompts, FLAGS.image, chosen.mode
+    )
+    runtime.use_compilation_cache()
+    generate.run(
+      requests=asked,
+      settings=chosen,
+      weights=pathlib.Path(FLAGS.weights),
+      out=pathlib.Path(FLAGS.out),
+      noise=pathlib.Path(FLAGS.noise) if FLAGS.noise else None,
+      save_latents=FLAGS.save_latents,
+      overwrite=FLAGS.overwrite,
+    )
+  except (OSError, ValueError) as error:
+    sys.exit(f"sample: {error}")
+
+
+if __name__ == "__main__":
+  app.run(main)

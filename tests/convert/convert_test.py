@@ -1,0 +1,234 @@
+"""Conversion of a whole release: there, back, and what can be wrong."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from ovi_jax.checkpoint import directory
+from ovi_jax.checkpoint import weights as stores
+from ovi_jax.convert import command
+from ovi_jax.convert import convert
+from ovi_jax.convert import reader
+from ovi_jax.convert import release as releases
+from ovi_jax.convert import standin
+from ovi_jax.convert import torch_file
+from ovi_jax.models import architecture
+
+SIZES = standin.manifest()["config"]
+FOLDED = ("v1-16.pth", "best_netG.pt")
+FLAGS = {
+  "release": "",
+  "variant": "",
+  "arch": "",
+  "out": "",
+  "components": [],
+  "export": False,
+  "weights": "",
+  "download": "",
+}
+
+
+def test_there_and_back(weights, release, tmp_path):
+  command.run(
+    **FLAGS
+    | {
+      "export": True,
+      "weights": str(weights),
+      "out": str(tmp_path),
+    }
+  )
+  for file, entries in standin.manifest()["files"].items():
+    key = "generator" if file.endswith("best_netG.pt") else None
+    before = reader.open_tensors(release / file, key)
+    after = reader.open_tensors(tmp_path / file, key)
+    assert before.shapes == after.shapes and before.dtypes == after.dtypes
+    if not file.endswith(FOLDED):
+      for name in entries:
+        assert before.read(name).tobytes() == after.read(name).tobytes(), name
+  again = tmp_path / "again"
+  command.run(
+    **FLAGS
+    | {
+      "release": str(tmp_path),
+      "arch": str(pathlib.Path(standin.__file__).parent / "manifest.json"),
+      "out": str(again),
+    }
+  )
+  for component in ("audio_vae", "vocoder"):
+    folded, refolded = (
+      stores.slices(directory.component_file(d, component))
+      for d in (weights, again)
+    )
+    for path in stores.shapes(directory.component_file(weights, component)):
+      np.testing.assert_allclose(
+        refolded(path, None), folded(path, None), rtol=1e-6, atol=1e-9
+      )
+  tokenizer = pathlib.Path(releases.TOKENIZER) / directory.TOKENIZER
+  assert (tmp_path / tokenizer).read_bytes() == (
+    release / tokenizer
+  ).read_bytes()
+
+
+def test_manifest_and_identity(weights, release, tmp_path):
+  manifest = directory.read(weights)
+  assert manifest.variant is None and manifest.geometry.latent_frames == 4
+  assert manifest.geometry.area == 64 * 96
+  assert set(manifest.digests) == set(architecture.COMPONENTS)
+  tensors = dict(standin.tensors("Wan2.2-TI2V-5B/Wan2.2_VAE.pth"))
+  file = release / "Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
+  changed = tmp_path / "release" / "Wan2.2-TI2V-5B"
+  changed.mkdir(parents=True)
+  tensors["conv2.bias"] = tensors["conv2.bias"] + 1
+  torch_file.save(changed / file.name, tensors)
+  other = convert.convert(
+    tmp_path / "release",
+    tmp_path / "out",
+    variant=None,
+    sizes=SIZES,
+    components=["video_vae"],
+    log=lambda _: None,
+  )
+  assert other.digests["video_vae"] != manifest.digests["video_vae"]
+
+
+def test_components_can_be_converted_one_by_one(release, weights, tmp_path):
+  for component in architecture.COMPONENTS:
+    manifest = convert.convert(
+      release,
+      tmp_path,
+      variant=None,
+      sizes=SIZES,
+      components=[component],
+      log=lambda _: None,
+    )
+  assert manifest.digests == directory.read(weights).digests
+  directory.read(tmp_path)
+
+
+def broken(tmp_path, release, **changes) -> str:
+  """The error of converting a release with some tensors changed."""
+  for file, entries in standin.manifest()["files"].items():
+    path = tmp_path / "broken" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = standin.tensors(file) if file.endswith(".pth") else None
+    if tensors is None:
+      path.write_bytes((release / file).read_bytes())
+      continue
+    for name, change in changes.items():
+      name = name.replace("__", ".")
+      if name in entries:
+        tensors[name] = change(tensors[name])
+    torch_file.save(path, {n: t for n, t in tensors.items() if t is not None})
+  out = tmp_path / "out"
+  with pytest.raises(ValueError) as error:
+    convert.convert(tmp_path / "broken", out, variant=None, sizes=SIZES)
+  assert not out.exists() or not list(out.iterdir())
+  return str(error.value)
+
+
+def test_misfits_of_all_components_are_listed_before_writing(tmp_path, release):
+  message = broken(
+    tmp_path,
+    release,
+    conv2__weight=lambda t: t[:3],
+    encoder__conv_in__weight=lambda t: None,
+    token_embedding__weight=lambda t: t.T,
+  )
+  assert "video_vae: " in message and "conv2.weight(3, 48, 1, 1, 1)" in message
+  assert "tensor missing from the file: encoder.conv_in.weight" in message
+  assert "token_embedding.weight(48, 138)" in message
+
+
+def test_a_release_of_another_size_is_refused(release, tmp_path):
+  with pytest.raises(ValueError, match="do not fit the architecture"):
+    command.run(
+      **FLAGS
+      | {
+        "release": str(release),
+        "variant": "720x720_5s",
+        "out": str(tmp_path / "out"),
+      }
+    )
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ({}, "--out=DIR is needed"),
+    ({"out": "o"}, "--release=DIR is needed"),
+    ({"out": "o", "release": "r"}, "one of --variant=NAME"),
+    ({"out": "o", "release": "r", "variant": "a", "arch": "b"}, "one of"),
+    ({"out": "o", "export": True}, "--export needs --weights"),
+    (
+      {"out": "o", "release": "nowhere", "variant": "720x720_5s"},
+      "nowhere is not a directory",
+    ),
+    (
+      {"out": "o", "release": ".", "variant": "320p"},
+      "'320p' is unknown; choose from 720x720_5s",
+    ),
+    ({"out": "o", "release": ".", "arch": "none.json"}, "no such file"),
+    (
+      {"out": "o", "release": ".", "variant": "960x960_5s"},
+      "model_960x960.safetensors",
+    ),
+  ],
+)
+def test_flags_that_do_not_make_sense(flags, message):
+  with pytest.raises(ValueError, match=message):
+    command.run(**FLAGS | flags)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda s: s | {"odd": 1}, "unknown: \\['odd'\\]"),
+    (lambda s: {"t5": s["t5"]}, "needs 'fusion'"),
+    (
+      lambda s: s | {"latents": {"T": 4}},
+      "latents must name T, H, W, A",
+    ),
+    (
+      lambda s: s | {"t5": s["t5"] | {"layers": 3}},
+      "t5: unknown sizes of the text encoder: layers",
+    ),
+    (
+      lambda s: s | {"fusion": {"video": s["fusion"]["video"] | {"depth": 3}}},
+      "fusion.video: .*unknown: \\['depth'\\]",
+    ),
+  ],
+)
+def test_architectures_that_do_not_make_sense(change, message):
+  with pytest.raises(ValueError, match=message):
+    architecture.Architecture.from_release(change(dict(SIZES)))
+
+
+def test_manifest_says_what_is_missing(weights, tmp_path):
+  with pytest.raises(ValueError, match="has no directory; make it with"):
+    directory.read(tmp_path / "nowhere")
+  with pytest.raises(
+    ValueError, match=r"custom, not 960x960_5s.*model_960x960"
+  ):
+    directory.read(weights, "960x960_5s")
+  with pytest.raises(ValueError, match="'1080p' is unknown"):
+    directory.read(weights, "1080p")
+  manifest = json.loads((weights / directory.MANIFEST).read_text())
+  (tmp_path / directory.MANIFEST).write_text(json.dumps(manifest))
+  with pytest.raises(ValueError, match=r"missing .*umt5.safetensors.*vocoder"):
+    directory.read(tmp_path)
+  (tmp_path / directory.MANIFEST).write_text(json.dumps(manifest)[:-9])
+  with pytest.raises(ValueError, match="is damaged"):
+    directory.read(tmp_path)
+
+
+def test_released_sizes_are_the_defaults():
+  arch = architecture.Architecture.from_release(architecture.released_sizes())
+  assert arch.components == architecture.COMPONENTS
+  for component in ("umt5", "video_vae", "audio_vae", "vocoder"):
+    config = arch.config(component)
+    assert config == type(config)()
+  assert arch.fusion.audio.rope_scale == 0.19676
+  assert arch.fusion.video == type(arch.fusion.video)()

@@ -1,0 +1,253 @@
+"""A whole run of `sample.py` on the stand-in: files, reruns, bad input."""
+
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from ovi_jax import media
+from ovi_jax.checkpoint import weights as stores
+from ovi_jax.sampling import generate
+from ovi_jax.sampling import requests
+from ovi_jax.sampling import settings
+from tests import parity
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROMPTS = json.loads((ROOT / "tests/goldens/prompts.json").read_text())
+
+
+def config(**changes):
+  """The config of `configs/sample.py` as the goldens were made."""
+  spec = importlib.util.spec_from_file_location(
+    "sample_config", ROOT / "configs/sample.py"
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  values = module.get_config()
+  values.steps, values.skip_layer = 8, 1
+  with values.unlocked():
+    values.update(changes)
+  return values
+
+
+@pytest.fixture
+def run(weights, tmp_path):
+  """Run with the stand-in's weights; returns (paths, lines logged)."""
+
+  def call(prompt=PROMPTS[0], asked=None, changes=(), **arguments):
+    lines: list[str] = []
+    paths = generate.run(
+      requests=asked or requests.from_prompt(prompt),
+      settings=settings.Settings.from_config(config(**dict(changes))),
+      **{"weights": weights, "out": tmp_path / "out"} | arguments,
+      log=lines.append,
+    )
+    return paths, lines
+
+  return call
+
+
+@pytest.fixture(scope="module")
+def noise(golden, tmp_path_factory) -> pathlib.Path:
+  """The goldens' noise as a file."""
+  path = tmp_path_factory.mktemp("noise") / "noise.npz"
+  arrays = golden("sampling")
+  video = arrays["noise_v"].transpose(1, 2, 3, 0)
+  np.savez(path, video_THWC=video, audio_TC=arrays["noise_a"])
+  return path
+
+
+def test_defaults_are_the_originals():
+  values = config()
+  assert (values.height, values.width) == (704, 1280)
+  assert values.guidance.to_dict() == {"video": 4.0, "audio": 3.0}
+  negative = values.negative_prompt
+  assert [negative.video, negative.audio] == PROMPTS[1:]
+  assert (values.solver, values.shift, values.seed) == ("unipc", 5.0, 103)
+
+
+def test_a_run_from_given_noise(run, noise, golden):
+  (path,), lines = run(noise=noise, save_latents=True)
+  latents = np.load(path.with_suffix(".npz"))
+  arrays = golden("sampling")
+  video = arrays["e2e_unipc_v"].transpose(1, 2, 3, 0)
+  parity.assert_close(latents["video_THWC"], video, "end_to_end")
+  parity.assert_close(latents["audio_TC"], arrays["e2e_unipc_a"], "end_to_end")
+  frames, fps, wave, rate = media.read_mp4(path)
+  assert frames.shape == (13, 64, 96, 3) and (fps, rate) == (24, 16_000)
+  assert abs(len(wave) - 21 * 512) <= 1024 and np.abs(wave).max() > 0.01
+  recipe = json.loads(path.with_suffix(".json").read_text())
+  assert recipe["prompt"] == PROMPTS[0] and recipe["seed"] == 103
+  assert recipe["config"]["guidance"] == {"video": 4.0, "audio": 3.0}
+  assert recipe["weights"]["sha256"].keys() >= {"fusion", "vocoder"}
+  assert recipe["noise_sha256"] and recipe["ovi_jax"] and recipe["device"]
+  assert any("its end was cut" in line for line in lines)
+  assert sorted(p.suffix for p in path.parent.iterdir()) == [
+    ".json",
+    ".mp4",
+    ".npz",
+  ]
+
+
+def test_a_second_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
+  changes = {"steps": 2, "each_example_n_times": 2}
+  paths, _ = run(changes=changes)
+  assert len(paths) == 2
+  seeds = [
+    json.loads(p.with_suffix(".json").read_text())["seed"] for p in paths
+  ]
+  assert seeds == [103, 104]
+  frames = [media.read_mp4(p)[0] for p in paths]
+  assert not np.array_equal(*frames)
+  paths[1].unlink()
+  times = paths[0].stat().st_mtime_ns
+  again, lines = run(changes=changes)
+  assert again == paths and paths[0].stat().st_mtime_ns == times
+  assert f"already made: {paths[0]}" in lines
+  np.testing.assert_array_equal(media.read_mp4(paths[1])[0], frames[1])
+  # Nothing to do: no weights are touched.
+  monkeypatch.setattr(stores, "load", None)
+  run(changes=changes)
+  with pytest.raises(ValueError, match=r"made with other settings \(config"):
+    run(changes=changes | {"steps": 3})
+
+
+def test_overwrite_makes_it_again(run):
+  (path,), _ = run(changes={"steps": 1})
+  before = path.stat().st_mtime_ns
+  run(changes={"steps": 2}, overwrite=True)
+  assert path.stat().st_mtime_ns > before
+  recipe = json.loads(path.with_suffix(".json").read_text())
+  assert recipe["config"]["steps"] == 2
+
+
+def test_an_interrupted_write_leaves_no_clip(run, tmp_path, monkeypatch):
+  def fail(*_):
+    raise OSError(28, "no space left on device")
+
+  monkeypatch.setattr(media, "_encode", fail)
+  with pytest.raises(OSError, match="no space left"):
+    run(changes={"steps": 1})
+  left = sorted(p.name for p in (tmp_path / "out").iterdir())
+  assert left == []
+
+
+def test_image_and_aspect(run, tmp_path, golden):
+  from PIL import Image
+
+  picture = tmp_path / "first.png"
+  Image.fromarray(golden("image")["image_u8"].transpose(1, 0, 2)).save(picture)
+  asked = requests.from_prompt("A tall picture", picture)
+  (path,), _ = run(asked=asked, changes={"steps": 1})
+  recipe = json.loads(path.with_suffix(".json").read_text())
+  assert (recipe["height"], recipe["width"]) == (96, 64)
+  assert recipe["image"]["sha256"]
+  assert media.read_mp4(path)[0].shape == (13, 96, 64, 3)
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+  """Any attempt to load weights fails the test."""
+
+  def refuse(*_, **__):
+    raise AssertionError("weights were loaded before the input was checked")
+
+  monkeypatch.setattr(stores, "load", refuse)
+
+
+BAD_CONFIGS = {
+  "solver": ("heun", "solver 'heun' is unknown; choose from"),
+  "mode": ("t2a", "mode 't2a' is unknown; choose from auto"),
+  "variant": ("1080p", "variant '1080p' is unknown; choose from 720x720_5s"),
+  "steps": (0, "steps must be positive, got 0"),
+  "height": (0, "height must be positive, got 0"),
+  "width": (-3, "width must be positive, got -3"),
+  "shift": (0.0, "shift must be positive"),
+  "each_example_n_times": (0, "each_example_n_times must be positive"),
+  "dtype": ("float16", "dtype 'float16' is unknown; choose from auto"),
+  "attention": ("flash", "attention 'flash' is unknown; choose from auto"),
+  "seed": (-1, "seed must be in"),
+}
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("field", sorted(BAD_CONFIGS))
+def test_bad_config(run, field):
+  value, message = BAD_CONFIGS[field]
+  with pytest.raises(ValueError, match=message):
+    run(changes={field: value})
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_unknown_config_field():
+  with pytest.raises(ValueError, match="'stepps'"):
+    settings.Settings.from_config(config(stepps=3))
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_bad_weights(run, tmp_path):
+  with pytest.raises(ValueError, match="convert_torch_weights"):
+    run(weights=tmp_path / "nowhere")
+  with pytest.raises(
+    ValueError, match="are of variant custom, not 960x960_10s"
+  ):
+    run(changes={"variant": "960x960_10s"})
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_bad_images(tmp_path):
+  with pytest.raises(ValueError, match="image is missing"):
+    requests.from_prompt("a", tmp_path / "none.png")
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("content", [b"", b"not a picture"])
+def test_an_image_that_is_none(run, tmp_path, content):
+  picture = tmp_path / "first.png"
+  picture.write_bytes(content)
+  asked = requests.from_prompt("a", picture)
+  with pytest.raises(ValueError, match="first.png"):
+    run(asked=asked)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_bad_noise(run, tmp_path):
+  with pytest.raises(ValueError, match="is not a file"):
+    run(noise=tmp_path / "none.npz")
+  (tmp_path / "text.npz").write_text("text")
+  with pytest.raises(ValueError, match="is not an .npz file"):
+    run(noise=tmp_path / "text.npz")
+  np.savez(tmp_path / "half.npz", video_THWC=np.zeros(3, np.float32))
+  with pytest.raises(ValueError, match=r"half.npz needs .*audio_TC"):
+    run(noise=tmp_path / "half.npz")
+  zeros = np.zeros((1, 4, 6, 48), np.float32)
+  np.savez(
+    tmp_path / "small.npz",
+    video_THWC=zeros,
+    audio_TC=np.zeros((21, 20), np.float32),
+  )
+  with pytest.raises(ValueError, match=r"expected video_THWC \(4, 4, 6, 48\)"):
+    run(noise=tmp_path / "small.npz")
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (("", "", ""), "give one of --prompt=TEXT and --prompts=FILE"),
+    (("a", "b.csv", ""), "give one of"),
+    (("", "b.csv", "c.png"), "--image goes with --prompt"),
+    (("  ", "", ""), "the prompt is empty"),
+    (("", "none.csv", ""), "none.csv"),
+  ],
+)
+def test_bad_flags(flags, message):
+  with pytest.raises(ValueError, match=message):
+    requests.from_flags(*flags, mode="auto")
+
+
+def test_stray_tags_are_noted(run):
+  _, lines = run("A man says <S>hi. Audio: wind", changes={"steps": 1})
+  assert any("<S>" in line and "has no <E>" in line for line in lines)

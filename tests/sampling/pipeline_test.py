@@ -1,0 +1,83 @@
+"""From prompts to picture and sound on the stand-in, against the original."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ovi_jax.checkpoint import directory
+from ovi_jax.modality import AV
+from ovi_jax.models.video_vae import codec
+from ovi_jax.parallel import mesh as meshes
+from ovi_jax.sampling import pipeline as pipelines
+from ovi_jax.sampling import settings
+from tests import parity
+from tests.sampling import generate_test
+
+
+@pytest.fixture(scope="module")
+def pipeline(weights):
+  return pipelines.Pipeline(
+    weights=weights,
+    manifest=directory.read(weights),
+    mesh=meshes.for_sampling(jax.devices()[:1]),
+    dtype=jnp.dtype("float32"),
+    backend="xla_head",
+  )
+
+
+@pytest.fixture(scope="module")
+def decoder(pipeline):
+  return pipeline.decoder()
+
+
+@pytest.fixture(scope="module")
+def latents(pipeline, golden):
+  """Latents of eight steps from the golden noise, by whether an image leads."""
+  arrays = golden("sampling")
+  prompts = generate_test.PROMPTS
+  embedded = pipeline.embed(prompts)
+  positive, *negative = (embedded[p] for p in prompts)
+  noise = AV(arrays["noise_v"].transpose(1, 2, 3, 0), arrays["noise_a"])
+  chosen = settings.Settings.from_config(generate_test.config())
+  denoiser = pipeline.denoiser()
+
+  def run(first):
+    return denoiser.sample(noise, positive, AV(*negative), chosen, first)
+
+  frames = golden("video_vae")["vvae_in"].transpose(1, 2, 3, 0)[None, :1]
+  params = pipeline.load("video_vae", "encoder")
+  first = codec.encode(pipeline.arch.video_vae, params, frames)
+  return {False: run(None), True: run(np.asarray(first[0]))}
+
+
+def test_text_to_sound_wave(latents, decoder, golden):
+  wave = decoder.wave(latents[False].audio)
+  reference = golden("sampling")["e2e_unipc_wav"][0]
+  parity.assert_close(wave, reference, "end_to_end")
+
+
+def test_image_to_video_and_sound(latents, decoder, golden):
+  arrays = golden("sampling")
+  video = codec.decode(
+    decoder.pipeline.arch.video_vae, decoder.video, latents[True].video
+  )
+  reference = arrays["e2e_i2v_video"].transpose(1, 2, 3, 0)
+  parity.assert_close(video[0], reference, "end_to_end")
+  frames = np.concatenate(list(decoder.frames(latents[True].video)))
+  assert frames.dtype == np.uint8 and frames.shape == reference.shape
+  expected = np.clip((reference + 1) * 127.5, 0, 255)
+  assert np.abs(frames - expected).max() <= 0.51
+  wave = decoder.wave(latents[True].audio)
+  parity.assert_close(wave, arrays["e2e_i2v_wav"][0], "end_to_end")
+
+
+def test_noise_is_a_function_of_the_seed(pipeline):
+  clip = pipeline.arch.clip
+  a, b, c = (
+    pipelines.noise(seed, clip, AV(48, 20)) for seed in (103, 103, 104)
+  )
+  np.testing.assert_array_equal(a.video, b.video)
+  assert not np.allclose(a.video, c.video)
+  assert a.video.shape == (4, 4, 6, 48) and a.audio.shape == (21, 20)
+  assert abs(a.video.std() - 1) < 0.05
