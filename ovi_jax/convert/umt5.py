@@ -1,0 +1,52 @@
+"""Names of the UMT5 text encoder in the release and in our parameters."""
+
+from ovi_jax.convert import mapping
+from ovi_jax.models import umt5
+
+FILE = "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"
+
+_TRANSPOSE = mapping.Rearrange("o i -> i o")
+
+# Name within a block -> path within ours.
+_LINEARS = {
+  "attn.q": "attention/q",
+  "attn.k": "attention/k",
+  "attn.v": "attention/v",
+  "attn.o": "attention/out",
+  "ffn.gate.0": "feed_forward/gate",
+  "ffn.fc1": "feed_forward/up",
+  "ffn.fc2": "feed_forward/down",
+}
+_NORMS = {"norm1": "attention_norm", "norm2": "feed_forward_norm"}
+
+
+def rows(config: umt5.UMT5Config) -> list[mapping.Row]:
+  """The table of `FILE` for an encoder of the given sizes."""
+  stack = config.layers
+  position = mapping.Row(
+    "blocks.{}.pos_embedding.embedding.weight",
+    "blocks/attention/position",
+    stack=stack,
+  )
+  linears = [
+    mapping.Row(
+      f"blocks.{{}}.{torch}.weight",
+      f"blocks/{ours}/kernel",
+      _TRANSPOSE,
+      stack,
+    )
+    for torch, ours in _LINEARS.items()
+  ]
+  norms = [
+    mapping.Row(
+      f"blocks.{{}}.{torch}.weight", f"blocks/{ours}/scale", stack=stack
+    )
+    for torch, ours in _NORMS.items()
+  ]
+  return [
+    mapping.Row("token_embedding.weight", "embedding"),
+    *linears,
+    *norms,
+    position,
+    mapping.Row("norm.weight", "norm/scale"),
+  ]

@@ -1,0 +1,239 @@
+"""Every size of a clip: seconds, pixels, latents and tokens of both towers.
+
+The first video frame stands alone in its latent and four frames share each
+later one; rows and columns shrink by 16, then the tower takes patches of 2×2.
+An audio latent stands for two mel columns of 256 samples. (Ovi, section 3;
+`processing_utils.py` of the original for the snapping.)
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+FPS = 24
+SAMPLE_RATE = 16_000  # Hz
+HOP = 256  # waveform samples a mel column
+MELS_PER_AUDIO_LATENT = 2
+SAMPLES_PER_AUDIO_LATENT = HOP * MELS_PER_AUDIO_LATENT
+AUDIO_LATENT_RATE = SAMPLE_RATE / SAMPLES_PER_AUDIO_LATENT  # 31.25 Hz
+VIDEO_STRIDES = (4, 16, 16)  # frames, pixel rows, pixel columns a latent
+PATCH = 2  # latent rows, and columns, a token
+PIXEL_MULTIPLE = VIDEO_STRIDES[1] * PATCH  # sides of a clip divide by this
+DEFAULT_SIZE = (704, 1280)  # height and width asked for where nobody says
+
+# How far around the ideal number of rows `image_size` looks.
+_ROWS_AROUND = range(-3, 4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+  """The latent sizes of a clip, and every size that follows from them.
+
+  Attributes:
+    latent_frames: video latents in time, T.
+    latent_height: rows of a video latent, H; even.
+    latent_width: columns of a video latent, W; even.
+    audio_latents: audio latents, at 31.25 Hz.
+  """
+
+  latent_frames: int
+  latent_height: int
+  latent_width: int
+  audio_latents: int
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    for name in ("latent_height", "latent_width"):
+      if getattr(self, name) % PATCH:
+        raise ValueError(
+          f"{name} must be a multiple of {PATCH}, got {getattr(self, name)}"
+        )
+
+  @property
+  def frames(self) -> int:
+    """Video frames: one for the first latent, four for each other one."""
+    return 1 + VIDEO_STRIDES[0] * (self.latent_frames - 1)
+
+  @property
+  def pixels(self) -> tuple[int, int]:
+    """Height and width of a frame."""
+    _, row, column = VIDEO_STRIDES
+    return self.latent_height * row, self.latent_width * column
+
+  @property
+  def tokens(self) -> int:
+    """Video tokens; the audio tower has one token a latent."""
+    return self.latent_frames * self.tokens_per_frame
+
+  @property
+  def tokens_per_frame(self) -> int:
+    """Video tokens of one latent frame."""
+    return self.latent_height // PATCH * (self.latent_width // PATCH)
+
+  @property
+  def samples(self) -> int:
+    """Waveform samples at 16 kHz."""
+    return self.audio_latents * SAMPLES_PER_AUDIO_LATENT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+  """A released set of weights and what it was trained on.
+
+  Attributes:
+    name: as the original names it.
+    checkpoint: file of the fusion weights, under `Ovi/` of the release.
+    area: pixels of a frame, height times width.
+    latent_frames: video latents in time.
+    audio_latents: audio latents.
+    audio_tag: how captions mark the description of the sound; may be empty.
+  """
+
+  name: str
+  checkpoint: str
+  area: int
+  latent_frames: int
+  audio_latents: int
+  audio_tag: str
+
+  def clip(self, height: int, width: int) -> Clip:
+    """The sizes of a clip of this variant's length.
+
+    Args:
+      height: pixels, a multiple of 32 (`snap` and `image_size` give those).
+      width: pixels, a multiple of 32.
+
+    Raises:
+      ValueError: a side is not a positive multiple of 32.
+    """
+    _positive(height, width)
+    if height % PIXEL_MULTIPLE or width % PIXEL_MULTIPLE:
+      raise ValueError(
+        f"height and width must be multiples of {PIXEL_MULTIPLE}, got"
+        f" {height}x{width}; snap(height, width, area) gives the nearest"
+      )
+    return Clip(
+      latent_frames=self.latent_frames,
+      latent_height=height // VIDEO_STRIDES[1],
+      latent_width=width // VIDEO_STRIDES[2],
+      audio_latents=self.audio_latents,
+    )
+
+
+VARIANTS: Mapping[str, Variant] = {
+  v.name: v
+  for v in (
+    Variant(
+      name="720x720_5s",
+      checkpoint="model.safetensors",
+      area=720 * 720,
+      latent_frames=31,
+      audio_latents=157,
+      audio_tag="<AUDCAP>",
+    ),
+    Variant(
+      name="960x960_5s",
+      checkpoint="model_960x960.safetensors",
+      area=960 * 960,
+      latent_frames=31,
+      audio_latents=157,
+      audio_tag="Audio:",
+    ),
+    Variant(
+      name="960x960_10s",
+      checkpoint="model_960x960_10s.safetensors",
+      area=960 * 960,
+      latent_frames=61,
+      audio_latents=314,
+      audio_tag="Audio:",
+    ),
+  )
+}
+
+
+def variant(name: str) -> Variant:
+  """The released variant of that name; ValueError lists the known ones."""
+  if name not in VARIANTS:
+    known = ", ".join(VARIANTS)
+    raise ValueError(f"variant {name!r} is unknown; choose from {known}")
+  return VARIANTS[name]
+
+
+def latent_frames(frames: int) -> int:
+  """Video latents of a clip of `frames`; ValueError unless 1, 5, 9, ..."""
+  stride = VIDEO_STRIDES[0]
+  if frames < 1 or (frames - 1) % stride:
+    below = max(1, frames - (frames - 1) % stride)
+    raise ValueError(
+      f"frames must be 1 + {stride}·k, got {frames}; {below} would do"
+    )
+  return 1 + (frames - 1) // stride
+
+
+def snap(height: int, width: int, area: int) -> tuple[int, int]:
+  """Choose the size of a text-to-video clip.
+
+  Args:
+    height: wished height; only its ratio to the width counts.
+    width: wished width.
+    area: pixels a frame the variant was trained on.
+
+  Returns:
+    Height and width in pixels: scaled to the area, then each side rounded to a
+    multiple of 32.
+
+  Raises:
+    ValueError: an argument is not positive.
+  """
+  _positive(height, width, area)
+  scale = math.sqrt(area / (height * width))
+  return _multiple(round(height * scale)), _multiple(round(width * scale))
+
+
+def image_size(height: int, width: int, area: int) -> tuple[int, int]:
+  """Choose the size that a first-frame image is resized to.
+
+  Among row counts near the ideal one, each with the columns that keep the
+  image's aspect, and the plainly scaled and rounded size: the nearest in area,
+  then in aspect.
+
+  Args:
+    height: pixel rows of the image.
+    width: pixel columns of the image.
+    area: pixels a frame the variant was trained on.
+
+  Returns:
+    Height and width in pixels, multiples of 32.
+
+  Raises:
+    ValueError: an argument is not positive.
+  """
+  _positive(height, width, area)
+  aspect = width / height
+  ideal = round(math.sqrt(max(1, area // PIXEL_MULTIPLE**2) / aspect))
+  rows = [max(1, max(1, ideal) + offset) for offset in _ROWS_AROUND]
+  sizes = [
+    (r * PIXEL_MULTIPLE, max(1, round(r * aspect)) * PIXEL_MULTIPLE)
+    for r in rows
+  ]
+  scale = math.sqrt(area / (height * width))
+  sizes.append((_multiple(height * scale), _multiple(width * scale)))
+  return min(
+    sizes, key=lambda s: (abs(s[0] * s[1] - area), abs(s[1] / s[0] - aspect))
+  )
+
+
+def _multiple(side: float) -> int:
+  """The multiple of 32 nearest to `side`, at least 32."""
+  return max(1, round(side / PIXEL_MULTIPLE)) * PIXEL_MULTIPLE
+
+
+def _positive(height: int, width: int, area: int = 1) -> None:
+  """ValueError unless every size is at least 1."""
+  if min(height, width, area) < 1:
+    raise ValueError(
+      "height, width and area must be positive pixel counts, got"
+      f" {height}x{width}, area {area}"
+    )
