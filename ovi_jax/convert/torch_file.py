@@ -1,0 +1,314 @@
+"""Read and write `.pth` and `.pt` files without torch.
+
+Reading is lazy, one tensor at a time, from the zip format (torch 1.6 and later)
+and the older one. The pickle inside is read as data (`torch_pickle.py`): no
+code of a file ever runs. (Formats: `torch/serialization.py`.)
+"""
+
+import io
+import itertools
+import math
+import os
+import pathlib
+import struct
+import zipfile
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ovi_jax.checkpoint import tensor_file
+from ovi_jax.convert import torch_container
+from ovi_jax.convert import torch_pickle
+
+_DEPTH = 16  # dicts within dicts
+_ALIGNMENT = 64  # bytes; as torch itself aligns storages
+_ROOT = "archive"
+
+
+def open_torch(
+  path: str | os.PathLike[str], key: str | None = None
+) -> tensor_file.TensorFile:
+  """Find the tensors of a file that `torch.save` wrote.
+
+  Args:
+    path: the file.
+    key: take the dict under this name (`generator`) rather than the whole.
+
+  Returns:
+    Its tensors, dicts within dicts flattened with `.`; `values` holds the
+    numbers, text and lists beside them.
+
+  Raises:
+    ValueError: it is damaged, of another format, or holds more than tensors and
+      plain containers; names the file, the tensor, what was expected and found.
+  """
+  path = pathlib.Path(path)
+  try:
+    root, places = torch_container.read(path)
+    spans: dict[str, tensor_file.Span] = {}
+    values: dict[str, Any] = {}
+    for name, value in _walk(_select(root, key), "", set()):
+      if name in spans or name in values:
+        raise ValueError(f"{name!r:.200} occurs twice")
+      if type(value) is torch_pickle.Tensor:
+        spans[name] = _span(path, name, value, places)
+      else:
+        values[name] = value
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  if not spans:
+    raise ValueError(f"{path}: expected tensors, found none")
+  return tensor_file.TensorFile(source=str(path), spans=spans, values=values)
+
+
+def _select(root: Any, key: str | None) -> dict[Any, Any]:
+  """The dict of tensors, under `key` if one is given."""
+  if type(root) is dict and key is not None:
+    if key not in root:
+      names = [f"{name!r:.60}" for name in itertools.islice(root, 5)]
+      raise ValueError(
+        f"expected the key {key!r}, found {len(root)} others:"
+        f" {', '.join(names)}"
+      )
+    root = root[key]
+  if type(root) is not dict:
+    raise ValueError(
+      f"expected a dict of tensors, found a {type(root).__name__}"
+    )
+  return root
+
+
+def _walk(
+  node: dict[Any, Any], prefix: str, seen: set[int], depth: int = 0
+) -> Iterator[tuple[str, Any]]:
+  """(name, value) of everything in dicts within dicts."""
+  # A dict within itself would never end, one used often take too long.
+  if id(node) in seen or depth > _DEPTH:
+    raise ValueError(
+      f"expected dicts within dicts up to {_DEPTH} deep, each once; found"
+      f" others under {prefix!r:.200}"
+    )
+  seen.add(id(node))
+  for key, value in node.items():
+    if type(value) is dict:
+      yield from _walk(value, f"{prefix}{key}.", seen, depth + 1)
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _span(
+  path: pathlib.Path,
+  name: str,
+  tensor: torch_pickle.Tensor,
+  places: torch_container.Places,
+) -> tensor_file.Span:
+  """Where a tensor lies in the file, after a check of all its numbers."""
+  try:
+    start, size = _place(tensor.storage, places)
+    count = tensor_file.shape_bytes(tensor.shape, tensor.dtype)
+    numbers = (tensor.offset, *tensor.strides)
+    if not all(tensor_file.is_size(n) for n in numbers):
+      raise ValueError(
+        "expected an offset and strides that are whole numbers from 0"
+      )
+    if len(tensor.strides) != len(tensor.shape):
+      raise ValueError("expected one stride an axis")
+    begin = tensor.offset * tensor.dtype.itemsize
+    span = tensor_file.Span(
+      path=path,
+      dtype=tensor.dtype,
+      shape=tensor.shape,
+      start=start + begin,
+      strides=_strides(tensor.shape, tensor.strides),
+    )
+    if max(begin + span.extent, count) > size:
+      raise ValueError(
+        f"expected {tensor.dtype} {tensor.shape} within a storage of"
+        f" {size} bytes, found it to reach byte"
+        f" {max(begin + span.extent, count)}; save it with .contiguous()"
+      )
+  except ValueError as error:
+    raise ValueError(f"tensor {name!r:.200}: {error}") from error
+  return span
+
+
+def _place(
+  storage: torch_pickle.Storage, places: torch_container.Places
+) -> tuple[int, int]:
+  """Start and length in bytes of the part of a storage tensors may use."""
+  if storage.key not in places:
+    raise ValueError(f"the file has no storage {storage.key!r:.40}")
+  start, size = places[storage.key]
+  item = storage.dtype.itemsize
+  if storage.count * item != size:
+    raise ValueError(
+      f"expected a storage of {storage.count} {storage.dtype}, found"
+      f" {size} bytes"
+    )
+  if storage.view is None:
+    return start, size
+  if not all(tensor_file.is_size(n) for n in storage.view):
+    raise ValueError("expected a view of sizes that are whole numbers from 0")
+  offset, count = storage.view
+  if (offset + count) * item > size:
+    raise ValueError(
+      f"expected a view within {storage.count} elements, found one to"
+      f" {offset + count}"
+    )
+  return start + offset * item, count * item
+
+
+def _strides(
+  shape: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[int, ...] | None:
+  """The strides, or None if the elements lie one behind the other."""
+  # The stride of an axis of one element is never used and may be anything.
+  used = tuple(0 if n == 1 else s for n, s in zip(shape, strides, strict=True))
+  dense = (
+    0 if n == 1 else math.prod(shape[axis + 1 :])
+    for axis, n in enumerate(shape)
+  )
+  return None if used == tuple(dense) else used
+
+
+def save(
+  path: str | os.PathLike[str],
+  tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
+  wrap: str | None = None,
+) -> None:
+  """Write a dict of tensors as `torch.save` does, one tensor at a time.
+
+  The same tensors give the same bytes. Nothing stands under the final name
+  before the file is whole.
+
+  Args:
+    path: the file.
+    tensors: arrays by name, or pairs made while they are written.
+    wrap: name under which the dict goes into another dict (`generator`).
+
+  Raises:
+    ValueError: torch has no such dtype, or a name occurs twice.
+  """
+  path = pathlib.Path(path)
+  pairs: Any = tensors.items() if isinstance(tensors, Mapping) else tensors
+  partial = path.with_name(f"{path.name}.partial")
+  try:
+    with partial.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+      _add_all(archive, file, pairs, wrap)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def _add_all(
+  archive: zipfile.ZipFile,
+  file: io.BufferedWriter,
+  pairs: Iterable[tuple[str, np.ndarray]],
+  wrap: str | None,
+) -> None:
+  """Add the storages, then the pickle that names them."""
+  items: dict[str, bytes] = {}
+  for name, tensor in pairs:
+    if name in items:
+      raise ValueError(f"tensor {name!r} occurs twice")
+    array = np.asarray(tensor, order="C")
+    key = str(len(items))
+    items[name] = _pickled_tensor(name, array, key)
+    _add(archive, file, f"data/{key}", array.reshape(-1).view(np.uint8).data)
+  pickled = _pickled_dict(items)
+  if wrap is not None:
+    pickled = _pickled_dict({wrap: pickled})
+  _add(archive, file, "data.pkl", b"\x80\x02" + pickled + b".")
+  _add(archive, file, ".format_version", b"1")
+  _add(archive, file, ".storage_alignment", b"%d" % _ALIGNMENT)
+  _add(archive, file, "byteorder", b"little")
+  _add(archive, file, "version", b"3\n")
+
+
+def _add(
+  archive: zipfile.ZipFile,
+  file: io.BufferedWriter,
+  name: str,
+  content: bytes | memoryview,
+) -> None:
+  """Add an entry whose content starts at a multiple of the alignment."""
+  info = zipfile.ZipInfo(f"{_ROOT}/{name}", (1980, 1, 1, 0, 0, 0))
+  info.create_system = 3
+  info.external_attr = 0o600 << 16
+  info.file_size = len(content)
+  # 30 bytes of header, 20 for a size of 64 bits, 4 before the padding.
+  taken = file.tell() + 30 + len(info.filename) + 20 + 4
+  padding = -taken % _ALIGNMENT
+  info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+  with archive.open(info, "w", force_zip64=True) as entry:
+    entry.write(content)
+
+
+def _pickled_tensor(name: str, array: np.ndarray, key: str) -> bytes:
+  """The instructions that make torch rebuild `array` from storage `key`."""
+  names = {d: f"torch.{n}" for n, d in torch_pickle.DTYPES.items()}
+  if array.dtype not in names:
+    raise ValueError(
+      f"tensor {name!r}: torch has no dtype {array.dtype}; expected one of"
+      f" {', '.join(torch_pickle.DTYPES)}"
+    )
+  kinds = {d: kind for kind, d in torch_pickle.STORAGES.items()}
+  # torch has storages of the dtypes it had at first only.
+  rebuild, kind, count, dtype = (
+    ("torch._utils._rebuild_tensor_v2", kinds[array.dtype], array.size, b"")
+    if array.dtype in kinds
+    else (
+      "torch._utils._rebuild_tensor_v3",
+      torch_pickle.UNTYPED,
+      array.nbytes,
+      _global(names[array.dtype]),
+    )
+  )
+  rest = (array.shape[axis + 1 :] for axis in range(array.ndim))
+  strides = (math.prod(max(n, 1) for n in sizes) for sizes in rest)
+  storage = (
+    b"(" + _text("storage"),
+    _global(kind),
+    _text(key),
+    _text("cpu"),
+    _number(count) + b"tQ",
+  )
+  arguments = (
+    *storage,
+    _number(0),
+    _numbers(array.shape),
+    _numbers(strides),
+    b"\x89",
+    _global("collections.OrderedDict") + b")R",
+    dtype,
+  )
+  return _global(rebuild) + b"(" + b"".join(arguments) + b"tR"
+
+
+def _pickled_dict(items: Mapping[str, bytes]) -> bytes:
+  """The instructions that make a dict of values already pickled."""
+  pairs = (_text(name) + value for name, value in items.items())
+  return b"}(" + b"".join(pairs) + b"u"
+
+
+def _global(name: str) -> bytes:
+  module, _, attribute = name.rpartition(".")
+  return b"c%s\n%s\n" % (module.encode(), attribute.encode())
+
+
+def _text(text: str) -> bytes:
+  raw = text.encode()
+  return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def _number(number: int) -> bytes:
+  if number < 2**31:
+    return b"J" + struct.pack("<i", number)
+  return b"\x8a\x09" + number.to_bytes(9, "little")
+
+
+def _numbers(numbers: Iterable[int]) -> bytes:
+  return b"(" + b"".join(_number(n) for n in numbers) + b"t"

@@ -1,0 +1,176 @@
+"""Fetching the release, from a hub that is a stand-in too."""
+
+import collections
+import dataclasses
+import pathlib
+import shutil
+import sys
+import types
+
+import pytest
+
+from ovi_jax import geometry
+from ovi_jax.convert import download
+
+RELEASE = {
+  "chetwinlow1/Ovi": {
+    "model.safetensors": 40,
+    "model_960x960.safetensors": 41,
+    "model_960x960_10s.safetensors": 42,
+    "README.md": 1,
+  },
+  "Wan-AI/Wan2.2-TI2V-5B": {
+    "Wan2.2_VAE.pth": 20,
+    "models_t5_umt5-xxl-enc-bf16.pth": 30,
+    "google/umt5-xxl/tokenizer.json": 5,
+    "google/umt5-xxl/spiece.model": 6,
+    "diffusion_pytorch_model-00001-of-00002.safetensors": 50,
+    "diffusion_pytorch_model-00002-of-00002.safetensors": 51,
+    "diffusion_pytorch_model.safetensors.index.json": 2,
+    "examples/i2v.jpg": 1,
+  },
+  "hkchengrex/MMAudio": {
+    "ext_weights/v1-16.pth": 10,
+    "ext_weights/best_netG.pt": 11,
+    "weights/mmaudio_large.pth": 1,
+  },
+}
+FILES_720 = {
+  "Ovi/model.safetensors": 40,
+  "Wan2.2-TI2V-5B/Wan2.2_VAE.pth": 20,
+  "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth": 30,
+  "Wan2.2-TI2V-5B/google/umt5-xxl/tokenizer.json": 5,
+  "Wan2.2-TI2V-5B/google/umt5-xxl/spiece.model": 6,
+  "MMAudio/ext_weights/v1-16.pth": 10,
+  "MMAudio/ext_weights/best_netG.pt": 11,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hub:
+  """As much of `huggingface_hub` as is used."""
+
+  repos: dict = dataclasses.field(default_factory=lambda: RELEASE)
+  fetched: list = dataclasses.field(default_factory=list)
+  short: int = 0  # bytes that never arrive
+
+  def HfApi(self):
+    return self
+
+  def model_info(self, repo_id, *, files_metadata):
+    assert files_metadata
+    sizes = self.repos[repo_id]
+    siblings = [
+      types.SimpleNamespace(rfilename=n, size=s) for n, s in sizes.items()
+    ]
+    return types.SimpleNamespace(siblings=siblings)
+
+  def hf_hub_download(self, *, repo_id, filename, local_dir):
+    path = pathlib.Path(local_dir) / filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * (self.repos[repo_id][filename] - self.short))
+    self.fetched.append(filename)
+    return str(path)
+
+
+def sizes(out_dir):
+  return {
+    str(p.relative_to(out_dir)): p.stat().st_size
+    for p in out_dir.rglob("*")
+    if p.is_file()
+  }
+
+
+def test_the_layout_is_the_release_s(tmp_path):
+  hub = Hub()
+  paths = download.download("720x720_5s", tmp_path, hub=hub)
+  assert sizes(tmp_path) == FILES_720
+  assert {str(p.relative_to(tmp_path)) for p in paths} == set(FILES_720)
+
+
+def test_each_variant_has_its_own_checkpoint():
+  for name, variant in geometry.VARIANTS.items():
+    files = download.plan(name)
+    own = [f.name for f in files if f.repo == "chetwinlow1/Ovi"]
+    assert own == [variant.checkpoint]
+    assert len(files) == 6 and all(f.size is None for f in files)
+  with pytest.raises(ValueError, match=r"1080p.*960x960_10s"):
+    download.plan("1080p")
+
+
+def test_the_video_tower_is_all_its_shards_and_their_index(tmp_path):
+  download.download(download.VIDEO_TOWER, tmp_path, hub=Hub())
+  assert sizes(tmp_path) == {
+    f"Wan2.2-TI2V-5B/diffusion_pytorch_model{rest}": size
+    for rest, size in (
+      ("-00001-of-00002.safetensors", 50),
+      ("-00002-of-00002.safetensors", 51),
+      (".safetensors.index.json", 2),
+    )
+  }
+
+
+def test_what_is_there_whole_is_not_fetched_again(tmp_path):
+  download.download("720x720_5s", tmp_path, hub=Hub())
+  vae = tmp_path / "Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
+  vae.write_bytes(b"x" * 3)
+  hub, lines = Hub(), []
+  asked = []
+  download.download(
+    "720x720_5s",
+    tmp_path,
+    hub=hub,
+    log=lines.append,
+    confirm=lambda question: not asked.append(question),
+  )
+  assert hub.fetched == ["Wan2.2_VAE.pth"] and len(asked) == 1
+  assert lines[0] == "720x720_5s: 7 files, of which 6 are there"
+  assert sizes(tmp_path) == FILES_720
+  download.download("720x720_5s", tmp_path, hub=hub, confirm=asked.append)
+  assert len(hub.fetched) == len(asked) == 1
+
+
+def test_it_says_what_it_takes_and_fetches_nothing_on_a_no(tmp_path):
+  asked, lines, hub = [], [], Hub()
+  large = {repo: dict(files) for repo, files in RELEASE.items()}
+  large["chetwinlow1/Ovi"]["model.safetensors"] = 3 * 2**30
+  hub = Hub(repos=large)
+  paths = download.download(
+    "720x720_5s", tmp_path, asked.append, lines.append, hub
+  )
+  assert paths == [] and hub.fetched == [] and not sizes(tmp_path)
+  assert asked == [f"Fetch 3.0 GiB to {tmp_path}?"]
+  assert lines[1].startswith("to fetch: 3.0 GiB; free in ")
+
+
+def test_what_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+  usage = collections.namedtuple("usage", "free")
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(121))
+  hub, out_dir = Hub(), tmp_path / "not" / "made"
+  with pytest.raises(OSError, match=f"free in {tmp_path}, .* make room"):
+    download.download("720x720_5s", out_dir, hub=hub)
+  assert hub.fetched == []
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(122))
+  download.download("720x720_5s", out_dir, hub=hub)
+  assert len(hub.fetched) == 7
+
+
+def test_what_the_hub_lacks_is_named(tmp_path):
+  gone = dict(RELEASE) | {"hkchengrex/MMAudio": {"README.md": 1}}
+  with pytest.raises(ValueError, match=r"ext_weights/v1-16.pth .* no such"):
+    download.download("720x720_5s", tmp_path, hub=Hub(repos=gone))
+  unknown = dict(RELEASE) | {"chetwinlow1/Ovi": {"model.safetensors": None}}
+  with pytest.raises(ValueError, match=r"model.safetensors with its size"):
+    download.download("720x720_5s", tmp_path, hub=Hub(repos=unknown))
+
+
+def test_a_file_that_came_short_is_named(tmp_path):
+  path = tmp_path / "Ovi/model.safetensors"
+  with pytest.raises(ValueError, match=f"expected 40 bytes at {path}"):
+    download.download("720x720_5s", tmp_path, hub=Hub(short=1))
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(ValueError, match=r'pip install "ovi_jax\[hub\]"'):
+    download.download("720x720_5s", tmp_path)

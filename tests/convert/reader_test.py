@@ -1,0 +1,247 @@
+"""Opening weights: single files, shards, indices; what is damaged; identity."""
+
+import json
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from ovi_jax.checkpoint import tensor_file
+from ovi_jax.convert import reader
+from ovi_jax.convert import torch_file
+
+TENSORS = {
+  "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+  "b": np.arange(4, dtype=ml_dtypes.bfloat16),
+  "steps": np.asarray(7),
+  "none": np.zeros((0, 2), np.float16),
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+  """A safetensors file of `TENSORS` that the library wrote."""
+  path = tmp_path / "model.safetensors"
+  safetensors.save_file(TENSORS, path, {"made": "here"})
+  return path
+
+
+def shards(tmp_path, count=2):
+  """The tensors over shards, named as on the hub."""
+  files = []
+  for n in range(count):
+    path = tmp_path / f"model-{n + 1:05}-of-{count:05}.safetensors"
+    part = dict(list(TENSORS.items())[n::count])
+    safetensors.save_file(part, path)
+    files.append(path)
+  return files
+
+
+def index(tmp_path, **changes):
+  """An index of the shards, with some entries changed."""
+  files = [f.name for f in shards(tmp_path)]
+  places = {n: files[i % 2] for i, n in enumerate(TENSORS)} | changes
+  path = tmp_path / "model.safetensors.index.json"
+  path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+  return path
+
+
+def assert_is_whole(file):
+  assert set(file.shapes) == set(TENSORS)
+  for name, expected in TENSORS.items():
+    found = file.read(name)
+    assert file.shapes[name] == found.shape == expected.shape
+    assert file.dtypes[name] == found.dtype == expected.dtype
+    assert found.tobytes() == expected.tobytes()
+
+
+def header(path, entries, data=b"", length=None):
+  """A safetensors file with any header."""
+  raw = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+  count = len(raw) if length is None else length
+  path.write_bytes(struct.pack("<Q", count) + raw + data)
+  return path
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+  return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def test_safetensors(path):
+  file = reader.open_tensors(path)
+  assert_is_whole(file)
+  assert file.values == {"made": "here"}
+
+
+def test_shards_by_list_pattern_and_index(tmp_path):
+  files = shards(tmp_path)
+  assert_is_whole(reader.open_tensors(files))
+  assert_is_whole(reader.open_tensors(str(tmp_path / "model-*.safetensors")))
+  assert_is_whole(reader.open_tensors(index(tmp_path)))
+
+
+def test_torch_files_by_suffix_and_key(tmp_path):
+  for suffix in (".pth", ".pt"):
+    path = tmp_path / f"model{suffix}"
+    torch_file.save(path, TENSORS, wrap="generator")
+    assert_is_whole(reader.open_tensors(path, "generator"))
+    assert "generator.b" in reader.open_tensors(path).shapes
+
+
+def test_a_missing_file_is_named_with_what_is_there(path):
+  folder = path.parent
+  with pytest.raises(ValueError) as error:
+    reader.open_tensors(folder / "vae.pth")
+  assert str(error.value) == (
+    f"expected the weights vae.pth in {folder}, found only model.safetensors"
+    " in it"
+  )
+  with pytest.raises(ValueError, match="found no such directory"):
+    reader.open_tensors(folder / "none" / "vae.pth")
+  with pytest.raises(ValueError, match=r"weights \*\.pth in .* found only mod"):
+    reader.open_tensors(folder / "*.pth")
+  with pytest.raises(ValueError, match="is a directory"):
+    reader.open_tensors(folder)
+  with pytest.raises(ValueError, match="empty list"):
+    reader.open_tensors([])
+
+
+def test_other_formats_and_keys_are_refused(path):
+  with pytest.raises(ValueError, match="no key 'generator'"):
+    reader.open_tensors(path, "generator")
+  other = path.with_suffix(".onnx")
+  other.write_bytes(path.read_bytes())
+  with pytest.raises(ValueError, match=r"model.onnx: expected .*safetensors"):
+    reader.open_tensors(other)
+
+
+def test_shards_must_be_all_and_of_one_model(tmp_path):
+  files = shards(tmp_path, 3)
+  files[1].unlink()
+  pattern = tmp_path / "model-*.safetensors"
+  with pytest.raises(ValueError, match=r"the 3 shards .* found 2 files"):
+    reader.open_tensors(pattern)
+  with pytest.raises(ValueError, match=r"'a.weight' is in .* and in"):
+    reader.open_tensors([files[0], files[0]])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"b": "model-00001-of-00002.safetensors"}, "1 tensors .*: 'b'"),
+    ({"extra": "model-00001-of-00002.safetensors"}, "1 tensors .*: 'extra'"),
+    ({"b": "model-00003-of-00002.safetensors"}, "expected the weights model-"),
+    ({"b": "../model-00002-of-00002.safetensors"}, "names beside it"),
+    ({"b": 3}, "names beside it"),
+  ],
+)
+def test_an_index_that_does_not_fit(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    reader.open_tensors(index(tmp_path, **changes))
+
+
+def test_an_index_that_is_none(tmp_path):
+  path = tmp_path / "model.safetensors.index.json"
+  for content in ("{", "[]", "{}", '{"weight_map": {}}', "[" * 100_000):
+    path.write_text(content)
+    with pytest.raises(ValueError, match=str(path)):
+      reader.open_tensors(path)
+
+
+@pytest.mark.parametrize(
+  ("entries", "data", "message"),
+  [
+    ({"w": entry()}, b"\0" * 7, "expected .* bytes, as its header says"),
+    ({"w": entry()}, b"\0" * 9, "expected .* bytes, as its header says"),
+    (
+      {"w": entry(offsets=(0, 4))},
+      b"\0" * 4,
+      r"8 bytes for F32 \[2\], found 4",
+    ),
+    (
+      {"w": entry(), "v": entry(offsets=(4, 12))},
+      b"\0" * 12,
+      "'v': expected at byte .* found at",
+    ),
+    ({"w": entry(offsets=(8, 16))}, b"\0" * 16, "'w': expected at byte"),
+    ({"w": entry(dtype="F4")}, b"\0" * 8, "'w': expected one of .* 'F4'"),
+    ({"w": entry(dtype=[4])}, b"\0" * 8, "'w': expected one of .* 'list'"),
+    ({"w": entry(shape=(-2,))}, b"\0" * 8, "sizes that are whole"),
+    ({"w": entry(shape=(2.0,))}, b"\0" * 8, "sizes that are whole"),
+    ({"w": entry(shape=(True, 2))}, b"\0" * 8, "sizes that are whole"),
+    ({"w": entry(shape=(2**50, 2**50))}, b"\0" * 8, "fits in memory"),
+    ({"w": entry(shape=(1,) * 40)}, b"\0" * 8, "at most 32 axes"),
+    ({"w": entry(shape=2)}, b"\0" * 8, "lists"),
+    ({"w": entry(offsets=(0, 2**70))}, b"\0" * 8, "two offsets"),
+    ({"w": entry(offsets=(0, 4, 8))}, b"\0" * 8, "two offsets"),
+    ({"w": {"shape": (2,)}}, b"\0" * 8, "'w': expected the fields"),
+    ({"w": 3}, b"\0" * 8, "'w': expected the fields"),
+    ({"__metadata__": {"a": 1}}, b"", "metadata of strings"),
+    ({"__metadata__": ["a"]}, b"", "metadata of strings"),
+    (b"[]", b"", "maps names to tensors"),
+    (b'{"w": 1, "w": 1}', b"", "a name occurs twice"),
+    (b"[" * 100_000, b"", "header is not safetensors"),
+    (b"\xff", b"", "header is not safetensors"),
+  ],
+)
+def test_damaged_safetensors(tmp_path, entries, data, message):
+  path = header(tmp_path / "model.safetensors", entries, data)
+  with pytest.raises(ValueError, match=message) as error:
+    reader.open_tensors(path)
+  assert str(path) in str(error.value)
+
+
+def test_a_header_too_long_is_not_read(tmp_path, monkeypatch):
+  path = tmp_path / "model.safetensors"
+  for length in (2**63, 3):
+    header(path, b"{}", length=length)
+    with pytest.raises(ValueError, match=f"at most 2 bytes, found .* {length}"):
+      reader.open_tensors(path)
+  monkeypatch.setattr(tensor_file, "HEADER_LIMIT", 1)
+  with pytest.raises(ValueError, match="at most 1 bytes, found one of 2"):
+    reader.open_tensors(header(path, b"{}"))
+
+
+def test_safetensors_cut_anywhere_are_an_error_that_names_the_file(path):
+  raw = path.read_bytes()
+  for size in range(len(raw)):
+    path.write_bytes(raw[:size])
+    with pytest.raises(ValueError, match=str(path)):
+      reader.open_tensors(path)
+
+
+def test_a_digest_knows_content_not_order_nor_format(path):
+  torch_file.save(path.with_suffix(".pth"), TENSORS)
+  one = reader.Digest(file=reader.open_tensors(path))
+  two = reader.Digest(file=reader.open_tensors(path.with_suffix(".pth")))
+  for name in TENSORS:
+    assert one.read(name).tobytes() == TENSORS[name].tobytes()
+    assert one.content() != two.content()
+  for name in (*reversed(TENSORS), "b"):
+    two.read(name)
+  assert one.content() == two.content()
+
+
+@pytest.mark.parametrize(
+  "changed",
+  [
+    {"a": np.ones(4, np.float32), "c": np.zeros(2, np.int8)},
+    {"a": np.zeros((2, 2), np.float32), "b": np.zeros(2, np.int8)},
+    {"a": np.zeros(4, np.int32), "b": np.zeros(2, np.int8)},
+    {"a": np.zeros(4, np.float32)},
+    {"a": np.zeros(2, np.int8), "b": np.zeros(4, np.float32)},
+  ],
+)
+def test_a_digest_knows_name_dtype_shape_and_bytes(tmp_path, changed):
+  tensors = {"a": np.zeros(4, np.float32), "b": np.zeros(2, np.int8)}
+  found = []
+  for content in (tensors, changed):
+    path = tmp_path / "model.safetensors"
+    safetensors.save_file(content, path)
+    digest = reader.Digest(file=reader.open_tensors(path))
+    for name in content:
+      digest.read(name)
+    found.append(digest.content())
+  assert found[0] != found[1]

@@ -1,0 +1,268 @@
+"""Torch files: what is read, what is refused, what is written.
+
+That torch itself reads what `save` writes was tried with torch 2.13.
+"""
+
+import struct
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ovi_jax.convert import torch_file
+from ovi_jax.convert import torch_pickle
+from tests.convert import spelled
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / "weights.pth"
+
+
+def arrays():
+  """One array of each dtype, of no axis, without elements and transposed."""
+  made = {
+    name: (np.arange(6) % 2).reshape(2, 3).astype(dtype)
+    for name, dtype in torch_pickle.DTYPES.items()
+  }
+  made["scalar"] = np.float32(3.5)
+  made["empty"] = np.zeros((0, 4), np.float16)
+  made["turned"] = np.arange(12, dtype=ml_dtypes.bfloat16).reshape(3, 4).T
+  return made
+
+
+def test_what_save_writes_is_read_again_to_the_byte(path):
+  torch_file.save(path, arrays())
+  file = torch_file.open_torch(path)
+  assert list(file.shapes) == list(arrays())
+  for name, expected in arrays().items():
+    found = file.read(name)
+    assert file.shapes[name] == found.shape == expected.shape, name
+    assert file.dtypes[name] == found.dtype == expected.dtype, name
+    assert found.tobytes() == expected.tobytes(), name
+
+
+def test_storages_are_aligned_and_bytes_depend_on_the_tensors_only(tmp_path):
+  torch_file.save(tmp_path / "one.pt", arrays())
+  torch_file.save(tmp_path / "two.pt", iter(arrays().items()))
+  assert (tmp_path / "one.pt").read_bytes() == (
+    tmp_path / "two.pt"
+  ).read_bytes()
+  spans = torch_file.open_torch(tmp_path / "one.pt").spans.values()
+  assert {span.start % 64 for span in spans} == {0}
+  with zipfile.ZipFile(tmp_path / "one.pt") as archive:
+    assert archive.testzip() is None
+
+
+def test_save_spells_a_tensor_as_torch_does(path):
+  torch_file.save(path, {"w": spelled.FLOATS.reshape(2, 3)}, wrap="generator")
+  with zipfile.ZipFile(path) as archive:
+    pickled = archive.read("archive/data.pkl")
+  inner = spelled.tensor(shape=(2, 3), strides=(3, 1))
+  for value in range(7):  # torch writes small numbers in another way
+    inner = inner.replace(spelled.plain(value), b"J" + struct.pack("<i", value))
+  assert (
+    pickled
+    == b"\x80\x02" + spelled.mapping(generator=spelled.mapping(w=inner)) + b"."
+  )
+
+
+def test_save_that_fails_leaves_nothing(path):
+  def failing():
+    yield "a", spelled.FLOATS
+    raise KeyError("the disk was pulled")
+
+  with pytest.raises(KeyError, match="pulled"):
+    torch_file.save(path, failing())
+  with pytest.raises(ValueError, match=r"'a'.*no dtype <U1"):
+    torch_file.save(path, {"a": np.asarray(["x"])})
+  with pytest.raises(ValueError, match="'a' occurs twice"):
+    torch_file.save(path, [("a", spelled.FLOATS), ("a", spelled.FLOATS)])
+  assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("write", [spelled.zipped, spelled.legacy])
+def test_views_of_a_shared_storage(path, write):
+  value = spelled.mapping(
+    turned=spelled.tensor(shape=(3, 2), strides=(1, 3)),
+    part=spelled.tensor(offset=2, shape=(3,)),
+    odd=spelled.tensor(offset=1, shape=(3,), strides=(2,)),
+    one=spelled.tensor(offset=5, shape=(1, 1), strides=(99, 7)),
+    none=spelled.tensor(offset=6, shape=(0, 3), strides=(3, 1)),
+  )
+  file = torch_file.open_torch(write(path, value))
+  expected = {
+    "turned": [[0, 3], [1, 4], [2, 5]],
+    "part": [2, 3, 4],
+    "odd": [1, 3, 5],
+    "one": [[5]],
+    "none": np.zeros((0, 3)),
+  }
+  for name, values in expected.items():
+    np.testing.assert_array_equal(file.read(name), values, err_msg=name)
+    assert file.read(name).flags.c_contiguous
+
+
+def test_strided_views_of_dtypes_numpy_lacks(path):
+  source = spelled.storage(4, "torch\nBFloat16Storage")
+  value = spelled.mapping(w=spelled.tensor(source, 0, (2, 2), (1, 2)))
+  stored = np.arange(4).astype(ml_dtypes.bfloat16)
+  file = torch_file.open_torch(spelled.zipped(path, value, [stored.tobytes()]))
+  np.testing.assert_array_equal(file.read("w"), stored.reshape(2, 2).T)
+
+
+def test_a_view_of_a_storage_in_the_older_format(path):
+  def stored(offset, count):
+    numbers = spelled.plain(offset) + spelled.plain(count)
+    view = b"(" + spelled.text("1") + numbers + b"t"
+    tensor = spelled.tensor(spelled.storage(view=view), 1, (2,))
+    return spelled.legacy(path, spelled.mapping(w=tensor))
+
+  file = torch_file.open_torch(stored(2, 3))
+  np.testing.assert_array_equal(file.read("w"), [3, 4])
+  with pytest.raises(ValueError, match="view within 6 elements"):
+    torch_file.open_torch(stored(2, 5))
+
+
+def test_dicts_within_dicts_and_plain_values(path):
+  parameter = b"ctorch._utils\n_rebuild_parameter\n(%s\x88}tR"
+  # torch keeps the versions of modules in an attribute of the dict.
+  state = b"ccollections\nOrderedDict\n)R(%s%su}%s}sb" % (
+    spelled.text("w"),
+    parameter % spelled.tensor(),
+    spelled.text("_metadata"),
+  )
+  sizes = b"]ctorch\nSize\n(%stRa" % spelled.plain((2, 3))
+  value = spelled.mapping(state=state, epoch=3, sizes=sizes)
+  file = torch_file.open_torch(spelled.zipped(path, value))
+  assert file.shapes == {"state.w": (6,)}
+  assert file.values == {"epoch": 3, "sizes": [(2, 3)]}
+  assert torch_file.open_torch(path, "state").shapes == {"w": (6,)}
+  with pytest.raises(ValueError, match=r"key 'generator'.*'state', 'epoch'"):
+    torch_file.open_torch(path, "generator")
+  with pytest.raises(ValueError, match="found a int"):
+    torch_file.open_torch(path, "epoch")
+
+
+@pytest.mark.parametrize(
+  ("numbers", "message"),
+  [
+    ({"offset": 1}, r"\(6,\) within .* 24 bytes.* reach byte 28"),
+    ({"strides": (2,)}, "reach byte 44"),
+    ({"offset": -1}, "offset and strides"),
+    ({"strides": (-1,)}, "offset and strides"),
+    ({"offset": 2**70}, "offset and strides"),
+    ({"shape": (-6,)}, "whole numbers from 0"),
+    ({"shape": b"\x88\x85"}, "whole numbers from 0"),
+    ({"shape": (2**900,)}, "whole numbers from 0"),
+    ({"shape": (2**50, 0, 2**50)}, "fits in memory"),
+    ({"shape": (2**40,), "strides": (0,)}, "reach byte"),
+    ({"shape": (1,) * 99}, "at most 32 axes, found 99"),
+    ({"strides": ()}, "one stride an axis"),
+    ({"shape": b"]"}, "tuples"),
+    ({"source": b"N"}, "expected a storage, found a NoneType"),
+    ({"source": spelled.storage(7)}, "of 7 float32, found 24 bytes"),
+    ({"source": spelled.storage(-6)}, "storage of -6 float32"),
+    ({"source": spelled.storage(key="9")}, "no storage '9'"),
+    ({"source": spelled.storage(kind="torch\nQInt8Storage")}, "QInt8Storage"),
+    ({"source": spelled.storage(kind="torch\nSize")}, "a torch storage"),
+  ],
+)
+def test_numbers_that_do_not_fit_the_storage(path, numbers, message):
+  value = spelled.mapping(w=spelled.tensor(**numbers))
+  with pytest.raises(ValueError, match=message) as error:
+    torch_file.open_torch(spelled.zipped(path, value))
+  assert str(path) in str(error.value)
+
+
+def test_damaged_zip_files(path):
+  good = spelled.mapping(w=spelled.tensor())
+  with pytest.warns(UserWarning, match="Duplicate name"):
+    spelled.zipped(path, good, extra=[("model/data/0", b"x")])
+  with pytest.raises(ValueError, match="'model/data/0' occurs twice"):
+    torch_file.open_torch(path)
+  spelled.zipped(path, good, compression=zipfile.ZIP_DEFLATED)
+  with pytest.raises(ValueError, match="compressed or encrypted"):
+    torch_file.open_torch(path)
+  for place, message in ((8, "encrypted"), (42, "no header|within the")):
+    raw = bytearray(spelled.zipped(path, good).read_bytes())
+    raw[raw.index(b"PK\x01\x02") + place] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=message):
+      torch_file.open_torch(path)
+  spelled.zipped(path, good, extra=[("other/data.pkl", b"")])
+  with pytest.raises(ValueError, match=r"one entry <name>/data.pkl, found 2"):
+    torch_file.open_torch(path)
+  spelled.zipped(path, good, extra=[("model/byteorder", b"big")])
+  with pytest.raises(ValueError, match="little-endian"):
+    torch_file.open_torch(path)
+
+
+def test_a_directory_larger_than_any_header_is_not_read(path):
+  size = 2**26
+  with path.open("wb") as file:
+    file.write(b"PK\x03\x04")
+    file.truncate(size)
+    file.seek(size)
+    record = (b"PK\x05\x06", 0, 0, 1, 1, size - 1, 0, 0)
+    file.write(struct.pack("<4s4H2LH", *record))
+  with pytest.raises(ValueError, match=f"at most 16777216.*{size - 1}"):
+    torch_file.open_torch(path)
+
+
+def test_damaged_files_of_the_older_format(path):
+  good = spelled.mapping(w=spelled.tensor())
+  raw = spelled.legacy(path, good).read_bytes()
+  path.write_bytes(raw[:-1])
+  with pytest.raises(
+    ValueError, match=f"up to byte {len(raw)}.*{len(raw) - 1}"
+  ):
+    torch_file.open_torch(path)
+  for count in (-1, 2**62):
+    path.write_bytes(raw[:-32] + struct.pack("<q", count) + raw[-24:])
+    with pytest.raises(ValueError, match=r"storage '0'.*expected its 6"):
+      torch_file.open_torch(path)
+  with pytest.raises(ValueError, match="keys of 1 storages, found 2"):
+    torch_file.open_torch(spelled.legacy(path, good, keys=("0", "1")))
+  path.write_bytes(b"<!DOCTYPE html><html>")
+  with pytest.raises(ValueError, match="starts with b'<!DOCTYPE html>"):
+    torch_file.open_torch(path)
+
+
+@pytest.mark.parametrize("write", [spelled.zipped, spelled.legacy])
+def test_a_file_cut_anywhere_is_an_error_that_names_it(path, write):
+  raw = write(path, spelled.mapping(w=spelled.tensor())).read_bytes()
+  for size in range(len(raw)):
+    path.write_bytes(raw[:size])
+    with pytest.raises(ValueError, match=str(path)):
+      torch_file.open_torch(path)
+
+
+@pytest.mark.parametrize("write", [spelled.zipped, spelled.legacy])
+def test_a_changed_byte_is_read_or_refused(path, write):
+  """Whatever a byte is changed to, nothing but ValueError comes out."""
+  value = spelled.mapping(w=spelled.tensor(), n=spelled.mapping(a=7))
+  raw = write(path, value).read_bytes()
+  values = np.random.default_rng(0).integers(0, 256, len(raw), np.uint8)
+  refused = 0
+  for at, value in enumerate(values.tolist()):
+    path.write_bytes(raw[:at] + bytes([value]) + raw[at + 1 :])
+    try:
+      file = torch_file.open_torch(path)
+      for name in file.shapes:
+        file.read(name)
+    except ValueError as error:
+      refused += 1
+      assert str(path) in str(error)
+  assert 0 < refused < len(raw)
+
+
+def test_a_file_that_became_shorter_is_named(path):
+  torch_file.save(path, {"w": spelled.FLOATS})
+  file = torch_file.open_torch(path)
+  path.write_bytes(path.read_bytes()[:100])
+  with pytest.raises(ValueError, match=f"{path} ends early"):
+    file.read("w")
+  with pytest.raises(ValueError, match="no tensor 'v'"):
+    file.read("v")

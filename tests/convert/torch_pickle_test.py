@@ -1,0 +1,100 @@
+"""Pickles as data: what is understood, what is refused, what is bounded."""
+
+import io
+import struct
+
+import pytest
+
+from ovi_jax.convert import torch_file
+from ovi_jax.convert import torch_pickle
+from tests.convert import spelled
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / "weights.pth"
+
+
+def test_a_pickle_of_protocol_four(path):
+  frame = b"\x80\x04\x95" + struct.pack("<Q", 99)
+  names = b"\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94"
+  # The name, kept as value 1, is recalled as a key of the dict.
+  value = frame + names + b"\x93\x94)R(h\x01" + spelled.tensor() + b"u"
+  assert torch_file.open_torch(spelled.zipped(path, value)).shapes == {
+    "OrderedDict": (6,)
+  }
+
+
+@pytest.mark.parametrize(
+  ("value", "name"),
+  [
+    (
+      b"cposix\nsystem\n" + spelled.text("touch hacked") + b"\x85R",
+      "posix.system",
+    ),
+    (b"cbuiltins\neval\n" + spelled.text("1") + b"\x85R", "builtins.eval"),
+    (b"\x8c\x08builtins\x8c\x04eval\x93", "builtins.eval"),
+    (b"ctorch.storage\n_load_from_bytes\n", "torch.storage._load_from_bytes"),
+    (b"cnumpy._core.multiarray\n_reconstruct\n", "multiarray._reconstruct"),
+    (b"ctorch\nfloat32.newbyteorder\n", "torch.float32.newbyteorder"),
+    (b"(iposix\nsystem\n", "instruction b'i'"),
+    (b"(cposix\nsystem\no", "posix.system"),
+    (b"ccollections\nOrderedDict\n]\x85R", "OrderedDict with 1"),
+    (b"ctorch._utils\n_rebuild_parameter\nK\x01\x85R", "parameter with 1"),
+    (
+      spelled.tensor(rest=b"}" + spelled.text("conj") + b"\x88s"),
+      "tensor_v2 with 7",
+    ),
+  ],
+)
+def test_anything_but_tensors_and_plain_values_is_refused(path, value, name):
+  with pytest.raises(ValueError, match="refused") as error:
+    torch_file.open_torch(spelled.zipped(path, spelled.mapping(w=value)))
+  assert name in str(error.value) and str(path) in str(error.value)
+
+
+# Each is small in the file and would be endless, huge or deadly elsewhere.
+@pytest.mark.parametrize(
+  ("value", "message"),
+  [
+    (spelled.mapping(w=b"]" * 90_000 + b"a" * 89_999), "found none"),
+    (spelled.mapping(w=b")" + b"\x85" * 90_000), "found none"),
+    (spelled.mapping(w=b"K\x01" + b"q\x00h\x00\x86" * 200), "found none"),
+    (b"}K\x01" + b"q\x00h\x00\x86" * 200 + b"K\x01s", "found a tuple"),
+    (b"}K\x01" * 9000 + b"}" + b"s" * 9000, "16 deep"),
+    (b"}q\x00K\x01h\x00s", "16 deep"),
+    (b"}q\x00" + b"}(K\x01h\x00K\x02h\x00uq\x00" * 60, "16 deep"),
+    (b"}r\xff\xff\xff\x7f", "found none"),
+    (b"}j\xff\xff\xff\x7f", "never kept"),
+    (b"}(K\x01u", "one less"),
+    (b"}(K\x01K\x02K\x01K\x03u", "1 occurs twice"),
+    (
+      spelled.mapping(a=spelled.mapping(b=b"N")) + spelled.text("a.b") + b"Ns",
+      "'a.b' occurs twice",
+    ),
+    (b"s", "has not made"),
+    (b"e", "not opened"),
+    (b"c" + b"a" * 1000, "name of less than 200"),
+    (b"X\xff\xff\xff\xffabc", "ends early"),
+    (b"K\x01", "found a int"),
+    (b"X\x01\x00\x00\x00\xff", "can't decode"),
+    (b"\x80\x09}", "protocol"),
+    (b"K\x01Q", "expected a tuple"),
+  ],
+)
+def test_hostile_pickles(path, value, message):
+  with pytest.raises(ValueError, match=message) as error:
+    torch_file.open_torch(spelled.zipped(path, value))
+  assert str(path) in str(error.value)
+
+
+def test_a_pickle_has_a_largest_length(path, monkeypatch):
+  monkeypatch.setattr(torch_pickle, "_INSTRUCTIONS", 1000)
+  with pytest.raises(ValueError, match="at most 1000 instructions"):
+    torch_file.open_torch(spelled.zipped(path, b"}" * 1001))
+
+
+def test_the_reader_stops_behind_a_pickle():
+  stream = io.BytesIO(b"\x80\x02K\x07.rest")
+  assert torch_pickle.load(stream) == (7, {})
+  assert stream.read() == b"rest"
