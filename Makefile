@@ -1,0 +1,61 @@
+# Two commands need nothing but Python 3.11+ and make:
+#   make sample   install into .venv, then make a video with sound
+#   make test     install into .venv, then run the tests
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SAMPLE ?= samples/first
+WORKERS ?= 2
+
+.PHONY: sample test test-slow lint format bench clean
+
+$(VENV)/ready: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "ovi_jax needs Python 3.11 or newer, this is " + sys.version.split()[0] + \
+	  "; try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(PY) -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+sample: $(VENV)/ready
+	$(PY) -m ovi_jax.convert.standin.write $(SAMPLE)/release
+	$(PY) convert_torch_weights.py --release=$(SAMPLE)/release \
+	  --arch=ovi_jax/convert/standin/manifest.json --out=$(SAMPLE)/weights
+	$(PY) sample.py --weights=$(SAMPLE)/weights --out=$(SAMPLE) --overwrite \
+	  --config.steps=8 --config.skip_layer=1 \
+	  --prompt="Waves roll in. Audio: wind and surf."
+	$(PY) sample.py --weights=$(SAMPLE)/weights --out=$(SAMPLE) --overwrite \
+	  --config.steps=8 --config.skip_layer=1 \
+	  --image=docs/images/first_frame.png \
+	  --prompt="A lighthouse at dusk. Audio: a fog horn."
+	@echo
+	@echo "The two videos in $(SAMPLE) are noise to eye and ear: these weights are"
+	@echo "RANDOM, a tiny stand-in that takes the released weights' way end to end."
+	@echo "For real clips convert a release, see README.md."
+
+test: $(VENV)/ready-dev
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
+
+test-slow: $(VENV)/ready-dev
+	$(PY) -m pytest -m slow
+
+lint: $(VENV)/ready-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+format: $(VENV)/ready-dev
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/ready-dev
+	$(PY) benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache samples *.egg-info

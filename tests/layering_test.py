@@ -1,0 +1,70 @@
+"""Imports go one way: each package sees only those below it."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ovi_jax"
+BASE = {"axes", "modality", "geometry", "prompt", "media", "runtime"}
+# Package -> packages it may import, besides itself and the base.
+ALLOWED = {
+  "models": set(),
+  "parallel": set(),
+  "checkpoint": {"models", "parallel"},
+  "convert": {"models", "checkpoint"},
+  "sampling": {"models", "parallel", "checkpoint"},
+}
+SMALL = ("sample.py", "convert_torch_weights.py")
+
+
+def imported(path: pathlib.Path) -> set[str]:
+  """The rooms of ovi_jax that a file imports."""
+  rooms = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    names = []
+    if isinstance(node, ast.ImportFrom) and node.module:
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    elif isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    for name in names:
+      parts = name.split(".")
+      if parts[0] == "ovi_jax" and len(parts) > 1:
+        rooms.add(parts[1])
+  return rooms
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_packages_see_only_what_is_below(path):
+  room = path.relative_to(PACKAGE).parts[0]
+  assert room in ALLOWED, f"say in layering_test.py what {room} may import"
+  strange = imported(path) - ALLOWED[room] - BASE - {room}
+  assert not strange, f"{path} imports {strange}"
+
+
+def test_the_base_sees_only_itself():
+  for path in PACKAGE.glob("*.py"):
+    assert imported(path) <= BASE, path
+
+
+def test_no_torch_and_no_tensorflow():
+  for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = []
+      if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+      elif isinstance(node, ast.ImportFrom):
+        names = [node.module or ""]
+      roots = {name.split(".")[0] for name in names}
+      assert not roots & {"torch", "tensorflow"}, path
+
+
+def test_files_stay_small():
+  for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+    assert len(path.read_text().splitlines()) <= 400, path
+  for name in SMALL:
+    assert len((ROOT / name).read_text().splitlines()) <= 60, name
