@@ -42,17 +42,17 @@ class Architecture:
   """Sizes of every component; `None` for one that is absent.
 
   Attributes:
-    umt5: text encoder.
+    umt5: the text encoder's config.
     fusion: a tower for each modality.
-    video_vae, audio_vae, vocoder: codecs.
+    video_vae, audio_vae, vocoder: configs of the codecs.
     clip: default geometry, for weights that are no released variant.
   """
 
-  umt5: umt5.UMT5Config | None
+  umt5: Any
   fusion: AV[dit.DiTConfig]
-  video_vae: video_vae.VideoVAEConfig | None
-  audio_vae: audio_vae.AudioVAEConfig | None
-  vocoder: vocoder.VocoderConfig | None
+  video_vae: Any
+  audio_vae: Any
+  vocoder: Any
   clip: geometry.Clip | None = None
 
   @classmethod
@@ -107,14 +107,6 @@ class Architecture:
     """The components that are present."""
     return tuple(c for c in COMPONENTS if self.config(c) is not None)
 
-  @functools.cached_property
-  def vocoder_ratio(self) -> int:
-    """Waveform samples of one mel frame."""
-    ratio = 1
-    for rate in self.vocoder.upsample_rates if self.vocoder else ():
-      ratio *= rate
-    return ratio
-
 
 def released_sizes() -> dict[str, Any]:
   """Sizes of every released variant, in the original's form."""
@@ -127,7 +119,7 @@ def parameter_shapes(component: str, config: Any) -> dict[str, Any]:
   return jax.eval_shape(functools.partial(_init, component, config), key)
 
 
-def _init(component: str, config: Any, key: jax.Array) -> dict[str, Any]:
+def _init(component: str, config: Any, key: jax.Array) -> Mapping[str, Any]:
   """Random parameters, from arguments of the smallest size."""
   match component:
     case "umt5":
@@ -146,7 +138,9 @@ def _init(component: str, config: Any, key: jax.Array) -> dict[str, Any]:
   raise ValueError(f"component {component!r} is not one of {COMPONENTS}")
 
 
-def _init_fusion(config: AV[dit.DiTConfig], key: jax.Array) -> dict[str, Any]:
+def _init_fusion(
+  config: AV[dit.DiTConfig], key: jax.Array
+) -> Mapping[str, Any]:
   latents, times, text = {}, {}, {}
   for name, tower in config.present().items():
     latents[name] = jnp.zeros((1, *tower.patch, tower.channels))

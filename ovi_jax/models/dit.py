@@ -135,8 +135,8 @@ class DiTConfig:
         f"tower sizes must name exactly {sorted(names)}; missing or unknown:"
         f" {sorted(wrong)}"
       )
-    fields = {names[key]: value for key, value in sizes.items()}
-    return cls(**fields | {"patch": tuple(sizes["patch_size"])})
+    sizes["patch_size"] = tuple(sizes["patch_size"])
+    return cls(**{names[key]: value for key, value in sizes.items()})
 
 
 _RELEASE_NAMES = {

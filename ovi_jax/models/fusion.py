@@ -51,7 +51,7 @@ class FusionBlock(nn.Module):
   def block(self, name: str) -> dit.Block:
     return getattr(self, name)
 
-  def text_keys_values(self, context: AV[jax.Array]) -> AV[dit.KeysValues]:
+  def text_keys_values(self, context: AV[Any]) -> AV[dit.KeysValues]:
     """Keys and values of the prompts for this block."""
     return AV(
       **{
@@ -122,7 +122,7 @@ class FusionDiT(nn.Module):
     self.block = FusionBlock(self.config, self.dtype, self.backend, parent=None)
     self.blocks = self.param("blocks", self._init_blocks)
 
-  def _init_blocks(self, key: jax.Array) -> dict[str, Any]:
+  def _init_blocks(self, key: jax.Array) -> Any:
     """Parameters of all blocks, stacked, each from a key of its own."""
     shapes = jax.eval_shape(self._example)
     return jax.vmap(
@@ -170,7 +170,7 @@ class FusionDiT(nn.Module):
       method = "text_keys_values"
       return None, self.block.apply({"params": params}, context, method=method)
 
-    _, keys_values = jax.lax.scan(one, None, self.blocks)
+    keys_values: Any = jax.lax.scan(one, None, self.blocks)[1]
     return Conditions(keys_values, self.rotary(latents))
 
   def __call__(

@@ -1,6 +1,7 @@
 """The device mesh: axes data, fsdp, context, tensor."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 AXES = ("data", "fsdp", "context", "tensor")
 
 
-def make(devices: Sequence[jax.Device], **sizes: int) -> jax.sharding.Mesh:
+def make(devices: Sequence[Any], **sizes: int) -> jax.sharding.Mesh:
   """A mesh over `devices`, e.g. `make(jax.devices(), fsdp=2, context=4)`.
 
   Args:
@@ -29,6 +30,6 @@ def make(devices: Sequence[jax.Device], **sizes: int) -> jax.sharding.Mesh:
   return jax.sharding.Mesh(np.reshape(devices, shape), AXES, axis_types=auto)
 
 
-def for_sampling(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+def for_sampling(devices: Sequence[Any]) -> jax.sharding.Mesh:
   """One sample at a time: the video's tokens and the weights are split."""
   return make(devices, context=len(devices))

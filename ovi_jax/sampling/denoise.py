@@ -84,7 +84,7 @@ def step(
   """
   x = with_first_frame(x, inputs.first_frame)
   times = frame_times(x, t, inputs.first_frame is not None)
-  velocities = model.apply(
+  velocities: Any = model.apply(
     {"params": params},
     guidance.both(x),
     guidance.both(times),

@@ -117,7 +117,7 @@ def plan(
   variant = pipeline.manifest.geometry
   wanted = settings.height, settings.width
   arch = pipeline.arch
-  if variant.name == directory.CUSTOM and wanted == geometry.DEFAULT_SIZE:
+  if arch.clip is not None and wanted == geometry.DEFAULT_SIZE:
     wanted = arch.clip.pixels
   expanded = requests_lib.expand(
     requests,
@@ -240,7 +240,7 @@ def _make(
         embedded[job.text],
         AV(*(embedded[n] for n in negative)),
         settings,
-        first.get(job.request.image),
+        None if job.request.image is None else first[job.request.image],
         lambda _, bar=bar: bar.update(),
       )
     write(job, latents, decoder, save_latents)

@@ -195,7 +195,10 @@ def conditions(
   model: fusion.FusionDiT, params: Any, latents: AV[Any], text: AV[jax.Array]
 ) -> fusion.Conditions:
   """What all steps of a prompt share, see `fusion.FusionDiT.conditions`."""
-  return model.apply({"params": params}, latents, text, method="conditions")
+  made: Any = model.apply(
+    {"params": params}, latents, text, method="conditions"
+  )
+  return made
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,7 +242,10 @@ def decode_sound(
   mel_BTM = audio_vae.AudioVAE(vae).apply(
     {"params": vae_params}, latents_BTC, method="decode"
   )
-  return vocoder.BigVGAN(bigvgan).apply({"params": vocoder_params}, mel_BTM)
+  wave_BA: Any = vocoder.BigVGAN(bigvgan).apply(
+    {"params": vocoder_params}, mel_BTM
+  )
+  return wave_BA
 
 
 def noise(seed: int, clip: geometry.Clip, channels: AV[int]) -> AV[np.ndarray]:

@@ -42,7 +42,7 @@ class Request:
   image: pathlib.Path | None
   index: int = 1
   seed: int = 0
-  size: tuple[int, int] | None = None
+  size: tuple[int, int] = (0, 0)
   stem: str = ""
 
 
@@ -174,7 +174,6 @@ def _named(requests: Iterable[Request]) -> list[Request]:
   """The requests with stems of their own, given seeds and sizes."""
   named = []
   for request in requests:
-    assert request.size is not None
     height, width = request.size
     name = prompts.file_stem(request.prompt)
     stem = f"{name}_{height}x{width}_{request.seed}"

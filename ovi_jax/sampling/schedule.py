@@ -7,6 +7,7 @@ Computed on the host in float64, kept in float32.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Schedule:
     return len(self.t)
 
 
-def shifted(sigma: np.ndarray, shift: float) -> np.ndarray:
+def shifted(sigma: Any, shift: float) -> Any:
   """Move noise levels towards 1 by `shift` (1 = unchanged)."""
   return shift * sigma / (1 + (shift - 1) * sigma)
 
