@@ -13,6 +13,7 @@ import sys
 from absl import app
 from absl import flags
 
+from ovi_jax import runtime
 from ovi_jax.convert import command
 
 FLAGS = flags.FLAGS
@@ -29,6 +30,7 @@ flags.DEFINE_string("download", "", "Fetch this variant's release into --out.")
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  runtime.start()
   try:
     command.run(
       release=FLAGS.release,

@@ -34,12 +34,14 @@ flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  runtime.start()
   try:
+    if not FLAGS.weights:
+      raise ValueError("--weights=DIR is needed; README.md says how to get one")
     chosen = settings.Settings.from_config(FLAGS.config)
     asked = requests.from_flags(
       FLAGS.prompt, FLAGS.prompts, FLAGS.image, chosen.mode
     )
-    runtime.use_compilation_cache()
     generate.run(
       requests=asked,
       settings=chosen,

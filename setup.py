@@ -1,4 +1,4 @@
-"""Install ovi_jax: `pip install .` (CPU), `.[gpu]`, `.[tpu]`, `.[hub]`, `.[dev]`."""
+"""Install ovi_jax: `pip install .`, or with extras gpu, tpu, hub, dev."""
 
 import pathlib
 import re
@@ -7,42 +7,42 @@ import setuptools
 
 HERE = pathlib.Path(__file__).resolve().parent
 VERSION = re.search(
-    r'__version__ = "(.+)"', (HERE / "ovi_jax/__init__.py").read_text()
+  r'__version__ = "(.+)"', (HERE / "ovi_jax/__init__.py").read_text()
 ).group(1)
 
 setuptools.setup(
-    name="ovi_jax",
-    version=VERSION,
-    description="Ovi (joint video and sound generation) in JAX and Flax.",
-    long_description=(HERE / "README.md").read_text(),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["ovi_jax", "ovi_jax.*"]),
-    package_data={"ovi_jax": ["**/*.json", "**/*.safetensors"]},
-    install_requires=[
-        "absl-py>=2.1",
-        "av>=14",
-        "einops>=0.8",
-        "flax>=0.12",
-        "ftfy>=6.2",
-        "jax>=0.10",
-        "ml-collections>=1.0",
-        "numpy>=2.0",
-        "pillow>=11",
-        "safetensors>=0.6",
-        "tokenizers>=0.21",
-        "tqdm>=4.66",
+  name="ovi_jax",
+  version=VERSION,
+  description="Ovi (joint video and sound generation) in JAX and Flax.",
+  long_description=(HERE / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["ovi_jax", "ovi_jax.*"]),
+  package_data={"ovi_jax": ["**/*.json", "**/*.safetensors"]},
+  install_requires=[
+    "absl-py>=2.1",
+    "av>=14",
+    "einops>=0.8",
+    "flax>=0.12",
+    "ftfy>=6.2",
+    "jax>=0.10",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "pillow>=11",
+    "safetensors>=0.6",
+    "tokenizers>=0.21",
+    "tqdm>=4.66",
+  ],
+  extras_require={
+    "gpu": ["jax[cuda13]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+    "hub": ["huggingface_hub>=1.0"],
+    "dev": [
+      "pyright>=1.1.400",
+      "pytest>=8.4",
+      "pytest-xdist>=3.6",
+      "ruff>=0.12",
     ],
-    extras_require={
-        "gpu": ["jax[cuda13]>=0.10"],
-        "tpu": ["jax[tpu]>=0.10"],
-        "hub": ["huggingface_hub>=1.0"],
-        "dev": [
-            "pyright>=1.1.400",
-            "pytest>=8.4",
-            "pytest-xdist>=3.6",
-            "ruff>=0.12",
-        ],
-    },
+  },
 )

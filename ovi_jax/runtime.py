@@ -1,19 +1,21 @@
-"""Process-wide settings of JAX that commands turn on."""
+"""Process-wide settings that commands turn on."""
 
 import os
 import pathlib
 
 import jax
+from absl import logging
 
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
 
 
-def use_compilation_cache() -> None:
-  """Keep compiled programs on disk, so that the next start is fast.
+def start() -> None:
+  """Quiet the libraries' logs, and keep compiled programs on disk.
 
-  `JAX_COMPILATION_CACHE_DIR` names another place; set to nothing, it turns
-  the cache off.
+  A second start then finds its programs compiled. `JAX_COMPILATION_CACHE_DIR`
+  names another place; set to nothing, it turns the cache off.
   """
+  logging.set_verbosity(logging.WARNING)
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
   jax.config.update("jax_compilation_cache_dir", str(CACHE))

@@ -1,5 +1,6 @@
 """The device mesh: axes data, fsdp, context, tensor."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,11 @@ def make(devices: Sequence[Any], **sizes: int) -> jax.sharding.Mesh:
   return jax.sharding.Mesh(np.reshape(devices, shape), AXES, axis_types=auto)
 
 
-def for_sampling(devices: Sequence[Any]) -> jax.sharding.Mesh:
-  """One sample at a time: the video's tokens and the weights are split."""
-  return make(devices, context=len(devices))
+def for_sampling(devices: Sequence[Any], heads: int) -> jax.sharding.Mesh:
+  """One clip at a time: heads are split as far as they go, weights further.
+
+  Heads divide more often than tokens do, and no attention kernel minds. What
+  the heads leave over splits weights, and the two guidance passes if it is 2.
+  """
+  tensor = math.gcd(len(devices), heads)
+  return make(devices, fsdp=len(devices) // tensor, tensor=tensor)

@@ -96,10 +96,11 @@ def _pipeline(
   if name == "auto":
     name = "float32" if platform == "cpu" else "bfloat16"
   dtype = jnp.dtype(name)
+  heads = next(iter(manifest.architecture.fusion.present().values())).heads
   return pipelines.Pipeline(
     weights=weights,
     manifest=manifest,
-    mesh=meshes.for_sampling(jax.devices()),
+    mesh=meshes.for_sampling(jax.devices(), heads),
     dtype=dtype,
     backend=attention.resolve(settings.attention, platform, dtype),
   )

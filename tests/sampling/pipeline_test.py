@@ -20,7 +20,7 @@ def pipeline(weights):
   return pipelines.Pipeline(
     weights=weights,
     manifest=directory.read(weights),
-    mesh=meshes.for_sampling(jax.devices()[:1]),
+    mesh=meshes.for_sampling(jax.devices()[:1], heads=2),
     dtype=jnp.dtype("float32"),
     backend="xla_head",
   )
