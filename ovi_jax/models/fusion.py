@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ovi_jax.modality import AV
+from ovi_jax.models import block
 from ovi_jax.models import dit
 from ovi_jax.models import rope
 
@@ -29,7 +30,7 @@ QUIET = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
 class Conditions(NamedTuple):
   """Work that does not depend on the denoising step, done once per prompt."""
 
-  text: AV[dit.KeysValues]  # of all blocks, [G, B, S, N, K]
+  text: AV[block.KeysValues]  # of all blocks, [G, B, S, N, K]
   rotary: AV[rope.Rotary]
 
 
@@ -44,18 +45,18 @@ class FusionBlock(nn.Module):
     fused = len(self.config.present()) == 2
     shared = (self.dtype, self.backend, fused)
     if self.config.video is not None:
-      self.video = dit.Block(self.config.video, *shared, fusion_init=QUIET)
+      self.video = block.Block(self.config.video, *shared, fusion_init=QUIET)
     if self.config.audio is not None:
-      self.audio = dit.Block(self.config.audio, *shared)
+      self.audio = block.Block(self.config.audio, *shared)
 
-  def block(self, name: str) -> dit.Block:
+  def of(self, name: str) -> block.Block:
     return getattr(self, name)
 
-  def text_keys_values(self, context: AV[Any]) -> AV[dit.KeysValues]:
+  def text_keys_values(self, context: AV[Any]) -> AV[block.KeysValues]:
     """Keys and values of the prompts for this block."""
     return AV(
       **{
-        name: self.block(name).text_keys_values(x)
+        name: self.of(name).text_keys_values(x)
         for name, x in context.present().items()
       }
     )
@@ -64,34 +65,32 @@ class FusionBlock(nn.Module):
     self,
     tokens: AV[jax.Array],
     times: AV[dit.Times],
-    text: AV[jax.Array] | AV[dit.KeysValues],
+    text: AV[jax.Array] | AV[block.KeysValues],
     rotary: AV[rope.Rotary],
   ) -> AV[jax.Array]:
     """Tokens_BLD of every tower, one block further.
 
     `text` is context_BSD, or what `text_keys_values` makes of it.
     """
-    if not any(isinstance(x, dit.KeysValues) for x in text):
+    if not any(isinstance(x, block.KeysValues) for x in text):
       text = self.text_keys_values(text)
     attended, feeds = {}, {}
     for name, x in tokens.present().items():
-      attention, feeds[name] = self.block(name).modulations(
-        getattr(times, name)
-      )
-      attended[name] = self.block(name).attend_self(
+      attention, feeds[name] = self.of(name).modulations(getattr(times, name))
+      attended[name] = self.of(name).attend_self(
         x, attention, getattr(rotary, name)
       )
     heard = AV(**attended)
     out = {}
     for name, x in attended.items():
-      x = self.block(name).attend_others(
+      x = self.of(name).attend_others(
         x,
         getattr(text, name),
         getattr(rotary, name),
         heard.other(name),
         rotary.other(name),
       )
-      out[name] = self.block(name).feed(x, feeds[name])
+      out[name] = self.of(name).feed(x, feeds[name])
     return AV(**out)
 
 

@@ -1,15 +1,19 @@
-"""Norms and modulation shared by both towers.
+"""Norms, modulation and the MLP shared by both towers.
 
 Norms and modulation compute in float32 and return the compute dtype they are
 told (Ovi rounds to bfloat16 inside them; the released weights do not need it).
 """
 
+from typing import Any
 from typing import NamedTuple
 
 import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+XAVIER = nn.initializers.xavier_uniform()
+SMALL = nn.initializers.normal(0.02)
 
 
 class Modulation(NamedTuple):
@@ -80,3 +84,23 @@ class LayerNorm(nn.Module):
     shape = (1,) * (x.ndim - 1) + x.shape[-1:]
     scale, bias = (p.astype(jnp.float32).reshape(shape) for p in (scale, bias))
     return (normalize(x, self.eps) * scale + bias).astype(self.dtype)
+
+
+class MLP(nn.Module):
+  """Two dense layers with an activation between them."""
+
+  hidden: int
+  out: int
+  activation: Any
+  kernel_init: Any
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = {"kernel_init": self.kernel_init, "dtype": self.dtype}
+    x = nn.Dense(self.hidden, name="in", **dense)(x)
+    return nn.Dense(self.out, name="out", **dense)(self.activation(x))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  return nn.gelu(x, approximate=True)
