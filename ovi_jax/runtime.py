@@ -20,3 +20,11 @@ def start() -> None:
     return
   jax.config.update("jax_compilation_cache_dir", str(CACHE))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def platform() -> str:
+  """What computes: "cpu", "tpu", or for GPUs their maker's "cuda", "rocm"."""
+  device = jax.devices()[0]
+  if device.platform != "gpu":
+    return device.platform
+  return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"

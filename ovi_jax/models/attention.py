@@ -20,7 +20,6 @@ QUERY_BLOCK = 512
 # The choice of "auto". A flash kernel for TPU registers itself in BACKENDS.
 PLATFORM_BACKEND: Mapping[str, str] = {
   "cpu": "xla_head",
-  "gpu": "cudnn",
   "cuda": "cudnn",
 }
 

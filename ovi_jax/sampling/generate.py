@@ -22,6 +22,7 @@ import ovi_jax
 from ovi_jax import geometry
 from ovi_jax import media
 from ovi_jax import prompt as prompts
+from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
 from ovi_jax.modality import AV
 from ovi_jax.models import attention
@@ -91,7 +92,7 @@ def _pipeline(
   settings: settings_lib.Settings,
 ) -> pipelines.Pipeline:
   """Settle devices, dtype and attention."""
-  platform = jax.default_backend()
+  platform = runtime.platform()
   name = settings.dtype
   if name == "auto":
     name = "float32" if platform == "cpu" else "bfloat16"

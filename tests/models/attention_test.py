@@ -41,9 +41,10 @@ def test_memory_does_not_grow_with_the_square_of_the_length():
 def test_choice_of_backend():
   bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
   assert attention.resolve("auto", "cpu", float32) == "xla_head"
-  assert attention.resolve("auto", "gpu", bfloat16) == "cudnn"
-  assert attention.resolve("auto", "gpu", float32) == "xla"
+  assert attention.resolve("auto", "cuda", bfloat16) == "cudnn"
+  assert attention.resolve("auto", "cuda", float32) == "xla"
   assert attention.resolve("auto", "tpu", bfloat16) == "xla"
-  assert attention.resolve("xla", "gpu", bfloat16) == "xla"
+  assert attention.resolve("auto", "rocm", bfloat16) == "xla"
+  assert attention.resolve("xla", "cuda", bfloat16) == "xla"
   with pytest.raises(ValueError, match="'flesh' is unknown; choose from auto"):
     attention.resolve("flesh", "cpu", float32)
