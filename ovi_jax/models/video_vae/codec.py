@@ -1,0 +1,375 @@
+"""Encode and decode video with the autoencoder, a step or a clip at a time.
+
+One step turns `temporal_stride` (4) video frames into one latent frame or back,
+and carries a cache. The first step of a clip holds a single video frame; it is
+the same compiled step, told by `is_first`, with that frame in the last place.
+Memory is that of one step, whatever the length of the clip.
+
+Pixels are float32 in [-1, 1]; latents are float32, normalised with the config's
+mean and deviation per channel. `params` is a tree with the keys `encoder` and
+`decoder`, of which each function needs its own only. The network's compute
+dtype is `dtype`; `layers` says what is float32 regardless.
+
+Source: Wan2.2 `vae2_2.py` (`WanVAE_.encode`, `WanVAE_.decode`, `Wan2_2_VAE`).
+"""
+
+import functools
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import einops
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from ovi_jax.models.video_vae import config as config_lib
+from ovi_jax.models.video_vae import decoder
+from ovi_jax.models.video_vae import encoder
+
+Config = config_lib.VideoVAEConfig
+Params = Mapping[str, Any]
+Cache = Mapping[str, Any]
+
+
+def init(config: Config, key: jax.Array) -> dict[str, Any]:
+  """Random parameters, `{"encoder": ..., "decoder": ...}`, float32.
+
+  Only their shapes are of use (under `jax.eval_shape`): the autoencoder is
+  never trained here.
+  """
+  side = config.spatial_stride
+  return {
+    part: _init(config, part, 1, side, side, jnp.float32, key)["params"]
+    for part in ("encoder", "decoder")
+  }
+
+
+def init_encoder_cache(
+  config: Config,
+  batch: int,
+  height: int,
+  width: int,
+  dtype: Any = jnp.float32,
+) -> Cache:
+  """The state before the first `encode_step`: zeros.
+
+  Args:
+    config: sizes.
+    batch: clips encoded side by side.
+    height: pixels, a multiple of `spatial_stride`.
+    width: pixels, a multiple of `spatial_stride`.
+    dtype: compute dtype of the steps to come.
+
+  Raises:
+    ValueError: height or width is no multiple of the stride.
+  """
+  return _zeros(config, "encoder", batch, height, width, jnp.dtype(dtype))
+
+
+def init_decoder_cache(
+  config: Config,
+  batch: int,
+  height: int,
+  width: int,
+  dtype: Any = jnp.float32,
+) -> Cache:
+  """The state before the first `decode_step`; see `init_encoder_cache`."""
+  return _zeros(config, "decoder", batch, height, width, jnp.dtype(dtype))
+
+
+def encode_step(
+  config: Config,
+  params: Params,
+  cache: Cache,
+  frames_BTHWC: jax.Array,
+  is_first: jax.Array | bool,
+  dtype: Any = jnp.float32,
+) -> tuple[Cache, jax.Array]:
+  """Encode the video frames of one latent.
+
+  Args:
+    config: sizes.
+    params: tree with the key `encoder`.
+    cache: from `init_encoder_cache` or the step before.
+    frames_BTHWC: `temporal_stride` frames of RGB pixels in [-1, 1].
+    is_first: whether the clip begins here; only the last frame is then read.
+    dtype: compute dtype.
+
+  Returns:
+    The cache for the next step, and latent_BHWC (mean, normalised, float32).
+  """
+  patch = config.patch
+  x_BTHWC = einops.rearrange(
+    frames_BTHWC, "b t (h q) (w r) c -> b t h w (c r q)", q=patch, r=patch
+  )
+  latent_BHWC, changed = encoder.Encoder(config, jnp.dtype(dtype)).apply(
+    {"params": params["encoder"], "cache": cache},
+    x_BTHWC,
+    is_first,
+    mutable=["cache"],
+  )
+  mean, std = _statistics(config)
+  return changed["cache"], (latent_BHWC.astype(jnp.float32) - mean) / std
+
+
+def decode_step(
+  config: Config,
+  params: Params,
+  cache: Cache,
+  latent_BHWC: jax.Array,
+  is_first: jax.Array | bool,
+  dtype: Any = jnp.float32,
+) -> tuple[Cache, jax.Array]:
+  """Decode one latent.
+
+  Args:
+    config: sizes.
+    params: tree with the key `decoder`.
+    cache: from `init_decoder_cache` or the step before.
+    latent_BHWC: normalised latent.
+    is_first: whether the clip begins here.
+    dtype: compute dtype.
+
+  Returns:
+    The cache for the next step, and frames_BTHWC: `temporal_stride` frames of
+    RGB pixels clipped to [-1, 1], float32. If `is_first`, only the last counts.
+  """
+  mean, std = _statistics(config)
+  x_BTHWC, changed = decoder.Decoder(config, jnp.dtype(dtype)).apply(
+    {"params": params["decoder"], "cache": cache},
+    latent_BHWC.astype(jnp.float32) * std + mean,
+    is_first,
+    mutable=["cache"],
+  )
+  frames_BTHWC = einops.rearrange(
+    x_BTHWC,
+    "b t h w (c r q) -> b t (h q) (w r) c",
+    q=config.patch,
+    r=config.patch,
+  )
+  frames_BTHWC = frames_BTHWC.astype(jnp.float32)
+  return changed["cache"], jnp.clip(frames_BTHWC, -1.0, 1.0)
+
+
+def encode(
+  config: Config,
+  params: Params,
+  frames_BTHWC: Any,
+  dtype: Any = jnp.float32,
+) -> jax.Array:
+  """Encode a clip, or an image as a clip of one frame.
+
+  Args:
+    config: sizes.
+    params: tree with the key `encoder`.
+    frames_BTHWC: 1 + n · `temporal_stride` frames of RGB pixels in [-1, 1],
+      height and width multiples of `spatial_stride`. A numpy array stays on
+      the host but for the frames in work.
+    dtype: compute dtype.
+
+  Returns:
+    latents_BTHWC, 1 + n latent frames, normalised, float32.
+
+  Raises:
+    ValueError: the frames are of another number, size or type.
+  """
+  batch, frames, height, width = _check_frames(config, frames_BTHWC)
+  stride = config.temporal_stride
+  place = _whole_on_devices_of(params["encoder"])
+  cache = init_encoder_cache(config, batch, height, width, dtype)
+  cache = jax.device_put(cache, place)
+  step = _jit_encode_step(config, jnp.dtype(dtype), place)
+  before = ((0, 0), (stride - 1, 0), (0, 0), (0, 0), (0, 0))
+  latents = []
+  for start in range(1 - stride, frames, stride):
+    chunk = jnp.asarray(frames_BTHWC[:, max(start, 0) : start + stride])
+    if start < 0:
+      chunk = jnp.pad(chunk, before)
+    cache, latent = step(params["encoder"], cache, chunk, start < 0)
+    latents.append(latent)
+  return jnp.stack(latents, axis=1)
+
+
+def decode_chunks(
+  config: Config,
+  params: Params,
+  latents_BTHWC: Any,
+  dtype: Any = jnp.float32,
+) -> Iterator[jax.Array]:
+  """Decode a clip, giving the video frames as they come.
+
+  Args:
+    config: sizes.
+    params: tree with the key `decoder`.
+    latents_BTHWC: normalised latents, one frame or more.
+    dtype: compute dtype.
+
+  Returns:
+    Iterator of frames_BTHWC, RGB pixels clipped to [-1, 1], float32: one frame
+    for the first latent, `temporal_stride` for every other.
+
+  Raises:
+    ValueError: the latents have another number of axes or channels.
+  """
+  shape = latents_BTHWC.shape
+  if len(shape) != 5 or shape[-1] != config.z_dim or not shape[1]:
+    raise ValueError(
+      f"latents have shape {tuple(shape)}, expected (batch, latent frames,"
+      f" rows, columns, {config.z_dim}) with one latent frame or more"
+    )
+  return _decode_chunks(config, params, latents_BTHWC, jnp.dtype(dtype))
+
+
+def decode(
+  config: Config,
+  params: Params,
+  latents_BTHWC: Any,
+  dtype: Any = jnp.float32,
+) -> jax.Array:
+  """Decode a clip as one array; `decode_chunks` tells the rest."""
+  chunks = decode_chunks(config, params, latents_BTHWC, dtype)
+  return jnp.concatenate(list(chunks), axis=1)
+
+
+def _decode_chunks(
+  config: Config, params: Params, latents_BTHWC: Any, dtype: jnp.dtype
+) -> Iterator[jax.Array]:
+  batch, frames, height, width, _ = latents_BTHWC.shape
+  side = config.spatial_stride
+  place = _whole_on_devices_of(params["decoder"])
+  cache = init_decoder_cache(config, batch, height * side, width * side, dtype)
+  cache = jax.device_put(cache, place)
+  step = _jit_decode_step(config, dtype, place)
+  for i in range(frames):
+    latent_BHWC = jnp.asarray(latents_BTHWC[:, i])
+    cache, chunk = step(params["decoder"], cache, latent_BHWC, i == 0)
+    yield chunk[:, -1:] if i == 0 else chunk
+
+
+@functools.cache
+def _jit_encode_step(config: Config, dtype: jnp.dtype, place: Any):
+  """The compiled step over the encoder's parameters alone; cache donated."""
+
+  def step(params, cache, frames_BTHWC, is_first):
+    tree = {"encoder": params}
+    return encode_step(config, tree, cache, frames_BTHWC, is_first, dtype)
+
+  return jax.jit(step, donate_argnums=1, out_shardings=place)
+
+
+@functools.cache
+def _jit_decode_step(config: Config, dtype: jnp.dtype, place: Any):
+  """The compiled step over the decoder's parameters alone; cache donated."""
+
+  def step(params, cache, latent_BHWC, is_first):
+    tree = {"decoder": params}
+    return decode_step(config, tree, cache, latent_BHWC, is_first, dtype)
+
+  return jax.jit(step, donate_argnums=1, out_shardings=place)
+
+
+def _whole_on_devices_of(params: Params) -> jax.sharding.Sharding | None:
+  """Where caches and results go: unsplit, to the devices of the parameters.
+
+  Said outright, lest the first step's cache be placed unlike the others' and
+  the step compiled twice. None (no matter where) for parameters on the host
+  and inside another jitted function.
+  """
+  leaf = jax.tree.leaves(params)[0]
+  if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+    return None
+  if isinstance(leaf.sharding, jax.sharding.NamedSharding):
+    return jax.sharding.NamedSharding(leaf.sharding.mesh, P())
+  return leaf.sharding
+
+
+def _statistics(config: Config) -> tuple[jax.Array, jax.Array]:
+  """Mean and deviation of the latent channels, each (1, 1, 1, C)."""
+  mean = jnp.asarray(config.latent_mean, jnp.float32)
+  std = jnp.asarray(config.latent_std, jnp.float32)
+  return mean.reshape(1, 1, 1, -1), std.reshape(1, 1, 1, -1)
+
+
+def _init(
+  config: Config,
+  part: str,
+  batch: int,
+  height: int,
+  width: int,
+  dtype: Any,
+  key: jax.Array,
+) -> dict[str, Any]:
+  """`params` and `cache` of one half for pixels of this size."""
+  is_first = jnp.asarray(True)
+  if part == "encoder":
+    height, width = height // config.patch, width // config.patch
+    shape = (config.temporal_stride, height, width, config.patch_channels)
+    module = encoder.Encoder(config, dtype)
+  else:
+    side = config.spatial_stride
+    shape = (height // side, width // side, config.z_dim)
+    module = decoder.Decoder(config, dtype)
+  return dict(module.init(key, jnp.zeros((batch, *shape), dtype), is_first))
+
+
+@functools.cache
+def _cache_shapes(
+  config: Config,
+  part: str,
+  batch: int,
+  height: int,
+  width: int,
+  dtype: jnp.dtype,
+) -> Cache:
+  """Shapes and dtypes of one half's cache."""
+  for name, pixels in (("height", height), ("width", width)):
+    if pixels < 1 or pixels % config.spatial_stride:
+      raise ValueError(
+        f"{name} is {pixels} pixels, expected a multiple of"
+        f" {config.spatial_stride}; crop or resize the frames"
+      )
+  key = jax.eval_shape(jax.random.key, 0)
+  make = functools.partial(_init, config, part, batch, height, width, dtype)
+  return jax.eval_shape(make, key)["cache"]
+
+
+def _zeros(
+  config: Config,
+  part: str,
+  batch: int,
+  height: int,
+  width: int,
+  dtype: jnp.dtype,
+) -> Cache:
+  shapes = _cache_shapes(config, part, batch, height, width, dtype)
+  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _check_frames(config: Config, frames_BTHWC: Any) -> tuple[int, ...]:
+  """The sizes B, T, H, W of a clip, if it is one that can be encoded."""
+  shape, stride = tuple(frames_BTHWC.shape), config.temporal_stride
+  problems = []
+  if len(shape) != 5 or shape[-1] != config_lib.COLOURS:
+    raise ValueError(
+      f"frames have shape {shape}, expected (batch, frames, height, width,"
+      f" {config_lib.COLOURS})"
+    )
+  if shape[1] % stride != 1 % stride:
+    problems.append(
+      f"{shape[1]} frames, expected 1 + a multiple of {stride}; cut the clip"
+    )
+  side = config.spatial_stride
+  if shape[2] % side or shape[3] % side:
+    problems.append(
+      f"{shape[2]} x {shape[3]} pixels, expected multiples of {side}; crop or"
+      " resize the frames"
+    )
+  if not jnp.issubdtype(frames_BTHWC.dtype, jnp.floating):
+    problems.append(
+      f"pixels are {frames_BTHWC.dtype}, expected floating point in [-1, 1]"
+    )
+  if problems:
+    raise ValueError("cannot encode the clip: " + "; ".join(problems))
+  return shape[:4]

@@ -1,0 +1,268 @@
+"""Layers of the video autoencoder, one frame at a time.
+
+Every layer that looks back in time keeps what later frames will need of the
+earlier ones in the flax collection `cache`, which starts as zeros. The network
+is thus a machine that frames stream through: the memory it takes does not
+depend on the length of the clip, and there is no padding in time.
+
+The first latent frame of a clip stands for one video frame, every other one for
+several. In the first step the loops over video frames (`over_frames`) therefore
+run for their last frame only, and the layers that change the frame rate are
+passed by. What they leave out stays zero.
+
+Float32: RMSNorm, the SiLU after it, softmax. Everything else, the cache
+included, follows the compute dtype.
+
+Source: Wan2.2 `vae2_2.py` (`CausalConv3d`, `RMS_norm`, `Resample`,
+`ResidualBlock`, `AttentionBlock`, `AvgDown3D`, `DupUp3D`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# Frames a causal convolution sees: the new one and the two before it.
+WINDOW = 3
+
+
+def over_frames(
+  module: nn.Module,
+  apply: Callable[[Any, jax.Array], jax.Array],
+  x_BTHWC: jax.Array,
+  is_first: jax.Array,
+  shape_THWC: tuple[int, ...],
+) -> jax.Array:
+  """Send frames through `apply(module, x_BHWC) -> y_BTHWC` in order.
+
+  Args:
+    module: owner of the parameters and of the cache that `apply` uses.
+    apply: what one frame becomes: one frame or more.
+    x_BTHWC: the frames.
+    is_first: boolean scalar; when true, all frames but the last are left out.
+    shape_THWC: shape of what one frame becomes, without the batch axis.
+
+  Returns:
+    What the frames became, one after the other; zeros for those left out.
+  """
+  steps, out_steps = x_BTHWC.shape[1], shape_THWC[0]
+  if steps == 1:
+    return apply(module, x_BTHWC[:, 0])
+  if module.is_initializing():
+    return jnp.tile(apply(module, x_BTHWC[:, -1]), (1, steps, 1, 1, 1))
+
+  def has_more(_, carry) -> Any:
+    return carry[0] < steps
+
+  def body(module, carry):
+    step, y = carry
+    x_BHWC = jax.lax.dynamic_index_in_dim(x_BTHWC, step, 1, keepdims=False)
+    out = apply(module, x_BHWC)
+    at = step * out_steps
+    return step + 1, jax.lax.dynamic_update_slice_in_dim(y, out, at, 1)
+
+  shape = (x_BTHWC.shape[0], steps * out_steps, *shape_THWC[1:])
+  init = jnp.where(is_first, steps - 1, 0), jnp.zeros(shape, x_BTHWC.dtype)
+  # The cache is carried from frame to frame, the parameters are shared.
+  return nn.while_loop(has_more, body, module, init, "cache", "params")[1]
+
+
+class RMSNorm(nn.Module):
+  """Unit root mean square over channels, times a learned scale; float32."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+    x = x.astype(jnp.float32)
+    length = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
+    gain = jnp.reshape(
+      scale.astype(jnp.float32) * channels**0.5, (1,) * (x.ndim - 1) + (-1,)
+    )
+    return x / jnp.maximum(length, 1e-12) * gain
+
+
+class CausalConv(nn.Module):
+  """Convolution over the new frame and the two before it, and over its pixels.
+
+  A frame is seen by three outputs: its own and the next two. All three parts
+  are computed when it comes, by one 2-D convolution with three times the
+  channels; the cache holds the sums that later frames will complete. That is
+  the 3-D convolution's sum in another order. It takes less memory than to keep
+  the inputs, and does without XLA's 3-D convolution, which is slow on a CPU.
+
+  Attributes:
+    features: channels that come out.
+    size: rows and columns of the kernel; the frame is padded to keep its size.
+    dtype: compute dtype.
+  """
+
+  features: int
+  size: int = 3
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    kernel_THWIO = self.param(
+      "kernel",
+      nn.initializers.lecun_normal(),
+      (WINDOW, self.size, self.size, x_BHWC.shape[-1], self.features),
+      jnp.float32,
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros, (self.features,), jnp.float32
+    )
+    shape = (*x_BHWC.shape[:-1], self.features)
+    soon = self.variable("cache", "soon", jnp.zeros, shape, self.dtype)
+    late = self.variable("cache", "late", jnp.zeros, shape, self.dtype)
+    parts = jax.lax.conv_general_dilated(
+      x_BHWC.astype(self.dtype),
+      einops.rearrange(
+        kernel_THWIO.astype(self.dtype), "t h w i o -> h w i (t o)"
+      ),
+      window_strides=(1, 1),
+      padding="SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    in_two, in_one, now = jnp.split(parts, WINDOW, axis=-1)
+    y_BHWC = soon.value + now
+    soon.value = late.value + in_one
+    late.value = in_two
+    return y_BHWC + jnp.reshape(bias.astype(self.dtype), (1, 1, 1, -1))
+
+
+class ResidualBlock(nn.Module):
+  """Two causal convolutions, each after norm and SiLU, added to the input."""
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    y = nn.silu(RMSNorm(name="norm1")(x_BHWC))
+    y = CausalConv(self.features, dtype=self.dtype, name="conv1")(y)
+    y = nn.silu(RMSNorm(name="norm2")(y))
+    y = CausalConv(self.features, dtype=self.dtype, name="conv2")(y)
+    if x_BHWC.shape[-1] != self.features:
+      x_BHWC = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(
+        x_BHWC
+      )
+    return x_BHWC + y
+
+
+class Attention(nn.Module):
+  """One head of self-attention among the positions of each frame."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    height, width, channels = x_BHWC.shape[1:]
+    y = RMSNorm(name="norm")(x_BHWC)
+    y = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(y)
+    y = einops.rearrange(y, "b h w (qkv k) -> qkv b (h w) 1 k", qkv=3)
+    y = jax.nn.dot_product_attention(y[0], y[1], y[2])
+    y = einops.rearrange(y, "b (h w) 1 k -> b h w k", h=height, w=width)
+    return x_BHWC + nn.Dense(channels, dtype=self.dtype, name="out")(y)
+
+
+class Middle(nn.Module):
+  """Residual block, attention, residual block at the latents' resolution."""
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    x_BHWC = ResidualBlock(self.features, self.dtype, name="block1")(x_BHWC)
+    x_BHWC = Attention(self.dtype, name="attention")(x_BHWC)
+    return ResidualBlock(self.features, self.dtype, name="block2")(x_BHWC)
+
+
+class Head(nn.Module):
+  """Norm, SiLU and a causal convolution to the channels that leave."""
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    y = nn.silu(RMSNorm(name="norm")(x_BHWC))
+    return CausalConv(self.features, dtype=self.dtype, name="conv")(y)
+
+
+class TimeUp(nn.Module):
+  """One frame in, two out; in the first step the frame itself, twice."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWC: jax.Array, is_first: jax.Array) -> jax.Array:
+    conv = CausalConv(2 * x_BHWC.shape[-1], 1, self.dtype, name="conv")
+    # The convolution never sees the first frame of a clip, not even as past.
+    y = conv(jnp.where(is_first, jnp.zeros_like(x_BHWC), x_BHWC))
+    y_BTHWC = einops.rearrange(y, "b h w (t c) -> b t h w c", t=2)
+    same_BTHWC = einops.repeat(x_BHWC, "b h w c -> b t h w c", t=2)
+    return jnp.where(is_first, same_BTHWC.astype(self.dtype), y_BTHWC)
+
+
+class TimeDown(nn.Module):
+  """Two frames in, one out; in the first step every second frame as it is."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTHWC: jax.Array, is_first: jax.Array) -> jax.Array:
+    batch, frames, height, width, channels = x_BTHWC.shape
+    kernel_THWIO = self.param(
+      "kernel",
+      nn.initializers.lecun_normal(),
+      (WINDOW, 1, 1, channels, channels),
+      jnp.float32,
+    )
+    bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+    shape = (batch, 1, height, width, channels)
+    past = self.variable("cache", "past", jnp.zeros, shape, self.dtype)
+    x_BTHWC = x_BTHWC.astype(self.dtype)
+    padded = jnp.concatenate([past.value, x_BTHWC], axis=1)
+    past.value = padded[:, -1:]
+    taps = [padded[:, tap : tap + frames : 2] for tap in range(WINDOW)]
+    kernel = kernel_THWIO.astype(self.dtype)
+    y_BTHWC = jnp.einsum(
+      "bthwi,io->bthwo",
+      jnp.concatenate(taps, axis=-1),
+      einops.rearrange(kernel, "t 1 1 i o -> (t i) o"),
+    ) + jnp.reshape(bias.astype(self.dtype), (1, 1, 1, 1, -1))
+    return jnp.where(is_first, x_BTHWC[:, 1::2], y_BTHWC)
+
+
+def average_down(
+  x_BTHWC: jax.Array, features: int, time: int, space: int
+) -> jax.Array:
+  """Fold `time` frames and `space`² pixels into channels, average to fewer."""
+  x = einops.rearrange(
+    x_BTHWC,
+    "b (t f) (h p) (w q) c -> b t h w (c f p q)",
+    f=time,
+    p=space,
+    q=space,
+  )
+  return einops.reduce(x, "b t h w (c n) -> b t h w c", "mean", c=features)
+
+
+def duplicate_up(
+  x_BHWC: jax.Array, features: int, time: int, space: int
+) -> jax.Array:
+  """Repeat channels, unfold them to `time` frames and `space`² pixels."""
+  repeats = features * time * space**2 // x_BHWC.shape[-1]
+  x = einops.repeat(x_BHWC, "b h w c -> b h w (c n)", n=repeats)
+  return einops.rearrange(
+    x,
+    "b h w (c f p q) -> b f (h p) (w q) c",
+    f=time,
+    p=space,
+    q=space,
+  )

@@ -1,0 +1,254 @@
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ovi_jax.convert import mapping
+from ovi_jax.convert import standin
+from ovi_jax.convert import video_vae as video_vae_names
+from ovi_jax.models.video_vae import codec
+from ovi_jax.models.video_vae import config as video_vae
+from ovi_jax.models.video_vae import layers
+from ovi_jax.parallel import mesh as meshes
+from tests import parity
+
+MANIFEST = pathlib.Path(__file__).parents[1] / "goldens" / "full_manifest.json"
+FULL = video_vae.VideoVAEConfig()
+SIZES = standin.manifest()["config"]["video_vae"]
+GIB = 2**30
+DTYPES = pytest.mark.parametrize(
+  "dtype, kind", [(jnp.float32, "forward"), (jnp.bfloat16, "bfloat16")]
+)
+
+
+@pytest.fixture(scope="module")
+def config():
+  return video_vae.VideoVAEConfig.from_release(SIZES)
+
+
+@pytest.fixture(scope="module")
+def params(config):
+  tensors = standin.tensors(video_vae_names.FILE)
+  rows = video_vae_names.rows(config)
+  return mapping.nest(mapping.gather(rows, tensors.__getitem__))
+
+
+@pytest.fixture(scope="module")
+def frames(golden):
+  return channels_last(golden("video_vae")["vvae_in"])
+
+
+@pytest.fixture(scope="module")
+def latents(golden):
+  return channels_last(golden("fusion")["vid"])
+
+
+def channels_last(array_CTHW):
+  return array_CTHW.transpose(1, 2, 3, 0)[None]
+
+
+@DTYPES
+def test_latents_are_the_originals(golden, config, params, frames, dtype, kind):
+  half = {"encoder": params["encoder"]}
+  reference = golden("video_vae")
+  z = codec.encode(config, half, frames, dtype)
+  assert z.dtype == jnp.float32
+  parity.assert_close(z, channels_last(reference["vvae_z"]), kind)
+  # An image is a clip of one frame.
+  z = codec.encode(config, half, frames[:, :1], dtype)
+  parity.assert_close(z, channels_last(reference["vvae_z_first"]), kind)
+
+
+@DTYPES
+def test_frames_are_the_originals(golden, config, params, latents, dtype, kind):
+  half = {"decoder": params["decoder"]}
+  chunks = list(codec.decode_chunks(config, half, latents, dtype))
+  assert [chunk.shape for chunk in chunks] == [
+    (1, frames, 64, 96, 3) for frames in (1, 4, 4, 4)
+  ]
+  assert {chunk.dtype for chunk in chunks} == {jnp.dtype("float32")}
+  # This golden is not clipped. Its largest value is the measure, as it was of
+  # the rounding.
+  reference = channels_last(golden("video_vae")["vvae_dec_vid"])
+  error = np.abs(np.concatenate(chunks, 1) - np.clip(reference, -1, 1)).max()
+  assert error <= parity.TOLERANCE[kind] * np.abs(reference).max()
+
+
+def test_one_compiled_step_serves_clips_of_any_length(
+  config, params, frames, latents
+):
+  encode_step = codec._jit_encode_step(config, jnp.dtype("float32"), None)
+  decode_step = codec._jit_decode_step(config, jnp.dtype("float32"), None)
+  for step in (encode_step, decode_step):
+    step.clear_cache()
+  z, video = [], []
+  for length in (1, 2, 4):
+    clip = frames[:, : 1 + 4 * (length - 1)]
+    z.append(codec.encode(config, params, clip))
+    video.append(codec.decode(config, params, latents[:, :length]))
+  assert encode_step._cache_size() == decode_step._cache_size() == 1
+  # What comes later changes nothing, nor does the clip before this one.
+  for shorter in (0, 1):
+    np.testing.assert_array_equal(z[shorter], z[2][:, : z[shorter].shape[1]])
+    seen = video[shorter].shape[1]
+    np.testing.assert_array_equal(video[shorter], video[2][:, :seen])
+
+
+def test_latents_are_read_as_frames_are_asked_for(config, params, latents):
+  class Watched:
+    shape, read = latents.shape, []
+
+    def __getitem__(self, key):
+      self.read.append(key[1])
+      return latents[key]
+
+  chunks = codec.decode_chunks(config, params, Watched())
+  assert Watched.read == []
+  next(chunks)
+  assert Watched.read == [0]
+  next(chunks)
+  assert Watched.read == [0, 1]
+
+
+def test_eight_devices_equal_one(config, params, latents):
+  place = NamedSharding(meshes.make(jax.devices(), data=8), P())
+  placed = jax.device_put({"decoder": params["decoder"]}, place)
+  many = codec.decode(config, placed, latents[:, :2])
+  one = codec.decode(config, params, latents[:, :2])
+  parity.assert_close(many, one, "devices")
+  step = codec._jit_decode_step(config, jnp.dtype("float32"), place)
+  assert step._cache_size() == 1
+
+
+def test_causal_convolution_is_the_three_dimensional_one():
+  rng = np.random.default_rng(0)
+  x_BTHWC = rng.standard_normal((2, 5, 4, 6, 3)).astype(np.float32)
+  conv = layers.CausalConv(features=7)
+  variables = conv.init(jax.random.key(0), x_BTHWC[:, 0])
+  params = variables["params"] | {"bias": jnp.arange(7.0)}
+  cache = jax.tree.map(jnp.zeros_like, variables["cache"])
+  out = []
+  for frame in range(5):
+    y, changed = conv.apply(
+      {"params": params, "cache": cache}, x_BTHWC[:, frame], mutable=["cache"]
+    )
+    out.append(y)
+    cache = changed["cache"]
+  expected = jax.lax.conv_general_dilated(
+    x_BTHWC,
+    params["kernel"],
+    window_strides=(1, 1, 1),
+    padding=((2, 0), (1, 1), (1, 1)),
+    dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+  ) + jnp.arange(7.0).reshape(1, 1, 1, 1, 7)
+  np.testing.assert_allclose(jnp.stack(out, 1), expected, atol=1e-5)
+
+
+def test_averaging_down_undoes_duplicating_up():
+  x_BHWC = jnp.arange(2 * 3 * 2 * 8.0).reshape(2, 3, 2, 8)
+  y_BTHWC = layers.duplicate_up(x_BHWC, features=4, time=2, space=2)
+  assert y_BTHWC.shape == (2, 2, 6, 4, 4)
+  # Channel 2·c + t of the input is channel c of frame t, four times.
+  np.testing.assert_array_equal(y_BTHWC[1, 1, 4:6, 2:4, 3], x_BHWC[1, 2, 1, 7])
+  back = layers.average_down(y_BTHWC, features=8, time=2, space=2)
+  np.testing.assert_array_equal(back[:, 0], x_BHWC)
+
+
+def test_the_full_size_has_the_released_parameters():
+  shapes = jax.eval_shape(lambda key: codec.init(FULL, key), jax.random.key(0))
+  assert set(shapes) == {"encoder", "decoder"}
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 704_688_668
+  flat = {path: s.shape for path, s in mapping.flatten(shapes).items()}
+  released = json.loads(MANIFEST.read_text())[video_vae_names.FILE]
+  mapping.check(video_vae_names.rows(FULL), released, flat)
+  assert FULL.spatial_stride == 16 and FULL.temporal_stride == 4
+
+
+@pytest.fixture(scope="module")
+def full():
+  """Full-size abstract arguments of `decode_step` at 960 x 960, bfloat16."""
+  shapes = jax.eval_shape(lambda key: codec.init(FULL, key), jax.random.key(0))
+  return (
+    jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), shapes),
+    jax.eval_shape(
+      lambda: codec.init_decoder_cache(FULL, 1, 960, 960, jnp.bfloat16)
+    ),
+    jax.ShapeDtypeStruct((1, 60, 60, 48), jnp.float32),
+    jax.ShapeDtypeStruct((), jnp.bool_),
+  )
+
+
+def test_a_step_hands_on_as_much_as_it_was_given(full):
+  def step(*args):
+    return codec.decode_step(FULL, *args, jnp.bfloat16)
+
+  cache, frames = jax.eval_shape(step, *full)
+  assert frames.shape == (1, 4, 960, 960, 3) and frames.dtype == jnp.float32
+  assert cache == full[1]
+  assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {
+    jnp.dtype(jnp.bfloat16)
+  }
+  held = sum(leaf.size * 2 for leaf in jax.tree.leaves(cache))
+  assert held < 2.7 * GIB
+
+
+def test_a_full_size_step_needs_less_than_six_gib(full):
+  params, *rest = full
+  step = codec._jit_decode_step(FULL, jnp.dtype(jnp.bfloat16), None)
+  compiled = step.lower(params["decoder"], *rest).compile()
+  memory = compiled.memory_analysis()
+  assert memory.temp_size_in_bytes < 6 * GIB
+  # The cache is updated in place.
+  held = sum(leaf.size * 2 for leaf in jax.tree.leaves(full[1]))
+  assert memory.alias_size_in_bytes >= held
+
+
+def test_clips_can_be_coded_within_another_jitted_function():
+  shapes = jax.eval_shape(lambda key: codec.init(FULL, key), jax.random.key(0))
+  clip = jax.ShapeDtypeStruct((2, 9, 32, 48, 3), jnp.float32)
+  z = jax.eval_shape(lambda p, x: codec.encode(FULL, p, x), shapes, clip)
+  assert z.shape == (2, 3, 2, 3, 48)
+  video = jax.eval_shape(lambda p, z: codec.decode(FULL, p, z), shapes, z)
+  assert video.shape == clip.shape
+
+
+@pytest.mark.parametrize(
+  "shape, dtype, message",
+  [
+    ((1, 12, 64, 96, 3), "float32", r"12 frames, expected 1 \+ .* of 4"),
+    ((1, 5, 64, 90, 3), "float32", "64 x 90 pixels, expected multiples of 16"),
+    ((1, 5, 64, 96, 3), "uint8", "pixels are uint8, expected floating"),
+    ((5, 64, 96, 3), "float32", r"\(5, 64, 96, 3\), expected \(batch"),
+    ((1, 5, 64, 96, 4), "float32", r"\(batch, frames, height, width, 3\)"),
+  ],
+)
+def test_clips_that_do_not_fit_are_refused(shape, dtype, message):
+  with pytest.raises(ValueError, match=message):
+    codec.encode(FULL, {}, np.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize(
+  "shape", [(1, 2, 4, 6, 16), (2, 4, 6, 48), (1, 0, 4, 6, 48)]
+)
+def test_latents_that_do_not_fit_are_refused(shape):
+  with pytest.raises(ValueError, match=r"expected \(batch, latent frames"):
+    codec.decode_chunks(FULL, {}, np.zeros(shape, np.float32))
+
+
+def test_caches_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match="width is 90 pixels, expected a mult"):
+    codec.init_encoder_cache(FULL, 1, 64, 90)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match=r"unknown keys \['width'\]"):
+    video_vae.VideoVAEConfig.from_release(SIZES | {"width": 3})
+  with pytest.raises(ValueError, match="3 entries, expected 2") as error:
+    video_vae.VideoVAEConfig(dim_mult=(1, 2, 4), z_dim=16, dim=0)
+  assert "latent_std has 48 entries, expected z_dim = 16" in str(error.value)
+  assert "dim is 0, expected 1 or more" in str(error.value)
