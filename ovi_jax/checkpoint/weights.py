@@ -24,6 +24,7 @@ from flax import traverse_util
 
 from ovi_jax.checkpoint import tensor_file
 
+_ALIGNMENT = 64  # bytes; what jax asks of memory it takes over on a CPU
 _PIECE = 64 * 2**20  # bytes converted at once
 _LISTED = 5  # names in a message
 
@@ -281,15 +282,30 @@ def _load_leaf(
     data = np.asarray(raw).view(span.dtype).reshape(span.shape)
 
   def part(index: Any) -> np.ndarray:
-    source = np.asarray(data[index])
-    # A copy always: on a CPU jax would keep using the file's own pages.
-    copy = np.empty(source.shape, target)
-    copy[...] = source
-    return copy
+    return _own(np.asarray(data[index]), target)
 
   if sharding is None:
-    return jax.device_put(part(()))
-  return jax.make_array_from_callback(span.shape, sharding, part, dtype=target)
+    array = jax.device_put(part(()))
+  else:
+    array = jax.make_array_from_callback(
+      span.shape, sharding, part, dtype=target
+    )
+  # Leaves still under way to a device would add up in the host's memory.
+  return jax.block_until_ready(array)
+
+
+def _own(source: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """A copy that is nobody else's, so that jax may take it for its own.
+
+  On a CPU jax uses memory aligned like this as it is: the pages of the file
+  would change with it, and from other memory it would make a second copy.
+  """
+  count = source.size * dtype.itemsize
+  raw = np.empty(count + _ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % _ALIGNMENT
+  copy = raw[start : start + count].view(dtype).reshape(source.shape)
+  copy[...] = source
+  return copy
 
 
 def _claim(path: pathlib.Path, size: int) -> io.BufferedRandom:
@@ -329,7 +345,7 @@ def _put(
   step = max(1, _PIECE // row_bytes)
   file.seek(span.start)
   for first in range(0, len(rows), step):
-    piece = np.ascontiguousarray(rows[first : first + step], span.dtype)
+    piece = rows[first : first + step].astype(span.dtype, copy=False)
     file.write(piece.reshape(-1).view(np.uint8).data)
 
 

@@ -20,7 +20,7 @@ from ovi_jax.convert import mapping
 LEAVES = {
   "blocks/video/ffn/kernel": np.arange(48, dtype=np.float32).reshape(3, 8, 2),
   "blocks/audio/norm/scale": np.arange(6, dtype=np.float32).reshape(3, 2),
-  "head/bias": np.arange(4, dtype=ml_dtypes.bfloat16),
+  "head/bias": np.arange(3, dtype=ml_dtypes.bfloat16),
   "step": np.int32(7),
   "none": np.zeros((0, 2), np.float32),
 }

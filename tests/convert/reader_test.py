@@ -227,7 +227,8 @@ def test_a_digest_knows_content_not_order_nor_format(path):
 @pytest.mark.parametrize(
   "changed",
   [
-    {"a": np.ones(4, np.float32), "c": np.zeros(2, np.int8)},
+    {"a": np.ones(4, np.float32), "b": np.zeros(2, np.int8)},
+    {"a": np.zeros(4, np.float32), "c": np.zeros(2, np.int8)},
     {"a": np.zeros((2, 2), np.float32), "b": np.zeros(2, np.int8)},
     {"a": np.zeros(4, np.int32), "b": np.zeros(2, np.int8)},
     {"a": np.zeros(4, np.float32)},

@@ -40,7 +40,7 @@ def test_a_pickle_of_protocol_four(path):
     (b"(iposix\nsystem\n", "instruction b'i'"),
     (b"(cposix\nsystem\no", "posix.system"),
     (b"ccollections\nOrderedDict\n]\x85R", "OrderedDict with 1"),
-    (b"ctorch._utils\n_rebuild_parameter\nK\x01\x85R", "parameter with 1"),
+    (b"ctorch._utils\n_rebuild_parameter\nNNN\x87R", "parameter with 3"),
     (
       spelled.tensor(rest=b"}" + spelled.text("conj") + b"\x88s"),
       "tensor_v2 with 7",
