@@ -137,7 +137,7 @@ def main() -> None:
       memory = make(clip, mesh).memory_analysis()
       seconds = time.perf_counter() - start
       print(
-        f"| {name} {height}×{width} {program}"
+        f"| {name} {height}x{width} {program}"
         f" | {memory.argument_size_in_bytes / GIB:.1f}"
         f" | {memory.temp_size_in_bytes / GIB:.1f} | {seconds:.0f} |",
         flush=True,

@@ -15,7 +15,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+# Queries of a block: at most this many, and fewer for very many keys, so that
+# a block's logits stay below 32 MiB a head.
 QUERY_BLOCK = 512
+LOGITS_BLOCK = 2**23
 
 # The choice of "auto". A flash kernel for TPU registers itself in BACKENDS.
 PLATFORM_BACKEND: Mapping[str, str] = {
@@ -58,16 +61,17 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   return (values / total).astype(q.dtype)
 
 
-def _blocks(length: int) -> tuple[int, int]:
-  """Number and size of the query blocks for `length` queries."""
-  count = -(-length // QUERY_BLOCK)
-  return count, -(-length // count)
+def _blocks(queries: int, keys: int) -> tuple[int, int]:
+  """Number and size of the query blocks."""
+  limit = max(1, min(QUERY_BLOCK, LOGITS_BLOCK // keys))
+  count = -(-queries // limit)
+  return count, -(-queries // count)
 
 
 def _by_query_block(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """`_attend` on [..., L, K], a block of queries after the other."""
   length = q.shape[-2]
-  count, size = _blocks(length)
+  count, size = _blocks(length, k.shape[-2])
   if count == 1:
     return _attend(q, k, v)
   padding = [(0, 0)] * (q.ndim - 2) + [(0, count * size - length), (0, 0)]

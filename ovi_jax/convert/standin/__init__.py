@@ -7,8 +7,8 @@ download and outputs computed on it elsewhere stay comparable.
 import functools
 import json
 import pathlib
-from typing import Any
 import zlib
+from typing import Any
 
 import numpy as np
 

@@ -36,8 +36,7 @@ Cache = Mapping[str, Any]
 def init(config: Config, key: jax.Array) -> dict[str, Any]:
   """Random parameters, `{"encoder": ..., "decoder": ...}`, float32.
 
-  Only their shapes are of use (under `jax.eval_shape`): the autoencoder is
-  never trained here.
+  Initial ones, for training; their shapes alone come from `jax.eval_shape`.
   """
   side = config.spatial_stride
   return {

@@ -7,7 +7,7 @@ depend on the length of the clip, and there is no padding in time.
 
 The first latent frame of a clip stands for one video frame, every other one for
 several. In the first step the loops over video frames (`over_frames`) therefore
-run for their last frame only, and the layers that change the frame rate are
+compute their last frame only, and the layers that change the frame rate are
 passed by. What they leave out stays zero.
 
 Float32: RMSNorm, the SiLU after it, softmax. Everything else, the cache
@@ -48,26 +48,29 @@ def over_frames(
   Returns:
     What the frames became, one after the other; zeros for those left out.
   """
-  steps, out_steps = x_BTHWC.shape[1], shape_THWC[0]
+  batch, steps = x_BTHWC.shape[:2]
   if steps == 1:
     return apply(module, x_BTHWC[:, 0])
   if module.is_initializing():
     return jnp.tile(apply(module, x_BTHWC[:, -1]), (1, steps, 1, 1, 1))
 
-  def has_more(_, carry) -> Any:
-    return carry[0] < steps
+  def leave_out(_, x_BHWC):
+    return jnp.zeros((batch, *shape_THWC), x_BHWC.dtype)
 
-  def body(module, carry):
-    step, y = carry
-    x_BHWC = jax.lax.dynamic_index_in_dim(x_BTHWC, step, 1, keepdims=False)
-    out = apply(module, x_BHWC)
-    at = step * out_steps
-    return step + 1, jax.lax.dynamic_update_slice_in_dim(y, out, at, 1)
+  def body(module, _, given):
+    step, x_BHWC = given
+    is_seen = jnp.logical_or(step == steps - 1, jnp.logical_not(is_first))
+    return None, nn.cond(is_seen, apply, leave_out, module, x_BHWC)
 
-  shape = (x_BTHWC.shape[0], steps * out_steps, *shape_THWC[1:])
-  init = jnp.where(is_first, steps - 1, 0), jnp.zeros(shape, x_BTHWC.dtype)
-  # The cache is carried from frame to frame, the parameters are shared.
-  return nn.while_loop(has_more, body, module, init, "cache", "params")[1]
+  scan = nn.scan(
+    body,
+    variable_carry="cache",
+    variable_broadcast="params",
+    split_rngs={"params": False},
+  )
+  frames = jnp.moveaxis(x_BTHWC, 1, 0)
+  _, y_SBTHWC = scan(module, None, (jnp.arange(steps), frames))
+  return einops.rearrange(y_SBTHWC, "s b t h w c -> b (s t) h w c")
 
 
 class RMSNorm(nn.Module):
