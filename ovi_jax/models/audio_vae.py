@@ -115,18 +115,21 @@ class AudioVAEConfig:
     """The configuration of a release whose audio VAE sizes are `sizes`.
 
     Args:
-      sizes: any of `data_dim`, `embed_dim`, `hidden_dim`.
+      sizes: any of the attributes, tuples also as lists, as JSON has them;
+        those left out keep their defaults.
 
     Raises:
-      ValueError: a key is none of these; the message names it.
+      ValueError: a key is no attribute; the message names it.
     """
-    known = ("data_dim", "embed_dim", "hidden_dim")
+    known = tuple(field.name for field in dataclasses.fields(cls))
     if unknown := sorted(sizes.keys() - set(known)):
       raise ValueError(
         f"unknown sizes of the audio VAE: {', '.join(unknown)}; known are"
         f" {', '.join(known)}"
       )
-    return cls(**sizes)
+    return cls(
+      **{k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
+    )
 
 
 def _unit_filters(key, shape, dtype=jnp.float32):
@@ -145,10 +148,17 @@ _Dense = functools.partial(
 
 
 def _normalized(x, dtype: jnp.dtype):
-  """x over the root mean square of its last axis, computed in float32."""
+  """x over the root mean square of its last axis, computed in float32.
+
+  Where that is zero no gradient reaches x: it would be 1 / EPSILON, which
+  overflows over a few layers, each as silent as the one before.
+  """
   x = x.astype(jnp.float32)
   square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-  return (x / (jnp.sqrt(square) + EPSILON)).astype(dtype)
+  silent = square == 0
+  root = jnp.where(silent, 0.0, jnp.sqrt(jnp.where(silent, 1.0, square)))
+  x = jnp.where(silent, jax.lax.stop_gradient(x), x)
+  return (x / (root + EPSILON)).astype(dtype)
 
 
 def _silu(x):

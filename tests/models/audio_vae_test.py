@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import pathlib
@@ -57,12 +58,36 @@ def test_latents_are_the_originals(golden, params, apply, dtype, kind):
 
 
 @DTYPES
-def test_spectrograms_are_the_originals(golden, params, apply, dtype, kind):
-  latents_BTC = golden("fusion")["aud"][None]
+@pytest.mark.parametrize("name", ["avae_mel", "avae_mel_aud"])
+def test_spectrograms_are_the_originals(
+  golden, params, apply, name, dtype, kind
+):
+  reference = golden("audio")
+  latents_BTC = {
+    "avae_mel": reference["avae_mean"].swapaxes(1, 2),
+    "avae_mel_aud": golden("fusion")["aud"][None],
+  }[name]
   mel_BTM = apply(dtype, "decode", params["decoder"], latents_BTC)
   assert mel_BTM.dtype == jnp.float32
-  reference = golden("audio")["avae_mel_aud"].swapaxes(1, 2)
-  parity.assert_close(mel_BTM, reference, kind)
+  parity.assert_close(mel_BTM, reference[name].swapaxes(1, 2), kind)
+
+
+def test_gradient_at_the_mean_spectrogram_is_finite(config, params):
+  # There every activation is zero, and so is what the norms divide by.
+  # Thirteen blocks are deep enough to overflow, and quick to compile.
+  model = audio_vae.AudioVAE(dataclasses.replace(config, res_blocks=1))
+  mel_BTM = np.tile(np.float32(config.mel_mean), (1, 4, 1))
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, argnums=(0, 1))
+  def loss_and_gradient(params, mel_BTM):
+    error_BTM = model.apply({"params": params}, mel_BTM) - mel_BTM - 1.0
+    return jnp.square(error_BTM).mean()
+
+  loss, gradient = loss_and_gradient(params, mel_BTM)
+  assert loss == pytest.approx(1)
+  for leaf in jax.tree.leaves(gradient):
+    assert np.isfinite(leaf).all()
 
 
 def test_log_variance_is_clipped(golden, params, apply):
@@ -153,3 +178,29 @@ def test_impossible_sizes_are_refused(sizes, message):
 def test_unknown_sizes_are_named():
   with pytest.raises(ValueError, match="audio VAE: colour; known are data_dim"):
     audio_vae.AudioVAEConfig.from_release({"embed_dim": 20, "colour": 2})
+
+
+def test_all_sizes_travel_as_lists():
+  sizes = {
+    "data_dim": 2,
+    "embed_dim": 3,
+    "hidden_dim": 4,
+    "channel_multipliers": [1, 2],
+    "res_blocks": 1,
+    "down_layers": [0],
+    "mel_mean": [-1.0, -2.0],
+    "mel_deviation": [0.5, 1.5],
+  }
+  config = audio_vae.AudioVAEConfig.from_release(sizes)
+  assert config == audio_vae.AudioVAEConfig(
+    data_dim=2,
+    embed_dim=3,
+    hidden_dim=4,
+    channel_multipliers=(1, 2),
+    res_blocks=1,
+    down_layers=(0,),
+    mel_mean=(-1.0, -2.0),
+    mel_deviation=(0.5, 1.5),
+  )
+  hash(config)
+  assert json.loads(json.dumps(dataclasses.asdict(config))) == sizes

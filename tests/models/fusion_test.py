@@ -64,26 +64,27 @@ def forward(inputs):
   return run
 
 
+def assert_all_cases_close(velocity: AV, reference: dict, t: float, kind: str):
+  """Compare every element of a batch with its golden at time `t`."""
+  for element, case in enumerate(CASES):
+    video = reference[f"fwd_{case}_{t}_v"].transpose(1, 2, 3, 0)
+    audio = reference[f"fwd_{case}_{t}_a"]
+    parity.assert_close(velocity.video[element], video, kind)
+    parity.assert_close(velocity.audio[element], audio, kind)
+
+
 @pytest.mark.parametrize("t", [987.0, 123.4])
 @pytest.mark.parametrize("cached", [True, False])
 def test_forward_is_the_originals(forward, golden, t, cached):
   velocity = forward(t, jnp.float32, cached)
-  for element, case in enumerate(CASES):
-    reference = golden("fusion")
-    video = reference[f"fwd_{case}_{t}_v"].transpose(1, 2, 3, 0)
-    audio = reference[f"fwd_{case}_{t}_a"]
-    parity.assert_close(velocity.video[element], video, "forward")
-    parity.assert_close(velocity.audio[element], audio, "forward")
+  assert_all_cases_close(velocity, golden("fusion"), t, "forward")
 
 
-def test_bfloat16_stays_near(forward, golden):
-  velocity = forward(987.0, jnp.bfloat16, True)
-  reference = golden("fusion")["fwd_t2v_987.0_v"].transpose(1, 2, 3, 0)
-  parity.assert_close(velocity.video[0], reference, "bfloat16")
-  parity.assert_close(
-    velocity.audio[0], golden("fusion")["fwd_t2v_987.0_a"], "bfloat16"
-  )
-  assert velocity.video.dtype == jnp.float32
+@pytest.mark.parametrize("t", [987.0, 123.4])
+def test_bfloat16_stays_near(forward, golden, t):
+  velocity = forward(t, jnp.bfloat16, True)
+  assert velocity.video.dtype == velocity.audio.dtype == jnp.float32
+  assert_all_cases_close(velocity, golden("fusion"), t, "bfloat16")
 
 
 @pytest.mark.parametrize("name", ["video", "audio"])

@@ -33,9 +33,7 @@ def params(config):
   [
     ("avae_mel_aud", "voc_wav_aud", jnp.float32, "forward"),
     ("avae_mel_aud", "voc_wav_aud", jnp.bfloat16, "bfloat16"),
-    pytest.param(
-      *("avae_mel", "voc_wav", jnp.float32, "forward"), marks=pytest.mark.slow
-    ),
+    ("avae_mel", "voc_wav", jnp.float32, "forward"),
   ],
 )
 def test_waves_are_the_originals(
