@@ -323,7 +323,7 @@ def _claim(path: pathlib.Path, size: int) -> io.BufferedRandom:
   file = path.open("w+b")
   try:
     # The room is taken now: a full disk shows before hours of work.
-    os.posix_fallocate(file.fileno(), 0, size)
+    _allocate(file.fileno(), size)
   except OSError as error:
     file.close()
     path.unlink(missing_ok=True)
@@ -334,6 +334,19 @@ def _claim(path: pathlib.Path, size: int) -> io.BufferedRandom:
       str(path.parent),
     ) from error
   return file
+
+
+def _allocate(descriptor: int, size: int) -> None:
+  """Take the room; where the system or the disk cannot, only set the size."""
+  allocate = getattr(os, "posix_fallocate", None)  # macOS has none
+  if allocate is not None and size:
+    try:
+      allocate(descriptor, 0, size)
+      return
+    except OSError as error:
+      if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+        raise
+  os.truncate(descriptor, size)
 
 
 def _put(

@@ -6,19 +6,20 @@ and names: the original's `download_weights.py`; Wan2.2-TI2V-5B's own page for
 the transformer that training starts from.)
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import importlib
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 from ovi_jax import geometry
-
-# The video tower that stage 3 of training starts from.
-VIDEO_TOWER = "wan2.2_video_tower"
+from ovi_jax.convert import release as releases
 
 _WAN = "Wan-AI/Wan2.2-TI2V-5B"
 _MMAUDIO = "hkchengrex/MMAudio"
@@ -57,13 +58,13 @@ def plan(variant: str) -> list[File]:
   """What a variant needs: its own weights and what all variants share.
 
   Args:
-    variant: one of `geometry.VARIANTS`; or `VIDEO_TOWER`, which is the video
+    variant: one of `geometry.VARIANTS`; or `release.WAN`, which is the video
       transformer alone.
 
   Raises:
     ValueError: there is no such variant.
   """
-  if variant == VIDEO_TOWER:
+  if variant == releases.WAN:
     return [File(repo=_WAN, name="diffusion_pytorch_model*")]
   own = (_OVI, geometry.variant(variant).checkpoint)
   return [File(repo=repo, name=name) for repo, name in (own, *_SHARED)]
@@ -91,7 +92,8 @@ def download(
   Raises:
     ValueError: no such variant, no `huggingface_hub`, a file is gone from its
       repository, or a file came in another size than announced.
-    OSError: the disk has no room.
+    OSError: the disk has no room, or the hub cannot be reached or refuses; run
+      again then, and it goes on where it stopped.
   """
   wanted = plan(variant)
   hub = hub or _hub()
@@ -112,16 +114,41 @@ def download(
 
 def _fetch(hub: Any, file: File, out_dir: pathlib.Path) -> None:
   """Fetch one file, or what is missing of it."""
-  hub.hf_hub_download(
-    repo_id=file.repo,
-    filename=file.name,
-    local_dir=out_dir / _DIRECTORIES[file.repo],
-  )
+  with _named(hub, f"fetching {file.name} of {file.repo}"):
+    hub.hf_hub_download(
+      repo_id=file.repo,
+      filename=file.name,
+      local_dir=out_dir / _DIRECTORIES[file.repo],
+    )
   if not _is_whole(file, out_dir):
     raise ValueError(
       f"expected {file.size} bytes at {file.under(out_dir)}, found another"
       " size; delete the file and download again"
     )
+
+
+@contextlib.contextmanager
+def _named(hub: Any, what: str) -> Iterator[None]:
+  """Any failure of the hub or the network as one OSError that says at what."""
+  try:
+    yield
+  except _failures(hub) as error:
+    raise OSError(
+      f"{what} from the hub failed: {type(error).__name__}: {error}; run again,"
+      " it resumes"
+    ) from error
+
+
+def _failures(hub: Any) -> tuple[type[Exception], ...]:
+  """The errors of the hub's package and of what it reaches the network by.
+
+  requests' are OSErrors, httpx's are not; its transfer program (hf_xet) raises
+  RuntimeError.
+  """
+  own = getattr(getattr(hub, "errors", None), "HfHubHTTPError", None)
+  transport = getattr(sys.modules.get("httpx"), "HTTPError", None)
+  others = (e for e in (own, transport) if e is not None)
+  return (OSError, ValueError, RuntimeError, *others)
 
 
 def _hub() -> Any:
@@ -140,7 +167,9 @@ def _on_hub(hub: Any, wanted: list[File]) -> list[File]:
   api = hub.HfApi()
   files: list[File] = []
   for repo in dict.fromkeys(f.repo for f in wanted):
-    siblings = api.model_info(repo, files_metadata=True).siblings or []
+    names = ", ".join(f.name for f in wanted if f.repo == repo)
+    with _named(hub, f"asking for {names} of {repo}"):
+      siblings = api.model_info(repo, files_metadata=True).siblings or []
     for pattern in (f.name for f in wanted if f.repo == repo):
       found = [s for s in siblings if fnmatch.fnmatchcase(s.rfilename, pattern)]
       if not found or any(s.size is None for s in found):

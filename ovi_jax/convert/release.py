@@ -18,7 +18,8 @@ from ovi_jax.convert import vocoder
 from ovi_jax.modality import AV
 
 TOKENIZER = "Wan2.2-TI2V-5B/google/umt5-xxl"
-# Wan2.2-TI2V-5B on its own: the video tower that fusion training starts from.
+# The transformer of Wan2.2-TI2V-5B on its own: the video tower that fusion
+# training starts from.
 WAN = "wan2.2_ti2v_5b"
 WAN_TRANSFORMER = "Wan2.2-TI2V-5B/diffusion_pytorch_model*.safetensors"
 

@@ -19,6 +19,8 @@ import numpy as np
 # Far above the release's 62,000 instructions for 2,073 tensors.
 _INSTRUCTIONS = 2_000_000
 _NAME_LIMIT = 200
+# Python hashes larger numbers modulo 2^61 - 1: keys could be made to collide.
+_KEY_LIMIT = 2**53
 
 DTYPES: Mapping[str, np.dtype] = {
   name: np.dtype(dtype)
@@ -265,6 +267,8 @@ def _set(target: dict[Any, Any], values: list[Any]) -> None:
       raise ValueError(
         f"expected names of text or whole numbers, found a {type(key).__name__}"
       )
+    if type(key) is int and abs(key) >= _KEY_LIMIT:
+      raise ValueError(f"expected whole numbers below {_KEY_LIMIT} as names")
     if key in target:
       raise ValueError(f"{key!r:.{_NAME_LIMIT}} occurs twice")
     target[key] = value

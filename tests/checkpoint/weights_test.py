@@ -208,6 +208,22 @@ def test_no_room_on_the_disk(path, monkeypatch):
   assert not list(path.parent.iterdir())
 
 
+@pytest.mark.parametrize("refused", [None, errno.EOPNOTSUPP])
+def test_a_system_that_cannot_allocate(path, monkeypatch, refused):
+  if refused is None:  # macOS
+    monkeypatch.delattr(os, "posix_fallocate")
+  else:
+
+    def cannot(*_):
+      raise OSError(refused, "not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", cannot)
+  with weights.Writer(path, LEAVES) as writer:
+    for leaf, array in LEAVES.items():
+      writer.write(leaf, None, array)
+  assert_is_whole(weights.load(path))
+
+
 def test_only_floating_leaves_are_cast(store):
   tree = weights.load(store, dtype=jnp.bfloat16)
   assert tree["step"].dtype == jnp.int32 and tree["step"] == 7

@@ -11,6 +11,7 @@ import pytest
 
 from ovi_jax import geometry
 from ovi_jax.convert import download
+from ovi_jax.convert import release as releases
 
 RELEASE = {
   "chetwinlow1/Ovi": {
@@ -99,7 +100,7 @@ def test_each_variant_has_its_own_checkpoint():
 
 
 def test_the_video_tower_is_all_its_shards_and_their_index(tmp_path):
-  download.download(download.VIDEO_TOWER, tmp_path, hub=Hub())
+  download.download(releases.WAN, tmp_path, hub=Hub())
   assert sizes(tmp_path) == {
     f"Wan2.2-TI2V-5B/diffusion_pytorch_model{rest}": size
     for rest, size in (
@@ -162,6 +163,47 @@ def test_what_the_hub_lacks_is_named(tmp_path):
   unknown = dict(RELEASE) | {"chetwinlow1/Ovi": {"model.safetensors": None}}
   with pytest.raises(ValueError, match=r"model.safetensors with its size"):
     download.download("720x720_5s", tmp_path, hub=Hub(repos=unknown))
+
+
+class Unreachable(Exception):
+  """Stands for httpx's errors, which are no OSErrors."""
+
+
+@pytest.mark.parametrize(
+  ("error", "method", "what"),
+  [
+    (
+      Unreachable("no route"),
+      "model_info",
+      r"asking for model.safetensors of chetwinlow1/Ovi .*no route.*run again",
+    ),
+    (
+      Unreachable("cut off"),
+      "hf_hub_download",
+      r"fetching model.safetensors of chetwinlow1/Ovi .*cut off.*run again",
+    ),
+    (ConnectionError("reset"), "hf_hub_download", "reset; run again, it resum"),
+    (RuntimeError("CAS service"), "hf_hub_download", "CAS service; run again"),
+  ],
+)
+@pytest.mark.parametrize("module", ["hub", "httpx"])
+def test_a_network_that_fails(
+  tmp_path, monkeypatch, error, method, what, module
+):
+  class Broken(Hub):
+    pass
+
+  def fail(*_, **__):
+    raise error
+
+  setattr(Broken, method, fail)
+  if module == "hub":
+    Broken.errors = types.SimpleNamespace(HfHubHTTPError=Unreachable)
+  else:
+    httpx = types.SimpleNamespace(HTTPError=Unreachable)
+    monkeypatch.setitem(sys.modules, "httpx", httpx)
+  with pytest.raises(OSError, match=what):
+    download.download("720x720_5s", tmp_path, hub=Broken())
 
 
 def test_a_file_that_came_short_is_named(tmp_path):

@@ -72,6 +72,11 @@ def test_anything_but_tensors_and_plain_values_is_refused(path, value, name):
       spelled.mapping(a=spelled.mapping(b=b"N")) + spelled.text("a.b") + b"Ns",
       "'a.b' occurs twice",
     ),
+    (b"}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns", "below 9007"),
+    (
+      b"}\x8a\x07" + (-(2**53)).to_bytes(7, "little", signed=True) + b"Ns",
+      "below 9007",
+    ),
     (b"s", "has not made"),
     (b"e", "not opened"),
     (b"c" + b"a" * 1000, "name of less than 200"),
