@@ -2,23 +2,36 @@
 
 ovi_jax.json        what it holds: variant, sizes, identity of each component
 <component>.safetensors
-tokenizer.json
+tokenizer.json      and what else lies beside it in a release
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from flax import traverse_util
+
 from ovi_jax import geometry
+from ovi_jax.checkpoint import weights
 from ovi_jax.models import architecture
 
 MANIFEST = "ovi_jax.json"
 TOKENIZER = "tokenizer.json"
+# Kept beside the tokenizer where a release has them.
+TOKENIZER_FILES = (
+  TOKENIZER,
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "spiece.model",
+)
 FORMAT = 1
 CUSTOM = "custom"
+_LISTED = 4  # differences in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +41,8 @@ class Manifest:
   Attributes:
     variant: released variant, or `None` for weights of other sizes.
     sizes: of the architecture, in the original's form.
-    digests: sha256 of the contents of each component present.
+    digests: sha256 of the contents of each component present, and of the
+      tokenizer file under `tokenizer`.
     version: of ovi_jax that wrote it.
   """
 
@@ -38,9 +52,29 @@ class Manifest:
   version: str
   format: int = FORMAT
 
-  @property
+  def __post_init__(self):
+    expected = {
+      "variant": str | None,
+      "sizes": Mapping,
+      "digests": Mapping,
+      "version": str,
+      "format": int,
+    }
+    for name, kind in expected.items():
+      if not isinstance(value := getattr(self, name), kind):
+        raise ValueError(f"{name}: got {value!r:.60}")
+    for name, digest in self.digests.items():
+      if not isinstance(digest, str):
+        raise ValueError(f"digests.{name}: expected text, got {digest!r:.60}")
+
+  @functools.cached_property
   def architecture(self) -> architecture.Architecture:
     return architecture.Architecture.from_release(self.sizes)
+
+  @property
+  def towers(self) -> tuple[str, ...]:
+    """The modalities that `fusion` has a tower for."""
+    return tuple(self.architecture.fusion.present())
 
   @property
   def geometry(self) -> geometry.Variant:
@@ -84,7 +118,9 @@ def read(
   variant: str = "",
   needs: tuple[str, ...] = architecture.COMPONENTS,
 ) -> Manifest:
-  """Read what a directory holds and see that the files are there.
+  """Read what a directory holds and see that the files are there and fit.
+
+  Only the headers of the files are read; a full-size release takes seconds.
 
   Args:
     directory: of converted weights.
@@ -93,7 +129,8 @@ def read(
 
   Raises:
     ValueError: the directory, a file or a component is missing, the manifest
-      is damaged or of another format, or the variant is another; says which
+      is damaged or of another format, the variant is another, or a file has
+      other parameters or another identity than the manifest says; says which
       file is expected where and how to make it.
   """
   directory = pathlib.Path(directory)
@@ -106,15 +143,7 @@ def read(
       f"weights: {path} {what}; make it with `python convert_torch_weights.py"
       f" --release=DIR --variant={variant or 'VARIANT'} --out={directory}`"
     )
-  try:
-    manifest = Manifest(**json.loads(path.read_text()))
-  except (TypeError, ValueError) as error:
-    raise ValueError(f"weights: {path} is damaged ({error})") from error
-  if manifest.format != FORMAT:
-    raise ValueError(
-      f"weights: {path} has format {manifest.format}, expected {FORMAT};"
-      " convert the release again"
-    )
+  manifest = _parse(path)
   found = manifest.variant or CUSTOM
   if variant and variant != found:
     checkpoint = geometry.variant(variant).checkpoint
@@ -123,6 +152,42 @@ def read(
       f" Ovi/{checkpoint} with --variant={variant}, or leave config.variant"
       " empty"
     )
+  _check_files(directory, needs)
+  problems = list(manifest.architecture.misfits)
+  for component in needs:
+    problems += _misfits(directory, manifest, component)
+  if problems:
+    raise ValueError(
+      f"weights in {directory} do not fit {MANIFEST}; convert the release"
+      " again:" + "".join(f"\n{p}" for p in problems)
+    )
+  return manifest
+
+
+def digest_of(path: pathlib.Path) -> str:
+  """sha256 of a small file."""
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _parse(path: pathlib.Path) -> Manifest:
+  """The manifest in a file; its sizes make sense."""
+  try:
+    data = json.loads(path.read_text())
+    # Another format may have other fields.
+    number = data.get("format") if isinstance(data, dict) else None
+    if isinstance(number, int) and number != FORMAT:
+      raise ValueError(f"it has format {number}, expected {FORMAT}")
+    manifest = Manifest(**data)
+    _ = manifest.architecture
+  except (TypeError, ValueError, RecursionError) as error:
+    raise ValueError(
+      f"weights: {path} is damaged ({error}); convert the release again"
+    ) from error
+  return manifest
+
+
+def _check_files(directory: pathlib.Path, needs: tuple[str, ...]) -> None:
+  """See that the files of some components are there."""
   expected = [component_file(directory, c) for c in needs]
   if "umt5" in needs:
     expected.append(directory / TOKENIZER)
@@ -131,4 +196,40 @@ def read(
     raise ValueError(
       f"weights: missing {', '.join(absent)}; convert the release again"
     )
-  return manifest
+
+
+def _misfits(
+  directory: pathlib.Path, manifest: Manifest, component: str
+) -> list[str]:
+  """What in a component's files differs from the manifest, in words."""
+  path = component_file(directory, component)
+  config = manifest.architecture.config(component)
+  if config is None:
+    return [f"{path}: {MANIFEST} has no sizes of {component}"]
+  expected = _shapes(component, config)
+  found = {leaf: s.shape for leaf, s in weights.shapes(path).items()}
+  differing = [
+    f"{leaf} is {found.get(leaf, 'missing')}, expected"
+    f" {expected.get(leaf, 'none')}"
+    for leaf in sorted(expected.keys() | found.keys())
+    if expected.get(leaf) != found.get(leaf)
+  ]
+  problems = []
+  if differing:
+    listed = "; ".join(differing[:_LISTED])
+    problems.append(f"{path}: {len(differing)} parameters differ: {listed}")
+  if weights.metadata(path).get("digest") != manifest.digests.get(component):
+    problems.append(f"{path} was replaced: its digest is another")
+  known = manifest.digests.get("tokenizer") if component == "umt5" else None
+  tokenizer = directory / TOKENIZER
+  if known is not None and digest_of(tokenizer) != known:
+    problems.append(f"{tokenizer} was replaced: its digest is another")
+  return problems
+
+
+@functools.cache
+def _shapes(component: str, config: Any) -> Mapping[str, tuple[int, ...]]:
+  """Shapes of a component's parameters by path."""
+  tree = architecture.parameter_shapes(component, config)
+  flat = traverse_util.flatten_dict(tree, sep="/")
+  return {path: tuple(leaf.shape) for path, leaf in flat.items()}

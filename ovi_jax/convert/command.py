@@ -34,6 +34,17 @@ def run(
   """
   if not out:
     raise ValueError("--out=DIR is needed: the directory to write")
+  _check(
+    {
+      "release": release,
+      "variant": variant,
+      "arch": arch,
+      "components": components,
+      "export": export,
+      "weights": weights,
+      "download": download,
+    }
+  )
   if download:
     downloads.download(download, pathlib.Path(out))
   elif export:
@@ -60,6 +71,26 @@ def run(
     )
 
 
+def _check(flags: Mapping[str, Any]) -> None:
+  """Refuse flags of two tasks at once: none is ignored.
+
+  Raises:
+    ValueError: names the flags that contradict each other.
+  """
+  given = [name for name, value in flags.items() if value]
+  if flags["download"]:
+    task, allowed = "download", {"download"}
+  elif flags["export"]:
+    task, allowed = "export", {"export", "weights", "components"}
+    if not flags["weights"]:
+      allowed.add("release")
+  else:
+    task, allowed = "", {"release", "variant", "arch", "components"}
+  if odd := [f"--{name}" for name in given if name not in allowed]:
+    what = f"--{task}" if task else "a conversion (no --export)"
+    raise ValueError(f"{what} does not go with {', '.join(odd)}")
+
+
 def _sizes(variant: str, arch: str) -> Mapping[str, Any]:
   """The architecture that the flags name, in the original's form."""
   if variant:
@@ -69,9 +100,7 @@ def _sizes(variant: str, arch: str) -> Mapping[str, Any]:
       )
     sizes = architecture.released_sizes()
     if variant == releases.WAN:
-      kept = ("t5", "video_vae")
-      video = {"video": sizes["fusion"]["video"]}
-      return {"fusion": video} | {key: sizes[key] for key in kept}
+      return {"fusion": {"video": sizes["fusion"]["video"]}}
     return sizes
   path = pathlib.Path(arch)
   if not path.is_file():

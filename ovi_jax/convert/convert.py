@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 import ovi_jax
 from ovi_jax.checkpoint import directory
@@ -64,15 +66,17 @@ def convert(
   if "umt5" in chosen and not tokenizer.is_file():
     raise ValueError(f"expected the tokenizer of the text encoder: {tokenizer}")
   out.mkdir(parents=True, exist_ok=True)
+  digests = _known_digests(out, arch.components, chosen)
   # Until the new manifest is written, none: a killed run leaves no mixture.
   (out / directory.MANIFEST).unlink(missing_ok=True)
-  digests = _known_digests(out, chosen)
   for component, (rows, tensors, shapes) in opened.items():
     path = directory.component_file(out, component)
     digests[component] = _write(path, rows, tensors, shapes)
     log(f"{component}: {len(tensors.shapes)} tensors -> {path}")
   if "umt5" in chosen:
-    shutil.copyfile(tokenizer, out / directory.TOKENIZER)
+    _copy_tokenizer(tokenizer.parent, out)
+  if (out / directory.TOKENIZER).is_file():
+    digests["tokenizer"] = directory.digest_of(out / directory.TOKENIZER)
   manifest = directory.Manifest(
     variant=variant,
     sizes=dict(sizes),
@@ -96,7 +100,7 @@ def _open(
 ) -> dict[str, Opened]:
   """Tables, tensors and our shapes of every component, all of them checked."""
   opened: dict[str, Opened] = {}
-  problems: list[str] = []
+  problems: list[str] = list(arch.misfits)
   for component in components:
     config = arch.config(component)
     try:
@@ -105,14 +109,45 @@ def _open(
       rows = source.rows(config)
       flat = mapping.flatten(architecture.parameter_shapes(component, config))
       ours = {path: tuple(x.shape) for path, x in flat.items()}
-      mapping.check(rows, tensors.shapes, ours)
     except ValueError as error:
       problems.append(f"{component}: {error}")
-    else:
+      continue
+    found = _misfits(rows, tensors, ours)
+    problems += [f"{component}: {p}" for p in found]
+    if not found:
       opened[component] = (rows, tensors, _typed(rows, tensors, ours))
   if problems:
     raise ValueError("\n".join(problems))
   return opened
+
+
+def _misfits(
+  rows: Sequence[mapping.Row],
+  tensors: tensor_file.TensorFile,
+  shapes: Mapping[str, tuple[int, ...]],
+) -> list[str]:
+  """What does not fit: names, shapes, or a precision that would be lost."""
+  problems: list[str] = []
+  try:
+    mapping.check(rows, tensors.shapes, shapes)
+  except ValueError as error:
+    problems.append(str(error))
+  for row in rows:
+    if row.ours is None:
+      continue
+    # The last tensor of each block decides; one name for each dtype.
+    kinds: dict[np.dtype, str] = {}
+    for names in map(row.names, row.indices):
+      for name in names:
+        dtype = tensors.dtypes.get(name, np.dtype(np.float32))
+        if not jnp.issubdtype(dtype, jnp.floating):
+          problems.append(f"expected floating point, {name} is {dtype}")
+      if names[-1] in tensors.dtypes:
+        kinds.setdefault(tensors.dtypes[names[-1]], names[-1])
+    if len(kinds) > 1:
+      listed = ", ".join(f"{n} is {d}" for d, n in kinds.items())
+      problems.append(f"expected one dtype in {row.ours}: {listed}")
+  return problems
 
 
 def _typed(
@@ -147,11 +182,11 @@ def _write(
 
 
 def _known_digests(
-  out: pathlib.Path, replaced: Sequence[str]
+  out: pathlib.Path, present: Sequence[str], replaced: Sequence[str]
 ) -> dict[str, str]:
   """Digests of components that an earlier conversion left in `out`."""
   known = {}
-  for component in architecture.COMPONENTS:
+  for component in present:
     path = directory.component_file(out, component)
     if component not in replaced and path.is_file():
       known[component] = weights.metadata(path).get("digest", "")
@@ -175,8 +210,10 @@ def export(
   Raises:
     ValueError: `source` is no directory of our weights or lacks a component.
   """
-  manifest = directory.read(source, needs=tuple(components or ()))
-  chosen = tuple(components or manifest.digests)
+  known = directory.read(source, needs=()).digests
+  present = (c for c in architecture.COMPONENTS if c in known)
+  chosen = tuple(components or present)
+  manifest = directory.read(source, needs=chosen)
   for component in chosen:
     target = releases.target(component, manifest.variant)
     path = release / target.file
@@ -186,9 +223,17 @@ def export(
     _save(path, rows, stored, target.key)
     log(f"{component} -> {path}")
   if "umt5" in chosen:
-    folder = release / releases.TOKENIZER
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / directory.TOKENIZER, folder / directory.TOKENIZER)
+    _copy_tokenizer(source, release / releases.TOKENIZER)
+
+
+def _copy_tokenizer(source: pathlib.Path, out: pathlib.Path) -> None:
+  """Copy the files of the tokenizer that are there; none of another stays."""
+  out.mkdir(parents=True, exist_ok=True)
+  for name in directory.TOKENIZER_FILES:
+    if (source / name).is_file():
+      shutil.copyfile(source / name, out / name)
+    else:
+      (out / name).unlink(missing_ok=True)
 
 
 def _save(

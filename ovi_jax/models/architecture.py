@@ -8,6 +8,7 @@ here. They travel with converted weights.
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -26,9 +27,15 @@ from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
 
 RELEASED = pathlib.Path(__file__).with_name("released.json")
+_LARGEST = 2**31  # no size comes near it
 # The components of a release, in the order a sample passes through them.
 COMPONENTS = ("umt5", "fusion", "video_vae", "audio_vae", "vocoder")
 
+# The sizes that a tower's latents have to agree with.
+_LATENTS = {
+  "video": ("video_vae", "z_dim"),
+  "audio": ("audio_vae", "embed_dim"),
+}
 _KEYS = {
   "umt5": ("t5", umt5.UMT5Config),
   "video_vae": ("video_vae", video_vae.VideoVAEConfig),
@@ -65,9 +72,11 @@ class Architecture:
         rows, columns; audio latents).
 
     Raises:
-      ValueError: a key is unknown or a part does not make sense; the message
-        names the part.
+      ValueError: a key is unknown, a value has another type or a part does not
+        make sense; the message names the part.
     """
+    if not isinstance(sizes, Mapping):
+      raise ValueError(f"architecture: expected sizes by name, got {sizes!r}")
     known = {"fusion", "latents", *(key for key, _ in _KEYS.values())}
     unknown = sorted(sizes.keys() - known)
     if unknown or not sizes.get("fusion"):
@@ -75,6 +84,8 @@ class Architecture:
         f"architecture needs 'fusion' and may have {sorted(known)}; unknown:"
         f" {unknown}"
       )
+    if problems := _mistyped(sizes):
+      raise ValueError("architecture: " + "; ".join(problems))
     parts: dict[str, Any] = {}
     towers = {
       name: _read(f"fusion.{name}", dit.DiTConfig, tower)
@@ -97,6 +108,23 @@ class Architecture:
         audio_latents=latents["A"],
       )
     return cls(fusion=AV(**towers), clip=clip, **parts)
+
+  @property
+  def misfits(self) -> list[str]:
+    """Where components that are present do not fit each other, in words."""
+    pairs = []
+    for name, tower in self.fusion.present().items():
+      pairs.append((f"fusion.{name} text_dim", tower.text_width, "umt5", "dim"))
+      pairs.append((f"fusion.{name} in_dim", tower.channels, *_LATENTS[name]))
+    if self.audio_vae is not None:
+      bins = self.audio_vae.data_dim
+      pairs.append(("audio_vae data_dim", bins, "vocoder", "mel_bins"))
+    return [
+      f"{what} is {size}, but {component} {key} is {other}"
+      for what, size, component, key in pairs
+      if (config := self.config(component)) is not None
+      and (other := getattr(config, key)) != size
+    ]
 
   def config(self, component: str) -> Any:
     """The sizes of one of `COMPONENTS`."""
@@ -148,6 +176,62 @@ def _init_fusion(
     text[name] = jnp.zeros((1, 1, tower.text_width))
   model = fusion.FusionDiT(config)
   return model.init(key, AV(**latents), AV(**times), AV(**text))["params"]
+
+
+def _mistyped(sizes: Mapping[str, Any]) -> list[str]:
+  """What has another type than the released sizes, part and key named."""
+  problems: list[str] = []
+  released = released_sizes()
+  parts: dict[str, Any] = {"latents": dict.fromkeys("THWA", 1)}
+  for key, config in _KEYS.values():
+    # What the release leaves to the defaults may be given too.
+    fields = {f.name: f.default for f in dataclasses.fields(config)}
+    parts[key] = fields | released[key]
+  given = {key: sizes[key] for key in parts if key in sizes}
+  towers = sizes["fusion"]
+  if isinstance(towers, Mapping):
+    given |= {f"fusion.{name}": tower for name, tower in towers.items()}
+  else:
+    problems.append(f"fusion: expected towers by name, got {towers!r:.60}")
+  every_tower = released["fusion"]["video"] | released["fusion"]["audio"]
+  for part, values in given.items():
+    if not isinstance(values, Mapping):
+      problems.append(f"{part}: expected sizes by name, got {values!r:.60}")
+      continue
+    typical: Mapping[str, Any] = parts.get(part) or every_tower
+    for key in values.keys() & typical.keys():
+      if expected := _other_type(values[key], typical[key]):
+        problems.append(
+          f"{part}.{key}: expected {expected}, got {values[key]!r:.60}"
+        )
+  return sorted(problems)
+
+
+def _other_type(value: Any, typical: Any) -> str:
+  """What is expected of `value`, in words; empty if it is that.
+
+  Args:
+    value: from a file.
+    typical: a value as it should be; lists may have another length.
+  """
+  # A bool is an int to isinstance.
+  match typical:
+    case bool():
+      return "" if type(value) is bool else "true or false"
+    case int() if typical < 0:
+      return "" if type(value) is int else "a whole number"
+    case int():
+      good = type(value) is int and 0 < value < _LARGEST
+      return "" if good else "a whole number from 1"
+    case float():
+      good = type(value) in (int, float) and math.isfinite(value)
+      return "" if good else "a number"
+    case str():
+      return "" if type(value) is str else "text"
+  if not isinstance(value, list | tuple) or not value:
+    return "a list that is not empty"
+  wrong = (_other_type(item, typical[0]) for item in value)
+  return next((f"a list, each item {w}" for w in wrong if w), "")
 
 
 def _read(name: str, config: Any, sizes: Any) -> Any:

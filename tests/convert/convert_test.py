@@ -65,17 +65,22 @@ def test_there_and_back(weights, release, tmp_path):
       np.testing.assert_allclose(
         refolded(path, None), folded(path, None), rtol=1e-6, atol=1e-9
       )
-  tokenizer = pathlib.Path(releases.TOKENIZER) / directory.TOKENIZER
-  assert (tmp_path / tokenizer).read_bytes() == (
-    release / tokenizer
-  ).read_bytes()
+  names = {f.name for f in (release / releases.TOKENIZER).iterdir()}
+  assert names == {f.name for f in (tmp_path / releases.TOKENIZER).iterdir()}
+  assert directory.TOKENIZER in names and len(names) == 3
+  for name in names:
+    tokenizer = pathlib.Path(releases.TOKENIZER) / name
+    assert (tmp_path / tokenizer).read_bytes() == (
+      release / tokenizer
+    ).read_bytes()
 
 
 def test_manifest_and_identity(weights, release, tmp_path):
   manifest = directory.read(weights)
   assert manifest.variant is None and manifest.geometry.latent_frames == 4
   assert manifest.geometry.area == 64 * 96
-  assert set(manifest.digests) == set(architecture.COMPONENTS)
+  assert set(manifest.digests) == {*architecture.COMPONENTS, "tokenizer"}
+  assert manifest.towers == ("video", "audio")
   tensors = dict(standin.tensors("Wan2.2-TI2V-5B/Wan2.2_VAE.pth"))
   file = release / "Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
   changed = tmp_path / "release" / "Wan2.2-TI2V-5B"
@@ -141,6 +146,46 @@ def test_misfits_of_all_components_are_listed_before_writing(tmp_path, release):
   assert "token_embedding.weight(48, 138)" in message
 
 
+def test_precision_that_would_be_lost_is_listed_too(tmp_path, release):
+  message = broken(
+    tmp_path,
+    release,
+    conv2__weight=lambda t: t[:3],
+    blocks__1__ffn__fc1__weight=lambda t: t.astype(np.float16),
+    blocks__0__attn__q__weight=lambda t: t.astype(np.int32),
+  )
+  assert "video_vae: " in message and "conv2.weight(3, 48, 1, 1, 1)" in message
+  assert "blocks.0.ffn.fc1.weight is float32, blocks.1.ffn.fc1" in message
+  assert "floating point, blocks.0.attn.q.weight is int32" in message
+
+
+def test_a_failed_conversion_leaves_a_good_directory(release, tmp_path):
+  kwargs = {"variant": None, "sizes": SIZES, "log": lambda _: None}
+  part = ["audio_vae"]
+  convert.convert(release, tmp_path, components=part, **kwargs)
+  with pytest.raises(ValueError, match="v1-16"):
+    convert.convert(tmp_path / "none", tmp_path, components=part, **kwargs)
+  directory.read(tmp_path, needs=("audio_vae",))
+  damaged = directory.component_file(tmp_path, "vocoder")
+  damaged.write_bytes(b"x")
+  with pytest.raises(ValueError, match="vocoder"):
+    convert.convert(release, tmp_path, components=part, **kwargs)
+  directory.read(tmp_path, needs=("audio_vae",))
+
+
+def test_the_bare_video_model_is_its_transformer_alone(release, tmp_path):
+  with pytest.raises(ValueError, match="fusion: .*diffusion_pytorch") as error:
+    command.run(
+      **FLAGS
+      | {
+        "release": str(release),
+        "variant": releases.WAN,
+        "out": str(tmp_path / "out"),
+      }
+    )
+  assert not any(f"\n{c}: " in str(error.value) for c in ("umt5", "video_vae"))
+
+
 def test_a_release_of_another_size_is_refused(release, tmp_path):
   with pytest.raises(ValueError, match="do not fit the architecture"):
     command.run(
@@ -162,6 +207,22 @@ def test_a_release_of_another_size_is_refused(release, tmp_path):
     ({"out": "o", "release": "r"}, "one of --variant=NAME"),
     ({"out": "o", "release": "r", "variant": "a", "arch": "b"}, "one of"),
     ({"out": "o", "export": True}, "--export needs --weights"),
+    (
+      {"out": "o", "export": True, "weights": "w", "variant": "720x720_5s"},
+      "--export does not go with --variant",
+    ),
+    (
+      {"out": "o", "export": True, "weights": "w", "release": "r"},
+      "--export does not go with --release",
+    ),
+    (
+      {"out": "o", "download": "720x720_5s", "export": True},
+      "--download does not go with --export",
+    ),
+    (
+      {"out": "o", "release": ".", "weights": "w"},
+      "does not go with --weights",
+    ),
     (
       {"out": "o", "release": "nowhere", "variant": "720x720_5s"},
       "nowhere is not a directory",
@@ -222,6 +283,57 @@ def test_manifest_says_what_is_missing(weights, tmp_path):
   (tmp_path / directory.MANIFEST).write_text(json.dumps(manifest)[:-9])
   with pytest.raises(ValueError, match="is damaged"):
     directory.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("part", "key", "value", "expected"),
+  [
+    ("latents", "H", "4", "a whole number from 1, got '4'"),
+    ("latents", "T", True, "a whole number from 1, got True"),
+    ("t5", "num_heads", 0, "a whole number from 1, got 0"),
+    ("t5", "vocab_size", 138.0, "a whole number from 1, got 138.0"),
+    ("bigvgan", "upsample_rates", [4, 0, 2], "each item a whole number from 1"),
+    ("bigvgan", "upsample_rates", [], "a list that is not empty"),
+    ("bigvgan", "resblock_dilation_sizes", [3], "each item a list"),
+    ("bigvgan", "snake_logscale", 1, "true or false, got 1"),
+    ("bigvgan", "mel_bins", None, "a whole number from 1, got None"),
+    ("video_vae", "temporal_downsample", [0], "each item true or false"),
+    ("video_vae", "latent_std", ["1"], "each item a number"),
+    ("fusion.video", "dim", "64", "a whole number from 1, got '64'"),
+    ("fusion.audio", "eps", "small", "a number, got 'small'"),
+    ("fusion.audio", "model_type", 1, "text, got 1"),
+  ],
+)
+def test_sizes_of_another_type_are_all_named(part, key, value, expected):
+  sizes = json.loads(json.dumps(SIZES))
+  at = sizes
+  for name in part.split("."):
+    at = at[name]
+  at[key] = value
+  sizes["audio_vae"]["embed_dim"] = -1
+  with pytest.raises(
+    ValueError, match="audio_vae.embed_dim: .*got -1"
+  ) as error:
+    architecture.Architecture.from_release(sizes)
+  assert f"{part}.{key}: expected " in str(error.value)
+  assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "message"),
+  [
+    ({"fusion": 3}, "fusion: expected towers by name, got 3"),
+    ({"config": 3}, "expected sizes by name, got 3"),
+    (SIZES | {"latents": 5}, "latents: expected sizes by name, got 5"),
+    ({"fusion": {"video": 2}}, "fusion.video: expected sizes by name, got 2"),
+  ],
+)
+def test_an_arch_file_of_another_form(tmp_path, sizes, message):
+  file = tmp_path / "sizes.json"
+  file.write_text(json.dumps(sizes))
+  flags = {"release": str(tmp_path), "out": str(tmp_path / "o")}
+  with pytest.raises(ValueError, match=message):
+    command.run(**FLAGS | flags | {"arch": str(file)})
 
 
 def test_released_sizes_are_the_defaults():

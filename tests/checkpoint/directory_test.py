@@ -1,0 +1,110 @@
+"""What a directory of weights says of itself against what lies in it."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from ovi_jax.checkpoint import directory
+from ovi_jax.checkpoint import weights as stores
+from ovi_jax.convert import standin
+from ovi_jax.models import architecture
+
+
+@pytest.fixture
+def copy(weights, tmp_path):
+  """The converted stand-in; its large files are links, not to be changed."""
+  for file in weights.iterdir():
+    if file.suffix == ".safetensors":
+      os.symlink(file, tmp_path / file.name)
+    else:
+      shutil.copyfile(file, tmp_path / file.name)
+  return tmp_path
+
+
+def change(copy, **fields):
+  path = copy / directory.MANIFEST
+  manifest = json.loads(path.read_text())
+  path.write_text(json.dumps(manifest | fields))
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"sizes": 3}, "sizes: got 3"),
+    ({"sizes": {"fusion": 3}}, "fusion: expected towers by name"),
+    ({"digests": ["a"]}, "digests: got"),
+    ({"digests": {"umt5": 5}}, "digests.umt5: expected text, got 5"),
+    ({"variant": 7}, "variant: got 7"),
+    ({"format": "1"}, "format: got '1'"),
+    ({"format": 2}, "format 2, expected 1"),
+    ({"odd": 2}, "odd"),
+  ],
+)
+def test_a_damaged_manifest(copy, fields, message):
+  change(copy, **fields)
+  with pytest.raises(ValueError, match=f"is damaged .*{message}"):
+    directory.read(copy)
+
+
+def test_a_manifest_that_is_no_object(copy):
+  (copy / directory.MANIFEST).write_text("[1]")
+  with pytest.raises(ValueError, match="is damaged"):
+    directory.read(copy)
+
+
+def test_parameters_of_other_sizes_are_named(copy):
+  sizes = json.loads(json.dumps(standin.manifest()["config"]))
+  sizes["audio_vae"]["hidden_dim"] = 32
+  change(copy, sizes=sizes)
+  with pytest.raises(
+    ValueError, match=r"audio_vae.safetensors: \d+ param"
+  ) as e:
+    directory.read(copy)
+  assert "vocoder" not in str(e.value) and "expected (" in str(e.value)
+  directory.read(copy, needs=("vocoder",))
+
+
+def test_sizes_that_do_not_fit_each_other(copy):
+  sizes = json.loads(json.dumps(standin.manifest()["config"]))
+  sizes["t5"]["dim"] = 64
+  sizes["bigvgan"]["mel_bins"] = 100
+  change(copy, sizes=sizes)
+  with pytest.raises(ValueError, match="convert the release again") as error:
+    directory.read(copy, needs=())
+  for tower in ("video", "audio"):
+    text = f"fusion.{tower} text_dim is 48, but umt5 dim is 64"
+    assert text in str(error.value)
+  assert "data_dim is 80, but vocoder mel_bins is 100" in str(error.value)
+  sizes = json.loads(json.dumps(standin.manifest()["config"]))
+  sizes["audio_vae"]["embed_dim"] = 8
+  arch = architecture.Architecture.from_release(sizes)
+  assert arch.misfits == [
+    "fusion.audio in_dim is 20, but audio_vae embed_dim is 8"
+  ]
+
+
+def test_a_file_that_was_replaced(copy):
+  path = directory.component_file(copy, "audio_vae")
+  leaves = stores.shapes(path)
+  path.unlink()
+  with stores.Writer(path, leaves, {"digest": "another"}) as writer:
+    for leaf, spec in leaves.items():
+      writer.write(leaf, None, np.zeros(spec.shape, spec.dtype))
+  (copy / directory.TOKENIZER).write_text("{}")
+  with pytest.raises(
+    ValueError, match="audio_vae.safetensors was rep"
+  ) as error:
+    directory.read(copy)
+  assert "tokenizer.json was replaced" in str(error.value)
+  directory.read(copy, needs=("fusion",))
+
+
+def test_a_component_without_sizes(copy):
+  sizes = dict(standin.manifest()["config"])
+  del sizes["bigvgan"]
+  change(copy, sizes=sizes)
+  with pytest.raises(ValueError, match="no sizes of vocoder"):
+    directory.read(copy)
