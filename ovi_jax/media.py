@@ -5,16 +5,14 @@ mono float32 in [-1, 1]. Videos are H.264 with BT.709 colours and AAC sound.
 (`utils/io_utils.py`, `utils/processing_utils.py` of the original.)
 """
 
-import contextlib
-import errno
 import fractions
 import itertools
 import os
 import pathlib
 import struct
-import uuid
 import warnings
 import zlib
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +26,7 @@ from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageOps
 
+from ovi_jax import files
 from ovi_jax import geometry
 
 CRF = 18  # constant quality of x264; visually lossless
@@ -55,6 +54,7 @@ def write_mp4(
   wave: np.ndarray | None,
   fps: float = geometry.FPS,
   sample_rate: int = geometry.SAMPLE_RATE,
+  before_naming: Callable[[], None] = lambda: None,
 ) -> None:
   """Write a clip; nothing stands under `path` until all of it is written.
 
@@ -64,6 +64,7 @@ def write_mp4(
     wave: mono [samples] in [-1, 1] (clipped to it), or None for a silent file.
     fps: frames a second.
     sample_rate: of `wave`, Hz; one that AAC knows.
+    before_naming: called when the file is whole, before it gets its name.
 
   Raises:
     ValueError: no frames, a chunk of another type or shape than the first, an
@@ -77,36 +78,14 @@ def write_mp4(
   first = next(chunks, None)
   if first is None:
     raise ValueError(f"no frames for {path}")
-  with (
-    _replacing(path) as temporary,
-    av.open(
-      str(temporary), "w", format="mp4", options={"movflags": "faststart"}
-    ) as container,
-  ):
-    whole = itertools.chain([first], chunks)
-    _encode(container, whole, wave, fps, sample_rate)
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A file beside `path` that takes its place if nothing is raised."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-  try:
-    yield temporary
-    with open(temporary, "rb+") as file:
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    raise OSError(
-      error.errno,
-      "no space left to write the video; free some, or choose another folder",
-      str(path),
-    ) from error
-  finally:
-    temporary.unlink(missing_ok=True)
+  options = {"movflags": "faststart"}
+  with files.replacing(path) as temporary:
+    with av.open(
+      str(temporary), "w", format="mp4", options=options
+    ) as container:
+      whole = itertools.chain([first], chunks)
+      _encode(container, whole, wave, fps, sample_rate)
+    before_naming()
 
 
 def _checked_wave(wave: np.ndarray) -> np.ndarray:

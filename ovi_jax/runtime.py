@@ -23,8 +23,10 @@ def start() -> None:
 
 
 def platform() -> str:
-  """What computes: "cpu", "tpu", or for GPUs their maker's "cuda", "rocm"."""
+  """What computes: "cpu", "tpu", "cuda" (NVIDIA, Ampere or newer) or "gpu"."""
   device = jax.devices()[0]
   if device.platform != "gpu":
     return device.platform
-  return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+  if "cuda" not in device.client.platform_version.lower():
+    return "gpu"
+  return "cuda" if float(device.compute_capability) >= 8 else "gpu"

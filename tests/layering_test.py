@@ -7,7 +7,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ovi_jax"
-BASE = {"axes", "modality", "geometry", "prompt", "media", "runtime"}
+BASE = {
+  "axes",
+  "files",
+  "geometry",
+  "media",
+  "modality",
+  "prompt",
+  "runtime",
+}
 # Package -> packages it may import, besides itself and the base.
 ALLOWED = {
   "models": set(),

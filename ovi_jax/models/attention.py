@@ -15,6 +15,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import axes
+
 # Queries of a block: at most this many, and fewer for very many keys, so that
 # a block's logits stay below 32 MiB a head.
 QUERY_BLOCK = 512
@@ -27,27 +29,44 @@ PLATFORM_BACKEND: Mapping[str, str] = {
 }
 
 
-def resolve(backend: str, platform: str, dtype: jnp.dtype) -> str:
-  """The backend that `backend` ("auto" or a name) means on a platform.
+def resolve(
+  backend: str, platform: str, dtype: jnp.dtype, head_size: int
+) -> str:
+  """The backend that `backend` ("auto" or a name) means.
+
+  Args:
+    backend: "auto" or a key of `BACKENDS`.
+    platform: see `runtime.platform`.
+    dtype: compute dtype.
+    head_size: of every attention.
 
   Raises:
-    ValueError: no backend of that name.
+    ValueError: no backend of that name, or it cannot run this.
   """
+  if backend != "auto" and backend not in BACKENDS:
+    known = ", ".join(["auto", *BACKENDS])
+    raise ValueError(f"attention {backend!r} is unknown; choose from {known}")
+  # cuDNN's flash attention is for 16-bit numbers and heads up to 128.
+  fits = dtype.itemsize == 2 and head_size % 8 == 0 and head_size <= 128
+  if backend == "cudnn" and not (platform == "cuda" and fits):
+    raise ValueError(
+      "attention cudnn needs an NVIDIA GPU (Ampere or newer), bfloat16 and"
+      f" heads up to 128, got {platform}, {dtype}, {head_size}; choose auto"
+    )
   if backend != "auto":
-    if backend not in BACKENDS:
-      known = ", ".join(["auto", *BACKENDS])
-      raise ValueError(f"attention {backend!r} is unknown; choose from {known}")
     return backend
   choice = PLATFORM_BACKEND.get(platform, "xla")
-  # cuDNN has no float32 flash attention.
-  return "xla" if choice == "cudnn" and dtype.itemsize > 2 else choice
+  return "xla" if choice == "cudnn" and not fits else choice
 
 
 def attention(
   q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, backend: str
 ) -> jax.Array:
   """Attend; `backend` is a key of `BACKENDS`. Returns [B, L, N, K]."""
-  return BACKENDS[backend](q_BLNK, k_BSNK, v_BSNK)
+  # Alike, heads and all: kernels refuse q, k and v that are split differently.
+  q = axes.constrain(q_BLNK, "BLNK")
+  k, v = (axes.constrain(x, "BSNK") for x in (k_BSNK, v_BSNK))
+  return BACKENDS[backend](q, k, v)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -6,8 +6,6 @@ weights are loaded, and a finished clip is never touched again.
 
 import dataclasses
 import hashlib
-import json
-import os
 import pathlib
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -20,13 +18,14 @@ import tqdm
 
 import ovi_jax
 from ovi_jax import geometry
-from ovi_jax import media
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
 from ovi_jax.modality import AV
 from ovi_jax.models import attention
 from ovi_jax.parallel import mesh as meshes
+from ovi_jax.sampling import noise as noises
+from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
@@ -77,11 +76,23 @@ def run(
     OSError: the results cannot be written.
   """
   manifest = directory.read(weights, settings.variant, pipelines.NEEDS)
-  given = None if noise is None else read_noise(noise)
+  towers = manifest.architecture.fusion.present()
+  if len(towers) != 2:
+    raise ValueError(
+      f"weights in {weights} have only the tower {', '.join(towers)}; a video"
+      " with sound needs both"
+    )
+  given = None if noise is None else noises.read(noise)
   pipeline = _pipeline(weights, manifest, settings)
   jobs = plan(requests, settings, pipeline, out, given, log)
-  pending = [job for job in jobs if overwrite or not _made(job, log)]
+  pending = []
+  for job in jobs:
+    if not overwrite and outputs.is_made(job.path, job.recipe, save_latents):
+      log(f"already made: {job.path}")
+    else:
+      pending.append(job)
   if pending:
+    outputs.check_directory(out)
     _make(pending, settings, pipeline, given, save_latents, log)
   return [job.path for job in jobs]
 
@@ -97,13 +108,15 @@ def _pipeline(
   if name == "auto":
     name = "float32" if platform == "cpu" else "bfloat16"
   dtype = jnp.dtype(name)
-  heads = next(iter(manifest.architecture.fusion.present().values())).heads
+  tower = next(iter(manifest.architecture.fusion.present().values()))
   return pipelines.Pipeline(
     weights=weights,
     manifest=manifest,
-    mesh=meshes.for_sampling(jax.devices(), heads),
+    mesh=meshes.for_sampling(jax.devices(), tower.heads),
     dtype=dtype,
-    backend=attention.resolve(settings.attention, platform, dtype),
+    backend=attention.resolve(
+      settings.attention, platform, dtype, tower.head_size
+    ),
   )
 
 
@@ -138,14 +151,20 @@ def plan(
   for request in expanded:
     text, notes = prompts.format_for(request.prompt, variant)
     notes += tokenizer.notes([text], pipeline.text_length)
+    clip = variant.clip(*request.size)
+    height, width = request.size
+    if not 0.75 < height * width / variant.area < 1.25:
+      notes += (
+        f"{height}x{width} is far from the {variant.area} pixels these weights"
+        " know; a less extreme aspect would do better",
+      )
     for note in notes:
       line = f"note: row {request.index}: {note}"
       if line not in noted:
         log(line)
       noted.add(line)
-    clip = variant.clip(*request.size)
     if noise is not None:
-      _check_noise(noise, clip, arch)
+      noises.check(noise, clip, pipeline.channels)
     recipe = _recipe(request, text, settings, pipeline, noise)
     path = out / f"{request.stem}.mp4"
     jobs.append(
@@ -176,7 +195,7 @@ def _recipe(
     "seed": request.seed,
     "height": request.size[0],
     "width": request.size[1],
-    "noise_sha256": None if noise is None else _digest(noise),
+    "noise_sha256": None if noise is None else noises.digest(noise),
     "config": config,
     "dtype": pipeline.dtype.name,
     "weights": {
@@ -185,31 +204,6 @@ def _recipe(
     },
     "ovi_jax": ovi_jax.__version__,
   }
-
-
-def _made(job: Job, log: Log) -> bool:
-  """Whether this very clip is there already.
-
-  Raises:
-    ValueError: another clip stands under its name.
-  """
-  if not job.path.exists():
-    return False
-  beside = job.path.with_suffix(".json")
-  try:
-    found = json.loads(beside.read_text())
-  except (OSError, ValueError):
-    found = {}
-  different = [k for k, v in job.recipe.items() if found.get(k) != v]
-  # Another version or place of the image is the same clip.
-  different = [k for k in different if k != "ovi_jax"]
-  if different:
-    raise ValueError(
-      f"{job.path} was made with other settings ({', '.join(different)}"
-      " differ); choose another --out, or --overwrite it"
-    )
-  log(f"already made: {job.path}")
-  return True
 
 
 def _make(
@@ -228,13 +222,11 @@ def _make(
   first = pipeline.encode_images(images, pipeline.manifest.geometry.area)
   log(f"loading the denoiser on {pipeline.mesh.size} device(s)")
   denoiser, decoder = pipeline.denoiser(), pipeline.decoder()
-  channels = AV(
-    **{n: c.channels for n, c in pipeline.arch.fusion.present().items()}
-  )
+  channels = pipeline.channels
   for number, job in enumerate(jobs, 1):
     start = noise
     if start is None:
-      start = pipelines.noise(job.request.seed, job.clip, channels)
+      start = noises.draw(job.request.seed, job.clip, channels)
     title = f"[{number}/{len(jobs)}] {job.path.stem}"
     with tqdm.tqdm(total=settings.steps, desc=title, unit="step") as bar:
       latents = denoiser.sample(
@@ -245,86 +237,16 @@ def _make(
         None if job.request.image is None else first[job.request.image],
         lambda _, bar=bar: bar.update(),
       )
-    write(job, latents, decoder, save_latents)
-    log(f"wrote {job.path}")
-
-
-def write(
-  job: Job,
-  latents: AV[jax.Array],
-  decoder: pipelines.Decoder,
-  save_latents: bool,
-) -> None:
-  """Write a clip's files, the mp4 last: where it stands, all is done."""
-  job.path.parent.mkdir(parents=True, exist_ok=True)
-  if save_latents:
-    path = job.path.with_suffix(".npz")
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-      np.savez(
-        file,
-        video_THWC=np.asarray(latents.video[0]),
-        audio_TC=np.asarray(latents.audio[0]),
-      )
-    os.replace(partial, path)
-  fresh = job.path.with_name(f".{job.path.stem}.new.mp4")
-  wave = decoder.wave(latents.audio)
-  media.write_mp4(fresh, decoder.frames(latents.video), wave)
-  described = job.recipe | {
-    "device": jax.devices()[0].device_kind,
-    "jax": jax.__version__,
-  }
-  beside = job.path.with_suffix(".json")
-  partial = beside.with_suffix(".partial")
-  partial.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
-  # An earlier clip stays until now, and is never described by this one's JSON.
-  beside.unlink(missing_ok=True)
-  os.replace(fresh, job.path)
-  os.replace(partial, beside)
-
-
-def read_noise(path: pathlib.Path) -> AV[np.ndarray]:
-  """Noise from an .npz with video_THWC and audio_TC.
-
-  Raises:
-    ValueError: no such file, not an .npz of numbers, or arrays missing.
-  """
-  if not path.is_file():
-    raise ValueError(f"noise: {path} is not a file")
-  wanted = ("video_THWC", "audio_TC")
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = [file[name] for name in wanted if name in file.files]
-      found = list(file.files)
-  except (OSError, ValueError, EOFError, AttributeError) as error:
-    raise ValueError(f"noise: {path} is not an .npz file ({error})") from error
-  if len(arrays) != len(wanted):
-    raise ValueError(f"noise: {path} needs {wanted}, it has {found}")
-  for name, array in zip(wanted, arrays):
-    if array.dtype.kind != "f" or not np.isfinite(array).all():
-      raise ValueError(f"noise: {name} in {path} must be finite numbers")
-  return AV(*(np.asarray(a, np.float32) for a in arrays))
-
-
-def _check_noise(noise: AV[np.ndarray], clip: geometry.Clip, arch: Any) -> None:
-  """ValueError unless the noise has the clip's shape."""
-  video, audio = arch.fusion.video.channels, arch.fusion.audio.channels
-  sides = clip.latent_height, clip.latent_width
-  expected = (
-    (clip.latent_frames, *sides, video),
-    (clip.audio_latents, audio),
-  )
-  found = tuple(a.shape for a in noise)
-  if found != expected:
-    raise ValueError(
-      f"noise: expected video_THWC {expected[0]} and audio_TC {expected[1]}"
-      f" for this clip, got {found[0]} and {found[1]}"
+    recipe = job.recipe | {
+      "device": jax.devices()[0].device_kind,
+      "jax": jax.__version__,
+    }
+    kept = jax.tree.map(lambda a: np.asarray(a[0]), latents)
+    outputs.write(
+      job.path,
+      recipe,
+      decoder.frames(latents.video),
+      decoder.wave(latents.audio),
+      kept if save_latents else None,
     )
-
-
-def _digest(noise: AV[np.ndarray]) -> str:
-  """Identity of given noise."""
-  digest = hashlib.sha256()
-  for array in noise:
-    digest.update(array.tobytes())
-  return digest.hexdigest()
+    log(f"wrote {job.path}")

@@ -10,6 +10,7 @@ samples, the sound's autoencoder and vocoder are float32 always (they are a
 thousandth of the work).
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -21,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ovi_jax import geometry
 from ovi_jax import media
 from ovi_jax import prompt as prompts
 from ovi_jax.checkpoint import directory
@@ -66,6 +66,24 @@ class Pipeline:
     return self.manifest.architecture
 
   @property
+  def channels(self) -> AV[int]:
+    """Latent channels of each modality."""
+    towers = self.arch.fusion.present()
+    return AV(**{name: tower.channels for name, tower in towers.items()})
+
+  @contextlib.contextmanager
+  def computing(self, dtype: Any = None) -> Iterator[None]:
+    """Compute on the mesh; float32 means float32, no accelerator's short cut.
+
+    Args:
+      dtype: compute dtype; by default the run's.
+    """
+    whole = (self.dtype if dtype is None else dtype) == jnp.float32
+    precision = "highest" if whole else None
+    with jax.set_mesh(self.mesh), jax.default_matmul_precision(precision):
+      yield
+
+  @property
   def text_length(self) -> int:
     """Tokens of a prompt, the same for every tower."""
     return next(iter(self.arch.fusion.present().values())).text_length
@@ -103,7 +121,7 @@ class Pipeline:
     embedded = {}
     for text in dict.fromkeys(texts):
       ids_BS, mask_BS = tokenizer.encode([text], self.text_length)
-      with jax.set_mesh(self.mesh):
+      with self.computing():
         text_BSE = umt5.embed(
           self.arch.umt5, params, ids_BS, mask_BS, self.dtype
         )
@@ -120,7 +138,7 @@ class Pipeline:
     latents = {}
     for path in dict.fromkeys(paths):
       image_HWC = media.first_frame(media.read_image(path), area)
-      with jax.set_mesh(self.mesh):
+      with self.computing():
         frames = codec.encode(
           self.arch.video_vae, params, image_HWC[None, None], self.dtype
         )
@@ -174,7 +192,7 @@ class Denoiser:
     """
     method = solver.named(settings.solver)
     levels = method.schedule(settings.steps, settings.shift)
-    with jax.set_mesh(self.pipeline.mesh):
+    with self.pipeline.computing():
       x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise)
       text = jax.tree.map(lambda n: jnp.stack([positive, n]), negative)
       first = None if first_frame is None else jnp.asarray(first_frame)[None]
@@ -213,7 +231,7 @@ class Decoder:
   def frames(self, latents_BTHWC: jax.Array) -> Iterator[np.ndarray]:
     """Video frames of the first clip, uint8, a few at a time."""
     arch, dtype = self.pipeline.arch, self.pipeline.dtype
-    with jax.set_mesh(self.pipeline.mesh):
+    with self.pipeline.computing():
       chunks = codec.decode_chunks(
         arch.video_vae, self.video, latents_BTHWC, dtype
       )
@@ -223,7 +241,7 @@ class Decoder:
   def wave(self, latents_BTC: jax.Array) -> np.ndarray:
     """Sound of the first clip, [samples] in [-1, 1] at 16 kHz."""
     arch = self.pipeline.arch
-    with jax.set_mesh(self.pipeline.mesh):
+    with self.pipeline.computing(jnp.float32):
       wave_BA = decode_sound(
         arch.audio_vae, arch.vocoder, self.audio, self.vocoder, latents_BTC
       )
@@ -246,23 +264,3 @@ def decode_sound(
     {"params": vocoder_params}, mel_BTM
   )
   return wave_BA
-
-
-def noise(seed: int, clip: geometry.Clip, channels: AV[int]) -> AV[np.ndarray]:
-  """Standard normal noise video_THWC and audio_TC, whatever the devices."""
-  shapes = AV(
-    video=(
-      clip.latent_frames,
-      clip.latent_height,
-      clip.latent_width,
-      channels.video,
-    ),
-    audio=(clip.audio_latents, channels.audio),
-  )
-  keys = AV(*jax.random.split(jax.random.key(seed)))
-  return AV(
-    *(
-      np.asarray(jax.random.normal(key, shape, jnp.float32))
-      for key, shape in zip(keys, shapes, strict=True)
-    )
-  )

@@ -49,8 +49,9 @@ class Settings:
         problems.append(f"{name} must be positive, got {getattr(self, name)}")
     if not 0 < self.shift < math.inf:
       problems.append(f"shift must be positive, got {self.shift}")
-    if not 0 <= self.seed < 2**32:
-      problems.append(f"seed must be in [0, 2^32), got {self.seed}")
+    last = self.seed + max(1, self.each_example_n_times) - 1
+    if self.seed < 0 or last >= 2**32:
+      problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")
     for name, scale in self.guidance._asdict().items():
       if not math.isfinite(scale):
         problems.append(f"guidance.{name} must be a number, got {scale}")

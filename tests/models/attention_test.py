@@ -38,13 +38,29 @@ def test_memory_does_not_grow_with_the_square_of_the_length():
   assert temporary(8192) < 2.5 * temporary(4096)
 
 
-def test_choice_of_backend():
-  bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
-  assert attention.resolve("auto", "cpu", float32) == "xla_head"
-  assert attention.resolve("auto", "cuda", bfloat16) == "cudnn"
-  assert attention.resolve("auto", "cuda", float32) == "xla"
-  assert attention.resolve("auto", "tpu", bfloat16) == "xla"
-  assert attention.resolve("auto", "rocm", bfloat16) == "xla"
-  assert attention.resolve("xla", "cuda", bfloat16) == "xla"
+@pytest.mark.parametrize(
+  ("asked", "platform", "dtype", "head_size", "chosen"),
+  [
+    ("auto", "cpu", "float32", 128, "xla_head"),
+    ("auto", "cuda", "bfloat16", 128, "cudnn"),
+    ("auto", "cuda", "float32", 128, "xla"),
+    ("auto", "cuda", "bfloat16", 12, "xla"),
+    ("auto", "tpu", "bfloat16", 128, "xla"),
+    ("auto", "gpu", "bfloat16", 128, "xla"),
+    ("xla", "cuda", "bfloat16", 128, "xla"),
+    ("cudnn", "cuda", "bfloat16", 64, "cudnn"),
+  ],
+)
+def test_choice_of_backend(asked, platform, dtype, head_size, chosen):
+  found = attention.resolve(asked, platform, jnp.dtype(dtype), head_size)
+  assert found == chosen
+
+
+def test_backends_that_cannot_run_are_refused():
+  float32 = jnp.dtype("float32")
   with pytest.raises(ValueError, match="'flesh' is unknown; choose from auto"):
-    attention.resolve("flesh", "cpu", float32)
+    attention.resolve("flesh", "cpu", float32, 128)
+  with pytest.raises(ValueError, match="needs an NVIDIA GPU.*got cpu"):
+    attention.resolve("cudnn", "cpu", float32, 128)
+  with pytest.raises(ValueError, match="bfloat16.*got cuda, float32"):
+    attention.resolve("cudnn", "cuda", float32, 128)

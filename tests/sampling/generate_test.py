@@ -168,7 +168,7 @@ BAD_CONFIGS = {
   "each_example_n_times": (0, "each_example_n_times must be positive"),
   "dtype": ("float16", "dtype 'float16' is unknown; choose from auto"),
   "attention": ("flash", "attention 'flash' is unknown; choose from auto"),
-  "seed": (-1, "seed must be in"),
+  "seed": (-1, "seeds must be in"),
 }
 
 
@@ -212,24 +212,55 @@ def test_an_image_that_is_none(run, tmp_path, content):
     run(asked=asked)
 
 
+VIDEO, AUDIO = (4, 4, 6, 48), (21, 20)
+BAD_NOISES = {  # what the file holds -> what is said
+  "nothing": (None, "is not a file"),
+  "text": (b"text", "is not an .npz file"),
+  "half": ({"video_THWC": np.zeros(VIDEO)}, "needs .*audio_TC"),
+  "whole numbers": (
+    {"video_THWC": np.zeros(VIDEO, int), "audio_TC": np.zeros(AUDIO)},
+    "video_THWC .* must be floating point, it is int64",
+  ),
+  "too large": (
+    {"video_THWC": np.full(VIDEO, 1e300), "audio_TC": np.zeros(AUDIO)},
+    "video_THWC .* must be finite",
+  ),
+  "small": (
+    {"video_THWC": np.zeros((1, 4, 6, 48)), "audio_TC": np.zeros(AUDIO)},
+    r"expected video_THWC \(4, 4, 6, 48\)",
+  ),
+}
+
+
 @pytest.mark.usefixtures("no_weights")
-def test_bad_noise(run, tmp_path):
-  with pytest.raises(ValueError, match="is not a file"):
-    run(noise=tmp_path / "none.npz")
-  (tmp_path / "text.npz").write_text("text")
-  with pytest.raises(ValueError, match="is not an .npz file"):
-    run(noise=tmp_path / "text.npz")
-  np.savez(tmp_path / "half.npz", video_THWC=np.zeros(3, np.float32))
-  with pytest.raises(ValueError, match=r"half.npz needs .*audio_TC"):
-    run(noise=tmp_path / "half.npz")
-  zeros = np.zeros((1, 4, 6, 48), np.float32)
-  np.savez(
-    tmp_path / "small.npz",
-    video_THWC=zeros,
-    audio_TC=np.zeros((21, 20), np.float32),
-  )
-  with pytest.raises(ValueError, match=r"expected video_THWC \(4, 4, 6, 48\)"):
-    run(noise=tmp_path / "small.npz")
+@pytest.mark.parametrize("kind", sorted(BAD_NOISES))
+def test_bad_noise(run, tmp_path, kind):
+  content, message = BAD_NOISES[kind]
+  path = tmp_path / "noise.npz"
+  if isinstance(content, bytes):
+    path.write_bytes(content)
+  elif content is not None:
+    np.savez(path, **content)
+  with pytest.raises(ValueError, match=message):
+    run(noise=path)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_damaged_noise(run, noise, tmp_path):
+  whole = noise.read_bytes()
+  (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
+  np.save(tmp_path / "one.npy", np.zeros(3))
+  for name in ("short.npz", "one.npy"):
+    with pytest.raises(ValueError, match="is not an .npz file"):
+      run(noise=tmp_path / name)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_out_that_is_no_directory(run, tmp_path):
+  (tmp_path / "file").write_text("")
+  for out in (tmp_path / "file", tmp_path / "file" / "below"):
+    with pytest.raises(ValueError, match="expected a directory to write to"):
+      run(out=out)
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -1,0 +1,50 @@
+"""Writing files so that what stands under a name is always whole."""
+
+import contextlib
+import errno
+import glob
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A file beside `path` that takes its place if nothing is raised.
+
+  What a killed process left of an earlier try is cleared away.
+
+  Raises:
+    OSError: the disk is full, or the folder is not writable.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    if not _is_running(left.name.split(".")[-2]):
+      left.unlink(missing_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+  try:
+    yield temporary
+    with open(temporary, "rb+") as file:
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    raise OSError(
+      error.errno,
+      "no space left to write it; free some, or choose another folder",
+      str(path),
+    ) from error
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+  """Whether a process of this number runs on this machine."""
+  try:
+    os.kill(int(process), 0)
+  except (ProcessLookupError, ValueError, OverflowError):
+    return False
+  except PermissionError:
+    return True
+  return True

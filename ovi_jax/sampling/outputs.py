@@ -1,0 +1,115 @@
+"""The files of a clip: mp4, the JSON that says how to make it again, latents.
+
+An mp4 under its final name is whole and is described by the JSON beside it;
+whatever interrupts a run, the next one can tell what is left to do.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ovi_jax import files
+from ovi_jax import media
+from ovi_jax.modality import AV
+
+# Of a recipe, what does not decide what the clip will be.
+_INCIDENTAL = ("ovi_jax",)
+
+
+def check_directory(path: pathlib.Path) -> None:
+  """See that clips can be written; makes the directory.
+
+  Raises:
+    ValueError: it is a file, cannot be made or cannot be written to.
+  """
+  probe = path / f".{os.getpid()}.probe"
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+      f"out: expected a directory to write to, {path} is none"
+      f" ({error.strerror}); choose another --out"
+    ) from error
+
+
+def is_made(
+  path: pathlib.Path, recipe: Mapping[str, Any], with_latents: bool
+) -> bool:
+  """Whether the very clip of `recipe` is there, and its latents if asked for.
+
+  Raises:
+    ValueError: another clip stands under its name; says what differs.
+  """
+  if not path.exists():
+    return False
+  try:
+    found = json.loads(path.with_suffix(".json").read_text("utf-8"))
+  except (OSError, ValueError):
+    found = None
+  if not isinstance(found, dict):
+    raise ValueError(
+      f"{path} has no JSON beside it that says what it is; choose another"
+      " --out, or --overwrite it"
+    )
+  different = [
+    key
+    for key, value in recipe.items()
+    if key not in _INCIDENTAL and _content(found.get(key)) != _content(value)
+  ]
+  if different:
+    raise ValueError(
+      f"{path} was made with other settings ({', '.join(different)} differ);"
+      " choose another --out, or --overwrite it"
+    )
+  return path.with_suffix(".npz").exists() or not with_latents
+
+
+def _content(value: Any) -> Any:
+  """What counts of a recipe's entry: of an image not where it lay."""
+  if isinstance(value, Mapping):
+    return {k: v for k, v in value.items() if k != "path"}
+  return value
+
+
+def write(
+  path: pathlib.Path,
+  recipe: Mapping[str, Any],
+  frames: Iterator[np.ndarray],
+  wave: np.ndarray,
+  latents: AV[np.ndarray] | None,
+) -> None:
+  """Write a clip's files, the mp4 last: where it stands, all is done.
+
+  Args:
+    path: of the mp4.
+    recipe: for the JSON.
+    frames: chunks of uint8 frames.
+    wave: sound in [-1, 1].
+    latents: video_THWC and audio_TC to keep, or `None`.
+
+  Raises:
+    OSError: the disk is full or not writable; no mp4 is left half written.
+  """
+  if latents is not None:
+    with (
+      files.replacing(path.with_suffix(".npz")) as temporary,
+      temporary.open("wb") as file,
+    ):
+      np.savez(file, video_THWC=latents.video, audio_TC=latents.audio)
+
+  def describe() -> None:
+    # The new mp4 is whole but has no name yet. The old one goes first: it must
+    # never stand beside the new one's description.
+    path.unlink(missing_ok=True)
+    text = json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
+    with files.replacing(path.with_suffix(".json")) as temporary:
+      temporary.write_text(text, "utf-8")
+
+  media.write_mp4(path, frames, wave, before_naming=describe)

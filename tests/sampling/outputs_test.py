@@ -1,0 +1,87 @@
+"""Files of a clip: whole or absent, whatever kills the writer."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ovi_jax import media
+from ovi_jax.modality import AV
+from ovi_jax.sampling import outputs
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECIPE = {"prompt": "a", "seed": 1, "image": {"path": "x", "sha256": "0"}}
+# Writes a clip of grey level argv[2] and kills itself at rename number argv[3].
+WRITE = """
+import os, signal, sys
+from tests.sampling import outputs_test
+rename, calls = os.replace, []
+def replace(*names):
+  calls.append(names)
+  if len(calls) == int(sys.argv[3]):
+    os.kill(os.getpid(), signal.SIGKILL)
+  rename(*names)
+os.replace = replace
+outputs_test.write(sys.argv[1], int(sys.argv[2]))
+"""
+
+
+def write(path, grey: int) -> None:
+  """A clip of 5 grey frames, described as such."""
+  frames = np.full((5, 32, 32, 3), grey, np.uint8)
+  latents = AV(np.zeros((2, 2, 2, 48)), np.zeros((4, 20)))
+  outputs.write(
+    pathlib.Path(path),
+    RECIPE | {"seed": grey},
+    iter([frames]),
+    np.zeros(4000, np.float32),
+    latents,
+  )
+
+
+def test_a_clip_is_made_once(tmp_path):
+  path = tmp_path / "clip.mp4"
+  recipe = RECIPE | {"seed": 9}
+  assert not outputs.is_made(path, recipe, False)
+  write(path, 9)
+  assert outputs.is_made(path, recipe, True)
+  moved = recipe | {"image": {"path": "elsewhere", "sha256": "0"}}
+  assert outputs.is_made(path, moved | {"ovi_jax": "9"}, True)
+  path.with_suffix(".npz").unlink()
+  assert outputs.is_made(path, recipe, False)
+  assert not outputs.is_made(path, recipe, True)
+  with pytest.raises(ValueError, match=r"other settings \(seed differ\)"):
+    outputs.is_made(path, recipe | {"seed": 8}, False)
+  path.with_suffix(".json").write_text("[]")
+  with pytest.raises(ValueError, match="no JSON beside it"):
+    outputs.is_made(path, recipe, False)
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_a_kill_leaves_nothing_that_misleads(tmp_path, rename):
+  """Killed while making a clip anew: it is whole and described, or absent."""
+  path = tmp_path / "clip.mp4"
+  write(path, 100)
+  died = subprocess.run(
+    [sys.executable, "-c", WRITE, str(path), "200", str(rename)],
+    cwd=ROOT,
+    check=False,
+  )
+  assert died.returncode == -signal.SIGKILL
+  if path.exists():
+    grey = json.loads(path.with_suffix(".json").read_text())["seed"]
+    assert abs(int(media.read_mp4(path)[0].mean()) - grey) < 5
+  write(path, 200)
+  assert outputs.is_made(path, RECIPE | {"seed": 200}, True)
+  left = sorted(p.name for p in tmp_path.iterdir())
+  assert left == ["clip.json", "clip.mp4", "clip.npz"]
+
+
+def test_a_directory_that_cannot_be_is_told(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(ValueError, match="expected a directory to write to"):
+    outputs.check_directory(tmp_path / "file")
