@@ -1,0 +1,179 @@
+"""Time a full-size denoising step on an accelerator, with random weights.
+
+  python -m benchmarks.gpu_step [--clips=720x720_5s,960x960_10s] [--trace=DIR]
+  JAX_PLATFORMS=cpu python -m benchmarks.gpu_step --small
+
+The 11.66 B parameters are made on the device, so no file is read. Needs one
+device of 80 GB, or several (they share the weights as `sample.py` does). A step
+is both guidance passes, guidance and UniPC; its arithmetic is counted from the
+sizes (`flops`), its share of the peak is against a measured matrix product.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+import time
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks import cases
+from benchmarks import flops
+from ovi_jax.convert import mapping
+from ovi_jax.modality import AV
+from ovi_jax.models import architecture
+from ovi_jax.models import attention
+from ovi_jax.models import dit
+from ovi_jax.models import fusion
+from ovi_jax.parallel import mesh as meshes
+from ovi_jax.parallel import partition
+from ovi_jax.sampling import denoise
+from ovi_jax.sampling import guidance
+from ovi_jax.sampling import pipeline
+from ovi_jax.sampling import solver
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("clips", ["720x720_5s", "960x960_10s"], "Clips to time.")
+flags.DEFINE_integer("repeats", 5, "Timed steps a clip.", lower_bound=1)
+flags.DEFINE_integer("skip_layer", 11, "Block left out when negative.")
+flags.DEFINE_string("attention", "auto", "See ovi_jax/models/attention.py.")
+flags.DEFINE_string("trace", "", "Directory for a profile of one step.")
+flags.DEFINE_string("out", "", "JSON file for the figures.")
+flags.DEFINE_bool("small", False, "Tiny sizes: does this script work?")
+
+
+def random_params(
+  config: AV[dit.DiTConfig], dtype: Any, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+  """Random parameters of a denoiser, made leaf by leaf where they live."""
+  shapes = mapping.flatten(architecture.parameter_shapes("fusion", config))
+  placed = partition.shardings(shapes, partition.FUSION, mesh)
+
+  def leaf(path: str, shape: tuple[int, ...]) -> jax.Array:
+    if path.endswith("scale"):
+      return jnp.ones(shape, dtype)
+    key = jax.random.key(zlib.crc32(path.encode()))
+    return 0.02 * jax.random.normal(key, shape, dtype)
+
+  flat = {}
+  for path, value in shapes.items():
+    make = jax.jit(leaf, static_argnums=(0, 1), out_shardings=placed[path])
+    flat[path] = jax.block_until_ready(make(path, value.shape))
+  return mapping.nest(flat)
+
+
+def peak(dtype: Any, side: int) -> float:
+  """Operations a second of a product of two matrices of `side` rows."""
+  a = jax.random.normal(jax.random.key(0), (side, side), dtype)
+  count = 10
+
+  @jax.jit
+  def products(a):
+    return jax.lax.fori_loop(0, count, lambda _, x: (x @ a) / side**0.5, a)
+
+  jax.block_until_ready(products(a))
+  seconds = []
+  for _ in range(5):
+    start = time.perf_counter()
+    jax.block_until_ready(products(a))
+    seconds.append(time.perf_counter() - start)
+  return count * 2 * side**3 / min(seconds)
+
+
+def measure(
+  model: fusion.FusionDiT, params: Any, clip: flops.Clip, name: str
+) -> dict[str, Any]:
+  """Compile and time the step of one clip."""
+  config = model.config
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = AV(
+    jax.random.normal(keys[0], (1, *clip.video, config.video.channels)),
+    jax.random.normal(keys[1], (1, clip.audio, config.audio.channels)),
+  )
+  text = jax.random.normal(
+    keys[2], (2, config.video.text_length, config.video.text_width)
+  )
+  keep = guidance.kept_blocks(config.video.blocks, 1, FLAGS.skip_layer)
+  prepared = pipeline.conditions(
+    model, params, guidance.both(x), AV(text, text)
+  )
+  inputs = denoise.Inputs(prepared, jnp.asarray(keep), AV(**cases.GUIDANCE))
+  method = solver.named("unipc")
+  levels = method.schedule(cases.STEPS, cases.SHIFT)
+  rows = method.coefficients(levels.sigmas)
+  state = AV(**{n: method.init(a) for n, a in x.present().items()})
+  t = np.float32(levels.t[0])
+  start = time.perf_counter()
+  lowered = denoise.step.lower(
+    model, method, params, inputs, x, state, t, rows[0]
+  )
+  compiled = lowered.compile()
+  compiling = time.perf_counter() - start
+
+  seconds = []
+  for i in range(FLAGS.repeats + 2):
+    start = time.perf_counter()
+    t = np.float32(levels.t[i])
+    x, state = compiled(params, inputs, x, state, t, rows[i])
+    jax.block_until_ready((x, state))
+    seconds.append(time.perf_counter() - start)
+  if FLAGS.trace:
+    with jax.profiler.trace(f"{FLAGS.trace}/{name}"):
+      jax.block_until_ready(compiled(params, inputs, x, state, t, rows[0]))
+  return {
+    "tokens": clip.video_tokens,
+    "compile_seconds": compiling,
+    "step_seconds": statistics.median(seconds[2:]),
+    "step_seconds_min": min(seconds[2:]),
+  }
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  sizes = flops.released_sizes(FLAGS.small)
+  config = AV(**{n: dit.DiTConfig.from_release(s) for n, s in sizes.items()})
+  clips = {n: flops.CLIPS[n] for n in FLAGS.clips}
+  if FLAGS.small:
+    clips = {"small": flops.SMALL}
+  dtype = jnp.dtype(jnp.bfloat16)
+  devices = jax.devices()
+  backend = attention.resolve(FLAGS.attention, devices[0].platform, dtype)
+  best = peak(dtype, 256 if FLAGS.small else 8192) * len(devices)
+  figures: dict[str, Any] = {
+    "device": f"{len(devices)} x {devices[0].device_kind}",
+    "jax": jax.__version__,
+    "attention": backend,
+    "peak_tflops": best / 1e12,
+  }
+  mesh = meshes.for_sampling(devices, config.video.heads)
+  model = fusion.FusionDiT(config, dtype, backend)
+  params = random_params(config, dtype, mesh)
+  with jax.set_mesh(mesh):
+    for name, clip in clips.items():
+      figures[name] = measure(model, params, clip, name)
+      work = flops.step(sizes, clip, FLAGS.skip_layer)
+      rate = work / figures[name]["step_seconds"]
+      stats = devices[0].memory_stats() or {}
+      figures[name] |= {
+        "step_tflop": work / 1e12,
+        "tflops": rate / 1e12,
+        "share_of_peak": rate / best,
+        "peak_bytes": stats.get("peak_bytes_in_use"),
+      }
+      print(name, json.dumps(figures[name]), flush=True)
+  print(json.dumps(figures, indent=1))
+  if FLAGS.out:
+    pathlib.Path(FLAGS.out).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)
