@@ -33,7 +33,7 @@ sample: $(VENV)/ready
 	$(PY) sample.py --weights=$(SAMPLE)/weights --out=$(SAMPLE) --overwrite \
 	  --config.steps=8 --config.skip_layer=1 \
 	  --image=docs/images/first_frame.png \
-	  --prompt="A lighthouse at dusk. Audio: a fog horn."
+	  --prompt="A lighthouse. Audio: a fog horn."
 	@echo
 	@echo "The two videos in $(SAMPLE) are noise to eye and ear: these weights are"
 	@echo "RANDOM, a tiny stand-in that takes the released weights' way end to end."
@@ -55,7 +55,7 @@ format: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check --fix .
 
 bench: $(VENV)/ready-dev
-	$(PY) benchmarks/run.py
+	$(PY) -m benchmarks.run $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache samples *.egg-info

@@ -5,8 +5,8 @@ in how latents become tokens (a 2x2 patch, or a stack of 1-D convolutions) and
 in the scale of their rotary positions. Source: Ovi, modules/model.py; paper,
 section 3.1.
 
-Numbers: norms, modulation, time embedding, rotary and softmax are float32;
-products and the stream of tokens follow the compute dtype.
+Numbers: norms, modulation, sinusoids, rotary and softmax are float32; products
+and the stream of tokens follow the compute dtype.
 """
 
 import dataclasses
