@@ -231,5 +231,5 @@ def _misfits(
 def _shapes(component: str, config: Any) -> Mapping[str, tuple[int, ...]]:
   """Shapes of a component's parameters by path."""
   tree = architecture.parameter_shapes(component, config)
-  flat = traverse_util.flatten_dict(tree, sep="/")
+  flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
   return {path: tuple(leaf.shape) for path, leaf in flat.items()}

@@ -218,7 +218,7 @@ def _other_type(value: Any, typical: Any) -> str:
   match typical:
     case bool():
       return "" if type(value) is bool else "true or false"
-    case int() if typical < 0:
+    case int() if typical <= 0:
       return "" if type(value) is int else "a whole number"
     case int():
       good = type(value) is int and 0 < value < _LARGEST

@@ -1,5 +1,6 @@
 """Conversion of a whole release: there, back, and what can be wrong."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -334,6 +335,14 @@ def test_an_arch_file_of_another_form(tmp_path, sizes, message):
   flags = {"release": str(tmp_path), "out": str(tmp_path / "o")}
   with pytest.raises(ValueError, match=message):
     command.run(**FLAGS | flags | {"arch": str(file)})
+
+
+def test_sizes_left_to_the_defaults_may_be_given():
+  sizes = architecture.released_sizes()
+  arch = architecture.Architecture.from_release(sizes)
+  for key in ("video_vae", "audio_vae"):
+    sizes[key] = json.loads(json.dumps(dataclasses.asdict(arch.config(key))))
+  assert architecture.Architecture.from_release(sizes) == arch
 
 
 def test_released_sizes_are_the_defaults():
