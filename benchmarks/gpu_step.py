@@ -27,6 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import cases
 from benchmarks import flops
+from ovi_jax import runtime
 from ovi_jax.convert import mapping
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
@@ -146,7 +147,9 @@ def main(argv: list[str]) -> None:
     clips = {"small": flops.SMALL}
   dtype = jnp.dtype(jnp.bfloat16)
   devices = jax.devices()
-  backend = attention.resolve(FLAGS.attention, devices[0].platform, dtype)
+  backend = attention.resolve(
+    FLAGS.attention, runtime.platform(), dtype, config.video.head_size
+  )
   best = peak(dtype, 256 if FLAGS.small else 8192) * len(devices)
   figures: dict[str, Any] = {
     "device": f"{len(devices)} x {devices[0].device_kind}",

@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks import cases
 from benchmarks import worker
+from ovi_jax import runtime
 from ovi_jax.convert import fusion as fusion_names
 from ovi_jax.convert import mapping
 from ovi_jax.convert import video_vae as video_vae_names
@@ -63,7 +64,9 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
     **{n: dit.DiTConfig.from_release(s) for n, s in case.sizes.items()}
   )
   params = parameters("fusion", config, fusion_names.rows(config))
-  backend = attention.resolve("auto", jax.default_backend(), jnp.dtype("f4"))
+  backend = attention.resolve(
+    "auto", runtime.platform(), jnp.dtype("f4"), config.video.head_size
+  )
   model = fusion.FusionDiT(config, jnp.float32, backend)
   noise = AV(*(case.input(n)[None] for n in AV._fields))
   x = jax.tree.map(jnp.asarray, noise)
