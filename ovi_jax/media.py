@@ -30,6 +30,7 @@ from ovi_jax import files
 from ovi_jax import geometry
 
 CRF = 18  # constant quality of x264; visually lossless
+SMALL = 128  # pixels a side; below it x264's mbtree reads memory never set
 AUDIO_BITRATE = 96_000  # the most that AAC spends on mono at 16 kHz
 BICUBIC_A = -0.75  # sharpness of PyTorch's bicubic kernel
 BT709 = 1  # code of the HD colour standard in H.264
@@ -84,7 +85,9 @@ def write_mp4(
       str(temporary), "w", format="mp4", options=options
     ) as container:
       whole = itertools.chain([first], chunks)
-      _encode(container, whole, wave, fps, sample_rate)
+      rate = fractions.Fraction(fps).limit_denominator(10_000)
+      video = _video_stream(container, rate, *first.shape[1:3])
+      _encode(container, video, whole, wave, rate, sample_rate)
     before_naming()
 
 
@@ -119,20 +122,30 @@ def _checked_chunks(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
       yield chunk_THWC
 
 
-def _encode(
-  container: Any,
-  chunks: Iterable[np.ndarray],
-  wave: np.ndarray | None,
-  fps: float,
-  sample_rate: int,
-) -> None:
-  """Encode and interleave both streams; Any for PyAV's output container."""
-  rate = fractions.Fraction(fps).limit_denominator(10_000)
-  video = container.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
-  video.pix_fmt = "yuv420p"
+def _video_stream(
+  container: Any, rate: fractions.Fraction, height: int, width: int
+) -> Any:
+  """An H.264 stream; the same frames make the same bytes."""
+  options = {"crf": str(CRF)}
+  if min(height, width) < SMALL:
+    options["mbtree"] = "0"
+  video = container.add_stream("libx264", rate=rate, options=options)
+  video.height, video.width, video.pix_fmt = height, width, "yuv420p"
   context = video.codec_context
   context.colorspace = context.color_primaries = context.color_trc = BT709
   context.color_range = int(reformatter.ColorRange.MPEG)
+  return video
+
+
+def _encode(
+  container: Any,
+  video: Any,
+  chunks: Iterable[np.ndarray],
+  wave: np.ndarray | None,
+  rate: fractions.Fraction,
+  sample_rate: int,
+) -> None:
+  """Encode and interleave both streams; Any for PyAV's container, stream."""
   audio: Any = None
   if wave is not None:
     audio = container.add_stream("aac", rate=sample_rate, layout="mono")
@@ -141,8 +154,6 @@ def _encode(
   heard = 0
   frames = (frame for chunk in chunks for frame in chunk)
   for index, frame_HWC in enumerate(frames):
-    if index == 0:
-      video.height, video.width = frame_HWC.shape[:2]
     container.mux(video.encode(_video_frame(frame_HWC, index, rate)))
     # As much sound as the picture has got to: players find both in one place.
     until = int((index + 1) / rate * sample_rate)
