@@ -51,13 +51,6 @@ def parameters(component: str, config: Any, rows: Sequence[mapping.Row]) -> Any:
   return jax.tree.map(jnp.asarray, mapping.nest(flat))
 
 
-def _texts(case: cases.Case) -> AV[jax.Array]:
-  """Prompt embeddings of the doubled batch, cut to their own length."""
-  positive, video, audio = (case.input(name) for name in cases.PROMPTS)
-  pairs = AV([positive, video], [positive, audio])
-  return AV(*(jnp.asarray(np.stack(pair)) for pair in pairs))
-
-
 def prepare_denoise(case: cases.Case) -> worker.Work:
   """Guided steps of a run of `cases.STEPS`, one after the other."""
   config = AV(
@@ -70,9 +63,11 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   model = fusion.FusionDiT(config, jnp.float32, backend)
   noise = AV(*(case.input(n)[None] for n in AV._fields))
   x = jax.tree.map(jnp.asarray, noise)
-  depth = config.video.blocks
+  positive, *negative = (case.input(name) for name in cases.PROMPTS)
+  limit, depth = config.video.text_length, config.video.blocks
+  text = pipeline.text_pairs(positive, AV(*negative), limit)
   inputs = denoise.Inputs(
-    pipeline.conditions(model, params, guidance.both(x), _texts(case)),
+    pipeline.conditions(model, params, guidance.both(x), text),
     jnp.asarray(guidance.kept_blocks(depth, 1, case.skip_layer)),
     AV(**cases.GUIDANCE),
   )

@@ -1,7 +1,9 @@
 """Softmax attention behind one function, with a backend for each platform.
 
 Every backend takes q_BLNK, k_BSNK, v_BSNK and returns the weighted values in
-the dtype of q, scaled by 1/sqrt(K). Logits and softmax are float32.
+the dtype of q, scaled by 1/sqrt(K). Logits and softmax are float32. The last
+key and value may stand for several equal ones: the padding of a prompt is
+attended to (Ovi does not mask it), but it is all the same.
 
   xla       query blocks, so memory grows with L, not L²; any platform
   xla_head  the same, one head at a time: blocks stay in a CPU's cache
@@ -9,11 +11,13 @@ the dtype of q, scaled by 1/sqrt(K). Logits and softmax are float32.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ovi_jax import axes
 
@@ -60,19 +64,38 @@ def resolve(
 
 
 def attention(
-  q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, backend: str
+  q_BLNK: jax.Array,
+  k_BSNK: jax.Array,
+  v_BSNK: jax.Array,
+  backend: str,
+  last: int = 1,
 ) -> jax.Array:
-  """Attend; `backend` is a key of `BACKENDS`. Returns [B, L, N, K]."""
+  """Attend.
+
+  Args:
+    q_BLNK: queries.
+    k_BSNK: keys.
+    v_BSNK: values.
+    backend: a key of `BACKENDS`.
+    last: how many equal keys and values the last ones stand for.
+
+  Returns:
+    [B, L, N, K] in the dtype of q.
+  """
   # Alike, heads and all: kernels refuse q, k and v that are split differently.
   q = axes.constrain(q_BLNK, "BLNK")
   k, v = (axes.constrain(x, "BSNK") for x in (k_BSNK, v_BSNK))
-  return BACKENDS[backend](q, k, v)
+  return BACKENDS[backend](q, k, v, last)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, last: int) -> jax.Array:
   """Attention of [..., L, K] over [..., S, K], normalised after the sum."""
   float32 = {"preferred_element_type": jnp.float32}
   logits = jnp.einsum("...LK,...SK->...LS", q, k, **float32)
+  if last > 1:
+    weight_S = np.zeros(logits.shape[-1], np.float32)
+    weight_S[-1] = math.log(last)
+    logits = logits + weight_S.reshape((1,) * (q.ndim - 1) + (-1,))
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
   total = weights.sum(-1, keepdims=True)
   weights = weights.astype(v.dtype)
@@ -87,42 +110,49 @@ def _blocks(queries: int, keys: int) -> tuple[int, int]:
   return count, -(-queries // count)
 
 
-def _by_query_block(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _by_query_block(
+  q: jax.Array, k: jax.Array, v: jax.Array, last: int
+) -> jax.Array:
   """`_attend` on [..., L, K], a block of queries after the other."""
   length = q.shape[-2]
   count, size = _blocks(length, k.shape[-2])
   if count == 1:
-    return _attend(q, k, v)
+    return _attend(q, k, v, last)
   padding = [(0, 0)] * (q.ndim - 2) + [(0, count * size - length), (0, 0)]
   padded = jnp.pad(q, padding)
   split = padded.reshape(*q.shape[:-2], count, size, q.shape[-1])
   # Recomputed in the backward pass: weights of one block at a time.
-  attend = jax.checkpoint(lambda block: _attend(block, k, v))
+  attend = jax.checkpoint(lambda block: _attend(block, k, v, last))
   blocks = jax.lax.map(attend, jnp.moveaxis(split, -3, 0))
   merged = jnp.moveaxis(blocks, 0, -3).reshape(padded.shape)
   return merged[..., :length, :]
 
 
-def _xla(q_BLNK, k_BSNK, v_BSNK, *, one_head: bool) -> jax.Array:
+def _xla(q_BLNK, k_BSNK, v_BSNK, last: int, *, one_head: bool) -> jax.Array:
   scale = jnp.asarray(q_BLNK.shape[-1] ** -0.5, q_BLNK.dtype)
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BLNK * scale, k_BSNK, v_BSNK))
   if one_head:
     batch, heads = q.shape[:2]
     flat = [x.reshape(batch * heads, *x.shape[2:]) for x in (q, k, v)]
-    out = jax.lax.map(lambda head: _by_query_block(*head), tuple(flat))
+    out = jax.lax.map(lambda qkv: _by_query_block(*qkv, last), tuple(flat))
     out = out.reshape(q.shape)
   else:
-    out = _by_query_block(q, k, v)
+    out = _by_query_block(q, k, v, last)
   return jnp.swapaxes(out, 1, 2)
 
 
-def _cudnn(q_BLNK, k_BSNK, v_BSNK) -> jax.Array:
-  return jax.nn.dot_product_attention(
-    q_BLNK, k_BSNK, v_BSNK, implementation="cudnn"
-  )
+def repeat_last(x_BSNK: jax.Array, last: int) -> jax.Array:
+  """Write the last row out `last` times, for kernels that cannot weigh it."""
+  rest = jnp.repeat(x_BSNK[:, -1:], last - 1, axis=1)
+  return jnp.concatenate([x_BSNK, rest], 1)
 
 
-Backend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+def _cudnn(q_BLNK, k_BSNK, v_BSNK, last: int) -> jax.Array:
+  k, v = (repeat_last(x, last) for x in (k_BSNK, v_BSNK))
+  return jax.nn.dot_product_attention(q_BLNK, k, v, implementation="cudnn")
+
+
+Backend = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
 BACKENDS: dict[str, Backend] = {
   "xla": functools.partial(_xla, one_head=False),
   "xla_head": functools.partial(_xla, one_head=True),

@@ -77,8 +77,10 @@ class Attention(nn.Module):
       rope.rotate(keys, rotary), self.heads(self.fusion_value(x))
     )
 
-  def attend(self, q_BLNK: jax.Array, keys_values: KeysValues) -> jax.Array:
-    return attention.attention(q_BLNK, *keys_values, self.backend)
+  def attend(
+    self, q_BLNK: jax.Array, keys_values: KeysValues, last: int = 1
+  ) -> jax.Array:
+    return attention.attention(q_BLNK, *keys_values, self.backend, last)
 
   def project(self, values_BLNK: jax.Array) -> jax.Array:
     merged = einops.rearrange(values_BLNK, "B L N K -> B L (N K)")
@@ -146,7 +148,7 @@ class Block(nn.Module):
     """Cross-attention with its residual: the text, and the other tower."""
     cross = self.cross_attention
     q = cross.queries(self.cross_norm(x_BLD))
-    y = cross.attend(q, text)
+    y = cross.attend(q, text, self.config.padding(text.keys.shape[1]))
     if other_BSD is not None and other_rotary is not None:
       other = cross.fusion_keys_values(other_BSD, other_rotary)
       y = y + cross.attend(rope.rotate(q, rotary), other)

@@ -84,6 +84,10 @@ class DiTConfig:
     """Hidden width of the audio stem: 2/3 of 4 widths, rounded up."""
     return -(-(8 * self.width // 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
 
+  def padding(self, context_length: int) -> int:
+    """How many equal rows of a prompt its last row of context stands for."""
+    return self.text_length - context_length + 1
+
   def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Tokens along each axis of latents [B, T, (H, W,) C].
 
@@ -228,11 +232,19 @@ class Tower(nn.Module):
     return axes.constrain(self.patch_embedding(latents), "BLD")
 
   def text(self, text_BSE: jax.Array) -> jax.Array:
-    """Prompt embeddings (S up to the text length) -> context_BSD."""
-    missing = self.config.text_length - text_BSE.shape[1]
-    return self.text_embedding(
-      jnp.pad(text_BSE, ((0, 0), (0, missing), (0, 0)))
-    )
+    """Prompt embeddings -> context_BSD.
+
+    Where they are short of the text length, zeros fill it up: one more row
+    stands for all of them, see `DiTConfig.padding`.
+
+    Raises:
+      ValueError: embeddings longer than the text length.
+    """
+    length, limit = text_BSE.shape[1], self.config.text_length
+    if length > limit:
+      raise ValueError(f"{length} text embeddings; the tower reads {limit}")
+    rest = int(length < limit)
+    return self.text_embedding(jnp.pad(text_BSE, ((0, 0), (0, rest), (0, 0))))
 
   def times(self, t_BT: jax.Array) -> Times:
     """Noise times in [0, 1000] -> their embeddings."""

@@ -40,6 +40,7 @@ from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solver
 
 NEEDS = architecture.COMPONENTS
+TEXT_ROWS = 64
 _RULES = {"fusion": partition.FUSION, "umt5": partition.UMT5}
 
 
@@ -115,7 +116,7 @@ class Pipeline:
     return prompts.Tokenizer.load(self.weights / directory.TOKENIZER)
 
   def embed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Embed prompts; each becomes text_SE, on the host, zero beyond its end."""
+    """Embed prompts; each becomes text_SE, S its own tokens, on the host."""
     params = self.load("umt5")
     tokenizer = self.tokenizer()
     embedded = {}
@@ -125,7 +126,7 @@ class Pipeline:
         text_BSE = umt5.embed(
           self.arch.umt5, params, ids_BS, mask_BS, self.dtype
         )
-      embedded[text] = np.asarray(text_BSE[0])
+      embedded[text] = np.asarray(text_BSE[0, : mask_BS[0].sum()])
     return embedded
 
   def encode_images(
@@ -181,7 +182,7 @@ class Denoiser:
 
     Args:
       noise: video_THWC and audio_TC, standard normal.
-      positive: text_SE of the prompt.
+      positive: text_SE of the prompt, S its own tokens.
       negative: text_SE of each tower's negative prompt.
       settings: solver, steps, guidance.
       first_frame: clean first latent [1, H, W, C], or `None`.
@@ -194,7 +195,7 @@ class Denoiser:
     levels = method.schedule(settings.steps, settings.shift)
     with self.pipeline.computing():
       x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise)
-      text = jax.tree.map(lambda n: jnp.stack([positive, n]), negative)
+      text = text_pairs(positive, negative, self.pipeline.text_length)
       first = None if first_frame is None else jnp.asarray(first_frame)[None]
       depth = self.model.config.video.blocks
       inputs = denoise.Inputs(
@@ -206,6 +207,25 @@ class Denoiser:
       return denoise.denoise(
         self.model, method, self.params, inputs, x, levels, on_step
       )
+
+
+def text_pairs(
+  positive: np.ndarray, negative: AV[np.ndarray], limit: int
+) -> AV[np.ndarray]:
+  """Embeddings_BSE of the doubled batch, zero beyond each prompt's end.
+
+  S is just long enough for the longest prompt. With the row that stands for
+  the rest it comes in multiples of `TEXT_ROWS`, so few lengths are compiled.
+  """
+  longest = max(len(text) for text in (positive, *negative))
+  rows = min(TEXT_ROWS * (longest // TEXT_ROWS + 1) - 1, limit)
+
+  def padded(text_SE: np.ndarray) -> np.ndarray:
+    return np.pad(text_SE, ((0, rows - len(text_SE)), (0, 0)))
+
+  return jax.tree.map(
+    lambda n: np.stack([padded(positive), padded(n)]), negative
+  )
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -22,6 +22,18 @@ def test_backends_are_softmax_attention(backend, length):
   np.testing.assert_allclose(out, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("backend", ["xla", "xla_head"])
+def test_the_last_key_stands_for_equal_ones(backend):
+  random = np.random.default_rng(0)
+  q, k, v = random.standard_normal((3, 2, 9, 3, 8), np.float32)
+  written_out = [attention.repeat_last(x, 5) for x in (k, v)]
+  assert written_out[0].shape == (2, 13, 3, 8)
+  out = attention.attention(q, k, v, backend, 5)
+  expected = attention.attention(q, *written_out, backend)
+  np.testing.assert_allclose(out, expected, atol=2e-6)
+  assert np.abs(out - attention.attention(q, k, v, backend)).max() > 0.1
+
+
 def test_large_logits_do_not_overflow():
   q = jnp.full((1, 3, 1, 4), 1e3)
   out = attention.attention(q, q, q, "xla")

@@ -164,3 +164,29 @@ def test_towers_of_unequal_depth_are_refused():
   model = fusion.FusionDiT(config._replace(audio=deeper))
   with pytest.raises(ValueError, match="equally many blocks"):
     jax.eval_shape(model.init, jax.random.key(0), None, None, None)
+
+
+def test_prompts_beyond_the_text_length_are_refused(inputs):
+  latents, text = inputs
+  model = fusion.FusionDiT(standin_models.fusion_config())
+  long = np.repeat(text, 2, 1)
+  variables = {"params": standin_models.fusion_params()}
+  with pytest.raises(ValueError, match="64 text embeddings; .* reads 32"):
+    model.apply(variables, latents, AV(long, long), method="conditions")
+
+
+@pytest.mark.parametrize("own", [0, 9, 31])
+def test_padding_may_be_left_out(inputs, own):
+  """One row that stands for the rest, as if all zeros were written out."""
+  latents, text = jax.tree.map(lambda x: x[:1], inputs)
+  model = fusion.FusionDiT(standin_models.fusion_config())
+  variables = {"params": standin_models.fusion_params()}
+  t_BT = AV(jnp.full((1, 1), 500.0), jnp.full((1, 1), 500.0))
+
+  def call(prompt):
+    return model.apply(variables, latents, t_BT, AV(prompt, prompt))
+
+  written_out = text * (np.arange(text.shape[1]) < own)[None, :, None]
+  padded, short = call(written_out), call(text[:, :own])
+  assert parity.relative_error(short.video, padded.video) < 5e-6
+  assert parity.relative_error(short.audio, padded.audio) < 5e-6

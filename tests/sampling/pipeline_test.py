@@ -80,3 +80,29 @@ def test_noise_is_a_function_of_the_seed(pipeline):
   assert not np.allclose(a.video, c.video)
   assert a.video.shape == (4, 4, 6, 48) and a.audio.shape == (21, 20)
   assert abs(a.video.std() - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+  ("longest", "limit", "rows"),
+  [
+    (9, 112, 63),
+    (63, 112, 63),
+    (64, 112, 112),
+    (64, 512, 127),
+    (512, 512, 512),
+  ],
+)
+def test_prompts_share_a_length(longest, limit, rows):
+  positive, video, audio = (np.ones((n, 4)) for n in (longest, 3, 7))
+  pairs = pipelines.text_pairs(positive, AV(video, audio), limit)
+  assert pairs.video.shape == pairs.audio.shape == (2, rows, 4)
+  assert pairs.video.any(-1).sum(-1).tolist() == [longest, 3]
+  assert pairs.audio.any(-1).sum(-1).tolist() == [longest, 7]
+
+
+def test_embeddings_are_of_the_prompts_own_tokens(pipeline, golden):
+  arrays = golden("umt5")
+  prompt = generate_test.PROMPTS[0]
+  own = int(arrays["t5_mask"][0].sum())
+  embedded = pipeline.embed([prompt])[prompt]
+  parity.assert_close(embedded, arrays["t5_emb"][0, :own], "forward")
