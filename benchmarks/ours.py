@@ -19,7 +19,6 @@ from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import attention
 from ovi_jax.models import dit
-from ovi_jax.models import fusion
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
@@ -60,7 +59,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   backend = attention.resolve(
     "auto", runtime.platform(), jnp.dtype("f4"), config.video.head_size
   )
-  model = fusion.FusionDiT(config, jnp.float32, backend)
+  model = pipeline.denoiser_model(config, jnp.dtype("f4"), backend, 1)
   noise = AV(*(case.input(n)[None] for n in AV._fields))
   x = jax.tree.map(jnp.asarray, noise)
   positive, *negative = (case.input(name) for name in cases.PROMPTS)

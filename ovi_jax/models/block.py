@@ -95,6 +95,7 @@ class Block(nn.Module):
   backend: str
   fusion: bool = False
   fusion_init: Any = layers.XAVIER
+  hidden_limit: int | None = None
 
   def setup(self):
     config, dtype = self.config, self.dtype
@@ -158,5 +159,8 @@ class Block(nn.Module):
     """Feed-forward with its residual."""
     shift, scale, gate = modulation
     y = layers.modulate(x_BLD, shift, scale, self.config.eps)
-    y = self.feed_forward(y.astype(self.dtype))
+    limit = self.hidden_limit
+    if limit is not None:
+      limit = max(1, limit // self.config.feed_forward)
+    y = layers.by_tokens(self.feed_forward, y.astype(self.dtype), limit)
     return layers.add_gated(x_BLD, y, gate)

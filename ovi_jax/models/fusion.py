@@ -40,14 +40,19 @@ class FusionBlock(nn.Module):
   config: AV[dit.DiTConfig]
   dtype: jnp.dtype
   backend: str
+  hidden_limit: int | None
 
   def setup(self):
-    fused = len(self.config.present()) == 2
-    shared = (self.dtype, self.backend, fused)
+    shared = {
+      "dtype": self.dtype,
+      "backend": self.backend,
+      "fusion": len(self.config.present()) == 2,
+      "hidden_limit": self.hidden_limit,
+    }
     if self.config.video is not None:
-      self.video = block.Block(self.config.video, *shared, fusion_init=QUIET)
+      self.video = block.Block(self.config.video, fusion_init=QUIET, **shared)
     if self.config.audio is not None:
-      self.audio = block.Block(self.config.audio, *shared)
+      self.audio = block.Block(self.config.audio, **shared)
 
   def of(self, name: str) -> block.Block:
     return getattr(self, name)
@@ -101,11 +106,14 @@ class FusionDiT(nn.Module):
     config: a tower's sizes for each modality; `None` for an absent tower.
     dtype: compute dtype.
     backend: attention backend, see `attention.BACKENDS`.
+    hidden_limit: feed-forwards hold at most this many hidden activations at a
+      time; `None` for no limit.
   """
 
   config: AV[dit.DiTConfig]
   dtype: jnp.dtype = jnp.float32
   backend: str = "xla"
+  hidden_limit: int | None = None
 
   def setup(self):
     towers = self.config.present()
@@ -118,7 +126,9 @@ class FusionDiT(nn.Module):
     if self.config.audio is not None:
       self.audio = dit.Tower(self.config.audio, self.dtype)
     # Unbound: applied by hand to one slice of the stacked parameters.
-    self.block = FusionBlock(self.config, self.dtype, self.backend, parent=None)
+    self.block = FusionBlock(
+      self.config, self.dtype, self.backend, self.hidden_limit, parent=None
+    )
     self.blocks = self.param("blocks", self._init_blocks)
 
   def _init_blocks(self, key: jax.Array) -> Any:

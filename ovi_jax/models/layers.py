@@ -103,6 +103,33 @@ class MLP(nn.Module):
     return nn.Dense(self.out, name="out", **dense)(self.activation(x))
 
 
+def by_tokens(
+  module: nn.Module, x_BLD: jax.Array, limit: int | None
+) -> jax.Array:
+  """Apply a module that treats tokens one by one to at most `limit` at once.
+
+  Args:
+    module: called with [tokens, D]; its parameters exist already.
+    x_BLD: tokens.
+    limit: how many at once; `None` for all.
+  """
+  batch, length, _ = x_BLD.shape
+  tokens = batch * length
+  if limit is None or tokens <= limit or module.is_initializing():
+    return module(x_BLD)
+  count = -(-tokens // limit)
+  size = -(-tokens // count)
+  x = einops.rearrange(x_BLD, "B L D -> (B L) D")
+  x = jnp.pad(x, ((0, count * size - tokens), (0, 0)))
+  _, y = nn.scan(
+    lambda self, carry, part: (carry, self(part)),
+    variable_broadcast="params",
+    split_rngs={"params": False},
+  )(module, None, einops.rearrange(x, "(N S) D -> N S D", N=count))
+  y = einops.rearrange(y, "N S D -> (N S) D")[:tokens]
+  return einops.rearrange(y, "(B L) D -> B L D", B=batch)
+
+
 def gelu(x: jax.Array) -> jax.Array:
   """GELU in its tanh form, computed in float32; dtype is kept.
 
