@@ -3,7 +3,8 @@
 Every backend takes q_BLNK, k_BSNK, v_BSNK and returns the weighted values in
 the dtype of q, scaled by 1/sqrt(K). Logits and softmax are float32. The last
 key and value may stand for several equal ones: the padding of a prompt is
-attended to (Ovi does not mask it), but it is all the same.
+attended to (Ovi does not mask it), but it is all the same. Keys beyond an
+example's length, where one is given, are not attended to.
 
   xla       query blocks, so memory grows with L, not L²; any platform
   xla_head  the same, one head at a time: blocks stay in a CPU's cache
@@ -14,6 +15,7 @@ import functools
 import math
 from collections.abc import Callable
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from ovi_jax import axes
 # a block's logits stay below 32 MiB a head.
 QUERY_BLOCK = 512
 LOGITS_BLOCK = 2**23
+MASKED = -1e30  # logit of a key that does not count
 
 # The choice of "auto". A flash kernel for TPU registers itself in BACKENDS.
 PLATFORM_BACKEND: Mapping[str, str] = {
@@ -69,6 +72,7 @@ def attention(
   v_BSNK: jax.Array,
   backend: str,
   last: int = 1,
+  length_B: jax.Array | None = None,
 ) -> jax.Array:
   """Attend.
 
@@ -78,17 +82,26 @@ def attention(
     v_BSNK: values.
     backend: a key of `BACKENDS`.
     last: how many equal keys and values the last ones stand for.
+    length_B: how many keys of each example count, integers; `None` for all.
+      Not together with `last`.
 
   Returns:
-    [B, L, N, K] in the dtype of q.
+    [B, L, N, K] in the dtype of q; 0 where no key counts.
   """
   # Alike, heads and all: kernels refuse q, k and v that are split differently.
   q = axes.constrain(q_BLNK, "BLNK")
   k, v = (axes.constrain(x, "BSNK") for x in (k_BSNK, v_BSNK))
-  return BACKENDS[backend](q, k, v, last)
+  if length_B is None:
+    return BACKENDS[backend](q, k, v, last, None)
+  if last > 1:
+    raise ValueError("attention takes `last` or `length_B`, not both")
+  out = BACKENDS[backend](q, k, v, 1, jnp.maximum(length_B, 1))
+  return jnp.where(length_B[:, None, None, None] > 0, out, 0)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, last: int) -> jax.Array:
+def _attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, last: int, length: Any
+) -> jax.Array:
   """Attention of [..., L, K] over [..., S, K], normalised after the sum."""
   float32 = {"preferred_element_type": jnp.float32}
   logits = jnp.einsum("...LK,...SK->...LS", q, k, **float32)
@@ -96,6 +109,9 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, last: int) -> jax.Array:
     weight_S = np.zeros(logits.shape[-1], np.float32)
     weight_S[-1] = math.log(last)
     logits = logits + weight_S.reshape((1,) * (q.ndim - 1) + (-1,))
+  if length is not None:
+    places = jnp.arange(logits.shape[-1]).reshape((1,) * (q.ndim - 1) + (-1,))
+    logits = jnp.where(places < length[..., None, None], logits, MASKED)
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
   total = weights.sum(-1, keepdims=True)
   weights = weights.astype(v.dtype)
@@ -111,33 +127,39 @@ def _blocks(queries: int, keys: int) -> tuple[int, int]:
 
 
 def _by_query_block(
-  q: jax.Array, k: jax.Array, v: jax.Array, last: int
+  q: jax.Array, k: jax.Array, v: jax.Array, last: int, length: Any
 ) -> jax.Array:
   """`_attend` on [..., L, K], a block of queries after the other."""
-  length = q.shape[-2]
-  count, size = _blocks(length, k.shape[-2])
+  queries = q.shape[-2]
+  count, size = _blocks(queries, k.shape[-2])
   if count == 1:
-    return _attend(q, k, v, last)
-  padding = [(0, 0)] * (q.ndim - 2) + [(0, count * size - length), (0, 0)]
+    return _attend(q, k, v, last, length)
+  padding = [(0, 0)] * (q.ndim - 2) + [(0, count * size - queries), (0, 0)]
   padded = jnp.pad(q, padding)
   split = padded.reshape(*q.shape[:-2], count, size, q.shape[-1])
   # Recomputed in the backward pass: weights of one block at a time.
-  attend = jax.checkpoint(lambda block: _attend(block, k, v, last))
+  attend = jax.checkpoint(lambda block: _attend(block, k, v, last, length))
   blocks = jax.lax.map(attend, jnp.moveaxis(split, -3, 0))
   merged = jnp.moveaxis(blocks, 0, -3).reshape(padded.shape)
-  return merged[..., :length, :]
+  return merged[..., :queries, :]
 
 
-def _xla(q_BLNK, k_BSNK, v_BSNK, last: int, *, one_head: bool) -> jax.Array:
+def _xla(
+  q_BLNK, k_BSNK, v_BSNK, last: int, length_B: Any, *, one_head: bool
+) -> jax.Array:
   scale = jnp.asarray(q_BLNK.shape[-1] ** -0.5, q_BLNK.dtype)
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BLNK * scale, k_BSNK, v_BSNK))
   if one_head:
     batch, heads = q.shape[:2]
     flat = [x.reshape(batch * heads, *x.shape[2:]) for x in (q, k, v)]
-    out = jax.lax.map(lambda qkv: _by_query_block(*qkv, last), tuple(flat))
+    length = None if length_B is None else jnp.repeat(length_B, heads)
+    out = jax.lax.map(
+      lambda head: _by_query_block(*head[:3], last, head[3]), (*flat, length)
+    )
     out = out.reshape(q.shape)
   else:
-    out = _by_query_block(q, k, v, last)
+    length = None if length_B is None else length_B[:, None]
+    out = _by_query_block(q, k, v, last, length)
   return jnp.swapaxes(out, 1, 2)
 
 
@@ -147,12 +169,14 @@ def repeat_last(x_BSNK: jax.Array, last: int) -> jax.Array:
   return jnp.concatenate([x_BSNK, rest], 1)
 
 
-def _cudnn(q_BLNK, k_BSNK, v_BSNK, last: int) -> jax.Array:
+def _cudnn(q_BLNK, k_BSNK, v_BSNK, last: int, length_B: Any) -> jax.Array:
   k, v = (repeat_last(x, last) for x in (k_BSNK, v_BSNK))
-  return jax.nn.dot_product_attention(q_BLNK, k, v, implementation="cudnn")
+  return jax.nn.dot_product_attention(
+    q_BLNK, k, v, key_value_seq_lengths=length_B, implementation="cudnn"
+  )
 
 
-Backend = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
+Backend = Callable[[jax.Array, jax.Array, jax.Array, int, Any], jax.Array]
 BACKENDS: dict[str, Backend] = {
   "xla": functools.partial(_xla, one_head=False),
   "xla_head": functools.partial(_xla, one_head=True),

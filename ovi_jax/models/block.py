@@ -12,6 +12,7 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import ad_checkpoint
 
 from ovi_jax import axes
 from ovi_jax.models import attention
@@ -78,9 +79,16 @@ class Attention(nn.Module):
     )
 
   def attend(
-    self, q_BLNK: jax.Array, keys_values: KeysValues, last: int = 1
+    self,
+    q_BLNK: jax.Array,
+    keys_values: KeysValues,
+    last: int = 1,
+    length_B: jax.Array | None = None,
   ) -> jax.Array:
-    return attention.attention(q_BLNK, *keys_values, self.backend, last)
+    values = attention.attention(
+      q_BLNK, *keys_values, self.backend, last, length_B
+    )
+    return ad_checkpoint.checkpoint_name(values, "attention")
 
   def project(self, values_BLNK: jax.Array) -> jax.Array:
     merged = einops.rearrange(values_BLNK, "B L N K -> B L (N K)")
@@ -126,7 +134,11 @@ class Block(nn.Module):
     return self.cross_attention.keys_values(context_BSD)
 
   def attend_self(
-    self, x_BLD: jax.Array, modulation: layers.Modulation, rotary: rope.Rotary
+    self,
+    x_BLD: jax.Array,
+    modulation: layers.Modulation,
+    rotary: rope.Rotary,
+    length_B: jax.Array | None = None,
   ) -> jax.Array:
     """Self-attention with its residual."""
     shift, scale, gate = modulation
@@ -135,7 +147,8 @@ class Block(nn.Module):
     q = rope.rotate(self.self_attention.queries(y), rotary)
     keys, values = self.self_attention.keys_values(y)
     keys_values = KeysValues(rope.rotate(keys, rotary), values)
-    y = self.self_attention.project(self.self_attention.attend(q, keys_values))
+    y = self.self_attention.attend(q, keys_values, length_B=length_B)
+    y = self.self_attention.project(y)
     return layers.add_gated(x_BLD, y, gate)
 
   def attend_others(
@@ -145,6 +158,7 @@ class Block(nn.Module):
     rotary: rope.Rotary,
     other_BSD: jax.Array | None = None,
     other_rotary: rope.Rotary | None = None,
+    other_length_B: jax.Array | None = None,
   ) -> jax.Array:
     """Cross-attention with its residual: the text, and the other tower."""
     cross = self.cross_attention
@@ -152,7 +166,8 @@ class Block(nn.Module):
     y = cross.attend(q, text, self.config.padding(text.keys.shape[1]))
     if other_BSD is not None and other_rotary is not None:
       other = cross.fusion_keys_values(other_BSD, other_rotary)
-      y = y + cross.attend(rope.rotate(q, rotary), other)
+      turned = rope.rotate(q, rotary)
+      y = y + cross.attend(turned, other, length_B=other_length_B)
     return x_BLD + cross.project(y)
 
   def feed(self, x_BLD: jax.Array, modulation: layers.Modulation) -> jax.Array:

@@ -179,16 +179,25 @@ class AudioStem(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, latents_BTC: jax.Array) -> jax.Array:
+  def __call__(
+    self, latents_BTC: jax.Array, length_B: jax.Array | None = None
+  ) -> jax.Array:
     def conv(name: str, features: int, bias: bool = False) -> nn.Conv:
       return nn.Conv(
         features, (STEM_KERNEL,), use_bias=bias, dtype=self.dtype, name=name
       )
 
+    def cut(x_BTC: jax.Array) -> jax.Array:
+      """Zeros beyond the length, as convolutions find beyond the end."""
+      if length_B is None:
+        return x_BTC
+      counts_BT = jnp.arange(x_BTC.shape[1])[None] < length_B[:, None]
+      return jnp.where(counts_BT[..., None], x_BTC, 0)
+
     width, hidden = self.config.width, self.config.stem_hidden
-    x = nn.silu(conv("in", width, bias=True)(latents_BTC))
+    x = cut(nn.silu(conv("in", width, bias=True)(cut(latents_BTC))))
     gated = nn.silu(conv("gate", hidden)(x)) * conv("up", hidden)(x)
-    return conv("down", width)(gated)
+    return conv("down", width)(cut(gated))
 
 
 class Tower(nn.Module):
@@ -219,17 +228,27 @@ class Tower(nn.Module):
       config.token_channels, kernel_init=nn.initializers.zeros, dtype=dtype
     )
 
-  def tokens(self, latents: jax.Array) -> jax.Array:
-    """Latents [B, T, (H, W,) C] -> tokens_BLD in the compute dtype."""
-    if not self.config.is_audio:
+  def tokens(
+    self, latents: jax.Array, length_B: jax.Array | None = None
+  ) -> jax.Array:
+    """Latents [B, T, (H, W,) C] -> tokens_BLD in the compute dtype.
+
+    Args:
+      latents: of the tower's modality.
+      length_B: how many latents in time count; `None` for all.
+    """
+    if self.config.is_audio:
+      tokens = self.patch_embedding(latents, length_B)
+    else:
       _, rows, columns = self.config.patch
-      latents = einops.rearrange(
+      patches = einops.rearrange(
         latents,
         "B T (H p) (W q) C -> B (T H W) (p q C)",
         p=rows,
         q=columns,
       )
-    return axes.constrain(self.patch_embedding(latents), "BLD")
+      tokens = self.patch_embedding(patches)
+    return axes.constrain(tokens, "BLD")
 
   def text(self, text_BSE: jax.Array) -> jax.Array:
     """Prompt embeddings -> context_BSD.

@@ -10,6 +10,7 @@ Blocks are scanned: their parameters are stacked on a leading axis G. Numbers:
 see `dit`; the velocity is float32.
 """
 
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -25,6 +26,28 @@ from ovi_jax.models import rope
 # The video tower's new layers start ten times smaller: at first it listens
 # little to a tower it does not know.
 QUIET = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
+
+
+# What the backward pass keeps of a block, by name; the rest is computed anew.
+REMAT: Mapping[str, Any] = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+  "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def rematerialized(function: Any, name: str) -> Any:
+  """The scanned `function` under the policy `name`, or "none".
+
+  Raises:
+    ValueError: no policy of that name.
+  """
+  if name == "none":
+    return function
+  if name not in REMAT:
+    known = ", ".join(["none", *REMAT])
+    raise ValueError(f"remat {name!r} is unknown; choose from {known}")
+  return jax.checkpoint(function, policy=REMAT[name], prevent_cse=False)
 
 
 class Conditions(NamedTuple):
@@ -72,18 +95,21 @@ class FusionBlock(nn.Module):
     times: AV[dit.Times],
     text: AV[jax.Array] | AV[block.KeysValues],
     rotary: AV[rope.Rotary],
+    counts: AV[jax.Array] | None = None,
   ) -> AV[jax.Array]:
     """Tokens_BLD of every tower, one block further.
 
-    `text` is context_BSD, or what `text_keys_values` makes of it.
+    `text` is context_BSD, or what `text_keys_values` makes of it; `counts`
+    says how many tokens_B of each tower are attended to, `None` for all.
     """
+    counts = AV() if counts is None else counts
     if not any(isinstance(x, block.KeysValues) for x in text):
       text = self.text_keys_values(text)
     attended, feeds = {}, {}
     for name, x in tokens.present().items():
       attention, feeds[name] = self.of(name).modulations(getattr(times, name))
       attended[name] = self.of(name).attend_self(
-        x, attention, getattr(rotary, name)
+        x, attention, getattr(rotary, name), getattr(counts, name)
       )
     heard = AV(**attended)
     out = {}
@@ -94,6 +120,7 @@ class FusionBlock(nn.Module):
         getattr(rotary, name),
         heard.other(name),
         rotary.other(name),
+        counts.other(name),
       )
       out[name] = self.of(name).feed(x, feeds[name])
     return AV(**out)
@@ -108,12 +135,14 @@ class FusionDiT(nn.Module):
     backend: attention backend, see `attention.BACKENDS`.
     hidden_limit: feed-forwards hold at most this many hidden activations at a
       time; `None` for no limit.
+    remat: what the backward pass computes anew, a key of `REMAT`.
   """
 
   config: AV[dit.DiTConfig]
   dtype: jnp.dtype = jnp.float32
   backend: str = "xla"
   hidden_limit: int | None = None
+  remat: str = "none"
 
   def setup(self):
     towers = self.config.present()
@@ -188,6 +217,7 @@ class FusionDiT(nn.Module):
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
     keep_GB: jax.Array | None = None,
+    lengths: AV[jax.Array] | None = None,
   ) -> AV[jax.Array]:
     """Predict velocities.
 
@@ -198,13 +228,23 @@ class FusionDiT(nn.Module):
       text: prompt embeddings_BSE of each tower, or `conditions` made of them.
       keep_GB: `False` where a block is left out for an element of the batch
         (skip-layer guidance); `None` keeps all.
+      lengths: how many latent frames and steps of each example count, as
+        integers_B; the rest is padding that no token attends to. 0 means that
+        the modality is missing. `None` counts all.
 
     Returns:
       Velocity (noise - data) in the shape of `latents`, float32.
     """
     present = latents.present()
     times = AV(**{n: self.tower(n).times(getattr(t_BT, n)) for n in present})
-    tokens = AV(**{n: self.tower(n).tokens(x) for n, x in present.items()})
+    lengths = AV() if lengths is None else lengths
+    tokens, counts = {}, {}
+    for name, x in present.items():
+      length_B = getattr(lengths, name)
+      tokens[name] = self.tower(name).tokens(x, length_B)
+      if length_B is not None:
+        counts[name] = length_B * (tokens[name].shape[1] // x.shape[1])
+    counts = AV(**counts)
     cached = isinstance(text, Conditions)
     rotary = text.rotary if cached else self.rotary(latents)
     context = None if cached else self.context(text)
@@ -212,14 +252,16 @@ class FusionDiT(nn.Module):
     def one(x, sliced):
       params, keys_values, keep_B = sliced
       prompt = context if keys_values is None else keys_values
-      y = self.block.apply({"params": params}, x, times, prompt, rotary)
+      y = self.block.apply({"params": params}, x, times, prompt, rotary, counts)
       if keep_B is not None:
         keep = keep_B[:, None, None]
         y = jax.tree.map(lambda new, old: jnp.where(keep, new, old), y, x)
       return y, None
 
     per_block = (self.blocks, text.text if cached else None, keep_GB)
-    tokens, _ = jax.lax.scan(one, tokens, per_block)
+    tokens, _ = jax.lax.scan(
+      rematerialized(one, self.remat), AV(**tokens), per_block
+    )
     return AV(
       **{
         name: self.tower(name).velocity(
