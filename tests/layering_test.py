@@ -22,7 +22,8 @@ ALLOWED = {
   "parallel": set(),
   "checkpoint": {"models", "parallel"},
   "convert": {"models", "checkpoint"},
-  "sampling": {"models", "parallel", "checkpoint"},
+  "diffusion": {"models"},
+  "sampling": {"models", "diffusion", "parallel", "checkpoint"},
 }
 SMALL = ("sample.py", "convert_torch_weights.py")
 

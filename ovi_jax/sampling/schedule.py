@@ -7,11 +7,10 @@ Computed on the host in float64, kept in float32.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-TIME_SCALE = 1000.0  # the model's t for sigma = 1
+from ovi_jax.diffusion import path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +30,6 @@ class Schedule:
     return len(self.t)
 
 
-def shifted(sigma: Any, shift: float) -> Any:
-  """Move noise levels towards 1 by `shift` (1 = unchanged)."""
-  return shift * sigma / (1 + (shift - 1) * sigma)
-
-
 def log_ratio(sigmas: np.ndarray) -> np.ndarray:
   """lambda = log((1 - sigma) / sigma); -inf at pure noise, inf at data."""
   with np.errstate(divide="ignore"):
@@ -45,24 +39,24 @@ def log_ratio(sigmas: np.ndarray) -> np.ndarray:
 def unipc(steps: int, shift: float) -> Schedule:
   """Evenly spaced from 0.999, shifted; t is cut to an integer."""
   sigmas = np.linspace(float(np.float32(0.999)), 0.0, steps + 1)[:-1]
-  return _ending_at_zero(shifted(sigmas, shift), whole_t=True)
+  return _ending_at_zero(path.shifted(sigmas, shift), whole_t=True)
 
 
 def dpm(steps: int, shift: float) -> Schedule:
   """Evenly spaced from 1, shifted; t is cut to an integer."""
   sigmas = np.linspace(1.0, 0.0, steps + 1)[:-1]
-  return _ending_at_zero(shifted(sigmas, shift), whole_t=True)
+  return _ending_at_zero(path.shifted(sigmas, shift), whole_t=True)
 
 
 def euler(steps: int, shift: float) -> Schedule:
   """Evenly spaced between the shifted training levels, shifted again."""
-  last = float(np.float32(shifted(np.float32(1 / TIME_SCALE), shift)))
+  last = float(np.float32(path.shifted(np.float32(1 / path.TIME_SCALE), shift)))
   sigmas = np.linspace(1.0, last, steps)
-  return _ending_at_zero(shifted(sigmas, shift), whole_t=False)
+  return _ending_at_zero(path.shifted(sigmas, shift), whole_t=False)
 
 
 def _ending_at_zero(sigmas: np.ndarray, whole_t: bool) -> Schedule:
-  t = sigmas * TIME_SCALE
+  t = sigmas * path.TIME_SCALE
   if whole_t:
     t = np.trunc(t)
   return Schedule(

@@ -1,0 +1,1 @@
+"""Flow matching, without models: the path, its times, the loss."""

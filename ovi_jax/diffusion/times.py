@@ -1,0 +1,61 @@
+"""At which noise levels a model is trained.
+
+The paper draws one sigma for both modalities, evenly from [0, 1]. The other
+distributions are common in flow matching (Esser et al. 2024, sections 3.1 and
+5.3.2). Levels are float32.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from ovi_jax.diffusion import path
+from ovi_jax.modality import AV
+
+UNIFORM, LOGIT_NORMAL = "uniform", "logit_normal"
+DISTRIBUTIONS = (UNIFORM, LOGIT_NORMAL)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Times:
+  """A distribution of noise levels.
+
+  Attributes:
+    distribution: "uniform", or "logit_normal": sigmoid of a normal number.
+    mean: of that normal number.
+    deviation: of that normal number.
+    shift: moves levels towards noise; 1 = not at all.
+    shared: one level for both modalities, else one each.
+  """
+
+  distribution: str = UNIFORM
+  mean: float = 0.0
+  deviation: float = 1.0
+  shift: float = 1.0
+  shared: bool = True
+
+  def __post_init__(self):
+    if self.distribution not in DISTRIBUTIONS:
+      raise ValueError(
+        f"times.distribution {self.distribution!r} is unknown; choose from"
+        f" {', '.join(DISTRIBUTIONS)}"
+      )
+    for name in ("deviation", "shift"):
+      if getattr(self, name) <= 0:
+        raise ValueError(
+          f"times.{name} must be positive, got {getattr(self, name)}"
+        )
+
+  def draw(self, key: jax.Array, names: Sequence[str]) -> AV[jax.Array]:
+    """Draw the level of one example for each modality in `names`."""
+    keys = [key] * len(names) if self.shared else jax.random.split(key, 2)
+    return AV(**{n: self._one(k) for n, k in zip(names, keys)})
+
+  def _one(self, key: jax.Array) -> jax.Array:
+    if self.distribution == UNIFORM:
+      sigma = jax.random.uniform(key)
+    else:
+      normal = self.mean + self.deviation * jax.random.normal(key)
+      sigma = jax.nn.sigmoid(normal)
+    return path.shifted(sigma, self.shift)
