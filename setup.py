@@ -29,6 +29,7 @@ setuptools.setup(
     "jax>=0.10",
     "ml-collections>=1.0",
     "numpy>=2.0",
+    "orbax-checkpoint>=0.12",
     "pillow>=11",
     "safetensors>=0.6",
     "tokenizers>=0.21",

@@ -1,0 +1,183 @@
+"""A training state as leaves by path, which is how it lies on disk.
+
+Names come from the tree: dict keys, fields of NamedTuples and dataclasses, and
+positions, joined by `/` (`params/blocks/video/...`, `optimizer/0/mu/...`). A
+nested dict and a flat one of paths give the same names. What holds no leaf
+(None, empty optimizer states, masked leaves) is in the tree only.
+
+Random keys are kept as their data; Python numbers as arrays of no axes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Python numbers come back as what they were.
+_SCALARS: Mapping[type, np.dtype] = {
+  bool: np.dtype(np.bool_),
+  int: np.dtype(np.int64),
+  float: np.dtype(np.float64),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+  """What a leaf is.
+
+  Attributes:
+    shape: of the leaf, without the words of a random key.
+    dtype: name of the dtype; `key<...>` for random keys of an implementation,
+      `bool`, `int` or `float` with `python` set for Python numbers.
+    python: whether the leaf is a Python number.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  python: bool = False
+
+  def __str__(self) -> str:
+    sizes = ", ".join(map(str, self.shape))
+    return f"Python {self.dtype}" if self.python else f"{self.dtype}[{sizes}]"
+
+  def to_json(self) -> list[Any]:
+    return [self.dtype, list(self.shape), self.python]
+
+  @classmethod
+  def from_json(cls, entry: list[Any]) -> "Kind":
+    dtype, shape, python = entry
+    return cls(dtype=dtype, shape=tuple(shape), python=python)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by path.
+
+  Raises:
+    ValueError: the tree is a lone leaf, or two leaves have one path.
+  """
+  flat: dict[str, Any] = {}
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    if not all(path.split("/")) or path in flat:
+      raise ValueError(
+        f"expected a tree with a name for every leaf, got {path!r}"
+        f"{' twice' if path in flat else ''}"
+      )
+    flat[path] = leaf
+  return flat
+
+
+def unflatten(flat: Mapping[str, Any], target: Any) -> Any:
+  """The leaves of `flatten` in the tree they came from."""
+  return jax.tree.unflatten(
+    jax.tree.structure(target), [flat[path] for path in flatten(target)]
+  )
+
+
+def kind(leaf: Any) -> Kind:
+  """What a leaf is: of an array, a `ShapeDtypeStruct` or a Python number.
+
+  Raises:
+    ValueError: it is none of them.
+  """
+  if type(leaf) in _SCALARS:
+    return Kind(shape=(), dtype=type(leaf).__name__, python=True)
+  if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+    raise ValueError(f"expected an array or a number, got {type(leaf)}")
+  return Kind(shape=tuple(leaf.shape), dtype=str(leaf.dtype))
+
+
+def is_random_key(leaf: Any) -> bool:
+  """Whether a leaf holds typed random keys."""
+  dtype = getattr(leaf, "dtype", None)
+  return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def stored(leaf: Any) -> Any:
+  """A leaf in the form it is written in."""
+  if is_random_key(leaf):
+    return jax.random.key_data(leaf)
+  if type(leaf) in _SCALARS:
+    return np.asarray(leaf, _SCALARS[type(leaf)])
+  return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+
+
+def stored_arrays(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The leaves that have elements, in the form they are written in."""
+  arrays = {path: stored(leaf) for path, leaf in flat.items()}
+  return {path: x for path, x in arrays.items() if 0 not in x.shape}
+
+
+def abstract(leaf: Any) -> Any:
+  """Where and how to read a leaf: of a target's leaf, in its stored form.
+
+  Returns:
+    A `ShapeDtypeStruct` with a sharding for what becomes a jax array, a numpy
+    array of no meaning for what becomes one of numpy.
+  """
+  if is_random_key(leaf):
+    data = jax.eval_shape(jax.random.key_data, _bare(leaf))
+    # The words of a key follow its axes; they are not split.
+    return jax.ShapeDtypeStruct(
+      data.shape, data.dtype, sharding=_for_data(leaf, len(data.shape))
+    )
+  if type(leaf) in _SCALARS:
+    return np.zeros((), _SCALARS[type(leaf)])
+  if isinstance(leaf, np.ndarray | np.generic):
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
+
+
+def revived(data: Any, leaf: Any) -> Any:
+  """What was read, as the kind of leaf the target has."""
+  if is_random_key(leaf):
+    keys = jax.random.wrap_key_data(data, impl=_implementation(leaf))
+    return jax.device_put(keys, _sharding(leaf))
+  if type(leaf) in _SCALARS:
+    return type(leaf)(np.asarray(data).item())
+  return data
+
+
+def differences(
+  saved: Mapping[str, Kind], target: Mapping[str, Kind]
+) -> list[str]:
+  """Where a target differs from what was saved, in words, by path."""
+  found = []
+  for path in sorted(saved.keys() | target.keys()):
+    if path not in target:
+      found.append(f"{path}: saved as {saved[path]}, the target has none")
+    elif path not in saved:
+      found.append(f"{path}: the target has {target[path]}, none was saved")
+    elif saved[path] != target[path]:
+      found.append(f"{path}: saved {saved[path]}, expected {target[path]}")
+  return found
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding:
+  found = getattr(leaf, "sharding", None)
+  if found is not None:
+    return found
+  return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _for_data(leaf: Any, axes: int) -> jax.sharding.Sharding:
+  """The sharding of a random key's data."""
+  sharding = _sharding(leaf)
+  if isinstance(sharding, jax.sharding.NamedSharding):
+    entries = tuple(sharding.spec) + (None,) * (axes - len(sharding.spec))
+    return sharding.update(spec=jax.sharding.PartitionSpec(*entries))
+  return sharding
+
+
+def _implementation(leaf: Any) -> Any:
+  """How a random key counts, of a key or its shape alone."""
+  found: list[Any] = []
+  jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), _bare(leaf))
+  return found[0]
+
+
+def _bare(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
