@@ -30,6 +30,7 @@ setuptools.setup(
     "ml-collections>=1.0",
     "numpy>=2.0",
     "orbax-checkpoint>=0.12",
+    "optax>=0.2.8",
     "pillow>=11",
     "safetensors>=0.6",
     "tokenizers>=0.21",

@@ -23,6 +23,14 @@ ALLOWED = {
   "checkpoint": {"models", "parallel"},
   "convert": {"models", "checkpoint"},
   "diffusion": {"models"},
+  "training": {
+    "models",
+    "diffusion",
+    "parallel",
+    "checkpoint",
+    "data",
+    "sampling",
+  },
   "sampling": {"models", "diffusion", "parallel", "checkpoint"},
 }
 SMALL = ("sample.py", "convert_torch_weights.py")

@@ -1,0 +1,197 @@
+"""The state of a run, and the step from one state to the next.
+
+Trained parameters, their average and the optimizer's moments are float32;
+frozen parameters are whatever they were loaded as. Randomness is the key of
+the state, the number of the step and an example's place in the global batch:
+neither the devices nor accumulation change it.
+"""
+
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import einops
+import jax
+import jax.numpy as jnp
+import optax
+
+from ovi_jax.data import schema
+from ovi_jax.diffusion import loss
+from ovi_jax.modality import AV
+from ovi_jax.models import fusion
+from ovi_jax.training import objective as objectives
+from ovi_jax.training import optimizer as optimizers
+from ovi_jax.training import trainable
+
+
+class State(NamedTuple):
+  """Everything that a step changes, and the parameters it does not.
+
+  Attributes:
+    step: finished steps.
+    trained: path -> float32 parameter.
+    frozen: path -> parameter without gradient, average or moments.
+    average: of `trained`, or `None`.
+    moments: the optimizer's state.
+    key: data of the random key, fixed for a run.
+  """
+
+  step: jax.Array
+  trained: dict[str, jax.Array]
+  frozen: dict[str, jax.Array]
+  average: dict[str, jax.Array] | None
+  moments: Any
+  key: jax.Array
+
+  def params(self, averaged: bool = False) -> dict[str, Any]:
+    """All parameters, nested, the trained ones as they are or averaged."""
+    trained = self.trained
+    if averaged and self.average is not None:
+      trained = self.average
+    return trainable.nested(self.frozen | trained)
+
+
+class Metrics(NamedTuple):
+  """What a step reports, float32.
+
+  Attributes:
+    loss: weighted sum over the modalities.
+    losses: loss_B of each modality; 0 for records that lack it.
+    gradient_norm: before clipping.
+  """
+
+  loss: jax.Array
+  losses: AV[jax.Array]
+  gradient_norm: jax.Array
+
+
+class Trainer(NamedTuple):
+  """What a step is made of; static, so a program is compiled for each.
+
+  Attributes:
+    model: the denoiser.
+    objective: its loss.
+    optimizer: how parameters are moved.
+    steps: of the whole run, for the schedule.
+    parts: a batch is divided into so many, their gradients are summed.
+  """
+
+  model: fusion.FusionDiT
+  objective: objectives.Objective
+  optimizer: optimizers.OptimizerSettings
+  steps: int
+  parts: int = 1
+
+  @property
+  def transformation(self) -> optax.GradientTransformation:
+    return optimizers.make(self.optimizer, self.steps)
+
+
+def init(
+  trainer: Trainer,
+  trained: dict[str, jax.Array],
+  frozen: dict[str, jax.Array],
+  seed: int,
+) -> State:
+  """The state before the first step; trained parameters become float32."""
+  trained = {n: jnp.asarray(x, jnp.float32) for n, x in trained.items()}
+  average = None
+  if trainer.optimizer.average_decay:
+    average = jax.tree.map(jnp.copy, trained)
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    trained=trained,
+    frozen=frozen,
+    average=average,
+    moments=trainer.transformation.init(trained),
+    key=jax.random.key_data(jax.random.key(seed)),
+  )
+
+
+def drawn_for(
+  trainer: Trainer, state: State, latents: AV[jax.Array]
+) -> objectives.Drawn:
+  """What is drawn for a batch at the state's step."""
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+  places_B = jnp.arange(jax.tree.leaves(latents)[0].shape[0])
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places_B)
+  return jax.vmap(functools.partial(objectives.draw, trainer.objective))(
+    keys, latents
+  )
+
+
+def gradients(
+  trainer: Trainer, state: State, batch: schema.Batch, null_SE: jax.Array
+) -> tuple[dict[str, jax.Array], AV[jax.Array]]:
+  """Gradients of the trained parameters, and each example's losses."""
+  drawn = drawn_for(trainer, state, batch.latents)
+  weights = loss.weights(batch.lengths, trainer.objective.scales)
+
+  def weighted(trained, part):
+    batch, drawn, weights = part
+    params = trainable.nested(state.frozen | trained)
+    losses = objectives.losses(
+      trainer.model,
+      params,
+      batch,
+      drawn,
+      null_SE,
+      trainer.objective.first_frame > 0,
+    )
+    terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
+    return sum(jax.tree.leaves(terms)), losses
+
+  gradient = jax.grad(weighted, has_aux=True)
+  whole = (batch._replace(ids=None), drawn, weights)
+  if trainer.parts == 1:
+    return gradient(state.trained, whole)
+
+  # Neighbours go to different parts: each device keeps what it holds.
+  parts = jax.tree.map(
+    lambda x: einops.rearrange(x, "(B N) ... -> N B ...", N=trainer.parts),
+    whole,
+  )
+
+  def add(total, part):
+    gradient_, losses = gradient(state.trained, part)
+    return jax.tree.map(jnp.add, total, gradient_), losses
+
+  zeros = jax.tree.map(jnp.zeros_like, state.trained)
+  total, losses = jax.lax.scan(add, zeros, parts)
+  return total, jax.tree.map(
+    lambda x: einops.rearrange(x, "N B -> (B N)"), losses
+  )
+
+
+def step(
+  trainer: Trainer, state: State, batch: schema.Batch, null_SE: jax.Array
+) -> tuple[State, Metrics]:
+  """One step of training.
+
+  Args:
+    trainer: what the step is made of.
+    state: before the step; donate it.
+    batch: on the devices; `parts` divides its size.
+    null_SE: embedding of the empty prompt.
+
+  Returns:
+    The state after the step, and what it reports.
+  """
+  gradient, losses = gradients(trainer, state, batch, null_SE)
+  updates, moments = trainer.transformation.update(
+    gradient, state.moments, state.trained
+  )
+  trained: Any = optax.apply_updates(state.trained, updates)
+  average = state.average
+  if average is not None:
+    average = optimizers.averaged(
+      average, trained, state.step, trainer.optimizer
+    )
+  weights = loss.weights(batch.lengths, trainer.objective.scales)
+  terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
+  metrics = Metrics(
+    sum(jax.tree.leaves(terms)), losses, optax.tree.norm(gradient)
+  )
+  return state._replace(
+    step=state.step + 1, trained=trained, average=average, moments=moments
+  ), metrics

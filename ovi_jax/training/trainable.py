@@ -1,0 +1,61 @@
+"""Which parameters a stage trains: patterns over parameter paths.
+
+The paper's fusion stage trains self-attention, cross-attention and the text
+embedding, 5.7 B of 11 B parameters; everything else keeps what the towers
+learnt alone. Trained and frozen parameters are two flat mappings from path to
+array: a frozen one has no gradient and no optimizer state.
+"""
+
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
+
+from flax import traverse_util
+
+T = TypeVar("T")
+
+ALL, ATTENTION = "all", "attention"
+TRAINABLE: Mapping[str, Sequence[str]] = {
+  ALL: (r".*",),
+  ATTENTION: (
+    r"blocks/(video|audio)/(self|cross)_attention/.*",
+    r"(video|audio)/text_embedding/.*",
+  ),
+}
+
+
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested parameters -> path -> leaf."""
+  return traverse_util.flatten_dict(dict(params), sep="/")
+
+
+def nested(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Path -> leaf -> nested parameters."""
+  return traverse_util.unflatten_dict(dict(params), sep="/")
+
+
+def split(
+  params: Mapping[str, T], name: str
+) -> tuple[dict[str, T], dict[str, T]]:
+  """Divide parameters into the trained and the frozen.
+
+  Args:
+    params: path -> leaf.
+    name: a key of `TRAINABLE`.
+
+  Raises:
+    ValueError: no such name, or it trains nothing of these parameters.
+  """
+  if name not in TRAINABLE:
+    known = ", ".join(TRAINABLE)
+    raise ValueError(f"trainable {name!r} is unknown; choose from {known}")
+  patterns = TRAINABLE[name]
+  trained, frozen = {}, {}
+  for path, leaf in params.items():
+    mine = any(re.fullmatch(pattern, path) for pattern in patterns)
+    (trained if mine else frozen)[path] = leaf
+  if not trained:
+    raise ValueError(f"trainable {name!r} matches none of {sorted(params)}")
+  return trained, frozen

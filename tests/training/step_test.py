@@ -1,0 +1,229 @@
+"""The training step on the stand-in's weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ovi_jax.data import schema
+from ovi_jax.diffusion import times
+from ovi_jax.modality import AV
+from ovi_jax.models import fusion
+from ovi_jax.parallel import mesh as meshes
+from ovi_jax.training import objective
+from ovi_jax.training import optimizer
+from ovi_jax.training import step
+from ovi_jax.training import trainable
+from tests import parity
+from tests import standin_models
+
+CONFIG = standin_models.fusion_config()
+GOLDEN_LOSS = 2.572352  # of the batch below, on the stand-in's weights
+NULL = np.random.default_rng(9).standard_normal((1, 48), np.float32)
+SETTINGS = optimizer.OptimizerSettings(learning_rate=1e-3, average_decay=0.9)
+OBJECTIVE = objective.Objective(first_frame=0.3)
+ADVANCE = jax.jit(step.step, static_argnums=0)
+
+
+def batch(size: int = 8) -> schema.Batch:
+  random = np.random.default_rng(0)
+  lengths = AV(np.full(size, 2), np.arange(size) % 4 + 6)
+  lengths.video[1] = lengths.audio[2] = 0
+  text = random.standard_normal((size, 5, 48), np.float32)
+  return schema.Batch(
+    latents=AV(
+      random.standard_normal((size, 2, 4, 6, 48), np.float32),
+      random.standard_normal((size, 9, 20), np.float32),
+    ),
+    lengths=AV(*(x.astype(np.int32) for x in lengths)),
+    text=AV(text, text),
+    ids=np.arange(size),
+  )
+
+
+@functools.cache
+def trainer(parts: int = 1, trains: str = trainable.ATTENTION, **changes):
+  model = fusion.FusionDiT(CONFIG)
+  made = step.Trainer(model, OBJECTIVE, SETTINGS, 100, parts)
+  made = made._replace(**changes)
+  params = trainable.flat(standin_models.fusion_params())
+  return made, step.init(made, *trainable.split(params, trains), seed=1)
+
+
+def test_a_golden_of_the_loss():
+  """Numbers of this code; the objective's parts have tests of their own."""
+  _, metrics = ADVANCE(*trainer(), batch(), NULL)
+  video, audio = (np.asarray(x) for x in metrics.losses)
+  assert video[1] == audio[2] == 0 and (np.delete(video, 1) > 0.3).all()
+  expected = 0.85 * video.sum() / 7 + 0.15 * audio.sum() / 7
+  np.testing.assert_allclose(metrics.loss, expected, rtol=1e-6)
+  np.testing.assert_allclose(metrics.loss, GOLDEN_LOSS, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_is_one_large_batch(parts):
+  whole, metrics = ADVANCE(*trainer(), batch(), NULL)
+  divided, same = ADVANCE(*trainer(parts), batch(), NULL)
+  np.testing.assert_allclose(same.loss, metrics.loss, rtol=1e-6)
+  for ours, reference in zip(same.losses, metrics.losses):
+    np.testing.assert_allclose(ours, reference, rtol=1e-5)
+  np.testing.assert_allclose(
+    same.gradient_norm, metrics.gradient_norm, rtol=1e-5
+  )
+  moments = zip(*(jax.tree.leaves(s.moments) for s in (divided, whole)))
+  assert all(parity.relative_error(a, b) < 1e-5 for a, b in moments if b.any())
+
+
+def test_eight_devices_are_one():
+  made, state = trainer()
+  alone, metrics = ADVANCE(made, state, batch(), NULL)
+  mesh = meshes.make(jax.devices()[:8], data=2, fsdp=4)
+  rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+  given = batch()._replace(ids=None)
+  with jax.set_mesh(mesh):
+    together, same = ADVANCE(made, state, jax.device_put(given, rows), NULL)
+  np.testing.assert_allclose(same.loss, metrics.loss, rtol=1e-6)
+  moments = zip(*(jax.tree.leaves(s.moments) for s in (together, alone)))
+  assert all(parity.relative_error(a, b) < 1e-5 for a, b in moments if b.any())
+
+
+def test_only_what_is_trained_moves():
+  made, before = trainer()
+  state, _ = ADVANCE(made, before, batch(), NULL)
+  assert int(state.step) == 1
+  for path, value in state.frozen.items():
+    np.testing.assert_array_equal(value, before.frozen[path])
+  still = [
+    path
+    for path, value in state.trained.items()
+    if np.array_equal(value, before.trained[path])
+  ]
+  assert still == []
+  path = "blocks/video/cross_attention/fusion_key/kernel"
+  after, was = state.trained[path], before.trained[path]
+  np.testing.assert_allclose(
+    state.average[path], was + 0.9 * (after - was), atol=1e-7
+  )
+  params = state.params(averaged=True)
+  leaf = trainable.flat(params)[path]
+  assert leaf is state.average[path]
+  shape = jax.tree.map(jnp.shape, standin_models.fusion_params())
+  assert jax.tree.map(jnp.shape, params) == shape
+
+
+def test_steps_draw_anew_and_a_run_draws_again():
+  made, state = trainer()
+  latents = jax.tree.map(jnp.asarray, batch().latents)
+  first = step.drawn_for(made, state, latents)
+  again = step.drawn_for(made, state, latents)
+  second = step.drawn_for(made, state._replace(step=jnp.int32(1)), latents)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert np.abs(first.sigma.video - second.sigma.video).min() > 1e-6
+  assert np.abs(first.noise.audio - second.noise.audio).max() > 1
+  # A place draws the same whatever else is in the batch, or how long it is.
+  fewer = jax.tree.map(lambda x: x[:3], latents)
+  part = step.drawn_for(made, state, fewer)
+  np.testing.assert_array_equal(part.noise.video, first.noise.video[:3])
+
+
+def test_training_lowers_the_loss():
+  made, state = trainer(trains=trainable.ALL)
+  fixed = step.drawn_for(made, state, batch().latents)
+
+  @jax.jit
+  def at_fixed_noise(params):
+    return objective.losses(made.model, params, batch(), fixed, NULL)
+
+  before = at_fixed_noise(state.params())
+  for _ in range(12):
+    state, _ = ADVANCE(made, state, batch(), NULL)
+  after = at_fixed_noise(state.params())
+  assert after.video.sum() < 0.97 * before.video.sum()
+  assert after.audio.sum() < 0.97 * before.audio.sum()
+
+
+def test_one_tower_alone():
+  config = AV(None, CONFIG.audio)
+  model = fusion.FusionDiT(config)
+  params = trainable.flat(standin_models.fusion_params())
+  params = {n: x for n, x in params.items() if "video" not in n}
+  params = {n: x for n, x in params.items() if "fusion_" not in n}
+  made = step.Trainer(
+    model, objective.Objective(scales=AV(0.0, 1.0)), SETTINGS, 100
+  )
+  state = step.init(made, *trainable.split(params, trainable.ALL), seed=1)
+  given = batch()
+  given = given._replace(
+    latents=given.latents._replace(video=None),
+    lengths=given.lengths._replace(video=None),
+    text=given.text._replace(video=None),
+  )
+  state, metrics = ADVANCE(made, state, given, NULL)
+  assert metrics.losses.video is None and float(metrics.loss) > 0.3
+
+
+def test_dropped_prompts_and_clean_frames():
+  """The model sees the empty prompt, and a first frame without noise."""
+  seen = {}
+
+  class Spy:
+    def apply(self, variables, x, t_BT, text, lengths):
+      seen.update(x=x, t=t_BT, text=text)
+      return jax.tree.map(jnp.zeros_like, x)
+
+  given = batch()
+  size = len(given.ids)
+  drawn = objective.Drawn(
+    sigma=AV(jnp.full(size, 0.25), jnp.full(size, 0.5)),
+    noise=jax.tree.map(jnp.ones_like, given.latents),
+    dropped=AV(jnp.arange(size) == 3, jnp.arange(size) == 4),
+    clean=jnp.arange(size) == 5,
+  )
+  losses = objective.losses(Spy(), {}, given, drawn, NULL)
+  np.testing.assert_array_equal(seen["text"].video[3, 0], NULL[0])
+  assert not seen["text"].video[3, 1:].any()
+  np.testing.assert_array_equal(seen["text"].audio[3], given.text.audio[3])
+  np.testing.assert_array_equal(seen["text"].audio[4, 0], NULL[0])
+  np.testing.assert_array_equal(seen["t"].video[5], [0, 250])
+  np.testing.assert_array_equal(seen["t"].audio[5], [500])
+  np.testing.assert_array_equal(
+    seen["x"].video[5, 0], given.latents.video[5, 0]
+  )
+  target = 1 - given.latents.video[5, 1:]
+  np.testing.assert_allclose(
+    losses.video[5], np.square(target).mean(), rtol=1e-5
+  )
+  length = given.lengths.audio[0]
+  target = 1 - given.latents.audio[0, :length]
+  np.testing.assert_allclose(
+    losses.audio[0], np.square(target).mean(), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_drawing_covers_what_is_asked(shared):
+  asked = objective.Objective(
+    times=times.Times(shared=shared),
+    prompt_dropout=AV(0.1, 0.4),
+    first_frame=0.25,
+  )
+  keys = jax.random.split(jax.random.key(0), 4000)
+  latents = AV(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+  drawn = jax.vmap(lambda key: objective.draw(asked, key, latents))(keys)
+  shares = [drawn.dropped.video.mean(), drawn.dropped.audio.mean()]
+  shares.append(drawn.clean.mean())
+  np.testing.assert_allclose(shares, [0.1, 0.4, 0.25], atol=0.03)
+  assert (drawn.sigma.video == drawn.sigma.audio).all() == shared
+  noise = np.corrcoef(drawn.noise.video.ravel(), drawn.noise.audio.ravel())
+  assert abs(noise[0, 1]) < 0.06
+
+
+def test_impossible_objectives_are_refused():
+  with pytest.raises(ValueError, match="prompt_dropout.audio is a share"):
+    objective.Objective(prompt_dropout=AV(0.0, 1.5))
+  with pytest.raises(ValueError, match="first_frame is a share"):
+    objective.Objective(first_frame=-0.1)
+  with pytest.raises(ValueError, match="scales must not be negative"):
+    objective.Objective(scales=AV(-1.0, 0.5))
