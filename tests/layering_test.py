@@ -22,6 +22,7 @@ ALLOWED = {
   "parallel": set(),
   "checkpoint": {"models", "parallel"},
   "convert": {"models", "checkpoint"},
+  "data": set(),
   "diffusion": {"models"},
   "training": {
     "models",

@@ -1,0 +1,297 @@
+"""Datasets on disk: records as ArrayRecord, written and read through tfds.
+
+A dataset is a folder: shards of records for each split, tfds's descriptions,
+`index-<split>.npy` with the latent sizes of every record (so that batches are
+planned without reading records), and `metadata.json` with the schema version,
+the latent geometry, the empty prompt's embedding and the size of every file.
+It is written under another name and renamed when whole. TensorFlow is not used.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ovi_jax.data import features
+from ovi_jax.data import schema
+
+NAME = "ovi_records"
+METADATA = "metadata.json"
+RECORDS_PER_SHARD = 256
+_CHUNK = 8  # records handed to tfds at a time
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Tells tfds what a record is; `write` gives it the records."""
+
+  name = NAME
+  VERSION = tfds.core.Version(schema.VERSION)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=features.features(),
+      metadata=tfds.core.MetadataDict(),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager):
+    raise NotImplementedError("write() streams the records")
+
+  def _generate_examples(self):
+    raise NotImplementedError("write() streams the records")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+  """The records of a split, read when asked for.
+
+  Attributes:
+    path: folder of the dataset.
+    name: of the split.
+    geometry: of the dataset.
+    index: int32 [records, 4]; latent T, H, W and audio latents, 0 for none.
+    null_text: text_SE float32 of the empty prompt.
+    data: tfds's data source.
+  """
+
+  path: str
+  name: str
+  geometry: schema.Geometry
+  index: np.ndarray
+  null_text: np.ndarray
+  data: Any
+
+  def __len__(self) -> int:
+    return len(self.index)
+
+  def __getitem__(self, number: int) -> schema.Record:
+    """Read one record; ValueError names file and record if it is damaged."""
+    # riegeli reports what its checksums find as RuntimeError.
+    try:
+      return features.decode(self.data[number])
+    except (RuntimeError, ValueError, KeyError) as error:
+      shard, position = self._place(number)
+      raise ValueError(
+        f"{shard}: record {position} (number {number} of split {self.name!r})"
+        f" is damaged: {error}. Copy the file again from where it is whole, or"
+        " write the dataset again"
+      ) from error
+
+  def _place(self, number: int) -> tuple[str, int]:
+    """File of a record, and its position there."""
+    for part in self.data.dataset_info.splits[self.name].file_instructions:
+      if number < part.take:
+        return part.filename, number
+      number -= part.take
+    raise IndexError(f"{self.path} has {len(self)} records of {self.name!r}")
+
+
+def write(
+  path: str | os.PathLike[str],
+  splits: Mapping[str, Iterable[schema.Record]],
+  *,
+  geometry: schema.Geometry,
+  null_text: np.ndarray | None = None,
+  dtype: str = "float16",
+  records_per_shard: int = RECORDS_PER_SHARD,
+) -> None:
+  """Write a dataset; nothing stands under `path` until all of it is written.
+
+  Records are read once, one after another, and keep their order.
+
+  Args:
+    path: folder to make; must not exist.
+    splits: records by name of the split, such as "train" and "test".
+    geometry: that every record must have.
+    null_text: text_SE of the empty prompt; needed before training reads it.
+    dtype: that arrays are stored in; "float16" or "bfloat16".
+    records_per_shard: in a file.
+
+  Raises:
+    ValueError: the folder exists, there is no split, a split is empty, an id
+      comes twice in one, or a record or the empty prompt breaks the contract.
+    OSError: the disk is full, or the folder is not writable.
+  """
+  path = pathlib.Path(path)
+  if path.exists():
+    raise ValueError(f"{path} exists; choose another folder or remove it")
+  if not splits:
+    raise ValueError(f"no splits for {path}; expected one such as 'train'")
+  if null_text is not None and null_text.shape[1:] != (geometry.text_width,):
+    raise ValueError(
+      f"null_text: expected [S, {geometry.text_width}], got"
+      f" {list(null_text.shape)}; encode the empty prompt with the same encoder"
+    )
+  with _renamed(path) as root:
+    folder = root / NAME / schema.VERSION  # where tfds writes
+    folder.mkdir(parents=True)
+    info = _Builder(data_dir=str(root), file_format="array_record").info
+    writer = tfds.core.SequentialWriter(
+      info, records_per_shard, file_format="array_record"
+    )
+    writer.initialize_splits(list(splits))
+    for split, records in splits.items():
+      index = _write_split(writer, split, records, geometry, dtype)
+      np.save(folder / f"index-{split}.npy", index)
+    writer.close_all()
+    _write_metadata(folder, geometry, null_text)
+
+
+@contextlib.contextmanager
+def _renamed(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder whose dataset takes the name `path` if nothing is raised."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  folder = path.with_name(f".{path.name}.{os.getpid()}.part")
+  shutil.rmtree(folder, ignore_errors=True)
+  folder.mkdir()
+  try:
+    yield folder
+    dataset = folder / NAME / schema.VERSION
+    for file in dataset.iterdir():
+      with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+    os.rename(dataset, path)
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_split(
+  writer: Any,
+  split: str,
+  records: Iterable[schema.Record],
+  geometry: schema.Geometry,
+  dtype: str,
+) -> np.ndarray:
+  """Write the records of a split; returns its index, int32 [records, 4]."""
+  sizes, names, chunk = [], set(), []
+  for record in records:
+    if record.id in names:
+      raise ValueError(f"split {split!r}: id {record.id!r} comes twice")
+    chunk.append(features.encode(record, geometry, dtype))
+    names.add(record.id)
+    sizes.append((*record.sizes.video, record.sizes.audio))
+    if len(chunk) == _CHUNK:
+      writer.add_examples({split: chunk})
+      chunk = []
+  if not names:
+    raise ValueError(f"split {split!r}: the source is empty; leave it out")
+  if chunk:
+    writer.add_examples({split: chunk})
+  return np.asarray(sizes, np.int32)
+
+
+def _write_metadata(
+  folder: pathlib.Path,
+  geometry: schema.Geometry,
+  null_text: np.ndarray | None,
+) -> None:
+  """Write what `read` checks before it touches a record; the last file."""
+  files = {f.name: f.stat().st_size for f in folder.iterdir()}
+  files.pop(METADATA, None)
+  text = None
+  if null_text is not None:
+    stored = np.ascontiguousarray(null_text, "<f4").tobytes()
+    text = base64.b64encode(stored).decode()
+  metadata = {
+    "version": schema.VERSION,
+    "geometry": dataclasses.asdict(geometry),
+    "null_text": text,
+    "files": files,
+  }
+  (folder / METADATA).write_text(json.dumps(metadata))
+
+
+def read(
+  path: str | os.PathLike[str],
+  split: str = "train",
+  *,
+  geometry: schema.Geometry | None = None,
+) -> Split:
+  """Open a split for random access, all of it checked but the records.
+
+  Args:
+    path: folder that `write` made.
+    split: name of the split.
+    geometry: that the caller's model wants; None takes what is there.
+
+  Raises:
+    ValueError: no dataset is there, it was not written to the end, its schema
+      version or latent geometry differs, it has no such split, or a file is
+      missing, truncated or damaged (which one).
+  """
+  path = pathlib.Path(path)
+  metadata = _metadata(path)
+  schema.check_version(metadata["version"], str(path))
+  found = schema.Geometry.from_metadata(metadata["geometry"])
+  if geometry is not None:
+    geometry.check_equal(found, str(path))
+  _check_files(path, metadata["files"])
+  names = [f[6:-4] for f in metadata["files"] if f.startswith("index-")]
+  if split not in names:
+    raise ValueError(f"{path} has no split {split!r}; it has {sorted(names)}")
+  stored = base64.b64decode(metadata["null_text"] or "")
+  null_SE = np.frombuffer(stored, "<f4").reshape(-1, found.text_width)
+  data = tfds.builder_from_directory(str(path)).as_data_source(split=split)
+  index = np.load(path / f"index-{split}.npy")
+  if len(index) != len(data):
+    raise ValueError(
+      f"{path}: index-{split}.npy counts {len(index)} records, the files hold"
+      f" {len(data)}; write the dataset again"
+    )
+  return Split(
+    path=str(path),
+    name=split,
+    geometry=found,
+    index=index,
+    null_text=null_SE,
+    data=data,
+  )
+
+
+def _metadata(path: pathlib.Path) -> dict[str, Any]:
+  """The dataset's metadata; ValueError unless it was written to the end."""
+  file = path / METADATA
+  try:
+    metadata = json.loads(file.read_text())
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"{path} is not a dataset of records: no {METADATA} there; write it with"
+      " ovi_jax.data.builder.write"
+    ) from error
+  except ValueError as error:
+    raise ValueError(f"{file} is damaged: {error}; copy it again") from error
+  missing = {"version", "geometry", "null_text", "files"} - set(metadata)
+  if missing:
+    raise ValueError(
+      f"{file} lacks {sorted(missing)}: the dataset was not written to the end"
+      " or is none of ours; write it again"
+    )
+  return metadata
+
+
+def _check_files(path: pathlib.Path, sizes: Mapping[str, int]) -> None:
+  """ValueError that names every file that is missing or of another size."""
+  problems = []
+  for name, size in sorted(sizes.items()):
+    file = path / name
+    got = file.stat().st_size if file.is_file() else None
+    if got is None:
+      problems.append(f"{file} is missing")
+    elif got != size:
+      problems.append(f"{file}: expected {size} bytes, got {got}")
+  if problems:
+    raise ValueError(
+      f"the dataset is not whole: {'; '.join(problems)}. Copy what is named"
+      " again from where it is whole, or write the dataset again"
+    )

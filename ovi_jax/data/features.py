@@ -1,0 +1,169 @@
+"""The record as tfds features: what its files hold.
+
+All that is heavy is bytes: mp4, PCM, and arrays as little-endian float16 or
+bfloat16, their shapes beside them. Arrays come back in the type they are stored
+in; batches are float32.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ovi_jax import geometry
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+
+DTYPES = {
+  "float16": np.dtype(np.float16),
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+_BYTES = ("video", "audio", "video_latents", "audio_latents", "text")
+
+
+def features() -> tfds.features.FeaturesDict:
+  """What tfds is told of a record."""
+  raw = tfds.features.Tensor(shape=(), dtype=np.object_)
+  text = tfds.features.Text()
+  return tfds.features.FeaturesDict(
+    {
+      "id": text,
+      "source": text,
+      "captions": tfds.features.Sequence(text),
+      "facts": text,
+      **dict.fromkeys(_BYTES, raw),
+    }
+  )
+
+
+def encode(
+  record: schema.Record, sizes: schema.Geometry, dtype: str = "float16"
+) -> dict[str, Any]:
+  """Turn a record into the features that `builder` writes.
+
+  Args:
+    record: checked here.
+    sizes: of the dataset.
+    dtype: that arrays are stored in; "float16" or "bfloat16".
+
+  Returns:
+    One value for each of `features()`.
+
+  Raises:
+    ValueError: the record breaks the contract, a number is too large for
+      float16, or the type is unknown.
+  """
+  schema.check(record, sizes)
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
+  facts = {
+    "version": schema.VERSION,
+    "dtype": dtype,
+    "scores": dict(record.scores),
+    "fps": record.fps,
+    "frames": record.frames or _frames(record),
+    "height": record.height or record.sizes.video[1] * sizes.video_strides[1],
+    "width": record.width or record.sizes.video[2] * sizes.video_strides[2],
+    "video_shape": _shape(record.latents.video),
+    "audio_shape": _shape(record.latents.audio),
+    "text_shapes": [_shape(array_SE) for array_SE in record.text],
+    "has_video": record.video is not None,
+    "has_audio": record.audio is not None,
+  }
+  return {
+    "id": record.id,
+    "source": record.source,
+    "captions": list(record.captions),
+    "facts": json.dumps(facts),
+    "video": record.video or b"",
+    "audio": record.audio or b"",
+    "video_latents": _bytes(record.latents.video, dtype, record.id),
+    "audio_latents": _bytes(record.latents.audio, dtype, record.id),
+    "text": b"".join(_bytes(t, dtype, record.id) for t in record.text),
+  }
+
+
+def _frames(record: schema.Record) -> int:
+  """Frames that the video latents stand for; 0 without any."""
+  T = record.sizes.video[0]
+  return 1 + geometry.VIDEO_STRIDES[0] * (T - 1) if T else 0
+
+
+def _shape(array: np.ndarray | None) -> list[int] | None:
+  """The shape as JSON writes it."""
+  return None if array is None else list(array.shape)
+
+
+def _bytes(array: np.ndarray | None, dtype: str, name: str) -> bytes:
+  """The array as little-endian numbers of the type; ValueError at overflow."""
+  if array is None:
+    return b""
+  with np.errstate(over="ignore"):
+    stored = np.ascontiguousarray(array).astype(DTYPES[dtype])
+  if not np.isfinite(stored.astype(np.float32)).all():
+    raise ValueError(
+      f"record {name!r}: a number is too large for {dtype}, expected at most"
+      f" {ml_dtypes.finfo(DTYPES[dtype]).max}; store it as bfloat16"
+    )
+  return stored.view("<u2").astype("<u2").tobytes()
+
+
+def decode(raw: Mapping[str, Any]) -> schema.Record:
+  """Turn features, as tfds reads them, back into the record.
+
+  Raises:
+    ValueError: another version of the record, or arrays whose bytes do not
+      fill their shape.
+  """
+  name = raw["id"].decode()
+  facts = json.loads(raw["facts"])
+  schema.check_version(facts["version"], f"record {name!r}")
+  stored = DTYPES[facts["dtype"]]
+  texts, start = [], 0
+  for shape in facts["text_shapes"]:
+    end = start + math.prod(shape) * stored.itemsize
+    part = raw["text"][start:end]
+    texts.append(_array(part, shape, stored, f"record {name!r}: text"))
+    start = end
+  video, audio = (
+    _array(
+      raw[f"{key}_latents"],
+      facts[f"{key}_shape"],
+      stored,
+      f"record {name!r}: {key} latents",
+    )
+    for key in AV._fields
+  )
+  return schema.Record(
+    id=name,
+    source=raw["source"].decode(),
+    captions=tuple(caption.decode() for caption in raw["captions"]),
+    video=raw["video"] if facts["has_video"] else None,
+    audio=raw["audio"] if facts["has_audio"] else None,
+    latents=AV(video=video, audio=audio),
+    text=tuple(texts),
+    scores=facts["scores"],
+    fps=facts["fps"],
+    frames=facts["frames"],
+    height=facts["height"],
+    width=facts["width"],
+  )
+
+
+def _array(
+  stored: bytes, shape: list[int] | None, dtype: np.dtype, where: str
+) -> Any:
+  """The array of little-endian bytes, read only, or None without a shape."""
+  if shape is None:
+    return None
+  wanted = math.prod(shape) * dtype.itemsize
+  if len(stored) != wanted:
+    raise ValueError(
+      f"{where}: expected {wanted} bytes for {shape}, got {len(stored)}; the"
+      " record is damaged, write the dataset again"
+    )
+  return np.frombuffer(stored, "<u2").view(dtype).reshape(shape)

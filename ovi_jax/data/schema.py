@@ -1,0 +1,272 @@
+"""The record: one contract for whoever writes data and whoever trains on it.
+
+A clip has a caption and a video, a sound, or both; each as media (mp4, PCM), as
+cached latents, or as both. `features` turns it into what files hold and back,
+`loader` into batches. Sizes that follow from a clip are `geometry`'s.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from ovi_jax import geometry
+from ovi_jax.modality import AV
+
+VERSION = "1.0.0"  # of the record; another major number is not read
+INDEX_BITS = 40  # of an id that count the record within its source
+AUDIO_SLACK = 1  # audio latents a sound may differ from its video's length
+
+
+class Batch(NamedTuple):
+  """What a training step reads; numpy on the host, jax.Array on devices.
+
+  Attributes:
+    latents: video_BTHWC, audio_BTC float32; zeros where a record lacks the
+      modality or is shorter than its bucket.
+    lengths: int32 [B] each; latent frames and audio steps that count, 0 for a
+      record that lacks the modality.
+    text: text_BSE float32 for each tower, zeros beyond each prompt's end; the
+      same array for both.
+    ids: int64 [B]; (number of the source << 40) | index of the record in it.
+  """
+
+  latents: AV
+  lengths: AV
+  text: AV
+  ids: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Geometry:
+  """What the arrays of a dataset must have in common.
+
+  Attributes:
+    video_channels: of a video latent.
+    audio_channels: of an audio latent.
+    text_width: of a text embedding.
+    video_strides: frames, rows and columns a video latent stands for.
+    samples_per_audio_latent: at `sample_rate`.
+    sample_rate: Hz.
+  """
+
+  video_channels: int = 48
+  audio_channels: int = 20
+  text_width: int = 4096
+  video_strides: tuple[int, int, int] = geometry.VIDEO_STRIDES
+  samples_per_audio_latent: int = geometry.SAMPLES_PER_AUDIO_LATENT
+  sample_rate: int = geometry.SAMPLE_RATE
+
+  @classmethod
+  def from_metadata(cls, values: Mapping[str, Any]) -> "Geometry":
+    """The geometry that `dataclasses.asdict` and JSON made `values` of."""
+    return cls(**{**values, "video_strides": tuple(values["video_strides"])})
+
+  def check_equal(self, found: "Geometry", where: str) -> None:
+    """ValueError that names every field in which `found` differs."""
+    wanted, got = dataclasses.asdict(self), dataclasses.asdict(found)
+    different = [
+      f"{name}: expected {wanted[name]}, got {got[name]}"
+      for name in wanted
+      if wanted[name] != got[name]
+    ]
+    if different:
+      raise ValueError(
+        f"{where} has another latent geometry: {'; '.join(different)}. Encode"
+        " it again with the encoders of this model, or change the model's sizes"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+  """One clip.
+
+  Attributes:
+    id: names the clip within its dataset.
+    source: where it is from, for people.
+    captions: at least one; training picks among them.
+    video: mp4 bytes, or None.
+    audio: PCM, int16 little-endian mono at 16 kHz, or None.
+    latents: cached video_THWC and audio_TC, or None each.
+    text: the embedding text_SE of each caption, cut to the prompt's own
+      length; empty until `encode` has run.
+    scores: what curation measured, by name.
+    fps: frames a second.
+    frames: of the video, 1 + 4·k; 0 is "what the latents say".
+    height: pixels, a multiple of 32; 0 is "what the latents say".
+    width: likewise.
+  """
+
+  id: str
+  source: str
+  captions: tuple[str, ...]
+  video: bytes | None = None
+  audio: bytes | None = None
+  latents: AV = dataclasses.field(default_factory=AV)
+  text: tuple[np.ndarray, ...] = ()
+  scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  fps: float = float(geometry.FPS)
+  frames: int = 0
+  height: int = 0
+  width: int = 0
+
+  @property
+  def seconds(self) -> float:
+    """Length of the sound; 0 without one. Latents count where PCM is absent."""
+    if self.audio is not None:
+      return len(self.audio) / 2 / geometry.SAMPLE_RATE
+    return self.sizes.audio / geometry.AUDIO_LATENT_RATE
+
+  @property
+  def sizes(self) -> AV:
+    """video: latent (T, H, W), zeros without one; audio: latents, or 0.
+
+    Of media without latents, the sizes that encoding would give.
+    """
+    video, audio = (0, 0, 0), 0
+    if self.latents.video is not None:
+      video = tuple(self.latents.video.shape[:3])
+    elif self.video is not None:
+      time, row, column = geometry.VIDEO_STRIDES
+      frames = 1 + max(0, self.frames - 1) // time
+      video = (frames, self.height // row, self.width // column)
+    if self.latents.audio is not None:
+      audio = self.latents.audio.shape[0]
+    elif self.audio is not None:
+      audio = len(self.audio) // 2 // geometry.SAMPLES_PER_AUDIO_LATENT
+    return AV(video=video, audio=audio)
+
+
+def check(record: Record, sizes: Geometry) -> None:
+  """Hold a record to the contract.
+
+  Raises:
+    ValueError: names the record and everything that is wrong with it.
+  """
+  problems = [
+    *_identity_problems(record),
+    *_video_problems(record, sizes),
+    *_audio_problems(record, sizes),
+    *_text_problems(record, sizes),
+  ]
+  if problems:
+    raise ValueError(f"record {record.id!r}: {'; '.join(problems)}")
+
+
+def _identity_problems(record: Record) -> Iterator[str]:
+  """What is wrong with the names, captions and presence of a record."""
+  if not record.id:
+    yield "id: expected a name, got an empty one"
+  if not record.captions or not all(c.strip() for c in record.captions):
+    yield (
+      f"captions: expected one or more, none blank, got {record.captions!r};"
+      " caption the clip or leave it out"
+    )
+  media = record.video, record.audio, *record.latents
+  if all(part is None for part in media):
+    yield "expected a video, a sound or both, got neither; leave it out"
+  for name, value in record.scores.items():
+    if not math.isfinite(value):
+      yield f"scores: {name} is {value}, expected a finite number"
+
+
+def _video_problems(record: Record, sizes: Geometry) -> Iterator[str]:
+  """What is wrong with the video, and with its length beside the sound's."""
+  latents = record.latents.video
+  if latents is not None:
+    yield from _array_problems(latents, "video latents", "THWC")
+    if latents.ndim != 4:
+      return
+    if latents.shape[-1] != sizes.video_channels:
+      yield (
+        f"video latents: expected {sizes.video_channels} channels, got"
+        f" {latents.shape[-1]}; encode with this model's video VAE"
+      )
+  elif record.video is None:
+    return
+  elif not (record.frames and record.height and record.width):
+    yield "mp4: expected frames, height and width beside it, got none"
+    return
+  T, H, W = record.sizes.video
+  if H % geometry.PATCH or W % geometry.PATCH or not H * W:
+    yield (
+      f"video latents: expected even rows and columns, got {H}x{W}; crop the"
+      f" video to multiples of {geometry.PIXEL_MULTIPLE} pixels"
+    )
+  frames = 1 + geometry.VIDEO_STRIDES[0] * (T - 1)
+  if record.frames and record.frames != frames:
+    yield (
+      f"frames: expected {frames} for {T} latents, got {record.frames};"
+      " cut the clip to 1 + 4·k frames"
+    )
+  if not record.fps > 0:
+    yield f"fps: expected a positive number, got {record.fps}"
+    return
+  wanted = frames / record.fps * geometry.AUDIO_LATENT_RATE
+  heard = record.sizes.audio
+  if heard and abs(heard - wanted) > AUDIO_SLACK:
+    yield (
+      f"sound: expected {wanted:.1f} ± {AUDIO_SLACK} audio latents beside"
+      f" {frames} frames at {record.fps:g} a second, got {heard}; cut both to"
+      " one length"
+    )
+
+
+def _audio_problems(record: Record, sizes: Geometry) -> Iterator[str]:
+  """What is wrong with the sound."""
+  if record.audio is not None and (len(record.audio) % 2 or not record.audio):
+    yield (
+      "PCM: expected two bytes a sample and at least one sample, got"
+      f" {len(record.audio)} bytes"
+    )
+  latents = record.latents.audio
+  if latents is None:
+    return
+  yield from _array_problems(latents, "audio latents", "TC")
+  if latents.ndim == 2 and latents.shape[-1] != sizes.audio_channels:
+    yield (
+      f"audio latents: expected {sizes.audio_channels} channels, got"
+      f" {latents.shape[-1]}; encode with this model's audio VAE"
+    )
+
+
+def _text_problems(record: Record, sizes: Geometry) -> Iterator[str]:
+  """What is wrong with the text embeddings."""
+  if len(record.text) not in (0, len(record.captions)):
+    yield (
+      f"text: expected one embedding for each of {len(record.captions)}"
+      f" captions, or none at all, got {len(record.text)}"
+    )
+  for array_SE in record.text:
+    yield from _array_problems(array_SE, "text", "SE")
+    if array_SE.ndim == 2 and array_SE.shape[-1] != sizes.text_width:
+      yield (
+        f"text: expected width {sizes.text_width}, got {array_SE.shape[-1]};"
+        " encode with this model's text encoder"
+      )
+
+
+def _array_problems(
+  array: np.ndarray, name: str, letters: str
+) -> Iterator[str]:
+  """What is wrong with the rank, size or numbers of an array."""
+  if array.ndim != len(letters) or not array.size:
+    yield (
+      f"{name}: expected [{', '.join(letters)}], none of them 0, got"
+      f" {list(array.shape)}"
+    )
+  elif not np.isfinite(array.astype(np.float32)).all():
+    yield f"{name}: expected finite numbers, got NaN or infinity"
+
+
+def check_version(found: str, where: str) -> None:
+  """ValueError unless `found` has this schema's major number."""
+  if found.split(".")[0] != VERSION.split(".")[0]:
+    raise ValueError(
+      f"{where} has schema version {found}, expected {VERSION}; write it again"
+      " with this ovi_jax, or read it with the one that wrote it"
+    )

@@ -1,0 +1,170 @@
+"""Datasets on disk: written whole or not at all, and checked on opening."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ovi_jax.data import builder
+from ovi_jax.data import schema
+from tests.data import generate
+
+RECORDS = 10
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> pathlib.Path:
+  """Ten records in shards of four, and a test split."""
+  path = tmp_path_factory.mktemp("data") / "clips"
+  builder.write(
+    path,
+    {"train": map(generate.record, range(RECORDS)), "test": [sound()]},
+    geometry=generate.GEOMETRY,
+    null_text=generate.null_text(),
+    records_per_shard=4,
+  )
+  return path
+
+
+def sound() -> schema.Record:
+  return generate.record(77, video=None, audio=20)
+
+
+@pytest.fixture
+def copied(dataset, tmp_path) -> pathlib.Path:
+  return shutil.copytree(dataset, tmp_path / "copy")
+
+
+def test_records_come_back_in_order_and_at_random(dataset):
+  split = builder.read(dataset, geometry=generate.GEOMETRY)
+  assert len(split) == RECORDS
+  for number in (7, 0, 9, 3):
+    wanted = generate.record(number)
+    assert split[number].id == wanted.id
+    assert split[number].captions == wanted.captions
+    np.testing.assert_array_equal(
+      split[number].latents.video, wanted.latents.video
+    )
+  np.testing.assert_array_equal(split.index, [[3, 4, 6, 12]] * RECORDS)
+  np.testing.assert_array_equal(split.null_text, generate.null_text())
+  test = builder.read(dataset, "test")
+  np.testing.assert_array_equal(test.index, [[0, 0, 0, 20]])
+  assert test[0].latents.video is None
+
+
+def test_no_tensorflow(dataset):
+  script = (
+    "import sys; from ovi_jax.data import builder;"
+    f"builder.read({str(dataset)!r})[0]; assert 'tensorflow' not in sys.modules"
+  )
+  subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+  def broken():
+    yield generate.record(0)
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    builder.write(
+      tmp_path / "clips", {"train": broken()}, geometry=generate.GEOMETRY
+    )
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_write_left_is_no_dataset(tmp_path):
+  seen = []
+
+  def watched():
+    for number in range(builder._CHUNK + 1):
+      yield generate.record(number)
+    part = next(tmp_path.glob(".clips.*.part")) / builder.NAME
+    seen.append(shutil.copytree(part / schema.VERSION, tmp_path / "left"))
+
+  builder.write(
+    tmp_path / "clips", {"train": watched()}, geometry=generate.GEOMETRY
+  )
+  with pytest.raises(ValueError, match="not written to the end"):
+    builder.read(seen[0])
+
+
+def test_an_empty_source_and_twice_the_same_id(tmp_path):
+  for records, message in (
+    ([], "'train': the source is empty"),
+    ([generate.record(1)] * 2, "'clip-1' comes twice"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      builder.write(
+        tmp_path / "a", {"train": records}, geometry=generate.GEOMETRY
+      )
+  with pytest.raises(ValueError, match="no splits"):
+    builder.write(tmp_path / "a", {}, geometry=generate.GEOMETRY)
+
+
+def test_an_existing_folder_is_left_alone(dataset):
+  with pytest.raises(ValueError, match="exists; choose another"):
+    builder.write(dataset, {"train": [sound()]}, geometry=generate.GEOMETRY)
+
+
+def test_null_text_of_another_width(tmp_path):
+  with pytest.raises(ValueError, match=r"null_text: expected \[S, 5\]"):
+    builder.write(
+      tmp_path / "a",
+      {"train": [sound()]},
+      geometry=generate.GEOMETRY,
+      null_text=np.zeros((1, 6)),
+    )
+
+
+def test_other_geometry_version_split_and_no_dataset(copied, tmp_path):
+  other = dataclasses.replace(generate.GEOMETRY, audio_channels=20)
+  with pytest.raises(ValueError, match="audio_channels: expected 20, got 3"):
+    builder.read(copied, geometry=other)
+  with pytest.raises(ValueError, match=r"no split 'x'.*\['test', 'train'\]"):
+    builder.read(copied, "x")
+  with pytest.raises(ValueError, match="not a dataset of records"):
+    builder.read(tmp_path)
+  file = copied / builder.METADATA
+  metadata = json.loads(file.read_text())
+  file.write_text(json.dumps({**metadata, "version": "2.1.0"}))
+  with pytest.raises(ValueError, match="version 2.1.0, expected 1.0.0"):
+    builder.read(copied)
+  file.write_text("{")
+  with pytest.raises(ValueError, match="metadata.json is damaged"):
+    builder.read(copied)
+
+
+def test_truncated_and_missing_files_are_named_on_opening(copied):
+  shards = sorted(copied.glob("*train.array_record*"))
+  shards[1].write_bytes(shards[1].read_bytes()[:1000])
+  shards[2].unlink()
+  with pytest.raises(ValueError) as caught:
+    builder.read(copied)
+  assert f"{shards[1]}: expected" in str(caught.value)
+  assert f"{shards[2]} is missing" in str(caught.value)
+  assert shards[0].name not in str(caught.value)
+
+
+def test_damage_in_the_middle_names_file_and_record(copied):
+  shard = sorted(copied.glob("*train.array_record*"))[1]
+  damaged = bytearray(shard.read_bytes())
+  split = builder.read(copied)
+  needle = split[6].latents.video.tobytes()[:16]
+  place = bytes(damaged).find(needle)
+  if place < 0:  # compressed: the records lie after the first header
+    place = 200
+  damaged[place] ^= 255
+  shard.write_bytes(bytes(damaged))
+  split, broken = builder.read(copied), []
+  for number in range(RECORDS):
+    try:
+      assert split[number].id == f"clip-{number}"
+    except ValueError as error:
+      broken.append(number)
+      assert f"{shard}: record {number - 4} (number {number}" in str(error)
+  assert broken and set(broken) <= {4, 5, 6, 7}
