@@ -1,0 +1,73 @@
+"""A run killed at a random moment always resumes, and loses nothing."""
+
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ovi_jax.checkpoint import manager
+from tests.checkpoint import kill_worker
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LONGEST = 1.0  # seconds of saving before the kill, several saves long
+
+
+def run(directory: pathlib.Path, seconds: float) -> tuple[int, int]:
+  """Run the worker and kill it; the steps it restored and completed."""
+  environment = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+  }
+  command = [sys.executable, "-m", "tests.checkpoint.kill_worker"]
+  with subprocess.Popen(
+    [*command, str(directory)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=environment,
+    cwd=ROOT,
+    text=True,
+  ) as worker:
+    first = worker.stdout.readline().split()
+    time.sleep(seconds)
+    alive = worker.poll() is None
+    worker.kill()
+    out, err = worker.communicate()
+  assert alive and first, err
+  lines = [line for line in out.splitlines(keepends=True) if line[-1] == "\n"]
+  restored = int(first[1])
+  complete = [int(line.split()[1]) for line in lines]
+  return restored, max([restored, *complete])
+
+
+def rounds(directory: pathlib.Path, count: int, seed: int) -> None:
+  """Kill a run `count` times; each start finds all that was complete."""
+  moments = random.Random(seed)
+  complete = -1
+  for _ in range(count):
+    seconds = moments.uniform(0, LONGEST)
+    restored, reached = run(directory, seconds)
+    assert restored >= complete, (restored, complete, seconds)
+    complete = reached
+  assert complete >= count // 2, "it hardly saved anything"
+  lines: list[str] = []
+  config = manager.Config(directory=str(directory), keep_every=50)
+  with manager.Manager(config, log=lines.append) as checkpoints:
+    newest = checkpoints.restore_newest(kill_worker.state(0))
+    assert kill_worker.check(newest) >= complete
+  assert not [line for line in lines if "damaged" in line]
+  left = {path.name for path in directory.iterdir()}
+  assert all(name.isdigit() for name in left), left
+  assert len([n for n in left if int(n) % 50]) <= 3
+
+
+def test_killed_three_times(tmp_path):
+  rounds(tmp_path, 3, seed=3)
+
+
+@pytest.mark.slow
+def test_killed_thirty_times(tmp_path):
+  rounds(tmp_path, 30, seed=30)
