@@ -36,6 +36,7 @@ setuptools.setup(
     "pillow>=11",
     "safetensors>=0.6",
     "tensorflow-datasets>=4.9.10",
+    "tensorboardX>=2.6",
     "tokenizers>=0.21",
     "tqdm>=4.66",
   ],

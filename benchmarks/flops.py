@@ -1,12 +1,6 @@
-"""How much arithmetic a forward pass of the denoiser is, from its sizes alone.
+"""Work of the benchmarked passes, from the released sizes; see `ovi_jax.flops`.
 
-Counts the multiplications and additions of matrix products (2 each pair): the
-products of both towers' blocks, fusion included, their embeddings and heads.
-Norms, rotary positions, softmax and the time embedding (one vector a clip, or
-two) are left out. Needs neither JAX nor PyTorch.
-
-The keys, values and embedding of the prompt are counted, though ours computes
-them once a clip: they are 0.5 % of a pass, and figures stay comparable.
+Needs neither JAX nor PyTorch.
 """
 
 import dataclasses
@@ -16,7 +10,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-STEM_KERNEL = 7
+from ovi_jax import flops
+from ovi_jax.modality import AV
+
 RELEASED = pathlib.Path(__file__).parents[1] / "ovi_jax/models/released.json"
 
 
@@ -51,6 +47,37 @@ def released_sizes(small: bool = False) -> dict[str, dict[str, Any]]:
   return sizes
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tower:
+  """A tower's sizes that count, see `flops.Tower`."""
+
+  blocks: int
+  width: int
+  feed_forward: int
+  text_length: int
+  text_width: int
+  channels: int
+  token_channels: int
+  is_audio: bool
+  stem_hidden: int
+
+
+def _tower(sizes: Mapping[str, Any]) -> Tower:
+  """Read the original's names."""
+  patch = sizes["patch_size"]
+  return Tower(
+    blocks=sizes["num_layers"],
+    width=sizes["dim"],
+    feed_forward=sizes["ffn_dim"],
+    text_length=sizes["text_len"],
+    text_width=sizes["text_dim"],
+    channels=sizes["in_dim"],
+    token_channels=math.prod(patch) * sizes["in_dim"],
+    is_audio=len(patch) == 1,
+    stem_hidden=-(-(8 * sizes["dim"] // 3) // 256) * 256,
+  )
+
+
 def forward(sizes: Mapping[str, Mapping[str, Any]], clip: Clip) -> float:
   """Operations of one forward pass of both towers, batch 1.
 
@@ -58,11 +85,8 @@ def forward(sizes: Mapping[str, Mapping[str, Any]], clip: Clip) -> float:
     sizes: of the towers `video` and `audio`, under the original's names.
     clip: the latents.
   """
-  tokens = {"video": clip.video_tokens, "audio": clip.audio}
-  total = 0
-  for name, other in (("video", "audio"), ("audio", "video")):
-    total += _tower(sizes[name], tokens[name], tokens[other])
-  return 2.0 * total
+  towers = AV(**{name: _tower(tower) for name, tower in sizes.items()})
+  return flops.forward(towers, AV(clip.video_tokens, clip.audio)).total
 
 
 def step(
@@ -77,27 +101,3 @@ def step(
   left = blocks - 1 if 0 < skip_layer < blocks else blocks
   shorter = {n: {**tower, "num_layers": left} for n, tower in sizes.items()}
   return forward(sizes, clip) + forward(shorter, clip)
-
-
-def _tower(sizes: Mapping[str, Any], tokens: int, others: int) -> int:
-  """Multiplications of one tower that also reads `others` foreign tokens."""
-  width, hidden = sizes["dim"], sizes["ffn_dim"]
-  text, text_width = sizes["text_len"], sizes["text_dim"]
-  # Self-attention has four products, cross-attention a query and an output.
-  products = tokens * width * (6 * width + 2 * hidden)
-  products += (text + others) * 2 * width**2
-  attention = 2 * tokens * width * (tokens + text + others)
-  ends = text * width * (text_width + width)
-  ends += tokens * width * math.prod(sizes["patch_size"]) * sizes["out_dim"]
-  return (
-    sizes["num_layers"] * (products + attention) + ends + tokens * _stem(sizes)
-  )
-
-
-def _stem(sizes: Mapping[str, Any]) -> int:
-  """Multiplications that make one token of latents."""
-  width, channels = sizes["dim"], sizes["in_dim"]
-  if len(sizes["patch_size"]) > 1:
-    return math.prod(sizes["patch_size"]) * channels * width
-  hidden = -(-(8 * width // 3) // 256) * 256
-  return STEM_KERNEL * width * (channels + 3 * hidden)

@@ -1,0 +1,45 @@
+"""Model-FLOPs utilization: arithmetic that training needs, over the peak.
+
+Counts what the geometry asks for (`ovi_jax.flops`), not what was executed: work
+done twice to save memory does not count. Peaks are dense bfloat16 figures of
+the makers' data sheets; on a device kind that is not listed nothing is said.
+"""
+
+from collections.abc import Mapping
+
+# TFLOP/s of one device, by JAX's `device_kind`.
+PEAKS: Mapping[str, float] = {
+  "TPU v4": 275,
+  "TPU v5 lite": 197,
+  "TPU v5e": 197,
+  "TPU v5": 459,
+  "TPU v5p": 459,
+  "TPU v6 lite": 918,
+  "TPU v6e": 918,
+  "NVIDIA A100-SXM4-40GB": 312,
+  "NVIDIA A100-SXM4-80GB": 312,
+  "NVIDIA A100 80GB PCIe": 312,
+  "NVIDIA H100 80GB HBM3": 989.4,
+  "NVIDIA H100 PCIe": 756,
+  "NVIDIA H200": 989.4,
+}
+
+
+def share(
+  operations: float, seconds: float, device_kind: str, devices: int
+) -> float | None:
+  """Share of the peak that a step reached.
+
+  Args:
+    operations: of the whole step, all devices together.
+    seconds: it took.
+    device_kind: as `jax.Device.device_kind` says.
+    devices: how many.
+
+  Returns:
+    In [0, 1] if all is well; `None` for a kind whose peak is not known.
+  """
+  peak = PEAKS.get(device_kind)
+  if peak is None:
+    return None
+  return operations / seconds / (peak * 1e12 * devices)
