@@ -1,0 +1,103 @@
+"""A run's directory belongs to one configuration, kept in its config.json."""
+
+import json
+import pathlib
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from ovi_jax import files
+from ovi_jax.checkpoint import processes
+
+CONFIG = "config.json"
+# What may differ between the starts of one run without being another run.
+MAY_CHANGE = ("steps", "log", "checkpoint", "evaluation", "samples", "profile")
+_ABSENT = "absent"
+
+
+def check_config(
+  workdir: pathlib.Path | str,
+  config: Mapping[str, Any],
+  may_change: Iterable[str] = MAY_CHANGE,
+) -> None:
+  """Write a run's configuration on its first start; hold later ones to it.
+
+  Args:
+    workdir: of the run; made if need be.
+    config: names to values, nested; anything JSON.
+    may_change: fields that may differ, by dotted name; a name stands for all
+      below it (`log` for `log.every`). The file then follows the new values.
+
+  Raises:
+    ValueError: the directory belongs to another configuration (lists every
+      field that differs, with both values), its file is damaged, or `config`
+      is not JSON.
+    OSError: the directory cannot be written, or its disk is full.
+  """
+  path = pathlib.Path(workdir) / CONFIG
+  ours = _as_json(config)
+  if path.exists():
+    theirs = _read(path)
+    if differing := _differences(theirs, ours, tuple(may_change)):
+      listed = "".join(f"\n  {line}" for line in differing)
+      raise ValueError(
+        f"{path.parent} belongs to a run of another config; choose another"
+        f" workdir, or set back what differs:{listed}"
+      )
+    if theirs == ours:
+      return
+  # Nobody writes before everybody has read.
+  processes.meet("config_read")
+  if jax.process_index() == 0:
+    with files.replacing(path) as temporary:
+      temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n")
+  processes.meet("config_written")
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config as JSON gives it back: tuples are lists."""
+  try:
+    return json.loads(json.dumps(dict(config)))
+  except TypeError as error:
+    raise ValueError(f"expected a config that is JSON: {error}") from error
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    config = json.loads(path.read_text())
+    if not isinstance(config, dict):
+      raise ValueError(f"expected fields by name, got {config!r:.40}")
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is damaged ({error}); delete it if the run goes on with the"
+      " config it had"
+    ) from error
+  return config
+
+
+def _differences(
+  theirs: Mapping[str, Any],
+  ours: Mapping[str, Any],
+  may_change: tuple[str, ...],
+) -> list[str]:
+  """The fields that differ and may not, with both values."""
+  before, after = _flat(theirs), _flat(ours)
+  heads = tuple(f"{name}." for name in may_change)
+  return [
+    f"{name}: {before.get(name, _ABSENT)} there, {after.get(name, _ABSENT)} now"
+    for name in sorted(before.keys() | after.keys())
+    if before.get(name) != after.get(name) and not f"{name}.".startswith(heads)
+  ]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+  """Values as JSON text by dotted name; an empty branch is a value."""
+  flat: dict[str, str] = {}
+  for name, value in config.items():
+    if isinstance(value, dict) and value:
+      flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = json.dumps(value)
+  return flat

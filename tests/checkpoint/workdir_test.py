@@ -1,0 +1,69 @@
+"""A run's directory belongs to one configuration."""
+
+import json
+
+import pytest
+
+from ovi_jax.checkpoint import workdir
+
+CONFIG = {
+  "steps": 10,
+  "optimizer": {"rate": 1e-4, "betas": (0.9, 0.99)},
+  "log": {"every": 5},
+  "init": {},
+  "nothing": float("nan"),
+}
+
+
+def changed(**fields):
+  return CONFIG | fields
+
+
+def test_the_first_start_writes_and_later_ones_agree(tmp_path):
+  for _ in range(2):
+    workdir.check_config(tmp_path / "run", CONFIG)
+  (file,) = (tmp_path / "run").iterdir()
+  stored = json.loads(file.read_text())
+  assert stored["optimizer"] == {"rate": 1e-4, "betas": [0.9, 0.99]}
+
+
+def test_some_fields_may_change_and_are_followed(tmp_path):
+  workdir.check_config(tmp_path, CONFIG)
+  other = changed(steps=20, log={"every": 1, "to": "x"})
+  workdir.check_config(tmp_path, other)
+  assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
+  workdir.check_config(tmp_path, CONFIG | {"seed": 3}, ("steps", "log", "seed"))
+
+
+def test_every_difference_is_named_with_both_values(tmp_path):
+  workdir.check_config(tmp_path, CONFIG)
+  other = changed(
+    optimizer={"rate": 2e-4, "betas": [0.9, 0.99], "clip": 1},
+    init={"video": "wan"},
+    steps=3,
+    logs=True,
+  )
+  before = (tmp_path / "config.json").read_bytes()
+  with pytest.raises(ValueError, match="run of another config") as caught:
+    workdir.check_config(tmp_path, other)
+  assert str(caught.value).split("\n  ")[1:] == [
+    "init: {} there, absent now",
+    'init.video: absent there, "wan" now',
+    "logs: absent there, true now",
+    "optimizer.clip: absent there, 1 now",
+    "optimizer.rate: 0.0001 there, 0.0002 now",
+  ]
+  assert (tmp_path / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_damaged_file(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=r"config.json is damaged .*expect|Exp"):
+    workdir.check_config(tmp_path, CONFIG)
+
+
+def test_a_config_that_is_not_json(tmp_path):
+  with pytest.raises(ValueError, match="a config that is JSON"):
+    workdir.check_config(tmp_path, {"a": object()})
+  assert not list(tmp_path.iterdir())
