@@ -1,0 +1,339 @@
+"""Batches for training, in one global order that any machine can take up.
+
+`plan` says which records make up global batch number n; each process reads its
+share of the rows of each. grain runs that, in worker processes if asked to.
+
+What holds on restore (`get_state`, `set_state`): the batches that follow are
+the same bit for bit, whatever the number of workers before and after, partly
+filled buckets included. The state is the same in all processes, and good for
+another number of processes: the records of each global batch stay the same and
+each is read once, as long as that number divides the batch. What was prefetched
+but not handed out is read again. Every record comes once an epoch of its
+source; the last of an epoch share a batch with the first of the next.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from ovi_jax.data import builder
+from ovi_jax.data import plan
+from ovi_jax.data import rows
+from ovi_jax.data import schema
+from ovi_jax.data import settings as settings_lib
+from ovi_jax.modality import AV
+
+_ENDLESS = 2**62
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Share:
+  """What one process does of a plan.
+
+  Attributes:
+    settings: of the loader.
+    splits: the sources.
+    order: the plan.
+    index: number of this process.
+    count: of processes.
+  """
+
+  settings: settings_lib.LoaderSettings
+  splits: tuple[builder.Split, ...]
+  order: plan.Plan
+  index: int
+  count: int
+
+  def read(self, bucket: int, positions: np.ndarray) -> schema.Batch:
+    """This process's rows of a global batch, its text for one tower only."""
+    each = len(positions) // self.count
+    mine = positions[self.index * each : (self.index + 1) * each]
+    batch = rows.read(
+      self.settings,
+      self.splits,
+      self.settings.buckets[bucket],
+      plan.draw(self.order, mine),
+      self.order.seed,
+    )
+    # From a worker, one array for two towers would travel twice.
+    return batch._replace(text=AV(audio=rows.text(batch)))
+
+
+def _received(batch: schema.Batch) -> schema.Batch:
+  """The batch as plain numpy, its text for each tower."""
+  text_BSE = np.asarray(batch.text.audio)
+  latents, lengths = (
+    AV(*(None if a is None else np.asarray(a) for a in pair))
+    for pair in (batch.latents, batch.lengths)
+  )
+  return schema.Batch(
+    latents=latents,
+    lengths=lengths,
+    text=AV(*(None if a is None else text_BSE for a in latents)),
+    ids=np.asarray(batch.ids),
+  )
+
+
+class _Numbered:
+  """Global batches by number: the random access that grain wants.
+
+  Remembers where it is in the plan, since numbers are asked for almost in
+  order; what it returns depends on the number alone.
+  """
+
+  def __init__(self, share: _Share, first: int, cursor: plan.Cursor):
+    self._share, self._first, self._start = share, first, cursor
+    self._blocks = [(cursor, [], cursor)]  # cursor, its batches, cursor after
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return _ENDLESS
+
+  def __getitem__(self, number: int) -> schema.Batch:
+    before, batches = self.block(number + self._first)
+    return self._share.read(*batches[number + self._first - before.batches])
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, "_lock": None}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state, _lock=threading.Lock())
+
+  def block(self, number: int) -> tuple[plan.Cursor, list]:
+    """The block that holds a batch: the cursor before it, and its batches."""
+    with self._lock:
+      if number < self._blocks[0][0].batches:
+        self._blocks = [(self._start, [], self._start)]
+      while number >= self._blocks[-1][2].batches:
+        cursor = self._blocks[-1][2]
+        batches, after = plan.advance(self._share.order, cursor)
+        self._blocks = [*self._blocks[-1:], (cursor, batches, after)]
+      for before, batches, after in self._blocks:
+        if before.batches <= number < after.batches:
+          return before, batches
+    raise AssertionError(f"batch {number} lies before the blocks kept")
+
+
+class Loader(Iterator[schema.Batch]):
+  """An endless iterator of this process's rows of each global batch.
+
+  Attributes:
+    null_text: text_SE float32 of the empty prompt, for prompt dropout.
+    records: how many take part, by source.
+    rows: of a global batch, by bucket.
+  """
+
+  def __init__(self, share: _Share):
+    self._share = share
+    self._step, self._running = 0, None
+    self._plan = _Numbered(share, 0, plan.start(share.order))
+    self.null_text = share.splits[0].null_text
+    self.records = tuple(len(r) for r in share.order.records)
+    self.rows = share.order.sizes
+
+  def __next__(self) -> schema.Batch:
+    """The next batch.
+
+    Raises:
+      ValueError: a record is damaged (names file and record) or lacks what
+        the settings ask for.
+    """
+    if self._running is None:
+      self._running = self._start()
+    batch = next(self._running)
+    self._step += 1
+    return _received(batch)
+
+  def _start(self) -> Any:
+    """grain's iterator from the batch that is next."""
+    settings = self._share.settings
+    cursor, _ = self._plan.block(self._step)
+    numbered = _Numbered(self._share, self._step, cursor)
+    # A worker overlaps with the others; alone, threads must do it.
+    ready = 1 if settings.workers else settings.prefetch
+    reading = grain.MapDataset.source(numbered).to_iter_dataset(
+      grain.ReadOptions(num_threads=ready, prefetch_buffer_size=ready)
+    )
+    if settings.workers:
+      # grain asks absl for a flag; where no absl app runs, none was parsed.
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+      reading = reading.mp_prefetch(
+        grain.MultiprocessingOptions(
+          num_workers=settings.workers,
+          per_worker_buffer_size=settings.prefetch,
+        )
+      )
+    return iter(reading)
+
+  def get_state(self) -> dict[str, Any]:
+    """Where the iterator stands; JSON can hold it, every process has the same.
+
+    It has the number of the next global batch, a cursor of the plan at or a
+    little before it, and what the order depends on, which `set_state` checks.
+    """
+    cursor, _ = self._plan.block(self._step)
+    place = dataclasses.asdict(cursor)
+    place["pending"] = [list(waiting) for waiting in cursor.pending]
+    return {"step": self._step, "cursor": place, "order": self._order()}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Go to where `get_state` was called.
+
+    Raises:
+      ValueError: the state is of other settings, seed, batch or datasets, so
+        that the order would be another one; names what differs.
+    """
+    ours, theirs = self._order(), state["order"]
+    different = [
+      f"{name}: expected {ours[name]}, got {theirs.get(name)}"
+      for name in ours
+      if ours[name] != theirs.get(name)
+    ]
+    if different:
+      raise ValueError(
+        "the state of the data is of another order of records:"
+        f" {'; '.join(different)}. Go on with the settings and datasets it was"
+        " saved with, or start the data anew"
+      )
+    self.close()
+    place = dict(state["cursor"])
+    place["pending"] = tuple(tuple(waiting) for waiting in place["pending"])
+    self._plan = _Numbered(self._share, 0, plan.Cursor(**place))
+    self._step = state["step"]
+
+  def _order(self) -> dict[str, Any]:
+    """All that the order and the choices depend on, as JSON has it."""
+    settings, order = self._share.settings, self._share.order
+    return {
+      "seed": order.seed,
+      "weights": list(order.weights),
+      "records": list(self.records),
+      "rows": list(order.sizes),
+      "buckets": [
+        [list(bucket.video or ()), bucket.audio] for bucket in settings.buckets
+      ],
+      "caption": settings.caption,
+      "crop": settings.crop,
+    }
+
+  def close(self) -> None:
+    """End the workers; the next `next` starts them again where it stands."""
+    if self._running is not None:
+      self._running.close()
+      self._running = None
+
+
+def load(
+  settings: settings_lib.LoaderSettings,
+  *,
+  batch: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Loader:
+  """Open the sources and iterate over them without end, shuffled.
+
+  Args:
+    settings: what to read.
+    batch: rows of a global batch (of the largest bucket, if they are scaled).
+    seed: of shuffling, captions and crops.
+    process_index: number of this process.
+    process_count: processes that share each batch.
+
+  Returns:
+    The iterator; close it to end its workers.
+
+  Raises:
+    ValueError: a source cannot be opened, is empty or of another geometry or
+      schema version, has no empty prompt, records fit no bucket, or the rows
+      of a batch do not divide by the processes.
+  """
+  splits = _open(settings)
+  sizes = settings_lib.rows(settings, batch)
+  if min(sizes) < 1 or any(size % process_count for size in sizes):
+    raise ValueError(
+      f"rows of a batch by bucket, {list(sizes)}, must divide by the"
+      f" {process_count} processes; choose another batch or multiple"
+    )
+  if not 0 <= process_index < process_count:
+    raise ValueError(f"process {process_index} of {process_count} is none")
+  found = [settings_lib.assign(settings, split) for split in splits]
+  kept = tuple(np.flatnonzero(buckets >= 0) for buckets in found)
+  weights = [s.weight or len(k) for s, k in zip(settings.sources, kept)]
+  order = plan.Plan(
+    seed=seed,
+    weights=plan.whole_weights(weights),
+    records=kept,
+    buckets=tuple(buckets[k] for buckets, k in zip(found, kept)),
+    sizes=sizes,
+  )
+  share = _Share(
+    settings=settings,
+    splits=splits,
+    order=order,
+    index=process_index,
+    count=process_count,
+  )
+  return Loader(share)
+
+
+def held_out(
+  settings: settings_lib.LoaderSettings,
+  *,
+  batch: int,
+  split: str = "test",
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[schema.Batch]:
+  """Iterate once over a split of the sources that have it, in a fixed order.
+
+  Bucket after bucket, first caption, no crop by chance. The last batch of a
+  bucket is filled up with rows of lengths 0 and id -1.
+
+  Raises:
+    ValueError: as `load` does.
+  """
+  sources = tuple(
+    dataclasses.replace(source, split=split) for source in settings.sources
+  )
+  crop = "start" if settings.crop == "random" else settings.crop
+  settings = dataclasses.replace(
+    settings, sources=sources, caption="first", crop=crop
+  )
+  splits = _open(settings)
+  if batch < 1 or batch % process_count:
+    raise ValueError(
+      f"a batch of {batch} must divide by the {process_count} processes"
+    )
+  found = [settings_lib.assign(settings, opened) for opened in splits]
+  source = np.repeat(np.arange(len(found)), [len(f) for f in found])
+  record = np.concatenate([np.arange(len(f)) for f in found])
+  bucket_of, each = np.concatenate(found), batch // process_count
+  for number, bucket in enumerate(settings.buckets):
+    mine = np.flatnonzero(bucket_of == number)
+    for start in range(0, len(mine), batch):
+      share = mine[start : start + batch][process_index * each :][:each]
+      drawn = plan.Draw(source[share], record[share], np.zeros_like(share))
+      yield rows.read(settings, splits, bucket, drawn, 0, each)
+
+
+def _open(settings: settings_lib.LoaderSettings) -> tuple[builder.Split, ...]:
+  """The sources, checked; ValueError without the empty prompt."""
+  splits = tuple(
+    builder.read(source.path, source.split, geometry=settings.geometry)
+    for source in settings.sources
+  )
+  for split in splits:
+    if not len(split.null_text):
+      raise ValueError(
+        f"{split.path} has no embedding of the empty prompt, which prompt"
+        " dropout needs; write it with null_text"
+      )
+  return splits

@@ -1,0 +1,193 @@
+"""Which records make up which batch: arithmetic on indices, no records read.
+
+All sources are drawn from in one endless, global order. Position `p` of it is a
+source (an interleaving in the proportion of the weights), a record of it (each
+epoch of a source is a permutation of its own) and the epoch, all functions of
+`p` and the seed alone. Positions fill buckets in order; a bucket that is full
+is the next batch. So the batches are the same however many processes, workers
+and devices share them, and a batch is known by its number.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+WEIGHT_UNITS = 1_000_000  # weights are rounded to this part of their sum
+_ROUNDS = 6  # of the Feistel network that permutes
+_BLOCK = 4096  # positions that `advance` looks at, at least
+
+
+class Draw(NamedTuple):
+  """What stands at some positions: arrays of one length."""
+
+  source: np.ndarray
+  record: np.ndarray
+  epoch: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+  """What decides the order.
+
+  Attributes:
+    seed: of the shuffling.
+    weights: share of each source, positive integers.
+    records: the numbers of the records of each source that take part.
+    buckets: for each of those, the number of its bucket.
+    sizes: rows of a global batch of each bucket.
+  """
+
+  seed: int
+  weights: tuple[int, ...]
+  records: tuple[np.ndarray, ...]
+  buckets: tuple[np.ndarray, ...]
+  sizes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cursor:
+  """A point of the order, between two positions.
+
+  Attributes:
+    draws: positions already put into a bucket.
+    batches: batches that they filled.
+    pending: positions in each bucket that is not yet full.
+  """
+
+  draws: int
+  batches: int
+  pending: tuple[tuple[int, ...], ...]
+
+
+def start(plan: Plan) -> Cursor:
+  """The cursor before the first position."""
+  return Cursor(draws=0, batches=0, pending=((),) * len(plan.sizes))
+
+
+def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
+  """Weights as integers of the same proportion, to a millionth of the sum."""
+  total = sum(weights)
+  return tuple(max(1, round(w / total * WEIGHT_UNITS)) for w in weights)
+
+
+def advance(
+  plan: Plan, cursor: Cursor
+) -> tuple[list[tuple[int, np.ndarray]], Cursor]:
+  """Fill buckets with the next block of positions.
+
+  Returns:
+    (number of the bucket, its positions int64 [rows]) of each batch that got
+    full, in order, and the cursor after the block. However the order is cut
+    into blocks, the batches are the same.
+  """
+  block = max(_BLOCK, 2 * sum(plan.sizes))
+  positions = np.arange(cursor.draws, cursor.draws + block)
+  source, place, _ = _places(plan, positions)
+  bucket = np.empty(block, np.int64)
+  for number, buckets in enumerate(plan.buckets):
+    mine = source == number
+    bucket[mine] = buckets[place[mine]]
+  full, pending = [], []
+  for number, size in enumerate(plan.sizes):
+    before = np.asarray(cursor.pending[number], np.int64)
+    queue = np.concatenate([before, positions[bucket == number]])
+    whole = len(queue) // size * size
+    full += [(number, rows) for rows in queue[:whole].reshape(-1, size)]
+    pending.append(tuple(queue[whole:].tolist()))
+  full.sort(key=lambda batch: batch[1][-1])
+  after = Cursor(
+    draws=cursor.draws + block,
+    batches=cursor.batches + len(full),
+    pending=tuple(pending),
+  )
+  return full, after
+
+
+def draw(plan: Plan, positions: np.ndarray) -> Draw:
+  """What stands at the positions int64 [n]."""
+  source, place, epoch = _places(plan, positions)
+  record = np.empty_like(place)
+  for number, records in enumerate(plan.records):
+    mine = source == number
+    record[mine] = records[place[mine]]
+  return Draw(source, record, epoch)
+
+
+def _places(
+  plan: Plan, positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Source, place among its records after shuffling, and epoch."""
+  source, count = interleave(plan.weights, positions)
+  place, epoch = np.empty_like(count), np.empty_like(count)
+  for number, records in enumerate(plan.records):
+    mine = source == number
+    epoch[mine], within = np.divmod(count[mine], len(records))
+    place[mine] = permute(
+      within, epoch[mine], len(records), (plan.seed, number)
+    )
+  return source, place, epoch
+
+
+def interleave(
+  weights: Sequence[int], positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The source at each position, and how often it came before.
+
+  Any stretch of n positions holds n · weight / sum of each source, to within
+  the number of sources. (As `grain.MapDataset.mix` does, for whole arrays.)
+  """
+  left = sum(weights)
+  before, after = positions.astype(np.int64), positions.astype(np.int64) + 1
+  source = np.full(before.shape, -1, np.int64)
+  count = np.zeros_like(before)
+  for number, weight in enumerate(weights):
+    # Of the positions left, those not of this source, up to each one.
+    rest_before, rest_after = (
+      _scaled(before, left - weight, left),
+      _scaled(after, left - weight, left),
+    )
+    taken = after - rest_after
+    mine = (source < 0) & (before - rest_before != taken)
+    source[mine], count[mine] = number, taken[mine] - 1
+    before, after, left = rest_before, rest_after, left - weight
+  return source, count
+
+
+def _scaled(values: np.ndarray, part: int, whole: int) -> np.ndarray:
+  """values · part // whole without overflow."""
+  quotient, rest = np.divmod(values, whole)
+  return quotient * part + rest * part // whole
+
+
+def permute(
+  index: np.ndarray, epoch: np.ndarray, size: int, key: tuple[int, ...]
+) -> np.ndarray:
+  """Where each index in [0, size) goes in that epoch's permutation.
+
+  A Feistel network on the smallest even number of bits that holds `size`,
+  applied again to what falls outside: a bijection that needs no memory.
+  """
+  half = max(1, (max(1, size - 1).bit_length() + 1) // 2)
+  words = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
+  mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
+  values = index.astype(np.uint64)
+  salt = _mixed(epoch.astype(np.uint64))
+  outside = np.ones(values.shape, bool)
+  while outside.any():
+    now, spice = values[outside], salt[outside]
+    left, right = now >> shift, now & mask
+    for word in words:
+      left, right = right, left ^ (_mixed(right + word ^ spice) & mask)
+    values[outside] = left << shift | right
+    outside = values >= size
+  return values.astype(np.int64)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+  """Well spread 64-bit hashes (the finalizer of splitmix64)."""
+  values = values + np.uint64(0x9E3779B97F4A7C15)
+  values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+  values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+  return values ^ values >> np.uint64(31)

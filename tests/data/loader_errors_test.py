@@ -1,0 +1,141 @@
+"""What the loader refuses, and what it says."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from ovi_jax.data import builder
+from ovi_jax.data import loader
+from ovi_jax.data import settings as settings_lib
+from tests.data import generate
+from tests.data.loader_test import settings
+from tests.data.loader_test import sounds  # noqa: F401
+from tests.data.loader_test import take
+
+
+def write(path, records, **changes):
+  given = {"geometry": generate.GEOMETRY, "null_text": generate.null_text()}
+  builder.write(path, {"train": records}, **{**given, **changes})
+  return path
+
+
+def test_records_that_fit_no_bucket(sounds):  # noqa: F811
+  small = (settings_lib.Bucket(audio=12),)
+  chosen = settings(sounds, buckets=small, crop="refuse")
+  with pytest.raises(ValueError, match="6 of 12.*record 3 has.*20 audio"):
+    loader.load(chosen, batch=2, seed=0)
+  left = dataclasses.replace(chosen, drop_unfit=True)
+  batches = loader.load(left, batch=2, seed=0)
+  assert batches.records == (6,)
+  assert all((b.lengths.audio <= 12).all() for b in take(batches, 6))
+  videos = (settings_lib.Bucket(video=(3, 4, 6)),)
+  with pytest.raises(ValueError, match="12 of 12 records fit no bucket"):
+    loader.load(
+      settings(sounds, buckets=videos, drop_unfit=True), batch=2, seed=0
+    )
+
+
+def test_a_batch_that_processes_cannot_share(sounds):  # noqa: F811
+  with pytest.raises(ValueError, match=r"\[3, 3\], must divide by the 2"):
+    loader.load(settings(sounds), batch=3, seed=0, process_count=2)
+  with pytest.raises(ValueError, match="3 must divide by the 2"):
+    next(loader.held_out(settings(sounds), batch=3, process_count=2))
+  with pytest.raises(ValueError, match="process 2 of 2"):
+    loader.load(
+      settings(sounds), batch=2, seed=0, process_index=2, process_count=2
+    )
+
+
+def test_other_geometry_and_no_source(sounds):  # noqa: F811
+  other = dataclasses.replace(generate.GEOMETRY, text_width=4096)
+  with pytest.raises(ValueError, match="text_width: expected 4096, got 5"):
+    loader.load(settings(sounds, geometry=other), batch=2, seed=0)
+  with pytest.raises(ValueError, match="at least one source"):
+    settings()
+
+
+def test_without_the_empty_prompt_text_or_latents(tmp_path):
+  sound = generate.record(0, video=None)
+  path = write(tmp_path / "a", [sound], null_text=None)
+  with pytest.raises(ValueError, match="no embedding of the empty prompt"):
+    loader.load(settings(path), batch=1, seed=0)
+  path = write(tmp_path / "b", [dataclasses.replace(sound, text=())])
+  with pytest.raises(ValueError, match="'clip-0': has no text embedding"):
+    next(loader.load(settings(path), batch=1, seed=0))
+  path = write(tmp_path / "c", [sound])
+  with pytest.raises(ValueError, match="rows of text, expected at most 1"):
+    next(loader.load(settings(path, text_rows=1), batch=1, seed=0))
+  media = dataclasses.replace(
+    sound, audio=bytes(1024 * 10), latents=type(sound.latents)()
+  )
+  path = write(tmp_path / "d", [media])
+  with pytest.raises(ValueError, match="'clip-0': has its audio as media"):
+    next(loader.load(settings(path), batch=1, seed=0))
+
+
+@pytest.mark.parametrize("change", ["seed", "batch", "buckets", "caption"])
+def test_the_state_of_another_order(sounds, change):  # noqa: F811
+  state = loader.load(settings(sounds), batch=2, seed=0).get_state()
+  given, changed = {"batch": 2, "seed": 0}, {}
+  if change in given:
+    given[change] += 2
+  else:
+    small = (settings_lib.Bucket(audio=12),)
+    changed[change] = {"buckets": small, "caption": "first"}[change]
+  name = {"batch": "rows"}.get(change, change)
+  with pytest.raises(ValueError, match=f"{name}: expected .*, got"):
+    loader.load(settings(sounds, **changed), **given).set_state(state)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_record_is_named(sounds, tmp_path, workers):  # noqa: F811
+  path = shutil.copytree(sounds, tmp_path / "copy")
+  shard = sorted(path.glob("*train.array_record*"))[1]
+  damaged = bytearray(shard.read_bytes())
+  damaged[200] ^= 255
+  shard.write_bytes(bytes(damaged))
+  batches = loader.load(settings(path, workers=workers), batch=2, seed=0)
+  with pytest.raises(ValueError, match=f"{shard}: record . .number [5-9] of"):
+    take(batches, 12)
+  batches.close()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"caption": "last"}, "caption: expected one of"),
+    ({"text_rows": 0}, "text_rows must be at least 1"),
+    ({"workers": -1}, "must not be negative"),
+    ({"buckets": ()}, "at least one source and one bucket"),
+    (
+      {
+        "buckets": (
+          settings_lib.Bucket(audio=3),
+          settings_lib.Bucket(video=(1, 2, 2)),
+        )
+      },
+      "same modalities",
+    ),
+  ],
+)
+def test_settings_that_cannot_be(changes, message):
+  with pytest.raises(ValueError, match=message):
+    settings("anywhere", **changes)
+
+
+def test_buckets_and_weights_that_cannot_be():
+  with pytest.raises(ValueError, match="even H"):
+    settings_lib.Bucket(video=(1, 3, 2))
+  with pytest.raises(ValueError, match="a video, a sound, or both"):
+    settings_lib.Bucket()
+  sources = (
+    settings_lib.Source(path="a", weight=1),
+    settings_lib.Source(path="b"),
+  )
+  with pytest.raises(ValueError, match="positive weight, or none"):
+    settings_lib.LoaderSettings(
+      sources=sources, buckets=(settings_lib.Bucket(audio=1),)
+    )
+  assert np.isclose(sources[0].weight, 1)
