@@ -1,0 +1,337 @@
+"""The loop: batches in, checkpoints and logs out, restartable at any moment.
+
+The only mutable state of training lives here. A step's numbers are read while
+the next one computes; nothing is saved that was not found finite.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+from typing import Protocol
+
+import jax
+import numpy as np
+import tqdm
+
+from ovi_jax import flops
+from ovi_jax.checkpoint import manager as managers
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.training import logs as logs_lib
+from ovi_jax.training import optimizer
+from ovi_jax.training import placement
+from ovi_jax.training import step as steps
+from ovi_jax.training import utilization
+
+INTERRUPTED = 75  # exit code of a run that saved because it was told to stop
+
+Log = Callable[[str], None]
+
+
+class Input(Protocol):
+  """An endless iterator of batches whose place can be kept."""
+
+  def __next__(self) -> schema.Batch: ...
+  def get_state(self) -> Any: ...
+  def set_state(self, state: Any) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cadence:
+  """How often something happens, in steps; 0 = never.
+
+  Attributes:
+    log: a line in the logs; averages since the last.
+    save: a checkpoint; the last step is saved anyway.
+    review: `Work.review`, such as held-out loss and samples.
+    profile: at which steps a trace begins and ends.
+  """
+
+  log: int = 10
+  save: int = 1000
+  review: int = 0
+  profile: tuple[int, int] = (0, 0)
+
+  def __post_init__(self):
+    for name in ("log", "save", "review"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"{name} must be 0 (never) or more steps, got {getattr(self, name)}"
+        )
+    if len(self.profile) != 2 or self.profile[0] > self.profile[1]:
+      raise ValueError(
+        f"profile_steps must be (first, last), got {self.profile}"
+      )
+
+
+class NonFinite(ValueError):
+  """A loss or gradient that is no number."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+  """What a run is given.
+
+  Attributes:
+    trainer: what a step is made of.
+    mesh: the devices.
+    input: batches of this process' rows.
+    null_SE: embedding of the empty prompt.
+    manager: of the checkpoints.
+    logs: of the scalars.
+    directory: for traces.
+    cadence: what happens when.
+    attention_only: whether only the attention stage's parameters are trained.
+    review: called with the state and its step; returns scalars to log.
+  """
+
+  trainer: steps.Trainer
+  mesh: jax.sharding.Mesh
+  input: Input
+  null_SE: np.ndarray
+  manager: managers.Manager
+  logs: logs_lib.Logs
+  directory: str
+  cadence: Cadence
+  attention_only: bool = False
+  review: Callable[[steps.State], Mapping[str, float]] = lambda _: {}
+
+
+class Report(NamedTuple):
+  """A finished step, still on the devices."""
+
+  step: int  # finished steps
+  metrics: steps.Metrics
+  ids: np.ndarray
+  clips: int
+  tokens: int
+  operations: float
+  waited: float
+
+
+def compiled(work: Work, shardings: steps.State) -> Any:
+  """The step as a program: state donated, kept where it is."""
+  whole = jax.sharding.NamedSharding(work.mesh, jax.P())
+  out = (shardings, None)
+  jitted = jax.jit(
+    steps.step, static_argnums=0, donate_argnums=1, out_shardings=out
+  )
+  null = jax.device_put(work.null_SE, whole)
+  return lambda state, batch: jitted(work.trainer, state, batch, null)
+
+
+def resume(work: Work, state: steps.State, log: Log = print) -> steps.State:
+  """The newest checkpoint's state, and its input; or `state` as it is.
+
+  Raises:
+    ValueError: checkpoints are there, but none fits or none can be read.
+  """
+  restored = work.manager.restore_newest(state)
+  if restored is None:
+    return state
+  work.input.set_state(restored.iterator)
+  log(f"continuing from the checkpoint of step {restored.step}")
+  return restored.state
+
+
+def run(work: Work, state: steps.State, log: Log = print) -> bool:
+  """Train until the trainer's last step, or until told to stop (SIGTERM).
+
+  Args:
+    work: what the run is given.
+    state: on the mesh, see `placement`; donated.
+    log: called with each line for the user.
+
+  Returns:
+    Whether the run is finished; `False` if it saved and left early.
+
+  Raises:
+    NonFinite: names the step and the records; the last good checkpoint stays.
+    OSError: a checkpoint cannot be written.
+  """
+  stop: list[int] = []
+  before = signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+  try:
+    with jax.set_mesh(work.mesh):
+      return _loop(work, state, stop, log)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _loop(work: Work, state: steps.State, stop: list[int], log: Log) -> bool:
+  """`run`, with the signals that came in `stop`."""
+  total, number = work.trainer.steps, int(state.step)
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  advance = compiled(work, shardings)
+  last: Report | None = None
+  window = Window(work)
+  bar = tqdm.tqdm(total=total, initial=number, unit="step", desc="training")
+  with bar:
+    while number < total and not stop:
+      _profile(work, number)
+      began = time.perf_counter()
+      host = next(work.input)
+      waited = time.perf_counter() - began
+      state, metrics = advance(state, placement.batch(host, work.mesh))
+      number += 1
+      following = _report(work, number, metrics, host, waited)
+      if last is not None:
+        window.add(last)
+      last = following
+      saving = _due(number, work.cadence.save) and number < total
+      reviewing = _due(number, work.cadence.review)
+      if saving or reviewing:
+        window.add(last)
+        last = None
+      if saving:
+        _save(work, state, number)
+      if reviewing:
+        work.logs.scalars(number, work.review(state))
+        window.restart()
+      bar.update()
+    if last is not None:
+      window.add(last)
+  first, end = work.cadence.profile
+  if first < number <= end:
+    jax.profiler.stop_trace()
+  _save(work, state, number)
+  work.manager.wait()
+  work.logs.flush()
+  if number < total:
+    log(f"told to stop: saved step {number} of {total}")
+  return number >= total
+
+
+class Window:
+  """Sums over the steps since the last line of the log."""
+
+  def __init__(self, work: Work):
+    self._work = work
+    kind = jax.devices()[0].device_kind
+    self._device = kind, jax.device_count()
+    self._rate = optimizer.learning_rate(
+      work.trainer.optimizer, work.trainer.steps
+    )
+    self.restart()
+
+  def restart(self) -> None:
+    """Begin to count anew, from now."""
+    self._began = time.perf_counter()
+    self._reports: list[Report] = []
+
+  def add(self, report: Report) -> None:
+    """Wait for a step, check its numbers, write a line if one is due.
+
+    Raises:
+      NonFinite: names the step and the records.
+    """
+    metrics = jax.device_get(report.metrics)
+    _check_finite(report, metrics)
+    self._reports.append(report._replace(metrics=metrics))
+    if _due(report.step, self._work.cadence.log):
+      self._work.logs.scalars(report.step, self._line())
+      self.restart()
+
+  def _line(self) -> dict[str, float | None]:
+    """Averages since the last line."""
+    reports, count = self._reports, len(self._reports)
+    seconds = time.perf_counter() - self._began
+    line: dict[str, float | None] = {
+      "train/loss": np.mean([r.metrics.loss for r in reports]),
+      "train/gradient_norm": np.mean(
+        [r.metrics.gradient_norm for r in reports]
+      ),
+      "train/learning_rate": float(self._rate(reports[-1].step - 1)),
+      "speed/step_seconds": seconds / count,
+      "speed/clips_per_second": sum(r.clips for r in reports) / seconds,
+      "speed/tokens_per_second": sum(r.tokens for r in reports) / seconds,
+      "speed/waiting_share": sum(r.waited for r in reports) / seconds,
+      "speed/model_flops_utilization": utilization.share(
+        sum(r.operations for r in reports), seconds, *self._device
+      ),
+    }
+    for name in reports[-1].metrics.losses.present():
+      losses = np.concatenate(
+        [np.ravel(getattr(r.metrics.losses, name)) for r in reports]
+      )
+      # Zero stands for a record that lacks the modality.
+      kept = losses[losses > 0]
+      line[f"train/loss_{name}"] = kept.mean() if kept.size else None
+    return line
+
+
+def _report(
+  work: Work,
+  number: int,
+  metrics: steps.Metrics,
+  host: schema.Batch,
+  waited: float,
+) -> Report:
+  """What is known of a step when it has been sent off."""
+  towers, processes = work.trainer.model.config, jax.process_count()
+  tokens = AV(
+    **{
+      name: int(np.prod(towers._asdict()[name].grid(x.shape)))
+      for name, x in host.latents.present().items()
+    }
+  )
+  clips = len(host.ids) * processes
+  operations = flops.forward(towers, tokens).training(work.attention_only)
+  return Report(
+    step=number,
+    metrics=metrics,
+    ids=host.ids,
+    clips=clips,
+    tokens=sum(tokens.present().values()) * clips,
+    operations=operations * clips,
+    waited=waited,
+  )
+
+
+def _check_finite(report: Report, metrics: steps.Metrics) -> None:
+  """Refuse numbers that are none; name the records whose loss it was."""
+  if np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm):
+    return
+  bad = np.zeros(len(report.ids), bool)
+  for losses_B in metrics.losses.present().values():
+    if len(losses_B) == len(bad):
+      bad |= ~np.isfinite(losses_B)
+  which = report.ids[bad] if bad.any() else report.ids
+  named = ", ".join(_name(i) for i in which[:8])
+  more = f" and {len(which) - 8} more" if len(which) > 8 else ""
+  raise NonFinite(
+    f"step {report.step}: loss {metrics.loss}, gradient norm"
+    f" {metrics.gradient_norm}; records (source:index) {named}{more}. The last"
+    " checkpoint is from before it; look at the records, lower"
+    " optimizer.learning_rate or raise optimizer.warmup_steps"
+  )
+
+
+def _name(identity: Any) -> str:
+  number = int(identity)
+  source = number >> schema.INDEX_BITS
+  return f"{source}:{number & ((1 << schema.INDEX_BITS) - 1)}"
+
+
+def _save(work: Work, state: steps.State, number: int) -> None:
+  """Save the state and the input's place together."""
+  work.manager.save(number, state, work.input.get_state())
+
+
+def _due(number: int, every: int) -> bool:
+  return every > 0 and number % every == 0
+
+
+def _profile(work: Work, number: int) -> None:
+  """Start or stop the trace that the cadence asks for."""
+  first, last = work.cadence.profile
+  if first == last:
+    return
+  if number == first:
+    jax.profiler.start_trace(f"{work.directory}/trace")
+  elif number == last:
+    jax.profiler.stop_trace()

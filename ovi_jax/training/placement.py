@@ -1,0 +1,77 @@
+"""Where a training state and its batches live on a mesh.
+
+Moments and averages lie where their parameters lie; batches are split over
+the axes that split activations.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from ovi_jax import axes
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.parallel import partition
+from ovi_jax.training import step
+
+
+def state_shardings(
+  state: step.State, towers: AV[Any], mesh: jax.sharding.Mesh
+) -> step.State:
+  """The sharding of every array of a state.
+
+  Args:
+    state: arrays, or their shapes.
+    towers: the model's configuration; `None` for an absent tower.
+    mesh: where they will live.
+
+  Raises:
+    ValueError: the partition table does not fit the parameters.
+  """
+  both = len(towers.present()) == 2
+  placed = partition.shardings(
+    state.frozen | state.trained, partition.FUSION, mesh, all_rows=both
+  )
+  whole = partition.replicated(mesh)
+
+  def of(path: tuple[Any, ...], _: Any) -> jax.sharding.NamedSharding:
+    name = getattr(path[-1], "key", None) if path else None
+    return placed.get(name, whole) if isinstance(name, str) else whole
+
+  placed_state: Any = jax.tree_util.tree_map_with_path(of, state)
+  return placed_state
+
+
+def rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """A batch's arrays: examples are split, nothing else."""
+  return jax.sharding.NamedSharding(mesh, P(axes.ACTIVATIONS["B"]))
+
+
+def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
+  """Refuse a batch that its parts or the mesh do not divide.
+
+  Raises:
+    ValueError: says which sizes would do.
+  """
+  devices = 1
+  for axis in axes.ACTIVATIONS["B"]:
+    devices *= mesh.shape[axis]
+  unit = parts * devices
+  if size < 1 or size % unit:
+    below = max(unit, size - size % unit)
+    raise ValueError(
+      f"batch {size} must be a multiple of {unit}: {parts} parts, each over"
+      f" {devices} devices (mesh axes {', '.join(axes.ACTIVATIONS['B'])});"
+      f" {below} would do"
+    )
+
+
+def batch(host: schema.Batch, mesh: jax.sharding.Mesh) -> schema.Batch:
+  """Bring this process' rows of a batch to its devices; `ids` stay behind."""
+  sharding = rows(mesh)
+
+  def place(array: Any) -> jax.Array:
+    return jax.make_array_from_process_local_data(sharding, array)
+
+  return jax.tree.map(place, host._replace(ids=None))

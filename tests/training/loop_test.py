@@ -1,0 +1,167 @@
+"""The loop on the stand-in's weights: restarts, signals, bad numbers, logs."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from ovi_jax.checkpoint import manager
+from ovi_jax.parallel import mesh as meshes
+from ovi_jax.training import logs
+from ovi_jax.training import loop
+from ovi_jax.training import placement
+from tests import parity
+from tests.training import step_test
+
+STEPS = 6
+
+
+class Cycle:
+  """Batches that are a function of their number; notes what was seen."""
+
+  def __init__(self, on_batch=lambda number, batch: batch):
+    self.number, self.seen, self.on_batch = 0, [], on_batch
+
+  def __next__(self):
+    batch = step_test.batch()
+    size = len(batch.ids)
+    batch = batch._replace(ids=batch.ids + self.number * size)
+    self.seen.append(batch.ids.tolist())
+    self.number += 1
+    return self.on_batch(self.number, batch)
+
+  def get_state(self):
+    return {"number": self.number}
+
+  def set_state(self, state):
+    self.number = state["number"]
+
+
+def one_run(path, source, *, devices=1, save=0, stop=None):
+  """Open a run's directory, continue, close it; returns the last state."""
+  made, state = step_test.trainer(steps=STEPS)
+  mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
+  shardings = placement.state_shardings(state, step_test.CONFIG, mesh)
+  state = jax.device_put(jax.tree.map(np.array, state), shardings)
+  config = manager.Config(directory=str(path / "checkpoints"))
+  with manager.Manager(config) as kept, logs.Logs(path) as written:
+    work = loop.Work(
+      trainer=made,
+      mesh=mesh,
+      input=source,
+      null_SE=step_test.NULL,
+      manager=kept,
+      logs=written,
+      directory=str(path),
+      cadence=loop.Cadence(log=2, save=save),
+      attention_only=True,
+    )
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state,
+    )
+    state = loop.resume(work, state, lambda _: None)
+    finished = loop.run(work, state, lambda _: None)
+    last = kept.restore_newest(target)
+    assert last is not None
+    return finished, last.step, last.state
+
+
+def until(number):
+  """Ask the process to stop while batch `number` is being made."""
+
+  def on_batch(now, batch):
+    if now == number:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batch
+
+  return on_batch
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run that nothing interrupts."""
+  path, source = tmp_path_factory.mktemp("whole"), Cycle()
+  finished, number, state = one_run(path, source)
+  assert finished and number == STEPS
+  return path, source, jax.device_get(state)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(whole, tmp_path):
+  _, source, expected = whole
+  first = Cycle(until(3))
+  finished, number, _ = one_run(tmp_path, first)
+  assert not finished and number == 3
+  second = Cycle()
+  finished, number, state = one_run(tmp_path, second)
+  assert finished and number == STEPS
+  assert first.seen + second.seen == source.seen
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
+
+
+def test_a_run_goes_on_with_other_devices(whole, tmp_path):
+  _, _, expected = whole
+  one_run(tmp_path, Cycle(until(3)))
+  _, _, state = one_run(tmp_path, Cycle(), devices=8)
+  kernel = "blocks/video/self_attention/query/kernel"
+  assert len(state.trained[kernel].sharding.device_set) == 8
+  assert not state.trained[kernel].sharding.is_fully_replicated
+  for part in ("trained", "average"):
+    ours, reference = getattr(state, part), getattr(expected, part)
+    for path, value in reference.items():
+      # Of what was learnt, not of the weights themselves.
+      moved = np.abs(value - step_test.trainer()[1].trained[path]).max()
+      assert np.abs(ours[path] - value).max() <= 1e-2 * moved, path
+      assert parity.relative_error(ours[path], value) < 1e-5, path
+
+
+def test_logs_tell_what_a_group_wants_to_know(whole):
+  lines = logs.read(whole[0])
+  assert [line["step"] for line in lines] == [2, 4, 6]
+  for line in lines:
+    assert line["train/loss"] > 0.3 and line["train/loss_video"] > 0.3
+    assert line["train/loss_audio"] > 0.3 and line["train/gradient_norm"] > 0
+    assert line["train/learning_rate"] == pytest.approx(1e-3)
+    assert line["speed/step_seconds"] > 0
+    assert 0 <= line["speed/waiting_share"] <= 1
+    ratio = line["speed/tokens_per_second"] / line["speed/clips_per_second"]
+    assert ratio == pytest.approx(2 * 2 * 3 + 9)
+    assert "speed/model_flops_utilization" not in line
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+  def spoil(number, batch):
+    if number == 4:
+      batch.latents.audio[5, 0] = np.nan
+    return batch
+
+  message = r"step 4: loss nan, .*\(source:index\) 0:29\. The last checkpoint"
+  with pytest.raises(loop.NonFinite, match=message):
+    one_run(tmp_path, Cycle(spoil), save=3)
+  config = manager.Config(directory=str(tmp_path / "checkpoints"))
+  with manager.Manager(config) as kept:
+    assert kept.steps() == [3]
+
+
+@pytest.mark.parametrize(
+  ("size", "parts", "message"),
+  [
+    (12, 1, "batch 12 must be a multiple of 8: 1 parts.*; 8 would do"),
+    (24, 2, "must be a multiple of 16: 2 parts, each over 8 devices.*16 would"),
+    (0, 1, "batch 0 must be a multiple of 8"),
+  ],
+)
+def test_a_batch_that_does_not_divide_is_refused(size, parts, message):
+  mesh = meshes.make(jax.devices()[:8], data=2, fsdp=4)
+  with pytest.raises(ValueError, match=message):
+    placement.check_batch(size, parts, mesh)
+  placement.check_batch(32, 2, mesh)
+
+
+def test_an_impossible_cadence_is_refused():
+  with pytest.raises(ValueError, match="save must be 0"):
+    loop.Cadence(save=-1)
+  with pytest.raises(ValueError, match="profile_steps must be"):
+    loop.Cadence(profile=(3, 2))
