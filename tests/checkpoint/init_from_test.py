@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -264,13 +265,18 @@ def test_damaged_sources(wan, sound, tmp_path):
   other = tmp_path / "states"
   with manager.Manager(manager.Config(directory=str(other))) as checkpoints:
     checkpoints.save(1, {"params": {"a": 1.0}})
+  cut = tmp_path / "cut"
+  shutil.copytree(sound, cut)
+  (cut / "3" / "state" / "_METADATA").write_text("{}")
   sources = [
     source(tmp_path / "7", SOUND),
     source(tmp_path, ("video/.*",)),
     source(other, ("blocks/video/.*",)),
+    source(cut, ("audio/head/.*",)),
   ]
   lines = problems(shapes(), sources)
-  assert len(lines) == 3
+  assert len(lines) == 4
+  assert f"{cut}/3: the checkpoint is damaged (state/_METADATA" in lines[3]
   assert "/7: the checkpoint is damaged" in lines[0]
   assert "ovi_jax.json is damaged" in lines[1]
   assert "expected parameters under ['trained', 'frozen'" in lines[2]

@@ -3,6 +3,7 @@
 import errno
 import functools
 import itertools
+import json
 import resource
 import shutil
 from typing import NamedTuple
@@ -272,12 +273,22 @@ def test_the_older_one_is_used_when_the_newest_is_damaged(two, name):
     assert (restored.step, restored.iterator) == (1, b"records 1")
     assert_same(restored.state, state(1))
     assert f"{two}/2 is damaged: " in lines[0]
+    assert name == "checksums.json" or "bytes, expected" in lines[0]
     assert f"older checkpoint {two}/1" in lines[1]
     assert f"set aside as {two}/2.damaged" in lines[2]
     # The run comes to that step again.
     assert checkpoints.save(2, state(4))
     assert_same(checkpoints.restore_newest(state(0)).state, state(4))
   assert (two / "2.damaged").is_dir()
+
+
+def test_checksums_have_a_checksum(two):
+  path = two / "2" / "checksums.json"
+  listed = json.loads(path.read_text())
+  del listed["files"]["state/manifest.ocdbt"]
+  path.write_text(json.dumps(listed))
+  with pytest.raises(ValueError, match="its own checksum differs"):
+    saved.describe(two / "2")
 
 
 def test_none_can_be_read(two):
@@ -338,14 +349,24 @@ def test_the_disk_fills_up_during_a_save(two):
     assert checkpoints.restore_newest(state()).step == 3
 
 
-def test_an_error_while_sealing_leaves_the_earlier_ones(two, monkeypatch):
+@pytest.mark.parametrize(
+  ("number", "kind", "message"),
+  [
+    (errno.EIO, ValueError, r"step 3 was not .*strange"),
+    (errno.ENOSPC, OSError, r"no space left: .* step 3 was not"),
+    (errno.EDQUOT, OSError, r"no space left: .* step 3 was not"),
+  ],
+)
+def test_an_error_while_sealing_leaves_the_earlier_ones(
+  two, monkeypatch, number, kind, message
+):
   def fail(*_):
-    raise OSError(errno.EIO, "broken disk")
+    raise OSError(number, "strange")
 
   with opened(two) as checkpoints:
     monkeypatch.setattr(integrity, "write", fail)
     checkpoints.save(3, state(3))
-    with pytest.raises(ValueError, match=r"step 3 was not .*broken disk"):
+    with pytest.raises(kind, match=message):
       checkpoints.wait()
     assert checkpoints.steps() == [2, 1]
     assert checkpoints.restore_newest(state()).step == 2
