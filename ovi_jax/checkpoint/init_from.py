@@ -53,7 +53,7 @@ class Source:
     path: directory of converted weights, of a run's checkpoints (the newest
       is used), or of one checkpoint. A damaged one is refused.
     take: patterns of the paths it supplies.
-    leave: patterns of paths it holds and shall not supply.
+    leave: patterns of paths it shall not supply, whether or not it has them.
     averaged: of checkpoints, take the moving average where there is one.
     groups: in a checkpoint, the branches of its state that hold parameters.
     average: the branch that holds their average.
@@ -215,10 +215,6 @@ def _fit(
   problems = [
     f"take {pattern!r} of {name} matches nothing"
     for pattern in _idle(source.take, everything)
-  ]
-  problems += [
-    f"leave {pattern!r} of {name} matches nothing it has"
-    for pattern in _idle(source.leave, opened.shapes)
   ]
   problems += [
     f"{path}: {name} has it, the model has not"
