@@ -35,7 +35,7 @@ ALLOWED = {
   },
   "sampling": {"models", "diffusion", "parallel", "checkpoint"},
 }
-SMALL = ("sample.py", "convert_torch_weights.py")
+SMALL = ("sample.py", "train.py", "convert_torch_weights.py")
 
 
 def imported(path: pathlib.Path) -> set[str]:

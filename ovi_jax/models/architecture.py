@@ -144,10 +144,10 @@ def released_sizes() -> dict[str, Any]:
 def parameter_shapes(component: str, config: Any) -> dict[str, Any]:
   """Parameters of a component as nested shapes; takes no memory for them."""
   key = jax.random.key(0)
-  return jax.eval_shape(functools.partial(_init, component, config), key)
+  return jax.eval_shape(functools.partial(init, component, config), key)
 
 
-def _init(component: str, config: Any, key: jax.Array) -> Mapping[str, Any]:
+def init(component: str, config: Any, key: jax.Array) -> Mapping[str, Any]:
   """Random parameters, from arguments of the smallest size."""
   match component:
     case "umt5":

@@ -1,0 +1,23 @@
+"""Stage 1: the audio tower alone, on speech of up to 12 s, from nothing.
+
+  python train.py --config=configs/audio_pretrain.py --workdir=DIR
+    --config.data.sources="('DIR',)"
+
+The paper: 50k steps of 2,880 clips, learning rate 1e-4, betas 0.9 and 0.999,
+hundreds of thousands of hours of sound; its hardware was not published.
+`:mini` takes a minute on two cores.
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  mini = base.size(arg)
+  config = base.training(mini, video=False, audio=True)
+  config.initial.audio = "fresh"
+  config.batch = 8 if mini else 2880
+  # Latents of 3, 6, 9 and 12 s at 31.25 a second.
+  config.data.audio = (93, 187, 281, 375)
+  return config

@@ -1,0 +1,124 @@
+"""What the stages' configs share; not a stage itself.
+
+Sizes are the released model's, or `mini` ones that train on one core. Fields
+are explained in `ovi_jax/training/settings.py` and the classes it names.
+"""
+
+import ml_collections
+
+MINI = "mini"
+FULL_TOWER = {
+  "width": 3072,
+  "blocks": 30,
+  "heads": 24,
+  "feed_forward": 14336,
+  "text_width": 4096,
+  "text_length": 512,
+}
+MINI_TOWER = {
+  "width": 96,
+  "blocks": 4,
+  "heads": 4,
+  "feed_forward": 256,
+  "text_width": 48,
+  "text_length": 32,
+}
+AUDIO_ROPE = 0.19676  # ratio of the towers' token rates, as released
+CLIP = (31, 44, 46)  # latents of 121 frames of 704 by 736 pixels
+MINI_CLIP = (31, 4, 4)
+CLIP_AUDIO = 157  # latents of 5.04 s
+
+
+def size(arg: str) -> bool:
+  """Whether the part of `--config=FILE:ARG` asks for the mini size.
+
+  Raises:
+    ValueError: it asks for something else.
+  """
+  if arg not in ("", MINI):
+    raise ValueError(f"config size {arg!r} is unknown; give :mini or nothing")
+  return arg == MINI
+
+
+def towers(mini: bool, video: bool, audio: bool) -> dict:
+  """Sizes of the towers of a stage."""
+  shared = MINI_TOWER if mini else FULL_TOWER
+  return {
+    "video": {**shared, "channels": 48, "patch": (1, 2, 2)} if video else None,
+    "audio": {
+      **shared,
+      "channels": 20,
+      "patch": (1,),
+      "rope_scale": AUDIO_ROPE,
+    }
+    if audio
+    else None,
+  }
+
+
+def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
+  """Fields with the values that most stages have."""
+  return ml_collections.ConfigDict(
+    {
+      "model": towers(mini, video, audio),
+      "initial": {
+        "video": "" if video else None,
+        "audio": "" if audio else None,
+      },
+      "trains": "all",
+      "objective": {
+        "scales": {"video": float(video), "audio": float(audio)},
+        "times": {
+          "distribution": "uniform",  # the paper's
+          "mean": 0.0,
+          "deviation": 1.0,
+          "shift": 1.0,
+          "shared": True,
+        },
+        "prompt_dropout": {"video": 0.1, "audio": 0.1},  # ours
+        "first_frame": 0.0,
+      },
+      "optimizer": {
+        "learning_rate": 1e-3 if mini else 1e-4,
+        "schedule": "constant",
+        "warmup_steps": 10 if mini else 1000,  # ours
+        "final_share": 0.0,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.01,  # ours
+        "clip_norm": 1.0,  # ours
+        "average_decay": 0.99 if mini else 0.9999,  # ours
+      },
+      "data": {
+        "sources": ("",),
+        "weights": (),
+        "video": (MINI_CLIP if mini else CLIP,),
+        "audio": (CLIP_AUDIO,),
+        "caption": "random",
+        "crop": "random",
+        "drop_unfit": False,
+        "scale_batch": False,
+        "multiple": 0,
+        "workers": 0 if mini else 8,
+        "prefetch": 2,
+      },
+      "steps": 200 if mini else 50_000,
+      "batch": 8,
+      "parts": 1,
+      "seed": 0,
+      "dtype": "auto",
+      "frozen_dtype": "auto",
+      "attention": "auto",
+      "remat": "none" if mini else "full",
+      "mesh": {"data": 1, "fsdp": 0, "context": 1, "tensor": 1},
+      "cadence": {
+        "log": 10,
+        "save": 50 if mini else 1000,
+        "review": 0,
+        "profile": (0, 0),
+      },
+      "keep": {"last": 2, "every": 0 if mini else 10_000},
+    },
+    convert_dict=True,
+  )

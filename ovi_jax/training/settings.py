@@ -1,0 +1,216 @@
+"""A training run's settings: the flags' config, checked and frozen once."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+
+from ovi_jax.data import schema
+from ovi_jax.data import settings as data_settings
+from ovi_jax.diffusion import times
+from ovi_jax.modality import AV
+from ovi_jax.models import dit
+from ovi_jax.training import loop
+from ovi_jax.training import objective
+from ovi_jax.training import optimizer
+
+FRESH = "fresh"  # as an initial tower: random, learnt from nothing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keep:
+  """Which checkpoints stay.
+
+  Attributes:
+    last: how many of the newest.
+    every: also those of steps it divides; 0 = none.
+  """
+
+  last: int = 2
+  every: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """A run of one stage.
+
+  Attributes:
+    model: sizes of each tower, `None` for one that the stage has not.
+    initial: where each tower comes from: a directory of converted weights, of
+      an earlier run, or "fresh".
+    trains: a key of `trainable.TRAINABLE`.
+    objective: the loss.
+    optimizer: how parameters are moved.
+    data: what is read.
+    steps: of the whole run.
+    batch: examples of a step, over all devices and parts.
+    parts: gradients of so many parts of a batch are summed.
+    seed: of initialisation, data order, noise and times.
+    dtype: compute dtype, "auto" for bfloat16 on accelerators.
+    frozen_dtype: of parameters that are not trained.
+    attention: backend, see `models.attention`.
+    remat: see `models.fusion.REMAT`, or "none".
+    mesh: devices along each mesh axis; 0 for all that are left over.
+    cadence: what happens when.
+    keep: which checkpoints stay.
+  """
+
+  model: AV[dit.DiTConfig]
+  initial: AV[str]
+  trains: str
+  objective: objective.Objective
+  optimizer: optimizer.OptimizerSettings
+  data: data_settings.LoaderSettings
+  steps: int
+  batch: int
+  parts: int
+  seed: int
+  dtype: str
+  frozen_dtype: str
+  attention: str
+  remat: str
+  mesh: Mapping[str, int]
+  cadence: loop.Cadence
+  keep: Keep
+
+  def __post_init__(self):
+    problems = [
+      f"{name} must be at least 1, got {getattr(self, name)}"
+      for name in ("steps", "batch", "parts")
+      if getattr(self, name) < 1
+    ]
+    problems += [
+      f"initial.{name}: the stage starts from this tower; give"
+      f" --config.initial.{name}=DIR (converted weights or an earlier run),"
+      f" or {FRESH!r}"
+      for name in self.model.present()
+      if not getattr(self.initial, name)
+    ]
+    if not all(source.path for source in self.data.sources):
+      problems.append("data.sources: give --config.data.sources=\"('DIR',)\"")
+    for name in ("dtype", "frozen_dtype"):
+      known = ("auto", "float32", "bfloat16")
+      if getattr(self, name) not in known:
+        problems.append(
+          f"{name} {getattr(self, name)!r} is unknown; choose from"
+          f" {', '.join(known)}"
+        )
+    if problems:
+      raise ValueError("config: " + "; ".join(problems))
+
+  @classmethod
+  def from_config(cls, config: ml_collections.ConfigDict) -> "Settings":
+    """From the flags' config.
+
+    Raises:
+      ValueError: a field is missing or unknown (its dotted name), or a value
+        cannot be.
+    """
+    values = config.to_dict()
+    model = _pair(values, "model", lambda v, n: _built(dit.DiTConfig, v, n))
+    made = {
+      "model": model,
+      "initial": _pair(values, "initial", lambda v, _: v),
+      "objective": _objective(values.pop("objective")),
+      "optimizer": _built(
+        optimizer.OptimizerSettings, values.pop("optimizer"), "optimizer"
+      ),
+      "data": _data(values.pop("data"), model),
+      "cadence": _built(loop.Cadence, values.pop("cadence"), "cadence"),
+      "keep": _built(Keep, values.pop("keep"), "keep"),
+    }
+    return _built(cls, values | made, "")
+
+  def compute_dtype(self, platform: str) -> jnp.dtype:
+    """What the model computes in on a platform."""
+    name = self.dtype
+    if name == "auto":
+      name = "float32" if platform == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+  def stored_dtype(self, platform: str) -> jnp.dtype:
+    """What frozen parameters are kept in on a platform."""
+    if self.frozen_dtype == "auto":
+      return self.compute_dtype(platform)
+    return jnp.dtype(self.frozen_dtype)
+
+
+def _built(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+  """An instance of a frozen dataclass; every field by name, none unknown."""
+  fields = dataclasses.fields(cls)
+  needed = {
+    f.name
+    for f in fields
+    if f.default is dataclasses.MISSING
+    and f.default_factory is dataclasses.MISSING
+  }
+  at = f"config.{where}." if where else "config."
+  unknown = sorted(values.keys() - {f.name for f in fields})
+  missing = sorted(needed - values.keys())
+  if unknown or missing:
+    known = ", ".join(sorted(f.name for f in fields))
+    said = [f"{at}{name} is unknown" for name in unknown]
+    said += [f"{at}{name} is missing" for name in missing]
+    raise ValueError(f"{'; '.join(said)}; the fields are {known}")
+  return cls(**values)
+
+
+def _pair(values: dict[str, Any], name: str, make: Any) -> AV[Any]:
+  """Take `values[name]` as a pair; `None` stays."""
+  pair = _built(Pair, values.pop(name), name)
+  return AV(
+    **{
+      n: None if v is None else make(v, f"{name}.{n}")
+      for n, v in dataclasses.asdict(pair).items()
+    }
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+  """The names of a pair in a config."""
+
+  video: Any = None
+  audio: Any = None
+
+
+def _objective(values: dict[str, Any]) -> objective.Objective:
+  made = {
+    name: _pair(values, name, lambda v, _: v)
+    for name in ("scales", "prompt_dropout")
+  }
+  made["times"] = _built(times.Times, values.pop("times"), "objective.times")
+  return _built(objective.Objective, values | made, "objective")
+
+
+def _data(
+  values: dict[str, Any], model: AV[dit.DiTConfig]
+) -> data_settings.LoaderSettings:
+  """Sources and buckets from plain tuples; the rest by name."""
+  weights = values.pop("weights", ()) or (None,) * len(values["sources"])
+  if len(weights) != len(values["sources"]):
+    raise ValueError(
+      f"config.data.weights: {len(weights)} weights for"
+      f" {len(values['sources'])} sources; give one each, or none"
+    )
+  sources = tuple(
+    data_settings.Source(path=path, weight=weight)
+    for path, weight in zip(values.pop("sources"), weights)
+  )
+  video = [tuple(v) for v in values.pop("video")] if model.video else []
+  audio = list(values.pop("audio")) if model.audio else []
+  values.pop("video", None), values.pop("audio", None)
+  buckets = tuple(
+    data_settings.Bucket(video=v, audio=a)
+    for v in video or [None]
+    for a in audio or [None]
+  )
+  towers = list(model.present().values())
+  sizes = schema.Geometry(text_width=towers[0].text_width)
+  for name, tower in model.present().items():
+    sizes = dataclasses.replace(sizes, **{f"{name}_channels": tower.channels})
+  made = {"sources": sources, "buckets": buckets, "geometry": sizes}
+  made["text_rows"] = towers[0].text_length
+  return _built(data_settings.LoaderSettings, values | made, "data")

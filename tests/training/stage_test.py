@@ -1,0 +1,166 @@
+"""Stages from their configs, one after the other, and bad input."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from ovi_jax.data import builder
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.training import logs
+from ovi_jax.training import settings
+from ovi_jax.training import stage
+
+SIZES = schema.Geometry(text_width=48)
+CLIP, SOUND = (2, 4, 4), 7
+
+
+def record(number: int, video: bool = True) -> schema.Record:
+  """Random latents and a prompt, of a clip of five frames."""
+  draw = np.random.default_rng(number)
+  return schema.Record(
+    id=f"clip-{number}",
+    source="generated",
+    captions=("a clip",),
+    latents=AV(
+      draw.standard_normal((*CLIP, 48)).astype("f2") if video else None,
+      draw.standard_normal(
+        (SOUND - (number % 3 if not video else 0), 20)
+      ).astype("f2"),
+    ),
+    text=(draw.standard_normal((3, 48)).astype("f2"),),
+  )
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory) -> dict[str, str]:
+  """Clips with sound, and sounds alone."""
+  root, paths = tmp_path_factory.mktemp("data"), {}
+  for name, video in (("clips", True), ("sounds", False)):
+    paths[name] = str(root / name)
+    builder.write(
+      paths[name],
+      {"train": [record(i, video) for i in range(12)]},
+      geometry=SIZES,
+      null_text=np.full((1, 48), 0.5, np.float32),
+    )
+  return paths
+
+
+def config(name: str, source: str, **changes):
+  """A stage's mini config, smaller still."""
+  values = importlib.import_module(f"configs.{name}").get_config("mini")
+  values.data.sources = (source,)
+  values.data.video, values.data.audio = (CLIP,), (SOUND,)
+  values.steps, values.batch, values.cadence.log = 4, 4, 2
+  values.optimizer.warmup_steps = 2
+  values.mesh.fsdp = 1
+  for tower in values.model.values():
+    if tower is not None:
+      tower.update(width=32, blocks=2, heads=2, feed_forward=48)
+  with values.unlocked():
+    values.update_from_flattened_dict(changes)
+  return values
+
+
+def run(values, path) -> bool:
+  return stage.train(
+    settings.Settings.from_config(values), values.to_dict(), path, lambda _: 0
+  )
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  one = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda *_: one)
+
+
+@pytest.fixture(scope="module")
+def pretrained(datasets, tmp_path_factory):
+  """Runs of the two towers alone."""
+  root = tmp_path_factory.mktemp("runs")
+  with pytest.MonkeyPatch.context() as patch:
+    one = jax.devices()[:1]
+    patch.setattr(jax, "devices", lambda *_: one)
+    run(config("audio_pretrain", datasets["sounds"]), root / "audio")
+    run(config("video_pretrain", datasets["clips"]), root / "video")
+  return root
+
+
+def test_stages_follow_each_other(pretrained, datasets, tmp_path):
+  tuned = config(
+    "audio_finetune",
+    datasets["sounds"],
+    **{"initial.audio": str(pretrained / "audio" / "checkpoints")},
+  )
+  assert run(tuned, tmp_path / "tuned")
+  both = config(
+    "fusion",
+    datasets["clips"],
+    **{
+      "initial.audio": str(tmp_path / "tuned" / "checkpoints"),
+      "initial.video": str(pretrained / "video" / "checkpoints"),
+    },
+  )
+  assert run(both, tmp_path / "fusion")
+  lines = logs.read(tmp_path / "fusion")
+  assert [line["step"] for line in lines] == [2, 4]
+  assert all(line["train/loss_video"] > 0.3 for line in lines)
+  # The same command again has nothing to do.
+  assert run(both, tmp_path / "fusion")
+  assert len(logs.read(tmp_path / "fusion")) == 2
+
+
+def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
+  first = config("audio_pretrain", datasets["sounds"])
+  assert run(first, tmp_path)
+  longer = config("audio_pretrain", datasets["sounds"], steps=6)
+  assert run(longer, tmp_path)
+  assert [line["step"] for line in logs.read(tmp_path)] == [2, 4, 6]
+  other = config("audio_pretrain", datasets["sounds"], seed=1)
+  with pytest.raises(ValueError, match="seed"):
+    run(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"optimizer.momentum": 0.9}, "config.optimizer.momentum is unknown; the"),
+    ({"walks": 1}, "config.walks is unknown"),
+    ({"initial.audio": ""}, "initial.audio: the stage starts from this tower"),
+    ({"batch": 3, "parts": 2}, "batch 3 must be a multiple of 2"),
+    ({"remat": "half"}, "remat 'half' is unknown"),
+    ({"trains": "heads"}, "trainable 'heads' is unknown"),
+    ({"dtype": "float8"}, "dtype 'float8' is unknown"),
+    ({"model.audio.channels": 8}, "audio_channels: expected 8, got 20"),
+    ({"model.audio.text_width": 64}, "text_width: expected 64, got 48"),
+    ({"optimizer.warmup_steps": 9}, "warmup_steps 9 must be fewer than the 4"),
+    ({"data.sources": ("nowhere",)}, "nowhere"),
+    ({"initial.audio": "nowhere"}, "nowhere"),
+    ({"mesh.data": 3, "mesh.fsdp": 1}, "multiply to 1 devices"),
+    ({"attention": "flesh"}, "attention 'flesh' is unknown"),
+  ],
+)
+def test_what_cannot_be_is_said_before_the_first_step(
+  changes, message, datasets, tmp_path
+):
+  values = config("audio_pretrain", datasets["sounds"], **changes)
+  with pytest.raises(ValueError, match=message):
+    run(values, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
+  values = config(
+    "fusion",
+    datasets["clips"],
+    **{
+      "initial.audio": str(pretrained / "audio" / "checkpoints"),
+      "initial.video": str(pretrained / "video" / "checkpoints"),
+      "model.video.feed_forward": 64,
+    },
+  )
+  with pytest.raises(ValueError, match="blocks/video/feed_forward/in/kernel"):
+    run(values, tmp_path / "run")

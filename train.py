@@ -1,0 +1,47 @@
+"""Train a stage: audio, video, or both towers together.
+
+  python train.py --config=configs/fusion.py --workdir=DIR
+    --config.initial.video=DIR --config.initial.audio=DIR
+    --config.data.sources="('DIR',)"
+  python train.py --config=configs/audio_pretrain.py:mini --workdir=DIR …
+
+Run the same command again to go on from the newest checkpoint. Exit codes: 0
+finished, 75 told to stop (SIGTERM) and saved, 1 an error that is said.
+"""
+
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+from ovi_jax import runtime
+from ovi_jax.training import loop
+from ovi_jax.training import settings
+from ovi_jax.training import stage
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config")
+flags.DEFINE_string("workdir", "", "Directory of the run.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  runtime.start()
+  try:
+    if FLAGS.config is None or not FLAGS.workdir:
+      raise ValueError("--config=configs/STAGE.py and --workdir=DIR are needed")
+    finished = stage.train(
+      settings.Settings.from_config(FLAGS.config),
+      FLAGS.config.to_dict(),
+      pathlib.Path(FLAGS.workdir),
+    )
+  except (OSError, ValueError) as error:
+    sys.exit(f"train: {error}")
+  sys.exit(0 if finished else loop.INTERRUPTED)
+
+
+if __name__ == "__main__":
+  app.run(main)
