@@ -242,7 +242,8 @@ def read(
     raise ValueError(f"{path} has no split {split!r}; it has {sorted(names)}")
   stored = base64.b64decode(metadata["null_text"] or "")
   null_SE = np.frombuffer(stored, "<f4").reshape(-1, found.text_width)
-  data = tfds.builder_from_directory(str(path)).as_data_source(split=split)
+  opened: Any = tfds.builder_from_directory(str(path))
+  data = opened.as_data_source(split=split)
   index = np.load(path / f"index-{split}.npy")
   if len(index) != len(data):
     raise ValueError(

@@ -95,9 +95,10 @@ class _Numbered:
   def __len__(self) -> int:
     return _ENDLESS
 
-  def __getitem__(self, number: int) -> schema.Batch:
-    before, batches = self.block(number + self._first)
-    return self._share.read(*batches[number + self._first - before.batches])
+  def __getitem__(self, index: int) -> schema.Batch:
+    number = index + self._first
+    before, batches = self.block(number)
+    return self._share.read(*batches[number - before.batches])
 
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, "_lock": None}
@@ -221,6 +222,7 @@ class Loader(Iterator[schema.Batch]):
       ],
       "caption": settings.caption,
       "crop": settings.crop,
+      "media": settings.media,
     }
 
   def close(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ovi_jax.data import builder
+from ovi_jax.data import clips
 from ovi_jax.data import plan
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
@@ -21,13 +22,23 @@ def blank(
   settings: settings_lib.LoaderSettings, bucket: settings_lib.Bucket, count: int
 ) -> schema.Batch:
   """A batch of `count` rows that stand for no record."""
-  sizes = settings.geometry
-  video = audio = None
+  sizes, video, audio = settings.geometry, None, None
   if bucket.video is not None:
-    shape = (count, *bucket.video, sizes.video_channels)
-    video = np.zeros(shape, np.float32)
+    T, H, W = bucket.video
+    time, row, column = sizes.video_strides
+    frames = 1 + time * (T - 1), row * H, column * W
+    video = (
+      np.zeros((count, *frames, 3), np.uint8)
+      if settings.media
+      else np.zeros((count, T, H, W, sizes.video_channels), np.float32)
+    )
   if bucket.audio is not None:
-    shape = (count, bucket.audio, sizes.audio_channels)
+    each = sizes.samples_per_audio_latent
+    shape = (
+      (count, bucket.audio * each)
+      if settings.media
+      else (count, bucket.audio, sizes.audio_channels)
+    )
     audio = np.zeros(shape, np.float32)
   latents = AV(video=video, audio=audio)
   text_BSE = np.zeros((count, settings.text_rows, sizes.text_width), np.float32)
@@ -81,23 +92,23 @@ def _fill(
 ) -> None:
   """Write a record into a row of the batch."""
   where = f"{path}, record {record.id!r}"
-  for name in batch.latents.present():
-    media, cached = getattr(record, name), getattr(record.latents, name)
-    if cached is None:
-      if media is not None:
-        raise ValueError(
-          f"{where}: has its {name} as media only, expected cached latents;"
-          " encode the dataset first"
-        )
-      continue
-    out = getattr(batch.latents, name)
-    begin, spare = 0, cached.shape[0] - out.shape[1]
-    alone = batch.latents.video is None or record.latents.video is None
+  present = batch.latents.present()
+  if "video" in present and record.sizes.video[0]:
+    part = _video(record, settings, where)
+    present["video"][row, : len(part)] = part
+    batch.lengths.video[row] = record.sizes.video[0]
+  if "audio" in present and record.sizes.audio:
+    part = _audio(record, settings, where)
+    each = settings.geometry.samples_per_audio_latent if settings.media else 1
+    room, begin = present["audio"].shape[1] // each, 0
+    spare = record.sizes.audio - room
+    alone = "video" not in present or not record.sizes.video[0]
     if spare > 0 and alone and settings.crop == "random":
       begin = int(choose.integers(spare + 1))
-    kept = cached[begin : begin + out.shape[1]]
-    out[row, : len(kept)] = kept
-    getattr(batch.lengths, name)[row] = len(kept)
+    length = min(room, record.sizes.audio)
+    kept = part[begin * each : (begin + length) * each]
+    present["audio"][row, : len(kept)] = kept
+    batch.lengths.audio[row] = length
   if not record.text:
     raise ValueError(
       f"{where}: has no text embedding; encode the dataset first"
@@ -112,6 +123,39 @@ def _fill(
       f" most {settings.text_rows}; raise text_rows or shorten the caption"
     )
   text(batch)[row, : len(text_SE)] = text_SE
+
+
+def _video(
+  record: schema.Record, settings: settings_lib.LoaderSettings, where: str
+) -> np.ndarray:
+  """Frames or latents, as the settings say; ValueError if not there."""
+  held = record.video if settings.media else record.latents.video
+  if held is None:
+    raise ValueError(_lacking("video", settings.media, where))
+  return clips.frames(record) if settings.media else record.latents.video
+
+
+def _audio(
+  record: schema.Record, settings: settings_lib.LoaderSettings, where: str
+) -> np.ndarray:
+  """Samples or latents, as the settings say; ValueError if not there."""
+  held = record.audio if settings.media else record.latents.audio
+  if held is None:
+    raise ValueError(_lacking("audio", settings.media, where))
+  return clips.wave(record) if settings.media else record.latents.audio
+
+
+def _lacking(name: str, media: bool, where: str) -> str:
+  """What to say of a record that has a modality in the other form only."""
+  if media:
+    return (
+      f"{where}: has its {name} as latents only, expected media; set media to"
+      " False, or write the dataset with its media"
+    )
+  return (
+    f"{where}: has its {name} as media only, expected cached latents; encode"
+    " the dataset first, or set media to True"
+  )
 
 
 def text(batch: schema.Batch) -> np.ndarray:

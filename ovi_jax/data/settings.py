@@ -72,6 +72,9 @@ class LoaderSettings:
     drop_unfit: leave out records that no bucket holds, rather than refuse.
     scale_batch: give shorter buckets more rows, for about equal tokens.
     multiple: rows of a scaled batch are a multiple of it; 0 for the batch.
+    media: read mp4 and PCM, not cached latents. `latents` of a batch then hold
+      uint8 frames [B, 1 + 4·(T-1), 16·H, 16·W, 3] and float32 samples
+      [B, 512·T], and `lengths` still count latents.
     workers: processes that read and decode; 0 reads in this one.
     prefetch: batches that each worker (or this process) keeps ready.
   """
@@ -85,6 +88,7 @@ class LoaderSettings:
   drop_unfit: bool = False
   scale_batch: bool = False
   multiple: int = 0
+  media: bool = False
   workers: int = 0
   prefetch: int = 2
 
@@ -113,7 +117,9 @@ class LoaderSettings:
         )
     for name in ("text_rows", "prefetch"):
       if getattr(self, name) < 1:
-        raise ValueError(f"{name} must be at least 1, got {self.text_rows}")
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}"
+        )
     if self.workers < 0 or self.multiple < 0:
       raise ValueError("workers and multiple must not be negative")
 
