@@ -153,8 +153,8 @@ class Manager:
 
     Args:
       step: from 0.
-      state: pytree of jax arrays (any shardings), numpy arrays, random keys and
-        Python numbers. The caller may change or donate it afterwards.
+      state: pytree of jax and numpy arrays, random keys and Python numbers. It
+        may be donated afterwards.
       iterator: input state of this process: bytes, or anything JSON.
       metadata: JSON.
 
@@ -162,9 +162,8 @@ class Manager:
       Whether it was saved; False if there is a checkpoint of this step.
 
     Raises:
-      OSError: no space is left for it, or for the save before it.
-      ValueError: a leaf or the metadata cannot be saved, or the save before
-        failed. Earlier checkpoints stay.
+      OSError: no space is left for it, or was for the save before it.
+      ValueError: something cannot be saved, or the save before it failed.
     """
     flat = leaves.flatten(state)
     meta = saved.description(step, flat, iterator, metadata or {})

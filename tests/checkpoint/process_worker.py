@@ -1,0 +1,66 @@
+"""One of two processes that share checkpoints; run by processes_test.py."""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ovi_jax.checkpoint import manager
+from ovi_jax.checkpoint import workdir
+
+P = jax.sharding.PartitionSpec
+
+
+def state(step: int) -> dict:
+  """A state over all devices of both processes."""
+  axis = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=axis)
+  rows = jax.sharding.NamedSharding(mesh, P("fsdp"))
+  whole = jax.sharding.NamedSharding(mesh, P())
+  ramp = np.arange(64, dtype=np.float32) + step
+  return {
+    "a": jax.make_array_from_callback((64,), rows, lambda index: ramp[index]),
+    "key": jax.jit(lambda: jax.random.key(step), out_shardings=whole)(),
+    "host": ramp,
+    "step": step,
+  }
+
+
+def check(restored: manager.Restored, step: int) -> None:
+  assert restored.step == restored.state["step"] == step
+  expected = state(step)
+  shards = zip(
+    restored.state["a"].addressable_shards, expected["a"].addressable_shards
+  )
+  for ours, theirs in shards:
+    np.testing.assert_array_equal(ours.data, theirs.data)
+  np.testing.assert_array_equal(restored.state["host"], expected["host"])
+  me = jax.process_index()
+  assert restored.iterator == b"input" * (me + step)
+
+
+def main(directory: pathlib.Path, me: int, port: str) -> None:
+  jax.distributed.initialize(f"127.0.0.1:{port}", 2, me)
+  workdir.check_config(directory, {"seed": 0})
+  path = directory / "checkpoints"
+  config = manager.Config(directory=str(path))
+  with manager.Manager(config, log=print) as checkpoints:
+    assert checkpoints.restore_newest(state(0)) is None
+    for step in (1, 2, 3):
+      assert checkpoints.save(step, state(step), b"input" * (me + step))
+    check(checkpoints.restore_newest(state(0)), 3)
+    multihost_utils.sync_global_devices("restored")
+    if me == 0:
+      (path / "3" / "state" / "_METADATA").write_text("{}")
+    multihost_utils.sync_global_devices("damaged")
+    check(checkpoints.restore_newest(state(0)), 2)
+    assert checkpoints.save(3, state(3), b"input" * (me + 3))
+    checkpoints.wait()
+    assert checkpoints.steps() == [3, 2]
+  print("done")
+
+
+if __name__ == "__main__":
+  main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
