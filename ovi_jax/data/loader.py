@@ -13,6 +13,8 @@ source; the last of an epoch share a batch with the first of the next.
 """
 
 import dataclasses
+import multiprocessing
+import os
 import threading
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -121,6 +123,19 @@ class _Numbered:
     raise AssertionError(f"batch {number} lies before the blocks kept")
 
 
+def _end_with_parent(worker: int, workers: int) -> None:
+  """Run in a worker: end it when the process that started it is killed."""
+  del worker, workers
+  parent = multiprocessing.parent_process()
+
+  def watch():
+    if parent is not None:
+      parent.join()
+      os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
 class Loader(Iterator[schema.Batch]):
   """An endless iterator of this process's rows of each global batch.
 
@@ -169,7 +184,8 @@ class Loader(Iterator[schema.Batch]):
         grain.MultiprocessingOptions(
           num_workers=settings.workers,
           per_worker_buffer_size=settings.prefetch,
-        )
+        ),
+        worker_init_fn=_end_with_parent,
       )
     return iter(reading)
 

@@ -153,12 +153,9 @@ def test_truncated_and_missing_files_are_named_on_opening(copied):
 def test_damage_in_the_middle_names_file_and_record(copied):
   shard = sorted(copied.glob("*train.array_record*"))[1]
   damaged = bytearray(shard.read_bytes())
-  split = builder.read(copied)
-  needle = split[6].latents.video.tobytes()[:16]
-  place = bytes(damaged).find(needle)
-  if place < 0:  # compressed: the records lie after the first header
-    place = 200
-  damaged[place] ^= 255
+  held = [n for n in range(0, 60_000, 50) if any(damaged[n : n + 50])]
+  damaged[held[0] + 200] ^= 255
+  damaged[held[-1] - 200] ^= 255
   shard.write_bytes(bytes(damaged))
   split, broken = builder.read(copied), []
   for number in range(RECORDS):
@@ -167,4 +164,4 @@ def test_damage_in_the_middle_names_file_and_record(copied):
     except ValueError as error:
       broken.append(number)
       assert f"{shard}: record {number - 4} (number {number}" in str(error)
-  assert broken and set(broken) <= {4, 5, 6, 7}
+  assert broken == [4, 7]
