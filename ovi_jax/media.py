@@ -30,7 +30,6 @@ from ovi_jax import files
 from ovi_jax import geometry
 
 CRF = 18  # constant quality of x264; visually lossless
-SMALL = 128  # pixels a side; below it x264's mbtree reads memory never set
 AUDIO_BITRATE = 96_000  # the most that AAC spends on mono at 16 kHz
 BICUBIC_A = -0.75  # sharpness of PyTorch's bicubic kernel
 BT709 = 1  # code of the HD colour standard in H.264
@@ -126,9 +125,8 @@ def _video_stream(
   container: Any, rate: fractions.Fraction, height: int, width: int
 ) -> Any:
   """An H.264 stream; the same frames make the same bytes."""
-  options = {"crf": str(CRF)}
-  if min(height, width) < SMALL:
-    options["mbtree"] = "0"
+  # x264's mbtree reads memory that was never set.
+  options = {"crf": str(CRF), "mbtree": "0"}
   video = container.add_stream("libx264", rate=rate, options=options)
   video.height, video.width, video.pix_fmt = height, width, "yuv420p"
   context = video.codec_context

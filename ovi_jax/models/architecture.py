@@ -119,7 +119,12 @@ class Architecture:
     if self.audio_vae is not None:
       bins = self.audio_vae.data_dim
       pairs.append(("audio_vae data_dim", bins, "vocoder", "mel_bins"))
-    return [
+    lengths = [
+      f"fusion.{name} text_len is {tower.text_length}"
+      for name, tower in self.fusion.present().items()
+    ]
+    alike = len({line.split()[-1] for line in lengths}) < 2
+    return ([] if alike else [", but ".join(lengths)]) + [
       f"{what} is {size}, but {component} {key} is {other}"
       for what, size, component, key in pairs
       if (config := self.config(component)) is not None

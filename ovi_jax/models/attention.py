@@ -176,6 +176,8 @@ def _cudnn(q_BLNK, k_BSNK, v_BSNK, last: int, length_B: Any) -> jax.Array:
   )
 
 
+# Backends that do less work for a short prompt; to others it is written out.
+WEIGHS_LAST = frozenset(["xla", "xla_head"])
 Backend = Callable[[jax.Array, jax.Array, jax.Array, int, Any], jax.Array]
 BACKENDS: dict[str, Backend] = {
   "xla": functools.partial(_xla, one_head=False),

@@ -134,7 +134,7 @@ class FusionDiT(nn.Module):
     dtype: compute dtype.
     backend: attention backend, see `attention.BACKENDS`.
     hidden_limit: feed-forwards hold at most this many hidden activations at a
-      time; `None` for no limit.
+      time, in a forward pass; `None` for no limit.
     remat: what the backward pass computes anew, a key of `REMAT`.
   """
 

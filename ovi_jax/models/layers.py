@@ -109,7 +109,7 @@ def by_tokens(
   """Apply a module that treats tokens one by one to at most `limit` at once.
 
   Args:
-    module: called with [tokens, D]; its parameters exist already.
+    module: called with [tokens, D], or with all of `x_BLD`.
     x_BLD: tokens.
     limit: how many at once; `None` for all.
   """

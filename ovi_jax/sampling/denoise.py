@@ -2,7 +2,8 @@
 
 Samples, solver state and guidance are float32; the model follows its compute
 dtype. The step is one compiled program for every step of a run and for any
-number of steps; samples and solver state are donated to it.
+number of steps (one for each size of clip, and each of few lengths of text);
+samples and solver state are donated to it.
 """
 
 import functools

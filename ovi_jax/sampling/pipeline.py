@@ -29,6 +29,7 @@ from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import weights
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
+from ovi_jax.models import attention
 from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
@@ -129,7 +130,7 @@ class Pipeline:
         text_BSE = umt5.embed(
           self.arch.umt5, params, ids_BS, mask_BS, self.dtype
         )
-      embedded[text] = np.asarray(text_BSE[0, : mask_BS[0].sum()])
+      embedded[text] = np.asarray(text_BSE[0])[: mask_BS[0].sum()]
     return embedded
 
   def encode_images(
@@ -209,7 +210,8 @@ class Denoiser:
     levels = method.schedule(settings.steps, settings.shift)
     with self.pipeline.computing():
       x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise)
-      text = text_pairs(positive, negative, self.pipeline.text_length)
+      whole = self.model.backend not in attention.WEIGHS_LAST
+      text = text_pairs(positive, negative, self.pipeline.text_length, whole)
       first = None if first_frame is None else jnp.asarray(first_frame)[None]
       depth = self.model.config.video.blocks
       inputs = denoise.Inputs(
@@ -224,21 +226,43 @@ class Denoiser:
 
 
 def text_pairs(
-  positive: np.ndarray, negative: AV[np.ndarray], limit: int
+  positive: np.ndarray,
+  negative: AV[np.ndarray],
+  limit: int,
+  whole: bool = False,
 ) -> AV[np.ndarray]:
   """Embeddings_BSE of the doubled batch, zero beyond each prompt's end.
 
-  S is just long enough for the longest prompt. With the row that stands for
-  the rest it comes in multiples of `TEXT_ROWS`, so few lengths are compiled.
+  S is one of few lengths, since each compiles a program of its own: the first
+  of 64, 128, 256, ..., less the row that stands for the rest, that holds the
+  longest prompt.
+
+  Args:
+    positive: text_SE of the prompt.
+    negative: text_SE of each tower's negative prompt.
+    limit: the largest S.
+    whole: S is `limit`, for attention that gains nothing by less.
+
+  Raises:
+    ValueError: an embedding is longer than `limit`.
   """
-  longest = max(len(text) for text in (positive, *negative))
-  rows = min(TEXT_ROWS * (longest // TEXT_ROWS + 1) - 1, limit)
+  negatives = negative.present()
+  longest = max(len(text) for text in (positive, *negatives.values()))
+  if longest > limit:
+    raise ValueError(f"{longest} text embeddings; the towers read {limit}")
+  rows = TEXT_ROWS
+  while rows <= longest:
+    rows *= 2
+  rows = limit if whole else min(rows - 1, limit)
 
   def padded(text_SE: np.ndarray) -> np.ndarray:
     return np.pad(text_SE, ((0, rows - len(text_SE)), (0, 0)))
 
-  return jax.tree.map(
-    lambda n: np.stack([padded(positive), padded(n)]), negative
+  return AV(
+    **{
+      name: np.stack([padded(positive), padded(text)])
+      for name, text in negatives.items()
+    }
   )
 
 

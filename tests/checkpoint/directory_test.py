@@ -84,6 +84,12 @@ def test_sizes_that_do_not_fit_each_other(copy):
   assert arch.misfits == [
     "fusion.audio in_dim is 20, but audio_vae embed_dim is 8"
   ]
+  sizes["audio_vae"]["embed_dim"] = 20
+  sizes["fusion"]["video"]["text_len"] = 64
+  arch = architecture.Architecture.from_release(sizes)
+  assert arch.misfits == [
+    "fusion.video text_len is 64, but fusion.audio text_len is 32"
+  ]
 
 
 def test_a_file_that_was_replaced(copy):

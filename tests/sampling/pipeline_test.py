@@ -100,6 +100,15 @@ def test_prompts_share_a_length(longest, limit, rows):
   assert pairs.audio.any(-1).sum(-1).tolist() == [longest, 7]
 
 
+def test_prompts_may_be_written_out_whole():
+  pairs = pipelines.text_pairs(
+    np.ones((9, 4)), AV(None, np.ones((3, 4))), 112, True
+  )
+  assert pairs.video is None and pairs.audio.shape == (2, 112, 4)
+  with pytest.raises(ValueError, match="9 text embeddings; the towers read 8"):
+    pipelines.text_pairs(np.ones((9, 4)), AV(np.ones((3, 4))), 8)
+
+
 def test_embeddings_are_of_the_prompts_own_tokens(pipeline, golden):
   arrays = golden("umt5")
   prompt = generate_test.PROMPTS[0]
