@@ -131,10 +131,19 @@ def sound_buckets(seconds: Sequence[float]) -> tuple[Bucket, ...]:
 
 
 def rows(settings: LoaderSettings, batch: int) -> tuple[int, ...]:
-  """Rows of a global batch of each bucket; `batch` for the largest."""
+  """Rows of a global batch of each bucket; `batch` for the largest.
+
+  Raises:
+    ValueError: rows are scaled to a multiple that does not divide the batch.
+  """
   if not settings.scale_batch:
     return (batch,) * len(settings.buckets)
   multiple = settings.multiple or batch
+  if batch % multiple:
+    raise ValueError(
+      f"multiple: expected one that divides the batch of {batch}, got"
+      f" {multiple}"
+    )
   most = max(bucket.tokens for bucket in settings.buckets)
   return tuple(
     max(multiple, batch * most // bucket.tokens // multiple * multiple)

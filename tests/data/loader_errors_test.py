@@ -128,6 +128,11 @@ def test_settings_that_cannot_be(changes, message):
 def test_buckets_and_weights_that_cannot_be():
   with pytest.raises(ValueError, match="even H"):
     settings_lib.Bucket(video=(1, 3, 2))
+  with pytest.raises(ValueError, match="sizes must be at least 1"):
+    settings_lib.Bucket(audio=0)
+  scaled = settings("a", scale_batch=True, multiple=4)
+  with pytest.raises(ValueError, match="multiple: expected one that divides"):
+    settings_lib.rows(scaled, 6)
   with pytest.raises(ValueError, match="a video, a sound, or both"):
     settings_lib.Bucket()
   sources = (

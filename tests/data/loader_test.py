@@ -215,11 +215,12 @@ def test_mixture_follows_the_weights(sounds, clips):
 
 
 def test_shorter_buckets_have_more_rows_if_asked(sounds):
-  chosen = settings(sounds, scale_batch=True, multiple=3)
+  buckets = (settings_lib.Bucket(audio=15), BUCKETS[1])
+  chosen = settings(sounds, buckets=buckets, scale_batch=True, multiple=3)
   batches = loader.load(chosen, batch=3, seed=0)
-  assert batches.rows == (12, 3)
+  assert batches.rows == (6, 3)
   shapes = {b.latents.audio.shape for b in take(batches, 9)}
-  assert shapes == {(12, 10, 3), (3, 40, 3)}
+  assert shapes == {(6, 15, 3), (3, 40, 3)}
   buckets = settings_lib.sound_buckets((2, 5.04, 12))
   assert [bucket.audio for bucket in buckets] == [62, 157, 375]
 
