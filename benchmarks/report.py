@@ -13,19 +13,25 @@ def is_quiet(pair: Mapping[str, Mapping[str, float]]) -> bool:
   return all(side["others"] <= QUIET for side in pair.values())
 
 
-def summarize(pairs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict:
+Pair = Mapping[str, Mapping[str, float]]
+
+
+def summarize(starts: Sequence[Sequence[Pair]]) -> dict:
   """Figures of one case.
 
   Args:
-    pairs: for each pair, of each side its `seconds`, `cpu_seconds` and `others`
-      (share of the CPUs used by other processes meanwhile).
+    starts: the pairs of each start of the workers; of each side of a pair its
+      `seconds`, `cpu_seconds` and `others` (share of the CPUs used by other
+      processes meanwhile).
 
   Returns:
     Of each side the `median`, `min` and `cpu` (median) seconds; `ratio`, the
-    median of the pairs' ratios ours / original, and its `spread`; `pairs`, how
-    many counted, and `quiet`, whether they were undisturbed. Disturbed pairs
-    count only where fewer than three are quiet.
+    median of the pairs' ratios ours / original, its `spread`, and `by_start`,
+    the median of each start; `pairs`, how many counted, and `quiet`, whether
+    they were undisturbed. Disturbed pairs count only where fewer than three
+    are quiet.
   """
+  pairs = [pair for start in starts for pair in start]
   quiet = [pair for pair in pairs if is_quiet(pair)]
   enough = len(quiet) >= min(3, len(pairs))
   counted = quiet if enough else list(pairs)
@@ -43,6 +49,12 @@ def summarize(pairs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict:
       ratios = [p["ours"][key] / p["original"][key] for p in counted]
       figures[name] = statistics.median(ratios)
       figures[f"{name}_spread"] = [min(ratios), max(ratios)]
+    figures["by_start"] = [
+      statistics.median(
+        p["ours"]["seconds"] / p["original"]["seconds"] for p in start
+      )
+      for start in starts
+    ]
   return figures
 
 
@@ -95,7 +107,12 @@ def _cases(cases: Mapping[str, Any]) -> list[str]:
     memory = case["peak_bytes"]
     held = ", ".join(f"{s} {b / 1e9:.2f} GB" for s, b in memory.items())
     pairs = case["figures"]["pairs"]
-    lines.append(f"- {name}: {case['about']}; {pairs} pairs; peak {held}.")
+    by_start = case["figures"].get("by_start", [])
+    each = ", ".join(f"{ratio:.3f}" for ratio in by_start) or "-"
+    lines.append(
+      f"- {name}: {case['about']}; {pairs} pairs; ratio by start of the"
+      f" processes {each}; peak {held}."
+    )
   return lines
 
 

@@ -5,7 +5,8 @@
 
 CLONE is a clone of character-ai/Ovi, PYTHON one that has its requirements (see
 README.md). Each case gets two processes with the same threads; both warm up and
-are compared; then they are timed in turns, one at a time.
+are compared; then they are timed in turns, one at a time. This is done anew
+with new processes, since one may be slow for as long as it lives.
 """
 
 import json
@@ -37,7 +38,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("original", "", "Clone of character-ai/Ovi to compare.")
 flags.DEFINE_string("torch_python", "", "Python with the clone's requirements.")
 flags.DEFINE_list("cases", [], "Only these (default: all).")
-flags.DEFINE_integer("repeats", 7, "Undisturbed pairs a case.", lower_bound=1)
+flags.DEFINE_integer("restarts", 4, "Times both start anew.", lower_bound=1)
+flags.DEFINE_integer("repeats", 3, "Undisturbed pairs a start.", lower_bound=1)
 flags.DEFINE_integer(
   "patience", 0, "Seconds a case may wait for others to leave the machine."
 )
@@ -113,31 +115,37 @@ def commands() -> dict[str, list[str]]:
 
 
 def measure(case: cases_lib.Case) -> dict[str, Any]:
-  """Time one case."""
+  """Time one case, its workers started several times."""
   order = {
     "case": case.name,
     "small": FLAGS.small,
     "threads": FLAGS.threads,
     "original": FLAGS.original,
   }
-  workers = {side: Worker(c, order) for side, c in commands().items()}
-  difference = compare(workers)
-  pairs: list[dict[str, Any]] = []
+  starts: list[list[dict[str, Any]]] = []
+  result: dict[str, Any] = {"about": case.about}
   deadline = time.monotonic() + FLAGS.patience
+  for _ in range(FLAGS.restarts):
+    workers = {side: Worker(c, order) for side, c in commands().items()}
+    result["difference"] = compare(workers)
+    starts.append(timed_pairs(workers, deadline))
+    result["versions"] = {side: w.versions for side, w in workers.items()}
+    result["peak_bytes"] = {side: w.stop() for side, w in workers.items()}
+  return result | {"figures": report.summarize(starts), "timed": starts}
+
+
+def timed_pairs(
+  workers: dict[str, Worker], deadline: float
+) -> list[dict[str, Any]]:
+  """Time the sides in turns until enough pairs were undisturbed."""
+  pairs: list[dict[str, Any]] = []
   while len(pairs) < 4 * FLAGS.repeats:
     while time.monotonic() < deadline and machine.busy_share() > report.QUIET:
       pass
     pairs.append({side: w.timed() for side, w in workers.items()})
     if sum(map(report.is_quiet, pairs)) >= FLAGS.repeats:
       break
-  return {
-    "about": case.about,
-    "versions": {side: w.versions for side, w in workers.items()},
-    "difference": difference,
-    "peak_bytes": {side: w.stop() for side, w in workers.items()},
-    "figures": report.summarize(pairs),
-    "timed": pairs,
-  }
+  return pairs
 
 
 def compare(workers: dict[str, Worker]) -> float | None:

@@ -54,12 +54,12 @@ def test_figures_come_from_undisturbed_pairs():
     for seconds in (1.0, 2.0, 3.0)
   ]
   disturbed = {"ours": timed(9.0, others=0.5), "original": timed(4.0)}
-  figures = report.summarize([disturbed, *quiet])
+  figures = report.summarize([[disturbed, *quiet[:1]], quiet[1:]])
   assert figures["ratio"] == 0.5
   assert figures["ratio_spread"] == [0.25, 0.75]
   assert figures["ours"] == {"median": 2.0, "min": 1.0, "cpu": 4.0}
   assert (figures["pairs"], figures["quiet"]) == (3, True)
-  figures = report.summarize([disturbed, *quiet[:2]])
+  figures = report.summarize([[disturbed, *quiet[:2]]])
   assert (figures["pairs"], figures["quiet"]) == (3, False)
 
 
@@ -80,7 +80,13 @@ def test_every_small_case_runs():
 
 
 def test_harness_measures_ours_alone(tmp_path):
-  command = [sys.executable, "benchmarks/run.py", "--small", "--repeats=1"]
+  command = [
+    sys.executable,
+    "benchmarks/run.py",
+    "--small",
+    "--repeats=1",
+    "--restarts=2",
+  ]
   command += ["--cases=denoise_skip3", "--threads=1", f"--out={tmp_path}"]
   environment = os.environ | {"XLA_FLAGS": ""}
   environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".jax_cache")
