@@ -124,15 +124,25 @@ def compiled(work: Work, shardings: steps.State) -> Any:
   return lambda state, batch: jitted(work.trainer, state, batch, null)
 
 
-def resume(work: Work, state: steps.State, log: Log = print) -> steps.State:
-  """The newest checkpoint's state, and its input; or `state` as it is.
+def resume(
+  work: Work, target: steps.State, log: Log = print
+) -> steps.State | None:
+  """The newest checkpoint's state, its input set to its place.
+
+  Args:
+    work: what the run is given.
+    target: shapes and shardings of the state, or such a state.
+    log: called with each line for the user.
+
+  Returns:
+    `None` if there is no checkpoint.
 
   Raises:
     ValueError: checkpoints are there, but none fits or none can be read.
   """
-  restored = work.manager.restore_newest(state)
+  restored = work.manager.restore_newest(target)
   if restored is None:
-    return state
+    return None
   work.input.set_state(restored.iterator)
   log(f"continuing from the checkpoint of step {restored.step}")
   return restored.state

@@ -5,6 +5,7 @@ found before memory is taken and before the directory is touched.
 """
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import numpy as np
 from ovi_jax import runtime
 from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import manager as managers
+from ovi_jax.checkpoint import saved
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.data import loader
 from ovi_jax.models import architecture
@@ -31,10 +33,15 @@ from ovi_jax.training import step
 from ovi_jax.training import trainable
 
 CHECKPOINTS = "checkpoints"
-MAY_CHANGE = ("cadence", "keep", "mesh", "steps", "attention", "remat")
-# What two towers that were alone do not bring.
-FUSION_LAYERS = r"blocks/(video|audio)/cross_attention/fusion_.*"
-
+MAY_CHANGE = (
+  "initial",
+  "cadence",
+  "keep",
+  "mesh",
+  "steps",
+  "attention",
+  "remat",
+)
 Log = Callable[[str], None]
 
 
@@ -71,14 +78,14 @@ def train(
     process_count=jax.process_count(),
   )
   with contextlib.closing(source):
-    plan = initial_plan(settings)
+    target = target_state(settings, trainer, mesh)
+    # A run that goes on needs its towers no more.
+    begun = bool(saved.steps(workdir / CHECKPOINTS))
+    plan = None if begun else initial_plan(settings)
     workdirs.check_config(workdir, config, MAY_CHANGE)
-    state = initial_state(settings, trainer, plan, mesh)
-    trained = sum(x.size for x in state.trained.values())
-    whole = trained + sum(x.size for x in state.frozen.values())
+    trained = sum(x.size for x in target.trained.values())
+    whole = trained + sum(x.size for x in target.frozen.values())
     log(f"training {trained:,} of {whole:,} parameters on {mesh.size} devices")
-    for line in plan.lines():
-      log(f"parameters: {line}")
     with _opened(settings, workdir, log) as (manager, written):
       work = loop.Work(
         trainer=trainer,
@@ -91,7 +98,13 @@ def train(
         cadence=settings.cadence,
         attention_only=settings.trains == trainable.ATTENTION,
       )
-      return loop.run(work, loop.resume(work, state, log), log)
+      state = loop.resume(work, target, log)
+      if state is None:
+        plan = plan or initial_plan(settings)
+        for line in plan.lines():
+          log(f"parameters: {line}")
+        state = initial_state(settings, trainer, plan, target)
+      return loop.run(work, state, log)
 
 
 @contextlib.contextmanager
@@ -142,15 +155,41 @@ def trainer_of(settings: settings_lib.Settings) -> step.Trainer:
   return trainer
 
 
-def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
-  """Where every parameter comes from, checked against the towers' files."""
+def parameter_shapes(
+  settings: settings_lib.Settings,
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Parameters by path; trained ones float32, frozen ones as stored."""
   params = trainable.flat(
     architecture.parameter_shapes("fusion", settings.model)
   )
-  trained, frozen = trainable.split(params, settings.trains)
+  trained, _ = trainable.split(params, settings.trains)
   stored = settings.stored_dtype(runtime.platform())
-  shapes = {n: (x.shape, np.dtype("float32")) for n, x in trained.items()}
-  shapes |= {n: (x.shape, stored) for n, x in frozen.items()}
+  return {
+    path: jax.ShapeDtypeStruct(
+      x.shape, np.dtype("float32") if path in trained else stored
+    )
+    for path, x in params.items()
+  }
+
+
+def target_state(
+  settings: settings_lib.Settings,
+  trainer: step.Trainer,
+  mesh: jax.sharding.Mesh,
+) -> step.State:
+  """Shapes, dtypes and shardings of the state; nothing is made."""
+  shapes = jax.eval_shape(
+    functools.partial(_state, settings, trainer), parameter_shapes(settings)
+  )
+  placed = placement.state_shardings(shapes, settings.model, mesh)
+  target: Any = jax.tree.map(
+    lambda x, sharding: x.update(sharding=sharding), shapes, placed
+  )
+  return target
+
+
+def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
+  """Where every parameter comes from, checked against the towers' files."""
   towers: dict[str, list[str]] = {}
   for name in settings.model.present():
     towers.setdefault(getattr(settings.initial, name), []).append(name)
@@ -160,33 +199,24 @@ def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
     for pattern in init_from.tower(name)
   ]
   if len(towers) == len(settings.model.present()) == 2:
-    fresh.append(FUSION_LAYERS)
+    fresh.append(init_from.FUSION_LAYERS)  # towers alone do not bring them
   sources = [
     init_from.Source(
       path=path, take=tuple(p for n in names for p in init_from.tower(n))
     )
     for path, names in towers.items()
   ]
-  return init_from.plan(
-    {n: jax.ShapeDtypeStruct(*shapes[n]) for n in params}, sources, fresh
-  )
+  return init_from.plan(parameter_shapes(settings), sources, fresh)
 
 
 def initial_state(
   settings: settings_lib.Settings,
   trainer: step.Trainer,
   plan: init_from.Plan,
-  mesh: jax.sharding.Mesh,
+  target: step.State,
 ) -> step.State:
   """The state before the first step, straight into its shardings."""
-
-  def init(params: dict[str, jax.Array]) -> step.State:
-    return step.init(
-      trainer, *trainable.split(params, settings.trains), settings.seed
-    )
-
-  shapes = jax.eval_shape(init, dict(plan.shapes))
-  placed = placement.state_shardings(shapes, settings.model, mesh)
+  placed: Any = jax.tree.map(lambda x: x.sharding, target)
 
   def fresh(key: jax.Array) -> Any:
     return architecture.init("fusion", settings.model, key)
@@ -194,4 +224,14 @@ def initial_state(
   params = init_from.load(
     plan, fresh, settings.seed, placed.frozen | placed.trained
   )
-  return jax.jit(init, out_shardings=placed)(params)
+  make = functools.partial(_state, settings, trainer)
+  return jax.jit(make, out_shardings=placed)(params)
+
+
+def _state(
+  settings: settings_lib.Settings,
+  trainer: step.Trainer,
+  params: dict[str, jax.Array],
+) -> step.State:
+  trained, frozen = trainable.split(params, settings.trains)
+  return step.init(trainer, trained, frozen, settings.seed)

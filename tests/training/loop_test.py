@@ -62,7 +62,7 @@ def one_run(path, source, *, devices=1, save=0, stop=None):
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = loop.resume(work, state, lambda _: None)
+    state = loop.resume(work, target, lambda _: None) or state
     finished = loop.run(work, state, lambda _: None)
     last = kept.restore_newest(target)
     assert last is not None

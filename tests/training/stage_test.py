@@ -119,6 +119,10 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
   longer = config("audio_pretrain", datasets["sounds"], steps=6)
   assert run(longer, tmp_path)
   assert [line["step"] for line in logs.read(tmp_path)] == [2, 4, 6]
+  # It goes on without what it began from.
+  begun = {"initial.audio": str(tmp_path / "gone"), "steps": 8}
+  moved = config("audio_pretrain", datasets["sounds"], **begun)
+  assert run(moved, tmp_path)
   other = config("audio_pretrain", datasets["sounds"], seed=1)
   with pytest.raises(ValueError, match="seed"):
     run(other, tmp_path)
