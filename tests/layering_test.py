@@ -24,14 +24,13 @@ ALLOWED = {
   "checkpoint": {"models", "parallel"},
   "convert": {"models", "checkpoint"},
   "data": set(),
-  "diffusion": {"models"},
+  "diffusion": set(),
   "training": {
     "models",
     "diffusion",
     "parallel",
     "checkpoint",
     "data",
-    "sampling",
   },
   "sampling": {"models", "diffusion", "parallel", "checkpoint"},
 }
