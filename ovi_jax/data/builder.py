@@ -10,6 +10,7 @@ It is written under another name and renamed when whole. TensorFlow is not used.
 import base64
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -162,6 +163,15 @@ def _renamed(path: pathlib.Path) -> Iterator[pathlib.Path]:
       with open(file, "rb") as opened:
         os.fsync(opened.fileno())
     os.rename(dataset, path)
+  except (OSError, RuntimeError) as error:
+    # ArrayRecord reports what the system said as RuntimeError.
+    if os.strerror(errno.ENOSPC) not in str(error):
+      raise
+    raise OSError(
+      errno.ENOSPC,
+      "no space left to write it; free some, or choose another folder",
+      str(path),
+    ) from error
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -77,6 +77,18 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_no_space_left(tmp_path, monkeypatch):
+  def full(self):
+    raise RuntimeError("write() failed: No space left on device; writing x")
+
+  monkeypatch.setattr(builder.tfds.core.SequentialWriter, "close_all", full)
+  with pytest.raises(OSError, match="free some, or choose another.*clips"):
+    builder.write(
+      tmp_path / "clips", {"train": [sound()]}, geometry=generate.GEOMETRY
+    )
+  assert not list(tmp_path.iterdir())
+
+
 def test_what_a_killed_write_left_is_no_dataset(tmp_path):
   seen = []
 
