@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,25 +48,10 @@ def released_sizes(small: bool = False) -> dict[str, dict[str, Any]]:
   return sizes
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tower:
-  """A tower's sizes that count, see `flops.Tower`."""
-
-  blocks: int
-  width: int
-  feed_forward: int
-  text_length: int
-  text_width: int
-  channels: int
-  token_channels: int
-  is_audio: bool
-  stem_hidden: int
-
-
-def _tower(sizes: Mapping[str, Any]) -> Tower:
-  """Read the original's names."""
+def _tower(sizes: Mapping[str, Any]) -> types.SimpleNamespace:
+  """A `flops.Tower`, from the original's names."""
   patch = sizes["patch_size"]
-  return Tower(
+  return types.SimpleNamespace(
     blocks=sizes["num_layers"],
     width=sizes["dim"],
     feed_forward=sizes["ffn_dim"],

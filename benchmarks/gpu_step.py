@@ -99,13 +99,15 @@ def measure(
     jax.random.normal(keys[0], (1, *clip.video, config.video.channels)),
     jax.random.normal(keys[1], (1, clip.audio, config.audio.channels)),
   )
-  text = jax.random.normal(
-    keys[2], (2, config.video.text_length, config.video.text_width)
+  rows = min(cases.PROMPT_TOKENS, config.video.text_length)
+  prompt = np.asarray(
+    jax.random.normal(keys[2], (rows, config.video.text_width))
+  )
+  text = pipeline.text_pairs(
+    prompt, AV(prompt, prompt), config.video.text_length, model.backend
   )
   keep = guidance.kept_blocks(config.video.blocks, 1, FLAGS.skip_layer)
-  prepared = pipeline.conditions(
-    model, params, guidance.both(x), AV(text, text)
-  )
+  prepared = pipeline.conditions(model, params, guidance.both(x), text)
   inputs = denoise.Inputs(prepared, jnp.asarray(keep), AV(**cases.GUIDANCE))
   method = solver.named("unipc")
   levels = method.schedule(cases.STEPS, cases.SHIFT)

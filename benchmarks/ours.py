@@ -64,7 +64,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   x = jax.tree.map(jnp.asarray, noise)
   positive, *negative = (case.input(name) for name in cases.PROMPTS)
   limit, depth = config.video.text_length, config.video.blocks
-  text = pipeline.text_pairs(positive, AV(*negative), limit)
+  text = pipeline.text_pairs(positive, AV(*negative), limit, backend)
   inputs = denoise.Inputs(
     pipeline.conditions(model, params, guidance.both(x), text),
     jnp.asarray(guidance.kept_blocks(depth, 1, case.skip_layer)),

@@ -167,7 +167,11 @@ class Tokenizer:
       raise ValueError(f"{path} is not JSON ({error}); {wanted}") from error
     try:
       model = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # The library raises nothing more specific.
+    except Exception as error:
+      # The library raises Exception itself for a bad file; what is more
+      # specific is something else.
+      if type(error) is not Exception:
+        raise
       raise ValueError(
         f"{path} does not describe a tokenizer ({error}); {wanted}"
       ) from error

@@ -80,7 +80,8 @@ def _entries(file: io.FileIO) -> Places:
   try:
     with zipfile.ZipFile(file) as archive:
       infos = archive.infolist()
-  # What the standard library raises on damaged directories.
+  # What zipfile raises on damaged directories; NotImplementedError is its word
+  # for a version number, read from the damaged bytes, that it does not know.
   except (
     zipfile.BadZipFile,
     NotImplementedError,

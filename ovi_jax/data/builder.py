@@ -32,25 +32,19 @@ RECORDS_PER_SHARD = 256
 _CHUNK = 8  # records handed to tfds at a time
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Tells tfds what a record is; `write` gives it the records."""
-
-  name = NAME
-  VERSION = tfds.core.Version(schema.VERSION)
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      features=features.features(),
-      metadata=tfds.core.MetadataDict(),
-      disable_shuffling=True,
-    )
-
-  def _split_generators(self, dl_manager):
-    raise NotImplementedError("write() streams the records")
-
-  def _generate_examples(self):
-    raise NotImplementedError("write() streams the records")
+def _info(folder: pathlib.Path) -> tfds.core.DatasetInfo:
+  """What tfds is told of a dataset that is written into `folder`."""
+  return tfds.core.DatasetInfo(
+    builder=tfds.core.DatasetIdentity(
+      name=NAME,
+      version=tfds.core.Version(schema.VERSION),
+      data_dir=str(folder),
+      module_name=__name__,
+    ),
+    features=features.features(),
+    metadata=tfds.core.MetadataDict(),
+    disable_shuffling=True,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,9 +131,8 @@ def write(
   with _renamed(path) as root:
     folder = root / NAME / schema.VERSION  # where tfds writes
     folder.mkdir(parents=True)
-    info = _Builder(data_dir=str(root), file_format="array_record").info
     writer = tfds.core.SequentialWriter(
-      info, records_per_shard, file_format="array_record"
+      _info(folder), records_per_shard, file_format="array_record"
     )
     writer.initialize_splits(list(splits))
     for split, records in splits.items():

@@ -17,6 +17,8 @@ from ovi_jax.modality import AV
 
 PADDING = -1  # the id of a row that stands for no record
 
+_DECODE = {"video": clips.frames, "audio": clips.wave}
+
 
 def blank(
   settings: settings_lib.LoaderSettings, bucket: settings_lib.Bucket, count: int
@@ -94,11 +96,11 @@ def _fill(
   where = f"{path}, record {record.id!r}"
   present = batch.latents.present()
   if "video" in present and record.sizes.video[0]:
-    part = _video(record, settings, where)
+    part = _part(record, "video", settings.media, where)
     present["video"][row, : len(part)] = part
     batch.lengths.video[row] = record.sizes.video[0]
   if "audio" in present and record.sizes.audio:
-    part = _audio(record, settings, where)
+    part = _part(record, "audio", settings.media, where)
     each = settings.geometry.samples_per_audio_latent if settings.media else 1
     room, begin = present["audio"].shape[1] // each, 0
     spare = record.sizes.audio - room
@@ -125,24 +127,14 @@ def _fill(
   text(batch)[row, : len(text_SE)] = text_SE
 
 
-def _video(
-  record: schema.Record, settings: settings_lib.LoaderSettings, where: str
+def _part(
+  record: schema.Record, name: str, media: bool, where: str
 ) -> np.ndarray:
-  """Frames or latents, as the settings say; ValueError if not there."""
-  held = record.video if settings.media else record.latents.video
+  """A modality decoded from its media, or its latents; ValueError if absent."""
+  held = getattr(record if media else record.latents, name)
   if held is None:
-    raise ValueError(_lacking("video", settings.media, where))
-  return clips.frames(record) if settings.media else record.latents.video
-
-
-def _audio(
-  record: schema.Record, settings: settings_lib.LoaderSettings, where: str
-) -> np.ndarray:
-  """Samples or latents, as the settings say; ValueError if not there."""
-  held = record.audio if settings.media else record.latents.audio
-  if held is None:
-    raise ValueError(_lacking("audio", settings.media, where))
-  return clips.wave(record) if settings.media else record.latents.audio
+    raise ValueError(_lacking(name, media, where))
+  return _DECODE[name](record) if media else held
 
 
 def _lacking(name: str, media: bool, where: str) -> str:

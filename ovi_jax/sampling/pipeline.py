@@ -210,8 +210,9 @@ class Denoiser:
     levels = method.schedule(settings.steps, settings.shift)
     with self.pipeline.computing():
       x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise)
-      whole = self.model.backend not in attention.WEIGHS_LAST
-      text = text_pairs(positive, negative, self.pipeline.text_length, whole)
+      text = text_pairs(
+        positive, negative, self.pipeline.text_length, self.model.backend
+      )
       first = None if first_frame is None else jnp.asarray(first_frame)[None]
       depth = self.model.config.video.blocks
       inputs = denoise.Inputs(
@@ -229,7 +230,7 @@ def text_pairs(
   positive: np.ndarray,
   negative: AV[np.ndarray],
   limit: int,
-  whole: bool = False,
+  backend: str,
 ) -> AV[np.ndarray]:
   """Embeddings_BSE of the doubled batch, zero beyond each prompt's end.
 
@@ -241,7 +242,7 @@ def text_pairs(
     positive: text_SE of the prompt.
     negative: text_SE of each tower's negative prompt.
     limit: the largest S.
-    whole: S is `limit`, for attention that gains nothing by less.
+    backend: of the attention; S is `limit` for one that gains nothing by less.
 
   Raises:
     ValueError: an embedding is longer than `limit`.
@@ -253,7 +254,9 @@ def text_pairs(
   rows = TEXT_ROWS
   while rows <= longest:
     rows *= 2
-  rows = limit if whole else min(rows - 1, limit)
+  rows = min(rows - 1, limit)
+  if backend not in attention.WEIGHS_LAST:
+    rows = limit
 
   def padded(text_SE: np.ndarray) -> np.ndarray:
     return np.pad(text_SE, ((0, rows - len(text_SE)), (0, 0)))

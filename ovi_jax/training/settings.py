@@ -199,9 +199,9 @@ def _data(
     data_settings.Source(path=path, weight=weight)
     for path, weight in zip(values.pop("sources"), weights)
   )
-  video = [tuple(v) for v in values.pop("video")] if model.video else []
-  audio = list(values.pop("audio")) if model.audio else []
-  values.pop("video", None), values.pop("audio", None)
+  video, audio = values.pop("video"), values.pop("audio")
+  video = [tuple(v) for v in video] if model.video else []
+  audio = list(audio) if model.audio else []
   buckets = tuple(
     data_settings.Bucket(video=v, audio=a)
     for v in video or [None]

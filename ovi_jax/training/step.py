@@ -122,8 +122,8 @@ def drawn_for(
 
 def gradients(
   trainer: Trainer, state: State, batch: schema.Batch, null_SE: jax.Array
-) -> tuple[dict[str, jax.Array], AV[jax.Array]]:
-  """Gradients of the trained parameters, and each example's losses."""
+) -> tuple[dict[str, jax.Array], jax.Array, AV[jax.Array]]:
+  """Gradients of the trained parameters, the loss, and each example's."""
   drawn = drawn_for(trainer, state, batch.latents)
   weights = loss.weights(batch.lengths, trainer.objective.scales)
 
@@ -141,10 +141,15 @@ def gradients(
     terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
     return sum(jax.tree.leaves(terms)), losses
 
-  gradient = jax.grad(weighted, has_aux=True)
+  def gradient(part):
+    function = jax.value_and_grad(weighted, has_aux=True)
+    (total, losses), found = function(state.trained, part)
+    return (found, total), losses
+
   whole = (batch._replace(ids=None), drawn, weights)
   if trainer.parts == 1:
-    return gradient(state.trained, whole)
+    (found, total), losses = gradient(whole)
+    return found, total, losses
 
   # Neighbours go to different parts: each device keeps what it holds.
   parts = jax.tree.map(
@@ -152,15 +157,14 @@ def gradients(
     whole,
   )
 
-  def add(total, part):
-    gradient_, losses = gradient(state.trained, part)
-    return jax.tree.map(jnp.add, total, gradient_), losses
+  def add(sums, part):
+    more, losses = gradient(part)
+    return jax.tree.map(jnp.add, sums, more), losses
 
-  zeros = jax.tree.map(jnp.zeros_like, state.trained)
-  total, losses = jax.lax.scan(add, zeros, parts)
-  return total, jax.tree.map(
-    lambda x: einops.rearrange(x, "N B -> (B N)"), losses
-  )
+  zeros = jax.tree.map(jnp.zeros_like, state.trained), jnp.zeros(())
+  (found, total), losses = jax.lax.scan(add, zeros, parts)
+  losses = jax.tree.map(lambda x: einops.rearrange(x, "N B -> (B N)"), losses)
+  return found, total, losses
 
 
 def step(
@@ -177,7 +181,7 @@ def step(
   Returns:
     The state after the step, and what it reports.
   """
-  gradient, losses = gradients(trainer, state, batch, null_SE)
+  gradient, total, losses = gradients(trainer, state, batch, null_SE)
   updates, moments = trainer.transformation.update(
     gradient, state.moments, state.trained
   )
@@ -187,11 +191,7 @@ def step(
     average = optimizers.averaged(
       average, trained, state.step, trainer.optimizer
     )
-  weights = loss.weights(batch.lengths, trainer.objective.scales)
-  terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
-  metrics = Metrics(
-    sum(jax.tree.leaves(terms)), losses, optax.tree.norm(gradient)
-  )
+  metrics = Metrics(total, losses, optax.tree.norm(gradient))
   return state._replace(
     step=state.step + 1, trained=trained, average=average, moments=moments
   ), metrics

@@ -94,7 +94,7 @@ def test_noise_is_a_function_of_the_seed(pipeline):
 )
 def test_prompts_share_a_length(longest, limit, rows):
   positive, video, audio = (np.ones((n, 4)) for n in (longest, 3, 7))
-  pairs = pipelines.text_pairs(positive, AV(video, audio), limit)
+  pairs = pipelines.text_pairs(positive, AV(video, audio), limit, "xla")
   assert pairs.video.shape == pairs.audio.shape == (2, rows, 4)
   assert pairs.video.any(-1).sum(-1).tolist() == [longest, 3]
   assert pairs.audio.any(-1).sum(-1).tolist() == [longest, 7]
@@ -102,11 +102,11 @@ def test_prompts_share_a_length(longest, limit, rows):
 
 def test_prompts_may_be_written_out_whole():
   pairs = pipelines.text_pairs(
-    np.ones((9, 4)), AV(None, np.ones((3, 4))), 112, True
+    np.ones((9, 4)), AV(None, np.ones((3, 4))), 112, "cudnn"
   )
   assert pairs.video is None and pairs.audio.shape == (2, 112, 4)
   with pytest.raises(ValueError, match="9 text embeddings; the towers read 8"):
-    pipelines.text_pairs(np.ones((9, 4)), AV(np.ones((3, 4))), 8)
+    pipelines.text_pairs(np.ones((9, 4)), AV(np.ones((3, 4))), 8, "xla")
 
 
 def test_embeddings_are_of_the_prompts_own_tokens(pipeline, golden):
