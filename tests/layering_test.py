@@ -22,17 +22,26 @@ ALLOWED = {
   "models": set(),
   "parallel": set(),
   "checkpoint": {"models", "parallel"},
+  "components": {"models", "parallel", "checkpoint"},
   "convert": {"models", "checkpoint"},
-  "data": set(),
+  "data": {"components", "parallel", "checkpoint"},
   "diffusion": set(),
   "training": {
     "models",
     "diffusion",
     "parallel",
     "checkpoint",
+    "components",
     "data",
+    "sampling",
   },
-  "sampling": {"models", "diffusion", "parallel", "checkpoint"},
+  "sampling": {
+    "models",
+    "diffusion",
+    "parallel",
+    "checkpoint",
+    "components",
+  },
 }
 SMALL = ("sample.py", "train.py", "convert_torch_weights.py")
 

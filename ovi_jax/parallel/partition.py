@@ -109,3 +109,9 @@ def shardings(
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """A whole copy on every device: the small models around the denoiser."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """A batch's arrays: examples are split, nothing else."""
+  spec = jax.sharding.PartitionSpec(axes.ACTIVATIONS["B"])
+  return jax.sharding.NamedSharding(mesh, spec)

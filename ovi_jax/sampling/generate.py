@@ -21,6 +21,7 @@ from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
+from ovi_jax.components import decoders
 from ovi_jax.modality import AV
 from ovi_jax.models import attention
 from ovi_jax.parallel import mesh as meshes
@@ -221,7 +222,7 @@ def _make(
   images = [job.request.image for job in jobs if job.request.image is not None]
   first = pipeline.encode_images(images, pipeline.manifest.geometry.area)
   log(f"loading the denoiser on {pipeline.mesh.size} device(s)")
-  denoiser, decoder = pipeline.denoiser(), pipeline.decoder()
+  denoiser, decoder = pipeline.denoiser(), decoders.Decoder.load(pipeline)
   channels = pipeline.channels
   for number, job in enumerate(jobs, 1):
     start = noise

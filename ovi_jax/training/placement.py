@@ -7,7 +7,6 @@ the axes that split activations.
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec as P
 
 from ovi_jax import axes
 from ovi_jax.data import schema
@@ -43,11 +42,6 @@ def state_shardings(
   return placed_state
 
 
-def rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """A batch's arrays: examples are split, nothing else."""
-  return jax.sharding.NamedSharding(mesh, P(axes.ACTIVATIONS["B"]))
-
-
 def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
   """Refuse a batch that its parts or the mesh do not divide.
 
@@ -69,7 +63,7 @@ def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
 
 def batch(host: schema.Batch, mesh: jax.sharding.Mesh) -> schema.Batch:
   """Bring this process' rows of a batch to its devices; `ids` stay behind."""
-  sharding = rows(mesh)
+  sharding = partition.rows(mesh)
 
   def place(array: Any) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, array)

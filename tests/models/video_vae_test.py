@@ -252,7 +252,7 @@ def test_clips_can_be_coded_within_another_jitted_function():
   [
     ((1, 12, 64, 96, 3), "float32", r"12 frames, expected 1 \+ .* of 4"),
     ((1, 5, 64, 90, 3), "float32", "64 x 90 pixels, expected multiples of 16"),
-    ((1, 5, 64, 96, 3), "uint8", "pixels are uint8, expected floating"),
+    ((1, 5, 64, 96, 3), "int32", "pixels are int32, expected floating"),
     ((5, 64, 96, 3), "float32", r"\(5, 64, 96, 3\), expected \(batch"),
     ((1, 5, 64, 96, 4), "float32", r"\(batch, frames, height, width, 3\)"),
   ],

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.checkpoint import directory
+from ovi_jax.components import decoders
 from ovi_jax.modality import AV
 from ovi_jax.models.video_vae import codec
 from ovi_jax.parallel import mesh as meshes
@@ -29,7 +30,7 @@ def pipeline(weights):
 
 @pytest.fixture(scope="module")
 def decoder(pipeline):
-  return pipeline.decoder()
+  return decoders.Decoder.load(pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_text_to_sound_wave(latents, decoder, golden):
 def test_image_to_video_and_sound(latents, decoder, golden):
   arrays = golden("sampling")
   video = codec.decode(
-    decoder.pipeline.arch.video_vae, decoder.video, latents[True].video
+    decoder.components.arch.video_vae, decoder.video, latents[True].video
   )
   reference = arrays["e2e_i2v_video"].transpose(1, 2, 3, 0)
   parity.assert_close(video[0], reference, "end_to_end")

@@ -92,7 +92,8 @@ def encode_step(
     config: sizes.
     params: tree with the key `encoder`.
     cache: from `init_encoder_cache` or the step before.
-    frames_BTHWC: `temporal_stride` frames of RGB pixels in [-1, 1].
+    frames_BTHWC: `temporal_stride` frames of RGB pixels, float in [-1, 1] or
+      uint8.
     is_first: whether the clip begins here; only the last frame is then read.
     dtype: compute dtype.
 
@@ -100,6 +101,8 @@ def encode_step(
     The cache for the next step, and latent_BHWC (mean, normalised, float32).
   """
   patch = config.patch
+  if frames_BTHWC.dtype == jnp.uint8:
+    frames_BTHWC = frames_BTHWC.astype(jnp.float32) / 127.5 - 1
   x_BTHWC = einops.rearrange(
     frames_BTHWC, "b t (h q) (w r) c -> b t h w (c r q)", q=patch, r=patch
   )
@@ -157,16 +160,18 @@ def encode(
   params: Params,
   frames_BTHWC: Any,
   dtype: Any = jnp.float32,
+  place: jax.sharding.Sharding | None = None,
 ) -> jax.Array:
   """Encode a clip, or an image as a clip of one frame.
 
   Args:
     config: sizes.
     params: tree with the key `encoder`.
-    frames_BTHWC: 1 + n · `temporal_stride` frames of RGB pixels in [-1, 1],
-      height and width multiples of `spatial_stride`. A numpy array stays on
-      the host but for the frames in work.
+    frames_BTHWC: 1 + n · `temporal_stride` frames of RGB pixels, float in
+      [-1, 1] or uint8, height and width multiples of `spatial_stride`. A numpy
+      array stays on the host but for the frames in work.
     dtype: compute dtype.
+    place: how clips are split over the parameters' devices; None for not.
 
   Returns:
     latents_BTHWC, 1 + n latent frames, normalised, float32.
@@ -176,7 +181,7 @@ def encode(
   """
   batch, frames, height, width = _check_frames(config, frames_BTHWC)
   stride = config.temporal_stride
-  place = _whole_on_devices_of(params["encoder"])
+  place = place or _whole_on_devices_of(params["encoder"])
   cache = init_encoder_cache(config, batch, height, width, dtype)
   cache = jax.device_put(cache, place)
   step = _jit_encode_step(config, jnp.dtype(dtype), place)
@@ -365,9 +370,10 @@ def _check_frames(config: Config, frames_BTHWC: Any) -> tuple[int, ...]:
       f"{shape[2]} x {shape[3]} pixels, expected multiples of {side}; crop or"
       " resize the frames"
     )
-  if not jnp.issubdtype(frames_BTHWC.dtype, jnp.floating):
+  dtype = frames_BTHWC.dtype
+  if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
     problems.append(
-      f"pixels are {frames_BTHWC.dtype}, expected floating point in [-1, 1]"
+      f"pixels are {dtype}, expected floating point in [-1, 1], or uint8"
     )
   if problems:
     raise ValueError("cannot encode the clip: " + "; ".join(problems))

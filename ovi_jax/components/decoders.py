@@ -1,0 +1,73 @@
+"""Latents to pictures and sound."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ovi_jax import media
+from ovi_jax.components import loading
+from ovi_jax.models import audio_vae
+from ovi_jax.models import vocoder
+from ovi_jax.models.video_vae import codec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoder:
+  """The codecs' decoding halves with their parameters."""
+
+  components: loading.Components
+  video: dict[str, Any]
+  audio: dict[str, Any]
+  vocoder: dict[str, Any]
+
+  @classmethod
+  def load(cls, components: loading.Components) -> "Decoder":
+    """Load what turns latents into pictures and sound."""
+    return cls(
+      components=components,
+      video=components.load("video_vae", "decoder"),
+      audio=components.load("audio_vae", "decoder", jnp.float32),
+      vocoder=components.load("vocoder", dtype=jnp.float32),
+    )
+
+  def frames(self, latents_BTHWC: jax.Array) -> Iterator[np.ndarray]:
+    """Video frames of the first clip, uint8, a few at a time."""
+    arch, dtype = self.components.arch, self.components.dtype
+    with self.components.computing():
+      chunks = codec.decode_chunks(
+        arch.video_vae, self.video, latents_BTHWC, dtype
+      )
+      for chunk_BTHWC in chunks:
+        yield media.to_uint8(np.asarray(chunk_BTHWC[0]))
+
+  def wave(self, latents_BTC: jax.Array) -> np.ndarray:
+    """Sound of the first clip, [samples] in [-1, 1] at 16 kHz."""
+    arch = self.components.arch
+    with self.components.computing(jnp.float32):
+      wave_BA = decode_sound(
+        arch.audio_vae, arch.vocoder, self.audio, self.vocoder, latents_BTC
+      )
+    return np.asarray(wave_BA[0])
+
+
+@functools.partial(jax.jit, static_argnames=("vae", "bigvgan"))
+def decode_sound(
+  vae: audio_vae.AudioVAEConfig,
+  bigvgan: vocoder.VocoderConfig,
+  vae_params: Any,
+  vocoder_params: Any,
+  latents_BTC: jax.Array,
+) -> jax.Array:
+  """Audio latents -> wave_BA, float32."""
+  mel_BTM = audio_vae.AudioVAE(vae).apply(
+    {"params": vae_params}, latents_BTC, method="decode"
+  )
+  wave_BA: Any = vocoder.BigVGAN(bigvgan).apply(
+    {"params": vocoder_params}, mel_BTM
+  )
+  return wave_BA
