@@ -26,6 +26,7 @@ setuptools.setup(
     "einops>=0.8",
     "flax>=0.12",
     "ftfy>=6.2",
+    "array-record>=0.8.3",
     "grain>=0.2.18",
     "importlib_resources>=6.4",
     "jax>=0.10",

@@ -18,10 +18,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     OSError: the disk is full, or the folder is not writable.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-    if not _is_running(left.name.split(".")[-2]):
-      left.unlink(missing_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+  for left in left_over(path):
+    left.unlink(missing_ok=True)
+  temporary = temporary_name(path)
   try:
     yield temporary
     with open(temporary, "rb+") as file:
@@ -37,6 +36,18 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     ) from error
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: pathlib.Path) -> pathlib.Path:
+  """What this process calls a file that is not yet whole."""
+  return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def left_over(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Temporary files of processes that are no more."""
+  for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    if not _is_running(left.name.split(".")[-2]):
+      yield left
 
 
 def _is_running(process: str) -> bool:

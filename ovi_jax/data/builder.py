@@ -10,7 +10,7 @@ It is written under another name and renamed when whole. TensorFlow is not used.
 import base64
 import contextlib
 import dataclasses
-import errno
+import itertools
 import json
 import os
 import pathlib
@@ -23,28 +23,13 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ovi_jax import files
 from ovi_jax.data import features
 from ovi_jax.data import schema
+from ovi_jax.data import shards
 
-NAME = "ovi_records"
-METADATA = "metadata.json"
+METADATA = shards.METADATA
 RECORDS_PER_SHARD = 256
-_CHUNK = 8  # records handed to tfds at a time
-
-
-def _info(folder: pathlib.Path) -> tfds.core.DatasetInfo:
-  """What tfds is told of a dataset that is written into `folder`."""
-  return tfds.core.DatasetInfo(
-    builder=tfds.core.DatasetIdentity(
-      name=NAME,
-      version=tfds.core.Version(schema.VERSION),
-      data_dir=str(folder),
-      module_name=__name__,
-    ),
-    features=features.features(),
-    metadata=tfds.core.MetadataDict(),
-    disable_shuffling=True,
-  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,91 +113,64 @@ def write(
       f"null_text: expected [S, {geometry.text_width}], got"
       f" {list(null_text.shape)}; encode the empty prompt with the same encoder"
     )
-  with _renamed(path) as root:
-    folder = root / NAME / schema.VERSION  # where tfds writes
-    folder.mkdir(parents=True)
-    writer = tfds.core.SequentialWriter(
-      _info(folder), records_per_shard, file_format="array_record"
-    )
-    writer.initialize_splits(list(splits))
+  with _folder(path) as folder:
+    counts = {}
     for split, records in splits.items():
-      index = _write_split(writer, split, records, geometry, dtype)
-      np.save(folder / f"index-{split}.npy", index)
-    writer.close_all()
-    _write_metadata(folder, geometry, null_text)
+      counts[split] = _write_split(
+        folder, split, records, geometry, dtype, records_per_shard
+      )
+    shards.finish(folder, counts, geometry, null_text)
+    shards.publish(folder, path)
 
 
 @contextlib.contextmanager
-def _renamed(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder whose dataset takes the name `path` if nothing is raised."""
+def _folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder beside `path`; it is removed unless it was renamed.
+
+  What a killed process left of an earlier try is cleared away.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
-  folder = path.with_name(f".{path.name}.{os.getpid()}.part")
-  shutil.rmtree(folder, ignore_errors=True)
+  for left in files.left_over(path):
+    shutil.rmtree(left, ignore_errors=True)
+  folder = files.temporary_name(path)
   folder.mkdir()
   try:
     yield folder
-    dataset = folder / NAME / schema.VERSION
-    for file in dataset.iterdir():
-      with open(file, "rb") as opened:
-        os.fsync(opened.fileno())
-    os.rename(dataset, path)
-  except (OSError, RuntimeError) as error:
-    # ArrayRecord reports what the system said as RuntimeError.
-    if os.strerror(errno.ENOSPC) not in str(error):
-      raise
-    raise OSError(
-      errno.ENOSPC,
-      "no space left to write it; free some, or choose another folder",
-      str(path),
-    ) from error
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_split(
-  writer: Any,
+  folder: pathlib.Path,
   split: str,
   records: Iterable[schema.Record],
   geometry: schema.Geometry,
   dtype: str,
-) -> np.ndarray:
-  """Write the records of a split; returns its index, int32 [records, 4]."""
-  sizes, names, chunk = [], set(), []
+  records_per_shard: int,
+) -> int:
+  """Write the records of a split; returns the number of its shards."""
+  shard, count = iter(_distinct(records, split)), 0
+  # One record is read ahead, to know whether there is another shard.
+  for first in shard:
+    rest = itertools.islice(shard, records_per_shard - 1)
+    part = itertools.chain([first], rest)
+    shards.write(folder, split, count, part, geometry, dtype)
+    count += 1
+  if not count:
+    raise ValueError(f"split {split!r}: the source is empty; leave it out")
+  return count
+
+
+def _distinct(
+  records: Iterable[schema.Record], split: str
+) -> Iterator[schema.Record]:
+  """The records; ValueError if an id comes twice."""
+  names = set()
   for record in records:
     if record.id in names:
       raise ValueError(f"split {split!r}: id {record.id!r} comes twice")
-    chunk.append(features.encode(record, geometry, dtype))
     names.add(record.id)
-    sizes.append((*record.sizes.video, record.sizes.audio))
-    if len(chunk) == _CHUNK:
-      writer.add_examples({split: chunk})
-      chunk = []
-  if not names:
-    raise ValueError(f"split {split!r}: the source is empty; leave it out")
-  if chunk:
-    writer.add_examples({split: chunk})
-  return np.asarray(sizes, np.int32)
-
-
-def _write_metadata(
-  folder: pathlib.Path,
-  geometry: schema.Geometry,
-  null_text: np.ndarray | None,
-) -> None:
-  """Write what `read` checks before it touches a record; the last file."""
-  files = {f.name: f.stat().st_size for f in folder.iterdir()}
-  files.pop(METADATA, None)
-  text = None
-  if null_text is not None:
-    stored = np.ascontiguousarray(null_text, "<f4").tobytes()
-    text = base64.b64encode(stored).decode()
-  metadata = {
-    "version": schema.VERSION,
-    "geometry": dataclasses.asdict(geometry),
-    "null_text": text,
-    "files": files,
-  }
-  (folder / METADATA).write_text(json.dumps(metadata))
+    yield record
 
 
 def read(
@@ -247,7 +205,7 @@ def read(
   null_SE = np.frombuffer(stored, "<f4").reshape(-1, found.text_width)
   opened: Any = tfds.builder_from_directory(str(path))
   data = opened.as_data_source(split=split)
-  index = np.load(path / f"index-{split}.npy")
+  index = np.load(shards.index_path(path, split))
   if len(index) != len(data):
     raise ValueError(
       f"{path}: index-{split}.npy counts {len(index)} records, the files hold"
@@ -270,8 +228,8 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
     metadata = json.loads(file.read_text())
   except FileNotFoundError as error:
     raise ValueError(
-      f"{path} is not a dataset of records: no {METADATA} there; write it with"
-      " ovi_jax.data.builder.write"
+      f"{path} is not a dataset of records, or was not written to the end: no"
+      f" {METADATA} there; write it with ovi_jax.data.builder.write"
     ) from error
   except ValueError as error:
     raise ValueError(f"{file} is damaged: {error}; copy it again") from error

@@ -12,6 +12,7 @@ import pytest
 
 from ovi_jax.data import builder
 from ovi_jax.data import schema
+from ovi_jax.data import shards
 from tests.data import generate
 
 RECORDS = 10
@@ -78,10 +79,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
 
 
 def test_no_space_left(tmp_path, monkeypatch):
-  def full(self):
-    raise RuntimeError("write() failed: No space left on device; writing x")
+  class Full:
+    def __init__(self, path, options):
+      pathlib.Path(path).touch()
 
-  monkeypatch.setattr(builder.tfds.core.SequentialWriter, "close_all", full)
+    def write(self, record):
+      raise RuntimeError("write() failed: No space left on device; writing x")
+
+    def close(self):
+      pass
+
+  monkeypatch.setattr(shards.array_record_module, "ArrayRecordWriter", Full)
   with pytest.raises(OSError, match="free some, or choose another.*clips"):
     builder.write(
       tmp_path / "clips", {"train": [sound()]}, geometry=generate.GEOMETRY
@@ -93,16 +101,29 @@ def test_what_a_killed_write_left_is_no_dataset(tmp_path):
   seen = []
 
   def watched():
-    for number in range(builder._CHUNK + 1):
-      yield generate.record(number)
-    part = next(tmp_path.glob(".clips.*.part")) / builder.NAME
-    seen.append(shutil.copytree(part / schema.VERSION, tmp_path / "left"))
+    yield from map(generate.record, range(3))
+    part = next(tmp_path.glob(".clips.*.part"))
+    seen.append(shutil.copytree(part, tmp_path / "left"))
 
   builder.write(
-    tmp_path / "clips", {"train": watched()}, geometry=generate.GEOMETRY
+    tmp_path / "clips",
+    {"train": watched()},
+    geometry=generate.GEOMETRY,
+    records_per_shard=2,
   )
+  assert list(seen[0].glob("train-00000.*"))
   with pytest.raises(ValueError, match="not written to the end"):
     builder.read(seen[0])
+
+
+def test_what_a_killed_write_left_is_cleared_away(tmp_path):
+  left = tmp_path / ".clips.99999999.part"
+  left.mkdir()
+  (left / "train-00000.array_record").touch()
+  builder.write(
+    tmp_path / "clips", {"train": [sound()]}, geometry=generate.GEOMETRY
+  )
+  assert [p.name for p in tmp_path.iterdir()] == ["clips"]
 
 
 def test_an_empty_source_and_twice_the_same_id(tmp_path):
@@ -152,14 +173,14 @@ def test_other_geometry_version_split_and_no_dataset(copied, tmp_path):
 
 
 def test_truncated_and_missing_files_are_named_on_opening(copied):
-  shards = sorted(copied.glob("*train.array_record*"))
-  shards[1].write_bytes(shards[1].read_bytes()[:1000])
-  shards[2].unlink()
+  parts = sorted(copied.glob("*train.array_record*"))
+  parts[1].write_bytes(parts[1].read_bytes()[:1000])
+  parts[2].unlink()
   with pytest.raises(ValueError) as caught:
     builder.read(copied)
-  assert f"{shards[1]}: expected" in str(caught.value)
-  assert f"{shards[2]} is missing" in str(caught.value)
-  assert shards[0].name not in str(caught.value)
+  assert f"{parts[1]}: expected" in str(caught.value)
+  assert f"{parts[2]} is missing" in str(caught.value)
+  assert parts[0].name not in str(caught.value)
 
 
 def test_damage_in_the_middle_names_file_and_record(copied):

@@ -1,0 +1,188 @@
+"""The files of a dataset in the making: a shard at a time, whole or absent.
+
+Shards may be written in any order, by any processes that see the folder; a
+shard that is there is done. `finish` gives them tfds's names and says what they
+hold.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from ovi_jax import files
+from ovi_jax.data import features
+from ovi_jax.data import schema
+
+NAME = "ovi_records"
+METADATA = "metadata.json"
+_SUFFIX = "array_record"
+
+
+def shard_path(folder: pathlib.Path, split: str, number: int) -> pathlib.Path:
+  """Where a shard lies until the dataset is finished."""
+  return folder / f"{split}-{number:05d}.{_SUFFIX}"
+
+
+def index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
+  """Where the latent sizes of a finished split's records lie."""
+  return folder / f"index-{split}.npy"
+
+
+def write(
+  folder: pathlib.Path,
+  split: str,
+  number: int,
+  records: Iterable[schema.Record],
+  sizes: schema.Geometry,
+  dtype: str,
+) -> None:
+  """Write a shard and, before it gets its name, the sizes of its records.
+
+  Raises:
+    ValueError: a record breaks the contract.
+    OSError: the disk is full, or the folder is not writable.
+  """
+  path, described = shard_path(folder, split, number), features.features()
+  rows, size = [], 0
+  with _disk_errors(path), files.replacing(path) as temporary:
+    writer = array_record_module.ArrayRecordWriter(
+      str(temporary), "group_size:1"
+    )
+    try:
+      for record in records:
+        encoded = features.encode(record, sizes, dtype)
+        stored = described.serialize_example(encoded)
+        writer.write(stored)
+        rows.append((*record.sizes.video, record.sizes.audio))
+        size += len(stored)
+    finally:
+      writer.close()
+    with files.replacing(_notes_path(path)) as notes, open(notes, "wb") as file:
+      np.savez(file, rows=np.asarray(rows, np.int32), size=size)
+
+
+def is_written(
+  folder: pathlib.Path, split: str, number: int, count: int
+) -> bool:
+  """Whether a shard is there, under its first or its last name."""
+  path = shard_path(folder, split, number)
+  named = _template(folder, split).sharded_filepath(
+    shard_index=number, num_shards=count
+  )
+  whole = path.exists() or pathlib.Path(named).exists()
+  return whole and _notes_path(path).exists()
+
+
+def finish(
+  folder: pathlib.Path,
+  counts: Mapping[str, int],
+  sizes: schema.Geometry,
+  null_text: np.ndarray | None,
+) -> None:
+  """Make a dataset of the shards; may be called again after a crash.
+
+  Args:
+    folder: of the shards, one and all.
+    counts: number of shards of each split.
+    sizes: that every record has.
+    null_text: text_SE of the empty prompt.
+  """
+  infos = []
+  for split, count in counts.items():
+    template, notes = _template(folder, split), []
+    for number in range(count):
+      path = shard_path(folder, split, number)
+      with np.load(_notes_path(path)) as file:
+        notes.append((file["rows"], int(file["size"])))
+      named = template.sharded_filepath(shard_index=number, num_shards=count)
+      if path.exists():
+        os.rename(path, named)
+    rows = np.concatenate([rows for rows, _ in notes])
+    np.save(index_path(folder, split), rows)
+    info = tfds.core.SplitInfo(
+      name=split,
+      shard_lengths=[len(rows) for rows, _ in notes],
+      num_bytes=sum(size for _, size in notes),
+      filename_template=template,
+    )
+    infos.append(info)
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=features.features(),
+    split_infos=infos,
+    version=schema.VERSION,
+    check_data=False,
+    disable_shuffling=True,
+  )
+  _describe(folder, sizes, null_text)
+
+
+def publish(folder: pathlib.Path, path: pathlib.Path) -> None:
+  """Give a finished dataset its name; its notes are dropped."""
+  for notes in folder.glob(".*.npz"):
+    notes.unlink()
+  for file in folder.iterdir():
+    with open(file, "rb") as opened:
+      os.fsync(opened.fileno())
+  os.rename(folder, path)
+
+
+def _template(folder: pathlib.Path, split: str) -> Any:
+  """tfds's names for the shards of a split."""
+  return tfds.core.ShardedFileTemplate(
+    data_dir=folder, dataset_name=NAME, split=split, filetype_suffix=_SUFFIX
+  )
+
+
+def _notes_path(path: pathlib.Path) -> pathlib.Path:
+  """What is remembered of a shard until the dataset is finished."""
+  return path.with_name(f".{path.name}.npz")
+
+
+def _describe(
+  folder: pathlib.Path, sizes: schema.Geometry, null_text: np.ndarray | None
+) -> None:
+  """Write what is checked before a record is touched; the last file."""
+  lengths = {
+    f.name: f.stat().st_size
+    for f in folder.iterdir()
+    if not f.name.startswith(".") and f.name != METADATA
+  }
+  text = None
+  if null_text is not None:
+    stored = np.ascontiguousarray(null_text, "<f4").tobytes()
+    text = base64.b64encode(stored).decode()
+  metadata = {
+    "version": schema.VERSION,
+    "geometry": dataclasses.asdict(sizes),
+    "null_text": text,
+    "files": lengths,
+  }
+  (folder / METADATA).write_text(json.dumps(metadata))
+
+
+@contextlib.contextmanager
+def _disk_errors(path: pathlib.Path) -> Iterator[None]:
+  """ArrayRecord reports what the system said as RuntimeError."""
+  try:
+    yield
+  except RuntimeError as error:
+    if os.strerror(errno.ENOSPC) not in str(error):
+      raise
+    raise OSError(
+      errno.ENOSPC,
+      "no space left to write it; free some, or choose another folder",
+      str(path),
+    ) from error
