@@ -1,0 +1,224 @@
+"""Runs of train.py as its user starts them, small, for tests that end them."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ovi_jax.checkpoint import saved
+from ovi_jax.data import builder
+from ovi_jax.modality import AV
+from ovi_jax.training import logs
+from ovi_jax.training import stage as stages
+from tests.training import stage_test
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# The towers of each stage.
+STAGES = {
+  "audio_pretrain": AV(None, "fresh"),
+  "audio_finetune": AV(None, "fresh"),
+  "video_pretrain": AV("fresh", None),
+  "fusion": AV("fresh", "fresh"),
+}
+SMALL = {
+  "data.video": (stage_test.CLIP,),
+  "data.audio": (stage_test.SOUND,),
+  "batch": 4,
+  "optimizer.warmup_steps": 2,
+  "cadence.log": 1,
+}
+SMALL_TOWER = {"width": 32, "blocks": 2, "heads": 2, "feed_forward": 48}
+LONGEST = 120  # seconds that anything waited for may take
+
+
+def dataset(path: pathlib.Path, count: int = 12) -> pathlib.Path:
+  """Write clips with sound: random latents and a prompt."""
+  builder.write(
+    path,
+    {"train": [stage_test.record(number) for number in range(count)]},
+    geometry=stage_test.SIZES,
+    null_text=np.full((1, 48), 0.5, np.float32),
+  )
+  return path
+
+
+def command(
+  stage: str, source: pathlib.Path, workdir: pathlib.Path, **changes: Any
+) -> list[str]:
+  """The command of a small run; `changes` are fields, `__` for a dot."""
+  fields = {"data.sources": (str(source),)} | SMALL
+  for name, initial in STAGES[stage].present().items():
+    fields |= {f"model.{name}.{n}": v for n, v in SMALL_TOWER.items()}
+    fields[f"initial.{name}"] = initial
+  fields |= {n.replace("__", "."): v for n, v in changes.items()}
+  return [
+    sys.executable,
+    "train.py",
+    f"--config=configs/{stage}.py:mini",
+    f"--workdir={workdir}",
+    *(f"--config.{name}={value}" for name, value in fields.items()),
+  ]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+  """Of a run on so many devices; programs stay compiled between runs."""
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
+def run(
+  words: list[str], devices: int = 1, before: Callable[[], None] | None = None
+) -> tuple[int, str]:
+  """Run to the end; the exit code, and all that was said.
+
+  Args:
+    words: the command.
+    devices: of the run.
+    before: called in the new process before the command.
+  """
+  done = subprocess.run(
+    words,
+    cwd=ROOT,
+    env=environment(devices),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=LONGEST,
+    preexec_fn=before,
+  )
+  return done.returncode, done.stdout
+
+
+class Started:
+  """A run that is going on; what it says is kept in a file.
+
+  Attributes:
+    process: train.py, the leader of its own session.
+    workdir: of the run.
+    began: when, by `time.monotonic`.
+  """
+
+  def __init__(self, words: list[str], log: pathlib.Path):
+    self.workdir = pathlib.Path(words[3].removeprefix("--workdir="))
+    self._log = log
+    self._lines = len(_lines(self.workdir))
+    with open(log, "w") as file:
+      self.process = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=environment(),
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      )
+    self.began = time.monotonic()
+
+  @property
+  def said(self) -> str:
+    return self._log.read_text()
+
+  @property
+  def logged(self) -> bool:
+    """Whether this start has logged a step."""
+    return len(_lines(self.workdir)) > self._lines
+
+  def wait(self, condition: Callable[[], bool]) -> None:
+    """Wait until something holds, while the run goes on."""
+    until = time.monotonic() + LONGEST
+    while not condition():
+      assert self.process.poll() is None, f"it ended: {self.said}"
+      assert time.monotonic() < until, f"it takes too long: {self.said}"
+      time.sleep(0.003)
+
+  def end(self, number: int = signal.SIGKILL) -> int:
+    """Send train.py a signal; the exit code. Nothing else of it may stay."""
+    self.process.send_signal(number)
+    code = self.process.wait(LONGEST)
+    until = time.monotonic() + 10
+    while (left := processes(self.process.pid)) and time.monotonic() < until:
+      time.sleep(0.02)
+    assert not left, f"still running of a run that was ended: {left}"
+    return code
+
+
+@contextlib.contextmanager
+def started(words: list[str], log: pathlib.Path) -> Iterator[Started]:
+  """A run that ends with the block at the latest."""
+  going = Started(words, log)
+  try:
+    yield going
+  finally:
+    if going.process.poll() is None:
+      going.process.kill()
+      going.process.wait()
+
+
+def processes(session: int) -> dict[int, str]:
+  """The processes of a session that run: number -> command, on Linux."""
+  found = {}
+  for path in pathlib.Path("/proc").glob("[0-9]*"):
+    with contextlib.suppress(OSError):
+      # Behind the name, which may have blanks: state, parent, group, session.
+      words = (path / "stat").read_text().rpartition(")")[2].split()
+      if int(words[3]) == session and words[0] != "Z":
+        line = (path / "cmdline").read_text().replace("\0", " ")
+        found[int(path.name)] = line
+  return found
+
+
+def newest(workdir: pathlib.Path) -> int:
+  """The step of the newest checkpoint; 0 if there is none."""
+  return max(saved.steps(workdir / stages.CHECKPOINTS), default=0)
+
+
+def contents(
+  workdir: pathlib.Path, step: int = 0
+) -> tuple[dict[str, np.ndarray], Any]:
+  """What a checkpoint holds, verified: arrays by path, state of the data.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint; 0 for the newest.
+  """
+  name = str(step or newest(workdir))
+  found = saved.describe(workdir / stages.CHECKPOINTS / name)
+  saved.verify(found)
+  wanted = {p: np.zeros(k.shape, k.dtype) for p, k in found.leaves.items()}
+  return saved.read(found, wanted), found.iterators
+
+
+def losses(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """What was logged of each step and depends on records and state alone."""
+  return [
+    {n: v for n, v in line.items() if n == "step" or n.startswith("train/")}
+    for line in logs.read(workdir)
+  ]
+
+
+def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+  """Two runs ended at the same step, in the same state, bit by bit."""
+  assert newest(ours) == newest(theirs)
+  (mine, place), (other, there) = contents(ours), contents(theirs)
+  assert {"step", "key"} <= mine.keys() and len(mine) > 50
+  assert mine.keys() == other.keys()
+  different = [p for p in mine if mine[p].tobytes() != other[p].tobytes()]
+  assert not different
+  assert place == there
+  assert losses(ours) == losses(theirs)
+
+
+def _lines(workdir: pathlib.Path) -> list[str]:
+  path = workdir / logs.FILE
+  return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,91 @@
+"""train.py as its user runs it: exit codes, restarts, and bad input."""
+
+import resource
+import signal
+
+import pytest
+
+from tests import train_runs
+
+STEPS, SAVE = 10, 2
+FIELDS = {"steps": STEPS, "cadence__save": SAVE}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  return train_runs.dataset(tmp_path_factory.mktemp("data") / "clips")
+
+
+def small_files() -> None:
+  """Refuse files of more than 1 MiB, as a full disk would."""
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+
+def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
+  source, tmp_path
+):
+  words = train_runs.command("fusion", source, tmp_path / "run", **FIELDS)
+  with train_runs.started(words, tmp_path / "log") as run:
+    run.wait(lambda: train_runs.newest(run.workdir) >= SAVE)
+    assert run.end(signal.SIGKILL) == -signal.SIGKILL
+  reached = train_runs.newest(run.workdir)
+
+  code, said = train_runs.run(words, before=small_files)
+  assert code == 1, said
+  assert f"continuing from the checkpoint of step {reached}" in said
+  # Orbax' threads have their say around it.
+  assert (
+    f"train: [Errno 28] no space left: the checkpoint of step {reached + SAVE}"
+    " was not saved, earlier ones are whole; make room:"
+    f" '{run.workdir / 'checkpoints'}'"
+  ) in said
+  assert train_runs.newest(run.workdir) == reached
+  train_runs.contents(run.workdir)
+
+  with train_runs.started(words, tmp_path / "log") as run:
+    run.wait(lambda: run.logged)
+    assert run.end(signal.SIGTERM) == 75
+  stopped = train_runs.newest(run.workdir)
+  assert reached < stopped < STEPS
+  assert f"told to stop: saved step {stopped} of {STEPS}" in run.said
+
+  code, said = train_runs.run(words)
+  assert code == 0, said
+  assert f"continuing from the checkpoint of step {stopped}" in said
+
+  changes = FIELDS | {"cadence__save": 0}
+  alone = train_runs.command("fusion", source, tmp_path / "alone", **changes)
+  assert train_runs.run(alone)[0] == 0
+  train_runs.assert_same(tmp_path / "run", tmp_path / "alone")
+
+  # The directory belongs to this run.
+  changes = FIELDS | {"seed": 1, "batch": 8}
+  other = train_runs.command("fusion", source, tmp_path / "run", **changes)
+  code, said = train_runs.run(other)
+  assert code == 1 and "Traceback" not in said
+  assert f"train: {tmp_path / 'run'} belongs to a run of another" in said
+  assert "\n  batch: 4 there, 8 now\n  seed: 0 there, 1 now\n" in said
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("optimizer__momentum", 0.9, "the config has no field 'momentum'"),
+    ("data__sources", ("nowhere",), "nowhere"),
+    ("initial__audio", "", "config: initial.audio: the stage starts from"),
+  ],
+)
+def test_bad_input_is_one_line(field, value, message, source, tmp_path):
+  words = train_runs.command("fusion", source, tmp_path, **{field: value})
+  code, said = train_runs.run(words)
+  assert code == 1
+  assert said.startswith("train: ") and said.count("\n") == 1
+  assert message in said
+
+
+def test_a_run_without_a_directory_is_refused(source):
+  words = train_runs.command("audio_pretrain", source, "")
+  assert train_runs.run(words) == (
+    1,
+    "train: --config=configs/STAGE.py and --workdir=DIR are needed\n",
+  )
