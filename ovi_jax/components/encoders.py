@@ -37,9 +37,18 @@ class Text:
       params=components.load("umt5"),
     )
 
-  def encode(self, ids_BS: Any, mask_BS: Any) -> jax.Array:
-    """Embed token ids: text_BSE, zero beyond each prompt's end."""
+  def encode(self, ids_BS: Any, mask_BS: Any, split: bool = False) -> jax.Array:
+    """Embed token ids: text_BSE, zero beyond each prompt's end.
+
+    Args:
+      ids_BS: see `prompt.Tokenizer.encode`.
+      mask_BS: likewise.
+      split: each device embeds its own rows.
+    """
     components = self.components
+    if split:
+      place = partition.rows(components.mesh)
+      ids_BS, mask_BS = jax.device_put((ids_BS, mask_BS), place)
     with components.computing():
       return umt5.embed(
         components.arch.umt5, self.params, ids_BS, mask_BS, components.dtype
@@ -101,13 +110,19 @@ class Audio:
     params = components.load("audio_vae", "encoder", jnp.float32)
     return cls(components=components, params=params)
 
-  def encode(self, wave_BA: Any) -> jax.Array:
+  def encode(self, wave_BA: Any, split: bool = False) -> jax.Array:
     """Encode sounds: latents_BTC, means, float32, one for 512 samples.
+
+    Args:
+      wave_BA: in [-1, 1] at 16 kHz.
+      split: each device encodes its own rows.
 
     Raises:
       ValueError: the samples are too few, or no whole number of latents.
     """
     components = self.components
+    if split:
+      wave_BA = jax.device_put(wave_BA, partition.rows(components.mesh))
     with components.computing(jnp.float32):
       return encode_sound(components.arch.audio_vae, self.params, wave_BA)
 

@@ -198,9 +198,9 @@ def read(
   if geometry is not None:
     geometry.check_equal(found, str(path))
   _check_files(path, metadata["files"])
-  names = [f[6:-4] for f in metadata["files"] if f.startswith("index-")]
+  names = _split_names(metadata)
   if split not in names:
-    raise ValueError(f"{path} has no split {split!r}; it has {sorted(names)}")
+    raise ValueError(f"{path} has no split {split!r}; it has {names}")
   stored = base64.b64decode(metadata["null_text"] or "")
   null_SE = np.frombuffer(stored, "<f4").reshape(-1, found.text_width)
   opened: Any = tfds.builder_from_directory(str(path))
@@ -219,6 +219,16 @@ def read(
     null_text=null_SE,
     data=data,
   )
+
+
+def splits(path: str | os.PathLike[str]) -> list[str]:
+  """The names of a dataset's splits; ValueError if none is there."""
+  return _split_names(_metadata(pathlib.Path(path)))
+
+
+def _split_names(metadata: Mapping[str, Any]) -> list[str]:
+  """The names of the splits that the metadata lists."""
+  return sorted(f[6:-4] for f in metadata["files"] if f.startswith("index-"))
 
 
 def _metadata(path: pathlib.Path) -> dict[str, Any]:

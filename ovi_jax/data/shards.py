@@ -130,8 +130,8 @@ def finish(
 
 
 def publish(folder: pathlib.Path, path: pathlib.Path) -> None:
-  """Give a finished dataset its name; its notes are dropped."""
-  for notes in folder.glob(".*.npz"):
+  """Give a finished dataset its name; hidden files, its notes, are dropped."""
+  for notes in folder.glob(".*"):
     notes.unlink()
   for file in folder.iterdir():
     with open(file, "rb") as opened:

@@ -1,0 +1,335 @@
+"""Cache the latents and text embeddings of a dataset, so training need not.
+
+  python -m ovi_jax.data.encode --data=DIR --weights=DIR --out=DIR
+
+Writes a new dataset; mp4 and PCM stay behind unless --keep_media. Run the same
+command again to go on where it was stopped. Hosts that see the same folders
+share the work: each runs it with --process=I --processes=N, and the one that
+ends last makes the dataset. Captions alone (--parts=text) and codecs alone may
+be encoded one after the other where memory is short.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from absl import app
+from absl import flags
+
+from ovi_jax import files
+from ovi_jax import runtime
+from ovi_jax.checkpoint import directory
+from ovi_jax.components import encoders
+from ovi_jax.components import loading
+from ovi_jax.data import builder
+from ovi_jax.data import encoding
+from ovi_jax.data import features
+from ovi_jax.data import schema
+from ovi_jax.data import shards
+from ovi_jax.parallel import mesh as meshes
+
+RECIPE = "encoding.json"
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """What is encoded, and how.
+
+  Attributes:
+    data: dataset to read, see `builder`.
+    weights: directory of converted weights with the encoders.
+    out: dataset to write.
+    parts: of `encoding.PARTS`; what a record has already is kept.
+    keep_media: keep mp4 and PCM beside the latents.
+    batch: clips side by side on each device.
+    dtype: of computing: "auto" (bfloat16 on accelerators), or its name.
+    stored: type of the arrays, see `builder.write`.
+    records_per_shard: in a file; a shard is what a crash repeats.
+    process: number of this process.
+    processes: that share the shards.
+  """
+
+  data: pathlib.Path
+  weights: pathlib.Path
+  out: pathlib.Path
+  parts: tuple[str, ...] = encoding.PARTS
+  keep_media: bool = False
+  batch: int = 1
+  dtype: str = "auto"
+  stored: str = "float16"
+  records_per_shard: int = 64
+  process: int = 0
+  processes: int = 1
+
+  def __post_init__(self):
+    problems = [
+      f"parts: expected some of {', '.join(encoding.PARTS)}, got {part!r}"
+      for part in self.parts or ("",)
+      if part not in encoding.PARTS
+    ]
+    problems += [
+      f"{name} must be at least 1, got {getattr(self, name)}"
+      for name in ("batch", "records_per_shard", "processes")
+      if getattr(self, name) < 1
+    ]
+    for name, known in (
+      ("dtype", ("auto", "float32", "bfloat16")),
+      ("stored", tuple(features.DTYPES)),
+    ):
+      if getattr(self, name) not in known:
+        problems.append(
+          f"{name} {getattr(self, name)!r} is unknown; choose from"
+          f" {', '.join(known)}"
+        )
+    if not 0 <= self.process < self.processes:
+      problems.append(f"process {self.process} of {self.processes} is none")
+    if problems:
+      raise ValueError("; ".join(problems))
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """Where the shards gather until the dataset is whole."""
+    return self.out.with_name(f".{self.out.name}.encoding")
+
+
+def run(job: Job, log: Log = print) -> bool:
+  """Encode this process's shards.
+
+  Args:
+    job: what to do.
+    log: called with each line for the user.
+
+  Returns:
+    Whether the dataset is whole; `False` if other processes have still to
+    write shards.
+
+  Raises:
+    ValueError: dataset or weights are missing, damaged or do not fit, or
+      something else stands under `out`; before weights are loaded. A record is
+      damaged: what was encoded before it stays.
+    OSError: the disk is full, or a folder is not writable.
+  """
+  splits = {n: builder.read(job.data, n) for n in builder.splits(job.data)}
+  needs = tuple(encoding.COMPONENTS[part] for part in job.parts)
+  manifest = directory.read(job.weights, needs=needs)
+  recipe = _recipe(job, manifest)
+  if job.out.exists():
+    _check_recipe(job.out, recipe, f"choose another place than {job.out}")
+    log(f"already encoded: {job.out}")
+    return True
+  job.folder.mkdir(parents=True, exist_ok=True)
+  _keep_recipe(job.folder, recipe)
+  counts = {
+    name: -(-len(split) // job.records_per_shard)
+    for name, split in splits.items()
+  }
+  places = [(name, i) for name, count in counts.items() for i in range(count)]
+  mine = [
+    (name, i)
+    for name, i in places[job.process :: job.processes]
+    if not shards.is_written(job.folder, name, i, counts[name])
+  ]
+  components = _components(job, manifest)
+  sizes = _geometry(splits, manifest, job.parts)
+  null_SE = _null_text(job, components, splits)
+  if mine:
+    _encode(job, components, splits, mine, sizes)
+  with _alone(job.folder / RECIPE) as there:
+    if not there:
+      return True
+    left = [
+      (name, i)
+      for name, i in places
+      if not shards.is_written(job.folder, name, i, counts[name])
+    ]
+    if left:
+      log(f"{len(left)} of {len(places)} shards are left to other processes")
+      return False
+    shards.finish(job.folder, counts, sizes, null_SE)
+    shards.publish(job.folder, job.out)
+  log(f"wrote {job.out}: {sum(map(len, splits.values()))} records")
+  return True
+
+
+def _components(job: Job, manifest: directory.Manifest) -> loading.Components:
+  """The encoders' place: all devices of this process."""
+  name = job.dtype
+  if name == "auto":
+    name = "float32" if runtime.platform() == "cpu" else "bfloat16"
+  devices = jax.local_devices()
+  return loading.Components(
+    weights=job.weights,
+    manifest=manifest,
+    mesh=meshes.make(devices, fsdp=len(devices)),
+    dtype=jnp.dtype(name),
+  )
+
+
+def _geometry(
+  splits: dict[str, builder.Split],
+  manifest: directory.Manifest,
+  parts: tuple[str, ...],
+) -> schema.Geometry:
+  """Of the dataset to be: the encoders' where they encode."""
+  arch, sizes = manifest.architecture, next(iter(splits.values())).geometry
+  made: dict[str, Any] = {}
+  if "text" in parts:
+    made["text_width"] = arch.umt5.dim
+  if "video" in parts:
+    made["video_channels"] = arch.video_vae.z_dim
+  if "audio" in parts:
+    made["audio_channels"] = arch.audio_vae.embed_dim
+  return dataclasses.replace(sizes, **made)
+
+
+def _null_text(
+  job: Job, components: loading.Components, splits: dict[str, builder.Split]
+) -> np.ndarray | None:
+  """The empty prompt's embedding; encoded once, kept beside the shards."""
+  if "text" not in job.parts:
+    kept = next(iter(splits.values())).null_text
+    return kept if len(kept) else None
+  path = job.folder / ".null_text.npy"
+  if not path.exists():
+    null_SE = encoders.Text.load(components).texts([""])[""]
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+      np.save(file, np.asarray(null_SE, np.float32))
+  return np.load(path)
+
+
+def _encode(
+  job: Job,
+  components: loading.Components,
+  splits: dict[str, builder.Split],
+  mine: list[tuple[str, int]],
+  sizes: schema.Geometry,
+) -> None:
+  """Write the shards of this process, one after the other."""
+  batch = job.batch * components.mesh.size
+  encoder = encoding.RecordEncoder.load(components, job.parts, batch)
+  each = job.records_per_shard
+  total = sum(min(each, len(splits[n]) - i * each) for n, i in mine)
+  with tqdm.tqdm(total=total, unit="clip", desc="encoding") as bar:
+    for name, number in mine:
+      split = splits[name]
+      end = min((number + 1) * each, len(split))
+      records = encoder([split[i] for i in range(number * each, end)])
+      if not job.keep_media:
+        records = [_without_media(record) for record in records]
+      shards.write(job.folder, name, number, records, sizes, job.stored)
+      bar.update(len(records))
+
+
+def _without_media(record: schema.Record) -> schema.Record:
+  """The record without the media that its latents stand for."""
+  dropped: dict[str, Any] = {
+    name: None
+    for name, latents in record.latents._asdict().items()
+    if latents is not None
+  }
+  return dataclasses.replace(record, **dropped)
+
+
+def _recipe(job: Job, manifest: directory.Manifest) -> dict[str, Any]:
+  """What decides the dataset, as JSON has it."""
+  metadata = (job.data / builder.METADATA).read_bytes()
+  needs = sorted(encoding.COMPONENTS[part] for part in job.parts)
+  return {
+    "data": hashlib.sha256(metadata).hexdigest(),
+    "weights": {name: manifest.digests.get(name) for name in needs},
+    "parts": sorted(job.parts),
+    "keep_media": job.keep_media,
+    "dtype": job.dtype,
+    "stored": job.stored,
+    "records_per_shard": job.records_per_shard,
+  }
+
+
+def _keep_recipe(folder: pathlib.Path, recipe: dict[str, Any]) -> None:
+  """Say what the shards of a folder are; ValueError if they are others."""
+  if (folder / RECIPE).exists():
+    _check_recipe(folder, recipe, f"or remove {folder} to begin anew")
+    return
+  with files.replacing(folder / RECIPE) as temporary:
+    temporary.write_text(json.dumps(recipe, indent=1))
+
+
+def _check_recipe(
+  folder: pathlib.Path, recipe: dict[str, Any], advice: str
+) -> None:
+  """ValueError unless what is in the folder was made by this recipe."""
+  try:
+    found = dict(json.loads((folder / RECIPE).read_text()))
+  except (OSError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{folder} is there and was not made by this command ({error}); {advice}"
+    ) from error
+  different = [name for name in recipe if found.get(name) != recipe[name]]
+  if different:
+    raise ValueError(
+      f"{folder} was encoded from other data or otherwise"
+      f" ({', '.join(different)} differ); encode as before, {advice}"
+    )
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[bool]:
+  """Hold a lock on a file; False if another process made the dataset of it."""
+  try:
+    file = open(path)  # noqa: SIM115
+  except FileNotFoundError:
+    yield False
+    return
+  with file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield path.exists()
+
+
+FLAGS = flags.FLAGS
+
+
+def _define_flags() -> None:
+  """The fields of `Job`."""
+  flags.DEFINE_string("data", "", "Dataset to read.")
+  flags.DEFINE_string("weights", "", "Directory of converted weights.")
+  flags.DEFINE_string("out", "", "Dataset to write.")
+  flags.DEFINE_list("parts", list(encoding.PARTS), "What to encode.")
+  flags.DEFINE_bool("keep_media", False, "Keep mp4 and PCM too.")
+  flags.DEFINE_integer("batch", 1, "Clips side by side on each device.")
+  flags.DEFINE_string("dtype", "auto", "Of computing: auto, float32, bfloat16.")
+  flags.DEFINE_string("stored", "float16", "Of arrays: float16, bfloat16.")
+  flags.DEFINE_integer("records_per_shard", 64, "Records in a file.")
+  flags.DEFINE_integer("process", 0, "Number of this process.")
+  flags.DEFINE_integer("processes", 1, "Processes that share the work.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  runtime.start()
+  try:
+    values = {f.name: FLAGS[f.name].value for f in dataclasses.fields(Job)}
+    for name in ("data", "weights", "out"):
+      if not values[name]:
+        raise ValueError(f"--{name}=DIR is needed")
+      values[name] = pathlib.Path(values[name])
+    run(Job(**values | {"parts": tuple(values["parts"])}))
+  except (OSError, ValueError) as error:
+    sys.exit(f"encode: {error}")
+
+
+if __name__ == "__main__":
+  _define_flags()
+  app.run(main)

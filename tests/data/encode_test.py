@@ -1,0 +1,237 @@
+"""Caching latents: the same as encoding alone, resumable, shared."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from ovi_jax import media
+from ovi_jax.checkpoint import directory
+from ovi_jax.components import encoders
+from ovi_jax.components import loading
+from ovi_jax.data import builder
+from ovi_jax.data import clips
+from ovi_jax.data import encode
+from ovi_jax.data import schema
+from ovi_jax.parallel import mesh as meshes
+
+SIZES = schema.Geometry(text_width=48)
+CAPTIONS = ("a bell", "a dog barks", "Audio: rain.", "waves and a gull")
+
+
+def clip(number: int, frames: int, folder: pathlib.Path) -> schema.Record:
+  """A clip of moving stripes with a tone; without a video for no frames."""
+  video, rows = None, np.arange(32)
+  if frames:
+    moved = rows[None] + np.arange(frames)[:, None] * (number + 1)
+    stripes = (moved * 8 % 256).astype(np.uint8)
+    frames_THWC = np.broadcast_to(
+      stripes[:, :, None, None], (frames, 32, 64, 3)
+    )
+    media.write_mp4(folder / "clip.mp4", [frames_THWC], None)
+    video = (folder / "clip.mp4").read_bytes()
+  samples = int(frames / 24 * 16_000) if frames else 4000
+  wave = 0.5 * np.sin(np.arange(samples) * 0.05 * (number + 1))
+  return schema.Record(
+    id=f"clip-{number}",
+    source="generated",
+    captions=CAPTIONS[number % 3 : number % 3 + 2],
+    video=video,
+    audio=clips.pcm(wave),
+    frames=frames,
+    height=32 * bool(frames),
+    width=64 * bool(frames),
+  )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> pathlib.Path:
+  """Clips of two lengths and sounds, media only."""
+  folder = tmp_path_factory.mktemp("media")
+  records = [clip(i, f, folder) for i, f in enumerate((5, 9, 0, 5, 5))]
+  path = folder / "data"
+  builder.write(
+    path,
+    {"train": records, "test": [clip(5, 5, folder)]},
+    geometry=dataclasses.replace(SIZES, text_width=4096),
+  )
+  return path
+
+
+@pytest.fixture(scope="module")
+def job(dataset, weights, tmp_path_factory) -> encode.Job:
+  out = tmp_path_factory.mktemp("encoded") / "data"
+  return encode.Job(data=dataset, weights=weights, out=out, records_per_shard=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+  with pytest.MonkeyPatch.context() as patch:
+    two = jax.local_devices()[:2]
+    patch.setattr(jax, "local_devices", lambda *_: two)
+    yield
+
+
+@pytest.fixture(scope="module")
+def encoded(job) -> pathlib.Path:
+  assert encode.run(job, lambda _: None)
+  return job.out
+
+
+def contents(path: pathlib.Path) -> dict[str, bytes]:
+  return {p.name: p.read_bytes() for p in path.glob("*array_record*")}
+
+
+def test_records_hold_what_encoders_make_of_each_alone(
+  encoded, dataset, weights
+):
+  alone = loading.Components(
+    weights=weights,
+    manifest=directory.read(weights),
+    mesh=meshes.make(jax.local_devices(), fsdp=2),
+    dtype=np.dtype("float32"),
+  )
+
+  def twice(encoder, array):
+    return encoder.encode(np.stack([array] * 2), split=True)[0]
+
+  text = encoders.Text.load(alone).texts([*CAPTIONS, ""])
+  video, audio = encoders.Video.load(alone), encoders.Audio.load(alone)
+  before = builder.read(dataset)
+  after = builder.read(encoded, geometry=SIZES)
+  assert len(after) == len(before) == 5
+  for old, new in zip(before, after):
+    assert (new.id, new.captions, new.frames) == (
+      old.id,
+      old.captions,
+      old.frames,
+    )
+    assert new.video is None and new.audio is None
+    assert new.sizes == old.sizes
+    sound = clips.wave(old)[: old.sizes.audio * 512]
+    close(new.latents.audio, twice(audio, sound))
+    if old.video is None:
+      assert new.latents.video is None
+    else:
+      close(new.latents.video, twice(video, clips.frames(old)))
+    for caption, text_SE in zip(new.captions, new.text, strict=True):
+      close(text_SE, text[caption])
+  np.testing.assert_allclose(after.null_text, text[""], atol=1e-5)
+  assert len(builder.read(encoded, "test")) == 1
+
+
+def close(stored, wanted):
+  """Equal but for the type that is stored."""
+  wanted = np.asarray(wanted)
+  assert stored.shape == wanted.shape
+  np.testing.assert_allclose(
+    np.float32(stored), wanted, atol=2e-3 * abs(wanted).max()
+  )
+
+
+def test_a_job_that_was_stopped_goes_on(encoded, job, tmp_path, monkeypatch):
+  again = dataclasses.replace(job, out=tmp_path / "data")
+  write, written = encode.shards.write, []
+
+  def stops(folder, split, number, *rest):
+    if len(written) == 2:
+      raise KeyboardInterrupt
+    written.append((split, number))
+    write(folder, split, number, *rest)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(encode.shards, "write", stops)
+    encode.run(again, lambda _: None)
+  assert not again.out.exists() and len(written) == 2
+  before = times(again.folder)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    # Stopped again when all is written, before it has its name.
+    patch.setattr(encode.shards, "publish", interrupted)
+    encode.run(again, lambda _: None)
+  assert len(before) == 2 and before < times(again.folder)
+  assert encode.run(again, lambda _: None)
+  assert contents(again.out) == contents(encoded)
+  assert not again.folder.exists()
+  said = []
+  assert encode.run(again, said.append) and "already encoded" in said[0]
+
+
+def times(folder: pathlib.Path) -> set[int]:
+  """When each shard was written."""
+  return {p.stat().st_mtime_ns for p in folder.glob("[!.]*array_record*")}
+
+
+def interrupted(*_):
+  raise KeyboardInterrupt
+
+
+def test_processes_share_the_shards(encoded, job, tmp_path):
+  said = []
+  for process, whole in ((1, False), (0, True)):
+    share = dataclasses.replace(
+      job, out=tmp_path / "data", process=process, processes=2
+    )
+    assert encode.run(share, said.append) is whole
+  assert "2 of 4 shards are left to other processes" in said[0]
+  assert contents(tmp_path / "data") == contents(encoded)
+
+
+def test_parts_one_after_the_other(encoded, job, tmp_path):
+  text = dataclasses.replace(
+    job, out=tmp_path / "text", parts=("text",), keep_media=True
+  )
+  assert encode.run(text, lambda _: None)
+  half = builder.read(text.out)[0]
+  assert half.text and half.video and half.latents.video is None
+  rest = dataclasses.replace(
+    job, data=text.out, out=tmp_path / "all", parts=("video", "audio")
+  )
+  assert encode.run(rest, lambda _: None)
+  for one, other in zip(builder.read(encoded), builder.read(rest.out)):
+    for a, b in zip(
+      jax.tree.leaves((one.latents, one.text)),
+      jax.tree.leaves((other.latents, other.text)),
+      strict=True,
+    ):
+      close(a, b)
+
+
+def test_what_does_not_fit_is_said_before_weights_are_loaded(
+  encoded, job, weights, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(encode.encoding.RecordEncoder, "load", interrupted)
+  with pytest.raises(ValueError, match="stored differ"):
+    encode.run(dataclasses.replace(job, stored="bfloat16"))
+  (tmp_path / "other").mkdir()
+  with pytest.raises(ValueError, match="not made by this command"):
+    encode.run(dataclasses.replace(job, out=tmp_path / "other"))
+  with pytest.raises(ValueError, match="not a dataset of records"):
+    encode.run(dataclasses.replace(job, data=tmp_path))
+  with pytest.raises(ValueError, match=r"parts: .*got 'smell'"):
+    dataclasses.replace(job, parts=("smell",))
+  with pytest.raises(ValueError, match="process 2 of 2 is none"):
+    dataclasses.replace(job, process=2, processes=2)
+  less = shutil.copytree(weights, tmp_path / "weights")
+  (less / "umt5.safetensors").unlink()
+  with pytest.raises(ValueError, match="missing .*umt5.safetensors"):
+    out = tmp_path / "new"
+    encode.run(dataclasses.replace(job, weights=less, out=out))
+
+
+def test_damaged_media_are_named_and_what_was_made_stays(
+  job, tmp_path_factory, tmp_path
+):
+  good = [clip(i, 5, tmp_path) for i in range(3)]
+  good[2] = dataclasses.replace(good[2], video=good[2].video[:300])
+  builder.write(tmp_path / "media", {"train": good}, geometry=SIZES)
+  bad = dataclasses.replace(
+    job, data=tmp_path / "media", out=tmp_path / "data", parts=("video",)
+  )
+  with pytest.raises(ValueError, match="'clip-2': its mp4 cannot be decoded"):
+    encode.run(bad, lambda _: None)
+  assert [p.name for p in bad.folder.glob("*.array_record")] == [
+    "train-00000.array_record"
+  ]
