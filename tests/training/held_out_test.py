@@ -1,0 +1,218 @@
+"""Held-out loss: the same for any batch size, devices and time of asking."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.models import fusion
+from ovi_jax.parallel import mesh as meshes
+from ovi_jax.parallel import partition
+from ovi_jax.training import held_out
+from ovi_jax.training import placement
+from ovi_jax.training import step
+from ovi_jax.training import trainable
+from tests.training import step_test
+
+RECORDS = 6  # of step_test's; the second has no video, the third no sound
+ONE, EIGHT = (
+  meshes.make(jax.devices()[:number], data=number) for number in (1, 8)
+)
+
+
+def records(size: int, towers=AV._fields) -> list[schema.Batch]:
+  """The records in batches of `size`, the last filled up with blank rows."""
+  whole = step_test.batch(RECORDS)
+  whole = schema.Batch(
+    *(
+      part if part is whole.ids else AV(**{n: getattr(part, n) for n in towers})
+      for part in whole
+    )
+  )
+  extra = -RECORDS % size
+  filled = jax.tree.map(
+    lambda x: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)), whole
+  )
+  return [
+    jax.tree.map(lambda x: x[start : start + size], filled)  # noqa: B023
+    for start in range(0, RECORDS, size)
+  ]
+
+
+def judged(size: int, mesh=ONE, towers=AV._fields, **changes):
+  """What judges records in batches of `size`."""
+  made, _ = (alone if len(towers) == 1 else step_test.trainer)()
+
+  def batches():
+    for batch in records(size, towers):
+      yield placement.batch(batch, mesh)
+
+  given = {"trainer": made, "mesh": mesh, "null_SE": step_test.NULL}
+  given |= {"batches": batches, "levels": 2}
+  return held_out.HeldOut(**given | changes)
+
+
+@functools.cache
+def alone():
+  """The tower of sound, without the other."""
+  params = trainable.flat(step_test.standin_models.fusion_params())
+  params = {
+    name: x
+    for name, x in params.items()
+    if "video" not in name and "fusion_" not in name
+  }
+  model = fusion.FusionDiT(AV(None, step_test.CONFIG.audio))
+  made = step_test.trainer()[0]._replace(model=model)
+  return made, step.init(made, *trainable.split(params, trainable.ALL), seed=1)
+
+
+@pytest.fixture(scope="module")
+def twos():
+  return judged(2)
+
+
+@pytest.fixture(scope="module")
+def losses(twos):
+  return twos(step_test.trainer()[1])
+
+
+def same(ours, reference, tolerance=1e-5):
+  assert ours.keys() == reference.keys()
+  for name, value in reference.items():
+    np.testing.assert_allclose(ours[name], value, rtol=tolerance, err_msg=name)
+
+
+def test_names_and_means(losses):
+  assert list(losses) == [
+    f"held_out/loss_{name}{level}"
+    for name in ("video", "audio")
+    for level in ("", "_t0.00-0.50", "_t0.50-1.00")
+  ]
+  for name in ("video", "audio"):
+    first, second = (
+      losses[f"held_out/loss_{name}_t{level}"]
+      for level in ("0.00-0.50", "0.50-1.00")
+    )
+    np.testing.assert_allclose(
+      losses[f"held_out/loss_{name}"], (first + second) / 2, rtol=1e-12
+    )
+    assert abs(first - second) > 1e-3
+
+
+def test_asking_again_gives_the_same_from_one_program(twos, losses):
+  assert twos(step_test.trainer()[1]) == losses
+  assert twos._program._cache_size() == 1
+
+
+def test_batches_of_any_size_and_rows_without_records(losses):
+  same(judged(4)(step_test.trainer()[1]), losses)
+
+
+def test_eight_devices_are_one(losses):
+  made = judged(8, EIGHT)
+  same(made(step_test.trainer()[1]), losses)
+
+
+def test_records_that_lack_a_modality_do_not_count(twos, losses):
+  """Means by hand: every record beside a row that stands for none."""
+  _, state = step_test.trainer()
+  whole = partition.replicated(ONE)
+  summed, counts = [], []
+  for place, alone in enumerate(records(1)):
+    batch = jax.tree.map(lambda x: np.concatenate([x, 0 * x]), alone)
+    made = twos._program(
+      model=twos.trainer.model,
+      levels=2,
+      params=state.params(),
+      batch=placement.batch(batch, ONE),
+      null_SE=jax.device_put(step_test.NULL, whole),
+      seed=np.uint32(0),
+      place=jax.device_put(np.int32(place), whole),
+    )
+    assert int(made.following) == place + 1
+    summed.append(np.stack(made.loss))
+    counts.append([int(x) for x in made.records])
+  assert np.transpose(counts).tolist() == [
+    [1, 0, 1, 1, 1, 1],
+    [1, 1, 0, 1, 1, 1],
+  ]
+  video, audio = np.transpose(summed, (1, 0, 2))
+  assert not video[1].any() and not audio[2].any()
+  assert (np.delete(video, 1, 0) > 0.3).all()
+  for name, value in (("video", video), ("audio", audio)):
+    expected = value.sum(0) / (RECORDS - 1)
+    found = [v for n, v in losses.items() if f"{name}_t" in n]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_noise_differs_where_it_should():
+  latents = AV(np.zeros((3, 2, 2, 2, 4)), np.zeros((3, 50, 4)))
+
+  @jax.jit
+  def drawn(seed, level, places):
+    given = jnp.float32(0.25), jnp.array(places), latents
+    return held_out._drawn(jnp.uint32(seed), level, *given)
+
+  first, moved = drawn(0, 0, [0, 1, 2]), drawn(0, 0, [1, 2, 3])
+  np.testing.assert_array_equal(first.noise.audio[1:], moved.noise.audio[:2])
+  for other in (moved, drawn(1, 0, [0, 1, 2]), drawn(0, 1, [0, 1, 2])):
+    for ours, noise in zip(other.noise, first.noise):
+      assert abs(np.corrcoef(ours[0].ravel(), noise[0].ravel())[0, 1]) < 0.5
+  assert abs(first.noise.audio.std() - 1) < 0.1
+  assert (first.sigma.video == 0.25).all()
+  assert not first.dropped.video.any() and not first.clean.any()
+
+
+def test_levels_are_the_middles_of_equal_parts():
+  asked = []
+
+  class Spy:
+    def apply(self, variables, x, t_BT, text, lengths):
+      jax.debug.callback(lambda t: asked.append(float(t)), t_BT.audio[0, 0])
+      return jax.tree.map(jnp.zeros_like, x)
+
+  batch = records(6)[0]._replace(ids=None)
+  made = held_out.sums(
+    Spy(), 4, {}, batch, step_test.NULL, np.uint32(0), np.int32(0)
+  )
+  # Without a prediction the loss is the mean of (noise - data)², about 2.
+  np.testing.assert_allclose(made.loss.video / 5, [2] * 4, atol=0.2)
+  assert sorted(asked) == [125, 375, 625, 875]
+
+
+def test_the_average_is_judged_where_there_is_one(twos, losses):
+  _, state = step_test.trainer()
+  moved = {n: 1.1 * x for n, x in state.trained.items()}
+  # With an average, the last parameters do not matter; without, they do.
+  same(twos(state._replace(trained=moved)), losses, 0)
+  other = twos(state._replace(trained=moved, average=None))
+  averaged = twos(state._replace(average=moved))
+  same(averaged, other, 0)
+  assert (
+    abs(other["held_out/loss_video"] - losses["held_out/loss_video"]) > 0.003
+  )
+
+
+def test_one_tower_alone(losses):
+  found = judged(2, towers=("audio",))(alone()[1])
+  assert list(found) == [n for n in losses if "audio" in n]
+  assert found["held_out/loss_audio"] > 0.3
+
+
+def test_nothing_to_judge(twos):
+  with pytest.raises(
+    ValueError, match="expected at least one record, got none"
+  ):
+    judged(2, batches=lambda: iter(()))(step_test.trainer()[1])
+  with pytest.raises(ValueError, match="levels of noise must be at least 1"):
+    held_out.HeldOut(
+      trainer=twos.trainer,
+      mesh=ONE,
+      batches=lambda: iter(()),
+      null_SE=step_test.NULL,
+      levels=0,
+    )
