@@ -36,7 +36,7 @@ SMALL = {
   "cadence.log": 1,
 }
 SMALL_TOWER = {"width": 32, "blocks": 2, "heads": 2, "feed_forward": 48}
-LONGEST = 120  # seconds that anything waited for may take
+LONGEST = 300  # seconds that anything waited for may take
 
 
 def dataset(path: pathlib.Path, count: int = 12) -> pathlib.Path:
@@ -217,6 +217,29 @@ def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
   assert not different
   assert place == there
   assert losses(ours) == losses(theirs)
+
+
+def assert_close(
+  ours: pathlib.Path, theirs: pathlib.Path, share: float
+) -> None:
+  """Two runs ended at the same step, their states within a share of the range.
+
+  Args:
+    ours: directory of a run.
+    theirs: of another.
+    share: of the largest value of each array that they may differ by.
+  """
+  assert newest(ours) == newest(theirs)
+  (mine, place), (other, there) = contents(ours), contents(theirs)
+  assert place == there
+  assert mine.keys() == other.keys()
+  errors = {
+    path: np.abs(mine[path].astype("f8") - x.astype("f8")).max()
+    / max(np.abs(x.astype("f8")).max(), 1e-30)
+    for path, x in other.items()
+  }
+  far = {path: error for path, error in errors.items() if error > share}
+  assert not far
 
 
 def _lines(workdir: pathlib.Path) -> list[str]:

@@ -24,7 +24,9 @@ def small_files() -> None:
 def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   source, tmp_path
 ):
-  words = train_runs.command("fusion", source, tmp_path / "run", **FIELDS)
+  words = train_runs.command(
+    "audio_finetune", source, tmp_path / "run", **FIELDS
+  )
   with train_runs.started(words, tmp_path / "log") as run:
     run.wait(lambda: train_runs.newest(run.workdir) >= SAVE)
     assert run.end(signal.SIGKILL) == -signal.SIGKILL
@@ -54,13 +56,17 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   assert f"continuing from the checkpoint of step {stopped}" in said
 
   changes = FIELDS | {"cadence__save": 0}
-  alone = train_runs.command("fusion", source, tmp_path / "alone", **changes)
+  alone = train_runs.command(
+    "audio_finetune", source, tmp_path / "alone", **changes
+  )
   assert train_runs.run(alone)[0] == 0
   train_runs.assert_same(tmp_path / "run", tmp_path / "alone")
 
   # The directory belongs to this run.
   changes = FIELDS | {"seed": 1, "batch": 8}
-  other = train_runs.command("fusion", source, tmp_path / "run", **changes)
+  other = train_runs.command(
+    "audio_finetune", source, tmp_path / "run", **changes
+  )
   code, said = train_runs.run(other)
   assert code == 1 and "Traceback" not in said
   assert f"train: {tmp_path / 'run'} belongs to a run of another" in said

@@ -1,0 +1,109 @@
+"""train.py killed without warning goes on as if nothing had happened.
+
+Every stage, with data workers, once; and a run that is killed thirty times, at
+moments that fall into its start, its steps and its saves.
+"""
+
+import collections
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests import train_runs
+
+pytestmark = pytest.mark.slow
+
+HALF = 4  # steps until the checkpoint after which a stage is killed
+KILLS = 30
+SEED = 30
+LIFE = 1.0  # seconds of steps before a kill, at most
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  return train_runs.dataset(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.mark.parametrize("stage", train_runs.STAGES)
+def test_a_stage_that_is_killed_ends_as_one_left_alone(stage, source, tmp_path):
+  fields = {"steps": 2 * HALF, "cadence__save": HALF, "data__workers": 2}
+  alone = train_runs.command(stage, source, tmp_path / "alone", **fields)
+  code, said = train_runs.run(alone)
+  assert code == 0, said
+
+  words = train_runs.command(stage, source, tmp_path / "run", **fields)
+  with train_runs.started(words, tmp_path / "log") as run:
+    run.wait(lambda: train_runs.newest(run.workdir) > 0)
+    assert len(train_runs.processes(run.process.pid)) > 2, "no data workers"
+    assert run.end() == -signal.SIGKILL
+  assert train_runs.newest(run.workdir) == HALF
+  shutil.copytree(tmp_path / "run", tmp_path / "two")
+  code, said = train_runs.run(words)
+  assert code == 0, said
+  assert f"continuing from the checkpoint of step {HALF}" in said
+  train_runs.assert_same(tmp_path / "run", tmp_path / "alone")
+
+  # On two devices sums are taken in another order.
+  words = train_runs.command(stage, source, tmp_path / "two", **fields)
+  code, said = train_runs.run(words, devices=2)
+  assert code == 0, said
+  assert "parameters on 2 devices" in said
+  train_runs.assert_close(tmp_path / "two", tmp_path / "alone", 1e-5)
+
+
+def test_a_run_that_is_killed_thirty_times_ends_as_one_left_alone(
+  source, tmp_path, capsys
+):
+  moments = random.Random(SEED)
+  fields = {"cadence__save": 2, "data__workers": 1, "batch": 2}
+
+  def command(name, steps, **changes):
+    changes = fields | changes
+    return train_runs.command(
+      "fusion", source, tmp_path / name, steps=steps, **changes
+    )
+
+  kills: collections.Counter[str] = collections.Counter()
+  reached, startup = 0, 10.0
+  for number in range(KILLS):
+    words = command("run", 10**6)
+    with train_runs.started(words, tmp_path / f"log{number}") as run:
+      if number % 3:
+        run.wait(lambda run=run: run.logged)
+        startup = time.monotonic() - run.began
+        time.sleep(moments.uniform(0, LIFE))
+      else:
+        time.sleep(moments.uniform(0, startup))
+      stepped = run.logged
+      assert run.end() == -signal.SIGKILL, run.said
+    kills[phase(run, stepped)] += 1
+    assert "damaged" not in run.said, run.said
+    found = train_runs.newest(run.workdir)
+    assert found >= reached, f"kill {number}: step {found} after {reached}"
+    if found:
+      train_runs.contents(run.workdir)
+    reached = found
+  with capsys.disabled():
+    during = ", ".join(f"{count} during {p}" for p, count in kills.items())
+    print(f"\n{KILLS} kills with seed {SEED}, {reached} steps: {during}")
+  assert {"start", "steps", "save"} <= kills.keys()
+
+  steps = reached + 5
+  code, said = train_runs.run(command("run", steps))
+  assert code == 0 and "damaged" not in said, said
+  code, said = train_runs.run(command("alone", steps, cadence__save=0))
+  assert code == 0, said
+  train_runs.assert_same(tmp_path / "run", tmp_path / "alone")
+  names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+  assert names == {str(steps), str(reached + 4)}
+
+
+def phase(run: train_runs.Started, stepped: bool) -> str:
+  """What a run that was killed was doing, by what it left."""
+  if not stepped:
+    return "start"
+  left = (run.workdir / "checkpoints").glob("*")
+  return "save" if any("tmp" in path.name for path in left) else "steps"
