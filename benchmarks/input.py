@@ -9,6 +9,7 @@ way to a device. Then a run of the mini fusion stage says which share of its
 time it waits for data.
 """
 
+import argparse
 import importlib
 import itertools
 import json
@@ -18,12 +19,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
 import numpy as np
-from absl import app
-from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -36,22 +36,32 @@ from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
+from ovi_jax.training import logs
+from ovi_jax.training import settings
+from ovi_jax.training import stage
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TRAINING = "training"
+CASES = (*input_records.CASES, TRAINING)
 PEAK = 989.4e12  # FLOP/s of an H100 or H200, dense bfloat16
 DEVICES = 8  # of a host
 STEPS = 40  # of the mini run; the first of its LOG windows does not count
 LOG = 10
 
-FLAGS = flags.FLAGS
-flags.DEFINE_list("cases", [], "Only these (default: all).")
-flags.DEFINE_list("workers", ["0", "1", "2"], "Numbers of worker processes.")
-flags.DEFINE_integer("repeats", 3, "Times each is started.", lower_bound=1)
-flags.DEFINE_float("seconds", 2.5, "That batches are counted for.")
-flags.DEFINE_string("out", str(ROOT / "benchmarks/results"), "Results.")
-flags.DEFINE_string("name", "input", "Results are NAME.json and NAME.md.")
-flags.DEFINE_bool("small", False, "Tiny sizes: does the harness work?")
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+  """The options of the command line."""
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.input")
+  add = parser.add_argument
+  add("--cases", nargs="+", choices=CASES, default=CASES)
+  add("--workers", nargs="+", type=int, default=[0, 1, 2])
+  add("--repeats", type=int, default=3, help="times each is started")
+  add("--seconds", type=float, default=2.5, help="that clips are counted for")
+  add("--patience", type=float, default=0, help="seconds to wait for quiet")
+  add("--out", type=pathlib.Path, default=ROOT / "benchmarks/results")
+  add("--name", default="input", help="results are NAME.json and NAME.md")
+  add("--small", action="store_true", help="tiny: does the harness work?")
+  return parser.parse_args(words)
 
 
 def cpu_seconds() -> tuple[float, float]:
@@ -86,10 +96,13 @@ class Consumer:
 
 
 def once(
-  path: pathlib.Path, case: input_records.Case, workers: int
+  path: pathlib.Path,
+  case: input_records.Case,
+  workers: int,
+  options: argparse.Namespace,
 ) -> dict[str, float]:
   """Start the loader and count clips; `others` is the CPU share of others."""
-  chosen = input_records.loader_settings(path, case, FLAGS.small, workers)
+  chosen = input_records.loader_settings(path, case, options.small, workers)
   batches = loader.load(chosen, batch=case.batch, seed=0)
   consumer, clips = Consumer(), 0
   try:
@@ -98,7 +111,7 @@ def once(
       consumer.take(next(batches))
     mine, theirs = cpu_seconds()
     busy, began = machine.busy_seconds(), time.perf_counter()
-    while time.perf_counter() - began < FLAGS.seconds:
+    while time.perf_counter() - began < options.seconds:
       clips += consumer.take(next(batches))
     wall = time.perf_counter() - began
     busy = machine.busy_seconds() - busy
@@ -133,14 +146,19 @@ def figures(runs: list[dict[str, float]]) -> dict[str, Any]:
   return found
 
 
-def measure(folder: pathlib.Path, name: str) -> dict[str, Any]:
+def measure(
+  folder: pathlib.Path, name: str, options: argparse.Namespace
+) -> dict[str, Any]:
   """Write one case's records and read them in every way, in turns."""
   case = input_records.CASES[name]
   result: dict[str, Any] = {"about": case.about, "batch": case.batch}
-  result |= input_records.write(folder / name, case, FLAGS.small)
-  ways: dict[str, Any] = {w: {"timed": []} for w in FLAGS.workers}
-  for _, workers in itertools.product(range(FLAGS.repeats), ways):
-    run = once(folder / name, case, int(workers))
+  result |= input_records.write(folder / name, case, options.small)
+  ways: dict[str, Any] = {str(w): {"timed": []} for w in options.workers}
+  deadline = time.monotonic() + options.patience
+  for _, workers in itertools.product(range(options.repeats), ways):
+    while time.monotonic() < deadline and machine.busy_share() > report.QUIET:
+      pass
+    run = once(folder / name, case, int(workers), options)
     ways[workers]["timed"].append(run)
   for way in ways.values():
     way["figures"] = figures(way["timed"])
@@ -163,42 +181,39 @@ def training_flop(case: input_records.Case) -> float:
   return flops.forward(towers, tokens).training(attention_only=True)
 
 
-def trained(folder: pathlib.Path) -> dict[str, Any]:
+def trained(
+  folder: pathlib.Path, options: argparse.Namespace
+) -> dict[str, Any]:
   """Train the mini fusion stage; the share of time spent waiting for data."""
-  from ovi_jax.training import logs
-  from ovi_jax.training import settings
-  from ovi_jax.training import stage
-
-  source, found = folder / "mini", {}
   values = importlib.import_module("configs.fusion").get_config("mini")
-  _write_mini(source, values)
-  for workers in FLAGS.workers:
-    if workers == "1" and "2" in FLAGS.workers:
-      continue
-    values.data.sources, values.data.workers = (str(source),), int(workers)
-    values.initial.video = values.initial.audio = settings.FRESH
-    values.steps, values.cadence.log = (6, 2) if FLAGS.small else (STEPS, LOG)
-    values.optimizer.warmup_steps = 2
+  values.steps, values.cadence.log = STEPS, LOG
+  if options.small:
+    values.batch, values.steps, values.cadence.log = 2, 6, 2
+    values.data.video, values.data.audio = ((2, 4, 4),), (7,)
+    for tower in values.model.values():
+      tower.update(width=32, blocks=1, heads=2, feed_forward=48)
+  values.optimizer.warmup_steps = 2
+  values.initial.video = values.initial.audio = settings.FRESH
+  values.data.sources = (str(folder / "mini"),)
+  write_mini(folder / "mini", values)
+  found = {}
+  for workers in sorted({min(options.workers), max(options.workers)}):
+    values.data.workers = workers
     workdir = folder / f"run{workers}"
     stage.train(
       settings.Settings.from_config(values), values.to_dict(), workdir
     )
     lines = logs.read(workdir)[1:]
-    found[workers] = {
+    found[str(workers)] = {
       name: [line[f"speed/{name}"] for line in lines]
       for name in ("waiting_share", "step_seconds", "clips_per_second")
     }
   return {"batch": values.batch, "workers": found}
 
 
-def _write_mini(path: pathlib.Path, values: Any) -> None:
-  """Records of the mini config's sizes; a small harness has smaller towers."""
-  draw = np.random.default_rng(0)
-  if FLAGS.small:
-    values.batch, values.data.video, values.data.audio = 2, ((2, 4, 4),), (7,)
-    for tower in values.model.values():
-      tower.update(width=32, blocks=1, heads=2, feed_forward=48)
-  width = values.model.video.text_width
+def write_mini(path: pathlib.Path, values: Any) -> None:
+  """Write records of a config's sizes."""
+  draw, width = np.random.default_rng(0), values.model.video.text_width
 
   def array(*shape):
     return draw.standard_normal(shape).astype(np.float16)
@@ -310,18 +325,22 @@ def _waiting(training: dict[str, Any]) -> list[str]:
   return lines
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  known = [*input_records.CASES, TRAINING]
-  wanted = FLAGS.cases or known
-  if unknown := sorted(set(wanted) - set(known)):
-    raise app.UsageError(f"unknown cases {unknown}; {known} exist")
+def command_line(words: Sequence[str]) -> str:
+  """This command, without the user's own paths."""
+  kept = [
+    w
+    for i, w in enumerate(words)
+    if "--out" not in words[max(0, i - 1) : i + 1]
+  ]
+  return " ".join(["python -m benchmarks.input", *kept])
+
+
+def main(words: Sequence[str]) -> None:
+  options = parsed(words)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  private = [w for w in sys.argv[1:] if not w.startswith("--out")]
   results: dict[str, Any] = {
     "machine": machine.describe(),
-    "command": " ".join(["python -m benchmarks.input", *private]),
+    "command": command_line(words),
     "versions": {
       n: metadata.version(n) for n in ("grain", "numpy", "av", "jax")
     },
@@ -329,20 +348,19 @@ def main(argv: list[str]) -> None:
   }
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    for case in wanted:
+    for case in options.cases:
       print(case, flush=True)
       if case == TRAINING:
-        results[TRAINING] = trained(folder)
+        results[TRAINING] = trained(folder, options)
       else:
-        results["cases"][case] = measure(folder, case)
-  out = pathlib.Path(FLAGS.out)
-  out.mkdir(parents=True, exist_ok=True)
+        results["cases"][case] = measure(folder, case, options)
+  options.out.mkdir(parents=True, exist_ok=True)
   encoded = json.dumps(results, indent=1) + "\n"
-  (out / f"{FLAGS.name}.json").write_text(encoded)
+  (options.out / f"{options.name}.json").write_text(encoded)
   written = markdown(results)
-  (out / f"{FLAGS.name}.md").write_text(written)
-  print(f"\n{written}\nwrote {out / FLAGS.name}.json and .md")
+  (options.out / f"{options.name}.md").write_text(written)
+  print(f"\n{written}\nwrote {options.out / options.name}.json and .md")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main(sys.argv[1:])

@@ -185,7 +185,7 @@ def _texture(draw: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
   planes = []
   for _ in range(3):
     noise = np.fft.rfft2(draw.standard_normal(shape))
-    plane = np.fft.irfft2(noise / frequency**1.2, shape)
+    plane = np.fft.irfft2(noise / frequency**1.4, shape)
     planes.append(128 + 45 * plane / plane.std())
   return np.stack(planes, axis=-1).astype(np.float32)
 

@@ -32,6 +32,7 @@ from ovi_jax.data import settings as settings_lib
 from ovi_jax.modality import AV
 
 _ENDLESS = 2**62
+_TEXT_STEP = 32  # rows by which text that travels is cut
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,13 +64,30 @@ class _Share:
       plan.draw(self.order, mine),
       self.order.seed,
     )
-    # From a worker, one array for two towers would travel twice.
-    return batch._replace(text=AV(audio=rows.text(batch)))
+    # From a worker, one array for two towers would travel twice, and most of
+    # what travels would be padding.
+    text = rows.text(batch)
+    if self.settings.workers and text.ndim == 3:
+      text = _cut(text)
+    return batch._replace(text=AV(audio=text))
 
 
-def _received(batch: schema.Batch) -> schema.Batch:
-  """The batch as plain numpy, its text for each tower."""
-  text_BSE = np.asarray(batch.text.audio)
+def _cut(text_BSE: np.ndarray) -> np.ndarray:
+  """Embeddings without the rows that are padding in all of the batch."""
+  bits_BSE, end = text_BSE.view(np.uint32), text_BSE.shape[1]
+  while end and not bits_BSE[:, max(0, end - _TEXT_STEP) : end].any():
+    end = max(0, end - _TEXT_STEP)
+  return np.ascontiguousarray(text_BSE[:, :end])
+
+
+def _received(batch: schema.Batch, text_rows: int) -> schema.Batch:
+  """The batch as plain numpy, its text padded again and for each tower."""
+  text = np.asarray(batch.text.audio)
+  count, end, *width = text.shape
+  if end < text_rows:
+    cut_BSE = text
+    text = np.zeros((count, text_rows, *width), cut_BSE.dtype)
+    text[:, :end] = cut_BSE
   latents, lengths = (
     AV(*(None if a is None else np.asarray(a) for a in pair))
     for pair in (batch.latents, batch.lengths)
@@ -77,7 +95,7 @@ def _received(batch: schema.Batch) -> schema.Batch:
   return schema.Batch(
     latents=latents,
     lengths=lengths,
-    text=AV(*(None if a is None else text_BSE for a in latents)),
+    text=AV(*(None if a is None else text for a in latents)),
     ids=np.asarray(batch.ids),
   )
 
@@ -164,7 +182,7 @@ class Loader(Iterator[schema.Batch]):
       self._running = self._start()
     batch = next(self._running)
     self._step += 1
-    return _received(batch)
+    return _received(batch, self._share.settings.text_rows)
 
   def _start(self) -> Any:
     """grain's iterator from the batch that is next."""
