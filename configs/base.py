@@ -100,9 +100,12 @@ def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
         "drop_unfit": False,
         "scale_batch": False,
         "multiple": 0,
+        "media": False,  # straight from mp4 and PCM, or cached latents
+        "text": "embeddings",  # cached, or "captions"
         "workers": 0 if mini else 8,
         "prefetch": 2,
       },
+      "components": "",
       "steps": 200 if mini else 50_000,
       "batch": 8,
       "parts": 1,

@@ -158,7 +158,8 @@ class Loader(Iterator[schema.Batch]):
   """An endless iterator of this process's rows of each global batch.
 
   Attributes:
-    null_text: text_SE float32 of the empty prompt, for prompt dropout.
+    null_text: text_SE float32 of the empty prompt, for prompt dropout; not
+      that of captions read as token ids.
     records: how many take part, by source.
     rows: of a global batch, by bucket.
   """
@@ -257,6 +258,7 @@ class Loader(Iterator[schema.Batch]):
       "caption": settings.caption,
       "crop": settings.crop,
       "media": settings.media,
+      "captions": bool(settings.tokenizer),
     }
 
   def close(self) -> None:
@@ -367,7 +369,7 @@ def _open(settings: settings_lib.LoaderSettings) -> tuple[builder.Split, ...]:
     for source in settings.sources
   )
   for split in splits:
-    if not len(split.null_text):
+    if not settings.tokenizer and not len(split.null_text):
       raise ValueError(
         f"{split.path} has no embedding of the empty prompt, which prompt"
         " dropout needs; write it with null_text"

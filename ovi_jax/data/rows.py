@@ -4,10 +4,12 @@ A choice by chance is a function of the seed, the source, the record and the
 epoch: the same in every process and worker.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
+from ovi_jax import prompt
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import plan
@@ -43,13 +45,17 @@ def blank(
     )
     audio = np.zeros(shape, np.float32)
   latents = AV(video=video, audio=audio)
-  text_BSE = np.zeros((count, settings.text_rows, sizes.text_width), np.float32)
+  if settings.tokenizer:
+    pad = _tokenizer(settings.tokenizer).pad
+    text = np.full((count, settings.text_rows), pad, np.int32)
+  else:
+    text = np.zeros((count, settings.text_rows, sizes.text_width), np.float32)
   return schema.Batch(
     latents=latents,
     lengths=AV(
       *(None if a is None else np.zeros(count, np.int32) for a in latents)
     ),
-    text=AV(*(None if a is None else text_BSE for a in latents)),
+    text=AV(*(None if a is None else text for a in latents)),
     ids=np.full(count, PADDING, np.int64),
   )
 
@@ -111,20 +117,41 @@ def _fill(
     kept = part[begin * each : (begin + length) * each]
     present["audio"][row, : len(kept)] = kept
     batch.lengths.audio[row] = length
+  text(batch)[row] = _text(record, settings, choose, where)
+
+
+def _text(
+  record: schema.Record,
+  settings: settings_lib.LoaderSettings,
+  choose: np.random.Generator,
+  where: str,
+) -> np.ndarray:
+  """A caption's token ids [S], or its embedding [S, E], padded."""
+  number = 0
+  if settings.caption == "random":
+    number = int(choose.integers(len(record.captions)))
+  if settings.tokenizer:
+    caption = record.captions[number]
+    tokenizer = _tokenizer(settings.tokenizer)
+    return tokenizer.encode([caption], settings.text_rows)[0][0]
   if not record.text:
     raise ValueError(
       f"{where}: has no text embedding; encode the dataset first"
     )
-  number = 0
-  if settings.caption == "random":
-    number = int(choose.integers(len(record.text)))
   text_SE = record.text[number]
-  if len(text_SE) > settings.text_rows:
+  rest = settings.text_rows - len(text_SE)
+  if rest < 0:
     raise ValueError(
       f"{where}: caption {number} has {len(text_SE)} rows of text, expected at"
       f" most {settings.text_rows}; raise text_rows or shorten the caption"
     )
-  text(batch)[row, : len(text_SE)] = text_SE
+  return np.pad(text_SE, ((0, rest), (0, 0)))
+
+
+@functools.cache
+def _tokenizer(path: str) -> prompt.Tokenizer:
+  """A tokenizer, once a process."""
+  return prompt.Tokenizer.load(path)
 
 
 def _part(
@@ -151,5 +178,5 @@ def _lacking(name: str, media: bool, where: str) -> str:
 
 
 def text(batch: schema.Batch) -> np.ndarray:
-  """text_BSE, the one array that the towers share."""
+  """Embeddings or token ids, the one array that the towers share."""
   return next(iter(batch.text.present().values()))

@@ -25,6 +25,9 @@ AUDIO_SLACK = 1  # audio latents a sound may differ from its video's length
 class Batch(NamedTuple):
   """What a training step reads; numpy on the host, jax.Array on devices.
 
+  A loader of media gives frames, samples and token ids in place of latents and
+  text, see `LoaderSettings`.
+
   Attributes:
     latents: video_BTHWC, audio_BTC float32; zeros where a record lacks the
       modality or is shorter than its bucket.

@@ -75,6 +75,8 @@ class LoaderSettings:
     media: read mp4 and PCM, not cached latents. `latents` of a batch then hold
       uint8 frames [B, 1 + 4·(T-1), 16·H, 16·W, 3] and float32 samples
       [B, 512·T], and `lengths` still count latents.
+    tokenizer: a `tokenizer.json`: read captions, not cached embeddings. `text`
+      of a batch then holds its token ids int32 [B, S], cut and padded.
     workers: processes that read and decode; 0 reads in this one.
     prefetch: batches that each worker (or this process) keeps ready.
   """
@@ -89,6 +91,7 @@ class LoaderSettings:
   scale_batch: bool = False
   multiple: int = 0
   media: bool = False
+  tokenizer: str = ""
   workers: int = 0
   prefetch: int = 2
 

@@ -85,6 +85,7 @@ class Work:
     logs: of the scalars.
     directory: for traces.
     cadence: what happens when.
+    prepare: places a batch on the mesh; encodes media, if they are read.
     attention_only: whether only the attention stage's parameters are trained.
     review: called with the state and its step; returns scalars to log.
   """
@@ -97,6 +98,9 @@ class Work:
   logs: logs_lib.Logs
   directory: str
   cadence: Cadence
+  prepare: Callable[[schema.Batch, jax.sharding.Mesh], schema.Batch] = (
+    placement.batch
+  )
   attention_only: bool = False
   review: Callable[[steps.State], Mapping[str, float]] = lambda _: {}
 
@@ -116,7 +120,7 @@ class Report(NamedTuple):
 def compiled(work: Work, shardings: steps.State) -> Any:
   """The step as a program: state donated, kept where it is."""
   whole = jax.sharding.NamedSharding(work.mesh, jax.P())
-  out = (shardings, None)
+  out = (shardings, whole)
   jitted = jax.jit(
     steps.step, static_argnums=0, donate_argnums=1, out_shardings=out
   )
@@ -186,9 +190,11 @@ def _loop(work: Work, state: steps.State, stop: list[int], log: Log) -> bool:
       began = time.perf_counter()
       host = next(work.input)
       waited = time.perf_counter() - began
-      state, metrics = advance(state, placement.batch(host, work.mesh))
+      batch = work.prepare(host, work.mesh)
+      state, metrics = advance(state, batch)
       number += 1
-      following = _report(work, number, metrics, host, waited)
+      clips = (host.ids, batch.latents)
+      following = _report(work, number, metrics, clips, waited)
       if last is not None:
         window.add(last)
       last = following
@@ -278,23 +284,31 @@ def _report(
   work: Work,
   number: int,
   metrics: steps.Metrics,
-  host: schema.Batch,
+  batch: tuple[np.ndarray, AV[jax.Array]],
   waited: float,
 ) -> Report:
-  """What is known of a step when it has been sent off."""
-  towers, processes = work.trainer.model.config, jax.process_count()
+  """What is known of a step when it has been sent off.
+
+  Args:
+    work: what the run is given.
+    number: of the step.
+    metrics: of the step.
+    batch: ids of this process' rows, and the latents of all rows.
+    waited: seconds, for the batch.
+  """
+  towers, (ids, latents) = work.trainer.model.config, batch
   tokens = AV(
     **{
       name: int(np.prod(towers._asdict()[name].grid(x.shape)))
-      for name, x in host.latents.present().items()
+      for name, x in latents.present().items()
     }
   )
-  clips = len(host.ids) * processes
+  clips = jax.tree.leaves(latents)[0].shape[0]
   operations = flops.forward(towers, tokens).training(work.attention_only)
   return Report(
     step=number,
     metrics=metrics,
-    ids=host.ids,
+    ids=ids,
     clips=clips,
     tokens=sum(tokens.present().values()) * clips,
     operations=operations * clips,

@@ -1,12 +1,14 @@
 """A training run's settings: the flags' config, checked and frozen once."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
 
+from ovi_jax.checkpoint import directory
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
 from ovi_jax.diffusion import times
@@ -16,6 +18,7 @@ from ovi_jax.training import loop
 from ovi_jax.training import objective
 from ovi_jax.training import optimizer
 
+TEXTS = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
 FRESH = "fresh"  # as an initial tower: random, learnt from nothing
 
 
@@ -53,6 +56,8 @@ class Settings:
     attention: backend, see `models.attention`.
     remat: see `models.fusion.REMAT`, or "none".
     mesh: devices along each mesh axis; 0 for all that are left over.
+    components: directory of converted weights, whose encoders read media and
+      captions and whose decoders make samples; empty for neither.
     cadence: what happens when.
     keep: which checkpoints stay.
   """
@@ -72,6 +77,7 @@ class Settings:
   attention: str
   remat: str
   mesh: Mapping[str, int]
+  components: str
   cadence: loop.Cadence
   keep: Keep
 
@@ -90,6 +96,12 @@ class Settings:
     ]
     if not all(source.path for source in self.data.sources):
       problems.append("data.sources: give --config.data.sources=\"('DIR',)\"")
+    if (self.data.media or self.data.tokenizer) and not self.components:
+      problems.append(
+        "components: media and captions are read with the encoders of converted"
+        " weights; give --config.components=DIR, or cache latents first"
+        " (python -m ovi_jax.data.encode)"
+      )
     for name in ("dtype", "frozen_dtype"):
       known = ("auto", "float32", "bfloat16")
       if getattr(self, name) not in known:
@@ -117,7 +129,7 @@ class Settings:
       "optimizer": _built(
         optimizer.OptimizerSettings, values.pop("optimizer"), "optimizer"
       ),
-      "data": _data(values.pop("data"), model),
+      "data": _data(values.pop("data"), model, values.get("components", "")),
       "cadence": _built(loop.Cadence, values.pop("cadence"), "cadence"),
       "keep": _built(Keep, values.pop("keep"), "keep"),
     }
@@ -186,9 +198,13 @@ def _objective(values: dict[str, Any]) -> objective.Objective:
 
 
 def _data(
-  values: dict[str, Any], model: AV[dit.DiTConfig]
+  values: dict[str, Any], model: AV[dit.DiTConfig], components: str
 ) -> data_settings.LoaderSettings:
   """Sources and buckets from plain tuples; the rest by name."""
+  if (text := values.pop("text", EMBEDDINGS)) not in TEXTS:
+    raise ValueError(
+      f"config.data.text {text!r} is unknown; choose from {', '.join(TEXTS)}"
+    )
   weights = values.pop("weights", ()) or (None,) * len(values["sources"])
   if len(weights) != len(values["sources"]):
     raise ValueError(
@@ -213,4 +229,6 @@ def _data(
     sizes = dataclasses.replace(sizes, **{f"{name}_channels": tower.channels})
   made = {"sources": sources, "buckets": buckets, "geometry": sizes}
   made["text_rows"] = towers[0].text_length
+  if text == CAPTIONS:
+    made["tokenizer"] = str(pathlib.Path(components) / directory.TOKENIZER)
   return _built(data_settings.LoaderSettings, values | made, "data")

@@ -28,6 +28,7 @@ from ovi_jax.parallel import mesh as meshes
 from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import placement
+from ovi_jax.training import prepare
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step
 from ovi_jax.training import trainable
@@ -38,6 +39,7 @@ MAY_CHANGE = (
   "cadence",
   "keep",
   "mesh",
+  "components",
   "steps",
   "attention",
   "remat",
@@ -70,6 +72,7 @@ def train(
   mesh = mesh_of(settings)
   placement.check_batch(settings.batch, settings.parts, mesh)
   trainer = trainer_of(settings)
+  components = prepare.components(settings, mesh)
   source = loader.load(
     settings.data,
     batch=settings.batch,
@@ -87,15 +90,17 @@ def train(
     whole = trained + sum(x.size for x in target.frozen.values())
     log(f"training {trained:,} of {whole:,} parameters on {mesh.size} devices")
     with _opened(settings, workdir, log) as (manager, written):
+      prepared = prepare.load(settings, components)
       work = loop.Work(
         trainer=trainer,
         mesh=mesh,
         input=source,
-        null_SE=np.asarray(source.null_text),
+        null_SE=prepared.null_text(np.asarray(source.null_text)),
         manager=manager,
         logs=written,
         directory=str(workdir),
         cadence=settings.cadence,
+        prepare=prepared,
         attention_only=settings.trains == trainable.ATTENTION,
       )
       state = loop.resume(work, target, log)

@@ -24,16 +24,16 @@ CAPTIONS = ("a bell", "a dog barks", "Audio: rain.", "waves and a gull")
 
 def clip(number: int, frames: int, folder: pathlib.Path) -> schema.Record:
   """A clip of moving stripes with a tone; without a video for no frames."""
-  video, rows = None, np.arange(32)
+  video, rows = None, np.arange(64)
   if frames:
     moved = rows[None] + np.arange(frames)[:, None] * (number + 1)
     stripes = (moved * 8 % 256).astype(np.uint8)
     frames_THWC = np.broadcast_to(
-      stripes[:, :, None, None], (frames, 32, 64, 3)
+      stripes[:, :, None, None], (frames, 64, 64, 3)
     )
     media.write_mp4(folder / "clip.mp4", [frames_THWC], None)
     video = (folder / "clip.mp4").read_bytes()
-  samples = int(frames / 24 * 16_000) if frames else 4000
+  samples = int(frames / 24 * 16_000) if frames else 2800
   wave = 0.5 * np.sin(np.arange(samples) * 0.05 * (number + 1))
   return schema.Record(
     id=f"clip-{number}",
@@ -42,7 +42,7 @@ def clip(number: int, frames: int, folder: pathlib.Path) -> schema.Record:
     video=video,
     audio=clips.pcm(wave),
     frames=frames,
-    height=32 * bool(frames),
+    height=64 * bool(frames),
     width=64 * bool(frames),
   )
 

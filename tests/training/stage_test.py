@@ -14,7 +14,7 @@ from ovi_jax.training import settings
 from ovi_jax.training import stage
 
 SIZES = schema.Geometry(text_width=48)
-CLIP, SOUND = (2, 4, 4), 7
+CLIP, SOUND = (2, 4, 4), 6
 
 
 def record(number: int, video: bool = True) -> schema.Record:

@@ -1,0 +1,120 @@
+"""Batches as the loader gives them to batches as a step reads them.
+
+Media and captions are encoded here, on the devices of the run: training
+straight from mp4. Cached latents (`data.encode`) cost nothing instead.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ovi_jax import runtime
+from ovi_jax.checkpoint import directory
+from ovi_jax.components import encoders
+from ovi_jax.components import loading
+from ovi_jax.data import encoding
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.training import placement
+from ovi_jax.training import settings as settings_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare:
+  """Places a batch on the mesh and encodes what is not encoded yet.
+
+  Attributes:
+    text: encodes token ids; `None` where batches bring embeddings.
+    media: encodes frames and samples; `None` for each that batches bring as
+      latents.
+  """
+
+  text: encoders.Text | None = None
+  media: AV[Any] = dataclasses.field(default_factory=AV)
+
+  def __call__(
+    self, host: schema.Batch, mesh: jax.sharding.Mesh
+  ) -> schema.Batch:
+    """This process' rows of a batch, brought to its devices and encoded."""
+    batch = placement.batch(host, mesh)
+    latents = batch.latents._asdict()
+    for name, encoder in self.media.present().items():
+      made = encoder.encode(latents[name], split=True)
+      latents[name] = _counted(made, getattr(batch.lengths, name))
+    text = batch.text
+    if self.text is not None:
+      ids_BS = next(iter(text.present().values()))
+      mask_BS = ids_BS != self.text.tokenizer.pad
+      text_BSE = self.text.encode(ids_BS, mask_BS, split=True)
+      text_BSE = text_BSE.astype(jnp.float32)
+      text = AV(*(None if a is None else text_BSE for a in text))
+    return batch._replace(latents=AV(**latents), text=text)
+
+  def null_text(self, cached_SE: np.ndarray) -> np.ndarray:
+    """text_SE of the empty prompt, from whoever makes the others."""
+    return cached_SE if self.text is None else self.text.texts([""])[""]
+
+
+def components(
+  settings: settings_lib.Settings,
+  mesh: jax.sharding.Mesh,
+  decoders: bool = False,
+) -> loading.Components | None:
+  """The weights around the model that a run needs, checked, not loaded.
+
+  Args:
+    settings: of the run.
+    mesh: of the run.
+    decoders: whether samples are made.
+
+  Returns:
+    `None` if the run needs none.
+
+  Raises:
+    ValueError: they are missing or damaged, or do not fit the model.
+  """
+  data, towers = settings.data, settings.model.present()
+  needs = {encoding.COMPONENTS[n] for n in towers if data.media or decoders}
+  if data.tokenizer:
+    needs.add(encoding.COMPONENTS["text"])
+  if decoders and "audio" in towers:
+    needs.add("vocoder")
+  if not needs:
+    return None
+  path = pathlib.Path(settings.components)
+  manifest = directory.read(path, needs=tuple(sorted(needs)))
+  fitting = dataclasses.replace(manifest.architecture, fusion=settings.model)
+  if problems := fitting.misfits:
+    raise ValueError(
+      f"components in {path} do not fit the model: {'; '.join(problems)}"
+    )
+  dtype = settings.compute_dtype(runtime.platform())
+  return loading.Components(
+    weights=path, manifest=manifest, mesh=mesh, dtype=dtype
+  )
+
+
+def load(
+  settings: settings_lib.Settings, opened: loading.Components | None
+) -> Prepare:
+  """Load the encoders that the run's batches need."""
+  if opened is None:
+    return Prepare()
+  kinds = {"video": encoders.Video, "audio": encoders.Audio}
+  media = settings.model.present() if settings.data.media else ()
+  return Prepare(
+    text=encoders.Text.load(opened) if settings.data.tokenizer else None,
+    media=AV(**{name: kinds[name].load(opened) for name in media}),
+  )
+
+
+@jax.jit
+def _counted(latents: jax.Array, lengths_B: jax.Array) -> jax.Array:
+  """Zeros beyond what counts, as in batches of cached latents."""
+  counted_BT = jnp.arange(latents.shape[1])[None] < lengths_B[:, None]
+  rest = (1,) * (latents.ndim - 2)
+  return jnp.where(counted_BT.reshape(*counted_BT.shape, *rest), latents, 0.0)
