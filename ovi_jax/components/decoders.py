@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ovi_jax import media
 from ovi_jax.components import loading
+from ovi_jax.modality import AV
 from ovi_jax.models import audio_vae
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import codec
@@ -18,22 +20,25 @@ from ovi_jax.models.video_vae import codec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoder:
-  """The codecs' decoding halves with their parameters."""
+  """The codecs' decoding halves with their parameters; `None` if not loaded."""
 
   components: loading.Components
-  video: dict[str, Any]
-  audio: dict[str, Any]
-  vocoder: dict[str, Any]
+  video: Any = None
+  audio: Any = None
+  vocoder: Any = None
 
   @classmethod
-  def load(cls, components: loading.Components) -> "Decoder":
-    """Load what turns latents into pictures and sound."""
-    return cls(
-      components=components,
-      video=components.load("video_vae", "decoder"),
-      audio=components.load("audio_vae", "decoder", jnp.float32),
-      vocoder=components.load("vocoder", dtype=jnp.float32),
-    )
+  def load(
+    cls, components: loading.Components, names: Collection[str] = AV._fields
+  ) -> "Decoder":
+    """Load what turns latents of the modalities into pictures and sound."""
+    params = {}
+    if "video" in names:
+      params["video"] = components.load("video_vae", "decoder")
+    if "audio" in names:
+      params["audio"] = components.load("audio_vae", "decoder", jnp.float32)
+      params["vocoder"] = components.load("vocoder", dtype=jnp.float32)
+    return cls(components=components, **params)
 
   def frames(self, latents_BTHWC: jax.Array) -> Iterator[np.ndarray]:
     """Video frames of the first clip, uint8, a few at a time."""

@@ -18,38 +18,38 @@ from ovi_jax.training import step
 from ovi_jax.training import trainable
 from tests.training import step_test
 
-RECORDS = 6  # of step_test's; the second has no video, the third no sound
+RECORDS = 6  # of step_test's; the first two have no video, the third no sound
 ONE, EIGHT = (
   meshes.make(jax.devices()[:number], data=number) for number in (1, 8)
 )
 
 
 def records(size: int, towers=AV._fields) -> list[schema.Batch]:
-  """The records in batches of `size`, the last filled up with blank rows."""
+  """The records, `size` at a time."""
   whole = step_test.batch(RECORDS)
-  whole = schema.Batch(
-    *(
-      part if part is whole.ids else AV(**{n: getattr(part, n) for n in towers})
-      for part in whole
-    )
-  )
-  extra = -RECORDS % size
-  filled = jax.tree.map(
-    lambda x: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)), whole
-  )
-  return [
-    jax.tree.map(lambda x: x[start : start + size], filled)  # noqa: B023
-    for start in range(0, RECORDS, size)
+  whole.lengths.video[0] = 0
+  kept = [
+    AV(**{name: getattr(part, name) for name in towers}) for part in whole[:-1]
   ]
+  whole = schema.Batch(*kept, ids=whole.ids)
+  starts = range(0, RECORDS, size)
+  return [jax.tree.map(lambda x: x[s : s + size], whole) for s in starts]  # noqa: B023
 
 
-def judged(size: int, mesh=ONE, towers=AV._fields, **changes):
-  """What judges records in batches of `size`."""
+def blank(batch: schema.Batch, rows: int) -> schema.Batch:
+  """The batch and rows that stand for no record."""
+  return jax.tree.map(
+    lambda x: np.pad(x, [(0, rows)] + [(0, 0)] * (x.ndim - 1)), batch
+  )
+
+
+def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
+  """What judges records in batches of `size` and some blank rows."""
   made, _ = (alone if len(towers) == 1 else step_test.trainer)()
 
   def batches():
     for batch in records(size, towers):
-      yield placement.batch(batch, mesh)
+      yield placement.batch(blank(batch, rows), mesh)
 
   given = {"trainer": made, "mesh": mesh, "null_SE": step_test.NULL}
   given |= {"batches": batches, "levels": 2}
@@ -109,11 +109,11 @@ def test_asking_again_gives_the_same_from_one_program(twos, losses):
 
 
 def test_batches_of_any_size_and_rows_without_records(losses):
-  same(judged(4)(step_test.trainer()[1]), losses)
+  same(judged(3, rows=1)(step_test.trainer()[1]), losses)
 
 
 def test_eight_devices_are_one(losses):
-  made = judged(8, EIGHT)
+  made = judged(6, rows=2, mesh=EIGHT)
   same(made(step_test.trainer()[1]), losses)
 
 
@@ -123,12 +123,11 @@ def test_records_that_lack_a_modality_do_not_count(twos, losses):
   whole = partition.replicated(ONE)
   summed, counts = [], []
   for place, alone in enumerate(records(1)):
-    batch = jax.tree.map(lambda x: np.concatenate([x, 0 * x]), alone)
     made = twos._program(
       model=twos.trainer.model,
       levels=2,
       params=state.params(),
-      batch=placement.batch(batch, ONE),
+      batch=placement.batch(blank(alone, 1), ONE),
       null_SE=jax.device_put(step_test.NULL, whole),
       seed=np.uint32(0),
       place=jax.device_put(np.int32(place), whole),
@@ -137,14 +136,14 @@ def test_records_that_lack_a_modality_do_not_count(twos, losses):
     summed.append(np.stack(made.loss))
     counts.append([int(x) for x in made.records])
   assert np.transpose(counts).tolist() == [
-    [1, 0, 1, 1, 1, 1],
+    [0, 0, 1, 1, 1, 1],
     [1, 1, 0, 1, 1, 1],
   ]
   video, audio = np.transpose(summed, (1, 0, 2))
-  assert not video[1].any() and not audio[2].any()
-  assert (np.delete(video, 1, 0) > 0.3).all()
-  for name, value in (("video", video), ("audio", audio)):
-    expected = value.sum(0) / (RECORDS - 1)
+  assert not video[:2].any() and not audio[2].any()
+  assert (video[2:] > 0.3).all()
+  for name, value, count in (("video", video, 4), ("audio", audio, 5)):
+    expected = value.sum(0) / count
     found = [v for n, v in losses.items() if f"{name}_t" in n]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -180,7 +179,7 @@ def test_levels_are_the_middles_of_equal_parts():
     Spy(), 4, {}, batch, step_test.NULL, np.uint32(0), np.int32(0)
   )
   # Without a prediction the loss is the mean of (noise - data)², about 2.
-  np.testing.assert_allclose(made.loss.video / 5, [2] * 4, atol=0.2)
+  np.testing.assert_allclose(made.loss.video / 4, [2] * 4, atol=0.2)
   assert sorted(asked) == [125, 375, 625, 875]
 
 
