@@ -56,6 +56,16 @@ def check_config(
   processes.meet("config_written")
 
 
+def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:
+  """The configuration of a run; ValueError if none is there."""
+  path = pathlib.Path(workdir) / CONFIG
+  if not path.is_file():
+    raise ValueError(
+      f"{workdir} is not the directory of a run: expected {CONFIG} there"
+    )
+  return _read(path)
+
+
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config as JSON gives it back: tuples are lists."""
   try:

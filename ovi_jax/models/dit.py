@@ -113,18 +113,13 @@ class DiTConfig:
         released model uses.
     """
     sizes = dict(sizes)
-    fixed = {
-      "window_size": [-1, -1],
-      "qk_norm": True,
-      "cross_attn_norm": True,
-    }
-    for key, value in fixed.items():
+    for key, value in _FIXED.items():
       if sizes.pop(key, value) != value:
         raise ValueError(
           f"tower with {key} other than {value} is not supported"
         )
     kind = sizes.pop("model_type", None)
-    if kind not in ("ti2v", "t2a"):
+    if kind not in _KINDS:
       raise ValueError(f"model_type must be 'ti2v' or 't2a', got {kind!r}")
     if sizes.get("in_dim") != sizes.pop("out_dim", sizes.get("in_dim")):
       raise ValueError("a tower's in_dim and out_dim must be equal")
@@ -140,7 +135,19 @@ class DiTConfig:
     sizes["patch_size"] = tuple(sizes["patch_size"])
     return cls(**{names[key]: value for key, value in sizes.items()})
 
+  def to_release(self) -> dict[str, Any]:
+    """The sizes as the original's JSON files name them, see `from_release`."""
+    sizes = {key: getattr(self, name) for key, name in _RELEASE_NAMES.items()}
+    return _FIXED | {
+      **sizes,
+      "patch_size": list(self.patch),
+      "model_type": _KINDS[self.is_audio],
+      "out_dim": self.channels,
+    }
 
+
+_KINDS = ("ti2v", "t2a")  # of a video tower, of an audio tower
+_FIXED = {"window_size": [-1, -1], "qk_norm": True, "cross_attn_norm": True}
 _RELEASE_NAMES = {
   "in_dim": "channels",
   "patch_size": "patch",

@@ -121,7 +121,7 @@ class Settings:
         cannot be.
     """
     values = config.to_dict()
-    model = _pair(values, "model", lambda v, n: _built(dit.DiTConfig, v, n))
+    model = _pair(values, "model", _tower)
     made = {
       "model": model,
       "initial": _pair(values, "initial", lambda v, _: v),
@@ -167,6 +167,12 @@ def _built(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     said += [f"{at}{name} is missing" for name in missing]
     raise ValueError(f"{'; '.join(said)}; the fields are {known}")
   return cls(**values)
+
+
+def _tower(values: Mapping[str, Any], where: str) -> dit.DiTConfig:
+  """A tower's sizes; JSON has made a list of the patch."""
+  patch = {k: tuple(v) for k, v in values.items() if k == "patch"}
+  return _built(dit.DiTConfig, {**values, **patch}, where)
 
 
 def _pair(values: dict[str, Any], name: str, make: Any) -> AV[Any]:

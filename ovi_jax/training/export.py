@@ -1,0 +1,221 @@
+"""A trained run to a directory of weights that `sample.py` reads.
+
+  python -m ovi_jax.training.export --workdir=RUN --components=DIR --out=DIR
+
+Text encoder, codecs and tokenizer are those of `components` (by default, the
+run's own); they are linked, not copied, where the disk allows it. The towers
+are a checkpoint's: the newest, and averaged, unless told otherwise.
+`convert_torch_weights.py --export` makes the original's files of the result.
+"""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from absl import app
+from absl import flags
+
+import ovi_jax
+from ovi_jax import geometry
+from ovi_jax import runtime
+from ovi_jax.checkpoint import directory
+from ovi_jax.checkpoint import init_from
+from ovi_jax.checkpoint import weights
+from ovi_jax.checkpoint import workdir as workdirs
+from ovi_jax.models import architecture
+from ovi_jax.training import settings as settings_lib
+from ovi_jax.training import stage
+from ovi_jax.training import trainable
+
+_AT_ONCE = 2**30  # bytes of parameters in memory
+
+
+def export(
+  workdir: pathlib.Path,
+  out: pathlib.Path,
+  components: pathlib.Path | None = None,
+  step: int | None = None,
+  averaged: bool = True,
+  dtype: Any = jnp.float32,
+) -> directory.Manifest:
+  """Write the weights of a run.
+
+  Args:
+    workdir: of the run.
+    out: directory to write; must not hold weights yet.
+    components: directory of converted weights for the rest.
+    step: of the checkpoint; `None` for the newest.
+    averaged: take the moving average where there is one.
+    dtype: that the towers are stored in.
+
+  Returns:
+    The manifest, also written to `out`.
+
+  Raises:
+    ValueError: no such run or checkpoint, it is damaged, or the components
+      are missing or do not fit the model; before anything is written.
+    OSError: the disk is full, or not writable.
+  """
+  if (out / directory.MANIFEST).exists():
+    raise ValueError(f"{out} holds weights already; choose another --out")
+  config = ml_collections.ConfigDict(workdirs.read_config(workdir))
+  settings = settings_lib.Settings.from_config(config)
+  rest = components or pathlib.Path(settings.components)
+  if not str(rest).strip("."):
+    raise ValueError(
+      "--components=DIR is needed: converted weights whose text encoder and"
+      " codecs go with the towers; the run names none"
+    )
+  kept = directory.read(rest, needs=())
+  needs = tuple(c for c in kept.architecture.components if c != "fusion")
+  kept = directory.read(rest, needs=needs)
+  manifest = _sizes(settings, kept)
+  if problems := manifest.architecture.misfits:
+    raise ValueError(
+      f"components in {rest} do not fit the model: {'; '.join(problems)}"
+    )
+  source = workdir / stage.CHECKPOINTS
+  shapes = trainable.flat(
+    architecture.parameter_shapes("fusion", settings.model)
+  )
+  plan = init_from.plan(
+    {p: jax.ShapeDtypeStruct(x.shape, dtype) for p, x in shapes.items()},
+    [
+      init_from.Source(
+        path=str(source if step is None else source / str(step)),
+        take=(".*",),
+        averaged=averaged,
+      )
+    ],
+  )
+  out.mkdir(parents=True, exist_ok=True)
+  for name in (*directory.TOKENIZER_FILES, *map(_file_name, needs)):
+    if (rest / name).is_file():
+      _link(rest / name, out / name)
+  digests = {n: d for n, d in kept.digests.items() if n != "fusion"}
+  digests["fusion"] = _write(out, plan)
+  manifest = directory.Manifest(
+    variant=manifest.variant,
+    sizes=manifest.sizes,
+    digests=digests,
+    version=ovi_jax.__version__,
+  )
+  manifest.save(out)
+  return manifest
+
+
+def _sizes(
+  settings: settings_lib.Settings, kept: directory.Manifest
+) -> directory.Manifest:
+  """The manifest of the towers of a run among kept components."""
+  towers = settings.model.present()
+  sizes = dict(kept.sizes) | {
+    "fusion": {name: tower.to_release() for name, tower in towers.items()}
+  }
+  sizes.pop("latents", None)
+  bucket, variant = settings.data.buckets[0], kept.variant
+  if bucket.video is not None and bucket.audio is not None:
+    T, H, W = bucket.video
+    sizes["latents"] = {"T": T, "H": H, "W": W, "A": bucket.audio}
+    if variant is not None:
+      known = geometry.variant(variant)
+      clip = (known.latent_frames, known.audio_latents)
+      same = settings.model == kept.architecture.fusion
+      # Another length or shape is another model than the released one.
+      if not same or clip != (T, bucket.audio):
+        variant = None
+  return directory.Manifest(
+    variant=variant, sizes=sizes, digests={}, version=ovi_jax.__version__
+  )
+
+
+def _write(out: pathlib.Path, plan: init_from.Plan) -> str:
+  """Write the towers, a part at a time; returns their digest."""
+  digest = hashlib.sha256()
+  (source, paths), place = plan.parts[0], jax.local_devices()[0]
+  sharding = jax.sharding.SingleDeviceSharding(place)
+  targets = {
+    p: jax.ShapeDtypeStruct(
+      plan.shapes[p].shape, plan.shapes[p].dtype, sharding=sharding
+    )
+    for p in paths
+  }
+  file = directory.component_file(out, "fusion")
+  with weights.Writer(file, plan.shapes) as writer:
+    for part in _parts(targets):
+      for path, array in sorted(source.read(part).items()):
+        writer.write(path, None, array)
+        digest.update(path.encode() + jax.device_get(array).tobytes())
+    writer.metadata["digest"] = digest.hexdigest()
+  return digest.hexdigest()
+
+
+def _parts(targets: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+  """The parameters in groups that fit the memory, sorted."""
+  part: dict[str, Any] = {}
+  size = 0
+  for path in sorted(targets):
+    target = targets[path]
+    bytes_ = target.size * target.dtype.itemsize
+    if part and size + bytes_ > _AT_ONCE:
+      yield part
+      part, size = {}, 0
+    part[path], size = target, size + bytes_
+  yield part
+
+
+def _file_name(component: str) -> str:
+  return directory.component_file(pathlib.Path(), component).name
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+  """The same file in another place, or a copy of it."""
+  target.unlink(missing_ok=True)
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copyfile(source, target)
+
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  runtime.start()
+  try:
+    for name in ("workdir", "out"):
+      if not FLAGS[name].value:
+        raise ValueError(f"--{name}=DIR is needed")
+    export(
+      pathlib.Path(FLAGS.workdir),
+      pathlib.Path(FLAGS.out),
+      pathlib.Path(FLAGS.components) if FLAGS.components else None,
+      FLAGS.step,
+      FLAGS.average,
+      jnp.dtype(FLAGS.dtype),
+    )
+    print(f"wrote {FLAGS.out}")
+  except (OSError, ValueError) as error:
+    sys.exit(f"export: {error}")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", "", "Directory of the run.")
+  flags.DEFINE_string("out", "", "Directory to write.")
+  flags.DEFINE_string("components", "", "Converted weights for the rest.")
+  flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if none.")
+  flags.DEFINE_bool("average", True, "The moving average of the weights.")
+  flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16"), "That towers are stored in."
+  )
+  app.run(main)

@@ -1,0 +1,85 @@
+"""From a run to weights that sample.py reads."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ovi_jax.checkpoint import directory
+from ovi_jax.checkpoint import weights as stores
+from ovi_jax.models import architecture
+from ovi_jax.models import dit
+from ovi_jax.training import export
+from tests.training import stage_test
+
+datasets = stage_test.datasets
+one_device = stage_test.one_device
+
+
+@pytest.fixture(scope="module")
+def run(datasets, tmp_path_factory):
+  """A fusion run of four steps, from fresh towers."""
+  path = tmp_path_factory.mktemp("run")
+  values = stage_test.config(
+    "fusion",
+    datasets["clips"],
+    **{"initial.video": "fresh", "initial.audio": "fresh"},
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    one = jax.devices()[:1]
+    patch.setattr(jax, "devices", lambda *_: one)
+    assert stage_test.run(values, path)
+  return path
+
+
+def test_weights_of_a_run_stand_among_the_components(run, weights, tmp_path):
+  export.export(run, tmp_path / "out", weights)
+  manifest = directory.read(tmp_path / "out")
+  assert manifest.variant is None and manifest.towers == ("video", "audio")
+  clip = manifest.architecture.clip
+  assert (clip.latent_frames, clip.audio_latents) == (2, stage_test.SOUND)
+  raw = tmp_path / "raw"
+  export.export(run, raw, weights, averaged=False, dtype=np.dtype("bfloat16"))
+  mean, last = (
+    stores.load(directory.component_file(p, "fusion"))
+    for p in (tmp_path / "out", raw)
+  )
+  changed = [
+    not np.array_equal(np.asarray(a, "bfloat16"), np.asarray(b))
+    for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(last), strict=True)
+  ]
+  # Frozen parameters have no average.
+  assert any(changed) and not all(changed)
+
+
+def test_sizes_there_and_back():
+  sizes = architecture.released_sizes()["fusion"]
+  for name, tower in sizes.items():
+    config = dit.DiTConfig.from_release(tower)
+    assert config.to_release().items() >= tower.items(), name
+    assert dit.DiTConfig.from_release(config.to_release()) == config
+
+
+def test_what_cannot_be_exported(run, weights, tmp_path):
+  out = tmp_path / "out"
+  for workdir, others, message in (
+    (run, None, "--components=DIR is needed"),
+    (tmp_path, weights, "not the directory of a run"),
+    (run, tmp_path, "ovi_jax.json is missing"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      export.export(workdir, out, others)
+  with pytest.raises(ValueError, match="no such directory"):
+    export.export(run, out, weights, step=3)
+  assert not out.exists()
+  strange = tmp_path / "strange"
+  export.export(run, strange, weights)
+  with pytest.raises(ValueError, match="holds weights already"):
+    export.export(run, strange, weights)
+  path = strange / directory.MANIFEST
+  values = json.loads(path.read_text())
+  values["sizes"]["audio_vae"]["embed_dim"] = 8
+  path.write_text(json.dumps(values))
+  with pytest.raises(ValueError, match="do not fit"):
+    export.export(run, out, strange)
