@@ -48,7 +48,7 @@ class Decoder:
         arch.video_vae, self.video, latents_BTHWC, dtype
       )
       for chunk_BTHWC in chunks:
-        yield media.to_uint8(np.asarray(chunk_BTHWC[0]))
+        yield media.to_uint8(np.asarray(chunk_BTHWC)[0])
 
   def wave(self, latents_BTC: jax.Array) -> np.ndarray:
     """Sound of the first clip, [samples] in [-1, 1] at 16 kHz."""
@@ -57,7 +57,8 @@ class Decoder:
       wave_BA = decode_sound(
         arch.audio_vae, arch.vocoder, self.audio, self.vocoder, latents_BTC
       )
-    return np.asarray(wave_BA[0])
+    # On the host: the mesh of whoever calls may be another.
+    return np.asarray(wave_BA)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "bigvgan"))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ovi_jax import axes
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sampling import guidance
@@ -53,6 +54,11 @@ def frame_times(x: AV[jax.Array], t: jax.Array, clean_first: bool) -> AV[Any]:
     frames = jnp.full((batch, x.video.shape[1]), t).at[:, 0].set(0.0)
     times = times._replace(video=frames)
   return times
+
+
+def _whole(tree: Any) -> Any:
+  """Whole on every device, as noise is: later steps need no new program."""
+  return jax.tree.map(lambda a: axes.constrain(a, "-" * a.ndim), tree)
 
 
 @functools.partial(
@@ -98,7 +104,7 @@ def step(
     states[name], following[name] = method.step(
       row, getattr(state, name), value, getattr(velocities, name)
     )
-  return AV(**following), AV(**states)
+  return _whole((AV(**following), AV(**states)))
 
 
 def denoise(

@@ -171,7 +171,7 @@ def denoise(
 
 def _noise(
   model: fusion.FusionDiT, size: data_settings.Bucket, seed: int, count: int
-) -> AV[np.ndarray]:
+) -> AV[Any]:
   """video_BTHWC and audio_BTC of the model's towers: row n from seed + n."""
   towers = model.config.present()
   # A tower's noise does not depend on the other's size: an absent one is small.
@@ -216,7 +216,7 @@ def _pairs(
 def write(
   directory: pathlib.Path,
   ids: Sequence[str],
-  latents: AV[np.ndarray],
+  latents: AV[Any],
   decoder: decoders.Decoder,
 ) -> list[pathlib.Path]:
   """Decode clips into files, one after the other.
