@@ -138,6 +138,7 @@ def figures(runs: list[dict[str, float]]) -> dict[str, Any]:
     "clips_per_core": [r["clips"] / r["cpu_seconds"] for r in counted],
     "cores": [r["cpu_seconds"] / r["seconds"] for r in counted],
     "main_core_seconds": [r["main_cpu_seconds"] / r["clips"] for r in counted],
+    "others": [r["others"] for r in counted],
   }
   found: dict[str, Any] = {"runs": len(counted), "quiet": enough}
   for name, values in kinds.items():
@@ -262,20 +263,23 @@ def _spread(found: dict[str, Any], name: str) -> str:
 def _rates(cases: dict[str, Any]) -> list[str]:
   """The table of clips a second."""
   lines = [
-    "| records | workers | clips/s | cores used | clips/s per core | ms a clip"
-    " of the main process |",
-    "|---|---|---|---|---|---|",
+    "| records | workers | clips/s per core | cores used | clips/s | main"
+    " process, ms a clip | CPUs used by others |",
+    "|---|---|---|---|---|---|---|",
   ]
   for name, case in cases.items():
     for workers, way in case["workers"].items():
       found = way["figures"]
-      quiet = "" if found["quiet"] else " disturbed"
       lines.append(
-        f"| {name} | {workers} | {_spread(found, 'clips_per_second')} |"
-        f" {found['cores']:.2f} | **{_spread(found, 'clips_per_core')}**{quiet}"
-        f" | {1000 * found['main_core_seconds']:.3g} |"
+        f"| {name} | {workers} | **{_spread(found, 'clips_per_core')}** |"
+        f" {found['cores']:.2f} | {_spread(found, 'clips_per_second')} |"
+        f" {1000 * found['main_core_seconds']:.3g} | {found['others']:.0%} |"
       )
-  lines += ["", "Medians of starts (smallest to largest). Records:", ""]
+  lines += [
+    "",
+    "Medians of starts (smallest to largest); a core is a second of CPU time.",
+  ]
+  lines += ["Files are in the page cache. Records:", ""]
   for name, case in cases.items():
     about = f"- {name}: {case['about']}, batches of {case['batch']};"
     about += f" {case['record_mb']:.3g} MB a record"
@@ -289,7 +293,8 @@ def _feeds(cases: dict[str, Any]) -> list[str]:
   """The table of what that suffices for; arithmetic from the rates."""
   lines = [
     f"What a host must bring for {DEVICES} devices of {PEAK / 1e12:.0f}"
-    " TFLOP/s:",
+    " TFLOP/s, if cores add up; arithmetic from the rates with the most"
+    " workers:",
     "",
     "| records | training TFLOP a clip | shortest step of a clip a device, s |"
     " clips/s at the peak | cores for that |"

@@ -32,6 +32,7 @@ def test_figures_are_medians_of_quiet_runs():
   assert found["clips_per_core_spread"] == [2, 4]
   assert found["cores"] == 2
   assert found["main_core_seconds"] == pytest.approx(1 / 12)
+  assert found["others"] == 0
   found = input_path.figures(runs[:2])
   assert (found["runs"], found["quiet"]) == (2, False)
 
