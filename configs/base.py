@@ -106,6 +106,15 @@ def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
         "prefetch": 2,
       },
       "components": "",
+      "held_out": {"split": "test", "batch": 0, "levels": 4},
+      "samples": {
+        "count": 4,
+        "steps": 20 if mini else 50,
+        "solver": "unipc",
+        "shift": 5.0,
+        "guidance": {"video": 4.0, "audio": 3.0},
+        "seed": 0,
+      },
       "steps": 200 if mini else 50_000,
       "batch": 8,
       "parts": 1,
@@ -118,7 +127,8 @@ def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
       "cadence": {
         "log": 10,
         "save": 50 if mini else 1000,
-        "review": 0,
+        "held_out": 0,  # needs a split that is held out
+        "samples": 0,  # needs that and components
         "profile": (0, 0),
       },
       "keep": {"last": 2, "every": 0 if mini else 10_000},

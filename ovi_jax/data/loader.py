@@ -293,7 +293,7 @@ def load(
       schema version, has no empty prompt, records fit no bucket, or the rows
       of a batch do not divide by the processes.
   """
-  splits = _open(settings)
+  splits = open_sources(settings)
   sizes = settings_lib.rows(settings, batch)
   if min(sizes) < 1 or any(size % process_count for size in sizes):
     raise ValueError(
@@ -322,47 +322,9 @@ def load(
   return Loader(share)
 
 
-def held_out(
+def open_sources(
   settings: settings_lib.LoaderSettings,
-  *,
-  batch: int,
-  split: str = "test",
-  process_index: int = 0,
-  process_count: int = 1,
-) -> Iterator[schema.Batch]:
-  """Iterate once over a split of the sources that have it, in a fixed order.
-
-  Bucket after bucket, first caption, no crop by chance. The last batch of a
-  bucket is filled up with rows of lengths 0 and id -1.
-
-  Raises:
-    ValueError: as `load` does.
-  """
-  sources = tuple(
-    dataclasses.replace(source, split=split) for source in settings.sources
-  )
-  crop = "start" if settings.crop == "random" else settings.crop
-  settings = dataclasses.replace(
-    settings, sources=sources, caption="first", crop=crop
-  )
-  splits = _open(settings)
-  if batch < 1 or batch % process_count:
-    raise ValueError(
-      f"a batch of {batch} must divide by the {process_count} processes"
-    )
-  found = [settings_lib.assign(settings, opened) for opened in splits]
-  source = np.repeat(np.arange(len(found)), [len(f) for f in found])
-  record = np.concatenate([np.arange(len(f)) for f in found])
-  bucket_of, each = np.concatenate(found), batch // process_count
-  for number, bucket in enumerate(settings.buckets):
-    mine = np.flatnonzero(bucket_of == number)
-    for start in range(0, len(mine), batch):
-      share = mine[start : start + batch][process_index * each :][:each]
-      drawn = plan.Draw(source[share], record[share], np.zeros_like(share))
-      yield rows.read(settings, splits, bucket, drawn, 0, each)
-
-
-def _open(settings: settings_lib.LoaderSettings) -> tuple[builder.Split, ...]:
+) -> tuple[builder.Split, ...]:
   """The sources, checked; ValueError without the empty prompt."""
   splits = tuple(
     builder.read(source.path, source.split, geometry=settings.geometry)

@@ -31,6 +31,28 @@ PREFIX = "held_out/loss"
 LEVELS = 4
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Records:
+  """What is held out, and how it is looked at.
+
+  Attributes:
+    split: of the sources that have it.
+    batch: rows of a batch; 0 for as many as a part of a step has.
+    levels: see `HeldOut`.
+  """
+
+  split: str = "test"
+  batch: int = 0
+  levels: int = LEVELS
+
+  def __post_init__(self):
+    if self.batch < 0 or self.levels < 1:
+      raise ValueError(
+        "held_out: expected a batch of 0 or more and 1 level or more, got"
+        f" {self.batch} and {self.levels}"
+      )
+
+
 class Sums(NamedTuple):
   """What a batch adds, whole on every device.
 

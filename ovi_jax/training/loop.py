@@ -47,17 +47,19 @@ class Cadence:
   Attributes:
     log: a line in the logs; averages since the last.
     save: a checkpoint; the last step is saved anyway.
-    review: `Work.review`, such as held-out loss and samples.
+    held_out: the loss on held-out records.
+    samples: clips.
     profile: at which steps a trace begins and ends.
   """
 
   log: int = 10
   save: int = 1000
-  review: int = 0
+  held_out: int = 0
+  samples: int = 0
   profile: tuple[int, int] = (0, 0)
 
   def __post_init__(self):
-    for name in ("log", "save", "review"):
+    for name in ("log", "save", "held_out", "samples"):
       if getattr(self, name) < 0:
         raise ValueError(
           f"{name} must be 0 (never) or more steps, got {getattr(self, name)}"
@@ -87,7 +89,8 @@ class Work:
     cadence: what happens when.
     prepare: places a batch on the mesh; encodes media, if they are read.
     attention_only: whether only the attention stage's parameters are trained.
-    review: called with the state and its step; returns scalars to log.
+    held_out: called with the state; returns scalars to log.
+    samples: called with the state.
   """
 
   trainer: steps.Trainer
@@ -102,7 +105,8 @@ class Work:
     placement.batch
   )
   attention_only: bool = False
-  review: Callable[[steps.State], Mapping[str, float]] = lambda _: {}
+  held_out: Callable[[steps.State], Mapping[str, float]] = lambda _: {}
+  samples: Callable[[steps.State], Any] = lambda _: None
 
 
 class Report(NamedTuple):
@@ -199,14 +203,18 @@ def _loop(work: Work, state: steps.State, stop: list[int], log: Log) -> bool:
         window.add(last)
       last = following
       saving = _due(number, work.cadence.save) and number < total
-      reviewing = _due(number, work.cadence.review)
-      if saving or reviewing:
+      judging = _due(number, work.cadence.held_out)
+      sampling = _due(number, work.cadence.samples)
+      if saving or judging or sampling:
         window.add(last)
         last = None
       if saving:
         _save(work, state, number)
-      if reviewing:
-        work.logs.scalars(number, work.review(state))
+      if judging:
+        work.logs.scalars(number, work.held_out(state))
+      if sampling:
+        work.samples(state)
+      if judging or sampling:
         window.restart()
       bar.update()
     if last is not None:

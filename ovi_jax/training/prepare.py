@@ -60,16 +60,13 @@ class Prepare:
 
 
 def components(
-  settings: settings_lib.Settings,
-  mesh: jax.sharding.Mesh,
-  decoders: bool = False,
+  settings: settings_lib.Settings, mesh: jax.sharding.Mesh
 ) -> loading.Components | None:
   """The weights around the model that a run needs, checked, not loaded.
 
   Args:
     settings: of the run.
     mesh: of the run.
-    decoders: whether samples are made.
 
   Returns:
     `None` if the run needs none.
@@ -78,6 +75,7 @@ def components(
     ValueError: they are missing or damaged, or do not fit the model.
   """
   data, towers = settings.data, settings.model.present()
+  decoders = settings.cadence.samples > 0
   needs = {encoding.COMPONENTS[n] for n in towers if data.media or decoders}
   if data.tokenizer:
     needs.add(encoding.COMPONENTS["text"])

@@ -14,9 +14,11 @@ from ovi_jax.data import settings as data_settings
 from ovi_jax.diffusion import times
 from ovi_jax.modality import AV
 from ovi_jax.models import dit
+from ovi_jax.training import held_out
 from ovi_jax.training import loop
 from ovi_jax.training import objective
 from ovi_jax.training import optimizer
+from ovi_jax.training import samples
 
 TEXTS = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
 FRESH = "fresh"  # as an initial tower: random, learnt from nothing
@@ -58,6 +60,8 @@ class Settings:
     mesh: devices along each mesh axis; 0 for all that are left over.
     components: directory of converted weights, whose encoders read media and
       captions and whose decoders make samples; empty for neither.
+    held_out: what the loss of held-out records is taken of.
+    samples: how clips are made.
     cadence: what happens when.
     keep: which checkpoints stay.
   """
@@ -78,6 +82,8 @@ class Settings:
   remat: str
   mesh: Mapping[str, int]
   components: str
+  held_out: held_out.Records
+  samples: samples.SampleSettings
   cadence: loop.Cadence
   keep: Keep
 
@@ -96,11 +102,13 @@ class Settings:
     ]
     if not all(source.path for source in self.data.sources):
       problems.append("data.sources: give --config.data.sources=\"('DIR',)\"")
-    if (self.data.media or self.data.tokenizer) and not self.components:
+    encoding = self.data.media or self.data.tokenizer
+    if (encoding or self.cadence.samples) and not self.components:
       problems.append(
         "components: media and captions are read with the encoders of converted"
-        " weights; give --config.components=DIR, or cache latents first"
-        " (python -m ovi_jax.data.encode)"
+        " weights, and samples made with their decoders; give"
+        " --config.components=DIR, or cache latents first (python -m"
+        " ovi_jax.data.encode) and make no samples"
       )
     for name in ("dtype", "frozen_dtype"):
       known = ("auto", "float32", "bfloat16")
@@ -130,6 +138,8 @@ class Settings:
         optimizer.OptimizerSettings, values.pop("optimizer"), "optimizer"
       ),
       "data": _data(values.pop("data"), model, values.get("components", "")),
+      "held_out": _built(held_out.Records, values.pop("held_out"), "held_out"),
+      "samples": _samples(values.pop("samples")),
       "cadence": _built(loop.Cadence, values.pop("cadence"), "cadence"),
       "keep": _built(Keep, values.pop("keep"), "keep"),
     }
@@ -192,6 +202,11 @@ class Pair:
 
   video: Any = None
   audio: Any = None
+
+
+def _samples(values: dict[str, Any]) -> samples.SampleSettings:
+  made = {"guidance": _pair(values, "guidance", lambda v, _: v)}
+  return _built(samples.SampleSettings, values | made, "samples")
 
 
 def _objective(values: dict[str, Any]) -> objective.Objective:

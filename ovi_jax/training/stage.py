@@ -29,6 +29,7 @@ from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import placement
 from ovi_jax.training import prepare
+from ovi_jax.training import review
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step
 from ovi_jax.training import trainable
@@ -40,6 +41,8 @@ MAY_CHANGE = (
   "keep",
   "mesh",
   "components",
+  "held_out",
+  "samples",
   "steps",
   "attention",
   "remat",
@@ -73,6 +76,7 @@ def train(
   placement.check_batch(settings.batch, settings.parts, mesh)
   trainer = trainer_of(settings)
   components = prepare.components(settings, mesh)
+  held_out = review.Review.opened(settings, mesh)
   source = loader.load(
     settings.data,
     batch=settings.batch,
@@ -90,17 +94,21 @@ def train(
     whole = trained + sum(x.size for x in target.frozen.values())
     log(f"training {trained:,} of {whole:,} parameters on {mesh.size} devices")
     with _opened(settings, workdir, log) as (manager, written):
-      prepared = prepare.load(settings, components)
+      ready = prepare.load(settings, components)
+      null_SE = ready.null_text(np.asarray(source.null_text))
+      shown = trainer, ready, null_SE
       work = loop.Work(
         trainer=trainer,
         mesh=mesh,
         input=source,
-        null_SE=prepared.null_text(np.asarray(source.null_text)),
+        null_SE=null_SE,
         manager=manager,
         logs=written,
         directory=str(workdir),
         cadence=settings.cadence,
-        prepare=prepared,
+        prepare=ready,
+        held_out=held_out.held_out(*shown),
+        samples=held_out.samples(*shown, components, workdir),
         attention_only=settings.trains == trainable.ATTENTION,
       )
       state = loop.resume(work, target, log)

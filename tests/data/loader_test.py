@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.data import builder
+from ovi_jax.data import held_out
 from ovi_jax.data import loader
 from ovi_jax.data import rows
 from ovi_jax.data import schema
@@ -227,7 +228,7 @@ def test_shorter_buckets_have_more_rows_if_asked(sounds):
 
 def test_held_out_is_one_pass_in_a_fixed_order(sounds):
   def ids(**share):
-    batches = list(loader.held_out(settings(sounds), batch=2, **share))
+    batches = list(held_out.opened(settings(sounds)).batches(2, **share))
     return batches, np.stack([b.ids for b in batches])
 
   batches, seen = ids()

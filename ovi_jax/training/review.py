@@ -1,0 +1,121 @@
+"""What a run shows of itself on records that are held out."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from ovi_jax.components import loading
+from ovi_jax.data import held_out as kept
+from ovi_jax.data import schema
+from ovi_jax.training import held_out
+from ovi_jax.training import placement
+from ovi_jax.training import prepare
+from ovi_jax.training import samples
+from ovi_jax.training import settings as settings_lib
+from ovi_jax.training import step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Review:
+  """Held-out records, opened, if the cadence asks for anything of them.
+
+  Attributes:
+    settings: of the run.
+    mesh: the devices.
+    records: `None` if nothing is asked.
+  """
+
+  settings: settings_lib.Settings
+  mesh: jax.sharding.Mesh
+  records: kept.HeldOut | None
+
+  @classmethod
+  def opened(
+    cls, settings: settings_lib.Settings, mesh: jax.sharding.Mesh
+  ) -> "Review":
+    """Open what will be needed, and check that it can be used.
+
+    Raises:
+      ValueError: no source has the split, or it does not fit.
+    """
+    cadence, records = settings.cadence, None
+    if cadence.held_out or cadence.samples:
+      records = kept.opened(settings.data, settings.held_out.split)
+    made = cls(settings=settings, mesh=mesh, records=records)
+    if cadence.held_out:
+      placement.check_batch(made.batch, 1, mesh)
+    return made
+
+  @property
+  def batch(self) -> int:
+    """Rows of a batch of held-out records."""
+    settings = self.settings
+    return settings.held_out.batch or settings.batch // settings.parts
+
+  def held_out(
+    self,
+    trainer: step.Trainer,
+    ready: prepare.Prepare,
+    null_SE: np.ndarray,
+  ) -> Callable[[step.State], dict[str, float]]:
+    """The held-out loss, as a function of the state."""
+    records = self.records
+    if records is None:
+      return lambda _: {}
+
+    def batches() -> Iterator[schema.Batch]:
+      each = records.batches(
+        self.batch, jax.process_index(), jax.process_count()
+      )
+      return (ready(batch, self.mesh) for batch in each)
+
+    return held_out.HeldOut(
+      trainer=trainer,
+      mesh=self.mesh,
+      batches=batches,
+      null_SE=null_SE,
+      levels=self.settings.held_out.levels,
+      seed=self.settings.seed,
+    )
+
+  def samples(
+    self,
+    trainer: step.Trainer,
+    ready: prepare.Prepare,
+    null_SE: np.ndarray,
+    components: loading.Components | None,
+    directory: pathlib.Path,
+  ) -> Callable[[step.State], Any]:
+    """Clips of the first held-out records' prompts, made of a state."""
+    settings, records = self.settings, self.records
+    if records is None or components is None or not settings.cadence.samples:
+      return lambda _: None
+    count = settings.samples.count
+    first = itertools.islice(records.records(), count)
+    embed = functools.partial(_with_text, ready)
+    return samples.Samples(
+      model=trainer.model,
+      mesh=self.mesh,
+      components=components,
+      directory=directory,
+      prompts=samples.prompts(map(embed, first), count),
+      null_SE=null_SE,
+      size=settings.data.buckets[0],
+      settings=settings.samples,
+    )
+
+
+def _with_text(ready: prepare.Prepare, record: schema.Record) -> schema.Record:
+  """The record with an embedding of its first caption."""
+  if ready.text is None:
+    return record
+  caption = record.captions[0]
+  text_SE = ready.text.texts([caption])[caption]
+  return dataclasses.replace(record, captions=(caption,), text=(text_SE,))

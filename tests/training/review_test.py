@@ -1,0 +1,85 @@
+"""A run that shows its held-out loss and makes clips as it goes."""
+
+import numpy as np
+import pytest
+
+from ovi_jax import media
+from ovi_jax.data import builder
+from ovi_jax.training import logs
+from tests.data import encode_test
+from tests.training import prepare_test
+from tests.training import stage_test
+
+one_device = stage_test.one_device
+FRESH = {"initial.video": "fresh", "initial.audio": "fresh"}
+SHOWN = {
+  "cadence.held_out": 2,
+  "cadence.samples": 4,
+  "samples.count": 2,
+  "samples.steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+  """Eight clips to train on, three held out."""
+  path = tmp_path_factory.mktemp("data") / "clips"
+  records = [stage_test.record(i) for i in range(11)]
+  builder.write(
+    path,
+    {"train": records[:8], "test": records[8:]},
+    geometry=stage_test.SIZES,
+    null_text=np.full((1, 48), 0.5, np.float32),
+  )
+  return str(path)
+
+
+def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
+  changes = FRESH | SHOWN | {"components": str(weights)}
+  assert stage_test.run(stage_test.config("fusion", clips, **changes), tmp_path)
+  lines = [x for x in logs.read(tmp_path) if "held_out/loss_video" in x]
+  assert [line["step"] for line in lines] == [2, 4]
+  for name in ("video", "audio"):
+    assert f"held_out/loss_{name}_t0.75-1.00" in lines[0]
+    assert 0.3 < lines[0][f"held_out/loss_{name}"] < 5
+  folder = tmp_path / "samples" / "step-00000004"
+  made = sorted(p.name for p in folder.glob("*.mp4"))
+  assert made == ["clip_8.mp4", "clip_9.mp4"]
+  frames, fps, wave, rate = media.read_mp4(folder / made[0])
+  assert frames.shape == (5, 64, 64, 3) and fps == 24
+  assert rate == 16_000 and abs(wave.size - 6 * 512) <= 1024
+
+
+def test_captions_and_media_are_shown_too(weights, tmp_path):
+  media_ = [encode_test.clip(i, 5, tmp_path) for i in range(6)]
+  builder.write(
+    tmp_path / "data",
+    {"train": media_[:4], "test": media_[4:]},
+    geometry=stage_test.SIZES,
+  )
+  changes = prepare_test.RAW | SHOWN
+  values = prepare_test.config(tmp_path / "data", weights, **changes)
+  assert stage_test.run(values, tmp_path / "run")
+  assert any("held_out/loss_audio" in x for x in logs.read(tmp_path / "run"))
+  made = tmp_path / "run" / "samples" / "step-00000004"
+  assert len(list(made.glob("*.mp4"))) == 2
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"cadence.held_out": 1, "held_out.split": "x"}, "no source has a split"),
+    ({"cadence.samples": 1}, "samples made with their decoders; give"),
+    ({"cadence.samples": 1, "samples.count": 4}, "expected 4 prompts, got 3"),
+    ({"samples.solver": "magic"}, "solver 'magic' is unknown"),
+    ({"held_out.levels": 0}, "1 level or more"),
+    ({"cadence.held_out": 1, "held_out.batch": -1}, "batch of 0 or more"),
+  ],
+)
+def test_what_cannot_be_shown(changes, message, clips, weights, tmp_path):
+  if "samples.count" in changes:
+    changes = changes | {"components": str(weights)}
+  values = stage_test.config("fusion", clips, **FRESH | changes)
+  with pytest.raises(ValueError, match=message):
+    stage_test.run(values, tmp_path / "run")
+  assert not (tmp_path / "run" / "checkpoints" / "1").exists()
