@@ -117,7 +117,8 @@ def _fill(
     kept = part[begin * each : (begin + length) * each]
     present["audio"][row, : len(kept)] = kept
     batch.lengths.audio[row] = length
-  text(batch)[row] = _text(record, settings, choose, where)
+  found = _text(record, settings, choose, where)
+  text(batch)[row, : len(found)] = found
 
 
 def _text(
@@ -126,7 +127,7 @@ def _text(
   choose: np.random.Generator,
   where: str,
 ) -> np.ndarray:
-  """A caption's token ids [S], or its embedding [S, E], padded."""
+  """A caption's token ids [S] with padding, or its embedding [S, E]."""
   number = 0
   if settings.caption == "random":
     number = int(choose.integers(len(record.captions)))
@@ -139,13 +140,12 @@ def _text(
       f"{where}: has no text embedding; encode the dataset first"
     )
   text_SE = record.text[number]
-  rest = settings.text_rows - len(text_SE)
-  if rest < 0:
+  if len(text_SE) > settings.text_rows:
     raise ValueError(
       f"{where}: caption {number} has {len(text_SE)} rows of text, expected at"
       f" most {settings.text_rows}; raise text_rows or shorten the caption"
     )
-  return np.pad(text_SE, ((0, rest), (0, 0)))
+  return text_SE
 
 
 @functools.cache

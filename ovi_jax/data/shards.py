@@ -28,6 +28,8 @@ from ovi_jax.data import schema
 NAME = "ovi_records"
 METADATA = "metadata.json"
 _SUFFIX = "array_record"
+# Records are read one by one; latents, H.264 and noise do not compress.
+_LAYOUT = "group_size:1,uncompressed"
 
 
 def shard_path(folder: pathlib.Path, split: str, number: int) -> pathlib.Path:
@@ -57,9 +59,7 @@ def write(
   path, described = shard_path(folder, split, number), features.features()
   rows, size = [], 0
   with _disk_errors(path), files.replacing(path) as temporary:
-    writer = array_record_module.ArrayRecordWriter(
-      str(temporary), "group_size:1"
-    )
+    writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
     try:
       for record in records:
         encoded = features.encode(record, sizes, dtype)
