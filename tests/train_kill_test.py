@@ -19,7 +19,10 @@ pytestmark = pytest.mark.slow
 HALF = 4  # steps until the checkpoint after which a stage is killed
 KILLS = 30
 SEED = 30
-LIFE = 1.0  # seconds of steps before a kill, at most
+# Steps between saves, by start in turn. With 2, a save is always under way;
+# with 20, hardly ever.
+CADENCES = (2, 2, 20)
+LIFE = 16  # steps before a kill, at most
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +30,17 @@ def source(tmp_path_factory):
   return train_runs.dataset(tmp_path_factory.mktemp("data") / "clips")
 
 
+@pytest.fixture(scope="module")
+def towers(source, tmp_path_factory):
+  return train_runs.towers(source, tmp_path_factory.mktemp("towers"))
+
+
 @pytest.mark.parametrize("stage", train_runs.STAGES)
-def test_a_stage_that_is_killed_ends_as_one_left_alone(stage, source, tmp_path):
+def test_a_stage_that_is_killed_ends_as_one_left_alone(
+  stage, source, towers, tmp_path
+):
   fields = {"steps": 2 * HALF, "cadence__save": HALF, "data__workers": 2}
+  fields |= towers if stage == "fusion" else {}
   alone = train_runs.command(stage, source, tmp_path / "alone", **fields)
   code, said = train_runs.run(alone)
   assert code == 0, said
@@ -55,29 +66,28 @@ def test_a_stage_that_is_killed_ends_as_one_left_alone(stage, source, tmp_path):
 
 
 def test_a_run_that_is_killed_thirty_times_ends_as_one_left_alone(
-  source, tmp_path, capsys
+  source, towers, tmp_path, capsys
 ):
   moments = random.Random(SEED)
-  fields = {"cadence__save": 2, "data__workers": 1, "batch": 2}
 
-  def command(name, steps, **changes):
-    changes = fields | changes
-    return train_runs.command(
-      "fusion", source, tmp_path / name, steps=steps, **changes
-    )
+  def command(name, steps, save):
+    changes = {"steps": steps, "cadence__save": save} | towers
+    return train_runs.command("fusion", source, tmp_path / name, **changes)
 
   kills: collections.Counter[str] = collections.Counter()
   reached, startup = 0, 10.0
   for number in range(KILLS):
-    words = command("run", 10**6)
+    words = command("run", 10**6, CADENCES[number % 3])
     with train_runs.started(words, tmp_path / f"log{number}") as run:
       if number % 3:
-        run.wait(lambda run=run: run.logged)
+        run.wait(lambda run=run: run.logged > 0)
         startup = time.monotonic() - run.began
-        time.sleep(moments.uniform(0, LIFE))
+        life = moments.randint(1, LIFE)
+        run.wait(lambda run=run, life=life: run.logged >= life)
+        time.sleep(moments.uniform(0, 0.2))
       else:
         time.sleep(moments.uniform(0, startup))
-      stepped = run.logged
+      stepped = run.logged > 0
       assert run.end() == -signal.SIGKILL, run.said
     kills[phase(run, stepped)] += 1
     assert "damaged" not in run.said, run.said
@@ -92,13 +102,13 @@ def test_a_run_that_is_killed_thirty_times_ends_as_one_left_alone(
   assert {"start", "steps", "save"} <= kills.keys()
 
   steps = reached + 5
-  code, said = train_runs.run(command("run", steps))
+  code, said = train_runs.run(command("run", steps, 2))
   assert code == 0 and "damaged" not in said, said
-  code, said = train_runs.run(command("alone", steps, cadence__save=0))
+  code, said = train_runs.run(command("alone", steps, 0))
   assert code == 0, said
   train_runs.assert_same(tmp_path / "run", tmp_path / "alone")
   names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
-  assert names == {str(steps), str(reached + 4)}
+  assert names == {str(steps), str(steps - 1)}
 
 
 def phase(run: train_runs.Started, stepped: bool) -> str:

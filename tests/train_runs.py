@@ -68,6 +68,21 @@ def command(
   ]
 
 
+def towers(source: pathlib.Path, root: pathlib.Path) -> dict[str, str]:
+  """Train both towers a little: changes of a fusion's command.
+
+  A fresh tower's last layer is zero, and fusion does not train it.
+  """
+  found = {}
+  for name in AV._fields:
+    workdir = root / name
+    words = command(f"{name}_pretrain", source, workdir, steps=4)
+    code, said = run(words)
+    assert code == 0, said
+    found[f"initial__{name}"] = str(workdir / stages.CHECKPOINTS)
+  return found
+
+
 def environment(devices: int = 1) -> dict[str, str]:
   """Of a run on so many devices; programs stay compiled between runs."""
   return os.environ | {
@@ -130,9 +145,9 @@ class Started:
     return self._log.read_text()
 
   @property
-  def logged(self) -> bool:
-    """Whether this start has logged a step."""
-    return len(_lines(self.workdir)) > self._lines
+  def logged(self) -> int:
+    """How many steps this start has logged."""
+    return len(_lines(self.workdir)) - self._lines
 
   def wait(self, condition: Callable[[], bool]) -> None:
     """Wait until something holds, while the run goes on."""
@@ -200,10 +215,11 @@ def contents(
 
 
 def losses(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """What was logged of each step and depends on records and state alone."""
+  """What depends on records and state alone, of each step that was saved."""
   return [
     {n: v for n, v in line.items() if n == "step" or n.startswith("train/")}
     for line in logs.read(workdir)
+    if line["step"] <= newest(workdir)
   ]
 
 
@@ -217,6 +233,8 @@ def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
   assert not different
   assert place == there
   assert losses(ours) == losses(theirs)
+  # Where nothing is learnt, nothing can differ.
+  assert all(line["train/gradient_norm"] > 0 for line in losses(ours))
 
 
 def assert_close(

@@ -45,7 +45,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   train_runs.contents(run.workdir)
 
   with train_runs.started(words, tmp_path / "log") as run:
-    run.wait(lambda: run.logged)
+    run.wait(lambda: run.logged > 0)
     assert run.end(signal.SIGTERM) == 75
   stopped = train_runs.newest(run.workdir)
   assert reached < stopped < STEPS
