@@ -89,6 +89,7 @@ def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
         "weight_decay": 0.01,  # ours
         "clip_norm": 1.0,  # ours
         "average_decay": 0.99 if mini else 0.9999,  # ours
+        "average_on_host": False,
       },
       "data": {
         "sources": ("",),

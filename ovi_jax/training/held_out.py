@@ -25,6 +25,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.parallel import partition
 from ovi_jax.training import objective
+from ovi_jax.training import placement
 from ovi_jax.training import step
 
 PREFIX = "held_out/loss"
@@ -114,7 +115,7 @@ class HeldOut:
       ValueError: there is no held-out record.
     """
     with jax.set_mesh(self.mesh):
-      losses, records = self._totals(state.params(averaged=True))
+      losses, records = self._totals(placement.averaged(state))
     means = {
       name: total / records[name]
       for name, total in losses.items()

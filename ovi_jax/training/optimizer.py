@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import compute_on
 
 CONSTANT, COSINE = "constant", "cosine"
 SCHEDULES = (CONSTANT, COSINE)
@@ -31,6 +32,8 @@ class OptimizerSettings:
     weight_decay: a step, times the learning rate; kernels only.
     clip_norm: largest norm of all gradients together; 0 = no limit.
     average_decay: of the moving average of the parameters; 0 = no average.
+    average_on_host: keep and move it in the host's memory, which saves four
+      bytes a trained parameter on the devices.
   """
 
   learning_rate: float
@@ -43,6 +46,7 @@ class OptimizerSettings:
   weight_decay: float = 0.01
   clip_norm: float = 1.0
   average_decay: float = 0.9999
+  average_on_host: bool = False
 
   def __post_init__(self):
     if self.schedule not in SCHEDULES:
@@ -119,4 +123,12 @@ def averaged(
   The decay grows from 1/10, so early averages forget the beginning.
   """
   decay = jnp.minimum(settings.average_decay, (1.0 + step) / (10.0 + step))
+  if not settings.average_on_host:
+    return _moved(average, params, decay)
+  params, decay = jax.device_put((params, decay), jax.memory.Space.Host)
+  with compute_on.compute_on("device_host"):
+    return _moved(average, params, decay)
+
+
+def _moved(average: Any, params: Any, decay: jax.Array) -> Any:
   return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)

@@ -14,9 +14,14 @@ from ovi_jax.modality import AV
 from ovi_jax.parallel import partition
 from ovi_jax.training import step
 
+HOST, DEVICE = "pinned_host", "device"  # kinds of memory
+
 
 def state_shardings(
-  state: step.State, towers: AV[Any], mesh: jax.sharding.Mesh
+  state: step.State,
+  towers: AV[Any],
+  mesh: jax.sharding.Mesh,
+  average_on_host: bool = False,
 ) -> step.State:
   """The sharding of every array of a state.
 
@@ -24,6 +29,7 @@ def state_shardings(
     state: arrays, or their shapes.
     towers: the model's configuration; `None` for an absent tower.
     mesh: where they will live.
+    average_on_host: the average lies in the memory of the devices' hosts.
 
   Raises:
     ValueError: the partition table does not fit the parameters.
@@ -39,7 +45,24 @@ def state_shardings(
     return placed.get(name, whole) if isinstance(name, str) else whole
 
   placed_state: Any = jax.tree_util.tree_map_with_path(of, state)
+  if average_on_host:
+    average = jax.tree.map(
+      lambda x: x.with_memory_kind(HOST), placed_state.average
+    )
+    placed_state = placed_state._replace(average=average)
   return placed_state
+
+
+def averaged(state: step.State) -> Any:
+  """All parameters, nested, averaged where there is an average; on devices."""
+
+  def near(x: jax.Array) -> jax.Array:
+    if x.sharding.memory_kind != HOST:
+      return x
+    return jax.device_put(x, x.sharding.with_memory_kind(DEVICE))
+
+  average = jax.tree.map(near, state.average)
+  return state._replace(average=average).params(averaged=True)
 
 
 def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:

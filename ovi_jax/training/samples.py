@@ -41,6 +41,7 @@ from ovi_jax.sampling import guidance
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import pipeline
 from ovi_jax.sampling import solver
+from ovi_jax.training import placement
 from ovi_jax.training import step
 
 DIRECTORY, LIST = "samples", "samples.json"
@@ -344,7 +345,7 @@ class Samples:
     with jax.set_mesh(self.mesh):
       made = denoise(
         self.model,
-        state.params(averaged=True),
+        placement.averaged(state),
         [prompt.text_SE for prompt in self.prompts],
         self.null_SE,
         self.size,

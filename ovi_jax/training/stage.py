@@ -194,7 +194,9 @@ def target_state(
   shapes = jax.eval_shape(
     functools.partial(_state, settings, trainer), parameter_shapes(settings)
   )
-  placed = placement.state_shardings(shapes, settings.model, mesh)
+  placed = placement.state_shardings(
+    shapes, settings.model, mesh, settings.optimizer.average_on_host
+  )
   target: Any = jax.tree.map(
     lambda x, sharding: x.update(sharding=sharding), shapes, placed
   )

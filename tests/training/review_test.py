@@ -50,6 +50,23 @@ def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
   assert rate == 16_000 and abs(wave.size - 6 * 512) <= 1024
 
 
+def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
+  shown = FRESH | {"cadence.held_out": 4, "cadence.save": 2}
+  losses = []
+  for place in (False, True):
+    changes = shown | {"optimizer.average_on_host": place}
+    path = tmp_path / str(place)
+    assert stage_test.run(
+      stage_test.config("fusion", clips, **changes, steps=4), path
+    )
+    losses += [x for x in logs.read(path) if "held_out/loss_video" in x]
+  for name in ("held_out/loss_video", "held_out/loss_audio"):
+    np.testing.assert_allclose(losses[0][name], losses[1][name], rtol=1e-5)
+  # Gone on with from its checkpoint, still on the host.
+  longer = stage_test.config("fusion", clips, **changes, steps=6)
+  assert stage_test.run(longer, path)
+
+
 def test_captions_and_media_are_shown_too(weights, tmp_path):
   media_ = [encode_test.clip(i, 5, tmp_path) for i in range(6)]
   builder.write(
