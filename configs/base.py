@@ -130,8 +130,8 @@ def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
         "save": 50 if mini else 1000,
         "held_out": 0,  # needs a split that is held out
         "samples": 0,  # needs that and components
-        "profile": (0, 0),
       },
+      "profile_steps": (0, 0),
       "keep": {"last": 2, "every": 0 if mini else 10_000},
     },
     convert_dict=True,

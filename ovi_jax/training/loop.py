@@ -49,7 +49,8 @@ class Cadence:
     save: a checkpoint; the last step is saved anyway.
     held_out: the loss on held-out records.
     samples: clips.
-    profile: at which steps a trace begins and ends.
+    profile: at which steps a trace begins and ends (`profile_steps` in a
+      config); equal for none.
   """
 
   log: int = 10
@@ -64,7 +65,7 @@ class Cadence:
         raise ValueError(
           f"{name} must be 0 (never) or more steps, got {getattr(self, name)}"
         )
-    if len(self.profile) != 2 or self.profile[0] > self.profile[1]:
+    if len(self.profile) != 2 or not 0 <= self.profile[0] <= self.profile[1]:
       raise ValueError(
         f"profile_steps must be (first, last), got {self.profile}"
       )
@@ -186,11 +187,11 @@ def _loop(work: Work, state: steps.State, stop: list[int], log: Log) -> bool:
   shardings = jax.tree.map(lambda x: x.sharding, state)
   advance = compiled(work, shardings)
   last: Report | None = None
-  window = Window(work)
+  window, trace = Window(work), Trace(work)
   bar = tqdm.tqdm(total=total, initial=number, unit="step", desc="training")
   with bar:
     while number < total and not stop:
-      _profile(work, number)
+      trace.at(number)
       began = time.perf_counter()
       host = next(work.input)
       waited = time.perf_counter() - began
@@ -219,9 +220,7 @@ def _loop(work: Work, state: steps.State, stop: list[int], log: Log) -> bool:
       bar.update()
     if last is not None:
       window.add(last)
-  first, end = work.cadence.profile
-  if first < number <= end:
-    jax.profiler.stop_trace()
+  trace.end()
   _save(work, state, number)
   work.manager.wait()
   work.logs.flush()
@@ -358,12 +357,22 @@ def _due(number: int, every: int) -> bool:
   return every > 0 and number % every == 0
 
 
-def _profile(work: Work, number: int) -> None:
-  """Start or stop the trace that the cadence asks for."""
-  first, last = work.cadence.profile
-  if first == last:
-    return
-  if number == first:
-    jax.profiler.start_trace(f"{work.directory}/trace")
-  elif number == last:
-    jax.profiler.stop_trace()
+class Trace:
+  """The profiler, on for the steps that the cadence asks for."""
+
+  def __init__(self, work: Work):
+    self._steps = range(*work.cadence.profile)
+    self._directory, self._on = f"{work.directory}/trace", False
+
+  def at(self, number: int) -> None:
+    """Begin or end before step `number`."""
+    wanted = number in self._steps
+    if wanted and not self._on:
+      jax.profiler.start_trace(self._directory)
+    elif self._on and not wanted:
+      jax.profiler.stop_trace()
+    self._on = wanted
+
+  def end(self) -> None:
+    """The run ends: write what there is."""
+    self.at(-1)

@@ -140,7 +140,7 @@ class Settings:
       "data": _data(values.pop("data"), model, values.get("components", "")),
       "held_out": _built(held_out.Records, values.pop("held_out"), "held_out"),
       "samples": _samples(values.pop("samples")),
-      "cadence": _built(loop.Cadence, values.pop("cadence"), "cadence"),
+      "cadence": _cadence(values),
       "keep": _built(Keep, values.pop("keep"), "keep"),
     }
     return _built(cls, values | made, "")
@@ -202,6 +202,11 @@ class Pair:
 
   video: Any = None
   audio: Any = None
+
+
+def _cadence(values: dict[str, Any]) -> loop.Cadence:
+  profile = {"profile": tuple(values.pop("profile_steps", (0, 0)))}
+  return _built(loop.Cadence, values.pop("cadence") | profile, "cadence")
 
 
 def _samples(values: dict[str, Any]) -> samples.SampleSettings:

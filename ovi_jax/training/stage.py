@@ -43,6 +43,7 @@ MAY_CHANGE = (
   "components",
   "held_out",
   "samples",
+  "profile_steps",
   "steps",
   "attention",
   "remat",
@@ -215,9 +216,13 @@ def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
   ]
   if len(towers) == len(settings.model.present()) == 2:
     fresh.append(init_from.FUSION_LAYERS)  # towers alone do not bring them
+  # A tower alone may come out of a fusion model.
+  alone = len(settings.model.present()) == 1
   sources = [
     init_from.Source(
-      path=path, take=tuple(p for n in names for p in init_from.tower(n))
+      path=path,
+      take=tuple(p for n in names for p in init_from.tower(n)),
+      leave=(init_from.FUSION_LAYERS,) if alone else (),
     )
     for path, names in towers.items()
   ]

@@ -36,6 +36,7 @@ def clips(tmp_path_factory):
 
 def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
   changes = FRESH | SHOWN | {"components": str(weights)}
+  changes |= {"profile_steps": (1, 2)}
   assert stage_test.run(stage_test.config("fusion", clips, **changes), tmp_path)
   lines = [x for x in logs.read(tmp_path) if "held_out/loss_video" in x]
   assert [line["step"] for line in lines] == [2, 4]
@@ -48,6 +49,7 @@ def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
   frames, fps, wave, rate = media.read_mp4(folder / made[0])
   assert frames.shape == (5, 64, 64, 3) and fps == 24
   assert rate == 16_000 and abs(wave.size - 6 * 512) <= 1024
+  assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 
 def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):

@@ -108,6 +108,14 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   lines = logs.read(tmp_path / "fusion")
   assert [line["step"] for line in lines] == [2, 4]
   assert all(line["train/loss_video"] > 0.3 for line in lines)
+  # A tower alone comes out of it without the layers of fusion.
+  again = config(
+    "audio_finetune",
+    datasets["sounds"],
+    **{"initial.audio": str(tmp_path / "fusion" / "checkpoints")},
+  )
+  plan = stage.initial_plan(settings.Settings.from_config(again))
+  assert not plan.fresh and not any("fusion_" in path for path in plan.shapes)
   # The same command again has nothing to do.
   assert run(both, tmp_path / "fusion")
   assert len(logs.read(tmp_path / "fusion")) == 2
