@@ -20,7 +20,8 @@ from ovi_jax.sampling import settings
 
 HERE = pathlib.Path(__file__).resolve().parent
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", str(HERE / "configs/sample.py"))
+with runtime.flag_errors():
+  config_flags.DEFINE_config_file("config", str(HERE / "configs/sample.py"))
 flags.DEFINE_string("prompt", "", "What to see, say and hear.")
 flags.DEFINE_string("prompts", "", "CSV or TSV: text_prompt[, image_path].")
 flags.DEFINE_string("image", "", "Picture of the first frame, with --prompt.")
@@ -56,4 +57,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=runtime.parse_flags)

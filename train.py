@@ -43,18 +43,5 @@ def main(argv: list[str]) -> None:
   sys.exit(0 if finished else loop.INTERRUPTED)
 
 
-def _parsed(argv: list[str]) -> list[str]:
-  """Parse flags; of a field that the config lacks, say so and no more."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError) as error:
-    said = error
-    while isinstance(said, Exception):
-      said = said.args[0]
-    sys.exit(f"train: the config has no field {' '.join(said.split())}")
-  except ValueError as error:
-    sys.exit(f"train: {error}")
-
-
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parsed)
+  app.run(main, flags_parser=runtime.parse_flags)

@@ -195,6 +195,7 @@ def trained(
       tower.update(width=32, blocks=1, heads=2, feed_forward=48)
   values.optimizer.warmup_steps = 2
   values.initial.video = values.initial.audio = settings.FRESH
+  values.trains = "all"
   values.data.sources = (str(folder / "mini"),)
   write_mini(folder / "mini", values)
   found = {}

@@ -1,9 +1,13 @@
 """Process-wide settings that commands turn on."""
 
+import contextlib
 import os
 import pathlib
+import sys
+from collections.abc import Iterator
 
 import jax
+from absl import app
 from absl import logging
 
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
@@ -20,6 +24,27 @@ def start() -> None:
     return
   jax.config.update("jax_compilation_cache_dir", str(CACHE))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextlib.contextmanager
+def flag_errors() -> Iterator[None]:
+  """Of a flag that cannot be, say so in one line and leave."""
+  name = pathlib.Path(sys.argv[0]).stem
+  try:
+    yield
+  except (AttributeError, KeyError) as error:
+    said: object = error
+    while isinstance(said, Exception):
+      said = said.args[0]
+    sys.exit(f"{name}: the config has no field {' '.join(str(said).split())}")
+  except ValueError as error:
+    sys.exit(f"{name}: {error}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parse flags, for `app.run`; see `flag_errors`."""
+  with flag_errors():
+    return app.parse_flags_with_usage(argv)
 
 
 def platform() -> str:

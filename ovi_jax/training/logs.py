@@ -30,6 +30,7 @@ class Logs:
     """
     path = pathlib.Path(directory)
     path.mkdir(parents=True, exist_ok=True)
+    self._path = str(path)
     _end_with_a_line(path / FILE)
     self._lines = open(path / FILE, "a", buffering=1)  # noqa: SIM115
     self._events = tensorboardX.SummaryWriter(str(path / EVENTS))
@@ -43,8 +44,13 @@ class Logs:
     error: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
-    self._lines.close()
-    self._events.close()
+    try:
+      self._lines.close()
+      self._events.close()
+    except OSError:
+      # What ended the block says more.
+      if kind is None:
+        raise
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     """Write the values of a step; those that are `None` are left out."""
@@ -52,9 +58,13 @@ class Logs:
     # JSON knows no NaN; a reader should see that there was one.
     plain = {n: v if math.isfinite(v) else str(v) for n, v in kept.items()}
     line = {"step": step, "time": round(time.time(), 3)} | plain
-    self._lines.write(json.dumps(line) + "\n")
-    for name, value in kept.items():
-      self._events.add_scalar(name, value, step)
+    try:
+      self._lines.write(json.dumps(line) + "\n")
+      for name, value in kept.items():
+        self._events.add_scalar(name, value, step)
+    except OSError as error:
+      # The system does not say where.
+      raise OSError(error.errno, error.strerror, self._path) from error
 
   def flush(self) -> None:
     """Bring everything to the disk."""

@@ -19,6 +19,7 @@ from ovi_jax.training import loop
 from ovi_jax.training import objective
 from ovi_jax.training import optimizer
 from ovi_jax.training import samples
+from ovi_jax.training import trainable
 
 TEXTS = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
 FRESH = "fresh"  # as an initial tower: random, learnt from nothing
@@ -100,6 +101,15 @@ class Settings:
       for name in self.model.present()
       if not getattr(self.initial, name)
     ]
+    fresh = [
+      n for n in self.model.present() if getattr(self.initial, n) == FRESH
+    ]
+    if self.trains == trainable.ATTENTION and fresh:
+      problems.append(
+        f"initial.{fresh[0]} is {FRESH!r}, but trains={self.trains!r} never"
+        " moves a tower's last layer, which is zero at first: nothing would be"
+        " learnt; start from a trained tower, or set trains='all'"
+      )
     if not all(source.path for source in self.data.sources):
       problems.append("data.sources: give --config.data.sources=\"('DIR',)\"")
     encoding = self.data.media or self.data.tokenizer

@@ -44,6 +44,8 @@ MAY_CHANGE = (
   "held_out",
   "samples",
   "profile_steps",
+  "data.workers",
+  "data.prefetch",
   "steps",
   "attention",
   "remat",

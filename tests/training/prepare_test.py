@@ -15,7 +15,11 @@ from tests.data import encode_test
 from tests.training import stage_test
 
 RAW = {"data.media": True, "data.text": "captions"}
-FRESH = {"initial.video": "fresh", "initial.audio": "fresh"}
+FRESH = {
+  "initial.video": "fresh",
+  "initial.audio": "fresh",
+  "trains": "all",
+}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,11 @@ from tests.training import prepare_test
 from tests.training import stage_test
 
 one_device = stage_test.one_device
-FRESH = {"initial.video": "fresh", "initial.audio": "fresh"}
+FRESH = {
+  "initial.video": "fresh",
+  "initial.audio": "fresh",
+  "trains": "all",
+}
 SHOWN = {
   "cadence.held_out": 2,
   "cadence.samples": 4,

@@ -143,6 +143,7 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
     ({"walks": 1}, "config.walks is unknown"),
     ({"initial.audio": ""}, "initial.audio: the stage starts from this tower"),
     ({"batch": 3, "parts": 2}, "batch 3 must be a multiple of 2"),
+    ({"trains": "attention"}, "is 'fresh', but trains='attention' never"),
     ({"remat": "half"}, "remat 'half' is unknown"),
     ({"trains": "heads"}, "trainable 'heads' is unknown"),
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
