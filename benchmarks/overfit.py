@@ -14,10 +14,8 @@ import importlib
 import json
 import pathlib
 import sys
-import time
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app
 from absl import flags
@@ -27,12 +25,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import machine
 from benchmarks import overfit_codec
 from benchmarks import overfit_data
+from benchmarks import overfit_records
 from benchmarks import overfit_report
 from benchmarks import overfit_samples
 from ovi_jax import runtime
-from ovi_jax.data import builder
-from ovi_jax.data import schema
-from ovi_jax.modality import AV
 from ovi_jax.training import logs
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import stage
@@ -49,17 +45,24 @@ STAGES = {
   ),
 }
 STEPS = {
-  "audio_pretrain": 1500,
-  "audio_finetune": 1000,
+  "audio_pretrain": 800,
+  "audio_finetune": 400,
   "video_pretrain": 2000,
-  "fusion": 3000,
+  "fusion": 1500,
 }
 OVERRIDES: dict[str, Any] = {
   "optimizer.schedule": "cosine",
-  "cadence.save": 200,
+  "optimizer.learning_rate": 3e-3,
+  "optimizer.warmup_steps": 50,
+  "objective.times.shift": 5.0,
+  "cadence.save": 100,
 }
-SHORT = 93  # audio latents of the shorter sounds, 2.98 s
-EMPTY = (-1, 0)  # see `overfit_data.text`
+# A token of the video has 2·2·48 numbers, noise in all of them: a narrower
+# tower cannot let them through. Heads of both towers must be of one size.
+TOWERS = {
+  "video": {"width": 224, "heads": 7},
+  "audio": {"width": 96, "heads": 3},
+}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", "", "Directory of data and runs.")
@@ -68,56 +71,6 @@ flags.DEFINE_list("steps", [], "STAGE:STEPS, for other numbers than ours.")
 flags.DEFINE_list("override", [], "FIELD:JSON, of every stage's config.")
 flags.DEFINE_bool("small", False, "Tiny sizes: does the harness work?")
 flags.DEFINE_string("out", str(ROOT / "benchmarks/results"), "Results.")
-
-
-def frames(small: bool) -> int:
-  """Frames of a clip."""
-  return 13 if small else overfit_data.FRAMES
-
-
-def write_data(path: pathlib.Path, small: bool, width: int) -> None:
-  """Write the datasets that are not there yet, with the codec they are in."""
-  sets = [overfit_data.clips(n, frames(small)) for n in (0, 1)]
-  codec = overfit_codec.Codec.load(path, [*sets[0], *sets[1]])
-  for name, number in (("clips_a", 0), ("clips_b", 1), ("sounds_a", 0)):
-    if (path / name).exists():
-      continue
-    records = [
-      record(codec, sets[number][i], number, i, name == "sounds_a", width)
-      for i in range(overfit_data.CLIPS)
-    ]
-    builder.write(
-      path / name,
-      {"train": records},
-      geometry=schema.Geometry(text_width=width),
-      null_text=overfit_data.text(*EMPTY, width),
-    )
-
-
-def record(
-  codec: overfit_codec.Codec,
-  clip: overfit_data.Clip,
-  number: int,
-  place: int,
-  sound: bool,
-  width: int,
-) -> schema.Record:
-  """A clip as latents; of a sound alone, every other is cut short."""
-  audio_TC = codec.encode_audio(clip.log_mel)
-  if sound:
-    audio_TC = audio_TC[: length(place, len(audio_TC))]
-  return schema.Record(
-    id=f"set-{number}-{place}",
-    source="generated",
-    captions=(clip.scene.caption,),
-    latents=AV(None if sound else codec.encode_video(clip.frames), audio_TC),
-    text=(overfit_data.text(number, place, width),),
-  )
-
-
-def length(place: int, whole: int) -> int:
-  """Audio latents of a sound of audio pretraining."""
-  return min(SHORT, 3 * whole // 5) if place % 4 > 1 else whole
 
 
 def config(name: str, root: pathlib.Path) -> Any:
@@ -134,6 +87,8 @@ def config(name: str, root: pathlib.Path) -> Any:
     changes[f"initial.{tower}"] = "fresh" if source == "fresh" else run
   if FLAGS.small:
     changes |= small_changes(values)
+  else:
+    changes |= tower_changes(TOWERS, values)
   for pair in FLAGS.override:
     field, _, value = pair.partition(":")
     changes[field] = json.loads(value)
@@ -145,61 +100,69 @@ def small_changes(values: Any) -> dict[str, Any]:
   """Sizes for the test."""
   changes: dict[str, Any] = {"optimizer.warmup_steps": 1, "cadence.log": 1}
   changes |= {"data.video": ((4, 4, 4),), "data.audio": (16,)}
-  for name, tower in values.model.items():
-    if tower is not None:
-      sizes = {"width": 16, "blocks": 1, "heads": 2, "feed_forward": 16}
-      changes |= {f"model.{name}.{k}": v for k, v in sizes.items()}
-  return changes
+  sizes = {"width": 16, "blocks": 1, "heads": 2, "feed_forward": 16}
+  return changes | tower_changes({"video": sizes, "audio": sizes}, values)
+
+
+def tower_changes(sizes: Any, values: Any) -> dict[str, Any]:
+  """Sizes of the towers that a stage has, by field."""
+  return {
+    f"model.{name}.{field}": size
+    for name, fields in sizes.items()
+    if values.model[name] is not None
+    for field, size in fields.items()
+  }
 
 
 def run_stage(name: str, root: pathlib.Path) -> dict[str, Any]:
   """Train a stage (or go on, or find it done), sample it, measure it."""
   values = config(name, root)
   settings = settings_lib.Settings.from_config(values)
-  began = time.perf_counter()
   if not stage.train(settings, values.to_dict(), root / name):
     sys.exit("told to stop; the same command goes on")
-  wall = time.perf_counter() - began
-  lines = logs.read(root / name)
   data, initial = STAGES[name]
-  number = int(data.endswith("b"))
-  clips = overfit_data.clips(number, frames(FLAGS.small))
+  number, frames = (
+    overfit_records.SETS[data],
+    overfit_records.frames(FLAGS.small),
+  )
+  clips = overfit_data.clips(number, frames)
   codec = overfit_codec.Codec.load(root / "data", clips)
   width = settings.data.geometry.text_width
-  texts = [overfit_data.text(number, i, width) for i in range(len(clips))]
-  lengths = [
-    length(i, len(c.log_mel) // 2)
-    if data == "sounds_a"
-    else len(c.log_mel) // 2
-    for i, c in enumerate(clips)
-  ]
+  asked = overfit_samples.Asked(
+    texts=[overfit_data.text(number, i, width) for i in range(len(clips))],
+    empty=overfit_data.text(*overfit_records.EMPTY, width),
+    lengths=[overfit_records.length(i, c, data) for i, c in enumerate(clips)],
+    steps=2 if FLAGS.small else overfit_samples.STEPS,
+  )
   weights = {"trained": overfit_samples.trained(settings, root / name)}
+  if len(initial) == 2:
+    weights["deaf"] = overfit_samples.deaf(weights["trained"])
   if "fresh" not in initial.values():
     weights["before"] = overfit_samples.before(settings)
-  result: dict[str, Any] = {
+  result = progress(settings, root / name)
+  for what, params in weights.items():
+    latents = overfit_samples.sample(settings, params, asked)
+    decoded = overfit_report.decoded(codec, latents)
+    result[what] = overfit_report.measured(codec, clips, decoded)
+    np.savez(root / name / f"{what}.npz", **overfit_report.arrays(decoded))
+  return result
+
+
+def progress(
+  settings: settings_lib.Settings, run: pathlib.Path
+) -> dict[str, Any]:
+  """Steps, time and the last losses, from a run's log."""
+  lines, every = logs.read(run), settings.cadence.log
+  seconds = [line["speed/step_seconds"] for line in lines]
+  return {
     "steps": settings.steps,
-    "step_seconds": float(
-      np.median([line["speed/step_seconds"] for line in lines])
-    ),
-    "seconds": wall,
+    "step_seconds": float(np.median(seconds)),
+    "training_seconds": float(np.sum(seconds) * every),
     "loss": {
       kind: float(np.mean([line[f"train/loss_{kind}"] for line in lines[-5:]]))
       for kind in settings.model.present()
     },
   }
-  for what, params in weights.items():
-    latents = overfit_samples.sample(
-      settings,
-      params,
-      texts,
-      overfit_data.text(*EMPTY, width),
-      lengths,
-      steps=2 if FLAGS.small else overfit_samples.STEPS,
-    )
-    decoded = overfit_report.decoded(codec, latents)
-    result[what] = overfit_report.measured(codec, clips, decoded)
-    np.savez(root / name / f"{what}.npz", **overfit_report.arrays(decoded))
-  return result
 
 
 def command_line() -> str:
@@ -221,7 +184,7 @@ def main(argv: list[str]) -> None:
   runtime.start()
   root = pathlib.Path(FLAGS.workdir)
   width = config("fusion", root).model.video.text_width
-  write_data(root / "data", FLAGS.small, width)
+  overfit_records.write(root / "data", FLAGS.small, width)
   for name in FLAGS.stages:
     result = run_stage(name, root)
     (root / f"{name}.json").write_text(json.dumps(result, indent=1))
@@ -231,12 +194,14 @@ def main(argv: list[str]) -> None:
     root,
     {name: STAGES[name][0] for name in STAGES},
     {
-      "overrides": OVERRIDES | dict(p.split(":", 1) for p in FLAGS.override),
+      "overrides": OVERRIDES
+      | {"model": TOWERS}
+      | dict(p.split(":", 1) for p in FLAGS.override),
       "sampler": overfit_samples.about(),
       "machine": machine.describe(),
       "command": command_line(),
     },
-    frames(FLAGS.small),
+    overfit_records.frames(FLAGS.small),
   )
 
 

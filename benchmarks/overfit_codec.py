@@ -1,7 +1,8 @@
 """Clips to latents and back, by principal components; and how near two are.
 
-Stands for the VAEs, of which only random ones are at hand: linear, fitted to
-the clips themselves, each latent number of mean 0 and deviation 1 over them.
+Stands for the VAEs, of which only random ones are at hand: linear and fitted to
+the clips themselves. Latents have mean 0, and mean square 1 over all channels:
+one scale for all, so that distances between them are those of pixels.
 Pixels are in [0, 1], mels are log10 of magnitudes. numpy only.
 """
 
@@ -31,12 +32,12 @@ class Components:
   Attributes:
     mean_N: of the rows.
     directions_CN: orthonormal, of most variance first.
-    scale_C: deviation along each.
+    scale: of a latent number.
   """
 
   mean_N: np.ndarray
   directions_CN: np.ndarray
-  scale_C: np.ndarray
+  scale: np.ndarray
 
   @classmethod
   def fit(cls, rows: np.ndarray, channels: int) -> "Components":
@@ -53,21 +54,19 @@ class Components:
     energy, turned = np.linalg.eigh(some @ some.T)
     kept = turned[:, ::-1][:, :channels]
     directions_CN = (kept / np.sqrt(energy[::-1][:channels])).T @ some
-    scale_C = ((rows - mean_N) @ directions_CN.T).std(0)
+    square = np.square((rows - mean_N) @ directions_CN.T).mean()
     return cls(
-      mean_N=mean_N,
-      directions_CN=directions_CN,
-      scale_C=np.maximum(scale_C, 1e-6),
+      mean_N=mean_N, directions_CN=directions_CN, scale=np.sqrt(square)
     )
 
   def encode(self, rows: np.ndarray) -> np.ndarray:
     """[..., N] -> [..., C] float32."""
-    flat = (rows - self.mean_N) @ self.directions_CN.T / self.scale_C
+    flat = (rows - self.mean_N) @ self.directions_CN.T / self.scale
     return flat.astype(np.float32)
 
   def decode(self, latents: np.ndarray) -> np.ndarray:
     """[..., C] -> [..., N] float32."""
-    rows = latents * self.scale_C @ self.directions_CN + self.mean_N
+    rows = latents * self.scale @ self.directions_CN + self.mean_N
     return rows.astype(np.float32)
 
 

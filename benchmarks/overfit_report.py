@@ -118,7 +118,7 @@ def markdown(whole: Mapping[str, Any]) -> str:
     ]
     lines.append(
       f"| {name} | {result['steps']} | {result['step_seconds']:.3f} |"
-      f" {result['seconds']:.0f} | {' | '.join(losses)} |"
+      f" {result['training_seconds']:.0f} | {' | '.join(losses)} |"
     )
   lines += [
     "",
@@ -127,7 +127,7 @@ def markdown(whole: Mapping[str, Any]) -> str:
     "|---|---|---|---|---|---|",
   ]
   for name, result in whole["stages"].items():
-    for what in ("trained", "unfused", "before"):
+    for what in ("trained", "deaf", "before"):
       for kind, found in result.get(what, {}).items():
         lines.append(_line(name, what, kind, found))
   lines += [
@@ -135,8 +135,7 @@ def markdown(whole: Mapping[str, Any]) -> str:
     "Video: PSNR in dB, higher is nearer. Audio: mean difference of log mels"
     " in dB, lower is nearer.",
     "",
-    "Overrides of the `:mini` configs:"
-    f" `{json.dumps(whole['overrides'])}`.",
+    f"Overrides of the `:mini` configs: `{json.dumps(whole['overrides'])}`.",
     f"Sampler: {whole['sampler']}.",
     "Machine: "
     + ", ".join(f"{k} {v}" for k, v in whole["machine"].items())
@@ -195,4 +194,6 @@ def picture(mel_TM: np.ndarray) -> np.ndarray:
   """A mel as uint8 [height, width, 3], low notes below."""
   light = (mel_TM.astype(np.float32) - QUIETEST) / (LOUDEST - QUIETEST)
   grey = Image.fromarray((np.clip(light.T[::-1], 0, 1) * 255).astype(np.uint8))
-  return np.array(grey.resize(MEL_SIZE, Image.Resampling.BILINEAR).convert("RGB"))
+  return np.array(
+    grey.resize(MEL_SIZE, Image.Resampling.BILINEAR).convert("RGB")
+  )

@@ -1,5 +1,6 @@
 """Samples of a trained run: its averaged weights, the project's own sampler."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,13 @@ import numpy as np
 from ovi_jax.checkpoint import init_from
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
-from ovi_jax.models import fusion
-from ovi_jax.sampling import denoise
-from ovi_jax.sampling import guidance
-from ovi_jax.sampling import pipeline
-from ovi_jax.sampling import solver
+from ovi_jax.training import samples
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import stage
 from ovi_jax.training import trainable
 
-STEPS, SHIFT, GUIDANCE, SOLVER = 30, 3.0, 1.0, "unipc"
-SEED = 990_001  # training's noise comes from keys folded from 0
+STEPS, SHIFT, GUIDANCE, SOLVER = 30, 5.0, 1.0, "unipc"
+SEED = 990_001  # training's noise comes of another key altogether
 
 
 def about() -> str:
@@ -29,7 +26,7 @@ def about() -> str:
 
 
 def trained(settings: settings_lib.Settings, run: Any) -> dict[str, Any]:
-  """Averaged weights of a run's newest checkpoint, as a later stage has them."""
+  """Averaged weights of a run, as a later stage reads them."""
   source = init_from.Source(path=str(run / stage.CHECKPOINTS), take=(".*",))
   shapes = stage.parameter_shapes(settings)
   return _loaded(settings, init_from.plan(shapes, [source]))
@@ -52,75 +49,59 @@ def _loaded(
   return trainable.nested(init_from.load(plan, fresh, settings.seed, one))
 
 
-def sample(
-  settings: settings_lib.Settings,
-  params: dict[str, Any],
-  texts: Sequence[np.ndarray],
-  empty: np.ndarray,
-  lengths: Sequence[int],
-  steps: int = STEPS,
-) -> list[AV[np.ndarray]]:
-  """One sample for each caption.
+def deaf(params: dict[str, Any]) -> dict[str, Any]:
+  """The same weights, but what a tower hears of the other is nothing."""
+  return trainable.nested(
+    {
+      path: jnp.zeros_like(x) if "/fusion_value/" in path else x
+      for path, x in trainable.flat(params).items()
+    }
+  )
 
-  Args:
-    settings: of the stage.
-    params: of its model.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+  """Which samples.
+
+  Attributes:
     texts: text_SE of each caption.
     empty: text_SE of the empty prompt.
     lengths: audio latents of each.
     steps: of the solver.
-
-  Returns:
-    Latents of each, video_THWC and audio_TC.
   """
+
+  texts: Sequence[np.ndarray]
+  empty: np.ndarray
+  lengths: Sequence[int]
+  steps: int
+
+
+def sample(
+  settings: settings_lib.Settings, params: dict[str, Any], asked: Asked
+) -> list[AV[np.ndarray]]:
+  """One sample for each caption: latents video_THWC and audio_TC."""
   model = stage.trainer_of(settings).model
   found: dict[int, AV[np.ndarray]] = {}
-  for audio in sorted(set(lengths)):
-    places = [i for i, n in enumerate(lengths) if n == audio]
-    latents = _batch(
-      settings, model, params, [texts[i] for i in places], empty, audio, steps
+  for length in sorted(set(asked.lengths)):
+    places = [i for i, n in enumerate(asked.lengths) if n == length]
+    how = samples.SampleSettings(
+      count=len(places),
+      steps=asked.steps,
+      solver=SOLVER,
+      shift=SHIFT,
+      guidance=AV(GUIDANCE, GUIDANCE),
+      seed=SEED,
+    )
+    latents = samples.denoise(
+      model,
+      params,
+      [asked.texts[i] for i in places],
+      asked.empty,
+      dataclasses.replace(settings.data.buckets[0], audio=length),
+      how,
     )
     for row, place in enumerate(places):
-      found[place] = jax.tree.map(lambda x, row=row: np.asarray(x[row]), latents)
-  return [found[i] for i in range(len(texts))]
-
-
-def _batch(
-  settings: settings_lib.Settings,
-  model: fusion.FusionDiT,
-  params: dict[str, Any],
-  texts: Sequence[np.ndarray],
-  empty: np.ndarray,
-  audio: int,
-  steps: int,
-) -> AV[jax.Array]:
-  """Samples of captions whose sounds are equally long."""
-  method = solver.named(SOLVER)
-  bucket = settings.data.buckets[0]
-  shapes = AV(
-    video=bucket.video and (*bucket.video, settings.data.geometry.video_channels),
-    audio=(audio, settings.data.geometry.audio_channels),
-  )
-  kinds = settings.model.present()
-  draw = np.random.default_rng([SEED, audio])
-  noise = AV(
-    **{
-      kind: jnp.asarray(
-        draw.standard_normal((len(texts), *getattr(shapes, kind))), jnp.float32
+      found[place] = AV(
+        **{n: np.asarray(x[row]) for n, x in latents.present().items()}
       )
-      for kind in kinds
-    }
-  )
-  rows = next(iter(kinds.values())).text_length
-  padded = [
-    np.pad(t, ((0, rows - len(t)), (0, 0))) for t in [*texts, *[empty] * len(texts)]
-  ]
-  text = AV(**{kind: jnp.asarray(np.stack(padded)) for kind in kinds})
-  depth = next(iter(kinds.values())).blocks
-  inputs = denoise.Inputs(
-    pipeline.conditions(model, params, guidance.both(noise), text),
-    jnp.asarray(guidance.kept_blocks(depth, len(texts), 0)),
-    AV(video=GUIDANCE, audio=GUIDANCE),
-  )
-  levels = method.schedule(steps, SHIFT)
-  return denoise.denoise(model, method, params, inputs, noise, levels)
+  return [found[i] for i in range(len(asked.texts))]

@@ -1,0 +1,128 @@
+"""The overfitting proof: its clips, codec, measures, and smallest run."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from benchmarks import overfit
+from benchmarks import overfit_codec
+from benchmarks import overfit_data
+from benchmarks import overfit_report
+from ovi_jax.modality import AV
+
+FRAMES = 13
+
+
+@pytest.fixture(scope="module")
+def clips():
+  return overfit_data.clips(0, FRAMES)
+
+
+@pytest.fixture(scope="module")
+def codec(clips):
+  return overfit_codec.Codec.fit(clips)
+
+
+def test_sounds_fit_what_is_seen():
+  """Loud where the lamp is bright, and where the ball touches the floor."""
+  ball, lamp = (overfit_data.clip(s) for s in overfit_data.scenes(0)[:2])
+  assert ball.frames.shape == (121, 64, 64, 3)
+  assert ball.log_mel.shape == (314, 80)
+  loud_T = np.abs(lamp.wave[: 120 * 666]).reshape(120, 666).mean(1)
+  light_T = lamp.frames[:120].max(-1).mean((1, 2))
+  assert np.corrcoef(loud_T, light_T)[0, 1] > 0.9
+  onset = round(ball.scene.phase * 16_000)
+  assert np.abs(ball.wave[onset : onset + 800]).max() > 0.3
+  lowest = round(ball.scene.phase * 24)
+  moved_HW = np.abs(ball.frames[lowest] - ball.frames[lowest - 8]).sum(-1)
+  assert moved_HW[45:].max() > 0.3
+
+
+def test_no_two_clips_are_alike():
+  found = [s for n in (0, 1) for s in overfit_data.scenes(n)]
+  assert len({s.caption for s in found}) == 2 * overfit_data.CLIPS
+  assert len({round(s.pitch, 3) for s in found}) == 2 * overfit_data.CLIPS
+  texts = [overfit_data.text(n, i, 48) for n in (0, 1) for i in range(8)]
+  assert {4, 12} <= {len(t) for t in texts} <= set(range(4, 13))
+  assert len({t.tobytes() for t in texts}) == 16
+  assert overfit_data.text(-1, 0, 48).shape == (1, 48)
+
+
+def test_latents_are_of_unit_scale_and_come_back(clips, codec):
+  video = np.stack([codec.encode_video(c.frames) for c in clips])
+  audio = np.stack([codec.encode_audio(c.log_mel) for c in clips])
+  assert video.shape == (8, 4, 4, 4, 48)
+  assert audio.shape == (8, 16, 20)
+  for latents in (video, audio):
+    flat = latents.reshape(-1, latents.shape[-1])
+    np.testing.assert_allclose(flat.mean(0), 0, atol=1e-3)
+    assert np.square(flat).mean() == pytest.approx(1, abs=1e-3)
+  for clip, video_THWC, audio_TC in zip(clips, video, audio):
+    frames = codec.decode_video(video_THWC)
+    assert overfit_codec.psnr(frames, clip.frames) > 35
+    heard = codec.decode_audio(audio_TC)
+    assert overfit_codec.mel_distance(heard, clip.log_mel) < 2
+
+
+def test_a_kept_codec_is_the_same(clips, codec, tmp_path):
+  overfit_codec.Codec.load(tmp_path, clips)
+  kept = overfit_codec.Codec.load(tmp_path, ())
+  np.testing.assert_allclose(
+    kept.encode_video(clips[0].frames),
+    codec.encode_video(clips[0].frames),
+    atol=1e-3,
+  )
+
+
+def test_measures():
+  black, grey = np.zeros((4, 4)), np.full((4, 4), 0.1)
+  assert overfit_codec.psnr(grey, black) == pytest.approx(20)
+  assert overfit_codec.mel_distance(grey, black) == pytest.approx(2)
+  table = overfit_codec.table(overfit_codec.psnr, [black[:2]], [black, grey])
+  np.testing.assert_allclose(table, [[100, 20]])
+
+
+def test_a_sample_is_held_against_all_clips(clips, codec):
+  samples = [AV(c.frames, c.log_mel) for c in clips]
+  samples[1] = AV(clips[0].frames, clips[0].log_mel[:20])
+  found = overfit_report.measured(codec, clips, samples)
+  assert found["video"]["nearest_is_right"] == 7
+  assert found["video"]["right"][0] == 100
+  assert found["video"]["wrong_nearest"][1] == 100
+  assert found["audio"]["wrong_nearest"][1] == 0
+  assert found["audio"]["right"][1] > 3
+
+
+def test_smallest_run(tmp_path, monkeypatch):
+  """Two stages in turn, samples and results; the same command goes on."""
+  one = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda *_: one)
+  values = {
+    "small": True,
+    "workdir": str(tmp_path / "runs"),
+    "out": str(tmp_path / "out"),
+    "stages": ["audio_pretrain", "audio_finetune"],
+  }
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(**values):
+    overfit.main([""])
+    written = (tmp_path / "out/overfit.json").read_text()
+    overfit.main([""])
+  results = json.loads(written)["stages"]
+  again = json.loads((tmp_path / "out/overfit.json").read_text())["stages"]
+  assert list(results) == ["audio_pretrain", "audio_finetune"]
+  found = results["audio_finetune"]
+  assert len(found["trained"]["audio"]["right"]) == overfit_data.CLIPS
+  # What a stage begins with is what the one before sampled with.
+  before = results["audio_pretrain"]["trained"]["audio"]["right"]
+  np.testing.assert_allclose(found["before"]["audio"]["right"][0], before[0])
+  assert again["audio_finetune"]["trained"] == found["trained"]
+  text = (tmp_path / "out/overfit.md").read_text()
+  assert "| audio_finetune, trained, audio |" in text
+  assert str(pathlib.Path(tmp_path)) not in text
