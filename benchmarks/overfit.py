@@ -47,8 +47,8 @@ STAGES = {
 STEPS = {
   "audio_pretrain": 800,
   "audio_finetune": 400,
-  "video_pretrain": 2000,
-  "fusion": 1500,
+  "video_pretrain": 1500,
+  "fusion": 800,
 }
 OVERRIDES: dict[str, Any] = {
   "optimizer.schedule": "cosine",

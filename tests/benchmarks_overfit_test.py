@@ -98,31 +98,39 @@ def test_a_sample_is_held_against_all_clips(clips, codec):
   assert found["audio"]["right"][1] > 3
 
 
-def test_smallest_run(tmp_path, monkeypatch):
-  """Two stages in turn, samples and results; the same command goes on."""
+def run(path: pathlib.Path, monkeypatch, stages: list[str]) -> dict:
+  """Results of the smallest run of some stages."""
   one = jax.devices()[:1]
   monkeypatch.setattr(jax, "devices", lambda *_: one)
-  values = {
-    "small": True,
-    "workdir": str(tmp_path / "runs"),
-    "out": str(tmp_path / "out"),
-    "stages": ["audio_pretrain", "audio_finetune"],
-  }
+  values = {"workdir": str(path / "runs"), "out": str(path / "out")}
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(**values):
+  with flagsaver.flagsaver(small=True, stages=stages, **values):
     overfit.main([""])
-    written = (tmp_path / "out/overfit.json").read_text()
-    overfit.main([""])
-  results = json.loads(written)["stages"]
-  again = json.loads((tmp_path / "out/overfit.json").read_text())["stages"]
-  assert list(results) == ["audio_pretrain", "audio_finetune"]
-  found = results["audio_finetune"]
-  assert len(found["trained"]["audio"]["right"]) == overfit_data.CLIPS
-  # What a stage begins with is what the one before sampled with.
-  before = results["audio_pretrain"]["trained"]["audio"]["right"]
-  np.testing.assert_allclose(found["before"]["audio"]["right"][0], before[0])
-  assert again["audio_finetune"]["trained"] == found["trained"]
+  return json.loads((path / "out/overfit.json").read_text())["stages"]
+
+
+def test_smallest_run(tmp_path, monkeypatch):
+  """A stage is trained, sampled and measured; the same command goes on."""
+  first = run(tmp_path, monkeypatch, ["audio_pretrain"])
+  trained = first["audio_pretrain"]["trained"]["audio"]
+  assert len(trained["right"]) == overfit_data.CLIPS
+  assert first["audio_pretrain"]["steps"] == 3
+  again = run(tmp_path, monkeypatch, ["audio_pretrain"])
+  assert again["audio_pretrain"]["trained"]["audio"] == trained
   text = (tmp_path / "out/overfit.md").read_text()
-  assert "| audio_finetune, trained, audio |" in text
-  assert str(pathlib.Path(tmp_path)) not in text
+  assert "| audio_pretrain, trained, audio |" in text
+  assert str(tmp_path) not in text
+
+
+@pytest.mark.slow
+def test_stages_begin_with_what_the_one_before_learnt(tmp_path, monkeypatch):
+  found = run(tmp_path, monkeypatch, list(overfit.STAGES))
+  assert list(found) == list(overfit.STAGES)
+  learnt = found["audio_pretrain"]["trained"]["audio"]["right"]
+  begun = found["audio_finetune"]["before"]["audio"]["right"]
+  assert begun[0] == pytest.approx(learnt[0], rel=1e-4)
+  fused = found["fusion"]
+  assert fused["before"]["video"]["right"] != fused["deaf"]["video"]["right"]
+  assert fused["trained"]["audio"]["right"] != fused["deaf"]["audio"]["right"]
+  assert (tmp_path / "out/overfit.png").stat().st_size > 10_000
