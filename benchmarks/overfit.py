@@ -115,7 +115,7 @@ def tower_changes(sizes: Any, values: Any) -> dict[str, Any]:
 
 
 def run_stage(name: str, root: pathlib.Path) -> dict[str, Any]:
-  """Train a stage (or go on, or find it done), sample it, measure it."""
+  """Train a stage (or go on, or find it done), sample it, keep the samples."""
   values = config(name, root)
   settings = settings_lib.Settings.from_config(values)
   if not stage.train(settings, values.to_dict(), root / name):
@@ -139,13 +139,10 @@ def run_stage(name: str, root: pathlib.Path) -> dict[str, Any]:
     weights["deaf"] = overfit_samples.deaf(weights["trained"])
   if "fresh" not in initial.values():
     weights["before"] = overfit_samples.before(settings)
-  result = progress(settings, root / name)
   for what, params in weights.items():
     latents = overfit_samples.sample(settings, params, asked)
-    decoded = overfit_report.decoded(codec, latents)
-    result[what] = overfit_report.measured(codec, clips, decoded)
-    np.savez(root / name / f"{what}.npz", **overfit_report.arrays(decoded))
-  return result
+    overfit_report.keep(root / name / f"{what}.npz", codec, latents)
+  return progress(settings, root / name)
 
 
 def progress(
@@ -192,7 +189,7 @@ def main(argv: list[str]) -> None:
   overfit_report.write(
     pathlib.Path(FLAGS.out),
     root,
-    {name: STAGES[name][0] for name in STAGES},
+    {name: overfit_records.SETS[STAGES[name][0]] for name in STAGES},
     {
       "overrides": OVERRIDES
       | {"model": TOWERS}
