@@ -48,7 +48,7 @@ STEPS = {
   "audio_pretrain": 800,
   "audio_finetune": 400,
   "video_pretrain": 1500,
-  "fusion": 800,
+  "fusion": 550,
 }
 OVERRIDES: dict[str, Any] = {
   "optimizer.schedule": "cosine",
