@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 SAMPLE ?= samples/first
 WORKERS ?= 2
 
-.PHONY: sample test test-docs test-slow lint format bench clean
+.PHONY: sample test test-slow lint format bench clean
 
 $(VENV)/ready: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -42,11 +42,8 @@ sample: $(VENV)/ready
 test: $(VENV)/ready-dev
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
-test-docs: $(VENV)/ready-dev
-	$(PY) -m pytest -m slow tests/docs_test.py
-
 test-slow: $(VENV)/ready-dev
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check .

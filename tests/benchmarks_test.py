@@ -79,6 +79,7 @@ def test_every_small_case_runs():
       assert 1e-3 < array.std() < 0.8
 
 
+@pytest.mark.slow
 def test_harness_measures_ours_alone(tmp_path):
   command = [
     sys.executable,

@@ -93,16 +93,13 @@ def environment(devices: int = 1) -> dict[str, str]:
   }
 
 
-def run(
-  words: list[str], devices: int = 1, before: Callable[[], None] | None = None
-) -> tuple[int, str]:
-  """Run to the end; the exit code, and all that was said.
+def limited(words: list[str], kibibytes: int) -> list[str]:
+  """The command where files cannot grow further, as on a disk that is full."""
+  return ["bash", "-c", f'ulimit -f {kibibytes}; exec "$@"', "limited", *words]
 
-  Args:
-    words: the command.
-    devices: of the run.
-    before: called in the new process before the command.
-  """
+
+def run(words: list[str], devices: int = 1) -> tuple[int, str]:
+  """Run to the end; the exit code, and all that was said."""
   done = subprocess.run(
     words,
     cwd=ROOT,
@@ -111,7 +108,6 @@ def run(
     stderr=subprocess.STDOUT,
     text=True,
     timeout=LONGEST,
-    preexec_fn=before,
   )
   return done.returncode, done.stdout
 

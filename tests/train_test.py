@@ -1,6 +1,5 @@
 """train.py as its user runs it: exit codes, restarts, and bad input."""
 
-import resource
 import signal
 
 import pytest
@@ -16,11 +15,6 @@ def source(tmp_path_factory):
   return train_runs.dataset(tmp_path_factory.mktemp("data") / "clips")
 
 
-def small_files() -> None:
-  """Refuse files of more than 1 MiB, as a full disk would."""
-  resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-
-
 def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   source, tmp_path
 ):
@@ -32,7 +26,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
     assert run.end(signal.SIGKILL) == -signal.SIGKILL
   reached = train_runs.newest(run.workdir)
 
-  code, said = train_runs.run(words, before=small_files)
+  code, said = train_runs.run(train_runs.limited(words, 1024))
   assert code == 1, said
   assert f"continuing from the checkpoint of step {reached}" in said
   # Orbax' threads have their say around it.
@@ -82,7 +76,9 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   ],
 )
 def test_bad_input_is_one_line(field, value, message, source, tmp_path):
-  words = train_runs.command("fusion", source, tmp_path, **{field: value})
+  words = train_runs.command(
+    "audio_finetune", source, tmp_path, **{field: value}
+  )
   code, said = train_runs.run(words)
   assert code == 1
   assert said.startswith("train: ") and said.count("\n") == 1

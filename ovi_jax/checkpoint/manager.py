@@ -370,8 +370,8 @@ def _check_room(directory: pathlib.Path, flat: Mapping[str, Any]) -> None:
   if size > free:
     raise OSError(
       errno.ENOSPC,
-      f"no space left: a checkpoint takes {size / 2**30:.2f} GiB, free are"
-      f" {free / 2**30:.2f}; make room. Earlier checkpoints are whole",
+      f"no space left: a checkpoint takes {size / 2**30:.3g} GiB, free are"
+      f" {free / 2**30:.3g}; make room. Earlier checkpoints are whole",
       str(directory),
     )
 

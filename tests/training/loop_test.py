@@ -101,6 +101,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(whole, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(whole, tmp_path):
   _, _, expected = whole
   one_run(tmp_path, Cycle(until(3)))

@@ -56,6 +56,7 @@ def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
   assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
   shown = FRESH | {"cadence.held_out": 4, "cadence.save": 2}
   losses = []
@@ -73,6 +74,7 @@ def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
   assert stage_test.run(longer, path)
 
 
+@pytest.mark.slow
 def test_captions_and_media_are_shown_too(weights, tmp_path):
   media_ = [encode_test.clip(i, 5, tmp_path) for i in range(6)]
   builder.write(

@@ -62,7 +62,7 @@ def test_a_golden_of_the_loss():
   np.testing.assert_allclose(metrics.loss, GOLDEN_LOSS, rtol=1e-4)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulation_is_one_large_batch(parts):
   whole, metrics = ADVANCE(*trainer(), batch(), NULL)
   divided, same = ADVANCE(*trainer(parts), batch(), NULL)
