@@ -10,6 +10,7 @@ finished, 75 told to stop (SIGTERM) and saved, 1 an error that is said.
 """
 
 import pathlib
+import signal
 import sys
 
 from absl import app
@@ -40,6 +41,9 @@ def main(argv: list[str]) -> None:
     )
   except (OSError, ValueError) as error:
     sys.exit(f"train: {error}")
+  except KeyboardInterrupt:
+    print("train: interrupted; the same command goes on from its checkpoint")
+    sys.exit(128 + signal.SIGINT)
   sys.exit(0 if finished else loop.INTERRUPTED)
 
 

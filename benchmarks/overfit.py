@@ -47,8 +47,8 @@ STAGES = {
 STEPS = {
   "audio_pretrain": 800,
   "audio_finetune": 400,
-  "video_pretrain": 1500,
-  "fusion": 550,
+  "video_pretrain": 3500,
+  "fusion": 1200,
 }
 OVERRIDES: dict[str, Any] = {
   "optimizer.schedule": "cosine",

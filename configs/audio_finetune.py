@@ -16,5 +16,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = base.training(mini, video=False, audio=True)
   config.batch = 8 if mini else 1536
   config.steps = 200 if mini else 20_000
-  config.optimizer.learning_rate = 1e-3 if mini else 5e-5
+  config.optimizer.learning_rate = 3e-3 if mini else 5e-5
   return config

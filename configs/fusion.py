@@ -23,6 +23,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.objective.first_frame = 0.2  # ours
   config.batch = 8 if mini else 768
   config.steps = 200 if mini else 40_000
-  config.optimizer.learning_rate = 1e-3 if mini else 5e-5
+  config.optimizer.learning_rate = 3e-3 if mini else 5e-5
   config.optimizer.beta2 = 0.95
   return config

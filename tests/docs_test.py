@@ -47,7 +47,7 @@ def test_training_from_raw_clips_to_sample_py(tmp_path):
   for name in ("configs", "ovi_jax"):
     (tmp_path / name).symlink_to(ROOT / name)
   (tmp_path / "runs").mkdir()
-  assert len(blocks) == 6
+  assert len(blocks) == 7
   for kind, text in blocks:
     run(kind, text, tmp_path)
   (clip,) = (tmp_path / "runs" / "samples").glob("*.mp4")

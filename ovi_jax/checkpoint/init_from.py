@@ -35,6 +35,7 @@ from ovi_jax.checkpoint import weights
 # The layers of cross-attention that listen to the other tower.
 FUSION_LAYERS = r"blocks/(video|audio)/cross_attention/fusion_.*"
 _COMPONENT = "fusion"
+_CHECKPOINTS = "checkpoints"  # within the directory of a run
 
 Init = Callable[[jax.Array], Any]
 Shardings = jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding]
@@ -50,8 +51,8 @@ class Source:
   """Where some parameters come from.
 
   Attributes:
-    path: directory of converted weights, of a run's checkpoints (the newest
-      is used), or of one checkpoint. A damaged one is refused.
+    path: directory of converted weights, of a run or its checkpoints (the
+      newest is used), or of one checkpoint. A damaged one is refused.
     take: patterns of the paths it supplies.
     leave: patterns of paths it shall not supply, whether or not it has them.
     averaged: of checkpoints, take the moving average where there is one.
@@ -253,8 +254,10 @@ def _open(source: Source) -> _Opened:
     return _open_weights(path)
   if saved.is_step(path.name) and path.is_dir():
     return _open_checkpoint(source, path)
-  for step in saved.steps(path):
-    return _open_checkpoint(source, path / str(step))
+  # A run's directory, or that of its checkpoints.
+  for folder in (path, path / _CHECKPOINTS):
+    for step in saved.steps(folder):
+      return _open_checkpoint(source, folder / str(step))
   what = "found neither" if path.is_dir() else "there is no such directory"
   raise ValueError(
     f"{path}: expected converted weights ({directory.MANIFEST}) or training"

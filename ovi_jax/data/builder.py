@@ -42,6 +42,7 @@ class Split:
     geometry: of the dataset.
     index: int32 [records, 4]; latent T, H, W and audio latents, 0 for none.
     null_text: text_SE float32 of the empty prompt.
+    identity: the same for copies of a dataset, and only for them.
     data: tfds's data source.
   """
 
@@ -50,6 +51,7 @@ class Split:
   geometry: schema.Geometry
   index: np.ndarray
   null_text: np.ndarray
+  identity: str
   data: Any
 
   def __len__(self) -> int:
@@ -197,7 +199,7 @@ def read(
   found = schema.Geometry.from_metadata(metadata["geometry"])
   if geometry is not None:
     geometry.check_equal(found, str(path))
-  _check_files(path, metadata["files"])
+  _check_files(path, metadata["files"], metadata["digests"])
   names = _split_names(metadata)
   if split not in names:
     raise ValueError(f"{path} has no split {split!r}; it has {names}")
@@ -217,6 +219,7 @@ def read(
     geometry=found,
     index=index,
     null_text=null_SE,
+    identity=shards.digest(path / METADATA),
     data=data,
   )
 
@@ -243,7 +246,9 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
     ) from error
   except ValueError as error:
     raise ValueError(f"{file} is damaged: {error}; copy it again") from error
-  missing = {"version", "geometry", "null_text", "files"} - set(metadata)
+  missing = {"version", "geometry", "null_text", "files", "digests"} - set(
+    metadata
+  )
   if missing:
     raise ValueError(
       f"{file} lacks {sorted(missing)}: the dataset was not written to the end"
@@ -252,8 +257,10 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
   return metadata
 
 
-def _check_files(path: pathlib.Path, sizes: Mapping[str, int]) -> None:
-  """ValueError that names every file that is missing or of another size."""
+def _check_files(
+  path: pathlib.Path, sizes: Mapping[str, int], digests: Mapping[str, str]
+) -> None:
+  """ValueError that names every file that is missing or was changed."""
   problems = []
   for name, size in sorted(sizes.items()):
     file = path / name
@@ -262,6 +269,8 @@ def _check_files(path: pathlib.Path, sizes: Mapping[str, int]) -> None:
       problems.append(f"{file} is missing")
     elif got != size:
       problems.append(f"{file}: expected {size} bytes, got {got}")
+    elif name in digests and shards.digest(file) != digests[name]:
+      problems.append(f"{file} is damaged: its sha256 is another")
   if problems:
     raise ValueError(
       f"the dataset is not whole: {'; '.join(problems)}. Copy what is named"

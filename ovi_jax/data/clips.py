@@ -35,7 +35,8 @@ def frames(record: schema.Record) -> np.ndarray:
   if got != wanted:
     raise ValueError(
       f"record {record.id!r}: its mp4 has frames of {list(got)}, expected"
-      f" {list(wanted)} as the record says; write it with what the mp4 holds"
+      f" {list(wanted)} as the record says; it is truncated, or the record is"
+      " wrong: write it again with what the mp4 holds, or leave the clip out"
     )
   return np.stack(decoded)
 

@@ -20,10 +20,12 @@ class HeldOut:
   Attributes:
     settings: of reading it: first caption, no crop by chance, no workers.
     splits: of the sources.
+    buckets: the bucket of each record of each, -1 for none.
   """
 
   settings: settings_lib.LoaderSettings
   splits: tuple[builder.Split, ...]
+  buckets: tuple[np.ndarray, ...]
 
   def records(self) -> Iterator[schema.Record]:
     """Every record, source after source."""
@@ -39,14 +41,13 @@ class HeldOut:
     The last batch of a bucket is filled up with rows of lengths 0 and id -1.
 
     Raises:
-      ValueError: records fit no bucket, or the processes do not divide the
-        batch.
+      ValueError: the processes do not divide the batch.
     """
     if batch < 1 or batch % process_count:
       raise ValueError(
         f"a batch of {batch} must divide by the {process_count} processes"
       )
-    found = [settings_lib.assign(self.settings, split) for split in self.splits]
+    found = self.buckets
     source = np.repeat(np.arange(len(found)), [len(f) for f in found])
     record = np.concatenate([np.arange(len(f)) for f in found])
     bucket_of, each = np.concatenate(found), batch // process_count
@@ -64,7 +65,7 @@ def opened(
   """Open a split of the sources that have it.
 
   Raises:
-    ValueError: no source has it, or as `loader.load` does.
+    ValueError: no source has it, records fit no bucket, or as `loader.load`.
   """
   sources = tuple(
     dataclasses.replace(source, split=split)
@@ -81,4 +82,6 @@ def opened(
   settings = dataclasses.replace(
     settings, sources=sources, caption="first", crop=crop
   )
-  return HeldOut(settings=settings, splits=loader.open_sources(settings))
+  splits = loader.open_sources(settings)
+  buckets = tuple(settings_lib.assign(settings, split) for split in splits)
+  return HeldOut(settings=settings, splits=splits, buckets=buckets)

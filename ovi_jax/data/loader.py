@@ -251,6 +251,7 @@ class Loader(Iterator[schema.Batch]):
       "seed": order.seed,
       "weights": list(order.weights),
       "records": list(self.records),
+      "datasets": [split.identity for split in self._share.splits],
       "rows": list(order.sizes),
       "buckets": [
         [list(bucket.video or ()), bucket.audio] for bucket in settings.buckets
@@ -327,13 +328,30 @@ def open_sources(
 ) -> tuple[builder.Split, ...]:
   """The sources, checked; ValueError without the empty prompt."""
   splits = tuple(
-    builder.read(source.path, source.split, geometry=settings.geometry)
-    for source in settings.sources
+    builder.read(source.path, source.split) for source in settings.sources
   )
   for split in splits:
-    if not settings.tokenizer and not len(split.null_text):
-      raise ValueError(
-        f"{split.path} has no embedding of the empty prompt, which prompt"
-        " dropout needs; write it with null_text"
-      )
+    wanted = settings.wanted(split.geometry)
+    wanted.check_equal(split.geometry, split.path)
+    if not settings.tokenizer:
+      _check_text(split, splits[0])
   return splits
+
+
+def _check_text(split: builder.Split, first: builder.Split) -> None:
+  """ValueError unless a source has embeddings, of the encoder of the first."""
+  if not len(split.null_text):
+    raise ValueError(
+      f"{split.path} has no embedding of the empty prompt, which prompt"
+      " dropout needs; write it with null_text"
+    )
+  if not len(split) or not split[0].text:
+    raise ValueError(
+      f"{split.path}, split {split.name!r}: record 0 has no text embedding;"
+      " encode the dataset first"
+    )
+  if not np.array_equal(split.null_text, first.null_text):
+    raise ValueError(
+      f"{split.path} and {first.path} have other embeddings of the empty"
+      " prompt: they are of different text encoders; encode both with one"
+    )

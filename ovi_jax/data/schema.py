@@ -226,6 +226,13 @@ def _audio_problems(record: Record, sizes: Geometry) -> Iterator[str]:
       "PCM: expected two bytes a sample and at least one sample, got"
       f" {len(record.audio)} bytes"
     )
+  elif record.audio is not None:
+    each = geometry.SAMPLES_PER_AUDIO_LATENT
+    if len(record.audio) // 2 < each:
+      yield (
+        f"PCM: expected the samples of one latent, {each}, or more, got"
+        f" {len(record.audio) // 2}; leave the sound out"
+      )
   latents = record.latents.audio
   if latents is None:
     return

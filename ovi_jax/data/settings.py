@@ -95,6 +95,16 @@ class LoaderSettings:
   workers: int = 0
   prefetch: int = 2
 
+  def wanted(self, found: schema.Geometry) -> schema.Geometry:
+    """The geometry of a source, which need agree only in what is read."""
+    ignored = []
+    if self.media:
+      ignored += ["video_channels", "audio_channels"]
+    if self.tokenizer:
+      ignored.append("text_width")
+    free = {name: getattr(found, name) for name in ignored}
+    return dataclasses.replace(self.geometry, **free)
+
   def __post_init__(self):
     if not self.sources or not self.buckets:
       raise ValueError(

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import pathlib
@@ -131,12 +132,13 @@ def finish(
 
 def publish(folder: pathlib.Path, path: pathlib.Path) -> None:
   """Give a finished dataset its name; hidden files, its notes, are dropped."""
-  for notes in folder.glob(".*"):
-    notes.unlink()
   for file in folder.iterdir():
     with open(file, "rb") as opened:
       os.fsync(opened.fileno())
   os.rename(folder, path)
+  # Last: without them, shards would have to be written again.
+  for notes in path.glob(".*"):
+    notes.unlink()
 
 
 def _template(folder: pathlib.Path, split: str) -> Any:
@@ -144,6 +146,11 @@ def _template(folder: pathlib.Path, split: str) -> Any:
   return tfds.core.ShardedFileTemplate(
     data_dir=folder, dataset_name=NAME, split=split, filetype_suffix=_SUFFIX
   )
+
+
+def digest(path: pathlib.Path) -> str:
+  """sha256 of a file that fits the memory."""
+  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _notes_path(path: pathlib.Path) -> pathlib.Path:
@@ -155,11 +162,14 @@ def _describe(
   folder: pathlib.Path, sizes: schema.Geometry, null_text: np.ndarray | None
 ) -> None:
   """Write what is checked before a record is touched; the last file."""
-  lengths = {
-    f.name: f.stat().st_size
+  kept = [
+    f
     for f in folder.iterdir()
     if not f.name.startswith(".") and f.name != METADATA
-  }
+  ]
+  lengths = {f.name: f.stat().st_size for f in kept}
+  # Shards have checksums of their own.
+  digests = {f.name: digest(f) for f in kept if _SUFFIX not in f.name}
   text = None
   if null_text is not None:
     stored = np.ascontiguousarray(null_text, "<f4").tobytes()
@@ -169,6 +179,7 @@ def _describe(
     "geometry": dataclasses.asdict(sizes),
     "null_text": text,
     "files": lengths,
+    "digests": digests,
   }
   (folder / METADATA).write_text(json.dumps(metadata))
 

@@ -28,6 +28,7 @@ from ovi_jax import geometry
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import init_from
+from ovi_jax.checkpoint import saved
 from ovi_jax.checkpoint import weights
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.models import architecture
@@ -83,6 +84,12 @@ def export(
       f"components in {rest} do not fit the model: {'; '.join(problems)}"
     )
   source = workdir / stage.CHECKPOINTS
+  known = saved.steps(source)
+  if not known or (step is not None and step not in known):
+    raise ValueError(
+      f"{source} has checkpoints of the steps {known}, expected"
+      f" {'one' if step is None else step}"
+    )
   shapes = trainable.flat(
     architecture.parameter_shapes("fusion", settings.model)
   )
@@ -218,4 +225,4 @@ if __name__ == "__main__":
   flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16"), "That towers are stored in."
   )
-  app.run(main)
+  app.run(main, flags_parser=runtime.parse_flags)

@@ -216,7 +216,7 @@ def _loop(work: Work, state: steps.State, stop: list[int], log: Log) -> bool:
       if sampling:
         work.samples(state)
       if judging or sampling:
-        window.restart()
+        window.pause()
       bar.update()
     if last is not None:
       window.add(last)
@@ -239,12 +239,14 @@ class Window:
     self._rate = optimizer.learning_rate(
       work.trainer.optimizer, work.trainer.steps
     )
-    self.restart()
-
-  def restart(self) -> None:
-    """Begin to count anew, from now."""
-    self._began = time.perf_counter()
     self._reports: list[Report] = []
+    self._timed = 0  # how many of them are no first step, which compiles
+    self._first = True
+    self.pause()
+
+  def pause(self) -> None:
+    """Something else took time: count from now."""
+    self._began, self._timed = time.perf_counter(), 0
 
   def add(self, report: Report) -> None:
     """Wait for a step, check its numbers, write a line if one is due.
@@ -255,28 +257,38 @@ class Window:
     metrics = jax.device_get(report.metrics)
     _check_finite(report, metrics)
     self._reports.append(report._replace(metrics=metrics))
+    if self._first:
+      self._first = False
+      self.pause()
+    else:
+      self._timed += 1
     if _due(report.step, self._work.cadence.log):
-      self._work.logs.scalars(report.step, self._line())
-      self.restart()
+      # The next window begins where this one ends, not when it is written.
+      now = time.perf_counter()
+      line = self._line(now - self._began)
+      self._began, self._timed, self._reports = now, 0, []
+      self._work.logs.scalars(report.step, line)
 
-  def _line(self) -> dict[str, float | None]:
-    """Averages since the last line."""
-    reports, count = self._reports, len(self._reports)
-    seconds = time.perf_counter() - self._began
+  def _line(self, seconds: float) -> dict[str, float | None]:
+    """Averages since the last line; speeds of the steps that were timed."""
+    reports = self._reports
     line: dict[str, float | None] = {
       "train/loss": np.mean([r.metrics.loss for r in reports]),
       "train/gradient_norm": np.mean(
         [r.metrics.gradient_norm for r in reports]
       ),
       "train/learning_rate": float(self._rate(reports[-1].step - 1)),
-      "speed/step_seconds": seconds / count,
-      "speed/clips_per_second": sum(r.clips for r in reports) / seconds,
-      "speed/tokens_per_second": sum(r.tokens for r in reports) / seconds,
-      "speed/waiting_share": sum(r.waited for r in reports) / seconds,
-      "speed/model_flops_utilization": utilization.share(
-        sum(r.operations for r in reports), seconds, *self._device
-      ),
     }
+    if timed := reports[len(reports) - self._timed :]:
+      line |= {
+        "speed/step_seconds": seconds / len(timed),
+        "speed/clips_per_second": sum(r.clips for r in timed) / seconds,
+        "speed/tokens_per_second": sum(r.tokens for r in timed) / seconds,
+        "speed/waiting_share": sum(r.waited for r in timed) / seconds,
+        "speed/model_flops_utilization": utilization.share(
+          sum(r.operations for r in timed), seconds, *self._device
+        ),
+      }
     for name in reports[-1].metrics.losses.present():
       losses = np.concatenate(
         [np.ravel(getattr(r.metrics.losses, name)) for r in reports]

@@ -88,7 +88,13 @@ def batch(host: schema.Batch, mesh: jax.sharding.Mesh) -> schema.Batch:
   """Bring this process' rows of a batch to its devices; `ids` stay behind."""
   sharding = partition.rows(mesh)
 
+  placed: dict[int, jax.Array] = {}
+
   def place(array: Any) -> jax.Array:
-    return jax.make_array_from_process_local_data(sharding, array)
+    # Towers share their text: it travels once.
+    if id(array) not in placed:
+      made = jax.make_array_from_process_local_data(sharding, array)
+      placed[id(array)] = made
+    return placed[id(array)]
 
   return jax.tree.map(place, host._replace(ids=None))

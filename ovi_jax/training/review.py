@@ -51,6 +51,13 @@ class Review:
     made = cls(settings=settings, mesh=mesh, records=records)
     if cadence.held_out:
       placement.check_batch(made.batch, 1, mesh)
+    if cadence.samples and records is not None:
+      count = sum(map(len, records.splits))
+      if settings.samples.count > count:
+        raise ValueError(
+          f"samples: expected {settings.samples.count} held-out records for"
+          f" their prompts, got {count}; lower samples.count or hold more out"
+        )
     return made
 
   @property

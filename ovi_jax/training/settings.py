@@ -37,6 +37,13 @@ class Keep:
   last: int = 2
   every: int = 0
 
+  def __post_init__(self):
+    if self.last < 1 or self.every < 0:
+      raise ValueError(
+        "keep: expected last of at least 1 and every of 0 (none) or more, got"
+        f" {self.last} and {self.every}"
+      )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -44,6 +44,7 @@ MAY_CHANGE = (
   "held_out",
   "samples",
   "profile_steps",
+  "data.sources",  # the loader knows a dataset wherever it lies
   "data.workers",
   "data.prefetch",
   "steps",
@@ -88,6 +89,8 @@ def train(
     process_count=jax.process_count(),
   )
   with contextlib.closing(source):
+    for rows in source.rows:
+      placement.check_batch(rows, settings.parts, mesh)
     target = target_state(settings, trainer, mesh)
     # A run that goes on needs its towers no more.
     begun = bool(saved.steps(workdir / CHECKPOINTS))
@@ -247,7 +250,7 @@ def initial_state(
     plan, fresh, settings.seed, placed.frozen | placed.trained
   )
   make = functools.partial(_state, settings, trainer)
-  return jax.jit(make, out_shardings=placed)(params)
+  return jax.jit(make, out_shardings=placed, donate_argnums=0)(params)
 
 
 def _state(

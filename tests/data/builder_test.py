@@ -183,6 +183,15 @@ def test_truncated_and_missing_files_are_named_on_opening(copied):
   assert parts[0].name not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["index-train.npy", "features.json"])
+def test_damage_beside_the_shards_is_named_on_opening(copied, name):
+  content = bytearray((copied / name).read_bytes())
+  content[-5] ^= 1
+  (copied / name).write_bytes(bytes(content))
+  with pytest.raises(ValueError, match=f"{name} is damaged: its sha256"):
+    builder.read(copied)
+
+
 def test_damage_in_the_middle_names_file_and_record(copied):
   shard = sorted(copied.glob("*train.array_record*"))[1]
   damaged = bytearray(shard.read_bytes())

@@ -1,6 +1,7 @@
 """Caching latents: the same as encoding alone, resumable, shared."""
 
 import dataclasses
+import os
 import pathlib
 import shutil
 
@@ -149,11 +150,18 @@ def test_a_job_that_was_stopped_goes_on(encoded, job, tmp_path, monkeypatch):
   before = times(again.folder)
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     # Stopped again when all is written, before it has its name.
-    patch.setattr(encode.shards, "publish", interrupted)
+    rename = os.rename
+    patch.setattr(
+      encode.shards.os,
+      "rename",
+      lambda a, b: interrupted() if b == again.out else rename(a, b),
+    )
     encode.run(again, lambda _: None)
   assert len(before) == 2 and before < times(again.folder)
+  written.clear()
+  monkeypatch.setattr(encode.shards, "write", stops)
   assert encode.run(again, lambda _: None)
-  assert contents(again.out) == contents(encoded)
+  assert not written and contents(again.out) == contents(encoded)
   assert not again.folder.exists()
   said = []
   assert encode.run(again, said.append) and "already encoded" in said[0]

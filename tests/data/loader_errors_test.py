@@ -63,7 +63,7 @@ def test_without_the_empty_prompt_text_or_latents(tmp_path):
   with pytest.raises(ValueError, match="no embedding of the empty prompt"):
     loader.load(settings(path), batch=1, seed=0)
   path = write(tmp_path / "b", [dataclasses.replace(sound, text=())])
-  with pytest.raises(ValueError, match="'clip-0': has no text embedding"):
+  with pytest.raises(ValueError, match="record 0 has no text embedding"):
     next(loader.load(settings(path), batch=1, seed=0))
   path = write(tmp_path / "c", [sound])
   with pytest.raises(ValueError, match="rows of text, expected at most 1"):
@@ -74,6 +74,36 @@ def test_without_the_empty_prompt_text_or_latents(tmp_path):
   path = write(tmp_path / "d", [media])
   with pytest.raises(ValueError, match="'clip-0': has its audio as media"):
     next(loader.load(settings(path), batch=1, seed=0))
+
+
+def test_embeddings_of_two_encoders_are_not_mixed(tmp_path):
+  sources = [
+    settings_lib.Source(
+      path=str(
+        write(
+          tmp_path / name,
+          [generate.record(number, video=None)],
+          null_text=generate.null_text() + number,
+        )
+      )
+    )
+    for number, name in enumerate("ab")
+  ]
+  mixed = settings(tmp_path / "a", sources=tuple(sources))
+  with pytest.raises(ValueError, match="of different text encoders"):
+    loader.load(mixed, batch=1, seed=0)
+
+
+def test_the_state_of_another_dataset(tmp_path):
+  first, other = (
+    write(tmp_path / name, [generate.record(number, video=None)])
+    for number, name in enumerate("ab")
+  )
+  state = loader.load(settings(first), batch=1, seed=0).get_state()
+  moved = first.rename(tmp_path / "c")
+  loader.load(settings(moved), batch=1, seed=0).set_state(state)
+  with pytest.raises(ValueError, match="datasets: expected"):
+    loader.load(settings(other), batch=1, seed=0).set_state(state)
 
 
 @pytest.mark.parametrize("change", ["seed", "batch", "buckets", "caption"])

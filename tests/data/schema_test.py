@@ -74,6 +74,7 @@ WRONG = {
   "frames: expected 9 for 3 latents, got 10": {"frames": 10},
   "fps: expected a positive": {"fps": 0.0},
   "two bytes a sample": {"audio": b"abc"},
+  "the samples of one latent, 512, or more, got 300": {"audio": bytes(600)},
   "one embedding for each of 2": {"text": (ZEROS((2, 5)),)},
   "text: expected width 5, got 6": {"text": (ZEROS((2, 6)),) * 2},
   "expected frames, height and width": {"video": b"mp4", "latents": AV()},

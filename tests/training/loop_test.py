@@ -2,16 +2,19 @@
 
 import os
 import signal
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from ovi_jax.checkpoint import manager
+from ovi_jax.modality import AV
 from ovi_jax.parallel import mesh as meshes
 from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import placement
+from ovi_jax.training import step as steps
 from tests import parity
 from tests.training import step_test
 
@@ -125,11 +128,40 @@ def test_logs_tell_what_a_group_wants_to_know(whole):
     assert line["train/loss"] > 0.3 and line["train/loss_video"] > 0.3
     assert line["train/loss_audio"] > 0.3 and line["train/gradient_norm"] > 0
     assert line["train/learning_rate"] == pytest.approx(1e-3)
-    assert line["speed/step_seconds"] > 0
+    assert 0 < line["speed/step_seconds"] < 10
     assert 0 <= line["speed/waiting_share"] <= 1
     ratio = line["speed/tokens_per_second"] / line["speed/clips_per_second"]
     assert ratio == pytest.approx(2 * 2 * 3 + 9)
     assert "speed/model_flops_utilization" not in line
+
+
+def test_speeds_are_those_of_steps_alone(monkeypatch):
+  """No compilation, no held-out loss, and no time that nobody counts."""
+  clock, written = [0.0], []
+  monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+
+  class Slow:
+    def scalars(self, step, values):
+      clock[0] += 0.5
+      written.append(values.get("speed/step_seconds"))
+
+  work = types.SimpleNamespace(
+    trainer=step_test.trainer(steps=STEPS)[0],
+    cadence=loop.Cadence(log=2),
+    logs=Slow(),
+  )
+  window = loop.Window(work)
+  ones = np.ones(1)
+  metrics = steps.Metrics(np.ones(()), AV(ones, ones), np.ones(()))
+  # Seconds until each step ends; the first compiles.
+  for number, seconds in enumerate((60, 2, 3, 3, 2, 4), 1):
+    clock[0] += seconds
+    window.add(loop.Report(number, metrics, ones, 1, 1, 1.0, 0.0))
+    if number == 5:
+      clock[0] += 100
+      window.pause()
+  # A line takes half a second, which is the following step's.
+  assert written == [2, (3 + 3 + 0.5) / 2, 4]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):

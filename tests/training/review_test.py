@@ -95,7 +95,7 @@ def test_captions_and_media_are_shown_too(weights, tmp_path):
   [
     ({"cadence.held_out": 1, "held_out.split": "x"}, "no source has a split"),
     ({"cadence.samples": 1}, "samples made with their decoders; give"),
-    ({"cadence.samples": 1, "samples.count": 4}, "expected 4 prompts, got 3"),
+    ({"cadence.samples": 1, "samples.count": 4}, "expected 4 held-out rec"),
     ({"samples.solver": "magic"}, "solver 'magic' is unknown"),
     ({"held_out.levels": 0}, "1 level or more"),
     ({"cadence.held_out": 1, "held_out.batch": -1}, "batch of 0 or more"),
@@ -107,4 +107,4 @@ def test_what_cannot_be_shown(changes, message, clips, weights, tmp_path):
   values = stage_test.config("fusion", clips, **FRESH | changes)
   with pytest.raises(ValueError, match=message):
     stage_test.run(values, tmp_path / "run")
-  assert not (tmp_path / "run" / "checkpoints" / "1").exists()
+  assert not (tmp_path / "run").exists()
