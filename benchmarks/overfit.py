@@ -51,17 +51,9 @@ STEPS = {
   "fusion": 1200,
 }
 OVERRIDES: dict[str, Any] = {
-  "optimizer.schedule": "cosine",
-  "optimizer.learning_rate": 3e-3,
   "optimizer.warmup_steps": 50,
   "objective.times.shift": 5.0,
   "cadence.save": 100,
-}
-# A token of the video has 2·2·48 numbers, noise in all of them: a narrower
-# tower cannot let them through. Heads of both towers must be of one size.
-TOWERS = {
-  "video": {"width": 224, "heads": 7},
-  "audio": {"width": 96, "heads": 3},
 }
 
 FLAGS = flags.FLAGS
@@ -87,8 +79,6 @@ def config(name: str, root: pathlib.Path) -> Any:
     changes[f"initial.{tower}"] = "fresh" if source == "fresh" else run
   if FLAGS.small:
     changes |= small_changes(values)
-  else:
-    changes |= tower_changes(TOWERS, values)
   for pair in FLAGS.override:
     field, _, value = pair.partition(":")
     changes[field] = json.loads(value)
@@ -191,9 +181,7 @@ def main(argv: list[str]) -> None:
     root,
     {name: overfit_records.SETS[STAGES[name][0]] for name in STAGES},
     {
-      "overrides": OVERRIDES
-      | {"model": TOWERS}
-      | dict(p.split(":", 1) for p in FLAGS.override),
+      "overrides": OVERRIDES | dict(p.split(":", 1) for p in FLAGS.override),
       "sampler": overfit_samples.about(),
       "machine": machine.describe(),
       "command": command_line(),
