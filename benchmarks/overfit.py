@@ -140,7 +140,11 @@ def progress(
 ) -> dict[str, Any]:
   """Steps, time and the last losses, from a run's log."""
   lines, every = logs.read(run), settings.cadence.log
-  seconds = [line["speed/step_seconds"] for line in lines]
+  seconds = [
+    line["speed/step_seconds"]
+    for line in lines
+    if "speed/step_seconds" in line  # not of a first step
+  ]
   return {
     "steps": settings.steps,
     "step_seconds": float(np.median(seconds)),

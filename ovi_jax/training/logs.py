@@ -73,18 +73,18 @@ class Logs:
 
 
 def read(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The lines of a run's log, the last of each step and set of names, sorted.
+  """What a run's log says of each step, sorted; of each name the last value.
 
   A last line that a kill cut short is left out.
   """
-  latest: dict[Any, dict[str, Any]] = {}
+  latest: dict[int, dict[str, Any]] = {}
   for line in (pathlib.Path(directory) / FILE).read_text().splitlines():
     try:
       values = json.loads(line)
     except json.JSONDecodeError:
       continue
-    latest[values["step"], frozenset(values)] = values
-  return sorted(latest.values(), key=lambda values: values["step"])
+    latest.setdefault(values["step"], {}).update(values)
+  return [latest[step] for step in sorted(latest)]
 
 
 def _end_with_a_line(path: pathlib.Path) -> None:
