@@ -63,6 +63,7 @@ def test_figures_come_from_undisturbed_pairs():
   assert (figures["pairs"], figures["quiet"]) == (3, False)
 
 
+@pytest.mark.slow
 def test_every_small_case_runs():
   """Shapes of what is compared; the original's side needs PyTorch."""
   shapes = {

@@ -84,6 +84,7 @@ def test_rematerialization_keeps_gradients(name):
     np.testing.assert_allclose(ours, reference, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rematerialization_saves_memory():
   def temporary(remat: str) -> int:
     def loss(params):

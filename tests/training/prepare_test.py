@@ -99,6 +99,7 @@ def close(one, other):
   np.testing.assert_allclose(one, other, atol=2e-3 * abs(other).max())
 
 
+@pytest.mark.slow
 def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
   use(monkeypatch, 1)
   assert stage_test.run(config(media, weights, **RAW), tmp_path)

@@ -128,6 +128,7 @@ def test_steps_draw_anew_and_a_run_draws_again():
   np.testing.assert_array_equal(part.noise.video, first.noise.video[:3])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss():
   made, state = trainer(trains=trainable.ALL)
   fixed = step.drawn_for(made, state, batch().latents)
