@@ -36,6 +36,7 @@ SMALL = {
   # Low: AdamW steps by the sign where a gradient is all rounding, and a high
   # rate lets what two orders of a sum differ by grow from step to step.
   "optimizer.learning_rate": 3e-4,
+  "optimizer.schedule": "constant",  # does not know how long a run will be
   "cadence.log": 1,
 }
 SMALL_TOWER = {"width": 32, "blocks": 2, "heads": 2, "feed_forward": 48}
