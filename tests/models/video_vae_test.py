@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import json
 import pathlib
 
@@ -77,6 +79,30 @@ def test_frames_are_the_originals(golden, config, params, latents, dtype, kind):
   reference = channels_last(golden("video_vae")["vvae_dec_vid"])
   error = np.abs(np.concatenate(chunks, 1) - np.clip(reference, -1, 1)).max()
   assert error <= parity.TOLERANCE[kind] * np.abs(reference).max()
+
+
+def test_a_whole_clip_is_what_streams_through(config, params):
+  mean = np.linspace(-1, 1, config.z_dim)
+  other = dataclasses.replace(
+    config,
+    latent_mean=tuple(mean.tolist()),
+    latent_std=tuple((2 + mean).tolist()),
+  )
+  random = np.random.default_rng(0)
+  encode = jax.jit(functools.partial(codec.encode_whole, other))
+  decode = jax.jit(functools.partial(codec.decode_whole, other))
+  for length in (1, 9):
+    frames = random.integers(0, 256, (2, length, 32, 48, 3), np.uint8)
+    found, logvar = encode(params, frames)
+    z = np.asarray(codec.encode(other, params, frames))
+    raw = z * np.array(other.latent_std) + mean
+    np.testing.assert_allclose(found, raw, atol=1e-5)
+    assert logvar.shape == z.shape and not np.allclose(logvar, found)
+    z, raw = z + 2, raw + 2 * np.array(other.latent_std)
+    video = decode(params, raw.astype(np.float32))
+    assert np.abs(video).max() > 1  # not clipped
+    streamed = codec.decode(other, params, z)
+    np.testing.assert_allclose(jnp.clip(video, -1, 1), streamed, atol=1e-5)
 
 
 def test_one_compiled_step_serves_clips_of_any_length(

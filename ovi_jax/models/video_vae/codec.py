@@ -3,7 +3,8 @@
 One step turns `temporal_stride` (4) video frames into one latent frame or back,
 and carries a cache. The first step of a clip holds a single video frame; it is
 the same compiled step, told by `is_first`, with that frame in the last place.
-Memory is that of one step, whatever the length of the clip.
+Memory is that of one step, whatever the length of the clip. `encode_whole` and
+`decode_whole` are the same functions of all steps at once, for training.
 
 Pixels are float32 in [-1, 1]; latents are float32, normalised with the config's
 mean and deviation per channel. `params` is a tree with the keys `encoder` and
@@ -18,7 +19,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
-import einops
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from ovi_jax.models.video_vae import config as config_lib
 from ovi_jax.models.video_vae import decoder
 from ovi_jax.models.video_vae import encoder
+from ovi_jax.models.video_vae import pixels
 
 Config = config_lib.VideoVAEConfig
 Params = Mapping[str, Any]
@@ -100,20 +101,15 @@ def encode_step(
   Returns:
     The cache for the next step, and latent_BHWC (mean, normalised, float32).
   """
-  patch = config.patch
-  if frames_BTHWC.dtype == jnp.uint8:
-    frames_BTHWC = frames_BTHWC.astype(jnp.float32) / 127.5 - 1
-  x_BTHWC = einops.rearrange(
-    frames_BTHWC, "b t (h q) (w r) c -> b t h w (c r q)", q=patch, r=patch
-  )
-  latent_BHWC, changed = encoder.Encoder(config, jnp.dtype(dtype)).apply(
+  moments_BHWC, changed = encoder.Encoder(config, jnp.dtype(dtype)).apply(
     {"params": params["encoder"], "cache": cache},
-    x_BTHWC,
+    pixels.patches(config, frames_BTHWC),
     is_first,
     mutable=["cache"],
   )
+  latent_BHWC = moments_BHWC[..., : config.z_dim].astype(jnp.float32)
   mean, std = _statistics(config)
-  return changed["cache"], (latent_BHWC.astype(jnp.float32) - mean) / std
+  return changed["cache"], (latent_BHWC - mean) / std
 
 
 def decode_step(
@@ -145,14 +141,66 @@ def decode_step(
     is_first,
     mutable=["cache"],
   )
-  frames_BTHWC = einops.rearrange(
-    x_BTHWC,
-    "b t h w (c r q) -> b t (h q) (w r) c",
-    q=config.patch,
-    r=config.patch,
-  )
-  frames_BTHWC = frames_BTHWC.astype(jnp.float32)
+  frames_BTHWC = pixels.unpatched(config, x_BTHWC)
   return changed["cache"], jnp.clip(frames_BTHWC, -1.0, 1.0)
+
+
+def encode_whole(
+  config: Config,
+  params: Params,
+  frames_BTHWC: jax.Array,
+  dtype: Any = jnp.float32,
+) -> tuple[jax.Array, jax.Array]:
+  """Encode all frames of a short clip at once: fast gradients, much memory.
+
+  Args:
+    config: sizes.
+    params: tree with the key `encoder`.
+    frames_BTHWC: as for `encode`.
+    dtype: compute dtype.
+
+  Returns:
+    mean_BTHWC and logvar_BTHWC of 1 + n latent frames, not normalised, float32.
+
+  Raises:
+    ValueError: the frames are of another number, size or type.
+  """
+  pixels.check_frames(config, frames_BTHWC)
+  moments_BTHWC = encoder.Encoder(config, jnp.dtype(dtype)).apply(
+    {"params": params["encoder"]}, pixels.patches(config, frames_BTHWC), None
+  )
+  mean_BTHWC, logvar_BTHWC = jnp.split(
+    jnp.asarray(moments_BTHWC, jnp.float32), 2, axis=-1
+  )
+  return mean_BTHWC, logvar_BTHWC
+
+
+def decode_whole(
+  config: Config,
+  params: Params,
+  latents_BTHWC: jax.Array,
+  dtype: Any = jnp.float32,
+) -> jax.Array:
+  """Decode all latents of a short clip at once: fast gradients, much memory.
+
+  Args:
+    config: sizes.
+    params: tree with the key `decoder`.
+    latents_BTHWC: 1 + n latent frames, not normalised.
+    dtype: compute dtype.
+
+  Returns:
+    frames_BTHWC: 1 + n · `temporal_stride` frames of RGB pixels, not clipped,
+    float32.
+
+  Raises:
+    ValueError: the latents have another number of axes or channels.
+  """
+  pixels.check_latents(config, latents_BTHWC)
+  x_BTHWC = decoder.Decoder(config, jnp.dtype(dtype)).apply(
+    {"params": params["decoder"]}, latents_BTHWC.astype(jnp.float32), None
+  )
+  return pixels.unpatched(config, x_BTHWC)
 
 
 def encode(
@@ -179,7 +227,7 @@ def encode(
   Raises:
     ValueError: the frames are of another number, size or type.
   """
-  batch, frames, height, width = _check_frames(config, frames_BTHWC)
+  batch, frames, height, width = pixels.check_frames(config, frames_BTHWC)
   stride = config.temporal_stride
   place = place or _whole_on_devices_of(params["encoder"])
   cache = init_encoder_cache(config, batch, height, width, dtype)
@@ -217,12 +265,7 @@ def decode_chunks(
   Raises:
     ValueError: the latents have another number of axes or channels.
   """
-  shape = latents_BTHWC.shape
-  if len(shape) != 5 or shape[-1] != config.z_dim or not shape[1]:
-    raise ValueError(
-      f"latents have shape {tuple(shape)}, expected (batch, latent frames,"
-      f" rows, columns, {config.z_dim}) with one latent frame or more"
-    )
+  pixels.check_latents(config, latents_BTHWC)
   return _decode_chunks(config, params, latents_BTHWC, jnp.dtype(dtype))
 
 
@@ -328,10 +371,10 @@ def _cache_shapes(
   dtype: jnp.dtype,
 ) -> Cache:
   """Shapes and dtypes of one half's cache."""
-  for name, pixels in (("height", height), ("width", width)):
-    if pixels < 1 or pixels % config.spatial_stride:
+  for name, side in (("height", height), ("width", width)):
+    if side < 1 or side % config.spatial_stride:
       raise ValueError(
-        f"{name} is {pixels} pixels, expected a multiple of"
+        f"{name} is {side} pixels, expected a multiple of"
         f" {config.spatial_stride}; crop or resize the frames"
       )
   key = jax.eval_shape(jax.random.key, 0)
@@ -349,32 +392,3 @@ def _zeros(
 ) -> Cache:
   shapes = _cache_shapes(config, part, batch, height, width, dtype)
   return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
-def _check_frames(config: Config, frames_BTHWC: Any) -> tuple[int, ...]:
-  """The sizes B, T, H, W of a clip, if it is one that can be encoded."""
-  shape, stride = tuple(frames_BTHWC.shape), config.temporal_stride
-  problems = []
-  if len(shape) != 5 or shape[-1] != config_lib.COLOURS:
-    raise ValueError(
-      f"frames have shape {shape}, expected (batch, frames, height, width,"
-      f" {config_lib.COLOURS})"
-    )
-  if shape[1] % stride != 1 % stride:
-    problems.append(
-      f"{shape[1]} frames, expected 1 + a multiple of {stride}; cut the clip"
-    )
-  side = config.spatial_stride
-  if shape[2] % side or shape[3] % side:
-    problems.append(
-      f"{shape[2]} x {shape[3]} pixels, expected multiples of {side}; crop or"
-      " resize the frames"
-    )
-  dtype = frames_BTHWC.dtype
-  if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
-    problems.append(
-      f"pixels are {dtype}, expected floating point in [-1, 1], or uint8"
-    )
-  if problems:
-    raise ValueError("cannot encode the clip: " + "; ".join(problems))
-  return shape[:4]

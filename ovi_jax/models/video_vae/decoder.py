@@ -1,4 +1,4 @@
-"""The decoder: one latent frame in, pixels of one step out.
+"""The decoder: one latent frame in, pixels of one step out; or whole clips.
 
 Source: Wan2.2 `vae2_2.py` (`Decoder3d`, `Up_ResidualBlock`, `conv2`). What is
 float32 is said in `layers`; the patches come out in the compute dtype.
@@ -33,20 +33,19 @@ class UpStage(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BHWC: jax.Array, is_first: jax.Array) -> jax.Array:
-    y = x_BHWC
+  def __call__(self, x: jax.Array, is_first: jax.Array | None) -> jax.Array:
+    y = x
     for i in range(self.blocks):
       y = layers.ResidualBlock(self.features, self.dtype, name=f"block_{i}")(y)
     if self.time == 2:
-      y_BTHWC = layers.TimeUp(self.dtype, name="time_up")(y, is_first)
-    else:
-      y_BTHWC = y[:, None]
+      y = layers.TimeUp(self.dtype, name="time_up")(y, is_first)
+    y_BTHWC = layers.as_clip(y)
     if self.space == 1:
       return y_BTHWC
     y_BTHWC = einops.repeat(y_BTHWC, "b t h w c -> b t (h p) (w q) c", p=2, q=2)
     conv = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="up")
     return conv(y_BTHWC) + layers.duplicate_up(
-      x_BHWC, self.features, self.time, self.space
+      x, self.features, self.time, self.space
     )
 
 
@@ -79,33 +78,37 @@ class Decoder(nn.Module):
     ]
     self.head = layers.Head(config.patch_channels, self.dtype)
 
-  def __call__(self, latent_BHWC: jax.Array, is_first: jax.Array) -> jax.Array:
-    """Decode one latent.
+  def __call__(
+    self, latent: jax.Array, is_first: jax.Array | None
+  ) -> jax.Array:
+    """Decode one latent, or those of a whole clip.
 
     Args:
-      latent_BHWC: the latent, not normalised.
+      latent: latent_BHWC, of a whole clip latents_BTHWC; not normalised.
       is_first: boolean scalar; when true only the last frame returned counts.
+        `None` for a whole clip.
 
     Returns:
-      x_BTHWC, `temporal_stride` frames of patches with `patch_channels`.
+      x_BTHWC, `temporal_stride` frames of patches with `patch_channels`; of a
+      whole clip's first latent one frame.
     """
-    x_BHWC = self.middle(self.stem(self.latent(latent_BHWC)))
-    return self._from_stage(0, x_BHWC, is_first)
+    x = self.middle(self.stem(self.latent(latent)))
+    return self._from_stage(0, x, is_first)
 
   def _from_stage(
-    self, index: int, x_BHWC: jax.Array, is_first: jax.Array
+    self, index: int, x: jax.Array, is_first: jax.Array | None
   ) -> jax.Array:
     """Send one frame through stage `index`, all after it and the head."""
     if index == len(self.stages):
-      return self.head(x_BHWC)[:, None]
-    y_BTHWC = self.stages[index](x_BHWC, is_first)
+      return self.head(x)
+    y_BTHWC = self.stages[index](x, is_first)
     after = self.stages[index + 1 :]
     scale = math.prod(stage.space for stage in after)
     height, width = (n * scale for n in y_BTHWC.shape[2:4])
     times = math.prod(stage.time for stage in after)
     return layers.over_frames(
       self,
-      lambda module, y_BHWC: module._from_stage(index + 1, y_BHWC, is_first),
+      lambda module, y: module._from_stage(index + 1, y, is_first),
       y_BTHWC,
       is_first,
       (times, height, width, self.config.patch_channels),

@@ -1,4 +1,4 @@
-"""The encoder: pixels of one step in, one latent frame out.
+"""The encoder: pixels of one step in, one latent frame out; or whole clips.
 
 Source: Wan2.2 `vae2_2.py` (`Encoder3d`, `Down_ResidualBlock`, `conv1`). What is
 float32 is said in `layers`; the latent comes out in the compute dtype.
@@ -45,15 +45,15 @@ class DownStage(nn.Module):
     if self.time == 2:
       self.time_down = layers.TimeDown(self.dtype)
 
-  def frame(self, x_BHWC: jax.Array) -> jax.Array:
-    """What happens to each frame by itself; gives B1HWC."""
+  def frame(self, x: jax.Array) -> jax.Array:
+    """What happens at the frames' rate."""
     for block in self.block:
-      x_BHWC = block(x_BHWC)
-    if self.space == 2:
-      x_BHWC = self.down(x_BHWC)
-    return x_BHWC[:, None]
+      x = block(x)
+    return self.down(x) if self.space == 2 else x
 
-  def __call__(self, x_BTHWC: jax.Array, is_first: jax.Array) -> jax.Array:
+  def __call__(
+    self, x_BTHWC: jax.Array, is_first: jax.Array | None
+  ) -> jax.Array:
     height, width = (n // self.space for n in x_BTHWC.shape[2:4])
     shape_THWC = (1, height, width, self.features)
     y_BTHWC = layers.over_frames(
@@ -67,7 +67,7 @@ class DownStage(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Patched video frames of one step -> mean of one latent frame.
+  """Patched video frames of one step -> mean and log variance of one latent.
 
   Attributes:
     config: sizes.
@@ -96,25 +96,30 @@ class Encoder(nn.Module):
     self.head = layers.Head(2 * config.z_dim, self.dtype)
     self.moments = nn.Dense(2 * config.z_dim, dtype=self.dtype)
 
-  def __call__(self, x_BTHWC: jax.Array, is_first: jax.Array) -> jax.Array:
-    """Encode the frames of one latent.
+  def __call__(
+    self, x_BTHWC: jax.Array, is_first: jax.Array | None
+  ) -> jax.Array:
+    """Encode the frames of one latent, or of a whole clip.
 
     Args:
       x_BTHWC: `temporal_stride` frames of patches, `patch_channels` channels.
-      is_first: boolean scalar; when true only the last frame counts.
+        Of a whole clip 1 + n · `temporal_stride`.
+      is_first: boolean scalar; when true only the last frame counts. `None` for
+        a whole clip.
 
     Returns:
-      latent_BHWC, not normalised. The variance, its twin, is dropped.
+      moments_BHWC, of a whole clip moments_BTHWC: `z_dim` means, not
+      normalised, then as many logarithms of variances.
     """
     shape_THWC = (1, *x_BTHWC.shape[2:4], self.stem.features)
     x_BTHWC = layers.over_frames(
       self,
-      lambda module, x_BHWC: module.stem(x_BHWC)[:, None],
+      lambda module, x: module.stem(x),
       x_BTHWC.astype(self.dtype),
       is_first,
       shape_THWC,
     )
     for stage in self.stages:
       x_BTHWC = stage(x_BTHWC, is_first)
-    x_BHWC = self.head(self.middle(x_BTHWC[:, 0]))
-    return self.moments(x_BHWC)[..., : self.config.z_dim]
+    x = x_BTHWC if is_first is None else x_BTHWC[:, 0]
+    return self.moments(self.head(self.middle(x)))

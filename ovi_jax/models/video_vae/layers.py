@@ -1,14 +1,20 @@
-"""Layers of the video autoencoder, one frame at a time.
+"""Layers of the video autoencoder: one frame at a time, or a whole clip.
 
-Every layer that looks back in time keeps what later frames will need of the
-earlier ones in the flax collection `cache`, which starts as zeros. The network
-is thus a machine that frames stream through: the memory it takes does not
-depend on the length of the clip, and there is no padding in time.
+Given a frame (four axes), every layer that looks back in time keeps what later
+frames will need of the earlier ones in the flax collection `cache`, which
+starts as zeros. The network is thus a machine that frames stream through: the
+memory it takes does not depend on the length of the clip, and there is no
+padding in time.
 
 The first latent frame of a clip stands for one video frame, every other one for
 several. In the first step the loops over video frames (`over_frames`) therefore
 compute their last frame only, and the layers that change the frame rate are
 passed by. What they leave out stays zero.
+
+Given a clip (five axes, `is_first` then `None`), the same layers with the same
+parameters see all its frames at once and keep nothing: the same function, for
+short clips and for gradients, which are slow through loops. Here the first
+frame is simply alone.
 
 Float32: RMSNorm, the SiLU after it, softmax. Everything else, the cache
 included, follows the compute dtype.
@@ -33,26 +39,33 @@ def over_frames(
   module: nn.Module,
   apply: Callable[[Any, jax.Array], jax.Array],
   x_BTHWC: jax.Array,
-  is_first: jax.Array,
+  is_first: jax.Array | None,
   shape_THWC: tuple[int, ...],
 ) -> jax.Array:
-  """Send frames through `apply(module, x_BHWC) -> y_BTHWC` in order.
+  """Send frames through `apply(module, x_BHWC) -> y` in order.
 
   Args:
     module: owner of the parameters and of the cache that `apply` uses.
-    apply: what one frame becomes: one frame or more.
+    apply: what one frame becomes: a frame (y_BHWC) or some (y_BTHWC).
     x_BTHWC: the frames.
     is_first: boolean scalar; when true, all frames but the last are left out.
+      `None` for a whole clip, which `apply` is given as it is.
     shape_THWC: shape of what one frame becomes, without the batch axis.
 
   Returns:
     What the frames became, one after the other; zeros for those left out.
   """
+  if is_first is None:
+    return apply(module, x_BTHWC)
   batch, steps = x_BTHWC.shape[:2]
   if steps == 1:
-    return apply(module, x_BTHWC[:, 0])
+    return as_clip(apply(module, x_BTHWC[:, 0]))
   if module.is_initializing():
-    return jnp.tile(apply(module, x_BTHWC[:, -1]), (1, steps, 1, 1, 1))
+    y_BTHWC = as_clip(apply(module, x_BTHWC[:, -1]))
+    return jnp.tile(y_BTHWC, (1, steps, 1, 1, 1))
+
+  def see(module, x_BHWC):
+    return as_clip(apply(module, x_BHWC))
 
   def leave_out(_, x_BHWC):
     return jnp.zeros((batch, *shape_THWC), x_BHWC.dtype)
@@ -60,7 +73,7 @@ def over_frames(
   def body(module, _, given):
     step, x_BHWC = given
     is_seen = jnp.logical_or(step == steps - 1, jnp.logical_not(is_first))
-    return None, nn.cond(is_seen, apply, leave_out, module, x_BHWC)
+    return None, nn.cond(is_seen, see, leave_out, module, x_BHWC)
 
   scan = nn.scan(
     body,
@@ -71,6 +84,11 @@ def over_frames(
   frames = jnp.moveaxis(x_BTHWC, 1, 0)
   _, y_SBTHWC = scan(module, None, (jnp.arange(steps), frames))
   return einops.rearrange(y_SBTHWC, "s b t h w c -> b (s t) h w c")
+
+
+def as_clip(x: jax.Array) -> jax.Array:
+  """A frame (BHWC) as a clip of one (BTHWC); a clip as it is."""
+  return x if x.ndim == 5 else x[:, None]
 
 
 class RMSNorm(nn.Module):
@@ -95,7 +113,8 @@ class CausalConv(nn.Module):
   are computed when it comes, by one 2-D convolution with three times the
   channels; the cache holds the sums that later frames will complete. That is
   the 3-D convolution's sum in another order. It takes less memory than to keep
-  the inputs, and does without XLA's 3-D convolution, which is slow on a CPU.
+  the inputs, and does without XLA's 3-D convolution, which is slow on a CPU. In
+  a whole clip the parts of all frames come from one convolution.
 
   Attributes:
     features: channels that come out.
@@ -108,21 +127,19 @@ class CausalConv(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Convolve a frame (BHWC) or a whole clip (BTHWC)."""
     kernel_THWIO = self.param(
       "kernel",
       nn.initializers.lecun_normal(),
-      (WINDOW, self.size, self.size, x_BHWC.shape[-1], self.features),
+      (WINDOW, self.size, self.size, x.shape[-1], self.features),
       jnp.float32,
     )
     bias = self.param(
       "bias", nn.initializers.zeros, (self.features,), jnp.float32
     )
-    shape = (*x_BHWC.shape[:-1], self.features)
-    soon = self.variable("cache", "soon", jnp.zeros, shape, self.dtype)
-    late = self.variable("cache", "late", jnp.zeros, shape, self.dtype)
     parts = jax.lax.conv_general_dilated(
-      x_BHWC.astype(self.dtype),
+      x.reshape(-1, *x.shape[-3:]).astype(self.dtype),
       einops.rearrange(
         kernel_THWIO.astype(self.dtype), "t h w i o -> h w i (t o)"
       ),
@@ -130,11 +147,25 @@ class CausalConv(nn.Module):
       padding="SAME",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    in_two, in_one, now = jnp.split(parts, WINDOW, axis=-1)
-    y_BHWC = soon.value + now
-    soon.value = late.value + in_one
-    late.value = in_two
-    return y_BHWC + jnp.reshape(bias.astype(self.dtype), (1, 1, 1, -1))
+    shape = (*x.shape[:-1], self.features)
+    in_two, in_one, now = (
+      part.reshape(shape) for part in jnp.split(parts, WINDOW, axis=-1)
+    )
+    if x.ndim == 5:
+      y = now + _later(in_one, 1) + _later(in_two, 2)
+    else:
+      soon = self.variable("cache", "soon", jnp.zeros, shape, self.dtype)
+      late = self.variable("cache", "late", jnp.zeros, shape, self.dtype)
+      y = soon.value + now
+      soon.value = late.value + in_one
+      late.value = in_two
+    return y + jnp.reshape(bias.astype(self.dtype), (1,) * (x.ndim - 1) + (-1,))
+
+
+def _later(x_BTHWC: jax.Array, frames: int) -> jax.Array:
+  """The clip so many frames later: zeros come first, the end is cut off."""
+  before = ((0, 0), (frames, 0), (0, 0), (0, 0), (0, 0))
+  return jnp.pad(x_BTHWC, before)[:, : x_BTHWC.shape[1]]
 
 
 class ResidualBlock(nn.Module):
@@ -144,16 +175,14 @@ class ResidualBlock(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-    y = nn.silu(RMSNorm(name="norm1")(x_BHWC))
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = nn.silu(RMSNorm(name="norm1")(x))
     y = CausalConv(self.features, dtype=self.dtype, name="conv1")(y)
     y = nn.silu(RMSNorm(name="norm2")(y))
     y = CausalConv(self.features, dtype=self.dtype, name="conv2")(y)
-    if x_BHWC.shape[-1] != self.features:
-      x_BHWC = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(
-        x_BHWC
-      )
-    return x_BHWC + y
+    if x.shape[-1] != self.features:
+      x = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(x)
+    return x + y
 
 
 class Attention(nn.Module):
@@ -162,14 +191,13 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-    height, width, channels = x_BHWC.shape[1:]
-    y = RMSNorm(name="norm")(x_BHWC)
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    y = RMSNorm(name="norm")(x)
     y = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(y)
-    y = einops.rearrange(y, "b h w (qkv k) -> qkv b (h w) 1 k", qkv=3)
-    y = jax.nn.dot_product_attention(y[0], y[1], y[2])
-    y = einops.rearrange(y, "b (h w) 1 k -> b h w k", h=height, w=width)
-    return x_BHWC + nn.Dense(channels, dtype=self.dtype, name="out")(y)
+    y = einops.rearrange(y, "... h w (qkv k) -> qkv (...) (h w) 1 k", qkv=3)
+    y = jax.nn.dot_product_attention(y[0], y[1], y[2]).reshape(x.shape)
+    return x + nn.Dense(channels, dtype=self.dtype, name="out")(y)
 
 
 class Middle(nn.Module):
@@ -179,10 +207,10 @@ class Middle(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-    x_BHWC = ResidualBlock(self.features, self.dtype, name="block1")(x_BHWC)
-    x_BHWC = Attention(self.dtype, name="attention")(x_BHWC)
-    return ResidualBlock(self.features, self.dtype, name="block2")(x_BHWC)
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = ResidualBlock(self.features, self.dtype, name="block1")(x)
+    x = Attention(self.dtype, name="attention")(x)
+    return ResidualBlock(self.features, self.dtype, name="block2")(x)
 
 
 class Head(nn.Module):
@@ -192,23 +220,31 @@ class Head(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-    y = nn.silu(RMSNorm(name="norm")(x_BHWC))
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = nn.silu(RMSNorm(name="norm")(x))
     return CausalConv(self.features, dtype=self.dtype, name="conv")(y)
 
 
 class TimeUp(nn.Module):
-  """One frame in, two out; in the first step the frame itself, twice."""
+  """One frame in, two out; in the first step the frame itself, twice.
+
+  Of a whole clip's first frame comes one, which is the frame itself.
+  """
 
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BHWC: jax.Array, is_first: jax.Array) -> jax.Array:
-    conv = CausalConv(2 * x_BHWC.shape[-1], 1, self.dtype, name="conv")
+  def __call__(self, x: jax.Array, is_first: jax.Array | None) -> jax.Array:
+    conv = CausalConv(2 * x.shape[-1], 1, self.dtype, name="conv")
     # The convolution never sees the first frame of a clip, not even as past.
-    y = conv(jnp.where(is_first, jnp.zeros_like(x_BHWC), x_BHWC))
+    if is_first is None:
+      y = einops.rearrange(
+        conv(x[:, 1:]), "b t h w (f c) -> b (t f) h w c", f=2
+      )
+      return jnp.concatenate([x[:, :1].astype(self.dtype), y], axis=1)
+    y = conv(jnp.where(is_first, jnp.zeros_like(x), x))
     y_BTHWC = einops.rearrange(y, "b h w (t c) -> b t h w c", t=2)
-    same_BTHWC = einops.repeat(x_BHWC, "b h w c -> b t h w c", t=2)
+    same_BTHWC = einops.repeat(x, "b h w c -> b t h w c", t=2)
     return jnp.where(is_first, same_BTHWC.astype(self.dtype), y_BTHWC)
 
 
@@ -218,7 +254,9 @@ class TimeDown(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BTHWC: jax.Array, is_first: jax.Array) -> jax.Array:
+  def __call__(
+    self, x_BTHWC: jax.Array, is_first: jax.Array | None
+  ) -> jax.Array:
     batch, frames, height, width, channels = x_BTHWC.shape
     kernel_THWIO = self.param(
       "kernel",
@@ -227,11 +265,14 @@ class TimeDown(nn.Module):
       jnp.float32,
     )
     bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-    shape = (batch, 1, height, width, channels)
-    past = self.variable("cache", "past", jnp.zeros, shape, self.dtype)
     x_BTHWC = x_BTHWC.astype(self.dtype)
-    padded = jnp.concatenate([past.value, x_BTHWC], axis=1)
-    past.value = padded[:, -1:]
+    if is_first is None:
+      padded, frames = x_BTHWC, frames - 1
+    else:
+      shape = (batch, 1, height, width, channels)
+      past = self.variable("cache", "past", jnp.zeros, shape, self.dtype)
+      padded = jnp.concatenate([past.value, x_BTHWC], axis=1)
+      past.value = padded[:, -1:]
     taps = [padded[:, tap : tap + frames : 2] for tap in range(WINDOW)]
     kernel = kernel_THWIO.astype(self.dtype)
     y_BTHWC = jnp.einsum(
@@ -239,15 +280,21 @@ class TimeDown(nn.Module):
       jnp.concatenate(taps, axis=-1),
       einops.rearrange(kernel, "t 1 1 i o -> (t i) o"),
     ) + jnp.reshape(bias.astype(self.dtype), (1, 1, 1, 1, -1))
+    if is_first is None:
+      return jnp.concatenate([x_BTHWC[:, :1], y_BTHWC], axis=1)
     return jnp.where(is_first, x_BTHWC[:, 1::2], y_BTHWC)
 
 
 def average_down(
   x_BTHWC: jax.Array, features: int, time: int, space: int
 ) -> jax.Array:
-  """Fold `time` frames and `space`² pixels into channels, average to fewer."""
+  """Fold `time` frames and `space`² pixels into channels, average to fewer.
+
+  Where the frames are one too many, the first is folded with zeros.
+  """
+  missing = -x_BTHWC.shape[1] % time
   x = einops.rearrange(
-    x_BTHWC,
+    jnp.pad(x_BTHWC, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0))),
     "b (t f) (h p) (w q) c -> b t h w (c f p q)",
     f=time,
     p=space,
@@ -257,15 +304,18 @@ def average_down(
 
 
 def duplicate_up(
-  x_BHWC: jax.Array, features: int, time: int, space: int
+  x: jax.Array, features: int, time: int, space: int
 ) -> jax.Array:
-  """Repeat channels, unfold them to `time` frames and `space`² pixels."""
-  repeats = features * time * space**2 // x_BHWC.shape[-1]
-  x = einops.repeat(x_BHWC, "b h w c -> b h w (c n)", n=repeats)
-  return einops.rearrange(
-    x,
-    "b h w (c f p q) -> b f (h p) (w q) c",
+  """Repeat channels, unfold them to `time` frames and `space`² pixels.
+
+  Of a whole clip's first frame only the last that comes is kept.
+  """
+  repeats = features * time * space**2 // x.shape[-1]
+  y_BTHWC = einops.rearrange(
+    einops.repeat(as_clip(x), "b t h w c -> b t h w (c n)", n=repeats),
+    "b t h w (c f p q) -> b (t f) (h p) (w q) c",
     f=time,
     p=space,
     q=space,
   )
+  return y_BTHWC[:, time - 1 :] if x.ndim == 5 else y_BTHWC
