@@ -86,6 +86,21 @@ def test_anti_aliasing_is_interpolate_then_decimate():
   np.testing.assert_allclose(ours[0, :, 0], expected, atol=1e-5)
 
 
+def test_the_filters_gradient_is_that_of_its_sum():
+  random = np.random.default_rng(0)
+  x_BTC, g_BTC = (random.standard_normal((2, n, 3)) for n in (9, 4))
+  taps = tuple(map(float, vocoder.LOW_PASS[::2]))
+  out_BTC, pull = jax.vjp(
+    lambda x: vocoder._filtered(x, taps), jnp.asarray(x_BTC, jnp.float32)
+  )
+  expected = np.zeros_like(x_BTC)
+  for j, tap in enumerate(taps):
+    expected[:, j : j + 4] += tap * g_BTC
+  np.testing.assert_allclose(pull(jnp.float32(g_BTC))[0], expected, atol=1e-6)
+  plain = sum(tap * x_BTC[:, j : j + 4] for j, tap in enumerate(taps))
+  np.testing.assert_allclose(out_BTC, plain, atol=1e-6)
+
+
 def test_upsampling_is_a_transposed_convolution():
   rng = np.random.default_rng(0)
   x, kernel = rng.normal(size=(5, 3)), rng.normal(size=(2, 3, 4, 6))
