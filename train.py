@@ -1,9 +1,9 @@
-"""Train a stage: audio, video, or both towers together.
+"""Train a stage: audio, video, or both towers together; or a codec.
 
   python train.py --config=configs/fusion.py --workdir=DIR
     --config.initial.video=DIR --config.initial.audio=DIR
     --config.data.sources="('DIR',)"
-  python train.py --config=configs/audio_pretrain.py:mini --workdir=DIR …
+  python train.py --config=configs/codec_video.py:mini --workdir=DIR
 
 Run the same command again to go on from the newest checkpoint. Exit codes: 0
 finished, 75 told to stop (SIGTERM) and saved, 1 an error that is said.
@@ -21,6 +21,8 @@ from ovi_jax import runtime
 from ovi_jax.training import loop
 from ovi_jax.training import settings
 from ovi_jax.training import stage
+from ovi_jax.training.codecs import run
+from ovi_jax.training.codecs import settings as codecs
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config")
@@ -34,8 +36,10 @@ def main(argv: list[str]) -> None:
   try:
     if FLAGS.config is None or not FLAGS.workdir:
       raise ValueError("--config=configs/STAGE.py and --workdir=DIR are needed")
-    finished = stage.train(
-      settings.Settings.from_config(FLAGS.config),
+    codec = "component" in FLAGS.config
+    kind, train = (codecs, run.train) if codec else (settings, stage.train)
+    finished = train(
+      kind.Settings.from_config(FLAGS.config),
       FLAGS.config.to_dict(),
       pathlib.Path(FLAGS.workdir),
     )

@@ -80,7 +80,7 @@ def sample(
   settings: settings_lib.Settings, params: dict[str, Any], asked: Asked
 ) -> list[AV[np.ndarray]]:
   """One sample for each caption: latents video_THWC and audio_TC."""
-  model = stage.trainer_of(settings).model
+  model = stage.trainer_of(settings).task.model
   found: dict[int, AV[np.ndarray]] = {}
   for length in sorted(set(asked.lengths)):
     places = [i for i, n in enumerate(asked.lengths) if n == length]

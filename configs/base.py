@@ -69,6 +69,64 @@ def towers(mini: bool, video: bool, audio: bool) -> dict:
   }
 
 
+def optimizer(mini: bool) -> dict:
+  """How parameters are moved."""
+  return {
+    "learning_rate": 3e-3 if mini else 1e-4,
+    "schedule": "cosine" if mini else "constant",
+    "warmup_steps": 10 if mini else 1000,  # ours
+    "final_share": 0.0,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.01,  # ours
+    "clip_norm": 1.0,  # ours
+    "average_decay": 0.99 if mini else 0.9999,  # ours
+    "average_on_host": False,
+  }
+
+
+def codec(
+  mini: bool, component: str, model: dict, task: dict
+) -> ml_collections.ConfigDict:
+  """Fields of a codec's run, explained in `ovi_jax/training/codecs`.
+
+  Args:
+    mini: for one core.
+    component: a key of `codecs/table.py`.
+    model: its sizes.
+    task: weights of its terms.
+  """
+  return ml_collections.ConfigDict(
+    {
+      "component": component,
+      "model": model,
+      "task": task,
+      "data": {
+        "sources": ("world:0",),
+        "split": "train",
+        "frames": 0,
+        "samples": 0,
+        "tokenizer": "",
+        "text_rows": 64,
+        "workers": 0 if mini else 8,
+        "prefetch": 2,
+      },
+      "optimizer": optimizer(mini),
+      "steps": 200 if mini else 100_000,
+      "batch": 4 if mini else 64,
+      "parts": 1,
+      "seed": 0,
+      "dtype": "auto",
+      "mesh": {"data": 1, "fsdp": 0, "context": 1, "tensor": 1},
+      "cadence": {"log": 10, "save": 200 if mini else 1000},
+      "profile_steps": (0, 0),
+      "keep": {"last": 2, "every": 0},
+    },
+    convert_dict=True,
+  )
+
+
 def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
   """Fields with the values that most stages have."""
   return ml_collections.ConfigDict(
@@ -91,19 +149,7 @@ def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
         "prompt_dropout": {"video": 0.1, "audio": 0.1},  # ours
         "first_frame": 0.0,
       },
-      "optimizer": {
-        "learning_rate": 3e-3 if mini else 1e-4,
-        "schedule": "cosine" if mini else "constant",
-        "warmup_steps": 10 if mini else 1000,  # ours
-        "final_share": 0.0,
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "eps": 1e-8,
-        "weight_decay": 0.01,  # ours
-        "clip_norm": 1.0,  # ours
-        "average_decay": 0.99 if mini else 0.9999,  # ours
-        "average_on_host": False,
-      },
+      "optimizer": optimizer(mini),
       "data": {
         "sources": ("",),
         "weights": (),

@@ -31,7 +31,7 @@ from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from ovi_jax.modality import AV
 
-_ENDLESS = 2**62
+ENDLESS = 2**62
 _TEXT_STEP = 32  # rows by which text that travels is cut
 
 
@@ -113,7 +113,7 @@ class _Numbered:
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
-    return _ENDLESS
+    return ENDLESS
 
   def __getitem__(self, index: int) -> schema.Batch:
     number = index + self._first
@@ -154,6 +154,32 @@ def _end_with_parent(worker: int, workers: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
+def in_order(numbered: Any, workers: int, prefetch: int) -> Any:
+  """grain's iterator over batches that are asked for by number.
+
+  Args:
+    numbered: has `__getitem__` and `__len__`, and can be pickled.
+    workers: processes that make batches; 0 makes them in threads of this one.
+    prefetch: batches that each worker (or this process) keeps ready.
+  """
+  # A worker overlaps with the others; alone, threads must do it.
+  ready = 1 if workers else prefetch
+  reading = grain.MapDataset.source(numbered).to_iter_dataset(
+    grain.ReadOptions(num_threads=ready, prefetch_buffer_size=ready)
+  )
+  if workers:
+    # grain asks absl for a flag; where no absl app runs, none was parsed.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    reading = reading.mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers=workers, per_worker_buffer_size=prefetch
+      ),
+      worker_init_fn=_end_with_parent,
+    )
+  return iter(reading)
+
+
 class Loader(Iterator[schema.Batch]):
   """An endless iterator of this process's rows of each global batch.
 
@@ -190,23 +216,7 @@ class Loader(Iterator[schema.Batch]):
     settings = self._share.settings
     cursor, _ = self._plan.block(self._step)
     numbered = _Numbered(self._share, self._step, cursor)
-    # A worker overlaps with the others; alone, threads must do it.
-    ready = 1 if settings.workers else settings.prefetch
-    reading = grain.MapDataset.source(numbered).to_iter_dataset(
-      grain.ReadOptions(num_threads=ready, prefetch_buffer_size=ready)
-    )
-    if settings.workers:
-      # grain asks absl for a flag; where no absl app runs, none was parsed.
-      if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-      reading = reading.mp_prefetch(
-        grain.MultiprocessingOptions(
-          num_workers=settings.workers,
-          per_worker_buffer_size=settings.prefetch,
-        ),
-        worker_init_fn=_end_with_parent,
-      )
-    return iter(reading)
+    return in_order(numbered, settings.workers, settings.prefetch)
 
   def get_state(self) -> dict[str, Any]:
     """Where the iterator stands; JSON can hold it, every process has the same.

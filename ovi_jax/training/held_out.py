@@ -73,7 +73,7 @@ class HeldOut:
   """Call it with a state; the averaged parameters count where there are any.
 
   Attributes:
-    trainer: its model is judged.
+    model: the denoiser.
     mesh: the devices.
     batches: begins a pass over the held-out records: batches on the devices,
       always in the same order; rows of lengths 0 stand for no record. Every
@@ -84,7 +84,7 @@ class HeldOut:
     seed: of the noise.
   """
 
-  trainer: step.Trainer
+  model: fusion.FusionDiT
   mesh: jax.sharding.Mesh
   batches: Callable[[], Iterator[schema.Batch]]
   null_SE: np.ndarray
@@ -138,7 +138,7 @@ class HeldOut:
     self, params: Any
   ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Summed loss [levels] and number of records, by modality."""
-    names = self.trainer.model.config.present()
+    names = self.model.config.present()
     losses = {name: np.zeros(self.levels) for name in names}
     records = dict.fromkeys(names, 0)
 
@@ -153,7 +153,7 @@ class HeldOut:
     last: Sums | None = None
     for batch in self.batches():
       made = self._program(
-        model=self.trainer.model,
+        model=self.model,
         levels=self.levels,
         params=params,
         batch=batch._replace(ids=None),

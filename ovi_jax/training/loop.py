@@ -17,14 +17,13 @@ import jax
 import numpy as np
 import tqdm
 
-from ovi_jax import flops
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.data import schema
-from ovi_jax.modality import AV
 from ovi_jax.training import logs as logs_lib
 from ovi_jax.training import optimizer
 from ovi_jax.training import placement
 from ovi_jax.training import step as steps
+from ovi_jax.training import task as tasks
 from ovi_jax.training import utilization
 
 INTERRUPTED = 75  # exit code of a run that saved because it was told to stop
@@ -89,7 +88,7 @@ class Work:
     directory: for traces.
     cadence: what happens when.
     prepare: places a batch on the mesh; encodes media, if they are read.
-    attention_only: whether only the attention stage's parameters are trained.
+    cost: of a batch on the devices; `None` for a task that counts none.
     held_out: called with the state; returns scalars to log.
     samples: called with the state.
   """
@@ -105,7 +104,7 @@ class Work:
   prepare: Callable[[schema.Batch, jax.sharding.Mesh], schema.Batch] = (
     placement.batch
   )
-  attention_only: bool = False
+  cost: Callable[[schema.Batch], tasks.Cost] | None = None
   held_out: Callable[[steps.State], Mapping[str, float]] = lambda _: {}
   samples: Callable[[steps.State], Any] = lambda _: None
 
@@ -117,8 +116,7 @@ class Report(NamedTuple):
   metrics: steps.Metrics
   ids: np.ndarray
   clips: int
-  tokens: int
-  operations: float
+  cost: tasks.Cost | None
   waited: float
 
 
@@ -198,8 +196,8 @@ def _loop(work: Work, state: steps.State, stop: list[int], log: Log) -> bool:
       batch = work.prepare(host, work.mesh)
       state, metrics = advance(state, batch)
       number += 1
-      clips = (host.ids, batch.latents)
-      following = _report(work, number, metrics, clips, waited)
+      batch = batch._replace(ids=host.ids)
+      following = _report(work, number, metrics, batch, waited)
       if last is not None:
         window.add(last)
       last = following
@@ -283,17 +281,20 @@ class Window:
       line |= {
         "speed/step_seconds": seconds / len(timed),
         "speed/clips_per_second": sum(r.clips for r in timed) / seconds,
-        "speed/tokens_per_second": sum(r.tokens for r in timed) / seconds,
         "speed/waiting_share": sum(r.waited for r in timed) / seconds,
+      }
+    if costs := [r.cost for r in timed if r.cost is not None]:
+      line |= {
+        "speed/tokens_per_second": sum(c.tokens for c in costs) / seconds,
         "speed/model_flops_utilization": utilization.share(
-          sum(r.operations for r in timed), seconds, *self._device
+          sum(c.operations for c in costs), seconds, *self._device
         ),
       }
-    for name in reports[-1].metrics.losses.present():
+    for name in reports[-1].metrics.losses:
       losses = np.concatenate(
-        [np.ravel(getattr(r.metrics.losses, name)) for r in reports]
+        [np.ravel(r.metrics.losses[name]) for r in reports]
       )
-      # Zero stands for a record that lacks the modality.
+      # Zero stands for a record that lacks what the term is of.
       kept = losses[losses > 0]
       line[f"train/loss_{name}"] = kept.mean() if kept.size else None
     return line
@@ -303,7 +304,7 @@ def _report(
   work: Work,
   number: int,
   metrics: steps.Metrics,
-  batch: tuple[np.ndarray, AV[jax.Array]],
+  batch: schema.Batch,
   waited: float,
 ) -> Report:
   """What is known of a step when it has been sent off.
@@ -312,25 +313,15 @@ def _report(
     work: what the run is given.
     number: of the step.
     metrics: of the step.
-    batch: ids of this process' rows, and the latents of all rows.
+    batch: of all rows, but for the ids, which are of this process' rows.
     waited: seconds, for the batch.
   """
-  towers, (ids, latents) = work.trainer.model.config, batch
-  tokens = AV(
-    **{
-      name: int(np.prod(towers._asdict()[name].grid(x.shape)))
-      for name, x in latents.present().items()
-    }
-  )
-  clips = jax.tree.leaves(latents)[0].shape[0]
-  operations = flops.forward(towers, tokens).training(work.attention_only)
   return Report(
     step=number,
     metrics=metrics,
-    ids=ids,
-    clips=clips,
-    tokens=sum(tokens.present().values()) * clips,
-    operations=operations * clips,
+    ids=batch.ids,
+    clips=jax.tree.leaves(batch)[0].shape[0],
+    cost=None if work.cost is None else work.cost(batch),
     waited=waited,
   )
 
@@ -340,7 +331,7 @@ def _check_finite(report: Report, metrics: steps.Metrics) -> None:
   if np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm):
     return
   bad = np.zeros(len(report.ids), bool)
-  for losses_B in metrics.losses.present().values():
+  for losses_B in metrics.losses.values():
     if len(losses_B) == len(bad):
       bad |= ~np.isfinite(losses_B)
   which = report.ids[bad] if bad.any() else report.ids

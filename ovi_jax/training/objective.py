@@ -6,6 +6,7 @@ Float32 around a model of any compute dtype. (Paper, section 3.2.)
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -60,6 +61,33 @@ class Drawn(NamedTuple):
   noise: AV[jax.Array]
   dropped: AV[jax.Array]  # bool: the empty prompt
   clean: jax.Array  # bool: the first frame
+
+
+class FlowMatching(NamedTuple):
+  """The task of every stage: the velocity from data to noise, predicted.
+
+  Terms are the modalities; `task.Task` says what the methods are.
+
+  Attributes:
+    model: the denoiser.
+    objective: what is asked of it.
+  """
+
+  model: fusion.FusionDiT
+  objective: Objective
+
+  def draw(self, key: jax.Array, example: schema.Batch) -> "Drawn":
+    return draw(self.objective, key, example.latents)
+
+  def weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
+    return loss.weights(batch.lengths, self.objective.scales).present()
+
+  def terms(
+    self, params: Any, batch: schema.Batch, drawn: "Drawn", null_SE: jax.Array
+  ) -> Mapping[str, jax.Array]:
+    may_be_clean = self.objective.first_frame > 0
+    found = losses(self.model, params, batch, drawn, null_SE, may_be_clean)
+    return found.present()
 
 
 def draw(objective: Objective, key: jax.Array, latents: AV[jax.Array]) -> Drawn:

@@ -27,17 +27,20 @@ def state_shardings(
 
   Args:
     state: arrays, or their shapes.
-    towers: the model's configuration; `None` for an absent tower.
+    towers: the model's configuration, `None` for an absent tower; with neither
+      tower, the state is a codec's, and whole on every device.
     mesh: where they will live.
     average_on_host: the average lies in the memory of the devices' hosts.
 
   Raises:
     ValueError: the partition table does not fit the parameters.
   """
-  both = len(towers.present()) == 2
-  placed = partition.shardings(
-    state.frozen | state.trained, partition.FUSION, mesh, all_rows=both
-  )
+  placed: dict[str, jax.sharding.NamedSharding] = {}
+  if number := len(towers.present()):
+    params = state.frozen | state.trained
+    placed = partition.shardings(
+      params, partition.FUSION, mesh, all_rows=number == 2
+    )
   whole = partition.replicated(mesh)
 
   def of(path: tuple[Any, ...], _: Any) -> jax.sharding.NamedSharding:

@@ -14,6 +14,7 @@ import numpy as np
 from ovi_jax.components import loading
 from ovi_jax.data import held_out as kept
 from ovi_jax.data import schema
+from ovi_jax.models import fusion
 from ovi_jax.training import held_out
 from ovi_jax.training import placement
 from ovi_jax.training import prepare
@@ -68,7 +69,7 @@ class Review:
 
   def held_out(
     self,
-    trainer: step.Trainer,
+    model: fusion.FusionDiT,
     ready: prepare.Prepare,
     null_SE: np.ndarray,
   ) -> Callable[[step.State], dict[str, float]]:
@@ -84,7 +85,7 @@ class Review:
       return (ready(batch, self.mesh) for batch in each)
 
     return held_out.HeldOut(
-      trainer=trainer,
+      model=model,
       mesh=self.mesh,
       batches=batches,
       null_SE=null_SE,
@@ -94,7 +95,7 @@ class Review:
 
   def samples(
     self,
-    trainer: step.Trainer,
+    model: fusion.FusionDiT,
     ready: prepare.Prepare,
     null_SE: np.ndarray,
     components: loading.Components | None,
@@ -108,7 +109,7 @@ class Review:
     first = itertools.islice(records.records(), count)
     embed = functools.partial(_with_text, ready)
     return samples.Samples(
-      model=trainer.model,
+      model=model,
       mesh=self.mesh,
       components=components,
       directory=directory,

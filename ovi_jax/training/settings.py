@@ -151,16 +151,16 @@ class Settings:
       "model": model,
       "initial": _pair(values, "initial", lambda v, _: v),
       "objective": _objective(values.pop("objective")),
-      "optimizer": _built(
+      "optimizer": built(
         optimizer.OptimizerSettings, values.pop("optimizer"), "optimizer"
       ),
       "data": _data(values.pop("data"), model, values.get("components", "")),
-      "held_out": _built(held_out.Records, values.pop("held_out"), "held_out"),
+      "held_out": built(held_out.Records, values.pop("held_out"), "held_out"),
       "samples": _samples(values.pop("samples")),
-      "cadence": _cadence(values),
-      "keep": _built(Keep, values.pop("keep"), "keep"),
+      "cadence": cadence(values),
+      "keep": built(Keep, values.pop("keep"), "keep"),
     }
-    return _built(cls, values | made, "")
+    return built(cls, values | made, "")
 
   def compute_dtype(self, platform: str) -> jnp.dtype:
     """What the model computes in on a platform."""
@@ -176,7 +176,7 @@ class Settings:
     return jnp.dtype(self.frozen_dtype)
 
 
-def _built(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+def built(cls: Any, values: Mapping[str, Any], where: str) -> Any:
   """An instance of a frozen dataclass; every field by name, none unknown."""
   fields = dataclasses.fields(cls)
   needed = {
@@ -199,12 +199,12 @@ def _built(cls: Any, values: Mapping[str, Any], where: str) -> Any:
 def _tower(values: Mapping[str, Any], where: str) -> dit.DiTConfig:
   """A tower's sizes; JSON has made a list of the patch."""
   patch = {k: tuple(v) for k, v in values.items() if k == "patch"}
-  return _built(dit.DiTConfig, {**values, **patch}, where)
+  return built(dit.DiTConfig, {**values, **patch}, where)
 
 
 def _pair(values: dict[str, Any], name: str, make: Any) -> AV[Any]:
   """Take `values[name]` as a pair; `None` stays."""
-  pair = _built(Pair, values.pop(name), name)
+  pair = built(Pair, values.pop(name), name)
   return AV(
     **{
       n: None if v is None else make(v, f"{name}.{n}")
@@ -221,14 +221,15 @@ class Pair:
   audio: Any = None
 
 
-def _cadence(values: dict[str, Any]) -> loop.Cadence:
+def cadence(values: dict[str, Any]) -> loop.Cadence:
+  """Take what happens when, `profile_steps` included."""
   profile = {"profile": tuple(values.pop("profile_steps", (0, 0)))}
-  return _built(loop.Cadence, values.pop("cadence") | profile, "cadence")
+  return built(loop.Cadence, values.pop("cadence") | profile, "cadence")
 
 
 def _samples(values: dict[str, Any]) -> samples.SampleSettings:
   made = {"guidance": _pair(values, "guidance", lambda v, _: v)}
-  return _built(samples.SampleSettings, values | made, "samples")
+  return built(samples.SampleSettings, values | made, "samples")
 
 
 def _objective(values: dict[str, Any]) -> objective.Objective:
@@ -236,8 +237,8 @@ def _objective(values: dict[str, Any]) -> objective.Objective:
     name: _pair(values, name, lambda v, _: v)
     for name in ("scales", "prompt_dropout")
   }
-  made["times"] = _built(times.Times, values.pop("times"), "objective.times")
-  return _built(objective.Objective, values | made, "objective")
+  made["times"] = built(times.Times, values.pop("times"), "objective.times")
+  return built(objective.Objective, values | made, "objective")
 
 
 def _data(
@@ -274,4 +275,4 @@ def _data(
   made["text_rows"] = towers[0].text_length
   if text == CAPTIONS:
     made["tokenizer"] = str(pathlib.Path(components) / directory.TOKENIZER)
-  return _built(data_settings.LoaderSettings, values | made, "data")
+  return built(data_settings.LoaderSettings, values | made, "data")

@@ -27,12 +27,14 @@ from ovi_jax.models import fusion
 from ovi_jax.parallel import mesh as meshes
 from ovi_jax.training import logs
 from ovi_jax.training import loop
+from ovi_jax.training import objective
 from ovi_jax.training import placement
 from ovi_jax.training import prepare
 from ovi_jax.training import review
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step
 from ovi_jax.training import trainable
+from ovi_jax.training import utilization
 
 CHECKPOINTS = "checkpoints"
 MAY_CHANGE = (
@@ -76,7 +78,7 @@ def train(
       step. `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
-  mesh = mesh_of(settings)
+  mesh = mesh_of(settings.mesh)
   placement.check_batch(settings.batch, settings.parts, mesh)
   trainer = trainer_of(settings)
   components = prepare.components(settings, mesh)
@@ -99,10 +101,10 @@ def train(
     trained = sum(x.size for x in target.trained.values())
     whole = trained + sum(x.size for x in target.frozen.values())
     log(f"training {trained:,} of {whole:,} parameters on {mesh.size} devices")
-    with _opened(settings, workdir, log) as (manager, written):
+    with opened(settings.keep, workdir, log) as (manager, written):
       ready = prepare.load(settings, components)
       null_SE = ready.null_text(np.asarray(source.null_text))
-      shown = trainer, ready, null_SE
+      shown = trainer.task.model, ready, null_SE
       work = loop.Work(
         trainer=trainer,
         mesh=mesh,
@@ -115,7 +117,11 @@ def train(
         prepare=ready,
         held_out=held_out.held_out(*shown),
         samples=held_out.samples(*shown, components, workdir),
-        attention_only=settings.trains == trainable.ATTENTION,
+        cost=functools.partial(
+          utilization.cost,
+          settings.model,
+          settings.trains == trainable.ATTENTION,
+        ),
       )
       state = loop.resume(work, target, log)
       if state is None:
@@ -127,26 +133,26 @@ def train(
 
 
 @contextlib.contextmanager
-def _opened(
-  settings: settings_lib.Settings, workdir: pathlib.Path, log: Log
+def opened(
+  keep: settings_lib.Keep, workdir: pathlib.Path, log: Log
 ) -> Iterator[tuple[managers.Manager, logs.Logs]]:
   """Checkpoints and logs of a run's directory."""
   config = managers.Config(
     directory=str(workdir / CHECKPOINTS),
-    keep_last=settings.keep.last,
-    keep_every=settings.keep.every,
+    keep_last=keep.last,
+    keep_every=keep.every,
   )
   with managers.Manager(config, log) as manager, logs.Logs(workdir) as written:
     yield manager, written
 
 
-def mesh_of(settings: settings_lib.Settings) -> jax.sharding.Mesh:
-  """The mesh that the settings name; one axis may take what is left over.
+def mesh_of(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
+  """The mesh of a run; one axis may take the devices that are left over.
 
   Raises:
     ValueError: the axes do not multiply to the devices.
   """
-  sizes, devices = dict(settings.mesh), jax.devices()
+  sizes, devices = dict(sizes), jax.devices()
   open_axes = [name for name, size in sizes.items() if size == 0]
   if len(open_axes) == 1:
     taken = int(np.prod([s for s in sizes.values() if s]))
@@ -154,7 +160,9 @@ def mesh_of(settings: settings_lib.Settings) -> jax.sharding.Mesh:
   return meshes.make(devices, **sizes)
 
 
-def trainer_of(settings: settings_lib.Settings) -> step.Trainer:
+def trainer_of(
+  settings: settings_lib.Settings,
+) -> step.Trainer[objective.FlowMatching]:
   """The step's parts, the schedule checked."""
   platform = runtime.platform()
   dtype = settings.compute_dtype(platform)
@@ -163,9 +171,9 @@ def trainer_of(settings: settings_lib.Settings) -> step.Trainer:
     settings.attention, platform, dtype, tower.head_size
   )
   fusion.rematerialized(lambda x: x, settings.remat)
+  model = fusion.FusionDiT(settings.model, dtype, backend, remat=settings.remat)
   trainer = step.Trainer(
-    fusion.FusionDiT(settings.model, dtype, backend, remat=settings.remat),
-    settings.objective,
+    objective.FlowMatching(model, settings.objective),
     settings.optimizer,
     settings.steps,
     settings.parts,

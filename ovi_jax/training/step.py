@@ -7,8 +7,11 @@ neither the devices nor accumulation change it.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
+from typing import Generic
 from typing import NamedTuple
+from typing import TypeVar
 
 import einops
 import jax
@@ -16,12 +19,11 @@ import jax.numpy as jnp
 import optax
 
 from ovi_jax.data import schema
-from ovi_jax.diffusion import loss
-from ovi_jax.modality import AV
-from ovi_jax.models import fusion
-from ovi_jax.training import objective as objectives
 from ovi_jax.training import optimizer as optimizers
+from ovi_jax.training import task as tasks
 from ovi_jax.training import trainable
+
+T = TypeVar("T", bound=tasks.Task)
 
 
 class State(NamedTuple):
@@ -55,29 +57,27 @@ class Metrics(NamedTuple):
   """What a step reports, float32.
 
   Attributes:
-    loss: weighted sum over the modalities.
-    losses: loss_B of each modality; 0 for records that lack it.
+    loss: weighted sum over the task's terms.
+    losses: term_B by name; 0 for records that lack what it is of.
     gradient_norm: before clipping.
   """
 
   loss: jax.Array
-  losses: AV[jax.Array]
+  losses: Mapping[str, jax.Array]
   gradient_norm: jax.Array
 
 
-class Trainer(NamedTuple):
+class Trainer(NamedTuple, Generic[T]):
   """What a step is made of; static, so a program is compiled for each.
 
   Attributes:
-    model: the denoiser.
-    objective: its loss.
+    task: what is learnt.
     optimizer: how parameters are moved.
     steps: of the whole run, for the schedule.
     parts: a batch is divided into so many, their gradients are summed.
   """
 
-  model: fusion.FusionDiT
-  objective: objectives.Objective
+  task: T
   optimizer: optimizers.OptimizerSettings
   steps: int
   parts: int = 1
@@ -108,36 +108,27 @@ def init(
   )
 
 
-def drawn_for(
-  trainer: Trainer, state: State, latents: AV[jax.Array]
-) -> objectives.Drawn:
+def drawn_for(trainer: Trainer, state: State, batch: schema.Batch) -> Any:
   """What is drawn for a batch at the state's step."""
+  batch = batch._replace(ids=None)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-  places_B = jnp.arange(jax.tree.leaves(latents)[0].shape[0])
+  places_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places_B)
-  return jax.vmap(functools.partial(objectives.draw, trainer.objective))(
-    keys, latents
-  )
+  return jax.vmap(trainer.task.draw)(keys, batch)
 
 
 def gradients(
   trainer: Trainer, state: State, batch: schema.Batch, null_SE: jax.Array
-) -> tuple[dict[str, jax.Array], jax.Array, AV[jax.Array]]:
+) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
   """Gradients of the trained parameters, the loss, and each example's."""
-  drawn = drawn_for(trainer, state, batch.latents)
-  weights = loss.weights(batch.lengths, trainer.objective.scales)
+  batch = batch._replace(ids=None)
+  drawn = drawn_for(trainer, state, batch)
+  weights = dict(trainer.task.weights(batch))
 
   def weighted(trained, part):
     batch, drawn, weights = part
     params = trainable.nested(state.frozen | trained)
-    losses = objectives.losses(
-      trainer.model,
-      params,
-      batch,
-      drawn,
-      null_SE,
-      trainer.objective.first_frame > 0,
-    )
+    losses = dict(trainer.task.terms(params, batch, drawn, null_SE))
     terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
     return sum(jax.tree.leaves(terms)), losses
 
@@ -146,7 +137,7 @@ def gradients(
     (total, losses), found = function(state.trained, part)
     return (found, total), losses
 
-  whole = (batch._replace(ids=None), drawn, weights)
+  whole = (batch, drawn, weights)
   if trainer.parts == 1:
     (found, total), losses = gradient(whole)
     return found, total, losses

@@ -6,6 +6,14 @@ the makers' data sheets; on a device kind that is not listed nothing is said.
 """
 
 from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ovi_jax import flops
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.training import task
 
 # TFLOP/s of one device, by JAX's `device_kind`.
 PEAKS: Mapping[str, float] = {
@@ -23,6 +31,28 @@ PEAKS: Mapping[str, float] = {
   "NVIDIA H100 PCIe": 756,
   "NVIDIA H200": 989.4,
 }
+
+
+def cost(
+  towers: AV[Any], attention_only: bool, batch: schema.Batch
+) -> task.Cost:
+  """What a step of the denoiser on a batch of latents is.
+
+  Args:
+    towers: sizes of each tower, `None` for an absent one.
+    attention_only: whether only the attention stage's parameters are trained.
+    batch: of all rows.
+  """
+  latents = batch.latents.present()
+  tokens = AV(
+    **{
+      name: int(np.prod(towers._asdict()[name].grid(x.shape)))
+      for name, x in latents.items()
+    }
+  )
+  clips = next(iter(latents.values())).shape[0]
+  operations = flops.forward(towers, tokens).training(attention_only)
+  return task.Cost(sum(tokens.present().values()) * clips, operations * clips)
 
 
 def share(

@@ -51,7 +51,7 @@ def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
     for batch in records(size, towers):
       yield placement.batch(blank(batch, rows), mesh)
 
-  given = {"trainer": made, "mesh": mesh, "null_SE": step_test.NULL}
+  given = {"model": made.task.model, "mesh": mesh, "null_SE": step_test.NULL}
   given |= {"batches": batches, "levels": 2}
   return held_out.HeldOut(**given | changes)
 
@@ -66,7 +66,8 @@ def alone():
     if "video" not in name and "fusion_" not in name
   }
   model = fusion.FusionDiT(AV(None, step_test.CONFIG.audio))
-  made = step_test.trainer()[0]._replace(model=model)
+  made = step_test.trainer()[0]
+  made = made._replace(task=made.task._replace(model=model))
   return made, step.init(made, *trainable.split(params, trainable.ALL), seed=1)
 
 
@@ -124,7 +125,7 @@ def test_records_that_lack_a_modality_do_not_count(twos, losses):
   summed, counts = [], []
   for place, alone in enumerate(records(1)):
     made = twos._program(
-      model=twos.trainer.model,
+      model=twos.model,
       levels=2,
       params=state.params(),
       batch=placement.batch(blank(alone, 1), ONE),
@@ -209,7 +210,7 @@ def test_nothing_to_judge(twos):
     judged(2, batches=lambda: iter(()))(step_test.trainer()[1])
   with pytest.raises(ValueError, match="levels of noise must be at least 1"):
     held_out.HeldOut(
-      trainer=twos.trainer,
+      model=twos.model,
       mesh=ONE,
       batches=lambda: iter(()),
       null_SE=step_test.NULL,

@@ -1,5 +1,6 @@
 """The loop on the stand-in's weights: restarts, signals, bad numbers, logs."""
 
+import functools
 import os
 import signal
 import types
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 
 from ovi_jax.checkpoint import manager
-from ovi_jax.modality import AV
 from ovi_jax.parallel import mesh as meshes
 from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import placement
 from ovi_jax.training import step as steps
+from ovi_jax.training import utilization
 from tests import parity
 from tests.training import step_test
 
@@ -59,7 +60,7 @@ def one_run(path, source, *, devices=1, save=0, stop=None):
       logs=written,
       directory=str(path),
       cadence=loop.Cadence(log=2, save=save),
-      attention_only=True,
+      cost=functools.partial(utilization.cost, step_test.CONFIG, True),
     )
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -152,11 +153,11 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
   )
   window = loop.Window(work)
   ones = np.ones(1)
-  metrics = steps.Metrics(np.ones(()), AV(ones, ones), np.ones(()))
+  metrics = steps.Metrics(np.ones(()), {"sound": ones}, np.ones(()))
   # Seconds until each step ends; the first compiles.
   for number, seconds in enumerate((60, 2, 3, 3, 2, 4), 1):
     clock[0] += seconds
-    window.add(loop.Report(number, metrics, ones, 1, 1, 1.0, 0.0))
+    window.add(loop.Report(number, metrics, ones, 1, None, 0.0))
     if number == 5:
       clock[0] += 100
       window.pause()

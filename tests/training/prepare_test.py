@@ -57,7 +57,7 @@ def config(source, weights, **changes):
 def batches(values, count):
   """The first batches of a run on the devices, and the empty prompt."""
   chosen = settings.Settings.from_config(values)
-  mesh = stage.mesh_of(chosen)
+  mesh = stage.mesh_of(chosen.mesh)
   source = loader.load(chosen.data, batch=chosen.batch, seed=0)
   ready = prepare.load(chosen, prepare.components(chosen, mesh))
   made = [ready(next(source), mesh) for _ in range(count)]

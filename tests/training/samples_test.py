@@ -50,7 +50,7 @@ def towers(*names: str) -> tuple[fusion.FusionDiT, step.State]:
   """The stand-in's model and a state, of one tower or both."""
   made, state = step_test.trainer()
   if len(names) == 2:
-    return made.model, state
+    return made.task.model, state
   config = AV(**{n: getattr(standin_models.fusion_config(), n) for n in names})
   absent = AV(*AV._fields)._asdict().keys() - set(names)
   kept = {
@@ -58,8 +58,8 @@ def towers(*names: str) -> tuple[fusion.FusionDiT, step.State]:
     for path, x in trainable.flat(standin_models.fusion_params()).items()
     if not absent & set(path.split("/")) and "fusion_" not in path
   }
-  made = made._replace(model=fusion.FusionDiT(config))
-  return made.model, step.init(made, *trainable.split(kept, "all"), seed=1)
+  state = step.init(made, *trainable.split(kept, "all"), seed=1)
+  return fusion.FusionDiT(config), state
 
 
 @pytest.fixture(scope="module")

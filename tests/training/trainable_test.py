@@ -39,7 +39,7 @@ def test_optimizer_memory_is_for_the_trained_only(full):
     n: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for n, x in frozen.items()
   }
   settings = optimizer.OptimizerSettings(learning_rate=5e-5)
-  trainer = step.Trainer(None, None, settings, 40_000)
+  trainer = step.Trainer(None, settings, 40_000)
   state = jax.eval_shape(
     lambda t, f: step.init(trainer, t, f, 0), trained, frozen
   )

@@ -1,0 +1,121 @@
+"""A codec's run from its settings: everything checked, then everything made.
+
+`stage` does the same for towers; loop, checkpoints and logs are the same.
+"""
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ovi_jax import runtime
+from ovi_jax.checkpoint import workdir as workdirs
+from ovi_jax.modality import AV
+from ovi_jax.training import loop
+from ovi_jax.training import placement
+from ovi_jax.training import stage
+from ovi_jax.training import step
+from ovi_jax.training import trainable
+from ovi_jax.training.codecs import input as inputs
+from ovi_jax.training.codecs import settings as settings_lib
+from ovi_jax.training.codecs import table
+
+MAY_CHANGE = (
+  "cadence",
+  "keep",
+  "mesh",
+  "profile_steps",
+  "data.sources",  # the input knows a dataset wherever it lies
+  "data.workers",
+  "data.prefetch",
+  "steps",
+)
+
+
+def train(
+  settings: settings_lib.Settings,
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  log: loop.Log = print,
+) -> bool:
+  """Train a codec, from the beginning or from its newest checkpoint.
+
+  Args:
+    settings: of the run.
+    config: the same as plain values, kept in `workdir`.
+    workdir: of the run: config, checkpoints, logs.
+    log: called with each line for the user.
+
+  Returns:
+    Whether the run is finished; `False` if it was told to stop and saved.
+
+  Raises:
+    ValueError: config, data or directory cannot be; before the first step.
+      `loop.NonFinite` later.
+    OSError: the directory cannot be written.
+  """
+  mesh = stage.mesh_of(settings.mesh)
+  placement.check_batch(settings.batch, settings.parts, mesh)
+  trainer = trainer_of(settings)
+  source = inputs.opened(
+    settings.data,
+    batch=settings.batch,
+    seed=settings.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  with contextlib.closing(source):
+    make = functools.partial(initial_state, settings, trainer)
+    shapes = jax.eval_shape(make)
+    placed = placement.state_shardings(
+      shapes, AV(), mesh, settings.optimizer.average_on_host
+    )
+    workdirs.check_config(workdir, config, MAY_CHANGE)
+    count = sum(x.size for x in shapes.trained.values())
+    log(
+      f"training {settings.component}, {count:,} parameters, on {mesh.size}"
+      " devices"
+    )
+    with stage.opened(settings.keep, workdir, log) as (manager, written):
+      work = loop.Work(
+        trainer=trainer,
+        mesh=mesh,
+        input=source,
+        null_SE=np.zeros((1, 1), np.float32),
+        manager=manager,
+        logs=written,
+        directory=str(workdir),
+        cadence=settings.cadence,
+      )
+      target: Any = jax.tree.map(
+        lambda x, sharding: x.update(sharding=sharding), shapes, placed
+      )
+      state = loop.resume(work, target, log)
+      if state is None:
+        state = jax.jit(make, out_shardings=placed)()
+      return loop.run(work, state, log)
+
+
+def trainer_of(settings: settings_lib.Settings) -> step.Trainer:
+  """The step's parts, the schedule checked."""
+  trainer = step.Trainer(
+    settings.made_task(runtime.platform()),
+    settings.optimizer,
+    settings.steps,
+    settings.parts,
+  )
+  trainer.transformation  # noqa: B018  a warm-up that is too long says so
+  return trainer
+
+
+def initial_state(
+  settings: settings_lib.Settings, trainer: step.Trainer
+) -> step.State:
+  """The state before the first step, of random parameters."""
+  key = jax.random.key(settings.seed)
+  params = table.init(settings.component, trainer.task, key)
+  return step.init(trainer, trainable.flat(params), {}, settings.seed)

@@ -1,0 +1,44 @@
+"""The components that can be trained by themselves, and how.
+
+A task is a frozen dataclass of `config` (the component's sizes), `dtype`
+(compute dtype) and, with defaults, of what `config.task` names; see
+`training.task`. It starts from the component's own random parameters, unless
+it has a method `init(key)`, which gives those and, under `head`, what only
+training needs and `assemble` leaves out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import jax
+
+from ovi_jax.models import architecture
+from ovi_jax.models.video_vae import config as video_vae
+from ovi_jax.training.codecs import video
+
+HEAD = "head"  # parameters of a task that are not the component's
+
+
+class Row(NamedTuple):
+  """What is known of a component.
+
+  Attributes:
+    sizes: its config, with `from_release`.
+    task: how it is trained.
+  """
+
+  sizes: Any
+  task: Any
+
+
+TABLE: Mapping[str, Row] = {
+  "video_vae": Row(video_vae.VideoVAEConfig, video.VideoVAETask),
+}
+
+
+def init(component: str, task: Any, key: jax.Array) -> Mapping[str, Any]:
+  """The parameters that training begins with, nested."""
+  if hasattr(task, "init"):
+    return task.init(key)
+  return architecture.init(component, task.config, key)

@@ -1,0 +1,94 @@
+"""What the video autoencoder is trained to do: give back clips it has encoded.
+
+Float32 around a network of any compute dtype. Whole short clips go through at
+once (`codec.encode_whole`); the first frame of a crop is, to the network, the
+first of a clip. (Ovi and Wan2.2 publish no training of theirs; terms and
+weights are ours.)
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ovi_jax.data import schema
+from ovi_jax.models.video_vae import codec
+from ovi_jax.models.video_vae import config as video_vae
+
+_LOGVAR = (-30.0, 20.0)  # limits of the logarithm of a latent's variance
+_STILL = 0.02  # share of change that is taken for none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoVAETask:
+  """Terms: the error of pixels, of those that change, and of the latents.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+    pixels: weight of the mean error of all pixels, which are in [-1, 1].
+    moving: weight of the mean error of pixels weighed by how far they are from
+      their mean over the crop: a small ball counts as much as a large wall.
+    kl: weight of the mean divergence of a latent from a unit Gaussian, nats.
+    smooth: below about this, errors count by their square, above by their size.
+  """
+
+  config: video_vae.VideoVAEConfig
+  dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype("f4"))
+  pixels: float = 1.0
+  moving: float = 0.5
+  kl: float = 1e-4
+  smooth: float = 0.05
+
+  def __post_init__(self):
+    weights = self.pixels, self.moving, self.kl
+    if min(weights) < 0 or self.pixels + self.moving == 0 or self.smooth <= 0:
+      raise ValueError(
+        "task: weights must not be negative, pixels or moving positive, and"
+        f" smooth positive; got pixels {self.pixels}, moving {self.moving}, kl"
+        f" {self.kl}, smooth {self.smooth}"
+      )
+
+  def draw(self, key: jax.Array, example: schema.Batch) -> jax.Array:
+    """noise_THWC of the latents of a clip."""
+    frames, height, width, _ = example.latents.video.shape
+    time, side = self.config.temporal_stride, self.config.spatial_stride
+    shape_THW = 1 + (frames - 1) // time, height // side, width // side
+    return jax.random.normal(key, (*shape_THW, self.config.z_dim))
+
+  def weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
+    seen_B = (batch.lengths.video > 0).astype(jnp.float32)
+    share_B = seen_B / jnp.maximum(seen_B.sum(), 1.0)
+    scales = {"pixels": self.pixels, "moving": self.moving, "kl": self.kl}
+    return {name: scale * share_B for name, scale in scales.items()}
+
+  def terms(
+    self,
+    params: Any,
+    batch: schema.Batch,
+    drawn: jax.Array,
+    null_SE: jax.Array,
+  ) -> Mapping[str, jax.Array]:
+    del null_SE
+    frames_BTHWC = batch.latents.video
+    mean, logvar = codec.encode_whole(
+      self.config, params, frames_BTHWC, self.dtype
+    )
+    logvar = jnp.clip(logvar, *_LOGVAR)
+    latents = mean + jnp.exp(logvar / 2) * drawn
+    made = codec.decode_whole(self.config, params, latents, self.dtype)
+    target = frames_BTHWC.astype(jnp.float32) / 127.5 - 1
+    error = jnp.sqrt(jnp.square(made - target) + self.smooth**2) - self.smooth
+    change = jnp.abs(target - target.mean(1, keepdims=True))
+    axes = (1, 2, 3, 4)
+    divergence = (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar) / 2
+    found = {
+      "pixels": error.mean(axes),
+      # Nothing moves: no change, and no division by it.
+      "moving": (change * error).mean(axes) / (change.mean(axes) + _STILL),
+      "kl": divergence.mean(axes),
+    }
+    seen_B = batch.lengths.video > 0
+    return {name: jnp.where(seen_B, x, 0.0) for name, x in found.items()}
