@@ -26,6 +26,7 @@ ALLOWED = {
   "convert": {"models", "checkpoint"},
   "data": {"components", "parallel", "checkpoint"},
   "diffusion": set(),
+  "evaluation": {"data", "models", "sampling"},
   "training": {
     "models",
     "diffusion",
