@@ -1,0 +1,76 @@
+"""Score generated clips of the world; write prompts to generate them from.
+
+python -m ovi_jax.evaluation prompts --out=FILE.csv [--count=64 --seed=1000]
+  [--pairs=seen|held_out|all]
+python sample.py --prompts=FILE.csv --out=DIR …
+python -m ovi_jax.evaluation --clips=DIR [--out=FILE.json]
+  [--markdown=FILE.md]
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+
+from ovi_jax import files
+from ovi_jax import runtime
+from ovi_jax.data.world import world
+from ovi_jax.evaluation import prompts
+from ovi_jax.evaluation import report
+
+FLAGS = flags.FLAGS
+_PROMPTS = "prompts"
+
+
+def main(argv: list[str]) -> None:
+  if argv[1:] not in ([], [_PROMPTS]):
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    if argv[1:] == [_PROMPTS]:
+      _draw()
+    else:
+      _score()
+  except (OSError, ValueError) as error:
+    sys.exit(f"evaluation: {error}")
+
+
+def _draw() -> None:
+  if not FLAGS.out:
+    raise ValueError("--out=FILE.csv is needed")
+  path = pathlib.Path(FLAGS.out)
+  prompts.write(path, prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs))
+  print(f"wrote {path}")
+
+
+def _score() -> None:
+  if not FLAGS.clips:
+    raise ValueError(
+      "--clips=DIR is needed: a folder that sample.py wrote clips to; or say"
+      f" {_PROMPTS!r} to write prompts"
+    )
+  clips = report.read(pathlib.Path(FLAGS.clips))
+  table = report.score(clips)
+  text = report.markdown(table)
+  plain = json.dumps(report.plain(clips, table), indent=1) + "\n"
+  for name, content in ((FLAGS.out, plain), (FLAGS.markdown, text)):
+    if name:
+      with files.replacing(pathlib.Path(name)) as temporary:
+        temporary.write_text(content, "utf-8")
+  print(text, end="")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("clips", "", "Folder of mp4 files with their recipes.")
+  flags.DEFINE_string("out", "", "JSON of the report, or CSV of the prompts.")
+  flags.DEFINE_string("markdown", "", "File for the table.")
+  flags.DEFINE_integer("count", 64, "Prompts to write.")
+  flags.DEFINE_integer("seed", 1000, "Of the world that prompts are of.")
+  flags.DEFINE_enum(
+    "pairs",
+    world.SEEN,
+    (world.SEEN, world.UNSEEN, world.ALL),
+    "Which pairs of a colour and a sound.",
+  )
+  app.run(main, flags_parser=runtime.parse_flags)
