@@ -53,13 +53,14 @@ def score(name: str, parts: Sequence[Part | None]) -> Score:
       name=name, value=math.nan, low=math.nan, high=math.nan, clips=0, of=0
     )
   right, of = np.array(given, np.float64).T
-  single = bool((of == 1).all())
-  low, high = (
-    wilson(right.sum(), len(given)) if single else _bootstrap(right, of)
-  )
+  value = float(right.sum() / of.sum())
+  low, high = _bootstrap(right, of)
+  if bool((of == 1).all()) or low == high:
+    # Where all clips are alike, there is nothing to draw from.
+    low, high = wilson(value * len(given), len(given))
   return Score(
     name=name,
-    value=float(right.sum() / of.sum()),
+    value=value,
     low=low,
     high=high,
     clips=len(given),

@@ -17,8 +17,8 @@ from ovi_jax.evaluation import impacts
 
 _DARK = 110  # luminance of a wall, of 255; below it is a lamp's room
 _VIVID = 80  # chroma of a hat, of 255
-_LEAST_TINT = 30  # of a thing that has a colour, of 255
-_OF_LONGEST = 0.45  # of the most colourful pixels' tint, to belong to a thing
+_LEAST_SHARE = 0.2  # of a colour, to be coloured at all
+_OF_MOST = 0.45  # of the most colourful pixels' share, to belong to a thing
 _LEAST_AREA = 0.002  # of the picture, for a thing to be there
 _SECOND = 0.2  # share of the coloured pixels that a second ball has
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
@@ -91,17 +91,19 @@ def _kind(frames_THWC: np.ndarray) -> str:
 
 
 def tints(pixels_THWC: np.ndarray, wall_HC: np.ndarray | None = None):
-  """How far pixels are from grey, or from the wall; without brightness.
+  """Which colour pixels have and how much of it, brightness apart.
 
-  A colour that blends into the wall keeps its direction, and one in the shade
-  nearly so. Averaged over three rows and columns.
+  Colours are directions away from grey, or from the wall: one that blends into
+  the wall keeps its direction, and one in the shade nearly so. Averaged over
+  three rows and columns.
 
   Args:
     pixels_THWC: RGB, float32 in [0, 255].
     wall_HC: colour of the wall in each row.
 
   Returns:
-    [T, H, W] index into `scene.COLOURS` of the nearest direction, and length.
+    [T, H, W] index into `scene.COLOURS` of the nearest direction, and share
+    of that colour, 1 for all of it.
   """
   known = np.array(list(scene.COLOURS.values()), np.float32) @ _PLANE
   tint_THWP = pixels_THWC @ _PLANE
@@ -110,9 +112,10 @@ def tints(pixels_THWC: np.ndarray, wall_HC: np.ndarray | None = None):
     known = known - wall_HC.mean(axis=0) @ _PLANE
   for axis in (1, 2):
     tint_THWP = _smooth(tint_THWP, axis)
-  known /= np.linalg.norm(known, axis=-1, keepdims=True)
-  nearest_THW = (tint_THWP @ known.T).argmax(-1)
-  return nearest_THW, np.linalg.norm(tint_THWP, axis=-1)
+  full = np.linalg.norm(known, axis=-1, keepdims=True)
+  nearest_THW = (tint_THWP @ (known / full).T).argmax(-1)
+  length_THW = np.linalg.norm(tint_THWP, axis=-1)
+  return nearest_THW, length_THW / full[:, 0][nearest_THW]
 
 
 # Red, green and blue are a third of a turn apart, and white is nowhere.
@@ -147,18 +150,17 @@ def _vote(
   return tuple(names[i] for i in order if votes[i] >= _SECOND * votes.sum())
 
 
-def _vivid(length_THW: np.ndarray) -> np.ndarray:
-  """Lengths of tints where they are a good part of the clip's longest."""
-  longest = float(np.percentile(length_THW, 99.5))
-  least = max(_LEAST_TINT, _OF_LONGEST * longest)
-  return np.where(length_THW > least, length_THW, 0)
+def _vivid(share_THW: np.ndarray) -> np.ndarray:
+  """Shares of a colour where they are a good part of the clip's most."""
+  most = float(np.percentile(share_THW, 99.5))
+  return np.where(share_THW > max(_LEAST_SHARE, _OF_MOST * most), share_THW, 0)
 
 
 def _balls(frames_THWC: np.ndarray, fps: float) -> Seen:
   air_THWC = part(frames_THWC, (0.0, balls.FLOOR - 0.01))
   wall_HC = np.median(air_THWC[::4], axis=(0, 2))
-  nearest_THW, length_THW = tints(air_THWC, wall_HC)
-  mass_THW = _vivid(length_THW)
+  nearest_THW, share_THW = tints(air_THWC, wall_HC)
+  mass_THW = _vivid(share_THW)
   # What of the floor a blurred picture has above it is no ball.
   high = round((balls.FLOOR - 0.04) * frames_THWC.shape[1])
   colours = _vote(
@@ -176,8 +178,8 @@ def _balls(frames_THWC: np.ndarray, fps: float) -> Seen:
 
 def _lamp(frames_THWC: np.ndarray, fps: float) -> Seen:
   above = part(frames_THWC, (0.0, 0.62))
-  nearest_THW, length_THW = tints(above)
-  vivid_THW = _vivid(length_THW) > 0
+  nearest_THW, share_THW = tints(above)
+  vivid_THW = _vivid(share_THW) > 0
   colours = _vote(nearest_THW, vivid_THW, frames_THWC[..., 0].size)[:1]
   if not colours:
     return Seen(kind=None)
@@ -224,8 +226,8 @@ def _moment(value_T: np.ndarray, frame: int) -> float:
 
 
 def _face(frames_THWC: np.ndarray, fps: float) -> Seen:
-  nearest_THW, length_THW = tints(part(frames_THWC, (0.05, 0.36)))
-  vivid_THW = _vivid(length_THW) > 0
+  nearest_THW, share_THW = tints(part(frames_THWC, (0.05, 0.36)))
+  vivid_THW = _vivid(share_THW) > 0
   colours = _vote(nearest_THW, vivid_THW, frames_THWC[..., 0].size)[:1]
   darkness_THW, size = _darkness(frames_THWC), frames_THWC.shape[1]
   opening_T = darkness_THW.sum(axis=(1, 2)) / size**2
