@@ -18,7 +18,7 @@ from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
 
 _LOGVAR = (-30.0, 20.0)  # limits of the logarithm of a latent's variance
-_STILL = 0.02  # share of change that is taken for none
+_STILL = 0.005  # mean change of a pixel that is taken for none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

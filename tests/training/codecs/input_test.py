@@ -1,0 +1,176 @@
+"""Crops of clips: of what, where, in which order, and bad input."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from ovi_jax.data import builder
+from ovi_jax.data import clips as media_clips
+from ovi_jax.data import schema
+from ovi_jax.data import world
+from ovi_jax.data.world import records
+from ovi_jax.data.world import tokenizer
+from ovi_jax.training.codecs import clips
+from ovi_jax.training.codecs import input as inputs
+
+WORLD = world.World(seed=3)
+SOURCE = "world:3"
+INDEX = (1 << schema.INDEX_BITS) - 1
+
+
+def begun(batch=3, seed=0, index=0, count=1, **settings):
+  chosen = inputs.InputSettings(**{"sources": (SOURCE,)} | settings)
+  return inputs.opened(
+    chosen, batch=batch, seed=seed, process_index=index, process_count=count
+  )
+
+
+def same(ours, theirs):
+  for name, part in ours._asdict().items():
+    other = getattr(theirs, name)
+    pairs = zip(part, other) if isinstance(part, tuple) else [(part, other)]
+    for a, b in pairs:
+      assert (a is None) == (b is None), name
+      np.testing.assert_array_equal(a, b)
+
+
+def place_of(part, whole):
+  """Where `part` begins in `whole`, which holds it."""
+  length = len(part)
+  found = [
+    start
+    for start in range(len(whole) - length + 1)
+    if np.array_equal(whole[start], part[0])
+    and np.array_equal(whole[start : start + length], part)
+  ]
+  assert found
+  return found[0]
+
+
+def test_crops_are_parts_of_clips_at_any_place():
+  source = begun(batch=6, frames=9)
+  batch = next(source)
+  assert batch.latents.video.shape == (6, 9, 64, 64, 3)
+  assert batch.latents.video.dtype == np.uint8 and batch.latents.audio is None
+  np.testing.assert_array_equal(batch.lengths.video, [9] * 6)
+  starts = [
+    place_of(crop, WORLD.clip(int(number) & INDEX).frames_THWC)
+    for crop, number in zip(batch.latents.video, batch.ids)
+  ]
+  assert len(set(batch.ids.tolist())) == 6 and len(set(starts)) > 3
+  assert max(starts) > 60
+
+  batch = next(begun(batch=4, samples=4096))
+  assert batch.latents.audio.shape == (4, 4096)
+  assert batch.latents.audio.dtype == np.float32 and batch.text.audio is None
+  crop, number = batch.latents.audio[2], int(batch.ids[2]) & INDEX
+  place_of(crop, WORLD.clip(number).wave_A)
+
+
+def test_places_cover_a_clip_to_its_ends():
+  assert clips._part(0.0, 121, 17) == slice(0, 17)
+  assert clips._part(0.999, 121, 17) == slice(104, 121)
+  assert clips._part(0.999, 17, 17) == slice(0, 17)
+
+
+def test_clips_that_lack_what_is_wanted_are_left_out():
+  silent, blind = (
+    next(n for n in range(200) if getattr(WORLD.clip(n), part) is None)
+    for part in ("wave_A", "frames_THWC")
+  )
+  source, middle = clips.World(WORLD), clips.Place(0.5, 0.5, 0.5)
+  sound, film = clips.Wanted(samples=512), clips.Wanted(frames=5)
+  assert source.crop(silent, sound, middle) is None
+  assert source.crop(silent, film, middle) is not None
+  assert source.crop(blind, film, middle) is None
+  assert source.crop(blind, sound, middle) is not None
+
+
+def test_a_crop_longer_than_any_clip_is_not_searched_for_ever(monkeypatch):
+  monkeypatch.setattr(inputs, "_TRIES", 3)
+  with pytest.raises(ValueError, match="none of 3 clips of .*'world:3:clips'"):
+    next(begun(samples=16_000 * 60))
+
+
+def test_captions_are_read_as_ids(tmp_path):
+  file = tmp_path / "tokenizer.json"
+  captions = [c for n in range(30) for c in WORLD.clip(n).captions]
+  tokenizer.make(captions).save(str(file))
+  batch = next(begun(batch=2, tokenizer=str(file), text_rows=12))
+  assert batch.text.video is batch.text.audio
+  assert batch.text.audio.shape == (2, 12) and batch.latents == (None, None)
+  made = inputs._tokenizer(str(file))
+  number = int(batch.ids[0]) & INDEX
+  possible, _ = made.encode(WORLD.clip(number).captions, 12)
+  assert any(np.array_equal(batch.text.audio[0], ids) for ids in possible)
+
+
+def test_an_input_goes_on_where_its_state_says():
+  whole = begun(frames=5)
+  batches = [next(whole) for _ in range(4)]
+  state = whole.get_state()
+  following = next(whole)
+  again = begun(frames=5)
+  same(next(again), batches[0])
+  again.set_state(state)
+  same(next(again), following)
+  # Two processes share a batch.
+  halves = [next(begun(batch=4, frames=5, index=i, count=2)) for i in (0, 1)]
+  one = next(begun(batch=4, frames=5))
+  np.testing.assert_array_equal(
+    np.concatenate([h.latents.video for h in halves]), one.latents.video
+  )
+  for changes, message in (
+    ({"seed": 1}, "seed: expected 1, got 0"),
+    ({"frames": 9}, r"crop: expected \[9, 0\], got \[5, 0\]"),
+    ({"sources": ("world:4",)}, "world:4"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      begun(**{"frames": 5} | changes).set_state(state)
+
+
+@pytest.mark.slow
+def test_workers_change_nothing():
+  alone = begun(batch=2, frames=5)
+  with contextlib.closing(begun(batch=2, frames=5, workers=2)) as shared:
+    for _ in range(3):
+      same(next(shared), next(alone))
+
+
+def test_a_dataset_is_a_source(tmp_path):
+  complete = world.World(seed=1, frames=9, size=32, complete=True)
+  made = [records.record(complete, n) for n in range(3)]
+  path = tmp_path / "media"
+  builder.write(path, {"train": made}, geometry=schema.Geometry())
+  batch = next(begun(sources=(str(path),), frames=5, samples=2048))
+  assert batch.latents.video.shape == (3, 5, 32, 32, 3)
+  for row, number in enumerate(batch.ids):
+    record = made[int(number)]
+    place_of(batch.latents.video[row], media_clips.frames(record))
+    place_of(batch.latents.audio[row], media_clips.wave(record))
+  mixed = begun(sources=(str(path), SOURCE), frames=5, batch=8)
+  with pytest.raises(ValueError, match="clips of one size are needed"):
+    next(mixed)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({}, "nothing is read of the clips"),
+    ({"frames": 8}, "frames must be 0 or 1 . a multiple of 4"),
+    ({"frames": 5, "sources": ()}, "expected at least one, got none"),
+    ({"frames": 5, "sources": ("",)}, "got an empty name"),
+    (
+      {"frames": 5, "sources": ("world:x",)},
+      "expected world:SEED, .*'world:x'",
+    ),
+    ({"frames": 5, "sources": ("world:1:songs",)}, "world:1:songs"),
+    ({"frames": 5, "sources": ("nowhere",)}, "nowhere"),
+    ({"frames": 5, "workers": -1}, "workers must be 0 or more"),
+    ({"tokenizer": "nowhere"}, "nowhere"),
+  ],
+)
+def test_what_cannot_be_read_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    begun(**changes)

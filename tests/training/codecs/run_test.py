@@ -1,0 +1,132 @@
+"""A codec's run: the same after an interruption, and bad configs."""
+
+import importlib
+import os
+import signal
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from ovi_jax.checkpoint import saved
+from ovi_jax.training import logs
+from ovi_jax.training.codecs import input as inputs
+from ovi_jax.training.codecs import run
+from ovi_jax.training.codecs import settings
+from ovi_jax.training.codecs import table
+
+TINY = {
+  "model": {
+    "dim": 2,
+    "dec_dim": 2,
+    "z_dim": 3,
+    "dim_mult": (1, 1),
+    "temporal_downsample": (True,),
+    "latent_mean": (0.0,) * 3,
+    "latent_std": (1.0,) * 3,
+  },
+  "data": {"frames": 5},
+  "steps": 6,
+  "batch": 2,
+  "cadence": {"log": 2, "save": 2},
+  "optimizer": {"warmup_steps": 2, "schedule": "constant"},
+}
+
+
+def config(**changes) -> ml_collections.ConfigDict:
+  values = importlib.import_module("configs.codec_video").get_config("mini")
+  with values.unlocked():
+    values.update(TINY)
+    values.update_from_flattened_dict(changes)
+  return values
+
+
+def train(values, path) -> bool:
+  chosen = settings.Settings.from_config(values)
+  return run.train(chosen, values.to_dict(), path, lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  one = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda *_: one)
+
+
+def arrays(path):
+  newest = path / run.stage.CHECKPOINTS / "6"
+  found = saved.describe(newest)
+  names = [n for n in found.leaves if not n.startswith("key")]
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return saved.read(
+    found,
+    {
+      n: jax.ShapeDtypeStruct(
+        found.leaves[n].shape, found.leaves[n].dtype, sharding=place
+      )
+      for n in names
+    },
+  )
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
+  tmp_path, monkeypatch
+):
+  assert train(config(), tmp_path / "whole")
+  following = inputs.Input.__next__
+
+  def stop(self):
+    if self.get_state()["step"] == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return following(self)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(inputs.Input, "__next__", stop)
+    assert not train(config(), tmp_path / "cut")
+  assert train(config(**{"data.prefetch": 1}), tmp_path / "cut")
+  ours, theirs = arrays(tmp_path / "cut"), arrays(tmp_path / "whole")
+  assert ours.keys() == theirs.keys() and "trained/decoder/head/norm/scale" in (
+    ours
+  )
+  for name, value in theirs.items():
+    np.testing.assert_array_equal(ours[name], value, name)
+  lines = logs.read(tmp_path / "whole")
+  assert [line["step"] for line in lines] == [2, 4, 6]
+  for name in ("pixels", "moving", "kl"):
+    assert lines[-1][f"train/loss_{name}"] > 0
+  assert "speed/tokens_per_second" not in lines[-1]
+  assert lines[-1]["speed/clips_per_second"] > 0
+  with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+    train(config(seed=1), tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"component": "clip"}, "component 'clip' is unknown; choose from .*video"),
+    ({"model.breadth": 3}, r"unknown keys \['breadth'\]"),
+    ({"task.glow": 1.0}, "config.task.glow is unknown; the fields are"),
+    ({"task.smooth": 0.0}, "smooth positive"),
+    ({"data.frame": 5}, "config.data.frame is unknown"),
+    ({"data.frames": 6}, "frames must be 0 or 1"),
+    ({"dtype": "float8"}, "dtype 'float8' is unknown"),
+    ({"batch": 3, "parts": 2}, "batch 3 must be a multiple of 2"),
+    ({"optimizer.warmup_steps": 9}, "warmup_steps 9 must be fewer than the 6"),
+    ({"cadence.samples": 2}, "codecs have no held_out and samples"),
+    ({"walks": 1}, "config.walks is unknown"),
+  ],
+)
+def test_what_cannot_be_is_said_before_the_first_step(
+  changes, message, tmp_path
+):
+  with pytest.raises(ValueError, match=message):
+    train(config(**changes), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", ["mini", ""])
+def test_the_shipped_config_is_one(size):
+  values = importlib.import_module("configs.codec_video").get_config(size)
+  chosen = settings.Settings.from_config(values)
+  assert chosen.data.frames == 17 and chosen.component in table.TABLE
+  assert chosen.made_task("gpu").dtype == "bfloat16"
