@@ -99,6 +99,31 @@ def attention(
   return jnp.where(length_B[:, None, None, None] > 0, out, 0)
 
 
+def weights(
+  q_BLNK: jax.Array, k_BSNK: jax.Array, length_B: jax.Array | None = None
+) -> jax.Array:
+  """What `attention` weighs the values with, averaged over the heads.
+
+  Args:
+    q_BLNK: queries.
+    k_BSNK: keys.
+    length_B: how many keys of each example count; `None` for all.
+
+  Returns:
+    [B, L, S] float32; each row adds up to 1.
+  """
+  logits = jnp.einsum(
+    "BLNK,BSNK->BNLS",
+    q_BLNK * jnp.asarray(q_BLNK.shape[-1] ** -0.5, q_BLNK.dtype),
+    k_BSNK,
+    preferred_element_type=jnp.float32,
+  )
+  if length_B is not None:
+    places = jnp.arange(logits.shape[-1])[None, None, None]
+    logits = jnp.where(places < length_B[:, None, None, None], logits, MASKED)
+  return jax.nn.softmax(logits).mean(1)
+
+
 def _attend(
   q: jax.Array, k: jax.Array, v: jax.Array, last: int, length: Any
 ) -> jax.Array:

@@ -20,6 +20,9 @@ from ovi_jax.models import dit
 from ovi_jax.models import layers
 from ovi_jax.models import rope
 
+# Collection of how tokens attend to the other tower's, see `Block`.
+MAPS = "maps"
+
 
 class KeysValues(NamedTuple):
   """Keys and values of one attention, [B, S, N, K]."""
@@ -96,7 +99,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """One block of one tower, in the three parts that fusion interleaves."""
+  """One block of one tower, in the three parts that fusion interleaves.
+
+  Where the collection `MAPS` is mutable, `other` there becomes the mean of all
+  heads' attention over the other tower's tokens, [B, L, S] float32.
+  """
 
   config: dit.DiTConfig
   dtype: jnp.dtype
@@ -168,6 +175,10 @@ class Block(nn.Module):
       other = cross.fusion_keys_values(other_BSD, other_rotary)
       turned = rope.rotate(q, rotary)
       y = y + cross.attend(turned, other, length_B=other_length_B)
+      watched = self.is_mutable_collection(MAPS)
+      if watched and not self.is_initializing():
+        map_BLS = attention.weights(turned, other.keys, other_length_B)
+        self.put_variable(MAPS, "other", map_BLS)
     return x_BLD + cross.project(y)
 
   def feed(self, x_BLD: jax.Array, modulation: layers.Modulation) -> jax.Array:

@@ -80,7 +80,8 @@ def denoiser_model(
   """The denoiser as it runs best on this platform."""
   cached = runtime.platform() == "cpu" and devices == 1
   limit = CACHED_ACTIVATIONS if cached else None
-  return fusion.FusionDiT(config, dtype, backend, limit)
+  unroll = fusion.unrolled(config, runtime.platform())
+  return fusion.FusionDiT(config, dtype, backend, limit, unroll=unroll)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -76,3 +76,16 @@ def test_backends_that_cannot_run_are_refused():
     attention.resolve("cudnn", "cpu", float32, 128)
   with pytest.raises(ValueError, match="bfloat16.*got cuda, float32"):
     attention.resolve("cudnn", "cuda", float32, 128)
+
+
+@pytest.mark.parametrize("length", [None, (2, 7)])
+def test_weights_are_those_of_the_values(length):
+  random = np.random.default_rng(0)
+  q = random.standard_normal((2, 5, 3, 7), np.float32)
+  k = random.standard_normal((2, 7, 3, 7), np.float32)
+  length_B = None if length is None else jnp.asarray(length)
+  # Values that name their keys: what comes out is the weights.
+  one_hot = np.broadcast_to(np.eye(7, dtype=np.float32)[None, :, None], k.shape)
+  out = attention.attention(q, k, one_hot, "xla", length_B=length_B)
+  found = attention.weights(q, k, length_B)
+  np.testing.assert_allclose(found, out.mean(2), atol=1e-6)
