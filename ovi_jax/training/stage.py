@@ -171,7 +171,13 @@ def trainer_of(
     settings.attention, platform, dtype, tower.head_size
   )
   fusion.rematerialized(lambda x: x, settings.remat)
-  model = fusion.FusionDiT(settings.model, dtype, backend, remat=settings.remat)
+  model = fusion.FusionDiT(
+    settings.model,
+    dtype,
+    backend,
+    remat=settings.remat,
+    unroll=fusion.unrolled(settings.model, platform),
+  )
   trainer = step.Trainer(
     objective.FlowMatching(model, settings.objective),
     settings.optimizer,
