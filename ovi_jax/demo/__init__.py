@@ -1,0 +1,1 @@
+"""The small Ovi that comes with the package, and how it was made."""
