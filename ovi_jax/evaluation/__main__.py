@@ -17,21 +17,20 @@ from absl import flags
 from ovi_jax import files
 from ovi_jax import runtime
 from ovi_jax.data.world import world
+from ovi_jax.evaluation import calibration
 from ovi_jax.evaluation import prompts
 from ovi_jax.evaluation import report
 
 FLAGS = flags.FLAGS
-_PROMPTS = "prompts"
 
 
 def main(argv: list[str]) -> None:
-  if argv[1:] not in ([], [_PROMPTS]):
+  commands = {"": _score, "prompts": _draw, "calibrate": _calibrate}
+  command = " ".join(argv[1:])
+  if command not in commands:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    if argv[1:] == [_PROMPTS]:
-      _draw()
-    else:
-      _score()
+    commands[command]()
   except (OSError, ValueError) as error:
     sys.exit(f"evaluation: {error}")
 
@@ -48,7 +47,7 @@ def _score() -> None:
   if not FLAGS.clips:
     raise ValueError(
       "--clips=DIR is needed: a folder that sample.py wrote clips to; or say"
-      f" {_PROMPTS!r} to write prompts"
+      " 'prompts' to write prompts, 'calibrate' to score the world's own clips"
     )
   clips = report.read(pathlib.Path(FLAGS.clips))
   table = report.score(clips)
@@ -61,12 +60,18 @@ def _score() -> None:
   print(text, end="")
 
 
+def _calibrate() -> None:
+  table = calibration.calibrate(FLAGS.count, FLAGS.seed, worn=FLAGS.worn)
+  print(report.markdown(table), end="")
+
+
 if __name__ == "__main__":
   flags.DEFINE_string("clips", "", "Folder of mp4 files with their recipes.")
   flags.DEFINE_string("out", "", "JSON of the report, or CSV of the prompts.")
   flags.DEFINE_string("markdown", "", "File for the table.")
-  flags.DEFINE_integer("count", 64, "Prompts to write.")
-  flags.DEFINE_integer("seed", 1000, "Of the world that prompts are of.")
+  flags.DEFINE_integer("count", 64, "Prompts to write, or clips to score.")
+  flags.DEFINE_integer("seed", 1000, "Of the world that they are of.")
+  flags.DEFINE_bool("worn", False, "Blur the clips, and make them noisy.")
   flags.DEFINE_enum(
     "pairs",
     world.SEEN,

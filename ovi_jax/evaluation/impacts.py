@@ -60,7 +60,12 @@ def lowest(row_T: np.ndarray) -> list[int]:
 
 
 def refine(row_T: np.ndarray, hits: list[int]) -> list[float]:
-  """Moments of impacts in frames: where the arcs before and after meet."""
+  """Moments of impacts in frames: where the arcs before and after meet.
+
+  Where too little of the arc after is seen, the moment at which the one before
+  comes down to where the others met. What does not meet near its lowest frame
+  is no bounce of a ball; that frame is all we know of it.
+  """
   arcs = _arcs(row_T, hits)
   bends = [np.polyfit(t, row_T[t], 2)[0] for t in arcs if len(t) >= 5]
   bend = float(np.median(bends)) if bends else 0.0
@@ -68,18 +73,40 @@ def refine(row_T: np.ndarray, hits: list[int]) -> list[float]:
     np.polyfit(t, row_T[t] - bend * t**2, 1) if len(t) >= 2 else None
     for t in arcs
   ]
-  moments = []
-  for index, hit in enumerate(hits):
-    before, after = lines[2 * index], lines[2 * index + 1]
-    moment = float(hit)
-    if before is not None and after is not None:
-      steeper = before[0] - after[0]
-      meeting = (after[1] - before[1]) / steeper if steeper > 0 else np.inf
-      # Else it is no bounce of a ball; the lowest frame is all we know.
-      if abs(meeting - hit) <= _NEAR:
-        moment = float(meeting)
-    moments.append(moment)
-  return moments
+  pairs = list(zip(hits, lines[::2], lines[1::2]))
+  moments = [_meeting(hit, before, after) for hit, before, after in pairs]
+  levels = [
+    float(np.polyval([bend, *before], moment))
+    for moment, (_, before, _) in zip(moments, pairs)
+    if moment is not None and before is not None
+  ]
+  for index, (hit, before, _) in enumerate(pairs):
+    if moments[index] is None and before is not None and levels:
+      level = float(np.median(levels))
+      moments[index] = _landing(hit, np.array([bend, *before]), level)
+  return [
+    float(hit) if moment is None else moment
+    for hit, moment in zip(hits, moments)
+  ]
+
+
+def _meeting(hit: int, before, after) -> float | None:
+  """Where two lines cross, if a ball turns there, near its lowest frame."""
+  if before is None or after is None or before[0] <= after[0]:
+    return None
+  moment = float((after[1] - before[1]) / (before[0] - after[0]))
+  return moment if abs(moment - hit) <= _NEAR else None
+
+
+def _landing(hit: int, arc: np.ndarray, level: float) -> float | None:
+  """Where an arc comes down to a row, if near its lowest frame."""
+  roots = np.roots(arc - np.array([0, 0, level]))
+  near = [
+    float(root.real)
+    for root in roots
+    if abs(root.imag) < 1e-6 and abs(root.real - hit) <= _NEAR
+  ]
+  return min(near, key=lambda moment: abs(moment - hit), default=None)
 
 
 def _arcs(row_T: np.ndarray, hits: list[int]) -> list[np.ndarray]:

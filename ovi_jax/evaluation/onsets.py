@@ -15,7 +15,7 @@ _BACK, _GAP, _AHEAD = 0.044, 0.008, 0.020  # seconds
 _NEW = 0.3  # share of what sounds that is new where a sound begins
 _QUIET = 0.08  # of the clip's loudest, that a sound is louder than
 _SILENCE = 0.03  # magnitude, peak 1, that is no sound yet
-_APART = 0.08  # seconds between two beginnings
+_APART = 0.06  # seconds between two beginnings
 _REST = 10  # percent of the time that a band rests
 _NOISE, _MOST_NOISE = 5.0, 0.15  # times what it then has; of the loudest
 

@@ -108,7 +108,7 @@ def score(clips: Sequence[Clip], seed: int = 0) -> list[scores.Score]:
   for name, counts in sets.items():
     for kind in ("", *scene.KINDS):
       parts = [
-        _f1(count) if kind in ("", track.kind) else None
+        f1_part(count) if kind in ("", track.kind) else None
         for count, track in zip(counts, tracks)
       ]
       table.append(scores.score(f"{name}, {kind}" if kind else name, parts))
@@ -124,7 +124,7 @@ def score(clips: Sequence[Clip], seed: int = 0) -> list[scores.Score]:
   return table
 
 
-def _f1(count: sync.Count | None) -> scores.Part | None:
+def f1_part(count: sync.Count | None) -> scores.Part | None:
   """What a clip adds to F1: partners, of all events and sounds."""
   if count is None:
     return None

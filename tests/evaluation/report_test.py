@@ -1,0 +1,146 @@
+"""The commands: prompts out, clips in, a table and JSON out."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ovi_jax import media
+from ovi_jax.data.world import scene
+from ovi_jax.evaluation import facts
+from ovi_jax.evaluation import hearing
+from ovi_jax.evaluation import prompts
+from ovi_jax.evaluation import report
+from ovi_jax.sampling import requests
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+  return subprocess.run(
+    [sys.executable, "-m", "ovi_jax.evaluation", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+
+
+def values(clips):
+  return {score.name: score for score in report.score(clips)}
+
+
+def test_a_folder_becomes_a_table_and_json(folder, tmp_path):
+  out, table = tmp_path / "report.json", tmp_path / "report.md"
+  done = command(f"--clips={folder}", f"--out={out}", f"--markdown={table}")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == table.read_text()
+  assert "| kind | 100.0 % | " in done.stdout
+  made = json.loads(out.read_text())
+  assert len(made["clips"]) == len(list(folder.glob("*.mp4")))
+  named = {score["name"]: score for score in made["scores"]}
+  assert named["sync F1"]["value"] > 0.97 and named["kind"]["clips"] == 12
+  assert made["clips"][0]["prompt"]
+
+
+def test_wrong_clips_score_nothing(clips):
+  """Every clip gets another's prompt, of another kind and colour."""
+  kinds = [clip.facts.kind for clip in clips]
+  wrong = []
+  for clip in clips:
+    other = clips[
+      kinds.index(
+        {"ball": "lamp", "lamp": "face", "face": "ball"}[str(clip.facts.kind)]
+      )
+    ]
+    colours = tuple(c for c in scene.COLOURS if c not in clip.facts.colours)
+    asked = dataclasses.replace(other.facts, colours=colours[:1])
+    wrong.append(dataclasses.replace(clip, facts=asked))
+  found = values(wrong)
+  for name in ("kind", "colour", "material", "pitch", "voice"):
+    assert found[name].value == 0 and found[name].clips, name
+
+
+def test_scores_follow_what_is_wrong(clips):
+  right = values(clips)
+  deaf = values([dataclasses.replace(clip, heard=()) for clip in clips])
+  assert deaf["sync F1"].value == 0 and deaf["vowels heard"].value == 0
+  assert deaf["events that are heard"].value == 0
+  assert deaf["kind"].value == right["kind"].value == 1
+  late = values(
+    [
+      dataclasses.replace(
+        clip,
+        heard=tuple(
+          dataclasses.replace(h, seconds=h.seconds + 0.02) for h in clip.heard
+        ),
+      )
+      for clip in clips
+    ]
+  )
+  shift = late["sound later than picture"].value
+  assert shift - right["sound later than picture"].value == pytest.approx(
+    20, abs=0.5
+  )
+  assert late["sync F1"].value == right["sync F1"].value
+
+
+def test_one_sound_too_many_is_as_bad_as_a_wrong_one(clips):
+  clip = next(clip for clip in clips if clip.facts.kind == "face")
+  knock = hearing.Heard(seconds=4.8, sound=hearing.Sound("ball", "wood"))
+  more = dataclasses.replace(clip, heard=(*clip.heard, knock))
+  count = len(clip.facts.vowels)
+  assert values([more])["vowels heard"].value == count / (count + 1)
+  assert values([more])["number of sounds heard"].value == 0
+  assert values([more])["voice"].value == 1
+
+
+def test_silence_that_is_asked_for_is_heard():
+  clip = report.Clip(
+    name="quiet",
+    prompt="",
+    facts=facts.facts("A blue lamp stays dark. Audio: silence."),
+    seen=report.sight.Seen(kind="lamp", colours=("blue",)),
+    heard=(),
+    seconds=5.0,
+  )
+  found = values([clip])
+  assert found["number of sounds heard"].value == 1
+  assert found["number of events seen"].value == 1
+  assert math.isnan(found["sync F1"].value)
+  assert "sync" not in report.markdown(list(found.values()))
+
+
+def test_clips_without_recipes_or_of_another_world_are_named(tmp_path):
+  with pytest.raises(ValueError, match="has no \\*.mp4"):
+    report.read(tmp_path)
+  for name in ("one", "two"):
+    frames = np.zeros((9, 32, 32, 3), np.uint8)
+    media.write_mp4(tmp_path / f"{name}.mp4", [frames], None)
+  (tmp_path / "two.json").write_text('{"prompt": "Surf."}')
+  with pytest.raises(ValueError, match="one.json.*'Surf.' is no prompt"):
+    report.read(tmp_path)
+
+
+def test_prompts_are_read_by_sample_py(tmp_path):
+  path = tmp_path / "prompts.csv"
+  done = command("prompts", f"--out={path}", "--count=20", "--pairs=held_out")
+  assert done.returncode == 0, done.stderr
+  asked = [request.prompt for request in requests.from_file(path)]
+  assert len(asked) == len(set(asked)) == 20
+  for prompt in asked:
+    found = facts.facts(prompt)
+    pairs = {(colour, found.sound) for colour in found.colours}
+    assert found.count != 0 and pairs & scene.HELD_OUT
+  assert {"Audio:" in prompt for prompt in asked} == {True, False}
+
+
+def test_bad_flags_are_told(tmp_path):
+  with pytest.raises(ValueError, match="at least 1 prompt"):
+    prompts.draw(0, 1, "seen")
+  with pytest.raises(ValueError, match=r"ends in \.csv"):
+    prompts.write(tmp_path / "prompts.txt", ["A ball."])
