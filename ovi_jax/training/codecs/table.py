@@ -14,8 +14,14 @@ from typing import NamedTuple
 import jax
 
 from ovi_jax.models import architecture
+from ovi_jax.models import audio_vae
+from ovi_jax.models import umt5
+from ovi_jax.models import vocoder as vocoders
 from ovi_jax.models.video_vae import config as video_vae
+from ovi_jax.training.codecs import sound
+from ovi_jax.training.codecs import text
 from ovi_jax.training.codecs import video
+from ovi_jax.training.codecs import vocoder
 
 HEAD = "head"  # parameters of a task that are not the component's
 
@@ -34,6 +40,9 @@ class Row(NamedTuple):
 
 TABLE: Mapping[str, Row] = {
   "video_vae": Row(video_vae.VideoVAEConfig, video.VideoVAETask),
+  "audio_vae": Row(audio_vae.AudioVAEConfig, sound.AudioVAETask),
+  "vocoder": Row(vocoders.VocoderConfig, vocoder.VocoderTask),
+  "umt5": Row(umt5.UMT5Config, text.TextTask),
 }
 
 

@@ -1,0 +1,54 @@
+"""Print what the spectrograms of some clips' sounds are standardised with.
+
+  python -m ovi_jax.training.codecs.measure_mel --source=world:0
+
+For `mel_mean` and `mel_deviation` of `configs/codec_audio.py`.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from absl import app
+from absl import flags
+
+from ovi_jax import runtime
+from ovi_jax.training.codecs import clips
+from ovi_jax.training.codecs import sound
+
+FLAGS = flags.FLAGS
+_START = clips.Place(0.0, 0.0, 0.0)
+
+
+def waves(source: clips.Source, samples: int) -> Iterator[np.ndarray]:
+  """The beginning of every clip that has so much sound."""
+  wanted = clips.Wanted(samples=samples)
+  for number in range(len(source)):
+    crop = source.crop(number, wanted, _START)
+    if crop is not None and crop.wave_A is not None:
+      yield crop.wave_A
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    source = clips.opened(FLAGS.source, FLAGS.split)
+    some = itertools.islice(waves(source, FLAGS.samples), FLAGS.clips)
+    mean, deviation = sound.measure_mel(some)
+  except (OSError, ValueError) as error:
+    sys.exit(f"measure_mel: {error}")
+  for name, figures in (("MEAN", mean), ("DEVIATION", deviation)):
+    print(f"MEL_{name} = (")
+    for row in np.array_split(figures, len(figures) // 8):
+      print("  " + ", ".join(f"{figure:.4f}" for figure in row) + ",")
+    print(")")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("source", "world:0", "See `clips.opened`.")
+  flags.DEFINE_string("split", "train", "Of a dataset.")
+  flags.DEFINE_integer("clips", 500, "Sounds that are measured.")
+  flags.DEFINE_integer("samples", 157 * 512, "Of each sound.")
+  app.run(main, flags_parser=runtime.parse_flags)

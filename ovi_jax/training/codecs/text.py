@@ -1,0 +1,122 @@
+"""The text encoder's task: every embedding tells what stands around it.
+
+From its own embedding each place has to name the tokens near it, itself
+included, while some of those that go in are hidden. No labels are needed, and
+what a denoiser asks of a caption, such as the third word that is said, is then
+to be read from one row. Losses are float32; the encoder follows the compute
+dtype.
+
+The idea is that of masked language models (BERT, arXiv 1810.04805), of which
+the neighbours are asked too.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ovi_jax.data import schema
+from ovi_jax.models import umt5
+
+HEAD = "head"  # name of the parameters that are not the encoder's
+PAD, UNKNOWN = 0, 2  # ids, as in the tokenizers of T5's family
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTask:
+  """A `task.Task` on batches of token ids.
+
+  Its parameters are the encoder's and, under `head`, what names the tokens.
+
+  Attributes:
+    config: sizes of the encoder.
+    reach: tokens to either side that an embedding has to name.
+    hidden: largest share of tokens that go in as unknown ones; each example
+      has another, from 0.
+    dtype: compute dtype.
+  """
+
+  config: umt5.UMT5Config
+  reach: int = 4
+  hidden: float = 0.15
+  dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    if self.reach < 1 or not 0 <= self.hidden < 1:
+      raise ValueError(
+        "text task: expected a reach of 1 or more and a hidden share in"
+        f" [0, 1), got {self.reach} and {self.hidden}"
+      )
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    """Random parameters; the head begins with no opinion."""
+    ids_BS = jnp.zeros((1, 1), jnp.int32)
+    encoder: Any = umt5.UMT5Encoder(self.config).init(key, ids_BS, ids_BS)
+    offsets, tokens = 2 * self.reach + 1, self.config.vocabulary
+    head = {
+      "kernel": jnp.zeros((self.config.dim, offsets, tokens)),
+      "bias": jnp.zeros((offsets, tokens)),
+    }
+    return {**encoder["params"], HEAD: head}
+
+  def draw(self, key: jax.Array, example: schema.Batch) -> jax.Array:
+    """Which tokens of an example are hidden, bool [S]."""
+    share_key, place_key = jax.random.split(key)
+    share = self.hidden * jax.random.uniform(share_key)
+    return jax.random.bernoulli(place_key, share, _ids(example).shape)
+
+  def weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
+    has_B = (_ids(batch) != PAD).any(1).astype(jnp.float32)
+    share_B = has_B / jnp.maximum(has_B.sum(), 1.0)
+    return {"context": share_B, "wrong": jnp.zeros_like(share_B)}
+
+  def terms(
+    self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
+  ) -> Mapping[str, jax.Array]:
+    """`context`: nats a token; `wrong`: share of those not hidden, no loss."""
+    del null_SE
+    ids_BS = _ids(batch)
+    mask_BS = (ids_BS != PAD).astype(jnp.int32)
+    given_BS = jnp.where(drawn & (mask_BS > 0), UNKNOWN, ids_BS)
+    head = params[HEAD]
+    encoder = {name: leaf for name, leaf in params.items() if name != HEAD}
+    text_BSE: Any = umt5.UMT5Encoder(self.config, self.dtype).apply(
+      {"params": encoder}, given_BS, mask_BS
+    )
+    logits_BSOV = jnp.einsum(
+      "BSE,EOV->BSOV", text_BSE.astype(jnp.float32), head["kernel"]
+    )
+    logits_BSOV = logits_BSOV + head["bias"][None, None]
+    target_BSO = self._around(ids_BS)
+    counts_BSO = (target_BSO != PAD) & (mask_BS > 0)[..., None]
+    # A comparison: a gather's gradient takes longer than the rest.
+    tokens_BSOV = jax.lax.broadcasted_iota(jnp.int32, logits_BSOV.shape, 3)
+    right_BSOV = tokens_BSOV == target_BSO[..., None]
+    chosen_BSO = jnp.where(right_BSOV, logits_BSOV, 0.0).sum(-1)
+    loss_BSO = jax.nn.logsumexp(logits_BSOV, -1) - chosen_BSO
+    wrong_BSO = (chosen_BSO < logits_BSOV.max(-1)).astype(jnp.float32)
+    seen_BSO = counts_BSO & ~self._around(drawn)
+    return {
+      "context": _mean(loss_BSO, counts_BSO),
+      "wrong": _mean(wrong_BSO, seen_BSO),
+    }
+
+  def _around(self, x_BS: jax.Array) -> jax.Array:
+    """x_BSO: what stands at each offset of each place, 0 beyond the ends."""
+    length = x_BS.shape[1]
+    x_BS = jnp.pad(x_BS, ((0, 0), (self.reach, self.reach)))
+    offsets = range(2 * self.reach + 1)
+    return jnp.stack([x_BS[:, o : o + length] for o in offsets], axis=-1)
+
+
+def _ids(batch: schema.Batch) -> jax.Array:
+  """Token ids, which are the same for both towers."""
+  return next(iter(batch.text.present().values()))
+
+
+def _mean(x_BSO: jax.Array, counts_BSO: jax.Array) -> jax.Array:
+  """Mean over what counts, 0 where nothing does."""
+  total_B = jnp.where(counts_BSO, x_BSO, 0.0).sum((1, 2))
+  return total_B / jnp.maximum(counts_BSO.sum((1, 2)), 1)

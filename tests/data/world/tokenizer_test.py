@@ -1,0 +1,89 @@
+"""The world's tokenizer: whole words, any capitals, nothing unknown."""
+
+import numpy as np
+import pytest
+
+from ovi_jax import prompt
+from ovi_jax.data.world import tokenizer
+
+CAPTIONS = (
+  "A red ball bounces on wood. Audio: dull knocks.",
+  "A face says <S>ah oh<E>. <AUDCAP>A low voice.<ENDAUDCAP>",
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+  path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+  tokenizer.write(path, CAPTIONS)
+  return path
+
+
+@pytest.fixture(scope="module")
+def loaded(path):
+  return prompt.Tokenizer.load(path)
+
+
+def words(loaded: prompt.Tokenizer, text: str) -> list[str]:
+  ids_BS, mask_BS = loaded.encode([text], 32)
+  assert (ids_BS[mask_BS == 0] == loaded.pad).all()
+  names = [loaded.model.id_to_token(i) for i in ids_BS[mask_BS > 0]]
+  assert names[-1] == "</s>"
+  return names[:-1]
+
+
+def test_captions_come_back(loaded):
+  assert words(loaded, CAPTIONS[0]) == [
+    *("a", "red", "ball", "bounces", "on", "wood", "."),
+    *("audio", ":", "dull", "knocks", "."),
+  ]
+  assert words(loaded, CAPTIONS[1]) == [
+    *("a", "face", "says", "<S>", "ah", "oh", "<E>", "."),
+    *("<AUDCAP>", "a", "low", "voice", ".", "<ENDAUDCAP>"),
+  ]
+  ids, _ = loaded.encode([CAPTIONS[0]], 32)
+  text = loaded.model.decode(list(ids[0]))
+  assert text == "a red ball bounces on wood . audio : dull knocks ."
+
+
+def test_the_first_ids_are_t5s(loaded):
+  names = [loaded.model.id_to_token(i) for i in range(3)]
+  assert names == ["<pad>", "</s>", "<unk>"]
+  assert (loaded.pad, loaded.eos) == (0, 1)
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("A Red BALL", ["a", "red", "ball"]),
+    (
+      "  a shiny red ball, bouncing on wood!",
+      ["a", "red", "ball", "on", "wood"],
+    ),
+    ("balls reddish a-red ball's", ["a", "red"]),
+    ("<s>Oh</s", ["oh"]),
+    ("日本 \N{SNOWMAN} ", []),
+    ("", []),
+  ],
+)
+def test_unknown_words_are_left_out(loaded, text, expected):
+  assert words(loaded, text) == expected
+
+
+def test_the_same_captions_in_any_order_make_the_same_file(path, tmp_path):
+  again = tmp_path / "again.json"
+  tokenizer.write(again, CAPTIONS[::-1])
+  assert again.read_bytes() == path.read_bytes()
+
+
+def test_long_prompts_are_cut_and_said(loaded):
+  ids, mask = loaded.encode(["a red ball bounces"], 3)
+  assert mask.sum() == 3 and ids[0, -1] == loaded.eos
+  (note,) = loaded.notes(["a red ball bounces"], 3)
+  assert "5 tokens, 3 are read" in note and "'ball bounces'" in note
+  np.testing.assert_array_equal(loaded.encode([""], 2)[0], [[1, 0]])
+
+
+def test_no_words_are_refused():
+  with pytest.raises(ValueError, match="captions with words"):
+    tokenizer.make(["<S><E>", ""])

@@ -1,0 +1,73 @@
+"""The configs of sound and text: sizes, and the shapes of a step."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.models import architecture
+from ovi_jax.training import step
+from ovi_jax.training import trainable
+from ovi_jax.training.codecs import run
+from ovi_jax.training.codecs import settings
+from ovi_jax.training.codecs import table
+
+NAMES = {"audio": "audio_vae", "vocoder": "vocoder", "text": "umt5"}
+# Parameters of the components at mini size; full ones have tests of their own.
+COUNTS = {"audio": 1_303_042, "vocoder": 457_729, "text": 131_904}
+
+
+def chosen(name: str, size: str) -> settings.Settings:
+  values = importlib.import_module(f"configs.codec_{name}").get_config(size)
+  if name == "text":
+    values.data.tokenizer = "tokenizer.json"
+  return settings.Settings.from_config(values)
+
+
+@pytest.mark.parametrize("size", ["", "mini"])
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_are_those_that_are_said(name, size):
+  read = chosen(name, size)
+  assert read.component == NAMES[name] in table.TABLE
+  if size == "mini":
+    shapes = architecture.parameter_shapes(read.component, read.model)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert count == COUNTS[name]
+  task = read.made_task("gpu")
+  assert task.dtype == "bfloat16" and hash(task) == hash(read.made_task("gpu"))
+
+
+@pytest.mark.parametrize("name", ["audio", "text"])
+def test_a_step_of_the_mini_config(name):
+  read = chosen(name, "mini")
+  trainer = run.trainer_of(read)
+  state = jax.eval_shape(lambda: run.initial_state(read, trainer))
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+  length_B, batch = shape((read.batch,)), schema.Batch(AV(), AV(), AV(), None)
+  if read.data.samples:
+    wave_BA = jax.ShapeDtypeStruct((read.batch, read.data.samples), jnp.float32)
+    batch = batch._replace(
+      latents=AV(None, wave_BA), lengths=AV(None, length_B)
+    )
+  else:
+    ids_BS = shape((read.batch, read.data.text_rows))
+    batch = batch._replace(text=AV(ids_BS, ids_BS))
+  after, metrics = jax.eval_shape(
+    lambda state, batch: step.step(
+      trainer, state, batch, np.zeros((1, 1), np.float32)
+    ),
+    state,
+    batch,
+  )
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+  assert {x.shape for x in metrics.losses.values()} == {(read.batch,)}
+  # What is handed on is the component, whatever else was trained.
+  handed = dict(trainable.nested(state.trained))
+  handed.pop(table.HEAD, None)
+  shapes = architecture.parameter_shapes(read.component, read.model)
+  assert jax.tree.map(jnp.shape, handed) == jax.tree.map(jnp.shape, shapes)
