@@ -146,10 +146,10 @@ class Settings:
         cannot be.
     """
     values = config.to_dict()
-    model = _pair(values, "model", _tower)
+    model = pair(values, "model", tower)
     made = {
       "model": model,
-      "initial": _pair(values, "initial", lambda v, _: v),
+      "initial": pair(values, "initial", lambda v, _: v),
       "objective": _objective(values.pop("objective")),
       "optimizer": built(
         optimizer.OptimizerSettings, values.pop("optimizer"), "optimizer"
@@ -196,19 +196,19 @@ def built(cls: Any, values: Mapping[str, Any], where: str) -> Any:
   return cls(**values)
 
 
-def _tower(values: Mapping[str, Any], where: str) -> dit.DiTConfig:
+def tower(values: Mapping[str, Any], where: str) -> dit.DiTConfig:
   """A tower's sizes; JSON has made a list of the patch."""
   patch = {k: tuple(v) for k, v in values.items() if k == "patch"}
   return built(dit.DiTConfig, {**values, **patch}, where)
 
 
-def _pair(values: dict[str, Any], name: str, make: Any) -> AV[Any]:
+def pair(values: dict[str, Any], name: str, make: Any) -> AV[Any]:
   """Take `values[name]` as a pair; `None` stays."""
-  pair = built(Pair, values.pop(name), name)
+  given = built(Pair, values.pop(name), name)
   return AV(
     **{
       n: None if v is None else make(v, f"{name}.{n}")
-      for n, v in dataclasses.asdict(pair).items()
+      for n, v in dataclasses.asdict(given).items()
     }
   )
 
@@ -228,13 +228,13 @@ def cadence(values: dict[str, Any]) -> loop.Cadence:
 
 
 def _samples(values: dict[str, Any]) -> samples.SampleSettings:
-  made = {"guidance": _pair(values, "guidance", lambda v, _: v)}
+  made = {"guidance": pair(values, "guidance", lambda v, _: v)}
   return built(samples.SampleSettings, values | made, "samples")
 
 
 def _objective(values: dict[str, Any]) -> objective.Objective:
   made = {
-    name: _pair(values, name, lambda v, _: v)
+    name: pair(values, name, lambda v, _: v)
     for name in ("scales", "prompt_dropout")
   }
   made["times"] = built(times.Times, values.pop("times"), "objective.times")

@@ -1,0 +1,361 @@
+"""Trained codecs to one directory of components, as all commands read it.
+
+  python -m ovi_jax.training.codecs.assemble --video=RUN --audio=RUN
+    --vocoder=RUN --text=RUN --out=DIR
+
+Averaged weights of the newest checkpoints; any of the four may be left out.
+Video latents are measured and their mean and deviation by channel written
+down, by which encoder and decoder go; sound's, which have no such figures, get
+unit deviation from the gain of the encoder's last layer (`scaled`). The towers'
+sizes come from a stage's config, but for what follows from the components.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+import ovi_jax
+from ovi_jax import geometry
+from ovi_jax import runtime
+from ovi_jax.checkpoint import directory
+from ovi_jax.checkpoint import init_from
+from ovi_jax.checkpoint import weights
+from ovi_jax.checkpoint import workdir as workdirs
+from ovi_jax.components import encoders
+from ovi_jax.modality import AV
+from ovi_jax.models import architecture
+from ovi_jax.models.video_vae import codec
+from ovi_jax.training import settings as stages
+from ovi_jax.training import stage
+from ovi_jax.training import trainable
+from ovi_jax.training.codecs import clips
+from ovi_jax.training.codecs import settings as settings_lib
+from ovi_jax.training.codecs import table
+
+# Flag -> component, and component -> its name in a manifest's sizes.
+PARTS = {
+  "video": "video_vae",
+  "audio": "audio_vae",
+  "vocoder": "vocoder",
+  "text": "umt5",
+}
+_SECTIONS = {"vocoder": "bigvgan", "umt5": "t5"}
+# A channel that says next to nothing is not blown up: of the mean deviation.
+_LEAST = 0.05
+_GAIN = "encoder/head/gain"
+_TRIES = 10  # clips looked at for each that is measured
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+  """What the towers are to make, and codecs are measured on.
+
+  Attributes:
+    towers: sizes.
+    latents: a video's T, H, W; `None` without that tower.
+    audio: latents of a sound; likewise.
+    source: clips to measure, see `clips.opened`.
+    count: how many of them.
+  """
+
+  towers: AV[Any]
+  latents: tuple[int, int, int] | None
+  audio: int | None
+  source: str = f"{clips.WORLD}:1"
+  count: int = 32
+
+  @classmethod
+  def from_config(
+    cls, config: ml_collections.ConfigDict, source: str, count: int
+  ) -> "Clip":
+    """From a stage's config.
+
+    Raises:
+      ValueError: the config has no towers, or their sizes cannot be.
+    """
+    values = config.to_dict()
+    if "model" not in values or "component" in values or count < 1:
+      raise ValueError(
+        "--towers: expected a stage's config such as configs/fusion.py:mini,"
+        f" and --clips of 1 or more, got {count}"
+      )
+    towers = stages.pair(values, "model", stages.tower)
+    data = values["data"]
+    return cls(
+      towers=towers,
+      latents=tuple(data["video"][0]) if towers.video else None,
+      audio=data["audio"][0] if towers.audio else None,
+      source=source,
+      count=count,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+  """A component as a run left it.
+
+  Attributes:
+    settings: of the run.
+    sizes: in the original's form, as the run's config has them.
+    params: path -> float32 array.
+  """
+
+  settings: settings_lib.Settings
+  sizes: Mapping[str, Any]
+  params: Mapping[str, Any]
+
+  @property
+  def config(self) -> Any:
+    return self.settings.model
+
+
+def assemble(
+  runs: Mapping[str, pathlib.Path], out: pathlib.Path, clip: Clip
+) -> directory.Manifest:
+  """Write a directory of components.
+
+  Args:
+    runs: some of `PARTS`, to directories of runs.
+    out: directory to write; must not hold weights yet.
+    clip: sizes of the towers, and what is measured.
+
+  Returns:
+    The manifest, also written to `out`.
+
+  Raises:
+    ValueError: a run is missing, damaged or of another component, or the
+      components do not fit each other; before anything is written.
+    OSError: the disk is full, or not writable.
+  """
+  if (out / directory.MANIFEST).exists():
+    raise ValueError(f"{out} holds weights already; choose another --out")
+  if not runs:
+    raise ValueError(f"give at least one run: {', '.join(PARTS)}")
+  found = {PARTS[name]: opened(PARTS[name], run) for name, run in runs.items()}
+  tokenizer = None
+  if "umt5" in found:
+    tokenizer = pathlib.Path(found["umt5"].settings.data.tokenizer)
+    if not tokenizer.is_file():
+      raise ValueError(f"the text run's tokenizer {tokenizer} is no file")
+  if "video_vae" in found:
+    found["video_vae"] = measured(found["video_vae"], clip)
+  if "audio_vae" in found:
+    found["audio_vae"] = scaled(found["audio_vae"], clip)
+  manifest = directory.Manifest(
+    variant=None,
+    sizes=_sizes(found, clip),
+    digests={},
+    version=ovi_jax.__version__,
+  )
+  if problems := manifest.architecture.misfits:
+    raise ValueError(f"the runs do not fit each other: {'; '.join(problems)}")
+  out.mkdir(parents=True, exist_ok=True)
+  digests = {
+    component: _write(out, component, part.params)
+    for component, part in found.items()
+  }
+  if tokenizer is not None:
+    shutil.copyfile(tokenizer, out / directory.TOKENIZER)
+    digests["tokenizer"] = directory.digest_of(out / directory.TOKENIZER)
+  manifest = dataclasses.replace(manifest, digests=digests)
+  manifest.save(out)
+  return directory.read(out, needs=tuple(found))
+
+
+def opened(component: str, run: pathlib.Path) -> Trained:
+  """Read a component's averaged parameters from a run.
+
+  Raises:
+    ValueError: there is no such run, it trained something else, or it has no
+      checkpoint that is whole.
+  """
+  values = workdirs.read_config(run)
+  if values.get("component") != component:
+    raise ValueError(
+      f"{run} trained {values.get('component', 'towers')!r}, expected"
+      f" {component!r}"
+    )
+  config = ml_collections.ConfigDict(values)
+  settings = settings_lib.Settings.from_config(config)
+  shapes = trainable.flat(
+    architecture.parameter_shapes(component, settings.model)
+  )
+  source = init_from.Source(
+    path=str(run / stage.CHECKPOINTS),
+    take=(".*",),
+    leave=(rf"{table.HEAD}/.*",),
+  )
+  plan = init_from.plan(
+    {p: jax.ShapeDtypeStruct(x.shape, jnp.float32) for p, x in shapes.items()},
+    [source],
+  )
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  params = init_from.load(plan, lambda _: {}, 0, place)
+  task = settings.made_task("cpu")
+  if hasattr(task, "exported"):
+    params = trainable.flat(task.exported(trainable.nested(params)))
+  return Trained(settings=settings, sizes=values["model"], params=params)
+
+
+def measured(video: Trained, clip: Clip) -> Trained:
+  """The video autoencoder with the mean and deviation of its latents."""
+  if clip.latents is None:
+    raise ValueError("--towers has no video tower; give one that has")
+  frames = 1 + geometry.VIDEO_STRIDES[0] * (clip.latents[0] - 1)
+  encode = jax.jit(codec.encode_whole, static_argnums=0)
+  params = trainable.nested(video.params)
+
+  def latents() -> Iterator[np.ndarray]:
+    for crop in _crops(clip, clips.Wanted(frames=frames)):
+      mean_BTHWC, _ = encode(video.config, params, crop.frames_THWC[None])
+      yield np.asarray(mean_BTHWC)
+
+  mean_C, deviation_C = statistics(latents())
+  least = _LEAST * np.sqrt(np.square(deviation_C).mean())
+  figures = {
+    "latent_mean": mean_C.round(4).tolist(),
+    "latent_std": np.maximum(deviation_C, least).round(4).tolist(),
+  }
+  return dataclasses.replace(video, sizes={**video.sizes, **figures})
+
+
+def scaled(audio: Trained, clip: Clip) -> Trained:
+  """The audio VAE with latents of unit deviation, all channels together.
+
+  One scale for all is the gain of the encoder's last layer, which files of the
+  original's have too; the decoder divides by the size of what it is given
+  before anything else (to 1e-4), and stays as it is.
+  """
+  if clip.audio is None:
+    raise ValueError("--towers has no audio tower; give one that has")
+  samples = clip.audio * geometry.SAMPLES_PER_AUDIO_LATENT
+  encoder = trainable.nested(audio.params)
+
+  def latents() -> Iterator[np.ndarray]:
+    for crop in _crops(clip, clips.Wanted(samples=samples)):
+      wave_BA = jnp.asarray(crop.wave_A)[None]
+      yield np.asarray(encoders.encode_sound(audio.config, encoder, wave_BA))
+
+  _, deviation_C = statistics(latents())
+  scale = 1 / float(np.sqrt(np.square(deviation_C).mean()))
+  gain = (1 + audio.params[_GAIN]) * scale - 1
+  return dataclasses.replace(audio, params={**audio.params, _GAIN: gain})
+
+
+def statistics(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and deviation of every channel (the last axis), float64.
+
+  Raises:
+    ValueError: they are no numbers, or all the same.
+  """
+  count, total, square = 0, np.zeros(()), np.zeros(())
+  for array in latents:
+    rows = array.reshape(-1, array.shape[-1]).astype(np.float64)
+    count += len(rows)
+    total = total + rows.sum(0)
+    square = square + np.square(rows).sum(0)
+  mean_C = total / count
+  deviation_C = np.sqrt(np.maximum(square / count - np.square(mean_C), 0))
+  if not (np.isfinite(deviation_C).all() and deviation_C.any()):
+    raise ValueError(
+      "the latents of all clips are the same, or no numbers: the run learnt"
+      " nothing"
+    )
+  return mean_C, deviation_C
+
+
+def _crops(clip: Clip, wanted: clips.Wanted) -> Iterator[clips.Crop]:
+  """The first clips of the source that have what is wanted, whole."""
+  source, start = clips.opened(clip.source, "test"), clips.Place(0, 0, 0)
+  some = range(min(len(source), _TRIES * clip.count))
+  found = (source.crop(n, wanted, start) for n in some)
+  whole = list(itertools.islice(filter(None, found), clip.count))
+  if not whole:
+    raise ValueError(
+      f"no clip of {clip.source} has all of {wanted}; name another --measure"
+    )
+  return iter(whole)
+
+
+def _sizes(found: Mapping[str, Trained], clip: Clip) -> dict[str, Any]:
+  """The manifest's sizes; towers read what the components give."""
+  sizes: dict[str, Any] = {
+    _SECTIONS.get(component, component): dict(part.sizes)
+    for component, part in found.items()
+  }
+  towers = {}
+  channels = {
+    "video": ("video_vae", "z_dim"),
+    "audio": ("audio_vae", "embed_dim"),
+  }
+  for name, tower in clip.towers.present().items():
+    component, field = channels[name]
+    follows = {}
+    if component in found:
+      follows["channels"] = getattr(found[component].config, field)
+    if "umt5" in found:
+      follows["text_width"] = found["umt5"].config.dim
+    towers[name] = dataclasses.replace(tower, **follows).to_release()
+  sizes["fusion"] = towers
+  if clip.latents and clip.audio:
+    sizes["latents"] = dict(zip("THWA", (*clip.latents, clip.audio)))
+  return sizes
+
+
+def _write(out: pathlib.Path, component: str, params: Mapping[str, Any]) -> str:
+  """Write a component; returns its digest."""
+  arrays = {path: np.asarray(params[path]) for path in sorted(params)}
+  digest = hashlib.sha256()
+  shapes = {
+    p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in arrays.items()
+  }
+  file = directory.component_file(out, component)
+  with weights.Writer(file, shapes) as writer:
+    for path, array in arrays.items():
+      writer.write(path, None, array)
+      digest.update(path.encode() + array.tobytes())
+    writer.metadata["digest"] = digest.hexdigest()
+  return digest.hexdigest()
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  runtime.start()
+  given = flags.FLAGS
+  try:
+    if not given.out or given.towers is None:
+      raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
+    runs = {n: pathlib.Path(given[n].value) for n in PARTS if given[n].value}
+    clip = Clip.from_config(given.towers, given.measure, given.clips)
+    manifest = assemble(runs, pathlib.Path(given.out), clip)
+    print(f"wrote {', '.join(sorted(manifest.digests))} to {given.out}")
+  except (OSError, ValueError) as error:
+    sys.exit(f"assemble: {error}")
+
+
+if __name__ == "__main__":
+  for name, component in PARTS.items():
+    flags.DEFINE_string(name, "", f"Run of {component}.")
+  flags.DEFINE_string("out", "", "Directory to write.")
+  flags.DEFINE_string(
+    "measure", Clip.source, "Clips whose latents are measured."
+  )
+  flags.DEFINE_integer("clips", Clip.count, "How many of them.")
+  config_flags.DEFINE_config_file("towers", "configs/fusion.py:mini")
+  app.run(main, flags_parser=runtime.parse_flags)

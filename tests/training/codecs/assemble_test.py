@@ -1,0 +1,147 @@
+"""Runs of codecs to a directory of components."""
+
+import dataclasses
+import importlib
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from ovi_jax.checkpoint import directory
+from ovi_jax.components import encoders
+from ovi_jax.components import loading
+from ovi_jax.models import architecture
+from ovi_jax.models import audio_vae
+from ovi_jax.models.video_vae import codec
+from ovi_jax.parallel import mesh as meshes
+from ovi_jax.training import trainable
+from ovi_jax.training.codecs import assemble
+from ovi_jax.training.codecs import clips
+from tests.training.codecs import run_test
+
+one_device = run_test.one_device
+START = clips.Place(0, 0, 0)
+
+
+def asked(count=2, frames=3, **changes) -> assemble.Clip:
+  config = importlib.import_module("configs.fusion").get_config("mini")
+  config.data.video = ((frames, 4, 4),)
+  made = assemble.Clip.from_config(config, "world:1", count)
+  return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  path = tmp_path_factory.mktemp("runs") / "video"
+  with pytest.MonkeyPatch.context() as patch:
+    one = jax.devices()[:1]
+    patch.setattr(jax, "devices", lambda *_: one)
+    assert run_test.train(run_test.config(), path)
+  return path
+
+
+@pytest.fixture(scope="module")
+def made(run, tmp_path_factory):
+  """Components of a video run alone."""
+  out = tmp_path_factory.mktemp("components") / "made"
+  return out, assemble.assemble({"video": run}, out, asked())
+
+
+def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
+  out, manifest = made
+  assert manifest.architecture.components == ("fusion", "video_vae")
+  assert manifest.geometry.latent_frames == 3
+  config = manifest.architecture.video_vae
+  assert (config.dim, config.z_dim) == (2, 3)
+  # The towers follow what encodes for them.
+  assert manifest.architecture.fusion.video.channels == 3
+  mesh = meshes.make(jax.devices()[:1])
+  components = loading.Components(
+    weights=out, manifest=manifest, mesh=mesh, dtype=np.dtype("float32")
+  )
+  average = run_test.arrays(run)
+  params = trainable.flat(components.load("video_vae"))
+  assert params
+  for path, leaf in params.items():
+    np.testing.assert_array_equal(leaf, average[f"average/{path}"])
+  # What is encoded by it has mean 0 and deviation 1 in every channel.
+  source, wanted = clips.opened("world:1", ""), clips.Wanted(frames=9)
+  found = [source.crop(n, wanted, START) for n in range(5)]
+  frames = np.stack([c.frames_THWC for c in found if c is not None][:2])
+  encoder = encoders.Video.load(components)
+  mean, deviation = assemble.statistics([np.asarray(encoder.encode(frames))])
+  strong = deviation > 0.9
+  assert strong.any()
+  np.testing.assert_allclose(mean[strong], 0, atol=0.05)
+  np.testing.assert_allclose(deviation[strong], 1, atol=0.05)
+  assert (deviation < 1.01).all()
+
+
+def test_sounds_are_scaled_and_decoded_as_before():
+  config = audio_vae.AudioVAEConfig(hidden_dim=8, channel_multipliers=(1, 1))
+  params = architecture.init("audio_vae", config, jax.random.key(0))
+  before = assemble.Trained(
+    settings=types.SimpleNamespace(model=config),
+    sizes={},
+    params=trainable.flat(params),
+  )
+  after = assemble.scaled(before, asked(audio=16))
+  source, wanted = clips.opened("world:1", ""), clips.Wanted(samples=16 * 512)
+  found = [source.crop(n, wanted, START) for n in range(5)]
+  wave_BA = np.stack([c.wave_A for c in found if c is not None][:2])
+  latents, mels = [], []
+  for part in (before, after):
+    nested = trainable.nested(part.params)
+    latents.append(encoders.encode_sound(config, nested, wave_BA))
+    model = audio_vae.AudioVAE(config)
+    mels.append(model.apply({"params": nested}, latents[-1], method="decode"))
+  _, deviation = assemble.statistics([np.asarray(latents[1])])
+  assert np.sqrt(np.square(deviation).mean()) == pytest.approx(1, abs=1e-4)
+  _, raw = assemble.statistics([np.asarray(latents[0])])
+  assert abs(np.sqrt(np.square(raw).mean()) - 1) > 0.05
+  np.testing.assert_allclose(mels[1], mels[0], atol=1e-2)
+
+
+def test_statistics_are_over_everything_but_channels():
+  parts = [np.array([[[1.0, 5.0]], [[3.0, 5.0]]]), np.array([[[5.0, 5.0]]])]
+  mean, deviation = assemble.statistics(parts)
+  np.testing.assert_allclose(mean, [3, 5])
+  np.testing.assert_allclose(deviation, [np.sqrt(8 / 3), 0])
+  with pytest.raises(ValueError, match="the run learnt nothing"):
+    assemble.statistics([np.ones((2, 3))])
+
+
+def test_a_channel_that_says_nothing_is_not_blown_up(run, monkeypatch):
+  video = assemble.opened("video_vae", run)
+
+  def encode(config, params, frames_BTHWC):
+    random = np.random.default_rng(len(frames_BTHWC))
+    mean = random.standard_normal((1, 3, 32, 32, 3)).astype(np.float32)
+    return jax.numpy.asarray(mean * np.array([1e-4, 1, 1], np.float32)), None
+
+  monkeypatch.setattr(codec, "encode_whole", encode)
+  found = assemble.measured(video, asked()).sizes["latent_std"]
+  np.testing.assert_allclose(found, [0.05 * np.sqrt(2 / 3), 1, 1], atol=0.03)
+
+
+def test_what_does_not_fit_is_said_before_anything_is_written(
+  run, made, tmp_path
+):
+  out = tmp_path / "out"
+  with pytest.raises(ValueError, match="trained 'video_vae', expected 'audio_"):
+    assemble.assemble({"audio": run}, out, asked())
+  with pytest.raises(ValueError, match="is not the directory of a run"):
+    assemble.assemble({"video": tmp_path}, out, asked())
+  with pytest.raises(ValueError, match="give at least one run: video, audio"):
+    assemble.assemble({}, out, asked())
+  with pytest.raises(ValueError, match="no video tower"):
+    assemble.assemble({"video": run}, out, asked(latents=None))
+  with pytest.raises(ValueError, match="no clip of world:1 has all of"):
+    assemble.assemble({"video": run}, out, asked(frames=99))
+  assert not out.exists()
+  with pytest.raises(ValueError, match="holds weights already"):
+    assemble.assemble({"video": run}, made[0], asked())
+  with pytest.raises(ValueError, match="expected a stage's config"):
+    assemble.Clip.from_config(run_test.config(), "world:1", 2)
+  assert (made[0] / directory.MANIFEST).is_file()
