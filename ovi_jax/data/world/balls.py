@@ -13,6 +13,7 @@ _WALL = {
   "sky": (203, 222, 236),
   "grey": (222, 222, 224),
 }
+_RESTS = 0.3  # sides a second; slower than any ball within five seconds
 _LOUDEST = 2.5  # sides a second, speed of an impact of strength 1
 _APART = 0.15  # seconds between impacts of two balls, at least
 _TRIES = 50
@@ -73,7 +74,7 @@ def _flights(ball: scene.Ball, material: str, seconds: float):
   """Begin and length of every flight, and the speed it ends with."""
   speed = np.sqrt(2 * _GRAVITY * ball.height)
   begin = ball.start - speed / _GRAVITY  # as if it had been thrown up before
-  while speed > 0 and begin < seconds:
+  while speed > _RESTS and begin < seconds:
     length = 2 * speed / _GRAVITY
     yield begin, length, speed
     begin += length

@@ -182,6 +182,16 @@ def test_sounds_differ_by_name_and_grow_with_speed():
   np.testing.assert_allclose(3 * np.abs(soft).max(), np.abs(loud).max())
 
 
+def test_balls_come_to_rest_in_long_sounds():
+  """Bounces do not follow each other ever faster without end."""
+  world = worlds.World(what="sounds", pairs="all")
+  found = [world.clip(n, slice(0, 1)).scene for n in (18, 39)]
+  for shown in found:
+    assert shown.kind == scene.BALL
+    times = [event.seconds for event in shown.events]
+    assert 10 < len(times) < 100 and min(np.diff(times)) > 0.05
+
+
 @pytest.mark.parametrize(
   "fields",
   [{"what": "films"}, {"pairs": "none"}, {"size": 8}, {"frames": 120}],
