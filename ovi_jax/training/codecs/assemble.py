@@ -222,7 +222,8 @@ def measured(video: Trained, clip: Clip) -> Trained:
 
   def latents() -> Iterator[np.ndarray]:
     for crop in _crops(clip, clips.Wanted(frames=frames)):
-      mean_BTHWC, _ = encode(video.config, params, crop.frames_THWC[None])
+      frames_BTHWC = jnp.asarray(crop.frames_THWC)[None]
+      mean_BTHWC, _ = encode(video.config, params, frames_BTHWC)
       yield np.asarray(mean_BTHWC)
 
   mean_C, deviation_C = statistics(latents())
@@ -341,7 +342,8 @@ def main(argv: list[str]) -> None:
   try:
     if not given.out or given.towers is None:
       raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
-    runs = {n: pathlib.Path(given[n].value) for n in PARTS if given[n].value}
+    paths = {name: str(given[name].value or "") for name in PARTS}
+    runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
     clip = Clip.from_config(given.towers, given.measure, given.clips)
     manifest = assemble(runs, pathlib.Path(given.out), clip)
     print(f"wrote {', '.join(sorted(manifest.digests))} to {given.out}")

@@ -75,7 +75,7 @@ class Settings:
         cannot be.
     """
     values = config.to_dict()
-    component = values.get("component")
+    component = str(values.get("component"))
     if component not in table.TABLE:
       raise ValueError(
         f"config.component {component!r} is unknown; choose from"
