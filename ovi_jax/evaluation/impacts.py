@@ -106,7 +106,7 @@ def _landing(hit: int, arc: np.ndarray, level: float) -> float | None:
     for root in roots
     if abs(root.imag) < 1e-6 and abs(root.real - hit) <= _NEAR
   ]
-  return min(near, key=lambda moment: abs(moment - hit), default=None)
+  return max(near, default=None)
 
 
 def _arcs(row_T: np.ndarray, hits: list[int]) -> list[np.ndarray]:

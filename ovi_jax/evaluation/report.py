@@ -150,6 +150,12 @@ def _events(clip: Clip) -> scores.Part | None:
   return scores.Part(len(clip.seen.events) == clip.facts.count, 1)
 
 
+def _happens(clip: Clip) -> scores.Part | None:
+  if clip.facts.silent or clip.facts.count == 0 or not clip.facts.colours:
+    return None
+  return scores.Part(bool(clip.seen.events) and bool(clip.heard), 1)
+
+
 def _sounds(clip: Clip) -> scores.Part | None:
   asked = 0 if clip.facts.silent else clip.facts.count
   if asked is None:
@@ -190,6 +196,7 @@ def _words(clip: Clip, given: Sequence[str]) -> scores.Part | None:
 _PARTS: dict[str, Callable[[Clip], scores.Part | None]] = {
   "kind": _kind,
   "colour": _colour,
+  "something happens": _happens,
   "number of events seen": _events,
   "number of sounds heard": _sounds,
   "material": _sound_of(scene.BALL),

@@ -70,6 +70,8 @@ def test_scores_follow_what_is_wrong(clips):
   deaf = values([dataclasses.replace(clip, heard=()) for clip in clips])
   assert deaf["sync F1"].value == 0 and deaf["vowels heard"].value == 0
   assert deaf["events that are heard"].value == 0
+  assert deaf["something happens"].value == 0
+  assert right["something happens"].value == 1
   assert deaf["kind"].value == right["kind"].value == 1
   late = values(
     [
@@ -99,6 +101,14 @@ def test_one_sound_too_many_is_as_bad_as_a_wrong_one(clips):
   assert values([more])["voice"].value == 1
 
 
+def test_a_low_voice_is_no_low_beep(clips):
+  clip = next(clip for clip in clips if clip.facts.kind == "face")
+  asked = facts.facts("A red lamp flashes two times. Audio: low beeps.")
+  vowel = hearing.Heard(seconds=1.0, sound=hearing.Sound("face", "ah", "low"))
+  deceived = dataclasses.replace(clip, facts=asked, heard=(vowel, vowel))
+  assert values([deceived])["pitch"].value == 0
+
+
 def test_silence_that_is_asked_for_is_heard():
   clip = report.Clip(
     name="quiet",
@@ -111,6 +121,7 @@ def test_silence_that_is_asked_for_is_heard():
   found = values([clip])
   assert found["number of sounds heard"].value == 1
   assert found["number of events seen"].value == 1
+  assert found["something happens"].clips == 0
   assert math.isnan(found["sync F1"].value)
   assert "sync" not in report.markdown(list(found.values()))
 
@@ -118,11 +129,13 @@ def test_silence_that_is_asked_for_is_heard():
 def test_clips_without_recipes_or_of_another_world_are_named(tmp_path):
   with pytest.raises(ValueError, match="has no \\*.mp4"):
     report.read(tmp_path)
-  for name in ("one", "two"):
+  for name in ("one", "two", "zero"):
     frames = np.zeros((9, 32, 32, 3), np.uint8)
     media.write_mp4(tmp_path / f"{name}.mp4", [frames], None)
   (tmp_path / "two.json").write_text('{"prompt": "Surf."}')
-  with pytest.raises(ValueError, match="one.json.*'Surf.' is no prompt"):
+  (tmp_path / "zero.json").write_text("{}")
+  wanted = r"one\.json.*'Surf\.' is no prompt.*zero\.json has no prompt"
+  with pytest.raises(ValueError, match=wanted):
     report.read(tmp_path)
 
 

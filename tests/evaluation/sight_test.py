@@ -63,6 +63,16 @@ def test_other_sizes_and_rates_are_seen_alike():
     np.testing.assert_allclose(seen.events[: len(truth)], truth, atol=0.03)
 
 
+def test_a_colour_is_known_by_how_it_differs_from_the_wall():
+  wall = np.array([203, 222, 236], np.float32)
+  for index, colour in enumerate(scene.COLOURS.values()):
+    mixed = 0.3 * np.array(colour, np.float32) + 0.7 * wall
+    pixels_THWC = np.broadcast_to(mixed, (1, 4, 5, 3))
+    nearest_THW, share_THW = sight.tints(pixels_THWC, np.tile(wall, (4, 1)))
+    assert (nearest_THW == index).all()
+    np.testing.assert_allclose(share_THW, 0.3, rtol=1e-4)
+
+
 def test_an_empty_room_is_of_no_kind():
   bright = np.full((9, 64, 64, 3), 230, np.uint8)
   for frames_THWC in (bright, bright // 6):
