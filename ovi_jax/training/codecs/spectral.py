@@ -33,7 +33,7 @@ RESOLUTIONS = (
 # Of a full sine 1: what is quieter is taken for silence, 80 dB below.
 FLOOR = 1e-4
 # Root mean square of a spectrum below which errors count as of one that loud.
-_QUIET = 1e-3
+_QUIET = 5e-3
 
 
 class Distance(NamedTuple):
