@@ -1,7 +1,9 @@
 """How far two sounds are apart: their spectra, at several resolutions.
 
-Phases are not compared: a spectrogram does not hold them. Long windows tell
-tones apart, short ones moments. float32 throughout, with finite gradients for
+Phases are not compared: a spectrogram does not hold them. Windows are short: to
+a steady spectrogram a vocoder answers with what repeats from frame to frame,
+multiples of 62.5 Hz, and a long window would count a tone that is a little off
+as worse than none. float32 throughout, with finite gradients for
 silence and for equal sounds.
 
 Source: multi-resolution STFT loss of Parallel WaveGAN (arXiv 1910.11480),
@@ -26,12 +28,14 @@ class Resolution(NamedTuple):
 
 
 RESOLUTIONS = (
+  Resolution(128, 32),
   Resolution(256, 64),
-  Resolution(1024, 256),
-  Resolution(2048, 512),
+  Resolution(512, 128),
 )
-# Of a full sine 1: what is quieter is taken for silence, 80 dB below.
-FLOOR = 1e-4
+# Of a full sine 1; added before the logarithm is taken. With less than this, 40
+# dB below, a network that makes a tone, but no clean one yet, does worse than
+# one that is silent, and stays silent (measured).
+FLOOR = 1e-2
 # Root mean square of a spectrum below which errors count as of one that loud.
 _QUIET = 5e-3
 
@@ -42,7 +46,7 @@ class Distance(NamedTuple):
   Attributes:
     convergence: norm of the difference of the magnitudes over the norm of the
       reference's: what is loud.
-    magnitude: mean difference of log magnitudes, above the floor: what is not.
+    magnitude: mean difference of log magnitudes: what is not.
   """
 
   convergence: jax.Array
@@ -82,7 +86,7 @@ def magnitudes(wave_BA: jax.Array, resolution: Resolution) -> jax.Array:
   spectrum = jnp.fft.rfft(windows_BTA * hann_A[None, None])
   power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
   # The root has no gradient at zero.
-  return jnp.sqrt(power + (FLOOR / 10) ** 2)
+  return jnp.sqrt(power + 1e-10)
 
 
 def distance(
@@ -107,7 +111,7 @@ def _at(ours_BTF: jax.Array, theirs_BTF: jax.Array) -> Distance:
   """The distance at one resolution."""
   error_B = _root_mean_square(ours_BTF - theirs_BTF)
   loud_B = jnp.maximum(_root_mean_square(theirs_BTF), _QUIET)
-  logs = (jnp.log(jnp.maximum(x, FLOOR)) for x in (ours_BTF, theirs_BTF))
+  logs = (jnp.log(x + FLOOR) for x in (ours_BTF, theirs_BTF))
   return Distance(
     error_B / jax.lax.stop_gradient(loud_B),
     jnp.abs(jnp.subtract(*logs)).mean((1, 2)),
@@ -125,7 +129,7 @@ def mel_distance(
   config: mel.MelConfig,
   ours_BA: jax.Array,
   theirs_BA: jax.Array,
-  floor: float = -3.5,
+  floor: float = -1.5,
 ) -> jax.Array:
   """Mean difference of the log10 mels of sounds, each example's.
 
@@ -133,11 +137,10 @@ def mel_distance(
     config: of the mels.
     ours_BA: in [-1, 1]; gets the gradient.
     theirs_BA: the reference.
-    floor: log10 magnitude below which all is silence; a full sine has about
-      1, so 90 dB below that.
+    floor: log10 of what is added to magnitudes; a full sine has about 10.
   """
   mels = (
-    jnp.maximum(mel.log_mel(config, wave), floor)
+    jnp.log10(10 ** mel.log_mel(config, wave) + 10**floor)
     for wave in (ours_BA, theirs_BA)
   )
   return jnp.abs(jnp.subtract(*mels)).mean((1, 2))

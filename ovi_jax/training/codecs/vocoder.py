@@ -22,7 +22,7 @@ from ovi_jax.training.codecs import spectral
 TERMS = (*spectral.Distance._fields, "mel")
 SOUND = AV(0.0, 1.0)  # which modality counts
 # Of the first output; random ones of the usual size are a roar to unlearn.
-_QUIETER = 0.1
+_QUIETER = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class VocoderTask:
   """
 
   config: vocoder.VocoderConfig
-  convergence_scale: float = 1.0
+  convergence_scale: float = 3.0
   magnitude_scale: float = 1.0
   mel_scale: float = 2.0
   noise: float = 0.1

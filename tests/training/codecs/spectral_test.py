@@ -33,7 +33,7 @@ def test_the_distance_is_its_formula():
   )
   expected = np.sqrt(((a - b) ** 2).sum((1, 2)) / (b**2).sum((1, 2)))
   np.testing.assert_allclose(got.convergence, expected, rtol=1e-4)
-  logs = [np.log(np.maximum(x, 1e-4)) for x in (a, b)]
+  logs = [np.log(x + 1e-2) for x in (a, b)]
   expected = np.abs(logs[0] - logs[1]).mean((1, 2))
   np.testing.assert_allclose(got.magnitude, expected, rtol=1e-4)
 
@@ -61,10 +61,10 @@ def test_gradients_are_finite_where_roots_are_zero():
 
 def test_what_cannot_be_heard_is_no_error():
   silence = np.zeros_like(TONES)
-  hiss = 1e-5 * np.random.default_rng(0).standard_normal(TONES.shape)
+  hiss = 3e-5 * np.random.default_rng(0).standard_normal(TONES.shape)
   hiss = np.float32(hiss)
-  assert float(spectral.distance(hiss, silence).magnitude.max()) == 0
-  heard = spectral.distance(100 * hiss, silence)
+  assert float(spectral.distance(hiss, silence).magnitude.max()) < 0.005
+  heard = spectral.distance(1000 * hiss, silence)
   assert float(heard.magnitude.min()) > 0.1
 
 
