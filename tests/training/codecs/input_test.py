@@ -111,6 +111,8 @@ def test_an_input_goes_on_where_its_state_says():
   batches = [next(whole) for _ in range(4)]
   state = whole.get_state()
   following = next(whole)
+  seen = {int(number) for batch in batches for number in batch.ids}
+  assert len(seen) == 12 and not seen & set(following.ids.tolist())
   again = begun(frames=5)
   same(next(again), batches[0])
   again.set_state(state)
