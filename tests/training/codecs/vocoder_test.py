@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ovi_jax.models import mel
 from ovi_jax.models import vocoder as models
 from ovi_jax.training.codecs import vocoder
 from tests.training.codecs import learning
@@ -38,19 +39,24 @@ def test_silence_has_a_gradient(params):
 
 
 class Echo:
-  """Knows the answer."""
+  """Knows the answer; keeps the question."""
+
+  asked: list = []
 
   def __init__(self, config, dtype):
     assert (config, dtype) == (CONFIG, jnp.float32)
 
   def apply(self, variables, mel_BTM):
-    assert mel_BTM.shape == (2, 16, 80)
+    self.asked.append(mel_BTM)
     return BATCH.latents.audio
 
 
 def test_a_perfect_sound_costs_nothing(monkeypatch):
   monkeypatch.setattr(models, "BigVGAN", Echo)
-  terms = TASK.terms({}, BATCH, learning.drawn(TASK, BATCH), learning.NULL)
+  noise = learning.drawn(TASK, BATCH)
+  terms = TASK.terms({}, BATCH, noise, learning.NULL)
+  clean_BTM = mel.log_mel(mel.MelConfig(), BATCH.latents.audio)
+  np.testing.assert_allclose(Echo.asked[-1], clean_BTM + noise, atol=1e-6)
   assert terms.keys() == {"convergence", "magnitude", "mel"}
   for term in terms.values():
     np.testing.assert_array_equal(term, [0, 0])
