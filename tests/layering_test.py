@@ -25,6 +25,7 @@ ALLOWED = {
   "components": {"models", "parallel", "checkpoint"},
   "convert": {"models", "checkpoint"},
   "data": {"components", "parallel", "checkpoint"},
+  "demo": set(),
   "diffusion": set(),
   "evaluation": {"data", "models", "sampling"},
   "training": {
