@@ -1,5 +1,7 @@
 """The vocoder's task learns two sounds, and knows when it is done."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,7 @@ def test_silence_has_a_gradient(params):
 class Echo:
   """Knows the answer; keeps the question."""
 
-  asked: list = []
+  asked: ClassVar = []
 
   def __init__(self, config, dtype):
     assert (config, dtype) == (CONFIG, jnp.float32)
