@@ -205,7 +205,7 @@ class AliasFreeSnake(nn.Module):
     even_BTC = jnp.concatenate([first] * 2 + [even_BTC] + [last] * 3, axis=1)
     odd_BTC = jnp.concatenate([first] * 3 + [odd_BTC] + [last] * 2, axis=1)
     even_BTC, odd_BTC = lax.optimization_barrier((even_BTC, odd_BTC))
-    from_even_BTC = _filtered(even_BTC, _ODD)
+    from_even_BTC: Any = _filtered(even_BTC, _ODD)
     return from_even_BTC + _filtered(odd_BTC, _EVEN)
 
 

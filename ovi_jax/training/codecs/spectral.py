@@ -104,7 +104,7 @@ def distance(
   parts = [
     _at(magnitudes(ours_BA, r), magnitudes(theirs_BA, r)) for r in resolutions
   ]
-  return Distance(*(sum(part) / len(parts) for part in zip(*parts)))
+  return Distance(*(jnp.stack(part).mean(0) for part in zip(*parts)))
 
 
 def _at(ours_BTF: jax.Array, theirs_BTF: jax.Array) -> Distance:
