@@ -22,7 +22,8 @@ _MODES = {
   ),
   "rubber": ((78, 1.3, 0.11), (118, 0.9, 0.08), (170, 0.3, 0.045)),
 }
-BEEPS = {"low": 330.0, "middle": 660.0, "high": 1320.0}  # Hz
+# Hz; each a whole number of times in a frame of the mel, 256 samples.
+BEEPS = {"low": 312.5, "middle": 625.0, "high": 1250.0}
 FORMANTS = {
   "ah": ((730, 1.0), (1090, 0.7), (2440, 0.12)),
   "oh": ((460, 1.0), (800, 0.35), (2410, 0.03)),
