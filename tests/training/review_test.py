@@ -38,6 +38,7 @@ def clips(tmp_path_factory):
   return str(path)
 
 
+@pytest.mark.slow
 def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
   changes = FRESH | SHOWN | {"components": str(weights)}
   changes |= {"profile_steps": (1, 2)}

@@ -69,6 +69,7 @@ def arrays(path):
   )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   tmp_path, monkeypatch
 ):
