@@ -16,7 +16,7 @@ _WALL = {
 _RESTS = 0.3  # sides a second; slower than any ball within five seconds
 _LOUDEST = 2.5  # sides a second, speed of an impact of strength 1
 _APART = 0.15  # seconds between impacts of two balls, at least
-_TRIES = 50
+_TRIES = 300
 _SQUASH, _SQUASHED = 0.30, 0.035  # share of the height; seconds
 
 
