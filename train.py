@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
       pathlib.Path(FLAGS.workdir),
     )
   except (OSError, ValueError) as error:
-    sys.exit(f"train: {error}")
+    runtime.leave(f"train: {error}")
   except KeyboardInterrupt:
     print("train: interrupted; the same command goes on from its checkpoint")
     sys.exit(128 + signal.SIGINT)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 from absl import app
@@ -45,6 +46,17 @@ def parse_flags(argv: list[str]) -> list[str]:
   """Parse flags, for `app.run`; see `flag_errors`."""
   with flag_errors():
     return app.parse_flags_with_usage(argv)
+
+
+def leave(message: str) -> NoReturn:
+  """End with exit code 1 and last words that other threads cannot cut in two.
+
+  `sys.exit` with a message writes through buffers that threads of libraries
+  share, which may be telling of the same failure at that moment.
+  """
+  sys.stderr.flush()
+  os.write(sys.stderr.fileno(), f"{message}\n".encode())
+  sys.exit(1)
 
 
 def platform() -> str:

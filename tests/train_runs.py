@@ -35,7 +35,7 @@ SMALL = {
   "optimizer.warmup_steps": 2,
   # Low: AdamW steps by the sign where a gradient is all rounding, and a high
   # rate lets what two orders of a sum differ by grow from step to step.
-  "optimizer.learning_rate": 3e-4,
+  "optimizer.learning_rate": 1e-3,
   "optimizer.schedule": "constant",  # does not know how long a run will be
   "cadence.log": 1,
 }

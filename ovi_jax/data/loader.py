@@ -236,18 +236,7 @@ class Loader(Iterator[schema.Batch]):
       ValueError: the state is of other settings, seed, batch or datasets, so
         that the order would be another one; names what differs.
     """
-    ours, theirs = self._order(), state["order"]
-    different = [
-      f"{name}: expected {ours[name]}, got {theirs.get(name)}"
-      for name in ours
-      if ours[name] != theirs.get(name)
-    ]
-    if different:
-      raise ValueError(
-        "the state of the data is of another order of records:"
-        f" {'; '.join(different)}. Go on with the settings and datasets it was"
-        " saved with, or start the data anew"
-      )
+    check_order(self._order(), state["order"])
     self.close()
     place = dict(state["cursor"])
     place["pending"] = tuple(tuple(waiting) for waiting in place["pending"])
@@ -277,6 +266,25 @@ class Loader(Iterator[schema.Batch]):
     if self._running is not None:
       self._running.close()
       self._running = None
+
+
+def check_order(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+  """Hold what the order of an input depends on to what a state was saved with.
+
+  Raises:
+    ValueError: names everything that differs.
+  """
+  different = [
+    f"{name}: expected {ours[name]}, got {theirs.get(name)}"
+    for name in ours
+    if ours[name] != theirs.get(name)
+  ]
+  if different:
+    raise ValueError(
+      "the state of the data is of another order of records:"
+      f" {'; '.join(different)}. Go on with the settings and datasets it was"
+      " saved with, or start the data anew"
+    )
 
 
 def load(

@@ -144,8 +144,8 @@ class FusionDiT(nn.Module):
     hidden_limit: feed-forwards hold at most this many hidden activations at a
       time, in a forward pass; `None` for no limit.
     remat: what the backward pass computes anew, a key of `REMAT`.
-    unroll: blocks follow each other in the program instead of in a loop: XLA
-      computes twice as fast on a CPU, and compiles longer.
+    unroll: blocks follow each other in the program instead of in a loop: on
+      a CPU XLA computes faster, and compiles longer.
   """
 
   config: AV[dit.DiTConfig]

@@ -165,17 +165,7 @@ class Input(Iterator[schema.Batch]):
     Raises:
       ValueError: the state is of other settings, seed, batch or sources.
     """
-    ours, theirs = self._order(), state["order"]
-    different = [
-      f"{name}: expected {ours[name]}, got {theirs.get(name)}"
-      for name in ours
-      if ours[name] != theirs.get(name)
-    ]
-    if different:
-      raise ValueError(
-        f"the state of the data is of other clips: {'; '.join(different)}. Go"
-        " on with the settings it was saved with, or start anew"
-      )
+    loader.check_order(self._order(), state["order"])
     self.close()
     self._step = state["step"]
 
