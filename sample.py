@@ -1,6 +1,6 @@
 """Make videos with sound from prompts, and from first frames.
 
-  python sample.py --weights=DIR --prompt="A man says <S>hello<E>. Audio: …"
+  python sample.py --prompt="A red ball bounces. Audio: dull wooden knocks."
   python sample.py --weights=DIR --prompts=FILE.csv --config.solver=euler
 
 Every setting is a field of configs/sample.py, set by --config.FIELD=VALUE.
@@ -13,10 +13,10 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from ovi_jax import demo
 from ovi_jax import runtime
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
-from ovi_jax.sampling import settings
 
 HERE = pathlib.Path(__file__).resolve().parent
 FLAGS = flags.FLAGS
@@ -25,10 +25,11 @@ with runtime.flag_errors():
 flags.DEFINE_string("prompt", "", "What to see, say and hear.")
 flags.DEFINE_string("prompts", "", "CSV or TSV: text_prompt[, image_path].")
 flags.DEFINE_string("image", "", "Picture of the first frame, with --prompt.")
-flags.DEFINE_string("weights", "", "Directory of converted weights.")
+flags.DEFINE_string("weights", str(demo.WEIGHTS), "Directory of weights.")
 flags.DEFINE_string("out", "samples", "Directory for the results.")
 flags.DEFINE_string("noise", "", "Start from this .npz instead of the seed.")
 flags.DEFINE_bool("save_latents", False, "Keep the final latents as .npz.")
+flags.DEFINE_bool("attention_maps", False, "Draw what the sound looks at.")
 flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
 
 
@@ -37,9 +38,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   runtime.start()
   try:
-    if not FLAGS.weights:
-      raise ValueError("--weights=DIR is needed; README.md says how to get one")
-    chosen = settings.Settings.from_config(FLAGS.config)
+    chosen = generate.settle(FLAGS.config, FLAGS.weights)
     asked = requests.from_flags(
       FLAGS.prompt, FLAGS.prompts, FLAGS.image, chosen.mode
     )
@@ -48,8 +47,9 @@ def main(argv: list[str]) -> None:
       settings=chosen,
       weights=pathlib.Path(FLAGS.weights),
       out=pathlib.Path(FLAGS.out),
-      noise=pathlib.Path(FLAGS.noise) if FLAGS.noise else None,
+      noise=FLAGS.noise,
       save_latents=FLAGS.save_latents,
+      maps=FLAGS.attention_maps,
       overwrite=FLAGS.overwrite,
     )
   except (OSError, ValueError) as error:

@@ -73,10 +73,12 @@ def optimizer(mini: bool) -> dict:
   """How parameters are moved."""
   return {
     "learning_rate": 3e-3 if mini else 1e-4,
+    "kind": "adamw",
     "schedule": "cosine" if mini else "constant",
     "warmup_steps": 10 if mini else 1000,  # ours
     "final_share": 0.0,
     "beta1": 0.9,
+    "momentum": 0.95,  # of Muon
     "beta2": 0.999,
     "eps": 1e-8,
     "weight_decay": 0.01,  # ours

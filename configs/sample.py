@@ -2,12 +2,15 @@
 
   python sample.py --weights=DIR --prompt="…" --config.seed=7
 
-Fields are the original's, with its published defaults. Any machine: released
-weights need about 40 GB of accelerator memory in bfloat16, the stand-in of
-`make sample` needs none. See docs/sampling.md for what each field does.
+Fields are the original's. Where a field has no value here, it is what the
+weights advise in their directory, or else what Ovi publishes (on the right).
+Any machine: released weights need about 40 GB of accelerator memory in
+bfloat16, those that come with the package need none. See docs/sampling.md for
+what each field does.
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 from ovi_jax import geometry
 
@@ -19,19 +22,19 @@ def get_config() -> ml_collections.ConfigDict:
   config.mode = "auto"  # auto, t2v (ignore images), i2v (require them)
   # The aspect, as height and width; the area is always the variant's.
   config.height, config.width = geometry.DEFAULT_SIZE
-  config.steps = 50
-  config.solver = "unipc"  # unipc, dpm++, euler
-  config.shift = 5.0
+  config.steps = placeholder(int)  # 50
+  config.solver = placeholder(str)  # "unipc"; or dpm++, euler
+  config.shift = placeholder(float)  # 5.0
   config.seed = 103
   config.each_example_n_times = 1
-  config.guidance = ml_collections.ConfigDict({"video": 4.0, "audio": 3.0})
-  config.skip_layer = 11  # left out of the negative pass; 0 leaves out none
-  config.negative_prompt = ml_collections.ConfigDict(
-    {
-      "video": "jitter, bad hands, blur, distortion",
-      "audio": "robotic, muffled, echo, distorted",
-    }
-  )
+  config.guidance = ml_collections.ConfigDict()
+  config.guidance.video = placeholder(float)  # 4.0
+  config.guidance.audio = placeholder(float)  # 3.0
+  # Left out of the negative pass; 0 leaves out none.
+  config.skip_layer = placeholder(int)  # 11
+  config.negative_prompt = ml_collections.ConfigDict()
+  config.negative_prompt.video = placeholder(str)
+  config.negative_prompt.audio = placeholder(str)
   config.dtype = "auto"  # bfloat16 on accelerators, float32 on a CPU
   config.attention = "auto"  # see ovi_jax/models/attention.py
   return config

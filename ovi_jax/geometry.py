@@ -9,6 +9,7 @@ An audio latent stands for two mel columns of 256 samples. (Ovi, section 3;
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 FPS = 24
 SAMPLE_RATE = 16_000  # Hz
@@ -170,6 +171,14 @@ def latent_frames(frames: int) -> int:
       f"frames must be 1 + {stride}·k, got {frames}; {below} would do"
     )
   return 1 + (frames - 1) // stride
+
+
+def latent_place(seconds: Any) -> Any:
+  """Where a time falls among the video latents: k is the middle of latent k.
+
+  Numbers or arrays; exact but for the first latent, which is one frame long.
+  """
+  return (FPS * seconds + 1) / VIDEO_STRIDES[0]
 
 
 def snap(height: int, width: int, area: int) -> tuple[int, int]:

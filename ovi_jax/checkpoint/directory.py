@@ -44,6 +44,8 @@ class Manifest:
     digests: sha256 of the contents of each component present, and of the
       tokenizer file under `tokenizer`.
     version: of ovi_jax that wrote it.
+    sampling: settings that suit these weights better than the published ones,
+      see `sampling.settings.advice`.
   """
 
   variant: str | None
@@ -51,6 +53,7 @@ class Manifest:
   digests: Mapping[str, str]
   version: str
   format: int = FORMAT
+  sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     expected = {
@@ -59,6 +62,7 @@ class Manifest:
       "digests": Mapping,
       "version": str,
       "format": int,
+      "sampling": Mapping,
     }
     for name, kind in expected.items():
       if not isinstance(value := getattr(self, name), kind):
@@ -136,14 +140,7 @@ def read(
   directory = pathlib.Path(directory)
   if variant:
     geometry.variant(variant)
-  path = directory / MANIFEST
-  if not path.is_file():
-    what = "is missing" if directory.is_dir() else "has no directory"
-    raise ValueError(
-      f"weights: {path} {what}; make it with `python convert_torch_weights.py"
-      f" --release=DIR --variant={variant or 'VARIANT'} --out={directory}`"
-    )
-  manifest = _parse(path)
+  manifest = manifest_of(directory, variant)
   found = manifest.variant or CUSTOM
   if variant and variant != found:
     checkpoint = geometry.variant(variant).checkpoint
@@ -162,6 +159,25 @@ def read(
       " again:" + "".join(f"\n{p}" for p in problems)
     )
   return manifest
+
+
+def manifest_of(
+  directory: str | os.PathLike[str], variant: str = ""
+) -> Manifest:
+  """What a directory says of itself, without a look at its files.
+
+  Raises:
+    ValueError: the manifest is missing, damaged or of another format.
+  """
+  directory = pathlib.Path(directory)
+  path = directory / MANIFEST
+  if not path.is_file():
+    what = "is missing" if directory.is_dir() else "has no directory"
+    raise ValueError(
+      f"weights: {path} {what}; make it with `python convert_torch_weights.py"
+      f" --release=DIR --variant={variant or 'VARIANT'} --out={directory}`"
+    )
+  return _parse(path)
 
 
 def digest_of(path: pathlib.Path) -> str:

@@ -1,1 +1,5 @@
 """The small Ovi that comes with the package, and how it was made."""
+
+import pathlib
+
+WEIGHTS = pathlib.Path(__file__).parent / "weights"  # of `sample.py`, if none

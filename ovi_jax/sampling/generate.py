@@ -6,6 +6,7 @@ weights are loaded, and a finished clip is never touched again.
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import tqdm
 
@@ -25,6 +27,7 @@ from ovi_jax.components import decoders
 from ovi_jax.modality import AV
 from ovi_jax.models import attention
 from ovi_jax.parallel import mesh as meshes
+from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
@@ -45,14 +48,27 @@ class Job:
   path: pathlib.Path
 
 
+def settle(
+  config: ml_collections.ConfigDict, weights: str | os.PathLike[str]
+) -> settings_lib.Settings:
+  """The settings of a config and, where it leaves them open, of the weights.
+
+  Raises:
+    ValueError: there are no weights, or the settings make no sense.
+  """
+  manifest = directory.manifest_of(weights, config.get("variant", ""))
+  return settings_lib.Settings.from_config(config, manifest.sampling)
+
+
 def run(
   *,
   requests: Sequence[requests_lib.Request],
   settings: settings_lib.Settings,
   weights: pathlib.Path,
   out: pathlib.Path,
-  noise: pathlib.Path | None = None,
+  noise: str | os.PathLike[str] = "",
   save_latents: bool = False,
+  maps: bool = False,
   overwrite: bool = False,
   log: Log = print,
 ) -> list[pathlib.Path]:
@@ -63,8 +79,10 @@ def run(
     settings: of the run.
     weights: directory of converted weights.
     out: directory for the results.
-    noise: .npz with video_THWC and audio_TC to start from, for every clip.
+    noise: .npz with video_THWC and audio_TC to start from, for every clip;
+      empty for that of the seeds.
     save_latents: keep the final latents beside each clip.
+    maps: draw beside each clip what its sound attends to.
     overwrite: make clips again that are there already.
     log: called with each line for the user.
 
@@ -83,18 +101,20 @@ def run(
       f"weights in {weights} have only the tower {', '.join(towers)}; a video"
       " with sound needs both"
     )
-  given = None if noise is None else noises.read(noise)
+  given = noises.read(pathlib.Path(noise)) if noise else None
   pipeline = _pipeline(weights, manifest, settings)
   jobs = plan(requests, settings, pipeline, out, given, log)
   pending = []
+  beside = [outputs.LATENTS] * save_latents
+  beside += attention_maps.ENDINGS if maps else ()
   for job in jobs:
-    if not overwrite and outputs.is_made(job.path, job.recipe, save_latents):
+    if not overwrite and outputs.is_made(job.path, job.recipe, beside):
       log(f"already made: {job.path}")
     else:
       pending.append(job)
   if pending:
     outputs.check_directory(out)
-    _make(pending, settings, pipeline, given, save_latents, log)
+    _make(pending, settings, pipeline, given, save_latents, maps, log)
   return [job.path for job in jobs]
 
 
@@ -213,6 +233,7 @@ def _make(
   pipeline: pipelines.Pipeline,
   noise: AV[np.ndarray] | None,
   save_latents: bool,
+  maps: bool,
   log: Log,
 ) -> None:
   """Load the weights, stage after stage, and make the clips."""
@@ -229,13 +250,14 @@ def _make(
     if start is None:
       start = noises.draw(job.request.seed, job.clip, channels)
     title = f"[{number}/{len(jobs)}] {job.path.stem}"
+    image = None if job.request.image is None else first[job.request.image]
     with tqdm.tqdm(total=settings.steps, desc=title, unit="step") as bar:
       latents = denoiser.sample(
         start,
         embedded[job.text],
         AV(*(embedded[n] for n in negative)),
         settings,
-        None if job.request.image is None else first[job.request.image],
+        image,
         lambda _, bar=bar: bar.update(),
       )
     recipe = job.recipe | {
@@ -243,11 +265,16 @@ def _make(
       "jax": jax.__version__,
     }
     kept = jax.tree.map(lambda a: np.asarray(a[0]), latents)
+    frames, wave = decoder.frames(latents.video), decoder.wave(latents.audio)
+    if maps:
+      frames = [np.concatenate(list(frames))]
+      found = denoiser.maps(latents, start, embedded[job.text], image)
+      attention_maps.write(job.path, frames[0], wave, found)
     outputs.write(
       job.path,
       recipe,
-      decoder.frames(latents.video),
-      decoder.wave(latents.audio),
+      iter(frames),
+      wave,
       kept if save_latents else None,
     )
     log(f"wrote {job.path}")

@@ -9,6 +9,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ovi_jax import files
 from ovi_jax import media
 from ovi_jax.modality import AV
 
+LATENTS = ".npz"  # the ending of the file of latents
 # Of a recipe, what does not decide what the clip will be.
 _INCIDENTAL = ("ovi_jax",)
 
@@ -40,9 +42,14 @@ def check_directory(path: pathlib.Path) -> None:
 
 
 def is_made(
-  path: pathlib.Path, recipe: Mapping[str, Any], with_latents: bool
+  path: pathlib.Path, recipe: Mapping[str, Any], beside: Sequence[str] = ()
 ) -> bool:
-  """Whether the very clip of `recipe` is there, and its latents if asked for.
+  """Whether the very clip of `recipe` is there, with what belongs beside it.
+
+  Args:
+    path: of the mp4.
+    recipe: what it should be.
+    beside: what the names of further files end in, after the clip's own.
 
   Raises:
     ValueError: another clip stands under its name; says what differs.
@@ -68,7 +75,7 @@ def is_made(
       f"{path} was made with other settings ({', '.join(different)} differ);"
       " choose another --out, or --overwrite it"
     )
-  return path.with_suffix(".npz").exists() or not with_latents
+  return all(path.with_name(path.stem + e).exists() for e in beside)
 
 
 def _content(value: Any) -> Any:
@@ -99,7 +106,7 @@ def write(
   """
   if latents is not None:
     with (
-      files.replacing(path.with_suffix(".npz")) as temporary,
+      files.replacing(path.with_suffix(LATENTS)) as temporary,
       temporary.open("wb") as file,
     ):
       np.savez(file, video_THWC=latents.video, audio_TC=latents.audio)

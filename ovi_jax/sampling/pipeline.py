@@ -24,6 +24,7 @@ from ovi_jax.models import architecture
 from ovi_jax.models import attention
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
+from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import settings as settings_lib
@@ -131,6 +132,34 @@ class Denoiser:
       )
       return denoise.denoise(
         self.model, method, self.params, inputs, x, levels, on_step
+      )
+
+  def maps(
+    self,
+    latents: AV[jax.Array],
+    noise: AV[np.ndarray],
+    positive: np.ndarray,
+    first_frame: np.ndarray | None = None,
+  ) -> attention_maps.Maps:
+    """What the towers attend to of each other, in a clip that is there.
+
+    Args:
+      latents: clean video_BTHWC and audio_BTC, B = 1.
+      noise: video_THWC and audio_TC, standard normal.
+      positive: text_SE of the prompt.
+      first_frame: as the clip was made from, or `None`.
+    """
+    with self.pipeline.computing():
+      given = AV(positive, positive)
+      limit = self.pipeline.text_length
+      doubled = text_pairs(positive, given, limit, self.model.backend)
+      return attention_maps.measure(
+        self.model,
+        self.params,
+        latents,
+        jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise),
+        jax.tree.map(lambda a: jnp.asarray(a[:1]), doubled),
+        clean_first=first_frame is not None,
       )
 
 

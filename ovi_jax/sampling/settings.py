@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -12,6 +13,19 @@ from ovi_jax.sampling import requests
 from ovi_jax.sampling import solver
 
 DTYPES = ("auto", "bfloat16", "float32")
+# What Ovi publishes for its weights. A directory of other weights may advise
+# other values of these fields (`sampling` of its manifest).
+PUBLISHED: Mapping[str, Any] = {
+  "steps": 50,
+  "solver": "unipc",
+  "shift": 5.0,
+  "guidance": {"video": 4.0, "audio": 3.0},
+  "skip_layer": 11,
+  "negative_prompt": {
+    "video": "jitter, bad hands, blur, distortion",
+    "audio": "robotic, muffled, echo, distorted",
+  },
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,13 +79,28 @@ class Settings:
     return [f"{field} {value!r} is unknown; choose from {', '.join(known)}"]
 
   @classmethod
-  def from_config(cls, config: ml_collections.ConfigDict) -> "Settings":
-    """From the flags' config; an unknown field is a ValueError."""
+  def from_config(
+    cls,
+    config: ml_collections.ConfigDict,
+    advised: Mapping[str, Any] | None = None,
+  ) -> "Settings":
+    """From the flags' config.
+
+    Args:
+      config: of `configs/sample.py`; `None` leaves a field of `PUBLISHED` to
+        what is advised, or else to what is published.
+      advised: by the weights, see `advice`.
+
+    Raises:
+      ValueError: a field is missing, unknown or makes no sense.
+    """
     fields = config.to_dict()
     known = {field.name for field in dataclasses.fields(cls)}
     wrong = fields.keys() ^ known
     if wrong:
       raise ValueError(f"config fields missing or unknown: {sorted(wrong)}")
+    for name, value in advice(advised or {}).items():
+      fields[name] = _filled(fields[name], value)
     for name in ("guidance", "negative_prompt"):
       fields[name] = AV(**fields[name])
     return cls(**fields)
@@ -82,3 +111,47 @@ class Settings:
     for name in ("guidance", "negative_prompt"):
       fields[name] = getattr(self, name)._asdict()
     return fields
+
+
+def advice(advised: Mapping[str, Any]) -> dict[str, Any]:
+  """The values of all fields of `PUBLISHED`, as advised or published.
+
+  Raises:
+    ValueError: fields that cannot be advised, or values of another kind.
+  """
+  result = dict(PUBLISHED)
+  for name, value in advised.items():
+    if name not in PUBLISHED:
+      known = ", ".join(PUBLISHED)
+      raise ValueError(
+        f"sampling: field {name!r} is unknown; weights may advise {known}"
+      )
+    result[name] = _alike(f"sampling.{name}", value, PUBLISHED[name])
+  return result
+
+
+def _alike(name: str, value: Any, example: Any) -> Any:
+  """A value of the kind of an example."""
+  if isinstance(example, Mapping):
+    if not isinstance(value, Mapping) or value.keys() != example.keys():
+      keys = ", ".join(example)
+      raise ValueError(f"{name}: expected values of {keys}, got {value!r}")
+    return {
+      key: _alike(f"{name}.{key}", value[key], example[key]) for key in example
+    }
+  kinds = (int, float) if isinstance(example, float) else (type(example),)
+  if not isinstance(value, kinds) or isinstance(value, bool):
+    raise ValueError(
+      f"{name}: expected a {type(example).__name__}, got {value!r}"
+    )
+  return type(example)(value)
+
+
+def _filled(value: Any, default: Any) -> Any:
+  """A value, with the default where it, or a part of it, is `None`."""
+  if isinstance(default, Mapping) and isinstance(value, Mapping):
+    return {
+      key: _filled(part, default[key]) if key in default else part
+      for key, part in value.items()
+    }
+  return default if value is None else value

@@ -9,6 +9,7 @@ are a checkpoint's: the newest, and averaged, unless told otherwise.
 """
 
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -32,6 +33,7 @@ from ovi_jax.checkpoint import saved
 from ovi_jax.checkpoint import weights
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.models import architecture
+from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import stage
 from ovi_jax.training import trainable
@@ -46,6 +48,7 @@ def export(
   step: int | None = None,
   averaged: bool = True,
   dtype: Any = jnp.float32,
+  sampling: Mapping[str, Any] | None = None,
 ) -> directory.Manifest:
   """Write the weights of a run.
 
@@ -56,6 +59,7 @@ def export(
     step: of the checkpoint; `None` for the newest.
     averaged: take the moving average where there is one.
     dtype: that the towers are stored in.
+    sampling: settings that suit the weights, see `sampling.settings.advice`.
 
   Returns:
     The manifest, also written to `out`.
@@ -67,6 +71,7 @@ def export(
   """
   if (out / directory.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
+  sampling_settings.advice(sampling or {})
   config = ml_collections.ConfigDict(workdirs.read_config(workdir))
   settings = settings_lib.Settings.from_config(config)
   rest = components or pathlib.Path(settings.components)
@@ -114,6 +119,7 @@ def export(
     sizes=manifest.sizes,
     digests=digests,
     version=ovi_jax.__version__,
+    sampling=dict(sampling or {}),
   )
   manifest.save(out)
   return manifest
@@ -192,6 +198,17 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
     shutil.copyfile(source, target)
 
 
+def _advice(text: str) -> dict[str, Any]:
+  """Advice from the JSON of a flag."""
+  try:
+    found = json.loads(text or "{}")
+  except ValueError as error:
+    raise ValueError(f"--sampling={text} is not JSON: {error}") from error
+  if not isinstance(found, dict):
+    raise ValueError(f"--sampling: expected an object, got {text}")
+  return found
+
+
 FLAGS = flags.FLAGS
 
 
@@ -210,6 +227,7 @@ def main(argv: list[str]) -> None:
       FLAGS.step,
       FLAGS.average,
       jnp.dtype(FLAGS.dtype),
+      _advice(FLAGS.sampling),
     )
     print(f"wrote {FLAGS.out}")
   except (OSError, ValueError) as error:
@@ -225,4 +243,5 @@ if __name__ == "__main__":
   flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16"), "That towers are stored in."
   )
+  flags.DEFINE_string("sampling", "", "Advised settings of sampling, as JSON.")
   app.run(main, flags_parser=runtime.parse_flags)

@@ -1,8 +1,9 @@
-"""AdamW with warm-up, clipping and decay, as optax transformations.
+"""AdamW or Muon with warm-up, clipping and decay, as optax transformations.
 
-Gradients, moments and the parameters they move are float32. Learning rate and
-betas of stages 1 and 3 are the paper's; warm-up, weight decay, clipping and
-averaging were not published and are choices of ours.
+Gradients, moments and the parameters they move are float32. AdamW, learning
+rate and betas of stages 1 and 3 are the paper's; warm-up, weight decay,
+clipping and averaging were not published and are choices of ours, and so is
+Muon, which learns from fewer steps what is small enough to be trained whole.
 """
 
 import dataclasses
@@ -12,9 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental import compute_on
+from optax import contrib
 
 CONSTANT, COSINE = "constant", "cosine"
 SCHEDULES = (CONSTANT, COSINE)
+ADAMW, MUON = "adamw", "muon"
+KINDS = (ADAMW, MUON)
+# Muon's step over a kernel has the root mean square that AdamW's has, about,
+# so both read the same learning rate (Liu et al. 2025, arXiv:2502.16982).
+_MUON_RMS = 0.2
+_STACKED = "blocks/"  # paths of kernels that lead with the axis of blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,10 +31,13 @@ class OptimizerSettings:
 
   Attributes:
     learning_rate: after warm-up.
+    kind: "adamw", or "muon": kernels move by their orthogonalized momentum,
+      all else by AdamW.
     schedule: "constant", or "cosine" down to `final_share`.
     warmup_steps: of linear growth from 0.
     final_share: of the learning rate that is left at the last step.
     beta1: decay of the mean of gradients.
+    momentum: the same for Muon's kernels.
     beta2: decay of the mean of their squares.
     eps: added to the root.
     weight_decay: a step, times the learning rate; kernels only.
@@ -37,10 +48,12 @@ class OptimizerSettings:
   """
 
   learning_rate: float
+  kind: str = ADAMW
   schedule: str = CONSTANT
   warmup_steps: int = 0
   final_share: float = 0.0
   beta1: float = 0.9
+  momentum: float = 0.95
   beta2: float = 0.999
   eps: float = 1e-8
   weight_decay: float = 0.01
@@ -49,17 +62,19 @@ class OptimizerSettings:
   average_on_host: bool = False
 
   def __post_init__(self):
-    if self.schedule not in SCHEDULES:
-      raise ValueError(
-        f"optimizer.schedule {self.schedule!r} is unknown; choose from"
-        f" {', '.join(SCHEDULES)}"
-      )
+    for name, known in (("kind", KINDS), ("schedule", SCHEDULES)):
+      if (value := getattr(self, name)) not in known:
+        raise ValueError(
+          f"optimizer.{name} {value!r} is unknown; choose from"
+          f" {', '.join(known)}"
+        )
     if self.learning_rate <= 0 or self.eps <= 0:
       raise ValueError(
         "optimizer.learning_rate and eps must be positive, got"
         f" {self.learning_rate} and {self.eps}"
       )
-    for name in ("beta1", "beta2", "average_decay", "final_share"):
+    shares = ("beta1", "beta2", "momentum", "average_decay", "final_share")
+    for name in shares:
       value = getattr(self, name)
       if not 0 <= value <= 1 or (value == 1 and name != "final_share"):
         raise ValueError(f"optimizer.{name} must be in [0, 1), got {value}")
@@ -102,17 +117,46 @@ def make(
   clip = optax.identity()
   if settings.clip_norm:
     clip = optax.clip_by_global_norm(settings.clip_norm)
-  return optax.chain(
-    clip,
-    optax.adamw(
-      learning_rate(settings, steps),
+  rate = learning_rate(settings, steps)
+  if settings.kind == MUON:
+    moved = contrib.muon(
+      rate,
+      beta=settings.momentum,
+      weight_decay=settings.weight_decay,
+      adam_b1=settings.beta1,
+      adam_b2=settings.beta2,
+      muon_weight_dimension_numbers=_matrices,
+      consistent_rms=_MUON_RMS,
+    )
+  else:
+    moved = optax.adamw(
+      rate,
       b1=settings.beta1,
       b2=settings.beta2,
       eps=settings.eps,
       weight_decay=settings.weight_decay,
       mask=decayed,
-    ),
-  )
+    )
+  return optax.chain(clip, moved)
+
+
+def _matrices(params: dict[str, Any]) -> dict[str, Any]:
+  """How Muon reads each kernel as a matrix; `None` for what is none.
+
+  The last axis is what comes out, all others but that of stacked blocks are
+  what goes in.
+  """
+
+  def of(path: str, x: Any) -> Any:
+    if isinstance(x, optax.MaskedNode):  # AdamW's, known from the first call
+      return x
+    first = int(path.startswith(_STACKED))
+    if not path.endswith("kernel") or x.ndim - first < 2:
+      return None
+    ins = tuple(range(first, x.ndim - 1))
+    return contrib.MuonDimensionNumbers(ins, x.ndim - 1)
+
+  return {path: of(path, x) for path, x in params.items()}
 
 
 def averaged(

@@ -46,19 +46,19 @@ def write(path, grey: int) -> None:
 def test_a_clip_is_made_once(tmp_path):
   path = tmp_path / "clip.mp4"
   recipe = RECIPE | {"seed": 9}
-  assert not outputs.is_made(path, recipe, False)
+  assert not outputs.is_made(path, recipe)
   write(path, 9)
-  assert outputs.is_made(path, recipe, True)
+  assert outputs.is_made(path, recipe, [".npz"])
   moved = recipe | {"image": {"path": "elsewhere", "sha256": "0"}}
-  assert outputs.is_made(path, moved | {"ovi_jax": "9"}, True)
+  assert outputs.is_made(path, moved | {"ovi_jax": "9"}, [".npz"])
   path.with_suffix(".npz").unlink()
-  assert outputs.is_made(path, recipe, False)
-  assert not outputs.is_made(path, recipe, True)
+  assert outputs.is_made(path, recipe)
+  assert not outputs.is_made(path, recipe, [".npz"])
   with pytest.raises(ValueError, match=r"other settings \(seed differ\)"):
-    outputs.is_made(path, recipe | {"seed": 8}, False)
+    outputs.is_made(path, recipe | {"seed": 8})
   path.with_suffix(".json").write_text("[]")
   with pytest.raises(ValueError, match="no JSON beside it"):
-    outputs.is_made(path, recipe, False)
+    outputs.is_made(path, recipe)
 
 
 @pytest.mark.parametrize("rename", [1, 2, 3])
@@ -76,7 +76,7 @@ def test_a_kill_leaves_nothing_that_misleads(tmp_path, rename):
     grey = json.loads(path.with_suffix(".json").read_text())["seed"]
     assert abs(int(media.read_mp4(path)[0].mean()) - grey) < 5
   write(path, 200)
-  assert outputs.is_made(path, RECIPE | {"seed": 200}, True)
+  assert outputs.is_made(path, RECIPE | {"seed": 200}, [".npz"])
   left = sorted(p.name for p in tmp_path.iterdir())
   assert left == ["clip.json", "clip.mp4", "clip.npz"]
 

@@ -35,6 +35,44 @@ def test_kernels_alone_decay():
   np.testing.assert_array_equal(updates["a/bias"], 0)
 
 
+def test_muon_turns_kernels_and_adamw_moves_the_rest():
+  shapes = {
+    "blocks/a/kernel": (2, 4, 6),
+    "conv/kernel": (3, 4, 6),
+    "norm/kernel": (5,),
+    "conv/bias": (6,),
+  }
+  random = np.random.default_rng(0)
+  params = {n: jnp.zeros(s) for n, s in shapes.items()}
+  gradient = {
+    n: jnp.asarray(random.standard_normal(s, np.float32))
+    for n, s in shapes.items()
+  }
+  chosen = settings(kind="muon", learning_rate=0.1, clip_norm=0, eps=1e-12)
+  made = optimizer.make(chosen, 10)
+  updates, moments = made.update(gradient, made.init(params), params)
+  # Blocks by themselves; of a convolution all but the last axis goes in.
+  for path, groups in (("blocks/a/kernel", 2), ("conv/kernel", 1)):
+    matrices = np.asarray(updates[path]).reshape(groups, -1, 6)
+    for found, given in zip(
+      matrices, np.asarray(gradient[path]).reshape(groups, -1, 6)
+    ):
+      u, _, v = np.linalg.svd(given, full_matrices=False)
+      expected = -0.1 * 0.2 * np.sqrt(max(given.shape)) * (u @ v)
+      # Newton-Schulz brings singular values near 1 only.
+      cosine = (found * expected).sum() / np.linalg.norm(found)
+      assert cosine / np.linalg.norm(expected) > 0.95
+      assert 0.7 < np.linalg.norm(found) / np.linalg.norm(expected) < 1.3
+  for path in ("norm/kernel", "conv/bias"):
+    # AdamW's first step, alike for every size of gradient, with momentum.
+    np.testing.assert_array_equal(
+      np.sign(updates[path]), -np.sign(gradient[path])
+    )
+    np.testing.assert_allclose(np.abs(updates[path]), 0.147, atol=1e-3)
+  again, _ = made.update(gradient, moments, params)
+  assert all(np.isfinite(x).all() for x in again.values())
+
+
 def test_large_gradients_are_clipped():
   params = {"a/kernel": jnp.ones(1)}
   made = optimizer.make(settings(clip_norm=1.0, eps=1.0, weight_decay=0), 10)
@@ -58,6 +96,7 @@ def test_the_average_warms_up():
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
+    ({"kind": "sgd"}, "'sgd' is unknown; choose from adamw, muon"),
     ({"schedule": "linear"}, "'linear' is unknown; choose from constant"),
     ({"learning_rate": 0.0}, "learning_rate and eps must be positive"),
     ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
