@@ -12,9 +12,11 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -30,32 +32,41 @@ TIMES = "times.json"
 
 # Sizes of the towers, next to what the `:mini` configs say.
 TOWERS = {
-  "video": {"width": 224, "heads": 7, "feed_forward": 512},
+  "video": {"width": 192, "heads": 6, "feed_forward": 512, "channels": 16},
   "audio": {"width": 128, "heads": 4, "feed_forward": 384},
 }
-SHARED = {"blocks": 5, "text_width": 64, "text_length": 48}
+SHARED = {"blocks": 6, "text_width": 64, "text_length": 48}
 TRAINING: Mapping[str, Any] = {
   "batch": 16,
-  "optimizer.learning_rate": 2e-3,
-  "optimizer.warmup_steps": 100,
+  "optimizer.kind": "muon",
+  "optimizer.learning_rate": 5e-3,
+  "optimizer.warmup_steps": 50,
   "optimizer.average_decay": 0.998,
   "objective.times.shift": 3.0,
   "cadence.save": 100,
 }
 CODECS = {
   "text": ("codec_text", 1500),
-  "video": ("codec_video", 3000),
-  "audio": ("codec_audio", 4000),
-  "vocoder": ("codec_vocoder", 4000),
+  "video": ("codec_video", 3500),
+  "audio": ("codec_audio", 3000),
+  "vocoder": ("codec_vocoder", 3000),
+}
+FRESH = "fresh"
+# How to sample from the result.
+SAMPLING: Mapping[str, Any] = {
+  "steps": 20,
+  "shift": 3.0,
+  "guidance": {"video": 3.0, "audio": 3.0},
+  "skip_layer": 3,
 }
 # Name -> data, steps, and which towers come from where.
 STAGES = {
-  "audio_pretrain": ("sounds", 2000, {"audio": "fresh"}),
-  "audio_finetune": ("clips", 2000, {"audio": "audio_pretrain"}),
-  "video_pretrain": ("clips", 4000, {"video": "fresh"}),
+  "audio_pretrain": ("sounds", 1500, {"audio": FRESH}),
+  "audio_finetune": ("clips", 1500, {"audio": "audio_pretrain"}),
+  "video_pretrain": ("clips", 3000, {"video": FRESH}),
   "fusion": (
     "clips",
-    4000,
+    3000,
     {"video": "video_pretrain", "audio": "audio_finetune"},
   ),
 }
@@ -93,20 +104,49 @@ def steps(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
   yield from _codecs(root, seed)
   yield from _data(root, seed)
   for name, (data, count, towers) in STAGES.items():
-    changes = dict(TRAINING) | {
-      "steps": count,
-      "seed": seed,
-      "data.sources": (str(root / data),),
+    initial = {
+      tower: source if source == FRESH else str(root / source)
+      for tower, source in towers.items()
     }
-    for tower, source in towers.items():
-      sizes = TOWERS[tower] | SHARED
-      changes |= {f"model.{tower}.{key}": v for key, v in sizes.items()}
-      fresh = source == "fresh"
-      changes[f"initial.{tower}"] = source if fresh else str(root / source)
-    yield _train(name, name, root, changes)
-  words = ("-m", "ovi_jax.training.export", f"--workdir={root / 'fusion'}")
-  words += (f"--components={root / 'components'}", f"--out={out}")
-  yield Step(name="export", words=(*words, "--dtype=bfloat16"), makes=out)
+    fields = stage_fields(root / data, count, seed, initial)
+    yield training(name, name, root, fields)
+  yield export("export", root / "fusion", root / "components", out)
+
+
+def export(
+  name: str,
+  run: pathlib.Path,
+  components: pathlib.Path,
+  out: pathlib.Path,
+) -> Step:
+  """Make weights of a run, as small as they can be."""
+  words = ("-m", "ovi_jax.training.export", f"--workdir={run}")
+  words += (f"--components={components}", f"--out={out}", "--dtype=bfloat16")
+  words += (f"--sampling={json.dumps(SAMPLING)}",)
+  return Step(name=name, words=words, makes=out)
+
+
+def stage_fields(
+  data: pathlib.Path, count: int, seed: int, initial: Mapping[str, str]
+) -> dict[str, Any]:
+  """Fields of the config of a stage.
+
+  Args:
+    data: directory of latents.
+    count: steps.
+    seed: of drawing.
+    initial: where each tower of the stage comes from.
+  """
+  fields = dict(TRAINING) | {
+    "steps": count,
+    "seed": seed,
+    "data.sources": (str(data),),
+  }
+  for tower, source in initial.items():
+    sizes = TOWERS[tower] | SHARED
+    fields |= {f"model.{tower}.{key}": v for key, v in sizes.items()}
+    fields[f"initial.{tower}"] = source
+  return fields
 
 
 def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:
@@ -125,7 +165,7 @@ def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:
     }
     if part == "text":
       changes["data.tokenizer"] = str(tokenizer)
-    yield _train(config, config, root, changes)
+    yield training(config, config, root, changes)
   runs = [f"--{part}={root / name}" for part, (name, _) in CODECS.items()]
   out = root / "components"
   sizes = [
@@ -134,7 +174,8 @@ def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:
     for key, value in (TOWERS[tower] | SHARED).items()
   ]
   words = ("-m", "ovi_jax.training.codecs.assemble", *runs, f"--out={out}")
-  yield Step(name="components", words=(*words, *sizes), makes=out)
+  words += ("--dtype=bfloat16", *sizes)
+  yield Step(name="components", words=words, makes=out)
 
 
 def _data(root: pathlib.Path, seed: int) -> Iterator[Step]:
@@ -155,9 +196,10 @@ def _data(root: pathlib.Path, seed: int) -> Iterator[Step]:
     )
 
 
-def _train(
+def training(
   name: str, config: str, root: pathlib.Path, changes: Mapping[str, Any]
 ) -> Step:
+  """A run of `train.py` at the mini size, in `root / name`."""
   words = ["train.py", f"--config=configs/{config}.py:mini"]
   words.append(f"--workdir={root / name}")
   words += [f"--config.{field}={value}" for field, value in changes.items()]
@@ -168,34 +210,57 @@ def _flags(values: Mapping[str, Any]) -> list[str]:
   return [f"--{name}={value}" for name, value in values.items()]
 
 
-def run(
-  root: pathlib.Path, seed: int, out: pathlib.Path, until: str = ""
-) -> None:
-  """Take the steps, or those up to and with `until`.
+def take(todo: Iterable[Step], times: pathlib.Path) -> None:
+  """Take steps, those that are not taken yet.
+
+  Args:
+    todo: in order.
+    times: file that keeps the seconds of each.
 
   Raises:
-    ValueError: a step fails, or there is none of that name.
+    ValueError: a step fails.
   """
-  todo = list(steps(root, seed, out))
-  names = [step.name for step in todo]
-  if until and until not in names:
-    raise ValueError(f"no step {until!r}; choose from {', '.join(names)}")
-  root.mkdir(parents=True, exist_ok=True)
-  for step in todo[: names.index(until) + 1 if until else None]:
+  for step in todo:
     if step.makes is not None and step.makes.exists():
       print(f"{step.name}: already made", flush=True)
       continue
-    print(f"{step.name}: python {' '.join(step.words)}", flush=True)
+    print(f"{step.name}: python {shlex.join(step.words)}", flush=True)
     began = time.monotonic()
     done = subprocess.run(
       [sys.executable, *step.words], cwd=REPOSITORY, check=False
     )
-    _keep_time(root / TIMES, step.name, time.monotonic() - began)
+    _keep_time(times, step.name, time.monotonic() - began)
     if done.returncode:
       raise ValueError(
         f"step {step.name} ended with exit code {done.returncode}; what it"
         " said is above. The same command goes on from here"
       )
+
+
+def until(todo: Iterable[Step], last: str) -> list[Step]:
+  """The steps up to and with that of a name, or all if it is empty.
+
+  Raises:
+    ValueError: there is none of that name.
+  """
+  steps = list(todo)
+  names = [step.name for step in steps]
+  if last and last not in names:
+    raise ValueError(f"no step {last!r}; choose from {', '.join(names)}")
+  return steps[: names.index(last) + 1 if last else None]
+
+
+def directory_of(path: str, name: str) -> pathlib.Path:
+  """An absolute directory from a flag; steps run in the repository.
+
+  Raises:
+    ValueError: the flag is empty, or there is no repository.
+  """
+  if not path:
+    raise ValueError(f"--{name}=DIR is needed")
+  if not (REPOSITORY / "train.py").is_file():
+    raise ValueError("this runs in a clone of the repository only")
+  return pathlib.Path(os.path.abspath(path))
 
 
 def _keep_time(path: pathlib.Path, name: str, seconds: float) -> None:
@@ -213,21 +278,15 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    if not FLAGS.root:
-      raise ValueError("--root=DIR is needed")
-    root = pathlib.Path(os.path.abspath(FLAGS.root))
-    out = (
-      pathlib.Path(os.path.abspath(FLAGS.out))
-      if FLAGS.out
-      else root / "weights"
-    )
-    if not (REPOSITORY / "train.py").is_file():
-      raise ValueError("the recipe runs in a clone of the repository only")
+    root = directory_of(FLAGS.root, "root")
+    out = directory_of(FLAGS.out or str(root / "weights"), "out")
+    todo = until(steps(root, FLAGS.seed, out), FLAGS.until)
     if FLAGS.dry_run:
-      for step in steps(root, FLAGS.seed, out):
-        print(f"python {' '.join(step.words)}")
-    else:
-      run(root, FLAGS.seed, out, FLAGS.until)
+      for step in todo:
+        print(f"python {shlex.join(step.words)}")
+      return
+    root.mkdir(parents=True, exist_ok=True)
+    take(todo, root / TIMES)
   except (OSError, ValueError) as error:
     sys.exit(f"recipe: {error}")
 

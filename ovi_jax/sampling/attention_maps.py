@@ -28,7 +28,7 @@ from ovi_jax.models import fusion
 from ovi_jax.sampling import denoise
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # of noise
-ENDINGS = ("_attention.mp4", "_attention.png", "_attention.npz")
+FOLDER = "attention_maps"  # beside the clips
 _HOT_RGB = np.array([255, 60, 0], np.float32)
 _OPAQUE = 0.75  # of the hottest place
 # Pixels of a latent frame and of an audio step: their seconds, about alike.
@@ -164,16 +164,28 @@ def matrices(maps: Maps) -> Image.Image:
   return Image.fromarray(np.concatenate([pictures[0], gap, pictures[1]]))
 
 
+def files_of(clip: pathlib.Path) -> tuple[pathlib.Path, ...]:
+  """Where the maps of a clip are: frames with sound, matrices, numbers."""
+  stem = clip.parent / FOLDER / clip.stem
+  return tuple(stem.with_name(stem.name + e) for e in (".mp4", ".png", ".npz"))
+
+
 def write(
-  path: pathlib.Path, frames_THWC: np.ndarray, wave: np.ndarray, maps: Maps
+  clip: pathlib.Path, frames_THWC: np.ndarray, wave: np.ndarray, maps: Maps
 ) -> None:
-  """Write the maps of the clip `path` beside it, see `ENDINGS`."""
-  mp4, png, npz = (path.with_name(path.stem + e) for e in ENDINGS)
+  """Write the maps of a clip, see `files_of`."""
+  mp4, png, npz = files_of(clip)
   with files.replacing(npz) as temporary, temporary.open("wb") as file:
     np.savez(file, **maps._asdict())
   with files.replacing(png) as temporary:
     matrices(maps).save(temporary, "PNG")
   media.write_mp4(mp4, [overlay(frames_THWC, maps)], wave)
+
+
+def read(clip: pathlib.Path) -> Maps:
+  """The maps of a clip, as they were written."""
+  with np.load(files_of(clip)[2]) as arrays:
+    return Maps(**arrays)
 
 
 def _audio_seconds(steps: int) -> np.ndarray:

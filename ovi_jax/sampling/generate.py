@@ -105,9 +105,9 @@ def run(
   pipeline = _pipeline(weights, manifest, settings)
   jobs = plan(requests, settings, pipeline, out, given, log)
   pending = []
-  beside = [outputs.LATENTS] * save_latents
-  beside += attention_maps.ENDINGS if maps else ()
   for job in jobs:
+    beside = [outputs.latents_of(job.path)] if save_latents else []
+    beside += attention_maps.files_of(job.path) if maps else ()
     if not overwrite and outputs.is_made(job.path, job.recipe, beside):
       log(f"already made: {job.path}")
     else:

@@ -18,9 +18,13 @@ from ovi_jax import files
 from ovi_jax import media
 from ovi_jax.modality import AV
 
-LATENTS = ".npz"  # the ending of the file of latents
 # Of a recipe, what does not decide what the clip will be.
 _INCIDENTAL = ("ovi_jax",)
+
+
+def latents_of(clip: pathlib.Path) -> pathlib.Path:
+  """Where the latents of a clip are kept."""
+  return clip.with_suffix(".npz")
 
 
 def check_directory(path: pathlib.Path) -> None:
@@ -42,14 +46,16 @@ def check_directory(path: pathlib.Path) -> None:
 
 
 def is_made(
-  path: pathlib.Path, recipe: Mapping[str, Any], beside: Sequence[str] = ()
+  path: pathlib.Path,
+  recipe: Mapping[str, Any],
+  beside: Sequence[pathlib.Path] = (),
 ) -> bool:
   """Whether the very clip of `recipe` is there, with what belongs beside it.
 
   Args:
     path: of the mp4.
     recipe: what it should be.
-    beside: what the names of further files end in, after the clip's own.
+    beside: further files that belong to it.
 
   Raises:
     ValueError: another clip stands under its name; says what differs.
@@ -75,7 +81,7 @@ def is_made(
       f"{path} was made with other settings ({', '.join(different)} differ);"
       " choose another --out, or --overwrite it"
     )
-  return all(path.with_name(path.stem + e).exists() for e in beside)
+  return all(further.exists() for further in beside)
 
 
 def _content(value: Any) -> Any:
@@ -106,7 +112,7 @@ def write(
   """
   if latents is not None:
     with (
-      files.replacing(path.with_suffix(LATENTS)) as temporary,
+      files.replacing(latents_of(path)) as temporary,
       temporary.open("wb") as file,
     ):
       np.savez(file, video_THWC=latents.video, audio_TC=latents.audio)

@@ -9,6 +9,7 @@ import pytest
 
 from ovi_jax import media
 from ovi_jax.checkpoint import weights as stores
+from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings
@@ -59,17 +60,8 @@ def noise(golden, tmp_path_factory) -> pathlib.Path:
   return path
 
 
-def test_defaults_are_the_originals():
-  values = config()
-  assert (values.height, values.width) == (704, 1280)
-  assert values.guidance.to_dict() == {"video": 4.0, "audio": 3.0}
-  negative = values.negative_prompt
-  assert [negative.video, negative.audio] == PROMPTS[1:]
-  assert (values.solver, values.shift, values.seed) == ("unipc", 5.0, 103)
-
-
 def test_a_run_from_given_noise(run, noise, golden):
-  (path,), lines = run(noise=noise, save_latents=True)
+  (path,), lines = run(noise=noise, save_latents=True, maps=True)
   latents = np.load(path.with_suffix(".npz"))
   arrays = golden("sampling")
   video = arrays["e2e_unipc_v"].transpose(1, 2, 3, 0)
@@ -84,11 +76,15 @@ def test_a_run_from_given_noise(run, noise, golden):
   assert recipe["weights"]["sha256"].keys() >= {"fusion", "vocoder"}
   assert recipe["noise_sha256"] and recipe["ovi_jax"] and recipe["device"]
   assert any("its end was cut" in line for line in lines)
-  assert sorted(p.suffix for p in path.parent.iterdir()) == [
-    ".json",
-    ".mp4",
-    ".npz",
-  ]
+  drawn = attention_maps.files_of(path)
+  assert {p for p in path.parent.rglob("*.*")} == {
+    *(path.with_suffix(ending) for ending in (".json", ".mp4", ".npz")),
+    *drawn,
+  }
+  maps = attention_maps.read(path)
+  assert maps.audio_STHW.shape == (21, 4, 2, 3)
+  np.testing.assert_allclose(maps.audio_STHW.sum((1, 2, 3)), 1, rtol=1e-4)
+  assert len(media.read_mp4(drawn[0])[0]) == 13
 
 
 def test_a_second_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):

@@ -48,12 +48,14 @@ def test_a_clip_is_made_once(tmp_path):
   recipe = RECIPE | {"seed": 9}
   assert not outputs.is_made(path, recipe)
   write(path, 9)
-  assert outputs.is_made(path, recipe, [".npz"])
+  assert outputs.is_made(path, recipe, [outputs.latents_of(path)])
   moved = recipe | {"image": {"path": "elsewhere", "sha256": "0"}}
-  assert outputs.is_made(path, moved | {"ovi_jax": "9"}, [".npz"])
+  assert outputs.is_made(
+    path, moved | {"ovi_jax": "9"}, [outputs.latents_of(path)]
+  )
   path.with_suffix(".npz").unlink()
   assert outputs.is_made(path, recipe)
-  assert not outputs.is_made(path, recipe, [".npz"])
+  assert not outputs.is_made(path, recipe, [outputs.latents_of(path)])
   with pytest.raises(ValueError, match=r"other settings \(seed differ\)"):
     outputs.is_made(path, recipe | {"seed": 8})
   path.with_suffix(".json").write_text("[]")
@@ -76,7 +78,9 @@ def test_a_kill_leaves_nothing_that_misleads(tmp_path, rename):
     grey = json.loads(path.with_suffix(".json").read_text())["seed"]
     assert abs(int(media.read_mp4(path)[0].mean()) - grey) < 5
   write(path, 200)
-  assert outputs.is_made(path, RECIPE | {"seed": 200}, [".npz"])
+  assert outputs.is_made(
+    path, RECIPE | {"seed": 200}, [outputs.latents_of(path)]
+  )
   left = sorted(p.name for p in tmp_path.iterdir())
   assert left == ["clip.json", "clip.mp4", "clip.npz"]
 

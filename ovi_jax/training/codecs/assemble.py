@@ -125,7 +125,10 @@ class Trained:
 
 
 def assemble(
-  runs: Mapping[str, pathlib.Path], out: pathlib.Path, clip: Clip
+  runs: Mapping[str, pathlib.Path],
+  out: pathlib.Path,
+  clip: Clip,
+  dtype: Any = jnp.float32,
 ) -> directory.Manifest:
   """Write a directory of components.
 
@@ -133,6 +136,7 @@ def assemble(
     runs: some of `PARTS`, to directories of runs.
     out: directory to write; must not hold weights yet.
     clip: sizes of the towers, and what is measured.
+    dtype: that parameters are stored in.
 
   Returns:
     The manifest, also written to `out`.
@@ -166,7 +170,7 @@ def assemble(
     raise ValueError(f"the runs do not fit each other: {'; '.join(problems)}")
   out.mkdir(parents=True, exist_ok=True)
   digests = {
-    component: _write(out, component, part.params)
+    component: _write(out, component, part.params, dtype)
     for component, part in found.items()
   }
   if tokenizer is not None:
@@ -318,9 +322,13 @@ def _sizes(found: Mapping[str, Trained], clip: Clip) -> dict[str, Any]:
   return sizes
 
 
-def _write(out: pathlib.Path, component: str, params: Mapping[str, Any]) -> str:
+def _write(
+  out: pathlib.Path, component: str, params: Mapping[str, Any], dtype: Any
+) -> str:
   """Write a component; returns its digest."""
-  arrays = {path: np.asarray(params[path]) for path in sorted(params)}
+  arrays = {
+    path: np.asarray(params[path]).astype(dtype) for path in sorted(params)
+  }
   digest = hashlib.sha256()
   shapes = {
     p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in arrays.items()
@@ -345,7 +353,8 @@ def main(argv: list[str]) -> None:
     paths = {name: str(given[name].value or "") for name in PARTS}
     runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
     clip = Clip.from_config(given.towers, given.measure, given.clips)
-    manifest = assemble(runs, pathlib.Path(given.out), clip)
+    dtype = jnp.dtype(given.dtype)
+    manifest = assemble(runs, pathlib.Path(given.out), clip, dtype)
     print(f"wrote {', '.join(sorted(manifest.digests))} to {given.out}")
   except (OSError, ValueError) as error:
     sys.exit(f"assemble: {error}")
@@ -359,5 +368,8 @@ if __name__ == "__main__":
     "measure", Clip.source, "Clips whose latents are measured."
   )
   flags.DEFINE_integer("clips", Clip.count, "How many of them.")
+  flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16"), "That weights are stored in."
+  )
   config_flags.DEFINE_config_file("towers", "configs/fusion.py:mini")
   app.run(main, flags_parser=runtime.parse_flags)

@@ -1,0 +1,34 @@
+"""Whether the audio tower's rotary positions keep the video's time.
+
+  python -m ovi_jax.demo.ablation --ablation=configs/ablations/audio_rope.py
+    --root=DIR
+
+Ovi scales them by the ratio of the towers' rates, 31/157, so that tokens of
+one moment stand at one angle (paper, section 3.2). An ablation is one such
+file: variants are changes of fields of the stages' configs.
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.name = "audio_rope"
+  config.seeds = (0, 1, 2)
+  # Steps of each stage; the last one is scored.
+  config.stages = {"audio_finetune": 600, "fusion": 1000}
+  # Where towers come from: "fresh", a stage above, or a run of the recipe.
+  config.initial = {
+    "audio_finetune": {"audio": "fresh"},
+    "fusion": {"video": "video_pretrain", "audio": "audio_finetune"},
+  }
+  config.fields = ()  # FIELD=VALUE of all stages and variants
+  config.variants = {
+    "scaled": (f"model.audio.rope_scale={base.AUDIO_ROPE}",),
+    "unscaled": ("model.audio.rope_scale=1.0",),
+  }
+  config.prompts = 48
+  config.prompts_seed = 3000
+  return config

@@ -1,0 +1,79 @@
+"""Maps of attention between the towers: their shares, places and pictures."""
+
+import jax
+import numpy as np
+import pytest
+
+from ovi_jax.modality import AV
+from ovi_jax.models import fusion
+from ovi_jax.sampling import attention_maps
+from tests import standin_models
+
+S, T, H, W = 157, 31, 2, 2
+
+
+def looking_at(place_S: np.ndarray, row: int, column: int):
+  """Maps of a sound that looks at one corner of one latent a step."""
+  audio = np.zeros((S, T, H, W), np.float32)
+  audio[np.arange(S), place_S, row, column] = 1
+  video = np.full((T, H, W, S), 1 / S, np.float32)
+  return attention_maps.Maps(audio, video)
+
+
+def on_time() -> np.ndarray:
+  """The latent that each audio step falls on."""
+  seconds = (np.arange(S) + 0.5) * 512 / 16_000
+  frames = np.clip((seconds * 24).astype(int), 0, 4 * (T - 1))
+  return (frames + 3) // 4
+
+
+def test_the_diagonal_is_the_same_time():
+  near = looking_at(on_time(), 0, 0).near_diagonal()
+  assert near.audio == pytest.approx(1)
+  # Attention without preference: three latents of 31, but at the ends.
+  assert near.video == pytest.approx(3 / T, rel=0.1)
+  assert looking_at(on_time()[::-1], 0, 0).near_diagonal().audio < 0.1
+  # Two latents late is beyond one, and within two.
+  late = looking_at(np.minimum(on_time() + 2, T - 1), 0, 0)
+  assert late.near_diagonal(1).audio < 0.6 < late.near_diagonal(3).audio
+
+
+def test_the_overlay_is_where_the_sound_looks():
+  grey = np.full((1 + 4 * (T - 1), 64, 64, 3), 128, np.uint8)
+  drawn = attention_maps.overlay(grey, looking_at(on_time(), 1, 0))
+  change = np.abs(drawn.astype(int) - 128).sum(-1)
+  assert drawn.dtype == np.uint8 and drawn.shape == grey.shape
+  corners = [
+    change[:, y : y + 16, x : x + 16].mean((1, 2))
+    for y, x in ((48, 0), (0, 0), (0, 48), (48, 48))
+  ]
+  assert (corners[0] > 200).mean() > 0.98
+  assert max(c.max() for c in corners[1:]) < 1
+
+
+def test_measured_and_written(tmp_path):
+  random = np.random.default_rng(0)
+  config = standin_models.fusion_config()
+
+  def drawn(*shape):
+    return random.standard_normal((1, *shape), np.float32)
+
+  shapes = (3, 4, 6, config.video.channels), (9, config.audio.channels)
+  latents, noise = (AV(*(drawn(*s) for s in shapes)) for _ in range(2))
+  text = AV(*[drawn(4, config.video.text_width)] * 2)
+  model, params = fusion.FusionDiT(config), standin_models.fusion_params()
+  maps = attention_maps.measure(model, params, latents, noise, text)
+  assert maps.audio_STHW.shape == (9, 3, 2, 3)
+  assert maps.video_THWS.shape == (3, 2, 3, 9)
+  np.testing.assert_allclose(maps.audio_STHW.sum((1, 2, 3)), 1, rtol=1e-5)
+  np.testing.assert_allclose(maps.video_THWS.sum(-1), 1, rtol=1e-5)
+  fixed = attention_maps.measure(model, params, latents, noise, text, True)
+  assert np.abs(fixed.audio_STHW - maps.audio_STHW).max() > 1e-6
+  assert jax.tree.structure(fixed) == jax.tree.structure(maps)
+  frames = np.zeros((9, 64, 96, 3), np.uint8)
+  clip = tmp_path / "a.mp4"
+  attention_maps.write(clip, frames, np.zeros(4608), maps)
+  found = {p for p in tmp_path.rglob("*.*") if p.is_file()}
+  assert found == set(attention_maps.files_of(clip))
+  again = attention_maps.read(clip)
+  np.testing.assert_array_equal(again.video_THWS, maps.video_THWS)

@@ -1,0 +1,54 @@
+"""Whose values the settings of sampling have."""
+
+import json
+import pathlib
+
+import pytest
+
+from ovi_jax.modality import AV
+from ovi_jax.sampling import settings
+from tests.sampling import generate_test
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROMPTS = json.loads((ROOT / "tests/goldens/prompts.json").read_text())
+OPEN = {"steps": None, "skip_layer": None}
+
+
+def settled(advised=None, **changes) -> settings.Settings:
+  config = generate_test.config(**OPEN | changes)
+  return settings.Settings.from_config(config, advised)
+
+
+def test_defaults_are_the_originals():
+  found = settled()
+  assert (found.height, found.width) == (704, 1280)
+  assert found.guidance == AV(4.0, 3.0)
+  assert list(found.negative_prompt) == PROMPTS[1:]
+  assert (found.solver, found.shift, found.seed) == ("unipc", 5.0, 103)
+  assert (found.steps, found.skip_layer) == (50, 11)
+
+
+def test_weights_advise_and_the_user_decides():
+  advised = {"steps": 20, "shift": 3, "guidance": {"video": 2.0, "audio": 1.5}}
+  found = settled(advised, steps=7)
+  assert (found.steps, found.shift) == (7, 3.0)
+  assert found.guidance == AV(2.0, 1.5) and found.solver == "unipc"
+  config = generate_test.config(**OPEN)
+  config.guidance.audio = 9.0
+  found = settings.Settings.from_config(config, advised)
+  assert found.guidance == AV(2.0, 9.0)
+
+
+@pytest.mark.parametrize(
+  ("advised", "message"),
+  [
+    ({"seed": 3}, "field 'seed' is unknown; weights may advise steps"),
+    ({"steps": "7"}, "sampling.steps: expected a int, got '7'"),
+    ({"guidance": 3.0}, "expected values of video, audio, got 3.0"),
+    ({"guidance": {"video": 3.0, "audio": None}}, "guidance.audio: expected a"),
+    ({"solver": "heun"}, "solver 'heun' is unknown"),
+  ],
+)
+def test_impossible_advice_is_refused(advised, message):
+  with pytest.raises(ValueError, match=message):
+    settled(advised)
