@@ -103,6 +103,7 @@ def codec(
     {
       "component": component,
       "model": model,
+      "initial": "",
       "task": task,
       "data": {
         "sources": ("world:0",),

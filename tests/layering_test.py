@@ -25,7 +25,7 @@ ALLOWED = {
   "components": {"models", "parallel", "checkpoint"},
   "convert": {"models", "checkpoint"},
   "data": {"components", "parallel", "checkpoint"},
-  "demo": set(),
+  "demo": {"sampling"},
   "diffusion": set(),
   "evaluation": {"data", "models", "sampling"},
   "training": {

@@ -88,12 +88,15 @@ class World:
         f" {self.rate} samples a second"
       )
 
-  def clip(self, index: int, part: slice = slice(None)) -> Clip:
+  def clip(
+    self, index: int, part: slice = slice(None), sound: bool = True
+  ) -> Clip:
     """The clip of a number from 0; the same whenever it is asked for.
 
     Args:
       index: number of the clip.
-      part: frames that are drawn; the sound is always whole.
+      part: frames that are drawn.
+      sound: whether its sound, always whole, is made too.
     """
     random = np.random.default_rng((self.seed, index))
     seconds = self._seconds(random)
@@ -108,10 +111,13 @@ class World:
       )
       for number in range(_CAPTIONS)
     )
-    samples = round(seconds * self.rate)
+    wave_A = None
+    if heard and sound:
+      samples = round(seconds * self.rate)
+      wave_A = sounds.track(shown.events, samples, self.rate)
     return Clip(
       frames_THWC=self.render(shown, part) if seen else None,
-      wave_A=sounds.track(shown.events, samples, self.rate) if heard else None,
+      wave_A=wave_A,
       captions=tuple(made),
       scene=shown,
     )

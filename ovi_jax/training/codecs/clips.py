@@ -99,7 +99,7 @@ class World:
 
   def crop(self, number: int, wanted: Wanted, place: Place) -> Crop | None:
     part = _part(place.video, self.world.frames, wanted.frames or 1)
-    made = self.world.clip(number, part)
+    made = self.world.clip(number, part, sound=bool(wanted.samples))
     return _crop(
       wanted, place, made.frames_THWC, made.wave_A, tuple(made.captions)
     )

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from ovi_jax import runtime
+from ovi_jax.checkpoint import init_from
+from ovi_jax.checkpoint import saved
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.modality import AV
 from ovi_jax.training import loop
@@ -70,6 +72,9 @@ def train(
   )
   with contextlib.closing(source):
     make = functools.partial(initial_state, settings, trainer)
+    # A run that goes on needs the one it began with no more.
+    begun = bool(saved.steps(workdir / stage.CHECKPOINTS))
+    plan = None if begun else initial_plan(settings, trainer)
     shapes = jax.eval_shape(make)
     placed = placement.state_shardings(
       shapes, AV(), mesh, settings.optimizer.average_on_host
@@ -96,7 +101,11 @@ def train(
       )
       state = loop.resume(work, target, log)
       if state is None:
-        state = jax.jit(make, out_shardings=placed)()
+        plan = plan or initial_plan(settings, trainer)
+        given = {}
+        if plan is not None:
+          given = init_from.load(plan, lambda _: {}, 0, placed.trained)
+        state = jax.jit(make, out_shardings=placed)(given)
       return loop.run(work, state, log)
 
 
@@ -112,10 +121,32 @@ def trainer_of(settings: settings_lib.Settings) -> step.Trainer:
   return trainer
 
 
-def initial_state(
+def initial_plan(
   settings: settings_lib.Settings, trainer: step.Trainer
+) -> init_from.Plan | None:
+  """What another run begins this one with, if one does.
+
+  Raises:
+    ValueError: that run is missing, damaged, or of a codec of other sizes.
+  """
+  if not settings.initial:
+    return None
+  shapes = jax.eval_shape(
+    lambda: trainable.flat(
+      table.init(settings.component, trainer.task, jax.random.key(0))
+    )
+  )
+  path = str(pathlib.Path(settings.initial) / stage.CHECKPOINTS)
+  return init_from.plan(shapes, [init_from.Source(path=path, take=(".*",))])
+
+
+def initial_state(
+  settings: settings_lib.Settings,
+  trainer: step.Trainer,
+  given: Mapping[str, jax.Array] | None = None,
 ) -> step.State:
-  """The state before the first step, of random parameters."""
-  key = jax.random.key(settings.seed)
-  params = table.init(settings.component, trainer.task, key)
-  return step.init(trainer, trainable.flat(params), {}, settings.seed)
+  """The state before the first step, of random parameters or those given."""
+  params = given or trainable.flat(
+    table.init(settings.component, trainer.task, jax.random.key(settings.seed))
+  )
+  return step.init(trainer, dict(params), {}, settings.seed)

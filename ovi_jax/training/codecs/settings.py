@@ -23,6 +23,8 @@ class Settings:
   Attributes:
     component: a key of `table.TABLE`.
     model: its config.
+    initial: run whose (averaged) parameters this one begins with; empty for
+      random ones.
     task: the terms' weights and what else its task has, by name.
     data: what is read.
     optimizer: how parameters are moved.
@@ -38,6 +40,7 @@ class Settings:
 
   component: str
   model: Any
+  initial: str
   task: Mapping[str, Any]
   data: inputs.InputSettings
   optimizer: optimizer.OptimizerSettings

@@ -53,8 +53,8 @@ def one_device(monkeypatch):
   monkeypatch.setattr(jax, "devices", lambda *_: one)
 
 
-def arrays(path):
-  newest = path / run.stage.CHECKPOINTS / "6"
+def arrays(path, step=6):
+  newest = path / run.stage.CHECKPOINTS / str(step)
   found = saved.describe(newest)
   names = [n for n in found.leaves if not n.startswith("key")]
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -125,9 +125,32 @@ def test_what_cannot_be_is_said_before_the_first_step(
   assert not (tmp_path / "run").exists()
 
 
+def test_a_run_begins_with_what_another_learnt(tmp_path):
+  short = {"steps": 3, "cadence.save": 3, "optimizer.average_decay": 0.0}
+  assert train(config(**short), tmp_path / "first")
+  # A learning rate so small that nothing moves.
+  further = {"initial": str(tmp_path / "first"), "data.frames": 9, "seed": 5}
+  still = short | further | {"optimizer.learning_rate": 1e-30}
+  assert train(config(**still), tmp_path / "second")
+  first, second = (arrays(tmp_path / n, 3) for n in ("first", "second"))
+  for name in (n for n in first if n.startswith("trained/")):
+    np.testing.assert_array_equal(first[name], second[name], name)
+  # What began it is not needed to go on.
+  (tmp_path / "first").rename(tmp_path / "away")
+  assert train(config(**still | {"steps": 4}), tmp_path / "second")
+  with pytest.raises(ValueError, match="first"):
+    train(config(**still), tmp_path / "third")
+  wide = still | {"initial": str(tmp_path / "away"), "model.dim": 3}
+  with pytest.raises(ValueError, match="encoder"):
+    train(config(**wide), tmp_path / "fourth")
+
+
 @pytest.mark.parametrize("size", ["mini", ""])
 def test_the_shipped_config_is_one(size):
   values = importlib.import_module("configs.codec_video").get_config(size)
   chosen = settings.Settings.from_config(values)
-  assert chosen.data.frames == 17 and chosen.component in table.TABLE
+  assert (
+    chosen.data.frames == (9 if size else 17)
+    and chosen.component in table.TABLE
+  )
   assert chosen.made_task("gpu").dtype == "bfloat16"
