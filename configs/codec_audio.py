@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     {"silence": 0.5, "kl": 1e-3},
   )
   config.data.samples = (64 if mini else 157) * 512
-  # Filters have norm 1: twice this, and the run falls back to silence.
-  config.optimizer.learning_rate = 1.2e-3 if mini else 3e-4
+  config.optimizer.learning_rate = 2.5e-3 if mini else 3e-4
+  config.optimizer.kind = "muon" if mini else "adamw"
   config.optimizer.weight_decay = 0.0  # filters' norms mean nothing
   return config

@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     },
   )
   config.data.samples = 8192 if mini else 32 * 512
-  config.optimizer.learning_rate = 2e-3 if mini else 1e-4
+  config.optimizer.learning_rate = 4e-3 if mini else 1e-4
+  config.optimizer.kind = "muon" if mini else "adamw"
   config.optimizer.weight_decay = 0.0
   return config

@@ -27,7 +27,14 @@ ALLOWED = {
   "data": {"components", "parallel", "checkpoint"},
   "demo": {"sampling"},
   "diffusion": set(),
-  "evaluation": {"data", "models", "sampling"},
+  "evaluation": {
+    "checkpoint",
+    "components",
+    "data",
+    "models",
+    "parallel",
+    "sampling",
+  },
   "training": {
     "models",
     "diffusion",

@@ -45,13 +45,25 @@ TRAINING: Mapping[str, Any] = {
   "objective.times.shift": 3.0,
   "cadence.save": 100,
 }
-CODECS = {
-  "text": ("codec_text", 1500),
-  "video": ("codec_video", 3500),
-  "audio": ("codec_audio", 3000),
-  "vocoder": ("codec_vocoder", 3000),
-}
 FRESH = "fresh"
+# Part of the components -> its runs, one from the other: the name of each, its
+# config, steps and changes. The last is taken.
+CODECS: Mapping[str, Any] = {
+  "text": (("codec_text", "codec_text", 1500, {}),),
+  "video": (
+    ("codec_video", "codec_video", 3500, {}),
+    # Frames further from the first than crops were are decoded badly, until
+    # some crops are longer.
+    (
+      "codec_video_long",
+      "codec_video",
+      2500,
+      {"data.frames": 33, "batch": 3, "optimizer.learning_rate": 5e-3},
+    ),
+  ),
+  "audio": (("codec_audio", "codec_audio", 3000, {}),),
+  "vocoder": (("codec_vocoder", "codec_vocoder", 2500, {}),),
+}
 # How to sample from the result.
 SAMPLING: Mapping[str, Any] = {
   "steps": 20,
@@ -157,23 +169,28 @@ def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:
     words=("-m", "ovi_jax.data.world.tokenizer", f"--out={tokenizer}"),
     makes=tokenizer,
   )
-  for part, (config, count) in CODECS.items():
-    changes = {
-      "steps": count,
-      "seed": seed,
-      "data.sources": (f"world:{seed + 1}",),
-    }
-    if part == "text":
-      changes["data.tokenizer"] = str(tokenizer)
-    yield training(config, config, root, changes)
-  runs = [f"--{part}={root / name}" for part, (name, _) in CODECS.items()]
+  for part, runs in CODECS.items():
+    before = ""
+    for name, config, count, changes in runs:
+      fields = {
+        "steps": count,
+        "seed": seed,
+        "data.sources": (f"world:{seed + 1}",),
+        "initial": before,
+        **changes,
+      }
+      if part == "text":
+        fields["data.tokenizer"] = str(tokenizer)
+      yield training(name, config, root, fields)
+      before = str(root / name)
+  last = [f"--{part}={root / runs[-1][0]}" for part, runs in CODECS.items()]
   out = root / "components"
   sizes = [
     f"--towers.model.{tower}.{key}={value}"
     for tower in TOWERS
     for key, value in (TOWERS[tower] | SHARED).items()
   ]
-  words = ("-m", "ovi_jax.training.codecs.assemble", *runs, f"--out={out}")
+  words = ("-m", "ovi_jax.training.codecs.assemble", *last, f"--out={out}")
   words += ("--dtype=bfloat16", *sizes)
   yield Step(name="components", words=words, makes=out)
 

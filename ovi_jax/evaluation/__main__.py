@@ -5,6 +5,7 @@ python -m ovi_jax.evaluation prompts --out=FILE.csv [--count=64 --seed=1000]
 python sample.py --prompts=FILE.csv --out=DIR …
 python -m ovi_jax.evaluation --clips=DIR [--out=FILE.json]
   [--markdown=FILE.md]
+python -m ovi_jax.evaluation codecs --weights=DIR [--count=64 --seed=1000]
 """
 
 import json
@@ -20,12 +21,18 @@ from ovi_jax.data.world import world
 from ovi_jax.evaluation import calibration
 from ovi_jax.evaluation import prompts
 from ovi_jax.evaluation import report
+from ovi_jax.evaluation import weights
 
 FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  commands = {"": _score, "prompts": _draw, "calibrate": _calibrate}
+  commands = {
+    "": _score,
+    "prompts": _draw,
+    "calibrate": _calibrate,
+    "codecs": _codecs,
+  }
   command = " ".join(argv[1:])
   if command not in commands:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
@@ -65,8 +72,21 @@ def _calibrate() -> None:
   print(report.markdown(table), end="")
 
 
+def _codecs() -> None:
+  if not FLAGS.weights:
+    raise ValueError("--weights=DIR is needed")
+  runtime.start()
+  found = weights.losses(pathlib.Path(FLAGS.weights), FLAGS.count, FLAGS.seed)
+  text = weights.markdown(found)
+  if FLAGS.markdown:
+    with files.replacing(pathlib.Path(FLAGS.markdown)) as temporary:
+      temporary.write_text(text, "utf-8")
+  print(text, end="")
+
+
 if __name__ == "__main__":
   flags.DEFINE_string("clips", "", "Folder of mp4 files with their recipes.")
+  flags.DEFINE_string("weights", "", "Directory whose codecs are scored.")
   flags.DEFINE_string("out", "", "JSON of the report, or CSV of the prompts.")
   flags.DEFINE_string("markdown", "", "File for the table.")
   flags.DEFINE_integer("count", 64, "Prompts to write, or clips to score.")
