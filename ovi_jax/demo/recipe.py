@@ -26,6 +26,7 @@ from absl import flags
 
 from ovi_jax import files
 from ovi_jax import runtime
+from ovi_jax.demo import card
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TIMES = "times.json"
@@ -82,6 +83,7 @@ STAGES = {
     {"video": "video_pretrain", "audio": "audio_finetune"},
   ),
 }
+PROMPTS = 96  # of a kind, to score clips of
 # Name -> arguments of the world's command; seeds follow the recipe's.
 WORLDS = {
   "clips": {"what": "clips", "train": 5000, "test": 96},
@@ -123,6 +125,30 @@ def steps(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
     fields = stage_fields(root / data, count, seed, initial)
     yield training(name, name, root, fields)
   yield export("export", root / "fusion", root / "components", out)
+  yield from _scores(root, seed, out)
+
+
+def _scores(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
+  """What the weights can do, and the card that says so."""
+  for number, pairs in enumerate(card.SETS):
+    prompts, clips = root / f"prompts_{pairs}.csv", root / f"samples_{pairs}"
+    scores = root / f"scores_{pairs}.json"
+    given: dict[str, Any] = {"count": PROMPTS, "seed": seed + 1000 + number}
+    given |= {"pairs": pairs, "out": prompts}
+    words = ("-m", "ovi_jax.evaluation", "prompts", *_flags(given))
+    yield Step(name=f"prompts_{pairs}", words=words, makes=prompts)
+    given = {"weights": out, "prompts": prompts, "out": clips}
+    words = ("sample.py", *_flags(given))
+    yield Step(name=f"samples_{pairs}", words=words, makes=scores)
+    given = {"clips": clips, "out": scores}
+    words = ("-m", "ovi_jax.evaluation", *_flags(given))
+    yield Step(name=f"scores_{pairs}", words=words, makes=scores)
+  codecs = root / "codecs.md"
+  words = ("-m", "ovi_jax.evaluation", "codecs", f"--weights={out}")
+  words += (f"--markdown={codecs}",)
+  yield Step(name="codecs", words=words, makes=codecs)
+  words = ("-m", "ovi_jax.demo.card", f"--root={root}", f"--weights={out}")
+  yield Step(name="card", words=words)
 
 
 def export(

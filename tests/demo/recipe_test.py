@@ -25,7 +25,7 @@ def test_every_step_is_a_run_that_could_begin(tmp_path):
     kind = codecs if "component" in config else settings
     chosen = kind.Settings.from_config(config)
     assert chosen.seed == 3 and chosen.steps > 100
-  assert todo[-1].makes == tmp_path / "out"
+  assert tmp_path / "out" in [step.makes for step in todo]
   # What is advised is what sample.py understands.
   assert sampling.advice(recipe.SAMPLING)["steps"] == recipe.SAMPLING["steps"]
 
