@@ -70,7 +70,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("optimizer__momentum", 0.9, "the config has no field 'momentum'"),
+    ("optimizer__nesterov", 0.9, "the config has no field 'nesterov'"),
     ("data__sources", ("nowhere",), "nowhere"),
     ("initial__audio", "", "config: initial.audio: the stage starts from"),
   ],

@@ -97,9 +97,11 @@ class LoaderSettings:
 
   def wanted(self, found: schema.Geometry) -> schema.Geometry:
     """The geometry of a source, which need agree only in what is read."""
-    ignored = []
-    if self.media:
-      ignored += ["video_channels", "audio_channels"]
+    ignored = [
+      f"{name}_channels"
+      for name in ("video", "audio")
+      if self.media or getattr(self.buckets[0], name) is None
+    ]
     if self.tokenizer:
       ignored.append("text_width")
     free = {name: getattr(found, name) for name in ignored}

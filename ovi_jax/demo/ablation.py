@@ -86,7 +86,7 @@ def _stage(
   seed: int,
 ) -> recipe.Step:
   """A stage of a variant: the recipe's, with fewer steps and the changes."""
-  data, _, towers = recipe.STAGES[stage]
+  data, _, towers, _ = recipe.STAGES[stage]
   sources = config.initial[stage]
   initial = {
     tower: sources[tower]
@@ -96,7 +96,7 @@ def _stage(
     )
     for tower in towers
   }
-  fields = recipe.stage_fields(root / data, count, seed, initial)
+  fields = recipe.stage_fields(stage, root / data, count, seed, initial)
   for change in (*config.fields, *changes):
     field, _, value = change.partition("=")
     part, _, rest = field.partition(".")

@@ -40,11 +40,12 @@ SHARED = {"blocks": 6, "text_width": 64, "text_length": 48}
 TRAINING: Mapping[str, Any] = {
   "batch": 16,
   "optimizer.kind": "muon",
-  "optimizer.learning_rate": 5e-3,
+  "optimizer.learning_rate": 2e-2,
   "optimizer.warmup_steps": 50,
   "optimizer.average_decay": 0.998,
   "objective.times.shift": 3.0,
   "cadence.save": 100,
+  "data.drop_unfit": True,  # the other modality alone
 }
 FRESH = "fresh"
 # Part of the components -> its runs, one from the other: the name of each, its
@@ -72,15 +73,16 @@ SAMPLING: Mapping[str, Any] = {
   "guidance": {"video": 3.0, "audio": 3.0},
   "skip_layer": 3,
 }
-# Name -> data, steps, and which towers come from where.
-STAGES = {
-  "audio_pretrain": ("sounds", 1500, {"audio": FRESH}),
-  "audio_finetune": ("clips", 1500, {"audio": "audio_pretrain"}),
-  "video_pretrain": ("clips", 3000, {"video": FRESH}),
+# Name -> data, steps, which towers come from where, and what else is changed.
+STAGES: Mapping[str, Any] = {
+  "audio_pretrain": ("sounds", 600, {"audio": FRESH}, {}),
+  "audio_finetune": ("clips", 1200, {"audio": "audio_pretrain"}, {}),
+  "video_pretrain": ("clips", 2200, {"video": FRESH}, {}),
   "fusion": (
     "clips",
-    3000,
+    2600,
     {"video": "video_pretrain", "audio": "audio_finetune"},
+    {"optimizer.learning_rate": 1e-2},
   ),
 }
 PROMPTS = 96  # of a kind, to score clips of
@@ -117,12 +119,12 @@ def steps(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
   """
   yield from _codecs(root, seed)
   yield from _data(root, seed)
-  for name, (data, count, towers) in STAGES.items():
+  for name, (data, count, towers, _) in STAGES.items():
     initial = {
       tower: source if source == FRESH else str(root / source)
       for tower, source in towers.items()
     }
-    fields = stage_fields(root / data, count, seed, initial)
+    fields = stage_fields(name, root / data, count, seed, initial)
     yield training(name, name, root, fields)
   yield export("export", root / "fusion", root / "components", out)
   yield from _scores(root, seed, out)
@@ -165,11 +167,16 @@ def export(
 
 
 def stage_fields(
-  data: pathlib.Path, count: int, seed: int, initial: Mapping[str, str]
+  name: str,
+  data: pathlib.Path,
+  count: int,
+  seed: int,
+  initial: Mapping[str, str],
 ) -> dict[str, Any]:
   """Fields of the config of a stage.
 
   Args:
+    name: of the stage.
     data: directory of latents.
     count: steps.
     seed: of drawing.
@@ -184,7 +191,7 @@ def stage_fields(
     sizes = TOWERS[tower] | SHARED
     fields |= {f"model.{tower}.{key}": v for key, v in sizes.items()}
     fields[f"initial.{tower}"] = source
-  return fields
+  return fields | STAGES[name][3]
 
 
 def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:

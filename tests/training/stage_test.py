@@ -139,7 +139,7 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"optimizer.momentum": 0.9}, "config.optimizer.momentum is unknown; the"),
+    ({"optimizer.nesterov": 0.9}, "config.optimizer.nesterov is unknown; the"),
     ({"walks": 1}, "config.walks is unknown"),
     ({"initial.audio": ""}, "initial.audio: the stage starts from this tower"),
     ({"batch": 3, "parts": 2}, "batch 3 must be a multiple of 2"),

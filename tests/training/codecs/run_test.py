@@ -125,6 +125,7 @@ def test_what_cannot_be_is_said_before_the_first_step(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_what_another_learnt(tmp_path):
   short = {"steps": 3, "cadence.save": 3, "optimizer.average_decay": 0.0}
   assert train(config(**short), tmp_path / "first")
