@@ -8,11 +8,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 SAMPLE ?= samples/first
 DEMO ?= demo
-PROMPT := "A red ball bounces on a wooden floor. Audio: dull wooden knocks."
-FACE := "A face in an orange hat says <S>ah oh ee<E>. Audio: a high voice."
 WORKERS ?= 2
 
-.PHONY: sample demo-weights standin test test-slow lint format bench clean
+.PHONY: sample demo-weights test test-slow lint format bench clean
 
 $(VENV)/ready: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -29,26 +27,24 @@ $(VENV)/ready-dev: $(VENV)/ready
 	@touch $@
 
 sample: $(VENV)/ready
-	$(PY) sample.py --out=$(SAMPLE) --overwrite --prompt=$(PROMPT)
-	$(PY) sample.py --out=$(SAMPLE) --overwrite --image=docs/images/face.png \
-	  --prompt=$(FACE)
-	@echo
-	@echo "Two videos with sound are in $(SAMPLE), from the small model that comes"
-	@echo "with the package. For the released Ovi's weights see README.md."
-
-# From one seed, hours; goes on where it was stopped.
-demo-weights: $(VENV)/ready
-	$(PY) -m ovi_jax.demo.recipe --root=$(DEMO)
-
-# The way of a released checkpoint, with random weights of the same form.
-standin: $(VENV)/ready
 	$(PY) -m ovi_jax.convert.standin.write $(SAMPLE)/release
 	$(PY) convert_torch_weights.py --release=$(SAMPLE)/release \
 	  --arch=ovi_jax/convert/standin/manifest.json --out=$(SAMPLE)/weights
 	$(PY) sample.py --weights=$(SAMPLE)/weights --out=$(SAMPLE) --overwrite \
 	  --config.steps=8 --config.skip_layer=1 \
 	  --prompt="Waves roll in. Audio: wind and surf."
-	@echo "The video in $(SAMPLE) is noise to eye and ear: its weights are random."
+	$(PY) sample.py --weights=$(SAMPLE)/weights --out=$(SAMPLE) --overwrite \
+	  --config.steps=8 --config.skip_layer=1 \
+	  --image=docs/images/first_frame.png \
+	  --prompt="A lighthouse. Audio: a fog horn."
+	@echo
+	@echo "The two videos in $(SAMPLE) are noise to eye and ear: these weights are"
+	@echo "RANDOM, a tiny stand-in that takes the released weights' way end to end."
+	@echo "For real clips convert a release, see README.md."
+
+# The small model's weights, from one seed; hours, and goes on where it stopped.
+demo-weights: $(VENV)/ready
+	$(PY) -m ovi_jax.demo.recipe --root=$(DEMO)
 
 test: $(VENV)/ready-dev
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile
