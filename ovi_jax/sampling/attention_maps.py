@@ -3,8 +3,8 @@
 A finished clip is noised again and shown to the denoiser with its prompt, at a
 few noise levels; what the tokens of each tower attend to of the other, mean
 over levels, blocks and heads, is a map. It needs no solver, so it can be had
-of any clip's latents, generated or not. (The paper draws such maps of its
-audio tower in section 4; how it took their mean is not known.)
+of any clip's latents, generated or not. (The paper shows such maps of its
+audio tower; how it took their mean is not known.)
 """
 
 import functools
