@@ -80,7 +80,7 @@ STAGES: Mapping[str, Any] = {
   "video_pretrain": ("clips", 2200, {"video": FRESH}, {}),
   "fusion": (
     "clips",
-    2600,
+    1800,
     {"video": "video_pretrain", "audio": "audio_finetune"},
     {"optimizer.learning_rate": 1e-2},
   ),
