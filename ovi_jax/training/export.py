@@ -217,9 +217,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   runtime.start()
   try:
-    for name in ("workdir", "out"):
-      if not FLAGS[name].value:
-        raise ValueError(f"--{name}=DIR is needed")
+    runtime.need(FLAGS, workdir="DIR", out="DIR")
     export(
       pathlib.Path(FLAGS.workdir),
       pathlib.Path(FLAGS.out),
