@@ -1,0 +1,1 @@
+"""From raw media to the records that training reads (Ovi, section 3.1)."""

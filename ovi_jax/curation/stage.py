@@ -1,0 +1,72 @@
+"""What a stage is: a name, a version, a config, and a pure function.
+
+A stage is a module of `ovi_jax.curation.stages` with
+
+  VERSION: int, raised when the same input would give another output;
+  Config: a frozen, keyword-only dataclass of JSON values, checked in
+    `__post_init__`; its hash is part of the name of what the stage writes;
+  load(config) -> a function, called once a process; it reads weights and
+    compiles, and raises ValueError, naming what is missing, before any clip.
+
+The function has one of two forms, which `KIND` names:
+
+  "clip":  (Clip, Media) -> Clip | Reject | Sequence[Clip]
+  "shard": (Sequence[tuple[Clip, Media]]) -> Sequence[Clip | Reject], one each
+    and in order; for what gains by many clips at once (accelerators, networks).
+
+It touches nothing but its arguments (and what `load` read): the same clip gives
+the same outcome on any machine, and a run may be repeated from anywhere.
+An exception is turned into a reject with its traceback by whoever calls.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ovi_jax.curation import clip
+
+Outcome = clip.Clip | clip.Reject | Sequence[clip.Clip]
+
+
+class Media(Protocol):
+  """The media of a clip; read when asked for, once.
+
+  What stages of one pass ask for is decoded once for all of them.
+  """
+
+  @property
+  def path(self) -> str:
+    """Of the file, to open; a local copy where the source is remote."""
+    ...
+
+  @property
+  def video_THWC(self) -> np.ndarray:
+    """The window's frames, uint8 RGB, at 24 fps by time stamp.
+
+    Upright (rotation applied), square pixels, at most
+    `reading.LARGEST_AREA` large: larger sources are made smaller as they are
+    decoded.
+    """
+    ...
+
+  @property
+  def audio_A(self) -> np.ndarray:
+    """The window's sound, float32 in [-1, 1], mono at 16 kHz; [0] if silent."""
+    ...
+
+  def small_THWC(self, side: int) -> np.ndarray:
+    """The frames with their shorter side so long, by area; made once a side."""
+    ...
+
+  def kept(self, name: str) -> bytes:
+    """What an earlier pass kept of this clip under a name.
+
+    Raises:
+      KeyError: it kept nothing of that name.
+    """
+    ...
+
+  def keep(self, name: str, value: bytes) -> None:
+    """Keep bytes for later passes, which then need not decode the clip."""
+    ...

@@ -1,0 +1,1 @@
+"""One stage a file; see `ovi_jax.curation.stage` for what a stage is."""
