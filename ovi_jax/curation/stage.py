@@ -8,11 +8,21 @@ A stage is a module of `ovi_jax.curation.stages` with
   load(config) -> a function, called once a process; it reads weights and
     compiles, and raises ValueError, naming what is missing, before any clip.
 
-The function has one of two forms, which `KIND` names:
+The function has one of four forms, which `KIND` names:
 
   "clip":  (Clip, Media) -> Clip | Reject | Sequence[Clip]
   "shard": (Sequence[tuple[Clip, Media]]) -> Sequence[Clip | Reject], one each
     and in order; for what gains by many clips at once (accelerators, networks).
+  "all":   (Iterator[Clip]) -> a function Clip -> Clip | Reject; it sees the
+    clips of all shards first, in order, and is then asked about each: for what
+    depends on the others (duplicates, shares). Alone in its pass.
+  "sink":  (Iterator[tuple[Clip, Media]], Path) -> JSON counts; it writes a
+    folder of that path from the clips of all shards, in order. The last pass.
+
+A module may also have
+
+  identity(config) -> JSON values: what of the config (and of files it names,
+    by content) the outcome depends on; hashed in place of all of the config.
 
 It touches nothing but its arguments (and what `load` read): the same clip gives
 the same outcome on any machine, and a run may be repeated from anywhere.
