@@ -26,7 +26,8 @@ A module may also have
 
 It touches nothing but its arguments (and what `load` read): the same clip gives
 the same outcome on any machine, and a run may be repeated from anywhere.
-An exception is turned into a reject with its traceback by whoever calls.
+An exception is turned into a reject with its traceback by whoever calls; but
+for `Unavailable`, which leaves the shard undone.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,14 @@ import numpy as np
 from ovi_jax.curation import clip
 
 Outcome = clip.Clip | clip.Reject | Sequence[clip.Clip]
+
+
+class Unavailable(OSError):
+  """What a stage needs is away, whatever the clip: a server, an accelerator.
+
+  Nothing is known of the clips then, so none is rejected; the shard stays
+  undone, and a later run takes it up again.
+  """
 
 
 class Media(Protocol):
