@@ -1,0 +1,192 @@
+"""Files of other people, opened so that they can do no harm.
+
+A file is opened as bytes, not by its name: no name is taken for an address,
+and only formats that hold their media themselves are read; a playlist could
+make a decoder open other files or the network. What a decoder makes of damaged
+packets is left out. Also here: how a frame is to be shown, its orientation
+(display matrix of ISO/IEC 14496-12) and the shape of its pixels.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import numpy as np
+from av import error as av_error
+from av.sidedata import sidedata
+
+# Demuxers of self-contained files. No playlists, no pictures, no raw streams,
+# whose frames have no times.
+FORMATS = (
+  "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,dv,rm,wav,w64,mp3,flac,aac,"
+  "ac3,aiff,au,caf,amr,ape,wv"
+)
+_MATRIX = struct.Struct("=9i")
+
+
+class DamagedError(ValueError):
+  """A file's content, not its storage, keeps it from being read."""
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+  """The container in a file; Any for PyAV's.
+
+  Raises:
+    DamagedError: it is empty, damaged, or of a format that is not read.
+    OSError: it cannot be read.
+  """
+  with open(path, "rb") as file, contextlib.ExitStack() as stack:
+    if not os.fstat(file.fileno()).st_size:
+      raise DamagedError("expected a media file, found one without a byte")
+    try:
+      container = stack.enter_context(
+        av.open(
+          file,
+          options={"format_whitelist": FORMATS},
+          metadata_errors="replace",
+        )
+      )
+    except av_error.FFmpegError as error:
+      raise DamagedError(
+        f"expected a file of one of the formats {FORMATS}: {error}"
+      ) from error
+    yield container
+
+
+def origin(container: Any) -> float:
+  """Seconds on the container's own clock at which the file begins."""
+  return (container.start_time or 0) / av.time_base
+
+
+def frames(container: Any, stream: Any) -> Iterator[tuple[float, Any, bool]]:
+  """Decode a stream.
+
+  Args:
+    container: that is open.
+    stream: of pictures or sound.
+
+  Yields:
+    Seconds from the file's beginning, never less than those of the frame
+    before; the frame; and whether something is missing just before it.
+  """
+  stream.codec_context.thread_count = (
+    1  # the work is spread over clips, not within them
+  )
+  start, last = origin(container), -math.inf
+  length, broken = 0.0, False
+  for found in _packets(container, stream):
+    if found is None:
+      broken = True
+      continue
+    for frame in found:
+      # A file without time stamps: each frame follows the one before.
+      time = last + length if frame.time is None else frame.time - start
+      if not math.isfinite(time):
+        time = 0.0
+      if frame.is_corrupt or time < last:
+        broken = True
+        continue
+      yield time, frame, broken
+      last, broken = time, False
+      length = _length(stream, frame)
+
+
+def _packets(container: Any, stream: Any) -> Iterator[list[Any] | None]:
+  """The frames of each packet, None for a packet that is damaged."""
+  packets = container.demux(stream)
+  while True:
+    try:
+      packet = next(packets)
+    except StopIteration:
+      return
+    except av_error.FFmpegError:
+      # What follows cannot be found any more: the file ends here.
+      return
+    try:
+      yield packet.decode()
+    except av_error.FFmpegError:
+      yield None
+
+
+def _length(stream: Any, frame: Any) -> float:
+  """Seconds that a frame lasts, for streams without time stamps."""
+  if stream.type == "audio":
+    return frame.samples / frame.sample_rate
+  return 1 / float(stream.guessed_rate or stream.average_rate or 25)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Orientation:
+  """How a coded frame is turned for show: first transposed, then flipped.
+
+  Attributes:
+    transposed: rows become columns.
+    rows: their order is reversed.
+    columns: likewise.
+  """
+
+  transposed: bool = False
+  rows: bool = False
+  columns: bool = False
+
+  @property
+  def degrees(self) -> int:
+    """Clockwise turn, after mirroring from left to right if `mirrored`."""
+    if self.transposed:
+      return 90 if self.columns else 270
+    return 180 if self.rows else 0
+
+  @property
+  def mirrored(self) -> bool:
+    """Whether left and right are exchanged too."""
+    return self.transposed ^ self.rows ^ self.columns
+
+  def apply(self, frame_HWC: np.ndarray) -> np.ndarray:
+    """The frame as it is shown; a view."""
+    if self.transposed:
+      frame_HWC = frame_HWC.swapaxes(0, 1)
+    rows = slice(None, None, -1 if self.rows else 1)
+    columns = slice(None, None, -1 if self.columns else 1)
+    return frame_HWC[rows, columns]
+
+
+def orientation(frame: Any) -> Orientation:
+  """Of a video frame; a slanted one is taken for the nearest upright one."""
+  matrix = next(
+    (s for s in frame.side_data if s.type is sidedata.Type.DISPLAYMATRIX), None
+  )
+  if matrix is None or matrix.buffer_size < _MATRIX.size:
+    return Orientation()
+  # The place (x, y) is shown at (a·x + c·y, b·x + d·y).
+  a, b, _, c, d, *_ = _MATRIX.unpack(bytes(matrix)[: _MATRIX.size])
+  if abs(a) + abs(d) >= abs(b) + abs(c):
+    return Orientation(rows=d < 0, columns=a < 0)
+  return Orientation(transposed=True, rows=b < 0, columns=c < 0)
+
+
+def shown_size(stream: Any, frame: Any) -> tuple[int, int]:
+  """Rows and columns of a frame in square pixels, before it is turned.
+
+  Pixels that are not square are stretched, never squeezed.
+  """
+  rows, columns = frame.height, frame.width
+  aspect = float(stream.sample_aspect_ratio or 1)
+  if aspect > 1:
+    return rows, max(1, round(columns * aspect))
+  if 0 < aspect < 1:
+    return max(1, round(rows / aspect)), columns
+  return rows, columns
+
+
+def limited_size(rows: int, columns: int, area: int) -> tuple[int, int]:
+  """The size, made smaller to at most `area` pixels, the aspect kept."""
+  if rows * columns <= area:
+    return rows, columns
+  scale = math.sqrt(area / (rows * columns))
+  return max(1, int(rows * scale)), max(1, int(columns * scale))

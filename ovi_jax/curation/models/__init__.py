@@ -1,0 +1,1 @@
+"""Networks that judge clips; their weights are the user's to bring."""

