@@ -1,0 +1,95 @@
+"""Answers that were paid for, on disk: a file an answer, named by its request.
+
+The name is the sha256 of the request's bytes, in which model, instruction,
+settings and media are, so that the same question is asked once, whichever run,
+shard or clip it comes from. A file is whole or absent.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+from ovi_jax import files
+
+_PREFIX = 3  # letters of a name that choose its folder: 4,096 folders
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reply:
+  """What the endpoint answered.
+
+  Attributes:
+    text: of the answer.
+    finish: why it ended; "length" if it was cut.
+    tokens_in: of the request, as the endpoint counts; 0 if it does not.
+    tokens_out: of the answer, likewise.
+  """
+
+  text: str
+  finish: str = ""
+  tokens_in: int = 0
+  tokens_out: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spent:
+  """What answers have used.
+
+  Attributes:
+    answers: how many there are.
+    tokens_in: of their requests.
+    tokens_out: of themselves.
+  """
+
+  answers: int = 0
+  tokens_in: int = 0
+  tokens_out: int = 0
+
+  def cost(self, price_in: float, price_out: float) -> float:
+    """Money, at prices for a million tokens."""
+    paid = self.tokens_in * price_in + self.tokens_out * price_out
+    return paid / 1e6
+
+
+def key(request: bytes) -> str:
+  """The name of the answer to a request."""
+  return hashlib.sha256(request).hexdigest()
+
+
+def load(folder: pathlib.Path, name: str) -> Reply | None:
+  """The answer of that name; None if there is none, or its file is damaged."""
+  try:
+    return Reply(**json.loads(_path(folder, name).read_bytes()))
+  except FileNotFoundError:
+    return None
+  except (ValueError, TypeError):
+    return None  # asked again, and written anew
+
+
+def store(folder: pathlib.Path, name: str, reply: Reply) -> None:
+  """Keep an answer; it is there whole, or not at all.
+
+  Raises:
+    OSError: the disk is full, or the folder is not writable.
+  """
+  text = json.dumps(dataclasses.asdict(reply))
+  with files.replacing(_path(folder, name)) as temporary:
+    temporary.write_text(text)
+
+
+def spent(folder: pathlib.Path) -> Spent:
+  """What all answers of a folder have used, rejected ones included."""
+  answers, tokens_in, tokens_out = 0, 0, 0
+  for path in sorted(folder.glob("*/*.json")):
+    reply = load(folder, path.stem)
+    if reply is not None:
+      answers += 1
+      tokens_in += reply.tokens_in
+      tokens_out += reply.tokens_out
+  return Spent(answers=answers, tokens_in=tokens_in, tokens_out=tokens_out)
+
+
+def _path(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """Where an answer lies."""
+  return folder / name[:_PREFIX] / f"{name}.json"

@@ -1,0 +1,332 @@
+"""Captions from a multimodal model: what is seen, said and heard.
+
+In: the frames that `cut` kept (or none) and the whole sound, sent in one
+request to an OpenAI-compatible endpoint. Out: the checked caption, as prompts
+of the released tag formats, or a reject. Answers are kept by their request, so
+that none is paid for twice; while the endpoint is away the shard stays undone.
+(Ovi, arXiv 2510.01284: seven evenly spaced frames and the whole sound.)
+"""
+
+import asyncio
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from ovi_jax import geometry
+from ovi_jax import prompt
+from ovi_jax.curation import answers
+from ovi_jax.curation import caption_cache
+from ovi_jax.curation import chat
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import endpoint
+from ovi_jax.curation import stage
+from ovi_jax.data import clips as samples
+
+VERSION = 1
+KIND = "shard"
+NAME = "captions"
+FRAMES = 7
+UNANSWERED = ("wait", "reject")
+_KINDS = (((b"",), b"-"), ((b"",), b""), ((), b"-"))  # with frames, sound
+Pair = tuple[clips.Clip, stage.Media]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(endpoint.Settings):
+  """What is asked, and what an answer must be; and `endpoint.Settings`.
+
+  Attributes:
+    variants: released variants whose prompts are written; equal ones once.
+    task: instruction in place of `instruction.task`; "" for that one.
+    temperature: of sampling.
+    max_tokens: of an answer.
+    structured: send the JSON schema as `response_format`; the endpoint must
+      know it.
+    extra: JSON values added to each request, such as {"modalities": ["text"]}.
+    retries: times an unfit answer is sent back with what is wrong with it.
+    visual: fewest and most characters of the visual part.
+    audio: fewest and most characters of the sound's description.
+    tokenizer: a `tokenizer.json`, to refuse prompts that training would cut;
+      "" to leave them.
+    text_rows: tokens that training reads.
+    unanswered: clips that the endpoint fails on while it answers others:
+      "wait" leaves the shard undone, "reject" goes on without them.
+    cache: folder of the answers.
+    price_in: of a million tokens of requests; for the report.
+    price_out: of a million tokens of answers.
+  """
+
+  variants: tuple[str, ...] = ("720x720_5s",)
+  task: str = ""
+  temperature: float = 0.0
+  max_tokens: int = 1024
+  structured: bool = True
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  retries: int = 1
+  visual: tuple[int, int] = (20, 3000)
+  audio: tuple[int, int] = (8, 1500)
+  tokenizer: str = ""
+  text_rows: int = 512
+  unanswered: str = "wait"
+  cache: str = "captions-cache"
+  price_in: float = 0.0
+  price_out: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    # JSON has lists only.
+    for name in ("variants", "visual", "audio"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    if not self.variants:
+      raise ValueError("variants: expected at least one, got none")
+    for name in self.variants:
+      geometry.variant(name)
+    if self.unanswered not in UNANSWERED:
+      raise ValueError(
+        f"unanswered: expected one of {UNANSWERED}, got {self.unanswered!r}"
+      )
+    for name in ("visual", "audio"):
+      bounds = getattr(self, name)
+      if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
+        raise ValueError(
+          f"{name}: expected fewest and most characters, got {bounds}"
+        )
+    if min(self.max_tokens, self.text_rows) < 1 or self.retries < 0:
+      raise ValueError(
+        "expected max_tokens and text_rows of at least 1 and retries of at"
+        f" least 0, got {self.max_tokens}, {self.text_rows}, {self.retries}"
+      )
+    _asking(self)
+    if not self.cache:
+      raise ValueError("cache: expected a folder; it keeps what was paid for")
+
+
+def identity(config: Config) -> dict[str, Any]:
+  """What the captions depend on: not where the endpoint is, nor how fast."""
+  ways = {field.name for field in dataclasses.fields(endpoint.Settings)}
+  ways |= {"cache", "price_in", "price_out", "tokenizer"}
+  values = dataclasses.asdict(config)
+  kept = {name: value for name, value in values.items() if name not in ways}
+  asked = [chat.request(_asking(config), *given) for given in _KINDS]
+  tokenizer = ""
+  if config.tokenizer:
+    content = pathlib.Path(config.tokenizer).read_bytes()
+    tokenizer = hashlib.sha256(content).hexdigest()
+  return {**kept, "asked": asked, "tokenizer": tokenizer}
+
+
+def _asking(config: Config) -> chat.Asking:
+  """What all requests have in common."""
+  return chat.Asking(
+    model=config.model,
+    task=config.task,
+    temperature=config.temperature,
+    max_tokens=config.max_tokens,
+    structured=config.structured,
+    extra=config.extra,
+  )
+
+
+def load(
+  config: Config, clock: endpoint.Clock | None = None
+) -> Callable[[Sequence[Pair]], list[clips.Clip | clips.Reject]]:
+  """The stage.
+
+  Args:
+    config: of it.
+    clock: of waits; tests bring their own.
+
+  Raises:
+    ValueError: the API key is not in the environment, or the tokenizer is none.
+    ImportError: httpx is not installed.
+  """
+  endpoint.library()
+  ask = functools.partial(
+    _caption_all,
+    config,
+    endpoint.api_key(config),
+    prompt.Tokenizer.load(config.tokenizer) if config.tokenizer else None,
+    clock or endpoint.Clock(),
+  )
+  return lambda pairs: asyncio.run(ask(pairs))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Desk:
+  """What all requests of a shard share.
+
+  Attributes:
+    config: of the stage.
+    tokenizer: to measure prompts, or None.
+    client: that asks.
+    locks: by name of the request; the same one is sent once.
+  """
+
+  config: Config
+  tokenizer: prompt.Tokenizer | None
+  client: endpoint.Client
+  locks: dict[str, asyncio.Lock]
+
+  async def reply(self, request: bytes) -> caption_cache.Reply:
+    """The answer to a request, from the cache if it is there."""
+    folder, name = pathlib.Path(self.config.cache), caption_cache.key(request)
+    async with self.locks.setdefault(name, asyncio.Lock()):
+      found = caption_cache.load(folder, name)
+      if found is None:
+        found = await self.client.ask(request)
+        try:
+          caption_cache.store(folder, name, found)
+        except OSError as error:
+          # What cannot be kept would be paid for again.
+          self.client.gone = f"the answer cannot be kept: {error}"
+          raise stage.Unavailable(self.client.gone) from error
+      return found
+
+
+async def _caption_all(
+  config: Config,
+  key: str,
+  tokenizer: prompt.Tokenizer | None,
+  clock: endpoint.Clock,
+  pairs: Sequence[Pair],
+) -> list[clips.Clip | clips.Reject]:
+  """The outcome of every clip, in order; several are asked about at a time."""
+  outcomes: dict[int, clips.Clip | clips.Reject] = {}
+  waiting = iter(range(len(pairs)))
+  failures: dict[int, OSError] = {}
+  async with endpoint.Client(config, key, clock) as client:
+    desk = _Desk(config=config, tokenizer=tokenizer, client=client, locks={})
+
+    async def work() -> None:
+      for number in waiting:
+        if client.gone:
+          return
+        try:
+          outcomes[number] = await _caption(desk, *pairs[number])
+        except (stage.Unavailable, endpoint.Unanswered) as error:
+          failures[number] = error
+
+    async with asyncio.TaskGroup() as tasks:
+      for _ in range(min(config.concurrency, len(pairs))):
+        tasks.create_task(work())
+  if client.gone or (failures and config.unanswered == "wait"):
+    raise stage.Unavailable(_undone(config, pairs, len(outcomes), failures))
+  for number, error in failures.items():
+    outcomes[number] = _failed(pairs[number][0], "no answer", error)
+  return [outcomes[number] for number in range(len(pairs))]
+
+
+def _undone(
+  config: Config,
+  pairs: Sequence[Pair],
+  done: int,
+  failures: Mapping[int, OSError],
+) -> str:
+  """Why a shard stays undone, and what is kept of it."""
+  number = min(failures)
+  others = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+  return (
+    f"{done} of {len(pairs)} clips have an answer, which is kept in"
+    f" {config.cache}; not clip {pairs[number][0].id}{others}:"
+    f" {failures[number]}. Run again when the endpoint is well; nothing is"
+    " asked twice. If it fails on the same clips for ever, set unanswered to"
+    " 'reject'"
+  )
+
+
+async def _caption(
+  desk: _Desk, clip: clips.Clip, media: stage.Media
+) -> clips.Clip | clips.Reject:
+  """Ask about one clip, and again if the answer is unfit."""
+  try:
+    frames, pcm = list(_frames(clip, media)), _sound(media)
+  except (KeyError, OSError, ValueError) as error:
+    return _failed(clip, "media cannot be read", error)
+  if not frames and not pcm:
+    return clips.Reject(clip=clip, stage=NAME, reason="nothing to caption")
+  seen, heard = bool(frames), bool(pcm)
+  body = chat.request(_asking(desk.config), frames, pcm)
+  tokens_in = tokens_out = tries = 0
+  while True:
+    try:
+      reply = await desk.reply(json.dumps(body).encode())
+    except endpoint.Refused as error:
+      return _failed(clip, "request refused", error)
+    tokens_in += reply.tokens_in
+    tokens_out += reply.tokens_out
+    try:
+      caption, prompts = _read(desk, reply, seen, heard)
+    except answers.Unfit as error:
+      if tries == desk.config.retries:
+        detail = f"{error}; the answer was: {reply.text[:1000]}"
+        return clips.Reject(
+          clip=clip, stage=NAME, reason=error.reason, detail=detail
+        )
+      tries += 1
+      body = chat.sent_back(body, reply.text, error)
+      continue
+    return clip.found(
+      NAME,
+      prompts=prompts,
+      visual=caption.visual,
+      audio=caption.audio,
+      speech=list(caption.speech),
+      attributes=caption.attributes,
+      tokens_in=tokens_in,
+      tokens_out=tokens_out,
+    )
+
+
+def _failed(clip: clips.Clip, reason: str, error: Exception) -> clips.Reject:
+  """A clip of which nothing is known."""
+  detail = f"{type(error).__name__}: {error}"
+  return clips.Reject(
+    clip=clip, stage=NAME, reason=reason, detail=detail, failed=True
+  )
+
+
+def _read(
+  desk: _Desk, reply: caption_cache.Reply, seen: bool, heard: bool
+) -> tuple[answers.Caption, list[str]]:
+  """The caption of an answer and its prompts; `answers.Unfit` if it has none.
+
+  Of an answer that was cut, nothing is used, however whole it looks.
+  """
+  config = desk.config
+  if reply.finish == "length":
+    raise answers.Unfit(
+      "answer was cut",
+      f"it was cut after {config.max_tokens} tokens; it must be shorter",
+    )
+  wanted = answers.Wanted(
+    seen=seen, heard=heard, visual=config.visual, audio=config.audio
+  )
+  caption = answers.read(reply.text, wanted)
+  variants = map(geometry.variant, config.variants)
+  prompts = list(dict.fromkeys(answers.combined(caption, v) for v in variants))
+  if desk.tokenizer:
+    for note in desk.tokenizer.notes(prompts, config.text_rows):
+      raise answers.Unfit("prompt is too long", f"{note}; it must be shorter")
+  return caption, prompts
+
+
+def _frames(clip: clips.Clip, media: stage.Media) -> Iterator[bytes]:
+  """The kept JPEGs; none of a clip that `cut` has not made."""
+  if "cut" in clip.facts:
+    for number in range(FRAMES):
+      yield media.kept(f"frame_{number}.jpg")
+
+
+def _sound(media: stage.Media) -> bytes:
+  """The whole sound as PCM; kept, or read from the file."""
+  try:
+    return media.kept("audio.pcm")
+  except KeyError:
+    return samples.pcm(media.audio_A)
