@@ -163,7 +163,7 @@ def unpack(content: bytes) -> list[Crops]:
     pictures = [_picture(p) for p in np.split(jpeg, ends[:-1]) if len(p)]
     if len(pictures) != len(ends):
       raise ValueError(f"{len(ends)} pictures, {len(pictures)} not empty")
-  except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+  except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
     raise ValueError(
       f"expected faces.npz as the stage cut writes it: {error}; delete what cut"
       " wrote and run it again"
