@@ -1,0 +1,29 @@
+"""A stage of tests: takes lines together, fails as a whole where one is bad."""
+
+import ctypes
+import dataclasses
+
+VERSION = 1
+KIND = "shard"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  mark: str = "!"
+
+
+def load(config):
+  def turn(pairs):
+    texts = [media.kept("text").decode() for _, media in pairs]
+    if any("unturnable" in text for text in texts):
+      raise ValueError(f"one of {len(texts)} cannot be turned")
+    if any("explosive" in text for text in texts):
+      ctypes.string_at(0)
+    for (_, media), text in zip(pairs, texts, strict=True):
+      media.keep("turned", (text[::-1] + config.mark).encode())
+    return [
+      clip.found("turn", turned=text[::-1])
+      for (clip, _), text in zip(pairs, texts, strict=True)
+    ]
+
+  return turn

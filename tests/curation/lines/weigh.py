@@ -1,0 +1,64 @@
+"""A stage of tests: the length of a line, its kind, and many ways to fail."""
+
+import ctypes
+import dataclasses
+import os
+import pathlib
+import time
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import stage
+
+VERSION = 1
+KIND = "clip"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  least: int = 3
+  missing: str = ""
+  seen: str = ""  # a file that gets a line for each clip
+  delay: float = 0.0
+
+  def __post_init__(self):
+    if self.least < 0:
+      raise ValueError(f"weigh.least must not be negative, got {self.least}")
+
+
+def identity(config):
+  return {"least": config.least}
+
+
+def load(config):
+  if config.missing and not os.path.exists(config.missing):
+    raise ValueError(f"weigh: no weights at {config.missing}")
+
+  def weigh(clip, media):
+    text = clip.facts["cut"]["text"]
+    if config.seen:
+      with pathlib.Path(config.seen).open("a") as file:
+        file.write(f"{text}\n")
+    time.sleep(config.delay)
+    word = text.split()[0] if text else ""
+    if word == "hang":
+      ctypes.PyDLL(None).sleep(600)  # holds the interpreter as it sleeps
+    elif word == "crash":
+      ctypes.string_at(0)
+    elif word == "leave":
+      os._exit(3)
+    elif word == "raise":
+      raise ValueError(f"what is {text!r}?")
+    elif word == "strange":
+      return clip.found("weigh", value=object())
+    elif word == "away":
+      raise stage.Unavailable("the scales are away")
+    if len(text) < config.least:
+      return clips.Reject(
+        clip=clip, stage="weigh", reason="too short", score=float(len(text))
+      )
+    media.keep("text", text.encode())
+    return clip.found(
+      "weigh", {"length": float(len(text))}, kind=word, pair=(1, 2)
+    )
+
+  return weigh

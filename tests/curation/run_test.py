@@ -1,0 +1,271 @@
+"""A run over small files of text: skipping, settings, failures, ranges."""
+
+import json
+import pathlib
+
+import pytest
+
+from ovi_jax.curation import run
+from ovi_jax.curation import store
+from ovi_jax.curation import watch
+from tests.curation import engine
+
+
+def quiet(_: str) -> None:
+  pass
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> pathlib.Path:
+  return engine.write_inputs(tmp_path_factory.mktemp("files") / "in")
+
+
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory) -> pathlib.Path:
+  """A run that nothing disturbed. Tests must not write here."""
+  out = tmp_path_factory.mktemp("whole") / "out"
+  assert run.run(engine.chosen(out, [files]), log=quiet) == []
+  return out
+
+
+def folders(out: pathlib.Path) -> dict[str, str]:
+  """Stage -> its folder; the newest if there are more."""
+  found = sorted(
+    (p for p in out.glob("*-*") if p.is_dir()),
+    key=lambda p: p.stat().st_mtime_ns,
+  )
+  return {path.name.rpartition("-")[0]: path.name for path in found}
+
+
+def lines(out: pathlib.Path, stage: str, shard: int = 0) -> list:
+  folder = str(out / folders(out)[stage])
+  return list(store.read(store.Files(folder=folder, shard=shard)))
+
+
+def only(out: pathlib.Path, stage: str, shard: int = 0):
+  """The rejects of a stage, by the text of their clips."""
+  return {
+    line.clip.facts["cut"]["text"]: line
+    for line in lines(out, stage, shard)
+    if not hasattr(line, "facts")
+  }
+
+
+def test_clips_go_through_all_stages(whole, files):
+  (records,) = whole.glob("write-*/records/all.txt")
+  title, *kept = records.read_text().splitlines()
+  wanted = {
+    f"{line[::-1]}!"
+    for path in files.iterdir()
+    for line in path.read_text().splitlines()
+    if line != "x"
+  }
+  assert title == "lines" and {line.partition(" ")[2] for line in kept} < wanted
+  kinds = [line.split()[-1] for line in kept]
+  assert kinds.count("eno!") == kinds.count("owt!") == 6
+  # What is not named in the shares stays; what has too many goes.
+  assert kinds.count("eerht!") == 4 and len(wanted) == 20
+  for reject in only(whole, "weigh").values():
+    assert (reject.reason, reject.score) == ("too short", 1.0)
+  first, *_ = lines(whole, "weigh")
+  # Stages see what they would see after a restart: JSON.
+  assert first.facts["weigh"]["pair"] == [1, 2]
+  assert first.scores == {"length": 7.0} and first.start == 0
+
+
+def test_nothing_is_done_twice(whole, files, monkeypatch):
+  monkeypatch.setattr(watch, "Watched", None)
+  before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+  with pytest.raises(TypeError):
+    run.run(engine.chosen(whole.with_name("new"), [files]), log=quiet)
+  monkeypatch.undo()
+  monkeypatch.setattr(watch.Watched, "_start", None)
+  assert run.run(engine.chosen(whole, [files]), log=quiet) == []
+  assert run.run(engine.chosen(whole), log=quiet) == []
+  assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+
+
+def test_a_setting_does_again_what_follows_and_nothing_else(files, tmp_path):
+  out, seen = tmp_path / "out", tmp_path / "seen"
+  assert run.run(engine.chosen(out, [files]), log=quiet) == []
+  first = folders(out)
+  times = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+  # The balance sees another seed: no worker has to start.
+  again = engine.chosen(out, [files], balance__seed=1)
+  assert run.run(again, log=quiet) == []
+  second = folders(out)
+  changed = {name for name in first if first[name] != second[name]}
+  assert changed == {"balance", "write"}
+
+  # Another bound for lines; what files are cut into is read, not cut again.
+  third = engine.chosen(out, [files], weigh__least=1, weigh__seen=str(seen))
+  assert run.run(third, log=quiet) == []
+  changed = {name for name in first if first[name] != folders(out)[name]}
+  assert changed == {"weigh", "turn", "balance", "write"}
+  assert len(seen.read_text().splitlines()) == 25
+  assert len(only(out, "weigh")) == 0
+  # A field that changes no outcome has no part in the key.
+  seen.unlink()
+  fourth = engine.chosen(out, [files], weigh__least=1, weigh__delay=0.5)
+  assert run.run(fourth, log=quiet) == []
+  # All that was there is as it was, and so it is taken up again.
+  assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
+  out, seen = tmp_path / "out", tmp_path / "seen"
+  assert run.run(engine.chosen(out, [files]), log=quiet) == []
+  wanted = engine.contents(out)
+  found = folders(out)
+  (out / found["weigh"] / "shard-00001.kept.zip").unlink()
+  (out / found["turn"] / "shard-00002.done").unlink()
+  assert engine.contents(out) != wanted
+  again = engine.chosen(out, [files], weigh__seen=str(seen))
+  assert run.run(again, log=quiet) == []
+  assert engine.contents(out) == wanted == engine.contents(whole)
+  assert len(seen.read_text().splitlines()) == 10  # of one shard, two files
+
+
+def test_damage_is_named(files, tmp_path):
+  out = tmp_path / "out"
+  one = engine.chosen(out, [files], passes=engine.PASSES[:1])
+  assert run.run(one, log=quiet) == []
+  path = out / folders(out)["weigh"] / "shard-00000.jsonl"
+  path.write_bytes(path.read_bytes().replace(b"one", b"eno"))
+  with pytest.raises(ValueError, match=r"weigh-.*shard-00000.jsonl is damaged"):
+    run.run(engine.chosen(out, [files]), log=quiet)
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
+  """A run over lines of which many fail, and what it said."""
+  folder = tmp_path_factory.mktemp("bad")
+  words = ["one fine", "raise it", "hang", "crash", "leave", "strange", "x"]
+  words += ["two fine", "three unturnable", "one good", "four explosive"]
+  inputs = engine.write_inputs(folder / "in")
+  (inputs / "0.txt").write_text("\n".join(words) + "\n")
+  (inputs / "1.txt").write_text("")
+  chosen = engine.chosen(folder / "out", [inputs], timeout=1.0, workers=2)
+  problems = run.run(chosen, log=quiet)
+  return inputs, folder / "out", problems
+
+
+def test_each_failure_is_a_named_reject(bad):
+  _, out, problems = bad
+  assert problems == []
+  found = only(out, "weigh")
+  failed = {text: reject for text, reject in found.items() if reject.failed}
+  assert set(found) - set(failed) == {"x"}
+  reasons = {text: (r.reason, r.detail) for text, r in failed.items()}
+  assert reasons["hang"] == ("timed out", "more than 1 s")
+  assert reasons["crash"] == ("ended its process", "signal 11")
+  assert reasons["leave"] == ("ended its process", "exit code 3")
+  reason, detail = reasons["raise it"]
+  assert reason == "failed: ValueError"
+  assert detail.startswith("tests/curation/lines/weigh.py:")
+  assert detail.endswith("ValueError: what is 'raise it'?")
+  assert reasons["strange"][0] == "failed: TypeError"
+  empty = [line for line in lines(out, "cut") if not hasattr(line, "facts")]
+  assert [r.reason for r in empty] == ["empty"]
+
+  found = only(out, "turn")
+  assert set(found) == {"three unturnable", "four explosive"}
+  # Of many that fail together, the one that fails alone.
+  reject = found["three unturnable"]
+  assert reject.detail.endswith("ValueError: one of 1 cannot be turned")
+  assert found["four explosive"].detail == "signal 11"
+  survivors = [c for c in lines(out, "turn") if hasattr(c, "facts")]
+  assert len(survivors) == 3
+  # The other shards were not touched by it.
+  assert not [r for r in only(out, "turn", 1).values() if r.failed]
+
+
+def test_what_was_left_out_stays_so(bad, tmp_path):
+  inputs, out, _ = bad
+  wanted = engine.contents(out)
+  for mark in (*out.glob("weigh-*/*.done"), *out.glob("turn-*/*.done")):
+    mark.unlink()
+  # A second run would not wait for what hangs, nor crash: it knows of them.
+  chosen = engine.chosen(out, [inputs], timeout=500.0)
+  assert run.run(chosen, log=quiet) == []
+  assert engine.contents(out) == wanted
+
+
+def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
+  inputs, out, _ = bad
+  chosen = engine.chosen(out, [inputs], timeout=1.0)
+  wanted = engine.contents(out)
+  (path,) = out.glob("weigh-*/*.left_out")
+  assert len(json.loads(path.read_text())["clips"]) == 3
+  share = run.Share(only="clips", retry=True)
+  seen = path.stat().st_mtime_ns
+  assert run.run(chosen, share, log=quiet) == []
+  assert path.stat().st_mtime_ns > seen and engine.contents(out) == wanted
+
+
+def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
+  inputs = engine.write_inputs(tmp_path / "in")
+  (inputs / "2.txt").write_text("raise a\nraise b\nraise c\none fine\n")
+  out = tmp_path / "out"
+  chosen = engine.chosen(out, [inputs], quota=0.2)
+  problems = run.run(chosen, log=quiet)
+  assert len(problems) == 2
+  said = "clips, shard 1: weigh failed for 3 of 9 clips, 2 are allowed"
+  assert problems[0].startswith(said)
+  assert "ValueError: what is 'raise a'?" in problems[0]
+  assert problems[1].startswith("end: it needs all shards, and 1 of 3 are not")
+  assert (out / folders(out)["weigh"] / "shard-00001.failed").exists()
+  assert not list(out.glob("weigh-*/shard-00001.done"))
+  assert not list(out.glob("write-*"))
+  assert len(list(out.glob("turn-*/*.done"))) == 2
+  # With more allowed, the same files are enough.
+  chosen = engine.chosen(out, [inputs], quota=0.5)
+  assert run.run(chosen, log=quiet) == []
+  assert len(list(out.glob("turn-*/*.done"))) == 3
+  assert not list(out.glob("*/*.failed"))
+
+
+def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
+  inputs = engine.write_inputs(tmp_path / "in")
+  (inputs / "0.txt").write_text("away\n")
+  seen = tmp_path / "seen"
+  chosen = engine.chosen(tmp_path / "out", [inputs], weigh__seen=str(seen))
+  problems = run.run(chosen, log=quiet)
+  assert problems[0] == "clips, shard 0: the scales are away"
+  # Nobody is refused for it, and the other shards are not tried in vain.
+  assert not list((tmp_path / "out").glob("weigh-*/*"))
+  assert seen.read_text() == "away\n"
+
+
+def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
+  seen = tmp_path / "seen"
+  lacking = engine.chosen(
+    tmp_path / "out", [files], weigh__missing="/no/weights", cut__lines=3
+  )
+  with pytest.raises(ValueError, match="no weights at /no/weights"):
+    run.run(lacking, log=quiet)
+  assert not list((tmp_path / "out").glob("cut-*")) and not seen.exists()
+
+
+def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
+  chosen = engine.chosen(tmp_path / "out", [files])
+  for only in ("clips", "together"):
+    assert run.run(chosen, run.Share(only=only, shards="0:1"), quiet) == []
+  (problem,) = run.run(chosen, run.Share(only="together"), quiet)
+  assert "the pass before has not done 2 shards: 1, 2" in problem
+  (problem,) = run.run(chosen, run.Share(only="even"), quiet)
+  assert "it needs all shards, and 2 of 3 are not done" in problem
+  assert run.run(chosen, run.Share(only="clips", shards="1/2"), quiet) == []
+  assert run.run(chosen, run.Share(only="clips", shards="2:"), quiet) == []
+  assert run.run(chosen, log=quiet) == []
+  assert engine.contents(tmp_path / "out") == engine.contents(whole)
+  for only, shards, said in (
+    ("smell", "", "there is no pass 'smell'; choose from clips, together"),
+    ("", "0:1", "name it"),
+    ("even", "0:1", "needs all shards"),
+    ("clips", "one", "expected A:B"),
+    ("clips", "2/2", "expected I < N"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      run.run(chosen, run.Share(only=only, shards=shards), quiet)
