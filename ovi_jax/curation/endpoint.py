@@ -37,7 +37,7 @@ class Settings:
 
   Attributes:
     url: up to and with the version, such as "http://127.0.0.1:8000/v1".
-    model: its name there.
+    model: its name there; needed before anything is asked.
     key_variable: the environment variable that has the API key; "" for none.
     concurrency: requests at a time.
     requests_per_minute: at most; 0 for no limit.

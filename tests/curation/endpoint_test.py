@@ -104,28 +104,14 @@ def test_waits_are_the_same_for_the_same_seed():
 
 
 @pytest.mark.parametrize(
-  "headers, low, high",
-  [
-    ({"Retry_After": "30"}, 30, 30.1),
-    (
-      {
-        "Retry_After": "Wed, 21 Oct 2026 07:28:30 GMT",
-        "Date": "Wed, 21 Oct 2026 07:28:05 GMT",
-      },
-      # send_response adds a date of its own; the first that came counts.
-      0,
-      1e9,
-    ),
-    ({"Retry_After": "soon"}, 0.5, 1.0),
-    ({"Retry_After": "-3"}, 0.5, 1.0),
-  ],
-  ids=["seconds", "date", "nonsense", "negative"],
+  "header, low, high",
+  [("30", 30, 30.1), ("soon", 0.5, 1.0), ("-3", 0.5, 1.0), ("nan", 0.5, 1.0)],
 )
-def test_retry_after_is_honoured(headers, low, high):
+def test_retry_after_is_honoured(header, low, high):
   clock = Clock()
-  rude = captioner.status(429, **headers)
+  rude = captioner.status(429, Retry_After=header)
   with captioner.serving(captioner.in_turn(rude)) as server:
-    ((reply,), _) = ask(settings(server.url, longest_wait=1e9), clock=clock)
+    ((reply,), _) = ask(settings(server.url), clock=clock)
   assert reply.text
   assert low <= clock.time - 100 <= high
 
@@ -140,13 +126,32 @@ def test_retry_after_as_a_date_counts_by_the_endpoints_clock():
 
 
 def test_all_wait_when_one_is_told_to():
-  clock = Clock()
+  slept, held = [], asyncio.Event()
+  times = [100.0]
+
+  async def sleep(seconds):
+    slept.append(seconds)
+    await held.wait()
+
+  async def run(url):
+    clock = endpoint.Clock(now=lambda: times[0], sleep=sleep)
+    async with endpoint.Client(settings(url), "", clock) as client:
+      first = asyncio.create_task(client.ask(request(0)))
+      while not slept:
+        await asyncio.sleep(0.01)
+      second = asyncio.create_task(client.ask(request(1)))
+      while len(slept) < 2:
+        await asyncio.sleep(0.01)
+      asked = len(server.bodies)
+      times[0] += 50
+      held.set()
+      return asked, await asyncio.gather(first, second)
+
   rude = captioner.status(429, Retry_After="50")
   with captioner.serving(captioner.in_turn(rude)) as server:
-    chosen = settings(server.url, requests_per_minute=60, concurrency=4)
-    replies, _ = ask(chosen, count=4, clock=clock)
+    asked, replies = asyncio.run(asyncio.wait_for(run(server.url), 10))
+  assert asked == 1 and slept == [50, 50]
   assert all(reply.text for reply in replies)
-  assert clock.time >= 150
 
 
 def test_an_endpoint_that_asks_for_too_long_a_wait_is_gone():
@@ -273,7 +278,6 @@ def test_keys_come_from_the_environment(monkeypatch):
     ({"url": "127.0.0.1:80"}, "url: expected"),
     ({"url": "http://me:word@host/v1"}, "without a name"),
     ({"url": "http://"}, "url: expected"),
-    ({"model": ""}, "model: expected"),
     ({"concurrency": 0}, "concurrency must be at least 1"),
     ({"read_seconds": 0}, "read_seconds must be positive"),
     ({"first_wait": -1}, "first_wait must not be negative"),

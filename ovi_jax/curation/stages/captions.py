@@ -8,6 +8,7 @@ that none is paid for twice; while the endpoint is away the shard stays undone.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,13 +27,12 @@ from ovi_jax.curation import caption_cache
 from ovi_jax.curation import chat
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import endpoint
+from ovi_jax.curation import kept
 from ovi_jax.curation import stage
-from ovi_jax.data import clips as samples
 
 VERSION = 1
 KIND = "shard"
 NAME = "captions"
-FRAMES = 7
 UNANSWERED = ("wait", "reject")
 _KINDS = (((b"",), b"-"), ((b"",), b""), ((), b"-"))  # with frames, sound
 Pair = tuple[clips.Clip, stage.Media]
@@ -113,13 +113,13 @@ def identity(config: Config) -> dict[str, Any]:
   ways = {field.name for field in dataclasses.fields(endpoint.Settings)}
   ways |= {"cache", "price_in", "price_out", "tokenizer"}
   values = dataclasses.asdict(config)
-  kept = {name: value for name, value in values.items() if name not in ways}
+  result = {name: value for name, value in values.items() if name not in ways}
   asked = [chat.request(_asking(config), *given) for given in _KINDS]
   tokenizer = ""
   if config.tokenizer:
     content = pathlib.Path(config.tokenizer).read_bytes()
     tokenizer = hashlib.sha256(content).hexdigest()
-  return {**kept, "asked": asked, "tokenizer": tokenizer}
+  return {**result, "asked": asked, "tokenizer": tokenizer}
 
 
 def _asking(config: Config) -> chat.Asking:
@@ -144,10 +144,19 @@ def load(
     clock: of waits; tests bring their own.
 
   Raises:
-    ValueError: the API key is not in the environment, or the tokenizer is none.
+    ValueError: no model is named, the API key is not in the environment, the
+      tokenizer is none, or the cache cannot be a folder.
     ImportError: httpx is not installed.
   """
+  if not config.model:
+    raise ValueError(
+      "captions.model: expected the name that the endpoint serves it as"
+    )
   endpoint.library()
+  try:
+    pathlib.Path(config.cache).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f"captions.cache: expected a folder; {error}") from error
   ask = functools.partial(
     _caption_all,
     config,
@@ -178,16 +187,22 @@ class _Desk:
     """The answer to a request, from the cache if it is there."""
     folder, name = pathlib.Path(self.config.cache), caption_cache.key(request)
     async with self.locks.setdefault(name, asyncio.Lock()):
-      found = caption_cache.load(folder, name)
+      with self._keeping():
+        found = caption_cache.load(folder, name)
       if found is None:
         found = await self.client.ask(request)
-        try:
+        with self._keeping():
           caption_cache.store(folder, name, found)
-        except OSError as error:
-          # What cannot be kept would be paid for again.
-          self.client.gone = f"the answer cannot be kept: {error}"
-          raise stage.Unavailable(self.client.gone) from error
       return found
+
+  @contextlib.contextmanager
+  def _keeping(self) -> Iterator[None]:
+    """No more is asked once answers cannot be kept: all would be paid twice."""
+    try:
+      yield
+    except OSError as error:
+      self.client.gone = f"answers cannot be kept: {error}"
+      raise stage.Unavailable(self.client.gone) from error
 
 
 async def _caption_all(
@@ -246,7 +261,7 @@ async def _caption(
 ) -> clips.Clip | clips.Reject:
   """Ask about one clip, and again if the answer is unfit."""
   try:
-    frames, pcm = list(_frames(clip, media)), _sound(media)
+    frames, pcm = kept.frames(clip, media), kept.sound(clip, media)
   except (KeyError, OSError, ValueError) as error:
     return _failed(clip, "media cannot be read", error)
   if not frames and not pcm:
@@ -315,18 +330,3 @@ def _read(
     for note in desk.tokenizer.notes(prompts, config.text_rows):
       raise answers.Unfit("prompt is too long", f"{note}; it must be shorter")
   return caption, prompts
-
-
-def _frames(clip: clips.Clip, media: stage.Media) -> Iterator[bytes]:
-  """The kept JPEGs; none of a clip that `cut` has not made."""
-  if "cut" in clip.facts:
-    for number in range(FRAMES):
-      yield media.kept(f"frame_{number}.jpg")
-
-
-def _sound(media: stage.Media) -> bytes:
-  """The whole sound as PCM; kept, or read from the file."""
-  try:
-    return media.kept("audio.pcm")
-  except KeyError:
-    return samples.pcm(media.audio_A)
