@@ -85,6 +85,7 @@ class Settings:
     workers: processes; 0 for one a core. A stage of form "shard" has one, as
       it has an accelerator or a network to itself.
     timeout: seconds that a stage may take for one clip.
+    timeouts: stage -> seconds, for those that need others.
     quota: share of a stage's clips in a shard that may fail, rounded up;
       beyond it the shard fails.
   """
@@ -96,6 +97,7 @@ class Settings:
   passes: tuple[Pass, ...]
   workers: int
   timeout: float
+  timeouts: Mapping[str, float]
   quota: float
 
   def __post_init__(self):
@@ -108,8 +110,18 @@ class Settings:
       problems.append(f"shard_size must be at least 1, got {self.shard_size}")
     if self.workers < 0:
       problems.append(f"workers must be 0 (all cores) or more: {self.workers}")
-    if not self.timeout > 0:
-      problems.append(f"timeout: expected seconds above 0, got {self.timeout}")
+    if not min([self.timeout, *self.timeouts.values()]) > 0:
+      problems.append(
+        "timeout, timeouts: expected seconds above 0, got"
+        f" {self.timeout} and {dict(self.timeouts)}"
+      )
+    names = [stage.name for stage in self.stages]
+    strange = sorted(set(self.timeouts) - set(names))
+    if strange:
+      problems.append(
+        f"timeouts: there is no stage {', '.join(strange)}; known are"
+        f" {', '.join(names)}"
+      )
     if not 0 <= self.quota <= 1:
       problems.append(f"quota: expected a share in [0, 1], got {self.quota}")
     if problems:
@@ -129,6 +141,10 @@ class Settings:
       os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1)
     )
     return self.workers or len(cores(0))
+
+  def seconds(self, stage: str) -> float:
+    """How long a stage may take for one clip."""
+    return self.timeouts.get(stage, self.timeout)
 
   def files(self, place: int, shard: int) -> store.Files:
     """Of a stage's shard, by the stage's place; -1 are the inputs."""
@@ -158,9 +174,13 @@ class Settings:
     _check_names("config", values, [*fields, "stages", "skip"], exact=True)
     configs, skip = values.pop("stages"), values.pop("skip")
     passes = tuple(_passes(values.pop("passes"), configs, skip))
-    return cls(
-      **{**values, "inputs": tuple(values["inputs"]), "passes": passes}
-    )
+    values["timeouts"] = {
+      name: seconds
+      for name, seconds in values["timeouts"].items()
+      if name not in skip
+    }
+    values["inputs"] = tuple(name for name in values["inputs"] if name)
+    return cls(**values, passes=passes)
 
 
 def stage_fields(name: str) -> dict[str, Any]:

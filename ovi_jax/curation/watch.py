@@ -101,8 +101,8 @@ class Watched:
       yield from self._heard()
       for worker in list(self._workers):
         if time.monotonic() > worker.deadline:
-          limit = f"{self._settings.timeout:g} s"
-          yield from self._ended(worker, "timed out", f"more than {limit}")
+          limit = self._settings.seconds(worker.stage)
+          yield from self._ended(worker, "timed out", f"more than {limit:g} s")
 
   def _hand_out(self) -> None:
     """Start workers, and give a shard to each that has none."""
@@ -165,7 +165,7 @@ class Watched:
       raise said[0]
     elif kind == shards.BEGAN:
       worker.stage, worker.ids = said
-      seconds = self._settings.timeout * len(worker.ids)
+      seconds = self._settings.seconds(worker.stage) * len(worker.ids)
       worker.deadline = time.monotonic() + seconds
     elif kind == shards.ENDED:
       worker.ids, worker.deadline = (), _FOREVER

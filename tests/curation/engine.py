@@ -46,6 +46,7 @@ def config(
       "stages": {n: f for n, f in stages.items() if n in used},
       "workers": 1,
       "timeout": 20.0,
+      "timeouts": {},
       "quota": 0.5,
       **own,
     }
