@@ -9,6 +9,7 @@ packets is left out. Also here: how a frame is to be shown, its orientation
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 import struct
@@ -19,6 +20,7 @@ import av
 import numpy as np
 from av import error as av_error
 from av.sidedata import sidedata
+from av.stream import Disposition
 
 # Demuxers of self-contained files. No playlists, no pictures, no raw streams,
 # whose frames have no times.
@@ -26,6 +28,8 @@ FORMATS = (
   "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,dv,rm,wav,w64,mp3,flac,aac,"
   "ac3,aiff,au,caf,amr,ape,wv"
 )
+_COVER = Disposition.attached_pic
+_BLOCK = 1 << 20  # bytes hashed at once
 _MATRIX = struct.Struct("=9i")
 
 
@@ -59,9 +63,25 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     yield container
 
 
+def digest(path: str | os.PathLike[str]) -> str:
+  """SHA-256 of a file, in hexadecimal figures."""
+  value = hashlib.sha256()
+  with open(path, "rb") as file:
+    while block := file.read(_BLOCK):
+      value.update(block)
+  return value.hexdigest()
+
+
 def origin(container: Any) -> float:
   """Seconds on the container's own clock at which the file begins."""
   return (container.start_time or 0) / av.time_base
+
+
+def pictures(container: Any) -> Any:
+  """The first stream of video that is no cover of a sound file, or None."""
+  return next(
+    (s for s in container.streams.video if not s.disposition & _COVER), None
+  )
 
 
 def frames(container: Any, stream: Any) -> Iterator[tuple[float, Any, bool]]:

@@ -58,25 +58,25 @@ class Media:
   ):
     """Args: the clip; its file here; bytes kept by name, read and added to."""
     self.clip = clip
-    self._path = os.fspath(path)
+    self._path = path
     self._kept = {} if kept is None else kept
     self._small: dict[int, np.ndarray] = {}
 
   @property
   def path(self) -> str:
-    return self._path
+    return os.fspath(self._path)
 
   @functools.cached_property
   def video_THWC(self) -> np.ndarray:
-    return video(self._path, self.clip.start, self.clip.seconds)
+    return video(self.path, self.clip.start, self.clip.seconds)
 
   @functools.cached_property
   def audio_A(self) -> np.ndarray:
-    return audio(self._path, self.clip.start, self.clip.seconds)
+    return audio(self.path, self.clip.start, self.clip.seconds)
 
   def small_THWC(self, side: int) -> np.ndarray:
     if side not in self._small:
-      self._small[side] = _smaller(self.video_THWC, side)
+      self._small[side] = resized(self.video_THWC, side)
     return self._small[side]
 
   def kept(self, name: str) -> bytes:
@@ -86,16 +86,25 @@ class Media:
     self._kept[name] = bytes(value)
 
 
-def _smaller(video_THWC: np.ndarray, side: int) -> np.ndarray:
-  """The frames with their shorter side `side` long, by area."""
-  import cv2
+def resized(video_THWC: np.ndarray, side: int) -> np.ndarray:
+  """The frames with their shorter side `side` long, by area.
 
+  Raises:
+    ValueError: OpenCV is not installed.
+  """
+  try:
+    import cv2
+  except ImportError as error:
+    raise ValueError(
+      "resizing needs OpenCV: pip install 'ovi_jax[curate]'"
+    ) from error
   T, rows, columns, C = video_THWC.shape
   scale = side / min(rows, columns)
   size = max(1, round(rows * scale)), max(1, round(columns * scale))
   small_THWC = np.empty((T, *size, C), np.uint8)
   for frame_HWC, out_HWC in zip(video_THWC, small_THWC, strict=True):
-    cv2.resize(frame_HWC, size[::-1], out_HWC, interpolation=cv2.INTER_AREA)
+    whole_HWC = np.ascontiguousarray(frame_HWC)
+    cv2.resize(whole_HWC, size[::-1], out_HWC, interpolation=cv2.INTER_AREA)
   return small_THWC
 
 
@@ -141,7 +150,7 @@ def _shown(
 ) -> Iterator[tuple[tuple[int, int], Any, tuple[int, int], Any]]:
   """Which of the times a frame is shown at, the frame, its size, its turn."""
   with containers.opened(path) as container:
-    stream = _first(container.streams.video, "video")
+    stream = _existing(containers.pictures(container), "video")
     done, held, size, turn = 0, None, None, None
     for time, frame in _from(path, container, stream, float(times[0])):
       if held is not None:
@@ -189,11 +198,11 @@ def _seek(container: Any, stream: Any, time: float) -> None:
     return  # It has no index; decoding begins where the file does.
 
 
-def _first(streams: Any, kind: str) -> Any:
-  """The first stream of a kind; DamagedError if there is none."""
-  if not streams:
+def _existing(stream: Any, kind: str) -> Any:
+  """The stream; DamagedError if there is none."""
+  if stream is None:
     raise containers.DamagedError(f"expected a stream of {kind}, found none")
-  return streams[0]
+  return stream
 
 
 def sweep(
@@ -212,7 +221,7 @@ def sweep(
     DamagedError: it has no video.
   """
   with containers.opened(path) as container:
-    stream = _first(container.streams.video, "video")
+    stream = _existing(containers.pictures(container), "video")
     size = None
     for time, frame, broken in containers.frames(container, stream):
       small_HWC = colours.to_rgb(frame, rows, columns, bicubic=True)
@@ -264,7 +273,8 @@ def sweep_sound(
     DamagedError: it has no sound.
   """
   with containers.opened(path) as container:
-    stream = _first(container.streams.audio, "sound")
+    first = next(iter(container.streams.audio), None)
+    stream = _existing(first, "sound")
     yield from _sound(_from(path, container, stream, 0))
 
 

@@ -6,7 +6,6 @@ get the same id; leaving them out needs all files and is done where they meet.
 """
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,6 @@ from ovi_jax.curation import stage
 NAME = "probe"
 VERSION = 1
 KIND = "clip"
-_BLOCK = 1 << 20  # bytes hashed at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
   def probe(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     if not os.path.getsize(media.path):
       return _reject(clip, "empty file")
-    content = _digest(media.path)
+    content = containers.digest(media.path)
     try:
       facts = _facts(media.path, config)
     except containers.DamagedError as error:
@@ -93,21 +91,11 @@ def _reject(
   )
 
 
-def _digest(path: str) -> str:
-  """SHA-256 of a file."""
-  digest = hashlib.sha256()
-  with open(path, "rb") as file:
-    while block := file.read(_BLOCK):
-      digest.update(block)
-  return digest.hexdigest()
-
-
 def _facts(path: str, config: Config) -> dict[str, Any]:
   """What header and first frame say; DamagedError if there is none."""
   with containers.opened(path) as container:
-    video, audio = container.streams.video, container.streams.audio
-    # The pictures of sound files are covers, one frame each.
-    has_video = bool(video) and config.video
+    video, audio = containers.pictures(container), container.streams.audio
+    has_video = video is not None and config.video
     facts: dict[str, Any] = {
       "width": 0,
       "height": 0,
@@ -123,7 +111,7 @@ def _facts(path: str, config: Config) -> dict[str, Any]:
       "interlaced": False,
     }
     if has_video:
-      facts |= _video_facts(container, video[0])
+      facts |= _video_facts(container, video)
     elif audio:
       facts["codec"] = audio[0].codec_context.name
     return facts

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +79,14 @@ class Config:
       raise ValueError(
         f"shots: expected a longest_gap over 0, got {self.longest_gap}"
       )
+
+
+def identity(config: Config) -> dict[str, Any]:
+  """What the windows depend on: the weights' content, not their place."""
+  values = dataclasses.asdict(config)
+  if config.detector == "transnetv2":
+    values["weights"] = containers.digest(config.weights)
+  return values
 
 
 class Shot(NamedTuple):

@@ -1,0 +1,64 @@
+"""Optical flow by name: how far each pixel moves from one frame to the next.
+
+"dis" is Dense Inverse Search of OpenCV (arXiv 1603.03590). Another estimator,
+RAFT say, is a function `make() -> (frame_HWC, frame_HWC) -> flow_HW2`, of uint8
+RGB frames and pixels along columns and rows; it is named by where it is:
+"my_package.my_module:make". It must give the same flow for the same frames.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from collections.abc import Mapping
+
+import numpy as np
+
+Estimate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def dis() -> Estimate:
+  """Dense Inverse Search at its fast setting.
+
+  Raises:
+    ValueError: OpenCV is not installed.
+  """
+  try:
+    import cv2
+  except ImportError as error:
+    raise ValueError(
+      "optical flow needs OpenCV: pip install 'ovi_jax[curate]'"
+    ) from error
+  # It cuts the picture into as many stripes as there are threads, and its
+  # result depends on them. Clips are what is spread over cores.
+  cv2.setNumThreads(1)
+  search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+  grey = functools.partial(cv2.cvtColor, code=cv2.COLOR_RGB2GRAY)
+
+  def estimate(one_HWC: np.ndarray, other_HWC: np.ndarray) -> np.ndarray:
+    # The last argument is a first guess; the object keeps no state.
+    return search.calc(grey(one_HWC), grey(other_HWC), None)
+
+  return estimate
+
+
+KNOWN: Mapping[str, Callable[[], Estimate]] = {"dis": dis}
+
+
+def find(name: str) -> Callable[[], Estimate]:
+  """What makes the estimator of that name.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if name in KNOWN:
+    return KNOWN[name]
+  module, colon, attribute = name.partition(":")
+  if not colon:
+    raise ValueError(
+      f"flow {name!r} is unknown; choose from {', '.join(KNOWN)} or name a"
+      " function as package.module:function"
+    )
+  try:
+    return getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as error:
+    raise ValueError(f"flow {name!r} cannot be imported: {error}") from error

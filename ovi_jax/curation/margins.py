@@ -1,0 +1,80 @@
+"""Bars around the picture of a clip, that are no part of it.
+
+In: frames of a clip. Out: the part within them that is picture. A bar is flat
+along its length, the same in all frames. A dark one may be on one side; one of
+another colour, which could be a sky, must be on two opposite sides alike.
+"""
+
+import dataclasses
+
+import einops
+import numpy as np
+
+_DARK = 24.0  # grey level that black bars stay under, encoded badly
+_FLAT = 4.0  # deviation along a bar and over time, in levels
+_ALIKE = 6.0  # levels two bars may differ by
+_BLEED = 2  # rows that mix with a bar when a picture is resized or encoded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Box:
+  """A part of a picture, in pixels."""
+
+  top: int
+  left: int
+  height: int
+  width: int
+
+  def cut(self, frames_THWC: np.ndarray) -> np.ndarray:
+    """That part of frames; a view."""
+    rows = slice(self.top, self.top + self.height)
+    columns = slice(self.left, self.left + self.width)
+    return frames_THWC[:, rows, columns]
+
+
+def find(frames_THWC: np.ndarray) -> Box:
+  """The picture within the bars.
+
+  Args:
+    frames_THWC: uint8 RGB; some frames of a clip, better far apart.
+
+  Returns:
+    Everything where no bar is found, or nothing but bars.
+  """
+  grey_THW = frames_THWC.astype(np.float32).mean(-1)
+  rows, columns = grey_THW.shape[1:]
+  top, bottom = _bars(grey_THW)
+  within_THW = grey_THW[:, top : rows - bottom]
+  if not within_THW.shape[1]:
+    return Box(top=0, left=0, height=rows, width=columns)
+  left, right = _bars(einops.rearrange(within_THW, "T H W -> T W H"))
+  if left + right >= columns:
+    return Box(top=0, left=0, height=rows, width=columns)
+  return Box(
+    top=top,
+    left=left,
+    height=rows - top - bottom,
+    width=columns - left - right,
+  )
+
+
+def _bars(grey_THW: np.ndarray) -> tuple[int, int]:
+  """Rows of the bars above and below."""
+  level_TH, spread_TH = grey_THW.mean(-1), grey_THW.std(-1)
+  level_H = level_TH.mean(0)
+  flat_H = (spread_TH.max(0) <= _FLAT) & (level_TH.std(0) <= _FLAT)
+  dark_H = flat_H & (level_H <= _DARK)
+  above = _run(flat_H & (np.abs(level_H - level_H[0]) <= _ALIKE))
+  below = _run((flat_H & (np.abs(level_H - level_H[-1]) <= _ALIKE))[::-1])
+  alike = abs(level_H[0] - level_H[-1]) <= _ALIKE
+  if not (alike and above and below):
+    above, below = _run(dark_H), _run(dark_H[::-1])
+  bleed = [bar + _BLEED if bar else 0 for bar in (above, below)]
+  return (
+    (bleed[0], bleed[1]) if sum(bleed) < len(level_H) else (len(level_H), 0)
+  )
+
+
+def _run(flags_H: np.ndarray) -> int:
+  """How many are true at the beginning."""
+  return len(flags_H) if flags_H.all() else int(np.argmin(flags_H))

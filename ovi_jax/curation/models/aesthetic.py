@@ -1,0 +1,82 @@
+"""How much people would like a picture, 1 to 10: LAION's heads over CLIP.
+
+In: CLIP's vector of a picture, of unit length. Out: a score. A head is a chain
+of linear layers with nothing between them. Two are public: the improved
+predictor, five layers called `layers.0` to `layers.7` (dropout, which leaves
+numbers out of the names, is for training), and the first one, a single layer.
+(christophschuhmann/improved-aesthetic-predictor, LAION-AI/aesthetic-predictor.)
+
+Numbers: everything is float32.
+"""
+
+import os
+import re
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ovi_jax.convert import mapping
+from ovi_jax.convert import reader
+
+_LAYER = re.compile(r"layers\.(\d+)\.weight")
+
+
+class Head(nn.Module):
+  """Linear layers of these widths, the last one 1."""
+
+  widths: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, vectors_BC):
+    """Vectors of unit length -> scores_B."""
+    for number, width in enumerate(self.widths):
+      vectors_BC = nn.Dense(width, name=f"layer_{number}")(vectors_BC)
+    return jnp.squeeze(vectors_BC, -1)
+
+
+def read(
+  path: str | os.PathLike[str], width: int
+) -> tuple[Head, mapping.Mapping]:
+  """A head and its parameters.
+
+  Args:
+    path: of the .pth.
+    width: of CLIP's vectors.
+
+  Raises:
+    ValueError: it is missing, damaged, or of another network.
+  """
+  file = reader.open_tensors(path)
+  names = sorted(filter(None, map(_LAYER.fullmatch, file.spans)), key=_number)
+  torch = [m.string.removesuffix(".weight") for m in names]
+  # Of the head that is one layer, the names have nothing before them.
+  torch = [f"{name}." for name in torch] or [""]
+  table, shapes = [], {}
+  for number, name in enumerate(torch):
+    ours = f"layer_{number}"
+    weight = f"{name}weight"
+    if weight not in file.spans:
+      raise ValueError(
+        f"{path}: expected a LAION head, layers.0.weight to layers.7.weight or"
+        f" weight alone; found {', '.join(sorted(file.spans)[:5])}"
+      )
+    out = file.spans[weight].shape[0]
+    table += [
+      mapping.Row(weight, f"{ours}/kernel", mapping.Rearrange("o i -> i o")),
+      mapping.Row(f"{name}bias", f"{ours}/bias"),
+    ]
+    shapes |= {f"{ours}/kernel": (width, out), f"{ours}/bias": (out,)}
+    width = out
+  if width != 1:
+    raise ValueError(f"{path}: expected a head that ends in 1, got {width}")
+  found = {name: span.shape for name, span in file.spans.items()}
+  mapping.check(table, found, shapes)
+  params = mapping.gather(table, file.read)
+  widths = tuple(shapes[f"layer_{n}/bias"][0] for n in range(len(torch)))
+  nested = mapping.nest({p: a.astype(np.float32) for p, a in params.items()})
+  return Head(widths), nested
+
+
+def _number(match: re.Match[str]) -> int:
+  return int(match[1])

@@ -1,0 +1,222 @@
+"""CLIP's image tower: a picture becomes a vector of unit length.
+
+A vision transformer with a norm before its first block, QuickGELU, and a
+projection of the class token into the space that pictures share with text.
+(arXiv 2103.00020; names and sizes of `openai/clip-vit-large-patch14` as the
+Transformers library writes it.)
+
+Numbers: everything is float32.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from PIL import Image
+
+from ovi_jax.convert import mapping
+from ovi_jax.convert import reader
+
+# Of the pictures that CLIP was trained on, red, green and blue in [0, 1].
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+_TOWER = ("vision_model.", "visual_projection.")
+_EPSILON = 1e-5  # of the norms
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Sizes; those of ViT-L/14.
+
+  Attributes:
+    side: pixels of the square picture.
+    patch: pixels of a token's square.
+    width: of the stream.
+    feed_forward: width within a block.
+    layers: blocks.
+    heads: of attention.
+    projection: numbers of the result.
+  """
+
+  side: int = 224
+  patch: int = 14
+  width: int = 1024
+  feed_forward: int = 4096
+  layers: int = 24
+  heads: int = 16
+  projection: int = 768
+
+  def __post_init__(self):
+    if self.side % self.patch or self.width % self.heads:
+      raise ValueError(
+        "CLIP: expected a side that patches divide and a width that heads"
+        f" divide, got {self}"
+      )
+
+
+class Block(nn.Module):
+  """Attention and a feed-forward, each behind a norm."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BLD):
+    config = self.config
+    x = nn.LayerNorm(_EPSILON, name="norm_1")(x_BLD)
+    q, k, v = (
+      einops.rearrange(
+        nn.Dense(config.width, name=name)(x),
+        "B L (N K) -> B L N K",
+        N=config.heads,
+      )
+      for name in ("q", "k", "v")
+    )
+    scores = jnp.einsum("BLNK,BSNK->BNLS", q, k) * q.shape[-1] ** -0.5
+    mixed = jnp.einsum("BNLS,BSNK->BLNK", jax.nn.softmax(scores), v)
+    mixed = einops.rearrange(mixed, "B L N K -> B L (N K)")
+    x_BLD = x_BLD + nn.Dense(config.width, name="out")(mixed)
+    x = nn.LayerNorm(_EPSILON, name="norm_2")(x_BLD)
+    x = nn.Dense(config.feed_forward, name="up")(x)
+    x = x * jax.nn.sigmoid(1.702 * x)
+    return x_BLD + nn.Dense(config.width, name="down")(x), None
+
+
+class Tower(nn.Module):
+  """The network; see the module."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, pictures_BHWC):
+    """Pictures as `prepare` gives them -> vectors_BC of unit length."""
+    config = self.config
+    init = nn.initializers.normal(0.02)
+    kernel = self.param(
+      "patches", init, (config.patch, config.patch, 3, config.width)
+    )
+    tokens = lax.conv_general_dilated(
+      pictures_BHWC,
+      kernel,
+      (config.patch, config.patch),
+      "VALID",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    tokens = einops.rearrange(tokens, "B H W D -> B (H W) D")
+    first = self.param("class", init, (config.width,))
+    first = jnp.broadcast_to(first, (tokens.shape[0], 1, config.width))
+    x = jnp.concatenate([first, tokens], 1)
+    position = self.param("position", init, x.shape[1:])
+    x = nn.LayerNorm(_EPSILON, name="norm_in")(x + position[None])
+    blocks = nn.scan(
+      Block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=config.layers,
+    )
+    x, _ = blocks(config, name="blocks")(x)
+    x = nn.LayerNorm(_EPSILON, name="norm_out")(x[:, 0])
+    x = nn.Dense(config.projection, use_bias=False, name="projection")(x)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def prepare(frames_THWC: Sequence[np.ndarray], side: int) -> np.ndarray:
+  """Frames as CLIP reads them: bicubic, the middle square, normalised.
+
+  Args:
+    frames_THWC: uint8 RGB.
+    side: pixels of the square.
+
+  Returns:
+    pictures_BHWC, float32.
+  """
+  pictures = []
+  for frame_HWC in frames_THWC:
+    rows, columns, _ = frame_HWC.shape
+    scale = side / min(rows, columns)
+    size = max(side, int(columns * scale)), max(side, int(rows * scale))
+    image = Image.fromarray(np.ascontiguousarray(frame_HWC))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    pictures.append(np.asarray(square, np.float32) / 255)
+  return (np.stack(pictures) - MEAN) / DEVIATION
+
+
+def rows(config: Config) -> list[mapping.Row]:
+  """The table of the release's image tower."""
+  torch, layer = "vision_model", "vision_model.encoder.layers.{}"
+  linears = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.out_proj": "out",
+    "mlp.fc1": "up",
+    "mlp.fc2": "down",
+  }
+  patches = mapping.Rearrange("o i h w -> h w i o")
+  table = [
+    mapping.Row(f"{torch}.embeddings.class_embedding", "class"),
+    mapping.Row(
+      f"{torch}.embeddings.patch_embedding.weight", "patches", patches
+    ),
+    mapping.Row(f"{torch}.embeddings.position_embedding.weight", "position"),
+    # So spelled in the release.
+    *_norm(f"{torch}.pre_layrnorm", "norm_in"),
+    *_norm(f"{torch}.post_layernorm", "norm_out"),
+    mapping.Row(
+      "visual_projection.weight",
+      "projection/kernel",
+      mapping.Rearrange("o i -> i o"),
+    ),
+  ]
+  for number in (1, 2):
+    names = f"{layer}.layer_norm{number}", f"blocks/norm_{number}"
+    table += _norm(*names, config.layers)
+  for theirs, ours in linears.items():
+    names = f"{layer}.{theirs}", f"blocks/{ours}"
+    table += mapping.linear(*names, config.layers)
+  return table
+
+
+def _norm(torch: str, ours: str, stack: int | None = None) -> list[mapping.Row]:
+  """The two rows of a norm."""
+  return [
+    mapping.Row(f"{torch}.weight", f"{ours}/scale", stack=stack),
+    mapping.Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
+  ]
+
+
+def shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
+  """Shape of every parameter by path."""
+  picture = jax.ShapeDtypeStruct((1, config.side, config.side, 3), jnp.float32)
+  tree = jax.eval_shape(Tower(config).init, jax.random.key(0), picture)
+  flat = mapping.flatten(tree["params"])
+  return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def read(path: str | os.PathLike[str], config: Config) -> Mapping[str, Any]:
+  """The parameters in a file of the whole of CLIP, or of its image tower.
+
+  Raises:
+    ValueError: it is missing, damaged, or of another network.
+  """
+  file = reader.open_tensors(path)
+  # The release also holds the text tower and a table of whole numbers.
+  found = {
+    name: span.shape
+    for name, span in file.spans.items()
+    if name.startswith(_TOWER) and not name.endswith(".position_ids")
+  }
+  table = rows(config)
+  mapping.check(table, found, shapes(config))
+  params = mapping.gather(table, file.read)
+  # A release may hold half precision.
+  return mapping.nest({p: a.astype(np.float32) for p, a in params.items()})

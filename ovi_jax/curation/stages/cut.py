@@ -1,0 +1,179 @@
+"""The clip as training reads it, and what later passes need of it.
+
+In: a window whose margins `motion` found. Kept of it, each by its name:
+  "video.mp4": H.264 at 24 fps, without margins, about `area` large, sides
+    multiples of 32;
+  "audio.pcm": int16 little-endian mono at 16 kHz, of the window's length;
+  "frame_0.jpg" to "frame_6.jpg": as many frames of the cut, evenly spaced, the
+    first and the last one too;
+  "faces.npz": crops of the faces that `people` found, see `crops`.
+Of a clip without pictures only "audio.pcm" is kept.
+"""
+
+import dataclasses
+import io
+import math
+import pathlib
+import tempfile
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from ovi_jax import geometry
+from ovi_jax import media as media_files
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import crops
+from ovi_jax.curation import margins
+from ovi_jax.curation import reading
+from ovi_jax.curation import stage
+
+NAME = "cut"
+VERSION = 1
+KIND = "clip"
+VIDEO, AUDIO, FACES = "video.mp4", "audio.pcm", "faces.npz"
+ASPECTS = ("kept", "square")
+_QUALITY = 90  # of the JPEGs
+# Of x264, at the quality of `media.CRF`: half the time of its default for as
+# many bytes and 0.3 dB.
+_PRESET = "veryfast"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What is kept.
+
+  Attributes:
+    area: pixels of a frame; sides are the nearest multiples of 32.
+    aspect: "kept", or "square", the middle of the picture alone.
+    largest_enlargement: times a side may be made longer.
+    frames: that are kept as JPEG.
+  """
+
+  area: int = 720 * 720
+  aspect: str = "kept"
+  largest_enlargement: float = 1.1
+  frames: int = 7
+
+  def __post_init__(self):
+    if self.aspect not in ASPECTS:
+      raise ValueError(
+        f"cut: aspect {self.aspect!r} is unknown; choose from"
+        f" {', '.join(ASPECTS)}"
+      )
+    if not 0 < self.area <= reading.LARGEST_AREA:
+      raise ValueError(
+        f"cut: expected an area from 1 to {reading.LARGEST_AREA}, which frames"
+        f" are decoded at, got {self.area}"
+      )
+    if self.largest_enlargement < 1 or self.frames < 0:
+      raise ValueError(
+        "cut: expected largest_enlargement >= 1 and frames >= 0, got"
+        f" {self.largest_enlargement} and {self.frames}"
+      )
+
+
+def load(config: Config) -> Callable[..., stage.Outcome]:
+  """The stage, for windows."""
+
+  def cut(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
+    kept = {}
+    height = width = frames = 0
+    if "motion" in clip.facts:
+      top, left, height, width = clip.facts["motion"]["margins"]
+      box = margins.Box(top=top, left=left, height=height, width=width)
+      box, (height, width) = target(box, config)
+      enlarged = height / box.height
+      if enlarged > config.largest_enlargement:
+        return clips.Reject(
+          clip=clip,
+          stage=NAME,
+          reason="too small within its margins",
+          score=round(enlarged, 4),
+        )
+      video_THWC = resize(box.cut(media.video_THWC), height, width)
+      frames = len(video_THWC)
+      kept[VIDEO] = encode(video_THWC)
+      kept |= _pictures(video_THWC, config.frames)
+    if "people" in clip.facts:
+      tracks = clip.facts["people"]["tracks"]
+      faces = crops.of_tracks(media.video_THWC, tracks)
+      kept[FACES] = crops.pack(faces)
+    if media.audio_A.size:
+      kept[AUDIO] = pcm(media.audio_A)
+    for name, value in kept.items():
+      media.keep(name, value)
+    return clip.found(
+      NAME, height=height, width=width, frames=frames, kept=sorted(kept)
+    )
+
+  return cut
+
+
+def target(
+  box: margins.Box, config: Config
+) -> tuple[margins.Box, tuple[int, int]]:
+  """The part of the picture that is kept, and the size it is made.
+
+  The part has the aspect of the size, so that nothing is stretched.
+  """
+  wished = (1, 1) if config.aspect == "square" else (box.height, box.width)
+  height, width = geometry.snap(*wished, config.area)
+  scale = min(box.height / height, box.width / width)
+  rows = min(box.height, max(1, round(height * scale)))
+  columns = min(box.width, max(1, round(width * scale)))
+  part = margins.Box(
+    top=box.top + (box.height - rows) // 2,
+    left=box.left + (box.width - columns) // 2,
+    height=rows,
+    width=columns,
+  )
+  return part, (height, width)
+
+
+def resize(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
+  """The frames at another size: by area if smaller, else bicubic."""
+  try:
+    import cv2
+  except ImportError as error:
+    raise ValueError(
+      "cutting needs OpenCV: pip install 'ovi_jax[curate]'"
+    ) from error
+  shrinks = height <= video_THWC.shape[1]
+  way = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+  resized_THWC = np.empty((len(video_THWC), height, width, 3), np.uint8)
+  for frame_HWC, out_HWC in zip(video_THWC, resized_THWC, strict=True):
+    whole_HWC = np.ascontiguousarray(frame_HWC)
+    cv2.resize(whole_HWC, (width, height), out_HWC, interpolation=way)
+  return resized_THWC
+
+
+def encode(video_THWC: np.ndarray) -> bytes:
+  """An mp4 without sound; the same frames give the same bytes anywhere."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / VIDEO
+    media_files.write_mp4(path, [video_THWC], None, threads=1, preset=_PRESET)
+    return path.read_bytes()
+
+
+def pcm(audio_A: np.ndarray) -> bytes:
+  """int16 little-endian of a wave in [-1, 1]."""
+  levels = np.rint(np.asarray(audio_A, np.float64) * 32_768)
+  return np.clip(levels, -32_768, 32_767).astype("<i2").tobytes()
+
+
+def _pictures(video_THWC: np.ndarray, count: int) -> dict[str, bytes]:
+  """Frames as JPEG, by name."""
+  pictures = {}
+  for number, place in enumerate(_places(len(video_THWC), count)):
+    file = io.BytesIO()
+    Image.fromarray(video_THWC[place]).save(file, "JPEG", quality=_QUALITY)
+    pictures[f"frame_{number}.jpg"] = file.getvalue()
+  return pictures
+
+
+def _places(frames: int, count: int) -> Sequence[int]:
+  """Frame numbers, evenly spaced from the first to the last."""
+  steps = max(1, count - 1)
+  return [math.floor(n * (frames - 1) / steps + 0.5) for n in range(count)]

@@ -1,0 +1,162 @@
+"""How a clip looks: sharp, well exposed, and, with weights, how pleasing.
+
+In: a window whose margins `motion` found. Out: it with its scores, or why it is
+refused. The aesthetic score is LAION's over CLIP and needs the weights of both;
+without them it is null and nobody is refused for it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import container as containers
+from ovi_jax.curation import margins
+from ovi_jax.curation import reading
+from ovi_jax.curation import stage
+from ovi_jax.curation.stages import motion
+
+NAME = "look"
+VERSION = 1
+KIND = "clip"
+SIDE = 360  # pixels of the shorter side that sharpness is measured at
+_LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of BT.709
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What a clip must look like.
+
+  Attributes:
+    frames: that are looked at, spread over the clip.
+    least_sharpness: variance of the Laplacian, of levels from 0 to 255, at a
+      shorter side of 360.
+    least_exposure: mean luma, in [0, 1].
+    most_exposure: likewise.
+    clip: path of the weights of CLIP ViT-L/14 (safetensors); empty for none.
+    head: path of LAION's head over it (.pth); empty for none.
+    aesthetic_frames: of `frames`, how many CLIP looks at.
+    least_aesthetic: from 1 to 10; None to measure only.
+  """
+
+  frames: int = 7
+  least_sharpness: float = 20.0
+  least_exposure: float = 0.06
+  most_exposure: float = 0.94
+  clip: str = ""
+  head: str = ""
+  aesthetic_frames: int = 1
+  least_aesthetic: float | None = None
+
+  def __post_init__(self):
+    if bool(self.clip) != bool(self.head):
+      raise ValueError(
+        "look: expected weights of CLIP and of a head, or of neither; got"
+        f" {self.clip!r} and {self.head!r}"
+      )
+    if self.least_aesthetic is not None and not self.clip:
+      raise ValueError("look: least_aesthetic needs the weights clip and head")
+    if not 1 <= self.aesthetic_frames <= self.frames:
+      raise ValueError(
+        "look: expected 1 <= aesthetic_frames <= frames, got"
+        f" {self.aesthetic_frames} and {self.frames}"
+      )
+
+
+def identity(config: Config) -> dict[str, Any]:
+  """What the scores depend on: the weights' content, not their place."""
+  values = dataclasses.asdict(config)
+  for name in ("clip", "head"):
+    if values[name]:
+      values[name] = containers.digest(values[name])
+  return values
+
+
+def load(config: Config) -> Callable[..., stage.Outcome]:
+  """The stage, for windows."""
+  laplacian = _laplacian()
+  judge = _judge(config) if config.clip else None
+
+  def look(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
+    top, left, height, width = clip.facts[motion.NAME]["margins"]
+    box = margins.Box(top=top, left=left, height=height, width=width)
+    count = len(media.video_THWC)
+    places = np.rint(np.linspace(0, count - 1, config.frames)).astype(int)
+    frames_THWC = box.cut(media.video_THWC[places])
+    luma_THW = reading.resized(frames_THWC, SIDE) @ _LUMA
+    sharpness = float(np.mean([laplacian(luma_HW) for luma_HW in luma_THW]))
+    exposure = float(luma_THW.mean()) / 255
+    scores = {
+      "sharpness": round(sharpness, 4),
+      "exposure": round(exposure, 6),
+    }
+    aesthetic = None
+    if judge is not None:
+      some = np.linspace(0, config.frames - 1, config.aesthetic_frames + 2)
+      some = np.rint(some[1:-1]).astype(int)
+      aesthetic = round(judge(frames_THWC[some]), 4)
+      scores["aesthetic"] = aesthetic
+    reason = _reason(scores, config)
+    if reason:
+      return clips.Reject(
+        clip=clip, stage=NAME, reason=reason[0], score=reason[1]
+      )
+    facts = {**scores, "aesthetic": aesthetic}
+    return clip.found(NAME, scores=scores, **facts)
+
+  return look
+
+
+def _reason(
+  scores: dict[str, float], config: Config
+) -> tuple[str, float] | None:
+  """Why a clip is refused, and its score; None if it is not."""
+  if scores["exposure"] < config.least_exposure:
+    return "too dark", scores["exposure"]
+  if scores["exposure"] > config.most_exposure:
+    return "too bright", scores["exposure"]
+  if scores["sharpness"] < config.least_sharpness:
+    return "blurred", scores["sharpness"]
+  least = config.least_aesthetic
+  if least is not None and scores["aesthetic"] < least:
+    return "not pleasing", scores["aesthetic"]
+  return None
+
+
+def _laplacian() -> Callable[[np.ndarray], float]:
+  """Variance of the Laplacian of a picture; ValueError without OpenCV."""
+  try:
+    import cv2
+  except ImportError as error:
+    raise ValueError(
+      "sharpness needs OpenCV: pip install 'ovi_jax[curate]'"
+    ) from error
+  cv2.setNumThreads(1)
+  return lambda luma_HW: float(cv2.Laplacian(luma_HW, cv2.CV_32F).var())
+
+
+def _judge(config: Config) -> Callable[[Sequence[np.ndarray]], float]:
+  """The mean score of frames of any size, uint8 RGB."""
+  import jax
+
+  from ovi_jax.curation.models import aesthetic
+  from ovi_jax.curation.models import clip_vision
+
+  sizes = clip_vision.Config()
+  tower, head = clip_vision.Tower(sizes), None
+  head, head_params = aesthetic.read(config.head, sizes.projection)
+  params = jax.device_put((clip_vision.read(config.clip, sizes), head_params))
+
+  @jax.jit
+  def scores(params, pictures_BHWC):
+    vectors_BC = tower.apply({"params": params[0]}, pictures_BHWC)
+    return head.apply({"params": params[1]}, vectors_BC)
+
+  def judge(frames_THWC: Sequence[np.ndarray]) -> float:
+    pictures = clip_vision.prepare(frames_THWC, sizes.side)
+    return float(scores(params, pictures).mean())
+
+  return judge

@@ -1,0 +1,123 @@
+"""Whether a clip is heard, what bars it has, and whether anything moves.
+
+In: a window. Out: it with its mean volume, the part within its bars and its
+mean optical flow, or why it is refused.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import flow
+from ovi_jax.curation import margins
+from ovi_jax.curation import reading
+from ovi_jax.curation import stage
+
+NAME = "motion"
+VERSION = 1
+KIND = "clip"
+SIDE = 180  # pixels of the shorter side that flow is measured at
+_SILENCE = -120.0  # dB of no sound at all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What a clip must have.
+
+  Attributes:
+    least_volume: dB below full scale, of the mean square of the sound; clips
+      without a sound track are refused with it. None: any, or none.
+    frames: that bars are looked for in, spread over the clip.
+    least_part: of the frame's area that must be picture.
+    flow: name of the estimator, see `ovi_jax.curation.flow`.
+    pairs: of neighbouring frames that flow is measured in, spread over the
+      clip.
+    least_flow: pixels from frame to frame, mean over the picture, at a shorter
+      side of 180.
+  """
+
+  least_volume: float | None = -60.0
+  frames: int = 9
+  least_part: float = 0.4
+  flow: str = "dis"
+  pairs: int = 12
+  least_flow: float = 0.05
+
+  def __post_init__(self):
+    if self.frames < 1 or self.pairs < 1:
+      raise ValueError(
+        "motion: expected at least 1 of frames and pairs, got"
+        f" {self.frames} and {self.pairs}"
+      )
+    if not 0 <= self.least_part <= 1:
+      raise ValueError(
+        f"motion: expected a least_part from 0 to 1, got {self.least_part}"
+      )
+
+
+def load(config: Config) -> Callable[..., stage.Outcome]:
+  """The stage, for windows."""
+  estimate = flow.find(config.flow)()
+
+  def motion(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
+    def reject(reason: str, score: float | None = None) -> clips.Reject:
+      return clips.Reject(clip=clip, stage=NAME, reason=reason, score=score)
+
+    wanted = config.least_volume
+    volume = volume_db(media.audio_A)
+    if wanted is not None and not media.audio_A.size:
+      return reject("no sound")
+    if wanted is not None and volume < wanted:
+      return reject("too quiet", volume)
+    video_THWC = media.video_THWC
+    spread = np.linspace(0, len(video_THWC) - 1, config.frames)
+    box = margins.find(video_THWC[np.rint(spread).astype(int)])
+    part = box.height * box.width / math.prod(video_THWC.shape[1:3])
+    if part < config.least_part:
+      return reject("mostly margins", part)
+    moved = mean_flow(box.cut(video_THWC), estimate, config.pairs)
+    if moved < config.least_flow:
+      return reject("static", moved)
+    return clip.found(
+      NAME,
+      scores={"volume_db": volume, "flow": moved},
+      volume_db=volume,
+      margins=[box.top, box.left, box.height, box.width],
+      flow=moved,
+    )
+
+  return motion
+
+
+def volume_db(audio_A: np.ndarray) -> float:
+  """Mean square of a sound in decibels below full scale; -120 of none."""
+  if not audio_A.size:
+    return _SILENCE
+  square = float(np.mean(np.square(audio_A, dtype=np.float64)))
+  return round(
+    max(10 * math.log10(square), _SILENCE) if square else _SILENCE, 4
+  )
+
+
+def mean_flow(
+  video_THWC: np.ndarray, estimate: flow.Estimate, pairs: int
+) -> float:
+  """Pixels from one frame to the next, mean over pixels and pairs.
+
+  Args:
+    video_THWC: uint8 RGB of any size; measured at a shorter side of 180.
+    estimate: the flow of two frames.
+    pairs: of neighbours, spread over the clip.
+  """
+  last = len(video_THWC) - 2
+  if last < 0:
+    return 0.0
+  moved = []
+  for place in np.unique(np.rint(np.linspace(0, last, pairs)).astype(int)):
+    small_THWC = reading.resized(video_THWC[place : place + 2], SIDE)
+    flow_HW2 = estimate(small_THWC[0], small_THWC[1])
+    moved.append(float(np.linalg.norm(flow_HW2, axis=-1).mean()))
+  return round(float(np.mean(moved)), 6)
