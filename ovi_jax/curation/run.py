@@ -26,7 +26,11 @@ from ovi_jax.curation import whole
 _SHOWN = 10  # numbers of shards in an error
 _QUIET = 30.0  # seconds between lines of progress where nobody watches
 Log = Callable[[str], None]
-Shards = Callable[[Sequence[int]], Iterator[shards.Result]]
+# Does shards of a pass, in any order.
+Work = Callable[
+  [curation_settings.Settings, curation_settings.Pass, Sequence[int]],
+  Iterator[shards.Result],
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ def run(
   settings: curation_settings.Settings,
   share: Share | None = None,
   log: Log = print,
+  work: Work | None = None,
 ) -> list[str]:
   """Do what is left to do.
 
@@ -74,6 +79,7 @@ def run(
     settings: of the run.
     share: what of it; all by default.
     log: called with each line for the user.
+    work: does shards elsewhere than in worker processes here.
 
   Returns:
     What could not be done, a line each; empty if all of it is done.
@@ -88,7 +94,8 @@ def run(
   numbers = share.numbers(inputs.number(settings))
   if share.shards and not share.only:
     raise ValueError("shards: they are shared pass by pass; name it (only)")
-  _load(settings, parts, len(numbers))
+  if work is None:
+    _load(settings, parts, len(numbers))
   log(f"{settings.out}: {len(numbers)} shards")
   problems = []
   for part in parts:
@@ -100,7 +107,7 @@ def run(
       problems += whole.over_all(settings, part, len(numbers), problems, log)
     else:
       problems += over_shards(
-        settings, part, numbers, log, waits=bool(share.only)
+        settings, part, numbers, log, work, waits=bool(share.only)
       )
   return problems
 
@@ -110,7 +117,7 @@ def over_shards(
   part: curation_settings.Pass,
   numbers: Sequence[int],
   log: Log = print,
-  work: Shards | None = None,
+  work: Work | None = None,
   waits: bool = False,
 ) -> list[str]:
   """Take shards through a pass.
@@ -120,7 +127,7 @@ def over_shards(
     part: the pass.
     numbers: of the shards.
     log: called with each line for the user.
-    work: does shards in another way than by worker processes.
+    work: does shards elsewhere than in worker processes here.
     waits: shards that the pass before has not done are a problem.
 
   Returns:
@@ -148,18 +155,14 @@ def over_shards(
   seconds: collections.Counter[str] = collections.Counter()
   given: collections.Counter[str] = collections.Counter()
   with _progress(settings, part, todo) as bar:
-    processes = min(settings.processes(part), max(1, len(todo)))
-    with watch.Watched(settings, part, processes, bar.update) as watched:
-      for result in (work or watched.work)(todo):
-        for name, (count, spent) in result.seconds.items():
-          given[name] += count
-          seconds[name] += spent
-        if result.failure:
-          problems.append(
-            f"{part.name}, shard {result.shard}: {result.failure}"
-          )
-        if result.unavailable:
-          break  # It would be the same with the others.
+    for result in (work or _watched(bar))(settings, part, todo):
+      for name, (count, spent) in result.seconds.items():
+        given[name] += count
+        seconds[name] += spent
+      if result.failure:
+        problems.append(f"{part.name}, shard {result.shard}: {result.failure}")
+      if result.unavailable:
+        break  # It would be the same with the others.
   for place in range(part.first, end):
     stage = settings.stages[place].name
     said = whole.counts(settings, place, numbers)
@@ -167,6 +170,21 @@ def over_shards(
       said += f"; {seconds[stage] / given[stage]:.3g} s a clip"
     log(said)
   return problems
+
+
+def _watched(bar: tqdm.tqdm) -> Work:
+  """Worker processes of this machine."""
+
+  def work(
+    settings: curation_settings.Settings,
+    part: curation_settings.Pass,
+    numbers: Sequence[int],
+  ) -> Iterator[shards.Result]:
+    processes = min(settings.processes(part), max(1, len(numbers)))
+    with watch.Watched(settings, part, processes, bar.update) as watched:
+      yield from watched.work(numbers)
+
+  return work
 
 
 def _load(

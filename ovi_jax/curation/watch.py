@@ -83,8 +83,9 @@ class Watched:
 
   def load(self) -> None:
     """See that the stages load; ValueError names what one lacks."""
-    self._start()
-    while not all(worker.ready for worker in self._workers):
+    while not any(worker.ready for worker in self._workers):
+      if not self._workers:
+        self._start()
       for _ in self._heard():
         pass
 
@@ -182,6 +183,9 @@ class Watched:
     """Bury a worker, and see what becomes of its shard."""
     self._bury(worker)
     if not worker.ready:
+      self._strikes[()] += 1
+      if self._strikes[()] < ATTEMPTS:
+        return
       raise ValueError(
         f"pass {self._part.name}: a worker {reason} while it loaded its stages"
         f" ({detail})"
