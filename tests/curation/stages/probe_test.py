@@ -1,0 +1,198 @@
+"""What files are, and by which name each bad one is refused."""
+
+import dataclasses
+import hashlib
+import os
+
+import av
+import numpy as np
+import pytest
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import colours
+from ovi_jax.curation import reading
+from ovi_jax.curation.stages import probe
+from tests.curation import films
+
+SMALL = probe.Config(least_area=32 * 32, least_seconds=1.0)
+
+
+def run(path, **changes):
+  """The outcome for a file."""
+  clip = clips.Clip(id=str(path), path=str(path))
+  config = dataclasses.replace(SMALL, **changes)
+  return probe.load(config)(clip, reading.Media(clip, path))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+  path = tmp_path_factory.mktemp("probe") / "good.mp4"
+  return films.write(path, films.moving(30), films.even(30), films.tone(1.25))
+
+
+def test_what_a_good_file_is(good):
+  content = hashlib.sha256(good.read_bytes()).hexdigest()
+  clip = run(good)
+  assert clip.id == content
+  assert clip.seconds == pytest.approx(1.3, abs=0.1)
+  assert clip.facts["probe"] == {
+    "content": content,
+    "width": 96,
+    "height": 64,
+    "rotation": 0,
+    "mirrored": False,
+    "fps": 24.0,
+    "codec": "h264",
+    "color_transfer": "unspecified",
+    "has_video": True,
+    "has_audio": True,
+    "duration": clip.seconds,
+  }
+
+
+def test_the_same_content_is_the_same_clip(good, tmp_path):
+  copy = tmp_path / "-another 'name'\n.mp4"
+  copy.write_bytes(good.read_bytes())
+  assert run(copy).id == run(good).id
+  other = tmp_path / "other.mp4"
+  other.write_bytes(good.read_bytes() + b"\0")
+  assert run(other).id != run(good).id
+
+
+def test_a_turned_file_is_measured_upright(good, tmp_path):
+  path = tmp_path / "turned.mp4"
+  path.write_bytes(good.read_bytes())
+  facts = run(films.turn(path, 0, 1, -1, 0)).facts["probe"]
+  assert (facts["width"], facts["height"], facts["rotation"]) == (64, 96, 90)
+
+
+def silent(path, **options):
+  frames = films.moving(30)
+  return films.write(path, frames, films.even(30), **options)
+
+
+def sound_only(path):
+  return films.write_sound(path.with_suffix(".wav"), films.tone(2))
+
+
+def truncated(path):
+  silent(path)
+  path.write_bytes(path.read_bytes()[:-400])
+  return path
+
+
+def noise(path):
+  random = np.random.default_rng(0)
+  path.write_bytes(random.integers(0, 256, 50_000, dtype=np.uint8).tobytes())
+  return path
+
+
+def header_only(path):
+  silent(path)
+  content = path.read_bytes()
+  place = content.index(b"mdat") + 4
+  end = content.index(b"moov") - 4
+  path.write_bytes(content[:place] + bytes(end - place) + content[end:])
+  return path
+
+
+def one_frame(path):
+  return films.write(path, films.moving(1), [0.0], films.tone(0.02))
+
+
+def picture(path):
+  path = path.with_suffix(".png")
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("png", rate=1)
+    stream.height, stream.width, stream.pix_fmt = 64, 96, "rgb24"
+    frame = av.VideoFrame.from_ndarray(films.picture(0), format="rgb24")
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  return path
+
+
+def interlaced(path):
+  flags = {"flags": "+ildct+ilme", "b": "2M"}
+  return silent(
+    path.with_suffix(".mpg"), codec="mpeg2video", options=flags, base=films.PAL
+  )
+
+
+def ictcp(path):
+  return silent(path.with_suffix(".mkv"), codec="ffv1", matrix=14)
+
+
+def hdr(path):
+  return silent(
+    path.with_suffix(".mkv"),
+    codec="ffv1",
+    pixels="yuv420p10le",
+    transfer=colours.PQ,
+    matrix=9,
+  )
+
+
+def empty(path):
+  path.touch()
+  return path
+
+
+BAD = [
+  (empty, "empty file", {}),
+  (noise, "damaged or no media", {}),
+  (truncated, "damaged or no media", {}),
+  (header_only, "damaged or no media", {"audio": False}),
+  (picture, "damaged or no media", {}),
+  (sound_only, "no video", {}),
+  (silent, "no sound", {}),
+  (one_frame, "too short", {}),
+  (silent, "too small", {"least_area": 64 * 96 + 1, "audio": False}),
+  (silent, "too large", {"largest_area": 64 * 96 - 1, "audio": False}),
+  (silent, "too long and narrow", {"largest_aspect": 1.4, "audio": False}),
+  (interlaced, "interlaced", {"audio": False}),
+  (ictcp, "unsupported colours", {"audio": False}),
+  (hdr, "unsupported colours", {"audio": False, "hdr": False}),
+]
+
+
+@pytest.mark.parametrize(
+  "make, reason, changes", BAD, ids=lambda v: getattr(v, "__name__", None)
+)
+def test_each_bad_file_has_its_name(tmp_path, make, reason, changes):
+  found = run(make(tmp_path / "bad.mp4"), **changes)
+  assert isinstance(found, clips.Reject), found
+  assert (found.reason, found.failed) == (reason, False)
+
+
+def test_what_is_wanted_may_be_less(tmp_path):
+  path = silent(tmp_path / "s.mp4")
+  assert not run(path, audio=False).facts["probe"]["has_audio"]
+  path = sound_only(tmp_path / "a.wav")
+  clip = run(path, video=False)
+  assert clip.seconds == 2.0 and not clip.facts["probe"]["has_video"]
+  clip = run(hdr(tmp_path / "h.mkv"), audio=False)
+  assert clip.facts["probe"]["color_transfer"] == "pq"
+
+
+def test_unreadable_storage_is_not_the_files_fault(good, tmp_path):
+  with pytest.raises(OSError):
+    run(tmp_path / "gone.mp4")
+  closed = tmp_path / "folder.mp4"
+  os.mkdir(closed)
+  with pytest.raises(OSError):
+    run(closed)
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    {"video": False, "audio": False},
+    {"least_area": 0},
+    {"least_area": 9, "largest_area": 8},
+    {"least_seconds": -1.0},
+    {"largest_aspect": 0.5},
+  ],
+)
+def test_settings_are_checked(wrong):
+  with pytest.raises(ValueError, match="probe: expected"):
+    probe.Config(**wrong)
