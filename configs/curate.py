@@ -50,13 +50,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.inputs = ("",)
   config.out = ""
   config.shard_size = 16  # files; a crash repeats a shard
-  config.append = False
+  config.append = False  # make shards of files that were not there before
+  config.report = True
   config.passes = passes
   config.skip = ()  # stages to leave out, such as ("synchrony",)
   config.workers = 0  # a process for each core
   config.timeout = 300.0  # seconds for a stage and a clip
-  # It sees all of a film.
-  config.timeouts = {} if passes is SOUNDS else {"shots": 7200.0}
+  # Captions have time-outs of their own, and lose nothing at them.
+  config.timeouts = {"captions": 86_400.0}
+  if passes is VIDEO:
+    config.timeouts.shots = 7200.0  # It sees all of a film.
   config.quota = 0.1  # of a stage's clips in a shard may fail
   config.stages = {
     name: settings.stage_fields(name) for _, names in passes for name in names

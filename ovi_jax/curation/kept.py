@@ -1,8 +1,10 @@
 """What the trainer gets of a clip, as earlier stages left it.
 
 In: a clip and its media. Out: bytes: mp4, JPEGs and PCM (int16 little-endian,
-mono, 16 kHz). A clip that `cut` has not made is a sound alone.
+mono, 16 kHz). A clip of which `cut` kept no mp4 is a sound alone.
 """
+
+from collections.abc import Sequence
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
@@ -15,12 +17,12 @@ FRAMES = 7
 
 def video(clip: clips.Clip, media: stage.Media) -> bytes | None:
   """The mp4; None of a sound alone; KeyError if `cut` did not keep it."""
-  return media.kept(VIDEO) if CUT in clip.facts else None
+  return media.kept(VIDEO) if VIDEO in _names(clip) else None
 
 
 def frames(clip: clips.Clip, media: stage.Media) -> list[bytes]:
   """JPEGs, evenly spaced; none of a sound alone; KeyError if not kept."""
-  if CUT not in clip.facts:
+  if VIDEO not in _names(clip):
     return []
   return [media.kept(FRAME.format(number)) for number in range(FRAMES)]
 
@@ -30,12 +32,13 @@ def sound(clip: clips.Clip, media: stage.Media) -> bytes:
 
   Raises:
     KeyError: `cut` says that it kept it, and did not.
-    ValueError, OSError: of a sound alone: its file cannot be read.
+    ValueError, OSError: a sound that was not cut cannot be read.
   """
   if CUT in clip.facts:
-    there = SOUND in clip.facts[CUT]["kept"]
-    return media.kept(SOUND) if there else b""
-  try:
-    return media.kept(SOUND)
-  except KeyError:
-    return samples.pcm(media.audio_A)
+    return media.kept(SOUND) if SOUND in _names(clip) else b""
+  return samples.pcm(media.audio_A)
+
+
+def _names(clip: clips.Clip) -> Sequence[str]:
+  """What `cut` says that it kept."""
+  return clip.facts.get(CUT, {}).get("kept", ())

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -87,6 +88,7 @@ def write(
   null_text: np.ndarray | None = None,
   dtype: str = "float16",
   records_per_shard: int = RECORDS_PER_SHARD,
+  may_be_empty: Collection[str] = (),
 ) -> None:
   """Write a dataset; nothing stands under `path` until all of it is written.
 
@@ -99,6 +101,7 @@ def write(
     null_text: text_SE of the empty prompt; needed before training reads it.
     dtype: that arrays are stored in; "float16" or "bfloat16".
     records_per_shard: in a file.
+    may_be_empty: splits that are left out if they turn out to be empty.
 
   Raises:
     ValueError: the folder exists, there is no split, a split is empty, an id
@@ -118,9 +121,13 @@ def write(
   with _folder(path) as folder:
     counts = {}
     for split, records in splits.items():
-      counts[split] = _write_split(
+      count = _write_split(
         folder, split, records, geometry, dtype, records_per_shard
       )
+      if count:
+        counts[split] = count
+      elif split not in may_be_empty:
+        raise ValueError(f"split {split!r}: the source is empty; leave it out")
     shards.finish(folder, counts, geometry, null_text)
     shards.publish(folder, path)
 
@@ -158,8 +165,6 @@ def _write_split(
     part = itertools.chain([first], rest)
     shards.write(folder, split, count, part, geometry, dtype)
     count += 1
-  if not count:
-    raise ValueError(f"split {split!r}: the source is empty; leave it out")
   return count
 
 

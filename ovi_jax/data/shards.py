@@ -164,7 +164,7 @@ def _describe(
   """Write what is checked before a record is touched; the last file."""
   kept = [
     f
-    for f in folder.iterdir()
+    for f in sorted(folder.iterdir())  # in one order on all file systems
     if not f.name.startswith(".") and f.name != METADATA
   ]
   lengths = {f.name: f.stat().st_size for f in kept}

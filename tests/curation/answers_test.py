@@ -169,10 +169,17 @@ def test_a_silent_clip_is_its_visual_part():
 
 
 def test_hostile_characters_do_not_reach_the_prompt():
-  visual = VISUAL.replace("dog", "\ud800dog\x00\u0007 &amp;amp;amp;lt;b")
+  layers = "&" + 9 * "amp;"
+  visual = VISUAL.replace("dog", f"\ud800dog\x00\u0007 {layers}lt;b")
   ours = answers.combined(answers.read(text(visual=visual), WANTED), TAGGED)
   assert "\x00" not in ours and "\ud800" not in ours and "&amp;" not in ours
   assert ours.encode().decode() == ours == prompt.clean(ours)
+
+
+def test_what_cannot_be_cleaned_is_unfit():
+  caption = answers.read(text(visual=f"{VISUAL} &{40 * 'amp;'}lt;"), WANTED)
+  with pytest.raises(answers.Unfit, match="broken characters or entities"):
+    answers.combined(caption, TAGGED)
 
 
 def test_the_schema_names_what_is_read():
