@@ -280,9 +280,11 @@ async def _caption(
       caption, prompts = _read(desk, reply, seen, heard)
     except answers.Unfit as error:
       if tries == desk.config.retries:
+        # What it took was paid for all the same; the report counts it.
+        paid = clip.found(NAME, tokens_in=tokens_in, tokens_out=tokens_out)
         detail = f"{error}; the answer was: {reply.text[:1000]}"
         return clips.Reject(
-          clip=clip, stage=NAME, reason=error.reason, detail=detail
+          clip=paid, stage=NAME, reason=error.reason, detail=detail
         )
       tries += 1
       body = chat.sent_back(body, reply.text, error)

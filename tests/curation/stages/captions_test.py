@@ -179,7 +179,10 @@ def test_two_unfit_answers_are_a_reject_with_the_reason(tmp_path):
     assert len(server.bodies) == 2, "unfit answers were paid for, too"
   assert made == again and made.reason == "answer is not JSON"
   assert "I cannot." in made.detail and not made.failed
-  assert made.clip == pair(1)[0]
+  paid = made.clip.facts["captions"]
+  spent = caption_cache.spent(tmp_path)
+  assert paid == {"tokens_in": spent.tokens_in, "tokens_out": spent.tokens_out}
+  assert paid["tokens_out"] == 2 * (len("I cannot.") // 4)
 
 
 def test_a_cut_answer_is_not_used_however_whole_it_looks(tmp_path):
