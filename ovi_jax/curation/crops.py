@@ -75,21 +75,34 @@ def of_tracks(
     pairs = [
       (number, source)
       for number in range(len(frames_THWC) * FPS // fps + 1)
-      if start <= (source := _nearest(number, fps)) < start + len(boxes)
+      if start <= (source := nearest(number, fps)) < start + len(boxes)
     ]
     if pairs:
-      cut = [_crop(frames_THWC[s], boxes[s - start]) for _, s in pairs]
+      cut = [crop(frames_THWC[s], boxes[s - start]) for _, s in pairs]
       made.append(Crops(first=pairs[0][0], frames_THWC=np.stack(cut)))
   return made
 
 
-def _nearest(number: int, fps: int) -> int:
-  """The frame at `fps` nearest in time to a picture, the later of two."""
+def nearest(number: Any, fps: int) -> Any:
+  """The frame at `fps` nearest in time to a picture, the later of two.
+
+  Args:
+    number: of the picture, at 25 a second; or an array of them.
+    fps: frames a second.
+  """
   return (2 * number * fps + FPS) // (2 * FPS)
 
 
-def _crop(frame_HWC: np.ndarray, box: Sequence[float]) -> np.ndarray:
-  """The square around a face that SyncNet sees."""
+def crop(frame_HWC: np.ndarray, box: Sequence[float]) -> np.ndarray:
+  """The square around a face that SyncNet sees.
+
+  Args:
+    frame_HWC: uint8 RGB.
+    box: [top, left, height, width] of the face in pixels.
+
+  Returns:
+    uint8 [224, 224, 3], grey where it reaches beyond the picture.
+  """
   top, left, height, width = box
   half = max(height, width, 2) / 2
   centre_row, centre_column = top + height / 2, left + width / 2

@@ -6,4 +6,259 @@ Reads what the stage `cut` kept of a clip:
     speaking face; not read otherwise.
   "audio.pcm": the whole sound of the clip, int16 little-endian mono at 16 kHz,
     which begins when the clip does.
+
+Of several faces the one that fits the sound best is taken for the speaker's.
+Clips without a speaking face pass untested. Facts: tested; offset in frames at
+25 a second, positive where the sound comes early; confidence; track, its number
+in faces.npz.
 """
+
+import collections
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import crops
+from ovi_jax.curation import lip_sync
+from ovi_jax.curation import stage
+from ovi_jax.curation.models import syncnet
+from ovi_jax.curation.models import syncnet_weights
+
+VERSION = 1
+KIND = "shard"
+NAME = "synchrony"
+APART, UNSURE = "lips and sound apart", "lips and sound do not match"
+_WINDOWS = 20  # of a stretch, the unit of a batch
+_DIGITS = 4  # of scores; what a machine rounds differently is beyond them
+Pair = tuple[clips.Clip, stage.Media]
+Embed = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Which network, and what it must say.
+
+  Attributes:
+    weights: the public torch file, or one of ours.
+    without_weights: where `weights` is "": "error", or "pass" all untested.
+    largest_offset: frames at 25 a second, either way.
+    least_confidence: kept are clips above it.
+    shortest: windows of a track that is tested; of fewer, nothing is known.
+    batch: stretches of 20 windows that are computed at once; 8 need about 3
+      GB of the accelerator's memory.
+  """
+
+  weights: str = ""
+  without_weights: str = "error"
+  largest_offset: int = 3
+  least_confidence: float = 1.5
+  shortest: int = 25
+  batch: int = 8
+
+  def __post_init__(self):
+    if self.without_weights not in ("error", "pass"):
+      raise ValueError(
+        "synchrony.without_weights: expected error or pass, got"
+        f" {self.without_weights!r}"
+      )
+    if not 0 <= self.largest_offset <= lip_sync.SEARCH:
+      raise ValueError(
+        f"synchrony.largest_offset: expected 0 to {lip_sync.SEARCH}, got"
+        f" {self.largest_offset}"
+      )
+    if self.shortest < 1 or self.batch < 1:
+      raise ValueError(
+        "synchrony: expected shortest and batch of at least 1, got"
+        f" {self.shortest} and {self.batch}"
+      )
+
+
+class _Stretch(NamedTuple):
+  """A part of a track that goes through the network as one.
+
+  Attributes:
+    clip: number of the clip.
+    track: number of the track in it.
+    count: windows; the rest, up to 20, is zeros.
+    frames_THWC: uint8 BGR, 24 frames.
+    sound_TKM: 20 windows.
+  """
+
+  clip: int
+  track: int
+  count: int
+  frames_THWC: np.ndarray
+  sound_TKM: np.ndarray
+
+
+def identity(config: Config) -> dict[str, Any]:
+  """What an outcome depends on: the weights' content, not their place."""
+  values = dataclasses.asdict(config)
+  del values["batch"]
+  if config.weights:
+    content = _existing(config).read_bytes()
+    values["weights"] = hashlib.sha256(content).hexdigest()
+  return values
+
+
+def load(
+  config: Config,
+) -> Callable[[Sequence[Pair]], list[clips.Clip | clips.Reject]]:
+  """The stage; the network is compiled for the first batch.
+
+  Raises:
+    ValueError: the weights are missing, or of another network.
+  """
+  embed = None
+  if config.weights:
+    embed = _network(str(_existing(config)))
+  elif config.without_weights == "error":
+    raise ValueError(
+      "synchrony.weights: expected a path to SyncNet's weights"
+      " (syncnet_v2.model of joonson/syncnet_python, or trained by python -m"
+      " ovi_jax.curation.train_syncnet), got none; or set without_weights to"
+      " pass, and no clip is tested"
+    )
+
+  def run(pairs: Sequence[Pair]) -> list[clips.Clip | clips.Reject]:
+    scores = {} if embed is None else _scores(pairs, embed, config)
+    return [
+      _outcome(clip, scores.get(number, {}), config)
+      for number, (clip, _) in enumerate(pairs)
+    ]
+
+  return run
+
+
+def _existing(config: Config) -> pathlib.Path:
+  path = pathlib.Path(config.weights)
+  if not path.is_file():
+    raise ValueError(
+      f"synchrony.weights: expected a file of SyncNet's weights, {path} is none"
+    )
+  return path
+
+
+def _network(path: str) -> Embed:
+  """The network as a compiled function; its weights are on the device."""
+  sizes, variables = syncnet_weights.load(path)
+  apply = jax.jit(syncnet.SyncNet(sizes).apply)
+  variables = jax.device_put(variables)
+  return lambda frames_BTHWC, windows_BTKM: apply(
+    variables, frames_BTHWC, windows_BTKM
+  )
+
+
+def _scores(
+  pairs: Sequence[Pair], embed: Embed, config: Config
+) -> dict[int, dict[int, lip_sync.Score]]:
+  """Scores by number of clip and number of track."""
+  lips, sound = collections.defaultdict(list), collections.defaultdict(list)
+  for batch in _batches(_stretches(pairs, config), config.batch):
+    for stretch, lips_TD, sound_TD in zip(batch, *_run(batch, embed, config)):
+      at = stretch.clip, stretch.track
+      lips[at].append(lips_TD[: stretch.count])
+      sound[at].append(sound_TD[: stretch.count])
+  scores: dict[int, dict[int, lip_sync.Score]] = {}
+  for (clip, track), parts in lips.items():
+    found = lip_sync.score(
+      np.concatenate(parts), np.concatenate(sound[clip, track])
+    )
+    scores.setdefault(clip, {})[track] = found
+  return scores
+
+
+def _stretches(pairs: Sequence[Pair], config: Config) -> Iterator[_Stretch]:
+  """All that is to be computed; one clip is in memory at a time."""
+  for number, (clip, media) in enumerate(pairs):
+    if not clip.facts.get("speech", {}).get("speaking"):
+      continue
+    samples_A = np.frombuffer(media.kept("audio.pcm"), "<i2")
+    for track, cut in enumerate(crops.unpack(media.kept("faces.npz"))):
+      windows = lip_sync.windows(cut, samples_A)
+      if len(windows.sound_TKM) >= config.shortest:
+        yield from _split(number, track, windows)
+
+
+def _split(
+  clip: int, track: int, windows: lip_sync.Windows
+) -> Iterator[_Stretch]:
+  count = len(windows.sound_TKM)
+  for start in range(0, count, _WINDOWS):
+    end = start + _WINDOWS
+    frames_THWC = windows.frames_THWC[start : end + syncnet.WINDOW - 1]
+    yield _Stretch(
+      clip=clip,
+      track=track,
+      count=min(_WINDOWS, count - start),
+      frames_THWC=_padded(frames_THWC, _WINDOWS + syncnet.WINDOW - 1),
+      sound_TKM=_padded(windows.sound_TKM[start:end], _WINDOWS),
+    )
+
+
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+  """The array with zeros after its end."""
+  padding = [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1)
+  return np.pad(array, padding)
+
+
+def _batches(
+  stretches: Iterator[_Stretch], size: int
+) -> Iterator[list[_Stretch]]:
+  batch: list[_Stretch] = []
+  for stretch in stretches:
+    batch.append(stretch)
+    if len(batch) == size:
+      yield batch
+      batch = []
+  if batch:
+    yield batch
+
+
+def _run(
+  batch: list[_Stretch], embed: Embed, config: Config
+) -> tuple[np.ndarray, np.ndarray]:
+  """Embeddings of a batch, which is always of one shape."""
+  frames_BTHWC = np.stack([s.frames_THWC for s in batch])
+  windows_BTKM = np.stack([s.sound_TKM for s in batch])
+  lips_BTD, sound_BTD = embed(
+    _padded(frames_BTHWC, config.batch), _padded(windows_BTKM, config.batch)
+  )
+  return np.asarray(lips_BTD), np.asarray(sound_BTD)
+
+
+def _outcome(
+  clip: clips.Clip, scores: dict[int, lip_sync.Score], config: Config
+) -> clips.Clip | clips.Reject:
+  """Keep a clip that passes, or of which nothing is known."""
+  if not scores:
+    return clip.found(NAME, tested=False)
+  track = max(scores, key=lambda t: (scores[t].confidence, -t))
+  offset, confidence = scores[track].offset, scores[track].confidence
+  confidence = round(confidence, _DIGITS)
+  found = f"offset {offset}, confidence {confidence}, track {track}"
+  if confidence <= config.least_confidence:
+    return clips.Reject(
+      clip=clip, stage=NAME, reason=UNSURE, score=confidence, detail=found
+    )
+  if abs(offset) > config.largest_offset:
+    return clips.Reject(
+      clip=clip, stage=NAME, reason=APART, score=float(offset), detail=found
+    )
+  return clip.found(
+    NAME,
+    {"sync_offset": offset, "sync_confidence": confidence},
+    tested=True,
+    offset=offset,
+    confidence=confidence,
+    track=track,
+  )

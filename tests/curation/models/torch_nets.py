@@ -2,13 +2,15 @@
 
 Only where torch is installed; the default tests compare with what
 
-  python -m tests.curation.models.torch_nets
+  python -m tests.curation.models.torch_nets [FOLDER]
 
-wrote to `tests/goldens/syncnet.npz` and `mtcnn.npz`. Weights are made of their
-names, so both sides have the same without a file of them.
+(the folder of facenet-pytorch's weights) wrote to `tests/goldens/syncnet.npz`
+and `mtcnn.npz`. Weights are made of their names, so both sides have the same
+without a file of them.
 """
 
 import pathlib
+import sys
 import zlib
 
 import numpy as np
@@ -170,8 +172,114 @@ def write_syncnet() -> None:
   )
 
 
+def mtcnn_input(side: int) -> np.ndarray:
+  """Three pictures [3, side, side, 3] in [-1, 1], patches and noise."""
+  random = np.random.default_rng(side)
+  patches = random.uniform(-1, 1, (3, side // 4 + 1, side // 4 + 1, 3))
+  noise = random.normal(0, 0.1, (3, side, side, 3))
+  whole = patches.repeat(4, 1).repeat(4, 2)[:, :side, :side] + noise
+  return np.clip(whole, -1, 1).astype(np.float32)
+
+
+def mtcnn():
+  """The three networks, with the names of the public weights."""
+  from torch import nn
+
+  def conv(number: int, before: int, after: int, kernel: int = 3):
+    return {
+      f"conv{number}": nn.Conv2d(before, after, kernel),
+      f"prelu{number}": nn.PReLU(after),
+    }
+
+  def pool(number: int, size: int):
+    return {f"pool{number}": nn.MaxPool2d(size, 2, ceil_mode=True)}
+
+  def dense(number: int, before: int, after: int):
+    # Columns before rows before channels.
+    return {
+      f"turn{number}": Turned(),
+      f"dense{number}": nn.Linear(before, after),
+      f"prelu{number}": nn.PReLU(after),
+    }
+
+  class Turned(nn.Module):
+    def forward(self, x):
+      return x.permute(0, 3, 2, 1).flatten(1)
+
+  class Network(nn.Module):
+    def __init__(self, trunk, heads):
+      super().__init__()
+      self.order = list(trunk)
+      for name, layer in {**trunk, **heads}.items():
+        self.add_module(name, layer)
+      self.heads = list(heads)
+
+    def forward(self, x):
+      for name in self.order:
+        x = getattr(self, name)(x)
+      face, *others = (getattr(self, name)(x) for name in self.heads)
+      return face.softmax(1)[:, 1], *others
+
+  return {
+    "pnet": Network(
+      conv(1, 3, 10) | pool(1, 2) | conv(2, 10, 16) | conv(3, 16, 32),
+      {"conv4_1": nn.Conv2d(32, 2, 1), "conv4_2": nn.Conv2d(32, 4, 1)},
+    ),
+    "rnet": Network(
+      conv(1, 3, 28)
+      | pool(1, 3)
+      | conv(2, 28, 48)
+      | pool(2, 3)
+      | conv(3, 48, 64, 2)
+      | dense(4, 576, 128),
+      {"dense5_1": nn.Linear(128, 2), "dense5_2": nn.Linear(128, 4)},
+    ),
+    "onet": Network(
+      conv(1, 3, 32)
+      | pool(1, 3)
+      | conv(2, 32, 64)
+      | pool(2, 3)
+      | conv(3, 64, 64)
+      | pool(3, 2)
+      | conv(4, 64, 128, 2)
+      | dense(5, 1152, 256),
+      {
+        "dense6_1": nn.Linear(256, 2),
+        "dense6_2": nn.Linear(256, 4),
+        "dense6_3": nn.Linear(256, 10),
+      },
+    ),
+  }
+
+
+# Of the first network any size will do; odd ones reach beyond the end.
+MTCNN_SIDES = {"pnet": (12, 37, 64), "rnet": (24,), "onet": (48,)}
+
+
+def write_mtcnn(folder: str) -> None:
+  """Make `goldens/mtcnn.npz`, of shared weights and of the shipped ones."""
+  import torch
+
+  arrays = {}
+  for name, network in mtcnn().items():
+    shipped = torch.load(f"{folder}/{name}.pt")
+    for kind in ("shared", "shipped"):
+      fill(network)
+      if kind == "shipped":
+        network.load_state_dict(shipped)
+      for side in MTCNN_SIDES[name]:
+        x = torch.from_numpy(mtcnn_input(side)).permute(0, 3, 1, 2)
+        for number, out in enumerate(network(x)):
+          if number and out.ndim == 4:
+            out = out.permute(0, 2, 3, 1)
+          arrays[f"{kind}_{name}_{side}_{number}"] = out.numpy()
+  np.savez_compressed(GOLDENS / "mtcnn.npz", **arrays)
+
+
 if __name__ == "__main__":
   import torch
 
   with torch.inference_mode():
     write_syncnet()
+    if len(sys.argv) > 1:
+      write_mtcnn(sys.argv[1])

@@ -1,0 +1,145 @@
+"""From faces found in some frames to tracks of one face each.
+
+A box is [top, left, height, width] in pixels. A track has one for every frame
+from its first on, as the stage `people` leaves it:
+{"start_frame": int, "boxes": [[top, left, height, width], ...]}.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+Track = dict[str, Any]
+_DIGITS = 1  # of pixels
+# How far `crops` cuts, in heights of the box: the whole picture's box is made
+# so that the crop of it is the picture.
+_AROUND = 1.4
+
+
+class Found(NamedTuple):
+  """A face in a frame.
+
+  Attributes:
+    box: [top, left, height, width].
+    score: how sure the detector is, in [0, 1].
+  """
+
+  box: tuple[float, float, float, float]
+  score: float
+
+
+def whole(frames: int, height: int, width: int) -> Track:
+  """The track of a face that fills the middle square of every frame."""
+  side = min(height, width)
+  # Rounded up: the last row of pixels is in it.
+  size = math.ceil(1000 * side / _AROUND) / 1000
+  box = [(height - side) / 2, (width - size) / 2, size, size]
+  return {"start_frame": 0, "boxes": [box] * frames}
+
+
+def overlap(first: Sequence[float], second: Sequence[float]) -> float:
+  """Area that two boxes share, over the area that either has (IoU)."""
+  shared = 1.0
+  for low, size in ((0, 2), (1, 3)):
+    begin = max(first[low], second[low])
+    end = min(first[low] + first[size], second[low] + second[size])
+    shared *= max(0.0, end - begin)
+  either = first[2] * first[3] + second[2] * second[3] - shared
+  return shared / either if either > 0 else 0.0
+
+
+def join(
+  frames: Sequence[int],
+  found: Sequence[Sequence[Found]],
+  *,
+  least_overlap: float,
+  longest_gap: int,
+  shortest: int,
+  smooth: int,
+) -> list[Track]:
+  """Join what was found in frames to tracks.
+
+  Args:
+    frames: numbers of the frames that were searched, ascending.
+    found: the faces of each.
+    least_overlap: IoU of a face with the last of its track.
+    longest_gap: frames between two faces of one track.
+    shortest: frames of a track; shorter ones are left out.
+    smooth: frames of the median that boxes are smoothed by, odd; 1 for none.
+
+  Returns:
+    The tracks by first frame, then the larger first.
+  """
+  open_: list[list[tuple[int, Found]]] = []
+  done: list[list[tuple[int, Found]]] = []
+  for frame, faces in zip(frames, found, strict=True):
+    over = [t for t in open_ if frame - t[-1][0] > longest_gap]
+    done += over
+    open_ = [t for t in open_ if frame - t[-1][0] <= longest_gap]
+    for track, face in _matched(open_, faces, least_overlap):
+      if track is None:
+        open_.append([(frame, face)])
+      else:
+        track.append((frame, face))
+  made = [
+    _filled(track, smooth)
+    for track in [*done, *open_]
+    if track[-1][0] - track[0][0] + 1 >= shortest
+  ]
+  return sorted(made, key=lambda t: (t["start_frame"], -_area(t), t["boxes"]))
+
+
+def _matched(
+  tracks: Sequence[list[tuple[int, Found]]],
+  faces: Sequence[Found],
+  least_overlap: float,
+) -> list[tuple[list[tuple[int, Found]] | None, Found]]:
+  """Each face with the track it goes on; the best overlaps first."""
+  pairs = sorted(
+    (-overlap(track[-1][1].box, face.box), t, f)
+    for t, track in enumerate(tracks)
+    for f, face in enumerate(faces)
+  )
+  track_of: dict[int, int] = {}
+  for negative, t, f in pairs:
+    free = f not in track_of and t not in track_of.values()
+    if free and -negative >= least_overlap:
+      track_of[f] = t
+  return [
+    (tracks[track_of[f]] if f in track_of else None, face)
+    for f, face in enumerate(faces)
+  ]
+
+
+def _filled(track: Sequence[tuple[int, Found]], smooth: int) -> Track:
+  """A box for every frame from the first to the last."""
+  numbers = np.array([frame for frame, _ in track])
+  boxes = np.array([face.box for _, face in track], np.float64)
+  every = np.arange(numbers[0], numbers[-1] + 1)
+  top, left, height, width = (
+    np.interp(every, numbers, boxes[:, axis]) for axis in range(4)
+  )
+  row, column, height, width = (
+    _median(x, smooth)
+    for x in (top + height / 2, left + width / 2, height, width)
+  )
+  columns = row - height / 2, column - width / 2, height, width
+  return {
+    "start_frame": int(numbers[0]),
+    "boxes": np.round(np.stack(columns, 1), _DIGITS).tolist(),
+  }
+
+
+def _median(values: np.ndarray, length: int) -> np.ndarray:
+  """The median around each value, the first and last repeated at the ends."""
+  padded = np.pad(values, length // 2, mode="edge")
+  views = np.lib.stride_tricks.sliding_window_view(padded, length)
+  return np.median(views, axis=-1)
+
+
+def _area(track: Track) -> float:
+  """The mean area of its boxes."""
+  return float(np.mean([box[2] * box[3] for box in track["boxes"]]))
