@@ -266,39 +266,30 @@ async def _caption(
     return _failed(clip, "media cannot be read", error)
   if not frames and not pcm:
     return clips.Reject(clip=clip, stage=NAME, reason="nothing to caption")
-  seen, heard = bool(frames), bool(pcm)
   body = chat.request(_asking(desk.config), frames, pcm)
-  tokens_in = tokens_out = tries = 0
+  paid = {"tokens_in": 0, "tokens_out": 0}
+  tries = 0
   while True:
     try:
       reply = await desk.reply(json.dumps(body).encode())
     except endpoint.Refused as error:
       return _failed(clip, "request refused", error)
-    tokens_in += reply.tokens_in
-    tokens_out += reply.tokens_out
+    paid = {name: paid[name] + getattr(reply, name) for name in paid}
     try:
-      caption, prompts = _read(desk, reply, seen, heard)
+      found = _read(desk, reply, bool(frames), bool(pcm))
     except answers.Unfit as error:
       if tries == desk.config.retries:
         # What it took was paid for all the same; the report counts it.
-        paid = clip.found(NAME, tokens_in=tokens_in, tokens_out=tokens_out)
-        detail = f"{error}; the answer was: {reply.text[:1000]}"
         return clips.Reject(
-          clip=paid, stage=NAME, reason=error.reason, detail=detail
+          clip=clip.found(NAME, **paid),
+          stage=NAME,
+          reason=error.reason,
+          detail=f"{error}; the answer was: {reply.text[:1000]}",
         )
       tries += 1
       body = chat.sent_back(body, reply.text, error)
-      continue
-    return clip.found(
-      NAME,
-      prompts=prompts,
-      visual=caption.visual,
-      audio=caption.audio,
-      speech=list(caption.speech),
-      attributes=caption.attributes,
-      tokens_in=tokens_in,
-      tokens_out=tokens_out,
-    )
+    else:
+      return clip.found(NAME, **found, **paid)
 
 
 def _failed(clip: clips.Clip, reason: str, error: Exception) -> clips.Reject:
@@ -311,8 +302,8 @@ def _failed(clip: clips.Clip, reason: str, error: Exception) -> clips.Reject:
 
 def _read(
   desk: _Desk, reply: caption_cache.Reply, seen: bool, heard: bool
-) -> tuple[answers.Caption, list[str]]:
-  """The caption of an answer and its prompts; `answers.Unfit` if it has none.
+) -> dict[str, Any]:
+  """The facts that an answer gives; `answers.Unfit` if it gives none.
 
   Of an answer that was cut, nothing is used, however whole it looks.
   """
@@ -331,4 +322,10 @@ def _read(
   if desk.tokenizer:
     for note in desk.tokenizer.notes(prompts, config.text_rows):
       raise answers.Unfit("prompt is too long", f"{note}; it must be shorter")
-  return caption, prompts
+  return {
+    "prompts": prompts,
+    "visual": caption.visual,
+    "audio": caption.audio,
+    "speech": list(caption.speech),
+    "attributes": caption.attributes,
+  }

@@ -101,8 +101,8 @@ class _Packing:
   records: collections.Counter[str] = dataclasses.field(
     default_factory=collections.Counter
   )
-  seconds: collections.Counter[str] = dataclasses.field(
-    default_factory=collections.Counter
+  seconds: dict[str, float] = dataclasses.field(
+    default_factory=lambda: collections.defaultdict(float)
   )
   dropped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
   counts: collections.Counter[str] = dataclasses.field(
