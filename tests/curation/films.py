@@ -29,7 +29,7 @@ def write(
   rate: int = RATE,
   base: fractions.Fraction = BASE,
 ) -> pathlib.Path:
-  """Write frames, each shown from its time on, and a wave [channels, samples]."""
+  """Write frames, each from its time on, and a wave [channels, samples]."""
   frames = list(frames)
   if options is None:
     options = {"preset": "ultrafast"} if codec == "libx264" else {}

@@ -11,6 +11,8 @@ Numbers: everything is float32.
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ class Head(nn.Module):
 
 def read(
   path: str | os.PathLike[str], width: int
-) -> tuple[Head, mapping.Mapping]:
+) -> tuple[Head, Mapping[str, Any]]:
   """A head and its parameters.
 
   Args:

@@ -9,6 +9,7 @@ Numbers: everything is float32.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 _TOWER = ("vision_model.", "visual_projection.")
 _EPSILON = 1e-5  # of the norms
+_HEAD = 64  # width of a head in every CLIP
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,8 +204,8 @@ def shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
   return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def read(path: str | os.PathLike[str], config: Config) -> Mapping[str, Any]:
-  """The parameters in a file of the whole of CLIP, or of its image tower.
+def read(path: str | os.PathLike[str]) -> tuple[Config, Mapping[str, Any]]:
+  """Sizes and parameters in a file of all of CLIP, or of its image tower.
 
   Raises:
     ValueError: it is missing, damaged, or of another network.
@@ -215,8 +217,37 @@ def read(path: str | os.PathLike[str], config: Config) -> Mapping[str, Any]:
     for name, span in file.spans.items()
     if name.startswith(_TOWER) and not name.endswith(".position_ids")
   }
+  config = _sizes(path, found)
   table = rows(config)
   mapping.check(table, found, shapes(config))
   params = mapping.gather(table, file.read)
   # A release may hold half precision.
-  return mapping.nest({p: a.astype(np.float32) for p, a in params.items()})
+  full = {p: a.astype(np.float32) for p, a in params.items()}
+  return config, mapping.nest(full)
+
+
+def _sizes(
+  path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]
+) -> Config:
+  """The sizes that some of the tensors tell."""
+  part = "vision_model.embeddings"
+  layer = "vision_model.encoder.layers.{}.mlp.fc1.weight"
+  try:
+    width, _, patch, _ = shapes[f"{part}.patch_embedding.weight"]
+    positions, _ = shapes[f"{part}.position_embedding.weight"]
+    feed_forward, _ = shapes[layer.format(0)]
+    projection, _ = shapes["visual_projection.weight"]
+  except (KeyError, ValueError) as error:
+    raise ValueError(
+      f"{path}: expected the image tower of CLIP as the Transformers library"
+      f" writes it, with its projection; {error} is missing or misshapen"
+    ) from error
+  return Config(
+    side=patch * math.isqrt(positions - 1),
+    patch=patch,
+    width=width,
+    feed_forward=feed_forward,
+    layers=sum(layer.format(n) in shapes for n in range(len(shapes))),
+    heads=max(1, width // _HEAD),
+    projection=projection,
+  )

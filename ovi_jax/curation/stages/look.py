@@ -36,7 +36,8 @@ class Config:
       shorter side of 360.
     least_exposure: mean luma, in [0, 1].
     most_exposure: likewise.
-    clip: path of the weights of CLIP ViT-L/14 (safetensors); empty for none.
+    clip: path of the weights of CLIP (safetensors), ViT-L/14 for the public
+      heads; empty for none.
     head: path of LAION's head over it (.pth); empty for none.
     aesthetic_frames: of `frames`, how many CLIP looks at.
     least_aesthetic: from 1 to 10; None to measure only.
@@ -145,10 +146,10 @@ def _judge(config: Config) -> Callable[[Sequence[np.ndarray]], float]:
   from ovi_jax.curation.models import aesthetic
   from ovi_jax.curation.models import clip_vision
 
-  sizes = clip_vision.Config()
-  tower, head = clip_vision.Tower(sizes), None
+  sizes, tower_params = clip_vision.read(config.clip)
+  tower = clip_vision.Tower(sizes)
   head, head_params = aesthetic.read(config.head, sizes.projection)
-  params = jax.device_put((clip_vision.read(config.clip, sizes), head_params))
+  params = jax.device_put((tower_params, head_params))
 
   @jax.jit
   def scores(params, pictures_BHWC):

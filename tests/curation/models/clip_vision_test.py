@@ -1,0 +1,136 @@
+"""CLIP's image tower and LAION's heads are those of the originals."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from ovi_jax.convert import torch_file
+from ovi_jax.curation.models import aesthetic
+from ovi_jax.curation.models import clip_vision
+from tests import parity
+from tests.curation.models import seeded
+from tests.curation.models import torch_looks
+
+
+def names(width=128, feed=192, out=24, layers=3, side=32, patch=8):
+  """Of the image tower in the Transformers library, and their shapes."""
+  part = "vision_model.embeddings"
+  tokens = (side // patch) ** 2 + 1
+  shapes = {
+    f"{part}.class_embedding": (width,),
+    f"{part}.patch_embedding.weight": (width, 3, patch, patch),
+    f"{part}.position_embedding.weight": (tokens, width),
+    "visual_projection.weight": (out, width),
+  }
+  norms = ["vision_model.pre_layrnorm", "vision_model.post_layernorm"]
+  for number in range(layers):
+    layer = f"vision_model.encoder.layers.{number}"
+    norms += [f"{layer}.layer_norm1", f"{layer}.layer_norm2"]
+    linears = {
+      f"self_attn.{x}_proj": (width, width) for x in ("q", "k", "v", "out")
+    }
+    linears |= {"mlp.fc1": (feed, width), "mlp.fc2": (width, feed)}
+    for name, shape in linears.items():
+      shapes[f"{layer}.{name}.weight"] = shape
+      shapes[f"{layer}.{name}.bias"] = shape[:1]
+  for norm in norms:
+    shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+  return shapes
+
+
+def head_tensors(layers):
+  shapes = {}
+  for number, (inputs, outputs) in layers.items():
+    shapes[f"layers.{number}.weight"] = (outputs, inputs)
+    shapes[f"layers.{number}.bias"] = (outputs,)
+  return seeded.tensors(shapes)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+  """Weights of a small CLIP, whole, and of a head over it."""
+  folder = tmp_path_factory.mktemp("clip")
+  tensors = seeded.tensors(names())
+  # The release holds the text tower and a table of numbers too.
+  tensors["text_model.embeddings.token_embedding.weight"] = np.zeros((4, 4))
+  tensors["logit_scale"] = np.zeros(())
+  tensors["vision_model.embeddings.position_ids"] = np.zeros((1, 17), int)
+  safetensors.save_file(tensors, folder / "clip.safetensors")
+  torch_file.save(folder / "head.pth", head_tensors(torch_looks.HEAD))
+  return folder
+
+
+def test_pictures_are_prepared_as_the_original_does(golden):
+  pictures = clip_vision.prepare(seeded.frames(2, 45, 80), 32)
+  expected = golden("looks")["clip_pictures"]
+  np.testing.assert_allclose(pictures, expected, atol=1e-5)
+
+
+def test_the_tower_and_the_head_compute_what_torch_does(files, golden):
+  expected = golden("looks")
+  config, params = clip_vision.read(files / "clip.safetensors")
+  assert config == clip_vision.Config(
+    side=32,
+    patch=8,
+    width=128,
+    feed_forward=192,
+    layers=3,
+    heads=2,
+    projection=24,
+  )
+  tower = jax.jit(clip_vision.Tower(config).apply)
+  vectors = tower({"params": params}, expected["clip_pictures"])
+  assert parity.relative_error(vectors, expected["clip_vectors"]) < 1e-5
+  head, params = aesthetic.read(files / "head.pth", 24)
+  scores = head.apply({"params": params}, expected["clip_vectors"])
+  assert parity.relative_error(scores, expected["aesthetic"]) < 1e-5
+
+
+def test_vit_l_14_has_its_size():
+  shapes = clip_vision.shapes(clip_vision.Config())
+  assert sum(int(np.prod(s)) for s in shapes.values()) == 303_966_208
+  rows = clip_vision.rows(clip_vision.Config())
+  assert {row.ours for row in rows} == set(shapes)
+  torch = names(1024, 4096, 768, 24, 224, 14)
+  assert {n for row in rows for i in row.indices for n in row.names(i)} == set(
+    torch
+  )
+
+
+def test_the_head_of_one_layer(tmp_path):
+  tensors = {
+    "weight": np.array([[1, -2, 0.5]], np.float32),
+    "bias": np.array([4], np.float32),
+  }
+  torch_file.save(tmp_path / "linear.pth", tensors)
+  head, params = aesthetic.read(tmp_path / "linear.pth", 3)
+  vectors = np.array([[1, 0, 0], [0, 1, 1]], np.float32)
+  scores = head.apply({"params": params}, vectors)
+  np.testing.assert_allclose(scores, [5, 2.5])
+
+
+@pytest.mark.parametrize(
+  "tensors, words",
+  [
+    ({"other": np.zeros(3, np.float32)}, "expected a LAION head"),
+    (head_tensors({0: (9, 1)}), "misshapen"),
+    (head_tensors({0: (24, 5)}), "ends in 1"),
+  ],
+)
+def test_other_heads_are_refused(tmp_path, tensors, words):
+  torch_file.save(tmp_path / "h.pth", tensors)
+  with pytest.raises(ValueError, match=words):
+    aesthetic.read(tmp_path / "h.pth", 24)
+
+
+@pytest.mark.parametrize(
+  "gone",
+  ["visual_projection.weight", "vision_model.encoder.layers.1.mlp.fc2.bias"],
+)
+def test_other_towers_are_refused(tmp_path, gone):
+  tensors = seeded.tensors(names())
+  del tensors[gone]
+  safetensors.save_file(tensors, tmp_path / "c.safetensors")
+  with pytest.raises(ValueError, match=gone):
+    clip_vision.read(tmp_path / "c.safetensors")

@@ -1,0 +1,184 @@
+"""Windows lie within shots, at the times where frames are."""
+
+import dataclasses
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import cuts
+from ovi_jax.curation import reading
+from ovi_jax.curation.stages import shots
+from tests.curation import films
+
+pytest.importorskip("scenedetect", reason="pip install 'ovi_jax[curate]'")
+SMALL = shots.Config(frames=25)
+FRAMES = (30, 12, 60)  # of three shots
+
+
+def run(path, config=SMALL):
+  clip = clips.Clip(id="f", path=str(path))
+  return shots.load(config)(clip, reading.Media(clip, path))
+
+
+def changes(frames):
+  """Frames of several mosaics that move, one behind the other."""
+  return [
+    frame
+    for seed, count in enumerate(frames)
+    for frame in films.moving(count, seed)
+  ]
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+  path = tmp_path_factory.mktemp("shots") / "three.mp4"
+  return films.write(path, changes(FRAMES), films.even(sum(FRAMES)))
+
+
+def test_windows_keep_away_from_cuts(film):
+  windows = run(film, dataclasses.replace(SMALL, guard=0.1))
+  # 30 frames hold one window, 12 none, 60 two.
+  starts = [window.start for window in windows]
+  assert starts == pytest.approx([0, 42 / 24 + 0.1, 67 / 24 + 0.1], abs=1e-5)
+  assert [w.id for w in windows] == [
+    "f-000000000",
+    "f-000001850",
+    "f-000002892",
+  ]
+  assert all(window.seconds == 25 / 24 for window in windows)
+  facts = [window.facts["shots"] for window in windows]
+  assert [fact["number"] for fact in facts] == [0, 2, 2]
+  assert facts[0]["cuts_near"] == [None, pytest.approx(5 / 24, abs=1e-5)]
+  assert facts[1]["cuts_near"] == [pytest.approx(0.1, abs=1e-5), None]
+
+
+def test_each_window_shows_one_shot_alone(film):
+  for window in run(film):
+    video_THWC = reading.video(film, window.start, window.seconds)
+    step = np.abs(np.diff(video_THWC.astype(int), axis=0)).mean((1, 2, 3))
+    assert len(video_THWC) == 25 and step.max() < 20
+
+
+def test_a_guard_may_leave_no_room(film):
+  windows = run(film, dataclasses.replace(SMALL, guard=0.3))
+  assert [window.facts["shots"]["number"] for window in windows] == [2, 2]
+
+
+def test_stride_and_number_of_windows(film):
+  config = dataclasses.replace(SMALL, stride=0.25, guard=0.1)
+  last = [w.start for w in run(film, config) if w.start > 1.5]
+  begin, room = 42 / 24 + 0.1, (60 - 24) / 24 - 0.1
+  count = int(room / 0.25) + 1
+  wanted = [begin + 0.25 * number for number in range(count)]
+  assert last == pytest.approx(wanted, abs=1e-5)
+  config = dataclasses.replace(config, most=2)
+  few = [w.start for w in run(film, config) if w.start > 1.5]
+  assert few == pytest.approx([wanted[0], wanted[-1]], abs=1e-5)
+
+
+def test_the_same_file_gives_the_same_windows(film):
+  assert run(film) == run(film)
+
+
+def test_times_are_those_of_a_variable_rate(tmp_path):
+  steps = np.tile([0.02, 0.06], 60)
+  times = np.concatenate([[0], np.cumsum(steps)])[: sum(FRAMES)]
+  path = films.write(tmp_path / "v.mkv", changes(FRAMES), times)
+  config = dataclasses.replace(SMALL, guard=0.0)
+  found = [window.start for window in run(path, config)]
+  assert found[0] == 0
+  third = times[FRAMES[0] + FRAMES[1]]
+  assert any(abs(start - third) < 2e-3 for start in found)
+
+
+def test_a_gap_ends_a_shot(tmp_path):
+  times = films.even(60)
+  late = [t if number < 20 else t + 0.5 for number, t in enumerate(times)]
+  path = films.write(tmp_path / "g.mkv", films.moving(60), late)
+  windows = run(path, dataclasses.replace(SMALL, guard=0.0))
+  assert [window.start for window in windows] == [round(20 / 24 + 0.5, 3)]
+  config = dataclasses.replace(SMALL, longest_gap=1.0)
+  assert run(path, config)[0].start == 0
+
+
+def test_what_is_damaged_is_left_out(tmp_path):
+  options = {"preset": "ultrafast", "g": "12"}
+  path = films.write(
+    tmp_path / "d.mkv", films.moving(96), films.even(96), options=options
+  )
+  whole = run(path, dataclasses.replace(SMALL, frames=89))
+  assert len(whole) == 1
+  content = bytearray(path.read_bytes())
+  middle = len(content) // 2
+  content[middle : middle + 3000] = bytes(3000)
+  path.write_bytes(bytes(content))
+  found = run(path, dataclasses.replace(SMALL, frames=89))
+  assert isinstance(found, clips.Reject)
+  assert found.reason == "no shot is long enough"
+  assert 0 < found.score < 89 / 24
+
+
+def test_an_hour_of_one_frame_a_second_ends_in_a_reject(tmp_path):
+  still = itertools.repeat(films.picture(0, 32, 48), 3600)
+  path = films.write(tmp_path / "hour.mp4", still, range(3600))
+  begin = time.monotonic()
+  found = run(path)
+  assert time.monotonic() - begin < 30
+  assert isinstance(found, clips.Reject)
+  assert (found.reason, found.failed) == ("no shot is long enough", False)
+
+
+def test_no_whole_frame_is_damage(tmp_path):
+  path = films.write_sound(tmp_path / "a.wav", films.tone(1))
+  found = run(path)
+  assert (found.reason, found.failed) == ("damaged or no media", False)
+
+
+@pytest.mark.parametrize(
+  "wrong, words",
+  [
+    ({"detector": "eyes"}, "choose from pyscenedetect, transnetv2"),
+    ({"detector": "transnetv2"}, "needs weights"),
+    ({"frames": 120}, "121|117"),
+    ({"guard": -0.1}, "guard"),
+    ({"longest_gap": 0.0}, "longest_gap"),
+  ],
+)
+def test_settings_are_checked(wrong, words):
+  with pytest.raises(ValueError, match=words):
+    shots.Config(**wrong)
+
+
+def test_weights_that_are_missing_are_named_before_any_clip(tmp_path):
+  config = shots.Config(
+    detector="transnetv2", weights=str(tmp_path / "none.pth")
+  )
+  with pytest.raises(ValueError, match=r"none\.pth"):
+    shots.load(config)
+
+
+def test_weights_count_by_content(tmp_path):
+  one, other = tmp_path / "one.pth", tmp_path / "other.pth"
+  one.write_bytes(b"1")
+  other.write_bytes(b"1")
+  identities = [
+    shots.identity(shots.Config(detector="transnetv2", weights=str(path)))
+    for path in (one, other)
+  ]
+  assert identities[0] == identities[1]
+  other.write_bytes(b"2")
+  changed = shots.Config(detector="transnetv2", weights=str(other))
+  assert shots.identity(changed) != identities[0]
+
+
+def test_frames_of_a_fade_belong_to_no_shot():
+  times = [number / 24 for number in range(100)]
+  found = shots._shots(times, [cuts.Cut(39, 50)], 0.25)
+  ends = [(shot.begin, shot.end) for shot in found]
+  assert ends == [
+    (0, pytest.approx(40 / 24)),
+    (pytest.approx(50 / 24), pytest.approx(100 / 24)),
+  ]
