@@ -36,8 +36,14 @@ def main(argv: list[str]) -> None:
     share = run.Share(
       only=FLAGS.only_pass, shards=FLAGS.shards, retry=FLAGS.retry_failed
     )
+    reports = chosen.report and not FLAGS.only_pass
+    if reports:
+      # Before any work: it needs the extra.
+      from ovi_jax.curation import report
     problems = run.run(chosen, share)
-  except (OSError, ValueError) as error:
+    if reports:
+      print(f"read {report.write(chosen, problems)} before you train")
+  except (ImportError, OSError, ValueError) as error:
     runtime.leave(f"curation: {error}")
   except KeyboardInterrupt:
     print("curation: interrupted; the same command goes on")

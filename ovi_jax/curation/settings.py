@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import os
+import typing
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -46,6 +47,11 @@ class Stage:
     """One of `KINDS`."""
     return _module(self.module).KIND
 
+  @property
+  def bounds(self) -> Mapping[str, tuple[str, str]]:
+    """Reason -> (score, field of the config)."""
+    return getattr(_module(self.module), "BOUNDS", {})
+
   def load(self) -> Any:
     """The stage's function; ValueError names what it needs and has not."""
     return _module(self.module).load(self.config)
@@ -81,6 +87,7 @@ class Settings:
     out: folder of all that the run writes; local, or a URL.
     shard_size: files in a shard; a shard is what a crash repeats.
     append: number inputs that an earlier run had not as further shards.
+    report: write report.html in the end (extra `[curate]`).
     passes: in order.
     workers: processes; 0 for one a core. A stage of form "shard" has one, as
       it has an accelerator or a network to itself.
@@ -94,6 +101,7 @@ class Settings:
   out: str
   shard_size: int
   append: bool
+  report: bool
   passes: tuple[Pass, ...]
   workers: int
   timeout: float
@@ -185,8 +193,10 @@ class Settings:
 
 def stage_fields(name: str) -> dict[str, Any]:
   """The fields of a stage's Config with their defaults, for config files."""
-  fields = dataclasses.asdict(_module(_path(name)).Config())
-  return {name: _listed(value) for name, value in fields.items()}
+  config = _module(_path(name)).Config
+  types = typing.get_type_hints(config)
+  fields = dataclasses.asdict(config())
+  return {n: _listed(value, types[n]) for n, value in fields.items()}
 
 
 def _passes(
@@ -272,8 +282,10 @@ def _frozen(value: Any) -> Any:
   return value
 
 
-def _listed(value: Any) -> Any:
-  """A value as ConfigDict takes it."""
+def _listed(value: Any, hint: Any) -> Any:
+  """A value as ConfigDict takes it; None keeps the type that it stands for."""
+  if value is None:
+    return ml_collections.config_dict.placeholder(typing.get_args(hint)[0])
   return dict(value) if isinstance(value, Mapping) else value
 
 

@@ -23,6 +23,8 @@ A module may also have
 
   identity(config) -> JSON values: what of the config (and of files it names,
     by content) the outcome depends on; hashed in place of all of the config.
+  BOUNDS: reason of its rejects -> (name of a score, field of Config that bounds
+    it); the report draws them.
 
 It touches nothing but its arguments (and what `load` read): the same clip gives
 the same outcome on any machine, and a run may be repeated from anywhere.

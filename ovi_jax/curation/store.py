@@ -105,11 +105,10 @@ def mark(files: Files) -> Mark | None:
     return None
   except ValueError as error:
     raise ValueError(f"{files.done} is damaged: {error}; remove it") from error
-  found = Mark(**values)
-  sizes = {name: size for name, (size, _) in found.files.items()}
-  if any(places.size(files.named(n)) != size for n, size in sizes.items()):
+  there = {name: tuple(said) for name, said in values.pop("files").items()}
+  if any(places.size(files.named(n)) != size for n, (size, _) in there.items()):
     return None
-  return found
+  return Mark(**values, files=there)
 
 
 def encode(line: Line) -> str:

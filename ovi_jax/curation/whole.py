@@ -81,7 +81,7 @@ def is_finished(
     return False
   source = _source(settings, place, numbers)
   if part.kind == curation_settings.SINK:
-    return (_written(settings, part) or {}).get("source") == source
+    return (written(settings, part) or {}).get("source") == source
   marks = [store.mark(settings.files(place, n)) for n in numbers]
   return all(found and found.source == source for found in marks)
 
@@ -151,14 +151,14 @@ def _sink(
   source = _source(settings, part.first, range(count))
   folder = places.join(settings.out, part.stages[0].folder)
   end = places.join(folder, RECORDS)
-  written = _written(settings, part)
-  if written is None or written["source"] != source:
+  before = written(settings, part)
+  if before is None or before["source"] != source:
     places.remove(places.join(folder, _DONE))
     made = _make(settings, part, count, end)
     said = json.dumps({"source": source, "made": made}, indent=1)
     places.write(places.join(folder, _DONE), said.encode() + b"\n")
-    written = {"made": made}
-  log(f"{part.stages[0].name}: {end}: {json.dumps(written['made'])}")
+    before = {"made": made}
+  log(f"{part.stages[0].name}: {end}: {json.dumps(before['made'])}")
 
 
 def _make(
@@ -199,10 +199,14 @@ def _every(
         bar.update()
 
 
-def _written(
+def written(
   settings: curation_settings.Settings, part: curation_settings.Pass
 ) -> dict | None:
-  """What was said of the end when it was whole; None if it is not."""
+  """What was said of the end when it was whole; None if it is not.
+
+  Returns:
+    source: hash of what it was made of; made: what the stage returned.
+  """
   folder = places.join(settings.out, part.stages[0].folder)
   try:
     return json.loads(places.read(places.join(folder, _DONE)))

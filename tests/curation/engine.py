@@ -9,7 +9,9 @@ import random
 
 import ml_collections
 
+from ovi_jax.curation import run
 from ovi_jax.curation import settings
+from ovi_jax.curation import shard
 
 STAGES = "tests.curation.lines"
 PASSES = (
@@ -41,6 +43,7 @@ def config(
       "out": str(out),
       "shard_size": 2,
       "append": False,
+      "report": False,
       "passes": passes,
       "skip": (),
       "stages": {n: f for n, f in stages.items() if n in used},
@@ -56,6 +59,18 @@ def config(
 def chosen(*args, **fields) -> settings.Settings:
   """Settings of such a config."""
   return settings.Settings.from_config(config(*args, **fields))
+
+
+def inline(chosen, part, numbers):
+  """Does shards in this process: processes take most of a test's time."""
+  functions = shard.load(part)
+  for number in numbers:
+    yield shard.work(chosen, part, functions, number)
+
+
+def finish(chosen: settings.Settings) -> None:
+  """Do all of a run, in this process."""
+  assert run.run(chosen, log=lambda _: None, work=inline) == []
 
 
 def write_inputs(folder: pathlib.Path, count: int = 5) -> pathlib.Path:

@@ -24,7 +24,7 @@ def files(tmp_path_factory) -> pathlib.Path:
 def whole(files, tmp_path_factory) -> pathlib.Path:
   """A run that nothing disturbed. Tests must not write here."""
   out = tmp_path_factory.mktemp("whole") / "out"
-  assert run.run(engine.chosen(out, [files]), log=quiet) == []
+  engine.finish(engine.chosen(out, [files]))
   return out
 
 
@@ -76,10 +76,9 @@ def test_clips_go_through_all_stages(whole, files):
 def test_nothing_is_done_twice(whole, files, monkeypatch):
   monkeypatch.setattr(watch, "Watched", None)
   before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-  with pytest.raises(TypeError):
-    run.run(engine.chosen(whole.with_name("new"), [files]), log=quiet)
-  monkeypatch.undo()
   monkeypatch.setattr(watch.Watched, "_start", None)
+  with pytest.raises(TypeError):  # were there anything to do
+    run.run(engine.chosen(whole.with_name("new"), [files]), log=quiet)
   assert run.run(engine.chosen(whole, [files]), log=quiet) == []
   assert run.run(engine.chosen(whole), log=quiet) == []
   assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
@@ -87,20 +86,20 @@ def test_nothing_is_done_twice(whole, files, monkeypatch):
 
 def test_a_setting_does_again_what_follows_and_nothing_else(files, tmp_path):
   out, seen = tmp_path / "out", tmp_path / "seen"
-  assert run.run(engine.chosen(out, [files]), log=quiet) == []
+  engine.finish(engine.chosen(out, [files]))
   first = folders(out)
   times = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
 
   # The balance sees another seed: no worker has to start.
   again = engine.chosen(out, [files], balance__seed=1)
-  assert run.run(again, log=quiet) == []
+  engine.finish(again)
   second = folders(out)
   changed = {name for name in first if first[name] != second[name]}
   assert changed == {"balance", "write"}
 
   # Another bound for lines; what files are cut into is read, not cut again.
   third = engine.chosen(out, [files], weigh__least=1, weigh__seen=str(seen))
-  assert run.run(third, log=quiet) == []
+  engine.finish(third)
   changed = {name for name in first if first[name] != folders(out)[name]}
   assert changed == {"weigh", "turn", "balance", "write"}
   assert len(seen.read_text().splitlines()) == 25
@@ -108,21 +107,21 @@ def test_a_setting_does_again_what_follows_and_nothing_else(files, tmp_path):
   # A field that changes no outcome has no part in the key.
   seen.unlink()
   fourth = engine.chosen(out, [files], weigh__least=1, weigh__delay=0.5)
-  assert run.run(fourth, log=quiet) == []
+  engine.finish(fourth)
   # All that was there is as it was, and so it is taken up again.
   assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
 def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
   out, seen = tmp_path / "out", tmp_path / "seen"
-  assert run.run(engine.chosen(out, [files]), log=quiet) == []
+  engine.finish(engine.chosen(out, [files]))
   wanted = engine.contents(out)
   found = folders(out)
   (out / found["weigh"] / "shard-00001.kept.zip").unlink()
   (out / found["turn"] / "shard-00002.done").unlink()
   assert engine.contents(out) != wanted
   again = engine.chosen(out, [files], weigh__seen=str(seen))
-  assert run.run(again, log=quiet) == []
+  engine.finish(again)
   assert engine.contents(out) == wanted == engine.contents(whole)
   assert len(seen.read_text().splitlines()) == 10  # of one shard, two files
 
@@ -130,11 +129,11 @@ def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
 def test_damage_is_named(files, tmp_path):
   out = tmp_path / "out"
   one = engine.chosen(out, [files], passes=engine.PASSES[:1])
-  assert run.run(one, log=quiet) == []
+  engine.finish(one)
   path = out / folders(out)["weigh"] / "shard-00000.jsonl"
   path.write_bytes(path.read_bytes().replace(b"one", b"eno"))
   with pytest.raises(ValueError, match=r"weigh-.*shard-00000.jsonl is damaged"):
-    run.run(engine.chosen(out, [files]), log=quiet)
+    engine.finish(engine.chosen(out, [files]))
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +186,11 @@ def test_what_was_left_out_stays_so(bad, tmp_path):
   for mark in (*out.glob("weigh-*/*.done"), *out.glob("turn-*/*.done")):
     mark.unlink()
   # A second run would not wait for what hangs, nor crash: it knows of them.
-  chosen = engine.chosen(out, [inputs], timeout=500.0)
-  assert run.run(chosen, log=quiet) == []
+  engine.finish(engine.chosen(out, [inputs]))
   assert engine.contents(out) == wanted
 
 
+@pytest.mark.slow
 def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
   inputs, out, _ = bad
   chosen = engine.chosen(out, [inputs], timeout=1.0)
@@ -209,7 +208,7 @@ def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   (inputs / "2.txt").write_text("raise a\nraise b\nraise c\none fine\n")
   out = tmp_path / "out"
   chosen = engine.chosen(out, [inputs], quota=0.2)
-  problems = run.run(chosen, log=quiet)
+  problems = run.run(chosen, log=quiet, work=engine.inline)
   assert len(problems) == 2
   said = "clips, shard 1: weigh failed for 3 of 9 clips, 2 are allowed"
   assert problems[0].startswith(said)
@@ -220,8 +219,7 @@ def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   assert not list(out.glob("write-*"))
   assert len(list(out.glob("turn-*/*.done"))) == 2
   # With more allowed, the same files are enough.
-  chosen = engine.chosen(out, [inputs], quota=0.5)
-  assert run.run(chosen, log=quiet) == []
+  engine.finish(engine.chosen(out, [inputs], quota=0.5))
   assert len(list(out.glob("turn-*/*.done"))) == 3
   assert not list(out.glob("*/*.failed"))
 
@@ -231,7 +229,7 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
   (inputs / "0.txt").write_text("away\n")
   seen = tmp_path / "seen"
   chosen = engine.chosen(tmp_path / "out", [inputs], weigh__seen=str(seen))
-  problems = run.run(chosen, log=quiet)
+  problems = run.run(chosen, log=quiet, work=engine.inline)
   assert problems[0] == "clips, shard 0: the scales are away"
   # Nobody is refused for it, and the other shards are not tried in vain.
   assert not list((tmp_path / "out").glob("weigh-*/*"))
@@ -250,15 +248,19 @@ def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
 
 def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
   chosen = engine.chosen(tmp_path / "out", [files])
+
+  def split(only: str, shards: str = "") -> list[str]:
+    share = run.Share(only=only, shards=shards)
+    return run.run(chosen, share, quiet, engine.inline)
+
   for only in ("clips", "together"):
-    assert run.run(chosen, run.Share(only=only, shards="0:1"), quiet) == []
-  (problem,) = run.run(chosen, run.Share(only="together"), quiet)
+    assert split(only, "0:1") == []
+  (problem,) = split("together")
   assert "the pass before has not done 2 shards: 1, 2" in problem
-  (problem,) = run.run(chosen, run.Share(only="even"), quiet)
+  (problem,) = split("even")
   assert "it needs all shards, and 2 of 3 are not done" in problem
-  assert run.run(chosen, run.Share(only="clips", shards="1/2"), quiet) == []
-  assert run.run(chosen, run.Share(only="clips", shards="2:"), quiet) == []
-  assert run.run(chosen, log=quiet) == []
+  assert split("clips", "1/2") == split("clips", "2:") == []
+  engine.finish(chosen)
   assert engine.contents(tmp_path / "out") == engine.contents(whole)
   for only, shards, said in (
     ("smell", "", "there is no pass 'smell'; choose from clips, together"),
@@ -268,4 +270,4 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
     ("clips", "2/2", "expected I < N"),
   ):
     with pytest.raises(ValueError, match=said):
-      run.run(chosen, run.Share(only=only, shards=shards), quiet)
+      split(only, shards)

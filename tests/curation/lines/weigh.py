@@ -11,6 +11,7 @@ from ovi_jax.curation import stage
 
 VERSION = 1
 KIND = "clip"
+BOUNDS = {"too short": ("length", "least")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
