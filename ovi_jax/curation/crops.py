@@ -29,7 +29,7 @@ FPS = 25
 SIDE = 224
 _SCALE = 0.4  # of the face's size that is added around it, and twice below
 _GREY = 110  # beyond the picture
-_QUALITY = 95
+_QUALITY = 90
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,7 +156,7 @@ def pack(tracks: Sequence[Crops]) -> bytes:
 def _jpeg(frame_HWC: np.ndarray) -> bytes:
   file = io.BytesIO()
   picture = Image.fromarray(frame_HWC)
-  picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+  picture.save(file, "JPEG", quality=_QUALITY)
   return file.getvalue()
 
 

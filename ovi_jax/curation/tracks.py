@@ -92,6 +92,14 @@ def join(
   return sorted(made, key=lambda t: (t["start_frame"], -_area(t), t["boxes"]))
 
 
+def at_once(tracks: Sequence[Track], frames: int) -> np.ndarray:
+  """How many tracks there are in each frame, [frames]."""
+  seen_T = np.zeros(frames, np.int64)
+  for track in tracks:
+    seen_T[track["start_frame"] :][: len(track["boxes"])] += 1
+  return seen_T
+
+
 def _matched(
   tracks: Sequence[list[tuple[int, Found]]],
   faces: Sequence[Found],

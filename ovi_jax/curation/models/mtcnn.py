@@ -162,12 +162,29 @@ def shapes(name: str) -> dict[str, Any]:
   return jax.eval_shape(NETWORKS[name].init, key, picture)["params"]
 
 
-def load(folder: str = "") -> dict[str, dict[str, Any]]:
-  """Read the weights.
+def files(folder: str = "") -> dict[str, pathlib.Path]:
+  """Where the weights are, by name of the network.
 
   Args:
     folder: with pnet.pt, rnet.pt and onet.pt; "" for those of the package
       facenet-pytorch, if it is installed (it is not imported).
+
+  Raises:
+    ValueError: the package or a file is missing.
+  """
+  place = pathlib.Path(folder) if folder else _installed()
+  paths = {name: place / f"{name}.pt" for name in NETWORKS}
+  for path in paths.values():
+    if not path.is_file():
+      raise ValueError(f"expected MTCNN's weights at {path}, found no file")
+  return paths
+
+
+def load(folder: str = "") -> dict[str, dict[str, Any]]:
+  """Read the weights.
+
+  Args:
+    folder: as of `files`.
 
   Returns:
     Variables by name of the network, float32.
@@ -175,12 +192,8 @@ def load(folder: str = "") -> dict[str, dict[str, Any]]:
   Raises:
     ValueError: a file is missing, damaged, or of another network.
   """
-  place = pathlib.Path(folder) if folder else _installed()
   read: dict[str, dict[str, Any]] = {}
-  for name in NETWORKS:
-    path = place / f"{name}.pt"
-    if not path.is_file():
-      raise ValueError(f"expected MTCNN's weights at {path}, found no file")
+  for name, path in files(folder).items():
     tensors = torch_file.open_torch(path)
     wanted = mapping.flatten(shapes(name))
     try:
