@@ -240,7 +240,7 @@ class Client:
     if self.answered == before:
       self.gone = tried
     self._stop_if_gone()
-    raise Unanswered(tried)
+    raise Unanswered(f"{self._settings.url}: {tried}")
 
   def _stop_if_gone(self) -> None:
     """`stage.Unavailable` once the endpoint has been taken to be gone."""
