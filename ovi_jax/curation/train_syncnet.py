@@ -10,6 +10,7 @@ it is SyncNet as published; 8 has an eighth of its channels and is enough for
 these faces.
 """
 
+import math
 import sys
 import time
 
@@ -25,6 +26,7 @@ from ovi_jax.curation.models import syncnet_weights
 
 FLAGS = flags.FLAGS
 _EVERY = 10  # steps of which the mean loss is shown
+_SAVED = 50  # steps after which weights are written, for those who stop early
 
 
 def train(settings: sync_training.Settings, out: str) -> None:
@@ -38,9 +40,12 @@ def train(settings: sync_training.Settings, out: str) -> None:
       # Read late: the next batch is made while this one computes.
       losses.append(value)
       if len(losses) % _EVERY == 0:
-        bar.set_postfix(loss=f"{_mean(losses):.3f}")
-  if not np.isfinite(losses[-1]):
-    raise ValueError(f"the loss is {losses[-1]}; try a smaller --rate")
+        last = _mean(losses)
+        bar.set_postfix(loss=f"{last:.3f}")
+        if not math.isfinite(last):
+          raise ValueError(f"the loss is {last}; try a smaller --rate")
+      if len(losses) % _SAVED == 0:
+        syncnet_weights.save(out, settings.config, state.variables)
   syncnet_weights.save(out, settings.config, state.variables)
   last = _mean(losses)
   print(f"{out}: {settings.steps} steps, loss {losses[0]:.3f} -> {last:.3f}")

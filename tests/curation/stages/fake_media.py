@@ -1,0 +1,35 @@
+"""A clip's media, given rather than read."""
+
+import dataclasses
+
+import numpy as np
+
+SILENT = np.zeros(0, np.float32)
+
+
+@dataclasses.dataclass(kw_only=True)
+class FakeMedia:
+  """What stages ask of `stage.Media`.
+
+  Attributes:
+    path: of no file.
+    video_THWC: uint8 RGB.
+    audio_A: float32 at 16 kHz.
+    files: what was kept.
+  """
+
+  path: str = "clip.mp4"
+  video_THWC: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((121, 36, 64, 3), np.uint8)
+  )
+  audio_A: np.ndarray = dataclasses.field(default_factory=lambda: SILENT)
+  files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+  def small_THWC(self, side: int) -> np.ndarray:
+    raise AssertionError(f"nobody needs pictures of {side} here")
+
+  def kept(self, name: str) -> bytes:
+    return self.files[name]
+
+  def keep(self, name: str, value: bytes) -> None:
+    self.files[name] = value
