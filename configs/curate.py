@@ -6,7 +6,8 @@
   python -m ovi_jax.curation --config=configs/curate.py:sounds …
 
 Windows of 121 frames with their sound; `:sounds` for corpora of sound alone;
-`:mini` and `:sounds-mini` take small media too, to try it on any machine.
+`:mini` and `:sounds-mini` take small media too, and pass clips by whose
+synchrony no weights are there to test, to try it on any machine.
 Fields of each stage are its module's `Config` (ovi_jax/curation/stages/), with
 its defaults, which are the paper's where it gives them. Any machine; a core
 does about what docs/curation.md says, synchrony wants an accelerator, captions
@@ -36,6 +37,7 @@ SOUNDS = (
   ("captions", ("captions",)),
   ("pack", ("pack",)),
 )
+MINI_AREA = 64 * 64  # what the stages of training have at :mini
 KINDS = ("", "mini", "sounds", "sounds-mini")
 
 
@@ -64,6 +66,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.stages = {
     name: settings.stage_fields(name) for _, names in passes for name in names
   }
+  if passes is SOUNDS:
+    config.stages.probe.video = False
+    config.stages.probe.least_seconds = config.stages.sounds.shortest
   if arg.endswith("mini"):
-    config.shard_size = 2
+    _make_mini(config)
   return config
+
+
+def _make_mini(config: ml_collections.ConfigDict) -> None:
+  """Take small media, and no weights but those that packages bring."""
+  config.shard_size = 2
+  if "cut" in config.stages:
+    config.stages.probe.least_area = MINI_AREA
+    config.stages.cut.area = MINI_AREA
+    config.stages.synchrony.without_weights = "pass"

@@ -25,6 +25,7 @@ ALLOWED = {
   "components": {"models", "parallel", "checkpoint"},
   "convert": {"models", "checkpoint"},
   "data": {"components", "parallel", "checkpoint"},
+  "curation": {"checkpoint", "convert", "data"},
   "demo": {"sampling"},
   "diffusion": set(),
   "evaluation": {

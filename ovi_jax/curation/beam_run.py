@@ -11,6 +11,7 @@ goes on where the other stopped. Beam's workers must see `out` and the inputs:
 buckets, or a file system that all of them mount.
 """
 
+import importlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,9 +30,11 @@ from ovi_jax.curation import shard as shards
 from ovi_jax.curation import watch
 
 try:
-  import apache_beam as beam
-  from apache_beam import metrics
-  from apache_beam.options import pipeline_options
+  beam: Any = importlib.import_module("apache_beam")
+  metrics: Any = importlib.import_module("apache_beam.metrics")
+  pipeline_options: Any = importlib.import_module(
+    "apache_beam.options.pipeline_options"
+  )
 except ImportError as error:
   raise ImportError(
     f"Apache Beam is missing ({error}); pip install 'ovi_jax[curate]'"

@@ -1,5 +1,6 @@
 """The figures of a report, as PNG: how many are left, and why."""
 
+import importlib
 import io
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -7,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from ovi_jax.curation import tally
+
 try:
-  from matplotlib import figure as figures
-  from matplotlib.backends import backend_agg
+  figures = importlib.import_module("matplotlib.figure")
+  backend_agg = importlib.import_module("matplotlib.backends.backend_agg")
 except ImportError as error:
   raise ImportError(
     f"matplotlib is missing ({error}); pip install 'ovi_jax[curate]', or give"
     " --config.report=False"
   ) from error
-
-from ovi_jax.curation import tally
 
 KEPT, DROPPED, FAILED, BOUND = "#2a6f97", "#e07a3f", "#8d99ae", "#222222"
 _WIDTH = 9.0  # inches

@@ -195,8 +195,11 @@ def stage_fields(name: str) -> dict[str, Any]:
   """The fields of a stage's Config with their defaults, for config files."""
   config = _module(_path(name)).Config
   types = typing.get_type_hints(config)
-  fields = dataclasses.asdict(config())
-  return {n: _listed(value, types[n]) for n, value in fields.items()}
+  # Not of an instance: a stage may want what has no default that would do.
+  return {
+    field.name: _listed(_default(field), types[field.name])
+    for field in dataclasses.fields(config)
+  }
 
 
 def _passes(
@@ -280,6 +283,15 @@ def _frozen(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return tuple(_frozen(part) for part in value)
   return value
+
+
+def _default(field: dataclasses.Field) -> Any:
+  """Of a field; "" where it has none."""
+  if field.default is not dataclasses.MISSING:
+    return field.default
+  if field.default_factory is not dataclasses.MISSING:
+    return field.default_factory()
+  return ""
 
 
 def _listed(value: Any, hint: Any) -> Any:

@@ -101,7 +101,7 @@ def test_a_field_that_is_missing_is_named():
 @pytest.mark.parametrize("kind", curate.KINDS)
 def test_the_config_has_all_fields_of_its_stages(kind):
   config = curate.get_config(kind)
-  config.out = "out"
+  config.out, config.stages.captions.model = "out", "m"
   chosen = settings.Settings.from_config(config)
   assert chosen.inputs == ()
   names = [stage.name for stage in chosen.stages]
