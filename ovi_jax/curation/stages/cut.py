@@ -32,6 +32,9 @@ from ovi_jax.curation import stage
 NAME = "cut"
 VERSION = 1
 KIND = "clip"
+BOUNDS = {
+  "too small within its margins": ("enlargement", "largest_enlargement"),
+}
 VIDEO, AUDIO, FACES = "video.mp4", "audio.pcm", "faces.npz"
 ASPECTS = ("kept", "square")
 _QUALITY = 90  # of the JPEGs

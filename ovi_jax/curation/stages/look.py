@@ -22,6 +22,12 @@ from ovi_jax.curation.stages import motion
 NAME = "look"
 VERSION = 1
 KIND = "clip"
+BOUNDS = {
+  "too dark": ("exposure", "least_exposure"),
+  "too bright": ("exposure", "most_exposure"),
+  "blurred": ("sharpness", "least_sharpness"),
+  "not pleasing": ("aesthetic", "least_aesthetic"),
+}
 SIDE = 360  # pixels of the shorter side that sharpness is measured at
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of BT.709
 

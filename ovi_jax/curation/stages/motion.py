@@ -19,6 +19,11 @@ from ovi_jax.curation import stage
 NAME = "motion"
 VERSION = 1
 KIND = "clip"
+BOUNDS = {
+  "too quiet": ("volume_db", "least_volume"),
+  "static": ("flow", "least_flow"),
+  "mostly margins": ("part", "least_part"),
+}
 SIDE = 180  # pixels of the shorter side that flow is measured at
 _SILENCE = -120.0  # dB of no sound at all
 

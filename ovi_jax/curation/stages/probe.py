@@ -20,6 +20,12 @@ from ovi_jax.curation import stage
 NAME = "probe"
 VERSION = 1
 KIND = "clip"
+BOUNDS = {
+  "too short": ("duration", "least_seconds"),
+  "too small": ("area", "least_area"),
+  "too large": ("area", "largest_area"),
+  "too long and narrow": ("aspect", "largest_aspect"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

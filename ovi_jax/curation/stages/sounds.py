@@ -21,6 +21,9 @@ from ovi_jax.curation import stage
 NAME = "sounds"
 VERSION = 1
 KIND = "clip"
+BOUNDS = {
+  "too quiet": ("volume_db", "least_volume"),
+}
 KINDS = ("long", "short")
 _STEP = 0.02  # seconds that loudness is measured over
 _PAUSE = 10  # steps around a place that must be quiet to cut there

@@ -37,6 +37,7 @@ VERSION = 1
 KIND = "shard"
 NAME = "synchrony"
 APART, UNSURE = "lips and sound apart", "lips and sound do not match"
+BOUNDS = {UNSURE: ("sync_confidence", "least_confidence")}
 _WINDOWS = 20  # of a stretch, the unit of a batch
 _DIGITS = 4  # of scores; what a machine rounds differently is beyond them
 Pair = tuple[clips.Clip, stage.Media]
