@@ -219,10 +219,10 @@ class Client:
     before = seen = self.answered
     tries = waits = 0
     while True:
-      await self._turn()
+      expected = await self._turn()
       found = await self._attempt(request)
       if not isinstance(found, _Failure):
-        self._count(found)
+        self._count(found, expected)
         return found
       if found.error is stage.Unavailable:
         self.gone = self.gone or found.text
@@ -255,18 +255,20 @@ class Client:
     longest = self._settings.first_wait * 2 ** min(waits, 30)
     return min(longest, self._settings.longest_wait) * (0.5 + 0.5 * chance)
 
-  async def _turn(self) -> None:
-    """Wait until the rates allow another request."""
+  async def _turn(self) -> float:
+    """Wait until the rates allow another request; tokens that it may take."""
     settings, now = self._settings, self._clock.now()
+    expected = self._expected()
     start = max(now, self._request_at, self._tokens_at)
     if settings.requests_per_minute:
       self._request_at = start + 60 / settings.requests_per_minute
     if settings.tokens_per_minute:
-      self._tokens_at = start + self._minutes(self._expected()) * 60
+      self._tokens_at = start + self._seconds(expected)
     while (wait := max(start, self._free_at) - self._clock.now()) > 0:
       await self._clock.sleep(wait)
       self._stop_if_gone()
     self._stop_if_gone()
+    return expected
 
   def _expected(self) -> float:
     """Tokens of a request and its answer: the mean of those seen."""
@@ -274,15 +276,15 @@ class Client:
       return self._settings.tokens_expected
     return self._tokens_seen / self.answered
 
-  def _minutes(self, tokens: float) -> float:
+  def _seconds(self, tokens: float) -> float:
     """The time that so many tokens take at the limit."""
-    return tokens / self._settings.tokens_per_minute
+    return tokens / self._settings.tokens_per_minute * 60
 
-  def _count(self, reply: caption_cache.Reply) -> None:
+  def _count(self, reply: caption_cache.Reply, expected: float) -> None:
     """Note an answer; what it took beyond the expected is waited for."""
     used = reply.tokens_in + reply.tokens_out
     if self._settings.tokens_per_minute:
-      self._tokens_at += self._minutes(used - self._expected()) * 60
+      self._tokens_at += self._seconds(used - expected)
     self._tokens_seen += used
     self.answered += 1
 

@@ -75,20 +75,27 @@ def test_an_answer_and_its_tokens():
     captioner.MALFORMED,
     captioner.HALF,
     captioner.CLOSED,
-    captioner.slow(0.4),
-    captioner.drip(0.01),
   ],
   ids=lambda step: f"{step['kind']}{step.get('status', '')}",
 )
 def test_after_rudeness_comes_the_answer(rude):
   clock = Clock()
   with captioner.serving(captioner.in_turn(rude, rude)) as server:
-    chosen = settings(server.url, total_seconds=0.2)
-    ((reply,), _) = ask(chosen, clock=clock)
+    ((reply,), _) = ask(settings(server.url), clock=clock)
   assert reply.text == captioner.words(json.loads(request()))
   assert len(server.bodies) == 3
   first, second = clock.slept
   assert 0.5 <= first < 1 <= second < 2  # exponential, half of it by chance
+
+
+@pytest.mark.parametrize(
+  "late", [captioner.slow(30), captioner.drip(0.1)], ids=["slow", "drip"]
+)
+def test_after_a_time_out_comes_the_answer(late):
+  with captioner.serving(captioner.in_turn(late)) as server:
+    ((reply,), _) = ask(settings(server.url, total_seconds=0.5))
+  assert reply.text == captioner.words(json.loads(request()))
+  assert len(server.bodies) >= 2  # more where the machine is slow, too
 
 
 def test_waits_are_the_same_for_the_same_seed():
@@ -247,7 +254,7 @@ def test_the_pool_is_no_larger_than_asked():
 
 def test_time_outs_are_real_ones_too():
   begin = time.monotonic()
-  with captioner.serving(lambda n, b: captioner.slow(5)) as server:
+  with captioner.serving(lambda n, b: captioner.slow(30)) as server:
     chosen = settings(server.url, read_seconds=0.1, attempts=2, first_wait=0.1)
 
     async def run():
@@ -256,7 +263,7 @@ def test_time_outs_are_real_ones_too():
 
     with pytest.raises(stage.Unavailable, match="ReadTimeout"):
       asyncio.run(run())
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 25
 
 
 def test_keys_come_from_the_environment(monkeypatch):

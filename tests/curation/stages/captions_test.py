@@ -241,12 +241,12 @@ def test_a_rude_server_loses_nothing(tmp_path):
     captioner.MALFORMED,
     captioner.HALF,
     captioner.CLOSED,
-    captioner.slow(0.3),
+    captioner.slow(3),
   ]
   choose = random.Random(1)
   script = lambda n, b: choose.choice([*rude, *[captioner.OK] * 6])  # noqa: E731
   pairs = [pair(n) for n in range(30)]
-  changes = {"concurrency": 8, "total_seconds": 0.15, "attempts": 12}
+  changes = {"concurrency": 8, "total_seconds": 0.8, "attempts": 20}
   with captioner.serving(script) as server:
     ours = captioned(server.url, tmp_path / "a", pairs, **changes)
     assert len(server.bodies) > 40
