@@ -8,14 +8,12 @@ each stage, the scores with the bounds drawn, hours and shares, and clips that
 were kept and dropped, to look at.
 """
 
-import base64
-import html
 import json
 import sys
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 
 import tqdm
 from absl import app
@@ -26,6 +24,7 @@ from ovi_jax import runtime
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import figures
 from ovi_jax.curation import inputs
+from ovi_jax.curation import page
 from ovi_jax.curation import places
 from ovi_jax.curation import settings as curation_settings
 from ovi_jax.curation import sheets
@@ -36,21 +35,6 @@ from ovi_jax.curation import whole
 NAME = "report.html"
 FLAGS = flags.FLAGS
 _DETAIL = 600  # characters of a failure's detail
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2em auto;
-  max-width: 62em; padding: 0 1em; }
-h1 { font-size: 1.6em; } h2 { margin-top: 2.2em; font-size: 1.25em;
-  border-bottom: 1px solid #ddd; } h3 { font-size: 1em; margin-bottom: 0.3em; }
-table { border-collapse: collapse; } td, th { padding: 0.2em 0.8em 0.2em 0;
-  text-align: left; vertical-align: top; border-bottom: 1px solid #eee; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-figure { display: inline-block; margin: 0.4em 0.8em 0.6em 0; }
-figcaption, .small { font-size: 0.8em; color: #555; overflow-wrap: anywhere;
-  max-width: 34em; }
-pre { font-size: 0.75em; background: #f6f6f6; padding: 0.6em; overflow: auto;
-  max-height: 14em; } img { max-width: 100%; }
-.bad { color: #a33; }
-"""
 
 
 def write(
@@ -80,14 +64,9 @@ def write(
     _dropped(settings, stages),
     _config(settings),
   ]
-  page = (
-    '<!doctype html><html lang="en"><meta charset="utf-8">'
-    f"<title>Curation: {_text(settings.out)}</title><style>{_STYLE}</style>"
-    + "\n".join(parts)
-    + "</html>\n"
-  )
   place = places.join(settings.out, NAME)
-  places.write(place, page.encode())
+  title = f"Curation: {settings.out}"
+  places.write(place, page.page(title, parts).encode())
   return place
 
 
@@ -105,10 +84,10 @@ def _summary(
   first, last = stages[0], _last(stages)
   share = last.passed / max(1, stages[_windows(stages)].passed)
   said = [
-    f"<h1>Curation of {_text(settings.out)}</h1>",
+    f"<h1>Curation of {page.text(settings.out)}</h1>",
     f"<p><b>{first.passed:,}</b> files in {first.shards:,} shards went in;"
     f" <b>{last.passed:,}</b> clips, <b>{_hours(last.seconds)}</b>, came"
-    f" through {_text(last.name)}: {share:.1%} of the clips that the files"
+    f" through {page.text(last.name)}: {share:.1%} of the clips that the files"
     " were cut into.</p>",
   ]
   tokens = max((stage.tokens for stage in stages), default=(0, 0))
@@ -132,18 +111,18 @@ def _ends(
       if made is None:
         undone += names
       else:
-        words = _text(json.dumps(made["made"], indent=1))
-        yield f"<p>{_text(names[0])} wrote:</p><pre>{words}</pre>"
+        words = page.text(json.dumps(made["made"], indent=1))
+        yield f"<p>{page.text(names[0])} wrote:</p><pre>{words}</pre>"
     else:
       shards = stages[0].shards
       undone += [
         s.name for s in stages if s.name in names and s.shards < shards
       ]
   if problems:
-    lines = "".join(f"<li>{_text(line)}</li>" for line in problems)
+    lines = "".join(f"<li>{page.text(line)}</li>" for line in problems)
     yield f'<p class="bad">Not all is done:</p><ul>{lines}</ul>'
   elif undone:
-    shown = _text(", ".join(undone))
+    shown = page.text(", ".join(undone))
     yield f'<p class="bad">Shards are left to do in: {shown}.</p>'
 
 
@@ -199,14 +178,14 @@ def _stages(stages: Sequence[tally.Stage]) -> str:
   head = ["stage", "shards", "came", "passed", "refused", "failed"]
   return (
     "<h2>Stages</h2>"
-    + _table([*head, "share", "hours"], rows)
-    + _image(figures.funnel(shown))
+    + page.table([*head, "share", "hours"], rows)
+    + page.image(figures.funnel(shown))
   )
 
 
 def _reasons(stages: Sequence[tally.Stage]) -> str:
   """Why clips were refused."""
-  return "<h2>Reasons</h2>" + _image(figures.reasons(stages))
+  return "<h2>Reasons</h2>" + page.image(figures.reasons(stages))
 
 
 def _scores(
@@ -224,23 +203,36 @@ def _scores(
         for reason in bounded
         if reason in gathered.reasons
       }
-      bounds = {
-        reason: float(value)
-        for reason in bounded
-        if (value := getattr(stage.config, stage.bounds[reason][1])) is not None
-      }
       kept = gathered.scores.get(score, ())
+      bounds = _bounds(stage, bounded, kept, dropped)
       if kept or dropped:
         panels.append((f"{stage.name}: {score}", kept, dropped, bounds))
     for reason, found in gathered.reasons.items():
       if found.scores and reason not in stage.bounds:
         title = f"{stage.name}: {reason}"
         panels.append((title, (), {reason: found.scores}, {}))
-  image = _image(figures.scores(panels))
+  image = page.image(figures.scores(panels))
   return (
     "<h2>Scores</h2><p>Of clips passed on (blue) and refused (orange); a dashed"
     f" line is the bound.</p>{image}"
   )
+
+
+def _bounds(
+  stage: curation_settings.Stage,
+  reasons: Sequence[str],
+  kept: Sequence[float],
+  dropped: Mapping[str, Sequence[float]],
+) -> dict[str, float]:
+  """The bounds of a score that some clip is beyond, or not far from."""
+  low, high = min(kept, default=0.0), max(kept, default=0.0)
+  found = {}
+  for reason in reasons:
+    bound = getattr(stage.config, stage.bounds[reason][1])
+    near = kept and 2 * low - high <= (bound or 0.0) <= 2 * high - low
+    if bound is not None and (near or reason in dropped):
+      found[reason] = float(bound)
+  return found
 
 
 def _shares(
@@ -259,8 +251,8 @@ def _shares(
     for (stage, fact), values in _last(stages).facts.items()
     for value, number in values.items()
   ]
-  figure = _image(figures.shares(parts)) if parts else ""
-  table = _table(["fact", "value", "clips"], rows)
+  figure = page.image(figures.shares(parts)) if parts else ""
+  table = page.table(["fact", "value", "clips"], rows)
   return (
     f"<h2>Shares</h2>{figure}<h3>Of the clips that came through</h3>{table}"
   )
@@ -285,7 +277,7 @@ def _dropped(
   for stage in stages:
     for name, reason in stage.reasons.items():
       title = f"{stage.name}: {name} ({reason.count:,})"
-      shown.append(f"<h3>{_text(title)}</h3>")
+      shown.append(f"<h3>{page.text(title)}</h3>")
       for shard, reject in reason.examples:
         shown.append(_reject(settings, shard, reject))
   return "".join(shown)
@@ -298,7 +290,7 @@ def _reject(
   score = [] if reject.score is None else [f"score {reject.score:g}"]
   if reject.failed:
     # It is not opened: it may end this process too.
-    detail = _text(reject.detail[-_DETAIL:])
+    detail = page.text(reject.detail[-_DETAIL:])
     return f"<p class=small>{_name(reject.clip)}</p><pre>{detail}</pre>"
   return _figure(settings, shard, reject.clip, [*score, reject.detail])
 
@@ -315,8 +307,8 @@ def _figure(
   ]
   with store.keeper(folders, shard) as keeper:
     jpeg = sheets.picture(clip, keeper)
-  shown = _image(jpeg, "jpeg") if jpeg else ""
-  below = "".join(f"<br>{_text(line[:_DETAIL])}" for line in lines if line)
+  shown = page.image(jpeg, "jpeg") if jpeg else ""
+  below = "".join(f"<br>{page.text(line[:_DETAIL])}" for line in lines if line)
   caption = f"<figcaption>{_name(clip)}{below}</figcaption>"
   return f"<figure>{shown}{caption}</figure>"
 
@@ -327,13 +319,13 @@ def _config(settings: curation_settings.Settings) -> str:
     [stage.name, stage.key, json.dumps(vars(stage.config), default=str)]
     for stage in settings.stages
   ]
-  return "<h2>Settings</h2>" + _table(["stage", "key", "config"], rows)
+  return "<h2>Settings</h2>" + page.table(["stage", "key", "config"], rows)
 
 
 def _name(clip: clips.Clip) -> str:
   """Where a clip is."""
   start = f", {clip.start:.2f} s" if clip.start else ""
-  return _text(f"{clip.path}{start}")
+  return page.text(f"{clip.path}{start}")
 
 
 def _hours(seconds: float) -> str:
@@ -342,33 +334,6 @@ def _hours(seconds: float) -> str:
     return ""
   hours = seconds / 3600
   return f"{hours:,.1f} h" if hours >= 1 else f"{seconds / 60:.1f} min"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A table; numbers stand to the right."""
-
-  def cells(row: Sequence[Any], tag: str) -> Iterator[str]:
-    for value in row:
-      number = isinstance(value, int) and not isinstance(value, bool)
-      text = f"{value:,}" if number else _text(str(value))
-      yield f"<{tag}{' class=n' if number else ''}>{text}</{tag}>"
-
-  lines = ["".join(cells(head, "th")), *("".join(cells(r, "td")) for r in rows)]
-  return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def _image(value: bytes | None, kind: str = "png") -> str:
-  """A picture within the page."""
-  if value is None:
-    return "<p>None.</p>"
-  return (
-    f'<img src="data:image/{kind};base64,{base64.b64encode(value).decode()}">'
-  )
-
-
-def _text(text: str) -> str:
-  """Text that is only text; names of files may hold anything."""
-  return html.escape(text.encode(errors="backslashreplace").decode())
 
 
 def main(argv: list[str]) -> None:

@@ -27,7 +27,12 @@ from ovi_jax.curation import worker as workers
 ATTEMPTS = 2  # until a clip that ends its process is left out
 _PATIENCE = 5.0  # seconds that workers get to clear away, when told to stop
 # A worker is one of many: libraries shall not each take all cores.
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_ONE_THREAD = (
+  "OMP_NUM_THREADS",
+  "OPENBLAS_NUM_THREADS",
+  "MKL_NUM_THREADS",
+  "OPENCV_FOR_THREADS_NUM",
+)
 _FOREVER = float("inf")
 
 
@@ -128,7 +133,8 @@ class Watched:
       args=(theirs, lifeline, self._settings, self._part),
       daemon=True,
     )
-    with _environment({name: "1" for name in _ONE_THREAD}):
+    shared = _ONE_THREAD if self._processes > 1 else ()
+    with _environment({name: "1" for name in shared}):
       process.start()
     theirs.close()
     lifeline.close()

@@ -177,10 +177,14 @@ def _make(
   with tqdm.tqdm(total=total, desc=part.name, unit="clip") as bar:
     every = _every(settings, part.first, count, bar)
     if not places.is_remote(end):
-      # What a run left that was stopped before it said that this was whole.
+      new = pathlib.Path(f"{end}.new")
+      shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped
+      new.parent.mkdir(parents=True, exist_ok=True)
+      made = dict(function(every, new))
+      # What stood there was made of other clips.
       shutil.rmtree(end, ignore_errors=True)
-      pathlib.Path(end).parent.mkdir(parents=True, exist_ok=True)
-      return dict(function(every, pathlib.Path(end)))
+      new.rename(end)
+      return made
     with tempfile.TemporaryDirectory(prefix="ovi_jax-") as local:
       made = dict(function(every, pathlib.Path(local) / RECORDS))
       places.upload(pathlib.Path(local) / RECORDS, end)

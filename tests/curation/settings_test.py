@@ -109,6 +109,7 @@ def test_the_config_has_all_fields_of_its_stages(kind):
   for stage in chosen.stages:
     fields = {field.name for field in dataclasses.fields(stage.config)}
     assert set(config.stages[stage.name]) == fields
+    assert {field for _, field in stage.bounds.values()} <= fields
 
 
 def test_an_unknown_kind_of_config_names_those_there_are():
