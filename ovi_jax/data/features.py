@@ -5,6 +5,7 @@ bfloat16, their shapes beside them. Arrays come back in the type they are stored
 in; batches are float32.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
 
 from ovi_jax import geometry
 from ovi_jax.data import schema
@@ -85,6 +87,25 @@ def encode(
     "audio_latents": _bytes(record.latents.audio, dtype, record.id),
     "text": b"".join(_bytes(t, dtype, record.id) for t in record.text),
   }
+
+
+def serialize(encoded: Mapping[str, Any]) -> bytes:
+  """What `encode` returned as the bytes of a tf.train.Example.
+
+  The same values are the same bytes; as tfds serializes them, the order of the
+  features is another one in each process.
+  """
+  described, serializer = _serializer()
+  example: Any = serializer.get_tf_example(described.encode_example(encoded))
+  return example.SerializeToString(deterministic=True)
+
+
+@functools.cache
+def _serializer() -> tuple[Any, Any]:
+  """The features, and what makes a proto of them."""
+  described = features()
+  information = described.get_serialized_info()
+  return described, example_serializer.ExampleSerializer(information)
 
 
 def _frames(record: schema.Record) -> int:

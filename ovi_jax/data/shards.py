@@ -57,14 +57,13 @@ def write(
     ValueError: a record breaks the contract.
     OSError: the disk is full, or the folder is not writable.
   """
-  path, described = shard_path(folder, split, number), features.features()
+  path = shard_path(folder, split, number)
   rows, size = [], 0
   with _disk_errors(path), files.replacing(path) as temporary:
     writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
     try:
       for record in records:
-        encoded = features.encode(record, sizes, dtype)
-        stored = described.serialize_example(encoded)
+        stored = features.serialize(features.encode(record, sizes, dtype))
         writer.write(stored)
         rows.append((*record.sizes.video, record.sizes.audio))
         size += len(stored)

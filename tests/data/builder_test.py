@@ -66,6 +66,26 @@ def test_no_tensorflow(dataset):
   subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_another_process_writes_the_same_bytes(tmp_path):
+  script = (
+    "import sys; from ovi_jax.data import builder;"
+    "from tests.data import generate;"
+    "builder.write(sys.argv[1], {'train': map(generate.record, range(3))},"
+    " geometry=generate.GEOMETRY)"
+  )
+  for name in ("one", "other"):
+    subprocess.run(
+      [sys.executable, "-c", script, str(tmp_path / name)],
+      check=True,
+      cwd=pathlib.Path(__file__).parents[2],
+    )
+  ours, theirs = (
+    {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+    for name in ("one", "other")
+  )
+  assert ours == theirs and len(ours) > 3
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path):
   def broken():
     yield generate.record(0)

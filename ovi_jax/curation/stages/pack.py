@@ -223,7 +223,12 @@ def _none_left(path: pathlib.Path, packing: _Packing) -> Iterator[None]:
   except ValueError as error:
     if packing.records[TRAIN]:
       raise
+    held_out = packing.records[TEST]
     raise ValueError(
-      f"{path}: no clip is left to train on ({packing.made()}); see the report"
-      " for what refused them"
+      f"{path}: no clip is left to train on ({packing.made()});"
+      + (
+        " all are held out: lower held_out, or choose another seed"
+        if held_out
+        else " see the report for what refused them"
+      )
     ) from error

