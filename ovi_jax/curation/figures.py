@@ -37,7 +37,7 @@ def funnel(stages: Sequence[tally.Stage]) -> bytes:
   axes.barh(rows, failed, left=passed + refused, color=FAILED, label="failed")
   axes.set_yticks(rows, [stage.name for stage in stages])
   axes.set_xlabel("files, from windows on clips")
-  axes.legend(frameon=False, fontsize=8, loc="best")
+  axes.legend(frameon=False, fontsize=8, loc="lower right")
   return _png(figure)
 
 
@@ -91,7 +91,7 @@ def scores(
       label=["passed on", *map(_plain, dropped)],
     )
     if dropped:
-      axes.legend(frameon=False, fontsize=6)
+      axes.legend(frameon=False, fontsize=6, loc="upper right")
     for bound in bounds.values():
       axes.axvline(bound, color=BOUND, linestyle="--", linewidth=1)
       axes.annotate(

@@ -10,6 +10,9 @@ from ovi_jax.curation import store
 from ovi_jax.curation import watch
 from tests.curation import engine
 
+# Short for what hangs; long for all else, also where others compute.
+LIMITS = {"timeout": 120.0, "timeouts": {"weigh": 3.0}}
+
 
 def quiet(_: str) -> None:
   pass
@@ -73,12 +76,11 @@ def test_clips_go_through_all_stages(whole, files):
   assert first.scores == {"length": 7.0} and first.start == 0
 
 
-def test_nothing_is_done_twice(whole, files, monkeypatch):
-  monkeypatch.setattr(watch, "Watched", None)
+def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):
   before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
   monkeypatch.setattr(watch.Watched, "_start", None)
   with pytest.raises(TypeError):  # were there anything to do
-    run.run(engine.chosen(whole.with_name("new"), [files]), log=quiet)
+    run.run(engine.chosen(tmp_path / "new", [files]), log=quiet)
   assert run.run(engine.chosen(whole, [files]), log=quiet) == []
   assert run.run(engine.chosen(whole), log=quiet) == []
   assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
@@ -140,12 +142,12 @@ def test_damage_is_named(files, tmp_path):
 def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
   """A run over lines of which many fail, and what it said."""
   folder = tmp_path_factory.mktemp("bad")
-  words = ["one fine", "raise it", "hang", "crash", "leave", "strange", "x"]
+  words = ["one fine", "raise it", "hang", "crash", "strange", "x"]
   words += ["two fine", "three unturnable", "one good", "four explosive"]
   inputs = engine.write_inputs(folder / "in")
   (inputs / "0.txt").write_text("\n".join(words) + "\n")
   (inputs / "1.txt").write_text("")
-  chosen = engine.chosen(folder / "out", [inputs], timeout=1.0, workers=2)
+  chosen = engine.chosen(folder / "out", [inputs], workers=2, **LIMITS)
   problems = run.run(chosen, log=quiet)
   return inputs, folder / "out", problems
 
@@ -157,9 +159,8 @@ def test_each_failure_is_a_named_reject(bad):
   failed = {text: reject for text, reject in found.items() if reject.failed}
   assert set(found) - set(failed) == {"x"}
   reasons = {text: (r.reason, r.detail) for text, r in failed.items()}
-  assert reasons["hang"] == ("timed out", "more than 1 s")
+  assert reasons["hang"] == ("timed out", "more than 3 s")
   assert reasons["crash"] == ("ended its process", "signal 11")
-  assert reasons["leave"] == ("ended its process", "exit code 3")
   reason, detail = reasons["raise it"]
   assert reason == "failed: ValueError"
   assert detail.startswith("tests/curation/lines/weigh.py:")
@@ -193,10 +194,10 @@ def test_what_was_left_out_stays_so(bad, tmp_path):
 @pytest.mark.slow
 def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
   inputs, out, _ = bad
-  chosen = engine.chosen(out, [inputs], timeout=1.0)
+  chosen = engine.chosen(out, [inputs], **LIMITS)
   wanted = engine.contents(out)
   (path,) = out.glob("weigh-*/*.left_out")
-  assert len(json.loads(path.read_text())["clips"]) == 3
+  assert len(json.loads(path.read_text())["clips"]) == 2
   share = run.Share(only="clips", retry=True)
   seen = path.stat().st_mtime_ns
   assert run.run(chosen, share, log=quiet) == []
@@ -271,3 +272,23 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
   ):
     with pytest.raises(ValueError, match=said):
       split(only, shards)
+
+
+def test_what_is_appended_ends_as_if_it_had_always_been_there(files, tmp_path):
+  # A stage follows whose clips change in old shards: shares are of all.
+  clips, together, even, end = engine.PASSES
+  passes = (clips, even, together, end)
+  inputs = engine.write_inputs(tmp_path / "in")
+  out, fresh = tmp_path / "out", tmp_path / "fresh"
+  settings = {"passes": passes, "shard_size": 1}
+  engine.finish(engine.chosen(out, [inputs], **settings))
+  before = {p: p.stat().st_mtime_ns for p in out.glob("weigh-*/*")}
+  first = engine.contents(out)
+  (inputs / "9.txt").write_text("one more\n" * 9)
+  engine.finish(engine.chosen(out, [inputs], append=True, **settings))
+  engine.finish(engine.chosen(fresh, [inputs], **settings))
+  assert engine.contents(out) == engine.contents(fresh)
+  assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+  turned = [n for n in first if n.startswith("turn-") and n.endswith("jsonl")]
+  after = engine.contents(out)
+  assert any(first[name] != after[name] for name in turned)
