@@ -104,7 +104,7 @@ def serialize(encoded: Mapping[str, Any]) -> bytes:
 def _serializer() -> tuple[Any, Any]:
   """The features, and what makes a proto of them."""
   described = features()
-  information = described.get_serialized_info()
+  information: Any = described.get_serialized_info()
   return described, example_serializer.ExampleSerializer(information)
 
 
