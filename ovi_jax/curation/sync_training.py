@@ -73,11 +73,10 @@ def loss(lips_ND: jax.Array, sound_ND: jax.Array) -> jax.Array:
   difference_NND = lips_ND[:, None] - sound_ND[None]
   logits = -jnp.sqrt(jnp.sum(difference_NND**2, -1) + _NEAR)
   right = jnp.arange(len(lips_ND))
-  both = (
-    optax.softmax_cross_entropy_with_integer_labels(x, right)
-    for x in (logits, logits.T)
+  cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+  return jnp.mean(cross_entropy(logits, right)) / 2 + (
+    jnp.mean(cross_entropy(logits.T, right)) / 2
   )
-  return sum(jnp.mean(x) for x in both) / 2
 
 
 def begin(settings: Settings) -> State:

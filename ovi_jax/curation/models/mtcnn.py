@@ -65,7 +65,8 @@ def _dense(x: jax.Array, name: str, width: int) -> jax.Array:
 
 def _pool(x: jax.Array, size: int) -> jax.Array:
   """Maximum at every other place; windows may reach beyond the end."""
-  pads = tuple((0, -(n - size) % 2) for n in x.shape[1:3])
+  # Any: flax says that padding is text, and takes numbers.
+  pads: Any = tuple((0, -(n - size) % 2) for n in x.shape[1:3])
   return nn.max_pool(x, (size, size), (2, 2), pads)
 
 

@@ -159,7 +159,9 @@ class _Lips(nn.Module):
     x = _FirstLayer(one, name="layer_0")(x, training)
     x = nn.max_pool(x, (3, 3), (2, 2))
     x = _Layer(two, (5, 5), 2, 1, name="layer_1")(x, training)
-    x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    # Any: flax says that padding is text, and takes numbers.
+    around: Any = ((1, 1), (1, 1))
+    x = nn.max_pool(x, (3, 3), (2, 2), around)
     for number, channels in enumerate((three, four, five), 2):
       x = _Layer(channels, (3, 3), 1, 1, name=f"layer_{number}")(x, training)
     x = nn.max_pool(x, (3, 3), (2, 2))

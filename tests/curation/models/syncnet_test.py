@@ -58,6 +58,7 @@ def test_equal_to_torch(golden, narrow):
   assert max(errors(config, variables, golden, "narrow_")) <= EQUAL
 
 
+@pytest.mark.slow
 def test_equal_to_torch_at_full_size(golden, tmp_path):
   path = tmp_path / "syncnet_v2.model"
   torch_file.save(path, tensors(FULL))
