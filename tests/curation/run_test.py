@@ -72,7 +72,7 @@ def test_clips_go_through_all_stages(whole, files):
     assert (reject.reason, reject.score) == ("too short", 1.0)
   first, *_ = lines(whole, "weigh")
   # Stages see what they would see after a restart: JSON.
-  assert first.facts["weigh"]["pair"] == [1, 2]
+  assert first.facts["weigh"]["came"] == "list"
   assert first.scores == {"length": 7.0} and first.start == 0
 
 
@@ -238,13 +238,13 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
 
 
 def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
-  seen = tmp_path / "seen"
+  # Of a pass that would come later.
   lacking = engine.chosen(
-    tmp_path / "out", [files], weigh__missing="/no/weights", cut__lines=3
+    tmp_path / "out", [files], turn__missing="/no/weights"
   )
   with pytest.raises(ValueError, match="no weights at /no/weights"):
     run.run(lacking, log=quiet)
-  assert not list((tmp_path / "out").glob("cut-*")) and not seen.exists()
+  assert not list((tmp_path / "out").glob("cut-*"))
 
 
 def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):

@@ -68,7 +68,7 @@ def test_settings_travel_to_other_processes():
     ({"workers": -1}, "workers must be 0"),
     (
       {"weigh__most": 3},
-      "stages.weigh: unknown most; known are least, missing",
+      "stages.weigh: unknown most; known are least, seen",
     ),
     ({"weigh__least": -1}, "weigh.least must not be negative, got -1"),
     ({"skip": ("smell",)}, "skip: unknown smell; known are cut"),

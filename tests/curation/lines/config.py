@@ -7,5 +7,5 @@ from tests.curation import engine
 
 def get_config() -> ml_collections.ConfigDict:
   # Long enough to be killed in, also by who is slow to start.
-  fields = {"weigh__delay": 0.02, "weigh__missing": "", "weigh__seen": ""}
+  fields = {"weigh__delay": 0.02, "weigh__seen": ""}
   return engine.config("", ("",), shard_size=1, **fields)

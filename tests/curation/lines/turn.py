@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import os
 
 VERSION = 1
 KIND = "shard"
@@ -10,9 +11,17 @@ KIND = "shard"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   mark: str = "!"
+  missing: str = ""
+
+
+def identity(config):
+  return {"mark": config.mark}
 
 
 def load(config):
+  if config.missing and not os.path.exists(config.missing):
+    raise ValueError(f"turn: no weights at {config.missing}")
+
   def turn(pairs):
     texts = [media.kept("text").decode() for _, media in pairs]
     if any("unturnable" in text for text in texts):

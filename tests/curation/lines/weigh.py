@@ -2,7 +2,6 @@
 
 import ctypes
 import dataclasses
-import os
 import pathlib
 import time
 
@@ -17,7 +16,6 @@ BOUNDS = {"too short": ("length", "least")}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   least: int = 3
-  missing: str = ""
   seen: str = ""  # a file that gets a line for each clip
   delay: float = 0.0
 
@@ -31,9 +29,6 @@ def identity(config):
 
 
 def load(config):
-  if config.missing and not os.path.exists(config.missing):
-    raise ValueError(f"weigh: no weights at {config.missing}")
-
   def weigh(clip, media):
     text = clip.facts["cut"]["text"]
     if config.seen:
@@ -57,7 +52,10 @@ def load(config):
       )
     media.keep("text", text.encode())
     return clip.found(
-      "weigh", {"length": float(len(text))}, kind=word, pair=(1, 2)
+      "weigh",
+      {"length": float(len(text))},
+      kind=word,
+      came=type(clip.facts["cut"]["place"]).__name__,
     )
 
   return weigh
