@@ -86,19 +86,6 @@ def test_a_seed_makes_the_same_run():
   assert not np.array_equal(one[0], other[0])
 
 
-@pytest.mark.slow
-def test_faces_are_learnt():
-  settings = sync_training.Settings(
-    divisor=16, steps=60, clips=3, windows=6, rate=3e-3
-  )
-  state, step = sync_training.begin(settings), sync_training.stepper(settings)
-  losses = []
-  for _, batch in zip(range(60), sync_training.batches(settings)):
-    state, value = step(state, *batch)
-    losses.append(float(value))
-  assert np.mean(losses[-10:]) < np.log(18) - 0.3 < np.mean(losses[:10])
-
-
 def test_settings_are_checked():
   with pytest.raises(ValueError, match="at least 1"):
     sync_training.Settings(steps=0)
