@@ -36,5 +36,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.negative_prompt.video = placeholder(str)
   config.negative_prompt.audio = placeholder(str)
   config.dtype = "auto"  # bfloat16 on accelerators, float32 on a CPU
-  config.attention = "auto"  # see ovi_jax/models/attention.py
+  config.attention = "auto"  # see ovi_jax/attention/attention.py
   return config

@@ -67,3 +67,13 @@ def platform() -> str:
   if "cuda" not in device.client.platform_version.lower():
     return "gpu"
   return "cuda" if float(device.compute_capability) >= 8 else "gpu"
+
+
+def target() -> str:
+  """The kind of chip that is compiled for, as JAX names it, such as "cpu".
+
+  It is that of the ambient mesh, whose devices need not be at hand.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  return (device or jax.devices()[0]).device_kind

@@ -19,7 +19,8 @@ BASE = {
 }
 # Package -> packages it may import, besides itself and the base.
 ALLOWED = {
-  "models": set(),
+  "attention": set(),
+  "models": {"attention"},
   "parallel": set(),
   "checkpoint": {"models", "parallel"},
   "components": {"models", "parallel", "checkpoint"},
@@ -36,6 +37,7 @@ ALLOWED = {
     "sampling",
   },
   "training": {
+    "attention",
     "models",
     "diffusion",
     "parallel",
@@ -45,6 +47,7 @@ ALLOWED = {
     "sampling",
   },
   "sampling": {
+    "attention",
     "models",
     "diffusion",
     "parallel",

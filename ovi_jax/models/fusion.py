@@ -10,6 +10,7 @@ Blocks are scanned: their parameters are stacked on a leading axis G. Numbers:
 see `dit`; the velocity is float32.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ovi_jax import axes
+from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
 from ovi_jax.models import block
 from ovi_jax.models import dit
@@ -72,6 +75,7 @@ class FusionBlock(nn.Module):
   dtype: jnp.dtype
   backend: str
   hidden_limit: int | None
+  scheme: str
 
   def setup(self):
     shared = {
@@ -79,6 +83,7 @@ class FusionBlock(nn.Module):
       "backend": self.backend,
       "fusion": len(self.config.present()) == 2,
       "hidden_limit": self.hidden_limit,
+      "scheme": self.scheme,
     }
     if self.config.video is not None:
       self.video = block.Block(self.config.video, fusion_init=QUIET, **shared)
@@ -103,12 +108,12 @@ class FusionBlock(nn.Module):
     times: AV[dit.Times],
     text: AV[jax.Array] | AV[block.KeysValues],
     rotary: AV[rope.Rotary],
-    counts: AV[jax.Array] | None = None,
+    counts: AV[jax.Array | int] | None = None,
   ) -> AV[jax.Array]:
     """Tokens_BLD of every tower, one block further.
 
     `text` is context_BSD, or what `text_keys_values` makes of it; `counts`
-    says how many tokens_B of each tower are attended to, `None` for all.
+    says how many tokens of each tower are attended to, `None` for all.
     """
     counts = AV() if counts is None else counts
     if not any(isinstance(x, block.KeysValues) for x in text):
@@ -146,6 +151,8 @@ class FusionDiT(nn.Module):
     remat: what the backward pass computes anew, a key of `REMAT`.
     unroll: blocks follow each other in the program instead of in a loop: on
       a CPU XLA computes faster, and compiles longer.
+    scheme: how tokens that are split over devices attend to each other, a key
+      of `context.SCHEMES`.
   """
 
   config: AV[dit.DiTConfig]
@@ -154,6 +161,7 @@ class FusionDiT(nn.Module):
   hidden_limit: int | None = None
   remat: str = "none"
   unroll: bool = False
+  scheme: str = contexts.ALL_TO_ALL
 
   def setup(self):
     towers = self.config.present()
@@ -167,7 +175,12 @@ class FusionDiT(nn.Module):
       self.audio = dit.Tower(self.config.audio, self.dtype)
     # Unbound: applied by hand to one slice of the stacked parameters.
     self.block = FusionBlock(
-      self.config, self.dtype, self.backend, self.hidden_limit, parent=None
+      self.config,
+      self.dtype,
+      self.backend,
+      self.hidden_limit,
+      self.scheme,
+      parent=None,
     )
     self.blocks = self.param("blocks", self._init_blocks)
 
@@ -183,7 +196,7 @@ class FusionDiT(nn.Module):
 
     def arguments(c: dit.DiTConfig):
       token = jnp.zeros((1, 1, c.width), self.dtype)
-      times = dit.Times(token, jnp.zeros((1, 1, 6, c.width)))
+      times = dit.Times(token, jnp.zeros((1, 1, 6, c.width)), 1)
       return token, times, token, rope.table((1,), c.head_size)
 
     given = {n: arguments(c) for n, c in self.config.present().items()}
@@ -197,9 +210,13 @@ class FusionDiT(nn.Module):
     tables = {}
     for name, x in latents.present().items():
       config = getattr(self.config, name)
-      tables[name] = rope.table(
+      table = rope.table(
         config.grid(x.shape), config.head_size, config.rope_scale
       )
+      tokens = table.cos_LK.shape[0]
+      missing = 0 if config.is_audio else axes.fill(tokens) - tokens
+      fill = (0, missing), (0, 0)
+      tables[name] = jax.tree.map(lambda a, fill=fill: jnp.pad(a, fill), table)
     return AV(**tables)
 
   def context(self, text: AV[jax.Array]) -> AV[jax.Array]:
@@ -234,8 +251,8 @@ class FusionDiT(nn.Module):
 
     Args:
       latents: video [B, T, H, W, C] and audio [B, T, C], or `None` for either.
-      t_BT: noise times in [0, 1000] of each modality, 1000 = noise, one for
-        each latent frame, or T = 1 for one time for all of them.
+      t_BT: noise times in [0, 1000] of each modality, 1000 = noise; T = 1 for
+        all latents, or T = 2: of the first latent frame, and of the others.
       text: prompt embeddings_BSE of each tower, or `conditions` made of them.
       keep_GB: `False` where a block is left out for an element of the batch
         (skip-layer guidance); `None` keeps all.
@@ -252,9 +269,9 @@ class FusionDiT(nn.Module):
         name: self.tower(name).velocity(
           getattr(tokens, name),
           getattr(times, name),
-          getattr(self.config, name).grid(x.shape),
+          self._grid(name, latents),
         )
-        for name, x in latents.present().items()
+        for name in latents.present()
       }
     )
 
@@ -271,7 +288,13 @@ class FusionDiT(nn.Module):
       the attention of each tower's tokens over the other's, float32.
     """
     _, _, found = self._through(latents, t_BT, text, watched=True)
-    return AV(**{n: found[n]["other"].mean(0) for n in latents.present()})
+    rows = {n: math.prod(self._grid(n, latents)) for n in latents.present()}
+    return AV(
+      **{n: found[n]["other"].mean(0)[:, :count] for n, count in rows.items()}
+    )
+
+  def _grid(self, name: str, latents: AV[Any]) -> tuple[int, ...]:
+    return getattr(self.config, name).grid(getattr(latents, name).shape)
 
   def _through(
     self,
@@ -284,15 +307,17 @@ class FusionDiT(nn.Module):
   ) -> tuple[AV[jax.Array], AV[dit.Times], Any]:
     """Through all blocks: the tokens, the times, and maps where `watched`."""
     present = latents.present()
-    times = AV(**{n: self.tower(n).times(getattr(t_BT, n)) for n in present})
     lengths = AV() if lengths is None else lengths
-    tokens, counts = {}, {}
+    tokens, counts, times = {}, {}, {}
     for name, x in present.items():
-      length_B = getattr(lengths, name)
+      grid, length_B = self._grid(name, latents), getattr(lengths, name)
+      times[name] = self.tower(name).times(getattr(t_BT, name), grid)
       tokens[name] = self.tower(name).tokens(x, length_B)
       if length_B is not None:
-        counts[name] = length_B * (tokens[name].shape[1] // x.shape[1])
-    counts = AV(**counts)
+        counts[name] = length_B * math.prod(grid[1:])
+      elif tokens[name].shape[1] > math.prod(grid):
+        counts[name] = math.prod(grid)
+    counts, times = AV(**counts), AV(**times)
     cached = isinstance(text, Conditions)
     rotary = text.rotary if cached else self.rotary(latents)
     context = None if cached else self.context(text)

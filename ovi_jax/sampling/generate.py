@@ -22,10 +22,10 @@ import ovi_jax
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
+from ovi_jax.attention import attention
 from ovi_jax.checkpoint import directory
 from ovi_jax.components import decoders
 from ovi_jax.modality import AV
-from ovi_jax.models import attention
 from ovi_jax.parallel import mesh as meshes
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import noise as noises

@@ -17,11 +17,11 @@ import numpy as np
 
 from ovi_jax import media
 from ovi_jax import runtime
+from ovi_jax.attention import attention
 from ovi_jax.components import encoders
 from ovi_jax.components import loading
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
-from ovi_jax.models import attention
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.sampling import attention_maps
@@ -192,7 +192,7 @@ def text_pairs(
   while rows <= longest:
     rows *= 2
   rows = min(rows - 1, limit)
-  if backend not in attention.WEIGHS_LAST:
+  if not attention.BACKENDS[backend].weighs_last:
     rows = limit
 
   def padded(text_SE: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ from typing import Any
 
 import ml_collections
 
+from ovi_jax.attention import attention
 from ovi_jax.modality import AV
-from ovi_jax.models import attention
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import solver
 

@@ -63,7 +63,7 @@ class Settings:
     seed: of initialisation, data order, noise and times.
     dtype: compute dtype, "auto" for bfloat16 on accelerators.
     frozen_dtype: of parameters that are not trained.
-    attention: backend, see `models.attention`.
+    attention: backend, see `attention.attention`.
     remat: see `models.fusion.REMAT`, or "none".
     mesh: devices along each mesh axis; 0 for all that are left over.
     components: directory of converted weights, whose encoders read media and

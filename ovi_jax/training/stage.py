@@ -16,13 +16,13 @@ import jax
 import numpy as np
 
 from ovi_jax import runtime
+from ovi_jax.attention import attention
 from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.checkpoint import saved
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.data import loader
 from ovi_jax.models import architecture
-from ovi_jax.models import attention
 from ovi_jax.models import fusion
 from ovi_jax.parallel import mesh as meshes
 from ovi_jax.training import logs
