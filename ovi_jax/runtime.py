@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 from typing import NoReturn
 
 import jax
@@ -59,8 +60,20 @@ def leave(message: str) -> NoReturn:
   sys.exit(1)
 
 
+def target() -> str:
+  """The kind of chip that is compiled for, as JAX names it, such as "cpu".
+
+  It is that of the ambient mesh, whose devices need not be at hand.
+  """
+  device = _of_mesh()
+  return (device or jax.devices()[0]).device_kind
+
+
 def platform() -> str:
   """What computes: "cpu", "tpu", "cuda" (NVIDIA, Ampere or newer) or "gpu"."""
+  elsewhere = _of_mesh()
+  if elsewhere is not None and elsewhere.platform == "tpu":
+    return "tpu"
   device = jax.devices()[0]
   if device.platform != "gpu":
     return device.platform
@@ -69,11 +82,7 @@ def platform() -> str:
   return "cuda" if float(device.compute_capability) >= 8 else "gpu"
 
 
-def target() -> str:
-  """The kind of chip that is compiled for, as JAX names it, such as "cpu".
-
-  It is that of the ambient mesh, whose devices need not be at hand.
-  """
+def _of_mesh() -> Any:
+  """The ambient mesh's kind of device; `None` without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
-  device = None if mesh.empty else mesh.abstract_device
-  return (device or jax.devices()[0]).device_kind
+  return None if mesh.empty else mesh.abstract_device

@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ovi_jax"
 BASE = {
   "axes",
+  "chips",
   "files",
   "flops",
   "geometry",
@@ -19,6 +20,7 @@ BASE = {
 }
 # Package -> packages it may import, besides itself and the base.
 ALLOWED = {
+  "aot": set(),
   "attention": set(),
   "models": {"attention"},
   "parallel": set(),
@@ -37,6 +39,7 @@ ALLOWED = {
     "sampling",
   },
   "training": {
+    "aot",
     "attention",
     "models",
     "diffusion",
@@ -47,6 +50,7 @@ ALLOWED = {
     "sampling",
   },
   "sampling": {
+    "aot",
     "attention",
     "models",
     "diffusion",

@@ -65,6 +65,35 @@ SCHEMES: Mapping[str, Callable[..., jax.Array]] = {
 }
 
 
+def check(sizes: Mapping[str, int], heads: int, scheme: str) -> None:
+  """Refuse a mesh that cannot divide the heads.
+
+  Args:
+    sizes: of the mesh's axes.
+    heads: of every tower.
+    scheme: a key of `SCHEMES`.
+
+  Raises:
+    ValueError: no scheme of that name, or heads that cannot be divided.
+  """
+  if scheme not in SCHEMES:
+    known = ", ".join(SCHEMES)
+    raise ValueError(
+      f"context_attention {scheme!r} is unknown; choose from {known}"
+    )
+  tensor, context = sizes.get("tensor", 1), sizes.get(AXIS, 1)
+  parts = tensor * (context if scheme == ALL_TO_ALL else 1)
+  if heads % parts:
+    good = [n for n in range(1, heads + 1) if heads % n == 0]
+    by = f"tensor {tensor}" + f" x context {context}" * (parts != tensor)
+    raise ValueError(
+      f"mesh: {heads} heads cannot be divided by {by}; take a divisor of"
+      f" {heads} ({', '.join(map(str, good))})"
+      + "; or context_attention ring, which divides no heads"
+      * (parts != tensor)
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _ring(part: Any, q, k, v, length_B: Any) -> jax.Array:
   return _ring_forward(part, q, k, v, length_B)[0]

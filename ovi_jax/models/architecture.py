@@ -6,7 +6,6 @@ here. They travel with converted weights.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -148,8 +147,7 @@ def released_sizes() -> dict[str, Any]:
 
 def parameter_shapes(component: str, config: Any) -> dict[str, Any]:
   """Parameters of a component as nested shapes; takes no memory for them."""
-  key = jax.random.key(0)
-  return jax.eval_shape(functools.partial(init, component, config), key)
+  return jax.eval_shape(lambda: init(component, config, jax.random.key(0)))
 
 
 def init(component: str, config: Any, key: jax.Array) -> Mapping[str, Any]:

@@ -61,6 +61,9 @@ def unrolled(config: AV[dit.DiTConfig], platform: str) -> bool:
   return platform == "cpu" and depth <= UNROLLED
 
 
+TEXT_KEYS = f"G{block.FEW}"  # how they lie on a mesh
+
+
 class Conditions(NamedTuple):
   """Work that does not depend on the denoising step, done once per prompt."""
 
@@ -237,6 +240,9 @@ class FusionDiT(nn.Module):
       return None, self.block.apply({"params": params}, context, method=method)
 
     keys_values: Any = jax.lax.scan(one, None, self.blocks)[1]
+    keys_values = jax.tree.map(
+      lambda x: axes.constrain(x, TEXT_KEYS), keys_values
+    )
     return Conditions(keys_values, self.rotary(latents))
 
   def __call__(

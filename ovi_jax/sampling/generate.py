@@ -23,6 +23,7 @@ from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
 from ovi_jax.attention import attention
+from ovi_jax.attention import context
 from ovi_jax.checkpoint import directory
 from ovi_jax.components import decoders
 from ovi_jax.modality import AV
@@ -133,12 +134,29 @@ def _pipeline(
   return pipelines.Pipeline(
     weights=weights,
     manifest=manifest,
-    mesh=meshes.for_sampling(jax.devices(), tower.heads),
+    mesh=mesh_of(settings, jax.devices(), tower.heads),
+    scheme=settings.context_attention,
     dtype=dtype,
     backend=attention.resolve(
       settings.attention, platform, dtype, tower.head_size
     ),
   )
+
+
+def mesh_of(
+  settings: settings_lib.Settings, devices: Sequence[Any], heads: int
+) -> jax.sharding.Mesh:
+  """The mesh that the settings ask for, or one that suits the devices.
+
+  Raises:
+    ValueError: it does not multiply to the devices, or cannot divide heads.
+  """
+  if not any(settings.mesh.values()):
+    return meshes.for_sampling(devices, heads)
+  sizes = meshes.completed(settings.mesh, len(devices))
+  mesh = meshes.make(devices, **sizes)
+  context.check(mesh.shape, heads, settings.context_attention)
+  return mesh
 
 
 def plan(

@@ -122,11 +122,8 @@ class Report(NamedTuple):
 
 def compiled(work: Work, shardings: steps.State) -> Any:
   """The step as a program: state donated, kept where it is."""
+  jitted = steps.program(shardings, work.mesh)
   whole = jax.sharding.NamedSharding(work.mesh, jax.P())
-  out = (shardings, whole)
-  jitted = jax.jit(
-    steps.step, static_argnums=0, donate_argnums=1, out_shardings=out
-  )
   null = jax.device_put(work.null_SE, whole)
   return lambda state, batch: jitted(work.trainer, state, batch, null)
 

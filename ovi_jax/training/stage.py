@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 
 from ovi_jax import runtime
 from ovi_jax.attention import attention
+from ovi_jax.attention import context as contexts
 from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.checkpoint import saved
@@ -51,6 +53,7 @@ MAY_CHANGE = (
   "data.prefetch",
   "steps",
   "attention",
+  "context_attention",
   "remat",
 )
 Log = Callable[[str], None]
@@ -78,8 +81,9 @@ def train(
       step. `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
+  settings.check_sources()
   mesh = mesh_of(settings.mesh)
-  placement.check_batch(settings.batch, settings.parts, mesh)
+  check_mesh(settings, mesh)
   trainer = trainer_of(settings)
   components = prepare.components(settings, mesh)
   held_out = review.Review.opened(settings, mesh)
@@ -146,18 +150,29 @@ def opened(
     yield manager, written
 
 
-def mesh_of(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
+def mesh_of(
+  sizes: Mapping[str, int], devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
   """The mesh of a run; one axis may take the devices that are left over.
 
   Raises:
     ValueError: the axes do not multiply to the devices.
   """
-  sizes, devices = dict(sizes), jax.devices()
-  open_axes = [name for name, size in sizes.items() if size == 0]
-  if len(open_axes) == 1:
-    taken = int(np.prod([s for s in sizes.values() if s]))
-    sizes[open_axes[0]] = max(1, len(devices) // taken)
-  return meshes.make(devices, **sizes)
+  devices = jax.devices() if devices is None else devices
+  return meshes.make(devices, **meshes.completed(sizes, len(devices)))
+
+
+def check_mesh(
+  settings: settings_lib.Settings, mesh: jax.sharding.Mesh
+) -> None:
+  """Refuse a mesh that cannot divide the batch or the heads.
+
+  Raises:
+    ValueError: says what would do.
+  """
+  placement.check_batch(settings.batch, settings.parts, mesh)
+  for tower in settings.model.present().values():
+    contexts.check(mesh.shape, tower.heads, settings.context_attention)
 
 
 def trainer_of(
@@ -177,6 +192,7 @@ def trainer_of(
     backend,
     remat=settings.remat,
     unroll=fusion.unrolled(settings.model, platform),
+    scheme=settings.context_attention,
   )
   trainer = step.Trainer(
     objective.FlowMatching(model, settings.objective),

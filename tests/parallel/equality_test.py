@@ -101,7 +101,9 @@ def sampled(made: fusion.FusionDiT, weights: Any) -> AV[np.ndarray]:
 def trained(made: fusion.FusionDiT, mesh: jax.sharding.Mesh) -> Any:
   """The loss and the moments after a step of training."""
   task = objective.FlowMatching(made, objective.Objective(first_frame=0.3))
-  trainer = step.Trainer(task, optimizer.OptimizerSettings(learning_rate=1e-3), 100)
+  trainer = step.Trainer(
+    task, optimizer.OptimizerSettings(learning_rate=1e-3), 100
+  )
   split = trainable.split(params(), trainable.ATTENTION)
   state = step.init(trainer, *split, seed=1)
   placed = placement.state_shardings(state, made.config, mesh)
