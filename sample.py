@@ -36,18 +36,15 @@ flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.start()
+  runtime.start(argv)
   try:
     weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
     if FLAGS.aot:
       sys.exit(not ahead.run(FLAGS.aot, FLAGS.config, weights, out))
-    chosen = generate.settle(FLAGS.config, weights)
-    asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, chosen.mode
+    asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
     generate.run(
+      settings=generate.settle(FLAGS.config, weights),
       requests=requests.from_flags(*asked),
-      settings=chosen,
       weights=weights,
       out=out,
       noise=FLAGS.noise,

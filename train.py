@@ -33,9 +33,7 @@ flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.start()
+  runtime.start(argv)
   try:
     if FLAGS.config is None or not FLAGS.workdir:
       raise ValueError("--config=configs/STAGE.py and --workdir=DIR are needed")

@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 from typing import NoReturn
 
@@ -15,12 +16,20 @@ from absl import logging
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
 
 
-def start() -> None:
+def start(argv: Sequence[str] = ()) -> None:
   """Quiet the libraries' logs, and keep compiled programs on disk.
 
   A second start then finds its programs compiled. `JAX_COMPILATION_CACHE_DIR`
   names another place; set to nothing, it turns the cache off.
+
+  Args:
+    argv: the command's name, and what its flags left over.
+
+  Raises:
+    app.UsageError: they left something over.
   """
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
