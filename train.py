@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ovi_jax import runtime
+from ovi_jax.parallel import processes
 from ovi_jax.training import ahead
 from ovi_jax.training import loop
 from ovi_jax.training import settings
@@ -35,6 +36,7 @@ flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
 def main(argv: list[str]) -> None:
   runtime.start(argv)
   try:
+    processes.join()
     if FLAGS.config is None or not FLAGS.workdir:
       raise ValueError("--config=configs/STAGE.py and --workdir=DIR are needed")
     codec = "component" in FLAGS.config

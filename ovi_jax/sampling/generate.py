@@ -28,6 +28,7 @@ from ovi_jax.checkpoint import directory
 from ovi_jax.components import decoders
 from ovi_jax.modality import AV
 from ovi_jax.parallel import mesh as meshes
+from ovi_jax.parallel import processes
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
@@ -113,6 +114,9 @@ def run(
       log(f"already made: {job.path}")
     else:
       pending.append(job)
+  # Of several processes each makes its share, on its own devices.
+  index, count = processes.place()
+  pending = pending[index::count]
   if pending:
     outputs.check_directory(out)
     _make(pending, settings, pipeline, given, save_latents, maps, log)
@@ -134,7 +138,7 @@ def _pipeline(
   return pipelines.Pipeline(
     weights=weights,
     manifest=manifest,
-    mesh=mesh_of(settings, jax.devices(), tower.heads),
+    mesh=mesh_of(settings, jax.local_devices(), tower.heads),
     scheme=settings.context_attention,
     dtype=dtype,
     backend=attention.resolve(

@@ -27,6 +27,7 @@ from ovi_jax.data import loader
 from ovi_jax.models import architecture
 from ovi_jax.models import fusion
 from ovi_jax.parallel import mesh as meshes
+from ovi_jax.parallel import processes
 from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import objective
@@ -82,17 +83,20 @@ def train(
     OSError: the directory cannot be written.
   """
   settings.check_sources()
+  processes.agree(config)
+  log = log if jax.process_index() == 0 else lambda _: None
   mesh = mesh_of(settings.mesh)
   check_mesh(settings, mesh)
   trainer = trainer_of(settings)
   components = prepare.components(settings, mesh)
   held_out = review.Review.opened(settings, mesh)
+  part, parts = processes.rows(mesh)
   source = loader.load(
     settings.data,
     batch=settings.batch,
     seed=settings.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=part,
+    process_count=parts,
   )
   with contextlib.closing(source):
     for rows in source.rows:
@@ -139,14 +143,16 @@ def train(
 @contextlib.contextmanager
 def opened(
   keep: settings_lib.Keep, workdir: pathlib.Path, log: Log
-) -> Iterator[tuple[managers.Manager, logs.Logs]]:
+) -> Iterator[tuple[managers.Manager, logs.Logs | logs.Silent]]:
   """Checkpoints and logs of a run's directory."""
   config = managers.Config(
     directory=str(workdir / CHECKPOINTS),
     keep_last=keep.last,
     keep_every=keep.every,
   )
-  with managers.Manager(config, log) as manager, logs.Logs(workdir) as written:
+  first = jax.process_index() == 0
+  written = logs.Logs(workdir) if first else logs.Silent()
+  with managers.Manager(config, log) as manager, written:
     yield manager, written
 
 
