@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from ovi_jax import axes
 
 TIMEOUT = "OVI_JAX_JOIN_SECONDS"  # how long to wait for others, 300 by default
+HEARTBEAT = "OVI_JAX_HEARTBEAT_SECONDS"  # until a silent one is lost, 100
 ADDRESS, COUNT, INDEX = (
   "JAX_COORDINATOR_ADDRESS",
   "JAX_NUM_PROCESSES",
@@ -67,7 +68,11 @@ def join() -> None:
       "process_id": index,
     }
   try:
-    jax.distributed.initialize(initialization_timeout=int(seconds), **given)
+    jax.distributed.initialize(
+      initialization_timeout=int(seconds),
+      heartbeat_timeout_seconds=int(os.environ.get(HEARTBEAT, "100")),
+      **given,
+    )
   except (RuntimeError, ValueError) as error:
     where = given.get("coordinator_address", "found by the cluster's settings")
     raise ValueError(
