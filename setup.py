@@ -44,8 +44,10 @@ setuptools.setup(
   extras_require={
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "aot": ["libtpu>=0.0.42"],
     "hub": ["huggingface_hub>=1.0"],
     "dev": [
+      "libtpu>=0.0.42",
       "pyright>=1.1.400",
       "pytest>=8.4",
       "pytest-xdist>=3.6",

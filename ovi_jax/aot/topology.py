@@ -38,6 +38,7 @@ def devices(name: str) -> list[Any]:
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is taken
   options = {}
   if shape in _PART_OF_HOST:
     options["chips_per_host_bounds"] = _PART_OF_HOST[shape]

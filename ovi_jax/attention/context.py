@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ovi_jax.attention import blockwise
 
 AXIS = "context"
-ALL_TO_ALL = "all_to_all"
+ALL_TO_ALL, RING = "all_to_all", "ring"
 
 
 def all_to_all(
@@ -61,7 +61,7 @@ def ring(
 
 SCHEMES: Mapping[str, Callable[..., jax.Array]] = {
   ALL_TO_ALL: all_to_all,
-  "ring": ring,
+  RING: ring,
 }
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ovi_jax import geometry
+from ovi_jax.attention import context
 from ovi_jax.modality import AV
 from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
@@ -177,7 +178,8 @@ def _init_fusion(
     latents[name] = jnp.zeros((1, *tower.patch, tower.channels))
     times[name] = jnp.zeros((1, 1))
     text[name] = jnp.zeros((1, 1, tower.text_width))
-  model = fusion.FusionDiT(config)
+  # On a mesh a ring divides no heads; parameters know nothing of it.
+  model = fusion.FusionDiT(config, scheme=context.RING)
   return model.init(key, AV(**latents), AV(**times), AV(**text))["params"]
 
 
