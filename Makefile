@@ -27,20 +27,13 @@ $(VENV)/ready-dev: $(VENV)/ready
 	@touch $@
 
 sample: $(VENV)/ready
-	$(PY) -m ovi_jax.convert.standin.write $(SAMPLE)/release
-	$(PY) convert_torch_weights.py --release=$(SAMPLE)/release \
-	  --arch=ovi_jax/convert/standin/manifest.json --out=$(SAMPLE)/weights
-	$(PY) sample.py --weights=$(SAMPLE)/weights --out=$(SAMPLE) --overwrite \
-	  --config.steps=8 --config.skip_layer=1 \
-	  --prompt="Waves roll in. Audio: wind and surf."
-	$(PY) sample.py --weights=$(SAMPLE)/weights --out=$(SAMPLE) --overwrite \
-	  --config.steps=8 --config.skip_layer=1 \
-	  --image=docs/images/first_frame.png \
-	  --prompt="A lighthouse. Audio: a fog horn."
+	$(PY) sample.py --out=$(SAMPLE) --overwrite \
+	  --prompt="A red ball bounces on a wooden floor. Audio: dull wooden knocks."
+	$(PY) sample.py --out=$(SAMPLE) --overwrite --image=docs/images/face.png \
+	  --prompt="A face in a green hat says <S>ah oh ee<E>. Audio: a deep voice."
 	@echo
-	@echo "The two videos in $(SAMPLE) are noise to eye and ear: these weights are"
-	@echo "RANDOM, a tiny stand-in that takes the released weights' way end to end."
-	@echo "For real clips convert a release, see README.md."
+	@echo "Two videos with sound are in $(SAMPLE), made by the small Ovi that comes"
+	@echo "with the package. For real clips convert a release, see README.md."
 
 # The small model's weights, from one seed; hours, and goes on where it stopped.
 demo-weights: $(VENV)/ready

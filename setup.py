@@ -19,7 +19,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["ovi_jax", "ovi_jax.*"]),
-  package_data={"ovi_jax": ["**/*.json", "**/*.safetensors"]},
+  package_data={"ovi_jax": ["**/*.json", "**/*.md", "**/*.safetensors"]},
   install_requires=[
     "absl-py>=2.1",
     "av>=14",
