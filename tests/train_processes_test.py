@@ -9,7 +9,12 @@ from tests import train_runs
 pytestmark = pytest.mark.slow
 
 STEPS, SAVE = 8, 4
-FIELDS = {"steps": STEPS, "cadence__save": SAVE}
+FIELDS = {
+  "steps": STEPS,
+  "cadence__save": SAVE,
+  # No steps by the sign of gradients that are all rounding.
+  "optimizer__eps": 1e-4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def test_a_process_is_lost_and_others_go_on(
   """Four devices always; other processes before the loss and after it."""
   changes = {f"mesh__{axis}": size for axis, size in mesh.items()}
   fields = FIELDS | towers | changes | {"data__workers": 1}
-  fields |= {f"model__{name}__heads": 4 for name in towers_of(towers)}
+  fields |= {f"model__{name}__heads": 4 for name in ("video", "audio")}
   alone = train_runs.command("fusion", source, tmp_path / "alone", **fields)
   code, said = train_runs.run(alone, devices=4)
   assert code == 0, said
@@ -58,16 +63,12 @@ def test_a_process_is_lost_and_others_go_on(
       assert run.process.wait(train_runs.LONGEST) == 0, run.said
   assert f"continuing from the checkpoint of step {reached}" in runs[0].said
   assert "parameters on 4 devices" in runs[0].said
-  assert "step" not in runs[1].said.replace("Stepping", "")
+  assert "checkpoint of step" not in runs[1].said  # one of them speaks
   train_runs.assert_close(tmp_path / "run", tmp_path / "alone", 1e-5)
   ours, theirs = (train_runs.losses(tmp_path / n) for n in ("run", "alone"))
   assert [line["step"] for line in ours] == [line["step"] for line in theirs]
   for mine, other in zip(ours, theirs):
     assert mine["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
-
-
-def towers_of(towers: dict[str, str]) -> list[str]:
-  return [name.removeprefix("initial__") for name in towers]
 
 
 def test_one_is_told_and_all_stop(source, tmp_path):

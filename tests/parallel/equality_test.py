@@ -37,12 +37,14 @@ MESHES: dict[str, tuple[dict[str, int], str]] = {
 }
 BATCH = 8
 LATENTS = (3, 4, 6, 8), (9, 4)  # 18 tokens: eight devices get 3 each
-# Those of the others are shown in tests/attention.
-SHORT = ("context by all-to-all", "mixed, ring")
-CHOICES = [
-  pytest.param(n, marks=[] if n in SHORT else [pytest.mark.slow])
-  for n in MESHES
-]
+
+
+def choices(*short: str) -> list[Any]:
+  """All meshes, the others than these in the slow tests."""
+  return [
+    pytest.param(n, marks=[] if n in short else [pytest.mark.slow])
+    for n in MESHES
+  ]
 
 
 def config(width: int = 64, heads: int = 8) -> AV[dit.DiTConfig]:
@@ -129,7 +131,7 @@ def alone(what: str) -> Any:
     return trained(model("all_to_all"), mesh)
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", choices("mixed, ring"))
 def test_a_sampling_step(name):
   sizes, scheme = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
@@ -141,7 +143,7 @@ def test_a_sampling_step(name):
     assert parity.relative_error(a, b) < 1e-5
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", choices("mixed, all-to-all"))
 def test_a_training_step(name):
   sizes, scheme = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
