@@ -1,6 +1,6 @@
 """Make videos with sound from prompts, and from first frames.
 
-  python sample.py --weights=DIR --prompt="A man says <S>hello<E>. Audio: …"
+  python sample.py --prompt="A red ball bounces. Audio: dull wooden knocks."
   python sample.py --weights=DIR --prompts=FILE.csv --config.solver=euler
 
 Every setting is a field of configs/sample.py, set by --config.FIELD=VALUE.

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import jax
 from absl import app
+from absl import flags
 from absl import logging
 
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
@@ -56,6 +57,17 @@ def parse_flags(argv: list[str]) -> list[str]:
   """Parse flags, for `app.run`; see `flag_errors`."""
   with flag_errors():
     return app.parse_flags_with_usage(argv)
+
+
+def need(values: flags.FlagValues, **examples: str) -> None:
+  """See that flags are given, e.g. `need(FLAGS, out="DIR")`.
+
+  Raises:
+    ValueError: the first that is not.
+  """
+  for name, example in examples.items():
+    if not values[name].value:
+      raise ValueError(f"--{name}={example} is needed")
 
 
 def leave(message: str) -> NoReturn:

@@ -26,7 +26,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
     assert run.end(signal.SIGKILL) == -signal.SIGKILL
   reached = train_runs.newest(run.workdir)
 
-  code, said = train_runs.run(train_runs.limited(words, 1024))
+  code, said = train_runs.run(train_runs.limited(words, 256))
   assert code == 1, said
   assert f"continuing from the checkpoint of step {reached}" in said
   # Orbax' threads have their say around it.

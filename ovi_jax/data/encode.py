@@ -318,10 +318,9 @@ def _define_flags() -> None:
 def main(argv: list[str]) -> None:
   runtime.start(argv)
   try:
+    runtime.need(FLAGS, data="DIR", weights="DIR", out="DIR")
     values = {f.name: FLAGS[f.name].value for f in dataclasses.fields(Job)}
     for name in ("data", "weights", "out"):
-      if not values[name]:
-        raise ValueError(f"--{name}=DIR is needed")
       values[name] = pathlib.Path(values[name])
     run(Job(**values | {"parts": tuple(values["parts"])}))
   except (OSError, ValueError) as error:

@@ -149,7 +149,8 @@ def _recipe(times: Mapping[str, float]) -> str:
   """The steps and how long they took."""
   lines = [
     "## Recipe\n",
-    f"Minutes on {os.cpu_count()} cores ({_processor()}):\n",
+    f"Minutes by the clock on {os.cpu_count()} cores ({_processor()}), stops,"
+    " repeated steps and other programs on the machine included:\n",
     "| step | minutes |",
     "|---|---|",
   ]
@@ -175,9 +176,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    for name in ("root", "weights"):
-      if not FLAGS[name].value:
-        raise ValueError(f"--{name}=DIR is needed")
+    runtime.need(FLAGS, root="DIR", weights="DIR")
     weights = pathlib.Path(FLAGS.weights)
     card = text(pathlib.Path(FLAGS.root), weights)
     with files.replacing(weights / CARD) as temporary:

@@ -6,7 +6,6 @@ A row shows as many moments as `--frames`, evenly over the clip; the wave below
 runs over the same time.
 """
 
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from PIL import ImageFont
 from ovi_jax import files
 from ovi_jax import media
 from ovi_jax import runtime
+from ovi_jax.sampling import outputs
 
 TEXT_HEIGHT, WAVE_HEIGHT, GAP = 18, 40, 10  # pixels
 _INK, _WAVE, _PAPER = (30, 30, 30), (30, 70, 170), (255, 255, 255)
@@ -86,10 +86,7 @@ def of_folder(
     raise ValueError(f"{folder} has no *.mp4; make some with sample.py")
   rows = []
   for path in paths:
-    recipe = path.with_suffix(".json")
-    if not recipe.is_file():
-      raise ValueError(f"{path} has no recipe beside it, expected {recipe}")
-    title = json.loads(recipe.read_text("utf-8"))["prompt"]
+    title = outputs.prompt_of(path)
     frames_THWC, _, wave, _ = media.read_mp4(path)
     rows.append(row(frames_THWC, wave, title, moments, scale))
   return sheet(rows)
@@ -102,9 +99,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    for name in ("clips", "out"):
-      if not FLAGS[name].value:
-        raise ValueError(f"--{name} is needed")
+    runtime.need(FLAGS, clips="DIR", out="FILE.png")
     made = of_folder(pathlib.Path(FLAGS.clips), FLAGS.frames, FLAGS.scale)
     with files.replacing(pathlib.Path(FLAGS.out)) as temporary:
       made.save(temporary, "PNG")

@@ -43,8 +43,7 @@ def main(argv: list[str]) -> None:
 
 
 def _draw() -> None:
-  if not FLAGS.out:
-    raise ValueError("--out=FILE.csv is needed")
+  runtime.need(FLAGS, out="FILE.csv")
   path = pathlib.Path(FLAGS.out)
   prompts.write(path, prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs))
   print(f"wrote {path}")
@@ -73,8 +72,7 @@ def _calibrate() -> None:
 
 
 def _codecs() -> None:
-  if not FLAGS.weights:
-    raise ValueError("--weights=DIR is needed")
+  runtime.need(FLAGS, weights="DIR")
   runtime.start()
   found = weights.losses(pathlib.Path(FLAGS.weights), FLAGS.count, FLAGS.seed)
   text = weights.markdown(found)

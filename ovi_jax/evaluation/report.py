@@ -5,7 +5,6 @@ prompt in it is read. All else is from the mp4.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from ovi_jax.evaluation import hearing
 from ovi_jax.evaluation import scores
 from ovi_jax.evaluation import sight
 from ovi_jax.evaluation import sync
+from ovi_jax.sampling import outputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,27 +55,13 @@ def read(folder: pathlib.Path) -> list[Clip]:
   prompts, problems = {}, []
   for path in paths:
     try:
-      prompts[path] = _prompt(path.with_suffix(".json"))
+      prompts[path] = outputs.prompt_of(path)
       facts_lib.facts(prompts[path])
     except ValueError as error:
       problems.append(str(error))
   if problems:
     raise ValueError("; ".join(problems))
   return [_clip(path, prompt) for path, prompt in prompts.items()]
-
-
-def _prompt(path: pathlib.Path) -> str:
-  wanted = "expected the recipe that sample.py writes beside a clip"
-  try:
-    recipe = json.loads(path.read_text("utf-8"))
-  except OSError as error:
-    raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
-  except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error}); {wanted}") from error
-  prompt = recipe.get("prompt") if isinstance(recipe, dict) else None
-  if not isinstance(prompt, str):
-    raise ValueError(f"{path} has no prompt; {wanted}")
-  return prompt
 
 
 def _clip(path: pathlib.Path, prompt: str) -> Clip:

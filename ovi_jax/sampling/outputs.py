@@ -27,6 +27,26 @@ def latents_of(clip: pathlib.Path) -> pathlib.Path:
   return clip.with_suffix(".npz")
 
 
+def prompt_of(clip: pathlib.Path) -> str:
+  """The prompt in the JSON beside a clip.
+
+  Raises:
+    ValueError: there is no such file, or no prompt in it.
+  """
+  path = clip.with_suffix(".json")
+  wanted = "expected the recipe that sample.py writes beside a clip"
+  try:
+    recipe = json.loads(path.read_text("utf-8"))
+  except OSError as error:
+    raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON ({error}); {wanted}") from error
+  prompt = recipe.get("prompt") if isinstance(recipe, dict) else None
+  if not isinstance(prompt, str):
+    raise ValueError(f"{path} has no prompt; {wanted}")
+  return prompt
+
+
 def check_directory(path: pathlib.Path) -> None:
   """See that clips can be written; makes the directory.
 

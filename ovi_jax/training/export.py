@@ -215,9 +215,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
   runtime.start(argv)
   try:
-    for name in ("workdir", "out"):
-      if not FLAGS[name].value:
-        raise ValueError(f"--{name}=DIR is needed")
+    runtime.need(FLAGS, workdir="DIR", out="DIR")
     export(
       pathlib.Path(FLAGS.workdir),
       pathlib.Path(FLAGS.out),

@@ -31,5 +31,5 @@ def test_what_is_missing_is_named(tmp_path):
   media.write_mp4(
     tmp_path / "a.mp4", [np.zeros((5, 32, 32, 3), np.uint8)], None
   )
-  with pytest.raises(ValueError, match=r"expected .*a\.json"):
+  with pytest.raises(ValueError, match=r"a\.json: .*expected the recipe"):
     sheet.of_folder(tmp_path)

@@ -24,8 +24,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    if not FLAGS.out:
-      raise ValueError("--out=DIR is needed")
+    runtime.need(FLAGS, out="DIR")
     made = world.World(
       seed=FLAGS.seed, size=FLAGS.size, what=FLAGS.what, pairs=FLAGS.pairs
     )
