@@ -189,7 +189,7 @@ def weights(
   k_BSNK: jax.Array,
   length: jax.Array | int | None = None,
 ) -> jax.Array:
-  """What `attention` weighs the values with, averaged over the heads.
+  """What `attention` weighs the values with.
 
   Args:
     q_BLNK: queries.
@@ -198,7 +198,7 @@ def weights(
       number; `None` for all keys.
 
   Returns:
-    [B, L, S] float32; each row adds up to 1.
+    [B, N, L, S] float32; each row adds up to 1.
   """
   if isinstance(length, int):
     k_BSNK, length = k_BSNK[:, :length], None
@@ -210,4 +210,4 @@ def weights(
   )
   if length is not None:
     logits = blockwise.masked(logits, length[:, None])
-  return jax.nn.softmax(logits).mean(1)
+  return jax.nn.softmax(logits)

@@ -217,8 +217,8 @@ class Block(nn.Module):
       y = y + cross.attend_other(turned, other, other_length)
       watched = self.is_mutable_collection(MAPS)
       if watched and not self.is_initializing():
-        map_BLS = attention.weights(turned, other.keys, other_length)
-        self.put_variable(MAPS, "other", map_BLS)
+        map_BNLS = attention.weights(turned, other.keys, other_length)
+        self.put_variable(MAPS, "other", map_BNLS)
     return x_BLD + cross.project(y)
 
   def feed(self, x_BLD: jax.Array, modulation: layers.Modulation) -> jax.Array:

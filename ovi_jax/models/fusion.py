@@ -24,6 +24,7 @@ from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
 from ovi_jax.models import block
 from ovi_jax.models import dit
+from ovi_jax.models import maps as maps_lib
 from ovi_jax.models import rope
 
 # The video tower's new layers start ten times smaller: at first it listens
@@ -286,18 +287,24 @@ class FusionDiT(nn.Module):
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
-  ) -> AV[jax.Array]:
-    """How the towers attend to each other; arguments as for a call.
+    watch: maps_lib.Watch,
+  ) -> tuple[AV[jax.Array], AV[jax.Array]]:
+    """How the towers attend to each other; first arguments as for a call.
+
+    Args:
+      latents: of both.
+      t_BT: times.
+      text: prompts.
+      watch: what is kept of it.
 
     Returns:
-      video [B, L, S] and audio [B, S, L]: the mean over blocks and heads of
-      the attention of each tower's tokens over the other's, float32.
+      video [B, L, S] and audio [B, S, L]: the sum over blocks and heads,
+      weighted, of the attention of each tower's tokens over the other's; and
+      for each head [G, B, N] the share within `near`, all float32.
     """
-    _, _, found = self._through(latents, t_BT, text, watched=True)
-    rows = {n: math.prod(self._grid(n, latents)) for n in latents.present()}
-    return AV(
-      **{n: found[n]["other"].mean(0)[:, :count] for n, count in rows.items()}
-    )
+    _, _, found = self._through(latents, t_BT, text, watch=watch)
+    mixed, near = found
+    return jax.tree.map(lambda map_GBLS: map_GBLS.sum(0), mixed), near
 
   def _grid(self, name: str, latents: AV[Any]) -> tuple[int, ...]:
     return getattr(self.config, name).grid(getattr(latents, name).shape)
@@ -309,9 +316,9 @@ class FusionDiT(nn.Module):
     text: AV[jax.Array] | Conditions,
     keep_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
-    watched: bool = False,
+    watch: maps_lib.Watch | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.Times], Any]:
-    """Through all blocks: the tokens, the times, and maps where `watched`."""
+    """Through all blocks: the tokens, the times, and what `watch` keeps."""
     present = latents.present()
     lengths = AV() if lengths is None else lengths
     tokens, counts, times = {}, {}, {}
@@ -329,19 +336,22 @@ class FusionDiT(nn.Module):
     context = None if cached else self.context(text)
 
     def one(x, sliced):
-      params, keys_values, keep_B = sliced
+      params, keys_values, keep_B, heads_N = sliced
       prompt = context if keys_values is None else keys_values
       y, changed = self.block.apply(
         {"params": params},
         *(x, times, prompt, rotary, counts),
-        mutable=[block.MAPS] if watched else [],
+        mutable=[] if watch is None else [block.MAPS],
       )
       if keep_B is not None:
         keep = keep_B[:, None, None]
         y = jax.tree.map(lambda new, old: jnp.where(keep, new, old), y, x)
-      return y, changed.get(block.MAPS)
+      if watch is None:
+        return y, None
+      return y, maps_lib.seen(changed[block.MAPS], heads_N, watch.near)
 
-    per_block = (self.blocks, text.text if cached else None, keep_GB)
+    heads = None if watch is None else watch.heads
+    per_block = (self.blocks, text.text if cached else None, keep_GB, heads)
     tokens, found = jax.lax.scan(
       rematerialized(one, self.remat),
       AV(**tokens),
