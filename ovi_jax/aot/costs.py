@@ -39,7 +39,7 @@ _FREE = frozenset(
   [
     "after-all", "async-done", "async-update", "bitcast", "constant",
     "copy-done", "get-tuple-element", "iota", "parameter", "partition-id",
-    "replica-id", "tuple", "while", "conditional", "call",
+    "replica-id", "slice-done", "tuple", "while", "conditional", "call",
     "all-gather-done", "all-reduce-done", "collective-permute-done",
   ]
 )  # fmt: skip
@@ -235,6 +235,9 @@ def _traffic(
   if each.opcode == "copy-start":
     # Source and copy, of which one is a result again.
     return sum(a.bytes for a in each.results[:2] if a.main)
+  if each.opcode == "slice-start":
+    part = each.results[1]
+    return part.bytes * (1.0 + part.main)
   if each.opcode in ("dynamic-slice", "slice", "gather"):
     return 2.0 * written
   if each.opcode == "dynamic-update-slice":

@@ -5,6 +5,7 @@ import os
 import re
 from typing import Any
 
+import jax
 from jax.experimental import topologies
 
 # Kind -> its axes, the sizes that are rented, chips of a host.
@@ -18,6 +19,9 @@ _PART_OF_HOST = {"1x1": (1, 1, 1), "2x2": (2, 2, 1)}
 
 def devices(name: str) -> list[Any]:
   """The devices of a topology such as "v5p:4x4x4".
+
+  From then on the process keeps no compiled programs on disk: without such a
+  device they cannot be read again.
 
   Raises:
     ValueError: there is none of that name, or no libtpu.
@@ -34,6 +38,7 @@ def devices(name: str) -> list[Any]:
       "compiling for a TPU needs its compiler, libtpu (no TPU is needed):"
       " pip install 'ovi_jax[aot]'"
     )
+  jax.config.update("jax_enable_compilation_cache", False)
   # What libtpu asks of a machine that it takes for a TPU's host.
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

@@ -55,6 +55,21 @@ def test_a_tpu_program():
   assert costs.axes_of((0, 2), {"data": 2, "context": 2}) == ("data",)
 
 
+def test_a_slice_ahead_of_time_moves_the_slice_alone():
+  text = """HloModule a
+
+ENTRY %main (a: s8[1000]) -> s8[100] {
+  %a = s8[1000]{0} parameter(0)
+  %s = ((s8[1000]{0}), s8[100]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%a), \
+slice={[0:100]}
+  ROOT %d = s8[100]{0:T(128)S(1)} slice-done(%s)
+}
+"""
+  assert costs.of(hlo.parse(text)).traffic == 100
+  into_main = text.replace("S(1)", "")
+  assert costs.of(hlo.parse(into_main)).traffic == 200
+
+
 def test_memory_on_the_chip_is_no_traffic():
   on_chip, main = hlo.arrays("(bf16[8,8]{1,0:T(8,128)S(1)}, f32[3]{0})")
   assert not on_chip.main and main.main
