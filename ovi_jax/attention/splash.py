@@ -2,8 +2,8 @@
 
 Queries and keys are filled up to whole blocks; what is not to be attended to
 has another segment number. Sizes of blocks come from a table, by kind of chip
-(`splash_blocks.json`; `benchmarks/splash_blocks.py` searches). On a CPU the
-kernel is interpreted, which is for tests.
+and number of keys (`splash_blocks.json`; `benchmarks/splash_blocks.py`
+searches). On a CPU the kernel is interpreted, which is for tests.
 """
 
 import functools
@@ -27,7 +27,8 @@ from ovi_jax.attention import blockwise
 
 LANES = 128  # sizes of blocks are multiples
 TABLE = "splash_blocks.json"
-DEFAULT = "default"  # row of the table for chips that have none
+ANY = "any"  # chip of the rows for those that have none
+SIZES = ("queries", "keys", "keys_at_once")  # limits of a row
 _OUT, _IN = 0, 1  # segments
 
 
@@ -88,7 +89,7 @@ def _kernel(
   target: str, queries: int, keys: int, heads: int, sums: bool
 ) -> tuple[Any, tuple[int, int]]:
   """The kernel, and the lengths that queries and keys are filled up to."""
-  limits = limits_of(target)
+  limits = limits_of(target, keys)
   block_q, rows = block(queries, limits["queries"])
   block_kv, columns = block(keys, limits["keys"])
   compute = _divisor(block_kv, limits["keys_at_once"])
@@ -138,13 +139,22 @@ def _divisor(size: int, limit: int) -> int:
   )
 
 
-def limits_of(target: str) -> Mapping[str, int]:
-  """The largest blocks for a kind of chip, as `device_kind` names it."""
-  table = _table()
-  return table.get(target, table[DEFAULT])
+def limits_of(target: str, keys: int) -> Mapping[str, int]:
+  """The largest blocks, see `SIZES`.
+
+  Args:
+    target: kind of chip, as `device_kind` names it.
+    keys: how many there are. A row of the table holds up to a number of keys,
+      the last one of a chip for all.
+  """
+  rows = [row for row in table() if row["chip"] == target]
+  rows = rows or [row for row in table() if row["chip"] == ANY]
+  row = next(r for r in rows if r["up_to"] is None or keys <= r["up_to"])
+  return {name: row[name] for name in SIZES}
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, int]]:
+def table() -> list[dict[str, Any]]:
+  """The rows of the table, of one chip from few keys to many."""
   file = importlib.resources.files(__package__) / TABLE
   return json.loads(file.read_text("utf-8"))

@@ -46,7 +46,27 @@ def test_blocks_fill_little(length, block, filled):
   assert splash.block(length, 1024) == (block, filled)
 
 
-def test_every_row_of_the_table_is_whole_lanes():
-  for row in splash._table().values():
-    assert row.keys() == splash._table()[splash.DEFAULT].keys()
-    assert all(size % splash.LANES == 0 for size in row.values())
+def test_rows_of_the_table_are_whole():
+  chips: dict = {}
+  for row in splash.table():
+    assert row.keys() == {"chip", "up_to", *splash.SIZES}
+    assert all(row[name] % splash.LANES == 0 for name in splash.SIZES)
+    chips.setdefault(row["chip"], []).append(row["up_to"])
+  assert splash.ANY in chips
+  for limits in chips.values():
+    assert limits[-1] is None and limits[:-1] == sorted(limits[:-1])
+
+
+def test_a_row_is_of_a_chip_and_a_length(monkeypatch):
+  sizes = dict.fromkeys(splash.SIZES, 128)
+  rows = [
+    {"chip": "TPU v9", "up_to": 600, **sizes},
+    {"chip": "any", "up_to": None, **sizes, "keys": 512},
+    {"chip": "TPU v9", "up_to": None, **sizes, "keys": 256},
+  ]
+  monkeypatch.setattr(splash, "table", lambda: rows)
+  found = [
+    splash.limits_of(*case)["keys"]
+    for case in (("TPU v9", 600), ("TPU v9", 601), ("cpu", 1))
+  ]
+  assert found == [128, 256, 512]
