@@ -48,7 +48,7 @@ def _sample(topology: str, variant: str, **mesh: int) -> tuple[str, ...]:
 # Name -> command. The batch of training is the paper's 768.
 CASES: Mapping[str, Sequence[str]] = {
   "train_v5p_64": _train(
-    "v5p:4x4x4", parts=12, remat="attention", mesh__fsdp=64
+    "v5p:4x4x4", parts=6, remat="attention", mesh__fsdp=64
   ),
   "train_v5p_512": _train(
     "v5p:8x8x8", parts=3, remat="attention", mesh__fsdp=256, mesh__context=2

@@ -28,6 +28,8 @@ Table = Mapping[str, tuple[str, ...]]
 ACTIVATIONS: Table = {
   "B": ("data", "fsdp"),
   "L": ("context",),
+  "H": ("context",),
+  "W": ("data",),
   "F": ("tensor",),
   "N": ("tensor",),
   "f": ("tensor", "context"),

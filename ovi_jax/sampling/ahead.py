@@ -25,6 +25,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import fusion
 from ovi_jax.models.video_vae import codec
+from ovi_jax.models.video_vae import placement
 from ovi_jax.parallel import partition
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import generate
@@ -191,21 +192,20 @@ def decoding(
   vae, dtype = pipeline.arch.video_vae, pipeline.dtype
   whole = partition.replicated(pipeline.mesh)
   height, width = clip.pixels
+  cache = jax.eval_shape(
+    lambda: codec.init_decoder_cache(vae, 1, height, width, dtype)
+  )
   cache = jax.tree.map(
-    lambda s: _shape(s.shape, whole, s.dtype),
-    jax.eval_shape(
-      lambda: codec.init_decoder_cache(vae, 1, height, width, dtype)
-    ),
+    lambda s, place: _shape(s.shape, place, s.dtype),
+    cache,
+    placement.split(cache, whole),
   )
   shape = 1, clip.latent_height, clip.latent_width, vae.z_dim
-  params = {"decoder": _parameters("video_vae", pipeline)["decoder"]}
+  params = _parameters("video_vae", pipeline)["decoder"]
   arguments = params, cache, _shape(shape, whole), _shape((), whole, jnp.bool_)
-
-  def decode(params, cache, latent, is_first):
-    return codec.decode_step(vae, params, cache, latent, is_first, dtype)
-
   with pipeline.computing():
-    lowered = jax.jit(decode, donate_argnums=1).lower(*arguments)
+    program = codec.jit_decode_step(vae, dtype, (1, height, width), whole)
+    lowered = program.lower(*arguments)
   return report.make(
     "decoding of one latent frame", lowered, arguments, pipeline.mesh, None
   )

@@ -48,6 +48,30 @@ def test_devices_of_a_topology():
 
 
 @pytest.mark.slow
+def test_the_released_models_step_stays_within_bounds(tmp_path):
+  """720 by 720 pixels, 5 s, on four v5p; what is recorded, and 5 % more."""
+  code, said = run(
+    "sample.py",
+    "--aot=v5p:2x2x1",
+    "--config.variant=720x720_5s",
+    "--config.height=704",
+    "--config.width=704",
+    f"--out={tmp_path}",
+  )
+  assert code == 0, said
+  text = (tmp_path / "aot_720x720_5s_v5p_2x2x1.json").read_text()
+  step, decoding = json.loads(text)
+  assert step["model_operations"] == pytest.approx(118.9e12, rel=1e-3)
+  assert 1 <= step["ratio"] < 1.03
+  assert step["peak"] < 1.05 * 10.54 * 2**30
+  assert step["traffic"] < 1.05 * 198e9
+  assert step["messages"]["all-to-all over context"] < 1.05 * 2766e6
+  assert step["messages"]["all-gather over context"] < 1.05 * 5107e6
+  assert decoding["peak"] < 1.05 * 2.43 * 2**30
+  assert decoding["operations"] < 1.05 * 9.8e12
+
+
+@pytest.mark.slow
 def test_a_training_step(tmp_path):
   code, said = run(
     "train.py",
