@@ -38,7 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.negative_prompt.audio = placeholder(str)
   config.dtype = "auto"  # bfloat16 on accelerators, float32 on a CPU
   config.attention = "auto"  # see ovi_jax/attention/attention.py
-  # Devices along each axis; one 0 takes what is left over, all 0: chosen.
+  # Devices along each axis; 0 takes what is left over or is 1; all 0: chosen.
   config.mesh = ml_collections.ConfigDict(dict.fromkeys(mesh.AXES, 0))
   config.context_attention = "all_to_all"  # or ring
+  # Whether processes make every clip together, or each its share of them.
+  config.together = False
   return config

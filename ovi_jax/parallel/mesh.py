@@ -67,13 +67,16 @@ def _placed(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def completed(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
-  """Sizes of which one may be 0: it takes the devices that are left over."""
-  sizes = dict(sizes)
-  open_axes = [name for name, size in sizes.items() if size == 0]
-  if len(open_axes) == 1:
-    taken = math.prod(s for s in sizes.values() if s)
-    sizes[open_axes[0]] = max(1, devices // taken)
-  return sizes
+  """Sizes without zeros: one axis takes the devices that are left over.
+
+  It is the one that is 0; of several, fsdp if it is among them, else the first.
+  """
+  found = {name: size or 1 for name, size in sizes.items()}
+  open_axes = [name for name in sizes if sizes[name] == 0]
+  if open_axes:
+    chosen = "fsdp" if "fsdp" in open_axes else open_axes[0]
+    found[chosen] = max(1, devices // math.prod(found.values()))
+  return found
 
 
 def for_sampling(devices: Sequence[Any], heads: int) -> jax.sharding.Mesh:
