@@ -4,8 +4,9 @@
   python -m benchmarks.scaling [--only=NAME,…] [--dry_run]
 
 Runs the commands below, each some minutes on two cores, keeps their reports in
-`benchmarks/results/scaling/NAME.json`, and makes the table of
-`docs/scaling.md` of all that are there. What is there is not run again.
+`benchmarks/results/scaling/NAME.json`, and makes the tables of
+`docs/scaling.md` of all that are there. What is there is not run again. Beside
+each case stands a change of it that was tried (`NAME_tried`).
 """
 
 import json
@@ -37,27 +38,28 @@ def _train(topology: str, **changes: Any) -> tuple[str, ...]:
   return tuple(words)
 
 
-def _sample(topology: str, variant: str, **mesh: int) -> tuple[str, ...]:
+def _sample(
+  topology: str, variant: str, attention: str = "", **mesh: int
+) -> tuple[str, ...]:
   size = 704 if variant == "720x720_5s" else 960
   words = ["sample.py", f"--aot={topology}", f"--config.variant={variant}"]
   words += [f"--config.height={size}", f"--config.width={size}"]
   words += [f"--config.mesh.{axis}={count}" for axis, count in mesh.items()]
+  words += [f"--config.context_attention={attention}"] if attention else []
   return tuple(words)
 
 
-# Name -> command. The batch of training is the paper's 768.
+BATCH_768 = {"remat": "attention"}  # the batch of the config, and the paper's
+TRIED = "_tried"
+# Name -> command.
 CASES: Mapping[str, Sequence[str]] = {
-  "train_v5p_64": _train(
-    "v5p:4x4x4", parts=6, remat="attention", mesh__fsdp=64
-  ),
+  "train_v5p_64": _train("v5p:4x4x4", parts=6, mesh__fsdp=64, **BATCH_768),
   "train_v5p_512": _train(
-    "v5p:8x8x8", parts=3, remat="attention", mesh__fsdp=256, mesh__context=2
+    "v5p:8x8x8", parts=3, mesh__fsdp=256, mesh__context=2, **BATCH_768
   ),
-  "train_v6e_256": _train(
-    "v6e:16x16", parts=3, remat="attention", mesh__fsdp=256
-  ),
+  "train_v6e_256": _train("v6e:16x16", parts=3, mesh__fsdp=256, **BATCH_768),
   "train_v5e_256": _train(
-    "v5e:16x16", parts=6, remat="attention", mesh__fsdp=128, mesh__context=2
+    "v5e:16x16", parts=6, mesh__fsdp=128, mesh__context=2, **BATCH_768
   ),
   "sample_720_v5p_4": _sample("v5p:2x2x1", "720x720_5s"),
   "sample_960_v5p_4": _sample("v5p:2x2x1", "960x960_10s"),
@@ -65,6 +67,41 @@ CASES: Mapping[str, Sequence[str]] = {
   "sample_960_v6e_8": _sample("v6e:2x4", "960x960_10s"),
   "sample_720_v5e_16": _sample("v5e:4x4", "720x720_5s"),
   "sample_960_v5e_16": _sample("v5e:4x4", "960x960_10s"),
+  "sample_720_v6e_1": _sample("v6e:1x1", "720x720_5s"),
+  "sample_960_v6e_1": _sample("v6e:1x1", "960x960_10s"),
+  # Half the examples at a time.
+  "train_v5p_64_tried": _train(
+    "v5p:4x4x4", parts=12, mesh__fsdp=64, **BATCH_768
+  ),
+  # Heads and hidden units split in place of tokens.
+  "train_v5p_512_tried": _train(
+    "v5p:8x8x8", parts=3, mesh__fsdp=256, mesh__tensor=2, **BATCH_768
+  ),
+  # Everything of a block made again.
+  "train_v6e_256_tried": _train(
+    "v6e:16x16", parts=3, mesh__fsdp=256, remat="full"
+  ),
+  # A whole example on each chip.
+  "train_v5e_256_tried": _train(
+    "v5e:16x16", parts=3, mesh__fsdp=256, **BATCH_768
+  ),
+  # Both passes of guidance on all chips.
+  "sample_720_v5p_4_tried": _sample(
+    "v5p:2x2x1", "720x720_5s", data=1, context=4
+  ),
+  # Keys and values passed round.
+  "sample_960_v5p_4_tried": _sample(
+    "v5p:2x2x1", "960x960_10s", attention="ring"
+  ),
+  "sample_720_v6e_8_tried": _sample("v6e:2x4", "720x720_5s", data=1, context=8),
+  # Heads split in place of tokens.
+  "sample_960_v6e_8_tried": _sample("v6e:2x4", "960x960_10s", data=2, tensor=4),
+  "sample_720_v5e_16_tried": _sample(
+    "v5e:4x4", "720x720_5s", data=2, fsdp=2, context=4
+  ),
+  "sample_960_v5e_16_tried": _sample(
+    "v5e:4x4", "960x960_10s", attention="ring"
+  ),
 }
 
 
@@ -150,8 +187,12 @@ def main(argv: list[str]) -> None:
     for name in CASES
     if (RESULTS / f"{name}.json").exists()
   }
-  TABLE.write_text(table(found), "utf-8")
-  print(table(found), end="")
+  tables = [
+    table({n: r for n, r in found.items() if n.endswith(TRIED) == tried})
+    for tried in (False, True)
+  ]
+  TABLE.write_text("\n".join(tables), "utf-8")
+  print(TABLE.read_text("utf-8"), end="")
 
 
 if __name__ == "__main__":
