@@ -21,6 +21,7 @@ import jax
 from ovi_jax import chips
 from ovi_jax import files
 from ovi_jax.aot import costs
+from ovi_jax.aot import groups
 from ovi_jax.aot import hlo
 
 LISTED = 8  # arrays that are named when memory does not suffice
@@ -294,7 +295,7 @@ def _messages(
   sizes: dict[str, float] = {}
   seconds = 0.0
   for (kind, group), size in sorted(found.messages.items()):
-    axes = costs.axes_of(group, shape)
+    axes = groups.axes_of(group, shape)
     name = f"{kind} over {', '.join(axes)}"
     sizes[name] = sizes.get(name, 0.0) + size
     seconds += _exchange(kind, size, group, mesh, chip)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from ovi_jax.aot import costs
+from ovi_jax.aot import groups as groups_lib
 from ovi_jax.aot import hlo
 from ovi_jax.parallel import mesh as meshes
 
@@ -52,7 +53,7 @@ def test_a_tpu_program():
   assert found.operations == products + kernel
   # Half of the all-reduced bytes, twice, thirty times.
   assert found.messages == {("all-reduce", (0, 1)): 30 * 4 * 8 * 2}
-  assert costs.axes_of((0, 2), {"data": 2, "context": 2}) == ("data",)
+  assert groups_lib.axes_of((0, 2), {"data": 2, "context": 2}) == ("data",)
 
 
 def test_a_slice_ahead_of_time_moves_the_slice_alone():
@@ -110,7 +111,7 @@ def test_messages_of_a_mesh():
   found = costs.of(hlo.parse(program.lower(x).compile().as_text()))
   (((kind, group), size),) = found.messages.items()
   assert kind == "all-gather" and size == 8 * 16 * 4 * 3 / 4
-  assert costs.axes_of(group, dict(mesh.shape)) == ("context",)
+  assert groups_lib.axes_of(group, dict(mesh.shape)) == ("context",)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_messages_of_a_mesh():
   ],
 )
 def test_groups_of_devices(text, groups):
-  assert costs.groups_of(f"channel_id=1, {text}, x=1") == groups
+  assert groups_lib.groups_of(f"channel_id=1, {text}, x=1") == groups
 
 
 def test_what_is_not_known_is_said():
