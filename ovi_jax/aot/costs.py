@@ -157,10 +157,10 @@ def _convolution(where: hlo.Computation, each: hlo.Instruction) -> float:
   batch = each.results[0].shape[labels[3].index("b")]
   features = each.results[0].shape[labels[3].index("f")]
   inputs = right.shape[labels[2].index("i")]
-  groups = re.search(r"batch_group_count=(\d+)", each.text)
-  if groups:
+  grouped = re.search(r"batch_group_count=(\d+)", each.text)
+  if grouped:
     # Batches of a group are summed like features of the input.
-    batch = left.shape[labels[1].index("b")] // int(groups[1])
+    batch = left.shape[labels[1].index("b")] // int(grouped[1])
   return 2.0 * batch * features * inputs * pairs
 
 
