@@ -1,4 +1,4 @@
-"""Install ovi_jax: `pip install .`, or with extras gpu, tpu, hub, dev."""
+"""Install ovi_jax: `pip install .`, or with extras gpu, tpu, aot, hub, dev."""
 
 import pathlib
 import re
