@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
+from ovi_jax.attention import context
 from ovi_jax.checkpoint import directory
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
@@ -89,7 +90,7 @@ class Settings:
   dtype: str
   frozen_dtype: str
   attention: str
-  context_attention: str
+  context_attention: str = context.ALL_TO_ALL  # what older runs did
   remat: str
   mesh: Mapping[str, int]
   components: str
