@@ -73,6 +73,7 @@ def test_image_to_video(run, golden):
   parity.assert_close(ours.audio, theirs.audio, "end_to_end")
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(run):
   flat = mapping.flatten(standin_models.fusion_params())
   mesh = meshes.for_sampling(jax.devices(), heads=2)
