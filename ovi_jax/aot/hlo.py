@@ -23,6 +23,7 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _NAME = re.compile(r"%([\w.\-]+)")
+_INTEGERS = ("s32", "s64", "u32", "u64")
 _ON_CHIP = re.compile(r"S\([1-9]\)")  # memory spaces other than the main one
 
 
@@ -81,6 +82,14 @@ class Instruction:
     """The value of a constant, the number of a parameter."""
     return self.text.removeprefix("(").partition(")")[0]
 
+  @property
+  def index(self) -> int:
+    """Which part of a tuple this one takes."""
+    found = re.search(r"\bindex=(\d+)", self.text)
+    if not found:
+      raise ValueError(f"{self.name} takes no part of a tuple")
+    return int(found[1])
+
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
@@ -115,11 +124,11 @@ class Program:
     if known:
       return int(known[1])
     condition = self.computations[loop.called("condition")]
-    # A scan counts from 0 by 1 while its counter is less than a constant.
+    # A loop counts from 0 while its counter is less than a constant.
     constants = [
       int(each.literal)
       for each in condition.instructions
-      if each.opcode == "constant" and each.results[0].dtype in ("s32", "s64")
+      if each.opcode == "constant" and each.results[0].dtype in _INTEGERS
     ]
     less = "direction=LT" in "".join(
       text for each in condition.instructions for text in self._texts(each)
@@ -129,7 +138,25 @@ class Program:
         f"loop {loop.name} has no constant number of trips: its condition"
         f" {condition.name} has constants {constants}"
       )
-    return constants[0]
+    return -(-constants[0] // self._step(loop, condition))
+
+  def _step(self, loop: Instruction, condition: Computation) -> int:
+    """By how much a loop counts: a scan by 1, what XLA unrolled by more."""
+    counters = [
+      each.index
+      for each in condition.instructions
+      if each.opcode == "get-tuple-element"
+      and each.results[0].dtype in _INTEGERS
+      and not each.results[0].shape
+    ]
+    body = self.computations[loop.called("body")]
+    results = [e for e in body.instructions if e.opcode == "tuple"]
+    if len(counters) != 1 or not results:
+      return 1
+    counted = body.by_name[results[-1].operands[counters[0]]]
+    parts = [body.by_name[name] for name in counted.operands]
+    steps = [int(e.literal) for e in parts if e.opcode == "constant"]
+    return steps[0] if counted.opcode == "add" and len(steps) == 1 else 1
 
   def _texts(self, instruction: Instruction) -> Iterator[str]:
     """Of an instruction, and of a fusion's parts."""

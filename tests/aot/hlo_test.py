@@ -56,6 +56,19 @@ def test_a_tpu_program():
   assert groups_lib.axes_of((0, 2), {"data": 2, "context": 2}) == ("data",)
 
 
+def test_loops_that_count_by_more():
+  """XLA's own loops over messages: unrolled by two, and of unsigned numbers."""
+  text = TPU.replace("s32[]", "u32[]").replace(
+    "ROOT %t = (u32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%i, %sum)",
+    "%two = u32[]{:T(128)} constant(2)\n"
+    "  %next = u32[]{:T(128)} add(%i, %two)\n"
+    "  ROOT %t = (u32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%next, %sum)",
+  )
+  program = hlo.parse(text)
+  loop = program.computations[program.entry].by_name["loop"]
+  assert program.trips(loop) == 15
+
+
 def test_a_slice_ahead_of_time_moves_the_slice_alone():
   text = """HloModule a
 
