@@ -87,9 +87,15 @@ def of(program: hlo.Program) -> Costs:
   @functools.cache
   def total(name: str, inside: bool) -> Costs:
     computation = program.computations[name]
-    costs = Costs()
+    costs, sent = Costs(), set()
     for each in computation.instructions:
-      costs += one(computation, each, inside)
+      found = one(computation, each, inside)
+      # A message that goes on beside products stands in each of their fusions.
+      channels = _channels(program, each)
+      if channels and channels <= sent:
+        found = dataclasses.replace(found, messages={})
+      sent |= channels
+      costs += found
     return costs
 
   def one(where: hlo.Computation, each: hlo.Instruction, inside: bool) -> Costs:
@@ -121,6 +127,17 @@ def of(program: hlo.Program) -> Costs:
 
 
 _LOOP = ("body", "condition")
+
+
+def _channels(program: hlo.Program, each: hlo.Instruction) -> frozenset[str]:
+  """The channels of a collective, or of those in a fusion."""
+  if each.opcode.removesuffix("-start") in COLLECTIVES:
+    return frozenset(re.findall(r"\bchannel_id=(\d+)", each.text))
+  if each.opcode != "fusion":
+    return frozenset()
+  called = program.computations[each.called("calls")]
+  parts = (_channels(program, part) for part in called.instructions)
+  return frozenset().union(*parts)
 
 
 def _branches(each: hlo.Instruction) -> list[str]:

@@ -56,6 +56,28 @@ def test_a_tpu_program():
   assert groups_lib.axes_of((0, 2), {"data": 2, "context": 2}) == ("data",)
 
 
+def test_a_message_beside_products_is_sent_once():
+  """XLA writes it into each fusion that runs while it is under way."""
+  part = """
+%part.N (p: bf16[4,8]) -> bf16[8,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %g = bf16[8,8]{1,0} all-gather(%p), channel_id=7, \
+replica_groups=[1,2]<=[2], dimensions={0}
+}
+"""
+  fusion = "  %f.N = bf16[8,8]{1,0} fusion(%a), kind=kCustom, calls=%part.N\n"
+  text = "HloModule a\n" + "".join(part.replace("N", n) for n in "12")
+  text += """
+ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+"""
+  text += fusion.replace("N", "1") + fusion.replace("N", "2")
+  text += "  ROOT %z = bf16[4,8]{1,0} copy(%a)\n}\n"
+  assert costs.of(hlo.parse(text)).messages == {("all-gather", (0, 1)): 64}
+  two = text.replace("channel_id=7", "channel_id=8", 1)
+  assert costs.of(hlo.parse(two)).messages == {("all-gather", (0, 1)): 128}
+
+
 def test_loops_that_count_by_more():
   """XLA's own loops over messages: unrolled by two, and of unsigned numbers."""
   text = TPU.replace("s32[]", "u32[]").replace(
