@@ -28,9 +28,7 @@ flags.DEFINE_string("download", "", "Fetch this variant's release into --out.")
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.start()
+  runtime.start(argv)
   try:
     command.run(
       release=FLAGS.release,

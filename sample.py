@@ -15,13 +15,14 @@ from ml_collections import config_flags
 
 from ovi_jax import demo
 from ovi_jax import runtime
+from ovi_jax.sampling import ahead
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
 
-HERE = pathlib.Path(__file__).resolve().parent
 FLAGS = flags.FLAGS
+CONFIG = pathlib.Path(__file__).with_name("configs") / "sample.py"
 with runtime.flag_errors():
-  config_flags.DEFINE_config_file("config", str(HERE / "configs/sample.py"))
+  config_flags.DEFINE_config_file("config", str(CONFIG))
 flags.DEFINE_string("prompt", "", "What to see, say and hear.")
 flags.DEFINE_string("prompts", "", "CSV or TSV: text_prompt[, image_path].")
 flags.DEFINE_string("image", "", "Picture of the first frame, with --prompt.")
@@ -30,23 +31,22 @@ flags.DEFINE_string("out", "samples", "Directory for the results.")
 flags.DEFINE_string("noise", "", "Start from this .npz instead of the seed.")
 flags.DEFINE_bool("save_latents", False, "Keep the final latents as .npz.")
 flags.DEFINE_bool("attention_maps", False, "Draw what the sound looks at.")
+flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
 flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.start()
+  runtime.start(argv)
   try:
-    chosen = generate.settle(FLAGS.config, FLAGS.weights)
-    asked = requests.from_flags(
-      FLAGS.prompt, FLAGS.prompts, FLAGS.image, chosen.mode
-    )
+    weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
+    if FLAGS.aot:
+      sys.exit(not ahead.run(FLAGS.aot, FLAGS.config, weights, out))
+    asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
     generate.run(
-      requests=asked,
-      settings=chosen,
-      weights=pathlib.Path(FLAGS.weights),
-      out=pathlib.Path(FLAGS.out),
+      settings=generate.settle(FLAGS.config, weights),
+      requests=requests.from_flags(*asked),
+      weights=weights,
+      out=out,
       noise=FLAGS.noise,
       save_latents=FLAGS.save_latents,
       maps=FLAGS.attention_maps,

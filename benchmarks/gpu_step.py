@@ -28,10 +28,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import cases
 from benchmarks import flops
 from ovi_jax import runtime
+from ovi_jax.attention import attention
 from ovi_jax.convert import mapping
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
-from ovi_jax.models import attention
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.parallel import mesh as meshes
@@ -45,7 +45,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("clips", ["720x720_5s", "960x960_10s"], "Clips to time.")
 flags.DEFINE_integer("repeats", 5, "Timed steps a clip.", lower_bound=1)
 flags.DEFINE_integer("skip_layer", 11, "Block left out when negative.")
-flags.DEFINE_string("attention", "auto", "See ovi_jax/models/attention.py.")
+flags.DEFINE_string("attention", "auto", "See ovi_jax/attention/attention.py.")
 flags.DEFINE_string("trace", "", "Directory for a profile of one step.")
 flags.DEFINE_string("out", "", "JSON file for the figures.")
 flags.DEFINE_bool("small", False, "Tiny sizes: does this script work?")

@@ -11,13 +11,13 @@ import numpy as np
 from benchmarks import cases
 from benchmarks import worker
 from ovi_jax import runtime
+from ovi_jax.attention import attention
 from ovi_jax.convert import fusion as fusion_names
 from ovi_jax.convert import mapping
 from ovi_jax.convert import video_vae as video_vae_names
 from ovi_jax.convert import vocoder as vocoder_names
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
-from ovi_jax.models import attention
 from ovi_jax.models import dit
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import codec

@@ -185,6 +185,7 @@ def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
       "dtype": "auto",
       "frozen_dtype": "auto",
       "attention": "auto",
+      "context_attention": "all_to_all",  # or ring: context divides no heads
       "remat": "none" if mini else "full",
       "mesh": {"data": 1, "fsdp": 0, "context": 1, "tensor": 1},
       "cadence": {

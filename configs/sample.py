@@ -13,6 +13,7 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from ovi_jax import geometry
+from ovi_jax.parallel import mesh
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -36,5 +37,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.negative_prompt.video = placeholder(str)
   config.negative_prompt.audio = placeholder(str)
   config.dtype = "auto"  # bfloat16 on accelerators, float32 on a CPU
-  config.attention = "auto"  # see ovi_jax/models/attention.py
+  config.attention = "auto"  # see ovi_jax/attention/attention.py
+  # Devices along each axis; 0 takes what is left over or is 1; all 0: chosen.
+  config.mesh = ml_collections.ConfigDict(dict.fromkeys(mesh.AXES, 0))
+  config.context_attention = "all_to_all"  # or ring
+  # Whether processes make every clip together, or each its share of them.
+  config.together = False
   return config

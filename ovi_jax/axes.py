@@ -9,8 +9,14 @@ activations) and by `parallel.partition` (for parameters), and by nobody else.
   D width            F feed-forward                 N heads
   K head size        E text width                   P modulation parts
   M mel bins         A waveform samples             G scanned block
+
+Video has a hundred times as many tokens as sound and text. Where weights meet
+the many, the mesh axis `context` splits tokens and the weights are gathered;
+where they meet the few, it splits the weights, and the tokens stay whole. In
+the tables the second are the small letters (d, f, n); `few` translates.
 """
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -22,14 +28,27 @@ Table = Mapping[str, tuple[str, ...]]
 ACTIVATIONS: Table = {
   "B": ("data", "fsdp"),
   "L": ("context",),
+  "H": ("context",),
+  "W": ("data",),
   "F": ("tensor",),
   "N": ("tensor",),
+  "f": ("tensor", "context"),
+  "n": ("tensor", "context"),
 }
 PARAMETERS: Table = {
   "D": ("fsdp", "context"),
   "F": ("tensor",),
   "N": ("tensor",),
+  "d": ("fsdp",),
+  "f": ("tensor", "context"),
+  "n": ("tensor", "context"),
 }
+_FEW = str.maketrans("LDFN", "Sdfn")
+
+
+def few(letters: str) -> str:
+  """The letters of an array, or of weights, where tokens are few."""
+  return letters.translate(_FEW)
 
 
 def spec(
@@ -63,6 +82,13 @@ def spec(
     used.update(mine)
     parts.append(mine or None)
   return P(*parts)
+
+
+def fill(length: int, letter: str = "L") -> int:
+  """The least length, from `length` on, that the ambient mesh splits evenly."""
+  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  parts = math.prod(sizes.get(axis, 1) for axis in ACTIVATIONS[letter])
+  return -(-length // parts) * parts
 
 
 def constrain(array: jax.Array, letters: str) -> jax.Array:

@@ -5,6 +5,8 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 from typing import NoReturn
 
 import jax
@@ -15,12 +17,20 @@ from absl import logging
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
 
 
-def start() -> None:
+def start(argv: Sequence[str] = ()) -> None:
   """Quiet the libraries' logs, and keep compiled programs on disk.
 
   A second start then finds its programs compiled. `JAX_COMPILATION_CACHE_DIR`
   names another place; set to nothing, it turns the cache off.
+
+  Args:
+    argv: the command's name, and what its flags left over.
+
+  Raises:
+    app.UsageError: they left something over.
   """
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
@@ -71,11 +81,29 @@ def leave(message: str) -> NoReturn:
   sys.exit(1)
 
 
+def target() -> str:
+  """The kind of chip that is compiled for, as JAX names it, such as "cpu".
+
+  It is that of the ambient mesh, whose devices need not be at hand.
+  """
+  device = _of_mesh()
+  return (device or jax.devices()[0]).device_kind
+
+
 def platform() -> str:
   """What computes: "cpu", "tpu", "cuda" (NVIDIA, Ampere or newer) or "gpu"."""
+  elsewhere = _of_mesh()
+  if elsewhere is not None and elsewhere.platform == "tpu":
+    return "tpu"
   device = jax.devices()[0]
   if device.platform != "gpu":
     return device.platform
   if "cuda" not in device.client.platform_version.lower():
     return "gpu"
   return "cuda" if float(device.compute_capability) >= 8 else "gpu"
+
+
+def _of_mesh() -> Any:
+  """The ambient mesh's kind of device; `None` without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty else mesh.abstract_device

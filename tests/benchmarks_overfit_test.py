@@ -110,6 +110,7 @@ def run(path: pathlib.Path, monkeypatch, stages: list[str]) -> dict:
   return json.loads((path / "out/overfit.json").read_text())["stages"]
 
 
+@pytest.mark.slow
 def test_smallest_run(tmp_path, monkeypatch):
   """A stage is trained, sampled and measured; the same command goes on."""
   first = run(tmp_path, monkeypatch, ["audio_pretrain"])

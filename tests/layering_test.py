@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ovi_jax"
 BASE = {
   "axes",
+  "chips",
   "files",
   "flops",
   "geometry",
@@ -19,7 +20,9 @@ BASE = {
 }
 # Package -> packages it may import, besides itself and the base.
 ALLOWED = {
-  "models": set(),
+  "aot": set(),
+  "attention": set(),
+  "models": {"attention"},
   "parallel": set(),
   "checkpoint": {"models", "parallel"},
   "components": {"models", "parallel", "checkpoint"},
@@ -37,6 +40,8 @@ ALLOWED = {
     "sampling",
   },
   "training": {
+    "aot",
+    "attention",
     "models",
     "diffusion",
     "parallel",
@@ -46,6 +51,8 @@ ALLOWED = {
     "sampling",
   },
   "sampling": {
+    "aot",
+    "attention",
     "models",
     "diffusion",
     "parallel",

@@ -4,11 +4,13 @@ import contextlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -87,14 +89,19 @@ def towers(source: pathlib.Path, root: pathlib.Path) -> dict[str, str]:
   return found
 
 
-def environment(devices: int = 1) -> dict[str, str]:
+def environment(devices: int = 1, **more: Any) -> dict[str, str]:
   """Of a run on so many devices; programs stay compiled between runs."""
-  return os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
+  named = {name: str(value) for name, value in more.items()}
+  return (
+    os.environ
+    | named
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+  )
 
 
 def limited(words: list[str], kibibytes: int) -> list[str]:
@@ -125,7 +132,9 @@ class Started:
     began: when, by `time.monotonic`.
   """
 
-  def __init__(self, words: list[str], log: pathlib.Path):
+  def __init__(
+    self, words: list[str], log: pathlib.Path, devices: int = 1, **more: Any
+  ):
     self.workdir = pathlib.Path(words[3].removeprefix("--workdir="))
     self._log = log
     self._lines = len(_lines(self.workdir))
@@ -133,7 +142,7 @@ class Started:
       self.process = subprocess.Popen(
         words,
         cwd=ROOT,
-        env=environment(),
+        env=environment(devices, **more),
         stdout=file,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -171,13 +180,47 @@ class Started:
 @contextlib.contextmanager
 def started(words: list[str], log: pathlib.Path) -> Iterator[Started]:
   """A run that ends with the block at the latest."""
-  going = Started(words, log)
+  with group([words], log) as (going,):
+    yield going
+
+
+@contextlib.contextmanager
+def group(
+  commands: Sequence[list[str]], log: pathlib.Path, devices: int = 1
+) -> Iterator[list[Started]]:
+  """Processes of one run, one a command; they end with the block.
+
+  Args:
+    commands: of each process.
+    log: what they say; with a number behind it, if they are several.
+    devices: of each process.
+  """
+  places: list[dict[str, Any]] = [{}]
+  if len(commands) > 1:
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      address = f"127.0.0.1:{free.getsockname()[1]}"
+    places = [
+      {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": len(commands),
+        "JAX_PROCESS_ID": number,
+        "OVI_JAX_JOIN_SECONDS": 120,
+        "OVI_JAX_HEARTBEAT_SECONDS": 10,
+      }
+      for number in range(len(commands))
+    ]
+  going: list[Started] = []
   try:
+    for number, (words, place) in enumerate(zip(commands, places)):
+      file = log.with_name(f"{log.name}{number}") if place else log
+      going.append(Started(words, file, devices, **place))
     yield going
   finally:
-    if going.process.poll() is None:
-      going.process.kill()
-      going.process.wait()
+    for each in going:
+      if each.process.poll() is None:
+        each.process.kill()
+        each.process.wait()
 
 
 def processes(session: int) -> dict[int, str]:
@@ -249,7 +292,8 @@ def assert_close(
   """
   assert newest(ours) == newest(theirs)
   (mine, place), (other, there) = contents(ours), contents(theirs)
-  assert place == there
+  # Every process has the same, however many there are.
+  assert all(each == there[0] for each in (*place, *there))
   assert mine.keys() == other.keys()
   errors = {
     path: np.abs(mine[path].astype("f8") - x.astype("f8")).max()

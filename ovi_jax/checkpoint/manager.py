@@ -25,8 +25,8 @@ from orbax import checkpoint as ocp
 
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import leaves
-from ovi_jax.checkpoint import processes
 from ovi_jax.checkpoint import saved
+from ovi_jax.parallel import processes
 
 _TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
 # Orbax adds the time of the commit to it as its last act.
@@ -88,15 +88,17 @@ class Restored:
     """The input state of this process.
 
     Raises:
-      ValueError: another number of processes saved it.
+      ValueError: another number of processes saved it, and each its own.
     """
-    if len(self.iterators) != jax.process_count():
+    if len(self.iterators) == jax.process_count():
+      return self.iterators[jax.process_index()]
+    if any(each != self.iterators[0] for each in self.iterators):
       raise ValueError(
-        f"the checkpoint of step {self.step} holds the input state of"
-        f" {len(self.iterators)} processes, this run has"
+        f"the checkpoint of step {self.step} holds other input states of each"
+        f" of {len(self.iterators)} processes, this run has"
         f" {jax.process_count()}; restart with as many"
       )
-    return self.iterators[jax.process_index()]
+    return self.iterators[0]
 
 
 class Manager:

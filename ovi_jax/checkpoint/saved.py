@@ -23,7 +23,7 @@ from orbax import checkpoint as ocp
 
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import leaves
-from ovi_jax.checkpoint import processes
+from ovi_jax.parallel import processes
 
 STATE = "state"
 META = "meta"

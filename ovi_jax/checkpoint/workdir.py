@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ovi_jax import files
-from ovi_jax.checkpoint import processes
+from ovi_jax.parallel import processes
 
 CONFIG = "config.json"
 # What may differ between the starts of one run without being another run.

@@ -5,6 +5,8 @@ model. Everything is checked against everything before the first byte is
 written.
 """
 
+import hashlib
+import itertools
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -42,8 +44,9 @@ def convert(
 
   Args:
     release: directory in the release's layout.
-    out: directory of our weights; what it holds of these components is
-      replaced once the new file is whole.
+    out: directory of our weights; what it holds of these components stays
+      if it was made of the same tensors in the same way, and is replaced once
+      the new file is whole if not.
     variant: released variant, `releases.WAN`, or `None` for other sizes.
     sizes: of the architecture, in the original's form.
     components: which to convert; `None` for all that `sizes` names.
@@ -71,6 +74,10 @@ def convert(
   (out / directory.MANIFEST).unlink(missing_ok=True)
   for component, (rows, tensors, shapes) in opened.items():
     path = directory.component_file(out, component)
+    digests[component] = content = _written(path, rows, tensors, shapes)
+    if content:
+      log(f"{component}: {path} was made of the same tensors, it stays")
+      continue
     digests[component] = _write(path, rows, tensors, shapes)
     log(f"{component}: {len(tensors.shapes)} tensors -> {path}")
   if "umt5" in chosen:
@@ -165,6 +172,37 @@ def _typed(
   return typed
 
 
+def _written(
+  path: pathlib.Path,
+  rows: Sequence[mapping.Row],
+  tensors: tensor_file.TensorFile,
+  shapes: Mapping[str, jax.ShapeDtypeStruct],
+) -> str:
+  """The digest of the tensors, if `path` holds what they become; else ""."""
+  if not path.is_file():
+    return ""
+  try:
+    found, metadata = weights.shapes(path), weights.metadata(path)
+  except ValueError:  # damaged
+    return ""
+  same = {n: (x.shape, x.dtype) for n, x in found.items()} == {
+    n: (x.shape, x.dtype) for n, x in shapes.items()
+  }
+  if not same or metadata.get("table") != _table(rows):
+    return ""
+  digest = reader.Digest(file=tensors)
+  for row in rows:
+    for name in itertools.chain.from_iterable(map(row.names, row.indices)):
+      digest.read(name)
+  content = digest.content()
+  return content if metadata.get("digest") == content else ""
+
+
+def _table(rows: Sequence[mapping.Row]) -> str:
+  """Identity of what is done to tensors."""
+  return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
 def _write(
   path: pathlib.Path,
   rows: Sequence[mapping.Row],
@@ -177,7 +215,7 @@ def _write(
     for name, index, array in mapping.to_ours(rows, digest.read):
       writer.write(name, index, array)
     content = digest.content()
-    writer.metadata["digest"] = content
+    writer.metadata |= {"digest": content, "table": _table(rows)}
   return content
 
 

@@ -316,9 +316,7 @@ def _define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.start()
+  runtime.start(argv)
   try:
     runtime.need(FLAGS, data="DIR", weights="DIR", out="DIR")
     values = {f.name: FLAGS[f.name].value for f in dataclasses.fields(Job)}

@@ -38,7 +38,7 @@ SCORES = {
   "events that are heard, %": "events that are heard",
   "sounds that are seen, %": "sounds that are seen",
 }
-NEAR = "{} attention within a latent frame of its time, %"
+NEAR = "{} attention within a latent frame of its time, {}, %"
 
 
 def run_name(variant: str, seed: int) -> str:
@@ -120,9 +120,12 @@ def table(
       named = {each["name"]: each["value"] for each in scores["scores"]}
       for title, name in SCORES.items():
         found.setdefault(title, []).append(100 * named[name])
-      near = mean_maps(place / "clips").near_diagonal()
-      for tower, share in near._asdict().items():
-        found.setdefault(NEAR.format(tower), []).append(100 * share)
+      maps = mean_maps(place / "clips")
+      for tower, share in maps.near_diagonal()._asdict().items():
+        all_heads = float(getattr(maps, f"{tower}_near_GN").mean())
+        for heads, value in (("all heads", all_heads), ("sharpest", share)):
+          title = NEAR.format(tower, heads)
+          found.setdefault(title, []).append(100 * value)
     rows += [
       {"variant": variant, "quantity": title, "values": values}
       for title, values in found.items()

@@ -6,7 +6,6 @@ here. They travel with converted weights.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ovi_jax import geometry
+from ovi_jax.attention import context
 from ovi_jax.modality import AV
 from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
@@ -148,8 +148,7 @@ def released_sizes() -> dict[str, Any]:
 
 def parameter_shapes(component: str, config: Any) -> dict[str, Any]:
   """Parameters of a component as nested shapes; takes no memory for them."""
-  key = jax.random.key(0)
-  return jax.eval_shape(functools.partial(init, component, config), key)
+  return jax.eval_shape(lambda: init(component, config, jax.random.key(0)))
 
 
 def init(component: str, config: Any, key: jax.Array) -> Mapping[str, Any]:
@@ -179,7 +178,8 @@ def _init_fusion(
     latents[name] = jnp.zeros((1, *tower.patch, tower.channels))
     times[name] = jnp.zeros((1, 1))
     text[name] = jnp.zeros((1, 1, tower.text_width))
-  model = fusion.FusionDiT(config)
+  # On a mesh a ring divides no heads; parameters know nothing of it.
+  model = fusion.FusionDiT(config, scheme=context.RING)
   return model.init(key, AV(**latents), AV(**times), AV(**text))["params"]
 
 

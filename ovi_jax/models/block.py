@@ -15,13 +15,19 @@ from flax import linen as nn
 from jax import ad_checkpoint
 
 from ovi_jax import axes
-from ovi_jax.models import attention
+from ovi_jax.attention import attention
+from ovi_jax.attention import context
 from ovi_jax.models import dit
 from ovi_jax.models import layers
 from ovi_jax.models import rope
 
 # Collection of how tokens attend to the other tower's, see `Block`.
 MAPS = "maps"
+
+
+# Queries, keys or values of a tower that every device has whole, but for heads.
+WHOLE = "BSNK"
+FEW = axes.few("BLNK")
 
 
 class KeysValues(NamedTuple):
@@ -41,6 +47,7 @@ class Attention(nn.Module):
   config: dit.DiTConfig
   dtype: jnp.dtype
   backend: str
+  scheme: str
   fusion: bool = False
   fusion_init: Any = layers.XAVIER
 
@@ -59,43 +66,74 @@ class Attention(nn.Module):
       self.fusion_value = dense(self.fusion_init)
       self.fusion_key_norm = layers.RMSNorm(eps, self.dtype)
 
-  def heads(self, x_BLD: jax.Array) -> jax.Array:
+  def heads(self, x_BLD: jax.Array, letters: str) -> jax.Array:
     heads = self.config.heads
     x = einops.rearrange(x_BLD, "B L (N K) -> B L N K", N=heads)
-    return axes.constrain(x, "BLNK")
+    return axes.constrain(x, letters)
 
   def queries(self, x_BLD: jax.Array) -> jax.Array:
-    return self.heads(self.query_norm(self.query(x_BLD)))
+    x_BLD = self.query_norm(self.query(x_BLD))
+    return self.heads(x_BLD, self.config.letters)
 
-  def keys_values(self, x_BSD: jax.Array) -> KeysValues:
-    keys = self.heads(self.key_norm(self.key(x_BSD)))
-    return KeysValues(keys, self.heads(self.value(x_BSD)))
+  def keys_values(self, x_BSD: jax.Array, letters: str) -> KeysValues:
+    """Keys and values; `letters` as the tokens lie."""
+    keys = self.heads(self.key_norm(self.key(x_BSD)), letters)
+    return KeysValues(keys, self.heads(self.value(x_BSD), letters))
 
   def fusion_keys_values(
     self, other_BSD: jax.Array, rotary: rope.Rotary
   ) -> KeysValues:
     """Keys, turned by the other tower's positions, and values."""
+    letters = "BLNK" if self.config.is_audio else FEW  # the other tower's
     x = self.fusion_norm(other_BSD)
-    keys = self.heads(self.fusion_key_norm(self.fusion_key(x)))
+    keys = self.heads(self.fusion_key_norm(self.fusion_key(x)), letters)
     return KeysValues(
-      rope.rotate(keys, rotary), self.heads(self.fusion_value(x))
+      rope.rotate(keys, rotary), self.heads(self.fusion_value(x), letters)
     )
 
   def attend(
     self,
     q_BLNK: jax.Array,
     keys_values: KeysValues,
+    letters: tuple[str, str],
     last: int = 1,
-    length_B: jax.Array | None = None,
+    length: jax.Array | int | None = None,
   ) -> jax.Array:
+    """Attend; `letters` of queries and keys, see `attention`."""
     values = attention.attention(
-      q_BLNK, *keys_values, self.backend, last, length_B
+      q_BLNK,
+      *keys_values,
+      self.backend,
+      last,
+      length,
+      letters=letters,
+      scheme=self.scheme,
     )
     return ad_checkpoint.checkpoint_name(values, "attention")
 
+  def attend_self(
+    self, q_BLNK: jax.Array, keys_values: KeysValues, length: Any
+  ) -> jax.Array:
+    own = self.config.letters
+    return self.attend(q_BLNK, keys_values, (own, own), length=length)
+
+  def attend_text(self, q_BLNK: jax.Array, text: KeysValues) -> jax.Array:
+    own = self.config.letters
+    keys = FEW if self.config.is_audio else WHOLE
+    last = self.config.padding(text.keys.shape[1])
+    return self.attend(q_BLNK, text, (own, keys), last)
+
+  def attend_other(
+    self, q_BLNK: jax.Array, other: KeysValues, length: Any
+  ) -> jax.Array:
+    letters = (WHOLE, "BLNK") if self.config.is_audio else ("BLNK", WHOLE)
+    return self.attend(q_BLNK, other, letters, length=length)
+
   def project(self, values_BLNK: jax.Array) -> jax.Array:
-    merged = einops.rearrange(values_BLNK, "B L N K -> B L (N K)")
-    return axes.constrain(self.out(merged), "BLD")
+    values = axes.constrain(values_BLNK, self.config.letters)
+    merged = einops.rearrange(values, "B L N K -> B L (N K)")
+    rows = self.config.letters[1]
+    return axes.constrain(self.out(merged), f"B{rows}D")
 
 
 class Block(nn.Module):
@@ -111,6 +149,7 @@ class Block(nn.Module):
   fusion: bool = False
   fusion_init: Any = layers.XAVIER
   hidden_limit: int | None = None
+  scheme: str = context.ALL_TO_ALL
 
   def setup(self):
     config, dtype = self.config, self.dtype
@@ -119,11 +158,10 @@ class Block(nn.Module):
       nn.initializers.normal(config.width**-0.5),
       (6, config.width),
     )
-    self.self_attention = Attention(config, dtype, self.backend)
+    shared = config, dtype, self.backend, self.scheme
+    self.self_attention = Attention(*shared)
     self.cross_norm = layers.LayerNorm(config.eps, dtype)
-    self.cross_attention = Attention(
-      config, dtype, self.backend, self.fusion, self.fusion_init
-    )
+    self.cross_attention = Attention(*shared, self.fusion, self.fusion_init)
     self.feed_forward = layers.MLP(
       config.feed_forward, config.width, layers.gelu, layers.XAVIER, dtype
     )
@@ -135,28 +173,30 @@ class Block(nn.Module):
     table_PD = self.modulation.astype(jnp.float32)[None, None]
     parts = table_PD + times.parts_BTPD
     parts = [parts[:, :, i] for i in range(6)]
-    return layers.Modulation(*parts[:3]), layers.Modulation(*parts[3:])
+    return tuple(
+      layers.Modulation(*three, times.first) for three in (parts[:3], parts[3:])
+    )
 
   def text_keys_values(self, context_BSD: jax.Array) -> KeysValues:
-    return self.cross_attention.keys_values(context_BSD)
+    return self.cross_attention.keys_values(context_BSD, FEW)
 
   def attend_self(
     self,
     x_BLD: jax.Array,
     modulation: layers.Modulation,
     rotary: rope.Rotary,
-    length_B: jax.Array | None = None,
+    length: jax.Array | int | None = None,
   ) -> jax.Array:
     """Self-attention with its residual."""
-    shift, scale, gate = modulation
-    y = layers.modulate(x_BLD, shift, scale, self.config.eps)
+    shift, scale, gate, first = modulation
+    y = layers.modulate(x_BLD, shift, scale, first, self.config.eps)
     y = y.astype(self.dtype)
-    q = rope.rotate(self.self_attention.queries(y), rotary)
-    keys, values = self.self_attention.keys_values(y)
+    own = self.self_attention
+    q = rope.rotate(own.queries(y), rotary)
+    keys, values = own.keys_values(y, self.config.letters)
     keys_values = KeysValues(rope.rotate(keys, rotary), values)
-    y = self.self_attention.attend(q, keys_values, length_B=length_B)
-    y = self.self_attention.project(y)
-    return layers.add_gated(x_BLD, y, gate)
+    y = own.project(own.attend_self(q, keys_values, length))
+    return layers.add_gated(x_BLD, y, gate, first)
 
   def attend_others(
     self,
@@ -165,28 +205,28 @@ class Block(nn.Module):
     rotary: rope.Rotary,
     other_BSD: jax.Array | None = None,
     other_rotary: rope.Rotary | None = None,
-    other_length_B: jax.Array | None = None,
+    other_length: jax.Array | int | None = None,
   ) -> jax.Array:
     """Cross-attention with its residual: the text, and the other tower."""
     cross = self.cross_attention
     q = cross.queries(self.cross_norm(x_BLD))
-    y = cross.attend(q, text, self.config.padding(text.keys.shape[1]))
+    y = cross.attend_text(q, text)
     if other_BSD is not None and other_rotary is not None:
       other = cross.fusion_keys_values(other_BSD, other_rotary)
       turned = rope.rotate(q, rotary)
-      y = y + cross.attend(turned, other, length_B=other_length_B)
+      y = y + cross.attend_other(turned, other, other_length)
       watched = self.is_mutable_collection(MAPS)
       if watched and not self.is_initializing():
-        map_BLS = attention.weights(turned, other.keys, other_length_B)
-        self.put_variable(MAPS, "other", map_BLS)
+        map_BNLS = attention.weights(turned, other.keys, other_length)
+        self.put_variable(MAPS, "other", map_BNLS)
     return x_BLD + cross.project(y)
 
   def feed(self, x_BLD: jax.Array, modulation: layers.Modulation) -> jax.Array:
     """Feed-forward with its residual."""
-    shift, scale, gate = modulation
-    y = layers.modulate(x_BLD, shift, scale, self.config.eps)
+    shift, scale, gate, first = modulation
+    y = layers.modulate(x_BLD, shift, scale, first, self.config.eps)
     limit = self.hidden_limit
     if limit is not None:
       limit = max(1, limit // self.config.feed_forward)
     y = layers.by_tokens(self.feed_forward, y.astype(self.dtype), limit)
-    return layers.add_gated(x_BLD, y, gate)
+    return layers.add_gated(x_BLD, y, gate, first)

@@ -84,6 +84,11 @@ class DiTConfig:
     """Hidden width of the audio stem: 2/3 of 4 widths, rounded up."""
     return -(-(8 * self.width // 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
 
+  @property
+  def letters(self) -> str:
+    """Of queries, see `axes`: sound has few tokens."""
+    return axes.few("BLNK") if self.is_audio else "BLNK"
+
   def padding(self, context_length: int) -> int:
     """How many equal rows of a prompt its last row of context stands for."""
     return self.text_length - context_length + 1
@@ -164,10 +169,11 @@ _RELEASE_NAMES = {
 
 
 class Times(NamedTuple):
-  """What one noise time means to a tower, float32."""
+  """What noise times mean to a tower, float32; T as in `layers.Modulation`."""
 
   embedding_BTD: jax.Array  # for the head
   parts_BTPD: jax.Array  # for every block: P = 6
+  first: int  # tokens of the first latent frame
 
 
 def sinusoid(t_BT: jax.Array, width: int) -> jax.Array:
@@ -240,22 +246,26 @@ class Tower(nn.Module):
   ) -> jax.Array:
     """Latents [B, T, (H, W,) C] -> tokens_BLD in the compute dtype.
 
+    Those of a video are filled up to as many as the mesh splits evenly.
+
     Args:
       latents: of the tower's modality.
       length_B: how many latents in time count; `None` for all.
     """
     if self.config.is_audio:
       tokens = self.patch_embedding(latents, length_B)
-    else:
-      _, rows, columns = self.config.patch
-      patches = einops.rearrange(
-        latents,
-        "B T (H p) (W q) C -> B (T H W) (p q C)",
-        p=rows,
-        q=columns,
-      )
-      tokens = self.patch_embedding(patches)
-    return axes.constrain(tokens, "BLD")
+      return axes.constrain(tokens, "BSD")
+    _, rows, columns = self.config.patch
+    patches = einops.rearrange(
+      latents,
+      "B T (H p) (W q) C -> B (T H W) (p q C)",
+      p=rows,
+      q=columns,
+    )
+    missing = axes.fill(patches.shape[1]) - patches.shape[1]
+    patches = jnp.pad(patches, ((0, 0), (0, missing), (0, 0)))
+    patches = axes.constrain(patches, "BL-")
+    return axes.constrain(self.patch_embedding(patches), "BLD")
 
   def text(self, text_BSE: jax.Array) -> jax.Array:
     """Prompt embeddings -> context_BSD.
@@ -272,12 +282,25 @@ class Tower(nn.Module):
     rest = int(length < limit)
     return self.text_embedding(jnp.pad(text_BSE, ((0, 0), (0, rest), (0, 0))))
 
-  def times(self, t_BT: jax.Array) -> Times:
-    """Noise times in [0, 1000] -> their embeddings."""
+  def times(self, t_BT: jax.Array, grid: tuple[int, ...]) -> Times:
+    """Noise times in [0, 1000] -> their embeddings.
+
+    Args:
+      t_BT: T = 1 for all, or T = 2: of the first latent frame, of the others.
+      grid: of the tokens.
+
+    Raises:
+      ValueError: more times.
+    """
+    if t_BT.shape[1] > 2:
+      raise ValueError(
+        f"times must be [B, 1] or [B, 2] (first frame, others): {t_BT.shape}"
+      )
     embedding = self.time_embedding(sinusoid(t_BT, self.config.time_width))
     parts = self.time_projection(nn.silu(embedding)).astype(jnp.float32)
     parts = einops.rearrange(parts, "B T (P D) -> B T P D", P=6)
-    return Times(embedding.astype(jnp.float32), parts)
+    first = math.prod(grid[1:])
+    return Times(embedding.astype(jnp.float32), parts, first)
 
   def velocity(
     self, tokens_BLD: jax.Array, times: Times, grid: tuple[int, ...]
@@ -285,8 +308,11 @@ class Tower(nn.Module):
     """Tokens -> velocity [B, T, (H, W,) C], float32."""
     table = self.head_modulation.astype(jnp.float32)[:, None, None]
     shift, scale = table + times.embedding_BTD[None]
-    x = layers.modulate(tokens_BLD, shift, scale, self.config.eps)
+    eps = self.config.eps
+    x = layers.modulate(tokens_BLD, shift, scale, times.first, eps)
     x = self.head(x.astype(self.dtype)).astype(jnp.float32)
+    # Whole before what filled the tokens up is cut off, see `tokens`.
+    x = axes.constrain(x, "B--")[:, : math.prod(grid)]
     if self.config.is_audio:
       return x
     frames, rows, columns = grid

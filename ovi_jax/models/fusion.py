@@ -10,6 +10,7 @@ Blocks are scanned: their parameters are stacked on a leading axis G. Numbers:
 see `dit`; the velocity is float32.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
@@ -18,9 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ovi_jax import axes
+from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
 from ovi_jax.models import block
 from ovi_jax.models import dit
+from ovi_jax.models import maps as maps_lib
 from ovi_jax.models import rope
 
 # The video tower's new layers start ten times smaller: at first it listens
@@ -58,6 +62,9 @@ def unrolled(config: AV[dit.DiTConfig], platform: str) -> bool:
   return platform == "cpu" and depth <= UNROLLED
 
 
+TEXT_KEYS = f"G{block.FEW}"  # how they lie on a mesh
+
+
 class Conditions(NamedTuple):
   """Work that does not depend on the denoising step, done once per prompt."""
 
@@ -72,6 +79,7 @@ class FusionBlock(nn.Module):
   dtype: jnp.dtype
   backend: str
   hidden_limit: int | None
+  scheme: str
 
   def setup(self):
     shared = {
@@ -79,6 +87,7 @@ class FusionBlock(nn.Module):
       "backend": self.backend,
       "fusion": len(self.config.present()) == 2,
       "hidden_limit": self.hidden_limit,
+      "scheme": self.scheme,
     }
     if self.config.video is not None:
       self.video = block.Block(self.config.video, fusion_init=QUIET, **shared)
@@ -103,12 +112,12 @@ class FusionBlock(nn.Module):
     times: AV[dit.Times],
     text: AV[jax.Array] | AV[block.KeysValues],
     rotary: AV[rope.Rotary],
-    counts: AV[jax.Array] | None = None,
+    counts: AV[jax.Array | int] | None = None,
   ) -> AV[jax.Array]:
     """Tokens_BLD of every tower, one block further.
 
     `text` is context_BSD, or what `text_keys_values` makes of it; `counts`
-    says how many tokens_B of each tower are attended to, `None` for all.
+    says how many tokens of each tower are attended to, `None` for all.
     """
     counts = AV() if counts is None else counts
     if not any(isinstance(x, block.KeysValues) for x in text):
@@ -146,6 +155,8 @@ class FusionDiT(nn.Module):
     remat: what the backward pass computes anew, a key of `REMAT`.
     unroll: blocks follow each other in the program instead of in a loop: on
       a CPU XLA computes faster, and compiles longer.
+    scheme: how tokens that are split over devices attend to each other, a key
+      of `context.SCHEMES`.
   """
 
   config: AV[dit.DiTConfig]
@@ -154,6 +165,7 @@ class FusionDiT(nn.Module):
   hidden_limit: int | None = None
   remat: str = "none"
   unroll: bool = False
+  scheme: str = contexts.ALL_TO_ALL
 
   def setup(self):
     towers = self.config.present()
@@ -167,7 +179,12 @@ class FusionDiT(nn.Module):
       self.audio = dit.Tower(self.config.audio, self.dtype)
     # Unbound: applied by hand to one slice of the stacked parameters.
     self.block = FusionBlock(
-      self.config, self.dtype, self.backend, self.hidden_limit, parent=None
+      self.config,
+      self.dtype,
+      self.backend,
+      self.hidden_limit,
+      self.scheme,
+      parent=None,
     )
     self.blocks = self.param("blocks", self._init_blocks)
 
@@ -183,7 +200,7 @@ class FusionDiT(nn.Module):
 
     def arguments(c: dit.DiTConfig):
       token = jnp.zeros((1, 1, c.width), self.dtype)
-      times = dit.Times(token, jnp.zeros((1, 1, 6, c.width)))
+      times = dit.Times(token, jnp.zeros((1, 1, 6, c.width)), 1)
       return token, times, token, rope.table((1,), c.head_size)
 
     given = {n: arguments(c) for n, c in self.config.present().items()}
@@ -197,9 +214,13 @@ class FusionDiT(nn.Module):
     tables = {}
     for name, x in latents.present().items():
       config = getattr(self.config, name)
-      tables[name] = rope.table(
+      table = rope.table(
         config.grid(x.shape), config.head_size, config.rope_scale
       )
+      tokens = table.cos_LK.shape[0]
+      missing = 0 if config.is_audio else axes.fill(tokens) - tokens
+      fill = (0, missing), (0, 0)
+      tables[name] = jax.tree.map(lambda a, fill=fill: jnp.pad(a, fill), table)
     return AV(**tables)
 
   def context(self, text: AV[jax.Array]) -> AV[jax.Array]:
@@ -220,6 +241,9 @@ class FusionDiT(nn.Module):
       return None, self.block.apply({"params": params}, context, method=method)
 
     keys_values: Any = jax.lax.scan(one, None, self.blocks)[1]
+    keys_values = jax.tree.map(
+      lambda x: axes.constrain(x, TEXT_KEYS), keys_values
+    )
     return Conditions(keys_values, self.rotary(latents))
 
   def __call__(
@@ -234,8 +258,8 @@ class FusionDiT(nn.Module):
 
     Args:
       latents: video [B, T, H, W, C] and audio [B, T, C], or `None` for either.
-      t_BT: noise times in [0, 1000] of each modality, 1000 = noise, one for
-        each latent frame, or T = 1 for one time for all of them.
+      t_BT: noise times in [0, 1000] of each modality, 1000 = noise; T = 1 for
+        all latents, or T = 2: of the first latent frame, and of the others.
       text: prompt embeddings_BSE of each tower, or `conditions` made of them.
       keep_GB: `False` where a block is left out for an element of the batch
         (skip-layer guidance); `None` keeps all.
@@ -252,9 +276,9 @@ class FusionDiT(nn.Module):
         name: self.tower(name).velocity(
           getattr(tokens, name),
           getattr(times, name),
-          getattr(self.config, name).grid(x.shape),
+          self._grid(name, latents),
         )
-        for name, x in latents.present().items()
+        for name in latents.present()
       }
     )
 
@@ -263,15 +287,27 @@ class FusionDiT(nn.Module):
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
-  ) -> AV[jax.Array]:
-    """How the towers attend to each other; arguments as for a call.
+    watch: maps_lib.Watch,
+  ) -> tuple[AV[jax.Array], AV[jax.Array]]:
+    """How the towers attend to each other; first arguments as for a call.
+
+    Args:
+      latents: of both.
+      t_BT: times.
+      text: prompts.
+      watch: what is kept of it.
 
     Returns:
-      video [B, L, S] and audio [B, S, L]: the mean over blocks and heads of
-      the attention of each tower's tokens over the other's, float32.
+      video [B, L, S] and audio [B, S, L]: the sum over blocks and heads,
+      weighted, of the attention of each tower's tokens over the other's; and
+      for each head [G, B, N] the share within `near`, all float32.
     """
-    _, _, found = self._through(latents, t_BT, text, watched=True)
-    return AV(**{n: found[n]["other"].mean(0) for n in latents.present()})
+    _, _, found = self._through(latents, t_BT, text, watch=watch)
+    mixed, near = found
+    return jax.tree.map(lambda map_GBLS: map_GBLS.sum(0), mixed), near
+
+  def _grid(self, name: str, latents: AV[Any]) -> tuple[int, ...]:
+    return getattr(self.config, name).grid(getattr(latents, name).shape)
 
   def _through(
     self,
@@ -280,37 +316,42 @@ class FusionDiT(nn.Module):
     text: AV[jax.Array] | Conditions,
     keep_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
-    watched: bool = False,
+    watch: maps_lib.Watch | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.Times], Any]:
-    """Through all blocks: the tokens, the times, and maps where `watched`."""
+    """Through all blocks: the tokens, the times, and what `watch` keeps."""
     present = latents.present()
-    times = AV(**{n: self.tower(n).times(getattr(t_BT, n)) for n in present})
     lengths = AV() if lengths is None else lengths
-    tokens, counts = {}, {}
+    tokens, counts, times = {}, {}, {}
     for name, x in present.items():
-      length_B = getattr(lengths, name)
+      grid, length_B = self._grid(name, latents), getattr(lengths, name)
+      times[name] = self.tower(name).times(getattr(t_BT, name), grid)
       tokens[name] = self.tower(name).tokens(x, length_B)
       if length_B is not None:
-        counts[name] = length_B * (tokens[name].shape[1] // x.shape[1])
-    counts = AV(**counts)
+        counts[name] = length_B * math.prod(grid[1:])
+      elif tokens[name].shape[1] > math.prod(grid):
+        counts[name] = math.prod(grid)
+    counts, times = AV(**counts), AV(**times)
     cached = isinstance(text, Conditions)
     rotary = text.rotary if cached else self.rotary(latents)
     context = None if cached else self.context(text)
 
     def one(x, sliced):
-      params, keys_values, keep_B = sliced
+      params, keys_values, keep_B, heads_N = sliced
       prompt = context if keys_values is None else keys_values
       y, changed = self.block.apply(
         {"params": params},
         *(x, times, prompt, rotary, counts),
-        mutable=[block.MAPS] if watched else [],
+        mutable=[] if watch is None else [block.MAPS],
       )
       if keep_B is not None:
         keep = keep_B[:, None, None]
         y = jax.tree.map(lambda new, old: jnp.where(keep, new, old), y, x)
-      return y, changed.get(block.MAPS)
+      if watch is None:
+        return y, None
+      return y, maps_lib.seen(changed[block.MAPS], heads_N, watch.near)
 
-    per_block = (self.blocks, text.text if cached else None, keep_GB)
+    heads = None if watch is None else watch.heads
+    per_block = (self.blocks, text.text if cached else None, keep_GB, heads)
     tokens, found = jax.lax.scan(
       rematerialized(one, self.remat),
       AV(**tokens),

@@ -18,11 +18,15 @@ SMALL = nn.initializers.normal(0.02)
 
 
 class Modulation(NamedTuple):
-  """What the time embedding does to one branch, each [B, T, D], float32."""
+  """What the time embedding does to one branch, each [B, T, D], float32.
+
+  T = 1 is of all tokens; T = 2 of the `first` tokens, and of the rest.
+  """
 
   shift: jax.Array
   scale: jax.Array
   gate: jax.Array
+  first: int
 
 
 def normalize(x: jax.Array, eps: float) -> jax.Array:
@@ -33,26 +37,34 @@ def normalize(x: jax.Array, eps: float) -> jax.Array:
   return centred * jax.lax.rsqrt(variance + eps)
 
 
-def per_frame(x_BLD: jax.Array, frames: int) -> jax.Array:
-  """View tokens as [B, T, tokens of a frame, D]."""
-  return einops.rearrange(x_BLD, "B (T S) D -> B T S D", T=frames)
+def of_tokens(x_BTD: jax.Array, first: int, tokens: int) -> jax.Array:
+  """What holds for all tokens, or for the first ones and the rest, of each."""
+  if x_BTD.shape[1] == 1:
+    return x_BTD
+  is_first_BLD = (jnp.arange(tokens) < first)[None, :, None]
+  return jnp.where(is_first_BLD, x_BTD[:, :1], x_BTD[:, 1:])
 
 
 def modulate(
-  x_BLD: jax.Array, shift_BTD: jax.Array, scale_BTD: jax.Array, eps: float
+  x_BLD: jax.Array,
+  shift_BTD: jax.Array,
+  scale_BTD: jax.Array,
+  first: int,
+  eps: float,
 ) -> jax.Array:
-  """Normalise tokens, then scale and shift them by their frame's; float32."""
-  x_BTSD = per_frame(normalize(x_BLD, eps), shift_BTD.shape[1])
-  x_BTSD = x_BTSD * (1.0 + scale_BTD[:, :, None]) + shift_BTD[:, :, None]
-  return x_BTSD.reshape(x_BLD.shape)
+  """Normalise tokens, then scale and shift them, see `Modulation`; float32."""
+  shift, scale = (
+    of_tokens(x, first, x_BLD.shape[1]) for x in (shift_BTD, scale_BTD)
+  )
+  return normalize(x_BLD, eps) * (1.0 + scale) + shift
 
 
 def add_gated(
-  x_BLD: jax.Array, branch_BLD: jax.Array, gate_BTD: jax.Array
+  x_BLD: jax.Array, branch_BLD: jax.Array, gate_BTD: jax.Array, first: int
 ) -> jax.Array:
-  """Residual sum with the branch scaled by its frame's gate; dtype of x."""
-  branch_BTSD = per_frame(branch_BLD.astype(jnp.float32), gate_BTD.shape[1])
-  gated = (branch_BTSD * gate_BTD[:, :, None]).reshape(x_BLD.shape)
+  """Residual sum with the branch scaled, see `Modulation`; dtype of x."""
+  gate = of_tokens(gate_BTD, first, x_BLD.shape[1])
+  gated = branch_BLD.astype(jnp.float32) * gate
   return (x_BLD.astype(jnp.float32) + gated).astype(x_BLD.dtype)
 
 

@@ -75,6 +75,9 @@ def table(grid: tuple[int, ...], head_size: int, scale: float = 1.0) -> Rotary:
 def rotate(x_BLNK: jax.Array, rotary: Rotary) -> jax.Array:
   """Turn the pairs of every head by its token's angles; dtype is kept."""
   cos, sin = (a[None, :, None, :] for a in rotary)
-  first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, -1)
-  turned = (first * cos - second * sin, second * cos + first * sin)
-  return jnp.concatenate(turned, -1).astype(x_BLNK.dtype)
+  # Halves change places before anything becomes float32: half as much to move.
+  first, second = jnp.split(x_BLNK, 2, -1)
+  swapped = jnp.concatenate([second, first], -1).astype(jnp.float32)
+  cos, sin = (jnp.concatenate(t, -1) for t in ([cos, cos], [-sin, sin]))
+  turned = x_BLNK.astype(jnp.float32) * cos + swapped * sin
+  return turned.astype(x_BLNK.dtype)

@@ -1,11 +1,22 @@
-"""The device mesh: axes data, fsdp, context, tensor."""
+"""The device mesh: axes data, fsdp, context, tensor.
+
+  data     examples; in sampling, the two passes of guidance
+  fsdp     examples, and the weights that are gathered for them
+  context  tokens of the video; weights of what has few tokens, see `axes`
+  tensor   heads and hidden units
+
+On a TPU neighbours on an axis are neighbours in the torus. Of several slices,
+linked by a network only, `data` takes as many parts as there are slices.
+"""
 
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -18,24 +29,63 @@ def make(devices: Sequence[Any], **sizes: int) -> jax.sharding.Mesh:
     **sizes: devices along each axis; an axis that is not named has one.
 
   Raises:
-    ValueError: an unknown axis, or sizes that do not multiply to the devices.
+    ValueError: an unknown axis, sizes that do not multiply to the devices, or
+      slices among which the data axis cannot be divided.
   """
   unknown = sizes.keys() - set(AXES)
   shape = tuple(sizes.get(axis, 1) for axis in AXES)
-  if unknown or int(np.prod(shape)) != len(devices):
+  if unknown or math.prod(shape) != len(devices) or min(shape) < 1:
     raise ValueError(
-      f"mesh {sizes} must name axes of {AXES} and multiply to"
+      f"mesh {dict(sizes)} must name axes of {AXES} and multiply to"
       f" {len(devices)} devices"
     )
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.sharding.Mesh(np.reshape(devices, shape), AXES, axis_types=auto)
+  return jax.sharding.Mesh(_placed(devices, shape), AXES, axis_types=auto)
+
+
+def _placed(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
+  """Devices in a mesh's shape."""
+  slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
+  if slices > 1:
+    if shape[0] % slices:
+      raise ValueError(
+        f"mesh axis data has {shape[0]} parts, which cannot be divided among"
+        f" {slices} slices; give it a multiple of {slices}"
+      )
+    inner = (shape[0] // slices, *shape[1:])
+    return mesh_utils.create_hybrid_device_mesh(
+      inner,
+      (slices, 1, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  if devices[0].platform != "tpu":
+    return np.reshape(np.asarray(devices), shape)
+  return mesh_utils.create_device_mesh(
+    shape, devices, allow_split_physical_axes=True
+  )
+
+
+def completed(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+  """Sizes without zeros: one axis takes the devices that are left over.
+
+  It is the one that is 0; of several, fsdp if it is among them, else the first.
+  """
+  found = {name: size or 1 for name, size in sizes.items()}
+  open_axes = [name for name in sizes if sizes[name] == 0]
+  if open_axes:
+    chosen = "fsdp" if "fsdp" in open_axes else open_axes[0]
+    found[chosen] = max(1, devices // math.prod(found.values()))
+  return found
 
 
 def for_sampling(devices: Sequence[Any], heads: int) -> jax.sharding.Mesh:
-  """One clip at a time: heads are split as far as they go, weights further.
+  """One clip at a time: a half of the devices for each pass of guidance.
 
-  Heads divide more often than tokens do, and no attention kernel minds. What
-  the heads leave over splits weights, and the two guidance passes if it is 2.
+  Of a half, as many as the heads allow split the tokens; what they leave over
+  splits weights.
   """
-  tensor = math.gcd(len(devices), heads)
-  return make(devices, fsdp=len(devices) // tensor, tensor=tensor)
+  data = 2 if len(devices) % 2 == 0 else 1
+  rest = len(devices) // data
+  context = math.gcd(rest, heads)
+  return make(devices, data=data, fsdp=rest // context, context=context)

@@ -16,45 +16,85 @@ from ovi_jax import axes
 
 Rules = Sequence[tuple[str, str]]
 
-# Blocks are stacked, so their leaves lead with G. Output axes of query, key
-# and value are heads (N); a width that is contracted or produced is D.
-_BLOCK = r"blocks/(video|audio)/"
-_ATTENTION = _BLOCK + r"(self|cross)_attention/"
+
+def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
+  """Rows of a tower: letters are large where weights meet the video's tokens.
+
+  Blocks are stacked, so their leaves lead with G. Output axes of query, key
+  and value are heads (N); a width that is contracted or produced is D.
+  """
+
+  def own(letters: str) -> str:
+    return axes.few(letters) if has_few else letters
+
+  def other(letters: str) -> str:
+    return letters if has_few else axes.few(letters)
+
+  few = axes.few
+  block = rf"blocks/{name}/"
+  own_keys = block + r"self_attention/(key|value)"
+  queries = block + r"(self|cross)_attention/query"
+  text_keys = block + r"cross_attention/(key|value)"
+  fusion_keys = block + r"cross_attention/fusion_(key|value)"
+  feed_forward = block + r"feed_forward"
+  ends = rf"{name}/(text|time)_embedding"
+  rows = [
+    (f"{where}/{leaf}", letters(shape))
+    for where, letters in (
+      (queries, own),
+      (own_keys, own),
+      (text_keys, few),
+      (fusion_keys, other),
+    )
+    for leaf, shape in (("kernel", "GDN"), ("bias", "GN"))
+  ]
+  rows += [
+    (f"{queries}_norm/scale", own("GN")),
+    (block + r"self_attention/key_norm/scale", own("GN")),
+    (block + r"cross_attention/key_norm/scale", few("GN")),
+    (block + r"cross_attention/fusion_key_norm/scale", other("GN")),
+    (block + r"cross_attention/fusion_norm/(scale|bias)", "G-"),
+    (block + r"(self|cross)_attention/out/kernel", own("GND")),
+    (block + r"(self|cross)_attention/out/bias", "G-"),
+    (block + r"cross_norm/(scale|bias)", "G-"),
+    (f"{feed_forward}/in/kernel", own("GDF")),
+    (f"{feed_forward}/in/bias", own("GF")),
+    (f"{feed_forward}/out/kernel", own("GFD")),
+    (f"{feed_forward}/out/bias", "G-"),
+    (block + r"modulation", "G--"),
+    # One row a prompt's token, or a moment.
+    (f"{ends}/in/kernel", few("DF")),
+    (f"{ends}/in/bias", few("F")),
+    (f"{ends}/out/kernel", few("FD")),
+    (f"{ends}/out/bias", "-"),
+    (rf"{name}/time_projection/kernel", few("FD")),
+    (rf"{name}/time_projection/bias", "-"),
+    (rf"{name}/head/kernel", own("D-")),
+    (rf"{name}/head/bias", "-"),
+    (rf"{name}/head_modulation", "--"),
+  ]
+  return tuple(rows)
+
+
 FUSION: Rules = (
-  (_ATTENTION + r"(fusion_)?(query|key|value)/kernel", "GDN"),
-  (_ATTENTION + r"(fusion_)?(query|key|value)/bias", "GN"),
-  (_ATTENTION + r"(fusion_)?(query|key)_norm/scale", "GN"),
-  (_ATTENTION + r"fusion_norm/(scale|bias)", "G-"),
-  (_ATTENTION + r"out/kernel", "GND"),
-  (_ATTENTION + r"out/bias", "G-"),
-  (_BLOCK + r"cross_norm/(scale|bias)", "G-"),
-  (_BLOCK + r"feed_forward/in/kernel", "GDF"),
-  (_BLOCK + r"feed_forward/in/bias", "GF"),
-  (_BLOCK + r"feed_forward/out/kernel", "GFD"),
-  (_BLOCK + r"feed_forward/out/bias", "G-"),
-  (_BLOCK + r"modulation", "G--"),
-  (r"(video|audio)/(text|time)_embedding/(in|out)/kernel", "-D"),
-  (r"(video|audio)/(text|time)_embedding/(in|out)/bias", "-"),
-  (r"(video|audio)/time_projection/kernel", "D-"),
-  (r"(video|audio)/time_projection/bias", "-"),
-  (r"(video|audio)/head/kernel", "D-"),
-  (r"(video|audio)/head/bias", "-"),
-  (r"(video|audio)/head_modulation", "--"),
+  *_tower("video", has_few=False),
+  *_tower("audio", has_few=True),
   (r"video/patch_embedding/kernel", "-D"),
   (r"video/patch_embedding/bias", "-"),
-  (r"audio/patch_embedding/in/kernel", "--D"),
+  (r"audio/patch_embedding/in/kernel", axes.few("--D")),
   (r"audio/patch_embedding/in/bias", "-"),
-  (r"audio/patch_embedding/(gate|up)/kernel", "-DF"),
-  (r"audio/patch_embedding/down/kernel", "-FD"),
+  (r"audio/patch_embedding/(gate|up)/kernel", axes.few("-DF")),
+  (r"audio/patch_embedding/down/kernel", axes.few("-FD")),
 )
 
+# A prompt has few tokens.
 UMT5: Rules = (
-  (r"blocks/attention/(q|k|v)/kernel", "GDN"),
-  (r"blocks/attention/out/kernel", "GND"),
+  (r"blocks/attention/(q|k|v)/kernel", axes.few("GDN")),
+  (r"blocks/attention/out/kernel", axes.few("GND")),
   (r"blocks/attention/position", "G--"),
   (r"blocks/(attention|feed_forward)_norm/scale", "G-"),
-  (r"blocks/feed_forward/(gate|up)/kernel", "GDF"),
-  (r"blocks/feed_forward/down/kernel", "GFD"),
+  (r"blocks/feed_forward/(gate|up)/kernel", axes.few("GDF")),
+  (r"blocks/feed_forward/down/kernel", axes.few("GFD")),
   (r"embedding", "-D"),
   (r"norm/scale", "-"),
 )

@@ -2,9 +2,11 @@
 
 A finished clip is noised again and shown to the denoiser with its prompt, at a
 few noise levels; what the tokens of each tower attend to of the other, mean
-over levels, blocks and heads, is a map. It needs no solver, so it can be had
-of any clip's latents, generated or not. (The paper shows such maps of its
-audio tower; how it took their mean is not known.)
+over the levels, is a map. Few heads keep time, most attend to anything: a map
+is the mean of the heads of each tower that attend most to the same moment,
+over all blocks. It needs no solver, so it can be had of any clip's latents,
+generated or not. (The paper shows such maps; how it took their mean is not
+known.)
 """
 
 import functools
@@ -12,7 +14,6 @@ import pathlib
 from typing import Any
 from typing import NamedTuple
 
-import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +26,12 @@ from ovi_jax import media
 from ovi_jax.diffusion import path as diffusion
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
+from ovi_jax.models import maps as maps_lib
 from ovi_jax.sampling import denoise
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # of noise
+SHARPEST = 1 / 16  # of a tower's heads are drawn
+NEAR = 1.0  # latent frames from a token's own time
 FOLDER = "attention_maps"  # beside the clips
 _HOT_RGB = np.array([255, 60, 0], np.float32)
 _OPAQUE = 0.75  # of the hottest place
@@ -42,10 +46,15 @@ class Maps(NamedTuple):
   Attributes:
     audio_STHW: of each audio token over the video's tokens.
     video_THWS: of each video token over the audio's.
+    audio_near_GN: of each head of each block, the share within `NEAR` of the
+      token's own time; the maps are means of the heads that have most of it.
+    video_near_GN: likewise.
   """
 
   audio_STHW: np.ndarray
   video_THWS: np.ndarray
+  audio_near_GN: np.ndarray
+  video_near_GN: np.ndarray
 
   @property
   def times(self) -> AV[np.ndarray]:
@@ -54,12 +63,10 @@ class Maps(NamedTuple):
       video=self.video_THWS.mean((1, 2)), audio=self.audio_STHW.sum((2, 3))
     )
 
-  def near_diagonal(self, frames: float = 1.0) -> AV[float]:
+  def near_diagonal(self, frames: float = NEAR) -> AV[float]:
     """The share that falls on the same time, within some latent frames."""
     times = self.times
-    S, T = times.audio.shape
-    place_S = geometry.latent_place(_audio_seconds(S))
-    near_ST = np.abs(place_S[:, None] - np.arange(T)) <= frames + 1e-6
+    near_ST = _near(*times.audio.shape, frames)
     audio = (times.audio * near_ST).sum(1).mean()
     video = (times.video * near_ST.T).sum(1).mean()
     return AV(video=float(video), audio=float(audio))
@@ -83,40 +90,62 @@ def measure(
     text: embeddings_BSE of the prompt for each tower.
     clean_first: the first video latent was given, and never noisy.
   """
-  grid = model.config.video.grid(latents.video.shape)
-  found = [
-    _maps(model, clean_first, params, latents, noise, text, np.float32(level))
-    for level in LEVELS
-  ]
-  mean = jax.tree.map(lambda *x: np.mean(x, 0)[0], *jax.device_get(found))
-  T, H, W = grid
+  T, H, W = model.config.video.grid(latents.video.shape)
+  S = latents.audio.shape[1]
+  near_ST = jnp.asarray(_near(S, T, NEAR), jnp.float32)
+  near_SL = jnp.repeat(near_ST, H * W, axis=1)
+  near = AV(video=near_SL.T, audio=near_SL)
+
+  def mean(heads: AV[np.ndarray]) -> tuple[AV[Any], AV[Any]]:
+    watch = maps_lib.Watch(jax.tree.map(jnp.asarray, heads), near)
+    given = params, latents, noise, text, watch
+    found = [
+      _at_level(model, clean_first, np.float32(level), *given)
+      for level in LEVELS
+    ]
+    return jax.tree.map(lambda *x: np.mean(x, 0), *jax.device_get(found))
+
+  sizes = {n: (c.blocks, c.heads) for n, c in model.config.present().items()}
+  none = AV(**{n: np.zeros(size, np.float32) for n, size in sizes.items()})
+  shares = jax.tree.map(lambda x_GBN: x_GBN[:, 0], mean(none)[1])
+  maps, _ = mean(jax.tree.map(sharpest, shares))
   return Maps(
-    audio_STHW=einops.rearrange(
-      mean.audio, "s (t h w) -> s t h w", t=T, h=H, w=W
-    ),
-    video_THWS=einops.rearrange(
-      mean.video, "(t h w) s -> t h w s", t=T, h=H, w=W
-    ),
+    audio_STHW=maps.audio[0].reshape(S, T, H, W),
+    video_THWS=maps.video[0].reshape(T, H, W, S),
+    audio_near_GN=shares.audio,
+    video_near_GN=shares.video,
   )
 
 
+def sharpest(near_GN: np.ndarray) -> np.ndarray:
+  """Weights of the heads with the largest shares: equal, together 1."""
+  count = max(1, round(SHARPEST * near_GN.size))
+  chosen = np.argsort(-near_GN, axis=None, kind="stable")[:count]
+  weights = np.zeros(near_GN.size, np.float32)
+  weights[chosen] = 1 / count
+  return weights.reshape(near_GN.shape)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "clean_first"))
-def _maps(
+def _at_level(
   model: fusion.FusionDiT,
   clean_first: bool,
+  level: jax.Array,
   params: Any,
   latents: AV[jax.Array],
   noise: AV[jax.Array],
   text: AV[jax.Array],
-  level: jax.Array,
-) -> AV[jax.Array]:
-  """Maps at one noise level, whole on every device."""
+  watch: maps_lib.Watch,
+) -> Any:
+  """Maps and shares at one noise level, whole on every device."""
   sigma_BT = jnp.full((1, 1), level)
   x = AV(*(diffusion.noised(d, n, sigma_BT) for d, n in zip(latents, noise)))
   x = denoise.with_first_frame(x, latents.video[:, :1] if clean_first else None)
   times = denoise.frame_times(x, level * diffusion.TIME_SCALE, clean_first)
-  maps: Any = model.apply({"params": params}, x, times, text, method="maps")
-  return jax.tree.map(lambda a: axes.constrain(a, "---"), maps)
+  found: Any = model.apply(
+    {"params": params}, x, times, text, watch, method="maps"
+  )
+  return jax.tree.map(lambda a: axes.constrain(a, "---"), found)
 
 
 def overlay(frames_THWC: np.ndarray, maps: Maps) -> np.ndarray:
@@ -186,6 +215,12 @@ def read(clip: pathlib.Path) -> Maps:
   """The maps of a clip, as they were written."""
   with np.load(files_of(clip)[2]) as arrays:
     return Maps(**arrays)
+
+
+def _near(steps: int, latents: int, frames: float) -> np.ndarray:
+  """Whether an audio step and a video latent are of one time: bool [S, T]."""
+  place_S = geometry.latent_place(_audio_seconds(steps))
+  return np.abs(place_S[:, None] - np.arange(latents)) <= frames + 1e-6
 
 
 def _audio_seconds(steps: int) -> np.ndarray:

@@ -51,8 +51,8 @@ def frame_times(x: AV[jax.Array], t: jax.Array, clean_first: bool) -> AV[Any]:
   batch = jax.tree.leaves(x)[0].shape[0]
   times = jax.tree.map(lambda _: jnp.full((batch, 1), t), x)
   if clean_first:
-    frames = jnp.full((batch, x.video.shape[1]), t).at[:, 0].set(0.0)
-    times = times._replace(video=frames)
+    first_and_others = jnp.full((batch, 2), t).at[:, 0].set(0.0)
+    times = times._replace(video=first_and_others)
   return times
 
 

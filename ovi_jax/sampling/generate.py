@@ -4,6 +4,7 @@ The order is the point: whatever can be wrong with the input is found before
 weights are loaded, and a finished clip is never touched again.
 """
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -22,11 +23,13 @@ import ovi_jax
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
+from ovi_jax.attention import attention
+from ovi_jax.attention import context
 from ovi_jax.checkpoint import directory
 from ovi_jax.components import decoders
 from ovi_jax.modality import AV
-from ovi_jax.models import attention
 from ovi_jax.parallel import mesh as meshes
+from ovi_jax.parallel import processes
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
@@ -94,6 +97,8 @@ def run(
       raised before weights are loaded.
     OSError: the results cannot be written.
   """
+  if settings.together:
+    processes.join()
   manifest = directory.read(weights, settings.variant, pipelines.NEEDS)
   towers = manifest.architecture.fusion.present()
   if len(towers) != 2:
@@ -104,14 +109,22 @@ def run(
   given = noises.read(pathlib.Path(noise)) if noise else None
   pipeline = _pipeline(weights, manifest, settings)
   jobs = plan(requests, settings, pipeline, out, given, log)
+  index, count = processes.place()
+  if settings.together:
+    log = log if index == 0 else _silently
+  # By place among all, not among what is missing: others may be at work.
+  mine = jobs if settings.together else jobs[index::count]
   pending = []
-  for job in jobs:
+  for job in mine:
     beside = [outputs.latents_of(job.path)] if save_latents else []
     beside += attention_maps.files_of(job.path) if maps else ()
     if not overwrite and outputs.is_made(job.path, job.recipe, beside):
       log(f"already made: {job.path}")
     else:
       pending.append(job)
+  if settings.together:
+    asked = processes.gather([job.path.name for job in pending])[0]
+    pending = [job for job in jobs if job.path.name in asked]
   if pending:
     outputs.check_directory(out)
     _make(pending, settings, pipeline, given, save_latents, maps, log)
@@ -133,12 +146,33 @@ def _pipeline(
   return pipelines.Pipeline(
     weights=weights,
     manifest=manifest,
-    mesh=meshes.for_sampling(jax.devices(), tower.heads),
+    mesh=mesh_of(settings, _devices(settings), tower.heads),
+    scheme=settings.context_attention,
     dtype=dtype,
     backend=attention.resolve(
       settings.attention, platform, dtype, tower.head_size
     ),
   )
+
+
+def _devices(settings: settings_lib.Settings) -> list[Any]:
+  return jax.devices() if settings.together else jax.local_devices()
+
+
+def mesh_of(
+  settings: settings_lib.Settings, devices: Sequence[Any], heads: int
+) -> jax.sharding.Mesh:
+  """The mesh that the settings ask for, or one that suits the devices.
+
+  Raises:
+    ValueError: it does not multiply to the devices, or cannot divide heads.
+  """
+  if not any(settings.mesh.values()):
+    return meshes.for_sampling(devices, heads)
+  sizes = meshes.completed(settings.mesh, len(devices))
+  mesh = meshes.make(devices, **sizes)
+  context.check(mesh.shape, heads, settings.context_attention)
+  return mesh
 
 
 def plan(
@@ -227,6 +261,10 @@ def _recipe(
   }
 
 
+def _silently(_: str) -> None:
+  """Where another process speaks."""
+
+
 def _make(
   jobs: Sequence[Job],
   settings: settings_lib.Settings,
@@ -245,13 +283,16 @@ def _make(
   log(f"loading the denoiser on {pipeline.mesh.size} device(s)")
   denoiser, decoder = pipeline.denoiser(), decoders.Decoder.load(pipeline)
   channels = pipeline.channels
+  writes = not settings.together or jax.process_index() == 0
   for number, job in enumerate(jobs, 1):
     start = noise
     if start is None:
       start = noises.draw(job.request.seed, job.clip, channels)
     title = f"[{number}/{len(jobs)}] {job.path.stem}"
     image = None if job.request.image is None else first[job.request.image]
-    with tqdm.tqdm(total=settings.steps, desc=title, unit="step") as bar:
+    with tqdm.tqdm(
+      total=settings.steps, desc=title, unit="step", disable=not writes
+    ) as bar:
       latents = denoiser.sample(
         start,
         embedded[job.text],
@@ -269,7 +310,11 @@ def _make(
     if maps:
       frames = [np.concatenate(list(frames))]
       found = denoiser.maps(latents, start, embedded[job.text], image)
-      attention_maps.write(job.path, frames[0], wave, found)
+      if writes:
+        attention_maps.write(job.path, frames[0], wave, found)
+    if not writes:
+      collections.deque(frames, maxlen=0)  # every process decodes
+      continue
     outputs.write(
       job.path,
       recipe,

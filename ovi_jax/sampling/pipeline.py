@@ -17,11 +17,12 @@ import numpy as np
 
 from ovi_jax import media
 from ovi_jax import runtime
+from ovi_jax.attention import attention
+from ovi_jax.attention import context
 from ovi_jax.components import encoders
 from ovi_jax.components import loading
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
-from ovi_jax.models import attention
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.sampling import attention_maps
@@ -41,9 +42,11 @@ class Pipeline(loading.Components):
 
   Attributes:
     backend: attention backend.
+    scheme: of attention between tokens that are split over devices.
   """
 
   backend: str
+  scheme: str = context.ALL_TO_ALL
 
   @property
   def channels(self) -> AV[int]:
@@ -69,20 +72,31 @@ class Pipeline(loading.Components):
 
   def denoiser(self) -> "Denoiser":
     """Load the model of the loop."""
-    model = denoiser_model(
-      self.arch.fusion, self.dtype, self.backend, self.mesh.size
+    return Denoiser(
+      pipeline=self, model=self.denoiser_model(), params=self.load("fusion")
     )
-    return Denoiser(pipeline=self, model=model, params=self.load("fusion"))
+
+  def denoiser_model(self) -> fusion.FusionDiT:
+    """The model of the loop, without its parameters."""
+    return denoiser_model(
+      self.arch.fusion, self.dtype, self.backend, self.mesh.size, self.scheme
+    )
 
 
 def denoiser_model(
-  config: AV[dit.DiTConfig], dtype: jnp.dtype, backend: str, devices: int
+  config: AV[dit.DiTConfig],
+  dtype: jnp.dtype,
+  backend: str,
+  devices: int,
+  scheme: str = context.ALL_TO_ALL,
 ) -> fusion.FusionDiT:
   """The denoiser as it runs best on this platform."""
   cached = runtime.platform() == "cpu" and devices == 1
   limit = CACHED_ACTIVATIONS if cached else None
   unroll = fusion.unrolled(config, runtime.platform())
-  return fusion.FusionDiT(config, dtype, backend, limit, unroll=unroll)
+  return fusion.FusionDiT(
+    config, dtype, backend, limit, unroll=unroll, scheme=scheme
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,7 +206,7 @@ def text_pairs(
   while rows <= longest:
     rows *= 2
   rows = min(rows - 1, limit)
-  if backend not in attention.WEIGHS_LAST:
+  if not attention.BACKENDS[backend].weighs_last:
     rows = limit
 
   def padded(text_SE: np.ndarray) -> np.ndarray:

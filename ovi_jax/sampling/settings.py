@@ -7,8 +7,10 @@ from typing import Any
 
 import ml_collections
 
+from ovi_jax.attention import attention
+from ovi_jax.attention import context
 from ovi_jax.modality import AV
-from ovi_jax.models import attention
+from ovi_jax.parallel import mesh as meshes
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import solver
 
@@ -26,6 +28,10 @@ PUBLISHED: Mapping[str, Any] = {
     "audio": "robotic, muffled, echo, distorted",
   },
 }
+
+
+# Fields that say where a clip is made, not what it is.
+_ELSEWHERE = ("mesh", "context_attention", "together")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,9 @@ class Settings:
   negative_prompt: AV[str]
   dtype: str
   attention: str
+  context_attention: str
+  mesh: Mapping[str, int]
+  together: bool
 
   def __post_init__(self):
     problems = [
@@ -57,6 +66,7 @@ class Settings:
       *self._unknown("mode", requests.MODES),
       *self._unknown("dtype", DTYPES),
       *self._unknown("attention", ("auto", *attention.BACKENDS)),
+      *self._unknown("context_attention", context.SCHEMES),
     ]
     for name in ("height", "width", "steps", "each_example_n_times"):
       if getattr(self, name) < 1:
@@ -69,6 +79,11 @@ class Settings:
     for name, scale in self.guidance._asdict().items():
       if not math.isfinite(scale):
         problems.append(f"guidance.{name} must be a number, got {scale}")
+    if self.mesh.keys() != set(meshes.AXES) or min(self.mesh.values()) < 0:
+      problems.append(
+        f"mesh must give 0 or more devices to each of {', '.join(meshes.AXES)},"
+        f" got {dict(self.mesh)}"
+      )
     if problems:
       raise ValueError("config: " + "; ".join(problems))
 
@@ -106,8 +121,10 @@ class Settings:
     return cls(**fields)
 
   def recipe(self) -> dict[str, Any]:
-    """The fields as plain values, for the JSON beside a sample."""
+    """Fields that decide what a clip is, for the JSON beside it."""
     fields = dataclasses.asdict(self)
+    for name in _ELSEWHERE:
+      del fields[name]
     for name in ("guidance", "negative_prompt"):
       fields[name] = getattr(self, name)._asdict()
     return fields

@@ -213,9 +213,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.start()
+  runtime.start(argv)
   try:
     runtime.need(FLAGS, workdir="DIR", out="DIR")
     export(

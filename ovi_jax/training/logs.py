@@ -72,6 +72,22 @@ class Logs:
     self._events.flush()
 
 
+class Silent:
+  """The logs of a process that writes none: the first of several does."""
+
+  def __enter__(self) -> "Silent":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    pass
+
+  def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
+    pass
+
+  def flush(self) -> None:
+    pass
+
+
 def read(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """What a run's log says of each step, sorted; of each name the last value.
 

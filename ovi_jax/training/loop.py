@@ -5,7 +5,6 @@ the next one computes; nothing is saved that was not found finite.
 """
 
 import dataclasses
-import signal
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import tqdm
 
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.data import schema
+from ovi_jax.parallel import processes
 from ovi_jax.training import logs as logs_lib
 from ovi_jax.training import optimizer
 from ovi_jax.training import placement
@@ -122,11 +122,8 @@ class Report(NamedTuple):
 
 def compiled(work: Work, shardings: steps.State) -> Any:
   """The step as a program: state donated, kept where it is."""
+  jitted = steps.program(shardings, work.mesh)
   whole = jax.sharding.NamedSharding(work.mesh, jax.P())
-  out = (shardings, whole)
-  jitted = jax.jit(
-    steps.step, static_argnums=0, donate_argnums=1, out_shardings=out
-  )
   null = jax.device_put(work.null_SE, whole)
   return lambda state, batch: jitted(work.trainer, state, batch, null)
 
@@ -170,25 +167,28 @@ def run(work: Work, state: steps.State, log: Log = print) -> bool:
     NonFinite: names the step and the records; the last good checkpoint stays.
     OSError: a checkpoint cannot be written.
   """
-  stop: list[int] = []
-  before = signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
-  try:
-    with jax.set_mesh(work.mesh):
-      return _loop(work, state, stop, log)
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  with processes.stopping() as stop, jax.set_mesh(work.mesh):
+    return _loop(work, state, stop, log)
 
 
-def _loop(work: Work, state: steps.State, stop: list[int], log: Log) -> bool:
-  """`run`, with the signals that came in `stop`."""
+def _loop(
+  work: Work, state: steps.State, stop: Callable[[int], bool], log: Log
+) -> bool:
+  """`run`, stopped before the step for which `stop` is true."""
   total, number = work.trainer.steps, int(state.step)
   shardings = jax.tree.map(lambda x: x.sharding, state)
   advance = compiled(work, shardings)
   last: Report | None = None
   window, trace = Window(work), Trace(work)
-  bar = tqdm.tqdm(total=total, initial=number, unit="step", desc="training")
+  bar = tqdm.tqdm(
+    total=total,
+    initial=number,
+    unit="step",
+    desc="training",
+    disable=jax.process_index() > 0,
+  )
   with bar:
-    while number < total and not stop:
+    while number < total and not stop(number):
       trace.at(number)
       began = time.perf_counter()
       host = next(work.input)
@@ -330,11 +330,14 @@ def _check_finite(report: Report, metrics: steps.Metrics) -> None:
   """Refuse numbers that are none; name the records whose loss it was."""
   if np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm):
     return
-  bad = np.zeros(len(report.ids), bool)
+  # Every process has the losses of all records, and the ids of its own.
+  of_all = processes.gather(np.asarray(report.ids).tolist())
+  ids = np.asarray(list(dict.fromkeys(i for part in of_all for i in part)))
+  bad = np.zeros(len(ids), bool)
   for losses_B in metrics.losses.values():
     if len(losses_B) == len(bad):
       bad |= ~np.isfinite(losses_B)
-  which = report.ids[bad] if bad.any() else report.ids
+  which = ids[bad] if bad.any() else ids
   named = ", ".join(_name(i) for i in which[:8])
   more = f" and {len(which) - 8} more" if len(which) > 8 else ""
   raise NonFinite(

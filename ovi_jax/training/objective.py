@@ -139,7 +139,8 @@ def losses(
       sigma_BT = jnp.where(clean_BT, 0.0, sigma_BT)
       counts[name] &= ~clean_BT
     x[name] = path.noised(data, noise, sigma_BT)
-    t_BT[name] = path.TIME_SCALE * sigma_BT
+    # Of the first frame, and of the others.
+    t_BT[name] = path.TIME_SCALE * sigma_BT[:, :2]
     target[name] = path.velocity(data, noise)
     prompt_BSE = getattr(batch.text, name)
     missing = prompt_BSE.shape[1] - null_SE.shape[0]

@@ -12,6 +12,7 @@ from ovi_jax import axes
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.parallel import partition
+from ovi_jax.parallel import processes
 from ovi_jax.training import step
 
 HOST, DEVICE = "pinned_host", "device"  # kinds of memory
@@ -96,7 +97,9 @@ def batch(host: schema.Batch, mesh: jax.sharding.Mesh) -> schema.Batch:
   def place(array: Any) -> jax.Array:
     # Towers share their text: it travels once.
     if id(array) not in placed:
-      made = jax.make_array_from_process_local_data(sharding, array)
+      _, parts = processes.rows(mesh)
+      whole = (len(array) * parts, *array.shape[1:])
+      made = jax.make_array_from_process_local_data(sharding, array, whole)
       placed[id(array)] = made
     return placed[id(array)]
 

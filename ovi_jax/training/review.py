@@ -15,6 +15,7 @@ from ovi_jax.components import loading
 from ovi_jax.data import held_out as kept
 from ovi_jax.data import schema
 from ovi_jax.models import fusion
+from ovi_jax.parallel import processes
 from ovi_jax.training import held_out
 from ovi_jax.training import placement
 from ovi_jax.training import prepare
@@ -79,9 +80,7 @@ class Review:
       return lambda _: {}
 
     def batches() -> Iterator[schema.Batch]:
-      each = records.batches(
-        self.batch, jax.process_index(), jax.process_count()
-      )
+      each = records.batches(self.batch, *processes.rows(self.mesh))
       return (ready(batch, self.mesh) for batch in each)
 
     return held_out.HeldOut(

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
+from ovi_jax.attention import context
 from ovi_jax.checkpoint import directory
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
@@ -63,7 +64,9 @@ class Settings:
     seed: of initialisation, data order, noise and times.
     dtype: compute dtype, "auto" for bfloat16 on accelerators.
     frozen_dtype: of parameters that are not trained.
-    attention: backend, see `models.attention`.
+    attention: backend, see `attention.attention`.
+    context_attention: how tokens that are split over the mesh axis `context`
+      attend to each other, a key of `attention.context.SCHEMES`.
     remat: see `models.fusion.REMAT`, or "none".
     mesh: devices along each mesh axis; 0 for all that are left over.
     components: directory of converted weights, whose encoders read media and
@@ -87,6 +90,7 @@ class Settings:
   dtype: str
   frozen_dtype: str
   attention: str
+  context_attention: str = context.ALL_TO_ALL  # what older runs did
   remat: str
   mesh: Mapping[str, int]
   components: str
@@ -101,7 +105,23 @@ class Settings:
       for name in ("steps", "batch", "parts")
       if getattr(self, name) < 1
     ]
-    problems += [
+    for name in ("dtype", "frozen_dtype"):
+      known = ("auto", "float32", "bfloat16")
+      if getattr(self, name) not in known:
+        problems.append(
+          f"{name} {getattr(self, name)!r} is unknown; choose from"
+          f" {', '.join(known)}"
+        )
+    if problems:
+      raise ValueError("config: " + "; ".join(problems))
+
+  def check_sources(self) -> None:
+    """Refuse settings that say not all of where a run starts from.
+
+    Raises:
+      ValueError: lists what is missing.
+    """
+    problems = [
       f"initial.{name}: the stage starts from this tower; give"
       f" --config.initial.{name}=DIR (converted weights or an earlier run),"
       f" or {FRESH!r}"
@@ -127,13 +147,6 @@ class Settings:
         " --config.components=DIR, or cache latents first (python -m"
         " ovi_jax.data.encode) and make no samples"
       )
-    for name in ("dtype", "frozen_dtype"):
-      known = ("auto", "float32", "bfloat16")
-      if getattr(self, name) not in known:
-        problems.append(
-          f"{name} {getattr(self, name)!r} is unknown; choose from"
-          f" {', '.join(known)}"
-        )
     if problems:
       raise ValueError("config: " + "; ".join(problems))
 

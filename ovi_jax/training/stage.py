@@ -10,21 +10,24 @@ import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from ovi_jax import runtime
+from ovi_jax.attention import attention
+from ovi_jax.attention import context as contexts
 from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.checkpoint import saved
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.data import loader
 from ovi_jax.models import architecture
-from ovi_jax.models import attention
 from ovi_jax.models import fusion
 from ovi_jax.parallel import mesh as meshes
+from ovi_jax.parallel import processes
 from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import objective
@@ -51,6 +54,7 @@ MAY_CHANGE = (
   "data.prefetch",
   "steps",
   "attention",
+  "context_attention",
   "remat",
 )
 Log = Callable[[str], None]
@@ -78,17 +82,21 @@ def train(
       step. `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
+  settings.check_sources()
+  processes.agree(config)
+  log = log if jax.process_index() == 0 else lambda _: None
   mesh = mesh_of(settings.mesh)
-  placement.check_batch(settings.batch, settings.parts, mesh)
+  check_mesh(settings, mesh)
   trainer = trainer_of(settings)
   components = prepare.components(settings, mesh)
   held_out = review.Review.opened(settings, mesh)
+  part, parts = processes.rows(mesh)
   source = loader.load(
     settings.data,
     batch=settings.batch,
     seed=settings.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=part,
+    process_count=parts,
   )
   with contextlib.closing(source):
     for rows in source.rows:
@@ -135,29 +143,42 @@ def train(
 @contextlib.contextmanager
 def opened(
   keep: settings_lib.Keep, workdir: pathlib.Path, log: Log
-) -> Iterator[tuple[managers.Manager, logs.Logs]]:
+) -> Iterator[tuple[managers.Manager, logs.Logs | logs.Silent]]:
   """Checkpoints and logs of a run's directory."""
   config = managers.Config(
     directory=str(workdir / CHECKPOINTS),
     keep_last=keep.last,
     keep_every=keep.every,
   )
-  with managers.Manager(config, log) as manager, logs.Logs(workdir) as written:
+  first = jax.process_index() == 0
+  written = logs.Logs(workdir) if first else logs.Silent()
+  with managers.Manager(config, log) as manager, written:
     yield manager, written
 
 
-def mesh_of(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
+def mesh_of(
+  sizes: Mapping[str, int], devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
   """The mesh of a run; one axis may take the devices that are left over.
 
   Raises:
     ValueError: the axes do not multiply to the devices.
   """
-  sizes, devices = dict(sizes), jax.devices()
-  open_axes = [name for name, size in sizes.items() if size == 0]
-  if len(open_axes) == 1:
-    taken = int(np.prod([s for s in sizes.values() if s]))
-    sizes[open_axes[0]] = max(1, len(devices) // taken)
-  return meshes.make(devices, **sizes)
+  devices = jax.devices() if devices is None else devices
+  return meshes.make(devices, **meshes.completed(sizes, len(devices)))
+
+
+def check_mesh(
+  settings: settings_lib.Settings, mesh: jax.sharding.Mesh
+) -> None:
+  """Refuse a mesh that cannot divide the batch or the heads.
+
+  Raises:
+    ValueError: says what would do.
+  """
+  placement.check_batch(settings.batch, settings.parts, mesh)
+  for tower in settings.model.present().values():
+    contexts.check(mesh.shape, tower.heads, settings.context_attention)
 
 
 def trainer_of(
@@ -177,6 +198,7 @@ def trainer_of(
     backend,
     remat=settings.remat,
     unroll=fusion.unrolled(settings.model, platform),
+    scheme=settings.context_attention,
   )
   trainer = step.Trainer(
     objective.FlowMatching(model, settings.objective),

@@ -186,3 +186,19 @@ def step(
   return state._replace(
     step=state.step + 1, trained=trained, average=average, moments=moments
   ), metrics
+
+
+def program(shardings: State, mesh: jax.sharding.Mesh) -> Any:
+  """`step` as it is compiled: the state is donated and stays where it is.
+
+  Args:
+    shardings: of the state.
+    mesh: of the devices.
+  """
+  whole = jax.sharding.NamedSharding(mesh, jax.P())
+  return jax.jit(
+    step,
+    static_argnums=0,
+    donate_argnums=1,
+    out_shardings=(shardings, whole),
+  )

@@ -1,36 +1,18 @@
 """Model-FLOPs utilization: arithmetic that training needs, over the peak.
 
 Counts what the geometry asks for (`ovi_jax.flops`), not what was executed: work
-done twice to save memory does not count. Peaks are dense bfloat16 figures of
-the makers' data sheets; on a device kind that is not listed nothing is said.
+done twice to save memory does not count. Peaks are those of `chips`.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ovi_jax import chips
 from ovi_jax import flops
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.training import task
-
-# TFLOP/s of one device, by JAX's `device_kind`.
-PEAKS: Mapping[str, float] = {
-  "TPU v4": 275,
-  "TPU v5 lite": 197,
-  "TPU v5e": 197,
-  "TPU v5": 459,
-  "TPU v5p": 459,
-  "TPU v6 lite": 918,
-  "TPU v6e": 918,
-  "NVIDIA A100-SXM4-40GB": 312,
-  "NVIDIA A100-SXM4-80GB": 312,
-  "NVIDIA A100 80GB PCIe": 312,
-  "NVIDIA H100 80GB HBM3": 989.4,
-  "NVIDIA H100 PCIe": 756,
-  "NVIDIA H200": 989.4,
-}
 
 
 def cost(
@@ -69,7 +51,7 @@ def share(
   Returns:
     In [0, 1] if all is well; `None` for a kind whose peak is not known.
   """
-  peak = PEAKS.get(device_kind)
-  if peak is None:
+  chip = chips.CHIPS.get(device_kind)
+  if chip is None:
     return None
-  return operations / seconds / (peak * 1e12 * devices)
+  return operations / seconds / (chip.tflops * 1e12 * devices)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,41 @@ def test_components_can_be_converted_one_by_one(release, weights, tmp_path):
     )
   assert manifest.digests == directory.read(weights).digests
   directory.read(tmp_path)
+
+
+def test_what_is_converted_already_stays(release, weights, tmp_path):
+  component, file = "umt5", "models_t5_umt5-xxl-enc-bf16.pth"
+  (stored,) = (p for p in release.rglob(file))
+  copy = tmp_path / "release" / stored.relative_to(release)
+  shutil.copytree(release, tmp_path / "release")
+  out, said = tmp_path / "out", []
+
+  def run() -> tuple[int, str]:
+    manifest = convert.convert(
+      tmp_path / "release",
+      out,
+      variant=None,
+      sizes=SIZES,
+      components=[component],
+      log=said.append,
+    )
+    inode = directory.component_file(out, component).stat().st_ino
+    return inode, manifest.digests[component]
+
+  first, again = run(), run()
+  assert again == first
+  assert "it stays" in said[1] and "it stays" not in said[0]
+  # Another number in it: another content, and another file.
+  opened = reader.open_tensors(copy)
+  tensors = {name: opened.read(name) for name in opened.shapes}
+  changed = next(iter(tensors))
+  tensors[changed] = tensors[changed] * 2
+  torch_file.save(copy, tensors)
+  other = run()
+  assert other[1] != first[1] and "it stays" not in said[2]
+  # A damaged file is written anew.
+  directory.component_file(out, component).write_bytes(b"half a file")
+  assert run()[1] == other[1] and "it stays" not in said[3]
 
 
 def broken(tmp_path, release, **changes) -> str:

@@ -68,13 +68,17 @@ def test_the_table_is_of_scores_and_maps(config, tmp_path):
       video[np.arange(T), 0, 0, np.clip(np.arange(T) * 5, 0, S - 1)] = 1
       npz = attention_maps.files_of(clip)[2]
       npz.parent.mkdir()
-      np.savez(npz, audio_STHW=audio, video_THWS=video)
+      near = {f"{tower}_near_GN": np.eye(2) for tower in ("audio", "video")}
+      np.savez(npz, audio_STHW=audio, video_THWS=video, **near)
   rows = ablation.table(config, tmp_path)
   found = {(r["variant"], r["quantity"]): r["values"] for r in rows}
   np.testing.assert_allclose(found["unscaled", "sync F1, %"], [60, 62])
   near = ablation.NEAR
-  assert found["scaled", near.format("video")][0] == pytest.approx(100)
-  assert found["scaled", near.format("audio")][0] < 10
+  assert found["scaled", near.format("video", "sharpest")][0] == pytest.approx(
+    100
+  )
+  assert found["scaled", near.format("audio", "sharpest")][0] < 10
+  assert found["scaled", near.format("audio", "all heads")] == [50, 50]
   text = ablation.markdown(rows)
   assert (
     "| sync F1, % | **51.0** (50.0, 52.0) | **61.0** (60.0, 62.0) |" in text

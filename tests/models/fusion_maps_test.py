@@ -7,7 +7,10 @@ import pytest
 
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
+from ovi_jax.models import maps
 from tests import standin_models
+
+MAPS = "maps"
 
 
 @pytest.fixture(scope="module")
@@ -24,24 +27,43 @@ def case():
   return config, variables, (latents, times, AV(text, text))
 
 
-def test_maps_are_shares_of_the_other_towers_tokens(case):
+def watched(case, heads: AV[np.ndarray], near: AV[np.ndarray]):
   config, variables, given = case
-  model = fusion.FusionDiT(config)
-  maps = jax.jit(lambda v, *a: model.apply(v, *a, method="maps"))(
-    variables, *given
+  watch = jax.tree.map(jnp.asarray, maps.Watch(heads, near))
+  run = jax.jit(
+    lambda v, *a: fusion.FusionDiT(config).apply(v, *a, method=MAPS)
   )
-  assert maps.audio.shape == (1, 9, 12) and maps.video.shape == (1, 12, 9)
-  for found in maps:
-    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
-    assert found.min() >= 0 and found.std() > 0
-  # The mean over blocks is of those blocks: another last block, another map.
-  last = jax.tree.map(
-    lambda x: jnp.asarray(x).at[-1].multiply(3.0),
-    dict(variables["params"])["blocks"],
-  )
-  changed = {"params": {**variables["params"], "blocks": last}}
-  other = model.apply(changed, *given, method="maps")
-  assert np.abs(other.audio - maps.audio).max() > 1e-4
+  return jax.device_get(run(variables, *given, watch))
+
+
+def test_maps_are_shares_of_the_other_towers_tokens(case):
+  towers = case[0].present()
+  sizes = {n: (tower.blocks, tower.heads) for n, tower in towers.items()}
+  everything = AV(np.ones((12, 9), np.float32), np.ones((9, 12), np.float32))
+  even = AV(**{n: np.full(s, 1 / np.prod(s)) for n, s in sizes.items()})
+  found, shares = watched(case, even, everything)
+  assert found.audio.shape == (1, 9, 12) and found.video.shape == (1, 12, 9)
+  for each in found:
+    np.testing.assert_allclose(each.sum(-1), 1, rtol=1e-5)
+    assert each.min() >= 0 and each.std() > 0
+  for each in shares:
+    np.testing.assert_allclose(each, 1, rtol=1e-5)
+
+  # A map is of the heads that count, and a head's share is that of its map.
+  for name, (blocks, heads) in sizes.items():
+    some = np.zeros_like(getattr(everything, name))
+    some[:, 2] = some[3, 4] = 1
+    near = everything._replace(**{name: some})
+    for block, head in ((0, heads - 1), (blocks - 1, 0)):
+      one = np.zeros((blocks, heads), np.float32)
+      one[block, head] = 1
+      found, shares = watched(case, even._replace(**{name: one}), near)
+      map_LS = getattr(found, name)[0]
+      np.testing.assert_allclose(map_LS.sum(-1), 1, rtol=1e-5)
+      share = (map_LS * some).sum(-1).mean()
+      of_head = getattr(shares, name)[block, 0, head]
+      np.testing.assert_allclose(of_head, share, rtol=1e-5)
+      assert np.abs(getattr(shares, name) - share).max() > 1e-6
 
 
 def test_blocks_one_by_one_compute_the_same(case):

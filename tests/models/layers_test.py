@@ -17,8 +17,10 @@ def test_gelu_is_its_tanh_form_with_finite_gradients():
   assert layers.gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-def test_modulation_is_by_frame():
+def test_modulation_is_of_all_or_of_the_first_and_the_rest():
   x = jnp.arange(24.0).reshape(1, 6, 4)
-  shift = jnp.array([1.0, 2.0, 3.0]).reshape(1, 3, 1) * jnp.ones((1, 3, 4))
-  y = layers.modulate(x, shift, jnp.zeros_like(shift), 1e-6)
-  np.testing.assert_allclose(y.mean(-1)[0], [1, 1, 2, 2, 3, 3], atol=1e-6)
+  shift = jnp.array([1.0, 2.0]).reshape(1, 2, 1) * jnp.ones((1, 2, 4))
+  y = layers.modulate(x, shift, jnp.zeros_like(shift), 2, 1e-6)
+  np.testing.assert_allclose(y.mean(-1)[0], [1, 1, 2, 2, 2, 2], atol=1e-6)
+  y = layers.modulate(x, shift[:, :1], jnp.zeros_like(shift)[:, :1], 2, 1e-6)
+  np.testing.assert_allclose(y.mean(-1)[0], np.ones(6), atol=1e-6)

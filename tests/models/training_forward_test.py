@@ -62,13 +62,8 @@ def test_a_missing_modality_is_not_heard():
   assert np.abs(a.audio[0] - b.audio[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    name if name == "full" else pytest.param(name, marks=pytest.mark.slow)
-    for name in fusion.REMAT
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(fusion.REMAT))
 def test_rematerialization_keeps_gradients(name):
   lengths = AV(jnp.array([2, 0]), jnp.array([9, 0]))
 

@@ -16,6 +16,7 @@ from ovi_jax.convert import video_vae as video_vae_names
 from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.models.video_vae import layers
+from ovi_jax.models.video_vae import placement
 from ovi_jax.parallel import mesh as meshes
 from tests import parity
 
@@ -109,7 +110,9 @@ def test_one_compiled_step_serves_clips_of_any_length(
   config, params, frames, latents
 ):
   encode_step = codec._jit_encode_step(config, jnp.dtype("float32"), None)
-  decode_step = codec._jit_decode_step(config, jnp.dtype("float32"), None)
+  batch, _, height, width, _ = frames.shape
+  size = batch, height, width
+  decode_step = codec.jit_decode_step(config, jnp.dtype("float32"), size, None)
   for step in (encode_step, decode_step):
     step.clear_cache()
   z, video = [], []
@@ -141,13 +144,31 @@ def test_latents_are_read_as_frames_are_asked_for(config, params, latents):
   assert Watched.read == [0, 1]
 
 
-def test_eight_devices_equal_one(config, params, latents):
-  place = NamedSharding(meshes.make(jax.devices(), data=8), P())
+@pytest.mark.parametrize(
+  ("sizes", "part"),
+  [
+    ({"data": 8}, (8, 4)),  # eight do not divide four columns
+    ({"data": 2, "context": 4}, (2, 2)),
+    ({"fsdp": 2, "context": 4}, (2, 4)),
+  ],
+  ids=str,
+)
+def test_eight_devices_equal_one(config, params, sizes, part):
+  random = np.random.default_rng(0)
+  latents = random.standard_normal((1, 2, 8, 4, config.z_dim), np.float32)
+  mesh = meshes.make(jax.devices(), **sizes)
+  place = NamedSharding(mesh, P())
   placed = jax.device_put({"decoder": params["decoder"]}, place)
-  many = codec.decode(config, placed, latents[:, :2])
-  one = codec.decode(config, params, latents[:, :2])
-  parity.assert_close(many, one, "devices")
-  step = codec._jit_decode_step(config, jnp.dtype("float32"), place)
+  with jax.set_mesh(mesh):
+    many = codec.decode(config, placed, latents)
+  parity.assert_close(many, codec.decode(config, params, latents), "devices")
+  # Each device holds its part of the state, and one program does all steps.
+  side = config.spatial_stride
+  size = 1, 8 * side, 4 * side
+  cache = codec.init_decoder_cache(config, *size)
+  stem = placement.split(cache, place)["stem"]["soon"]
+  assert stem.shard_shape((1, 8, 4, 1))[1:3] == part
+  step = codec.jit_decode_step(config, jnp.dtype("float32"), size, place)
   assert step._cache_size() == 1
 
 
@@ -225,7 +246,9 @@ def test_a_step_hands_on_as_much_as_it_was_given(full):
 
 def test_a_full_size_step_needs_less_than_six_gib(full):
   params, *rest = full
-  step = codec._jit_decode_step(FULL, jnp.dtype(jnp.bfloat16), None)
+  step = codec.jit_decode_step(
+    FULL, jnp.dtype(jnp.bfloat16), (1, 960, 960), None
+  )
   compiled = step.lower(params["decoder"], *rest).compile()
   memory = compiled.memory_analysis()
   assert memory.temp_size_in_bytes < 6 * GIB

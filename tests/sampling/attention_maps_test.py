@@ -17,7 +17,7 @@ def looking_at(place_S: np.ndarray, row: int, column: int):
   audio = np.zeros((S, T, H, W), np.float32)
   audio[np.arange(S), place_S, row, column] = 1
   video = np.full((T, H, W, S), 1 / S, np.float32)
-  return attention_maps.Maps(audio, video)
+  return attention_maps.Maps(audio, video, *[np.ones((1, 1))] * 2)
 
 
 def on_time() -> np.ndarray:
@@ -51,6 +51,14 @@ def test_the_overlay_is_where_the_sound_looks():
   assert max(c.max() for c in corners[1:]) < 1
 
 
+def test_the_sharpest_heads():
+  shares = np.linspace(0, 1, 64)[::-1].reshape(8, 8)
+  weights = attention_maps.sharpest(shares)
+  np.testing.assert_array_equal(np.flatnonzero(weights), [0, 1, 2, 3])
+  assert weights.sum() == pytest.approx(1)
+  assert np.flatnonzero(attention_maps.sharpest(np.eye(2)[:1])) == [0]
+
+
 def test_measured_and_written(tmp_path):
   random = np.random.default_rng(0)
   config = standin_models.fusion_config()
@@ -67,6 +75,13 @@ def test_measured_and_written(tmp_path):
   assert maps.video_THWS.shape == (3, 2, 3, 9)
   np.testing.assert_allclose(maps.audio_STHW.sum((1, 2, 3)), 1, rtol=1e-5)
   np.testing.assert_allclose(maps.video_THWS.sum(-1), 1, rtol=1e-5)
+  blocks, heads = config.audio.blocks, config.audio.heads
+  assert maps.audio_near_GN.shape == (blocks, heads)
+  # The maps are of the heads that are drawn.
+  chosen = attention_maps.sharpest(maps.video_near_GN)
+  near = (maps.video_near_GN * chosen).sum()
+  assert maps.near_diagonal().video == pytest.approx(near, rel=1e-4)
+  assert near > maps.video_near_GN.mean()
   fixed = attention_maps.measure(model, params, latents, noise, text, True)
   assert np.abs(fixed.audio_STHW - maps.audio_STHW).max() > 1e-6
   assert jax.tree.structure(fixed) == jax.tree.structure(maps)

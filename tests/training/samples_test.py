@@ -188,6 +188,7 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
       parity.assert_close(ours[row], reference[0], "devices")
 
 
+@pytest.mark.slow
 def test_eight_devices_are_one(latents):
   _, state = towers("video", "audio")
   placed = placement.state_shardings(state, step_test.CONFIG, EIGHT)

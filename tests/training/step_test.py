@@ -77,6 +77,7 @@ def test_accumulation_is_one_large_batch(parts):
   assert all(parity.relative_error(a, b) < 1e-5 for a, b in moments if b.any())
 
 
+@pytest.mark.slow
 def test_eight_devices_are_one():
   made, state = trainer()
   alone, metrics = ADVANCE(made, state, batch(), NULL)

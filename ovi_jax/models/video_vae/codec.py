@@ -20,14 +20,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from ovi_jax.models.video_vae import config as config_lib
 from ovi_jax.models.video_vae import decoder
 from ovi_jax.models.video_vae import encoder
 from ovi_jax.models.video_vae import pixels
+from ovi_jax.models.video_vae import placement
 
 Config = config_lib.VideoVAEConfig
 Params = Mapping[str, Any]
@@ -229,7 +228,7 @@ def encode(
   """
   batch, frames, height, width = pixels.check_frames(config, frames_BTHWC)
   stride = config.temporal_stride
-  place = place or _whole_on_devices_of(params["encoder"])
+  place = place or placement.whole(params["encoder"])
   cache = init_encoder_cache(config, batch, height, width, dtype)
   cache = jax.device_put(cache, place)
   step = _jit_encode_step(config, jnp.dtype(dtype), place)
@@ -285,10 +284,11 @@ def _decode_chunks(
 ) -> Iterator[jax.Array]:
   batch, frames, height, width, _ = latents_BTHWC.shape
   side = config.spatial_stride
-  place = _whole_on_devices_of(params["decoder"])
-  cache = init_decoder_cache(config, batch, height * side, width * side, dtype)
-  cache = jax.device_put(cache, place)
-  step = _jit_decode_step(config, dtype, place)
+  place = placement.whole(params["decoder"])
+  size = batch, height * side, width * side
+  cache = init_decoder_cache(config, *size, dtype)
+  cache = jax.device_put(cache, placement.split(cache, place))
+  step = jit_decode_step(config, dtype, size, place)
   for i in range(frames):
     latent_BHWC = jnp.asarray(latents_BTHWC[:, i])
     cache, chunk = step(params["decoder"], cache, latent_BHWC, i == 0)
@@ -307,29 +307,28 @@ def _jit_encode_step(config: Config, dtype: jnp.dtype, place: Any):
 
 
 @functools.cache
-def _jit_decode_step(config: Config, dtype: jnp.dtype, place: Any):
-  """The compiled step over the decoder's parameters alone; cache donated."""
+def jit_decode_step(
+  config: Config, dtype: jnp.dtype, size: tuple[int, int, int], place: Any
+):
+  """The compiled step over the decoder's parameters alone; cache donated.
+
+  Args:
+    config: sizes.
+    dtype: compute dtype.
+    size: clips, rows and columns of pixels.
+    place: where frames go; the cache is split over its devices.
+  """
 
   def step(params, cache, latent_BHWC, is_first):
     tree = {"decoder": params}
     return decode_step(config, tree, cache, latent_BHWC, is_first, dtype)
 
-  return jax.jit(step, donate_argnums=1, out_shardings=place)
-
-
-def _whole_on_devices_of(params: Params) -> jax.sharding.Sharding | None:
-  """Where caches and results go: unsplit, to the devices of the parameters.
-
-  Said outright, lest the first step's cache be placed unlike the others' and
-  the step compiled twice. None (no matter where) for parameters on the host
-  and inside another jitted function.
-  """
-  leaf = jax.tree.leaves(params)[0]
-  if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-    return None
-  if isinstance(leaf.sharding, jax.sharding.NamedSharding):
-    return jax.sharding.NamedSharding(leaf.sharding.mesh, P())
-  return leaf.sharding
+  cache = _cache_shapes(config, "decoder", *size, dtype)
+  return jax.jit(
+    step,
+    donate_argnums=1,
+    out_shardings=(placement.split(cache, place), place),
+  )
 
 
 def _statistics(config: Config) -> tuple[jax.Array, jax.Array]:

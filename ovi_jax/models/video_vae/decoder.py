@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from ovi_jax.models.video_vae import config as config_lib
 from ovi_jax.models.video_vae import layers
+from ovi_jax.models.video_vae import placement
 
 
 class UpStage(nn.Module):
@@ -92,13 +93,15 @@ class Decoder(nn.Module):
       x_BTHWC, `temporal_stride` frames of patches with `patch_channels`; of a
       whole clip's first latent one frame.
     """
-    x = self.middle(self.stem(self.latent(latent)))
+    latent = placement.constrain(self.latent(latent))
+    x = self.middle(self.stem(latent))
     return self._from_stage(0, x, is_first)
 
   def _from_stage(
     self, index: int, x: jax.Array, is_first: jax.Array | None
   ) -> jax.Array:
     """Send one frame through stage `index`, all after it and the head."""
+    x = placement.constrain(x)
     if index == len(self.stages):
       return self.head(x)
     y_BTHWC = self.stages[index](x, is_first)

@@ -343,9 +343,7 @@ def _write(
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.start()
+  runtime.start(argv)
   given = flags.FLAGS
   try:
     if not given.out or given.towers is None:

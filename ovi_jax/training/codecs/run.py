@@ -17,6 +17,7 @@ from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import saved
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.modality import AV
+from ovi_jax.parallel import processes
 from ovi_jax.training import loop
 from ovi_jax.training import placement
 from ovi_jax.training import stage
@@ -60,15 +61,18 @@ def train(
       `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
+  processes.agree(config)
+  log = log if jax.process_index() == 0 else lambda _: None
   mesh = stage.mesh_of(settings.mesh)
+  part, parts = processes.rows(mesh)
   placement.check_batch(settings.batch, settings.parts, mesh)
   trainer = trainer_of(settings)
   source = inputs.opened(
     settings.data,
     batch=settings.batch,
     seed=settings.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=part,
+    process_count=parts,
   )
   with contextlib.closing(source):
     make = functools.partial(initial_state, settings, trainer)

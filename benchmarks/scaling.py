@@ -1,0 +1,201 @@
+"""Reports on full-size training and sampling, for TPUs that are not here.
+
+  pip install -e '.[aot]'
+  python -m benchmarks.scaling [--only=NAME,…] [--dry_run]
+
+Runs the commands below, each some minutes on two cores, keeps their reports in
+`benchmarks/results/scaling/NAME.json`, and makes the tables of
+`docs/scaling.md` of all that are there. What is there is not run again. Beside
+each case stands a change of it that was tried (`NAME_tried`).
+"""
+
+import json
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app
+from absl import flags
+
+from ovi_jax import runtime
+
+HERE = pathlib.Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "scaling"
+TABLE = HERE / "results" / "scaling.md"
+STEPS = 50  # of a sampled clip
+GIB = 2**30
+
+
+def _train(topology: str, **changes: Any) -> tuple[str, ...]:
+  words = ["train.py", "--config=configs/fusion.py", f"--aot={topology}"]
+  words += [f"--config.{n.replace('__', '.')}={v}" for n, v in changes.items()]
+  return tuple(words)
+
+
+def _sample(
+  topology: str, variant: str, attention: str = "", **mesh: int
+) -> tuple[str, ...]:
+  size = 704 if variant == "720x720_5s" else 960
+  words = ["sample.py", f"--aot={topology}", f"--config.variant={variant}"]
+  words += [f"--config.height={size}", f"--config.width={size}"]
+  words += [f"--config.mesh.{axis}={count}" for axis, count in mesh.items()]
+  words += [f"--config.context_attention={attention}"] if attention else []
+  return tuple(words)
+
+
+BATCH_768 = {"remat": "attention"}  # the batch of the config, and the paper's
+TRIED = "_tried"
+# Name -> command.
+CASES: Mapping[str, Sequence[str]] = {
+  "train_v5p_64": _train("v5p:4x4x4", parts=6, mesh__fsdp=64, **BATCH_768),
+  "train_v5p_512": _train(
+    "v5p:8x8x8", parts=3, mesh__fsdp=256, mesh__context=2, **BATCH_768
+  ),
+  "train_v6e_256": _train("v6e:16x16", parts=3, mesh__fsdp=256, **BATCH_768),
+  "train_v5e_256": _train(
+    "v5e:16x16", parts=6, mesh__fsdp=128, mesh__context=2, **BATCH_768
+  ),
+  "sample_720_v5p_4": _sample("v5p:2x2x1", "720x720_5s"),
+  "sample_960_v5p_4": _sample("v5p:2x2x1", "960x960_10s"),
+  "sample_720_v6e_8": _sample("v6e:2x4", "720x720_5s"),
+  "sample_960_v6e_8": _sample("v6e:2x4", "960x960_10s"),
+  "sample_720_v5e_16": _sample("v5e:4x4", "720x720_5s"),
+  "sample_960_v5e_16": _sample("v5e:4x4", "960x960_10s"),
+  "sample_720_v6e_1": _sample("v6e:1x1", "720x720_5s"),
+  "sample_960_v6e_1": _sample("v6e:1x1", "960x960_10s"),
+  # Half the examples at a time.
+  "train_v5p_64_tried": _train(
+    "v5p:4x4x4", parts=12, mesh__fsdp=64, **BATCH_768
+  ),
+  # Heads and hidden units split in place of tokens.
+  "train_v5p_512_tried": _train(
+    "v5p:8x8x8", parts=3, mesh__fsdp=256, mesh__tensor=2, **BATCH_768
+  ),
+  # Everything of a block made again.
+  "train_v6e_256_tried": _train(
+    "v6e:16x16", parts=3, mesh__fsdp=256, remat="full"
+  ),
+  # A whole example on each chip.
+  "train_v5e_256_tried": _train(
+    "v5e:16x16", parts=3, mesh__fsdp=256, **BATCH_768
+  ),
+  # Both passes of guidance on all chips.
+  "sample_720_v5p_4_tried": _sample(
+    "v5p:2x2x1", "720x720_5s", data=1, context=4
+  ),
+  # Keys and values passed round.
+  "sample_960_v5p_4_tried": _sample(
+    "v5p:2x2x1", "960x960_10s", attention="ring"
+  ),
+  "sample_720_v6e_8_tried": _sample("v6e:2x4", "720x720_5s", data=1, context=8),
+  # Heads split in place of tokens.
+  "sample_960_v6e_8_tried": _sample("v6e:2x4", "960x960_10s", data=2, tensor=4),
+  "sample_720_v5e_16_tried": _sample(
+    "v5e:4x4", "720x720_5s", data=2, fsdp=2, context=4
+  ),
+  "sample_960_v5e_16_tried": _sample(
+    "v5e:4x4", "960x960_10s", attention="ring"
+  ),
+}
+
+
+def run(name: str, words: Sequence[str]) -> None:
+  """Run a command and keep its report.
+
+  Raises:
+    ValueError: it left none.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    where = "--workdir" if words[0] == "train.py" else "--out"
+    done = subprocess.run(
+      [sys.executable, *words, f"{where}={folder}"],
+      cwd=HERE.parent,
+      check=False,
+    )
+    made = sorted(pathlib.Path(folder).glob("aot_*.json"))
+    if not made:
+      raise ValueError(f"{name} left no report, exit code {done.returncode}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shutil.copy(made[0], RESULTS / f"{name}.json")
+
+
+def table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """A row a command: its first program, and the seconds of a clip."""
+  lines = [
+    "| | chips, mesh | GiB of a chip | FLOPs, compiled / model | bound by |"
+    " seconds of a step | of a clip |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for name, programs in reports.items():
+    first = programs[0]
+    axes = " x ".join(f"{n} {s}" for n, s in first["mesh"].items() if s > 1)
+    row = [name, f"{first['devices']} {first['device_kind']}, {axes}"]
+    if first["peak"] is None:
+      row += [f"does not fit: {first['said']}", "", "", "", ""]
+    else:
+      share = first["peak"] / first["capacity"]
+      low, high = _seconds(first)
+      row += [
+        f"{first['peak'] / GIB:.1f}, {share:.0%}",
+        f"{first['ratio']:.3f}",
+        first["bound"],
+        f"{low:.2f} to {high:.2f}",
+        _clip(programs),
+      ]
+    lines.append("| " + " | ".join(row) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def _seconds(program: Mapping[str, Any]) -> tuple[float, float]:
+  """If everything overlaps, and if nothing does."""
+  each = program["seconds"].values()
+  return max(each), sum(each)
+
+
+def _clip(programs: Sequence[Mapping[str, Any]]) -> str:
+  """Seconds of a clip: all steps, and the decoding of every latent frame."""
+  if len(programs) < 2:
+    return ""
+  steps, decoding = (_seconds(p) for p in programs)
+  frames = 61 if "61 latent frames" in programs[0]["program"] else 31
+  low, high = (STEPS * s + frames * d for s, d in zip(steps, decoding))
+  return f"{low:.0f} to {high:.0f}"
+
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  runtime.start(argv)
+  chosen = FLAGS.only or list(CASES)
+  if unknown := [name for name in chosen if name not in CASES]:
+    sys.exit(f"scaling: no case {unknown}; choose from {', '.join(CASES)}")
+  for name in chosen:
+    print(f"{name}: python {shlex.join(CASES[name])}", flush=True)
+    if not FLAGS.dry_run and not (RESULTS / f"{name}.json").exists():
+      run(name, CASES[name])
+  if FLAGS.dry_run:
+    return
+  found = {
+    name: json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    for name in CASES
+    if (RESULTS / f"{name}.json").exists()
+  }
+  tables = [
+    table({n: r for n, r in found.items() if n.endswith(TRIED) == tried})
+    for tried in (False, True)
+  ]
+  TABLE.write_text("\n".join(tables), "utf-8")
+  print(TABLE.read_text("utf-8"), end="")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_list("only", [], "Cases to run; all by default.")
+  flags.DEFINE_bool("dry_run", False, "Print the commands only.")
+  app.run(main, flags_parser=runtime.parse_flags)

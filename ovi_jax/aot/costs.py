@@ -1,0 +1,342 @@
+"""What one device does in a compiled program: arithmetic, memory, messages.
+
+Everything is counted as often as it runs: a loop's body by its trips, and the
+flash kernels, of which XLA knows nothing, by the shapes that they are given.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable
+from collections.abc import Mapping
+
+import numpy as np
+
+from ovi_jax.aot import groups
+from ovi_jax.aot import hlo
+
+# Kind -> bytes that a device sends, as a multiple of its operand or result.
+COLLECTIVES = (
+  "all-gather",
+  "all-reduce",
+  "all-to-all",
+  "collective-permute",
+  "ragged-all-to-all",
+  "reduce-scatter",
+)
+# Matrix products of queries by keys that a kernel does, by its name.
+KERNELS: Mapping[str, int] = {
+  "splash_mha_fwd": 2,
+  "splash_mha_dq": 3,
+  "splash_mha_dkv": 4,
+  "splash_mha_fused_dkv": 5,
+}
+# What moves no bytes of its own.
+_FREE = frozenset(
+  [
+    "after-all", "async-done", "async-update", "bitcast", "constant",
+    "copy-done", "get-tuple-element", "iota", "parameter", "partition-id",
+    "replica-id", "slice-done", "tuple", "while", "conditional", "call",
+    "all-gather-done", "all-reduce-done", "collective-permute-done",
+  ]
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """Of one device.
+
+  Attributes:
+    operations: multiplications and additions of matrix products.
+    traffic: bytes to and from main memory.
+    messages: bytes sent, by kind of collective and devices that take part.
+  """
+
+  operations: float = 0.0
+  traffic: float = 0.0
+  messages: Mapping[tuple[str, tuple[int, ...]], float] = dataclasses.field(
+    default_factory=dict
+  )
+
+  def __add__(self, other: "Costs") -> "Costs":
+    messages = collections.Counter(self.messages)
+    messages.update(other.messages)
+    return Costs(
+      self.operations + other.operations,
+      self.traffic + other.traffic,
+      messages,
+    )
+
+  def __mul__(self, times: float) -> "Costs":
+    return Costs(
+      self.operations * times,
+      self.traffic * times,
+      {key: value * times for key, value in self.messages.items()},
+    )
+
+
+def of(program: hlo.Program) -> Costs:
+  """The costs of a program on one device.
+
+  Raises:
+    ValueError: a loop or a kernel whose work is not known.
+  """
+
+  @functools.cache
+  def total(name: str, inside: bool) -> Costs:
+    computation = program.computations[name]
+    costs, sent = Costs(), set()
+    for each in computation.instructions:
+      found = one(computation, each, inside)
+      # A message that goes on beside products stands in each of their fusions.
+      channels = _channels(program, each)
+      if channels and channels <= sent:
+        found = dataclasses.replace(found, messages={})
+      sent |= channels
+      costs += found
+    return costs
+
+  def one(where: hlo.Computation, each: hlo.Instruction, inside: bool) -> Costs:
+    if each.opcode == "while":
+      body, condition = (total(each.called(n), False) for n in _LOOP)
+      return (body + condition) * program.trips(each)
+    if each.opcode in ("call", "async-start"):
+      called = each.called("calls") or each.called("to_apply")
+      return total(called, False)
+    if each.opcode == "conditional":
+      branches = [total(n, False) for n in _branches(each)]
+      return max(branches, key=lambda c: (c.operations, c.traffic))
+    costs = Costs()
+    if each.opcode == "fusion":
+      called = each.called("calls")
+      costs += total(called, True)
+      if called.startswith("all-reduce-scatter"):
+        costs = dataclasses.replace(costs, messages=_scattered(costs.messages))
+    elif each.opcode in _OPERATIONS:
+      costs += Costs(operations=_OPERATIONS[each.opcode](where, each))
+    kind = each.opcode.removesuffix("-start")
+    if kind in COLLECTIVES:
+      costs += Costs(messages=_messages(kind, where, each))
+    if not inside and each.opcode not in _FREE:
+      costs += Costs(traffic=_traffic(program, where, each))
+    return costs
+
+  return total(program.entry, False)
+
+
+_LOOP = ("body", "condition")
+
+
+def _channels(program: hlo.Program, each: hlo.Instruction) -> frozenset[str]:
+  """The channels of a collective, or of those in a fusion."""
+  if each.opcode.removesuffix("-start") in COLLECTIVES:
+    return frozenset(re.findall(r"\bchannel_id=(\d+)", each.text))
+  if each.opcode != "fusion":
+    return frozenset()
+  called = program.computations[each.called("calls")]
+  parts = (_channels(program, part) for part in called.instructions)
+  return frozenset().union(*parts)
+
+
+def _branches(each: hlo.Instruction) -> list[str]:
+  listed = re.search(r"branch_computations=\{([^}]*)\}", each.text)
+  if listed:
+    return re.findall(r"[\w.\-]+", listed[1])
+  return [each.called(f"{n}_computation") for n in ("true", "false")]
+
+
+def _dot(where: hlo.Computation, each: hlo.Instruction) -> float:
+  left = where.operand(each, 0)
+  found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.text)
+  axes = [int(n) for n in found[1].split(",") if n] if found else []
+  contracted = math.prod(left.shape[axis] for axis in axes)
+  return 2.0 * each.results[0].size * contracted
+
+
+def _convolution(where: hlo.Computation, each: hlo.Instruction) -> float:
+  """Products that meet data, not padding: TPUs write all dots as these."""
+  left, right = where.operand(each, 0), where.operand(each, 1)
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.text)
+  if not labels:
+    raise ValueError(f"convolution {each.name} has no dim_labels")
+  spatial = [letter for letter in labels[1] if letter.isdigit()]
+  window = _window(each.text, len(spatial))
+  pairs = 1.0
+  for number, letter in enumerate(spatial):
+    pairs *= _meetings(
+      left.shape[labels[1].index(letter)],
+      right.shape[labels[2].index(letter)],
+      each.results[0].shape[labels[3].index(letter)],
+      **{name: values[number] for name, values in window.items()},
+    )
+  batch = each.results[0].shape[labels[3].index("b")]
+  features = each.results[0].shape[labels[3].index("f")]
+  inputs = right.shape[labels[2].index("i")]
+  grouped = re.search(r"batch_group_count=(\d+)", each.text)
+  if grouped:
+    # Batches of a group are summed like features of the input.
+    batch = left.shape[labels[1].index("b")] // int(grouped[1])
+  return 2.0 * batch * features * inputs * pairs
+
+
+def _window(text: str, axes: int) -> dict[str, list]:
+  """What `window={...}` says of each spatial axis."""
+  found = re.search(r"window=\{([^}]*)\}", text)
+  fields = dict(part.split("=") for part in found[1].split()) if found else {}
+
+  def numbers(name: str) -> list[int]:
+    given = fields.get(name)
+    return [int(n) for n in given.split("x")] if given else [1] * axes
+
+  pads = fields.get("pad")
+  low = [int(p.split("_")[0]) for p in pads.split("x")] if pads else [0] * axes
+  return {
+    "stride": numbers("stride"),
+    "low": low,
+    "spread_left": numbers("lhs_dilate"),
+    "spread_right": numbers("rhs_dilate"),
+  }
+
+
+@functools.cache
+def _meetings(
+  left: int,
+  right: int,
+  out: int,
+  stride: int,
+  low: int,
+  spread_left: int,
+  spread_right: int,
+) -> int:
+  """Pairs of result and kernel places that meet an input along one axis."""
+  place = np.arange(out)[:, None] * stride - low
+  place = place + np.arange(right)[None] * spread_right
+  inside = (place >= 0) & (place <= (left - 1) * spread_left)
+  return int((inside & (place % spread_left == 0)).sum())
+
+
+def _kernel(where: hlo.Computation, each: hlo.Instruction) -> float:
+  """Products of a flash kernel, by its name and the shapes of q and k."""
+  if 'custom_call_target="tpu_custom_call"' not in each.text:
+    return 0.0
+  names = [n for n in KERNELS if each.name.startswith(n)]
+  if not names:
+    raise ValueError(
+      f"the work of kernel {each.name} is not known; known are"
+      f" {', '.join(KERNELS)}"
+    )
+  wide = [
+    operand
+    for operand in (where.by_name[n].results[0] for n in each.operands)
+    if len(operand.shape) >= 3 and operand.dtype in ("bf16", "f16", "f32")
+  ]
+  q, k = wide[0], wide[1]
+  products = KERNELS[max(names, key=len)]
+  return 2.0 * products * q.size * k.shape[-2]
+
+
+_OPERATIONS: Mapping[
+  str, Callable[[hlo.Computation, hlo.Instruction], float]
+] = {"dot": _dot, "convolution": _convolution, "custom-call": _kernel}
+
+
+def _traffic(
+  program: hlo.Program, where: hlo.Computation, each: hlo.Instruction
+) -> float:
+  """Bytes that an instruction reads from and writes to main memory."""
+  results = [a for a in each.results if a.main]
+  written = sum(a.bytes for a in results)
+  if each.opcode == "copy-start":
+    # Source and copy, of which one is a result again.
+    return sum(a.bytes for a in each.results[:2] if a.main)
+  if each.opcode == "slice-start":
+    part = each.results[1]
+    return part.bytes * (1.0 + part.main)
+  if each.opcode in ("dynamic-slice", "slice", "gather"):
+    return 2.0 * written
+  if each.opcode == "dynamic-update-slice":
+    return 2.0 * where.operand(each, 1).bytes
+  read = 0.0
+  called = program.computations.get(each.called("calls"))
+  for number, name in enumerate(each.operands):
+    operand = where.by_name[name].results
+    size = sum(a.bytes for a in operand if a.main)
+    if each.opcode == "fusion" and called is not None and size:
+      part = _sliced(program, called, number)
+      size = size if part is None else min(size, part)
+    read += size
+  if each.opcode == "fusion" and called is not None:
+    root = called.instructions[-1]
+    if root.opcode == "dynamic-update-slice":
+      written = called.operand(root, 1).bytes  # in place
+  return read + written
+
+
+def _sliced(
+  program: hlo.Program, called: hlo.Computation, number: int
+) -> float | None:
+  """Bytes that a fusion takes of an operand, if it only takes slices."""
+  parameter = next(
+    each.name
+    for each in called.instructions
+    if each.opcode == "parameter" and int(each.literal) == number
+  )
+  return _taken(program, called, parameter)
+
+
+def _taken(
+  program: hlo.Program, where: hlo.Computation, name: str
+) -> float | None:
+  """Bytes of a value that its users in a fusion take; `None` if it is all."""
+  total = 0.0
+  for user in where.instructions:
+    for number, operand in enumerate(user.operands):
+      if operand != name:
+        continue
+      taken: float | None = None
+      if user.opcode == "dynamic-slice":
+        taken = float(user.bytes) if number == 0 else 0.0
+      elif user.opcode == "dynamic-update-slice" and number == 0:
+        taken = 0.0  # in place
+      elif user.opcode == "bitcast":
+        taken = _taken(program, where, user.name)
+      elif user.opcode == "fusion":
+        inner = program.computations[user.called("calls")]
+        taken = _sliced(program, inner, number)
+      if taken is None:
+        return None
+      total += taken
+  return total
+
+
+def _messages(
+  kind: str, where: hlo.Computation, each: hlo.Instruction
+) -> dict[tuple[str, tuple[int, ...]], float]:
+  """Bytes that a device sends, and to whom."""
+  found = groups.groups_of(each.text)
+  group = tuple(found[0]) if found else ()
+  count = max(2, len(group))
+  share = (count - 1) / count
+  operands = sum(
+    a.bytes for name in each.operands for a in where.by_name[name].results
+  )
+  whole = {
+    "all-gather": operands * count * share,
+    "all-reduce": 2.0 * operands * share,
+    "reduce-scatter": operands * share,
+    "all-to-all": operands * share,
+    "ragged-all-to-all": operands * share,
+    "collective-permute": float(operands),
+  }
+  return {(kind, group): whole[kind]} if operands and count > 1 else {}
+
+
+def _scattered(
+  messages: Mapping[tuple[str, tuple[int, ...]], float],
+) -> dict[tuple[str, tuple[int, ...]], float]:
+  """An all-reduce of which each device keeps a part is half as much."""
+  return {
+    ("reduce-scatter", g): value / 2 for (_, g), value in messages.items()
+  }

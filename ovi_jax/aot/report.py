@@ -1,0 +1,327 @@
+"""What a program will need of chips that are not here, and what bounds it.
+
+Memory is the compiler's own account. Operations, traffic and messages are
+counted in the compiled program (`costs`). Times are what each of the three
+would take alone at the chip's peak, so a step takes at least the longest of
+them, and about their sum if nothing overlaps.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ovi_jax import chips
+from ovi_jax import files
+from ovi_jax.aot import costs
+from ovi_jax.aot import groups
+from ovi_jax.aot import hlo
+
+LISTED = 8  # arrays that are named when memory does not suffice
+_FULL = "RESOURCE_EXHAUSTED"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """One program on one kind of machine; bytes and operations of one chip.
+
+  Attributes:
+    program: what it is.
+    device_kind: the chip.
+    devices: how many.
+    mesh: sizes of the mesh's axes.
+    arguments: bytes of parameters, states, inputs.
+    temporaries: bytes of all else.
+    peak: bytes in use at the worst moment; `None` if it did not compile.
+    capacity: bytes of the chip.
+    model_operations: that the geometry asks for; `None` if not counted.
+    operations: that the program does.
+    traffic: bytes to and from main memory.
+    messages: bytes sent, by kind of collective and mesh axes.
+    seconds: of products, memory and messages, each alone.
+    compile_seconds: here.
+    largest: the largest arrays, most bytes first.
+    said: by the compiler, where it refused.
+  """
+
+  program: str
+  device_kind: str
+  devices: int
+  mesh: Mapping[str, int]
+  arguments: int
+  temporaries: int
+  peak: int | None
+  capacity: int
+  model_operations: float | None
+  operations: float
+  traffic: float
+  messages: Mapping[str, float]
+  seconds: Mapping[str, float]
+  compile_seconds: float
+  largest: Mapping[str, int]
+  said: str = ""
+
+  @property
+  def fits(self) -> bool:
+    return self.peak is not None and self.peak <= self.capacity
+
+  @property
+  def ratio(self) -> float | None:
+    """Operations done over operations asked for."""
+    if not self.model_operations:
+      return None
+    return self.operations / self.model_operations
+
+  @property
+  def bound(self) -> str:
+    return max(self.seconds, key=lambda name: self.seconds[name])
+
+  def lines(self) -> list[str]:
+    """For a reader."""
+    axes = " x ".join(f"{n} {s}" for n, s in self.mesh.items() if s > 1)
+    lines = [
+      f"{self.program}: {self.devices} x {self.device_kind}, mesh"
+      f" {axes or 'of one'}; compiled in {self.compile_seconds:.0f} s"
+    ]
+    if self.peak is None:
+      return [*lines, f"  does not fit: {self.said}", *self._advice()]
+    share = self.peak / self.capacity
+    lines += [
+      f"  memory of a chip: {_gib(self.arguments)} of arguments,"
+      f" {_gib(self.temporaries)} temporary; {_gib(self.peak)} of"
+      f" {_gib(self.capacity)} ({share:.0%})",
+      f"  operations of a chip: {self.operations / 1e12:.1f} TFLOP compiled"
+      + self._asked(),
+    ]
+    lines += [
+      f"  messages, {name}: {size / 1e6:.1f} MB"
+      for name, size in self.messages.items()
+    ]
+    times = ", ".join(f"{n} {s:.3f}" for n, s in self.seconds.items())
+    lines.append(
+      f"  seconds alone: {times}; bound by {self.bound},"
+      f" {self.seconds[self.bound]:.3f} to {sum(self.seconds.values()):.3f} s"
+    )
+    return lines if self.fits else [*lines, *self._advice()]
+
+  def _asked(self) -> str:
+    if not self.model_operations:
+      return ""
+    asked = self.model_operations / 1e12
+    return f", {asked:.1f} of the model: {self.ratio:.3f}"
+
+  def _advice(self) -> list[str]:
+    listed = [f"    {_gib(size)} {name}" for name, size in self.largest.items()]
+    return [
+      "  the largest arrays of a chip:",
+      *listed,
+      "  what helps: more devices along fsdp or context, which split weights"
+      " and their states; in training more parts (gradients of fewer examples"
+      " at a time), remat=full, average_on_host; in sampling more context",
+    ]
+
+  def plain(self) -> dict[str, Any]:
+    """As what JSON holds, what is derived included."""
+    return dataclasses.asdict(self) | {
+      "fits": self.fits,
+      "ratio": self.ratio,
+      "bound": self.bound,
+    }
+
+
+def write(
+  folder: pathlib.Path, name: str, reports: Sequence[Report]
+) -> pathlib.Path:
+  """Write reports as JSON to `aot_NAME.json`, and say where that is."""
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / f"aot_{name.replace(':', '_')}.json"
+  text = json.dumps([each.plain() for each in reports], indent=2) + "\n"
+  with files.replacing(path) as temporary:
+    pathlib.Path(temporary).write_text(text, "utf-8")
+  return path
+
+
+def make(
+  program: str,
+  lowered: jax.stages.Lowered,
+  given: Any,
+  mesh: jax.sharding.Mesh,
+  model_operations: float | None,
+) -> Report:
+  """Compile a program and account for it.
+
+  Args:
+    program: its name.
+    lowered: for the devices of the mesh.
+    given: its arguments, shapes with shardings.
+    mesh: where it will run.
+    model_operations: that the geometry asks for, all devices together; `None`
+      if nobody counted them.
+
+  Raises:
+    ValueError: the kind of chip, or something in the program, is not known.
+  """
+  kind = mesh.devices.flat[0].device_kind
+  chip = chips.CHIPS.get(kind)
+  if chip is None:
+    raise ValueError(f"nothing is known of {kind}; add it to ovi_jax/chips.py")
+  arguments = _arguments(given)
+  shared: dict[str, Any] = {
+    "program": program,
+    "device_kind": kind,
+    "devices": mesh.size,
+    "mesh": dict(mesh.shape),
+    "capacity": int(chip.memory * chips.GIB),
+    "model_operations": model_operations and model_operations / mesh.size,
+  }
+  began = time.perf_counter()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if _FULL not in str(error):
+      raise
+    return _refused(shared, arguments, str(error), time.perf_counter() - began)
+  seconds = time.perf_counter() - began
+  parsed = hlo.parse(compiled.as_text())
+  found = costs.of(parsed)
+  memory: Any = compiled.memory_analysis()
+  held = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+  temporary = memory.temp_size_in_bytes
+  messages, exchange = _messages(found, mesh, chip)
+  return Report(
+    **shared,
+    arguments=memory.argument_size_in_bytes,
+    temporaries=temporary,
+    peak=held + temporary + memory.generated_code_size_in_bytes,
+    operations=found.operations,
+    traffic=found.traffic,
+    messages=messages,
+    seconds={
+      "products": found.operations / (chip.tflops * 1e12),
+      "memory": found.traffic / (chip.bandwidth * 1e9),
+      "messages": exchange,
+    },
+    compile_seconds=seconds,
+    largest=_first(arguments | _temporaries(parsed)),
+  )
+
+
+def _refused(
+  shared: Mapping[str, Any],
+  arguments: Mapping[str, int],
+  said: str,
+  seconds: float,
+) -> Report:
+  """The compiler found no room."""
+  needs = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", said)
+  temporaries = {
+    f"{shape} {name}": int(float(size) * _UNITS[unit])
+    for size, unit, name, shape in re.findall(
+      r"Size: ([\d.]+)([KMG])\s+(?:Operator: op_name=\"([^\"]*)\")?.*?"
+      r"Shape: (\S+)",
+      said,
+      re.DOTALL,
+    )
+  }
+  return Report(
+    **shared,
+    arguments=sum(arguments.values()),
+    temporaries=0,
+    peak=None,
+    operations=0.0,
+    traffic=0.0,
+    messages={},
+    seconds={"products": 0.0},
+    compile_seconds=seconds,
+    largest=_first(dict(arguments) | temporaries),
+    said=needs[0] if needs else said.splitlines()[0],
+  )
+
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def _gib(size: float) -> str:
+  return f"{size / chips.GIB:.2f} GiB"
+
+
+def _first(sizes: Mapping[str, int]) -> dict[str, int]:
+  order = sorted(sizes, key=lambda name: -sizes[name])
+  return {name: sizes[name] for name in order[:LISTED]}
+
+
+def _arguments(given: Any) -> dict[str, int]:
+  """Bytes of every argument on one device, by path."""
+  sizes = {}
+  for path, x in jax.tree_util.tree_leaves_with_path(given):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    local = x.sharding.shard_shape(x.shape)
+    sizes[name] = math.prod(local) * x.dtype.itemsize
+  return sizes
+
+
+def _temporaries(program: hlo.Program) -> dict[str, int]:
+  """The largest results in the program, by what made them."""
+  sizes: dict[str, int] = {}
+  for computation in program.computations.values():
+    for each in computation.instructions:
+      if each.opcode in ("parameter", "tuple", "while", "get-tuple-element"):
+        continue
+      named = re.search(r'op_name="([^"]*)"', each.text)
+      if named and each.results and each.results[0].main:
+        array = max(each.results, key=lambda a: a.bytes)
+        shape = ",".join(map(str, array.shape))
+        name = f"{array.dtype}[{shape}] {named[1]}"
+        sizes[name] = max(sizes.get(name, 0), array.bytes)
+  return sizes
+
+
+def _messages(
+  found: costs.Costs, mesh: jax.sharding.Mesh, chip: chips.Chip
+) -> tuple[dict[str, float], float]:
+  """Bytes by kind and axes, and the seconds that all of them take."""
+  shape = dict(mesh.shape)
+  sizes: dict[str, float] = {}
+  seconds = 0.0
+  for (kind, group), size in sorted(found.messages.items()):
+    axes = groups.axes_of(group, shape)
+    name = f"{kind} over {', '.join(axes)}"
+    sizes[name] = sizes.get(name, 0.0) + size
+    seconds += _exchange(kind, size, group, mesh, chip)
+  return sizes, seconds
+
+
+def _exchange(
+  kind: str,
+  size: float,
+  group: Sequence[int],
+  mesh: jax.sharding.Mesh,
+  chip: chips.Chip,
+) -> float:
+  """Seconds to send `size` bytes of each device within its group."""
+  if not chip.link:
+    return 0.0
+  devices = [mesh.devices.flat[n] for n in group]
+  places = [getattr(d, "coords", None) for d in devices]
+  spread = 1
+  if all(p is not None for p in places):
+    spread = sum(len(set(axis)) > 1 for axis in zip(*places))
+  links = 2 * max(1, min(spread, chip.torus))
+  rate = links * chip.link * 1e9
+  if kind == "collective-permute":
+    return size / (chip.link * 1e9)
+  if kind == "all-to-all":
+    # A byte travels a quarter of the ring on average, over both directions.
+    return size * len(group) / 4 / rate
+  return size / rate

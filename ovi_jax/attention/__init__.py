@@ -1,0 +1,1 @@
+"""Softmax attention: one function in front, a file a kernel behind it."""

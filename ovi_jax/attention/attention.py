@@ -1,0 +1,213 @@
+"""Softmax attention behind one function, with a backend for each platform.
+
+Every backend takes q_BLNK, k_BSNK, v_BSNK and returns the weighted values in
+the dtype of q, scaled by 1/sqrt(K). Logits and softmax are float32. The last
+key and value may stand for several equal ones: the padding of a prompt is
+attended to (Ovi does not mask it), but it is all the same. Keys beyond a
+length, where one is given, are not attended to.
+
+  xla       query blocks, so memory grows with L, not L²; any platform
+  xla_head  the same, one head at a time: blocks stay in a CPU's cache
+  splash    JAX's flash kernel for TPUs; heads in multiples of 128
+  cudnn     flash attention of cuDNN through JAX; NVIDIA GPUs, 16-bit only
+
+On a mesh every device runs its backend on what it holds; `context` makes it so
+that this is all it needs.
+"""
+
+import functools
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ovi_jax import axes
+from ovi_jax.attention import blockwise
+from ovi_jax.attention import context
+from ovi_jax.attention import cudnn
+from ovi_jax.attention import splash
+
+# The choice of "auto".
+PLATFORM_BACKEND: Mapping[str, str] = {
+  "cpu": "xla_head",
+  "cuda": "cudnn",
+  "tpu": "splash",
+}
+
+
+class Backend(NamedTuple):
+  """A way to attend, on one device.
+
+  Attributes:
+    attend: (q, k, v, last, length) -> values; `length` is `None`, a number, or
+      one for each example.
+    attend_part: (q, k, v, length_B) -> values and sums, see
+      `blockwise.attend_part`.
+    weighs_last: does less work for a short prompt; for others it is written
+      out.
+  """
+
+  attend: Callable[..., jax.Array]
+  attend_part: Callable[..., tuple[jax.Array, jax.Array]]
+  weighs_last: bool = False
+
+
+_XLA = functools.partial(blockwise.attend, one_head=False)
+_XLA_HEAD = functools.partial(blockwise.attend, one_head=True)
+BACKENDS: Mapping[str, Backend] = {
+  "xla": Backend(_XLA, blockwise.attend_part, True),
+  "xla_head": Backend(_XLA_HEAD, blockwise.attend_part, True),
+  "splash": Backend(splash.attend, splash.attend_part),
+  "cudnn": Backend(cudnn.attend, cudnn.attend_part),
+}
+
+
+def resolve(
+  backend: str, platform: str, dtype: jnp.dtype, head_size: int
+) -> str:
+  """The backend that `backend` ("auto" or a name) means.
+
+  Args:
+    backend: "auto" or a key of `BACKENDS`.
+    platform: see `runtime.platform`.
+    dtype: compute dtype.
+    head_size: of every attention.
+
+  Raises:
+    ValueError: no backend of that name, or it cannot run this.
+  """
+  if backend != "auto" and backend not in BACKENDS:
+    known = ", ".join(["auto", *BACKENDS])
+    raise ValueError(f"attention {backend!r} is unknown; choose from {known}")
+  # cuDNN's flash attention is for 16-bit numbers and heads up to 128.
+  fits = {
+    "cudnn": platform == "cuda"
+    and dtype.itemsize == 2
+    and head_size % 8 == 0
+    and head_size <= 128,
+    "splash": platform in ("tpu", "cpu") and head_size % splash.LANES == 0,
+  }
+  needs = {
+    "cudnn": "an NVIDIA GPU (Ampere or newer), bfloat16 and heads up to 128",
+    "splash": f"a TPU and heads in multiples of {splash.LANES}",
+  }
+  if not fits.get(backend, True):
+    raise ValueError(
+      f"attention {backend} needs {needs[backend]}, got {platform}, {dtype},"
+      f" {head_size}; choose auto"
+    )
+  if backend != "auto":
+    return backend
+  choice = PLATFORM_BACKEND.get(platform, "xla")
+  return choice if fits.get(choice, True) else "xla"
+
+
+def attention(
+  q_BLNK: jax.Array,
+  k_BSNK: jax.Array,
+  v_BSNK: jax.Array,
+  backend: str,
+  last: int = 1,
+  length: jax.Array | int | None = None,
+  *,
+  letters: tuple[str, str] = ("BLNK", "BSNK"),
+  scheme: str = context.ALL_TO_ALL,
+) -> jax.Array:
+  """Attend.
+
+  Args:
+    q_BLNK: queries.
+    k_BSNK: keys.
+    v_BSNK: values.
+    backend: a key of `BACKENDS`.
+    last: how many equal keys and values the last ones stand for.
+    length: how many keys count, of all examples or of each; `None` for all.
+      Not together with `last`.
+    letters: how queries, and keys and values, lie on the mesh, see `axes`.
+    scheme: how tokens that are split attend to each other, a key of
+      `context.SCHEMES`.
+
+  Returns:
+    [B, L, N, K] in the dtype of q; 0 where no key counts.
+  """
+  if length is not None and last > 1:
+    raise ValueError("attention takes `last` or `length`, not both")
+  if isinstance(length, int | None):
+    return _placed(
+      q_BLNK, k_BSNK, v_BSNK, backend, last, length, letters, scheme
+    )
+  some = jnp.maximum(length, 1)
+  out = _placed(q_BLNK, k_BSNK, v_BSNK, backend, 1, some, letters, scheme)
+  return jnp.where(length[:, None, None, None] > 0, out, 0)
+
+
+def _placed(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  backend: str,
+  last: int,
+  length: Any,
+  letters: tuple[str, str],
+  scheme: str,
+) -> jax.Array:
+  """Attend where the arrays are."""
+  local = BACKENDS[backend]
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return local.attend(q, k, v, last, length)
+  q = axes.constrain(q, letters[0])
+  k, v = (axes.constrain(x, letters[1]) for x in (k, v))
+  sizes = dict(mesh.shape)
+  where_q = axes.spec(letters[0], q.shape, sizes, axes.ACTIVATIONS)
+  where_k = axes.spec(letters[1], k.shape, sizes, axes.ACTIVATIONS)
+  if where_k[1] and not where_q[1]:
+    # Few queries: partial sums over split keys are little to send, and XLA
+    # writes them itself.
+    return _XLA(q, k, v, last, length)
+
+  def on_device(q, k, v, length_B):
+    count = length if length_B is None else length_B
+    if where_k[1]:
+      return context.SCHEMES[scheme](local, q, k, v, count)
+    return local.attend(q, k, v, last, count)
+
+  length_B = length if isinstance(length, jax.Array) else None
+  return jax.shard_map(
+    on_device,
+    in_specs=(where_q, where_k, where_k, jax.P(where_q[0])),
+    out_specs=where_q,
+    check_vma=False,  # kernels do not say what varies
+  )(q, k, v, length_B)
+
+
+def weights(
+  q_BLNK: jax.Array,
+  k_BSNK: jax.Array,
+  length: jax.Array | int | None = None,
+) -> jax.Array:
+  """What `attention` weighs the values with.
+
+  Args:
+    q_BLNK: queries.
+    k_BSNK: keys.
+    length: how many keys count, of each example, or of all: then S is their
+      number; `None` for all keys.
+
+  Returns:
+    [B, N, L, S] float32; each row adds up to 1.
+  """
+  if isinstance(length, int):
+    k_BSNK, length = k_BSNK[:, :length], None
+  logits = jnp.einsum(
+    "BLNK,BSNK->BNLS",
+    blockwise.scaled(q_BLNK),
+    k_BSNK,
+    preferred_element_type=jnp.float32,
+  )
+  if length is not None:
+    logits = blockwise.masked(logits, length[:, None])
+  return jax.nn.softmax(logits)

@@ -1,0 +1,208 @@
+"""Attention in XLA's own operations, a block of queries after the other.
+
+Memory grows with the number of queries, not with its square. Heads lead here:
+[B, N, L, K], logits and softmax float32.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Queries of a block: at most this many, and fewer for very many keys, so that
+# a block's logits stay below 32 MiB a head.
+QUERY_BLOCK = 512
+LOGITS_BLOCK = 2**23
+MASKED = -1e30  # logit of a key that does not count
+_FLOAT32 = {"preferred_element_type": jnp.float32}
+
+
+def attend(
+  q_BLNK: jax.Array,
+  k_BSNK: jax.Array,
+  v_BSNK: jax.Array,
+  last: int,
+  length: Any,
+  *,
+  one_head: bool,
+) -> jax.Array:
+  """A backend, see `attention`; with `one_head`, head after head."""
+  if isinstance(length, int):
+    k_BSNK, v_BSNK, length = k_BSNK[:, :length], v_BSNK[:, :length], None
+  q, k, v = (_heads_first(x) for x in (scaled(q_BLNK), k_BSNK, v_BSNK))
+  if one_head:
+    batch, heads = q.shape[:2]
+    flat = [x.reshape(batch * heads, *x.shape[2:]) for x in (q, k, v)]
+    length_N = None if length is None else jnp.repeat(length, heads)
+    out = jax.lax.map(
+      lambda head: _by_query_block(*head[:3], last, head[3])[0],
+      (*flat, length_N),
+    )
+    out = out.reshape(q.shape)
+  else:
+    out, _ = _by_query_block(q, k, v, last, _over_heads(length))
+  return _heads_first(out)
+
+
+def attend_part(
+  q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, length_B: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Attend to a part of the keys.
+
+  Args:
+    q_BLNK: queries.
+    k_BSNK: keys of this part.
+    v_BSNK: values of this part.
+    length_B: how many of them count, may be 0; `None` for all.
+
+  Returns:
+    What they alone give, [B, L, N, K], and the logarithm of the sum of their
+    exponentials, [B, L, N] float32, at most `MASKED` where no key counts.
+  """
+  q, k, v = (_heads_first(x) for x in (scaled(q_BLNK), k_BSNK, v_BSNK))
+  out, sums_BNL1 = _by_query_block(q, k, v, 1, _over_heads(length_B))
+  return _heads_first(out), _heads_first(sums_BNL1)[..., 0]
+
+
+def part_gradients(
+  q_BLNK: jax.Array,
+  k_BSNK: jax.Array,
+  v_BSNK: jax.Array,
+  length_B: Any,
+  sums_BLN: jax.Array,
+  out_BLNK: jax.Array,
+  g_BLNK: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Gradients of attention to all keys, as far as a part of them goes.
+
+  Args:
+    q_BLNK: queries.
+    k_BSNK: keys of this part.
+    v_BSNK: values of this part.
+    length_B: how many of them count; `None` for all.
+    sums_BLN: logarithm of the sum of exponentials over all keys.
+    out_BLNK: what attention to all keys gave.
+    g_BLNK: its gradient.
+
+  Returns:
+    The part's share of the gradient of q, and the gradients of k and v, in
+    float32 (Dao et al. 2022, arXiv 2205.14135, appendix B.2).
+  """
+  scale = q_BLNK.shape[-1] ** -0.5
+  q, k, v, g = (
+    _heads_first(x) for x in (scaled(q_BLNK), k_BSNK, v_BSNK, g_BLNK)
+  )
+  sums = _heads_first(sums_BLN[..., None])
+  products = out_BLNK.astype(jnp.float32) * g_BLNK.astype(jnp.float32)
+  drift = _heads_first(products.sum(-1, keepdims=True))
+  length = _over_heads(length_B)
+
+  def one(carry, block):
+    q, g, sums, drift = block
+    logits = masked(jnp.einsum("...LK,...SK->...LS", q, k, **_FLOAT32), length)
+    weights = jnp.exp(logits - sums)
+    toward = jnp.einsum("...LK,...SK->...LS", g, v, **_FLOAT32)
+    change = (weights * (toward - drift)).astype(q.dtype)
+    weights = weights.astype(q.dtype)
+    dk = jnp.einsum("...LS,...LK->...SK", change, q, **_FLOAT32)
+    dv = jnp.einsum("...LS,...LK->...SK", weights, g, **_FLOAT32)
+    dq = scale * jnp.einsum("...LS,...SK->...LK", change, k, **_FLOAT32)
+    return (carry[0] + dk, carry[1] + dv), dq
+
+  queries = q.shape[-2]
+  # Sums of queries beyond the end are large, so that their weights are 0.
+  rows = [_blocks_of(x, k.shape[-2]) for x in (q, g, drift)]
+  rows.insert(2, _blocks_of(sums, k.shape[-2], fill=-MASKED))
+  zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+  (dk, dv), dq = jax.lax.scan(one, zeros, tuple(rows))
+  return tuple(_heads_first(x) for x in (_merged(dq, queries), dk, dv))
+
+
+def scaled(q_BLNK: jax.Array) -> jax.Array:
+  """Queries over the square root of the head size."""
+  return q_BLNK * jnp.asarray(q_BLNK.shape[-1] ** -0.5, q_BLNK.dtype)
+
+
+def repeat_last(x_BSNK: jax.Array, last: int) -> jax.Array:
+  """Write the last row out `last` times, for kernels that cannot weigh it."""
+  rest = jnp.repeat(x_BSNK[:, -1:], last - 1, axis=1)
+  return jnp.concatenate([x_BSNK, rest], 1)
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+  """[B, L, N, K] -> [B, N, L, K], and back."""
+  return jnp.swapaxes(x, 1, 2)
+
+
+def _over_heads(length_B: Any) -> Any:
+  return None if length_B is None else length_B[:, None]
+
+
+def masked(logits: jax.Array, length: Any) -> jax.Array:
+  """Logits [..., L, S] with keys beyond length [...] out of the way."""
+  if length is None:
+    return logits
+  places = jnp.arange(logits.shape[-1]).reshape(
+    (1,) * (logits.ndim - 1) + (-1,)
+  )
+  return jnp.where(places < length[..., None, None], logits, MASKED)
+
+
+def _attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, last: int, length: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Attention of [..., L, K] over [..., S, K], normalised after the sum.
+
+  Also the logarithm of the sum of exponentials, [..., L, 1].
+  """
+  logits = jnp.einsum("...LK,...SK->...LS", q, k, **_FLOAT32)
+  if last > 1:
+    weight_S = np.zeros(logits.shape[-1], np.float32)
+    weight_S[-1] = math.log(last)
+    logits = logits + weight_S.reshape((1,) * (q.ndim - 1) + (-1,))
+  logits = masked(logits, length)
+  highest = logits.max(-1, keepdims=True)
+  weights = jnp.exp(logits - highest)
+  total = weights.sum(-1, keepdims=True)
+  weights = weights.astype(v.dtype)
+  values = jnp.einsum("...LS,...SK->...LK", weights, v, **_FLOAT32)
+  return (values / total).astype(q.dtype), highest + jnp.log(total)
+
+
+def _blocks(queries: int, keys: int) -> tuple[int, int]:
+  """Number and size of the query blocks."""
+  limit = max(1, min(QUERY_BLOCK, LOGITS_BLOCK // keys))
+  count = -(-queries // limit)
+  return count, -(-queries // count)
+
+
+def _blocks_of(x: jax.Array, keys: int, fill: float = 0.0) -> jax.Array:
+  """[..., L, K] -> [blocks, ..., L of a block, K], filled up."""
+  queries = x.shape[-2]
+  count, size = _blocks(queries, keys)
+  padding = [(0, 0)] * (x.ndim - 2) + [(0, count * size - queries), (0, 0)]
+  padded = jnp.pad(x, padding, constant_values=fill)
+  split = padded.reshape(*x.shape[:-2], count, size, x.shape[-1])
+  return jnp.moveaxis(split, -3, 0)
+
+
+def _merged(blocks: jax.Array, queries: int) -> jax.Array:
+  """The way back from `_blocks_of`."""
+  x = jnp.moveaxis(blocks, 0, -3)
+  x = x.reshape(*x.shape[:-3], -1, x.shape[-1])
+  return x[..., :queries, :]
+
+
+def _by_query_block(
+  q: jax.Array, k: jax.Array, v: jax.Array, last: int, length: Any
+) -> tuple[jax.Array, jax.Array]:
+  """`_attend` on [..., L, K], a block of queries after the other."""
+  queries, keys = q.shape[-2], k.shape[-2]
+  if _blocks(queries, keys)[0] == 1:
+    return _attend(q, k, v, last, length)
+  # Recomputed in the backward pass: weights of one block at a time.
+  one = jax.checkpoint(lambda block: _attend(block, k, v, last, length))
+  out, sums = jax.lax.map(one, _blocks_of(q, keys))
+  return _merged(out, queries), _merged(sums, queries)

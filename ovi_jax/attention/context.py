@@ -1,0 +1,164 @@
+"""Attention between tokens that are split over the mesh axis `context`.
+
+  all_to_all  devices exchange tokens for heads, attend, and change back
+              (Jacobs et al. 2023, arXiv 2309.14509); context divides the heads
+  ring        keys and values go round, device after device, while each attends
+              to what passes (Liu et al. 2023, arXiv 2310.01889); any number
+
+These functions run on each device of a `shard_map`.
+"""
+
+import functools
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ovi_jax.attention import blockwise
+
+AXIS = "context"
+ALL_TO_ALL, RING = "all_to_all", "ring"
+
+
+def all_to_all(
+  backend: Any, q: jax.Array, k: jax.Array, v: jax.Array, length: Any
+) -> jax.Array:
+  """Every device gets all tokens of some heads.
+
+  Args:
+    backend: on one device, see `attention.Backend`.
+    q: this device's queries [B, L, N, K].
+    k: its keys.
+    v: its values.
+    length: how many keys of all devices count, see `attention`.
+
+  Raises:
+    ValueError: there are not as many heads for each device.
+  """
+  heads, devices = q.shape[2], jax.lax.axis_size(AXIS)
+  if heads % devices:
+    raise ValueError(
+      f"all_to_all splits {heads} heads of a device over {devices} devices of"
+      f" the mesh axis {AXIS}, which does not go; take another number of them,"
+      " or the scheme ring"
+    )
+  change = functools.partial(jax.lax.all_to_all, axis_name=AXIS, tiled=True)
+  q, k, v = (change(x, split_axis=2, concat_axis=1) for x in (q, k, v))
+  out = backend.attend(q, k, v, 1, length)
+  return change(out, split_axis=1, concat_axis=2)
+
+
+def ring(
+  backend: Any, q: jax.Array, k: jax.Array, v: jax.Array, length: Any
+) -> jax.Array:
+  """Every device sees all keys pass; arguments as of `all_to_all`."""
+  if length is not None:
+    length = jnp.broadcast_to(jnp.asarray(length, jnp.int32), q.shape[:1])
+  return _ring(backend.attend_part, q, k, v, length)
+
+
+SCHEMES: Mapping[str, Callable[..., jax.Array]] = {
+  ALL_TO_ALL: all_to_all,
+  RING: ring,
+}
+
+
+def check(sizes: Mapping[str, int], heads: int, scheme: str) -> None:
+  """Refuse a mesh that cannot divide the heads.
+
+  Args:
+    sizes: of the mesh's axes.
+    heads: of every tower.
+    scheme: a key of `SCHEMES`.
+
+  Raises:
+    ValueError: no scheme of that name, or heads that cannot be divided.
+  """
+  if scheme not in SCHEMES:
+    known = ", ".join(SCHEMES)
+    raise ValueError(
+      f"context_attention {scheme!r} is unknown; choose from {known}"
+    )
+  tensor, context = sizes.get("tensor", 1), sizes.get(AXIS, 1)
+  parts = tensor * (context if scheme == ALL_TO_ALL else 1)
+  if heads % parts:
+    good = [n for n in range(1, heads + 1) if heads % n == 0]
+    by = f"tensor {tensor}" + f" x context {context}" * (parts != tensor)
+    raise ValueError(
+      f"mesh: {heads} heads cannot be divided by {by}; take a divisor of"
+      f" {heads} ({', '.join(map(str, good))})"
+      + "; or context_attention ring, which divides no heads"
+      * (parts != tensor)
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ring(part: Any, q, k, v, length_B: Any) -> jax.Array:
+  return _ring_forward(part, q, k, v, length_B)[0]
+
+
+def _ring_forward(part: Any, q, k, v, length_B: Any) -> Any:
+  count = jax.lax.axis_size(AXIS)
+
+  def attend(carry, step):
+    (k, v), out, sums = carry
+    more, its_sums = part(q, k, v, _counted(length_B, step, k.shape[1]))
+    total = jnp.logaddexp(sums, its_sums)
+    old, new = (jnp.exp(x - total)[..., None] for x in (sums, its_sums))
+    return old * out + new * more.astype(jnp.float32), total
+
+  def visit(carry, step):
+    # The next keys travel while these are attended to.
+    following = _pass_on(carry[0])
+    return (following, *attend(carry, step)), None
+
+  out = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
+  sums = jnp.full(q.shape[:-1], blockwise.MASKED, jnp.float32)
+  carry = (k, v), out, sums
+  carry, _ = jax.lax.scan(visit, carry, jnp.arange(count - 1))
+  out, sums = attend(carry, count - 1)
+  out = out.astype(q.dtype)
+  return out, (q, k, v, length_B, out, sums)
+
+
+def _ring_backward(part: Any, kept: Any, g: jax.Array) -> Any:
+  """The same round; gradients of keys and values travel with them."""
+  del part  # recomputed block by block, whatever the kernel
+  q, k, v, length_B, out, sums = kept
+  count = jax.lax.axis_size(AXIS)
+
+  def visit(carry, step):
+    (k, v), (dk, dv), dq = carry
+    mine_B = _counted(length_B, step, k.shape[1])
+    more = blockwise.part_gradients(q, k, v, mine_B, sums, out, g)
+    dq = dq + more[0]
+    changes = dk + more[1], dv + more[2]
+    return (_pass_on((k, v)), _pass_on(changes), dq), None
+
+  zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v, q))
+  carry, _ = jax.lax.scan(
+    visit, ((k, v), zeros[:2], zeros[2]), jnp.arange(count)
+  )
+  _, (dk, dv), dq = carry
+  dq, dk, dv = (x.astype(q.dtype) for x in (dq, dk, dv))
+  return dq, dk, dv, None
+
+
+_ring.defvjp(_ring_forward, _ring_backward)
+
+
+def _counted(length_B: Any, step: Any, size: int) -> Any:
+  """How many of the keys that are here now count."""
+  if length_B is None:
+    return None
+  source = (jax.lax.axis_index(AXIS) + step) % jax.lax.axis_size(AXIS)
+  return jnp.clip(length_B - source * size, 0, size)
+
+
+def _pass_on(arrays: Any) -> Any:
+  """Give arrays to the device before: those of the next one come."""
+  count = jax.lax.axis_size(AXIS)
+  circle = [(i, (i - 1) % count) for i in range(count)]
+  return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, circle), arrays)

@@ -1,0 +1,48 @@
+"""Flash attention for NVIDIA GPUs: cuDNN's, through JAX; 16-bit only."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ovi_jax.attention import blockwise
+
+
+def attend(
+  q_BLNK: jax.Array,
+  k_BSNK: jax.Array,
+  v_BSNK: jax.Array,
+  last: int,
+  length: Any,
+) -> jax.Array:
+  """A backend, see `attention`."""
+  k, v = (blockwise.repeat_last(x, last) for x in (k_BSNK, v_BSNK))
+  length_B = _each(length, q_BLNK)
+  return jax.nn.dot_product_attention(
+    q_BLNK, k, v, key_value_seq_lengths=length_B, implementation="cudnn"
+  )
+
+
+def attend_part(
+  q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, length_B: Any
+) -> tuple[jax.Array, jax.Array]:
+  """See `blockwise.attend_part`; without a gradient of its own."""
+  lengths = None if length_B is None else jnp.maximum(length_B, 1)
+  out, sums_BLN = jax.nn.dot_product_attention(
+    q_BLNK,
+    k_BSNK,
+    v_BSNK,
+    key_value_seq_lengths=lengths,
+    implementation="cudnn",
+    return_residual=True,
+  )
+  if length_B is not None:
+    has_B11 = (length_B > 0)[:, None, None]
+    sums_BLN = jnp.where(has_B11, sums_BLN, blockwise.MASKED)
+  return out, sums_BLN
+
+
+def _each(length: Any, q_BLNK: jax.Array) -> Any:
+  if length is None:
+    return None
+  return jnp.broadcast_to(jnp.asarray(length, jnp.int32), q_BLNK.shape[:1])

@@ -1,0 +1,240 @@
+"""Sampling compiled for a TPU that is not here: `sample.py --aot=v6e:2x4`.
+
+The programs are those that a run would compile; parameters and inputs are
+shapes. Without weights of that variant the released sizes are taken.
+"""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import traverse_util
+
+import ovi_jax
+from ovi_jax import axes
+from ovi_jax import flops
+from ovi_jax import geometry
+from ovi_jax.aot import report
+from ovi_jax.aot import topology
+from ovi_jax.attention import attention
+from ovi_jax.checkpoint import directory
+from ovi_jax.modality import AV
+from ovi_jax.models import architecture
+from ovi_jax.models import fusion
+from ovi_jax.models.video_vae import codec
+from ovi_jax.models.video_vae import placement
+from ovi_jax.parallel import partition
+from ovi_jax.sampling import denoise
+from ovi_jax.sampling import generate
+from ovi_jax.sampling import guidance
+from ovi_jax.sampling import pipeline as pipelines
+from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sampling import solver
+
+
+def run(
+  name: str,
+  config: ml_collections.ConfigDict,
+  weights: pathlib.Path,
+  out: pathlib.Path,
+  log: Any = print,
+) -> bool:
+  """Compile, report, and write the report as JSON.
+
+  Args:
+    name: of the topology.
+    config: of `configs/sample.py`.
+    weights: directory of weights, of which only the sizes are read.
+    out: directory for the report.
+    log: called with each line.
+
+  Returns:
+    Whether all programs fit.
+
+  Raises:
+    ValueError: the topology, the settings or the weights cannot be.
+  """
+  devices = topology.devices(name)
+  manifest = manifest_of(config.variant, weights)
+  settings = settings_lib.Settings.from_config(config, manifest.sampling)
+  pipeline = pipeline_of(settings, manifest, devices)
+  clip = clip_of(settings, manifest)
+  reports = []
+  for make in (step, decoding):
+    found = make(settings, pipeline, clip)
+    for line in found.lines():
+      log(line)
+    reports.append(found)
+  what = manifest.variant or directory.CUSTOM
+  log(f"wrote {report.write(out, f'{what}_{name}', reports)}")
+  return all(each.fits for each in reports)
+
+
+def manifest_of(variant: str, weights: pathlib.Path) -> directory.Manifest:
+  """What the weights say, or the released sizes of a variant.
+
+  Raises:
+    ValueError: no variant of that name, or no weights.
+  """
+  if not variant:
+    return directory.manifest_of(weights)
+  geometry.variant(variant)
+  if (weights / directory.MANIFEST).is_file():
+    found = directory.manifest_of(weights, variant)
+    if found.variant == variant:
+      return found
+  return directory.Manifest(
+    variant=variant,
+    sizes=architecture.released_sizes(),
+    digests={},
+    version=ovi_jax.__version__,
+  )
+
+
+def pipeline_of(
+  settings: settings_lib.Settings,
+  manifest: directory.Manifest,
+  devices: list[Any],
+) -> pipelines.Pipeline:
+  """What a run on these devices would be made of."""
+  tower = next(iter(manifest.architecture.fusion.present().values()))
+  mesh = generate.mesh_of(settings, devices, tower.heads)
+  platform = devices[0].platform
+  dtype = jnp.dtype("bfloat16" if settings.dtype == "auto" else settings.dtype)
+  return pipelines.Pipeline(
+    weights=pathlib.Path(),
+    manifest=manifest,
+    mesh=mesh,
+    dtype=dtype,
+    backend=attention.resolve(
+      settings.attention, platform, dtype, tower.head_size
+    ),
+    scheme=settings.context_attention,
+  )
+
+
+def clip_of(
+  settings: settings_lib.Settings, manifest: directory.Manifest
+) -> geometry.Clip:
+  """The clip that a prompt without a picture would become."""
+  variant, clip = manifest.geometry, manifest.architecture.clip
+  size = settings.height, settings.width
+  if clip is not None and size == geometry.DEFAULT_SIZE:
+    size = clip.pixels
+  return variant.clip(*geometry.snap(*size, variant.area))
+
+
+def step(
+  settings: settings_lib.Settings,
+  pipeline: pipelines.Pipeline,
+  clip: geometry.Clip,
+) -> report.Report:
+  """A guided step of one clip."""
+  towers, mesh = pipeline.arch.fusion, pipeline.mesh
+  whole = partition.replicated(mesh)
+  method = solver.named(settings.solver)
+  levels = method.schedule(settings.steps, settings.shift)
+  row = method.coefficients(levels.sigmas)[0]
+  with pipeline.computing():
+    model = pipeline.denoiser_model()
+    params = _parameters("fusion", pipeline)
+    grid = clip.latent_frames, clip.latent_height, clip.latent_width
+    x = AV(
+      _shape((1, *grid, towers.video.channels), whole),
+      _shape((1, clip.audio_latents, towers.audio.channels), whole),
+    )
+    rows, width = pipeline.text_length, towers.video.text_width
+    text = _shape((2, rows, width), whole)
+    doubled = jax.eval_shape(guidance.both, x)
+    conditions: Any = jax.eval_shape(
+      functools.partial(pipelines.conditions, model),
+      params,
+      doubled,
+      AV(text, text),
+    )
+    conditions = jax.tree.map(
+      lambda s: _shape(s.shape, _of_conditions(s.shape, mesh), s.dtype),
+      conditions,
+    )
+    scale = _shape((), whole)
+    inputs = denoise.Inputs(
+      conditions,
+      _shape((towers.video.blocks, 2), whole, jnp.bool_),
+      AV(scale, scale),
+    )
+    state = jax.tree.map(
+      lambda s: _shape(s.shape, whole, s.dtype),
+      jax.eval_shape(lambda x: AV(*(method.init(a) for a in x)), x),
+    )
+    arguments = params, inputs, x, state, scale, _shape(row.shape, whole)
+    lowered = denoise.step.lower(model, method, *arguments)
+  tokens = AV(clip.tokens, clip.audio_latents)
+  return report.make(
+    f"guided step of {clip.pixels[0]}x{clip.pixels[1]},"
+    f" {clip.latent_frames} latent frames",
+    lowered,
+    arguments,
+    mesh,
+    2 * flops.forward(towers, tokens).total,
+  )
+
+
+def decoding(
+  settings: settings_lib.Settings,
+  pipeline: pipelines.Pipeline,
+  clip: geometry.Clip,
+) -> report.Report:
+  """The frames of one latent; a clip has as many of them as latent frames."""
+  del settings
+  vae, dtype = pipeline.arch.video_vae, pipeline.dtype
+  whole = partition.replicated(pipeline.mesh)
+  height, width = clip.pixels
+  cache = jax.eval_shape(
+    lambda: codec.init_decoder_cache(vae, 1, height, width, dtype)
+  )
+  cache = jax.tree.map(
+    lambda s, place: _shape(s.shape, place, s.dtype),
+    cache,
+    placement.split(cache, whole),
+  )
+  shape = 1, clip.latent_height, clip.latent_width, vae.z_dim
+  params = _parameters("video_vae", pipeline)["decoder"]
+  arguments = params, cache, _shape(shape, whole), _shape((), whole, jnp.bool_)
+  with pipeline.computing():
+    program = codec.jit_decode_step(vae, dtype, (1, height, width), whole)
+    lowered = program.lower(*arguments)
+  return report.make(
+    "decoding of one latent frame", lowered, arguments, pipeline.mesh, None
+  )
+
+
+def _of_conditions(
+  shape: tuple[int, ...], mesh: jax.sharding.Mesh
+) -> jax.sharding.NamedSharding:
+  """Keys and values lie as the model leaves them; rotary tables are whole."""
+  if len(shape) != len(fusion.TEXT_KEYS):
+    return partition.replicated(mesh)
+  spec = axes.spec(fusion.TEXT_KEYS, shape, mesh.shape, axes.ACTIVATIONS)
+  return jax.sharding.NamedSharding(mesh, spec)
+
+
+def _shape(shape: tuple[int, ...], place: Any, dtype: Any = jnp.float32) -> Any:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def _parameters(component: str, pipeline: pipelines.Pipeline) -> Any:
+  """A component's parameters as shapes on the mesh."""
+  config = pipeline.arch.config(component)
+  shapes = architecture.parameter_shapes(component, config)
+  flat = traverse_util.flatten_dict(shapes, sep="/")
+  placed = dict.fromkeys(flat, partition.replicated(pipeline.mesh))
+  if component == "fusion":
+    placed = partition.shardings(flat, partition.FUSION, pipeline.mesh)
+  made = {
+    path: _shape(x.shape, placed[path], pipeline.dtype)
+    for path, x in flat.items()
+  }
+  return traverse_util.unflatten_dict(made, sep="/")

@@ -1,0 +1,124 @@
+"""A training step compiled for a TPU that is not here: `train.py --aot=…`.
+
+The program is the one that `loop.compiled` makes of the same config; the state
+and the batch are shapes. Neither data nor initial parameters are needed.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ovi_jax import flops
+from ovi_jax.aot import report
+from ovi_jax.aot import topology
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.parallel import partition
+from ovi_jax.training import settings as settings_lib
+from ovi_jax.training import stage
+from ovi_jax.training import step as steps
+from ovi_jax.training import trainable
+
+
+def run(
+  name: str,
+  settings: settings_lib.Settings,
+  out: pathlib.Path,
+  log: Any = print,
+) -> bool:
+  """Compile a step for each bucket, report, and write the reports as JSON.
+
+  Args:
+    name: of the topology.
+    settings: of the run.
+    out: directory for the reports.
+    log: called with each line.
+
+  Returns:
+    Whether all fit.
+
+  Raises:
+    ValueError: the topology or the settings cannot be.
+  """
+  mesh = stage.mesh_of(settings.mesh, topology.devices(name))
+  stage.check_mesh(settings, mesh)
+  reports = []
+  for bucket in settings.data.buckets:
+    found = step(settings, bucket.video, bucket.audio, mesh)
+    for line in found.lines():
+      log(line)
+    reports.append(found)
+  log(f"wrote {report.write(out, f'train_{name}', reports)}")
+  return all(each.fits for each in reports)
+
+
+def step(
+  settings: settings_lib.Settings,
+  video: tuple[int, int, int] | None,
+  audio: int | None,
+  mesh: jax.sharding.Mesh,
+) -> report.Report:
+  """The step of one bucket of latents.
+
+  Args:
+    settings: of the run.
+    video: latent frames, rows and columns.
+    audio: latents in time.
+    mesh: of the devices to compile for.
+  """
+  with jax.set_mesh(mesh):
+    trainer = stage.trainer_of(settings)
+    state = stage.target_state(settings, trainer, mesh)
+    batch = _batch(settings, video, audio, mesh)
+    width = next(iter(settings.model.present().values())).text_width
+    null_SE = _shape((1, width), partition.replicated(mesh))
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    program = steps.program(shardings, mesh)
+    lowered = program.lower(trainer, state, batch, null_SE)
+  tokens = AV(
+    **{
+      name: _tokens(getattr(settings.model, name), x.shape)
+      for name, x in batch.latents.present().items()
+    }
+  )
+  only_attention = settings.trains == trainable.ATTENTION
+  work = flops.forward(settings.model, tokens).training(only_attention)
+  return report.make(
+    f"training step of {settings.batch} clips in {settings.parts} parts,"
+    f" remat {settings.remat}",
+    lowered,
+    (state, batch, null_SE),
+    mesh,
+    settings.batch * work,
+  )
+
+
+def _batch(
+  settings: settings_lib.Settings,
+  video: tuple[int, int, int] | None,
+  audio: int | None,
+  mesh: jax.sharding.Mesh,
+) -> schema.Batch:
+  """Shapes of what the loader gives, placed on the mesh."""
+  rows, size = partition.rows(mesh), settings.batch
+  towers = settings.model
+  latents, lengths, text = {}, {}, {}
+  for name, tower in towers.present().items():
+    grid = video if name == "video" else (audio,)
+    latents[name] = _shape((size, *grid, tower.channels), rows)
+    lengths[name] = _shape((size,), rows, jnp.int32)
+    text[name] = _shape((size, settings.data.text_rows, tower.text_width), rows)
+  return schema.Batch(AV(**latents), AV(**lengths), AV(**text), None)
+
+
+def _tokens(tower: Any, shape: tuple[int, ...]) -> int:
+  count = 1
+  for size in tower.grid(shape):
+    count *= size
+  return count
+
+
+def _shape(shape: tuple[int, ...], place: Any, dtype: Any = jnp.float32) -> Any:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

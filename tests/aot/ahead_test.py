@@ -1,0 +1,106 @@
+"""Reports on machines that are not here, from the commands as they are typed.
+
+The compiler for TPUs comes with the `dev` extra; no TPU is needed.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from ovi_jax.aot import topology
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def run(*words: str) -> tuple[int, str]:
+  done = subprocess.run(
+    [sys.executable, *words],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["v5p:3x3x3", "v9:2x2", "v5e", ""])
+def test_topologies_that_are_none(name):
+  with pytest.raises(ValueError, match=r"known are v5p: v5p:2x2x1 .*v6e:16x16"):
+    topology.devices(name)
+
+
+def test_without_the_compiler(monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  with pytest.raises(
+    ValueError, match=r"libtpu .*pip install 'ovi_jax\[aot\]'"
+  ):
+    topology.devices("v5e:2x2")
+
+
+def test_devices_of_a_topology():
+  devices = topology.devices("v6e:2x4")
+  assert len(devices) == 8 and devices[0].device_kind == "TPU v6 lite"
+
+
+@pytest.mark.slow
+def test_the_released_models_step_stays_within_bounds(tmp_path):
+  """720 by 720 pixels, 5 s, on four v5p; what is recorded, and 5 % more."""
+  code, said = run(
+    "sample.py",
+    "--aot=v5p:2x2x1",
+    "--config.variant=720x720_5s",
+    "--config.height=704",
+    "--config.width=704",
+    f"--out={tmp_path}",
+  )
+  assert code == 0, said
+  text = (tmp_path / "aot_720x720_5s_v5p_2x2x1.json").read_text()
+  step, decoding = json.loads(text)
+  assert step["model_operations"] == pytest.approx(118.9e12, rel=1e-3)
+  assert 1 <= step["ratio"] < 1.03
+  assert step["peak"] < 1.05 * 10.54 * 2**30
+  assert step["traffic"] < 1.05 * 198e9
+  assert step["messages"]["all-to-all over context"] < 1.05 * 2766e6
+  assert step["messages"]["all-gather over context"] < 1.05 * 5107e6
+  assert decoding["peak"] < 1.05 * 2.43 * 2**30
+  assert decoding["operations"] < 1.05 * 9.8e12
+
+
+@pytest.mark.slow
+def test_a_training_step(tmp_path):
+  code, said = run(
+    "train.py",
+    "--config=configs/fusion.py:mini",
+    "--aot=v5e:2x2",
+    f"--workdir={tmp_path}",
+    "--config.mesh.fsdp=2",
+    "--config.mesh.context=2",
+    "--config.context_attention=ring",  # seven heads
+  )
+  assert code == 0, said
+  assert "4 x TPU v5 lite, mesh fsdp 2 x context 2" in said
+  (found,) = json.loads((tmp_path / "aot_train_v5e_2x2.json").read_text())
+  assert found["fits"] and found["peak"] < 2**30
+  assert 1.0 < found["ratio"] < 3.0
+  assert any("context" in name for name in found["messages"])
+  assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_fit(tmp_path):
+  """The released model on one chip of 16 GiB."""
+  code, said = run(
+    "sample.py",
+    "--aot=v5e:1x1",
+    "--config.variant=720x720_5s",
+    f"--out={tmp_path}",
+  )
+  assert code == 1, said
+  assert "does not fit" in said and "the largest arrays of a chip" in said
+  assert "feed_forward/in/kernel" in said and "what helps" in said
+  assert "Traceback" not in said

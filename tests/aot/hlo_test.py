@@ -1,0 +1,173 @@
+"""Programs are read as XLA writes them; costs are counted as they run."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ovi_jax.aot import costs
+from ovi_jax.aot import groups as groups_lib
+from ovi_jax.aot import hlo
+from ovi_jax.parallel import mesh as meshes
+
+# Lines as XLA prints them for TPUs, shortened.
+TPU = """\
+HloModule jit_step
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %p = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %w = bf16[8,8]{1,0:T(8,128)(2,1)S(1)} constant({...})
+  %y = bf16[4,8]{1,0:T(8,128)(2,1)} convolution(%x, %w), dim_labels=bf_io->bf
+  %sum = bf16[4,8]{1,0:T(8,128)(2,1)} all-reduce(%y), channel_id=1, \
+replica_groups=mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) \
+{'axis_0'}, use_global_device_ids=true, to_apply=%add
+  ROOT %t = (s32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%i, %sum)
+}
+
+%condition (p: (s32[], bf16[4,8])) -> pred[] {
+  %p = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %n = s32[]{:T(128)} constant(30)
+  ROOT %less = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[4,8], q: bf16[2,64,128]) -> bf16[4,8] {
+  %a = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %q = bf16[2,64,128]{2,1,0} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %splash_mha_fwd_segmented.1 = (f32[64,128]{1,0}, bf16[2,64,128]{2,1,0}) \
+custom-call(%zero, %q, %q, %q), custom_call_target="tpu_custom_call"
+  %start = (s32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%zero, %a)
+  %loop = (s32[]{:T(128)}, bf16[4,8]{1,0}) while(%start), \
+condition=%condition, body=%body
+  ROOT %out = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_tpu_program():
+  found = costs.of(hlo.parse(TPU))
+  products = 30 * 2 * 4 * 8 * 8  # of the loop
+  kernel = 2 * 2 * (2 * 64 * 128) * 64  # two products of queries by keys
+  assert found.operations == products + kernel
+  # Half of the all-reduced bytes, twice, thirty times.
+  assert found.messages == {("all-reduce", (0, 1)): 30 * 4 * 8 * 2}
+  assert groups_lib.axes_of((0, 2), {"data": 2, "context": 2}) == ("data",)
+
+
+def test_a_message_beside_products_is_sent_once():
+  """XLA writes it into each fusion that runs while it is under way."""
+  part = """
+%part.N (p: bf16[4,8]) -> bf16[8,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %g = bf16[8,8]{1,0} all-gather(%p), channel_id=7, \
+replica_groups=[1,2]<=[2], dimensions={0}
+}
+"""
+  fusion = "  %f.N = bf16[8,8]{1,0} fusion(%a), kind=kCustom, calls=%part.N\n"
+  text = "HloModule a\n" + "".join(part.replace("N", n) for n in "12")
+  text += """
+ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+"""
+  text += fusion.replace("N", "1") + fusion.replace("N", "2")
+  text += "  ROOT %z = bf16[4,8]{1,0} copy(%a)\n}\n"
+  assert costs.of(hlo.parse(text)).messages == {("all-gather", (0, 1)): 64}
+  two = text.replace("channel_id=7", "channel_id=8", 1)
+  assert costs.of(hlo.parse(two)).messages == {("all-gather", (0, 1)): 128}
+
+
+def test_loops_that_count_by_more():
+  """XLA's own loops over messages: unrolled by two, and of unsigned numbers."""
+  text = TPU.replace("s32[]", "u32[]").replace(
+    "ROOT %t = (u32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%i, %sum)",
+    "%two = u32[]{:T(128)} constant(2)\n"
+    "  %next = u32[]{:T(128)} add(%i, %two)\n"
+    "  ROOT %t = (u32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%next, %sum)",
+  )
+  program = hlo.parse(text)
+  loop = program.computations[program.entry].by_name["loop"]
+  assert program.trips(loop) == 15
+
+
+def test_a_slice_ahead_of_time_moves_the_slice_alone():
+  text = """HloModule a
+
+ENTRY %main (a: s8[1000]) -> s8[100] {
+  %a = s8[1000]{0} parameter(0)
+  %s = ((s8[1000]{0}), s8[100]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%a), \
+slice={[0:100]}
+  ROOT %d = s8[100]{0:T(128)S(1)} slice-done(%s)
+}
+"""
+  assert costs.of(hlo.parse(text)).traffic == 100
+  into_main = text.replace("S(1)", "")
+  assert costs.of(hlo.parse(into_main)).traffic == 200
+
+
+def test_memory_on_the_chip_is_no_traffic():
+  on_chip, main = hlo.arrays("(bf16[8,8]{1,0:T(8,128)S(1)}, f32[3]{0})")
+  assert not on_chip.main and main.main
+  assert (on_chip.bytes, main.bytes) == (128, 12)
+
+
+def test_counted_like_xla_and_more_often():
+  """XLA counts a loop once; without one it agrees with us."""
+
+  def layers(x, w):
+    y = jax.lax.conv_general_dilated(
+      x, w, (2,), [(1, 1)], dimension_numbers=("NTC", "TIO", "NTC")
+    )
+    return jnp.einsum("btc,bsc->bts", y, y)
+
+  shapes = jnp.ones((2, 9, 4)), jnp.ones((3, 4, 5))
+  once = jax.jit(layers).lower(*shapes).compile()
+  found = costs.of(hlo.parse(once.as_text()))
+  # Two of five places meet padding at one of three weights.
+  assert found.operations == 2 * 2 * 4 * 5 * (15 - 2) + 2 * 2 * 5 * 5 * 5
+  assert found.traffic > 0 and not found.messages
+
+  def product(c, _):
+    return jnp.tanh(c @ c), None
+
+  loop = jax.jit(lambda x: jax.lax.scan(product, x, None, 7))
+  text = loop.lower(jnp.ones((16, 16))).compile().as_text()
+  assert costs.of(hlo.parse(text)).operations == 7 * 2 * 16**3
+
+
+def test_messages_of_a_mesh():
+  mesh = meshes.make(jax.devices(), data=2, context=4)
+  x = jax.ShapeDtypeStruct(
+    (8, 16), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P("context"))
+  )
+  whole = jax.NamedSharding(mesh, jax.P())
+  program = jax.jit(lambda x: x * 2, out_shardings=whole)
+  found = costs.of(hlo.parse(program.lower(x).compile().as_text()))
+  (((kind, group), size),) = found.messages.items()
+  assert kind == "all-gather" and size == 8 * 16 * 4 * 3 / 4
+  assert groups_lib.axes_of(group, dict(mesh.shape)) == ("context",)
+
+
+@pytest.mark.parametrize(
+  ("text", "groups"),
+  [
+    ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+    ("source_target_pairs={{0,1},{1,0},{2,3},{3,2}}", [[0, 1], [2, 3]]),
+  ],
+)
+def test_groups_of_devices(text, groups):
+  assert groups_lib.groups_of(f"channel_id=1, {text}, x=1") == groups
+
+
+def test_what_is_not_known_is_said():
+  with pytest.raises(ValueError, match="with an ENTRY"):
+    hlo.parse("nothing")
+  with pytest.raises(ValueError, match="kernel mystery is not known"):
+    costs.of(hlo.parse(TPU.replace("splash_mha_fwd_segmented.1", "mystery")))
+  with pytest.raises(ValueError, match="no constant number of trips"):
+    costs.of(hlo.parse(TPU.replace("constant(30)", "parameter(1)")))

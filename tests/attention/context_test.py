@@ -1,0 +1,131 @@
+"""Attention over a mesh is attention on one device; so are its gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ovi_jax.attention import attention
+from ovi_jax.attention import blockwise
+from ovi_jax.parallel import mesh as meshes
+
+MESHES = {
+  "context": {"context": 4, "data": 2},
+  "wide context": {"context": 8},
+  "mixed": {"context": 2, "tensor": 2, "fsdp": 2},
+}
+# Queries and keys of: a video's tokens, its text, a sound's over a video's.
+LETTERS = {
+  "self": ("BLNK", "BLNK"),
+  "text": ("BLNK", "BSNK"),
+  "few": ("BSnK", "BSnK"),
+  "sound to video": ("BSNK", "BLNK"),
+}
+
+
+def drawn(queries: int, keys: int, heads: int = 8, size: int = 8):
+  random = np.random.default_rng(0)
+  shapes = [(2, n, heads, size) for n in (queries, keys, keys, queries)]
+  return [random.standard_normal(s, np.float32) for s in shapes]
+
+
+def value_and_gradients(arrays, **options):
+  *inputs, g = arrays
+
+  @jax.jit
+  def run(q, k, v):
+    def total(q, k, v):
+      out = attention.attention(q, k, v, **options)
+      return (out.astype(jnp.float32) * g).sum(), out
+
+    return jax.grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+  gradients, out = run(*inputs)
+  return jax.device_get((out, *gradients))
+
+
+def assert_equal(found, expected, limit=1e-5):
+  for name, a, b in zip(("out", "dq", "dk", "dv"), found, expected):
+    error = np.abs(a - b).max() / np.abs(b).max()
+    assert error < limit, (name, error)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("scheme", ["all_to_all", "ring"])
+@pytest.mark.parametrize("length", [None, 19, (3, 24)])
+def test_split_tokens_attend_to_each_other(sizes, scheme, length):
+  arrays = drawn(24, 24)
+  count = length if length is None or isinstance(length, int) else None
+  if count is None and length is not None:
+    count = jnp.asarray(length)
+  expected = value_and_gradients(arrays, backend="xla", length=count)
+  with jax.set_mesh(meshes.make(jax.devices(), **MESHES[sizes])):
+    found = value_and_gradients(
+      arrays,
+      backend="xla_head",
+      length=count,
+      letters=LETTERS["self"],
+      scheme=scheme,
+    )
+  assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("kind", ["text", "few", "sound to video"])
+@pytest.mark.parametrize("length", [None, 19])
+def test_few_and_many(sizes, kind, length):
+  arrays = drawn(16, 24) if kind == "text" else drawn(5, 24)
+  expected = value_and_gradients(arrays, backend="xla", length=length)
+  with jax.set_mesh(meshes.make(jax.devices(), **MESHES[sizes])):
+    found = value_and_gradients(
+      arrays, backend="xla_head", length=length, letters=LETTERS[kind]
+    )
+  assert_equal(found, expected)
+
+
+def test_heads_that_context_does_not_divide():
+  arrays = drawn(16, 16, heads=4)
+  call = functools.partial(
+    value_and_gradients, arrays, backend="xla", letters=LETTERS["self"]
+  )
+  with jax.set_mesh(meshes.make(jax.devices(), context=8)):
+    with pytest.raises(ValueError, match="4 heads of a device over 8 devices"):
+      call()
+    found = call(scheme="ring")
+  assert_equal(found, value_and_gradients(arrays, backend="xla"))
+
+
+def test_a_part_of_the_keys():
+  """Two parts, one of them without a key that counts, are the whole."""
+  q, k, v, _ = drawn(600, 40)
+  length = jnp.array([17, 33])
+  whole = attention.attention(q, k, v, "xla", length=length)
+  outs, sums = zip(
+    *(
+      blockwise.attend_part(
+        q, k[:, a:b], v[:, a:b], jnp.clip(length - a, 0, 20)
+      )
+      for a, b in ((0, 20), (20, 40))
+    )
+  )
+  total = jnp.logaddexp(*sums)
+  merged = sum(jnp.exp(s - total)[..., None] * o for s, o in zip(sums, outs))
+  np.testing.assert_allclose(merged, whole, atol=2e-6)
+
+
+@pytest.mark.parametrize("scheme", ["all_to_all", "ring"])
+@pytest.mark.parametrize("length", [None, 300])
+def test_the_tpu_kernel_over_a_mesh(scheme, length):
+  arrays = drawn(320, 320, heads=2, size=128)
+  expected = value_and_gradients(arrays, backend="xla", length=length)
+  with jax.set_mesh(meshes.make(jax.devices()[:2], context=2)):
+    found = value_and_gradients(
+      arrays,
+      backend="splash",
+      length=length,
+      letters=LETTERS["self"],
+      scheme=scheme,
+    )
+  assert_equal(found, expected)

@@ -1,0 +1,170 @@
+"""One device or eight, however the mesh is made: the same step."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.models import architecture
+from ovi_jax.models import dit
+from ovi_jax.models import fusion
+from ovi_jax.parallel import mesh as meshes
+from ovi_jax.parallel import partition
+from ovi_jax.sampling import denoise
+from ovi_jax.sampling import guidance
+from ovi_jax.sampling import solver
+from ovi_jax.training import objective
+from ovi_jax.training import optimizer
+from ovi_jax.training import placement
+from ovi_jax.training import step
+from ovi_jax.training import trainable
+from tests import parity
+
+# Name -> axes and the scheme of attention between tokens that are split.
+MESHES: dict[str, tuple[dict[str, int], str]] = {
+  "data": ({"data": 8}, "all_to_all"),
+  "fsdp": ({"fsdp": 8}, "all_to_all"),
+  "tensor": ({"tensor": 8}, "all_to_all"),
+  "context by all-to-all": ({"context": 8}, "all_to_all"),
+  "context by ring": ({"context": 8}, "ring"),
+  "mixed, all-to-all": ({"data": 2, "context": 2, "tensor": 2}, "all_to_all"),
+  "mixed, ring": ({"fsdp": 2, "context": 4}, "ring"),
+}
+BATCH = 8
+LATENTS = (3, 4, 6, 8), (9, 4)  # 18 tokens: eight devices get 3 each
+
+
+def choices(*short: str) -> list[Any]:
+  """All meshes, the others than these in the slow tests."""
+  return [
+    pytest.param(n, marks=[] if n in short else [pytest.mark.slow])
+    for n in MESHES
+  ]
+
+
+def config(width: int = 64, heads: int = 8) -> AV[dit.DiTConfig]:
+  shared: dict[str, Any] = {"width": width, "heads": heads, "blocks": 2}
+  shared |= {"feed_forward": 96, "time_width": 16}
+  shared |= {"text_width": 24, "text_length": 16}
+  return AV(
+    dit.DiTConfig(channels=8, **shared),
+    dit.DiTConfig(channels=4, patch=(1,), rope_scale=0.3, **shared),
+  )
+
+
+def model(scheme: str, backend: str = "xla", **sizes: int) -> fusion.FusionDiT:
+  return fusion.FusionDiT(config(**sizes), backend=backend, scheme=scheme)
+
+
+@functools.cache
+def params(**sizes: int) -> dict[str, np.ndarray]:
+  """By path; the zeros of the start made numbers, so that all is felt."""
+  made = architecture.init("fusion", config(**sizes), jax.random.key(0))
+  random = np.random.default_rng(0)
+  return {
+    path: np.asarray(x) + 0.05 * random.standard_normal(x.shape, np.float32)
+    for path, x in trainable.flat(made).items()
+  }
+
+
+def drawn(random: Any, batch: int) -> AV[np.ndarray]:
+  return AV(*(random.standard_normal((batch, *s), np.float32) for s in LATENTS))
+
+
+def sampled(made: fusion.FusionDiT, weights: Any) -> AV[np.ndarray]:
+  """Two guided steps with a clean first frame."""
+  random = np.random.default_rng(1)
+  noise = jax.tree.map(jnp.asarray, drawn(random, 1))
+  text_BSE = random.standard_normal((2, 5, 24), np.float32)
+
+  @jax.jit
+  def conditions(weights):
+    given = {"params": trainable.nested(weights)}, guidance.both(noise)
+    return made.apply(*given, AV(text_BSE, text_BSE), method="conditions")
+
+  inputs = denoise.Inputs(
+    conditions(weights),
+    jnp.asarray(guidance.kept_blocks(2, 1, 1)),
+    AV(4.0, 3.0),
+    noise.video[:, :1],
+  )
+  method = solver.named("unipc")
+  nested = trainable.nested(weights)
+  levels = method.schedule(2, 5.0)
+  x = denoise.denoise(made, method, nested, inputs, noise, levels)
+  return jax.device_get(x)
+
+
+def trained(made: fusion.FusionDiT, mesh: jax.sharding.Mesh) -> Any:
+  """The loss and the moments after a step of training."""
+  task = objective.FlowMatching(made, objective.Objective(first_frame=0.3))
+  trainer = step.Trainer(
+    task, optimizer.OptimizerSettings(learning_rate=1e-3), 100
+  )
+  split = trainable.split(params(), trainable.ATTENTION)
+  state = step.init(trainer, *split, seed=1)
+  placed = placement.state_shardings(state, made.config, mesh)
+  random = np.random.default_rng(2)
+  lengths = AV(np.full(BATCH, 3, np.int32), np.arange(2, 10, dtype=np.int32))
+  lengths.video[1] = lengths.audio[2] = 0
+  text = random.standard_normal((BATCH, 5, 24), np.float32)
+  batch = schema.Batch(drawn(random, BATCH), lengths, AV(text, text), None)
+  null_SE = random.standard_normal((1, 24), np.float32)
+  advance = jax.jit(step.step, static_argnums=0)
+  state = jax.device_put(state, placed)
+  batch = placement.batch(batch, mesh)
+  state, metrics = advance(trainer, state, batch, null_SE)
+  return jax.device_get((metrics.loss, state.moments))
+
+
+@functools.cache
+def alone(what: str) -> Any:
+  mesh = meshes.make(jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    if what == "sample":
+      return sampled(model("all_to_all"), params())
+    return trained(model("all_to_all"), mesh)
+
+
+@pytest.mark.parametrize("name", choices("mixed, ring"))
+def test_a_sampling_step(name):
+  sizes, scheme = MESHES[name]
+  mesh = meshes.make(jax.devices(), **sizes)
+  placed = partition.shardings(params(), partition.FUSION, mesh)
+  with jax.set_mesh(mesh):
+    weights = jax.tree.map(jax.device_put, params(), placed)
+    found = sampled(model(scheme), weights)
+  for a, b in zip(found, alone("sample")):
+    assert parity.relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("name", choices("mixed, all-to-all"))
+def test_a_training_step(name):
+  sizes, scheme = MESHES[name]
+  mesh = meshes.make(jax.devices(), **sizes)
+  with jax.set_mesh(mesh):
+    loss, moments = trained(model(scheme), mesh)
+  expected, reference = alone("train")
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  pairs = zip(jax.tree.leaves(moments), jax.tree.leaves(reference))
+  assert all(parity.relative_error(a, b) < 1e-5 for a, b in pairs if b.any())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["xla_head", "splash"])
+@pytest.mark.parametrize("scheme", ["all_to_all", "ring"])
+def test_other_backends(backend, scheme):
+  sizes = {"width": 256, "heads": 2}
+  mesh = meshes.make(jax.devices()[:4], context=2, data=2)
+  found = []
+  for chosen, devices in (("xla", jax.devices()[:1]), (backend, None)):
+    with jax.set_mesh(mesh if devices is None else meshes.make(devices)):
+      made = model(scheme, chosen, **sizes)
+      found.append(sampled(made, params(**sizes)))
+  for a, b in zip(*found):
+    assert parity.relative_error(a, b) < 1e-5

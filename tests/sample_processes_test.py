@@ -1,0 +1,85 @@
+"""sample.py by several processes: each clip once, or each clip by all."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from tests import train_runs
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = ("Rain.", "Wind.", "Waves.", "A <S>word<E>. Audio: a voice.", "Fire.")
+
+
+def words(weights, prompts, out, **fields) -> list[str]:
+  return [
+    sys.executable,
+    "sample.py",
+    f"--weights={weights}",
+    f"--out={out}",
+    f"--prompts={prompts}",
+    "--save_latents",
+    "--config.steps=2",
+    *(f"--config.{name}={value}" for name, value in fields.items()),
+  ]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+  path = tmp_path_factory.mktemp("prompts") / "prompts.csv"
+  rows = "".join(f'"{text}"\n' for text in PROMPTS)
+  path.write_text(f"text_prompt\n{rows}", "utf-8")
+  return path
+
+
+@pytest.fixture(scope="module")
+def alone(weights, prompts, tmp_path_factory):
+  """Latents of every clip by one process on one device."""
+  out = tmp_path_factory.mktemp("alone")
+  code, said = train_runs.run(words(weights, prompts, out))
+  assert code == 0, said
+  return latents(out)
+
+
+def latents(out) -> dict[str, dict[str, np.ndarray]]:
+  found = {}
+  for path in sorted(out.glob("*.npz")):
+    assert path.with_suffix(".mp4").is_file()
+    with np.load(path) as arrays:
+      found[path.stem] = dict(arrays)
+  return found
+
+
+def assert_close(found, expected):
+  assert found.keys() == expected.keys() and len(found) == len(PROMPTS)
+  for name, arrays in expected.items():
+    for part, array in arrays.items():
+      limit = 1e-5 * np.abs(array).max()
+      np.testing.assert_allclose(found[name][part], array, atol=limit)
+
+
+def test_each_makes_its_share(weights, prompts, alone, tmp_path):
+  command = words(weights, prompts, tmp_path)
+  with train_runs.group([command] * 2, tmp_path / "log") as runs:
+    for run in runs:
+      assert run.process.wait(train_runs.LONGEST) == 0, run.said
+  made = [
+    {line for line in run.said.splitlines() if line.startswith("wrote ")}
+    for run in runs
+  ]
+  assert [len(lines) for lines in made] == [3, 2] and not made[0] & made[1]
+  assert_close(latents(tmp_path), alone)
+
+
+def test_all_make_every_clip_together(weights, prompts, alone, tmp_path):
+  """Four devices of two processes: halves of the guidance, split tokens."""
+  mesh = {"mesh.data": 2, "mesh.context": 2, "context_attention": "ring"}
+  command = words(weights, prompts, tmp_path, together=True, **mesh)
+  with train_runs.group([command] * 2, tmp_path / "log", devices=2) as runs:
+    for run in runs:
+      assert run.process.wait(train_runs.LONGEST) == 0, run.said
+  assert runs[0].said.count("wrote ") == len(PROMPTS)
+  assert "loading the denoiser on 4 device(s)" in runs[0].said
+  assert "wrote " not in runs[1].said
+  assert_close(latents(tmp_path), alone)

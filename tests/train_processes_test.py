@@ -1,0 +1,113 @@
+"""train.py by several processes: the run is the same, whoever is lost."""
+
+import signal
+
+import pytest
+
+from tests import train_runs
+
+pytestmark = pytest.mark.slow
+
+STEPS, SAVE = 8, 4
+FIELDS = {
+  "steps": STEPS,
+  "cadence__save": SAVE,
+  # No steps by the sign of gradients that are all rounding.
+  "optimizer__eps": 1e-4,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  return train_runs.dataset(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.fixture(scope="module")
+def towers(source, tmp_path_factory):
+  return train_runs.towers(source, tmp_path_factory.mktemp("towers"))
+
+
+@pytest.mark.parametrize(
+  ("mesh", "first", "then"),
+  [
+    ({}, 4, 2),
+    ({"fsdp": 1, "context": 0}, 2, 4),  # both hold the same examples
+  ],
+)
+def test_a_process_is_lost_and_others_go_on(
+  mesh, first, then, source, towers, tmp_path
+):
+  """Four devices always; other processes before the loss and after it."""
+  changes = {f"mesh__{axis}": size for axis, size in mesh.items()}
+  fields = FIELDS | towers | changes | {"data__workers": 1}
+  fields |= {f"model__{name}__heads": 4 for name in ("video", "audio")}
+  alone = train_runs.command("fusion", source, tmp_path / "alone", **fields)
+  code, said = train_runs.run(alone, devices=4)
+  assert code == 0, said
+
+  words = train_runs.command("fusion", source, tmp_path / "run", **fields)
+  with train_runs.group(
+    [words] * first, tmp_path / "log", devices=4 // first
+  ) as runs:
+    runs[0].wait(lambda: train_runs.newest(runs[0].workdir) >= SAVE)
+    runs[-1].end(signal.SIGKILL)
+    for run in runs[:-1]:
+      assert run.process.wait(train_runs.LONGEST) not in (0, 75), run.said
+  reached = train_runs.newest(tmp_path / "run")
+  assert SAVE <= reached < STEPS
+
+  with train_runs.group(
+    [words] * then, tmp_path / "again", devices=4 // then
+  ) as runs:
+    for run in runs:
+      assert run.process.wait(train_runs.LONGEST) == 0, run.said
+  assert f"continuing from the checkpoint of step {reached}" in runs[0].said
+  assert "parameters on 4 devices" in runs[0].said
+  assert "checkpoint of step" not in runs[1].said  # one of them speaks
+  train_runs.assert_close(tmp_path / "run", tmp_path / "alone", 1e-5)
+  ours, theirs = (train_runs.losses(tmp_path / n) for n in ("run", "alone"))
+  assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+  for mine, other in zip(ours, theirs):
+    assert mine["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
+
+
+def test_one_is_told_and_all_stop(source, tmp_path):
+  words = train_runs.command(
+    "audio_pretrain", source, tmp_path / "run", **FIELDS | {"steps": 10**6}
+  )
+  with train_runs.group([words] * 2, tmp_path / "log") as runs:
+    runs[0].wait(lambda: runs[0].logged > 1)
+    runs[1].process.send_signal(signal.SIGTERM)
+    codes = [run.process.wait(train_runs.LONGEST) for run in runs]
+  assert codes == [75, 75], [run.said for run in runs]
+  stopped = train_runs.newest(tmp_path / "run")
+  assert f"told to stop: saved step {stopped} of" in runs[0].said
+
+
+def test_others_of_another_config_are_named(source, tmp_path):
+  commands = [
+    train_runs.command(
+      "audio_pretrain", source, tmp_path / "run", seed=seed, **FIELDS
+    )
+    for seed in (0, 1)
+  ]
+  with train_runs.group(commands, tmp_path / "log") as runs:
+    for run in runs:
+      assert run.process.wait(train_runs.LONGEST) == 1, run.said
+      assert "process 1 has seed 1, process 0 0" in run.said
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_coordinator_that_is_not_there_is_named(source, tmp_path):
+  words = train_runs.command("audio_pretrain", source, tmp_path, **FIELDS)
+  more = {
+    "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
+    "JAX_NUM_PROCESSES": 2,
+    "JAX_PROCESS_ID": 1,
+    "OVI_JAX_JOIN_SECONDS": 3,
+  }
+  run = train_runs.Started(words, tmp_path / "log", **more)
+  assert run.process.wait(train_runs.LONGEST) == 1
+  assert "the coordinator at 127.0.0.1:1 could not be reached within 3 s" in (
+    run.said
+  )
