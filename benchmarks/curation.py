@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import reading
+from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import cut
 from ovi_jax.curation.stages import look
 from ovi_jax.curation.stages import motion

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from ovi_jax.curation import cuts
-from ovi_jax.curation import reading
+from ovi_jax.curation.media import cuts
+from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import shots
 
 NEAR = 2  # frames

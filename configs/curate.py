@@ -16,7 +16,7 @@ an endpoint. The result is a dataset in OUT/pack-…/records, and OUT/report.htm
 
 import ml_collections
 
-from ovi_jax.curation import settings
+from ovi_jax.curation.engine import settings
 
 VIDEO = (
   # Media are decoded once in a pass; what needs many clips at once is alone.

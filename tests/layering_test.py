@@ -60,11 +60,28 @@ ALLOWED = {
     "components",
   },
 }
+# The same within curation; those that are files, by name. All see the contract.
+CONTRACT = {"clip", "stage"}
+CURATION = {
+  "clip": set(),
+  "stage": set(),
+  "models": set(),
+  "media": {"models"},
+  "faces": {"models", "media"},
+  "sync": {"models", "media", "faces"},
+  "captioning": set(),
+  "stages": {"models", "media", "faces", "sync", "captioning"},
+  "engine": {"media"},
+  "report": {"media", "engine"},
+  "command": {"engine", "report"},
+  "__main__": {"command"},
+}
 SMALL = ("sample.py", "train.py", "convert_torch_weights.py")
 
 
-def imported(path: pathlib.Path) -> set[str]:
-  """The rooms of ovi_jax that a file imports."""
+def imported(path: pathlib.Path, within: str = "") -> set[str]:
+  """The rooms of ovi_jax, or within one of them, that a file imports."""
+  package = ["ovi_jax", within] if within else ["ovi_jax"]
   rooms = set()
   for node in ast.walk(ast.parse(path.read_text())):
     names = []
@@ -74,8 +91,8 @@ def imported(path: pathlib.Path) -> set[str]:
       names = [alias.name for alias in node.names]
     for name in names:
       parts = name.split(".")
-      if parts[0] == "ovi_jax" and len(parts) > 1:
-        rooms.add(parts[1])
+      if parts[: len(package)] == package and len(parts) > len(package):
+        rooms.add(parts[len(package)])
   return rooms
 
 
@@ -87,6 +104,20 @@ def test_packages_see_only_what_is_below(path):
   room = path.relative_to(PACKAGE).parts[0]
   assert room in ALLOWED, f"say in layering_test.py what {room} may import"
   strange = imported(path) - ALLOWED[room] - BASE - {room}
+  assert not strange, f"{path} imports {strange}"
+
+
+@pytest.mark.parametrize(
+  "path",
+  [p for p in FILES if p.is_relative_to(PACKAGE / "curation")],
+  ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_rooms_of_curation_see_only_what_is_below(path):
+  room = path.relative_to(PACKAGE / "curation").parts[0].removesuffix(".py")
+  if room == "__init__":
+    return
+  assert room in CURATION, f"say in layering_test.py what {room} may import"
+  strange = imported(path, "curation") - CURATION[room] - CONTRACT - {room}
   assert not strange, f"{path} imports {strange}"
 
 

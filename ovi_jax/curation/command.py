@@ -8,8 +8,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from ovi_jax import runtime
-from ovi_jax.curation import run
-from ovi_jax.curation import settings
+from ovi_jax.curation.engine import run
+from ovi_jax.curation.engine import settings
 
 FLAGS = flags.FLAGS
 TOLD_TO_STOP = 75  # "try again": what batch systems restart
@@ -29,10 +29,10 @@ def main(argv: list[str]) -> None:
     reports = chosen.report and not FLAGS.only_pass
     if reports:
       # Before any work: it needs the extra.
-      from ovi_jax.curation import report
+      from ovi_jax.curation.report import document
     problems = run.run(chosen, share)
     if reports:
-      print(f"read {report.write(chosen, problems)} before you train")
+      print(f"read {document.write(chosen, problems)} before you train")
   except (ImportError, OSError, ValueError) as error:
     runtime.leave(f"curation: {error}")
   except KeyboardInterrupt:

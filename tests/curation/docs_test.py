@@ -10,8 +10,8 @@ import pytest
 
 from configs import curate
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import settings
-from ovi_jax.curation import store
+from ovi_jax.curation.engine import settings
+from ovi_jax.curation.engine import store
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "curation.md").read_text()

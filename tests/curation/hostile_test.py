@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import colours
-from ovi_jax.curation import reading
+from ovi_jax.curation.media import colours
+from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import cut
 from ovi_jax.curation.stages import look
 from ovi_jax.curation.stages import motion

@@ -2,7 +2,7 @@
 
 Ours is a safetensors file with the sizes in its header. The public one,
 `syncnet_v2.model` (robots.ox.ac.uk/~vgg/software/lipsync), is read as it is or
-converted once (`python -m ovi_jax.curation.convert_syncnet`).
+converted once (`python -m ovi_jax.curation.sync.convert`).
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def load(
     raise ValueError(
       f"expected SyncNet's weights at {path}, found no such file; give the"
       " public syncnet_v2.model, or train with"
-      " python -m ovi_jax.curation.train_syncnet"
+      " python -m ovi_jax.curation.sync.train"
     )
   if path.suffix != ".safetensors":
     return _load_torch(path)

@@ -22,13 +22,13 @@ from typing import Any
 
 from ovi_jax import geometry
 from ovi_jax import prompt
-from ovi_jax.curation import answers
-from ovi_jax.curation import caption_cache
-from ovi_jax.curation import chat
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import endpoint
-from ovi_jax.curation import kept
 from ovi_jax.curation import stage
+from ovi_jax.curation.captioning import answers
+from ovi_jax.curation.captioning import cache
+from ovi_jax.curation.captioning import chat
+from ovi_jax.curation.captioning import endpoint
+from ovi_jax.curation.media import kept
 
 VERSION = 1
 KIND = "shard"
@@ -183,16 +183,16 @@ class _Desk:
   client: endpoint.Client
   locks: dict[str, asyncio.Lock]
 
-  async def reply(self, request: bytes) -> caption_cache.Reply:
+  async def reply(self, request: bytes) -> cache.Reply:
     """The answer to a request, from the cache if it is there."""
-    folder, name = pathlib.Path(self.config.cache), caption_cache.key(request)
+    folder, name = pathlib.Path(self.config.cache), cache.key(request)
     async with self.locks.setdefault(name, asyncio.Lock()):
       with self._keeping():
-        found = caption_cache.load(folder, name)
+        found = cache.load(folder, name)
       if found is None:
         found = await self.client.ask(request)
         with self._keeping():
-          caption_cache.store(folder, name, found)
+          cache.store(folder, name, found)
       return found
 
   @contextlib.contextmanager
@@ -301,7 +301,7 @@ def _failed(clip: clips.Clip, reason: str, error: Exception) -> clips.Reject:
 
 
 def _read(
-  desk: _Desk, reply: caption_cache.Reply, seen: bool, heard: bool
+  desk: _Desk, reply: cache.Reply, seen: bool, heard: bool
 ) -> dict[str, Any]:
   """The facts that an answer gives; `answers.Unfit` if it gives none.
 

@@ -24,10 +24,10 @@ from PIL import Image
 from ovi_jax import geometry
 from ovi_jax import media as media_files
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import crops
-from ovi_jax.curation import margins
-from ovi_jax.curation import reading
 from ovi_jax.curation import stage
+from ovi_jax.curation.faces import crops
+from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import reading
 
 NAME = "cut"
 VERSION = 1

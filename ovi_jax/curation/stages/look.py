@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import container as containers
-from ovi_jax.curation import margins
-from ovi_jax.curation import reading
 from ovi_jax.curation import stage
+from ovi_jax.curation.media import container as containers
+from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import motion
 
 NAME = "look"

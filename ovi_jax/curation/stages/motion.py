@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import flow
-from ovi_jax.curation import margins
-from ovi_jax.curation import reading
 from ovi_jax.curation import stage
+from ovi_jax.curation.media import flow
+from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import reading
 
 NAME = "motion"
 VERSION = 1
@@ -37,7 +37,7 @@ class Config:
       without a sound track are refused with it. None: any, or none.
     frames: that bars are looked for in, spread over the clip.
     least_part: of the frame's area that must be picture.
-    flow: name of the estimator, see `ovi_jax.curation.flow`.
+    flow: name of the estimator, see `ovi_jax.curation.media.flow`.
     pairs: of neighbouring frames that flow is measured in, spread over the
       clip.
     least_flow: pixels from frame to frame, mean over the picture, at a shorter

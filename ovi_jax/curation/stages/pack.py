@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import kept
 from ovi_jax.curation import stage
+from ovi_jax.curation.media import kept
 from ovi_jax.data import builder
 from ovi_jax.data import schema
 

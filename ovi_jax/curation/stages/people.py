@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import face_detector
 from ovi_jax.curation import stage
-from ovi_jax.curation import tracks
+from ovi_jax.curation.faces import detector
+from ovi_jax.curation.faces import tracks
 from ovi_jax.curation.models import mtcnn
 
 VERSION = 1
@@ -79,8 +79,8 @@ class Config:
     _settings(self)
 
 
-def _settings(config: Config) -> face_detector.Settings:
-  return face_detector.Settings(
+def _settings(config: Config) -> detector.Settings:
+  return detector.Settings(
     weights=config.weights,
     side=config.side,
     smallest=config.smallest,
@@ -108,7 +108,7 @@ def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:
   """
   if config.detector == WHOLE:
     return _whole
-  detect = face_detector.load(_settings(config))
+  detect = detector.load(_settings(config))
 
   def run(clip: clips.Clip, media: stage.Media) -> clips.Clip:
     frames_THWC = media.video_THWC

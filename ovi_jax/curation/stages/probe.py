@@ -13,9 +13,9 @@ from typing import Any
 from av import error as av_error
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import colours
-from ovi_jax.curation import container as containers
 from ovi_jax.curation import stage
+from ovi_jax.curation.media import colours
+from ovi_jax.curation.media import container as containers
 
 NAME = "probe"
 VERSION = 1

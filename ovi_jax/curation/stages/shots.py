@@ -18,10 +18,10 @@ import numpy as np
 
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import container as containers
-from ovi_jax.curation import cuts
-from ovi_jax.curation import reading
 from ovi_jax.curation import stage
+from ovi_jax.curation.media import container as containers
+from ovi_jax.curation.media import cuts
+from ovi_jax.curation.media import reading
 
 NAME = "shots"
 VERSION = 1

@@ -27,11 +27,11 @@ import jax
 import numpy as np
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import crops
-from ovi_jax.curation import lip_sync
 from ovi_jax.curation import stage
+from ovi_jax.curation.faces import crops
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
+from ovi_jax.curation.sync import lip_sync
 
 VERSION = 1
 KIND = "shard"
@@ -126,7 +126,7 @@ def load(
     raise ValueError(
       "synchrony.weights: expected a path to SyncNet's weights"
       " (syncnet_v2.model of joonson/syncnet_python, or trained by python -m"
-      " ovi_jax.curation.train_syncnet), got none; or set without_weights to"
+      " ovi_jax.curation.sync.train), got none; or set without_weights to"
       " pass, and no clip is tested"
     )
 

@@ -2,10 +2,10 @@
 
 import ml_collections
 
-from tests.curation import engine
+from tests.curation import harness
 
 
 def get_config() -> ml_collections.ConfigDict:
   # Long enough to be killed in, also by who is slow to start.
   fields = {"weigh__delay": 0.02, "weigh__seen": ""}
-  return engine.config("", ("",), shard_size=1, **fields)
+  return harness.config("", ("",), shard_size=1, **fields)

@@ -15,10 +15,10 @@ import time
 import pytest
 
 from ovi_jax import files
-from ovi_jax.curation import caption_cache
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import endpoint
 from ovi_jax.curation import stage
+from ovi_jax.curation.captioning import cache
+from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.stages import captions
 from tests.curation import asking
 from tests.curation import caption_server as captioner
@@ -47,9 +47,7 @@ def test_a_rude_server_loses_nothing(tmp_path):
     assert len(server.bodies) > 40
   assert ours == asking.undisturbed(pairs, tmp_path / "b")
   assert all(isinstance(made, clips.Clip) for made in ours)
-  assert caption_cache.spent(tmp_path / "a") == caption_cache.spent(
-    tmp_path / "b"
-  )
+  assert cache.spent(tmp_path / "a") == cache.spent(tmp_path / "b")
 
 
 def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
@@ -67,7 +65,7 @@ def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
   assert str(error.value).startswith("5 of 12 clips have an answer")
   assert re.search(r"not clip clip-\d+( and [12] more)?: ", str(error.value))
   assert server.url in str(error.value) and str(tmp_path) in str(error.value)
-  assert caption_cache.spent(tmp_path).answers == 5
+  assert cache.spent(tmp_path).answers == 5
   # One may have failed before the last answer came: another is then tried.
   assert len(server.bodies) <= 5 + 3 * 3, "a gone endpoint is left alone"
   with captioner.serving() as server:
@@ -156,7 +154,7 @@ def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
       time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    kept = caption_cache.spent(tmp_path).answers
+    kept = cache.spent(tmp_path).answers
     assert 6 <= kept < 20
     before = len(server.bodies)
     ours = asking.captioned(server.url, tmp_path, pairs)

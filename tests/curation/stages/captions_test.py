@@ -10,10 +10,10 @@ import pytest
 
 from ovi_jax import prompt
 from ovi_jax.convert import standin
-from ovi_jax.curation import answers
-from ovi_jax.curation import caption_cache
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
+from ovi_jax.curation.captioning import answers
+from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.stages import captions
 from tests.curation import asking
 from tests.curation import caption_server as captioner
@@ -126,7 +126,7 @@ def test_two_unfit_answers_are_a_reject_with_the_reason(tmp_path):
   assert made == again and made.reason == "answer is not JSON"
   assert "I cannot." in made.detail and not made.failed
   paid = made.clip.facts["captions"]
-  spent = caption_cache.spent(tmp_path)
+  spent = cache.spent(tmp_path)
   assert paid == {"tokens_in": spent.tokens_in, "tokens_out": spent.tokens_out}
   assert paid["tokens_out"] == 2 * (len("I cannot.") // 4)
 
@@ -168,7 +168,7 @@ def test_nothing_is_paid_for_twice(tmp_path):
     for change in ({"model": "other"}, {"task": "Say."}, {"temperature": 1.0}):
       asking.captioned(server.url, tmp_path, pairs[:1], **change)
     assert len(server.bodies) == 8
-  found = caption_cache.spent(tmp_path)
+  found = cache.spent(tmp_path)
   assert found.answers == 8 and found.tokens_out > 0
   assert found.cost(2e6, 1e6) == 2 * found.tokens_in + found.tokens_out
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import crops
-from ovi_jax.curation import margins
-from ovi_jax.curation import reading
+from ovi_jax.curation.faces import crops
+from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import cut
 from tests.curation import films
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import flow
+from ovi_jax.curation.media import flow
 from ovi_jax.curation.stages import motion
 from tests.curation import films
 

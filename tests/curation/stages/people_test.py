@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import face_detector
-from ovi_jax.curation import tracks
+from ovi_jax.curation.faces import detector
+from ovi_jax.curation.faces import tracks
 from ovi_jax.curation.models import mtcnn
 from ovi_jax.curation.stages import people
 from tests.curation.stages import fake_media
@@ -28,7 +28,7 @@ def seeing(monkeypatch, spans: list[tuple[int, int]]) -> dict:
       for frame_HWC in frames_THWC
     ]
 
-  monkeypatch.setattr(face_detector, "load", lambda settings: detect)
+  monkeypatch.setattr(detector, "load", lambda settings: detect)
   media = fake_media.FakeMedia(video_THWC=video_THWC)
   return people.load(people.Config())(CLIP, media).facts["people"]
 

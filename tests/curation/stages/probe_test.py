@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import colours
-from ovi_jax.curation import reading
+from ovi_jax.curation.media import colours
+from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import probe
 from tests.curation import films
 

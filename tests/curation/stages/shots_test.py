@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import cuts
-from ovi_jax.curation import reading
+from ovi_jax.curation.media import cuts
+from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import shots
 from tests.curation import films
 

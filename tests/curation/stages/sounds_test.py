@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import reading
+from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import sounds
 from tests.curation import films
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import talking_faces
 from ovi_jax.curation.stages import speech
+from ovi_jax.curation.sync import talking_faces
 from tests.curation.stages import fake_media
 
 CLIP = clips.Clip(id="a", path="a.mp4")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation import crops
-from ovi_jax.curation import lip_sync
+from ovi_jax.curation.faces import crops
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.curation.stages import synchrony
+from ovi_jax.curation.sync import lip_sync
 from tests.curation.stages import fake_media
 
 TINY = dataclasses.replace(syncnet.SyncNetConfig.narrow(32), embedding=8)

@@ -1,0 +1,1 @@
+"""A captioner: what it is asked, what it answers, what that cost."""

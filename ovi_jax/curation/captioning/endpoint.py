@@ -1,0 +1,380 @@
+"""A client of an OpenAI-compatible endpoint that does not give up lightly.
+
+In: the JSON bytes of a chat completion. Out: what was answered, or an error
+that says whose fault it is: `Refused`, of this request; `Unanswered`, of nobody
+known; `stage.Unavailable`, of the endpoint or of how it is reached. Rates are
+limited, failures are tried again after waits that grow. The API key is read
+from an environment variable and goes nowhere but into the request's header.
+"""
+
+import asyncio
+import dataclasses
+import email.utils
+import importlib
+import json
+import os
+import random
+import time
+import types
+import urllib.parse
+from collections.abc import Awaitable
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+from ovi_jax.curation import stage
+from ovi_jax.curation.captioning import cache
+
+LARGEST_ANSWER = 4 << 20  # bytes
+_AGAIN = frozenset([408, 409, 425, 429])
+_NEVER = frozenset([401, 402, 403, 404, 405, 407, 410])  # of no request
+_SHOWN = 300  # characters of what the endpoint says, in errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """Where the endpoint is, and how it may be asked.
+
+  Attributes:
+    url: up to and with the version, such as "http://127.0.0.1:8000/v1".
+    model: its name there; needed before anything is asked.
+    key_variable: the environment variable that has the API key; "" for none.
+    concurrency: requests at a time.
+    requests_per_minute: at most; 0 for no limit.
+    tokens_per_minute: at most, of requests and answers; 0 for no limit.
+    tokens_expected: of one request and its answer, until some have been seen.
+    connect_seconds: to wait for a connection.
+    read_seconds: to wait for the next bytes of an answer.
+    total_seconds: to wait for a whole answer.
+    attempts: at one request, before the endpoint is taken to be gone.
+    first_wait: seconds before the second attempt; doubled for each other one.
+    longest_wait: seconds; an endpoint that asks for more is taken to be gone.
+    seed: of the waits' jitter.
+  """
+
+  url: str = "http://127.0.0.1:8000/v1"
+  model: str = ""
+  key_variable: str = ""
+  concurrency: int = 16
+  requests_per_minute: float = 0.0
+  tokens_per_minute: float = 0.0
+  tokens_expected: int = 4000
+  connect_seconds: float = 10.0
+  read_seconds: float = 120.0
+  total_seconds: float = 300.0
+  attempts: int = 8
+  first_wait: float = 1.0
+  longest_wait: float = 120.0
+  seed: int = 0
+
+  def __post_init__(self):
+    _check_url(self.url)
+    if not self.model:
+      raise ValueError(
+        "model: expected the name that the endpoint serves it as"
+      )
+    for name in ("concurrency", "tokens_expected", "attempts"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}"
+        )
+    for name in ("connect", "read", "total"):
+      if getattr(self, f"{name}_seconds") <= 0:
+        raise ValueError(f"{name}_seconds must be positive")
+    for name in (
+      "requests_per_minute",
+      "tokens_per_minute",
+      "first_wait",
+      "longest_wait",
+    ):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"{name} must not be negative, got {getattr(self, name)}"
+        )
+
+
+def _check_url(url: str) -> None:
+  """ValueError unless it is a plain http address; its text is not repeated."""
+  parts = urllib.parse.urlsplit(url)
+  plain = parts.scheme in ("http", "https") and parts.hostname
+  if not plain or "@" in url or parts.query:
+    raise ValueError(
+      "url: expected one such as 'http://127.0.0.1:8000/v1', without a name,"
+      " password or query; a key belongs in the variable that key_variable"
+      " names"
+    )
+
+
+class Refused(ValueError):
+  """The endpoint will not answer this request."""
+
+
+class Unanswered(OSError):
+  """This request was tried as often as allowed; others were answered."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clock:
+  """Time, as the client sees it; tests bring their own.
+
+  Attributes:
+    now: seconds of a clock that never goes back.
+    sleep: for so many seconds.
+  """
+
+  now: Callable[[], float] = time.monotonic
+  sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Failure:
+  """Why an attempt failed.
+
+  Attributes:
+    text: for people.
+    error: to raise at once; None if it may be tried again.
+    wait: seconds that the endpoint asks for.
+    busy: it has too much to do, which says nothing of this request.
+  """
+
+  text: str
+  error: type[Exception] | None = None
+  wait: float = 0.0
+  busy: bool = False
+
+
+def library() -> types.ModuleType:
+  """httpx; ImportError says how to install it."""
+  try:
+    return importlib.import_module("httpx")
+  except ImportError as error:
+    raise ImportError(
+      "captions need httpx: pip install 'ovi_jax[curate]'"
+    ) from error
+
+
+def api_key(settings: Settings) -> str:
+  """The key from the environment, "" if none is used; ValueError if unset."""
+  if not settings.key_variable:
+    return ""
+  key = os.environ.get(settings.key_variable, "").strip()
+  if not key:
+    raise ValueError(
+      f"the environment variable {settings.key_variable} is empty; put the API"
+      " key there, or set key_variable to '' for an endpoint without keys"
+    )
+  if not key.isascii() or not key.isprintable():
+    raise ValueError(
+      f"the environment variable {settings.key_variable} holds characters that"
+      " no API key has; copy the key again"
+    )
+  return key
+
+
+class Client:
+  """Asks one endpoint; for one event loop.
+
+  Attributes:
+    answered: requests so far that were.
+    gone: why no more are made; "" while they are.
+  """
+
+  def __init__(self, settings: Settings, key: str, clock: Clock):
+    self._settings, self._key, self._clock = settings, key, clock
+    self._httpx = library()
+    self._http: Any = None
+    self._free_at, self._tokens_seen = 0.0, 0
+    self._request_at = self._tokens_at = 0.0
+    self.answered, self.gone = 0, ""
+
+  async def __aenter__(self) -> "Client":
+    settings, httpx = self._settings, self._httpx
+    headers = {"Content-Type": "application/json"}
+    if self._key:
+      headers["Authorization"] = f"Bearer {self._key}"
+    self._http = httpx.AsyncClient(
+      headers=headers,
+      timeout=httpx.Timeout(
+        settings.read_seconds, connect=settings.connect_seconds, pool=None
+      ),
+      limits=httpx.Limits(max_connections=settings.concurrency),
+    )
+    return self
+
+  async def __aexit__(self, *_: object) -> None:
+    await self._http.aclose()
+
+  async def ask(self, request: bytes) -> cache.Reply:
+    """Send a request until it is answered.
+
+    Args:
+      request: JSON of a chat completion.
+
+    Raises:
+      Refused: the endpoint says that the request is wrong.
+      Unanswered: all attempts failed while other requests were answered.
+      stage.Unavailable: all attempts failed, and nothing else was answered; or
+        the key, the model or the address is wrong.
+    """
+    before = seen = self.answered
+    tries = waits = 0
+    while True:
+      expected = await self._turn()
+      found = await self._attempt(request)
+      if not isinstance(found, _Failure):
+        self._count(found, expected)
+        return found
+      if found.error is stage.Unavailable:
+        self.gone = self.gone or found.text
+      elif found.error is not None:
+        raise found.error(found.text)
+      self._stop_if_gone()
+      # A busy endpoint that answers others will come to this one.
+      tries = 0 if found.busy and self.answered > seen else tries + 1
+      seen = self.answered
+      if tries >= self._settings.attempts:
+        break
+      await self._clock.sleep(max(self._wait(request, waits), found.wait))
+      waits += 1
+    tried = f"{tries} attempts failed, the last: {found.text}"
+    if self.answered == before:
+      self.gone = tried
+    self._stop_if_gone()
+    raise Unanswered(f"{self._settings.url}: {tried}")
+
+  def _stop_if_gone(self) -> None:
+    """`stage.Unavailable` once the endpoint has been taken to be gone."""
+    if self.gone:
+      raise stage.Unavailable(f"{self._settings.url}: {self.gone}")
+
+  def _wait(self, request: bytes, waits: int) -> float:
+    """Seconds before the next attempt: exponential, half of it by chance."""
+    name = cache.key(request)
+    chance = random.Random(f"{self._settings.seed}/{name}/{waits}").random()
+    # 2**30 is beyond any wait, and no overflow.
+    longest = self._settings.first_wait * 2 ** min(waits, 30)
+    return min(longest, self._settings.longest_wait) * (0.5 + 0.5 * chance)
+
+  async def _turn(self) -> float:
+    """Wait until the rates allow another request; tokens that it may take."""
+    settings, now = self._settings, self._clock.now()
+    expected = self._expected()
+    start = max(now, self._request_at, self._tokens_at)
+    if settings.requests_per_minute:
+      self._request_at = start + 60 / settings.requests_per_minute
+    if settings.tokens_per_minute:
+      self._tokens_at = start + self._seconds(expected)
+    while (wait := max(start, self._free_at) - self._clock.now()) > 0:
+      await self._clock.sleep(wait)
+      self._stop_if_gone()
+    self._stop_if_gone()
+    return expected
+
+  def _expected(self) -> float:
+    """Tokens of a request and its answer: the mean of those seen."""
+    if not self.answered:
+      return self._settings.tokens_expected
+    return self._tokens_seen / self.answered
+
+  def _seconds(self, tokens: float) -> float:
+    """The time that so many tokens take at the limit."""
+    return tokens / self._settings.tokens_per_minute * 60
+
+  def _count(self, reply: cache.Reply, expected: float) -> None:
+    """Note an answer; what it took beyond the expected is waited for."""
+    used = reply.tokens_in + reply.tokens_out
+    if self._settings.tokens_per_minute:
+      self._tokens_at += self._seconds(used - expected)
+    self._tokens_seen += used
+    self.answered += 1
+
+  async def _attempt(self, request: bytes) -> cache.Reply | _Failure:
+    """Send a request once."""
+    try:
+      async with asyncio.timeout(self._settings.total_seconds):
+        status, headers, body = await self._send(request)
+    except TimeoutError:
+      seconds = self._settings.total_seconds
+      return _Failure(text=f"no whole answer within {seconds:g} s")
+    except self._httpx.RequestError as error:
+      return _Failure(text=self._shown(f"{type(error).__name__}: {error}"))
+    if status == 200:
+      return self._reply(body)
+    said = body.decode(errors="replace").strip()
+    text = self._shown(f"status {status}: {said}")
+    if status in _AGAIN or status >= 500:
+      wait = _retry_after(headers)
+      self._free_at = max(self._free_at, self._clock.now() + wait)
+      if wait > self._settings.longest_wait:
+        text = f"{text}; it asks to come back in {wait:g} s"
+        return _Failure(text=text, error=stage.Unavailable)
+      return _Failure(text=text, wait=wait, busy=status == 429)
+    if status in _NEVER or status < 400:
+      return _Failure(
+        text=f"{text}; check url, model and the API key",
+        error=stage.Unavailable,
+      )
+    return _Failure(text=text, error=Refused)
+
+  async def _send(self, request: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    """Status, headers and body of an answer, which is cut if it is endless."""
+    url = f"{self._settings.url.rstrip('/')}/chat/completions"
+    async with self._http.stream("POST", url, content=request) as response:
+      body = b""
+      async for part in response.aiter_bytes():
+        body += part
+        if len(body) > LARGEST_ANSWER:
+          break
+      return response.status_code, response.headers, body
+
+  def _reply(self, body: bytes) -> cache.Reply | _Failure:
+    """What a body of status 200 says."""
+    try:
+      found = json.loads(body)
+      choice, usage = found["choices"][0], found.get("usage") or {}
+      return cache.Reply(
+        text=str(choice["message"].get("content") or ""),
+        finish=str(choice.get("finish_reason") or ""),
+        tokens_in=int(usage.get("prompt_tokens") or 0),
+        tokens_out=int(usage.get("completion_tokens") or 0),
+      )
+    except (
+      AttributeError,
+      IndexError,
+      KeyError,
+      RecursionError,
+      TypeError,
+      ValueError,
+    ) as error:
+      said = body[:_SHOWN].decode(errors="replace")
+      return _Failure(
+        text=self._shown(
+          "expected a chat completion,"
+          f" got {type(error).__name__} in {len(body)} bytes: {said}"
+        )
+      )
+
+  def _shown(self, text: str) -> str:
+    """What the endpoint said, short and without the key."""
+    if self._key:
+      text = text.replace(self._key, "[key]")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+  """Seconds that an answer asks to wait; 0 if it does not say, or not well."""
+  value = headers.get("retry-after", "")
+  try:
+    return max(0.0, float(value)) if value else 0.0
+  except ValueError:
+    pass
+  try:
+    wanted = email.utils.parsedate_to_datetime(value).timestamp()
+    # By the endpoint's own clock, if it tells it.
+    date = headers.get("date")
+    now = time.time()
+    if date:
+      now = email.utils.parsedate_to_datetime(date).timestamp()
+    return max(0.0, wanted - now)
+  except ValueError:
+    return 0.0

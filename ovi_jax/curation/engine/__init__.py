@@ -1,0 +1,1 @@
+"""Shards through stages: numbered, done once, watched, marked."""

@@ -1,0 +1,50 @@
+"""An error as text that is the same on every machine."""
+
+import pathlib
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
+_LIBRARIES = ("site-packages", "dist-packages")
+_STANDARD = pathlib.Path(sysconfig.get_path("stdlib")).name
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+
+
+def told(error: BaseException) -> str:
+  """The traceback of an error and of what caused it, from the caller's on.
+
+  Without the place of the installation, and without addresses in memory.
+  """
+  if error.__traceback__ is not None:
+    error = error.with_traceback(error.__traceback__.tb_next)
+  lines = list(_chain(error))
+  return _ADDRESS.sub("0x…", "\n".join(lines))
+
+
+def _chain(error: BaseException) -> Iterator[str]:
+  """Lines of an error, after those of its cause."""
+  before = error.__cause__
+  if before is None and not error.__suppress_context__:
+    before = error.__context__
+  if before is not None:
+    yield from _chain(before)
+    yield "and then:"
+  # The first frame is the engine's call.
+  for frame in traceback.extract_tb(error.__traceback__):
+    yield f"{_where(frame.filename)}:{frame.lineno} in {frame.name}"
+    if frame.line:
+      yield f"  {frame.line}"
+  yield f"{type(error).__name__}: {error}"
+
+
+def _where(name: str) -> str:
+  """A file of code, from its package on."""
+  path = pathlib.Path(name)
+  if path.is_relative_to(_ROOT) and not set(_LIBRARIES) & set(path.parts):
+    return path.relative_to(_ROOT).as_posix()
+  for folder in (*_LIBRARIES, _STANDARD):
+    if folder in path.parts:
+      return "/".join(path.parts[path.parts.index(folder) + 1 :])
+  return path.name

@@ -1,0 +1,170 @@
+"""The inputs, numbered into shards once and for all.
+
+`inputs/shard-00012.jsonl` has the files of a shard as clips, in the form of
+`store`, as if a first stage had passed them on. `inputs.json` comes last: how
+many there are, and a hash of their names.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import settings as curation_settings
+from ovi_jax.curation.engine import store
+
+_LISTED = "inputs.json"
+_SHOWN = 5  # names in an error
+
+
+def number(settings: curation_settings.Settings) -> int:
+  """See that the inputs are numbered.
+
+  Returns:
+    How many shards there are.
+
+  Raises:
+    ValueError: there are none, they are other files than those of an earlier
+      run, or it had another size of shards.
+  """
+  before = _earlier(settings)
+  if not settings.inputs:
+    if before:
+      return before["shards"]
+    raise ValueError("inputs: give --config.inputs=\"('FOLDER',)\"")
+  found = expand(settings.inputs)
+  if not before:
+    if not found:
+      raise ValueError(f"inputs: no file is named by {list(settings.inputs)}")
+    return _write(settings, found, first=0, files=0)
+  if before["shard_size"] != settings.shard_size:
+    raise ValueError(
+      f"shard_size: {settings.out} was begun with {before['shard_size']}, got"
+      f" {settings.shard_size}; take that, or another out"
+    )
+  if _named(found) == before["names"]:
+    return before["shards"]
+  return _other(settings, found, before)
+
+
+def _other(
+  settings: curation_settings.Settings, found: Sequence[str], before: dict
+) -> int:
+  """Append what an earlier run had not, if that is wanted and all there is."""
+  old = {
+    clip.path
+    for shard in range(before["shards"])
+    for clip in store.survivors(settings.files(-1, shard))
+  }
+  gone, new = sorted(old - set(found)), sorted(set(found) - old)
+  if gone:
+    raise ValueError(
+      f"inputs: {settings.out} was begun with {len(gone)} files that are not"
+      f" named any more: {_some(gone)}; name them, give no inputs to go on with"
+      " those it has, or take another out"
+    )
+  if not new:
+    return before["shards"]
+  if not settings.append:
+    raise ValueError(
+      f"inputs: {len(new)} files were not there when {settings.out} was begun:"
+      f" {_some(new)}; --config.append=True makes further shards of them"
+    )
+  return _write(settings, new, before["shards"], before["files"])
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+  """The files that inputs name, each once, in order of their names.
+
+  Args:
+    patterns: files, folders, globs, or `@LIST`, a file with a name a line.
+
+  Raises:
+    ValueError: a pattern names no file, or a list cannot be read.
+  """
+  found = set()
+  for pattern in patterns:
+    if pattern.startswith("@"):
+      found.update(_list(pattern[1:]))
+      continue
+    files = places.find(pattern)
+    if not files:
+      raise ValueError(
+        f"inputs: {pattern!r} names no file; expected a file, a folder, a glob"
+        " or @LIST"
+      )
+    found.update(files)
+  return sorted(found)
+
+
+def _list(place: str) -> list[str]:
+  """The names in a list."""
+  try:
+    text = places.read(place).decode(errors="surrogateescape")
+  except OSError as error:
+    raise ValueError(f"inputs: @{place}: {error}") from error
+  return [line for line in text.split("\n") if line.strip()]
+
+
+def _earlier(settings: curation_settings.Settings) -> dict | None:
+  """What an earlier run numbered; None if there was none."""
+  place = places.join(settings.out, _LISTED)
+  try:
+    return json.loads(places.read(place))
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    raise ValueError(f"{place} is damaged: {error}; remove it") from error
+
+
+def _write(
+  settings: curation_settings.Settings,
+  paths: Sequence[str],
+  first: int,
+  files: int,
+) -> int:
+  """Write shards from number `first` on; the list, last, makes them count."""
+  size = settings.shard_size
+  shards = [paths[i : i + size] for i in range(0, len(paths), size)]
+  for shard, part in enumerate(shards, first):
+    with store.writing(settings.files(-1, shard)) as opened:
+      for path in part:
+        clip = clips.Clip(id=_id(path), path=path)
+        opened.writer.add(clip, [clip], {})
+      opened.commit("")
+  names = sorted(
+    [
+      clip.path
+      for shard in range(first)
+      for clip in store.survivors(settings.files(-1, shard))
+    ]
+    + list(paths)
+  )
+  listed = {
+    "shard_size": size,
+    "shards": first + len(shards),
+    "files": files + len(paths),
+    "names": _named(names),
+  }
+  text = json.dumps(listed, indent=1, sort_keys=True) + "\n"
+  places.write(places.join(settings.out, _LISTED), text.encode())
+  return listed["shards"]
+
+
+def _id(path: str) -> str:
+  """What a file is called until its content is known."""
+  return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _named(paths: Sequence[str]) -> str:
+  """Hash of names, sorted."""
+  # No name of a file holds a zero byte.
+  joined = "\0".join(paths).encode(errors="surrogateescape")
+  return hashlib.sha256(joined).hexdigest()
+
+
+def _some(paths: Sequence[str]) -> str:
+  """The first names of a list."""
+  more = ", …" if len(paths) > _SHOWN else ""
+  return ", ".join(repr(path) for path in paths[:_SHOWN]) + more

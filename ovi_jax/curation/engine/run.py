@@ -1,0 +1,248 @@
+"""A run: pass after pass over all shards, until there are records.
+
+What is done is skipped, whoever did it; a shard that fails is named at the end
+and does not stop the others. Jobs of a cluster share a pass by ranges of
+shards.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+import tqdm
+
+from ovi_jax.curation.engine import inputs
+from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import settings as curation_settings
+from ovi_jax.curation.engine import shard as shards
+from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import watch
+from ovi_jax.curation.engine import whole
+
+_SHOWN = 10  # numbers of shards in an error
+_QUIET = 30.0  # seconds between lines of progress where nobody watches
+Log = Callable[[str], None]
+# Does shards of a pass, in any order.
+Work = Callable[
+  [curation_settings.Settings, curation_settings.Pass, Sequence[int]],
+  Iterator[shards.Result],
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Share:
+  """What of a run this process does.
+
+  Attributes:
+    only: name of a pass; empty for all of them.
+    shards: "" for all, "A:B" for those from A to before B, "I/N" for the part
+      number I, from 0 on, of N equal ones.
+    retry: do shards again of which clips failed.
+  """
+
+  only: str = ""
+  shards: str = ""
+  retry: bool = False
+
+  def numbers(self, count: int) -> list[int]:
+    """The shards out of `count`; ValueError if the words are none."""
+    words = self.shards.replace("/", ":").split(":")
+    if not self.shards:
+      return list(range(count))
+    if len(words) != 2 or not all(w.isdecimal() or not w for w in words):
+      raise ValueError(
+        f"shards: expected A:B, such as 0:100, or I/N, such as 0/8, got"
+        f" {self.shards!r}"
+      )
+    if "/" not in self.shards:
+      first, last = int(words[0] or 0), int(words[1] or count)
+      return list(range(first, min(last, count)))
+    part, parts = int(words[0] or -1), int(words[1] or 0)
+    if not 0 <= part < parts:
+      raise ValueError(f"shards: part {self.shards} is none; expected I < N")
+    return list(range(count))[part::parts]
+
+
+def run(
+  settings: curation_settings.Settings,
+  share: Share | None = None,
+  log: Log = print,
+  work: Work | None = None,
+) -> list[str]:
+  """Do what is left to do.
+
+  Args:
+    settings: of the run.
+    share: what of it; all by default.
+    log: called with each line for the user.
+    work: does shards elsewhere than in worker processes here.
+
+  Returns:
+    What could not be done, a line each; empty if all of it is done.
+
+  Raises:
+    ValueError: inputs or stages are not as they must be, before any work; or a
+      file was damaged.
+    OSError: the disk is full, or a folder is not writable.
+  """
+  share = share or Share()
+  parts = [settings.named(share.only)] if share.only else settings.passes
+  numbers = share.numbers(inputs.number(settings))
+  if share.shards and not share.only:
+    raise ValueError("shards: they are shared pass by pass; name it (only)")
+  if work is None:
+    _load(settings, parts, len(numbers))
+  log(f"{settings.out}: {len(numbers)} shards")
+  problems = []
+  for part in parts:
+    if share.retry:
+      _forget(settings, part, numbers)
+    if part.kind in (curation_settings.ALL, curation_settings.SINK):
+      if share.shards:
+        raise ValueError(f"pass {part.name} needs all shards; give no range")
+      problems += whole.over_all(settings, part, len(numbers), problems, log)
+    else:
+      problems += over_shards(
+        settings, part, numbers, log, work, waits=bool(share.only)
+      )
+  return problems
+
+
+def over_shards(
+  settings: curation_settings.Settings,
+  part: curation_settings.Pass,
+  numbers: Sequence[int],
+  log: Log = print,
+  work: Work | None = None,
+  waits: bool = False,
+) -> list[str]:
+  """Take shards through a pass.
+
+  Args:
+    settings: of the run.
+    part: the pass.
+    numbers: of the shards.
+    log: called with each line for the user.
+    work: does shards elsewhere than in worker processes here.
+    waits: shards that the pass before has not done are a problem.
+
+  Returns:
+    What could not be done.
+  """
+  end = part.first + len(part.stages)
+  ready = [n for n in numbers if store.mark(settings.files(part.first - 1, n))]
+  problems = []
+  missing = sorted(set(numbers) - set(ready))
+  if missing and part.first == 0:
+    raise ValueError(
+      f"inputs: shards {_some(missing)} are not in {settings.out}; bring them"
+      " back, or remove inputs.json there to number anew"
+    )
+  if missing and waits:
+    problems.append(
+      f"{part.name}: the pass before has not done {len(missing)} shards:"
+      f" {_some(missing)}"
+    )
+  todo = [
+    n
+    for n in ready
+    if not all(shards.is_done(settings, i, n) for i in range(part.first, end))
+  ]
+  seconds: collections.Counter[str] = collections.Counter()
+  given: collections.Counter[str] = collections.Counter()
+  with _progress(settings, part, todo) as bar:
+    for result in (work or _watched(bar))(settings, part, todo):
+      for name, (count, spent) in result.seconds.items():
+        given[name] += count
+        seconds[name] += spent
+      if result.failure:
+        problems.append(f"{part.name}, shard {result.shard}: {result.failure}")
+      if result.unavailable:
+        break  # It would be the same with the others.
+  for place in range(part.first, end):
+    stage = settings.stages[place].name
+    said = whole.counts(settings, place, numbers)
+    if given[stage]:
+      said += f"; {seconds[stage] / given[stage]:.3g} s a clip"
+    log(said)
+  return problems
+
+
+def _watched(bar: tqdm.tqdm) -> Work:
+  """Worker processes of this machine."""
+
+  def work(
+    settings: curation_settings.Settings,
+    part: curation_settings.Pass,
+    numbers: Sequence[int],
+  ) -> Iterator[shards.Result]:
+    processes = min(settings.processes(part), max(1, len(numbers)))
+    with watch.Watched(settings, part, processes, bar.update) as watched:
+      yield from watched.work(numbers)
+
+  return work
+
+
+def _load(
+  settings: curation_settings.Settings,
+  parts: Sequence[curation_settings.Pass],
+  count: int,
+) -> None:
+  """See, before any work, that what is not done yet could be; ValueError."""
+  undone = [
+    settings.stages[place]
+    for part in parts
+    for place in range(part.first, part.first + len(part.stages))
+    if not whole.is_finished(settings, part, place, count)
+  ]
+  if undone:
+    every = curation_settings.Pass(name="all", first=0, stages=tuple(undone))
+    with watch.Watched(settings, every, 1) as watched:
+      watched.load()
+
+
+def _forget(
+  settings: curation_settings.Settings,
+  part: curation_settings.Pass,
+  numbers: Sequence[int],
+) -> None:
+  """Have shards count as not done of which clips failed."""
+  for place in range(part.first, part.first + len(part.stages)):
+    for number in numbers:
+      files = settings.files(place, number)
+      found = store.mark(files)
+      if found is not None and found.failed:
+        places.remove(files.done)
+        places.remove(files.left_out)
+
+
+@contextlib.contextmanager
+def _progress(
+  settings: curation_settings.Settings,
+  part: curation_settings.Pass,
+  todo: Sequence[int],
+) -> Iterator[tqdm.tqdm]:
+  """A line that says how many clips are through, and the time left."""
+  before = [store.mark(settings.files(part.first - 1, n)) for n in todo]
+  watched = sys.stderr.isatty()
+  with tqdm.tqdm(
+    total=sum(found.clips for found in before if found),
+    desc=part.name,
+    unit="clip",
+    disable=not todo,
+    dynamic_ncols=True,
+    mininterval=0.1 if watched else _QUIET,
+    # Numbers of an hour ago say little of the clips to come.
+    smoothing=0.1,
+  ) as bar:
+    yield bar
+
+
+def _some(numbers: Sequence[int]) -> str:
+  """The first of many numbers."""
+  more = ", …" if len(numbers) > _SHOWN else ""
+  return ", ".join(str(number) for number in numbers[:_SHOWN]) + more

@@ -1,0 +1,293 @@
+"""What stages leave on disk, shard by shard, and how it is read again.
+
+`<stage>-<key>/shard-00012.jsonl` has a line for each clip that a stage passed
+on ({"clip": …}) or refused ({"reject": …}), in the order they came.
+`shard-00012.kept.zip` has the bytes it kept of clips it passed on, stored, as
+`<id>/<name>`. Both are written under another name; `shard-00012.done` comes
+last: counts, sizes and sha256 of both, and the sha256 of the lines that the
+stage read. Where that is another than what the stage before says now, the shard
+counts as not done. The same clips make the same bytes, at any time, anywhere.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import TextIO
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation.engine import places
+
+Line = clips.Clip | clips.Reject
+Keeper = Callable[[clips.Clip, str], bytes]
+INPUTS = "inputs"  # folder of the files, numbered
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that zip can say
+_READABLE = 0o644 << 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files:
+  """The files of a shard of a stage.
+
+  Attributes:
+    folder: of the stage.
+    shard: its number.
+  """
+
+  folder: str
+  shard: int
+
+  def named(self, ending: str) -> str:
+    """Where a file of this shard lies."""
+    return places.join(self.folder, f"shard-{self.shard:05d}.{ending}")
+
+  @property
+  def lines(self) -> str:
+    """Clips and rejects."""
+    return self.named("jsonl")
+
+  @property
+  def kept(self) -> str:
+    """Bytes that the stage kept of its clips."""
+    return self.named("kept.zip")
+
+  @property
+  def done(self) -> str:
+    """That both are whole."""
+    return self.named("done")
+
+  @property
+  def left_out(self) -> str:
+    """Clips that end or hang the process that works on them."""
+    return self.named("left_out")
+
+  @property
+  def failed(self) -> str:
+    """Why the shard could not be done."""
+    return self.named("failed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mark:
+  """What a finished shard says of itself.
+
+  Attributes:
+    clips: passed on.
+    rejects: refused, failures among them.
+    failed: could not be judged.
+    source: sha256 of the lines that were read.
+    files: ending -> (bytes, sha256).
+  """
+
+  clips: int
+  rejects: int
+  failed: int
+  source: str
+  files: Mapping[str, tuple[int, str]]
+
+  @property
+  def digest(self) -> str:
+    """sha256 of the lines."""
+    return self.files["jsonl"][1]
+
+
+def mark(files: Files) -> Mark | None:
+  """What a shard says of itself; None if it is not done, or files are gone."""
+  try:
+    values = json.loads(places.read(files.done))
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    raise ValueError(f"{files.done} is damaged: {error}; remove it") from error
+  there = {name: tuple(said) for name, said in values.pop("files").items()}
+  if any(places.size(files.named(n)) != size for n, (size, _) in there.items()):
+    return None
+  return Mark(**values, files=there)
+
+
+def encode(line: Line) -> str:
+  """A line of JSON.
+
+  Raises:
+    TypeError, ValueError: a stage left something that JSON does not know.
+  """
+  kind = "clip" if isinstance(line, clips.Clip) else "reject"
+  # ASCII: names of files may hold bytes that are no text.
+  return json.dumps({kind: dataclasses.asdict(line)}, allow_nan=False)
+
+
+def decode(text: str | bytes) -> Line:
+  """What `encode` was given; tuples have become lists."""
+  values = json.loads(text)
+  if "clip" in values:
+    return clips.Clip(**values["clip"])
+  values = values["reject"]
+  return clips.Reject(**{**values, "clip": clips.Clip(**values["clip"])})
+
+
+def read(files: Files) -> Iterator[Line]:
+  """The lines of a finished shard.
+
+  Raises:
+    ValueError: they are not what was written.
+  """
+  found = mark(files)
+  if found is None:
+    raise ValueError(f"{files.lines} is not done; run its pass first")
+  value = places.read(files.lines)
+  if hashlib.sha256(value).hexdigest() != found.digest:
+    raise ValueError(
+      f"{files.lines} is damaged: its sha256 is not the one in {files.done};"
+      " remove both and run again"
+    )
+  for line in value.splitlines():
+    yield decode(line)
+
+
+def survivors(files: Files) -> Iterator[clips.Clip]:
+  """The clips that a finished shard passed on."""
+  for line in read(files):
+    if isinstance(line, clips.Clip):
+      yield line
+
+
+class Writer:
+  """Writes a shard of a stage; nothing stands until `commit`."""
+
+  def __init__(self, lines: TextIO, kept: zipfile.ZipFile):
+    self._lines, self._kept = lines, kept
+    self._ids = set()
+    self.clips = self.rejects = 0
+    self.tracebacks: list[str] = []
+
+  @property
+  def failed(self) -> int:
+    """Rejects that say nothing of the clip."""
+    return len(self.tracebacks)
+
+  def add(
+    self, came: clips.Clip, lines: Sequence[Line], kept: Mapping[str, bytes]
+  ) -> None:
+    """Write what became of a clip.
+
+    Args:
+      came: the clip that the stage was given.
+      lines: what it returned.
+      kept: what it kept, by name; dropped if the clip was refused.
+    """
+    for line in lines:
+      self._lines.write(encode(line) + "\n")
+    rejects = [line for line in lines if isinstance(line, clips.Reject)]
+    self.clips += len(lines) - len(rejects)
+    self.rejects += len(rejects)
+    self.tracebacks += [r.detail or r.reason for r in rejects if r.failed]
+    if rejects or came.id in self._ids:
+      return  # Copies of a file in one shard have the same id and bytes.
+    self._ids.add(came.id)
+    for name, value in sorted(kept.items()):
+      self._kept.writestr(_zip_info(f"{came.id}/{name}"), value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Open:
+  """A shard that is being written.
+
+  Attributes:
+    writer: takes its lines.
+    commit: called with the sha256 of the lines that were read, gives the files
+      their names, marks the shard done and returns the mark.
+  """
+
+  writer: Writer
+  commit: Callable[[str], Mark]
+
+
+@contextlib.contextmanager
+def writing(files: Files) -> Iterator[Open]:
+  """A shard to write; nothing is left of it unless it is committed."""
+  with contextlib.ExitStack() as stack:
+    parts = {
+      "jsonl": stack.enter_context(places.part(files.lines)),
+      "kept.zip": stack.enter_context(places.part(files.kept)),
+    }
+    lines = stack.enter_context(open(parts["jsonl"][0], "w", encoding="ascii"))
+    kept = stack.enter_context(zipfile.ZipFile(parts["kept.zip"][0], "w"))
+    writer = Writer(lines, kept)
+
+    def commit(source: str) -> Mark:
+      lines.close()
+      empty = not kept.namelist()
+      kept.close()
+      if empty:
+        del parts["kept.zip"]
+      # What stands under these names is from now on not what it says.
+      places.remove(files.done)
+      places.remove(files.kept)
+      written = {}
+      for ending, (temporary, publish) in parts.items():
+        written[ending] = (temporary.stat().st_size, _digest(temporary))
+        publish()
+      made = Mark(
+        clips=writer.clips,
+        rejects=writer.rejects,
+        failed=writer.failed,
+        source=source,
+        files=written,
+      )
+      write_mark(files, made)
+      return made
+
+    yield Open(writer=writer, commit=commit)
+
+
+def write_mark(files: Files, made: Mark) -> None:
+  """Say that a shard is done, of files that stand."""
+  said = json.dumps(dataclasses.asdict(made), indent=1, sort_keys=True)
+  places.write(files.done, said.encode() + b"\n")
+
+
+@contextlib.contextmanager
+def keeper(folders: Sequence[str], shard: int) -> Iterator[Keeper]:
+  """A reader of what stages kept of a shard's clips.
+
+  Args:
+    folders: of the stages, first to last; the last one's word counts.
+    shard: number.
+
+  Yields:
+    (clip, name) -> bytes; KeyError if none kept something of that name.
+  """
+  with contextlib.ExitStack() as stack:
+    opened: list[zipfile.ZipFile] = []
+    for folder in reversed(folders):
+      files = Files(folder=folder, shard=shard)
+      if places.size(files.kept) is not None:
+        file = stack.enter_context(places.opened(files.kept))
+        opened.append(stack.enter_context(zipfile.ZipFile(file)))
+
+    def kept(clip: clips.Clip, name: str) -> bytes:
+      for archive in opened:
+        with contextlib.suppress(KeyError):
+          return archive.read(f"{clip.id}/{name}")
+      raise KeyError(f"no stage kept {name!r} of clip {clip.id}")
+
+    yield kept
+
+
+def _digest(path: pathlib.Path) -> str:
+  """sha256 of a file of any size."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _zip_info(name: str) -> zipfile.ZipInfo:
+  """An entry that says nothing of when and where it was written."""
+  info = zipfile.ZipInfo(name, _EPOCH)
+  info.create_system, info.external_attr = 3, _READABLE
+  return info

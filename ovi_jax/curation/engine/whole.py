@@ -1,0 +1,218 @@
+"""Stages that need all shards at once: what is alike, and what writes the end.
+
+Their marks name what all shards said, so that a change in any of them has the
+stage done again; of what then turns out the same, nothing follows.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+import tqdm
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import stage as stages
+from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import settings as curation_settings
+from ovi_jax.curation.engine import shard as shards
+from ovi_jax.curation.engine import store
+
+RECORDS = "records"
+_DONE = "done"
+Log = Callable[[str], None]
+
+
+def over_all(
+  settings: curation_settings.Settings,
+  part: curation_settings.Pass,
+  count: int,
+  before: Sequence[str],
+  log: Log = print,
+) -> list[str]:
+  """Do a pass that needs all shards.
+
+  Args:
+    settings: of the run.
+    part: a pass of form "all" or "sink".
+    count: of shards.
+    before: what could not be done so far. A stage of form "all" goes on with
+      the other shards, and is done again when these are; one that writes the
+      end does not.
+    log: called with each line for the user.
+
+  Returns:
+    What could not be done.
+  """
+  there = [
+    n for n in range(count) if store.mark(settings.files(part.first - 1, n))
+  ]
+  is_sink = part.kind == curation_settings.SINK
+  if len(there) < count and (is_sink or not before):
+    return [
+      f"{part.name}: it needs all shards, and {count - len(there)} of {count}"
+      " are not done; do them first (or let more clips fail: --config.quota)"
+    ]
+  if is_sink:
+    _sink(settings, part, count, log)
+  else:
+    _decide(settings, part, there)
+    log(counts(settings, part.first, there))
+  return []
+
+
+def is_finished(
+  settings: curation_settings.Settings,
+  part: curation_settings.Pass,
+  place: int,
+  count: int,
+) -> bool:
+  """Whether a stage has done all shards."""
+  numbers = range(count)
+  if (
+    part.kind == curation_settings.CLIP or part.kind == curation_settings.SHARD
+  ):
+    return all(shards.is_done(settings, place, n) for n in numbers)
+  if not all(store.mark(settings.files(place - 1, n)) for n in numbers):
+    return False
+  source = _source(settings, place, numbers)
+  if part.kind == curation_settings.SINK:
+    return (written(settings, part) or {}).get("source") == source
+  marks = [store.mark(settings.files(place, n)) for n in numbers]
+  return all(found and found.source == source for found in marks)
+
+
+def counts(
+  settings: curation_settings.Settings, place: int, numbers: Sequence[int]
+) -> str:
+  """A line of what a stage made of shards."""
+  marks = [store.mark(settings.files(place, n)) for n in numbers]
+  done = [found for found in marks if found]
+  passed, rejects = (
+    sum(found.clips for found in done),
+    sum(found.rejects for found in done),
+  )
+  failed = sum(found.failed for found in done)
+  return (
+    f"{settings.stages[place].name}: {passed} clips passed on,"
+    f" {rejects - failed} refused, {failed} failed"
+    f" ({len(done)} of {len(numbers)} shards)"
+  )
+
+
+def _source(
+  settings: curation_settings.Settings, place: int, numbers: Sequence[int]
+) -> str:
+  """Hash of what the stage before said of shards."""
+  digest = hashlib.sha256()
+  for number in numbers:
+    found = store.mark(settings.files(place - 1, number))
+    assert found is not None, "only shards that are done are asked for"
+    digest.update(f"{number} {found.digest}\n".encode())
+  return digest.hexdigest()
+
+
+def _decide(
+  settings: curation_settings.Settings,
+  part: curation_settings.Pass,
+  numbers: Sequence[int],
+) -> None:
+  """Do a stage of form "all" for those shards that have not the outcome."""
+  place = part.first
+  source = _source(settings, place, numbers)
+  marks = {n: store.mark(settings.files(place, n)) for n in numbers}
+  todo = [n for n, m in marks.items() if m is None or m.source != source]
+  if not todo:
+    return
+
+  def every() -> Iterator[clips.Clip]:
+    for number in numbers:
+      yield from store.survivors(settings.files(place - 1, number))
+
+  decide = part.stages[0].load()(every())
+  for number in tqdm.tqdm(todo, desc=part.name, unit="shard"):
+    with store.writing(settings.files(place, number)) as opened:
+      for clip in store.survivors(settings.files(place - 1, number)):
+        opened.writer.add(clip, [decide(clip)], {})
+      opened.commit(source)
+
+
+def _sink(
+  settings: curation_settings.Settings,
+  part: curation_settings.Pass,
+  count: int,
+  log: Log,
+) -> None:
+  """Have the end written, under its name when it is whole."""
+  source = _source(settings, part.first, range(count))
+  folder = places.join(settings.out, part.stages[0].folder)
+  end = places.join(folder, RECORDS)
+  before = written(settings, part)
+  if before is None or before["source"] != source:
+    places.remove(places.join(folder, _DONE))
+    made = _make(settings, part, count, end)
+    said = json.dumps({"source": source, "made": made}, indent=1)
+    places.write(places.join(folder, _DONE), said.encode() + b"\n")
+    before = {"made": made}
+  log(f"{part.stages[0].name}: {end}: {json.dumps(before['made'])}")
+
+
+def _make(
+  settings: curation_settings.Settings,
+  part: curation_settings.Pass,
+  count: int,
+  end: str,
+) -> dict:
+  """Call the stage of form "sink"."""
+  function = part.stages[0].load()
+  total = sum(
+    found.clips
+    for n in range(count)
+    if (found := store.mark(settings.files(part.first - 1, n)))
+  )
+  with tqdm.tqdm(total=total, desc=part.name, unit="clip") as bar:
+    every = _every(settings, part.first, count, bar)
+    if not places.is_remote(end):
+      new = pathlib.Path(f"{end}.new")
+      shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped
+      new.parent.mkdir(parents=True, exist_ok=True)
+      made = dict(function(every, new))
+      # What stood there was made of other clips.
+      shutil.rmtree(end, ignore_errors=True)
+      new.rename(end)
+      return made
+    with tempfile.TemporaryDirectory(prefix="ovi_jax-") as local:
+      made = dict(function(every, pathlib.Path(local) / RECORDS))
+      places.upload(pathlib.Path(local) / RECORDS, end)
+      return made
+
+
+def _every(
+  settings: curation_settings.Settings, place: int, count: int, bar: tqdm.tqdm
+) -> Iterator[tuple[clips.Clip, stages.Media]]:
+  """The clips that come to a stage, of all shards, with their media."""
+  for number in range(count):
+    folders = [settings.files(i, number).folder for i in range(place)]
+    with store.keeper(folders, number) as keeper:
+      for clip in store.survivors(settings.files(place - 1, number)):
+        yield clip, shards.media(clip, keeper)[0]
+        bar.update()
+
+
+def written(
+  settings: curation_settings.Settings, part: curation_settings.Pass
+) -> dict | None:
+  """What was said of the end when it was whole; None if it is not.
+
+  Returns:
+    source: hash of what it was made of; made: what the stage returned.
+  """
+  folder = places.join(settings.out, part.stages[0].folder)
+  try:
+    return json.loads(places.read(places.join(folder, _DONE)))
+  except FileNotFoundError:
+    return None

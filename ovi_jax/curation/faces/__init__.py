@@ -1,0 +1,1 @@
+"""Faces in clips: found, followed, cut out."""

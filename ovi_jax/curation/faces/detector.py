@@ -1,0 +1,295 @@
+"""Faces in pictures, by MTCNN.
+
+In come pictures of any one size, out go boxes. Pictures are made to fit a
+square of fixed size, and candidates are looked at in groups of fixed size, so
+that each network is compiled once a scale and a group. Boxes are float64
+within; what the networks see is float32. (Zhang et al., 2016; thresholds,
+overlaps and the steps of the pyramid as in the package facenet-pytorch.)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import einops
+import jax
+import numpy as np
+
+from ovi_jax.curation.faces import tracks
+from ovi_jax.curation.models import mtcnn
+
+_FACTOR = 0.709  # from a step of the pyramid to the next
+_LIKELY = {mtcnn.PROPOSE: 0.6, mtcnn.REFINE: 0.7, mtcnn.OUTPUT: 0.7}
+_STRIDE, _CELL = 2, 12  # of the first network, in pixels of its picture
+_SAME_SCALE, _SAME = 0.5, 0.7  # overlaps from which two boxes are one
+_GROUP = {mtcnn.REFINE: 64, mtcnn.OUTPUT: 16}
+Detect = Callable[[np.ndarray], list[list[tracks.Found]]]
+Apply = Mapping[str, Callable[[np.ndarray], Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """What is looked for.
+
+  Attributes:
+    weights: folder of MTCNN's three files; "" for the installed package.
+    side: of the square that pictures are made to fit, pixels.
+    smallest: face that is looked for, in pixels of that square.
+    least_score: of the last network, for a face to count.
+    at_once: pictures that the first network sees together.
+  """
+
+  weights: str = ""
+  side: int = 448
+  smallest: int = 32
+  least_score: float = 0.9
+  at_once: int = 4
+
+  def __post_init__(self):
+    if not 12 <= self.smallest <= self.side:
+      raise ValueError(
+        "faces: expected 12 <= smallest <= side, got"
+        f" {self.smallest} and {self.side}"
+      )
+    if self.at_once < 1 or not 0 <= self.least_score < 1:
+      raise ValueError(
+        "faces: expected at_once of at least 1 and a least_score in [0, 1),"
+        f" got {self.at_once} and {self.least_score}"
+      )
+
+  @property
+  def scales(self) -> tuple[float, ...]:
+    """From the square to each picture of the pyramid."""
+    scale, found = _CELL / self.smallest, []
+    while self.side * scale >= _CELL:
+      found.append(scale)
+      scale *= _FACTOR
+    return tuple(found)
+
+
+def load(settings: Settings) -> Detect:
+  """The detector.
+
+  Returns:
+    A function of frames_THWC, uint8 RGB, to the faces of each: boxes in pixels
+    of the frames, which may reach beyond them, the surest first.
+
+  Raises:
+    ValueError: the weights are missing, or OpenCV is.
+  """
+  _opencv()
+  variables = jax.device_put(mtcnn.load(settings.weights))
+
+  def run(name: str, x: np.ndarray) -> Any:
+    return jax.device_get(_applied(name)(variables[name], x))
+
+  apply = {n: functools.partial(run, n) for n in mtcnn.NETWORKS}
+  return lambda frames_THWC: _detect(frames_THWC, apply, settings)
+
+
+@functools.cache
+def _applied(name: str) -> Any:
+  """A compiled network; of bytes in place of numbers about 0."""
+  network = mtcnn.NETWORKS[name]
+  return jax.jit(lambda v, x: network.apply(v, (x - 127.5) / 128))
+
+
+def _detect(
+  frames_THWC: np.ndarray, apply: Apply, settings: Settings
+) -> list[list[tracks.Found]]:
+  squares, scale = _squares(frames_THWC, settings.side)
+  found: list[list[tracks.Found]] = []
+  for start in range(0, len(squares), settings.at_once):
+    group = squares[start : start + settings.at_once]
+    proposed = _propose(group, apply[mtcnn.PROPOSE], settings)
+    for square_HWC, boxes_N4 in zip(group, proposed, strict=True):
+      boxes_N4 = _refine(square_HWC, boxes_N4, apply[mtcnn.REFINE])
+      boxes_N4, scores_N = _output(square_HWC, boxes_N4, apply[mtcnn.OUTPUT])
+      found.append(
+        [
+          _found(box, score, scale)
+          for box, score in zip(boxes_N4, scores_N, strict=True)
+          if score >= settings.least_score
+        ]
+      )
+  return found
+
+
+def _squares(frames_THWC: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+  """The pictures made to fit, grey beyond them, and pixels to a pixel."""
+  cv2 = _opencv()
+  height, width = frames_THWC.shape[1:3]
+  scale = side / max(height, width)
+  size = max(1, round(width * scale)), max(1, round(height * scale))
+  way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+  squares = np.full((len(frames_THWC), side, side, 3), 128, np.uint8)
+  for square_HWC, frame_HWC in zip(squares, frames_THWC, strict=True):
+    square_HWC[: size[1], : size[0]] = cv2.resize(
+      frame_HWC, size, interpolation=way
+    )
+  return squares, scale
+
+
+def _found(box: np.ndarray, score: float, scale: float) -> tracks.Found:
+  left, top, right, bottom = (float(x) / scale for x in box)
+  return tracks.Found((top, left, bottom - top, right - left), float(score))
+
+
+def _propose(
+  squares_BHWC: np.ndarray, network: Any, settings: Settings
+) -> list[np.ndarray]:
+  """Candidates [left, top, right, bottom] of each picture."""
+  count = len(squares_BHWC)
+  found: list[list[np.ndarray]] = [[] for _ in range(count)]
+  for scale in settings.scales:
+    size = int(settings.side * scale) + 1
+    pictures = np.stack([_resized(s, size) for s in squares_BHWC])
+    likely, sides = network(_filled(pictures, settings.at_once))
+    for picture in range(count):
+      boxes_N9 = _cells(likely[picture], sides[picture], scale)
+      found[picture].append(boxes_N9[_apart(boxes_N9, _SAME_SCALE)])
+  return [_proposals(np.concatenate(parts)) for parts in found]
+
+
+def _cells(
+  likely_HW: np.ndarray, sides_HW4: np.ndarray, scale: float
+) -> np.ndarray:
+  """[left, top, right, bottom, likelihood, four moves] of likely places."""
+  rows, columns = np.nonzero(likely_HW >= _LIKELY[mtcnn.PROPOSE])
+  corner = np.stack([columns, rows], 1) * _STRIDE + 1
+  return np.concatenate(
+    [
+      np.floor(corner / scale),
+      np.floor((corner + _CELL - 1) / scale),
+      likely_HW[rows, columns, None],
+      sides_HW4[rows, columns],
+    ],
+    axis=1,
+  ).astype(np.float64)
+
+
+def _proposals(boxes_N9: np.ndarray) -> np.ndarray:
+  """What is left of all scales, moved and made square."""
+  kept = boxes_N9[_apart(boxes_N9, _SAME)]
+  sizes = kept[:, 2:4] - kept[:, :2]
+  return _square(kept[:, :4] + kept[:, 5:] * np.tile(sizes, 2))
+
+
+def _refine(
+  square_HWC: np.ndarray, boxes_N4: np.ndarray, network: Any
+) -> np.ndarray:
+  """The candidates that the second network believes, moved and squared."""
+  boxes_N4, likely_N, sides_N4 = _looked_at(
+    square_HWC, boxes_N4, network, mtcnn.REFINE
+  )
+  kept = _apart(np.column_stack([boxes_N4, likely_N]), _SAME)
+  return _square(_moved(boxes_N4[kept], sides_N4[kept]))
+
+
+def _output(
+  square_HWC: np.ndarray, boxes_N4: np.ndarray, network: Any
+) -> tuple[np.ndarray, np.ndarray]:
+  """The faces, and how sure the third network is; the surest first."""
+  boxes_N4, likely_N, sides_N4 = _looked_at(
+    square_HWC, boxes_N4, network, mtcnn.OUTPUT
+  )
+  boxes_N4 = _moved(boxes_N4, sides_N4)
+  kept = _apart(np.column_stack([boxes_N4, likely_N]), _SAME, within=True)
+  return boxes_N4[kept], likely_N[kept]
+
+
+def _looked_at(
+  square_HWC: np.ndarray, boxes_N4: np.ndarray, network: Any, name: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Boxes that a network takes for faces, how likely, and their moves."""
+  side, group = mtcnn.SIDES[name], _GROUP[name]
+  inside = _inside(boxes_N4, len(square_HWC))
+  boxes_N4 = boxes_N4[(inside[:, 2:] > inside[:, :2]).all(1)]
+  likely, sides = [np.zeros(0)], [np.zeros((0, 4))]
+  for start in range(0, len(boxes_N4), group):
+    part = _inside(boxes_N4[start : start + group], len(square_HWC))
+    cut = [_resized(square_HWC[t:b, l:r], side) for l, t, r, b in part]
+    outputs = network(_filled(np.stack(cut), group))
+    likely.append(outputs[0][: len(cut)].astype(np.float64))
+    sides.append(outputs[1][: len(cut)].astype(np.float64))
+  likely_N, sides_N4 = np.concatenate(likely), np.concatenate(sides)
+  kept = likely_N > _LIKELY[name]
+  return boxes_N4[kept], likely_N[kept], sides_N4[kept]
+
+
+def _inside(boxes_N4: np.ndarray, side: int) -> np.ndarray:
+  """Whole pixels of the picture that boxes cover."""
+  whole = np.trunc(boxes_N4).astype(int)
+  # Their first row and column are counted from 1.
+  low = np.maximum(whole[:, :2], 1) - 1
+  return np.concatenate([low, np.minimum(whole[:, 2:], side)], axis=1)
+
+
+def _resized(picture_HWC: np.ndarray, side: int) -> np.ndarray:
+  """A square of a picture, by area."""
+  cv2 = _opencv()
+  smaller = min(picture_HWC.shape[:2]) >= side
+  way = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+  resized = cv2.resize(picture_HWC, (side, side), interpolation=way)
+  return resized.astype(np.float32)
+
+
+def _filled(pictures: np.ndarray, count: int) -> np.ndarray:
+  """As many pictures as the network was compiled for."""
+  return np.pad(pictures, [(0, count - len(pictures))] + [(0, 0)] * 3)
+
+
+def _moved(boxes_N4: np.ndarray, sides_N4: np.ndarray) -> np.ndarray:
+  """Boxes with their sides where the network wants them."""
+  sizes = boxes_N4[:, 2:] - boxes_N4[:, :2] + 1
+  return boxes_N4 + sides_N4 * np.tile(sizes, 2)
+
+
+def _square(boxes_N4: np.ndarray) -> np.ndarray:
+  """Squares about the centres, as long as the longer side."""
+  ends = einops.rearrange(boxes_N4, "N (e x) -> e N x", e=2)
+  half = (ends[1] - ends[0]).max(axis=1, keepdims=True) / 2
+  centre = (ends[0] + ends[1]) / 2
+  return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def _apart(
+  boxes: np.ndarray, most: float, within: bool = False
+) -> Sequence[int]:
+  """Places of boxes that overlap no likelier one by more than `most`.
+
+  Args:
+    boxes: [N, 5 or more], left, top, right, bottom, likelihood.
+    most: area in common, over the area of either (IoU).
+    within: over the area of the smaller one instead.
+  """
+  sizes = boxes[:, 2:4] - boxes[:, :2] + 1
+  area = sizes.prod(axis=1)
+  left = np.argsort(-boxes[:, 4], kind="stable")
+  kept: list[int] = []
+  while len(left):
+    best, left = left[0], left[1:]
+    kept.append(int(best))
+    low = np.maximum(boxes[best, :2], boxes[left, :2])
+    high = np.minimum(boxes[best, 2:4], boxes[left, 2:4])
+    shared = np.maximum(high - low + 1, 0).prod(axis=1)
+    either = (
+      np.minimum(area[best], area[left])
+      if within
+      else area[best] + area[left] - shared
+    )
+    left = left[shared <= most * either]
+  return kept
+
+
+def _opencv() -> Any:
+  try:
+    import cv2
+  except ImportError as error:
+    raise ValueError(
+      "finding faces needs OpenCV: pip install 'ovi_jax[curate]'"
+    ) from error
+  return cv2

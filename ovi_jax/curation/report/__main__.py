@@ -1,0 +1,33 @@
+"""Write the report of a run again, also of one that is not at its end.
+
+python -m ovi_jax.curation.report --config=configs/curate.py
+  --config.out=DIR
+"""
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+from ovi_jax import runtime
+from ovi_jax.curation.engine import settings
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    # Here: it needs the extra.
+    from ovi_jax.curation.report import document
+
+    if FLAGS.config is None:
+      raise ValueError("--config=configs/curate.py is needed")
+    print(document.write(settings.Settings.from_config(FLAGS.config)))
+  except (ImportError, OSError, ValueError) as error:
+    runtime.leave(f"report: {error}")
+
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config")
+  app.run(main, flags_parser=runtime.parse_flags)

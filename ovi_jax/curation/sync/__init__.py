@@ -1,0 +1,1 @@
+"""Lips and sound: what SyncNet reads, says and learns."""

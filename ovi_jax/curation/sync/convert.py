@@ -1,0 +1,40 @@
+"""Convert SyncNet's public torch weights, or write ours back as torch does.
+
+  python -m ovi_jax.curation.sync.convert --weights=syncnet_v2.model
+    --out=syncnet.safetensors
+
+Which way is said by the suffix of --out: `.safetensors` is ours, any other a
+torch file. No PyTorch is needed, and no code inside a file is run.
+"""
+
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+
+from ovi_jax import runtime
+from ovi_jax.curation.models import syncnet_weights
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    runtime.need(FLAGS, weights="FILE", out="FILE")
+    config, variables = syncnet_weights.load(FLAGS.weights)
+    if pathlib.Path(FLAGS.out).suffix == ".safetensors":
+      syncnet_weights.save(FLAGS.out, config, variables)
+    else:
+      syncnet_weights.export(FLAGS.out, variables)
+  except (OSError, ValueError) as error:
+    sys.exit(f"sync.convert: {error}")
+  print(f"{FLAGS.weights} -> {FLAGS.out}: {config}")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("weights", "", "File to read, of either kind.")
+  flags.DEFINE_string("out", "", "File to write.")
+  app.run(main)

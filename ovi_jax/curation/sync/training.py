@@ -1,0 +1,193 @@
+"""What teaches SyncNet: its windows of a face find their sound among others.
+
+The loss is InfoNCE both ways over a batch: windows of the same clip at other
+times and of other clips are what a window is not. The logit of a pair is its
+distance, negated, so that distances and with them the confidence of the stage
+`synchrony` are in nats. All is float32.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ovi_jax.curation.models import syncnet
+from ovi_jax.curation.sync import lip_sync
+from ovi_jax.curation.sync import talking_faces
+
+SHIFTS = tuple(range(-10, 11))
+_HELD_OUT = 1 << 20  # added to the seed of the faces that are tested with
+_NEAR = 1e-6  # within the root: the distance of equal vectors has a slope
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """Of a run.
+
+  Attributes:
+    divisor: of the network's channels; 1 for SyncNet itself.
+    steps: of training.
+    clips: in a batch.
+    windows: of each clip.
+    rate: the highest learning rate of Adam.
+    seed: of weights, faces and windows.
+  """
+
+  divisor: int = 8
+  steps: int = 400
+  clips: int = 4
+  windows: int = 8
+  rate: float = 1e-3
+  seed: int = 0
+
+  def __post_init__(self):
+    if min(self.divisor, self.steps, self.clips, self.windows) < 1:
+      raise ValueError(f"expected numbers of at least 1, got {self}")
+    if self.clips * self.windows < 2 or not self.rate > 0:
+      raise ValueError(
+        "expected two windows or more in a batch, and a learning rate above 0;"
+        f" got {self}"
+      )
+
+  @property
+  def config(self) -> syncnet.SyncNetConfig:
+    return syncnet.SyncNetConfig.narrow(self.divisor)
+
+
+class State(NamedTuple):
+  """What a step changes."""
+
+  variables: Any
+  moments: Any
+
+
+def loss(lips_ND: jax.Array, sound_ND: jax.Array) -> jax.Array:
+  """Mean of how surprising the right partner is, in nats."""
+  difference_NND = lips_ND[:, None] - sound_ND[None]
+  logits = -jnp.sqrt(jnp.sum(difference_NND**2, -1) + _NEAR)
+  right = jnp.arange(len(lips_ND))
+  cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+  return jnp.mean(cross_entropy(logits, right)) / 2 + (
+    jnp.mean(cross_entropy(logits.T, right)) / 2
+  )
+
+
+def begin(settings: Settings) -> State:
+  """The state before the first step."""
+  network = syncnet.SyncNet(settings.config)
+  frames = jnp.zeros((1, syncnet.WINDOW, syncnet.SIDE, syncnet.SIDE, 3))
+  windows = jnp.zeros((1, 1, syncnet.COEFFICIENTS, syncnet.COLUMNS))
+  key = jax.random.key(settings.seed)
+  variables = jax.jit(network.init)(key, frames, windows)
+  return State(variables, _optimizer(settings).init(variables["params"]))
+
+
+def _optimizer(settings: Settings) -> optax.GradientTransformation:
+  warm = min(20, settings.steps)
+  rates = optax.warmup_cosine_decay_schedule(
+    0.0, settings.rate, warm, max(settings.steps, warm + 1)
+  )
+  return optax.adam(rates)
+
+
+def stepper(
+  settings: Settings,
+) -> Callable[[State, np.ndarray, np.ndarray], tuple[State, jax.Array]]:
+  """The compiled step: (state, frames, windows) -> (state, loss)."""
+  network, optimizer = syncnet.SyncNet(settings.config), _optimizer(settings)
+
+  def of_params(params, statistics, frames_BTHWC, windows_BTKM):
+    variables = {"params": params, "batch_stats": statistics}
+    (lips_BTD, sound_BTD), changed = network.apply(
+      variables,
+      frames_BTHWC,
+      windows_BTKM,
+      training=True,
+      mutable=["batch_stats"],
+    )
+    return loss(lips_BTD[:, 0], sound_BTD[:, 0]), changed["batch_stats"]
+
+  def step(state, frames_BTHWC, windows_BTKM):
+    params = state.variables["params"]
+    (value, statistics), gradient = jax.value_and_grad(of_params, has_aux=True)(
+      params, state.variables["batch_stats"], frames_BTHWC, windows_BTKM
+    )
+    change, moments = optimizer.update(gradient, state.moments, params)
+    params = optax.apply_updates(params, change)
+    variables = {"params": params, "batch_stats": statistics}
+    return State(variables, moments), value
+
+  return jax.jit(step, donate_argnums=0)
+
+
+def batches(settings: Settings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Batches without end, each of faces that were not there before."""
+  for number in itertools.count():
+    random = np.random.default_rng((settings.seed, number, 1))
+    first = number * settings.clips
+    parts = [
+      talking_faces.examples(
+        talking_faces.clip(settings.seed, first + i), random, settings.windows
+      )
+      for i in range(settings.clips)
+    ]
+    frames, windows = zip(*parts, strict=True)
+    yield np.concatenate(frames), np.concatenate(windows)
+
+
+class Found(NamedTuple):
+  """What the network says of a held-out clip whose sound was shifted."""
+
+  shift: int
+  score: lip_sync.Score
+
+  @property
+  def error(self) -> int:
+    """Frames by which it is wrong."""
+    return abs(self.shift + self.score.offset)
+
+
+def evaluate(
+  config: syncnet.SyncNetConfig,
+  variables: Any,
+  *,
+  seed: int,
+  count: int,
+  shifts: tuple[int, ...] = SHIFTS,
+) -> Iterator[Found]:
+  """Shift the sound of faces that training never sees, and find the shift.
+
+  Args:
+    config: sizes of the network.
+    variables: its weights.
+    seed: of training.
+    count: faces; each is shifted by every one of `shifts`.
+    shifts: frames at 25 a second.
+  """
+  network = syncnet.SyncNet(config)
+  lips = jax.jit(lambda v, x: network.apply(v, x, False, method=_lips))
+  sound = jax.jit(lambda v, x: network.apply(v, x, False, method=_sound))
+  for number in range(count):
+    clip = talking_faces.clip(seed + _HELD_OUT, number)
+    track = clip.track()
+    frames_THWC = lip_sync.windows(track, clip.samples_A).frames_THWC
+    lips_TD = np.asarray(lips(variables, frames_THWC[None])[0])
+    for shift in shifts:
+      heard = lip_sync.windows(track, clip.shifted(shift)).sound_TKM
+      sound_TD = np.asarray(sound(variables, heard[None])[0])
+      yield Found(shift, lip_sync.score(lips_TD, sound_TD))
+
+
+def _lips(network: syncnet.SyncNet, x: jax.Array, training: bool) -> jax.Array:
+  return network.lips(x, training)
+
+
+def _sound(network: syncnet.SyncNet, x: jax.Array, training: bool) -> jax.Array:
+  return network.sound(x, training)

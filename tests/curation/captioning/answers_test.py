@@ -1,0 +1,192 @@
+"""A model's text into a caption: what is read, repaired and refused."""
+
+import json
+
+import pytest
+
+from ovi_jax import geometry
+from ovi_jax import prompt
+from ovi_jax.curation.captioning import answers
+
+VISUAL = "A man in a red coat turns and says <S>Good morning.<E> to a dog."
+SPEAKER = dict.fromkeys(answers.VOICE, "calm")
+SOUNDS = dict.fromkeys(answers.SOUND, "soft")
+WANTED = answers.Wanted()
+TAGGED = geometry.variant("720x720_5s")
+LINED = geometry.variant("960x960_5s")
+
+
+def fields(**changes):
+  """A fit answer, changed; None takes a field out."""
+  whole = {
+    "visual": VISUAL,
+    "speech": ["Good morning."],
+    "audio": "A low male voice in a quiet street.",
+    "speakers": [SPEAKER],
+    "sounds": SOUNDS,
+    **changes,
+  }
+  return {name: value for name, value in whole.items() if value != "absent"}
+
+
+def text(**changes):
+  return json.dumps(fields(**changes))
+
+
+def test_a_fit_answer_is_its_parts():
+  caption = answers.read(text(), WANTED)
+  assert caption.visual == VISUAL
+  assert caption.speech == ("Good morning.",)
+  assert caption.audio == "A low male voice in a quiet street."
+  assert caption.attributes == {"speakers": [SPEAKER], "sounds": SOUNDS}
+
+
+@pytest.mark.parametrize(
+  "around",
+  ["```json\n{}\n```", "Sure {{here}} it is:\n{} I hope it helps {{}}", "[{}]"],
+)
+def test_talk_around_the_json_is_dropped(around):
+  whole = around.replace("{}", text(), 1).replace("{{", "{")
+  assert answers.read(whole, WANTED) == answers.read(text(), WANTED)
+
+
+@pytest.mark.parametrize(
+  "visual",
+  [
+    VISUAL.replace("<E>", ""),
+    VISUAL.replace("<S>", ""),
+    VISUAL.replace("<S>", "").replace("<E>", ""),
+    VISUAL.replace("<S>", "<s>").replace("<E>", "</s>"),
+    VISUAL.replace("<S>", "&lt;S&gt;").replace("<E>", "&amp;lt;E&amp;gt;"),
+    VISUAL.replace("<S>", "<S><S>"),
+    f"  {VISUAL}\n",
+  ],
+)
+def test_tags_are_repaired_where_there_is_one_way(visual):
+  assert answers.read(text(visual=visual), WANTED).visual == VISUAL
+
+
+def test_the_words_of_the_visual_part_are_the_words():
+  caption = answers.read(text(speech=["good morning"]), WANTED)
+  assert caption.speech == ("Good morning.",)
+
+
+@pytest.mark.parametrize(
+  "audio",
+  [
+    "Audio: A voice and wind.",
+    "<AUDCAP>A voice and wind.<ENDAUDCAP>",
+    "A voice <S>and<E> wind.",
+  ],
+)
+def test_the_sounds_description_has_no_tags(audio):
+  assert answers.read(text(audio=audio), WANTED).audio == "A voice and wind."
+
+
+def test_blank_attributes_are_filled_and_unknown_ones_dropped():
+  speaker = {**SPEAKER, "age": None, "mood": "x"}
+  sounds = {**SOUNDS, "music": " "}
+  found = answers.read(text(speakers=[speaker], sounds=sounds), WANTED)
+  assert found.attributes["speakers"] == [{**SPEAKER, "age": "unclear"}]
+  assert found.attributes["sounds"] == {**SOUNDS, "music": "none"}
+
+
+@pytest.mark.parametrize(
+  "wrong, reason, problem",
+  [
+    ("no", "answer is not JSON", "there is none"),
+    ("{" * 2000, "answer is not JSON", "Expecting property name"),
+    ('{"audio":' + "[" * 90_000, "answer is not JSON", "nested too deeply"),
+    (text()[:-30], "answer is not JSON", "line 1 column"),
+    (" " * 100_001, "answer is not JSON", "100001 characters"),
+    (text(visual="absent"), "caption lacks a part", '"visual" must be a text'),
+    (text(audio=3, speech="hi"), "caption lacks a part", '"speech" must be a'),
+    (text(speakers=[{"age": "1"}]), "caption lacks a part", 'lacks "accent"'),
+    (text(sounds=[]), "caption lacks a part", '"sounds" must be an object'),
+    (
+      text(sounds={**SOUNDS, "music": "x" * 301}),
+      "caption lacks a part",
+      '"music" has over 300',
+    ),
+    (
+      text(visual=VISUAL.replace("<E>", ""), speech=["Go!"]),
+      "speech tags are unbalanced",
+      "<S> (character 36) has no <E>",
+    ),
+    (text(speech=["Good night."]), "speech in two versions", "Good night."),
+    (text(speech=[]), "speech in two versions", "Good morning."),
+    (text(visual="A man stands there.", speech=["Hi"]), "speech in two", "Hi"),
+    (text(speakers=[]), "speech without a speaker", "each voice"),
+    (text(visual=f"{VISUAL} Audio: wind"), "sound's tag within", "Audio:"),
+    (text(visual=f"{VISUAL} <AUDCAP>w<ENDAUDCAP>"), "sound's tag", "<AUDCAP>"),
+    (text(visual="Hi", speech=[]), "visual is too short", "20 to 3000"),
+    (text(audio=""), "audio is too short", "got 0"),
+    (text(audio="x" * 1501), "audio is too long", "got 1501"),
+  ],
+)
+def test_what_is_unfit_is_said(wrong, reason, problem):
+  with pytest.raises(answers.Unfit) as error:
+    answers.read(wrong, WANTED)
+  assert error.value.reason.startswith(reason)
+  assert problem in str(error.value)
+
+
+def test_every_problem_is_named_at_once():
+  with pytest.raises(answers.Unfit) as error:
+    answers.read(text(audio="", speakers=[], speech=["Go"]), WANTED)
+  for part in ('"audio" must', '"speakers" must', '"speech" must'):
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
+def test_prompts_are_what_the_trainer_reads(variant):
+  ours = answers.combined(answers.read(text(), WANTED), variant)
+  sound = "A low male voice in a quiet street."
+  end = {
+    TAGGED: f"<AUDCAP>{sound}<ENDAUDCAP>",
+    LINED: f"Audio: {sound}",
+  }[variant]
+  assert ours == f"{VISUAL} {end}"
+  assert prompt.format_for(ours, variant) == (ours, ())
+  assert prompt.clean(ours) == ours
+
+
+def test_a_sound_alone_is_its_words_and_description():
+  wanted = answers.Wanted(seen=False)
+  caption = answers.read(
+    text(visual="absent", speech=["Go.", "<S>On!"]), wanted
+  )
+  assert answers.combined(caption, TAGGED) == (
+    "<S>Go.<E> <S>On!<E> <AUDCAP>A low male voice in a quiet street.<ENDAUDCAP>"
+  )
+
+
+def test_a_silent_clip_is_its_visual_part():
+  wanted = answers.Wanted(heard=False)
+  seen = "A man in a red coat turns to a dog."
+  caption = answers.read(json.dumps({"visual": seen}), wanted)
+  assert answers.combined(caption, LINED) == seen
+
+
+def test_hostile_characters_do_not_reach_the_prompt():
+  layers = "&" + 9 * "amp;"
+  visual = VISUAL.replace("dog", f"\ud800dog\x00\u0007 {layers}lt;b")
+  ours = answers.combined(answers.read(text(visual=visual), WANTED), TAGGED)
+  assert "\x00" not in ours and "\ud800" not in ours and "&amp;" not in ours
+  assert ours.encode().decode() == ours == prompt.clean(ours)
+
+
+def test_what_cannot_be_cleaned_is_unfit():
+  caption = answers.read(text(visual=f"{VISUAL} &{40 * 'amp;'}lt;"), WANTED)
+  with pytest.raises(answers.Unfit, match="broken characters or entities"):
+    answers.combined(caption, TAGGED)
+
+
+def test_the_schema_names_what_is_read():
+  schema = answers.schema(True, True)
+  assert set(fields()) == set(schema["required"]) == set(schema["properties"])
+  assert not schema["additionalProperties"]
+  voice = schema["properties"]["speakers"]["items"]
+  assert voice["required"] == list(answers.VOICE)
+  assert answers.schema(True, False)["required"] == ["visual"]
+  assert "visual" not in answers.schema(False, True)["properties"]

@@ -1,0 +1,302 @@
+"""The client against a server that is slow, wrong, rude or gone."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from ovi_jax.curation import stage
+from ovi_jax.curation.captioning import endpoint
+from tests.curation import caption_server as captioner
+
+pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
+
+KEY = "sk-secret-0123"
+
+
+class Clock:
+  """Time that passes only when somebody sleeps."""
+
+  def __init__(self):
+    self.time, self.slept = 100.0, []
+    self.clock = endpoint.Clock(now=lambda: self.time, sleep=self.sleep)
+
+  async def sleep(self, seconds):
+    self.slept.append(seconds)
+    until = self.time + seconds
+    # Others that wait for less go first.
+    for _ in range(50):
+      await asyncio.sleep(0)
+    self.time = max(self.time, until)
+
+
+def settings(url, **changes):
+  return endpoint.Settings(url=url, model="m", **changes)
+
+
+def request(number=0):
+  """A small request; another number is another request."""
+  content = [{"type": "text", "text": f"question {number}"}]
+  body = {"model": "m", "messages": [{"role": "user", "content": content}]}
+  return json.dumps(body).encode()
+
+
+def ask(chosen, count=1, clock=None, key=""):
+  """Ask some questions at once; answers or errors in order, and the client."""
+
+  async def run():
+    async with endpoint.Client(chosen, key, (clock or Clock()).clock) as client:
+      asked = [client.ask(request(n)) for n in range(count)]
+      return await asyncio.gather(*asked, return_exceptions=True), client
+
+  return asyncio.run(run())
+
+
+def test_an_answer_and_its_tokens():
+  with captioner.serving(
+    captioner.in_turn(captioner.says("ab" * 10))
+  ) as server:
+    ((reply,), client) = ask(settings(server.url), key=KEY)
+  assert reply.text == "ab" * 10 and reply.finish == "stop"
+  assert (reply.tokens_in, reply.tokens_out) == (len("question 0") // 4, 5)
+  assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+  assert client.answered == 1
+
+
+@pytest.mark.parametrize(
+  "rude",
+  [
+    captioner.status(500),
+    captioner.status(503),
+    captioner.status(429),
+    captioner.status(408),
+    captioner.MALFORMED,
+    captioner.HALF,
+    captioner.CLOSED,
+  ],
+  ids=lambda step: f"{step['kind']}{step.get('status', '')}",
+)
+def test_after_rudeness_comes_the_answer(rude):
+  clock = Clock()
+  with captioner.serving(captioner.in_turn(rude, rude)) as server:
+    ((reply,), _) = ask(settings(server.url), clock=clock)
+  assert reply.text == captioner.words(json.loads(request()))
+  assert len(server.bodies) == 3
+  first, second = clock.slept
+  assert 0.5 <= first < 1 <= second < 2  # exponential, half of it by chance
+
+
+@pytest.mark.parametrize(
+  "late", [captioner.slow(30), captioner.drip(0.1)], ids=["slow", "drip"]
+)
+def test_after_a_time_out_comes_the_answer(late):
+  with captioner.serving(captioner.in_turn(late)) as server:
+    ((reply,), _) = ask(settings(server.url, total_seconds=0.5))
+  assert reply.text == captioner.words(json.loads(request()))
+  assert len(server.bodies) >= 2  # more where the machine is slow, too
+
+
+def test_waits_are_the_same_for_the_same_seed():
+  def waits(seed):
+    clock = Clock()
+    with captioner.serving(lambda n, b: captioner.status(500)) as server:
+      ask(settings(server.url, seed=seed, attempts=4), clock=clock)
+    return clock.slept
+
+  assert waits(1) == waits(1) != waits(2)
+  assert len(waits(1)) == 3  # between four attempts
+
+
+@pytest.mark.parametrize(
+  "header, low, high",
+  [("30", 30, 30.1), ("soon", 0.5, 1.0), ("-3", 0.5, 1.0), ("nan", 0.5, 1.0)],
+)
+def test_retry_after_is_honoured(header, low, high):
+  clock = Clock()
+  rude = captioner.status(429, Retry_After=header)
+  with captioner.serving(captioner.in_turn(rude)) as server:
+    ((reply,), _) = ask(settings(server.url), clock=clock)
+  assert reply.text
+  assert low <= clock.time - 100 <= high
+
+
+def test_retry_after_as_a_date_counts_by_the_endpoints_clock():
+  headers = {
+    "retry-after": "Wed, 21 Oct 2026 07:28:30 GMT",
+    "date": "Wed, 21 Oct 2026 07:28:05 GMT",
+  }
+  assert endpoint._retry_after(headers) == 25
+  assert endpoint._retry_after({**headers, "date": "?"}) == 0
+
+
+def test_all_wait_when_one_is_told_to():
+  slept, held = [], asyncio.Event()
+  times = [100.0]
+
+  async def sleep(seconds):
+    slept.append(seconds)
+    await held.wait()
+
+  async def run(url):
+    clock = endpoint.Clock(now=lambda: times[0], sleep=sleep)
+    async with endpoint.Client(settings(url), "", clock) as client:
+      first = asyncio.create_task(client.ask(request(0)))
+      while not slept:
+        await asyncio.sleep(0.01)
+      second = asyncio.create_task(client.ask(request(1)))
+      while len(slept) < 2:
+        await asyncio.sleep(0.01)
+      asked = len(server.bodies)
+      times[0] += 50
+      held.set()
+      return asked, await asyncio.gather(first, second)
+
+  rude = captioner.status(429, Retry_After="50")
+  with captioner.serving(captioner.in_turn(rude)) as server:
+    asked, replies = asyncio.run(asyncio.wait_for(run(server.url), 10))
+  assert asked == 1 and slept == [50, 50]
+  assert all(reply.text for reply in replies)
+
+
+def test_an_endpoint_that_asks_for_too_long_a_wait_is_gone():
+  rude = captioner.status(503, Retry_After="3600")
+  with captioner.serving(captioner.in_turn(rude)) as server:
+    ((error,), client) = ask(settings(server.url))
+  assert isinstance(error, stage.Unavailable) and client.gone
+  assert "come back in 3600 s" in str(error)
+  assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("number", [401, 403, 404, 302])
+def test_a_wrong_key_or_address_ends_at_once_and_is_not_told(number):
+  rude = captioner.status(number)
+  with captioner.serving(lambda n, b: rude) as server:
+    ((error,), _) = ask(settings(server.url), key=KEY)
+  assert isinstance(error, stage.Unavailable)
+  assert f"status {number}" in str(error) and "[key]" in str(error)
+  assert KEY not in str(error) and len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("number", [400, 413, 422])
+def test_a_refused_request_is_its_own_fault(number):
+  script = captioner.in_turn(captioner.status(number))
+  with captioner.serving(script) as server:
+    ((error,), client) = ask(settings(server.url), key=KEY)
+  assert isinstance(error, endpoint.Refused) and not client.gone
+  assert KEY not in str(error) and len(server.bodies) == 1
+
+
+def test_a_gone_endpoint_is_said_to_be():
+  with socket.socket() as closed:
+    closed.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    clock = Clock()
+    errors, client = ask(settings(url, attempts=3), count=5, clock=clock)
+  assert all(isinstance(error, stage.Unavailable) for error in errors)
+  assert "3 attempts failed" in client.gone and "ConnectError" in client.gone
+
+
+def test_one_request_that_fails_while_others_do_not():
+  def script(number, body):
+    bad = "question 1" in json.dumps(body)
+    return captioner.status(500) if bad else captioner.OK
+
+  with captioner.serving(script) as server:
+    replies, client = ask(settings(server.url, attempts=4), count=4)
+  assert isinstance(replies[1], endpoint.Unanswered) and not client.gone
+  assert all(replies[n].text for n in (0, 2, 3))
+  assert len(server.bodies) == 4 + 3
+
+
+def test_a_busy_endpoint_is_waited_for_as_long_as_it_works():
+  """Eight at once, one answered in each round: more rounds than attempts."""
+
+  def script(number, body):
+    return captioner.OK if number % 4 == 3 else captioner.status(429)
+
+  with captioner.serving(script) as server:
+    chosen = settings(server.url, attempts=3)
+    replies, _ = ask(chosen, count=8)
+  assert all(getattr(reply, "text", None) for reply in replies)
+  assert len(server.bodies) > 8 * 3
+
+
+def test_requests_keep_to_their_rate():
+  clock = Clock()
+  with captioner.serving() as server:
+    chosen = settings(server.url, requests_per_minute=30)
+    ask(chosen, count=5, clock=clock)
+  assert clock.time - 100 == pytest.approx(8)  # four gaps of 2 s
+
+
+def test_tokens_keep_to_their_rate():
+  async def run(clock):
+    with captioner.serving(lambda n, b: captioner.says("x" * 392)) as server:
+      chosen = settings(server.url, tokens_per_minute=600, tokens_expected=1000)
+      async with endpoint.Client(chosen, "", clock.clock) as client:
+        for number in range(4):
+          await client.ask(request(number))
+
+  clock = Clock()
+  asyncio.run(run(clock))
+  # Each takes 100 tokens, ten seconds; what was expected is corrected.
+  assert clock.time - 100 == pytest.approx(30)
+
+
+def test_the_pool_is_no_larger_than_asked():
+  three = threading.Barrier(3)
+
+  def script(number, body):
+    three.wait(timeout=60)
+    return captioner.slow(0.1)
+
+  with captioner.serving(script) as server:
+    replies, _ = ask(settings(server.url, concurrency=3), count=9)
+  assert all(reply.text for reply in replies) and server.most == 3
+
+
+def test_time_outs_are_real_ones_too():
+  begin = time.monotonic()
+  with captioner.serving(lambda n, b: captioner.slow(30)) as server:
+    chosen = settings(server.url, read_seconds=0.1, attempts=2, first_wait=0.1)
+
+    async def run():
+      async with endpoint.Client(chosen, "", endpoint.Clock()) as client:
+        await client.ask(request())
+
+    with pytest.raises(stage.Unavailable, match="ReadTimeout"):
+      asyncio.run(run())
+    assert time.monotonic() - begin < 25
+
+
+def test_keys_come_from_the_environment(monkeypatch):
+  chosen = settings("http://127.0.0.1/v1", key_variable="SOME_KEY")
+  monkeypatch.setenv("SOME_KEY", f" {KEY}\n")
+  assert endpoint.api_key(chosen) == KEY and KEY not in repr(chosen)
+  monkeypatch.setenv("SOME_KEY", "")
+  with pytest.raises(ValueError, match="SOME_KEY is empty"):
+    endpoint.api_key(chosen)
+  monkeypatch.setenv("SOME_KEY", "sk-ä")
+  with pytest.raises(ValueError, match="no API key has") as error:
+    endpoint.api_key(chosen)
+  assert "sk-ä" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "changes, expected",
+  [
+    ({"url": "127.0.0.1:80"}, "url: expected"),
+    ({"url": "http://me:word@host/v1"}, "without a name"),
+    ({"url": "http://"}, "url: expected"),
+    ({"concurrency": 0}, "concurrency must be at least 1"),
+    ({"read_seconds": 0}, "read_seconds must be positive"),
+    ({"first_wait": -1}, "first_wait must not be negative"),
+  ],
+)
+def test_settings_are_checked(changes, expected):
+  with pytest.raises(ValueError, match=expected) as error:
+    endpoint.Settings(**{"url": "http://host/v1", "model": "m", **changes})
+  assert "word" not in str(error.value).replace("password", "")

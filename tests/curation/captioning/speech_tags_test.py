@@ -1,0 +1,57 @@
+"""Speech tags: spelt right, and put where they belong or nowhere."""
+
+import pytest
+
+from ovi_jax.curation.captioning import speech_tags
+
+
+@pytest.mark.parametrize(
+  "text, spelt",
+  [
+    ("a <s>hi</s> b", "a <S>hi<E> b"),
+    ("< S >hi< /E >", "<S>hi<E>"),
+    ("<S>hi<e/>", "<S>hi<E>"),
+    ("<S>hi</S>", "<S>hi<E>"),
+    ("<span>x < y</span>", "<span>x < y</span>"),
+  ],
+)
+def test_misspelt_tags(text, spelt):
+  assert speech_tags.spelt(text) == spelt
+
+
+@pytest.mark.parametrize(
+  "text, speech, placed",
+  [
+    ("She says hi and goes.", ["hi"], "She says <S>hi<E> and goes."),
+    (
+      "This is it: <S>is that so?",
+      ["is that so?"],
+      "This is it: <S>is that so?<E>",
+    ),
+    ("He: go<E> She: <S>no", ["go", "no"], "He: <S>go<E> She: <S>no<E>"),
+    ("go, then go again", ["go", "go"], "<S>go<E>, then <S>go<E> again"),
+    ("one two one", ["one", "two one"], "<S>one<E> <S>two one<E>"),
+  ],
+)
+def test_speech_is_put_in_its_place(text, speech, placed):
+  assert speech_tags.placed(text, speech) == placed
+
+
+@pytest.mark.parametrize(
+  "text, speech",
+  [
+    ("She says something.", ["hi"]),  # not there
+    ("this thing", ["hi"]),  # within a word only
+    ("go, then go again", ["go"]),  # which of the two?
+    ("first second", ["second", "first"]),  # in another order
+    ("anything", []),
+  ],
+)
+def test_what_would_be_a_guess_is_left(text, speech):
+  assert speech_tags.placed(text, speech) is None
+
+
+def test_words_are_the_same_whatever_their_stops_and_case():
+  assert speech_tags.same(["Well, HI!"], ["well hi"])
+  assert not speech_tags.same(["well", "hi"], ["well hi"])
+  assert speech_tags.spoken("<S> a <E> b <S>c<E>") == ("a", "c")

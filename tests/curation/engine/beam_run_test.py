@@ -1,0 +1,64 @@
+"""Beam with two workers writes the files of one process."""
+
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+from tests.curation import harness
+from tests.curation.engine import kill_test
+
+pytest.importorskip(
+  "apache_beam", reason="pip install 'ovi_jax[curate]' has it"
+)
+pytestmark = pytest.mark.slow
+TWO = (
+  "--runner=DirectRunner",
+  "--direct_num_workers=2",
+  "--direct_running_mode=multi_processing",
+)
+
+
+def run(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> tuple[int, str]:
+  words = kill_test.command(inputs, out, *more, "--", *TWO)
+  words[2] = "ovi_jax.curation.engine.beam_run"
+  done = subprocess.run(
+    words,
+    cwd=kill_test.ROOT,
+    env=os.environ | {"PYTHONPATH": str(kill_test.ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=kill_test.LONGEST * 3,
+  )
+  return done.returncode, done.stdout + done.stderr
+
+
+def test_two_workers_write_the_same_files(tmp_path):
+  inputs = harness.write_inputs(tmp_path / "in", 5)
+  (inputs / "5.txt").write_text("one a\none b\nraise it\ncrash\n")
+  seen = tmp_path / "seen"
+  limit = "--config.quota=0.6"
+  code, said = kill_test.run(kill_test.command(inputs, tmp_path / "one", limit))
+  assert code == 0, said
+  code, said = run(
+    inputs, tmp_path / "two", limit, f"--config.stages.weigh.seen={seen}"
+  )
+  assert code == 0, said
+  assert harness.contents(tmp_path / "two") == harness.contents(
+    tmp_path / "one"
+  )
+  # Each goes on where the other stopped: nothing is left to do.
+  count = len(seen.read_text().splitlines())
+  code, said = run(
+    inputs, tmp_path / "one", limit, f"--config.stages.weigh.seen={seen}"
+  )
+  assert code == 0 and len(seen.read_text().splitlines()) == count > 25, said
+
+
+def test_shards_that_fail_are_named(tmp_path):
+  inputs = harness.write_inputs(tmp_path / "in", 2)
+  (inputs / "0.txt").write_text("raise a\nraise b\nraise c\n")
+  code, said = run(inputs, tmp_path / "out")
+  assert code == 1, said
+  assert "clips, shard 0: weigh failed for 3 of 3 clips, 2 are allowed" in said

@@ -1,0 +1,294 @@
+"""A run over small files of text: skipping, settings, failures, ranges."""
+
+import json
+import pathlib
+
+import pytest
+
+from ovi_jax.curation.engine import run
+from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import watch
+from tests.curation import harness
+
+# Short for what hangs; long for all else, also where others compute.
+LIMITS = {"timeout": 120.0, "timeouts": {"weigh": 3.0}}
+
+
+def quiet(_: str) -> None:
+  pass
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> pathlib.Path:
+  return harness.write_inputs(tmp_path_factory.mktemp("files") / "in")
+
+
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory) -> pathlib.Path:
+  """A run that nothing disturbed. Tests must not write here."""
+  out = tmp_path_factory.mktemp("whole") / "out"
+  harness.finish(harness.chosen(out, [files]))
+  return out
+
+
+def folders(out: pathlib.Path) -> dict[str, str]:
+  """Stage -> its folder; the newest if there are more."""
+  found = sorted(
+    (p for p in out.glob("*-*") if p.is_dir()),
+    key=lambda p: p.stat().st_mtime_ns,
+  )
+  return {path.name.rpartition("-")[0]: path.name for path in found}
+
+
+def lines(out: pathlib.Path, stage: str, shard: int = 0) -> list:
+  folder = str(out / folders(out)[stage])
+  return list(store.read(store.Files(folder=folder, shard=shard)))
+
+
+def only(out: pathlib.Path, stage: str, shard: int = 0):
+  """The rejects of a stage, by the text of their clips."""
+  return {
+    line.clip.facts["cut"]["text"]: line
+    for line in lines(out, stage, shard)
+    if not hasattr(line, "facts")
+  }
+
+
+def test_clips_go_through_all_stages(whole, files):
+  (records,) = whole.glob("write-*/records/all.txt")
+  title, *kept = records.read_text().splitlines()
+  wanted = {
+    f"{line[::-1]}!"
+    for path in files.iterdir()
+    for line in path.read_text().splitlines()
+    if line != "x"
+  }
+  assert title == "lines" and {line.partition(" ")[2] for line in kept} < wanted
+  kinds = [line.split()[-1] for line in kept]
+  assert kinds.count("eno!") == kinds.count("owt!") == 6
+  # What is not named in the shares stays; what has too many goes.
+  assert kinds.count("eerht!") == 4 and len(wanted) == 20
+  for reject in only(whole, "weigh").values():
+    assert (reject.reason, reject.score) == ("too short", 1.0)
+  first, *_ = lines(whole, "weigh")
+  # Stages see what they would see after a restart: JSON.
+  assert first.facts["weigh"]["came"] == "list"
+  assert first.scores == {"length": 7.0} and first.start == 0
+
+
+def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):
+  before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+  monkeypatch.setattr(watch.Watched, "_start", None)
+  with pytest.raises(TypeError):  # were there anything to do
+    run.run(harness.chosen(tmp_path / "new", [files]), log=quiet)
+  assert run.run(harness.chosen(whole, [files]), log=quiet) == []
+  assert run.run(harness.chosen(whole), log=quiet) == []
+  assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+
+
+def test_a_setting_does_again_what_follows_and_nothing_else(files, tmp_path):
+  out, seen = tmp_path / "out", tmp_path / "seen"
+  harness.finish(harness.chosen(out, [files]))
+  first = folders(out)
+  times = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+  # The balance sees another seed: no worker has to start.
+  again = harness.chosen(out, [files], balance__seed=1)
+  harness.finish(again)
+  second = folders(out)
+  changed = {name for name in first if first[name] != second[name]}
+  assert changed == {"balance", "write"}
+
+  # Another bound for lines; what files are cut into is read, not cut again.
+  third = harness.chosen(out, [files], weigh__least=1, weigh__seen=str(seen))
+  harness.finish(third)
+  changed = {name for name in first if first[name] != folders(out)[name]}
+  assert changed == {"weigh", "turn", "balance", "write"}
+  assert len(seen.read_text().splitlines()) == 25
+  assert len(only(out, "weigh")) == 0
+  # A field that changes no outcome has no part in the key.
+  seen.unlink()
+  fourth = harness.chosen(out, [files], weigh__least=1, weigh__delay=0.5)
+  harness.finish(fourth)
+  # All that was there is as it was, and so it is taken up again.
+  assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
+  out, seen = tmp_path / "out", tmp_path / "seen"
+  harness.finish(harness.chosen(out, [files]))
+  wanted = harness.contents(out)
+  found = folders(out)
+  (out / found["weigh"] / "shard-00001.kept.zip").unlink()
+  (out / found["turn"] / "shard-00002.done").unlink()
+  assert harness.contents(out) != wanted
+  again = harness.chosen(out, [files], weigh__seen=str(seen))
+  harness.finish(again)
+  assert harness.contents(out) == wanted == harness.contents(whole)
+  assert len(seen.read_text().splitlines()) == 10  # of one shard, two files
+
+
+def test_damage_is_named(files, tmp_path):
+  out = tmp_path / "out"
+  one = harness.chosen(out, [files], passes=harness.PASSES[:1])
+  harness.finish(one)
+  path = out / folders(out)["weigh"] / "shard-00000.jsonl"
+  path.write_bytes(path.read_bytes().replace(b"one", b"eno"))
+  with pytest.raises(ValueError, match=r"weigh-.*shard-00000.jsonl is damaged"):
+    harness.finish(harness.chosen(out, [files]))
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
+  """A run over lines of which many fail, and what it said."""
+  folder = tmp_path_factory.mktemp("bad")
+  words = ["one fine", "raise it", "hang", "crash", "strange", "x"]
+  words += ["two fine", "three unturnable", "one good", "four explosive"]
+  inputs = harness.write_inputs(folder / "in")
+  (inputs / "0.txt").write_text("\n".join(words) + "\n")
+  (inputs / "1.txt").write_text("")
+  chosen = harness.chosen(folder / "out", [inputs], workers=2, **LIMITS)
+  problems = run.run(chosen, log=quiet)
+  return inputs, folder / "out", problems
+
+
+def test_each_failure_is_a_named_reject(bad):
+  _, out, problems = bad
+  assert problems == []
+  found = only(out, "weigh")
+  failed = {text: reject for text, reject in found.items() if reject.failed}
+  assert set(found) - set(failed) == {"x"}
+  reasons = {text: (r.reason, r.detail) for text, r in failed.items()}
+  assert reasons["hang"] == ("timed out", "more than 3 s")
+  assert reasons["crash"] == ("ended its process", "signal 11")
+  reason, detail = reasons["raise it"]
+  assert reason == "failed: ValueError"
+  assert detail.startswith("tests/curation/lines/weigh.py:")
+  assert detail.endswith("ValueError: what is 'raise it'?")
+  assert reasons["strange"][0] == "failed: TypeError"
+  empty = [line for line in lines(out, "cut") if not hasattr(line, "facts")]
+  assert [r.reason for r in empty] == ["empty"]
+
+  found = only(out, "turn")
+  assert set(found) == {"three unturnable", "four explosive"}
+  # Of many that fail together, the one that fails alone.
+  reject = found["three unturnable"]
+  assert reject.detail.endswith("ValueError: one of 1 cannot be turned")
+  assert found["four explosive"].detail == "signal 11"
+  survivors = [c for c in lines(out, "turn") if hasattr(c, "facts")]
+  assert len(survivors) == 3
+  # The other shards were not touched by it.
+  assert not [r for r in only(out, "turn", 1).values() if r.failed]
+
+
+def test_what_was_left_out_stays_so(bad, tmp_path):
+  inputs, out, _ = bad
+  wanted = harness.contents(out)
+  for mark in (*out.glob("weigh-*/*.done"), *out.glob("turn-*/*.done")):
+    mark.unlink()
+  # A second run would not wait for what hangs, nor crash: it knows of them.
+  harness.finish(harness.chosen(out, [inputs]))
+  assert harness.contents(out) == wanted
+
+
+@pytest.mark.slow
+def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
+  inputs, out, _ = bad
+  chosen = harness.chosen(out, [inputs], **LIMITS)
+  wanted = harness.contents(out)
+  (path,) = out.glob("weigh-*/*.left_out")
+  assert len(json.loads(path.read_text())["clips"]) == 2
+  share = run.Share(only="clips", retry=True)
+  seen = path.stat().st_mtime_ns
+  assert run.run(chosen, share, log=quiet) == []
+  assert path.stat().st_mtime_ns > seen and harness.contents(out) == wanted
+
+
+def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
+  inputs = harness.write_inputs(tmp_path / "in")
+  (inputs / "2.txt").write_text("raise a\nraise b\nraise c\none fine\n")
+  out = tmp_path / "out"
+  chosen = harness.chosen(out, [inputs], quota=0.2)
+  problems = run.run(chosen, log=quiet, work=harness.inline)
+  assert len(problems) == 2
+  said = "clips, shard 1: weigh failed for 3 of 9 clips, 2 are allowed"
+  assert problems[0].startswith(said)
+  assert "ValueError: what is 'raise a'?" in problems[0]
+  assert problems[1].startswith("end: it needs all shards, and 1 of 3 are not")
+  assert (out / folders(out)["weigh"] / "shard-00001.failed").exists()
+  assert not list(out.glob("weigh-*/shard-00001.done"))
+  assert not list(out.glob("write-*"))
+  assert len(list(out.glob("turn-*/*.done"))) == 2
+  # With more allowed, the same files are enough.
+  harness.finish(harness.chosen(out, [inputs], quota=0.5))
+  assert len(list(out.glob("turn-*/*.done"))) == 3
+  assert not list(out.glob("*/*.failed"))
+
+
+def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
+  inputs = harness.write_inputs(tmp_path / "in")
+  (inputs / "0.txt").write_text("away\n")
+  seen = tmp_path / "seen"
+  chosen = harness.chosen(tmp_path / "out", [inputs], weigh__seen=str(seen))
+  problems = run.run(chosen, log=quiet, work=harness.inline)
+  assert problems[0] == "clips, shard 0: the scales are away"
+  # Nobody is refused for it, and the other shards are not tried in vain.
+  assert not list((tmp_path / "out").glob("weigh-*/*"))
+  assert seen.read_text() == "away\n"
+
+
+def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
+  # Of a pass that would come later.
+  lacking = harness.chosen(
+    tmp_path / "out", [files], turn__missing="/no/weights"
+  )
+  with pytest.raises(ValueError, match="no weights at /no/weights"):
+    run.run(lacking, log=quiet)
+  assert not list((tmp_path / "out").glob("cut-*"))
+
+
+def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
+  chosen = harness.chosen(tmp_path / "out", [files])
+
+  def split(only: str, shards: str = "") -> list[str]:
+    share = run.Share(only=only, shards=shards)
+    return run.run(chosen, share, quiet, harness.inline)
+
+  for only in ("clips", "together"):
+    assert split(only, "0:1") == []
+  (problem,) = split("together")
+  assert "the pass before has not done 2 shards: 1, 2" in problem
+  (problem,) = split("even")
+  assert "it needs all shards, and 2 of 3 are not done" in problem
+  assert split("clips", "1/2") == split("clips", "2:") == []
+  harness.finish(chosen)
+  assert harness.contents(tmp_path / "out") == harness.contents(whole)
+  for only, shards, said in (
+    ("smell", "", "there is no pass 'smell'; choose from clips, together"),
+    ("", "0:1", "name it"),
+    ("even", "0:1", "needs all shards"),
+    ("clips", "one", "expected A:B"),
+    ("clips", "2/2", "expected I < N"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      split(only, shards)
+
+
+def test_what_is_appended_ends_as_if_it_had_always_been_there(files, tmp_path):
+  # A stage follows whose clips change in old shards: shares are of all.
+  clips, together, even, end = harness.PASSES
+  passes = (clips, even, together, end)
+  inputs = harness.write_inputs(tmp_path / "in")
+  out, fresh = tmp_path / "out", tmp_path / "fresh"
+  settings = {"passes": passes, "shard_size": 1}
+  harness.finish(harness.chosen(out, [inputs], **settings))
+  before = {p: p.stat().st_mtime_ns for p in out.glob("weigh-*/*")}
+  first = harness.contents(out)
+  (inputs / "9.txt").write_text("one more\n" * 9)
+  harness.finish(harness.chosen(out, [inputs], append=True, **settings))
+  harness.finish(harness.chosen(fresh, [inputs], **settings))
+  assert harness.contents(out) == harness.contents(fresh)
+  assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+  turned = [n for n in first if n.startswith("turn-") and n.endswith("jsonl")]
+  after = harness.contents(out)
+  assert any(first[name] != after[name] for name in turned)

@@ -1,0 +1,117 @@
+"""Settings are checked at once; keys follow what outcomes depend on."""
+
+import dataclasses
+import pickle
+
+import pytest
+
+from configs import curate
+from ovi_jax.curation.engine import settings
+from tests.curation import harness
+
+
+def keys(**fields) -> dict[str, str]:
+  chosen = harness.chosen("out", ["in"], **fields)
+  return {stage.name: stage.key for stage in chosen.stages}
+
+
+def changed(before: dict[str, str], **fields) -> set[str]:
+  after = keys(**fields)
+  return {name for name in before if before[name] != after[name]}
+
+
+def test_a_key_depends_on_its_config_and_on_the_keys_before():
+  before = keys()
+  assert len(set(before.values())) == 5
+  assert changed(before, cut__lines=7) == set(before)
+  assert changed(before, weigh__least=4) == set(before) - {"cut"}
+  assert changed(before, write__title="t") == {"write"}
+  # The value that is there already, and what changes no outcome.
+  assert (
+    changed(before, cut__lines=100, weigh__seen="log", timeout=3.0) == set()
+  )
+
+
+def test_a_version_is_part_of_the_key(monkeypatch):
+  before = keys()
+  monkeypatch.setattr(f"{harness.STAGES}.turn.VERSION", 2)
+  assert changed(before) == {"turn", "balance", "write"}
+
+
+def test_stages_left_out_leave_no_gap():
+  chosen = harness.chosen("out", ["in"], skip=("balance", "cut"))
+  assert [part.name for part in chosen.passes] == ["clips", "together", "end"]
+  assert [part.first for part in chosen.passes] == [0, 1, 2]
+  assert chosen.files(-1, 3).lines == "out/inputs/shard-00003.jsonl"
+  key = chosen.stages[1].key
+  assert chosen.files(1, 12).kept == f"out/turn-{key}/shard-00012.kept.zip"
+
+
+def test_settings_travel_to_other_processes():
+  chosen = harness.chosen("out", ["in"], timeouts={"weigh": 3.0})
+  assert pickle.loads(pickle.dumps(chosen)) == chosen
+  assert chosen.seconds("weigh") == 3 and chosen.seconds("cut") == 20
+  assert chosen.processes(chosen.named("clips")) == 1
+  many = harness.chosen("out", ["in"], workers=5)
+  assert many.processes(many.named("clips")) == 5
+  assert many.processes(many.named("together")) == 1
+
+
+@pytest.mark.parametrize(
+  "fields, said",
+  [
+    ({"out": ""}, "out: give --config.out=DIR"),
+    ({"shard_size": 0}, "shard_size must be at least 1, got 0"),
+    ({"quota": 1.5}, r"quota: expected a share in \[0, 1\], got 1.5"),
+    ({"timeout": 0.0}, "expected seconds above 0"),
+    ({"timeouts": {"smell": 1.0}}, "no stage smell; known are cut, weigh"),
+    ({"workers": -1}, "workers must be 0"),
+    (
+      {"weigh__most": 3},
+      "stages.weigh: unknown most; known are least, seen",
+    ),
+    ({"weigh__least": -1}, "weigh.least must not be negative, got -1"),
+    ({"skip": ("smell",)}, "skip: unknown smell; known are cut"),
+    ({"smell": 1}, "config: unknown smell; known are inputs, out"),
+    (
+      {"passes": (("a", (f"{harness.STAGES}.cut", f"{harness.STAGES}.turn")),)},
+      "turn sees many clips at once and must be the only stage",
+    ),
+    ({"passes": (("a", ("balance",)), ("b", ("balance",)))}, "may come once"),
+    (
+      {"passes": (("a", ("smell",)),)},
+      "no stage ovi_jax.curation.stages.smell",
+    ),
+    ({"passes": ()}, "passes: expected at least one stage"),
+  ],
+)
+def test_what_cannot_be_is_said(fields, said):
+  with pytest.raises(ValueError, match=said):
+    out = fields.pop("out", "out")
+    harness.chosen(out, ["in"], **fields)
+
+
+def test_a_field_that_is_missing_is_named():
+  config = harness.config("out", ["in"])
+  del config.quota
+  with pytest.raises(ValueError, match="config: missing quota"):
+    settings.Settings.from_config(config)
+
+
+@pytest.mark.parametrize("kind", curate.KINDS)
+def test_the_config_has_all_fields_of_its_stages(kind):
+  config = curate.get_config(kind)
+  config.out, config.stages.captions.model = "out", "m"
+  chosen = settings.Settings.from_config(config)
+  assert chosen.inputs == ()
+  names = [stage.name for stage in chosen.stages]
+  assert names[:2] == ["probe", "distinct"] and names[-1] == "pack"
+  for stage in chosen.stages:
+    fields = {field.name for field in dataclasses.fields(stage.config)}
+    assert set(config.stages[stage.name]) == fields
+    assert {field for _, field in stage.bounds.values()} <= fields
+
+
+def test_an_unknown_kind_of_config_names_those_there_are():
+  with pytest.raises(ValueError, match="'large' is unknown; give one of :mini"):
+    curate.get_config("large")

@@ -1,0 +1,136 @@
+"""What stages leave on disk: whole or absent, the same bytes each time."""
+
+import hashlib
+import json
+import zipfile
+
+import pytest
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import store
+
+NAME = "a\udcff\n'\"<b>.mp4"  # bytes that are no text, and worse
+CLIP = clips.Clip(id="c1", path=NAME, start=1.5, seconds=121 / 24)
+FOUND = CLIP.found("look", {"sharpness": 0.1}, boxes=[[1, 2]], kind="single")
+REJECT = clips.Reject(
+  clip=FOUND, stage="look", reason="blurred", score=0.1, failed=False
+)
+
+
+def write(files: store.Files, source: str = "s") -> store.Mark:
+  with store.writing(files) as opened:
+    opened.writer.add(CLIP, [FOUND], {"b": b"two", "a": b"one"})
+    # A copy of it in the same shard, and one that goes no further.
+    opened.writer.add(CLIP, [FOUND], {"b": b"two", "a": b"one"})
+    other = clips.Clip(id="c2", path="x")
+    opened.writer.add(other, [REJECT], {"a": b"lost"})
+    return opened.commit(source)
+
+
+@pytest.fixture
+def files(tmp_path) -> store.Files:
+  return store.Files(folder=str(tmp_path / "look-123"), shard=12)
+
+
+def test_lines_come_back_as_they_were(files):
+  made = write(files)
+  assert list(store.read(files)) == [FOUND, FOUND, REJECT]
+  assert list(store.survivors(files)) == [FOUND, FOUND]
+  assert (made.clips, made.rejects, made.failed) == (2, 1, 0)
+  assert store.mark(files) == made and made.source == "s"
+  text = places.read(files.lines)
+  assert made.digest == hashlib.sha256(text).hexdigest()
+  assert json.loads(text.splitlines()[0])["clip"]["scores"] == {
+    "sharpness": 0.1
+  }
+
+
+def test_bytes_are_the_same_whenever_they_are_written(files, tmp_path):
+  write(files)
+  again = store.Files(folder=str(tmp_path / "again"), shard=12)
+  write(again)
+  for name in ("lines", "kept", "done"):
+    one, other = getattr(files, name), getattr(again, name)
+    assert places.read(one) == places.read(other)
+  with zipfile.ZipFile(files.kept) as archive:
+    assert archive.namelist() == ["c1/a", "c1/b"]
+    info = archive.getinfo("c1/a")
+    assert info.date_time == (1980, 1, 1, 0, 0, 0)
+    assert info.compress_type == zipfile.ZIP_STORED
+
+
+def test_what_was_kept_last_counts(files, tmp_path):
+  write(files)
+  later = store.Files(folder=str(tmp_path / "later"), shard=12)
+  with store.writing(later) as opened:
+    opened.writer.add(FOUND, [FOUND], {"a": b"new"})
+    opened.commit("s")
+  folders = [files.folder, str(tmp_path / "none"), later.folder]
+  with store.keeper(folders, 12) as kept:
+    assert kept(CLIP, "a") == b"new" and kept(CLIP, "b") == b"two"
+    with pytest.raises(KeyError, match="no stage kept 'smell' of clip c1"):
+      kept(CLIP, "smell")
+
+
+def test_nothing_stands_that_was_not_committed(files):
+  with store.writing(files) as opened:
+    opened.writer.add(CLIP, [FOUND], {"a": b"one"})
+  with pytest.raises(KeyboardInterrupt), store.writing(files) as opened:
+    opened.writer.add(CLIP, [FOUND], {"a": b"one"})
+    raise KeyboardInterrupt
+  assert store.mark(files) is None
+  assert not list((places.pathlib.Path(files.folder)).iterdir())
+  with pytest.raises(ValueError, match="is not done; run its pass first"):
+    list(store.read(files))
+
+
+def test_a_stage_that_kept_nothing_has_no_archive(files):
+  write(files)
+  with store.writing(files) as opened:
+    opened.writer.add(CLIP, [FOUND], {})
+    opened.commit("s")
+  assert places.size(files.kept) is None
+  assert store.mark(files).clips == 1
+
+
+def test_files_that_are_gone_or_damaged_do_not_count(files):
+  write(files)
+  value = places.read(files.lines)
+  places.write(files.lines, value.replace(b"single", b"singly"))
+  with pytest.raises(ValueError, match="is damaged: its sha256"):
+    list(store.read(files))
+  places.write(files.lines, value[:-1])
+  assert store.mark(files) is None
+  places.write(files.lines, value)
+  assert store.mark(files) is not None
+  places.remove(files.kept)
+  assert store.mark(files) is None
+  places.write(files.done, b"{")
+  with pytest.raises(ValueError, match="done is damaged"):
+    store.mark(files)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"x"])
+def test_what_is_no_json_is_refused(value):
+  with pytest.raises((TypeError, ValueError)):
+    store.encode(CLIP.found("look", value=value))
+  # Tuples are what a stage sees as lists after a restart, and so at once.
+  line = store.encode(CLIP.found("look", value=(1, (2,))))
+  assert store.decode(line).facts["look"]["value"] == [1, [2]]
+
+
+def test_a_bucket_holds_the_same(files):
+  bucket = store.Files(folder="memory:///bucket/run/look-123", shard=12)
+  assert write(bucket) == write(files)
+  assert list(store.read(bucket)) == [FOUND, FOUND, REJECT]
+  with store.keeper([bucket.folder], 12) as kept:
+    assert kept(CLIP, "a") == b"one"
+  assert places.find("memory:///bucket/run/**/*.done") == [bucket.done]
+  found = places.find("memory:///bucket/run")
+  assert found == [bucket.done, bucket.lines, bucket.kept]
+  with places.local(bucket.kept) as path:
+    assert path.endswith(".zip") and zipfile.is_zipfile(path)
+  assert not places.os.path.exists(path)
+  places.remove(bucket.kept)
+  assert store.mark(bucket) is None

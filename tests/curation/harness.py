@@ -1,0 +1,95 @@
+"""What tests of the engine share: a run over files of text, with real workers.
+
+The stages are in `tests.curation.lines`: every line of a file becomes a clip,
+and the first word of a line may say how a stage is to fail.
+"""
+
+import pathlib
+import random
+
+import ml_collections
+
+from ovi_jax.curation.engine import run
+from ovi_jax.curation.engine import settings
+from ovi_jax.curation.engine import shard
+
+STAGES = "tests.curation.lines"
+PASSES = (
+  ("clips", (f"{STAGES}.cut", f"{STAGES}.weigh")),
+  ("together", (f"{STAGES}.turn",)),
+  ("even", ("balance",)),
+  ("end", (f"{STAGES}.write",)),
+)
+
+
+def config(
+  out, inputs=(), passes=PASSES, **fields
+) -> ml_collections.ConfigDict:
+  """A config; fields with `__` are those of stages: weigh__least=4."""
+  stages = {
+    "balance": {"stage": "weigh", "shares": {"one": 0.5, "two": 0.5}},
+  }
+  own = {}
+  for name, value in fields.items():
+    stage, _, field = name.partition("__")
+    if field:
+      stages.setdefault(stage, {})[field] = value
+    else:
+      own[name] = value
+  used = {name.rpartition(".")[2] for _, names in passes for name in names}
+  return ml_collections.ConfigDict(
+    {
+      "inputs": tuple(map(str, inputs)),
+      "out": str(out),
+      "shard_size": 2,
+      "append": False,
+      "report": False,
+      "passes": passes,
+      "skip": (),
+      "stages": {n: f for n, f in stages.items() if n in used},
+      "workers": 1,
+      "timeout": 20.0,
+      "timeouts": {},
+      "quota": 0.5,
+      **own,
+    }
+  )
+
+
+def chosen(*args, **fields) -> settings.Settings:
+  """Settings of such a config."""
+  return settings.Settings.from_config(config(*args, **fields))
+
+
+def inline(chosen, part, numbers):
+  """Does shards in this process: processes take most of a test's time."""
+  functions = shard.load(part)
+  for number in numbers:
+    yield shard.work(chosen, part, functions, number)
+
+
+def finish(chosen: settings.Settings) -> None:
+  """Do all of a run, in this process."""
+  assert run.run(chosen, log=lambda _: None, work=inline) == []
+
+
+def write_inputs(folder: pathlib.Path, count: int = 5) -> pathlib.Path:
+  """Files of lines, the same each time."""
+  folder.mkdir(parents=True, exist_ok=True)
+  chance = random.Random(7)
+  for number in range(count):
+    lines = [
+      f"{chance.choice(['one', 'two', 'two', 'three'])} {number} {line}"
+      for line in range(4)
+    ]
+    (folder / f"{number}.txt").write_text("\n".join([*lines, "x"]) + "\n")
+  return folder
+
+
+def contents(out: pathlib.Path) -> dict[str, bytes]:
+  """All that a run wrote, by name."""
+  return {
+    str(path.relative_to(out)): path.read_bytes()
+    for path in sorted(out.rglob("*"))
+    if path.is_file() and not path.name.endswith(".part")
+  }

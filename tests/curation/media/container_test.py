@@ -1,0 +1,95 @@
+"""Opening files of strangers; how their frames are turned."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+
+from ovi_jax.curation.media import container as containers
+from ovi_jax.curation.media import reading
+from tests.curation import films
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+  path = tmp_path_factory.mktemp("container") / "good.mp4"
+  return films.write(path, films.numbered(6), films.even(6))
+
+
+NAMES = [
+  b"-i.mp4",
+  b"a b'\"$(x);`y`.mp4",
+  b"new\nline.mp4",
+  b"http:__host_x.mp4",
+  b"concat:a|b.mp4",
+  b"pipe:0",
+  b"\xff\xfe.mp4",
+  "é漢字🎬.mp4".encode(),
+  b"x" * 251 + b".mp4",
+  b"%d%s.mp4",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_is_an_address(good, tmp_path, name):
+  path = tmp_path / os.fsdecode(name)
+  path.write_bytes(good.read_bytes())
+  assert len(list(reading.sweep(path))) == 6
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n",
+    "ffconcat version 1.0\nfile {}\n",
+  ],
+)
+def test_playlists_open_nothing(good, tmp_path, text):
+  path = tmp_path / "list.mp4"
+  path.write_text(text.format(good))
+  with pytest.raises(containers.DamagedError, match="formats"):
+    list(reading.sweep(path))
+
+
+def test_a_file_without_a_byte_says_so(tmp_path):
+  path = tmp_path / "empty.mp4"
+  path.touch()
+  with pytest.raises(containers.DamagedError, match="without a byte"):
+    list(reading.sweep(path))
+
+
+def test_a_missing_file_is_not_called_damaged(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    list(reading.sweep(tmp_path / "none.mp4"))
+
+
+WAYS = list(itertools.product((False, True), repeat=3))
+
+
+@pytest.mark.parametrize("transposed, rows, columns", WAYS)
+def test_frames_are_shown_as_the_matrix_says(
+  tmp_path, transposed, rows, columns
+):
+  coded = np.zeros((32, 64, 3), np.uint8)
+  coded[:16, :32], coded[:16, 32:], coded[16:, :32] = 250, 170, 90
+  path = films.write(tmp_path / "t.mp4", [coded] * 3, films.even(3))
+  across, down = -1 if columns else 1, -1 if rows else 1
+  # The place (x, y) is shown at (a·x + c·y, b·x + d·y).
+  units = (0, down, across, 0) if transposed else (across, 0, 0, down)
+  films.turn(path, *units)
+  shown = reading.video(path, 0, 1 / 24)[0]
+  expected = np.zeros((64, 32, 3) if transposed else (32, 64, 3), np.uint8)
+  height, width, _ = expected.shape
+  for y, x in np.ndindex(32, 64):
+    right, below = (y, x) if transposed else (x, y)
+    right = width - 1 - right if columns else right
+    below = height - 1 - below if rows else below
+    expected[below, right] = coded[y, x]
+  assert shown.shape == expected.shape
+  assert np.abs(shown.astype(int) - expected).mean() < 4
+  turn = containers.Orientation(
+    transposed=transposed, rows=rows, columns=columns
+  )
+  mirror = coded[:, ::-1] if turn.mirrored else coded
+  np.testing.assert_array_equal(np.rot90(mirror, -turn.degrees // 90), expected)

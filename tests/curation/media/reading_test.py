@@ -1,0 +1,206 @@
+"""Frames by time stamp, sound by time, and what becomes of odd files."""
+
+import fractions
+
+import numpy as np
+import pytest
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation.media import container as containers
+from ovi_jax.curation.media import reading
+from tests.curation import films
+
+RATE = films.RATE
+
+
+def shown(path, start, frames):
+  """Numbers of the frames that a window shows."""
+  video_THWC = reading.video(path, start, frames / 24)
+  assert len(video_THWC) == frames
+  return [films.number(frame_HWC) for frame_HWC in video_THWC]
+
+
+@pytest.mark.parametrize("form", ["mp4", "mkv", "avi", "ts"])
+def test_frames_at_24_a_second_come_as_they_are(tmp_path, form):
+  # Matroska rounds times to milliseconds: 0.042 s, not 0.041667.
+  avi = {
+    "codec": "mjpeg",
+    "pixels": "yuvj420p",
+    "base": fractions.Fraction(1, 24),
+  }
+  path = films.write(
+    tmp_path / f"a.{form}",
+    films.numbered(40),
+    films.even(40),
+    **(avi if form == "avi" else {}),
+  )
+  assert shown(path, 0, 40) == list(range(40))
+
+
+def test_of_a_variable_rate_the_frame_shown_then_is_taken(tmp_path):
+  steps = np.random.default_rng(3).uniform(0.005, 0.2, 30)
+  times = np.concatenate([[0], np.cumsum(steps)])
+  path = films.write(tmp_path / "v.mkv", films.numbered(31), times)
+  at = np.arange(48) / 24
+  expected = np.searchsorted(times, at + 2e-3, side="right") - 1
+  assert shown(path, 0, 48) == expected.tolist()
+
+
+def test_a_window_in_the_middle_is_that_of_the_whole(tmp_path):
+  options = {"preset": "ultrafast", "g": "12", "bf": "2"}
+  path = films.write(
+    tmp_path / "m.mp4",
+    films.numbered(100),
+    films.even(100, 30),
+    options=options,
+  )
+  at = 1.3 + np.arange(20) / 24
+  expected = np.floor((at + 2e-3) * 30).astype(int)
+  assert shown(path, 1.3, 20) == expected.tolist()
+
+
+def test_the_last_frame_stays_where_a_file_ends(tmp_path):
+  path = films.write(tmp_path / "e.mp4", films.numbered(10), films.even(10))
+  assert shown(path, 0.25, 6) == [6, 7, 8, 9, 9, 9]
+
+
+def test_pixels_become_square_and_nothing_is_squeezed(tmp_path):
+  for aspect, size in (((2, 1), (32, 128)), ((1, 2), (64, 64))):
+    path = films.write(
+      tmp_path / f"{aspect[0]}.mp4",
+      films.numbered(2),
+      films.even(2),
+      aspect=fractions.Fraction(*aspect),
+    )
+    assert reading.video(path, 0, 2 / 24).shape == (2, *size, 3)
+
+
+def test_8k_is_made_smaller_as_it_is_decoded(tmp_path):
+  frames = [films.picture(1, 4320, 7680, cell=480)] * 3
+  path = films.write(
+    tmp_path / "8k.avi", frames, films.even(3), codec="mjpeg", pixels="yuvj420p"
+  )
+  video_THWC = reading.video(path, 0, 3 / 24)
+  _, rows, columns, _ = video_THWC.shape
+  assert rows * columns <= reading.LARGEST_AREA
+  assert rows * columns > 0.99 * reading.LARGEST_AREA
+  assert columns / rows == pytest.approx(7680 / 4320, rel=0.01)
+  middles = video_THWC[0, rows // 18 :: rows // 9, columns // 32 :: 106]
+  corner = frames[0][240, 240].astype(int)
+  assert np.abs(middles[0, 0].astype(int) - corner).max() < 12
+
+
+def test_damage_in_the_middle_is_told_and_not_fatal(tmp_path):
+  path = films.write(
+    tmp_path / "d.mkv",
+    films.moving(72),
+    films.even(72),
+    options={"preset": "ultrafast", "g": "12"},
+  )
+  content = bytearray(path.read_bytes())
+  middle = len(content) // 2
+  noise = np.random.default_rng(0).integers(0, 256, 4000, dtype=np.uint8)
+  content[middle : middle + 4000] = noise.tobytes()
+  path.write_bytes(bytes(content))
+  glimpses = list(reading.sweep(path))
+  assert 20 < len(glimpses) < 72
+  times = [g.time for g in glimpses]
+  assert times == sorted(times)
+  gap = max(np.diff(times)) > 0.1
+  assert gap or any(g.broken for g in glimpses)
+  assert reading.video(path, 0, 1.0).shape == (24, 64, 96, 3)
+
+
+def test_a_change_of_size_breaks_the_pass(tmp_path):
+  small = films.write(
+    tmp_path / "a.ts", films.numbered(4), films.even(4)
+  ).read_bytes()
+  large = films.write(
+    tmp_path / "b.ts", films.numbered(4, 64, 96), [1, 1.1, 1.2, 1.3]
+  ).read_bytes()
+  both = tmp_path / "c.ts"
+  both.write_bytes(small + large)
+  broken = [g.broken for g in reading.sweep(both)]
+  assert len(broken) == 8 and any(broken[4:]) and not any(broken[:4])
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory):
+  """Two seconds at 48 kHz in stereo with clicks at 0.5, 1.2 and 1.7 s."""
+  wave = np.zeros((2, 96_000), np.float32)
+  for time in (0.5, 1.2, 1.7):
+    at = round(time * 48_000)
+    wave[:, at : at + 48] = 0.9
+  path = tmp_path_factory.mktemp("clicks") / "c.wav"
+  return films.write_sound(path, wave, 48_000)
+
+
+def test_sound_begins_where_the_window_does(clicks):
+  for start in (0.0, 0.8, 1.1):
+    audio_A = reading.audio(clicks, start, 0.75)
+    assert audio_A.shape == (12_000,) and audio_A.dtype == np.float32
+    loud = np.flatnonzero(audio_A > 0.4) / RATE + start
+    for time in (t for t in (0.5, 1.2, 1.7) if start <= t < start + 0.75):
+      near = loud[np.abs(loud - time) < 0.01]
+      assert near.min() == pytest.approx(time, abs=1.5e-4)
+      assert near.max() == pytest.approx(time + 1e-3, abs=1.5e-4)
+    assert len(loud) == 16 * sum(
+      start <= t < start + 0.75 for t in (0.5, 1.2, 1.7)
+    )
+
+
+def test_two_full_channels_do_not_overshoot(tmp_path):
+  wave = np.concatenate([films.tone(1, 0.99)] * 2)
+  path = films.write_sound(tmp_path / "s.wav", wave)
+  audio_A = reading.audio(path, 0, 1)
+  np.testing.assert_allclose(audio_A, wave[0], atol=2e-3)
+
+
+def test_sound_beyond_the_end_is_silence(clicks):
+  audio_A = reading.audio(clicks, 1.5, 1.0)
+  assert audio_A.shape == (16_000,)
+  assert audio_A[:8000].any() and not audio_A[8100:].any()
+
+
+def test_a_file_without_sound_has_no_samples(tmp_path):
+  path = films.write(tmp_path / "q.mp4", films.numbered(3), films.even(3))
+  assert reading.audio(path, 0, 1).shape == (0,)
+  with pytest.raises(containers.DamagedError, match="sound"):
+    list(reading.sweep_sound(path))
+
+
+def test_a_pass_over_the_sound_is_all_of_it(clicks):
+  parts = list(reading.sweep_sound(clicks))
+  joined = np.concatenate([part for _, part in parts])
+  np.testing.assert_array_equal(joined, reading.audio(clicks, 0, 2.0))
+  ends = [time + part.size / RATE for time, part in parts]
+  begins = [time for time, _ in parts]
+  np.testing.assert_allclose(begins[1:], ends[:-1], atol=1e-9)
+
+
+def test_a_clips_media_are_decoded_once(tmp_path, monkeypatch):
+  pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
+  path = films.write(
+    tmp_path / "o.mp4", films.numbered(24), films.even(24), films.tone(1)
+  )
+  opened = []
+  whole = containers.opened
+  monkeypatch.setattr(
+    containers, "opened", lambda p: opened.append(p) or whole(p)
+  )
+  clip = clips.Clip(id="o", path=str(path), start=0.5, seconds=10 / 24)
+  kept = {"old": b"1"}
+  media = reading.Media(clip, path, kept)
+  assert not opened
+  assert media.video_THWC is media.video_THWC
+  assert media.small_THWC(16) is media.small_THWC(16)
+  assert media.small_THWC(16).shape == (10, 16, 32, 3)
+  seen = len(opened)
+  assert media.audio_A.shape == (6667,)
+  assert media.audio_A is media.audio_A
+  # A seek may miss and the file be opened again, but no more than that.
+  assert seen <= 2 and len(opened) <= 4
+  media.keep("new", b"2")
+  assert kept == {"old": b"1", "new": b"2"} and media.kept("old") == b"1"
+  with pytest.raises(KeyError):
+    media.kept("none")
