@@ -1,5 +1,8 @@
 """What tests of captions share: clips made of numbers, and their captions."""
 
+import json
+import pathlib
+
 import numpy as np
 
 from ovi_jax.curation import clip as clips
@@ -8,6 +11,15 @@ from ovi_jax.data import clips as samples
 from tests.curation import caption_server as captioner
 
 KEPT = [f"frame_{n}.jpg" for n in range(7)]
+
+
+def spent(folder: pathlib.Path) -> tuple[int, int, int]:
+  """Answers in a cache, tokens of their requests, tokens of themselves."""
+  found = [json.loads(p.read_text()) for p in folder.glob("*/*.json")]
+  tokens = [
+    sum(each[name] for each in found) for name in ("tokens_in", "tokens_out")
+  ]
+  return len(found), *tokens
 
 
 class Media:

@@ -1,1 +1,1 @@
-"""A captioner: what it is asked, what it answers, what that cost."""
+"""A captioner: what it is asked, how, and what it answers."""

@@ -32,26 +32,6 @@ class Reply:
   tokens_out: int = 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Spent:
-  """What answers have used.
-
-  Attributes:
-    answers: how many there are.
-    tokens_in: of their requests.
-    tokens_out: of themselves.
-  """
-
-  answers: int = 0
-  tokens_in: int = 0
-  tokens_out: int = 0
-
-  def cost(self, price_in: float, price_out: float) -> float:
-    """Money, at prices for a million tokens."""
-    paid = self.tokens_in * price_in + self.tokens_out * price_out
-    return paid / 1e6
-
-
 def key(request: bytes) -> str:
   """The name of the answer to a request."""
   return hashlib.sha256(request).hexdigest()
@@ -76,18 +56,6 @@ def store(folder: pathlib.Path, name: str, reply: Reply) -> None:
   text = json.dumps(dataclasses.asdict(reply))
   with files.replacing(_path(folder, name)) as temporary:
     temporary.write_text(text)
-
-
-def spent(folder: pathlib.Path) -> Spent:
-  """What all answers of a folder have used, rejected ones included."""
-  answers, tokens_in, tokens_out = 0, 0, 0
-  for path in sorted(folder.glob("*/*.json")):
-    reply = load(folder, path.stem)
-    if reply is not None:
-      answers += 1
-      tokens_in += reply.tokens_in
-      tokens_out += reply.tokens_out
-  return Spent(answers=answers, tokens_in=tokens_in, tokens_out=tokens_out)
 
 
 def _path(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -152,7 +152,7 @@ def over_shards(
     for n in ready
     if not all(shards.is_done(settings, i, n) for i in range(part.first, end))
   ]
-  seconds: collections.Counter[str] = collections.Counter()
+  seconds: dict[str, float] = collections.defaultdict(float)
   given: collections.Counter[str] = collections.Counter()
   with _progress(settings, part, todo) as bar:
     for result in (work or _watched(bar))(settings, part, todo):
@@ -181,7 +181,11 @@ def _watched(bar: tqdm.tqdm) -> Work:
     numbers: Sequence[int],
   ) -> Iterator[shards.Result]:
     processes = min(settings.processes(part), max(1, len(numbers)))
-    with watch.Watched(settings, part, processes, bar.update) as watched:
+
+    def passed(count: int) -> None:
+      bar.update(count)
+
+    with watch.Watched(settings, part, processes, passed) as watched:
       yield from watched.work(numbers)
 
   return work

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import store
@@ -297,7 +298,7 @@ def _default(field: dataclasses.Field) -> Any:
 def _listed(value: Any, hint: Any) -> Any:
   """A value as ConfigDict takes it; None keeps the type that it stands for."""
   if value is None:
-    return ml_collections.config_dict.placeholder(typing.get_args(hint)[0])
+    return config_dict.placeholder(typing.get_args(hint)[0])
   return dict(value) if isinstance(value, Mapping) else value
 
 

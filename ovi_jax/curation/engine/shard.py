@@ -102,7 +102,7 @@ class _Step:
       self.tell((ENDED,))
 
 
-class _Kept(dict):
+class _Kept(dict[str, bytes]):
   """What is kept of a clip: new names here, older ones where they lie."""
 
   def __init__(self, clip: clips.Clip, keeper: store.Keeper):

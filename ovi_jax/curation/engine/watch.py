@@ -220,7 +220,8 @@ class Watched:
     if len(worker.ids) > 1:
       found = dataclasses.replace(known, alone=True)
     else:
-      why = {worker.ids[0]: (reason, detail)}
+      single = next(iter(worker.ids))
+      why = {single: (reason, detail)}
       found = dataclasses.replace(known, clips={**known.clips, **why})
     found.write(files)
 

@@ -66,12 +66,20 @@ class Media:
   def path(self) -> str:
     return os.fspath(self._path)
 
-  @functools.cached_property
+  @property
   def video_THWC(self) -> np.ndarray:
+    return self._video_THWC
+
+  @property
+  def audio_A(self) -> np.ndarray:
+    return self._audio_A
+
+  @functools.cached_property
+  def _video_THWC(self) -> np.ndarray:
     return video(self.path, self.clip.start, self.clip.seconds)
 
   @functools.cached_property
-  def audio_A(self) -> np.ndarray:
+  def _audio_A(self) -> np.ndarray:
     return audio(self.path, self.clip.start, self.clip.seconds)
 
   def small_THWC(self, side: int) -> np.ndarray:
@@ -151,7 +159,8 @@ def _shown(
   """Which of the times a frame is shown at, the frame, its size, its turn."""
   with containers.opened(path) as container:
     stream = _existing(containers.pictures(container), "video")
-    done, held, size, turn = 0, None, None, None
+    done, held = 0, None
+    size, turn = (0, 0), containers.Orientation()
     for time, frame in _from(path, container, stream, float(times[0])):
       if held is not None:
         until = int(np.searchsorted(times, time))
@@ -160,8 +169,8 @@ def _shown(
           done = until
         if done == len(times):
           return
-      held = frame
-      if size is None:
+      first, held = held is None, frame
+      if first:
         shown = containers.shown_size(stream, frame)
         size = containers.limited_size(*shown, area)
         turn = containers.orientation(frame)

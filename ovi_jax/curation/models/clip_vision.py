@@ -12,7 +12,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
 import einops
@@ -129,7 +128,7 @@ class Tower(nn.Module):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def prepare(frames_THWC: Sequence[np.ndarray], side: int) -> np.ndarray:
+def prepare(frames_THWC: np.ndarray, side: int) -> np.ndarray:
   """Frames as CLIP reads them: bicubic, the middle square, normalised.
 
   Args:

@@ -7,7 +7,6 @@ without them it is null and nobody is refused for it.
 
 import dataclasses
 from collections.abc import Callable
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -145,7 +144,7 @@ def _laplacian() -> Callable[[np.ndarray], float]:
   return lambda luma_HW: float(cv2.Laplacian(luma_HW, cv2.CV_32F).var())
 
 
-def _judge(config: Config) -> Callable[[Sequence[np.ndarray]], float]:
+def _judge(config: Config) -> Callable[[np.ndarray], float]:
   """The mean score of frames of any size, uint8 RGB."""
   import jax
 
@@ -162,7 +161,7 @@ def _judge(config: Config) -> Callable[[Sequence[np.ndarray]], float]:
     vectors_BC = tower.apply({"params": params[0]}, pictures_BHWC)
     return head.apply({"params": params[1]}, vectors_BC)
 
-  def judge(frames_THWC: Sequence[np.ndarray]) -> float:
+  def judge(frames_THWC: np.ndarray) -> float:
     pictures = clip_vision.prepare(frames_THWC, sizes.side)
     return float(scores(params, pictures).mean())
 

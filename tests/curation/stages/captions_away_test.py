@@ -17,7 +17,6 @@ import pytest
 from ovi_jax import files
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.stages import captions
 from tests.curation import asking
@@ -47,7 +46,7 @@ def test_a_rude_server_loses_nothing(tmp_path):
     assert len(server.bodies) > 40
   assert ours == asking.undisturbed(pairs, tmp_path / "b")
   assert all(isinstance(made, clips.Clip) for made in ours)
-  assert cache.spent(tmp_path / "a") == cache.spent(tmp_path / "b")
+  assert asking.spent(tmp_path / "a") == asking.spent(tmp_path / "b")
 
 
 def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
@@ -65,7 +64,7 @@ def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
   assert str(error.value).startswith("5 of 12 clips have an answer")
   assert re.search(r"not clip clip-\d+( and [12] more)?: ", str(error.value))
   assert server.url in str(error.value) and str(tmp_path) in str(error.value)
-  assert cache.spent(tmp_path).answers == 5
+  assert asking.spent(tmp_path)[0] == 5
   # One may have failed before the last answer came: another is then tried.
   assert len(server.bodies) <= 5 + 3 * 3, "a gone endpoint is left alone"
   with captioner.serving() as server:
@@ -154,7 +153,7 @@ def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
       time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    kept = cache.spent(tmp_path).answers
+    kept = asking.spent(tmp_path)[0]
     assert 6 <= kept < 20
     before = len(server.bodies)
     ours = asking.captioned(server.url, tmp_path, pairs)
