@@ -3,6 +3,7 @@
   python -m ovi_jax.curation --config=configs/curate.py
     --config.inputs="('FOLDER',)" --config.out=DIR
     [--only_pass=NAME] [--shards=A:B|I/N] [--retry_failed]
+    [--beam -- BEAM'S OPTIONS]
 
 Run the same command again to go on where it was stopped, or after a setting was
 changed: what depends on it is done again, and nothing else. Jobs of a cluster

@@ -16,7 +16,7 @@ TOLD_TO_STOP = 75  # "try again": what batch systems restart
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
+  if len(argv) > 1 and not FLAGS.beam:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(TOLD_TO_STOP))
   try:
@@ -26,11 +26,16 @@ def main(argv: list[str]) -> None:
     share = run.Share(
       only=FLAGS.only_pass, shards=FLAGS.shards, retry=FLAGS.retry_failed
     )
+    work = None
+    if FLAGS.beam:
+      from ovi_jax.curation.engine import beam_run
+
+      work = beam_run.with_options(argv[1:])
     reports = chosen.report and not FLAGS.only_pass
     if reports:
       # Before any work: it needs the extra.
       from ovi_jax.curation.report import document
-    problems = run.run(chosen, share)
+    problems = run.run(chosen, share, work=work)
     if reports:
       print(f"read {document.write(chosen, problems)} before you train")
   except (ImportError, OSError, ValueError) as error:
@@ -49,5 +54,8 @@ def start() -> None:
   flags.DEFINE_string("shards", "", "A:B, or I/N; all if empty.")
   flags.DEFINE_boolean(
     "retry_failed", False, "Do shards again of which clips failed."
+  )
+  flags.DEFINE_boolean(
+    "beam", False, "Do shards with Apache Beam; what follows -- is Beam's."
   )
   app.run(main, flags_parser=runtime.parse_flags)

@@ -1,28 +1,17 @@
 """The same work over shards with Apache Beam (extra `[curate]`).
 
-  python -m ovi_jax.curation.engine.beam_run --config=configs/curate.py
-    --config.inputs="('gs://BUCKET/videos',)" --config.out=gs://BUCKET/run
-    --only_pass=clips -- --runner=DataflowRunner --project=… --region=…
-
-What follows `--` is Beam's. Shards are the elements; each is done by the
-functions of `shard`, in a watched process beside Beam's own, and written where
-a run on one machine writes it: the files are the same, byte by byte, and either
-goes on where the other stopped. Beam's workers must see `out` and the inputs:
-buckets, or a file system that all of them mount.
+Shards are the elements; each is done by the functions of `shard`, in a watched
+process beside Beam's own, and written where a run on one machine writes it: the
+files are the same, byte by byte, and either goes on where the other stopped.
+Beam's workers must see `out` and the inputs: buckets, or a file system that all
+of them mount.
 """
 
 import importlib
-import signal
-import sys
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app
-from absl import flags
-from ml_collections import config_flags
-
-from ovi_jax import runtime
 from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import settings as curation_settings
@@ -40,8 +29,6 @@ except ImportError as error:
     f"Apache Beam is missing ({error}); pip install 'ovi_jax[curate]'"
   ) from error
 
-FLAGS = flags.FLAGS
-
 
 class Work(beam.DoFn):
   """Does shards of a pass, each worker of Beam with one process beside it."""
@@ -52,6 +39,7 @@ class Work(beam.DoFn):
     """Take note; the process starts with the first shard."""
     self._settings, self._part = settings, part
     self._watched: Any = None
+    self._away = ""
 
   def setup(self) -> None:
     """Called once by each of Beam's workers."""
@@ -59,13 +47,18 @@ class Work(beam.DoFn):
 
   def process(self, number: int) -> Iterator[int]:
     """Do a shard; what is to be said of it is said by its files."""
+    if self._away:  # It would be the same with this one.
+      place = shards.undone(self._settings, self._part, number)
+      if place is not None:
+        shards.say_why(self._settings.files(place, number), self._away)
+      yield number
+      return
     for result in self._watched.work([number]):
       for name, (clips, seconds) in result.seconds.items():
         metrics.Metrics.counter(name, "clips").inc(clips)
         metrics.Metrics.counter(name, "milliseconds").inc(int(seconds * 1e3))
-      if result.failure:
-        files = self._settings.files(self._part.first, number)
-        places.write(files.failed, result.failure.encode(errors="replace"))
+      if result.unavailable:
+        self._away = result.failure
       yield number
 
   def teardown(self) -> None:
@@ -110,34 +103,10 @@ def _failure(
   number: int,
 ) -> str:
   """Why a shard is not done, as its files say; empty if it is."""
-  end = part.first + len(part.stages)
-  if all(shards.is_done(settings, i, number) for i in range(part.first, end)):
+  place = shards.undone(settings, part, number)
+  if place is None:
     return ""
-  for place in range(part.first, end):
-    files = settings.files(place, number)
-    if places.size(files.failed):
-      return places.read(files.failed).decode().splitlines()[0]
-  return "it was not done; see the log of Beam's workers"
-
-
-def main(argv: list[str]) -> None:
-  try:
-    if FLAGS.config is None:
-      raise ValueError("--config=configs/curate.py is needed")
-    chosen = curation_settings.Settings.from_config(FLAGS.config)
-    share = run.Share(only=FLAGS.only_pass, shards=FLAGS.shards)
-    problems = run.run(chosen, share, work=with_options(argv[1:]))
-  except (OSError, ValueError) as error:
-    runtime.leave(f"beam_run: {error}")
-  except KeyboardInterrupt:
-    print("beam_run: interrupted; the same command goes on")
-    sys.exit(128 + signal.SIGINT)
-  if problems:
-    runtime.leave("\n".join(["beam_run: not all is done:", *problems]))
-
-
-if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config")
-  flags.DEFINE_string("only_pass", "", "One pass of the config; all if empty.")
-  flags.DEFINE_string("shards", "", "A:B, or I/N; all if empty.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  files = settings.files(place, number)
+  if not places.size(files.failed):
+    return "it was not done; see the log of Beam's workers"
+  return places.read(files.failed).decode().splitlines()[0]

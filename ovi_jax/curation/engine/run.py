@@ -133,7 +133,6 @@ def over_shards(
   Returns:
     What could not be done.
   """
-  end = part.first + len(part.stages)
   ready = [n for n in numbers if store.mark(settings.files(part.first - 1, n))]
   problems = []
   missing = sorted(set(numbers) - set(ready))
@@ -147,11 +146,7 @@ def over_shards(
       f"{part.name}: the pass before has not done {len(missing)} shards:"
       f" {_some(missing)}"
     )
-  todo = [
-    n
-    for n in ready
-    if not all(shards.is_done(settings, i, n) for i in range(part.first, end))
-  ]
+  todo = [n for n in ready if shards.undone(settings, part, n) is not None]
   seconds: dict[str, float] = collections.defaultdict(float)
   given: collections.Counter[str] = collections.Counter()
   with _progress(settings, part, todo) as bar:
@@ -163,8 +158,8 @@ def over_shards(
         problems.append(f"{part.name}, shard {result.shard}: {result.failure}")
       if result.unavailable:
         break  # It would be the same with the others.
-  for place in range(part.first, end):
-    stage = settings.stages[place].name
+  for place, each in enumerate(part.stages, part.first):
+    stage = each.name
     said = whole.counts(settings, place, numbers)
     if given[stage]:
       said += f"; {seconds[stage] / given[stage]:.3g} s a clip"

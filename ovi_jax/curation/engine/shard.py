@@ -140,6 +140,24 @@ def is_done(
   return bool(found and before and found.source == before.digest)
 
 
+def undone(
+  settings: curation_settings.Settings,
+  part: curation_settings.Pass,
+  shard: int,
+) -> int | None:
+  """Place of the first stage of a pass that has not done a shard, if any."""
+  places_of_part = range(part.first, part.first + len(part.stages))
+  return next(
+    (i for i in places_of_part if not is_done(settings, i, shard)), None
+  )
+
+
+def say_why(files: store.Files, problem: str) -> None:
+  """Write down why a shard could not be done."""
+  text = f"{problem.strip()}\n"
+  places.write(files.failed, text.encode(errors="replace"))
+
+
 def media(
   clip: clips.Clip, keeper: store.Keeper
 ) -> tuple[stages.Media, dict[str, bytes]]:
@@ -177,11 +195,8 @@ def work(
     OSError: the disk is full, or a folder is not writable.
     ValueError: a file of an earlier pass is damaged or missing.
   """
-  end = part.first + len(part.stages)
-  first = next(
-    (i for i in range(part.first, end) if not is_done(settings, i, shard)), end
-  )
-  if first == end:
+  first, end = undone(settings, part, shard), part.first + len(part.stages)
+  if first is None:
     return Result(shard=shard)
   before = settings.files(first - 1, shard)
   source = store.mark(before)
@@ -202,6 +217,7 @@ def work(
           _through(steps, clip, keeper)
           tell((PASSED, 1))
     except stages.Unavailable as error:
+      say_why(settings.files(first, shard), str(error))
       return Result(shard=shard, failure=str(error), unavailable=True)
     failure = _commit(steps, source.digest, settings.quota)
   seconds = {step.stage.name: (step.came, step.seconds) for step in steps}
@@ -238,8 +254,7 @@ def _commit(steps: Sequence[_Step], source: str, quota: float) -> str:
         f"{step.stage.name} failed for {writer.failed} of {step.came} clips,"
         f" {allowed} are allowed; the first:"
       )
-      text = "\n\n".join([problem, *writer.tracebacks]) + "\n"
-      places.write(step.files.failed, text.encode(errors="replace"))
+      say_why(step.files, "\n\n".join([problem, *writer.tracebacks]))
       last = writer.tracebacks[0].strip().splitlines()[-1]
       return f"{problem} {last} (see {step.files.failed})"
     places.remove(step.files.failed)

@@ -203,9 +203,11 @@ class Watched:
     self._strikes[strike] += 1
     if self._strikes[strike] >= ATTEMPTS:
       if not worker.ids:
-        yield shards.Result(
-          shard=worker.shard, failure=f"{reason} outside of any clip: {detail}"
-        )
+        problem = f"{reason} outside of any clip: {detail}"
+        place = shards.undone(self._settings, self._part, worker.shard)
+        if place is not None:
+          shards.say_why(self._settings.files(place, worker.shard), problem)
+        yield shards.Result(shard=worker.shard, failure=problem)
         return
       self._leave_out(worker, reason, detail)
     self._waiting.appendleft(worker.shard)

@@ -21,8 +21,7 @@ TWO = (
 
 
 def run(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> tuple[int, str]:
-  words = kill_test.command(inputs, out, *more, "--", *TWO)
-  words[2] = "ovi_jax.curation.engine.beam_run"
+  words = kill_test.command(inputs, out, *more, "--beam", "--", *TWO)
   done = subprocess.run(
     words,
     cwd=kill_test.ROOT,
@@ -57,8 +56,14 @@ def test_two_workers_write_the_same_files(tmp_path):
 
 
 def test_shards_that_fail_are_named(tmp_path):
-  inputs = harness.write_inputs(tmp_path / "in", 2)
+  inputs = harness.write_inputs(tmp_path / "in", 4)
   (inputs / "0.txt").write_text("raise a\nraise b\nraise c\n")
-  code, said = run(inputs, tmp_path / "out")
+  (inputs / "1.txt").write_text("away\n")
+  code, said = run(inputs, tmp_path / "out", "--config.report=True")
   assert code == 1, said
   assert "clips, shard 0: weigh failed for 3 of 3 clips, 2 are allowed" in said
+  assert "clips, shard 1: the scales are away" in said
+  # All of it is kept, though the command says only the first.
+  (why,) = (tmp_path / "out").glob("weigh-*/shard-00000.failed")
+  assert "what is 'raise b'" in why.read_text()
+  assert "Not all is done" in (tmp_path / "out" / "report.html").read_text()

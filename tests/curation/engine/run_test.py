@@ -235,6 +235,11 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
   # Nobody is refused for it, and the other shards are not tried in vain.
   assert not list((tmp_path / "out").glob("weigh-*/*"))
   assert seen.read_text() == "away\n"
+  (why,) = (tmp_path / "out").glob("*/*.failed")
+  assert why.read_text() == "the scales are away\n"
+  (inputs / "0.txt").write_text("one back\n")
+  harness.finish(chosen)
+  assert not why.exists()
 
 
 def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
