@@ -3,6 +3,7 @@
 import pathlib
 import re
 import sysconfig
+import tempfile
 import traceback
 from collections.abc import Iterator
 
@@ -10,21 +11,26 @@ _ROOT = pathlib.Path(__file__).resolve().parents[3]
 _LIBRARIES = ("site-packages", "dist-packages")
 _STANDARD = pathlib.Path(sysconfig.get_path("stdlib")).name
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+# Names that are drawn: of copies of remote files, of what is being encoded.
+_DRAWN = re.compile(
+  re.escape(tempfile.gettempdir()) + r"/(ovi_jax-|tmp)[a-z0-9_]{8}\b"
+)
 
 
 def told(error: BaseException) -> str:
   """The traceback of an error and of what caused it, from the caller's on.
 
-  Without the place of the installation, and without addresses in memory.
+  Without the place of the installation, without addresses in memory and names
+  of temporary files.
   """
   if error.__traceback__ is not None:
     error = error.with_traceback(error.__traceback__.tb_next)
   lines = list(_chain(error))
-  return _ADDRESS.sub("0x…", "\n".join(lines))
+  return _DRAWN.sub("…", _ADDRESS.sub("0x…", "\n".join(lines)))
 
 
 def _chain(error: BaseException) -> Iterator[str]:
-  """Lines of an error, after those of its cause."""
+  """Lines of an error, after those of its cause; of a group, then of each."""
   before = error.__cause__
   if before is None and not error.__suppress_context__:
     before = error.__context__
@@ -37,6 +43,10 @@ def _chain(error: BaseException) -> Iterator[str]:
     if frame.line:
       yield f"  {frame.line}"
   yield f"{type(error).__name__}: {error}"
+  if isinstance(error, BaseExceptionGroup):
+    for each in error.exceptions:
+      yield "of these:"
+      yield from _chain(each)
 
 
 def _where(name: str) -> str:

@@ -57,8 +57,9 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         )
       )
     except av_error.FFmpegError as error:
+      # Not all of the error: it has the file's name, which may be a copy's.
       raise DamagedError(
-        f"expected a file of one of the formats {FORMATS}: {error}"
+        f"expected a file of one of the formats {FORMATS}: {error.strerror}"
       ) from error
     yield container
 

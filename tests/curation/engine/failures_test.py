@@ -1,0 +1,70 @@
+"""An error is the same text wherever it happens, and names its cause."""
+
+import fsspec
+import pytest
+
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation.engine import failures
+from ovi_jax.curation.engine import shard
+from ovi_jax.curation.stages import probe
+
+
+def told(function) -> list[str]:
+  try:
+    function()
+  except Exception as error:
+    return failures.told(error).splitlines()
+  raise AssertionError("nothing was raised")
+
+
+def test_causes_come_first():
+  def fails():
+    try:
+      raise KeyError("first")
+    except KeyError as error:
+      raise ValueError(f"second at {id(error):#018x}") from error
+
+  lines = told(fails)
+  assert lines.index("KeyError: 'first'") < lines.index("and then:")
+  assert lines[-1] == "ValueError: second at 0x…"
+  assert lines[0].startswith("tests/curation/engine/failures_test.py:")
+
+
+def test_each_error_of_a_group_is_told():
+  def fails():
+    both = [TypeError("one"), KeyError("other")]
+    raise ExceptionGroup("of tasks", both)
+
+  lines = told(fails)
+  assert lines[-4:] == [
+    "of these:",
+    "TypeError: one",
+    "of these:",
+    "KeyError: 'other'",
+  ]
+
+
+@pytest.fixture
+def remote():
+  """A file in a bucket that is no media."""
+  system = fsspec.filesystem("memory")
+  system.pipe_file("/failures/a.mp4", b"noise" * 100)
+  yield "memory://failures/a.mp4"
+  system.rm("/failures", recursive=True)
+
+
+def test_copies_of_remote_files_have_no_name(remote):
+  texts = set()
+  for _ in range(2):
+    shard._remote.cache_clear()
+    clip = clips.Clip(id="1", path=remote)
+    media, _ = shard.media(clip, lambda *_: b"")
+    refused = probe.load(probe.Config())(clip, media)
+    path = media.path
+    assert isinstance(refused, clips.Reject) and path not in refused.detail
+
+    def fails(path=path):
+      raise OSError(f"cannot read {path}")
+
+    texts.add((refused.detail, told(fails)[-1]))
+  assert len(texts) == 1, texts
