@@ -76,10 +76,6 @@ class Media(Protocol):
     """The window's sound, float32 in [-1, 1], mono at 16 kHz; [0] if silent."""
     ...
 
-  def small_THWC(self, side: int) -> np.ndarray:
-    """The frames with their shorter side so long, by area; made once a side."""
-    ...
-
   def kept(self, name: str) -> bytes:
     """What an earlier pass kept of this clip under a name.
 

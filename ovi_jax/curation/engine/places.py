@@ -140,8 +140,13 @@ def local(place: str) -> Iterator[str]:
 
 
 def upload(folder: pathlib.Path, place: str) -> None:
-  """Copy the files of a local folder, and of folders in it."""
+  """Copy the files of a local folder, and of folders in it.
+
+  What stood there before is removed: it may be more files than there are now.
+  """
   system, path = _opened(place)
+  if system.exists(path):
+    system.rm(path, recursive=True)
   for file in sorted(folder.rglob("*")):
     if file.is_file():
       name = file.relative_to(folder).as_posix()

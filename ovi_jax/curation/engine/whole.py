@@ -73,9 +73,7 @@ def is_finished(
 ) -> bool:
   """Whether a stage has done all shards."""
   numbers = range(count)
-  if (
-    part.kind == curation_settings.CLIP or part.kind == curation_settings.SHARD
-  ):
+  if part.kind in (curation_settings.CLIP, curation_settings.SHARD):
     return all(shards.is_done(settings, place, n) for n in numbers)
   if not all(store.mark(settings.files(place - 1, n)) for n in numbers):
     return False
@@ -92,10 +90,8 @@ def counts(
   """A line of what a stage made of shards."""
   marks = [store.mark(settings.files(place, n)) for n in numbers]
   done = [found for found in marks if found]
-  passed, rejects = (
-    sum(found.clips for found in done),
-    sum(found.rejects for found in done),
-  )
+  passed = sum(found.clips for found in done)
+  rejects = sum(found.rejects for found in done)
   failed = sum(found.failed for found in done)
   return (
     f"{settings.stages[place].name}: {passed} clips passed on,"

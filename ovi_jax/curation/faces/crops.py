@@ -24,10 +24,11 @@ import numpy as np
 from PIL import Image
 
 from ovi_jax import geometry
+from ovi_jax.curation.media import opencv
 
 FPS = 25
 SIDE = 224
-_SCALE = 0.4  # of the face's size that is added around it, and twice below
+SCALE = 0.4  # of the face's size that is added around it, and twice below
 _GREY = 110  # beyond the picture
 _QUALITY = 90
 
@@ -106,8 +107,8 @@ def crop(frame_HWC: np.ndarray, box: Sequence[float]) -> np.ndarray:
   top, left, height, width = box
   half = max(height, width, 2) / 2
   centre_row, centre_column = top + height / 2, left + width / 2
-  around = half * (1 + _SCALE)
-  rows = int(centre_row - half), int(centre_row + half * (1 + 2 * _SCALE))
+  around = half * (1 + SCALE)
+  rows = int(centre_row - half), int(centre_row + half * (1 + 2 * SCALE))
   columns = int(centre_column - around), int(centre_column + around)
   return _resize(_cut(frame_HWC, rows, columns))
 
@@ -130,12 +131,7 @@ def _cut(
 
 
 def _resize(part_HWC: np.ndarray) -> np.ndarray:
-  try:
-    import cv2
-  except ImportError as error:
-    raise ValueError(
-      "face crops need OpenCV: pip install 'ovi_jax[curate]'"
-    ) from error
+  cv2 = opencv.library()
   return cv2.resize(part_HWC, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 
 

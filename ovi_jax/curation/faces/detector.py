@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from ovi_jax.curation.faces import tracks
+from ovi_jax.curation.media import opencv
 from ovi_jax.curation.models import mtcnn
 
 _FACTOR = 0.709  # from a step of the pyramid to the next
@@ -80,7 +81,7 @@ def load(settings: Settings) -> Detect:
   Raises:
     ValueError: the weights are missing, or OpenCV is.
   """
-  _opencv()
+  opencv.library()
   variables = jax.device_put(mtcnn.load(settings.weights))
 
   def run(name: str, x: np.ndarray) -> Any:
@@ -120,7 +121,7 @@ def _detect(
 
 def _squares(frames_THWC: np.ndarray, side: int) -> tuple[np.ndarray, float]:
   """The pictures made to fit, grey beyond them, and pixels to a pixel."""
-  cv2 = _opencv()
+  cv2 = opencv.library()
   height, width = frames_THWC.shape[1:3]
   scale = side / max(height, width)
   size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -230,7 +231,7 @@ def _inside(boxes_N4: np.ndarray, side: int) -> np.ndarray:
 
 def _resized(picture_HWC: np.ndarray, side: int) -> np.ndarray:
   """A square of a picture, by area."""
-  cv2 = _opencv()
+  cv2 = opencv.library()
   smaller = min(picture_HWC.shape[:2]) >= side
   way = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
   resized = cv2.resize(picture_HWC, (side, side), interpolation=way)
@@ -283,13 +284,3 @@ def _apart(
     )
     left = left[shared <= most * either]
   return kept
-
-
-def _opencv() -> Any:
-  try:
-    import cv2
-  except ImportError as error:
-    raise ValueError(
-      "finding faces needs OpenCV: pip install 'ovi_jax[curate]'"
-    ) from error
-  return cv2

@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ovi_jax.curation.faces import crops
+
 Track = dict[str, Any]
 _DIGITS = 1  # of pixels
-# How far `crops` cuts, in heights of the box: the whole picture's box is made
-# so that the crop of it is the picture.
-_AROUND = 1.4
 
 
 class Found(NamedTuple):
@@ -34,8 +33,10 @@ class Found(NamedTuple):
 def whole(frames: int, height: int, width: int) -> Track:
   """The track of a face that fills the middle square of every frame."""
   side = min(height, width)
+  # How far is cut around a face, so that the crop of this one is the picture.
+  around = 1 + crops.SCALE
   # Rounded up: the last row of pixels is in it.
-  size = math.ceil(1000 * side / _AROUND) / 1000
+  size = math.ceil(1000 * side / around) / 1000
   box = [(height - side) / 2, (width - size) / 2, size, size]
   return {"start_frame": 0, "boxes": [box] * frames}
 

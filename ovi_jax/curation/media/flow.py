@@ -10,9 +10,10 @@ import functools
 import importlib
 from collections.abc import Callable
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+
+from ovi_jax.curation.media import opencv
 
 Estimate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -23,21 +24,12 @@ def dis() -> Estimate:
   Raises:
     ValueError: OpenCV is not installed.
   """
-  try:
-    import cv2
-  except ImportError as error:
-    raise ValueError(
-      "optical flow needs OpenCV: pip install 'ovi_jax[curate]'"
-    ) from error
-  # It cuts the picture into as many stripes as there are threads, and its
-  # result depends on them. Clips are what is spread over cores.
-  cv2.setNumThreads(1)
-  # Any: the stubs do not know that there may be no first guess.
-  search: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+  cv2 = opencv.library()
+  search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
   grey = functools.partial(cv2.cvtColor, code=cv2.COLOR_RGB2GRAY)
 
   def estimate(one_HWC: np.ndarray, other_HWC: np.ndarray) -> np.ndarray:
-    # The last argument is that guess; the object keeps no state.
+    # The last argument is a first guess; the object keeps no state.
     return search.calc(grey(one_HWC), grey(other_HWC), None)
 
   return estimate

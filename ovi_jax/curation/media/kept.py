@@ -4,6 +4,7 @@ In: a clip and its media. Out: bytes: mp4, JPEGs and PCM (int16 little-endian,
 mono, 16 kHz). A clip of which `cut` kept no mp4 is a sound alone.
 """
 
+import itertools
 from collections.abc import Sequence
 
 from ovi_jax.curation import clip as clips
@@ -11,8 +12,9 @@ from ovi_jax.curation import stage
 from ovi_jax.data import clips as samples
 
 CUT = "cut"
-VIDEO, SOUND, FRAME = "video.mp4", "audio.pcm", "frame_{}.jpg"
-FRAMES = 7
+VIDEO, SOUND, FACES = "video.mp4", "audio.pcm", "faces.npz"
+FRAME = "frame_{}.jpg"
+FRAMES = 7  # unless `cut` was told to keep others
 
 
 def video(clip: clips.Clip, media: stage.Media) -> bytes | None:
@@ -21,10 +23,10 @@ def video(clip: clips.Clip, media: stage.Media) -> bytes | None:
 
 
 def frames(clip: clips.Clip, media: stage.Media) -> list[bytes]:
-  """JPEGs, evenly spaced; none of a sound alone; KeyError if not kept."""
-  if VIDEO not in _names(clip):
-    return []
-  return [media.kept(FRAME.format(number)) for number in range(FRAMES)]
+  """All JPEGs, evenly spaced; none of a sound alone; KeyError if not kept."""
+  every = map(FRAME.format, itertools.count())
+  names = set(_names(clip))
+  return [media.kept(n) for n in itertools.takewhile(names.__contains__, every)]
 
 
 def sound(clip: clips.Clip, media: stage.Media) -> bytes:

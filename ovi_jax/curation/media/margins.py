@@ -10,6 +10,9 @@ import dataclasses
 import einops
 import numpy as np
 
+from ovi_jax.curation import clip as clips
+from ovi_jax.curation import stage
+
 _DARK = 24.0  # grey level that black bars stay under, encoded badly
 _FLAT = 4.0  # deviation along a bar and over time, in levels
 _ALIKE = 6.0  # levels two bars may differ by
@@ -30,6 +33,15 @@ class Box:
     rows = slice(self.top, self.top + self.height)
     columns = slice(self.left, self.left + self.width)
     return frames_THWC[:, rows, columns]
+
+
+def told(clip: clips.Clip, media: stage.Media) -> Box:
+  """What the stage `motion` found; all of the picture where it was left out."""
+  if "motion" not in clip.facts:
+    rows, columns = media.video_THWC.shape[1:3]
+    return Box(top=0, left=0, height=rows, width=columns)
+  top, left, height, width = clip.facts["motion"]["margins"]
+  return Box(top=top, left=left, height=height, width=width)
 
 
 def find(frames_THWC: np.ndarray) -> Box:

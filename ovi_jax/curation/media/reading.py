@@ -21,6 +21,7 @@ from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.media import colours
 from ovi_jax.curation.media import container as containers
+from ovi_jax.curation.media import opencv
 
 # Of a decoded frame, in pixels: more than the largest clip that is trained on,
 # so that margins can be cut away; 121 frames are 0.6 GB.
@@ -60,7 +61,6 @@ class Media:
     self.clip = clip
     self._path = path
     self._kept = {} if kept is None else kept
-    self._small: dict[int, np.ndarray] = {}
 
   @property
   def path(self) -> str:
@@ -82,11 +82,6 @@ class Media:
   def _audio_A(self) -> np.ndarray:
     return audio(self.path, self.clip.start, self.clip.seconds)
 
-  def small_THWC(self, side: int) -> np.ndarray:
-    if side not in self._small:
-      self._small[side] = resized(self.video_THWC, side)
-    return self._small[side]
-
   def kept(self, name: str) -> bytes:
     return self._kept[name]
 
@@ -100,12 +95,7 @@ def resized(video_THWC: np.ndarray, side: int) -> np.ndarray:
   Raises:
     ValueError: OpenCV is not installed.
   """
-  try:
-    import cv2
-  except ImportError as error:
-    raise ValueError(
-      "resizing needs OpenCV: pip install 'ovi_jax[curate]'"
-    ) from error
+  cv2 = opencv.library()
   T, rows, columns, C = video_THWC.shape
   scale = side / min(rows, columns)
   size = max(1, round(rows * scale)), max(1, round(columns * scale))

@@ -9,6 +9,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from ovi_jax import geometry
 from ovi_jax import media
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
@@ -22,34 +23,33 @@ HEIGHT = 108  # pixels of a frame
 FRAMES = 4
 _AREA = 480 * 270  # that frames are decoded at
 _QUALITY = 80
-_RATE = 16_000
+_HEARD = 60.0  # seconds; a file may say that it lasts for years
 
 
 def picture(clip: clips.Clip, keeper: store.Keeper) -> bytes | None:
   """A JPEG of a clip; None if there is nothing to be seen or heard of it."""
   of_clip, _ = shards.media(clip, keeper)
   try:
-    frames = _kept_frames(of_clip) or _decoded_frames(clip, of_clip)
+    frames = _kept_frames(clip, of_clip) or _decoded_frames(clip, of_clip)
     if frames:
       return _jpeg(_strip(frames))
-    wave_A = _wave(of_clip)
+    wave_A = _wave(clip, of_clip)
   except (container.DamagedError, OSError, ValueError, MemoryError):
     return None
   if not wave_A.size:
     return None
-  return _jpeg(media.waveform_png(wave_A, _RATE, 3 * HEIGHT, HEIGHT))
+  return _jpeg(
+    media.waveform_png(wave_A, geometry.SAMPLE_RATE, 3 * HEIGHT, HEIGHT)
+  )
 
 
-def _kept_frames(of_clip: stage.Media) -> list[Image.Image]:
+def _kept_frames(clip: clips.Clip, of_clip: stage.Media) -> list[Image.Image]:
   """Some of the frames that were kept; none if none were."""
-  found = []
-  for number in range(0, kept.FRAMES, 2):
-    try:
-      value = of_clip.kept(kept.FRAME.format(number))
-    except KeyError:
-      return []
-    found.append(Image.open(io.BytesIO(value)).convert("RGB"))
-  return found
+  try:
+    some = kept.frames(clip, of_clip)[::2]
+  except KeyError:
+    return []
+  return [Image.open(io.BytesIO(value)).convert("RGB") for value in some]
 
 
 def _decoded_frames(
@@ -66,12 +66,13 @@ def _decoded_frames(
   return [Image.fromarray(frame_HWC) for frame_HWC in video_THWC[spread]]
 
 
-def _wave(of_clip: stage.Media) -> np.ndarray:
-  """The sound of a clip, float32 in [-1, 1]."""
+def _wave(clip: clips.Clip, of_clip: stage.Media) -> np.ndarray:
+  """The sound of a clip, float32 in [-1, 1]; of a long file its beginning."""
   try:
     pcm = of_clip.kept(kept.SOUND)
   except KeyError:
-    return of_clip.audio_A
+    seconds = min(clip.seconds, _HEARD)
+    return reading.audio(of_clip.path, clip.start, seconds)
   return np.frombuffer(pcm, "<i2").astype(np.float32) / 32_768
 
 

@@ -1,6 +1,6 @@
 """The clip as training reads it, and what later passes need of it.
 
-In: a window whose margins `motion` found. Kept of it, each by its name:
+In: a window, with margins if `motion` was there. Kept of it, each by its name:
   "video.mp4": H.264 at 24 fps, without margins, about `area` large, sides
     multiples of 32;
   "audio.pcm": int16 little-endian mono at 16 kHz, of the window's length;
@@ -26,16 +26,18 @@ from ovi_jax import media as media_files
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.faces import crops
+from ovi_jax.curation.media import kept
 from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import opencv
 from ovi_jax.curation.media import reading
+from ovi_jax.data import clips as samples
 
-NAME = "cut"
+NAME = kept.CUT
 VERSION = 1
 KIND = "clip"
 BOUNDS = {
   "too small within its margins": ("enlargement", "largest_enlargement"),
 }
-VIDEO, AUDIO, FACES = "video.mp4", "audio.pcm", "faces.npz"
 ASPECTS = ("kept", "square")
 _QUALITY = 90  # of the JPEGs
 # Of x264, at the quality of `media.CRF`: half the time of its default for as
@@ -57,7 +59,7 @@ class Config:
   area: int = 720 * 720
   aspect: str = "kept"
   largest_enlargement: float = 1.1
-  frames: int = 7
+  frames: int = kept.FRAMES
 
   def __post_init__(self):
     if self.aspect not in ASPECTS:
@@ -81,11 +83,11 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
   """The stage, for windows."""
 
   def cut(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
-    kept = {}
+    made = {}
     height = width = frames = 0
-    if "motion" in clip.facts:
-      top, left, height, width = clip.facts["motion"]["margins"]
-      box = margins.Box(top=top, left=left, height=height, width=width)
+    seen = clip.facts.get("probe", {}).get("has_video")
+    if seen or "motion" in clip.facts:
+      box = margins.told(clip, media)
       box, (height, width) = target(box, config)
       enlarged = height / box.height
       if enlarged > config.largest_enlargement:
@@ -97,18 +99,18 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
         )
       video_THWC = resize(box.cut(media.video_THWC), height, width)
       frames = len(video_THWC)
-      kept[VIDEO] = encode(video_THWC)
-      kept |= _pictures(video_THWC, config.frames)
+      made[kept.VIDEO] = encode(video_THWC)
+      made |= _pictures(video_THWC, config.frames)
     if "people" in clip.facts:
       tracks = clip.facts["people"]["tracks"]
       faces = crops.of_tracks(media.video_THWC, tracks)
-      kept[FACES] = crops.pack(faces)
+      made[kept.FACES] = crops.pack(faces)
     if media.audio_A.size:
-      kept[AUDIO] = pcm(media.audio_A)
-    for name, value in kept.items():
+      made[kept.SOUND] = samples.pcm(media.audio_A)
+    for name, value in made.items():
       media.keep(name, value)
     return clip.found(
-      NAME, height=height, width=width, frames=frames, kept=sorted(kept)
+      NAME, height=height, width=width, frames=frames, kept=sorted(made)
     )
 
   return cut
@@ -137,12 +139,7 @@ def target(
 
 def resize(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
   """The frames at another size: by area if smaller, else bicubic."""
-  try:
-    import cv2
-  except ImportError as error:
-    raise ValueError(
-      "cutting needs OpenCV: pip install 'ovi_jax[curate]'"
-    ) from error
+  cv2 = opencv.library()
   shrinks = height <= video_THWC.shape[1]
   way = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
   resized_THWC = np.empty((len(video_THWC), height, width, 3), np.uint8)
@@ -155,15 +152,9 @@ def resize(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
 def encode(video_THWC: np.ndarray) -> bytes:
   """An mp4 without sound; the same frames give the same bytes anywhere."""
   with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder) / VIDEO
+    path = pathlib.Path(folder) / kept.VIDEO
     media_files.write_mp4(path, [video_THWC], None, threads=1, preset=_PRESET)
     return path.read_bytes()
-
-
-def pcm(audio_A: np.ndarray) -> bytes:
-  """int16 little-endian of a wave in [-1, 1]."""
-  levels = np.rint(np.asarray(audio_A, np.float64) * 32_768)
-  return np.clip(levels, -32_768, 32_767).astype("<i2").tobytes()
 
 
 def _pictures(video_THWC: np.ndarray, count: int) -> dict[str, bytes]:
@@ -172,7 +163,7 @@ def _pictures(video_THWC: np.ndarray, count: int) -> dict[str, bytes]:
   for number, place in enumerate(_places(len(video_THWC), count)):
     file = io.BytesIO()
     Image.fromarray(video_THWC[place]).save(file, "JPEG", quality=_QUALITY)
-    pictures[f"frame_{number}.jpg"] = file.getvalue()
+    pictures[kept.FRAME.format(number)] = file.getvalue()
   return pictures
 
 

@@ -1,8 +1,8 @@
 """How a clip looks: sharp, well exposed, and, with weights, how pleasing.
 
-In: a window whose margins `motion` found. Out: it with its scores, or why it is
-refused. The aesthetic score is LAION's over CLIP and needs the weights of both;
-without them it is null and nobody is refused for it.
+In: a window, with margins if `motion` was there. Out: it with its scores, or
+why it is refused. The aesthetic score is LAION's over CLIP and needs the
+weights of both; without them it is null and nobody is refused for it.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.media import container as containers
 from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import opencv
 from ovi_jax.curation.media import reading
-from ovi_jax.curation.stages import motion
 
 NAME = "look"
 VERSION = 1
@@ -87,8 +87,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
   judge = _judge(config) if config.clip else None
 
   def look(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
-    top, left, height, width = clip.facts[motion.NAME]["margins"]
-    box = margins.Box(top=top, left=left, height=height, width=width)
+    box = margins.told(clip, media)
     count = len(media.video_THWC)
     places = np.rint(np.linspace(0, count - 1, config.frames)).astype(int)
     frames_THWC = box.cut(media.video_THWC[places])
@@ -134,13 +133,7 @@ def _reason(
 
 def _laplacian() -> Callable[[np.ndarray], float]:
   """Variance of the Laplacian of a picture; ValueError without OpenCV."""
-  try:
-    import cv2
-  except ImportError as error:
-    raise ValueError(
-      "sharpness needs OpenCV: pip install 'ovi_jax[curate]'"
-    ) from error
-  cv2.setNumThreads(1)
+  cv2 = opencv.library()
   return lambda luma_HW: float(cv2.Laplacian(luma_HW, cv2.CV_32F).var())
 
 

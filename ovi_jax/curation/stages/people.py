@@ -3,7 +3,7 @@
 Faces are looked for in every few frames and joined to tracks. Facts: kind; and
 tracks, [{start_frame, boxes}], with a box [top, left, height, width] in pixels
 of `Media.video_THWC` for every frame of a track. Nobody is refused here: shares
-of kinds are balanced when clips are packed.
+of kinds are for the stage `balance`.
 """
 
 import dataclasses

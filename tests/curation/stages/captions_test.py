@@ -52,6 +52,18 @@ def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
   json.dumps(made.facts)
 
 
+def test_all_pictures_that_were_kept_are_sent(tmp_path):
+  clip, media = asking.pair(1)
+  names = [*asking.KEPT[:3], "audio.pcm", "video.mp4"]
+  clip = clip.found("cut", kept=names)  # as where the stage was told to
+  with captioner.serving() as server:
+    (made,) = asking.captioned(server.url, tmp_path, [(clip, media)])
+  content = server.bodies[0]["messages"][0]["content"]
+  kinds = [part["type"] for part in content]
+  assert kinds == ["image_url"] * 3 + ["input_audio", "text"]
+  assert made.facts["captions"]["visual"]
+
+
 def test_sounds_and_silent_clips(tmp_path):
   pairs = [
     asking.pair(1, seen=False),

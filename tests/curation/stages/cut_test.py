@@ -16,6 +16,7 @@ from ovi_jax.curation.faces import crops
 from ovi_jax.curation.media import margins
 from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import cut
+from ovi_jax.data import clips as samples
 from tests.curation import films
 
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
@@ -82,7 +83,7 @@ def test_the_sound_is_every_sample(done):
   assert len(levels) == round(121 / 24 * geometry.SAMPLE_RATE)
   np.testing.assert_array_equal(levels / 32_768, media.audio_A)
   assert (
-    cut.pcm(np.array([-1.5, -1, 0, 1, 1.5]))
+    samples.pcm(np.array([-1.5, -1, 0, 1, 1.5]))
     == np.array([-32_768, -32_768, 0, 32_767, 32_767], "<i2").tobytes()
   )
 
@@ -161,6 +162,16 @@ def test_what_would_be_enlarged_much_is_refused(film):
   found, kept, _ = run(film, cut.Config(area=200 * 200))
   assert found.reason == "too small within its margins" and not kept
   assert found.score > 1.1
+
+
+def test_without_margins_all_of_the_picture_is_kept(film):
+  # The stage that finds them may be left out.
+  clip = clips.Clip(id="c", path=str(film), seconds=121 / 24)
+  clip = clip.found("probe", has_video=True)
+  kept = {}
+  found = cut.load(SMALL)(clip, reading.Media(clip, film, kept))
+  whole, _, _ = run(film, box=(0, 0, 120, 240))
+  assert found.facts["cut"] == whole.facts["cut"] and "video.mp4" in kept
 
 
 def test_of_sound_alone_only_sound_is_kept(tmp_path):

@@ -25,9 +25,6 @@ class FakeMedia:
   audio_A: np.ndarray = dataclasses.field(default_factory=lambda: SILENT)
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
-  def small_THWC(self, side: int) -> np.ndarray:
-    raise AssertionError(f"nobody needs pictures of {side} here")
-
   def kept(self, name: str) -> bytes:
     return self.files[name]
 

@@ -79,6 +79,11 @@ def test_margins_are_not_looked_at():
   )
 
 
+def test_without_margins_all_is_looked_at():
+  without = dataclasses.replace(CLIP, facts={})
+  assert run(mosaic(), without).scores == run(mosaic()).scores
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
   folder = tmp_path_factory.mktemp("look")
