@@ -4,8 +4,9 @@
 
 Each stage gets what the one before let through, and decoding is counted apart.
 Bounds are the stages' own but for the size, so that small files are measured
-too. Times are of one thread, the best of `--repeats`; `probe` and `shots` work
-on whole files, the others on windows of 121 frames.
+too. Times are of the processor, the best of `--repeats`; `probe` and `shots`
+work on whole files, the others on windows of 121 frames. `people` needs MTCNN's
+weights (pip install --no-deps facenet-pytorch).
 """
 
 import argparse
@@ -23,13 +24,17 @@ from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import cut
 from ovi_jax.curation.stages import look
 from ovi_jax.curation.stages import motion
+from ovi_jax.curation.stages import people
 from ovi_jax.curation.stages import probe
 from ovi_jax.curation.stages import shots
+from ovi_jax.curation.stages import speech
 
 FILES = ((probe, probe.Config(least_area=1)), (shots, shots.Config()))
 WINDOWS = (
   (motion, motion.Config()),
   (look, look.Config()),
+  (people, people.Config()),
+  (speech, speech.Config()),
   (cut, cut.Config(largest_enlargement=100.0)),
 )
 

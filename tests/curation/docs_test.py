@@ -1,5 +1,6 @@
 """What docs/curation.md shows is so."""
 
+import importlib.util
 import pathlib
 import re
 import sys
@@ -47,6 +48,17 @@ def test_the_passes_are_those_of_the_config():
   rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (?:one )?process", TEXT, re.M)
   told = {name: set(re.findall(r"`(\w+)`", stages)) for name, stages in rows}
   assert told == {name: set(stages) for name, stages in curate.VIDEO}
+
+
+def test_its_commands_are_there():
+  texts = [path.read_text() for path in (ROOT / "docs").glob("*.md")]
+  found = set(re.findall(r"python -m (ovi_jax[\w.]*)", "\n".join(texts)))
+  assert "ovi_jax.curation.sync.train" in found
+  for name in found:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, name
+    if spec.submodule_search_locations:
+      assert importlib.util.find_spec(f"{name}.__main__"), name
 
 
 def test_flags_and_passes_of_its_commands_are_there():

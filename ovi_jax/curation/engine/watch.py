@@ -13,6 +13,8 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -43,6 +45,7 @@ class _Worker:
   process: Any
   connection: connections.Connection
   lifeline: connections.Connection
+  folder: str  # of its temporary files; killed, it does not clear them away
   ready: bool = False
   shard: int | None = None
   stage: str = ""
@@ -134,12 +137,14 @@ class Watched:
       daemon=True,
     )
     shared = _ONE_THREAD if self._processes > 1 else ()
-    with _environment({name: "1" for name in shared}):
+    values = {name: "1" for name in shared if name not in os.environ}
+    folder = tempfile.mkdtemp(prefix="ovi_jax-")
+    with _environment({**values, "TMPDIR": folder}):
       process.start()
     theirs.close()
     lifeline.close()
     self._workers.append(
-      _Worker(process=process, connection=ours, lifeline=end)
+      _Worker(process=process, connection=ours, lifeline=end, folder=folder)
     )
 
   def _heard(self) -> Iterator[shards.Result]:
@@ -233,6 +238,7 @@ class Watched:
     worker.process.join()
     worker.connection.close()
     worker.lifeline.close()
+    shutil.rmtree(worker.folder, ignore_errors=True)
     self._workers.remove(worker)
 
 
@@ -253,10 +259,12 @@ def _received(
 def _environment(values: dict[str, str]) -> Iterator[None]:
   """Variables that are set for processes started meanwhile."""
   before = {name: os.environ.get(name) for name in values}
-  os.environ.update({n: v for n, v in values.items() if before[n] is None})
+  os.environ.update(values)
   try:
     yield
   finally:
     for name, value in before.items():
       if value is None:
         del os.environ[name]
+      else:
+        os.environ[name] = value

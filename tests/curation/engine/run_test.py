@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import tempfile
 
 import fsspec
 import pytest
@@ -208,6 +209,20 @@ def test_what_was_left_out_stays_so(bad, tmp_path):
   # A second run would not wait for what hangs, nor crash: it knows of them.
   harness.finish(harness.chosen(out, [inputs]))
   assert harness.contents(out) == wanted
+
+
+def test_who_ends_leaves_no_temporary_files(tmp_path, monkeypatch):
+  inputs, temporary = tmp_path / "in", tmp_path / "temporary"
+  inputs.mkdir()
+  temporary.mkdir()
+  (inputs / "0.txt").write_text("one a\none b\nlitter\n")
+  monkeypatch.setenv("TMPDIR", str(temporary))
+  monkeypatch.setattr(tempfile, "tempdir", None)
+  chosen = harness.chosen(tmp_path / "out", [inputs])
+  assert run.run(chosen, log=quiet) == []
+  (reject,) = only(tmp_path / "out", "weigh").values()
+  assert reject.reason == "ended its process"
+  assert not list(temporary.rglob("*"))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import pathlib
+import tempfile
 import time
 
 from ovi_jax.curation import clip as clips
@@ -38,6 +39,9 @@ def load(config):
     word = text.split()[0] if text else ""
     if word == "hang":
       ctypes.PyDLL(None).sleep(600)  # holds the interpreter as it sleeps
+    elif word == "litter":
+      tempfile.mkstemp()
+      ctypes.string_at(0)
     elif word == "crash":
       ctypes.string_at(0)
     elif word == "raise":
