@@ -248,9 +248,12 @@ def _stage(name: str, fields: Mapping[str, Any], before: str) -> Stage:
   _check_names(f"stages.{_short(name)}", fields, known)
   if module.KIND not in KINDS:
     raise ValueError(f"stage {name}: KIND {module.KIND!r} is none of {KINDS}")
-  frozen = module.Config(**{n: _frozen(v) for n, v in fields.items()})
-  identity = getattr(module, "identity", dataclasses.asdict)(frozen)
   short = _short(name)
+  try:
+    frozen = module.Config(**{n: _frozen(v) for n, v in fields.items()})
+    identity = getattr(module, "identity", dataclasses.asdict)(frozen)
+  except ValueError as error:
+    raise ValueError(f"config.stages.{short}: {error}") from error
   hashed = json.dumps([short, module.VERSION, identity, before], sort_keys=True)
   key = hashlib.sha256(hashed.encode()).hexdigest()[:12]
   return Stage(name=short, module=_path(name), config=frozen, key=key)

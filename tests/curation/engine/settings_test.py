@@ -112,6 +112,13 @@ def test_the_config_has_all_fields_of_its_stages(kind):
     assert {field for _, field in stage.bounds.values()} <= fields
 
 
+def test_a_stage_that_is_wrong_is_named():
+  config = curate.get_config("sounds")
+  config.out = "out"
+  with pytest.raises(ValueError, match=r"^config\.stages\.captions: model: "):
+    settings.Settings.from_config(config)
+
+
 def test_an_unknown_kind_of_config_names_those_there_are():
   with pytest.raises(ValueError, match="'large' is unknown; give one of :mini"):
     curate.get_config("large")
