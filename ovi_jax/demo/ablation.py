@@ -86,7 +86,7 @@ def _stage(
   seed: int,
 ) -> recipe.Step:
   """A stage of a variant: the recipe's, with fewer steps and the changes."""
-  data, _, towers, _ = recipe.STAGES[stage]
+  base = recipe.STAGES[stage]
   sources = config.initial[stage]
   initial = {
     tower: sources[tower]
@@ -94,16 +94,16 @@ def _stage(
     else str(
       (place if sources[tower] in config.stages else root) / sources[tower]
     )
-    for tower in towers
+    for tower in base.towers
   }
-  fields = recipe.stage_fields(stage, root / data, count, seed, initial)
+  fields = recipe.stage_fields(base, root, count, seed, initial)
   for change in (*config.fields, *changes):
     field, _, value = change.partition("=")
     part, _, rest = field.partition(".")
     # A tower's change is no change of a stage without it.
-    if part != "model" or rest.split(".")[0] in towers:
+    if part != "model" or rest.split(".")[0] in base.towers:
       fields[field] = value
-  step = recipe.training(stage, stage, place, fields)
+  step = recipe.training(stage, base.config, place, fields)
   return dataclasses.replace(step, name=f"{place.name} {stage}")
 
 
