@@ -11,7 +11,6 @@ from ovi_jax.components import encoders
 from ovi_jax.data.world import world
 from ovi_jax.modality import AV
 from ovi_jax.parallel import mesh
-from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import noise
 from ovi_jax.sampling import pipeline
 
