@@ -107,6 +107,7 @@ def _kernel(
     mask,
     block_sizes=sizes,
     save_residuals=sums,
+    residual_checkpoint_name=blockwise.KEPT,
     head_shards=1,
     q_seq_shards=1,
     interpret=target == "cpu",

@@ -12,7 +12,6 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import ad_checkpoint
 
 from ovi_jax import axes
 from ovi_jax.attention import attention
@@ -100,7 +99,7 @@ class Attention(nn.Module):
     length: jax.Array | int | None = None,
   ) -> jax.Array:
     """Attend; `letters` of queries and keys, see `attention`."""
-    values = attention.attention(
+    return attention.attention(
       q_BLNK,
       *keys_values,
       self.backend,
@@ -109,7 +108,6 @@ class Attention(nn.Module):
       letters=letters,
       scheme=self.scheme,
     )
-    return ad_checkpoint.checkpoint_name(values, "attention")
 
   def attend_self(
     self, q_BLNK: jax.Array, keys_values: KeysValues, length: Any

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ovi_jax import axes
+from ovi_jax.attention import blockwise
 from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
 from ovi_jax.models import block
@@ -37,7 +38,7 @@ UNROLLED = 8  # blocks, at most, that a program for a CPU has one by one
 # What the backward pass keeps of a block, by name; the rest is computed anew.
 REMAT: Mapping[str, Any] = {
   "full": jax.checkpoint_policies.nothing_saveable,
-  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+  "attention": jax.checkpoint_policies.save_only_these_names(blockwise.KEPT),
   "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
