@@ -189,7 +189,7 @@ def make(
       raise
     return _refused(shared, arguments, str(error), time.perf_counter() - began)
   seconds = time.perf_counter() - began
-  parsed = hlo.parse(compiled.as_text())
+  parsed = hlo.parse(compiled.as_text() or "")
   found = costs.of(parsed)
   memory: Any = compiled.memory_analysis()
   held = (

@@ -39,11 +39,12 @@ def attend(
     batch, heads = q.shape[:2]
     flat = [x.reshape(batch * heads, *x.shape[2:]) for x in (q, k, v)]
     length_N = None if length is None else jnp.repeat(length, heads)
-    out = jax.lax.map(
-      lambda head: _by_query_block(*head[:3], last, head[3])[0],
-      (*flat, length_N),
-    )
-    out = out.reshape(q.shape)
+
+    def of_head(head):
+      q, k, v, length = head
+      return _by_query_block(q, k, v, last, length)[0]
+
+    out = jax.lax.map(of_head, (*flat, length_N)).reshape(q.shape)
   else:
     out, _ = _by_query_block(q, k, v, last, _over_heads(length))
   return kept(_heads_first(out))
@@ -120,7 +121,8 @@ def part_gradients(
   rows.insert(2, _blocks_of(sums, k.shape[-2], fill=-MASKED))
   zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
   (dk, dv), dq = jax.lax.scan(one, zeros, tuple(rows))
-  return tuple(_heads_first(x) for x in (_merged(dq, queries), dk, dv))
+  dq = _merged(dq, queries)
+  return _heads_first(dq), _heads_first(dk), _heads_first(dv)
 
 
 def kept(x: jax.Array) -> jax.Array:

@@ -157,5 +157,5 @@ def limits_of(target: str, keys: int) -> Mapping[str, int]:
 @functools.cache
 def table() -> list[dict[str, Any]]:
   """The rows of the table, of one chip from few keys to many."""
-  file = importlib.resources.files(__package__) / TABLE
+  file = importlib.resources.files("ovi_jax.attention") / TABLE
   return json.loads(file.read_text("utf-8"))

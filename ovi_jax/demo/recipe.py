@@ -237,7 +237,7 @@ def stage_fields(
     sizes = TOWERS[tower] | SHARED
     fields |= {f"model.{tower}.{key}": v for key, v in sizes.items()}
     fields[f"initial.{tower}"] = source
-  return fields | stage.changes
+  return fields | dict(stage.changes)
 
 
 def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:

@@ -170,10 +170,12 @@ class Block(nn.Module):
     """Of self-attention and of feed-forward."""
     table_PD = self.modulation.astype(jnp.float32)[None, None]
     parts = table_PD + times.parts_BTPD
-    parts = [parts[:, :, i] for i in range(6)]
-    return tuple(
-      layers.Modulation(*three, times.first) for three in (parts[:3], parts[3:])
-    )
+
+    def of(begin: int) -> layers.Modulation:
+      shift, scale, gate = (parts[:, :, begin + i] for i in range(3))
+      return layers.Modulation(shift, scale, gate, times.first)
+
+    return of(0), of(3)
 
   def text_keys_values(self, context_BSD: jax.Array) -> KeysValues:
     return self.cross_attention.keys_values(context_BSD, FEW)

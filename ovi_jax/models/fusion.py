@@ -63,6 +63,7 @@ def unrolled(config: AV[dit.DiTConfig], platform: str) -> bool:
   return platform == "cpu" and depth <= UNROLLED
 
 
+_ALL: AV[Any] = AV()  # no number for any tower: everything of it counts
 TEXT_KEYS = f"G{block.FEW}"  # how they lie on a mesh
 
 
@@ -120,7 +121,7 @@ class FusionBlock(nn.Module):
     `text` is context_BSD, or what `text_keys_values` makes of it; `counts`
     says how many tokens of each tower are attended to, `None` for all.
     """
-    counts = AV() if counts is None else counts
+    counts = _ALL if counts is None else counts
     if not any(isinstance(x, block.KeysValues) for x in text):
       text = self.text_keys_values(text)
     attended, feeds = {}, {}
@@ -321,7 +322,7 @@ class FusionDiT(nn.Module):
   ) -> tuple[AV[jax.Array], AV[dit.Times], Any]:
     """Through all blocks: the tokens, the times, and what `watch` keeps."""
     present = latents.present()
-    lengths = AV() if lengths is None else lengths
+    lengths = _ALL if lengths is None else lengths
     tokens, counts, times = {}, {}, {}
     for name, x in present.items():
       grid, length_B = self._grid(name, latents), getattr(lengths, name)
