@@ -89,10 +89,8 @@ def _kernel(
   target: str, queries: int, keys: int, heads: int, sums: bool
 ) -> tuple[Any, tuple[int, int]]:
   """The kernel, and the lengths that queries and keys are filled up to."""
-  limits = limits_of(target, keys)
-  block_q, rows = block(queries, limits["queries"])
-  block_kv, columns = block(keys, limits["keys"])
-  compute = _divisor(block_kv, limits["keys_at_once"])
+  (block_q, rows), (block_kv, columns) = blocks(target, queries, keys)
+  compute = _divisor(block_kv, limits_of(target, keys)["keys_at_once"])
   sizes = kernels.BlockSizes(
     block_q=block_q,
     block_kv=block_kv,
@@ -113,6 +111,14 @@ def _kernel(
     interpret=target == "cpu",
   )
   return kernel, (rows, columns)
+
+
+def blocks(
+  target: str, queries: int, keys: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """For a kind of chip: `block` of the queries, and of the keys."""
+  limits = limits_of(target, keys)
+  return block(queries, limits["queries"]), block(keys, limits["keys"])
 
 
 def block(length: int, limit: int) -> tuple[int, int]:

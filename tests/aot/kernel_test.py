@@ -1,4 +1,4 @@
-"""Programs for a TPU, compiled here: how often they attend."""
+"""Attention in programs for a TPU, compiled here."""
 
 import functools
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ovi_jax.aot import costs
+from ovi_jax.aot import hlo
 from ovi_jax.aot import topology
 from ovi_jax.attention import attention
 from ovi_jax.models import fusion
@@ -50,3 +52,23 @@ def test_attention_that_is_kept_is_not_computed_again(scheme, remat, kernels):
   with jax.set_mesh(mesh):
     text = jax.jit(jax.grad(loss)).lower(weights).compile().as_text()
   assert text.count('custom_call_target="tpu_custom_call"') == kernels
+
+
+def test_products_of_the_kernels():
+  """Two forward; five backward, which makes the weights again."""
+  devices = np.array(topology.devices("v5e:2x2")[:1])
+  mesh = jax.sharding.Mesh(devices, ("data",))
+  place = jax.sharding.NamedSharding(mesh, jax.P())
+  x = jax.ShapeDtypeStruct((1, 1024, 2, 128), jnp.float32, sharding=place)
+
+  def attend(q, k, v):
+    return attention.attention(q, k, v, "splash").astype(jnp.float32).sum()
+
+  def products(function) -> float:
+    program = jax.jit(function).lower(x, x, x).compile().as_text()
+    found = costs.of(hlo.parse(program), lambda *lengths: lengths)
+    return found.operations / (2 * 2 * 1024 * 1024 * 128)
+
+  with jax.set_mesh(mesh):
+    assert products(attend) == pytest.approx(2)
+    assert products(jax.grad(attend, (0, 1, 2))) == pytest.approx(2 + 5)
