@@ -16,10 +16,11 @@ class Chip:
 
   Attributes:
     tflops: dense bfloat16 products, 10^12 a second.
-    memory: GiB.
+    memory: GiB; of TPUs, that programs may use.
     bandwidth: of the memory, GB/s.
     link: of one link between chips, GB/s one way; 0 if not known.
     torus: axes along which chips are linked, two links each; 0 if not known.
+    ring: chips from which on an axis is closed to a ring.
   """
 
   tflops: float
@@ -27,13 +28,14 @@ class Chip:
   bandwidth: float = 0
   link: float = 0
   torus: int = 0
+  ring: int = 0
 
 
-_V5E = Chip(197, 16, 819, 45, 2)
-_V5P = Chip(459, 95, 2765, 90, 3)
-_V6E = Chip(918, 32, 1638, 90, 2)
+_V5E = Chip(197, 15.75, 819, 45, 2, 16)
+_V5P = Chip(459, 95, 2765, 90, 3, 4)
+_V6E = Chip(918, 31.25, 1638, 90, 2, 16)
 CHIPS: Mapping[str, Chip] = {
-  "TPU v4": Chip(275, 32, 1228, 45, 3),
+  "TPU v4": Chip(275, 32, 1228, 45, 3, 4),
   "TPU v5 lite": _V5E,
   "TPU v5e": _V5E,
   "TPU v5": _V5P,

@@ -18,17 +18,17 @@ def get_config() -> ml_collections.ConfigDict:
   config.name = "audio_rope"
   config.seeds = (0, 1, 2)
   # Steps of each stage; the last one is scored.
-  config.stages = {"audio_finetune": 600, "fusion": 1000}
+  config.stages = {"audio_finetune": 400, "fusion": 600}
   # Where towers come from: "fresh", a stage above, or a run of the recipe.
   config.initial = {
     "audio_finetune": {"audio": "fresh"},
     "fusion": {"video": "video_pretrain", "audio": "audio_finetune"},
   }
-  config.fields = ()  # FIELD=VALUE of all stages and variants
+  config.fields = ("batch=8",)  # FIELD=VALUE of all stages and variants
   config.variants = {
     "scaled": (f"model.audio.rope_scale={base.AUDIO_ROPE}",),
     "unscaled": ("model.audio.rope_scale=1.0",),
   }
-  config.prompts = 48
+  config.prompts = 32
   config.prompts_seed = 3000
   return config

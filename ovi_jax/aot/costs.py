@@ -17,7 +17,6 @@ import numpy as np
 from ovi_jax.aot import groups
 from ovi_jax.aot import hlo
 
-# Kind -> bytes that a device sends, as a multiple of its operand or result.
 COLLECTIVES = (
   "all-gather",
   "all-reduce",
@@ -26,13 +25,11 @@ COLLECTIVES = (
   "ragged-all-to-all",
   "reduce-scatter",
 )
-# Matrix products of queries by keys that a kernel does, by its name.
-KERNELS: Mapping[str, int] = {
-  "splash_mha_fwd": 2,
-  "splash_mha_dq": 3,
-  "splash_mha_dkv": 4,
-  "splash_mha_fused_dkv": 5,
-}
+# Matrix products of queries by keys that a kernel does, by its name. The
+# backward kernel makes all three gradients at once: JAX calls it dkv too.
+KERNELS: Mapping[str, int] = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
+# (queries, keys) -> rows of their blocks; numbers are those that are filled up.
+Blocks = Callable[[int, int], tuple[int, int]]
 # What moves no bytes of its own.
 _FREE = frozenset(
   [
@@ -77,8 +74,12 @@ class Costs:
     )
 
 
-def of(program: hlo.Program) -> Costs:
+def of(program: hlo.Program, blocks: Blocks) -> Costs:
   """The costs of a program on one device.
+
+  Args:
+    program: as it was compiled.
+    blocks: of its flash kernels.
 
   Raises:
     ValueError: a loop or a kernel whose work is not known.
@@ -120,7 +121,10 @@ def of(program: hlo.Program) -> Costs:
     if kind in COLLECTIVES:
       costs += Costs(messages=_messages(kind, where, each))
     if not inside and each.opcode not in _FREE:
-      costs += Costs(traffic=_traffic(program, where, each))
+      moved = _traffic(program, where, each)
+      if _is_kernel(each):
+        moved += _read_again(where, each, blocks)
+      costs += Costs(traffic=moved)
     return costs
 
   return total(program.entry, False)
@@ -219,22 +223,51 @@ def _meetings(
 
 def _kernel(where: hlo.Computation, each: hlo.Instruction) -> float:
   """Products of a flash kernel, by its name and the shapes of q and k."""
-  if 'custom_call_target="tpu_custom_call"' not in each.text:
+  if not _is_kernel(each):
     return 0.0
+  products = KERNELS[_kernel_name(each)]
+  q, k, *_ = _wide(where, each)
+  return 2.0 * products * q.size * k.shape[-2]
+
+
+def _is_kernel(each: hlo.Instruction) -> bool:
+  return 'custom_call_target="tpu_custom_call"' in each.text
+
+
+def _kernel_name(each: hlo.Instruction) -> str:
   names = [n for n in KERNELS if each.name.startswith(n)]
   if not names:
     raise ValueError(
       f"the work of kernel {each.name} is not known; known are"
       f" {', '.join(KERNELS)}"
     )
-  wide = [
+  return names[0]
+
+
+def _wide(where: hlo.Computation, each: hlo.Instruction) -> list[hlo.Array]:
+  """What a kernel is given of queries, keys and values, in this order first."""
+  given = (where.by_name[n].results[0] for n in each.operands)
+  return [
     operand
-    for operand in (where.by_name[n].results[0] for n in each.operands)
+    for operand in given
     if len(operand.shape) >= 3 and operand.dtype in ("bf16", "f16", "f32")
   ]
-  q, k = wide[0], wide[1]
-  products = KERNELS[max(names, key=len)]
-  return 2.0 * products * q.size * k.shape[-2]
+
+
+def _read_again(
+  where: hlo.Computation, each: hlo.Instruction, blocks: Blocks
+) -> float:
+  """Bytes that a kernel reads more than once.
+
+  Forward, keys and values pass for every block of queries; backward, all that
+  belongs to queries for every block of keys.
+  """
+  q, k, v, *others = _wide(where, each)
+  queries, keys = q.shape[-2], k.shape[-2]
+  rows, columns = blocks(queries, keys)
+  if _kernel_name(each) == "splash_mha_fwd":
+    return (k.bytes + v.bytes) * (queries / rows - 1.0)
+  return sum(a.bytes for a in (q, *others)) * (keys / columns - 1.0)
 
 
 _OPERATIONS: Mapping[
@@ -315,9 +348,10 @@ def _messages(
   kind: str, where: hlo.Computation, each: hlo.Instruction
 ) -> dict[tuple[str, tuple[int, ...]], float]:
   """Bytes that a device sends, and to whom."""
-  found = groups.groups_of(each.text)
-  group = tuple(found[0]) if found else ()
-  count = max(2, len(group))
+  group = max(map(tuple, groups.groups_of(each.text)), key=len, default=())
+  count = len(group)
+  if count < 2:
+    return {}
   share = (count - 1) / count
   operands = sum(
     a.bytes for name in each.operands for a in where.by_name[name].results
@@ -330,7 +364,7 @@ def _messages(
     "ragged-all-to-all": operands * share,
     "collective-permute": float(operands),
   }
-  return {(kind, group): whole[kind]} if operands and count > 1 else {}
+  return {(kind, group): whole[kind]} if operands else {}
 
 
 def _scattered(

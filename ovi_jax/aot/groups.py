@@ -19,6 +19,8 @@ def groups_of(text: str) -> list[list[int]]:
     return _chains(re.findall(r"\{(\d+),(\d+)\}", pairs[1]))
   listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", text)
   if listed:
+    if "{" not in listed[1]:
+      raise ValueError("a collective of all devices does not name them")
     return [
       [int(n) for n in group.split(",")]
       for group in re.findall(r"\{([\d,]+)\}", listed[1])

@@ -7,6 +7,7 @@ them, and about their sum if nothing overlaps.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -23,6 +24,8 @@ from ovi_jax import files
 from ovi_jax.aot import costs
 from ovi_jax.aot import groups
 from ovi_jax.aot import hlo
+from ovi_jax.aot import links
+from ovi_jax.attention import splash
 
 LISTED = 8  # arrays that are named when memory does not suffice
 _FULL = "RESOURCE_EXHAUSTED"
@@ -189,21 +192,15 @@ def make(
       raise
     return _refused(shared, arguments, str(error), time.perf_counter() - began)
   seconds = time.perf_counter() - began
-  parsed = hlo.parse(compiled.as_text())
-  found = costs.of(parsed)
+  parsed = hlo.parse(compiled.as_text() or "")
+  found = costs.of(parsed, functools.partial(_blocks, kind))
   memory: Any = compiled.memory_analysis()
-  held = (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-  )
-  temporary = memory.temp_size_in_bytes
   messages, exchange = _messages(found, mesh, chip)
   return Report(
     **shared,
     arguments=memory.argument_size_in_bytes,
-    temporaries=temporary,
-    peak=held + temporary + memory.generated_code_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes,
+    peak=memory.peak_memory_in_bytes,
     operations=found.operations,
     traffic=found.traffic,
     messages=messages,
@@ -215,6 +212,12 @@ def make(
     compile_seconds=seconds,
     largest=_first(arguments | _temporaries(parsed)),
   )
+
+
+def _blocks(kind: str, queries: int, keys: int) -> tuple[int, int]:
+  """Rows of a flash kernel's blocks."""
+  (rows, _), (columns, _) = splash.blocks(kind, queries, keys)
+  return rows, columns
 
 
 def _refused(
@@ -294,34 +297,11 @@ def _messages(
   shape = dict(mesh.shape)
   sizes: dict[str, float] = {}
   seconds = 0.0
+  places = links.places_of(mesh.devices.flat)
   for (kind, group), size in sorted(found.messages.items()):
     axes = groups.axes_of(group, shape)
     name = f"{kind} over {', '.join(axes)}"
     sizes[name] = sizes.get(name, 0.0) + size
-    seconds += _exchange(kind, size, group, mesh, chip)
+    if places is not None:
+      seconds += links.seconds(kind, size, places[list(group)], places, chip)
   return sizes, seconds
-
-
-def _exchange(
-  kind: str,
-  size: float,
-  group: Sequence[int],
-  mesh: jax.sharding.Mesh,
-  chip: chips.Chip,
-) -> float:
-  """Seconds to send `size` bytes of each device within its group."""
-  if not chip.link:
-    return 0.0
-  devices = [mesh.devices.flat[n] for n in group]
-  places = [getattr(d, "coords", None) for d in devices]
-  spread = 1
-  if all(p is not None for p in places):
-    spread = sum(len(set(axis)) > 1 for axis in zip(*places))
-  links = 2 * max(1, min(spread, chip.torus))
-  rate = links * chip.link * 1e9
-  if kind == "collective-permute":
-    return size / (chip.link * 1e9)
-  if kind == "all-to-all":
-    # A byte travels a quarter of the ring on average, over both directions.
-    return size * len(group) / 4 / rate
-  return size / rate

@@ -10,11 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import ad_checkpoint
 
 # Queries of a block: at most this many, and fewer for very many keys, so that
 # a block's logits stay below 32 MiB a head.
 QUERY_BLOCK = 512
 LOGITS_BLOCK = 2**23
+# Name of what a backward pass needs, so that it need not attend again.
+KEPT = "attention"
 MASKED = -1e30  # logit of a key that does not count
 _FLOAT32 = {"preferred_element_type": jnp.float32}
 
@@ -36,14 +39,15 @@ def attend(
     batch, heads = q.shape[:2]
     flat = [x.reshape(batch * heads, *x.shape[2:]) for x in (q, k, v)]
     length_N = None if length is None else jnp.repeat(length, heads)
-    out = jax.lax.map(
-      lambda head: _by_query_block(*head[:3], last, head[3])[0],
-      (*flat, length_N),
-    )
-    out = out.reshape(q.shape)
+
+    def of_head(head):
+      q, k, v, length = head
+      return _by_query_block(q, k, v, last, length)[0]
+
+    out = jax.lax.map(of_head, (*flat, length_N)).reshape(q.shape)
   else:
     out, _ = _by_query_block(q, k, v, last, _over_heads(length))
-  return _heads_first(out)
+  return kept(_heads_first(out))
 
 
 def attend_part(
@@ -117,7 +121,13 @@ def part_gradients(
   rows.insert(2, _blocks_of(sums, k.shape[-2], fill=-MASKED))
   zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
   (dk, dv), dq = jax.lax.scan(one, zeros, tuple(rows))
-  return tuple(_heads_first(x) for x in (_merged(dq, queries), dk, dv))
+  dq = _merged(dq, queries)
+  return _heads_first(dq), _heads_first(dk), _heads_first(dv)
+
+
+def kept(x: jax.Array) -> jax.Array:
+  """Name an array `KEPT`, for policies of rematerialization."""
+  return ad_checkpoint.checkpoint_name(x, KEPT)
 
 
 def scaled(q_BLNK: jax.Array) -> jax.Array:

@@ -119,7 +119,7 @@ def _ring_forward(part: Any, q, k, v, length_B: Any) -> Any:
   carry = (k, v), out, sums
   carry, _ = jax.lax.scan(visit, carry, jnp.arange(count - 1))
   out, sums = attend(carry, count - 1)
-  out = out.astype(q.dtype)
+  out, sums = blockwise.kept(out.astype(q.dtype)), blockwise.kept(sums)
   return out, (q, k, v, length_B, out, sums)
 
 

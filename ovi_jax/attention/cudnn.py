@@ -18,9 +18,10 @@ def attend(
   """A backend, see `attention`."""
   k, v = (blockwise.repeat_last(x, last) for x in (k_BSNK, v_BSNK))
   length_B = _each(length, q_BLNK)
-  return jax.nn.dot_product_attention(
+  out = jax.nn.dot_product_attention(
     q_BLNK, k, v, key_value_seq_lengths=length_B, implementation="cudnn"
   )
+  return blockwise.kept(out)
 
 
 def attend_part(

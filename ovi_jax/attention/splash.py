@@ -89,10 +89,8 @@ def _kernel(
   target: str, queries: int, keys: int, heads: int, sums: bool
 ) -> tuple[Any, tuple[int, int]]:
   """The kernel, and the lengths that queries and keys are filled up to."""
-  limits = limits_of(target, keys)
-  block_q, rows = block(queries, limits["queries"])
-  block_kv, columns = block(keys, limits["keys"])
-  compute = _divisor(block_kv, limits["keys_at_once"])
+  (block_q, rows), (block_kv, columns) = blocks(target, queries, keys)
+  compute = _divisor(block_kv, limits_of(target, keys)["keys_at_once"])
   sizes = kernels.BlockSizes(
     block_q=block_q,
     block_kv=block_kv,
@@ -107,11 +105,20 @@ def _kernel(
     mask,
     block_sizes=sizes,
     save_residuals=sums,
+    residual_checkpoint_name=blockwise.KEPT,
     head_shards=1,
     q_seq_shards=1,
     interpret=target == "cpu",
   )
   return kernel, (rows, columns)
+
+
+def blocks(
+  target: str, queries: int, keys: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """For a kind of chip: `block` of the queries, and of the keys."""
+  limits = limits_of(target, keys)
+  return block(queries, limits["queries"]), block(keys, limits["keys"])
 
 
 def block(length: int, limit: int) -> tuple[int, int]:
@@ -156,5 +163,5 @@ def limits_of(target: str, keys: int) -> Mapping[str, int]:
 @functools.cache
 def table() -> list[dict[str, Any]]:
   """The rows of the table, of one chip from few keys to many."""
-  file = importlib.resources.files(__package__) / TABLE
+  file = importlib.resources.files("ovi_jax.attention") / TABLE
   return json.loads(file.read_text("utf-8"))

@@ -319,10 +319,12 @@ def main(argv: list[str]) -> None:
   runtime.start(argv)
   try:
     runtime.need(FLAGS, data="DIR", weights="DIR", out="DIR")
-    values = {f.name: FLAGS[f.name].value for f in dataclasses.fields(Job)}
+    names = [field.name for field in dataclasses.fields(Job)]
+    values: dict[str, Any] = {name: FLAGS[name].value for name in names}
     for name in ("data", "weights", "out"):
       values[name] = pathlib.Path(values[name])
-    run(Job(**values | {"parts": tuple(values["parts"])}))
+    values["parts"] = tuple(values["parts"])
+    run(Job(**values))
   except (OSError, ValueError) as error:
     sys.exit(f"encode: {error}")
 

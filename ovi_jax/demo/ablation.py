@@ -19,6 +19,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -41,30 +42,67 @@ SCORES = {
 NEAR = "{} attention within a latent frame of its time, {}, %"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The fields of a config of `configs/ablations`.
+
+  Attributes:
+    name: of the ablation.
+    seeds: that every variant is trained from.
+    stages: the recipe's, by name, and steps of each; the last one is scored.
+    initial: where each tower of a stage comes from: `recipe.FRESH`, a stage
+      above, or a run of the recipe.
+    fields: FIELD=VALUE of all stages and variants.
+    variants: by name, FIELD=VALUE of the stages of each.
+    prompts: how many are drawn.
+    prompts_seed: of drawing them.
+  """
+
+  name: str
+  seeds: tuple[int, ...]
+  stages: Mapping[str, int]
+  initial: Mapping[str, Mapping[str, str]]
+  fields: tuple[str, ...]
+  variants: Mapping[str, tuple[str, ...]]
+  prompts: int
+  prompts_seed: int
+
+  @classmethod
+  def from_config(cls, config: ml_collections.ConfigDict) -> "Settings":
+    """From the flag's config.
+
+    Raises:
+      ValueError: a field is missing or unknown.
+    """
+    fields = config.to_dict()
+    wrong = fields.keys() ^ {field.name for field in dataclasses.fields(cls)}
+    if wrong:
+      raise ValueError(f"config fields missing or unknown: {sorted(wrong)}")
+    return cls(**fields)
+
+
 def run_name(variant: str, seed: int) -> str:
   return f"{variant}_{seed}"
 
 
-def steps(
-  config: ml_collections.ConfigDict, root: pathlib.Path
-) -> Iterator[recipe.Step]:
+def steps(settings: Settings, root: pathlib.Path) -> Iterator[recipe.Step]:
   """All commands, in order.
 
   Args:
-    config: of `configs/ablations`.
+    settings: of the ablation.
     root: the recipe's directory.
   """
-  home = root / "ablations" / config.name
+  home = root / "ablations" / settings.name
   prompts = home / "prompts.csv"
   words = ("-m", "ovi_jax.evaluation", "prompts", f"--out={prompts}")
-  words += (f"--count={config.prompts}", f"--seed={config.prompts_seed}")
+  words += (f"--count={settings.prompts}", f"--seed={settings.prompts_seed}")
   yield recipe.Step(name="prompts", words=words, makes=prompts)
-  pairs = itertools.product(config.seeds, config.variants.items())
+  pairs = itertools.product(settings.seeds, settings.variants.items())
   for seed, (variant, changes) in pairs:
     name = run_name(variant, seed)
     place = home / name
-    for stage, count in config.stages.items():
-      yield _stage(config, root, place, stage, count, changes, seed)
+    for stage, count in settings.stages.items():
+      yield _stage(settings, root, place, stage, count, changes, seed)
     out = place / "weights"
     run, components = place / stage, root / "components"
     yield recipe.export(f"{name} export", run, components, out)
@@ -77,7 +115,7 @@ def steps(
 
 
 def _stage(
-  config: ml_collections.ConfigDict,
+  settings: Settings,
   root: pathlib.Path,
   place: pathlib.Path,
   stage: str,
@@ -86,35 +124,33 @@ def _stage(
   seed: int,
 ) -> recipe.Step:
   """A stage of a variant: the recipe's, with fewer steps and the changes."""
-  data, _, towers, _ = recipe.STAGES[stage]
-  sources = config.initial[stage]
+  base = recipe.STAGES[stage]
+  sources = settings.initial[stage]
   initial = {
     tower: sources[tower]
     if sources[tower] == recipe.FRESH
     else str(
-      (place if sources[tower] in config.stages else root) / sources[tower]
+      (place if sources[tower] in settings.stages else root) / sources[tower]
     )
-    for tower in towers
+    for tower in base.towers
   }
-  fields = recipe.stage_fields(stage, root / data, count, seed, initial)
-  for change in (*config.fields, *changes):
+  fields = recipe.stage_fields(base, root, count, seed, initial)
+  for change in (*settings.fields, *changes):
     field, _, value = change.partition("=")
     part, _, rest = field.partition(".")
     # A tower's change is no change of a stage without it.
-    if part != "model" or rest.split(".")[0] in towers:
+    if part != "model" or rest.split(".")[0] in base.towers:
       fields[field] = value
-  step = recipe.training(stage, stage, place, fields)
+  step = recipe.training(stage, base.config, place, fields)
   return dataclasses.replace(step, name=f"{place.name} {stage}")
 
 
-def table(
-  config: ml_collections.ConfigDict, home: pathlib.Path
-) -> list[dict[str, Any]]:
+def table(settings: Settings, home: pathlib.Path) -> list[dict[str, Any]]:
   """A row for each variant and quantity: mean and values of all seeds."""
   rows = []
-  for variant in config.variants:
+  for variant in settings.variants:
     found: dict[str, list[float]] = {}
-    for seed in config.seeds:
+    for seed in settings.seeds:
       place = home / run_name(variant, seed)
       scores = json.loads((place / "scores.json").read_text("utf-8"))
       named = {each["name"]: each["value"] for each in scores["scores"]}
@@ -164,21 +200,21 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
     root = recipe.directory_of(FLAGS.root, "root")
-    config = FLAGS.ablation
-    if config is None:
+    if FLAGS.ablation is None:
       raise ValueError("--ablation=configs/ablations/NAME.py is needed")
-    home = root / "ablations" / config.name
+    settings = Settings.from_config(FLAGS.ablation)
+    home = root / "ablations" / settings.name
     if FLAGS.dry_run:
-      for step in steps(config, root):
+      for step in steps(settings, root):
         print(f"python {shlex.join(step.words)}")
       return
     home.mkdir(parents=True, exist_ok=True)
-    recipe.take(steps(config, root), home / recipe.TIMES)
-    text = markdown(table(config, home))
+    recipe.take(steps(settings, root), home / recipe.TIMES)
+    text = markdown(table(settings, home))
     with files.replacing(home / "table.md") as temporary:
       temporary.write_text(text, "utf-8")
-    for variant in config.variants:
-      place = home / run_name(variant, config.seeds[0]) / "clips"
+    for variant in settings.variants:
+      place = home / run_name(variant, settings.seeds[0]) / "clips"
       picture = attention_maps.matrices(mean_maps(place))
       with files.replacing(home / f"{variant}.png") as temporary:
         picture.save(temporary, "PNG")

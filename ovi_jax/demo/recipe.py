@@ -75,18 +75,62 @@ SAMPLING: Mapping[str, Any] = {
   "skip_layer": 3,
   "negative_prompt": {"video": "", "audio": ""},
 }
-# Name -> data, steps, which towers come from where, and what else is changed.
-STAGES: Mapping[str, Any] = {
-  "audio_pretrain": ("sounds", 600, {"audio": FRESH}, {}),
-  "audio_finetune": ("clips", 1200, {"audio": "audio_pretrain"}, {}),
-  "video_pretrain": ("clips", 2200, {"video": FRESH}, {}),
-  "fusion": (
-    "clips",
-    1800,
-    {"video": "video_pretrain", "audio": "audio_finetune"},
-    {"optimizer.learning_rate": 1e-2},
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """A stage of training.
+
+  Attributes:
+    config: its name in `configs`.
+    data: which latents.
+    steps: of the optimizer.
+    towers: tower -> `FRESH`, or the stage that it comes from.
+    changes: of the fields of `TRAINING`.
+  """
+
+  config: str
+  data: str
+  steps: int
+  towers: Mapping[str, str]
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+STAGES: Mapping[str, Stage] = {
+  "audio_pretrain": Stage(
+    config="audio_pretrain", data="sounds", steps=600, towers={"audio": FRESH}
+  ),
+  "audio_finetune": Stage(
+    config="audio_finetune",
+    data="clips",
+    steps=1200,
+    towers={"audio": "audio_pretrain"},
+  ),
+  "video_pretrain": Stage(
+    config="video_pretrain", data="clips", steps=2200, towers={"video": FRESH}
+  ),
+  "fusion": Stage(
+    config="fusion",
+    data="clips",
+    steps=1800,
+    towers={"video": "video_pretrain", "audio": "audio_finetune"},
+    changes={"optimizer.learning_rate": 1e-2},
+  ),
+  # While both towers are equally noisy one can lead and the other follow: here
+  # the picture follows the sound, which learns to look for nothing. Each at
+  # its own level has to use what the other knows.
+  "fusion_free": Stage(
+    config="fusion",
+    data="clips",
+    steps=1600,
+    towers={"video": "fusion", "audio": "fusion"},
+    changes={
+      "optimizer.learning_rate": 8e-3,
+      "objective.times.shared": False,
+    },
   ),
 }
+LAST = "fusion_free"  # whose towers are shipped
 PROMPTS = 96  # of a kind, to score clips of
 # Name -> arguments of the world's command; seeds follow the recipe's.
 WORLDS = {
@@ -121,14 +165,14 @@ def steps(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
   """
   yield from _codecs(root, seed)
   yield from _data(root, seed)
-  for name, (data, count, towers, _) in STAGES.items():
+  for name, stage in STAGES.items():
     initial = {
       tower: source if source == FRESH else str(root / source)
-      for tower, source in towers.items()
+      for tower, source in stage.towers.items()
     }
-    fields = stage_fields(name, root / data, count, seed, initial)
-    yield training(name, name, root, fields)
-  yield export("export", root / "fusion", root / "components", out)
+    fields = stage_fields(stage, root, stage.steps, seed, initial)
+    yield training(name, stage.config, root, fields)
+  yield export("export", root / LAST, root / "components", out)
   yield from _scores(root, seed, out)
 
 
@@ -169,8 +213,8 @@ def export(
 
 
 def stage_fields(
-  name: str,
-  data: pathlib.Path,
+  stage: Stage,
+  root: pathlib.Path,
   count: int,
   seed: int,
   initial: Mapping[str, str],
@@ -178,8 +222,8 @@ def stage_fields(
   """Fields of the config of a stage.
 
   Args:
-    name: of the stage.
-    data: directory of latents.
+    stage: what is trained, on what.
+    root: the recipe's directory, where latents are.
     count: steps.
     seed: of drawing.
     initial: where each tower of the stage comes from.
@@ -187,13 +231,13 @@ def stage_fields(
   fields = dict(TRAINING) | {
     "steps": count,
     "seed": seed,
-    "data.sources": (str(data),),
+    "data.sources": (str(root / stage.data),),
   }
   for tower, source in initial.items():
     sizes = TOWERS[tower] | SHARED
     fields |= {f"model.{tower}.{key}": v for key, v in sizes.items()}
     fields[f"initial.{tower}"] = source
-  return fields | STAGES[name][3]
+  return fields | dict(stage.changes)
 
 
 def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:

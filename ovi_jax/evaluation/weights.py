@@ -68,9 +68,11 @@ def losses(
     samples = clip.audio_latents * geometry.SAMPLES_PER_AUDIO_LATENT
     for number in range(count):
       wave_A = drawn.clip(number, slice(0, 1)).wave_A
-      yield wave_A[:samples].astype(np.float32)
+      if wave_A is not None:  # as in every complete clip
+        yield wave_A[:samples].astype(np.float32)
 
-  shown = (drawn.clip(n, sound=False).frames_THWC for n in range(count))
+  films = (drawn.clip(n, sound=False).frames_THWC for n in range(count))
+  shown = (frames_THWC for frames_THWC in films if frames_THWC is not None)
   return {
     VIDEO: codecs.psnr_of(pictures, shown),
     AUDIO: codecs.log_mel_error_of(sounds, waves()),

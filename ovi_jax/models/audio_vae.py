@@ -127,9 +127,10 @@ class AudioVAEConfig:
         f"unknown sizes of the audio VAE: {', '.join(unknown)}; known are"
         f" {', '.join(known)}"
       )
-    return cls(
-      **{k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
-    )
+    values: dict[str, Any] = {
+      k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()
+    }
+    return cls(**values)
 
 
 def _unit_filters(key, shape, dtype=jnp.float32):

@@ -12,7 +12,6 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import ad_checkpoint
 
 from ovi_jax import axes
 from ovi_jax.attention import attention
@@ -100,7 +99,7 @@ class Attention(nn.Module):
     length: jax.Array | int | None = None,
   ) -> jax.Array:
     """Attend; `letters` of queries and keys, see `attention`."""
-    values = attention.attention(
+    return attention.attention(
       q_BLNK,
       *keys_values,
       self.backend,
@@ -109,7 +108,6 @@ class Attention(nn.Module):
       letters=letters,
       scheme=self.scheme,
     )
-    return ad_checkpoint.checkpoint_name(values, "attention")
 
   def attend_self(
     self, q_BLNK: jax.Array, keys_values: KeysValues, length: Any
@@ -172,10 +170,12 @@ class Block(nn.Module):
     """Of self-attention and of feed-forward."""
     table_PD = self.modulation.astype(jnp.float32)[None, None]
     parts = table_PD + times.parts_BTPD
-    parts = [parts[:, :, i] for i in range(6)]
-    return tuple(
-      layers.Modulation(*three, times.first) for three in (parts[:3], parts[3:])
-    )
+
+    def of(begin: int) -> layers.Modulation:
+      shift, scale, gate = (parts[:, :, begin + i] for i in range(3))
+      return layers.Modulation(shift, scale, gate, times.first)
+
+    return of(0), of(3)
 
   def text_keys_values(self, context_BSD: jax.Array) -> KeysValues:
     return self.cross_attention.keys_values(context_BSD, FEW)

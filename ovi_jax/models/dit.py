@@ -252,7 +252,7 @@ class Tower(nn.Module):
       latents: of the tower's modality.
       length_B: how many latents in time count; `None` for all.
     """
-    if self.config.is_audio:
+    if isinstance(self.patch_embedding, AudioStem):
       tokens = self.patch_embedding(latents, length_B)
       return axes.constrain(tokens, "BSD")
     _, rows, columns = self.config.patch

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ovi_jax import axes
+from ovi_jax.attention import blockwise
 from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
 from ovi_jax.models import block
@@ -37,7 +38,7 @@ UNROLLED = 8  # blocks, at most, that a program for a CPU has one by one
 # What the backward pass keeps of a block, by name; the rest is computed anew.
 REMAT: Mapping[str, Any] = {
   "full": jax.checkpoint_policies.nothing_saveable,
-  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+  "attention": jax.checkpoint_policies.save_only_these_names(blockwise.KEPT),
   "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
@@ -62,6 +63,7 @@ def unrolled(config: AV[dit.DiTConfig], platform: str) -> bool:
   return platform == "cpu" and depth <= UNROLLED
 
 
+_ALL: AV[Any] = AV()  # no number for any tower: everything of it counts
 TEXT_KEYS = f"G{block.FEW}"  # how they lie on a mesh
 
 
@@ -119,7 +121,7 @@ class FusionBlock(nn.Module):
     `text` is context_BSD, or what `text_keys_values` makes of it; `counts`
     says how many tokens of each tower are attended to, `None` for all.
     """
-    counts = AV() if counts is None else counts
+    counts = _ALL if counts is None else counts
     if not any(isinstance(x, block.KeysValues) for x in text):
       text = self.text_keys_values(text)
     attended, feeds = {}, {}
@@ -320,7 +322,7 @@ class FusionDiT(nn.Module):
   ) -> tuple[AV[jax.Array], AV[dit.Times], Any]:
     """Through all blocks: the tokens, the times, and what `watch` keeps."""
     present = latents.present()
-    lengths = AV() if lengths is None else lengths
+    lengths = _ALL if lengths is None else lengths
     tokens, counts, times = {}, {}, {}
     for name, x in present.items():
       grid, length_B = self._grid(name, latents), getattr(lengths, name)

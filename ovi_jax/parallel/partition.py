@@ -101,7 +101,7 @@ UMT5: Rules = (
 
 
 def shardings(
-  shapes: Mapping[str, jax.ShapeDtypeStruct],
+  shapes: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
   rules: Rules,
   mesh: jax.sharding.Mesh,
   *,
@@ -110,7 +110,7 @@ def shardings(
   """The sharding of every parameter.
 
   Args:
-    shapes: parameters by path.
+    shapes: parameters by path, or their shapes.
     rules: a table such as `FUSION`; patterns match whole paths.
     mesh: where the parameters will live.
     all_rows: whether a row without a parameter is an error. A model with one

@@ -58,7 +58,8 @@ def run(
     ValueError: the topology, the settings or the weights cannot be.
   """
   devices = topology.devices(name)
-  manifest = manifest_of(config.variant, weights)
+  variant: Any = config.variant
+  manifest = manifest_of(variant, weights)
   settings = settings_lib.Settings.from_config(config, manifest.sampling)
   pipeline = pipeline_of(settings, manifest, devices)
   clip = clip_of(settings, manifest)
@@ -229,7 +230,7 @@ def _parameters(component: str, pipeline: pipelines.Pipeline) -> Any:
   """A component's parameters as shapes on the mesh."""
   config = pipeline.arch.config(component)
   shapes = architecture.parameter_shapes(component, config)
-  flat = traverse_util.flatten_dict(shapes, sep="/")
+  flat: Any = traverse_util.flatten_dict(shapes, sep="/")
   placed = dict.fromkeys(flat, partition.replicated(pipeline.mesh))
   if component == "fusion":
     placed = partition.shardings(flat, partition.FUSION, pipeline.mesh)

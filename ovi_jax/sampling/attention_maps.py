@@ -66,7 +66,8 @@ class Maps(NamedTuple):
   def near_diagonal(self, frames: float = NEAR) -> AV[float]:
     """The share that falls on the same time, within some latent frames."""
     times = self.times
-    near_ST = _near(*times.audio.shape, frames)
+    S, T = times.audio.shape
+    near_ST = _near(S, T, frames)
     audio = (times.audio * near_ST).sum(1).mean()
     video = (times.video * near_ST.T).sum(1).mean()
     return AV(video=float(video), audio=float(audio))

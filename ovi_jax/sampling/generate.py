@@ -59,7 +59,8 @@ def settle(
   Raises:
     ValueError: there are no weights, or the settings make no sense.
   """
-  manifest = directory.manifest_of(weights, config.get("variant", ""))
+  variant: Any = config.get("variant", "")
+  manifest = directory.manifest_of(weights, variant)
   return settings_lib.Settings.from_config(config, manifest.sampling)
 
 

@@ -104,9 +104,10 @@ def _batch(
   """Shapes of what the loader gives, placed on the mesh."""
   rows, size = partition.rows(mesh), settings.batch
   towers = settings.model
+  grids: AV[Any] = AV(video=video, audio=(audio,))
   latents, lengths, text = {}, {}, {}
   for name, tower in towers.present().items():
-    grid = video if name == "video" else (audio,)
+    grid = getattr(grids, name)
     latents[name] = _shape((size, *grid, tower.channels), rows)
     lengths[name] = _shape((size,), rows, jnp.int32)
     text[name] = _shape((size, settings.data.text_rows, tower.text_width), rows)

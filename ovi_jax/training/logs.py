@@ -12,11 +12,19 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
+from typing import Protocol
 
 import tensorboardX
 
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
+
+
+class Writer(Protocol):
+  """Takes the scalars of a run."""
+
+  def scalars(self, step: int, values: Mapping[str, float | None]) -> None: ...
+  def flush(self) -> None: ...
 
 
 class Logs:

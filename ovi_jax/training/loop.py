@@ -98,7 +98,7 @@ class Work:
   input: Input
   null_SE: np.ndarray
   manager: managers.Manager
-  logs: logs_lib.Logs
+  logs: logs_lib.Writer
   directory: str
   cadence: Cadence
   prepare: Callable[[schema.Batch, jax.sharding.Mesh], schema.Batch] = (
@@ -271,11 +271,13 @@ class Window:
     """Averages since the last line; speeds of the steps that were timed."""
     reports = self._reports
     line: dict[str, float | None] = {
-      "train/loss": np.mean([r.metrics.loss for r in reports]),
-      "train/gradient_norm": np.mean(
-        [r.metrics.gradient_norm for r in reports]
+      "train/loss": float(np.mean([r.metrics.loss for r in reports])),
+      "train/gradient_norm": float(
+        np.mean([r.metrics.gradient_norm for r in reports])
       ),
-      "train/learning_rate": float(self._rate(reports[-1].step - 1)),
+      "train/learning_rate": float(
+        np.asarray(self._rate(reports[-1].step - 1))
+      ),
     }
     if timed := reports[len(reports) - self._timed :]:
       line |= {

@@ -140,7 +140,7 @@ def make(
   return optax.chain(clip, moved)
 
 
-def _matrices(params: dict[str, Any]) -> dict[str, Any]:
+def _matrices(params: Any) -> dict[str, Any]:
   """How Muon reads each kernel as a matrix; `None` for what is none.
 
   The last axis is what comes out, all others but that of stacked blocks are

@@ -143,7 +143,7 @@ def train(
 @contextlib.contextmanager
 def opened(
   keep: settings_lib.Keep, workdir: pathlib.Path, log: Log
-) -> Iterator[tuple[managers.Manager, logs.Logs | logs.Silent]]:
+) -> Iterator[tuple[managers.Manager, logs.Writer]]:
   """Checkpoints and logs of a run's directory."""
   config = managers.Config(
     directory=str(workdir / CHECKPOINTS),

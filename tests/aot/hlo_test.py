@@ -46,14 +46,49 @@ condition=%condition, body=%body
 """
 
 
+def count(program: hlo.Program) -> costs.Costs:
+  """Its costs, were the kernels' blocks 16 queries and 32 keys."""
+  return costs.of(program, lambda queries, keys: (16, 32))
+
+
 def test_a_tpu_program():
-  found = costs.of(hlo.parse(TPU))
+  found = count(hlo.parse(TPU))
   products = 30 * 2 * 4 * 8 * 8  # of the loop
   kernel = 2 * 2 * (2 * 64 * 128) * 64  # two products of queries by keys
   assert found.operations == products + kernel
   # Half of the all-reduced bytes, twice, thirty times.
   assert found.messages == {("all-reduce", (0, 1)): 30 * 4 * 8 * 2}
   assert groups_lib.axes_of((0, 2), {"data": 2, "context": 2}) == ("data",)
+
+
+def test_what_a_kernel_reads_again():
+  forward = costs.of(hlo.parse(TPU), lambda *lengths: lengths).traffic
+  one = 2 * 64 * 128 * 2  # bytes of the queries, and of all else
+  # Keys and values for each of four blocks of queries.
+  assert count(hlo.parse(TPU)).traffic == forward + 2 * one * 3
+  text = TPU.replace("splash_mha_fwd", "splash_mha_dkv")
+  # Queries for each of two blocks of keys; keys and values once.
+  assert count(hlo.parse(text)).traffic == forward + one
+
+
+def test_messages_to_nobody():
+  """A device alone in its group sends nothing; the largest group counts."""
+  assert not count(hlo.parse(permuted("{0,0},{1,1}"))).messages
+  found = count(hlo.parse(permuted("{0,0},{1,2},{2,1}"))).messages
+  assert found == {("collective-permute", (1, 2)): 64}
+  with pytest.raises(ValueError, match="all devices"):
+    groups_lib.groups_of("replica_groups={}, x=1")
+
+
+def permuted(pairs: str) -> str:
+  return f"""HloModule m
+
+ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {{
+  %a = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %p = bf16[4,8]{{1,0}} collective-permute(%a), channel_id=7, \
+source_target_pairs={{{pairs}}}
+}}
+"""
 
 
 def test_a_message_beside_products_is_sent_once():
@@ -73,9 +108,9 @@ ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
 """
   text += fusion.replace("N", "1") + fusion.replace("N", "2")
   text += "  ROOT %z = bf16[4,8]{1,0} copy(%a)\n}\n"
-  assert costs.of(hlo.parse(text)).messages == {("all-gather", (0, 1)): 64}
+  assert count(hlo.parse(text)).messages == {("all-gather", (0, 1)): 64}
   two = text.replace("channel_id=7", "channel_id=8", 1)
-  assert costs.of(hlo.parse(two)).messages == {("all-gather", (0, 1)): 128}
+  assert count(hlo.parse(two)).messages == {("all-gather", (0, 1)): 128}
 
 
 def test_loops_that_count_by_more():
@@ -101,9 +136,9 @@ slice={[0:100]}
   ROOT %d = s8[100]{0:T(128)S(1)} slice-done(%s)
 }
 """
-  assert costs.of(hlo.parse(text)).traffic == 100
+  assert count(hlo.parse(text)).traffic == 100
   into_main = text.replace("S(1)", "")
-  assert costs.of(hlo.parse(into_main)).traffic == 200
+  assert count(hlo.parse(into_main)).traffic == 200
 
 
 def test_memory_on_the_chip_is_no_traffic():
@@ -123,7 +158,7 @@ def test_counted_like_xla_and_more_often():
 
   shapes = jnp.ones((2, 9, 4)), jnp.ones((3, 4, 5))
   once = jax.jit(layers).lower(*shapes).compile()
-  found = costs.of(hlo.parse(once.as_text()))
+  found = count(hlo.parse(once.as_text()))
   # Two of five places meet padding at one of three weights.
   assert found.operations == 2 * 2 * 4 * 5 * (15 - 2) + 2 * 2 * 5 * 5 * 5
   assert found.traffic > 0 and not found.messages
@@ -133,7 +168,7 @@ def test_counted_like_xla_and_more_often():
 
   loop = jax.jit(lambda x: jax.lax.scan(product, x, None, 7))
   text = loop.lower(jnp.ones((16, 16))).compile().as_text()
-  assert costs.of(hlo.parse(text)).operations == 7 * 2 * 16**3
+  assert count(hlo.parse(text)).operations == 7 * 2 * 16**3
 
 
 def test_messages_of_a_mesh():
@@ -143,7 +178,7 @@ def test_messages_of_a_mesh():
   )
   whole = jax.NamedSharding(mesh, jax.P())
   program = jax.jit(lambda x: x * 2, out_shardings=whole)
-  found = costs.of(hlo.parse(program.lower(x).compile().as_text()))
+  found = count(hlo.parse(program.lower(x).compile().as_text()))
   (((kind, group), size),) = found.messages.items()
   assert kind == "all-gather" and size == 8 * 16 * 4 * 3 / 4
   assert groups_lib.axes_of(group, dict(mesh.shape)) == ("context",)
@@ -168,6 +203,6 @@ def test_what_is_not_known_is_said():
   with pytest.raises(ValueError, match="with an ENTRY"):
     hlo.parse("nothing")
   with pytest.raises(ValueError, match="kernel mystery is not known"):
-    costs.of(hlo.parse(TPU.replace("splash_mha_fwd_segmented.1", "mystery")))
+    count(hlo.parse(TPU.replace("splash_mha_fwd_segmented.1", "mystery")))
   with pytest.raises(ValueError, match="no constant number of trips"):
-    costs.of(hlo.parse(TPU.replace("constant(30)", "parameter(1)")))
+    count(hlo.parse(TPU.replace("constant(30)", "parameter(1)")))

@@ -1,5 +1,6 @@
 """Ablations: their commands, and the table of what came out."""
 
+import dataclasses
 import importlib
 import json
 
@@ -11,19 +12,19 @@ from ovi_jax.sampling import attention_maps
 
 
 @pytest.fixture
-def config():
+def settings():
   values = importlib.import_module("configs.ablations.audio_rope").get_config()
   values.seeds = (0, 1)
-  return values
+  return ablation.Settings.from_config(values)
 
 
-def test_variants_differ_in_what_they_name_alone(config, tmp_path):
-  todo = list(ablation.steps(config, tmp_path))
+def test_variants_differ_in_what_they_name_alone(settings, tmp_path):
+  todo = list(ablation.steps(settings, tmp_path))
   trained = {s.name: s.words for s in todo if s.words[0] == "train.py"}
   assert len(trained) == 2 * 2 * 2
-  for stage in config.stages:
+  for stage in settings.stages:
     one, other = (
-      set(trained[f"{variant}_1 {stage}"]) for variant in config.variants
+      set(trained[f"{variant}_1 {stage}"]) for variant in settings.variants
     )
     changed = {
       word for word in one ^ other if str(tmp_path / "ablations") not in word
@@ -34,7 +35,7 @@ def test_variants_differ_in_what_they_name_alone(config, tmp_path):
     }
     assert (
       "--config.seed=1" in one
-      and f"--config.steps={config.stages[stage]}" in one
+      and f"--config.steps={settings.stages[stage]}" in one
     )
   fusion = trained["scaled_0 fusion"]
   home = tmp_path / "ablations" / "audio_rope" / "scaled_0"
@@ -42,9 +43,10 @@ def test_variants_differ_in_what_they_name_alone(config, tmp_path):
   assert f"--config.initial.audio={home / 'audio_finetune'}" in fusion
 
 
-def test_a_towers_change_is_none_of_the_other_alone(config, tmp_path):
-  config.variants = {"wide": ("model.video.width=64", "batch=4")}
-  todo = list(ablation.steps(config, tmp_path))
+def test_a_towers_change_is_none_of_the_other_alone(settings, tmp_path):
+  variants = {"wide": ("model.video.width=64", "batch=4")}
+  settings = dataclasses.replace(settings, variants=variants)
+  todo = list(ablation.steps(settings, tmp_path))
   audio = next(s.words for s in todo if s.name == "wide_0 audio_finetune")
   fusion = next(s.words for s in todo if s.name == "wide_0 fusion")
   assert "--config.batch=4" in audio and "--config.batch=4" in fusion
@@ -52,10 +54,10 @@ def test_a_towers_change_is_none_of_the_other_alone(config, tmp_path):
   assert not any("model.video" in word for word in audio)
 
 
-def test_the_table_is_of_scores_and_maps(config, tmp_path):
+def test_the_table_is_of_scores_and_maps(settings, tmp_path):
   S, T = 157, 31
-  for number, variant in enumerate(config.variants):
-    for seed in config.seeds:
+  for number, variant in enumerate(settings.variants):
+    for seed in settings.seeds:
       place = tmp_path / ablation.run_name(variant, seed)
       (place / "clips").mkdir(parents=True)
       value = 0.5 + 0.1 * number + 0.02 * seed
@@ -70,7 +72,7 @@ def test_the_table_is_of_scores_and_maps(config, tmp_path):
       npz.parent.mkdir()
       near = {f"{tower}_near_GN": np.eye(2) for tower in ("audio", "video")}
       np.savez(npz, audio_STHW=audio, video_THWS=video, **near)
-  rows = ablation.table(config, tmp_path)
+  rows = ablation.table(settings, tmp_path)
   found = {(r["variant"], r["quantity"]): r["values"] for r in rows}
   np.testing.assert_allclose(found["unscaled", "sync F1, %"], [60, 62])
   near = ablation.NEAR
@@ -83,3 +85,10 @@ def test_the_table_is_of_scores_and_maps(config, tmp_path):
   assert (
     "| sync F1, % | **51.0** (50.0, 52.0) | **61.0** (60.0, 62.0) |" in text
   )
+
+
+def test_a_field_that_no_ablation_has_is_refused():
+  config = importlib.import_module("configs.ablations.audio_rope").get_config()
+  config.colour = "blue"
+  with pytest.raises(ValueError, match="unknown: \\['colour'\\]"):
+    ablation.Settings.from_config(config)

@@ -10,14 +10,14 @@ from ovi_jax.data.world import balls
 from ovi_jax.data.world import captions
 from ovi_jax.data.world import faces
 from ovi_jax.data.world import lamps
-from ovi_jax.data.world import scene
+from ovi_jax.data.world import scene as scenes
 from ovi_jax.data.world import sounds
 
 FRAMES = 121
 _RENDER = {
-  scene.BALL: balls.render,
-  scene.LAMP: lamps.render,
-  scene.FACE: faces.render,
+  scenes.BALL: balls.render,
+  scenes.LAMP: lamps.render,
+  scenes.FACE: faces.render,
 }
 CLIPS, SOUNDS = "clips", "sounds"
 SEEN, UNSEEN, ALL = "seen", "held_out", "all"
@@ -42,10 +42,10 @@ class Clip(NamedTuple):
   frames_THWC: np.ndarray | None
   wave_A: np.ndarray | None
   captions: tuple[str, ...]
-  scene: scene.Scene
+  scene: scenes.Scene
 
   @property
-  def events(self) -> tuple[scene.Event, ...]:
+  def events(self) -> tuple[scenes.Event, ...]:
     return self.scene.events
 
 
@@ -61,7 +61,7 @@ class World:
     rate: samples a second.
     what: "clips" of one length, or "sounds" alone of 3 to 12 s.
     pairs: "seen" leaves out clips whose colour and sound are a pair of
-      `scene.HELD_OUT`; "held_out" has no others; "all" has both.
+      `scenes.HELD_OUT`; "held_out" has no others; "all" has both.
     complete: every clip has a picture, a sound and events.
   """
 
@@ -122,7 +122,9 @@ class World:
       scene=shown,
     )
 
-  def render(self, shown: scene.Scene, part: slice = slice(None)) -> np.ndarray:
+  def render(
+    self, shown: scenes.Scene, part: slice = slice(None)
+  ) -> np.ndarray:
     """frames_THWC of a scene, uint8."""
     seconds_T = np.arange(self.frames)[part] / self.fps
     return _RENDER[shown.kind](shown, seconds_T, self.size)
@@ -135,7 +137,7 @@ class World:
     each = geometry.SAMPLES_PER_AUDIO_LATENT
     return int(seconds * self.rate) // each * each / self.rate
 
-  def _scene(self, random: np.random.Generator, seconds: float) -> scene.Scene:
+  def _scene(self, random: np.random.Generator, seconds: float) -> scenes.Scene:
     """Draw until the pairs are wanted ones."""
     while True:
       kind = int(random.choice(len(_KINDS), p=_KINDS))
@@ -146,6 +148,6 @@ class World:
         shown = lamps.sample(random, seconds, still)
       else:
         shown = faces.sample(random, seconds, still)
-      held_out = bool(shown.pairs & scene.HELD_OUT)
+      held_out = bool(shown.pairs & scenes.HELD_OUT)
       if self.pairs == ALL or held_out == (self.pairs == UNSEEN):
         return shown

@@ -80,7 +80,7 @@ def train(
     begun = bool(saved.steps(workdir / stage.CHECKPOINTS))
     plan = None if begun else initial_plan(settings, trainer)
     shapes = jax.eval_shape(make)
-    placed = placement.state_shardings(
+    placed: Any = placement.state_shardings(
       shapes, AV(), mesh, settings.optimizer.average_on_host
     )
     workdirs.check_config(workdir, config, MAY_CHANGE)
