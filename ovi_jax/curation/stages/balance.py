@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from ovi_jax.curation import clip as clips
 
 NAME = "balance"
-VERSION = 1
+VERSION = 2
 KIND = "all"
 
 
@@ -115,10 +115,13 @@ def kept(
       missing = floor - _number(counts, wanted, before)
       whole = max(whole, before + missing / open_share)
       break
-  return {
-    kind: min(counts[kind], math.floor(share * whole + 1e-9))
-    for kind, share in wanted.items()
-  }
+  exact = {k: min(counts[k], share * whole) for k, share in wanted.items()}
+  found = {kind: math.floor(number + 1e-9) for kind, number in exact.items()}
+  # What rounding took goes to the kinds that lost the most by it.
+  losers = sorted(wanted, key=lambda kind: found[kind] - exact[kind])
+  for kind in losers[: max(0, floor - sum(found.values()))]:
+    found[kind] += 1
+  return found
 
 
 def _number(

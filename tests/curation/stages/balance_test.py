@@ -57,6 +57,10 @@ def test_shares_are_exact_where_there_are_enough():
     ((600, 0, 100), 0.0, (0, 0, 0)),
     ((600, 0, 100), 0.5, (250, 0, 100)),
     ((0, 0, 0), 0.5, (0, 0, 0)),
+    # Rounding leaves no fewer.
+    ((1, 1, 0), 0.5, (1, 0, 0)),
+    ((0, 0, 1), 0.5, (0, 0, 1)),
+    ((5, 5, 5), 0.5, (5, 5, 5)),
   ],
 )
 def test_enough_clips_stay_at_any_rate(counts, least, wanted):
