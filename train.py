@@ -36,7 +36,8 @@ flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
 def main(argv: list[str]) -> None:
   runtime.start(argv)
   try:
-    processes.join()
+    if not FLAGS.aot:
+      processes.join()
     if FLAGS.config is None or not FLAGS.workdir:
       raise ValueError("--config=configs/STAGE.py and --workdir=DIR are needed")
     codec = "component" in FLAGS.config

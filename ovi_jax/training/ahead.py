@@ -20,11 +20,12 @@ from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import stage
 from ovi_jax.training import step as steps
 from ovi_jax.training import trainable
+from ovi_jax.training.codecs import settings as codecs
 
 
 def run(
   name: str,
-  settings: settings_lib.Settings,
+  settings: settings_lib.Settings | codecs.Settings,
   out: pathlib.Path,
   log: Any = print,
 ) -> bool:
@@ -32,7 +33,7 @@ def run(
 
   Args:
     name: of the topology.
-    settings: of the run.
+    settings: of the run, of towers.
     out: directory for the reports.
     log: called with each line.
 
@@ -40,8 +41,14 @@ def run(
     Whether all fit.
 
   Raises:
-    ValueError: the topology or the settings cannot be.
+    ValueError: the topology or the settings cannot be, or they are of a codec.
   """
+  if not isinstance(settings, settings_lib.Settings):
+    raise ValueError(
+      "--aot compiles a step of towers (audio_pretrain, video_pretrain, fusion"
+      f" and their like), got the config of a codec, {settings.component}; take"
+      " a config of towers, or leave --aot away and train on what is here"
+    )
   mesh = stage.mesh_of(settings.mesh, topology.devices(name))
   stage.check_mesh(settings, mesh)
   reports = []

@@ -71,6 +71,19 @@ def test_the_released_models_step_stays_within_bounds(tmp_path):
   assert decoding["operations"] < 1.05 * 9.8e12
 
 
+@pytest.mark.parametrize("codec", ["codec_video", "codec_audio"])
+def test_codecs_are_refused(codec, tmp_path):
+  code, said = run(
+    "train.py",
+    f"--config=configs/{codec}.py:mini",
+    "--aot=v5e:2x2",
+    f"--workdir={tmp_path}",
+  )
+  assert code == 1
+  assert said.startswith("train: --aot compiles a step of towers"), said
+  assert "video_vae" in said or "audio_vae" in said
+
+
 @pytest.mark.slow
 def test_a_training_step(tmp_path):
   code, said = run(
