@@ -38,11 +38,12 @@ def main(argv: list[str]) -> None:
   try:
     if not FLAGS.aot:
       processes.join()
-    if FLAGS.config is None or not FLAGS.workdir:
-      raise ValueError("--config=configs/STAGE.py and --workdir=DIR are needed")
-    codec = "component" in FLAGS.config
-    kind, train = (codecs, run.train) if codec else (settings, stage.train)
-    chosen = kind.Settings.from_config(FLAGS.config)
+    with processes.beginning():
+      if FLAGS.config is None or not FLAGS.workdir:
+        raise ValueError("--config=configs/STAGE.py, --workdir=DIR are needed")
+      codec = "component" in FLAGS.config
+      kind, train = (codecs, run.train) if codec else (settings, stage.train)
+      chosen = kind.Settings.from_config(FLAGS.config)
     workdir = pathlib.Path(FLAGS.workdir)
     if FLAGS.aot:
       sys.exit(not ahead.run(FLAGS.aot, chosen, workdir))

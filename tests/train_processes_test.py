@@ -104,7 +104,8 @@ def test_others_of_another_code_are_named(source, tmp_path):
   """The second runs a copy of the program with another table of blocks."""
   copy = tmp_path / "copy"
   leave = shutil.ignore_patterns("weights", "__pycache__")
-  shutil.copytree(train_runs.ROOT / "ovi_jax", copy / "ovi_jax", ignore=leave)
+  for name in ("ovi_jax", "configs"):
+    shutil.copytree(train_runs.ROOT / name, copy / name, ignore=leave)
   shutil.copy(train_runs.ROOT / "train.py", copy)
   table = copy / "ovi_jax" / "attention" / "splash_blocks.json"
   table.write_text(table.read_text() + "\n")
@@ -115,6 +116,17 @@ def test_others_of_another_code_are_named(source, tmp_path):
       assert run.process.wait(train_runs.LONGEST) == 1, run.said
       assert "\n  process 1 has code " in run.said
       assert "process 1 has seed" not in run.said
+  assert not (tmp_path / "run").exists()
+
+
+def test_one_without_data_ends_all(source, tmp_path):
+  words = train_runs.command("audio_pretrain", source, tmp_path / "run")
+  commands = [words, [*words, "--config.data.sources=()"]]
+  with train_runs.group(commands, tmp_path / "log") as runs:
+    for run in runs:
+      assert run.process.wait(60) == 1, run.said
+      assert "data.sources" in run.said and "Traceback" not in run.said
+  assert "train: process 1 cannot begin: " in runs[0].said
   assert not (tmp_path / "run").exists()
 
 

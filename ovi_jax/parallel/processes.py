@@ -132,6 +132,28 @@ def stopping() -> Iterator[Callable[[int], bool]]:
     signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def beginning() -> Iterator[None]:
+  """What one finds wrong before it begins is wrong for all.
+
+  Without it the others would wait for one that ended, and it for them.
+
+  Raises:
+    ValueError: of another process. An error of this one stays as it is.
+  """
+  mine: OSError | ValueError | None = None
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    mine = error
+  said = gather(None if mine is None else str(mine))
+  if mine is not None:
+    raise mine
+  for number, words in enumerate(said):
+    if words is not None:
+      raise ValueError(f"process {number} cannot begin: {words}")
+
+
 def agree(config: Mapping[str, Any]) -> None:
   """See that all processes run the same code with the same config.
 

@@ -80,7 +80,7 @@ def step(
     state = stage.target_state(settings, trainer, mesh)
     batch = _batch(settings, video, audio, mesh)
     width = next(iter(settings.model.present().values())).text_width
-    null_SE = _shape((1, width), partition.replicated(mesh))
+    null_SE = partition.abstract((1, width), partition.replicated(mesh))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     program = steps.program(shardings, mesh)
     lowered = program.lower(trainer, state, batch, null_SE)
@@ -114,9 +114,11 @@ def _batch(
   latents, lengths, text = {}, {}, {}
   for name, tower in towers.present().items():
     grid = video if name == "video" else (audio,)
-    latents[name] = _shape((size, *grid, tower.channels), rows)
-    lengths[name] = _shape((size,), rows, jnp.int32)
-    text[name] = _shape((size, settings.data.text_rows, tower.text_width), rows)
+    latents[name] = partition.abstract((size, *grid, tower.channels), rows)
+    lengths[name] = partition.abstract((size,), rows, jnp.int32)
+    text[name] = partition.abstract(
+      (size, settings.data.text_rows, tower.text_width), rows
+    )
   return schema.Batch(AV(**latents), AV(**lengths), AV(**text), None)
 
 
@@ -125,7 +127,3 @@ def _tokens(tower: Any, shape: tuple[int, ...]) -> int:
   for size in tower.grid(shape):
     count *= size
   return count
-
-
-def _shape(shape: tuple[int, ...], place: Any, dtype: Any = jnp.float32) -> Any:
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
