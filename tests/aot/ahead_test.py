@@ -99,7 +99,7 @@ def test_a_training_step(tmp_path):
   assert "4 x TPU v5 lite, mesh fsdp 2 x context 2" in said
   (found,) = json.loads((tmp_path / "aot_train_v5e_2x2.json").read_text())
   assert found["fits"] and found["peak"] < 2**30
-  assert 1.0 < found["ratio"] < 3.0
+  assert 1.0 < found["ratio"] < 1.05  # 1.026 when it was written
   assert any("context" in name for name in found["messages"])
   assert not (tmp_path / "config.json").exists()
 

@@ -188,4 +188,5 @@ def test_a_training_step_with_other_backends(backend):
   (expected, reference), (loss, moments) = found
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   pairs = zip(jax.tree.leaves(moments), jax.tree.leaves(reference))
-  assert all(parity.relative_error(a, b) < 1e-5 for a, b in pairs if b.any())
+  # Second moments are squares: twice the relative error of gradients.
+  assert all(parity.relative_error(a, b) < 2e-5 for a, b in pairs if b.any())
