@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
       overwrite=FLAGS.overwrite,
     )
   except (OSError, ValueError) as error:
-    sys.exit(f"sample: {error}")
+    runtime.leave(f"sample: {error}")
 
 
 if __name__ == "__main__":

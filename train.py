@@ -36,12 +36,14 @@ flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
 def main(argv: list[str]) -> None:
   runtime.start(argv)
   try:
-    processes.join()
-    if FLAGS.config is None or not FLAGS.workdir:
-      raise ValueError("--config=configs/STAGE.py and --workdir=DIR are needed")
-    codec = "component" in FLAGS.config
-    kind, train = (codecs, run.train) if codec else (settings, stage.train)
-    chosen = kind.Settings.from_config(FLAGS.config)
+    if not FLAGS.aot:
+      processes.join()
+    with processes.beginning():
+      if FLAGS.config is None or not FLAGS.workdir:
+        raise ValueError("--config=configs/STAGE.py, --workdir=DIR are needed")
+      codec = "component" in FLAGS.config
+      kind, train = (codecs, run.train) if codec else (settings, stage.train)
+      chosen = kind.Settings.from_config(FLAGS.config)
     workdir = pathlib.Path(FLAGS.workdir)
     if FLAGS.aot:
       sys.exit(not ahead.run(FLAGS.aot, chosen, workdir))

@@ -11,6 +11,7 @@ each case stands a change of it that was tried (`NAME_tried`).
 
 import json
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -163,8 +164,8 @@ def _clip(programs: Sequence[Mapping[str, Any]]) -> str:
   if len(programs) < 2:
     return ""
   steps, decoding = (_seconds(p) for p in programs)
-  frames = 61 if "61 latent frames" in programs[0]["program"] else 31
-  low, high = (STEPS * s + frames * d for s, d in zip(steps, decoding))
+  (frames,) = re.findall(r"\b(\d+) latent frames", programs[0]["program"])
+  low, high = (STEPS * s + int(frames) * d for s, d in zip(steps, decoding))
   return f"{low:.0f} to {high:.0f}"
 
 

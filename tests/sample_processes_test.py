@@ -1,5 +1,6 @@
 """sample.py by several processes: each clip once, or each clip by all."""
 
+import re
 import sys
 
 import numpy as np
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.slow
 PROMPTS = ("Rain.", "Wind.", "Waves.", "A <S>word<E>. Audio: a voice.", "Fire.")
 
 
-def words(weights, prompts, out, **fields) -> list[str]:
+def words(weights, prompts, out, *flags, **fields) -> list[str]:
   return [
     sys.executable,
     "sample.py",
@@ -21,6 +22,7 @@ def words(weights, prompts, out, **fields) -> list[str]:
     f"--prompts={prompts}",
     "--save_latents",
     "--config.steps=2",
+    *flags,
     *(f"--config.{name}={value}" for name, value in fields.items()),
   ]
 
@@ -69,6 +71,9 @@ def test_each_makes_its_share(weights, prompts, alone, tmp_path):
     for run in runs
   ]
   assert [len(lines) for lines in made] == [3, 2] and not made[0] & made[1]
+  plans = {line for r in runs for line in r.said.splitlines() if "plan" in line}
+  assert len({line.partition(", plan ")[2] for line in plans}) == 1
+  assert "process 1 of 2 makes its share of 5 clips" in runs[1].said
   assert_close(latents(tmp_path), alone)
 
 
@@ -83,3 +88,47 @@ def test_all_make_every_clip_together(weights, prompts, alone, tmp_path):
   assert "loading the denoiser on 4 device(s)" in runs[0].said
   assert "wrote " not in runs[1].said
   assert_close(latents(tmp_path), alone)
+
+
+@pytest.mark.parametrize(
+  ("second", "said"),
+  [
+    ({"seed": 7}, r"process 1 has config\.seed 7, process 0 103"),
+    ({"flags": "--overwrite"}, r"process 1 has flags\.overwrite true, "),
+    ({"prompts": '"Snow."\n'}, r'process 1 has clips \["Snow_.*process 0 \['),
+  ],
+  ids=str,
+)
+def test_others_that_want_something_else(
+  weights, prompts, second, said, tmp_path
+):
+  """Both say so at once, and nothing is made."""
+  given, fields = prompts, dict(second)
+  if "prompts" in fields:
+    given = tmp_path / "prompts.csv"
+    given.write_text("text_prompt\n" + fields.pop("prompts"), "utf-8")
+  flags = [fields.pop("flags")] if "flags" in fields else []
+  out = tmp_path / "out"
+  commands = [
+    words(weights, prompts, out, together=True),
+    words(weights, given, out, *flags, together=True, **fields),
+  ]
+  with train_runs.group(commands, tmp_path / "log") as runs:
+    for run in runs:
+      assert run.process.wait(60) == 1, run.said
+      assert re.search(said, run.said), run.said
+      assert "Traceback" not in run.said
+  assert not out.exists()
+
+
+def test_one_without_its_noise_ends_all(weights, prompts, tmp_path):
+  lost = tmp_path / "lost.npz"
+  commands = [
+    words(weights, prompts, tmp_path / "out", *flags, together=True)
+    for flags in ((), (f"--noise={lost}",))
+  ]
+  with train_runs.group(commands, tmp_path / "log") as runs:
+    for run in runs:
+      assert run.process.wait(60) == 1, run.said
+      assert str(lost) in run.said and "Traceback" not in run.said
+  assert "sample: process 1 cannot begin: " in runs[0].said

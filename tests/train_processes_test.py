@@ -1,6 +1,8 @@
 """train.py by several processes: the run is the same, whoever is lost."""
 
+import shutil
 import signal
+import socket
 
 import pytest
 
@@ -96,6 +98,70 @@ def test_others_of_another_config_are_named(source, tmp_path):
       assert run.process.wait(train_runs.LONGEST) == 1, run.said
       assert "process 1 has seed 1, process 0 0" in run.said
   assert not (tmp_path / "run").exists()
+
+
+def test_others_of_another_code_are_named(source, tmp_path):
+  """The second runs a copy of the program with another table of blocks."""
+  copy = tmp_path / "copy"
+  leave = shutil.ignore_patterns("weights", "__pycache__")
+  for name in ("ovi_jax", "configs"):
+    shutil.copytree(train_runs.ROOT / name, copy / name, ignore=leave)
+  shutil.copy(train_runs.ROOT / "train.py", copy)
+  table = copy / "ovi_jax" / "attention" / "splash_blocks.json"
+  table.write_text(table.read_text() + "\n")
+  words = train_runs.command("audio_pretrain", source, tmp_path / "run")
+  other = [words[0], str(copy / "train.py"), *words[2:]]
+  with train_runs.group([words, other], tmp_path / "log") as runs:
+    for run in runs:
+      assert run.process.wait(train_runs.LONGEST) == 1, run.said
+      assert "\n  process 1 has code " in run.said
+      assert "process 1 has seed" not in run.said
+  assert not (tmp_path / "run").exists()
+
+
+def test_one_without_data_ends_all(source, tmp_path):
+  words = train_runs.command("audio_pretrain", source, tmp_path / "run")
+  without = [w for w in words if not w.startswith("--config.data.sources")]
+  commands = [words, [*without, "--config.data.sources=()"]]
+  with train_runs.group(commands, tmp_path / "log") as runs:
+    for run in runs:
+      assert run.process.wait(60) == 1, run.said
+      assert "at least one source" in run.said and "Traceback" not in run.said
+  assert "train: process 1 cannot begin: " in runs[0].said
+  assert not (tmp_path / "run").exists()
+
+
+def test_one_that_never_comes_is_named(source, tmp_path):
+  words = train_runs.command("audio_pretrain", source, tmp_path, **FIELDS)
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  runs = [
+    train_runs.Started(
+      words,
+      tmp_path / f"log{number}",
+      JAX_COORDINATOR_ADDRESS=address,
+      JAX_NUM_PROCESSES=3,
+      JAX_PROCESS_ID=number,
+      OVI_JAX_JOIN_SECONDS=20,
+    )
+    for number in (0, 2)
+  ]
+  for run in runs:
+    assert run.process.wait(60) == 1, run.said
+    assert "train: process 1 of 3 did not come within 20 s" in run.said
+    assert "Traceback" not in run.said and "stack trace" not in run.said
+
+
+@pytest.mark.parametrize("place", [{}, {"JAX_PROCESS_ID": 2}])
+def test_a_place_that_cannot_be_is_said_at_once(source, tmp_path, place):
+  words = train_runs.command("audio_pretrain", source, tmp_path, **FIELDS)
+  more = {"JAX_NUM_PROCESSES": 2} | place
+  run = train_runs.Started(words, tmp_path / "log", **more)
+  assert run.process.wait(train_runs.LONGEST) == 1
+  assert "JAX_COORDINATOR_ADDRESS is not set" in run.said
+  assert ("expected 0 to 1" in run.said) == bool(place)
+  assert "Traceback" not in run.said
 
 
 def test_a_coordinator_that_is_not_there_is_named(source, tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from ovi_jax import axes
 
@@ -155,3 +156,12 @@ def rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """A batch's arrays: examples are split, nothing else."""
   spec = jax.sharding.PartitionSpec(axes.ACTIVATIONS["B"])
   return jax.sharding.NamedSharding(mesh, spec)
+
+
+def abstract(
+  shape: tuple[int, ...],
+  place: jax.sharding.NamedSharding,
+  dtype: Any = np.float32,
+) -> jax.ShapeDtypeStruct:
+  """An array that lies there, to compile for and never to make."""
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

@@ -1,17 +1,16 @@
 """Several processes that run one program; with one process, nothing.
 
-A process is told of the others by its environment: `JAX_COORDINATOR_ADDRESS`,
-`JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or what Slurm, Open MPI and TPU hosts
-set themselves.
+A process is told of the others by its `environment`; `roll_call` finds who does
+not come.
 """
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
 import signal
-import socket
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -23,104 +22,72 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ovi_jax import axes
+from ovi_jax.parallel import environment
+from ovi_jax.parallel import roll_call
 
-TIMEOUT = "OVI_JAX_JOIN_SECONDS"  # how long to wait for others, 300 by default
-HEARTBEAT = "OVI_JAX_HEARTBEAT_SECONDS"  # until a silent one is lost, 100
-ADDRESS, COUNT, INDEX = (
-  "JAX_COORDINATOR_ADDRESS",
-  "JAX_NUM_PROCESSES",
-  "JAX_PROCESS_ID",
-)
-# Where starters of processes say which one of how many this is.
-_PLACES = (
-  (INDEX, COUNT),
-  ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-  ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-)
-_TRY_AGAIN = 1.0  # seconds
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# What programs are made of, besides the config. Weights have digests.
+_SOURCES = ("*.py", "*.json")
+_WEIGHTS = "weights"
+_LIBRARIES = ("jax", "jaxlib", "flax")
+_SERVICE = 60.0  # seconds that JAX's own service may need when all have come
 
 
 def join() -> None:
   """Join the other processes, if the environment tells of any.
 
   Raises:
-    ValueError: what it says is not complete, or the others do not come within
-      the time; names whom was waited for.
+    ValueError: what it says cannot be, or the others do not come within the
+      time; names who is missing.
   """
-  if not _others():
+  told = environment.read(meets=True)
+  if told.count == 1 and told.address is None:
     return
-  seconds = float(os.environ.get(TIMEOUT, "300"))
   given: dict[str, Any] = {}
-  if address := os.environ.get(ADDRESS):
-    missing = [n for n in (COUNT, INDEX) if not os.environ.get(n)]
-    if missing:
-      raise ValueError(
-        f"{ADDRESS} is set, but not {' and '.join(missing)}; set all three, or"
-        " none"
-      )
-    index, count = int(os.environ[INDEX]), int(os.environ[COUNT])
-    if index:
-      _reach(address, seconds)
+  if told.address:
+    _call_roll(told, told.address)
     given = {
-      "coordinator_address": address,
-      "num_processes": count,
-      "process_id": index,
+      "coordinator_address": os.environ[environment.ADDRESS].strip(),
+      "num_processes": told.count,
+      "process_id": told.index,
     }
+  seconds = max(told.seconds, _SERVICE)
   try:
     jax.distributed.initialize(
       initialization_timeout=int(seconds),
-      heartbeat_timeout_seconds=int(os.environ.get(HEARTBEAT, "100")),
+      heartbeat_timeout_seconds=told.heartbeat,
       **given,
     )
   except (RuntimeError, ValueError) as error:
     where = given.get("coordinator_address", "found by the cluster's settings")
     raise ValueError(
       f"the processes did not meet within {seconds:.0f} s (coordinator"
-      f" {where}, {TIMEOUT} sets the time): {_first_line(error)}"
+      f" {where}, {environment.TIMEOUT} sets the time): {_first_line(error)}"
     ) from error
 
 
 def place() -> tuple[int, int]:
-  """The number of this process, and of how many, whether they met or not."""
-  if jax.process_count() > 1:
-    return jax.process_index(), jax.process_count()
-  for index, count in _PLACES:
-    if int(os.environ.get(count) or 1) > 1:
-      return int(os.environ[index]), int(os.environ[count])
-  return 0, 1
-
-
-def _others() -> bool:
-  """Whether the environment tells of other processes."""
-  if os.environ.get(ADDRESS):
-    return True
-  several = any(int(os.environ.get(name) or 1) > 1 for _, name in _PLACES[1:])
-  hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-  return several or len(hosts.split(",")) > 1
-
-
-def _reach(address: str, seconds: float) -> None:
-  """Wait until somebody listens at an address.
+  """The number of this process, and of how many, whether they met or not.
 
   Raises:
-    ValueError: nobody does.
+    ValueError: what the environment says cannot be.
   """
-  host, _, port = address.rpartition(":")
-  end = time.monotonic() + seconds
-  while True:
-    try:
-      left = max(0.1, min(5.0, end - time.monotonic()))
-      with socket.create_connection((host, int(port)), timeout=left):
-        return
-    except (OSError, ValueError) as error:
-      if time.monotonic() + _TRY_AGAIN > end:
-        raise ValueError(
-          f"the coordinator at {address} could not be reached within"
-          f" {seconds:.0f} s ({error}); start process 0 there, or set"
-          f" {ADDRESS} and, for more time, {TIMEOUT}"
-        ) from error
-      time.sleep(_TRY_AGAIN)
+  if jax.process_count() > 1:
+    return jax.process_index(), jax.process_count()
+  told = environment.read(meets=False)
+  return told.index, told.count
+
+
+def _call_roll(told: environment.Told, address: tuple[str, int]) -> None:
+  """Wait until all have come; JAX, which waits too, would not say for whom."""
+  more_time = environment.TIMEOUT
+  if told.index == 0:
+    bind = told.bind or ("", address[1])
+    roll_call.lead(bind, told.count, told.seconds, more_time)
+    return
+  roll_call.answer(address, told.index, told.count, told.seconds, more_time)
+  until = time.monotonic() + _SERVICE
+  roll_call.reach(address, until, _SERVICE, more_time).close()
 
 
 def _first_line(error: BaseException) -> str:
@@ -165,22 +132,47 @@ def stopping() -> Iterator[Callable[[int], bool]]:
     signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def beginning() -> Iterator[None]:
+  """What one finds wrong before it begins is wrong for all.
+
+  Without it the others would wait for one that ended, and it for them.
+
+  Raises:
+    ValueError: of another process. An error of this one stays as it is.
+  """
+  mine: OSError | ValueError | None = None
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    mine = error
+  said = gather(None if mine is None else str(mine))
+  if mine is not None:
+    raise mine
+  for number, words in enumerate(said):
+    if words is not None:
+      raise ValueError(f"process {number} cannot begin: {words}")
+
+
 def agree(config: Mapping[str, Any]) -> None:
   """See that all processes run the same code with the same config.
+
+  Args:
+    config: what must be the same, as plain values, possibly nested.
 
   Raises:
     ValueError: in every process, with what differs from process 0 and where.
   """
   if jax.process_count() == 1:
     return
-  mine = {"code": code(), **_flat(config)}
+  mine = {"code": code(), **_versions(), **_flat(config)}
   first, *others = gather(mine)
   problems = []
   for number, theirs in enumerate(others, 1):
     problems += [
       f"process {number} has {name} {theirs.get(name, 'not set')}, process 0"
       f" {first.get(name, 'not set')}"
-      for name in sorted(first.keys() | theirs.keys())
+      for name in first | theirs  # in the order given: code comes first
       if first.get(name) != theirs.get(name)
     ]
   if problems:
@@ -192,12 +184,22 @@ def agree(config: Mapping[str, Any]) -> None:
 
 
 def code() -> str:
-  """A digest of the package's source."""
+  """A digest of what the package makes programs of: source and tables."""
   digest = hashlib.sha256()
-  for path in sorted(_PACKAGE.rglob("*.py")):
-    digest.update(path.relative_to(_PACKAGE).as_posix().encode())
-    digest.update(path.read_bytes())
+  found = {path for kind in _SOURCES for path in _PACKAGE.rglob(kind)}
+  for path in sorted(found):
+    if path.parent.name == _WEIGHTS:
+      continue
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest.update(
+      f"{path.relative_to(_PACKAGE).as_posix()} {content}\n".encode()
+    )
   return digest.hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+  """Of the libraries that make the programs."""
+  return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -144,11 +144,11 @@ def step(
     params = _parameters("fusion", pipeline)
     grid = clip.latent_frames, clip.latent_height, clip.latent_width
     x = AV(
-      _shape((1, *grid, towers.video.channels), whole),
-      _shape((1, clip.audio_latents, towers.audio.channels), whole),
+      partition.abstract((1, *grid, towers.video.channels), whole),
+      partition.abstract((1, clip.audio_latents, towers.audio.channels), whole),
     )
     rows, width = pipeline.text_length, towers.video.text_width
-    text = _shape((2, rows, width), whole)
+    text = partition.abstract((2, rows, width), whole)
     doubled = jax.eval_shape(guidance.both, x)
     conditions: Any = jax.eval_shape(
       functools.partial(pipelines.conditions, model),
@@ -157,20 +157,29 @@ def step(
       AV(text, text),
     )
     conditions = jax.tree.map(
-      lambda s: _shape(s.shape, _of_conditions(s.shape, mesh), s.dtype),
+      lambda s: partition.abstract(
+        s.shape, _of_conditions(s.shape, mesh), s.dtype
+      ),
       conditions,
     )
-    scale = _shape((), whole)
+    scale = partition.abstract((), whole)
     inputs = denoise.Inputs(
       conditions,
-      _shape((towers.video.blocks, 2), whole, jnp.bool_),
+      partition.abstract((towers.video.blocks, 2), whole, jnp.bool_),
       AV(scale, scale),
     )
     state = jax.tree.map(
-      lambda s: _shape(s.shape, whole, s.dtype),
+      lambda s: partition.abstract(s.shape, whole, s.dtype),
       jax.eval_shape(lambda x: AV(*(method.init(a) for a in x)), x),
     )
-    arguments = params, inputs, x, state, scale, _shape(row.shape, whole)
+    arguments = (
+      params,
+      inputs,
+      x,
+      state,
+      scale,
+      partition.abstract(row.shape, whole),
+    )
     lowered = denoise.step.lower(model, method, *arguments)
   tokens = AV(clip.tokens, clip.audio_latents)
   return report.make(
@@ -197,13 +206,18 @@ def decoding(
     lambda: codec.init_decoder_cache(vae, 1, height, width, dtype)
   )
   cache = jax.tree.map(
-    lambda s, place: _shape(s.shape, place, s.dtype),
+    lambda s, place: partition.abstract(s.shape, place, s.dtype),
     cache,
     placement.split(cache, whole),
   )
   shape = 1, clip.latent_height, clip.latent_width, vae.z_dim
   params = _parameters("video_vae", pipeline)["decoder"]
-  arguments = params, cache, _shape(shape, whole), _shape((), whole, jnp.bool_)
+  arguments = (
+    params,
+    cache,
+    partition.abstract(shape, whole),
+    partition.abstract((), whole, jnp.bool_),
+  )
   with pipeline.computing():
     program = codec.jit_decode_step(vae, dtype, (1, height, width), whole)
     lowered = program.lower(*arguments)
@@ -222,10 +236,6 @@ def _of_conditions(
   return jax.sharding.NamedSharding(mesh, spec)
 
 
-def _shape(shape: tuple[int, ...], place: Any, dtype: Any = jnp.float32) -> Any:
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
-
 def _parameters(component: str, pipeline: pipelines.Pipeline) -> Any:
   """A component's parameters as shapes on the mesh."""
   config = pipeline.arch.config(component)
@@ -235,7 +245,7 @@ def _parameters(component: str, pipeline: pipelines.Pipeline) -> Any:
   if component == "fusion":
     placed = partition.shardings(flat, partition.FUSION, pipeline.mesh)
   made = {
-    path: _shape(x.shape, placed[path], pipeline.dtype)
+    path: partition.abstract(x.shape, placed[path], pipeline.dtype)
     for path, x in flat.items()
   }
   return traverse_util.unflatten_dict(made, sep="/")

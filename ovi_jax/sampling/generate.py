@@ -5,11 +5,14 @@ weights are loaded, and a finished clip is never touched again.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,19 +103,21 @@ def run(
   """
   if settings.together:
     processes.join()
-  manifest = directory.read(weights, settings.variant, pipelines.NEEDS)
-  towers = manifest.architecture.fusion.present()
-  if len(towers) != 2:
-    raise ValueError(
-      f"weights in {weights} have only the tower {', '.join(towers)}; a video"
-      " with sound needs both"
-    )
-  given = noises.read(pathlib.Path(noise)) if noise else None
-  pipeline = _pipeline(weights, manifest, settings)
-  jobs = plan(requests, settings, pipeline, out, given, log)
+  with processes.beginning() if settings.together else contextlib.nullcontext():
+    given = noises.read(pathlib.Path(noise)) if noise else None
+    pipeline = _pipeline(weights, settings)
+    jobs = plan(requests, settings, pipeline, out, given, log)
   index, count = processes.place()
   if settings.together:
+    flags = {"save_latents": save_latents, "maps": maps, "overwrite": overwrite}
+    processes.agree(_shared(settings, flags, pipeline, jobs))
     log = log if index == 0 else _silently
+  elif count > 1:
+    log(
+      f"process {index} of {count} makes its share of {len(jobs)} clips, plan"
+      f" {_digest(_shared(settings, {}, pipeline, jobs))}; the others must name"
+      " the same plan"
+    )
   # By place among all, not among what is missing: others may be at work.
   mine = jobs if settings.together else jobs[index::count]
   pending = []
@@ -133,17 +138,27 @@ def run(
 
 
 def _pipeline(
-  weights: pathlib.Path,
-  manifest: directory.Manifest,
-  settings: settings_lib.Settings,
+  weights: pathlib.Path, settings: settings_lib.Settings
 ) -> pipelines.Pipeline:
-  """Settle devices, dtype and attention."""
+  """Settle weights, devices, dtype and attention.
+
+  Raises:
+    ValueError: the weights cannot make a video with sound, or the mesh cannot
+      be.
+  """
+  manifest = directory.read(weights, settings.variant, pipelines.NEEDS)
+  towers = manifest.architecture.fusion.present()
+  if len(towers) != 2:
+    raise ValueError(
+      f"weights in {weights} have only the tower {', '.join(towers)}; a video"
+      " with sound needs both"
+    )
   platform = runtime.platform()
   name = settings.dtype
   if name == "auto":
     name = "float32" if platform == "cpu" else "bfloat16"
   dtype = jnp.dtype(name)
-  tower = next(iter(manifest.architecture.fusion.present().values()))
+  tower = next(iter(towers.values()))
   return pipelines.Pipeline(
     weights=weights,
     manifest=manifest,
@@ -260,6 +275,35 @@ def _recipe(
     },
     "ovi_jax": ovi_jax.__version__,
   }
+
+
+def _shared(
+  settings: settings_lib.Settings,
+  flags: Mapping[str, bool],
+  pipeline: pipelines.Pipeline,
+  jobs: Sequence[Job],
+) -> dict[str, Any]:
+  """What all processes of a run must have alike."""
+  clips = {}
+  for job in jobs:
+    recipe = job.recipe
+    image = recipe["image"] and recipe["image"]["sha256"]  # lies anywhere
+    wanted = {name: recipe[name] for name in ("text", "noise_sha256")}
+    clips[job.path.name] = wanted | {"image_sha256": image}
+  return {
+    "config": dataclasses.asdict(settings),
+    "flags": dict(flags),
+    "dtype": pipeline.dtype.name,
+    "attention": pipeline.backend,
+    "weights": dict(pipeline.manifest.digests),
+    "clips": list(clips),
+    "clip": clips,
+  }
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+  said = json.dumps(values, sort_keys=True).encode()
+  return hashlib.sha256(said).hexdigest()[:8]
 
 
 def _silently(_: str) -> None:

@@ -20,11 +20,12 @@ from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import stage
 from ovi_jax.training import step as steps
 from ovi_jax.training import trainable
+from ovi_jax.training.codecs import settings as codecs
 
 
 def run(
   name: str,
-  settings: settings_lib.Settings,
+  settings: settings_lib.Settings | codecs.Settings,
   out: pathlib.Path,
   log: Any = print,
 ) -> bool:
@@ -32,7 +33,7 @@ def run(
 
   Args:
     name: of the topology.
-    settings: of the run.
+    settings: of the run, of towers.
     out: directory for the reports.
     log: called with each line.
 
@@ -40,8 +41,14 @@ def run(
     Whether all fit.
 
   Raises:
-    ValueError: the topology or the settings cannot be.
+    ValueError: the topology or the settings cannot be, or they are of a codec.
   """
+  if not isinstance(settings, settings_lib.Settings):
+    raise ValueError(
+      "--aot compiles a step of towers (audio_pretrain, video_pretrain, fusion"
+      f" and their like), got the config of a codec, {settings.component}; take"
+      " a config of towers, or leave --aot away and train on what is here"
+    )
   mesh = stage.mesh_of(settings.mesh, topology.devices(name))
   stage.check_mesh(settings, mesh)
   reports = []
@@ -73,7 +80,7 @@ def step(
     state = stage.target_state(settings, trainer, mesh)
     batch = _batch(settings, video, audio, mesh)
     width = next(iter(settings.model.present().values())).text_width
-    null_SE = _shape((1, width), partition.replicated(mesh))
+    null_SE = partition.abstract((1, width), partition.replicated(mesh))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     program = steps.program(shardings, mesh)
     lowered = program.lower(trainer, state, batch, null_SE)
@@ -108,9 +115,11 @@ def _batch(
   latents, lengths, text = {}, {}, {}
   for name, tower in towers.present().items():
     grid = getattr(grids, name)
-    latents[name] = _shape((size, *grid, tower.channels), rows)
-    lengths[name] = _shape((size,), rows, jnp.int32)
-    text[name] = _shape((size, settings.data.text_rows, tower.text_width), rows)
+    latents[name] = partition.abstract((size, *grid, tower.channels), rows)
+    lengths[name] = partition.abstract((size,), rows, jnp.int32)
+    text[name] = partition.abstract(
+      (size, settings.data.text_rows, tower.text_width), rows
+    )
   return schema.Batch(AV(**latents), AV(**lengths), AV(**text), None)
 
 
@@ -119,7 +128,3 @@ def _tokens(tower: Any, shape: tuple[int, ...]) -> int:
   for size in tower.grid(shape):
     count *= size
   return count
-
-
-def _shape(shape: tuple[int, ...], place: Any, dtype: Any = jnp.float32) -> Any:
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

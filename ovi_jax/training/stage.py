@@ -82,7 +82,8 @@ def train(
       step. `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
-  settings.check_sources()
+  with processes.beginning():
+    settings.check_sources()
   processes.agree(config)
   log = log if jax.process_index() == 0 else lambda _: None
   mesh = mesh_of(settings.mesh)

@@ -14,6 +14,7 @@ from ovi_jax.attention import attention
 from ovi_jax.models import fusion
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("scheme", "remat", "kernels"),
   [
@@ -54,6 +55,7 @@ def test_attention_that_is_kept_is_not_computed_again(scheme, remat, kernels):
   assert text.count('custom_call_target="tpu_custom_call"') == kernels
 
 
+@pytest.mark.slow
 def test_products_of_the_kernels():
   """Two forward; five backward, which makes the weights again."""
   devices = np.array(topology.devices("v5e:2x2")[:1])

@@ -150,6 +150,14 @@ def test_latents_are_read_as_frames_are_asked_for(config, params, latents):
     ({"data": 8}, (8, 4)),  # eight do not divide four columns
     ({"data": 2, "context": 4}, (2, 2)),
     ({"fsdp": 2, "context": 4}, (2, 4)),
+    *(
+      pytest.param({axis: 8}, part, marks=pytest.mark.slow)
+      for axis, part in (
+        ("fsdp", (8, 4)),
+        ("context", (1, 4)),
+        ("tensor", (8, 4)),
+      )
+    ),
   ],
   ids=str,
 )

@@ -1,0 +1,49 @@
+"""The table of reports on machines that are not here."""
+
+import pytest
+
+from benchmarks import scaling
+
+STEP = {
+  "program": "guided step of 64x96, 7 latent frames",
+  "devices": 4,
+  "device_kind": "TPU v9",
+  "mesh": {"data": 2, "fsdp": 1, "context": 2, "tensor": 1},
+  "peak": 3 * 2**30,
+  "capacity": 12 * 2**30,
+  "ratio": 1.25,
+  "bound": "memory",
+  "seconds": {"products": 0.5, "memory": 1.0, "messages": 0.25},
+}
+DECODING = STEP | {
+  "program": "decoding of one latent frame",
+  "seconds": {"products": 2.0, "memory": 1.0, "messages": 0.0},
+}
+
+
+def cells(**reports) -> list[list[str]]:
+  head, line, *rows = scaling.table(reports).splitlines()
+  assert head.count("|") == line.count("|")
+  assert all(row.count("|") == head.count("|") for row in rows)
+  return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+
+
+def test_a_row_a_command():
+  sampling, training = cells(sample=[STEP, DECODING], train=[STEP])
+  shared = ["4 TPU v9, data 2 x context 2", "3.0, 25%", "1.250", "memory"]
+  shared += ["1.00 to 1.75"]
+  # 50 steps of 1 to 1.75 s, and 7 latent frames of 2 to 3 s.
+  assert sampling == ["sample", *shared, "64 to 108"]
+  assert training == ["train", *shared, ""]
+
+
+def test_what_does_not_fit():
+  lost = {"peak": None, "said": "16 GiB are too few"}
+  ((_, chips, memory, *rest),) = cells(train=[STEP | lost])
+  assert chips.startswith("4 TPU v9") and set(rest) == {""}
+  assert memory == "does not fit: 16 GiB are too few"
+
+
+def test_a_clip_of_unknown_length():
+  with pytest.raises(ValueError):
+    cells(sample=[STEP | {"program": "guided step"}, DECODING])

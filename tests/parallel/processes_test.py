@@ -1,0 +1,53 @@
+"""What processes must share, told apart without starting any."""
+
+import shutil
+
+import jax
+import pytest
+
+from ovi_jax.parallel import processes
+
+
+@pytest.fixture
+def agree(monkeypatch):
+  """Agree with another process, which has these changes to what is said."""
+
+  def call(config, **theirs):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda mine: [mine, mine | theirs])
+    processes.agree(config)
+
+  return call
+
+
+def test_code_and_versions(agree):
+  agree({"seed": 1})
+  with pytest.raises(ValueError, match="process 1 has code 0123, process 0 "):
+    agree({"seed": 1}, code="0123")
+  for name in ("jax", "jaxlib", "flax"):
+    with pytest.raises(ValueError, match=f"process 1 has {name} 0.1, process"):
+      agree({"seed": 1}, **{name: "0.1"})
+
+
+def test_config(agree):
+  config = {"seed": 1, "mesh": {"data": 2}}
+  with pytest.raises(ValueError, match=r"has mesh\.data 4, process 0 2") as e:
+    agree(config, **{"mesh.data": "4", "more": "5"})
+  assert "process 1 has more 5, process 0 not set" in str(e.value)
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["parallel/mesh.py", "attention/splash_blocks.json", "models/released.json"],
+)
+def test_code_is_whatever_makes_programs(name, tmp_path, monkeypatch):
+  package = tmp_path / "ovi_jax"
+  leave = shutil.ignore_patterns("demo", "__pycache__")
+  shutil.copytree(processes._PACKAGE, package, ignore=leave)
+  monkeypatch.setattr(processes, "_PACKAGE", package)
+  before = processes.code()
+  assert processes.code() == before
+  (package / "README.md").write_text("words")
+  assert processes.code() == before
+  (package / name).write_text("[]")
+  assert processes.code() != before
