@@ -15,6 +15,7 @@ def source(tmp_path_factory):
   return train_runs.dataset(tmp_path_factory.mktemp("data") / "clips")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   source, tmp_path
 ):
@@ -89,5 +90,5 @@ def test_a_run_without_a_directory_is_refused(source):
   words = train_runs.command("audio_pretrain", source, "")
   assert train_runs.run(words) == (
     1,
-    "train: --config=configs/STAGE.py and --workdir=DIR are needed\n",
+    "train: --config=configs/STAGE.py, --workdir=DIR are needed\n",
   )
