@@ -48,6 +48,7 @@ def made(run, tmp_path_factory):
   return out, assemble.assemble({"video": run}, out, asked())
 
 
+@pytest.mark.slow
 def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   out, manifest = made
   assert manifest.architecture.components == ("fusion", "video_vae")
@@ -78,6 +79,7 @@ def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   assert (deviation < 1.01).all()
 
 
+@pytest.mark.slow
 def test_sounds_are_scaled_and_decoded_as_before():
   config = audio_vae.AudioVAEConfig(hidden_dim=8, channel_multipliers=(1, 1))
   params = architecture.init("audio_vae", config, jax.random.key(0))
