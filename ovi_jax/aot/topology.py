@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 # Kind -> its axes, the sizes that are rented, chips of a host.
 KNOWN = {
@@ -39,6 +40,7 @@ def devices(name: str) -> list[Any]:
       " pip install 'ovi_jax[aot]'"
     )
   jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()  # or what it was holds on
   # What libtpu asks of a machine that it takes for a TPU's host.
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

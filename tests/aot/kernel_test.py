@@ -6,12 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from ovi_jax.aot import costs
 from ovi_jax.aot import hlo
 from ovi_jax.aot import topology
 from ovi_jax.attention import attention
 from ovi_jax.models import fusion
+
+
+@pytest.fixture(autouse=True)
+def compiling_anew():
+  """Programs for a TPU are not cached; those of later tests are again."""
+  yield
+  jax.config.update("jax_enable_compilation_cache", True)
+  compilation_cache.reset_cache()
 
 
 @pytest.mark.slow
