@@ -193,6 +193,8 @@ class _Desk:
         found = await self.client.ask(request)
         with self._keeping():
           cache.store(folder, name, found)
+      elif self.config.unanswered == "reject":
+        self.client.known = True
       return found
 
   @contextlib.contextmanager
