@@ -8,6 +8,7 @@ import fsspec
 import pytest
 
 from ovi_jax.curation.engine import run
+from ovi_jax.curation.engine import shard as shards
 from ovi_jax.curation.engine import store
 from ovi_jax.curation.engine import watch
 from tests.curation import harness
@@ -236,6 +237,27 @@ def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
   seen = path.stat().st_mtime_ns
   assert run.run(chosen, share, log=quiet) == []
   assert path.stat().st_mtime_ns > seen and harness.contents(out) == wanted
+
+
+def test_clips_left_out_beyond_the_quota_are_tried_again_if_wanted(tmp_path):
+  inputs = harness.write_inputs(tmp_path / "in", 1)
+  (inputs / "0.txt").write_text("one fine\ntwo fine\n")
+  out = tmp_path / "out"
+  chosen = harness.chosen(out, [inputs], quota=0.0)
+  (cut,) = (n for n, s in enumerate(chosen.stages) if s.name == "cut")
+  once = run.Share(only="clips")
+  assert run.run(chosen, once, quiet, harness.inline) == []
+  ids = [line.id for line in lines(out, "cut")]
+  # As a run leaves it that was too short of time for them.
+  weighed = chosen.files(cut + 1, 0)
+  pathlib.Path(weighed.done).unlink()
+  left = {each: ("timed out", "more than 3 s") for each in ids}
+  shards.LeftOut(clips=left).write(weighed)
+  (problem,) = run.run(chosen, once, quiet, harness.inline)
+  assert "weigh failed for 2 of 2 clips" in problem
+  again = run.Share(only="clips", retry=True)
+  assert run.run(chosen, again, quiet, harness.inline) == []
+  assert len(lines(out, "weigh")) == 2
 
 
 def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
