@@ -298,6 +298,25 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
   assert not why.exists()
 
 
+@pytest.mark.parametrize("word", ["full", "huge"])
+def test_no_clip_is_refused_for_a_machine_that_is_full(tmp_path, word):
+  inputs = harness.write_inputs(tmp_path / "in", 1)
+  (inputs / "0.txt").write_text(f"one fine\n{word} one\n")
+  chosen = harness.chosen(tmp_path / "out", [inputs])
+  said = "the machine is full, said weigh of clip .*; make room and run again"
+  with pytest.raises(OSError, match=said):
+    run.run(chosen, log=quiet, work=harness.inline)
+  assert not list((tmp_path / "out").glob("weigh-*/*"))
+
+
+def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
+  inputs = harness.write_inputs(tmp_path / "in", 1)
+  (inputs / "0.txt").write_text("one a\none large\none b\none c\n")
+  harness.finish(harness.chosen(tmp_path / "out", [inputs]))
+  assert len(lines(tmp_path / "out", "turn")) == 4
+  assert not only(tmp_path / "out", "turn")
+
+
 def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
   # Of a pass that would come later.
   lacking = harness.chosen(
@@ -324,7 +343,7 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
   assert split("clips", "1/2") == split("clips", "2:") == []
   harness.finish(chosen)
   assert harness.contents(tmp_path / "out") == harness.contents(whole)
-  for only, shards, said in (
+  for only, some, said in (
     ("smell", "", "there is no pass 'smell'; choose from clips, together"),
     ("", "0:1", "name it"),
     ("even", "0:1", "needs all shards"),
@@ -332,7 +351,7 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
     ("clips", "2/2", "expected I < N"),
   ):
     with pytest.raises(ValueError, match=said):
-      split(only, shards)
+      split(only, some)
 
 
 def test_what_is_appended_ends_as_if_it_had_always_been_there(files, tmp_path):
