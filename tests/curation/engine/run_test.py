@@ -3,6 +3,7 @@
 import json
 import pathlib
 import tempfile
+import time
 
 import fsspec
 import pytest
@@ -315,6 +316,19 @@ def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
   harness.finish(harness.chosen(tmp_path / "out", [inputs]))
   assert len(lines(tmp_path / "out", "turn")) == 4
   assert not only(tmp_path / "out", "turn")
+
+
+def test_a_time_out_of_a_stages_own_is_for_all_clips_together(tmp_path):
+  chosen = harness.chosen(tmp_path, ["in"], timeouts={"turn": 50.0})
+  watched = watch.Watched(chosen, chosen.named("together"), 1)
+  worker = watch._Worker(
+    process=None, connection=None, lifeline=None, folder=""
+  )
+  began = time.monotonic()
+  for stage, least, most in (("turn", 50, 150), ("weigh", 5120, 5220)):
+    said = shards.BEGAN, stage, tuple(map(str, range(256)))
+    assert not list(watched._understood(worker, *said))
+    assert least <= worker.deadline - began < most
 
 
 def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
