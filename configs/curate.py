@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.skip = ()  # stages to leave out, such as ("synchrony",)
   config.workers = 0  # a process for each core
   config.timeout = 300.0  # seconds for a stage and a clip
-  # Captions have time-outs of their own, and lose nothing at them.
+  # Of all captions asked for at once: each request has time-outs of its own.
   config.timeouts = {"captions": 86_400.0}
   if passes is VIDEO:
     config.timeouts.shots = 7200.0  # It sees all of a film.

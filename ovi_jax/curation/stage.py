@@ -10,7 +10,8 @@ A stage is a module of `ovi_jax.curation.stages` with
 
 The function has one of four forms, which `KIND` names:
 
-  "clip":  (Clip, Media) -> Clip | Reject | Sequence[Clip]
+  "clip":  (Clip, Media) -> Clip | Reject | Sequence[Clip | Reject]; of many,
+    each is a clip of its own, such as a window of a file.
   "shard": (Sequence[tuple[Clip, Media]]) -> Sequence[Clip | Reject], one each
     and in order; for what gains by many clips at once (accelerators, networks).
   "all":   (Iterator[Clip]) -> a function Clip -> Clip | Reject; it sees the
@@ -39,7 +40,7 @@ import numpy as np
 
 from ovi_jax.curation import clip
 
-Outcome = clip.Clip | clip.Reject | Sequence[clip.Clip]
+Outcome = clip.Clip | clip.Reject | Sequence[clip.Clip | clip.Reject]
 
 
 class Unavailable(OSError):

@@ -135,12 +135,14 @@ class _Failure:
     error: to raise at once; None if it may be tried again.
     wait: seconds that the endpoint asks for.
     busy: it has too much to do, which says nothing of this request.
+    nobody: there was no connection, so nothing was heard of the endpoint.
   """
 
   text: str
   error: type[Exception] | None = None
   wait: float = 0.0
   busy: bool = False
+  nobody: bool = False
 
 
 def library() -> types.ModuleType:
@@ -176,6 +178,8 @@ class Client:
 
   Attributes:
     answered: requests so far that were.
+    known: an answer of an earlier run was used, so that a request may be what
+      is wrong, though no other is answered now.
     gone: why no more are made; "" while they are.
   """
 
@@ -185,7 +189,7 @@ class Client:
     self._http: Any = None
     self._free_at, self._tokens_seen = 0.0, 0
     self._request_at = self._tokens_at = 0.0
-    self.answered, self.gone = 0, ""
+    self.answered, self.known, self.gone = 0, False, ""
 
   async def __aenter__(self) -> "Client":
     settings, httpx = self._settings, self._httpx
@@ -212,7 +216,8 @@ class Client:
 
     Raises:
       Refused: the endpoint says that the request is wrong.
-      Unanswered: all attempts failed while other requests were answered.
+      Unanswered: all attempts failed while other requests were answered, or
+        had been by an endpoint that is `known` and still lets us connect.
       stage.Unavailable: all attempts failed, and nothing else was answered; or
         the key, the model or the address is wrong.
     """
@@ -237,7 +242,7 @@ class Client:
       await self._clock.sleep(max(self._wait(request, waits), found.wait))
       waits += 1
     tried = f"{tries} attempts failed, the last: {found.text}"
-    if self.answered == before:
+    if self.answered == before and (found.nobody or not self.known):
       self.gone = tried
     self._stop_if_gone()
     raise Unanswered(f"{self._settings.url}: {tried}")
@@ -297,7 +302,9 @@ class Client:
       seconds = self._settings.total_seconds
       return _Failure(text=f"no whole answer within {seconds:g} s")
     except self._httpx.RequestError as error:
-      return _Failure(text=self._shown(f"{type(error).__name__}: {error}"))
+      text = self._shown(f"{type(error).__name__}: {error}")
+      kinds = self._httpx.ConnectError, self._httpx.ConnectTimeout
+      return _Failure(text=text, nobody=isinstance(error, kinds))
     if status == 200:
       return self._reply(body)
     said = body.decode(errors="replace").strip()

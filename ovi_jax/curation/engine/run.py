@@ -209,12 +209,15 @@ def _forget(
   part: curation_settings.Pass,
   numbers: Sequence[int],
 ) -> None:
-  """Have shards count as not done of which clips failed."""
+  """Have shards count as not done of which clips failed.
+
+  A shard without a mark may have failed for what was left out of it.
+  """
   for place in range(part.first, part.first + len(part.stages)):
     for number in numbers:
       files = settings.files(place, number)
       found = store.mark(files)
-      if found is not None and found.failed:
+      if found is None or found.failed:
         places.remove(files.done)
         places.remove(files.left_out)
 

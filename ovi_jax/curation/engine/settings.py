@@ -93,7 +93,8 @@ class Settings:
     workers: processes; 0 for one a core. A stage of form "shard" has one, as
       it has an accelerator or a network to itself.
     timeout: seconds that a stage may take for one clip.
-    timeouts: stage -> seconds, for those that need others.
+    timeouts: stage -> seconds, for those that need others; of a stage of form
+      "shard", for all clips that it is given at once.
     quota: share of a stage's clips in a shard that may fail, rounded up;
       beyond it the shard fails.
   """
@@ -151,9 +152,9 @@ class Settings:
     )
     return self.workers or len(cores(0))
 
-  def seconds(self, stage: str) -> float:
-    """How long a stage may take for one clip."""
-    return self.timeouts.get(stage, self.timeout)
+  def seconds(self, stage: str, count: int = 1) -> float:
+    """How long a stage may take for so many clips at once."""
+    return self.timeouts.get(stage, self.timeout * count)
 
   def files(self, place: int, shard: int) -> store.Files:
     """Of a stage's shard, by the stage's place; -1 are the inputs."""

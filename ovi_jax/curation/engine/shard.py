@@ -8,6 +8,7 @@ stage of form "shard" gets them together.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import math
@@ -27,6 +28,8 @@ from ovi_jax.curation.engine import store
 from ovi_jax.curation.media import reading
 
 AT_ONCE = 256  # clips, at most, that a stage of form "shard" is given
+# No disk, no share of it, no memory: whatever the clip.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 BEGAN, ENDED, PASSED = "began", "ended", "passed"
 Tell = Callable[[tuple], None]
 
@@ -300,6 +303,7 @@ def _outcome(
     except stages.Unavailable:
       raise
     except Exception as error:
+      _stop_if_full(step, clip, error)
       return [_failure(step, clip, error)]
 
 
@@ -340,6 +344,9 @@ def _outcomes(
     except stages.Unavailable:
       raise
     except Exception as error:
+      # Half as many clips take less memory, one of them no less disk.
+      if len(pairs) == 1 or not isinstance(error, MemoryError):
+        _stop_if_full(step, pairs[0][0], error)
       if len(pairs) == 1:
         return [_failure(step, pairs[0][0], error)]
   middle = len(pairs) // 2
@@ -364,6 +371,17 @@ def _left_out(step: _Step, clip: clips.Clip) -> clips.Reject:
   return clips.Reject(
     clip=clip, stage=name, reason=reason, detail=detail, failed=True
   )
+
+
+def _stop_if_full(step: _Step, clip: clips.Clip, error: Exception) -> None:
+  """OSError if it is the machine's fault that a stage failed: it is full."""
+  full = isinstance(error, OSError) and error.errno in _FULL
+  if full or isinstance(error, MemoryError):
+    # Without a number: who writes files has words of his own for those.
+    raise OSError(
+      f"the machine is full, said {step.stage.name} of clip {clip.id}"
+      f" ({clip.path}): {error}; make room and run again"
+    ) from error
 
 
 def _failure(step: _Step, clip: clips.Clip, error: Exception) -> clips.Reject:

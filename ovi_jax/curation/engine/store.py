@@ -11,6 +11,7 @@ counts as not done. The same clips make the same bytes, at any time, anywhere.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import pathlib
@@ -262,22 +263,38 @@ def keeper(folders: Sequence[str], shard: int) -> Iterator[Keeper]:
 
   Yields:
     (clip, name) -> bytes; KeyError if none kept something of that name.
+
+  Raises:
+    OSError: what was kept cannot be read, or is damaged.
   """
   with contextlib.ExitStack() as stack:
-    opened: list[zipfile.ZipFile] = []
+    opened: list[tuple[zipfile.ZipFile, str]] = []
     for folder in reversed(folders):
       files = Files(folder=folder, shard=shard)
       if places.size(files.kept) is not None:
         file = stack.enter_context(places.opened(files.kept))
-        opened.append(stack.enter_context(zipfile.ZipFile(file)))
+        with _undamaged(files.kept):
+          archive = stack.enter_context(zipfile.ZipFile(file))
+        opened.append((archive, files.kept))
 
     def kept(clip: clips.Clip, name: str) -> bytes:
-      for archive in opened:
-        with contextlib.suppress(KeyError):
+      for archive, place in opened:
+        with contextlib.suppress(KeyError), _undamaged(place):
           return archive.read(f"{clip.id}/{name}")
       raise KeyError(f"no stage kept {name!r} of clip {clip.id}")
 
     yield kept
+
+
+@contextlib.contextmanager
+def _undamaged(place: str) -> Iterator[None]:
+  """What zipfile says of damage, as an error that names the file."""
+  try:
+    yield
+  except (zipfile.BadZipFile, EOFError) as error:
+    raise OSError(
+      errno.EIO, f"damaged ({error}); remove it and run again", place
+    ) from error
 
 
 def _digest(path: pathlib.Path) -> str:

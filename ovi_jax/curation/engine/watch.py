@@ -177,7 +177,7 @@ class Watched:
       raise said[0]
     elif kind == shards.BEGAN:
       worker.stage, worker.ids = said
-      seconds = self._settings.seconds(worker.stage) * len(worker.ids)
+      seconds = self._settings.seconds(worker.stage, len(worker.ids))
       worker.deadline = time.monotonic() + seconds
     elif kind == shards.ENDED:
       worker.ids, worker.deadline = (), _FOREVER

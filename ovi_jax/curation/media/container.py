@@ -28,6 +28,9 @@ FORMATS = (
   "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,dv,rm,wav,w64,mp3,flac,aac,"
   "ac3,aiff,au,caf,amr,ape,wv"
 )
+# Those that keep no times of presentation. FFmpeg guesses them, and is wrong
+# where frames are coded in another order (B-frames).
+_GUESSED = ("avi",)
 _COVER = Disposition.attached_pic
 _BLOCK = 1 << 20  # bytes hashed at once
 _MATRIX = struct.Struct("=9i")
@@ -106,8 +109,9 @@ def frames(container: Any, stream: Any) -> Iterator[tuple[float, Any, bool]]:
       broken = True
       continue
     for frame in found:
+      stamp = _stamp(container, stream, frame, first=last == -math.inf)
       # A file without time stamps: each frame follows the one before.
-      time = last + length if frame.time is None else frame.time - start
+      time = last + length if stamp is None else stamp - start
       if not math.isfinite(time):
         time = 0.0
       if frame.is_corrupt or time < last:
@@ -133,6 +137,20 @@ def _packets(container: Any, stream: Any) -> Iterator[list[Any] | None]:
       yield packet.decode()
     except av_error.FFmpegError:
       yield None
+
+
+def _stamp(
+  container: Any, stream: Any, frame: Any, first: bool
+) -> float | None:
+  """Seconds on the container's clock that a frame is shown at, if it says so.
+
+  Where times are guesses, that is when the decoder gives the frame, of which
+  the last ones come when all packets are read and there is no time any more.
+  """
+  guessed = container.format.name in _GUESSED and stream.type == "video"
+  if not guessed or (first and frame.dts is None):
+    return frame.time
+  return None if frame.dts is None else float(frame.dts * stream.time_base)
 
 
 def _length(stream: Any, frame: Any) -> float:

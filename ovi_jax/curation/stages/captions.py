@@ -58,7 +58,7 @@ class Config(endpoint.Settings):
     text_rows: tokens that training reads.
     unanswered: clips that the endpoint fails on while it answers others:
       "wait" leaves the shard undone, "reject" goes on without them.
-    cache: folder of the answers.
+    cache: folder of the answers, on this machine or mounted there.
     price_in: of a million tokens of requests; for the report.
     price_out: of a million tokens of answers.
   """
@@ -106,6 +106,11 @@ class Config(endpoint.Settings):
     _asking(self)
     if not self.cache:
       raise ValueError("cache: expected a folder; it keeps what was paid for")
+    if "://" in self.cache:
+      raise ValueError(
+        "cache: expected a folder of this machine, or one that is mounted"
+        f" there, got the URL {self.cache!r}"
+      )
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -193,6 +198,8 @@ class _Desk:
         found = await self.client.ask(request)
         with self._keeping():
           cache.store(folder, name, found)
+      elif self.config.unanswered == "reject":
+        self.client.known = True
       return found
 
   @contextlib.contextmanager

@@ -182,7 +182,11 @@ def _source(clip: clips.Clip) -> str:
 def _now(
   packing: _Packing, every: Pairs, later: BinaryIO
 ) -> Iterator[schema.Record]:
-  """The records to train on; those held out are put aside."""
+  """The records to train on; those held out are put aside.
+
+  A clip that is no record is dropped; what cannot be read (OSError) may be
+  there tomorrow, and the end is not written without it.
+  """
   for clip, media in every:
     if clip.id in packing.seen:
       packing.drop("a copy of another", clip)
@@ -190,7 +194,7 @@ def _now(
     packing.seen.add(clip.id)
     try:
       made = record(clip, media, packing.config.longest_sound)
-    except (KeyError, OSError, ValueError) as error:
+    except (KeyError, ValueError) as error:
       packing.drop("no record", clip, f"{type(error).__name__}: {error}")
       continue
     split = split_of(clip, packing.config)

@@ -24,7 +24,7 @@ from ovi_jax.curation.media import cuts
 from ovi_jax.curation.media import reading
 
 NAME = "shots"
-VERSION = 1
+VERSION = 2
 KIND = "clip"
 DETECTORS = ("pyscenedetect", "transnetv2")
 

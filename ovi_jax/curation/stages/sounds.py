@@ -2,7 +2,8 @@
 
 In: a file. Out: its windows, of two kinds: "long", up to 12 s, cut where it is
 quietest, one behind the other; and "short", of a clip's length, back to back.
-Windows that are too quiet are left out. The file is decoded once, in parts.
+Windows that are too quiet are refused, each by itself. The file is decoded
+once, in parts.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from ovi_jax.curation.media import container as containers
 from ovi_jax.curation.media import reading
 
 NAME = "sounds"
-VERSION = 1
+VERSION = 2
 KIND = "clip"
 BOUNDS = {
   "too quiet": ("volume_db", "least_volume"),
@@ -94,18 +95,22 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
         clip=clip, stage=NAME, reason="damaged or no media", detail=str(error)
       )
     spans = list(_spans(power_T, config))
+    if not spans:
+      score = len(power_T) * _STEP
+      return clips.Reject(
+        clip=clip, stage=NAME, reason="too short", score=score
+      )
+    windows = [_window(clip, span) for span in spans]
     volumes = [volume(span.of(power_T)) for span in spans]
-    windows = [
-      _window(clip, number, span, loud)
-      for number, (span, loud) in enumerate(zip(spans, volumes))
+    kinds = [span.kind for span in spans]
+    return [
+      window.found(NAME, {"volume_db": loud}, number=number, kind=kind)
       if loud >= config.least_volume
+      else clips.Reject(clip=window, stage=NAME, reason="too quiet", score=loud)
+      for number, (window, loud, kind) in enumerate(
+        zip(windows, volumes, kinds, strict=True)
+      )
     ]
-    if windows:
-      return windows
-    reason, score = "too short", len(power_T) * _STEP
-    if spans:
-      reason, score = "too quiet", max(volumes)
-    return clips.Reject(clip=clip, stage=NAME, reason=reason, score=score)
 
   return sounds
 
@@ -166,17 +171,12 @@ def _quietest(power_T: np.ndarray, low: int, high: int) -> int:
   return int(places[len(around) - 1 - np.argmin(around[::-1])])
 
 
-def _window(
-  clip: clips.Clip, number: int, span: Span, loud: float
-) -> clips.Clip:
+def _window(clip: clips.Clip, span: Span) -> clips.Clip:
   """A window of a file, as a clip of its own."""
-  window = dataclasses.replace(
+  return dataclasses.replace(
     clip,
     # Windows of both kinds may begin at once.
     id=f"{clip.id}-{round(span.start * 1000):09d}-{span.kind}",
     start=span.start,
     seconds=span.seconds,
-  )
-  return window.found(
-    NAME, scores={"volume_db": loud}, number=number, kind=span.kind
   )

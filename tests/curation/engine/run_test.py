@@ -3,11 +3,13 @@
 import json
 import pathlib
 import tempfile
+import time
 
 import fsspec
 import pytest
 
 from ovi_jax.curation.engine import run
+from ovi_jax.curation.engine import shard as shards
 from ovi_jax.curation.engine import store
 from ovi_jax.curation.engine import watch
 from tests.curation import harness
@@ -238,6 +240,27 @@ def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
   assert path.stat().st_mtime_ns > seen and harness.contents(out) == wanted
 
 
+def test_clips_left_out_beyond_the_quota_are_tried_again_if_wanted(tmp_path):
+  inputs = harness.write_inputs(tmp_path / "in", 1)
+  (inputs / "0.txt").write_text("one fine\ntwo fine\n")
+  out = tmp_path / "out"
+  chosen = harness.chosen(out, [inputs], quota=0.0)
+  (cut,) = (n for n, s in enumerate(chosen.stages) if s.name == "cut")
+  once = run.Share(only="clips")
+  assert run.run(chosen, once, quiet, harness.inline) == []
+  ids = [line.id for line in lines(out, "cut")]
+  # As a run leaves it that was too short of time for them.
+  weighed = chosen.files(cut + 1, 0)
+  pathlib.Path(weighed.done).unlink()
+  left = {each: ("timed out", "more than 3 s") for each in ids}
+  shards.LeftOut(clips=left).write(weighed)
+  (problem,) = run.run(chosen, once, quiet, harness.inline)
+  assert "weigh failed for 2 of 2 clips" in problem
+  again = run.Share(only="clips", retry=True)
+  assert run.run(chosen, again, quiet, harness.inline) == []
+  assert len(lines(out, "weigh")) == 2
+
+
 def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in")
   (inputs / "2.txt").write_text("raise a\nraise b\nraise c\none fine\n")
@@ -276,6 +299,38 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
   assert not why.exists()
 
 
+@pytest.mark.parametrize("word", ["full", "huge"])
+def test_no_clip_is_refused_for_a_machine_that_is_full(tmp_path, word):
+  inputs = harness.write_inputs(tmp_path / "in", 1)
+  (inputs / "0.txt").write_text(f"one fine\n{word} one\n")
+  chosen = harness.chosen(tmp_path / "out", [inputs])
+  said = "the machine is full, said weigh of clip .*; make room and run again"
+  with pytest.raises(OSError, match=said):
+    run.run(chosen, log=quiet, work=harness.inline)
+  assert not list((tmp_path / "out").glob("weigh-*/*"))
+
+
+def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
+  inputs = harness.write_inputs(tmp_path / "in", 1)
+  (inputs / "0.txt").write_text("one a\none large\none b\none c\n")
+  harness.finish(harness.chosen(tmp_path / "out", [inputs]))
+  assert len(lines(tmp_path / "out", "turn")) == 4
+  assert not only(tmp_path / "out", "turn")
+
+
+def test_a_time_out_of_a_stages_own_is_for_all_clips_together(tmp_path):
+  chosen = harness.chosen(tmp_path, ["in"], timeouts={"turn": 50.0})
+  watched = watch.Watched(chosen, chosen.named("together"), 1)
+  worker = watch._Worker(
+    process=None, connection=None, lifeline=None, folder=""
+  )
+  began = time.monotonic()
+  for stage, least, most in (("turn", 50, 150), ("weigh", 5120, 5220)):
+    said = shards.BEGAN, stage, tuple(map(str, range(256)))
+    assert not list(watched._understood(worker, *said))
+    assert least <= worker.deadline - began < most
+
+
 def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
   # Of a pass that would come later.
   lacking = harness.chosen(
@@ -302,7 +357,7 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
   assert split("clips", "1/2") == split("clips", "2:") == []
   harness.finish(chosen)
   assert harness.contents(tmp_path / "out") == harness.contents(whole)
-  for only, shards, said in (
+  for only, some, said in (
     ("smell", "", "there is no pass 'smell'; choose from clips, together"),
     ("", "0:1", "name it"),
     ("even", "0:1", "needs all shards"),
@@ -310,7 +365,7 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
     ("clips", "2/2", "expected I < N"),
   ):
     with pytest.raises(ValueError, match=said):
-      split(only, shards)
+      split(only, some)
 
 
 def test_what_is_appended_ends_as_if_it_had_always_been_there(files, tmp_path):

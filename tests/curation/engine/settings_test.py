@@ -51,6 +51,9 @@ def test_settings_travel_to_other_processes():
   chosen = harness.chosen("out", ["in"], timeouts={"weigh": 3.0})
   assert pickle.loads(pickle.dumps(chosen)) == chosen
   assert chosen.seconds("weigh") == 3 and chosen.seconds("cut") == 20
+  # A time-out of one's own is for all that is given at once.
+  assert chosen.seconds("weigh", 256) == 3
+  assert chosen.seconds("cut", 256) == 20 * 256
   assert chosen.processes(chosen.named("clips")) == 1
   many = harness.chosen("out", ["in"], workers=5)
   assert many.processes(many.named("clips")) == 5

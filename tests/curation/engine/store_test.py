@@ -73,6 +73,22 @@ def test_what_was_kept_last_counts(files, tmp_path):
       kept(CLIP, "smell")
 
 
+def test_damage_of_what_was_kept_is_an_error_that_names_the_file(files):
+  write(files)
+  value = places.read(files.kept)
+  places.write(files.kept, value.replace(b"two", b"owt"))
+  with store.keeper([files.folder], 12) as kept:
+    assert kept(CLIP, "a") == b"one"
+    with pytest.raises(OSError, match="damaged.*shard-00012.kept.zip"):
+      kept(CLIP, "b")
+  places.write(files.kept, value[:-9])
+  with (
+    pytest.raises(OSError, match="damaged.*shard-00012.kept.zip"),
+    store.keeper([files.folder], 12),
+  ):
+    pass
+
+
 def test_nothing_stands_that_was_not_committed(files):
   with store.writing(files) as opened:
     opened.writer.add(CLIP, [FOUND], {"a": b"one"})

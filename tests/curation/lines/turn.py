@@ -26,6 +26,8 @@ def load(config):
     texts = [media.kept("text").decode() for _, media in pairs]
     if any("unturnable" in text for text in texts):
       raise ValueError(f"one of {len(texts)} cannot be turned")
+    if len(texts) > 2 and any("large" in text for text in texts):
+      raise MemoryError
     if any("explosive" in text for text in texts):
       ctypes.string_at(0)
     for (_, media), text in zip(pairs, texts, strict=True):

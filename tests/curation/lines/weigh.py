@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import errno
 import pathlib
 import tempfile
 import time
@@ -46,6 +47,10 @@ def load(config):
       ctypes.string_at(0)
     elif word == "raise":
       raise ValueError(f"what is {text!r}?")
+    elif word == "full":
+      raise OSError(errno.ENOSPC, "no space left")
+    elif word == "huge":
+      raise MemoryError("9 TB")
     elif word == "strange":
       return clip.found("weigh", value=object())
     elif word == "away":

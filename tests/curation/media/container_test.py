@@ -1,5 +1,6 @@
 """Opening files of strangers; how their frames are turned."""
 
+import fractions
 import itertools
 import os
 
@@ -62,6 +63,38 @@ def test_a_file_without_a_byte_says_so(tmp_path):
 def test_a_missing_file_is_not_called_damaged(tmp_path):
   with pytest.raises(FileNotFoundError):
     list(reading.sweep(tmp_path / "none.mp4"))
+
+
+@pytest.mark.parametrize(
+  "codec, options",
+  [
+    (
+      "libx264",
+      {"x264-params": "bframes=3:b-adapt=0:scenecut=0:keyint=30"},
+    ),
+    ("mpeg4", {"bf": "2", "g": "30"}),
+  ],
+)
+def test_frames_of_an_avi_come_in_order_though_coded_in_another(
+  tmp_path, codec, options
+):
+  path = films.write(
+    tmp_path / "b.avi",
+    films.numbered(72),
+    films.even(72),
+    codec=codec,
+    options=options,
+    base=fractions.Fraction(1, 24),
+  )
+  found = list(reading.sweep(path))
+  assert len(found) == 72 and not any(each.broken for each in found)
+  times = [each.time for each in found]
+  np.testing.assert_allclose(np.diff(times), 1 / 24, atol=1e-6)
+  # From its beginning, and from a key frame within.
+  for first in (0, 1.5):
+    shown = reading.video(path, times[0] + first, 1.0)
+    numbers = [films.number(frame_HWC) for frame_HWC in shown]
+    assert numbers == list(range(round(first * 24), round(first * 24) + 24))
 
 
 WAYS = list(itertools.product((False, True), repeat=3))

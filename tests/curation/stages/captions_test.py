@@ -261,6 +261,7 @@ def test_what_captions_depend_on():
     ({"retries": -1}, "retries of at least 0"),
     ({"extra": {"messages": []}}, "messages.* cannot be set"),
     ({"cache": ""}, "cache: expected a folder"),
+    ({"cache": "gs://b/c"}, "cache: .* mounted there, got the URL 'gs://b/c'"),
   ],
 )
 def test_settings_are_checked(changes, expected):

@@ -274,6 +274,18 @@ def test_a_failure_half_way_leaves_nothing(pair, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_read_is_not_left_out(pair, tmp_path):
+  away = pair(2)
+
+  def kept(name):
+    raise OSError("the disk is away")
+
+  away[1].kept = kept
+  with pytest.raises(OSError, match="the disk is away"):
+    packed(tmp_path / "data", [pair(1), away])
+  assert not list(tmp_path.iterdir())
+
+
 def test_hostile_names_and_ids(pair, tmp_path):
   name = b"\xff<S>\n\x00.mp4".decode(errors="surrogateescape")
   packed(tmp_path / "data", [pair(1, path=name)])

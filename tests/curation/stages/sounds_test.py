@@ -69,13 +69,20 @@ def test_volume_is_that_of_the_window(tmp_path):
   assert windows[0].scores["volume_db"] == pytest.approx(loud, abs=0.05)
   wave[:, 5 * RATE :] = 0
   path = films.write_sound(tmp_path / "q.wav", wave)
-  assert [w.start for w in run(path, kinds=("short",))] == [0.0]
+  window, reject = run(path, kinds=("short",))
+  assert isinstance(window, clips.Clip) and window.start == 0.0
+  # Nothing vanishes: what is refused is counted, as the window that it is.
+  assert (reject.reason, reject.score) == ("too quiet", -120.0)
+  assert reject.clip.id == "s-000005042-short"
+  assert reject.clip.start == pytest.approx(SHORT, abs=1e-6)
 
 
 def test_quiet_and_short_files_are_refused(tmp_path):
   path = films.write_sound(tmp_path / "z.wav", np.zeros((1, 6 * RATE)))
   found = run(path)
-  assert (found.reason, found.score) == ("too quiet", -120.0)
+  assert len(found) == 2
+  for each in found:
+    assert (each.reason, each.score) == ("too quiet", -120.0)
   path = films.write_sound(tmp_path / "k.wav", films.tone(1.5))
   found = run(path)
   assert found.reason == "too short" and found.score == pytest.approx(1.5)

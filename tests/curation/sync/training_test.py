@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -91,18 +92,36 @@ def test_settings_are_checked():
     training.Settings(clips=1, windows=1)
 
 
-@pytest.mark.slow
-def test_shifts_of_held_out_faces_are_looked_for():
-  state = training.begin(TINY)
+def _even(x_T):
+  return ((x_T - x_T.mean()) / x_T.std())[None, :, None]
+
+
+def _opening(network, frames_BTHWC, training):
+  """How far the mouth of each window is from that of the first frame."""
+  frames_THWC = frames_BTHWC[0].astype(jnp.float32)
+  moved_T = jnp.abs(frames_THWC - frames_THWC[:1]).mean((1, 2, 3))
+  return _even(jnp.convolve(moved_T, jnp.ones(5) / 5, mode="valid"))
+
+
+def _loudness(network, sound_BTKM, training):
+  """The first cepstral coefficient is that of the energy."""
+  return _even(sound_BTKM[0, :, 0].mean(-1))
+
+
+def test_shifts_of_held_out_faces_are_found_by_who_knows(monkeypatch):
+  """In place of a trained network: an open mouth is loud."""
+  monkeypatch.setattr(training, "_lips", _opening)
+  monkeypatch.setattr(training, "_sound", _loudness)
+  shifts = (-10, -3, 4, 10)
   found = list(
-    training.evaluate(
-      TINY.config, state.variables, seed=0, count=1, shifts=(-10, 0, 4)
-    )
+    training.evaluate(TINY.config, {}, seed=0, count=2, shifts=shifts)
   )
-  assert [f.shift for f in found] == [-10, 0, 4]
-  for each in found:
-    # The sound is later by what it was shifted.
-    assert each.error == abs(-each.score.offset - each.shift)
+  assert [f.shift for f in found] == [*shifts] * 2
+  # A mouth opens a little before it is loud.
+  assert max(f.error for f in found) <= 1
+
+
+def test_an_error_is_in_frames():
   right = lip_sync.Score(offset=10, confidence=2.0, distance=1.0)
   assert training.Found(-10, right).error == 0
   assert training.Found(-7, right).error == 3
