@@ -89,7 +89,8 @@ def write_mp4(
     ) as container:
       whole = itertools.chain([first], chunks)
       rate = fractions.Fraction(fps).limit_denominator(10_000)
-      video = _video_stream(container, rate, *first.shape[1:3], preset)
+      _, height, width, _ = first.shape
+      video = _video_stream(container, rate, height, width, preset)
       video.codec_context.thread_count = threads
       _encode(container, video, whole, wave, rate, sample_rate)
     before_naming()

@@ -162,6 +162,6 @@ def abstract(
   shape: tuple[int, ...],
   place: jax.sharding.NamedSharding,
   dtype: Any = np.float32,
-) -> jax.ShapeDtypeStruct:
-  """An array that lies there, to compile for and never to make."""
+) -> Any:
+  """The shape of an array that lies there, to compile for and never to make."""
   return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
