@@ -133,7 +133,7 @@ def alone(what: str) -> Any:
     return trained(model("all_to_all"), mesh)
 
 
-@pytest.mark.parametrize("name", choices("mixed, ring"))
+@pytest.mark.parametrize("name", choices())
 def test_a_sampling_step(name):
   sizes, scheme = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)

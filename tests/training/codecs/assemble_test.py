@@ -31,6 +31,9 @@ def asked(count=2, frames=3, **changes) -> assemble.Clip:
   return dataclasses.replace(made, **changes)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   path = tmp_path_factory.mktemp("runs") / "video"
@@ -48,7 +51,6 @@ def made(run, tmp_path_factory):
   return out, assemble.assemble({"video": run}, out, asked())
 
 
-@pytest.mark.slow
 def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   out, manifest = made
   assert manifest.architecture.components == ("fusion", "video_vae")
@@ -79,7 +81,6 @@ def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   assert (deviation < 1.01).all()
 
 
-@pytest.mark.slow
 def test_sounds_are_scaled_and_decoded_as_before():
   config = audio_vae.AudioVAEConfig(hidden_dim=8, channel_multipliers=(1, 1))
   params = architecture.init("audio_vae", config, jax.random.key(0))
