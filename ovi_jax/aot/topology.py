@@ -53,7 +53,7 @@ def devices(name: str) -> list[Any]:
     found = topologies.get_topology_desc(
       platform="tpu", topology_name=name, **options
     )
-  except Exception as error:
+  except (RuntimeError, ValueError) as error:
     reason = re.sub(r"\s+", " ", str(error))
     raise ValueError(f"libtpu has no topology {name!r}: {reason}") from error
   return list(found.devices)

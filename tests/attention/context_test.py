@@ -52,6 +52,20 @@ def assert_equal(found, expected, limit=1e-5):
     assert error < limit, (name, error)
 
 
+def compare(arrays, mesh, backend, length, scheme):
+  """Attention split over a mesh, and by XLA on one device."""
+  expected = value_and_gradients(arrays, backend="xla", length=length)
+  with jax.set_mesh(mesh):
+    found = value_and_gradients(
+      arrays,
+      backend=backend,
+      length=length,
+      letters=LETTERS["self"],
+      scheme=scheme,
+    )
+  assert_equal(found, expected)
+
+
 @pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("scheme", ["all_to_all", "ring"])
 @pytest.mark.parametrize("length", [None, 19, (3, 24)])
@@ -60,16 +74,8 @@ def test_split_tokens_attend_to_each_other(sizes, scheme, length):
   count = length if length is None or isinstance(length, int) else None
   if count is None and length is not None:
     count = jnp.asarray(length)
-  expected = value_and_gradients(arrays, backend="xla", length=count)
-  with jax.set_mesh(meshes.make(jax.devices(), **MESHES[sizes])):
-    found = value_and_gradients(
-      arrays,
-      backend="xla_head",
-      length=count,
-      letters=LETTERS["self"],
-      scheme=scheme,
-    )
-  assert_equal(found, expected)
+  mesh = meshes.make(jax.devices(), **MESHES[sizes])
+  compare(arrays, mesh, "xla_head", count, scheme)
 
 
 @pytest.mark.parametrize("sizes", MESHES)
@@ -119,13 +125,5 @@ def test_a_part_of_the_keys():
 @pytest.mark.parametrize("length", [None, 300])
 def test_the_tpu_kernel_over_a_mesh(scheme, length):
   arrays = drawn(320, 320, heads=2, size=128)
-  expected = value_and_gradients(arrays, backend="xla", length=length)
-  with jax.set_mesh(meshes.make(jax.devices()[:2], context=2)):
-    found = value_and_gradients(
-      arrays,
-      backend="splash",
-      length=length,
-      letters=LETTERS["self"],
-      scheme=scheme,
-    )
-  assert_equal(found, expected)
+  mesh = meshes.make(jax.devices()[:2], context=2)
+  compare(arrays, mesh, "splash", length, scheme)

@@ -302,6 +302,9 @@ def _outcome(
       return _checked([outcome] if single else outcome)
     except stages.Unavailable:
       raise
+    # Stages run decoders and users' code on files of any kind: whatever one
+    # clip raises is kept as its reject, with the traceback, and counts
+    # against the quota. What is the machine's fault goes on up.
     except Exception as error:
       _stop_if_full(step, clip, error)
       return [_failure(step, clip, error)]
@@ -343,7 +346,7 @@ def _outcomes(
       return lines
     except stages.Unavailable:
       raise
-    except Exception as error:
+    except Exception as error:  # as in `_outcome`
       # Half as many clips take less memory, one of them no less disk.
       if len(pairs) == 1 or not isinstance(error, MemoryError):
         _stop_if_full(step, pairs[0][0], error)

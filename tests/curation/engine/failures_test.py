@@ -12,7 +12,7 @@ from ovi_jax.curation.stages import probe
 def told(function) -> list[str]:
   try:
     function()
-  except Exception as error:
+  except Exception as error:  # of any type: its text is what is tested
     return failures.told(error).splitlines()
   raise AssertionError("nothing was raised")
 

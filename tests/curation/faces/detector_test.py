@@ -5,6 +5,7 @@ import pytest
 
 from ovi_jax.curation.faces import detector
 from ovi_jax.curation.models import mtcnn
+from tests.curation import packages
 
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 SETTINGS = detector.Settings(side=128, smallest=24, at_once=2)
@@ -94,10 +95,8 @@ def test_the_pyramid_ends_at_the_first_networks_window():
 
 @pytest.fixture(scope="module")
 def real():
-  try:
-    return detector.load(detector.Settings(side=160, smallest=40))
-  except ValueError as error:
-    pytest.skip(str(error))
+  packages.need_mtcnn()
+  return detector.load(detector.Settings(side=160, smallest=40))
 
 
 def test_nothing_is_found_in_nothing(real):

