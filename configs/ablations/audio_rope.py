@@ -17,14 +17,18 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.name = "audio_rope"
   config.seeds = (0, 1, 2)
+  config.clips = 2000  # of the world, to train on
+  config.world_seed = 0
   # Steps of each stage; the last one is scored.
-  config.stages = {"audio_finetune": 400, "fusion": 600}
-  # Where towers come from: "fresh", a stage above, or a run of the recipe.
+  config.stages = {"video_pretrain": 600, "audio_finetune": 400, "fusion": 600}
+  # Where towers come from: "fresh", or a stage above.
   config.initial = {
+    "video_pretrain": {"video": "fresh"},
     "audio_finetune": {"audio": "fresh"},
     "fusion": {"video": "video_pretrain", "audio": "audio_finetune"},
   }
-  config.fields = ("batch=8",)  # FIELD=VALUE of all stages and variants
+  # FIELD=VALUE of all stages and variants.
+  config.fields = ("batch=8", "optimizer.average_decay=0.99")
   config.variants = {
     "scaled": (f"model.audio.rope_scale={base.AUDIO_ROPE}",),
     "unscaled": ("model.audio.rope_scale=1.0",),

@@ -1,23 +1,21 @@
 """A change of the small Ovi, trained and scored beside what it changes.
 
   python -m ovi_jax.demo.ablation --ablation=configs/ablations/audio_rope.py
-    --root=DIR [--dry_run]
+    --root=DIR [--weights=DIR] [--dry_run]
 
-`DIR` is the recipe's (`ovi_jax.demo.recipe`), whose latents, components and
-towers are there. Every variant is trained from every seed, at equal compute,
-and makes the same held-out prompts from the same noise; `evaluation` scores
-the clips. Runs go to `DIR/ablations/NAME`, and so does the report: a table in
-Markdown and a picture of which time each tower attends to. What is there is
-not made again.
+Clips of the world are drawn and encoded by the shipped codecs, or those of
+`--weights`. Every variant is trained from every seed, at equal compute, and
+makes the same held-out prompts from the same noise; `evaluation` scores the
+clips. What no variant changes is trained once a seed. All goes to `DIR/NAME`,
+and so does the report: a table in Markdown and a picture of which time each
+tower attends to. What is there is not made again.
 """
 
 import dataclasses
-import itertools
 import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +26,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from ovi_jax import demo
 from ovi_jax import files
 from ovi_jax import runtime
 from ovi_jax.demo import recipe
@@ -49,9 +48,11 @@ class Settings:
   Attributes:
     name: of the ablation.
     seeds: that every variant is trained from.
+    clips: of the world, to train on.
+    world_seed: of those.
     stages: the recipe's, by name, and steps of each; the last one is scored.
-    initial: where each tower of a stage comes from: `recipe.FRESH`, a stage
-      above, or a run of the recipe.
+    initial: where each tower of a stage comes from: `recipe.FRESH`, or a stage
+      above.
     fields: FIELD=VALUE of all stages and variants.
     variants: by name, FIELD=VALUE of the stages of each.
     prompts: how many are drawn.
@@ -60,12 +61,34 @@ class Settings:
 
   name: str
   seeds: tuple[int, ...]
+  clips: int
+  world_seed: int
   stages: Mapping[str, int]
   initial: Mapping[str, Mapping[str, str]]
   fields: tuple[str, ...]
   variants: Mapping[str, tuple[str, ...]]
   prompts: int
   prompts_seed: int
+
+  def __post_init__(self):
+    if unknown := self.stages.keys() - recipe.STAGES.keys():
+      raise ValueError(
+        f"stages {sorted(unknown)} are not the recipe's; it has"
+        f" {', '.join(recipe.STAGES)}"
+      )
+    # In the recipe's order, which a config's keys have lost.
+    ordered = {n: self.stages[n] for n in recipe.STAGES if n in self.stages}
+    object.__setattr__(self, "stages", ordered)
+    above: set[str] = set()
+    for stage in ordered:
+      for tower in recipe.STAGES[stage].towers:
+        source = self.initial.get(stage, {}).get(tower)
+        if source not in {recipe.FRESH, *above}:
+          raise ValueError(
+            f"initial.{stage}.{tower}: expected {recipe.FRESH!r} or a stage"
+            f" above ({', '.join(sorted(above)) or 'none'}), got {source!r}"
+          )
+      above.add(stage)
 
   @classmethod
   def from_config(cls, config: ml_collections.ConfigDict) -> "Settings":
@@ -85,64 +108,100 @@ def run_name(variant: str, seed: int) -> str:
   return f"{variant}_{seed}"
 
 
-def steps(settings: Settings, root: pathlib.Path) -> Iterator[recipe.Step]:
+SHARED = "shared"  # the variant of stages that no variant changes
+
+
+def steps(
+  settings: Settings, root: pathlib.Path, weights: pathlib.Path
+) -> Iterator[recipe.Step]:
   """All commands, in order.
 
   Args:
     settings: of the ablation.
-    root: the recipe's directory.
+    root: directory for the results of all ablations.
+    weights: directory of converted weights, for the codecs.
   """
-  home = root / "ablations" / settings.name
+  home = root / settings.name
+  for data in sorted({recipe.STAGES[stage].data for stage in settings.stages}):
+    what = recipe.WORLDS[data] | {"train": settings.clips}
+    seed = settings.world_seed
+    yield from recipe.latents(home, seed, weights, {data: what})
   prompts = home / "prompts.csv"
   words = ("-m", "ovi_jax.evaluation", "prompts", f"--out={prompts}")
   words += (f"--count={settings.prompts}", f"--seed={settings.prompts_seed}")
   yield recipe.Step(name="prompts", words=words, makes=prompts)
-  pairs = itertools.product(settings.seeds, settings.variants.items())
-  for seed, (variant, changes) in pairs:
-    name = run_name(variant, seed)
-    place = home / name
-    for stage, count in settings.stages.items():
-      yield _stage(settings, root, place, stage, count, changes, seed)
-    out = place / "weights"
-    run, components = place / stage, root / "components"
-    yield recipe.export(f"{name} export", run, components, out)
-    clips, scores = place / "clips", place / "scores.json"
-    words = ("sample.py", f"--weights={out}", f"--prompts={prompts}")
-    words += (f"--out={clips}", "--attention_maps")
-    yield recipe.Step(name=f"{name} clips", words=words, makes=scores)
-    words = ("-m", "ovi_jax.evaluation", f"--clips={clips}", f"--out={scores}")
-    yield recipe.Step(name=f"{name} scores", words=words, makes=scores)
+  for seed in settings.seeds:
+    for stage in shared(settings):
+      yield _training(settings, home, stage, SHARED, seed)
+    for variant in settings.variants:
+      yield from _variant(settings, home, weights, variant, seed)
 
 
-def _stage(
+def shared(settings: Settings) -> list[str]:
+  """Stages that are the same in all variants, and so are those before."""
+  same: list[str] = []
+  for stage in settings.stages:
+    changes = [_changes(settings, stage, v) for v in settings.variants]
+    before = set(settings.initial[stage].values()) - {recipe.FRESH, *same}
+    if not before and all(each == changes[0] for each in changes):
+      same.append(stage)
+  return same
+
+
+def _variant(
   settings: Settings,
-  root: pathlib.Path,
-  place: pathlib.Path,
-  stage: str,
-  count: int,
-  changes: Iterable[str],
+  home: pathlib.Path,
+  weights: pathlib.Path,
+  variant: str,
   seed: int,
+) -> Iterator[recipe.Step]:
+  """Training, weights, clips and scores of a variant from a seed."""
+  name = run_name(variant, seed)
+  place = home / name
+  common = shared(settings)
+  for stage in (each for each in settings.stages if each not in common):
+    yield _training(settings, home, stage, variant, seed)
+  out = place / "weights"
+  run = place / list(settings.stages)[-1]
+  yield recipe.export(f"{name} export", run, weights, out)
+  clips, scores = place / "clips", place / "scores.json"
+  words = ("sample.py", f"--weights={out}", f"--out={clips}")
+  words += (f"--prompts={home / 'prompts.csv'}", "--attention_maps")
+  yield recipe.Step(name=f"{name} clips", words=words, makes=scores)
+  words = ("-m", "ovi_jax.evaluation", f"--clips={clips}", f"--out={scores}")
+  yield recipe.Step(name=f"{name} scores", words=words, makes=scores)
+
+
+def _training(
+  settings: Settings, home: pathlib.Path, stage: str, variant: str, seed: int
 ) -> recipe.Step:
-  """A stage of a variant: the recipe's, with fewer steps and the changes."""
-  base = recipe.STAGES[stage]
-  sources = settings.initial[stage]
+  """A stage of a variant: the recipe's, with its steps and the changes."""
+  base, common = recipe.STAGES[stage], shared(settings)
+
+  def place(of: str) -> pathlib.Path:
+    return home / run_name(SHARED if of in common else variant, seed)
+
   initial = {
-    tower: sources[tower]
-    if sources[tower] == recipe.FRESH
-    else str(
-      (place if sources[tower] in settings.stages else root) / sources[tower]
-    )
-    for tower in base.towers
+    tower: source if source == recipe.FRESH else str(place(source) / source)
+    for tower, source in settings.initial[stage].items()
   }
-  fields = recipe.stage_fields(base, root, count, seed, initial)
-  for change in (*settings.fields, *changes):
+  count = settings.stages[stage]
+  fields = recipe.stage_fields(base, home, count, seed, initial)
+  fields |= _changes(settings, stage, variant)
+  step = recipe.training(stage, base.config, place(stage), fields)
+  return dataclasses.replace(step, name=f"{place(stage).name} {stage}")
+
+
+def _changes(settings: Settings, stage: str, variant: str) -> dict[str, str]:
+  """Fields of a stage that the ablation, or its variant, sets."""
+  fields = {}
+  for change in (*settings.fields, *settings.variants.get(variant, ())):
     field, _, value = change.partition("=")
     part, _, rest = field.partition(".")
     # A tower's change is no change of a stage without it.
-    if part != "model" or rest.split(".")[0] in base.towers:
+    if part != "model" or rest.split(".")[0] in recipe.STAGES[stage].towers:
       fields[field] = value
-  step = recipe.training(stage, base.config, place, fields)
-  return dataclasses.replace(step, name=f"{place.name} {stage}")
+  return fields
 
 
 def table(settings: Settings, home: pathlib.Path) -> list[dict[str, Any]]:
@@ -203,13 +262,15 @@ def main(argv: list[str]) -> None:
     if FLAGS.ablation is None:
       raise ValueError("--ablation=configs/ablations/NAME.py is needed")
     settings = Settings.from_config(FLAGS.ablation)
-    home = root / "ablations" / settings.name
+    weights = recipe.directory_of(FLAGS.weights, "weights")
+    home = root / settings.name
+    todo = steps(settings, root, weights)
     if FLAGS.dry_run:
-      for step in steps(settings, root):
+      for step in todo:
         print(f"python {shlex.join(step.words)}")
       return
     home.mkdir(parents=True, exist_ok=True)
-    recipe.take(steps(settings, root), home / recipe.TIMES)
+    recipe.take(todo, home / recipe.TIMES)
     text = markdown(table(settings, home))
     with files.replacing(home / "table.md") as temporary:
       temporary.write_text(text, "utf-8")
@@ -224,7 +285,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("root", "", "Directory of the recipe.")
+  flags.DEFINE_string("root", "", "Directory for results.")
+  flags.DEFINE_string("weights", str(demo.WEIGHTS), "Directory of the codecs.")
   flags.DEFINE_bool("dry_run", False, "Print the commands only.")
   config_flags.DEFINE_config_file("ablation")
   app.run(main, flags_parser=runtime.parse_flags)

@@ -164,7 +164,7 @@ def steps(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
     out: directory for the weights.
   """
   yield from _codecs(root, seed)
-  yield from _data(root, seed)
+  yield from latents(root, seed, root / "components", WORLDS)
   for name, stage in STAGES.items():
     initial = {
       tower: source if source == FRESH else str(root / source)
@@ -223,7 +223,7 @@ def stage_fields(
 
   Args:
     stage: what is trained, on what.
-    root: the recipe's directory, where latents are.
+    root: directory where latents are.
     count: steps.
     seed: of drawing.
     initial: where each tower of the stage comes from.
@@ -274,21 +274,33 @@ def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:
   yield Step(name="components", words=words, makes=out)
 
 
-def _data(root: pathlib.Path, seed: int) -> Iterator[Step]:
-  """Clips and sounds of the world, and their latents."""
-  for number, (name, fields) in enumerate(WORLDS.items(), 1):
-    media, latents = root / f"raw_{name}", root / name
-    given = fields | {"seed": seed + number, "out": media}
+def latents(
+  root: pathlib.Path,
+  seed: int,
+  components: pathlib.Path,
+  worlds: Mapping[str, Mapping[str, Any]],
+) -> Iterator[Step]:
+  """Clips or sounds of worlds, and their latents in `root / NAME`.
+
+  Args:
+    root: directory for both.
+    seed: that the worlds' follow.
+    components: directory of the encoders.
+    worlds: by name, arguments of the world's command.
+  """
+  for number, (name, fields) in enumerate(worlds.items(), 1):
+    media, out = root / f"raw_{name}", root / name
+    given = {**fields, "seed": seed + number, "out": media}
     yield Step(
       name=f"world_{name}",
       words=("-m", "ovi_jax.data.world", *_flags(given)),
       makes=media,
     )
-    given = {"data": media, "weights": root / "components", "out": latents}
+    given = {"data": media, "weights": components, "out": out}
     yield Step(
       name=f"encode_{name}",
       words=("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
-      makes=latents,
+      makes=out,
     )
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from ovi_jax import demo
 from ovi_jax.demo import ablation
 from ovi_jax.sampling import attention_maps
 
@@ -18,17 +19,24 @@ def settings():
   return ablation.Settings.from_config(values)
 
 
+def commands(settings, root) -> dict[str, tuple[str, ...]]:
+  """Words by the name of their step; no name is there twice."""
+  todo = list(ablation.steps(settings, root, demo.WEIGHTS))
+  found = {step.name: step.words for step in todo}
+  assert len(found) == len(todo)
+  return found
+
+
 def test_variants_differ_in_what_they_name_alone(settings, tmp_path):
-  todo = list(ablation.steps(settings, tmp_path))
-  trained = {s.name: s.words for s in todo if s.words[0] == "train.py"}
-  assert len(trained) == 2 * 2 * 2
-  for stage in settings.stages:
+  found = commands(settings, tmp_path)
+  trained = {n: words for n, words in found.items() if words[0] == "train.py"}
+  own = [stage for stage in settings.stages if stage != "video_pretrain"]
+  assert len(trained) == 2 * (1 + 2 * len(own))
+  for stage in own:
     one, other = (
       set(trained[f"{variant}_1 {stage}"]) for variant in settings.variants
     )
-    changed = {
-      word for word in one ^ other if str(tmp_path / "ablations") not in word
-    }
+    changed = {word for word in one ^ other if str(tmp_path) not in word}
     assert changed == {
       "--config.model.audio.rope_scale=0.19676",
       "--config.model.audio.rope_scale=1.0",
@@ -38,20 +46,48 @@ def test_variants_differ_in_what_they_name_alone(settings, tmp_path):
       and f"--config.steps={settings.stages[stage]}" in one
     )
   fusion = trained["scaled_0 fusion"]
-  home = tmp_path / "ablations" / "audio_rope" / "scaled_0"
-  assert f"--config.initial.video={tmp_path / 'video_pretrain'}" in fusion
-  assert f"--config.initial.audio={home / 'audio_finetune'}" in fusion
+  home = tmp_path / "audio_rope"
+  shared = home / "shared_0" / "video_pretrain"
+  assert f"--config.initial.video={shared}" in fusion
+  own = home / "scaled_0" / "audio_finetune"
+  assert f"--config.initial.audio={own}" in fusion
+  assert f"--config.data.sources={(str(home / 'clips'),)}" in fusion
 
 
 def test_a_towers_change_is_none_of_the_other_alone(settings, tmp_path):
-  variants = {"wide": ("model.video.width=64", "batch=4")}
+  variants = {
+    "wide": ("model.video.width=64", "data.buffer=4"),
+    "plain": ("data.buffer=4",),
+  }
   settings = dataclasses.replace(settings, variants=variants)
-  todo = list(ablation.steps(settings, tmp_path))
-  audio = next(s.words for s in todo if s.name == "wide_0 audio_finetune")
-  fusion = next(s.words for s in todo if s.name == "wide_0 fusion")
-  assert "--config.batch=4" in audio and "--config.batch=4" in fusion
-  assert "--config.model.video.width=64" in fusion
-  assert not any("model.video" in word for word in audio)
+  found = commands(settings, tmp_path)
+  assert ablation.shared(settings) == ["audio_finetune"]
+  assert not any(
+    "model.video" in word for word in found["shared_0 audio_finetune"]
+  )
+  for stage in ("video_pretrain", "fusion"):
+    assert "--config.model.video.width=64" in found[f"wide_0 {stage}"]
+
+
+def test_what_a_changed_stage_leads_to_is_no_shared_one(settings):
+  variants = {"slow": ("model.video.width=64",), "quick": ()}
+  settings = dataclasses.replace(settings, variants=variants)
+  assert ablation.shared(settings) == ["audio_finetune"]
+
+
+@pytest.mark.parametrize(
+  "fields, said",
+  [
+    ({"stages": {"fusoin": 3}}, "stages \\['fusoin'\\] are not the recipe's"),
+    (
+      {"stages": {"video_pretrain": 3}, "initial": {}},
+      "initial.video_pretrain.video: expected 'fresh' or a stage above \\(none\\), got None",
+    ),
+  ],
+)
+def test_a_stage_or_source_that_is_not_there_is_refused(settings, fields, said):
+  with pytest.raises(ValueError, match=said):
+    dataclasses.replace(settings, **fields)
 
 
 def test_the_table_is_of_scores_and_maps(settings, tmp_path):
