@@ -81,7 +81,8 @@ def test_what_a_changed_stage_leads_to_is_no_shared_one(settings):
     ({"stages": {"fusoin": 3}}, "stages \\['fusoin'\\] are not the recipe's"),
     (
       {"stages": {"video_pretrain": 3}, "initial": {}},
-      "initial.video_pretrain.video: expected 'fresh' or a stage above \\(none\\), got None",
+      "initial.video_pretrain.video: expected 'fresh' or a stage above"
+      " \\(none\\), got None",
     ),
   ],
 )
