@@ -73,6 +73,14 @@ class Media(Protocol):
     ...
 
   @property
+  def pictures_25(self) -> Sequence[np.ndarray]:
+    """Frames like those of `video_THWC`, [H, W, 3], at 25 fps by time stamp.
+
+    What both rates show is in memory once.
+    """
+    ...
+
+  @property
   def audio_A(self) -> np.ndarray:
     """The window's sound, float32 in [-1, 1], mono at 16 kHz; [0] if silent."""
     ...

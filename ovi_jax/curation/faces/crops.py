@@ -1,8 +1,8 @@
 """Crops of face tracks, and the file "faces.npz" that holds those of a clip.
 
-In come a clip's frames at 24 fps and its face tracks, out go pictures of 224 x
-224 at 25 fps, placed and scaled as SyncNet was trained on them
-(`run_pipeline.py` of joonson/syncnet_python). A file has four arrays:
+In come a clip's frames at 25 fps and its face tracks, whose boxes are at 24;
+out go pictures of 224 x 224 at 25 fps, placed and scaled as SyncNet was trained
+on them (`run_pipeline.py` of joonson/syncnet_python). A file has four arrays:
 
   jpeg:  uint8 [bytes]; all pictures as JPEG, RGB, one after another
   ends:  int64 [pictures]; the byte after each of them
@@ -47,17 +47,17 @@ class Crops:
 
 
 def of_tracks(
-  frames_THWC: np.ndarray,
+  pictures: Sequence[np.ndarray],
   tracks: Sequence[Mapping[str, Any]],
-  fps: int = geometry.FPS,
 ) -> list[Crops]:
   """Cut the faces out of a clip.
 
   Args:
-    frames_THWC: uint8 RGB.
+    pictures: uint8 RGB [height, width, 3], all of the clip at 25 fps
+      (`stage.Media.pictures_25`).
     tracks: as the stage `people` leaves them: `start_frame`, and in `boxes`
-      [top, left, height, width] in pixels for every frame from there on.
-    fps: of `frames_THWC`.
+      [top, left, height, width] in pixels for every frame, of 24 a second,
+      from there on.
 
   Returns:
     The crops of every track that is long enough for one picture.
@@ -68,30 +68,30 @@ def of_tracks(
   made = []
   for track in tracks:
     start, boxes = int(track["start_frame"]), track["boxes"]
-    if start < 0 or start + len(boxes) > len(frames_THWC):
-      raise ValueError(
-        f"face track: expected frames 0 to {len(frames_THWC)}, got"
-        f" {start} to {start + len(boxes)}; run people again on this clip"
-      )
     pairs = [
-      (number, source)
-      for number in range(len(frames_THWC) * FPS // fps + 1)
-      if start <= (source := nearest(number, fps)) < start + len(boxes)
+      (number, place - start)
+      for number in range(len(pictures))
+      if start <= (place := nearest(number)) < start + len(boxes)
     ]
+    last = round(len(pictures) * geometry.FPS / FPS)
+    if start < 0 or start + len(boxes) > last:
+      raise ValueError(
+        f"face track: expected frames 0 to {last}, got {start} to"
+        f" {start + len(boxes)}; run people again on this clip"
+      )
     if pairs:
-      cut = [crop(frames_THWC[s], boxes[s - start]) for _, s in pairs]
+      cut = [crop(pictures[number], boxes[box]) for number, box in pairs]
       made.append(Crops(first=pairs[0][0], frames_THWC=np.stack(cut)))
   return made
 
 
-def nearest(number: Any, fps: int) -> Any:
-  """The frame at `fps` nearest in time to a picture, the later of two.
+def nearest(number: Any) -> Any:
+  """The frame of 24 a second nearest in time to a picture, the later of two.
 
   Args:
     number: of the picture, at 25 a second; or an array of them.
-    fps: frames a second.
   """
-  return (2 * number * fps + FPS) // (2 * FPS)
+  return (2 * number * geometry.FPS + FPS) // (2 * FPS)
 
 
 def crop(frame_HWC: np.ndarray, box: Sequence[float]) -> np.ndarray:

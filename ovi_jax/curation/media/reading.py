@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from collections.abc import MutableMapping
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ LARGEST_AREA = 1280 * 1280
 # Containers round time stamps to milliseconds: a frame that is so little late
 # counts as shown.
 _ROUNDING = 2e-3
+_FPS_25 = 25  # of the pictures that lips are read from
 _EARLIER = 0.5  # seconds of sound decoded before a window: codecs need a run-up
 _JUMP = 0.02  # seconds the sound's clock may differ before it is put right
 
@@ -46,6 +48,20 @@ class Glimpse(NamedTuple):
   time: float
   frame_HWC: np.ndarray
   broken: bool
+
+
+class Window(NamedTuple):
+  """The frames of a window, at two rates.
+
+  Attributes:
+    video_THWC: uint8 RGB; at start + k/24 stands the frame shown then.
+    pictures_25: [H, W, 3] each, views of `video_THWC` where it has the frame;
+      picture n is the frame shown in the middle of its time, at
+      start + (n + 1/2)/25, so that a source at 25 fps keeps all of its own.
+  """
+
+  video_THWC: np.ndarray
+  pictures_25: Sequence[np.ndarray]
 
 
 class Media:
@@ -68,15 +84,19 @@ class Media:
 
   @property
   def video_THWC(self) -> np.ndarray:
-    return self._video_THWC
+    return self._window.video_THWC
+
+  @property
+  def pictures_25(self) -> Sequence[np.ndarray]:
+    return self._window.pictures_25
 
   @property
   def audio_A(self) -> np.ndarray:
     return self._audio_A
 
   @functools.cached_property
-  def _video_THWC(self) -> np.ndarray:
-    return video(self.path, self.clip.start, self.clip.seconds)
+  def _window(self) -> Window:
+    return window(self.path, self.clip.start, self.clip.seconds)
 
   @functools.cached_property
   def _audio_A(self) -> np.ndarray:
@@ -114,7 +134,7 @@ def video(
 ) -> np.ndarray:
   """Decode a window of the first video stream.
 
-  At each of its times, start + k/24, stands the frame shown then.
+  As `window`, at 24 fps alone.
 
   Args:
     path: the file.
@@ -128,19 +148,56 @@ def video(
   Raises:
     DamagedError: it is no video, or has not one frame for the window.
   """
-  count = max(1, round(seconds * geometry.FPS))
-  times = start + np.arange(count) / geometry.FPS + _ROUNDING
+  times = _times(start, seconds, geometry.FPS, 0)
+  return _decoded(path, times, times[:0], area).video_THWC
+
+
+def window(
+  path: str | os.PathLike[str],
+  start: float,
+  seconds: float,
+  area: int = LARGEST_AREA,
+) -> Window:
+  """Decode a window of the first video stream, once for both rates.
+
+  Args and errors are those of `video`.
+  """
+  times = _times(start, seconds, geometry.FPS, 0)
+  return _decoded(path, times, _times(start, seconds, _FPS_25, 0.5), area)
+
+
+def _times(start: float, seconds: float, fps: int, within: float) -> np.ndarray:
+  """Of pictures that begin in a window; at what part of each is looked."""
+  count = max(1, round(seconds * fps))
+  return start + (np.arange(count) + within) / fps + _ROUNDING
+
+
+def _decoded(
+  path: str | os.PathLike[str],
+  times: np.ndarray,
+  times_25: np.ndarray,
+  area: int,
+) -> Window:
   video_THWC: np.ndarray | None = None
-  for (first, last), frame, size, turn in _shown(path, times, area):
+  pictures: list[np.ndarray] = []
+  merged = np.sort(np.concatenate([times, times_25]))
+  for (first, last), frame, size, turn in _shown(path, merged, area):
     frame_HWC = turn.apply(colours.to_rgb(frame, *size, bicubic=False))
     if video_THWC is None:
-      video_THWC = np.empty((count, *frame_HWC.shape), np.uint8)
-    video_THWC[first:last] = frame_HWC
+      video_THWC = np.empty((len(times), *frame_HWC.shape), np.uint8)
+    until = merged[last - 1]
+    begin, end = np.searchsorted(times, (merged[first], until + 1e-9))
+    video_THWC[begin:end] = frame_HWC
+    if end > begin:
+      frame_HWC = video_THWC[begin]
+    more = np.searchsorted(times_25, until, "right") - len(pictures)
+    pictures += [frame_HWC] * int(more)
   if video_THWC is None:
     raise containers.DamagedError(
-      f"expected frames from {start:.3f} s on, for {seconds:.3f} s; found none"
+      f"expected frames from {times[0] - _ROUNDING:.3f} s on, for"
+      f" {len(times) / geometry.FPS:.3f} s; found none"
     )
-  return video_THWC
+  return Window(video_THWC, pictures)
 
 
 def _shown(

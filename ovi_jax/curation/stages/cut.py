@@ -33,7 +33,7 @@ from ovi_jax.curation.media import reading
 from ovi_jax.data import clips as samples
 
 NAME = kept.CUT
-VERSION = 1
+VERSION = 2
 KIND = "clip"
 BOUNDS = {
   "too small within its margins": ("enlargement", "largest_enlargement"),
@@ -103,7 +103,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
       made |= _pictures(video_THWC, config.frames)
     if "people" in clip.facts:
       tracks = clip.facts["people"]["tracks"]
-      faces = crops.of_tracks(media.video_THWC, tracks)
+      faces = crops.of_tracks(media.pictures_25, tracks)
       made[kept.FACES] = crops.pack(faces)
     if media.audio_A.size:
       made[kept.SOUND] = samples.pcm(media.audio_A)

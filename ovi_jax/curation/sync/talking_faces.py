@@ -47,7 +47,8 @@ class Clip:
     """The face as the stages `people` and `cut` would find and cut it."""
     frames_THWC = self.frames()
     whole = tracks.whole(*frames_THWC.shape[:3])
-    (track,) = crops.of_tracks(frames_THWC, [whole])
+    shown_THWC = frames_THWC[crops.nearest(np.arange(_PICTURES))]
+    (track,) = crops.of_tracks(shown_THWC, [whole])
     return track
 
   def shifted(self, frames: int) -> np.ndarray:
@@ -96,9 +97,7 @@ def examples(
   )
   numbers = starts[:, None] + np.arange(syncnet.WINDOW)
   # The frame of 24 a second that is shown at each moment.
-  wanted, place = np.unique(
-    crops.nearest(numbers, geometry.FPS), return_inverse=True
-  )
+  wanted, place = np.unique(crops.nearest(numbers), return_inverse=True)
   frames_THWC = made.frames(wanted)
   box = tracks.whole(*frames_THWC.shape[:3])["boxes"][0]
   cut = np.stack([crops.crop(frame, box) for frame in frames_THWC])

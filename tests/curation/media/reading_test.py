@@ -59,6 +59,24 @@ def test_a_window_in_the_middle_is_that_of_the_whole(tmp_path):
   assert shown(path, 1.3, 20) == expected.tolist()
 
 
+@pytest.mark.parametrize("fps", [24, 25, 29.97, 50])
+def test_pictures_at_25_are_those_of_the_source_by_time(tmp_path, fps):
+  path = films.write(
+    tmp_path / "a.mkv", films.numbered(90), films.even(90, fps)
+  )
+  window = reading.window(path, 0.4, 24 / 24)
+  found = [films.number(picture_HWC) for picture_HWC in window.pictures_25]
+  times = 0.4 + (np.arange(25) + 0.5) / 25
+  expected = np.floor((times + 2e-3) * fps)
+  assert found == expected.tolist()
+  if fps == 25:
+    assert found == list(range(10, 35))  # none left out, none twice
+  assert np.array_equal(window.video_THWC, reading.video(path, 0.4, 24 / 24))
+  # What both rates show is there once.
+  views = [np.shares_memory(p, window.video_THWC) for p in window.pictures_25]
+  assert views == [number in shown(path, 0.4, 24) for number in found]
+
+
 def test_the_last_frame_stays_where_a_file_ends(tmp_path):
   path = films.write(tmp_path / "e.mp4", films.numbered(10), films.even(10))
   assert shown(path, 0.25, 6) == [6, 7, 8, 9, 9, 9]

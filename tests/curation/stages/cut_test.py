@@ -130,7 +130,7 @@ def test_faces_are_cut_out_for_synchrony(film):
   found, kept, media = run(film, people={"kind": "single", "tracks": tracks})
   assert "faces.npz" in found.facts["cut"]["kept"]
   (ours,) = crops.unpack(kept["faces.npz"])
-  (expected,) = crops.of_tracks(media.video_THWC, tracks)
+  (expected,) = crops.of_tracks(media.pictures_25, tracks)
   assert ours.first == expected.first
   difference = np.abs(ours.frames_THWC.astype(int) - expected.frames_THWC)
   assert difference.mean() < 3

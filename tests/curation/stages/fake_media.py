@@ -1,8 +1,11 @@
 """A clip's media, given rather than read."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+
+from ovi_jax.curation.faces import crops
 
 SILENT = np.zeros(0, np.float32)
 
@@ -24,6 +27,12 @@ class FakeMedia:
   )
   audio_A: np.ndarray = dataclasses.field(default_factory=lambda: SILENT)
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+  @property
+  def pictures_25(self) -> Sequence[np.ndarray]:
+    """As if the source were at 24 fps."""
+    count = round(len(self.video_THWC) * crops.FPS / 24)
+    return self.video_THWC[crops.nearest(np.arange(count))]
 
   def kept(self, name: str) -> bytes:
     return self.files[name]
