@@ -7,27 +7,41 @@ Bounds are the stages' own but for the size, so that small files are measured
 too. Times are of the processor, the best of `--repeats`; `probe` and `shots`
 work on whole files, the others on windows of 121 frames. `people` needs MTCNN's
 weights (pip install --no-deps facenet-pytorch).
+
+`synchrony` is SyncNet at its full size with weights that are drawn, on one face
+in all of the picture and whatever sound there is, by the default device;
+`FLOPs` are those of its compiled program. `pack` is of a dataset of 64 clips.
 """
 
 import argparse
+import dataclasses
+import os
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from ovi_jax.curation import clip as clips
+from ovi_jax.curation.faces import tracks
 from ovi_jax.curation.media import reading
+from ovi_jax.curation.models import syncnet
+from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.curation.stages import cut
 from ovi_jax.curation.stages import look
 from ovi_jax.curation.stages import motion
+from ovi_jax.curation.stages import pack
 from ovi_jax.curation.stages import people
 from ovi_jax.curation.stages import probe
 from ovi_jax.curation.stages import shots
 from ovi_jax.curation.stages import speech
+from ovi_jax.curation.stages import synchrony
 
 FILES = ((probe, probe.Config(least_area=1)), (shots, shots.Config()))
 WINDOWS = (
@@ -37,6 +51,7 @@ WINDOWS = (
   (speech, speech.Config()),
   (cut, cut.Config(largest_enlargement=100.0)),
 )
+PACKED = 64  # clips
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -68,6 +83,74 @@ def measured(path: str, stages: dict[str, Any]) -> dict[str, float]:
   return times
 
 
+def drawn_weights(path: pathlib.Path) -> None:
+  """SyncNet's, at full size, from a seed."""
+  config = syncnet.SyncNetConfig()
+  shapes = syncnet.shapes(config)
+  leaves, tree = jax.tree.flatten(shapes)
+  keys = jax.random.split(jax.random.key(0), len(leaves))
+  drawn = [
+    abs(0.02 * jax.random.normal(k, x.shape)) for k, x in zip(keys, leaves)
+  ]
+  syncnet_weights.save(path, config, jax.tree.unflatten(tree, drawn))
+
+
+def later_passes(path: str, repeats: int) -> dict[str, float]:
+  """Seconds by the clock of a clip in `synchrony`, and in `pack`."""
+  clip = clips.Clip(id="clip", path=path, seconds=121 / 24)
+  media = reading.Media(clip, path)
+  whole = tracks.whole(*media.video_THWC.shape[:3])
+  clip = clip.found("probe", has_video=True)
+  clip = clip.found("people", kind=people.SINGLE, tracks=[whole])
+  clip = clip.found("speech", speaking=True)
+  clip = cut.load(cut.Config(largest_enlargement=100.0))(clip, media)
+  clip = clip.found(
+    "captions", prompts=["<S>Words<E> <AUDCAP>Words<ENDAUDCAP>"]
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    weights = pathlib.Path(folder) / "syncnet.safetensors"
+    drawn_weights(weights)
+    test = synchrony.load(synchrony.Config(weights=str(weights)))
+    test([(clip, media)])  # compiles
+    lips = min(clocked(test, [(clip, media)]) for _ in range(repeats))
+    every = [
+      (dataclasses.replace(clip, id=f"clip-{number}"), media)
+      for number in range(PACKED)
+    ]
+    write = pack.load(pack.Config(held_out=0.0))
+    packing = min(
+      clocked(
+        write, iter(every), pathlib.Path(folder) / f"{number}" / "records"
+      )
+      for number in range(repeats)
+    )
+  return {"synchrony": lips, "pack": packing / PACKED}
+
+
+def clocked(function: Callable[..., Any], *arguments: Any) -> float:
+  """Seconds by the clock."""
+  begin = time.monotonic()
+  function(*arguments)
+  return time.monotonic() - begin
+
+
+def syncnet_flops() -> float:
+  """Of the stretches that one face of a clip is."""
+  sizes = synchrony.Config().batch, synchrony.WINDOWS + syncnet.WINDOW - 1
+  config = syncnet.SyncNetConfig()
+  frames = jax.ShapeDtypeStruct(
+    (*sizes, syncnet.SIDE, syncnet.SIDE, 3), "uint8"
+  )
+  windows = jax.ShapeDtypeStruct(
+    (sizes[0], synchrony.WINDOWS, syncnet.COEFFICIENTS, syncnet.COLUMNS),
+    "float32",
+  )
+  program = jax.jit(syncnet.SyncNet(config).apply).lower(
+    syncnet.shapes(config), frames, windows
+  )
+  return program.compile().cost_analysis()["flops"]
+
+
 def main(words: Sequence[str]) -> None:
   """Print a table: seconds of each stage, clips a second, of each file."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.curation")
@@ -84,6 +167,13 @@ def main(words: Sequence[str]) -> None:
     cells = [f"{value:.3f}" for value in (*best, sum(best))]
     name = pathlib.Path(path).name
     print(f"| {name} |", " | ".join(cells), f"| {1 / sum(best):.2f} |")
+  found = later_passes(options.files[0], options.repeats)
+  print(
+    f"by the clock, {jax.devices()[0].device_kind}, {os.cpu_count()} cores:"
+  )
+  print(f"  synchrony {found['synchrony']:.3f} s, of a clip with one face;")
+  print(f"    {syncnet_flops() / 1e9:.0f} GFLOPs")
+  print(f"  pack {found['pack']:.4f} s a clip")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ KIND = "shard"
 NAME = "synchrony"
 APART, UNSURE = "lips and sound apart", "lips and sound do not match"
 BOUNDS = {UNSURE: ("sync_confidence", "least_confidence")}
-_WINDOWS = 20  # of a stretch, the unit of a batch
+WINDOWS = 20  # of a stretch, the unit of a batch
 _DIGITS = 4  # of scores; what a machine rounds differently is beyond them
 Pair = tuple[clips.Clip, stage.Media]
 Embed = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
@@ -194,15 +194,15 @@ def _split(
   clip: int, track: int, windows: lip_sync.Windows
 ) -> Iterator[_Stretch]:
   count = len(windows.sound_TKM)
-  for start in range(0, count, _WINDOWS):
-    end = start + _WINDOWS
+  for start in range(0, count, WINDOWS):
+    end = start + WINDOWS
     frames_THWC = windows.frames_THWC[start : end + syncnet.WINDOW - 1]
     yield _Stretch(
       clip=clip,
       track=track,
-      count=min(_WINDOWS, count - start),
-      frames_THWC=_padded(frames_THWC, _WINDOWS + syncnet.WINDOW - 1),
-      sound_TKM=_padded(windows.sound_TKM[start:end], _WINDOWS),
+      count=min(WINDOWS, count - start),
+      frames_THWC=_padded(frames_THWC, WINDOWS + syncnet.WINDOW - 1),
+      sound_TKM=_padded(windows.sound_TKM[start:end], WINDOWS),
     )
 
 
