@@ -48,7 +48,7 @@ class Clip:
     frames_THWC = self.frames()
     whole = tracks.whole(*frames_THWC.shape[:3])
     shown_THWC = frames_THWC[crops.nearest(np.arange(_PICTURES))]
-    (track,) = crops.of_tracks(shown_THWC, [whole])
+    (track,) = crops.of_tracks(list(shown_THWC), [whole])
     return track
 
   def shifted(self, frames: int) -> np.ndarray:
