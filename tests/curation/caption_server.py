@@ -130,6 +130,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         "completion_tokens": len(text) // 4,
       },
     }
+    if not wanted.get("counts", True):
+      del whole["usage"]
     content = json.dumps(whole).encode()
     if kind == "slow":
       time.sleep(wanted["seconds"])

@@ -42,7 +42,8 @@ class Settings:
     concurrency: requests at a time.
     requests_per_minute: at most; 0 for no limit.
     tokens_per_minute: at most, of requests and answers; 0 for no limit.
-    tokens_expected: of one request and its answer, until some have been seen.
+    tokens_expected: of one request and its answer, until some have been seen,
+      or always if the endpoint does not count them.
     connect_seconds: to wait for a connection.
     read_seconds: to wait for the next bytes of an answer.
     total_seconds: to wait for a whole answer.
@@ -187,7 +188,7 @@ class Client:
     self._settings, self._key, self._clock = settings, key, clock
     self._httpx = library()
     self._http: Any = None
-    self._free_at, self._tokens_seen = 0.0, 0
+    self._free_at, self._tokens_seen = 0.0, 0.0
     self._request_at = self._tokens_at = 0.0
     self.answered, self.known, self.gone = 0, False, ""
 
@@ -287,7 +288,8 @@ class Client:
 
   def _count(self, reply: cache.Reply, expected: float) -> None:
     """Note an answer; what it took beyond the expected is waited for."""
-    used = reply.tokens_in + reply.tokens_out
+    # An endpoint that does not count is taken to have used what was expected.
+    used = reply.tokens_in + reply.tokens_out or expected
     if self._settings.tokens_per_minute:
       self._tokens_at += self._seconds(used - expected)
     self._tokens_seen += used

@@ -247,6 +247,20 @@ def test_tokens_keep_to_their_rate():
   assert clock.time - 100 == pytest.approx(30)
 
 
+def test_tokens_keep_to_their_rate_where_nobody_counts_them():
+  async def run(clock):
+    script = {**captioner.says("x"), "counts": False}
+    with captioner.serving(lambda n, b: script) as server:
+      chosen = settings(server.url, tokens_per_minute=600, tokens_expected=100)
+      async with endpoint.Client(chosen, "", clock.clock) as client:
+        for number in range(4):
+          await client.ask(request(number))
+
+  clock = Clock()
+  asyncio.run(run(clock))
+  assert clock.time - 100 == pytest.approx(30)
+
+
 def test_the_pool_is_no_larger_than_asked():
   three = threading.Barrier(3)
 
