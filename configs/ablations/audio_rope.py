@@ -20,15 +20,27 @@ def get_config() -> ml_collections.ConfigDict:
   config.clips = 2000  # of the world, to train on
   config.world_seed = 0
   # Steps of each stage; the last one is scored.
-  config.stages = {"video_pretrain": 400, "audio_finetune": 300, "fusion": 500}
+  config.stages = {"video_pretrain": 500, "audio_finetune": 400, "fusion": 700}
   # Where towers come from: "fresh", or a stage above.
   config.initial = {
     "video_pretrain": {"video": "fresh"},
     "audio_finetune": {"audio": "fresh"},
     "fusion": {"video": "video_pretrain", "audio": "audio_finetune"},
   }
-  # FIELD=VALUE of all stages and variants.
-  config.fields = ("batch=8", "optimizer.average_decay=0.99")
+  # FIELD=VALUE of all stages and variants: towers smaller than the shipped.
+  config.fields = (
+    "batch=8",
+    "optimizer.average_decay=0.99",
+    "objective.times.shared=False",  # so that each tower needs the other
+    "model.video.width=128",
+    "model.video.heads=4",
+    "model.video.feed_forward=384",
+    "model.video.blocks=4",
+    "model.audio.width=96",
+    "model.audio.heads=3",
+    "model.audio.feed_forward=256",
+    "model.audio.blocks=4",
+  )
   config.variants = {
     "scaled": (f"model.audio.rope_scale={base.AUDIO_ROPE}",),
     "unscaled": ("model.audio.rope_scale=1.0",),
