@@ -129,6 +129,7 @@ def steps(
   prompts = home / "prompts.csv"
   words = ("-m", "ovi_jax.evaluation", "prompts", f"--out={prompts}")
   words += (f"--count={settings.prompts}", f"--seed={settings.prompts_seed}")
+  words += (f"--trained={settings.world_seed + 1}:{settings.clips}",)
   yield recipe.Step(name="prompts", words=words, makes=prompts)
   for seed in settings.seeds:
     for stage in shared(settings):

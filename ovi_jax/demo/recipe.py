@@ -182,7 +182,8 @@ def _scores(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
     prompts, clips = root / f"prompts_{pairs}.csv", root / f"samples_{pairs}"
     scores = root / f"scores_{pairs}.json"
     given: dict[str, Any] = {"count": PROMPTS, "seed": seed + 1000 + number}
-    given |= {"pairs": pairs, "out": prompts}
+    trained = f"{seed + 1}:{WORLDS['clips']['train']}"
+    given |= {"pairs": pairs, "trained": trained, "out": prompts}
     words = ("-m", "ovi_jax.evaluation", "prompts", *_flags(given))
     yield Step(name=f"prompts_{pairs}", words=words, makes=prompts)
     given = {"weights": out, "prompts": prompts, "out": clips}

@@ -1,8 +1,8 @@
 """What to generate: prompts and images, checked before weights are loaded.
 
 A prompt given directly, or a CSV or TSV file with a header: `text_prompt` and,
-if wanted, `image_path`. (`validate_and_process_user_prompt` and `inference.py`
-of the original.)
+if wanted, `image_path` and `seed`. (`validate_and_process_user_prompt` and
+`inference.py` of the original.)
 """
 
 import collections
@@ -22,6 +22,8 @@ from ovi_jax import prompt as prompts
 # i2v: every row must have one.
 MODES = ("auto", "t2v", "i2v")
 PROMPT_COLUMN, IMAGE_COLUMN = "text_prompt", "image_path"
+SEED_COLUMN = "seed"
+SEEDS = 2**32
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -33,7 +35,7 @@ class Request:
     prompt: as the user wrote it.
     image: picture of the first frame, or None for text-to-video.
     index: row of the input, from 1.
-    seed: of the noise; set by `expand`.
+    seed: of the noise; `None` for the settings', which `expand` fills in.
     size: height and width of the clip in pixels; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
   """
@@ -41,7 +43,7 @@ class Request:
   prompt: str
   image: pathlib.Path | None
   index: int = 1
-  seed: int = 0
+  seed: int | None = None
   size: tuple[int, int] = (0, 0)
   stem: str = ""
 
@@ -70,14 +72,14 @@ def from_file(
 
   Args:
     path: UTF-8 text whose first line names the columns: `text_prompt` and, if
-      wanted, `image_path`; others are ignored. Relative image paths start at
-      the current folder or, failing that, at the file's.
+      wanted, `image_path` and `seed`; others are ignored. Relative image paths
+      start at the current folder or, failing that, at the file's.
     mode: one of `MODES`.
 
   Raises:
     ValueError: the mode is unknown, or the file is missing, empty, malformed,
-      lacks the prompt column, or has rows without prompt or with an image that
-      is not there. Every bad row is listed.
+      lacks the prompt column, or has rows without prompt, with an image that
+      is not there or a seed that is none. Every bad row is listed.
   """
   _check_mode(mode)
   path = pathlib.Path(path)
@@ -95,9 +97,9 @@ def from_file(
           f"{where}{len(row)} cells for {len(header)} columns; put a prompt"
           " that holds the separator in double quotes"
         )
-      requests.append(
-        _request(prompt, image or None, mode, index, where, folders)
-      )
+      request = _request(prompt, image or None, mode, index, where, folders)
+      seed = _seed(cells.get(SEED_COLUMN, "").strip(), where)
+      requests.append(dataclasses.replace(request, seed=seed))
     except ValueError as error:
       problems.append(str(error))
   if problems:
@@ -144,7 +146,8 @@ def expand(
   Args:
     requests: from `from_prompt` or `from_file`.
     each_example_n_times: repetitions of a request, at least 1.
-    seed: of the first repetition; repetition k has seed + k.
+    seed: of the first repetition of those that have none of their own;
+      repetition k has seed + k.
     height: pixels wished for without an image; only the ratio counts.
     width: pixels wished for without an image.
     area: pixels a frame of the variant.
@@ -164,8 +167,9 @@ def expand(
   requests = list(requests)
   sizes = _sizes(requests, geometry.snap(height, width, area), area)
   return _named(
-    dataclasses.replace(request, seed=seed + k, size=size)
+    dataclasses.replace(request, seed=(first + k) % SEEDS, size=size)
     for request, size in zip(requests, sizes, strict=True)
+    for first in [seed if request.seed is None else request.seed]
     for k in range(each_example_n_times)
   )
 
@@ -245,6 +249,18 @@ def _request(
   return Request(prompt=prompt, image=found, index=index)
 
 
+def _seed(text: str, where: str) -> int | None:
+  """The seed in a cell; None of an empty one."""
+  if not text:
+    return None
+  if not (text.isascii() and text.isdigit() and int(text) < SEEDS):
+    raise ValueError(
+      f"{where}expected a {SEED_COLUMN} from 0 to {SEEDS - 1}, got {text!r};"
+      " leave the cell empty for that of the settings"
+    )
+  return int(text)
+
+
 def _table(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
   """Header and rows of a CSV or TSV file; empty lines are skipped."""
   delimiter = _DELIMITERS.get(path.suffix.lower())
@@ -276,10 +292,11 @@ def _table(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
   if not table:
     raise ValueError(f"{path} is empty; expected a header with {PROMPT_COLUMN}")
   header = [name.strip() for name in table.pop(0)]
-  if header.count(PROMPT_COLUMN) != 1 or header.count(IMAGE_COLUMN) > 1:
+  optional = IMAGE_COLUMN, SEED_COLUMN
+  if header.count(PROMPT_COLUMN) != 1 or max(map(header.count, optional)) > 1:
     raise ValueError(
-      f"{path} needs one column {PROMPT_COLUMN} and at most one"
-      f" {IMAGE_COLUMN}; its header has {header}"
+      f"{path} needs one column {PROMPT_COLUMN} and at most one each of"
+      f" {' and '.join(optional)}; its header has {header}"
     )
   if not table:
     raise ValueError(f"{path} has a header but no rows; add a prompt a line")

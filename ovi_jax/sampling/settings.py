@@ -74,7 +74,7 @@ class Settings:
     if not 0 < self.shift < math.inf:
       problems.append(f"shift must be positive, got {self.shift}")
     last = self.seed + max(1, self.each_example_n_times) - 1
-    if self.seed < 0 or last >= 2**32:
+    if self.seed < 0 or last >= requests.SEEDS:
       problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")
     for name, scale in self.guidance._asdict().items():
       if not math.isfinite(scale):

@@ -1,5 +1,6 @@
 """The commands: prompts out, clips in, a table and JSON out."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -12,6 +13,7 @@ import pytest
 
 from ovi_jax import media
 from ovi_jax.data.world import scene
+from ovi_jax.data.world import world
 from ovi_jax.evaluation import facts
 from ovi_jax.evaluation import hearing
 from ovi_jax.evaluation import prompts
@@ -150,10 +152,26 @@ def test_prompts_are_read_by_sample_py(tmp_path):
     pairs = {(colour, found.sound) for colour in found.colours}
     assert found.count != 0 and pairs & scene.HELD_OUT
   assert {"Audio:" in prompt for prompt in asked} == {True, False}
+  seeds = [request.seed for request in requests.from_file(path)]
+  assert seeds == list(range(1000, 1020))
+
+
+def test_what_was_trained_on_is_no_prompt():
+  trained = prompts.Trained.parse("1:150")
+  made = world.World(seed=1, size=16)
+  known = {c for n in range(150) for c in made.clip(n, slice(1)).captions}
+  plain = prompts.draw(40, 7, "all")
+  drawn = prompts.draw(40, 7, "all", trained)
+  assert known & set(plain) and not known & set(drawn)
+  kinds = [[facts.facts(p).kind for p in found] for found in (plain, drawn)]
+  assert collections.Counter(kinds[0]) == collections.Counter(kinds[1])
+  for wrong in ("1", "a:3", "1:-3"):
+    with pytest.raises(ValueError, match="expected SEED:CLIPS"):
+      prompts.Trained.parse(wrong)
 
 
 def test_bad_flags_are_told(tmp_path):
   with pytest.raises(ValueError, match="at least 1 prompt"):
     prompts.draw(0, 1, "seen")
   with pytest.raises(ValueError, match=r"ends in \.csv"):
-    prompts.write(tmp_path / "prompts.txt", ["A ball."])
+    prompts.write(tmp_path / "prompts.txt", ["A ball."], 0)

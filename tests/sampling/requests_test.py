@@ -126,6 +126,17 @@ def test_repetitions_have_their_own_seed_size_and_name(folder):
   ]
 
 
+def test_a_row_may_have_a_seed(folder):
+  text = "text_prompt,seed\nA dog,7\nA cat,\nA fox,4294967295\n"
+  given = requests.from_file(_file(folder, text))
+  seeds = [r.seed for r in requests.expand(given, 2, 100, **SIZE)]
+  assert seeds == [7, 8, 100, 101, 4294967295, 0]
+  for wrong in ("-1", "4294967296", "x", "1.5"):
+    path = _file(folder, f"text_prompt,seed\nA dog,1\nA cat,{wrong}\n")
+    with pytest.raises(ValueError, match=f"row 2: expected a seed.*{wrong}"):
+      requests.from_file(path)
+
+
 def test_equal_names_get_their_row(folder):
   path = _file(folder, "text_prompt\nA dog\na  DOG!\nA cat\n")
   expanded = requests.expand(requests.from_file(path), 1, 7, **SIZE)
