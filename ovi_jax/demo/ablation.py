@@ -29,6 +29,7 @@ from ml_collections import config_flags
 from ovi_jax import demo
 from ovi_jax import files
 from ovi_jax import runtime
+from ovi_jax.demo import commands
 from ovi_jax.demo import recipe
 from ovi_jax.sampling import attention_maps
 
@@ -113,7 +114,7 @@ SHARED = "shared"  # the variant of stages that no variant changes
 
 def steps(
   settings: Settings, root: pathlib.Path, weights: pathlib.Path
-) -> Iterator[recipe.Step]:
+) -> Iterator[commands.Step]:
   """All commands, in order.
 
   Args:
@@ -130,7 +131,7 @@ def steps(
   words = ("-m", "ovi_jax.evaluation", "prompts", f"--out={prompts}")
   words += (f"--count={settings.prompts}", f"--seed={settings.prompts_seed}")
   words += (f"--trained={settings.world_seed + 1}:{settings.clips}",)
-  yield recipe.Step(name="prompts", words=words, makes=prompts)
+  yield commands.Step(name="prompts", words=words, makes=prompts)
   for seed in settings.seeds:
     for stage in shared(settings):
       yield _training(settings, home, stage, SHARED, seed)
@@ -155,7 +156,7 @@ def _variant(
   weights: pathlib.Path,
   variant: str,
   seed: int,
-) -> Iterator[recipe.Step]:
+) -> Iterator[commands.Step]:
   """Training, weights, clips and scores of a variant from a seed."""
   name = run_name(variant, seed)
   place = home / name
@@ -168,14 +169,14 @@ def _variant(
   clips, scores = place / "clips", place / "scores.json"
   words = ("sample.py", f"--weights={out}", f"--out={clips}")
   words += (f"--prompts={home / 'prompts.csv'}", "--attention_maps")
-  yield recipe.Step(name=f"{name} clips", words=words, makes=scores)
+  yield commands.Step(name=f"{name} clips", words=words, makes=scores)
   words = ("-m", "ovi_jax.evaluation", f"--clips={clips}", f"--out={scores}")
-  yield recipe.Step(name=f"{name} scores", words=words, makes=scores)
+  yield commands.Step(name=f"{name} scores", words=words, makes=scores)
 
 
 def _training(
   settings: Settings, home: pathlib.Path, stage: str, variant: str, seed: int
-) -> recipe.Step:
+) -> commands.Step:
   """A stage of a variant: the recipe's, with its steps and the changes."""
   base, common = recipe.STAGES[stage], shared(settings)
 
@@ -259,11 +260,11 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    root = recipe.directory_of(FLAGS.root, "root")
+    root = commands.directory_of(FLAGS.root, "root")
     if FLAGS.ablation is None:
       raise ValueError("--ablation=configs/ablations/NAME.py is needed")
     settings = Settings.from_config(FLAGS.ablation)
-    weights = recipe.directory_of(FLAGS.weights, "weights")
+    weights = commands.directory_of(FLAGS.weights, "weights")
     home = root / settings.name
     todo = steps(settings, root, weights)
     if FLAGS.dry_run:
@@ -271,7 +272,7 @@ def main(argv: list[str]) -> None:
         print(f"python {shlex.join(step.words)}")
       return
     home.mkdir(parents=True, exist_ok=True)
-    recipe.take(todo, home / recipe.TIMES)
+    commands.take(todo, home / commands.TIMES)
     text = markdown(table(settings, home))
     with files.replacing(home / "table.md") as temporary:
       temporary.write_text(text, "utf-8")

@@ -10,13 +10,9 @@ stop. `DIR/times.json` keeps the seconds that each step took.
 
 import dataclasses
 import json
-import os
 import pathlib
 import shlex
-import subprocess
 import sys
-import time
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -24,12 +20,9 @@ from typing import Any
 from absl import app
 from absl import flags
 
-from ovi_jax import files
 from ovi_jax import runtime
 from ovi_jax.demo import card
-
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-TIMES = "times.json"
+from ovi_jax.demo import commands
 
 # Sizes of the towers, next to what the `:mini` configs say.
 TOWERS = {
@@ -139,23 +132,9 @@ WORLDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-  """A command.
-
-  Attributes:
-    name: of the step.
-    words: of the command, without the Python that runs it.
-    makes: what is there when it is done; `None` for a run of `train.py`, which
-      knows itself how far it is.
-  """
-
-  name: str
-  words: tuple[str, ...]
-  makes: pathlib.Path | None = None
-
-
-def steps(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
+def steps(
+  root: pathlib.Path, seed: int, out: pathlib.Path
+) -> Iterator[commands.Step]:
   """All commands, in order.
 
   Args:
@@ -176,7 +155,9 @@ def steps(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
   yield from _scores(root, seed, out)
 
 
-def _scores(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
+def _scores(
+  root: pathlib.Path, seed: int, out: pathlib.Path
+) -> Iterator[commands.Step]:
   """What the weights can do, and the card that says so."""
   for number, pairs in enumerate(card.SETS):
     prompts, clips = root / f"prompts_{pairs}.csv", root / f"samples_{pairs}"
@@ -185,19 +166,19 @@ def _scores(root: pathlib.Path, seed: int, out: pathlib.Path) -> Iterator[Step]:
     trained = f"{seed + 1}:{WORLDS['clips']['train']}"
     given |= {"pairs": pairs, "trained": trained, "out": prompts}
     words = ("-m", "ovi_jax.evaluation", "prompts", *_flags(given))
-    yield Step(name=f"prompts_{pairs}", words=words, makes=prompts)
+    yield commands.Step(name=f"prompts_{pairs}", words=words, makes=prompts)
     given = {"weights": out, "prompts": prompts, "out": clips}
     words = ("sample.py", *_flags(given))
-    yield Step(name=f"samples_{pairs}", words=words, makes=scores)
+    yield commands.Step(name=f"samples_{pairs}", words=words, makes=scores)
     given = {"clips": clips, "out": scores}
     words = ("-m", "ovi_jax.evaluation", *_flags(given))
-    yield Step(name=f"scores_{pairs}", words=words, makes=scores)
+    yield commands.Step(name=f"scores_{pairs}", words=words, makes=scores)
   codecs = root / "codecs.md"
   words = ("-m", "ovi_jax.evaluation", "codecs", f"--weights={out}")
   words += (f"--markdown={codecs}",)
-  yield Step(name="codecs", words=words, makes=codecs)
+  yield commands.Step(name="codecs", words=words, makes=codecs)
   words = ("-m", "ovi_jax.demo.card", f"--root={root}", f"--weights={out}")
-  yield Step(name="card", words=words)
+  yield commands.Step(name="card", words=words)
 
 
 def export(
@@ -205,12 +186,12 @@ def export(
   run: pathlib.Path,
   components: pathlib.Path,
   out: pathlib.Path,
-) -> Step:
+) -> commands.Step:
   """Make weights of a run, as small as they can be."""
   words = ("-m", "ovi_jax.training.export", f"--workdir={run}")
   words += (f"--components={components}", f"--out={out}", "--dtype=bfloat16")
   words += (f"--sampling={json.dumps(SAMPLING)}",)
-  return Step(name=name, words=words, makes=out)
+  return commands.Step(name=name, words=words, makes=out)
 
 
 def stage_fields(
@@ -241,10 +222,10 @@ def stage_fields(
   return fields | dict(stage.changes)
 
 
-def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:
+def _codecs(root: pathlib.Path, seed: int) -> Iterator[commands.Step]:
   """Tokenizer, text encoder and codecs, and the directory of them."""
   tokenizer = root / "tokenizer.json"
-  yield Step(
+  yield commands.Step(
     name="tokenizer",
     words=("-m", "ovi_jax.data.world.tokenizer", f"--out={tokenizer}"),
     makes=tokenizer,
@@ -272,7 +253,7 @@ def _codecs(root: pathlib.Path, seed: int) -> Iterator[Step]:
   ]
   words = ("-m", "ovi_jax.training.codecs.assemble", *last, f"--out={out}")
   words += ("--dtype=bfloat16", *sizes)
-  yield Step(name="components", words=words, makes=out)
+  yield commands.Step(name="components", words=words, makes=out)
 
 
 def latents(
@@ -280,7 +261,7 @@ def latents(
   seed: int,
   components: pathlib.Path,
   worlds: Mapping[str, Mapping[str, Any]],
-) -> Iterator[Step]:
+) -> Iterator[commands.Step]:
   """Clips or sounds of worlds, and their latents in `root / NAME`.
 
   Args:
@@ -292,13 +273,13 @@ def latents(
   for number, (name, fields) in enumerate(worlds.items(), 1):
     media, out = root / f"raw_{name}", root / name
     given = {**fields, "seed": seed + number, "out": media}
-    yield Step(
+    yield commands.Step(
       name=f"world_{name}",
       words=("-m", "ovi_jax.data.world", *_flags(given)),
       makes=media,
     )
     given = {"data": media, "weights": components, "out": out}
-    yield Step(
+    yield commands.Step(
       name=f"encode_{name}",
       words=("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
       makes=out,
@@ -307,77 +288,16 @@ def latents(
 
 def training(
   name: str, config: str, root: pathlib.Path, changes: Mapping[str, Any]
-) -> Step:
+) -> commands.Step:
   """A run of `train.py` at the mini size, in `root / name`."""
   words = ["train.py", f"--config=configs/{config}.py:mini"]
   words.append(f"--workdir={root / name}")
   words += [f"--config.{field}={value}" for field, value in changes.items()]
-  return Step(name=name, words=tuple(words))
+  return commands.Step(name=name, words=tuple(words))
 
 
 def _flags(values: Mapping[str, Any]) -> list[str]:
   return [f"--{name}={value}" for name, value in values.items()]
-
-
-def take(todo: Iterable[Step], times: pathlib.Path) -> None:
-  """Take steps, those that are not taken yet.
-
-  Args:
-    todo: in order.
-    times: file that keeps the seconds of each.
-
-  Raises:
-    ValueError: a step fails.
-  """
-  for step in todo:
-    if step.makes is not None and step.makes.exists():
-      print(f"{step.name}: already made", flush=True)
-      continue
-    print(f"{step.name}: python {shlex.join(step.words)}", flush=True)
-    began = time.monotonic()
-    done = subprocess.run(
-      [sys.executable, *step.words], cwd=REPOSITORY, check=False
-    )
-    _keep_time(times, step.name, time.monotonic() - began)
-    if done.returncode:
-      raise ValueError(
-        f"step {step.name} ended with exit code {done.returncode}; what it"
-        " said is above. The same command goes on from here"
-      )
-
-
-def until(todo: Iterable[Step], last: str) -> list[Step]:
-  """The steps up to and with that of a name, or all if it is empty.
-
-  Raises:
-    ValueError: there is none of that name.
-  """
-  steps = list(todo)
-  names = [step.name for step in steps]
-  if last and last not in names:
-    raise ValueError(f"no step {last!r}; choose from {', '.join(names)}")
-  return steps[: names.index(last) + 1 if last else None]
-
-
-def directory_of(path: str, name: str) -> pathlib.Path:
-  """An absolute directory from a flag; steps run in the repository.
-
-  Raises:
-    ValueError: the flag is empty, or there is no repository.
-  """
-  if not path:
-    raise ValueError(f"--{name}=DIR is needed")
-  if not (REPOSITORY / "train.py").is_file():
-    raise ValueError("this runs in a clone of the repository only")
-  return pathlib.Path(os.path.abspath(path))
-
-
-def _keep_time(path: pathlib.Path, name: str, seconds: float) -> None:
-  """Add to what a step took in earlier runs."""
-  times = json.loads(path.read_text()) if path.exists() else {}
-  times[name] = round(times.get(name, 0.0) + seconds, 1)
-  with files.replacing(path) as temporary:
-    pathlib.Path(temporary).write_text(json.dumps(times, indent=2) + "\n")
 
 
 FLAGS = flags.FLAGS
@@ -387,15 +307,15 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    root = directory_of(FLAGS.root, "root")
-    out = directory_of(FLAGS.out or str(root / "weights"), "out")
-    todo = until(steps(root, FLAGS.seed, out), FLAGS.until)
+    root = commands.directory_of(FLAGS.root, "root")
+    out = commands.directory_of(FLAGS.out or str(root / "weights"), "out")
+    todo = commands.until(steps(root, FLAGS.seed, out), FLAGS.until)
     if FLAGS.dry_run:
       for step in todo:
         print(f"python {shlex.join(step.words)}")
       return
     root.mkdir(parents=True, exist_ok=True)
-    take(todo, root / TIMES)
+    commands.take(todo, root / commands.TIMES)
   except (OSError, ValueError) as error:
     sys.exit(f"recipe: {error}")
 

@@ -8,6 +8,7 @@ import sys
 import ml_collections
 import pytest
 
+from ovi_jax.demo import commands
 from ovi_jax.demo import recipe
 from ovi_jax.sampling import settings as sampling
 from ovi_jax.training import settings
@@ -47,33 +48,33 @@ def configured(words) -> ml_collections.ConfigDict:
 def test_steps_are_taken_once_and_timed(tmp_path):
   made = tmp_path / "made"
   write = f"open({str(made)!r}, 'a').write('x')"
-  first = recipe.Step(name="first", words=("-c", write), makes=made)
-  again = recipe.Step(name="again", words=("-c", write))
+  first = commands.Step(name="first", words=("-c", write), makes=made)
+  again = commands.Step(name="again", words=("-c", write))
   for _ in range(2):
-    recipe.take([first, again], tmp_path / "times.json")
+    commands.take([first, again], tmp_path / "times.json")
   assert made.read_text() == "xxx"
   times = json.loads((tmp_path / "times.json").read_text())
   assert times.keys() == {"first", "again"} and min(times.values()) >= 0
-  bad = recipe.Step(name="bad", words=("-c", "import sys; sys.exit(3)"))
+  bad = commands.Step(name="bad", words=("-c", "import sys; sys.exit(3)"))
   with pytest.raises(ValueError, match="step bad ended with exit code 3"):
-    recipe.take([bad, again], tmp_path / "times.json")
+    commands.take([bad, again], tmp_path / "times.json")
   assert made.read_text() == "xxx"
 
 
 def test_up_to_a_step(tmp_path):
   todo = list(recipe.steps(tmp_path, 0, tmp_path / "out"))
-  names = [step.name for step in recipe.until(todo, "components")]
+  names = [step.name for step in commands.until(todo, "components")]
   assert names[-1] == "components" and "fusion" not in names
-  assert len(recipe.until(todo, "")) == len(todo)
+  assert len(commands.until(todo, "")) == len(todo)
   with pytest.raises(ValueError, match="no step 'dessert'; choose from token"):
-    recipe.until(todo, "dessert")
+    commands.until(todo, "dessert")
 
 
 def test_its_command_line(tmp_path):
   def call(*words):
     return subprocess.run(
       [sys.executable, "-m", "ovi_jax.demo.recipe", *words],
-      cwd=recipe.REPOSITORY,
+      cwd=commands.REPOSITORY,
       capture_output=True,
       text=True,
       check=False,
