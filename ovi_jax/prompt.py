@@ -223,6 +223,18 @@ class Tokenizer:
         )
     return tuple(notes)
 
+  def unread(self, prompt: str) -> list[str]:
+    """The words that the tokenizer makes no token of, each once."""
+    (encoding,) = self._encodings([prompt], 1)
+    text = clean(prompt)
+    read = np.zeros(len(text), bool)
+    for begin, end in encoding.offsets:
+      read[begin:end] = True
+    words = re.finditer(r"\w+(?:['\u2019]\w+)*", text)
+    return list(
+      dict.fromkeys(w[0] for w in words if not read[w.start() : w.end()].any())
+    )
+
   def _encodings(
     self, prompts: Sequence[str], length: int
   ) -> list[tokenizers.Encoding]:

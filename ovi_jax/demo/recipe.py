@@ -173,11 +173,12 @@ def _scores(
     given = {"clips": clips, "out": scores}
     words = ("-m", "ovi_jax.evaluation", *_flags(given))
     yield commands.Step(name=f"scores_{pairs}", words=words, makes=scores)
-  codecs = root / "codecs.md"
+  codecs = root / card.CODECS
   words = ("-m", "ovi_jax.evaluation", "codecs", f"--weights={out}")
-  words += (f"--markdown={codecs}",)
+  words += (f"--out={codecs}",)
   yield commands.Step(name="codecs", words=words, makes=codecs)
   words = ("-m", "ovi_jax.demo.card", f"--root={root}", f"--weights={out}")
+  words += (f"--seed={seed}",)
   yield commands.Step(name="card", words=words)
 
 

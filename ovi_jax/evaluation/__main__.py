@@ -6,6 +6,7 @@ python sample.py --prompts=FILE.csv --out=DIR …
 python -m ovi_jax.evaluation --clips=DIR [--out=FILE.json]
   [--markdown=FILE.md]
 python -m ovi_jax.evaluation codecs --weights=DIR [--count=64 --seed=1000]
+  [--out=FILE.json] [--markdown=FILE.md]
 """
 
 import json
@@ -78,6 +79,10 @@ def _codecs() -> None:
   runtime.start()
   found = weights.losses(pathlib.Path(FLAGS.weights), FLAGS.count, FLAGS.seed)
   text = weights.markdown(found)
+  if FLAGS.out:
+    losses = {name: loss._asdict() for name, loss in found.items()}
+    with files.replacing(pathlib.Path(FLAGS.out)) as temporary:
+      temporary.write_text(json.dumps(losses, indent=2) + "\n", "utf-8")
   if FLAGS.markdown:
     with files.replacing(pathlib.Path(FLAGS.markdown)) as temporary:
       temporary.write_text(text, "utf-8")
@@ -87,7 +92,7 @@ def _codecs() -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("clips", "", "Folder of mp4 files with their recipes.")
   flags.DEFINE_string("weights", "", "Directory whose codecs are scored.")
-  flags.DEFINE_string("out", "", "JSON of the report, or CSV of the prompts.")
+  flags.DEFINE_string("out", "", "JSON of what was found, or CSV.")
   flags.DEFINE_string("markdown", "", "File for the table.")
   flags.DEFINE_integer("count", 64, "Prompts to write, or clips to score.")
   flags.DEFINE_integer("seed", 1000, "Of the world that they are of.")

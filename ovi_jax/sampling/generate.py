@@ -222,6 +222,11 @@ def plan(
   for request in expanded:
     text, notes = prompts.format_for(request.prompt, variant)
     notes += tokenizer.notes([text], pipeline.text_length)
+    if unread := tokenizer.unread(text):
+      notes += (
+        "these words are not in the vocabulary and are left out:"
+        f" {', '.join(unread)}",
+      )
     clip = variant.clip(*request.size)
     height, width = request.size
     if not 0.75 < height * width / variant.area < 1.25:

@@ -26,9 +26,10 @@ WITH_PICTURE = "A face in a green hat says <S>ee ah<E>. Audio: a deep voice."
 def test_they_are_small_and_described():
   files = [p for p in demo.WEIGHTS.rglob("*") if p.is_file()]
   assert sum(p.stat().st_size for p in files) <= 20e6
-  directory.read(demo.WEIGHTS)
+  digest = directory.read(demo.WEIGHTS).digests["fusion"]
   text = (demo.WEIGHTS / card.CARD).read_text("utf-8")
   assert all(name in text for name in card.GOALS)
+  assert digest[:16] in text, "the card is of other weights"
 
 
 @pytest.fixture(scope="module")

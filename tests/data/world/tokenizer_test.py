@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ovi_jax import demo
 from ovi_jax import prompt
 from ovi_jax.data.world import tokenizer
 
@@ -87,3 +88,12 @@ def test_long_prompts_are_cut_and_said(loaded):
 def test_no_words_are_refused():
   with pytest.raises(ValueError, match="captions with words"):
     tokenizer.make(["<S><E>", ""])
+
+
+def test_words_that_are_left_out_are_told():
+  made = prompt.Tokenizer.load(demo.WEIGHTS / "tokenizer.json")
+  text = "A pink elephant, don't! dances. Pink rain."
+  wanted = ["pink", "elephant", "don't", "dances", "Pink", "rain"]
+  assert made.unread(text) == wanted
+  known = "A red ball on a wooden floor. <AUDCAP>Dull knocks.<ENDAUDCAP>"
+  assert made.unread(known) == []
