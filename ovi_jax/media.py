@@ -232,8 +232,9 @@ def read_mp4(
       if audio is not None and audio.duration and audio.time_base:
         length = round(audio.duration * audio.time_base * audio.rate)
   except (av_error.FFmpegError, OSError, IndexError) as error:
+    said = getattr(error, "strerror", None) or error
     raise ValueError(
-      f"{path}: expected a video file such as mp4; {error}"
+      f"{path}: expected a video file such as mp4; {said}"
     ) from error
   if not frames:
     raise ValueError(f"{path}: expected a video file such as mp4; no frames")

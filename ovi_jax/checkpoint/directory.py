@@ -172,10 +172,13 @@ def manifest_of(
   directory = pathlib.Path(directory)
   path = directory / MANIFEST
   if not path.is_file():
-    what = "is missing" if directory.is_dir() else "has no directory"
+    there = directory.is_dir()
     raise ValueError(
-      f"weights: {path} {what}; make it with `python convert_torch_weights.py"
-      f" --release=DIR --variant={variant or 'VARIANT'} --out={directory}`"
+      f"weights: {path if there else directory}"
+      f" {'is missing' if there else 'is no directory'}; make it with"
+      " `python convert_torch_weights.py --release=DIR"
+      f" --variant={variant or 'VARIANT'} --out={directory}` from a release, or"
+      " with `python -m ovi_jax.training.export` from a run of train.py"
     )
   return _parse(path)
 

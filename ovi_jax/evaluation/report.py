@@ -46,9 +46,11 @@ def read(folder: pathlib.Path) -> list[Clip]:
   """Look at and listen to all clips of a folder, by name.
 
   Raises:
-    ValueError: there are none, or some lack a recipe or a prompt of the world;
-      all of those are named.
+    ValueError: there are none, some lack a recipe or a prompt of the world, or
+      some are no films of square pictures; all of those are named.
   """
+  if not folder.is_dir():
+    raise ValueError(f"{folder}: expected a folder of clips, there is none")
   paths = sorted(folder.glob("*.mp4"))
   if not paths:
     raise ValueError(f"{folder} has no *.mp4; make some with sample.py")
@@ -61,11 +63,26 @@ def read(folder: pathlib.Path) -> list[Clip]:
       problems.append(str(error))
   if problems:
     raise ValueError("; ".join(problems))
-  return [_clip(path, prompt) for path, prompt in prompts.items()]
+  clips = []
+  for path, prompt in prompts.items():
+    try:
+      clips.append(_clip(path, prompt))
+    except ValueError as error:
+      problems.append(str(error))
+  if problems:
+    raise ValueError("; ".join(problems))
+  return clips
 
 
 def _clip(path: pathlib.Path, prompt: str) -> Clip:
+  """A clip; ValueError with the file's name if it is none that is scored."""
   frames_THWC, fps, wave_A, rate = media.read_mp4(path)
+  count, rows, columns, _ = frames_THWC.shape
+  if count < sight.SHORTEST or rows != columns:
+    raise ValueError(
+      f"{path}: expected square pictures, {sight.SHORTEST} or more, got"
+      f" {count} of {rows}x{columns}"
+    )
   seconds = len(frames_THWC) / fps
   if wave_A is not None and rate:
     seconds = min(seconds, len(wave_A) / rate)

@@ -24,6 +24,7 @@ _SECOND = 0.2  # share of the coloured pixels that a second ball has
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 # Mean rises that count, of 255: of the room's light and the mouth's darkness.
 _LEAST_FLASH, _LEAST_OPENING = 6.0, 0.3
+SHORTEST = 8  # frames
 _LIPS = 0.014  # sides, around the mouth's opening
 _HALF_OPEN = 0.005  # seconds from the beginning of a vowel
 
@@ -49,16 +50,17 @@ def look(frames_THWC: np.ndarray, fps: float) -> Seen:
   """See what a clip shows.
 
   Args:
-    frames_THWC: uint8 RGB, square pictures, at least 8 frames.
+    frames_THWC: uint8 RGB, square pictures, at least `SHORTEST`.
     fps: frames a second.
 
   Raises:
     ValueError: the frames have another shape or type.
   """
   shape, dtype = frames_THWC.shape, frames_THWC.dtype
-  if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[0] < 8:
+  pictures = dtype == np.uint8 and len(shape) == 4 and shape[3] == 3
+  if not pictures or shape[0] < SHORTEST:
     raise ValueError(
-      "expected uint8 frames [8 or more, height, width, 3], got"
+      f"expected uint8 frames [{SHORTEST} or more, height, width, 3], got"
       f" {dtype} {list(shape)}"
     )
   frames_THWC = frames_THWC.astype(np.float32)

@@ -33,9 +33,11 @@ def losses(
     seed: of the world that they are of.
 
   Raises:
-    ValueError: the weights are missing or damaged, or of clips that are not
-      square.
+    ValueError: the count is not positive, or the weights are missing, damaged,
+      or of clips that are not square.
   """
+  if count < 1:
+    raise ValueError(f"count must be at least 1 clip, got {count}")
   manifest = directory.read(weights, needs=NEEDS)
   clip = manifest.architecture.clip
   if clip is None or clip.pixels[0] != clip.pixels[1]:

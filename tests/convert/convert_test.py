@@ -305,7 +305,7 @@ def test_architectures_that_do_not_make_sense(change, message):
 
 
 def test_manifest_says_what_is_missing(weights, tmp_path):
-  with pytest.raises(ValueError, match="has no directory; make it with"):
+  with pytest.raises(ValueError, match="is no directory; make it with"):
     directory.read(tmp_path / "nowhere")
   with pytest.raises(
     ValueError, match=r"custom, not 960x960_5s.*model_960x960"

@@ -18,6 +18,7 @@ from ovi_jax.evaluation import facts
 from ovi_jax.evaluation import hearing
 from ovi_jax.evaluation import prompts
 from ovi_jax.evaluation import report
+from ovi_jax.evaluation import weights
 from ovi_jax.sampling import requests
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -141,6 +142,24 @@ def test_clips_without_recipes_or_of_another_world_are_named(tmp_path):
     report.read(tmp_path)
 
 
+def test_what_is_no_film_of_the_world_is_named(tmp_path):
+  with pytest.raises(ValueError, match="expected a folder of clips"):
+    report.read(tmp_path / "none")
+  sizes = {"short": (5, 32, 32, 3), "wide": (9, 32, 64, 3)}
+  for name, size in sizes.items():
+    media.write_mp4(tmp_path / f"{name}.mp4", [np.zeros(size, np.uint8)], None)
+  (tmp_path / "empty.mp4").write_bytes(b"")
+  for name in (*sizes, "empty"):
+    text = json.dumps({"prompt": "A red ball bounces on a wooden floor."})
+    (tmp_path / f"{name}.json").write_text(text)
+  with pytest.raises(ValueError) as raised:
+    report.read(tmp_path)
+  said = str(raised.value)
+  assert "empty.mp4: expected a video file" in said and "Errno" not in said
+  assert "short.mp4: expected square pictures, 8 or more, got 5 of 32" in said
+  assert "wide.mp4: expected square pictures, 8 or more, got 9 of 32x64" in said
+
+
 def test_prompts_are_read_by_sample_py(tmp_path):
   path = tmp_path / "prompts.csv"
   done = command("prompts", f"--out={path}", "--count=20", "--pairs=held_out")
@@ -173,5 +192,9 @@ def test_what_was_trained_on_is_no_prompt():
 def test_bad_flags_are_told(tmp_path):
   with pytest.raises(ValueError, match="at least 1 prompt"):
     prompts.draw(0, 1, "seen")
+  with pytest.raises(ValueError, match="seed: expected 0 or more, got -1"):
+    prompts.draw(3, -1, "seen")
+  with pytest.raises(ValueError, match="at least 1 clip, got 0"):
+    weights.losses(tmp_path, 0, 1)
   with pytest.raises(ValueError, match=r"ends in \.csv"):
     prompts.write(tmp_path / "prompts.txt", ["A ball."], 0)

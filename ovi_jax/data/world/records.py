@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import tqdm
 
+from ovi_jax import geometry
 from ovi_jax import media
 from ovi_jax.data import builder
 from ovi_jax.data import clips
@@ -70,9 +71,17 @@ def write(
     counts: clips by name of the split; splits of none are left out.
 
   Raises:
-    ValueError: the folder exists, or no clips are asked for.
+    ValueError: the folder exists, no clips are asked for, or pictures are of a
+      size that the codecs do not take.
     OSError: the disk is full, or the folder is not writable.
   """
+  if min(counts.values()) < 0 or not any(counts.values()):
+    raise ValueError(f"expected clips of some split, got {dict(counts)}")
+  if world.size % geometry.PIXEL_MULTIPLE:
+    raise ValueError(
+      f"size: expected a multiple of {geometry.PIXEL_MULTIPLE} pixels, as the"
+      f" video autoencoder and the towers take them, got {world.size}"
+    )
   splits, first = {}, 0
   with tqdm.tqdm(total=sum(counts.values()), unit="clip", desc="world") as bar:
     for name, count in counts.items():

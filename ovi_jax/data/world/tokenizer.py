@@ -89,11 +89,11 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   captions: list[str] = []
-  for what in (worlds.CLIPS, worlds.SOUNDS):
-    world = worlds.World(seed=FLAGS.seed, what=what, pairs=worlds.ALL)
-    for number in range(FLAGS.clips):
-      captions += world.clip(number, slice(0, 1)).captions
   try:
+    for what in (worlds.CLIPS, worlds.SOUNDS):
+      world = worlds.World(seed=FLAGS.seed, what=what, pairs=worlds.ALL)
+      for number in range(FLAGS.clips):
+        captions += world.clip(number, slice(1), sound=False).captions
     write(FLAGS.out, captions)
   except (OSError, ValueError) as error:
     sys.exit(f"tokenizer: {error}")

@@ -81,6 +81,8 @@ class World:
       raise ValueError(
         f"pairs: expected {SEEN}, {UNSEEN} or {ALL}, got {self.pairs!r}"
       )
+    if self.seed < 0:
+      raise ValueError(f"seed: expected 0 or more, got {self.seed}")
     if self.size < 16 or self.frames % 4 != 1 or min(self.fps, self.rate) <= 0:
       raise ValueError(
         "a world needs size >= 16, frames = 1 + 4·k, and positive rates; got"

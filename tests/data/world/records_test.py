@@ -29,6 +29,20 @@ def test_a_dataset_holds_the_clips(tmp_path):
       np.testing.assert_allclose(clips.wave(record), made.wave_A, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+  "size, counts, said",
+  [
+    (70, {"train": 1}, "multiple of 32 pixels.*got 70"),
+    (64, {"train": -3, "test": 2}, "clips of some split, got.*-3"),
+    (64, {"train": 0}, "clips of some split"),
+  ],
+)
+def test_what_is_no_dataset_is_refused(tmp_path, size, counts, said):
+  with pytest.raises(ValueError, match=said):
+    records.write(tmp_path / "out", worlds.World(size=size), counts)
+  assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_exists_is_kept(tmp_path):
   with pytest.raises(ValueError, match="exists"):
     records.write(tmp_path, worlds.World(), {"train": 1})
