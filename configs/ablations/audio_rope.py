@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.clips = 2000  # of the world, to train on
   config.world_seed = 0
   # Steps of each stage; the last one is scored.
-  config.stages = {"video_pretrain": 500, "audio_finetune": 400, "fusion": 700}
+  config.stages = {"video_pretrain": 500, "audio_finetune": 400, "fusion": 1200}
   # Where towers come from: "fresh", or a stage above.
   config.initial = {
     "video_pretrain": {"video": "fresh"},
