@@ -29,7 +29,7 @@ ALLOWED = {
   "convert": {"models", "checkpoint"},
   "data": {"components", "parallel", "checkpoint"},
   "curation": {"checkpoint", "convert", "data"},
-  "demo": {"evaluation", "sampling"},
+  "demo": {"checkpoint", "evaluation", "sampling"},
   "diffusion": set(),
   "evaluation": {
     "checkpoint",

@@ -29,6 +29,7 @@ from ml_collections import config_flags
 from ovi_jax import demo
 from ovi_jax import files
 from ovi_jax import runtime
+from ovi_jax.checkpoint import directory
 from ovi_jax.demo import commands
 from ovi_jax.demo import recipe
 from ovi_jax.sampling import attention_maps
@@ -103,6 +104,34 @@ class Settings:
     if wrong:
       raise ValueError(f"config fields missing or unknown: {sorted(wrong)}")
     return cls(**fields)
+
+
+SETTINGS = "settings.json"
+
+
+def keep(
+  settings: Settings, digests: Mapping[str, str], path: pathlib.Path
+) -> None:
+  """Note what the runs beside a file are of; they are of nothing else.
+
+  Args:
+    settings: of the ablation.
+    digests: of the codecs.
+    path: of the note.
+
+  Raises:
+    ValueError: they are of other settings or codecs.
+  """
+  found = dataclasses.asdict(settings) | {"digests": dict(digests)}
+  found = json.loads(json.dumps(found))
+  old = json.loads(path.read_text("utf-8")) if path.exists() else found
+  if other := sorted(n for n in found if old.get(n) != found[n]):
+    raise ValueError(
+      f"{path.parent} holds runs of other {', '.join(other)} (see {path.name});"
+      " give another --root, or remove it"
+    )
+  with files.replacing(path) as temporary:
+    temporary.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 
 
 def run_name(variant: str, seed: int) -> str:
@@ -272,6 +301,7 @@ def main(argv: list[str]) -> None:
         print(f"python {shlex.join(step.words)}")
       return
     home.mkdir(parents=True, exist_ok=True)
+    keep(settings, directory.read(weights).digests, home / SETTINGS)
     commands.take(todo, home / commands.TIMES)
     text = markdown(table(settings, home))
     with files.replacing(home / "table.md") as temporary:

@@ -129,3 +129,14 @@ def test_a_field_that_no_ablation_has_is_refused():
   config.colour = "blue"
   with pytest.raises(ValueError, match="unknown: \\['colour'\\]"):
     ablation.Settings.from_config(config)
+
+
+def test_runs_of_other_settings_are_not_mixed(settings, tmp_path):
+  path, digests = tmp_path / ablation.SETTINGS, {"video_vae": "ab"}
+  for _ in range(2):
+    ablation.keep(settings, digests, path)
+  other = dataclasses.replace(settings, clips=3, prompts=2)
+  with pytest.raises(ValueError, match="runs of other clips, prompts"):
+    ablation.keep(other, digests, path)
+  with pytest.raises(ValueError, match="runs of other digests"):
+    ablation.keep(settings, {"video_vae": "cd"}, path)
