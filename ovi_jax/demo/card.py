@@ -10,11 +10,10 @@ on are further behind than `FURTHEST`.
 """
 
 import json
-import os
 import pathlib
-import platform
 import sys
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from absl import app
@@ -138,7 +137,7 @@ def text(root: pathlib.Path, weights: pathlib.Path, seed: int) -> str:
       "Codecs alone, on true clips (`python -m ovi_jax.evaluation codecs`):\n",
       evaluated.markdown(losses),
       _behind(tables, losses[evaluated.VIDEO].mean),
-      _recipe(times),
+      _recipe(times["seconds"], times["machines"]),
       _LIMITS,
     ]
   )
@@ -215,28 +214,18 @@ def _cell(score: Mapping[str, Any]) -> str:
   return f"{value:.1f} % ({low:.0f} to {high:.0f})"
 
 
-def _recipe(times: Mapping[str, float]) -> str:
+def _recipe(times: Mapping[str, float], machines: Sequence[str]) -> str:
   """The steps and how long they took."""
   lines = [
     "## Recipe\n",
-    f"Minutes by the clock on {os.cpu_count()} cores ({_processor()}), stops,"
-    " repeated steps and other programs on the machine included:\n",
+    f"Minutes by the clock on {' and '.join(machines)}; stops, repeated steps"
+    " and other programs on the machine are in them:\n",
     "| step | minutes |",
     "|---|---|",
   ]
   lines += [f"| {name} | {each / 60:.1f} |" for name, each in times.items()]
   lines.append(f"| **all** | **{sum(times.values()) / 60:.0f}** |")
   return "\n".join(lines) + "\n"
-
-
-def _processor() -> str:
-  """The processor's name."""
-  info = pathlib.Path("/proc/cpuinfo")
-  if info.is_file():
-    for line in info.read_text("utf-8").splitlines():
-      if line.startswith("model name"):
-        return line.partition(":")[2].strip()
-  return platform.processor() or platform.machine()
 
 
 FLAGS = flags.FLAGS

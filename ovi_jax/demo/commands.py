@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import platform
 import shlex
 import subprocess
 import sys
@@ -86,8 +87,23 @@ def directory_of(path: str, name: str) -> pathlib.Path:
 
 
 def _keep_time(path: pathlib.Path, name: str, seconds: float) -> None:
-  """Add to what a step took in earlier runs."""
+  """Add to what a step took in earlier runs, and note the machine."""
   times = json.loads(path.read_text()) if path.exists() else {}
-  times[name] = round(times.get(name, 0.0) + seconds, 1)
+  steps, machines = times.get("seconds", {}), times.get("machines", [])
+  steps[name] = round(steps.get(name, 0.0) + seconds, 1)
+  machines = list(dict.fromkeys([*machines, _machine()]))
+  times = {"machines": machines, "seconds": steps}
   with files.replacing(path) as temporary:
     pathlib.Path(temporary).write_text(json.dumps(times, indent=2) + "\n")
+
+
+def _machine() -> str:
+  """Cores, and the processor's name."""
+  name = platform.processor() or platform.machine()
+  info = pathlib.Path("/proc/cpuinfo")
+  if info.is_file():
+    for line in info.read_text("utf-8").splitlines():
+      if line.startswith("model name"):
+        name = line.partition(":")[2].strip()
+        break
+  return f"{os.cpu_count()} cores ({name})"

@@ -19,7 +19,8 @@ def root(tmp_path):
     json.dumps({"sizes": sizes, "digests": {"fusion": "ab" * 32}})
   )
   (weights / "fusion.safetensors").write_bytes(bytes(1_500_000))
-  (tmp_path / "times.json").write_text('{"fusion": 6000, "codecs": 60}')
+  times = {"machines": ["9 cores"], "seconds": {"fusion": 6000, "codecs": 60}}
+  (tmp_path / "times.json").write_text(json.dumps(times))
   losses = {name: {"mean": 30.1, "worst": 20, "clips": 64} for name in LOSSES}
   (tmp_path / card.CODECS).write_text(json.dumps(losses))
   for number, name in enumerate(card.SETS):
@@ -39,6 +40,7 @@ def test_the_card_tells_numbers_and_goals(root):
   assert "fusion 1.5 MB; 1.5 MB in bfloat16" in text
   assert "64 by 64 pixels" in text and "dB | 30.10 | 20.00 | 64 |" in text
   assert "| fusion | 100.0 |" in text and "| **all** | **101** |" in text
+  assert "by the clock on 9 cores; stops" in text
   assert "seed 7." in text and "`abababababababab`" in text
   assert max(len(line) for line in text.splitlines()) < 200
 

@@ -54,7 +54,9 @@ def test_steps_are_taken_once_and_timed(tmp_path):
     commands.take([first, again], tmp_path / "times.json")
   assert made.read_text() == "xxx"
   times = json.loads((tmp_path / "times.json").read_text())
-  assert times.keys() == {"first", "again"} and min(times.values()) >= 0
+  seconds = times["seconds"]
+  assert seconds.keys() == {"first", "again"} and min(seconds.values()) >= 0
+  assert len(times["machines"]) == 1 and " cores (" in times["machines"][0]
   bad = commands.Step(name="bad", words=("-c", "import sys; sys.exit(3)"))
   with pytest.raises(ValueError, match="step bad ended with exit code 3"):
     commands.take([bad, again], tmp_path / "times.json")
