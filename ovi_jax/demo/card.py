@@ -84,12 +84,13 @@ _LIMITS = """\
 
 # What was tried for goals that are not reached.
 _TRIED = """\
-Tried for them: more guidance than 1.5 (colours leave what they are called:
-orange turns yellow); training the codec of pictures on longer crops (frames far
-from the first gained most); a second stage of fusion in which picture and sound
-have noise levels of their own (each has to use what the other knows; sync
-gained most). What was not tried, for its hours on two cores: more latents or
-tokens a frame, and longer training.
+Tried for them, on forty other prompts, where the settings advised give a sync
+F1 of 68 % and colour 95 %: 40 steps of sampling (67, 93); guidance of 1 (70,
+85) and of 2 (68, 93); no skip-layer guidance (68, 95); the weights before the
+last stage, in which picture and sound have noise levels of their own (69, 93).
+The codec of pictures gained by longer crops, which its frames far from the
+first need. Not tried, for the hours it takes on two cores: longer training,
+more tokens a frame.
 """
 
 
