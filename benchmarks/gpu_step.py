@@ -27,6 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import cases
 from benchmarks import flops
+from benchmarks import matmul
 from ovi_jax import runtime
 from ovi_jax.attention import attention
 from ovi_jax.convert import mapping
@@ -69,24 +70,6 @@ def random_params(
     make = jax.jit(leaf, static_argnums=(0, 1), out_shardings=placed[path])
     flat[path] = jax.block_until_ready(make(path, value.shape))
   return mapping.nest(flat)
-
-
-def peak(dtype: Any, side: int) -> float:
-  """Operations a second of a product of two matrices of `side` rows."""
-  a = jax.random.normal(jax.random.key(0), (side, side), dtype)
-  count = 10
-
-  @jax.jit
-  def products(a):
-    return jax.lax.fori_loop(0, count, lambda _, x: (x @ a) / side**0.5, a)
-
-  jax.block_until_ready(products(a))
-  seconds = []
-  for _ in range(5):
-    start = time.perf_counter()
-    jax.block_until_ready(products(a))
-    seconds.append(time.perf_counter() - start)
-  return count * 2 * side**3 / min(seconds)
 
 
 def measure(
@@ -152,7 +135,7 @@ def main(argv: list[str]) -> None:
   backend = attention.resolve(
     FLAGS.attention, runtime.platform(), dtype, config.video.head_size
   )
-  best = peak(dtype, 256 if FLAGS.small else 8192) * len(devices)
+  best = matmul.peak(dtype, 256 if FLAGS.small else 8192) * len(devices)
   figures: dict[str, Any] = {
     "device": f"{len(devices)} x {devices[0].device_kind}",
     "jax": jax.__version__,

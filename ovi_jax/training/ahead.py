@@ -78,7 +78,7 @@ def step(
   with jax.set_mesh(mesh):
     trainer = stage.trainer_of(settings)
     state = stage.target_state(settings, trainer, mesh)
-    batch = _batch(settings, video, audio, mesh)
+    batch = batch_of(settings, video, audio, mesh)
     width = next(iter(settings.model.present().values())).text_width
     null_SE = partition.abstract((1, width), partition.replicated(mesh))
     shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -102,7 +102,7 @@ def step(
   )
 
 
-def _batch(
+def batch_of(
   settings: settings_lib.Settings,
   video: tuple[int, int, int] | None,
   audio: int | None,
