@@ -33,7 +33,9 @@ from ovi_jax.models import rope
 QUIET = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
 
 
-UNROLLED = 8  # blocks, at most, that a program for a CPU has one by one
+# Blocks, at most, that a program for a CPU has one by one, and their width:
+# wider ones lose more by the copy of each block's weights than loops cost.
+UNROLLED, WIDEST_UNROLLED = 8, 256
 
 # What the backward pass keeps of a block, by name; the rest is computed anew.
 REMAT: Mapping[str, Any] = {
@@ -58,9 +60,11 @@ def rematerialized(function: Any, name: str) -> Any:
 
 
 def unrolled(config: AV[dit.DiTConfig], platform: str) -> bool:
-  """Whether blocks should be unrolled: few of them, on a CPU."""
-  depth = next(iter(config.present().values())).blocks
-  return platform == "cpu" and depth <= UNROLLED
+  """Whether blocks should be unrolled: few and narrow ones, on a CPU."""
+  towers = config.present().values()
+  few = max(tower.blocks for tower in towers) <= UNROLLED
+  narrow = max(tower.width for tower in towers) <= WIDEST_UNROLLED
+  return platform == "cpu" and few and narrow
 
 
 _ALL: AV[Any] = AV()  # no number for any tower: everything of it counts
