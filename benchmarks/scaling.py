@@ -4,9 +4,9 @@
   python -m benchmarks.scaling [--only=NAME,…] [--dry_run]
 
 Runs the commands below, each some minutes on two cores, keeps their reports in
-`benchmarks/results/scaling/NAME.json`, and makes the tables of
-`docs/scaling.md` of all that are there. What is there is not run again. Beside
-each case stands a change of it that was tried (`NAME_tried`).
+`benchmarks/results/scaling/NAME.json`, and puts the tables of all that are
+there into `docs/scaling.md`, between its marks. What is there is not run again.
+Beside each case stands a change of it that was tried (`NAME_tried`).
 """
 
 import json
@@ -24,11 +24,12 @@ from typing import Any
 from absl import app
 from absl import flags
 
+from ovi_jax import files
 from ovi_jax import runtime
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "scaling"
-TABLE = HERE / "results" / "scaling.md"
+DOCUMENT = HERE.parent / "docs" / "scaling.md"
 STEPS = 50  # of a sampled clip
 GIB = 2**30
 
@@ -169,6 +170,21 @@ def _clip(programs: Sequence[Mapping[str, Any]]) -> str:
   return f"{low:.0f} to {high:.0f}"
 
 
+def filled(text: str, parts: Mapping[str, str]) -> str:
+  """A document with parts put between `<!-- NAME -->` and `<!-- /NAME -->`.
+
+  Raises:
+    ValueError: it does not have just one pair of these marks for each.
+  """
+  for name, part in parts.items():
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    if text.count(begin) != 1 or text.count(end) != 1:
+      raise ValueError(f"expected one {begin.strip()} and one {end.strip()}")
+    before, rest = text.split(begin)
+    text = before + begin + part + end + rest.split(end)[1]
+  return text
+
+
 FLAGS = flags.FLAGS
 
 
@@ -188,12 +204,19 @@ def main(argv: list[str]) -> None:
     for name in CASES
     if (RESULTS / f"{name}.json").exists()
   }
-  tables = [
-    table({n: r for n, r in found.items() if n.endswith(TRIED) == tried})
-    for tried in (False, True)
-  ]
-  TABLE.write_text("\n".join(tables), "utf-8")
-  print(TABLE.read_text("utf-8"), end="")
+  chosen, tried = (
+    table({n: r for n, r in found.items() if n.endswith(TRIED) == wanted})
+    for wanted in (False, True)
+  )
+  commands = [f"{n}: python {shlex.join(CASES[n])}" for n in found]
+  parts = {
+    "reports": chosen,
+    "tried": tried,
+    "commands": "\n".join(["```", *commands, "```", ""]),
+  }
+  with files.replacing(DOCUMENT) as temporary:
+    temporary.write_text(filled(DOCUMENT.read_text("utf-8"), parts), "utf-8")
+  print(chosen, tried, sep="\n", end="")
 
 
 if __name__ == "__main__":

@@ -47,3 +47,21 @@ def test_what_does_not_fit():
 def test_a_clip_of_unknown_length():
   with pytest.raises(ValueError):
     cells(sample=[STEP | {"program": "guided step"}, DECODING])
+
+
+def test_tables_go_between_their_marks():
+  text = "a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two -->\n<!-- /two -->\n"
+  for _ in range(2):
+    text = scaling.filled(text, {"one": "new\n", "two": "x\n"})
+  assert text == (
+    "a\n<!-- one -->\nnew\n<!-- /one -->\nb\n<!-- two -->\nx\n<!-- /two -->\n"
+  )
+  with pytest.raises(ValueError, match="expected one <!-- three -->"):
+    scaling.filled(text, {"three": ""})
+
+
+def test_the_document_has_the_marks():
+  scaling.filled(
+    scaling.DOCUMENT.read_text("utf-8"),
+    {"reports": "", "tried": "", "commands": ""},
+  )
