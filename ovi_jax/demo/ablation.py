@@ -18,6 +18,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -266,20 +267,30 @@ def mean_maps(clips: pathlib.Path) -> attention_maps.Maps:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-  """Quantities down, variants to the right: mean, and every seed."""
+  """Quantities down, variants to the right: mean, and every seed.
+
+  Of two variants, their difference seed by seed is the last column.
+  """
   variants = list(dict.fromkeys(row["variant"] for row in rows))
   quantities = list(dict.fromkeys(row["quantity"] for row in rows))
   values = {(r["variant"], r["quantity"]): r["values"] for r in rows}
-  lines = ["| | " + " | ".join(variants) + " |", "|---" * (len(variants) + 1)]
-  lines[1] += "|"
+  columns = [*variants]
+  if len(variants) == 2:
+    columns.append(f"{variants[0]} less {variants[1]}")
+  lines = ["| | " + " | ".join(columns) + " |", "|---" * len(columns) + "|---|"]
   for quantity in quantities:
-    cells = []
-    for variant in variants:
-      found = values[variant, quantity]
-      each = ", ".join(f"{value:.1f}" for value in found)
-      cells.append(f"**{np.mean(found):.1f}** ({each})")
+    cells = [_cell(values[v, quantity], "") for v in variants]
+    if len(variants) == 2:
+      one, other = (np.array(values[v, quantity]) for v in variants)
+      cells.append(_cell(one - other, "+"))
     lines.append(f"| {quantity} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float] | np.ndarray, sign: str) -> str:
+  """The mean, and all."""
+  each = ", ".join(f"{value:{sign}.1f}" for value in values)
+  return f"**{np.mean(values):{sign}.1f}** ({each})"
 
 
 FLAGS = flags.FLAGS

@@ -120,7 +120,8 @@ def test_the_table_is_of_scores_and_maps(settings, tmp_path):
   assert found["scaled", near.format("audio", "all heads")] == [50, 50]
   text = ablation.markdown(rows)
   assert (
-    "| sync F1, % | **51.0** (50.0, 52.0) | **61.0** (60.0, 62.0) |" in text
+    "| sync F1, % | **51.0** (50.0, 52.0) | **61.0** (60.0, 62.0) |"
+    " **-10.0** (-10.0, -10.0) |" in text
   )
 
 
