@@ -101,9 +101,13 @@ class Settings:
       ValueError: a field is missing or unknown.
     """
     fields = config.to_dict()
-    wrong = fields.keys() ^ {field.name for field in dataclasses.fields(cls)}
-    if wrong:
-      raise ValueError(f"config fields missing or unknown: {sorted(wrong)}")
+    known = {field.name for field in dataclasses.fields(cls)}
+    if fields.keys() != known:
+      raise ValueError(
+        "expected the config of an ablation, such as configs/ablations/"
+        f"audio_rope.py; fields missing: {sorted(known - fields.keys())},"
+        f" unknown: {sorted(fields.keys() - known)}"
+      )
     return cls(**fields)
 
 
