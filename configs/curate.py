@@ -3,6 +3,7 @@
   python -m ovi_jax.curation --config=configs/curate.py
     --config.inputs="('FOLDER',)" --config.out=DIR
     --config.stages.captions.url=http://HOST:8000/v1
+    --config.stages.captions.model=MODEL
   python -m ovi_jax.curation --config=configs/curate.py:sounds …
 
 Windows of 121 frames with their sound; `:sounds` for corpora of sound alone;
@@ -33,7 +34,7 @@ VIDEO = (
 SOUNDS = (
   ("files", ("probe",)),
   ("copies", ("distinct",)),
-  ("clips", ("sounds", "speech")),
+  ("clips", ("sounds", "speech", "cut")),
   ("captions", ("captions",)),
   ("pack", ("pack",)),
 )
@@ -77,7 +78,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def _make_mini(config: ml_collections.ConfigDict) -> None:
   """Take small media, and no weights but those that packages bring."""
   config.shard_size = 2
-  if "cut" in config.stages:
+  if "synchrony" in config.stages:
     config.stages.probe.least_area = MINI_AREA
     config.stages.cut.area = MINI_AREA
     config.stages.synchrony.without_weights = "pass"

@@ -133,6 +133,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if not wanted.get("counts", True):
       del whole["usage"]
     content = json.dumps(whole).encode()
+    if kind == "raw":
+      content = wanted["content"]
     if kind == "slow":
       time.sleep(wanted["seconds"])
     if kind == "closed":

@@ -1,10 +1,13 @@
 """What docs/curation.md shows is so."""
 
+import ast
 import importlib.util
 import pathlib
 import re
+import shlex
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +16,17 @@ from configs import curate
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import store
+from ovi_jax.curation.media import container as containers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "curation.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
 
 
 @pytest.fixture
 def loud(monkeypatch) -> types.ModuleType:
   """The stage that the document adds."""
-  (source,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
+  (source,) = (block for block in BLOCKS if "VERSION" in block)
   module = types.ModuleType("mine_loud")
   monkeypatch.setitem(sys.modules, "mine_loud", module)
   exec(source, vars(module))
@@ -66,3 +71,50 @@ def test_flags_and_passes_of_its_commands_are_there():
   assert set(re.findall(r"--only_pass=(\w+)", TEXT)) <= passes
   known = set(curate.get_config()) | {"inputs", "out"}
   assert set(re.findall(r"--config\.(\w+)", TEXT)) <= known
+
+
+def _documented() -> list[list[str]]:
+  """Words of all commands of the document that run curation with a config."""
+  text = TEXT.replace("\\\n", " ").replace("\n          ", " ")
+  program = r"python -m ovi_jax\.curation(?:\.report)?"
+  lines = re.findall(rf"{program} (--config[^`\n]*)", text)
+  return [shlex.split(line) for line in lines]
+
+
+def _own() -> Any:
+  """The config file of one's own."""
+  (source,) = (block for block in BLOCKS if "get_config" in block)
+  found: dict[str, Any] = {}
+  exec(source, found)
+  return found["get_config"]()
+
+
+def test_its_commands_have_settings_that_can_be(monkeypatch):
+  # Whatever weights they name are there.
+  monkeypatch.setattr(containers, "given", lambda _, path: path)
+  monkeypatch.setattr(containers, "digest", str)
+  commands = _documented()
+  assert len(commands) >= 5
+  for words in commands:
+    own = words[0] == "--config=mine.py"
+    assert own or words[0] == "--config=configs/curate.py", words
+    config = _own() if own else curate.get_config()
+    config.out = config.out or "/data/run"
+    config.stages.people.detector = "whole"
+    for word in words[1:]:
+      if word.startswith("--config."):
+        name, _, value = word.removeprefix("--config.").partition("=")
+        _set(config, name, value)
+    settings.Settings.from_config(config)
+
+
+def _set(config: Any, name: str, text: str) -> None:
+  """As the flag of a field does."""
+  *path, last = name.split(".")
+  for each in path:
+    config = config[each]
+  assert last in config, name
+  if isinstance(config[last], str):
+    config[last] = text
+  elif "$" not in text and "…" not in text:
+    config[last] = type(config[last])(ast.literal_eval(text))

@@ -69,44 +69,45 @@ def killed(
   out: pathlib.Path,
   wanted: dict[str, bytes],
   kills: int,
-) -> set[int]:
+) -> list[int]:
   """Kill a command so often, then let it end, and compare.
+
+  The moments are spread over the run, by the files that it has written: one in
+  each of so many parts, at random within it.
 
   Args:
     words: of the command.
     out: where it writes.
     wanted: what an undisturbed run left there.
-    kills: every fifth is of a worker, which the run survives.
+    kills: of the command, every third of a worker, which the run survives.
 
   Returns:
-    How many files there were at the kills.
+    How many files there were at each kill.
   """
   moments = random.Random(kills)
-  found = set()
+  part = len(wanted) / kills
+  found = []
   for number in range(kills):
+    until = int(part * (number + moments.random()))
     with started(words) as process:
-      # By files, not by time: most of that is the start, on a busy machine.
-      until = written(out) + moments.randrange(1, 15)
       while process.poll() is None and written(out) < until:
         time.sleep(0.001)
       time.sleep(moments.uniform(0, 0.05))
+      assert process.poll() is None, "it ended before it was to be killed"
+      found.append(written(out))
       victim = process.pid
       workers = members(process.pid) - {process.pid}
-      if number % 5 == 4 and workers:
+      if number % 3 == 2 and workers:
         victim = max(workers)
       with contextlib.suppress(ProcessLookupError):
         os.kill(victim, signal.SIGKILL)
       if victim == process.pid:
-        assert process.wait() in (-signal.SIGKILL, 0)
+        assert process.wait() == -signal.SIGKILL
       else:
-        said, _ = process.communicate(timeout=LONGEST)
-        assert process.returncode == 0, said
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.wait()
       wait(lambda: not members(process.pid), "the end of the workers")
-    found.add(len(harness.contents(out)) if out.exists() else 0)
-    if harness.contents(out) == wanted:
-      # All was done: begin anew, for the sake of the kills that are left.
-      for path in sorted(out.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
   code, said = run(words)
   assert code == 0, said
   assert harness.contents(out) == wanted

@@ -163,7 +163,10 @@ def test_killed_at_random_moments_it_makes_the_same(folder, tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     wanted = harness.contents(alone)
     words = command(folder, out, server.url, **fields)
-    killing.killed(words, out, wanted, KILLS)
+    found = killing.killed(words, out, wanted, KILLS)
+  # The first kills come before the media are looked at, the last after it.
+  assert min(found) < len(wanted) / 2 < max(found)
+  print(f"{KILLS} kills, at {found} of {len(wanted)} files")
 
 
 @pytest.mark.slow

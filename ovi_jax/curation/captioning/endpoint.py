@@ -70,10 +70,6 @@ class Settings:
 
   def __post_init__(self):
     _check_url(self.url)
-    if not self.model:
-      raise ValueError(
-        "model: expected the name that the endpoint serves it as"
-      )
     for name in ("concurrency", "tokens_expected", "attempts"):
       if getattr(self, name) < 1:
         raise ValueError(
@@ -340,12 +336,12 @@ class Client:
     """What a body of status 200 says."""
     try:
       found = json.loads(body)
-      choice, usage = found["choices"][0], found.get("usage") or {}
+      choice, usage = found["choices"][0], found.get("usage")
       return cache.Reply(
         text=str(choice["message"].get("content") or ""),
         finish=str(choice.get("finish_reason") or ""),
-        tokens_in=int(usage.get("prompt_tokens") or 0),
-        tokens_out=int(usage.get("completion_tokens") or 0),
+        tokens_in=_tokens(usage, "prompt_tokens"),
+        tokens_out=_tokens(usage, "completion_tokens"),
       )
     except (
       AttributeError,
@@ -370,6 +366,13 @@ class Client:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
+def _tokens(usage: Any, name: str) -> int:
+  """What an endpoint counted; 0 of what is no count: the answer stands."""
+  count = usage.get(name) if isinstance(usage, dict) else None
+  whole = isinstance(count, int) and not isinstance(count, bool)
+  return count if whole and 0 <= count < 2**53 else 0
+
+
 def _retry_after(headers: Mapping[str, str]) -> float:
   """Seconds that an answer asks to wait; 0 if it does not say, or not well."""
   value = headers.get("retry-after", "")
@@ -385,5 +388,5 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     if date:
       now = email.utils.parsedate_to_datetime(date).timestamp()
     return max(0.0, wanted - now)
-  except ValueError:
+  except (OverflowError, TypeError, ValueError):
     return 0.0

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import pathlib
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -65,6 +66,22 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         f"expected a file of one of the formats {FORMATS}: {error.strerror}"
       ) from error
     yield container
+
+
+def given(setting: str, path: str | os.PathLike[str]) -> pathlib.Path:
+  """A file that a setting names.
+
+  Args:
+    setting: its name, for the error.
+    path: its value.
+
+  Raises:
+    ValueError: there is no such file.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f"{setting}: expected a file, {path} is none")
+  return path
 
 
 def digest(path: str | os.PathLike[str]) -> str:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from ovi_jax.curation.captioning import answers
 from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import chat
 from ovi_jax.curation.captioning import endpoint
+from ovi_jax.curation.media import container as containers
 from ovi_jax.curation.media import kept
 
 VERSION = 1
@@ -122,8 +122,8 @@ def identity(config: Config) -> dict[str, Any]:
   asked = [chat.request(_asking(config), *given) for given in _KINDS]
   tokenizer = ""
   if config.tokenizer:
-    content = pathlib.Path(config.tokenizer).read_bytes()
-    tokenizer = hashlib.sha256(content).hexdigest()
+    file = containers.given("captions.tokenizer", config.tokenizer)
+    tokenizer = containers.digest(file)
   return {**result, "asked": asked, "tokenizer": tokenizer}
 
 

@@ -101,7 +101,9 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
       frames = len(video_THWC)
       made[kept.VIDEO] = encode(video_THWC)
       made |= _pictures(video_THWC, config.frames)
-    if "people" in clip.facts:
+    # `synchrony` reads the faces of clips in which someone speaks.
+    spoken = clip.facts.get("speech", {}).get("speaking", True)
+    if "people" in clip.facts and spoken:
       tracks = clip.facts["people"]["tracks"]
       faces = crops.of_tracks(media.pictures_25, tracks)
       made[kept.FACES] = crops.pack(faces)

@@ -77,7 +77,9 @@ def identity(config: Config) -> dict[str, Any]:
   values = dataclasses.asdict(config)
   for name in ("clip", "head"):
     if values[name]:
-      values[name] = containers.digest(values[name])
+      values[name] = containers.digest(
+        containers.given(f"look.{name}", values[name])
+      )
   return values
 
 

@@ -85,7 +85,9 @@ def identity(config: Config) -> dict[str, Any]:
   """What the windows depend on: the weights' content, not their place."""
   values = dataclasses.asdict(config)
   if config.detector == "transnetv2":
-    values["weights"] = containers.digest(config.weights)
+    values["weights"] = containers.digest(
+      containers.given("shots.weights", config.weights)
+    )
   return values
 
 

@@ -107,7 +107,7 @@ def identity(config: Config) -> dict[str, Any]:
   values = dataclasses.asdict(config)
   del values["batch"]
   if config.weights:
-    values["weights"] = containers.digest(_existing(config))
+    values["weights"] = containers.digest(_file(config))
   return values
 
 
@@ -121,7 +121,7 @@ def load(
   """
   embed = None
   if config.weights:
-    embed = _network(str(_existing(config)))
+    embed = _network(str(_file(config)))
   elif config.without_weights == "error":
     raise ValueError(
       "synchrony.weights: expected a path to SyncNet's weights"
@@ -140,13 +140,8 @@ def load(
   return run
 
 
-def _existing(config: Config) -> pathlib.Path:
-  path = pathlib.Path(config.weights)
-  if not path.is_file():
-    raise ValueError(
-      f"synchrony.weights: expected a file of SyncNet's weights, {path} is none"
-    )
-  return path
+def _file(config: Config) -> pathlib.Path:
+  return containers.given("synchrony.weights", config.weights)
 
 
 def _network(path: str) -> Embed:

@@ -1,7 +1,7 @@
 """Train SyncNet on the demo world's faces, and see what it finds.
 
   python -m ovi_jax.curation.sync.train --out=syncnet.safetensors
-    [--divisor=8 --steps=500 --seed=0]
+    [--divisor=8 --steps=300 --seed=0]
   python -m ovi_jax.curation.sync.train --evaluate=syncnet.safetensors
     [--clips=20 --seed=0]
 

@@ -261,6 +261,35 @@ def test_tokens_keep_to_their_rate_where_nobody_counts_them():
   assert clock.time - 100 == pytest.approx(30)
 
 
+@pytest.mark.parametrize(
+  "usage",
+  [
+    '{"prompt_tokens": 1e999, "completion_tokens": -4}',
+    '{"prompt_tokens": "many"}',
+    '"none"',
+    "[1]",
+    "null",
+  ],
+)
+def test_an_answer_stands_whatever_is_counted(usage):
+  def script(number, body):
+    text = '{"choices": [{"message": {"content": "Words"}}], "usage": %s}'
+    return {"kind": "raw", "content": (text % usage).encode()}
+
+  with captioner.serving(script) as server:
+    (reply,), _ = ask(settings(server.url))
+    assert (reply.text, reply.tokens_in, reply.tokens_out) == ("Words", 0, 0)
+    assert len(server.bodies) == 1
+
+
+def test_a_date_beyond_all_calendars_asks_for_no_wait():
+  far = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
+  script = captioner.in_turn(captioner.status(429, **{"Retry-After": far}))
+  with captioner.serving(script) as server:
+    (reply,), _ = ask(settings(server.url))
+  assert reply.text
+
+
 def test_the_pool_is_no_larger_than_asked():
   three = threading.Barrier(3)
 

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.curation import harness
+from tests.curation import killing
 from tests.curation.engine import kill_test
 
 pytest.importorskip(
@@ -24,11 +25,11 @@ def run(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> tuple[int, str]:
   words = kill_test.command(inputs, out, *more, "--beam", "--", *TWO)
   done = subprocess.run(
     words,
-    cwd=kill_test.ROOT,
-    env=os.environ | {"PYTHONPATH": str(kill_test.ROOT)},
+    cwd=killing.ROOT,
+    env=os.environ | {"PYTHONPATH": str(killing.ROOT)},
     capture_output=True,
     text=True,
-    timeout=kill_test.LONGEST * 3,
+    timeout=killing.LONGEST * 3,
   )
   return done.returncode, done.stdout + done.stderr
 
@@ -38,7 +39,7 @@ def test_two_workers_write_the_same_files(tmp_path):
   (inputs / "5.txt").write_text("one a\none b\nraise it\ncrash\n")
   seen = tmp_path / "seen"
   limit = "--config.quota=0.6"
-  code, said = kill_test.run(kill_test.command(inputs, tmp_path / "one", limit))
+  code, said = killing.run(kill_test.command(inputs, tmp_path / "one", limit))
   assert code == 0, said
   code, said = run(
     inputs, tmp_path / "two", limit, f"--config.stages.weigh.seen={seen}"

@@ -48,7 +48,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_left_alone(
   inputs, wanted = alone
   out = tmp_path / "out"
   found = killing.killed(command(inputs, out), out, wanted, 20)
-  assert len(found) > 6, "the kills were all at the same places"
+  assert len(set(found)) > 10, "the kills were all at the same places"
 
 
 def test_no_worker_outlives_its_parent_though_it_hangs(tmp_path):

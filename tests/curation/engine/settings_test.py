@@ -119,8 +119,8 @@ def test_the_config_has_all_fields_of_its_stages(kind):
 
 def test_a_stage_that_is_wrong_is_named():
   config = curate.get_config("sounds")
-  config.out = "out"
-  with pytest.raises(ValueError, match=r"^config\.stages\.captions: model: "):
+  config.out, config.stages.captions.url = "out", "ftp://host"
+  with pytest.raises(ValueError, match=r"^config\.stages\.captions: url: "):
     settings.Settings.from_config(config)
 
 
