@@ -216,8 +216,7 @@ def make(
 
 def _blocks(kind: str, queries: int, keys: int) -> tuple[int, int]:
   """Rows of a flash kernel's blocks."""
-  (rows, _), (columns, _) = splash.blocks(kind, queries, keys)
-  return rows, columns
+  return splash.blocks_of_filled(kind, queries, keys)
 
 
 def _refused(

@@ -90,7 +90,7 @@ def check(sizes: Mapping[str, int], heads: int, scheme: str) -> None:
       f"mesh: {heads} heads cannot be divided by {by}; take a divisor of"
       f" {heads} ({', '.join(map(str, good))})"
       + "; or context_attention ring, which divides no heads"
-      * (parts != tensor)
+      * (parts != tensor and heads % tensor == 0)
     )
 
 

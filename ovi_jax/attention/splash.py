@@ -121,6 +121,15 @@ def blocks(
   return block(queries, limits["queries"]), block(keys, limits["keys"])
 
 
+def blocks_of_filled(target: str, queries: int, keys: int) -> tuple[int, int]:
+  """The blocks that `blocks` chose, from the lengths that it filled up to.
+
+  A larger block that divides the filled length would have been taken.
+  """
+  limits = limits_of(target, keys)
+  return _divisor(queries, limits["queries"]), _divisor(keys, limits["keys"])
+
+
 def block(length: int, limit: int) -> tuple[int, int]:
   """The block for a length: least filling first, then the largest block.
 

@@ -9,6 +9,7 @@ import pytest
 
 from ovi_jax.attention import attention
 from ovi_jax.attention import blockwise
+from ovi_jax.attention import context
 from ovi_jax.parallel import mesh as meshes
 
 MESHES = {
@@ -127,3 +128,24 @@ def test_the_tpu_kernel_over_a_mesh(scheme, length):
   arrays = drawn(320, 320, heads=2, size=128)
   mesh = meshes.make(jax.devices()[:2], context=2)
   compare(arrays, mesh, "splash", length, scheme)
+
+
+@pytest.mark.parametrize(
+  "sizes, heads, scheme, said",
+  [
+    ({"context": 5, "tensor": 1}, 24, "all_to_all", "24"),
+    ({"context": 4, "tensor": 4}, 24, "all_to_all", "24"),
+    ({"context": 1, "tensor": 5}, 24, "ring", "24"),
+    ({"context": 2, "tensor": 1}, 24, "spiral", "spiral.*ring"),
+  ],
+)
+def test_meshes_that_cannot_divide_the_heads(sizes, heads, scheme, said):
+  sizes = {"data": 1, "fsdp": 1, **sizes}
+  with pytest.raises(ValueError, match=said):
+    context.check(sizes, heads, scheme)
+
+
+def test_meshes_that_can_divide_the_heads():
+  sizes = {"data": 1, "fsdp": 1, "context": 4, "tensor": 2}
+  context.check(sizes, 24, "all_to_all")
+  context.check({**sizes, "context": 5}, 24, "ring")

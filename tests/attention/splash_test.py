@@ -46,6 +46,13 @@ def test_blocks_fill_little(length, block, filled):
   assert splash.block(length, 1024) == (block, filled)
 
 
+@pytest.mark.parametrize("length", [157, 7843, 15004, 15686, 27900, 54900])
+def test_blocks_are_known_of_what_they_filled_up(length):
+  (rows, queries), (columns, keys) = splash.blocks("TPU v5", length, length)
+  found = splash.blocks_of_filled("TPU v5", queries, keys)
+  assert found == (rows, columns)
+
+
 def test_rows_of_the_table_are_whole():
   chips: dict = {}
   for row in splash.table():

@@ -169,7 +169,8 @@ def test_eight_devices_equal_one(config, params, sizes, part):
   placed = jax.device_put({"decoder": params["decoder"]}, place)
   with jax.set_mesh(mesh):
     many = codec.decode(config, placed, latents)
-  parity.assert_close(many, codec.decode(config, params, latents), "devices")
+  one = codec.decode(config, params, latents)
+  assert parity.relative_error(many, one) < 1e-5
   # Each device holds its part of the state, and one program does all steps.
   side = config.spatial_stride
   size = 1, 8 * side, 4 * side
