@@ -195,9 +195,11 @@ def _variant(
   name = run_name(variant, seed)
   place = home / name
   common = shared(settings)
-  for stage in (each for each in settings.stages if each not in common):
-    yield _training(settings, home, stage, variant, seed)
   out = place / "weights"
+  for stage in (each for each in settings.stages if each not in common):
+    step = _training(settings, home, stage, variant, seed)
+    # With the weights there, no run has to be opened to see that it is done.
+    yield dataclasses.replace(step, makes=out)
   run = place / list(settings.stages)[-1]
   yield recipe.export(f"{name} export", run, weights, out)
   clips, scores = place / "clips", place / "scores.json"
