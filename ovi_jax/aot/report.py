@@ -78,13 +78,14 @@ class Report:
   @property
   def ratio(self) -> float | None:
     """Operations done over operations asked for."""
-    if not self.model_operations:
+    if not self.model_operations or self.peak is None:
       return None
     return self.operations / self.model_operations
 
   @property
   def bound(self) -> str:
-    return max(self.seconds, key=lambda name: self.seconds[name])
+    """What takes longest alone; "" of a program that was refused."""
+    return max(self.seconds, key=lambda name: self.seconds[name], default="")
 
   def lines(self) -> list[str]:
     """For a reader."""
@@ -94,7 +95,13 @@ class Report:
       f" {axes or 'of one'}; compiled in {self.compile_seconds:.0f} s"
     ]
     if self.peak is None:
-      return [*lines, f"  does not fit: {self.said}", *self._advice()]
+      return [
+        *lines,
+        f"  does not fit: {self.said}",
+        f"  memory of a chip: {_gib(self.arguments)} of arguments,"
+        f" {_gib(self.temporaries)} temporary, of {_gib(self.capacity)}",
+        *self._advice(),
+      ]
     share = self.peak / self.capacity
     lines += [
       f"  memory of a chip: {_gib(self.arguments)} of arguments,"
@@ -121,13 +128,24 @@ class Report:
     return f", {asked:.1f} of the model: {self.ratio:.3f}"
 
   def _advice(self) -> list[str]:
+    """The largest arrays, and what of the mesh and the settings would help."""
     listed = [f"    {_gib(size)} {name}" for name, size in self.largest.items()]
+    split = math.prod(self.mesh.get(n, 1) for n in ("fsdp", "context"))
+    helps = [
+      "more devices along fsdp or context, which split weights and their states"
+      if split < self.devices
+      else "more devices, or more of these along context, which splits tokens"
+    ]
+    if self.program.startswith("training"):
+      helps.append(
+        "more parts, as long as each chip has more than one example of a part"
+      )
+      helps.append("remat=full, average_on_host")
+    which = "arguments" if self.peak is None else "arrays"
     return [
-      "  the largest arrays of a chip:",
+      f"  the largest {which} of a chip:",
       *listed,
-      "  what helps: more devices along fsdp or context, which split weights"
-      " and their states; in training more parts (gradients of fewer examples"
-      " at a time), remat=full, average_on_host; in sampling more context",
+      f"  what helps: {'; '.join(helps)}",
     ]
 
   def plain(self) -> dict[str, Any]:
@@ -227,6 +245,7 @@ def _refused(
 ) -> Report:
   """The compiler found no room."""
   needs = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", said)
+  whole = re.search(r"HLO temporaries \(([\d.]+)([KMG])\)", said)
   temporaries = {
     f"{shape} {name}": int(float(size) * _UNITS[unit])
     for size, unit, name, shape in re.findall(
@@ -239,12 +258,12 @@ def _refused(
   return Report(
     **shared,
     arguments=sum(arguments.values()),
-    temporaries=0,
+    temporaries=int(float(whole[1]) * _UNITS[whole[2]]) if whole else 0,
     peak=None,
     operations=0.0,
     traffic=0.0,
     messages={},
-    seconds={"products": 0.0},
+    seconds={},
     compile_seconds=seconds,
     largest=_first(dict(arguments) | temporaries),
     said=needs[0] if needs else said.splitlines()[0],
