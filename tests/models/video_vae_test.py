@@ -82,6 +82,7 @@ def test_frames_are_the_originals(golden, config, params, latents, dtype, kind):
   assert error <= parity.TOLERANCE[kind] * np.abs(reference).max()
 
 
+@pytest.mark.slow
 def test_a_whole_clip_is_what_streams_through(config, params):
   mean = np.linspace(-1, 1, config.z_dim)
   other = dataclasses.replace(

@@ -32,7 +32,10 @@ def params(config):
   "mel, wave, dtype, kind",
   [
     ("avae_mel_aud", "voc_wav_aud", jnp.float32, "forward"),
-    ("avae_mel_aud", "voc_wav_aud", jnp.bfloat16, "bfloat16"),
+    pytest.param(
+      *("avae_mel_aud", "voc_wav_aud", jnp.bfloat16, "bfloat16"),
+      marks=pytest.mark.slow,
+    ),
     ("avae_mel", "voc_wav", jnp.float32, "forward"),
   ],
 )

@@ -39,14 +39,6 @@ BATCH = 8
 LATENTS = (3, 4, 6, 8), (9, 4)  # 18 tokens: eight devices get 3 each
 
 
-def choices(*short: str) -> list[Any]:
-  """All meshes, the others than these in the slow tests."""
-  return [
-    pytest.param(n, marks=[] if n in short else [pytest.mark.slow])
-    for n in MESHES
-  ]
-
-
 def config(width: int = 64, heads: int = 8) -> AV[dit.DiTConfig]:
   shared: dict[str, Any] = {"width": width, "heads": heads, "blocks": 2}
   shared |= {"feed_forward": 96, "time_width": 16}
@@ -133,7 +125,8 @@ def alone(what: str) -> Any:
     return trained(model("all_to_all"), mesh)
 
 
-@pytest.mark.parametrize("name", choices())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_a_sampling_step(name):
   sizes, scheme = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
@@ -145,7 +138,8 @@ def test_a_sampling_step(name):
     assert parity.relative_error(a, b) < 1e-5
 
 
-@pytest.mark.parametrize("name", choices("mixed, all-to-all"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_a_training_step(name):
   sizes, scheme = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
