@@ -170,6 +170,27 @@ def test_killed_at_random_moments_it_makes_the_same(folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_beam_makes_the_same(folder, tmp_path):
+  pytest.importorskip("apache_beam", reason="make test-curate has it")
+  fields = {**SMALL, "shard_size": 1}
+  beam = ["--beam", "--", "--runner=DirectRunner", "--direct_num_workers=2"]
+  beam += ["--direct_running_mode=multi_processing"]
+  with captioner.serving() as server:
+    alone, out = tmp_path / "alone", tmp_path / "beam"
+    ended = run(folder, alone, server.url, **fields)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ended = subprocess.run(
+      command(folder, out, server.url, **fields) + beam,
+      cwd=ROOT,
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      capture_output=True,
+      text=True,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+  assert harness.contents(out) == harness.contents(alone)
+
+
+@pytest.mark.slow
 def test_sounds_alone(tmp_path):
   folder, out = tmp_path / "sounds", tmp_path / "out"
   folder.mkdir()
