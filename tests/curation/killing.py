@@ -93,7 +93,8 @@ def killed(
       while process.poll() is None and written(out) < until:
         time.sleep(0.001)
       time.sleep(moments.uniform(0, 0.05))
-      assert process.poll() is None, "it ended before it was to be killed"
+      if process.poll() is not None:
+        continue  # It was done before its turn came: the last part is short.
       found.append(written(out))
       victim = process.pid
       workers = members(process.pid) - {process.pid}
@@ -102,12 +103,13 @@ def killed(
       with contextlib.suppress(ProcessLookupError):
         os.kill(victim, signal.SIGKILL)
       if victim == process.pid:
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait() in (-signal.SIGKILL, 0)
       else:
         time.sleep(moments.uniform(0, 0.5))
         process.kill()
         process.wait()
       wait(lambda: not members(process.pid), "the end of the workers")
+  assert len(found) >= 0.8 * kills, f"only {len(found)} of {kills} kills met it"
   code, said = run(words)
   assert code == 0, said
   assert harness.contents(out) == wanted

@@ -166,7 +166,7 @@ def test_killed_at_random_moments_it_makes_the_same(folder, tmp_path):
     found = killing.killed(words, out, wanted, KILLS)
   # The first kills come before the media are looked at, the last after it.
   assert min(found) < len(wanted) / 2 < max(found)
-  print(f"{KILLS} kills, at {found} of {len(wanted)} files")
+  print(f"{len(found)} kills, at {found} of {len(wanted)} files")
 
 
 @pytest.mark.slow
