@@ -202,6 +202,10 @@ def make(
     "capacity": int(chip.memory * chips.GIB),
     "model_operations": model_operations and model_operations / mesh.size,
   }
+  if (alone := sum(arguments.values())) > shared["capacity"]:
+    # No need to compile it to see that.
+    said = f"its arguments alone are {_gib(alone)} of a chip"
+    return _refused(shared, arguments, said, 0.0)
   began = time.perf_counter()
   try:
     compiled = lowered.compile()

@@ -25,6 +25,8 @@ def started(words: list[str]) -> Iterator[subprocess.Popen]:
     stderr=subprocess.STDOUT,
     text=True,
     start_new_session=True,
+    # A shell's background jobs, and what they start, ignore SIGINT.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   try:
     yield process
