@@ -337,7 +337,9 @@ def _make(
   for number, job in enumerate(jobs, 1):
     start = noise
     if start is None:
-      start = noises.draw(job.request.seed, job.clip, channels)
+      seed = job.request.seed
+      assert seed is not None, "expand gives each a seed"
+      start = noises.draw(seed, job.clip, channels)
     title = f"[{number}/{len(jobs)}] {job.path.stem}"
     image = None if job.request.image is None else first[job.request.image]
     with tqdm.tqdm(

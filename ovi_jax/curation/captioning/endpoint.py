@@ -369,8 +369,9 @@ class Client:
 def _tokens(usage: Any, name: str) -> int:
   """What an endpoint counted; 0 of what is no count: the answer stands."""
   count = usage.get(name) if isinstance(usage, dict) else None
-  whole = isinstance(count, int) and not isinstance(count, bool)
-  return count if whole and 0 <= count < 2**53 else 0
+  if not isinstance(count, int) or isinstance(count, bool):
+    return 0
+  return count if 0 <= count < 2**53 else 0
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
