@@ -18,6 +18,9 @@ LONGEST = 120.0  # seconds that anything waited for may take
 @contextlib.contextmanager
 def started(words: list[str]) -> Iterator[subprocess.Popen]:
   """The command in a session of its own; nothing of it is left after."""
+  # A shell's background jobs ignore SIGINT, and so does what they start, unless
+  # it is handled here.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
     words,
     cwd=ROOT,
@@ -25,9 +28,8 @@ def started(words: list[str]) -> Iterator[subprocess.Popen]:
     stderr=subprocess.STDOUT,
     text=True,
     start_new_session=True,
-    # A shell's background jobs, and what they start, ignore SIGINT.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
+  signal.signal(signal.SIGINT, before)
   try:
     yield process
   finally:
