@@ -82,16 +82,7 @@ _LIMITS = """\
 """
 
 
-# What was tried for goals that are not reached.
-_TRIED = """\
-Tried for them, on forty other prompts, where the settings advised give a sync
-F1 of 68 % and colour 95 %: 40 steps of sampling (67, 93); guidance of 1 (70,
-85) and of 2 (68, 93); no skip-layer guidance (68, 95); the weights before the
-last stage, in which picture and sound have noise levels of their own (69, 93).
-The codec of pictures gained by longer crops, which its frames far from the
-first need. Not tried, for the hours it takes on two cores: longer training,
-more tokens a frame.
-"""
+_TRIED = "What was tried for them is told in docs/evaluation.md.\n"
 
 
 def text(root: pathlib.Path, weights: pathlib.Path, seed: int) -> str:

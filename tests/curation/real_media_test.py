@@ -8,16 +8,13 @@ import pathlib
 import pytest
 
 from benchmarks import shots as comparison
-from ovi_jax.convert import standin
 from ovi_jax.curation.media import cuts
 from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import shots
 from ovi_jax.data import builder
-from ovi_jax.data import loader
-from ovi_jax.data import settings as settings_lib
 from tests.curation import caption_server as captioner
 from tests.curation import packages
-from tests.curation import whole_way_test as whole_way
+from tests.curation import whole_run
 
 pytestmark = pytest.mark.slow
 
@@ -57,27 +54,12 @@ def test_films_become_records_that_train(film, tmp_path):
   for path in (film, bunny):
     (folder / path.name).symlink_to(path)
   with captioner.serving() as server:
-    ended = whole_way.run(folder, out, server.url, workers=2)
+    ended = whole_run.run(folder, out, server.url, workers=2)
   assert ended.returncode == 0, ended.stdout + ended.stderr
-  path = whole_way.records(out)
+  path = whole_run.records(out)
   found = [r for s in builder.splits(path) for r in builder.read(path, s)]
   assert any("bigbuckbunny" in record.source for record in found)
   assert all(record.frames == 121 and record.video for record in found)
   first = found[0]
-  bucket = settings_lib.Bucket(
-    video=(31, first.height // 16, first.width // 16), audio=157
-  )
-  batch = next(
-    loader.load(
-      settings_lib.LoaderSettings(
-        sources=(settings_lib.Source(path=str(path)),),
-        buckets=(bucket,),
-        media=True,
-        drop_unfit=True,
-        tokenizer=str(standin.HERE / "tokenizer.json"),
-      ),
-      batch=1,
-      seed=0,
-    )
-  )
+  batch = whole_run.batch(path, first.height, first.width, 1, drop_unfit=True)
   assert batch.latents.video.shape == (1, 121, first.height, first.width, 3)

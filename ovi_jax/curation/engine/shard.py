@@ -346,7 +346,9 @@ def _outcomes(
       return lines
     except stages.Unavailable:
       raise
-    except Exception as error:  # as in `_outcome`
+    # As above: what the clips raise is kept. Here of all at once, so they are
+    # tried again in halves, until it is known whose fault it is.
+    except Exception as error:
       # Half as many clips take less memory, one of them no less disk.
       if len(pairs) == 1 or not isinstance(error, MemoryError):
         _stop_if_full(step, pairs[0][0], error)

@@ -32,7 +32,7 @@ LARGEST_AREA = 1280 * 1280
 # Containers round time stamps to milliseconds: a frame that is so little late
 # counts as shown.
 _ROUNDING = 2e-3
-_FPS_25 = 25  # of the pictures that lips are read from
+FPS_25 = 25  # of the pictures that lips are read from
 _EARLIER = 0.5  # seconds of sound decoded before a window: codecs need a run-up
 _JUMP = 0.02  # seconds the sound's clock may differ before it is put right
 
@@ -164,7 +164,7 @@ def window(
   Args and errors are those of `video`.
   """
   times = _times(start, seconds, geometry.FPS, 0)
-  return _decoded(path, times, _times(start, seconds, _FPS_25, 0.5), area)
+  return _decoded(path, times, _times(start, seconds, FPS_25, 0.5), area)
 
 
 def _times(start: float, seconds: float, fps: int, within: float) -> np.ndarray:
