@@ -104,6 +104,7 @@ def codec(
       "component": component,
       "model": model,
       "initial": "",
+      "trains": "all",
       "task": task,
       "data": {
         "sources": ("world:0",),
@@ -147,7 +148,7 @@ def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
           "mean": 0.0,
           "deviation": 1.0,
           "shift": 1.0,
-          "shared": True,
+          "shared": 1.0,
         },
         "prompt_dropout": {"video": 0.1, "audio": 0.1},  # ours
         "first_frame": 0.0,

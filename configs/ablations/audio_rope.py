@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.fields = (
     "batch=8",
     "optimizer.average_decay=0.99",
-    "objective.times.shared=False",  # so that each tower needs the other
+    "objective.times.shared=0.0",  # so that each tower needs the other
     "model.video.width=128",
     "model.video.heads=4",
     "model.video.feed_forward=384",

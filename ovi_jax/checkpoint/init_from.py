@@ -34,7 +34,6 @@ from ovi_jax.checkpoint import weights
 
 # The layers of cross-attention that listen to the other tower.
 FUSION_LAYERS = r"blocks/(video|audio)/cross_attention/fusion_.*"
-_COMPONENT = "fusion"
 _CHECKPOINTS = "checkpoints"  # within the directory of a run
 
 Init = Callable[[jax.Array], Any]
@@ -56,6 +55,7 @@ class Source:
     take: patterns of the paths it supplies.
     leave: patterns of paths it shall not supply, whether or not it has them.
     averaged: of checkpoints, take the moving average where there is one.
+    component: in converted weights, the one that holds the parameters.
     groups: in a checkpoint, the branches of its state that hold parameters.
     average: the branch that holds their average.
   """
@@ -64,6 +64,7 @@ class Source:
   take: tuple[str, ...]
   leave: tuple[str, ...] = ()
   averaged: bool = True
+  component: str = "fusion"
   groups: tuple[str, ...] = ("trained", "frozen")
   average: str = "average"
 
@@ -251,7 +252,7 @@ def _open(source: Source) -> _Opened:
   """Look into a source, whatever it is."""
   path = pathlib.Path(source.path)
   if (path / directory.MANIFEST).is_file():
-    return _open_weights(path)
+    return _open_weights(source, path)
   if saved.is_step(path.name) and path.is_dir():
     return _open_checkpoint(source, path)
   # A run's directory, or that of its checkpoints.
@@ -265,10 +266,10 @@ def _open(source: Source) -> _Opened:
   )
 
 
-def _open_weights(path: pathlib.Path) -> _Opened:
+def _open_weights(source: Source, path: pathlib.Path) -> _Opened:
   """A directory of converted weights."""
-  directory.read(path, needs=(_COMPONENT,))
-  file = directory.component_file(path, _COMPONENT)
+  directory.read(path, needs=(source.component,))
+  file = directory.component_file(path, source.component)
   shapes = {p: tuple(s.shape) for p, s in weights.shapes(file).items()}
 
   def read(targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:

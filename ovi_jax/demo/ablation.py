@@ -157,14 +157,16 @@ def steps(
     weights: directory of converted weights, for the codecs.
   """
   home = root / settings.name
-  for data in sorted({recipe.STAGES[stage].data for stage in settings.stages}):
-    what = recipe.WORLDS[data] | {"train": settings.clips}
-    seed = settings.world_seed
-    yield from recipe.latents(home, seed, weights, {data: what})
+  worlds = {
+    data: {**recipe.WORLDS[data], "train": settings.clips}
+    for data in recipe.WORLDS
+    if any(data in recipe.STAGES[stage].data for stage in settings.stages)
+  }
+  yield from recipe.latents(home, settings.world_seed, weights, worlds)
   prompts = home / "prompts.csv"
   words = ("-m", "ovi_jax.evaluation", "prompts", f"--out={prompts}")
   words += (f"--count={settings.prompts}", f"--seed={settings.prompts_seed}")
-  words += (f"--trained={settings.world_seed + 1}:{settings.clips}",)
+  words += (f"--trained={recipe.trained(settings.world_seed, worlds)}",)
   yield commands.Step(name="prompts", words=words, makes=prompts)
   for seed in settings.seeds:
     for stage in shared(settings):

@@ -55,6 +55,17 @@ CODECS: Mapping[str, Any] = {
       2500,
       {"data.frames": 33, "batch": 3, "optimizer.learning_rate": 5e-3},
     ),
+    (
+      "codec_video_decoder",
+      "codec_video",
+      1500,
+      {
+        "data.frames": 33,
+        "batch": 3,
+        "optimizer.learning_rate": 4e-3,
+        "trains": "decoder",
+      },
+    ),
   ),
   "audio": (("codec_audio", "codec_audio", 3000, {}),),
   "vocoder": (("codec_vocoder", "codec_vocoder", 2500, {}),),
@@ -76,14 +87,14 @@ class Stage:
 
   Attributes:
     config: its name in `configs`.
-    data: which latents.
+    data: which latents, keys of `WORLDS`.
     steps: of the optimizer.
     towers: tower -> `FRESH`, or the stage that it comes from.
     changes: of the fields of `TRAINING`.
   """
 
   config: str
-  data: str
+  data: tuple[str, ...]
   steps: int
   towers: Mapping[str, str]
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -91,20 +102,26 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
   "audio_pretrain": Stage(
-    config="audio_pretrain", data="sounds", steps=600, towers={"audio": FRESH}
+    config="audio_pretrain",
+    data=("sounds",),
+    steps=600,
+    towers={"audio": FRESH},
   ),
   "audio_finetune": Stage(
     config="audio_finetune",
-    data="clips",
+    data=("clips",),
     steps=1200,
     towers={"audio": "audio_pretrain"},
   ),
   "video_pretrain": Stage(
-    config="video_pretrain", data="clips", steps=2200, towers={"video": FRESH}
+    config="video_pretrain",
+    data=("clips",),
+    steps=2200,
+    towers={"video": FRESH},
   ),
   "fusion": Stage(
     config="fusion",
-    data="clips",
+    data=("clips",),
     steps=1800,
     towers={"video": "video_pretrain", "audio": "audio_finetune"},
     changes={"optimizer.learning_rate": 1e-2},
@@ -114,21 +131,37 @@ STAGES: Mapping[str, Stage] = {
   # its own level has to use what the other knows.
   "fusion_free": Stage(
     config="fusion",
-    data="clips",
+    data=("clips",),
     steps=1600,
     towers={"video": "fusion", "audio": "fusion"},
     changes={
       "optimizer.learning_rate": 8e-3,
-      "objective.times.shared": False,
+      "objective.times.shared": 0.0,
+    },
+  ),
+  # As both are sampled together, so half of the examples have one level. What
+  # the frozen parts learnt alone, in few steps, would hold the towers back.
+  # Two balls make the most events, and are rare in the world.
+  "fusion_all": Stage(
+    config="fusion",
+    data=("clips", "two_balls"),
+    steps=2700,
+    towers={"video": "fusion_free", "audio": "fusion_free"},
+    changes={
+      "objective.times.shared": 0.5,
+      "trains": "all",
+      "optimizer.learning_rate": 1e-2,
+      "data.weights": (0.75, 0.25),
     },
   ),
 }
-LAST = "fusion_free"  # whose towers are shipped
+LAST = "fusion_all"  # whose towers are shipped
 PROMPTS = 96  # of a kind, to score clips of
 # Name -> arguments of the world's command; seeds follow the recipe's.
 WORLDS = {
   "clips": {"what": "clips", "train": 5000, "test": 96},
   "sounds": {"what": "sounds", "train": 3000, "test": 64},
+  "two_balls": {"what": "two_balls", "train": 2500, "test": 64},
 }
 
 
@@ -163,8 +196,7 @@ def _scores(
     prompts, clips = root / f"prompts_{pairs}.csv", root / f"samples_{pairs}"
     scores = root / f"scores_{pairs}.json"
     given: dict[str, Any] = {"count": PROMPTS, "seed": seed + 1000 + number}
-    trained = f"{seed + 1}:{WORLDS['clips']['train']}"
-    given |= {"pairs": pairs, "trained": trained, "out": prompts}
+    given |= {"pairs": pairs, "trained": trained(seed, WORLDS), "out": prompts}
     words = ("-m", "ovi_jax.evaluation", "prompts", *_flags(given))
     yield commands.Step(name=f"prompts_{pairs}", words=words, makes=prompts)
     given = {"weights": out, "prompts": prompts, "out": clips}
@@ -214,7 +246,7 @@ def stage_fields(
   fields = dict(TRAINING) | {
     "steps": count,
     "seed": seed,
-    "data.sources": (str(root / stage.data),),
+    "data.sources": tuple(str(root / data) for data in stage.data),
   }
   for tower, source in initial.items():
     sizes = TOWERS[tower] | SHARED
@@ -285,6 +317,14 @@ def latents(
       words=("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
       makes=out,
     )
+
+
+def trained(seed: int, worlds: Mapping[str, Mapping[str, Any]]) -> str:
+  """Which clips have captions that are no new prompts; see `latents`."""
+  return ",".join(
+    f"{seed + number}:{fields['train']}:{fields['what']}"
+    for number, fields in enumerate(worlds.values(), 1)
+  )
 
 
 def training(

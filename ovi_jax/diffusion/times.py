@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from ovi_jax.diffusion import path
 from ovi_jax.modality import AV
@@ -26,14 +27,15 @@ class Times:
     mean: of that normal number.
     deviation: of that normal number.
     shift: moves levels towards noise; 1 = not at all.
-    shared: one level for both modalities, else one each.
+    shared: share of examples with one level for both modalities; the others
+      have one each.
   """
 
   distribution: str = UNIFORM
   mean: float = 0.0
   deviation: float = 1.0
   shift: float = 1.0
-  shared: bool = True
+  shared: float = 1.0
 
   def __post_init__(self):
     if self.distribution not in DISTRIBUTIONS:
@@ -46,11 +48,17 @@ class Times:
         raise ValueError(
           f"times.{name} must be positive, got {getattr(self, name)}"
         )
+    if not 0 <= self.shared <= 1:
+      raise ValueError(f"times.shared must be in [0, 1], got {self.shared}")
 
   def draw(self, key: jax.Array, names: Sequence[str]) -> AV[jax.Array]:
     """Draw the level of one example for each modality in `names`."""
-    keys = [key] * len(names) if self.shared else jax.random.split(key, 2)
-    return AV(**{n: self._one(k) for n, k in zip(names, keys)})
+    if self.shared == 1:
+      return AV(**dict.fromkeys(names, self._one(key)))
+    own = [self._one(k) for k in jax.random.split(key, 2)]
+    same = jax.random.bernoulli(jax.random.fold_in(key, 2), self.shared)
+    levels = own[0], jnp.where(same, own[0], own[1])
+    return AV(**dict(zip(names, levels)))
 
   def _one(self, key: jax.Array) -> jax.Array:
     if self.distribution == UNIFORM:

@@ -1,7 +1,7 @@
 """Score generated clips of the world; write prompts to generate them from.
 
 python -m ovi_jax.evaluation prompts --out=FILE.csv [--count=64 --seed=1000]
-  [--pairs=seen|held_out|all] [--trained=SEED:CLIPS]
+  [--pairs=seen|held_out|all] [--trained=SEED:CLIPS,…]
 python sample.py --prompts=FILE.csv --out=DIR …
 python -m ovi_jax.evaluation --clips=DIR [--out=FILE.json]
   [--markdown=FILE.md]
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
 def _draw() -> None:
   runtime.need(FLAGS, out="FILE.csv")
   path = pathlib.Path(FLAGS.out)
-  trained = prompts.Trained.parse(FLAGS.trained) if FLAGS.trained else None
+  trained = [prompts.Trained.parse(text) for text in FLAGS.trained]
   drawn = prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs, trained)
   prompts.write(path, drawn, FLAGS.seed)
   print(f"wrote {path}")
@@ -96,10 +96,11 @@ if __name__ == "__main__":
   flags.DEFINE_string("markdown", "", "File for the table.")
   flags.DEFINE_integer("count", 64, "Prompts to write, or clips to score.")
   flags.DEFINE_integer("seed", 1000, "Of the world that they are of.")
-  flags.DEFINE_string(
+  flags.DEFINE_list(
     "trained",
-    "",
-    "SEED:CLIPS, the first clips of a world, whose captions are no prompts.",
+    [],
+    "SEED:CLIPS or SEED:CLIPS:WHAT, each the first clips of a world (WHAT of"
+    " it), whose captions are no prompts.",
   )
   flags.DEFINE_bool("worn", False, "Blur the clips, and make them noisy.")
   flags.DEFINE_enum(

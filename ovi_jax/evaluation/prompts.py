@@ -6,6 +6,7 @@ import io
 import itertools
 import pathlib
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ovi_jax import files
@@ -21,26 +22,40 @@ class Trained(NamedTuple):
   Attributes:
     seed: of the world.
     clips: how many.
+    what: of `World`.
   """
 
   seed: int
   clips: int
+  what: str = worlds.CLIPS
 
   @classmethod
   def parse(cls, text: str) -> "Trained":
-    """From SEED:CLIPS.
+    """From SEED:CLIPS or SEED:CLIPS:WHAT.
 
     Raises:
       ValueError: it is something else.
     """
     parts = text.split(":")
-    if len(parts) != 2 or not all(p.isascii() and p.isdigit() for p in parts):
-      raise ValueError(f"trained: expected SEED:CLIPS, got {text!r}")
-    return cls(*map(int, parts))
+    numbers, what = parts[:2], parts[2:] or [worlds.CLIPS]
+    digits = all(p.isascii() and p.isdigit() for p in numbers)
+    if len(numbers) < 2 or not digits or len(what) > 1:
+      raise ValueError(
+        f"trained: expected SEED:CLIPS or SEED:CLIPS:WHAT, got {text!r}"
+      )
+    seed, clips = map(int, numbers)
+    found = cls(seed, clips, what[0])
+    found.world  # noqa: B018  complains of what there is not
+    return found
+
+  @property
+  def world(self) -> worlds.World:
+    """The world, small: of interest are its captions alone."""
+    return worlds.World(seed=self.seed, size=16, what=self.what)
 
 
 def draw(
-  count: int, seed: int, pairs: str, trained: Trained | None = None
+  count: int, seed: int, pairs: str, trained: Sequence[Trained] = ()
 ) -> list[str]:
   """Prompts of clips with picture, sound and events, no two the same.
 
@@ -58,7 +73,7 @@ def draw(
   """
   if count < 1:
     raise ValueError(f"count must be at least 1 prompt, got {count}")
-  known = set() if trained is None else _captions(trained)
+  known = {caption for each in trained for caption in _captions(each)}
   world = worlds.World(seed=seed, size=16, pairs=pairs, complete=True)
   first = dict(itertools.islice(_distinct(world, _ENOUGH * count), count))
   wanted = collections.Counter(first.values())
@@ -86,13 +101,9 @@ def _distinct(world: worlds.World, clips: int) -> Iterator[tuple[str, str]]:
       yield caption, made.scene.kind
 
 
-def _captions(trained: Trained) -> set[str]:
-  world = worlds.World(seed=trained.seed, size=16)
-  return {
-    caption
-    for index in range(trained.clips)
-    for caption in world.clip(index, slice(1), sound=False).captions
-  }
+def _captions(trained: Trained) -> Iterator[str]:
+  for index in range(trained.clips):
+    yield from trained.world.clip(index, slice(1), sound=False).captions
 
 
 def write(path: pathlib.Path, prompts: list[str], seed: int) -> None:

@@ -16,13 +16,14 @@ from flax import traverse_util
 
 T = TypeVar("T")
 
-ALL, ATTENTION = "all", "attention"
+ALL, ATTENTION, DECODER = "all", "attention", "decoder"
 TRAINABLE: Mapping[str, Sequence[str]] = {
   ALL: (r".*",),
   ATTENTION: (
     r"blocks/(video|audio)/(self|cross)_attention/.*",
     r"(video|audio)/text_embedding/.*",
   ),
+  DECODER: (r"decoder/.*",),  # of a codec, whose latents stay what they are
 }
 
 

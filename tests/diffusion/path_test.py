@@ -35,8 +35,18 @@ def draw(settings: times.Times, names=("video", "audio")) -> AV:
 def test_one_time_for_both_or_one_each():
   together = draw(times.Times())
   np.testing.assert_array_equal(together.video, together.audio)
-  apart = draw(times.Times(shared=False))
+  apart = draw(times.Times(shared=0.0))
   assert abs(np.corrcoef(apart.video, apart.audio)[0, 1]) < 0.03
+  assert not (apart.video == apart.audio).any()
+  either = draw(times.Times(shared=0.25))
+  same = np.asarray(either.video == either.audio)
+  assert abs(same.mean() - 0.25) < 0.01
+  # The levels of both kinds of examples are spread alike.
+  for level in (either.video, either.audio):
+    quartiles = [
+      np.quantile(level[which], [0.25, 0.75]) for which in (same, ~same)
+    ]
+    np.testing.assert_allclose(quartiles, [[0.25, 0.75]] * 2, atol=0.03)
   assert draw(times.Times(), ["audio"]).video is None
 
 
@@ -56,6 +66,7 @@ def test_distributions_of_times():
   ("wrong", "message"),
   [
     ({"distribution": "normal"}, "'normal' is unknown; choose from uniform"),
+    ({"shared": 1.5}, r"times.shared must be in \[0, 1\], got 1.5"),
     ({"shift": 0.0}, "times.shift must be positive, got 0"),
     ({"deviation": -1.0}, "times.deviation must be positive"),
   ],

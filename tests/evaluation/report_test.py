@@ -176,7 +176,7 @@ def test_prompts_are_read_by_sample_py(tmp_path):
 
 
 def test_what_was_trained_on_is_no_prompt():
-  trained = prompts.Trained.parse("1:150")
+  trained = [prompts.Trained.parse("1:150")]
   made = world.World(seed=1, size=16)
   known = {c for n in range(150) for c in made.clip(n, slice(1)).captions}
   plain = prompts.draw(40, 7, "all")
@@ -184,9 +184,16 @@ def test_what_was_trained_on_is_no_prompt():
   assert known & set(plain) and not known & set(drawn)
   kinds = [[facts.facts(p).kind for p in found] for found in (plain, drawn)]
   assert collections.Counter(kinds[0]) == collections.Counter(kinds[1])
-  for wrong in ("1", "a:3", "1:-3"):
+  pairs = prompts.Trained.parse("2:9:two_balls")
+  captions = pairs.world.clip(8).captions
+  assert len(facts.facts(captions[0]).colours) == 2
+  more = prompts.draw(40, 7, "all", [*trained, pairs])
+  assert not known & set(more) and not set(captions) & set(more)
+  for wrong in ("1", "a:3", "1:-3", "1:3:clips:4", ""):
     with pytest.raises(ValueError, match="expected SEED:CLIPS"):
       prompts.Trained.parse(wrong)
+  with pytest.raises(ValueError, match="what: expected one of clips, two_ball"):
+    prompts.Trained.parse("1:3:films")
 
 
 def test_bad_flags_are_told(tmp_path):

@@ -205,7 +205,7 @@ def test_dropped_prompts_and_clean_frames():
   )
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [1.0, 0.0])
 def test_drawing_covers_what_is_asked(shared):
   asked = objective.Objective(
     times=times.Times(shared=shared),

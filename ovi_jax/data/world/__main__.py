@@ -1,7 +1,7 @@
 """Write clips of the world as a dataset that training reads.
 
   python -m ovi_jax.data.world --out=DIR [--train=4000 --test=64 --seed=0]
-    [--what=clips|sounds] [--pairs=seen|held_out|all] [--size=64]
+    [--what=clips|two_balls|sounds] [--pairs=seen|held_out|all] [--size=64]
 
 The dataset has mp4 and PCM and no latents yet: `ovi_jax.data.encode` adds
 them.
@@ -42,7 +42,10 @@ if __name__ == "__main__":
   flags.DEFINE_integer("seed", 0, "Of the world.")
   flags.DEFINE_integer("size", 64, "Rows and columns of a picture.")
   flags.DEFINE_enum(
-    "what", world.CLIPS, (world.CLIPS, world.SOUNDS), "Clips, or sounds alone."
+    "what",
+    world.CLIPS,
+    world.WHAT,
+    "Clips, those of two balls alone, or sounds alone.",
   )
   flags.DEFINE_enum(
     "pairs",

@@ -19,10 +19,12 @@ _RENDER = {
   scenes.LAMP: lamps.render,
   scenes.FACE: faces.render,
 }
-CLIPS, SOUNDS = "clips", "sounds"
+CLIPS, TWO_BALLS, SOUNDS = "clips", "two_balls", "sounds"
+WHAT = (CLIPS, TWO_BALLS, SOUNDS)
 SEEN, UNSEEN, ALL = "seen", "held_out", "all"
 # Shares of one ball, two balls, a lamp, a face.
 _KINDS = (0.34, 0.12, 0.25, 0.29)
+_ONLY_TWO = (0.0, 1.0, 0.0, 0.0)
 _STILL = 0.05  # share in which nothing happens
 _ALONE = 0.04  # share without a sound track, and as many without a picture
 _LONG = (3, 12)  # seconds of a sound, from and to
@@ -59,7 +61,8 @@ class World:
     frames: of a clip, 1 + 4·k.
     fps: frames a second.
     rate: samples a second.
-    what: "clips" of one length, or "sounds" alone of 3 to 12 s.
+    what: "clips" of one length, "two_balls" for such clips alone (few others
+      have as much to follow), or "sounds" alone of 3 to 12 s.
     pairs: "seen" leaves out clips whose colour and sound are a pair of
       `scenes.HELD_OUT`; "held_out" has no others; "all" has both.
     complete: every clip has a picture, a sound and events.
@@ -75,8 +78,10 @@ class World:
   complete: bool = False
 
   def __post_init__(self):
-    if self.what not in (CLIPS, SOUNDS):
-      raise ValueError(f"what: expected {CLIPS} or {SOUNDS}, got {self.what!r}")
+    if self.what not in WHAT:
+      raise ValueError(
+        f"what: expected one of {', '.join(WHAT)}, got {self.what!r}"
+      )
     if self.pairs not in (SEEN, UNSEEN, ALL):
       raise ValueError(
         f"pairs: expected {SEEN}, {UNSEEN} or {ALL}, got {self.pairs!r}"
@@ -105,7 +110,7 @@ class World:
     shown = self._scene(random, seconds)
     alone = random.random()
     complete = self.complete
-    seen = self.what == CLIPS and (complete or not alone < _ALONE)
+    seen = self.what != SOUNDS and (complete or not alone < _ALONE)
     heard = not seen or complete or not alone > 1 - _ALONE
     made = dict.fromkeys(
       captions.caption(
@@ -141,8 +146,9 @@ class World:
 
   def _scene(self, random: np.random.Generator, seconds: float) -> scenes.Scene:
     """Draw until the pairs are wanted ones."""
+    shares = _ONLY_TWO if self.what == TWO_BALLS else _KINDS
     while True:
-      kind = int(random.choice(len(_KINDS), p=_KINDS))
+      kind = int(random.choice(len(shares), p=shares))
       still = not self.complete and random.random() < _STILL
       if kind < 2:
         shown = balls.sample(random, seconds, two=kind == 1, still=still)

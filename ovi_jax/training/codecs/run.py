@@ -108,7 +108,8 @@ def train(
         plan = plan or initial_plan(settings, trainer)
         given = {}
         if plan is not None:
-          given = init_from.load(plan, lambda _: {}, 0, placed.trained)
+          places = placed.frozen | placed.trained
+          given = init_from.load(plan, lambda _: {}, 0, places)
         state = jax.jit(make, out_shardings=placed)(given)
       return loop.run(work, state, log)
 
@@ -128,10 +129,10 @@ def trainer_of(settings: settings_lib.Settings) -> step.Trainer:
 def initial_plan(
   settings: settings_lib.Settings, trainer: step.Trainer
 ) -> init_from.Plan | None:
-  """What another run begins this one with, if one does.
+  """What another run, or weights, begin this one with, if they do.
 
   Raises:
-    ValueError: that run is missing, damaged, or of a codec of other sizes.
+    ValueError: they are missing, damaged, or of a codec of other sizes.
   """
   if not settings.initial:
     return None
@@ -140,8 +141,10 @@ def initial_plan(
       table.init(settings.component, trainer.task, jax.random.key(0))
     )
   )
-  path = str(pathlib.Path(settings.initial) / stage.CHECKPOINTS)
-  return init_from.plan(shapes, [init_from.Source(path=path, take=(".*",))])
+  source = init_from.Source(
+    path=settings.initial, take=(".*",), component=settings.component
+  )
+  return init_from.plan(shapes, [source])
 
 
 def initial_state(
@@ -153,4 +156,5 @@ def initial_state(
   params = given or trainable.flat(
     table.init(settings.component, trainer.task, jax.random.key(settings.seed))
   )
-  return step.init(trainer, dict(params), {}, settings.seed)
+  trained, frozen = trainable.split(dict(params), settings.trains)
+  return step.init(trainer, trained, frozen, settings.seed)

@@ -10,9 +10,11 @@ import ml_collections
 from ovi_jax.training import loop
 from ovi_jax.training import optimizer
 from ovi_jax.training import settings as stages
+from ovi_jax.training import trainable
 from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.codecs import table
 
+CHOICES = (trainable.ALL, trainable.DECODER)
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -23,8 +25,9 @@ class Settings:
   Attributes:
     component: a key of `table.TABLE`.
     model: its config.
-    initial: run whose (averaged) parameters this one begins with; empty for
-      random ones.
+    initial: run whose (averaged) parameters this one begins with, or directory
+      of weights; empty for random ones.
+    trains: a key of `trainable.TRAINABLE`: all, or the decoder alone.
     task: the terms' weights and what else its task has, by name.
     data: what is read.
     optimizer: how parameters are moved.
@@ -41,6 +44,7 @@ class Settings:
   component: str
   model: Any
   initial: str
+  trains: str
   task: Mapping[str, Any]
   data: inputs.InputSettings
   optimizer: optimizer.OptimizerSettings
@@ -62,6 +66,15 @@ class Settings:
     if self.dtype not in DTYPES:
       problems.append(
         f"dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}"
+      )
+    if self.trains not in CHOICES:
+      problems.append(
+        f"trains {self.trains!r} is unknown; choose from {', '.join(CHOICES)}"
+      )
+    if self.trains != trainable.ALL and not self.initial:
+      problems.append(
+        f"trains={self.trains!r} never trains the rest, which would keep random"
+        " parameters; name a run in initial"
       )
     if self.cadence.held_out or self.cadence.samples:
       problems.append("cadence: codecs have no held_out and samples; set 0")

@@ -113,6 +113,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
     ({"batch": 3, "parts": 2}, "batch 3 must be a multiple of 2"),
     ({"optimizer.warmup_steps": 9}, "warmup_steps 9 must be fewer than the 6"),
+    ({"trains": "attention"}, "trains 'attention' is unknown; choose from all"),
+    ({"trains": "decoder"}, "never trains the rest.*name a run in initial"),
     ({"cadence.samples": 2}, "codecs have no held_out and samples"),
     ({"walks": 1}, "config.walks is unknown"),
   ],
@@ -141,6 +143,19 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
   assert train(config(**still | {"steps": 4}), tmp_path / "second")
   with pytest.raises(ValueError, match="first"):
     train(config(**still), tmp_path / "third")
+  # The decoder alone: the latents of clips stay what they are.
+  later = short | {"initial": str(tmp_path / "second"), "trains": "decoder"}
+  assert train(config(**later), tmp_path / "decoder")
+  third = arrays(tmp_path / "decoder", 3)
+  paths = [n.removeprefix("trained/") for n in second if "trained/" in n]
+  for path in paths:
+    group = "trained" if path.startswith("decoder/") else "frozen"
+    same = np.array_equal(second[f"trained/{path}"], third[f"{group}/{path}"])
+    assert same == (group == "frozen"), path
+  assert {group for group in map(lambda n: n.split("/")[0], third)} >= {
+    "trained",
+    "frozen",
+  }
   wide = still | {"initial": str(tmp_path / "away"), "model.dim": 3}
   with pytest.raises(ValueError, match="encoder"):
     train(config(**wide), tmp_path / "fourth")
