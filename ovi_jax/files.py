@@ -5,6 +5,7 @@ import errno
 import glob
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 
@@ -36,6 +37,15 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     ) from error
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def link(source: pathlib.Path, target: pathlib.Path) -> None:
+  """The same file in another place, or a copy of it."""
+  target.unlink(missing_ok=True)
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copyfile(source, target)
 
 
 def temporary_name(path: pathlib.Path) -> pathlib.Path:

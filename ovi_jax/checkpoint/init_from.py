@@ -253,7 +253,8 @@ def _open(source: Source) -> _Opened:
   path = pathlib.Path(source.path)
   if (path / directory.MANIFEST).is_file():
     return _open_weights(source, path)
-  if saved.is_step(path.name) and path.is_dir():
+  of_run = (path / _CHECKPOINTS).is_dir()  # even if it is named by a number
+  if saved.is_step(path.name) and path.is_dir() and not of_run:
     return _open_checkpoint(source, path)
   # A run's directory, or that of its checkpoints.
   for folder in (path, path / _CHECKPOINTS):

@@ -166,7 +166,7 @@ def steps(
   prompts = home / "prompts.csv"
   words = ("-m", "ovi_jax.evaluation", "prompts", f"--out={prompts}")
   words += (f"--count={settings.prompts}", f"--seed={settings.prompts_seed}")
-  words += (f"--trained={recipe.trained(settings.world_seed, worlds)}",)
+  words += (recipe.trained_flag(worlds, settings.world_seed),)
   yield commands.Step(name="prompts", words=words, makes=prompts)
   for seed in settings.seeds:
     for stage in shared(settings):

@@ -63,8 +63,9 @@ laboratory. It knows one drawn world and nothing else.
   training.
 - **Parts**: {parts}; {megabytes:.1f} MB in bfloat16.
 - **Recipe**: tokenizer, text encoder and codecs, then audio pretraining on long
-  sounds, audio fine-tuning, video pretraining, and fusion with frozen
-  feed-forwards, by `make demo-weights` (`ovi_jax.demo.recipe`), seed {seed}.
+  sounds, audio fine-tuning, video pretraining, fusion with frozen
+  feed-forwards, and a last fusion of all parameters, by `make demo-weights`
+  (`ovi_jax.demo.recipe`), seed {seed}.
 - **Identity**: towers of digest `{digest}`.
 - **Licence**: that of the code, Apache-2.0.
 """

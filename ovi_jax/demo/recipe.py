@@ -2,7 +2,7 @@
 
   python -m ovi_jax.demo.recipe --root=DIR [--seed=0] [--until=NAME] [--dry_run]
 
-Worlds, codecs, latents, the three stages and the weights, one command after
+Worlds, codecs, latents, the towers' stages and the weights, one command after
 the other; `--dry_run` prints them. What is there already is not made again and
 training goes on from its checkpoints, so the same command continues after a
 stop. `DIR/times.json` keeps the seconds that each step took.
@@ -21,6 +21,7 @@ from absl import app
 from absl import flags
 
 from ovi_jax import runtime
+from ovi_jax.data.world import world
 from ovi_jax.demo import card
 from ovi_jax.demo import commands
 
@@ -55,6 +56,7 @@ CODECS: Mapping[str, Any] = {
       2500,
       {"data.frames": 33, "batch": 3, "optimizer.learning_rate": 5e-3},
     ),
+    # The encoder's work done, the decoder has the steps for itself.
     (
       "codec_video_decoder",
       "codec_video",
@@ -139,8 +141,8 @@ STAGES: Mapping[str, Stage] = {
       "objective.times.shared": 0.0,
     },
   ),
-  # As both are sampled together, so half of the examples have one level. What
-  # the frozen parts learnt alone, in few steps, would hold the towers back.
+  # What the parts that fusion freezes learnt alone, in few steps, holds the
+  # towers back. Sampling has one level for both, so half of the examples have.
   # Two balls make the most events, and are rare in the world.
   "fusion_all": Stage(
     config="fusion",
@@ -155,7 +157,7 @@ STAGES: Mapping[str, Stage] = {
     },
   ),
 }
-LAST = "fusion_all"  # whose towers are shipped
+LAST = tuple(STAGES)[-1]  # whose towers are shipped
 PROMPTS = 96  # of a kind, to score clips of
 # Name -> arguments of the world's command; seeds follow the recipe's.
 WORLDS = {
@@ -196,8 +198,9 @@ def _scores(
     prompts, clips = root / f"prompts_{pairs}.csv", root / f"samples_{pairs}"
     scores = root / f"scores_{pairs}.json"
     given: dict[str, Any] = {"count": PROMPTS, "seed": seed + 1000 + number}
-    given |= {"pairs": pairs, "trained": trained(seed, WORLDS), "out": prompts}
+    given |= {"pairs": pairs, "out": prompts}
     words = ("-m", "ovi_jax.evaluation", "prompts", *_flags(given))
+    words += (trained_flag(WORLDS, seed),)
     yield commands.Step(name=f"prompts_{pairs}", words=words, makes=prompts)
     given = {"weights": out, "prompts": prompts, "out": clips}
     words = ("sample.py", *_flags(given))
@@ -303,9 +306,9 @@ def latents(
     components: directory of the encoders.
     worlds: by name, arguments of the world's command.
   """
-  for number, (name, fields) in enumerate(worlds.items(), 1):
+  for name, fields in _seeded(worlds, seed).items():
     media, out = root / f"raw_{name}", root / name
-    given = {**fields, "seed": seed + number, "out": media}
+    given = {**fields, "out": media}
     yield commands.Step(
       name=f"world_{name}",
       words=("-m", "ovi_jax.data.world", *_flags(given)),
@@ -319,12 +322,24 @@ def latents(
     )
 
 
-def trained(seed: int, worlds: Mapping[str, Mapping[str, Any]]) -> str:
-  """Which clips have captions that are no new prompts; see `latents`."""
-  return ",".join(
-    f"{seed + number}:{fields['train']}:{fields['what']}"
-    for number, fields in enumerate(worlds.values(), 1)
-  )
+def trained_flag(worlds: Mapping[str, Mapping[str, Any]], seed: int) -> str:
+  """`--trained=` of the clips that `latents` makes of the same arguments."""
+  clips = [
+    f"{fields['seed']}:{fields['train']}:{fields['what']}"
+    for fields in _seeded(worlds, seed).values()
+    if fields["what"] != world.SOUNDS  # whose captions are no prompts
+  ]
+  return f"--trained={','.join(clips)}"
+
+
+def _seeded(
+  worlds: Mapping[str, Mapping[str, Any]], seed: int
+) -> dict[str, dict[str, Any]]:
+  """The worlds, each with a seed of its own."""
+  return {
+    name: {**fields, "seed": seed + number}
+    for number, (name, fields) in enumerate(worlds.items(), 1)
+  }
 
 
 def training(

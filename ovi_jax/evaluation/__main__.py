@@ -1,7 +1,7 @@
 """Score generated clips of the world; write prompts to generate them from.
 
 python -m ovi_jax.evaluation prompts --out=FILE.csv [--count=64 --seed=1000]
-  [--pairs=seen|held_out|all] [--trained=SEED:CLIPS,…]
+  [--pairs=seen|held_out|all] [--trained=SEED:CLIPS[:WHAT],…]
 python sample.py --prompts=FILE.csv --out=DIR …
 python -m ovi_jax.evaluation --clips=DIR [--out=FILE.json]
   [--markdown=FILE.md]

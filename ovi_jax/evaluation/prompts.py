@@ -102,8 +102,9 @@ def _distinct(world: worlds.World, clips: int) -> Iterator[tuple[str, str]]:
 
 
 def _captions(trained: Trained) -> Iterator[str]:
+  world = trained.world
   for index in range(trained.clips):
-    yield from trained.world.clip(index, slice(1), sound=False).captions
+    yield from world.clip(index, slice(1), sound=False).captions
 
 
 def write(path: pathlib.Path, prompts: list[str], seed: int) -> None:

@@ -10,9 +10,7 @@ are a checkpoint's: the newest, and averaged, unless told otherwise.
 
 import hashlib
 import json
-import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -25,6 +23,7 @@ from absl import app
 from absl import flags
 
 import ovi_jax
+from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
@@ -111,7 +110,7 @@ def export(
   out.mkdir(parents=True, exist_ok=True)
   for name in (*directory.TOKENIZER_FILES, *map(_file_name, needs)):
     if (rest / name).is_file():
-      _link(rest / name, out / name)
+      files.link(rest / name, out / name)
   digests = {n: d for n, d in kept.digests.items() if n != "fusion"}
   digests["fusion"] = _write(out, plan)
   manifest = directory.Manifest(
@@ -187,15 +186,6 @@ def _parts(targets: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _file_name(component: str) -> str:
   return directory.component_file(pathlib.Path(), component).name
-
-
-def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-  """The same file in another place, or a copy of it."""
-  target.unlink(missing_ok=True)
-  try:
-    os.link(source, target)
-  except OSError:
-    shutil.copyfile(source, target)
 
 
 def _advice(text: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Settings:
     model: sizes of each tower, `None` for one that the stage has not.
     initial: where each tower comes from: a directory of converted weights, of
       an earlier run, or "fresh".
-    trains: a key of `trainable.TRAINABLE`.
+    trains: "all", or "attention" as in the paper's fusion.
     objective: the loss.
     optimizer: how parameters are moved.
     data: what is read.
@@ -105,6 +105,10 @@ class Settings:
       for name in ("steps", "batch", "parts")
       if getattr(self, name) < 1
     ]
+    if self.trains not in (trains := (trainable.ALL, trainable.ATTENTION)):
+      problems.append(
+        f"trains {self.trains!r} is unknown; choose from {', '.join(trains)}"
+      )
     for name in ("dtype", "frozen_dtype"):
       known = ("auto", "float32", "bfloat16")
       if getattr(self, name) not in known:

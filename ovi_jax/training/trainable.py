@@ -1,4 +1,4 @@
-"""Which parameters a stage trains: patterns over parameter paths.
+"""Which parameters a run trains: patterns over parameter paths.
 
 The paper's fusion stage trains self-attention, cross-attention and the text
 embedding, 5.7 B of 11 B parameters; everything else keeps what the towers

@@ -27,6 +27,17 @@ def test_every_step_is_a_run_that_could_begin(tmp_path):
     chosen = kind.Settings.from_config(config)
     assert chosen.seed == 3 and chosen.steps > 100
   assert tmp_path / "out" in [step.makes for step in todo]
+  data = {name for stage in recipe.STAGES.values() for name in stage.data}
+  assert data == recipe.WORLDS.keys() and recipe.LAST == "fusion_all"
+  # Prompts leave out the captions of all clips that are drawn to train on.
+  drawn = {}
+  for step in todo:
+    if step.name.startswith("world_"):
+      given = dict(word.split("=", 1) for word in step.words if "=" in word)
+      drawn[given["--what"]] = f"{given['--seed']}:{given['--train']}"
+  words = next(s.words for s in todo if s.name == "prompts_seen")
+  both = (f"{drawn[what]}:{what}" for what in ("clips", "two_balls"))
+  assert f"--trained={','.join(both)}" in words
   # What is advised is what sample.py understands.
   assert sampling.advice(recipe.SAMPLING)["steps"] == recipe.SAMPLING["steps"]
 

@@ -24,7 +24,7 @@ WHAT = (CLIPS, TWO_BALLS, SOUNDS)
 SEEN, UNSEEN, ALL = "seen", "held_out", "all"
 # Shares of one ball, two balls, a lamp, a face.
 _KINDS = (0.34, 0.12, 0.25, 0.29)
-_ONLY_TWO = (0.0, 1.0, 0.0, 0.0)
+_TWO_BALLS_ALONE = (0.0, 1.0, 0.0, 0.0)
 _STILL = 0.05  # share in which nothing happens
 _ALONE = 0.04  # share without a sound track, and as many without a picture
 _LONG = (3, 12)  # seconds of a sound, from and to
@@ -146,7 +146,7 @@ class World:
 
   def _scene(self, random: np.random.Generator, seconds: float) -> scenes.Scene:
     """Draw until the pairs are wanted ones."""
-    shares = _ONLY_TWO if self.what == TWO_BALLS else _KINDS
+    shares = _TWO_BALLS_ALONE if self.what == TWO_BALLS else _KINDS
     while True:
       kind = int(random.choice(len(shares), p=shares))
       still = not self.complete and random.random() < _STILL

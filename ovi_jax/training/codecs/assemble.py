@@ -170,7 +170,7 @@ def assemble(
     raise ValueError(f"the runs do not fit each other: {'; '.join(problems)}")
   out.mkdir(parents=True, exist_ok=True)
   digests = {
-    component: _write(out, component, part.params, dtype)
+    component: write(out, component, part.params, dtype)
     for component, part in found.items()
   }
   if tokenizer is not None:
@@ -322,10 +322,10 @@ def _sizes(found: Mapping[str, Trained], clip: Clip) -> dict[str, Any]:
   return sizes
 
 
-def _write(
+def write(
   out: pathlib.Path, component: str, params: Mapping[str, Any], dtype: Any
 ) -> str:
-  """Write a component; returns its digest."""
+  """Write a component's file into a directory; returns its digest."""
   arrays = {
     path: np.asarray(params[path]).astype(dtype) for path in sorted(params)
   }

@@ -17,7 +17,7 @@ from ovi_jax.data import world as worlds
 
 WORLD = "world"
 NUMBERS = 2**30  # clips of a world that take part: more than are ever drawn
-_FORM = f"{WORLD}:SEED, {WORLD}:SEED:sounds or the folder of a dataset"
+_FORM = f"{WORLD}:SEED, {WORLD}:SEED:WHAT or the folder of a dataset"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def opened(name: str, split: str) -> Source:
   """The source that a config names.
 
   Args:
-    name: `world:SEED` (`world:SEED:sounds` for its long sounds), or a folder.
+    name: `world:SEED` (`world:SEED:WHAT` for what else it has), or a folder.
     split: of a dataset; a world has none.
 
   Raises:

@@ -6,6 +6,7 @@
 import contextlib
 import functools
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from ovi_jax import runtime
+from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import saved
 from ovi_jax.checkpoint import workdir as workdirs
@@ -29,6 +31,7 @@ from ovi_jax.training.codecs import table
 
 MAY_CHANGE = (
   "cadence",
+  "initial",  # only what a run began with
   "keep",
   "mesh",
   "profile_steps",
@@ -76,6 +79,7 @@ def train(
   )
   with contextlib.closing(source):
     make = functools.partial(initial_state, settings, trainer)
+    random = functools.partial(table.init, settings.component, trainer.task)
     # A run that goes on needs the one it began with no more.
     begun = bool(saved.steps(workdir / stage.CHECKPOINTS))
     plan = None if begun else initial_plan(settings, trainer)
@@ -84,11 +88,16 @@ def train(
       shapes, AV(), mesh, settings.optimizer.average_on_host
     )
     workdirs.check_config(workdir, config, MAY_CHANGE)
-    count = sum(x.size for x in shapes.trained.values())
-    log(
-      f"training {settings.component}, {count:,} parameters, on {mesh.size}"
-      " devices"
+    trained, frozen = (
+      sum(x.size for x in group.values())
+      for group in (shapes.trained, shapes.frozen)
     )
+    log(
+      f"training {settings.component}, {trained:,} of {trained + frozen:,}"
+      f" parameters, on {mesh.size} devices"
+    )
+    for line in plan.lines() if plan else ():
+      log(f"parameters: {line}")
     with stage.opened(settings.keep, workdir, log) as (manager, written):
       work = loop.Work(
         trainer=trainer,
@@ -108,8 +117,9 @@ def train(
         plan = plan or initial_plan(settings, trainer)
         given = {}
         if plan is not None:
-          places = placed.frozen | placed.trained
-          given = init_from.load(plan, lambda _: {}, 0, places)
+          given = init_from.load(
+            plan, random, settings.seed, placed.frozen | placed.trained
+          )
         state = jax.jit(make, out_shardings=placed)(given)
       return loop.run(work, state, log)
 
@@ -144,7 +154,10 @@ def initial_plan(
   source = init_from.Source(
     path=settings.initial, take=(".*",), component=settings.component
   )
-  return init_from.plan(shapes, [source])
+  head = rf"{table.HEAD}/.*"  # not in weights
+  weights = (pathlib.Path(settings.initial) / directory.MANIFEST).is_file()
+  fresh = (head,) if weights and any(re.match(head, p) for p in shapes) else ()
+  return init_from.plan(shapes, [source], fresh)
 
 
 def initial_state(

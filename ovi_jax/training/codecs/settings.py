@@ -14,7 +14,10 @@ from ovi_jax.training import trainable
 from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.codecs import table
 
-CHOICES = (trainable.ALL, trainable.DECODER)
+TRAINS = (trainable.ALL, trainable.DECODER)
+# Assembling scales the audio encoder's last layer, and with it how far from its
+# mean a latent is drawn: its decoder cannot go on alone.
+WITH_DECODER = ("video_vae",)
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -27,7 +30,7 @@ class Settings:
     model: its config.
     initial: run whose (averaged) parameters this one begins with, or directory
       of weights; empty for random ones.
-    trains: a key of `trainable.TRAINABLE`: all, or the decoder alone.
+    trains: "all", or "decoder", alone, of the video's codec.
     task: the terms' weights and what else its task has, by name.
     data: what is read.
     optimizer: how parameters are moved.
@@ -44,7 +47,6 @@ class Settings:
   component: str
   model: Any
   initial: str
-  trains: str
   task: Mapping[str, Any]
   data: inputs.InputSettings
   optimizer: optimizer.OptimizerSettings
@@ -56,6 +58,7 @@ class Settings:
   mesh: Mapping[str, int]
   cadence: loop.Cadence
   keep: stages.Keep
+  trains: str = trainable.ALL  # what older runs did
 
   def __post_init__(self):
     problems = [
@@ -67,15 +70,21 @@ class Settings:
       problems.append(
         f"dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}"
       )
-    if self.trains not in CHOICES:
+    if self.trains not in TRAINS:
       problems.append(
-        f"trains {self.trains!r} is unknown; choose from {', '.join(CHOICES)}"
+        f"trains {self.trains!r} is unknown; choose from {', '.join(TRAINS)}"
       )
-    if self.trains != trainable.ALL and not self.initial:
-      problems.append(
-        f"trains={self.trains!r} never trains the rest, which would keep random"
-        " parameters; name a run in initial"
-      )
+    if self.trains == trainable.DECODER:
+      if self.component not in WITH_DECODER:
+        problems.append(
+          f"trains={self.trains!r} is for {', '.join(WITH_DECODER)}, not"
+          f" {self.component}; set 'all'"
+        )
+      if not self.initial:
+        problems.append(
+          f"trains={self.trains!r} would leave a random encoder as it is; name"
+          " a run or a directory of weights in initial"
+        )
     if self.cadence.held_out or self.cadence.samples:
       problems.append("cadence: codecs have no held_out and samples; set 0")
     if problems:

@@ -199,3 +199,15 @@ def test_balls_come_to_rest_in_long_sounds():
 def test_what_cannot_be_is_refused(fields):
   with pytest.raises(ValueError, match="expected|needs"):
     worlds.World(**fields)
+
+
+def test_a_world_of_two_balls():
+  made = worlds.World(seed=3, what="two_balls", size=16)
+  clips = [made.clip(number, slice(1)) for number in range(40)]
+  assert all(len(clip.scene.balls) == 2 for clip in clips)
+  assert not any(clip.scene.pairs & scene.HELD_OUT for clip in clips)
+  assert any(clip.frames_THWC is None for clip in clips) or any(
+    clip.wave_A is None for clip in clips
+  )
+  with pytest.raises(ValueError, match="one of clips, two_balls, sounds, got"):
+    worlds.World(what="films")

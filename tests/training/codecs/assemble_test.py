@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.checkpoint import directory
+from ovi_jax.checkpoint import weights
 from ovi_jax.components import encoders
 from ovi_jax.components import loading
 from ovi_jax.models import architecture
@@ -18,6 +19,7 @@ from ovi_jax.parallel import mesh as meshes
 from ovi_jax.training import trainable
 from ovi_jax.training.codecs import assemble
 from ovi_jax.training.codecs import clips
+from ovi_jax.training.codecs import decoder
 from tests.training.codecs import run_test
 
 one_device = run_test.one_device
@@ -126,6 +128,43 @@ def test_a_channel_that_says_nothing_is_not_blown_up(run, monkeypatch):
   monkeypatch.setattr(codec, "encode_whole", encode)
   found = assemble.measured(video, asked()).sizes["latent_std"]
   np.testing.assert_allclose(found, [0.05 * np.sqrt(2 / 3), 1, 1], atol=0.03)
+
+
+def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
+  kept, _ = made
+  (kept / directory.TOKENIZER).write_text("{}")
+  begun = {"initial": str(kept), "trains": "decoder", "seed": 4}
+  # A directory named by a number is a run's too.
+  assert run_test.train(run_test.config(**begun), tmp_path / "7")
+  out = tmp_path / "out"
+  manifest = decoder.exchange(tmp_path / "7", kept, out)
+  before, after = (
+    directory.read(path, needs=("video_vae",)) for path in (kept, out)
+  )
+  assert after == manifest and after.sizes == before.sizes
+  assert after.digests["video_vae"] != before.digests["video_vae"]
+  assert (out / directory.TOKENIZER).read_text() == "{}"
+  stored = [directory.component_file(d, "video_vae") for d in (kept, out)]
+  old, new = map(weights.slices, stored)
+  average = run_test.arrays(tmp_path / "7")
+  for path in weights.shapes(stored[1]):
+    if path.startswith("encoder/"):
+      np.testing.assert_array_equal(old(path, None), new(path, None))
+    else:
+      np.testing.assert_array_equal(new(path, None), average[f"average/{path}"])
+  further = run_test.config(initial=str(tmp_path / "7"), steps=3)
+  assert run_test.train(further, tmp_path / "8")
+  with pytest.raises(ValueError, match="holds weights already"):
+    decoder.exchange(tmp_path / "7", kept, out)
+  with pytest.raises(ValueError, match="trained 'all', expected 'decoder'"):
+    decoder.exchange(run, kept, tmp_path / "other")
+  learnt = assemble.opened("video_vae", run).params
+  moved = {path: value + 1 for path, value in learnt.items()}
+  digest = assemble.write(out, "video_vae", moved, np.float32)
+  dataclasses.replace(manifest, digests={"video_vae": digest}).save(out)
+  with pytest.raises(ValueError, match="did not begin with the weights in"):
+    decoder.exchange(tmp_path / "7", out, tmp_path / "other")
+  assert not (tmp_path / "other").exists()
 
 
 def test_what_does_not_fit_is_said_before_anything_is_written(

@@ -9,6 +9,8 @@ import ml_collections
 import numpy as np
 import pytest
 
+from ovi_jax import demo
+from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import saved
 from ovi_jax.training import logs
 from ovi_jax.training.codecs import input as inputs
@@ -114,7 +116,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
     ({"batch": 3, "parts": 2}, "batch 3 must be a multiple of 2"),
     ({"optimizer.warmup_steps": 9}, "warmup_steps 9 must be fewer than the 6"),
     ({"trains": "attention"}, "trains 'attention' is unknown; choose from all"),
-    ({"trains": "decoder"}, "never trains the rest.*name a run in initial"),
+    ({"trains": "decoder"}, "a random encoder as it is; name a run or a dir"),
     ({"cadence.samples": 2}, "codecs have no held_out and samples"),
     ({"walks": 1}, "config.walks is unknown"),
   ],
@@ -152,13 +154,35 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
     group = "trained" if path.startswith("decoder/") else "frozen"
     same = np.array_equal(second[f"trained/{path}"], third[f"{group}/{path}"])
     assert same == (group == "frozen"), path
-  assert {group for group in map(lambda n: n.split("/")[0], third)} >= {
-    "trained",
-    "frozen",
-  }
+  assert {n.split("/")[0] for n in third} >= {"trained", "frozen"}
   wide = still | {"initial": str(tmp_path / "away"), "model.dim": 3}
   with pytest.raises(ValueError, match="encoder"):
     train(config(**wide), tmp_path / "fourth")
+
+
+def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
+  values = config(initial=str(demo.WEIGHTS))
+  shipped = directory.read(demo.WEIGHTS).sizes["video_vae"]
+  with values.unlocked():
+    values.model = dict(shipped) | {"latent_mean": (0.0,) * 16}
+  chosen = settings.Settings.from_config(values)
+  plan = run.initial_plan(chosen, run.trainer_of(chosen))
+  assert plan is not None and not plan.fresh
+  text = importlib.import_module("configs.codec_text").get_config("mini")
+  text.initial = str(demo.WEIGHTS)
+  text.data.tokenizer = str(demo.WEIGHTS / directory.TOKENIZER)
+  chosen = settings.Settings.from_config(text)
+  plan = run.initial_plan(chosen, run.trainer_of(chosen))
+  assert plan is not None and plan.fresh
+  assert all(path.startswith("head/") for path in plan.fresh)
+  wrong = {"trains": "decoder"}
+  with pytest.raises(ValueError, match="is for video_vae, not umt5; set 'all'"):
+    settings.Settings.from_config(ml_collections.ConfigDict(dict(text) | wrong))
+  # As runs had it before there was a choice.
+  older = config().to_dict()
+  del older["trains"]
+  older = ml_collections.ConfigDict(older)
+  assert settings.Settings.from_config(older).trains == "all"
 
 
 @pytest.mark.parametrize("size", ["mini", ""])
