@@ -74,16 +74,16 @@ _LIMITS = """\
 
 - Words that the world's captions do not have are left out of a prompt;
   `sample.py` names them. There are no other colours, sounds and things.
-- It counts to five at best, and often one too many or too few.
-- A ball may fade or lose its colour towards the end of a clip while its knocks
-  go on, a purple one may turn red, and the first frame is grainier than the
-  rest.
+- It counts to five at best, and sometimes one too many or too few.
+- A ball may shrink, or fade for some frames while its knocks go on; an orange
+  one may be yellow for a part of the clip, and the first frame is grainier than
+  the rest.
 - One shape, 64 by 64 pixels for 5.04 s, is what it was trained on.
 - What it makes says nothing of the quality of the released Ovi weights.
 """
 
 
-_TRIED = "What was tried for them is told in docs/evaluation.md.\n"
+_TRIED = "What was tried, and what helped, is told in docs/evaluation.md.\n"
 
 
 def text(root: pathlib.Path, weights: pathlib.Path, seed: int) -> str:
@@ -188,15 +188,20 @@ def _behind(tables: Tables, psnr: float) -> str:
     and (GOALS[name] or 0) > 0
     and new[name] - unseen[name] > FURTHEST
   ]
-  lines = []
+  lines = ["All goals are reached on new prompts.\n"]
   if missed:
-    lines.append(f"Goals not reached, on new prompts: {', '.join(missed)}.\n")
-  if lost:
+    lines = [f"Goals not reached, on new prompts: {', '.join(missed)}.\n"]
+  if not lost:
+    lines.append(
+      f"Pairs never trained on are at most {FURTHEST:g} points behind them in"
+      " each.\n"
+    )
+  else:
     lines.append(
       f"Pairs never trained on are more than {FURTHEST:g} points behind new"
       f" prompts in {', '.join(lost)}; of the other goals they are not.\n"
     )
-  return "\n".join([*lines, _TRIED] if lines else [])
+  return "\n".join([*lines, _TRIED])
 
 
 def _cell(score: Mapping[str, Any]) -> str:
