@@ -4,13 +4,14 @@ A finished clip is noised again and shown to the denoiser with its prompt, at a
 few noise levels; what the tokens of each tower attend to of the other, mean
 over the levels, is a map. Few heads keep time, most attend to anything: a map
 is the mean of the heads of each tower that attend most to the same moment,
-over all blocks. It needs no solver, so it can be had of any clip's latents,
-generated or not. (The paper shows such maps; how it took their mean is not
-known.)
+over all blocks, unless heads of the sound are named. It needs no solver, so it
+can be had of any clip's latents, generated or not. (The paper shows such maps;
+how it took their mean is not known.)
 """
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -32,12 +33,15 @@ from ovi_jax.sampling import denoise
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # of noise
 SHARPEST = 1 / 16  # of a tower's heads are drawn
 NEAR = 1.0  # latent frames from a token's own time
-FOLDER = "attention_maps"  # beside the clips
+FOLDER = "attention_maps"  # beside the clips, and the heads if they are named
 _HOT_RGB = np.array([255, 60, 0], np.float32)
 _OPAQUE = 0.75  # of the hottest place
 # Pixels of a latent frame and of an audio step: their seconds, about alike.
 _CELL_WIDTH, _CELL_HEIGHT = 16, 3
 _MATRIX_GAMMA = 0.5
+
+
+Heads = tuple[tuple[int, int], ...]  # of a tower: block and head, from 0
 
 
 class Maps(NamedTuple):
@@ -80,6 +84,7 @@ def measure(
   noise: AV[jax.Array],
   text: AV[jax.Array],
   clean_first: bool = False,
+  heads: Heads = (),
 ) -> Maps:
   """The maps of one clip.
 
@@ -90,6 +95,8 @@ def measure(
     noise: standard normal, in their shapes.
     text: embeddings_BSE of the prompt for each tower.
     clean_first: the first video latent was given, and never noisy.
+    heads: of the audio tower that its map is of, each counting the same; none
+      for those that attend most to the same moment.
   """
   T, H, W = model.config.video.grid(latents.video.shape)
   S = latents.audio.shape[1]
@@ -97,8 +104,8 @@ def measure(
   near_SL = jnp.repeat(near_ST, H * W, axis=1)
   near = AV(video=near_SL.T, audio=near_SL)
 
-  def mean(heads: AV[np.ndarray]) -> tuple[AV[Any], AV[Any]]:
-    watch = maps_lib.Watch(jax.tree.map(jnp.asarray, heads), near)
+  def mean(weights: AV[np.ndarray]) -> tuple[AV[Any], AV[Any]]:
+    watch = maps_lib.Watch(jax.tree.map(jnp.asarray, weights), near)
     given = params, latents, noise, text, watch
     found = [
       _at_level(model, clean_first, np.float32(level), *given)
@@ -109,13 +116,48 @@ def measure(
   sizes = {n: (c.blocks, c.heads) for n, c in model.config.present().items()}
   none = AV(**{n: np.zeros(size, np.float32) for n, size in sizes.items()})
   shares = jax.tree.map(lambda x_GBN: x_GBN[:, 0], mean(none)[1])
-  maps, _ = mean(jax.tree.map(sharpest, shares))
+  drawn = jax.tree.map(sharpest, shares)
+  if heads:
+    drawn = drawn._replace(audio=named(heads, sizes["audio"]))
+  maps, _ = mean(drawn)
   return Maps(
     audio_STHW=maps.audio[0].reshape(S, T, H, W),
     video_THWS=maps.video[0].reshape(T, H, W, S),
     audio_near_GN=shares.audio,
     video_near_GN=shares.video,
   )
+
+
+def parse(texts: Sequence[str]) -> Heads:
+  """Heads from BLOCK.HEAD each, counted from 0.
+
+  Raises:
+    ValueError: a text is something else.
+  """
+  found = []
+  for text in texts:
+    parts = text.split(".")
+    if len(parts) != 2 or not all(p.isascii() and p.isdigit() for p in parts):
+      raise ValueError(f"attention heads: expected BLOCK.HEAD, got {text!r}")
+    found.append((int(parts[0]), int(parts[1])))
+  return tuple(found)
+
+
+def named(heads: Heads, size: tuple[int, int]) -> np.ndarray:
+  """Weights of some heads [G, N]: equal, together 1.
+
+  Raises:
+    ValueError: there is no such head.
+  """
+  weights = np.zeros(size, np.float32)
+  for block, head in heads:
+    if block >= size[0] or head >= size[1]:
+      raise ValueError(
+        f"attention heads: the audio tower has {size[0]} blocks of {size[1]}"
+        f" heads, counted from 0; it has no {block}.{head}"
+      )
+    weights[block, head] = 1.0
+  return weights / weights.sum()
 
 
 def sharpest(near_GN: np.ndarray) -> np.ndarray:
@@ -194,17 +236,22 @@ def matrices(maps: Maps) -> Image.Image:
   return Image.fromarray(np.concatenate([pictures[0], gap, pictures[1]]))
 
 
-def files_of(clip: pathlib.Path) -> tuple[pathlib.Path, ...]:
+def files_of(clip: pathlib.Path, heads: Heads = ()) -> tuple[pathlib.Path, ...]:
   """Where the maps of a clip are: frames with sound, matrices, numbers."""
-  stem = clip.parent / FOLDER / clip.stem
+  folder = "_".join([FOLDER, *(f"{b}.{h}" for b, h in heads)])
+  stem = clip.parent / folder / clip.stem
   return tuple(stem.with_name(stem.name + e) for e in (".mp4", ".png", ".npz"))
 
 
 def write(
-  clip: pathlib.Path, frames_THWC: np.ndarray, wave: np.ndarray, maps: Maps
+  clip: pathlib.Path,
+  frames_THWC: np.ndarray,
+  wave: np.ndarray,
+  maps: Maps,
+  heads: Heads = (),
 ) -> None:
   """Write the maps of a clip, see `files_of`."""
-  mp4, png, npz = files_of(clip)
+  mp4, png, npz = files_of(clip, heads)
   with files.replacing(npz) as temporary, temporary.open("wb") as file:
     np.savez(file, **maps._asdict())
   with files.replacing(png) as temporary:
@@ -212,9 +259,9 @@ def write(
   media.write_mp4(mp4, [overlay(frames_THWC, maps)], wave)
 
 
-def read(clip: pathlib.Path) -> Maps:
+def read(clip: pathlib.Path, heads: Heads = ()) -> Maps:
   """The maps of a clip, as they were written."""
-  with np.load(files_of(clip)[2]) as arrays:
+  with np.load(files_of(clip, heads)[2]) as arrays:
     return Maps(**arrays)
 
 

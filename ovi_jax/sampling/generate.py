@@ -75,7 +75,7 @@ def run(
   out: pathlib.Path,
   noise: str | os.PathLike[str] = "",
   save_latents: bool = False,
-  maps: bool = False,
+  maps: attention_maps.Heads | None = None,
   overwrite: bool = False,
   log: Log = print,
 ) -> list[pathlib.Path]:
@@ -89,7 +89,8 @@ def run(
     noise: .npz with video_THWC and audio_TC to start from, for every clip;
       empty for that of the seeds.
     save_latents: keep the final latents beside each clip.
-    maps: draw beside each clip what its sound attends to.
+    maps: draw beside each clip what its sound attends to, of these heads, see
+      `attention_maps.measure`; `None` for no maps.
     overwrite: make clips again that are there already.
     log: called with each line for the user.
 
@@ -106,6 +107,9 @@ def run(
   with processes.beginning() if settings.together else contextlib.nullcontext():
     given = noises.read(pathlib.Path(noise)) if noise else None
     pipeline = _pipeline(weights, settings)
+    if maps:
+      audio = pipeline.arch.fusion.audio
+      attention_maps.named(maps, (audio.blocks, audio.heads))
     jobs = plan(requests, settings, pipeline, out, given, log)
   index, count = processes.place()
   if settings.together:
@@ -123,7 +127,7 @@ def run(
   pending = []
   for job in mine:
     beside = [outputs.latents_of(job.path)] if save_latents else []
-    beside += attention_maps.files_of(job.path) if maps else ()
+    beside += [] if maps is None else attention_maps.files_of(job.path, maps)
     if not overwrite and outputs.is_made(job.path, job.recipe, beside):
       log(f"already made: {job.path}")
     else:
@@ -321,7 +325,7 @@ def _make(
   pipeline: pipelines.Pipeline,
   noise: AV[np.ndarray] | None,
   save_latents: bool,
-  maps: bool,
+  maps: attention_maps.Heads | None,
   log: Log,
 ) -> None:
   """Load the weights, stage after stage, and make the clips."""
@@ -359,11 +363,11 @@ def _make(
     }
     kept = jax.tree.map(lambda a: np.asarray(a[0]), latents)
     frames, wave = decoder.frames(latents.video), decoder.wave(latents.audio)
-    if maps:
+    if maps is not None:
       frames = [np.concatenate(list(frames))]
-      found = denoiser.maps(latents, start, embedded[job.text], image)
+      found = denoiser.maps(latents, start, embedded[job.text], image, maps)
       if writes:
-        attention_maps.write(job.path, frames[0], wave, found)
+        attention_maps.write(job.path, frames[0], wave, found, maps)
     if not writes:
       collections.deque(frames, maxlen=0)  # every process decodes
       continue

@@ -154,6 +154,7 @@ class Denoiser:
     noise: AV[np.ndarray],
     positive: np.ndarray,
     first_frame: np.ndarray | None = None,
+    heads: attention_maps.Heads = (),
   ) -> attention_maps.Maps:
     """What the towers attend to of each other, in a clip that is there.
 
@@ -162,6 +163,7 @@ class Denoiser:
       noise: video_THWC and audio_TC, standard normal.
       positive: text_SE of the prompt.
       first_frame: as the clip was made from, or `None`.
+      heads: see `attention_maps.measure`.
     """
     with self.pipeline.computing():
       given = AV(positive, positive)
@@ -174,6 +176,7 @@ class Denoiser:
         jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise),
         jax.tree.map(lambda a: jnp.asarray(a[:1]), doubled),
         clean_first=first_frame is not None,
+        heads=heads,
       )
 
 
