@@ -16,7 +16,6 @@ from ml_collections import config_flags
 from ovi_jax import demo
 from ovi_jax import runtime
 from ovi_jax.sampling import ahead
-from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
 
@@ -32,7 +31,6 @@ flags.DEFINE_string("out", "samples", "Directory for the results.")
 flags.DEFINE_string("noise", "", "Start from this .npz instead of the seed.")
 flags.DEFINE_bool("save_latents", False, "Keep the final latents as .npz.")
 flags.DEFINE_bool("attention_maps", False, "Draw what the sound looks at.")
-flags.DEFINE_list("attention_heads", [], "BLOCK.HEAD of the sound, for maps.")
 flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
 flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
 
@@ -43,7 +41,6 @@ def main(argv: list[str]) -> None:
     weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
     if FLAGS.aot:
       sys.exit(not ahead.run(FLAGS.aot, FLAGS.config, weights, out))
-    heads = attention_maps.parse(FLAGS.attention_heads)
     asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
     generate.run(
       settings=generate.settle(FLAGS.config, weights),
@@ -52,7 +49,7 @@ def main(argv: list[str]) -> None:
       out=out,
       noise=FLAGS.noise,
       save_latents=FLAGS.save_latents,
-      maps=heads if FLAGS.attention_maps or heads else None,
+      maps=FLAGS.attention_maps,
       overwrite=FLAGS.overwrite,
     )
   except (OSError, ValueError) as error:

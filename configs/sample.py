@@ -41,6 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Devices along each axis; 0 takes what is left over or is 1; all 0: chosen.
   config.mesh = ml_collections.ConfigDict(dict.fromkeys(mesh.AXES, 0))
   config.context_attention = "all_to_all"  # or ring
+  # BLOCK.HEAD,… of the sound, for --attention_maps; "" for the sharpest.
+  config.attention_heads = ""
   # Whether processes make every clip together, or each its share of them.
   config.together = False
   return config

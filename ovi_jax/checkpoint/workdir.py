@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,7 @@ def check_config(
   workdir: pathlib.Path | str,
   config: Mapping[str, Any],
   may_change: Iterable[str] = MAY_CHANGE,
+  since: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
   """Write a run's configuration on its first start; hold later ones to it.
 
@@ -29,6 +31,7 @@ def check_config(
     config: names to values, nested; anything JSON.
     may_change: fields that may differ, by dotted name; a name stands for all
       below it (`log` for `log.every`). The file then follows the new values.
+    since: fields that older runs lack, by dotted name, and what they did.
 
   Raises:
     ValueError: the directory belongs to another configuration (lists every
@@ -40,7 +43,9 @@ def check_config(
   ours = _as_json(config)
   if path.exists():
     theirs = _read(path)
-    if differing := _differences(theirs, ours, tuple(may_change)):
+    if differing := _differences(
+      _flat(since) | _flat(theirs), _flat(ours), tuple(may_change)
+    ):
       listed = "".join(f"\n  {line}" for line in differing)
       raise ValueError(
         f"{path.parent} belongs to a run of another config; choose another"
@@ -88,18 +93,25 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _differences(
-  theirs: Mapping[str, Any],
-  ours: Mapping[str, Any],
+  before: Mapping[str, str],
+  after: Mapping[str, str],
   may_change: tuple[str, ...],
 ) -> list[str]:
   """The fields that differ and may not, with both values."""
-  before, after = _flat(theirs), _flat(ours)
   heads = tuple(f"{name}." for name in may_change)
   return [
     f"{name}: {before.get(name, _ABSENT)} there, {after.get(name, _ABSENT)} now"
     for name in sorted(before.keys() | after.keys())
-    if before.get(name) != after.get(name) and not f"{name}.".startswith(heads)
+    if not _same(before.get(name), after.get(name))
+    and not f"{name}.".startswith(heads)
   ]
+
+
+def _same(before: str | None, after: str | None) -> bool:
+  """Whether two values, as JSON, are alike: 1, 1.0 and true are."""
+  if before == after or before is None or after is None:
+    return before == after  # as text: no NaN is another's equal
+  return json.loads(before) == json.loads(after)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

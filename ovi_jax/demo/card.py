@@ -65,7 +65,9 @@ laboratory. It knows one drawn world and nothing else.
 - **Recipe**: tokenizer, text encoder and codecs, then audio pretraining on long
   sounds, audio fine-tuning, video pretraining, fusion with frozen
   feed-forwards, and a last fusion of all parameters, by `make demo-weights`
-  (`ovi_jax.demo.recipe`), seed {seed}.
+  (`ovi_jax.demo.recipe`), seed {seed}. (Of the weights that come with the
+  package, the last fusion and the decoder were trained after the rest was in
+  bfloat16; see docs/evaluation.md.)
 - **Identity**: towers of digest `{digest}`.
 - **Licence**: that of the code, Apache-2.0.
 """
@@ -78,6 +80,8 @@ _LIMITS = """\
 - A ball may shrink, or fade for some frames while its knocks go on; an orange
   one may be yellow for a part of the clip, and the first frame is grainier than
   the rest.
+- Of two balls one may be missing, above all in pairs never trained on, where
+  picture and sound of two meet less often than of one (docs/evaluation.md).
 - One shape, 64 by 64 pixels for 5.04 s, is what it was trained on.
 - What it makes says nothing of the quality of the released Ovi weights.
 """
@@ -146,8 +150,9 @@ def _scores(tables: Tables) -> str:
   """Scores down, sets of prompts to the right."""
   lines = [
     "## Scores\n",
-    "Of clips from prompts that are no caption of training, each from a seed of"
-    " its own, from the mp4 alone, with 95 % intervals (docs/evaluation.md).\n",
+    "Of clips from prompts that are no caption of what the towers were trained"
+    " on, each from a seed of its own, from the mp4 alone, with 95 % intervals"
+    " (docs/evaluation.md).\n",
     "| score | goal | " + " | ".join(tables) + " |",
     "|---" * (len(tables) + 2) + "|",
   ]
@@ -194,7 +199,7 @@ def _behind(tables: Tables, psnr: float) -> str:
   if not lost:
     lines.append(
       f"Pairs never trained on are at most {FURTHEST:g} points behind them in"
-      " each.\n"
+      " each score with a goal.\n"
     )
   else:
     lines.append(

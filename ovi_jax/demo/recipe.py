@@ -21,7 +21,6 @@ from absl import app
 from absl import flags
 
 from ovi_jax import runtime
-from ovi_jax.data.world import world
 from ovi_jax.demo import card
 from ovi_jax.demo import commands
 
@@ -327,7 +326,7 @@ def trained_flag(worlds: Mapping[str, Mapping[str, Any]], seed: int) -> str:
   clips = [
     f"{fields['seed']}:{fields['train']}:{fields['what']}"
     for fields in _seeded(worlds, seed).values()
-    if fields["what"] != world.SOUNDS  # whose captions are no prompts
+    if fields["what"] != "sounds"  # whose captions are no prompts
   ]
   return f"--trained={','.join(clips)}"
 

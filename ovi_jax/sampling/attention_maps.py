@@ -10,8 +10,8 @@ how it took their mean is not known.)
 """
 
 import functools
+import glob
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ SHARPEST = 1 / 16  # of a tower's heads are drawn
 NEAR = 1.0  # latent frames from a token's own time
 FOLDER = "attention_maps"  # beside the clips, and the heads if they are named
 _HOT_RGB = np.array([255, 60, 0], np.float32)
+_NAME = 200  # characters of a folder's name, at most
 _OPAQUE = 0.75  # of the hottest place
 # Pixels of a latent frame and of an audio step: their seconds, about alike.
 _CELL_WIDTH, _CELL_HEIGHT = 16, 3
@@ -128,19 +129,21 @@ def measure(
   )
 
 
-def parse(texts: Sequence[str]) -> Heads:
-  """Heads from BLOCK.HEAD each, counted from 0.
+def parse(text: str) -> Heads:
+  """Heads from BLOCK.HEAD each, counted from 0, with commas between them.
 
   Raises:
-    ValueError: a text is something else.
+    ValueError: it is something else.
   """
-  found = []
-  for text in texts:
-    parts = text.split(".")
+  found = set()
+  for one in filter(None, text.split(",")):
+    parts = one.strip().split(".")
     if len(parts) != 2 or not all(p.isascii() and p.isdigit() for p in parts):
-      raise ValueError(f"attention heads: expected BLOCK.HEAD, got {text!r}")
-    found.append((int(parts[0]), int(parts[1])))
-  return tuple(found)
+      raise ValueError(
+        f"config.attention_heads: expected BLOCK.HEAD such as 2.3, got {one!r}"
+      )
+    found.add((int(parts[0]), int(parts[1])))
+  return tuple(sorted(found))
 
 
 def named(heads: Heads, size: tuple[int, int]) -> np.ndarray:
@@ -153,8 +156,8 @@ def named(heads: Heads, size: tuple[int, int]) -> np.ndarray:
   for block, head in heads:
     if block >= size[0] or head >= size[1]:
       raise ValueError(
-        f"attention heads: the audio tower has {size[0]} blocks of {size[1]}"
-        f" heads, counted from 0; it has no {block}.{head}"
+        f"config.attention_heads: the audio tower has {size[0]} blocks of"
+        f" {size[1]} heads, counted from 0; it has no {block}.{head}"
       )
     weights[block, head] = 1.0
   return weights / weights.sum()
@@ -238,9 +241,15 @@ def matrices(maps: Maps) -> Image.Image:
 
 def files_of(clip: pathlib.Path, heads: Heads = ()) -> tuple[pathlib.Path, ...]:
   """Where the maps of a clip are: frames with sound, matrices, numbers."""
-  folder = "_".join([FOLDER, *(f"{b}.{h}" for b, h in heads)])
+  folder = "_".join([FOLDER, *(f"{b}.{h}" for b, h in heads)])[:_NAME]
   stem = clip.parent / folder / clip.stem
   return tuple(stem.with_name(stem.name + e) for e in (".mp4", ".png", ".npz"))
+
+
+def forget(clip: pathlib.Path) -> None:
+  """Remove all maps of a clip, of whichever heads."""
+  for found in clip.parent.glob(f"{FOLDER}*/{glob.escape(clip.stem)}.*"):
+    found.unlink(missing_ok=True)
 
 
 def write(

@@ -75,7 +75,7 @@ def run(
   out: pathlib.Path,
   noise: str | os.PathLike[str] = "",
   save_latents: bool = False,
-  maps: attention_maps.Heads | None = None,
+  maps: bool = False,
   overwrite: bool = False,
   log: Log = print,
 ) -> list[pathlib.Path]:
@@ -89,8 +89,7 @@ def run(
     noise: .npz with video_THWC and audio_TC to start from, for every clip;
       empty for that of the seeds.
     save_latents: keep the final latents beside each clip.
-    maps: draw beside each clip what its sound attends to, of these heads, see
-      `attention_maps.measure`; `None` for no maps.
+    maps: draw beside each clip what its sound attends to.
     overwrite: make clips again that are there already.
     log: called with each line for the user.
 
@@ -104,12 +103,13 @@ def run(
   """
   if settings.together:
     processes.join()
+  heads = attention_maps.parse(settings.attention_heads)
   with processes.beginning() if settings.together else contextlib.nullcontext():
     given = noises.read(pathlib.Path(noise)) if noise else None
     pipeline = _pipeline(weights, settings)
-    if maps:
+    if heads:
       audio = pipeline.arch.fusion.audio
-      attention_maps.named(maps, (audio.blocks, audio.heads))
+      attention_maps.named(heads, (audio.blocks, audio.heads))
     jobs = plan(requests, settings, pipeline, out, given, log)
   index, count = processes.place()
   if settings.together:
@@ -127,7 +127,7 @@ def run(
   pending = []
   for job in mine:
     beside = [outputs.latents_of(job.path)] if save_latents else []
-    beside += [] if maps is None else attention_maps.files_of(job.path, maps)
+    beside += attention_maps.files_of(job.path, heads) if maps else ()
     if not overwrite and outputs.is_made(job.path, job.recipe, beside):
       log(f"already made: {job.path}")
     else:
@@ -137,7 +137,12 @@ def run(
     pending = [job for job in jobs if job.path.name in asked]
   if pending:
     outputs.check_directory(out)
-    _make(pending, settings, pipeline, given, save_latents, maps, log)
+    if overwrite and (index == 0 or not settings.together):
+      for job in pending:  # what lies beside is of the clips that were there
+        outputs.latents_of(job.path).unlink(missing_ok=True)
+        attention_maps.forget(job.path)
+    drawn = heads if maps else None
+    _make(pending, settings, pipeline, given, save_latents, drawn, log)
   return [job.path for job in jobs]
 
 

@@ -31,7 +31,7 @@ PUBLISHED: Mapping[str, Any] = {
 
 
 # Fields that say where a clip is made, not what it is.
-_ELSEWHERE = ("mesh", "context_attention", "together")
+_ELSEWHERE = ("mesh", "context_attention", "attention_heads", "together")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ class Settings:
   attention: str
   context_attention: str
   mesh: Mapping[str, int]
+  attention_heads: str
   together: bool
 
   def __post_init__(self):

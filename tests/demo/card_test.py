@@ -70,4 +70,4 @@ def test_the_card_names_what_is_not_reached(root):
     (root / "scores_seen.json").read_bytes()
   )
   text = " ".join(card.text(root, root / "weights", 0).split())
-  assert "at most 10 points behind them in each" in text
+  assert "at most 10 points behind them in each score with a goal" in text

@@ -67,7 +67,7 @@ def test_the_sound_looks_at_a_flash_when_and_where_it_is(maps_of):
 
 
 def test_a_head_looks_at_the_ball_at_its_impact(maps_of):
-  when, where, sides = [], [], {True: [], False: []}
+  when, where, between, sides = [], [], [], {True: [], False: []}
   for number, clip in enumerate(clips("impact")):
     maps = maps_of(clip, number, BALLS)
     for event in clip.events:
@@ -75,11 +75,12 @@ def test_a_head_looks_at_the_ball_at_its_impact(maps_of):
       when.append(near)
       where.append(frame_HW[place(event, frame_HW.shape)])
       sides[event.column < 0.5].append(frame_HW[:, 0].sum())
+    between += own_time(maps.audio_STHW, clip.events)
   assert len(when) > 4 * CLIPS
   assert np.mean(where) > 2 / frame_HW.size
   # It is the ball, and no place that is looked at whatever happens.
   assert np.mean(sides[True]) - np.mean(sides[False]) > 0.4
-  assert np.mean(when) > 3 / maps.audio_STHW.shape[1]
+  assert np.mean(when) > 1.8 * np.mean(between)
 
 
 def test_a_head_looks_at_the_mouth_while_it_speaks(maps_of):
@@ -123,6 +124,18 @@ def looks(audio_STHW: np.ndarray, event) -> tuple[float, np.ndarray]:
 def place(event, shape: tuple[int, ...]) -> tuple[int, int]:
   rows, columns = shape
   return int(event.row * rows), int(event.column * columns)
+
+
+def own_time(audio_STHW: np.ndarray, events) -> list[float]:
+  """The same share as `looks` gives, of audio steps away from all events."""
+  found = []
+  for step in range(len(audio_STHW)):
+    seconds = (step + 0.5) / geometry.AUDIO_LATENT_RATE
+    if min(abs(seconds - event.seconds) for event in events) > 0.2:
+      latent = latent_of(step)
+      near = audio_STHW[step, max(0, latent - 1) : latent + 2]
+      found.append(float(near.sum()))
+  return found
 
 
 def latent_of(step: int) -> int:

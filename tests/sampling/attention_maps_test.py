@@ -84,7 +84,7 @@ def test_measured_and_written(tmp_path):
   near = (maps.video_near_GN * chosen).sum()
   assert maps.near_diagonal().video == pytest.approx(near, rel=1e-4)
   assert near > maps.video_near_GN.mean()
-  heads = attention_maps.parse([f"{blocks - 1}.0", "0.1"])
+  heads = attention_maps.parse(f"{blocks - 1}.0,0.1")
   chosen = attention_maps.measure(
     model, params, latents, noise, text, heads=heads
   )
@@ -104,17 +104,17 @@ def test_measured_and_written(tmp_path):
 
 
 def test_heads_are_named_by_block_and_number():
-  heads = attention_maps.parse(["2.3", "0.1"])
-  assert heads == ((2, 3), (0, 1)) and attention_maps.parse([]) == ()
+  heads = attention_maps.parse("2.3,0.1,2.3")
+  assert heads == ((0, 1), (2, 3)) and attention_maps.parse("") == ()
   weights = attention_maps.named(heads, (3, 4))
   assert weights[2, 3] == weights[0, 1] == 0.5 and weights.sum() == 1
   for wrong in ("2", "a.1", "1.2.3", "-1.0"):
-    with pytest.raises(ValueError, match="expected BLOCK.HEAD, got"):
-      attention_maps.parse([wrong])
+    with pytest.raises(ValueError, match="expected BLOCK.HEAD such as"):
+      attention_maps.parse(wrong)
   with pytest.raises(ValueError, match="3 blocks of 4 heads.* has no 3.0"):
     attention_maps.named(((3, 0),), (3, 4))
   clip = pathlib.Path("a") / "clip.mp4"
   folders = [
     attention_maps.files_of(clip, h)[0].parent.name for h in ((), heads)
   ]
-  assert folders == ["attention_maps", "attention_maps_2.3_0.1"]
+  assert folders == ["attention_maps", "attention_maps_0.1_2.3"]

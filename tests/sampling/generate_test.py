@@ -61,7 +61,7 @@ def noise(golden, tmp_path_factory) -> pathlib.Path:
 
 
 def test_a_run_from_given_noise(run, noise, golden):
-  (path,), lines = run(noise=noise, save_latents=True, maps=())
+  (path,), lines = run(noise=noise, save_latents=True, maps=True)
   latents = np.load(path.with_suffix(".npz"))
   arrays = golden("sampling")
   video = arrays["e2e_unipc_v"].transpose(1, 2, 3, 0)

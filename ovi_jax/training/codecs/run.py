@@ -87,7 +87,7 @@ def train(
     placed: Any = placement.state_shardings(
       shapes, AV(), mesh, settings.optimizer.average_on_host
     )
-    workdirs.check_config(workdir, config, MAY_CHANGE)
+    workdirs.check_config(workdir, config, MAY_CHANGE, {"trains": "all"})
     trained, frozen = (
       sum(x.size for x in group.values())
       for group in (shapes.trained, shapes.frozen)
