@@ -87,6 +87,24 @@ def test_a_run_from_given_noise(run, noise, golden):
   assert len(media.read_mp4(drawn[0])[0]) == 13
 
 
+def test_maps_of_chosen_heads_belong_to_the_clip_that_is_there(run):
+  chosen = {"steps": 2, "attention_heads": "0.1"}
+  (path,), _ = run(changes=chosen, maps=True, save_latents=True)
+  files = attention_maps.files_of(path, ((0, 1),))
+  assert {p.parent.name for p in files} == {"attention_maps_0.1"}
+  assert all(file.exists() for file in files)
+  _, lines = run(changes=chosen, maps=True)
+  assert lines[-1].startswith("already made")
+  # The same clip, other heads: the first maps stay. Another clip: they go.
+  run(changes={"steps": 2, "attention_heads": "0.0"}, maps=True)
+  assert all(file.exists() for file in files)
+  run(changes={"steps": 1}, overwrite=True)
+  left = {p.suffix for p in path.parent.rglob("*.*") if p.is_file()}
+  assert left == {".json", ".mp4"}
+  with pytest.raises(ValueError, match="the audio tower has .* it has no 9.0"):
+    run(changes={"attention_heads": "9.0"}, maps=True)
+
+
 def test_a_second_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
   changes = {"steps": 2, "each_example_n_times": 2}
   paths, _ = run(changes=changes)
