@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
 from flax import traverse_util
 
+from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax.checkpoint import weights
 from ovi_jax.models import architecture
@@ -115,6 +117,16 @@ class Manifest:
 def component_file(directory: pathlib.Path, component: str) -> pathlib.Path:
   """Where the weights of a component lie."""
   return directory / f"{component}.safetensors"
+
+
+def link(
+  source: pathlib.Path, target: pathlib.Path, components: Iterable[str]
+) -> None:
+  """Link, or copy, the files of some components, and the tokenizer's."""
+  names = [component_file(source, c).name for c in components]
+  for name in (*TOKENIZER_FILES, *names):
+    if (source / name).is_file():
+      files.link(source / name, target / name)
 
 
 def read(

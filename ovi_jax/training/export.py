@@ -23,7 +23,6 @@ from absl import app
 from absl import flags
 
 import ovi_jax
-from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
@@ -108,9 +107,7 @@ def export(
     ],
   )
   out.mkdir(parents=True, exist_ok=True)
-  for name in (*directory.TOKENIZER_FILES, *map(_file_name, needs)):
-    if (rest / name).is_file():
-      files.link(rest / name, out / name)
+  directory.link(rest, out, needs)
   digests = {n: d for n, d in kept.digests.items() if n != "fusion"}
   digests["fusion"] = _write(out, plan)
   manifest = directory.Manifest(
@@ -182,10 +179,6 @@ def _parts(targets: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
       part, size = {}, 0
     part[path], size = target, size + bytes_
   yield part
-
-
-def _file_name(component: str) -> str:
-  return directory.component_file(pathlib.Path(), component).name
 
 
 def _advice(text: str) -> dict[str, Any]:

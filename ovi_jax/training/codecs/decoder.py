@@ -19,7 +19,6 @@ from absl import app
 from absl import flags
 
 import ovi_jax
-from ovi_jax import files
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import weights
@@ -70,10 +69,7 @@ def exchange(
     )
   (dtype,) = {shape.dtype for shape in shapes.values()}
   out.mkdir(parents=True, exist_ok=True)
-  names = [directory.component_file(out, c).name for c in needs]
-  for name in (*directory.TOKENIZER_FILES, *names):
-    if (kept / name).is_file() and name != file.name:
-      files.link(kept / name, out / name)
+  directory.link(kept, out, (c for c in needs if c != COMPONENT))
   digest = assemble.write(out, COMPONENT, part.params, dtype)
   manifest = dataclasses.replace(
     manifest,
