@@ -17,6 +17,7 @@ BASE = {
   "modality",
   "prompt",
   "runtime",
+  "untrusted",
 }
 # Package -> packages it may import, besides itself and the base.
 ALLOWED = {
@@ -138,8 +139,6 @@ def test_no_torch_and_no_tensorflow():
       assert not roots & {"torch", "tensorflow"}, path
 
 
-def test_files_stay_small():
-  for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
-    assert len(path.read_text().splitlines()) <= 400, path
+def test_scripts_hold_flags_only():
   for name in SMALL:
     assert len((ROOT / name).read_text().splitlines()) <= 60, name

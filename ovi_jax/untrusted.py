@@ -1,0 +1,142 @@
+"""Reading text that somebody else wrote: JSON within limits, printable names.
+
+Files that describe weights, datasets and checkpoints are downloaded and passed
+on. Their JSON is bounded in bytes, depth and in the size of its numbers before
+any value is used, and text from them is escaped before it reaches a terminal.
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+MAX_JSON_BYTES = 16 << 20
+MAX_JSON_DEPTH = 64
+_MAX_DIGITS = 40  # of an integer; 2**128 has 39
+
+# A string is matched whole, so that brackets within it do not count.
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+
+
+def read_json(
+  path: str | os.PathLike[str],
+  *,
+  max_bytes: int = MAX_JSON_BYTES,
+  max_depth: int = MAX_JSON_DEPTH,
+) -> Any:
+  """Read a JSON file of unknown origin.
+
+  Args:
+    path: the file.
+    max_bytes: largest file that is read.
+    max_depth: deepest nesting of lists and objects.
+
+  Returns:
+    The value, as `json.loads` gives it.
+
+  Raises:
+    ValueError: the file is larger or deeper than allowed, or is not JSON; see
+      `parse_json`. The message does not name the file.
+    OSError: it cannot be read.
+  """
+  with pathlib.Path(path).open("rb") as file:
+    data = file.read(max_bytes + 1)
+  return parse_json(data, max_bytes=max_bytes, max_depth=max_depth)
+
+
+def parse_json(
+  data: bytes | str,
+  *,
+  max_bytes: int = MAX_JSON_BYTES,
+  max_depth: int = MAX_JSON_DEPTH,
+) -> Any:
+  """Parse JSON of unknown origin.
+
+  Args:
+    data: UTF-8 text.
+    max_bytes: most bytes that are parsed.
+    max_depth: deepest nesting of lists and objects.
+
+  Returns:
+    The value, as `json.loads` gives it.
+
+  Raises:
+    ValueError: it is longer or deeper than allowed, is not UTF-8 or not JSON,
+      names a key twice, or has a number that is not finite or has more than
+      40 digits.
+  """
+  raw = data.encode() if isinstance(data, str) else data
+  if len(raw) > max_bytes:
+    raise ValueError(f"expected JSON of at most {max_bytes} bytes, found more")
+  _check_depth(raw, max_depth)
+  try:
+    return json.loads(
+      raw.decode(),
+      object_pairs_hook=_unique,
+      parse_int=_integer,
+      parse_float=_finite,
+      parse_constant=_finite,
+    )
+  except UnicodeDecodeError as error:
+    raise ValueError(f"expected JSON in UTF-8: {error}") from error
+  except json.JSONDecodeError as error:
+    raise ValueError(f"expected JSON: {error}") from error
+
+
+def _check_depth(raw: bytes, max_depth: int) -> None:
+  """ValueError if brackets outside strings nest deeper than allowed."""
+  depth = 0
+  for token in _BRACKET.finditer(raw):
+    first = token[0][:1]
+    if first in b"[{":
+      depth += 1
+    elif first in b"]}":
+      depth -= 1
+    if depth > max_depth:
+      raise ValueError(
+        f"expected JSON nested at most {max_depth} deep, found more"
+      )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A dict of `pairs`, none named twice."""
+  result = dict(pairs)
+  if len(result) != len(pairs):
+    seen: set[str] = set()
+    twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+    raise ValueError(f"expected each key once, found {twice!r:.60} twice")
+  return result
+
+
+def _integer(text: str) -> int:
+  if len(text.lstrip("-")) > _MAX_DIGITS:
+    raise ValueError(
+      f"expected numbers of at most {_MAX_DIGITS} digits, found {len(text)}"
+    )
+  return int(text)
+
+
+def _finite(text: str) -> float:
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f"expected finite numbers, found {text:.40}")
+  return value
+
+
+def printable(text: str, limit: int = 200) -> str:
+  """Escape what a terminal would act on, and cut long text.
+
+  Args:
+    text: from a file or a network.
+    limit: most characters that are kept, before escaping.
+
+  Returns:
+    The text with control characters, line ends, surrogates and invisible
+    format characters written as `\\x1b`, `\\n`, `\\u202e`.
+  """
+  cut = text if len(text) <= limit else text[:limit] + "…"
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut
+  )

@@ -1,0 +1,58 @@
+"""JSON of unknown origin is bounded before it is used."""
+
+import json
+
+import pytest
+
+from ovi_jax import untrusted
+
+
+@pytest.mark.parametrize(
+  "text",
+  ['{"a": [1, 2.5, "x[[[{{{", null, true]}', '"\\"[["', "[]", '{"a": -7}'],
+)
+def test_plain_json_is_read_as_the_standard_library_reads_it(text):
+  assert untrusted.parse_json(text) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+  "text, said",
+  [
+    ("[" * 100_000, "at most 64 deep"),
+    ('{"a":' * 65 + "1" + "}" * 65, "at most 64 deep"),
+    ('{"a": "\\\\", "b": ' + "[" * 70, "at most 64 deep"),
+    ("1" * 400, "at most 40 digits"),
+    ("1e999", "finite numbers"),
+    ("-1e" + "9" * 300, "finite numbers"),
+    ("NaN", "finite numbers"),
+    ('{"a": 1, "a": 2}', "'a' twice"),
+    (b"\xff{}", "UTF-8"),
+    ("{", "expected JSON"),
+    ("", "expected JSON"),
+    ('"' + "a" * 2000, "at most 1000 bytes"),
+  ],
+)
+def test_json_outside_the_limits_is_refused(text, said):
+  limit = 1000 if len(text) == 2001 else untrusted.MAX_JSON_BYTES
+  with pytest.raises(ValueError, match=said):
+    untrusted.parse_json(text, max_bytes=limit)
+
+
+def test_64_levels_are_read():
+  text = "[" * 64 + "]" * 64
+  assert untrusted.parse_json(text) == json.loads(text)
+
+
+def test_no_more_of_a_file_than_the_limit_is_read(tmp_path):
+  path = tmp_path / "a.json"
+  path.write_text("[" + " " * 5000 + "]")
+  assert untrusted.read_json(path) == []
+  with pytest.raises(ValueError, match="at most 100 bytes"):
+    untrusted.read_json(path, max_bytes=100)
+
+
+def test_what_a_terminal_would_act_on_is_escaped():
+  assert untrusted.printable("a\x1b[31mb\r\n\u202ec\udc80 ě") == (
+    "a\\x1b[31mb\\r\\n\\u202ec\\udc80 ě"
+  )
+  assert untrusted.printable("a" * 300, 10) == "a" * 10 + "…"
