@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from ovi_jax import geometry
-from ovi_jax import media
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import schema
 from ovi_jax.data import settings
+from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 
 CLIP = geometry.Clip(
@@ -130,7 +130,7 @@ def _record(
     frames_THWC = moving(draw, clip)
     wave_A = draw.standard_normal(clip.samples).astype(np.float32) / 8
     file = folder / "clip.mp4"
-    media.write_mp4(file, [frames_THWC], wave_A)
+    mp4.write(file, [frames_THWC], wave_A)
     height, width = clip.pixels
     held = {
       "video": file.read_bytes(),

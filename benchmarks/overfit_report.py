@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks import overfit_codec
 from benchmarks import overfit_data
-from ovi_jax import media
+from ovi_jax.media import images
 from ovi_jax.modality import AV
 
 # Higher is nearer for one, lower for the other.
@@ -209,10 +209,10 @@ def sheet(
       for video_THWC, mel_TM in pairs:
         places = np.linspace(0, len(video_THWC) - 1, COLUMNS).round()
         chosen = video_THWC[places.astype(int)].astype(np.float32)
-        pictures.append(media.to_uint8(2 * chosen - 1))
+        pictures.append(images.to_uint8(2 * chosen - 1))
         mels.append(picture(mel_TM))
-  left = media.contact_sheet(np.concatenate(pictures), COLUMNS)
-  right = media.contact_sheet(np.stack(mels), 1)
+  left = images.contact_sheet(np.concatenate(pictures), COLUMNS)
+  right = images.contact_sheet(np.stack(mels), 1)
   whole = Image.new("RGB", (left.width + right.width, left.height))
   whole.paste(left, (0, 0))
   whole.paste(right, (left.width, 0))

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from ovi_jax.curation.media import cuts
-from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import shots
+from ovi_jax.media import decode
 
 NEAR = 2  # frames
 
@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> None:
   options = parser.parse_args(words)
   config = shots.Config()
   begin = time.process_time()
-  frames = [glimpse.frame_HWC for glimpse in reading.sweep(options.film)]
+  frames = [glimpse.frame_HWC for glimpse in decode.sweep(options.film)]
   print(f"{len(frames)} frames, decoded in {time.process_time() - begin:.1f} s")
   detectors = {
     "transnetv2": cuts.transnetv2(options.weights, config.probability),

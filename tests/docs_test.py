@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ovi_jax import media
+from ovi_jax.media import mp4
 from ovi_jax.training import logs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ def test_training_from_raw_clips_to_sample_py(tmp_path):
   for kind, text in blocks:
     run(kind, text, tmp_path)
   (clip,) = (tmp_path / "runs" / "samples").glob("*.mp4")
-  frames, fps, wave, rate = media.read_mp4(clip)
+  frames, fps, wave, rate = mp4.read(clip)
   assert frames.shape == (121, 64, 64, 3) and fps == 24
   assert rate == 16_000 and abs(wave.size / rate - 5.02) < 0.1
   lines = logs.read(tmp_path / "runs" / "fusion")

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ovi_jax import media
 from ovi_jax.components import loading
+from ovi_jax.media import images
 from ovi_jax.modality import AV
 from ovi_jax.models import audio_vae
 from ovi_jax.models import vocoder
@@ -48,7 +48,7 @@ class Decoder:
         arch.video_vae, self.video, latents_BTHWC, dtype
       )
       for chunk_BTHWC in chunks:
-        yield media.to_uint8(np.asarray(chunk_BTHWC)[0])
+        yield images.to_uint8(np.asarray(chunk_BTHWC)[0])
 
   def wave(self, latents_BTC: jax.Array) -> np.ndarray:
     """Sound of the first clip, [samples] in [-1, 1] at 16 kHz."""

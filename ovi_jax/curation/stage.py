@@ -67,7 +67,7 @@ class Media(Protocol):
     """The window's frames, uint8 RGB, at 24 fps by time stamp.
 
     Upright (rotation applied), square pixels, at most
-    `reading.LARGEST_AREA` large: larger sources are made smaller as they are
+    `decode.LARGEST_AREA` large: larger sources are made smaller as they are
     decoded.
     """
     ...

@@ -18,8 +18,8 @@ from PIL import ImageDraw
 from PIL import ImageFont
 
 from ovi_jax import files
-from ovi_jax import media
 from ovi_jax import runtime
+from ovi_jax.media import mp4
 from ovi_jax.sampling import outputs
 
 TEXT_HEIGHT, WAVE_HEIGHT, GAP = 18, 40, 10  # pixels
@@ -87,7 +87,7 @@ def of_folder(
   rows = []
   for path in paths:
     title = outputs.prompt_of(path)
-    frames_THWC, _, wave, _ = media.read_mp4(path)
+    frames_THWC, _, wave, _ = mp4.read(path)
     rows.append(row(frames_THWC, wave, title, moments, scale))
   return sheet(rows)
 

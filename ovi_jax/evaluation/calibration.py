@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ovi_jax import media
 from ovi_jax.data.world import scene
 from ovi_jax.data.world import world as worlds
 from ovi_jax.evaluation import report
 from ovi_jax.evaluation import scores
 from ovi_jax.evaluation import sync
+from ovi_jax.media import mp4
 
 _BLUR = 5  # pixels along each side
 _NOISE = 8.0  # standard deviation, of 255
@@ -57,7 +57,7 @@ def write(
     path = folder / f"{index:05}.mp4"
     prompt = made.captions[index % len(made.captions)]
     path.with_suffix(".json").write_text(json.dumps({"prompt": prompt}))
-    media.write_mp4(path, [frames_THWC], wave_A, world.fps, world.rate)
+    mp4.write(path, [frames_THWC], wave_A, world.fps, world.rate)
     shown.append(made.scene)
   return shown
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
-from ovi_jax import media
 from ovi_jax.data.world import scene
 from ovi_jax.evaluation import facts as facts_lib
 from ovi_jax.evaluation import hearing
 from ovi_jax.evaluation import scores
 from ovi_jax.evaluation import sight
 from ovi_jax.evaluation import sync
+from ovi_jax.media import mp4
 from ovi_jax.sampling import outputs
 
 
@@ -76,7 +76,7 @@ def read(folder: pathlib.Path) -> list[Clip]:
 
 def _clip(path: pathlib.Path, prompt: str) -> Clip:
   """A clip; ValueError with the file's name if it is none that is scored."""
-  frames_THWC, fps, wave_A, rate = media.read_mp4(path)
+  frames_THWC, fps, wave_A, rate = mp4.read(path)
   count, rows, columns, _ = frames_THWC.shape
   if count < sight.SHORTEST or rows != columns:
     raise ValueError(

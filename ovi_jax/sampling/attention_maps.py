@@ -23,7 +23,6 @@ from PIL import Image
 from ovi_jax import axes
 from ovi_jax import files
 from ovi_jax import geometry
-from ovi_jax import media
 from ovi_jax.diffusion import path as diffusion
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
@@ -260,12 +259,12 @@ def write(
   heads: Heads = (),
 ) -> None:
   """Write the maps of a clip, see `files_of`."""
-  mp4, png, npz = files_of(clip, heads)
+  film, png, npz = files_of(clip, heads)
   with files.replacing(npz) as temporary, temporary.open("wb") as file:
     np.savez(file, **maps._asdict())
   with files.replacing(png) as temporary:
     matrices(maps).save(temporary, "PNG")
-  media.write_mp4(mp4, [overlay(frames_THWC, maps)], wave)
+  mp4.write(film, [overlay(frames_THWC, maps)], wave)
 
 
 def read(clip: pathlib.Path, heads: Heads = ()) -> Maps:

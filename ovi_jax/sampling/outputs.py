@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ovi_jax import files
-from ovi_jax import media
+from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 
 # Of a recipe, what does not decide what the clip will be.
@@ -145,4 +145,4 @@ def write(
     with files.replacing(path.with_suffix(".json")) as temporary:
       temporary.write_text(text, "utf-8")
 
-  media.write_mp4(path, frames, wave, before_naming=describe)
+  mp4.write(path, frames, wave, before_naming=describe)

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ovi_jax import media
 from ovi_jax import runtime
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.components import encoders
 from ovi_jax.components import loading
+from ovi_jax.media import images
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
@@ -66,7 +66,7 @@ class Pipeline(loading.Components):
       return {}
     encoder, latents = encoders.Video.load(self), {}
     for path in dict.fromkeys(paths):
-      image_HWC = media.first_frame(media.read_image(path), area)
+      image_HWC = images.first_frame(images.read_image(path), area)
       latents[path] = np.asarray(encoder.encode(image_HWC[None, None])[0])
     return latents
 

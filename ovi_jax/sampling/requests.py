@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 
 from ovi_jax import geometry
-from ovi_jax import media
 from ovi_jax import prompt as prompts
+from ovi_jax.media import images
 
 # auto: image-to-video where a row has an image; t2v: images are ignored;
 # i2v: every row must have one.
@@ -201,7 +201,7 @@ def _sizes(
     if request.image is None or request.image in known:
       continue
     try:
-      rows, columns, _ = media.read_image(request.image).shape
+      rows, columns, _ = images.read_image(request.image).shape
       known[request.image] = geometry.image_size(rows, columns, area)
     except ValueError as error:
       problems.append(f"row {request.index}: {error}")

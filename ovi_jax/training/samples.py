@@ -25,13 +25,13 @@ import numpy as np
 
 from ovi_jax import files
 from ovi_jax import geometry
-from ovi_jax import media
 from ovi_jax import prompt as prompts_lib
 from ovi_jax.components import decoders
 from ovi_jax.components import loading
 from ovi_jax.data import clips
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
+from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.parallel import mesh as meshes
@@ -243,7 +243,7 @@ def write(
     if latents.video is not None:
       frames = decoder.frames(latents.video[row : row + 1])
       path = path.with_suffix(".mp4")
-      media.write_mp4(path, frames, heard)
+      mp4.write(path, frames, heard)
     elif heard is not None:
       _write_wav(path, heard)
     paths.append(path)

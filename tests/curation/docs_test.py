@@ -16,7 +16,7 @@ from configs import curate
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import store
-from ovi_jax.curation.media import container as containers
+from ovi_jax.media import container as containers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "curation.md").read_text()

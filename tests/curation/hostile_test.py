@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import colours
 from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import cut
 from ovi_jax.curation.stages import look
 from ovi_jax.curation.stages import motion
 from ovi_jax.curation.stages import probe
 from ovi_jax.curation.stages import shots
+from ovi_jax.media import colors
 from tests.curation import films
 from tests.curation.stages import probe_test
 
@@ -77,7 +77,7 @@ def hdr(path):
     path.with_suffix(".mkv"),
     codec="ffv1",
     pixels="yuv420p10le",
-    transfer=colours.HLG,
+    transfer=colors.HLG,
     matrix=9,
   )
 

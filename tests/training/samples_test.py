@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from ovi_jax import geometry
-from ovi_jax import media
 from ovi_jax.checkpoint import directory
 from ovi_jax.components import decoders
 from ovi_jax.components import loading
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
+from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.parallel import mesh as meshes
@@ -121,7 +121,7 @@ def test_clips_play(made):
   assert [p.name for p in made] == ["clip_one.mp4", "Clip_One-2.mp4"]
   assert folder.parts[-2:] == ("samples", "step-00000100")
   for path in made:
-    frames, fps, sound, rate = media.read_mp4(path)
+    frames, fps, sound, rate = mp4.read(path)
     assert frames.shape == (5, 64, 96, 3) and fps == 24 and frames.std() > 1
     assert sound is not None and len(sound) == 7 * 512 and rate == 16_000
     assert np.abs(sound).max() > 1e-4
@@ -202,7 +202,7 @@ def test_eight_devices_are_one(latents):
 
 def test_a_tower_of_video_makes_silent_clips(maker, tmp_path):
   made = maker(tmp_path, "video")(towers("video")[1])
-  frames, _, sound, _ = media.read_mp4(made[1])
+  frames, _, sound, _ = mp4.read(made[1])
   assert frames.shape == (5, 64, 96, 3) and sound is None
 
 

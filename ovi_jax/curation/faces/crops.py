@@ -25,9 +25,9 @@ from PIL import Image
 
 from ovi_jax import geometry
 from ovi_jax.curation.media import opencv
-from ovi_jax.curation.media import reading
+from ovi_jax.media import decode
 
-FPS = reading.FPS_25
+FPS = decode.FPS_25
 SIDE = 224
 SCALE = 0.4  # of the face's size that is added around it, and twice below
 _GREY = 110  # beyond the picture

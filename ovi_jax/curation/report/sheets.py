@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from ovi_jax import geometry
-from ovi_jax import media
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.engine import shard as shards
 from ovi_jax.curation.engine import store
-from ovi_jax.curation.media import container
 from ovi_jax.curation.media import kept
-from ovi_jax.curation.media import reading
+from ovi_jax.media import container
+from ovi_jax.media import decode
+from ovi_jax.media import images
 
 HEIGHT = 108  # pixels of a frame
 FRAMES = 4
@@ -39,7 +39,7 @@ def picture(clip: clips.Clip, keeper: store.Keeper) -> bytes | None:
   if not wave_A.size:
     return None
   return _jpeg(
-    media.waveform_png(wave_A, geometry.SAMPLE_RATE, 3 * HEIGHT, HEIGHT)
+    images.waveform_png(wave_A, geometry.SAMPLE_RATE, 3 * HEIGHT, HEIGHT)
   )
 
 
@@ -61,7 +61,7 @@ def _decoded_frames(
     or "shots" not in clip.facts
   ):
     return []
-  video_THWC = reading.video(of_clip.path, clip.start, clip.seconds, _AREA)
+  video_THWC = decode.video(of_clip.path, clip.start, clip.seconds, _AREA)
   spread = np.linspace(0, len(video_THWC) - 1, FRAMES).round().astype(int)
   return [Image.fromarray(frame_HWC) for frame_HWC in video_THWC[spread]]
 
@@ -72,7 +72,7 @@ def _wave(clip: clips.Clip, of_clip: stage.Media) -> np.ndarray:
     pcm = of_clip.kept(kept.SOUND)
   except KeyError:
     seconds = min(clip.seconds, _HEARD)
-    return reading.audio(of_clip.path, clip.start, seconds)
+    return decode.audio(of_clip.path, clip.start, seconds)
   return np.frombuffer(pcm, "<i2").astype(np.float32) / 32_768
 
 

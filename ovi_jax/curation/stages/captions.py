@@ -27,8 +27,8 @@ from ovi_jax.curation.captioning import answers
 from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import chat
 from ovi_jax.curation.captioning import endpoint
-from ovi_jax.curation.media import container as containers
 from ovi_jax.curation.media import kept
+from ovi_jax.media import container as containers
 
 VERSION = 1
 KIND = "shard"

@@ -22,15 +22,15 @@ import numpy as np
 from PIL import Image
 
 from ovi_jax import geometry
-from ovi_jax import media as media_files
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.faces import crops
 from ovi_jax.curation.media import kept
 from ovi_jax.curation.media import margins
 from ovi_jax.curation.media import opencv
-from ovi_jax.curation.media import reading
 from ovi_jax.data import clips as samples
+from ovi_jax.media import decode
+from ovi_jax.media import mp4
 
 NAME = kept.CUT
 VERSION = 2
@@ -40,7 +40,7 @@ BOUNDS = {
 }
 ASPECTS = ("kept", "square")
 _QUALITY = 90  # of the JPEGs
-# Of x264, at the quality of `media.CRF`: half the time of its default for as
+# Of x264, at the quality of `mp4.CRF`: half the time of its default for as
 # many bytes and 0.3 dB.
 _PRESET = "veryfast"
 
@@ -67,9 +67,9 @@ class Config:
         f"cut: aspect {self.aspect!r} is unknown; choose from"
         f" {', '.join(ASPECTS)}"
       )
-    if not 0 < self.area <= reading.LARGEST_AREA:
+    if not 0 < self.area <= decode.LARGEST_AREA:
       raise ValueError(
-        f"cut: expected an area from 1 to {reading.LARGEST_AREA}, which frames"
+        f"cut: expected an area from 1 to {decode.LARGEST_AREA}, which frames"
         f" are decoded at, got {self.area}"
       )
     if self.largest_enlargement < 1 or self.frames < 0:
@@ -155,7 +155,7 @@ def encode(video_THWC: np.ndarray) -> bytes:
   """An mp4 without sound; the same frames give the same bytes anywhere."""
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / kept.VIDEO
-    media_files.write_mp4(path, [video_THWC], None, threads=1, preset=_PRESET)
+    mp4.write(path, [video_THWC], None, threads=1, preset=_PRESET)
     return path.read_bytes()
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.media import container as containers
 from ovi_jax.curation.media import margins
 from ovi_jax.curation.media import opencv
 from ovi_jax.curation.media import reading
+from ovi_jax.media import container as containers
 
 NAME = "look"
 VERSION = 1

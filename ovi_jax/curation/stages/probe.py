@@ -14,8 +14,8 @@ from av import error as av_error
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.media import colours
-from ovi_jax.curation.media import container as containers
+from ovi_jax.media import colors
+from ovi_jax.media import container as containers
 
 NAME = "probe"
 VERSION = 1
@@ -135,7 +135,7 @@ def _video_facts(container: Any, stream: Any) -> dict[str, Any]:
   turn = containers.orientation(frame)
   if turn.transposed:
     rows, columns = columns, rows
-  transfer = colours.TRANSFERS.get(frame.color_trc, "unknown")
+  transfer = colors.TRANSFERS.get(frame.color_trc, "unknown")
   return {
     "width": columns,
     "height": rows,
@@ -144,7 +144,7 @@ def _video_facts(container: Any, stream: Any) -> dict[str, Any]:
     "fps": round(float(stream.average_rate or stream.guessed_rate or 0), 6),
     "codec": stream.codec_context.name,
     "color_transfer": transfer,
-    "unsupported": colours.unsupported(frame),
+    "unsupported": colors.unsupported(frame),
     "interlaced": bool(frame.interlaced_frame),
   }
 
@@ -173,8 +173,8 @@ def _problem(
   width, height = facts["width"], facts["height"]
   area = width * height
   hdr = facts["color_transfer"] in (
-    colours.TRANSFERS[colours.PQ],
-    colours.TRANSFERS[colours.HLG],
+    colors.TRANSFERS[colors.PQ],
+    colors.TRANSFERS[colors.HLG],
   )
   if config.video and not facts["has_video"]:
     return "no video", None

@@ -19,9 +19,9 @@ import numpy as np
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.media import container as containers
 from ovi_jax.curation.media import cuts
-from ovi_jax.curation.media import reading
+from ovi_jax.media import container as containers
+from ovi_jax.media import decode
 
 NAME = "shots"
 VERSION = 2
@@ -146,7 +146,7 @@ def find(
   times, ends = array.array("d"), []
 
   def frames() -> Iterator[np.ndarray]:
-    for glimpse in reading.sweep(path):
+    for glimpse in decode.sweep(path):
       late = times and glimpse.time - times[-1] > longest_gap
       if times and (glimpse.broken or late):
         ends.append(cuts.Cut(len(times) - 1, len(times)))

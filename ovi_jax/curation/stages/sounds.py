@@ -16,8 +16,8 @@ import numpy as np
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.media import container as containers
-from ovi_jax.curation.media import reading
+from ovi_jax.media import container as containers
+from ovi_jax.media import decode
 
 NAME = "sounds"
 VERSION = 2
@@ -89,7 +89,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
 
   def sounds(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     try:
-      power_T = powers(reading.sweep_sound(media.path))
+      power_T = powers(decode.sweep_sound(media.path))
     except containers.DamagedError as error:
       return clips.Reject(
         clip=clip, stage=NAME, reason="damaged or no media", detail=str(error)

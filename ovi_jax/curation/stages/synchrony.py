@@ -28,11 +28,11 @@ import numpy as np
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.faces import crops
-from ovi_jax.curation.media import container as containers
 from ovi_jax.curation.media import kept
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.curation.sync import lip_sync
+from ovi_jax.media import container as containers
 
 VERSION = 1
 KIND = "shard"

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import tqdm
 
 from ovi_jax import geometry
-from ovi_jax import media
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import schema
 from ovi_jax.data.world import world as worlds
+from ovi_jax.media import mp4
 
 _AHEAD = 64  # records made before the first of them is taken
 
@@ -28,7 +28,7 @@ def record(world: worlds.World, index: int) -> schema.Record:
     frames, height, width = made.frames_THWC.shape[:3]
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / "clip.mp4"
-      media.write_mp4(path, [made.frames_THWC], None, world.fps)
+      mp4.write(path, [made.frames_THWC], None, world.fps)
       video = path.read_bytes()
   return schema.Record(
     id=f"{world.what}-{world.seed}-{index}",

@@ -17,6 +17,7 @@ from ovi_jax.curation.media import margins
 from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import cut
 from ovi_jax.data import clips as samples
+from ovi_jax.media import decode
 from tests.curation import films
 
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
@@ -194,7 +195,7 @@ def test_of_sound_alone_only_sound_is_kept(tmp_path):
   [
     {"aspect": "wide"},
     {"area": 0},
-    {"area": reading.LARGEST_AREA + 1},
+    {"area": decode.LARGEST_AREA + 1},
     {"largest_enlargement": 0.5},
   ],
 )

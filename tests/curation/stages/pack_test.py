@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ovi_jax import geometry
-from ovi_jax import media as media_files
 from ovi_jax.convert import standin
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.stages import pack
@@ -17,6 +16,7 @@ from ovi_jax.data import clips as samples
 from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
+from ovi_jax.media import mp4 as mp4_files
 
 FRAMES, SIDE, LATENTS = 9, 64, 12
 PROMPT = "A {} thing says <S>Hi.<E> <AUDCAP>A calm voice.<ENDAUDCAP>"
@@ -42,7 +42,7 @@ def mp4(tmp_path_factory):
   def make(number):
     frames_THWC = np.full((FRAMES, SIDE, SIDE, 3), number * 9, np.uint8)
     frames_THWC[:, :, SIDE // 2 :] += 60
-    media_files.write_mp4(path, [frames_THWC], None)
+    mp4_files.write(path, [frames_THWC], None)
     return path.read_bytes()
 
   return make

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import colours
 from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import probe
+from ovi_jax.media import colors
 from tests.curation import films
 
 SMALL = probe.Config(least_area=32 * 32, least_seconds=1.0)
@@ -127,7 +127,7 @@ def hdr(path):
     path.with_suffix(".mkv"),
     codec="ffv1",
     pixels="yuv420p10le",
-    transfer=colours.PQ,
+    transfer=colors.PQ,
     matrix=9,
   )
 

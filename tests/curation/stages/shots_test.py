@@ -9,6 +9,7 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.media import cuts
 from ovi_jax.curation.media import reading
 from ovi_jax.curation.stages import shots
+from ovi_jax.media import decode
 from tests.curation import films
 
 pytest.importorskip("scenedetect", reason="pip install 'ovi_jax[curate]'")
@@ -55,7 +56,7 @@ def test_windows_keep_away_from_cuts(film):
 
 def test_each_window_shows_one_shot_alone(film):
   for window in run(film):
-    video_THWC = reading.video(film, window.start, window.seconds)
+    video_THWC = decode.video(film, window.start, window.seconds)
     step = np.abs(np.diff(video_THWC.astype(int), axis=0)).mean((1, 2, 3))
     assert len(video_THWC) == 25 and step.max() < 20
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from ovi_jax.curation.media import colours
-from ovi_jax.curation.media import reading
+from ovi_jax.media import colors
+from ovi_jax.media import decode
 from tests.curation import films
 
 BT2020 = 9
@@ -57,22 +57,22 @@ def film(path, signal, transfer):
   "light", [0.0, 1.0, 20.0, 203.0, 600.0, 1000.0, 4000.0]
 )
 def test_pq(tmp_path, light):
-  path = film(tmp_path / "pq.mkv", pq(light), colours.PQ)
-  frame_HWC = reading.video(path, 0, 1 / 24)[0]
+  path = film(tmp_path / "pq.mkv", pq(light), colors.PQ)
+  frame_HWC = decode.video(path, 0, 1 / 24)[0]
   assert frame_HWC.dtype == np.uint8 and frame_HWC.shape == (32, 32, 3)
   np.testing.assert_allclose(frame_HWC, sdr(light), atol=2)
 
 
 @pytest.mark.parametrize("scene", [0.0, 0.02, 0.1, 0.265, 0.6, 1.0])
 def test_hlg(tmp_path, scene):
-  path = film(tmp_path / "hlg.mkv", hlg(scene), colours.HLG)
-  frame_HWC = reading.video(path, 0, 1 / 24)[0]
+  path = film(tmp_path / "hlg.mkv", hlg(scene), colors.HLG)
+  frame_HWC = decode.video(path, 0, 1 / 24)[0]
   np.testing.assert_allclose(frame_HWC, sdr(1000 * scene**1.2), atol=2)
 
 
 def test_standard_range_is_left_alone(tmp_path):
   path = film(tmp_path / "sdr.mkv", 0.5, 1)
-  frame_HWC = reading.video(path, 0, 1 / 24)[0]
+  frame_HWC = decode.video(path, 0, 1 / 24)[0]
   np.testing.assert_allclose(frame_HWC, 127.5, atol=1.5)
 
 
@@ -80,9 +80,9 @@ def test_untagged_colours_are_those_of_their_size(tmp_path):
   red = np.zeros((32, 32, 3), np.uint8) + np.array([200, 40, 40], np.uint8)
   # swscale writes BT.601 unless told otherwise: small frames come back.
   path = films.write(tmp_path / "red.mp4", [red] * 2, films.even(2))
-  np.testing.assert_allclose(reading.video(path, 0, 1 / 24)[0], red, atol=6)
+  np.testing.assert_allclose(decode.video(path, 0, 1 / 24)[0], red, atol=6)
   # The same numbers in a large frame are BT.709, so another red.
   large = np.broadcast_to(red[:1, :1], (720, 32, 3)).copy()
   path = films.write(tmp_path / "hd.mp4", [large] * 2, films.even(2))
-  shown = reading.video(path, 0, 1 / 24)[0].mean((0, 1))
+  shown = decode.video(path, 0, 1 / 24)[0].mean((0, 1))
   assert np.abs(shown - red[0, 0]).max() > 10

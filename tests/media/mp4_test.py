@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from ovi_jax import geometry
-from ovi_jax import media
+from ovi_jax.media import images
+from ovi_jax.media import mp4
 from tests import parity
 
 RATE = geometry.SAMPLE_RATE
@@ -31,8 +32,8 @@ def written(tmp_path_factory):
   path = tmp_path_factory.mktemp("media") / "new" / "clip.mp4"
   frames_THWC, wave = _clip()
   chunks = iter([frames_THWC[:1], frames_THWC[1:30], frames_THWC[30:]])
-  media.write_mp4(path, chunks, wave)
-  return path, media.read_mp4(path)
+  mp4.write(path, chunks, wave)
+  return path, mp4.read(path)
 
 
 def test_pictures_come_back(written):
@@ -62,14 +63,14 @@ def test_sound_comes_back_at_its_time(written):
 WRITE_CLIPS = """
 import hashlib, sys
 import numpy as np
-from ovi_jax import media
+from ovi_jax.media import mp4
 SIZES = (13, 64, 64), (13, 64, 96), (13, 64, 96), (60, 144, 176), (60, 160, 224)
 for seed, (frames, height, width) in zip((3, 4, 7, 0, 0), SIZES):
   rng = np.random.default_rng(seed)
   ramp_W = np.linspace(0, 255, width)[:, None]
   frames_THWC = rng.normal(ramp_W, 30, (frames, height, width, 3)).clip(0, 255)
   wave_A = rng.normal(0, 0.1, 8000).astype(np.float32)
-  media.write_mp4(sys.argv[1], [frames_THWC.astype(np.uint8)], wave_A)
+  mp4.write(sys.argv[1], [frames_THWC.astype(np.uint8)], wave_A)
   print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())
 """
 
@@ -91,8 +92,8 @@ def test_the_same_clip_makes_the_same_bytes(tmp_path):
 
 def test_a_silent_film(tmp_path):
   frames_THWC, _ = _clip()
-  media.write_mp4(tmp_path / "a.mp4", [frames_THWC[:5]], None, fps=30)
-  frames, fps, wave, rate = media.read_mp4(tmp_path / "a.mp4")
+  mp4.write(tmp_path / "a.mp4", [frames_THWC[:5]], None, fps=30)
+  frames, fps, wave, rate = mp4.read(tmp_path / "a.mp4")
   assert frames.shape == (5, 64, 96, 3) and fps == 30
   assert wave is None and rate is None
 
@@ -106,7 +107,7 @@ def test_a_failure_leaves_the_older_file_and_no_other(tmp_path):
     raise KeyError("decoder")
 
   with pytest.raises(KeyError, match="decoder"):
-    media.write_mp4(path, failing(), None)
+    mp4.write(path, failing(), None)
   assert os.listdir(tmp_path) == ["a.mp4"] and path.read_text() == "older"
 
 
@@ -116,7 +117,7 @@ def test_a_full_disk_is_said_and_cleaned_up(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "fsync", full)
   with pytest.raises(OSError, match="no space left to write") as error:
-    media.write_mp4(tmp_path / "a.mp4", [_clip()[0][:2]], None)
+    mp4.write(tmp_path / "a.mp4", [_clip()[0][:2]], None)
   assert error.value.errno == errno.ENOSPC
   assert error.value.filename == str(tmp_path / "a.mp4")
   assert not os.listdir(tmp_path)
@@ -141,7 +142,7 @@ def test_a_full_disk_is_said_and_cleaned_up(tmp_path, monkeypatch):
 )
 def test_unfit_clips_are_refused(tmp_path, frames, wave, message):
   with pytest.raises(ValueError, match=message):
-    media.write_mp4(tmp_path / "a.mp4", frames, wave)
+    mp4.write(tmp_path / "a.mp4", frames, wave)
   assert not list(tmp_path.iterdir())
 
 
@@ -149,12 +150,12 @@ def test_what_is_no_video_is_named(tmp_path):
   (tmp_path / "a.mp4").write_text("not a film")
   for name in ("a.mp4", "missing.mp4"):
     with pytest.raises(ValueError, match=f"{name}: expected a video"):
-      media.read_mp4(tmp_path / name)
+      mp4.read(tmp_path / name)
 
 
 def test_the_first_frame_is_the_originals(golden):
   reference = golden("image")
-  ours_HWC = media.first_frame(reference["image_u8"], 64 * 96)
+  ours_HWC = images.first_frame(reference["image_u8"], 64 * 96)
   assert ours_HWC.dtype == np.float32
   expected_HWC = np.moveaxis(reference["image_f32"], 0, -1)
   parity.assert_close(ours_HWC, expected_HWC, "forward")
@@ -163,9 +164,9 @@ def test_the_first_frame_is_the_originals(golden):
 def test_resizing_keeps_constants_and_equal_sizes():
   image_HWC = np.random.default_rng(0).random((7, 5, 3), np.float32)
   np.testing.assert_array_equal(
-    media.resize_bicubic(image_HWC, 7, 5), image_HWC
+    images.resize_bicubic(image_HWC, 7, 5), image_HWC
   )
-  ones_HWC = media.resize_bicubic(np.ones((3, 4, 1), np.float32), 11, 2)
+  ones_HWC = images.resize_bicubic(np.ones((3, 4, 1), np.float32), 11, 2)
   np.testing.assert_allclose(ones_HWC, 1, atol=1e-6)
   assert ones_HWC.shape == (11, 2, 1)
 
@@ -174,11 +175,11 @@ def test_pixels_are_rounded():
   half = 1 / 255  # half a step of 8 bits, in [-1, 1]
   given = [-1.5, -1, -1 + 0.9 * half, -1 + 1.1 * half, 0.999, 1, 2]
   expected = [0, 0, 0, 1, 255, 255, 255]
-  assert media.to_uint8(np.array(given)).tolist() == expected
+  assert images.to_uint8(np.array(given)).tolist() == expected
   levels = np.arange(256)
-  assert (media.to_uint8(levels / 127.5 - 1) == levels).all()
+  assert (images.to_uint8(levels / 127.5 - 1) == levels).all()
   with pytest.raises(ValueError, match="NaN or infinity"):
-    media.to_uint8(np.array([0, np.nan]))
+    images.to_uint8(np.array([0, np.nan]))
 
 
 RED, BLUE = (250, 10, 20), (0, 0, 255)
@@ -186,7 +187,7 @@ RED, BLUE = (250, 10, 20), (0, 0, 255)
 
 def _save(path, image, **options):
   image.save(path, **options)
-  return media.read_image(path)
+  return images.read_image(path)
 
 
 def test_images_are_turned_upright(tmp_path):
@@ -226,31 +227,31 @@ def test_unfit_images_are_named(tmp_path, monkeypatch):
   names = ["cut.jpg", "text.png", "float.tif", "i.tif", "missing.png", "."]
   for name in names:
     with pytest.raises(ValueError, match="expected a PNG, JPEG") as error:
-      media.read_image(tmp_path / name)
+      images.read_image(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
   Image.new("L", (20, 20)).save(tmp_path / "huge.png")
   for limit in (300, 100):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ValueError, match=f"too large .* most {limit} pixels"):
-      media.read_image(tmp_path / "huge.png")
+      images.read_image(tmp_path / "huge.png")
 
 
 def test_a_contact_sheet_shows_every_frame():
   frames_THWC = np.zeros((5, 8, 10, 3), np.uint8)
   frames_THWC[:] = np.arange(10, 60, 10)[:, None, None, None]
-  sheet = media.contact_sheet(frames_THWC, 3)
+  sheet = images.contact_sheet(frames_THWC, 3)
   assert sheet.size == (3 * 10 + 4 * 4, 2 * 8 + 3 * 4)
   places = [(9, 8), (23, 8), (37, 8), (9, 20), (23, 20), (37, 20)]
   levels = [sheet.getpixel(place)[0] for place in places]
   assert levels == [10, 20, 30, 40, 50, 0]
   with pytest.raises(ValueError, match="at least 1 column"):
-    media.contact_sheet(frames_THWC, 0)
+    images.contact_sheet(frames_THWC, 0)
 
 
 def test_a_waveform_shows_where_the_sound_is():
   wave = np.zeros(2 * RATE, np.float32)
   wave[RATE:] = np.tile([0.5, -0.5], RATE // 2)
-  image = np.asarray(media.waveform_png(wave, RATE, 200, 101))
+  image = np.asarray(images.waveform_png(wave, RATE, 200, 101))
   navy_HW = (image == (0, 0, 128)).all(-1)
   assert navy_HW[:, 50].nonzero()[0].tolist() == [50]
   assert navy_HW[:, 150].nonzero()[0].tolist() == list(range(25, 76))

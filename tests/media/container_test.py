@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from ovi_jax.curation.media import container as containers
-from ovi_jax.curation.media import reading
+from ovi_jax.media import container as containers
+from ovi_jax.media import decode
 from tests.curation import films
 
 
@@ -36,7 +36,7 @@ NAMES = [
 def test_no_name_is_an_address(good, tmp_path, name):
   path = tmp_path / os.fsdecode(name)
   path.write_bytes(good.read_bytes())
-  assert len(list(reading.sweep(path))) == 6
+  assert len(list(decode.sweep(path))) == 6
 
 
 @pytest.mark.parametrize(
@@ -50,19 +50,19 @@ def test_playlists_open_nothing(good, tmp_path, text):
   path = tmp_path / "list.mp4"
   path.write_text(text.format(good))
   with pytest.raises(containers.DamagedError, match="formats"):
-    list(reading.sweep(path))
+    list(decode.sweep(path))
 
 
 def test_a_file_without_a_byte_says_so(tmp_path):
   path = tmp_path / "empty.mp4"
   path.touch()
   with pytest.raises(containers.DamagedError, match="without a byte"):
-    list(reading.sweep(path))
+    list(decode.sweep(path))
 
 
 def test_a_missing_file_is_not_called_damaged(tmp_path):
   with pytest.raises(FileNotFoundError):
-    list(reading.sweep(tmp_path / "none.mp4"))
+    list(decode.sweep(tmp_path / "none.mp4"))
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_frames_of_an_avi_come_in_order_though_coded_in_another(
     options=options,
     base=fractions.Fraction(1, 24),
   )
-  found = list(reading.sweep(path))
+  found = list(decode.sweep(path))
   assert len(found) == 72 and not any(each.broken for each in found)
   times = [each.time for each in found]
   np.testing.assert_allclose(np.diff(times), 1 / 24, atol=1e-6)
   # From its beginning, and from a key frame within.
   for first in (0, 1.5):
-    shown = reading.video(path, times[0] + first, 1.0)
+    shown = decode.video(path, times[0] + first, 1.0)
     numbers = [films.number(frame_HWC) for frame_HWC in shown]
     assert numbers == list(range(round(first * 24), round(first * 24) + 24))
 
@@ -111,7 +111,7 @@ def test_frames_are_shown_as_the_matrix_says(
   # The place (x, y) is shown at (a·x + c·y, b·x + d·y).
   units = (0, down, across, 0) if transposed else (across, 0, 0, down)
   films.turn(path, *units)
-  shown = reading.video(path, 0, 1 / 24)[0]
+  shown = decode.video(path, 0, 1 / 24)[0]
   expected = np.zeros((64, 32, 3) if transposed else (32, 64, 3), np.uint8)
   height, width, _ = expected.shape
   for y, x in np.ndindex(32, 64):

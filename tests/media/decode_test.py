@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import container as containers
 from ovi_jax.curation.media import reading
+from ovi_jax.media import container as containers
+from ovi_jax.media import decode
 from tests.curation import films
 
 RATE = films.RATE
@@ -15,7 +16,7 @@ RATE = films.RATE
 
 def shown(path, start, frames):
   """Numbers of the frames that a window shows."""
-  video_THWC = reading.video(path, start, frames / 24)
+  video_THWC = decode.video(path, start, frames / 24)
   assert len(video_THWC) == frames
   return [films.number(frame_HWC) for frame_HWC in video_THWC]
 
@@ -64,14 +65,14 @@ def test_pictures_at_25_are_those_of_the_source_by_time(tmp_path, fps):
   path = films.write(
     tmp_path / "a.mkv", films.numbered(90), films.even(90, fps)
   )
-  window = reading.window(path, 0.4, 24 / 24)
+  window = decode.window(path, 0.4, 24 / 24)
   found = [films.number(picture_HWC) for picture_HWC in window.pictures_25]
   times = 0.4 + (np.arange(25) + 0.5) / 25
   expected = np.floor((times + 2e-3) * fps)
   assert found == expected.tolist()
   if fps == 25:
     assert found == list(range(10, 35))  # none left out, none twice
-  assert np.array_equal(window.video_THWC, reading.video(path, 0.4, 24 / 24))
+  assert np.array_equal(window.video_THWC, decode.video(path, 0.4, 24 / 24))
   # What both rates show is there once.
   views = [np.shares_memory(p, window.video_THWC) for p in window.pictures_25]
   assert views == [number in shown(path, 0.4, 24) for number in found]
@@ -90,7 +91,7 @@ def test_pixels_become_square_and_nothing_is_squeezed(tmp_path):
       films.even(2),
       aspect=fractions.Fraction(*aspect),
     )
-    assert reading.video(path, 0, 2 / 24).shape == (2, *size, 3)
+    assert decode.video(path, 0, 2 / 24).shape == (2, *size, 3)
 
 
 def test_8k_is_made_smaller_as_it_is_decoded(tmp_path):
@@ -98,10 +99,10 @@ def test_8k_is_made_smaller_as_it_is_decoded(tmp_path):
   path = films.write(
     tmp_path / "8k.avi", frames, films.even(3), codec="mjpeg", pixels="yuvj420p"
   )
-  video_THWC = reading.video(path, 0, 3 / 24)
+  video_THWC = decode.video(path, 0, 3 / 24)
   _, rows, columns, _ = video_THWC.shape
-  assert rows * columns <= reading.LARGEST_AREA
-  assert rows * columns > 0.99 * reading.LARGEST_AREA
+  assert rows * columns <= decode.LARGEST_AREA
+  assert rows * columns > 0.99 * decode.LARGEST_AREA
   assert columns / rows == pytest.approx(7680 / 4320, rel=0.01)
   middles = video_THWC[0, rows // 18 :: rows // 9, columns // 32 :: 106]
   corner = frames[0][240, 240].astype(int)
@@ -120,13 +121,13 @@ def test_damage_in_the_middle_is_told_and_not_fatal(tmp_path):
   noise = np.random.default_rng(0).integers(0, 256, 4000, dtype=np.uint8)
   content[middle : middle + 4000] = noise.tobytes()
   path.write_bytes(bytes(content))
-  glimpses = list(reading.sweep(path))
+  glimpses = list(decode.sweep(path))
   assert 20 < len(glimpses) < 72
   times = [g.time for g in glimpses]
   assert times == sorted(times)
   gap = max(np.diff(times)) > 0.1
   assert gap or any(g.broken for g in glimpses)
-  assert reading.video(path, 0, 1.0).shape == (24, 64, 96, 3)
+  assert decode.video(path, 0, 1.0).shape == (24, 64, 96, 3)
 
 
 def test_a_change_of_size_breaks_the_pass(tmp_path):
@@ -138,7 +139,7 @@ def test_a_change_of_size_breaks_the_pass(tmp_path):
   ).read_bytes()
   both = tmp_path / "c.ts"
   both.write_bytes(small + large)
-  broken = [g.broken for g in reading.sweep(both)]
+  broken = [g.broken for g in decode.sweep(both)]
   assert len(broken) == 8 and any(broken[4:]) and not any(broken[:4])
 
 
@@ -155,7 +156,7 @@ def clicks(tmp_path_factory):
 
 def test_sound_begins_where_the_window_does(clicks):
   for start in (0.0, 0.8, 1.1):
-    audio_A = reading.audio(clicks, start, 0.75)
+    audio_A = decode.audio(clicks, start, 0.75)
     assert audio_A.shape == (12_000,) and audio_A.dtype == np.float32
     loud = np.flatnonzero(audio_A > 0.4) / RATE + start
     for time in (t for t in (0.5, 1.2, 1.7) if start <= t < start + 0.75):
@@ -170,27 +171,27 @@ def test_sound_begins_where_the_window_does(clicks):
 def test_two_full_channels_do_not_overshoot(tmp_path):
   wave = np.concatenate([films.tone(1, 0.99)] * 2)
   path = films.write_sound(tmp_path / "s.wav", wave)
-  audio_A = reading.audio(path, 0, 1)
+  audio_A = decode.audio(path, 0, 1)
   np.testing.assert_allclose(audio_A, wave[0], atol=2e-3)
 
 
 def test_sound_beyond_the_end_is_silence(clicks):
-  audio_A = reading.audio(clicks, 1.5, 1.0)
+  audio_A = decode.audio(clicks, 1.5, 1.0)
   assert audio_A.shape == (16_000,)
   assert audio_A[:8000].any() and not audio_A[8100:].any()
 
 
 def test_a_file_without_sound_has_no_samples(tmp_path):
   path = films.write(tmp_path / "q.mp4", films.numbered(3), films.even(3))
-  assert reading.audio(path, 0, 1).shape == (0,)
+  assert decode.audio(path, 0, 1).shape == (0,)
   with pytest.raises(containers.DamagedError, match="sound"):
-    list(reading.sweep_sound(path))
+    list(decode.sweep_sound(path))
 
 
 def test_a_pass_over_the_sound_is_all_of_it(clicks):
-  parts = list(reading.sweep_sound(clicks))
+  parts = list(decode.sweep_sound(clicks))
   joined = np.concatenate([part for _, part in parts])
-  np.testing.assert_array_equal(joined, reading.audio(clicks, 0, 2.0))
+  np.testing.assert_array_equal(joined, decode.audio(clicks, 0, 2.0))
   ends = [time + part.size / RATE for time, part in parts]
   begins = [time for time, _ in parts]
   np.testing.assert_allclose(begins[1:], ends[:-1], atol=1e-9)

@@ -1,0 +1,1 @@
+"""Media files: video, sound and images, read with bounds and written whole."""
