@@ -24,6 +24,7 @@ from ovi_jax import axes
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax.diffusion import path as diffusion
+from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.models import maps as maps_lib
