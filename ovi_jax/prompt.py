@@ -29,7 +29,7 @@ SPEECH, SPEECH_END = "<S>", "<E>"
 SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
 SOUND_LINE = "Audio:"
 CLOSING = {SPEECH: SPEECH_END, SOUND: SOUND_END}
-PAD, EOS = "<pad>", "</s>"
+PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 STEM_LENGTH, STEM_BYTES = 50, 150
 
 _OPENING = {closing: opening for opening, closing in CLOSING.items()}
@@ -159,11 +159,11 @@ def format_for(
   found, wanted = line, span
   if variant.audio_tag == SOUND_LINE:
     found, wanted = span, line
-  parts = _stable(formatted, variant.audio_tag)
+  parts = _same(reading.parts, formatted, variant.audio_tag)
   if parts is None:
     return prompt, (
-      f"the sound's description should be written {wanted} for {variant.name};"
-      " it cannot be rewritten without changing what stands beside it",
+      f"the prompt's tags are left as they are: rewriting them for"
+      f" {variant.name} would change what stands beside them",
       *tag_notes(text),
     )
   notes = list(reading.repairs)
@@ -409,14 +409,26 @@ def _is_word(character: str) -> bool:
   return character.isascii() and character.isalnum()
 
 
-def _stable(formatted: str, audio_tag: str) -> tuple[Part, ...] | None:
-  """The parts of a rewritten prompt; None if it would be read otherwise."""
+def _same(
+  parts: Sequence[Part], formatted: str, audio_tag: str
+) -> tuple[Part, ...] | None:
+  """Read a rewritten prompt; None if text, speech or form has changed."""
   text, line_starts = _cleaned_lines(formatted)
   reading = _read(text, line_starts)
   if text != formatted or reading.problems or reading.repairs:
     return None
-  same = _printed(reading.parts, audio_tag) == formatted
-  return reading.parts if same else None
+  if _printed(reading.parts, audio_tag) != formatted:
+    return None
+  before, after = _beside_sound(parts), _beside_sound(reading.parts)
+  # What follows the tag in a last sound, such as a full stop, goes with it.
+  tail = before.removeprefix(after)
+  kept = before.startswith(after) and not re.search(r"\w", tail)
+  return reading.parts if kept else None
+
+
+def _beside_sound(parts: Sequence[Part]) -> str:
+  """Text and speech without white space, which sounds leave behind."""
+  return "".join("".join(str(p) for p in parts if not p.is_sound).split())
 
 
 def _hints(parts: Sequence[Part]) -> Iterator[str]:
@@ -550,10 +562,16 @@ class Tokenizer:
     return ids_BS, mask_BS
 
   def notes(self, prompts: Sequence[str], length: int) -> tuple[str, ...]:
-    """One sentence for each prompt longer than `length`: what was cut."""
+    """One sentence for each prompt that is cut or has no known token."""
     notes = []
+    unknown = {self.model.token_to_id(UNKNOWN)}
     for prompt, encoding in zip(prompts, self._encodings(prompts, length)):
       count = len(encoding.ids) + 1
+      if set(encoding.ids) <= unknown:
+        notes.append(
+          "the prompt has no token of the vocabulary and is read as an empty"
+          f" one: {clean(prompt)[:80]!r}"
+        )
       if count > length:
         cut = clean(prompt)[encoding.offsets[length - 1][0] :].strip()
         notes.append(

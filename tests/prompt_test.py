@@ -244,8 +244,26 @@ PIECES = strategies.sampled_from(
     ),
   ]
 )
+BALANCED = strategies.sampled_from(
+  [
+    *("<S>hi <3<E>", "<s>Audio: b</s>", "<AUDCAP>c<ENDAUDCAP>", "<AUDCAP>d!"),
+    *(
+      "</AUDCAP>",
+      " e",
+      "f. ",
+      "Audio: ",
+      "\naudio: ",
+      "g",
+      ". ",
+      "\u732b",
+      ",",
+    ),
+  ]
+)
 ANYTHING = strategies.one_of(
-  strategies.text(max_size=40), strategies.lists(PIECES, max_size=14)
+  strategies.text(max_size=40),
+  strategies.lists(PIECES, max_size=14),
+  strategies.lists(BALANCED, max_size=7),
 ).map("".join)
 CUSTOM = dataclasses.replace(LINED, audio_tag="")
 properties = hypothesis.settings(
@@ -294,19 +312,17 @@ def test_rewriting_twice_is_rewriting_once(raw, variant):
 @hypothesis.given(ANYTHING, strategies.sampled_from([TAGGED, LINED, CUSTOM]))
 def test_speech_and_text_survive_any_rewriting(raw, variant):
   def outside(parts):
-    return "".join(p.text for p in parts if not p.tag).split()
+    return re.sub(r"\s", "", "".join(p.text for p in parts if not p.tag))
 
   ours, _ = prompt.format_for(raw, variant)
   before, after = prompt.parse(raw), prompt.parse(ours)
   if ours == raw:
     assert before == after
     return
-  for tag in ("<S>",):
-    assert [p.text for p in before if p.tag == tag] == [
-      p.text for p in after if p.tag == tag
-    ]
-  words = "".join("".join(outside(before)).split())
-  left = "".join("".join(outside(after)).split())
+  assert [p.text for p in before if p.tag == "<S>"] == [
+    p.text for p in after if p.tag == "<S>"
+  ]
+  words, left = outside(before), outside(after)
   # A full stop behind the tag goes with the sound.
   assert words.startswith(left) and not re.search(r"\w", words[len(left) :])
 
@@ -317,7 +333,8 @@ def test_parts_put_together_are_the_cleaned_prompt(raw):
   text = prompt.clean(raw)
   if "".join(map(str, prompt.parse(raw))) != text:
     _, notes = prompt.format_for(raw, CUSTOM)
-    assert any("is read as" in note or "left out" in note for note in notes)
+    said = ("is read as", "left out", "would change what stands beside")
+    assert any(part in note for note in notes for part in said)
 
 
 @pytest.mark.parametrize("variant", [TAGGED, LINED])
@@ -444,6 +461,8 @@ def test_a_length_without_room_is_refused(tokenizer):
     ("<S>Hi, you<E>/../c:\\x*. ", "Hi_you_c_x"),
     ("A <AUDCAP>wind<ENDAUDCAP>", "A_wind"),
     ("नमस्ते 世界", "नमस्ते_世界"),
+    ("\U00020000" * 60, "\U00020000" * 37),
+    ("世" * 60, "世" * 50),
   ],
 )
 def test_file_stems(text, stem):
