@@ -126,6 +126,20 @@ def test_misspelt_tags_are_repaired_and_noted(raw, formatted, count):
   assert prompt.format_for(ours, TAGGED) == (ours, ())
 
 
+@pytest.mark.parametrize(
+  "text, spelt",
+  [
+    ("a <s>hi</s> b", "a <S>hi<E> b"),
+    ("< S >hi< /E >", "<S>hi<E>"),
+    ("<S>hi<e/>", "<S>hi<E>"),
+    ("<S>hi</S> </audcap>", "<S>hi<E> <ENDAUDCAP>"),
+    ("<span>x < y</span>", "<span>x < y</span>"),
+  ],
+)
+def test_tags_are_spelt_right_whether_balanced_or_not(text, spelt):
+  assert prompt.spell_tags(text) == spelt
+
+
 def test_a_misspelt_label_is_repaired_for_its_own_variant():
   ours = prompt.format_for("He walks. audio: wind", LINED)
   note = "audio: (character 11) is read as Audio:"
