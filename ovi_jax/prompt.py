@@ -49,10 +49,13 @@ _UNKNOWN_TAG = re.compile(
 _LABEL = re.compile(
   r"(?<![A-Za-z0-9_])(?:\*\*audio(?:\*\* ?:|:\*\*)|audio ?:)", re.IGNORECASE
 )
+_QUOTES = r"""["')\]\u201d\u2019\u300d]{0,3}"""
 _SENTENCE_END = re.compile(
-  r"""(?:[.!?\u2026\u3002\u061f\u0964]["')\]\u201d\u2019\u300d]{0,3}|>) ?$"""
+  rf"(?:[.!?\u2026\u3002\u061f\u0964]{_QUOTES}|>) ?[(\[]?$"
 )
-_BULLET = re.compile(r"[-*\u2022] ")
+_BULLET = re.compile(r"(?:[-*\u2022] )?[(\[]?")
+_BRACKETS = {"(": ")", "[": "]"}
+_SHOWN = 10  # notes on one prompt
 # Windows opens a device, not a file, under these names.
 _DEVICES = frozenset(
   ["con", "prn", "aux", "nul"]
@@ -151,7 +154,7 @@ def format_for(
   reading = _read(text, line_starts)
   if reading.problems:
     left = "the prompt's tags are left as they are"
-    return prompt, (*reading.problems, *_lookalike_notes(text), left)
+    return prompt, (*_few([*reading.problems, *_lookalike_notes(text)]), left)
   formatted = _printed(reading.parts, variant.audio_tag)
   if formatted == text:
     return prompt, (*tag_notes(text), *_hints(reading.parts))
@@ -166,7 +169,7 @@ def format_for(
       f" {variant.name} would change what stands beside them",
       *tag_notes(text),
     )
-  notes = list(reading.repairs)
+  notes = list(_few(reading.repairs))
   if any(p.is_sound and p.tag not in wanted for p in reading.parts):
     rewritten = (
       f"the sound's description is written {wanted} for {variant.name};"
@@ -187,7 +190,7 @@ def tag_notes(prompt: str) -> tuple[str, ...]:
     for part in reading.parts
     if part.tag and not part.text.strip()
   ]
-  return (*reading.problems, *empty, *_lookalike_notes(prompt))
+  return _few([*reading.problems, *empty, *_lookalike_notes(prompt)])
 
 
 def spell_tags(text: str) -> str:
@@ -206,7 +209,7 @@ def _cleaned_lines(prompt: str) -> tuple[str, frozenset[int]]:
     words = " ".join(line.split())
     if words:
       bullet = _BULLET.match(words)
-      starts.add(at + (bullet.end() if bullet else 0))
+      starts.update((at, at + (bullet.end() if bullet else 0)))
       at += len(words) + 1
       lines.append(words)
   return " ".join(lines), frozenset(starts)
@@ -318,15 +321,22 @@ def _with_line(
         " and all that follows it describes the sound; write it last",
       )
     )
-  line = Part(
-    tag=SOUND_LINE,
-    text=part.text[label.end() :],
-    start=part.start + label.end(),
+  head, end = part.text[: label.start()], len(part.text)
+  closing = _BRACKETS.get(head[-1:])
+  if closing and part.text.endswith(closing):
+    end -= 1  # of `(Audio: wind)`
+  pieces = (
+    dataclasses.replace(part, text=head),
+    Part(
+      tag=SOUND_LINE,
+      text=part.text[label.end() : end],
+      start=part.start + label.end(),
+    ),
+    Part(text=part.text[end:], start=part.start + end),
   )
-  before = dataclasses.replace(part, text=part.text[: label.start()])
   repair = (f"{at} is read as {SOUND_LINE}",) if misspelt else ()
   return _Reading(
-    parts=(*reading.parts[:i], *([before] if before.text else []), line),
+    parts=(*reading.parts[:i], *(p for p in pieces if p.tag or p.text)),
     repairs=(*reading.repairs, *repair),
   )
 
@@ -466,6 +476,12 @@ def _lookalike_notes(text: str) -> Iterator[str]:
         f" text; speech is {SPEECH}...{SPEECH_END}, sound"
         f" {SOUND}...{SOUND_END}"
       )
+
+
+def _few(notes: Sequence[str]) -> tuple[str, ...]:
+  """The first ten notes, and how many more there are."""
+  more = len(notes) - _SHOWN
+  return (*notes[:_SHOWN], *([f"and {more} more like it"] if more > 0 else []))
 
 
 def _at(tag: str, start: int) -> str:

@@ -72,6 +72,8 @@ def test_cleaning(raw, cleaned):
       "x Audio: a",
     ),
     ("<AUDCAP>Audio: bark<ENDAUDCAP>", LINED, "Audio: bark"),
+    ("He walks [Audio: wind]", TAGGED, "He walks [<AUDCAP>wind<ENDAUDCAP>]"),
+    ("He walks. (<AUDCAP>a<ENDAUDCAP>)", LINED, "He walks. (Audio: a)"),
     ("walks<AUDCAP>wind<ENDAUDCAP>.", LINED, "walks Audio: wind."),
   ],
 )
@@ -116,6 +118,7 @@ def test_a_sound_that_is_not_last_is_moved_to_the_end(raw, formatted):
     ("x Audio: <AUDCAP>a<ENDAUDCAP>", "x <AUDCAP>a<ENDAUDCAP>", 1),
     ("He walks. audio: wind", "He walks. <AUDCAP>wind<ENDAUDCAP>", 2),
     ("He walks\nAUDIO : wind", "He walks <AUDCAP>wind<ENDAUDCAP>", 2),
+    ("He walks. (audio: wind)", "He walks. (<AUDCAP>wind<ENDAUDCAP>)", 2),
     ("He walks\n- **Audio:** a", "He walks - <AUDCAP>a<ENDAUDCAP>", 2),
   ],
 )
@@ -180,6 +183,13 @@ def test_sounds_in_odd_places_are_noted(raw, note):
   ours, notes = prompt.format_for(raw, TAGGED)
   assert ours == raw
   assert len(notes) == 1 and note in notes[0]
+
+
+def test_at_most_ten_tags_are_noted_and_the_others_counted():
+  notes = prompt.tag_notes("<S>" * 25)
+  assert len(notes) == 11 and notes[-1] == "and 15 more like it"
+  _, notes = prompt.format_for("<S>" * 25, LINED)
+  assert len(notes) == 12
 
 
 def test_a_second_label_and_an_empty_sound_are_noted():
