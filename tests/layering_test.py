@@ -18,6 +18,7 @@ BASE = {
   "modality",
   "prompt",
   "runtime",
+  "tokenizer_file",
   "untrusted",
 }
 # Package -> packages it may import, besides itself and the base.
