@@ -31,6 +31,7 @@ from ovi_jax.parallel import partition
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import guidance
+from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solver
@@ -58,6 +59,7 @@ def run(
   Raises:
     ValueError: the topology, the settings or the weights cannot be.
   """
+  outputs.check_directory(out)
   devices = topology.devices(name)
   variant: Any = config.variant
   manifest = manifest_of(variant, weights)
