@@ -22,6 +22,16 @@ PATCH = 2  # latent rows, and columns, a token
 PIXEL_MULTIPLE = VIDEO_STRIDES[1] * PATCH  # sides of a clip divide by this
 DEFAULT_SIZE = (704, 1280)  # height and width asked for where nobody says
 
+# Largest sizes of a clip: about 64 times the longest that was released (61
+# frames of 60x60 latents, 314 audio latents), and 16384 pixels a side.
+MAX_LATENTS = {
+  "latent_frames": 2**12,
+  "latent_height": 2**10,
+  "latent_width": 2**10,
+  "audio_latents": 2**15,
+}
+MAX_TOKENS = 2**22  # of the video
+
 # How far around the ideal number of rows `image_size` looks.
 _ROWS_AROUND = range(-3, 4)
 
@@ -43,14 +53,24 @@ class Clip:
   audio_latents: int
 
   def __post_init__(self):
+    problems = []
     for name, value in dataclasses.asdict(self).items():
       if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        problems.append(f"{name} must be at least 1, got {value}")
+      if value > MAX_LATENTS[name]:
+        problems.append(f"{name} must be at most {MAX_LATENTS[name]}: {value}")
     for name in ("latent_height", "latent_width"):
       if getattr(self, name) % PATCH:
-        raise ValueError(
+        problems.append(
           f"{name} must be a multiple of {PATCH}, got {getattr(self, name)}"
         )
+    if self.tokens > MAX_TOKENS:
+      problems.append(
+        f"a clip may have {MAX_TOKENS} video tokens, {self.latent_frames}x"
+        f"{self.latent_height}x{self.latent_width} latents have {self.tokens}"
+      )
+    if problems:
+      raise ValueError("; ".join(problems))
 
   @property
   def frames(self) -> int:

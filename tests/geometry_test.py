@@ -82,3 +82,19 @@ def test_sizes_that_do_not_fit_are_refused():
     )
   with pytest.raises(ValueError, match="got 123; 121 would do"):
     geometry.latent_frames(123)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "message"),
+  [
+    ((2**20, 4, 4, 5), "latent_frames must be at most 4096: 1048576"),
+    ((1, 2**11, 4, 5), "latent_height must be at most 1024: 2048"),
+    ((1, 4, 4, 2**20), "audio_latents must be at most 32768: 1048576"),
+    ((4096, 1024, 1024, 5), "4194304 video tokens, .* have 1073741824"),
+    ((0, 3, 2**30, 5), "latent_frames .*; latent_width .*; latent_height .*"),
+  ],
+)
+def test_clips_of_implausible_sizes_are_refused(sizes, message):
+  names = "latent_frames", "latent_height", "latent_width", "audio_latents"
+  with pytest.raises(ValueError, match=message):
+    geometry.Clip(**dict(zip(names, sizes, strict=True)))

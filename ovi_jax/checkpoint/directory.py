@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from ovi_jax import files
 from ovi_jax import geometry
+from ovi_jax import untrusted
 from ovi_jax.checkpoint import weights
 from ovi_jax.models import architecture
 
@@ -34,6 +35,7 @@ TOKENIZER_FILES = (
 FORMAT = 1
 CUSTOM = "custom"
 _LISTED = 4  # differences in a message
+_MAX_MANIFEST = 1 << 20  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,14 +205,14 @@ def digest_of(path: pathlib.Path) -> str:
 def _parse(path: pathlib.Path) -> Manifest:
   """The manifest in a file; its sizes make sense."""
   try:
-    data = json.loads(path.read_text())
+    data = untrusted.read_json(path, max_bytes=_MAX_MANIFEST)
     # Another format may have other fields.
     number = data.get("format") if isinstance(data, dict) else None
     if isinstance(number, int) and number != FORMAT:
       raise ValueError(f"it has format {number}, expected {FORMAT}")
     manifest = Manifest(**data)
     _ = manifest.architecture
-  except (TypeError, ValueError, RecursionError) as error:
+  except (TypeError, ValueError) as error:
     raise ValueError(
       f"weights: {path} is damaged ({error}); convert the release again"
     ) from error

@@ -27,7 +27,6 @@ from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
 
 RELEASED = pathlib.Path(__file__).with_name("released.json")
-_LARGEST = 2**31  # no size comes near it
 # The components of a release, in the order a sample passes through them.
 COMPONENTS = ("umt5", "fusion", "video_vae", "audio_vae", "vocoder")
 
@@ -42,6 +41,71 @@ _KEYS = {
   "audio_vae": ("audio_vae", audio_vae.AudioVAEConfig),
   "vocoder": ("bigvgan", vocoder.VocoderConfig),
 }
+
+
+# The largest value of each size, and of each item of a list, by the release's
+# keys: 10 to 100 times the released one. Sizes are used before it is known
+# whether parameters of such shapes exist, so they are bounded first.
+LARGEST: Mapping[str, Mapping[str, float]] = {
+  "fusion": {
+    "dim": 2**16,
+    "ffn_dim": 2**18,
+    "freq_dim": 2**14,
+    "text_dim": 2**16,
+    "text_len": 2**14,
+    "num_heads": 2**10,
+    "num_layers": 2**9,
+    "in_dim": 2**12,
+    "out_dim": 2**12,
+    "patch_size": 2**4,
+    "window_size": -1,
+    "eps": 0.1,
+    "temporal_rope_scaling_factor": 64.0,
+  },
+  "t5": {
+    "dim": 2**16,
+    "dim_attn": 2**16,
+    "dim_ffn": 2**18,
+    "num_heads": 2**10,
+    "encoder_layers": 2**9,
+    "decoder_layers": 2**9,
+    "vocab_size": 2**24,
+    "num_buckets": 2**11,
+  },
+  "video_vae": {
+    "dim": 2**13,
+    "dec_dim": 2**13,
+    "z_dim": 2**12,
+    "dim_mult": 2**6,
+    "num_res_blocks": 2**5,
+    "latent_mean": 1e6,
+    "latent_std": 1e6,
+    "patch": 2**4,
+  },
+  "audio_vae": {
+    "data_dim": 2**12,
+    "embed_dim": 2**12,
+    "hidden_dim": 2**14,
+    "channel_multipliers": 2**6,
+    "res_blocks": 2**5,
+    "down_layers": 2**4,
+    "mel_mean": 1e6,
+    "mel_deviation": 1e6,
+  },
+  "bigvgan": {
+    "mel_bins": 2**12,
+    "upsample_initial_channel": 2**16,
+    "upsample_rates": 2**6,
+    "upsample_kernel_sizes": 2**8,
+    "resblock_kernel_sizes": 2**8,
+    "resblock_dilation_sizes": 2**8,
+  },
+  "latents": dict(zip("THWA", geometry.MAX_LATENTS.values())),
+}
+# The most items of a list: levels, stages and what is within them are unrolled.
+LONGEST = 12
+LONGEST_STATISTICS = 2**12
+_STATISTICS = {"latent_mean", "latent_std", "mel_mean", "mel_deviation"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +136,9 @@ class Architecture:
         rows, columns; audio latents).
 
     Raises:
-      ValueError: a key is unknown, a value has another type or a part does not
-        make sense; the message names the part.
+      ValueError: a key is unknown, values have other types or are beyond
+        `LARGEST`, all of which are named, or a part does not make sense; the
+        message names the part.
     """
     if not isinstance(sizes, Mapping):
       raise ValueError(f"architecture: expected sizes by name, got {sizes!r}")
@@ -184,7 +249,7 @@ def _init_fusion(
 
 
 def _mistyped(sizes: Mapping[str, Any]) -> list[str]:
-  """What has another type than the released sizes, part and key named."""
+  """What has another type or is too large, part and key named."""
   problems: list[str] = []
   released = released_sizes()
   parts: dict[str, Any] = {"latents": dict.fromkeys("THWA", 1)}
@@ -209,7 +274,21 @@ def _mistyped(sizes: Mapping[str, Any]) -> list[str]:
         problems.append(
           f"{part}.{key}: expected {expected}, got {values[key]!r:.60}"
         )
+      elif excess := _excess(part.partition(".")[0], key, values[key]):
+        problems.append(f"{part}.{key}: {excess}")
   return sorted(problems)
+
+
+def _excess(part: str, key: str, value: Any) -> str:
+  """In what way a value of the right type is too large; empty if it is not."""
+  if isinstance(value, list | tuple):
+    longest = LONGEST_STATISTICS if key in _STATISTICS else LONGEST
+    if len(value) > longest:
+      return f"expected at most {longest} items, got {len(value)}"
+    return next((e for v in value if (e := _excess(part, key, v))), "")
+  if isinstance(value, bool | str) or abs(value) <= abs(LARGEST[part][key]):
+    return ""
+  return f"expected at most {LARGEST[part][key]:g}, got {value!r:.60}"
 
 
 def _other_type(value: Any, typical: Any) -> str:
@@ -226,7 +305,7 @@ def _other_type(value: Any, typical: Any) -> str:
     case int() if typical <= 0:
       return "" if type(value) is int else "a whole number"
     case int():
-      good = type(value) is int and 0 < value < _LARGEST
+      good = type(value) is int and value > 0
       return "" if good else "a whole number from 1"
     case float():
       good = type(value) in (int, float) and math.isfinite(value)

@@ -15,6 +15,7 @@ from flax import traverse_util
 
 import ovi_jax
 from ovi_jax import axes
+from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax import geometry
 from ovi_jax.aot import report
@@ -30,6 +31,7 @@ from ovi_jax.parallel import partition
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import guidance
+from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solver
@@ -40,7 +42,7 @@ def run(
   config: ml_collections.ConfigDict,
   weights: pathlib.Path,
   out: pathlib.Path,
-  log: Any = print,
+  log: Any = console.log,
 ) -> bool:
   """Compile, report, and write the report as JSON.
 
@@ -57,6 +59,7 @@ def run(
   Raises:
     ValueError: the topology, the settings or the weights cannot be.
   """
+  outputs.check_directory(out)
   devices = topology.devices(name)
   variant: Any = config.variant
   manifest = manifest_of(variant, weights)

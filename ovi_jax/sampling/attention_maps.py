@@ -12,6 +12,7 @@ how it took their mean is not known.)
 import functools
 import glob
 import pathlib
+import re
 from typing import Any
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ _OPAQUE = 0.75  # of the hottest place
 # Pixels of a latent frame and of an audio step: their seconds, about alike.
 _CELL_WIDTH, _CELL_HEIGHT = 16, 3
 _MATRIX_GAMMA = 0.5
-
+_NUMBER = re.compile("[0-9]{1,6}")
 
 Heads = tuple[tuple[int, int], ...]  # of a tower: block and head, from 0
 
@@ -138,9 +139,10 @@ def parse(text: str) -> Heads:
   found = set()
   for one in filter(None, text.split(",")):
     parts = one.strip().split(".")
-    if len(parts) != 2 or not all(p.isascii() and p.isdigit() for p in parts):
+    if len(parts) != 2 or not all(map(_NUMBER.fullmatch, parts)):
       raise ValueError(
-        f"config.attention_heads: expected BLOCK.HEAD such as 2.3, got {one!r}"
+        "config.attention_heads: expected BLOCK.HEAD such as 2.3, got"
+        f" {one!r:.40}"
       )
     found.add((int(parts[0]), int(parts[1])))
   return tuple(sorted(found))

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
 import ovi_jax
+from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
@@ -41,6 +41,7 @@ from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
 
 Log = Callable[[str], None]
+MAX_CLIPS = 100_000  # of a run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def run(
   save_latents: bool = False,
   maps: bool = False,
   overwrite: bool = False,
-  log: Log = print,
+  log: Log = console.log,
 ) -> list[pathlib.Path]:
   """Make a clip for every request.
 
@@ -105,12 +106,11 @@ def run(
     processes.join()
   heads = attention_maps.parse(settings.attention_heads)
   with processes.beginning() if settings.together else contextlib.nullcontext():
-    given = noises.read(pathlib.Path(noise)) if noise else None
     pipeline = _pipeline(weights, settings)
     if heads:
       audio = pipeline.arch.fusion.audio
       attention_maps.named(heads, (audio.blocks, audio.heads))
-    jobs = plan(requests, settings, pipeline, out, given, log)
+    jobs, given = plan(requests, settings, pipeline, out, noise, log)
   index, count = processes.place()
   if settings.together:
     flags = {"save_latents": save_latents, "maps": maps, "overwrite": overwrite}
@@ -205,10 +205,31 @@ def plan(
   settings: settings_lib.Settings,
   pipeline: pipelines.Pipeline,
   out: pathlib.Path,
-  noise: AV[np.ndarray] | None,
+  noise: str | os.PathLike[str],
   log: Log,
-) -> list[Job]:
-  """Settle prompts, sizes and names of all clips; reads images, no weights."""
+) -> tuple[list[Job], AV[np.ndarray] | None]:
+  """Settle prompts, sizes and names of all clips; reads images, no weights.
+
+  Args:
+    requests: see `run`.
+    settings: see `run`.
+    pipeline: of the weights.
+    out: see `run`.
+    noise: see `run`.
+    log: see `run`.
+
+  Returns:
+    The clips, and the noise that all of them begin as, if it is given.
+
+  Raises:
+    ValueError: something about the input is wrong.
+  """
+  count = len(requests) * settings.each_example_n_times
+  if count > MAX_CLIPS:
+    raise ValueError(
+      f"{len(requests)} prompts, each {settings.each_example_n_times} times,"
+      f" are {count} clips; a run makes at most {MAX_CLIPS}, so share them out"
+    )
   variant = pipeline.manifest.geometry
   wanted = settings.height, settings.width
   arch = pipeline.arch
@@ -225,6 +246,8 @@ def plan(
   depth = arch.fusion.video.blocks
   if settings.skip_layer >= depth:
     log(f"note: there is no block {settings.skip_layer}, none is skipped")
+  clips = [variant.clip(*request.size) for request in expanded]
+  given = _noise(noise, clips, pipeline.channels) if noise else None
   tokenizer = pipeline.tokenizer()
   again = len(requests) * settings.each_example_n_times - len(expanded)
   if again:
@@ -234,7 +257,7 @@ def plan(
     )
   jobs = []
   noted: set[str] = set()
-  for request in expanded:
+  for request, clip in zip(expanded, clips):
     text, notes = prompts.format_for(request.prompt, variant)
     notes += tokenizer.notes([text], pipeline.text_length)
     if unread := tokenizer.unread(text):
@@ -242,7 +265,6 @@ def plan(
         "these words are not in the vocabulary and are left out:"
         f" {', '.join(unread)}",
       )
-    clip = variant.clip(*request.size)
     height, width = request.size
     if not 0.75 < height * width / variant.area < 1.25:
       notes += (
@@ -254,14 +276,29 @@ def plan(
       if line not in noted:
         log(line)
       noted.add(line)
-    if noise is not None:
-      noises.check(noise, clip, pipeline.channels)
-    recipe = _recipe(request, text, settings, pipeline, noise)
+    recipe = _recipe(request, text, settings, pipeline, given)
     path = out / f"{request.stem}.mp4"
     jobs.append(
       Job(request=request, text=text, clip=clip, recipe=recipe, path=path)
     )
-  return jobs
+  return jobs, given
+
+
+def _noise(
+  path: str | os.PathLike[str],
+  clips: Sequence[geometry.Clip],
+  channels: AV[int],
+) -> AV[np.ndarray]:
+  """The noise in a file, which every clip begins as."""
+  wanted = list(dict.fromkeys(noises.shapes(clip, channels) for clip in clips))
+  if len(wanted) > 1:
+    sizes = ", ".join(
+      dict.fromkeys("x".join(map(str, c.pixels)) for c in clips)
+    )
+    raise ValueError(
+      f"noise: one file serves clips of one size; these have {sizes}"
+    )
+  return noises.read(pathlib.Path(path), wanted[0])
 
 
 def _recipe(
@@ -357,7 +394,7 @@ def _make(
       start = noises.draw(seed, job.clip, channels)
     title = f"[{number}/{len(jobs)}] {job.path.stem}"
     image = None if job.request.image is None else first[job.request.image]
-    with tqdm.tqdm(
+    with console.progress(
       total=settings.steps, desc=title, unit="step", disable=not writes
     ) as bar:
       latents = denoiser.sample(

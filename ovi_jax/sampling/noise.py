@@ -1,18 +1,45 @@
 """The noise that a clip begins as: drawn from a seed, or read from a file."""
 
 import hashlib
+import math
 import pathlib
+import re
+import struct
 import zipfile
 import zlib
+from typing import IO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ovi_jax import geometry
+from ovi_jax import untrusted
 from ovi_jax.modality import AV
 
 NAMES = AV(video="video_THWC", audio="audio_TC")
+_LISTED = 10  # names in a message
+_ENCRYPTED = 1  # bit of a zip member's flags
+_MAX_HEADER = 1024  # bytes of an .npy header
+_MAGIC = b"\x93NUMPY"
+# Bytes of the header's length, by version.
+_LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}
+# As numpy writes it; no expression is evaluated.
+_HEADER = re.compile(
+  r"\{'descr': '(?P<kind>[^']{2,16})',"
+  r" 'fortran_order': (?P<fortran>True|False),"
+  r" 'shape': \((?P<shape>[\d, ]{0,200})\),? ?\}",
+  re.ASCII,
+)
+_FLOAT = re.compile(r"[<>=|]?f[248]")
+# What zipfile raises of damaged, encrypted and unknown members.
+_BAD_ZIP = (
+  zipfile.BadZipFile,
+  zlib.error,
+  NotImplementedError,
+  RuntimeError,
+  struct.error,
+)
 
 
 def shapes(clip: geometry.Clip, channels: AV[int]) -> AV[tuple[int, ...]]:
@@ -35,59 +62,88 @@ def draw(seed: int, clip: geometry.Clip, channels: AV[int]) -> AV[np.ndarray]:
   )
 
 
-def read(path: pathlib.Path) -> AV[np.ndarray]:
+def read(path: pathlib.Path, expected: AV[tuple[int, ...]]) -> AV[np.ndarray]:
   """Noise from an .npz with video_THWC and audio_TC, as float32.
 
+  Shapes are read from headers; no array of another shape is unpacked.
+
+  Args:
+    path: of the file.
+    expected: shape of each array, see `shapes`.
+
   Raises:
-    ValueError: no such file, not an .npz of finite numbers, or arrays missing.
+    ValueError: no such file, not an .npz of finite numbers, arrays missing or
+      of other shapes.
   """
   if not path.is_file():
     raise ValueError(f"noise: {path} is not a file")
   try:
-    with path.open("rb") as opened:
-      loaded = np.load(opened, allow_pickle=False)
-      if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise ValueError("a single array; name two with numpy.savez")
-      found = {name: loaded[name] for name in loaded.files}
-  except (
-    OSError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+    with path.open("rb") as file:
+      return parse(file, expected)
+  except ValueError as error:
+    raise ValueError(f"noise: {path}: {error}") from error
+  except (OSError, EOFError, *_BAD_ZIP) as error:
     raise ValueError(f"noise: {path} is not an .npz file ({error})") from error
-  missing = [name for name in NAMES if name not in found]
-  if missing:
-    raise ValueError(
-      f"noise: {path} needs {' and '.join(NAMES)}, it has {sorted(found)}"
-    )
-  return AV(*(_finite(path, name, found[name]) for name in NAMES))
 
 
-def _finite(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
-  """The array as float32; ValueError unless it holds finite floats."""
-  if array.dtype.kind != "f":
+def parse(file: IO[bytes], expected: AV[tuple[int, ...]]) -> AV[np.ndarray]:
+  """Noise from an opened .npz; see `read`."""
+  found = {}
+  with zipfile.ZipFile(file) as archive:
+    known = {info.filename: info for info in archive.infolist()}
+    members = [f"{name}.npy" for name in NAMES]
+    if missing := [m for m in members if m not in known]:
+      names = [untrusted.printable(n, 40) for n in sorted(known)[:_LISTED]]
+      raise ValueError(f"expected {' and '.join(missing)}, found {names}")
+    for name, shape in zip(NAMES, expected):
+      info = known[f"{name}.npy"]
+      if info.flag_bits & _ENCRYPTED:
+        raise ValueError(f"{name} is encrypted; save it with numpy.savez")
+      if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(
+          f"{name} is compressed by method {info.compress_type}; save it with"
+          " numpy.savez or savez_compressed"
+        )
+      with archive.open(info) as member:
+        found[name] = _array(name, member, shape)
+  return AV(*(found[name] for name in NAMES))
+
+
+def _array(
+  name: str, member: IO[bytes], expected: tuple[int, ...]
+) -> np.ndarray:
+  """One .npy, read only if its header says what is expected."""
+  magic = member.read(len(_MAGIC) + 2)
+  if magic[:-2] != _MAGIC or magic[-2:] not in _LENGTH_BYTES:
+    raise ValueError(f"{name} is no array of numpy")
+  size = int.from_bytes(member.read(_LENGTH_BYTES[magic[-2:]]), "little")
+  header = member.read(min(size, _MAX_HEADER)).decode("latin1").strip()
+  match = _HEADER.fullmatch(header)
+  if size > _MAX_HEADER or match is None:
     raise ValueError(
-      f"noise: {name} in {path} must be floating point, it is {array.dtype}"
+      f"{name} must be a plain array of numbers, its header says"
+      f" {untrusted.printable(header, 80)!r}"
     )
+  kind, fortran, sizes = match["kind"], match["fortran"], match["shape"]
+  if not _FLOAT.fullmatch(kind):
+    raise ValueError(f"{name} must be floating point, it is {kind}")
+  shape = tuple(int(n) for n in sizes.replace(" ", "").split(",") if n)
+  if shape != expected:
+    raise ValueError(f"expected {name} {expected} for this clip, got {shape}")
+  dtype = np.dtype(kind)
+  wanted = math.prod(shape) * dtype.itemsize
+  data = member.read(wanted)
+  if len(data) != wanted:
+    raise ValueError(f"{name} ends after {len(data)} of {wanted} bytes")
+  if member.read(1):  # at its end the checksum is compared
+    raise ValueError(f"{name} is longer than its header says")
+  order = "F" if fortran == "True" else "C"
+  array = np.frombuffer(data, dtype).reshape(shape, order=order)
   with np.errstate(over="ignore"):
-    array = array.astype(np.float32)
+    array = np.ascontiguousarray(array, np.float32)
   if not np.isfinite(array).all():
-    raise ValueError(f"noise: {name} in {path} must be finite float32 numbers")
+    raise ValueError(f"{name} must be finite float32 numbers")
   return array
-
-
-def check(
-  noise: AV[np.ndarray], clip: geometry.Clip, channels: AV[int]
-) -> None:
-  """ValueError unless the noise has the clip's shape."""
-  expected, found = shapes(clip, channels), tuple(a.shape for a in noise)
-  if found != tuple(expected):
-    raise ValueError(
-      f"noise: expected video_THWC {expected.video} and audio_TC"
-      f" {expected.audio} for this clip, got {found[0]} and {found[1]}"
-    )
 
 
 def digest(noise: AV[np.ndarray]) -> str:

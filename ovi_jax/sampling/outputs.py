@@ -15,11 +15,17 @@ from typing import Any
 import numpy as np
 
 from ovi_jax import files
+from ovi_jax import untrusted
 from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 
 # Of a recipe, what does not decide what the clip will be.
 _INCIDENTAL = ("ovi_jax",)
+# Endings that a directory of clips is not given on purpose.
+_FILES = {
+  *(".avi", ".gif", ".json", ".m4v", ".mkv", ".mov", ".mp3", ".mp4", ".npz"),
+  *(".png", ".jpg", ".jpeg", ".wav", ".webm", ".webp"),
+}
 
 
 def latents_of(clip: pathlib.Path) -> pathlib.Path:
@@ -36,11 +42,11 @@ def prompt_of(clip: pathlib.Path) -> str:
   path = clip.with_suffix(".json")
   wanted = "expected the recipe that sample.py writes beside a clip"
   try:
-    recipe = json.loads(path.read_text("utf-8"))
+    recipe = untrusted.read_json(path)
   except OSError as error:
     raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
   except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error}); {wanted}") from error
+    raise ValueError(f"{path}: {error}; {wanted}") from error
   prompt = recipe.get("prompt") if isinstance(recipe, dict) else None
   if not isinstance(prompt, str):
     raise ValueError(f"{path} has no prompt; {wanted}")
@@ -51,8 +57,14 @@ def check_directory(path: pathlib.Path) -> None:
   """See that clips can be written; makes the directory.
 
   Raises:
-    ValueError: it is a file, cannot be made or cannot be written to.
+    ValueError: it is a file or named like one, cannot be made or cannot be
+      written to.
   """
+  if path.suffix.lower() in _FILES and not path.is_dir():
+    raise ValueError(
+      f"out: expected a directory, {path} is named like a file; each clip is"
+      f" named after its prompt, so give --out={path.with_suffix('')}"
+    )
   probe = path / f".{os.getpid()}.probe"
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -83,7 +95,7 @@ def is_made(
   if not path.exists():
     return False
   try:
-    found = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    found = untrusted.read_json(path.with_suffix(".json"))
   except (OSError, ValueError):
     found = None
   if not isinstance(found, dict):

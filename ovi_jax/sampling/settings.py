@@ -1,7 +1,6 @@
 """What a run of `sample.py` is told, checked before anything is loaded."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +29,19 @@ PUBLISHED: Mapping[str, Any] = {
 }
 
 
+# Least and largest value of each number. The solvers' coefficients are finite
+# within them. The model knows 1000 noise levels; the rest is generous.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+  "height": (1, 2**16),
+  "width": (1, 2**16),
+  "steps": (1, 1000),
+  "shift": (0.01, 100.0),
+  "each_example_n_times": (1, 10_000),
+  "guidance.video": (-100.0, 100.0),
+  "guidance.audio": (-100.0, 100.0),
+  "skip_layer": (-1, 2**9),
+}
+_PAIRED = {"guidance.video", "guidance.audio"}
 # Fields that say where a clip is made, not what it is.
 _ELSEWHERE = ("mesh", "context_attention", "attention_heads", "together")
 
@@ -69,17 +81,15 @@ class Settings:
       *self._unknown("attention", ("auto", *attention.BACKENDS)),
       *self._unknown("context_attention", context.SCHEMES),
     ]
-    for name in ("height", "width", "steps", "each_example_n_times"):
-      if getattr(self, name) < 1:
-        problems.append(f"{name} must be positive, got {getattr(self, name)}")
-    if not 0 < self.shift < math.inf:
-      problems.append(f"shift must be positive, got {self.shift}")
+    values = {name: getattr(self, name) for name in BOUNDS.keys() - _PAIRED}
+    values |= {f"guidance.{n}": v for n, v in self.guidance._asdict().items()}
+    problems += out_of_bounds(values)
     last = self.seed + max(1, self.each_example_n_times) - 1
     if self.seed < 0 or last >= requests.SEEDS:
       problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")
-    for name, scale in self.guidance._asdict().items():
-      if not math.isfinite(scale):
-        problems.append(f"guidance.{name} must be a number, got {scale}")
+    for name, text in self.negative_prompt._asdict().items():
+      if problem := requests.unreadable(text):
+        problems.append(f"negative_prompt.{name}: {problem}")
     if self.mesh.keys() != set(meshes.AXES) or min(self.mesh.values()) < 0:
       problems.append(
         f"mesh must give 0 or more devices to each of {', '.join(meshes.AXES)},"
@@ -129,6 +139,19 @@ class Settings:
     for name in ("guidance", "negative_prompt"):
       fields[name] = getattr(self, name)._asdict()
     return fields
+
+
+def out_of_bounds(values: Mapping[str, Any]) -> list[str]:
+  """What is wrong with numbers, in words, by the names of `BOUNDS`."""
+  problems = []
+  for name, value in values.items():
+    least, largest = BOUNDS[name]
+    kinds = (int,) if type(least) is int else (int, float)
+    if type(value) not in kinds or not least <= value <= largest:
+      problems.append(
+        f"{name} must be from {least:g} to {largest:g}, got {value!r:.40}"
+      )
+  return problems
 
 
 def advice(advised: Mapping[str, Any]) -> dict[str, Any]:

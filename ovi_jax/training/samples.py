@@ -10,7 +10,6 @@ compute dtype, as in `sampling`.
 import contextlib
 import dataclasses
 import json
-import math
 import pathlib
 import wave
 from collections.abc import Iterable
@@ -40,12 +39,14 @@ from ovi_jax.sampling import denoise as denoising
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import pipeline
+from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.sampling import solver
 from ovi_jax.training import placement
 from ovi_jax.training import step
 
 DIRECTORY, LIST = "samples", "samples.json"
 GUIDANCE = AV(4.0, 3.0)  # the original's
+MAX_CLIPS = 1024  # of a review
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,19 +70,14 @@ class SampleSettings:
   seed: int = 0
 
   def __post_init__(self):
-    problems = [
-      f"{name} must be at least 1, got {getattr(self, name)}"
-      for name in ("count", "steps")
-      if getattr(self, name) < 1
-    ]
+    scales = {f"guidance.{n}": v for n, v in self.guidance._asdict().items()}
+    values = {"steps": self.steps, "shift": self.shift} | scales
+    problems = sampling_settings.out_of_bounds(values)
+    if not 1 <= self.count <= MAX_CLIPS:
+      problems.append(f"count must be from 1 to {MAX_CLIPS}, got {self.count}")
     if self.solver not in solver.SOLVERS:
       known = ", ".join(solver.SOLVERS)
       problems.append(f"solver {self.solver!r} is unknown; choose from {known}")
-    if not 0 < self.shift < math.inf:
-      problems.append(f"shift must be positive, got {self.shift}")
-    for name, scale in self.guidance._asdict().items():
-      if not math.isfinite(scale):
-        problems.append(f"guidance.{name} must be a number, got {scale}")
     last = self.seed + max(1, self.count) - 1
     if self.seed < 0 or last >= 2**32:
       problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")

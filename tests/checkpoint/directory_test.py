@@ -114,3 +114,33 @@ def test_a_component_without_sizes(copy):
   change(copy, sizes=sizes)
   with pytest.raises(ValueError, match="no sizes of vocoder"):
     directory.read(copy)
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"[" * 10**5, "nested at most 64 deep"),
+    (b'{"format": ' + b"9" * 400 + b"}", "at most 40 digits"),
+    (b'{"variant": "' + b"a" * (4 << 20) + b'"}', "at most 1048576 bytes"),
+    (b'{"variant": "\xff"}', "JSON in UTF-8"),
+    (b'{"variant": null, "variant": "720x720_5s"}', "each key once"),
+    (b'{"sampling": {"shift": 1e999}}', "finite numbers"),
+  ],
+  ids=["deep", "digits", "long", "not UTF-8", "twice", "infinite"],
+)
+def test_a_hostile_manifest_is_refused_in_one_line(copy, content, message):
+  (copy / directory.MANIFEST).write_bytes(content)
+  with pytest.raises(ValueError, match=f"is damaged .*{message}") as error:
+    directory.manifest_of(copy)
+  assert len(str(error.value)) < 500
+
+
+def test_implausible_sizes_in_a_manifest(copy):
+  sizes = json.loads(json.dumps(standin.manifest()["config"]))
+  sizes["video_vae"]["num_res_blocks"] = 10**6
+  sizes["latents"]["T"] = 2**20
+  change(copy, sizes=sizes)
+  with pytest.raises(
+    ValueError, match=r"latents.T: .*; video_vae.num_res_blocks: expected at"
+  ):
+    directory.read(copy)

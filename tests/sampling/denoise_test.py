@@ -108,3 +108,30 @@ def test_guidance_of_a_scale_a_modality():
 def test_blocks_are_skipped_in_the_negative_half_only(skip, left_out):
   keep = guidance.kept_blocks(30, 2, skip)
   assert keep[:, :2].all() and (~keep[:, 2:]).sum() == 2 * left_out
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_step_that_is_not_finite_ends_the_run(run, bad):
+  params = mapping.flatten(standin_models.fusion_params())
+  name = "audio/head/bias"
+  params[name] = np.full_like(params[name], bad)
+  with pytest.raises(
+    denoise.NonFiniteLatentsError,
+    match=r"step 1 of 8 \(noise level 1\): the latents of audio are not finite;"
+    " .* dtype float32, less guidance .video 4, audio 3. or a smaller shift",
+  ):
+    run("unipc", params=mapping.nest(params))
+
+
+def test_finite_flags_on_a_mesh():
+  mesh = meshes.for_sampling(jax.devices(), heads=2)
+  good = np.zeros((1, 8, 4, 4, 2), np.float32)
+  bad = good.copy()
+  bad[0, 7, 3, 3, 1] = np.nan
+  with jax.set_mesh(mesh):
+    x = jax.device_put(AV(bad, good), partition.replicated(mesh))
+    found = denoise._are_finite(x)
+    assert found.sharding.is_fully_replicated
+    assert np.asarray(found).tolist() == [False, True]
+    one_tower = denoise._are_finite(AV(audio=x.audio))
+    assert np.asarray(one_tower).tolist() == [True]

@@ -3,9 +3,12 @@
 import importlib.util
 import json
 import pathlib
+import shutil
+import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ovi_jax.checkpoint import weights as stores
 from ovi_jax.media import mp4
@@ -148,9 +151,47 @@ def test_an_interrupted_write_leaves_no_clip(run, tmp_path, monkeypatch):
   assert left == []
 
 
-def test_image_and_aspect(run, tmp_path, golden):
-  from PIL import Image
+def with_nan(weights, path, component: str, parameter: str) -> pathlib.Path:
+  """Converted weights of which one parameter is NaN."""
+  shutil.copytree(weights, path)
+  file = path / f"{component}.safetensors"
+  data = bytearray(file.read_bytes())
+  (length,) = struct.unpack("<Q", data[:8])
+  header = json.loads(data[8 : 8 + length])
+  start, end = header[parameter]["data_offsets"]
+  data[8 + length + start : 8 + length + end] = b"\xff" * (end - start)
+  file.write_bytes(data)
+  return path
 
+
+@pytest.mark.parametrize(
+  ("component", "parameter", "message"),
+  [
+    ("umt5", "norm/scale", "umt5.safetensors: output is not finite"),
+    (
+      "fusion",
+      "video/head/bias",
+      r"step 1 of 3 \(noise level 1\): the latents of video are"
+      " not finite;.*convert the.*float32.*video 4, audio 3",
+    ),
+    (
+      "video_vae",
+      "decoder/latent/bias",
+      "video_vae.safetensors: output is not",
+    ),
+    ("vocoder", "conv_in/bias", "vocoder.safetensors: output is not"),
+  ],
+)
+def test_weights_with_nan_end_the_run_where_they_act(
+  run, weights, tmp_path, component, parameter, message
+):
+  damaged = with_nan(weights, tmp_path / "damaged", component, parameter)
+  with pytest.raises(ValueError, match=message):
+    run(weights=damaged, changes={"steps": 3})
+  assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_image_and_aspect(run, tmp_path, golden):
   picture = tmp_path / "first.png"
   Image.fromarray(golden("image")["image_u8"].transpose(1, 0, 2)).save(picture)
   asked = requests.from_prompt("A tall picture", picture)
@@ -175,11 +216,12 @@ BAD_CONFIGS = {
   "solver": ("heun", "solver 'heun' is unknown; choose from"),
   "mode": ("t2a", "mode 't2a' is unknown; choose from auto"),
   "variant": ("1080p", "variant '1080p' is unknown; choose from 720x720_5s"),
-  "steps": (0, "steps must be positive, got 0"),
-  "height": (0, "height must be positive, got 0"),
-  "width": (-3, "width must be positive, got -3"),
-  "shift": (0.0, "shift must be positive"),
-  "each_example_n_times": (0, "each_example_n_times must be positive"),
+  "steps": (0, "steps must be from 1 to 1000, got 0"),
+  "height": (0, "height must be from 1 to 65536, got 0"),
+  "width": (-3, "width must be from 1 to 65536, got -3"),
+  "shift": (0.0, "shift must be from 0.01 to 100, got 0.0"),
+  "skip_layer": (-2, "skip_layer must be from -1 to 512"),
+  "each_example_n_times": (0, "each_example_n_times must be from 1 to 10000"),
   "dtype": ("float16", "dtype 'float16' is unknown; choose from auto"),
   "attention": ("flash", "attention 'flash' is unknown; choose from auto"),
   "seed": (-1, "seeds must be in"),
@@ -192,6 +234,65 @@ def test_bad_config(run, field):
   value, message = BAD_CONFIGS[field]
   with pytest.raises(ValueError, match=message):
     run(changes={field: value})
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"steps": 2**31}, "steps must be from 1 to 1000, got 2147483648"),
+    ({"shift": 1e12}, "shift must be from 0.01 to 100, got 1e"),
+    ({"shift": float("nan")}, "shift must be .* got nan"),
+    (
+      {"guidance": {"video": 1e30, "audio": 3.0}},
+      "guidance.video must be from",
+    ),
+    (
+      {"guidance": {"video": 4.0, "audio": -1e9}},
+      "guidance.audio must be from",
+    ),
+    ({"height": 10**9}, "height must be from 1 to 65536"),
+    ({"each_example_n_times": 10**9}, "each_example_n_times must be"),
+    ({"skip_layer": 2**40}, "skip_layer must be from -1 to 512"),
+    (
+      {"negative_prompt": {"video": "a" * 2**22, "audio": "b"}},
+      "negative_prompt.video: has 4194304 characters, at most 16384",
+    ),
+    (
+      {"negative_prompt": {"video": "a", "audio": "b\x1b[2J"}},
+      r"negative_prompt.audio: has the character U\+001B at place 2",
+    ),
+    ({"attention_heads": "1." + "9" * 5000}, "expected BLOCK.HEAD"),
+    ({"mesh": {"data": 2**40, "fsdp": 0, "context": 0, "tensor": 0}}, "mesh"),
+  ],
+)
+def test_numbers_and_texts_out_of_bounds(run, changes, message):
+  with pytest.raises(ValueError, match=message) as error:
+    run(changes=changes)
+  assert len(str(error.value)) < 300
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_too_many_clips(run):
+  asked = requests.from_prompt("a") * 50
+  with pytest.raises(
+    ValueError, match="50 prompts, each 9000 times, are 450000"
+  ):
+    run(asked=asked, changes={"each_example_n_times": 9000})
+
+
+@pytest.mark.parametrize(
+  ("prompt", "message"),
+  [
+    ("A red\0ball", r"the prompt has the character U\+0000 at place 6"),
+    ("A \x1b[2J ball", r"the prompt has the character U\+001B at place 3"),
+    ("A b\udce9ball", r"the prompt has the character U\+DCE9 at place 4"),
+    ("a " * 10_000, "the prompt has 20000 characters, at most 16384"),
+  ],
+)
+def test_prompts_that_cannot_be_read(prompt, message):
+  with pytest.raises(ValueError, match=message):
+    requests.from_prompt(prompt)
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -230,10 +331,10 @@ VIDEO, AUDIO = (4, 4, 6, 48), (21, 20)
 BAD_NOISES = {  # what the file holds -> what is said
   "nothing": (None, "is not a file"),
   "text": (b"text", "is not an .npz file"),
-  "half": ({"video_THWC": np.zeros(VIDEO)}, "needs .*audio_TC"),
+  "half": ({"video_THWC": np.zeros(VIDEO)}, "expected audio_TC.npy, found"),
   "whole numbers": (
     {"video_THWC": np.zeros(VIDEO, int), "audio_TC": np.zeros(AUDIO)},
-    "video_THWC .* must be floating point, it is int64",
+    "video_THWC .* must be floating point, it is <i8",
   ),
   "too large": (
     {"video_THWC": np.full(VIDEO, 1e300), "audio_TC": np.zeros(AUDIO)},
@@ -267,6 +368,31 @@ def test_damaged_noise(run, noise, tmp_path):
   for name in ("short.npz", "one.npy"):
     with pytest.raises(ValueError, match="is not an .npz file"):
       run(noise=tmp_path / name)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_one_noise_serves_clips_of_one_size(run, noise, tmp_path, golden):
+  picture = tmp_path / "first.png"
+  pixels = golden("image")["image_u8"].transpose(1, 0, 2)
+  Image.fromarray(pixels).save(picture)
+  asked = [
+    *requests.from_prompt("A wide clip"),
+    *requests.from_prompt("A tall clip", picture),
+  ]
+  with pytest.raises(ValueError, match="one size; these have 64x96, 96x64"):
+    run(asked=asked, noise=noise)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("name", ["clip.mp4", "CLIP.MP4", "a/clip.webm"])
+def test_out_that_is_named_like_a_file(run, tmp_path, name):
+  out = tmp_path / name
+  with pytest.raises(ValueError, match=r"a directory, .*--out=.*/(?i:clip)$"):
+    run(out=out)
+  assert not list(tmp_path.iterdir())
+  out.mkdir(parents=True)  # a directory that is there is one
+  with pytest.raises(AssertionError, match="weights were loaded"):
+    run(out=out)
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -89,3 +89,18 @@ def test_a_directory_that_cannot_be_is_told(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(ValueError, match="expected a directory to write to"):
     outputs.check_directory(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+  "content",
+  [b"[" * 10**6, b'{"seed": ' + b"9" * 400 + b"}", b"\xff", b'{"seed": NaN}'],
+  ids=["deep", "long number", "not UTF-8", "not finite"],
+)
+def test_a_hostile_recipe_is_refused_in_one_line(tmp_path, content):
+  path = tmp_path / "clip.mp4"
+  path.write_bytes(b"")
+  path.with_suffix(".json").write_bytes(content)
+  with pytest.raises(ValueError, match="has no JSON beside it"):
+    outputs.is_made(path, {"seed": 1})
+  with pytest.raises(ValueError, match=r"clip.json: expected .*the recipe"):
+    outputs.prompt_of(path)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.sampling import schedule
+from ovi_jax.sampling import settings
 from ovi_jax.sampling import solver
 from tests import parity
 
@@ -80,3 +81,13 @@ def test_few_steps_are_finite_and_end_at_the_data(name, steps):
 def test_unknown_solver_is_named():
   with pytest.raises(ValueError, match=r"'heun' is unknown.*unipc"):
     solver.named("heun")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", settings.BOUNDS["steps"])
+@pytest.mark.parametrize("shift", settings.BOUNDS["shift"])
+def test_coefficients_are_finite_within_the_bounds(name, steps, shift):
+  method = solver.named(name)
+  levels = method.schedule(steps, shift)
+  assert np.isfinite(method.coefficients(levels.sigmas)).all()
+  assert np.isfinite(levels.t).all() and levels.sigmas[-1] == 0

@@ -226,11 +226,14 @@ def test_decoders_load_what_is_asked_for(components):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"count": 0}, "count must be at least 1, got 0"),
-    ({"steps": 0}, "steps must be at least 1"),
+    ({"count": 0}, "count must be from 1 to 1024, got 0"),
+    ({"steps": 0}, "steps must be from 1 to 1000, got 0"),
     ({"solver": "heun"}, "solver 'heun' is unknown; choose from unipc"),
-    ({"shift": 0.0}, "shift must be positive"),
-    ({"guidance": AV(4.0, float("nan"))}, "guidance.audio must be a number"),
+    ({"shift": 0.0}, "shift must be from 0.01"),
+    (
+      {"guidance": AV(4.0, float("nan"))},
+      "guidance.audio must be from -100 to 100",
+    ),
     ({"seed": 2**32 - 1}, "seeds must be in"),
   ],
 )
