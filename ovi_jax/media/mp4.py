@@ -336,9 +336,9 @@ def read(
     held = len(found.times) * found.height * found.width * 3
     if held > max_bytes:
       raise containers.DamagedError(
-        f"at most {max_bytes / 1e9:.2f} GB of frames are read, these"
+        f"at most {max_bytes / 1e6:.0f} MB of frames are read, these"
         f" {len(found.times)} of {found.height}x{found.width} are"
-        f" {held / 1e9:.2f} GB"
+        f" {held / 1e6:.0f} MB"
       )
     if not found.fps > 0:
       raise containers.DamagedError("it names no frame rate")
