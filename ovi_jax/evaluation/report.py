@@ -20,6 +20,10 @@ from ovi_jax.evaluation import sync
 from ovi_jax.media import mp4
 from ovi_jax.sampling import outputs
 
+# Of a clip's frames, decoded: 121 of 832x832. Scoring makes several copies of
+# them in float32.
+_MAX_BYTES = 256 << 20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
@@ -47,7 +51,8 @@ def read(folder: pathlib.Path) -> list[Clip]:
 
   Raises:
     ValueError: there are none, some lack a recipe or a prompt of the world, or
-      some are no films of square pictures; all of those are named.
+      some are no films of square pictures, or too large or long; all of those
+      are named.
   """
   if not folder.is_dir():
     raise ValueError(f"{folder}: expected a folder of clips, there is none")
@@ -76,7 +81,7 @@ def read(folder: pathlib.Path) -> list[Clip]:
 
 def _clip(path: pathlib.Path, prompt: str) -> Clip:
   """A clip; ValueError with the file's name if it is none that is scored."""
-  frames_THWC, fps, wave_A, rate = mp4.read(path)
+  frames_THWC, fps, wave_A, rate = mp4.read(path, max_bytes=_MAX_BYTES)
   count, rows, columns, _ = frames_THWC.shape
   if count < sight.SHORTEST or rows != columns:
     raise ValueError(

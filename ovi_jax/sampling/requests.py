@@ -31,6 +31,7 @@ _HASH_LENGTH = 10  # hexadecimal digits of a name
 MAX_CHARACTERS = 2**14  # of a prompt; 512 tokens are about 2500
 # Control characters that are no white space, and bytes that were no UTF-8.
 _UNREADABLE = re.compile("[\0-\x08\x0e-\x1b\x7f\ud800-\udfff]")
+_TOLD = 10  # problems that are listed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Request:
     index: row of the input, from 1.
     seed: of the noise; `None` for the settings', which `expand` fills in.
     size: height and width of the clip in pixels; set by `expand`.
+    notes: to show the user, on how the image was read; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
   """
 
@@ -51,6 +53,7 @@ class Request:
   index: int = 1
   seed: int | None = None
   size: tuple[int, int] = (0, 0)
+  notes: tuple[str, ...] = ()
   stem: str = ""
 
   def __post_init__(self):
@@ -178,8 +181,8 @@ def expand(
     and no two are alike, even where a file system ignores case.
 
   Raises:
-    ValueError: no repetition, a size or area that is not positive, or an image
-      that cannot be read; every bad row is listed.
+    ValueError: no repetition, a size or area that is not positive or too long
+      and narrow, or an image that cannot be read; every bad row is listed.
   """
   if each_example_n_times < 1:
     raise ValueError(
@@ -188,8 +191,10 @@ def expand(
   requests = list(requests)
   sizes = _sizes(requests, geometry.snap(height, width, area), area)
   return _named(
-    dataclasses.replace(request, seed=(first + k) % SEEDS, size=size)
-    for request, size in zip(requests, sizes, strict=True)
+    dataclasses.replace(
+      request, seed=(first + k) % SEEDS, size=size, notes=notes
+    )
+    for request, (size, notes) in zip(requests, sizes, strict=True)
     for first in [seed if request.seed is None else request.seed]
     for k in range(each_example_n_times)
   )
@@ -214,20 +219,26 @@ def _named(requests: Iterable[Request]) -> list[Request]:
 
 def _sizes(
   requests: Sequence[Request], default: tuple[int, int], area: int
-) -> list[tuple[int, int]]:
-  """Height and width of each clip; an image decides for itself."""
-  known: dict[pathlib.Path | None, tuple[int, int]] = {None: default}
+) -> list[tuple[tuple[int, int], tuple[str, ...]]]:
+  """Height and width of each clip, and notes; an image decides for itself."""
+  known: dict[pathlib.Path | None, tuple[tuple[int, int], tuple[str, ...]]] = {
+    None: (default, ())
+  }
   problems = []
   for request in requests:
     if request.image is None or request.image in known:
       continue
     try:
-      rows, columns, _ = images.read_image(request.image).shape
-      known[request.image] = geometry.image_size(rows, columns, area)
+      image_HWC, notes = images.read_image(request.image)
+      rows, columns, _ = image_HWC.shape
+      size = geometry.image_size(rows, columns, area)
+      known[request.image] = size, tuple(f"image: {n}" for n in notes)
     except ValueError as error:
       problems.append(f"row {request.index}: {error}")
   if problems:
-    raise ValueError("unreadable images:\n  " + "\n  ".join(problems))
+    more = len(problems) - _TOLD
+    listed = problems[:_TOLD] + ([f"and {more} more"] if more > 0 else [])
+    raise ValueError("unfit images:\n  " + "\n  ".join(listed))
   return [known[r.image] for r in requests]
 
 

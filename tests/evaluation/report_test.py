@@ -142,20 +142,33 @@ def test_clips_without_recipes_or_of_another_world_are_named(tmp_path):
     report.read(tmp_path)
 
 
-def test_what_is_no_film_of_the_world_is_named(tmp_path):
+def test_what_is_no_film_of_the_world_is_named(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="expected a folder of clips"):
     report.read(tmp_path / "none")
-  sizes = {"short": (5, 32, 32, 3), "wide": (9, 32, 64, 3)}
+  monkeypatch.setattr(report, "_MAX_BYTES", 1_000_000)
+  sizes = {
+    "short": (5, 32, 32, 3),
+    "wide": (9, 32, 64, 3),
+    "large": (30, 128, 128, 3),
+  }
   for name, size in sizes.items():
     mp4.write(tmp_path / f"{name}.mp4", [np.zeros(size, np.uint8)], None)
   (tmp_path / "empty.mp4").write_bytes(b"")
-  for name in (*sizes, "empty"):
+  (tmp_path / "other").mkdir()
+  mp4.write(
+    tmp_path / "other" / "a.mkv", [np.zeros((9, 32, 32, 3), np.uint8)], None
+  )
+  (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other/a.mkv\n")
+  for name in (*sizes, "empty", "list"):
     text = json.dumps({"prompt": "A red ball bounces on a wooden floor."})
     (tmp_path / f"{name}.json").write_text(text)
   with pytest.raises(ValueError) as raised:
     report.read(tmp_path)
   said = str(raised.value)
   assert "empty.mp4: expected a video file" in said and "Errno" not in said
+  assert "list.mp4: expected a video file" in said and "formats" in said
+  assert "large.mp4: expected a video file" in said
+  assert "these 30 of 128x128 are 1 MB" in said
   assert "short.mp4: expected square pictures, 8 or more, got 5 of 32" in said
   assert "wide.mp4: expected square pictures, 8 or more, got 9 of 32x64" in said
 

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -259,3 +260,38 @@ def test_expanding_refuses_what_cannot_be_generated(folder):
     requests.expand(requests.from_prompt("a"), 0, 0, **SIZE)
   with pytest.raises(ValueError, match="must be positive"):
     requests.expand(requests.from_prompt("a"), 1, 0, **{**SIZE, "height": 0})
+  with pytest.raises(ValueError, match="at most 8 to 1, got 10x4000"):
+    wish = {**SIZE, "height": 10, "width": 4000}
+    requests.expand(requests.from_prompt("a"), 1, 0, **wish)
+
+
+def test_unfit_images_are_all_named_but_no_more_than_ten(folder):
+  Image.new("L", (4000, 10)).save(folder / "long.png")
+  Image.new("L", (40, 10)).save(folder / "x.gif")
+  (given,) = requests.from_prompt("a", folder / "long.png")
+  with pytest.raises(ValueError, match=r"long\.png: .*8 to 1, got 10x4000"):
+    requests.expand([given], 1, 0, **SIZE)
+  copies = [folder / f"{n}.png" for n in range(14)]
+  for path in copies:
+    path.write_bytes((folder / "x.gif").read_bytes())
+  given = [dataclasses.replace(given, image=path) for path in copies]
+  with pytest.raises(ValueError) as caught:
+    requests.expand(given, 1, 0, **SIZE)
+  assert "9.png: found a GIF picture; expected a PNG" in str(caught.value)
+  assert "10.png" not in str(caught.value)
+  assert str(caught.value).endswith("and 4 more")
+
+
+def test_what_is_changed_of_an_image_is_noted(folder):
+  Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(folder / "clear.png")
+  given = [
+    *requests.from_prompt("a", folder / "clear.png"),
+    *requests.from_prompt("b", folder / "wide.png"),
+    *requests.from_prompt("c"),
+  ]
+  noted = [r.notes for r in requests.expand(given, 1, 0, **SIZE)]
+  assert noted == [
+    ("image: transparent pixels are composited over white",),
+    (),
+    (),
+  ]

@@ -24,6 +24,7 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.media import kept
 from ovi_jax.data import builder
+from ovi_jax.data import clips as samples
 from ovi_jax.data import schema
 
 NAME = "pack"
@@ -138,7 +139,7 @@ def record(
 
   Raises:
     ValueError: it has no captions, the sound is too long, or the record breaks
-      the contract.
+      the contract or differs from its mp4.
     KeyError: something was not kept.
     OSError: the file of a sound cannot be read.
   """
@@ -162,6 +163,7 @@ def record(
     width=cut.get("width", 0),
   )
   schema.check(made, schema.Geometry())
+  samples.check(made)
   return made
 
 
