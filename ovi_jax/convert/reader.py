@@ -16,6 +16,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -240,6 +241,14 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
   return merged
 
 
+class Readable(Protocol):
+  """Anything that gives tensors by name."""
+
+  def read(self, name: str) -> np.ndarray:
+    """The tensor `name`."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digest:
   """Reads tensors and knows, without a second pass, the identity of the read.
@@ -249,7 +258,7 @@ class Digest:
     digests: SHA-256 of each tensor that was read, by name.
   """
 
-  file: tensor_file.TensorFile
+  file: Readable
   digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def read(self, name: str) -> np.ndarray:
