@@ -87,8 +87,9 @@ def convert(
   if absent := [c for c in chosen if release is None and c not in files]:
     raise ValueError(f"expected --release=DIR, or --{absent[0]}=FILE")
   opened = _open(release, variant, arch, chosen, files)
+  named = tokenizer
   if "umt5" in chosen:
-    tokenizer = tokenizer or _tokenizer(release, files.get("umt5", ()))
+    tokenizer = named or _tokenizer(release, files.get("umt5", ()))
   known = _Known.of(out, arch, variant, chosen)
   new = not out.exists()
   staging = out / _STAGING
@@ -99,8 +100,7 @@ def convert(
     for component, (tensors, shapes) in opened.items():
       digests[component] = _convert_one(component, tensors, shapes, out, log)
     if "umt5" in chosen and tokenizer is not None:
-      root = release if release is not None else tokenizer.parent
-      _copy_tokenizer(tokenizer.parent, staging, root, tokenizer.name)
+      _copy_tokenizer(tokenizer.parent, staging, release, named)
     _move(staging, out, tokenizer="umt5" in chosen)
   finally:
     shutil.rmtree(staging, ignore_errors=True)
@@ -429,41 +429,54 @@ def export(
     _save(path, rows, stored, target.key)
     log(f"{component} -> {path}")
   if "umt5" in chosen:
-    _copy_tokenizer(source, release / releases.TOKENIZER, source)
+    _copy_tokenizer(source, release / releases.TOKENIZER)
 
 
 def _copy_tokenizer(
   source: pathlib.Path,
   out: pathlib.Path,
-  root: pathlib.Path,
-  main: str = directory.TOKENIZER,
+  release: pathlib.Path | None = None,
+  named: pathlib.Path | None = None,
 ) -> None:
   """Copy the files of the tokenizer that are there; none of another stays.
 
   Args:
     source: directory of the tokenizer.
     out: directory to copy to.
-    root: directory outside of which no link may lead.
-    main: what the tokenizer's main file is called in `source`.
+    release: directory that holds it, if it belongs to a release.
+    named: the main file, if a user named it: it may then be a link.
 
   Raises:
-    ValueError: a file is a link to somewhere else.
+    ValueError: a file is a link to somewhere outside of the release.
   """
   out.mkdir(parents=True, exist_ok=True)
-  inside = root.resolve()
-  if inside.parent.name == "snapshots":  # of the hub's cache, links to blobs
-    inside = inside.parent.parent
+  roots = _roots(source)
+  if release is not None and named is None:
+    roots += _roots(release)
   for name in directory.TOKENIZER_FILES:
-    path = source / (main if name == directory.TOKENIZER else name)
-    (out / name).unlink(missing_ok=True)
-    if not path.is_file():
-      continue
-    if not path.resolve().is_relative_to(inside):
+    path = source / name
+    if named is not None and name == directory.TOKENIZER:
+      path = named
+    elif path.is_file() and not any(map(path.resolve().is_relative_to, roots)):
       raise ValueError(
-        f"{path} is a link to {path.resolve()}, outside of {root}; it is not"
-        " copied: put the file itself there, or name it with --tokenizer=FILE"
+        f"{path} is a link to {path.resolve()}, outside of {release or source};"
+        " it is not copied: put the file itself there, or name it with"
+        " --tokenizer=FILE"
       )
-    shutil.copyfile(path, out / name)
+    (out / name).unlink(missing_ok=True)
+    if path.is_file():
+      shutil.copyfile(path, out / name)
+
+
+def _roots(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Where links of a directory may lead: within it or the hub's cache."""
+  resolved = folder.resolve()
+  caches = [
+    parent.parent / "blobs"
+    for parent in (resolved, *resolved.parents)
+    if parent.name == "snapshots" and parent.parent.name.startswith("models--")
+  ]
+  return [resolved, *caches]
 
 
 def _save(

@@ -12,6 +12,7 @@ import fnmatch
 import importlib
 import os
 import pathlib
+import re
 import shutil
 import sys
 import urllib.parse
@@ -23,6 +24,7 @@ from ovi_jax import geometry
 from ovi_jax import untrusted
 from ovi_jax.convert import release as releases
 
+_TRANSPORT = re.compile(r"httpx\d*")
 _ERROR = 300  # characters of an error that are shown
 _WAN = "Wan-AI/Wan2.2-TI2V-5B"
 _MMAUDIO = "hkchengrex/MMAudio"
@@ -152,12 +154,16 @@ def _host(hub: Any) -> str:
 def _failures(hub: Any) -> tuple[type[Exception], ...]:
   """The errors of the hub's package and of what it reaches the network by.
 
-  requests' are OSErrors, httpx's are not; its transfer program (hf_xet) raises
-  RuntimeError.
+  requests' are OSErrors, those of httpx and its successors (httpx2, …) are
+  not; its transfer program (hf_xet) raises RuntimeError.
   """
   own = getattr(getattr(hub, "errors", None), "HfHubHTTPError", None)
-  transport = getattr(sys.modules.get("httpx"), "HTTPError", None)
-  others = (e for e in (own, transport) if e is not None)
+  transports = [
+    getattr(module, "HTTPError", None)
+    for name, module in list(sys.modules.items())
+    if _TRANSPORT.fullmatch(name)
+  ]
+  others = (e for e in (own, *transports) if e is not None)
   return (OSError, ValueError, RuntimeError, *others)
 
 

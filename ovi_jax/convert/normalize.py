@@ -195,7 +195,7 @@ def normalize(
     rows=chosen,
     tensors=widened,
     notes=(*notes, *wide_notes),
-    dialect=used.most_common(1)[0][0] if used else "",
+    dialect=max(used, key=used.__getitem__, default=""),
   )
 
 
@@ -263,7 +263,7 @@ def _part(file: tensor_file.TensorFile, spelled: _Spelled, key: str) -> _Part:
   for other, (name, dialect) in names.items():
     if other in below:
       placed.setdefault(name, []).append(below[other])
-      dialects[dialect] += 1
+      dialects.update([dialect] if dialect else ())
   quantized = _Quantized(file, raw, prefix)
   tensors: dict[str, Tensor] = {}
   taken: set[str] = set()

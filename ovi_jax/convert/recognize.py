@@ -73,9 +73,7 @@ def misfit(
   """What a file of the right names and wrong sizes is, if that is known."""
   if component != "fusion":
     return None
-  names = "the original's"
-  if tensors.dialect:
-    names = f"{tensors.dialect}'s" if tensors.dialect != "Wan" else "Wan's"
+  layout = f" in the layout of {tensors.dialect}" if tensors.dialect else ""
   for tower, sizes in config.present().items():
     span = tensors.tensors.get(
       f"{_prefix(config, tensors, tower)}{_STEM[tower]}"
@@ -87,7 +85,7 @@ def misfit(
       blocks = _blocks(tensors.shapes)
       known = f", the {_MODELS[width]} model" if width in _MODELS else ""
       return (
-        f"these are {names} names of a transformer of width {width} with"
+        f"this is another transformer{layout}, of width {width} with"
         f" {blocks} blocks{known}; expected width {sizes.width} with"
         f" {sizes.blocks}"
       )

@@ -186,7 +186,7 @@ class Unreachable(Exception):
     (RuntimeError("CAS service"), "hf_hub_download", "CAS service; .*again"),
   ],
 )
-@pytest.mark.parametrize("module", ["hub", "httpx"])
+@pytest.mark.parametrize("module", ["hub", "httpx", "httpx2"])
 def test_a_network_that_fails(
   tmp_path, monkeypatch, error, method, what, module
 ):
@@ -200,8 +200,8 @@ def test_a_network_that_fails(
   if module == "hub":
     Broken.errors = types.SimpleNamespace(HfHubHTTPError=Unreachable)
   else:
-    httpx = types.SimpleNamespace(HTTPError=Unreachable)
-    monkeypatch.setitem(sys.modules, "httpx", httpx)
+    transport = types.SimpleNamespace(HTTPError=Unreachable)
+    monkeypatch.setitem(sys.modules, module, transport)
   with pytest.raises(OSError, match=what):
     download.download("720x720_5s", tmp_path, hub=Broken())
 
