@@ -169,6 +169,10 @@ def test_two_copies_of_a_tensor_must_be_alike(tmp_path):
   path = repacked.save(tmp_path / "a.safetensors", tensors)
   with pytest.raises(ValueError, match="two copies of it differ"):
     normalized("umt5", path).read("token_embedding.weight")
+  tensors["encoder.embed_tokens.weight"] = embedding[:, :1]
+  path = repacked.save(tmp_path / "b.safetensors", tensors)
+  with pytest.raises(ValueError, match="two copies of it differ"):
+    normalized("umt5", path).read("token_embedding.weight")
 
 
 def test_a_vocoder_without_weight_norm_or_filters(tmp_path):
@@ -245,7 +249,8 @@ def test_scaled_fp8_is_multiplied_by_its_scales(
   assert any("scales applied" in note for note in found.notes)
 
 
-def test_the_product_is_rounded_once_to_the_dtype_of_the_row():
+def test_the_product_is_rounded_once_to_the_dtype_of_the_row(monkeypatch):
+  monkeypatch.setattr(normalize, "_PIECE", 50)  # a row at a time
   codes = np.arange(256, dtype=np.uint8).view(FP8).reshape(2, 128)[:, :126]
   array, scale = np.ascontiguousarray(codes), np.float32([[1e-3], [7.7]])
   for dtype in (BF16, np.dtype(np.float16), np.dtype(np.float32)):
@@ -256,6 +261,13 @@ def test_the_product_is_rounded_once_to_the_dtype_of_the_row():
     np.testing.assert_array_equal(
       found.astype(np.float64), expected.astype(np.float64)
     )
+
+
+def test_numbers_of_any_shape_are_widened():
+  for shape in ((), (1,), (3,), (0, 4), (2, 3, 4)):
+    array = np.ones(shape, FP8)
+    found = normalize._widened(array, np.full((), 3, "f4"), BF16)
+    np.testing.assert_array_equal(found.astype("f4"), np.full(shape, 3, "f4"))
 
 
 def test_unscaled_fp8_is_read_with_a_note(tmp_path):
