@@ -1,6 +1,7 @@
 """Say in one line what a file of tensors is, if it is not what was expected."""
 
 import re
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from ovi_jax import untrusted
 from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import fusion
+from ovi_jax.convert import mapping
 from ovi_jax.convert import normalize
 from ovi_jax.convert import release as releases
 from ovi_jax.modality import AV
@@ -57,7 +59,7 @@ def kind(file: tensor_file.TensorFile, component: str) -> str:
   return f"another model; its first tensors are {listed}"
 
 
-def _tables():
+def _tables() -> Iterator[tuple[str, Sequence[mapping.Row], releases.Source]]:
   """(component, table, source) at the released sizes."""
   sizes: Mapping[str, Any] = architecture.released_sizes()
   arch = architecture.Architecture.from_release(sizes)
