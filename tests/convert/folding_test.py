@@ -4,6 +4,7 @@ import pytest
 
 from ovi_jax.convert import folding
 from ovi_jax.convert.mapping import Rearrange
+from ovi_jax.models import vocoder
 
 CONV = Rearrange("o i t -> t i o")
 
@@ -76,6 +77,20 @@ def test_folds_keep_the_dtype_of_the_file():
   op = folding.MagnitudePreserving(CONV)
   kernel = op.to_ours(weight)
   assert kernel.dtype == op.to_torch(kernel)[0].dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize(
+  "dtype", [np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
+)
+def test_constant_is_compared_at_the_file_s_own_precision(dtype):
+  value = vocoder.LOW_PASS
+  op = folding.Constant("filter", value)
+  rounded = value.astype(dtype)
+  assert op.to_ours(rounded).tobytes() == value.tobytes()
+  wrong = rounded.copy()
+  wrong[5] = wrong[5] * dtype(1.5)
+  with pytest.raises(ValueError, match="filter: 1 of 12 figures differ"):
+    op.to_ours(wrong)
 
 
 def test_constant_is_held_against_the_file():

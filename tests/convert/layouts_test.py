@@ -1,0 +1,424 @@
+"""Conversion by the command line of files as other tools write them."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ovi_jax.checkpoint import directory
+from ovi_jax.checkpoint import weights as stores
+from ovi_jax.convert import command
+from ovi_jax.convert import convert
+from ovi_jax.convert import release as releases
+from ovi_jax.convert import standin
+from tests.convert import repacked
+
+SIZES = standin.manifest()["config"]
+ARCH = str(pathlib.Path(standin.__file__).parent / "manifest.json")
+FUSION = "Ovi/model.safetensors"
+VOCODER = "MMAudio/ext_weights/best_netG.pt"
+AUDIO_VAE = "MMAudio/ext_weights/v1-16.pth"
+TOKENIZER = standin.HERE / "tokenizer.json"
+
+
+def run(out, arch=ARCH, **flags):
+  """Convert as `convert_torch_weights.py` does; flags of files by name."""
+  files = {c: flags.pop(c, "") for c in ("fusion", *releases.SOURCES)}
+  given = {
+    "release": "",
+    "variant": "",
+    "arch": arch,
+    "components": [],
+    "export": False,
+    "weights": "",
+    "download": "",
+    "tokenizer": "",
+  }
+  command.run(out=str(out), files=files, **given | flags)
+
+
+def refused(out, *parts, lines=1, **flags):
+  """The error of a conversion, which has so many lines and leaves nothing."""
+  with pytest.raises(ValueError) as error:
+    run(out, **flags)
+  message = str(error.value)
+  for part in parts:
+    assert part in message, message
+  assert len(message.splitlines()) <= lines, message
+  assert not out.exists()
+  return message
+
+
+def contents(folder):
+  return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_files_of_any_name_convert_to_the_same_bytes(tmp_path, weights):
+  layouts = {
+    "fusion": (FUSION, repacked.diffusers_transformer, "dit", None),
+    "umt5": (
+      "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth",
+      repacked.whole_t5,
+      "t5.safetensors",
+      None,
+    ),
+    "video_vae": (
+      "Wan2.2-TI2V-5B/Wan2.2_VAE.pth",
+      repacked.diffusers_vae,
+      "vae, of diffusers.bin",
+      "state_dict",
+    ),
+    "audio_vae": (AUDIO_VAE, repacked.compiled, "a.ckpt", "module"),
+    "vocoder": (VOCODER, repacked.old_weight_norm, "v.safetensors", None),
+  }
+  named = {}
+  for component, (file, dialect, name, wrap) in layouts.items():
+    tensors = repacked.prefixed("model.")(dialect(standin.tensors(file)))
+    path = repacked.save(tmp_path / name, tensors, wrap)
+    named[component] = str(path)
+  run(tmp_path / "out", tokenizer=str(TOKENIZER), **named)
+  found, expected = contents(tmp_path / "out"), contents(weights)
+  assert found.keys() >= {f"{c}.safetensors" for c in layouts}
+  for name in found:
+    assert found[name] == expected[name], name
+  directory.read(tmp_path / "out")
+
+
+def test_one_named_file_takes_the_place_of_the_release_s(release, tmp_path):
+  tensors = standin.tensors(AUDIO_VAE)
+  tensors["decoder.learnable_gain"] = tensors["decoder.learnable_gain"] + 1
+  path = repacked.save(tmp_path / "better.safetensors", tensors)
+  run(
+    tmp_path / "out",
+    release=str(release),
+    audio_vae=str(path),
+    components=["audio_vae", "vocoder"],
+  )
+  read = stores.slices(tmp_path / "out" / "audio_vae.safetensors")
+  assert read("decoder/head/gain", None) == np.float32(0.1) + 1
+  directory.read(tmp_path / "out", needs=("audio_vae",))
+
+
+def test_a_pair_of_towers_and_shards_with_commas(tmp_path, weights):
+  tensors = repacked.short_modulation(standin.tensors(FUSION))
+  paths = []
+  for tower in ("video_model.", "audio_model."):
+    part = {n.removeprefix(tower): t for n, t in tensors.items() if tower in n}
+    paths.append(str(repacked.save(tmp_path / tower, part)))
+  run(tmp_path / "out", fusion=",".join(paths))
+  name = "fusion.safetensors"
+  assert (tmp_path / "out" / name).read_bytes() == (weights / name).read_bytes()
+  refused(
+    tmp_path / "half",
+    "this is the video tower alone; give the other tower's file too",
+    fusion=paths[0],
+  )
+
+
+def test_a_bare_tower_of_other_sizes(tmp_path):
+  sizes = {"fusion": {"video": SIZES["fusion"]["video"]}}
+  arch = tmp_path / "sizes.json"
+  arch.write_text(json.dumps(sizes))
+  prefix = "video_model."
+  tensors = {
+    n.removeprefix(prefix): t
+    for n, t in repacked.short_modulation(standin.tensors(FUSION)).items()
+    if n.startswith(prefix) and "_fusion" not in n
+  }
+  folder = tmp_path / "release" / "Wan2.2-TI2V-5B"
+  folder.mkdir(parents=True)
+  names = list(tensors)
+  for number in (1, 2):
+    part = {n: tensors[n] for n in names[number - 1 :: 2]}
+    file = f"diffusion_pytorch_model-0000{number}-of-00002.safetensors"
+    repacked.save(folder / file, part)
+  outs = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+  run(outs[0], arch=str(arch), release=str(tmp_path / "release"))
+  run(outs[1], arch=str(arch), fusion=str(folder))
+  path = tmp_path / "diffusers.bin"
+  named = repacked.diffusers_transformer(tensors)
+  repacked.save(path, repacked.prefixed("transformer.")(named), "state_dict")
+  run(outs[2], arch=str(arch), fusion=str(path))
+  found = [contents(out) for out in outs]
+  assert found[0] == found[1] == found[2]
+  manifest = directory.read(outs[0], needs=("fusion",))
+  assert manifest.towers == ("video",)
+
+
+def test_misfits_are_one_summary_ten_lines_and_a_count(tmp_path, release):
+  tensors = standin.tensors(FUSION)
+  extra = {f"odd.{n}\x1b[2J": np.ones(1, "f4") for n in range(465)}
+  path = repacked.save(tmp_path / "a.safetensors", tensors | extra)
+  message = refused(
+    tmp_path / "out",
+    "465 tensors do not fit the architecture",
+    "and 455 more",
+    lines=12,
+    fusion=str(path),
+  )
+  assert len(message.splitlines()) == 12 and "\x1b" not in message
+
+
+def scaled(tensors, factor):
+  """Tensors of a model so many times as wide, without its numbers."""
+  return {
+    n: np.zeros([s * factor if s == 64 else s for s in t.shape], np.float16)
+    for n, t in tensors.items()
+  }
+
+
+@pytest.mark.parametrize(
+  ("make", "parts"),
+  [
+    (
+      lambda t: repacked.diffusers_transformer(scaled(t, 80)),
+      (
+        "in the layout of diffusers",
+        "width 5120 with 3 blocks, the 14 B model",
+      ),
+    ),
+    (
+      lambda t: repacked.short_modulation(scaled(t, 24)),
+      (
+        "in the layout of Wan",
+        "width 1536",
+        "1.3 B",
+        "expected width 64 with 3",
+      ),
+    ),
+    (
+      lambda t: {
+        f"{n.removesuffix('.weight')}.lora_{side}.weight": x
+        for n, x in t.items()
+        for side in "AB"
+        if x.ndim == 2
+      },
+      ("a LoRA file: it changes a model and is none",),
+    ),
+    (
+      lambda t: repacked.diffusers_vae(
+        standin.tensors("Wan2.2-TI2V-5B/Wan2.2_VAE.pth")
+      ),
+      (
+        "the tensors of video_vae, as diffusers names them; give it with --vid",
+      ),
+    ),
+    (
+      lambda t: {f"layers.{n}.qweight": np.zeros(3, "i4") for n in range(9)},
+      ("quantized by another tool",),
+    ),
+    (
+      lambda t: {f"layer\x1b.{n}": np.zeros(3, "f4") for n in range(9)},
+      (r"another model; its first tensors are layer\x1b.0, layer",),
+    ),
+    (
+      lambda t: {n: x for n, x in t.items() if "_fusion" not in n},
+      ("no attention to each other: they are not Ovi's",),
+    ),
+  ],
+)
+def test_another_model_is_named_in_one_line(tmp_path, make, parts):
+  tensors = make(standin.tensors(FUSION))
+  narrow = {n: t for n, t in tensors.items() if t.size < 10**7}
+  path = repacked.save(tmp_path / "a.safetensors", narrow)
+  refused(tmp_path / "out", *parts, fusion=str(path))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_a_16_bit_vocoder_and_audio_vae_convert(tmp_path, dtype):
+  named = {}
+  for component, file in (("vocoder", VOCODER), ("audio_vae", AUDIO_VAE)):
+    tensors = {n: t.astype(dtype) for n, t in standin.tensors(file).items()}
+    named[component] = str(repacked.save(tmp_path / component, tensors))
+  run(tmp_path / "out", **named)
+  for component in named:
+    found = stores.shapes(tmp_path / "out" / f"{component}.safetensors")
+    assert {x.dtype for x in found.values()} == {np.dtype(dtype)}
+
+
+def test_constants_are_held_against_the_file_before_anything_is_written(
+  tmp_path,
+):
+  tensors = standin.tensors(VOCODER)
+  names = [n for n in tensors if n.endswith(".filter")]
+  for name in names[:30]:
+    tensors[name] = tensors[name] + np.float32(1e-3)
+  path = repacked.save(tmp_path / "v.pt", tensors)
+  refused(
+    tmp_path / "out",
+    "expected 0.00",
+    "and 20 more",
+    lines=11,
+    vocoder=str(path),
+  )
+
+
+def spoiled(tensors, name, value):
+  """Tensors of which one number is another."""
+  changed = tensors[name].copy()
+  changed.reshape(-1)[changed.size // 2] = value
+  return tensors | {name: changed}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_weight_that_is_not_finite_is_refused_and_what_was_there_stays(
+  tmp_path, release, weights, value, existing
+):
+  name = "video_model.blocks.1.ffn.0.weight"
+  tensors = spoiled(standin.tensors(FUSION), name, value)
+  path = repacked.save(tmp_path / "nan.safetensors", tensors)
+  out = tmp_path / "out"
+  if existing:
+    shutil.copytree(weights, out)
+    before = contents(out)
+  with pytest.raises(ValueError, match="holds NaN or infinity") as error:
+    run(out, release=str(release), fusion=str(path))
+  assert name in str(error.value) and str(path) in str(error.value)
+  assert "\n" not in str(error.value)
+  if existing:
+    assert contents(out) == before
+    directory.read(out)
+  else:
+    assert not out.exists()
+
+
+def test_a_fold_that_fails_leaves_a_good_directory(tmp_path, release, weights):
+  tensors = standin.tensors(VOCODER)
+  name = "conv_post.parametrizations.weight.original1"
+  tensors[name] = np.zeros_like(tensors[name])
+  path = repacked.save(tmp_path / "v.pt", tensors, "generator")
+  out = tmp_path / "out"
+  shutil.copytree(weights, out)
+  before = contents(out)
+  with pytest.raises(ValueError, match=f"{name}: weight norm: 1 filters") as e:
+    run(out, release=str(release), vocoder=str(path))
+  assert str(path) in str(e.value)
+  assert contents(out) == before
+  directory.read(out)
+
+
+def test_a_directory_is_usable_while_it_is_converted_into(
+  tmp_path, release, weights, monkeypatch
+):
+  out = tmp_path / "out"
+  shutil.copytree(weights, out)
+  path = repacked.save(
+    tmp_path / "v.pt",
+    spoiled(standin.tensors(VOCODER), "conv_pre.bias", 0.5),
+  )
+  move, seen = convert._move, []
+
+  def look(*args, **kwargs):
+    seen.append(directory.read(out, needs=("vocoder",)).digests)
+    move(*args, **kwargs)
+
+  monkeypatch.setattr(convert, "_move", look)
+  run(out, vocoder=str(path), components=["vocoder"])
+  after = directory.read(out, needs=("vocoder",)).digests
+  assert seen == [directory.manifest_of(weights).digests]
+  assert after["vocoder"] != seen[0]["vocoder"]
+  assert after | {"vocoder": ""} == seen[0] | {"vocoder": ""}
+  assert sorted(p.name for p in out.iterdir()) == sorted(contents(weights))
+
+
+def test_components_of_another_architecture_are_not_left_beside(
+  tmp_path, release, weights
+):
+  out = tmp_path / "out"
+  shutil.copytree(weights, out)
+  before = contents(out)
+  sizes = {"fusion": {"video": SIZES["fusion"]["video"]}}
+  arch = tmp_path / "sizes.json"
+  arch.write_text(json.dumps(sizes))
+  tensors = {
+    n: t
+    for n, t in standin.tensors(FUSION).items()
+    if n.startswith("video_model.") and "_fusion" not in n
+  }
+  path = repacked.save(tmp_path / "video.safetensors", tensors)
+  with pytest.raises(ValueError, match="umt5, video_vae.* of other sizes"):
+    run(out, arch=str(arch), fusion=str(path))
+  assert contents(out) == before
+
+
+def test_links_that_lead_outside_of_a_release_are_not_copied(tmp_path, release):
+  copy = tmp_path / "release"
+  shutil.copytree(release, copy)
+  folder = copy / releases.TOKENIZER
+  secret = tmp_path / "secret"
+  secret.write_text("a password")
+  (folder / "tokenizer_config.json").unlink()
+  (folder / "tokenizer_config.json").symlink_to(secret)
+  flags = {"release": str(copy), "components": ["umt5"]}
+  refused(tmp_path / "out", f"is a link to {secret}, outside of", **flags)
+  # Within the release a link is as good as a file; so is the hub's cache.
+  (folder / "tokenizer_config.json").unlink()
+  (folder / "tokenizer_config.json").symlink_to("special_tokens_map.json")
+  run(tmp_path / "out", **flags)
+  assert not (tmp_path / "out" / "tokenizer_config.json").is_symlink()
+  cache = tmp_path / "models--a--b"
+  (cache / "blobs").mkdir(parents=True)
+  shutil.copy(TOKENIZER, cache / "blobs" / "abc")
+  snapshot = cache / "snapshots" / "0f"
+  snapshot.mkdir(parents=True)
+  (snapshot / "tokenizer.json").symlink_to("../../blobs/abc")
+  (snapshot / "special_tokens_map.json").symlink_to("../../blobs/abc")
+  run(tmp_path / "out", tokenizer=str(snapshot), **flags)
+  (snapshot / "spiece.model").symlink_to(secret)
+  with pytest.raises(ValueError, match=f"is a link to {secret}"):
+    run(tmp_path / "out", tokenizer=str(snapshot), **flags)
+  assert directory.read(tmp_path / "out", needs=("umt5",))
+
+
+def test_a_text_encoder_needs_a_tokenizer(tmp_path):
+  file = "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"
+  path = tmp_path / "models" / "t5.safetensors"
+  path.parent.mkdir()
+  repacked.save(path, repacked.comfy_t5(standin.tensors(file)))
+  refused(tmp_path / "out", "give it with --tokenizer=FILE", umt5=str(path))
+  refused(
+    tmp_path / "out", "no such file", umt5=str(path), tokenizer="none.json"
+  )
+  shutil.copy(TOKENIZER, path.parent)
+  run(tmp_path / "out", umt5=str(path))
+  directory.read(tmp_path / "out", needs=("umt5",))
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("[" * 100_000, "nested at most 64 deep"),
+    ('{"fusion": ' + "9" * 400 + "}", "at most 40 digits, found 400"),
+    ("{", "expected JSON"),
+    ('{"fusion": NaN}', "finite numbers"),
+    ("[]", "must hold sizes by name"),
+  ],
+)
+def test_sizes_of_unknown_origin_are_read_within_limits(
+  tmp_path, text, message
+):
+  arch = tmp_path / "sizes.json"
+  arch.write_text(text)
+  refused(tmp_path / "out", message, arch=str(arch), fusion="x")
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ({"fusion": "f", "components": ["vocoder"]}, "files of ['fusion'], which"),
+    ({"fusion": "f", "components": ["fusion", "umt5"]}, "--umt5=FILE"),
+    ({"fusion": "f", "download": "x", "arch": ""}, "not go with --fusion"),
+    ({"fusion": "nowhere.pt"}, "expected the weights nowhere.pt"),
+  ],
+)
+def test_flags_of_files_that_do_not_make_sense(
+  tmp_path, monkeypatch, flags, message
+):
+  monkeypatch.chdir(tmp_path)
+  refused(tmp_path / "out", message, **flags)
+  assert not os.listdir(tmp_path)
