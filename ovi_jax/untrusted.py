@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import re
+import unicodedata
 from typing import Any
 
 MAX_JSON_BYTES = 16 << 20
@@ -136,7 +137,24 @@ def printable(text: str, limit: int = 200) -> str:
     The text with control characters, line ends, surrogates and invisible
     format characters written as `\\x1b`, `\\n`, `\\u202e`.
   """
-  cut = text if len(text) <= limit else text[:limit] + "…"
+  return escape(text if len(text) <= limit else text[:limit] + "…")
+
+
+def escape(text: str, keep: str = "") -> str:
+  """Escape what a terminal would act on.
+
+  Args:
+    text: from a file or a network.
+    keep: control characters that stay as they are.
+
+  Returns:
+    See `printable`. Spaces of any width stay.
+  """
+  if text.isprintable():
+    return text
   return "".join(
-    c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut
+    c
+    if c.isprintable() or c in keep or unicodedata.category(c) == "Zs"
+    else c.encode("unicode_escape").decode()
+    for c in text
   )

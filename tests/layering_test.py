@@ -10,6 +10,7 @@ PACKAGE = ROOT / "ovi_jax"
 BASE = {
   "axes",
   "chips",
+  "console",
   "files",
   "flops",
   "geometry",
