@@ -2,6 +2,7 @@
 
   python convert_torch_weights.py --release=DIR --variant=960x960_10s --out=DIR
   python convert_torch_weights.py --release=DIR --arch=sizes.json --out=DIR
+  python convert_torch_weights.py --fusion=FILE --variant=NAME --out=DIR
   python convert_torch_weights.py --export --weights=DIR --out=DIR
   python convert_torch_weights.py --download=960x960_10s --out=DIR
 
@@ -15,6 +16,7 @@ from absl import flags
 
 from ovi_jax import runtime
 from ovi_jax.convert import command
+from ovi_jax.models import architecture
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("release", "", "Release directory to read.")
@@ -25,6 +27,14 @@ flags.DEFINE_list("components", [], "Only these (default: all there are).")
 flags.DEFINE_bool("export", False, "Write a release from converted weights.")
 flags.DEFINE_string("weights", "", "Converted weights to export.")
 flags.DEFINE_string("download", "", "Fetch this variant's release into --out.")
+for name in architecture.COMPONENTS:
+  flags.DEFINE_string(
+    name,
+    "",
+    f"File of {name}, whatever its name and format, in place of the release's;"
+    " shards or towers with commas between, FILE::KEY for a part of a file.",
+  )
+flags.DEFINE_string("tokenizer", "", "The text encoder's tokenizer.json.")
 
 
 def main(argv: list[str]) -> None:
@@ -39,6 +49,8 @@ def main(argv: list[str]) -> None:
       export=FLAGS.export,
       weights=FLAGS.weights,
       download=FLAGS.download,
+      files={name: FLAGS[name].value for name in architecture.COMPONENTS},
+      tokenizer=FLAGS.tokenizer,
     )
   except (OSError, ValueError) as error:
     sys.exit(f"convert_torch_weights: {error}")

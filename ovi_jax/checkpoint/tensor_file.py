@@ -22,11 +22,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ovi_jax import untrusted
+
 HEADER_LIMIT = 16 * 2**20  # bytes; the release's largest header is under 1 MiB
 _ALIGNMENT = 64  # bytes
 _METADATA = "__metadata__"
 _METADATA_ROOM = 4096  # bytes kept free for what is known only at the end
 _MAX_AXES = 32
+_MAX_NAME = 512  # characters; the release's longest name has 66
 _MAX_BYTES = 2**62
 
 # Names of the safetensors format.
@@ -143,6 +146,18 @@ def is_size(value: Any) -> bool:
   return type(value) is int and 0 <= value < _MAX_BYTES
 
 
+def check_name(name: str) -> None:
+  """Refuse names whose handling could take long.
+
+  Raises:
+    ValueError: the name is empty or longer than 512 characters.
+  """
+  if not 0 < len(name) <= _MAX_NAME:
+    raise ValueError(
+      f"expected names of 1 to {_MAX_NAME} characters, found one of {len(name)}"
+    )
+
+
 def shape_bytes(shape: Sequence[Any], dtype: np.dtype) -> int:
   """Bytes of a tensor, after a check that numpy can have such a shape.
 
@@ -179,9 +194,12 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
   ends: list[tuple[int, int, str]] = []
   for name, entry in header.items():
     try:
+      check_name(name)
       spans[name], end = _span(path, start, entry)
     except ValueError as error:
-      raise ValueError(f"{path}: tensor {name!r:.200}: {error}") from error
+      raise ValueError(
+        f"{path}: tensor '{untrusted.printable(name)}': {error}"
+      ) from error
     ends.append((spans[name].start, end, name))
   at = start
   for begin, end, name in sorted(ends):
@@ -217,20 +235,12 @@ def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
       )
     raw = file.read(count)
   try:
-    header = json.loads(raw.decode(), object_pairs_hook=_unique)
-  except (ValueError, RecursionError) as error:
+    header = untrusted.parse_json(raw, max_bytes=HEADER_LIMIT)
+  except ValueError as error:
     raise ValueError(f"{path}: header is not safetensors: {error}") from error
   if not isinstance(header, dict):
     raise ValueError(f"{path}: expected a header that maps names to tensors")
   return header, 8 + count
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A dict of `pairs`, none named twice."""
-  result = dict(pairs)
-  if len(result) != len(pairs):
-    raise ValueError("a name occurs twice")
-  return result
 
 
 def _span(path: pathlib.Path, start: int, entry: Any) -> tuple[Span, int]:

@@ -22,11 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from ovi_jax import untrusted
 from ovi_jax.checkpoint import tensor_file
 
 _ALIGNMENT = 64  # bytes; what jax asks of memory it takes over on a CPU
 _PIECE = 64 * 2**20  # bytes converted at once
 _LISTED = 5  # names in a message
+_MAX_DEPTH = 32  # names in a path; our models have 6
 
 Path = str | os.PathLike[str]
 
@@ -226,6 +228,11 @@ def _open(path: Path) -> tensor_file.TensorFile:
 def _check_paths(path: pathlib.Path, leaves: Mapping[str, Any]) -> None:
   """Refuse leaves that cannot all be in one tree."""
   for leaf in leaves:
+    if leaf.count("/") >= _MAX_DEPTH:
+      raise ValueError(
+        f"{path}: expected parameters at most {_MAX_DEPTH} levels deep, found"
+        f" '{untrusted.printable(leaf, 60)}'"
+      )
     parts = leaf.split("/")
     parents = ("/".join(parts[:n]) for n in range(1, len(parts)))
     if not all(parts):

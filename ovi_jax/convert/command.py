@@ -1,11 +1,12 @@
 """What `convert_torch_weights.py` does with its flags."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from ovi_jax import untrusted
+from ovi_jax.checkpoint import directory
 from ovi_jax.convert import convert
 from ovi_jax.convert import download as downloads
 from ovi_jax.convert import release as releases
@@ -24,8 +25,17 @@ def run(
   export: bool,
   weights: str,
   download: str,
+  files: Mapping[str, str] | None = None,
+  tokenizer: str = "",
 ) -> None:
   """Convert, export or download, as the flags say.
+
+  Args:
+    files: file, or files with commas between, of each component that is not
+      to be taken from the release.
+    tokenizer: a `tokenizer.json`.
+    release, variant, arch, out, components, export, weights, download: as
+      `--help` describes them.
 
   Raises:
     ValueError: flags that are missing or contradict each other, or whatever
@@ -34,8 +44,13 @@ def run(
   """
   if not out:
     raise ValueError("--out=DIR is needed: the directory to write")
+  named = {
+    name: _files(value) for name, value in (files or {}).items() if value
+  }
   _check(
     {
+      **named,
+      "tokenizer": tokenizer,
       "release": release,
       "variant": variant,
       "arch": arch,
@@ -53,14 +68,17 @@ def run(
       raise ValueError("--export needs --weights=DIR of converted weights")
     convert.export(pathlib.Path(source), pathlib.Path(out), components or None)
   else:
-    if not release:
-      raise ValueError("--release=DIR is needed: the directory to convert")
+    if not release and not named:
+      raise ValueError(
+        "--release=DIR is needed: the directory to convert; or a file of a"
+        " component, such as --fusion=FILE"
+      )
     if bool(variant) == bool(arch):
       raise ValueError(
         f"give one of --variant=NAME ({VARIANTS}) and --arch=FILE"
       )
-    folder = pathlib.Path(release)
-    if not folder.is_dir():
+    folder = pathlib.Path(release) if release else None
+    if folder is not None and not folder.is_dir():
       raise ValueError(f"--release={release} is not a directory")
     convert.convert(
       folder,
@@ -68,7 +86,28 @@ def run(
       variant=variant or None,
       sizes=_sizes(variant, arch),
       components=components or None,
+      files=named,
+      tokenizer=_tokenizer(tokenizer),
     )
+
+
+def _files(value: str) -> list[str]:
+  """The files that a flag names, with commas between."""
+  if pathlib.Path(value).exists():
+    return [value]
+  return [name for name in value.split(",") if name]
+
+
+def _tokenizer(value: str) -> pathlib.Path | None:
+  """The file that `--tokenizer` names, or the one in a directory."""
+  if not value:
+    return None
+  path = pathlib.Path(value)
+  if path.is_dir():
+    path /= directory.TOKENIZER
+  if not path.is_file():
+    raise ValueError(f"--tokenizer={value}: no such file")
+  return path
 
 
 def _check(flags: Mapping[str, Any]) -> None:
@@ -86,6 +125,7 @@ def _check(flags: Mapping[str, Any]) -> None:
       allowed.add("release")
   else:
     task, allowed = "", {"release", "variant", "arch", "components"}
+    allowed |= {"tokenizer", *architecture.COMPONENTS}
   if odd := [f"--{name}" for name in given if name not in allowed]:
     what = f"--{task}" if task else "a conversion (no --export)"
     raise ValueError(f"{what} does not go with {', '.join(odd)}")
@@ -106,9 +146,9 @@ def _sizes(variant: str, arch: str) -> Mapping[str, Any]:
   if not path.is_file():
     raise ValueError(f"--arch={arch}: no such file")
   try:
-    sizes = json.loads(path.read_text())
+    sizes = untrusted.read_json(path)
   except ValueError as error:
-    raise ValueError(f"--arch={arch} is not JSON: {error}") from error
+    raise ValueError(f"--arch={arch}: {error}") from error
   if not isinstance(sizes, dict):
     raise ValueError(f"--arch={arch} must hold sizes by name")
   # A whole manifest is as good as its `config`.

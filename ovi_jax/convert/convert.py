@@ -1,12 +1,16 @@
 """From a release to a directory of our weights, and back.
 
 Both ways one tensor at a time: memory holds a slice of a parameter, not a
-model. Everything is checked against everything before the first byte is
-written.
+model. Names, shapes, dtypes and constants of all components are checked before
+anything is written; numbers are checked while they are read. New files are
+written into a directory of their own and moved to their place at the end, so
+that what was there stays usable until the whole conversion has succeeded.
 """
 
+import dataclasses
 import hashlib
 import itertools
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -21,68 +25,88 @@ import numpy as np
 import ovi_jax
 from ovi_jax import console
 from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import tensor_file
 from ovi_jax.checkpoint import weights
 from ovi_jax.convert import mapping
+from ovi_jax.convert import normalize
 from ovi_jax.convert import reader
+from ovi_jax.convert import recognize
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import torch_file
 from ovi_jax.models import architecture
 
 Log = Callable[[str], None]
+_STAGING = ".converting"  # below the directory to write
+_KEY = "::"  # between a file and the name below which its tensors lie
 
 
 def convert(
-  release: pathlib.Path,
+  release: pathlib.Path | None,
   out: pathlib.Path,
   *,
   variant: str | None,
   sizes: Mapping[str, Any],
   components: Sequence[str] | None = None,
+  files: Mapping[str, Sequence[str]] | None = None,
+  tokenizer: pathlib.Path | None = None,
   log: Log = console.log,
 ) -> directory.Manifest:
-  """Convert a release.
+  """Convert a release, or files of any name.
 
   Args:
-    release: directory in the release's layout.
+    release: directory in the release's layout; `None` if `files` names all.
     out: directory of our weights; what it holds of these components stays
-      if it was made of the same tensors in the same way, and is replaced once
-      the new file is whole if not.
+      if it was made of the same tensors in the same way, and is replaced at
+      the end if not.
     variant: released variant, `releases.WAN`, or `None` for other sizes.
     sizes: of the architecture, in the original's form.
-    components: which to convert; `None` for all that `sizes` names.
+    components: which to convert; `None` for all that `sizes` names, or, without
+      a release, all that `files` names.
+    files: by component, its files in place of the release's: anything that
+      `reader.open_tensors` takes, `FILE::KEY` for the tensors under KEY.
+    tokenizer: `tokenizer.json` in place of the release's.
     log: called with a line for each component.
 
   Returns:
     The manifest, also written to `out`.
 
   Raises:
-    ValueError: a file is missing or damaged, or tensors do not fit; all
-      misfits of all components are listed at once.
+    ValueError: a file is missing or damaged, tensors do not fit, hold NaN or
+      infinity, or `out` holds other components of another architecture. `out`
+      is then as it was.
   """
+  files = files or {}
   arch = architecture.Architecture.from_release(sizes)
-  chosen = arch.components if components is None else tuple(components)
-  unknown = sorted(set(chosen) - set(arch.components))
-  if unknown:
+  if components is None:
+    components = tuple(
+      c for c in arch.components if release is not None or c in files
+    )
+  chosen = tuple(components)
+  if unknown := sorted({*chosen, *files} - set(arch.components)):
     raise ValueError(f"components {unknown} are not among {arch.components}")
-  opened = _open(release, variant, arch, chosen)
-  tokenizer = release / releases.TOKENIZER / directory.TOKENIZER
-  if "umt5" in chosen and not tokenizer.is_file():
-    raise ValueError(f"expected the tokenizer of the text encoder: {tokenizer}")
-  out.mkdir(parents=True, exist_ok=True)
-  digests = _known_digests(out, arch.components, chosen)
-  # Until the new manifest is written, none: a killed run leaves no mixture.
-  (out / directory.MANIFEST).unlink(missing_ok=True)
-  for component, (rows, tensors, shapes) in opened.items():
-    path = directory.component_file(out, component)
-    digests[component] = content = _written(path, rows, tensors, shapes)
-    if content:
-      log(f"{component}: {path} was made of the same tensors, it stays")
-      continue
-    digests[component] = _write(path, rows, tensors, shapes)
-    log(f"{component}: {len(tensors.shapes)} tensors -> {path}")
+  if unused := sorted(files.keys() - set(chosen)):
+    raise ValueError(f"files of {unused}, which are not to be converted")
+  if absent := [c for c in chosen if release is None and c not in files]:
+    raise ValueError(f"expected --release=DIR, or --{absent[0]}=FILE")
+  opened = _open(release, variant, arch, chosen, files)
   if "umt5" in chosen:
-    _copy_tokenizer(tokenizer.parent, out)
+    tokenizer = tokenizer or _tokenizer(release, files.get("umt5", ()))
+  known = _Known.of(out, arch, variant, chosen)
+  new = not out.exists()
+  staging = out / _STAGING
+  try:
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+    staging.mkdir(parents=True)
+    digests = dict(known.digests)
+    for component, (tensors, shapes) in opened.items():
+      digests[component] = _convert_one(component, tensors, shapes, out, log)
+    if "umt5" in chosen and tokenizer is not None:
+      root = release if release is not None else tokenizer.parent
+      _copy_tokenizer(tokenizer.parent, staging, root, tokenizer.name)
+    _move(staging, out, tokenizer="umt5" in chosen)
+  finally:
+    shutil.rmtree(staging, ignore_errors=True)
+    if new and out.is_dir() and not any(out.iterdir()):
+      out.rmdir()
   if (out / directory.TOKENIZER).is_file():
     digests["tokenizer"] = directory.digest_of(out / directory.TOKENIZER)
   manifest = directory.Manifest(
@@ -90,82 +114,220 @@ def convert(
     sizes=dict(sizes),
     digests=digests,
     version=ovi_jax.__version__,
+    sampling=known.sampling,
   )
   manifest.save(out)
   return manifest
 
 
-Opened = tuple[
-  Sequence[mapping.Row], tensor_file.TensorFile, dict[str, jax.ShapeDtypeStruct]
-]
+Opened = tuple[normalize.Normalized, dict[str, jax.ShapeDtypeStruct]]
+
+
+def _convert_one(
+  component: str,
+  tensors: normalize.Normalized,
+  shapes: Mapping[str, jax.ShapeDtypeStruct],
+  out: pathlib.Path,
+  log: Log,
+) -> str:
+  """Write one component beside the one in `out`; returns its digest."""
+  path = directory.component_file(out, component)
+  for note in tensors.notes:
+    log(f"{component}: {note}")
+  if content := _written(path, tensors, shapes):
+    log(f"{component}: {path} was made of the same tensors, it stays")
+    return content
+  staged = directory.component_file(out / _STAGING, component)
+  try:
+    content = _write(staged, tensors, shapes)
+  except ValueError as error:
+    raise ValueError(f"{component}: {tensors.source}: {error}") from error
+  log(f"{component}: {len(tensors.shapes)} tensors -> {path}")
+  return content
+
+
+def _move(staging: pathlib.Path, out: pathlib.Path, tokenizer: bool) -> None:
+  """Put new files in the place of old ones: renames alone, in a moment."""
+  staged = sorted(p.name for p in staging.iterdir())
+  for name in staged:
+    os.replace(staging / name, out / name)
+  if tokenizer:  # no file of another one stays
+    for name in set(directory.TOKENIZER_FILES) - set(staged):
+      (out / name).unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Known:
+  """What an earlier conversion left in a directory and what of it stays.
+
+  Attributes:
+    digests: of the components that stay.
+    sampling: advice for the denoiser, if that stays.
+  """
+
+  digests: Mapping[str, str]
+  sampling: Mapping[str, Any]
+
+  @classmethod
+  def of(
+    cls,
+    out: pathlib.Path,
+    arch: architecture.Architecture,
+    variant: str | None,
+    replaced: Sequence[str],
+  ) -> "_Known":
+    """Look at `out`; ValueError if what stays would not fit what comes."""
+    staying = [
+      c
+      for c in architecture.COMPONENTS
+      if c not in replaced and directory.component_file(out, c).is_file()
+    ]
+    if not staying:
+      return cls(digests={}, sampling={})
+    sampling: Mapping[str, Any] = {}
+    if (out / directory.MANIFEST).is_file():
+      manifest = directory.manifest_of(out)
+      others = [
+        c
+        for c in staying
+        if c in manifest.digests
+        and manifest.architecture.config(c) != arch.config(c)
+      ]
+      if manifest.variant != variant and "fusion" in staying:
+        others.append("fusion")
+      if others:
+        raise ValueError(
+          f"{out} holds {', '.join(dict.fromkeys(others))} of"
+          f" {manifest.variant or 'other sizes'}, which would not fit what is"
+          " converted now; convert all components or give another --out"
+        )
+      if "fusion" in staying:
+        sampling = manifest.sampling
+    digests = {
+      c: weights.metadata(directory.component_file(out, c)).get("digest", "")
+      for c in staying
+      if arch.config(c) is not None
+    }
+    return cls(digests=digests, sampling=sampling)
 
 
 def _open(
-  release: pathlib.Path,
+  release: pathlib.Path | None,
   variant: str | None,
   arch: architecture.Architecture,
   components: Sequence[str],
+  files: Mapping[str, Sequence[str]],
 ) -> dict[str, Opened]:
-  """Tables, tensors and our shapes of every component, all of them checked."""
+  """Tensors and our shapes of every component, all of them checked."""
   opened: dict[str, Opened] = {}
   problems: list[str] = list(arch.misfits)
   for component in components:
-    config = arch.config(component)
     try:
-      source = releases.source(component, variant, release)
-      tensors = source.open(release)
-      rows = source.rows(config)
-      flat = mapping.flatten(architecture.parameter_shapes(component, config))
-      ours = {path: tuple(x.shape) for path, x in flat.items()}
+      named = files.get(component)
+      opened[component] = _open_one(
+        component,
+        arch.config(component),
+        variant,
+        None if named else release,
+        named or (),
+      )
     except ValueError as error:
       problems.append(f"{component}: {error}")
-      continue
-    found = _misfits(rows, tensors, ours)
-    problems += [f"{component}: {p}" for p in found]
-    if not found:
-      opened[component] = (rows, tensors, _typed(rows, tensors, ours))
   if problems:
     raise ValueError("\n".join(problems))
   return opened
 
 
+def _open_one(
+  component: str,
+  config: Any,
+  variant: str | None,
+  release: pathlib.Path | None,
+  named: Sequence[str],
+) -> Opened:
+  """Tensors and our shapes of one component; ValueError if they do not fit."""
+  source = releases.source(component, variant, release, config)
+  if release is not None:
+    places = [(str(release / source.file), "")]
+  else:
+    places = [_place(name) for name in named]
+  opened = [reader.open_tensors(path) for path, _ in places]
+  try:
+    tensors = normalize.normalize(
+      opened,
+      source.rows(config),
+      source.dialects,
+      source.towers,
+      [key for _, key in places],
+    )
+  except normalize.OtherModelError as error:
+    what = "; ".join(
+      f"{file.source} holds {recognize.kind(file, component)}"
+      for file in opened
+    )
+    raise ValueError(what) from error
+  shapes = architecture.parameter_shapes(component, config)
+  ours = {path: tuple(x.shape) for path, x in mapping.flatten(shapes).items()}
+  if problems := _misfits(tensors, ours):
+    if what := recognize.misfit(component, config, tensors):
+      raise ValueError(f"{tensors.source}: {what}")
+    raise ValueError(f"{tensors.source}: " + "\n".join(problems))
+  return tensors, _typed(tensors, ours)
+
+
+def _place(name: str) -> tuple[str, str]:
+  """A file, and the name below which its tensors lie."""
+  if _KEY in name and not pathlib.Path(name).exists():
+    path, _, key = name.rpartition(_KEY)
+    return path, key
+  return name, ""
+
+
 def _misfits(
-  rows: Sequence[mapping.Row],
-  tensors: tensor_file.TensorFile,
-  shapes: Mapping[str, tuple[int, ...]],
+  tensors: normalize.Normalized, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-  """What does not fit: names, shapes, or a precision that would be lost."""
+  """What does not fit: names, shapes, constants, or a precision to be lost."""
   problems: list[str] = []
   try:
-    mapping.check(rows, tensors.shapes, shapes)
+    mapping.check(tensors.rows, tensors.shapes, shapes)
   except ValueError as error:
     problems.append(str(error))
-  for row in rows:
-    if row.ours is None:
-      continue
+  mixed: list[str] = []
+  for row in tensors.rows:
     # The last tensor of each block decides; one name for each dtype.
     kinds: dict[np.dtype, str] = {}
     for names in map(row.names, row.indices):
       for name in names:
         dtype = tensors.dtypes.get(name, np.dtype(np.float32))
         if not jnp.issubdtype(dtype, jnp.floating):
-          problems.append(f"expected floating point, {name} is {dtype}")
+          mixed.append(f"expected floating point, {name} is {dtype}")
       if names[-1] in tensors.dtypes:
         kinds.setdefault(tensors.dtypes[names[-1]], names[-1])
     if len(kinds) > 1:
       listed = ", ".join(f"{n} is {d}" for d, n in kinds.items())
-      problems.append(f"expected one dtype in {row.ours}: {listed}")
+      mixed.append(f"expected one dtype in {row.ours}: {listed}")
+  problems += mapping.shortened(mixed)
+  return problems or mapping.shortened(_other_constants(tensors))
+
+
+def _other_constants(tensors: normalize.Normalized) -> list[str]:
+  """Tensors that our model computes and that hold something else."""
+  problems: list[str] = []
+  for row in tensors.rows:
+    if row.ours is None:
+      try:
+        row.op.to_ours(*(tensors.read(n) for n in row.names(None)))
+      except ValueError as error:
+        problems.append(str(error))
   return problems
 
 
 def _typed(
-  rows: Sequence[mapping.Row],
-  tensors: tensor_file.TensorFile,
-  shapes: Mapping[str, tuple[int, ...]],
+  tensors: normalize.Normalized, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Our parameters in the release's own precision."""
   typed = {}
-  for row in rows:
+  for row in tensors.rows:
     if row.ours is not None:
       last = row.names(row.indices[0])[-1]
       dtype = tensors.dtypes[last]
@@ -175,8 +337,7 @@ def _typed(
 
 def _written(
   path: pathlib.Path,
-  rows: Sequence[mapping.Row],
-  tensors: tensor_file.TensorFile,
+  tensors: normalize.Normalized,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> str:
   """The digest of the tensors, if `path` holds what they become; else ""."""
@@ -189,10 +350,10 @@ def _written(
   same = {n: (x.shape, x.dtype) for n, x in found.items()} == {
     n: (x.shape, x.dtype) for n, x in shapes.items()
   }
-  if not same or metadata.get("table") != _table(rows):
+  if not same or metadata.get("table") != _table(tensors.rows):
     return ""
   digest = reader.Digest(file=tensors)
-  for row in rows:
+  for row in tensors.rows:
     for name in itertools.chain.from_iterable(map(row.names, row.indices)):
       digest.read(name)
   content = digest.content()
@@ -206,30 +367,37 @@ def _table(rows: Sequence[mapping.Row]) -> str:
 
 def _write(
   path: pathlib.Path,
-  rows: Sequence[mapping.Row],
-  tensors: tensor_file.TensorFile,
+  tensors: normalize.Normalized,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> str:
   """Write one component; returns the digest of what was read."""
   digest = reader.Digest(file=tensors)
   with weights.Writer(path, shapes) as writer:
-    for name, index, array in mapping.to_ours(rows, digest.read):
+    for name, index, array in mapping.to_ours(tensors.rows, digest.read):
       writer.write(name, index, array)
     content = digest.content()
-    writer.metadata |= {"digest": content, "table": _table(rows)}
+    writer.metadata |= {"digest": content, "table": _table(tensors.rows)}
   return content
 
 
-def _known_digests(
-  out: pathlib.Path, present: Sequence[str], replaced: Sequence[str]
-) -> dict[str, str]:
-  """Digests of components that an earlier conversion left in `out`."""
-  known = {}
-  for component in present:
-    path = directory.component_file(out, component)
-    if component not in replaced and path.is_file():
-      known[component] = weights.metadata(path).get("digest", "")
-  return known
+def _tokenizer(
+  release: pathlib.Path | None, named: Sequence[str]
+) -> pathlib.Path:
+  """The tokenizer of the release, or the one beside a named text encoder."""
+  tried = []
+  if release is not None:
+    tried.append(release / releases.TOKENIZER / directory.TOKENIZER)
+  for name in named:
+    folder = pathlib.Path(_place(name)[0]).parent
+    for below in ("", "tokenizer", "google/umt5-xxl", "../tokenizer"):
+      tried.append(folder / below / directory.TOKENIZER)
+  for path in tried:
+    if path.is_file():
+      return path
+  raise ValueError(
+    f"expected the tokenizer of the text encoder: {tried[0]}; give it with"
+    " --tokenizer=FILE"
+  )
 
 
 def export(
@@ -262,17 +430,41 @@ def export(
     _save(path, rows, stored, target.key)
     log(f"{component} -> {path}")
   if "umt5" in chosen:
-    _copy_tokenizer(source, release / releases.TOKENIZER)
+    _copy_tokenizer(source, release / releases.TOKENIZER, source)
 
 
-def _copy_tokenizer(source: pathlib.Path, out: pathlib.Path) -> None:
-  """Copy the files of the tokenizer that are there; none of another stays."""
+def _copy_tokenizer(
+  source: pathlib.Path,
+  out: pathlib.Path,
+  root: pathlib.Path,
+  main: str = directory.TOKENIZER,
+) -> None:
+  """Copy the files of the tokenizer that are there; none of another stays.
+
+  Args:
+    source: directory of the tokenizer.
+    out: directory to copy to.
+    root: directory outside of which no link may lead.
+    main: what the tokenizer's main file is called in `source`.
+
+  Raises:
+    ValueError: a file is a link to somewhere else.
+  """
   out.mkdir(parents=True, exist_ok=True)
+  inside = root.resolve()
+  if inside.parent.name == "snapshots":  # of the hub's cache, links to blobs
+    inside = inside.parent.parent
   for name in directory.TOKENIZER_FILES:
-    if (source / name).is_file():
-      shutil.copyfile(source / name, out / name)
-    else:
-      (out / name).unlink(missing_ok=True)
+    path = source / (main if name == directory.TOKENIZER else name)
+    (out / name).unlink(missing_ok=True)
+    if not path.is_file():
+      continue
+    if not path.resolve().is_relative_to(inside):
+      raise ValueError(
+        f"{path} is a link to {path.resolve()}, outside of {root}; it is not"
+        " copied: put the file itself there, or name it with --tokenizer=FILE"
+      )
+    shutil.copyfile(path, out / name)
 
 
 def _save(

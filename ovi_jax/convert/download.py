@@ -14,14 +14,17 @@ import os
 import pathlib
 import shutil
 import sys
+import urllib.parse
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
 from ovi_jax import console
 from ovi_jax import geometry
+from ovi_jax import untrusted
 from ovi_jax.convert import release as releases
 
+_ERROR = 300  # characters of an error that are shown
 _WAN = "Wan-AI/Wan2.2-TI2V-5B"
 _MMAUDIO = "hkchengrex/MMAudio"
 _OVI = "chetwinlow1/Ovi"
@@ -134,10 +137,17 @@ def _named(hub: Any, what: str) -> Iterator[None]:
   try:
     yield
   except _failures(hub) as error:
+    found = untrusted.printable(" ".join(str(error).split()), _ERROR)
     raise OSError(
-      f"{what} from the hub failed: {type(error).__name__}: {error}; run again,"
-      " it resumes"
+      f"{what} from {_host(hub)} failed: {type(error).__name__}: {found}; check"
+      " the network and run again, it resumes"
     ) from error
+
+
+def _host(hub: Any) -> str:
+  """The address of the hub, without what a user may have added to it."""
+  address = urllib.parse.urlsplit(str(getattr(hub.HfApi(), "endpoint", "")))
+  return address.hostname or "the hub"
 
 
 def _failures(hub: Any) -> tuple[type[Exception], ...]:

@@ -14,7 +14,8 @@ import numpy as np
 from ovi_jax.convert import mapping
 from ovi_jax.convert.mapping import Rearrange
 
-# Largest part of a constant's largest figure by which a file may differ.
+# Largest part of a constant's largest figure by which a file may differ,
+# besides the rounding of the file's own precision.
 _ROUNDING = 1e-6
 
 
@@ -36,7 +37,13 @@ class Constant:
     self.shape(tensor.shape)
     theirs = np.asarray(tensor, np.float64)
     ours = np.asarray(self.value, np.float64)
-    differs = ~(np.abs(theirs - ours) <= _ROUNDING * np.abs(ours).max())
+    precision = jnp.finfo(tensor.dtype)
+    allowed = (
+      _ROUNDING * np.abs(ours).max()
+      + float(precision.eps) * np.abs(ours)
+      + float(precision.smallest_subnormal)
+    )
+    differs = ~(np.abs(theirs - ours) <= allowed)
     if differs.any():
       at = tuple(int(i) for i in np.argwhere(differs)[0])
       raise ValueError(

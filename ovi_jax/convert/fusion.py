@@ -5,6 +5,7 @@ rotary pairs (see `models.rope`), together with the norms over them.
 """
 
 from ovi_jax.convert import mapping
+from ovi_jax.convert.dialects import Dialect
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
 from ovi_jax.convert.mapping import linear
@@ -13,6 +14,56 @@ from ovi_jax.models import dit
 
 # Prefix of a tower's tensors in Ovi's files.
 PREFIXES = AV(video="video_model.", audio="audio_model.")
+
+_EMBEDDER = "condition_embedder"
+_WAN = (("blocks.{i}.modulation.modulation", "blocks.{i}.modulation"),)
+_OVI = (("blocks.{i}.modulation", "blocks.{i}.modulation.modulation"),)
+_DIFFUSERS = (
+  ("text_embedding.0.{p}", f"{_EMBEDDER}.text_embedder.linear_1.{{p}}"),
+  ("text_embedding.2.{p}", f"{_EMBEDDER}.text_embedder.linear_2.{{p}}"),
+  ("time_embedding.0.{p}", f"{_EMBEDDER}.time_embedder.linear_1.{{p}}"),
+  ("time_embedding.2.{p}", f"{_EMBEDDER}.time_embedder.linear_2.{{p}}"),
+  ("time_projection.1.{p}", f"{_EMBEDDER}.time_proj.{{p}}"),
+  ("head.modulation", "scale_shift_table"),
+  ("head.head.{p}", "proj_out.{p}"),
+  ("blocks.{i}.modulation", "blocks.{i}.scale_shift_table"),
+  ("blocks.{i}.modulation.modulation", "blocks.{i}.scale_shift_table"),
+  ("blocks.{i}.norm3.{p}", "blocks.{i}.norm2.{p}"),
+  ("blocks.{i}.ffn.0.{p}", "blocks.{i}.ffn.net.0.proj.{p}"),
+  ("blocks.{i}.ffn.2.{p}", "blocks.{i}.ffn.net.2.{p}"),
+  *(
+    (f"blocks.{{i}}.{ours}.{part}.{{p}}", f"blocks.{{i}}.{theirs}.{name}.{{p}}")
+    for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+    for part, name in (
+      ("q", "to_q"),
+      ("k", "to_k"),
+      ("v", "to_v"),
+      ("o", "to_out.0"),
+      ("norm_q", "norm_q"),
+      ("norm_k", "norm_k"),
+      # Only Ovi has these; diffusers has no such model.
+      ("k_fusion", "k_fusion"),
+      ("v_fusion", "v_fusion"),
+      ("pre_attn_norm_fusion", "pre_attn_norm_fusion"),
+      ("norm_k_fusion", "norm_k_fusion"),
+    )
+  ),
+)
+DIALECTS = tuple(
+  Dialect(
+    name=name,
+    patterns=tuple(
+      (prefix + ours, prefix + theirs)
+      for prefix in ("", *PREFIXES)
+      for ours, theirs in patterns
+    ),
+  )
+  for name, patterns in (
+    ("Wan", _WAN),
+    ("Ovi", _OVI),
+    ("diffusers", _DIFFUSERS),
+  )
+)
 
 
 def rows(config: AV[dit.DiTConfig]) -> list[Row]:

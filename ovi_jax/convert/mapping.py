@@ -17,9 +17,12 @@ from typing import Protocol
 import einops
 import numpy as np
 
+from ovi_jax import untrusted
+
 # A tensor of the release by name -> its array, read when it is needed.
 Read = Callable[[str], np.ndarray]
 Shape = tuple[int, ...]
+_LISTED = 10  # misfits in a message
 
 
 class Op(Protocol):
@@ -73,12 +76,14 @@ class Row:
       our model computes (the op then checks the value and makes it again).
     op: how one becomes the other.
     stack: number of blocks; block i is slice i of the parameter's first axis.
+    alternative: another form of the same parameter, for files that hold it.
   """
 
   torch: str | tuple[str, ...]
   ours: str | None
   op: Op = Rearrange()
   stack: int | None = None
+  alternative: "Row | None" = None
 
   @property
   def indices(self) -> tuple[int | None, ...]:
@@ -112,7 +117,7 @@ def check(
 
   Raises:
     ValueError: a tensor or parameter is unknown, missing, set twice or of
-      another shape than expected; the message lists every one of them.
+      another shape than expected; the message counts them and lists ten.
   """
   problems: list[str] = []
   seen_torch: set[str] = set()
@@ -133,15 +138,22 @@ def check(
       if not absent:
         problems += _misshapen(row, index, torch_shapes, our_shapes)
   for name in sorted(torch_shapes.keys() - seen_torch):
-    problems.append(f"tensor unknown to the table: {name}{torch_shapes[name]}")
+    shown = untrusted.printable(name)
+    problems.append(f"tensor unknown to the table: {shown}{torch_shapes[name]}")
   for path in sorted(our_shapes.keys() - seen_ours):
     problems.append(f"parameter no row sets: {path}{our_shapes[path]}")
   if problems:
     raise ValueError(
       f"{len(problems)} tensors do not fit the architecture (another variant"
       " or other sizes? give the sizes with --arch):\n  "
-      + "\n  ".join(problems)
+      + "\n  ".join(shortened(problems))
     )
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+  """The first ten lines, and how many more there are."""
+  more = len(lines) - _LISTED
+  return [*lines[:_LISTED], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _misshapen(
@@ -178,7 +190,12 @@ def to_ours(
   """Yield (path, block or None, array) row by row, one slice at a time."""
   for row in rows:
     for index in row.indices:
-      array = row.op.to_ours(*(read(n) for n in row.names(index)))
+      names = row.names(index)
+      tensors = [read(n) for n in names]
+      try:
+        array = row.op.to_ours(*tensors)
+      except ValueError as error:
+        raise ValueError(f"{names[-1]}: {error}") from error
       if row.ours is not None:
         yield row.ours, index, array
 

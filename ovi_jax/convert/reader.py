@@ -1,7 +1,8 @@
 """Open the weights of a release, whatever the format and number of files.
 
-Takes `.safetensors`, `.pth` and `.pt` files, shards of them by list, by pattern
-or by `*.index.json`, and gives one `TensorFile` to read tensor by tensor. Knows
+Takes safetensors and torch files, shards of them by list, by pattern, by
+directory or by `*.index.json`, and gives one `TensorFile` to read tensor by
+tensor. The format is detected by content: names of files say nothing. Knows
 neither models nor names of tensors. (Index files: the Transformers library's
 sharded checkpoints.)
 """
@@ -15,16 +16,31 @@ import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
+from typing import Protocol
 
 import numpy as np
 
+from ovi_jax import untrusted
 from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import torch_file
 
-_TORCH = (".pth", ".pt", ".bin", ".ckpt")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(\..*)")
 _LISTED = 5  # names in a message
+_SAFETENSORS, _TORCH, _JSON = "safetensors", "torch", "json"
+# First bytes of what is downloaded in place of weights -> what it is.
+_FOREIGN = {
+  b"GGUF": "a GGUF file, whose tensors are quantized in blocks; give the"
+  " safetensors or torch file of the same model",
+  b"\x89HDF": "an HDF5 file; give the safetensors or torch file",
+  b"\x93NUMPY": "a NumPy file; give the safetensors or torch file",
+  b"\x1f\x8b": "a gzip archive; unpack it",
+  b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it",
+  b"7z\xbc\xaf": "a 7z archive; unpack it",
+  b"Rar!": "a RAR archive; unpack it",
+}
+_POINTER = b"version https://git-lfs"
 
 Path = str | os.PathLike[str]
 
@@ -35,8 +51,8 @@ def open_tensors(
   """Find the tensors of a file, or of the shards of one model.
 
   Args:
-    paths: a file; a list of shards; a pattern such as `model-*.safetensors`; or
-      the `*.index.json` beside shards.
+    paths: a file; a list of shards; a pattern such as `model-*.safetensors`;
+      the `*.index.json` beside shards; or a directory that holds one of these.
     key: of a torch file, take the dict under this name (`generator`).
 
   Raises:
@@ -44,10 +60,10 @@ def open_tensors(
       the same tensor; names the file, what was expected and what was found.
   """
   if isinstance(paths, (str, os.PathLike)):
-    path = pathlib.Path(paths)
-    if path.name.endswith(_INDEX):
-      return _open_index(_existing(path))
+    path = _within(pathlib.Path(paths))
     files = _matches(path)
+    if len(files) == 1 and _format(_existing(files[0])) == _JSON:
+      return _open_index(files[0])
   else:
     files = [pathlib.Path(p) for p in paths]
   if not files:
@@ -56,17 +72,63 @@ def open_tensors(
 
 
 def _open_one(path: pathlib.Path, key: str | None) -> tensor_file.TensorFile:
-  """The tensors of one file, by its suffix."""
-  if path.suffix in _TORCH:
+  """The tensors of one file, by its content."""
+  found = _format(path)
+  if found == _TORCH:
     return torch_file.open_torch(path, key)
-  if path.suffix != ".safetensors":
-    raise ValueError(
-      f"{path}: expected a file of weights, .safetensors or one of"
-      f" {', '.join(_TORCH)}"
-    )
+  if found == _JSON:
+    raise ValueError(f"{path}: expected a file of weights, found JSON")
   if key is not None:
     raise ValueError(f"{path}: safetensors have no key {key!r}; leave it out")
   return tensor_file.open_safetensors(path)
+
+
+def _format(path: pathlib.Path) -> str:
+  """The format of a file by its first bytes.
+
+  Raises:
+    ValueError: it is known to be something else than weights.
+  """
+  with path.open("rb") as file:
+    start = file.read(512)
+  if not start:
+    raise ValueError(f"{path}: expected weights, found an empty file")
+  if start.startswith(b"PK\x03\x04"):
+    return _TORCH
+  # A header's length comes first: read as one, text is a far larger number.
+  length = int.from_bytes(start[:8], "little")
+  if start[8:9] == b"{" and length < 2**32:
+    return _SAFETENSORS
+  for magic, what in _FOREIGN.items():
+    if start.startswith(magic):
+      raise ValueError(f"{path}: expected weights, found {what}")
+  if start.startswith(_POINTER):
+    size = re.search(rb"size (\d{1,15})\b", start)
+    full = f" of {int(size[1]) / 2**30:.1f} GiB" if size else ""
+    raise ValueError(
+      f"{path}: expected weights, found a git-lfs pointer to the file{full};"
+      " fetch the file itself, for example with `git lfs pull`"
+    )
+  text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+  if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    raise ValueError(
+      f"{path}: expected weights, found a web page: the address needs a login"
+      " or is the page about the file; fetch the file itself"
+    )
+  if not start.strip(b"\0"):
+    raise ValueError(
+      f"{path}: expected weights, found zeros; the download was cut off"
+    )
+  if text.startswith((b"{", b"[")):
+    return _JSON
+  if start.startswith(b"\x80"):
+    return _TORCH
+  if length < 2**32:
+    return _SAFETENSORS  # a damaged one
+  raise ValueError(
+    f"{path}: expected safetensors or a file that torch.save wrote, found one"
+    f" that starts with {start[:16]!r}: another format, or damaged"
+  )
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
@@ -79,9 +141,31 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
   if path.parent.is_dir():
     names = sorted(p.name for p in path.parent.iterdir())
     more = ", …" if len(names) > _LISTED else ""
-    found = f"only {', '.join(names[:_LISTED]) or 'nothing'}{more} in it"
+    listed = untrusted.printable(", ".join(names[:_LISTED]) or "nothing")
+    found = f"only {listed}{more} in it"
   raise ValueError(
     f"expected the weights {path.name} in {path.parent}, found {found}"
+  )
+
+
+def _within(path: pathlib.Path) -> pathlib.Path:
+  """The one index, set of shards or file of weights in a directory."""
+  if not path.is_dir():
+    return path
+  files = sorted(p for p in path.iterdir() if p.is_file())
+  indices = [p for p in files if p.name.endswith(_INDEX)]
+  weights = [p for p in files if p.suffix in _SUFFIXES]
+  sets = {
+    path / f"{m[1]}-*-of-{m[3]}{m[4]}" if m else weight
+    for weight in weights
+    for m in [_SHARD.fullmatch(weight.name)]
+  }
+  for found in (indices, sets):
+    if len(found) == 1:
+      return found.pop()
+  raise ValueError(
+    f"expected one file of weights in {path}, found"
+    f" {len(indices) or len(sets)}; name the file"
   )
 
 
@@ -128,17 +212,16 @@ def _merge(parts: list[tensor_file.TensorFile]) -> tensor_file.TensorFile:
 
 def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
   """The shards an index names, checked against it."""
-  if path.stat().st_size > tensor_file.HEADER_LIMIT:
-    raise ValueError(
-      f"{path}: expected an index of at most {tensor_file.HEADER_LIMIT} bytes"
-    )
   try:
-    index = json.loads(path.read_text(encoding="utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path}: expected JSON: {error}") from error
+    index = untrusted.read_json(path)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
   places = index.get("weight_map") if isinstance(index, dict) else None
   if not isinstance(places, dict) or not places:
-    raise ValueError(f"{path}: expected a weight_map of tensors, found none")
+    raise ValueError(
+      f"{path}: expected weights or the index of shards (a weight_map), found"
+      " other JSON"
+    )
   for file in places.values():
     # A name with a directory could lead anywhere.
     if not isinstance(file, str) or pathlib.PurePath(file).name != file:
@@ -158,6 +241,14 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
   return merged
 
 
+class Readable(Protocol):
+  """Anything that gives tensors by name."""
+
+  def read(self, name: str) -> np.ndarray:
+    """The tensor `name`."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digest:
   """Reads tensors and knows, without a second pass, the identity of the read.
@@ -167,7 +258,7 @@ class Digest:
     digests: SHA-256 of each tensor that was read, by name.
   """
 
-  file: tensor_file.TensorFile
+  file: Readable
   digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def read(self, name: str) -> np.ndarray:

@@ -51,6 +51,7 @@ def open_torch(
     spans: dict[str, tensor_file.Span] = {}
     values: dict[str, Any] = {}
     for name, value in _walk(_select(root, key), "", set()):
+      tensor_file.check_name(name)
       if name in spans or name in values:
         raise ValueError(f"{name!r:.200} occurs twice")
       if type(value) is torch_pickle.Tensor:

@@ -63,7 +63,13 @@ STORAGES: Mapping[str, np.dtype] = {
 }
 UNTYPED = "torch.storage.UntypedStorage"  # of bytes
 
-_CALLS = {
+# A set becomes a list: nothing is hashed.
+_SETS = {
+  f"{module}.{name}"
+  for module in ("builtins", "__builtin__")
+  for name in ("set", "frozenset")
+}
+_CALLS = _SETS | {
   "collections.OrderedDict",
   "torch.Size",
   "torch._utils._rebuild_parameter",
@@ -236,14 +242,16 @@ def _container(machine: _Machine, code: bytes) -> bool:
     machine.push(tuple(reversed(values)))
   elif code == b"t":
     machine.push(tuple(machine.pop_frame()))
-  elif code == b"]":
+  elif code in (b"]", b"\x8f"):
     machine.push([])
+  elif code == b"\x91":  # a frozenset
+    machine.push(machine.pop_frame())
   elif code == b"}":
     machine.push({})
   elif code == b"a":
     value = machine.pop()
     machine.top(list).append(value)
-  elif code == b"e":
+  elif code in (b"e", b"\x90"):
     values = machine.pop_frame()
     machine.top(list).extend(values)
   elif code == b"s":
@@ -342,6 +350,10 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
   match name, len(arguments):
     case "collections.OrderedDict", 0:
       return {}
+    case _, 0 if name in _SETS:
+      return []
+    case _, 1 if name in _SETS and type(arguments[0]) is list:
+      return arguments[0]  # not copied: copies of copies would add up
     case "torch.Size", 1 if type(arguments[0]) is tuple:
       return arguments[0]
     case "torch._utils._rebuild_parameter", 3 if type(arguments[0]) is Tensor:

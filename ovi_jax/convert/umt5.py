@@ -1,6 +1,7 @@
 """Names of the UMT5 text encoder in the release and in our parameters."""
 
 from ovi_jax.convert import mapping
+from ovi_jax.convert.dialects import Dialect
 from ovi_jax.models import umt5
 
 FILE = "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"
@@ -18,6 +19,33 @@ _LINEARS = {
   "ffn.fc2": "feed_forward/down",
 }
 _NORMS = {"norm1": "attention_norm", "norm2": "feed_forward_norm"}
+
+_BLOCK = "encoder.block.{i}.layer"
+# The encoder of the Transformers library, which ComfyUI's files follow.
+DIALECTS = (
+  Dialect(
+    name="transformers",
+    patterns=(
+      ("token_embedding.weight", "shared.weight"),
+      ("token_embedding.weight", "encoder.embed_tokens.weight"),
+      ("norm.weight", "encoder.final_layer_norm.weight"),
+      ("blocks.{i}.norm1.weight", f"{_BLOCK}.0.layer_norm.weight"),
+      ("blocks.{i}.norm2.weight", f"{_BLOCK}.1.layer_norm.weight"),
+      ("blocks.{i}.attn.{p}.weight", f"{_BLOCK}.0.SelfAttention.{{p}}.weight"),
+      (
+        "blocks.{i}.pos_embedding.embedding.weight",
+        f"{_BLOCK}.0.SelfAttention.relative_attention_bias.weight",
+      ),
+      (
+        "blocks.{i}.ffn.gate.0.weight",
+        f"{_BLOCK}.1.DenseReluDense.wi_0.weight",
+      ),
+      ("blocks.{i}.ffn.fc1.weight", f"{_BLOCK}.1.DenseReluDense.wi_1.weight"),
+      ("blocks.{i}.ffn.fc2.weight", f"{_BLOCK}.1.DenseReluDense.wo.weight"),
+    ),
+    ignored=("decoder.{rest}", "lm_head.weight", "spiece_model"),
+  ),
+)
 
 
 def rows(config: umt5.UMT5Config) -> list[mapping.Row]:

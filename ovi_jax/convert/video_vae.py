@@ -8,6 +8,7 @@ who need one half.
 from collections.abc import Sequence
 
 from ovi_jax.convert import mapping
+from ovi_jax.convert.dialects import Dialect
 from ovi_jax.models.video_vae import config as config_lib
 
 Config = config_lib.VideoVAEConfig
@@ -19,6 +20,52 @@ CONV3D = "o i t h w -> t h w i o"
 CONV2D = "o i h w -> h w i o"
 POINTWISE3D = "o i 1 1 1 -> i o"
 POINTWISE2D = "o i 1 1 -> i o"
+
+# What the parts of a residual block are called, here and in diffusers.
+_PARTS = {
+  "residual.0.gamma": "norm1.gamma",
+  "residual.2.{p}": "conv1.{p}",
+  "residual.3.gamma": "norm2.gamma",
+  "residual.6.{p}": "conv2.{p}",
+  "shortcut.{p}": "conv_shortcut.{p}",
+}
+_STAGES = {
+  "encoder.downsamples.{i}.downsamples": "encoder.down_blocks.{i}",
+  "decoder.upsamples.{i}.upsamples": "decoder.up_blocks.{i}",
+}
+DIALECTS = (
+  Dialect(
+    name="diffusers",
+    patterns=(
+      ("conv1.{p}", "quant_conv.{p}"),
+      ("conv2.{p}", "post_quant_conv.{p}"),
+      ("{side}.conv1.{p}", "{side}.conv_in.{p}"),
+      ("{side}.head.0.gamma", "{side}.norm_out.gamma"),
+      ("{side}.head.2.{p}", "{side}.conv_out.{p}"),
+      ("{side}.middle.1.{rest}", "{side}.mid_block.attentions.0.{rest}"),
+      *(
+        (
+          f"{{side}}.middle.{ours}.{part}",
+          f"{{side}}.mid_block.resnets.{theirs}.{name}",
+        )
+        for ours, theirs in ((0, 0), (2, 1))
+        for part, name in _PARTS.items()
+      ),
+      *(
+        (f"{ours}.{{j}}.{part}", f"{theirs}.resnets.{{j}}.{name}")
+        for ours, theirs in _STAGES.items()
+        for part, name in _PARTS.items()
+      ),
+      *(
+        (f"{ours}.{{j}}.{part}.{{p}}", f"{theirs}.{sampler}.{part}.{{p}}")
+        for (ours, theirs), sampler in zip(
+          _STAGES.items(), ("downsampler", "upsampler"), strict=True
+        )
+        for part in ("resample.1", "time_conv")
+      ),
+    ),
+  ),
+)
 
 
 def rows(config: Config) -> list[Row]:

@@ -1,5 +1,6 @@
 """Names of the vocoder, below the entry `generator` of its file."""
 
+from ovi_jax.convert.dialects import Dialect
 from ovi_jax.convert.folding import Constant
 from ovi_jax.convert.folding import WeightNorm
 from ovi_jax.convert.mapping import Rearrange
@@ -9,6 +10,17 @@ from ovi_jax.models import vocoder
 FILE = "MMAudio/ext_weights/best_netG.pt"
 
 _CONV = Rearrange("o i t -> t i o")
+_WEIGHT = "{rest}.parametrizations.weight"
+# torch.nn.utils.weight_norm, before there were parametrizations.
+DIALECTS = (
+  Dialect(
+    name="torch",
+    patterns=(
+      (f"{_WEIGHT}.original0", "{rest}.weight_g"),
+      (f"{_WEIGHT}.original1", "{rest}.weight_v"),
+    ),
+  ),
+)
 
 
 def rows(config: vocoder.VocoderConfig) -> list[Row]:
@@ -39,8 +51,15 @@ def rows(config: vocoder.VocoderConfig) -> list[Row]:
 def _conv(torch: str, ours: str, layout: Rearrange) -> list[Row]:
   """A convolution with bias under weight normalisation."""
   weight = f"{torch}.parametrizations.weight.original"
+  kernel = f"{ours}/kernel"
   return [
-    Row((f"{weight}0", f"{weight}1"), f"{ours}/kernel", WeightNorm(layout)),
+    Row(
+      (f"{weight}0", f"{weight}1"),
+      kernel,
+      WeightNorm(layout),
+      # After remove_weight_norm.
+      alternative=Row(f"{torch}.weight", kernel, layout),
+    ),
     Row(f"{torch}.bias", f"{ours}/bias"),
   ]
 

@@ -102,19 +102,75 @@ def test_a_missing_file_is_named_with_what_is_there(path):
     reader.open_tensors(folder / "none" / "vae.pth")
   with pytest.raises(ValueError, match=r"weights \*\.pth in .* found only mod"):
     reader.open_tensors(folder / "*.pth")
-  with pytest.raises(ValueError, match="is a directory"):
-    reader.open_tensors(folder)
+  assert_is_whole(reader.open_tensors(folder))
+  (folder / "vae.pt").mkdir()
+  with pytest.raises(ValueError, match="one file of weights .* found 0"):
+    reader.open_tensors(folder / "vae.pt")
   with pytest.raises(ValueError, match="empty list"):
     reader.open_tensors([])
 
 
-def test_other_formats_and_keys_are_refused(path):
+def test_a_key_of_safetensors_is_refused(path):
   with pytest.raises(ValueError, match="no key 'generator'"):
     reader.open_tensors(path, "generator")
-  other = path.with_suffix(".onnx")
-  other.write_bytes(path.read_bytes())
-  with pytest.raises(ValueError, match=r"model.onnx: expected .*safetensors"):
-    reader.open_tensors(other)
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.onnx", "model", "a.zip"])
+def test_the_format_is_detected_by_content(path, name):
+  assert_is_whole(reader.open_tensors(path.rename(path.with_name(name))))
+  torch = path.with_name("model.safetensors")
+  torch_file.save(torch, TENSORS)
+  assert_is_whole(reader.open_tensors(torch))
+
+
+def test_headers_of_any_length_are_safetensors(path):
+  # Lengths whose first bytes are another format's: gzip, a pickle, text.
+  raw = path.read_bytes()
+  (size,) = struct.unpack("<Q", raw[:8])
+  for length in (0x8B1F, 0x0280, 0x7B7B, 0x3C3C):
+    header = raw[8 : 8 + size].ljust(length)
+    path.write_bytes(struct.pack("<Q", length) + header + raw[8 + size :])
+    assert_is_whole(reader.open_tensors(path))
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (
+      b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"
+      b"size 23321506216\n",
+      r"a git-lfs pointer to the file of 21\.7 GiB; fetch",
+    ),
+    (b"<!DOCTYPE html><html>Sign in</html>", "a web page: the address needs"),
+    (b"\xef\xbb\xbf\n  <html lang=en>", "a web page"),
+    (b"GGUF\x03\0\0\0{\0\0\0\0\0\0\0", "a GGUF file, whose tensors are"),
+    (b"\x1f\x8b\x08\0abc", "a gzip archive; unpack it"),
+    (b"\x93NUMPY\x01\0v\0", "a NumPy file"),
+    (b"\0" * 600, "zeros; the download was cut off"),
+    (b"", "an empty file"),
+    (b'{"error": "gated"}', "found other JSON"),
+    (b"Access denied.", r"torch.save wrote, found .* b'Access denied.'"),
+  ],
+)
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pth", "m.index.json"])
+def test_what_is_no_file_of_weights_is_named(tmp_path, content, message, name):
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=message) as error:
+    reader.open_tensors(path)
+  assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_directory_is_its_index_or_its_shards(tmp_path):
+  shards(tmp_path)
+  (tmp_path / "config.json").write_text("{}")
+  assert_is_whole(reader.open_tensors(tmp_path))
+  index(tmp_path)
+  assert_is_whole(reader.open_tensors(tmp_path))
+  torch_file.save(tmp_path / "other.bin", TENSORS)
+  (tmp_path / "model.safetensors.index.json").unlink()
+  with pytest.raises(ValueError, match="one file of weights in .*, found 2"):
+    reader.open_tensors(tmp_path)
 
 
 def test_shards_must_be_all_and_of_one_model(tmp_path):
@@ -181,7 +237,9 @@ def test_an_index_that_is_none(tmp_path):
     ({"__metadata__": {"a": 1}}, b"", "metadata of strings"),
     ({"__metadata__": ["a"]}, b"", "metadata of strings"),
     (b"[]", b"", "maps names to tensors"),
-    (b'{"w": 1, "w": 1}', b"", "a name occurs twice"),
+    (b'{"w": 1, "w": 1}', b"", "expected each key once, found 'w' twice"),
+    ({"a/" * 300 + "a": entry()}, b"\0" * 8, "names of 1 to 512 characters"),
+    ({"\x1b[2J": 3}, b"", r"tensor '\\x1b\[2J': expected the fields"),
     (b"[" * 100_000, b"", "header is not safetensors"),
     (b"\xff", b"", "header is not safetensors"),
   ],
@@ -195,7 +253,7 @@ def test_damaged_safetensors(tmp_path, entries, data, message):
 
 def test_a_header_too_long_is_not_read(tmp_path, monkeypatch):
   path = tmp_path / "model.safetensors"
-  for length in (2**63, 3):
+  for length in (2**31, 3):
     header(path, b"{}", length=length)
     with pytest.raises(ValueError, match=f"at most 2 bytes, found .* {length}"):
       reader.open_tensors(path)

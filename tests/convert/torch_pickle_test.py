@@ -26,8 +26,36 @@ def test_a_pickle_of_protocol_four(path):
 
 
 @pytest.mark.parametrize(
+  "value",
+  [
+    b"c__builtin__\nset\n](" + spelled.text("a") + b"e\x85R",
+    b"cbuiltins\nset\n)R",
+    b"c__builtin__\nfrozenset\n](" + spelled.text("a") + b"e\x85R",
+    b"\x8f(" + spelled.text("a") + b"\x90",
+    b"(" + spelled.text("a") + b"\x91",
+  ],
+)
+def test_sets_beside_the_tensors_are_read(path, value):
+  content = spelled.mapping(w=spelled.tensor(), names=value)
+  found = torch_file.open_torch(spelled.zipped(path, content))
+  assert set(found.shapes) == {"w"}
+  assert found.values["names"] in ([], ["a"])
+
+
+def test_sets_of_sets_take_no_time_or_memory(path):
+  # Each would copy the one before it: 10,000 copies of 100,000 items.
+  one = b"](" + b"K\x01" * 100_000 + b"eq\x00"
+  sets = b"(" + one + b"c__builtin__\nset\nh\x00\x85R" * 10_000 + b"t"
+  content = spelled.mapping(w=spelled.tensor(), names=sets)
+  found = torch_file.open_torch(spelled.zipped(path, content))
+  assert len({id(x) for x in found.values["names"]}) == 1
+
+
+@pytest.mark.parametrize(
   ("value", "name"),
   [
+    (b"c__builtin__\nset\nN\x85R", "set with 1"),
+    (b"c__builtin__\nlist\n)R", "__builtin__.list"),
     (
       b"cposix\nsystem\n" + spelled.text("touch hacked") + b"\x85R",
       "posix.system",

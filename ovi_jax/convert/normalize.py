@@ -1,0 +1,521 @@
+"""From the tensors of any file to the release's names and plain numbers.
+
+Stands between the files (`reader.py`) and the table of a component: finds the
+prefix under which its tensors lie (wrappers such as `state_dict` are prefixes
+too), translates other tools' names, applies the scales of 8-bit weights, and
+refuses numbers that are not finite. A prefix is chosen because the names below
+it are the table's, never from a list.
+
+W = float(q) * scale for a weight q in 8-bit floating point; scale is one number
+or one a row. (Names of scales: ComfyUI's `scaled_fp8` files and their successor
+`comfy_quant`.)
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from ovi_jax import untrusted
+from ovi_jax.checkpoint import tensor_file
+from ovi_jax.convert import mapping
+from ovi_jax.convert.dialects import Dialect
+
+# Parts that wrappers of modules put in the middle of names.
+_WRAPPERS = (
+  "_orig_mod.",
+  "_fsdp_wrapped_module.",
+  "_checkpoint_wrapped_module.",
+)
+_DEPTH = 8  # most names in a prefix
+_PIECE = 2**22  # numbers handled at once
+_FP8 = {np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)}
+_FP8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+_SCALES = ("scale_weight", "weight_scale")
+_UNUSED = ("scale_input", "input_scale", "comfy_quant")
+_MARKER = "scaled_fp8"
+_QUANTIZATION = "_quantization_metadata"
+# The bits of an exponent, all set in a number that is not finite.
+_EXPONENTS = {
+  np.dtype(ml_dtypes.float8_e4m3fn): 0x7F,
+  np.dtype(ml_dtypes.float8_e5m2): 0x7C,
+  np.dtype(ml_dtypes.bfloat16): 0x7F80,
+  np.dtype(np.float16): 0x7C00,
+  np.dtype(np.float32): 0x7F800000,
+  np.dtype(np.float64): 0x7FF0000000000000,
+}
+
+
+class OtherModelError(ValueError):
+  """A file whose names are mostly not those of the component."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+  """A tensor of a file under one of the table's names.
+
+  Attributes:
+    name: in the file.
+    span: where it lies.
+    dtype: in which it is read.
+    scale: of an 8-bit weight.
+    copies: further tensors of the file that must hold the same.
+  """
+
+  name: str
+  span: tensor_file.Span
+  dtype: np.dtype
+  scale: tensor_file.Span | None = None
+  copies: tuple[tensor_file.Span, ...] = ()
+
+  def read(self) -> np.ndarray:
+    """The tensor, with its scale applied.
+
+    Raises:
+      ValueError: it holds NaN or infinity, or a copy of it differs.
+    """
+    array = self.span.read()
+    self._check_finite(array)
+    for copy in self.copies:
+      if copy.read().tobytes() != array.tobytes():
+        raise ValueError(f"{self._place}: the file's two copies of it differ")
+    if self.dtype == array.dtype:
+      return array
+    scale = np.ones((), np.float32)
+    if self.scale is not None:
+      scale = self.scale.read().astype(np.float32)
+    array = _widened(array, scale, self.dtype)
+    self._check_finite(array)
+    return array
+
+  @property
+  def _place(self) -> str:
+    return f"{self.span.path}: tensor '{untrusted.printable(self.name)}'"
+
+  def _check_finite(self, array: np.ndarray) -> None:
+    if not is_finite(array):
+      raise ValueError(
+        f"{self._place} holds NaN or infinity; the file is damaged, or its"
+        " training diverged"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalized:
+  """A component's tensors under the release's names.
+
+  Attributes:
+    source: the file or files, for messages.
+    rows: the table, in the forms that the files hold.
+    tensors: by the release's name; what the table does not know, by its own.
+    notes: what a user should know, a line each.
+    dialect: whose names the files have; empty for the release's.
+  """
+
+  source: str
+  rows: tuple[mapping.Row, ...]
+  tensors: Mapping[str, Tensor]
+  notes: tuple[str, ...] = ()
+  dialect: str = ""
+
+  @functools.cached_property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    return {name: t.span.shape for name, t in self.tensors.items()}
+
+  @functools.cached_property
+  def dtypes(self) -> dict[str, np.dtype]:
+    return {name: t.dtype for name, t in self.tensors.items()}
+
+  def read(self, name: str) -> np.ndarray:
+    """The tensor under the release's name; see `Tensor.read`."""
+    return self.tensors[name].read()
+
+
+def is_finite(array: np.ndarray) -> bool:
+  """Whether no number is NaN or infinite; whole numbers never are."""
+  if array.dtype not in _EXPONENTS:
+    return not jnp.issubdtype(array.dtype, jnp.inexact) or bool(
+      np.isfinite(array).all()
+    )
+  mask = _EXPONENTS[array.dtype]
+  bits = array.reshape(-1).view(f"u{array.dtype.itemsize}")
+  return all(
+    (bits[at : at + _PIECE] & bits.dtype.type(mask)).max() != mask
+    for at in range(0, bits.size, _PIECE)
+  )
+
+
+def normalize(
+  files: Sequence[tensor_file.TensorFile],
+  rows: Sequence[mapping.Row],
+  dialects: Sequence[Dialect] = (),
+  towers: Sequence[str] = (),
+  keys: Sequence[str] = (),
+) -> Normalized:
+  """Bring the tensors of a component under the names of its table.
+
+  Args:
+    files: that hold the component, each with a prefix of its own.
+    rows: the table.
+    dialects: other names of the table's tensors.
+    towers: prefixes of the table's names that a file of one tower may lack.
+    keys: for each file, the name below which its tensors lie; empty for any.
+
+  Raises:
+    OtherModelError: the names of a file are not the table's.
+    ValueError: several sets of tensors fit, or 8-bit weights are stored in a
+      way that is not known.
+  """
+  spelled = _Spelled(rows, dialects, towers)
+  found: dict[str, Tensor] = {}
+  notes: list[str] = []
+  used: collections.Counter[str] = collections.Counter()
+  for number, file in enumerate(files):
+    part = _part(file, spelled, keys[number] if keys else "")
+    notes += part.notes
+    used += part.dialects
+    for name, tensor in part.tensors.items():
+      if name in found:
+        raise ValueError(
+          f"tensor '{untrusted.printable(name)}' is in"
+          f" {found[name].span.path} and in {tensor.span.path}"
+        )
+      found[name] = tensor
+  chosen = _forms(rows, found)
+  widened, wide_notes = _wide(chosen, found)
+  return Normalized(
+    source=", ".join(f.source for f in files),
+    rows=chosen,
+    tensors=widened,
+    notes=(*notes, *wide_notes),
+    dialect=used.most_common(1)[0][0] if used else "",
+  )
+
+
+class _Spelled:
+  """Every name that a tensor of the table may have.
+
+  Attributes:
+    parts: (names -> the table's name and the dialect), for the whole table
+      and for each tower without its prefix.
+    dialects: as given.
+  """
+
+  def __init__(
+    self,
+    rows: Sequence[mapping.Row],
+    dialects: Sequence[Dialect],
+    towers: Sequence[str],
+  ):
+    names = dict.fromkeys(_table_names(rows))
+    self.dialects = dialects
+    self.parts: list[dict[str, tuple[str, str]]] = []
+    for prefix in ("", *towers):
+      part: dict[str, tuple[str, str]] = {}
+      below = [n for n in names if n.startswith(prefix)]
+      for name in below:
+        part.setdefault(name.removeprefix(prefix), (name, ""))
+      for dialect in dialects:
+        for name in below:
+          for other in dialect.names(name.removeprefix(prefix)):
+            part.setdefault(other, (name, dialect.name))
+      self.parts.append(part)
+
+  def ignores(self, name: str) -> bool:
+    return any(d.ignores(name) for d in self.dialects)
+
+
+def _table_names(rows: Iterable[mapping.Row]) -> Iterable[str]:
+  """The names of all tensors, in each form of a row."""
+  for row in rows:
+    for index in row.indices:
+      yield from row.names(index)
+    if row.alternative is not None:
+      yield from _table_names([row.alternative])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+  """What one file contributes."""
+
+  tensors: dict[str, Tensor]
+  notes: list[str]
+  dialects: collections.Counter[str]
+
+
+def _part(file: tensor_file.TensorFile, spelled: _Spelled, key: str) -> _Part:
+  """The tensors of one file, by the table's names where it knows them."""
+  raw = {_unwrapped(name): name for name in file.spans}
+  if len(raw) != len(file.spans):  # wrapped and bare: leave them alone
+    raw = {name: name for name in file.spans}
+  names, prefix = _choose(file, raw, spelled, key)
+  below = {n[len(prefix) :]: n for n in raw if n.startswith(prefix)}
+  outside = [n for n in raw if not n.startswith(prefix)]
+  placed: dict[str, list[str]] = {}
+  dialects: collections.Counter[str] = collections.Counter()
+  for other, (name, dialect) in names.items():
+    if other in below:
+      placed.setdefault(name, []).append(below[other])
+      dialects[dialect] += 1
+  quantized = _Quantized(file, raw, prefix)
+  tensors: dict[str, Tensor] = {}
+  taken: set[str] = set()
+  for name, (first, *copies) in placed.items():
+    span = file.spans[raw[first]]
+    tensors[name] = Tensor(
+      name=raw[first],
+      span=span,
+      dtype=span.dtype,
+      scale=quantized.scale(first),
+      copies=tuple(file.spans[raw[c]] for c in copies),
+    )
+    taken |= {first, *copies}
+  notes = []
+  for name, full in below.items():
+    span = file.spans[raw[full]]
+    if full in taken or quantized.explains(full) or spelled.ignores(name):
+      continue
+    if 0 in span.shape:
+      shown = untrusted.printable(raw[full])
+      notes.append(f"{file.source}: '{shown}' has no elements, it is ignored")
+      continue
+    tensors[name] = Tensor(name=raw[full], span=span, dtype=span.dtype)
+  if outside := [n for n in outside if n != _MARKER]:
+    tops = sorted({n.split(".")[0] for n in outside})
+    shown = untrusted.printable(", ".join(tops[:5]))
+    notes.append(
+      f"{file.source}: {len(outside)} tensors outside"
+      f" '{untrusted.printable(prefix)}' are not used ({shown})"
+    )
+  quantized.check(tensors.keys() - placed.keys(), taken)
+  return _Part(tensors=tensors, notes=notes, dialects=dialects)
+
+
+def _unwrapped(name: str) -> str:
+  for wrapper in _WRAPPERS:
+    name = name.replace(wrapper, "")
+  return name
+
+
+def _choose(
+  file: tensor_file.TensorFile,
+  raw: Mapping[str, str],
+  spelled: _Spelled,
+  key: str,
+) -> tuple[dict[str, tuple[str, str]], str]:
+  """The names and the prefix that fit most tensors of a file.
+
+  Raises:
+    OtherModelError: none fits.
+    ValueError: several fit other tensors just as well.
+  """
+  wanted = f"{key}." if key else ""
+  hits: dict[tuple[int, str], dict[str, str]] = {}
+  for name in raw:
+    if not name.startswith(wanted):
+      continue
+    at = 0
+    for _ in range(_DEPTH):
+      for part, names in enumerate(spelled.parts):
+        if name[at:] in names:
+          ours, _ = names[name[at:]]
+          hits.setdefault((part, name[:at]), {})[ours] = name
+      at = name.find(".", at) + 1
+      if not at:
+        break
+  size = sum(name.startswith(wanted) for name in raw)
+  if not size:
+    raise ValueError(
+      f"{file.source}: expected tensors below '{untrusted.printable(key)}',"
+      " found none"
+    )
+  tables = [len({ours for ours, _ in p.values()}) for p in spelled.parts]
+  if not any(2 * len(hits[k]) >= min(size, tables[k[0]]) for k in hits):
+    raise OtherModelError(
+      f"{file.source}: few of its {size} tensors have names of this component"
+    )
+  most = max(map(len, hits.values()))
+  best = [k for k, found in hits.items() if len(found) == most]
+  sets = {frozenset(hits[k].values()) for k in best}
+  if len(sets) > 1:
+    places = ", ".join(
+      untrusted.printable(prefix.rstrip(".") or "(no prefix)")
+      for prefix in sorted(prefix for _, prefix in best)[:5]
+    )
+    raise ValueError(
+      f"{file.source} holds {len(best)} sets of these tensors, under {places};"
+      " choose one, as in FILE::ema"
+    )
+  part, prefix = min(best, key=lambda k: (k[0], len(k[1])))
+  return spelled.parts[part], prefix
+
+
+class _Quantized:
+  """What a file says of its 8-bit weights."""
+
+  def __init__(
+    self,
+    file: tensor_file.TensorFile,
+    raw: Mapping[str, str],
+    prefix: str,
+  ):
+    self._file, self._raw, self._prefix = file, raw, prefix
+    self._unscaled: list[str] = []
+
+  def _span(self, name: str) -> tensor_file.Span:
+    return self._file.spans[self._raw[name]]
+
+  def scale(self, weight: str) -> tensor_file.Span | None:
+    """Where the scale of a weight lies; None if it has none.
+
+    Raises:
+      ValueError: there are two, or one that does not fit the weight.
+    """
+    span = self._span(weight)
+    layer = weight.removesuffix("weight")
+    names = [f"{layer}{s}" for s in _SCALES if f"{layer}{s}" in self._raw]
+    if not weight.endswith(".weight") or not names:
+      if span.dtype in _FP8:
+        self._unscaled.append(weight)
+      return None
+    scale = self._span(names[0])
+    rows = span.shape[:1]
+    fits = scale.shape in ((), (1,), rows) or (
+      scale.shape[:1] == rows and set(scale.shape[1:]) == {1}
+    )
+    floating = jnp.issubdtype(scale.dtype, jnp.floating)
+    if len(names) > 1 or span.dtype not in _FP8 or not fits or not floating:
+      raise ValueError(
+        f"{self._file.source}: scaled fp8: expected one scale, of one number or"
+        f" one a row, for an 8-bit weight; '{untrusted.printable(names[0])}' is"
+        f" {scale.dtype} {scale.shape} for {span.dtype} {span.shape}"
+      )
+    return scale
+
+  def explains(self, name: str) -> bool:
+    """Whether a tensor describes 8-bit weights, and is no weight itself."""
+    if name in (_MARKER, f"{self._prefix}{_MARKER}"):
+      return True
+    layer, _, last = name.rpartition(".")
+    known = last in (*_SCALES, *_UNUSED)
+    return known and f"{layer}.weight" in self._raw
+
+  def check(self, unknown: Iterable[str], used: Iterable[str]) -> None:
+    """Refuse forms of quantization that are not known.
+
+    Raises:
+      ValueError: names the form.
+    """
+    for name in used:
+      layer = f"{name.removesuffix('weight')}comfy_quant"
+      if layer in self._raw:
+        self._check_format(self._span(layer).read().tobytes(), layer)
+    metadata = self._file.values.get(_QUANTIZATION)
+    if isinstance(metadata, str):
+      self._check_format(metadata.encode(), _QUANTIZATION)
+    has_fp8 = any(s.dtype in _FP8 for s in self._file.spans.values())
+    strange = sorted(n for n in unknown if "scale" in n.rpartition(".")[2])
+    if has_fp8 and strange:
+      listed = untrusted.printable(", ".join(strange[:3]))
+      raise ValueError(
+        f"{self._file.source}: scaled fp8 with {len(strange)} unknown keys:"
+        f" {listed}; known are {', '.join(_SCALES)}"
+      )
+    marked = {_MARKER, f"{self._prefix}{_MARKER}"} & self._raw.keys()
+    if marked and self._unscaled:
+      raise ValueError(
+        f"{self._file.source}: scaled fp8: {len(self._unscaled)} weights have"
+        f" no scale, such as '{untrusted.printable(self._unscaled[0])}'"
+      )
+
+  def _check_format(self, text: bytes, name: str) -> None:
+    """Refuse a description of anything but 8-bit floating point."""
+    try:
+      value: Any = untrusted.parse_json(text)
+    except ValueError as error:
+      raise ValueError(f"{self._file.source}: '{name}': {error}") from error
+    layers = value.get("layers", value) if isinstance(value, dict) else None
+    if layers is value:
+      layers = {name: value}
+    for layer in layers.values() if isinstance(layers, dict) else (None,):
+      form = layer.get("format") if isinstance(layer, dict) else layer
+      if form not in _FP8_FORMATS:
+        raise ValueError(
+          f"{self._file.source}: its weights are quantized as"
+          f" '{untrusted.printable(str(form), 40)}', expected"
+          f" {' or '.join(_FP8_FORMATS)}; give the 16-bit file"
+        )
+
+
+def _forms(
+  rows: Sequence[mapping.Row], found: Mapping[str, Tensor]
+) -> tuple[mapping.Row, ...]:
+  """The rows in the form that is there, without constants that are not.
+
+  Our model computes constants itself, so that a file may lack them.
+  """
+  chosen: list[mapping.Row] = []
+  for row in rows:
+    names = [n for index in row.indices for n in row.names(index)]
+    present = any(n in found for n in names)
+    if not present and row.ours is None:
+      continue
+    other = row.alternative
+    others = _table_names([other] if other is not None else [])
+    if other is not None and not present and any(n in found for n in others):
+      row = other
+    chosen.append(row)
+  return tuple(chosen)
+
+
+def _wide(
+  rows: Sequence[mapping.Row], found: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+  """8-bit weights in the dtype of the rest of their row, or bfloat16."""
+  wide = dict(found)
+  count: collections.Counter[bool] = collections.Counter()
+  for row in rows:
+    names = [n for i in row.indices for n in row.names(i) if n in found]
+    narrow = [n for n in names if found[n].span.dtype in _FP8]
+    others = {found[n].span.dtype for n in names} - _FP8
+    if row.ours is None or not narrow:
+      continue
+    dtype = others.pop() if len(others) == 1 else np.dtype(ml_dtypes.bfloat16)
+    for name in narrow:
+      wide[name] = dataclasses.replace(found[name], dtype=dtype)
+      count[found[name].scale is not None] += 1
+  notes = []
+  if count[True]:
+    notes.append(f"scaled fp8: {count[True]} weights, scales applied")
+  if count[False]:
+    notes.append(
+      f"unscaled fp8: {count[False]} tensors were rounded to 8 bits by whoever"
+      " made the file; they are widened as they are"
+    )
+  return wide, notes
+
+
+def _widened(
+  array: np.ndarray, scale: np.ndarray, dtype: np.dtype
+) -> np.ndarray:
+  """8-bit numbers times their scale, in pieces, rounded once."""
+  numbers = np.arange(256, dtype=np.uint8).view(array.dtype)
+  numbers = numbers.astype(np.float32)
+  codes = array.view(np.uint8)
+  with np.errstate(invalid="ignore", over="ignore"):
+    if scale.size == 1:
+      return (numbers * scale.reshape(())).astype(dtype)[codes]
+    wide = np.empty(array.shape, dtype)
+    step = max(1, _PIECE // max(1, array[0].size))
+    scale = scale.reshape(len(array), *(1 for _ in array.shape[1:]))
+    for at in range(0, len(array), step):
+      piece = slice(at, at + step)
+      wide[piece] = (numbers[codes[piece]] * scale[piece]).astype(dtype)
+  return wide

@@ -1,0 +1,358 @@
+"""Every dialect, wrapper, prefix and format gives the plain file's tensors."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from ovi_jax.convert import normalize
+from ovi_jax.convert import reader
+from ovi_jax.convert import release as releases
+from ovi_jax.convert import standin
+from ovi_jax.models import architecture
+from tests.convert import repacked
+
+SIZES = standin.manifest()["config"]
+ARCH = architecture.Architecture.from_release(SIZES)
+FILES = {
+  "fusion": "Ovi/model.safetensors",
+  **{c: s.file for c, s in releases.SOURCES.items()},
+}
+DIALECTS = {
+  "umt5": (
+    repacked.unchanged,
+    repacked.transformers,
+    repacked.comfy_t5,
+    repacked.whole_t5,
+  ),
+  "fusion": (
+    repacked.unchanged,
+    repacked.diffusers_transformer,
+    repacked.short_modulation,
+  ),
+  "video_vae": (repacked.unchanged, repacked.diffusers_vae),
+  "audio_vae": (repacked.unchanged,),
+  "vocoder": (repacked.unchanged, repacked.old_weight_norm),
+}
+PREFIXES = (
+  "module.",
+  "model.",
+  "_orig_mod.",
+  "diffusion_model.",
+  "model.diffusion_model.",
+  "module._orig_mod.model.",
+  "somebody.s.own.",
+)
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def normalized(component, *paths, keys=(), variant="720x720_5s"):
+  source = releases.source(component, variant)
+  return normalize.normalize(
+    [reader.open_tensors(p) for p in paths],
+    source.rows(ARCH.config(component)),
+    source.dialects,
+    source.towers,
+    keys,
+  )
+
+
+def assert_is_plain(component, found, tensors=None):
+  """`found` reads as the stand-in's own file does, in the same rows."""
+  source = releases.source(component, "720x720_5s")
+  tensors = standin.tensors(FILES[component]) if tensors is None else tensors
+  assert repr(found.rows) == repr(tuple(source.rows(ARCH.config(component))))
+  assert found.shapes.keys() == tensors.keys()
+  for name, expected in tensors.items():
+    array = found.read(name)
+    assert array.dtype == expected.dtype and array.shape == expected.shape
+    assert array.tobytes() == expected.tobytes(), name
+
+
+@pytest.mark.parametrize(
+  ("component", "dialect"),
+  [(c, d) for c, dialects in DIALECTS.items() for d in dialects],
+)
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "no_extension"])
+def test_every_dialect_and_format_is_the_plain_file(
+  tmp_path, component, dialect, name
+):
+  tensors = dialect(standin.tensors(FILES[component]))
+  path = repacked.save(tmp_path / name, tensors)
+  assert_is_plain(component, normalized(component, path))
+
+
+@pytest.mark.parametrize("component", DIALECTS)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_prefix_is_stripped(tmp_path, component, prefix):
+  dialect = DIALECTS[component][-1]
+  tensors = dialect(standin.tensors(FILES[component]))
+  path = tmp_path / "a.safetensors"
+  repacked.save(path, repacked.prefixed(prefix)(tensors))
+  assert_is_plain(component, normalized(component, path))
+
+
+@pytest.mark.parametrize("component", DIALECTS)
+@pytest.mark.parametrize(
+  "wrap", ["state_dict", "module", "model", "ema", "generator", "net_g"]
+)
+def test_every_wrapper_is_taken_off(tmp_path, component, wrap):
+  path = tmp_path / "a.pt"
+  repacked.save(path, standin.tensors(FILES[component]), wrap)
+  assert_is_plain(component, normalized(component, path))
+
+
+@pytest.mark.parametrize("component", DIALECTS)
+def test_modules_that_were_compiled_or_sharded(tmp_path, component):
+  tensors = repacked.compiled(standin.tensors(FILES[component]))
+  path = repacked.save(tmp_path / "a.pt", tensors, "app")
+  assert_is_plain(component, normalized(component, path))
+
+
+def test_a_checkpoint_of_everything_gives_each_component(tmp_path):
+  # As ComfyUI's single files hold transformer, text encoder and VAE.
+  places = {
+    "fusion": "model.diffusion_model.",
+    "umt5": "text_encoders.umt5xxl.transformer.",
+    "video_vae": "vae.",
+  }
+  tensors = {}
+  for component, prefix in places.items():
+    plain = standin.tensors(FILES[component])
+    tensors |= repacked.prefixed(prefix)(DIALECTS[component][1](plain))
+  path = repacked.save(tmp_path / "all.safetensors", tensors)
+  for component in places:
+    found = normalized(component, path)
+    assert_is_plain(component, found)
+    assert "tensors outside" in found.notes[0]
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_two_files_of_one_tower_each_are_the_whole(tmp_path, prefix):
+  paths = []
+  for tower in ("video_model.", "audio_model."):
+    tensors = standin.tensors(FILES["fusion"])
+    tensors = {
+      prefix + n.removeprefix(tower): t
+      for n, t in repacked.short_modulation(tensors).items()
+      if n.startswith(tower)
+    }
+    paths.append(repacked.save(tmp_path / f"{tower}safetensors", tensors))
+  assert_is_plain("fusion", normalized("fusion", *paths))
+  assert_is_plain("fusion", normalized("fusion", *reversed(paths)))
+  with pytest.raises(ValueError, match="is in .* and in"):
+    normalized("fusion", paths[0], paths[0])
+
+
+def test_two_sets_that_fit_must_be_chosen_from(tmp_path):
+  plain = standin.tensors(FILES["audio_vae"])
+  other = {n: t + 1 for n, t in plain.items()}
+  tensors = repacked.prefixed("model.")(other) | repacked.prefixed("ema.")(
+    plain
+  )
+  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  with pytest.raises(ValueError, match=r"2 sets .* under ema, model; .*::ema"):
+    normalized("audio_vae", path)
+  found = normalized("audio_vae", path, keys=["ema"])
+  assert_is_plain("audio_vae", found)
+  with pytest.raises(ValueError, match="tensors below 'averages', found none"):
+    normalized("audio_vae", path, keys=["averages"])
+
+
+def test_two_copies_of_a_tensor_must_be_alike(tmp_path):
+  tensors = repacked.whole_t5(standin.tensors(FILES["umt5"]))
+  embedding = tensors["shared.weight"] + 1
+  tensors["encoder.embed_tokens.weight"] = embedding
+  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  with pytest.raises(ValueError, match="two copies of it differ"):
+    normalized("umt5", path).read("token_embedding.weight")
+
+
+def test_a_vocoder_without_weight_norm_or_filters(tmp_path):
+  plain = standin.tensors(FILES["vocoder"])
+  folded = {}
+  for name, tensor in plain.items():
+    if name.endswith("original0"):
+      direction = plain[f"{name[:-1]}1"].astype(np.float64)
+      axes = tuple(range(1, direction.ndim))
+      norms = np.sqrt((direction**2).sum(axes, keepdims=True))
+      weight = (direction * (tensor / norms)).astype(np.float32)
+      folded[name.replace("parametrizations.weight.original0", "weight")] = (
+        weight
+      )
+    elif "original1" not in name and not name.endswith("filter"):
+      folded[name] = tensor
+  path = repacked.save(tmp_path / "a.safetensors", folded)
+  found = normalized("vocoder", path)
+  assert found.shapes.keys() == folded.keys()
+  before = {
+    row.ours: row.op.to_ours(*(plain[n] for n in row.names(None)))
+    for row in releases.SOURCES["vocoder"].rows(ARCH.vocoder)
+    if row.ours is not None
+  }
+  after = {
+    row.ours: row.op.to_ours(*(found.read(n) for n in row.names(None)))
+    for row in found.rows
+  }
+  assert before.keys() == after.keys()
+  for path, array in before.items():
+    np.testing.assert_array_max_ulp(array, after[path], 1)
+
+
+def fp8_linears(style, per_row=False, tensors=None):
+  """The fusion file with its linear layers as scaled 8-bit floats.
+
+  Returns:
+    The file's tensors, and what they stand for, in bfloat16.
+  """
+  stored, wide = {}, {}
+  for name, tensor in standin.tensors(FILES["fusion"]).items():
+    if tensor.ndim != 2 or ".blocks." not in name:
+      stored[name] = wide[name] = tensor.astype(BF16)
+      continue
+    axes = (1,) if per_row else None
+    scale = np.abs(tensor).max(axes, keepdims=per_row) / np.float32(448)
+    scale = np.asarray(scale, np.float32)
+    codes = (tensor / scale).astype(FP8)
+    layer = name.removesuffix(".weight")
+    stored[name] = codes
+    wide[name] = (codes.astype(np.float32) * scale).astype(BF16)
+    if style == "scale_weight":
+      stored[f"{layer}.scale_weight"] = scale.reshape(-1) if per_row else scale
+      stored[f"{layer}.scale_input"] = np.ones((), np.float32)
+      stored["scaled_fp8"] = np.zeros(0, FP8)
+    else:
+      stored[f"{layer}.weight_scale"] = scale
+      form = json.dumps({"format": "float8_e4m3fn"}).encode()
+      stored[f"{layer}.comfy_quant"] = np.frombuffer(form, np.uint8)
+  return stored, wide
+
+
+@pytest.mark.parametrize("style", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_scaled_fp8_is_multiplied_by_its_scales(
+  tmp_path, style, per_row, prefix
+):
+  stored, wide = fp8_linears(style, per_row)
+  path = tmp_path / "a.safetensors"
+  repacked.save(path, repacked.prefixed(prefix)(stored))
+  found = normalized("fusion", path)
+  assert_is_plain("fusion", found, wide)
+  assert any("scales applied" in note for note in found.notes)
+
+
+def test_the_product_is_rounded_once_to_the_dtype_of_the_row():
+  codes = np.arange(256, dtype=np.uint8).view(FP8).reshape(2, 128)[:, :126]
+  array, scale = np.ascontiguousarray(codes), np.float32([[1e-3], [7.7]])
+  for dtype in (BF16, np.dtype(np.float16), np.dtype(np.float32)):
+    exact = array.astype(np.float64) * scale
+    expected = exact.astype(np.float32).astype(dtype)
+    found = normalize._widened(array, scale, dtype)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(
+      found.astype(np.float64), expected.astype(np.float64)
+    )
+
+
+def test_unscaled_fp8_is_read_with_a_note(tmp_path):
+  plain = standin.tensors(FILES["fusion"])
+  stored = {
+    n: t.astype(FP8 if n.endswith("weight") and t.ndim == 2 else BF16)
+    for n, t in plain.items()
+  }
+  # One block's layer was left wide.
+  name = "video_model.blocks.1.ffn.0.weight"
+  stored[name] = plain[name].astype(BF16)
+  path = repacked.save(tmp_path / "a.safetensors", stored)
+  found = normalized("fusion", path)
+  assert_is_plain(
+    "fusion", found, {n: t.astype(BF16) for n, t in stored.items()}
+  )
+  assert any("unscaled fp8" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"weight_scale_2": np.ones((), "f4")}, "1 unknown keys: .*weight_scale_2"),
+    ({"weight_scale": np.ones(3, "f4")}, r"float32 \(3,\) for float8_e4m3fn"),
+    ({"weight_scale": np.ones((), "i4")}, "is int32"),
+    ({"scale_weight": np.ones((), "f4")}, "expected one scale"),
+    ({"weight": np.ones((64, 64), "f4")}, r"for float32 \(64, 64\)"),
+    (
+      {"comfy_quant": np.frombuffer(b'{"format": "nvfp4"}', np.uint8)},
+      "quantized as 'nvfp4', expected float8",
+    ),
+    (
+      {"comfy_quant": np.frombuffer(b"[" * 9000, np.uint8)},
+      "expected JSON nested",
+    ),
+  ],
+)
+def test_fp8_of_another_kind_is_named_in_one_line(tmp_path, change, message):
+  stored, _ = fp8_linears("weight_scale")
+  layer = "video_model.blocks.0.self_attn.q"
+  stored |= {f"{layer}.{name}": array for name, array in change.items()}
+  path = repacked.save(tmp_path / "a.safetensors", stored)
+  with pytest.raises(ValueError, match=message) as error:
+    normalized("fusion", path)
+  assert "\n" not in str(error.value)
+
+
+def test_formats_in_the_header_are_looked_at(tmp_path):
+  stored, wide = fp8_linears("scale_weight")
+  path = tmp_path / "a.safetensors"
+  for form in ("float8_e4m3fn", "int8_tensorwise"):
+    text = json.dumps({"layers": {"blocks.0": {"format": form}}})
+    safetensors.save_file(stored, path, {"_quantization_metadata": text})
+    if form == "float8_e4m3fn":
+      assert_is_plain("fusion", normalized("fusion", path), wide)
+    else:
+      with pytest.raises(ValueError, match="as 'int8_tensorwise'"):
+        normalized("fusion", path)
+
+
+def test_a_scaled_file_in_which_scales_are_missing(tmp_path):
+  stored, _ = fp8_linears("scale_weight")
+  del stored["video_model.blocks.0.self_attn.q.scale_weight"]
+  path = repacked.save(tmp_path / "a.safetensors", stored)
+  with pytest.raises(ValueError, match="1 weights have no scale, such as"):
+    normalized("fusion", path)
+
+
+def test_tensors_of_no_elements_are_ignored_by_name(tmp_path):
+  tensors = standin.tensors(FILES["video_vae"])
+  empty = {"marker": np.zeros(0, np.float32), "scaled_fp8": np.zeros(0, FP8)}
+  path = repacked.save(tmp_path / "a.safetensors", tensors | empty)
+  found = normalized("video_vae", path)
+  assert_is_plain("video_vae", found)
+  assert [n for n in found.notes if "'marker' has no elements" in n]
+
+
+@pytest.mark.parametrize(
+  "dtype",
+  [np.float16, np.float32, np.float64, BF16, FP8, ml_dtypes.float8_e5m2],
+)
+def test_numbers_that_are_not_finite_are_found_anywhere(dtype):
+  array = np.zeros((3, 5), dtype)
+  array[0] = np.array([1, -1, 2, 0.5, -0.0], dtype)
+  assert normalize.is_finite(array)
+  largest = ml_dtypes.finfo(dtype).max
+  array[1, 2], array[2, 0] = largest, -largest
+  assert normalize.is_finite(array)
+  values = [np.nan, -np.nan]
+  values += [] if dtype == FP8 else [np.inf, -np.inf]  # it has none
+  for value in values:
+    for at in (0, 7, 14):
+      changed = array.copy()
+      changed.reshape(-1)[at] = value
+      assert not normalize.is_finite(changed), (value, at)
+
+
+def test_whole_numbers_and_nothing_at_all_are_finite():
+  assert normalize.is_finite(np.zeros((0, 3), np.float32))
+  assert normalize.is_finite(np.full(3, 2**31 - 1, np.int32))
