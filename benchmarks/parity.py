@@ -103,6 +103,21 @@ def clone(path: str) -> pathlib.Path:
   return root
 
 
+def module(name: str) -> Any:
+  """Import what MMAudio's cases need.
+
+  Raises:
+    ValueError: a library is not installed; names it.
+  """
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f"MMAudio's {name} needs {error.name}, which was not found: pip install"
+      f" {error.name}"
+    ) from error
+
+
 def randomize(torch: Any, model: Any, seed: int) -> None:
   """Random parameters, none of them neutral: no zero bias, no gain of one."""
   random = np.random.default_rng(seed)
@@ -306,7 +321,7 @@ def audio_autoencoder(
 ) -> Iterator[Any]:
   """MMAudio's 16 kHz autoencoder of spectrograms."""
   torch = libs["torch"]
-  vae = importlib.import_module("mmaudio.ext.autoencoder.vae")
+  vae = module("mmaudio.ext.autoencoder.vae")
   sizes = standin.manifest()["config"]["audio_vae"]
   model = vae.VAE(**sizes).eval()
   randomize(torch, model, 5)
@@ -336,8 +351,8 @@ def sound_decoder(
 ) -> Iterator[Any]:
   """MMAudio's BigVGAN from files with either spelling of weight norm."""
   torch = libs["torch"]
-  models = importlib.import_module("mmaudio.ext.bigvgan.models")
-  omegaconf = importlib.import_module("omegaconf")
+  models = module("mmaudio.ext.bigvgan.models")
+  omegaconf = module("omegaconf")
   sizes = standin.manifest()["config"]["bigvgan"]
   fixed = {"num_mels": 80, "resblock": "1"}
   model = models.BigVGANVocoder(omegaconf.OmegaConf.create(sizes | fixed))

@@ -37,6 +37,12 @@ def test_a_folder_without_mmaudio_is_refused_before_anything_is_imported(
     parity.compare(str(tmp_path))
 
 
+def test_what_mmaudio_needs_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "omegaconf", None)
+  with pytest.raises(ValueError, match="pip install omegaconf$"):
+    parity.module("omegaconf")
+
+
 def test_errors_are_the_largest_over_the_largest():
   result = parity.Comparison(
     name="a", reference=np.float32([1, -4]), ours=np.float32([1.5, -4.25])
