@@ -151,7 +151,7 @@ def released_sizes() -> dict[str, Any]:
 def parameter_shapes(component: str, config: Any) -> dict[str, Any]:
   """Parameters of a component as nested shapes, float32; see `shapes`."""
   trace = functools.partial(traced_shapes, component, config)
-  return shapes.nested(shapes.lookup(component, config, trace))
+  return shapes.lookup(component, config, trace)
 
 
 def traced_shapes(component: str, config: Any) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""Parameter shapes without tracing an initializer.
+"""Shapes of parameters and caches without tracing an initializer.
 
 Tracing every initializer of a release takes seconds. Shapes are therefore
-looked up by a digest of component and config: in `shapes.json` beside this file
-(the shipped and the released sizes; a test compares it with the code), then in
-the folder `ovi_jax_shapes` of JAX's compilation cache, where the digest covers
-the model code and the versions of JAX and Flax too. Shapes are never read from
-a folder of weights: a file is checked against the code, not against itself.
+looked up by a digest of their name and config: in `shapes.json` beside this
+file (the shipped and the released sizes; a test compares it with the code),
+then in the folder `ovi_jax_shapes` of JAX's compilation cache, where the digest
+covers the model code and the versions of JAX and Flax too. Shapes are never
+read from a folder of weights: a file is checked against the code, not against
+itself.
 
   python -m ovi_jax.models.shapes MANIFEST... writes `shapes.json` anew, for the
   released sizes and those of each `ovi_jax.json` named.
@@ -24,6 +25,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from ovi_jax import files
 from ovi_jax import untrusted
@@ -34,63 +36,49 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # The code that decides shapes.
 _SOURCES = ("models/**/*.py", "attention/*.py", "axes.py", "modality.py")
 
-Shapes = dict[str, tuple[int, ...]]
+# Dtype and shape of each leaf by path, as JSON has them: `["float32", 2, 3]`.
+Listed = dict[str, list[Any]]
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def lookup(component: str, config: Any, trace: Callable[[], Any]) -> Shapes:
-  """Shapes of a component's parameters by path, all of them float32.
+def lookup(name: str, config: Any, trace: Callable[[], Any]) -> dict[str, Any]:
+  """A tree of shapes, nested dicts of `jax.ShapeDtypeStruct`.
 
   Args:
-    component: its name.
-    config: its sizes.
-    trace: gives the parameters as nested shapes, called if they are unknown.
+    name: of the component, or of what else has shapes.
+    config: what they depend on, identified by its `repr`.
+    trace: gives the tree, called if it is unknown.
   """
-  key = digest(component, config)
+  key = digest(name, config)
   if (known := _known().get(key)) is not None:
-    return known
+    return _nested(known)
   path = _cached_file(key)
   if path is not None:
     with contextlib.suppress(OSError, ValueError):
-      return _parsed(untrusted.read_json(path))
-  shapes = flat(trace())
+      return _nested(untrusted.read_json(path))
+  tree = trace()
   if path is not None:
     # The cache is a convenience: a full or read-only disk is no error.
     with contextlib.suppress(OSError), files.replacing(path) as temporary:
-      temporary.write_text(json.dumps(shapes))
-  return shapes
+      temporary.write_text(json.dumps(listed(tree)))
+  return tree
 
 
-def nested(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-  """Shapes by path as a tree of `jax.ShapeDtypeStruct`."""
-  leaves = {
-    path: jax.ShapeDtypeStruct(shape, jnp.float32)
-    for path, shape in shapes.items()
-  }
-  return flax.traverse_util.unflatten_dict(leaves, sep="/")
+def listed(tree: Any) -> Listed:
+  """A tree of shapes as it is kept in JSON."""
+  leaves: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+  return {p: [str(x.dtype), *x.shape] for p, x in leaves.items()}
 
 
-def flat(tree: Any) -> Shapes:
-  """Nested shapes by path.
-
-  Raises:
-    ValueError: a parameter is not float32.
-  """
-  leaves: dict[str, Any] = flax.traverse_util.flatten_dict(tree, sep="/")
-  if other := [p for p, leaf in leaves.items() if leaf.dtype != jnp.float32]:
-    raise ValueError(f"expected float32 parameters, these are not: {other}")
-  return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-
-
-def digest(component: str, config: Any) -> str:
-  """What identifies a component of some sizes."""
-  return hashlib.sha256(f"{component} {config!r}".encode()).hexdigest()[:32]
+def digest(name: str, config: Any) -> str:
+  """What identifies the shapes of a name and a config."""
+  return hashlib.sha256(f"{name} {config!r}".encode()).hexdigest()[:32]
 
 
 @functools.cache
-def _known() -> Mapping[str, Shapes]:
+def _known() -> Mapping[str, Listed]:
   """The shapes that come with the package, by digest."""
-  listed = json.loads(KNOWN.read_text())
-  return {key: _parsed(shapes) for key, shapes in listed.items()}
+  return json.loads(KNOWN.read_text())
 
 
 @functools.cache
@@ -111,18 +99,22 @@ def _cached_file(key: str) -> pathlib.Path | None:
   return pathlib.Path(folder) / FOLDER / f"{key}-{_code()}.json"
 
 
-def _parsed(content: Any) -> Shapes:
-  """Shapes by path.
+def _nested(content: Any) -> dict[str, Any]:
+  """The tree of shapes that JSON lists.
 
   Raises:
     ValueError: it is something else.
   """
-  if not isinstance(content, dict) or not all(
-    isinstance(shape, list) and all(type(size) is int for size in shape)
-    for shape in content.values()
-  ):
-    raise ValueError("expected lists of whole numbers by path")
-  return {path: tuple(shape) for path, shape in content.items()}
+  if not isinstance(content, dict):
+    raise ValueError("expected shapes by path")
+  leaves = {}
+  for path, leaf in content.items():
+    if not isinstance(leaf, list) or not leaf or leaf[0] not in _DTYPES:
+      raise ValueError(f"expected a dtype and a shape, found {leaf!r:.60}")
+    if not all(type(size) is int and size >= 0 for size in leaf[1:]):
+      raise ValueError(f"expected sizes, found {leaf!r:.60}")
+    leaves[path] = jax.ShapeDtypeStruct(tuple(leaf[1:]), jnp.dtype(leaf[0]))
+  return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def write_known(manifests: list[str]) -> None:
@@ -138,7 +130,7 @@ def write_known(manifests: list[str]) -> None:
     for component in arch.components:
       config = arch.config(component)
       traced = architecture.traced_shapes(component, config)
-      found[digest(component, config)] = flat(traced)
+      found[digest(component, config)] = listed(traced)
   lines = (f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
   KNOWN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -8,6 +8,7 @@ from ovi_jax import demo
 from ovi_jax.checkpoint import directory
 from ovi_jax.models import architecture
 from ovi_jax.models import shapes
+from ovi_jax.models.video_vae import codec
 
 REMEDY = "run python -m ovi_jax.models.shapes ovi_jax/demo/weights/ovi_jax.json"
 
@@ -29,7 +30,7 @@ def test_shipped_shapes_are_those_of_the_code(component, config):
   sizes = config(component)
   known = shapes._known().get(shapes.digest(component, sizes))
   traced = architecture.traced_shapes(component, sizes)
-  assert known == shapes.flat(traced), REMEDY
+  assert known == shapes.listed(traced), REMEDY
   assert architecture.parameter_shapes(component, sizes) == traced
 
 
@@ -45,15 +46,22 @@ def calls(tmp_path):
   """An empty cache, and a function that counts how often it traced."""
   count = []
 
+  tree = {
+    "a": {
+      "kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32),
+      "cache": jax.ShapeDtypeStruct((), jnp.bfloat16),
+    }
+  }
+
   def trace():
     count.append(1)
-    return {"a": {"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32)}}
+    return tree
 
   before = jax.config.jax_compilation_cache_dir
   jax.config.update("jax_compilation_cache_dir", str(tmp_path))
 
   def look():
-    assert shapes.lookup("umt5", "sizes", trace) == {"a/kernel": (2, 3)}
+    assert shapes.lookup("umt5", "sizes", trace) == tree
     return len(count)
 
   yield look
@@ -70,7 +78,9 @@ def test_changed_code_is_traced_again(calls, monkeypatch):
   assert calls() == 2
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": ["x"]}', '{"a": 3}'])
+@pytest.mark.parametrize(
+  "content", ["", "[]", '{"a": ["x"]}', '{"a": 3}', '{"a": ["float32", -1]}']
+)
 def test_a_damaged_cache_is_traced_again(calls, tmp_path, content):
   assert calls() == 1
   (path,) = (tmp_path / shapes.FOLDER).iterdir()
@@ -88,3 +98,23 @@ def test_without_a_cache_nothing_is_written(calls, tmp_path):
   jax.config.update("jax_compilation_cache_dir", None)
   assert [calls(), calls()] == [1, 2]
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_states_of_the_video_decoder_are_traced_once(
+  tmp_path, monkeypatch, dtype
+):
+  config, size = small("video_vae"), (1, 64, 64)
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    codec._cache_shapes.cache_clear()
+    traced = codec._cache_shapes(config, "decoder", *size, jnp.dtype(dtype))
+    codec._cache_shapes.cache_clear()
+    monkeypatch.setattr(codec, "_init", None)
+    found = codec._cache_shapes(config, "decoder", *size, jnp.dtype(dtype))
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+    codec._cache_shapes.cache_clear()
+  assert found == traced
+  assert {leaf.dtype for leaf in jax.tree.leaves(found)} >= {jnp.dtype(dtype)}
