@@ -13,17 +13,20 @@ import jax
 from absl import app
 from absl import flags
 from absl import logging
+from jax.extend import backend
 
 from ovi_jax import console
 
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_GOOGLE = "0x1ae0"  # PCI vendor
+# Set by JAX and libtpu when they are imported, on any machine.
+_NO_SIGN_OF_TPU = {"TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY"}
 
 
 def start(argv: Sequence[str] = ()) -> None:
-  """Set up the console, quiet libraries' logs, keep compiled programs on disk.
-
-  A second start then finds its programs compiled. `JAX_COMPILATION_CACHE_DIR`
-  names another place; set to nothing, it turns the cache off.
+  """Set up the console and JAX, and quiet libraries' logs.
 
   Args:
     argv: the command's name, and what its flags left over.
@@ -35,10 +38,66 @@ def start(argv: Sequence[str] = ()) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   console.setup()
   logging.set_verbosity(logging.WARNING)
-  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+  setup_jax()
+
+
+def setup_jax() -> None:
+  """Prepare JAX: no search for absent TPUs, compiled programs kept on disk.
+
+  Commands call it when they parse their flags, functions that are called from
+  Python when they begin; more calls change nothing. A second process finds its
+  programs compiled. `JAX_COMPILATION_CACHE_DIR`, or JAX's own option, names
+  another place; the variable set to nothing turns the cache off.
+  """
+  skip_absent_tpu()
+  chosen = jax.config.jax_compilation_cache_dir
+  if chosen is not None or _CACHE_VARIABLE in os.environ:
     return
   jax.config.update("jax_compilation_cache_dir", str(CACHE))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  if _SECONDS_VARIABLE not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def skip_absent_tpu() -> None:
+  """Keep JAX from starting libtpu on a machine without a TPU.
+
+  Where libtpu is installed and no platform is chosen (`JAX_PLATFORMS`), JAX
+  starts it to look for TPUs, which takes time and prints errors to stderr.
+  Compiling for a TPU that is not there (`aot.topology`) loads libtpu by itself.
+  """
+  if jax.config.jax_platforms or has_tpu():
+    return
+  with contextlib.suppress(RuntimeError):  # it has been started already
+    backend.register_backend_factory("tpu", _no_tpu, fail_quietly=True)
+
+
+def has_tpu(
+  devices: pathlib.Path = pathlib.Path("/dev"),
+  bus: pathlib.Path = pathlib.Path("/sys/bus/pci/devices"),
+) -> bool:
+  """Whether this machine may have a TPU; in doubt it has.
+
+  Args:
+    devices: where its device files are.
+    bus: where PCI devices are listed.
+  """
+  if any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*")):
+    return True
+  for vendor in bus.glob("*/vendor"):
+    try:
+      maker = vendor.read_text().strip()
+      kind = vendor.with_name("class").read_text().strip()
+    except OSError:
+      continue
+    # Google makes virtual disks (0x01...) and network cards (0x02...) too.
+    if maker == _GOOGLE and not kind.startswith(("0x01", "0x02")):
+      return True
+  told = {name for name in os.environ if name.startswith("TPU_")}
+  return bool(told - _NO_SIGN_OF_TPU) or "JAX_FORCE_TPU_INIT" in os.environ
+
+
+def _no_tpu() -> NoReturn:
+  raise RuntimeError("this machine has no TPU")
 
 
 @contextlib.contextmanager
@@ -57,8 +116,9 @@ def flag_errors() -> Iterator[None]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Set up the console and parse flags, for `app.run`; see `flag_errors`."""
+  """Set up console and JAX, parse flags; for `app.run`, see `flag_errors`."""
   console.setup()
+  setup_jax()
   with flag_errors():
     return app.parse_flags_with_usage(argv)
 
@@ -85,6 +145,7 @@ def target() -> str:
 
   It is that of the ambient mesh, whose devices need not be at hand.
   """
+  skip_absent_tpu()
   device = _of_mesh()
   return (device or jax.devices()[0]).device_kind
 
@@ -94,6 +155,7 @@ def platform() -> str:
   elsewhere = _of_mesh()
   if elsewhere is not None and elsewhere.platform == "tpu":
     return "tpu"
+  skip_absent_tpu()
   device = jax.devices()[0]
   if device.platform != "gpu":
     return device.platform

@@ -6,6 +6,7 @@ import numpy as np
 TOLERANCE = {
   "schedule": 1e-5,
   "forward": 1e-4,
+  "time_embedding": 4e-6,
   "end_to_end": 1e-3,
   "bfloat16": 3e-2,
   "devices": 1e-4,

@@ -6,6 +6,7 @@ here. They travel with converted weights.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -21,6 +22,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
+from ovi_jax.models import shapes
 from ovi_jax.models import umt5
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import codec
@@ -212,7 +214,13 @@ def released_sizes() -> dict[str, Any]:
 
 
 def parameter_shapes(component: str, config: Any) -> dict[str, Any]:
-  """Parameters of a component as nested shapes; takes no memory for them."""
+  """Parameters of a component as nested shapes, float32; see `shapes`."""
+  trace = functools.partial(traced_shapes, component, config)
+  return shapes.lookup(component, config, trace)
+
+
+def traced_shapes(component: str, config: Any) -> dict[str, Any]:
+  """The same by tracing the initializer, which takes seconds but no memory."""
   return jax.eval_shape(lambda: init(component, config, jax.random.key(0)))
 
 

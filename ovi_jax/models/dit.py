@@ -177,12 +177,39 @@ class Times(NamedTuple):
 
 
 def sinusoid(t_BT: jax.Array, width: int) -> jax.Array:
-  """Cosines, then sines, of t in [0, 1000] at `width` / 2 frequencies."""
+  """Cosines, then sines, of t in [0, 1000] at `width` / 2 frequencies.
+
+  Exact to float32 rounding, also for traced t. An angle t f reaches 1000, where
+  float32 is 3e-5 apart, so the multiple of a quarter turn is subtracted before
+  anything is rounded: t is split into a multiple of 1/16 (14 bits) and a rest,
+  f into parts of 10 bits, and their products have no more than 24 bits. Exact
+  products stay the same where a compiler fuses them with the sum that follows.
+  """
   half = width // 2
-  frequencies = 10_000.0 ** -(np.arange(half) / half)
-  frequencies = jnp.asarray(frequencies, jnp.float32)[None, None]
-  angles = t_BT.astype(jnp.float32)[..., None] * frequencies
-  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+  # In quarter turns for a unit of t.
+  rest = 10_000.0 ** -(np.arange(half) / half) * (2 / np.pi)
+  whole = rest.astype(np.float32)[None, None]
+  parts = []
+  for bits in (10, 20, 30):
+    part = np.round(rest * 2.0**bits) / 2.0**bits
+    parts.append(part.astype(np.float32)[None, None])
+    rest = rest - part
+  parts.append(rest.astype(np.float32)[None, None])
+  t = t_BT.astype(jnp.float32)[..., None]
+  coarse = jnp.round(t * 16) / 16
+  first, second, *small = (coarse * part for part in parts)
+  turns = jnp.round(first)
+  angle = (first - turns) + second
+  more = jnp.round(angle)
+  angle = (angle - more) + (sum(small) + (t - coarse) * whole)
+  quarter = (turns + more).astype(jnp.int32) & 3
+  # |angle| is at most 0.53 quarter turns.
+  cos, sin = jnp.cos(angle * (np.pi / 2)), jnp.sin(angle * (np.pi / 2))
+  swapped = quarter % 2 == 1
+  of_cos, of_sin = jnp.where(swapped, sin, cos), jnp.where(swapped, cos, sin)
+  of_cos = jnp.where((quarter == 1) | (quarter == 2), -of_cos, of_cos)
+  of_sin = jnp.where(quarter >= 2, -of_sin, of_sin)
+  return jnp.concatenate([of_cos, of_sin], -1)
 
 
 class AudioStem(nn.Module):

@@ -192,7 +192,11 @@ class FusionDiT(nn.Module):
       self.scheme,
       parent=None,
     )
-    self.blocks = self.param("blocks", self._init_blocks)
+    if self.has_variable("params", "blocks"):
+      # `param` would trace the initializer again, to compare shapes.
+      self.blocks = self.get_variable("params", "blocks")
+    else:
+      self.blocks = self.param("blocks", self._init_blocks)
 
   def _init_blocks(self, key: jax.Array) -> Any:
     """Parameters of all blocks, stacked, each from a key of its own."""

@@ -102,6 +102,7 @@ def run(
       raised before weights are loaded.
     OSError: the results cannot be written.
   """
+  runtime.setup_jax()
   if settings.together:
     processes.join()
   heads = attention_maps.parse(settings.attention_heads)

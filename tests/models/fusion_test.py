@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ovi_jax.convert import fusion as fusion_names
 from ovi_jax.convert import mapping
+from ovi_jax.convert import standin
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.parallel import mesh as meshes
@@ -89,6 +91,52 @@ def test_bfloat16_stays_near(forward, golden, t):
   velocity = forward(t, jnp.bfloat16, True)
   assert velocity.video.dtype == velocity.audio.dtype == jnp.float32
   assert_all_cases_close(velocity, golden("fusion"), t, "bfloat16")
+
+
+def time_sensitive_params(seed: int) -> dict:
+  """Random weights whose velocity depends strongly on the time embedding.
+
+  The embedding has the released 256 frequencies and a first layer of 8 times
+  the usual scale. `goldens/time.npz` holds the outputs of the original's code,
+  whose sinusoids are float64, on the same weights.
+  """
+  entries = standin.manifest()["files"][standin_models.FUSION_FILE]
+
+  def read(name: str) -> np.ndarray:
+    entry = entries[name]
+    if not name.endswith("time_embedding.0.weight"):
+      return standin.values(name, entry, seed)
+    wide = entry | {"shape": [entry["shape"][0], 256]}
+    return 8 * standin.values(name, wide, seed)
+
+  rows = fusion_names.rows(standin_models.fusion_config())
+  return mapping.nest(mapping.gather(rows, read))
+
+
+def test_forward_near_full_noise_is_the_originals_for_several_weights(
+  inputs, golden
+):
+  latents, text = inputs
+  config = standin_models.fusion_config()
+  wide = (dataclasses.replace(tower, time_width=256) for tower in config)
+  model = fusion.FusionDiT(AV(*wide))
+  latents = AV(*(x[:1] for x in latents))
+  reference = golden("time")
+
+  @jax.jit
+  def call(params, t):
+    t_BT = jnp.full((1, 1), t)
+    prompt = AV(text[:1], text[:1])
+    return model.apply({"params": params}, latents, AV(t_BT, t_BT), prompt)
+
+  for seed in (1, 2, 3):
+    params = time_sensitive_params(seed)
+    for t in (987.0, 999.0):
+      velocity = call(params, np.float32(t))
+      video = reference[f"fwd_{seed}_{t}_v"].transpose(1, 2, 3, 0)
+      audio = reference[f"fwd_{seed}_{t}_a"]
+      parity.assert_close(velocity.video[0], video, "time_embedding")
+      parity.assert_close(velocity.audio[0], audio, "time_embedding")
 
 
 @pytest.mark.parametrize("name", ["video", "audio"])

@@ -6,10 +6,12 @@ import pathlib
 import shutil
 import struct
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from ovi_jax import runtime
 from ovi_jax.checkpoint import weights as stores
 from ovi_jax.media import mp4
 from ovi_jax.sampling import attention_maps
@@ -309,6 +311,18 @@ def test_bad_weights(run, tmp_path):
     ValueError, match="are of variant custom, not 960x960_10s"
   ):
     run(changes={"variant": "960x960_10s"})
+
+
+def test_a_run_from_python_keeps_compiled_programs(run, tmp_path, monkeypatch):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update("jax_compilation_cache_dir", None)
+    with pytest.raises(ValueError, match="convert_torch_weights"):
+      run(weights=tmp_path / "nowhere")
+    assert jax.config.jax_compilation_cache_dir == str(runtime.CACHE)
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.usefixtures("no_weights")

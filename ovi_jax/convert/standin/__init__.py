@@ -27,18 +27,26 @@ def tensors(file: str) -> dict[str, np.ndarray]:
   return {name: values(name, entry) for name, entry in entries.items()}
 
 
-def values(name: str, entry: dict[str, Any]) -> np.ndarray:
+def values(
+  name: str, entry: dict[str, Any], seed: int | None = None
+) -> np.ndarray:
   """The float32 tensor `name`, as its manifest entry says to make it.
 
   The legacy `RandomState` is meant: its stream never changes.
+
+  Args:
+    name: of the tensor.
+    entry: its `shape`, `kind` and, for some kinds, `std` or `value`.
+    seed: of the weights; by default the manifest's.
   """
   shape, kind = tuple(entry["shape"]), entry["kind"]
   if kind == "value":
     return np.asarray(entry["value"], np.float32).reshape(shape)
   if kind == "scalar":
     return np.full(shape, 0.1, np.float32)
-  seed = (zlib.crc32(name.encode()) + manifest()["seed"]) % 2**32
-  noise = np.random.RandomState(seed).standard_normal(shape)
+  seed = manifest()["seed"] if seed is None else seed
+  stream = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
+  noise = stream.standard_normal(shape)
   noise = noise.astype(np.float32)
   match kind:
     case "matrix":

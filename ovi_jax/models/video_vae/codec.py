@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ovi_jax.models import shapes
 from ovi_jax.models.video_vae import config as config_lib
 from ovi_jax.models.video_vae import decoder
 from ovi_jax.models.video_vae import encoder
@@ -376,9 +377,14 @@ def _cache_shapes(
         f"{name} is {side} pixels, expected a multiple of"
         f" {config.spatial_stride}; crop or resize the frames"
       )
-  key = jax.eval_shape(jax.random.key, 0)
-  make = functools.partial(_init, config, part, batch, height, width, dtype)
-  return jax.eval_shape(make, key)["cache"]
+
+  def trace() -> Cache:
+    key = jax.eval_shape(jax.random.key, 0)
+    make = functools.partial(_init, config, part, batch, height, width, dtype)
+    return jax.eval_shape(make, key)["cache"]
+
+  given = (config, part, batch, height, width, dtype.name)
+  return shapes.lookup("video_vae cache", given, trace)
 
 
 def _zeros(
@@ -389,5 +395,5 @@ def _zeros(
   width: int,
   dtype: jnp.dtype,
 ) -> Cache:
-  shapes = _cache_shapes(config, part, batch, height, width, dtype)
-  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  cache = _cache_shapes(config, part, batch, height, width, dtype)
+  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), cache)
