@@ -74,6 +74,12 @@ class Config:
       )
 
 
+def missing(config: Config) -> list[str]:
+  """OpenCV, if it is not installed."""
+  del config
+  return opencv.missing()
+
+
 def load(config: Config) -> Callable[..., stage.Outcome]:
   """The stage, for windows."""
 

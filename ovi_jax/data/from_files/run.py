@@ -320,7 +320,7 @@ def _report(
     if len(refusals) > _SHOWN:
       counts = collections.Counter(r.reason for r in refusals)
       most = counts.most_common(3)
-      yield "  most often: " + "; ".join(f"{n} × {why}" for why, n in most)
+      yield "  most often: " + "; ".join(f"{why} ({n})" for why, n in most)
     yield f"  all of them: {settings.folder / 'refused.csv'}"
   if not windows:
     return
