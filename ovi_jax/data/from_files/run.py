@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import pathlib
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -284,14 +285,13 @@ def _write_sheet(path: pathlib.Path, imported: Sequence[Imported]) -> None:
     each, number = clips[place]
     window = each.result.windows[number]
     size = f", {window['height']}x{window['width']}" if window["video"] else ""
+    begin = f"from {window['start']:.2f} s, " if window["start"] else ""
     silent = "" if window["audio"] else ", no sound"
     cells.append(
       sheet.Cell(
         picture=each.result.load(number, "png") or b"",
-        title=(
-          f"{each.file.name} {window['start']:.2f} s: {each.split},"
-          f" {window['seconds']:.2f} s{size}{silent}"
-        ),
+        name=each.file.name,
+        title=f"{each.split}, {begin}{window['seconds']:.2f} s{size}{silent}",
         caption=each.file.captions[0],
       )
     )
@@ -411,7 +411,13 @@ def _next(
   """The commands that train on the dataset."""
   out = shlex.quote(str(settings.out))
   latents = shlex.quote(f"{settings.out}-latents")
-  sources = shlex.quote(f"--config.data.sources=('{settings.out}-latents',)")
+  sources = f"('{settings.out}-latents',)"
+  plain = re.fullmatch(r"[\w./()', -]+", sources)
+  sources = (
+    f'--config.data.sources="{sources}"'
+    if plain
+    else shlex.quote(f"--config.data.sources={sources}")
+  )
   yield "next (docs/own_clips.md, docs/fine_tuning.md):"
   yield (
     f"  python -m ovi_jax.data.encode --data={out} --weights=WEIGHTS"
@@ -435,5 +441,5 @@ def _next(
   )
   yield (
     f"  python train.py --config=configs/fusion.py --workdir=RUN {sources}"
-    f" {shlex.quote(f'--config.data.video={buckets}')}"
+    f' --config.data.video="{buckets}"'
   )
