@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
 import ovi_jax
+from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
@@ -77,7 +77,7 @@ def run(
   save_latents: bool = False,
   maps: bool = False,
   overwrite: bool = False,
-  log: Log = print,
+  log: Log = console.log,
 ) -> list[pathlib.Path]:
   """Make a clip for every request.
 
@@ -351,7 +351,7 @@ def _make(
       start = noises.draw(seed, job.clip, channels)
     title = f"[{number}/{len(jobs)}] {job.path.stem}"
     image = None if job.request.image is None else first[job.request.image]
-    with tqdm.tqdm(
+    with console.progress(
       total=settings.steps, desc=title, unit="step", disable=not writes
     ) as bar:
       latents = denoiser.sample(
