@@ -230,7 +230,7 @@ def plan(
   noted: set[str] = set()
   for request in expanded:
     text, notes = prompts.format_for(request.prompt, variant)
-    notes += tokenizer.notes([text], pipeline.text_length)
+    notes += tokenizer.notes([text], pipeline.text_length) + request.notes
     if unread := tokenizer.unread(text):
       notes += (
         "these words are not in the vocabulary and are left out:"
@@ -242,6 +242,12 @@ def plan(
       notes += (
         f"{height}x{width} is far from the {variant.area} pixels these weights"
         " know; a less extreme aspect would do better",
+      )
+    elif geometry.elongation(height, width) > geometry.USUAL_ASPECT:
+      notes += (
+        f"the clip is {height}x{width}, more extreme than the"
+        f" {geometry.USUAL_ASPECT:g} to 1 of training; crop it for better"
+        " results",
       )
     for note in notes:
       line = f"note: row {request.index}: {note}"

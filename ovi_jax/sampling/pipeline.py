@@ -66,7 +66,8 @@ class Pipeline(loading.Components):
       return {}
     encoder, latents = encoders.Video.load(self), {}
     for path in dict.fromkeys(paths):
-      image_HWC = images.first_frame(images.read_image(path), area)
+      picture_HWC, _ = images.read_image(path)
+      image_HWC = images.first_frame(picture_HWC, area)
       latent_THWC = np.asarray(encoder.encode(image_HWC[None, None])[0])
       latents[path] = self.require_finite(latent_THWC, "video_vae")
     return latents

@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
-import tqdm
-
+from ovi_jax import console
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt
@@ -60,7 +59,7 @@ class Imported:
   split: str
 
 
-def run(settings: settings_lib.Settings, log: Log = print) -> None:
+def run(settings: settings_lib.Settings, log: Log = console.log) -> None:
   """Import files; goes on where an earlier call was stopped.
 
   Args:
@@ -83,7 +82,9 @@ def run(settings: settings_lib.Settings, log: Log = print) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   with _alone(settings.folder):
     jobs = [work.job(file, folder, settings) for file in found.files]
-    with tqdm.tqdm(total=len(jobs), unit="file", desc="importing") as bar:
+    with console.progress(
+      total=len(jobs), unit="file", desc="importing"
+    ) as bar:
       work.run(jobs, settings.num_workers, bar.update)
     results = [work.Result.read(job.target) for job in jobs]
     imported, refusals = _sorted_out(settings, found, results)
