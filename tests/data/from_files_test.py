@@ -213,8 +213,9 @@ def test_long_clips_give_the_first_part_the_center_or_windows(
 
 
 def test_captions_come_from_the_table_and_from_text_files(folder):
-  for name in ("a.mp4", "B.MP4", "c d.mp4"):
-    numbered(folder / "clips" / name, 0.4, sound=name == "a.mp4")
+  for number, name in enumerate(("a.mp4", "B.MP4", "c d.mp4")):
+    length = 0.4 + number / 24
+    numbered(folder / "clips" / name, length, sound=name == "a.mp4")
   table(
     folder,
     (
