@@ -38,6 +38,7 @@ from ovi_jax.data.from_files import work
 
 Log = Callable[[str], None]
 TRAIN, TEST = captions_lib.TRAIN, captions_lib.TEST
+_SMALL = 64, 64  # height and width of the model that comes with the package
 _SHOWN = 10  # lines of a list
 _RECIPE = "import.json"
 _REPORT = "report.txt"
@@ -420,15 +421,18 @@ def _next(
     else shlex.quote(f"--config.data.sources={sources}")
   )
   yield "next (docs/own_clips.md, docs/fine_tuning.md):"
+  small = all((w["height"], w["width"]) == _SMALL for w in windows)
+  weights = "ovi_jax/demo/weights" if small else "WEIGHTS"
+  config = "small.py" if small else "fine_tune.py:WEIGHTS"
+  if settings.sounds:
+    weights, config = "WEIGHTS", "audio_finetune.py"
   yield (
-    f"  python -m ovi_jax.data.encode --data={out} --weights=WEIGHTS"
+    f"  python -m ovi_jax.data.encode --data={out} --weights={weights}"
     f" --out={latents}"
   )
+  train = f"  python train.py --config=configs/{config} --workdir=RUN {sources}"
   if settings.sounds:
-    yield (
-      "  python train.py --config=configs/audio_finetune.py --workdir=RUN"
-      f" {sources}"
-    )
+    yield train
     return
   # The longest of each size holds the shorter ones.
   longest: dict[tuple[int, int], int] = {}
@@ -440,7 +444,4 @@ def _next(
     (geometry.latent_frames(frames), height // row, width // column)
     for (height, width), frames in sorted(longest.items())
   )
-  yield (
-    f"  python train.py --config=configs/fusion.py --workdir=RUN {sources}"
-    f' --config.data.video="{buckets}"'
-  )
+  yield f'{train} --config.data.video="{buckets}"'
