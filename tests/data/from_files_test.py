@@ -5,15 +5,21 @@ import hashlib
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import fusion
 from ovi_jax import geometry
 from ovi_jax.data import builder
 from ovi_jax.data import clips
+from ovi_jax.data import loader
+from ovi_jax.data import settings as loader_settings
+from ovi_jax.data.from_files import listing
 from ovi_jax.data.from_files import run
 from ovi_jax.data.from_files import settings as settings_lib
 from ovi_jax.data.from_files import work
@@ -361,8 +367,6 @@ def test_an_import_that_was_stopped_goes_on_to_the_same_bytes(
 
 def jobs(folder: pathlib.Path) -> list[work.Job]:
   """The work of an import, as `run` gives it out."""
-  from ovi_jax.data.from_files import listing
-
   chosen = settings(folder)
   results = chosen.folder / "clips"
   results.mkdir(parents=True)
@@ -495,8 +499,6 @@ def test_thousands_of_rows_are_matched_without_reading_files(folder):
   for name in names:
     (folder / "clips" / name).touch()
   table(folder, *((name, f"Caption {name}.", "") for name in names))
-  from ovi_jax.data.from_files import listing
-
   found = listing.read(settings(folder))
   assert len(found.files) == 3000 and not found.refusals
   assert found.files[7].captions == ("Caption 00007.mp4.",)
@@ -507,3 +509,85 @@ def test_frames_are_given_one_at_a_time_as_a_window_has_them(tmp_path):
   one = decode.frames(path, 0.1, 9, lambda rows, columns: (rows, columns))
   whole_THWC = decode.video(path, 0.1, 9 / 24)
   assert np.array_equal(np.stack(list(one)), whole_THWC)
+
+
+def test_an_imported_dataset_is_read_as_any_other(folder, weights):
+  for number in range(3):
+    numbered(folder / f"clips/{number}.mp4", 0.4 - number / 12)
+  table(folder, *((f"{n}.mp4", f"Bars {n}.", "") for n in range(3)))
+  imported(folder, seconds=5)
+  bucket = loader_settings.Bucket(video=(3, 2, 4), audio=12)
+  chosen = loader_settings.LoaderSettings(
+    sources=(loader_settings.Source(path=str(folder / "out")),),
+    buckets=(bucket,),
+    media=True,
+    tokenizer=str(next(weights.rglob("tokenizer.json"))),
+  )
+  batch = next(loader.load(chosen, batch=3, seed=0))
+  assert batch.latents.video.shape == (3, 9, 32, 64, 3)
+  assert sorted(batch.lengths.video.tolist()) == [2, 3, 3]
+  assert min(batch.lengths.audio.tolist()) > 5
+
+
+@pytest.mark.slow
+def test_the_command_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
+  (tmp_path / "clips").mkdir()
+  for number in range(4):
+    frames = films.moving(130 + number, number, rows=90, columns=160)
+    films.write(
+      tmp_path / f"clips/{number}.mp4",
+      frames,
+      films.even(len(frames), 25),
+      films.tone(5.2),
+    )
+  rows = [
+    (f"clips\\{n}.mp4", f"Tiles {n}. Audio: a tone.", "") for n in range(4)
+  ]
+  table(tmp_path, *rows)
+  out = tmp_path / "mine"
+  said = command(
+    [
+      *("-m", "ovi_jax.data.from_files", f"--clips={tmp_path / 'clips'}"),
+      *(f"--captions={tmp_path / 't.csv'}", f"--out={out}", "--size=64"),
+    ]
+  )
+  assert "imported 4 clips of 4 files: train (3), test (1)" in said
+  assert '--config.data.video="((31, 4, 4),)"' in said
+  config = fusion.get_config("mini")
+  limits = {
+    "min_codec_psnr": 0.0,
+    "max_codec_mel_error": 1e9,
+    "max_unknown_words": 1.0,
+  }
+  command(
+    [
+      *("train.py", "--config=configs/fusion.py:mini"),
+      *(f"--workdir={tmp_path / 'run'}", "--config.steps=2"),
+      *("--config.initial.video=fresh", "--config.initial.audio=fresh"),
+      f"--config.data.sources=('{out}',)",
+      *("--config.data.media=True", "--config.data.text=captions"),
+      f"--config.components={weights}",
+      *("--config.batch=2", "--config.optimizer.warmup_steps=1"),
+      # The stand-in's codecs are random.
+      *(
+        f"--config.data.{name}={value}"
+        for name, value in limits.items()
+        if name in config.data
+      ),
+    ]
+  )
+  assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def command(arguments: list[str]) -> str:
+  """What a command of the repository prints."""
+  root = pathlib.Path(__file__).resolve().parents[2]
+  done = subprocess.run(
+    [sys.executable, *arguments],
+    cwd=root,
+    env=os.environ | {"XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
