@@ -4,9 +4,8 @@ import csv
 import hashlib
 import os
 import pathlib
+import re
 import shutil
-import subprocess
-import sys
 
 import av
 import numpy as np
@@ -24,6 +23,7 @@ from ovi_jax.data.from_files import run
 from ovi_jax.data.from_files import settings as settings_lib
 from ovi_jax.data.from_files import work
 from ovi_jax.media import decode
+from tests import docs_test
 from tests.curation import films
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -530,64 +530,54 @@ def test_an_imported_dataset_is_read_as_any_other(folder, weights):
 
 
 @pytest.mark.slow
-def test_the_command_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
-  (tmp_path / "clips").mkdir()
+def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
+  for name in ("configs", "ovi_jax", "train.py"):
+    (tmp_path / name).symlink_to(docs_test.ROOT / name)
+  for name in ("clips", "sounds"):
+    (tmp_path / name).mkdir()
   for number in range(4):
     frames = films.moving(130 + number, number, rows=90, columns=160)
-    films.write(
-      tmp_path / f"clips/{number}.mp4",
-      frames,
-      films.even(len(frames), 25),
-      films.tone(5.2),
-    )
-  rows = [
-    (f"clips\\{n}.mp4", f"Tiles {n}. Audio: a tone.", "") for n in range(4)
-  ]
+    path = tmp_path / f"clips/{number}.mp4"
+    films.write(path, frames, films.even(len(frames), 25), films.tone(5.2))
+    films.write_sound(tmp_path / f"sounds/{number}.wav", films.tone(1 + number))
+  rows = [(f"clips\\{n}.mp4", f"{n}. Audio: a tone.", "") for n in range(4)]
   table(tmp_path, *rows)
-  out = tmp_path / "mine"
-  said = command(
-    [
-      *("-m", "ovi_jax.data.from_files", f"--clips={tmp_path / 'clips'}"),
-      *(f"--captions={tmp_path / 't.csv'}", f"--out={out}", "--size=64"),
-    ]
-  )
+  (tmp_path / "t.csv").rename(tmp_path / "captions.csv")
+  table(tmp_path, *((f"{n}.wav", f"A tone {n}.", "") for n in range(4)))
+  (tmp_path / "t.csv").rename(tmp_path / "sounds.csv")
+  text = (docs_test.ROOT / "docs/own_clips.md").read_text()
+  blocks = docs_test.FENCED.findall(text)
+  assert len(blocks) == 2
+  for kind, block in blocks:
+    docs_test.run(kind, block, tmp_path)
+  said = (tmp_path / "runs/mine.import/report.txt").read_text()
   assert "imported 4 clips of 4 files: train (3), test (1)" in said
   assert '--config.data.video="((31, 4, 4),)"' in said
-  config = fusion.get_config("mini")
+  assert len(builder.read(tmp_path / "runs/my_sounds", "train")) == 3
+  # The stand-in's codecs are random.
   limits = {
     "min_codec_psnr": 0.0,
     "max_codec_mel_error": 1e9,
     "max_unknown_words": 1.0,
   }
-  command(
-    [
-      *("train.py", "--config=configs/fusion.py:mini"),
-      *(f"--workdir={tmp_path / 'run'}", "--config.steps=2"),
-      *("--config.initial.video=fresh", "--config.initial.audio=fresh"),
-      f"--config.data.sources=('{out}',)",
-      *("--config.data.media=True", "--config.data.text=captions"),
-      f"--config.components={weights}",
-      *("--config.batch=2", "--config.optimizer.warmup_steps=1"),
-      # The stand-in's codecs are random.
-      *(
-        f"--config.data.{name}={value}"
-        for name, value in limits.items()
-        if name in config.data
-      ),
-    ]
+  known = fusion.get_config("mini").data
+  flags = [f"--config.data.{n}={v}" for n, v in limits.items() if n in known]
+  block = (
+    "python train.py --config=configs/fusion.py:mini --workdir=runs/tuned"
+    " --config.initial.video=fresh --config.initial.audio=fresh"
+    " --config.data.sources=\"('runs/mine',)\" --config.data.media=True"
+    " --config.data.text=captions --config.batch=2"
+    f" --config.components={weights} {' '.join(flags)}"
   )
-  assert (tmp_path / "run" / "metrics.jsonl").exists()
+  docs_test.run("bash", block, tmp_path)
+  assert (tmp_path / "runs/tuned/metrics.jsonl").exists()
 
 
-def command(arguments: list[str]) -> str:
-  """What a command of the repository prints."""
-  root = pathlib.Path(__file__).resolve().parents[2]
-  done = subprocess.run(
-    [sys.executable, *arguments],
-    cwd=root,
-    env=os.environ | {"XLA_FLAGS": ""},
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-  return done.stdout
+def test_the_flags_of_the_guide_exist():
+  root = docs_test.ROOT
+  source = (root / "ovi_jax/data/from_files/__main__.py").read_text()
+  defined = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
+  text = (root / "docs/own_clips.md").read_text()
+  others = {"config", "data", "weights", "workdir"}
+  assert set(re.findall(r"--(\w+)", text)) - others <= defined
+  assert defined - set(re.findall(r"--(\w+)", text)) <= {"records_per_shard"}
