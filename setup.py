@@ -62,6 +62,7 @@ setuptools.setup(
     "curate": ["apache-beam>=2.77", *CURATION],
     "dev": [
       *CURATION,
+      "hypothesis>=6.140",
       "libtpu>=0.0.42",
       "pyright>=1.1.400",
       "pytest>=8.4",

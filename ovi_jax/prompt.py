@@ -1,9 +1,12 @@
-"""Prompts: cleaning, the tags for speech and sound, token ids, file names.
+"""Prompts: cleaning, the grammar of their tags, token ids, file names.
 
-Speech is written `<S>words<E>`. The sound is described once, at the end:
-`<AUDCAP>...<ENDAUDCAP>` for 720x720_5s, `Audio: ...` for the 960x960 variants.
-Prompts reach the text encoder cleaned, as token ids cut and padded to its
-length. (`ovi_fusion_engine.py`, `modules/tokenizers.py` of the original.)
+A prompt is a sequence of text, speech `<S>words<E>` and sound. The sound is
+described once, at the end: `<AUDCAP>...<ENDAUDCAP>` for 720x720_5s,
+`Audio: ...`, which runs to the end, for the 960x960 variants. Tags do not nest;
+`Audio:` within speech or within sound is text. Prompts reach the text encoder
+cleaned, as token ids cut and padded to its length, so tags are looked for in
+the cleaned prompt. (`ovi_fusion_engine.py`, `modules/tokenizers.py` of the
+original.)
 """
 
 import dataclasses
@@ -12,6 +15,7 @@ import os
 import pathlib
 import re
 import unicodedata
+from collections.abc import Iterator
 from collections.abc import Sequence
 
 import ftfy
@@ -25,15 +29,33 @@ SPEECH, SPEECH_END = "<S>", "<E>"
 SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
 SOUND_LINE = "Audio:"
 CLOSING = {SPEECH: SPEECH_END, SOUND: SOUND_END}
-PAD, EOS = "<pad>", "</s>"
-STEM_LENGTH = 50
+PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+STEM_LENGTH, STEM_BYTES = 50, 150
 
-_TAG = re.compile("|".join(map(re.escape, [*CLOSING, *CLOSING.values()])))
-# What people write when they mean a tag: <s>, </S>, < E >, </AUDCAP>, ...
-_LOOKALIKE = re.compile(
-  r"<\s*/?\s*(?:s|e|(?:end)?\s*_?audcap)\s*/?\s*>", re.IGNORECASE
+_OPENING = {closing: opening for opening, closing in CLOSING.items()}
+_TAGS = frozenset([*CLOSING, *_OPENING])
+# Tags, and what people write for them: <s>, </S>, < E >, </AUDCAP>, 《S》, ...
+_TAG = re.compile(
+  r"[<〈《]\s*(?P<close>/?)\s*(?P<name>s|e|(?P<end>end[\s_-]?)?audcap)"
+  r"\s*(?P<late>/?)\s*[>〉》]",
+  re.IGNORECASE,
 )
-_SOUND_SPAN = re.compile(f"{SOUND}(.*?){SOUND_END}", re.DOTALL)
+# Neither a tag nor text that anyone would describe a clip with.
+_UNKNOWN_TAG = re.compile(
+  r"</?(?:end_?)?(?:speech|sound|audio(?:_?cap(?:tion)?)?)/?>|(?:end)?audcap",
+  re.IGNORECASE,
+)
+# `Audio:`, and what people write for it: audio:, AUDIO :, **Audio:**, ...
+_LABEL = re.compile(
+  r"(?<![A-Za-z0-9_])(?:\*\*audio(?:\*\* ?:|:\*\*)|audio ?:)", re.IGNORECASE
+)
+_QUOTES = r"""["')\]\u201d\u2019\u300d]{0,3}"""
+_SENTENCE_END = re.compile(
+  rf"(?:[.!?\u2026\u3002\u061f\u0964]{_QUOTES}|>) ?[(\[]?$"
+)
+_BULLET = re.compile(r"(?:[-*\u2022] )?[(\[]?")
+_BRACKETS = {"(": ")", "[": "]"}
+_SHOWN = 10  # notes on one prompt
 # Windows opens a device, not a file, under these names.
 _DEVICES = frozenset(
   ["con", "prn", "aux", "nul"]
@@ -43,10 +65,75 @@ _DEVICES = frozenset(
 
 def clean(prompt: str) -> str:
   """Repair broken Unicode, resolve HTML entities, collapse white space."""
-  text = ftfy.fix_text(prompt)
+  return " ".join(_unescaped(prompt).split())
+
+
+def _unescaped(prompt: str) -> str:
+  """The prompt as `clean` makes it, with its white space."""
   # Twice: scraped captions hold `&amp;amp;`.
-  text = html.unescape(html.unescape(text))
-  return " ".join(text.split())
+  return html.unescape(html.unescape(ftfy.fix_text(prompt)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+  """A piece of a prompt.
+
+  Attributes:
+    tag: what opens it: `SPEECH`, `SOUND`, `SOUND_LINE`, or nothing for text.
+    text: what is written after it, without the tag that closes it.
+    start: character of the prompt where `text` begins.
+  """
+
+  tag: str = ""
+  text: str
+  start: int = 0
+
+  def __str__(self) -> str:
+    return f"{self.tag}{self.text}{CLOSING.get(self.tag, '')}"
+
+  @property
+  def is_sound(self) -> bool:
+    """Whether it describes the sound."""
+    return self.tag in (SOUND, SOUND_LINE)
+
+  @property
+  def description(self) -> str:
+    """The text of a sound, without a label of its own."""
+    return re.sub(rf"^(?:\s*{SOUND_LINE})*\s*", "", self.text).rstrip()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Reading:
+  """One way to read a prompt.
+
+  Attributes:
+    parts: in order.
+    repairs: one entry for each misspelt tag: what it is read as.
+    problems: why it cannot be read; `parts` mean nothing if there are any.
+  """
+
+  parts: tuple[Part, ...] = ()
+  repairs: tuple[str, ...] = ()
+  problems: tuple[str, ...] = ()
+
+
+def parse(prompt: str) -> tuple[Part, ...]:
+  """Split a prompt into text, speech and sound.
+
+  Returns:
+    The parts. Put together they give the cleaned prompt, but for misspelt tags,
+    which are repaired. One text if tags are unbalanced or nested.
+  """
+  text, line_starts = _cleaned_lines(prompt)
+  reading = _read(text, line_starts)
+  return (Part(text=text),) if reading.problems else reading.parts
+
+
+def sound(description: str, audio_tag: str) -> str:
+  """Write a sound's description, between tags unless a variant has `Audio:`."""
+  if audio_tag == SOUND_LINE:
+    return f"{SOUND_LINE} {description}".rstrip()
+  return f"{SOUND}{description}{SOUND_END}"
 
 
 def format_for(
@@ -59,81 +146,361 @@ def format_for(
     variant: the variant that will read it; one without a tag takes both forms.
 
   Returns:
-    The prompt, unchanged if it fits, and notes to show the user: what was
-    rewritten, and tags that are unbalanced, nested or misspelt.
+    The prompt, unchanged if it fits or cannot be read in one way only, else
+    cleaned and rewritten; and notes to show the user: what was rewritten, and
+    tags that are unbalanced, nested, misspelt or in the wrong place.
   """
-  span, line = f"{SOUND}...{SOUND_END}", f"{SOUND_LINE} ..."
-  formatted, found, expected = prompt, "", ""
-  if variant.audio_tag == SOUND:
-    found, expected = line, span
-    formatted = _with_span(prompt)
-  elif variant.audio_tag == SOUND_LINE:
-    found, expected = span, line
-    formatted = _SOUND_SPAN.sub(lambda m: f"{SOUND_LINE} {m[1]}", prompt)
-  notes = tag_notes(formatted)
-  if formatted != prompt:
+  text, line_starts = _cleaned_lines(prompt)
+  reading = _read(text, line_starts)
+  if reading.problems:
+    left = "the prompt's tags are left as they are"
+    return prompt, (*_few([*reading.problems, *_lookalike_notes(text)]), left)
+  formatted = _printed(reading.parts, variant.audio_tag)
+  if formatted == text:
+    return prompt, (*tag_notes(text), *_hints(reading.parts))
+  line, span = sound("...", SOUND_LINE), sound("...", SOUND)
+  found, wanted = line, span
+  if variant.audio_tag == SOUND_LINE:
+    found, wanted = span, line
+  parts = _same(reading.parts, formatted, variant.audio_tag)
+  if parts is None:
+    return prompt, (
+      f"the prompt's tags are left as they are: rewriting them for"
+      f" {variant.name} would change what stands beside them",
+      *tag_notes(text),
+    )
+  notes = list(_few(reading.repairs))
+  if any(p.is_sound and p.tag not in wanted for p in reading.parts):
     rewritten = (
-      f"the sound's description is written {expected} for {variant.name};"
+      f"the sound's description is written {wanted} for {variant.name};"
       f" rewrote {found}"
     )
-    notes = (rewritten, *notes)
-  return formatted, notes
-
-
-def _with_span(prompt: str) -> str:
-  """The prompt with all that follows `Audio:` between tags instead."""
-  head, line, tail = prompt.partition(SOUND_LINE)
-  return f"{head}{SOUND}{tail.lstrip()}{SOUND_END}" if line else prompt
+    if variant.audio_tag == SOUND_LINE and not _is_last(reading.parts):
+      rewritten += " and moved it to the end"
+    notes.append(rewritten)
+  return formatted, (*notes, *tag_notes(formatted), *_hints(parts))
 
 
 def tag_notes(prompt: str) -> tuple[str, ...]:
   """One readable sentence for each tag that is out of place."""
-  notes = []
-  opened: re.Match[str] | None = None
-  for tag in _TAG.finditer(prompt):
-    if tag[0] in CLOSING:
-      if opened:
-        notes.append(_unclosed(opened, f"before {_at(tag)}"))
-      opened = tag
-    elif opened and CLOSING[opened[0]] == tag[0]:
-      if not prompt[opened.end() : tag.start()].strip():
-        notes.append(f"nothing between {_at(opened)} and {_at(tag)}")
-      opened = None
+  reading = _balanced(prompt, repair=False)
+  empty = [
+    f"nothing between {_at(part.tag, part.start - len(part.tag))} and"
+    f" {_at(CLOSING[part.tag], part.start + len(part.text))}"
+    for part in reading.parts
+    if part.tag and not part.text.strip()
+  ]
+  return _few([*reading.problems, *empty, *_lookalike_notes(prompt)])
+
+
+def spell_tags(text: str) -> str:
+  """Correct misspelt tags: `<s>`, `</S>`, `< e >`, `</AUDCAP>`, ...
+
+  What closes in the manner of HTML ends speech or sound. Whether tags are
+  balanced does not matter.
+  """
+  return _TAG.sub(lambda match: _meant(match, ""), text)
+
+
+def _cleaned_lines(prompt: str) -> tuple[str, frozenset[int]]:
+  """The cleaned prompt, and the characters where lines of the prompt begin."""
+  lines, starts, at = [], set(), 0
+  for line in _unescaped(prompt).splitlines():
+    words = " ".join(line.split())
+    if words:
+      bullet = _BULLET.match(words)
+      starts.update((at, at + (bullet.end() if bullet else 0)))
+      at += len(words) + 1
+      lines.append(words)
+  return " ".join(lines), frozenset(starts)
+
+
+def _read(text: str, line_starts: frozenset[int]) -> _Reading:
+  """Read a cleaned prompt; misspelt tags count if it is balanced with them."""
+  reading = _balanced(text, repair=True)
+  if reading.problems:
+    reading = _balanced(text, repair=False)
+  if reading.problems:
+    return reading
+  return _with_line(
+    _without_labels(reading, text, line_starts), text, line_starts
+  )
+
+
+def _balanced(text: str, *, repair: bool) -> _Reading:
+  """Split at tags of speech and sound; misspelt ones count with `repair`."""
+  parts, repairs, problems = [], [], []
+  opened, opening, end = "", "", 0
+  for match in _TAG.finditer(text):
+    if match[0] not in _TAGS and not repair:
+      continue
+    tag, at = _meant(match, opening), _at(match[0], match.start())
+    if tag != match[0]:
+      repairs.append(f"{at} is read as {tag}")
+    within = text[end : match.start()]
+    if tag in CLOSING:
+      if opening:
+        problems.append(f"{opened} has no {CLOSING[opening]} before {at}")
+      elif within:
+        parts.append(Part(text=within, start=end))
+      opened, opening = at, tag
+    elif CLOSING.get(opening) == tag:
+      parts.append(Part(tag=opening, text=within, start=end))
+      opening = ""
     else:
-      opening = next(o for o, c in CLOSING.items() if c == tag[0])
-      notes.append(f"{_at(tag)} has no {opening} before it")
-  if opened:
-    notes.append(_unclosed(opened, "before the end"))
-  for match in _LOOKALIKE.finditer(prompt):
-    if not _TAG.fullmatch(match[0]):
-      notes.append(
-        f"{_at(match)} is not a tag and is read as plain text; speech is"
-        f" {SPEECH}...{SPEECH_END}, sound {SOUND}...{SOUND_END}"
+      problems.append(f"{at} has no {_OPENING[tag]} before it")
+    end = match.end()
+  if opening:
+    problems.append(f"{opened} has no {CLOSING[opening]} before the end")
+  elif text[end:]:
+    parts.append(Part(text=text[end:], start=end))
+  return _Reading(
+    parts=tuple(parts), repairs=tuple(repairs), problems=tuple(problems)
+  )
+
+
+def _meant(match: re.Match[str], opening: str) -> str:
+  """The tag that a match of `_TAG` stands for; `opening` is what is open."""
+  if match[0] in _TAGS:
+    return match[0]
+  name = match["name"].lower()
+  if name == "e":
+    return SPEECH_END
+  tag = SPEECH if name == "s" else SOUND
+  # A slash at the end closes what is open, and else means nothing.
+  ends = match["close"] or match["end"] or (match["late"] and opening == tag)
+  return CLOSING[tag] if ends else tag
+
+
+def _without_labels(
+  reading: _Reading, text: str, line_starts: frozenset[int]
+) -> _Reading:
+  """Drop an `Audio:` directly before `<AUDCAP>`."""
+  parts, repairs = [], list(reading.repairs)
+  for part, following in zip(reading.parts, [*reading.parts[1:], None]):
+    if following is not None and following.tag == SOUND:
+      for label in _labels(part, text, line_starts):
+        if not part.text[label.end() :].strip():
+          at = _at(label[0], part.start + label.start())
+          repairs.append(f"{at} before {SOUND} is left out")
+          part = dataclasses.replace(part, text=part.text[: label.start()])
+          break
+    if part.tag or part.text:
+      parts.append(part)
+  return dataclasses.replace(
+    reading, parts=tuple(parts), repairs=tuple(repairs)
+  )
+
+
+def _with_line(
+  reading: _Reading, text: str, line_starts: frozenset[int]
+) -> _Reading:
+  """Find the `Audio:` from which the sound's description runs to the end."""
+  spans = any(part.tag == SOUND for part in reading.parts)
+  found = []
+  for i, part in enumerate(reading.parts):
+    for label in _labels(part, text, line_starts):
+      exact = label[0] == SOUND_LINE
+      leads = _leads(text, part.start + label.start(), line_starts)
+      # Beside <AUDCAP>, only what cannot be a word of the text counts.
+      if not spans or (exact and leads):
+        found.append((not (exact and leads), not exact, i, label))
+  if not found:
+    return reading
+  # The first of those that begin a sentence; else the first of all.
+  _, misspelt, i, label = min(found, key=lambda f: f[:3])
+  part = reading.parts[i]
+  at = _at(label[0], part.start + label.start())
+  if len(reading.parts) > i + 1:
+    if misspelt:
+      return reading
+    after = reading.parts[i + 1]
+    return _Reading(
+      problems=(
+        f"{at} stands before {_at(after.tag, after.start - len(after.tag))},"
+        " and all that follows it describes the sound; write it last",
       )
-  return tuple(notes)
+    )
+  head, end = part.text[: label.start()], len(part.text)
+  closing = _BRACKETS.get(head[-1:])
+  if closing and part.text.endswith(closing):
+    end -= 1  # of `(Audio: wind)`
+  pieces = (
+    dataclasses.replace(part, text=head),
+    Part(
+      tag=SOUND_LINE,
+      text=part.text[label.end() : end],
+      start=part.start + label.end(),
+    ),
+    Part(text=part.text[end:], start=part.start + end),
+  )
+  repair = (f"{at} is read as {SOUND_LINE}",) if misspelt else ()
+  return _Reading(
+    parts=(*reading.parts[:i], *(p for p in pieces if p.tag or p.text)),
+    repairs=(*reading.repairs, *repair),
+  )
 
 
-def _at(tag: re.Match[str]) -> str:
+def _labels(
+  part: Part, text: str, line_starts: frozenset[int]
+) -> Iterator[re.Match[str]]:
+  """`Audio:` in a text, and misspelt ones that begin a sentence or line."""
+  if not part.tag:
+    for label in _LABEL.finditer(part.text):
+      at = part.start + label.start()
+      if label[0] == SOUND_LINE or _leads(text, at, line_starts):
+        yield label
+
+
+def _leads(text: str, at: int, line_starts: frozenset[int]) -> bool:
+  """Whether a sentence or line begins at a character, or a tag ends there."""
+  if at in line_starts:
+    return True
+  return bool(_SENTENCE_END.search(text[max(0, at - 8) : at]))
+
+
+def _printed(parts: Sequence[Part], audio_tag: str) -> str:
+  """The prompt of parts, with sounds in a variant's form."""
+  if audio_tag == SOUND:
+    return "".join(
+      sound(part.description, SOUND) if part.tag == SOUND_LINE else str(part)
+      for part in parts
+    )
+  if audio_tag != SOUND_LINE or all(part.tag != SOUND for part in parts):
+    return "".join(map(str, parts))
+  head, description = "", ""
+  if _is_last(parts):
+    # What may follow has no words: a full stop after the tag.
+    (at,) = (i for i, part in enumerate(parts) if part.is_sound)
+    head = "".join(map(str, parts[:at]))
+    tail = "".join(map(str, parts[at + 1 :]))
+    description = parts[at].description + tail
+    gap = " " if _is_word(head[-1:]) else ""
+  else:
+    removed = False
+    for part in parts:
+      if part.is_sound:
+        description = _sentences(description, part.description)
+      else:
+        head = _joined(head, str(part)) if removed else head + str(part)
+      removed = part.is_sound
+    head = head.rstrip()
+    gap = " " if head else ""
+  return f"{head}{gap}{sound(description, SOUND_LINE)}"
+
+
+def _is_last(parts: Sequence[Part]) -> bool:
+  """Whether one sound is described, and no word follows its description."""
+  sounds = [i for i, part in enumerate(parts) if part.is_sound]
+  return len(sounds) == 1 and not any(
+    part.tag or re.search(r"\w", part.text) for part in parts[sounds[0] + 1 :]
+  )
+
+
+def _joined(left: str, right: str) -> str:
+  """What stood before and after something that was taken out."""
+  head, tail = left.rstrip(), right.lstrip()
+  spaced = len(head) < len(left) or len(tail) < len(right)
+  if not head or tail[:1] in set(".,;:!?)]"):
+    return head + tail
+  between = spaced or (_is_word(head[-1]) and _is_word(tail[:1]))
+  return head + " " * between + tail
+
+
+def _sentences(one: str, other: str) -> str:
+  """Two descriptions as one."""
+  if not one or not other:
+    return one or other
+  return f"{one}{'.' if one[-1].isalnum() else ''} {other}"
+
+
+def _is_word(character: str) -> bool:
+  """Whether it is a letter or digit of a script that puts spaces."""
+  return character.isascii() and character.isalnum()
+
+
+def _same(
+  parts: Sequence[Part], formatted: str, audio_tag: str
+) -> tuple[Part, ...] | None:
+  """Read a rewritten prompt; None if text, speech or form has changed."""
+  text, line_starts = _cleaned_lines(formatted)
+  reading = _read(text, line_starts)
+  if text != formatted or reading.problems or reading.repairs:
+    return None
+  if _printed(reading.parts, audio_tag) != formatted:
+    return None
+  before, after = _beside_sound(parts), _beside_sound(reading.parts)
+  # What follows the tag in a last sound, such as a full stop, goes with it.
+  tail = before.removeprefix(after)
+  kept = before.startswith(after) and not re.search(r"\w", tail)
+  return reading.parts if kept else None
+
+
+def _beside_sound(parts: Sequence[Part]) -> str:
+  """Text and speech without white space, which sounds leave behind."""
+  return "".join("".join(str(p) for p in parts if not p.is_sound).split())
+
+
+def _hints(parts: Sequence[Part]) -> Iterator[str]:
+  """One sentence for each way to describe the sound that models do not know."""
+  sounds = [part for part in parts if part.is_sound]
+  if sounds and not _is_last(parts):
+    yield "the sound is best described once, at the end of the prompt"
+  for part in sounds:
+    if part.tag == SOUND_LINE and not part.text.strip():
+      yield f"nothing after {_at(SOUND_LINE, part.start - len(part.tag))}"
+    second = part.text.find(SOUND_LINE)
+    if part.tag == SOUND_LINE and second >= 0:
+      yield (
+        f"{_at(SOUND_LINE, part.start + second)} is read as part of the sound's"
+        " description, which has begun before"
+      )
+  if not sounds:
+    for part in parts:
+      for label in _LABEL.finditer(part.text) if not part.tag else ():
+        yield (
+          f"{_at(label[0], part.start + label.start())} is read as plain text;"
+          f" a sound's description begins a sentence, with {SOUND_LINE}"
+        )
+
+
+def _lookalike_notes(text: str) -> Iterator[str]:
+  """One sentence for each misspelt tag."""
+  tags = [m for m in _TAG.finditer(text)]
+  within = {at for m in tags for at in range(m.start(), m.end())}
+  others = [m for m in _UNKNOWN_TAG.finditer(text) if m.start() not in within]
+  for match in sorted([*tags, *others], key=lambda m: m.start()):
+    if match[0] not in _TAGS:
+      yield (
+        f"{_at(match[0], match.start())} is not a tag and is read as plain"
+        f" text; speech is {SPEECH}...{SPEECH_END}, sound"
+        f" {SOUND}...{SOUND_END}"
+      )
+
+
+def _few(notes: Sequence[str]) -> tuple[str, ...]:
+  """The first ten notes, and how many more there are."""
+  more = len(notes) - _SHOWN
+  return (*notes[:_SHOWN], *([f"and {more} more like it"] if more > 0 else []))
+
+
+def _at(tag: str, start: int) -> str:
   """A tag and where it stands, counted from 1."""
-  return f"{tag[0]} (character {tag.start() + 1})"
-
-
-def _unclosed(tag: re.Match[str], where: str) -> str:
-  """The note on a tag that nothing closes."""
-  return f"{_at(tag)} has no {CLOSING[tag[0]]} {where}"
+  return f"{tag} (character {start + 1})"
 
 
 def file_stem(prompt: str) -> str:
   """Name an output after its prompt.
 
   Returns:
-    At most 50 letters, digits, `-` and `_`: no tags, nothing that a file
-    system or shell reads otherwise, never empty.
+    At most 50 letters, digits, `-` and `_`, and 150 bytes of UTF-8: no tags,
+    nothing that a file system or shell reads otherwise, never empty.
   """
   text = unicodedata.normalize("NFC", _TAG.sub(" ", clean(prompt)))
   # Letters, marks and numbers of any script.
   safe = (c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
-  stem = "_".join("".join(safe).split())[:STEM_LENGTH].strip("_")
+  stem = "_".join("".join(safe).split())[:STEM_LENGTH]
+  stem = stem.encode()[:STEM_BYTES].decode(errors="ignore").strip("_")
   if stem.casefold() in _DEVICES:
     stem = f"clip_{stem}"
   return stem or "clip"
@@ -219,10 +586,16 @@ class Tokenizer:
     return ids_BS, mask_BS
 
   def notes(self, prompts: Sequence[str], length: int) -> tuple[str, ...]:
-    """One sentence for each prompt longer than `length`: what was cut."""
+    """One sentence for each prompt that is cut or has no known token."""
     notes = []
+    unknown = {self.model.token_to_id(UNKNOWN)}
     for prompt, encoding in zip(prompts, self._encodings(prompts, length)):
       count = len(encoding.ids) + 1
+      if set(encoding.ids) <= unknown:
+        notes.append(
+          "the prompt has no token of the vocabulary and is read as an empty"
+          f" one: {clean(prompt)[:80]!r}"
+        )
       if count > length:
         cut = clean(prompt)[encoding.offsets[length - 1][0] :].strip()
         notes.append(

@@ -35,7 +35,7 @@ _MARKS = (
   (b"\xfe\xff", "utf-16"),
 )
 _LINE_END = re.compile(r"\r\n|\r|\n")
-_SEPARATOR_LINE = re.compile(r"sep=([,;\t])[\r\n]", re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(r"sep=([,;\t])\n", re.IGNORECASE)
 _LINE_MARKS = re.compile("^\ufeff+", re.MULTILINE)
 
 
@@ -46,8 +46,8 @@ class Row:
   Attributes:
     number: from 1, without the header and skipped rows.
     line: of the file where the row begins, from 1.
-    cells: text by column, as written; every required and optional column is
-      there, empty where the table or the row has none.
+    cells: text by column, as written, with LF between lines; every required
+      and optional column is there, empty where the table or row has none.
   """
 
   number: int
@@ -91,7 +91,7 @@ def read_table(
       f"{name} ends in {untrusted.printable(path.suffix) or 'nothing'!r};"
       f" expected {' or '.join(_DELIMITERS)}"
     )
-  text = _decode(_read(path), name)
+  text = _LINE_END.sub("\n", _decode(_read(path), name))
   if separator := _SEPARATOR_LINE.match(text):
     delimiters = separator[1]
     # The line stays, empty, so that lines are counted as the file has them.

@@ -2,9 +2,12 @@ import dataclasses
 import json
 import pathlib
 import random
+import re
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies
 
 from ovi_jax import geometry
 from ovi_jax import prompt
@@ -38,20 +41,324 @@ def test_cleaning(raw, cleaned):
 @pytest.mark.parametrize(
   "raw, variant, formatted",
   [
-    ("x. Audio:  wind\n ", TAGGED, "x. <AUDCAP>wind\n <ENDAUDCAP>"),
+    ("x. Audio:  wind\n ", TAGGED, "x. <AUDCAP>wind<ENDAUDCAP>"),
     ("Audio: a Audio: b", TAGGED, "<AUDCAP>a Audio: b<ENDAUDCAP>"),
-    ("<AUDCAP>a\nb<ENDAUDCAP> y", LINED, "Audio: a\nb y"),
+    ("Audio: Audio: a", TAGGED, "<AUDCAP>a<ENDAUDCAP>"),
+    ("He walks Audio: wind", TAGGED, "He walks <AUDCAP>wind<ENDAUDCAP>"),
     (
-      "<AUDCAP>a<ENDAUDCAP><AUDCAP>\\1<ENDAUDCAP>",
-      LINED,
-      "Audio: aAudio: \\1",
+      "He says <S>Audio: one.<E> He smiles. Audio: calm voice",
+      TAGGED,
+      "He says <S>Audio: one.<E> He smiles. <AUDCAP>calm voice<ENDAUDCAP>",
     ),
+    (
+      'A sign "Audio: off". Audio: hum',
+      TAGGED,
+      'A sign "Audio: off". <AUDCAP>hum<ENDAUDCAP>',
+    ),
+    (
+      "He leaves <S>a < b > c <3<E> Audio: hum",
+      TAGGED,
+      "He leaves <S>a < b > c <3<E> <AUDCAP>hum<ENDAUDCAP>",
+    ),
+    ("走路。Audio\uff1a脚步声", TAGGED, "走路。<AUDCAP>脚步声<ENDAUDCAP>"),
+    (
+      "说\uff1cS\uff1e你好\uff1cE\uff1e\uff1cAUDCAP\uff1e平静\uff1cENDAUDCAP\uff1e",
+      LINED,
+      "说<S>你好<E>Audio: 平静",
+    ),
+    (
+      "x &lt;AUDCAP&gt;a&amp;lt;ENDAUDCAP&amp;gt;",
+      LINED,
+      "x Audio: a",
+    ),
+    ("<AUDCAP>Audio: bark<ENDAUDCAP>", LINED, "Audio: bark"),
+    ("He walks [Audio: wind]", TAGGED, "He walks [<AUDCAP>wind<ENDAUDCAP>]"),
+    ("He walks. (<AUDCAP>a<ENDAUDCAP>)", LINED, "He walks. (Audio: a)"),
+    ("walks<AUDCAP>wind<ENDAUDCAP>.", LINED, "walks Audio: wind."),
   ],
 )
 def test_the_other_variants_tag_is_rewritten(raw, variant, formatted):
   ours, notes = prompt.format_for(raw, variant)
   assert ours == formatted
   assert len(notes) == 1 and variant.name in notes[0]
+  assert prompt.format_for(ours, variant)[0] == ours
+
+
+@pytest.mark.parametrize(
+  "raw, formatted",
+  [
+    ("<AUDCAP>a\nb<ENDAUDCAP> y", "y Audio: a b"),
+    ("<AUDCAP>a<ENDAUDCAP><AUDCAP>\\1.<ENDAUDCAP>", "Audio: a. \\1."),
+    (
+      "A man <AUDCAP>wind<ENDAUDCAP> walks in and says <S>Hi<E>.",
+      "A man walks in and says <S>Hi<E>. Audio: wind",
+    ),
+    ("A dog <AUDCAP>bark<ENDAUDCAP>, a cat", "A dog, a cat Audio: bark"),
+    ("走<AUDCAP>风<ENDAUDCAP>路。", "走路。 Audio: 风"),
+    ("a<AUDCAP>b<ENDAUDCAP>c", "a c Audio: b"),
+    ("A <AUDCAP>a!<ENDAUDCAP> <S>b<E> Audio: c", "A <S>b<E> Audio: a! c"),
+  ],
+)
+def test_a_sound_that_is_not_last_is_moved_to_the_end(raw, formatted):
+  ours, notes = prompt.format_for(raw, LINED)
+  assert ours == formatted
+  assert len(notes) == 1 and notes[0].endswith("moved it to the end")
+  assert prompt.format_for(ours, LINED) == (ours, ())
+
+
+@pytest.mark.parametrize(
+  "raw, formatted, count",
+  [
+    ("<s>a</s> b <S>c</S>", "<S>a<E> b <S>c<E>", 3),
+    ("< S >a< /S >", "<S>a<E>", 2),
+    ("<S>a<e/> <S>b<S/>", "<S>a<E> <S>b<E>", 2),
+    ("《S》你好《E》", "<S>你好<E>", 2),
+    ("x <AUDCAP>a</AUDCAP>", "x <AUDCAP>a<ENDAUDCAP>", 1),
+    ("x <audcap>a<end_audcap>", "x <AUDCAP>a<ENDAUDCAP>", 2),
+    ("x Audio: <AUDCAP>a<ENDAUDCAP>", "x <AUDCAP>a<ENDAUDCAP>", 1),
+    ("He walks. audio: wind", "He walks. <AUDCAP>wind<ENDAUDCAP>", 2),
+    ("He walks\nAUDIO : wind", "He walks <AUDCAP>wind<ENDAUDCAP>", 2),
+    ("He walks. (audio: wind)", "He walks. (<AUDCAP>wind<ENDAUDCAP>)", 2),
+    ("He walks\n- **Audio:** a", "He walks - <AUDCAP>a<ENDAUDCAP>", 2),
+  ],
+)
+def test_misspelt_tags_are_repaired_and_noted(raw, formatted, count):
+  ours, notes = prompt.format_for(raw, TAGGED)
+  assert ours == formatted
+  assert len(notes) == count
+  assert prompt.format_for(ours, TAGGED) == (ours, ())
+
+
+@pytest.mark.parametrize(
+  "text, spelt",
+  [
+    ("a <s>hi</s> b", "a <S>hi<E> b"),
+    ("< S >hi< /E >", "<S>hi<E>"),
+    ("<S>hi<e/>", "<S>hi<E>"),
+    ("<S>hi</S> </audcap>", "<S>hi<E> <ENDAUDCAP>"),
+    ("<span>x < y</span>", "<span>x < y</span>"),
+  ],
+)
+def test_tags_are_spelt_right_whether_balanced_or_not(text, spelt):
+  assert prompt.spell_tags(text) == spelt
+
+
+def test_a_misspelt_label_is_repaired_for_its_own_variant():
+  ours = prompt.format_for("He walks. audio: wind", LINED)
+  note = "audio: (character 11) is read as Audio:"
+  assert ours == ("He walks. Audio: wind", (note,))
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
+@pytest.mark.parametrize(
+  "raw, note",
+  [
+    ("the audio: loud", "audio: (character 5) is read as plain text"),
+    ("<S>a", "<S> (character 1) has no <E> before the end"),
+    ("a <E> Audio: b", "<E> (character 3) has no <S> before it"),
+    ("<S>a Audio: b", "<S> (character 1) has no <E>"),
+    ("<AUDCAP>a <S>b<E><ENDAUDCAP>", "<AUDCAP> (character 1) has no"),
+    ("<S>a <AUDCAP>b<ENDAUDCAP><E>", "<S> (character 1) has no"),
+    ("Audio: wind. She says\n<S>a<E>", "Audio: (character 1) stands before"),
+    ("<s>a", "<s> (character 1) is not a tag"),
+    ("<S>the <s> key<E>", "<s> (character 8) is not a tag"),
+    ("<AUDIO>a</AUDIO>", "<AUDIO> (character 1) is not a tag"),
+    ("a ENDAUDCAP> b", "ENDAUDCAP (character 3) is not a tag"),
+  ],
+)
+def test_what_can_be_read_in_two_ways_is_left_and_noted(raw, note, variant):
+  ours, notes = prompt.format_for(raw, variant)
+  assert ours == raw
+  assert any(n.startswith(note) for n in notes)
+
+
+@pytest.mark.parametrize(
+  "raw, note",
+  [
+    ("a <AUDCAP>b<ENDAUDCAP> c", "best described once, at the end"),
+    ("a <AUDCAP> <ENDAUDCAP>", "nothing between <AUDCAP> (character 3)"),
+  ],
+)
+def test_sounds_in_odd_places_are_noted(raw, note):
+  ours, notes = prompt.format_for(raw, TAGGED)
+  assert ours == raw
+  assert len(notes) == 1 and note in notes[0]
+
+
+def test_at_most_ten_tags_are_noted_and_the_others_counted():
+  notes = prompt.tag_notes("<S>" * 25)
+  assert len(notes) == 11 and notes[-1] == "and 15 more like it"
+  _, notes = prompt.format_for("<S>" * 25, LINED)
+  assert len(notes) == 12
+
+
+def test_a_second_label_and_an_empty_sound_are_noted():
+  _, (note,) = prompt.format_for("Audio: a.\nAudio: b", LINED)
+  assert note.startswith("Audio: (character 11) is read as part")
+  assert prompt.format_for("a Audio:", LINED)[1] == (
+    "nothing after Audio: (character 3)",
+  )
+
+
+# In the manner of the original's examples, of either form.
+@pytest.mark.parametrize(
+  "text, description",
+  [
+    (
+      "A singer in a silver coat lifts the microphone and shouts, <S>The night"
+      " is ours.<E>. The crowd answers, and he adds <S>Louder!<E>. Lights"
+      " flare..",
+      "Electric guitar, cheering crowd, a hoarse male voice.",
+    ),
+    (
+      'A man in an apron says, <S>We open at nine.<E> as a sign that reads "WE'
+      " CAN'T COOK\" swings behind him.He looks up.",
+      "Clear male voice; a door creaks.",
+    ),
+    (
+      "Un hombre dice <S>¿Diez segundos? ¡Mira!<E>",
+      "A warm male voice speaking Spanish, light room tone.",
+    ),
+    ("A dog runs over a field.", "Barking, wind."),
+  ],
+)
+def test_prompts_like_the_originals_pass_without_notes(text, description):
+  tagged = f"{text} <AUDCAP>{description}<ENDAUDCAP>"
+  lined = f"{text} Audio: {description}"
+  assert prompt.format_for(tagged, TAGGED) == (tagged, ())
+  assert prompt.format_for(lined, LINED) == (lined, ())
+  assert prompt.format_for(tagged, LINED)[0] == lined
+  assert prompt.format_for(lined, TAGGED)[0] == tagged
+
+
+def test_a_fitting_prompt_keeps_its_white_space():
+  raw = "A  dog.\n\u3000&amp; a cat \n<AUDCAP>w<ENDAUDCAP>\n"
+  assert prompt.format_for(raw, TAGGED) == (raw, ())
+
+
+def test_parts_of_a_prompt():
+  parts = prompt.parse(" A <S>hi<E>.\nAudio: Audio: wind ")
+  assert [(p.tag, p.text) for p in parts] == [
+    ("", "A "),
+    ("<S>", "hi"),
+    ("", ". "),
+    ("Audio:", " Audio: wind"),
+  ]
+  assert parts[-1].description == "wind"
+  assert [p.start for p in parts] == [0, 5, 10, 18]
+  assert "".join(map(str, parts)) == "A <S>hi<E>. Audio: Audio: wind"
+  (part,) = prompt.parse("<S>a")
+  assert (part.tag, part.text) == ("", "<S>a")
+
+
+WORDS = strategies.text("ab \u732b.,!&<3:'\"", min_size=1, max_size=12)
+PIECES = strategies.sampled_from(
+  [
+    *("<S>", "<E>", "<AUDCAP>", "<ENDAUDCAP>", "Audio:", "audio:", "a", ". "),
+    *(" ", "\n", "</S>", "<s>", "</AUDCAP>", "&lt;", "&gt;", "&amp;", "<", ">"),
+    *(
+      "S",
+      "E",
+      "\uff1cS\uff1e",
+      "Audio\uff1a",
+      "\u732b",
+      "\xc3\xb6",
+      "**",
+      "-",
+    ),
+  ]
+)
+BALANCED = strategies.sampled_from(
+  [
+    *("<S>hi <3<E>", "<s>Audio: b</s>", "<AUDCAP>c<ENDAUDCAP>", "<AUDCAP>d!"),
+    *(
+      "</AUDCAP>",
+      " e",
+      "f. ",
+      "Audio: ",
+      "\naudio: ",
+      "g",
+      ". ",
+      "\u732b",
+      ",",
+    ),
+  ]
+)
+ANYTHING = strategies.one_of(
+  strategies.text(max_size=40),
+  strategies.lists(PIECES, max_size=14),
+  strategies.lists(BALANCED, max_size=7),
+).map("".join)
+CUSTOM = dataclasses.replace(LINED, audio_tag="")
+properties = hypothesis.settings(
+  max_examples=150, deadline=None, derandomize=True
+)
+
+
+@strategies.composite
+def canonical(draw):
+  """Text, speech and sound of a prompt as the documentation asks for it."""
+  words = WORDS.map(prompt.clean).filter(
+    lambda w: w and prompt.clean(w) == w and not w.startswith(".")
+  )
+  parts = draw(strategies.lists(words, min_size=1, max_size=4))
+  said = [draw(words) for _ in parts[1:]]
+  return parts, said, draw(words)
+
+
+@properties
+@hypothesis.given(canonical())
+def test_rewriting_forth_and_back_is_the_identity(given):
+  parts, said, description = given
+  text = parts[0] + "".join(
+    f" <S>{s}<E> {t}" for s, t in zip(said, parts[1:], strict=True)
+  )
+  tagged = f"{text}. <AUDCAP>{description}<ENDAUDCAP>"
+  lined = f"{text}. Audio: {description}"
+  hypothesis.assume(prompt.clean(tagged) == tagged)
+  hypothesis.assume(prompt.clean(lined) == lined)
+  assert prompt.format_for(tagged, TAGGED) == (tagged, ())
+  assert prompt.format_for(lined, LINED) == (lined, ())
+  assert prompt.format_for(tagged, LINED)[0] == lined
+  assert prompt.format_for(lined, TAGGED)[0] == tagged
+
+
+@properties
+@hypothesis.given(ANYTHING, strategies.sampled_from([TAGGED, LINED, CUSTOM]))
+def test_rewriting_twice_is_rewriting_once(raw, variant):
+  ours, _ = prompt.format_for(raw, variant)
+  assert prompt.format_for(ours, variant)[0] == ours
+  if ours != raw:
+    assert prompt.clean(ours) == ours
+
+
+@properties
+@hypothesis.given(ANYTHING, strategies.sampled_from([TAGGED, LINED, CUSTOM]))
+def test_speech_and_text_survive_any_rewriting(raw, variant):
+  def outside(parts):
+    return re.sub(r"\s", "", "".join(p.text for p in parts if not p.tag))
+
+  ours, _ = prompt.format_for(raw, variant)
+  before, after = prompt.parse(raw), prompt.parse(ours)
+  if ours == raw:
+    assert before == after
+    return
+  assert [p.text for p in before if p.tag == "<S>"] == [
+    p.text for p in after if p.tag == "<S>"
+  ]
+  words, left = outside(before), outside(after)
+  # A full stop behind the tag goes with the sound.
+  assert words.startswith(left) and not re.search(r"\w", words[len(left) :])
+
+
+@properties
+@hypothesis.given(ANYTHING)
+def test_parts_put_together_are_the_cleaned_prompt(raw):
+  text = prompt.clean(raw)
+  if "".join(map(str, prompt.parse(raw))) != text:
+    _, notes = prompt.format_for(raw, CUSTOM)
+    said = ("is read as", "left out", "would change what stands beside")
+    assert any(part in note for note in notes for part in said)
 
 
 @pytest.mark.parametrize("variant", [TAGGED, LINED])
@@ -178,6 +485,8 @@ def test_a_length_without_room_is_refused(tokenizer):
     ("<S>Hi, you<E>/../c:\\x*. ", "Hi_you_c_x"),
     ("A <AUDCAP>wind<ENDAUDCAP>", "A_wind"),
     ("नमस्ते 世界", "नमस्ते_世界"),
+    ("\U00020000" * 60, "\U00020000" * 37),
+    ("世" * 60, "世" * 50),
   ],
 )
 def test_file_stems(text, stem):

@@ -1,6 +1,8 @@
 """Tables and lists are read whatever tool saved them."""
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from ovi_jax import tables
 
@@ -59,6 +61,13 @@ def test_headers_differ_in_case_spaces_and_other_columns(tmp_path, header):
   line = "1,a,b" if header.startswith("x") else "a,b"
   (row,) = _read(tmp_path, f"{header}\n{line}\n")
   assert row.cells == {"path": "a", "caption": "b", "split": ""}
+
+
+def test_line_ends_within_cells_are_one_kind_whatever_saved_them(tmp_path):
+  for newline in ("\n", "\r\n", "\r"):
+    text = newline.join(["path,caption", 'a,"b', 'c"', ""])
+    (row,) = _read(tmp_path, text)
+    assert row.cells["caption"] == "b\nc"
 
 
 def test_words_of_a_column_may_be_joined_in_any_way(tmp_path):
@@ -176,3 +185,48 @@ def test_names_of_files_need_not_be_utf_8():
   ]
   with pytest.raises(ValueError, match="NUL"):
     tables.parse_list(b"a\0b\n")
+
+
+CONTENT = strategies.one_of(
+  strategies.binary(max_size=60),
+  strategies.lists(
+    strategies.sampled_from(
+      [
+        b"path",
+        b"caption",
+        b",",
+        b"\n",
+        b"\r",
+        b'"',
+        b";",
+        b"sep=;",
+        b"a",
+        b"\0",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\xe9",
+        b" ",
+      ]
+    ),
+    max_size=20,
+  ).map(b"".join),
+)
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(CONTENT)
+def test_any_bytes_are_a_table_or_a_value_error(tmp_path_factory, data):
+  path = tmp_path_factory.getbasetemp() / "any.csv"
+  path.write_bytes(data)
+  try:
+    rows = tables.read_table(path, required=("path",))
+  except ValueError as error:
+    assert str(path) in str(error)
+  else:
+    assert rows and all(set(row.cells) == {"path"} for row in rows)
+  try:
+    lines = tables.read_list(path)
+  except ValueError as error:
+    assert str(path) in str(error)
+  else:
+    assert all(line.strip() and "\n" not in line for line in lines)

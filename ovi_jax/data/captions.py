@@ -213,22 +213,24 @@ def prompts(
   Args:
     captions: as written.
     variants: released variants whose form of tags they are written in; none
-      leaves the tags as they are.
+      leaves the form as it is. Misspelt tags are repaired in any case.
 
   Returns:
     The cleaned captions, each once and none blank; and notes on their tags.
   """
+  known = [geometry.variant(name) for name in variants] or [_ANY]
   made: dict[str, None] = {}
   notes: dict[str, None] = {}
   for caption in captions:
-    cleaned = prompt.clean(caption)
-    if not cleaned:
-      continue
-    if not variants:
-      made[cleaned] = None
-      notes.update(dict.fromkeys(prompt.tag_notes(cleaned)))
-    for name in variants:
-      formatted, said = prompt.format_for(cleaned, geometry.variant(name))
-      made[formatted] = None
-      notes.update(dict.fromkeys(said))
+    for variant in known:
+      formatted, said = prompt.format_for(caption, variant)
+      if cleaned := prompt.clean(formatted):
+        made[cleaned] = None
+        notes.update(dict.fromkeys(said))
   return list(made), list(notes)
+
+
+# Takes both forms of the sound's description.
+_ANY = dataclasses.replace(
+  geometry.variant("720x720_5s"), name="any variant", audio_tag=""
+)

@@ -37,10 +37,6 @@ _STILL = re.compile(
   r"|\bis silent\b"
 )
 _SILENCE = re.compile(r"\b(silence|nothing|no sound)\b")
-_SPEECH = re.compile(
-  rf"{re.escape(prompts.SPEECH)}(.*?){re.escape(prompts.SPEECH_END)}"
-)
-_SOUND = re.compile(f"{re.escape(prompts.SOUND)}|{prompts.SOUND_LINE}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,13 +66,13 @@ def facts(prompt: str) -> Facts:
   Raises:
     ValueError: it is no prompt of the world.
   """
-  seen, *rest = _SOUND.split(prompt, maxsplit=1)
-  told = "".join(rest).lower()
-  speech = _SPEECH.search(seen)
-  seen = _SPEECH.sub(" ", seen).lower()
+  parts = prompts.parse(prompt)
+  told = " ".join(p.text for p in parts if p.is_sound).lower()
+  seen = " ".join(p.text for p in parts if not p.tag).lower()
+  speech = next((p.text for p in parts if p.tag == prompts.SPEECH), "")
   kind = _first(_THINGS, seen) or _first(_SOUNDS, f"{seen} {told}")
   silent = bool(_SILENCE.search(told))
-  vowels = tuple(speech[1].split()) if speech else ()
+  vowels = tuple(speech.split())
   if (kind is None and not silent) or set(vowels) - set(scene.VOWELS):
     raise ValueError(
       f"{prompt!r} is no prompt of the world; expected one such as"

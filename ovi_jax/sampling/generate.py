@@ -226,6 +226,12 @@ def plan(
   if settings.skip_layer >= depth:
     log(f"note: there is no block {settings.skip_layer}, none is skipped")
   tokenizer = pipeline.tokenizer()
+  again = len(requests) * settings.each_example_n_times - len(expanded)
+  if again:
+    log(
+      f"note: {again} clips are asked for twice (the same prompt, image and"
+      " seed) and are made once"
+    )
   jobs = []
   noted: set[str] = set()
   for request in expanded:

@@ -5,10 +5,10 @@ if wanted, `image_path` and `seed`. (`validate_and_process_user_prompt` and
 `inference.py` of the original.)
 """
 
-import collections
-import csv
 import dataclasses
-import io
+import errno
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
+from ovi_jax import tables
+from ovi_jax import untrusted
 from ovi_jax.media import images
 
 # auto: image-to-video where a row has an image; t2v: images are ignored;
@@ -25,7 +27,7 @@ PROMPT_COLUMN, IMAGE_COLUMN = "text_prompt", "image_path"
 SEED_COLUMN = "seed"
 SEEDS = 2**32
 _TOLD = 10  # problems that are listed
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_HASH_LENGTH = 10  # hexadecimal digits of a name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ def from_prompt(
     ValueError: the mode is unknown, the prompt empty, or the image missing.
   """
   _check_mode(mode)
-  return [_request(prompt, image, mode, 1, "", [pathlib.Path()])]
+  return [_request(prompt, image, mode, 1, [pathlib.Path()])]
 
 
 def from_file(
@@ -74,40 +76,34 @@ def from_file(
   """Read one request a row from a CSV or TSV file.
 
   Args:
-    path: UTF-8 text whose first line names the columns: `text_prompt` and, if
-      wanted, `image_path` and `seed`; others are ignored. Relative image paths
-      start at the current folder or, failing that, at the file's.
+    path: a table (see `tables`) whose first row names the columns:
+      `text_prompt` and, if wanted, `image_path` and `seed`; others are ignored.
+      Relative image paths start at the current folder or, failing that, at the
+      file's.
     mode: one of `MODES`.
 
   Raises:
     ValueError: the mode is unknown, or the file is missing, empty, malformed,
       lacks the prompt column, or has rows without prompt, with an image that
-      is not there or a seed that is none. Every bad row is listed.
+      is not there or a seed that is none. Bad rows are counted, the first
+      ten listed.
   """
   _check_mode(mode)
   path = pathlib.Path(path)
-  header, rows = _table(path)
   folders = [pathlib.Path(), path.parent]
-  requests, problems = [], []
-  for index, row in enumerate(rows, 1):
-    # A row may leave out its last cells.
-    cells = dict(zip(header, [*row, *[""] * (len(header) - len(row))]))
-    prompt, image = cells[PROMPT_COLUMN], cells.get(IMAGE_COLUMN, "").strip()
-    where = f"row {index}: "
-    try:
-      if len(row) > len(header):
-        raise ValueError(
-          f"{where}{len(row)} cells for {len(header)} columns; put a prompt"
-          " that holds the separator in double quotes"
-        )
-      request = _request(prompt, image or None, mode, index, where, folders)
-      seed = _seed(cells.get(SEED_COLUMN, "").strip(), where)
-      requests.append(dataclasses.replace(request, seed=seed))
-    except ValueError as error:
-      problems.append(str(error))
-  if problems:
-    raise ValueError(f"{path}:\n  " + "\n  ".join(problems))
-  return requests
+
+  def parse(row: tables.Row) -> Request:
+    image = row.cells[IMAGE_COLUMN].strip()
+    request = _request(
+      row.cells[PROMPT_COLUMN], image or None, mode, row.number, folders
+    )
+    seed = _seed(row.cells[SEED_COLUMN].strip())
+    return dataclasses.replace(request, seed=seed)
+
+  rows = tables.read_table(
+    path, required=(PROMPT_COLUMN,), optional=(IMAGE_COLUMN, SEED_COLUMN)
+  )
+  return tables.parse_rows(path, rows, parse)
 
 
 def from_flags(
@@ -156,8 +152,10 @@ def expand(
     area: pixels a frame of the variant.
 
   Returns:
-    The requests with seed, size and stem. Stems differ even where a file system
-    ignores case: `prompt_HxW_seed`, and the row where that is not unique.
+    The requests with seed, size and stem `prompt_hash_HxW_seed`; those that ask
+    for the very same clip (prompt, image, size and seed) once. The hash is of
+    the prompt and the image's content, so a name depends on no other request
+    and no two are alike, even where a file system ignores case.
 
   Raises:
     ValueError: no repetition, a size or area that is not positive or too long
@@ -180,20 +178,20 @@ def expand(
 
 
 def _named(requests: Iterable[Request]) -> list[Request]:
-  """The requests with stems of their own, given seeds and sizes."""
-  named = []
+  """The requests with their stems, given seeds and sizes; each clip once."""
+  digests: dict[pathlib.Path | None, str | None] = {None: None}
+  named: dict[str, Request] = {}
   for request in requests:
+    image = request.image
+    if image is not None and image not in digests:
+      digests[image] = hashlib.sha256(image.read_bytes()).hexdigest()
+    content = json.dumps([request.prompt, digests[image]])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:_HASH_LENGTH]
     height, width = request.size
     name = prompts.file_stem(request.prompt)
-    stem = f"{name}_{height}x{width}_{request.seed}"
-    named.append(dataclasses.replace(request, stem=stem))
-  uses = collections.Counter(r.stem.casefold() for r in named)
-  return [
-    dataclasses.replace(r, stem=f"{r.stem}_{r.index}")
-    if uses[r.stem.casefold()] > 1
-    else r
-    for r in named
-  ]
+    stem = f"{name}_{digest}_{height}x{width}_{request.seed}"
+    named.setdefault(stem, dataclasses.replace(request, stem=stem))
+  return list(named.values())
 
 
 def _sizes(
@@ -234,81 +232,64 @@ def _request(
   image: str | os.PathLike[str] | None,
   mode: str,
   index: int,
-  where: str,
   folders: Sequence[pathlib.Path],
 ) -> Request:
-  """A checked request; `where` begins its error messages."""
+  """A checked request."""
   if not prompts.clean(prompt):
-    raise ValueError(f"{where}the prompt is empty; write one, or drop the row")
+    raise ValueError("the prompt is empty; write one, or drop the row")
   if mode == "t2v":
     return Request(prompt=prompt, image=None, index=index)
   if image is None:
     if mode == "i2v":
       raise ValueError(
-        f"{where}no image; mode i2v wants one ({IMAGE_COLUMN}), mode auto"
-        " does without"
+        f"no image; mode i2v wants one ({IMAGE_COLUMN}), mode auto does without"
       )
     return Request(prompt=prompt, image=None, index=index)
   places = [folder / pathlib.Path(image) for folder in folders]
-  found = next((p for p in places if p.is_file()), None)
+  found = next((p for p in places if _is_file(p)), None)
   if found is None:
-    looked = " or ".join(dict.fromkeys(str(p.absolute()) for p in places))
+    absolute = dict.fromkeys(
+      untrusted.printable(str(p.absolute())) for p in places
+    )
     raise ValueError(
-      f"{where}the image is missing: {looked}; correct the path, or use mode"
-      " t2v to ignore images"
+      f"the image is missing: {' or '.join(absolute)}; correct the path, or use"
+      " mode t2v to ignore images"
     )
   return Request(prompt=prompt, image=found, index=index)
 
 
-def _seed(text: str, where: str) -> int | None:
+def _is_file(path: pathlib.Path) -> bool:
+  """Whether it is a file; ValueError if no file can have that name."""
+  name = str(path)
+  if "\0" in name:
+    raise ValueError(
+      f"the image's path holds a NUL character: {untrusted.printable(name)}"
+    )
+  try:
+    return path.is_file()
+  except OSError as error:
+    length = (
+      f" ({len(name)} characters)" if error.errno == errno.ENAMETOOLONG else ""
+    )
+    raise ValueError(
+      f"the image cannot be opened: {untrusted.printable(name)}{length}:"
+      f" {error.strerror}"
+    ) from error
+  except ValueError as error:
+    raise ValueError(
+      f"the image's path is no name of a file: {untrusted.printable(name)}"
+    ) from error
+
+
+def _seed(text: str) -> int | None:
   """The seed in a cell; None of an empty one."""
   if not text:
     return None
-  if not (text.isascii() and text.isdigit() and int(text) < SEEDS):
+  digits = text.isascii() and text.isdigit() and len(text) <= 20
+  if not (digits and int(text) < SEEDS):
     raise ValueError(
-      f"{where}expected a {SEED_COLUMN} from 0 to {SEEDS - 1}, got {text!r};"
-      " leave the cell empty for that of the settings"
+      f"expected a {SEED_COLUMN} from 0 to {SEEDS - 1}, got"
+      f" {untrusted.printable(text, 40)!r}; leave the cell empty for that of"
+      " the settings"
     )
   return int(text)
-
-
-def _table(path: pathlib.Path) -> tuple[list[str], list[list[str]]]:
-  """Header and rows of a CSV or TSV file; empty lines are skipped."""
-  delimiter = _DELIMITERS.get(path.suffix.lower())
-  if delimiter is None:
-    raise ValueError(
-      f"{path} ends in {path.suffix or 'nothing'!r}; expected"
-      f" {' or '.join(_DELIMITERS)}"
-    )
-  try:
-    # With or without the byte order mark that spreadsheets write.
-    text = path.read_bytes().decode("utf-8-sig")
-  except OSError as error:
-    raise ValueError(f"{path}: {error.strerror}; expected a file") from error
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8 ({error}); save it so") from error
-  reader = csv.reader(
-    io.StringIO(text, newline=""), delimiter=delimiter, strict=True
-  )
-  table: list[list[str]] = []
-  try:
-    for row in reader:
-      if row:
-        table.append(row)
-  except csv.Error as error:
-    raise ValueError(
-      f"{path}: row {len(table)} (line {reader.line_num}) is malformed:"
-      f" {error}; is a double quote unclosed, or one inside not doubled?"
-    ) from error
-  if not table:
-    raise ValueError(f"{path} is empty; expected a header with {PROMPT_COLUMN}")
-  header = [name.strip() for name in table.pop(0)]
-  optional = IMAGE_COLUMN, SEED_COLUMN
-  if header.count(PROMPT_COLUMN) != 1 or max(map(header.count, optional)) > 1:
-    raise ValueError(
-      f"{path} needs one column {PROMPT_COLUMN} and at most one each of"
-      f" {' and '.join(optional)}; its header has {header}"
-    )
-  if not table:
-    raise ValueError(f"{path} has a header but no rows; add a prompt a line")
-  return header, table

@@ -565,6 +565,7 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
   block = (
     "python train.py --config=configs/fusion.py:mini --workdir=runs/tuned"
     " --config.initial.video=fresh --config.initial.audio=fresh"
+    " --config.trains=all"
     " --config.data.sources=\"('runs/mine',)\" --config.data.media=True"
     " --config.data.text=captions --config.batch=2"
     f" --config.components={weights} {' '.join(flags)}"

@@ -335,6 +335,9 @@ def test_bad_flags(flags, message):
     requests.from_flags(*flags, mode="auto")
 
 
-def test_stray_tags_are_noted(run):
-  _, lines = run("A man says <S>hi. Audio: wind", changes={"steps": 1})
+def test_stray_tags_and_repeated_clips_are_noted(run):
+  asked = 2 * requests.from_prompt("A man says <S>hi. Audio: wind")
+  paths, lines = run(asked=asked, changes={"steps": 1})
   assert any("<S>" in line and "has no <E>" in line for line in lines)
+  assert len(paths) == 1
+  assert any("1 clips are asked for twice" in line for line in lines)

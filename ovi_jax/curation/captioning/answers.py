@@ -130,7 +130,7 @@ def read(text: str, wanted: Wanted) -> Caption:
     }
   visual = ""
   if wanted.seen:
-    visual = _clean(speech_tags.spelt(_clean(found["visual"])))
+    visual = _clean(prompt.spell_tags(_clean(found["visual"])))
     visual, speech = _agreed(visual, speech)
   caption = Caption(
     visual=visual, audio=audio, speech=speech, attributes=attributes
@@ -155,8 +155,8 @@ def combined(caption: Caption, variant: geometry.Variant) -> str:
   )
   parts = [caption.visual or said]
   if caption.audio:
-    parts.append(f"{prompt.SOUND}{caption.audio}{prompt.SOUND_END}")
-  text, _ = prompt.format_for(" ".join(filter(None, parts)), variant)
+    parts.append(prompt.sound(caption.audio, variant.audio_tag))
+  text = " ".join(filter(None, parts))
   notes = prompt.tag_notes(text)
   if notes or prompt.clean(text) != text:
     problem = "; ".join(notes) or "it holds broken characters or entities"
@@ -252,15 +252,15 @@ def _clean(text: str) -> str:
 
 def _described(text: str) -> str:
   """The sound's description without the tags that are put around it."""
-  text = _clean(text).removeprefix(prompt.SOUND_LINE)
+  text = prompt.spell_tags(_clean(text)).removeprefix(prompt.SOUND_LINE)
   for tag in (prompt.SOUND, prompt.SOUND_END):
     text = text.replace(tag, " ")
-  return _clean(speech_tags.without(speech_tags.spelt(text)))
+  return _clean(speech_tags.without(text))
 
 
 def _spoken(text: str) -> str:
   """Words that are said, without tags."""
-  return _clean(speech_tags.without(speech_tags.spelt(_clean(text))))
+  return _clean(speech_tags.without(prompt.spell_tags(_clean(text))))
 
 
 def _agreed(visual: str, speech: Sequence[str]) -> tuple[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Speech within a text, `<S>words<E>`: found, spelt right, put in its place.
+"""Speech within a text, `<S>words<E>`: found, and put in its place.
 
 Text in, text out; tags as in `ovi_jax.prompt`.
 """
@@ -8,21 +8,7 @@ from collections.abc import Sequence
 
 from ovi_jax import prompt
 
-_LOOKALIKE = re.compile(r"<\s*(/?)\s*([se])\s*/?\s*>", re.IGNORECASE)
 _SPOKEN = re.compile(f"{prompt.SPEECH}(.*?){prompt.SPEECH_END}", re.DOTALL)
-
-
-def spelt(text: str) -> str:
-  """The text with `<s>`, `</S>`, `< e >` and their like as speech tags.
-
-  What closes in the manner of HTML (`</S>`, `</E>`) ends speech.
-  """
-
-  def tag(match: re.Match[str]) -> str:
-    ends = match[1] or match[2] in "eE"
-    return prompt.SPEECH_END if ends else prompt.SPEECH
-
-  return _LOOKALIKE.sub(tag, text)
 
 
 def without(text: str) -> str:

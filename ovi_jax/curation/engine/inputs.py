@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from ovi_jax import tables
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import settings as curation_settings
@@ -101,10 +102,11 @@ def expand(patterns: Sequence[str]) -> list[str]:
 def _list(place: str) -> list[str]:
   """The names in a list."""
   try:
-    text = places.read(place).decode(errors="surrogateescape")
-  except OSError as error:
+    with places.opened(place) as file:
+      data = file.read(tables.MAX_BYTES + 1)
+  except (OSError, ValueError) as error:
     raise ValueError(f"inputs: @{place}: {error}") from error
-  return [line for line in text.split("\n") if line.strip()]
+  return tables.parse_list(data, f"inputs: @{place}")
 
 
 def _earlier(settings: curation_settings.Settings) -> dict | None:

@@ -57,9 +57,9 @@ def caption(
   if heard:
     told = _sound(shown, random)
     parts.append(
-      f"{prompts.SOUND}{told[0].upper()}{told[1:]}.{prompts.SOUND_END}"
+      prompts.sound(f"{told[0].upper()}{told[1:]}.", prompts.SOUND)
       if tagged
-      else f"{prompts.SOUND_LINE} {told}."
+      else prompts.sound(f"{told}.", prompts.SOUND_LINE)
     )
   return " ".join(parts)
 

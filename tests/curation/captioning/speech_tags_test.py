@@ -1,22 +1,8 @@
-"""Speech tags: spelt right, and put where they belong or nowhere."""
+"""Speech tags: put where they belong or nowhere."""
 
 import pytest
 
 from ovi_jax.curation.captioning import speech_tags
-
-
-@pytest.mark.parametrize(
-  "text, spelt",
-  [
-    ("a <s>hi</s> b", "a <S>hi<E> b"),
-    ("< S >hi< /E >", "<S>hi<E>"),
-    ("<S>hi<e/>", "<S>hi<E>"),
-    ("<S>hi</S>", "<S>hi<E>"),
-    ("<span>x < y</span>", "<span>x < y</span>"),
-  ],
-)
-def test_misspelt_tags(text, spelt):
-  assert speech_tags.spelt(text) == spelt
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,15 @@ def test_files_globs_and_lists_name_files_once(folder, tmp_path):
     "a.mp4",
     "b.mp4",
   ]
+  for data in (
+    f"\ufeff{folder}/a.mp4\r\n\r\n{folder}/b.mp4\r\n".encode(),
+    f"{folder}/a.mp4\r\n{folder}/b.mp4".encode("utf-16"),
+  ):
+    listed.write_bytes(data)
+    assert inputs.expand([f"@{listed}"]) == [
+      f"{folder}/a.mp4",
+      f"{folder}/b.mp4",
+    ]
   every = inputs.expand([f"{folder}/**/*.mp4", str(folder / "a.mp4")])
   assert len(every) == 4
   # Brackets in a name are no pattern where the file is there.

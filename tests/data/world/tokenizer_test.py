@@ -97,3 +97,11 @@ def test_words_that_are_left_out_are_told():
   assert made.unread(text) == wanted
   known = "A red ball on a wooden floor. <AUDCAP>Dull knocks.<ENDAUDCAP>"
   assert made.unread(known) == []
+
+
+@pytest.mark.parametrize("text", ["\U0001f600", "!!!", "\u4f60\u597d", "Xyz"])
+def test_a_prompt_without_a_known_token_is_noted(text):
+  made = prompt.Tokenizer.load(demo.WEIGHTS / "tokenizer.json")
+  (note,) = made.notes([text, "A red ball.", "A \U0001f600"], 64)
+  assert note.startswith("the prompt has no token of the vocabulary")
+  assert text in note
