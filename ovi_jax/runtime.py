@@ -1,9 +1,11 @@
 """Process-wide settings that commands turn on."""
 
 import contextlib
+import multiprocessing
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -121,6 +123,18 @@ def parse_flags(argv: list[str]) -> list[str]:
   setup_jax()
   with flag_errors():
     return app.parse_flags_with_usage(argv)
+
+
+def end_with_parent() -> None:
+  """In a worker process: end it when the process that started it is killed."""
+  parent = multiprocessing.parent_process()
+
+  def watch():
+    if parent is not None:
+      parent.join()
+      os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def need(values: flags.FlagValues, **examples: str) -> None:

@@ -13,6 +13,7 @@ import fractions
 import itertools
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ from ovi_jax.media import container as containers
 
 CRF = 18  # constant quality of x264; visually lossless
 AUDIO_BITRATE = 96_000  # the most that AAC spends on mono at 16 kHz
+# Preset of x264: at the quality of `CRF` half the time of its default for as
+# many bytes and 0.3 dB.
+FAST = "veryfast"
 MAX_SECONDS = 60.0  # that `read` takes, of picture or sound
 MAX_FRAMES = 240 * int(MAX_SECONDS)
 MAX_BYTES = 1 << 30  # of frames that `read` holds; 10 s of 960x960 are 0.67 GB
@@ -83,6 +87,21 @@ def write(
       video.codec_context.thread_count = threads
       _encode(container, video, whole, wave, rate, sample_rate)
     before_naming()
+
+
+def to_bytes(
+  frames: Iterable[np.ndarray],
+  fps: float = geometry.FPS,
+  preset: str = "medium",
+) -> bytes:
+  """Encode a silent clip; the same frames give the same bytes anywhere.
+
+  Args and errors are those of `write`.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "clip.mp4"
+    write(path, frames, None, fps, threads=1, preset=preset)
+    return path.read_bytes()
 
 
 def _checked_wave(wave: np.ndarray) -> np.ndarray:
