@@ -56,7 +56,14 @@ def flag_errors() -> Iterator[None]:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parse flags, for `app.run`; see `flag_errors`."""
   with flag_errors():
-    return app.parse_flags_with_usage(argv)
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error as error:
+      # A config that cannot be built: its error, without the trace around it.
+      *_, last = str(error).strip().splitlines()
+      if "Traceback" in str(error) and "ValueError: " in last:
+        raise ValueError(last.partition("ValueError: ")[2]) from error
+    return app.parse_flags_with_usage(argv)  # says what is wrong, and ends
 
 
 def need(values: flags.FlagValues, **examples: str) -> None:

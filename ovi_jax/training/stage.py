@@ -5,6 +5,7 @@ found before memory is taken and before the directory is touched.
 """
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import numpy as np
 from ovi_jax import runtime
 from ovi_jax.attention import attention
 from ovi_jax.attention import context as contexts
+from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.checkpoint import saved
@@ -248,6 +250,7 @@ def target_state(
 
 def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
   """Where every parameter comes from, checked against the towers' files."""
+  check_sizes(settings)
   towers: dict[str, list[str]] = {}
   for name in settings.model.present():
     towers.setdefault(getattr(settings.initial, name), []).append(name)
@@ -269,6 +272,32 @@ def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
     for path, names in towers.items()
   ]
   return init_from.plan(parameter_shapes(settings), sources, fresh)
+
+
+def check_sizes(settings: settings_lib.Settings) -> None:
+  """Hold the towers' sizes to those of converted weights they start from.
+
+  Raises:
+    ValueError: they differ; names the config that takes sizes from weights.
+  """
+  for name, tower in settings.model.present().items():
+    path = pathlib.Path(getattr(settings.initial, name))
+    if not (path / directory.MANIFEST).is_file():
+      continue
+    found = getattr(directory.manifest_of(path).architecture.fusion, name)
+    if found is None:
+      raise ValueError(f"initial.{name}: the weights in {path} have no {name}")
+    theirs, ours = dataclasses.asdict(found), dataclasses.asdict(tower)
+    if different := [
+      f"{name}.{key}: {theirs[key]} in the weights, {ours[key]} in the config"
+      for key in ours
+      if ours[key] != theirs[key]
+    ]:
+      raise ValueError(
+        f"config.model does not fit the weights in {path}"
+        f" ({'; '.join(different)}); --config=configs/fine_tune.py:{path} takes"
+        " sizes, codecs and text encoder from them"
+      )
 
 
 def initial_state(
