@@ -65,7 +65,10 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   code, said = train_runs.run(other)
   assert code == 1 and "Traceback" not in said
   assert f"train: {tmp_path / 'run'} belongs to a run of another" in said
-  assert "\n  batch: 4 there, 8 now\n  seed: 0 there, 1 now\n" in said
+  assert (
+    "\n  batch: 4 in the run, 8 now (--config.batch=4 sets it back)" in said
+  )
+  assert f"--workdir=NEW --config.initial.audio={tmp_path / 'run'}" in said
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ source; the last of an epoch share a batch with the first of the next.
 import dataclasses
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -142,8 +143,12 @@ class _Numbered:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-  """Run in a worker: end it when the process that started it is killed."""
+  """Run in a worker: end it when the process that started it is killed.
+
+  Ctrl-C reaches every process of a terminal; what it means the run decides.
+  """
   del worker, workers
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
 
   def watch():
@@ -275,15 +280,14 @@ def check_order(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     ValueError: names everything that differs.
   """
   different = [
-    f"{name}: expected {ours[name]}, got {theirs.get(name)}"
+    f"{name}: {theirs.get(name)} in the run, {ours[name]} now"
     for name in ours
     if ours[name] != theirs.get(name)
   ]
   if different:
     raise ValueError(
-      "the state of the data is of another order of records:"
-      f" {'; '.join(different)}. Go on with the settings and datasets it was"
-      " saved with, or start the data anew"
+      "the data are not those that the run was saved with:"
+      f" {'; '.join(different)}"
     )
 
 

@@ -316,7 +316,10 @@ def latents(
     given = {"data": media, "weights": components, "out": out}
     yield commands.Step(
       name=f"encode_{name}",
-      words=("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
+      words=(
+        *("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
+        "--force",  # codecs of few steps too: they are scored at the end
+      ),
       makes=out,
     )
 

@@ -55,6 +55,8 @@ def config(name: str, source: str, **changes):
   values.data.sources = (source,)
   values.data.video, values.data.audio = (CLIP,), (SOUND,)
   values.steps, values.batch, values.cadence.log = 4, 4, 2
+  # Captions and codecs are random.
+  values.data.max_unknown_words, values.data.min_codec_psnr = 1.0, 0.0
   values.optimizer.warmup_steps = 2
   values.mesh.fsdp = 1
   for tower in values.model.values():
@@ -65,9 +67,9 @@ def config(name: str, source: str, **changes):
   return values
 
 
-def run(values, path) -> bool:
+def run(values, path, log=lambda _: None) -> bool:
   return stage.train(
-    settings.Settings.from_config(values), values.to_dict(), path, lambda _: 0
+    settings.Settings.from_config(values), values.to_dict(), path, log
   )
 
 
@@ -150,7 +152,6 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
     ({"model.audio.channels": 8}, "audio_channels: expected 8, got 20"),
     ({"model.audio.text_width": 64}, "text_width: expected 64, got 48"),
-    ({"optimizer.warmup_steps": 9}, "warmup_steps 9 must be fewer than the 4"),
     ({"data.sources": ("nowhere",)}, "nowhere"),
     ({"initial.audio": "nowhere"}, "nowhere"),
     ({"mesh.data": 3, "mesh.fsdp": 1}, "multiply to 1 devices"),
@@ -178,3 +179,38 @@ def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
   )
   with pytest.raises(ValueError, match="blocks/video/feed_forward/in/kernel"):
     run(values, tmp_path / "run")
+
+
+def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
+  datasets, tmp_path
+):
+  path = tmp_path / "run"
+  begun, said = config("audio_pretrain", datasets["sounds"]), []
+  begun.steps, begun.optimizer.warmup_steps = 2, 50
+  assert run(begun, path, said.append)
+  shown = f"logs: tensorboard --logdir={path}/tensorboard"
+  assert sum(line.startswith(shown) for line in said) == 1
+  assert any("warmup_steps 50 is not less than the 2" in line for line in said)
+  assert said[-2:] == [
+    f"finished: step 2 is saved in {path}/checkpoints/2; next:",
+    f"  a run with --config.initial.audio={path}",
+  ]
+  before = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+  begun.steps = 4
+  added = begun.copy_and_resolve_references()
+  added.data.sources = (datasets["sounds"], datasets["clips"])
+  seed = begun.copy_and_resolve_references()
+  seed.seed = 1
+  for other, message in (
+    (added, r"records: \[12\] in the run, \[12, 12\] now"),
+    (seed, r"seed: 0 in the run, 1 now \(--config.seed=0 sets it back\)"),
+  ):
+    with pytest.raises(ValueError, match=message) as error:
+      run(other, path)
+    new = f"start from this one: --workdir=NEW --config.initial.audio={path}"
+    assert new in str(error.value)
+    after = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    assert after == before
+  said.clear()
+  assert run(begun, path, said.append)
+  assert not any("tensorboard" in line for line in said)

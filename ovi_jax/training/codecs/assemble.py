@@ -47,13 +47,7 @@ from ovi_jax.training.codecs import clips
 from ovi_jax.training.codecs import settings as settings_lib
 from ovi_jax.training.codecs import table
 
-# Flag -> component, and component -> its name in a manifest's sizes.
-PARTS = {
-  "video": "video_vae",
-  "audio": "audio_vae",
-  "vocoder": "vocoder",
-  "text": "umt5",
-}
+# Component -> its name in a manifest's sizes.
 _SECTIONS = {"vocoder": "bigvgan", "umt5": "t5"}
 # A channel that says next to nothing is not blown up: of the mean deviation.
 _LEAST = 0.05
@@ -133,7 +127,7 @@ def assemble(
   """Write a directory of components.
 
   Args:
-    runs: some of `PARTS`, to directories of runs.
+    runs: some of `table.PARTS`, to directories of runs.
     out: directory to write; must not hold weights yet.
     clip: sizes of the towers, and what is measured.
     dtype: that parameters are stored in.
@@ -149,8 +143,11 @@ def assemble(
   if (out / directory.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
   if not runs:
-    raise ValueError(f"give at least one run: {', '.join(PARTS)}")
-  found = {PARTS[name]: opened(PARTS[name], run) for name, run in runs.items()}
+    raise ValueError(f"give at least one run: {', '.join(table.PARTS)}")
+  found = {
+    table.PARTS[name]: opened(table.PARTS[name], run)
+    for name, run in runs.items()
+  }
   tokenizer = None
   if "umt5" in found:
     tokenizer = pathlib.Path(found["umt5"].settings.data.tokenizer)
@@ -348,7 +345,7 @@ def main(argv: list[str]) -> None:
   try:
     if not given.out or given.towers is None:
       raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
-    paths = {name: str(given[name].value or "") for name in PARTS}
+    paths = {name: str(given[name].value or "") for name in table.PARTS}
     runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
     clip = Clip.from_config(given.towers, given.measure, given.clips)
     dtype = jnp.dtype(given.dtype)
@@ -359,7 +356,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  for name, component in PARTS.items():
+  for name, component in table.PARTS.items():
     flags.DEFINE_string(name, "", f"Run of {component}.")
   flags.DEFINE_string("out", "", "Directory to write.")
   flags.DEFINE_string(

@@ -124,8 +124,8 @@ def test_an_input_goes_on_where_its_state_says():
     np.concatenate([h.latents.video for h in halves]), one.latents.video
   )
   for changes, message in (
-    ({"seed": 1}, "seed: expected 1, got 0"),
-    ({"frames": 9}, r"crop: expected \[9, 0\], got \[5, 0\]"),
+    ({"seed": 1}, "seed: 0 in the run, 1 now"),
+    ({"frames": 9}, r"crop: \[5, 0\] in the run, \[9, 0\] now"),
     ({"sources": ("world:4",)}, "world:4"),
   ):
     with pytest.raises(ValueError, match=message):
