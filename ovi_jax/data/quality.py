@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from ovi_jax import files
@@ -30,6 +31,7 @@ from ovi_jax.components import loading
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import schema
+from ovi_jax.parallel import mesh as meshes
 
 FILE = "quality.json"  # in the folder of a dataset, of when it was encoded
 RECORDS = 256  # whose captions are read
@@ -59,7 +61,7 @@ class Limits:
       raise ValueError(
         f"max_unknown_words must be in [0, 1], got {self.max_unknown_words}"
       )
-    if min(self.min_codec_psnr, self.max_codec_mel_error) < 0:
+    if not min(self.min_codec_psnr, self.max_codec_mel_error) >= 0:
       raise ValueError(
         "min_codec_psnr and max_codec_mel_error must be 0 (no limit) or more,"
         f" got {self.min_codec_psnr} and {self.max_codec_mel_error}"
@@ -247,6 +249,9 @@ def reconstruction(
   Returns:
     A mean for each of `parts` that the clips have.
   """
+  # One clip at a time: on one device, whatever the mesh.
+  alone = meshes.make(jax.local_devices()[:1])
+  components = dataclasses.replace(components, mesh=alone)
   records = list(some(splits, CLIPS))
   psnr, mel_error = [], []
   if "video" in parts and any(r.video is not None for r in records):

@@ -262,7 +262,7 @@ def _codecs(root: pathlib.Path, seed: int) -> Iterator[commands.Step]:
   tokenizer = root / "tokenizer.json"
   yield commands.Step(
     name="tokenizer",
-    words=("-m", "ovi_jax.data.world.tokenizer", f"--out={tokenizer}"),
+    words=("-m", "ovi_jax.data.tokenizer", f"--out={tokenizer}"),
     makes=tokenizer,
   )
   for part, runs in CODECS.items():

@@ -218,9 +218,6 @@ def check_quality(
       parts = tuple(part for part in parts if part != "audio")
   if components is not None and parts:
     log("measuring the codecs on a few clips …")
-    # On one device: only the first clips are read, whatever the mesh.
-    alone = meshes.make(jax.local_devices()[:1])
-    components = dataclasses.replace(components, mesh=alone)
     found = quality.reconstruction(components, splits, parts)
   kept = [
     quality.Quality.read(pathlib.Path(split.path) / quality.FILE)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ovi_jax import prompt as prompts
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import init_from
@@ -65,6 +66,7 @@ def train(
       `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
+  check_vocabulary(settings)
   processes.agree(config)
   log = log if jax.process_index() == 0 else lambda _: None
   mesh = stage.mesh_of(settings.mesh)
@@ -145,6 +147,23 @@ def train(
         f" --{part}={shlex.quote(str(workdir))} --out=WEIGHTS"
       )
     return finished
+
+
+def check_vocabulary(settings: settings_lib.Settings) -> None:
+  """Hold the text encoder's table to its tokenizer.
+
+  Raises:
+    ValueError: the tokenizer has more tokens than the table has rows.
+  """
+  if not settings.data.tokenizer or settings.component != "umt5":
+    return
+  tokenizer = prompts.Tokenizer.load(settings.data.tokenizer)
+  size, rows = tokenizer.model.get_vocab_size(), settings.model.vocabulary
+  if size > rows:
+    raise ValueError(
+      f"config.model.vocab_size {rows} is less than the {size} tokens of"
+      f" {settings.data.tokenizer}; give --config.model.vocab_size={size}"
+    )
 
 
 def trainer_of(settings: settings_lib.Settings) -> step.Trainer:
