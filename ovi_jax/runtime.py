@@ -1,9 +1,11 @@
 """Process-wide settings that commands turn on."""
 
 import contextlib
+import multiprocessing
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -64,6 +66,18 @@ def parse_flags(argv: list[str]) -> list[str]:
       if "Traceback" in str(error) and "ValueError: " in last:
         raise ValueError(last.partition("ValueError: ")[2]) from error
     return app.parse_flags_with_usage(argv)  # says what is wrong, and ends
+
+
+def end_with_parent() -> None:
+  """In a worker process: end it when the process that started it is killed."""
+  parent = multiprocessing.parent_process()
+
+  def watch():
+    if parent is not None:
+      parent.join()
+      os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def need(values: flags.FlagValues, **examples: str) -> None:

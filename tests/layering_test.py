@@ -17,6 +17,7 @@ BASE = {
   "modality",
   "prompt",
   "runtime",
+  "tables",
   "untrusted",
 }
 # Package -> packages it may import, besides itself and the base.

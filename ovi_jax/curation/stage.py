@@ -24,6 +24,9 @@ A module may also have
 
   identity(config) -> JSON values: what of the config (and of files it names,
     by content) the outcome depends on; hashed in place of all of the config.
+  missing(config) -> what the stage needs and has not here, a sentence each,
+    with the flag that helps or leaves the stage out; cheap, since all stages
+    are asked before any of them is loaded;
   BOUNDS: reason of its rejects -> (name of a score, field of Config that bounds
     it); the report draws them.
 

@@ -13,8 +13,6 @@ source; the last of an epoch share a batch with the first of the next.
 """
 
 import dataclasses
-import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from ovi_jax import runtime
 from ovi_jax.data import builder
 from ovi_jax.data import plan
 from ovi_jax.data import rows
@@ -142,21 +141,14 @@ class _Numbered:
     raise AssertionError(f"batch {number} lies before the blocks kept")
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-  """Run in a worker: end it when the process that started it is killed.
+def _start_worker(worker: int, workers: int) -> None:
+  """Run in a worker before it reads.
 
   Ctrl-C reaches every process of a terminal; what it means the run decides.
   """
   del worker, workers
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-
-  def watch():
-    if parent is not None:
-      parent.join()
-      os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
+  runtime.end_with_parent()
 
 
 def in_order(numbered: Any, workers: int, prefetch: int) -> Any:
@@ -180,7 +172,7 @@ def in_order(numbered: Any, workers: int, prefetch: int) -> Any:
       grain.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=prefetch
       ),
-      worker_init_fn=_end_with_parent,
+      worker_init_fn=_start_worker,
     )
   return iter(reading)
 

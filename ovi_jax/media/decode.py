@@ -5,8 +5,10 @@ square pixels and SDR colours; sound at 16 kHz, mono; and passes over whole
 files in constant memory.
 """
 
+import functools
 import math
 import os
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +32,10 @@ LARGEST_AREA = 1280 * 1280
 _ROUNDING = 2e-3
 FPS_25 = 25  # of the pictures that lips are read from
 _EARLIER = 0.5  # seconds of sound decoded before a window: codecs need a run-up
+_GAP = 0.25  # seconds without a frame where some are damaged
 _JUMP = 0.02  # seconds the sound's clock may differ before it is put right
+
+Resize = Callable[[int, int], tuple[int, int]]  # of rows and columns
 
 
 class Glimpse(NamedTuple):
@@ -101,6 +106,48 @@ def window(
   return _decoded(path, times, _times(start, seconds, FPS_25, 0.5), area)
 
 
+def frames(
+  path: str | os.PathLike[str], start: float, count: int, resize: Resize
+) -> Iterator[np.ndarray]:
+  """Decode a window of the first video stream, a frame at a time.
+
+  Memory does not grow with the window.
+
+  Args:
+    path: the file.
+    start: seconds from the file's beginning.
+    count: frames at 24 fps by time stamp; where the stream ends before, its
+      last frame is repeated.
+    resize: gives the rows and columns wanted for those of an upright frame;
+      called once.
+
+  Yields:
+    frame_HWC, uint8 RGB; made smaller by area, larger by bicubic
+    interpolation.
+
+  Raises:
+    DamagedError: it is no video, has not one frame for the window, or frames
+      of more than a quarter of a second in it cannot be decoded.
+  """
+  times, found = _times(start, count / geometry.FPS, geometry.FPS, 0), False
+  for (first, last), frame, size, turn in _shown(path, times, resize, _GAP):
+    larger = size[0] * size[1] > frame.height * frame.width
+    frame_HWC = turn.apply(colors.to_rgb(frame, *size, bicubic=larger))
+    found = True
+    for _ in range(first, last):
+      yield frame_HWC
+  if not found:
+    raise _no_frames(times)
+
+
+def _no_frames(times: np.ndarray) -> containers.DamagedError:
+  """The error of a window without a frame."""
+  return containers.DamagedError(
+    f"expected frames from {times[0] - _ROUNDING:.3f} s on, for"
+    f" {len(times) / geometry.FPS:.3f} s; found none"
+  )
+
+
 def _times(start: float, seconds: float, fps: int, within: float) -> np.ndarray:
   """Of pictures that begin in a window; at what part of each is looked."""
   count = max(1, round(seconds * fps))
@@ -116,7 +163,8 @@ def _decoded(
   video_THWC: np.ndarray | None = None
   pictures: list[np.ndarray] = []
   merged = np.sort(np.concatenate([times, times_25]))
-  for (first, last), frame, size, turn in _shown(path, merged, area):
+  limit = functools.partial(containers.limited_size, area=area)
+  for (first, last), frame, size, turn in _shown(path, merged, limit):
     frame_HWC = turn.apply(colors.to_rgb(frame, *size, bicubic=False))
     if video_THWC is None:
       video_THWC = np.empty((len(times), *frame_HWC.shape), np.uint8)
@@ -128,56 +176,69 @@ def _decoded(
     more = np.searchsorted(times_25, until, "right") - len(pictures)
     pictures += [frame_HWC] * int(more)
   if video_THWC is None:
-    raise containers.DamagedError(
-      f"expected frames from {times[0] - _ROUNDING:.3f} s on, for"
-      f" {len(times) / geometry.FPS:.3f} s; found none"
-    )
+    raise _no_frames(times)
   return Window(video_THWC, pictures)
 
 
 def _shown(
-  path: str | os.PathLike[str], times: np.ndarray, area: int
+  path: str | os.PathLike[str],
+  times: np.ndarray,
+  resize: Resize,
+  max_gap: float = math.inf,
 ) -> Iterator[tuple[tuple[int, int], Any, tuple[int, int], Any]]:
-  """Which of the times a frame is shown at, the frame, its size, its turn."""
+  """Which of the times a frame is shown at, the frame, its size, its turn.
+
+  The size is that before it is turned.
+  """
   with containers.opened(path) as container:
     stream = _existing(containers.pictures(container), "video")
-    done, held = 0, None
+    done, held, before = 0, None, 0.0
     size, turn = (0, 0), containers.Orientation()
-    for time, frame in _from(path, container, stream, float(times[0])):
+    for time, frame, broken in _from(path, container, stream, float(times[0])):
       if held is not None:
         until = int(np.searchsorted(times, time))
         if until > done:
+          if broken and time - before > max_gap:
+            raise containers.DamagedError(
+              f"expected frames from {before:.3f} to {time:.3f} s, found none"
+              " that can be decoded"
+            )
           yield (done, until), held, size, turn
           done = until
         if done == len(times):
           return
-      first, held = held is None, frame
+      first, held, before = held is None, frame, time
       if first:
-        shown = containers.shown_size(stream, frame)
-        size = containers.limited_size(*shown, area)
         turn = containers.orientation(frame)
+        rows, columns = containers.shown_size(stream, frame)
+        if turn.transposed:
+          size = resize(columns, rows)[::-1]
+        else:
+          size = resize(rows, columns)
     if held is not None:
       yield (done, len(times)), held, size, turn
 
 
 def _from(
   path: str | os.PathLike[str], container: Any, stream: Any, time: float
-) -> Iterator[tuple[float, Any]]:
-  """The frames from the one shown at `time` on, or a little before."""
+) -> Iterator[tuple[float, Any, bool]]:
+  """The frames from the one shown at `time` on, or a little before.
+
+  With the time of each, and whether something is missing before it.
+  """
   if time > 0:
     _seek(container, stream, time)
     late = True
-    for at, frame, _ in containers.frames(container, stream):
+    for at, frame, broken in containers.frames(container, stream):
       if late and at > time:
         break  # The index is wrong: from the beginning, then.
       late = False
-      yield at, frame
+      yield at, frame, broken
     if not late:
       return
   with containers.opened(path) as again:
     stream = again.streams[stream.index]
-    for at, frame, _ in containers.frames(again, stream):
-      yield at, frame
+    yield from containers.frames(again, stream)
 
 
 def _seek(container: Any, stream: Any, time: float) -> None:
@@ -270,13 +331,13 @@ def sweep_sound(
 
 
 def _sound(
-  frames: Iterator[tuple[float, Any]],
+  frames: Iterator[tuple[float, Any, bool]],
 ) -> Iterator[tuple[float, np.ndarray]]:
   """Parts of sound with their times; gaps between them are silence."""
   rate = geometry.SAMPLE_RATE
   resampler, place = None, 0  # of the next sample, from the file's beginning
   expected, form = math.nan, None
-  for time, frame in frames:
+  for time, frame, _ in frames:
     found = frame.sample_rate, frame.layout.name, frame.format.name
     # Not "near": also true of NaN, before the first frame.
     if not abs(time - expected) <= _JUMP or found != form:

@@ -8,6 +8,7 @@ import fractions
 import itertools
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from ovi_jax import geometry
 
 CRF = 18  # constant quality of x264; visually lossless
 AUDIO_BITRATE = 96_000  # the most that AAC spends on mono at 16 kHz
+# Preset of x264: at the quality of `CRF` half the time of its default for as
+# many bytes and 0.3 dB.
+FAST = "veryfast"
 BT709 = 1  # code of the HD colour standard in H.264
 
 
@@ -72,6 +76,21 @@ def write(
       video.codec_context.thread_count = threads
       _encode(container, video, whole, wave, rate, sample_rate)
     before_naming()
+
+
+def to_bytes(
+  frames: Iterable[np.ndarray],
+  fps: float = geometry.FPS,
+  preset: str = "medium",
+) -> bytes:
+  """Encode a silent clip; the same frames give the same bytes anywhere.
+
+  Args and errors are those of `write`.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "clip.mp4"
+    write(path, frames, None, fps, threads=1, preset=preset)
+    return path.read_bytes()
 
 
 def _checked_wave(wave: np.ndarray) -> np.ndarray:

@@ -198,6 +198,9 @@ def _load(
     for place in range(part.first, part.first + len(part.stages))
     if not whole.is_finished(settings, part, place, count)
   ]
+  missing = [problem for stage in undone for problem in stage.missing()]
+  if missing:
+    raise ValueError(curation_settings.listed(missing))
   if undone:
     every = curation_settings.Pass(name="all", first=0, stages=tuple(undone))
     with watch.Watched(settings, every, 1) as watched:

@@ -53,6 +53,10 @@ class Stage:
     """Reason -> (score, field of the config)."""
     return getattr(_module(self.module), "BOUNDS", {})
 
+  def missing(self) -> list[str]:
+    """What it needs and has not here, a sentence each."""
+    return _missing(self.module, self.config)
+
   def load(self) -> Any:
     """The stage's function; ValueError names what it needs and has not."""
     return _module(self.module).load(self.config)
@@ -220,15 +224,31 @@ def _passes(
       f" {passes}"
     )
   count, key = 0, ""
+  problems: list[str] = []
+  lacking: list[str] = []
+  failed = False
   for name, wanted in passes:
     stages = []
     for each in wanted:
-      if _short(each) not in skip:
-        stages.append(_stage(each, configs.get(_short(each), {}), key))
+      if _short(each) in skip:
+        continue
+      fields = configs.get(_short(each), {})
+      missing: list[str] = []
+      try:
+        missing = _missing(_path(each), _config(each, fields))
+        stages.append(_stage(each, fields, key))
         key = stages[-1].key
+      except ValueError as error:
+        failed = True
+        # What is missing says the same, and what to do.
+        problems += [] if missing else [str(error)]
+      lacking += missing
     if stages:
       yield _checked(Pass(name=name, first=count, stages=tuple(stages)))
     count += len(stages)
+  if failed:
+    # What any stage lacks is said at once.
+    raise ValueError(listed([*problems, *lacking]))
 
 
 def _checked(part: Pass) -> Pass:
@@ -244,20 +264,43 @@ def _checked(part: Pass) -> Pass:
 
 def _stage(name: str, fields: Mapping[str, Any], before: str) -> Stage:
   """A stage from the fields of its config."""
-  module = _module(_path(name))
-  known = [f.name for f in dataclasses.fields(module.Config)]
-  _check_names(f"stages.{_short(name)}", fields, known)
-  if module.KIND not in KINDS:
-    raise ValueError(f"stage {name}: KIND {module.KIND!r} is none of {KINDS}")
-  short = _short(name)
+  module, short = _module(_path(name)), _short(name)
+  frozen = _config(name, fields)
   try:
-    frozen = module.Config(**{n: _frozen(v) for n, v in fields.items()})
     identity = getattr(module, "identity", dataclasses.asdict)(frozen)
   except ValueError as error:
     raise ValueError(f"config.stages.{short}: {error}") from error
   hashed = json.dumps([short, module.VERSION, identity, before], sort_keys=True)
   key = hashlib.sha256(hashed.encode()).hexdigest()[:12]
   return Stage(name=short, module=_path(name), config=frozen, key=key)
+
+
+def _config(name: str, fields: Mapping[str, Any]) -> Any:
+  """A stage's Config; ValueError if a field is unknown or cannot be."""
+  module = _module(_path(name))
+  known = [f.name for f in dataclasses.fields(module.Config)]
+  _check_names(f"stages.{_short(name)}", fields, known)
+  if module.KIND not in KINDS:
+    raise ValueError(f"stage {name}: KIND {module.KIND!r} is none of {KINDS}")
+  try:
+    return module.Config(**{n: _frozen(v) for n, v in fields.items()})
+  except ValueError as error:
+    raise ValueError(f"config.stages.{_short(name)}: {error}") from error
+
+
+def listed(problems: Sequence[str]) -> str:
+  """One problem as a line, several as a list; each once."""
+  every = list(dict.fromkeys(problems))
+  if len(every) == 1:
+    return every[0]
+  return f"{len(every)} things are missing or wrong:" + "".join(
+    f"\n  {problem}" for problem in every
+  )
+
+
+def _missing(path: str, config: Any) -> list[str]:
+  """What a stage needs and has not here."""
+  return list(getattr(_module(path), "missing", lambda _: ())(config))
 
 
 def _short(name: str) -> str:

@@ -1,7 +1,15 @@
 """OpenCV, which the extra `[curate]` brings."""
 
 import functools
+import importlib.util
 import types
+
+
+def missing() -> list[str]:
+  """A sentence if OpenCV is not installed."""
+  if importlib.util.find_spec("cv2"):
+    return []
+  return ["OpenCV is needed: pip install 'ovi_jax[curate]'"]
 
 
 @functools.cache

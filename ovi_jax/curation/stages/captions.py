@@ -1,4 +1,7 @@
-"""Captions from a multimodal model: what is seen, said and heard.
+"""Captions from a multimodal model, or from a table.
+
+With `source`, the captions of a clip are those that the table has for its file
+(`ovi_jax/data/captions.py`), and no endpoint is asked. Else:
 
 In: the frames that `cut` kept (or none) and the whole sound, sent in one
 request to an OpenAI-compatible endpoint. Out: the checked caption, as prompts
@@ -12,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -28,6 +32,7 @@ from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import chat
 from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.media import kept
+from ovi_jax.data import captions as captions_lib
 from ovi_jax.media import container as containers
 
 VERSION = 1
@@ -43,6 +48,8 @@ class Config(endpoint.Settings):
   """What is asked, and what an answer must be; and `endpoint.Settings`.
 
   Attributes:
+    source: table of captions (CSV or TSV with the columns path and caption);
+      "" asks the endpoint.
     variants: released variants whose prompts are written; equal ones once.
     task: instruction in place of `instruction.task`; "" for that one.
     temperature: of sampling.
@@ -63,6 +70,7 @@ class Config(endpoint.Settings):
     price_out: of a million tokens of answers.
   """
 
+  source: str = ""
   variants: tuple[str, ...] = ("720x720_5s",)
   task: str = ""
   temperature: float = 0.0
@@ -115,16 +123,68 @@ class Config(endpoint.Settings):
 
 def identity(config: Config) -> dict[str, Any]:
   """What the captions depend on: not where the endpoint is, nor how fast."""
+  if config.source:
+    return _table_identity(config)
   ways = {field.name for field in dataclasses.fields(endpoint.Settings)}
-  ways |= {"cache", "price_in", "price_out", "tokenizer"}
+  ways |= {"cache", "price_in", "price_out", "tokenizer", "source"}
   values = dataclasses.asdict(config)
   result = {name: value for name, value in values.items() if name not in ways}
   asked = [chat.request(_asking(config), *given) for given in _KINDS]
-  tokenizer = ""
-  if config.tokenizer:
-    file = containers.given("captions.tokenizer", config.tokenizer)
-    tokenizer = containers.digest(file)
-  return {**result, "asked": asked, "tokenizer": tokenizer}
+  return {**result, "asked": asked, "tokenizer": _tokenizer_digest(config)}
+
+
+def _table_identity(config: Config) -> dict[str, Any]:
+  """What captions from a table depend on: its content, and how it is read."""
+  table = containers.given("captions.source", config.source)
+  return {
+    "source": containers.digest(table),
+    # Relative paths may begin at the table's folder.
+    "folder": os.path.dirname(os.path.abspath(table)),
+    "variants": config.variants,
+    "tokenizer": _tokenizer_digest(config),
+    "text_rows": config.text_rows,
+  }
+
+
+def _tokenizer_digest(config: Config) -> str:
+  """Of the tokenizer's content; "" without one."""
+  if not config.tokenizer:
+    return ""
+  return containers.digest(
+    containers.given("captions.tokenizer", config.tokenizer)
+  )
+
+
+def missing(config: Config) -> list[str]:
+  """The table, or the model, key and client, if they are not there."""
+  problems = []
+  if config.tokenizer and not os.path.isfile(config.tokenizer):
+    problems.append(
+      f"captions.tokenizer: {config.tokenizer} is not a file; name it with"
+      " --config.stages.captions.tokenizer=FILE"
+    )
+  if config.source:
+    try:
+      captions_lib.read(config.source)
+    except ValueError as error:
+      problems.append(
+        f"captions.source: {error}; name a table with"
+        " --config.stages.captions.source=FILE.csv"
+      )
+    return problems
+  table = "or take captions from --config.stages.captions.source=FILE.csv"
+  if not config.model:
+    problems.append(
+      "captions.model: expected the name that the endpoint serves it as; give"
+      " --config.stages.captions.url=http://HOST:8000/v1"
+      f" --config.stages.captions.model=MODEL, {table}"
+    )
+  for check in (endpoint.library, functools.partial(endpoint.api_key, config)):
+    try:
+      check()
+    except (ImportError, ValueError) as error:
+      problems.append(f"captions: {error}, {table}")
+  return problems
 
 
 def _asking(config: Config) -> chat.Asking:
@@ -153,6 +213,8 @@ def load(
       tokenizer is none, or the cache cannot be a folder.
     ImportError: httpx is not installed.
   """
+  if config.source:
+    return _from_table(config)
   if not config.model:
     raise ValueError(
       "captions.model: expected the name that the endpoint serves it as"
@@ -170,6 +232,35 @@ def load(
     clock or endpoint.Clock(),
   )
   return lambda pairs: asyncio.run(ask(pairs))
+
+
+def _from_table(
+  config: Config,
+) -> Callable[[Sequence[Pair]], list[clips.Clip | clips.Reject]]:
+  """The stage, for captions that are in a table."""
+  table = captions_lib.Table.load(config.source)
+  tokenizer = (
+    prompt.Tokenizer.load(config.tokenizer) if config.tokenizer else None
+  )
+
+  def caption(clip: clips.Clip) -> clips.Clip | clips.Reject:
+    rows = table.find(clip.path)
+    prompts, notes = captions_lib.prompts(
+      [row.caption for row in rows], config.variants
+    )
+    if not prompts:
+      found = "its rows have no text" if rows else "no row has its path"
+      return clips.Reject(
+        clip=clip, stage=NAME, reason="not in the table", detail=found
+      )
+    if tokenizer:
+      for note in tokenizer.notes(prompts, config.text_rows):
+        return clips.Reject(
+          clip=clip, stage=NAME, reason="prompt is too long", detail=note
+        )
+    return clip.found(NAME, prompts=prompts, notes=notes)
+
+  return lambda pairs: [caption(clip) for clip, _ in pairs]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,6 @@ Of a clip without pictures only "audio.pcm" is kept.
 import dataclasses
 import io
 import math
-import pathlib
-import tempfile
 from collections.abc import Callable
 from collections.abc import Sequence
 
@@ -40,9 +38,6 @@ BOUNDS = {
 }
 ASPECTS = ("kept", "square")
 _QUALITY = 90  # of the JPEGs
-# Of x264, at the quality of `mp4.CRF`: half the time of its default for as
-# many bytes and 0.3 dB.
-_PRESET = "veryfast"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +72,12 @@ class Config:
         "cut: expected largest_enlargement >= 1 and frames >= 0, got"
         f" {self.largest_enlargement} and {self.frames}"
       )
+
+
+def missing(config: Config) -> list[str]:
+  """OpenCV, if it is not installed."""
+  del config
+  return opencv.missing()
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
@@ -153,10 +154,7 @@ def resize(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def encode(video_THWC: np.ndarray) -> bytes:
   """An mp4 without sound; the same frames give the same bytes anywhere."""
-  with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder) / kept.VIDEO
-    mp4.write(path, [video_THWC], None, threads=1, preset=_PRESET)
-    return path.read_bytes()
+  return mp4.to_bytes([video_THWC], preset=mp4.FAST)
 
 
 def _pictures(video_THWC: np.ndarray, count: int) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ weights of both; without them it is null and nobody is refused for it.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,20 @@ def identity(config: Config) -> dict[str, Any]:
         containers.given(f"look.{name}", values[name])
       )
   return values
+
+
+def missing(config: Config) -> list[str]:
+  """OpenCV and weights that are named, if they are not there."""
+  problems = opencv.missing()
+  for name in ("clip", "head"):
+    path = getattr(config, name)
+    if path and not os.path.isfile(path):
+      problems.append(
+        f"look.{name}: {path} is not a file; name another with"
+        f" --config.stages.look.{name}=FILE, or leave the aesthetic score out"
+        " with --config.stages.look.clip= --config.stages.look.head="
+      )
+  return problems
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:

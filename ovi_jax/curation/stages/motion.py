@@ -14,6 +14,7 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.media import flow
 from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import opencv
 from ovi_jax.curation.media import reading
 
 NAME = "motion"
@@ -61,6 +62,12 @@ class Config:
       raise ValueError(
         f"motion: expected a least_part from 0 to 1, got {self.least_part}"
       )
+
+
+def missing(config: Config) -> list[str]:
+  """OpenCV, if it is not installed."""
+  del config
+  return opencv.missing()
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:

@@ -10,7 +10,6 @@ so that no file has clips in both.
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import pathlib
 import pickle
 import tempfile
@@ -25,6 +24,7 @@ from ovi_jax.curation import stage
 from ovi_jax.curation.media import kept
 from ovi_jax.data import builder
 from ovi_jax.data import schema
+from ovi_jax.data import splits
 
 NAME = "pack"
 VERSION = 1
@@ -168,8 +168,7 @@ def record(
 def split_of(clip: clips.Clip, config: Config) -> str:
   """The split of a clip: that of its file."""
   content = clip.facts.get("probe", {}).get("content") or clip.path
-  hashed = f"{config.seed}:{content}".encode(errors="surrogateescape")
-  chance = int.from_bytes(hashlib.sha256(hashed).digest()[:8], "big") / 2**64
+  chance = splits.chance(content, config.seed)
   return TEST if chance < config.held_out else TRAIN
 
 

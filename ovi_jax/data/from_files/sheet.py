@@ -1,0 +1,88 @@
+"""The contact sheet: frames or waves of imported clips with their captions."""
+
+import io
+import textwrap
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image
+from PIL import ImageDraw
+from PIL import ImageFont
+
+from ovi_jax import untrusted
+
+CELLS = 48  # most clips on a sheet
+_COLUMNS = 3
+_TEXT = 12  # size of letters
+_LINE = 15  # pixels between lines
+_LINES = 4  # of a caption
+_GAP = 10
+
+
+class Cell(NamedTuple):
+  """A clip on the sheet.
+
+  Attributes:
+    picture: PNG.
+    title: name, split, length.
+    caption: the first one.
+  """
+
+  picture: bytes
+  title: str
+  caption: str
+
+
+def spread(count: int) -> list[int]:
+  """Which of so many clips are shown: all, or evenly spaced ones."""
+  if count <= CELLS:
+    return list(range(count))
+  return [round(n * (count - 1) / (CELLS - 1)) for n in range(CELLS)]
+
+
+def draw(cells: Sequence[Cell]) -> Image.Image:
+  """Lay clips out in rows; expects at least one."""
+  pictures = [Image.open(io.BytesIO(cell.picture)) for cell in cells]
+  width = max(240, *(picture.width for picture in pictures))
+  height = max(picture.height for picture in pictures)
+  columns = min(_COLUMNS, len(cells))
+  step = width + _GAP, height + (_LINES + 1) * _LINE + 2 * _GAP
+  rows = -(-len(cells) // columns)
+  size = columns * step[0] + _GAP, rows * step[1] + _GAP
+  sheet = Image.new("RGB", size, "white")
+  pen = ImageDraw.Draw(sheet)
+  font = ImageFont.load_default(_TEXT)
+  for number, (cell, picture) in enumerate(zip(cells, pictures)):
+    row, column = divmod(number, columns)
+    left, top = _GAP + column * step[0], _GAP + row * step[1]
+    sheet.paste(picture, (left, top))
+    top += height + 3
+    title = untrusted.printable(cell.title)
+    for line in [
+      *_fitted([title], width, font, 1),
+      *_wrapped(cell, width, font),
+    ]:
+      pen.text((left, top), line, fill="black", font=font)
+      top += _LINE
+  return sheet
+
+
+def _wrapped(cell: Cell, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+  """The caption in lines, its end cut off where there are too many."""
+  each = width / max(1.0, font.getlength("n"))
+  lines = textwrap.wrap(untrusted.printable(cell.caption, 1000), int(each))
+  return list(_fitted(lines, width, font, _LINES))
+
+
+def _fitted(
+  lines: Sequence[str], width: int, font: ImageFont.FreeTypeFont, most: int
+) -> Iterator[str]:
+  """At most so many lines, each cut to the width."""
+  for number, line in enumerate(lines[:most]):
+    more = number == most - 1 and len(lines) > most
+    text = line + ("…" if more else "")
+    while len(line) > 1 and font.getlength(text) > width:
+      line = line[:-1]
+      text = line + "…"
+    yield text

@@ -1,0 +1,87 @@
+"""Captions in tables: which file a row means, and what is read of its text."""
+
+import pathlib
+
+import pytest
+
+from ovi_jax.data import captions
+
+
+def row(path: str) -> captions.Row:
+  return captions.Row(place="row 1", path=captions.normalize(path), caption="x")
+
+
+@pytest.mark.parametrize(
+  "path, wanted",
+  [
+    ("a.mp4", ["a.mp4"]),
+    ("./a.mp4", ["a.mp4"]),
+    ("sub/a.mp4", ["sub/a.mp4"]),
+    (".\\sub\\a.mp4", ["sub/a.mp4"]),
+    ("SUB/A.mp4", ["sub/a.mp4"]),
+    ("b.mp4", ["sub/b.mp4"]),
+    ("C:\\Users\\me\\clips\\sub\\a.mp4", ["sub/a.mp4"]),
+    ("/home/other/clips/a.mp4", ["a.mp4"]),
+    ("clips/a.mp4", []),
+    ("c.mp4", ["one/c.mp4", "two/c.mp4"]),
+    ("Mu\u0308ller.mp4", ["M\u00fcller.mp4"]),
+    ("", []),
+    ("missing.mp4", []),
+  ],
+)
+def test_a_row_means_the_file_that_its_path_ends_with(path, wanted):
+  names = [
+    "a.mp4",
+    "sub/a.mp4",
+    "sub/b.mp4",
+    "one/c.mp4",
+    "two/c.mp4",
+    "M\u00fcller.mp4",
+  ]
+  files = captions.Files.of({name: pathlib.Path(name) for name in names})
+  assert files.find(row(path)) == wanted
+
+
+def test_a_file_takes_the_rows_with_the_longest_end_of_its_path(tmp_path):
+  table = tmp_path / "t.csv"
+  table.write_bytes(
+    b"\xef\xbb\xbfpath,caption\r\na.mp4,short\r\nsub\\a.mp4,long\r\n"
+    b"sub/a.mp4,other\r\n/abs/a.mp4,absolute\r\n"
+  )
+  loaded = captions.Table.load(table)
+
+  def found(path: str) -> list[str]:
+    return [each.caption for each in loaded.find(path)]
+
+  assert found("/films/sub/a.mp4") == ["long", "other"]
+  assert found(f"{tmp_path}/sub/a.mp4") == ["long", "other"]
+  assert found("/films/a.mp4") == ["short"]
+  assert found("/abs/a.mp4") == ["absolute"]
+  assert found("/abs/b.mp4") == []
+
+
+def test_captions_are_cleaned_and_each_is_kept_once():
+  made, notes = captions.prompts(
+    ["A  dog\nbarks &amp; runs. <S>Hi<E>", "A dog barks & runs. <S>Hi<E>", " "]
+  )
+  assert made == ["A dog barks & runs. <S>Hi<E>"] and not notes
+
+
+def test_tags_out_of_place_are_noted_and_variants_have_their_form():
+  _, notes = captions.prompts(["He says <S>hi"])
+  assert len(notes) == 1 and "<S>" in notes[0]
+  made, _ = captions.prompts(["Rain. <AUDCAP>drops<ENDAUDCAP>"], ["960x960_5s"])
+  assert made == ["Rain. Audio: drops"]
+
+
+def test_rows_without_a_path_or_with_a_strange_split_are_named_at_once(
+  tmp_path,
+):
+  table = tmp_path / "t.csv"
+  table.write_text("path,caption,split\n,x,\na.mp4,x,dev\nb.mp4,x,VAL\n")
+  with pytest.raises(ValueError) as raised:
+    captions.read(table)
+  assert "row 1 (line 2): no path" in str(raised.value)
+  assert "row 2 (line 3): split 'dev'; expected train, test" in str(
+    raised.value
+  )
