@@ -1,12 +1,16 @@
 """Stages from their configs, one after the other, and bad input."""
 
+import dataclasses
 import importlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from ovi_jax import demo
 from ovi_jax.data import builder
+from ovi_jax.data import quality
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.training import logs
@@ -214,3 +218,45 @@ def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
   said.clear()
   assert run(begun, path, said.append)
   assert not any("tensorboard" in line for line in said)
+
+
+def test_data_that_tokenizer_and_codecs_lose_is_refused_before_a_run(
+  datasets, tmp_path
+):
+  data = tmp_path / "data"
+  shutil.copytree(datasets["sounds"], data)
+  covered = quality.Coverage(
+    captions=9, words=10, unknown=5, examples=("cat",), merged=4
+  )
+  found = quality.Quality(coverage=covered, mel_error=3.0)
+  found.save(data / quality.FILE)
+  begun, said = config("audio_pretrain", str(data)), []
+  begun.data.max_unknown_words, begun.steps = 0.2, 1
+  with pytest.raises(ValueError, match="50% of the captions' words are unkn"):
+    run(begun, tmp_path / "run", said.append)
+  assert not (tmp_path / "run").exists()
+  assert said[0] == (
+    f"{data}: captions: the tokenizer does not know 5 of 10 words (50%: cat,"
+    " …); 4 of 9 captions become the same text as another"
+  )
+  assert "3.0 dB mean log-mel error" in said[1]
+  # Encoding it was forced: it was accepted once.
+  chosen = settings.Settings.from_config(begun)
+  dataclasses.replace(found, accepted=True).save(data / quality.FILE)
+  stage.check_quality(chosen, None, said.append)
+  assert len(said) == 4
+
+
+def test_words_are_counted_with_the_tokenizer_of_the_components(
+  datasets, tmp_path
+):
+  (tmp_path / "tokenizer.json").write_bytes(
+    (demo.WEIGHTS / "tokenizer.json").read_bytes()
+  )
+  begun = config("audio_pretrain", datasets["sounds"], components=str(tmp_path))
+  begun.data.max_unknown_words, said = 0.2, []
+  chosen = settings.Settings.from_config(begun)
+  # "a clip"
+  with pytest.raises(ValueError, match="50% of the captions' words are unkn"):
+    stage.check_quality(chosen, None, said.append)
+  assert "does not know 1 of 2 words (50%: clip, …)" in said[0]
