@@ -2,9 +2,6 @@
 
   python train.py --config=configs/small.py --workdir=DIR
     --config.data.sources="('DIR',)"
-  python train.py --config=configs/fusion.py --workdir=DIR
-    --config.initial.video=DIR --config.initial.audio=DIR
-    --config.data.sources="('DIR',)"
   python train.py --config=configs/codec_video.py:mini --workdir=DIR
 
 Run the same command again to go on from the newest checkpoint. Exit codes: 0

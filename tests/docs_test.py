@@ -108,7 +108,7 @@ def test_fine_tuning_from_a_folder_of_clips(tmp_path):
 
 def write_clips(folder: pathlib.Path, count: int) -> None:
   """Clips at 30 fps, larger than they are read, and their table."""
-  world, lines = worlds.World(seed=991), ["path,caption,split"]
+  world, lines = worlds.World(seed=991, complete=True), ["path,caption,split"]
   (folder / "clips").mkdir()
   for number in range(count):
     made = world.clip(number)

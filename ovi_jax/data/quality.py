@@ -39,6 +39,9 @@ CLIPS = 4  # that go through the codecs
 _FRAMES = 33  # of each, at most
 _SIDE = 256  # pixels of their middle, at most
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+_TAG = re.compile(
+  "|".join(map(re.escape, (*prompts.CLOSING, *prompts.CLOSING.values())))
+)
 _LISTED = 10
 
 
@@ -203,7 +206,7 @@ def coverage(
   words = 0
   for text in texts:
     unread = set(tokenizer.unread(text))
-    found = _WORD.findall(prompts.clean(text))
+    found = _WORD.findall(_TAG.sub(" ", prompts.clean(text)))
     words += len(found)
     unknown.update(word.lower() for word in found if word in unread)
   ids_BS, _ = tokenizer.encode(texts, length)
