@@ -363,8 +363,8 @@ def _define_flags() -> None:
   flags.DEFINE_string("dtype", "auto", "Of computing: auto, float32, bfloat16.")
   flags.DEFINE_string("stored", "float16", "Of arrays: float16, bfloat16.")
   flags.DEFINE_integer("records_per_shard", 64, "Records in a file.")
-  for field in dataclasses.fields(quality.Limits):
-    flags.DEFINE_float(field.name, field.default, "See ovi_jax.data.quality.")
+  for name, limit in dataclasses.asdict(quality.Limits()).items():
+    flags.DEFINE_float(name, limit, "See ovi_jax.data.quality.")
   flags.DEFINE_bool("force", False, "Encode what is beyond the limits, too.")
   flags.DEFINE_integer("process", 0, "Number of this process.")
   flags.DEFINE_integer("processes", 1, "Processes that share the work.")
@@ -376,8 +376,11 @@ def main(argv: list[str]) -> None:
     runtime.need(FLAGS, data="DIR", weights="DIR", out="DIR")
     fields = {field.name for field in dataclasses.fields(Job)} - {"limits"}
     values: dict[str, Any] = {name: FLAGS[name].value for name in fields}
-    limits = [field.name for field in dataclasses.fields(quality.Limits)]
-    values["limits"] = quality.Limits(**{n: FLAGS[n].value for n in limits})
+    limits: Any = {
+      field.name: FLAGS[field.name].value
+      for field in dataclasses.fields(quality.Limits)
+    }
+    values["limits"] = quality.Limits(**limits)
     for name in ("data", "weights", "out"):
       values[name] = pathlib.Path(values[name])
     values["parts"] = tuple(values["parts"])
