@@ -89,6 +89,13 @@ class Coverage:
   examples: tuple[str, ...]
   merged: int
 
+  def __post_init__(self):
+    counts = (self.captions, self.words, self.unknown, self.merged)
+    if any(type(count) is not int or count < 0 for count in counts):
+      raise ValueError(f"expected counts from 0, got {counts!r:.80}")
+    if any(not isinstance(word, str) for word in self.examples):
+      raise ValueError(f"expected words as examples, got {self.examples!r:.80}")
+
   @property
   def share(self) -> float:
     return self.unknown / max(1, self.words)
@@ -119,6 +126,13 @@ class Quality:
   psnr: float | None = None
   mel_error: float | None = None
   accepted: bool = False
+
+  def __post_init__(self):
+    for value in (self.psnr, self.mel_error):
+      if value is not None and type(value) not in (int, float):
+        raise ValueError(f"expected a number of dB, got {value!r:.80}")
+    if not isinstance(self.accepted, bool):
+      raise ValueError(f"accepted: expected a bool, got {self.accepted!r:.80}")
 
   def lines(self) -> list[str]:
     """For the user."""
@@ -187,7 +201,7 @@ class Quality:
       if values.get("coverage") is not None:
         values["coverage"] = Coverage(**values["coverage"])
       return cls(**values)
-    except (TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
       raise ValueError(f"{path} is damaged ({error}); delete it") from error
 
 

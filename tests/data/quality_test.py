@@ -90,7 +90,16 @@ def test_what_was_measured_is_read_back(tmp_path):
   found = quality.Quality.read(path)
   assert found is not None and found.psnr == 16.0
   assert found.coverage is not None and found.coverage.share == 0.3
-  for text in ("{", "[1]", '{"psnr": 1, "walks": 2}', '{"coverage": 7}'):
+  for text in (
+    "{",
+    "[1]",
+    '{"psnr": 1, "walks": 2}',
+    '{"psnr": "1"}',
+    '{"accepted": 1}',
+    '{"coverage": 7}',
+    '{"coverage": {"captions": 1, "words": "1", "unknown": 0, "examples": [],'
+    ' "merged": 0}}',
+  ):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"quality\.json is damaged"):
       quality.Quality.read(path)
