@@ -22,6 +22,12 @@ PATCH = 2  # latent rows, and columns, a token
 PIXEL_MULTIPLE = VIDEO_STRIDES[1] * PATCH  # sides of a clip divide by this
 DEFAULT_SIZE = (704, 1280)  # height and width asked for where nobody says
 
+# Longer side over the shorter. Sizes that are named for the released weights go
+# up to 2.5 (448x1120); curation takes films up to 4. Beyond 8 a clip has more
+# columns (or rows) than any position that the model has seen.
+USUAL_ASPECT = 4.0
+MAX_ASPECT = 8.0
+
 # How far around the ideal number of rows `image_size` looks.
 _ROWS_AROUND = range(-3, 4)
 
@@ -194,9 +200,10 @@ def snap(height: int, width: int, area: int) -> tuple[int, int]:
     multiple of 32.
 
   Raises:
-    ValueError: an argument is not positive.
+    ValueError: an argument is not positive, or the aspect is too extreme.
   """
   _positive(height, width, area)
+  check_aspect(height, width)
   scale = math.sqrt(area / (height * width))
   return _multiple(round(height * scale)), _multiple(round(width * scale))
 
@@ -217,9 +224,10 @@ def image_size(height: int, width: int, area: int) -> tuple[int, int]:
     Height and width in pixels, multiples of 32.
 
   Raises:
-    ValueError: an argument is not positive.
+    ValueError: an argument is not positive, or the aspect is too extreme.
   """
   _positive(height, width, area)
+  check_aspect(height, width)
   aspect = width / height
   ideal = round(math.sqrt(max(1, area // PIXEL_MULTIPLE**2) / aspect))
   rows = [max(1, max(1, ideal) + offset) for offset in _ROWS_AROUND]
@@ -232,6 +240,21 @@ def image_size(height: int, width: int, area: int) -> tuple[int, int]:
   return min(
     sizes, key=lambda s: (abs(s[0] * s[1] - area), abs(s[1] / s[0] - aspect))
   )
+
+
+def elongation(height: int, width: int) -> float:
+  """The longer side over the shorter, of a size that is positive."""
+  return max(height, width) / min(height, width)
+
+
+def check_aspect(height: int, width: int) -> None:
+  """ValueError if a size is not positive or more extreme than `MAX_ASPECT`."""
+  _positive(height, width)
+  if elongation(height, width) > MAX_ASPECT:
+    raise ValueError(
+      f"expected a height and width of at most {MAX_ASPECT:g} to 1, got"
+      f" {height}x{width}; crop it"
+    )
 
 
 def _multiple(side: float) -> int:

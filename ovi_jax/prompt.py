@@ -8,7 +8,6 @@ length. (`ovi_fusion_engine.py`, `modules/tokenizers.py` of the original.)
 
 import dataclasses
 import html
-import json
 import os
 import pathlib
 import re
@@ -20,6 +19,7 @@ import numpy as np
 import tokenizers
 
 from ovi_jax import geometry
+from ovi_jax import tokenizer_file
 
 SPEECH, SPEECH_END = "<S>", "<E>"
 SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
@@ -154,36 +154,44 @@ class Tokenizer:
   eos: int
 
   @classmethod
-  def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-    """Read a `tokenizer.json`; ValueError names the path if it will not do."""
+  def load(
+    cls, path: str | os.PathLike[str], rows: int | None = None
+  ) -> "Tokenizer":
+    """Read a `tokenizer.json`, see `tokenizer_file`.
+
+    Args:
+      path: of the file.
+      rows: of the text encoder's embedding; `None` if there is none.
+
+    Raises:
+      ValueError: it will not do; names the path.
+    """
     path = pathlib.Path(path)
     wanted = "expected the tokenizer.json of google/umt5-xxl"
     try:
-      text = path.read_text(encoding="utf-8")
-      json.loads(text)
+      with path.open("rb") as file:
+        data = file.read(tokenizer_file.MAX_BYTES + 1)
+      return cls.parse(data, rows)
     except OSError as error:
       raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
     except ValueError as error:
-      raise ValueError(f"{path} is not JSON ({error}); {wanted}") from error
-    try:
-      model = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:
-      # The library raises Exception itself for a bad file; what is more
-      # specific is something else.
-      if type(error) is not Exception:
-        raise
+      raise ValueError(f"{path}: {error}; {wanted}") from error
+
+  @classmethod
+  def parse(cls, data: bytes, rows: int | None = None) -> "Tokenizer":
+    """The tokenizer that the bytes of a file describe; see `load`."""
+    model, largest = tokenizer_file.parse(data)
+    if rows is not None and largest >= rows:
       raise ValueError(
-        f"{path} does not describe a tokenizer ({error}); {wanted}"
-      ) from error
+        f"it has the id {largest}, but the text encoder has {rows} rows"
+      )
     pad, eos = (model.token_to_id(token) for token in (PAD, EOS))
     if pad is None or eos is None:
-      raise ValueError(f"{path} has no {PAD} or no {EOS}; {wanted}")
-    # The file may hold settings of its own.
-    model.no_padding()
-    model.no_truncation()
-    plain = model.encode("a", add_special_tokens=False).ids
-    if model.encode("a").ids != [*plain, eos]:
-      raise ValueError(f"{path} does not end prompts with {EOS}; {wanted}")
+      raise ValueError(f"it has no {PAD} or no {EOS}")
+    with tokenizer_file.library_errors("it cannot read 'a'"):
+      plain = model.encode("a", add_special_tokens=False).ids
+      if model.encode("a").ids != [*plain, eos]:
+        raise ValueError(f"it does not end prompts with {EOS}")
     return cls(model=model, pad=pad, eos=eos)
 
   def encode(
@@ -242,4 +250,5 @@ class Tokenizer:
     if length < 1:
       raise ValueError(f"length must be at least 1 token, got {length}")
     texts = [clean(p) for p in prompts]
-    return self.model.encode_batch(texts, add_special_tokens=False)
+    with tokenizer_file.library_errors("the tokenizer cannot read a prompt"):
+      return self.model.encode_batch(texts, add_special_tokens=False)

@@ -16,11 +16,13 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from ovi_jax import console
+
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
 
 
 def start(argv: Sequence[str] = ()) -> None:
-  """Quiet the libraries' logs, and keep compiled programs on disk.
+  """Set up the console, quiet libraries' logs, keep compiled programs on disk.
 
   A second start then finds its programs compiled. `JAX_COMPILATION_CACHE_DIR`
   names another place; set to nothing, it turns the cache off.
@@ -33,6 +35,7 @@ def start(argv: Sequence[str] = ()) -> None:
   """
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  console.setup()
   logging.set_verbosity(logging.WARNING)
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
@@ -50,13 +53,14 @@ def flag_errors() -> Iterator[None]:
     said: object = error
     while isinstance(said, Exception):
       said = said.args[0]
-    sys.exit(f"{name}: the config has no field {' '.join(str(said).split())}")
+    leave(f"{name}: the config has no field {' '.join(str(said).split())}")
   except ValueError as error:
-    sys.exit(f"{name}: {error}")
+    leave(f"{name}: {error}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parse flags, for `app.run`; see `flag_errors`."""
+  """Set up the console and parse flags, for `app.run`; see `flag_errors`."""
+  console.setup()
   with flag_errors():
     try:
       return flags.FLAGS(argv)
@@ -92,13 +96,8 @@ def need(values: flags.FlagValues, **examples: str) -> None:
 
 
 def leave(message: str) -> NoReturn:
-  """End with exit code 1 and last words that other threads cannot cut in two.
-
-  `sys.exit` with a message writes through buffers that threads of libraries
-  share, which may be telling of the same failure at that moment.
-  """
-  sys.stderr.flush()
-  os.write(sys.stderr.fileno(), f"{message}\n".encode())
+  """End with exit code 1 and last words on stderr, see `console.error`."""
+  console.error(message)
   sys.exit(1)
 
 

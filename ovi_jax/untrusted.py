@@ -5,11 +5,13 @@ on. Their JSON is bounded in bytes, depth and in the size of its numbers before
 any value is used, and text from them is escaped before it reaches a terminal.
 """
 
+import itertools
 import json
 import math
 import os
 import pathlib
 import re
+import unicodedata
 from typing import Any
 
 MAX_JSON_BYTES = 16 << 20
@@ -17,7 +19,9 @@ MAX_JSON_DEPTH = 64
 _MAX_DIGITS = 40  # of an integer; 2**128 has 39
 
 # A string is matched whole, so that brackets within it do not count.
-_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_STEPS = dict(zip(b"[{]}", (1, 1, -1, -1)))
+_NO_BRACKETS = bytes(set(range(256)) - _STEPS.keys())
 
 
 def read_json(
@@ -87,17 +91,12 @@ def parse_json(
 
 def _check_depth(raw: bytes, max_depth: int) -> None:
   """ValueError if brackets outside strings nest deeper than allowed."""
-  depth = 0
-  for token in _BRACKET.finditer(raw):
-    first = token[0][:1]
-    if first in b"[{":
-      depth += 1
-    elif first in b"]}":
-      depth -= 1
-    if depth > max_depth:
-      raise ValueError(
-        f"expected JSON nested at most {max_depth} deep, found more"
-      )
+  brackets = _STRING.sub(b"", raw).translate(None, _NO_BRACKETS)
+  depths = itertools.accumulate(map(_STEPS.__getitem__, brackets))
+  if max(depths, default=0) > max_depth:
+    raise ValueError(
+      f"expected JSON nested at most {max_depth} deep, found more"
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -136,7 +135,24 @@ def printable(text: str, limit: int = 200) -> str:
     The text with control characters, line ends, surrogates and invisible
     format characters written as `\\x1b`, `\\n`, `\\u202e`.
   """
-  cut = text if len(text) <= limit else text[:limit] + "…"
+  return escape(text if len(text) <= limit else text[:limit] + "…")
+
+
+def escape(text: str, keep: str = "") -> str:
+  """Escape what a terminal would act on.
+
+  Args:
+    text: from a file or a network.
+    keep: control characters that stay as they are.
+
+  Returns:
+    See `printable`. Spaces of any width stay.
+  """
+  if text.isprintable():
+    return text
   return "".join(
-    c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut
+    c
+    if c.isprintable() or c in keep or unicodedata.category(c) == "Zs"
+    else c.encode("unicode_escape").decode()
+    for c in text
   )

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "ovi_jax"
 BASE = {
   "axes",
   "chips",
+  "console",
   "files",
   "flops",
   "geometry",
@@ -18,6 +19,7 @@ BASE = {
   "prompt",
   "runtime",
   "tables",
+  "tokenizer_file",
   "untrusted",
 }
 # Package -> packages it may import, besides itself and the base.

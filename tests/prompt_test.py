@@ -149,7 +149,7 @@ def _without(key):
   "content, expected",
   [
     (None, "No such file"),
-    ("{", "is not JSON"),
+    ("{", "expected JSON"),
     ('{"a": 1}', "does not describe a tokenizer"),
     (TOKENIZER.read_text().replace("<pad>", "<gap>"), "has no <pad>"),
     (_without("post_processor"), "does not end prompts with </s>"),

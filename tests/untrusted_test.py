@@ -56,3 +56,7 @@ def test_what_a_terminal_would_act_on_is_escaped():
     "a\\x1b[31mb\\r\\n\\u202ec\\udc80 ě"
   )
   assert untrusted.printable("a" * 300, 10) == "a" * 10 + "…"
+
+
+def test_spaces_of_other_scripts_stay():
+  assert untrusted.escape("a\u3000b\xa0c\nd", keep="\n") == "a\u3000b\xa0c\nd"

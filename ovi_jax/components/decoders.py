@@ -41,24 +41,37 @@ class Decoder:
     return cls(components=components, **params)
 
   def frames(self, latents_BTHWC: jax.Array) -> Iterator[np.ndarray]:
-    """Video frames of the first clip, uint8, a few at a time."""
+    """Video frames of the first clip, uint8, a few at a time.
+
+    Raises:
+      ValueError: pixels are not finite: the weights are damaged.
+    """
     arch, dtype = self.components.arch, self.components.dtype
     with self.components.computing():
       chunks = codec.decode_chunks(
         arch.video_vae, self.video, latents_BTHWC, dtype
       )
       for chunk_BTHWC in chunks:
-        yield images.to_uint8(np.asarray(chunk_BTHWC)[0])
+        try:
+          frames_THWC = images.to_uint8(np.asarray(chunk_BTHWC)[0])
+        except ValueError as error:
+          raise ValueError(self.components.damaged("video_vae")) from error
+        yield frames_THWC
 
   def wave(self, latents_BTC: jax.Array) -> np.ndarray:
-    """Sound of the first clip, [samples] in [-1, 1] at 16 kHz."""
+    """Sound of the first clip, [samples] in [-1, 1] at 16 kHz.
+
+    Raises:
+      ValueError: it is not finite: the weights are damaged.
+    """
     arch = self.components.arch
     with self.components.computing(jnp.float32):
       wave_BA = decode_sound(
         arch.audio_vae, arch.vocoder, self.audio, self.vocoder, latents_BTC
       )
     # On the host: the mesh of whoever calls may be another.
-    return np.asarray(wave_BA)[0]
+    wave_A = np.asarray(wave_BA)[0]
+    return self.components.require_finite(wave_A, "audio_vae", "vocoder")
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "bigvgan"))

@@ -55,12 +55,17 @@ class Text:
       )
 
   def texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Embed prompts; each becomes text_SE, S its own tokens, on the host."""
+    """Embed prompts; each becomes text_SE, S its own tokens, on the host.
+
+    Raises:
+      ValueError: an embedding is not finite: the weights are damaged.
+    """
     embedded, length = {}, self.components.text_length
     for text in dict.fromkeys(texts):
       ids_BS, mask_BS = self.tokenizer.encode([text], length)
       text_BSE = self.encode(ids_BS, mask_BS)
-      embedded[text] = np.asarray(text_BSE[0])[: mask_BS[0].sum()]
+      text_SE = np.asarray(text_BSE[0])[: mask_BS[0].sum()]
+      embedded[text] = self.components.require_finite(text_SE, "umt5")
     return embedded
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ovi_jax import prompt as prompts
 from ovi_jax.checkpoint import directory
@@ -85,5 +86,24 @@ class Components:
       prefix=prefix,
     )
 
+  def require_finite(self, values: np.ndarray, *components: str) -> np.ndarray:
+    """Check what components made of finite input.
+
+    Raises:
+      ValueError: NaN or infinity; names the components' files.
+    """
+    if not np.isfinite(values).all():
+      raise ValueError(self.damaged(*components))
+    return values
+
+  def damaged(self, *components: str) -> str:
+    """Says that the output of components is not finite, and what to do."""
+    names = [directory.component_file(self.weights, c) for c in components]
+    return (
+      f"{' or '.join(map(str, names))}: output is not finite (NaN or infinity)"
+      " though the input is: the weights are damaged; convert the release again"
+    )
+
   def tokenizer(self) -> prompts.Tokenizer:
-    return prompts.Tokenizer.load(self.weights / directory.TOKENIZER)
+    path = self.weights / directory.TOKENIZER
+    return prompts.Tokenizer.load(path, self.arch.umt5.vocabulary)

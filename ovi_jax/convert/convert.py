@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ovi_jax
+from ovi_jax import console
 from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import tensor_file
 from ovi_jax.checkpoint import weights
@@ -38,7 +39,7 @@ def convert(
   variant: str | None,
   sizes: Mapping[str, Any],
   components: Sequence[str] | None = None,
-  log: Log = print,
+  log: Log = console.log,
 ) -> directory.Manifest:
   """Convert a release.
 
@@ -235,7 +236,7 @@ def export(
   source: pathlib.Path,
   release: pathlib.Path,
   components: Sequence[str] | None = None,
-  log: Log = print,
+  log: Log = console.log,
 ) -> None:
   """Write our weights back as a release, under the original's names.
 

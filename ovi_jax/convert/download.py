@@ -18,6 +18,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
+from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax.convert import release as releases
 
@@ -74,7 +75,7 @@ def download(
   variant: str,
   out_dir: str | os.PathLike[str],
   confirm: Callable[[str], bool] = lambda question: True,
-  log: Callable[[str], None] = print,
+  log: Callable[[str], None] = console.log,
   hub: Any = None,
 ) -> list[pathlib.Path]:
   """Fetch a variant into the layout that the converter reads.

@@ -105,7 +105,8 @@ def write(
 
   Raises:
     ValueError: the folder exists, there is no split, a split is empty, an id
-      comes twice in one, or a record or the empty prompt breaks the contract.
+      comes twice in one, or a record or the empty prompt breaks the contract,
+      or a record's mp4 is not 24 frames a second or not what the record says.
     OSError: the disk is full, or the folder is not writable.
   """
   path = pathlib.Path(path)

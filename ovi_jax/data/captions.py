@@ -175,11 +175,9 @@ class Table:
 
   Attributes:
     rows: by the last part of their path, in lower case.
-    folder: of the table; relative paths may begin there.
   """
 
   rows: Mapping[str, Sequence[Row]]
-  folder: str
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> "Table":
@@ -188,8 +186,7 @@ class Table:
     for row in read(path):
       if row.parts:
         rows.setdefault(row.parts[-1].casefold(), []).append(row)
-    folder = os.path.dirname(os.path.abspath(path))
-    return cls(rows=rows, folder=normalize(folder))
+    return cls(rows=rows)
 
   def find(self, path: str) -> list[Row]:
     """The rows of a file: of its path, or else of the longest end of it."""
@@ -197,14 +194,11 @@ class Table:
     if not parts:
       return []
     rows = self.rows.get(parts[-1].casefold(), ())
-    here = split_path(self.folder)
     found = []
     for row in rows:
       if row.is_absolute:
         if row.parts == parts:
           found.append((len(parts) + 1, row))
-      elif (*here, *row.parts) == parts:
-        found.append((len(parts), row))
       elif _ends_with(parts, row.parts):
         found.append((len(row.parts), row))
     most = max((length for length, _ in found), default=0)

@@ -1,44 +1,121 @@
-"""A record's media as arrays: frames out of mp4 bytes, a wave out of PCM."""
+"""A record's media as arrays: frames out of mp4 bytes, a wave out of PCM.
 
+The model takes 24 frames a second whatever a file says, so an mp4 of another
+rate would part picture and sound: it is refused on writing and on reading.
+"""
+
+import contextlib
 import io
+from collections.abc import Iterator
 
-import av
 import numpy as np
-from av import error as av_error
 
+from ovi_jax import geometry
 from ovi_jax.data import schema
+from ovi_jax.media import container
+from ovi_jax.media import mp4
 
+_FPS = geometry.FPS
+_ROUNDING = 2e-3  # seconds; containers round time stamps to milliseconds
 _PCM = np.float32(32768)
+
+
+def check(record: schema.Record) -> None:
+  """Hold a record's mp4 to the record; packets are read, one frame is decoded.
+
+  Raises:
+    ValueError: the mp4 is damaged, is not of the frames, height and width that
+      the record says, or not of 24 frames a second by its time stamps; names
+      the record and everything that is wrong.
+  """
+  if record.video is not None:
+    _header(record)
 
 
 def frames(record: schema.Record) -> np.ndarray:
   """Decode the video: uint8 RGB [frames, height, width, 3].
 
   Raises:
-    ValueError: the mp4 is damaged, or is not of the frames, height and width
-      that the record says.
+    ValueError: as `check`.
   """
   assert record.video is not None
-  decoded = []
+  header = _header(record)
+  with _named(record):
+    return mp4.decode(io.BytesIO(record.video), header)
+
+
+def _header(record: schema.Record) -> mp4.Header:
+  """The header of a record's mp4, which agrees with the record."""
+  assert record.video is not None
+  _, height, width = _wanted(record)
+  area = max(1, height * width)
+  with _named(record):
+    header = mp4.header(
+      io.BytesIO(record.video), max_area=min(area * 4, container.MAX_AREA)
+    )
+  problems = [*_size_problems(record, header), *_rate_problems(record, header)]
+  if problems:
+    raise ValueError(
+      f"record {record.id!r}: its mp4 is not what the record says:"
+      f" {'; '.join(problems)}; {schema.RESAMPLE}, or leave the clip out"
+    )
+  return header
+
+
+def _wanted(record: schema.Record) -> tuple[int, int, int]:
+  """Frames, height and width; those that the record leaves to its latents."""
+  T, H, W = record.sizes.video
+  time, row, column = geometry.VIDEO_STRIDES
+  return (
+    record.frames or 1 + time * (T - 1),
+    record.height or row * H,
+    record.width or column * W,
+  )
+
+
+def _size_problems(record: schema.Record, header: mp4.Header) -> Iterator[str]:
+  """In what the frames of the mp4 differ."""
+  got = len(header.times), header.height, header.width
+  wanted = _wanted(record)
+  if got != wanted:
+    yield (
+      "expected {} frames of {}x{}".format(*wanted)
+      + ", found {} of {}x{}".format(*got)
+    )
+  if header.orientation != container.Orientation():
+    yield "its frames are to be turned or mirrored"
+  if abs(header.aspect - 1) > 1e-3:
+    yield f"its pixels are not square ({header.aspect:.3f})"
+
+
+def _rate_problems(record: schema.Record, header: mp4.Header) -> Iterator[str]:
+  """In what the times of the mp4's frames differ from 24 a second."""
+  if not abs(record.fps / _FPS - 1) <= schema.FPS_TOLERANCE:
+    yield f"expected {_FPS} frames a second, the record says {record.fps:g}"
+  if len(header.times) < 2:
+    return
+  late = header.times - header.times[0] - np.arange(len(header.times)) / _FPS
+  seconds = float(header.times[-1] - header.times[0])
+  if abs(late[-1]) > max(_ROUNDING, schema.FPS_TOLERANCE * seconds):
+    rate = (len(header.times) - 1) / max(seconds, 1e-6)
+    yield f"expected {_FPS} frames a second, found {rate:.3f}"
+  elif np.abs(late).max() > 0.5 / _FPS + _ROUNDING:
+    yield (
+      f"expected {_FPS} frames a second, found a variable rate, frames up to"
+      f" {np.abs(late).max():.3f} s from their place"
+    )
+
+
+@contextlib.contextmanager
+def _named(record: schema.Record) -> Iterator[None]:
+  """Errors that name the record."""
   try:
-    with av.open(io.BytesIO(record.video), "r") as container:
-      stream = container.streams.video[0]
-      for frame in container.decode(stream):
-        decoded.append(frame.to_ndarray(format="rgb24"))
-  except (av_error.FFmpegError, IndexError) as error:
+    yield
+  except container.DamagedError as error:
     raise ValueError(
       f"record {record.id!r}: its mp4 cannot be decoded: {error}; leave the"
       " clip out"
     ) from error
-  wanted = record.frames, record.height, record.width, 3
-  got = (len(decoded), *decoded[0].shape) if decoded else (0,)
-  if got != wanted:
-    raise ValueError(
-      f"record {record.id!r}: its mp4 has frames of {list(got)}, expected"
-      f" {list(wanted)} as the record says; it is truncated, or the record is"
-      " wrong: write it again with what the mp4 holds, or leave the clip out"
-    )
-  return np.stack(decoded)
 
 
 def wave(record: schema.Record) -> np.ndarray:

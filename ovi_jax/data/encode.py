@@ -26,10 +26,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from absl import app
 from absl import flags
 
+from ovi_jax import console
 from ovi_jax import files
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
@@ -113,7 +113,7 @@ class Job:
     return self.out.with_name(f".{self.out.name}.encoding")
 
 
-def run(job: Job, log: Log = print) -> bool:
+def run(job: Job, log: Log = console.log) -> bool:
   """Encode this process's shards.
 
   Args:
@@ -273,7 +273,7 @@ def _encode(
   encoder = encoding.RecordEncoder.load(components, job.parts, batch)
   each = job.records_per_shard
   total = sum(min(each, len(splits[n]) - i * each) for n, i in mine)
-  with tqdm.tqdm(total=total, unit="clip", desc="encoding") as bar:
+  with console.progress(total=total, unit="clip", desc="encoding") as bar:
     for name, number in mine:
       split = splits[name]
       end = min((number + 1) * each, len(split))

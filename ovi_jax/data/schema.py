@@ -20,6 +20,9 @@ from ovi_jax.modality import AV
 VERSION = "1.0.0"  # of the record; another major number is not read
 INDEX_BITS = 40  # of an id that count the record within its source
 AUDIO_SLACK = 1  # audio latents a sound may differ from its video's length
+# Share that a rate may differ from 24 frames a second; 23.976 does by 0.001.
+FPS_TOLERANCE = 0.002
+RESAMPLE = "resample it (python -m ovi_jax.data.from_files does)"
 
 
 class Batch(NamedTuple):
@@ -98,7 +101,7 @@ class Record:
     text: the embedding text_SE of each caption, cut to the prompt's own
       length; empty until `encode` has run.
     scores: what curation measured, by name.
-    fps: frames a second.
+    fps: frames a second; 24, but for `FPS_TOLERANCE`.
     frames: of the video, 1 + 4·k; 0 is "what the latents say".
     height: pixels, a multiple of 32; 0 is "what the latents say".
     width: likewise.
@@ -206,8 +209,11 @@ def _video_problems(record: Record, sizes: Geometry) -> Iterator[str]:
       f"frames: expected {frames} for {T} latents, got {record.frames};"
       " cut the clip to 1 + 4·k frames"
     )
-  if not record.fps > 0:
-    yield f"fps: expected a positive number, got {record.fps}"
+  if not abs(record.fps / geometry.FPS - 1) <= FPS_TOLERANCE:
+    yield (
+      f"fps: expected {geometry.FPS} frames a second, got {record.fps:g};"
+      f" {RESAMPLE}"
+    )
     return
   wanted = frames / record.fps * geometry.AUDIO_LATENT_RATE
   heard = record.sizes.audio

@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from ovi_jax import files
+from ovi_jax.data import clips
 from ovi_jax.data import features
 from ovi_jax.data import schema
 
@@ -55,7 +56,7 @@ def write(
   """Write a shard and, before it gets its name, the sizes of its records.
 
   Raises:
-    ValueError: a record breaks the contract.
+    ValueError: a record breaks the contract, or differs from its mp4.
     OSError: the disk is full, or the folder is not writable.
   """
   path = shard_path(folder, split, number)
@@ -64,7 +65,9 @@ def write(
     writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
     try:
       for record in records:
-        stored = features.serialize(features.encode(record, sizes, dtype))
+        encoded = features.encode(record, sizes, dtype)
+        clips.check(record)
+        stored = features.serialize(encoded)
         writer.write(stored)
         rows.append((*record.sizes.video, record.sizes.audio))
         size += len(stored)

@@ -2,14 +2,16 @@
 
 A file is opened as bytes, not by its name: no name is taken for an address,
 and only formats that hold their media themselves are read; a playlist could
-make a decoder open other files or the network. What a decoder makes of damaged
-packets is left out. Also here: how a frame is to be shown, its orientation
-(display matrix of ISO/IEC 14496-12) and the shape of its pixels.
+make a decoder open other files or the network. Frames larger than a limit are
+not decoded. What a decoder makes of damaged packets is left out. Also here: how
+a frame is to be shown, its orientation (display matrix of ISO/IEC 14496-12) and
+the shape of its pixels.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import io
 import math
 import os
 import pathlib
@@ -32,6 +34,10 @@ FORMATS = (
 # Those that keep no times of presentation. FFmpeg guesses them, and is wrong
 # where frames are coded in another order (B-frames).
 _GUESSED = ("avi",)
+# Pixels of a frame that is decoded: 0.1 GB of 4:2:0, and decoders hold several.
+MAX_AREA = 8192 * 8192
+# Decoders count the rows and columns that pad a frame to whole blocks.
+_PADDING = 128
 _COVER = Disposition.attached_pic
 _BLOCK = 1 << 20  # bytes hashed at once
 _MATRIX = struct.Struct("=9i")
@@ -41,22 +47,38 @@ class DamagedError(ValueError):
   """A file's content, not its storage, keeps it from being read."""
 
 
+Source = str | os.PathLike[str] | io.BytesIO
+
+
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-  """The container in a file; Any for PyAV's.
+def opened(source: Source) -> Iterator[Any]:
+  """Open a container for reading; Any for PyAV's.
+
+  Args:
+    source: a file's path, or a file's bytes.
 
   Raises:
     DamagedError: it is empty, damaged, or of a format that is not read.
     OSError: it cannot be read.
   """
-  with open(path, "rb") as file, contextlib.ExitStack() as stack:
-    if not os.fstat(file.fileno()).st_size:
+  with contextlib.ExitStack() as stack:
+    if isinstance(source, io.BytesIO):
+      source.seek(0)
+      file, size = source, source.getbuffer().nbytes
+    else:
+      file = stack.enter_context(open(source, "rb"))
+      size = os.fstat(file.fileno()).st_size
+    if not size:
       raise DamagedError("expected a media file, found one without a byte")
     try:
       container = stack.enter_context(
         av.open(
           file,
-          options={"format_whitelist": FORMATS},
+          options={
+            "format_whitelist": FORMATS,
+            # Nothing beside the open file, whatever a demuxer asks for.
+            "protocol_whitelist": "none",
+          },
           metadata_errors="replace",
         )
       )
@@ -105,17 +127,71 @@ def pictures(container: Any) -> Any:
   )
 
 
-def frames(container: Any, stream: Any) -> Iterator[tuple[float, Any, bool]]:
+def check_area(stream: Any, max_area: int) -> None:
+  """Refuse a stream of pictures by the size in its header.
+
+  Raises:
+    DamagedError: its frames have more pixels than `max_area`.
+  """
+  size = stream.codec_context.width, stream.codec_context.height
+  if size[0] * size[1] > max_area:
+    raise DamagedError(
+      f"expected frames of at most {max_area} pixels, found {size[0]}x{size[1]}"
+    )
+
+
+def times(container: Any, stream: Any, max_frames: int) -> np.ndarray:
+  """When frames are shown, by their packets; nothing is decoded.
+
+  Args:
+    container: that is open; it is read to its end.
+    stream: of pictures.
+    max_frames: that are read.
+
+  Returns:
+    [packets] float64, seconds on the container's clock in rising order.
+    Packets without a time and those that an edit list leaves out are not in.
+
+  Raises:
+    DamagedError: the packets cannot be read to their end, or are more than
+      `max_frames`.
+  """
+  found = []
+  try:
+    for packet in container.demux(stream):
+      stamp = packet.dts if packet.pts is None else packet.pts
+      if packet.size and not packet.is_discard and stamp is not None:
+        found.append(stamp * stream.time_base)
+      if len(found) > max_frames:
+        raise DamagedError(f"expected at most {max_frames} frames, found more")
+  except av_error.FFmpegError as error:
+    raise DamagedError(f"packets end too early: {error.strerror}") from error
+  return np.sort(np.array(found, np.float64))
+
+
+def frames(
+  container: Any, stream: Any, max_area: int = MAX_AREA
+) -> Iterator[tuple[float, Any, bool]]:
   """Decode a stream.
 
   Args:
     container: that is open.
     stream: of pictures or sound.
+    max_area: pixels of a frame; larger ones are not decoded.
 
   Yields:
     Seconds from the file's beginning, never less than those of the frame
     before; the frame; and whether something is missing just before it.
+
+  Raises:
+    DamagedError: frames are too large, by the header.
   """
+  if stream.type == "video":
+    check_area(stream, max_area)
+    if not stream.codec_context.is_open:
+      # The sizes in the pictures themselves may be others.
+      most = 2 * max_area + _PADDING**2
+      stream.codec_context.options = {"max_pixels": str(most)}
   stream.codec_context.thread_count = (
     1  # the work is spread over clips, not within them
   )

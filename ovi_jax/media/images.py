@@ -4,20 +4,59 @@ Pixels are uint8 RGB in files and float32 in [-1, 1] for the models.
 (`utils/processing_utils.py` of the original.)
 """
 
+import contextlib
+import io
 import os
+import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import einops
 import numpy as np
 from PIL import Image
+from PIL import ImageCms
 from PIL import ImageDraw
 from PIL import ImageOps
+from PIL import UnidentifiedImageError
 
 from ovi_jax import geometry
+from ovi_jax import untrusted
+
+# Pillow's names of the decoders that a picture is opened with, whatever its
+# file is called. Others start programs (EPS) or crash on damaged files (DDS).
+# The decoder of JPEG also opens those with several pictures (MPO) of phones.
+FORMATS = ("PNG", "JPEG", "WEBP")
+_WANTED = "expected a PNG, JPEG or WebP picture"
+_OTHERS = {
+  "a HEIC picture": rb"....ftyp(hei|hev|mif1|msf1)",
+  "an AVIF picture": rb"....ftypavi",
+  "a video": rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ",
+  "a GIF picture": rb"GIF8",
+  "a TIFF picture": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+  "a BMP picture": rb"BM",
+  "a DDS picture": rb"DDS ",
+  "a JPEG 2000 picture": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+  "a JPEG XL picture": rb"\xff\x0a|\0\0\0\x0cJXL ",
+  "a Photoshop document": rb"8BPS",
+  "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
+  "PDF": rb"%PDF",
+  "SVG or HTML": rb"\s*(\xef\xbb\xbf)?\s*<",
+  "a git-lfs pointer": rb"version https://git-lfs",
+}
+BACKGROUND = 255  # white, under transparent pixels
 
 BICUBIC_A = -0.75  # sharpness of PyTorch's bicubic kernel
+
+_MAX_PROFILE = 4 << 20  # bytes; those of presses have 0.5 to 3 MB
+# ICC's signatures of profiles that describe pixels, by device class.
+_DEVICES = ("mntr", "scnr", "prtr", "spac")
+_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+# White, red, green and blue: x and y each.
+_SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 
 # What Pillow's decoders raise on damaged files.
 _DAMAGED = (
@@ -33,41 +72,200 @@ _DAMAGED = (
 )
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-  """Read a picture as image_HWC, uint8 RGB.
+def read_image(
+  source: str | os.PathLike[str] | io.BytesIO,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Read a picture as image_HWC, uint8 RGB in sRGB.
 
-  Turned upright as its EXIF data says; transparency is dropped, 16-bit grey
-  scaled to 8 bits, and of an animation the first frame is taken.
+  Turned upright as its EXIF data says. Colours are converted from the embedded
+  ICC profile (relative colorimetric, black point compensated). Transparent
+  pixels are composited over `BACKGROUND`, 16-bit pixels become 8-bit, and of an
+  animation the first frame is taken. Only `FORMATS` are opened, by content; the
+  size is checked before pixels are decoded.
+
+  Args:
+    source: a file's path, or a file's bytes.
+
+  Returns:
+    image_HWC, and notes to show the user: what was changed or ignored.
 
   Raises:
-    ValueError: the file is missing, truncated, not an image, of floating-point
-      pixels, or so large that Pillow takes it for an attack.
+    ValueError: the file is missing, truncated, of another format, too large, or
+      longer and narrower than `geometry.MAX_ASPECT`.
   """
-  wanted = "expected a PNG, JPEG or WebP image"
+  named = "the picture"
+  if not isinstance(source, io.BytesIO):
+    named = untrusted.printable(os.fsdecode(source), 1000)
+  with _named_errors(named, source):
+    image = Image.open(source, formats=FORMATS)
+  with image:
+    try:
+      geometry.check_aspect(image.height, image.width)
+    except ValueError as error:
+      raise ValueError(f"{named}: {error}") from error
+    with _named_errors(named, source):
+      image.load()
+      upright = ImageOps.exif_transpose(image)
+  notes = []
+  if image.format != "MPO" and getattr(image, "is_animated", False):
+    notes.append("of an animation the first frame is taken")
+  colors, alpha_HW = _split(upright, image.info.get("transparency"))
+  profile = image.info.get("icc_profile")
+  if profile:
+    colors, note = _from_profile(colors, profile)
+  else:
+    note = _unprofiled(colors, image.info)
+  if note:
+    notes.append(note)
+  image_HWC = np.array(colors.convert("RGB"))
+  if alpha_HW is not None and (alpha_HW < 1).any():
+    notes.append("transparent pixels are composited over white")
+    alpha_HW1 = alpha_HW[..., None]
+    mixed_HWC = image_HWC * alpha_HW1 + (1 - alpha_HW1) * BACKGROUND
+    image_HWC = np.rint(mixed_HWC).astype(np.uint8)
+  return image_HWC, tuple(notes)
+
+
+@contextlib.contextmanager
+def _named_errors(
+  named: str, source: str | os.PathLike[str] | io.BytesIO
+) -> Iterator[None]:
+  """Whatever Pillow raises or warns of becomes one line that names the file."""
   try:
     with warnings.catch_warnings():
+      # Of damaged EXIF data, which are ignored.
+      warnings.simplefilter("ignore", UserWarning)
       warnings.simplefilter("error", Image.DecompressionBombWarning)
-      with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        upright.load()
+      yield
   except (Image.DecompressionBombWarning, Image.DecompressionBombError) as bomb:
     raise ValueError(
-      f"{path} is too large ({bomb}); {wanted} of at most"
+      f"{named} is too large ({bomb}); {_WANTED} of at most"
       f" {Image.MAX_IMAGE_PIXELS} pixels"
     ) from bomb
+  except UnidentifiedImageError as error:
+    raise ValueError(
+      f"{named}: {_found(source)}; {_WANTED}, so export it as one"
+    ) from error
   except _DAMAGED as error:
-    raise ValueError(f"{path}: {error}; {wanted}") from error
-  if upright.mode.startswith("I"):
-    values_HW = np.asarray(upright, np.int64)
-    if values_HW.min() < 0 or values_HW.max() > 65_535:
-      raise ValueError(f"{path} has 32-bit pixels; {wanted} of 8 or 16 bits")
-    grey_HW = np.rint(values_HW / 257).astype(np.uint8)
-    return einops.repeat(grey_HW, "H W -> H W C", C=3)
-  if upright.mode == "F":
-    raise ValueError(f"{path} has floating-point pixels; {wanted}")
-  if "transparency" in upright.info:
-    upright = upright.convert("RGBA")
-  return np.array(upright.convert("RGB"))
+    said = getattr(error, "strerror", None) or error
+    raise ValueError(f"{named}: {said}; {_WANTED}") from error
+
+
+def _found(source: str | os.PathLike[str] | io.BytesIO) -> str:
+  """What a file that is no picture of `FORMATS` is, by its first bytes."""
+  if isinstance(source, io.BytesIO):
+    start = source.getvalue()[:32]
+  else:
+    with open(source, "rb") as file:
+      start = file.read(32)
+  if not start:
+    return "found an empty file"
+  for kind, signature in _OTHERS.items():
+    if re.match(signature, start, re.DOTALL):
+      return f"found {kind}"
+  return "found no picture"
+
+
+def _split(
+  image: Image.Image, transparency: Any
+) -> tuple[Image.Image, np.ndarray | None]:
+  """Colours of 8 bits (L, RGB or CMYK), and alpha_HW in [0, 1] if it has any.
+
+  Args:
+    image: decoded.
+    transparency: what PNG says besides an alpha channel, or None: the colour
+      that is transparent, or the alpha of each entry of a palette.
+  """
+  if image.mode.startswith("I"):
+    values_HW = np.asarray(image, np.int64).clip(0, 65_535)
+    grey = Image.fromarray(np.rint(values_HW / 257).astype(np.uint8))
+    if transparency is None:
+      return grey, None
+    return grey, (values_HW != transparency).astype(np.float32)
+  if image.mode == "1":
+    image = image.convert("L")
+  if image.mode in ("P", "PA"):
+    image = image.convert("RGB" if transparency is None else "RGBA")
+  elif transparency is not None and image.mode in ("L", "RGB"):
+    pixels_HWC = np.asarray(image).reshape(image.height, image.width, -1)
+    # Of 16 bits Pillow keeps the upper 8, but not of the transparent colour.
+    clear = np.atleast_1d(transparency)
+    clear = clear >> 8 if clear.max() > 255 else clear
+    return image, (pixels_HWC != clear).any(-1).astype(np.float32)
+  if image.mode in ("LA", "RGBA"):
+    alpha_HW = np.asarray(image.getchannel("A"), np.float32) / 255
+    return image.convert(image.mode[:-1]), alpha_HW
+  return image, None
+
+
+def _from_profile(
+  colors: Image.Image, profile: bytes
+) -> tuple[Image.Image, str]:
+  """The colours in sRGB, and a note if the profile is of no use."""
+  if len(profile) > _MAX_PROFILE:
+    return colors, _ignored(f"it has {len(profile)} bytes")
+  try:
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    if source.profile.device_class not in _DEVICES:
+      return colors, _ignored("it describes no device")
+    if (colors.mode, space) == ("L", "RGB"):
+      colors = colors.convert("RGB")
+    if _SPACES.get(colors.mode) != space:
+      return colors, _ignored(
+        f"it is for {untrusted.printable(space)}, the pixels are"
+        f" {_SPACES.get(colors.mode, colors.mode)}"
+      )
+    transform = ImageCms.buildTransform(
+      source,
+      ImageCms.createProfile("sRGB"),
+      colors.mode,
+      "RGB",
+      ImageCms.Intent.RELATIVE_COLORIMETRIC,
+      ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if _changes_nothing(transform, colors.mode):
+      return colors, ""
+    converted = ImageCms.applyTransform(colors, transform)
+  except (ImageCms.PyCMSError, ImportError, OSError, ValueError) as error:
+    return colors, _ignored(str(error))
+  assert converted is not None  # only of a transform in place
+  return converted, ""
+
+
+def _ignored(why: str) -> str:
+  return (
+    f"its colour profile is ignored ({untrusted.printable(why)}); colours are"
+    " read as sRGB"
+  )
+
+
+def _changes_nothing(transform: Any, mode: str) -> bool:
+  """Whether it is sRGB's own profile, but for rounding."""
+  if mode == "CMYK":
+    return False
+  levels = np.arange(0, 256, 17, dtype=np.uint8)
+  if mode == "RGB":
+    levels = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 1, 3)
+  else:
+    levels = levels[:, None]
+  made = ImageCms.applyTransform(Image.fromarray(levels), transform)
+  before = np.asarray(Image.fromarray(levels).convert("RGB"), int)
+  return np.abs(np.asarray(made, int) - before).max() <= 1
+
+
+def _unprofiled(colors: Image.Image, info: Mapping[str, Any]) -> str:
+  """A note on colours that are taken for sRGB and may be others."""
+  if colors.mode == "CMYK":
+    return "CMYK without a colour profile: colours are approximate"
+  if "srgb" in info:
+    return ""
+  gamma, primaries = info.get("gamma"), info.get("chromaticity")
+  if (gamma is not None and not abs(gamma - 1 / 2.2) < 0.01) or (
+    primaries is not None and not np.allclose(primaries, _SRGB, atol=0.005)
+  ):
+    return "its PNG gamma and primaries are ignored; colours are read as sRGB"
+  return ""
 
 
 def resize_bicubic(

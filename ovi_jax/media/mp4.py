@@ -1,9 +1,14 @@
 """mp4 files: H.264 with BT.709 colours and AAC sound, written and read whole.
 
+Reading takes any self-contained format of `container`, within limits of time
+and memory.
+
 Frames are uint8 RGB; waves are mono float32 in [-1, 1]. (`utils/io_utils.py` of
 the original.)
 """
 
+import contextlib
+import dataclasses
 import fractions
 import itertools
 import os
@@ -21,12 +26,18 @@ from av.video import reformatter
 
 from ovi_jax import files
 from ovi_jax import geometry
+from ovi_jax import untrusted
+from ovi_jax.media import container as containers
 
 CRF = 18  # constant quality of x264; visually lossless
 AUDIO_BITRATE = 96_000  # the most that AAC spends on mono at 16 kHz
 # Preset of x264: at the quality of `CRF` half the time of its default for as
 # many bytes and 0.3 dB.
 FAST = "veryfast"
+MAX_SECONDS = 60.0  # that `read` takes, of picture or sound
+MAX_FRAMES = 240 * int(MAX_SECONDS)
+MAX_BYTES = 1 << 30  # of frames that `read` holds; 10 s of 960x960 are 0.67 GB
+MAX_SAMPLE_RATE = 384_000  # Hz
 BT709 = 1  # code of the HD colour standard in H.264
 
 
@@ -199,41 +210,190 @@ def _audio_frame(
   return frame
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+  """What a video is, by its headers, its packets and its first frame.
+
+  Attributes:
+    height: rows of a frame as it is coded.
+    width: columns likewise.
+    times: [frames] seconds, rising, when each is shown; one for each packet.
+    fps: average rate, by the header; 0 if it has none.
+    orientation: how frames are turned to be shown.
+    aspect: of a pixel, width over height.
+  """
+
+  height: int
+  width: int
+  times: np.ndarray
+  fps: float
+  orientation: containers.Orientation
+  aspect: float
+
+
+def header(
+  source: containers.Source,
+  max_area: int = containers.MAX_AREA,
+  max_frames: int = MAX_FRAMES,
+) -> Header:
+  """Read what a video is; one frame is decoded.
+
+  Args:
+    source: a file's path, or a file's bytes.
+    max_area: pixels of a frame.
+    max_frames: of the video.
+
+  Raises:
+    DamagedError: it is no video, has not one whole frame, or has larger or
+      more ones.
+    OSError: it cannot be read.
+  """
+  with containers.opened(source) as container:
+    stream = _video(container)
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    containers.check_area(stream, max_area)
+    times = containers.times(container, stream, max_frames)
+  with containers.opened(source) as container:
+    stream = _video(container)
+    first = next(containers.frames(container, stream, max_area), None)
+    if first is None or not times.size:
+      raise containers.DamagedError("expected frames of video, none is whole")
+    return Header(
+      height=first[1].height,
+      width=first[1].width,
+      times=times,
+      fps=fps,
+      orientation=containers.orientation(first[1]),
+      aspect=float(stream.sample_aspect_ratio or 1),
+    )
+
+
+@contextlib.contextmanager
+def _damaged() -> Iterator[None]:
+  """What FFmpeg cannot convert is damaged, too."""
+  try:
+    yield
+  except av_error.FFmpegError as error:
+    raise containers.DamagedError(error.strerror or str(error)) from error
+
+
+def _video(container: Any) -> Any:
+  """The stream of pictures; DamagedError if there is none."""
+  stream = containers.pictures(container)
+  if stream is None:
+    raise containers.DamagedError("expected a stream of video, found none")
+  return stream
+
+
+def decode(source: containers.Source, found: Header) -> np.ndarray:
+  """Decode all frames of a video into one array, as they are coded.
+
+  Args:
+    source: a file's path, or a file's bytes.
+    found: its header; check that the array fits the memory.
+
+  Returns:
+    frames_THWC, uint8 RGB.
+
+  Raises:
+    DamagedError: frames are damaged, missing, or of another size.
+    OSError: it cannot be read.
+  """
+  count, height, width = len(found.times), found.height, found.width
+  frames_THWC = np.empty((count, height, width, 3), np.uint8)
+  decoded = 0
+  with _damaged(), containers.opened(source) as container:
+    every = containers.frames(container, _video(container), height * width)
+    for _, frame, broken in every:
+      if broken:
+        raise containers.DamagedError(f"frame {decoded} is damaged")
+      size = frame.height, frame.width
+      if size != (height, width):
+        raise containers.DamagedError(
+          f"frame {decoded} is {size[0]}x{size[1]}, the first {height}x{width}"
+        )
+      if decoded < count:
+        frames_THWC[decoded] = frame.to_ndarray(format="rgb24")
+      decoded += 1
+  if decoded != count:
+    raise containers.DamagedError(
+      f"expected {count} frames, one for each packet, found {decoded}"
+    )
+  return frames_THWC
+
+
 def read(
   path: str | os.PathLike[str],
+  *,
+  max_seconds: float = MAX_SECONDS,
+  max_bytes: int = MAX_BYTES,
 ) -> tuple[np.ndarray, float, np.ndarray | None, int | None]:
-  """Read a whole video file into memory.
+  """Read a whole clip into memory.
+
+  Args:
+    path: the file.
+    max_seconds: of picture or sound.
+    max_bytes: of the frames, decoded. Neither more pixels nor more samples are
+      ever held.
 
   Returns:
     frames_THWC uint8 RGB, frames a second, the wave mixed down to mono
     (None if there is no sound), and its sample rate in Hz.
 
   Raises:
-    ValueError: the file is missing, no video, or damaged.
+    ValueError: the file is missing, no video, damaged, or longer or larger
+      than allowed.
   """
-  frames, sounds = [], []
-  mono = av.AudioResampler(format="fltp", layout="mono")
+  wanted = f"{untrusted.printable(str(path), 1000)}: expected a video file"
   try:
-    with av.open(str(path)) as container:
-      video = container.streams.video[0]
-      audio = next(iter(container.streams.audio), None)
-      fps, rate = float(video.average_rate or 0), audio and audio.rate
-      streams = [video] if audio is None else [video, audio]
-      for frame in container.decode(*streams):
-        if isinstance(frame, av.VideoFrame):
-          frames.append(frame.to_ndarray(format="rgb24"))
-        elif isinstance(frame, av.AudioFrame):
-          sounds += [s.to_ndarray()[0] for s in mono.resample(frame)]
-      # The last AAC packet is padded; the file says how much of it counts.
-      length = None
-      if audio is not None and audio.duration and audio.time_base:
-        length = round(audio.duration * audio.time_base * audio.rate)
-  except (av_error.FFmpegError, OSError, IndexError) as error:
-    said = getattr(error, "strerror", None) or error
-    raise ValueError(
-      f"{path}: expected a video file such as mp4; {said}"
-    ) from error
-  if not frames:
-    raise ValueError(f"{path}: expected a video file such as mp4; no frames")
-  wave = np.concatenate(sounds)[:length] if sounds else None
-  return np.stack(frames), fps, wave, rate
+    found = header(path, max_bytes // 3)
+    seconds = float(found.times[-1] - found.times[0])
+    if seconds > max_seconds:
+      raise containers.DamagedError(
+        f"at most {max_seconds:g} s are read, its frames last {seconds:g} s"
+      )
+    held = len(found.times) * found.height * found.width * 3
+    if held > max_bytes:
+      raise containers.DamagedError(
+        f"at most {max_bytes / 1e9:.2f} GB of frames are read, these"
+        f" {len(found.times)} of {found.height}x{found.width} are"
+        f" {held / 1e9:.2f} GB"
+      )
+    if not found.fps > 0:
+      raise containers.DamagedError("it names no frame rate")
+    wave, rate = _wave(path, max_seconds)
+    return decode(path, found), found.fps, wave, rate
+  except containers.DamagedError as error:
+    raise ValueError(f"{wanted} such as mp4; {error}") from error
+  except OSError as error:
+    raise ValueError(f"{wanted} such as mp4; {error.strerror}") from error
+
+
+def _wave(
+  path: str | os.PathLike[str], max_seconds: float
+) -> tuple[np.ndarray | None, int | None]:
+  """The first sound track mixed down to mono, and its rate; None without."""
+  with _damaged(), containers.opened(path) as container:
+    stream = next(iter(container.streams.audio), None)
+    if stream is None:
+      return None, None
+    rate, parts, count = stream.rate, [], 0
+    if not 0 < rate <= MAX_SAMPLE_RATE:
+      raise containers.DamagedError(f"its sound has {rate} samples a second")
+    mono = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+    form = None
+    for _, frame, _ in containers.frames(container, stream):
+      form = form or (frame.format.name, frame.layout.name, frame.sample_rate)
+      if form != (frame.format.name, frame.layout.name, frame.sample_rate):
+        raise containers.DamagedError("its sound changes its format")
+      count += frame.samples
+      if count > (max_seconds + 1) * rate:
+        raise containers.DamagedError(
+          f"at most {max_seconds:g} s are read, its sound is longer"
+        )
+      parts += [part.to_ndarray()[0] for part in mono.resample(frame)]
+    # The last AAC packet is padded; the file says how much of it counts.
+    length = None
+    if stream.duration and stream.time_base:
+      length = round(stream.duration * stream.time_base * rate)
+  return (np.concatenate(parts)[:length] if parts else None), rate

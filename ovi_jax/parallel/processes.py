@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -133,7 +132,8 @@ def stopping() -> Iterator[Callable[[int], bool]]:
     del frame
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Not `print`: the signal may have come in the middle of one.
-    os.write(sys.stderr.fileno(), _INTERRUPTED)
+    with contextlib.suppress(OSError):
+      os.write(2, _INTERRUPTED)
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)
     told.append(number)

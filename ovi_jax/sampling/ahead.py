@@ -15,6 +15,7 @@ from flax import traverse_util
 
 import ovi_jax
 from ovi_jax import axes
+from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax import geometry
 from ovi_jax.aot import report
@@ -40,7 +41,7 @@ def run(
   config: ml_collections.ConfigDict,
   weights: pathlib.Path,
   out: pathlib.Path,
-  log: Any = print,
+  log: Any = console.log,
 ) -> bool:
   """Compile, report, and write the report as JSON.
 

@@ -23,6 +23,10 @@ from ovi_jax.sampling import schedule
 from ovi_jax.sampling import solver
 
 
+class NonFiniteLatentsError(ValueError):
+  """Latents became NaN or infinite; names the step and what to try."""
+
+
 class Inputs(NamedTuple):
   """What a whole run of steps is given, besides the noise.
 
@@ -129,6 +133,9 @@ def denoise(
 
   Returns:
     Clean latents of every modality, float32.
+
+  Raises:
+    NonFiniteLatentsError: after the first step that ends in NaN or infinity.
   """
   x = jax.tree.map(lambda a: jnp.array(a, jnp.float32, copy=True), noise)
   state = AV(**{n: method.init(a) for n, a in x.present().items()})
@@ -136,6 +143,30 @@ def denoise(
   for i in range(levels.steps):
     t = np.float32(levels.t[i])
     x, state = step(model, method, params, inputs, x, state, t, rows[i])
-    jax.block_until_ready(x)
+    # Two bytes, once the step is done.
+    finite = np.asarray(_are_finite(x))
+    if not finite.all():
+      names = [n for n, good in zip(x.present(), finite) if not good]
+      raise NonFiniteLatentsError(
+        f"step {i + 1} of {levels.steps} (noise level {levels.sigmas[i]:.3g}):"
+        f" the latents of {' and '.join(names)} are not finite;"
+        f" {_causes(inputs.scales)}"
+      )
     on_step(i + 1)
   return with_first_frame(x, inputs.first_frame)
+
+
+@jax.jit
+def _are_finite(x: AV[jax.Array]) -> jax.Array:
+  """[modalities] bool, the same on every device."""
+  found = [jnp.isfinite(value).all() for value in x.present().values()]
+  return axes.constrain(jnp.stack(found), "-")
+
+
+def _causes(scales: AV[Any]) -> str:
+  used = ", ".join(f"{n} {float(s):g}" for n, s in scales.present().items())
+  return (
+    "if it is so with every prompt, the weights are damaged: convert the"
+    " release again; else try dtype float32, less guidance (it is"
+    f" {used}) or a smaller shift"
+  )

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
 import ovi_jax
+from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
@@ -78,7 +78,7 @@ def run(
   save_latents: bool = False,
   maps: bool = False,
   overwrite: bool = False,
-  log: Log = print,
+  log: Log = console.log,
 ) -> list[pathlib.Path]:
   """Make a clip for every request.
 
@@ -231,7 +231,7 @@ def plan(
   noted: set[str] = set()
   for request in expanded:
     text, notes = prompts.format_for(request.prompt, variant)
-    notes += tokenizer.notes([text], pipeline.text_length)
+    notes += tokenizer.notes([text], pipeline.text_length) + request.notes
     if unread := tokenizer.unread(text):
       notes += (
         "these words are not in the vocabulary and are left out:"
@@ -243,6 +243,12 @@ def plan(
       notes += (
         f"{height}x{width} is far from the {variant.area} pixels these weights"
         " know; a less extreme aspect would do better",
+      )
+    elif geometry.elongation(height, width) > geometry.USUAL_ASPECT:
+      notes += (
+        f"the clip is {height}x{width}, more extreme than the"
+        f" {geometry.USUAL_ASPECT:g} to 1 of training; crop it for better"
+        " results",
       )
     for note in notes:
       line = f"note: row {request.index}: {note}"
@@ -352,7 +358,7 @@ def _make(
       start = noises.draw(seed, job.clip, channels)
     title = f"[{number}/{len(jobs)}] {job.path.stem}"
     image = None if job.request.image is None else first[job.request.image]
-    with tqdm.tqdm(
+    with console.progress(
       total=settings.steps, desc=title, unit="step", disable=not writes
     ) as bar:
       latents = denoiser.sample(

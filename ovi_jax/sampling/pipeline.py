@@ -66,8 +66,10 @@ class Pipeline(loading.Components):
       return {}
     encoder, latents = encoders.Video.load(self), {}
     for path in dict.fromkeys(paths):
-      image_HWC = images.first_frame(images.read_image(path), area)
-      latents[path] = np.asarray(encoder.encode(image_HWC[None, None])[0])
+      picture_HWC, _ = images.read_image(path)
+      image_HWC = images.first_frame(picture_HWC, area)
+      latent_THWC = np.asarray(encoder.encode(image_HWC[None, None])[0])
+      latents[path] = self.require_finite(latent_THWC, "video_vae")
     return latents
 
   def denoiser(self) -> "Denoiser":
@@ -128,6 +130,9 @@ class Denoiser:
 
     Returns:
       Latents video_BTHWC and audio_BTC with B = 1, float32.
+
+    Raises:
+      denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
     """
     method = solver.named(settings.solver)
     levels = method.schedule(settings.steps, settings.shift)

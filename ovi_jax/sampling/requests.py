@@ -24,6 +24,7 @@ MODES = ("auto", "t2v", "i2v")
 PROMPT_COLUMN, IMAGE_COLUMN = "text_prompt", "image_path"
 SEED_COLUMN = "seed"
 SEEDS = 2**32
+_TOLD = 10  # problems that are listed
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -37,6 +38,7 @@ class Request:
     index: row of the input, from 1.
     seed: of the noise; `None` for the settings', which `expand` fills in.
     size: height and width of the clip in pixels; set by `expand`.
+    notes: to show the user, on how the image was read; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
   """
 
@@ -45,6 +47,7 @@ class Request:
   index: int = 1
   seed: int | None = None
   size: tuple[int, int] = (0, 0)
+  notes: tuple[str, ...] = ()
   stem: str = ""
 
 
@@ -157,8 +160,8 @@ def expand(
     ignores case: `prompt_HxW_seed`, and the row where that is not unique.
 
   Raises:
-    ValueError: no repetition, a size or area that is not positive, or an image
-      that cannot be read; every bad row is listed.
+    ValueError: no repetition, a size or area that is not positive or too long
+      and narrow, or an image that cannot be read; every bad row is listed.
   """
   if each_example_n_times < 1:
     raise ValueError(
@@ -167,8 +170,10 @@ def expand(
   requests = list(requests)
   sizes = _sizes(requests, geometry.snap(height, width, area), area)
   return _named(
-    dataclasses.replace(request, seed=(first + k) % SEEDS, size=size)
-    for request, size in zip(requests, sizes, strict=True)
+    dataclasses.replace(
+      request, seed=(first + k) % SEEDS, size=size, notes=notes
+    )
+    for request, (size, notes) in zip(requests, sizes, strict=True)
     for first in [seed if request.seed is None else request.seed]
     for k in range(each_example_n_times)
   )
@@ -193,20 +198,26 @@ def _named(requests: Iterable[Request]) -> list[Request]:
 
 def _sizes(
   requests: Sequence[Request], default: tuple[int, int], area: int
-) -> list[tuple[int, int]]:
-  """Height and width of each clip; an image decides for itself."""
-  known: dict[pathlib.Path | None, tuple[int, int]] = {None: default}
+) -> list[tuple[tuple[int, int], tuple[str, ...]]]:
+  """Height and width of each clip, and notes; an image decides for itself."""
+  known: dict[pathlib.Path | None, tuple[tuple[int, int], tuple[str, ...]]] = {
+    None: (default, ())
+  }
   problems = []
   for request in requests:
     if request.image is None or request.image in known:
       continue
     try:
-      rows, columns, _ = images.read_image(request.image).shape
-      known[request.image] = geometry.image_size(rows, columns, area)
+      image_HWC, notes = images.read_image(request.image)
+      rows, columns, _ = image_HWC.shape
+      size = geometry.image_size(rows, columns, area)
+      known[request.image] = size, tuple(f"image: {n}" for n in notes)
     except ValueError as error:
       problems.append(f"row {request.index}: {error}")
   if problems:
-    raise ValueError("unreadable images:\n  " + "\n  ".join(problems))
+    more = len(problems) - _TOLD
+    listed = problems[:_TOLD] + ([f"and {more} more"] if more > 0 else [])
+    raise ValueError("unfit images:\n  " + "\n  ".join(listed))
   return [known[r.image] for r in requests]
 
 

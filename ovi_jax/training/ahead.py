@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
@@ -27,7 +28,7 @@ def run(
   name: str,
   settings: settings_lib.Settings | codecs.Settings,
   out: pathlib.Path,
-  log: Any = print,
+  log: Any = console.log,
 ) -> bool:
   """Compile a step for each bucket, report, and write the reports as JSON.
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import jax
 import numpy as np
-import tqdm
 
+from ovi_jax import console
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.data import schema
 from ovi_jax.parallel import processes
@@ -131,7 +131,7 @@ def compiled(work: Work, shardings: steps.State) -> Any:
 
 
 def resume(
-  work: Work, target: steps.State, log: Log = print
+  work: Work, target: steps.State, log: Log = console.log
 ) -> steps.State | None:
   """The newest checkpoint's state, its input set to its place.
 
@@ -154,7 +154,7 @@ def resume(
   return restored.state
 
 
-def run(work: Work, state: steps.State, log: Log = print) -> bool:
+def run(work: Work, state: steps.State, log: Log = console.log) -> bool:
   """Train until the trainer's last step, or until told to stop.
 
   SIGTERM and Ctrl-C stop it; a second Ctrl-C ends the process at once.
@@ -185,7 +185,7 @@ def _loop(
   last: Report | None = None
   window, trace = Window(work), Trace(work)
   sizes: list[Any] = []
-  bar = tqdm.tqdm(
+  bar = console.progress(
     total=total,
     initial=number,
     unit="step",

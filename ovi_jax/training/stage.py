@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ovi_jax import console
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
 from ovi_jax.attention import attention
@@ -74,7 +75,7 @@ def train(
   settings: settings_lib.Settings,
   config: Mapping[str, Any],
   workdir: pathlib.Path,
-  log: Log = print,
+  log: Log = console.log,
 ) -> bool:
   """Run a stage, from the beginning or from its newest checkpoint.
 

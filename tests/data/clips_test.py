@@ -1,6 +1,7 @@
 """Training straight from media: frames and samples in place of latents."""
 
 import dataclasses
+import fractions
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import loader
+from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from ovi_jax.media import mp4
 from ovi_jax.modality import AV
+from tests.curation import films
 from tests.data import generate
 from tests.data.loader_test import settings
 
@@ -72,9 +75,101 @@ def test_frames_and_samples_in_a_batch(record, tmp_path):
 
 
 def test_an_mp4_that_is_not_what_the_record_says(record):
-  other = dataclasses.replace(record, frames=9)
-  with pytest.raises(ValueError, match=r"clip-0.*\[5, 64, 96, 3\], exp.*\[9, "):
+  for changes, message in (
+    ({"frames": 9}, "expected 9 frames of 64x96, found 5 of 64x96"),
+    ({"height": 96}, "expected 5 frames of 96x96, found 5 of 64x96"),
+    ({"video": record.video[:200]}, "cannot be decoded"),
+    ({"video": b"ffconcat version 1.0\nfile x.mp4\n"}, "cannot be decoded"),
+    ({"video": b""}, "cannot be decoded"),
+    ({"fps": 30.0}, "expected 24 frames a second, the record says 30"),
+  ):
+    for read in (clips.check, clips.frames):
+      with pytest.raises(ValueError, match=f"'clip-0': .*{message}"):
+        read(dataclasses.replace(record, **changes))
+
+
+def test_a_record_may_leave_its_sizes_to_its_latents(record):
+  latents = AV(video=np.zeros((2, 4, 6, 4), np.float16))
+  clips.check(dataclasses.replace(record, frames=0, height=0, latents=latents))
+
+
+def _timed(record, tmp_path, times, form="mp4") -> schema.Record:
+  """The record of a file whose frames are shown at these times."""
+  frames = films.numbered(len(times), HEIGHT, WIDTH)
+  path = films.write(tmp_path / f"t.{form}", frames, times)
+  return dataclasses.replace(
+    record,
+    video=path.read_bytes(),
+    audio=clips.pcm(np.zeros(len(times) * 16_000 // 24)),
+    frames=len(times),
+  )
+
+
+@pytest.mark.parametrize("fps", [12, 16, 23, 25, 29.97, 30, 60])
+@pytest.mark.parametrize("count", [5, 121])
+def test_an_mp4_of_another_rate_is_not_written(record, tmp_path, fps, count):
+  other = _timed(record, tmp_path, films.even(count, fps))
+  message = f"'clip-0': .*expected 24 frames .* found {fps:.2f}.*resample it"
+  with pytest.raises(ValueError, match=message):
+    builder.write(
+      tmp_path / "clips", {"train": [other]}, geometry=generate.GEOMETRY
+    )
+  with pytest.raises(ValueError, match=message):
     clips.frames(other)
-  broken = dataclasses.replace(record, video=record.video[:200])
-  with pytest.raises(ValueError, match="clip-0.*cannot be decoded"):
-    clips.frames(broken)
+  assert not (tmp_path / "clips").exists()
+
+
+@pytest.mark.parametrize("form", ["mp4", "mkv"])
+@pytest.mark.parametrize("fps", [24, 24_000 / 1001])
+def test_an_mp4_of_24_frames_a_second_is_taken(record, tmp_path, form, fps):
+  for count in (1, 5, 121):
+    other = _timed(record, tmp_path, films.even(count, fps), form)
+    assert clips.frames(other).shape == (count, HEIGHT, WIDTH, 3)
+
+
+def test_a_variable_rate_is_found_by_time_stamps(record, tmp_path):
+  swing = np.sin(np.pi * np.arange(121) / 120) / 24
+  other = _timed(record, tmp_path, films.even(121) + 1.5 * swing)
+  with pytest.raises(ValueError, match="'clip-0': .*variable rate.* 0.06. s"):
+    clips.check(other)
+  # Less than half a frame is not seen.
+  clips.check(_timed(record, tmp_path, films.even(121) + 0.4 * swing))
+
+
+def test_frames_that_are_turned_or_stretched_are_refused(record, tmp_path):
+  frames, times = films.numbered(5, HEIGHT, WIDTH), films.even(5)
+  turned = films.write(tmp_path / "t.mp4", frames, times)
+  films.turn(turned, -1, 0, 0, -1)
+  wide = films.write(
+    tmp_path / "w.mp4", frames, times, aspect=fractions.Fraction(4, 3)
+  )
+  for path, message in ((turned, "turned"), (wide, r"not square \(1.333\)")):
+    other = dataclasses.replace(record, video=path.read_bytes())
+    with pytest.raises(ValueError, match=message):
+      clips.check(other)
+
+
+def test_a_file_that_is_cut_is_not_trained_on(record):
+  for missing in (1, 20, len(record.video) // 4):
+    cut = dataclasses.replace(record, video=record.video[:-missing])
+    with pytest.raises(ValueError, match="'clip-0': its mp4 cannot be decoded"):
+      clips.frames(cut)
+
+
+def test_other_rates_are_refused_when_read_for_training(
+  record, tmp_path, monkeypatch
+):
+  other = _timed(record, tmp_path, films.even(5, 30))
+  with monkeypatch.context() as patch:
+    patch.setattr(clips, "check", lambda record: None)
+    path = tmp_path / "clips"
+    builder.write(
+      path,
+      {"train": [other]},
+      geometry=generate.GEOMETRY,
+      null_text=generate.null_text(),
+    )
+  bucket = settings_lib.Bucket(video=(3, 4, 6), audio=7)
+  chosen = settings(path, buckets=(bucket,), media=True)
+  with pytest.raises(ValueError, match="'clip-0': .*24 frames a second"):
+    next(loader.load(chosen, batch=1, seed=0))

@@ -1,16 +1,17 @@
 import errno
+import io
+import itertools
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ovi_jax import geometry
-from ovi_jax.media import images
 from ovi_jax.media import mp4
-from tests import parity
+from tests.curation import films
 
 RATE = geometry.SAMPLE_RATE
 
@@ -153,105 +154,61 @@ def test_what_is_no_video_is_named(tmp_path):
       mp4.read(tmp_path / name)
 
 
-def test_the_first_frame_is_the_originals(golden):
-  reference = golden("image")
-  ours_HWC = images.first_frame(reference["image_u8"], 64 * 96)
-  assert ours_HWC.dtype == np.float32
-  expected_HWC = np.moveaxis(reference["image_f32"], 0, -1)
-  parity.assert_close(ours_HWC, expected_HWC, "forward")
+@pytest.mark.parametrize(
+  "text",
+  [
+    "ffconcat version 1.0\nfile other.mkv\n",
+    "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.mkv\n",
+  ],
+)
+def test_a_playlist_opens_no_other_file(tmp_path, text):
+  films.write(tmp_path / "other.mkv", films.numbered(5), films.even(5))
+  (tmp_path / "a.mp4").write_text(text)
+  with pytest.raises(ValueError, match="a.mp4: expected a video.* formats"):
+    mp4.read(tmp_path / "a.mp4")
 
 
-def test_resizing_keeps_constants_and_equal_sizes():
-  image_HWC = np.random.default_rng(0).random((7, 5, 3), np.float32)
-  np.testing.assert_array_equal(
-    images.resize_bicubic(image_HWC, 7, 5), image_HWC
-  )
-  ones_HWC = images.resize_bicubic(np.ones((3, 4, 1), np.float32), 11, 2)
-  np.testing.assert_allclose(ones_HWC, 1, atol=1e-6)
-  assert ones_HWC.shape == (11, 2, 1)
+def test_a_name_is_a_file_and_no_address(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  films.write(tmp_path / "good.mp4", films.numbered(5), films.even(5))
+  for name in ("concat:secret|z.mp4", "file:good.mp4", "subfile,,:good.mp4"):
+    with pytest.raises(ValueError, match="No such file"):
+      mp4.read(name)
+    (tmp_path / name).write_bytes((tmp_path / "good.mp4").read_bytes())
+    assert len(mp4.read(name)[0]) == 5
 
 
-def test_pixels_are_rounded():
-  half = 1 / 255  # half a step of 8 bits, in [-1, 1]
-  given = [-1.5, -1, -1 + 0.9 * half, -1 + 1.1 * half, 0.999, 1, 2]
-  expected = [0, 0, 0, 1, 255, 255, 255]
-  assert images.to_uint8(np.array(given)).tolist() == expected
-  levels = np.arange(256)
-  assert (images.to_uint8(levels / 127.5 - 1) == levels).all()
-  with pytest.raises(ValueError, match="NaN or infinity"):
-    images.to_uint8(np.array([0, np.nan]))
+def test_a_small_file_of_many_large_frames_is_not_held(tmp_path):
+  frames = itertools.repeat(np.zeros((1, 1024, 1024, 3), np.uint8), 30)
+  mp4.write(tmp_path / "a.mp4", frames, None, preset="ultrafast")
+  assert (tmp_path / "a.mp4").stat().st_size < 100_000
+  tracemalloc.start()
+  with pytest.raises(ValueError, match="0.02 GB of frames .* 1024 are 0.09 GB"):
+    mp4.read(tmp_path / "a.mp4", max_bytes=20 << 20)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 5 << 20
+  with pytest.raises(ValueError, match="most 1000000 pixels, found 1024x1024"):
+    mp4.read(tmp_path / "a.mp4", max_bytes=3_000_000)
 
 
-RED, BLUE = (250, 10, 20), (0, 0, 255)
+def test_long_films_and_sounds_are_not_held(tmp_path):
+  frames, second = films.numbered(10), films.even(10, 1)
+  films.write(tmp_path / "slow.mp4", frames, second)
+  with pytest.raises(ValueError, match="at most 5 s .* frames last 9 s"):
+    mp4.read(tmp_path / "slow.mp4", max_seconds=5)
+  films.write(tmp_path / "a.mp4", frames, films.even(10), films.tone(9.0))
+  with pytest.raises(ValueError, match="at most 5 s .* sound is longer"):
+    mp4.read(tmp_path / "a.mp4", max_seconds=5)
+  many = films.write(tmp_path / "m.mp4", frames, films.even(10, 1000))
+  with pytest.raises(ValueError, match="at most 9 frames"):
+    mp4.header(many, max_frames=9)
 
 
-def _save(path, image, **options):
-  image.save(path, **options)
-  return images.read_image(path)
-
-
-def test_images_are_turned_upright(tmp_path):
-  image = Image.new("RGB", (6, 4), RED)
-  image.putpixel((0, 0), BLUE)
-  exif = Image.Exif()
-  exif[0x0112] = 6  # the camera was held turned by a quarter
-  image_HWC = _save(tmp_path / "a.png", image, exif=exif)
-  assert image_HWC.shape == (6, 4, 3)
-  assert tuple(image_HWC[0, -1]) == BLUE and tuple(image_HWC[0, 0]) == RED
-
-
-def test_every_kind_of_pixel_becomes_rgb(tmp_path):
-  clear = Image.new("RGBA", (4, 4), (*RED, 0))
-  assert tuple(_save(tmp_path / "a.png", clear)[0, 0]) == RED
-  palette = Image.new("P", (4, 4), 1)
-  palette.putpalette([*BLUE, *RED, *BLUE])
-  half_clear = {"transparency": bytes([0, 128, 9])}
-  assert tuple(_save(tmp_path / "p.png", palette, **half_clear)[0, 0]) == RED
-  deep = Image.fromarray(np.array([[0, 257 * 99, 65_535]], np.uint16))
-  assert _save(tmp_path / "i.png", deep)[0, :, 1].tolist() == [0, 99, 255]
-  grey = Image.new("L", (3, 3), 77)
-  assert (_save(tmp_path / "g.jpg", grey) == 77).all()
-  for mode in ("CMYK", "1", "LA"):
-    image_HWC = _save(tmp_path / f"{mode}.tif", Image.new(mode, (3, 3)))
-    assert image_HWC.shape == (3, 3, 3) and image_HWC.dtype == np.uint8
-
-
-def test_unfit_images_are_named(tmp_path, monkeypatch):
-  noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
-  Image.fromarray(noise).save(tmp_path / "cut.jpg")
-  whole = (tmp_path / "cut.jpg").read_bytes()
-  (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-  (tmp_path / "text.png").write_text("no picture")
-  Image.new("F", (3, 3)).save(tmp_path / "float.tif")
-  Image.fromarray(np.full((2, 2), 70_000, np.int32)).save(tmp_path / "i.tif")
-  names = ["cut.jpg", "text.png", "float.tif", "i.tif", "missing.png", "."]
-  for name in names:
-    with pytest.raises(ValueError, match="expected a PNG, JPEG") as error:
-      images.read_image(tmp_path / name)
-    assert str(tmp_path / name) in str(error.value)
-  Image.new("L", (20, 20)).save(tmp_path / "huge.png")
-  for limit in (300, 100):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ValueError, match=f"too large .* most {limit} pixels"):
-      images.read_image(tmp_path / "huge.png")
-
-
-def test_a_contact_sheet_shows_every_frame():
-  frames_THWC = np.zeros((5, 8, 10, 3), np.uint8)
-  frames_THWC[:] = np.arange(10, 60, 10)[:, None, None, None]
-  sheet = images.contact_sheet(frames_THWC, 3)
-  assert sheet.size == (3 * 10 + 4 * 4, 2 * 8 + 3 * 4)
-  places = [(9, 8), (23, 8), (37, 8), (9, 20), (23, 20), (37, 20)]
-  levels = [sheet.getpixel(place)[0] for place in places]
-  assert levels == [10, 20, 30, 40, 50, 0]
-  with pytest.raises(ValueError, match="at least 1 column"):
-    images.contact_sheet(frames_THWC, 0)
-
-
-def test_a_waveform_shows_where_the_sound_is():
-  wave = np.zeros(2 * RATE, np.float32)
-  wave[RATE:] = np.tile([0.5, -0.5], RATE // 2)
-  image = np.asarray(images.waveform_png(wave, RATE, 200, 101))
-  navy_HW = (image == (0, 0, 128)).all(-1)
-  assert navy_HW[:, 50].nonzero()[0].tolist() == [50]
-  assert navy_HW[:, 150].nonzero()[0].tolist() == list(range(25, 76))
+def test_a_header_says_what_a_film_is(tmp_path):
+  path = films.write(tmp_path / "a.mkv", films.numbered(9), films.even(9, 25))
+  found = mp4.header(path)
+  assert (found.height, found.width, found.aspect) == (32, 64, 1)
+  np.testing.assert_allclose(found.times, np.arange(9) / 25, atol=1e-3)
+  again = mp4.header(io.BytesIO(path.read_bytes()))
+  np.testing.assert_array_equal(again.times, found.times)

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -146,6 +148,46 @@ def test_an_interrupted_write_leaves_no_clip(run, tmp_path, monkeypatch):
     run(changes={"steps": 1})
   left = sorted(p.name for p in (tmp_path / "out").iterdir())
   assert left == []
+
+
+def with_nan(weights, path, component: str, parameter: str) -> pathlib.Path:
+  """Converted weights of which one parameter is NaN."""
+  shutil.copytree(weights, path)
+  file = path / f"{component}.safetensors"
+  data = bytearray(file.read_bytes())
+  (length,) = struct.unpack("<Q", data[:8])
+  header = json.loads(data[8 : 8 + length])
+  start, end = header[parameter]["data_offsets"]
+  data[8 + length + start : 8 + length + end] = b"\xff" * (end - start)
+  file.write_bytes(data)
+  return path
+
+
+@pytest.mark.parametrize(
+  ("component", "parameter", "message"),
+  [
+    ("umt5", "norm/scale", "umt5.safetensors: output is not finite"),
+    (
+      "fusion",
+      "video/head/bias",
+      r"step 1 of 3 \(noise level 1\): the latents of video are"
+      " not finite;.*convert the.*float32.*video 4, audio 3",
+    ),
+    (
+      "video_vae",
+      "decoder/latent/bias",
+      "video_vae.safetensors: output is not",
+    ),
+    ("vocoder", "conv_in/bias", "vocoder.safetensors: output is not"),
+  ],
+)
+def test_weights_with_nan_end_the_run_where_they_act(
+  run, weights, tmp_path, component, parameter, message
+):
+  damaged = with_nan(weights, tmp_path / "damaged", component, parameter)
+  with pytest.raises(ValueError, match=message):
+    run(weights=damaged, changes={"steps": 3})
+  assert not list((tmp_path / "out").rglob("*.*"))
 
 
 def test_image_and_aspect(run, tmp_path, golden):

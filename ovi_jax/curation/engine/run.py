@@ -8,13 +8,13 @@ shards.
 import collections
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 
 import tqdm
 
+from ovi_jax import console
 from ovi_jax.curation.engine import inputs
 from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import settings as curation_settings
@@ -24,7 +24,6 @@ from ovi_jax.curation.engine import watch
 from ovi_jax.curation.engine import whole
 
 _SHOWN = 10  # numbers of shards in an error
-_QUIET = 30.0  # seconds between lines of progress where nobody watches
 Log = Callable[[str], None]
 # Does shards of a pass, in any order.
 Work = Callable[
@@ -70,7 +69,7 @@ class Share:
 def run(
   settings: curation_settings.Settings,
   share: Share | None = None,
-  log: Log = print,
+  log: Log = console.log,
   work: Work | None = None,
 ) -> list[str]:
   """Do what is left to do.
@@ -116,7 +115,7 @@ def over_shards(
   settings: curation_settings.Settings,
   part: curation_settings.Pass,
   numbers: Sequence[int],
-  log: Log = print,
+  log: Log = console.log,
   work: Work | None = None,
   waits: bool = False,
 ) -> list[str]:
@@ -233,14 +232,11 @@ def _progress(
 ) -> Iterator[tqdm.tqdm]:
   """A line that says how many clips are through, and the time left."""
   before = [store.mark(settings.files(part.first - 1, n)) for n in todo]
-  watched = sys.stderr.isatty()
-  with tqdm.tqdm(
+  with console.progress(
     total=sum(found.clips for found in before if found),
     desc=part.name,
     unit="clip",
     disable=not todo,
-    dynamic_ncols=True,
-    mininterval=0.1 if watched else _QUIET,
     # Numbers of an hour ago say little of the clips to come.
     smoothing=0.1,
   ) as bar:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import tqdm
 
+from ovi_jax import console
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage as stages
 from ovi_jax.curation.engine import places
@@ -32,7 +33,7 @@ def over_all(
   part: curation_settings.Pass,
   count: int,
   before: Sequence[str],
-  log: Log = print,
+  log: Log = console.log,
 ) -> list[str]:
   """Do a pass that needs all shards.
 
@@ -130,7 +131,7 @@ def _decide(
       yield from store.survivors(settings.files(place - 1, number))
 
   decide = part.stages[0].load()(every())
-  for number in tqdm.tqdm(todo, desc=part.name, unit="shard"):
+  for number in console.progress(todo, desc=part.name, unit="shard"):
     with store.writing(settings.files(place, number)) as opened:
       for clip in store.survivors(settings.files(place - 1, number)):
         opened.writer.add(clip, [decide(clip)], {})
@@ -170,7 +171,7 @@ def _make(
     for n in range(count)
     if (found := store.mark(settings.files(part.first - 1, n)))
   )
-  with tqdm.tqdm(total=total, desc=part.name, unit="clip") as bar:
+  with console.progress(total=total, desc=part.name, unit="clip") as bar:
     every = _every(settings, part.first, count, bar)
     if not places.is_remote(end):
       new = pathlib.Path(f"{end}.new")

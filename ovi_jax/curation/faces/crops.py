@@ -26,6 +26,7 @@ from PIL import Image
 from ovi_jax import geometry
 from ovi_jax.curation.media import opencv
 from ovi_jax.media import decode
+from ovi_jax.media import images
 
 FPS = decode.FPS_25
 SIDE = 224
@@ -187,7 +188,9 @@ def unpack(content: bytes) -> list[Crops]:
 
 def _picture(jpeg: np.ndarray) -> np.ndarray:
   """uint8 RGB [224, 224, 3]."""
-  with Image.open(io.BytesIO(jpeg.tobytes())) as picture:
-    if picture.size != (SIDE, SIDE):
-      raise ValueError(f"a picture of {picture.size}, expected {SIDE} each way")
-    return np.asarray(picture.convert("RGB"))
+  picture_HWC, _ = images.read_image(io.BytesIO(jpeg.tobytes()))
+  if picture_HWC.shape[:2] != (SIDE, SIDE):
+    raise ValueError(
+      f"a picture of {picture_HWC.shape[:2]}, expected {SIDE} each way"
+    )
+  return picture_HWC

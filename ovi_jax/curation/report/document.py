@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-import tqdm
-
+from ovi_jax import console
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import inputs
 from ovi_jax.curation.engine import places
@@ -63,7 +62,7 @@ def write(
 
 def _progress(pairs: Iterable) -> Iterable:
   """A line of progress."""
-  return tqdm.tqdm(pairs, desc="report", unit="file")
+  return console.progress(pairs, desc="report", unit="file")
 
 
 def _summary(

@@ -49,7 +49,8 @@ def _kept_frames(clip: clips.Clip, of_clip: stage.Media) -> list[Image.Image]:
     some = kept.frames(clip, of_clip)[::2]
   except KeyError:
     return []
-  return [Image.open(io.BytesIO(value)).convert("RGB") for value in some]
+  found = [images.read_image(io.BytesIO(value)) for value in some]
+  return [Image.fromarray(image_HWC) for image_HWC, _ in found]
 
 
 def _decoded_frames(

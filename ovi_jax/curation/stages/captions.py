@@ -138,8 +138,6 @@ def _table_identity(config: Config) -> dict[str, Any]:
   table = containers.given("captions.source", config.source)
   return {
     "source": containers.digest(table),
-    # Relative paths may begin at the table's folder.
-    "folder": os.path.dirname(os.path.abspath(table)),
     "variants": config.variants,
     "tokenizer": _tokenizer_digest(config),
     "text_rows": config.text_rows,

@@ -89,6 +89,14 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
     seen = clip.facts.get("probe", {}).get("has_video")
     if seen or "motion" in clip.facts:
       box = margins.told(clip, media)
+      long = geometry.elongation(box.height, box.width)
+      if config.aspect == "kept" and long > geometry.MAX_ASPECT:
+        return clips.Reject(
+          clip=clip,
+          stage=NAME,
+          reason="too long and narrow within its margins",
+          score=round(long, 4),
+        )
       box, (height, width) = target(box, config)
       enlarged = height / box.height
       if enlarged > config.largest_enlargement:

@@ -37,4 +37,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("weights", "", "File to read, of either kind.")
   flags.DEFINE_string("out", "", "File to write.")
-  app.run(main)
+  app.run(main, flags_parser=runtime.parse_flags)

@@ -16,10 +16,10 @@ import time
 
 import jax
 import numpy as np
-import tqdm
 from absl import app
 from absl import flags
 
+from ovi_jax import console
 from ovi_jax import runtime
 from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.curation.sync import training
@@ -34,7 +34,7 @@ def train(settings: training.Settings, out: str) -> None:
   state = training.begin(settings)
   step = training.stepper(settings)
   losses: list[jax.Array] = []
-  with tqdm.trange(settings.steps, desc="syncnet", mininterval=10) as bar:
+  with console.progress(range(settings.steps), desc="syncnet") as bar:
     for _, batch in zip(bar, training.batches(settings)):
       state, value = step(state, *batch)
       # Read late: the next batch is made while this one computes.

@@ -60,6 +60,9 @@ def main(argv: list[str]) -> None:
 def _settings() -> settings_lib.Settings:
   """From the flags."""
   values: dict[str, Any] = {name: FLAGS[name].value for name in _SAME}
+  out = pathlib.Path(FLAGS.out)
+  if out.name in ("", ".."):
+    raise ValueError(f"--out: expected a folder to make, got {FLAGS.out!r}")
   height, width = settings_lib.size_of(FLAGS.size)
   seconds = FLAGS.seconds
   if FLAGS.sounds:
@@ -81,7 +84,7 @@ def _settings() -> settings_lib.Settings:
     workers = len(cores(0))
   return settings_lib.Settings(
     clips=pathlib.Path(FLAGS.clips),
-    out=pathlib.Path(os.path.abspath(FLAGS.out)),
+    out=out,
     height=height,
     width=width,
     num_workers=workers,

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import pathlib
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -21,8 +22,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
-import tqdm
-
+from ovi_jax import console
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt
@@ -38,6 +38,7 @@ from ovi_jax.data.from_files import work
 
 Log = Callable[[str], None]
 TRAIN, TEST = captions_lib.TRAIN, captions_lib.TEST
+_SMALL = 64, 64  # height and width of the model that comes with the package
 _SHOWN = 10  # lines of a list
 _RECIPE = "import.json"
 _REPORT = "report.txt"
@@ -59,7 +60,7 @@ class Imported:
   split: str
 
 
-def run(settings: settings_lib.Settings, log: Log = print) -> None:
+def run(settings: settings_lib.Settings, log: Log = console.log) -> None:
   """Import files; goes on where an earlier call was stopped.
 
   Args:
@@ -82,7 +83,9 @@ def run(settings: settings_lib.Settings, log: Log = print) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   with _alone(settings.folder):
     jobs = [work.job(file, folder, settings) for file in found.files]
-    with tqdm.tqdm(total=len(jobs), unit="file", desc="importing") as bar:
+    with console.progress(
+      total=len(jobs), unit="file", desc="importing"
+    ) as bar:
       work.run(jobs, settings.num_workers, bar.update)
     results = [work.Result.read(job.target) for job in jobs]
     imported, refusals = _sorted_out(settings, found, results)
@@ -284,14 +287,13 @@ def _write_sheet(path: pathlib.Path, imported: Sequence[Imported]) -> None:
     each, number = clips[place]
     window = each.result.windows[number]
     size = f", {window['height']}x{window['width']}" if window["video"] else ""
+    begin = f"from {window['start']:.2f} s, " if window["start"] else ""
     silent = "" if window["audio"] else ", no sound"
     cells.append(
       sheet.Cell(
         picture=each.result.load(number, "png") or b"",
-        title=(
-          f"{each.file.name} {window['start']:.2f} s: {each.split},"
-          f" {window['seconds']:.2f} s{size}{silent}"
-        ),
+        name=each.file.name,
+        title=f"{each.split}, {begin}{window['seconds']:.2f} s{size}{silent}",
         caption=each.file.captions[0],
       )
     )
@@ -411,17 +413,26 @@ def _next(
   """The commands that train on the dataset."""
   out = shlex.quote(str(settings.out))
   latents = shlex.quote(f"{settings.out}-latents")
-  sources = shlex.quote(f"--config.data.sources=('{settings.out}-latents',)")
+  sources = f"('{settings.out}-latents',)"
+  plain = re.fullmatch(r"[\w./()', -]+", sources)
+  sources = (
+    f'--config.data.sources="{sources}"'
+    if plain
+    else shlex.quote(f"--config.data.sources={sources}")
+  )
   yield "next (docs/own_clips.md, docs/fine_tuning.md):"
+  small = all((w["height"], w["width"]) == _SMALL for w in windows)
+  weights = "ovi_jax/demo/weights" if small else "WEIGHTS"
+  config = "small.py" if small else "fine_tune.py:WEIGHTS"
+  if settings.sounds:
+    weights, config = "WEIGHTS", "audio_finetune.py"
   yield (
-    f"  python -m ovi_jax.data.encode --data={out} --weights=WEIGHTS"
+    f"  python -m ovi_jax.data.encode --data={out} --weights={weights}"
     f" --out={latents}"
   )
+  train = f"  python train.py --config=configs/{config} --workdir=RUN {sources}"
   if settings.sounds:
-    yield (
-      "  python train.py --config=configs/audio_finetune.py --workdir=RUN"
-      f" {sources}"
-    )
+    yield train
     return
   # The longest of each size holds the shorter ones.
   longest: dict[tuple[int, int], int] = {}
@@ -433,7 +444,4 @@ def _next(
     (geometry.latent_frames(frames), height // row, width // column)
     for (height, width), frames in sorted(longest.items())
   )
-  yield (
-    f"  python train.py --config=configs/fusion.py --workdir=RUN {sources}"
-    f" {shlex.quote(f'--config.data.video={buckets}')}"
-  )
+  yield f'{train} --config.data.video="{buckets}"'

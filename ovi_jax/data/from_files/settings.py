@@ -86,7 +86,7 @@ class Settings:
       or self.height % multiple
       or self.width % multiple
     ):
-      near = ("x".join(str(_near(side)) for side in (self.height, self.width)),)
+      near = f"{_near(self.height)}x{_near(self.width)}"
       problems.append(
         f"--size: expected multiples of {multiple} up to {MAX_SIDE}, got"
         f" {self.height}x{self.width}; {near} would do"

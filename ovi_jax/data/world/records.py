@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import tqdm
 
+from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax.data import builder
 from ovi_jax.data import clips
@@ -83,7 +84,9 @@ def write(
       f" video autoencoder and the towers take them, got {world.size}"
     )
   splits, first = {}, 0
-  with tqdm.tqdm(total=sum(counts.values()), unit="clip", desc="world") as bar:
+  with console.progress(
+    total=sum(counts.values()), unit="clip", desc="world"
+  ) as bar:
     for name, count in counts.items():
       if count:
         splits[name] = _counted(records(world, first, count), bar)

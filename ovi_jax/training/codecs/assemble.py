@@ -37,6 +37,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import ovi_jax
+from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
@@ -150,7 +151,7 @@ def assemble(
   clip: Clip,
   dtype: Any = None,
   base: pathlib.Path | None = None,
-  log: Callable[[str], None] = print,
+  log: Callable[[str], None] = console.log,
 ) -> directory.Manifest:
   """Write a directory of components.
 

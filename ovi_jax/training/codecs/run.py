@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ovi_jax import console
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
@@ -48,7 +49,7 @@ def train(
   settings: settings_lib.Settings,
   config: Mapping[str, Any],
   workdir: pathlib.Path,
-  log: loop.Log = print,
+  log: loop.Log = console.log,
 ) -> bool:
   """Train a codec, from the beginning or from its newest checkpoint.
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs import curate
 from ovi_jax.curation.engine import settings
+from ovi_jax.curation.models import mtcnn
 from tests.curation import harness
 
 
@@ -127,3 +128,33 @@ def test_a_stage_that_is_wrong_is_named():
 def test_an_unknown_kind_of_config_names_those_there_are():
   with pytest.raises(ValueError, match="'large' is unknown; give one of :mini"):
     curate.get_config("large")
+
+
+def test_all_that_stages_lack_is_said_at_once_before_any_work(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(mtcnn, "_PACKAGE", "no_such_package")
+  config = curate.get_config()
+  config.inputs, config.out = (str(tmp_path),), str(tmp_path / "out")
+  with pytest.raises(ValueError) as raised:
+    settings.Settings.from_config(config)
+  said = str(raised.value)
+  for words in (
+    "pip install --no-deps facenet-pytorch",
+    "--config.stages.synchrony.weights=FILE",
+    "--config.skip=\"('people', 'synchrony', 'balance')\"",
+    "--config.stages.captions.source=FILE.csv",
+    "3 things are missing",
+  ):
+    assert words in said
+  assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_is_not_missed(tmp_path):
+  (tmp_path / "own.csv").write_text("path,caption\na.mp4,One.\n")
+  config = curate.get_config()
+  config.inputs, config.out = (str(tmp_path),), str(tmp_path / "out")
+  config.skip = ("people", "synchrony", "balance")
+  config.stages.captions.source = str(tmp_path / "own.csv")
+  chosen = settings.Settings.from_config(config)
+  assert not [problem for s in chosen.stages for problem in s.missing()]

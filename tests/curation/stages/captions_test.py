@@ -272,3 +272,75 @@ def test_settings_are_checked(changes, expected):
 def test_a_model_must_be_named():
   with pytest.raises(ValueError, match="model: expected"):
     captions.load(captions.Config())
+
+
+def from_table(folder, rows: str, paths, **changes):
+  """The outcomes of files of those paths."""
+  table = folder / "own.csv"
+  table.write_text(rows, encoding="utf-8-sig", newline="\r\n")
+  config = captions.Config(source=str(table), **changes)
+  pairs = [
+    (clips.Clip(id=f"clip-{n}", path=path), None)
+    for n, path in enumerate(paths)
+  ]
+  return captions.load(config)(pairs)
+
+
+def test_captions_of_a_table_are_matched_by_path_and_ask_no_endpoint(tmp_path):
+  rows = (
+    "path,caption\n"
+    'a/b.mp4,"A dog, it says <S>Hi<E>. <AUDCAP>barking<ENDAUDCAP>"\n'
+    "a/b.mp4,Another.\nd.mp4,\n"
+  )
+  paths = ["/films/a/b.mp4", "/films/c/b.mp4", "/films/d.mp4"]
+  made, other, blank = from_table(
+    tmp_path, rows, paths, variants=("720x720_5s", "960x960_5s")
+  )
+  assert made.facts["captions"]["prompts"] == [
+    "A dog, it says <S>Hi<E>. <AUDCAP>barking<ENDAUDCAP>",
+    "A dog, it says <S>Hi<E>. Audio: barking",
+    "Another.",
+  ]
+  assert other.reason == blank.reason == "not in the table"
+  assert (other.detail, blank.detail) == (
+    "no row has its path",
+    "its rows have no text",
+  )
+  assert not other.failed
+
+
+def test_captions_too_long_for_training_are_refused_from_tables_too(
+  tmp_path, release
+):
+  tokenizer = next(release.rglob("tokenizer.json"))
+  rows = f"path,caption\na.mp4,{'long ' * 50}\nb.mp4,short\n"
+  long, short = from_table(
+    tmp_path, rows, ["a.mp4", "b.mp4"], tokenizer=str(tokenizer), text_rows=16
+  )
+  assert long.reason == "prompt is too long"
+  assert short.facts["captions"]["prompts"] == ["short"]
+
+
+def test_the_key_of_captions_from_a_table_follows_from_its_content(tmp_path):
+  table = tmp_path / "own.csv"
+  table.write_text("path,caption\na.mp4,One.\n")
+  before = captions.identity(captions.Config(source=str(table)))
+  same = captions.identity(captions.Config(source=str(table), model="m"))
+  table.write_text("path,caption\na.mp4,Two.\n")
+  after = captions.identity(captions.Config(source=str(table)))
+  assert before == same != after
+
+
+def test_what_captions_lack_is_said_with_the_flags_that_help(
+  tmp_path, monkeypatch
+):
+  monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+  said = captions.missing(captions.Config(key_variable="NO_SUCH_KEY"))
+  assert len(said) == 2 and all("captions.source=FILE.csv" in s for s in said)
+  assert "captions.model=MODEL" in said[0] and "NO_SUCH_KEY" in said[1]
+  table = tmp_path / "own.csv"
+  table.write_text("file,text\na.mp4,One.\n")
+  (said,) = captions.missing(captions.Config(source=str(table)))
+  assert "path and caption" in said and "captions.source=FILE.csv" in said
+  table.write_text("path,caption\na.mp4,One.\n")
+  assert not captions.missing(captions.Config(source=str(table)))

@@ -1,0 +1,160 @@
+"""Console output: log lines, errors and progress bars that cannot end a run.
+
+What is printed often holds text from files: prompts, names, error messages of
+libraries. Control characters in it are printed escaped, characters that the
+console's encoding lacks as `\\u011b`. Output that nobody reads any more (a
+closed pipe, a full disk, no stdout at all) is dropped and the run goes on.
+"""
+
+import contextlib
+import io
+import os
+import select
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+from typing import TextIO
+
+import tqdm
+from absl import logging
+
+from ovi_jax import untrusted
+
+SECONDS_A_LINE = 30  # between lines of progress where bars cannot be drawn
+_ESCAPE = "backslashreplace"
+
+
+def setup() -> None:
+  """Make the process's stdout and stderr safe, once.
+
+  Streams that somebody else has put in their place (a notebook, a test) stay.
+  """
+  for descriptor in (1, 2):
+    try:
+      os.fstat(descriptor)
+    except OSError:  # `>&-`: no file that is opened later may take its number
+      _drop(descriptor)
+  if sys.stdout is sys.__stdout__:
+    sys.stdout = _Console(1, sys.stdout, "\n\t")
+  if sys.stderr is sys.__stderr__:
+    # tqdm goes back to the start of its line.
+    sys.stderr = _Console(2, sys.stderr, "\n\t\r")
+    logging.get_absl_handler().python_handler.setStream(sys.stderr)
+
+
+def log(line: str) -> None:
+  """Print a line for the user, whatever stdout is.
+
+  Args:
+    line: it may hold line ends; other control characters are escaped.
+  """
+  text = untrusted.escape(line, keep="\n\t")
+  # ValueError: a closed stream.
+  with contextlib.suppress(OSError, ValueError):
+    try:
+      print(text, flush=True)
+    except UnicodeEncodeError:
+      print(text.encode("ascii", _ESCAPE).decode(), flush=True)
+
+
+def error(message: str) -> None:
+  """Write the last words of a command to stderr, in one piece.
+
+  `sys.exit` with a message writes through buffers that threads of libraries
+  share, which may be telling of the same failure at that moment.
+
+  Args:
+    message: it may hold line ends; other control characters are escaped.
+  """
+  stream = sys.stderr
+  if stream is None:
+    return
+  text = untrusted.escape(message, keep="\n\t") + "\n"
+  with contextlib.suppress(OSError, ValueError):
+    stream.flush()
+    encoding = stream.encoding or "utf-8"
+    os.write(stream.fileno(), text.encode(encoding, _ESCAPE))
+
+
+def progress(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
+  """A progress bar; on a stream that is no terminal, a line now and then.
+
+  Args:
+    iterable: as of `tqdm.tqdm`.
+    **options: as of `tqdm.tqdm`.
+
+  Returns:
+    A `tqdm.tqdm`.
+  """
+  if draws_bars():
+    return tqdm.tqdm(iterable, dynamic_ncols=True, **options)
+  return tqdm.tqdm(iterable, file=_Lines(), **options)
+
+
+def draws_bars() -> bool:
+  """Whether stderr is a terminal that can rewrite a line."""
+  stream = sys.stderr
+  if stream is None or stream.closed or os.environ.get("TERM") == "dumb":
+    return False
+  return stream.isatty()
+
+
+class _Console(io.TextIOWrapper):
+  """Text to a file descriptor: escaped, and dropped where it cannot go."""
+
+  def __init__(self, descriptor: int, replaces: TextIO | None, keep: str):
+    if replaces is None:  # its number may be another file's by now
+      descriptor = os.open(os.devnull, os.O_WRONLY)
+    else:
+      with contextlib.suppress(OSError, ValueError):
+        replaces.flush()
+    super().__init__(
+      io.BufferedWriter(_Descriptor(descriptor, "wb", closefd=False)),
+      encoding="utf-8" if replaces is None else replaces.encoding,
+      errors=_ESCAPE,
+      line_buffering=True,
+    )
+    self._keep = keep
+
+  def write(self, s: str, /) -> int:
+    super().write(untrusted.escape(s, self._keep))
+    return len(s)
+
+
+class _Descriptor(io.FileIO):
+  """A file descriptor that becomes the null device on its first error."""
+
+  def write(self, b: Any, /) -> int:
+    try:
+      while (count := super().write(b)) is None:  # non-blocking, and full
+        select.select([], [self], [])
+      return count
+    except OSError:
+      _drop(self.fileno())
+      return memoryview(b).nbytes
+
+
+def _drop(descriptor: int) -> None:
+  """Make a file descriptor the null device's."""
+  null = os.open(os.devnull, os.O_WRONLY)
+  if null != descriptor:
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+class _Lines:
+  """What tqdm draws, as lines of their own and not too many of them."""
+
+  def __init__(self):
+    self._last = time.monotonic()
+
+  def write(self, text: str) -> None:
+    line, now = text.strip(), time.monotonic()
+    if line and now - self._last >= SECONDS_A_LINE:
+      self._last = now
+      with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+  def flush(self) -> None:
+    """Nothing is held back."""

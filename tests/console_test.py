@@ -1,0 +1,93 @@
+"""Console output never ends a run, whatever stdout and stderr are."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from ovi_jax import console
+
+SCRIPT = """
+import pathlib, sys
+from ovi_jax import console
+console.setup()
+console.log("a red ball \\u011b \\x1b[31m\\u202e")
+for _ in console.progress(range(3), desc="clip \\u011b"):
+  print("y" * 100_000)  # more than a pipe holds
+console.error("last \\u011b\\udc80\\nwords\\x07")
+pathlib.Path(sys.argv[1]).write_text("done")
+"""
+
+
+def run(tmp_path: pathlib.Path, redirect: str, **environment: str):
+  """Run a script that prints; returns what a shell's pipe received."""
+  script = tmp_path / "script.py"
+  script.write_text(SCRIPT)
+  command = f"{sys.executable} {script} {tmp_path / 'done'} {redirect}"
+  pipe = f"set -o pipefail; {command}"
+  done = subprocess.run(
+    ["bash", "-c", pipe],
+    capture_output=True,
+    env=os.environ | environment,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "done").read_text() == "done"
+  return done
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_an_encoding_lacks_is_escaped(tmp_path, encoding):
+  done = run(tmp_path, "", PYTHONIOENCODING=encoding)
+  letter = "ě" if encoding == "utf-8" else "\\u011b"
+  out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
+  assert out.splitlines()[0] == f"a red ball {letter} \\x1b[31m\\u202e"
+  # No progress bar where no terminal is.
+  assert err == f"last {letter}\\udc80\nwords\\x07\n"
+
+
+@pytest.mark.parametrize(
+  "redirect",
+  ["| head -c 1", "2>&1 | true", ">&-", "2>&-", ">&- 2>&-", ">/dev/full"],
+)
+def test_output_that_nobody_reads_is_dropped(tmp_path, redirect):
+  run(tmp_path, redirect)
+
+
+def test_log_needs_no_setup(capsys, monkeypatch):
+  console.log("a\x1b[1m\nb")
+  assert capsys.readouterr().out == "a\\x1b[1m\nb\n"
+  for stream in (None, closed()):
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    console.log("nobody reads this")
+    console.error("nor this")
+    assert list(console.progress(range(3))) == [0, 1, 2]
+
+
+def closed():
+  stream = io.StringIO()
+  stream.close()
+  return stream
+
+
+def test_bars_become_lines_where_no_terminal_is(capsys, monkeypatch):
+  monkeypatch.setattr(console, "SECONDS_A_LINE", 0)
+  with console.progress(total=2, desc="steps") as bar:
+    bar.set_postfix(loss="0.5")
+  err = capsys.readouterr().err
+  assert "\r" not in err and "loss=0.5" in err.splitlines()[-1]
+  monkeypatch.setattr(console, "SECONDS_A_LINE", 30)
+  with console.progress(total=2, desc="steps") as bar:
+    bar.set_postfix(loss="0.5")
+  assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("term", "draws"), [("xterm", True), ("dumb", False)])
+def test_bars_need_a_terminal_that_rewrites_lines(monkeypatch, term, draws):
+  monkeypatch.setenv("TERM", term)
+  monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+  assert console.draws_bars() is draws
