@@ -67,7 +67,8 @@ def train(
       `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
-  check_vocabulary(settings)
+  with processes.beginning():
+    check_vocabulary(settings)
   processes.agree(config)
   log = log if jax.process_index() == 0 else lambda _: None
   mesh = stage.mesh_of(settings.mesh)
