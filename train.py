@@ -1,13 +1,13 @@
 """Train a stage: audio, video, or both towers together; or a codec.
 
-  python train.py --config=configs/fusion.py --workdir=DIR
-    --config.initial.video=DIR --config.initial.audio=DIR
+  python train.py --config=configs/small.py --workdir=DIR
     --config.data.sources="('DIR',)"
   python train.py --config=configs/codec_video.py:mini --workdir=DIR
 
 Run the same command again to go on from the newest checkpoint. Exit codes: 0
-finished, 75 told to stop (SIGTERM) and saved, 1 an error that is said. With
---aot=v5p:4x4x4 the step is compiled for those TPUs, and what it needs reported.
+finished, 75 told to stop (SIGTERM, Ctrl-C) and saved, 1 an error that is said.
+With --aot=v5p:4x4x4 the step is compiled for those TPUs, and what it needs is
+reported.
 """
 
 import pathlib

@@ -168,6 +168,10 @@ def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
         "text": "embeddings",  # cached, or "captions"
         "workers": 0 if mini else 8,
         "prefetch": 2,
+        # What tokenizer and codecs may lose of the data; 1.0, 0 and 0 for any.
+        "max_unknown_words": 0.2,  # share
+        "min_codec_psnr": 20.0,  # dB
+        "max_codec_mel_error": 8.0,  # dB
       },
       "components": "",
       "held_out": {"split": "test", "batch": 0, "levels": 4},

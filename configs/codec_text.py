@@ -4,7 +4,7 @@
     --config.data.tokenizer=FILE
 
 The tokenizer is one of the world's words, which
-`python -m ovi_jax.data.world.tokenizer --out=FILE` writes. `:mini` takes about
+`python -m ovi_jax.data.tokenizer --out=FILE` writes. `:mini` takes about
 0.2 s of a core a step of 32 captions. Without it, the sizes of UMT5-XXL. The
 task and its settings are ours.
 """

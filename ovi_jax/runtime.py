@@ -122,7 +122,14 @@ def parse_flags(argv: list[str]) -> list[str]:
   console.setup()
   setup_jax()
   with flag_errors():
-    return app.parse_flags_with_usage(argv)
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error as error:
+      # A config that cannot be built: its error, without the trace around it.
+      *_, last = str(error).strip().splitlines()
+      if "Traceback" in str(error) and "ValueError: " in last:
+        raise ValueError(last.partition("ValueError: ")[2]) from error
+    return app.parse_flags_with_usage(argv)  # says what is wrong, and ends
 
 
 def end_with_parent() -> None:

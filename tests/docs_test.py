@@ -1,13 +1,17 @@
 """The documents' commands, run as a reader would, with fewer steps."""
 
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import einops
+import numpy as np
 import pytest
 
+from ovi_jax.data.world import world as worlds
 from ovi_jax.media import mp4
 from ovi_jax.training import logs
 
@@ -23,6 +27,12 @@ def run(kind: str, text: str, folder: pathlib.Path) -> None:
   if kind == "bash":
     text = text.replace("\\\n", " ")
     text = re.sub(r"^python train.py .*$", rf"\g<0>{FEWER}", text, flags=re.M)
+    text = re.sub(
+      r"^python sample.py (?!.*config.steps).*$",
+      r"\g<0> --config.steps=2",
+      text,
+      flags=re.M,
+    )
     text = re.sub(r"(cadence\.(held_out|samples))=100", r"\1=2", text)
     command = ["bash", "-euc", text]
   else:
@@ -39,14 +49,19 @@ def run(kind: str, text: str, folder: pathlib.Path) -> None:
   assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
 
 
+def repository(folder: pathlib.Path) -> None:
+  """Make a folder look like the repository, with a place for results."""
+  for name in ("train.py", "sample.py", "convert_torch_weights.py"):
+    (folder / name).symlink_to(ROOT / name)
+  for name in ("configs", "ovi_jax"):
+    (folder / name).symlink_to(ROOT / name)
+  (folder / "runs").mkdir()
+
+
 @pytest.mark.slow
 def test_training_from_raw_clips_to_sample_py(tmp_path):
   blocks = FENCED.findall((ROOT / "docs" / "training.md").read_text())
-  for name in ("train.py", "sample.py", "convert_torch_weights.py"):
-    (tmp_path / name).symlink_to(ROOT / name)
-  for name in ("configs", "ovi_jax"):
-    (tmp_path / name).symlink_to(ROOT / name)
-  (tmp_path / "runs").mkdir()
+  repository(tmp_path)
   assert len(blocks) == 7
   for kind, text in blocks:
     run(kind, text, tmp_path)
@@ -58,3 +73,52 @@ def test_training_from_raw_clips_to_sample_py(tmp_path):
   assert any("held_out/loss_video_t0.25-0.50" in line for line in lines)
   made = tmp_path / "runs" / "fusion" / "samples" / "step-00000004"
   assert len(list(made.glob("*.mp4"))) == 2
+
+
+def test_commands_are_written_without_the_environments_folder():
+  for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    text = path.read_text()
+    assert ".venv/bin/python" not in text and ".venv/bin/pip" not in text, path
+
+
+@pytest.mark.slow
+def test_fine_tuning_from_a_folder_of_clips(tmp_path):
+  blocks = FENCED.findall((ROOT / "docs" / "fine_tuning.md").read_text())
+  repository(tmp_path)
+  write_clips(tmp_path, 8)
+  assert len(blocks) == 4
+  for kind, text in blocks:
+    run(kind, text, tmp_path)
+  before, after = (
+    json.loads(path.read_text())
+    for name in ("before", "after")
+    for path in (tmp_path / "runs" / name).glob("*.json")
+  )
+  # The same seed and settings, other weights.
+  assert before["config"] == after["config"] and before["seed"] == after["seed"]
+  assert after["config"]["guidance"] == {"video": 1.5, "audio": 1.5}
+  sums = [made["weights"]["sha256"] for made in (before, after)]
+  assert {name for name in sums[0] if sums[0][name] != sums[1][name]} == {
+    "fusion"
+  }
+  lines = logs.read(tmp_path / "runs" / "mine")
+  assert any("held_out/loss_video" in line for line in lines)
+  assert list((tmp_path / "runs" / "mine" / "samples").rglob("*.mp4"))
+
+
+def write_clips(folder: pathlib.Path, count: int) -> None:
+  """Clips at 30 fps, larger than they are read, and their table."""
+  world, lines = worlds.World(seed=991, complete=True), ["path,caption,split"]
+  (folder / "clips").mkdir()
+  for number in range(count):
+    made = world.clip(number)
+    frames_THWC = einops.repeat(
+      made.frames_THWC, "T H W C -> T (H h) (W w) C", h=2, w=2
+    )
+    # Every fourth frame comes twice: 30 frames a second.
+    places = np.arange(len(frames_THWC) * 5 // 4) * 4 // 5
+    path = folder / "clips" / f"{number}.mp4"
+    mp4.write(path, [frames_THWC[places]], made.wave_A, fps=30)
+    split = "test" if number % 4 == 3 else "train"
+    lines.append(f'{path.name},"{made.captions[0]}",{split}')
+  (folder / "captions.csv").write_text("\n".join(lines) + "\n")

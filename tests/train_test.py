@@ -1,5 +1,6 @@
 """train.py as its user runs it: exit codes, restarts, and bad input."""
 
+import os
 import signal
 
 import pytest
@@ -65,7 +66,10 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   code, said = train_runs.run(other)
   assert code == 1 and "Traceback" not in said
   assert f"train: {tmp_path / 'run'} belongs to a run of another" in said
-  assert "\n  batch: 4 there, 8 now\n  seed: 0 there, 1 now\n" in said
+  assert (
+    "\n  batch: 4 in the run, 8 now (--config.batch=4 sets it back)" in said
+  )
+  assert f"--workdir=NEW --config.initial.audio={tmp_path / 'run'}" in said
 
 
 @pytest.mark.parametrize(
@@ -92,3 +96,24 @@ def test_a_run_without_a_directory_is_refused(source):
     1,
     "train: --config=configs/STAGE.py, --workdir=DIR are needed\n",
   )
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_though_it_reaches_the_workers(
+  source, tmp_path
+):
+  changes = FIELDS | {"steps": 10_000, "data__workers": 1}
+  words = train_runs.command(
+    "audio_finetune", source, tmp_path / "run", **changes
+  )
+  with train_runs.started(words, tmp_path / "log") as run:
+    run.wait(lambda: run.logged > 0)
+    # As a terminal does, to every process of the group.
+    for number in train_runs.processes(run.process.pid):
+      if number != run.process.pid:
+        os.kill(number, signal.SIGINT)
+    assert run.end(signal.SIGINT) == 75
+  assert (
+    f"told to stop: saved step {train_runs.newest(run.workdir)}" in run.said
+  )
+  assert "Traceback" not in run.said

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import shlex
 import types
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +25,8 @@ def check_config(
   config: Mapping[str, Any],
   may_change: Iterable[str] = MAY_CHANGE,
   since: Mapping[str, Any] = types.MappingProxyType({}),
+  instead: str = "",
+  also: Callable[[], None] = lambda: None,
 ) -> None:
   """Write a run's configuration on its first start; hold later ones to it.
 
@@ -32,6 +36,9 @@ def check_config(
     may_change: fields that may differ, by dotted name; a name stands for all
       below it (`log` for `log.every`). The file then follows the new values.
     since: fields that older runs lack, by dotted name, and what they did.
+    instead: how to start another run, for the message.
+    also: what else is checked once the config fits, before anything is
+      written.
 
   Raises:
     ValueError: the directory belongs to another configuration (lists every
@@ -47,10 +54,12 @@ def check_config(
       _flat(since) | _flat(theirs), _flat(ours), tuple(may_change)
     ):
       listed = "".join(f"\n  {line}" for line in differing)
+      another = f"\n{instead}" if instead else ""
       raise ValueError(
         f"{path.parent} belongs to a run of another config; choose another"
-        f" workdir, or set back what differs:{listed}"
+        f" workdir, or set back what differs:{listed}{another}"
       )
+    also()
     if theirs == ours:
       return
   # Nobody writes before everybody has read.
@@ -100,11 +109,30 @@ def _differences(
   """The fields that differ and may not, with both values."""
   heads = tuple(f"{name}." for name in may_change)
   return [
-    f"{name}: {before.get(name, _ABSENT)} there, {after.get(name, _ABSENT)} now"
+    f"{name}: {before.get(name, _ABSENT)} in the run,"
+    f" {after.get(name, _ABSENT)} now{_flag(name, before, after)}"
     for name in sorted(before.keys() | after.keys())
     if not _same(before.get(name), after.get(name))
     and not f"{name}.".startswith(heads)
   ]
+
+
+def _flag(
+  name: str, before: Mapping[str, str], after: Mapping[str, str]
+) -> str:
+  """The flag that sets a field back, where there is one."""
+  if name not in before or name not in after:
+    return ""
+  value = json.loads(before[name])
+  if isinstance(value, list):
+    value = _tuple(value)
+  word = f"--config.{name}={value}"
+  return f" ({shlex.quote(word)} sets it back)"
+
+
+def _tuple(value: Any) -> Any:
+  """Lists, as JSON has them, to tuples, as flags are written."""
+  return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def _same(before: str | None, after: str | None) -> bool:

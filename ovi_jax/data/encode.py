@@ -5,8 +5,11 @@
 Writes a new dataset; mp4 and PCM stay behind unless --keep_media. Run the same
 command again to go on where it was stopped. Hosts that see the same folders
 share the work: each runs it with --process=I --processes=N, and the one that
-ends last makes the dataset. Captions alone (--parts=text) and codecs alone may
-be encoded one after the other where memory is short.
+ends last makes the dataset. Before anything is encoded, the share of words that
+the tokenizer does not know and the error of the codecs are measured on a few
+records and printed; beyond a limit the command stops, unless --force. Captions
+alone (--parts=text) and codecs alone may be encoded one after the other where
+memory is short.
 """
 
 import contextlib
@@ -35,11 +38,13 @@ from ovi_jax.components import loading
 from ovi_jax.data import builder
 from ovi_jax.data import encoding
 from ovi_jax.data import features
+from ovi_jax.data import quality
 from ovi_jax.data import schema
 from ovi_jax.data import shards
 from ovi_jax.parallel import mesh as meshes
 
 RECIPE = "encoding.json"
+_MEASURED = f".{quality.FILE}"  # until the dataset is whole
 Log = Callable[[str], None]
 
 
@@ -59,6 +64,8 @@ class Job:
     records_per_shard: in a file; a shard is what a crash repeats.
     process: number of this process.
     processes: that share the shards.
+    limits: of what tokenizer and codecs may lose; `None` measures nothing.
+    force: encode what is beyond the limits, too.
   """
 
   data: pathlib.Path
@@ -72,6 +79,8 @@ class Job:
   records_per_shard: int = 64
   process: int = 0
   processes: int = 1
+  limits: quality.Limits | None = None
+  force: bool = False
 
   def __post_init__(self):
     problems = [
@@ -129,8 +138,12 @@ def run(job: Job, log: Log = console.log) -> bool:
     _check_recipe(job.out, recipe, f"choose another place than {job.out}")
     log(f"already encoded: {job.out}")
     return True
+  components = _components(job, manifest)
+  measured = _measured(job, components, list(splits.values()), log)
   job.folder.mkdir(parents=True, exist_ok=True)
   _keep_recipe(job.folder, recipe)
+  if measured is not None:
+    measured.save(job.folder / _MEASURED)
   counts = {
     name: -(-len(split) // job.records_per_shard)
     for name, split in splits.items()
@@ -141,7 +154,6 @@ def run(job: Job, log: Log = console.log) -> bool:
     for name, i in places[job.process :: job.processes]
     if not shards.is_written(job.folder, name, i, counts[name])
   ]
-  components = _components(job, manifest)
   sizes = _geometry(splits, manifest, job.parts)
   null_SE = _null_text(job, components, splits)
   if mine:
@@ -159,6 +171,8 @@ def run(job: Job, log: Log = console.log) -> bool:
       return False
     shards.finish(job.folder, counts, sizes, null_SE)
     shards.publish(job.folder, job.out)
+    if measured is not None:
+      measured.save(job.out / quality.FILE)
   log(f"wrote {job.out}: {sum(map(len, splits.values()))} records")
   return True
 
@@ -175,6 +189,44 @@ def _components(job: Job, manifest: directory.Manifest) -> loading.Components:
     mesh=meshes.make(devices, fsdp=len(devices)),
     dtype=jnp.dtype(name),
   )
+
+
+def _measured(
+  job: Job,
+  components: loading.Components,
+  splits: list[builder.Split],
+  log: Log,
+) -> quality.Quality | None:
+  """Say what tokenizer and codecs lose; ValueError if it is too much.
+
+  What an earlier start measured is read again, if it had the same recipe.
+  """
+  if job.limits is None:
+    return None
+  found = quality.Quality.read(job.folder / _MEASURED)
+  if found is None:
+    log("measuring tokenizer and codecs on a few records …")
+    present = components.manifest.digests
+    parts = [p for p in ("video", "audio") if p in job.parts]
+    if "vocoder" not in present and "audio" in parts:
+      parts.remove("audio")  # nothing makes sound of its mels
+    found = quality.reconstruction(components, splits, parts)
+    if "text" in job.parts:
+      covered = quality.coverage(
+        components.tokenizer(),
+        quality.captions_of(splits),
+        components.text_length,
+      )
+      found = dataclasses.replace(found, coverage=covered)
+  for line in found.lines():
+    log(line)
+  found = dataclasses.replace(found, accepted=job.force)
+  found.check(
+    job.limits,
+    "Use weights whose tokenizer and codecs suit the data (docs/codecs.md), or"
+    " encode anyway with --force",
+  )
+  return found
 
 
 def _geometry(
@@ -311,6 +363,9 @@ def _define_flags() -> None:
   flags.DEFINE_string("dtype", "auto", "Of computing: auto, float32, bfloat16.")
   flags.DEFINE_string("stored", "float16", "Of arrays: float16, bfloat16.")
   flags.DEFINE_integer("records_per_shard", 64, "Records in a file.")
+  for name, limit in dataclasses.asdict(quality.Limits()).items():
+    flags.DEFINE_float(name, limit, "See ovi_jax.data.quality.")
+  flags.DEFINE_bool("force", False, "Encode what is beyond the limits, too.")
   flags.DEFINE_integer("process", 0, "Number of this process.")
   flags.DEFINE_integer("processes", 1, "Processes that share the work.")
 
@@ -319,12 +374,20 @@ def main(argv: list[str]) -> None:
   runtime.start(argv)
   try:
     runtime.need(FLAGS, data="DIR", weights="DIR", out="DIR")
-    names = [field.name for field in dataclasses.fields(Job)]
-    values: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    fields = {field.name for field in dataclasses.fields(Job)} - {"limits"}
+    values: dict[str, Any] = {name: FLAGS[name].value for name in fields}
+    limits: Any = {
+      field.name: FLAGS[field.name].value
+      for field in dataclasses.fields(quality.Limits)
+    }
+    values["limits"] = quality.Limits(**limits)
     for name in ("data", "weights", "out"):
       values[name] = pathlib.Path(values[name])
     values["parts"] = tuple(values["parts"])
-    run(Job(**values))
+    if run(Job(**values)):
+      print(
+        "next: train.py with --config.data.sources=\"('" + FLAGS.out + "',)\""
+      )
   except (OSError, ValueError) as error:
     sys.exit(f"encode: {error}")
 

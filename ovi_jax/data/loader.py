@@ -13,6 +13,7 @@ source; the last of an epoch share a batch with the first of the next.
 """
 
 import dataclasses
+import signal
 import threading
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -141,8 +142,12 @@ class _Numbered:
 
 
 def _start_worker(worker: int, workers: int) -> None:
-  """Run in a worker before it reads."""
+  """Run in a worker before it reads.
+
+  Ctrl-C reaches every process of a terminal; what it means the run decides.
+  """
   del worker, workers
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   runtime.end_with_parent()
 
 
@@ -267,15 +272,14 @@ def check_order(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     ValueError: names everything that differs.
   """
   different = [
-    f"{name}: expected {ours[name]}, got {theirs.get(name)}"
+    f"{name}: {theirs.get(name)} in the run, {ours[name]} now"
     for name in ours
     if ours[name] != theirs.get(name)
   ]
   if different:
     raise ValueError(
-      "the state of the data is of another order of records:"
-      f" {'; '.join(different)}. Go on with the settings and datasets it was"
-      " saved with, or start the data anew"
+      "the data are not those that the run was saved with:"
+      f" {'; '.join(different)}"
     )
 
 

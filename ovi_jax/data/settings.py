@@ -7,6 +7,7 @@ import numpy as np
 
 from ovi_jax import geometry
 from ovi_jax.data import builder
+from ovi_jax.data import quality
 from ovi_jax.data import schema
 
 CAPTIONS = ("random", "first")
@@ -79,6 +80,9 @@ class LoaderSettings:
       of a batch then holds its token ids int32 [B, S], cut and padded.
     workers: processes that read and decode; 0 reads in this one.
     prefetch: batches that each worker (or this process) keeps ready.
+    max_unknown_words: see `quality.Limits`, as are the following.
+    min_codec_psnr: of media that are encoded during training.
+    max_codec_mel_error: likewise.
   """
 
   sources: tuple[Source, ...]
@@ -94,6 +98,18 @@ class LoaderSettings:
   tokenizer: str = ""
   workers: int = 0
   prefetch: int = 2
+  max_unknown_words: float = quality.Limits.max_unknown_words
+  min_codec_psnr: float = quality.Limits.min_codec_psnr
+  max_codec_mel_error: float = quality.Limits.max_codec_mel_error
+
+  @property
+  def limits(self) -> quality.Limits:
+    """Of what tokenizer and codecs may lose."""
+    return quality.Limits(
+      max_unknown_words=self.max_unknown_words,
+      min_codec_psnr=self.min_codec_psnr,
+      max_codec_mel_error=self.max_codec_mel_error,
+    )
 
   def wanted(self, found: schema.Geometry) -> schema.Geometry:
     """The geometry of a source, which need agree only in what is read."""
@@ -137,6 +153,7 @@ class LoaderSettings:
         )
     if self.workers < 0 or self.multiple < 0:
       raise ValueError("workers and multiple must not be negative")
+    _ = self.limits
 
 
 def sound_buckets(seconds: Sequence[float]) -> tuple[Bucket, ...]:

@@ -21,6 +21,7 @@ from typing import Any
 import array_record.python.array_record_module as array_record_module
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from ovi_jax import files
 from ovi_jax.data import clips
@@ -146,7 +147,7 @@ def publish(folder: pathlib.Path, path: pathlib.Path) -> None:
 def _template(folder: pathlib.Path, split: str) -> Any:
   """tfds's names for the shards of a split."""
   return tfds.core.ShardedFileTemplate(
-    data_dir=tfds.core.as_path(folder),
+    data_dir=epath.Path(folder),
     dataset_name=NAME,
     split=split,
     filetype_suffix=_SUFFIX,

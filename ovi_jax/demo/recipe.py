@@ -262,7 +262,7 @@ def _codecs(root: pathlib.Path, seed: int) -> Iterator[commands.Step]:
   tokenizer = root / "tokenizer.json"
   yield commands.Step(
     name="tokenizer",
-    words=("-m", "ovi_jax.data.world.tokenizer", f"--out={tokenizer}"),
+    words=("-m", "ovi_jax.data.tokenizer", f"--out={tokenizer}"),
     makes=tokenizer,
   )
   for part, runs in CODECS.items():
@@ -316,7 +316,10 @@ def latents(
     given = {"data": media, "weights": components, "out": out}
     yield commands.Step(
       name=f"encode_{name}",
-      words=("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
+      words=(
+        *("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
+        "--force",  # codecs of few steps too: they are scored at the end
+      ),
       makes=out,
     )
 

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ovi_jax.components import distortion
 from ovi_jax.models import mel
-
-RANGE = 60.0  # dB below a sound's loudest band and moment that count
 
 
 class Loss(NamedTuple):
@@ -22,51 +21,11 @@ class Loss(NamedTuple):
   clips: int
 
 
-def video_psnr(original: np.ndarray, decoded: np.ndarray) -> float:
-  """Peak signal over noise of a clip, dB; infinite if both are equal.
-
-  Args:
-    original: uint8 pictures.
-    decoded: of the same shape.
-
-  Raises:
-    ValueError: shapes or types differ.
-  """
-  _check("pictures", original, decoded, np.uint8)
-  error = np.square(original.astype(np.float64) - decoded).mean()
-  return float(10 * np.log10(255**2 / error)) if error else float("inf")
-
-
-def log_mel_error(
-  original: np.ndarray, decoded: np.ndarray, config: mel.MelConfig
-) -> float:
-  """Mean difference of two sounds' log-mel spectrograms, dB.
-
-  What is more than `RANGE` below the original's loudest counts as silence.
-
-  Args:
-    original: wave_A in [-1, 1].
-    decoded: of the same length.
-    config: of the spectrogram.
-
-  Raises:
-    ValueError: lengths or types differ.
-  """
-  _check("waves", original, decoded, np.float32)
-  mels = [
-    20 * np.asarray(mel.log_mel(config, wave_A[None]), np.float64)
-    for wave_A in (original, decoded)
-  ]
-  floor = mels[0].max() - RANGE
-  first, second = (np.maximum(each, floor) for each in mels)
-  return float(np.abs(first - second).mean())
-
-
 def psnr_of(
   codec: Callable[[np.ndarray], np.ndarray], clips: Iterable[np.ndarray]
 ) -> Loss:
   """PSNR of clips, frames_THWC of uint8, after `codec` there and back."""
-  psnr = [video_psnr(clip, codec(clip)) for clip in clips]
+  psnr = [distortion.video_psnr(clip, codec(clip)) for clip in clips]
   return Loss(float(np.mean(psnr)), min(psnr), len(psnr))
 
 
@@ -77,15 +36,7 @@ def log_mel_error_of(
 ) -> Loss:
   """Log-mel error of waves [A] after `codec` there and back."""
   config = config or mel.MelConfig()
-  errors = [log_mel_error(wave, codec(wave), config) for wave in waves]
+  errors = [
+    distortion.log_mel_error(wave, codec(wave), config) for wave in waves
+  ]
   return Loss(float(np.mean(errors)), max(errors), len(errors))
-
-
-def _check(what: str, original: np.ndarray, decoded: np.ndarray, dtype):
-  found = [f"{a.dtype} {list(a.shape)}" for a in (original, decoded)]
-  wrong = any(a.dtype != dtype for a in (original, decoded))
-  if wrong or original.shape != decoded.shape:
-    raise ValueError(
-      f"{what}: expected two of {np.dtype(dtype)} and one shape, got"
-      f" {' and '.join(found)}"
-    )

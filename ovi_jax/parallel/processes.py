@@ -30,6 +30,10 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _SOURCES = ("*.py", "*.json")
 _WEIGHTS = "weights"
 _LIBRARIES = ("jax", "jaxlib", "flax")
+_INTERRUPTED = (
+  b"\ninterrupted: this step is finished and the state saved; Ctrl-C again ends"
+  b" at once, without saving\n"
+)
 _SERVICE = 60.0  # seconds that JAX's own service may need when all have come
 
 
@@ -116,20 +120,36 @@ def meet(name: str) -> None:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[int], bool]]:
-  """Whether the run was told to stop (SIGTERM), asked before each step.
+  """Whether the run was told to stop, asked before each step.
 
-  Several processes all stop before the same step, whichever was told: JAX
-  listens for the signal itself then.
+  SIGTERM and the first Ctrl-C (SIGINT) stop it; the second Ctrl-C ends the
+  process at once. Several processes all stop before the same step, whichever
+  was told: JAX handles SIGTERM itself then.
   """
-  if jax.process_count() > 1:
-    yield multihost_utils.reached_preemption_sync_point
-    return
   told: list[int] = []
-  before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+
+  def interrupted(number: int, frame: Any) -> None:
+    del frame
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Not `print`: the signal may have come in the middle of one.
+    with contextlib.suppress(OSError):
+      os.write(2, _INTERRUPTED)
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    told.append(number)
+
+  handlers: dict[int, Any] = {signal.SIGINT: interrupted}
+  if jax.process_count() > 1:
+    asked = multihost_utils.reached_preemption_sync_point
+  else:
+    handlers[signal.SIGTERM] = lambda number, _: told.append(number)
+    asked = lambda _: bool(told)  # noqa: E731
+  before = {n: signal.signal(n, handler) for n, handler in handlers.items()}
   try:
-    yield lambda _: bool(told)
+    yield asked
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 @contextlib.contextmanager

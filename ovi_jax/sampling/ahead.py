@@ -63,7 +63,8 @@ def run(
   devices = topology.devices(name)
   variant: Any = config.variant
   manifest = manifest_of(variant, weights)
-  settings = settings_lib.Settings.from_config(config, manifest.sampling)
+  advised = settings_lib.advice_of(manifest)
+  settings = settings_lib.Settings.from_config(config, advised)
   pipeline = pipeline_of(settings, manifest, devices)
   clip = clip_of(settings, manifest)
   reports = []

@@ -65,7 +65,8 @@ def settle(
   """
   variant: Any = config.get("variant", "")
   manifest = directory.manifest_of(weights, variant)
-  return settings_lib.Settings.from_config(config, manifest.sampling)
+  advised = settings_lib.advice_of(manifest)
+  return settings_lib.Settings.from_config(config, advised)
 
 
 def run(

@@ -8,6 +8,7 @@ import ml_collections
 
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
+from ovi_jax.checkpoint import directory
 from ovi_jax.modality import AV
 from ovi_jax.parallel import mesh as meshes
 from ovi_jax.sampling import requests
@@ -169,6 +170,23 @@ def advice(advised: Mapping[str, Any]) -> dict[str, Any]:
       )
     result[name] = _alike(f"sampling.{name}", value, PUBLISHED[name])
   return result
+
+
+def advice_of(manifest: directory.Manifest) -> dict[str, Any]:
+  """`advice` of weights, without skipping a block that they do not have.
+
+  Raises:
+    ValueError: see `advice`.
+  """
+  result = advice(manifest.sampling)
+  if result["skip_layer"] >= num_blocks(manifest.architecture.fusion):
+    result["skip_layer"] = 0
+  return result
+
+
+def num_blocks(towers: AV[Any]) -> int:
+  """Blocks of the towers; both have as many."""
+  return min(tower.blocks for tower in towers.present().values())
 
 
 def _alike(name: str, value: Any, example: Any) -> Any:

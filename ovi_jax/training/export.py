@@ -5,6 +5,7 @@
 Text encoder, codecs and tokenizer are those of `components` (by default, the
 run's own); they are linked, not copied, where the disk allows it. The towers
 are a checkpoint's: the newest, and averaged, unless told otherwise.
+Advised sampling settings are those of the weights that the run started from.
 `convert_torch_weights.py --export` makes the original's files of the result.
 """
 
@@ -37,6 +38,7 @@ from ovi_jax.training import stage
 from ovi_jax.training import trainable
 
 _AT_ONCE = 2**30  # bytes of parameters in memory
+_LONGEST_CHAIN = 32  # runs, each started from the one before
 
 
 def export(
@@ -57,7 +59,8 @@ def export(
     step: of the checkpoint; `None` for the newest.
     averaged: take the moving average where there is one.
     dtype: that the towers are stored in.
-    sampling: settings that suit the weights, see `sampling.settings.advice`.
+    sampling: settings that suit the weights, see `sampling.settings.advice`;
+      fields that are left out are inherited, see `inherited_advice`.
 
   Returns:
     The manifest, also written to `out`.
@@ -69,7 +72,6 @@ def export(
   """
   if (out / directory.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
-  sampling_settings.advice(sampling or {})
   config = ml_collections.ConfigDict(workdirs.read_config(workdir))
   settings = settings_lib.Settings.from_config(config)
   rest = components or pathlib.Path(settings.components)
@@ -81,6 +83,11 @@ def export(
   kept = directory.read(rest, needs=())
   needs = tuple(c for c in kept.architecture.components if c != "fusion")
   kept = directory.read(rest, needs=needs)
+  advised = _checked_advice(
+    {**(inherited_advice(workdir) or kept.sampling), **(sampling or {})},
+    sampling or {},
+    settings,
+  )
   manifest = _sizes(settings, kept)
   if problems := manifest.architecture.misfits:
     raise ValueError(
@@ -115,10 +122,58 @@ def export(
     sizes=manifest.sizes,
     digests=digests,
     version=ovi_jax.__version__,
-    sampling=dict(sampling or {}),
+    sampling=advised,
   )
   manifest.save(out)
   return manifest
+
+
+def inherited_advice(workdir: pathlib.Path) -> Mapping[str, Any]:
+  """The sampling advice of the weights that a run's towers started from.
+
+  Runs that started from other runs are followed; empty if the towers are fresh,
+  the weights advise nothing, or a source is no longer there.
+  """
+  for _ in range(_LONGEST_CHAIN):
+    try:
+      values = workdirs.read_config(workdir)
+    except ValueError:
+      return {}
+    # The video tower's, where there are two of different origin.
+    sources = [str(path) for path in values["initial"].values() if path]
+    source = pathlib.Path(sources[0] if sources else settings_lib.FRESH)
+    if (source / directory.MANIFEST).is_file():
+      return directory.manifest_of(source).sampling
+    # A run, the folder of its checkpoints, or one of these.
+    folders = (source, *source.parents[:2])
+    runs = [path for path in folders if (path / workdirs.CONFIG).is_file()]
+    if not runs:
+      return {}
+    workdir = runs[0]
+  return {}
+
+
+def _checked_advice(
+  advised: dict[str, Any],
+  asked: Mapping[str, Any],
+  settings: settings_lib.Settings,
+) -> dict[str, Any]:
+  """Advice without a block to skip that the towers do not have.
+
+  Raises:
+    ValueError: a field is unknown, its value cannot be, or such a block is
+      asked for.
+  """
+  skip_layer = sampling_settings.advice(advised)["skip_layer"]
+  blocks = sampling_settings.num_blocks(settings.model)
+  if skip_layer < blocks:
+    return advised
+  if "skip_layer" in asked:
+    raise ValueError(
+      f"--sampling: skip_layer {skip_layer} does not exist, the towers have"
+      f" blocks 0 to {blocks - 1}; give one of them, or 0 to skip none"
+    )
+  return advised | {"skip_layer": 0}
 
 
 def _sizes(
@@ -208,7 +263,8 @@ def main(argv: list[str]) -> None:
       jnp.dtype(FLAGS.dtype),
       _advice(FLAGS.sampling),
     )
-    print(f"wrote {FLAGS.out}")
+    print(f"wrote {FLAGS.out}; next:")
+    print(f'  python sample.py --weights={FLAGS.out} --prompt="…"')
   except (OSError, ValueError) as error:
     sys.exit(f"export: {error}")
 
@@ -222,5 +278,5 @@ if __name__ == "__main__":
   flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16"), "That towers are stored in."
   )
-  flags.DEFINE_string("sampling", "", "Advised settings of sampling, as JSON.")
+  flags.DEFINE_string("sampling", "", "Advised settings, as JSON.")
   app.run(main, flags_parser=runtime.parse_flags)

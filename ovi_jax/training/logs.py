@@ -1,21 +1,35 @@
 """Logs of a run: one JSON object a line, and TensorBoard event files.
 
-Both hold the same scalars under the same names (`train/loss`). A run that is
-restarted from an earlier step logs those steps again; readers take the last.
+Both hold the same scalars under the same names (`train/loss`); TensorBoard has
+frames and sound of samples too. A run that is restarted from an earlier step
+logs those steps again; readers take the last.
 """
 
+import contextlib
+import io
 import json
 import math
 import os
 import pathlib
 import time
+import wave
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 from typing import Protocol
 
+import einops
+import numpy as np
 import tensorboardX
+from tensorboardX.proto import summary_pb2
 
+from ovi_jax import geometry
+from ovi_jax.data import clips
+
+FRAMES = 8  # of a clip that are shown
+SIDE = 128  # pixels that a shown frame's sides are at most, about
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
 
@@ -24,6 +38,13 @@ class Writer(Protocol):
   """Takes the scalars of a run."""
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None: ...
+  def clip(
+    self,
+    step: int,
+    name: str,
+    frames_THWC: np.ndarray | None,
+    wave_A: np.ndarray | None,
+  ) -> None: ...
   def flush(self) -> None: ...
 
 
@@ -74,10 +95,80 @@ class Logs:
       # The system does not say where.
       raise OSError(error.errno, error.strerror, self._path) from error
 
+  def clip(
+    self,
+    step: int,
+    name: str,
+    frames_THWC: np.ndarray | None,
+    wave_A: np.ndarray | None,
+  ) -> None:
+    """Show a clip in TensorBoard: its frames side by side, and its sound.
+
+    Args:
+      step: that it was made at.
+      name: of the clip.
+      frames_THWC: uint8, some of its frames; `None` without video.
+      wave_A: in [-1, 1] at 16 kHz; `None` without sound.
+    """
+    if frames_THWC is not None:
+      strip_HWC = einops.rearrange(frames_THWC, "T H W C -> H (T W) C")
+      self._events.add_image(name, strip_HWC, step, dataformats="HWC")
+    if wave_A is not None:
+      self._add_sound(step, name, wave_A)
+
+  def _add_sound(self, step: int, name: str, wave_A: np.ndarray) -> None:
+    """tensorboardX's own `add_audio` needs another library to write a wave."""
+    content = io.BytesIO()
+    with contextlib.closing(wave.open(content, "wb")) as file:
+      file.setnchannels(1)
+      file.setsampwidth(2)
+      file.setframerate(geometry.SAMPLE_RATE)
+      file.writeframes(clips.pcm(wave_A))
+    sound = _summary().Audio(
+      sample_rate=geometry.SAMPLE_RATE,
+      num_channels=1,
+      length_frames=len(wave_A),
+      encoded_audio_string=content.getvalue(),
+      content_type="audio/wav",
+    )
+    value = _summary().Value(tag=name, audio=sound)
+    summary = _summary()(value=[value])
+    events: Any = self._events.file_writer
+    events.add_summary(summary, step)
+
   def flush(self) -> None:
     """Bring everything to the disk."""
     self._lines.flush()
     self._events.flush()
+
+
+def _summary() -> Any:
+  """TensorBoard's message; protobuf makes its class when it is imported."""
+  return getattr(summary_pb2, "Summary")  # noqa: B009  unknown to checkers
+
+
+class Preview:
+  """Passes frames on and keeps a few of them, small, to be shown.
+
+  Attributes:
+    kept: uint8 frames, in their order.
+  """
+
+  def __init__(self, count: int):
+    """`count`: frames there will be."""
+    self._every = max(1, count // FRAMES)
+    self._seen = 0
+    self.kept: list[np.ndarray] = []
+
+  def through(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The chunks of frames_THWC, unchanged."""
+    for chunk_THWC in chunks:
+      for frame_HWC in chunk_THWC:
+        if self._seen % self._every == 0 and len(self.kept) < FRAMES:
+          stride = -(-max(frame_HWC.shape[:2]) // SIDE)
+          self.kept.append(np.array(frame_HWC[::stride, ::stride]))
+        self._seen += 1
+      yield chunk_THWC
 
 
 class Silent:
@@ -90,6 +181,15 @@ class Silent:
     pass
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
+    pass
+
+  def clip(
+    self,
+    step: int,
+    name: str,
+    frames_THWC: np.ndarray | None,
+    wave_A: np.ndarray | None,
+  ) -> None:
     pass
 
   def flush(self) -> None:

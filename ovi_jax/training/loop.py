@@ -91,6 +91,7 @@ class Work:
     cost: of a batch on the devices; `None` for a task that counts none.
     held_out: called with the state; returns scalars to log.
     samples: called with the state.
+    buckets: of how many sizes batches are; each is compiled once.
   """
 
   trainer: steps.Trainer
@@ -107,6 +108,7 @@ class Work:
   cost: Callable[[schema.Batch], tasks.Cost] | None = None
   held_out: Callable[[steps.State], Mapping[str, float]] = lambda _: {}
   samples: Callable[[steps.State], Any] = lambda _: None
+  buckets: int = 1
 
 
 class Report(NamedTuple):
@@ -153,7 +155,9 @@ def resume(
 
 
 def run(work: Work, state: steps.State, log: Log = console.log) -> bool:
-  """Train until the trainer's last step, or until told to stop (SIGTERM).
+  """Train until the trainer's last step, or until told to stop.
+
+  SIGTERM and Ctrl-C stop it; a second Ctrl-C ends the process at once.
 
   Args:
     work: what the run is given.
@@ -180,6 +184,7 @@ def _loop(
   advance = compiled(work, shardings)
   last: Report | None = None
   window, trace = Window(work), Trace(work)
+  sizes: list[Any] = []
   bar = console.progress(
     total=total,
     initial=number,
@@ -194,12 +199,18 @@ def _loop(
       host = next(work.input)
       waited = time.perf_counter() - began
       batch = work.prepare(host, work.mesh)
+      if compiles := (size := _size(batch)) not in sizes:
+        sizes.append(size)
+        _announce(bar, log, len(sizes), work.buckets, batch)
       state, metrics = advance(state, batch)
+      if compiles:
+        bar.unpause()  # the time left is that of steps
       number += 1
       batch = batch._replace(ids=host.ids)
       following = _report(work, number, metrics, batch, waited)
       if last is not None:
         window.add(last)
+        bar.set_postfix_str(f"loss {window.loss:.4f}", refresh=False)
       last = following
       saving = _due(number, work.cadence.save) and number < total
       judging = _due(number, work.cadence.held_out)
@@ -210,10 +221,13 @@ def _loop(
       if saving:
         _save(work, state, number)
       if judging:
+        bar.set_description("held-out loss")
         work.logs.scalars(number, work.held_out(state))
       if sampling:
+        bar.set_description("making samples")
         work.samples(state)
       if judging or sampling:
+        bar.set_description("training")
         window.pause()
       bar.update()
     if last is not None:
@@ -223,12 +237,39 @@ def _loop(
   work.manager.wait()
   work.logs.flush()
   if number < total:
-    log(f"told to stop: saved step {number} of {total}")
+    log(
+      f"told to stop: saved step {number} of {total}; the same command goes on"
+      " from there"
+    )
   return number >= total
 
 
+def _size(batch: schema.Batch) -> Any:
+  """What of a batch decides the program of its step."""
+  return [(x.shape, x.dtype) for x in jax.tree.leaves(batch)]
+
+
+def _announce(
+  bar: Any, log: Log, number: int, count: int, batch: schema.Batch
+) -> None:
+  """Say that a step is about to be compiled, which may take minutes."""
+  of = f"bucket {number} of {count}" if count > 1 else "the step"
+  grids = ", ".join(
+    f"{name} {'x'.join(map(str, latents.shape[1:-1]))}"
+    for name, latents in batch.latents.present().items()
+    if latents.ndim > 2
+  )
+  bar.clear()
+  log(f"compiling {of}{f' (latents: {grids})' if grids else ''} …")
+  bar.refresh()
+
+
 class Window:
-  """Sums over the steps since the last line of the log."""
+  """Sums over the steps since the last line of the log.
+
+  Attributes:
+    loss: of the last step that has ended.
+  """
 
   def __init__(self, work: Work):
     self._work = work
@@ -240,6 +281,7 @@ class Window:
     self._reports: list[Report] = []
     self._timed = 0  # how many of them are no first step, which compiles
     self._first = True
+    self.loss = float("nan")
     self.pause()
 
   def pause(self) -> None:
@@ -254,6 +296,7 @@ class Window:
     """
     metrics = jax.device_get(report.metrics)
     _check_finite(report, metrics)
+    self.loss = float(metrics.loss)
     self._reports.append(report._replace(metrics=metrics))
     if self._first:
       self._first = False

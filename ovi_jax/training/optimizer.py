@@ -34,7 +34,7 @@ class OptimizerSettings:
     kind: "adamw", or "muon": kernels move by their orthogonalized momentum,
       all else by AdamW.
     schedule: "constant", or "cosine" down to `final_share`.
-    warmup_steps: of linear growth from 0.
+    warmup_steps: of linear growth from 0; see `warmup_of` for short runs.
     final_share: of the learning rate that is left at the last step.
     beta1: decay of the mean of gradients.
     momentum: the same for Muon's kernels.
@@ -85,17 +85,15 @@ class OptimizerSettings:
         )
 
 
-def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
-  """Learning rate by step, for a run of `steps`.
+def warmup_of(settings: OptimizerSettings, steps: int) -> int:
+  """Steps of warm-up: a tenth of a run that is no longer than its warm-up."""
+  wanted = settings.warmup_steps
+  return wanted if wanted < steps else steps // 10
 
-  Raises:
-    ValueError: the run ends before its warm-up does.
-  """
-  peak, warmup = settings.learning_rate, settings.warmup_steps
-  if warmup >= steps:
-    raise ValueError(
-      f"optimizer.warmup_steps {warmup} must be fewer than the {steps} steps"
-    )
+
+def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
+  """Learning rate by step, for a run of `steps`; see `warmup_of`."""
+  peak, warmup = settings.learning_rate, warmup_of(settings, steps)
   after: optax.Schedule = optax.constant_schedule(peak)
   if settings.schedule == COSINE:
     after = optax.cosine_decay_schedule(

@@ -17,6 +17,7 @@ from ovi_jax.data import schema
 from ovi_jax.models import fusion
 from ovi_jax.parallel import processes
 from ovi_jax.training import held_out
+from ovi_jax.training import logs
 from ovi_jax.training import placement
 from ovi_jax.training import prepare
 from ovi_jax.training import samples
@@ -99,6 +100,7 @@ class Review:
     null_SE: np.ndarray,
     components: loading.Components | None,
     directory: pathlib.Path,
+    written: logs.Writer,
   ) -> Callable[[step.State], Any]:
     """Clips of the first held-out records' prompts, made of a state."""
     settings, records = self.settings, self.records
@@ -116,6 +118,7 @@ class Review:
       null_SE=null_SE,
       size=settings.data.buckets[0],
       settings=settings.samples,
+      logs=written,
     )
 
 

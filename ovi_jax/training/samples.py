@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 import wave
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
@@ -41,8 +42,11 @@ from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import pipeline
 from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.sampling import solver
+from ovi_jax.training import logs as logs_lib
 from ovi_jax.training import placement
 from ovi_jax.training import step
+
+Show = Callable[[int, np.ndarray | None, np.ndarray | None], None]
 
 DIRECTORY, LIST = "samples", "samples.json"
 GUIDANCE = AV(4.0, 3.0)  # the original's
@@ -215,6 +219,7 @@ def write(
   ids: Sequence[str],
   latents: AV[Any],
   decoder: decoders.Decoder,
+  show: Show = lambda row, frames_THWC, wave_A: None,
 ) -> list[pathlib.Path]:
   """Decode clips into files, one after the other.
 
@@ -223,6 +228,7 @@ def write(
     ids: what each clip is named after.
     latents: video_BTHWC and audio_BTC, or one of them, on the host.
     decoder: has what the latents need.
+    show: called with each clip's row, some of its frames and its sound.
 
   Returns:
     Each clip's file: an mp4 if there is video, else a wav.
@@ -233,15 +239,19 @@ def write(
   """
   paths = []
   for row, stem in enumerate(_stems(ids)):
-    heard, path = None, directory / f"{stem}.wav"
+    heard, seen, path = None, None, directory / f"{stem}.wav"
     if latents.audio is not None:
       heard = decoder.wave(latents.audio[row : row + 1])
     if latents.video is not None:
+      stride, latent_frames = geometry.VIDEO_STRIDES[0], latents.video.shape[1]
+      preview = logs_lib.Preview(1 + stride * (latent_frames - 1))
       frames = decoder.frames(latents.video[row : row + 1])
       path = path.with_suffix(".mp4")
-      mp4.write(path, frames, heard)
+      mp4.write(path, preview.through(frames), heard)
+      seen = np.stack(preview.kept)
     elif heard is not None:
       _write_wav(path, heard)
+    show(row, seen, heard)
     paths.append(path)
   return paths
 
@@ -288,6 +298,7 @@ class Samples:
     null_SE: embedding of the empty prompt.
     size: latents of every clip.
     settings: how clips are made.
+    logs: where clips are shown too.
 
   Raises:
     ValueError: the codecs or the size do not fit the model, or there are not
@@ -302,6 +313,7 @@ class Samples:
   null_SE: np.ndarray
   size: data_settings.Bucket
   settings: SampleSettings
+  logs: logs_lib.Writer = dataclasses.field(default_factory=logs_lib.Silent)
 
   def __post_init__(self):
     config = self.model.config
@@ -351,11 +363,16 @@ class Samples:
     if jax.process_index():
       return []
     latents = jax.tree.map(np.asarray, made)
-    directory = self.directory / DIRECTORY / f"step-{int(state.step):08d}"
-    paths = write(
-      directory, [p.id for p in self.prompts], latents, self._decoder()
-    )
-    self._describe(directory, int(state.step), paths)
+    number = int(state.step)
+    directory = self.directory / DIRECTORY / f"step-{number:08d}"
+
+    def show(row: int, seen: np.ndarray | None, heard: np.ndarray | None):
+      # Tags hold the place, not the caption, so that steps share one.
+      self.logs.clip(number, f"{DIRECTORY}/{row}", seen, heard)
+
+    ids = [prompt.id for prompt in self.prompts]
+    paths = write(directory, ids, latents, self._decoder(), show)
+    self._describe(directory, number, paths)
     return paths
 
   def _decoder(self) -> decoders.Decoder:

@@ -5,8 +5,10 @@ found before memory is taken and before the directory is touched.
 """
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
+import shlex
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -17,14 +19,18 @@ import jax
 import numpy as np
 
 from ovi_jax import console
+from ovi_jax import prompt as prompts
 from ovi_jax import runtime
 from ovi_jax.attention import attention
 from ovi_jax.attention import context as contexts
+from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.checkpoint import saved
 from ovi_jax.checkpoint import workdir as workdirs
+from ovi_jax.components import loading
 from ovi_jax.data import loader
+from ovi_jax.data import quality
 from ovi_jax.models import architecture
 from ovi_jax.models import fusion
 from ovi_jax.parallel import mesh as meshes
@@ -32,6 +38,7 @@ from ovi_jax.parallel import processes
 from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import objective
+from ovi_jax.training import optimizer
 from ovi_jax.training import placement
 from ovi_jax.training import prepare
 from ovi_jax.training import review
@@ -53,6 +60,9 @@ MAY_CHANGE = (
   "data.sources",  # the loader knows a dataset wherever it lies
   "data.workers",
   "data.prefetch",
+  "data.max_unknown_words",
+  "data.min_codec_psnr",
+  "data.max_codec_mel_error",
   "steps",
   "attention",
   "context_attention",
@@ -107,10 +117,20 @@ def train(
     # A run that goes on needs its towers no more.
     begun = bool(saved.steps(workdir / CHECKPOINTS))
     plan = None if begun else initial_plan(settings)
-    workdirs.check_config(workdir, config, MAY_CHANGE)
+    if not begun:
+      check_quality(settings, components, log)
+    instead = start_from(settings, workdir)
+    workdirs.check_config(
+      workdir,
+      config,
+      MAY_CHANGE,
+      instead=instead,
+      also=functools.partial(check_input, source, workdir, instead),
+    )
     trained = sum(x.size for x in target.trained.values())
     whole = trained + sum(x.size for x in target.frozen.values())
     log(f"training {trained:,} of {whole:,} parameters on {mesh.size} devices")
+    note_warmup(settings.optimizer, settings.steps, log)
     with opened(settings.keep, workdir, log) as (manager, written):
       ready = prepare.load(settings, components)
       null_SE = ready.null_text(np.asarray(source.null_text))
@@ -126,7 +146,8 @@ def train(
         cadence=settings.cadence,
         prepare=ready,
         held_out=held_out.held_out(*shown),
-        samples=held_out.samples(*shown, components, workdir),
+        samples=held_out.samples(*shown, components, workdir, written),
+        buckets=len(settings.data.buckets),
         cost=functools.partial(
           utilization.cost,
           settings.model,
@@ -138,8 +159,135 @@ def train(
         plan = plan or initial_plan(settings)
         for line in plan.lines():
           log(f"parameters: {line}")
+        log(tensorboard_line(workdir))
         state = initial_state(settings, trainer, plan, target)
-      return loop.run(work, state, log)
+      finished = loop.run(work, state, log)
+    if finished:
+      for line in next_lines(settings, workdir):
+        log(line)
+    return finished
+
+
+def tensorboard_line(workdir: pathlib.Path) -> str:
+  """The command that shows a run's logs."""
+  events = shlex.quote(str(workdir / logs.EVENTS))
+  return f"logs: tensorboard --logdir={events}  (pip install tensorboard)"
+
+
+def note_warmup(
+  settings: optimizer.OptimizerSettings, steps: int, log: Log
+) -> None:
+  """Say that a run is too short for its warm-up."""
+  used = optimizer.warmup_of(settings, steps)
+  if used != settings.warmup_steps:
+    log(
+      f"note: optimizer.warmup_steps {settings.warmup_steps} is not less than"
+      f" the {steps} steps of the run; {used} are used"
+    )
+
+
+def start_from(settings: settings_lib.Settings, workdir: pathlib.Path) -> str:
+  """How to start another run from the result of this one."""
+  given = " ".join(
+    f"--config.initial.{name}={shlex.quote(str(workdir))}"
+    for name in settings.model.present()
+  )
+  return f"A new run can start from this one: --workdir=NEW {given}"
+
+
+def check_quality(
+  settings: settings_lib.Settings,
+  components: loading.Components | None,
+  log: Log,
+) -> None:
+  """Say what tokenizer and codecs lose of the data.
+
+  Of cached latents and embeddings it was measured when they were made.
+
+  Raises:
+    ValueError: it is beyond the limits of `data`.
+  """
+  data, found = settings.data, quality.Quality()
+  splits = loader.open_sources(data)
+  tokenizer = pathlib.Path(data.tokenizer or "")
+  if not data.tokenizer and settings.components:
+    tokenizer = pathlib.Path(settings.components) / directory.TOKENIZER
+  parts = ()
+  if data.media and data.min_codec_psnr:
+    parts = tuple(settings.model.present())
+    if components is not None and "vocoder" not in components.manifest.digests:
+      parts = tuple(part for part in parts if part != "audio")
+  if components is not None and parts:
+    log("measuring the codecs on a few clips …")
+    found = quality.reconstruction(components, splits, parts)
+  kept = [
+    quality.Quality.read(pathlib.Path(split.path) / quality.FILE)
+    for split in splits
+  ]
+  if tokenizer.is_file() and not all(k and k.coverage for k in kept):
+    covered = quality.coverage(
+      prompts.Tokenizer.load(tokenizer),
+      quality.captions_of(splits),
+      data.text_rows,
+    )
+    found = dataclasses.replace(found, coverage=covered)
+    kept = [dataclasses.replace(k, coverage=None) if k else None for k in kept]
+  measured = [("", found)]
+  if not data.media:
+    measured += [(f"{s.path}: ", k) for s, k in zip(splits, kept) if k]
+  for where, each in measured:
+    for line in each.lines():
+      log(f"{where}{line}")
+  for where, each in measured:
+    try:
+      each.check(
+        data.limits,
+        "Use weights whose tokenizer and codecs suit the data, or raise the"
+        " limit with --config.data.NAME=VALUE",
+      )
+    except ValueError as error:
+      raise ValueError(f"{where}{error}") from error
+
+
+def check_input(
+  source: loop.Input, workdir: pathlib.Path, instead: str
+) -> None:
+  """Refuse data that a run's newest checkpoint was not saved with.
+
+  Raises:
+    ValueError: says what differs, before anything is written.
+  """
+  for number in saved.steps(workdir / CHECKPOINTS)[:1]:
+    try:
+      found = saved.describe(workdir / CHECKPOINTS / str(number))
+    except ValueError:
+      return  # it is damaged: resuming names it, and takes an earlier one
+    try:
+      source.set_state(found.iterators[0])
+    except ValueError as error:
+      raise ValueError(
+        f"{workdir}: {error}. Set these back to go on with the run. {instead}"
+      ) from error
+
+
+def next_lines(
+  settings: settings_lib.Settings, workdir: pathlib.Path
+) -> list[str]:
+  """Where the result of a finished run is, and what comes next."""
+  result = workdir / CHECKPOINTS / str(settings.steps)
+  lines = [f"finished: step {settings.steps} is saved in {result}; next:"]
+  quoted, weights = shlex.quote(str(workdir)), shlex.quote(f"{workdir}/weights")
+  if len(settings.model.present()) == 1:
+    (name,) = settings.model.present()
+    lines.append(f"  a run with --config.initial.{name}={quoted}")
+    return lines
+  rest = "" if settings.components else " --components=WEIGHTS"
+  return [
+    *lines,
+    f"  python -m ovi_jax.training.export --workdir={quoted}{rest}"
+    f" --out={weights}",
+    f'  python sample.py --weights={weights} --prompt="…"',
+  ]
 
 
 @contextlib.contextmanager
@@ -186,7 +334,7 @@ def check_mesh(
 def trainer_of(
   settings: settings_lib.Settings,
 ) -> step.Trainer[objective.FlowMatching]:
-  """The step's parts, the schedule checked."""
+  """The step's parts."""
   platform = runtime.platform()
   dtype = settings.compute_dtype(platform)
   tower = next(iter(settings.model.present().values()))
@@ -208,7 +356,6 @@ def trainer_of(
     settings.steps,
     settings.parts,
   )
-  trainer.transformation  # noqa: B018  a warm-up that is too long says so
   return trainer
 
 
@@ -249,6 +396,7 @@ def target_state(
 
 def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
   """Where every parameter comes from, checked against the towers' files."""
+  check_sizes(settings)
   towers: dict[str, list[str]] = {}
   for name in settings.model.present():
     towers.setdefault(getattr(settings.initial, name), []).append(name)
@@ -270,6 +418,32 @@ def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
     for path, names in towers.items()
   ]
   return init_from.plan(parameter_shapes(settings), sources, fresh)
+
+
+def check_sizes(settings: settings_lib.Settings) -> None:
+  """Hold the towers' sizes to those of converted weights they start from.
+
+  Raises:
+    ValueError: they differ; names the config that takes sizes from weights.
+  """
+  for name, tower in settings.model.present().items():
+    path = pathlib.Path(getattr(settings.initial, name))
+    if not (path / directory.MANIFEST).is_file():
+      continue
+    found = getattr(directory.manifest_of(path).architecture.fusion, name)
+    if found is None:
+      raise ValueError(f"initial.{name}: the weights in {path} have no {name}")
+    theirs, ours = dataclasses.asdict(found), dataclasses.asdict(tower)
+    if different := [
+      f"{name}.{key}: {theirs[key]} in the weights, {ours[key]} in the config"
+      for key in ours
+      if ours[key] != theirs[key]
+    ]:
+      raise ValueError(
+        f"config.model does not fit the weights in {path}"
+        f" ({'; '.join(different)}); --config=configs/fine_tune.py:{path} takes"
+        " sizes, codecs and text encoder from them"
+      )
 
 
 def initial_state(

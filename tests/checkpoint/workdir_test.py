@@ -47,11 +47,12 @@ def test_every_difference_is_named_with_both_values(tmp_path):
   with pytest.raises(ValueError, match="run of another config") as caught:
     workdir.check_config(tmp_path, other)
   assert str(caught.value).split("\n  ")[1:] == [
-    "init: {} there, absent now",
-    'init.video: absent there, "wan" now',
-    "logs: absent there, true now",
-    "optimizer.clip: absent there, 1 now",
-    "optimizer.rate: 0.0001 there, 0.0002 now",
+    "init: {} in the run, absent now",
+    'init.video: absent in the run, "wan" now',
+    "logs: absent in the run, true now",
+    "optimizer.clip: absent in the run, 1 now",
+    "optimizer.rate: 0.0001 in the run, 0.0002 now"
+    " (--config.optimizer.rate=0.0001 sets it back)",
   ]
   assert (tmp_path / "config.json").read_bytes() == before
 

@@ -102,7 +102,7 @@ def test_the_state_of_another_dataset(tmp_path):
   state = loader.load(settings(first), batch=1, seed=0).get_state()
   moved = first.rename(tmp_path / "c")
   loader.load(settings(moved), batch=1, seed=0).set_state(state)
-  with pytest.raises(ValueError, match="datasets: expected"):
+  with pytest.raises(ValueError, match="datasets: .* in the run"):
     loader.load(settings(other), batch=1, seed=0).set_state(state)
 
 
@@ -116,7 +116,7 @@ def test_the_state_of_another_order(sounds, change):  # noqa: F811
     small = (settings_lib.Bucket(audio=12),)
     changed[change] = {"buckets": small, "caption": "first"}[change]
   name = {"batch": "rows"}.get(change, change)
-  with pytest.raises(ValueError, match=f"{name}: expected .*, got"):
+  with pytest.raises(ValueError, match=f"{name}: .* in the run, .* now"):
     loader.load(settings(sounds, **changed), **given).set_state(state)
 
 

@@ -95,6 +95,6 @@ def test_its_command_line(tmp_path):
 
   done = call(f"--root={tmp_path}", "--dry_run", "--until=tokenizer")
   assert done.returncode == 0 and done.stdout.count("\n") == 1
-  assert "ovi_jax.data.world.tokenizer" in done.stdout
+  assert "ovi_jax.data.tokenizer" in done.stdout
   done = call()
   assert done.returncode and "--root=DIR is needed" in done.stderr

@@ -1,6 +1,9 @@
 """What processes must share, told apart without starting any."""
 
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -51,3 +54,23 @@ def test_code_is_whatever_makes_programs(name, tmp_path, monkeypatch):
   assert processes.code() == before
   (package / name).write_text("[]")
   assert processes.code() != before
+
+
+def test_a_second_ctrl_c_ends_at_once():
+  program = """
+import os, signal
+from ovi_jax.parallel import processes
+with processes.stopping() as stop:
+  assert not stop(0)
+  os.kill(os.getpid(), signal.SIGINT)
+  assert stop(0)
+  print("told", flush=True)
+  os.kill(os.getpid(), signal.SIGINT)
+  print("not reached", flush=True)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True
+  )
+  assert done.returncode == -signal.SIGINT, done.stderr
+  assert done.stdout == "told\n"
+  assert "Ctrl-C again ends at once, without saving" in done.stderr

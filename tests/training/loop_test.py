@@ -43,7 +43,7 @@ class Cycle:
     self.number = state["number"]
 
 
-def one_run(path, source, *, devices=1, save=0, stop=None):
+def one_run(path, source, *, devices=1, save=0, log=lambda _: None):
   """Open a run's directory, continue, close it; returns the last state."""
   made, state = step_test.trainer(steps=STEPS)
   mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
@@ -67,18 +67,18 @@ def one_run(path, source, *, devices=1, save=0, stop=None):
       state,
     )
     state = loop.resume(work, target, lambda _: None) or state
-    finished = loop.run(work, state, lambda _: None)
+    finished = loop.run(work, state, log)
     last = kept.restore_newest(target)
     assert last is not None
     return finished, last.step, last.state
 
 
-def until(number):
+def until(number, told=signal.SIGTERM):
   """Ask the process to stop while batch `number` is being made."""
 
   def on_batch(now, batch):
     if now == number:
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), told)
     return batch
 
   return on_batch
@@ -103,6 +103,26 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(whole, tmp_path):
   assert finished and number == STEPS
   assert first.seen + second.seen == source.seen
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
+
+
+def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd):
+  before, said = signal.getsignal(signal.SIGINT), []
+  source = Cycle(until(2, signal.SIGINT))
+  finished, number, _ = one_run(tmp_path, source, log=said.append)
+  assert not finished and number == 2
+  assert signal.getsignal(signal.SIGINT) is before
+  assert "Ctrl-C again ends at once, without saving" in capfd.readouterr().err
+  assert said[0] == "compiling the step (latents: video 2x4x6, audio 9) …"
+  assert said[1:] == [
+    "told to stop: saved step 2 of 6; the same command goes on from there"
+  ]
+
+
+def test_each_size_of_batches_is_announced_once():
+  said, bar = [], types.SimpleNamespace(clear=lambda: 0, refresh=lambda: 0)
+  loop._announce(bar, said.append, 2, 4, step_test.batch())
+  assert said == ["compiling bucket 2 of 4 (latents: video 2x4x6, audio 9) …"]
+  assert loop._size(step_test.batch()) == loop._size(step_test.batch())
 
 
 @pytest.mark.slow
@@ -161,6 +181,7 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
     if number == 5:
       clock[0] += 100
       window.pause()
+  assert window.loss == 1
   # A line takes half a second, which is the following step's.
   assert written == [2, (3 + 3 + 0.5) / 2, 4]
 

@@ -108,6 +108,10 @@ def test_impossible_settings_are_refused(wrong, message):
     settings(**wrong)
 
 
-def test_a_warm_up_longer_than_the_run_is_refused():
-  with pytest.raises(ValueError, match="10 must be fewer than the 10 steps"):
-    optimizer.make(settings(warmup_steps=10), 10)
+def test_a_warm_up_as_long_as_the_run_shrinks_to_a_tenth_of_it():
+  assert optimizer.warmup_of(settings(warmup_steps=9), 10) == 9
+  assert optimizer.warmup_of(settings(warmup_steps=10), 10) == 1
+  assert optimizer.warmup_of(settings(warmup_steps=1000), 200) == 20
+  rate = optimizer.learning_rate(settings(warmup_steps=50), 40)
+  peak = settings().learning_rate
+  np.testing.assert_allclose(float(rate(4)), peak, rtol=1e-6)

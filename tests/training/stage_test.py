@@ -1,12 +1,16 @@
 """Stages from their configs, one after the other, and bad input."""
 
+import dataclasses
 import importlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from ovi_jax import demo
 from ovi_jax.data import builder
+from ovi_jax.data import quality
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.training import logs
@@ -55,6 +59,8 @@ def config(name: str, source: str, **changes):
   values.data.sources = (source,)
   values.data.video, values.data.audio = (CLIP,), (SOUND,)
   values.steps, values.batch, values.cadence.log = 4, 4, 2
+  # Captions and codecs are random.
+  values.data.max_unknown_words, values.data.min_codec_psnr = 1.0, 0.0
   values.optimizer.warmup_steps = 2
   values.mesh.fsdp = 1
   for tower in values.model.values():
@@ -65,9 +71,9 @@ def config(name: str, source: str, **changes):
   return values
 
 
-def run(values, path) -> bool:
+def run(values, path, log=lambda _: None) -> bool:
   return stage.train(
-    settings.Settings.from_config(values), values.to_dict(), path, lambda _: 0
+    settings.Settings.from_config(values), values.to_dict(), path, log
   )
 
 
@@ -150,7 +156,6 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
     ({"model.audio.channels": 8}, "audio_channels: expected 8, got 20"),
     ({"model.audio.text_width": 64}, "text_width: expected 64, got 48"),
-    ({"optimizer.warmup_steps": 9}, "warmup_steps 9 must be fewer than the 4"),
     ({"data.sources": ("nowhere",)}, "nowhere"),
     ({"initial.audio": "nowhere"}, "nowhere"),
     ({"mesh.data": 3, "mesh.fsdp": 1}, "multiply to 1 devices"),
@@ -178,3 +183,80 @@ def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
   )
   with pytest.raises(ValueError, match="blocks/video/feed_forward/in/kernel"):
     run(values, tmp_path / "run")
+
+
+def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
+  datasets, tmp_path
+):
+  path = tmp_path / "run"
+  begun, said = config("audio_pretrain", datasets["sounds"]), []
+  begun.steps, begun.optimizer.warmup_steps = 2, 50
+  assert run(begun, path, said.append)
+  shown = f"logs: tensorboard --logdir={path}/tensorboard"
+  assert sum(line.startswith(shown) for line in said) == 1
+  assert any("warmup_steps 50 is not less than the 2" in line for line in said)
+  assert said[-2:] == [
+    f"finished: step 2 is saved in {path}/checkpoints/2; next:",
+    f"  a run with --config.initial.audio={path}",
+  ]
+  before = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+  begun.steps = 4
+  added = begun.copy_and_resolve_references()
+  added.data.sources = (datasets["sounds"], datasets["clips"])
+  seed = begun.copy_and_resolve_references()
+  seed.seed = 1
+  for other, message in (
+    (added, r"records: \[12\] in the run, \[12, 12\] now"),
+    (seed, r"seed: 0 in the run, 1 now \(--config.seed=0 sets it back\)"),
+  ):
+    with pytest.raises(ValueError, match=message) as error:
+      run(other, path)
+    new = f"start from this one: --workdir=NEW --config.initial.audio={path}"
+    assert new in str(error.value)
+    after = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    assert after == before
+  said.clear()
+  assert run(begun, path, said.append)
+  assert not any("tensorboard" in line for line in said)
+
+
+def test_data_that_tokenizer_and_codecs_lose_is_refused_before_a_run(
+  datasets, tmp_path
+):
+  data = tmp_path / "data"
+  shutil.copytree(datasets["sounds"], data)
+  covered = quality.Coverage(
+    captions=9, words=10, unknown=5, examples=("cat",), merged=4
+  )
+  found = quality.Quality(coverage=covered, mel_error=3.0)
+  found.save(data / quality.FILE)
+  begun, said = config("audio_pretrain", str(data)), []
+  begun.data.max_unknown_words, begun.steps = 0.2, 1
+  with pytest.raises(ValueError, match="50% of the captions' words are unkn"):
+    run(begun, tmp_path / "run", said.append)
+  assert not (tmp_path / "run").exists()
+  assert said[0] == (
+    f"{data}: captions: the tokenizer does not know 5 of 10 words (50%: cat,"
+    " …); 4 of 9 captions become the same text as another"
+  )
+  assert "3.0 dB mean log-mel error" in said[1]
+  # Encoding it was forced: it was accepted once.
+  chosen = settings.Settings.from_config(begun)
+  dataclasses.replace(found, accepted=True).save(data / quality.FILE)
+  stage.check_quality(chosen, None, said.append)
+  assert len(said) == 4
+
+
+def test_words_are_counted_with_the_tokenizer_of_the_components(
+  datasets, tmp_path
+):
+  (tmp_path / "tokenizer.json").write_bytes(
+    (demo.WEIGHTS / "tokenizer.json").read_bytes()
+  )
+  begun = config("audio_pretrain", datasets["sounds"], components=str(tmp_path))
+  begun.data.max_unknown_words, said = 0.2, []
+  chosen = settings.Settings.from_config(begun)
+  # "a clip"
+  with pytest.raises(ValueError, match="50% of the captions' words are unkn"):
+    stage.check_quality(chosen, None, said.append)
+  assert "does not know 1 of 2 words (50%: clip, …)" in said[0]

@@ -2,8 +2,14 @@
 
   python -m ovi_jax.training.codecs.assemble --video=RUN --audio=RUN
     --vocoder=RUN --text=RUN --out=DIR
+  python -m ovi_jax.training.codecs.assemble --video=RUN --base=WEIGHTS
+    --out=DIR
 
 Averaged weights of the newest checkpoints; any of the four may be left out.
+With --base, the runs' components replace those of a directory of weights, and
+everything else is linked. A run that trained the video's decoder alone keeps
+the latents, and with them the towers; other encoders need towers that are
+trained again, which is said.
 Video latents are measured and their mean and deviation by channel written
 down, by which encoder and decoder go; sound's, which have no such figures, get
 unit deviation from the gain of the encoder's last layer (`scaled`). The towers'
@@ -16,6 +22,7 @@ import itertools
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -30,6 +37,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import ovi_jax
+from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
@@ -47,13 +55,7 @@ from ovi_jax.training.codecs import clips
 from ovi_jax.training.codecs import settings as settings_lib
 from ovi_jax.training.codecs import table
 
-# Flag -> component, and component -> its name in a manifest's sizes.
-PARTS = {
-  "video": "video_vae",
-  "audio": "audio_vae",
-  "vocoder": "vocoder",
-  "text": "umt5",
-}
+# Component -> its name in a manifest's sizes.
 _SECTIONS = {"vocoder": "bigvgan", "umt5": "t5"}
 # A channel that says next to nothing is not blown up: of the mean deviation.
 _LEAST = 0.05
@@ -104,6 +106,25 @@ class Clip:
       count=count,
     )
 
+  @classmethod
+  def from_weights(cls, base: pathlib.Path, source: str, count: int) -> "Clip":
+    """Of the towers and the clips of a directory of weights."""
+    if count < 1:
+      raise ValueError(f"--clips must be 1 or more, got {count}")
+    manifest = directory.manifest_of(base)
+    towers, variant = manifest.architecture.fusion, manifest.geometry
+    clip = manifest.architecture.clip
+    size = (variant.latent_frames, 2, 2)  # only its length is read
+    if clip is not None:
+      size = clip.latent_frames, clip.latent_height, clip.latent_width
+    return cls(
+      towers=towers,
+      latents=size if towers.video else None,
+      audio=variant.audio_latents if towers.audio else None,
+      source=source,
+      count=count,
+    )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -128,15 +149,20 @@ def assemble(
   runs: Mapping[str, pathlib.Path],
   out: pathlib.Path,
   clip: Clip,
-  dtype: Any = jnp.float32,
+  dtype: Any = None,
+  base: pathlib.Path | None = None,
+  log: Callable[[str], None] = console.log,
 ) -> directory.Manifest:
   """Write a directory of components.
 
   Args:
-    runs: some of `PARTS`, to directories of runs.
+    runs: some of `table.PARTS`, to directories of runs.
     out: directory to write; must not hold weights yet.
     clip: sizes of the towers, and what is measured.
-    dtype: that parameters are stored in.
+    dtype: that parameters are stored in; `None` for that of the base, or
+      float32 without one.
+    base: directory of weights that everything else is taken from.
+    log: called with each line for the user.
 
   Returns:
     The manifest, also written to `out`.
@@ -149,36 +175,124 @@ def assemble(
   if (out / directory.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
   if not runs:
-    raise ValueError(f"give at least one run: {', '.join(PARTS)}")
-  found = {PARTS[name]: opened(PARTS[name], run) for name, run in runs.items()}
+    raise ValueError(f"give at least one run: {', '.join(table.PARTS)}")
+  found = {
+    table.PARTS[name]: opened(table.PARTS[name], run)
+    for name, run in runs.items()
+  }
+  kept = None if base is None else _whole(base)
   tokenizer = None
   if "umt5" in found:
     tokenizer = pathlib.Path(found["umt5"].settings.data.tokenizer)
     if not tokenizer.is_file():
       raise ValueError(f"the text run's tokenizer {tokenizer} is no file")
-  if "video_vae" in found:
+  if base is not None and _decoder_alone(found):
+    found["video_vae"] = _with_encoder_of(found["video_vae"], base)
+  elif "video_vae" in found:
     found["video_vae"] = measured(found["video_vae"], clip)
   if "audio_vae" in found:
     found["audio_vae"] = scaled(found["audio_vae"], clip)
-  manifest = directory.Manifest(
-    variant=None,
-    sizes=_sizes(found, clip),
-    digests={},
-    version=ovi_jax.__version__,
-  )
+  if kept is None:
+    manifest = directory.Manifest(
+      variant=None,
+      sizes=_sizes(found, clip),
+      digests={},
+      version=ovi_jax.__version__,
+    )
+  else:
+    sizes = {**kept.sizes, **_sections(found)}
+    manifest = dataclasses.replace(
+      kept, sizes=sizes, version=ovi_jax.__version__
+    )
   if problems := manifest.architecture.misfits:
-    raise ValueError(f"the runs do not fit each other: {'; '.join(problems)}")
+    raise ValueError(
+      f"the runs do not fit {'each other' if kept is None else base}:"
+      f" {'; '.join(problems)}"
+    )
   out.mkdir(parents=True, exist_ok=True)
-  digests = {
-    component: write(out, component, part.params, dtype)
-    for component, part in found.items()
-  }
+  if base is not None:
+    others = [c for c in manifest.architecture.components if c not in found]
+    directory.link(base, out, others)
+  digests = dict(manifest.digests)
+  for component, part in found.items():
+    stored = dtype or _stored_dtype(base, component)
+    digests[component] = write(out, component, part.params, stored)
   if tokenizer is not None:
+    for name in directory.TOKENIZER_FILES:  # links to those of the base
+      (out / name).unlink(missing_ok=True)
     shutil.copyfile(tokenizer, out / directory.TOKENIZER)
     digests["tokenizer"] = directory.digest_of(out / directory.TOKENIZER)
   manifest = dataclasses.replace(manifest, digests=digests)
   manifest.save(out)
+  for line in _towers_to_train(found, digests):
+    log(line)
   return directory.read(out, needs=tuple(found))
+
+
+def _whole(base: pathlib.Path) -> directory.Manifest:
+  """The manifest of weights, all of whose components are there."""
+  manifest = directory.manifest_of(base)
+  present = manifest.architecture.components
+  needs = tuple(c for c in present if c in manifest.digests)
+  return directory.read(base, needs=needs)
+
+
+def _stored_dtype(base: pathlib.Path | None, component: str) -> Any:
+  """What a component is stored in by default."""
+  if base is None or not directory.component_file(base, component).is_file():
+    return jnp.float32
+  shapes = weights.shapes(directory.component_file(base, component))
+  found = {shape.dtype for shape in shapes.values()}
+  return found.pop() if len(found) == 1 else jnp.float32
+
+
+def _decoder_alone(found: Mapping[str, Trained]) -> bool:
+  """Whether a run trained the video's decoder, its encoder frozen."""
+  video = found.get("video_vae")
+  return video is not None and video.settings.trains == trainable.DECODER
+
+
+def _with_encoder_of(video: Trained, base: pathlib.Path) -> Trained:
+  """A trained decoder beside the encoder, and its sizes, of the weights.
+
+  Raises:
+    ValueError: the run did not begin with these weights.
+  """
+  file = directory.component_file(base, "video_vae")
+  shapes, read = weights.shapes(file), weights.slices(file)
+  different = []
+  for path in sorted(video.params.keys() | shapes.keys()):
+    ours, theirs = video.params.get(path), shapes.get(path)
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+      different.append(path)
+    elif not path.startswith("decoder/"):
+      stored = np.asarray(ours).astype(theirs.dtype)
+      if not np.array_equal(stored, np.asarray(read(path, None))):
+        different.append(path)
+  if different:
+    raise ValueError(
+      "the run of the video's decoder did not begin with the weights in"
+      f" {base}: they differ in {', '.join(different[:3])} and {len(different)}"
+      " parameters in all"
+    )
+  sizes = directory.manifest_of(base).sizes["video_vae"]
+  return dataclasses.replace(video, sizes=sizes)
+
+
+def _towers_to_train(
+  found: Mapping[str, Trained], digests: Mapping[str, str]
+) -> list[str]:
+  """What of the base's towers does not know the new components."""
+  if "fusion" not in digests:
+    return []
+  changed = [c for c in ("video_vae", "audio_vae", "umt5") if c in found]
+  if _decoder_alone(found):
+    changed.remove("video_vae")
+  return [
+    f"note: the towers were trained with another {component}; train them on"
+    " from these weights before sampling (configs/fine_tune.py)"
+    for component in changed
+  ]
 
 
 def opened(component: str, run: pathlib.Path) -> Trained:
@@ -299,10 +413,7 @@ def _crops(clip: Clip, wanted: clips.Wanted) -> Iterator[clips.Crop]:
 
 def _sizes(found: Mapping[str, Trained], clip: Clip) -> dict[str, Any]:
   """The manifest's sizes; towers read what the components give."""
-  sizes: dict[str, Any] = {
-    _SECTIONS.get(component, component): dict(part.sizes)
-    for component, part in found.items()
-  }
+  sizes: dict[str, Any] = _sections(found)
   towers = {}
   channels = {
     "video": ("video_vae", "z_dim"),
@@ -320,6 +431,14 @@ def _sizes(found: Mapping[str, Trained], clip: Clip) -> dict[str, Any]:
   if clip.latents and clip.audio:
     sizes["latents"] = dict(zip("THWA", (*clip.latents, clip.audio)))
   return sizes
+
+
+def _sections(found: Mapping[str, Trained]) -> dict[str, Any]:
+  """Sizes of the components as a manifest has them."""
+  return {
+    _SECTIONS.get(component, component): dict(part.sizes)
+    for component, part in found.items()
+  }
 
 
 def write(
@@ -348,26 +467,34 @@ def main(argv: list[str]) -> None:
   try:
     if not given.out or given.towers is None:
       raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
-    paths = {name: str(given[name].value or "") for name in PARTS}
+    paths = {name: str(given[name].value or "") for name in table.PARTS}
     runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
-    clip = Clip.from_config(given.towers, given.measure, given.clips)
-    dtype = jnp.dtype(given.dtype)
-    manifest = assemble(runs, pathlib.Path(given.out), clip, dtype)
+    base = pathlib.Path(given.base) if given.base else None
+    if base is None:
+      clip = Clip.from_config(given.towers, given.measure, given.clips)
+    else:
+      clip = Clip.from_weights(base, given.measure, given.clips)
+    dtype = jnp.dtype(given.dtype) if given.dtype else None
+    manifest = assemble(runs, pathlib.Path(given.out), clip, dtype, base)
     print(f"wrote {', '.join(sorted(manifest.digests))} to {given.out}")
   except (OSError, ValueError) as error:
     sys.exit(f"assemble: {error}")
 
 
 if __name__ == "__main__":
-  for name, component in PARTS.items():
+  for name, component in table.PARTS.items():
     flags.DEFINE_string(name, "", f"Run of {component}.")
+  flags.DEFINE_string("base", "", "Weights whose components are replaced.")
   flags.DEFINE_string("out", "", "Directory to write.")
   flags.DEFINE_string(
     "measure", Clip.source, "Clips whose latents are measured."
   )
   flags.DEFINE_integer("clips", Clip.count, "How many of them.")
   flags.DEFINE_enum(
-    "dtype", "float32", ("float32", "bfloat16"), "That weights are stored in."
+    "dtype",
+    None,
+    ("float32", "bfloat16"),
+    "That weights are stored in; that of the base, or float32, if none.",
   )
   config_flags.DEFINE_config_file("towers", "configs/fusion.py:mini")
   app.run(main, flags_parser=runtime.parse_flags)

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import pathlib
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from ovi_jax import console
+from ovi_jax import prompt as prompts
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import init_from
@@ -65,6 +67,8 @@ def train(
       `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
+  with processes.beginning():
+    check_vocabulary(settings)
   processes.agree(config)
   log = log if jax.process_index() == 0 else lambda _: None
   mesh = stage.mesh_of(settings.mesh)
@@ -88,7 +92,18 @@ def train(
     placed: Any = placement.state_shardings(
       shapes, AV(), mesh, settings.optimizer.average_on_host
     )
-    workdirs.check_config(workdir, config, MAY_CHANGE, {"trains": "all"})
+    instead = (
+      "A new run can start from this one: --workdir=NEW"
+      f" --config.initial={shlex.quote(str(workdir))}"
+    )
+    workdirs.check_config(
+      workdir,
+      config,
+      MAY_CHANGE,
+      {"trains": "all"},
+      instead,
+      functools.partial(stage.check_input, source, workdir, instead),
+    )
     trained, frozen = (
       sum(x.size for x in group.values())
       for group in (shapes.trained, shapes.frozen)
@@ -97,6 +112,7 @@ def train(
       f"training {settings.component}, {trained:,} of {trained + frozen:,}"
       f" parameters, on {mesh.size} devices"
     )
+    stage.note_warmup(settings.optimizer, settings.steps, log)
     for line in plan.lines() if plan else ():
       log(f"parameters: {line}")
     with stage.opened(settings.keep, workdir, log) as (manager, written):
@@ -116,25 +132,50 @@ def train(
       state = loop.resume(work, target, log)
       if state is None:
         plan = plan or initial_plan(settings, trainer)
+        log(stage.tensorboard_line(workdir))
         given = {}
         if plan is not None:
           given = init_from.load(
             plan, random, settings.seed, placed.frozen | placed.trained
           )
         state = jax.jit(make, out_shardings=placed)(given)
-      return loop.run(work, state, log)
+      finished = loop.run(work, state, log)
+    if finished:
+      result = workdir / stage.CHECKPOINTS / str(settings.steps)
+      (part,) = (p for p, c in table.PARTS.items() if c == settings.component)
+      log(f"finished: step {settings.steps} is saved in {result}; next:")
+      log(
+        "  python -m ovi_jax.training.codecs.assemble"
+        f" --{part}={shlex.quote(str(workdir))} --out=WEIGHTS"
+      )
+    return finished
+
+
+def check_vocabulary(settings: settings_lib.Settings) -> None:
+  """Hold the text encoder's table to its tokenizer.
+
+  Raises:
+    ValueError: the tokenizer has more tokens than the table has rows.
+  """
+  if not settings.data.tokenizer or settings.component != "umt5":
+    return
+  tokenizer = prompts.Tokenizer.load(settings.data.tokenizer)
+  size, rows = tokenizer.model.get_vocab_size(), settings.model.vocabulary
+  if size > rows:
+    raise ValueError(
+      f"config.model.vocab_size {rows} is less than the {size} tokens of"
+      f" {settings.data.tokenizer}; give --config.model.vocab_size={size}"
+    )
 
 
 def trainer_of(settings: settings_lib.Settings) -> step.Trainer:
-  """The step's parts, the schedule checked."""
-  trainer = step.Trainer(
+  """The step's parts."""
+  return step.Trainer(
     settings.made_task(runtime.platform()),
     settings.optimizer,
     settings.steps,
     settings.parts,
   )
-  trainer.transformation  # noqa: B018  a warm-up that is too long says so
-  return trainer
 
 
 def initial_plan(

@@ -46,6 +46,15 @@ TABLE: Mapping[str, Row] = {
 }
 
 
+# Flag of `assemble` -> component.
+PARTS: Mapping[str, str] = {
+  "video": "video_vae",
+  "audio": "audio_vae",
+  "vocoder": "vocoder",
+  "text": "umt5",
+}
+
+
 def init(component: str, task: Any, key: jax.Array) -> Mapping[str, Any]:
   """The parameters that training begins with, nested."""
   if hasattr(task, "init"):

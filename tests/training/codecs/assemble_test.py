@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 import types
 
 import jax
@@ -12,6 +13,7 @@ from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import weights
 from ovi_jax.components import encoders
 from ovi_jax.components import loading
+from ovi_jax.data import tokenizer as tokenizers
 from ovi_jax.models import architecture
 from ovi_jax.models import audio_vae
 from ovi_jax.models.video_vae import codec
@@ -19,7 +21,6 @@ from ovi_jax.parallel import mesh as meshes
 from ovi_jax.training import trainable
 from ovi_jax.training.codecs import assemble
 from ovi_jax.training.codecs import clips
-from ovi_jax.training.codecs import decoder
 from tests.training.codecs import run_test
 
 one_device = run_test.one_device
@@ -137,7 +138,11 @@ def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
   # A directory named by a number is a run's too.
   assert run_test.train(run_test.config(**begun), tmp_path / "7")
   out = tmp_path / "out"
-  manifest = decoder.exchange(tmp_path / "7", kept, out)
+  said = []
+  manifest = assemble.assemble(
+    {"video": tmp_path / "7"}, out, asked(), base=kept, log=said.append
+  )
+  assert not said  # the latents are the same
   before, after = (
     directory.read(path, needs=("video_vae",)) for path in (kept, out)
   )
@@ -155,15 +160,14 @@ def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
   further = run_test.config(initial=str(tmp_path / "7"), steps=3)
   assert run_test.train(further, tmp_path / "8")
   with pytest.raises(ValueError, match="holds weights already"):
-    decoder.exchange(tmp_path / "7", kept, out)
-  with pytest.raises(ValueError, match="trained 'all', expected 'decoder'"):
-    decoder.exchange(run, kept, tmp_path / "other")
+    assemble.assemble({"video": tmp_path / "7"}, out, asked(), base=kept)
   learnt = assemble.opened("video_vae", run).params
   moved = {path: value + 1 for path, value in learnt.items()}
   digest = assemble.write(out, "video_vae", moved, np.float32)
   dataclasses.replace(manifest, digests={"video_vae": digest}).save(out)
   with pytest.raises(ValueError, match="did not begin with the weights in"):
-    decoder.exchange(tmp_path / "7", out, tmp_path / "other")
+    other = tmp_path / "other"
+    assemble.assemble({"video": tmp_path / "7"}, other, asked(), base=out)
   assert not (tmp_path / "other").exists()
 
 
@@ -187,3 +191,41 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
   with pytest.raises(ValueError, match="expected a stage's config"):
     assemble.Clip.from_config(run_test.config(), "world:1", 2)
   assert (made[0] / directory.MANIFEST).is_file()
+
+
+def test_one_component_of_weights_is_replaced(run, weights, tmp_path):
+  base = tmp_path / "base"
+  shutil.copytree(weights, base)
+  before = {p.name: p.read_bytes() for p in base.iterdir()}
+  out, said = tmp_path / "out", []
+  with pytest.raises(
+    ValueError, match="do not fit .*base: fusion.video in_dim"
+  ):
+    assemble.assemble({"video": run}, out, asked(), base=base)
+  assert not out.exists()
+  tokenizer = tmp_path / "words.json"
+  tokenizers.write(tokenizer, ["A red ball. Audio: knocks."])
+  text = train_text(tmp_path / "text", tokenizer, base)
+  manifest = assemble.assemble(
+    {"text": text}, out, asked(), base=base, log=said.append
+  )
+  assert "trained with another umt5; train them on from these" in said[0]
+  kept = directory.manifest_of(base)
+  assert manifest.sizes["fusion"] == kept.sizes["fusion"]
+  changed = {n for n, d in manifest.digests.items() if kept.digests[n] != d}
+  assert changed == {"umt5", "tokenizer"}
+  assert directory.read(out) == manifest  # all files are there and fit
+  assert (out / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
+  # Files of the base are linked, not written through.
+  assert {p.name: p.read_bytes() for p in base.iterdir()} == before
+
+
+def train_text(path, tokenizer, base):
+  """A run of a text encoder as wide as the base's towers read."""
+  values = importlib.import_module("configs.codec_text").get_config("mini")
+  values.model.dim = directory.manifest_of(base).architecture.umt5.dim
+  values.model.encoder_layers, values.data.tokenizer = 1, str(tokenizer)
+  values.steps, values.batch, values.mesh.fsdp = 1, 2, 1
+  values.data.text_rows = 8
+  assert run_test.train(values, path)
+  return path

@@ -1,18 +1,22 @@
 """Crops of clips: of what, where, in which order, and bad input."""
 
 import contextlib
+import importlib
 
 import numpy as np
 import pytest
 
+from ovi_jax import prompt
 from ovi_jax.data import builder
 from ovi_jax.data import clips as media_clips
 from ovi_jax.data import schema
+from ovi_jax.data import tokenizer
 from ovi_jax.data import world
 from ovi_jax.data.world import records
-from ovi_jax.data.world import tokenizer
 from ovi_jax.training.codecs import clips
 from ovi_jax.training.codecs import input as inputs
+from ovi_jax.training.codecs import run
+from ovi_jax.training.codecs import settings
 
 WORLD = world.World(seed=3)
 SOURCE = "world:3"
@@ -124,8 +128,8 @@ def test_an_input_goes_on_where_its_state_says():
     np.concatenate([h.latents.video for h in halves]), one.latents.video
   )
   for changes, message in (
-    ({"seed": 1}, "seed: expected 1, got 0"),
-    ({"frames": 9}, r"crop: expected \[9, 0\], got \[5, 0\]"),
+    ({"seed": 1}, "seed: 0 in the run, 1 now"),
+    ({"frames": 9}, r"crop: \[5, 0\] in the run, \[9, 0\] now"),
     ({"sources": ("world:4",)}, "world:4"),
   ):
     with pytest.raises(ValueError, match=message):
@@ -176,3 +180,18 @@ def test_a_dataset_is_a_source(tmp_path):
 def test_what_cannot_be_read_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     begun(**changes)
+
+
+def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
+  path = tmp_path / "tokenizer.json"
+  tokenizer.write(path, ["one two three four"])
+  values = importlib.import_module("configs.codec_text").get_config("mini")
+  values.data.tokenizer = str(path)
+  size = prompt.Tokenizer.load(path).model.get_vocab_size()
+  values.model.vocab_size = size
+  run.check_vocabulary(settings.Settings.from_config(values))
+  values.model.vocab_size = size - 1
+  with pytest.raises(
+    ValueError, match=f"give --config.model.vocab_size={size}"
+  ):
+    run.check_vocabulary(settings.Settings.from_config(values))

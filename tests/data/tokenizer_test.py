@@ -1,11 +1,15 @@
 """The world's tokenizer: whole words, any capitals, nothing unknown."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from ovi_jax import demo
 from ovi_jax import prompt
-from ovi_jax.data.world import tokenizer
+from ovi_jax.data import builder
+from ovi_jax.data import tokenizer
+from tests.data import generate
 
 CAPTIONS = (
   "A red ball bounces on wood. Audio: dull knocks.",
@@ -83,6 +87,29 @@ def test_long_prompts_are_cut_and_said(loaded):
   (note,) = loaded.notes(["a red ball bounces"], 3)
   assert "5 tokens, 3 are read" in note and "'ball bounces'" in note
   np.testing.assert_array_equal(loaded.encode([""], 2)[0], [[1, 0]])
+
+
+def test_a_tokenizer_is_made_of_a_datasets_captions(tmp_path):
+  for number, name in enumerate("ab"):
+    made = dataclasses.replace(
+      generate.record(number, video=None), captions=(CAPTIONS[number],) * 2
+    )
+    builder.write(
+      tmp_path / name,
+      {"train": [made], "test": [made]},
+      geometry=generate.GEOMETRY,
+    )
+  paths = [str(tmp_path / name) for name in "ab"]
+  size = tokenizer.write(tmp_path / "t.json", tokenizer.captions_of(paths))
+  made = prompt.Tokenizer.load(tmp_path / "t.json")
+  assert made.model.get_vocab_size() == size
+  assert not any(made.unread(caption) for caption in CAPTIONS)
+  # Each caption comes four times here, "a" eight times.
+  captions = list(tokenizer.captions_of(paths))
+  few = tokenizer.make(captions, min_count=8)
+  assert few.token_to_id("a") and few.token_to_id("ball") is None
+  with pytest.raises(ValueError, match="that come 99 times, got none"):
+    tokenizer.make(captions, min_count=99)
 
 
 def test_no_words_are_refused():

@@ -1,0 +1,68 @@
+"""Fine-tune converted weights of any size, or the result of an earlier run.
+
+  python train.py --config=configs/fine_tune.py:WEIGHTS --workdir=DIR
+    --config.data.sources="('DATASET',)"
+
+WEIGHTS is a directory that `convert_torch_weights.py` or
+`ovi_jax.training.export` wrote. Sizes of the towers, buckets, text encoder and
+codecs are taken from it. As in the paper's last stage, attention and text
+embeddings are trained. Learning rate, batch and steps are ours and have not
+been tried at full size; the small model has settings of its own in
+`configs/small.py`.
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import ml_collections
+
+from configs import base
+from ovi_jax import geometry
+from ovi_jax.checkpoint import directory
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  if not arg:
+    raise ValueError(
+      "configs/fine_tune.py needs the weights to start from:"
+      " --config=configs/fine_tune.py:WEIGHTS, a directory that"
+      " convert_torch_weights.py or ovi_jax.training.export wrote"
+    )
+  manifest = directory.manifest_of(arg)
+  towers = manifest.architecture.fusion
+  config = base.training(
+    False, video=towers.video is not None, audio=towers.audio is not None
+  )
+  weights = str(pathlib.Path(arg).absolute())
+  for name, tower in towers.present().items():
+    config.model[name].update(dataclasses.asdict(tower))
+    config.initial[name] = weights
+  config.components = weights
+  clip = manifest.architecture.clip or _square(manifest.geometry)
+  size = clip.latent_frames, clip.latent_height, clip.latent_width
+  config.data.video, config.data.audio = (size,), (clip.audio_latents,)
+  if len(towers.present()) == 2:
+    config.trains = "attention"
+    config.objective.scales.video = 0.85
+    config.objective.scales.audio = 0.15
+    config.objective.first_frame = 0.2
+  config.steps = 2000
+  config.batch = 16
+  config.optimizer.learning_rate = 1e-5
+  config.optimizer.warmup_steps = 100
+  config.optimizer.beta2 = 0.95
+  config.optimizer.average_decay = 0.999
+  config.cadence.save = 250
+  advised = manifest.sampling
+  for name in ("steps", "solver", "shift"):
+    config.samples[name] = advised.get(name, config.samples[name])
+  config.samples.guidance.update(advised.get("guidance", {}))
+  return config
+
+
+def _square(variant: geometry.Variant) -> geometry.Clip:
+  """The largest square clip of a released variant's area."""
+  multiple = geometry.PIXEL_MULTIPLE
+  side = math.isqrt(variant.area) // multiple * multiple
+  return variant.clip(side, side)

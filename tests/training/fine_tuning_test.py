@@ -1,0 +1,160 @@
+"""Configs that start from weights: sizes, components, sampling advice."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from configs import fine_tune
+from configs import fusion
+from configs import sample
+from configs import small
+from ovi_jax import demo
+from ovi_jax.checkpoint import directory
+from ovi_jax.models import architecture
+from ovi_jax.sampling import generate
+from ovi_jax.sampling import settings as sampling_settings
+from ovi_jax.training import export
+from ovi_jax.training import settings
+from ovi_jax.training import stage
+from tests.training import stage_test
+
+datasets = stage_test.datasets
+one_device = stage_test.one_device
+
+
+def test_the_small_config_equals_the_shipped_model():
+  found = settings.Settings.from_config(small.get_config())
+  manifest = directory.manifest_of(demo.WEIGHTS)
+  assert found.model == manifest.architecture.fusion
+  (bucket,), clip = found.data.buckets, manifest.architecture.clip
+  assert clip is not None and bucket.audio == clip.audio_latents
+  height, width = clip.latent_height, clip.latent_width
+  assert bucket.video == (clip.latent_frames, height, width)
+  assert found.components == found.initial.video == str(demo.WEIGHTS)
+  advised = manifest.sampling
+  assert found.samples.steps == advised["steps"]
+  assert found.samples.shift == advised["shift"]
+  assert found.samples.guidance._asdict() == advised["guidance"]
+  plan = stage.initial_plan(found)
+  assert not plan.fresh
+
+
+def test_sizes_and_components_come_from_the_weights(weights):
+  found = settings.Settings.from_config(fine_tune.get_config(str(weights)))
+  manifest = directory.manifest_of(weights)
+  assert found.model == manifest.architecture.fusion
+  assert found.components == found.initial.audio == str(weights)
+  assert not stage.initial_plan(found).fresh
+
+
+def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
+  sizes = architecture.released_sizes()
+  manifest = directory.Manifest(
+    variant="960x960_10s", sizes=sizes, digests={}, version=""
+  )
+  manifest.save(tmp_path)
+  found = settings.Settings.from_config(fine_tune.get_config(str(tmp_path)))
+  (bucket,) = found.data.buckets
+  assert bucket.video == (61, 60, 60) and bucket.audio == 314
+  assert found.model.video is not None and found.model.video.width == 3072
+
+
+def test_weights_to_start_from_are_asked_for():
+  with pytest.raises(ValueError, match="py needs the weights to start from"):
+    fine_tune.get_config()
+  with pytest.raises(ValueError, match="weights: nowhere is no directory"):
+    fine_tune.get_config("nowhere")
+
+
+def test_weights_of_other_sizes_are_named_with_the_config_that_fits(tmp_path):
+  values = fusion.get_config("mini")
+  for name in ("video", "audio"):
+    values.initial[name] = str(demo.WEIGHTS)
+  with pytest.raises(ValueError) as error:
+    stage.initial_plan(settings.Settings.from_config(values))
+  lines = str(error.value).splitlines()
+  assert len(lines) == 1
+  assert "video.width: 192 in the weights, 224 in the config" in lines[0]
+  assert f"--config=configs/fine_tune.py:{demo.WEIGHTS}" in lines[0]
+
+
+@pytest.fixture(scope="module")
+def advised(weights, tmp_path_factory):
+  """The stand-in with advice."""
+  path = tmp_path_factory.mktemp("advised") / "weights"
+  shutil.copytree(weights, path)
+  advice = {"steps": 7, "guidance": {"video": 1.5, "audio": 1.25}}
+  manifest = directory.manifest_of(path)
+  dataclasses.replace(manifest, sampling=advice).save(path)
+  return path
+
+
+@pytest.fixture(scope="module")
+def run(advised, tmp_path_factory):
+  """A run's directory: its config; nothing is trained."""
+  path = tmp_path_factory.mktemp("run")
+  values = fine_tune.get_config(str(advised))
+  (path / "config.json").write_text(json.dumps(values.to_dict()))
+  return path
+
+
+def test_export_inherits_advice_through_runs_that_started_from_runs(
+  run, advised, tmp_path
+):
+  expected = directory.manifest_of(advised).sampling
+  assert export.inherited_advice(run) == expected
+  values = fine_tune.get_config(str(advised))
+  values.initial.video = values.initial.audio = str(run / "checkpoints" / "4")
+  (tmp_path / "config.json").write_text(json.dumps(values.to_dict()))
+  assert export.inherited_advice(tmp_path) == expected
+  values.initial.video = values.initial.audio = str(tmp_path)  # of itself
+  (tmp_path / "config.json").write_text(json.dumps(values.to_dict()))
+  assert export.inherited_advice(tmp_path) == {}
+
+
+@pytest.mark.slow
+def test_exported_weights_are_sampled_as_those_they_started_from(
+  advised, tmp_path
+):
+  values = fine_tune.get_config(str(advised))
+  sizes = directory.manifest_of(advised).architecture.fusion
+  made = tmp_path / "data"
+  stage_test.builder.write(
+    made,
+    {"train": [stage_test.record(i) for i in range(4)]},
+    geometry=stage_test.schema.Geometry(text_width=sizes.video.text_width),
+    null_text=stage_test.np.full((1, 48), 0.5, "f4"),
+  )
+  values.data.sources = (str(made),)
+  values.data.video, values.data.audio = (stage_test.CLIP,), (stage_test.SOUND,)
+  values.steps, values.batch, values.data.workers = 2, 4, 0
+  values.optimizer.warmup_steps, values.mesh.fsdp = 1, 1
+  assert stage_test.run(values, tmp_path / "run")
+  out = tmp_path / "out"
+  manifest = export.export(tmp_path / "run", out)
+  # The stand-in has fewer than 11 blocks.
+  assert manifest.sampling == {
+    **directory.manifest_of(advised).sampling,
+    "skip_layer": 0,
+  }
+  found = generate.settle(sample.get_config(), out)
+  assert (found.steps, found.guidance.audio, found.skip_layer) == (7, 1.25, 0)
+  with pytest.raises(ValueError, match="skip_layer 9 does not exist, the tow"):
+    export.export(tmp_path / "run", tmp_path / "b", sampling={"skip_layer": 9})
+  assert not (tmp_path / "b").exists()
+
+
+def test_a_block_that_weights_lack_is_never_skipped(weights):
+  manifest = directory.manifest_of(weights)
+  assert sampling_settings.advice_of(manifest)["skip_layer"] == 0
+  shipped = directory.manifest_of(demo.WEIGHTS)
+  assert sampling_settings.advice_of(shipped)["skip_layer"] == 3
+  released = directory.Manifest(
+    variant="960x960_5s",
+    sizes=architecture.released_sizes(),
+    digests={},
+    version="",
+  )
+  assert sampling_settings.advice_of(released)["skip_layer"] == 11
