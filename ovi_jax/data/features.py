@@ -194,9 +194,9 @@ def parse(example: bytes) -> dict[str, Any]:
     if len(values) != 1:
       raise ValueError(f"feature {name!r}: expected one byte string")
     found[name] = values[0]
-  captions = stored[_CAPTIONS] if _CAPTIONS in stored else None
-  found[_CAPTIONS] = list(captions.bytes_list.value) if captions else []
-  return found
+  # Looking up a name that is absent would add it.
+  captions = stored[_CAPTIONS].bytes_list.value if _CAPTIONS in stored else ()
+  return {**found, _CAPTIONS: list(captions)}
 
 
 def decode(raw: Mapping[str, Any]) -> schema.Record:
