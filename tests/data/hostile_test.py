@@ -187,7 +187,7 @@ def test_shard_lengths_that_cannot_be(dataset, lengths):
 
 def header(shape, dtype="<i4"):
   """An npy file without its numbers."""
-  text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}}}"
+  text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}\n"
   return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
 
 
@@ -198,10 +198,19 @@ def header(shape, dtype="<i4"):
     header((2, 4), "|O") + b"cos\nsystem\n(S'false'\ntR.",
     header((-2, 4)) + bytes(32),
     header((2, 4)) + b"\xff" * 32,
+    header((2, 4)).replace(b"(2, 4)", b"((((((") + bytes(32),
     b"PK\x03\x04",
     b"",
   ],
-  ids=["2**60 rows", "pickle", "minus two", "negative", "zip", "empty"],
+  ids=[
+    "2**60 rows",
+    "pickle",
+    "minus two",
+    "negative",
+    "brackets",
+    "zip",
+    "empty",
+  ],
 )
 def test_an_index_is_checked_before_it_is_read(dataset, content):
   (dataset / "index-train.npy").write_bytes(content)

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovi_jax import demo
 from ovi_jax import geometry
-from ovi_jax import media
 from ovi_jax import prompt
 from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import init_from
@@ -44,6 +44,7 @@ from ovi_jax.data import builder
 from ovi_jax.data import shards
 from ovi_jax.media import decode
 from ovi_jax.media import images
+from ovi_jax.media import mp4
 from ovi_jax.parallel import roll_call
 from ovi_jax.sampling import noise
 from ovi_jax.sampling import outputs
@@ -52,11 +53,10 @@ from tests.convert import spelled
 from tests.data import generate
 from tests.fuzz import mutations
 
-FEW, MANY = 40, 2000
+FEW, MANY = 24, 2000
 ALLOWED = (ValueError, OSError)
 # Buffers of libraries; besides, a reader may take a multiple of the file.
 MOST_BYTES, MULTIPLE = 96 << 20, 64
-GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,8 @@ def all_tensors(path):
 
 
 def manifest(folder):
-  shutil.copyfile(GOLDENS / "full_manifest.json", folder / directory.MANIFEST)
+  shipped = pathlib.Path(demo.__file__).parent / "weights"
+  shutil.copyfile(shipped / directory.MANIFEST, folder / directory.MANIFEST)
   return folder / directory.MANIFEST
 
 
@@ -195,9 +196,8 @@ def picture(kind):
 def film(folder):
   draw = np.random.default_rng(0)
   frames = draw.integers(0, 255, (5, 32, 32, 3), np.uint8)
-  media.write_mp4(
-    str(folder / "f.mp4"), [frames], np.zeros(3200, np.float32), fps=24
-  )
+  sound = np.zeros(3200, np.float32)
+  mp4.write(folder / "f.mp4", [frames], sound, threads=1, preset="ultrafast")
   return folder / "f.mp4"
 
 
@@ -346,6 +346,7 @@ def rewritten(path):
 
 CSV = 'text_prompt,seed\n"A dog, barking",3\nA red ball,\n'
 INFO = "dataset_info.json"
+RUN = {"steps": 3, "a": {"b": [1], "c": 1e-4}}
 TARGETS = {
   "safetensors": Target(make=safetensors_file, read=all_tensors),
   "shard index": Target(make=shard_index, read=all_tensors, is_json=True),
@@ -410,10 +411,11 @@ TARGETS = {
     read=described,
     is_json=True,
     seal=reseal_checkpoint,
+    weight=2,
   ),
   "run config": Target(
-    make=saved_at(workdir.CONFIG, json.dumps({"steps": 3, "a": {"b": [1]}})),
-    read=lambda path: workdir.check_config(path.parent, {"steps": 3}),
+    make=saved_at(workdir.CONFIG, json.dumps(RUN)),
+    read=lambda path: workdir.check_config(path.parent, RUN),
     is_json=True,
   ),
   "curation mark": Target(
