@@ -1,4 +1,8 @@
-"""Writing files so that what stands under a name is always whole."""
+"""Files that are whole under their name or absent, and names within a folder.
+
+`replacing` writes; `inside` resolves a name that a file of unknown origin
+gives, so that only regular files of its own folder are opened.
+"""
 
 import contextlib
 import errno
@@ -6,7 +10,10 @@ import glob
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Iterator
+
+from ovi_jax import untrusted
 
 
 @contextlib.contextmanager
@@ -37,6 +44,42 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     ) from error
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def inside(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
+  """Resolve a name from a list of unknown origin to a file of its folder.
+
+  Args:
+    folder: that the list belongs to; may itself be a link.
+    name: relative, with `/` between folders.
+
+  Returns:
+    The path of a regular file in the folder.
+
+  Raises:
+    ValueError: the name is absolute, has `..` or a NUL, leads outside through
+      a link, or is not that of a regular file (a device, pipe or folder).
+    OSError: there is no such file, or it cannot be read.
+  """
+  shown = untrusted.printable(name)
+  parts = pathlib.PurePosixPath(name).parts
+  if not parts or "\0" in name or "\\" in name or name.startswith("/"):
+    raise ValueError(f"{shown}: expected a relative name of a file")
+  if ".." in parts:
+    raise ValueError(f"{shown}: expected a name without '..'")
+  root = pathlib.Path(folder).resolve()
+  path = pathlib.Path(folder, *parts)
+  try:
+    resolved = path.resolve(strict=True)
+  except RuntimeError as error:  # links in a circle
+    raise ValueError(f"{shown}: {error}") from error
+  if not resolved.is_relative_to(root):
+    raise ValueError(
+      f"{shown}: leads outside {folder} through a link; copy the file there"
+    )
+  if not stat.S_ISREG(resolved.stat().st_mode):
+    raise ValueError(f"{shown}: expected a regular file")
+  return path
 
 
 def link(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -29,6 +29,7 @@ def read_json(
   *,
   max_bytes: int = MAX_JSON_BYTES,
   max_depth: int = MAX_JSON_DEPTH,
+  finite: bool = True,
 ) -> Any:
   """Read a JSON file of unknown origin.
 
@@ -36,6 +37,7 @@ def read_json(
     path: the file.
     max_bytes: largest file that is read.
     max_depth: deepest nesting of lists and objects.
+    finite: refuse NaN and infinity.
 
   Returns:
     The value, as `json.loads` gives it.
@@ -47,7 +49,9 @@ def read_json(
   """
   with pathlib.Path(path).open("rb") as file:
     data = file.read(max_bytes + 1)
-  return parse_json(data, max_bytes=max_bytes, max_depth=max_depth)
+  return parse_json(
+    data, max_bytes=max_bytes, max_depth=max_depth, finite=finite
+  )
 
 
 def parse_json(
@@ -55,6 +59,7 @@ def parse_json(
   *,
   max_bytes: int = MAX_JSON_BYTES,
   max_depth: int = MAX_JSON_DEPTH,
+  finite: bool = True,
 ) -> Any:
   """Parse JSON of unknown origin.
 
@@ -62,14 +67,15 @@ def parse_json(
     data: UTF-8 text.
     max_bytes: most bytes that are parsed.
     max_depth: deepest nesting of lists and objects.
+    finite: refuse NaN and infinity.
 
   Returns:
     The value, as `json.loads` gives it.
 
   Raises:
     ValueError: it is longer or deeper than allowed, is not UTF-8 or not JSON,
-      names a key twice, or has a number that is not finite or has more than
-      40 digits.
+      names a key twice, or has an integer of more than 40 digits or, with
+      `finite`, a number that is not finite.
   """
   raw = data.encode() if isinstance(data, str) else data
   if len(raw) > max_bytes:
@@ -80,8 +86,8 @@ def parse_json(
       raw.decode(),
       object_pairs_hook=_unique,
       parse_int=_integer,
-      parse_float=_finite,
-      parse_constant=_finite,
+      parse_float=_finite if finite else float,
+      parse_constant=_finite if finite else float,
     )
   except UnicodeDecodeError as error:
     raise ValueError(f"expected JSON in UTF-8: {error}") from error

@@ -4,18 +4,22 @@
 that has a name and no checksums, or others, was damaged afterwards. CRC-32
 finds accidents (flipped bits, cut files), not forgery; it is several times
 faster than a cryptographic hash and never waits for less than the disk.
+
+A list of unknown origin may name regular files of its own directory only.
 """
 
 import concurrent.futures
 import json
 import os
 import pathlib
+import stat
 import zlib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
 from ovi_jax import files
+from ovi_jax import untrusted
 
 CHECKSUMS = "checksums.json"
 _PIECE = 8 * 2**20  # bytes read at once
@@ -63,15 +67,27 @@ def listing(directory: pathlib.Path) -> dict[str, Mapping[str, int]]:
   """
   path = directory / CHECKSUMS
   try:
-    data = json.loads(path.read_text())
+    data = untrusted.read_json(files.inside(directory, CHECKSUMS))
+    if not isinstance(data, dict) or not _are_entries(data.get("files")):
+      raise ValueError("expected files with their bytes and crc32")
     entries = data["files"]
-    if _crc32_of(entries) != data["crc32"]:
+    if _crc32_of(entries) != data.get("crc32"):
       raise ValueError("its own checksum differs")
   except FileNotFoundError:
     raise ValueError(f"{path} is missing") from None
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError) as error:
     raise ValueError(f"{path} is damaged: {error}") from error
   return entries
+
+
+def _are_entries(value: Any) -> bool:
+  """Whether JSON gives two sizes for each name."""
+  return isinstance(value, dict) and all(
+    isinstance(entry, dict)
+    and type(entry.get("bytes")) is int
+    and type(entry.get("crc32")) is int
+    for entry in value.values()
+  )
 
 
 def problems(
@@ -81,6 +97,9 @@ def problems(
 ) -> list[str]:
   """What differs between files and their checksums, in words.
 
+  A name that is not one of a regular file in the directory is a problem too,
+  and nothing is read under it.
+
   Args:
     directory: of the files.
     entries: see `listing`.
@@ -88,8 +107,36 @@ def problems(
   """
   chosen = list(entries if names is None else names)
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    found = pool.map(lambda n: _problem(directory / n, entries[n]), chosen)
-    return [f"{name} {what}" for name, what in zip(chosen, found) if what]
+    found = pool.map(lambda n: _problem(directory, n, entries[n]), chosen)
+    return [
+      f"{untrusted.printable(name)} {what}"
+      for name, what in zip(chosen, found)
+      if what
+    ]
+
+
+def irregular(directory: pathlib.Path) -> list[str]:
+  """What lies below a directory and is neither a folder nor a regular file.
+
+  A link within the directory counts as what it leads to; one that leads
+  outside, a device, a pipe or a socket is named, in words.
+  """
+  root, found = directory.resolve(), []
+  for folder, folders, names in os.walk(directory):
+    for name in (*folders, *names):
+      path = pathlib.Path(folder, name)
+      shown = untrusted.printable(path.relative_to(directory).as_posix())
+      try:
+        resolved = path.resolve(strict=True)
+        mode = resolved.stat().st_mode
+      except (OSError, RuntimeError):
+        found.append(f"{shown} is a link to nothing")
+        continue
+      if not resolved.is_relative_to(root):
+        found.append(f"{shown} is a link that leads outside")
+      elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        found.append(f"{shown} is not a regular file")
+  return found
 
 
 def lacking(directory: pathlib.Path) -> bool:
@@ -107,9 +154,12 @@ def shorten(what: list[str]) -> str:
   return "; ".join(what[:_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def _problem(path: pathlib.Path, expected: Mapping[str, int]) -> str:
+def _problem(
+  directory: pathlib.Path, name: str, expected: Mapping[str, int]
+) -> str:
   """What is wrong with one file; empty if nothing is."""
   try:
+    path = files.inside(directory, name)
     size = path.stat().st_size
     if size != expected["bytes"]:
       return f"has {size} bytes, expected {expected['bytes']}"
@@ -119,6 +169,8 @@ def _problem(path: pathlib.Path, expected: Mapping[str, int]) -> str:
     return "is missing"
   except OSError as error:
     return f"cannot be read ({error.strerror})"
+  except ValueError as error:
+    return f"is no file of the checkpoint ({error})"
   return ""
 
 

@@ -7,6 +7,11 @@
 Nothing here writes. A directory under a step's number is complete: it was
 renamed when everything in it was written. Disks are those of the machine, or
 shared and mounted; all processes see the same files.
+
+A checkpoint of unknown origin is read as data. Its JSON is bounded and its
+types are checked, its files are regular ones within its directory, and Orbax
+is given our own handler and the shapes of the target: what its metadata names
+is neither imported nor allocated.
 """
 
 import base64
@@ -21,10 +26,14 @@ import numpy as np
 from flax import traverse_util
 from orbax import checkpoint as ocp
 
+from ovi_jax import files
+from ovi_jax import untrusted
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import leaves
 from ovi_jax.parallel import processes
 
+_MAX_STEP_DIGITS = 18
+_MAX_AXES = 32
 STATE = "state"
 META = "meta"
 META_FILE = "metadata"
@@ -92,7 +101,12 @@ def steps(directory: pathlib.Path) -> list[int]:
 
 def is_step(name: str) -> bool:
   """Whether a directory's name is that of a complete checkpoint."""
-  return name.isascii() and name.isdigit() and str(int(name)) == name
+  return (
+    name.isascii()
+    and name.isdigit()
+    and len(name) <= _MAX_STEP_DIGITS
+    and str(int(name)) == name
+  )
 
 
 def describe(path: pathlib.Path) -> Saved:
@@ -110,32 +124,78 @@ def describe(path: pathlib.Path) -> Saved:
     raise ValueError(f"{path / integrity.CHECKSUMS} does not name {name}")
   if found := integrity.problems(path, checksums, [name]):
     raise ValueError(integrity.shorten(found))
-  meta = json.loads((path / name).read_text())
+  file = files.inside(path, name)
+  try:
+    # Metadata and iterators may hold NaN.
+    meta = untrusted.read_json(file, finite=False)
+    _check_types(meta)
+    return Saved(
+      path=path,
+      step=meta["step"],
+      leaves={p: leaves.Kind.from_json(e) for p, e in meta["leaves"].items()},
+      iterators=tuple(map(_decode, meta["iterators"])),
+      metadata=meta["metadata"],
+      checksums=checksums,
+    )
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from error
+
+
+def _check_types(meta: Any) -> None:
+  """ValueError that names the fields that are not as `description` has them."""
+  if not isinstance(meta, dict):
+    raise ValueError(f"expected an object, found {meta!r:.40}")
   if meta.get("format") != FORMAT:
     raise ValueError(
-      f"{path / name}: expected format {FORMAT}, found {meta.get('format')}"
+      f"expected format {FORMAT}, found {meta.get('format')!r:.40}"
     )
-  kinds = {p: leaves.Kind.from_json(e) for p, e in meta["leaves"].items()}
-  return Saved(
-    path=path,
-    step=meta["step"],
-    leaves=kinds,
-    iterators=tuple(map(_decode, meta["iterators"])),
-    metadata=meta["metadata"],
-    checksums=checksums,
+  kinds, states = meta.get("leaves"), meta.get("iterators")
+  valid = {
+    "step": type(meta.get("step")) is int and meta["step"] >= 0,
+    "leaves": isinstance(kinds, dict) and all(map(_is_kind, kinds.values())),
+    "iterators": isinstance(states, list)
+    and len(states) > 0
+    and all(map(_is_state, states)),
+    "metadata": isinstance(meta.get("metadata"), dict),
+  }
+  if wrong := [name for name, is_valid in valid.items() if not is_valid]:
+    raise ValueError(f"missing or of a wrong type: {', '.join(wrong)}")
+
+
+def _is_kind(entry: Any) -> bool:
+  """Whether JSON is dtype, shape and "is a Python number" of a leaf."""
+  if not isinstance(entry, list) or len(entry) != 3:
+    return False
+  dtype, shape, python = entry
+  return (
+    isinstance(dtype, str)
+    and isinstance(shape, list)
+    and len(shape) <= _MAX_AXES
+    and all(type(n) is int and 0 <= n < 2**53 for n in shape)
+    and isinstance(python, bool)
   )
 
 
+def _is_state(entry: Any) -> bool:
+  """Whether JSON is what `_encode` makes of an input state."""
+  if not isinstance(entry, dict):
+    return False
+  return "json" in entry or isinstance(entry.get("bytes"), str)
+
+
 def verify(saved: Saved) -> None:
-  """Hold every file of a checkpoint against its checksum.
+  """Compare every file of a checkpoint with its checksum.
 
   Processes share the work and all come to the same verdict.
 
   Raises:
-    ValueError: files are damaged or missing; names them.
+    ValueError: files are damaged or missing, or something is no regular file
+      of the directory; names them.
   """
   names = sorted(saved.checksums)[jax.process_index() :: jax.process_count()]
   found = integrity.problems(saved.path, saved.checksums, names)
+  if jax.process_index() == 0:
+    found = integrity.irregular(saved.path) + found
   if everywhere := [line for part in processes.gather(found) for line in part]:
     raise ValueError(integrity.shorten(everywhere))
 
@@ -191,5 +251,5 @@ def _encode(iterator: Any) -> Any:
 
 def _decode(entry: Mapping[str, Any]) -> Any:
   if "bytes" in entry:
-    return base64.b64decode(entry["bytes"])
+    return base64.b64decode(entry["bytes"], validate=True)
   return entry["json"]

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from ovi_jax import files
+from ovi_jax import untrusted
 from ovi_jax.parallel import processes
 
 CONFIG = "config.json"
@@ -90,7 +91,7 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    config = json.loads(path.read_text())
+    config = untrusted.read_json(path, finite=False)
     if not isinstance(config, dict):
       raise ValueError(f"expected fields by name, got {config!r:.40}")
   except ValueError as error:

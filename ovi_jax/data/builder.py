@@ -5,32 +5,67 @@ A dataset is a folder: shards of records for each split, tfds's descriptions,
 planned without reading records), and `metadata.json` with the schema version,
 the latent geometry, the empty prompt's embedding and the size of every file.
 It is written under another name and renamed when whole. TensorFlow is not used.
+
+A dataset of unknown origin is read as data: names of files must lie in the
+folder, tfds's descriptions are compared with ours and nothing that they name is
+imported, and sizes are checked before memory is allocated.
 """
 
 import base64
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source
 
 from ovi_jax import files
+from ovi_jax import untrusted
 from ovi_jax.data import features
 from ovi_jax.data import schema
 from ovi_jax.data import shards
 
 METADATA = shards.METADATA
 RECORDS_PER_SHARD = 256
+_INFO, _FEATURES = "dataset_info.json", "features.json"
+_FIELDS = frozenset(["version", "geometry", "null_text", "files", "digests"])
+_INDEX_COLUMNS = 4
+_HEADER_BYTES = 256
+# What numpy.save writes of int32 [records, 4].
+_INDEX_HEADER = re.compile(
+  rb"\x93NUMPY\x01\x00..\{'descr': '<i4', 'fortran_order': False, 'shape':"
+  rb" \((?P<rows>\d{1,18}), 4\), \} *\n",
+  re.DOTALL,
+)
+_LISTED = 10  # problems in a message
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+  """A shard, as array_record's data source takes it.
+
+  Attributes:
+    filename: of the shard.
+    take: records in it, of which none are skipped.
+  """
+
+  filename: str
+  take: int
+  skip: int = 0
+
+  @property
+  def examples_in_shard(self) -> int:
+    return self.take
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +79,8 @@ class Split:
     index: int32 [records, 4]; latent T, H, W and audio latents, 0 for none.
     null_text: text_SE float32 of the empty prompt.
     identity: the same for copies of a dataset, and only for them.
-    data: tfds's data source.
+    parts: its shards.
+    data: serialized records by number.
   """
 
   path: str
@@ -53,6 +89,7 @@ class Split:
   index: np.ndarray
   null_text: np.ndarray
   identity: str
+  parts: Sequence[_Part]
   data: Any
 
   def __len__(self) -> int:
@@ -62,8 +99,10 @@ class Split:
     """Read one record; ValueError names file and record if it is damaged."""
     # riegeli reports what its checksums find as RuntimeError.
     try:
-      return features.decode(self.data[number])
-    except (RuntimeError, ValueError, KeyError) as error:
+      record = features.decode(features.parse(self.data[number]))
+      self._check(record, self.index[number])
+      return record
+    except (IndexError, RuntimeError, ValueError) as error:
       shard, position = self._place(number)
       raise ValueError(
         f"{shard}: record {position} (number {number} of split {self.name!r})"
@@ -73,11 +112,35 @@ class Split:
 
   def _place(self, number: int) -> tuple[str, int]:
     """File of a record, and its position there."""
-    for part in self.data.dataset_info.splits[self.name].file_instructions:
+    for part in self.parts:
       if number < part.take:
         return part.filename, number
       number -= part.take
     raise IndexError(f"{self.path} has {len(self)} records of {self.name!r}")
+
+  def _check(self, record: schema.Record, sizes: np.ndarray) -> None:
+    """ValueError unless a record is what index and geometry say."""
+    found = [*record.sizes.video, record.sizes.audio]
+    if found != sizes.tolist():
+      raise ValueError(
+        f"it has latent sizes {found}, the index says {sizes.tolist()}"
+      )
+    wanted = self.geometry
+    for name, array, width in (
+      ("video latents", record.latents.video, wanted.video_channels),
+      ("audio latents", record.latents.audio, wanted.audio_channels),
+      *(("text", text_SE, wanted.text_width) for text_SE in record.text),
+    ):
+      if array is not None and array.shape[-1] != width:
+        raise ValueError(
+          f"{name}: expected {width} channels, found {array.shape[-1]}"
+        )
+    texts = len(record.text)
+    if not record.captions or texts not in (0, len(record.captions)):
+      raise ValueError(
+        f"expected captions and one text each or none, found"
+        f" {len(record.captions)} captions and {texts} texts"
+      )
 
 
 def write(
@@ -208,16 +271,17 @@ def read(
   _check_files(path, metadata["files"], metadata["digests"])
   names = _split_names(metadata)
   if split not in names:
-    raise ValueError(f"{path} has no split {split!r}; it has {names}")
-  stored = base64.b64decode(metadata["null_text"] or "")
-  null_SE = np.frombuffer(stored, "<f4").reshape(-1, found.text_width)
-  opened: Any = tfds.builder_from_directory(str(path))
-  data = opened.as_data_source(split=split)
-  index = np.load(shards.index_path(path, split))
-  if len(index) != len(data):
+    shown = [untrusted.printable(name, 40) for name in names[:_LISTED]]
+    raise ValueError(f"{path} has no split {split!r}; it has {shown}")
+  null_SE = _null_text(metadata["null_text"], found.text_width, path)
+  features.check_description(path / _FEATURES)
+  parts = _parts(path, split, metadata["files"])
+  index = _index(shards.index_path(path, split))
+  count = sum(part.take for part in parts)
+  if len(index) != count:
     raise ValueError(
       f"{path}: index-{split}.npy counts {len(index)} records, the files hold"
-      f" {len(data)}; write the dataset again"
+      f" {count}; write the dataset again"
     )
   return Split(
     path=str(path),
@@ -226,7 +290,8 @@ def read(
     index=index,
     null_text=null_SE,
     identity=shards.digest(path / METADATA),
-    data=data,
+    parts=parts,
+    data=array_record_data_source.ArrayRecordDataSource(parts),
   )
 
 
@@ -244,7 +309,8 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
   """The dataset's metadata; ValueError unless it was written to the end."""
   file = path / METADATA
   try:
-    metadata = json.loads(file.read_text())
+    metadata = untrusted.read_json(files.inside(path, METADATA))
+    _check_types(metadata)
   except FileNotFoundError as error:
     raise ValueError(
       f"{path} is not a dataset of records, or was not written to the end: no"
@@ -252,15 +318,94 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
     ) from error
   except ValueError as error:
     raise ValueError(f"{file} is damaged: {error}; copy it again") from error
-  missing = {"version", "geometry", "null_text", "files", "digests"} - set(
-    metadata
-  )
-  if missing:
+  if missing := _FIELDS - set(metadata):
     raise ValueError(
       f"{file} lacks {sorted(missing)}: the dataset was not written to the end"
       " or is none of ours; write it again"
     )
   return metadata
+
+
+def _check_types(metadata: Any) -> None:
+  """ValueError if a field that is there has another type than ours."""
+  if not isinstance(metadata, dict):
+    raise ValueError(f"expected an object, found {metadata!r:.40}")
+  if not isinstance(metadata.get("version", ""), str):
+    raise ValueError("version: expected text")
+  if not isinstance(metadata.get("null_text"), str | None):
+    raise ValueError("null_text: expected text in base64 or null")
+  for name, kind in (("files", int), ("digests", str)):
+    entries = metadata.get(name, {})
+    if not isinstance(entries, dict) or not all(
+      type(value) is kind for value in entries.values()
+    ):
+      raise ValueError(f"{name}: expected an object of {kind.__name__} values")
+
+
+def _null_text(stored: str | None, width: int, path: pathlib.Path) -> Any:
+  """The empty prompt's embedding, float32 [S, width]; ValueError if damaged."""
+  try:
+    raw = base64.b64decode(stored or "", validate=True)
+    null_SE = np.frombuffer(raw, "<f4").reshape(-1, width)
+  except ValueError as error:
+    raise ValueError(
+      f"{path / METADATA}: null_text: expected rows of {width} numbers: {error}"
+    ) from error
+  if not np.isfinite(null_SE).all():
+    raise ValueError(f"{path / METADATA}: null_text: expected finite numbers")
+  return null_SE
+
+
+def _parts(
+  path: pathlib.Path, split: str, sizes: Mapping[str, int]
+) -> list[_Part]:
+  """The shards of a split, of the lengths that tfds's description gives.
+
+  Names are ours; those in the description are not used.
+  """
+  info = untrusted.read_json(path / _INFO)
+  try:
+    (listed,) = (
+      each["shardLengths"] for each in info["splits"] if each["name"] == split
+    )
+    if not isinstance(listed, list):
+      raise ValueError(f"expected a list, found {listed!r:.60}")
+    lengths = [int(length) for length in listed]
+    if min(lengths, default=0) < 1 or max(lengths) >= 2**31:
+      raise ValueError(f"expected positive lengths, found {lengths!r:.60}")
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{path / _INFO}: expected the lengths of the shards of {split!r}:"
+      f" {error!r:.100}"
+    ) from error
+  parts = []
+  for number, length in enumerate(lengths):
+    name = shards.published_name(split, number, len(lengths))
+    if name not in sizes:
+      raise ValueError(f"{path / METADATA} does not list {name}")
+    parts.append(_Part(filename=str(path / name), take=length))
+  return parts
+
+
+def _index(path: pathlib.Path) -> np.ndarray:
+  """The latent sizes of a split's records, int32 [records, 4].
+
+  Raises:
+    ValueError: the header says otherwise, or the file has another size than
+      its header.
+  """
+  wanted = f"{path}: expected int32 [records, {_INDEX_COLUMNS}]"
+  with path.open("rb") as file:
+    # numpy's own reader evaluates the header, and fails in many ways.
+    header = _INDEX_HEADER.match(file.read(_HEADER_BYTES))
+    size = os.fstat(file.fileno()).st_size
+    if header is None or header.end() + 16 * int(header["rows"]) != size:
+      raise ValueError(f"{wanted} in npy format 1.0; write the dataset again")
+    file.seek(header.end())
+    index = np.frombuffer(file.read(size), "<i4").reshape(-1, _INDEX_COLUMNS)
+  if index.size and index.min() < 0:
+    raise ValueError(f"{wanted}, found negative sizes")
+  return index
 
 
 def _check_files(
@@ -269,16 +414,30 @@ def _check_files(
   """ValueError that names every file that is missing or was changed."""
   problems = []
   for name, size in sorted(sizes.items()):
-    file = path / name
-    got = file.stat().st_size if file.is_file() else None
-    if got is None:
-      problems.append(f"{file} is missing")
-    elif got != size:
-      problems.append(f"{file}: expected {size} bytes, got {got}")
-    elif name in digests and shards.digest(file) != digests[name]:
-      problems.append(f"{file} is damaged: its sha256 is another")
+    try:
+      if "/" in name:
+        raise ValueError(
+          f"{untrusted.printable(name)}: expected a name without folders"
+        )
+      file = files.inside(path, name)
+      got = file.stat().st_size
+    except ValueError as error:
+      problems.append(f"{METADATA} names {error}")
+    except OSError as error:
+      missing = isinstance(error, FileNotFoundError)
+      what = "is missing" if missing else f"cannot be read ({error.strerror})"
+      problems.append(f"{path / untrusted.printable(name)} {what}")
+    else:
+      if got != size:
+        problems.append(f"{file}: expected {size} bytes, got {got}")
+      elif name in digests and shards.digest(file) != digests[name]:
+        problems.append(f"{file} is damaged: its sha256 is another")
+  if lacking := {_INFO, _FEATURES} - set(sizes):
+    problems.append(f"{METADATA} does not list {sorted(lacking)}")
   if problems:
+    rest = len(problems) - _LISTED
+    more = f"; and {rest} more" if rest > 0 else ""
     raise ValueError(
-      f"the dataset is not whole: {'; '.join(problems)}. Copy what is named"
-      " again from where it is whole, or write the dataset again"
+      f"the dataset is not whole: {'; '.join(problems[:_LISTED])}{more}. Copy"
+      " what is named again from where it is whole, or write the dataset again"
     )

@@ -32,6 +32,7 @@ from absl import flags
 from ovi_jax import console
 from ovi_jax import files
 from ovi_jax import runtime
+from ovi_jax import untrusted
 from ovi_jax.checkpoint import directory
 from ovi_jax.components import encoders
 from ovi_jax.components import loading
@@ -323,7 +324,7 @@ def _check_recipe(
 ) -> None:
   """ValueError unless what is in the folder was made by this recipe."""
   try:
-    found = dict(json.loads((folder / RECIPE).read_text()))
+    found = dict(untrusted.read_json(folder / RECIPE))
   except (OSError, TypeError, ValueError) as error:
     raise ValueError(
       f"{folder} is there and was not made by this command ({error}); {advice}"

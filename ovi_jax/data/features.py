@@ -2,21 +2,28 @@
 
 All that is heavy is bytes: mp4, PCM, and arrays as little-endian float16 or
 bfloat16, their shapes beside them. Arrays come back in the type they are stored
-in; batches are float32.
+in; batches are float32. Every feature is one or more byte strings, which
+`parse` reads from the tf.train.Example itself: a dataset's `features.json`
+names Python classes, and tfds would import their modules.
 """
 
 import functools
 import json
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
+from google.protobuf import message
 from tensorflow_datasets.core import example_serializer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from ovi_jax import geometry
+from ovi_jax import untrusted
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 
@@ -25,6 +32,8 @@ DTYPES = {
   "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _BYTES = ("video", "audio", "video_latents", "audio_latents", "text")
+_CAPTIONS = "captions"  # the one feature that is a sequence
+_LARGEST = 2**31  # of a size in `facts`
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -35,7 +44,7 @@ def features() -> tfds.features.FeaturesDict:
     {
       "id": text,
       "source": text,
-      "captions": tfds.features.Sequence(text),
+      _CAPTIONS: tfds.features.Sequence(text),
       "facts": text,
       **dict.fromkeys(_BYTES, raw),
     }
@@ -133,15 +142,73 @@ def _bytes(array: np.ndarray | None, dtype: str, name: str) -> bytes:
   return stored.view("<u2").astype("<u2").tobytes()
 
 
-def decode(raw: Mapping[str, Any]) -> schema.Record:
-  """Turn features, as tfds reads them, back into the record.
+def check_description(path: pathlib.Path) -> None:
+  """Compare the features that a dataset describes with ours.
+
+  The file is read as data: no class that it names is looked up.
+
+  Args:
+    path: of `features.json`.
 
   Raises:
-    ValueError: another version of the record, or arrays whose bytes do not
-      fill their shape.
+    ValueError: it is no JSON, or describes other features.
+  """
+  found = untrusted.read_json(path)
+  ours = json_format.MessageToDict(features().to_proto())
+  if _classes(found) != _classes(ours):
+    raise ValueError(
+      f"{path} describes other features than those of a record; write the"
+      " dataset with ovi_jax.data.builder.write"
+    )
+
+
+def _classes(described: Any) -> dict[str, Any] | None:
+  """The class that a features.json gives each feature; None if it is none."""
+  try:
+    listed = described["featuresDict"]["features"].items()
+    classes = {name: each["pythonClassName"] for name, each in listed}
+    return {**classes, "": described["pythonClassName"]}
+  except (AttributeError, KeyError, TypeError):
+    return None
+
+
+def parse(example: bytes) -> dict[str, Any]:
+  """Read the features of a serialized record.
+
+  Args:
+    example: bytes of a tf.train.Example.
+
+  Returns:
+    What `decode` takes: bytes by name, of "captions" a list.
+
+  Raises:
+    ValueError: it is no tf.train.Example, or lacks a feature.
+  """
+  try:
+    stored = tf_example_pb2.Example.FromString(example).features.feature
+  except message.DecodeError as error:
+    raise ValueError(f"expected a tf.train.Example: {error}") from error
+  found: dict[str, Any] = {}
+  for name in ("id", "source", "facts", *_BYTES):
+    values = stored[name].bytes_list.value if name in stored else ()
+    if len(values) != 1:
+      raise ValueError(f"feature {name!r}: expected one byte string")
+    found[name] = values[0]
+  # Looking up a name that is absent would add it.
+  captions = stored[_CAPTIONS].bytes_list.value if _CAPTIONS in stored else ()
+  return {**found, _CAPTIONS: list(captions)}
+
+
+def decode(raw: Mapping[str, Any]) -> schema.Record:
+  """Turn features, as `parse` returns them, back into the record.
+
+  Raises:
+    ValueError: another version of the record, facts of a wrong type, or arrays
+      whose bytes do not fill their shape.
   """
   name = raw["id"].decode()
-  facts = json.loads(raw["facts"])
+  facts = untrusted.parse_json(raw["facts"])
+  _check_facts(facts)
   schema.check_version(facts["version"], f"record {name!r}")
   stored = DTYPES[facts["dtype"]]
   texts, start = [], 0
@@ -172,6 +239,46 @@ def decode(raw: Mapping[str, Any]) -> schema.Record:
     frames=facts["frames"],
     height=facts["height"],
     width=facts["width"],
+  )
+
+
+def _check_facts(facts: Any) -> None:
+  """ValueError that names the facts that are missing or of another type."""
+  if not isinstance(facts, dict):
+    raise ValueError(f"facts: expected an object, found {facts!r:.40}")
+  valid = {
+    "version": isinstance(facts.get("version"), str),
+    "dtype": facts.get("dtype") in tuple(DTYPES),
+    "fps": _is_number(facts.get("fps")) and facts["fps"] > 0,
+    "scores": isinstance(facts.get("scores"), dict)
+    and all(map(_is_number, facts["scores"].values())),
+    "text_shapes": isinstance(facts.get("text_shapes"), list)
+    and all(_is_shape(shape, 2) for shape in facts["text_shapes"]),
+    **{k: _is_size(facts.get(k)) for k in ("frames", "height", "width")},
+    **{
+      f"{k}_shape": f"{k}_shape" in facts
+      and (facts[f"{k}_shape"] is None or _is_shape(facts[f"{k}_shape"], axes))
+      for k, axes in (("video", 4), ("audio", 2))
+    },
+    **{k: isinstance(facts.get(k), bool) for k in ("has_video", "has_audio")},
+  }
+  if wrong := [name for name, is_valid in valid.items() if not is_valid]:
+    listed = ", ".join(f"{n} {facts.get(n)!r:.60}" for n in wrong)
+    raise ValueError(f"facts: missing or of a wrong type: {listed}")
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+  """Whether a value of JSON is a count of frames, pixels or rows."""
+  return type(value) is int and 0 <= value < _LARGEST
+
+
+def _is_shape(value: Any, axes: int) -> bool:
+  return (
+    isinstance(value, list) and len(value) == axes and all(map(_is_size, value))
   )
 
 

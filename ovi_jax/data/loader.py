@@ -33,6 +33,7 @@ from ovi_jax.modality import AV
 
 ENDLESS = 2**62
 _TEXT_STEP = 32  # rows by which text that travels is cut
+_DAMAGED = "the state of the data is damaged"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,14 +232,19 @@ class Loader(Iterator[schema.Batch]):
 
     Raises:
       ValueError: the state is of other settings, seed, batch or datasets, so
-        that the order would be another one; names what differs.
+        that the order would be another one (names what differs), or is none.
     """
-    check_order(self._order(), state["order"])
+    step, order, cursor = _state_of(state, self._share.order)
+    check_order(self._order(), order)
+    # The cursor of a state is that of the block that holds its batch.
+    _, after = plan.advance(self._share.order, cursor)
+    if not cursor.batches <= step < after.batches:
+      raise ValueError(
+        f"{_DAMAGED}: batch {step} is not in the block after {cursor.batches}"
+      )
     self.close()
-    place = dict(state["cursor"])
-    place["pending"] = tuple(tuple(waiting) for waiting in place["pending"])
-    self._plan = _Numbered(self._share, 0, plan.Cursor(**place))
-    self._step = state["step"]
+    self._plan = _Numbered(self._share, 0, cursor)
+    self._step = step
 
   def _order(self) -> dict[str, Any]:
     """All that the order and the choices depend on, as JSON has it."""
@@ -263,6 +269,40 @@ class Loader(Iterator[schema.Batch]):
     if self._running is not None:
       self._running.close()
       self._running = None
+
+
+def _state_of(
+  state: Any, order: plan.Plan
+) -> tuple[int, Mapping[str, Any], plan.Cursor]:
+  """Step, order and cursor of what `get_state` returned.
+
+  Raises:
+    ValueError: a part is missing, of another type or out of range.
+  """
+  try:
+    step, theirs, place = state["step"], state["order"], state["cursor"]
+    cursor = plan.Cursor(
+      draws=place["draws"],
+      batches=place["batches"],
+      pending=tuple(tuple(waiting) for waiting in place["pending"]),
+    )
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"{_DAMAGED}: {error!r:.100}") from error
+  counts = (step, cursor.draws, cursor.batches)
+  waiting = [number for row in cursor.pending for number in row]
+  if not (
+    isinstance(theirs, dict)
+    and all(type(n) is int and 0 <= n < ENDLESS for n in (*counts, *waiting))
+    and all(number < cursor.draws for number in waiting)
+  ):
+    raise ValueError(f"{_DAMAGED}: expected counts and an order")
+  # Of another number of buckets: `check_order` says it better.
+  if theirs.get("rows") == list(order.sizes) and not (
+    len(cursor.pending) == len(order.sizes)
+    and all(len(row) < n for row, n in zip(cursor.pending, order.sizes))
+  ):
+    raise ValueError(f"{_DAMAGED}: expected fewer positions than rows")
+  return step, theirs, cursor
 
 
 def check_order(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

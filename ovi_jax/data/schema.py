@@ -69,8 +69,27 @@ class Geometry:
 
   @classmethod
   def from_metadata(cls, values: Mapping[str, Any]) -> "Geometry":
-    """The geometry that `dataclasses.asdict` and JSON made `values` of."""
-    return cls(**{**values, "video_strides": tuple(values["video_strides"])})
+    """The geometry that `dataclasses.asdict` and JSON made `values` of.
+
+    Raises:
+      ValueError: a field is missing, unknown or not a positive number.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    if not isinstance(values, dict) or set(values) != names:
+      raise ValueError(
+        f"geometry: expected {sorted(names)}, found {values!r:.200}"
+      )
+    strides = values["video_strides"]
+    sizes = [values[name] for name in names - {"video_strides"}]
+    if (
+      not isinstance(strides, list | tuple)
+      or len(strides) != 3
+      or not all(type(n) is int and 0 < n < 2**31 for n in (*sizes, *strides))
+    ):
+      raise ValueError(
+        f"geometry: expected positive whole numbers, found {values!r:.200}"
+      )
+    return cls(**{**values, "video_strides": tuple(strides)})
 
   def check_equal(self, found: "Geometry", where: str) -> None:
     """ValueError that names every field in which `found` differs."""

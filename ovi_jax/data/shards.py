@@ -45,6 +45,11 @@ def index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
   return folder / f"index-{split}.npy"
 
 
+def published_name(split: str, number: int, count: int) -> str:
+  """Name of a shard of a finished dataset, as tfds has it."""
+  return f"{NAME}-{split}.{_SUFFIX}-{number:05d}-of-{count:05d}"
+
+
 def write(
   folder: pathlib.Path,
   split: str,
@@ -155,8 +160,9 @@ def _template(folder: pathlib.Path, split: str) -> Any:
 
 
 def digest(path: pathlib.Path) -> str:
-  """sha256 of a file that fits the memory."""
-  return hashlib.sha256(path.read_bytes()).hexdigest()
+  """sha256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _notes_path(path: pathlib.Path) -> pathlib.Path:

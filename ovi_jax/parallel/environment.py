@@ -5,6 +5,7 @@ own, and JAX finds their coordinator itself.
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 import re
@@ -17,6 +18,7 @@ ADDRESS, COUNT, INDEX = (
 BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 TIMEOUT = "OVI_JAX_JOIN_SECONDS"  # how long to wait for others, 300 by default
 HEARTBEAT = "OVI_JAX_HEARTBEAT_SECONDS"  # until a silent one is lost, 100
+TOKEN = "OVI_JAX_RUN_TOKEN"  # a shared secret of a run's processes; optional
 # Where starters of processes say which one of how many this is.
 _STARTERS = (
   ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
@@ -72,6 +74,15 @@ def read(meets: bool) -> Told:
       " than their number), or none of them for one process alone"
     )
   return dataclasses.replace(found, seconds=seconds, heartbeat=heartbeat)
+
+
+def run_token() -> str:
+  """What shows that a process is one of this run: a digest of `TOKEN`.
+
+  Without that variable it is the same for all runs.
+  """
+  secret = os.environ.get(TOKEN, "").strip()
+  return hashlib.sha256(f"ovi_jax run {secret}".encode()).hexdigest()
 
 
 def _ours(meets: bool, problems: list[str]) -> Told:

@@ -4,10 +4,15 @@ Process 0 listens at the coordinator's address until each of the others has
 told its number, lets all go, and leaves the address to JAX. A process may come
 late, or end and come again, until its time is over; then all who came are told
 who did not. What is said are lines of JSON.
+
+Anybody who reaches the port may connect: lines and connections are bounded, a
+line that does not carry the token of the run (`environment.run_token`) is
+ignored, and a number that is taken stays with the process that has it.
 """
 
 import contextlib
 import errno
+import hmac
 import json
 import selectors
 import socket
@@ -17,12 +22,19 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
+from ovi_jax import untrusted
+from ovi_jax.parallel import environment
+
 TRY_AGAIN = 0.5  # seconds
 _TICK = 1.0  # seconds between two words of process 0
 _SILENT = 30.0  # seconds without a word, and process 0 is lost
 _BUSY = 15.0  # seconds that another may still need to leave the address
-_LONGEST = 2**20  # bytes of a line
+_LONGEST = 2**20  # bytes of a line of process 0, which may name all others
+_LONGEST_HEARD = 1024  # bytes of a line of another
+_DEPTH = 4  # of JSON
+_SPARE = 64  # connections beside those of the processes
 _NAMED = 16  # processes in a message
+_REASONS = 4  # why some were refused, in a message
 Guests = dict[int, socket.socket]
 
 
@@ -38,11 +50,12 @@ def lead(
     more_time: what a user sets to wait longer.
 
   Raises:
-    ValueError: some did not come, one counts otherwise, or the address is
-      taken.
+    ValueError: some did not come (says so if one counts otherwise), or the
+      address is taken.
   """
   until = time.monotonic() + seconds
   present: Guests = {}
+  refused: set[str] = set()
   heard: dict[socket.socket, bytes] = {}
   with contextlib.ExitStack() as stack:
     stack.callback(lambda: [guest.close() for guest in heard])
@@ -56,9 +69,10 @@ def lead(
             f"{named(missing)} of {count} did not come within {seconds:.0f} s;"
             f" start all {count} with the address of process 0 and a number of"
             f" their own, or, for more time, set {more_time}"
+            + "".join(f"; {why}" for why in sorted(refused)[:_REASONS])
           )
         _tell(present.values(), missing=missing)
-        _hear(selector, server, heard, present, count)
+        _hear(selector, server, heard, present, count, refused)
     except ValueError as error:
       _tell(present.values(), refused=str(error))
       raise
@@ -91,7 +105,7 @@ def answer(
     with reach(address, until, seconds, more_time) as server:
       for words in _words(server, until, index, count):
         if "refused" in words:
-          raise ValueError(words["refused"])
+          raise ValueError(untrusted.printable(str(words["refused"]), 1000))
         if "go" in words:
           return
         # It is there: who comes late is waited for by its clock.
@@ -179,12 +193,17 @@ def _hear(
   heard: dict[socket.socket, bytes],
   present: Guests,
   count: int,
+  refused: set[str],
 ) -> None:
-  """Let in who knocks, and note who tells its number, for one tick.
+  """Let in who knocks, and note who tells its number, for one tick."""
 
-  Raises:
-    ValueError: one counts other processes.
-  """
+  def drop(guest: socket.socket) -> None:
+    selector.unregister(guest)
+    del heard[guest]
+    guest.close()
+    for number in [n for n, g in present.items() if g is guest]:
+      del present[number]
+
   tick = time.monotonic() + _TICK
   before = set(present)
   while (left := tick - time.monotonic()) > 0:
@@ -196,18 +215,22 @@ def _hear(
           guest.setblocking(False)
           heard[guest] = b""
           selector.register(guest, selectors.EVENT_READ)
+        if len(heard) > count + _SPARE:
+          # The one that has been silent for longest.
+          here = set(present.values())
+          drop(next(guest for guest in heard if guest not in here))
         continue
+      if guest not in heard:
+        continue  # dropped within this round
       said = _said(guest)
       line, end, _ = (heard[guest] + said).partition(b"\n")
       heard[guest] = line
       # No word is the end; what is not of us is shown out.
-      stays = said and (not end or _enters(line, guest, present, count))
-      if not stays or len(line) > _LONGEST:
-        selector.unregister(guest)
-        del heard[guest]
-        guest.close()
-        for number in [n for n, g in present.items() if g is guest]:
-          del present[number]
+      stays = said and len(line) <= _LONGEST_HEARD
+      if stays and end:
+        stays = _enters(line, guest, present, count, refused)
+      if not stays:
+        drop(guest)
     if set(present) != before and len(present) == count - 1:
       return
 
@@ -220,31 +243,38 @@ def _said(guest: socket.socket) -> bytes:
 
 
 def _enters(
-  line: bytes, guest: socket.socket, present: Guests, count: int
+  line: bytes,
+  guest: socket.socket,
+  present: Guests,
+  count: int,
+  refused: set[str],
 ) -> bool:
   """Note a process by its number; whether it is one.
 
-  Raises:
-    ValueError: it counts other processes.
+  One that counts other processes, or has the number of another, is told so.
   """
   words = _parsed(line)
   number, of = words.get("process"), words.get("of")
   if type(number) is not int or type(of) is not int:
     return False
+  if not 0 < number < max(of, count):
+    return False
+  why = ""
   if of != count:
-    present.setdefault(number, guest)  # it is told too
-    raise ValueError(
+    why = (
       f"process {number} was told of {of} processes, process 0 of {count};"
       " start all with the same number"
     )
-  if not 0 < number < count:
-    return False
-  if (older := present.get(number)) not in (None, guest):
-    _tell(
-      [older],
-      refused=f"another process came that is process {number} too; give each a"
-      " number of its own",
+  elif present.get(number) not in (None, guest):
+    why = (
+      f"another process came that is process {number} too; give each a number"
+      " of its own"
     )
+  if why:
+    if len(refused) < _SPARE:
+      refused.add(why)
+    _tell([guest], refused=why)
+    return False
   present[number] = guest
   return True
 
@@ -269,13 +299,21 @@ def _tell(guests: Iterable[socket.socket], **words: Any) -> None:
 
 
 def _line(**words: Any) -> bytes:
-  return json.dumps({"ovi_jax": 1} | words).encode() + b"\n"
+  told = {"ovi_jax": environment.run_token()} | words
+  return json.dumps(told).encode() + b"\n"
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
   """The words of a line; none if it is not of us."""
   try:
-    words = json.loads(line)
+    words = untrusted.parse_json(line, max_bytes=_LONGEST, max_depth=_DEPTH)
   except ValueError:
     return {}
-  return words if isinstance(words, dict) and "ovi_jax" in words else {}
+  token = words.get("ovi_jax") if isinstance(words, dict) else None
+  ours = environment.run_token()
+  # As bytes: of text it compares ASCII only.
+  if not isinstance(token, str) or not hmac.compare_digest(
+    token.encode(errors="replace"), ours.encode()
+  ):
+    return {}
+  return words

@@ -175,3 +175,29 @@ def test_buckets_and_weights_that_cannot_be():
       sources=sources, buckets=(settings_lib.Bucket(audio=1),)
     )
   assert np.isclose(sources[0].weight, 1)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"step": 2**60},
+    {"step": -1},
+    {"step": "3"},
+    {"cursor": {"draws": 0, "batches": 0}},
+    {"cursor": {"draws": 0, "batches": 0, "pending": 3}},
+    {"cursor": {"draws": "0", "batches": 0, "pending": [[]]}},
+    {"cursor": {"draws": 0, "batches": 0, "pending": [[5]]}},
+    {"cursor": {"draws": 2**62, "batches": 0, "pending": [[]]}},
+    {"cursor": {"draws": 9, "batches": 0, "pending": [[1, 2, 3, 4, 5]]}},
+    {"cursor": {"draws": 9, "batches": 0, "pending": [[]] * 9}},
+    {"order": [1]},
+  ],
+  ids=str,
+)
+def test_a_state_that_is_none(sounds, change):  # noqa: F811
+  batches = loader.load(settings(sounds), batch=2, seed=0)
+  state = batches.get_state() | change
+  with pytest.raises(ValueError, match="the state of the data is"):
+    batches.set_state(state)
+  assert next(batches).ids.shape == (2,)
+  batches.close()

@@ -1,5 +1,6 @@
 """Processes that come, late or twice, and those that do not."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -8,6 +9,7 @@ from concurrent import futures
 
 import pytest
 
+from ovi_jax.parallel import environment
 from ovi_jax.parallel import roll_call
 
 LONG = 30.0
@@ -131,12 +133,19 @@ def test_strangers_are_shown_out(start, port):
 
 
 def test_one_that_counts_otherwise(start, port):
-  leading, other = start(lead, port, 2), start(answer, port, 1, 3)
+  leading, other = start(lead, port, 2, 2.0), start(answer, port, 1, 3)
   for each in (leading, other):
     with pytest.raises(
       ValueError, match="process 1 was told of 3 processes, process 0 of 2"
     ):
       each.result(LONG)
+
+
+def test_one_that_counts_otherwise_does_not_end_the_others(start, port):
+  leading = start(lead, port, 2)
+  knock(port, 1, 99).close()
+  answer(port, 1, 2)
+  leading.result(LONG)
 
 
 def test_two_of_one_number(start, port):
@@ -145,10 +154,68 @@ def test_two_of_one_number(start, port):
   time.sleep(1)
   newer = start(answer, port, 1, 3)
   with pytest.raises(ValueError, match="another process .* process 1 too"):
-    older.result(LONG)
+    newer.result(LONG)
   answer(port, 2, 3)
-  for each in (leading, newer):
+  for each in (leading, older):
     each.result(LONG)
+
+
+def test_malformed_lines_are_ignored(start, port):
+  leading = start(lead, port, 2)
+  senders = []
+  for line in (
+    b"[" * 200_000,
+    b"[" * 900 + b"\n",
+    b'{"ovi_jax": ' + b"1" * 900 + b"}\n",
+    b"\xff\n",
+    b"null\n",
+    b"\n",
+  ):
+    sender = roll_call.reach(("localhost", port), time.monotonic() + 9, 9, "")
+    with contextlib.suppress(OSError):  # it may be closed before all is sent
+      sender.sendall(line)
+    senders.append(sender)
+  answer(port, 1, 2)
+  leading.result(LONG)
+  for sender in senders:
+    sender.close()
+
+
+def test_connections_are_bounded(start, port):
+  leading = start(lead, port, 3)
+  first = start(answer, port, 1, 3)
+  silent = [
+    roll_call.reach(("localhost", port), time.monotonic() + 9, 9, "")
+    for _ in range(roll_call._SPARE + 20)
+  ]
+  answer(port, 2, 3)
+  for each in (leading, first):
+    each.result(LONG)
+  closed = 0
+  for guest in silent:
+    guest.settimeout(LONG)
+    with contextlib.suppress(OSError):
+      closed += guest.recv(1) == b""
+    guest.close()
+  assert closed >= 15
+
+
+def test_connections_without_the_token_are_refused(start, port, monkeypatch):
+  lines = {}
+  for secret in ("", "wrong", "right"):
+    monkeypatch.setenv(environment.TOKEN, secret)
+    lines[secret] = roll_call._line(process=1, of=2)
+  leading = start(lead, port, 2)
+  for secret in ("", "wrong"):
+    guest = roll_call.reach(("localhost", port), time.monotonic() + 9, 9, "")
+    guest.sendall(lines[secret])
+    guest.settimeout(LONG)
+    assert guest.recv(1) == b""  # closed, without a word
+    guest.close()
+  assert not leading.done()
+  answer(port, 1, 2)
+  leading.result(LONG)
+  assert b"right" not in lines["right"]
 
 
 def test_nobody_listens(port):

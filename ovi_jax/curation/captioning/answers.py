@@ -10,6 +10,7 @@ accent, pitch, prosody, emotion, rate; else effects, ambience, music.)
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 from ovi_jax import geometry
 from ovi_jax import prompt
+from ovi_jax import untrusted
 from ovi_jax.curation.captioning import speech_tags
 
 VOICE = ("gender", "age", "accent", "pitch", "prosody", "emotion", "rate")
@@ -27,6 +29,7 @@ LONGEST_ANSWER = 100_000  # characters; more is no caption
 LONGEST_ATTRIBUTE = 300
 _UNKNOWN, _NOTHING = "unclear", "none"  # for blank attributes
 _CLEANINGS = 8  # each takes one layer of HTML entities off
+_TRIES = 256  # places where an object may begin
 
 
 class Unfit(ValueError):
@@ -172,9 +175,10 @@ def _json(text: str, names: Mapping[str, Any]) -> dict[str, Any]:
       "answer is not JSON", f"{wanted}, got {len(text)} characters of text"
     )
   decoder, failure = json.JSONDecoder(), "there is none"
-  for start in re.finditer("{", text):
+  for start in itertools.islice(re.finditer("{", text), _TRIES):
     try:
-      found, _ = decoder.raw_decode(text, start.start())
+      _, end = decoder.raw_decode(text, start.start())
+      found = untrusted.parse_json(text[start.start() : end])
     except RecursionError:
       failure = "it is nested too deeply"
     except ValueError as error:

@@ -9,8 +9,10 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 from ovi_jax import files
+from ovi_jax import untrusted
 
 _PREFIX = 3  # letters of a name that choose its folder: 4,096 folders
 
@@ -32,6 +34,9 @@ class Reply:
   tokens_out: int = 0
 
 
+_OPTIONAL = dataclasses.fields(Reply)[1:]
+
+
 def key(request: bytes) -> str:
   """The name of the answer to a request."""
   return hashlib.sha256(request).hexdigest()
@@ -40,11 +45,23 @@ def key(request: bytes) -> str:
 def load(folder: pathlib.Path, name: str) -> Reply | None:
   """The answer of that name; None if there is none, or its file is damaged."""
   try:
-    return Reply(**json.loads(_path(folder, name).read_bytes()))
+    found = untrusted.read_json(_path(folder, name))
   except FileNotFoundError:
     return None
-  except (ValueError, TypeError):
+  except ValueError:
     return None  # asked again, and written anew
+  return Reply(**found) if _is_reply(found) else None
+
+
+def _is_reply(value: Any) -> bool:
+  """Whether JSON is what `store` writes."""
+  kinds = {field.name: type(field.default) for field in _OPTIONAL}
+  return (
+    isinstance(value, dict)
+    and set(value) == {"text", *kinds}
+    and isinstance(value["text"], str)
+    and all(type(value[name]) is kind for name, kind in kinds.items())
+  )
 
 
 def store(folder: pathlib.Path, name: str, reply: Reply) -> None:

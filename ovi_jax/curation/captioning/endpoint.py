@@ -4,15 +4,15 @@ In: the JSON bytes of a chat completion. Out: what was answered, or an error
 that says whose fault it is: `Refused`, of this request; `Unanswered`, of nobody
 known; `stage.Unavailable`, of the endpoint or of how it is reached. Rates are
 limited, failures are tried again after waits that grow. The API key is read
-from an environment variable and goes nowhere but into the request's header.
+from an environment variable and goes nowhere but into the request's header: it
+is replaced in all that the endpoint says (`credentials`).
 """
 
 import asyncio
 import dataclasses
 import email.utils
 import importlib
-import json
-import os
+import logging
 import random
 import time
 import types
@@ -22,8 +22,10 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
+from ovi_jax import untrusted
 from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import cache
+from ovi_jax.curation.captioning import credentials
 
 LARGEST_ANSWER = 4 << 20  # bytes
 _AGAIN = frozenset([408, 409, 425, 429])
@@ -70,6 +72,7 @@ class Settings:
 
   def __post_init__(self):
     _check_url(self.url)
+    credentials.check_variable(self.key_variable)
     for name in ("concurrency", "tokens_expected", "attempts"):
       if getattr(self, name) < 1:
         raise ValueError(
@@ -152,28 +155,11 @@ def library() -> types.ModuleType:
     ) from error
 
 
-def api_key(settings: Settings) -> str:
-  """The key from the environment, "" if none is used; ValueError if unset."""
-  if not settings.key_variable:
-    return ""
-  key = os.environ.get(settings.key_variable, "").strip()
-  if not key:
-    raise ValueError(
-      f"the environment variable {settings.key_variable} is empty; put the API"
-      " key there, or set key_variable to '' for an endpoint without keys"
-    )
-  if not key.isascii() or not key.isprintable():
-    raise ValueError(
-      f"the environment variable {settings.key_variable} holds characters that"
-      " no API key has; copy the key again"
-    )
-  return key
-
-
 class Client:
   """Asks one endpoint; for one event loop.
 
   Attributes:
+    redaction: of the key, for all that is kept or said.
     answered: requests so far that were.
     known: an answer of an earlier run was used, so that a request may be what
       is wrong, though no other is answered now.
@@ -182,6 +168,7 @@ class Client:
 
   def __init__(self, settings: Settings, key: str, clock: Clock):
     self._settings, self._key, self._clock = settings, key, clock
+    self.redaction = credentials.Redaction(key)
     self._httpx = library()
     self._http: Any = None
     self._free_at, self._tokens_seen = 0.0, 0.0
@@ -190,6 +177,9 @@ class Client:
 
   async def __aenter__(self) -> "Client":
     settings, httpx = self._settings, self._httpx
+    for name in ("httpx", "httpcore"):
+      # At the level "debug" they log headers.
+      logging.getLogger(name).setLevel(logging.WARNING)
     headers = {"Content-Type": "application/json"}
     if self._key:
       headers["Authorization"] = f"Bearer {self._key}"
@@ -335,11 +325,12 @@ class Client:
   def _reply(self, body: bytes) -> cache.Reply | _Failure:
     """What a body of status 200 says."""
     try:
-      found = json.loads(body)
+      found = untrusted.parse_json(body, max_bytes=LARGEST_ANSWER, finite=False)
       choice, usage = found["choices"][0], found.get("usage")
+      said = choice["message"].get("content") or ""
       return cache.Reply(
-        text=str(choice["message"].get("content") or ""),
-        finish=str(choice.get("finish_reason") or ""),
+        text=self.redaction.text(str(said)),
+        finish=self.redaction.text(str(choice.get("finish_reason") or "")),
         tokens_in=_tokens(usage, "prompt_tokens"),
         tokens_out=_tokens(usage, "completion_tokens"),
       )
@@ -347,11 +338,10 @@ class Client:
       AttributeError,
       IndexError,
       KeyError,
-      RecursionError,
       TypeError,
       ValueError,
     ) as error:
-      said = body[:_SHOWN].decode(errors="replace")
+      said = body.decode(errors="replace")
       return _Failure(
         text=self._shown(
           "expected a chat completion,"
@@ -360,10 +350,9 @@ class Client:
       )
 
   def _shown(self, text: str) -> str:
-    """What the endpoint said, short and without the key."""
-    if self._key:
-      text = text.replace(self._key, "[key]")
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    """What the endpoint said, short, printable and without the key."""
+    # Before it is cut: half a key is a secret too.
+    return untrusted.printable(self.redaction.text(text), _SHOWN)
 
 
 def _tokens(usage: Any, name: str) -> int:

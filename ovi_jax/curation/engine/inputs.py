@@ -17,6 +17,13 @@ from ovi_jax.curation.engine import store
 
 _LISTED = "inputs.json"
 _SHOWN = 5  # names in an error
+_MOST_SHARDS = 10**7
+_EARLIER = {
+  "shard_size": lambda value: store.is_count(value) and value > 0,
+  "shards": lambda value: store.is_count(value) and value <= _MOST_SHARDS,
+  "files": store.is_count,
+  "names": store.is_text,
+}
 
 
 def number(settings: curation_settings.Settings) -> int:
@@ -111,13 +118,7 @@ def _list(place: str) -> list[str]:
 
 def _earlier(settings: curation_settings.Settings) -> dict | None:
   """What an earlier run numbered; None if there was none."""
-  place = places.join(settings.out, _LISTED)
-  try:
-    return json.loads(places.read(place))
-  except FileNotFoundError:
-    return None
-  except ValueError as error:
-    raise ValueError(f"{place} is damaged: {error}; remove it") from error
+  return store.stored_json(places.join(settings.out, _LISTED), _EARLIER)
 
 
 def _write(

@@ -53,6 +53,18 @@ class Result:
   unavailable: bool = False
 
 
+_LEFT_OUT = {
+  "clips": lambda value: (
+    isinstance(value, dict)
+    and all(
+      isinstance(why, list) and len(why) == 2 and all(map(store.is_text, why))
+      for why in value.values()
+    )
+  ),
+  "alone": lambda value: isinstance(value, bool),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeftOut:
   """Clips of a shard that a stage is not given any more.
@@ -69,10 +81,8 @@ class LeftOut:
   @classmethod
   def read(cls, files: store.Files) -> "LeftOut":
     """What earlier tries found."""
-    try:
-      return cls(**json.loads(places.read(files.left_out)))
-    except FileNotFoundError:
-      return cls()
+    found = store.stored_json(files.left_out, _LEFT_OUT)
+    return cls(**found) if found else cls()
 
   def write(self, files: store.Files) -> None:
     """Keep it, so that every later try ends in the same bytes."""

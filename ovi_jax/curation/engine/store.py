@@ -20,8 +20,10 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 from typing import TextIO
 
+from ovi_jax import untrusted
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import places
 
@@ -30,6 +32,8 @@ Keeper = Callable[[clips.Clip, str], bytes]
 INPUTS = "inputs"  # folder of the files, numbered
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that zip can say
 _READABLE = 0o644 << 16
+_LONGEST_LINE = 64 << 20  # bytes; curves of an hour-long film are a few
+_MOST = 2**53  # of a count; what JSON readers agree on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,17 +103,124 @@ class Mark:
 
 
 def mark(files: Files) -> Mark | None:
-  """What a shard says of itself; None if it is not done, or files are gone."""
-  try:
-    values = json.loads(places.read(files.done))
-  except FileNotFoundError:
+  """What a shard says of itself; None if it is not done, or files are gone.
+
+  Raises:
+    ValueError: its file is damaged; names it.
+  """
+  values = stored_json(files.done, _MARK)
+  if values is None:
     return None
-  except ValueError as error:
-    raise ValueError(f"{files.done} is damaged: {error}; remove it") from error
   there = {name: tuple(said) for name, said in values.pop("files").items()}
   if any(places.size(files.named(n)) != size for n, (size, _) in there.items()):
     return None
   return Mark(**values, files=there)
+
+
+def stored_json(
+  place: str, fields: Mapping[str, Callable[[Any], bool]]
+) -> dict[str, Any] | None:
+  """Read what an earlier run said in JSON.
+
+  Args:
+    place: of the file.
+    fields: all names that it has, and whether a value can be theirs.
+
+  Returns:
+    The values; None if there is no such file.
+
+  Raises:
+    ValueError: it is no JSON within limits, or a field is missing, unknown or
+      of another type; names the file.
+  """
+  try:
+    with places.opened(place) as file:
+      values = untrusted.parse_json(file.read(untrusted.MAX_JSON_BYTES + 1))
+    check_fields(values, fields)
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    raise ValueError(f"{place} is damaged: {error}; remove it") from error
+  return values
+
+
+def check_fields(
+  values: Any, fields: Mapping[str, Callable[[Any], bool]]
+) -> None:
+  """ValueError unless an object has these fields, all as they can be."""
+  if not isinstance(values, dict) or set(values) != set(fields):
+    found = sorted(values) if isinstance(values, dict) else values
+    raise ValueError(
+      f"expected an object of {', '.join(fields)}, found {found!r:.100}"
+    )
+  if wrong := [n for n, can_be in fields.items() if not can_be(values[n])]:
+    raise ValueError(
+      f"{wrong[0]}: expected another value, found {values[wrong[0]]!r:.100}"
+    )
+
+
+def is_text(value: Any) -> bool:
+  """Whether JSON is a text."""
+  return isinstance(value, str)
+
+
+def is_count(value: Any) -> bool:
+  """Whether JSON is a number of files, clips or bytes."""
+  return type(value) is int and 0 <= value < _MOST
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_facts(value: Any) -> bool:
+  """Whether JSON is a mapping of mappings."""
+  return isinstance(value, dict) and all(
+    isinstance(facts, dict) for facts in value.values()
+  )
+
+
+def _are_files(value: Any) -> bool:
+  """Whether JSON gives size and sha256 of the files that a shard has."""
+  return (
+    isinstance(value, dict)
+    and "jsonl" in value
+    and set(value) <= {"jsonl", "kept.zip"}
+    and all(
+      isinstance(said, list)
+      and len(said) == 2
+      and is_count(said[0])
+      and is_text(said[1])
+      for said in value.values()
+    )
+  )
+
+
+_MARK = {
+  "clips": is_count,
+  "rejects": is_count,
+  "failed": is_count,
+  "source": is_text,
+  "files": _are_files,
+}
+_CLIP = {
+  "id": is_text,
+  "path": is_text,
+  "start": _is_number,
+  "seconds": _is_number,
+  "facts": _is_facts,
+  "scores": lambda value: (
+    isinstance(value, dict) and all(map(_is_number, value.values()))
+  ),
+}
+_REJECT = {
+  "clip": lambda value: True,
+  "stage": is_text,
+  "reason": is_text,
+  "score": lambda value: value is None or _is_number(value),
+  "detail": is_text,
+  "failed": lambda value: isinstance(value, bool),
+}
 
 
 def encode(line: Line) -> str:
@@ -124,12 +235,25 @@ def encode(line: Line) -> str:
 
 
 def decode(text: str | bytes) -> Line:
-  """What `encode` was given; tuples have become lists."""
-  values = json.loads(text)
+  """What `encode` was given; tuples have become lists.
+
+  Raises:
+    ValueError: the line is no clip and no reject.
+  """
+  values = untrusted.parse_json(text, max_bytes=_LONGEST_LINE)
+  if not isinstance(values, dict) or set(values) not in ({"clip"}, {"reject"}):
+    raise ValueError(f"expected a clip or a reject, found {values!r:.100}")
   if "clip" in values:
-    return clips.Clip(**values["clip"])
+    return _clip(values["clip"])
   values = values["reject"]
-  return clips.Reject(**{**values, "clip": clips.Clip(**values["clip"])})
+  check_fields(values, _REJECT)
+  return clips.Reject(**{**values, "clip": _clip(values["clip"])})
+
+
+def _clip(values: Any) -> clips.Clip:
+  """A clip of JSON; ValueError if it is none."""
+  check_fields(values, _CLIP)
+  return clips.Clip(**values)
 
 
 def read(files: Files) -> Iterator[Line]:
@@ -147,8 +271,14 @@ def read(files: Files) -> Iterator[Line]:
       f"{files.lines} is damaged: its sha256 is not the one in {files.done};"
       " remove both and run again"
     )
-  for line in value.splitlines():
-    yield decode(line)
+  for number, line in enumerate(value.splitlines(), 1):
+    try:
+      yield decode(line)
+    except ValueError as error:
+      raise ValueError(
+        f"{files.lines}, line {number}: {error}; remove it and {files.done} and"
+        " run again"
+      ) from error
 
 
 def survivors(files: Files) -> Iterator[clips.Clip]:
@@ -280,10 +410,25 @@ def keeper(folders: Sequence[str], shard: int) -> Iterator[Keeper]:
     def kept(clip: clips.Clip, name: str) -> bytes:
       for archive, place in opened:
         with contextlib.suppress(KeyError), _undamaged(place):
-          return archive.read(f"{clip.id}/{name}")
+          return archive.read(_stored(archive, f"{clip.id}/{name}"))
       raise KeyError(f"no stage kept {name!r} of clip {clip.id}")
 
     yield kept
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+  """An entry that is as `Writer` makes it; what is compressed may be huge."""
+  info = archive.getinfo(name)
+  encrypted = info.flag_bits & 1
+  if (
+    info.compress_type != zipfile.ZIP_STORED
+    or info.compress_size != info.file_size
+    or encrypted
+  ):
+    raise zipfile.BadZipFile(
+      f"{untrusted.printable(name)}: expected a stored entry"
+    )
+  return info
 
 
 @contextlib.contextmanager
@@ -291,7 +436,7 @@ def _undamaged(place: str) -> Iterator[None]:
   """What zipfile says of damage, as an error that names the file."""
   try:
     yield
-  except (zipfile.BadZipFile, EOFError) as error:
+  except (NotImplementedError, zipfile.BadZipFile, EOFError) as error:
     raise OSError(
       errno.EIO, f"damaged ({error}); remove it and run again", place
     ) from error

@@ -25,6 +25,10 @@ from ovi_jax.curation.engine import store
 
 RECORDS = "records"
 _DONE = "done"
+_WRITTEN = {
+  "source": store.is_text,
+  "made": lambda value: isinstance(value, dict),
+}
 Log = Callable[[str], None]
 
 
@@ -209,7 +213,4 @@ def written(
     source: hash of what it was made of; made: what the stage returned.
   """
   folder = places.join(settings.out, part.stages[0].folder)
-  try:
-    return json.loads(places.read(places.join(folder, _DONE)))
-  except FileNotFoundError:
-    return None
+  return store.stored_json(places.join(folder, _DONE), _WRITTEN)

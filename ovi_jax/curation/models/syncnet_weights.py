@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ovi_jax import untrusted
 from ovi_jax.checkpoint import weights
 from ovi_jax.convert import mapping
 from ovi_jax.convert import torch_file
@@ -88,7 +89,12 @@ def load(
   sizes = weights.metadata(path).get(_SIZES)
   if sizes is None:
     raise ValueError(f"{path}: expected SyncNet's weights, found others")
-  config = syncnet.SyncNetConfig.from_json(json.loads(sizes))
+  try:
+    config = syncnet.SyncNetConfig.from_json(untrusted.parse_json(sizes))
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{path}: its sizes are not SyncNet's: {error!s:.200}"
+    ) from error
   _check(path, weights.shapes(path), config)
   return config, weights.load(path, dtype=np.float32)
 

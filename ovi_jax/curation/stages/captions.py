@@ -30,6 +30,7 @@ from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import answers
 from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import chat
+from ovi_jax.curation.captioning import credentials
 from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.media import kept
 from ovi_jax.data import captions as captions_lib
@@ -89,6 +90,14 @@ class Config(endpoint.Settings):
 
   def __post_init__(self):
     super().__post_init__()
+    credentials.check_settings(
+      {
+        "url": self.url,
+        "model": self.model,
+        "task": self.task,
+        "extra": self.extra,
+      }
+    )
     # JSON has lists only.
     for name in ("variants", "visual", "audio"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -225,7 +234,7 @@ def load(
   ask = functools.partial(
     _caption_all,
     config,
-    endpoint.api_key(config),
+    credentials.read(config.key_variable),
     prompt.Tokenizer.load(config.tokenizer) if config.tokenizer else None,
     clock or endpoint.Clock(),
   )
@@ -282,7 +291,10 @@ class _Desk:
     folder, name = pathlib.Path(self.config.cache), cache.key(request)
     async with self.locks.setdefault(name, asyncio.Lock()):
       with self._keeping():
-        found = cache.load(folder, name)
+        kept = cache.load(folder, name)
+        found = kept and self._redacted(kept)
+        if found and found != kept:
+          cache.store(folder, name, found)
       if found is None:
         found = await self.client.ask(request)
         with self._keeping():
@@ -290,6 +302,25 @@ class _Desk:
       elif self.config.unanswered == "reject":
         self.client.known = True
       return found
+
+  def _redacted(self, reply: cache.Reply) -> cache.Reply:
+    """A reply without the key; an earlier version may have kept it."""
+    text = self.client.redaction.text(reply.text)
+    return dataclasses.replace(reply, text=text)
+
+  def outcome(
+    self, found: clips.Clip | clips.Reject
+  ) -> clips.Clip | clips.Reject:
+    """What is recorded, without the key: cleaning may have put it together."""
+    redact = self.client.redaction.json
+    if isinstance(found, clips.Reject):
+      clip = self.outcome(found.clip)
+      return dataclasses.replace(found, clip=clip, detail=redact(found.detail))
+    # What other stages found has not been near the endpoint.
+    facts = dict(found.facts)
+    if NAME in facts:
+      facts[NAME] = redact(facts[NAME])
+    return dataclasses.replace(found, facts=facts)
 
   @contextlib.contextmanager
   def _keeping(self) -> Iterator[None]:
@@ -320,7 +351,7 @@ async def _caption_all(
         if client.gone:
           return
         try:
-          outcomes[number] = await _caption(desk, *pairs[number])
+          outcomes[number] = desk.outcome(await _caption(desk, *pairs[number]))
         except (stage.Unavailable, endpoint.Unanswered) as error:
           failures[number] = error
 

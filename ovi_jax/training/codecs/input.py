@@ -165,6 +165,13 @@ class Input(Iterator[schema.Batch]):
     Raises:
       ValueError: the state is of other settings, seed, batch or sources.
     """
+    if not (
+      isinstance(state, dict)
+      and isinstance(state.get("order"), dict)
+      and type(state.get("step")) is int
+      and 0 <= state["step"] < loader.ENDLESS
+    ):
+      raise ValueError(f"the state of the data is damaged: {state!r:.100}")
     loader.check_order(self._order(), state["order"])
     self.close()
     self._step = state["step"]

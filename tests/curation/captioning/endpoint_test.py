@@ -9,6 +9,7 @@ import time
 import pytest
 
 from ovi_jax.curation import stage
+from ovi_jax.curation.captioning import credentials
 from ovi_jax.curation.captioning import endpoint
 from tests.curation import caption_server as captioner
 
@@ -314,13 +315,15 @@ def test_time_outs_are_real_ones_too():
 def test_keys_come_from_the_environment(monkeypatch):
   chosen = settings("http://127.0.0.1/v1", key_variable="SOME_KEY")
   monkeypatch.setenv("SOME_KEY", f" {KEY}\n")
-  assert endpoint.api_key(chosen) == KEY and KEY not in repr(chosen)
+  assert credentials.read(chosen.key_variable) == KEY and KEY not in repr(
+    chosen
+  )
   monkeypatch.setenv("SOME_KEY", "")
   with pytest.raises(ValueError, match="SOME_KEY is empty"):
-    endpoint.api_key(chosen)
+    credentials.read(chosen.key_variable)
   monkeypatch.setenv("SOME_KEY", "sk-ä")
   with pytest.raises(ValueError, match="no API key has") as error:
-    endpoint.api_key(chosen)
+    credentials.read(chosen.key_variable)
   assert "sk-ä" not in str(error.value)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import shard
 from ovi_jax.curation.engine import store
 
 NAME = "a\udcff\n'\"<b>.mp4"  # bytes that are no text, and worse
@@ -150,3 +151,110 @@ def test_a_bucket_holds_the_same(files):
   assert not places.os.path.exists(path)
   places.remove(bucket.kept)
   assert store.mark(bucket) is None
+
+
+DEEP = "[" * 100_000
+BAD = [
+  DEEP,
+  '{"clips":' * 50_000,
+  "[]",
+  '{"clips": ' + "1" * 400 + "}",
+  "{}",
+  '{"a": 1, "a": 1}',
+]
+
+
+def forged(files, /, **changes):
+  """Change what a mark says."""
+  said = json.loads(places.read(files.done)) | changes
+  places.write(files.done, json.dumps(said).encode())
+
+
+@pytest.mark.parametrize("text", BAD, ids=lambda text: text[:20])
+@pytest.mark.parametrize("ending", ["done", "left_out"])
+def test_stored_json_is_read_within_limits(files, ending, text):
+  write(files)
+  places.write(files.named(ending), text.encode())
+  with pytest.raises(ValueError, match=f"{ending} is damaged: ") as caught:
+    store.mark(files) if ending == "done" else shard.LeftOut.read(files)
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"clips": "1"},
+    {"clips": True},
+    {"failed": -1},
+    {"source": 1},
+    {"extra": 1},
+    {"files": []},
+    {"files": {"jsonl": [1]}},
+    {"files": {"jsonl": [1, 2]}},
+    {"files": {"jsonl": [1, "a"], "/../../x": [1, "a"]}},
+  ],
+  ids=str,
+)
+def test_a_mark_of_wrong_types(files, changes):
+  write(files)
+  forged(files, **changes)
+  with pytest.raises(ValueError, match="done is damaged: "):
+    store.mark(files)
+
+
+@pytest.mark.parametrize(
+  "clips_",
+  [
+    {"a": "b"},
+    {"a": ["b"]},
+    {"a": [1, 2]},
+    [],
+  ],
+  ids=str,
+)
+def test_clips_left_out_of_wrong_types(files, clips_):
+  text = json.dumps({"clips": clips_, "alone": False})
+  places.write(files.left_out, text.encode())
+  with pytest.raises(ValueError, match="left_out is damaged: clips: expected"):
+    shard.LeftOut.read(files)
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    DEEP,
+    "[]",
+    "{}",
+    '{"clip": {}}',
+    '{"clip": 1, "reject": 2}',
+    '{"clip": {"id": "a", "path": "b"}}',
+    json.dumps({"clip": {**vars(CLIP), "start": "1"}}),
+    json.dumps({"clip": {**vars(CLIP), "facts": {"a": 1}}}),
+    json.dumps({"clip": {**vars(CLIP), "scores": {"a": None}}}),
+    json.dumps({"clip": {**vars(CLIP), "start": 10**400}}),
+    json.dumps({"reject": {"clip": vars(CLIP), "stage": "a"}}),
+  ],
+  ids=lambda line: line[:40],
+)
+def test_a_line_that_is_no_clip_is_named(files, line):
+  write(files)
+  value = places.read(files.lines).splitlines()[0] + b"\n" + line.encode()
+  places.write(files.lines, value)
+  digest = hashlib.sha256(value).hexdigest()
+  listed = json.loads(places.read(files.done))["files"]
+  forged(files, files={**listed, "jsonl": [len(value), digest]})
+  with pytest.raises(ValueError, match=r"jsonl, line 2: ") as caught:
+    list(store.read(files))
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_kept_bytes_that_are_compressed_are_refused(files):
+  """A few bytes could become gigabytes."""
+  write(files)
+  with zipfile.ZipFile(files.kept, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("c1/a", bytes(1 << 20))
+  with (
+    store.keeper([files.folder], files.shard) as kept,
+    pytest.raises(OSError, match="expected a stored entry"),
+  ):
+    kept(CLIP, "a")

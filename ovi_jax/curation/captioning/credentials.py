@@ -1,0 +1,185 @@
+"""API keys: read from the environment, recognized, removed from all output.
+
+An endpoint sees the key and may repeat it in an answer, in an error or encoded.
+`Redaction` replaces the key and its common encodings in everything that comes
+from the endpoint, before it is cached, recorded, reported or logged. What looks
+like a key is refused where a name or a setting is expected, and is not printed.
+"""
+
+import base64
+import html.entities
+import os
+import re
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+REDACTED = "[key]"
+SHORTEST = 8  # characters; less is a placeholder such as "EMPTY", no secret
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*", re.ASCII)
+_LONGEST_VARIABLE = 64
+_LONGEST_WORD = 20  # of a variable without `_`; longer is a key in base32
+# Keys of public APIs, and what stands before a key in a header.
+_KEY = re.compile(
+  r"(?<![A-Za-z0-9])(?:sk|pk|rk|hf|gsk|xai|ghp|gho|github_pat|glpat|r8|nvapi)"
+  r"[-_][A-Za-z0-9_-]{12,}|(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{30,}"
+  r"|(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}"
+  r"|(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+"
+  r"|(?i:bearer)\s+\S{8,}"
+)
+_FIELD = re.compile(
+  r"(?:api|access|private|secret|auth)[-_ ]?(?:key|token)|secret|passw|"
+  r"authori[sz]ation|credential|bearer|cookie|^(?:x-)?(?:key|token|auth)$",
+  re.IGNORECASE,
+)
+_INVISIBLE = "[\u00ad\u200b-\u200d\u2060\ufeff]"
+_FULL_WIDTH = 0xFF01 - 0x21  # from ASCII to the letters that NFKC makes ASCII
+
+
+def check_variable(name: str) -> None:
+  """Refuse what is not the name of an environment variable.
+
+  Args:
+    name: as configured; "" for no key.
+
+  Raises:
+    ValueError: it is none, or looks like a key. The message does not repeat it.
+  """
+  if not name:
+    return
+  if (
+    not _VARIABLE.fullmatch(name)
+    or len(name) > _LONGEST_VARIABLE
+    or ("_" not in name and len(name) > _LONGEST_WORD)
+    or _KEY.search(name)
+  ):
+    raise ValueError(
+      "key_variable: expected the name of an environment variable in capitals,"
+      " such as OPENAI_API_KEY, got something else (not shown, it may be a"
+      " key); put the key into that variable"
+    )
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+  """Refuse settings that hold a key: they are hashed, stored and reported.
+
+  Args:
+    settings: JSON values by name.
+
+  Raises:
+    ValueError: names the settings; does not repeat their values.
+  """
+  if found := sorted(set(_suspects(settings, ""))):
+    raise ValueError(
+      f"{', '.join(found)}: looks like a credential (not shown), and settings"
+      " are written into reports; put the key into an environment variable and"
+      " name that in key_variable"
+    )
+
+
+def _suspects(value: Any, path: str, inside: bool = False) -> Iterator[str]:
+  """Paths of texts that look like keys, and of fields named like one."""
+  if isinstance(value, str):
+    if _KEY.search(value):
+      yield path
+  elif isinstance(value, Mapping):
+    for name, each in value.items():
+      # A name may be the key itself.
+      hidden = bool(_KEY.search(str(name)))
+      below = f"{path}.{'(a name)' if hidden else name}".lstrip(".")
+      if hidden or (inside and each and _FIELD.search(str(name))):
+        yield below
+      yield from _suspects(each, below, True)
+  elif isinstance(value, list | tuple):
+    for each in value:
+      yield from _suspects(each, path, inside)
+
+
+def read(variable: str) -> str:
+  """The key in an environment variable.
+
+  Args:
+    variable: its name; "" for an endpoint without keys.
+
+  Raises:
+    ValueError: it is empty or holds characters that no key has.
+  """
+  check_variable(variable)
+  if not variable:
+    return ""
+  key = os.environ.get(variable, "").strip()
+  if not key:
+    raise ValueError(
+      f"the environment variable {variable} is empty; put the API key there,"
+      " or set key_variable to '' for an endpoint without keys"
+    )
+  if not key.isascii() or not key.isprintable():
+    raise ValueError(
+      f"the environment variable {variable} holds characters that no API key"
+      " has; copy the key again"
+    )
+  return key
+
+
+class Redaction:
+  """Replaces a key in text and JSON; is not printed and not pickled."""
+
+  def __init__(self, key: str):
+    """Find a key in its common encodings.
+
+    Args:
+      key: ASCII; "" or one shorter than `SHORTEST` redacts nothing.
+    """
+    self._pattern = _pattern(key) if len(key) >= SHORTEST else None
+
+  def __repr__(self) -> str:
+    return "Redaction()"
+
+  def __getstate__(self) -> None:
+    raise TypeError("a redaction holds a key and stays in its process")
+
+  def text(self, text: str) -> str:
+    """The text with the key replaced."""
+    return self._pattern.sub(REDACTED, text) if self._pattern else text
+
+  def json(self, value: Any) -> Any:
+    """A JSON value with the key replaced in all texts and names."""
+    if isinstance(value, str):
+      return self.text(value)
+    if isinstance(value, Mapping):
+      return {self.json(name): self.json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+      return type(value)(self.json(each) for each in value)
+    return value
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+  """A key as it is; each character in URL, JSON, HTML or full-width form;
+  in hexadecimal; in base64, wherever it stands in what was encoded.
+  """
+  ways = ["".join(map(_character, key)), key.encode().hex()]
+  for before in range(3):
+    encoded = base64.b64encode(b"\0" * before + key.encode()).decode()
+    # Characters that hold bits of what stands before or after are left out.
+    start, end = (before * 8 + 5) // 6, (before + len(key)) * 8 // 6
+    part = encoded[start:end]
+    ways.append(f"(?-i:{re.escape(part)})")
+    ways.append(f"(?-i:{re.escape(part.translate({43: '-', 47: '_'}))})")
+  return re.compile("|".join(ways), re.IGNORECASE)
+
+
+def _character(character: str) -> str:
+  """A pattern of one character in the forms that it may take."""
+  code = ord(character)
+  forms = [
+    re.escape(character),
+    f"%(?:25)*{code:02x}",
+    rf"\\+u00{code:02x}",
+    f"&(?:amp;)*#0*{code};?",
+    f"&(?:amp;)*#x0*{code:x};?",
+  ]
+  names = [n for n, c in html.entities.html5.items() if c == character]
+  forms += [f"&(?:amp;)*{re.escape(name)}" for name in names]
+  if 0x21 <= code <= 0x7E:
+    forms.append(re.escape(chr(code + _FULL_WIDTH)))
+  return rf"{_INVISIBLE}*\\*(?:{'|'.join(forms)})"
