@@ -9,10 +9,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ovi_jax"
 BASE = {
   "axes",
-  "chips",
   "files",
   "flops",
   "geometry",
+  "hardware",
   "media",
   "modality",
   "prompt",
@@ -21,7 +21,15 @@ BASE = {
 }
 # Package -> packages it may import, besides itself and the base.
 ALLOWED = {
-  "aot": {"attention"},
+  "aot": {
+    "attention",
+    "models",
+    "parallel",
+    "checkpoint",
+    "data",
+    "sampling",
+    "training",
+  },
   "attention": set(),
   "models": {"attention"},
   "parallel": set(),
@@ -41,7 +49,6 @@ ALLOWED = {
     "sampling",
   },
   "training": {
-    "aot",
     "attention",
     "models",
     "diffusion",
@@ -52,7 +59,6 @@ ALLOWED = {
     "sampling",
   },
   "sampling": {
-    "aot",
     "attention",
     "models",
     "diffusion",
