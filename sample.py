@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from ovi_jax import demo
 from ovi_jax import runtime
-from ovi_jax.sampling import ahead
+from ovi_jax.aot import sample_step
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
   try:
     weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
     if FLAGS.aot:
-      sys.exit(not ahead.run(FLAGS.aot, FLAGS.config, weights, out))
+      sys.exit(not sample_step.run(FLAGS.aot, FLAGS.config, weights, out))
     asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
     generate.run(
       settings=generate.settle(FLAGS.config, weights),

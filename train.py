@@ -19,8 +19,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from ovi_jax import runtime
+from ovi_jax.aot import train_step
 from ovi_jax.parallel import processes
-from ovi_jax.training import ahead
 from ovi_jax.training import loop
 from ovi_jax.training import settings
 from ovi_jax.training import stage
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
       chosen = kind.Settings.from_config(FLAGS.config)
     workdir = pathlib.Path(FLAGS.workdir)
     if FLAGS.aot:
-      sys.exit(not ahead.run(FLAGS.aot, chosen, workdir))
+      sys.exit(not train_step.run(FLAGS.aot, chosen, workdir))
     finished = train(chosen, FLAGS.config.to_dict(), workdir)
   except (OSError, ValueError) as error:
     runtime.leave(f"train: {error}")

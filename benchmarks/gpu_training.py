@@ -26,14 +26,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import matmul
 from configs import fusion as config_lib
+from ovi_jax import flops
+from ovi_jax.aot import train_step
 from ovi_jax.data import schema
 from ovi_jax.parallel import partition
-from ovi_jax.training import ahead
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import stage
 from ovi_jax.training import step as steps
 from ovi_jax.training import trainable
-from ovi_jax.training import utilization
 
 FLAGS = flags.FLAGS
 
@@ -80,7 +80,7 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
     target = stage.target_state(settings, trainer, mesh)
     plan = stage.initial_plan(settings)
     state = stage.initial_state(settings, trainer, plan, target)
-    shapes = ahead.batch_of(settings, bucket.video, bucket.audio, mesh)
+    shapes = train_step.batch_of(settings, bucket.video, bucket.audio, mesh)
     batch = random_batch(shapes)
     width = next(iter(settings.model.present().values())).text_width
     null_SE = jax.device_put(jnp.zeros((1, width)), partition.replicated(mesh))
@@ -96,7 +96,11 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
       jax.block_until_ready((state, metrics))
       seconds.append(time.perf_counter() - start)
   only = settings.trains == trainable.ATTENTION
-  work = utilization.cost(settings.model, only, batch)
+  work = flops.batch_cost(
+    settings.model,
+    jax.tree.map(jnp.shape, batch.latents),
+    attention_only=only,
+  )
   return {
     "parameters": sum(
       x.size for x in [*state.trained.values(), *state.frozen.values()]
@@ -106,7 +110,7 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
     "compile_seconds": compiling,
     "step_seconds": statistics.median(seconds[2:]),
     "step_seconds_min": min(seconds[2:]),
-    "step_tflop": work.operations / 1e12,
+    "step_tflop": work.flops / 1e12,
     "loss": float(metrics.loss),
   }
 

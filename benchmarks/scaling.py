@@ -1,12 +1,12 @@
-"""Reports on full-size training and sampling, for TPUs that are not here.
+"""AOT reports on full-size training and sampling, compiled without a TPU.
 
   pip install -e '.[aot]'
   python -m benchmarks.scaling [--only=NAME,…] [--dry_run]
 
-Runs the commands below, each some minutes on two cores, keeps their reports in
-`benchmarks/results/scaling/NAME.json`, and puts the tables of all that are
-there into `docs/scaling.md`, between its marks. What is there is not run again.
-Beside each case stands a change of it that was tried (`NAME_tried`).
+Runs the commands below (minutes each on two cores), keeps their reports in
+`benchmarks/results/scaling/NAME.json`, and writes the tables of all reports
+into `docs/scaling.md`, between its markers. Existing reports are reused; delete
+one to remake it. `NAME_tried` is a variation of the case NAME.
 """
 
 import json
@@ -137,16 +137,16 @@ def table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
   for name, programs in reports.items():
     first = programs[0]
     axes = " x ".join(f"{n} {s}" for n, s in first["mesh"].items() if s > 1)
-    row = [name, f"{first['devices']} {first['device_kind']}, {axes}"]
-    if first["peak"] is None:
-      row += [f"does not fit: {first['said']}", "", "", "", ""]
+    row = [name, f"{first['num_devices']} {first['device_kind']}, {axes}"]
+    if first["peak_memory"] is None:
+      row += [f"does not fit: {first['error']}", "", "", "", ""]
     else:
-      share = first["peak"] / first["capacity"]
+      share = first["peak_memory"] / first["hbm_capacity"]
       low, high = _seconds(first)
       row += [
-        f"{first['peak'] / GIB:.1f}, {share:.0%}",
-        f"{first['ratio']:.3f}",
-        first["bound"],
+        f"{first['peak_memory'] / GIB:.1f}, {share:.0%}",
+        f"{first['flops_ratio']:.3f}",
+        first["bound_by"],
         f"{low:.2f} to {high:.2f}",
         _clip(programs),
       ]
@@ -156,7 +156,7 @@ def table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def _seconds(program: Mapping[str, Any]) -> tuple[float, float]:
   """If everything overlaps, and if nothing does."""
-  each = program["seconds"].values()
+  each = program["roofline_seconds"].values()
   return max(each), sum(each)
 
 

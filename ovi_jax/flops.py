@@ -1,26 +1,31 @@
-"""How much arithmetic a pass of the denoiser is, from its sizes alone.
+"""Model FLOPs of the DiT from its sizes, and MFU.
 
-Counts the multiplications and additions of matrix products (2 each pair): the
-products of both towers' blocks, fusion included, their embeddings and heads.
-Norms, rotary positions, softmax and the time embedding (one vector a clip, or
-two) are left out. Needs neither JAX nor PyTorch.
+Counts matrix multiplications (2 FLOPs for a multiply-add) of both towers'
+blocks, fusion included, their embeddings and heads. Norms, rotary positions,
+softmax and the time embedding (one or two vectors a clip) are not counted.
+Rematerialization is not counted either: these are model FLOPs, not hardware
+FLOPs.
 
-Keys, values and embedding of the prompt are counted for its full length,
-though one row stands for the padding: they are 0.5 % of a pass at full size,
-and figures stay comparable with the original's.
+Keys, values and the embedding of the prompt are counted at full text length,
+although padding is collapsed into one row: that is 0.5 % of a forward pass at
+full size, and keeps the numbers comparable with the original's.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 from typing import Protocol
 
+from ovi_jax import hardware
 from ovi_jax.modality import AV
 
 STEM_KERNEL = 7  # latents that each convolution of the audio stem sees
 
 
 class Tower(Protocol):
-  """The sizes of a tower that count; `models.dit.DiTConfig` has them."""
+  """Sizes that determine a tower's FLOPs; `models.dit.DiTConfig` has them."""
 
   blocks: int
   width: int
@@ -35,58 +40,59 @@ class Tower(Protocol):
   def is_audio(self) -> bool: ...
   @property
   def stem_hidden(self) -> int: ...
+  def grid(self, shape: tuple[int, ...], /) -> Sequence[int]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-  """Operations of a forward pass, by what they are.
+class ForwardFlops:
+  """FLOPs of a forward pass by kind.
 
   Attributes:
     projections: queries, keys, values and outputs of all attention.
     attention: logits and weighted values.
-    feed_forward: of all blocks.
-    text: embeddings of the prompt.
-    ends: patch embeddings and heads.
+    mlp: feed-forward layers of all blocks.
+    text: embedding of the prompt.
+    embeddings_and_heads: patch embeddings and output heads.
   """
 
   projections: float = 0.0
   attention: float = 0.0
-  feed_forward: float = 0.0
+  mlp: float = 0.0
   text: float = 0.0
-  ends: float = 0.0
+  embeddings_and_heads: float = 0.0
 
-  def __add__(self, other: "Work") -> "Work":
+  def __add__(self, other: "ForwardFlops") -> "ForwardFlops":
     mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
-    return Work(**{name: mine[name] + others[name] for name in mine})
+    return ForwardFlops(**{name: mine[name] + others[name] for name in mine})
 
   @property
   def total(self) -> float:
     return sum(dataclasses.asdict(self).values())
 
   def training(self, attention_only: bool = False) -> float:
-    """Operations of a step: forward, and gradients that are needed.
+    """FLOPs of a training step: the forward pass and the gradients it needs.
 
-    Every product has two gradients, each as much work as itself. A frozen
-    kernel needs only the one that leads on; before the first trained kernel
-    and after the last, none is counted.
+    Each matmul has two gradients of its own size. A frozen kernel only needs
+    the gradient of its input; before the first and after the last trained
+    kernel none is counted.
 
     Args:
-      attention_only: projections and text embeddings alone are trained.
+      attention_only: only projections and the text embedding are trained.
     """
     if not attention_only:
       return 3 * self.total
     trained = self.projections + self.attention + self.text
-    return 3 * trained + 2 * self.feed_forward + self.ends
+    return 3 * trained + 2 * self.mlp + self.embeddings_and_heads
 
 
-def forward(towers: AV[Any], tokens: AV[int]) -> Work:
-  """Work of one forward pass, batch 1.
+def forward(towers: AV[Any], tokens: AV[int]) -> ForwardFlops:
+  """FLOPs of one forward pass at batch size 1.
 
   Args:
     towers: sizes of each `Tower`, `None` for an absent one.
-    tokens: of each tower.
+    tokens: sequence length of each tower.
   """
-  total = Work()
+  total = ForwardFlops()
   for name, sizes in towers.present().items():
     foreign = 0
     if towers.other(name) is not None:
@@ -95,26 +101,73 @@ def forward(towers: AV[Any], tokens: AV[int]) -> Work:
   return total
 
 
-def _tower(sizes: Tower, tokens: int, foreign: int) -> Work:
-  """Work of one tower that also reads `foreign` tokens of the other."""
+def _tower(sizes: Tower, tokens: int, foreign: int) -> ForwardFlops:
+  """FLOPs of a tower that also attends to `foreign` tokens of the other."""
   width, text = sizes.width, sizes.text_length
-  # Self-attention has four products, cross-attention a query and an output;
-  # keys and values of what it reads.
+  # Self-attention has four projections; cross-attention has a query and an
+  # output, and keys and values of its context.
   projections = tokens * 6 * width**2 + (text + foreign) * 2 * width**2
   attention = 2 * tokens * width * (tokens + text + foreign)
   feed_forward = tokens * 2 * width * sizes.feed_forward
-  return Work(
+  return ForwardFlops(
     projections=2.0 * sizes.blocks * projections,
     attention=2.0 * sizes.blocks * attention,
-    feed_forward=2.0 * sizes.blocks * feed_forward,
+    mlp=2.0 * sizes.blocks * feed_forward,
     text=2.0 * text * width * (sizes.text_width + width),
-    ends=2.0 * tokens * (width * sizes.token_channels + _stem(sizes)),
+    embeddings_and_heads=2.0
+    * tokens
+    * (width * sizes.token_channels + _stem(sizes)),
   )
 
 
 def _stem(sizes: Tower) -> int:
-  """Multiplications that make one token of latents."""
+  """Multiply-adds per token of the patch embedding."""
   if not sizes.is_audio:
     return sizes.token_channels * sizes.width
   inner = sizes.channels + 3 * sizes.stem_hidden
   return STEM_KERNEL * sizes.width * inner
+
+
+class BatchCost(NamedTuple):
+  """Tokens and model FLOPs of a training batch over all devices."""
+
+  tokens: int
+  flops: float
+
+
+def batch_cost(
+  towers: AV[Any], shapes: AV[tuple[int, ...]], *, attention_only: bool
+) -> BatchCost:
+  """Cost of a training step on a batch of latents.
+
+  Args:
+    towers: sizes of each `Tower`, `None` for an absent one.
+    shapes: of the latents [B, T, (H, W,) C] of each tower.
+    attention_only: see `ForwardFlops.training`.
+  """
+  sizes = towers._asdict()
+  present = shapes.present()
+  tokens = {n: math.prod(sizes[n].grid(s)) for n, s in present.items()}
+  batch_size = next(iter(present.values()))[0]
+  flops = forward(towers, AV(**tokens)).training(attention_only)
+  return BatchCost(sum(tokens.values()) * batch_size, flops * batch_size)
+
+
+def mfu(
+  flops: float, seconds: float, device_kind: str, num_devices: int
+) -> float | None:
+  """Model FLOPs utilization: model FLOPs over peak FLOPs.
+
+  Args:
+    flops: model FLOPs of a step over all devices.
+    seconds: duration of the step.
+    device_kind: `jax.Device.device_kind`.
+    num_devices: devices that ran the step.
+
+  Returns:
+    A fraction in [0, 1]; `None` if the peak of the device is unknown.
+  """
+  chip = hardware.CHIPS.get(device_kind)
+  if chip is None:
+    return None
+  return flops / seconds / (chip.peak_tflops * 1e12 * num_devices)

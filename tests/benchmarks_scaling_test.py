@@ -6,18 +6,18 @@ from benchmarks import scaling
 
 STEP = {
   "program": "guided step of 64x96, 7 latent frames",
-  "devices": 4,
+  "num_devices": 4,
   "device_kind": "TPU v9",
   "mesh": {"data": 2, "fsdp": 1, "context": 2, "tensor": 1},
-  "peak": 3 * 2**30,
-  "capacity": 12 * 2**30,
-  "ratio": 1.25,
-  "bound": "memory",
-  "seconds": {"products": 0.5, "memory": 1.0, "messages": 0.25},
+  "peak_memory": 3 * 2**30,
+  "hbm_capacity": 12 * 2**30,
+  "flops_ratio": 1.25,
+  "bound_by": "hbm",
+  "roofline_seconds": {"compute": 0.5, "hbm": 1.0, "ici": 0.25},
 }
 DECODING = STEP | {
   "program": "decoding of one latent frame",
-  "seconds": {"products": 2.0, "memory": 1.0, "messages": 0.0},
+  "roofline_seconds": {"compute": 2.0, "hbm": 1.0, "ici": 0.0},
 }
 
 
@@ -30,7 +30,7 @@ def cells(**reports) -> list[list[str]]:
 
 def test_a_row_a_command():
   sampling, training = cells(sample=[STEP, DECODING], train=[STEP])
-  shared = ["4 TPU v9, data 2 x context 2", "3.0, 25%", "1.250", "memory"]
+  shared = ["4 TPU v9, data 2 x context 2", "3.0, 25%", "1.250", "hbm"]
   shared += ["1.00 to 1.75"]
   # 50 steps of 1 to 1.75 s, and 7 latent frames of 2 to 3 s.
   assert sampling == ["sample", *shared, "64 to 108"]
@@ -38,7 +38,7 @@ def test_a_row_a_command():
 
 
 def test_what_does_not_fit():
-  lost = {"peak": None, "said": "16 GiB are too few"}
+  lost = {"peak_memory": None, "error": "16 GiB are too few"}
   ((_, chips, memory, *rest),) = cells(train=[STEP | lost])
   assert chips.startswith("4 TPU v9") and set(rest) == {""}
   assert memory == "does not fit: 16 GiB are too few"

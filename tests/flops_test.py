@@ -12,14 +12,14 @@ TOKENS = AV(31 * 22 * 23, 157)
 def test_a_forward_pass_is_what_was_reported():
   work = flops.forward(standin_models.FULL_FUSION, TOKENS)
   assert work.total == pytest.approx(252e12, rel=2e-3)
-  assert 0.3 < work.feed_forward / work.total < 0.4
+  assert 0.3 < work.mlp / work.total < 0.4
 
 
 def test_frozen_products_have_one_gradient_less():
   work = flops.forward(standin_models.FULL_FUSION, TOKENS)
   assert work.training() == 3 * work.total
   saved = work.training() - work.training(attention_only=True)
-  assert saved == work.feed_forward + 2 * work.ends
+  assert saved == work.mlp + 2 * work.embeddings_and_heads
 
 
 def test_a_tower_alone_reads_nobody():

@@ -1,7 +1,7 @@
-"""What one device does in a compiled program: arithmetic, memory, messages.
+"""FLOPs, HBM traffic and collective bytes of one device, from compiled HLO.
 
-Everything is counted as often as it runs: a loop's body by its trips, and the
-flash kernels, of which XLA knows nothing, by the shapes that they are given.
+Loop bodies are multiplied by their trip counts. Flash kernels are custom calls
+without a cost in HLO; theirs is computed from the shapes of their operands.
 """
 
 import collections
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ovi_jax.aot import groups
 from ovi_jax.aot import hlo
+from ovi_jax.aot import replica_groups
 
 COLLECTIVES = (
   "all-gather",
@@ -25,13 +25,13 @@ COLLECTIVES = (
   "ragged-all-to-all",
   "reduce-scatter",
 )
-# Matrix products of queries by keys that a kernel does, by its name. The
-# backward kernel makes all three gradients at once: JAX calls it dkv too.
-KERNELS: Mapping[str, int] = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
-# (queries, keys) -> rows of their blocks; numbers are those that are filled up.
+# Query-by-key matmuls of each kernel. The fused backward kernel computes all
+# three gradients; JAX names it dkv too.
+KERNEL_MATMULS: Mapping[str, int] = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
+# (queries, keys), both padded -> their block sizes.
 Blocks = Callable[[int, int], tuple[int, int]]
-# What moves no bytes of its own.
-_FREE = frozenset(
+# Instructions without HBM traffic of their own.
+_NO_TRAFFIC = frozenset(
   [
     "after-all", "async-done", "async-update", "bitcast", "constant",
     "copy-done", "get-tuple-element", "iota", "parameter", "partition-id",
@@ -43,46 +43,46 @@ _FREE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """Of one device.
+  """Costs of one device.
 
   Attributes:
-    operations: multiplications and additions of matrix products.
-    traffic: bytes to and from main memory.
-    messages: bytes sent, by kind of collective and devices that take part.
+    flops: of matrix multiplications and convolutions.
+    bytes_accessed: read from and written to HBM.
+    collective_bytes: sent, by kind of collective and participating devices.
   """
 
-  operations: float = 0.0
-  traffic: float = 0.0
-  messages: Mapping[tuple[str, tuple[int, ...]], float] = dataclasses.field(
-    default_factory=dict
+  flops: float = 0.0
+  bytes_accessed: float = 0.0
+  collective_bytes: Mapping[tuple[str, tuple[int, ...]], float] = (
+    dataclasses.field(default_factory=dict)
   )
 
   def __add__(self, other: "Costs") -> "Costs":
-    messages = collections.Counter(self.messages)
-    messages.update(other.messages)
+    sent = collections.Counter(self.collective_bytes)
+    sent.update(other.collective_bytes)
     return Costs(
-      self.operations + other.operations,
-      self.traffic + other.traffic,
-      messages,
+      self.flops + other.flops,
+      self.bytes_accessed + other.bytes_accessed,
+      sent,
     )
 
   def __mul__(self, times: float) -> "Costs":
     return Costs(
-      self.operations * times,
-      self.traffic * times,
-      {key: value * times for key, value in self.messages.items()},
+      self.flops * times,
+      self.bytes_accessed * times,
+      {key: value * times for key, value in self.collective_bytes.items()},
     )
 
 
-def of(program: hlo.Program, blocks: Blocks) -> Costs:
-  """The costs of a program on one device.
+def count(program: hlo.Program, blocks: Blocks) -> Costs:
+  """Count the costs of a program on one device.
 
   Args:
     program: as it was compiled.
     blocks: of its flash kernels.
 
   Raises:
-    ValueError: a loop or a kernel whose work is not known.
+    ValueError: the trip count of a loop or the FLOPs of a kernel are unknown.
   """
 
   @functools.cache
@@ -91,10 +91,10 @@ def of(program: hlo.Program, blocks: Blocks) -> Costs:
     costs, sent = Costs(), set()
     for each in computation.instructions:
       found = one(computation, each, inside)
-      # A message that goes on beside products stands in each of their fusions.
+      # An async collective is repeated in each fusion that it overlaps with.
       channels = _channels(program, each)
       if channels and channels <= sent:
-        found = dataclasses.replace(found, messages={})
+        found = dataclasses.replace(found, collective_bytes={})
       sent |= channels
       costs += found
     return costs
@@ -102,29 +102,31 @@ def of(program: hlo.Program, blocks: Blocks) -> Costs:
   def one(where: hlo.Computation, each: hlo.Instruction, inside: bool) -> Costs:
     if each.opcode == "while":
       body, condition = (total(each.called(n), False) for n in _LOOP)
-      return (body + condition) * program.trips(each)
+      return (body + condition) * program.trip_count(each)
     if each.opcode in ("call", "async-start"):
       called = each.called("calls") or each.called("to_apply")
       return total(called, False)
     if each.opcode == "conditional":
       branches = [total(n, False) for n in _branches(each)]
-      return max(branches, key=lambda c: (c.operations, c.traffic))
+      return max(branches, key=lambda c: (c.flops, c.bytes_accessed))
     costs = Costs()
     if each.opcode == "fusion":
       called = each.called("calls")
       costs += total(called, True)
       if called.startswith("all-reduce-scatter"):
-        costs = dataclasses.replace(costs, messages=_scattered(costs.messages))
-    elif each.opcode in _OPERATIONS:
-      costs += Costs(operations=_OPERATIONS[each.opcode](where, each))
+        costs = dataclasses.replace(
+          costs, collective_bytes=_as_reduce_scatter(costs.collective_bytes)
+        )
+    elif each.opcode in _FLOP_COUNTERS:
+      costs += Costs(flops=_FLOP_COUNTERS[each.opcode](where, each))
     kind = each.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
-      costs += Costs(messages=_messages(kind, where, each))
-    if not inside and each.opcode not in _FREE:
-      moved = _traffic(program, where, each)
+      costs += Costs(collective_bytes=_collective_bytes(kind, where, each))
+    if not inside and each.opcode not in _NO_TRAFFIC:
+      moved = _bytes_accessed(program, where, each)
       if _is_kernel(each):
-        moved += _read_again(where, each, blocks)
-      costs += Costs(traffic=moved)
+        moved += _reread_bytes(where, each, blocks)
+      costs += Costs(bytes_accessed=moved)
     return costs
 
   return total(program.entry, False)
@@ -160,7 +162,7 @@ def _dot(where: hlo.Computation, each: hlo.Instruction) -> float:
 
 
 def _convolution(where: hlo.Computation, each: hlo.Instruction) -> float:
-  """Products that meet data, not padding: TPUs write all dots as these."""
+  """FLOPs without padding; TPU programs express dots as convolutions."""
   left, right = where.operand(each, 0), where.operand(each, 1)
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.text)
   if not labels:
@@ -169,7 +171,7 @@ def _convolution(where: hlo.Computation, each: hlo.Instruction) -> float:
   window = _window(each.text, len(spatial))
   pairs = 1.0
   for number, letter in enumerate(spatial):
-    pairs *= _meetings(
+    pairs *= _valid_taps(
       left.shape[labels[1].index(letter)],
       right.shape[labels[2].index(letter)],
       each.results[0].shape[labels[3].index(letter)],
@@ -205,7 +207,7 @@ def _window(text: str, axes: int) -> dict[str, list]:
 
 
 @functools.cache
-def _meetings(
+def _valid_taps(
   left: int,
   right: int,
   out: int,
@@ -214,7 +216,7 @@ def _meetings(
   spread_left: int,
   spread_right: int,
 ) -> int:
-  """Pairs of result and kernel places that meet an input along one axis."""
+  """Pairs of output and kernel positions that read an input, along one axis."""
   place = np.arange(out)[:, None] * stride - low
   place = place + np.arange(right)[None] * spread_right
   inside = (place >= 0) & (place <= (left - 1) * spread_left)
@@ -222,11 +224,11 @@ def _meetings(
 
 
 def _kernel(where: hlo.Computation, each: hlo.Instruction) -> float:
-  """Products of a flash kernel, by its name and the shapes of q and k."""
+  """FLOPs of a flash kernel, by its name and the shapes of q and k."""
   if not _is_kernel(each):
     return 0.0
-  products = KERNELS[_kernel_name(each)]
-  q, k, *_ = _wide(where, each)
+  products = KERNEL_MATMULS[_kernel_name(each)]
+  q, k, *_ = _tensor_operands(where, each)
   return 2.0 * products * q.size * k.shape[-2]
 
 
@@ -235,17 +237,19 @@ def _is_kernel(each: hlo.Instruction) -> bool:
 
 
 def _kernel_name(each: hlo.Instruction) -> str:
-  names = [n for n in KERNELS if each.name.startswith(n)]
+  names = [n for n in KERNEL_MATMULS if each.name.startswith(n)]
   if not names:
     raise ValueError(
-      f"the work of kernel {each.name} is not known; known are"
-      f" {', '.join(KERNELS)}"
+      f"the FLOPs of kernel {each.name} are unknown; known kernels are"
+      f" {', '.join(KERNEL_MATMULS)}"
     )
   return names[0]
 
 
-def _wide(where: hlo.Computation, each: hlo.Instruction) -> list[hlo.Array]:
-  """What a kernel is given of queries, keys and values, in this order first."""
+def _tensor_operands(
+  where: hlo.Computation, each: hlo.Instruction
+) -> list[hlo.Array]:
+  """Operands of a kernel; the first are queries, keys and values."""
   given = (where.by_name[n].results[0] for n in each.operands)
   return [
     operand
@@ -254,15 +258,15 @@ def _wide(where: hlo.Computation, each: hlo.Instruction) -> list[hlo.Array]:
   ]
 
 
-def _read_again(
+def _reread_bytes(
   where: hlo.Computation, each: hlo.Instruction, blocks: Blocks
 ) -> float:
-  """Bytes that a kernel reads more than once.
+  """Bytes that a kernel reads again after the first time.
 
-  Forward, keys and values pass for every block of queries; backward, all that
-  belongs to queries for every block of keys.
+  The forward kernel reads keys and values once per query block, the backward
+  kernel everything indexed by queries once per key block.
   """
-  q, k, v, *others = _wide(where, each)
+  q, k, v, *others = _tensor_operands(where, each)
   queries, keys = q.shape[-2], k.shape[-2]
   rows, columns = blocks(queries, keys)
   if _kernel_name(each) == "splash_mha_fwd":
@@ -270,23 +274,23 @@ def _read_again(
   return sum(a.bytes for a in (q, *others)) * (keys / columns - 1.0)
 
 
-_OPERATIONS: Mapping[
+_FLOP_COUNTERS: Mapping[
   str, Callable[[hlo.Computation, hlo.Instruction], float]
 ] = {"dot": _dot, "convolution": _convolution, "custom-call": _kernel}
 
 
-def _traffic(
+def _bytes_accessed(
   program: hlo.Program, where: hlo.Computation, each: hlo.Instruction
 ) -> float:
-  """Bytes that an instruction reads from and writes to main memory."""
-  results = [a for a in each.results if a.main]
+  """Bytes that an instruction reads from and writes to HBM."""
+  results = [a for a in each.results if a.in_hbm]
   written = sum(a.bytes for a in results)
   if each.opcode == "copy-start":
     # Source and copy, of which one is a result again.
-    return sum(a.bytes for a in each.results[:2] if a.main)
+    return sum(a.bytes for a in each.results[:2] if a.in_hbm)
   if each.opcode == "slice-start":
     part = each.results[1]
-    return part.bytes * (1.0 + part.main)
+    return part.bytes * (1.0 + part.in_hbm)
   if each.opcode in ("dynamic-slice", "slice", "gather"):
     return 2.0 * written
   if each.opcode == "dynamic-update-slice":
@@ -295,9 +299,9 @@ def _traffic(
   called = program.computations.get(each.called("calls"))
   for number, name in enumerate(each.operands):
     operand = where.by_name[name].results
-    size = sum(a.bytes for a in operand if a.main)
+    size = sum(a.bytes for a in operand if a.in_hbm)
     if each.opcode == "fusion" and called is not None and size:
-      part = _sliced(program, called, number)
+      part = _sliced_bytes(program, called, number)
       size = size if part is None else min(size, part)
     read += size
   if each.opcode == "fusion" and called is not None:
@@ -307,22 +311,22 @@ def _traffic(
   return read + written
 
 
-def _sliced(
+def _sliced_bytes(
   program: hlo.Program, called: hlo.Computation, number: int
 ) -> float | None:
-  """Bytes that a fusion takes of an operand, if it only takes slices."""
+  """Bytes that a fusion reads of an operand, if it only reads slices."""
   parameter = next(
     each.name
     for each in called.instructions
     if each.opcode == "parameter" and int(each.literal) == number
   )
-  return _taken(program, called, parameter)
+  return _used_bytes(program, called, parameter)
 
 
-def _taken(
+def _used_bytes(
   program: hlo.Program, where: hlo.Computation, name: str
 ) -> float | None:
-  """Bytes of a value that its users in a fusion take; `None` if it is all."""
+  """Bytes of a value that its users in a fusion read; `None` for all of it."""
   total = 0.0
   for user in where.instructions:
     for number, operand in enumerate(user.operands):
@@ -334,21 +338,23 @@ def _taken(
       elif user.opcode == "dynamic-update-slice" and number == 0:
         taken = 0.0  # in place
       elif user.opcode == "bitcast":
-        taken = _taken(program, where, user.name)
+        taken = _used_bytes(program, where, user.name)
       elif user.opcode == "fusion":
         inner = program.computations[user.called("calls")]
-        taken = _sliced(program, inner, number)
+        taken = _sliced_bytes(program, inner, number)
       if taken is None:
         return None
       total += taken
   return total
 
 
-def _messages(
+def _collective_bytes(
   kind: str, where: hlo.Computation, each: hlo.Instruction
 ) -> dict[tuple[str, tuple[int, ...]], float]:
-  """Bytes that a device sends, and to whom."""
-  group = max(map(tuple, groups.groups_of(each.text)), key=len, default=())
+  """Bytes that a device sends, by kind and participating devices."""
+  group = max(
+    map(tuple, replica_groups.replica_groups(each.text)), key=len, default=()
+  )
   count = len(group)
   if count < 2:
     return {}
@@ -367,10 +373,8 @@ def _messages(
   return {(kind, group): whole[kind]} if operands else {}
 
 
-def _scattered(
-  messages: Mapping[tuple[str, tuple[int, ...]], float],
+def _as_reduce_scatter(
+  sent: Mapping[tuple[str, tuple[int, ...]], float],
 ) -> dict[tuple[str, tuple[int, ...]], float]:
-  """An all-reduce of which each device keeps a part is half as much."""
-  return {
-    ("reduce-scatter", g): value / 2 for (_, g), value in messages.items()
-  }
+  """An all-reduce of which each device keeps a slice sends half as much."""
+  return {("reduce-scatter", g): value / 2 for (_, g), value in sent.items()}

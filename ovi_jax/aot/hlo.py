@@ -39,7 +39,7 @@ class Array:
 
   dtype: str
   shape: tuple[int, ...]
-  main: bool = True
+  in_hbm: bool = True
 
   @property
   def size(self) -> int:
@@ -114,7 +114,7 @@ class Program:
   computations: Mapping[str, Computation]
   entry: str
 
-  def trips(self, loop: Instruction) -> int:
+  def trip_count(self, loop: Instruction) -> int:
     """How often a loop's body runs.
 
     Raises:
@@ -218,7 +218,7 @@ def arrays(shape: str) -> tuple[Array, ...]:
     Array(
       dtype,
       tuple(int(n) for n in axes.split(",") if n),
-      main=not _ON_CHIP.search(layout or ""),
+      in_hbm=not _ON_CHIP.search(layout or ""),
     )
     for dtype, axes, layout in _ARRAY.findall(shape)
     if dtype in BITS

@@ -1,9 +1,10 @@
-"""What a program will need of chips that are not here, and what bounds it.
+"""Memory, FLOPs and collective traffic of a program, compiled ahead of time.
 
-Memory is the compiler's own account. Operations, traffic and messages are
-counted in the compiled program (`costs`). Times are what each of the three
-would take alone at the chip's peak, so a step takes at least the longest of
-them, and about their sum if nothing overlaps.
+HBM sizes are the compiler's own. FLOPs, bytes accessed and collective bytes are
+counted in the compiled program (`costs`). The roofline has the seconds that
+compute, HBM and interconnect would each take at the chip's peak: a step takes
+at least the longest of them and, without overlap, about their sum. Real
+programs reach neither bound.
 """
 
 import dataclasses
@@ -19,141 +20,151 @@ from typing import Any
 
 import jax
 
-from ovi_jax import chips
 from ovi_jax import files
+from ovi_jax import hardware
 from ovi_jax.aot import costs
-from ovi_jax.aot import groups
 from ovi_jax.aot import hlo
-from ovi_jax.aot import links
+from ovi_jax.aot import ici
+from ovi_jax.aot import replica_groups
 from ovi_jax.attention import splash
 
-LISTED = 8  # arrays that are named when memory does not suffice
+LISTED = 8  # largest arrays that are named
 _FULL = "RESOURCE_EXHAUSTED"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """One program on one kind of machine; bytes and operations of one chip.
+  """One program on one topology; sizes and FLOPs are of one chip.
 
   Attributes:
-    program: what it is.
+    program: its name.
     device_kind: the chip.
-    devices: how many.
-    mesh: sizes of the mesh's axes.
-    arguments: bytes of parameters, states, inputs.
-    temporaries: bytes of all else.
-    peak: bytes in use at the worst moment; `None` if it did not compile.
-    capacity: bytes of the chip.
-    model_operations: that the geometry asks for; `None` if not counted.
-    operations: that the program does.
-    traffic: bytes to and from main memory.
-    messages: bytes sent, by kind of collective and mesh axes.
-    seconds: of products, memory and messages, each alone.
-    compile_seconds: here.
-    largest: the largest arrays, most bytes first.
-    said: by the compiler, where it refused.
+    num_devices: chips that run it.
+    mesh: sizes of the mesh axes.
+    argument_size: bytes of parameters, states and inputs.
+    temp_size: bytes of temporaries.
+    peak_memory: most bytes in use at once; `None` if it did not compile.
+    hbm_capacity: bytes of HBM.
+    model_flops: by the model's sizes; `None` if not counted.
+    compiled_flops: matrix FLOPs of the compiled program.
+    bytes_accessed: read from and written to HBM.
+    collective_bytes: sent, by kind of collective and mesh axes.
+    roofline_seconds: of "compute", "hbm" and "ici", each alone at peak.
+    compile_time: seconds, on this machine.
+    largest_arrays: bytes by name, largest first.
+    error: the compiler's message, if it refused.
   """
 
   program: str
   device_kind: str
-  devices: int
+  num_devices: int
   mesh: Mapping[str, int]
-  arguments: int
-  temporaries: int
-  peak: int | None
-  capacity: int
-  model_operations: float | None
-  operations: float
-  traffic: float
-  messages: Mapping[str, float]
-  seconds: Mapping[str, float]
-  compile_seconds: float
-  largest: Mapping[str, int]
-  said: str = ""
+  argument_size: int
+  temp_size: int
+  peak_memory: int | None
+  hbm_capacity: int
+  model_flops: float | None
+  compiled_flops: float
+  bytes_accessed: float
+  collective_bytes: Mapping[str, float]
+  roofline_seconds: Mapping[str, float]
+  compile_time: float
+  largest_arrays: Mapping[str, int]
+  error: str = ""
 
   @property
   def fits(self) -> bool:
-    return self.peak is not None and self.peak <= self.capacity
+    return (
+      self.peak_memory is not None and self.peak_memory <= self.hbm_capacity
+    )
 
   @property
-  def ratio(self) -> float | None:
-    """Operations done over operations asked for."""
-    if not self.model_operations or self.peak is None:
+  def flops_ratio(self) -> float | None:
+    """Compiled FLOPs over model FLOPs."""
+    if not self.model_flops or self.peak_memory is None:
       return None
-    return self.operations / self.model_operations
+    return self.compiled_flops / self.model_flops
 
   @property
-  def bound(self) -> str:
-    """What takes longest alone; "" of a program that was refused."""
-    return max(self.seconds, key=lambda name: self.seconds[name], default="")
+  def bound_by(self) -> str:
+    """The longest of the roofline; "" of a program that was refused."""
+    return max(
+      self.roofline_seconds,
+      key=lambda name: self.roofline_seconds[name],
+      default="",
+    )
 
   def lines(self) -> list[str]:
-    """For a reader."""
+    """The report as text."""
     axes = " x ".join(f"{n} {s}" for n, s in self.mesh.items() if s > 1)
     lines = [
-      f"{self.program}: {self.devices} x {self.device_kind}, mesh"
-      f" {axes or 'of one'}; compiled in {self.compile_seconds:.0f} s"
+      f"{self.program}: {self.num_devices} x {self.device_kind}, mesh"
+      f" {axes or 'of one'}; compiled in {self.compile_time:.0f} s"
     ]
-    if self.peak is None:
+    if self.peak_memory is None:
       return [
         *lines,
-        f"  does not fit: {self.said}",
-        f"  memory of a chip: {_gib(self.arguments)} of arguments,"
-        f" {_gib(self.temporaries)} temporary, of {_gib(self.capacity)}",
+        f"  does not fit: {self.error}",
+        f"  HBM of a chip: {_gib(self.argument_size)} of arguments,"
+        f" {_gib(self.temp_size)} of temporaries, of {_gib(self.hbm_capacity)}",
         *self._advice(),
       ]
-    share = self.peak / self.capacity
+    share = self.peak_memory / self.hbm_capacity
     lines += [
-      f"  memory of a chip: {_gib(self.arguments)} of arguments,"
-      f" {_gib(self.temporaries)} temporary; {_gib(self.peak)} of"
-      f" {_gib(self.capacity)} ({share:.0%})",
-      f"  operations of a chip: {self.operations / 1e12:.1f} TFLOP compiled"
-      + self._asked(),
+      f"  HBM of a chip: {_gib(self.argument_size)} of arguments,"
+      f" {_gib(self.temp_size)} of temporaries; peak"
+      f" {_gib(self.peak_memory)} of {_gib(self.hbm_capacity)} ({share:.0%})",
+      f"  compute of a chip: {self.compiled_flops / 1e12:.1f} TFLOP compiled"
+      + self._model_flops(),
     ]
     lines += [
-      f"  messages, {name}: {size / 1e6:.1f} MB"
-      for name, size in self.messages.items()
+      f"  collectives, {name}: {size / 1e6:.1f} MB"
+      for name, size in self.collective_bytes.items()
     ]
-    times = ", ".join(f"{n} {s:.3f}" for n, s in self.seconds.items())
+    times = ", ".join(f"{n} {s:.3f}" for n, s in self.roofline_seconds.items())
+    longest, total = (f(self.roofline_seconds.values()) for f in (max, sum))
     lines.append(
-      f"  seconds alone: {times}; bound by {self.bound},"
-      f" {self.seconds[self.bound]:.3f} to {sum(self.seconds.values()):.3f} s"
+      f"  seconds at peak (roofline): {times}; bound by {self.bound_by},"
+      f" {longest:.3f} to {total:.3f} s"
     )
     return lines if self.fits else [*lines, *self._advice()]
 
-  def _asked(self) -> str:
-    if not self.model_operations:
+  def _model_flops(self) -> str:
+    if not self.model_flops:
       return ""
-    asked = self.model_operations / 1e12
-    return f", {asked:.1f} of the model: {self.ratio:.3f}"
+    model = self.model_flops / 1e12
+    return f", {model:.1f} by the model's sizes: ratio {self.flops_ratio:.3f}"
 
   def _advice(self) -> list[str]:
-    """The largest arrays, and what of the mesh and the settings would help."""
-    listed = [f"    {_gib(size)} {name}" for name, size in self.largest.items()]
+    """The largest arrays, and changes of mesh and settings that save memory."""
+    listed = [
+      f"    {_gib(size)} {name}" for name, size in self.largest_arrays.items()
+    ]
     split = math.prod(self.mesh.get(n, 1) for n in ("fsdp", "context"))
     helps = [
-      "more devices along fsdp or context, which split weights and their states"
-      if split < self.devices
-      else "more devices, or more of these along context, which splits tokens"
+      "more devices along fsdp or context, which shard weights and their states"
+      if split < self.num_devices
+      else "more devices, or more of these along context, which shards tokens"
     ]
     if self.program.startswith("training"):
       helps.append(
-        "more parts, as long as each chip has more than one example of a part"
+        "a larger grad_accum_steps, while a chip has more than one example of a"
+        " microbatch"
       )
-      helps.append("remat=full, average_on_host")
-    which = "arguments" if self.peak is None else "arrays"
+      helps.append("remat=full, ema_on_host")
+    which = "arguments" if self.peak_memory is None else "arrays"
     return [
       f"  the largest {which} of a chip:",
       *listed,
-      f"  what helps: {'; '.join(helps)}",
+      f"  to save memory: {'; '.join(helps)}",
     ]
 
   def plain(self) -> dict[str, Any]:
-    """As what JSON holds, what is derived included."""
+    """The report as JSON values, derived ones included."""
     return dataclasses.asdict(self) | {
       "fits": self.fits,
-      "ratio": self.ratio,
-      "bound": self.bound,
+      "flops_ratio": self.flops_ratio,
+      "bound_by": self.bound_by,
     }
 
 
@@ -169,75 +180,77 @@ def write(
   return path
 
 
-def make(
+def compile_and_report(
   program: str,
   lowered: jax.stages.Lowered,
-  given: Any,
+  arguments: Any,
   mesh: jax.sharding.Mesh,
-  model_operations: float | None,
+  model_flops: float | None,
 ) -> Report:
-  """Compile a program and account for it.
+  """Compile a program and report what it needs.
 
   Args:
     program: its name.
     lowered: for the devices of the mesh.
-    given: its arguments, shapes with shardings.
-    mesh: where it will run.
-    model_operations: that the geometry asks for, all devices together; `None`
-      if nobody counted them.
+    arguments: shapes with shardings.
+    mesh: the devices.
+    model_flops: over all devices; `None` if not counted.
 
   Raises:
-    ValueError: the kind of chip, or something in the program, is not known.
+    ValueError: the kind of chip, or an instruction of the program, is unknown.
   """
   kind = mesh.devices.flat[0].device_kind
-  chip = chips.CHIPS.get(kind)
+  chip = hardware.CHIPS.get(kind)
   if chip is None:
-    raise ValueError(f"nothing is known of {kind}; add it to ovi_jax/chips.py")
-  arguments = _arguments(given)
+    raise ValueError(
+      f"device kind {kind!r} is unknown; add its peak numbers to"
+      " ovi_jax/hardware.py"
+    )
+  sizes = _argument_sizes(arguments)
   shared: dict[str, Any] = {
     "program": program,
     "device_kind": kind,
-    "devices": mesh.size,
+    "num_devices": mesh.size,
     "mesh": dict(mesh.shape),
-    "capacity": int(chip.memory * chips.GIB),
-    "model_operations": model_operations and model_operations / mesh.size,
+    "hbm_capacity": int(chip.hbm_gib * hardware.GIB),
+    "model_flops": model_flops and model_flops / mesh.size,
   }
-  if (alone := sum(arguments.values())) > shared["capacity"]:
-    # No need to compile it to see that.
+  if (alone := sum(sizes.values())) > shared["hbm_capacity"]:
+    # It need not be compiled to see that it does not fit.
     said = f"its arguments alone are {_gib(alone)} of a chip"
-    return _refused(shared, arguments, said, 0.0)
+    return _refused(shared, sizes, said, 0.0)
   began = time.perf_counter()
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if _FULL not in str(error):
       raise
-    return _refused(shared, arguments, str(error), time.perf_counter() - began)
+    return _refused(shared, sizes, str(error), time.perf_counter() - began)
   seconds = time.perf_counter() - began
   parsed = hlo.parse(compiled.as_text() or "")
-  found = costs.of(parsed, functools.partial(_blocks, kind))
+  found = costs.count(parsed, functools.partial(_blocks, kind))
   memory: Any = compiled.memory_analysis()
-  messages, exchange = _messages(found, mesh, chip)
+  sent, ici_seconds = _collective_bytes(found, mesh, chip)
   return Report(
     **shared,
-    arguments=memory.argument_size_in_bytes,
-    temporaries=memory.temp_size_in_bytes,
-    peak=memory.peak_memory_in_bytes,
-    operations=found.operations,
-    traffic=found.traffic,
-    messages=messages,
-    seconds={
-      "products": found.operations / (chip.tflops * 1e12),
-      "memory": found.traffic / (chip.bandwidth * 1e9),
-      "messages": exchange,
+    argument_size=memory.argument_size_in_bytes,
+    temp_size=memory.temp_size_in_bytes,
+    peak_memory=memory.peak_memory_in_bytes,
+    compiled_flops=found.flops,
+    bytes_accessed=found.bytes_accessed,
+    collective_bytes=sent,
+    roofline_seconds={
+      "compute": found.flops / (chip.peak_tflops * 1e12),
+      "hbm": found.bytes_accessed / (chip.hbm_bandwidth * 1e9),
+      "ici": ici_seconds,
     },
-    compile_seconds=seconds,
-    largest=_first(arguments | _temporaries(parsed)),
+    compile_time=seconds,
+    largest_arrays=_first(sizes | _temp_arrays(parsed)),
   )
 
 
 def _blocks(kind: str, queries: int, keys: int) -> tuple[int, int]:
-  """Rows of a flash kernel's blocks."""
+  """Block sizes of a flash kernel."""
   return splash.blocks_of_filled(kind, queries, keys)
 
 
@@ -247,7 +260,7 @@ def _refused(
   said: str,
   seconds: float,
 ) -> Report:
-  """The compiler found no room."""
+  """The report of a program that does not fit."""
   needs = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", said)
   whole = re.search(r"HLO temporaries \(([\d.]+)([KMG])\)", said)
   temporaries = {
@@ -261,16 +274,16 @@ def _refused(
   }
   return Report(
     **shared,
-    arguments=sum(arguments.values()),
-    temporaries=int(float(whole[1]) * _UNITS[whole[2]]) if whole else 0,
-    peak=None,
-    operations=0.0,
-    traffic=0.0,
-    messages={},
-    seconds={},
-    compile_seconds=seconds,
-    largest=_first(dict(arguments) | temporaries),
-    said=needs[0] if needs else said.splitlines()[0],
+    argument_size=sum(arguments.values()),
+    temp_size=int(float(whole[1]) * _UNITS[whole[2]]) if whole else 0,
+    peak_memory=None,
+    compiled_flops=0.0,
+    bytes_accessed=0.0,
+    collective_bytes={},
+    roofline_seconds={},
+    compile_time=seconds,
+    largest_arrays=_first(dict(arguments) | temporaries),
+    error=needs[0] if needs else said.splitlines()[0],
   )
 
 
@@ -278,7 +291,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def _gib(size: float) -> str:
-  return f"{size / chips.GIB:.2f} GiB"
+  return f"{size / hardware.GIB:.2f} GiB"
 
 
 def _first(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -286,25 +299,25 @@ def _first(sizes: Mapping[str, int]) -> dict[str, int]:
   return {name: sizes[name] for name in order[:LISTED]}
 
 
-def _arguments(given: Any) -> dict[str, int]:
+def _argument_sizes(arguments: Any) -> dict[str, int]:
   """Bytes of every argument on one device, by path."""
   sizes = {}
-  for path, x in jax.tree_util.tree_leaves_with_path(given):
+  for path, x in jax.tree_util.tree_leaves_with_path(arguments):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     local = x.sharding.shard_shape(x.shape)
     sizes[name] = math.prod(local) * x.dtype.itemsize
   return sizes
 
 
-def _temporaries(program: hlo.Program) -> dict[str, int]:
-  """The largest results in the program, by what made them."""
+def _temp_arrays(program: hlo.Program) -> dict[str, int]:
+  """The largest temporaries, by the operation that produces them."""
   sizes: dict[str, int] = {}
   for computation in program.computations.values():
     for each in computation.instructions:
       if each.opcode in ("parameter", "tuple", "while", "get-tuple-element"):
         continue
       named = re.search(r'op_name="([^"]*)"', each.text)
-      if named and each.results and each.results[0].main:
+      if named and each.results and each.results[0].in_hbm:
         array = max(each.results, key=lambda a: a.bytes)
         shape = ",".join(map(str, array.shape))
         name = f"{array.dtype}[{shape}] {named[1]}"
@@ -312,18 +325,20 @@ def _temporaries(program: hlo.Program) -> dict[str, int]:
   return sizes
 
 
-def _messages(
-  found: costs.Costs, mesh: jax.sharding.Mesh, chip: chips.Chip
+def _collective_bytes(
+  found: costs.Costs, mesh: jax.sharding.Mesh, chip: hardware.Chip
 ) -> tuple[dict[str, float], float]:
-  """Bytes by kind and axes, and the seconds that all of them take."""
+  """Bytes by kind and mesh axes, and the seconds of all of them."""
   shape = dict(mesh.shape)
   sizes: dict[str, float] = {}
   seconds = 0.0
-  places = links.places_of(mesh.devices.flat)
-  for (kind, group), size in sorted(found.messages.items()):
-    axes = groups.axes_of(group, shape)
+  places = ici.coordinates(mesh.devices.flat)
+  for (kind, group), size in sorted(found.collective_bytes.items()):
+    axes = replica_groups.mesh_axes(group, shape)
     name = f"{kind} over {', '.join(axes)}"
     sizes[name] = sizes.get(name, 0.0) + size
     if places is not None:
-      seconds += links.seconds(kind, size, places[list(group)], places, chip)
+      seconds += ici.transfer_seconds(
+        kind, size, places[list(group)], places, chip
+      )
   return sizes, seconds

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ovi_jax import console
+from ovi_jax import flops
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.data import schema
 from ovi_jax.parallel import processes
@@ -23,8 +24,6 @@ from ovi_jax.training import logs as logs_lib
 from ovi_jax.training import optimizer
 from ovi_jax.training import placement
 from ovi_jax.training import step as steps
-from ovi_jax.training import task as tasks
-from ovi_jax.training import utilization
 
 INTERRUPTED = 75  # exit code of a run that saved because it was told to stop
 
@@ -105,7 +104,7 @@ class Work:
   prepare: Callable[[schema.Batch, jax.sharding.Mesh], schema.Batch] = (
     placement.batch
   )
-  cost: Callable[[schema.Batch], tasks.Cost] | None = None
+  cost: Callable[[schema.Batch], flops.BatchCost] | None = None
   held_out: Callable[[steps.State], Mapping[str, float]] = lambda _: {}
   samples: Callable[[steps.State], Any] = lambda _: None
   buckets: int = 1
@@ -118,7 +117,7 @@ class Report(NamedTuple):
   metrics: steps.Metrics
   ids: np.ndarray
   clips: int
-  cost: tasks.Cost | None
+  cost: flops.BatchCost | None
   waited: float
 
 
@@ -331,8 +330,8 @@ class Window:
     if costs := [r.cost for r in timed if r.cost is not None]:
       line |= {
         "speed/tokens_per_second": sum(c.tokens for c in costs) / seconds,
-        "speed/model_flops_utilization": utilization.share(
-          sum(c.operations for c in costs), seconds, *self._device
+        "speed/model_flops_utilization": flops.mfu(
+          sum(c.flops for c in costs), seconds, *self._device
         ),
       }
     for name in reports[-1].metrics.losses:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from ovi_jax import console
+from ovi_jax import flops
 from ovi_jax import prompt as prompts
 from ovi_jax import runtime
 from ovi_jax.attention import attention
@@ -45,7 +46,6 @@ from ovi_jax.training import review
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step
 from ovi_jax.training import trainable
-from ovi_jax.training import utilization
 
 CHECKPOINTS = "checkpoints"
 MAY_CHANGE = (
@@ -148,10 +148,10 @@ def train(
         held_out=held_out.held_out(*shown),
         samples=held_out.samples(*shown, components, workdir, written),
         buckets=len(settings.data.buckets),
-        cost=functools.partial(
-          utilization.cost,
+        cost=lambda batch: flops.batch_cost(
           settings.model,
-          settings.trains == trainable.ATTENTION,
+          jax.tree.map(np.shape, batch.latents),
+          attention_only=settings.trains == trainable.ATTENTION,
         ),
       )
       state = loop.resume(work, target, log)

@@ -8,7 +8,6 @@ be named. Steps, checkpoints, averages and logs know tasks by this alone.
 
 from collections.abc import Mapping
 from typing import Any
-from typing import NamedTuple
 from typing import Protocol
 
 import jax
@@ -54,10 +53,3 @@ class Task(Protocol):
       Float32, finite, and 0 for an example that has nothing of the kind.
     """
     ...
-
-
-class Cost(NamedTuple):
-  """What a batch asks for, by which speeds are told."""
-
-  tokens: int
-  operations: float

@@ -77,8 +77,8 @@ def test_products_of_the_kernels():
 
   def products(function) -> float:
     program = jax.jit(function).lower(x, x, x).compile().as_text()
-    found = costs.of(hlo.parse(program), lambda *lengths: lengths)
-    return found.operations / (2 * 2 * 1024 * 1024 * 128)
+    found = costs.count(hlo.parse(program), lambda *lengths: lengths)
+    return found.flops / (2 * 2 * 1024 * 1024 * 128)
 
   with jax.set_mesh(mesh):
     assert products(attend) == pytest.approx(2)

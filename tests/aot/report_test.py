@@ -14,10 +14,10 @@ def refused(program: str, mesh: dict[str, int]) -> report.Report:
   shared = {
     "program": program,
     "device_kind": "TPU v5 lite",
-    "devices": 8,
+    "num_devices": 8,
     "mesh": mesh,
-    "capacity": int(15.75 * 2**30),
-    "model_operations": 1e12,
+    "hbm_capacity": int(15.75 * 2**30),
+    "model_flops": 1e12,
   }
   sizes = {"latents/video": 3 * 2**30, "step": 4}
   return report._refused(shared, sizes, SAID, 9.0)
@@ -25,17 +25,19 @@ def refused(program: str, mesh: dict[str, int]) -> report.Report:
 
 def test_a_refusal_says_what_there_is_and_what_helps():
   found = refused("training step of 8 clips in 1 parts", {"fsdp": 8})
-  assert not found.fits and found.ratio is None and found.bound == ""
-  assert found.temporaries == int(15.76 * 2**30)
+  assert not found.fits and found.flops_ratio is None and found.bound_by == ""
+  assert found.temp_size == int(15.76 * 2**30)
   text = "\n".join(found.lines())
   assert "does not fit: RESOURCE_EXHAUSTED" in text and "More." not in text
-  assert "3.00 GiB of arguments, 15.76 GiB temporary, of 15.75 GiB" in text
+  assert "3.00 GiB of arguments, 15.76 GiB of temporaries, of 15.75 GiB" in text
   assert "the largest arguments of a chip:\n    3.00 GiB latents/video" in text
   assert "more devices, or more of these along context" in text
-  assert "more parts" in text
+  assert "a larger grad_accum_steps" in text
 
 
 @pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 4}, {"data": 8}])
 def test_advice_is_of_the_mesh_and_the_program(mesh):
   text = refused("guided step of 64x64", mesh).lines()[-1]
-  assert "more devices along fsdp or context" in text and "parts" not in text
+  assert (
+    "more devices along fsdp or context" in text and "grad_accum" not in text
+  )

@@ -11,8 +11,8 @@ import PIL.Image
 import pytest
 from tensorboardX.proto import event_pb2
 
+from ovi_jax import flops
 from ovi_jax.training import logs
-from ovi_jax.training import utilization
 
 
 def test_scalars_are_read_back(tmp_path):
@@ -43,9 +43,9 @@ def test_a_line_that_a_kill_cut_is_left_out(tmp_path):
 
 
 def test_utilization_is_told_for_known_devices_alone():
-  found = utilization.share(989.4e12, 2.0, "NVIDIA H200", 4)
+  found = flops.mfu(989.4e12, 2.0, "NVIDIA H200", 4)
   assert found == pytest.approx(0.125)
-  assert utilization.share(1e12, 1.0, "cpu", 1) is None
+  assert flops.mfu(1e12, 1.0, "cpu", 1) is None
 
 
 def test_tensorboard_has_frames_and_sound_of_samples(tmp_path):

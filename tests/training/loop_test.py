@@ -1,6 +1,5 @@
 """The loop on the stand-in's weights: restarts, signals, bad numbers, logs."""
 
-import functools
 import os
 import signal
 import types
@@ -9,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from ovi_jax import flops
 from ovi_jax.checkpoint import manager
 from ovi_jax.parallel import mesh as meshes
 from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import placement
 from ovi_jax.training import step as steps
-from ovi_jax.training import utilization
 from tests import parity
 from tests.training import step_test
 
@@ -60,7 +59,11 @@ def one_run(path, source, *, devices=1, save=0, log=lambda _: None):
       logs=written,
       directory=str(path),
       cadence=loop.Cadence(log=2, save=save),
-      cost=functools.partial(utilization.cost, step_test.CONFIG, True),
+      cost=lambda batch: flops.batch_cost(
+        step_test.CONFIG,
+        jax.tree.map(np.shape, batch.latents),
+        attention_only=True,
+      ),
     )
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),

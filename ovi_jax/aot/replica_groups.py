@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def groups_of(text: str) -> list[list[int]]:
+def replica_groups(text: str) -> list[list[int]]:
   """The groups of devices of a collective, in any of XLA's three notations.
 
   Raises:
@@ -75,7 +75,9 @@ def _chains(pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
   return chains
 
 
-def axes_of(group: Sequence[int], shape: Mapping[str, int]) -> tuple[str, ...]:
+def mesh_axes(
+  group: Sequence[int], shape: Mapping[str, int]
+) -> tuple[str, ...]:
   """The axes of a mesh along which the devices of a group differ.
 
   Args:

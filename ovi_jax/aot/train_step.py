@@ -1,7 +1,7 @@
-"""A training step compiled for a TPU that is not here: `train.py --aot=…`.
+"""A training step compiled ahead of time: `train.py --aot=v5p:4x4x4`.
 
-The program is the one that `loop.compiled` makes of the same config; the state
-and the batch are shapes. Neither data nor initial parameters are needed.
+The program is the one that `loop.compiled` makes of the same config; state and
+batch are shapes. Neither data nor initial parameters are needed.
 """
 
 import pathlib
@@ -30,7 +30,7 @@ def run(
   out: pathlib.Path,
   log: Any = console.log,
 ) -> bool:
-  """Compile a step for each bucket, report, and write the reports as JSON.
+  """Compile the step of each bucket, print and write the reports.
 
   Args:
     name: of the topology.
@@ -42,7 +42,7 @@ def run(
     Whether all fit.
 
   Raises:
-    ValueError: the topology or the settings cannot be, or they are of a codec.
+    ValueError: the topology or the settings are invalid, or are of a codec.
   """
   if not isinstance(settings, settings_lib.Settings):
     raise ValueError(
@@ -68,7 +68,7 @@ def step(
   audio: int | None,
   mesh: jax.sharding.Mesh,
 ) -> report.Report:
-  """The step of one bucket of latents.
+  """Report on the step of one bucket.
 
   Args:
     settings: of the run.
@@ -93,7 +93,7 @@ def step(
   )
   only_attention = settings.trains == trainable.ATTENTION
   work = flops.forward(settings.model, tokens).training(only_attention)
-  return report.make(
+  return report.compile_and_report(
     f"training step of {settings.batch} clips in {settings.parts} parts,"
     f" remat {settings.remat}",
     lowered,
@@ -109,7 +109,7 @@ def batch_of(
   audio: int | None,
   mesh: jax.sharding.Mesh,
 ) -> schema.Batch:
-  """Shapes of what the loader gives, placed on the mesh."""
+  """Abstract batch as the loader gives it, sharded over the mesh."""
   rows, size = partition.rows(mesh), settings.batch
   towers = settings.model
   grids: AV[Any] = AV(video=video, audio=(audio,))

@@ -1,7 +1,7 @@
-"""What accelerators can do, by the name that JAX gives them (`device_kind`).
+"""Peak numbers of accelerators by `jax.Device.device_kind`.
 
-Makers' data sheets; TPU links from Austin et al. 2025, "How to Scale Your
-Model". On a kind that is not listed nothing is said.
+Sources: data sheets of the makers; TPU interconnect from Austin et al. 2025,
+"How to Scale Your Model". Nothing is estimated for a kind that is not listed.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ class Chip:
   """One device.
 
   Attributes:
-    tflops: dense bfloat16 products, 10^12 a second.
-    memory: GiB; of TPUs, that programs may use.
-    bandwidth: of the memory, GB/s.
-    link: of one link between chips, GB/s one way; 0 if not known.
-    torus: axes along which chips are linked, two links each; 0 if not known.
-    ring: chips from which on an axis is closed to a ring.
+    peak_tflops: dense bfloat16 TFLOP/s.
+    hbm_gib: HBM in GiB; of TPUs, what programs may use.
+    hbm_bandwidth: GB/s.
+    ici_bandwidth: GB/s of one inter-chip link, one way; 0 if unknown.
+    ici_axes: torus axes, with two links each; 0 if unknown.
+    ici_wraparound: length from which an axis is closed to a ring.
   """
 
-  tflops: float
-  memory: float = 0
-  bandwidth: float = 0
-  link: float = 0
-  torus: int = 0
-  ring: int = 0
+  peak_tflops: float
+  hbm_gib: float = 0
+  hbm_bandwidth: float = 0
+  ici_bandwidth: float = 0
+  ici_axes: int = 0
+  ici_wraparound: int = 0
 
 
 _V5E = Chip(197, 15.75, 819, 45, 2, 16)

@@ -1,9 +1,9 @@
-"""How long messages between TPU chips take, by the links that they have.
+"""Lower bounds of collective times over the inter-chip interconnect (ICI).
 
-Chips lie on a grid, with a link to each neighbour. An axis of a whole machine
-that is long enough is closed to a ring (`chips.Chip.ring`), any other is a
-line (Austin et al. 2025, "How to Scale Your Model", chapter 2). Times are what
-the most loaded links need at least.
+Chips lie on a grid with a link to each neighbour. An axis of the whole slice
+that is long enough is closed to a ring (`hardware.Chip.ici_wraparound`), any
+other is a line (Austin et al. 2025, "How to Scale Your Model", chapter 2). A
+time is what the most loaded link needs at least.
 """
 
 from collections.abc import Iterable
@@ -11,34 +11,34 @@ from typing import Any
 
 import numpy as np
 
-from ovi_jax import chips
+from ovi_jax import hardware
 
 
-def places_of(devices: Iterable[Any]) -> np.ndarray | None:
-  """Places [devices, axes] on the grid; `None` if they are not known."""
+def coordinates(devices: Iterable[Any]) -> np.ndarray | None:
+  """Grid coordinates [devices, axes]; `None` if they are unknown."""
   places = [getattr(device, "coords", None) for device in devices]
   return None if None in places else np.array(places)
 
 
-def seconds(
+def transfer_seconds(
   kind: str,
   size: float,
   group: np.ndarray,
   machine: np.ndarray,
-  chip: chips.Chip,
+  chip: hardware.Chip,
 ) -> float:
-  """The least time of a message.
+  """Lower bound of the seconds of a collective.
 
   Args:
     kind: of collective, such as "all-gather".
     size: bytes that each device sends.
-    group: places of the devices that take part, [devices, axes].
-    machine: places of all devices.
-    chip: what they are.
+    group: coordinates of the participating devices, [devices, axes].
+    machine: coordinates of all devices.
+    chip: their kind.
   """
-  if not chip.link:
+  if not chip.ici_bandwidth:
     return 0.0
-  rate = chip.link * 1e9
+  rate = chip.ici_bandwidth * 1e9
   if kind == "collective-permute":
     return size / rate
   sizes = _extents(group)
@@ -60,14 +60,14 @@ def _extents(places: np.ndarray) -> np.ndarray:
   return np.array([len(set(axis)) for axis in places.T.tolist()])
 
 
-def _rings(machine: np.ndarray, chip: chips.Chip) -> np.ndarray:
+def _rings(machine: np.ndarray, chip: hardware.Chip) -> np.ndarray:
   """Which axes of the machine are closed.
 
   Cubes of four chips a side are closed on all axes, and so is what they are
   put together to; machines of two axes where one is as long as it gets.
   """
-  sizes = _extents(machine)[: chip.torus]
-  closed = sizes % chip.ring == 0
-  if chip.torus == 3:
+  sizes = _extents(machine)[: chip.ici_axes]
+  closed = sizes % chip.ici_wraparound == 0
+  if chip.ici_axes == 3:
     closed = np.full_like(closed, closed.all())
-  return np.pad(closed, (0, machine.shape[1] - chip.torus))
+  return np.pad(closed, (0, machine.shape[1] - chip.ici_axes))

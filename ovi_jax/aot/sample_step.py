@@ -1,7 +1,7 @@
-"""Sampling compiled for a TPU that is not here: `sample.py --aot=v6e:2x4`.
+"""Sampling compiled ahead of time: `sample.py --aot=v6e:2x4`.
 
 The programs are those that a run would compile; parameters and inputs are
-shapes. Without weights of that variant the released sizes are taken.
+shapes. Without weights of the variant, released sizes are used.
 """
 
 import functools
@@ -44,7 +44,7 @@ def run(
   out: pathlib.Path,
   log: Any = console.log,
 ) -> bool:
-  """Compile, report, and write the report as JSON.
+  """Compile a denoising step and a decoding step, print and write reports.
 
   Args:
     name: of the topology.
@@ -57,7 +57,7 @@ def run(
     Whether all programs fit.
 
   Raises:
-    ValueError: the topology, the settings or the weights cannot be.
+    ValueError: the topology, the settings or the weights are invalid.
   """
   outputs.check_directory(out)
   devices = topology.devices(name)
@@ -186,7 +186,7 @@ def step(
     )
     lowered = denoise.step.lower(model, method, *arguments)
   tokens = AV(clip.tokens, clip.audio_latents)
-  return report.make(
+  return report.compile_and_report(
     f"guided step of {clip.pixels[0]}x{clip.pixels[1]},"
     f" {clip.latent_frames} latent frames",
     lowered,
@@ -225,7 +225,7 @@ def decoding(
   with pipeline.computing():
     program = codec.jit_decode_step(vae, dtype, (1, height, width), whole)
     lowered = program.lower(*arguments)
-  return report.make(
+  return report.compile_and_report(
     "decoding of one latent frame", lowered, arguments, pipeline.mesh, None
   )
 

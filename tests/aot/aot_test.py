@@ -61,14 +61,14 @@ def test_the_released_models_step_stays_within_bounds(tmp_path):
   assert code == 0, said
   text = (tmp_path / "aot_720x720_5s_v5p_2x2x1.json").read_text()
   step, decoding = json.loads(text)
-  assert step["model_operations"] == pytest.approx(118.9e12, rel=1e-3)
-  assert 1 <= step["ratio"] < 1.03
-  assert step["peak"] < 1.05 * 10.44 * 2**30
-  assert step["traffic"] < 1.05 * 240e9
-  assert step["messages"]["all-to-all over context"] < 1.05 * 2766e6
-  assert step["messages"]["all-gather over context"] < 1.05 * 5107e6
-  assert decoding["peak"] < 1.05 * 2.10 * 2**30
-  assert decoding["operations"] < 1.05 * 9.8e12
+  assert step["model_flops"] == pytest.approx(118.9e12, rel=1e-3)
+  assert 1 <= step["flops_ratio"] < 1.03
+  assert step["peak_memory"] < 1.05 * 10.44 * 2**30
+  assert step["bytes_accessed"] < 1.05 * 240e9
+  assert step["collective_bytes"]["all-to-all over context"] < 1.05 * 2766e6
+  assert step["collective_bytes"]["all-gather over context"] < 1.05 * 5107e6
+  assert decoding["peak_memory"] < 1.05 * 2.10 * 2**30
+  assert decoding["compiled_flops"] < 1.05 * 9.8e12
 
 
 @pytest.mark.parametrize("codec", ["codec_video", "codec_audio"])
@@ -98,9 +98,9 @@ def test_a_training_step(tmp_path):
   assert code == 0, said
   assert "4 x TPU v5 lite, mesh fsdp 2 x context 2" in said
   (found,) = json.loads((tmp_path / "aot_train_v5e_2x2.json").read_text())
-  assert found["fits"] and found["peak"] < 2**30
-  assert 1.0 < found["ratio"] < 1.05  # 1.026 when it was written
-  assert any("context" in name for name in found["messages"])
+  assert found["fits"] and found["peak_memory"] < 2**30
+  assert 1.0 < found["flops_ratio"] < 1.05  # 1.026 when it was written
+  assert any("context" in name for name in found["collective_bytes"])
   assert not (tmp_path / "config.json").exists()
 
 
