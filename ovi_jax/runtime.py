@@ -52,7 +52,8 @@ def setup_jax() -> None:
   another place; the variable set to nothing turns the cache off.
   """
   skip_absent_tpu()
-  chosen = jax.config.jax_compilation_cache_dir
+  config: Any = jax.config  # whose options are no declared attributes
+  chosen = config.jax_compilation_cache_dir
   if chosen is not None or _CACHE_VARIABLE in os.environ:
     return
   jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -67,7 +68,8 @@ def skip_absent_tpu() -> None:
   starts it to look for TPUs, which takes time and prints errors to stderr.
   Compiling for a TPU that is not there (`aot.topology`) loads libtpu by itself.
   """
-  if jax.config.jax_platforms or has_tpu():
+  config: Any = jax.config
+  if config.jax_platforms or has_tpu():
     return
   with contextlib.suppress(RuntimeError):  # it has been started already
     backend.register_backend_factory("tpu", _no_tpu, fail_quietly=True)

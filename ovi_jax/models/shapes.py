@@ -93,7 +93,8 @@ def _code() -> str:
 
 def _cached_file(key: str) -> pathlib.Path | None:
   """Where shapes are kept; `None` without a compilation cache on this disk."""
-  folder = jax.config.jax_compilation_cache_dir
+  config: Any = jax.config  # whose options are no declared attributes
+  folder = config.jax_compilation_cache_dir
   if not folder or "://" in folder:
     return None
   return pathlib.Path(folder) / FOLDER / f"{key}-{_code()}.json"
