@@ -212,7 +212,8 @@ def _shown(
         turn = containers.orientation(frame)
         rows, columns = containers.shown_size(stream, frame)
         if turn.transposed:
-          size = resize(columns, rows)[::-1]
+          across, down = resize(columns, rows)
+          size = down, across
         else:
           size = resize(rows, columns)
     if held is not None:

@@ -116,10 +116,14 @@ def read(settings: settings_lib.Settings) -> Listing:
           advice="add a row to the table, or a text file of the same name",
         )
       )
-  files, notes = [], []
+  files: list[File] = []
+  notes: list[tuple[str, str]] = []
   for name in sorted(found):
     made = _file(settings, name, media[name], found[name], notes)
-    (files if isinstance(made, File) else refusals).append(made)
+    if isinstance(made, File):
+      files.append(made)
+    else:
+      refusals.append(made)
   return Listing(
     files=tuple(files),
     refusals=tuple(sorted(refusals, key=lambda r: r.name)),

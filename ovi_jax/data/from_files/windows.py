@@ -296,7 +296,8 @@ def _strip(frames: list[np.ndarray]) -> Image.Image:
   small = []
   for frame_HWC in frames:
     image = Image.fromarray(np.ascontiguousarray(frame_HWC))
-    image.thumbnail(THUMBNAIL[::-1])
+    rows, columns = THUMBNAIL
+    image.thumbnail((columns, rows))
     small.append(image)
   strip = Image.new("RGB", (sum(i.width for i in small), small[0].height))
   left = 0
