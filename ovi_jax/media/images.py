@@ -206,8 +206,9 @@ def _from_profile(
     return colors, _ignored(f"it has {len(profile)} bytes")
   try:
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    space = source.profile.xcolor_space.strip()
-    if source.profile.device_class not in _DEVICES:
+    described: Any = source.profile
+    space = described.xcolor_space.strip()
+    if described.device_class not in _DEVICES:
       return colors, _ignored("it describes no device")
     if (colors.mode, space) == ("L", "RGB"):
       colors = colors.convert("RGB")
@@ -254,7 +255,7 @@ def _changes_nothing(transform: Any, mode: str) -> bool:
   return np.abs(np.asarray(made, int) - before).max() <= 1
 
 
-def _unprofiled(colors: Image.Image, info: Mapping[str, Any]) -> str:
+def _unprofiled(colors: Image.Image, info: Mapping[Any, Any]) -> str:
   """A note on colours that are taken for sRGB and may be others."""
   if colors.mode == "CMYK":
     return "CMYK without a colour profile: colours are approximate"

@@ -165,6 +165,12 @@ def test_what_would_be_enlarged_much_is_refused(film):
   assert found.score > 1.1
 
 
+def test_what_margins_leave_too_narrow_is_refused(film):
+  found, kept, _ = run(film, box=(0, 0, 12, 240))
+  assert found.reason == "too long and narrow within its margins" and not kept
+  assert found.score == 20
+
+
 def test_without_margins_all_of_the_picture_is_kept(film):
   # The stage that finds them may be left out.
   clip = clips.Clip(id="c", path=str(film), seconds=121 / 24)
