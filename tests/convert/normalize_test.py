@@ -1,12 +1,14 @@
 """Every dialect, wrapper, prefix and format gives the plain file's tensors."""
 
 import json
+import pathlib
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import normalize
 from ovi_jax.convert import reader
 from ovi_jax.convert import release as releases
@@ -368,3 +370,27 @@ def test_numbers_that_are_not_finite_are_found_anywhere(dtype):
 def test_whole_numbers_and_nothing_at_all_are_finite():
   assert normalize.is_finite(np.zeros((0, 3), np.float32))
   assert normalize.is_finite(np.full(3, 2**31 - 1, np.int32))
+
+
+def test_every_name_of_the_full_release_is_known_in_every_dialect():
+  goldens = pathlib.Path(__file__).resolve().parents[1] / "goldens"
+  full = json.loads((goldens / "full_manifest.json").read_text())
+  arch = architecture.Architecture.from_release(architecture.released_sizes())
+  (wan,) = [file for file in full if "diffusion_pytorch_model" in file]
+  places = {FILES[c]: (c, None) for c in ("umt5", "video_vae")}
+  places[FILES["fusion"]] = ("fusion", "720x720_5s")
+  places[wan] = ("fusion", releases.WAN)
+  for file, (component, variant) in places.items():
+    source = releases.source(component, variant)
+    rows = source.rows(arch.config(component))
+    for dialect in DIALECTS[component][:2]:
+      names = dialect(dict.fromkeys(full[file]))
+      spans = dict.fromkeys(
+        names,
+        tensor_file.Span(
+          path=pathlib.Path("x"), dtype=BF16, shape=(1,), start=0
+        ),
+      )
+      whole = tensor_file.TensorFile(source="x", spans=spans)
+      found = normalize.normalize([whole], rows, source.dialects, source.towers)
+      assert found.shapes.keys() == full[file].keys()
