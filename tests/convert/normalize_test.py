@@ -15,6 +15,7 @@ from ovi_jax.convert import release as releases
 from ovi_jax.convert import standin
 from ovi_jax.models import architecture
 from tests.convert import repacked
+from tests.convert import spelled
 
 SIZES = standin.manifest()["config"]
 ARCH = architecture.Architecture.from_release(SIZES)
@@ -105,6 +106,35 @@ def test_every_wrapper_is_taken_off(tmp_path, component, wrap):
   path = tmp_path / "a.pt"
   repacked.save(path, standin.tensors(FILES[component]), wrap)
   assert_is_plain(component, normalized(component, path))
+
+
+def test_a_file_of_deepspeed(tmp_path):
+  # Its tensors lie under `module`, beside settings, shapes and a set of names.
+  plain = standin.tensors(FILES["audio_vae"])
+  pickled = {}
+  for key, (name, tensor) in enumerate(plain.items()):
+    sizes = [int(n) for n in tensor.shape]
+    strides = [s // tensor.itemsize for s in tensor.strides]
+    pickled[f"module.{name}"] = spelled.tensor(
+      spelled.storage(tensor.size, key=str(key)),
+      shape=tuple(sizes),
+      strides=tuple(strides),
+    )
+  value = spelled.mapping(
+    module=spelled.mapping(**pickled),
+    sparse_tensor_module_names=(
+      b"c__builtin__\nset\n](" + spelled.text("embedding") + b"e\x85R"
+    ),
+    param_shapes=b"](" + spelled.mapping(a=spelled.plain((1, 2))) + b"e",
+    ds_config=spelled.mapping(zero_optimization=spelled.mapping(stage=2)),
+    optimizer=b"N",
+    global_steps=7,
+  )
+  storages = [t.tobytes() for t in plain.values()]
+  path = spelled.zipped(
+    tmp_path / "mp_rank_00_model_states.pt", value, storages
+  )
+  assert_is_plain("audio_vae", normalized("audio_vae", path))
 
 
 @pytest.mark.parametrize("component", DIALECTS)
