@@ -451,9 +451,8 @@ def _copy_tokenizer(
     ValueError: a file is a link to somewhere outside of the release.
   """
   out.mkdir(parents=True, exist_ok=True)
-  roots = _roots(source)
-  if release is not None and named is None:
-    roots += _roots(release)
+  within = release is not None and source.is_relative_to(release)
+  roots = _roots(release if release is not None and within else source)
   for name in directory.TOKENIZER_FILES:
     path = source / name
     if named is not None and name == directory.TOKENIZER:

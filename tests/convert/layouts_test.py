@@ -356,6 +356,12 @@ def test_links_that_lead_outside_of_a_release_are_not_copied(tmp_path, release):
   (folder / "tokenizer_config.json").symlink_to(secret)
   flags = {"release": str(copy), "components": ["umt5"]}
   refused(tmp_path / "out", f"is a link to {secret}, outside of", **flags)
+  elsewhere = tmp_path / "elsewhere"
+  folder.rename(elsewhere)
+  folder.symlink_to(elsewhere)
+  refused(tmp_path / "out", f"is a link to {elsewhere}", **flags)
+  folder.unlink()
+  elsewhere.rename(folder)
   # Within the release a link is as good as a file; so is the hub's cache.
   (folder / "tokenizer_config.json").unlink()
   (folder / "tokenizer_config.json").symlink_to("special_tokens_map.json")

@@ -1,18 +1,21 @@
 """Every dialect, wrapper, prefix and format gives the plain file's tensors."""
 
 import json
+import pathlib
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import normalize
 from ovi_jax.convert import reader
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import standin
 from ovi_jax.models import architecture
 from tests.convert import repacked
+from tests.convert import spelled
 
 SIZES = standin.manifest()["config"]
 ARCH = architecture.Architecture.from_release(SIZES)
@@ -103,6 +106,35 @@ def test_every_wrapper_is_taken_off(tmp_path, component, wrap):
   path = tmp_path / "a.pt"
   repacked.save(path, standin.tensors(FILES[component]), wrap)
   assert_is_plain(component, normalized(component, path))
+
+
+def test_a_file_of_deepspeed(tmp_path):
+  # Its tensors lie under `module`, beside settings, shapes and a set of names.
+  plain = standin.tensors(FILES["audio_vae"])
+  pickled = {}
+  for key, (name, tensor) in enumerate(plain.items()):
+    sizes = [int(n) for n in tensor.shape]
+    strides = [s // tensor.itemsize for s in tensor.strides]
+    pickled[f"module.{name}"] = spelled.tensor(
+      spelled.storage(tensor.size, key=str(key)),
+      shape=tuple(sizes),
+      strides=tuple(strides),
+    )
+  value = spelled.mapping(
+    module=spelled.mapping(**pickled),
+    sparse_tensor_module_names=(
+      b"c__builtin__\nset\n](" + spelled.text("embedding") + b"e\x85R"
+    ),
+    param_shapes=b"](" + spelled.mapping(a=spelled.plain((1, 2))) + b"e",
+    ds_config=spelled.mapping(zero_optimization=spelled.mapping(stage=2)),
+    optimizer=b"N",
+    global_steps=7,
+  )
+  storages = [t.tobytes() for t in plain.values()]
+  path = spelled.zipped(
+    tmp_path / "mp_rank_00_model_states.pt", value, storages
+  )
+  assert_is_plain("audio_vae", normalized("audio_vae", path))
 
 
 @pytest.mark.parametrize("component", DIALECTS)
@@ -368,3 +400,27 @@ def test_numbers_that_are_not_finite_are_found_anywhere(dtype):
 def test_whole_numbers_and_nothing_at_all_are_finite():
   assert normalize.is_finite(np.zeros((0, 3), np.float32))
   assert normalize.is_finite(np.full(3, 2**31 - 1, np.int32))
+
+
+def test_every_name_of_the_full_release_is_known_in_every_dialect():
+  goldens = pathlib.Path(__file__).resolve().parents[1] / "goldens"
+  full = json.loads((goldens / "full_manifest.json").read_text())
+  arch = architecture.Architecture.from_release(architecture.released_sizes())
+  (wan,) = [file for file in full if "diffusion_pytorch_model" in file]
+  places = {FILES[c]: (c, None) for c in ("umt5", "video_vae")}
+  places[FILES["fusion"]] = ("fusion", "720x720_5s")
+  places[wan] = ("fusion", releases.WAN)
+  for file, (component, variant) in places.items():
+    source = releases.source(component, variant)
+    rows = source.rows(arch.config(component))
+    for dialect in DIALECTS[component][:2]:
+      names = dialect(dict.fromkeys(full[file]))
+      spans = dict.fromkeys(
+        names,
+        tensor_file.Span(
+          path=pathlib.Path("x"), dtype=BF16, shape=(1,), start=0
+        ),
+      )
+      whole = tensor_file.TensorFile(source="x", spans=spans)
+      found = normalize.normalize([whole], rows, source.dialects, source.towers)
+      assert found.shapes.keys() == full[file].keys()
