@@ -118,7 +118,7 @@ def test_a_step_that_is_not_finite_ends_the_run(run, bad):
   with pytest.raises(
     denoise.NonFiniteLatentsError,
     match=r"step 1 of 8 \(noise level 1\): the latents of audio are not finite;"
-    " .* dtype float32, less guidance .video 4, audio 3. or a smaller shift",
+    " .* dtype float32, less guidance .it is video 4, audio 3. or a smaller",
   ):
     run("unipc", params=mapping.nest(params))
 

@@ -243,7 +243,7 @@ def test_bad_config(run, field):
   ("changes", "message"),
   [
     ({"steps": 2**31}, "steps must be from 1 to 1000, got 2147483648"),
-    ({"shift": 1e12}, "shift must be from 0.01 to 100, got 1e"),
+    ({"shift": 1e12}, "shift must be from 0.01 to 100, got 1000000000000.0"),
     ({"shift": float("nan")}, "shift must be .* got nan"),
     (
       {"guidance": {"video": 1e30, "audio": 3.0}},
@@ -348,11 +348,11 @@ BAD_NOISES = {  # what the file holds -> what is said
   "half": ({"video_THWC": np.zeros(VIDEO)}, "expected audio_TC.npy, found"),
   "whole numbers": (
     {"video_THWC": np.zeros(VIDEO, int), "audio_TC": np.zeros(AUDIO)},
-    "video_THWC .* must be floating point, it is <i8",
+    "video_THWC must be floating point, it is <i8",
   ),
   "too large": (
     {"video_THWC": np.full(VIDEO, 1e300), "audio_TC": np.zeros(AUDIO)},
-    "video_THWC .* must be finite",
+    "video_THWC must be finite",
   ),
   "small": (
     {"video_THWC": np.zeros((1, 4, 6, 48)), "audio_TC": np.zeros(AUDIO)},
