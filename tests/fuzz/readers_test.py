@@ -40,6 +40,7 @@ from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.engine import inputs
 from ovi_jax.curation.engine import shard
 from ovi_jax.curation.engine import store
+from ovi_jax.curation.stages import probe
 from ovi_jax.data import builder
 from ovi_jax.data import shards
 from ovi_jax.media import decode
@@ -202,9 +203,11 @@ def film(folder):
 
 
 def decoded(path):
-  for function in (decode.video, decode.audio):
-    with contextlib.suppress(*ALLOWED):
-      function(path, 0.0, 5 / 24)
+  with contextlib.suppress(*ALLOWED):
+    decode.video(path, 0.0, 5 / 24)
+  with contextlib.suppress(*ALLOWED):
+    decode.audio(path, 0.0, 5 / 24)
+  probe._facts(str(path), probe.Config())
 
 
 def dataset(folder):

@@ -103,6 +103,11 @@ def _facts(path: str, config: Config) -> dict[str, Any]:
     video, audio = containers.pictures(container), container.streams.audio
     if video is None and not audio:
       raise containers.DamagedError("expected pictures or sound, found neither")
+    for stream in (video, *audio[:1]):
+      if stream is not None and stream.codec_context is None:
+        raise containers.DamagedError(
+          f"expected a codec that can be decoded in stream {stream.index}"
+        )
     has_video = video is not None and config.video
     facts: dict[str, Any] = {
       "width": 0,
