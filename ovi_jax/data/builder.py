@@ -283,6 +283,8 @@ def read(
       f"{path}: index-{split}.npy counts {len(index)} records, the files hold"
       f" {count}; write the dataset again"
     )
+  # Of a protocol whose attributes may be set; nobody sets them.
+  instructions: Any = parts
   return Split(
     path=str(path),
     name=split,
@@ -291,7 +293,7 @@ def read(
     null_text=null_SE,
     identity=shards.digest(path / METADATA),
     parts=parts,
-    data=array_record_data_source.ArrayRecordDataSource(parts),
+    data=array_record_data_source.ArrayRecordDataSource(instructions),
   )
 
 

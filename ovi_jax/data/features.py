@@ -32,6 +32,7 @@ DTYPES = {
   "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _BYTES = ("video", "audio", "video_latents", "audio_latents", "text")
+_PROTOS: Any = tf_example_pb2  # made when it is imported; unknown to checkers
 _CAPTIONS = "captions"  # the one feature that is a sequence
 _LARGEST = 2**31  # of a size in `facts`
 
@@ -185,7 +186,7 @@ def parse(example: bytes) -> dict[str, Any]:
     ValueError: it is no tf.train.Example, or lacks a feature.
   """
   try:
-    stored = tf_example_pb2.Example.FromString(example).features.feature
+    stored = _PROTOS.Example.FromString(example).features.feature
   except message.DecodeError as error:
     raise ValueError(f"expected a tf.train.Example: {error}") from error
   found: dict[str, Any] = {}

@@ -252,8 +252,8 @@ def _seek(container: Any, stream: Any, time: float) -> None:
 
 
 def _existing(stream: Any, kind: str) -> Any:
-  """The stream; DamagedError if there is none."""
-  if stream is None:
+  """The stream; DamagedError if there is none, or no decoder for it."""
+  if stream is None or stream.codec_context is None:
     raise containers.DamagedError(f"expected a stream of {kind}, found none")
   return stream
 
@@ -301,7 +301,7 @@ def audio(
   with containers.opened(path) as container:
     if not container.streams.audio:
       return np.zeros(0, np.float32)
-    stream = container.streams.audio[0]
+    stream = _existing(container.streams.audio[0], "sound")
     audio_A = np.zeros(round(seconds * rate), np.float32)
     frames = _from(path, container, stream, start - _EARLIER)
     for time, part_A in _sound(frames):

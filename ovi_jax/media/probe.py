@@ -69,6 +69,11 @@ def read(path: str | os.PathLike[str], video: bool = True) -> Facts:
     stream, audio = containers.pictures(container), container.streams.audio
     if stream is None and not audio:
       raise containers.DamagedError("expected pictures or sound, found neither")
+    for each in (stream, *audio[:1]):
+      if each is not None and each.codec_context is None:
+        raise containers.DamagedError(
+          f"expected a codec that can be decoded in stream {each.index}"
+        )
     facts: dict[str, Any] = {
       "has_video": stream is not None and video,
       "has_audio": bool(audio),
