@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
       export=FLAGS.export,
       weights=FLAGS.weights,
       download=FLAGS.download,
-      files={name: getattr(FLAGS, name) for name in architecture.COMPONENTS},
+      files={name: FLAGS[name].value or "" for name in architecture.COMPONENTS},
       tokenizer=FLAGS.tokenizer,
     )
   except (OSError, ValueError) as error:

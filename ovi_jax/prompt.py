@@ -24,6 +24,7 @@ import tokenizers
 
 from ovi_jax import geometry
 from ovi_jax import tokenizer_file
+from ovi_jax import untrusted
 
 SPEECH, SPEECH_END = "<S>", "<E>"
 SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
@@ -537,7 +538,7 @@ class Tokenizer:
     wanted = "expected the tokenizer.json of google/umt5-xxl"
     try:
       with path.open("rb") as file:
-        data = file.read(tokenizer_file.MAX_BYTES + 1)
+        data = untrusted.read_at_most(file, tokenizer_file.MAX_BYTES + 1)
       return cls.parse(data, rows)
     except OSError as error:
       raise ValueError(f"{path}: {error.strerror}; {wanted}") from error

@@ -164,7 +164,7 @@ def _read(path: pathlib.Path) -> bytes:
   name = untrusted.printable(str(path))
   try:
     with path.open("rb") as file:
-      return file.read(MAX_BYTES + 1)
+      return untrusted.read_at_most(file, MAX_BYTES + 1)
   except OSError as error:
     if error.errno == errno.ENAMETOOLONG:
       name = f"{name} ({len(str(path))} characters)"

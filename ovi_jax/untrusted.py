@@ -13,9 +13,11 @@ import pathlib
 import re
 import unicodedata
 from typing import Any
+from typing import BinaryIO
 
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 64
+_CHUNK = 1 << 20
 _MAX_DIGITS = 40  # of an integer; 2**128 has 39
 
 # A string is matched whole, so that brackets within it do not count.
@@ -48,10 +50,22 @@ def read_json(
     OSError: it cannot be read.
   """
   with pathlib.Path(path).open("rb") as file:
-    data = file.read(max_bytes + 1)
+    data = read_at_most(file, max_bytes + 1)
   return parse_json(
     data, max_bytes=max_bytes, max_depth=max_depth, finite=finite
   )
+
+
+def read_at_most(file: BinaryIO, max_bytes: int) -> bytes:
+  """Read up to `max_bytes` without a buffer larger than the file.
+
+  `file.read(n)` allocates n bytes even if the file is short.
+  """
+  parts, left = [], max_bytes
+  while left > 0 and (part := file.read(min(left, _CHUNK))):
+    parts.append(part)
+    left -= len(part)
+  return b"".join(parts)
 
 
 def parse_json(

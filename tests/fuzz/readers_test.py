@@ -46,6 +46,7 @@ from ovi_jax.data import shards
 from ovi_jax.media import decode
 from ovi_jax.media import images
 from ovi_jax.media import mp4
+from ovi_jax.modality import AV
 from ovi_jax.parallel import roll_call
 from ovi_jax.sampling import noise
 from ovi_jax.sampling import outputs
@@ -176,6 +177,9 @@ def tokenizer(folder):
 
 def tokens(path):
   prompt.Tokenizer.load(path).encode(["a red ball", "<S>é</S>" * 20], 64)
+
+
+NOISE_SHAPES = AV(video=(2, 3, 4), audio=(2, 3, 4))
 
 
 def noise_file(folder):
@@ -369,7 +373,9 @@ TARGETS = {
     is_json=True,
   ),
   "tokenizer": Target(make=tokenizer, read=tokens, is_json=True, weight=4),
-  "noise": Target(make=noise_file, read=noise.read),
+  "noise": Target(
+    make=noise_file, read=lambda path: noise.read(path, NOISE_SHAPES)
+  ),
   "recipe": Target(
     make=saved_at("c.json", json.dumps({"prompt": "a", "seed": [1]})),
     read=lambda path: outputs.prompt_of(path.with_suffix(".mp4")),

@@ -44,7 +44,8 @@ def values(
     return np.asarray(entry["value"], np.float32).reshape(shape)
   if kind == "scalar":
     return np.full(shape, 0.1, np.float32)
-  seed = manifest()["seed"] if seed is None else seed
+  if seed is None:
+    seed = int(manifest()["seed"])
   stream = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
   noise = stream.standard_normal(shape)
   noise = noise.astype(np.float32)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 
 from ovi_jax import tables
+from ovi_jax import untrusted
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import settings as curation_settings
@@ -110,7 +111,7 @@ def _list(place: str) -> list[str]:
   """The names in a list."""
   try:
     with places.opened(place) as file:
-      data = file.read(tables.MAX_BYTES + 1)
+      data = untrusted.read_at_most(file, tables.MAX_BYTES + 1)
   except (OSError, ValueError) as error:
     raise ValueError(f"inputs: @{place}: {error}") from error
   return tables.parse_list(data, f"inputs: @{place}")

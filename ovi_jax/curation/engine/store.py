@@ -135,7 +135,9 @@ def stored_json(
   """
   try:
     with places.opened(place) as file:
-      values = untrusted.parse_json(file.read(untrusted.MAX_JSON_BYTES + 1))
+      values = untrusted.parse_json(
+        untrusted.read_at_most(file, untrusted.MAX_JSON_BYTES + 1)
+      )
     check_fields(values, fields)
   except FileNotFoundError:
     return None

@@ -186,7 +186,10 @@ def missing(config: Config) -> list[str]:
       " --config.stages.captions.url=http://HOST:8000/v1"
       f" --config.stages.captions.model=MODEL, {table}"
     )
-  for check in (endpoint.library, functools.partial(endpoint.api_key, config)):
+  for check in (
+    endpoint.library,
+    functools.partial(credentials.read, config.key_variable),
+  ):
     try:
       check()
     except (ImportError, ValueError) as error:
