@@ -15,6 +15,7 @@ from PIL import ImageDraw
 from PIL import ImageFont
 
 from ovi_jax import untrusted
+from ovi_jax.media import images
 
 CELLS = 48  # most clips on a sheet
 _COLUMNS = 3
@@ -55,7 +56,10 @@ def spread(count: int) -> list[int]:
 
 def draw(cells: Sequence[Cell]) -> Image.Image:
   """Lay clips out in rows; expects at least one."""
-  pictures = [Image.open(io.BytesIO(cell.picture)) for cell in cells]
+  pictures = [
+    Image.fromarray(images.read_image(io.BytesIO(cell.picture))[0])
+    for cell in cells
+  ]
   width = max(240, *(picture.width for picture in pictures))
   height = max(picture.height for picture in pictures)
   columns = min(_COLUMNS, len(cells))

@@ -122,7 +122,6 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
     ({"data.frames": 6}, "frames must be 0 or 1"),
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
     ({"batch": 3, "parts": 2}, "batch 3 must be a multiple of 2"),
-    ({"optimizer.warmup_steps": 9}, "warmup_steps 9 must be fewer than the 6"),
     ({"trains": "attention"}, "trains 'attention' is unknown; choose from all"),
     ({"trains": "decoder"}, "a random encoder as it is; name a run or a dir"),
     ({"cadence.samples": 2}, "codecs have no held_out and samples"),
