@@ -13,11 +13,20 @@ from ovi_jax.checkpoint import manager
 from tests.checkpoint import kill_worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LONGEST = 1.0  # seconds of saving before the kill, several saves long
+MOST_SAVES = 4  # that a run completes before the moment of its kill
 
 
-def run(directory: pathlib.Path, seconds: float) -> tuple[int, int]:
-  """Run the worker and kill it; the steps it restored and completed."""
+def run(directory: pathlib.Path, saves: int, part: float) -> tuple[int, int]:
+  """Run the worker and kill it while it saves.
+
+  Args:
+    directory: of the checkpoints.
+    saves: lines about complete saves that are waited for.
+    part: of the time of a save, as measured, until the kill.
+
+  Returns:
+    The step that was restored, and the newest complete one.
+  """
   environment = os.environ | {
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -32,12 +41,15 @@ def run(directory: pathlib.Path, seconds: float) -> tuple[int, int]:
     text=True,
   ) as worker:
     first = worker.stdout.readline().split()
-    time.sleep(seconds)
+    began = time.perf_counter()
+    lines = [worker.stdout.readline() for _ in range(saves)]
+    took = (time.perf_counter() - began) / max(saves, 1)
+    time.sleep(part * min(took, 1.0))
     alive = worker.poll() is None
     worker.kill()
     out, err = worker.communicate()
   assert alive and first, err
-  lines = [line for line in out.splitlines(keepends=True) if line[-1] == "\n"]
+  lines += [line for line in out.splitlines(keepends=True) if line[-1] == "\n"]
   restored = int(first[1])
   complete = [int(line.split()[1]) for line in lines]
   return restored, max([restored, *complete])
@@ -46,13 +58,14 @@ def run(directory: pathlib.Path, seconds: float) -> tuple[int, int]:
 def rounds(directory: pathlib.Path, count: int, seed: int) -> None:
   """Kill a run `count` times; each start finds all that was complete."""
   moments = random.Random(seed)
-  complete = -1
+  complete, waited = -1, 0
   for _ in range(count):
-    seconds = moments.uniform(0, LONGEST)
-    restored, reached = run(directory, seconds)
-    assert restored >= complete, (restored, complete, seconds)
-    complete = reached
-  assert complete >= count // 2, "it hardly saved anything"
+    saves, part = moments.randint(0, MOST_SAVES), moments.random()
+    restored, reached = run(directory, saves, part)
+    assert restored >= complete, (restored, complete, saves, part)
+    # The first line of a run repeats the step that was restored.
+    complete, waited = reached, waited + max(saves - 1, 0)
+  assert complete >= waited - 1
   lines: list[str] = []
   config = manager.Config(directory=str(directory), keep_every=50)
   with manager.Manager(config, log=lines.append) as checkpoints:
