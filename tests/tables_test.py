@@ -213,7 +213,7 @@ CONTENT = strategies.one_of(
 )
 
 
-@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(CONTENT)
 def test_any_bytes_are_a_table_or_a_value_error(tmp_path_factory, data):
   path = tmp_path_factory.getbasetemp() / "any.csv"
