@@ -55,7 +55,7 @@ from tests.convert import spelled
 from tests.data import generate
 from tests.fuzz import mutations
 
-FEW, MANY = 24, 400
+FEW, MANY = 24, 150
 ALLOWED = (ValueError, OSError)
 # Buffers of libraries; besides, a reader may take a multiple of the file.
 MOST_BYTES, MULTIPLE = 96 << 20, 64
