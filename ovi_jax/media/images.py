@@ -98,6 +98,7 @@ def read_image(
     named = untrusted.printable(os.fsdecode(source), 1000)
   with _named_errors(named, source):
     image = Image.open(source, formats=FORMATS)
+  layout = image.tile[0][3] if image.tile else None  # decoding empties it
   with image:
     try:
       geometry.check_aspect(image.height, image.width)
@@ -109,7 +110,9 @@ def read_image(
   notes = []
   if image.format != "MPO" and getattr(image, "is_animated", False):
     notes.append("of an animation the first frame is taken")
-  colors, alpha_HW = _split(upright, image.info.get("transparency"))
+  colors, alpha_HW = _split(
+    upright, _clear(image.info.get("transparency"), layout)
+  )
   profile = image.info.get("icc_profile")
   if profile:
     colors, note = _from_profile(colors, profile)
@@ -166,6 +169,22 @@ def _found(source: str | os.PathLike[str] | io.BytesIO) -> str:
   return "found no picture"
 
 
+def _clear(transparency: Any, layout: Any) -> Any:
+  """What PNG says is transparent, in the 8 bits of decoded pixels.
+
+  Pillow widens samples of 2 and 4 bits and keeps the upper 8 of 16, but not of
+  the transparent colour. Its `layout` of the file's samples says which it was.
+  """
+  match layout:
+    case "L;2":
+      return transparency and (transparency & 3) * 85
+    case "L;4":
+      return transparency and (transparency & 15) * 17
+    case "RGB;16B":
+      return transparency and tuple(value >> 8 for value in transparency)
+  return transparency
+
+
 def _split(
   image: Image.Image, transparency: Any
 ) -> tuple[Image.Image, np.ndarray | None]:
@@ -188,9 +207,7 @@ def _split(
     image = image.convert("RGB" if transparency is None else "RGBA")
   elif transparency is not None and image.mode in ("L", "RGB"):
     pixels_HWC = np.asarray(image).reshape(image.height, image.width, -1)
-    # Of 16 bits Pillow keeps the upper 8, but not of the transparent colour.
     clear = np.atleast_1d(transparency)
-    clear = clear >> 8 if clear.max() > 255 else clear
     return image, (pixels_HWC != clear).any(-1).astype(np.float32)
   if image.mode in ("LA", "RGBA"):
     alpha_HW = np.asarray(image.getchannel("A"), np.float32) / 255
