@@ -47,6 +47,7 @@ _OTHERS = {
   "SVG or HTML": rb"\s*(\xef\xbb\xbf)?\s*<",
   "a git-lfs pointer": rb"version https://git-lfs",
 }
+_INTEROPERABILITY = 0xA005  # EXIF directory; cameras mark Adobe RGB there
 BACKGROUND = 255  # white, under transparent pixels
 
 BICUBIC_A = -0.75  # sharpness of PyTorch's bicubic kernel
@@ -107,6 +108,7 @@ def read_image(
     with _named_errors(named, source):
       image.load()
       upright = ImageOps.exif_transpose(image)
+      adobe_rgb = image.getexif().get_ifd(_INTEROPERABILITY).get(1) == "R03"
   notes = []
   if image.format != "MPO" and getattr(image, "is_animated", False):
     notes.append("of an animation the first frame is taken")
@@ -118,6 +120,8 @@ def read_image(
     colors, note = _from_profile(colors, profile)
   else:
     note = _unprofiled(colors, image.info)
+    if adobe_rgb:
+      note = "Adobe RGB without a colour profile: colours are read as sRGB"
   if note:
     notes.append(note)
   image_HWC = np.array(colors.convert("RGB"))

@@ -240,6 +240,20 @@ def test_png_gamma_without_a_profile_is_noted():
   assert not notes
 
 
+def test_adobe_rgb_of_cameras_is_noted():
+  image = Image.new("RGB", (2, 2), RED)
+  for index, expected in (
+    ("R98", ()),
+    (
+      "R03",
+      ("Adobe RGB without a colour profile: colours are read as sRGB",),
+    ),
+  ):
+    exif = Image.Exif()
+    exif[0x8769] = {0xA001: 65_535, 0xA005: {1: index}}
+    assert _read(image, "JPEG", exif=exif)[1] == expected
+
+
 def test_the_first_of_several_pictures_is_taken():
   first, second = (Image.new("RGB", (8, 8), c) for c in (RED, BLUE))
   for form, options in (("PNG", {}), ("WEBP", {"lossless": True})):
