@@ -35,24 +35,34 @@ STEM_LENGTH, STEM_BYTES = 50, 150
 
 _OPENING = {closing: opening for opening, closing in CLOSING.items()}
 _TAGS = frozenset([*CLOSING, *_OPENING])
+# Characters that are not seen, which editors and web pages leave behind.
+_HIDDEN = r"\u00ad\u200b-\u200f\u2060\ufeff"
 # Tags, and what people write for them: <s>, </S>, < E >, </AUDCAP>, 《S》, ...
 _TAG = re.compile(
-  r"[<〈《]\s*(?P<close>/?)\s*(?P<name>s|e|(?P<end>end[\s_-]?)?audcap)"
-  r"\s*(?P<late>/?)\s*[>〉》]",
+  rf"\\?[<〈《⟨⟪\u2039≪﹤][\s{_HIDDEN}]*(?P<close>[/\\]*)"
+  rf"(?P<name>s|e|(?P<end>end[\s_-]?)?aud[\s_-]?cap)"
+  rf"[\s{_HIDDEN}]*(?P<late>/?)[\s{_HIDDEN}]*\\?[>〉》⟩⟫\u203a≫﹥]",
   re.IGNORECASE,
 )
 # Neither a tag nor text that anyone would describe a clip with.
 _UNKNOWN_TAG = re.compile(
-  r"</?(?:end_?)?(?:speech|sound|audio(?:_?cap(?:tion)?)?)/?>|(?:end)?audcap",
+  r"</?(?:start_?|end_?)?(?:speech|speak|say|voice|dialog(?:ue)?|sound|sfx|music"
+  r"|audio(?:_?cap(?:tion)?)?|aud|start|end)/?>|</?s\s[^<>]{1,40}>"
+  r"|[\[{«](?-i:S|E)[\]}»]|(?:end)?audcap",
   re.IGNORECASE,
 )
 # `Audio:`, and what people write for it: audio:, AUDIO :, **Audio:**, ...
 _LABEL = re.compile(
-  r"(?<![A-Za-z0-9_])(?:\*\*audio(?:\*\* ?:|:\*\*)|audio ?:)", re.IGNORECASE
+  r"(?<![A-Za-z0-9_])(?:(?P<mark>\*{1,3}|_{1,3}|`)"
+  r"audio(?:(?P=mark) ?[:\ufe55\ufe13\u2236\ua789]"
+  r"|[:\ufe55\ufe13\u2236\ua789](?P=mark))"
+  r"|audio ?[:\ufe55\ufe13\u2236\ua789])",
+  re.IGNORECASE,
 )
-_QUOTES = r"""["')\]\u201d\u2019\u300d]{0,3}"""
+_QUOTES = r"""["')\]\u201d\u2019\u203a\u300d\u300f\u00bb]{0,3}"""
+_ENDS = r".!?\u2026\u203d\u3002\u061f\u06d4\u0964\u0965\u0589\u1362\u104b\u17d4"
 _SENTENCE_END = re.compile(
-  rf"(?:[.!?\u2026\u3002\u061f\u0964]{_QUOTES}|>) ?[(\[]?$"
+  rf"(?:[{_ENDS}]{_QUOTES}|>)[ {_HIDDEN}]{{0,3}}[(\[]?$"
 )
 _BULLET = re.compile(r"(?:[-*\u2022] )?[(\[]?")
 _BRACKETS = {"(": ")", "[": "]"}
@@ -100,7 +110,10 @@ class Part:
   @property
   def description(self) -> str:
     """The text of a sound, without a label of its own."""
-    return re.sub(rf"^(?:\s*{SOUND_LINE})*\s*", "", self.text).rstrip()
+    text = self.text.lstrip()
+    while label := _LABEL.match(text):
+      text = text[label.end() :].lstrip()
+    return text.rstrip()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -326,6 +339,15 @@ def _with_line(
   closing = _BRACKETS.get(head[-1:])
   if closing and part.text.endswith(closing):
     end -= 1  # of `(Audio: wind)`
+  elif closing and re.search(
+    rf"{re.escape(closing)}.*\w", part.text[label.end() :]
+  ):
+    return _Reading(
+      problems=(
+        f"{at} stands in brackets with words after them, but a sound's"
+        " description runs to the end; write it last",
+      )
+    )
   pieces = (
     dataclasses.replace(part, text=head),
     Part(
@@ -447,6 +469,12 @@ def _hints(parts: Sequence[Part]) -> Iterator[str]:
   sounds = [part for part in parts if part.is_sound]
   if sounds and not _is_last(parts):
     yield "the sound is best described once, at the end of the prompt"
+  words = any(not p.is_sound and re.search(r"\w", p.text) for p in parts)
+  if not words and any(re.search(r"[.!?] +\w", p.description) for p in sounds):
+    yield (
+      "all of the prompt is read as the sound's description; write what to see"
+      " before it"
+    )
   for part in sounds:
     if part.tag == SOUND_LINE and not part.text.strip():
       yield f"nothing after {_at(SOUND_LINE, part.start - len(part.tag))}"
@@ -456,13 +484,16 @@ def _hints(parts: Sequence[Part]) -> Iterator[str]:
         f"{_at(SOUND_LINE, part.start + second)} is read as part of the sound's"
         " description, which has begun before"
       )
-  if not sounds:
-    for part in parts:
-      for label in _LABEL.finditer(part.text) if not part.tag else ():
-        yield (
-          f"{_at(label[0], part.start + label.start())} is read as plain text;"
-          f" a sound's description begins a sentence, with {SOUND_LINE}"
-        )
+  for part in parts:
+    for label in _LABEL.finditer(part.text) if not part.tag else ():
+      # Beside a sound, what is quoted or written small is meant as text.
+      quoted = part.text[: label.start()].endswith(("'", '"'))
+      if sounds and (quoted or label[0] != SOUND_LINE):
+        continue
+      yield (
+        f"{_at(label[0], part.start + label.start())} is read as plain text;"
+        f" a sound's description begins a sentence, with {SOUND_LINE}"
+      )
 
 
 def _lookalike_notes(text: str) -> Iterator[str]:

@@ -72,6 +72,8 @@ def test_cleaning(raw, cleaned):
       "x Audio: a",
     ),
     ("<AUDCAP>Audio: bark<ENDAUDCAP>", LINED, "Audio: bark"),
+    ("<AUDCAP>audio : bark<ENDAUDCAP>", LINED, "Audio: bark"),
+    ("Audio: **audio:** bark", TAGGED, "<AUDCAP>bark<ENDAUDCAP>"),
     ("He walks [Audio: wind]", TAGGED, "He walks [<AUDCAP>wind<ENDAUDCAP>]"),
     ("He walks. (<AUDCAP>a<ENDAUDCAP>)", LINED, "He walks. (Audio: a)"),
     ("walks<AUDCAP>wind<ENDAUDCAP>.", LINED, "walks Audio: wind."),
@@ -120,6 +122,27 @@ def test_a_sound_that_is_not_last_is_moved_to_the_end(raw, formatted):
     ("He walks\nAUDIO : wind", "He walks <AUDCAP>wind<ENDAUDCAP>", 2),
     ("He walks. (audio: wind)", "He walks. (<AUDCAP>wind<ENDAUDCAP>)", 2),
     ("He walks\n- **Audio:** a", "He walks - <AUDCAP>a<ENDAUDCAP>", 2),
+    ("He walks\n_Audio:_ a", "He walks <AUDCAP>a<ENDAUDCAP>", 2),
+    ("He walks\n`Audio`: a", "He walks <AUDCAP>a<ENDAUDCAP>", 2),
+    ("He walks\u203d audio: a", "He walks\u203d <AUDCAP>a<ENDAUDCAP>", 2),
+    (
+      "Il dit \xab oui. \xbb. audio: a",
+      "Il dit \xab oui. \xbb. <AUDCAP>a<ENDAUDCAP>",
+      2,
+    ),
+    ("He walks!\xbb audio: a", "He walks!\xbb <AUDCAP>a<ENDAUDCAP>", 2),
+    (
+      "\u1230\u12cd\u1362 audio: a",
+      "\u1230\u12cd\u1362 <AUDCAP>a<ENDAUDCAP>",
+      2,
+    ),
+    ("He walks.\u200b audio: a", "He walks.\u200b <AUDCAP>a<ENDAUDCAP>", 2),
+    ("He walks. Audio\ufe55a", "He walks. <AUDCAP>a<ENDAUDCAP>", 2),
+    ("<S\u200b>a<\u2060E>", "<S>a<E>", 2),
+    ("\u27e8S\u27e9a\u2039E\u203a", "<S>a<E>", 2),
+    ("\\<S\\>a\\<E\\>", "<S>a<E>", 2),
+    ("<S>a<\\S> <S>b<\\/S>", "<S>a<E> <S>b<E>", 2),
+    ("x <AUD_CAP>a<END_AUD_CAP>", "x <AUDCAP>a<ENDAUDCAP>", 2),
   ],
 )
 def test_misspelt_tags_are_repaired_and_noted(raw, formatted, count):
@@ -164,6 +187,11 @@ def test_a_misspelt_label_is_repaired_for_its_own_variant():
     ("<S>the <s> key<E>", "<s> (character 8) is not a tag"),
     ("<AUDIO>a</AUDIO>", "<AUDIO> (character 1) is not a tag"),
     ("a ENDAUDCAP> b", "ENDAUDCAP (character 3) is not a tag"),
+    ("<START>a<END>", "<START> (character 1) is not a tag"),
+    ("<dialogue>a</dialogue>", "<dialogue> (character 1) is not a tag"),
+    ('<S lang="en">a', '<S lang="en"> (character 1) is not a tag'),
+    ("[S]a[E]", "[S] (character 1) is not a tag"),
+    ("A man. (Audio: rain) He sits.", "Audio: (character 9) stands in bra"),
   ],
 )
 def test_what_can_be_read_in_two_ways_is_left_and_noted(raw, note, variant):
@@ -177,6 +205,8 @@ def test_what_can_be_read_in_two_ways_is_left_and_noted(raw, note, variant):
   [
     ("a <AUDCAP>b<ENDAUDCAP> c", "best described once, at the end"),
     ("a <AUDCAP> <ENDAUDCAP>", "nothing between <AUDCAP> (character 3)"),
+    ("a Audio: b <AUDCAP>c<ENDAUDCAP>", "is read as plain text"),
+    ("<AUDCAP>a. A man walks.<ENDAUDCAP>", "all of the prompt is read as"),
   ],
 )
 def test_sounds_in_odd_places_are_noted(raw, note):
@@ -193,8 +223,8 @@ def test_at_most_ten_tags_are_noted_and_the_others_counted():
 
 
 def test_a_second_label_and_an_empty_sound_are_noted():
-  _, (note,) = prompt.format_for("Audio: a.\nAudio: b", LINED)
-  assert note.startswith("Audio: (character 11) is read as part")
+  _, (note,) = prompt.format_for("a. Audio: a.\nAudio: b", LINED)
+  assert note.startswith("Audio: (character 14) is read as part")
   assert prompt.format_for("a Audio:", LINED)[1] == (
     "nothing after Audio: (character 3)",
   )

@@ -47,6 +47,7 @@ _OTHERS = {
   "SVG or HTML": rb"\s*(\xef\xbb\xbf)?\s*<",
   "a git-lfs pointer": rb"version https://git-lfs",
 }
+_INTEROPERABILITY = 0xA005  # EXIF directory; cameras mark Adobe RGB there
 BACKGROUND = 255  # white, under transparent pixels
 
 BICUBIC_A = -0.75  # sharpness of PyTorch's bicubic kernel
@@ -98,6 +99,7 @@ def read_image(
     named = untrusted.printable(os.fsdecode(source), 1000)
   with _named_errors(named, source):
     image = Image.open(source, formats=FORMATS)
+  layout = image.tile[0][3] if image.tile else None  # decoding empties it
   with image:
     try:
       geometry.check_aspect(image.height, image.width)
@@ -106,15 +108,20 @@ def read_image(
     with _named_errors(named, source):
       image.load()
       upright = ImageOps.exif_transpose(image)
+      adobe_rgb = image.getexif().get_ifd(_INTEROPERABILITY).get(1) == "R03"
   notes = []
   if image.format != "MPO" and getattr(image, "is_animated", False):
     notes.append("of an animation the first frame is taken")
-  colors, alpha_HW = _split(upright, image.info.get("transparency"))
+  colors, alpha_HW = _split(
+    upright, _clear(image.info.get("transparency"), layout)
+  )
   profile = image.info.get("icc_profile")
   if profile:
     colors, note = _from_profile(colors, profile)
   else:
     note = _unprofiled(colors, image.info)
+    if adobe_rgb:
+      note = "Adobe RGB without a colour profile: colours are read as sRGB"
   if note:
     notes.append(note)
   image_HWC = np.array(colors.convert("RGB"))
@@ -166,6 +173,22 @@ def _found(source: str | os.PathLike[str] | io.BytesIO) -> str:
   return "found no picture"
 
 
+def _clear(transparency: Any, layout: Any) -> Any:
+  """What PNG says is transparent, in the 8 bits of decoded pixels.
+
+  Pillow widens samples of 2 and 4 bits and keeps the upper 8 of 16, but not of
+  the transparent colour. Its `layout` of the file's samples says which it was.
+  """
+  match layout:
+    case "L;2":
+      return transparency and (transparency & 3) * 85
+    case "L;4":
+      return transparency and (transparency & 15) * 17
+    case "RGB;16B":
+      return transparency and tuple(value >> 8 for value in transparency)
+  return transparency
+
+
 def _split(
   image: Image.Image, transparency: Any
 ) -> tuple[Image.Image, np.ndarray | None]:
@@ -188,9 +211,7 @@ def _split(
     image = image.convert("RGB" if transparency is None else "RGBA")
   elif transparency is not None and image.mode in ("L", "RGB"):
     pixels_HWC = np.asarray(image).reshape(image.height, image.width, -1)
-    # Of 16 bits Pillow keeps the upper 8, but not of the transparent colour.
     clear = np.atleast_1d(transparency)
-    clear = clear >> 8 if clear.max() > 255 else clear
     return image, (pixels_HWC != clear).any(-1).astype(np.float32)
   if image.mode in ("LA", "RGBA"):
     alpha_HW = np.asarray(image.getchannel("A"), np.float32) / 255

@@ -61,9 +61,10 @@ def _read(image, form="PNG", **options):
   return images.read_image(file)
 
 
-def _png(width, height, chunks=(), rows=b""):
-  """A PNG of grey pixels, with chunks before its rows."""
-  head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+def _png(width, height, chunks=(), rows=b"", bits=8, rgb=False):
+  """A PNG of grey or RGB pixels, with chunks before its rows."""
+  kind = 2 if rgb else 0
+  head = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
   parts = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(rows))]
   return b"\x89PNG\r\n\x1a\n" + b"".join(
     struct.pack(">I", len(value))
@@ -137,6 +138,24 @@ def test_transparent_palettes_and_colours_are_white_too():
   deep = Image.fromarray(np.array([[300, 65_535, 256]], np.uint16))
   image_HWC, _ = _read(deep, transparency=300)
   assert image_HWC[0, :, 0].tolist() == [255, 255, 1]
+
+
+@pytest.mark.parametrize(
+  "bits, clear, samples, shown",
+  [
+    (2, (1,), bytes([0b01_10_0000]), 170),
+    (4, (5,), bytes([0x56]), 102),
+    (16, (200, 200, 200), struct.pack(">6H", *[200] * 3, *[51_400] * 3), 200),
+  ],
+)
+def test_transparent_colours_of_other_depths_are_white(
+  bits, clear, samples, shown
+):
+  chunk = (b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+  data = _png(2, 1, [chunk], b"\0" + samples, bits, rgb=len(clear) == 3)
+  image_HWC, notes = images.read_image(io.BytesIO(data))
+  assert image_HWC[0, :, 0].tolist() == [255, shown]
+  assert notes == ("transparent pixels are composited over white",)
 
 
 def test_display_p3_becomes_srgb():
@@ -219,6 +238,20 @@ def test_png_gamma_without_a_profile_is_noted():
   srgb = (b"sRGB", b"\0")
   _, notes = images.read_image(io.BytesIO(_png(1, 1, [srgb, chunk], rows)))
   assert not notes
+
+
+def test_adobe_rgb_of_cameras_is_noted():
+  image = Image.new("RGB", (2, 2), RED)
+  for index, expected in (
+    ("R98", ()),
+    (
+      "R03",
+      ("Adobe RGB without a colour profile: colours are read as sRGB",),
+    ),
+  ):
+    exif = Image.Exif()
+    exif[0x8769] = {0xA001: 65_535, 0xA005: {1: index}}
+    assert _read(image, "JPEG", exif=exif)[1] == expected
 
 
 def test_the_first_of_several_pictures_is_taken():
