@@ -198,8 +198,9 @@ def manifest_of(
 
 
 def digest_of(path: pathlib.Path) -> str:
-  """sha256 of a small file."""
-  return hashlib.sha256(path.read_bytes()).hexdigest()
+  """sha256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse(path: pathlib.Path) -> Manifest:
@@ -214,7 +215,8 @@ def _parse(path: pathlib.Path) -> Manifest:
     _ = manifest.architecture
   except (TypeError, ValueError) as error:
     raise ValueError(
-      f"weights: {path} is damaged ({error}); convert the release again"
+      f"weights: {path} is damaged ({untrusted.printable(str(error), 1000)});"
+      " convert the release again"
     ) from error
   return manifest
 

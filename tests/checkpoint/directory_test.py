@@ -49,6 +49,21 @@ def test_a_damaged_manifest(copy, fields, message):
     directory.read(copy)
 
 
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"x" * 100_000: 1},
+    {"digests": {"x" * 100_000: 1}},
+    {"sizes": {"fusion": {"x" * 100_000: {}}}},
+  ],
+)
+def test_a_long_name_is_cut_in_the_message(copy, fields):
+  change(copy, **fields)
+  with pytest.raises(ValueError, match="is damaged") as error:
+    directory.read(copy)
+  assert len(str(error.value)) < 1500
+
+
 def test_a_manifest_that_is_no_object(copy):
   (copy / directory.MANIFEST).write_text("[1]")
   with pytest.raises(ValueError, match="is damaged"):
