@@ -40,12 +40,12 @@ from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.engine import inputs
 from ovi_jax.curation.engine import shard
 from ovi_jax.curation.engine import store
-from ovi_jax.curation.stages import probe
 from ovi_jax.data import builder
 from ovi_jax.data import shards
 from ovi_jax.media import decode
 from ovi_jax.media import images
 from ovi_jax.media import mp4
+from ovi_jax.media import probe
 from ovi_jax.modality import AV
 from ovi_jax.parallel import roll_call
 from ovi_jax.sampling import noise
@@ -179,7 +179,7 @@ def tokens(path):
   prompt.Tokenizer.load(path).encode(["a red ball", "<S>é</S>" * 20], 64)
 
 
-NOISE_SHAPES = AV(video=(2, 3, 4), audio=(2, 3, 4))
+NOISE_SHAPES: AV[tuple[int, ...]] = AV(video=(2, 3, 4), audio=(2, 3, 4))
 
 
 def noise_file(folder):
@@ -211,7 +211,7 @@ def decoded(path):
     decode.video(path, 0.0, 5 / 24)
   with contextlib.suppress(*ALLOWED):
     decode.audio(path, 0.0, 5 / 24)
-  probe._facts(str(path), probe.Config())
+  probe.read(path)
 
 
 def dataset(folder):
