@@ -86,7 +86,8 @@ def link(source: pathlib.Path, target: pathlib.Path) -> None:
   """The same file in another place, or a copy of it."""
   target.unlink(missing_ok=True)
   try:
-    os.link(source, target)
+    # A relative link would lead to another file from there.
+    os.link(source.resolve(), target)
   except OSError:
     shutil.copyfile(source, target)
 

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import stat
 import unicodedata
 from typing import Any
 from typing import BinaryIO
@@ -21,7 +22,7 @@ _CHUNK = 1 << 20
 _MAX_DIGITS = 40  # of an integer; 2**128 has 39
 
 # A string is matched whole, so that brackets within it do not count.
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1)))
 _NO_BRACKETS = bytes(set(range(256)) - _STEPS.keys())
 
@@ -45,10 +46,13 @@ def read_json(
     The value, as `json.loads` gives it.
 
   Raises:
-    ValueError: the file is larger or deeper than allowed, or is not JSON; see
-      `parse_json`. The message does not name the file.
+    ValueError: the file is larger or deeper than allowed, is not JSON, see
+      `parse_json`, or is no regular file. The message does not name the file.
     OSError: it cannot be read.
   """
+  # Before it is opened: that of a pipe waits for a writer.
+  if not stat.S_ISREG(os.stat(path).st_mode):
+    raise ValueError("expected a regular file")
   with pathlib.Path(path).open("rb") as file:
     data = read_at_most(file, max_bytes + 1)
   return parse_json(

@@ -1,6 +1,8 @@
 """JSON of unknown origin is bounded before it is used."""
 
 import json
+import os
+import tracemalloc
 
 import pytest
 
@@ -49,6 +51,28 @@ def test_no_more_of_a_file_than_the_limit_is_read(tmp_path):
   assert untrusted.read_json(path) == []
   with pytest.raises(ValueError, match="at most 100 bytes"):
     untrusted.read_json(path, max_bytes=100)
+
+
+def test_a_long_text_takes_little_memory_beyond_its_own():
+  for text in (b"a" * 2**20, b"\\n" * 2**19):
+    tracemalloc.start()
+    untrusted.parse_json(b'["' + text + b'"]')
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_only_regular_files_are_opened(tmp_path, kind):
+  path = tmp_path / "a.json"
+  if kind == "pipe":
+    os.mkfifo(path)
+  elif kind == "device":
+    path.symlink_to("/dev/zero")
+  else:
+    path.mkdir()
+  with pytest.raises(ValueError, match="expected a regular file"):
+    untrusted.read_json(path)
 
 
 def test_what_a_terminal_would_act_on_is_escaped():

@@ -121,10 +121,33 @@ def component_file(directory: pathlib.Path, component: str) -> pathlib.Path:
   return directory / f"{component}.safetensors"
 
 
+def link_roots(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Where links of a directory may lead: within it or the hub's cache."""
+  resolved = folder.resolve()
+  caches = [
+    parent.parent / "blobs"
+    for parent in (resolved, *resolved.parents)
+    if parent.name == "snapshots" and parent.parent.name.startswith("models--")
+  ]
+  return [resolved, *caches]
+
+
 def link(
   source: pathlib.Path, target: pathlib.Path, components: Iterable[str]
 ) -> None:
-  """Link, or copy, the files of some components, and the tokenizer's."""
+  """Link, or copy, the files of some components, and the tokenizer's.
+
+  Raises:
+    ValueError: a file of the tokenizer is a link to somewhere else; it could
+      be any file of this machine.
+  """
+  roots = link_roots(source)
+  for path in (source / name for name in TOKENIZER_FILES):
+    if path.is_file() and not any(map(path.resolve().is_relative_to, roots)):
+      raise ValueError(
+        f"{path} is a link to {path.resolve()}, outside of {source}; put the"
+        " file itself there"
+      )
   names = [component_file(source, c).name for c in components]
   for name in (*TOKENIZER_FILES, *names):
     if (source / name).is_file():
@@ -198,8 +221,9 @@ def manifest_of(
 
 
 def digest_of(path: pathlib.Path) -> str:
-  """sha256 of a small file."""
-  return hashlib.sha256(path.read_bytes()).hexdigest()
+  """sha256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse(path: pathlib.Path) -> Manifest:
@@ -214,7 +238,8 @@ def _parse(path: pathlib.Path) -> Manifest:
     _ = manifest.architecture
   except (TypeError, ValueError) as error:
     raise ValueError(
-      f"weights: {path} is damaged ({error}); convert the release again"
+      f"weights: {path} is damaged ({untrusted.printable(str(error), 1000)});"
+      " convert the release again"
     ) from error
   return manifest
 

@@ -34,6 +34,15 @@ from ovi_jax.parallel import processes
 
 _MAX_STEP_DIGITS = 18
 _MAX_AXES = 32
+# What Orbax raises of metadata that is not as it writes it.
+_UNREADABLE = (
+  AttributeError,
+  IndexError,
+  KeyError,
+  RecursionError,
+  TypeError,
+  ValueError,
+)
 STATE = "state"
 META = "meta"
 META_FILE = "metadata"
@@ -228,8 +237,12 @@ def _read_arrays(path: pathlib.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
     restore_args=ocp.checkpoint_utils.construct_restore_args(item),
     partial_restore=True,
   )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    restored = reader.restore(path.absolute(), args=arguments)
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      restored = reader.restore(path.absolute(), args=arguments)
+  except _UNREADABLE as error:
+    said = untrusted.printable(f"{type(error).__name__}: {error}", 500)
+    raise ValueError(f"{path}: the arrays cannot be read: {said}") from error
   return traverse_util.flatten_dict(restored, sep="/")
 
 

@@ -452,7 +452,9 @@ def _copy_tokenizer(
   """
   out.mkdir(parents=True, exist_ok=True)
   within = release is not None and source.is_relative_to(release)
-  roots = _roots(release if release is not None and within else source)
+  roots = directory.link_roots(
+    release if release is not None and within else source
+  )
   for name in directory.TOKENIZER_FILES:
     path = source / name
     if named is not None and name == directory.TOKENIZER:
@@ -466,17 +468,6 @@ def _copy_tokenizer(
     (out / name).unlink(missing_ok=True)
     if path.is_file():
       shutil.copyfile(path, out / name)
-
-
-def _roots(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Where links of a directory may lead: within it or the hub's cache."""
-  resolved = folder.resolve()
-  caches = [
-    parent.parent / "blobs"
-    for parent in (resolved, *resolved.parents)
-    if parent.name == "snapshots" and parent.parent.name.startswith("models--")
-  ]
-  return [resolved, *caches]
 
 
 def _save(

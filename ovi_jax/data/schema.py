@@ -302,6 +302,6 @@ def check_version(found: str, where: str) -> None:
   """ValueError unless `found` has this schema's major number."""
   if found.split(".")[0] != VERSION.split(".")[0]:
     raise ValueError(
-      f"{where} has schema version {found}, expected {VERSION}; write it again"
-      " with this ovi_jax, or read it with the one that wrote it"
+      f"{where} has schema version {found:.40}, expected {VERSION}; write it"
+      " again with this ovi_jax, or read it with the one that wrote it"
     )

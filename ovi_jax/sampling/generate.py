@@ -319,7 +319,7 @@ def _recipe(
   """Everything needed to make the clip again."""
   image = None
   if request.image is not None:
-    content = hashlib.sha256(request.image.read_bytes()).hexdigest()
+    content = directory.digest_of(request.image)
     image = {"path": str(request.image), "sha256": content}
   manifest = pipeline.manifest
   config = settings.recipe() | {"seed": request.seed}

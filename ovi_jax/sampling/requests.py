@@ -207,7 +207,8 @@ def _named(requests: Iterable[Request]) -> list[Request]:
   for request in requests:
     image = request.image
     if image is not None and image not in digests:
-      digests[image] = hashlib.sha256(image.read_bytes()).hexdigest()
+      with image.open("rb") as file:
+        digests[image] = hashlib.file_digest(file, "sha256").hexdigest()
     content = json.dumps([request.prompt, digests[image]])
     digest = hashlib.sha256(content.encode()).hexdigest()[:_HASH_LENGTH]
     height, width = request.size

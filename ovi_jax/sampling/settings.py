@@ -166,7 +166,7 @@ def advice(advised: Mapping[str, Any]) -> dict[str, Any]:
     if name not in PUBLISHED:
       known = ", ".join(PUBLISHED)
       raise ValueError(
-        f"sampling: field {name!r} is unknown; weights may advise {known}"
+        f"sampling: field {name!r:.60} is unknown; weights may advise {known}"
       )
     result[name] = _alike(f"sampling.{name}", value, PUBLISHED[name])
   return result
@@ -194,14 +194,14 @@ def _alike(name: str, value: Any, example: Any) -> Any:
   if isinstance(example, Mapping):
     if not isinstance(value, Mapping) or value.keys() != example.keys():
       keys = ", ".join(example)
-      raise ValueError(f"{name}: expected values of {keys}, got {value!r}")
+      raise ValueError(f"{name}: expected values of {keys}, got {value!r:.60}")
     return {
       key: _alike(f"{name}.{key}", value[key], example[key]) for key in example
     }
   kinds = (int, float) if isinstance(example, float) else (type(example),)
   if not isinstance(value, kinds) or isinstance(value, bool):
     raise ValueError(
-      f"{name}: expected a {type(example).__name__}, got {value!r}"
+      f"{name}: expected a {type(example).__name__}, got {value!r:.60}"
     )
   return type(example)(value)
 

@@ -49,6 +49,47 @@ def test_a_damaged_manifest(copy, fields, message):
     directory.read(copy)
 
 
+def test_files_of_a_cache_of_links_are_linked_themselves(tmp_path):
+  """As huggingface_hub lays them out."""
+  cache = tmp_path / "models--a--b"
+  source, out = cache / "snapshots/1", tmp_path / "out"
+  for folder in (cache / "blobs", source, out):
+    folder.mkdir(parents=True)
+  for name in (directory.TOKENIZER, "vocoder.safetensors"):
+    (cache / "blobs" / name).write_text(name)
+    (source / name).symlink_to(f"../../blobs/{name}")
+  directory.link(source, out, ["vocoder"])
+  for name in (directory.TOKENIZER, "vocoder.safetensors"):
+    assert (out / name).read_text() == name
+    assert not (out / name).is_symlink()
+
+
+def test_a_tokenizer_that_is_a_link_to_another_place_is_not_linked(tmp_path):
+  source, out = tmp_path / "weights", tmp_path / "out"
+  source.mkdir()
+  out.mkdir()
+  (tmp_path / "secret").write_text("secret")
+  (source / "spiece.model").symlink_to(tmp_path / "secret")
+  with pytest.raises(ValueError, match="spiece.model is a link to"):
+    directory.link(source, out, [])
+  assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"x" * 100_000: 1},
+    {"digests": {"x" * 100_000: 1}},
+    {"sizes": {"fusion": {"x" * 100_000: {}}}},
+  ],
+)
+def test_a_long_name_is_cut_in_the_message(copy, fields):
+  change(copy, **fields)
+  with pytest.raises(ValueError, match="is damaged") as error:
+    directory.read(copy)
+  assert len(str(error.value)) < 1500
+
+
 def test_a_manifest_that_is_no_object(copy):
   (copy / directory.MANIFEST).write_text("[1]")
   with pytest.raises(ValueError, match="is damaged"):

@@ -125,6 +125,18 @@ def test_a_directory_that_is_itself_a_link_is_read(checkpoint, tmp_path):
   assert plan(tmp_path / "7").fresh == []
 
 
+@pytest.mark.parametrize(
+  "text", ["[]", "{}", '{"tree_metadata": 1}', "[" * 100_000, "\x1b[31m"]
+)
+def test_metadata_of_another_structure_ends_in_one_line(checkpoint, text):
+  (checkpoint / "state/_METADATA").write_text(text)
+  integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
+  targets = {"trained/w": np.zeros((2, 3), np.float64)}
+  with pytest.raises(ValueError, match="the arrays cannot be read") as error:
+    saved.read(saved.describe(checkpoint), targets)
+  assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
 DEEP = "[" * 100_000
 BAD = [
   DEEP,

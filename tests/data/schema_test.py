@@ -121,3 +121,9 @@ def test_damaged_arrays_and_another_version_are_named():
 def test_another_geometry_is_named_field_by_field():
   with pytest.raises(ValueError, match="video_channels: expected 48, got 4"):
     schema.Geometry().check_equal(generate.GEOMETRY, "here")
+
+
+def test_a_long_version_is_cut_in_the_message():
+  with pytest.raises(ValueError, match="version xxx") as error:
+    schema.check_version("x" * 100_000, "d")
+  assert len(str(error.value)) < 300

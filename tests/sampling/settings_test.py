@@ -52,3 +52,17 @@ def test_weights_advise_and_the_user_decides():
 def test_impossible_advice_is_refused(advised, message):
   with pytest.raises(ValueError, match=message):
     settled(advised)
+
+
+@pytest.mark.parametrize(
+  "advised",
+  [
+    {"x" * 100_000: 1},
+    {"steps": "x" * 100_000},
+    {"negative_prompt": "x" * 100_000},
+  ],
+)
+def test_long_advice_is_cut_in_the_message(advised):
+  with pytest.raises(ValueError, match="sampling") as error:
+    settings.advice(advised)
+  assert len(str(error.value)) < 400

@@ -32,7 +32,9 @@ _FIELD = re.compile(
   r"authori[sz]ation|credential|bearer|cookie|^(?:x-)?(?:key|token|auth)$",
   re.IGNORECASE,
 )
-_INVISIBLE = "[\u00ad\u200b-\u200d\u2060\ufeff]"
+# Between the characters of a key: line ends, spaces, characters of no width.
+_BETWEEN = r"[\s\u00ad\u180e\u200b-\u200f\u2060-\u2064\ufeff]*"
+_BETWEEN_BYTES = r"(?:\\+x|0x|[\s:,-])*"
 _FULL_WIDTH = 0xFF01 - 0x21  # from ASCII to the letters that NFKC makes ASCII
 
 
@@ -157,7 +159,8 @@ def _pattern(key: str) -> re.Pattern[str]:
   """A key as it is; each character in URL, JSON, HTML or full-width form;
   in hexadecimal; in base64, wherever it stands in what was encoded.
   """
-  ways = ["".join(map(_character, key)), key.encode().hex()]
+  pairs = [f"{byte:02x}" for byte in key.encode()]
+  ways = [_BETWEEN.join(map(_character, key)), _BETWEEN_BYTES.join(pairs)]
   for before in range(3):
     encoded = base64.b64encode(b"\0" * before + key.encode()).decode()
     # Characters that hold bits of what stands before or after are left out.
@@ -182,4 +185,4 @@ def _character(character: str) -> str:
   forms += [f"&(?:amp;)*{re.escape(name)}" for name in names]
   if 0x21 <= code <= 0x7E:
     forms.append(re.escape(chr(code + _FULL_WIDTH)))
-  return rf"{_INVISIBLE}*\\*(?:{'|'.join(forms)})"
+  return rf"\\*(?:{'|'.join(forms)})"

@@ -5,6 +5,7 @@ import html
 import json
 import logging
 import pickle
+import textwrap
 import urllib.parse
 
 import pytest
@@ -44,7 +45,12 @@ def encoded(key):
     "html, all": "".join(f"&#x{byte:X};" for byte in raw),
     "full width": full_width(key),
     "zero width": "\u200b".join(key),
+    "wrapped": "\n".join(textwrap.wrap(key, 3)),
     "hex": raw.hex(),
+    "hex of bytes": raw.hex(":"),
+    "escaped bytes": "".join(f"x{byte:02x}" for byte in raw)[1:].replace(
+      "x", "\\x"
+    ),
     "base64": base64.b64encode(raw).decode(),
     "base64 of a header": base64.b64encode(b"Bearer " + raw).decode(),
     "base64 of a login": base64.b64encode(b":" + raw + b"!").decode(),
