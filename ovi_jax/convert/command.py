@@ -80,6 +80,11 @@ def run(
     folder = pathlib.Path(release) if release else None
     if folder is not None and not folder.is_dir():
       raise ValueError(f"--release={release} is not a directory")
+    if folder is not None and _is_converted(folder):
+      raise ValueError(
+        f"--release={release} holds weights that are converted already;"
+        " --export --weights=DIR is the way back"
+      )
     convert.convert(
       folder,
       pathlib.Path(out),
@@ -89,6 +94,13 @@ def run(
       files=named,
       tokenizer=_tokenizer(tokenizer),
     )
+
+
+def _is_converted(folder: pathlib.Path) -> bool:
+  """Whether a directory holds our weights and no release."""
+  return (folder / directory.MANIFEST).is_file() and not any(
+    (folder / name).is_dir() for name in releases.FOLDERS
+  )
 
 
 def _files(value: str) -> list[str]:

@@ -24,6 +24,8 @@ import numpy as np
 
 import ovi_jax
 from ovi_jax import console
+from ovi_jax import tokenizer_file
+from ovi_jax import untrusted
 from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import weights
 from ovi_jax.convert import mapping
@@ -87,10 +89,14 @@ def convert(
     raise ValueError(f"files of {unused}, which are not to be converted")
   if absent := [c for c in chosen if release is None and c not in files]:
     raise ValueError(f"expected --release=DIR, or --{absent[0]}=FILE")
+  if tokenizer is not None and "umt5" not in chosen:
+    raise ValueError("a tokenizer goes with umt5, which is not to be converted")
   opened = _open(release, variant, arch, chosen, files)
-  named = tokenizer
+  beside: dict[str, pathlib.Path] = {}
   if "umt5" in chosen:
-    tokenizer = named or _tokenizer(release, files.get("umt5", ()))
+    found = tokenizer or _tokenizer(release, files.get("umt5", ()))
+    _check_tokenizer(found)
+    beside = _tokenizer_files(found.parent, release, tokenizer)
   known = _Known.of(out, arch, variant, chosen)
   new = not out.exists()
   staging = out / _STAGING
@@ -100,8 +106,8 @@ def convert(
     digests = dict(known.digests)
     for component, (tensors, shapes) in opened.items():
       digests[component] = _convert_one(component, tensors, shapes, out, log)
-    if "umt5" in chosen and tokenizer is not None:
-      _copy_tokenizer(tokenizer.parent, staging, release, named)
+    for name, path in beside.items():
+      shutil.copyfile(path, staging / name)
     _move(staging, out, tokenizer="umt5" in chosen)
   finally:
     shutil.rmtree(staging, ignore_errors=True)
@@ -286,27 +292,19 @@ def _place(name: str) -> tuple[str, str]:
 def _misfits(
   tensors: normalize.Normalized, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-  """What does not fit: names, shapes, constants, or a precision to be lost."""
+  """What does not fit: names, shapes, whole numbers or constants."""
   problems: list[str] = []
   try:
     mapping.check(tensors.rows, tensors.shapes, shapes)
   except ValueError as error:
     problems.append(str(error))
-  mixed: list[str] = []
+  integers: list[str] = []
   for row in tensors.rows:
-    # The last tensor of each block decides; one name for each dtype.
-    kinds: dict[np.dtype, str] = {}
-    for names in map(row.names, row.indices):
-      for name in names:
-        dtype = tensors.dtypes.get(name, np.dtype(np.float32))
-        if not jnp.issubdtype(dtype, jnp.floating):
-          mixed.append(f"expected floating point, {name} is {dtype}")
-      if names[-1] in tensors.dtypes:
-        kinds.setdefault(tensors.dtypes[names[-1]], names[-1])
-    if len(kinds) > 1:
-      listed = ", ".join(f"{n} is {d}" for d, n in kinds.items())
-      mixed.append(f"expected one dtype in {row.ours}: {listed}")
-  problems += mapping.shortened(mixed)
+    for name in itertools.chain.from_iterable(map(row.names, row.indices)):
+      dtype = tensors.dtypes.get(name, np.dtype(np.float32))
+      if not jnp.issubdtype(dtype, jnp.floating):
+        integers.append(f"expected floating point, {name} is {dtype}")
+  problems += mapping.shortened(integers)
   return problems or mapping.shortened(_other_constants(tensors))
 
 
@@ -400,6 +398,20 @@ def _tokenizer(
   )
 
 
+def _check_tokenizer(path: pathlib.Path) -> None:
+  """Refuse what is no tokenizer before anything is written.
+
+  Raises:
+    ValueError: names the file.
+  """
+  try:
+    with path.open("rb") as file:
+      limit = tokenizer_file.MAX_BYTES + 1
+      tokenizer_file.parse(untrusted.read_at_most(file, limit))
+  except ValueError as error:
+    raise ValueError(f"tokenizer {path}: {error}") from error
+
+
 def export(
   source: pathlib.Path,
   release: pathlib.Path,
@@ -430,31 +442,35 @@ def export(
     _save(path, rows, stored, target.key)
     log(f"{component} -> {path}")
   if "umt5" in chosen:
-    _copy_tokenizer(source, release / releases.TOKENIZER)
+    folder = release / releases.TOKENIZER
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _tokenizer_files(source)
+    for name in directory.TOKENIZER_FILES:  # no file of another one stays
+      (folder / name).unlink(missing_ok=True)
+    for name, path in files.items():
+      shutil.copyfile(path, folder / name)
 
 
-def _copy_tokenizer(
+def _tokenizer_files(
   source: pathlib.Path,
-  out: pathlib.Path,
   release: pathlib.Path | None = None,
   named: pathlib.Path | None = None,
-) -> None:
-  """Copy the files of the tokenizer that are there; none of another stays.
+) -> dict[str, pathlib.Path]:
+  """The files of the tokenizer that are there, by the names to copy them to.
 
   Args:
     source: directory of the tokenizer.
-    out: directory to copy to.
     release: directory that holds it, if it belongs to a release.
     named: the main file, if a user named it: it may then be a link.
 
   Raises:
     ValueError: a file is a link to somewhere outside of the release.
   """
-  out.mkdir(parents=True, exist_ok=True)
   within = release is not None and source.is_relative_to(release)
   roots = directory.link_roots(
     release if release is not None and within else source
   )
+  files: dict[str, pathlib.Path] = {}
   for name in directory.TOKENIZER_FILES:
     path = source / name
     if named is not None and name == directory.TOKENIZER:
@@ -465,9 +481,9 @@ def _copy_tokenizer(
         " it is not copied: put the file itself there, or name it with"
         " --tokenizer=FILE"
       )
-    (out / name).unlink(missing_ok=True)
     if path.is_file():
-      shutil.copyfile(path, out / name)
+      files[name] = path
+  return files
 
 
 def _save(

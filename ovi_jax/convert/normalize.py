@@ -88,6 +88,8 @@ class Tensor:
         raise ValueError(f"{self._place}: the file's two copies of it differ")
     if self.dtype == array.dtype:
       return array
+    if array.dtype not in _FP8:
+      return array.astype(self.dtype)
     scale = np.ones((), np.float32)
     if self.scale is not None:
       scale = self.scale.read().astype(np.float32)
@@ -478,19 +480,28 @@ def _forms(
 def _wide(
   rows: Sequence[mapping.Row], found: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-  """8-bit weights in the dtype of the rest of their row, or bfloat16."""
+  """One dtype a row: the widest of its blocks; of 8-bit weights, bfloat16."""
   wide = dict(found)
   count: collections.Counter[bool] = collections.Counter()
+  mixed = 0
   for row in rows:
     names = [n for i in row.indices for n in row.names(i) if n in found]
     narrow = [n for n in names if found[n].span.dtype in _FP8]
-    others = {found[n].span.dtype for n in names} - _FP8
-    if row.ours is None or not narrow:
+    # The last tensor of each block decides.
+    last = [n for i in row.indices for n in row.names(i)[-1:] if n in found]
+    others = {found[n].span.dtype for n in (names if narrow else last)} - _FP8
+    if row.ours is None or not (narrow or len(others) > 1):
       continue
-    dtype = others.pop() if len(others) == 1 else np.dtype(ml_dtypes.bfloat16)
+    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in others):
+      continue
+    dtype = _common(others)
     for name in narrow:
       wide[name] = dataclasses.replace(found[name], dtype=dtype)
       count[found[name].scale is not None] += 1
+    for name in last:
+      if name not in narrow and found[name].dtype != dtype:
+        wide[name] = dataclasses.replace(found[name], dtype=dtype)
+        mixed += 1
   notes = []
   if count[True]:
     notes.append(f"scaled fp8: {count[True]} weights, scales applied")
@@ -499,7 +510,21 @@ def _wide(
       f"unscaled fp8: {count[False]} tensors were rounded to 8 bits by whoever"
       " made the file; they are widened as they are"
     )
+  if mixed:
+    notes.append(
+      f"mixed precision: {mixed} tensors are widened to that of other blocks"
+    )
   return wide, notes
+
+
+def _common(dtypes: set[np.dtype]) -> np.dtype:
+  """The dtype that holds all numbers of `dtypes`; bfloat16 of none."""
+  if not dtypes:
+    return np.dtype(ml_dtypes.bfloat16)
+  if len(dtypes) == 1:
+    return next(iter(dtypes))
+  has_double = np.dtype(np.float64) in dtypes
+  return np.dtype(np.float64 if has_double else np.float32)
 
 
 def _widened(

@@ -15,14 +15,17 @@ from ovi_jax.convert import release as releases
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 
+# Names beside, or in place of, the quantized weights of other tools.
+_QUANTIZED = (
+  r"\.(?:qweight|qzeros|g_idx|absmax|nested_absmax|quant_map|SCB|quant_state"
+  r"|weight_format|weight\._data|weight\._scale|input_scale|output_scale)\b"
+)
 # What most names of a file match -> what the file is.
 _KINDS = {
   r"lora_(?:[AB]|up|down|mid)\b|\.lora\.|\.diff(?:_[bm])?$|hada_w|lokr_": (
     "a LoRA file: it changes a model and is none; give the model's own file"
   ),
-  r"\.(?:qweight|qzeros|absmax|quant_map|SCB)\b|\.quant_state\b": (
-    "weights quantized by another tool; give the 16-bit file"
-  ),
+  _QUANTIZED: "weights quantized by another tool; give the 16-bit file",
   r"(?:exp_avg|exp_avg_sq|fp32_flat_groups|optimizer)\b": (
     "an optimizer's state; give the file of the model"
   ),
@@ -42,6 +45,8 @@ _SHARE = 0.5  # of the names
 def kind(file: tensor_file.TensorFile, component: str) -> str:
   """What a file is that has not the names of `component`."""
   names = list(file.spans)
+  if {"digest", "table"} <= file.values.keys():
+    return "weights that are converted already; sample.py reads their folder"
   for pattern, what in _KINDS.items():
     found = sum(bool(re.search(pattern, name)) for name in names)
     if found >= _SHARE * len(names):
@@ -73,6 +78,8 @@ def misfit(
   component: str, config: Any, tensors: normalize.Normalized
 ) -> str | None:
   """What a file of the right names and wrong sizes is, if that is known."""
+  if any(re.search(_QUANTIZED, name) for name in tensors.shapes):
+    return f"it holds {_KINDS[_QUANTIZED]}"
   if component != "fusion":
     return None
   layout = f" in the layout of {tensors.dialect}" if tensors.dialect else ""
@@ -123,7 +130,8 @@ def _incomplete(config: AV[Any], names: Mapping[str, Any]) -> str | None:
   if len(present) == 1:
     return (
       f"this is the {present[0]} tower alone; give the other tower's file too,"
-      " as in --fusion=VIDEO,AUDIO, or sizes of one tower"
+      " as in --fusion=VIDEO,AUDIO (or FILE::video,FILE::audio of one file), or"
+      " sizes of one tower"
     )
   if not any("_fusion" in name for name in names):
     return "these towers have no attention to each other: they are not Ovi's"

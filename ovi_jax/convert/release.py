@@ -17,6 +17,8 @@ from ovi_jax.convert.dialects import Dialect
 from ovi_jax.modality import AV
 
 TOKENIZER = "Wan2.2-TI2V-5B/google/umt5-xxl"
+# What a release directory holds.
+FOLDERS = ("Ovi", "Wan2.2-TI2V-5B", "MMAudio")
 # The transformer of Wan2.2-TI2V-5B on its own: the video tower that fusion
 # training starts from.
 WAN = "wan2.2_ti2v_5b"

@@ -63,20 +63,36 @@ STORAGES: Mapping[str, np.dtype] = {
 }
 UNTYPED = "torch.storage.UntypedStorage"  # of bytes
 
+# Values beside tensors become what they are made of: nothing is copied, since
+# copies of copies would add up.
+_INERT = {
+  "_codecs.encode",
+  "__builtin__.bytearray",
+  "builtins.bytearray",
+  "__builtin__.complex",
+  "builtins.complex",
+  "torch.device",
+}
 # A set becomes a list: nothing is hashed.
 _SETS = {
   f"{module}.{name}"
   for module in ("builtins", "__builtin__")
   for name in ("set", "frozenset")
 }
-_CALLS = _SETS | {
-  "collections.OrderedDict",
-  "torch.Size",
-  "torch._utils._rebuild_parameter",
-  "torch._utils._rebuild_tensor",
-  "torch._utils._rebuild_tensor_v2",
-  "torch._utils._rebuild_tensor_v3",
-}
+_CALLS = (
+  _SETS
+  | _INERT
+  | {
+    "collections.Counter",
+    "collections.OrderedDict",
+    "torch.Size",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+  }
+)
 
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
 _NUMBERS = {b"J": "<i", b"K": "<B", b"M": "<H", b"G": ">d"}
@@ -354,9 +370,17 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
       return []
     case _, 1 if name in _SETS and type(arguments[0]) is list:
       return arguments[0]  # not copied: copies of copies would add up
+    case _, 1 | 2 if name in _INERT:
+      return arguments[0]
+    case "collections.Counter", 1 if type(arguments[0]) is dict:
+      return arguments[0]
     case "torch.Size", 1 if type(arguments[0]) is tuple:
       return arguments[0]
     case "torch._utils._rebuild_parameter", 3 if type(arguments[0]) is Tensor:
+      return arguments[0]
+    case "torch._utils._rebuild_parameter_with_state", 4 if (
+      type(arguments[0]) is Tensor
+    ):
       return arguments[0]
     case "torch._utils._rebuild_tensor", 4:
       return _tensor(arguments, None)

@@ -228,6 +228,83 @@ def test_another_model_is_named_in_one_line(tmp_path, make, parts):
   refused(tmp_path / "out", *parts, fusion=str(path))
 
 
+def quantized(tensors, parts):
+  """The layers of the blocks in another tool's form; the rest as it is."""
+  stored = {}
+  for name, tensor in tensors.items():
+    if tensor.ndim == 2 and ".blocks." in name and name.endswith(".weight"):
+      for part, value in parts.items():
+        value = tensor.astype("i1") if value is None else value
+        stored[name.removesuffix("weight") + part] = value
+    else:
+      stored[name] = tensor
+  return stored
+
+
+@pytest.mark.parametrize(
+  "parts",
+  [
+    {"weight._data": None, "weight._scale": np.ones(1, "f4")},
+    {"weight": None, "SCB": np.ones(64, "f4")},
+    {
+      "weight": np.zeros((9, 1), "u1"),
+      "weight.absmax": np.ones(9, "f4"),
+      "weight.quant_state.bitsandbytes__nf4": np.zeros(9, "u1"),
+    },
+    {"qweight": np.zeros((8, 8), "i4"), "scales": np.ones(8, "f2")},
+  ],
+)
+def test_layers_quantized_by_other_tools_are_named_in_one_line(tmp_path, parts):
+  tensors = quantized(standin.tensors(FUSION), parts)
+  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  refused(tmp_path / "out", "quantized by another tool", fusion=str(path))
+
+
+def test_weights_that_are_converted_already_are_named(tmp_path, weights):
+  message = "weights that are converted already"
+  for name in ("fusion", "vocoder"):
+    path = str(weights / f"{name}.safetensors")
+    refused(tmp_path / "out", message, fusion=path)
+  refused(tmp_path / "out", message, release=str(weights))
+
+
+def test_two_towers_of_one_file_are_chosen_by_their_prefixes(tmp_path, weights):
+  tensors = repacked.renamed(standin.tensors(FUSION), (r"_model\.", "."))
+  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  refused(tmp_path / "no", "FILE::video,FILE::audio", fusion=str(path))
+  run(tmp_path / "out", fusion=f"{path}::video,{path}::audio")
+  name = "fusion.safetensors"
+  assert (tmp_path / "out" / name).read_bytes() == (weights / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+  ("narrow", "rest", "dtype"),
+  [
+    (ml_dtypes.bfloat16, np.float32, np.float32),
+    (np.float16, ml_dtypes.bfloat16, np.float32),
+    (np.float32, np.float64, np.float64),
+  ],
+)
+def test_blocks_of_several_precisions_take_the_widest(
+  tmp_path, narrow, rest, dtype
+):
+  tensors = {
+    n: t.astype(narrow if ".blocks.0." in n else rest)
+    for n, t in standin.tensors(FUSION).items()
+  }
+  path = repacked.save(tmp_path / "a.pt", tensors)
+  run(tmp_path / "out", fusion=str(path))
+  stored = tmp_path / "out" / "fusion.safetensors"
+  leaf = "blocks/video/feed_forward/in/kernel"
+  assert stores.shapes(stored)[leaf].dtype == dtype
+  for block in (0, 1):
+    tensor = tensors[f"video_model.blocks.{block}.ffn.0.weight"]
+    found = stores.slices(stored)(leaf, block)
+    np.testing.assert_array_equal(found, tensor.T.astype(dtype))
+  leaf = "video/head/kernel"
+  assert stores.shapes(stored)[leaf].dtype == rest
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_a_16_bit_vocoder_and_audio_vae_convert(tmp_path, dtype):
   named = {}
@@ -346,7 +423,9 @@ def test_components_of_another_architecture_are_not_left_beside(
   assert contents(out) == before
 
 
-def test_links_that_lead_outside_of_a_release_are_not_copied(tmp_path, release):
+def test_links_that_lead_outside_of_a_release_are_not_copied(
+  tmp_path, release, monkeypatch
+):
   copy = tmp_path / "release"
   shutil.copytree(release, copy)
   folder = copy / releases.TOKENIZER
@@ -355,7 +434,9 @@ def test_links_that_lead_outside_of_a_release_are_not_copied(tmp_path, release):
   (folder / "tokenizer_config.json").unlink()
   (folder / "tokenizer_config.json").symlink_to(secret)
   flags = {"release": str(copy), "components": ["umt5"]}
-  refused(tmp_path / "out", f"is a link to {secret}, outside of", **flags)
+  with monkeypatch.context() as patch:  # it is found before anything is written
+    patch.setattr(convert, "_write", lambda *args: pytest.fail("written"))
+    refused(tmp_path / "out", f"is a link to {secret}, outside of", **flags)
   elsewhere = tmp_path / "elsewhere"
   folder.rename(elsewhere)
   folder.symlink_to(elsewhere)
@@ -389,6 +470,18 @@ def test_a_text_encoder_needs_a_tokenizer(tmp_path):
   refused(tmp_path / "out", "give it with --tokenizer=FILE", umt5=str(path))
   refused(
     tmp_path / "out", "no such file", umt5=str(path), tokenizer="none.json"
+  )
+  refused(
+    tmp_path / "out",
+    f"tokenizer {path}: expected JSON",
+    umt5=str(path),
+    tokenizer=str(path),
+  )
+  refused(
+    tmp_path / "out",
+    "a tokenizer goes with umt5",
+    vocoder=str(path),
+    tokenizer=str(TOKENIZER),
   )
   shutil.copy(TOKENIZER, path.parent)
   run(tmp_path / "out", umt5=str(path))

@@ -52,6 +52,43 @@ def test_sets_of_sets_take_no_time_or_memory(path):
 
 
 @pytest.mark.parametrize(
+  ("value", "expected"),
+  [
+    (b"ctorch\ndevice\n" + spelled.text("cuda") + b"K\x00\x86R", "cuda"),
+    (
+      b"c_codecs\nencode\n"
+      + spelled.text("ab")
+      + spelled.text("latin1")
+      + b"\x86R",
+      "ab",
+    ),
+    (b"c__builtin__\nbytearray\n" + spelled.text("ab") + b"\x85R", "ab"),
+    (b"c__builtin__\ncomplex\nK\x01K\x02\x86R", 1),
+    (b"ccollections\nCounter\n}" + spelled.text("a") + b"K\x02s\x85R", None),
+  ],
+)
+def test_values_that_torch_reads_without_code_may_stand_beside_tensors(
+  path, value, expected
+):
+  content = spelled.mapping(w=spelled.tensor(), beside=value)
+  found = torch_file.open_torch(spelled.zipped(path, content))
+  assert set(found.shapes) == {"w"}
+  assert found.values.get("beside") == expected
+
+
+def test_parameters_with_attributes_are_read(path):
+  value = (
+    b"ctorch._utils\n_rebuild_parameter_with_state\n("
+    + spelled.tensor()
+    + b"\x88ccollections\nOrderedDict\n)R}"
+    + spelled.text("no_decay")
+    + b"\x88stR"
+  )
+  found = torch_file.open_torch(spelled.zipped(path, spelled.mapping(w=value)))
+  assert found.shapes == {"w": (6,)}
+
+
+@pytest.mark.parametrize(
   ("value", "name"),
   [
     (b"c__builtin__\nset\nN\x85R", "set with 1"),
