@@ -159,8 +159,8 @@ def train(
         plan = plan or initial_plan(settings)
         for line in plan.lines():
           log(f"parameters: {line}")
-        log(tensorboard_line(workdir))
         state = initial_state(settings, trainer, plan, target)
+      log(tensorboard_line(workdir))
       finished = loop.run(work, state, log)
     if finished:
       for line in next_lines(settings, workdir):
