@@ -29,10 +29,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.components = weights
   config.steps = 500
   config.batch = 8
-  # Muon and the noise levels of the stage that made the weights, at a twentieth
-  # of its learning rate: with few clips, more made the held-out loss rise.
+  # Muon and the noise levels of the stage that made the weights, at a hundredth
+  # of its learning rate: with few clips of its own world, more made the
+  # held-out loss rise (docs/fine_tuning.md).
   config.optimizer.kind = "muon"
-  config.optimizer.learning_rate = 5e-4
+  config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 20
   config.objective.scales.video = 0.85
   config.objective.scales.audio = 0.15

@@ -636,13 +636,18 @@ class Tokenizer:
         )
     return tuple(notes)
 
+  def lengths(self, prompts: Sequence[str]) -> list[int]:
+    """Tokens of each prompt, the end token included, before it is cut."""
+    return [len(each.ids) + 1 for each in self._encodings(prompts, 1)]
+
   def unread(self, prompt: str) -> list[str]:
     """The words that the tokenizer makes no token of, each once."""
     (encoding,) = self._encodings([prompt], 1)
     text = clean(prompt)
     read = np.zeros(len(text), bool)
-    for begin, end in encoding.offsets:
-      read[begin:end] = True
+    unknown = self.model.token_to_id(UNKNOWN)
+    for number, (begin, end) in zip(encoding.ids, encoding.offsets):
+      read[begin:end] |= number != unknown
     words = re.finditer(r"\w+(?:['\u2019]\w+)*", text)
     return list(
       dict.fromkeys(w[0] for w in words if not read[w.start() : w.end()].any())

@@ -100,8 +100,12 @@ class Plan:
 
   def lines(self) -> list[str]:
     """What comes from where, a line each."""
-    found = [f"{len(paths)} from {part.name}" for part, paths in self.parts]
-    return [*found, f"{len(self.fresh)} fresh"]
+    found = [
+      f"{len(paths)} arrays from {part.name}" for part, paths in self.parts
+    ]
+    if self.fresh:
+      found.append(f"{len(self.fresh)} arrays initialized at random")
+    return found
 
 
 def plan(

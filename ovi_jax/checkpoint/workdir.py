@@ -124,11 +124,15 @@ def _flag(
   """The flag that sets a field back, where there is one."""
   if name not in before or name not in after:
     return ""
-  value = json.loads(before[name])
-  if isinstance(value, list):
-    value = _tuple(value)
-  word = f"--config.{name}={value}"
-  return f" ({shlex.quote(word)} sets it back)"
+  return f" ({flag(name, json.loads(before[name]))} sets it back)"
+
+
+def flag(name: str, value: Any) -> str:
+  """The flag that sets a field of the config, as a shell takes it."""
+  text = str(_tuple(value))
+  if text.startswith("(") and not set(text) & set('"$`\\!'):
+    return f'--config.{name}="{text}"'
+  return shlex.quote(f"--config.{name}={text}")
 
 
 def _tuple(value: Any) -> Any:

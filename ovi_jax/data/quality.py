@@ -81,6 +81,7 @@ class Coverage:
     unknown: of these words, those without a token.
     examples: the most frequent unknown words.
     merged: captions that became the same text as another, different one.
+    cut: captions with more tokens than are read; their end is lost.
   """
 
   captions: int
@@ -88,9 +89,10 @@ class Coverage:
   unknown: int
   examples: tuple[str, ...]
   merged: int
+  cut: int = 0
 
   def __post_init__(self):
-    counts = (self.captions, self.words, self.unknown, self.merged)
+    counts = self.captions, self.words, self.unknown, self.merged, self.cut
     if any(type(count) is not int or count < 0 for count in counts):
       raise ValueError(f"expected counts from 0, got {counts!r:.80}")
     if any(not isinstance(word, str) for word in self.examples):
@@ -108,6 +110,7 @@ class Coverage:
       f" words ({self.share:.0%}{f': {named}, …' if named else ''});"
       f" {self.merged} of {self.captions} captions become the same text as"
       " another"
+      + (f", {self.cut} are too long and lose their end" if self.cut else "")
     )
 
 
@@ -224,6 +227,7 @@ def coverage(
     words += len(found)
     unknown.update(word.lower() for word in found if word in unread)
   ids_BS, _ = tokenizer.encode(texts, length)
+  cut = sum(count > length for count in tokenizer.lengths(texts))
   alike = collections.Counter(row.tobytes() for row in ids_BS)
   return Coverage(
     captions=len(texts),
@@ -231,6 +235,7 @@ def coverage(
     unknown=unknown.total(),
     examples=tuple(word for word, _ in unknown.most_common(_LISTED)),
     merged=sum(count for count in alike.values() if count > 1),
+    cut=cut,
   )
 
 

@@ -12,6 +12,7 @@ Advised sampling settings are those of the weights that the run started from.
 import hashlib
 import json
 import pathlib
+import shlex
 import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -264,7 +265,8 @@ def main(argv: list[str]) -> None:
       _advice(FLAGS.sampling),
     )
     print(f"wrote {FLAGS.out}; next:")
-    print(f'  python sample.py --weights={FLAGS.out} --prompt="…"')
+    quoted = shlex.quote(FLAGS.out)
+    print(f'  python sample.py --weights={quoted} --prompt="…"')
   except (OSError, ValueError) as error:
     sys.exit(f"export: {error}")
 

@@ -20,6 +20,7 @@ from ovi_jax import flops
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.data import schema
 from ovi_jax.parallel import processes
+from ovi_jax.training import held_out
 from ovi_jax.training import logs as logs_lib
 from ovi_jax.training import optimizer
 from ovi_jax.training import placement
@@ -45,7 +46,7 @@ class Cadence:
   Attributes:
     log: a line in the logs; averages since the last.
     save: a checkpoint; the last step is saved anyway.
-    held_out: the loss on held-out records.
+    held_out: the loss on held-out records, before the first step too.
     samples: clips.
     profile: at which steps a trace begins and ends (`profile_steps` in a
       config); equal for none.
@@ -192,6 +193,9 @@ def _loop(
     disable=jax.process_index() > 0,
   )
   with bar:
+    # What training has to improve on.
+    if not number and work.cadence.held_out:
+      _judge(work, state, number, bar, log)
     while number < total and not stop(number):
       trace.at(number)
       began = time.perf_counter()
@@ -220,13 +224,12 @@ def _loop(
       if saving:
         _save(work, state, number)
       if judging:
-        bar.set_description("held-out loss")
-        work.logs.scalars(number, work.held_out(state))
+        _judge(work, state, number, bar, log)
       if sampling:
         bar.set_description("making samples")
         work.samples(state)
-      if judging or sampling:
         bar.set_description("training")
+      if judging or sampling:
         window.pause()
       bar.update()
     if last is not None:
@@ -241,6 +244,24 @@ def _loop(
       " from there"
     )
   return number >= total
+
+
+def _judge(
+  work: Work, state: steps.State, number: int, bar: Any, log: Log
+) -> None:
+  """Log the held-out loss, and print it without that of each noise level."""
+  bar.set_description("held-out loss")
+  values = work.held_out(state)
+  work.logs.scalars(number, values)
+  shown = ", ".join(
+    f"{name.removeprefix(f'{held_out.PREFIX}_')} {value:.4f}"
+    for name, value in values.items()
+    if "_t" not in name.removeprefix(held_out.PREFIX)
+  )
+  if shown:
+    bar.clear()
+    log(f"step {number}: held-out loss {shown}")
+  bar.set_description("training")
 
 
 def _size(batch: schema.Batch) -> Any:

@@ -116,6 +116,13 @@ class Settings:
           f"{name} {getattr(self, name)!r} is unknown; choose from"
           f" {', '.join(known)}"
         )
+    towers = self.model.present()
+    for name in ("blocks", "head_size"):
+      sizes = {n: getattr(tower, name) for n, tower in towers.items()}
+      if len(set(sizes.values())) > 1:
+        what = "width / heads" if name == "head_size" else name
+        found = " and ".join(f"{size} of {n}" for n, size in sizes.items())
+        problems.append(f"model: both towers need the same {what}, got {found}")
     if problems:
       raise ValueError("config: " + "; ".join(problems))
 

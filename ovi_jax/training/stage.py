@@ -159,8 +159,8 @@ def train(
         plan = plan or initial_plan(settings)
         for line in plan.lines():
           log(f"parameters: {line}")
-        log(tensorboard_line(workdir))
         state = initial_state(settings, trainer, plan, target)
+      log(tensorboard_line(workdir))
       finished = loop.run(work, state, log)
     if finished:
       for line in next_lines(settings, workdir):
@@ -266,16 +266,28 @@ def check_input(
       source.set_state(found.iterators[0])
     except ValueError as error:
       raise ValueError(
-        f"{workdir}: {error}. Set these back to go on with the run. {instead}"
+        f"{workdir}: {error}. To go on with the run, give the datasets that it"
+        f" had{_datasets_of(workdir)}. {instead}"
       ) from error
+
+
+def _datasets_of(workdir: pathlib.Path) -> str:
+  """The flag that gives a run the datasets of its config, in brackets."""
+  data = workdirs.read_config(workdir).get("data")
+  sources = data.get("sources") if isinstance(data, dict) else None
+  if not isinstance(sources, list):
+    return ""
+  return f" ({workdirs.flag('data.sources', sources)})"
 
 
 def next_lines(
   settings: settings_lib.Settings, workdir: pathlib.Path
 ) -> list[str]:
   """Where the result of a finished run is, and what comes next."""
-  result = workdir / CHECKPOINTS / str(settings.steps)
-  lines = [f"finished: step {settings.steps} is saved in {result}; next:"]
+  # A run that is longer already is not shortened.
+  newest = max([*saved.steps(workdir / CHECKPOINTS), settings.steps])
+  result = workdir / CHECKPOINTS / str(newest)
+  lines = [f"finished: step {newest} is saved in {result}; next:"]
   quoted, weights = shlex.quote(str(workdir)), shlex.quote(f"{workdir}/weights")
   if len(settings.model.present()) == 1:
     (name,) = settings.model.present()

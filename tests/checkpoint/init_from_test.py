@@ -133,7 +133,7 @@ def test_wan_and_an_audio_run_make_a_fusion_model(wan, sound):
   sources = [source(wan, VIDEO, leave=NEW), source(sound, SOUND)]
   plan = init_from.plan(shapes(), sources, NEW)
   assert len(plan.fresh) == 2 * 7
-  assert plan.lines()[-1] == "14 fresh"
+  assert plan.lines()[-1] == "14 arrays initialized at random"
   params = load(plan)
   assert list(params) == list(shapes())
   numbers = {p: n for n, p in enumerate(shapes(AUDIO))}

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 
 from ovi_jax import demo
 from ovi_jax import prompt
@@ -31,6 +32,25 @@ def test_unknown_words_and_captions_that_become_alike_are_counted():
     "captions: the tokenizer does not know 4 of 17 words (24%: zebra, furry,"
     " golden, …); 2 of 3 captions become the same text as another"
   )
+
+
+def test_captions_that_are_too_long_are_counted():
+  text = "A red ball bounces."
+  length = WORDS.lengths([text])[0]
+  assert "too long" not in quality.coverage(WORDS, [text], length).line()
+  found = quality.coverage(WORDS, [text, "A red ball."], length - 1)
+  assert found.cut == 1
+  assert found.line().endswith(", 1 are too long and lose their end")
+
+
+def test_a_word_that_is_read_as_the_unknown_token_is_unknown():
+  vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "ball": 3}
+  model = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
+  )
+  model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  tokenizer = dataclasses.replace(WORDS, model=model)
+  assert tokenizer.unread("zebra ball") == ["zebra"]
 
 
 def test_tags_are_no_words():

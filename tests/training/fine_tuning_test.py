@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import pytest
 
@@ -158,3 +159,45 @@ def test_a_block_that_weights_lack_is_never_skipped(weights):
     version="",
   )
   assert sampling_settings.advice_of(released)["skip_layer"] == 11
+
+
+def test_towers_whose_heads_differ_are_refused_in_one_line():
+  values = small.get_config()
+  values.model.video.width = 96
+  with pytest.raises(ValueError, match="config: model: both towers") as error:
+    settings.Settings.from_config(values)
+  assert str(error.value) == (
+    "config: model: both towers need the same width / heads, got 16 of video"
+    " and 32 of audio"
+  )
+
+
+def test_a_run_longer_than_asked_for_names_its_own_checkpoint(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(stage.saved, "steps", lambda _: [30, 20])
+  values = small.get_config()
+  values.steps = 25
+  found = settings.Settings.from_config(values)
+  first = stage.next_lines(found, tmp_path)[0]
+  assert first == (
+    f"finished: step 30 is saved in {tmp_path}/checkpoints/30; next:"
+  )
+
+
+def test_other_data_are_refused_with_the_flag_that_sets_them_back(
+  tmp_path, monkeypatch
+):
+  class Other:
+    def set_state(self, state):
+      raise ValueError("the data are not those: records: [1] in the run")
+
+  describe = types.SimpleNamespace(iterators=[{}])
+  monkeypatch.setattr(stage.saved, "steps", lambda _: [3])
+  monkeypatch.setattr(stage.saved, "describe", lambda _: describe)
+  config = {"data": {"sources": ["runs/a", "runs/b"]}}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError) as error:
+    stage.check_input(Other(), tmp_path, "Or a new run.")
+  flag = "--config.data.sources=\"('runs/a', 'runs/b')\""
+  assert f"the datasets that it had ({flag}). Or" in str(error.value)

@@ -42,7 +42,9 @@ class Cycle:
     self.number = state["number"]
 
 
-def one_run(path, source, *, devices=1, save=0, log=lambda _: None):
+def one_run(
+  path, source, *, devices=1, save=0, log=lambda _: None, held_out=None
+):
   """Open a run's directory, continue, close it; returns the last state."""
   made, state = step_test.trainer(steps=STEPS)
   mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
@@ -58,7 +60,8 @@ def one_run(path, source, *, devices=1, save=0, log=lambda _: None):
       manager=kept,
       logs=written,
       directory=str(path),
-      cadence=loop.Cadence(log=2, save=save),
+      cadence=loop.Cadence(log=2, save=save, held_out=3 if held_out else 0),
+      held_out=held_out or (lambda _: {}),
       cost=lambda batch: flops.batch_cost(
         step_test.CONFIG,
         jax.tree.map(np.shape, batch.latents),
@@ -119,6 +122,24 @@ def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd):
   assert said[1:] == [
     "told to stop: saved step 2 of 6; the same command goes on from there"
   ]
+
+
+def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
+  said = []
+
+  def held_out(state):
+    start = 2 - int(state.step) / 8
+    names = ("video", "video_t0.00-0.50", "audio")
+    return {f"held_out/loss_{name}": start for name in names}
+
+  assert one_run(tmp_path, Cycle(), log=said.append, held_out=held_out)[0]
+  assert [line for line in said if "held-out" in line] == [
+    "step 0: held-out loss video 2.0000, audio 2.0000",
+    "step 3: held-out loss video 1.6250, audio 1.6250",
+    "step 6: held-out loss video 1.2500, audio 1.2500",
+  ]
+  first = logs.read(tmp_path)[0]
+  assert (first["step"], first["held_out/loss_video_t0.00-0.50"]) == (0, 2)
 
 
 def test_each_size_of_batches_is_announced_once():

@@ -44,7 +44,7 @@ def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
   changes |= {"profile_steps": (1, 2)}
   assert stage_test.run(stage_test.config("fusion", clips, **changes), tmp_path)
   lines = [x for x in logs.read(tmp_path) if "held_out/loss_video" in x]
-  assert [line["step"] for line in lines] == [2, 4]
+  assert [line["step"] for line in lines] == [0, 2, 4]
   for name in ("video", "audio"):
     assert f"held_out/loss_{name}_t0.75-1.00" in lines[0]
     assert 0.3 < lines[0][f"held_out/loss_{name}"] < 5
@@ -67,7 +67,7 @@ def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
     assert stage_test.run(
       stage_test.config("fusion", clips, **changes, steps=4), path
     )
-    losses += [x for x in logs.read(path) if "held_out/loss_video" in x]
+    losses += logs.read(path)[-1:]
   for name in ("held_out/loss_video", "held_out/loss_audio"):
     np.testing.assert_allclose(losses[0][name], losses[1][name], rtol=1e-5)
   # Gone on with from its checkpoint, still on the host.

@@ -192,7 +192,7 @@ def _sorted_out(
         listing.Refusal(
           name=file.name,
           reason=f"the same content as {first[result.digest]}",
-          advice="remove it; more captions of one file are rows of its own",
+          advice="remove it; several captions of one file are several rows",
         )
       )
       continue

@@ -132,13 +132,13 @@ def train(
       state = loop.resume(work, target, log)
       if state is None:
         plan = plan or initial_plan(settings, trainer)
-        log(stage.tensorboard_line(workdir))
         given = {}
         if plan is not None:
           given = init_from.load(
             plan, random, settings.seed, placed.frozen | placed.trained
           )
         state = jax.jit(make, out_shardings=placed)(given)
+      log(stage.tensorboard_line(workdir))
       finished = loop.run(work, state, log)
     if finished:
       result = workdir / stage.CHECKPOINTS / str(settings.steps)
