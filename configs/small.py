@@ -30,8 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.steps = 500
   config.batch = 8
   # Muon and the noise levels of the stage that made the weights, at a hundredth
-  # of its learning rate: with few clips of its own world, more made the
-  # held-out loss rise (docs/fine_tuning.md).
+  # of its learning rate (docs/fine_tuning.md has what other rates do).
   config.optimizer.kind = "muon"
   config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 20
