@@ -152,6 +152,24 @@ def test_no_torch_and_no_tensorflow():
       assert not roots & {"torch", "tensorflow"}, path
 
 
+def test_the_documented_dependencies_are_those_that_are_enforced():
+  text = (ROOT / "docs" / "architecture.md").read_text()
+  table = text.partition("| package | contents |")[2].partition("\n\n")[0]
+  rows = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in table.splitlines()
+    if line.startswith("| `")
+  ]
+  base, *packages, scripts = rows
+  assert set(base[0].replace("/", "").strip("`").split()) == BASE
+  assert base[2] == "base" and scripts[2] == "all"
+  documented = {
+    name.strip("`/"): set(allowed.split(", ")) - {"base"}
+    for name, _, allowed in packages
+  }
+  assert documented == ALLOWED
+
+
 def test_scripts_hold_flags_only():
   for name in SMALL:
     assert len((ROOT / name).read_text().splitlines()) <= 60, name
