@@ -87,7 +87,7 @@ _LIMITS = """\
 """
 
 
-_TRIED = "What was tried, and what helped, is told in docs/evaluation.md.\n"
+_TRIED = "What was tried is in docs/lab_notebook.md.\n"
 
 
 def text(root: pathlib.Path, weights: pathlib.Path, seed: int) -> str:
