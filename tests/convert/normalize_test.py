@@ -75,6 +75,22 @@ def assert_is_plain(component, found, tensors=None):
     assert array.tobytes() == expected.tobytes(), name
 
 
+def pairs(values):
+  """Every component with every value; by default, each of both once."""
+  smallest = "umt5"
+  return [
+    pytest.param(
+      component,
+      value,
+      marks=()
+      if component == smallest or value == values[0]
+      else pytest.mark.slow,
+    )
+    for component in DIALECTS
+    for value in values
+  ]
+
+
 @pytest.mark.parametrize(
   ("component", "dialect"),
   [(c, d) for c, dialects in DIALECTS.items() for d in dialects],
@@ -88,8 +104,7 @@ def test_every_dialect_and_format_is_the_plain_file(
   assert_is_plain(component, normalized(component, path))
 
 
-@pytest.mark.parametrize("component", DIALECTS)
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(("component", "prefix"), pairs(PREFIXES))
 def test_every_prefix_is_stripped(tmp_path, component, prefix):
   dialect = DIALECTS[component][-1]
   tensors = dialect(standin.tensors(FILES[component]))
@@ -98,9 +113,9 @@ def test_every_prefix_is_stripped(tmp_path, component, prefix):
   assert_is_plain(component, normalized(component, path))
 
 
-@pytest.mark.parametrize("component", DIALECTS)
 @pytest.mark.parametrize(
-  "wrap", ["state_dict", "module", "model", "ema", "generator", "net_g"]
+  ("component", "wrap"),
+  pairs(("state_dict", "module", "model", "ema", "generator", "net_g")),
 )
 def test_every_wrapper_is_taken_off(tmp_path, component, wrap):
   path = tmp_path / "a.pt"
