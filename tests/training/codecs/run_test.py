@@ -99,12 +99,12 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
     assert lines[-1][f"train/loss_{name}"] > 0
   assert "speed/tokens_per_second" not in lines[-1]
   assert lines[-1]["speed/clips_per_second"] > 0
-  with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+  with pytest.raises(ValueError, match="seed: 0 in the run, 1 now"):
     train(config(seed=1), tmp_path / "whole")
   # A run of before there was a choice of what is trained.
   file = tmp_path / "whole" / "config.json"
   file.write_text(file.read_text().replace(' "trains": "all"', ' "walks": 0'))
-  with pytest.raises(ValueError, match="walks: 0 there, absent now"):
+  with pytest.raises(ValueError, match="walks: 0 in the run, absent now"):
     train(config(), tmp_path / "whole")
   file.write_text(file.read_text().replace(',\n "walks": 0', ""))
   assert '"trains"' not in file.read_text()
