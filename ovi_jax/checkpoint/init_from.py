@@ -253,7 +253,7 @@ def _idle(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
 
 
 def _open(source: Source) -> _Opened:
-  """Look into a source, whatever it is."""
+  """Open a source: a directory of weights or a run's checkpoints."""
   path = pathlib.Path(source.path)
   if (path / directory.MANIFEST).is_file():
     return _open_weights(source, path)
