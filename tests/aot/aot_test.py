@@ -116,5 +116,5 @@ def test_a_model_that_does_not_fit(tmp_path):
   assert code == 1, said
   assert "does not fit: its arguments alone are" in said
   assert "the largest arguments of a chip" in said
-  assert "feed_forward/in/kernel" in said and "what helps" in said
+  assert "feed_forward/in/kernel" in said and "to save memory" in said
   assert "Traceback" not in said

@@ -62,7 +62,7 @@ def test_what_is_asked_for_is_seen_and_heard(made):
 
 @pytest.mark.slow
 def test_a_clip_begins_with_its_picture(made):
-  picture_HWC = images.read_image(PICTURE).astype(float)
+  picture_HWC = images.read_image(PICTURE)[0].astype(float)
   errors = []
   for path in made.glob("A_face*.mp4"):
     frame_HWC = mp4.read(path)[0][0]
