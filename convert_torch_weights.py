@@ -38,7 +38,7 @@ flags.DEFINE_string("tokenizer", "", "The text encoder's tokenizer.json.")
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   try:
     command.run(
       release=FLAGS.release,

@@ -36,14 +36,14 @@ flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   try:
     weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
     if FLAGS.aot:
       sys.exit(not sample_step.run(FLAGS.aot, FLAGS.config, weights, out))
     asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
     generate.run(
-      settings=generate.settle(FLAGS.config, weights),
+      settings=generate.resolve_settings(FLAGS.config, weights),
       requests=requests.from_flags(*asked),
       weights=weights,
       out=out,
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
       overwrite=FLAGS.overwrite,
     )
   except (OSError, ValueError) as error:
-    runtime.leave(f"sample: {error}")
+    runtime.exit_with_error(f"sample: {error}")
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   try:
     if not FLAGS.aot:
-      processes.join()
-    with processes.beginning():
+      processes.initialize()
+    with processes.collective_errors():
       if FLAGS.config is None or not FLAGS.workdir:
         raise ValueError("--config=configs/STAGE.py, --workdir=DIR are needed")
       codec = "component" in FLAGS.config
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
       sys.exit(not train_step.run(FLAGS.aot, chosen, workdir))
     finished = train(chosen, FLAGS.config.to_dict(), workdir)
   except (OSError, ValueError) as error:
-    runtime.leave(f"train: {error}")
+    runtime.exit_with_error(f"train: {error}")
   except KeyboardInterrupt:
     print("train: interrupted; the same command goes on from its checkpoint")
     sys.exit(128 + signal.SIGINT)

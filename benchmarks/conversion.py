@@ -74,7 +74,7 @@ def convert(folder: pathlib.Path) -> float:
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   with tempfile.TemporaryDirectory(dir=FLAGS.folder or None) as name:
     folder = pathlib.Path(name)
     size = write(folder, FLAGS.blocks)

@@ -57,7 +57,7 @@ def random_params(
 ) -> dict[str, Any]:
   """Random parameters of a denoiser, made leaf by leaf where they live."""
   shapes = mapping.flatten(architecture.parameter_shapes("fusion", config))
-  placed = partition.shardings(shapes, partition.FUSION, mesh)
+  placed = partition.param_shardings(shapes, partition.FUSION, mesh)
 
   def leaf(path: str, shape: tuple[int, ...]) -> jax.Array:
     if path.endswith("scale"):
@@ -82,15 +82,15 @@ def measure(
     jax.random.normal(keys[0], (1, *clip.video, config.video.channels)),
     jax.random.normal(keys[1], (1, clip.audio, config.audio.channels)),
   )
-  rows = min(cases.PROMPT_TOKENS, config.video.text_length)
+  rows = min(cases.PROMPT_TOKENS, config.video.max_text_len)
   prompt = np.asarray(
-    jax.random.normal(keys[2], (rows, config.video.text_width))
+    jax.random.normal(keys[2], (rows, config.video.text_dim))
   )
   text = pipeline.text_pairs(
-    prompt, AV(prompt, prompt), config.video.text_length, model.backend
+    prompt, AV(prompt, prompt), config.video.max_text_len, model.backend
   )
-  keep = guidance.kept_blocks(config.video.blocks, 1, FLAGS.skip_layer)
-  prepared = pipeline.conditions(model, params, guidance.both(x), text)
+  keep = guidance.slg_mask(config.video.num_layers, 1, FLAGS.skip_layer)
+  prepared = pipeline.conditions(model, params, guidance.duplicate_for_cfg(x), text)
   inputs = denoise.Inputs(prepared, jnp.asarray(keep), AV(**cases.GUIDANCE))
   method = solver.named("unipc")
   levels = method.schedule(cases.STEPS, cases.SHIFT)
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
     "attention": backend,
     "peak_tflops": best / 1e12,
   }
-  mesh = meshes.for_sampling(devices, config.video.heads)
+  mesh = meshes.for_sampling(devices, config.video.num_heads)
   model = fusion.FusionDiT(config, dtype, backend)
   params = random_params(config, dtype, mesh)
   with jax.set_mesh(mesh):

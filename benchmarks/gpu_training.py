@@ -44,7 +44,7 @@ def settings_of(
   """Stage 3 with so many blocks and fresh towers."""
   config = config_lib.get_config("mini" if small else "")
   for tower in ("video", "audio"):
-    config.initial[tower] = settings_lib.FRESH
+    config.initial[tower] = settings_lib.SCRATCH
     if not small:
       config.model[tower].blocks = blocks
   config.batch, config.parts, config.remat = batch, 1, remat
@@ -72,20 +72,20 @@ def random_batch(shapes: schema.Batch) -> schema.Batch:
 
 def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
   """Compile the step, and time it."""
-  mesh = stage.mesh_of(settings.mesh)
+  mesh = stage.make_mesh(settings.mesh)
   stage.check_mesh(settings, mesh)
   bucket = settings.data.buckets[0]
   with jax.set_mesh(mesh):
-    trainer = stage.trainer_of(settings)
+    trainer = stage.make_step_config(settings)
     target = stage.target_state(settings, trainer, mesh)
-    plan = stage.initial_plan(settings)
+    plan = stage.init_plan(settings)
     state = stage.initial_state(settings, trainer, plan, target)
     shapes = train_step.batch_of(settings, bucket.video, bucket.audio, mesh)
     batch = random_batch(shapes)
-    width = next(iter(settings.model.present().values())).text_width
+    width = next(iter(settings.model.present().values())).text_dim
     null_SE = jax.device_put(jnp.zeros((1, width)), partition.replicated(mesh))
     shardings = jax.tree.map(lambda x: x.sharding, target)
-    program = steps.program(shardings, mesh)
+    program = steps.jit_train_step(shardings, mesh)
     start = time.perf_counter()
     compiled = program.lower(trainer, state, batch, null_SE).compile()
     compiling = time.perf_counter() - start
@@ -95,7 +95,7 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
       state, metrics = compiled(state, batch, null_SE)
       jax.block_until_ready((state, metrics))
       seconds.append(time.perf_counter() - start)
-  only = settings.trains == trainable.ATTENTION
+  only = settings.trainable == trainable.ATTENTION
   work = flops.batch_cost(
     settings.model,
     jax.tree.map(jnp.shape, batch.latents),
@@ -103,9 +103,9 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
   )
   return {
     "parameters": sum(
-      x.size for x in [*state.trained.values(), *state.frozen.values()]
+      x.size for x in [*state.trained_params.values(), *state.frozen_params.values()]
     ),
-    "trained": sum(x.size for x in state.trained.values()),
+    "trained": sum(x.size for x in state.trained_params.values()),
     "tokens": work.tokens,
     "compile_seconds": compiling,
     "step_seconds": statistics.median(seconds[2:]),

@@ -107,7 +107,7 @@ def once(
   consumer, clips = Consumer(), 0
   try:
     # What was made ready while the workers started is no rate.
-    for _ in range((workers or 1) * (chosen.prefetch + 1) + 1):
+    for _ in range((workers or 1) * (chosen.prefetch_batches + 1) + 1):
       consumer.take(next(batches))
     mine, theirs = cpu_seconds()
     busy, began = machine.busy_seconds(), time.perf_counter()
@@ -194,7 +194,7 @@ def trained(
     for tower in values.model.values():
       tower.update(width=32, blocks=1, heads=2, feed_forward=48)
   values.optimizer.warmup_steps = 2
-  values.initial.video = values.initial.audio = settings.FRESH
+  values.initial.video = values.initial.audio = settings.SCRATCH
   values.trains = "all"
   values.data.sources = (str(folder / "mini"),)
   write_mini(folder / "mini", values)

@@ -96,20 +96,20 @@ def geometry_of(small: bool) -> schema.Geometry:
 
 def loader_settings(
   path: pathlib.Path, case: Case, small: bool, workers: int
-) -> settings.LoaderSettings:
+) -> settings.LoaderConfig:
   """How the loader reads them: as the configs say, but for the workers."""
   clip, sound = (SMALL_CLIP, SMALL_SOUND) if small else (CLIP, SOUND)
   bucket = settings.Bucket(audio=sound)
   if case.video:
     video = clip.latent_frames, clip.latent_height, clip.latent_width
     bucket = settings.Bucket(video=video, audio=clip.audio_latents)
-  return settings.LoaderSettings(
+  return settings.LoaderConfig(
     sources=(settings.Source(path=str(path)),),
     buckets=(bucket,),
     geometry=geometry_of(small),
-    text_rows=8 if small else 512,
-    media=case.media,
-    workers=workers,
+    max_text_len=8 if small else 512,
+    encode_on_the_fly=case.media,
+    num_workers=workers,
   )
 
 

@@ -63,11 +63,11 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   noise = AV(*(case.input(n)[None] for n in AV._fields))
   x = jax.tree.map(jnp.asarray, noise)
   positive, *negative = (case.input(name) for name in cases.PROMPTS)
-  limit, depth = config.video.text_length, config.video.blocks
+  limit, depth = config.video.max_text_len, config.video.num_layers
   text = pipeline.text_pairs(positive, AV(*negative), limit, backend)
   inputs = denoise.Inputs(
-    pipeline.conditions(model, params, guidance.both(x), text),
-    jnp.asarray(guidance.kept_blocks(depth, 1, case.skip_layer)),
+    pipeline.conditions(model, params, guidance.duplicate_for_cfg(x), text),
+    jnp.asarray(guidance.slg_mask(depth, 1, case.skip_layer)),
     AV(**cases.GUIDANCE),
   )
   method = solver.named("unipc")

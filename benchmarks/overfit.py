@@ -139,14 +139,14 @@ def progress(
   settings: settings_lib.Settings, run: pathlib.Path
 ) -> dict[str, Any]:
   """Steps, time and the last losses, from a run's log."""
-  lines, every = logs.read(run), settings.cadence.log
+  lines, every = logs.read(run), settings.intervals.log_every
   seconds = [
     line["speed/step_seconds"]
     for line in lines
     if "speed/step_seconds" in line  # not of a first step
   ]
   return {
-    "steps": settings.steps,
+    "steps": settings.num_train_steps,
     "step_seconds": float(np.median(seconds)),
     "training_seconds": float(np.sum(seconds) * every),
     "loss": {
@@ -172,7 +172,7 @@ def main(argv: list[str]) -> None:
   unknown = sorted(set(FLAGS.stages) - set(STAGES))
   if unknown or not FLAGS.workdir:
     raise app.UsageError(f"give --workdir; stages are {list(STAGES)}")
-  runtime.start()
+  runtime.setup()
   root = pathlib.Path(FLAGS.workdir)
   width = config("fusion", root).model.video.text_width
   overfit_records.write(root / "data", FLAGS.small, width)

@@ -98,7 +98,7 @@ class Codec:
       codec, arrays = cls.fit(clips), {}
       for name, components in dataclasses.asdict(codec).items():
         arrays |= {f"{name}/{k}": v for k, v in components.items()}
-      with files.replacing(file) as temporary, temporary.open("wb") as opened:
+      with files.atomic_path(file) as temporary, temporary.open("wb") as opened:
         np.savez(opened, **arrays)
     with np.load(file) as kept:
       return cls(

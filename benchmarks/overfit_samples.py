@@ -27,14 +27,14 @@ def about() -> str:
 
 def trained(settings: settings_lib.Settings, run: Any) -> dict[str, Any]:
   """Averaged weights of a run, as a later stage reads them."""
-  source = init_from.Source(path=str(run / stage.CHECKPOINTS), take=(".*",))
+  source = init_from.Source(path=str(run / stage.CHECKPOINTS), include=(".*",))
   shapes = stage.parameter_shapes(settings)
   return _loaded(settings, init_from.plan(shapes, [source]))
 
 
 def before(settings: settings_lib.Settings) -> dict[str, Any]:
   """The weights that a run begins with: its towers, not yet joined."""
-  return _loaded(settings, stage.initial_plan(settings))
+  return _loaded(settings, stage.init_plan(settings))
 
 
 def _loaded(
@@ -80,16 +80,16 @@ def sample(
   settings: settings_lib.Settings, params: dict[str, Any], asked: Asked
 ) -> list[AV[np.ndarray]]:
   """One sample for each caption: latents video_THWC and audio_TC."""
-  model = stage.trainer_of(settings).task.model
+  model = stage.make_step_config(settings).objective.model
   found: dict[int, AV[np.ndarray]] = {}
   for length in sorted(set(asked.lengths)):
     places = [i for i, n in enumerate(asked.lengths) if n == length]
-    how = samples.SampleSettings(
-      count=len(places),
-      steps=asked.steps,
+    how = samples.EvalSamplesConfig(
+      num_samples=len(places),
+      num_steps=asked.steps,
       solver=SOLVER,
-      shift=SHIFT,
-      guidance=AV(GUIDANCE, GUIDANCE),
+      flow_shift=SHIFT,
+      guidance_scale=AV(GUIDANCE, GUIDANCE),
       seed=SEED,
     )
     latents = samples.denoise(

@@ -445,15 +445,15 @@ def write(
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   jax.config.update("jax_default_matmul_precision", "highest")
   try:
     found, versions = compare(FLAGS.mmaudio)
     write(pathlib.Path(FLAGS.out), found, versions)
   except (OSError, ValueError) as error:
-    runtime.leave(f"parity: {error}")
+    runtime.exit_with_error(f"parity: {error}")
   if bad := [c.name for c in found if not c.relative <= LIMIT]:
-    runtime.leave(f"parity: relative error above {LIMIT:g}: {', '.join(bad)}")
+    runtime.exit_with_error(f"parity: relative error above {LIMIT:g}: {', '.join(bad)}")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   chosen = FLAGS.only or list(CASES)
   if unknown := [name for name in chosen if name not in CASES]:
     sys.exit(f"scaling: no case {unknown}; choose from {', '.join(CASES)}")
@@ -214,7 +214,7 @@ def main(argv: list[str]) -> None:
     "tried": tried,
     "commands": "\n".join(["```", *commands, "```", ""]),
   }
-  with files.replacing(DOCUMENT) as temporary:
+  with files.atomic_path(DOCUMENT) as temporary:
     temporary.write_text(filled(DOCUMENT.read_text("utf-8"), parts), "utf-8")
   print(chosen, tried, sep="\n", end="")
 

@@ -90,7 +90,7 @@ def seconds(run: Any) -> float:
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   device = topology.devices(FLAGS.aot)[0] if FLAGS.aot else jax.devices()[0]
   if device.platform != "tpu":
     raise app.UsageError("needs a TPU, or --aot=TOPOLOGY to see what fits")

@@ -46,7 +46,7 @@ PARAMETERS: Table = {
 _FEW = str.maketrans("LDFN", "Sdfn")
 
 
-def few(letters: str) -> str:
+def replicated_tokens(letters: str) -> str:
   """The letters of an array, or of weights, where tokens are few."""
   return letters.translate(_FEW)
 

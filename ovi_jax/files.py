@@ -17,7 +17,7 @@ from ovi_jax import untrusted
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A file beside `path` that takes its place if nothing is raised.
 
   What a killed process left of an earlier try is cleared away.
@@ -26,7 +26,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     OSError: the disk is full, or the folder is not writable.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  for left in left_over(path):
+  for left in stale_temporaries(path):
     left.unlink(missing_ok=True)
   temporary = temporary_name(path)
   try:
@@ -97,7 +97,7 @@ def temporary_name(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
-def left_over(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def stale_temporaries(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Temporary files of processes that are no more."""
   for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
     if not _is_running(left.name.split(".")[-2]):

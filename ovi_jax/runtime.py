@@ -27,7 +27,7 @@ _GOOGLE = "0x1ae0"  # PCI vendor
 _NO_SIGN_OF_TPU = {"TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY"}
 
 
-def start(argv: Sequence[str] = ()) -> None:
+def setup(argv: Sequence[str] = ()) -> None:
   """Set up the console and JAX, and quiet libraries' logs.
 
   Args:
@@ -114,9 +114,9 @@ def flag_errors() -> Iterator[None]:
     said: object = error
     while isinstance(said, Exception):
       said = said.args[0]
-    leave(f"{name}: the config has no field {' '.join(str(said).split())}")
+    exit_with_error(f"{name}: the config has no field {' '.join(str(said).split())}")
   except ValueError as error:
-    leave(f"{name}: {error}")
+    exit_with_error(f"{name}: {error}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -134,7 +134,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     return app.parse_flags_with_usage(argv)  # says what is wrong, and ends
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
   """In a worker process: end it when the process that started it is killed."""
   parent = multiprocessing.parent_process()
 
@@ -146,7 +146,7 @@ def end_with_parent() -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-def need(values: flags.FlagValues, **examples: str) -> None:
+def require_flags(values: flags.FlagValues, **examples: str) -> None:
   """See that flags are given, e.g. `need(FLAGS, out="DIR")`.
 
   Raises:
@@ -157,7 +157,7 @@ def need(values: flags.FlagValues, **examples: str) -> None:
       raise ValueError(f"--{name}={example} is needed")
 
 
-def leave(message: str) -> NoReturn:
+def exit_with_error(message: str) -> NoReturn:
   """End with exit code 1 and last words on stderr, see `console.error`."""
   console.error(message)
   sys.exit(1)

@@ -251,7 +251,7 @@ def contents(
     step: of the checkpoint; 0 for the newest.
   """
   name = str(step or newest(workdir))
-  found = saved.describe(workdir / stages.CHECKPOINTS / name)
+  found = saved.read_info(workdir / stages.CHECKPOINTS / name)
   saved.verify(found)
   wanted = {p: np.zeros(k.shape, k.dtype) for p, k in found.leaves.items()}
   return saved.read(found, wanted), found.iterators

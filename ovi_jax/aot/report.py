@@ -175,7 +175,7 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f"aot_{name.replace(':', '_')}.json"
   text = json.dumps([each.plain() for each in reports], indent=2) + "\n"
-  with files.replacing(path) as temporary:
+  with files.atomic_path(path) as temporary:
     pathlib.Path(temporary).write_text(text, "utf-8")
   return path
 

@@ -63,7 +63,7 @@ def run(
   devices = topology.devices(name)
   variant: Any = config.variant
   manifest = manifest_of(variant, weights)
-  advised = settings_lib.advice_of(manifest)
+  advised = settings_lib.recommended_of(manifest)
   settings = settings_lib.Settings.from_config(config, advised)
   pipeline = pipeline_of(settings, manifest, devices)
   clip = clip_of(settings, manifest)
@@ -106,7 +106,7 @@ def pipeline_of(
 ) -> pipelines.Pipeline:
   """What a run on these devices would be made of."""
   tower = next(iter(manifest.architecture.fusion.present().values()))
-  mesh = generate.mesh_of(settings, devices, tower.heads)
+  mesh = generate.make_mesh(settings, devices, tower.num_heads)
   platform = devices[0].platform
   dtype = jnp.dtype("bfloat16" if settings.dtype == "auto" else settings.dtype)
   return pipelines.Pipeline(
@@ -117,7 +117,7 @@ def pipeline_of(
     backend=attention.resolve(
       settings.attention, platform, dtype, tower.head_size
     ),
-    scheme=settings.context_attention,
+    scheme=settings.context_parallelism,
   )
 
 
@@ -141,7 +141,7 @@ def step(
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
   whole = partition.replicated(mesh)
   method = solver.named(settings.solver)
-  levels = method.schedule(settings.steps, settings.shift)
+  levels = method.schedule(settings.num_steps, settings.flow_shift)
   row = method.coefficients(levels.sigmas)[0]
   with pipeline.computing():
     model = pipeline.denoiser_model()
@@ -151,9 +151,9 @@ def step(
       partition.abstract((1, *grid, towers.video.channels), whole),
       partition.abstract((1, clip.audio_latents, towers.audio.channels), whole),
     )
-    rows, width = pipeline.text_length, towers.video.text_width
+    rows, width = pipeline.text_length, towers.video.text_dim
     text = partition.abstract((2, rows, width), whole)
-    doubled = jax.eval_shape(guidance.both, x)
+    doubled = jax.eval_shape(guidance.duplicate_for_cfg, x)
     conditions: Any = jax.eval_shape(
       functools.partial(pipelines.conditions, model),
       params,
@@ -169,7 +169,7 @@ def step(
     scale = partition.abstract((), whole)
     inputs = denoise.Inputs(
       conditions,
-      partition.abstract((towers.video.blocks, 2), whole, jnp.bool_),
+      partition.abstract((towers.video.num_layers, 2), whole, jnp.bool_),
       AV(scale, scale),
     )
     state = jax.tree.map(
@@ -247,7 +247,7 @@ def _parameters(component: str, pipeline: pipelines.Pipeline) -> Any:
   flat: Any = traverse_util.flatten_dict(shapes, sep="/")
   placed = dict.fromkeys(flat, partition.replicated(pipeline.mesh))
   if component == "fusion":
-    placed = partition.shardings(flat, partition.FUSION, pipeline.mesh)
+    placed = partition.param_shardings(flat, partition.FUSION, pipeline.mesh)
   made = {
     path: partition.abstract(x.shape, placed[path], pipeline.dtype)
     for path, x in flat.items()

@@ -50,7 +50,7 @@ def run(
       f" and their like), got the config of a codec, {settings.component}; take"
       " a config of towers, or leave --aot away and train on what is here"
     )
-  mesh = stage.mesh_of(settings.mesh, topology.devices(name))
+  mesh = stage.make_mesh(settings.mesh, topology.devices(name))
   stage.check_mesh(settings, mesh)
   reports = []
   for bucket in settings.data.buckets:
@@ -77,13 +77,13 @@ def step(
     mesh: of the devices to compile for.
   """
   with jax.set_mesh(mesh):
-    trainer = stage.trainer_of(settings)
+    trainer = stage.make_step_config(settings)
     state = stage.target_state(settings, trainer, mesh)
     batch = batch_of(settings, video, audio, mesh)
-    width = next(iter(settings.model.present().values())).text_width
+    width = next(iter(settings.model.present().values())).text_dim
     null_SE = partition.abstract((1, width), partition.replicated(mesh))
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    program = steps.program(shardings, mesh)
+    program = steps.jit_train_step(shardings, mesh)
     lowered = program.lower(trainer, state, batch, null_SE)
   tokens = AV(
     **{
@@ -91,15 +91,15 @@ def step(
       for name, x in batch.latents.present().items()
     }
   )
-  only_attention = settings.trains == trainable.ATTENTION
+  only_attention = settings.trainable == trainable.ATTENTION
   work = flops.forward(settings.model, tokens).training(only_attention)
   return report.compile_and_report(
-    f"training step of {settings.batch} clips in {settings.parts} parts,"
+    f"training step of {settings.batch_size} clips in {settings.grad_accum_steps} parts,"
     f" remat {settings.remat}",
     lowered,
     (state, batch, null_SE),
     mesh,
-    settings.batch * work,
+    settings.batch_size * work,
   )
 
 
@@ -110,7 +110,7 @@ def batch_of(
   mesh: jax.sharding.Mesh,
 ) -> schema.Batch:
   """Abstract batch as the loader gives it, sharded over the mesh."""
-  rows, size = partition.rows(mesh), settings.batch
+  rows, size = partition.batch_sharding(mesh), settings.batch_size
   towers = settings.model
   grids: AV[Any] = AV(video=video, audio=(audio,))
   latents, lengths, text = {}, {}, {}
@@ -119,7 +119,7 @@ def batch_of(
     latents[name] = partition.abstract((size, *grid, tower.channels), rows)
     lengths[name] = partition.abstract((size,), rows, jnp.int32)
     text[name] = partition.abstract(
-      (size, settings.data.text_rows, tower.text_width), rows
+      (size, settings.data.max_text_len, tower.text_dim), rows
     )
   return schema.Batch(AV(**latents), AV(**lengths), AV(**text), None)
 

@@ -114,7 +114,7 @@ def attention(
   length: jax.Array | int | None = None,
   *,
   letters: tuple[str, str] = ("BLNK", "BSNK"),
-  scheme: str = context.ALL_TO_ALL,
+  scheme: str = context.ULYSSES,
 ) -> jax.Array:
   """Attend.
 
@@ -172,7 +172,7 @@ def _placed(
   def on_device(q, k, v, length_B):
     count = length if length_B is None else length_B
     if where_k[1]:
-      return context.SCHEMES[scheme](local, q, k, v, count)
+      return context.STRATEGIES[scheme](local, q, k, v, count)
     return local.attend(q, k, v, last, count)
 
   length_B = length if isinstance(length, jax.Array) else None
@@ -184,7 +184,7 @@ def _placed(
   )(q, k, v, length_B)
 
 
-def weights(
+def attention_probs(
   q_BLNK: jax.Array,
   k_BSNK: jax.Array,
   length: jax.Array | int | None = None,

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from ovi_jax.attention import blockwise
 
 AXIS = "context"
-ALL_TO_ALL, RING = "all_to_all", "ring"
+ULYSSES, RING = "all_to_all", "ring"
 
 
-def all_to_all(
+def ulysses(
   backend: Any, q: jax.Array, k: jax.Array, v: jax.Array, length: Any
 ) -> jax.Array:
   """Every device gets all tokens of some heads.
@@ -59,8 +59,8 @@ def ring(
   return _ring(backend.attend_part, q, k, v, length)
 
 
-SCHEMES: Mapping[str, Callable[..., jax.Array]] = {
-  ALL_TO_ALL: all_to_all,
+STRATEGIES: Mapping[str, Callable[..., jax.Array]] = {
+  ULYSSES: ulysses,
   RING: ring,
 }
 
@@ -76,13 +76,13 @@ def check(sizes: Mapping[str, int], heads: int, scheme: str) -> None:
   Raises:
     ValueError: no scheme of that name, or heads that cannot be divided.
   """
-  if scheme not in SCHEMES:
-    known = ", ".join(SCHEMES)
+  if scheme not in STRATEGIES:
+    known = ", ".join(STRATEGIES)
     raise ValueError(
       f"context_attention {scheme!r} is unknown; choose from {known}"
     )
   tensor, context = sizes.get("tensor", 1), sizes.get(AXIS, 1)
-  parts = tensor * (context if scheme == ALL_TO_ALL else 1)
+  parts = tensor * (context if scheme == ULYSSES else 1)
   if heads % parts:
     good = [n for n in range(1, heads + 1) if heads % n == 0]
     by = f"tensor {tensor}" + f" x context {context}" * (parts != tensor)

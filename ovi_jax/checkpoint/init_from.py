@@ -61,8 +61,8 @@ class Source:
   """
 
   path: str
-  take: tuple[str, ...]
-  leave: tuple[str, ...] = ()
+  include: tuple[str, ...]
+  exclude: tuple[str, ...] = ()
   averaged: bool = True
   component: str = "fusion"
   groups: tuple[str, ...] = ("trained", "frozen")
@@ -135,7 +135,7 @@ def plan(
   # Paths that are in order, or already complained of.
   settled = _matched(fresh, shapes)
   for source in sources:
-    settled |= _matched(source.take, shapes) - _matched(source.leave, shapes)
+    settled |= _matched(source.include, shapes) - _matched(source.exclude, shapes)
     try:
       opened = _open(source)
     except ValueError as error:
@@ -195,7 +195,7 @@ def load(
 def _check_patterns(sources: Sequence[Source], fresh: Sequence[str]) -> None:
   """Refuse patterns that are no regular expressions."""
   problems = []
-  patterns = [p for s in sources for p in (*s.take, *s.leave)]
+  patterns = [p for s in sources for p in (*s.include, *s.exclude)]
   for pattern in (*patterns, *fresh):
     try:
       re.compile(pattern)
@@ -213,14 +213,14 @@ def _fit(
 ) -> tuple[list[str], list[str]]:
   """The paths a source supplies, and what of it does not fit."""
   name = opened.name
-  left = _matched(source.leave, opened.shapes)
-  offered = _matched(source.take, opened.shapes) - left
-  wanted = _matched(source.take, shapes)
-  unneeded = _matched(source.leave, shapes) | _matched(fresh, shapes)
+  left = _matched(source.exclude, opened.shapes)
+  offered = _matched(source.include, opened.shapes) - left
+  wanted = _matched(source.include, shapes)
+  unneeded = _matched(source.exclude, shapes) | _matched(fresh, shapes)
   everything = shapes.keys() | opened.shapes.keys()
   problems = [
     f"take {pattern!r} of {name} matches nothing"
-    for pattern in _idle(source.take, everything)
+    for pattern in _idle(source.include, everything)
   ]
   problems += [
     f"{path}: {name} has it, the model has not"
@@ -293,7 +293,7 @@ def _open_weights(source: Source, path: pathlib.Path) -> _Opened:
 def _open_checkpoint(source: Source, path: pathlib.Path) -> _Opened:
   """A checkpoint of a run, verified."""
   try:
-    found = saved.describe(path)
+    found = saved.read_info(path)
     saved.verify(found)
   except ValueError as error:
     raise ValueError(

@@ -53,7 +53,7 @@ def write(directory: pathlib.Path, leave_out: Iterable[str] = ()) -> None:
       for path, crc32 in zip(paths, sums)
     }
   listing = {"crc32": _crc32_of(entries), "files": entries}
-  with files.replacing(directory / CHECKSUMS) as temporary:
+  with files.atomic_path(directory / CHECKSUMS) as temporary:
     temporary.write_text(json.dumps(listing, indent=1) + "\n")
   for folder in {directory, *(path.parent for path in paths)}:
     _flush_folder(folder)
@@ -139,7 +139,7 @@ def irregular(directory: pathlib.Path) -> list[str]:
   return found
 
 
-def lacking(directory: pathlib.Path) -> bool:
+def is_missing(directory: pathlib.Path) -> bool:
   """Whether files are gone: what a deletion leaves that was cut short."""
   try:
     entries = listing(directory)

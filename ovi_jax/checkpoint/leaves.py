@@ -25,7 +25,7 @@ _SCALARS: Mapping[type, np.dtype] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind:
+class LeafSpec:
   """What a leaf is.
 
   Attributes:
@@ -47,7 +47,7 @@ class Kind:
     return [self.dtype, list(self.shape), self.python]
 
   @classmethod
-  def from_json(cls, entry: list[Any]) -> "Kind":
+  def from_json(cls, entry: list[Any]) -> "LeafSpec":
     dtype, shape, python = entry
     return cls(dtype=dtype, shape=tuple(shape), python=python)
 
@@ -77,17 +77,17 @@ def unflatten(flat: Mapping[str, Any], target: Any) -> Any:
   )
 
 
-def kind(leaf: Any) -> Kind:
+def leaf_spec(leaf: Any) -> LeafSpec:
   """What a leaf is: of an array, a `ShapeDtypeStruct` or a Python number.
 
   Raises:
     ValueError: it is none of them.
   """
   if type(leaf) in _SCALARS:
-    return Kind(shape=(), dtype=type(leaf).__name__, python=True)
+    return LeafSpec(shape=(), dtype=type(leaf).__name__, python=True)
   if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
     raise ValueError(f"expected an array or a number, got {type(leaf)}")
-  return Kind(shape=tuple(leaf.shape), dtype=str(leaf.dtype))
+  return LeafSpec(shape=tuple(leaf.shape), dtype=str(leaf.dtype))
 
 
 def is_random_key(leaf: Any) -> bool:
@@ -96,7 +96,7 @@ def is_random_key(leaf: Any) -> bool:
   return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
-def stored(leaf: Any) -> Any:
+def to_stored(leaf: Any) -> Any:
   """A leaf in the form it is written in."""
   if is_random_key(leaf):
     return jax.random.key_data(leaf)
@@ -107,7 +107,7 @@ def stored(leaf: Any) -> Any:
 
 def stored_arrays(flat: Mapping[str, Any]) -> dict[str, Any]:
   """The leaves that have elements, in the form they are written in."""
-  arrays = {path: stored(leaf) for path, leaf in flat.items()}
+  arrays = {path: to_stored(leaf) for path, leaf in flat.items()}
   return {path: x for path, x in arrays.items() if 0 not in x.shape}
 
 
@@ -131,7 +131,7 @@ def abstract(leaf: Any) -> Any:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
 
 
-def revived(data: Any, leaf: Any) -> Any:
+def from_stored(data: Any, leaf: Any) -> Any:
   """What was read, as the kind of leaf the target has."""
   if is_random_key(leaf):
     keys = jax.random.wrap_key_data(data, impl=_implementation(leaf))
@@ -142,7 +142,7 @@ def revived(data: Any, leaf: Any) -> Any:
 
 
 def differences(
-  saved: Mapping[str, Kind], target: Mapping[str, Kind]
+  saved: Mapping[str, LeafSpec], target: Mapping[str, LeafSpec]
 ) -> list[str]:
   """Where a target differs from what was saved, in words, by path."""
   found = []

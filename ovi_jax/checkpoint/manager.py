@@ -53,17 +53,17 @@ class Config:
   """
 
   directory: str
-  keep_last: int = 2
-  keep_every: int = 0
+  max_to_keep: int = 2
+  keep_period: int = 0
   asynchronous: bool = True
   timeout: int = 3600
   compress: bool = False
 
   def __post_init__(self):
-    if self.keep_last < 1 or self.keep_every < 0 or self.timeout < 1:
+    if self.max_to_keep < 1 or self.keep_period < 0 or self.timeout < 1:
       raise ValueError(
         "expected keep_last and timeout from 1 and keep_every from 0, got"
-        f" {self.keep_last}, {self.timeout}, {self.keep_every}"
+        f" {self.max_to_keep}, {self.timeout}, {self.keep_period}"
       )
 
 
@@ -124,7 +124,7 @@ class Manager:
     if jax.process_index() == 0:
       self.directory.mkdir(parents=True, exist_ok=True)
       _clear(self.directory, log)
-    processes.meet("opened")
+    processes.barrier("opened")
     self._orbax = _open(config, self.directory, self._seal)
 
   def __enter__(self) -> "Manager":
@@ -227,7 +227,7 @@ class Manager:
     for step in self.steps():
       path = self.directory / str(step)
       try:
-        found = saved.describe(path)
+        found = saved.read_info(path)
         damage = ""
       except ValueError as error:
         found, damage = None, str(error)
@@ -248,7 +248,7 @@ class Manager:
 
   def _restore(
     self,
-    found: saved.Saved,
+    found: saved.CheckpointInfo,
     flat: Mapping[str, Any],
     target: Any,
     failures: list[str],
@@ -267,7 +267,7 @@ class Manager:
 
   def _set_aside(self, restored: int) -> None:
     """Rename the checkpoints after a step: the run will come there again."""
-    processes.meet("restored")
+    processes.barrier("restored")
     if jax.process_index() == 0:
       for step in self.steps():
         if step > restored:
@@ -275,7 +275,7 @@ class Manager:
           aside = _unused(path.with_name(f"{step}{_DAMAGED}"))
           path.rename(aside)
           self._log(f"set aside as {aside}; delete it when not needed")
-    processes.meet("set_aside")
+    processes.barrier("set_aside")
     self._orbax.reload()
 
   def _seal(self) -> None:
@@ -311,9 +311,9 @@ def _open(
 ) -> ocp.CheckpointManager:
   """Orbax's manager as `config` says."""
   policies = ocp.checkpoint_managers.preservation_policy
-  kept: list[Any] = [policies.LatestN(config.keep_last)]
-  if config.keep_every:
-    kept.append(policies.EveryNSteps(config.keep_every))
+  kept: list[Any] = [policies.LatestN(config.max_to_keep)]
+  if config.keep_period:
+    kept.append(policies.EveryNSteps(config.keep_period))
   state = ocp.PyTreeCheckpointHandler(use_compression=config.compress)
   meta = ocp.JsonCheckpointHandler(saved.META_FILE)
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -340,14 +340,14 @@ def _clear(directory: pathlib.Path, log: Log) -> None:
   """Delete what a killed run left: saves and deletions cut short."""
   for path in sorted(directory.iterdir()):
     remains = saved.is_step(path.name) and not (path / _COMMITTED).is_file()
-    if _TEMPORARY in path.name or (remains and integrity.lacking(path)):
+    if _TEMPORARY in path.name or (remains and integrity.is_missing(path)):
       log(f"clearing {path}: it was being written or deleted by a killed run")
       shutil.rmtree(path)
 
 
-def _check_target(found: saved.Saved, flat: Mapping[str, Any]) -> None:
+def _check_target(found: saved.CheckpointInfo, flat: Mapping[str, Any]) -> None:
   """Refuse a target that is not what was saved."""
-  expected = {path: leaves.kind(leaf) for path, leaf in flat.items()}
+  expected = {path: leaves.leaf_spec(leaf) for path, leaf in flat.items()}
   if differing := leaves.differences(found.leaves, expected):
     listed = "".join(f"\n  {line}" for line in differing)
     raise ValueError(
@@ -356,7 +356,7 @@ def _check_target(found: saved.Saved, flat: Mapping[str, Any]) -> None:
     )
 
 
-def _damage(found: saved.Saved) -> str:
+def _damage(found: saved.CheckpointInfo) -> str:
   """What is wrong with a checkpoint's files; empty if nothing is."""
   try:
     saved.verify(found)

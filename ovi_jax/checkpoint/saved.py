@@ -50,7 +50,7 @@ FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Saved:
+class CheckpointInfo:
   """A checkpoint whose description has been read and is sound.
 
   Attributes:
@@ -64,7 +64,7 @@ class Saved:
 
   path: pathlib.Path
   step: int
-  leaves: Mapping[str, leaves.Kind]
+  leaves: Mapping[str, leaves.LeafSpec]
   iterators: tuple[Any, ...]
   metadata: Mapping[str, Any]
   checksums: Mapping[str, Mapping[str, int]]
@@ -87,7 +87,7 @@ def description(
   found = {
     "format": FORMAT,
     "step": step,
-    "leaves": {p: leaves.kind(leaf).to_json() for p, leaf in flat.items()},
+    "leaves": {p: leaves.leaf_spec(leaf).to_json() for p, leaf in flat.items()},
     "metadata": dict(metadata),
   }
   try:
@@ -118,7 +118,7 @@ def is_step(name: str) -> bool:
   )
 
 
-def describe(path: pathlib.Path) -> Saved:
+def read_info(path: pathlib.Path) -> CheckpointInfo:
   """Read what a checkpoint holds, without its arrays.
 
   Args:
@@ -138,10 +138,10 @@ def describe(path: pathlib.Path) -> Saved:
     # Metadata and iterators may hold NaN.
     meta = untrusted.read_json(file, finite=False)
     _check_types(meta)
-    return Saved(
+    return CheckpointInfo(
       path=path,
       step=meta["step"],
-      leaves={p: leaves.Kind.from_json(e) for p, e in meta["leaves"].items()},
+      leaves={p: leaves.LeafSpec.from_json(e) for p, e in meta["leaves"].items()},
       iterators=tuple(map(_decode, meta["iterators"])),
       metadata=meta["metadata"],
       checksums=checksums,
@@ -192,7 +192,7 @@ def _is_state(entry: Any) -> bool:
   return "json" in entry or isinstance(entry.get("bytes"), str)
 
 
-def verify(saved: Saved) -> None:
+def verify(saved: CheckpointInfo) -> None:
   """Compare every file of a checkpoint with its checksum.
 
   Processes share the work and all come to the same verdict.
@@ -209,7 +209,7 @@ def verify(saved: Saved) -> None:
     raise ValueError(integrity.shorten(everywhere))
 
 
-def read(saved: Saved, targets: Mapping[str, Any]) -> dict[str, Any]:
+def read(saved: CheckpointInfo, targets: Mapping[str, Any]) -> dict[str, Any]:
   """Read some leaves of a checkpoint.
 
   Args:
@@ -226,7 +226,7 @@ def read(saved: Saved, targets: Mapping[str, Any]) -> dict[str, Any]:
   read_back: dict[str, Any] = {p: _empty(wanted[p]) for p in wanted}
   if flat:
     read_back |= _read_arrays(saved.path / STATE, flat)
-  return {p: leaves.revived(read_back[p], leaf) for p, leaf in targets.items()}
+  return {p: leaves.from_stored(read_back[p], leaf) for p, leaf in targets.items()}
 
 
 def _read_arrays(path: pathlib.Path, flat: Mapping[str, Any]) -> dict[str, Any]:

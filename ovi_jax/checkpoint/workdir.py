@@ -64,11 +64,11 @@ def check_config(
     if theirs == ours:
       return
   # Nobody writes before everybody has read.
-  processes.meet("config_read")
+  processes.barrier("config_read")
   if jax.process_index() == 0:
-    with files.replacing(path) as temporary:
+    with files.atomic_path(path) as temporary:
       temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n")
-  processes.meet("config_written")
+  processes.barrier("config_written")
 
 
 def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Decoder:
     """
     arch = self.components.arch
     with self.components.computing(jnp.float32):
-      wave_BA = decode_sound(
+      wave_BA = decode_audio(
         arch.audio_vae, arch.vocoder, self.audio, self.vocoder, latents_BTC
       )
     # On the host: the mesh of whoever calls may be another.
@@ -75,7 +75,7 @@ class Decoder:
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "bigvgan"))
-def decode_sound(
+def decode_audio(
   vae: audio_vae.AudioVAEConfig,
   bigvgan: vocoder.VocoderConfig,
   vae_params: Any,

@@ -22,7 +22,7 @@ from ovi_jax.parallel import partition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
+class TextEncoder:
   """The text encoder with its parameters and tokenizer."""
 
   components: loading.Components
@@ -30,7 +30,7 @@ class Text:
   params: dict[str, Any]
 
   @classmethod
-  def load(cls, components: loading.Components) -> "Text":
+  def load(cls, components: loading.Components) -> "TextEncoder":
     return cls(
       components=components,
       tokenizer=components.tokenizer(),
@@ -47,7 +47,7 @@ class Text:
     """
     components = self.components
     if split:
-      place = partition.rows(components.mesh)
+      place = partition.batch_sharding(components.mesh)
       ids_BS, mask_BS = jax.device_put((ids_BS, mask_BS), place)
     with components.computing():
       return umt5.embed(
@@ -70,14 +70,14 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Video:
+class VideoEncoder:
   """The encoding half of the video autoencoder with its parameters."""
 
   components: loading.Components
   params: dict[str, Any]
 
   @classmethod
-  def load(cls, components: loading.Components) -> "Video":
+  def load(cls, components: loading.Components) -> "VideoEncoder":
     params = components.load("video_vae", "encoder")
     return cls(components=components, params=params)
 
@@ -92,7 +92,7 @@ class Video:
       ValueError: the frames are of another number, size or type.
     """
     components = self.components
-    place = partition.rows(components.mesh) if split else None
+    place = partition.batch_sharding(components.mesh) if split else None
     with components.computing():
       return codec.encode(
         components.arch.video_vae,
@@ -104,14 +104,14 @@ class Video:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Audio:
+class AudioEncoder:
   """The encoding half of the sound's autoencoder with its parameters."""
 
   components: loading.Components
   params: dict[str, Any]
 
   @classmethod
-  def load(cls, components: loading.Components) -> "Audio":
+  def load(cls, components: loading.Components) -> "AudioEncoder":
     params = components.load("audio_vae", "encoder", jnp.float32)
     return cls(components=components, params=params)
 
@@ -127,13 +127,13 @@ class Audio:
     """
     components = self.components
     if split:
-      wave_BA = jax.device_put(wave_BA, partition.rows(components.mesh))
+      wave_BA = jax.device_put(wave_BA, partition.batch_sharding(components.mesh))
     with components.computing(jnp.float32):
-      return encode_sound(components.arch.audio_vae, self.params, wave_BA)
+      return encode_audio(components.arch.audio_vae, self.params, wave_BA)
 
 
 @functools.partial(jax.jit, static_argnames="vae")
-def encode_sound(
+def encode_audio(
   vae: audio_vae.AudioVAEConfig, params: Any, wave_BA: jax.Array
 ) -> jax.Array:
   """wave_BA in [-1, 1] at 16 kHz -> means of the latents_BTC, float32."""

@@ -61,7 +61,7 @@ class Components:
   @property
   def text_length(self) -> int:
     """Tokens of a prompt, the same for every tower."""
-    return next(iter(self.arch.fusion.present().values())).text_length
+    return next(iter(self.arch.fusion.present().values())).max_text_len
 
   def load(
     self, component: str, prefix: str | None = None, dtype: Any = None
@@ -77,7 +77,7 @@ class Components:
     placement: Any = partition.replicated(self.mesh)
     if component in _RULES:
       shapes = weights.shapes(path)
-      placed = partition.shardings(shapes, _RULES[component], self.mesh)
+      placed = partition.param_shardings(shapes, _RULES[component], self.mesh)
       placement = lambda leaf, shape: placed[leaf]  # noqa: E731
     return weights.load(
       path,

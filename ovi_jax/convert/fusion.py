@@ -130,7 +130,7 @@ def _blocks(
   fused: bool,
 ) -> list[Row]:
   """All blocks of one tower, stacked."""
-  stack = config.blocks
+  stack = config.num_layers
   block = f"{torch}blocks.{{}}"
   table = [
     Row(modulation, f"{ours}/modulation", Rearrange("1 p d -> p d"), stack),
@@ -157,7 +157,7 @@ def _blocks(
 
 
 def _attention(config: dit.DiTConfig, torch: str, ours: str) -> list[Row]:
-  stack = config.blocks
+  stack = config.num_layers
   return [
     *_turned(config, f"{torch}.q", f"{ours}/query"),
     *_turned(config, f"{torch}.k", f"{ours}/key"),
@@ -177,18 +177,18 @@ def _norm(torch: str, ours: str, stack: int) -> list[Row]:
 
 def _turned(config: dit.DiTConfig, torch: str, ours: str) -> list[Row]:
   """A projection whose output is rotated, pairs reordered."""
-  sizes = (("n", config.heads), ("r", 2))
+  sizes = (("n", config.num_heads), ("r", 2))
   kernel = Rearrange("(n k r) i -> i (n r k)", sizes)
   return [
-    Row(f"{torch}.weight", f"{ours}/kernel", kernel, config.blocks),
-    Row(f"{torch}.bias", f"{ours}/bias", _pairs(config), config.blocks),
+    Row(f"{torch}.weight", f"{ours}/kernel", kernel, config.num_layers),
+    Row(f"{torch}.bias", f"{ours}/bias", _pairs(config), config.num_layers),
   ]
 
 
 def _turned_norm(config: dit.DiTConfig, torch: str, ours: str) -> Row:
-  return Row(f"{torch}.weight", f"{ours}/scale", _pairs(config), config.blocks)
+  return Row(f"{torch}.weight", f"{ours}/scale", _pairs(config), config.num_layers)
 
 
 def _pairs(config: dit.DiTConfig) -> mapping.Rearrange:
-  sizes = (("n", config.heads), ("r", 2))
+  sizes = (("n", config.num_heads), ("r", 2))
   return Rearrange("(n k r) -> (n r k)", sizes)

@@ -39,12 +39,12 @@ def main(argv: list[str]) -> None:
     if reports:
       print(f"read {document.write(chosen, problems)} before you train")
   except (ImportError, OSError, ValueError) as error:
-    runtime.leave(f"curation: {error}")
+    runtime.exit_with_error(f"curation: {error}")
   except KeyboardInterrupt:
     print("curation: interrupted; the same command goes on")
     sys.exit(128 + signal.SIGINT)
   if problems:
-    runtime.leave("\n".join(["curation: not all is done:", *problems]))
+    runtime.exit_with_error("\n".join(["curation: not all is done:", *problems]))
 
 
 def start() -> None:

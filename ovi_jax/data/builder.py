@@ -203,7 +203,7 @@ def _folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   What a killed process left of an earlier try is cleared away.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  for left in files.left_over(path):
+  for left in files.stale_temporaries(path):
     shutil.rmtree(left, ignore_errors=True)
   folder = files.temporary_name(path)
   folder.mkdir()

@@ -256,8 +256,8 @@ def _null_text(
     return kept if len(kept) else None
   path = job.folder / ".null_text.npy"
   if not path.exists():
-    null_SE = encoders.Text.load(components).texts([""])[""]
-    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+    null_SE = encoders.TextEncoder.load(components).texts([""])[""]
+    with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
       np.save(file, np.asarray(null_SE, np.float32))
   return np.load(path)
 
@@ -315,7 +315,7 @@ def _keep_recipe(folder: pathlib.Path, recipe: dict[str, Any]) -> None:
   if (folder / RECIPE).exists():
     _check_recipe(folder, recipe, f"or remove {folder} to begin anew")
     return
-  with files.replacing(folder / RECIPE) as temporary:
+  with files.atomic_path(folder / RECIPE) as temporary:
     temporary.write_text(json.dumps(recipe, indent=1))
 
 
@@ -372,9 +372,9 @@ def _define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   try:
-    runtime.need(FLAGS, data="DIR", weights="DIR", out="DIR")
+    runtime.require_flags(FLAGS, data="DIR", weights="DIR", out="DIR")
     fields = {field.name for field in dataclasses.fields(Job)} - {"limits"}
     values: dict[str, Any] = {name: FLAGS[name].value for name in fields}
     limits: Any = {

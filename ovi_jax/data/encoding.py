@@ -42,9 +42,9 @@ class RecordEncoder:
   """
 
   batch: int
-  text: encoders.Text | None = None
-  video: encoders.Video | None = None
-  audio: encoders.Audio | None = None
+  text: encoders.TextEncoder | None = None
+  video: encoders.VideoEncoder | None = None
+  audio: encoders.AudioEncoder | None = None
 
   @classmethod
   def load(
@@ -52,9 +52,9 @@ class RecordEncoder:
   ) -> "RecordEncoder":
     """Load the encoders of some of `PARTS`."""
     kinds: dict[str, Any] = {
-      "text": encoders.Text,
-      "video": encoders.Video,
-      "audio": encoders.Audio,
+      "text": encoders.TextEncoder,
+      "video": encoders.VideoEncoder,
+      "audio": encoders.AudioEncoder,
     }
     loaded = {part: kinds[part].load(components) for part in parts}
     return cls(batch=batch, **loaded)
@@ -100,7 +100,7 @@ class RecordEncoder:
     return made if text is None else self._with_text(text, made)
 
   def _with_text(
-    self, encoder: encoders.Text, records: Sequence[schema.Record]
+    self, encoder: encoders.TextEncoder, records: Sequence[schema.Record]
   ) -> list[schema.Record]:
     """The records with an embedding of each caption."""
     captions = list(

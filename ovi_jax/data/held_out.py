@@ -14,7 +14,7 @@ from ovi_jax.data import settings as settings_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class EvalRecords:
   """A split of the sources that have it, opened.
 
   Attributes:
@@ -23,7 +23,7 @@ class HeldOut:
     buckets: the bucket of each record of each, -1 for none.
   """
 
-  settings: settings_lib.LoaderSettings
+  settings: settings_lib.LoaderConfig
   splits: tuple[builder.Split, ...]
   buckets: tuple[np.ndarray, ...]
 
@@ -56,12 +56,12 @@ class HeldOut:
       for start in range(0, len(mine), batch):
         share = mine[start : start + batch][process_index * each :][:each]
         drawn = plan.Draw(source[share], record[share], np.zeros_like(share))
-        yield rows.read(self.settings, self.splits, bucket, drawn, 0, each)
+        yield rows.collate(self.settings, self.splits, bucket, drawn, 0, each)
 
 
 def opened(
-  settings: settings_lib.LoaderSettings, split: str = "test"
-) -> HeldOut:
+  settings: settings_lib.LoaderConfig, split: str = "test"
+) -> EvalRecords:
   """Open a split of the sources that have it.
 
   Raises:
@@ -84,4 +84,4 @@ def opened(
   )
   splits = loader.open_sources(settings)
   buckets = tuple(settings_lib.assign(settings, split) for split in splits)
-  return HeldOut(settings=settings, splits=splits, buckets=buckets)
+  return EvalRecords(settings=settings, splits=splits, buckets=buckets)

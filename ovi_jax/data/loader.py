@@ -48,7 +48,7 @@ class _Share:
     count: of processes.
   """
 
-  settings: settings_lib.LoaderSettings
+  settings: settings_lib.LoaderConfig
   splits: tuple[builder.Split, ...]
   order: plan.Plan
   index: int
@@ -58,7 +58,7 @@ class _Share:
     """This process's rows of a global batch, its text for one tower only."""
     each = len(positions) // self.count
     mine = positions[self.index * each : (self.index + 1) * each]
-    batch = rows.read(
+    batch = rows.collate(
       self.settings,
       self.splits,
       self.settings.buckets[bucket],
@@ -68,7 +68,7 @@ class _Share:
     # From a worker, one array for two towers would travel twice, and most of
     # what travels would be padding.
     text = rows.text(batch)
-    if self.settings.workers and text.ndim == 3:
+    if self.settings.num_workers and text.ndim == 3:
       text = _cut(text)
     return batch._replace(text=AV(audio=text))
 
@@ -149,7 +149,7 @@ def _start_worker(worker: int, workers: int) -> None:
   """
   del worker, workers
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  runtime.end_with_parent()
+  runtime.exit_with_parent()
 
 
 def in_order(numbered: Any, workers: int, prefetch: int) -> Any:
@@ -207,14 +207,14 @@ class Loader(Iterator[schema.Batch]):
       self._running = self._start()
     batch = next(self._running)
     self._step += 1
-    return _received(batch, self._share.settings.text_rows)
+    return _received(batch, self._share.settings.max_text_len)
 
   def _start(self) -> Any:
     """grain's iterator from the batch that is next."""
     settings = self._share.settings
     cursor, _ = self._plan.block(self._step)
     numbered = _Numbered(self._share, self._step, cursor)
-    return in_order(numbered, settings.workers, settings.prefetch)
+    return in_order(numbered, settings.num_workers, settings.prefetch_batches)
 
   def get_state(self) -> dict[str, Any]:
     """Where the iterator stands; JSON can hold it, every process has the same.
@@ -260,7 +260,7 @@ class Loader(Iterator[schema.Batch]):
       ],
       "caption": settings.caption,
       "crop": settings.crop,
-      "media": settings.media,
+      "media": settings.encode_on_the_fly,
       "captions": bool(settings.tokenizer),
     }
 
@@ -324,7 +324,7 @@ def check_order(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 
 
 def load(
-  settings: settings_lib.LoaderSettings,
+  settings: settings_lib.LoaderConfig,
   *,
   batch: int,
   seed: int,
@@ -378,7 +378,7 @@ def load(
 
 
 def open_sources(
-  settings: settings_lib.LoaderSettings,
+  settings: settings_lib.LoaderConfig,
 ) -> tuple[builder.Split, ...]:
   """The sources, checked; ValueError without the empty prompt."""
   splits = tuple(

@@ -187,7 +187,7 @@ class Quality:
 
   def save(self, path: pathlib.Path) -> None:
     """Write it to a file."""
-    with files.replacing(path) as temporary:
+    with files.atomic_path(path) as temporary:
       temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1))
 
   @classmethod
@@ -277,7 +277,7 @@ def reconstruction(
   records = list(some(splits, CLIPS))
   psnr, mel_error = [], []
   if "video" in parts and any(r.video is not None for r in records):
-    encoder = encoders.Video.load(components)
+    encoder = encoders.VideoEncoder.load(components)
     decoder = decoders.Decoder.load(components, ("video",))
     for record in records:
       if record.video is not None:
@@ -286,7 +286,7 @@ def reconstruction(
         decoded = np.concatenate(list(decoder.frames(latents)))
         psnr.append(distortion.video_psnr(frames_THWC, decoded))
   if "audio" in parts and any(r.audio is not None for r in records):
-    encoder = encoders.Audio.load(components)
+    encoder = encoders.AudioEncoder.load(components)
     decoder = decoders.Decoder.load(components, ("audio",))
     for record in records:
       if record.audio is not None:

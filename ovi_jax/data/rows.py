@@ -23,7 +23,7 @@ _DECODE = {"video": clips.frames, "audio": clips.wave}
 
 
 def blank(
-  settings: settings_lib.LoaderSettings, bucket: settings_lib.Bucket, count: int
+  settings: settings_lib.LoaderConfig, bucket: settings_lib.Bucket, count: int
 ) -> schema.Batch:
   """A batch of `count` rows that stand for no record."""
   sizes, video, audio = settings.geometry, None, None
@@ -33,23 +33,23 @@ def blank(
     frames = 1 + time * (T - 1), row * H, column * W
     video = (
       np.zeros((count, *frames, 3), np.uint8)
-      if settings.media
+      if settings.encode_on_the_fly
       else np.zeros((count, T, H, W, sizes.video_channels), np.float32)
     )
   if bucket.audio is not None:
     each = sizes.samples_per_audio_latent
     shape = (
       (count, bucket.audio * each)
-      if settings.media
+      if settings.encode_on_the_fly
       else (count, bucket.audio, sizes.audio_channels)
     )
     audio = np.zeros(shape, np.float32)
   latents = AV(video=video, audio=audio)
   if settings.tokenizer:
     pad = _tokenizer(settings.tokenizer).pad
-    text = np.full((count, settings.text_rows), pad, np.int32)
+    text = np.full((count, settings.max_text_len), pad, np.int32)
   else:
-    text = np.zeros((count, settings.text_rows, sizes.text_width), np.float32)
+    text = np.zeros((count, settings.max_text_len, sizes.text_width), np.float32)
   return schema.Batch(
     latents=latents,
     lengths=AV(
@@ -60,8 +60,8 @@ def blank(
   )
 
 
-def read(
-  settings: settings_lib.LoaderSettings,
+def collate(
+  settings: settings_lib.LoaderConfig,
   splits: Sequence[builder.Split],
   bucket: settings_lib.Bucket,
   drawn: plan.Draw,
@@ -94,7 +94,7 @@ def _fill(
   batch: schema.Batch,
   row: int,
   record: schema.Record,
-  settings: settings_lib.LoaderSettings,
+  settings: settings_lib.LoaderConfig,
   choose: np.random.Generator,
   path: str,
 ) -> None:
@@ -102,12 +102,12 @@ def _fill(
   where = f"{path}, record {record.id!r}"
   present = batch.latents.present()
   if "video" in present and record.sizes.video[0]:
-    part = _part(record, "video", settings.media, where)
+    part = _part(record, "video", settings.encode_on_the_fly, where)
     present["video"][row, : len(part)] = part
     batch.lengths.video[row] = record.sizes.video[0]
   if "audio" in present and record.sizes.audio:
-    part = _part(record, "audio", settings.media, where)
-    each = settings.geometry.samples_per_audio_latent if settings.media else 1
+    part = _part(record, "audio", settings.encode_on_the_fly, where)
+    each = settings.geometry.samples_per_audio_latent if settings.encode_on_the_fly else 1
     room, begin = present["audio"].shape[1] // each, 0
     spare = record.sizes.audio - room
     alone = "video" not in present or not record.sizes.video[0]
@@ -123,7 +123,7 @@ def _fill(
 
 def _text(
   record: schema.Record,
-  settings: settings_lib.LoaderSettings,
+  settings: settings_lib.LoaderConfig,
   choose: np.random.Generator,
   where: str,
 ) -> np.ndarray:
@@ -134,16 +134,16 @@ def _text(
   if settings.tokenizer:
     caption = record.captions[number]
     tokenizer = _tokenizer(settings.tokenizer)
-    return tokenizer.encode([caption], settings.text_rows)[0][0]
+    return tokenizer.encode([caption], settings.max_text_len)[0][0]
   if not record.text:
     raise ValueError(
       f"{where}: has no text embedding; encode the dataset first"
     )
   text_SE = record.text[number]
-  if len(text_SE) > settings.text_rows:
+  if len(text_SE) > settings.max_text_len:
     raise ValueError(
       f"{where}: caption {number} has {len(text_SE)} rows of text, expected at"
-      f" most {settings.text_rows}; raise text_rows or shorten the caption"
+      f" most {settings.max_text_len}; raise text_rows or shorten the caption"
     )
   return text_SE
 

@@ -58,7 +58,7 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoaderSettings:
+class LoaderConfig:
   """How records become batches.
 
   Attributes:
@@ -88,16 +88,16 @@ class LoaderSettings:
   sources: tuple[Source, ...]
   buckets: tuple[Bucket, ...]
   geometry: schema.Geometry = dataclasses.field(default_factory=schema.Geometry)
-  text_rows: int = 512
+  max_text_len: int = 512
   caption: str = "random"
   crop: str = "random"
-  drop_unfit: bool = False
-  scale_batch: bool = False
-  multiple: int = 0
-  media: bool = False
+  skip_unfit: bool = False
+  token_balanced_batches: bool = False
+  batch_multiple: int = 0
+  encode_on_the_fly: bool = False
   tokenizer: str = ""
-  workers: int = 0
-  prefetch: int = 2
+  num_workers: int = 0
+  prefetch_batches: int = 2
   max_unknown_words: float = quality.Limits.max_unknown_words
   min_codec_psnr: float = quality.Limits.min_codec_psnr
   max_codec_mel_error: float = quality.Limits.max_codec_mel_error
@@ -116,7 +116,7 @@ class LoaderSettings:
     ignored = [
       f"{name}_channels"
       for name in ("video", "audio")
-      if self.media or getattr(self.buckets[0], name) is None
+      if self.encode_on_the_fly or getattr(self.buckets[0], name) is None
     ]
     if self.tokenizer:
       ignored.append("text_width")
@@ -151,7 +151,7 @@ class LoaderSettings:
         raise ValueError(
           f"{name} must be at least 1, got {getattr(self, name)}"
         )
-    if self.workers < 0 or self.multiple < 0:
+    if self.num_workers < 0 or self.batch_multiple < 0:
       raise ValueError("workers and multiple must not be negative")
     _ = self.limits
 
@@ -162,15 +162,15 @@ def sound_buckets(seconds: Sequence[float]) -> tuple[Bucket, ...]:
   return tuple(Bucket(audio=int(second * rate)) for second in seconds)
 
 
-def rows(settings: LoaderSettings, batch: int) -> tuple[int, ...]:
+def rows(settings: LoaderConfig, batch: int) -> tuple[int, ...]:
   """Rows of a global batch of each bucket; `batch` for the largest.
 
   Raises:
     ValueError: rows are scaled to a multiple that does not divide the batch.
   """
-  if not settings.scale_batch:
+  if not settings.token_balanced_batches:
     return (batch,) * len(settings.buckets)
-  multiple = settings.multiple or batch
+  multiple = settings.batch_multiple or batch
   if batch % multiple:
     raise ValueError(
       f"multiple: expected one that divides the batch of {batch}, got"
@@ -183,7 +183,7 @@ def rows(settings: LoaderSettings, batch: int) -> tuple[int, ...]:
   )
 
 
-def assign(settings: LoaderSettings, split: builder.Split) -> np.ndarray:
+def assign(settings: LoaderConfig, split: builder.Split) -> np.ndarray:
   """The number of the bucket of each record, int64 [records]; -1 for none.
 
   Raises:
@@ -212,7 +212,7 @@ def assign(settings: LoaderSettings, split: builder.Split) -> np.ndarray:
   if settings.crop != "refuse" and settings.buckets[longest].audio is not None:
     found[(found < 0) & alone & (audio > 0)] = longest
   unfit = np.flatnonzero(found < 0)
-  if len(unfit) == len(split) or (unfit.size and not settings.drop_unfit):
+  if len(unfit) == len(split) or (unfit.size and not settings.skip_unfit):
     first = unfit[0]
     raise ValueError(
       f"{split.path}, split {split.name!r}: {len(unfit)} of {len(split)}"

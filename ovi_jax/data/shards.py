@@ -66,7 +66,7 @@ def write(
   """
   path = shard_path(folder, split, number)
   rows, size = [], 0
-  with _disk_errors(path), files.replacing(path) as temporary:
+  with _disk_errors(path), files.atomic_path(path) as temporary:
     writer = array_record_module.ArrayRecordWriter(str(temporary), _LAYOUT)
     try:
       for record in records:
@@ -78,7 +78,7 @@ def write(
         size += len(stored)
     finally:
       writer.close()
-    with files.replacing(_notes_path(path)) as notes, open(notes, "wb") as file:
+    with files.atomic_path(_notes_path(path)) as notes, open(notes, "wb") as file:
       np.savez(file, rows=np.asarray(rows, np.int32), size=size)
 
 

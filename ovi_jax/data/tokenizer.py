@@ -93,7 +93,7 @@ def write(
     The size of the vocabulary.
   """
   made, path = make(captions, min_count), pathlib.Path(path)
-  with files.replacing(path) as temporary:
+  with files.atomic_path(path) as temporary:
     temporary.write_text(made.to_str(pretty=True) + "\n", encoding="utf-8")
   return made.get_vocab_size()
 

@@ -135,7 +135,7 @@ def keep(
       f"{path.parent} holds runs of other {', '.join(other)} (see {path.name});"
       " give another --root, or remove it"
     )
-  with files.replacing(path) as temporary:
+  with files.atomic_path(path) as temporary:
     temporary.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 
 
@@ -323,12 +323,12 @@ def main(argv: list[str]) -> None:
     keep(settings, directory.read(weights).digests, home / SETTINGS)
     commands.take(todo, home / commands.TIMES)
     text = markdown(table(settings, home))
-    with files.replacing(home / "table.md") as temporary:
+    with files.atomic_path(home / "table.md") as temporary:
       temporary.write_text(text, "utf-8")
     for variant in settings.variants:
       place = home / run_name(variant, settings.seeds[0]) / "clips"
       picture = attention_maps.matrices(mean_maps(place))
-      with files.replacing(home / f"{variant}.png") as temporary:
+      with files.atomic_path(home / f"{variant}.png") as temporary:
         picture.save(temporary, "PNG")
     print(text, end="")
   except (OSError, ValueError) as error:

@@ -238,10 +238,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    runtime.need(FLAGS, root="DIR", weights="DIR")
+    runtime.require_flags(FLAGS, root="DIR", weights="DIR")
     weights = pathlib.Path(FLAGS.weights)
     card = text(pathlib.Path(FLAGS.root), weights, FLAGS.seed)
-    with files.replacing(weights / CARD) as temporary:
+    with files.atomic_path(weights / CARD) as temporary:
       temporary.write_text(card, "utf-8")
     print(f"wrote {weights / CARD}")
   except (OSError, ValueError, KeyError) as error:

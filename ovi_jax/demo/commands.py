@@ -93,7 +93,7 @@ def _keep_time(path: pathlib.Path, name: str, seconds: float) -> None:
   steps[name] = round(steps.get(name, 0.0) + seconds, 1)
   machines = list(dict.fromkeys([*machines, _machine()]))
   times = {"machines": machines, "seconds": steps}
-  with files.replacing(path) as temporary:
+  with files.atomic_path(path) as temporary:
     pathlib.Path(temporary).write_text(json.dumps(times, indent=2) + "\n")
 
 

@@ -99,9 +99,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    runtime.need(FLAGS, clips="DIR", out="FILE.png")
+    runtime.require_flags(FLAGS, clips="DIR", out="FILE.png")
     made = of_folder(pathlib.Path(FLAGS.clips), FLAGS.frames, FLAGS.scale)
-    with files.replacing(pathlib.Path(FLAGS.out)) as temporary:
+    with files.atomic_path(pathlib.Path(FLAGS.out)) as temporary:
       made.save(temporary, "PNG")
     print(f"wrote {FLAGS.out}")
   except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ovi_jax.modality import AV
 
 
-def squared_error(
+def masked_mse(
   prediction: jax.Array, target: jax.Array, counts_BT: jax.Array
 ) -> jax.Array:
   """Mean squared error over the latents that count.
@@ -31,12 +31,12 @@ def squared_error(
   return total / jnp.maximum(counts_BT.sum(1), 1)
 
 
-def counted(length_B: jax.Array, places: int) -> jax.Array:
+def length_mask(length_B: jax.Array, places: int) -> jax.Array:
   """counts_BT: the first `length` of `places` latents in time."""
   return jnp.arange(places)[None] < length_B[:, None]
 
 
-def weights(lengths: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
+def example_weights(lengths: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
   """What each example's loss adds to the batch's.
 
   Args:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 TIME_SCALE = 1000.0  # the model's t for sigma = 1
 
 
-def shifted(sigma: Any, shift: float) -> Any:
+def shift_sigma(sigma: Any, shift: float) -> Any:
   """Move noise levels towards 1 by `shift` (1 = unchanged)."""
   return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def noised(data: jax.Array, noise: jax.Array, sigma_BT: jax.Array) -> jax.Array:
+def interpolate(data: jax.Array, noise: jax.Array, sigma_BT: jax.Array) -> jax.Array:
   """x_t = (1 - sigma) data + sigma noise.
 
   Args:

@@ -19,7 +19,7 @@ DISTRIBUTIONS = (UNIFORM, LOGIT_NORMAL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Times:
+class TimestepSampler:
   """A distribution of noise levels.
 
   Attributes:
@@ -33,9 +33,9 @@ class Times:
 
   distribution: str = UNIFORM
   mean: float = 0.0
-  deviation: float = 1.0
+  std: float = 1.0
   shift: float = 1.0
-  shared: float = 1.0
+  shared_prob: float = 1.0
 
   def __post_init__(self):
     if self.distribution not in DISTRIBUTIONS:
@@ -48,15 +48,15 @@ class Times:
         raise ValueError(
           f"times.{name} must be positive, got {getattr(self, name)}"
         )
-    if not 0 <= self.shared <= 1:
-      raise ValueError(f"times.shared must be in [0, 1], got {self.shared}")
+    if not 0 <= self.shared_prob <= 1:
+      raise ValueError(f"times.shared must be in [0, 1], got {self.shared_prob}")
 
-  def draw(self, key: jax.Array, names: Sequence[str]) -> AV[jax.Array]:
+  def sample(self, key: jax.Array, names: Sequence[str]) -> AV[jax.Array]:
     """Draw the level of one example for each modality in `names`."""
-    if self.shared == 1:
+    if self.shared_prob == 1:
       return AV(**dict.fromkeys(names, self._one(key)))
     own = [self._one(k) for k in jax.random.split(key, 2)]
-    same = jax.random.bernoulli(jax.random.fold_in(key, 2), self.shared)
+    same = jax.random.bernoulli(jax.random.fold_in(key, 2), self.shared_prob)
     levels = own[0], jnp.where(same, own[0], own[1])
     return AV(**dict(zip(names, levels)))
 
@@ -64,6 +64,6 @@ class Times:
     if self.distribution == UNIFORM:
       sigma = jax.random.uniform(key)
     else:
-      normal = self.mean + self.deviation * jax.random.normal(key)
+      normal = self.mean + self.std * jax.random.normal(key)
       sigma = jax.nn.sigmoid(normal)
-    return path.shifted(sigma, self.shift)
+    return path.shift_sigma(sigma, self.shift)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
 
 
 def _draw() -> None:
-  runtime.need(FLAGS, out="FILE.csv")
+  runtime.require_flags(FLAGS, out="FILE.csv")
   path = pathlib.Path(FLAGS.out)
   trained = [prompts.Trained.parse(text) for text in FLAGS.trained]
   drawn = prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs, trained)
@@ -64,7 +64,7 @@ def _score() -> None:
   plain = json.dumps(report.plain(clips, table), indent=1) + "\n"
   for name, content in ((FLAGS.out, plain), (FLAGS.markdown, text)):
     if name:
-      with files.replacing(pathlib.Path(name)) as temporary:
+      with files.atomic_path(pathlib.Path(name)) as temporary:
         temporary.write_text(content, "utf-8")
   print(text, end="")
 
@@ -75,16 +75,16 @@ def _calibrate() -> None:
 
 
 def _codecs() -> None:
-  runtime.need(FLAGS, weights="DIR")
-  runtime.start()
+  runtime.require_flags(FLAGS, weights="DIR")
+  runtime.setup()
   found = weights.losses(pathlib.Path(FLAGS.weights), FLAGS.count, FLAGS.seed)
   text = weights.markdown(found)
   if FLAGS.out:
     losses = {name: loss._asdict() for name, loss in found.items()}
-    with files.replacing(pathlib.Path(FLAGS.out)) as temporary:
+    with files.atomic_path(pathlib.Path(FLAGS.out)) as temporary:
       temporary.write_text(json.dumps(losses, indent=2) + "\n", "utf-8")
   if FLAGS.markdown:
-    with files.replacing(pathlib.Path(FLAGS.markdown)) as temporary:
+    with files.atomic_path(pathlib.Path(FLAGS.markdown)) as temporary:
       temporary.write_text(text, "utf-8")
   print(text, end="")
 

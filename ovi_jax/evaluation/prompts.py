@@ -131,5 +131,5 @@ def write(path: pathlib.Path, prompts: list[str], seed: int) -> None:
     (prompt, (seed + row) % requests.SEEDS)
     for row, prompt in enumerate(prompts)
   )
-  with files.replacing(path) as temporary:
+  with files.atomic_path(path) as temporary:
     temporary.write_text(text.getvalue(), "utf-8")

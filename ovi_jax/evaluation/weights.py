@@ -51,8 +51,8 @@ def losses(
     mesh=meshes.make(jax.devices()[:1]),
     dtype=jnp.dtype("f4" if runtime.platform() == "cpu" else "bfloat16"),
   )
-  video = encoders.Video.load(components)
-  audio = encoders.Audio.load(components)
+  video = encoders.VideoEncoder.load(components)
+  audio = encoders.AudioEncoder.load(components)
   decoder = decoders.Decoder.load(components)
 
   def pictures(frames_THWC: np.ndarray) -> np.ndarray:

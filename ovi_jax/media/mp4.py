@@ -76,7 +76,7 @@ def write(
   if first is None:
     raise ValueError(f"no frames for {path}")
   options = {"movflags": "faststart"}
-  with files.replacing(path) as temporary:
+  with files.atomic_path(path) as temporary:
     with av.open(
       str(temporary), "w", format="mp4", options=options
     ) as container:

@@ -181,13 +181,13 @@ class Architecture:
     """Where components that are present do not fit each other, in words."""
     pairs = []
     for name, tower in self.fusion.present().items():
-      pairs.append((f"fusion.{name} text_dim", tower.text_width, "umt5", "dim"))
+      pairs.append((f"fusion.{name} text_dim", tower.text_dim, "umt5", "dim"))
       pairs.append((f"fusion.{name} in_dim", tower.channels, *_LATENTS[name]))
     if self.audio_vae is not None:
       bins = self.audio_vae.data_dim
       pairs.append(("audio_vae data_dim", bins, "vocoder", "mel_bins"))
     lengths = [
-      f"fusion.{name} text_len is {tower.text_length}"
+      f"fusion.{name} text_len is {tower.max_text_len}"
       for name, tower in self.fusion.present().items()
     ]
     alike = len({line.split()[-1] for line in lengths}) < 2
@@ -250,9 +250,9 @@ def _init_fusion(
   for name, tower in config.present().items():
     latents[name] = jnp.zeros((1, *tower.patch, tower.channels))
     times[name] = jnp.zeros((1, 1))
-    text[name] = jnp.zeros((1, 1, tower.text_width))
+    text[name] = jnp.zeros((1, 1, tower.text_dim))
   # On a mesh a ring divides no heads; parameters know nothing of it.
-  model = fusion.FusionDiT(config, scheme=context.RING)
+  model = fusion.FusionDiT(config, context_parallelism=context.RING)
   return model.init(key, AV(**latents), AV(**times), AV(**text))["params"]
 
 

@@ -212,7 +212,7 @@ class Attention(nn.Module):
     return _blend(x_BTC, h_BTC)
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
   """Residual block, attention, residual block."""
 
   dtype: jnp.dtype
@@ -226,7 +226,7 @@ class Middle(nn.Module):
     return _clip(x_BTC)
 
 
-class Halve(nn.Module):
+class Downsample(nn.Module):
   """The mean of every two steps, between two products over channels."""
 
   dtype: jnp.dtype
@@ -239,7 +239,7 @@ class Halve(nn.Module):
     return dense(name="out")(x_BTC)
 
 
-class Double(nn.Module):
+class Upsample(nn.Module):
   """Every step twice, then a convolution."""
 
   dtype: jnp.dtype
@@ -278,8 +278,8 @@ class Encoder(nn.Module):
         name = f"level_{level}_block_{i}"
         x_BTC = _clip(ResidualBlock(width, self.dtype, name=name)(x_BTC))
       if level in config.down_layers:
-        x_BTC = Halve(self.dtype, name=f"level_{level}_halve")(x_BTC)
-    x_BTC = Middle(self.dtype, name="middle")(x_BTC)
+        x_BTC = Downsample(self.dtype, name=f"level_{level}_halve")(x_BTC)
+    x_BTC = MidBlock(self.dtype, name="middle")(x_BTC)
     return Head(2 * config.embed_dim, self.dtype, name="head")(x_BTC)
 
 
@@ -293,13 +293,13 @@ class Decoder(nn.Module):
   def __call__(self, x_BTC):
     config = self.config
     x_BTC = _Conv(config.widths[-1], dtype=self.dtype, name="conv_in")(x_BTC)
-    x_BTC = Middle(self.dtype, name="middle")(x_BTC)
+    x_BTC = MidBlock(self.dtype, name="middle")(x_BTC)
     for level, width in reversed(list(enumerate(config.widths))):
       for i in range(config.res_blocks + 1):
         name = f"level_{level}_block_{i}"
         x_BTC = _clip(ResidualBlock(width, self.dtype, name=name)(x_BTC))
       if level - 1 in config.down_layers:
-        x_BTC = Double(self.dtype, name=f"level_{level}_double")(x_BTC)
+        x_BTC = Upsample(self.dtype, name=f"level_{level}_double")(x_BTC)
     return Head(config.data_dim, self.dtype, name="head")(x_BTC)
 
 

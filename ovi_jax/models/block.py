@@ -25,11 +25,11 @@ MAPS = "maps"
 
 
 # Queries, keys or values of a tower that every device has whole, but for heads.
-WHOLE = "BSNK"
-FEW = axes.few("BLNK")
+FULL_LETTERS = "BSNK"
+REPLICATED_LETTERS = axes.replicated_tokens("BLNK")
 
 
-class KeysValues(NamedTuple):
+class KV(NamedTuple):
   """Keys and values of one attention, [B, S, N, K]."""
 
   keys: jax.Array
@@ -51,7 +51,7 @@ class Attention(nn.Module):
   fusion_init: Any = layers.XAVIER
 
   def setup(self):
-    width, eps = self.config.width, self.config.eps
+    width, eps = self.config.hidden_dim, self.config.eps
 
     def dense(init=layers.XAVIER) -> nn.Dense:
       return nn.Dense(width, kernel_init=init, dtype=self.dtype)
@@ -66,7 +66,7 @@ class Attention(nn.Module):
       self.fusion_key_norm = layers.RMSNorm(eps, self.dtype)
 
   def heads(self, x_BLD: jax.Array, letters: str) -> jax.Array:
-    heads = self.config.heads
+    heads = self.config.num_heads
     x = einops.rearrange(x_BLD, "B L (N K) -> B L N K", N=heads)
     return axes.constrain(x, letters)
 
@@ -74,26 +74,26 @@ class Attention(nn.Module):
     x_BLD = self.query_norm(self.query(x_BLD))
     return self.heads(x_BLD, self.config.letters)
 
-  def keys_values(self, x_BSD: jax.Array, letters: str) -> KeysValues:
+  def kv(self, x_BSD: jax.Array, letters: str) -> KV:
     """Keys and values; `letters` as the tokens lie."""
     keys = self.heads(self.key_norm(self.key(x_BSD)), letters)
-    return KeysValues(keys, self.heads(self.value(x_BSD), letters))
+    return KV(keys, self.heads(self.value(x_BSD), letters))
 
-  def fusion_keys_values(
+  def fusion_kv(
     self, other_BSD: jax.Array, rotary: rope.Rotary
-  ) -> KeysValues:
+  ) -> KV:
     """Keys, turned by the other tower's positions, and values."""
-    letters = "BLNK" if self.config.is_audio else FEW  # the other tower's
+    letters = "BLNK" if self.config.is_audio else REPLICATED_LETTERS  # the other tower's
     x = self.fusion_norm(other_BSD)
     keys = self.heads(self.fusion_key_norm(self.fusion_key(x)), letters)
-    return KeysValues(
+    return KV(
       rope.rotate(keys, rotary), self.heads(self.fusion_value(x), letters)
     )
 
   def attend(
     self,
     q_BLNK: jax.Array,
-    keys_values: KeysValues,
+    keys_values: KV,
     letters: tuple[str, str],
     last: int = 1,
     length: jax.Array | int | None = None,
@@ -110,21 +110,21 @@ class Attention(nn.Module):
     )
 
   def attend_self(
-    self, q_BLNK: jax.Array, keys_values: KeysValues, length: Any
+    self, q_BLNK: jax.Array, keys_values: KV, length: Any
   ) -> jax.Array:
     own = self.config.letters
     return self.attend(q_BLNK, keys_values, (own, own), length=length)
 
-  def attend_text(self, q_BLNK: jax.Array, text: KeysValues) -> jax.Array:
+  def attend_text(self, q_BLNK: jax.Array, text: KV) -> jax.Array:
     own = self.config.letters
-    keys = FEW if self.config.is_audio else WHOLE
+    keys = REPLICATED_LETTERS if self.config.is_audio else FULL_LETTERS
     last = self.config.padding(text.keys.shape[1])
     return self.attend(q_BLNK, text, (own, keys), last)
 
   def attend_other(
-    self, q_BLNK: jax.Array, other: KeysValues, length: Any
+    self, q_BLNK: jax.Array, other: KV, length: Any
   ) -> jax.Array:
-    letters = (WHOLE, "BLNK") if self.config.is_audio else ("BLNK", WHOLE)
+    letters = (FULL_LETTERS, "BLNK") if self.config.is_audio else ("BLNK", FULL_LETTERS)
     return self.attend(q_BLNK, other, letters, length=length)
 
   def project(self, values_BLNK: jax.Array) -> jax.Array:
@@ -146,26 +146,26 @@ class Block(nn.Module):
   backend: str
   fusion: bool = False
   fusion_init: Any = layers.XAVIER
-  hidden_limit: int | None = None
-  scheme: str = context.ALL_TO_ALL
+  mlp_chunk_size: int | None = None
+  scheme: str = context.ULYSSES
 
   def setup(self):
     config, dtype = self.config, self.dtype
     self.modulation = self.param(
       "modulation",
-      nn.initializers.normal(config.width**-0.5),
-      (6, config.width),
+      nn.initializers.normal(config.hidden_dim**-0.5),
+      (6, config.hidden_dim),
     )
     shared = config, dtype, self.backend, self.scheme
     self.self_attention = Attention(*shared)
     self.cross_norm = layers.LayerNorm(config.eps, dtype)
     self.cross_attention = Attention(*shared, self.fusion, self.fusion_init)
     self.feed_forward = layers.MLP(
-      config.feed_forward, config.width, layers.gelu, layers.XAVIER, dtype
+      config.mlp_dim, config.hidden_dim, layers.gelu, layers.XAVIER, dtype
     )
 
   def modulations(
-    self, times: dit.Times
+    self, times: dit.TimeEmbeddings
   ) -> tuple[layers.Modulation, layers.Modulation]:
     """Of self-attention and of feed-forward."""
     table_PD = self.modulation.astype(jnp.float32)[None, None]
@@ -177,8 +177,8 @@ class Block(nn.Module):
 
     return of(0), of(3)
 
-  def text_keys_values(self, context_BSD: jax.Array) -> KeysValues:
-    return self.cross_attention.keys_values(context_BSD, FEW)
+  def text_kv(self, context_BSD: jax.Array) -> KV:
+    return self.cross_attention.kv(context_BSD, REPLICATED_LETTERS)
 
   def attend_self(
     self,
@@ -193,15 +193,15 @@ class Block(nn.Module):
     y = y.astype(self.dtype)
     own = self.self_attention
     q = rope.rotate(own.queries(y), rotary)
-    keys, values = own.keys_values(y, self.config.letters)
-    keys_values = KeysValues(rope.rotate(keys, rotary), values)
+    keys, values = own.kv(y, self.config.letters)
+    keys_values = KV(rope.rotate(keys, rotary), values)
     y = own.project(own.attend_self(q, keys_values, length))
-    return layers.add_gated(x_BLD, y, gate, first)
+    return layers.gated_residual(x_BLD, y, gate, first)
 
-  def attend_others(
+  def cross_attend(
     self,
     x_BLD: jax.Array,
-    text: KeysValues,
+    text: KV,
     rotary: rope.Rotary,
     other_BSD: jax.Array | None = None,
     other_rotary: rope.Rotary | None = None,
@@ -212,21 +212,21 @@ class Block(nn.Module):
     q = cross.queries(self.cross_norm(x_BLD))
     y = cross.attend_text(q, text)
     if other_BSD is not None and other_rotary is not None:
-      other = cross.fusion_keys_values(other_BSD, other_rotary)
+      other = cross.fusion_kv(other_BSD, other_rotary)
       turned = rope.rotate(q, rotary)
       y = y + cross.attend_other(turned, other, other_length)
       watched = self.is_mutable_collection(MAPS)
       if watched and not self.is_initializing():
-        map_BNLS = attention.weights(turned, other.keys, other_length)
+        map_BNLS = attention.attention_probs(turned, other.keys, other_length)
         self.put_variable(MAPS, "other", map_BNLS)
     return x_BLD + cross.project(y)
 
-  def feed(self, x_BLD: jax.Array, modulation: layers.Modulation) -> jax.Array:
+  def mlp(self, x_BLD: jax.Array, modulation: layers.Modulation) -> jax.Array:
     """Feed-forward with its residual."""
     shift, scale, gate, first = modulation
     y = layers.modulate(x_BLD, shift, scale, first, self.config.eps)
-    limit = self.hidden_limit
+    limit = self.mlp_chunk_size
     if limit is not None:
-      limit = max(1, limit // self.config.feed_forward)
-    y = layers.by_tokens(self.feed_forward, y.astype(self.dtype), limit)
-    return layers.add_gated(x_BLD, y, gate, first)
+      limit = max(1, limit // self.config.mlp_dim)
+    y = layers.chunked_apply(self.feed_forward, y.astype(self.dtype), limit)
+    return layers.gated_residual(x_BLD, y, gate, first)

@@ -45,19 +45,19 @@ class DiTConfig:
   channels: int = 48
   patch: tuple[int, ...] = (1, 2, 2)
   rope_scale: float = 1.0
-  blocks: int = 30
-  width: int = 3072
-  feed_forward: int = 14336
-  heads: int = 24
+  num_layers: int = 30
+  hidden_dim: int = 3072
+  mlp_dim: int = 14336
+  num_heads: int = 24
   time_width: int = 256
-  text_width: int = 4096
-  text_length: int = 512
+  text_dim: int = 4096
+  max_text_len: int = 512
   eps: float = 1e-6
 
   def __post_init__(self):
-    if self.width % self.heads or self.head_size % 2:
+    if self.hidden_dim % self.num_heads or self.head_size % 2:
       raise ValueError(
-        f"width {self.width} must be an even multiple of heads {self.heads}"
+        f"width {self.hidden_dim} must be an even multiple of heads {self.num_heads}"
       )
     if self.time_width % 2:
       raise ValueError(f"time_width must be even, got {self.time_width}")
@@ -68,7 +68,7 @@ class DiTConfig:
 
   @property
   def head_size(self) -> int:
-    return self.width // self.heads
+    return self.hidden_dim // self.num_heads
 
   @property
   def is_audio(self) -> bool:
@@ -82,16 +82,16 @@ class DiTConfig:
   @property
   def stem_hidden(self) -> int:
     """Hidden width of the audio stem: 2/3 of 4 widths, rounded up."""
-    return -(-(8 * self.width // 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+    return -(-(8 * self.hidden_dim // 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
 
   @property
   def letters(self) -> str:
     """Of queries, see `axes`: sound has few tokens."""
-    return axes.few("BLNK") if self.is_audio else "BLNK"
+    return axes.replicated_tokens("BLNK") if self.is_audio else "BLNK"
 
   def padding(self, context_length: int) -> int:
     """How many equal rows of a prompt its last row of context stands for."""
-    return self.text_length - context_length + 1
+    return self.max_text_len - context_length + 1
 
   def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Tokens along each axis of latents [B, T, (H, W,) C].
@@ -128,7 +128,7 @@ class DiTConfig:
       raise ValueError(f"model_type must be 'ti2v' or 't2a', got {kind!r}")
     if sizes.get("in_dim") != sizes.pop("out_dim", sizes.get("in_dim")):
       raise ValueError("a tower's in_dim and out_dim must be equal")
-    sizes.setdefault("text_dim", cls.text_width)
+    sizes.setdefault("text_dim", cls.text_dim)
     sizes.setdefault("temporal_rope_scaling_factor", 1.0)
     names = _RELEASE_NAMES
     wrong = sizes.keys() ^ names.keys()
@@ -168,7 +168,7 @@ _RELEASE_NAMES = {
 }
 
 
-class Times(NamedTuple):
+class TimeEmbeddings(NamedTuple):
   """What noise times mean to a tower, float32; T as in `layers.Modulation`."""
 
   embedding_BTD: jax.Array  # for the head
@@ -234,7 +234,7 @@ class AudioStem(nn.Module):
       counts_BT = jnp.arange(x_BTC.shape[1])[None] < length_B[:, None]
       return jnp.where(counts_BT[..., None], x_BTC, 0)
 
-    width, hidden = self.config.width, self.config.stem_hidden
+    width, hidden = self.config.hidden_dim, self.config.stem_hidden
     x = cut(nn.silu(conv("in", width, bias=True)(cut(latents_BTC))))
     gated = nn.silu(conv("gate", hidden)(x)) * conv("up", hidden)(x)
     return conv("down", width)(cut(gated))
@@ -252,10 +252,10 @@ class Tower(nn.Module):
       self.patch_embedding = AudioStem(config, dtype)
     else:
       self.patch_embedding = nn.Dense(
-        config.width, kernel_init=layers.XAVIER, dtype=dtype
+        config.hidden_dim, kernel_init=layers.XAVIER, dtype=dtype
       )
     mlp = {"kernel_init": layers.SMALL, "dtype": dtype}
-    width = config.width
+    width = config.hidden_dim
     self.text_embedding = layers.MLP(width, width, layers.gelu, **mlp)
     self.time_embedding = layers.MLP(width, width, nn.silu, **mlp)
     self.time_projection = nn.Dense(
@@ -303,13 +303,13 @@ class Tower(nn.Module):
     Raises:
       ValueError: embeddings longer than the text length.
     """
-    length, limit = text_BSE.shape[1], self.config.text_length
+    length, limit = text_BSE.shape[1], self.config.max_text_len
     if length > limit:
       raise ValueError(f"{length} text embeddings; the tower reads {limit}")
     rest = int(length < limit)
     return self.text_embedding(jnp.pad(text_BSE, ((0, 0), (0, rest), (0, 0))))
 
-  def times(self, t_BT: jax.Array, grid: tuple[int, ...]) -> Times:
+  def times(self, t_BT: jax.Array, grid: tuple[int, ...]) -> TimeEmbeddings:
     """Noise times in [0, 1000] -> their embeddings.
 
     Args:
@@ -327,10 +327,10 @@ class Tower(nn.Module):
     parts = self.time_projection(nn.silu(embedding)).astype(jnp.float32)
     parts = einops.rearrange(parts, "B T (P D) -> B T P D", P=6)
     first = math.prod(grid[1:])
-    return Times(embedding.astype(jnp.float32), parts, first)
+    return TimeEmbeddings(embedding.astype(jnp.float32), parts, first)
 
   def velocity(
-    self, tokens_BLD: jax.Array, times: Times, grid: tuple[int, ...]
+    self, tokens_BLD: jax.Array, times: TimeEmbeddings, grid: tuple[int, ...]
   ) -> jax.Array:
     """Tokens -> velocity [B, T, (H, W,) C], float32."""
     table = self.head_modulation.astype(jnp.float32)[:, None, None]

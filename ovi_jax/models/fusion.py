@@ -30,7 +30,7 @@ from ovi_jax.models import rope
 
 # The video tower's new layers start ten times smaller: at first it listens
 # little to a tower it does not know.
-QUIET = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
+FUSION_INIT = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
 
 
 # Blocks, at most, that a program for a CPU has one by one, and their width:
@@ -45,7 +45,7 @@ REMAT: Mapping[str, Any] = {
 }
 
 
-def rematerialized(function: Any, name: str) -> Any:
+def apply_remat(function: Any, name: str) -> Any:
   """The scanned `function` under the policy `name`, or "none".
 
   Raises:
@@ -59,22 +59,22 @@ def rematerialized(function: Any, name: str) -> Any:
   return jax.checkpoint(function, policy=REMAT[name], prevent_cse=False)
 
 
-def unrolled(config: AV[dit.DiTConfig], platform: str) -> bool:
+def should_unroll(config: AV[dit.DiTConfig], platform: str) -> bool:
   """Whether blocks should be unrolled: few and narrow ones, on a CPU."""
   towers = config.present().values()
-  few = max(tower.blocks for tower in towers) <= UNROLLED
-  narrow = max(tower.width for tower in towers) <= WIDEST_UNROLLED
+  few = max(tower.num_layers for tower in towers) <= UNROLLED
+  narrow = max(tower.hidden_dim for tower in towers) <= WIDEST_UNROLLED
   return platform == "cpu" and few and narrow
 
 
 _ALL: AV[Any] = AV()  # no number for any tower: everything of it counts
-TEXT_KEYS = f"G{block.FEW}"  # how they lie on a mesh
+TEXT_KEYS = f"G{block.REPLICATED_LETTERS}"  # how they lie on a mesh
 
 
 class Conditions(NamedTuple):
   """Work that does not depend on the denoising step, done once per prompt."""
 
-  text: AV[block.KeysValues]  # of all blocks, [G, B, S, N, K]
+  text: AV[block.KV]  # of all blocks, [G, B, S, N, K]
   rotary: AV[rope.Rotary]
 
 
@@ -84,7 +84,7 @@ class FusionBlock(nn.Module):
   config: AV[dit.DiTConfig]
   dtype: jnp.dtype
   backend: str
-  hidden_limit: int | None
+  mlp_chunk_size: int | None
   scheme: str
 
   def setup(self):
@@ -92,22 +92,22 @@ class FusionBlock(nn.Module):
       "dtype": self.dtype,
       "backend": self.backend,
       "fusion": len(self.config.present()) == 2,
-      "hidden_limit": self.hidden_limit,
+      "hidden_limit": self.mlp_chunk_size,
       "scheme": self.scheme,
     }
     if self.config.video is not None:
-      self.video = block.Block(self.config.video, fusion_init=QUIET, **shared)
+      self.video = block.Block(self.config.video, fusion_init=FUSION_INIT, **shared)
     if self.config.audio is not None:
       self.audio = block.Block(self.config.audio, **shared)
 
   def of(self, name: str) -> block.Block:
     return getattr(self, name)
 
-  def text_keys_values(self, context: AV[Any]) -> AV[block.KeysValues]:
+  def text_kv(self, context: AV[Any]) -> AV[block.KV]:
     """Keys and values of the prompts for this block."""
     return AV(
       **{
-        name: self.of(name).text_keys_values(x)
+        name: self.of(name).text_kv(x)
         for name, x in context.present().items()
       }
     )
@@ -115,8 +115,8 @@ class FusionBlock(nn.Module):
   def __call__(
     self,
     tokens: AV[jax.Array],
-    times: AV[dit.Times],
-    text: AV[jax.Array] | AV[block.KeysValues],
+    times: AV[dit.TimeEmbeddings],
+    text: AV[jax.Array] | AV[block.KV],
     rotary: AV[rope.Rotary],
     counts: AV[jax.Array | int] | None = None,
   ) -> AV[jax.Array]:
@@ -126,8 +126,8 @@ class FusionBlock(nn.Module):
     says how many tokens of each tower are attended to, `None` for all.
     """
     counts = _ALL if counts is None else counts
-    if not any(isinstance(x, block.KeysValues) for x in text):
-      text = self.text_keys_values(text)
+    if not any(isinstance(x, block.KV) for x in text):
+      text = self.text_kv(text)
     attended, feeds = {}, {}
     for name, x in tokens.present().items():
       attention, feeds[name] = self.of(name).modulations(getattr(times, name))
@@ -137,7 +137,7 @@ class FusionBlock(nn.Module):
     heard = AV(**attended)
     out = {}
     for name, x in attended.items():
-      x = self.of(name).attend_others(
+      x = self.of(name).cross_attend(
         x,
         getattr(text, name),
         getattr(rotary, name),
@@ -145,7 +145,7 @@ class FusionBlock(nn.Module):
         rotary.other(name),
         counts.other(name),
       )
-      out[name] = self.of(name).feed(x, feeds[name])
+      out[name] = self.of(name).mlp(x, feeds[name])
     return AV(**out)
 
 
@@ -168,14 +168,14 @@ class FusionDiT(nn.Module):
   config: AV[dit.DiTConfig]
   dtype: jnp.dtype = jnp.float32
   backend: str = "xla"
-  hidden_limit: int | None = None
+  mlp_chunk_size: int | None = None
   remat: str = "none"
   unroll: bool = False
-  scheme: str = contexts.ALL_TO_ALL
+  context_parallelism: str = contexts.ULYSSES
 
   def setup(self):
     towers = self.config.present()
-    depths = {config.blocks for config in towers.values()}
+    depths = {config.num_layers for config in towers.values()}
     if len(depths) != 1:
       raise ValueError(f"towers must have equally many blocks, got {depths}")
     self.depth = depths.pop()
@@ -188,8 +188,8 @@ class FusionDiT(nn.Module):
       self.config,
       self.dtype,
       self.backend,
-      self.hidden_limit,
-      self.scheme,
+      self.mlp_chunk_size,
+      self.context_parallelism,
       parent=None,
     )
     if self.has_variable("params", "blocks"):
@@ -209,8 +209,8 @@ class FusionDiT(nn.Module):
     """Arguments of a block with one token a tower, for its shapes."""
 
     def arguments(c: dit.DiTConfig):
-      token = jnp.zeros((1, 1, c.width), self.dtype)
-      times = dit.Times(token, jnp.zeros((1, 1, 6, c.width)), 1)
+      token = jnp.zeros((1, 1, c.hidden_dim), self.dtype)
+      times = dit.TimeEmbeddings(token, jnp.zeros((1, 1, 6, c.hidden_dim)), 1)
       return token, times, token, rope.table((1,), c.head_size)
 
     given = {n: arguments(c) for n, c in self.config.present().items()}
@@ -327,7 +327,7 @@ class FusionDiT(nn.Module):
     keep_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
     watch: maps_lib.Watch | None = None,
-  ) -> tuple[AV[jax.Array], AV[dit.Times], Any]:
+  ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
     """Through all blocks: the tokens, the times, and what `watch` keeps."""
     present = latents.present()
     lengths = _ALL if lengths is None else lengths
@@ -363,7 +363,7 @@ class FusionDiT(nn.Module):
     heads = None if watch is None else watch.heads
     per_block = (self.blocks, text.text if cached else None, keep_GB, heads)
     tokens, found = jax.lax.scan(
-      rematerialized(one, self.remat),
+      apply_remat(one, self.remat),
       AV(**tokens),
       per_block,
       unroll=self.unroll,

@@ -37,7 +37,7 @@ def normalize(x: jax.Array, eps: float) -> jax.Array:
   return centred * jax.lax.rsqrt(variance + eps)
 
 
-def of_tokens(x_BTD: jax.Array, first: int, tokens: int) -> jax.Array:
+def broadcast_per_token(x_BTD: jax.Array, first: int, tokens: int) -> jax.Array:
   """What holds for all tokens, or for the first ones and the rest, of each."""
   if x_BTD.shape[1] == 1:
     return x_BTD
@@ -54,16 +54,16 @@ def modulate(
 ) -> jax.Array:
   """Normalise tokens, then scale and shift them, see `Modulation`; float32."""
   shift, scale = (
-    of_tokens(x, first, x_BLD.shape[1]) for x in (shift_BTD, scale_BTD)
+    broadcast_per_token(x, first, x_BLD.shape[1]) for x in (shift_BTD, scale_BTD)
   )
   return normalize(x_BLD, eps) * (1.0 + scale) + shift
 
 
-def add_gated(
+def gated_residual(
   x_BLD: jax.Array, branch_BLD: jax.Array, gate_BTD: jax.Array, first: int
 ) -> jax.Array:
   """Residual sum with the branch scaled, see `Modulation`; dtype of x."""
-  gate = of_tokens(gate_BTD, first, x_BLD.shape[1])
+  gate = broadcast_per_token(gate_BTD, first, x_BLD.shape[1])
   gated = branch_BLD.astype(jnp.float32) * gate
   return (x_BLD.astype(jnp.float32) + gated).astype(x_BLD.dtype)
 
@@ -115,7 +115,7 @@ class MLP(nn.Module):
     return nn.Dense(self.out, name="out", **dense)(self.activation(x))
 
 
-def by_tokens(
+def chunked_apply(
   module: nn.Module, x_BLD: jax.Array, limit: int | None
 ) -> jax.Array:
   """Apply a module that treats tokens one by one to at most `limit` at once.

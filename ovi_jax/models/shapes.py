@@ -59,7 +59,7 @@ def lookup(name: str, config: Any, trace: Callable[[], Any]) -> dict[str, Any]:
   tree = trace()
   if path is not None:
     # The cache is a convenience: a full or read-only disk is no error.
-    with contextlib.suppress(OSError), files.replacing(path) as temporary:
+    with contextlib.suppress(OSError), files.atomic_path(path) as temporary:
       temporary.write_text(json.dumps(listed(tree)))
   return tree
 

@@ -31,7 +31,7 @@ _EXAMPLE = "a host and a port, such as host0:1234"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Told:
+class ClusterEnv:
   """What was told.
 
   Attributes:
@@ -52,7 +52,7 @@ class Told:
   heartbeat: int = 100
 
 
-def read(meets: bool) -> Told:
+def read(meets: bool) -> ClusterEnv:
   """What the environment says.
 
   Args:
@@ -85,13 +85,13 @@ def run_token() -> str:
   return hashlib.sha256(f"ovi_jax run {secret}".encode()).hexdigest()
 
 
-def _ours(meets: bool, problems: list[str]) -> Told:
+def _ours(meets: bool, problems: list[str]) -> ClusterEnv:
   """What the three variables say, of which some are set."""
   address = _address(ADDRESS, problems)
   bind = _address(BIND, problems) or ("", address[1] if address else 0)
   count, index = _number(COUNT, 1, problems), _number(INDEX, 0, problems)
   if count == 1 and not os.environ.get(ADDRESS) and not index:
-    return Told()
+    return ClusterEnv()
   # Who does not meet needs to know only which one of how many it is.
   wanted = (ADDRESS, COUNT, INDEX) if meets else (COUNT, INDEX)
   given = [n for n in (ADDRESS, COUNT, INDEX) if os.environ.get(n)]
@@ -102,10 +102,10 @@ def _ours(meets: bool, problems: list[str]) -> Told:
         f" {'is' if len(given) == 1 else 'are'}"
       )
   _check_place(INDEX, index, COUNT, count, problems)
-  return Told(index=index or 0, count=count or 1, address=address, bind=bind)
+  return ClusterEnv(index=index or 0, count=count or 1, address=address, bind=bind)
 
 
-def _of_starter(meets: bool, problems: list[str]) -> Told:
+def _of_starter(meets: bool, problems: list[str]) -> ClusterEnv:
   """What Slurm, Open MPI or a TPU host says, if one of them speaks."""
   for place, total in _STARTERS:
     count = _number(total, 1, problems)
@@ -114,15 +114,15 @@ def _of_starter(meets: bool, problems: list[str]) -> Told:
       if index is None and not os.environ.get(place):
         problems.append(f"{place} is not set, but {total} is {count}")
       _check_place(place, index, total, count, problems)
-      return Told(index=index or 0, count=count)
+      return ClusterEnv(index=index or 0, count=count)
   count = len(os.environ.get(_TPU_HOSTS, "").split(","))
   if count == 1:
-    return Told()
+    return ClusterEnv()
   index = _number(_TPU_INDEX, 0, problems)
   if index is None and not os.environ.get(_TPU_INDEX) and not meets:
     problems.append(f"{_TPU_INDEX} is not set, but {_TPU_HOSTS} names {count}")
   _check_place(_TPU_INDEX, index, _TPU_HOSTS, count, problems)
-  return Told(index=index or 0, count=count)
+  return ClusterEnv(index=index or 0, count=count)
 
 
 def _check_place(

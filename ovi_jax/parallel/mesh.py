@@ -66,7 +66,7 @@ def _placed(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
   )
 
 
-def completed(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+def resolve_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
   """Sizes without zeros: one axis takes the devices that are left over.
 
   It is the one that is 0; of several, fsdp if it is among them, else the first.

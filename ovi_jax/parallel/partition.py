@@ -26,12 +26,12 @@ def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
   """
 
   def own(letters: str) -> str:
-    return axes.few(letters) if has_few else letters
+    return axes.replicated_tokens(letters) if has_few else letters
 
   def other(letters: str) -> str:
-    return letters if has_few else axes.few(letters)
+    return letters if has_few else axes.replicated_tokens(letters)
 
-  few = axes.few
+  few = axes.replicated_tokens
   block = rf"blocks/{name}/"
   own_keys = block + r"self_attention/(key|value)"
   queries = block + r"(self|cross)_attention/query"
@@ -82,26 +82,26 @@ FUSION: Rules = (
   *_tower("audio", has_few=True),
   (r"video/patch_embedding/kernel", "-D"),
   (r"video/patch_embedding/bias", "-"),
-  (r"audio/patch_embedding/in/kernel", axes.few("--D")),
+  (r"audio/patch_embedding/in/kernel", axes.replicated_tokens("--D")),
   (r"audio/patch_embedding/in/bias", "-"),
-  (r"audio/patch_embedding/(gate|up)/kernel", axes.few("-DF")),
-  (r"audio/patch_embedding/down/kernel", axes.few("-FD")),
+  (r"audio/patch_embedding/(gate|up)/kernel", axes.replicated_tokens("-DF")),
+  (r"audio/patch_embedding/down/kernel", axes.replicated_tokens("-FD")),
 )
 
 # A prompt has few tokens.
 UMT5: Rules = (
-  (r"blocks/attention/(q|k|v)/kernel", axes.few("GDN")),
-  (r"blocks/attention/out/kernel", axes.few("GND")),
+  (r"blocks/attention/(q|k|v)/kernel", axes.replicated_tokens("GDN")),
+  (r"blocks/attention/out/kernel", axes.replicated_tokens("GND")),
   (r"blocks/attention/position", "G--"),
   (r"blocks/(attention|feed_forward)_norm/scale", "G-"),
-  (r"blocks/feed_forward/(gate|up)/kernel", axes.few("GDF")),
-  (r"blocks/feed_forward/down/kernel", axes.few("GFD")),
+  (r"blocks/feed_forward/(gate|up)/kernel", axes.replicated_tokens("GDF")),
+  (r"blocks/feed_forward/down/kernel", axes.replicated_tokens("GFD")),
   (r"embedding", "-D"),
   (r"norm/scale", "-"),
 )
 
 
-def shardings(
+def param_shardings(
   shapes: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
   rules: Rules,
   mesh: jax.sharding.Mesh,
@@ -152,7 +152,7 @@ def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """A batch's arrays: examples are split, nothing else."""
   spec = jax.sharding.PartitionSpec(axes.ACTIVATIONS["B"])
   return jax.sharding.NamedSharding(mesh, spec)

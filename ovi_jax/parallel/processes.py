@@ -37,7 +37,7 @@ _INTERRUPTED = (
 _SERVICE = 60.0  # seconds that JAX's own service may need when all have come
 
 
-def join() -> None:
+def initialize() -> None:
   """Join the other processes, if the environment tells of any.
 
   Raises:
@@ -70,7 +70,7 @@ def join() -> None:
     ) from error
 
 
-def place() -> tuple[int, int]:
+def process_info() -> tuple[int, int]:
   """The number of this process, and of how many, whether they met or not.
 
   Raises:
@@ -82,7 +82,7 @@ def place() -> tuple[int, int]:
   return told.index, told.count
 
 
-def _call_roll(told: environment.Told, address: tuple[str, int]) -> None:
+def _call_roll(told: environment.ClusterEnv, address: tuple[str, int]) -> None:
   """Wait until all have come; JAX, which waits too, would not say for whom."""
   more_time = environment.TIMEOUT
   if told.index == 0:
@@ -112,14 +112,14 @@ def gather(value: Any) -> list[Any]:
   ]
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
   """Wait for the other processes."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"ovi_jax_{name}")
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[Callable[[int], bool]]:
+def preemption_watcher() -> Iterator[Callable[[int], bool]]:
   """Whether the run was told to stop, asked before each step.
 
   SIGTERM and the first Ctrl-C (SIGINT) stop it; the second Ctrl-C ends the
@@ -153,7 +153,7 @@ def stopping() -> Iterator[Callable[[int], bool]]:
 
 
 @contextlib.contextmanager
-def beginning() -> Iterator[None]:
+def collective_errors() -> Iterator[None]:
   """What one finds wrong before it begins is wrong for all.
 
   Without it the others would wait for one that ended, and it for them.
@@ -174,7 +174,7 @@ def beginning() -> Iterator[None]:
       raise ValueError(f"process {number} cannot begin: {words}")
 
 
-def agree(config: Mapping[str, Any]) -> None:
+def assert_equal_across_hosts(config: Mapping[str, Any]) -> None:
   """See that all processes run the same code with the same config.
 
   Args:
@@ -185,7 +185,7 @@ def agree(config: Mapping[str, Any]) -> None:
   """
   if jax.process_count() == 1:
     return
-  mine = {"code": code(), **_versions(), **_flat(config)}
+  mine = {"code": code_digest(), **_versions(), **_flat(config)}
   first, *others = gather(mine)
   problems = []
   for number, theirs in enumerate(others, 1):
@@ -203,7 +203,7 @@ def agree(config: Mapping[str, Any]) -> None:
     )
 
 
-def code() -> str:
+def code_digest() -> str:
   """A digest of what the package makes programs of: source and tables."""
   digest = hashlib.sha256()
   found = {path for kind in _SOURCES for path in _PACKAGE.rglob(kind)}
@@ -232,7 +232,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
   return flat
 
 
-def rows(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+def data_shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
   """Which part of each batch this process reads: (part, of how many).
 
   Processes whose devices hold the same examples read the same part.

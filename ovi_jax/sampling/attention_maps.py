@@ -115,7 +115,7 @@ def measure(
     ]
     return jax.tree.map(lambda *x: np.mean(x, 0), *jax.device_get(found))
 
-  sizes = {n: (c.blocks, c.heads) for n, c in model.config.present().items()}
+  sizes = {n: (c.num_layers, c.num_heads) for n, c in model.config.present().items()}
   none = AV(**{n: np.zeros(size, np.float32) for n, size in sizes.items()})
   shares = jax.tree.map(lambda x_GBN: x_GBN[:, 0], mean(none)[1])
   drawn = jax.tree.map(sharpest, shares)
@@ -187,8 +187,8 @@ def _at_level(
 ) -> Any:
   """Maps and shares at one noise level, whole on every device."""
   sigma_BT = jnp.full((1, 1), level)
-  x = AV(*(diffusion.noised(d, n, sigma_BT) for d, n in zip(latents, noise)))
-  x = denoise.with_first_frame(x, latents.video[:, :1] if clean_first else None)
+  x = AV(*(diffusion.interpolate(d, n, sigma_BT) for d, n in zip(latents, noise)))
+  x = denoise.inpaint_first_frame(x, latents.video[:, :1] if clean_first else None)
   times = denoise.frame_times(x, level * diffusion.TIME_SCALE, clean_first)
   found: Any = model.apply(
     {"params": params}, x, times, text, watch, method="maps"
@@ -248,7 +248,7 @@ def files_of(clip: pathlib.Path, heads: Heads = ()) -> tuple[pathlib.Path, ...]:
   return tuple(stem.with_name(stem.name + e) for e in (".mp4", ".png", ".npz"))
 
 
-def forget(clip: pathlib.Path) -> None:
+def remove_stale(clip: pathlib.Path) -> None:
   """Remove all maps of a clip, of whichever heads."""
   for found in clip.parent.glob(f"{FOLDER}*/{glob.escape(clip.stem)}.*"):
     found.unlink(missing_ok=True)
@@ -263,9 +263,9 @@ def write(
 ) -> None:
   """Write the maps of a clip, see `files_of`."""
   film, png, npz = files_of(clip, heads)
-  with files.replacing(npz) as temporary, temporary.open("wb") as file:
+  with files.atomic_path(npz) as temporary, temporary.open("wb") as file:
     np.savez(file, **maps._asdict())
-  with files.replacing(png) as temporary:
+  with files.atomic_path(png) as temporary:
     matrices(maps).save(temporary, "PNG")
   mp4.write(film, [overlay(frames_THWC, maps)], wave)
 

@@ -38,12 +38,12 @@ class Inputs(NamedTuple):
   """
 
   conditions: fusion.Conditions
-  keep_GB: jax.Array
+  block_mask_GB: jax.Array
   scales: AV[float]
   first_frame: jax.Array | None = None
 
 
-def with_first_frame(x: AV[jax.Array], first: jax.Array | None) -> AV[Any]:
+def inpaint_first_frame(x: AV[jax.Array], first: jax.Array | None) -> AV[Any]:
   """Put the clean first frame over the video's first latent frame."""
   if first is None:
     return x
@@ -93,16 +93,16 @@ def step(
   Returns:
     Samples at the next noise level, and the solver's states.
   """
-  x = with_first_frame(x, inputs.first_frame)
+  x = inpaint_first_frame(x, inputs.first_frame)
   times = frame_times(x, t, inputs.first_frame is not None)
   velocities: Any = model.apply(
     {"params": params},
-    guidance.both(x),
-    guidance.both(times),
+    guidance.duplicate_for_cfg(x),
+    guidance.duplicate_for_cfg(times),
     inputs.conditions,
-    inputs.keep_GB,
+    inputs.block_mask_GB,
   )
-  velocities = guidance.combine(velocities, inputs.scales)
+  velocities = guidance.apply_cfg(velocities, inputs.scales)
   following, states = {}, {}
   for name, value in x.present().items():
     states[name], following[name] = method.step(
@@ -153,7 +153,7 @@ def denoise(
         f" {_causes(inputs.scales)}"
       )
     on_step(i + 1)
-  return with_first_frame(x, inputs.first_frame)
+  return inpaint_first_frame(x, inputs.first_frame)
 
 
 @jax.jit

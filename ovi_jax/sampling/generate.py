@@ -55,7 +55,7 @@ class Job:
   path: pathlib.Path
 
 
-def settle(
+def resolve_settings(
   config: ml_collections.ConfigDict, weights: str | os.PathLike[str]
 ) -> settings_lib.Settings:
   """The settings of a config and, where it leaves them open, of the weights.
@@ -65,7 +65,7 @@ def settle(
   """
   variant: Any = config.get("variant", "")
   manifest = directory.manifest_of(weights, variant)
-  advised = settings_lib.advice_of(manifest)
+  advised = settings_lib.recommended_of(manifest)
   return settings_lib.Settings.from_config(config, advised)
 
 
@@ -104,19 +104,19 @@ def run(
     OSError: the results cannot be written.
   """
   runtime.setup_jax()
-  if settings.together:
-    processes.join()
+  if settings.shard_clips_over_hosts:
+    processes.initialize()
   heads = attention_maps.parse(settings.attention_heads)
-  with processes.beginning() if settings.together else contextlib.nullcontext():
+  with processes.collective_errors() if settings.shard_clips_over_hosts else contextlib.nullcontext():
     pipeline = _pipeline(weights, settings)
     if heads:
       audio = pipeline.arch.fusion.audio
-      attention_maps.named(heads, (audio.blocks, audio.heads))
+      attention_maps.named(heads, (audio.num_layers, audio.num_heads))
     jobs, given = plan(requests, settings, pipeline, out, noise, log)
-  index, count = processes.place()
-  if settings.together:
+  index, count = processes.process_info()
+  if settings.shard_clips_over_hosts:
     flags = {"save_latents": save_latents, "maps": maps, "overwrite": overwrite}
-    processes.agree(_shared(settings, flags, pipeline, jobs))
+    processes.assert_equal_across_hosts(_shared(settings, flags, pipeline, jobs))
     log = log if index == 0 else _silently
   elif count > 1:
     log(
@@ -125,24 +125,24 @@ def run(
       " the same plan"
     )
   # By place among all, not among what is missing: others may be at work.
-  mine = jobs if settings.together else jobs[index::count]
+  mine = jobs if settings.shard_clips_over_hosts else jobs[index::count]
   pending = []
   for job in mine:
     beside = [outputs.latents_of(job.path)] if save_latents else []
     beside += attention_maps.files_of(job.path, heads) if maps else ()
-    if not overwrite and outputs.is_made(job.path, job.recipe, beside):
+    if not overwrite and outputs.is_complete(job.path, job.recipe, beside):
       log(f"already made: {job.path}")
     else:
       pending.append(job)
-  if settings.together:
+  if settings.shard_clips_over_hosts:
     asked = processes.gather([job.path.name for job in pending])[0]
     pending = [job for job in jobs if job.path.name in asked]
   if pending:
     outputs.check_directory(out)
-    if overwrite and (index == 0 or not settings.together):
+    if overwrite and (index == 0 or not settings.shard_clips_over_hosts):
       for job in pending:  # what lies beside is of the clips that were there
         outputs.latents_of(job.path).unlink(missing_ok=True)
-        attention_maps.forget(job.path)
+        attention_maps.remove_stale(job.path)
     drawn = heads if maps else None
     _make(pending, settings, pipeline, given, save_latents, drawn, log)
   return [job.path for job in jobs]
@@ -173,8 +173,8 @@ def _pipeline(
   return pipelines.Pipeline(
     weights=weights,
     manifest=manifest,
-    mesh=mesh_of(settings, _devices(settings), tower.heads),
-    scheme=settings.context_attention,
+    mesh=make_mesh(settings, _devices(settings), tower.num_heads),
+    scheme=settings.context_parallelism,
     dtype=dtype,
     backend=attention.resolve(
       settings.attention, platform, dtype, tower.head_size
@@ -183,10 +183,10 @@ def _pipeline(
 
 
 def _devices(settings: settings_lib.Settings) -> list[Any]:
-  return jax.devices() if settings.together else jax.local_devices()
+  return jax.devices() if settings.shard_clips_over_hosts else jax.local_devices()
 
 
-def mesh_of(
+def make_mesh(
   settings: settings_lib.Settings, devices: Sequence[Any], heads: int
 ) -> jax.sharding.Mesh:
   """The mesh that the settings ask for, or one that suits the devices.
@@ -196,9 +196,9 @@ def mesh_of(
   """
   if not any(settings.mesh.values()):
     return meshes.for_sampling(devices, heads)
-  sizes = meshes.completed(settings.mesh, len(devices))
+  sizes = meshes.resolve_sizes(settings.mesh, len(devices))
   mesh = meshes.make(devices, **sizes)
-  context.check(mesh.shape, heads, settings.context_attention)
+  context.check(mesh.shape, heads, settings.context_parallelism)
   return mesh
 
 
@@ -226,10 +226,10 @@ def plan(
   Raises:
     ValueError: something about the input is wrong.
   """
-  count = len(requests) * settings.each_example_n_times
+  count = len(requests) * settings.samples_per_prompt
   if count > MAX_CLIPS:
     raise ValueError(
-      f"{len(requests)} prompts, each {settings.each_example_n_times} times,"
+      f"{len(requests)} prompts, each {settings.samples_per_prompt} times,"
       f" are {count} clips; a run makes at most {MAX_CLIPS}, so share them out"
     )
   variant = pipeline.manifest.geometry
@@ -239,19 +239,19 @@ def plan(
     wanted = arch.clip.pixels
   expanded = requests_lib.expand(
     requests,
-    settings.each_example_n_times,
+    settings.samples_per_prompt,
     settings.seed,
     height=wanted[0],
     width=wanted[1],
     area=variant.area,
   )
-  depth = arch.fusion.video.blocks
-  if settings.skip_layer >= depth:
-    log(f"note: there is no block {settings.skip_layer}, none is skipped")
+  depth = arch.fusion.video.num_layers
+  if settings.slg_layer >= depth:
+    log(f"note: there is no block {settings.slg_layer}, none is skipped")
   clips = [variant.clip(*request.size) for request in expanded]
   given = _noise(noise, clips, pipeline.channels) if noise else None
   tokenizer = pipeline.tokenizer()
-  again = len(requests) * settings.each_example_n_times - len(expanded)
+  again = len(requests) * settings.samples_per_prompt - len(expanded)
   if again:
     log(
       f"note: {again} clips are asked for twice (the same prompt, image and"
@@ -284,7 +284,7 @@ def plan(
       if line not in noted:
         log(line)
       noted.add(line)
-    recipe = _recipe(request, text, settings, pipeline, given)
+    recipe = _metadata(request, text, settings, pipeline, given)
     path = out / f"{request.stem}.mp4"
     jobs.append(
       Job(request=request, text=text, clip=clip, recipe=recipe, path=path)
@@ -309,7 +309,7 @@ def _noise(
   return noises.read(pathlib.Path(path), wanted[0])
 
 
-def _recipe(
+def _metadata(
   request: requests_lib.Request,
   text: str,
   settings: settings_lib.Settings,
@@ -322,7 +322,7 @@ def _recipe(
     content = directory.digest_of(request.image)
     image = {"path": str(request.image), "sha256": content}
   manifest = pipeline.manifest
-  config = settings.recipe() | {"seed": request.seed}
+  config = settings.metadata() | {"seed": request.seed}
   config.pop("each_example_n_times")
   return {
     "prompt": request.prompt,
@@ -393,17 +393,17 @@ def _make(
   log(f"loading the denoiser on {pipeline.mesh.size} device(s)")
   denoiser, decoder = pipeline.denoiser(), decoders.Decoder.load(pipeline)
   channels = pipeline.channels
-  writes = not settings.together or jax.process_index() == 0
+  writes = not settings.shard_clips_over_hosts or jax.process_index() == 0
   for number, job in enumerate(jobs, 1):
     start = noise
     if start is None:
       seed = job.request.seed
       assert seed is not None, "expand gives each a seed"
-      start = noises.draw(seed, job.clip, channels)
+      start = noises.sample_noise(seed, job.clip, channels)
     title = f"[{number}/{len(jobs)}] {job.path.stem}"
     image = None if job.request.image is None else first[job.request.image]
     with console.progress(
-      total=settings.steps, desc=title, unit="step", disable=not writes
+      total=settings.num_steps, desc=title, unit="step", disable=not writes
     ) as bar:
       latents = denoiser.sample(
         start,

@@ -16,12 +16,12 @@ from ovi_jax.modality import AV
 Tree = TypeVar("Tree")
 
 
-def both(x: Tree) -> Tree:
+def duplicate_for_cfg(x: Tree) -> Tree:
   """Repeat a batch for the positive and the negative pass."""
   return jax.tree.map(lambda a: jnp.concatenate([a, a]), x)
 
 
-def combine(velocities: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
+def apply_cfg(velocities: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
   """negative + scale · (positive - negative), for each modality."""
 
   def one(velocity: jax.Array, scale: float) -> jax.Array:
@@ -32,7 +32,7 @@ def combine(velocities: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
   return jax.tree.map(one, velocities, scales)
 
 
-def kept_blocks(blocks: int, batch: int, skip_layer: int) -> np.ndarray:
+def slg_mask(blocks: int, batch: int, skip_layer: int) -> np.ndarray:
   """keep_GB: which blocks each element of the doubled batch goes through.
 
   Block `skip_layer` (counted from 0) is left out of the negative half; as in

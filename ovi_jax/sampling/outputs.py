@@ -20,7 +20,7 @@ from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 
 # Of a recipe, what does not decide what the clip will be.
-_INCIDENTAL = ("ovi_jax",)
+_VERSION_FIELDS = ("ovi_jax",)
 # Endings that a directory of clips is not given on purpose.
 _FILES = {
   *(".avi", ".gif", ".json", ".m4v", ".mkv", ".mov", ".mp3", ".mp4", ".npz"),
@@ -77,7 +77,7 @@ def check_directory(path: pathlib.Path) -> None:
     ) from error
 
 
-def is_made(
+def is_complete(
   path: pathlib.Path,
   recipe: Mapping[str, Any],
   beside: Sequence[pathlib.Path] = (),
@@ -106,7 +106,7 @@ def is_made(
   different = [
     key
     for key, value in recipe.items()
-    if key not in _INCIDENTAL and _content(found.get(key)) != _content(value)
+    if key not in _VERSION_FIELDS and _content(found.get(key)) != _content(value)
   ]
   if different:
     raise ValueError(
@@ -144,7 +144,7 @@ def write(
   """
   if latents is not None:
     with (
-      files.replacing(latents_of(path)) as temporary,
+      files.atomic_path(latents_of(path)) as temporary,
       temporary.open("wb") as file,
     ):
       np.savez(file, video_THWC=latents.video, audio_TC=latents.audio)
@@ -154,7 +154,7 @@ def write(
     # never stand beside the new one's description.
     path.unlink(missing_ok=True)
     text = json.dumps(recipe, indent=1, ensure_ascii=False) + "\n"
-    with files.replacing(path.with_suffix(".json")) as temporary:
+    with files.atomic_path(path.with_suffix(".json")) as temporary:
       temporary.write_text(text, "utf-8")
 
   mp4.write(path, frames, wave, before_naming=describe)

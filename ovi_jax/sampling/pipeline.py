@@ -46,7 +46,7 @@ class Pipeline(loading.Components):
   """
 
   backend: str
-  scheme: str = context.ALL_TO_ALL
+  scheme: str = context.ULYSSES
 
   @property
   def channels(self) -> AV[int]:
@@ -56,7 +56,7 @@ class Pipeline(loading.Components):
 
   def embed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Embed prompts; each becomes text_SE, S its own tokens, on the host."""
-    return encoders.Text.load(self).texts(texts)
+    return encoders.TextEncoder.load(self).texts(texts)
 
   def encode_images(
     self, paths: Sequence[pathlib.Path], area: int
@@ -64,7 +64,7 @@ class Pipeline(loading.Components):
     """First latent frame [1, H, W, C] of each picture, on the host."""
     if not paths:
       return {}
-    encoder, latents = encoders.Video.load(self), {}
+    encoder, latents = encoders.VideoEncoder.load(self), {}
     for path in dict.fromkeys(paths):
       picture_HWC, _ = images.read_image(path)
       image_HWC = images.first_frame(picture_HWC, area)
@@ -90,14 +90,14 @@ def denoiser_model(
   dtype: jnp.dtype,
   backend: str,
   devices: int,
-  scheme: str = context.ALL_TO_ALL,
+  scheme: str = context.ULYSSES,
 ) -> fusion.FusionDiT:
   """The denoiser as it runs best on this platform."""
   cached = runtime.platform() == "cpu" and devices == 1
   limit = CACHED_ACTIVATIONS if cached else None
-  unroll = fusion.unrolled(config, runtime.platform())
+  unroll = fusion.should_unroll(config, runtime.platform())
   return fusion.FusionDiT(
-    config, dtype, backend, limit, unroll=unroll, scheme=scheme
+    config, dtype, backend, limit, unroll=unroll, context_parallelism=scheme
   )
 
 
@@ -135,18 +135,18 @@ class Denoiser:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
     """
     method = solver.named(settings.solver)
-    levels = method.schedule(settings.steps, settings.shift)
+    levels = method.schedule(settings.num_steps, settings.flow_shift)
     with self.pipeline.computing():
       x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise)
       text = text_pairs(
         positive, negative, self.pipeline.text_length, self.model.backend
       )
       first = None if first_frame is None else jnp.asarray(first_frame)[None]
-      depth = self.model.config.video.blocks
+      depth = self.model.config.video.num_layers
       inputs = denoise.Inputs(
-        conditions(self.model, self.params, guidance.both(x), text),
-        jnp.asarray(guidance.kept_blocks(depth, 1, settings.skip_layer)),
-        settings.guidance,
+        conditions(self.model, self.params, guidance.duplicate_for_cfg(x), text),
+        jnp.asarray(guidance.slg_mask(depth, 1, settings.slg_layer)),
+        settings.guidance_scale,
         first,
       )
       return denoise.denoise(

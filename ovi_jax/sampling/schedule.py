@@ -39,20 +39,20 @@ def log_ratio(sigmas: np.ndarray) -> np.ndarray:
 def unipc(steps: int, shift: float) -> Schedule:
   """Evenly spaced from 0.999, shifted; t is cut to an integer."""
   sigmas = np.linspace(float(np.float32(0.999)), 0.0, steps + 1)[:-1]
-  return _ending_at_zero(path.shifted(sigmas, shift), whole_t=True)
+  return _ending_at_zero(path.shift_sigma(sigmas, shift), whole_t=True)
 
 
 def dpm(steps: int, shift: float) -> Schedule:
   """Evenly spaced from 1, shifted; t is cut to an integer."""
   sigmas = np.linspace(1.0, 0.0, steps + 1)[:-1]
-  return _ending_at_zero(path.shifted(sigmas, shift), whole_t=True)
+  return _ending_at_zero(path.shift_sigma(sigmas, shift), whole_t=True)
 
 
 def euler(steps: int, shift: float) -> Schedule:
   """Evenly spaced between the shifted training levels, shifted again."""
-  last = float(np.float32(path.shifted(np.float32(1 / path.TIME_SCALE), shift)))
+  last = float(np.float32(path.shift_sigma(np.float32(1 / path.TIME_SCALE), shift)))
   sigmas = np.linspace(1.0, last, steps)
-  return _ending_at_zero(path.shifted(sigmas, shift), whole_t=False)
+  return _ending_at_zero(path.shift_sigma(sigmas, shift), whole_t=False)
 
 
 def _ending_at_zero(sigmas: np.ndarray, whole_t: bool) -> Schedule:

@@ -17,7 +17,7 @@ from ovi_jax.sampling import solver
 DTYPES = ("auto", "bfloat16", "float32")
 # What Ovi publishes for its weights. A directory of other weights may advise
 # other values of these fields (`sampling` of its manifest).
-PUBLISHED: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, Any] = {
   "steps": 50,
   "solver": "unipc",
   "shift": 5.0,
@@ -44,7 +44,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 }
 _PAIRED = {"guidance.video", "guidance.audio"}
 # Fields that say where a clip is made, not what it is.
-_ELSEWHERE = ("mesh", "context_attention", "attention_heads", "together")
+_EXECUTION_ONLY = ("mesh", "context_attention", "attention_heads", "together")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,20 +59,20 @@ class Settings:
   mode: str
   height: int
   width: int
-  steps: int
+  num_steps: int
   solver: str
-  shift: float
+  flow_shift: float
   seed: int
-  each_example_n_times: int
-  guidance: AV[float]
-  skip_layer: int
+  samples_per_prompt: int
+  guidance_scale: AV[float]
+  slg_layer: int
   negative_prompt: AV[str]
   dtype: str
   attention: str
-  context_attention: str
+  context_parallelism: str
   mesh: Mapping[str, int]
   attention_heads: str
-  together: bool
+  shard_clips_over_hosts: bool
 
   def __post_init__(self):
     problems = [
@@ -80,12 +80,12 @@ class Settings:
       *self._unknown("mode", requests.MODES),
       *self._unknown("dtype", DTYPES),
       *self._unknown("attention", ("auto", *attention.BACKENDS)),
-      *self._unknown("context_attention", context.SCHEMES),
+      *self._unknown("context_attention", context.STRATEGIES),
     ]
     values = {name: getattr(self, name) for name in BOUNDS.keys() - _PAIRED}
-    values |= {f"guidance.{n}": v for n, v in self.guidance._asdict().items()}
+    values |= {f"guidance.{n}": v for n, v in self.guidance_scale._asdict().items()}
     problems += out_of_bounds(values)
-    last = self.seed + max(1, self.each_example_n_times) - 1
+    last = self.seed + max(1, self.samples_per_prompt) - 1
     if self.seed < 0 or last >= requests.SEEDS:
       problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")
     for name, text in self.negative_prompt._asdict().items():
@@ -126,16 +126,16 @@ class Settings:
     wrong = fields.keys() ^ known
     if wrong:
       raise ValueError(f"config fields missing or unknown: {sorted(wrong)}")
-    for name, value in advice(advised or {}).items():
+    for name, value in recommended(advised or {}).items():
       fields[name] = _filled(fields[name], value)
     for name in ("guidance", "negative_prompt"):
       fields[name] = AV(**fields[name])
     return cls(**fields)
 
-  def recipe(self) -> dict[str, Any]:
+  def metadata(self) -> dict[str, Any]:
     """Fields that decide what a clip is, for the JSON beside it."""
     fields = dataclasses.asdict(self)
-    for name in _ELSEWHERE:
+    for name in _EXECUTION_ONLY:
       del fields[name]
     for name in ("guidance", "negative_prompt"):
       fields[name] = getattr(self, name)._asdict()
@@ -155,36 +155,36 @@ def out_of_bounds(values: Mapping[str, Any]) -> list[str]:
   return problems
 
 
-def advice(advised: Mapping[str, Any]) -> dict[str, Any]:
+def recommended(advised: Mapping[str, Any]) -> dict[str, Any]:
   """The values of all fields of `PUBLISHED`, as advised or published.
 
   Raises:
     ValueError: fields that cannot be advised, or values of another kind.
   """
-  result = dict(PUBLISHED)
+  result = dict(DEFAULTS)
   for name, value in advised.items():
-    if name not in PUBLISHED:
-      known = ", ".join(PUBLISHED)
+    if name not in DEFAULTS:
+      known = ", ".join(DEFAULTS)
       raise ValueError(
         f"sampling: field {name!r:.60} is unknown; weights may advise {known}"
       )
-    result[name] = _alike(f"sampling.{name}", value, PUBLISHED[name])
+    result[name] = _alike(f"sampling.{name}", value, DEFAULTS[name])
   return result
 
 
-def advice_of(manifest: directory.Manifest) -> dict[str, Any]:
+def recommended_of(manifest: directory.Manifest) -> dict[str, Any]:
   """`advice` of weights, without skipping a block that they do not have.
 
   Raises:
     ValueError: see `advice`.
   """
-  result = advice(manifest.sampling)
-  if result["skip_layer"] >= num_blocks(manifest.architecture.fusion):
+  result = recommended(manifest.sampling)
+  if result["skip_layer"] >= num_layers(manifest.architecture.fusion):
     result["skip_layer"] = 0
   return result
 
 
-def num_blocks(towers: AV[Any]) -> int:
+def num_layers(towers: AV[Any]) -> int:
   """Blocks of the towers; both have as many."""
   return min(tower.blocks for tower in towers.present().values())
 

@@ -75,7 +75,7 @@ def export(
     raise ValueError(f"{out} holds weights already; choose another --out")
   config = ml_collections.ConfigDict(workdirs.read_config(workdir))
   settings = settings_lib.Settings.from_config(config)
-  rest = components or pathlib.Path(settings.components)
+  rest = components or pathlib.Path(settings.pretrained)
   if not str(rest).strip("."):
     raise ValueError(
       "--components=DIR is needed: converted weights whose text encoder and"
@@ -109,7 +109,7 @@ def export(
     [
       init_from.Source(
         path=str(source if step is None else source / str(step)),
-        take=(".*",),
+        include=(".*",),
         averaged=averaged,
       )
     ],
@@ -142,7 +142,7 @@ def inherited_advice(workdir: pathlib.Path) -> Mapping[str, Any]:
       return {}
     # The video tower's, where there are two of different origin.
     sources = [str(path) for path in values["initial"].values() if path]
-    source = pathlib.Path(sources[0] if sources else settings_lib.FRESH)
+    source = pathlib.Path(sources[0] if sources else settings_lib.SCRATCH)
     if (source / directory.MANIFEST).is_file():
       return directory.manifest_of(source).sampling
     # A run, the folder of its checkpoints, or one of these.
@@ -165,8 +165,8 @@ def _checked_advice(
     ValueError: a field is unknown, its value cannot be, or such a block is
       asked for.
   """
-  skip_layer = sampling_settings.advice(advised)["skip_layer"]
-  blocks = sampling_settings.num_blocks(settings.model)
+  skip_layer = sampling_settings.recommended(advised)["skip_layer"]
+  blocks = sampling_settings.num_layers(settings.model)
   if skip_layer < blocks:
     return advised
   if "skip_layer" in asked:
@@ -252,9 +252,9 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   try:
-    runtime.need(FLAGS, workdir="DIR", out="DIR")
+    runtime.require_flags(FLAGS, workdir="DIR", out="DIR")
     export(
       pathlib.Path(FLAGS.workdir),
       pathlib.Path(FLAGS.out),

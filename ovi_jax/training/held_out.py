@@ -28,12 +28,12 @@ from ovi_jax.training import objective
 from ovi_jax.training import placement
 from ovi_jax.training import step
 
-PREFIX = "held_out/loss"
-LEVELS = 4
+METRIC_PREFIX = "held_out/loss"
+NUM_TIMESTEP_BINS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Records:
+class EvalConfig:
   """What is held out, and how it is looked at.
 
   Attributes:
@@ -43,18 +43,18 @@ class Records:
   """
 
   split: str = "test"
-  batch: int = 0
-  levels: int = LEVELS
+  batch_size: int = 0
+  num_timestep_bins: int = NUM_TIMESTEP_BINS
 
   def __post_init__(self):
-    if self.batch < 0 or self.levels < 1:
+    if self.batch_size < 0 or self.num_timestep_bins < 1:
       raise ValueError(
         "held_out: expected a batch of 0 or more and 1 level or more, got"
-        f" {self.batch} and {self.levels}"
+        f" {self.batch_size} and {self.num_timestep_bins}"
       )
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
   """What a batch adds, whole on every device.
 
   Attributes:
@@ -69,7 +69,7 @@ class Sums(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class HeldOut:
+class HeldOutLoss:
   """Call it with a state; the averaged parameters count where there are any.
 
   Attributes:
@@ -88,23 +88,23 @@ class HeldOut:
   mesh: jax.sharding.Mesh
   batches: Callable[[], Iterator[schema.Batch]]
   null_SE: np.ndarray
-  levels: int = LEVELS
+  num_timestep_bins: int = NUM_TIMESTEP_BINS
   seed: int = 0
 
   def __post_init__(self):
-    if self.levels < 1:
-      raise ValueError(f"levels of noise must be at least 1, got {self.levels}")
+    if self.num_timestep_bins < 1:
+      raise ValueError(f"levels of noise must be at least 1, got {self.num_timestep_bins}")
 
   @functools.cached_property
-  def _program(self) -> Callable[..., Sums]:
+  def _program(self) -> Callable[..., LossSums]:
     """`sums` as a program, its results whole on every device."""
     return jax.jit(
-      sums,
+      loss_sums,
       static_argnames=("model", "levels"),
       out_shardings=partition.replicated(self.mesh),
     )
 
-  def __call__(self, state: step.State) -> dict[str, float]:
+  def __call__(self, state: step.TrainState) -> dict[str, float]:
     """Mean losses by the names of the log.
 
     Returns:
@@ -115,7 +115,7 @@ class HeldOut:
       ValueError: there is no held-out record.
     """
     with jax.set_mesh(self.mesh):
-      losses, records = self._totals(placement.averaged(state))
+      losses, records = self._totals(placement.ema_to_device(state))
     means = {
       name: total / records[name]
       for name, total in losses.items()
@@ -128,10 +128,10 @@ class HeldOut:
       )
     named = {}
     for name, mean in means.items():
-      named[f"{PREFIX}_{name}"] = float(mean.mean())
+      named[f"{METRIC_PREFIX}_{name}"] = float(mean.mean())
       for number, value in enumerate(mean):
-        low, high = number / self.levels, (number + 1) / self.levels
-        named[f"{PREFIX}_{name}_t{low:.2f}-{high:.2f}"] = float(value)
+        low, high = number / self.num_timestep_bins, (number + 1) / self.num_timestep_bins
+        named[f"{METRIC_PREFIX}_{name}_t{low:.2f}-{high:.2f}"] = float(value)
     return named
 
   def _totals(
@@ -139,10 +139,10 @@ class HeldOut:
   ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Summed loss [levels] and number of records, by modality."""
     names = self.model.config.present()
-    losses = {name: np.zeros(self.levels) for name in names}
+    losses = {name: np.zeros(self.num_timestep_bins) for name in names}
     records = dict.fromkeys(names, 0)
 
-    def add(made: Sums) -> None:
+    def add(made: LossSums) -> None:
       found = jax.device_get(made)
       for name in names:
         losses[name] += getattr(found.loss, name)
@@ -150,11 +150,11 @@ class HeldOut:
 
     whole = partition.replicated(self.mesh)
     place, null_SE = jax.device_put((np.int32(0), self.null_SE), whole)
-    last: Sums | None = None
+    last: LossSums | None = None
     for batch in self.batches():
       made = self._program(
         model=self.model,
-        levels=self.levels,
+        levels=self.num_timestep_bins,
         params=params,
         batch=batch._replace(ids=None),
         null_SE=null_SE,
@@ -170,7 +170,7 @@ class HeldOut:
     return losses, records
 
 
-def sums(
+def loss_sums(
   model: fusion.FusionDiT,
   levels: int,
   params: Any,
@@ -178,7 +178,7 @@ def sums(
   null_SE: jax.Array,
   seed: jax.Array,
   place: jax.Array,
-) -> Sums:
+) -> LossSums:
   """Losses of a batch at each level of noise.
 
   Args:
@@ -207,7 +207,7 @@ def sums(
       batch.lengths,
     )
 
-  return Sums(
+  return LossSums(
     loss=jax.lax.map(one, jnp.arange(levels)),
     records=jax.tree.map(lambda x: (x > 0).sum(), batch.lengths),
     following=place + there_B.sum(),
@@ -220,7 +220,7 @@ def _drawn(
   sigma: jax.Array,
   places_B: jax.Array,
   latents: AV[jax.Array],
-) -> objective.Drawn:
+) -> objective.NoiseSample:
   """One level for all; each record's own noise."""
 
   def noise(place: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
@@ -231,7 +231,7 @@ def _drawn(
 
   present = latents.present()
   never_B = jnp.zeros(places_B.shape, bool)
-  return objective.Drawn(
+  return objective.NoiseSample(
     sigma=AV(**{n: jnp.full(places_B.shape, sigma) for n in present}),
     noise=AV(
       **{

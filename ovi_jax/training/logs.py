@@ -171,10 +171,10 @@ class Preview:
       yield chunk_THWC
 
 
-class Silent:
+class NullWriter:
   """The logs of a process that writes none: the first of several does."""
 
-  def __enter__(self) -> "Silent":
+  def __enter__(self) -> "NullWriter":
     return self
 
   def __exit__(self, *_: Any) -> None:

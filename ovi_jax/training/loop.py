@@ -40,7 +40,7 @@ class Input(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cadence:
+class Intervals:
   """How often something happens, in steps; 0 = never.
 
   Attributes:
@@ -52,10 +52,10 @@ class Cadence:
       config); equal for none.
   """
 
-  log: int = 10
-  save: int = 1000
-  held_out: int = 0
-  samples: int = 0
+  log_every: int = 10
+  checkpoint_every: int = 1000
+  eval_every: int = 0
+  sample_every: int = 0
   profile: tuple[int, int] = (0, 0)
 
   def __post_init__(self):
@@ -70,12 +70,12 @@ class Cadence:
       )
 
 
-class NonFinite(ValueError):
+class NonFiniteLossError(ValueError):
   """A loss or gradient that is no number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
+class TrainContext:
   """What a run is given.
 
   Attributes:
@@ -94,45 +94,45 @@ class Work:
     buckets: of how many sizes batches are; each is compiled once.
   """
 
-  trainer: steps.Trainer
+  step_config: steps.TrainStepConfig
   mesh: jax.sharding.Mesh
   input: Input
   null_SE: np.ndarray
   manager: managers.Manager
   logs: logs_lib.Writer
   directory: str
-  cadence: Cadence
-  prepare: Callable[[schema.Batch, jax.sharding.Mesh], schema.Batch] = (
+  intervals: Intervals
+  encode_batch: Callable[[schema.Batch, jax.sharding.Mesh], schema.Batch] = (
     placement.batch
   )
   cost: Callable[[schema.Batch], flops.BatchCost] | None = None
-  held_out: Callable[[steps.State], Mapping[str, float]] = lambda _: {}
-  samples: Callable[[steps.State], Any] = lambda _: None
+  evaluate: Callable[[steps.TrainState], Mapping[str, float]] = lambda _: {}
+  sample: Callable[[steps.TrainState], Any] = lambda _: None
   buckets: int = 1
 
 
-class Report(NamedTuple):
+class StepRecord(NamedTuple):
   """A finished step, still on the devices."""
 
   step: int  # finished steps
-  metrics: steps.Metrics
+  metrics: steps.StepMetrics
   ids: np.ndarray
   clips: int
   cost: flops.BatchCost | None
   waited: float
 
 
-def compiled(work: Work, shardings: steps.State) -> Any:
+def compile_step(work: TrainContext, shardings: steps.TrainState) -> Any:
   """The step as a program: state donated, kept where it is."""
-  jitted = steps.program(shardings, work.mesh)
+  jitted = steps.jit_train_step(shardings, work.mesh)
   whole = jax.sharding.NamedSharding(work.mesh, jax.P())
   null = jax.device_put(work.null_SE, whole)
-  return lambda state, batch: jitted(work.trainer, state, batch, null)
+  return lambda state, batch: jitted(work.step_config, state, batch, null)
 
 
-def resume(
-  work: Work, target: steps.State, log: Log = console.log
-) -> steps.State | None:
+def restore(
+  work: TrainContext, target: steps.TrainState, log: Log = console.log
+) -> steps.TrainState | None:
   """The newest checkpoint's state, its input set to its place.
 
   Args:
@@ -154,7 +154,7 @@ def resume(
   return restored.state
 
 
-def run(work: Work, state: steps.State, log: Log = console.log) -> bool:
+def run(work: TrainContext, state: steps.TrainState, log: Log = console.log) -> bool:
   """Train until the trainer's last step, or until told to stop.
 
   SIGTERM and Ctrl-C stop it; a second Ctrl-C ends the process at once.
@@ -171,19 +171,19 @@ def run(work: Work, state: steps.State, log: Log = console.log) -> bool:
     NonFinite: names the step and the records; the last good checkpoint stays.
     OSError: a checkpoint cannot be written.
   """
-  with processes.stopping() as stop, jax.set_mesh(work.mesh):
+  with processes.preemption_watcher() as stop, jax.set_mesh(work.mesh):
     return _loop(work, state, stop, log)
 
 
 def _loop(
-  work: Work, state: steps.State, stop: Callable[[int], bool], log: Log
+  work: TrainContext, state: steps.TrainState, stop: Callable[[int], bool], log: Log
 ) -> bool:
   """`run`, stopped before the step for which `stop` is true."""
-  total, number = work.trainer.steps, int(state.step)
+  total, number = work.step_config.num_train_steps, int(state.step)
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  advance = compiled(work, shardings)
-  last: Report | None = None
-  window, trace = Window(work), Trace(work)
+  advance = compile_step(work, shardings)
+  last: StepRecord | None = None
+  window, trace = MetricAccumulator(work), Profiler(work)
   sizes: list[Any] = []
   bar = console.progress(
     total=total,
@@ -194,14 +194,14 @@ def _loop(
   )
   with bar:
     # What training has to improve on.
-    if not number and work.cadence.held_out:
+    if not number and work.intervals.eval_every:
       _judge(work, state, number, bar, log)
     while number < total and not stop(number):
       trace.at(number)
       began = time.perf_counter()
       host = next(work.input)
       waited = time.perf_counter() - began
-      batch = work.prepare(host, work.mesh)
+      batch = work.encode_batch(host, work.mesh)
       if compiles := (size := _size(batch)) not in sizes:
         sizes.append(size)
         _announce(bar, log, len(sizes), work.buckets, batch)
@@ -215,9 +215,9 @@ def _loop(
         window.add(last)
         bar.set_postfix_str(f"loss {window.loss:.4f}", refresh=False)
       last = following
-      saving = _due(number, work.cadence.save) and number < total
-      judging = _due(number, work.cadence.held_out)
-      sampling = _due(number, work.cadence.samples)
+      saving = _due(number, work.intervals.checkpoint_every) and number < total
+      judging = _due(number, work.intervals.eval_every)
+      sampling = _due(number, work.intervals.sample_every)
       if saving or judging or sampling:
         window.add(last)
         last = None
@@ -227,7 +227,7 @@ def _loop(
         _judge(work, state, number, bar, log)
       if sampling:
         bar.set_description("making samples")
-        work.samples(state)
+        work.sample(state)
         bar.set_description("training")
       if judging or sampling:
         window.pause()
@@ -247,16 +247,16 @@ def _loop(
 
 
 def _judge(
-  work: Work, state: steps.State, number: int, bar: Any, log: Log
+  work: TrainContext, state: steps.TrainState, number: int, bar: Any, log: Log
 ) -> None:
   """Log the held-out loss, and print it without that of each noise level."""
   bar.set_description("held-out loss")
-  values = work.held_out(state)
+  values = work.evaluate(state)
   work.logs.scalars(number, values)
   shown = ", ".join(
-    f"{name.removeprefix(f'{held_out.PREFIX}_')} {value:.4f}"
+    f"{name.removeprefix(f'{held_out.METRIC_PREFIX}_')} {value:.4f}"
     for name, value in values.items()
-    if "_t" not in name.removeprefix(held_out.PREFIX)
+    if "_t" not in name.removeprefix(held_out.METRIC_PREFIX)
   )
   if shown:
     bar.clear()
@@ -284,21 +284,21 @@ def _announce(
   bar.refresh()
 
 
-class Window:
+class MetricAccumulator:
   """Sums over the steps since the last line of the log.
 
   Attributes:
     loss: of the last step that has ended.
   """
 
-  def __init__(self, work: Work):
+  def __init__(self, work: TrainContext):
     self._work = work
     kind = jax.devices()[0].device_kind
     self._device = kind, jax.device_count()
     self._rate = optimizer.learning_rate(
-      work.trainer.optimizer, work.trainer.steps
+      work.step_config.optimizer, work.step_config.num_train_steps
     )
-    self._reports: list[Report] = []
+    self._reports: list[StepRecord] = []
     self._timed = 0  # how many of them are no first step, which compiles
     self._first = True
     self.loss = float("nan")
@@ -308,7 +308,7 @@ class Window:
     """Something else took time: count from now."""
     self._began, self._timed = time.perf_counter(), 0
 
-  def add(self, report: Report) -> None:
+  def add(self, report: StepRecord) -> None:
     """Wait for a step, check its numbers, write a line if one is due.
 
     Raises:
@@ -323,7 +323,7 @@ class Window:
       self.pause()
     else:
       self._timed += 1
-    if _due(report.step, self._work.cadence.log):
+    if _due(report.step, self._work.intervals.log_every):
       # The next window begins where this one ends, not when it is written.
       now = time.perf_counter()
       line = self._line(now - self._began)
@@ -336,7 +336,7 @@ class Window:
     line: dict[str, float | None] = {
       "train/loss": float(np.mean([r.metrics.loss for r in reports])),
       "train/gradient_norm": float(
-        np.mean([r.metrics.gradient_norm for r in reports])
+        np.mean([r.metrics.grad_norm for r in reports])
       ),
       "train/learning_rate": float(
         np.asarray(self._rate(reports[-1].step - 1))
@@ -366,12 +366,12 @@ class Window:
 
 
 def _report(
-  work: Work,
+  work: TrainContext,
   number: int,
-  metrics: steps.Metrics,
+  metrics: steps.StepMetrics,
   batch: schema.Batch,
   waited: float,
-) -> Report:
+) -> StepRecord:
   """What is known of a step when it has been sent off.
 
   Args:
@@ -381,7 +381,7 @@ def _report(
     batch: of all rows, but for the ids, which are of this process' rows.
     waited: seconds, for the batch.
   """
-  return Report(
+  return StepRecord(
     step=number,
     metrics=metrics,
     ids=batch.ids,
@@ -391,9 +391,9 @@ def _report(
   )
 
 
-def _check_finite(report: Report, metrics: steps.Metrics) -> None:
+def _check_finite(report: StepRecord, metrics: steps.StepMetrics) -> None:
   """Refuse numbers that are none; name the records whose loss it was."""
-  if np.isfinite(metrics.loss) and np.isfinite(metrics.gradient_norm):
+  if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
     return
   # Every process has the losses of all records, and the ids of its own.
   of_all = processes.gather(np.asarray(report.ids).tolist())
@@ -405,9 +405,9 @@ def _check_finite(report: Report, metrics: steps.Metrics) -> None:
   which = ids[bad] if bad.any() else ids
   named = ", ".join(_name(i) for i in which[:8])
   more = f" and {len(which) - 8} more" if len(which) > 8 else ""
-  raise NonFinite(
+  raise NonFiniteLossError(
     f"step {report.step}: loss {metrics.loss}, gradient norm"
-    f" {metrics.gradient_norm}; records (source:index) {named}{more}. The last"
+    f" {metrics.grad_norm}; records (source:index) {named}{more}. The last"
     " checkpoint is from before it; look at the records, lower"
     " optimizer.learning_rate or raise optimizer.warmup_steps"
   )
@@ -419,7 +419,7 @@ def _name(identity: Any) -> str:
   return f"{source}:{number & ((1 << schema.INDEX_BITS) - 1)}"
 
 
-def _save(work: Work, state: steps.State, number: int) -> None:
+def _save(work: TrainContext, state: steps.TrainState, number: int) -> None:
   """Save the state and the input's place together."""
   work.manager.save(number, state, work.input.get_state())
 
@@ -428,11 +428,11 @@ def _due(number: int, every: int) -> bool:
   return every > 0 and number % every == 0
 
 
-class Trace:
+class Profiler:
   """The profiler, on for the steps that the cadence asks for."""
 
-  def __init__(self, work: Work):
-    self._steps = range(*work.cadence.profile)
+  def __init__(self, work: TrainContext):
+    self._steps = range(*work.intervals.profile)
     self._directory, self._on = f"{work.directory}/trace", False
 
   def at(self, number: int) -> None:

@@ -20,13 +20,13 @@ from ovi_jax.diffusion import times as times_lib
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 
-PAPER_SCALES = AV(0.85, 0.15)
-UNIFORM = times_lib.Times()
-TENTH = AV(0.1, 0.1)
+PAPER_LOSS_WEIGHTS = AV(0.85, 0.15)
+UNIFORM = times_lib.TimestepSampler()
+DEFAULT_CFG_DROPOUT = AV(0.1, 0.1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
+class ObjectiveConfig:
   """What is asked of the model.
 
   Attributes:
@@ -38,23 +38,23 @@ class Objective:
       image-to-video.
   """
 
-  scales: AV[float] = PAPER_SCALES
-  times: times_lib.Times = UNIFORM
-  prompt_dropout: AV[float] = TENTH
-  first_frame: float = 0.0
+  loss_weights: AV[float] = PAPER_LOSS_WEIGHTS
+  timesteps: times_lib.TimestepSampler = UNIFORM
+  cfg_dropout: AV[float] = DEFAULT_CFG_DROPOUT
+  i2v_prob: float = 0.0
 
   def __post_init__(self):
     shares = {
-      f"prompt_dropout.{n}": getattr(self.prompt_dropout, n) for n in AV._fields
+      f"prompt_dropout.{n}": getattr(self.cfg_dropout, n) for n in AV._fields
     }
-    for name, share in (shares | {"first_frame": self.first_frame}).items():
+    for name, share in (shares | {"first_frame": self.i2v_prob}).items():
       if not 0 <= share <= 1:
         raise ValueError(f"{name} is a share in [0, 1], got {share}")
-    if min(self.scales) < 0:
-      raise ValueError(f"scales must not be negative, got {self.scales}")
+    if min(self.loss_weights) < 0:
+      raise ValueError(f"scales must not be negative, got {self.loss_weights}")
 
 
-class Drawn(NamedTuple):
+class NoiseSample(NamedTuple):
   """What is drawn for an example (or, with a leading B, for a batch)."""
 
   sigma: AV[jax.Array]
@@ -74,23 +74,23 @@ class FlowMatching(NamedTuple):
   """
 
   model: fusion.FusionDiT
-  objective: Objective
+  objective: ObjectiveConfig
 
-  def draw(self, key: jax.Array, example: schema.Batch) -> "Drawn":
-    return draw(self.objective, key, example.latents)
+  def sample_noise(self, key: jax.Array, example: schema.Batch) -> "NoiseSample":
+    return sample_noise(self.objective, key, example.latents)
 
-  def weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
-    return loss.weights(batch.lengths, self.objective.scales).present()
+  def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
+    return loss.example_weights(batch.lengths, self.objective.loss_weights).present()
 
-  def terms(
-    self, params: Any, batch: schema.Batch, drawn: "Drawn", null_SE: jax.Array
+  def loss_terms(
+    self, params: Any, batch: schema.Batch, drawn: "NoiseSample", null_SE: jax.Array
   ) -> Mapping[str, jax.Array]:
-    may_be_clean = self.objective.first_frame > 0
+    may_be_clean = self.objective.i2v_prob > 0
     found = losses(self.model, params, batch, drawn, null_SE, may_be_clean)
     return found.present()
 
 
-def draw(objective: Objective, key: jax.Array, latents: AV[jax.Array]) -> Drawn:
+def sample_noise(objective: ObjectiveConfig, key: jax.Array, latents: AV[jax.Array]) -> NoiseSample:
   """Draw for one example; `latents` without a batch axis."""
   present = latents.present()
   time_key, clean_key, *keys = jax.random.split(key, 2 + 2 * len(AV._fields))
@@ -99,13 +99,13 @@ def draw(objective: Objective, key: jax.Array, latents: AV[jax.Array]) -> Drawn:
   for name, noise_key, drop_key in zip(AV._fields, keys[::2], keys[1::2]):
     if name in present:
       noise[name] = jax.random.normal(noise_key, present[name].shape)
-      share = getattr(objective.prompt_dropout, name)
+      share = getattr(objective.cfg_dropout, name)
       dropped[name] = jax.random.bernoulli(drop_key, share)
-  return Drawn(
-    objective.times.draw(time_key, list(present)),
+  return NoiseSample(
+    objective.timesteps.sample(time_key, list(present)),
     AV(**noise),
     AV(**dropped),
-    jax.random.bernoulli(clean_key, objective.first_frame),
+    jax.random.bernoulli(clean_key, objective.i2v_prob),
   )
 
 
@@ -113,7 +113,7 @@ def losses(
   model: fusion.FusionDiT,
   params: Any,
   batch: schema.Batch,
-  drawn: Drawn,
+  drawn: NoiseSample,
   null_SE: jax.Array,
   may_be_clean: bool = True,
 ) -> AV[jax.Array]:
@@ -132,13 +132,13 @@ def losses(
   for name, data in batch.latents.present().items():
     sigma_BT = getattr(drawn.sigma, name)[:, None]
     noise = getattr(drawn.noise, name)
-    counts[name] = loss.counted(getattr(batch.lengths, name), data.shape[1])
+    counts[name] = loss.length_mask(getattr(batch.lengths, name), data.shape[1])
     if name == "video" and may_be_clean:
       first_T = jnp.arange(data.shape[1]) == 0
       clean_BT = drawn.clean[:, None] & first_T[None]
       sigma_BT = jnp.where(clean_BT, 0.0, sigma_BT)
       counts[name] &= ~clean_BT
-    x[name] = path.noised(data, noise, sigma_BT)
+    x[name] = path.interpolate(data, noise, sigma_BT)
     # Of the first frame, and of the others.
     t_BT[name] = path.TIME_SCALE * sigma_BT[:, :2]
     target[name] = path.velocity(data, noise)
@@ -152,7 +152,7 @@ def losses(
   )
   return AV(
     **{
-      name: loss.squared_error(getattr(prediction, name), target[name], c)
+      name: loss.masked_mse(getattr(prediction, name), target[name], c)
       for name, c in counts.items()
     }
   )

@@ -18,7 +18,7 @@ from optax import contrib
 CONSTANT, COSINE = "constant", "cosine"
 SCHEDULES = (CONSTANT, COSINE)
 ADAMW, MUON = "adamw", "muon"
-KINDS = (ADAMW, MUON)
+OPTIMIZERS = (ADAMW, MUON)
 # Muon's step over a kernel has the root mean square that AdamW's has, about,
 # so both read the same learning rate (Liu et al. 2025, arXiv:2502.16982).
 _MUON_RMS = 0.2
@@ -26,7 +26,7 @@ _STACKED = "blocks/"  # paths of kernels that lead with the axis of blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
+class OptimizerConfig:
   """How parameters are moved.
 
   Attributes:
@@ -48,21 +48,21 @@ class OptimizerSettings:
   """
 
   learning_rate: float
-  kind: str = ADAMW
+  name: str = ADAMW
   schedule: str = CONSTANT
   warmup_steps: int = 0
-  final_share: float = 0.0
+  end_lr_factor: float = 0.0
   beta1: float = 0.9
-  momentum: float = 0.95
+  muon_beta: float = 0.95
   beta2: float = 0.999
   eps: float = 1e-8
   weight_decay: float = 0.01
-  clip_norm: float = 1.0
-  average_decay: float = 0.9999
-  average_on_host: bool = False
+  grad_clip_norm: float = 1.0
+  ema_decay: float = 0.9999
+  ema_on_host: bool = False
 
   def __post_init__(self):
-    for name, known in (("kind", KINDS), ("schedule", SCHEDULES)):
+    for name, known in (("kind", OPTIMIZERS), ("schedule", SCHEDULES)):
       if (value := getattr(self, name)) not in known:
         raise ValueError(
           f"optimizer.{name} {value!r} is unknown; choose from"
@@ -85,19 +85,19 @@ class OptimizerSettings:
         )
 
 
-def warmup_of(settings: OptimizerSettings, steps: int) -> int:
+def warmup_of(settings: OptimizerConfig, steps: int) -> int:
   """Steps of warm-up: a tenth of a run that is no longer than its warm-up."""
   wanted = settings.warmup_steps
   return wanted if wanted < steps else steps // 10
 
 
-def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
+def learning_rate(settings: OptimizerConfig, steps: int) -> optax.Schedule:
   """Learning rate by step, for a run of `steps`; see `warmup_of`."""
   peak, warmup = settings.learning_rate, warmup_of(settings, steps)
   after: optax.Schedule = optax.constant_schedule(peak)
   if settings.schedule == COSINE:
     after = optax.cosine_decay_schedule(
-      peak, steps - warmup, settings.final_share
+      peak, steps - warmup, settings.end_lr_factor
     )
   # From 1 / warm-up: the first step moves something.
   rising = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1))
@@ -105,7 +105,7 @@ def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
 
 
 def make(
-  settings: OptimizerSettings, steps: int
+  settings: OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
   """The optimizer of a run of `steps`, over a flat mapping of parameters."""
 
@@ -113,13 +113,13 @@ def make(
     return {path: path.endswith("kernel") for path in params}
 
   clip = optax.identity()
-  if settings.clip_norm:
-    clip = optax.clip_by_global_norm(settings.clip_norm)
+  if settings.grad_clip_norm:
+    clip = optax.clip_by_global_norm(settings.grad_clip_norm)
   rate = learning_rate(settings, steps)
-  if settings.kind == MUON:
+  if settings.name == MUON:
     moved = contrib.muon(
       rate,
-      beta=settings.momentum,
+      beta=settings.muon_beta,
       weight_decay=settings.weight_decay,
       adam_b1=settings.beta1,
       adam_b2=settings.beta2,
@@ -157,15 +157,15 @@ def _matrices(params: Any) -> dict[str, Any]:
   return {path: of(path, x) for path, x in params.items()}
 
 
-def averaged(
-  average: Any, params: Any, step: jax.Array, settings: OptimizerSettings
+def update_ema(
+  average: Any, params: Any, step: jax.Array, settings: OptimizerConfig
 ) -> Any:
   """Move the average towards the parameters after step `step` (from 0).
 
   The decay grows from 1/10, so early averages forget the beginning.
   """
-  decay = jnp.minimum(settings.average_decay, (1.0 + step) / (10.0 + step))
-  if not settings.average_on_host:
+  decay = jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
+  if not settings.ema_on_host:
     return _moved(average, params, decay)
   params, decay = jax.device_put((params, decay), jax.memory.Space.Host)
   with compute_on.compute_on("device_host"):

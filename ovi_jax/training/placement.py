@@ -19,11 +19,11 @@ HOST, DEVICE = "pinned_host", "device"  # kinds of memory
 
 
 def state_shardings(
-  state: step.State,
+  state: step.TrainState,
   towers: AV[Any],
   mesh: jax.sharding.Mesh,
   average_on_host: bool = False,
-) -> step.State:
+) -> step.TrainState:
   """The sharding of every array of a state.
 
   Args:
@@ -38,8 +38,8 @@ def state_shardings(
   """
   placed: dict[str, jax.sharding.NamedSharding] = {}
   if number := len(towers.present()):
-    params = state.frozen | state.trained
-    placed = partition.shardings(
+    params = state.frozen_params | state.trained_params
+    placed = partition.param_shardings(
       params, partition.FUSION, mesh, all_rows=number == 2
     )
   whole = partition.replicated(mesh)
@@ -57,7 +57,7 @@ def state_shardings(
   return placed_state
 
 
-def averaged(state: step.State) -> Any:
+def ema_to_device(state: step.TrainState) -> Any:
   """All parameters, nested, averaged where there is an average; on devices."""
 
   def near(x: jax.Array) -> jax.Array:
@@ -65,7 +65,7 @@ def averaged(state: step.State) -> Any:
       return x
     return jax.device_put(x, x.sharding.with_memory_kind(DEVICE))
 
-  average = jax.tree.map(near, state.average)
+  average = jax.tree.map(near, state.ema_params)
   return state._replace(average=average).params(averaged=True)
 
 
@@ -90,14 +90,14 @@ def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
 
 def batch(host: schema.Batch, mesh: jax.sharding.Mesh) -> schema.Batch:
   """Bring this process' rows of a batch to its devices; `ids` stay behind."""
-  sharding = partition.rows(mesh)
+  sharding = partition.batch_sharding(mesh)
 
   placed: dict[int, jax.Array] = {}
 
   def place(array: Any) -> jax.Array:
     # Towers share their text: it travels once.
     if id(array) not in placed:
-      _, parts = processes.rows(mesh)
+      _, parts = processes.data_shard(mesh)
       whole = (len(array) * parts, *array.shape[1:])
       made = jax.make_array_from_process_local_data(sharding, array, whole)
       placed[id(array)] = made

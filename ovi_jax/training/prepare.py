@@ -24,7 +24,7 @@ from ovi_jax.training import settings as settings_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepare:
+class BatchEncoder:
   """Places a batch on the mesh and encodes what is not encoded yet.
 
   Attributes:
@@ -33,7 +33,7 @@ class Prepare:
       latents.
   """
 
-  text: encoders.Text | None = None
+  text: encoders.TextEncoder | None = None
   media: AV[Any] = dataclasses.field(default_factory=AV)
 
   def __call__(
@@ -59,7 +59,7 @@ class Prepare:
     return cached_SE if self.text is None else self.text.texts([""])[""]
 
 
-def components(
+def open_pretrained(
   settings: settings_lib.Settings, mesh: jax.sharding.Mesh
 ) -> loading.Components | None:
   """The weights around the model that a run needs, checked, not loaded.
@@ -75,15 +75,15 @@ def components(
     ValueError: they are missing or damaged, or do not fit the model.
   """
   data, towers = settings.data, settings.model.present()
-  decoders = settings.cadence.samples > 0
-  needs = {encoding.COMPONENTS[n] for n in towers if data.media or decoders}
+  decoders = settings.intervals.sample_every > 0
+  needs = {encoding.COMPONENTS[n] for n in towers if data.encode_on_the_fly or decoders}
   if data.tokenizer:
     needs.add(encoding.COMPONENTS["text"])
   if decoders and "audio" in towers:
     needs.add("vocoder")
   if not needs:
     return None
-  path = pathlib.Path(settings.components)
+  path = pathlib.Path(settings.pretrained)
   manifest = directory.read(path, needs=tuple(sorted(needs)))
   fitting = dataclasses.replace(manifest.architecture, fusion=settings.model)
   if problems := fitting.misfits:
@@ -98,14 +98,14 @@ def components(
 
 def load(
   settings: settings_lib.Settings, opened: loading.Components | None
-) -> Prepare:
+) -> BatchEncoder:
   """Load the encoders that the run's batches need."""
   if opened is None:
-    return Prepare()
-  kinds = {"video": encoders.Video, "audio": encoders.Audio}
-  media = settings.model.present() if settings.data.media else ()
-  return Prepare(
-    text=encoders.Text.load(opened) if settings.data.tokenizer else None,
+    return BatchEncoder()
+  kinds = {"video": encoders.VideoEncoder, "audio": encoders.AudioEncoder}
+  media = settings.model.present() if settings.data.encode_on_the_fly else ()
+  return BatchEncoder(
+    text=encoders.TextEncoder.load(opened) if settings.data.tokenizer else None,
     media=AV(**{name: kinds[name].load(opened) for name in media}),
   )
 

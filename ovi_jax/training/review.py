@@ -26,7 +26,7 @@ from ovi_jax.training import step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Review:
+class Evaluators:
   """Held-out records, opened, if the cadence asks for anything of them.
 
   Attributes:
@@ -37,28 +37,28 @@ class Review:
 
   settings: settings_lib.Settings
   mesh: jax.sharding.Mesh
-  records: kept.HeldOut | None
+  records: kept.EvalRecords | None
 
   @classmethod
   def opened(
     cls, settings: settings_lib.Settings, mesh: jax.sharding.Mesh
-  ) -> "Review":
+  ) -> "Evaluators":
     """Open what will be needed, and check that it can be used.
 
     Raises:
       ValueError: no source has the split, or it does not fit.
     """
-    cadence, records = settings.cadence, None
-    if cadence.held_out or cadence.samples:
-      records = kept.opened(settings.data, settings.held_out.split)
+    cadence, records = settings.intervals, None
+    if cadence.eval_every or cadence.sample_every:
+      records = kept.opened(settings.data, settings.eval.split)
     made = cls(settings=settings, mesh=mesh, records=records)
-    if cadence.held_out:
+    if cadence.eval_every:
       placement.check_batch(made.batch, 1, mesh)
-    if cadence.samples and records is not None:
+    if cadence.sample_every and records is not None:
       count = sum(map(len, records.splits))
-      if settings.samples.count > count:
+      if settings.eval_samples.num_samples > count:
         raise ValueError(
-          f"samples: expected {settings.samples.count} held-out records for"
+          f"samples: expected {settings.eval_samples.num_samples} held-out records for"
           f" their prompts, got {count}; lower samples.count or hold more out"
         )
     return made
@@ -67,49 +67,49 @@ class Review:
   def batch(self) -> int:
     """Rows of a batch of held-out records."""
     settings = self.settings
-    return settings.held_out.batch or settings.batch // settings.parts
+    return settings.eval.batch_size or settings.batch_size // settings.grad_accum_steps
 
-  def held_out(
+  def loss_evaluator(
     self,
     model: fusion.FusionDiT,
-    ready: prepare.Prepare,
+    ready: prepare.BatchEncoder,
     null_SE: np.ndarray,
-  ) -> Callable[[step.State], dict[str, float]]:
+  ) -> Callable[[step.TrainState], dict[str, float]]:
     """The held-out loss, as a function of the state."""
     records = self.records
     if records is None:
       return lambda _: {}
 
     def batches() -> Iterator[schema.Batch]:
-      each = records.batches(self.batch, *processes.rows(self.mesh))
+      each = records.batches(self.batch, *processes.data_shard(self.mesh))
       return (ready(batch, self.mesh) for batch in each)
 
-    return held_out.HeldOut(
+    return held_out.HeldOutLoss(
       model=model,
       mesh=self.mesh,
       batches=batches,
       null_SE=null_SE,
-      levels=self.settings.held_out.levels,
+      num_timestep_bins=self.settings.eval.num_timestep_bins,
       seed=self.settings.seed,
     )
 
-  def samples(
+  def sample_evaluator(
     self,
     model: fusion.FusionDiT,
-    ready: prepare.Prepare,
+    ready: prepare.BatchEncoder,
     null_SE: np.ndarray,
     components: loading.Components | None,
     directory: pathlib.Path,
     written: logs.Writer,
-  ) -> Callable[[step.State], Any]:
+  ) -> Callable[[step.TrainState], Any]:
     """Clips of the first held-out records' prompts, made of a state."""
     settings, records = self.settings, self.records
-    if records is None or components is None or not settings.cadence.samples:
+    if records is None or components is None or not settings.intervals.sample_every:
       return lambda _: None
-    count = settings.samples.count
+    count = settings.eval_samples.num_samples
     first = itertools.islice(records.records(), count)
     embed = functools.partial(_with_text, ready)
-    return samples.Samples(
+    return samples.SampleEvaluator(
       model=model,
       mesh=self.mesh,
       components=components,
@@ -117,12 +117,12 @@ class Review:
       prompts=samples.prompts(map(embed, first), count),
       null_SE=null_SE,
       size=settings.data.buckets[0],
-      settings=settings.samples,
+      settings=settings.eval_samples,
       logs=written,
     )
 
 
-def _with_text(ready: prepare.Prepare, record: schema.Record) -> schema.Record:
+def _with_text(ready: prepare.BatchEncoder, record: schema.Record) -> schema.Record:
   """The record with an embedding of its first caption."""
   if ready.text is None:
     return record

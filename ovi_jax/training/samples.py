@@ -54,7 +54,7 @@ MAX_CLIPS = 1024  # of a review
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleSettings:
+class EvalSamplesConfig:
   """How clips are made.
 
   Attributes:
@@ -66,30 +66,30 @@ class SampleSettings:
     seed: clip number n begins as the noise of seed + n.
   """
 
-  count: int
-  steps: int = 20
+  num_samples: int
+  num_steps: int = 20
   solver: str = "unipc"
-  shift: float = 5.0
-  guidance: AV[float] = GUIDANCE
+  flow_shift: float = 5.0
+  guidance_scale: AV[float] = GUIDANCE
   seed: int = 0
 
   def __post_init__(self):
-    scales = {f"guidance.{n}": v for n, v in self.guidance._asdict().items()}
-    values = {"steps": self.steps, "shift": self.shift} | scales
+    scales = {f"guidance.{n}": v for n, v in self.guidance_scale._asdict().items()}
+    values = {"steps": self.num_steps, "shift": self.flow_shift} | scales
     problems = sampling_settings.out_of_bounds(values)
-    if not 1 <= self.count <= MAX_CLIPS:
-      problems.append(f"count must be from 1 to {MAX_CLIPS}, got {self.count}")
+    if not 1 <= self.num_samples <= MAX_CLIPS:
+      problems.append(f"count must be from 1 to {MAX_CLIPS}, got {self.num_samples}")
     if self.solver not in solver.SOLVERS:
       known = ", ".join(solver.SOLVERS)
       problems.append(f"solver {self.solver!r} is unknown; choose from {known}")
-    last = self.seed + max(1, self.count) - 1
+    last = self.seed + max(1, self.num_samples) - 1
     if self.seed < 0 or last >= 2**32:
       problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")
     if problems:
       raise ValueError("samples: " + "; ".join(problems))
 
 
-class Prompt(NamedTuple):
+class EvalPrompt(NamedTuple):
   """What a clip is made of.
 
   Attributes:
@@ -103,13 +103,13 @@ class Prompt(NamedTuple):
   text_SE: np.ndarray
 
 
-def prompts(records: Iterable[schema.Record], count: int) -> tuple[Prompt, ...]:
+def prompts(records: Iterable[schema.Record], count: int) -> tuple[EvalPrompt, ...]:
   """The first caption of the first `count` records, or of all there are.
 
   Raises:
     ValueError: a record has no text embedding, or there is no record.
   """
-  found: list[Prompt] = []
+  found: list[EvalPrompt] = []
   for record in records:
     if len(found) == count:
       break
@@ -119,7 +119,7 @@ def prompts(records: Iterable[schema.Record], count: int) -> tuple[Prompt, ...]:
         " dataset first"
       )
     text_SE = np.asarray(record.text[0], np.float32)
-    found.append(Prompt(record.id, record.captions[0], text_SE))
+    found.append(EvalPrompt(record.id, record.captions[0], text_SE))
   if not found:
     raise ValueError(
       "samples: expected at least one held-out record for its prompt, got"
@@ -134,7 +134,7 @@ def denoise(
   text: Sequence[np.ndarray],
   null_SE: np.ndarray,
   size: data_settings.Bucket,
-  settings: SampleSettings,
+  settings: EvalSamplesConfig,
 ) -> AV[jax.Array]:
   """Make clips from noise, side by side.
 
@@ -160,13 +160,13 @@ def denoise(
   noise = _noise(model, size, settings.seed, len(text))
   pairs = _pairs(model, text, null_SE)
   method = solver.named(settings.solver)
-  depth = next(iter(towers.values())).blocks
+  depth = next(iter(towers.values())).num_layers
   inputs = denoising.Inputs(
-    pipeline.conditions(model, params, guidance.both(noise), pairs),
-    jnp.asarray(guidance.kept_blocks(depth, len(text), skip_layer=0)),
-    AV(**{name: getattr(settings.guidance, name) for name in towers}),
+    pipeline.conditions(model, params, guidance.duplicate_for_cfg(noise), pairs),
+    jnp.asarray(guidance.slg_mask(depth, len(text), skip_layer=0)),
+    AV(**{name: getattr(settings.guidance_scale, name) for name in towers}),
   )
-  levels = method.schedule(settings.steps, settings.shift)
+  levels = method.schedule(settings.num_steps, settings.flow_shift)
   return denoising.denoise(model, method, params, inputs, noise, levels)
 
 
@@ -185,7 +185,7 @@ def _noise(
   )
   names = AV._fields
   channels = AV(*(towers[n].channels if n in towers else 1 for n in names))
-  drawn = [noises.draw(seed + row, clip, channels) for row in range(count)]
+  drawn = [noises.sample_noise(seed + row, clip, channels) for row in range(count)]
   return AV(**{n: np.stack([getattr(d, n) for d in drawn]) for n in towers})
 
 
@@ -195,7 +195,7 @@ def _pairs(
   """Embeddings_BSE of the doubled batch: the prompts, then empty ones."""
   towers = model.config.present()
   longest = max(len(text_SE) for text_SE in text)
-  limit = next(iter(towers.values())).text_length
+  limit = next(iter(towers.values())).max_text_len
   made = [
     pipeline.text_pairs(
       # Of one length, so that all are filled up to the same.
@@ -276,7 +276,7 @@ def _write_wav(path: pathlib.Path, wave_A: np.ndarray) -> None:
   if not np.isfinite(wave_A).all():
     raise ValueError(f"{path}: the sound holds NaN or infinity")
   with (
-    files.replacing(path) as temporary,
+    files.atomic_path(path) as temporary,
     contextlib.closing(wave.open(str(temporary), "wb")) as file,
   ):
     file.setnchannels(1)
@@ -286,7 +286,7 @@ def _write_wav(path: pathlib.Path, wave_A: np.ndarray) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Samples:
+class SampleEvaluator:
   """Call it with a state: every process computes, the first one writes.
 
   Attributes:
@@ -309,11 +309,11 @@ class Samples:
   mesh: jax.sharding.Mesh
   components: loading.Components
   directory: pathlib.Path
-  prompts: Sequence[Prompt]
+  prompts: Sequence[EvalPrompt]
   null_SE: np.ndarray
   size: data_settings.Bucket
-  settings: SampleSettings
-  logs: logs_lib.Writer = dataclasses.field(default_factory=logs_lib.Silent)
+  settings: EvalSamplesConfig
+  logs: logs_lib.Writer = dataclasses.field(default_factory=logs_lib.NullWriter)
 
   def __post_init__(self):
     config = self.model.config
@@ -333,15 +333,15 @@ class Samples:
       for name in config.present()
       if getattr(self.size, name) is None
     ]
-    if len(self.prompts) != self.settings.count:
+    if len(self.prompts) != self.settings.num_samples:
       problems.append(
-        f"expected {self.settings.count} prompts, got {len(self.prompts)};"
+        f"expected {self.settings.num_samples} prompts, got {len(self.prompts)};"
         " lower the count or hold more records out"
       )
     if problems:
       raise ValueError("samples: " + "; ".join(problems))
 
-  def __call__(self, state: step.State) -> list[pathlib.Path]:
+  def __call__(self, state: step.TrainState) -> list[pathlib.Path]:
     """Make the clips of a state; its averaged parameters where there are any.
 
     Returns:
@@ -353,7 +353,7 @@ class Samples:
     with jax.set_mesh(self.mesh):
       made = denoise(
         self.model,
-        placement.averaged(state),
+        placement.ema_to_device(state),
         [prompt.text_SE for prompt in self.prompts],
         self.null_SE,
         self.size,
@@ -386,7 +386,7 @@ class Samples:
   ) -> None:
     """Say in a JSON what the files are."""
     settings = dataclasses.asdict(self.settings)
-    settings["guidance"] = self.settings.guidance._asdict()
+    settings["guidance"] = self.settings.guidance_scale._asdict()
     listed = [
       {
         "file": path.name,
@@ -398,5 +398,5 @@ class Samples:
     ]
     content = {"step": number, "settings": settings, "clips": listed}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    with files.replacing(directory / LIST) as temporary:
+    with files.atomic_path(directory / LIST) as temporary:
       temporary.write_text(text, "utf-8")

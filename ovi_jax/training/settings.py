@@ -22,12 +22,12 @@ from ovi_jax.training import optimizer
 from ovi_jax.training import samples
 from ovi_jax.training import trainable
 
-TEXTS = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
-FRESH = "fresh"  # as an initial tower: random, learnt from nothing
+TEXT_SOURCES = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
+SCRATCH = "fresh"  # as an initial tower: random, learnt from nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Keep:
+class CheckpointPolicy:
   """Which checkpoints stay.
 
   Attributes:
@@ -35,14 +35,14 @@ class Keep:
     every: also those of steps it divides; 0 = none.
   """
 
-  last: int = 2
-  every: int = 0
+  max_to_keep: int = 2
+  keep_period: int = 0
 
   def __post_init__(self):
-    if self.last < 1 or self.every < 0:
+    if self.max_to_keep < 1 or self.keep_period < 0:
       raise ValueError(
         "keep: expected last of at least 1 and every of 0 (none) or more, got"
-        f" {self.last} and {self.every}"
+        f" {self.max_to_keep} and {self.keep_period}"
       )
 
 
@@ -78,26 +78,26 @@ class Settings:
   """
 
   model: AV[dit.DiTConfig]
-  initial: AV[str]
-  trains: str
-  objective: objective.Objective
-  optimizer: optimizer.OptimizerSettings
-  data: data_settings.LoaderSettings
-  steps: int
-  batch: int
-  parts: int
+  init_from: AV[str]
+  trainable: str
+  objective: objective.ObjectiveConfig
+  optimizer: optimizer.OptimizerConfig
+  data: data_settings.LoaderConfig
+  num_train_steps: int
+  batch_size: int
+  grad_accum_steps: int
   seed: int
   dtype: str
-  frozen_dtype: str
+  frozen_param_dtype: str
   attention: str
-  context_attention: str = context.ALL_TO_ALL  # what older runs did
+  context_parallelism: str = context.ULYSSES  # what older runs did
   remat: str
   mesh: Mapping[str, int]
-  components: str
-  held_out: held_out.Records
-  samples: samples.SampleSettings
-  cadence: loop.Cadence
-  keep: Keep
+  pretrained: str
+  eval: held_out.EvalConfig
+  eval_samples: samples.EvalSamplesConfig
+  intervals: loop.Intervals
+  checkpoints: CheckpointPolicy
 
   def __post_init__(self):
     problems = [
@@ -105,9 +105,9 @@ class Settings:
       for name in ("steps", "batch", "parts")
       if getattr(self, name) < 1
     ]
-    if self.trains not in (trains := (trainable.ALL, trainable.ATTENTION)):
+    if self.trainable not in (trains := (trainable.ALL, trainable.ATTENTION)):
       problems.append(
-        f"trains {self.trains!r} is unknown; choose from {', '.join(trains)}"
+        f"trains {self.trainable!r} is unknown; choose from {', '.join(trains)}"
       )
     for name in ("dtype", "frozen_dtype"):
       known = ("auto", "float32", "bfloat16")
@@ -135,23 +135,23 @@ class Settings:
     problems = [
       f"initial.{name}: the stage starts from this tower; give"
       f" --config.initial.{name}=DIR (converted weights or an earlier run),"
-      f" or {FRESH!r}"
+      f" or {SCRATCH!r}"
       for name in self.model.present()
-      if not getattr(self.initial, name)
+      if not getattr(self.init_from, name)
     ]
     fresh = [
-      n for n in self.model.present() if getattr(self.initial, n) == FRESH
+      n for n in self.model.present() if getattr(self.init_from, n) == SCRATCH
     ]
-    if self.trains == trainable.ATTENTION and fresh:
+    if self.trainable == trainable.ATTENTION and fresh:
       problems.append(
-        f"initial.{fresh[0]} is {FRESH!r}, but trains={self.trains!r} never"
+        f"initial.{fresh[0]} is {SCRATCH!r}, but trains={self.trainable!r} never"
         " moves a tower's last layer, which is zero at first: nothing would be"
         " learnt; start from a trained tower, or set trains='all'"
       )
     if not all(source.path for source in self.data.sources):
       problems.append("data.sources: give --config.data.sources=\"('DIR',)\"")
-    encoding = self.data.media or self.data.tokenizer
-    if (encoding or self.cadence.samples) and not self.components:
+    encoding = self.data.encode_on_the_fly or self.data.tokenizer
+    if (encoding or self.intervals.sample_every) and not self.pretrained:
       problems.append(
         "components: media and captions are read with the encoders of converted"
         " weights, and samples made with their decoders; give"
@@ -175,16 +175,16 @@ class Settings:
       "model": model,
       "initial": pair(values, "initial", lambda v, _: v),
       "objective": _objective(values.pop("objective")),
-      "optimizer": built(
-        optimizer.OptimizerSettings, values.pop("optimizer"), "optimizer"
+      "optimizer": build(
+        optimizer.OptimizerConfig, values.pop("optimizer"), "optimizer"
       ),
       "data": _data(values.pop("data"), model, values.get("components", "")),
-      "held_out": built(held_out.Records, values.pop("held_out"), "held_out"),
+      "held_out": build(held_out.EvalConfig, values.pop("held_out"), "held_out"),
       "samples": _samples(values.pop("samples")),
-      "cadence": cadence(values),
-      "keep": built(Keep, values.pop("keep"), "keep"),
+      "cadence": build_intervals(values),
+      "keep": build(CheckpointPolicy, values.pop("keep"), "keep"),
     }
-    return built(cls, values | made, "")
+    return build(cls, values | made, "")
 
   def compute_dtype(self, platform: str) -> jnp.dtype:
     """What the model computes in on a platform."""
@@ -195,12 +195,12 @@ class Settings:
 
   def stored_dtype(self, platform: str) -> jnp.dtype:
     """What frozen parameters are kept in on a platform."""
-    if self.frozen_dtype == "auto":
+    if self.frozen_param_dtype == "auto":
       return self.compute_dtype(platform)
-    return jnp.dtype(self.frozen_dtype)
+    return jnp.dtype(self.frozen_param_dtype)
 
 
-def built(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+def build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
   """An instance of a frozen dataclass; every field by name, none unknown."""
   fields = dataclasses.fields(cls)
   needed = {
@@ -223,12 +223,12 @@ def built(cls: Any, values: Mapping[str, Any], where: str) -> Any:
 def tower(values: Mapping[str, Any], where: str) -> dit.DiTConfig:
   """A tower's sizes; JSON has made a list of the patch."""
   patch = {k: tuple(v) for k, v in values.items() if k == "patch"}
-  return built(dit.DiTConfig, {**values, **patch}, where)
+  return build(dit.DiTConfig, {**values, **patch}, where)
 
 
 def pair(values: dict[str, Any], name: str, make: Any) -> AV[Any]:
   """Take `values[name]` as a pair; `None` stays."""
-  given = built(Pair, values.pop(name), name)
+  given = build(TowerPair, values.pop(name), name)
   return AV(
     **{
       n: None if v is None else make(v, f"{name}.{n}")
@@ -238,40 +238,40 @@ def pair(values: dict[str, Any], name: str, make: Any) -> AV[Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pair:
+class TowerPair:
   """The names of a pair in a config."""
 
   video: Any = None
   audio: Any = None
 
 
-def cadence(values: dict[str, Any]) -> loop.Cadence:
+def build_intervals(values: dict[str, Any]) -> loop.Intervals:
   """Take what happens when, `profile_steps` included."""
   profile = {"profile": tuple(values.pop("profile_steps", (0, 0)))}
-  return built(loop.Cadence, values.pop("cadence") | profile, "cadence")
+  return build(loop.Intervals, values.pop("cadence") | profile, "cadence")
 
 
-def _samples(values: dict[str, Any]) -> samples.SampleSettings:
+def _samples(values: dict[str, Any]) -> samples.EvalSamplesConfig:
   made = {"guidance": pair(values, "guidance", lambda v, _: v)}
-  return built(samples.SampleSettings, values | made, "samples")
+  return build(samples.EvalSamplesConfig, values | made, "samples")
 
 
-def _objective(values: dict[str, Any]) -> objective.Objective:
+def _objective(values: dict[str, Any]) -> objective.ObjectiveConfig:
   made = {
     name: pair(values, name, lambda v, _: v)
     for name in ("scales", "prompt_dropout")
   }
-  made["times"] = built(times.Times, values.pop("times"), "objective.times")
-  return built(objective.Objective, values | made, "objective")
+  made["times"] = build(times.TimestepSampler, values.pop("times"), "objective.times")
+  return build(objective.ObjectiveConfig, values | made, "objective")
 
 
 def _data(
   values: dict[str, Any], model: AV[dit.DiTConfig], components: str
-) -> data_settings.LoaderSettings:
+) -> data_settings.LoaderConfig:
   """Sources and buckets from plain tuples; the rest by name."""
-  if (text := values.pop("text", EMBEDDINGS)) not in TEXTS:
+  if (text := values.pop("text", EMBEDDINGS)) not in TEXT_SOURCES:
     raise ValueError(
-      f"config.data.text {text!r} is unknown; choose from {', '.join(TEXTS)}"
+      f"config.data.text {text!r} is unknown; choose from {', '.join(TEXT_SOURCES)}"
     )
   weights = values.pop("weights", ()) or (None,) * len(values["sources"])
   if len(weights) != len(values["sources"]):
@@ -292,11 +292,11 @@ def _data(
     for a in audio or [None]
   )
   towers = list(model.present().values())
-  sizes = schema.Geometry(text_width=towers[0].text_width)
+  sizes = schema.Geometry(text_width=towers[0].text_dim)
   for name, tower in model.present().items():
     sizes = dataclasses.replace(sizes, **{f"{name}_channels": tower.channels})
   made = {"sources": sources, "buckets": buckets, "geometry": sizes}
-  made["text_rows"] = towers[0].text_length
+  made["text_rows"] = towers[0].max_text_len
   if text == CAPTIONS:
     made["tokenizer"] = str(pathlib.Path(components) / directory.TOKENIZER)
-  return built(data_settings.LoaderSettings, values | made, "data")
+  return build(data_settings.LoaderConfig, values | made, "data")

@@ -48,7 +48,7 @@ from ovi_jax.training import step
 from ovi_jax.training import trainable
 
 CHECKPOINTS = "checkpoints"
-MAY_CHANGE = (
+MUTABLE_FIELDS = (
   "initial",
   "cadence",
   "keep",
@@ -93,70 +93,70 @@ def train(
       step. `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
-  with processes.beginning():
+  with processes.collective_errors():
     settings.check_sources()
-  processes.agree(config)
+  processes.assert_equal_across_hosts(config)
   log = log if jax.process_index() == 0 else lambda _: None
-  mesh = mesh_of(settings.mesh)
+  mesh = make_mesh(settings.mesh)
   check_mesh(settings, mesh)
-  trainer = trainer_of(settings)
-  components = prepare.components(settings, mesh)
-  held_out = review.Review.opened(settings, mesh)
-  part, parts = processes.rows(mesh)
+  trainer = make_step_config(settings)
+  components = prepare.open_pretrained(settings, mesh)
+  held_out = review.Evaluators.opened(settings, mesh)
+  part, parts = processes.data_shard(mesh)
   source = loader.load(
     settings.data,
-    batch=settings.batch,
+    batch=settings.batch_size,
     seed=settings.seed,
     process_index=part,
     process_count=parts,
   )
   with contextlib.closing(source):
     for rows in source.rows:
-      placement.check_batch(rows, settings.parts, mesh)
+      placement.check_batch(rows, settings.grad_accum_steps, mesh)
     target = target_state(settings, trainer, mesh)
     # A run that goes on needs its towers no more.
     begun = bool(saved.steps(workdir / CHECKPOINTS))
-    plan = None if begun else initial_plan(settings)
+    plan = None if begun else init_plan(settings)
     if not begun:
       check_quality(settings, components, log)
-    instead = start_from(settings, workdir)
+    instead = init_from_hint(settings, workdir)
     workdirs.check_config(
       workdir,
       config,
-      MAY_CHANGE,
+      MUTABLE_FIELDS,
       instead=instead,
       also=functools.partial(check_input, source, workdir, instead),
     )
-    trained = sum(x.size for x in target.trained.values())
-    whole = trained + sum(x.size for x in target.frozen.values())
+    trained = sum(x.size for x in target.trained_params.values())
+    whole = trained + sum(x.size for x in target.frozen_params.values())
     log(f"training {trained:,} of {whole:,} parameters on {mesh.size} devices")
-    note_warmup(settings.optimizer, settings.steps, log)
-    with opened(settings.keep, workdir, log) as (manager, written):
+    note_warmup(settings.optimizer, settings.num_train_steps, log)
+    with open_workdir(settings.checkpoints, workdir, log) as (manager, written):
       ready = prepare.load(settings, components)
       null_SE = ready.null_text(np.asarray(source.null_text))
-      shown = trainer.task.model, ready, null_SE
-      work = loop.Work(
-        trainer=trainer,
+      shown = trainer.objective.model, ready, null_SE
+      work = loop.TrainContext(
+        step_config=trainer,
         mesh=mesh,
         input=source,
         null_SE=null_SE,
         manager=manager,
         logs=written,
         directory=str(workdir),
-        cadence=settings.cadence,
-        prepare=ready,
-        held_out=held_out.held_out(*shown),
-        samples=held_out.samples(*shown, components, workdir, written),
+        intervals=settings.intervals,
+        encode_batch=ready,
+        evaluate=held_out.loss_evaluator(*shown),
+        sample=held_out.sample_evaluator(*shown, components, workdir, written),
         buckets=len(settings.data.buckets),
         cost=lambda batch: flops.batch_cost(
           settings.model,
           jax.tree.map(np.shape, batch.latents),
-          attention_only=settings.trains == trainable.ATTENTION,
+          attention_only=settings.trainable == trainable.ATTENTION,
         ),
       )
-      state = loop.resume(work, target, log)
+      state = loop.restore(work, target, log)
       if state is None:
-        plan = plan or initial_plan(settings)
+        plan = plan or init_plan(settings)
         for line in plan.lines():
           log(f"parameters: {line}")
         state = initial_state(settings, trainer, plan, target)
@@ -175,7 +175,7 @@ def tensorboard_line(workdir: pathlib.Path) -> str:
 
 
 def note_warmup(
-  settings: optimizer.OptimizerSettings, steps: int, log: Log
+  settings: optimizer.OptimizerConfig, steps: int, log: Log
 ) -> None:
   """Say that a run is too short for its warm-up."""
   used = optimizer.warmup_of(settings, steps)
@@ -186,7 +186,7 @@ def note_warmup(
     )
 
 
-def start_from(settings: settings_lib.Settings, workdir: pathlib.Path) -> str:
+def init_from_hint(settings: settings_lib.Settings, workdir: pathlib.Path) -> str:
   """How to start another run from the result of this one."""
   given = " ".join(
     f"--config.initial.{name}={shlex.quote(str(workdir))}"
@@ -210,10 +210,10 @@ def check_quality(
   data, found = settings.data, quality.Quality()
   splits = loader.open_sources(data)
   tokenizer = pathlib.Path(data.tokenizer or "")
-  if not data.tokenizer and settings.components:
-    tokenizer = pathlib.Path(settings.components) / directory.TOKENIZER
+  if not data.tokenizer and settings.pretrained:
+    tokenizer = pathlib.Path(settings.pretrained) / directory.TOKENIZER
   parts = ()
-  if data.media and data.min_codec_psnr:
+  if data.encode_on_the_fly and data.min_codec_psnr:
     parts = tuple(settings.model.present())
     if components is not None and "vocoder" not in components.manifest.digests:
       parts = tuple(part for part in parts if part != "audio")
@@ -228,12 +228,12 @@ def check_quality(
     covered = quality.coverage(
       prompts.Tokenizer.load(tokenizer),
       quality.captions_of(splits),
-      data.text_rows,
+      data.max_text_len,
     )
     found = dataclasses.replace(found, coverage=covered)
     kept = [dataclasses.replace(k, coverage=None) if k else None for k in kept]
   measured = [("", found)]
-  if not data.media:
+  if not data.encode_on_the_fly:
     measured += [(f"{s.path}: ", k) for s, k in zip(splits, kept) if k]
   for where, each in measured:
     for line in each.lines():
@@ -259,7 +259,7 @@ def check_input(
   """
   for number in saved.steps(workdir / CHECKPOINTS)[:1]:
     try:
-      found = saved.describe(workdir / CHECKPOINTS / str(number))
+      found = saved.read_info(workdir / CHECKPOINTS / str(number))
     except ValueError:
       return  # it is damaged: resuming names it, and takes an earlier one
     try:
@@ -285,7 +285,7 @@ def next_lines(
 ) -> list[str]:
   """Where the result of a finished run is, and what comes next."""
   # A run that is longer already is not shortened.
-  newest = max([*saved.steps(workdir / CHECKPOINTS), settings.steps])
+  newest = max([*saved.steps(workdir / CHECKPOINTS), settings.num_train_steps])
   result = workdir / CHECKPOINTS / str(newest)
   lines = [f"finished: step {newest} is saved in {result}; next:"]
   quoted, weights = shlex.quote(str(workdir)), shlex.quote(f"{workdir}/weights")
@@ -293,7 +293,7 @@ def next_lines(
     (name,) = settings.model.present()
     lines.append(f"  a run with --config.initial.{name}={quoted}")
     return lines
-  rest = "" if settings.components else " --components=WEIGHTS"
+  rest = "" if settings.pretrained else " --components=WEIGHTS"
   return [
     *lines,
     f"  python -m ovi_jax.training.export --workdir={quoted}{rest}"
@@ -303,22 +303,22 @@ def next_lines(
 
 
 @contextlib.contextmanager
-def opened(
-  keep: settings_lib.Keep, workdir: pathlib.Path, log: Log
+def open_workdir(
+  keep: settings_lib.CheckpointPolicy, workdir: pathlib.Path, log: Log
 ) -> Iterator[tuple[managers.Manager, logs.Writer]]:
   """Checkpoints and logs of a run's directory."""
   config = managers.Config(
     directory=str(workdir / CHECKPOINTS),
-    keep_last=keep.last,
-    keep_every=keep.every,
+    max_to_keep=keep.max_to_keep,
+    keep_period=keep.keep_period,
   )
   first = jax.process_index() == 0
-  written = logs.Logs(workdir) if first else logs.Silent()
+  written = logs.Logs(workdir) if first else logs.NullWriter()
   with managers.Manager(config, log) as manager, written:
     yield manager, written
 
 
-def mesh_of(
+def make_mesh(
   sizes: Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
   """The mesh of a run; one axis may take the devices that are left over.
@@ -327,7 +327,7 @@ def mesh_of(
     ValueError: the axes do not multiply to the devices.
   """
   devices = jax.devices() if devices is None else devices
-  return meshes.make(devices, **meshes.completed(sizes, len(devices)))
+  return meshes.make(devices, **meshes.resolve_sizes(sizes, len(devices)))
 
 
 def check_mesh(
@@ -338,14 +338,14 @@ def check_mesh(
   Raises:
     ValueError: says what would do.
   """
-  placement.check_batch(settings.batch, settings.parts, mesh)
+  placement.check_batch(settings.batch_size, settings.grad_accum_steps, mesh)
   for tower in settings.model.present().values():
-    contexts.check(mesh.shape, tower.heads, settings.context_attention)
+    contexts.check(mesh.shape, tower.num_heads, settings.context_parallelism)
 
 
-def trainer_of(
+def make_step_config(
   settings: settings_lib.Settings,
-) -> step.Trainer[objective.FlowMatching]:
+) -> step.TrainStepConfig[objective.FlowMatching]:
   """The step's parts."""
   platform = runtime.platform()
   dtype = settings.compute_dtype(platform)
@@ -353,20 +353,20 @@ def trainer_of(
   backend = attention.resolve(
     settings.attention, platform, dtype, tower.head_size
   )
-  fusion.rematerialized(lambda x: x, settings.remat)
+  fusion.apply_remat(lambda x: x, settings.remat)
   model = fusion.FusionDiT(
     settings.model,
     dtype,
     backend,
     remat=settings.remat,
-    unroll=fusion.unrolled(settings.model, platform),
-    scheme=settings.context_attention,
+    unroll=fusion.should_unroll(settings.model, platform),
+    context_parallelism=settings.context_parallelism,
   )
-  trainer = step.Trainer(
+  trainer = step.TrainStepConfig(
     objective.FlowMatching(model, settings.objective),
     settings.optimizer,
-    settings.steps,
-    settings.parts,
+    settings.num_train_steps,
+    settings.grad_accum_steps,
   )
   return trainer
 
@@ -378,7 +378,7 @@ def parameter_shapes(
   params = trainable.flat(
     architecture.parameter_shapes("fusion", settings.model)
   )
-  trained, _ = trainable.split(params, settings.trains)
+  trained, _ = trainable.split(params, settings.trainable)
   stored = settings.stored_dtype(runtime.platform())
   return {
     path: jax.ShapeDtypeStruct(
@@ -390,15 +390,15 @@ def parameter_shapes(
 
 def target_state(
   settings: settings_lib.Settings,
-  trainer: step.Trainer,
+  trainer: step.TrainStepConfig,
   mesh: jax.sharding.Mesh,
-) -> step.State:
+) -> step.TrainState:
   """Shapes, dtypes and shardings of the state; nothing is made."""
   shapes = jax.eval_shape(
     functools.partial(_state, settings, trainer), parameter_shapes(settings)
   )
   placed = placement.state_shardings(
-    shapes, settings.model, mesh, settings.optimizer.average_on_host
+    shapes, settings.model, mesh, settings.optimizer.ema_on_host
   )
   target: Any = jax.tree.map(
     lambda x, sharding: x.update(sharding=sharding), shapes, placed
@@ -406,15 +406,15 @@ def target_state(
   return target
 
 
-def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
+def init_plan(settings: settings_lib.Settings) -> init_from.Plan:
   """Where every parameter comes from, checked against the towers' files."""
   check_sizes(settings)
   towers: dict[str, list[str]] = {}
   for name in settings.model.present():
-    towers.setdefault(getattr(settings.initial, name), []).append(name)
+    towers.setdefault(getattr(settings.init_from, name), []).append(name)
   fresh = [
     pattern
-    for name in towers.pop(settings_lib.FRESH, [])
+    for name in towers.pop(settings_lib.SCRATCH, [])
     for pattern in init_from.tower(name)
   ]
   if len(towers) == len(settings.model.present()) == 2:
@@ -424,8 +424,8 @@ def initial_plan(settings: settings_lib.Settings) -> init_from.Plan:
   sources = [
     init_from.Source(
       path=path,
-      take=tuple(p for n in names for p in init_from.tower(n)),
-      leave=(init_from.FUSION_LAYERS,) if alone else (),
+      include=tuple(p for n in names for p in init_from.tower(n)),
+      exclude=(init_from.FUSION_LAYERS,) if alone else (),
     )
     for path, names in towers.items()
   ]
@@ -439,7 +439,7 @@ def check_sizes(settings: settings_lib.Settings) -> None:
     ValueError: they differ; names the config that takes sizes from weights.
   """
   for name, tower in settings.model.present().items():
-    path = pathlib.Path(getattr(settings.initial, name))
+    path = pathlib.Path(getattr(settings.init_from, name))
     if not (path / directory.MANIFEST).is_file():
       continue
     found = getattr(directory.manifest_of(path).architecture.fusion, name)
@@ -460,10 +460,10 @@ def check_sizes(settings: settings_lib.Settings) -> None:
 
 def initial_state(
   settings: settings_lib.Settings,
-  trainer: step.Trainer,
+  trainer: step.TrainStepConfig,
   plan: init_from.Plan,
-  target: step.State,
-) -> step.State:
+  target: step.TrainState,
+) -> step.TrainState:
   """The state before the first step, straight into its shardings."""
   placed: Any = jax.tree.map(lambda x: x.sharding, target)
 
@@ -479,8 +479,8 @@ def initial_state(
 
 def _state(
   settings: settings_lib.Settings,
-  trainer: step.Trainer,
+  trainer: step.TrainStepConfig,
   params: dict[str, jax.Array],
-) -> step.State:
-  trained, frozen = trainable.split(params, settings.trains)
-  return step.init(trainer, trained, frozen, settings.seed)
+) -> step.TrainState:
+  trained, frozen = trainable.split(params, settings.trainable)
+  return step.init_state(trainer, trained, frozen, settings.seed)

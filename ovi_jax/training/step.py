@@ -23,10 +23,10 @@ from ovi_jax.training import optimizer as optimizers
 from ovi_jax.training import task as tasks
 from ovi_jax.training import trainable
 
-T = TypeVar("T", bound=tasks.Task)
+T = TypeVar("T", bound=tasks.Objective)
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
   """Everything that a step changes, and the parameters it does not.
 
   Attributes:
@@ -39,21 +39,21 @@ class State(NamedTuple):
   """
 
   step: jax.Array
-  trained: dict[str, jax.Array]
-  frozen: dict[str, jax.Array]
-  average: dict[str, jax.Array] | None
-  moments: Any
+  trained_params: dict[str, jax.Array]
+  frozen_params: dict[str, jax.Array]
+  ema_params: dict[str, jax.Array] | None
+  opt_state: Any
   key: jax.Array
 
   def params(self, averaged: bool = False) -> dict[str, Any]:
     """All parameters, nested, the trained ones as they are or averaged."""
-    trained = self.trained
-    if averaged and self.average is not None:
-      trained = self.average
-    return trainable.nested(self.frozen | trained)
+    trained = self.trained_params
+    if averaged and self.ema_params is not None:
+      trained = self.ema_params
+    return trainable.nested(self.frozen_params | trained)
 
 
-class Metrics(NamedTuple):
+class StepMetrics(NamedTuple):
   """What a step reports, float32.
 
   Attributes:
@@ -64,10 +64,10 @@ class Metrics(NamedTuple):
 
   loss: jax.Array
   losses: Mapping[str, jax.Array]
-  gradient_norm: jax.Array
+  grad_norm: jax.Array
 
 
-class Trainer(NamedTuple, Generic[T]):
+class TrainStepConfig(NamedTuple, Generic[T]):
   """What a step is made of; static, so a program is compiled for each.
 
   Attributes:
@@ -77,74 +77,74 @@ class Trainer(NamedTuple, Generic[T]):
     parts: a batch is divided into so many, their gradients are summed.
   """
 
-  task: T
-  optimizer: optimizers.OptimizerSettings
-  steps: int
-  parts: int = 1
+  objective: T
+  optimizer: optimizers.OptimizerConfig
+  num_train_steps: int
+  grad_accum_steps: int = 1
 
   @property
   def transformation(self) -> optax.GradientTransformation:
-    return optimizers.make(self.optimizer, self.steps)
+    return optimizers.make(self.optimizer, self.num_train_steps)
 
 
-def init(
-  trainer: Trainer,
+def init_state(
+  trainer: TrainStepConfig,
   trained: dict[str, jax.Array],
   frozen: dict[str, jax.Array],
   seed: int,
-) -> State:
+) -> TrainState:
   """The state before the first step; trained parameters become float32."""
   trained = {n: jnp.asarray(x, jnp.float32) for n, x in trained.items()}
   average = None
-  if trainer.optimizer.average_decay:
+  if trainer.optimizer.ema_decay:
     average = jax.tree.map(jnp.copy, trained)
-  return State(
+  return TrainState(
     step=jnp.zeros((), jnp.int32),
-    trained=trained,
-    frozen=frozen,
-    average=average,
-    moments=trainer.transformation.init(trained),
+    trained_params=trained,
+    frozen_params=frozen,
+    ema_params=average,
+    opt_state=trainer.transformation.init(trained),
     key=jax.random.key_data(jax.random.key(seed)),
   )
 
 
-def drawn_for(trainer: Trainer, state: State, batch: schema.Batch) -> Any:
+def sample_noise_for(trainer: TrainStepConfig, state: TrainState, batch: schema.Batch) -> Any:
   """What is drawn for a batch at the state's step."""
   batch = batch._replace(ids=None)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   places_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places_B)
-  return jax.vmap(trainer.task.draw)(keys, batch)
+  return jax.vmap(trainer.objective.draw)(keys, batch)
 
 
 def gradients(
-  trainer: Trainer, state: State, batch: schema.Batch, null_SE: jax.Array
+  trainer: TrainStepConfig, state: TrainState, batch: schema.Batch, null_SE: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
   """Gradients of the trained parameters, the loss, and each example's."""
   batch = batch._replace(ids=None)
-  drawn = drawn_for(trainer, state, batch)
-  weights = dict(trainer.task.weights(batch))
+  drawn = sample_noise_for(trainer, state, batch)
+  weights = dict(trainer.objective.weights(batch))
 
   def weighted(trained, part):
     batch, drawn, weights = part
-    params = trainable.nested(state.frozen | trained)
-    losses = dict(trainer.task.terms(params, batch, drawn, null_SE))
+    params = trainable.nested(state.frozen_params | trained)
+    losses = dict(trainer.objective.terms(params, batch, drawn, null_SE))
     terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
     return sum(jax.tree.leaves(terms)), losses
 
   def gradient(part):
     function = jax.value_and_grad(weighted, has_aux=True)
-    (total, losses), found = function(state.trained, part)
+    (total, losses), found = function(state.trained_params, part)
     return (found, total), losses
 
   whole = (batch, drawn, weights)
-  if trainer.parts == 1:
+  if trainer.grad_accum_steps == 1:
     (found, total), losses = gradient(whole)
     return found, total, losses
 
   # Neighbours go to different parts: each device keeps what it holds.
   parts = jax.tree.map(
-    lambda x: einops.rearrange(x, "(B N) ... -> N B ...", N=trainer.parts),
+    lambda x: einops.rearrange(x, "(B N) ... -> N B ...", N=trainer.grad_accum_steps),
     whole,
   )
 
@@ -152,15 +152,15 @@ def gradients(
     more, losses = gradient(part)
     return jax.tree.map(jnp.add, sums, more), losses
 
-  zeros = jax.tree.map(jnp.zeros_like, state.trained), jnp.zeros(())
+  zeros = jax.tree.map(jnp.zeros_like, state.trained_params), jnp.zeros(())
   (found, total), losses = jax.lax.scan(add, zeros, parts)
   losses = jax.tree.map(lambda x: einops.rearrange(x, "N B -> (B N)"), losses)
   return found, total, losses
 
 
-def step(
-  trainer: Trainer, state: State, batch: schema.Batch, null_SE: jax.Array
-) -> tuple[State, Metrics]:
+def train_step(
+  trainer: TrainStepConfig, state: TrainState, batch: schema.Batch, null_SE: jax.Array
+) -> tuple[TrainState, StepMetrics]:
   """One step of training.
 
   Args:
@@ -174,21 +174,21 @@ def step(
   """
   gradient, total, losses = gradients(trainer, state, batch, null_SE)
   updates, moments = trainer.transformation.update(
-    gradient, state.moments, state.trained
+    gradient, state.opt_state, state.trained_params
   )
-  trained: Any = optax.apply_updates(state.trained, updates)
-  average = state.average
+  trained: Any = optax.apply_updates(state.trained_params, updates)
+  average = state.ema_params
   if average is not None:
-    average = optimizers.averaged(
+    average = optimizers.update_ema(
       average, trained, state.step, trainer.optimizer
     )
-  metrics = Metrics(total, losses, optax.tree.norm(gradient))
+  metrics = StepMetrics(total, losses, optax.tree.norm(gradient))
   return state._replace(
     step=state.step + 1, trained=trained, average=average, moments=moments
   ), metrics
 
 
-def program(shardings: State, mesh: jax.sharding.Mesh) -> Any:
+def jit_train_step(shardings: TrainState, mesh: jax.sharding.Mesh) -> Any:
   """`step` as it is compiled: the state is donated and stays where it is.
 
   Args:
@@ -197,7 +197,7 @@ def program(shardings: State, mesh: jax.sharding.Mesh) -> Any:
   """
   whole = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.jit(
-    step,
+    train_step,
     static_argnums=0,
     donate_argnums=1,
     out_shardings=(shardings, whole),

@@ -15,14 +15,14 @@ import jax
 from ovi_jax.data import schema
 
 
-class Task(Protocol):
+class Objective(Protocol):
   """Static and hashable: a step is compiled for each.
 
   A task whose parameters are not those of a component alone has a method
   `init(key) -> params`, see `codecs.table`.
   """
 
-  def draw(self, key: jax.Array, example: schema.Batch) -> Any:
+  def sample_noise(self, key: jax.Array, example: schema.Batch) -> Any:
     """All that is random of one example.
 
     Args:
@@ -34,11 +34,11 @@ class Task(Protocol):
     """
     ...
 
-  def weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
+  def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
     """weight_B of every term, float32, of a whole batch."""
     ...
 
-  def terms(
+  def loss_terms(
     self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
   ) -> Mapping[str, jax.Array]:
     """term_B by name, the names of `weights`; a log calls it `train/loss_NAME`.

@@ -49,7 +49,7 @@ def test_attention_that_is_kept_is_not_computed_again(scheme, remat, kernels):
     def one(x, w):
       return x + jnp.sin(attend(x * w, x + w, x - w)), None
 
-    return jax.lax.scan(fusion.rematerialized(one, remat), x, weights)[0]
+    return jax.lax.scan(fusion.apply_remat(one, remat), x, weights)[0]
 
   def loss(weights):
     x = jnp.ones(weights.shape[1:], weights.dtype)

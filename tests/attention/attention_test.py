@@ -89,5 +89,5 @@ def test_weights_are_those_of_the_values(length):
   # Values that name their keys: what comes out is the weights.
   one_hot = np.broadcast_to(np.eye(7, dtype=np.float32)[None, :, None], k.shape)
   out = attention.attention(q, k, one_hot, "xla", length=length_B)
-  found = attention.weights(q, k, length_B)
+  found = attention.attention_probs(q, k, length_B)
   np.testing.assert_allclose(found, out.transpose(0, 2, 1, 3), atol=1e-6)

@@ -57,13 +57,13 @@ def rewrite(checkpoint, text):
 
 def plan(checkpoint):
   shapes = {"w": np.zeros((2, 3), np.float32)}
-  sources = [init_from.Source(path=str(checkpoint), take=(".*",))]
+  sources = [init_from.Source(path=str(checkpoint), include=(".*",))]
   return init_from.plan(shapes, sources)
 
 
 def test_an_honest_checkpoint_is_read(checkpoint):
   assert plan(checkpoint).fresh == []
-  found = saved.describe(checkpoint)
+  found = saved.read_info(checkpoint)
   assert found.iterators == (b"\1\2",) and np.isnan(found.metadata["loss"])
 
 
@@ -86,7 +86,7 @@ def test_a_list_names_files_of_its_directory_only(checkpoint, name, what):
     plan(checkpoint)
   assert str(caught.value).count("\n") == 1  # one problem, on a line
   assert "\0" not in str(caught.value) and "\x1b" not in str(caught.value)
-  assert integrity.lacking(checkpoint)
+  assert integrity.is_missing(checkpoint)
 
 
 def test_a_link_to_a_file_outside_is_not_read(checkpoint):
@@ -117,7 +117,7 @@ def test_the_description_may_be_no_link(checkpoint):
   (checkpoint / META).rename(outside)
   (checkpoint / META).symlink_to(outside)
   with pytest.raises(ValueError, match="meta/metadata is no file of the check"):
-    saved.describe(checkpoint)
+    saved.read_info(checkpoint)
 
 
 def test_a_directory_that_is_itself_a_link_is_read(checkpoint, tmp_path):
@@ -133,7 +133,7 @@ def test_metadata_of_another_structure_ends_in_one_line(checkpoint, text):
   integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
   targets = {"trained/w": np.zeros((2, 3), np.float64)}
   with pytest.raises(ValueError, match="the arrays cannot be read") as error:
-    saved.read(saved.describe(checkpoint), targets)
+    saved.read(saved.read_info(checkpoint), targets)
   assert str(error.value).isprintable() and len(str(error.value)) < 1000
 
 
@@ -157,7 +157,7 @@ BAD = [
 def test_a_bad_list_is_one_line_that_names_it(checkpoint, text):
   (checkpoint / integrity.CHECKSUMS).write_text(text, encoding="latin-1")
   with pytest.raises(ValueError, match=r"checksums.json is damaged") as caught:
-    saved.describe(checkpoint)
+    saved.read_info(checkpoint)
   assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
 
 
@@ -189,7 +189,7 @@ def described(checkpoint, **fields):
 def test_a_description_of_wrong_types_is_one_line(checkpoint, fields):
   rewrite(checkpoint, described(checkpoint, **fields))
   with pytest.raises(ValueError, match="meta/metadata: ") as caught:
-    saved.describe(checkpoint)
+    saved.read_info(checkpoint)
   assert "\n" not in str(caught.value)
 
 
@@ -197,13 +197,13 @@ def test_a_description_of_wrong_types_is_one_line(checkpoint, fields):
 def test_a_description_that_is_no_object(checkpoint, text):
   rewrite(checkpoint, text)
   with pytest.raises(ValueError, match="meta/metadata: "):
-    saved.describe(checkpoint)
+    saved.read_info(checkpoint)
 
 
 def test_another_format_is_named(checkpoint):
   rewrite(checkpoint, described(checkpoint, format=[DEEP]))
   with pytest.raises(ValueError, match="expected format 1, found") as caught:
-    saved.describe(checkpoint)
+    saved.read_info(checkpoint)
   assert len(str(caught.value)) < 500
 
 
@@ -224,7 +224,7 @@ def test_orbax_metadata_is_not_trusted(checkpoint):
     text = file.read_text().replace("np.ndarray", "evil.module.Array")
     file.write_text(text)
   integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
-  found = saved.describe(checkpoint)
+  found = saved.read_info(checkpoint)
   saved.verify(found)
   target = {"trained/w": np.zeros((2, 3))}
   try:

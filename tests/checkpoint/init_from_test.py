@@ -63,7 +63,7 @@ def standin_params():
 def placement(config=BOTH, size=8):
   devices = np.array(jax.devices()[:size]).reshape(1, size, 1, 1)
   mesh = jax.sharding.Mesh(devices, meshes.AXES)
-  return partition.shardings(
+  return partition.param_shardings(
     shapes(config), partition.FUSION, mesh, all_rows=config is BOTH
   )
 
@@ -114,7 +114,7 @@ def sound(tmp_path_factory):
 
 
 def source(path, take, **fields):
-  return init_from.Source(path=str(path), take=take, **fields)
+  return init_from.Source(path=str(path), include=take, **fields)
 
 
 def load(plan, seed=0, config=BOTH, size=8):

@@ -22,7 +22,7 @@ def test_all_files_are_listed(folder):
     "b": {"bytes": 0, "crc32": 0},
     "c/b": {"bytes": 1, "crc32": 0x8CDC1683},
   }
-  assert not integrity.lacking(folder)
+  assert not integrity.is_missing(folder)
 
 
 def test_what_differs_is_named(folder):
@@ -34,10 +34,10 @@ def test_what_differs_is_named(folder):
     "b has 6 bytes, expected 0",
     "c/b has another checksum than when it was written",
   ]
-  assert not integrity.lacking(folder)
+  assert not integrity.is_missing(folder)
   (folder / "b").unlink()
   assert integrity.problems(folder, listed, ["b"]) == ["b is missing"]
-  assert integrity.lacking(folder)
+  assert integrity.is_missing(folder)
 
 
 def test_the_list_has_a_checksum_of_its_own(folder):
@@ -54,7 +54,7 @@ def test_the_list_has_a_checksum_of_its_own(folder):
   path.unlink()
   with pytest.raises(ValueError, match=r"checksums.json is missing"):
     integrity.listing(folder)
-  assert integrity.lacking(folder)
+  assert integrity.is_missing(folder)
 
 
 def test_long_lists_are_cut():

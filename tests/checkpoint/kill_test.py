@@ -67,7 +67,7 @@ def rounds(directory: pathlib.Path, count: int, seed: int) -> None:
     complete, waited = reached, waited + max(saves - 1, 0)
   assert complete >= waited - 1
   lines: list[str] = []
-  config = manager.Config(directory=str(directory), keep_every=50)
+  config = manager.Config(directory=str(directory), keep_period=50)
   with manager.Manager(config, log=lines.append) as checkpoints:
     newest = checkpoints.restore_newest(kill_worker.state(0))
     assert kill_worker.check(newest) >= complete

@@ -41,7 +41,7 @@ def check(restored: manager.Restored | None) -> int:
   expected = leaves.flatten(state(step))
   for path, leaf in leaves.flatten(restored.state).items():
     ours, theirs = (
-      np.asarray(leaves.stored(x)) for x in (leaf, expected[path])
+      np.asarray(leaves.to_stored(x)) for x in (leaf, expected[path])
     )
     assert ours.tobytes() == theirs.tobytes(), path
   assert restored.iterator == {"next": step + 1}
@@ -49,7 +49,7 @@ def check(restored: manager.Restored | None) -> int:
 
 
 def main(directory: pathlib.Path) -> None:
-  config = manager.Config(directory=str(directory), keep_last=2, keep_every=50)
+  config = manager.Config(directory=str(directory), max_to_keep=2, keep_period=50)
   with manager.Manager(config, log=lambda _: None) as checkpoints:
     first = check(checkpoints.restore_newest(state(0))) + 1
     print("ready", first - 1, flush=True)

@@ -79,8 +79,8 @@ def assert_same(ours, expected):
   flat = leaves.flatten(expected)
   for path, leaf in leaves.flatten(ours).items():
     assert type(leaf) is type(flat[path]), path
-    assert leaves.kind(leaf) == leaves.kind(flat[path])
-    a, b = (np.asarray(leaves.stored(x)) for x in (leaf, flat[path]))
+    assert leaves.leaf_spec(leaf) == leaves.leaf_spec(flat[path])
+    a, b = (np.asarray(leaves.to_stored(x)) for x in (leaf, flat[path]))
     assert a.tobytes() == b.tobytes(), path
 
 
@@ -250,9 +250,9 @@ def test_damage_of_any_file_is_seen(two, tmp_path_factory, damage):
   for name in names:
     damage(newest / name)
     with pytest.raises(ValueError, match=r"is missing|damaged|bytes|checksum"):
-      saved.verify(saved.describe(newest))
+      saved.verify(saved.read_info(newest))
     shutil.copyfile(whole / name, newest / name)
-  saved.verify(saved.describe(newest))
+  saved.verify(saved.read_info(newest))
   for name in HARMLESS[:1]:
     damage(newest / name)
   with opened(two) as checkpoints:

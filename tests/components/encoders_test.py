@@ -37,17 +37,17 @@ def clips():
 
 @pytest.fixture(scope="module")
 def latents(one, clips):
-  return np.asarray(encoders.Video.load(one).encode(clips))
+  return np.asarray(encoders.VideoEncoder.load(one).encode(clips))
 
 
 def test_bytes_are_the_pixels_they_stand_for(one, clips, latents):
   pixels = clips.astype(np.float32) / np.float32(127.5) - np.float32(1)
-  same = encoders.Video.load(one).encode(pixels)
+  same = encoders.VideoEncoder.load(one).encode(pixels)
   np.testing.assert_allclose(latents, same, atol=1e-5)
 
 
 def test_each_device_encodes_its_own_clips(two, clips, latents):
-  split = encoders.Video.load(two).encode(clips, split=True)
+  split = encoders.VideoEncoder.load(two).encode(clips, split=True)
   assert not split.sharding.is_fully_replicated
   assert {s.data.shape[0] for s in split.addressable_shards} == {1}
   np.testing.assert_allclose(latents, split, atol=1e-5)
@@ -55,7 +55,7 @@ def test_each_device_encodes_its_own_clips(two, clips, latents):
 
 def test_sound_becomes_one_latent_for_512_samples(one):
   wave_BA = np.sin(np.arange(2 * 512 * 8, dtype=np.float32)).reshape(2, -1)
-  encoder = encoders.Audio.load(one)
+  encoder = encoders.AudioEncoder.load(one)
   latents_BTC = np.asarray(encoder.encode(wave_BA))
   assert latents_BTC.shape == (2, 8, 20)
   alone_BTC = np.asarray(encoder.encode(wave_BA[1:]))
@@ -65,7 +65,7 @@ def test_sound_becomes_one_latent_for_512_samples(one):
 
 
 def test_prompts_side_by_side_are_as_they_are_alone(one):
-  encoder = encoders.Text.load(one)
+  encoder = encoders.TextEncoder.load(one)
   prompts = ["Waves. Audio: surf.", ""]
   alone = encoder.texts(prompts)
   ids_BS, mask_BS = encoder.tokenizer.encode(prompts, one.text_length)

@@ -56,10 +56,10 @@ def batch(path, rows, columns, size, **fields):
   bucket = settings_lib.Bucket(video=(31, rows // 16, columns // 16), audio=157)
   return next(
     loader.load(
-      settings_lib.LoaderSettings(
+      settings_lib.LoaderConfig(
         sources=(settings_lib.Source(path=str(path)),),
         buckets=(bucket,),
-        media=True,
+        encode_on_the_fly=True,
         tokenizer=str(standin.HERE / "tokenizer.json"),
         **fields,
       ),

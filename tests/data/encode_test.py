@@ -99,8 +99,8 @@ def test_records_hold_what_encoders_make_of_each_alone(
   def twice(encoder, array):
     return encoder.encode(np.stack([array] * 2), split=True)[0]
 
-  text = encoders.Text.load(alone).texts([*CAPTIONS, ""])
-  video, audio = encoders.Video.load(alone), encoders.Audio.load(alone)
+  text = encoders.TextEncoder.load(alone).texts([*CAPTIONS, ""])
+  video, audio = encoders.VideoEncoder.load(alone), encoders.AudioEncoder.load(alone)
   before = builder.read(dataset)
   after = builder.read(encoded, geometry=SIZES)
   assert len(after) == len(before) == 5

@@ -517,10 +517,10 @@ def test_an_imported_dataset_is_read_as_any_other(folder, weights):
   table(folder, *((f"{n}.mp4", f"Bars {n}.", "") for n in range(3)))
   imported(folder, seconds=5)
   bucket = loader_settings.Bucket(video=(3, 2, 4), audio=12)
-  chosen = loader_settings.LoaderSettings(
+  chosen = loader_settings.LoaderConfig(
     sources=(loader_settings.Source(path=str(folder / "out")),),
     buckets=(bucket,),
-    media=True,
+    encode_on_the_fly=True,
     tokenizer=str(next(weights.rglob("tokenizer.json"))),
   )
   batch = next(loader.load(chosen, batch=3, seed=0))

@@ -171,7 +171,7 @@ def test_buckets_and_weights_that_cannot_be():
     settings_lib.Source(path="b"),
   )
   with pytest.raises(ValueError, match="positive weight, or none"):
-    settings_lib.LoaderSettings(
+    settings_lib.LoaderConfig(
       sources=sources, buckets=(settings_lib.Bucket(audio=1),)
     )
   assert np.isclose(sources[0].weight, 1)

@@ -53,7 +53,7 @@ def clips(tmp_path_factory):
 
 def settings(*paths, **changes):
   """Settings for the sounds, changed."""
-  return settings_lib.LoaderSettings(
+  return settings_lib.LoaderConfig(
     **{
       "sources": tuple(settings_lib.Source(path=str(p)) for p in paths),
       "buckets": BUCKETS,

@@ -40,11 +40,11 @@ def test_a_worker_brings_the_same_bytes(tmp_path):
     geometry=generate.GEOMETRY,
     null_text=generate.null_text(),
   )
-  chosen = settings_lib.LoaderSettings(
+  chosen = settings_lib.LoaderConfig(
     sources=(settings_lib.Source(path=str(tmp_path / "a")),),
     buckets=(settings_lib.Bucket(audio=12),),
     geometry=generate.GEOMETRY,
-    text_rows=100,
+    max_text_len=100,
   )
   here = loader.load(chosen, batch=2, seed=0)
   there = loader.load(dataclasses.replace(chosen, workers=1), batch=2, seed=0)

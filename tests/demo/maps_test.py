@@ -36,13 +36,13 @@ def maps_of():
     backend="xla_head",
   )
   denoiser = pipe.denoiser()
-  video, audio = encoders.Video.load(pipe), encoders.Audio.load(pipe)
+  video, audio = encoders.VideoEncoder.load(pipe), encoders.AudioEncoder.load(pipe)
 
   def find(clip, number: int, heads: attention_maps.Heads = ()):
     (caption, *_), length = clip.captions, pipe.arch.clip
     wave_1A = clip.wave_A[None, : length.samples]
     latents = AV(video.encode(clip.frames_THWC[None]), audio.encode(wave_1A))
-    drawn = noise.draw(number, length, pipe.channels)
+    drawn = noise.sample_noise(number, length, pipe.channels)
     text = pipe.embed([caption])[caption]
     return denoiser.maps(latents, drawn, text, heads=heads)
 

@@ -25,7 +25,7 @@ def test_every_step_is_a_run_that_could_begin(tmp_path):
     config = configured(step.words)
     kind = codecs if "component" in config else settings
     chosen = kind.Settings.from_config(config)
-    assert chosen.seed == 3 and chosen.steps > 100
+    assert chosen.seed == 3 and chosen.num_train_steps > 100
   assert tmp_path / "out" in [step.makes for step in todo]
   data = {name for stage in recipe.STAGES.values() for name in stage.data}
   assert data == recipe.WORLDS.keys() and recipe.LAST == "fusion_all"
@@ -39,7 +39,7 @@ def test_every_step_is_a_run_that_could_begin(tmp_path):
   both = (f"{drawn[what]}:{what}" for what in ("clips", "two_balls"))
   assert f"--trained={','.join(both)}" in words
   # What is advised is what sample.py understands.
-  assert sampling.advice(recipe.SAMPLING)["steps"] == recipe.SAMPLING["steps"]
+  assert sampling.recommended(recipe.SAMPLING)["steps"] == recipe.SAMPLING["steps"]
 
 
 def configured(words) -> ml_collections.ConfigDict:

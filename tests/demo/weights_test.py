@@ -41,7 +41,7 @@ def made(tmp_path_factory) -> pathlib.Path:
   asked += requests.from_prompt(WITH_PICTURE, image=PICTURE)
   generate.run(
     requests=asked,
-    settings=generate.settle(sample.get_config(), demo.WEIGHTS),
+    settings=generate.resolve_settings(sample.get_config(), demo.WEIGHTS),
     weights=demo.WEIGHTS,
     out=out,
     log=lambda _: None,

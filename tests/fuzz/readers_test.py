@@ -276,16 +276,16 @@ def reseal_list(path):
 
 def arrays(path):
   root = next(p for p in path.parents if p.name == "1")
-  saved.read(saved.describe(root), {"trained/w": np.zeros((2, 3))})
+  saved.read(saved.read_info(root), {"trained/w": np.zeros((2, 3))})
 
 
 def described(path):
   root = next(p for p in path.parents if p.name == "1")
   init_from.plan(
     {"w": np.zeros((2, 3), np.float32)},
-    [init_from.Source(path=str(root), take=(".*",))],
+    [init_from.Source(path=str(root), include=(".*",))],
   )
-  saved.describe(root)
+  saved.read_info(root)
 
 
 def curated(name):

@@ -61,9 +61,9 @@ def test_what_is_told(told, meets):
 
 def test_who_does_not_meet_needs_no_coordinator(told):
   told(None, "2", "1")
-  assert processes.place() == (1, 2)
+  assert processes.process_info() == (1, 2)
   with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is not set"):
-    processes.join()
+    processes.initialize()
 
 
 BAD = {
@@ -86,7 +86,7 @@ BAD = {
 @pytest.mark.parametrize("given", BAD)
 def test_settings_that_cannot_be(told, given):
   told(*given)
-  for ask in (processes.join, processes.place):
+  for ask in (processes.initialize, processes.process_info):
     with pytest.raises(ValueError, match=f"(?s){BAD[given]}.*none of them"):
       ask()
 
@@ -96,16 +96,16 @@ def test_settings_that_cannot_be(told, given):
 def test_times_that_cannot_be(told, name, value):
   told("a:1", "2", "1", **{name: value})
   with pytest.raises(ValueError, match=f"{name} is '{value}', expected sec"):
-    processes.join()
+    processes.initialize()
 
 
 def test_of_other_starters(told):
   told(SLURM_STEP_NUM_TASKS="2")
   with pytest.raises(ValueError, match="SLURM_PROCID is not set, but SLURM"):
-    processes.place()
+    processes.process_info()
   told(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="2")
   with pytest.raises(ValueError, match="RANK is 2, expected 0 to 1"):
-    processes.place()
+    processes.process_info()
 
 
 def test_everything_is_said_at_once(told):

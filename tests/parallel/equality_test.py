@@ -50,7 +50,7 @@ def config(width: int = 64, heads: int = 8) -> AV[dit.DiTConfig]:
 
 
 def model(scheme: str, backend: str = "xla", **sizes: int) -> fusion.FusionDiT:
-  return fusion.FusionDiT(config(**sizes), backend=backend, scheme=scheme)
+  return fusion.FusionDiT(config(**sizes), backend=backend, context_parallelism=scheme)
 
 
 @functools.cache
@@ -76,12 +76,12 @@ def sampled(made: fusion.FusionDiT, weights: Any) -> AV[np.ndarray]:
 
   @jax.jit
   def conditions(weights):
-    given = {"params": trainable.nested(weights)}, guidance.both(noise)
+    given = {"params": trainable.nested(weights)}, guidance.duplicate_for_cfg(noise)
     return made.apply(*given, AV(text_BSE, text_BSE), method="conditions")
 
   inputs = denoise.Inputs(
     conditions(weights),
-    jnp.asarray(guidance.kept_blocks(2, 1, 1)),
+    jnp.asarray(guidance.slg_mask(2, 1, 1)),
     AV(4.0, 3.0),
     noise.video[:, :1],
   )
@@ -96,12 +96,12 @@ def trained(
   made: fusion.FusionDiT, mesh: jax.sharding.Mesh, **sizes: int
 ) -> Any:
   """The loss and the moments after a step of training."""
-  task = objective.FlowMatching(made, objective.Objective(first_frame=0.3))
-  trainer = step.Trainer(
-    task, optimizer.OptimizerSettings(learning_rate=1e-3), 100
+  task = objective.FlowMatching(made, objective.ObjectiveConfig(i2v_prob=0.3))
+  trainer = step.TrainStepConfig(
+    task, optimizer.OptimizerConfig(learning_rate=1e-3), 100
   )
   split = trainable.split(params(**sizes), trainable.ATTENTION)
-  state = step.init(trainer, *split, seed=1)
+  state = step.init_state(trainer, *split, seed=1)
   placed = placement.state_shardings(state, made.config, mesh)
   random = np.random.default_rng(2)
   lengths = AV(np.full(BATCH, 3, np.int32), np.arange(2, 10, dtype=np.int32))
@@ -109,7 +109,7 @@ def trained(
   text = random.standard_normal((BATCH, 5, 24), np.float32)
   batch = schema.Batch(drawn(random, BATCH), lengths, AV(text, text), None)
   null_SE = random.standard_normal((1, 24), np.float32)
-  advance = jax.jit(step.step, static_argnums=0)
+  advance = jax.jit(step.train_step, static_argnums=0)
   state = jax.device_put(state, placed)
   batch = placement.batch(batch, mesh)
   state, metrics = advance(trainer, state, batch, null_SE)
@@ -130,7 +130,7 @@ def alone(what: str) -> Any:
 def test_a_sampling_step(name):
   sizes, scheme = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
-  placed = partition.shardings(params(), partition.FUSION, mesh)
+  placed = partition.param_shardings(params(), partition.FUSION, mesh)
   with jax.set_mesh(mesh):
     weights = jax.tree.map(jax.device_put, params(), placed)
     found = sampled(model(scheme), weights)
@@ -175,7 +175,7 @@ def wide_alone() -> AV[np.ndarray]:
 def test_other_backends(backend, name):
   sizes, scheme = SMALLER[name]
   mesh = meshes.make(jax.devices()[:4], **sizes)
-  placed = partition.shardings(params(**WIDE), partition.FUSION, mesh)
+  placed = partition.param_shardings(params(**WIDE), partition.FUSION, mesh)
   with jax.set_mesh(mesh):
     weights = jax.tree.map(jax.device_put, params(**WIDE), placed)
     found = sampled(model(scheme, backend, **WIDE), weights)

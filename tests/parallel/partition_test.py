@@ -14,7 +14,7 @@ from tests.models import fusion_test
 def test_table_fits_the_released_model():
   mesh = meshes.make(jax.devices(), fsdp=2, context=2, tensor=2)
   flat = mapping.flatten(fusion_test.full_shapes())
-  placed = partition.shardings(flat, partition.FUSION, mesh)
+  placed = partition.param_shardings(flat, partition.FUSION, mesh)
   assert placed.keys() == flat.keys()
   query = placed["blocks/audio/cross_attention/fusion_key/kernel"]
   assert query.spec == P(None, ("fsdp", "context"), ("tensor",))
@@ -31,7 +31,7 @@ def test_problems_are_listed_together():
   x = jax.ShapeDtypeStruct((2, 3), "float32")
   rules = (("a", "DD"), (".*", "--"), ("b", "---"), ("never", "-"))
   with pytest.raises(ValueError) as error:
-    partition.shardings({"a": x, "c": x}, rules, mesh)
+    partition.param_shardings({"a": x, "c": x}, rules, mesh)
   message = str(error.value)
   assert "a is matched by 2 rows" in message
   assert "row 'b' matches no parameter" in message

@@ -18,7 +18,7 @@ def agree(monkeypatch):
   def call(config, **theirs):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "gather", lambda mine: [mine, mine | theirs])
-    processes.agree(config)
+    processes.assert_equal_across_hosts(config)
 
   return call
 
@@ -48,12 +48,12 @@ def test_code_is_whatever_makes_programs(name, tmp_path, monkeypatch):
   leave = shutil.ignore_patterns("demo", "__pycache__")
   shutil.copytree(processes._PACKAGE, package, ignore=leave)
   monkeypatch.setattr(processes, "_PACKAGE", package)
-  before = processes.code()
-  assert processes.code() == before
+  before = processes.code_digest()
+  assert processes.code_digest() == before
   (package / "README.md").write_text("words")
-  assert processes.code() == before
+  assert processes.code_digest() == before
   (package / name).write_text("[]")
-  assert processes.code() != before
+  assert processes.code_digest() != before
 
 
 def test_a_second_ctrl_c_ends_at_once():

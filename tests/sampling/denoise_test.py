@@ -38,11 +38,11 @@ def run(golden):
 
     @jax.jit
     def conditions(params):
-      given = ({"params": params}, guidance.both(noise), prompts)
+      given = ({"params": params}, guidance.duplicate_for_cfg(noise), prompts)
       return model.apply(*given, method="conditions")
 
     inputs = denoise.Inputs(
-      conditions(params), guidance.kept_blocks(3, 1, 1), scales, first
+      conditions(params), guidance.slg_mask(3, 1, 1), scales, first
     )
     method = solver.named(name)
     levels = method.schedule(steps, 5.0)
@@ -78,7 +78,7 @@ def test_eight_devices_equal_one(run):
   flat = mapping.flatten(standin_models.fusion_params())
   mesh = meshes.for_sampling(jax.devices(), heads=2)
   assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2, "tensor": 1}
-  placed = partition.shardings(flat, partition.FUSION, mesh)
+  placed = partition.param_shardings(flat, partition.FUSION, mesh)
   params = mapping.nest(jax.tree.map(jax.device_put, flat, placed))
   kernel = params["blocks"]["video"]["self_attention"]["query"]["kernel"]
   assert len(kernel.sharding.device_set) == 8
@@ -99,14 +99,14 @@ def test_step_is_compiled_once_for_any_number_of_steps(run):
 
 def test_guidance_of_a_scale_a_modality():
   velocities = AV(jnp.array([[3.0], [1.0]]), jnp.array([[3.0], [1.0]]))
-  combined = guidance.combine(velocities, AV(4.0, 1.0))
+  combined = guidance.apply_cfg(velocities, AV(4.0, 1.0))
   assert float(combined.video[0, 0]) == 9.0
   assert float(combined.audio[0, 0]) == 3.0
 
 
 @pytest.mark.parametrize(("skip", "left_out"), [(11, 1), (0, 0), (-1, 0)])
 def test_blocks_are_skipped_in_the_negative_half_only(skip, left_out):
-  keep = guidance.kept_blocks(30, 2, skip)
+  keep = guidance.slg_mask(30, 2, skip)
   assert keep[:, :2].all() and (~keep[:, 2:]).sum() == 2 * left_out
 
 

@@ -46,21 +46,21 @@ def write(path, grey: int) -> None:
 def test_a_clip_is_made_once(tmp_path):
   path = tmp_path / "clip.mp4"
   recipe = RECIPE | {"seed": 9}
-  assert not outputs.is_made(path, recipe)
+  assert not outputs.is_complete(path, recipe)
   write(path, 9)
-  assert outputs.is_made(path, recipe, [outputs.latents_of(path)])
+  assert outputs.is_complete(path, recipe, [outputs.latents_of(path)])
   moved = recipe | {"image": {"path": "elsewhere", "sha256": "0"}}
-  assert outputs.is_made(
+  assert outputs.is_complete(
     path, moved | {"ovi_jax": "9"}, [outputs.latents_of(path)]
   )
   path.with_suffix(".npz").unlink()
-  assert outputs.is_made(path, recipe)
-  assert not outputs.is_made(path, recipe, [outputs.latents_of(path)])
+  assert outputs.is_complete(path, recipe)
+  assert not outputs.is_complete(path, recipe, [outputs.latents_of(path)])
   with pytest.raises(ValueError, match=r"other settings \(seed differ\)"):
-    outputs.is_made(path, recipe | {"seed": 8})
+    outputs.is_complete(path, recipe | {"seed": 8})
   path.with_suffix(".json").write_text("[]")
   with pytest.raises(ValueError, match="no JSON beside it"):
-    outputs.is_made(path, recipe)
+    outputs.is_complete(path, recipe)
 
 
 @pytest.mark.parametrize("rename", [1, 2, 3])
@@ -78,7 +78,7 @@ def test_a_kill_leaves_nothing_that_misleads(tmp_path, rename):
     grey = json.loads(path.with_suffix(".json").read_text())["seed"]
     assert abs(int(mp4.read(path)[0].mean()) - grey) < 5
   write(path, 200)
-  assert outputs.is_made(
+  assert outputs.is_complete(
     path, RECIPE | {"seed": 200}, [outputs.latents_of(path)]
   )
   left = sorted(p.name for p in tmp_path.iterdir())
@@ -101,6 +101,6 @@ def test_a_hostile_recipe_is_refused_in_one_line(tmp_path, content):
   path.write_bytes(b"")
   path.with_suffix(".json").write_bytes(content)
   with pytest.raises(ValueError, match="has no JSON beside it"):
-    outputs.is_made(path, {"seed": 1})
+    outputs.is_complete(path, {"seed": 1})
   with pytest.raises(ValueError, match=r"clip.json: expected .*the recipe"):
     outputs.prompt_of(path)

@@ -76,7 +76,7 @@ def test_image_to_video_and_sound(latents, decoder, golden):
 
 def test_noise_is_a_function_of_the_seed(pipeline):
   clip = pipeline.arch.clip
-  a, b, c = (noises.draw(seed, clip, AV(48, 20)) for seed in (103, 103, 104))
+  a, b, c = (noises.sample_noise(seed, clip, AV(48, 20)) for seed in (103, 103, 104))
   np.testing.assert_array_equal(a.video, b.video)
   assert not np.allclose(a.video, c.video)
   assert a.video.shape == (4, 4, 6, 48) and a.audio.shape == (21, 20)

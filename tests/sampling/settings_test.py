@@ -22,21 +22,21 @@ def settled(advised=None, **changes) -> settings.Settings:
 def test_defaults_are_the_originals():
   found = settled()
   assert (found.height, found.width) == (704, 1280)
-  assert found.guidance == AV(4.0, 3.0)
+  assert found.guidance_scale == AV(4.0, 3.0)
   assert list(found.negative_prompt) == PROMPTS[1:]
-  assert (found.solver, found.shift, found.seed) == ("unipc", 5.0, 103)
-  assert (found.steps, found.skip_layer) == (50, 11)
+  assert (found.solver, found.flow_shift, found.seed) == ("unipc", 5.0, 103)
+  assert (found.num_steps, found.slg_layer) == (50, 11)
 
 
 def test_weights_advise_and_the_user_decides():
   advised = {"steps": 20, "shift": 3, "guidance": {"video": 2.0, "audio": 1.5}}
   found = settled(advised, steps=7)
-  assert (found.steps, found.shift) == (7, 3.0)
-  assert found.guidance == AV(2.0, 1.5) and found.solver == "unipc"
+  assert (found.num_steps, found.flow_shift) == (7, 3.0)
+  assert found.guidance_scale == AV(2.0, 1.5) and found.solver == "unipc"
   config = generate_test.config(**OPEN)
   config.guidance.audio = 9.0
   found = settings.Settings.from_config(config, advised)
-  assert found.guidance == AV(2.0, 9.0)
+  assert found.guidance_scale == AV(2.0, 9.0)
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,5 @@ def test_impossible_advice_is_refused(advised, message):
 )
 def test_long_advice_is_cut_in_the_message(advised):
   with pytest.raises(ValueError, match="sampling") as error:
-    settings.advice(advised)
+    settings.recommended(advised)
   assert len(str(error.value)) < 400

@@ -33,12 +33,12 @@ def test_the_small_config_equals_the_shipped_model():
   assert clip is not None and bucket.audio == clip.audio_latents
   height, width = clip.latent_height, clip.latent_width
   assert bucket.video == (clip.latent_frames, height, width)
-  assert found.components == found.initial.video == str(demo.WEIGHTS)
+  assert found.pretrained == found.init_from.video == str(demo.WEIGHTS)
   advised = manifest.sampling
-  assert found.samples.steps == advised["steps"]
-  assert found.samples.shift == advised["shift"]
-  assert found.samples.guidance._asdict() == advised["guidance"]
-  plan = stage.initial_plan(found)
+  assert found.eval_samples.num_steps == advised["steps"]
+  assert found.eval_samples.flow_shift == advised["shift"]
+  assert found.eval_samples.guidance_scale._asdict() == advised["guidance"]
+  plan = stage.init_plan(found)
   assert not plan.fresh
 
 
@@ -46,8 +46,8 @@ def test_sizes_and_components_come_from_the_weights(weights):
   found = settings.Settings.from_config(fine_tune.get_config(str(weights)))
   manifest = directory.manifest_of(weights)
   assert found.model == manifest.architecture.fusion
-  assert found.components == found.initial.audio == str(weights)
-  assert not stage.initial_plan(found).fresh
+  assert found.pretrained == found.init_from.audio == str(weights)
+  assert not stage.init_plan(found).fresh
 
 
 def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
@@ -59,7 +59,7 @@ def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
   found = settings.Settings.from_config(fine_tune.get_config(str(tmp_path)))
   (bucket,) = found.data.buckets
   assert bucket.video == (61, 60, 60) and bucket.audio == 314
-  assert found.model.video is not None and found.model.video.width == 3072
+  assert found.model.video is not None and found.model.video.hidden_dim == 3072
 
 
 def test_weights_to_start_from_are_asked_for():
@@ -74,7 +74,7 @@ def test_weights_of_other_sizes_are_named_with_the_config_that_fits(tmp_path):
   for name in ("video", "audio"):
     values.initial[name] = str(demo.WEIGHTS)
   with pytest.raises(ValueError) as error:
-    stage.initial_plan(settings.Settings.from_config(values))
+    stage.init_plan(settings.Settings.from_config(values))
   lines = str(error.value).splitlines()
   assert len(lines) == 1
   assert "video.width: 192 in the weights, 224 in the config" in lines[0]
@@ -125,7 +125,7 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
   stage_test.builder.write(
     made,
     {"train": [stage_test.record(i) for i in range(4)]},
-    geometry=stage_test.schema.Geometry(text_width=sizes.video.text_width),
+    geometry=stage_test.schema.Geometry(text_width=sizes.video.text_dim),
     null_text=stage_test.np.full((1, 48), 0.5, "f4"),
   )
   values.data.sources = (str(made),)
@@ -140,8 +140,8 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
     **directory.manifest_of(advised).sampling,
     "skip_layer": 0,
   }
-  found = generate.settle(sample.get_config(), out)
-  assert (found.steps, found.guidance.audio, found.skip_layer) == (7, 1.25, 0)
+  found = generate.resolve_settings(sample.get_config(), out)
+  assert (found.num_steps, found.guidance_scale.audio, found.slg_layer) == (7, 1.25, 0)
   with pytest.raises(ValueError, match="skip_layer 9 does not exist, the tow"):
     export.export(tmp_path / "run", tmp_path / "b", sampling={"skip_layer": 9})
   assert not (tmp_path / "b").exists()
@@ -149,16 +149,16 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
 
 def test_a_block_that_weights_lack_is_never_skipped(weights):
   manifest = directory.manifest_of(weights)
-  assert sampling_settings.advice_of(manifest)["skip_layer"] == 0
+  assert sampling_settings.recommended_of(manifest)["skip_layer"] == 0
   shipped = directory.manifest_of(demo.WEIGHTS)
-  assert sampling_settings.advice_of(shipped)["skip_layer"] == 3
+  assert sampling_settings.recommended_of(shipped)["skip_layer"] == 3
   released = directory.Manifest(
     variant="960x960_5s",
     sizes=architecture.released_sizes(),
     digests={},
     version="",
   )
-  assert sampling_settings.advice_of(released)["skip_layer"] == 11
+  assert sampling_settings.recommended_of(released)["skip_layer"] == 11
 
 
 def test_towers_whose_heads_differ_are_refused_in_one_line():

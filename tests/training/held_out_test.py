@@ -51,9 +51,9 @@ def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
     for batch in records(size, towers):
       yield placement.batch(blank(batch, rows), mesh)
 
-  given = {"model": made.task.model, "mesh": mesh, "null_SE": step_test.NULL}
+  given = {"model": made.objective.model, "mesh": mesh, "null_SE": step_test.NULL}
   given |= {"batches": batches, "levels": 2}
-  return held_out.HeldOut(**given | changes)
+  return held_out.HeldOutLoss(**given | changes)
 
 
 @functools.cache
@@ -67,8 +67,8 @@ def alone():
   }
   model = fusion.FusionDiT(AV(None, step_test.CONFIG.audio))
   made = step_test.trainer()[0]
-  made = made._replace(task=made.task._replace(model=model))
-  return made, step.init(made, *trainable.split(params, trainable.ALL), seed=1)
+  made = made._replace(task=made.objective._replace(model=model))
+  return made, step.init_state(made, *trainable.split(params, trainable.ALL), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_levels_are_the_middles_of_equal_parts():
       return jax.tree.map(jnp.zeros_like, x)
 
   batch = records(6)[0]._replace(ids=None)
-  made = held_out.sums(
+  made = held_out.loss_sums(
     Spy(), 4, {}, batch, step_test.NULL, np.uint32(0), np.int32(0)
   )
   # Without a prediction the loss is the mean of (noise - data)², about 2.
@@ -186,7 +186,7 @@ def test_levels_are_the_middles_of_equal_parts():
 
 def test_the_average_is_judged_where_there_is_one(twos, losses):
   _, state = step_test.trainer()
-  moved = {n: 1.1 * x for n, x in state.trained.items()}
+  moved = {n: 1.1 * x for n, x in state.trained_params.items()}
   # With an average, the last parameters do not matter; without, they do.
   same(twos(state._replace(trained=moved)), losses, 0)
   other = twos(state._replace(trained=moved, average=None))
@@ -209,10 +209,10 @@ def test_nothing_to_judge(twos):
   ):
     judged(2, batches=lambda: iter(()))(step_test.trainer()[1])
   with pytest.raises(ValueError, match="levels of noise must be at least 1"):
-    held_out.HeldOut(
+    held_out.HeldOutLoss(
       model=twos.model,
       mesh=ONE,
       batches=lambda: iter(()),
       null_SE=step_test.NULL,
-      levels=0,
+      num_timestep_bins=0,
     )

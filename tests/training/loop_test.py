@@ -52,16 +52,16 @@ def one_run(
   state = jax.device_put(jax.tree.map(np.array, state), shardings)
   config = manager.Config(directory=str(path / "checkpoints"))
   with manager.Manager(config) as kept, logs.Logs(path) as written:
-    work = loop.Work(
-      trainer=made,
+    work = loop.TrainContext(
+      step_config=made,
       mesh=mesh,
       input=source,
       null_SE=step_test.NULL,
       manager=kept,
       logs=written,
       directory=str(path),
-      cadence=loop.Cadence(log=2, save=save, held_out=3 if held_out else 0),
-      held_out=held_out or (lambda _: {}),
+      intervals=loop.Intervals(log_every=2, checkpoint_every=save, eval_every=3 if held_out else 0),
+      evaluate=held_out or (lambda _: {}),
       cost=lambda batch: flops.batch_cost(
         step_test.CONFIG,
         jax.tree.map(np.shape, batch.latents),
@@ -72,7 +72,7 @@ def one_run(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = loop.resume(work, target, lambda _: None) or state
+    state = loop.restore(work, target, lambda _: None) or state
     finished = loop.run(work, state, log)
     last = kept.restore_newest(target)
     assert last is not None
@@ -161,7 +161,7 @@ def test_a_run_goes_on_with_other_devices(whole, tmp_path):
     ours, reference = getattr(state, part), getattr(expected, part)
     for path, value in reference.items():
       # Of what was learnt, not of the weights themselves.
-      moved = np.abs(value - step_test.trainer()[1].trained[path]).max()
+      moved = np.abs(value - step_test.trainer()[1].trained_params[path]).max()
       assert np.abs(ours[path] - value).max() <= 1e-2 * moved, path
       assert parity.relative_error(ours[path], value) < 1e-5, path
 
@@ -192,16 +192,16 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
 
   work = types.SimpleNamespace(
     trainer=step_test.trainer(steps=STEPS)[0],
-    cadence=loop.Cadence(log=2),
+    cadence=loop.Intervals(log_every=2),
     logs=Slow(),
   )
-  window = loop.Window(work)
+  window = loop.MetricAccumulator(work)
   ones = np.ones(1)
-  metrics = steps.Metrics(np.ones(()), {"sound": ones}, np.ones(()))
+  metrics = steps.StepMetrics(np.ones(()), {"sound": ones}, np.ones(()))
   # Seconds until each step ends; the first compiles.
   for number, seconds in enumerate((60, 2, 3, 3, 2, 4), 1):
     clock[0] += seconds
-    window.add(loop.Report(number, metrics, ones, 1, None, 0.0))
+    window.add(loop.StepRecord(number, metrics, ones, 1, None, 0.0))
     if number == 5:
       clock[0] += 100
       window.pause()
@@ -217,7 +217,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     return batch
 
   message = r"step 4: loss nan, .*\(source:index\) 0:29\. The last checkpoint"
-  with pytest.raises(loop.NonFinite, match=message):
+  with pytest.raises(loop.NonFiniteLossError, match=message):
     one_run(tmp_path, Cycle(spoil), save=3)
   config = manager.Config(directory=str(tmp_path / "checkpoints"))
   with manager.Manager(config) as kept:
@@ -241,6 +241,6 @@ def test_a_batch_that_does_not_divide_is_refused(size, parts, message):
 
 def test_an_impossible_cadence_is_refused():
   with pytest.raises(ValueError, match="save must be 0"):
-    loop.Cadence(save=-1)
+    loop.Intervals(checkpoint_every=-1)
   with pytest.raises(ValueError, match="profile_steps must be"):
-    loop.Cadence(profile=(3, 2))
+    loop.Intervals(profile=(3, 2))

@@ -7,8 +7,8 @@ import pytest
 from ovi_jax.training import optimizer
 
 
-def settings(**changes) -> optimizer.OptimizerSettings:
-  return optimizer.OptimizerSettings(**{"learning_rate": 0.1} | changes)
+def settings(**changes) -> optimizer.OptimizerConfig:
+  return optimizer.OptimizerConfig(**{"learning_rate": 0.1} | changes)
 
 
 def test_learning_rate_rises_and_falls():
@@ -85,9 +85,9 @@ def test_large_gradients_are_clipped():
 
 def test_the_average_warms_up():
   average, params = {"a": jnp.zeros(1)}, {"a": jnp.ones(1)}
-  moved = optimizer.averaged(average, params, jnp.int32(0), settings())
+  moved = optimizer.update_ema(average, params, jnp.int32(0), settings())
   np.testing.assert_allclose(moved["a"], 0.9, rtol=1e-6)
-  late = optimizer.averaged(
+  late = optimizer.update_ema(
     average, params, jnp.int32(10**6), settings(average_decay=0.99)
   )
   np.testing.assert_allclose(late["a"], 0.01, rtol=1e-4)

@@ -57,9 +57,9 @@ def config(source, weights, **changes):
 def batches(values, count):
   """The first batches of a run on the devices, and the empty prompt."""
   chosen = settings.Settings.from_config(values)
-  mesh = stage.mesh_of(chosen.mesh)
-  source = loader.load(chosen.data, batch=chosen.batch, seed=0)
-  ready = prepare.load(chosen, prepare.components(chosen, mesh))
+  mesh = stage.make_mesh(chosen.mesh)
+  source = loader.load(chosen.data, batch=chosen.batch_size, seed=0)
+  ready = prepare.load(chosen, prepare.open_pretrained(chosen, mesh))
   made = [ready(next(source), mesh) for _ in range(count)]
   return made, ready.null_text(source.null_text)
 

@@ -35,10 +35,10 @@ from tests.sampling import generate_test
 from tests.training import step_test
 
 SIZE = data_settings.Bucket(video=(2, 4, 6), audio=7)
-SETTINGS = samples.SampleSettings(count=2, steps=2, seed=5)
+SETTINGS = samples.EvalSamplesConfig(num_samples=2, num_steps=2, seed=5)
 DRAW = np.random.default_rng(3)
 PROMPTS = tuple(
-  samples.Prompt(name, f"caption of {name}", DRAW.standard_normal((rows, 48)))
+  samples.EvalPrompt(name, f"caption of {name}", DRAW.standard_normal((rows, 48)))
   for name, rows in (("../clip one", 3), ("Clip_One", 9))
 )
 ONE = meshes.make(jax.devices()[:1])
@@ -46,11 +46,11 @@ EIGHT = meshes.make(jax.devices()[:8], data=2, fsdp=4)
 
 
 @functools.cache
-def towers(*names: str) -> tuple[fusion.FusionDiT, step.State]:
+def towers(*names: str) -> tuple[fusion.FusionDiT, step.TrainState]:
   """The stand-in's model and a state, of one tower or both."""
   made, state = step_test.trainer()
   if len(names) == 2:
-    return made.task.model, state
+    return made.objective.model, state
   config = AV(**{n: getattr(standin_models.fusion_config(), n) for n in names})
   absent = AV(*AV._fields)._asdict().keys() - set(names)
   kept = {
@@ -58,7 +58,7 @@ def towers(*names: str) -> tuple[fusion.FusionDiT, step.State]:
     for path, x in trainable.flat(standin_models.fusion_params()).items()
     if not absent & set(path.split("/")) and "fusion_" not in path
   }
-  state = step.init(made, *trainable.split(kept, "all"), seed=1)
+  state = step.init_state(made, *trainable.split(kept, "all"), seed=1)
   return fusion.FusionDiT(config), state
 
 
@@ -88,7 +88,7 @@ def maker(components):
       "size": SIZE,
       "settings": SETTINGS,
     }
-    return samples.Samples(**given | changes)
+    return samples.SampleEvaluator(**given | changes)
 
   return make
 
@@ -150,8 +150,8 @@ def test_a_state_makes_the_same_bytes_and_another_does_not(
     again = maker(tmp_path / "again")(state)
   for ours, reference in zip(again, made):
     assert ours.read_bytes() == reference.read_bytes()
-  assert state.average is not None
-  moved = state._replace(average={n: 1.1 * x for n, x in state.average.items()})
+  assert state.ema_params is not None
+  moved = state._replace(average={n: 1.1 * x for n, x in state.ema_params.items()})
   other = maker(tmp_path / "other")(moved)
   assert other[0].read_bytes() != made[0].read_bytes()
 
@@ -179,7 +179,7 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
   )
   for row, prompt in enumerate(PROMPTS):
     expected = denoiser.sample(
-      noise.draw(5 + row, clip, AV(48, 20)),
+      noise.sample_noise(5 + row, clip, AV(48, 20)),
       prompt.text_SE,
       AV(step_test.NULL, step_test.NULL),
       sampling_settings.Settings.from_config(chosen),
@@ -239,7 +239,7 @@ def test_decoders_load_what_is_asked_for(components):
 )
 def test_bad_settings_say_what_is_wrong(changes, message):
   with pytest.raises(ValueError, match=message):
-    samples.SampleSettings(**{"count": 2} | changes)
+    samples.EvalSamplesConfig(**{"count": 2} | changes)
 
 
 def test_what_does_not_fit_is_said_before_training(maker, tmp_path):

@@ -11,7 +11,7 @@ def test_a_run_of_before_a_field_can_be_read():
   config = fusion.get_config("mini")
   del config.context_attention
   found = settings.Settings.from_config(config)
-  assert found.context_attention == context.ALL_TO_ALL
+  assert found.context_parallelism == context.ULYSSES
 
 
 def test_fields_are_named():

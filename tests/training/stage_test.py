@@ -120,7 +120,7 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
     datasets["sounds"],
     **{"initial.audio": str(tmp_path / "fusion" / "checkpoints")},
   )
-  plan = stage.initial_plan(settings.Settings.from_config(again))
+  plan = stage.init_plan(settings.Settings.from_config(again))
   assert not plan.fresh and not any("fusion_" in path for path in plan.shapes)
   # The same command again has nothing to do.
   assert run(both, tmp_path / "fusion")

@@ -22,9 +22,9 @@ from tests import standin_models
 CONFIG = standin_models.fusion_config()
 GOLDEN_LOSS = 2.572352  # of the batch below, on the stand-in's weights
 NULL = np.random.default_rng(9).standard_normal((1, 48), np.float32)
-SETTINGS = optimizer.OptimizerSettings(learning_rate=1e-3, average_decay=0.9)
-OBJECTIVE = objective.Objective(first_frame=0.3)
-ADVANCE = jax.jit(step.step, static_argnums=0)
+SETTINGS = optimizer.OptimizerConfig(learning_rate=1e-3, ema_decay=0.9)
+OBJECTIVE = objective.ObjectiveConfig(i2v_prob=0.3)
+ADVANCE = jax.jit(step.train_step, static_argnums=0)
 
 
 def batch(size: int = 8) -> schema.Batch:
@@ -47,10 +47,10 @@ def batch(size: int = 8) -> schema.Batch:
 def trainer(parts: int = 1, trains: str = trainable.ATTENTION, **changes):
   model = fusion.FusionDiT(CONFIG)
   flow = objective.FlowMatching(model, OBJECTIVE)
-  made = step.Trainer(flow, SETTINGS, 100, parts)
+  made = step.TrainStepConfig(flow, SETTINGS, 100, parts)
   made = made._replace(**changes)
   params = trainable.flat(standin_models.fusion_params())
-  return made, step.init(made, *trainable.split(params, trains), seed=1)
+  return made, step.init_state(made, *trainable.split(params, trains), seed=1)
 
 
 def test_a_golden_of_the_loss():
@@ -96,15 +96,15 @@ def test_only_what_is_trained_moves():
   state, _ = ADVANCE(made, before, batch(), NULL)
   assert int(state.step) == 1
   for path, value in state.frozen.items():
-    np.testing.assert_array_equal(value, before.frozen[path])
+    np.testing.assert_array_equal(value, before.frozen_params[path])
   still = [
     path
     for path, value in state.trained.items()
-    if np.array_equal(value, before.trained[path])
+    if np.array_equal(value, before.trained_params[path])
   ]
   assert still == []
   path = "blocks/video/cross_attention/fusion_key/kernel"
-  after, was = state.trained[path], before.trained[path]
+  after, was = state.trained[path], before.trained_params[path]
   np.testing.assert_allclose(
     state.average[path], was + 0.9 * (after - was), atol=1e-7
   )
@@ -118,26 +118,26 @@ def test_only_what_is_trained_moves():
 def test_steps_draw_anew_and_a_run_draws_again():
   made, state = trainer()
   given = jax.tree.map(jnp.asarray, batch())
-  first = step.drawn_for(made, state, given)
-  again = step.drawn_for(made, state, given)
-  second = step.drawn_for(made, state._replace(step=jnp.int32(1)), given)
+  first = step.sample_noise_for(made, state, given)
+  again = step.sample_noise_for(made, state, given)
+  second = step.sample_noise_for(made, state._replace(step=jnp.int32(1)), given)
   jax.tree.map(np.testing.assert_array_equal, first, again)
   assert np.abs(first.sigma.video - second.sigma.video).min() > 1e-6
   assert np.abs(first.noise.audio - second.noise.audio).max() > 1
   # A place draws the same whatever else is in the batch, or how long it is.
   fewer = jax.tree.map(lambda x: x[:3], given)
-  part = step.drawn_for(made, state, fewer)
+  part = step.sample_noise_for(made, state, fewer)
   np.testing.assert_array_equal(part.noise.video, first.noise.video[:3])
 
 
 @pytest.mark.slow
 def test_training_lowers_the_loss():
   made, state = trainer(trains=trainable.ALL)
-  fixed = step.drawn_for(made, state, jax.tree.map(jnp.asarray, batch()))
+  fixed = step.sample_noise_for(made, state, jax.tree.map(jnp.asarray, batch()))
 
   @jax.jit
   def at_fixed_noise(params):
-    return objective.losses(made.task.model, params, batch(), fixed, NULL)
+    return objective.losses(made.objective.model, params, batch(), fixed, NULL)
 
   before = at_fixed_noise(state.params())
   for _ in range(12):
@@ -153,10 +153,10 @@ def test_one_tower_alone():
   params = trainable.flat(standin_models.fusion_params())
   params = {n: x for n, x in params.items() if "video" not in n}
   params = {n: x for n, x in params.items() if "fusion_" not in n}
-  asked = objective.Objective(scales=AV(0.0, 1.0))
+  asked = objective.ObjectiveConfig(loss_weights=AV(0.0, 1.0))
   flow = objective.FlowMatching(model, asked)
-  made = step.Trainer(flow, SETTINGS, 100)
-  state = step.init(made, *trainable.split(params, trainable.ALL), seed=1)
+  made = step.TrainStepConfig(flow, SETTINGS, 100)
+  state = step.init_state(made, *trainable.split(params, trainable.ALL), seed=1)
   given = batch()
   given = given._replace(
     latents=given.latents._replace(video=None),
@@ -178,7 +178,7 @@ def test_dropped_prompts_and_clean_frames():
 
   given = batch()
   size = len(given.ids)
-  drawn = objective.Drawn(
+  drawn = objective.NoiseSample(
     sigma=AV(jnp.full(size, 0.25), jnp.full(size, 0.5)),
     noise=jax.tree.map(jnp.ones_like, given.latents),
     dropped=AV(jnp.arange(size) == 3, jnp.arange(size) == 4),
@@ -207,14 +207,14 @@ def test_dropped_prompts_and_clean_frames():
 
 @pytest.mark.parametrize("shared", [1.0, 0.0])
 def test_drawing_covers_what_is_asked(shared):
-  asked = objective.Objective(
-    times=times.Times(shared=shared),
-    prompt_dropout=AV(0.1, 0.4),
-    first_frame=0.25,
+  asked = objective.ObjectiveConfig(
+    timesteps=times.TimestepSampler(shared_prob=shared),
+    cfg_dropout=AV(0.1, 0.4),
+    i2v_prob=0.25,
   )
   keys = jax.random.split(jax.random.key(0), 4000)
   latents = AV(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
-  drawn = jax.vmap(lambda key: objective.draw(asked, key, latents))(keys)
+  drawn = jax.vmap(lambda key: objective.sample_noise(asked, key, latents))(keys)
   shares = [drawn.dropped.video.mean(), drawn.dropped.audio.mean()]
   shares.append(drawn.clean.mean())
   np.testing.assert_allclose(shares, [0.1, 0.4, 0.25], atol=0.03)
@@ -225,8 +225,8 @@ def test_drawing_covers_what_is_asked(shared):
 
 def test_impossible_objectives_are_refused():
   with pytest.raises(ValueError, match="prompt_dropout.audio is a share"):
-    objective.Objective(prompt_dropout=AV(0.0, 1.5))
+    objective.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
   with pytest.raises(ValueError, match="first_frame is a share"):
-    objective.Objective(first_frame=-0.1)
+    objective.ObjectiveConfig(i2v_prob=-0.1)
   with pytest.raises(ValueError, match="scales must not be negative"):
-    objective.Objective(scales=AV(-1.0, 0.5))
+    objective.ObjectiveConfig(loss_weights=AV(-1.0, 0.5))

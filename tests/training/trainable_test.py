@@ -38,10 +38,10 @@ def test_optimizer_memory_is_for_the_trained_only(full):
   frozen = {
     n: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for n, x in frozen.items()
   }
-  settings = optimizer.OptimizerSettings(learning_rate=5e-5)
-  trainer = step.Trainer(None, settings, 40_000)
+  settings = optimizer.OptimizerConfig(learning_rate=5e-5)
+  trainer = step.TrainStepConfig(None, settings, 40_000)
   state = jax.eval_shape(
-    lambda t, f: step.init(trainer, t, f, 0), trained, frozen
+    lambda t, f: step.init_state(trainer, t, f, 0), trained, frozen
   )
   moments = sum(math.prod(x.shape) for x in jax.tree.leaves(state.moments))
   assert 0 <= moments - 2 * count(trained) <= 4

@@ -71,7 +71,7 @@ def store(folder: pathlib.Path, name: str, reply: Reply) -> None:
     OSError: the disk is full, or the folder is not writable.
   """
   text = json.dumps(dataclasses.asdict(reply))
-  with files.replacing(_path(folder, name)) as temporary:
+  with files.atomic_path(_path(folder, name)) as temporary:
     temporary.write_text(text)
 
 

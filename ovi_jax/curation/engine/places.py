@@ -59,7 +59,7 @@ def write(place: str, value: bytes) -> None:
 def _replacing(place: str) -> Iterator[pathlib.Path]:
   """A local file that gets its place if nothing is raised."""
   if not is_remote(place):
-    with files.replacing(pathlib.Path(place)) as temporary:
+    with files.atomic_path(pathlib.Path(place)) as temporary:
       yield temporary
     return
   with tempfile.TemporaryDirectory(prefix="ovi_jax-") as folder:

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
       raise ValueError("--config=configs/curate.py is needed")
     print(document.write(settings.Settings.from_config(FLAGS.config)))
   except (ImportError, OSError, ValueError) as error:
-    runtime.leave(f"report: {error}")
+    runtime.exit_with_error(f"report: {error}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    runtime.need(FLAGS, weights="FILE", out="FILE")
+    runtime.require_flags(FLAGS, weights="FILE", out="FILE")
     config, variables = syncnet_weights.load(FLAGS.weights)
     if pathlib.Path(FLAGS.out).suffix == ".safetensors":
       syncnet_weights.save(FLAGS.out, config, variables)

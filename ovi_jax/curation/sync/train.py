@@ -75,12 +75,12 @@ def evaluate(path: str, seed: int, clips: int) -> None:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.start()
+  runtime.setup()
   try:
     if FLAGS.evaluate:
       evaluate(FLAGS.evaluate, FLAGS.seed, FLAGS.clips)
       return
-    runtime.need(FLAGS, out="FILE")
+    runtime.require_flags(FLAGS, out="FILE")
     settings = training.Settings(
       divisor=FLAGS.divisor,
       steps=FLAGS.steps,

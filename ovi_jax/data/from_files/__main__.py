@@ -48,10 +48,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    runtime.need(FLAGS, clips="FOLDER", out="DIR")
+    runtime.require_flags(FLAGS, clips="FOLDER", out="DIR")
     run.run(_settings())
   except (OSError, ValueError) as error:
-    runtime.leave(f"from_files: {error}")
+    runtime.exit_with_error(f"from_files: {error}")
   except KeyboardInterrupt:
     print("from_files: interrupted; the same command goes on", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)

@@ -256,7 +256,7 @@ def _records(
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:
-  with files.replacing(path) as temporary:
+  with files.atomic_path(path) as temporary:
     temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -265,7 +265,7 @@ def _write_refusals(
 ) -> None:
   """All refusals as a table."""
   with (
-    files.replacing(path) as temporary,
+    files.atomic_path(path) as temporary,
     open(temporary, "w", encoding="utf-8", newline="") as file,
   ):
     writer = csv.writer(file)
@@ -297,7 +297,7 @@ def _write_sheet(path: pathlib.Path, imported: Sequence[Imported]) -> None:
         caption=each.file.captions[0],
       )
     )
-  with files.replacing(path) as temporary:
+  with files.atomic_path(path) as temporary:
     sheet.draw(cells).save(temporary, "PNG")
 
 

@@ -132,7 +132,7 @@ def make(job: Job) -> None:
     OSError: the disk or the memory is full.
   """
   with (
-    files.replacing(job.target) as temporary,
+    files.atomic_path(job.target) as temporary,
     zipfile.ZipFile(temporary, "w") as archive,
   ):
     meta = _cut(job, archive)
@@ -277,7 +277,7 @@ def _pool(num_workers: int) -> concurrent.futures.ProcessPoolExecutor:
 def _start_worker() -> None:
   """Ctrl-C goes to all processes; the parent says what becomes of it."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  runtime.end_with_parent()
+  runtime.exit_with_parent()
 
 
 def _refuse(job: Job, reason: str, advice: str) -> None:
@@ -289,7 +289,7 @@ def _refuse(job: Job, reason: str, advice: str) -> None:
     "refused": [("", reason, advice)],
   }
   with (
-    files.replacing(job.target) as temporary,
+    files.atomic_path(job.target) as temporary,
     zipfile.ZipFile(temporary, "w") as archive,
   ):
     archive.writestr(_META, json.dumps(meta, sort_keys=True))

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    runtime.need(FLAGS, out="DIR")
+    runtime.require_flags(FLAGS, out="DIR")
     made = world.World(
       seed=FLAGS.seed, size=FLAGS.size, what=FLAGS.what, pairs=FLAGS.pairs
     )

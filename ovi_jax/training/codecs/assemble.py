@@ -249,7 +249,7 @@ def _stored_dtype(base: pathlib.Path | None, component: str) -> Any:
 def _decoder_alone(found: Mapping[str, Trained]) -> bool:
   """Whether a run trained the video's decoder, its encoder frozen."""
   video = found.get("video_vae")
-  return video is not None and video.settings.trains == trainable.DECODER
+  return video is not None and video.settings.trainable == trainable.DECODER
 
 
 def _with_encoder_of(video: Trained, base: pathlib.Path) -> Trained:
@@ -315,8 +315,8 @@ def opened(component: str, run: pathlib.Path) -> Trained:
   )
   source = init_from.Source(
     path=str(run / stage.CHECKPOINTS),
-    take=(".*",),
-    leave=(rf"{table.HEAD}/.*",),
+    include=(".*",),
+    exclude=(rf"{table.HEAD}/.*",),
   )
   plan = init_from.plan(
     {p: jax.ShapeDtypeStruct(x.shape, jnp.float32) for p, x in shapes.items()},
@@ -324,7 +324,7 @@ def opened(component: str, run: pathlib.Path) -> Trained:
   )
   place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = init_from.load(plan, lambda _: {}, 0, place)
-  task = settings.made_task("cpu")
+  task = settings.make_objective("cpu")
   if hasattr(task, "exported"):
     params = trainable.flat(task.exported(trainable.nested(params)))
   return Trained(settings=settings, sizes=values["model"], params=params)
@@ -339,7 +339,7 @@ def measured(video: Trained, clip: Clip) -> Trained:
   params = trainable.nested(video.params)
 
   def latents() -> Iterator[np.ndarray]:
-    for crop in _crops(clip, clips.Wanted(frames=frames)):
+    for crop in _crops(clip, clips.ClipSpec(frames=frames)):
       frames_BTHWC = jnp.asarray(crop.frames_THWC)[None]
       mean_BTHWC, _ = encode(video.config, params, frames_BTHWC)
       yield np.asarray(mean_BTHWC)
@@ -366,9 +366,9 @@ def scaled(audio: Trained, clip: Clip) -> Trained:
   encoder = trainable.nested(audio.params)
 
   def latents() -> Iterator[np.ndarray]:
-    for crop in _crops(clip, clips.Wanted(samples=samples)):
+    for crop in _crops(clip, clips.ClipSpec(samples=samples)):
       wave_BA = jnp.asarray(crop.wave_A)[None]
-      yield np.asarray(encoders.encode_sound(audio.config, encoder, wave_BA))
+      yield np.asarray(encoders.encode_audio(audio.config, encoder, wave_BA))
 
   _, deviation_C = statistics(latents())
   scale = 1 / float(np.sqrt(np.square(deviation_C).mean()))
@@ -398,9 +398,9 @@ def statistics(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   return mean_C, deviation_C
 
 
-def _crops(clip: Clip, wanted: clips.Wanted) -> Iterator[clips.Crop]:
+def _crops(clip: Clip, wanted: clips.ClipSpec) -> Iterator[clips.Crop]:
   """The first clips of the source that have what is wanted, whole."""
-  source, start = clips.opened(clip.source, "test"), clips.Place(0, 0, 0)
+  source, start = clips.opened(clip.source, "test"), clips.CropPosition(0, 0, 0)
   some = range(min(len(source), _TRIES * clip.count))
   found = (source.crop(n, wanted, start) for n in some)
   whole = list(itertools.islice(filter(None, found), clip.count))
@@ -462,7 +462,7 @@ def write(
 
 
 def main(argv: list[str]) -> None:
-  runtime.start(argv)
+  runtime.setup(argv)
   given = flags.FLAGS
   try:
     if not given.out or given.towers is None:

@@ -21,7 +21,7 @@ _FORM = f"{WORLD}:SEED, {WORLD}:SEED:WHAT or the folder of a dataset"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ClipSpec:
   """What is taken of each clip; 0 and `False` are nothing.
 
   Attributes:
@@ -61,7 +61,7 @@ class Crop(NamedTuple):
   caption: str | None
 
 
-class Place(NamedTuple):
+class CropPosition(NamedTuple):
   """Where a crop is taken, each in [0, 1): drawn at random."""
 
   video: float
@@ -79,7 +79,7 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
 
-  def crop(self, number: int, wanted: Wanted, place: Place) -> Crop | None:
+  def crop(self, number: int, wanted: ClipSpec, place: CropPosition) -> Crop | None:
     """A crop, or `None` of a clip that lacks what is wanted or is shorter."""
     ...
 
@@ -97,7 +97,7 @@ class World:
   def __len__(self) -> int:
     return NUMBERS
 
-  def crop(self, number: int, wanted: Wanted, place: Place) -> Crop | None:
+  def crop(self, number: int, wanted: ClipSpec, place: CropPosition) -> Crop | None:
     part = _part(place.video, self.world.frames, wanted.frames or 1)
     made = self.world.clip(number, part, sound=bool(wanted.samples))
     return _crop(
@@ -118,7 +118,7 @@ class Dataset:
   def __len__(self) -> int:
     return len(self.split)
 
-  def crop(self, number: int, wanted: Wanted, place: Place) -> Crop | None:
+  def crop(self, number: int, wanted: ClipSpec, place: CropPosition) -> Crop | None:
     record = self.split[number]
     frames_THWC, wave_A = None, None
     if wanted.frames and record.video is not None:
@@ -160,8 +160,8 @@ def _part(share: float, have: int, want: int) -> slice:
 
 
 def _crop(
-  wanted: Wanted,
-  place: Place,
+  wanted: ClipSpec,
+  place: CropPosition,
   frames_THWC: np.ndarray | None,
   wave_A: np.ndarray | None,
   captions: Sequence[str],

@@ -24,7 +24,7 @@ _TRIES = 1000  # clips in a row without what is wanted, before giving up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InputSettings:
+class CodecInputConfig:
   """What is read.
 
   Attributes:
@@ -43,24 +43,24 @@ class InputSettings:
   frames: int = 0
   samples: int = 0
   tokenizer: str = ""
-  text_rows: int = 64
-  workers: int = 0
-  prefetch: int = 2
+  max_text_len: int = 64
+  num_workers: int = 0
+  prefetch_batches: int = 2
 
   def __post_init__(self):
     if not self.sources:
       raise ValueError("data.sources: expected at least one, got none")
-    if self.workers < 0 or min(self.text_rows, self.prefetch) < 1:
+    if self.num_workers < 0 or min(self.max_text_len, self.prefetch_batches) < 1:
       raise ValueError(
         "data: workers must be 0 or more, text_rows and prefetch 1 or more, got"
-        f" {self.workers}, {self.text_rows} and {self.prefetch}"
+        f" {self.num_workers}, {self.max_text_len} and {self.prefetch_batches}"
       )
     _ = self.wanted
 
   @property
-  def wanted(self) -> clips.Wanted:
+  def wanted(self) -> clips.ClipSpec:
     """What is taken of a clip."""
-    return clips.Wanted(
+    return clips.ClipSpec(
       frames=self.frames, samples=self.samples, caption=bool(self.tokenizer)
     )
 
@@ -78,7 +78,7 @@ class Batches:
     first: number of the first one, for who begins later.
   """
 
-  settings: InputSettings
+  settings: CodecInputConfig
   sources: tuple[clips.Source, ...]
   batch: int
   rows: range
@@ -112,7 +112,7 @@ class Batches:
     if self.settings.tokenizer:
       captions = [str(crop.caption) for crop in found]
       tokenizer = _tokenizer(self.settings.tokenizer)
-      text, _ = tokenizer.encode(captions, self.settings.text_rows)
+      text, _ = tokenizer.encode(captions, self.settings.max_text_len)
     return schema.Batch(
       latents=AV(**latents),
       lengths=AV(**lengths),
@@ -127,7 +127,7 @@ class Batches:
       which = int(random.integers(len(self.sources)))
       source = self.sources[which]
       number = int(random.integers(len(source)))
-      where = clips.Place(*random.random(3))
+      where = clips.CropPosition(*random.random(3))
       crop = source.crop(number, self.settings.wanted, where)
       if crop is not None:
         return crop, which << schema.INDEX_BITS | number
@@ -149,7 +149,7 @@ class Input(Iterator[schema.Batch]):
     if self._running is None:
       settings = self._batches.settings
       rest = dataclasses.replace(self._batches, first=self._step)
-      self._running = loader.in_order(rest, settings.workers, settings.prefetch)
+      self._running = loader.in_order(rest, settings.num_workers, settings.prefetch_batches)
     batch = next(self._running)
     self._step += 1
     # From a worker, arrays are views of memory that is shared.
@@ -194,7 +194,7 @@ class Input(Iterator[schema.Batch]):
 
 
 def opened(
-  settings: InputSettings,
+  settings: CodecInputConfig,
   *,
   batch: int,
   seed: int,

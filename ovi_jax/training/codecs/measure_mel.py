@@ -18,12 +18,12 @@ from ovi_jax.training.codecs import clips
 from ovi_jax.training.codecs import sound
 
 FLAGS = flags.FLAGS
-_START = clips.Place(0.0, 0.0, 0.0)
+_START = clips.CropPosition(0.0, 0.0, 0.0)
 
 
 def waves(source: clips.Source, samples: int) -> Iterator[np.ndarray]:
   """The beginning of every clip that has so much sound."""
-  wanted = clips.Wanted(samples=samples)
+  wanted = clips.ClipSpec(samples=samples)
   for number in range(len(source)):
     crop = source.crop(number, wanted, _START)
     if crop is not None and crop.wave_A is not None:

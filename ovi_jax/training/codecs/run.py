@@ -32,7 +32,7 @@ from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.codecs import settings as settings_lib
 from ovi_jax.training.codecs import table
 
-MAY_CHANGE = (
+MUTABLE_FIELDS = (
   "cadence",
   "initial",  # only what a run began with
   "keep",
@@ -67,30 +67,30 @@ def train(
       `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
-  with processes.beginning():
+  with processes.collective_errors():
     check_vocabulary(settings)
-  processes.agree(config)
+  processes.assert_equal_across_hosts(config)
   log = log if jax.process_index() == 0 else lambda _: None
-  mesh = stage.mesh_of(settings.mesh)
-  part, parts = processes.rows(mesh)
-  placement.check_batch(settings.batch, settings.parts, mesh)
-  trainer = trainer_of(settings)
+  mesh = stage.make_mesh(settings.mesh)
+  part, parts = processes.data_shard(mesh)
+  placement.check_batch(settings.batch_size, settings.grad_accum_steps, mesh)
+  trainer = make_step_config(settings)
   source = inputs.opened(
     settings.data,
-    batch=settings.batch,
+    batch=settings.batch_size,
     seed=settings.seed,
     process_index=part,
     process_count=parts,
   )
   with contextlib.closing(source):
     make = functools.partial(initial_state, settings, trainer)
-    random = functools.partial(table.init, settings.component, trainer.task)
+    random = functools.partial(table.init, settings.component, trainer.objective)
     # A run that goes on needs the one it began with no more.
     begun = bool(saved.steps(workdir / stage.CHECKPOINTS))
-    plan = None if begun else initial_plan(settings, trainer)
+    plan = None if begun else init_plan(settings, trainer)
     shapes = jax.eval_shape(make)
     placed: Any = placement.state_shardings(
-      shapes, AV(), mesh, settings.optimizer.average_on_host
+      shapes, AV(), mesh, settings.optimizer.ema_on_host
     )
     instead = (
       "A new run can start from this one: --workdir=NEW"
@@ -99,7 +99,7 @@ def train(
     workdirs.check_config(
       workdir,
       config,
-      MAY_CHANGE,
+      MUTABLE_FIELDS,
       {"trains": "all"},
       instead,
       functools.partial(stage.check_input, source, workdir, instead),
@@ -112,26 +112,26 @@ def train(
       f"training {settings.component}, {trained:,} of {trained + frozen:,}"
       f" parameters, on {mesh.size} devices"
     )
-    stage.note_warmup(settings.optimizer, settings.steps, log)
+    stage.note_warmup(settings.optimizer, settings.num_train_steps, log)
     for line in plan.lines() if plan else ():
       log(f"parameters: {line}")
-    with stage.opened(settings.keep, workdir, log) as (manager, written):
-      work = loop.Work(
-        trainer=trainer,
+    with stage.open_workdir(settings.checkpoints, workdir, log) as (manager, written):
+      work = loop.TrainContext(
+        step_config=trainer,
         mesh=mesh,
         input=source,
         null_SE=np.zeros((1, 1), np.float32),
         manager=manager,
         logs=written,
         directory=str(workdir),
-        cadence=settings.cadence,
+        intervals=settings.intervals,
       )
       target: Any = jax.tree.map(
         lambda x, sharding: x.update(sharding=sharding), shapes, placed
       )
-      state = loop.resume(work, target, log)
+      state = loop.restore(work, target, log)
       if state is None:
-        plan = plan or initial_plan(settings, trainer)
+        plan = plan or init_plan(settings, trainer)
         given = {}
         if plan is not None:
           given = init_from.load(
@@ -141,9 +141,9 @@ def train(
       log(stage.tensorboard_line(workdir))
       finished = loop.run(work, state, log)
     if finished:
-      result = workdir / stage.CHECKPOINTS / str(settings.steps)
+      result = workdir / stage.CHECKPOINTS / str(settings.num_train_steps)
       (part,) = (p for p, c in table.PARTS.items() if c == settings.component)
-      log(f"finished: step {settings.steps} is saved in {result}; next:")
+      log(f"finished: step {settings.num_train_steps} is saved in {result}; next:")
       log(
         "  python -m ovi_jax.training.codecs.assemble"
         f" --{part}={shlex.quote(str(workdir))} --out=WEIGHTS"
@@ -168,48 +168,48 @@ def check_vocabulary(settings: settings_lib.Settings) -> None:
     )
 
 
-def trainer_of(settings: settings_lib.Settings) -> step.Trainer:
+def make_step_config(settings: settings_lib.Settings) -> step.TrainStepConfig:
   """The step's parts."""
-  return step.Trainer(
-    settings.made_task(runtime.platform()),
+  return step.TrainStepConfig(
+    settings.make_objective(runtime.platform()),
     settings.optimizer,
-    settings.steps,
-    settings.parts,
+    settings.num_train_steps,
+    settings.grad_accum_steps,
   )
 
 
-def initial_plan(
-  settings: settings_lib.Settings, trainer: step.Trainer
+def init_plan(
+  settings: settings_lib.Settings, trainer: step.TrainStepConfig
 ) -> init_from.Plan | None:
   """What another run, or weights, begin this one with, if they do.
 
   Raises:
     ValueError: they are missing, damaged, or of a codec of other sizes.
   """
-  if not settings.initial:
+  if not settings.init_from:
     return None
   shapes = jax.eval_shape(
     lambda: trainable.flat(
-      table.init(settings.component, trainer.task, jax.random.key(0))
+      table.init(settings.component, trainer.objective, jax.random.key(0))
     )
   )
   source = init_from.Source(
-    path=settings.initial, take=(".*",), component=settings.component
+    path=settings.init_from, include=(".*",), component=settings.component
   )
   head = rf"{table.HEAD}/.*"  # not in weights
-  weights = (pathlib.Path(settings.initial) / directory.MANIFEST).is_file()
+  weights = (pathlib.Path(settings.init_from) / directory.MANIFEST).is_file()
   fresh = (head,) if weights and any(re.match(head, p) for p in shapes) else ()
   return init_from.plan(shapes, [source], fresh)
 
 
 def initial_state(
   settings: settings_lib.Settings,
-  trainer: step.Trainer,
+  trainer: step.TrainStepConfig,
   given: Mapping[str, jax.Array] | None = None,
-) -> step.State:
+) -> step.TrainState:
   """The state before the first step, of random parameters or those given."""
   params = given or trainable.flat(
-    table.init(settings.component, trainer.task, jax.random.key(settings.seed))
+    table.init(settings.component, trainer.objective, jax.random.key(settings.seed))
   )
-  trained, frozen = trainable.split(dict(params), settings.trains)
-  return step.init(trainer, trained, frozen, settings.seed)
+  trained, frozen = trainable.split(dict(params), settings.trainable)
+  return step.init_state(trainer, trained, frozen, settings.seed)

@@ -14,7 +14,7 @@ from ovi_jax.training import trainable
 from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.codecs import table
 
-TRAINS = (trainable.ALL, trainable.DECODER)
+TRAINABLE = (trainable.ALL, trainable.DECODER)
 # Assembling scales the audio encoder's last layer, and with it how far from its
 # mean a latent is drawn: its decoder cannot go on alone.
 WITH_DECODER = ("video_vae",)
@@ -46,19 +46,19 @@ class Settings:
 
   component: str
   model: Any
-  initial: str
-  task: Mapping[str, Any]
-  data: inputs.InputSettings
-  optimizer: optimizer.OptimizerSettings
-  steps: int
-  batch: int
-  parts: int
+  init_from: str
+  objective: Mapping[str, Any]
+  data: inputs.CodecInputConfig
+  optimizer: optimizer.OptimizerConfig
+  num_train_steps: int
+  batch_size: int
+  grad_accum_steps: int
   seed: int
   dtype: str
   mesh: Mapping[str, int]
-  cadence: loop.Cadence
-  keep: stages.Keep
-  trains: str = trainable.ALL  # what older runs did
+  intervals: loop.Intervals
+  checkpoints: stages.CheckpointPolicy
+  trainable: str = trainable.ALL  # what older runs did
 
   def __post_init__(self):
     problems = [
@@ -70,26 +70,26 @@ class Settings:
       problems.append(
         f"dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}"
       )
-    if self.trains not in TRAINS:
+    if self.trainable not in TRAINABLE:
       problems.append(
-        f"trains {self.trains!r} is unknown; choose from {', '.join(TRAINS)}"
+        f"trains {self.trainable!r} is unknown; choose from {', '.join(TRAINABLE)}"
       )
-    if self.trains == trainable.DECODER:
+    if self.trainable == trainable.DECODER:
       if self.component not in WITH_DECODER:
         problems.append(
-          f"trains={self.trains!r} is for {', '.join(WITH_DECODER)}, not"
+          f"trains={self.trainable!r} is for {', '.join(WITH_DECODER)}, not"
           f" {self.component}; set 'all'"
         )
-      if not self.initial:
+      if not self.init_from:
         problems.append(
-          f"trains={self.trains!r} would leave a random encoder as it is; name"
+          f"trains={self.trainable!r} would leave a random encoder as it is; name"
           " a run or a directory of weights in initial"
         )
-    if self.cadence.held_out or self.cadence.samples:
+    if self.intervals.eval_every or self.intervals.sample_every:
       problems.append("cadence: codecs have no held_out and samples; set 0")
     if problems:
       raise ValueError("config: " + "; ".join(problems))
-    self.made_task("cpu")  # complains of what the task has not
+    self.make_objective("cpu")  # complains of what the task has not
 
   @classmethod
   def from_config(cls, config: ml_collections.ConfigDict) -> "Settings":
@@ -110,23 +110,23 @@ class Settings:
     sources = {"sources": tuple(data.pop("sources", ()))}
     made = {
       "model": row.sizes.from_release(_lists(values.pop("model"))),
-      "data": stages.built(inputs.InputSettings, data | sources, "data"),
-      "optimizer": stages.built(
-        optimizer.OptimizerSettings, values.pop("optimizer"), "optimizer"
+      "data": stages.build(inputs.CodecInputConfig, data | sources, "data"),
+      "optimizer": stages.build(
+        optimizer.OptimizerConfig, values.pop("optimizer"), "optimizer"
       ),
-      "cadence": stages.cadence(values),
-      "keep": stages.built(stages.Keep, values.pop("keep"), "keep"),
+      "cadence": stages.build_intervals(values),
+      "keep": stages.build(stages.CheckpointPolicy, values.pop("keep"), "keep"),
     }
-    return stages.built(cls, values | made, "")
+    return stages.build(cls, values | made, "")
 
-  def made_task(self, platform: str) -> Any:
+  def make_objective(self, platform: str) -> Any:
     """The task, computing in the platform's dtype."""
     name = self.dtype
     if name == "auto":
       name = "float32" if platform == "cpu" else "bfloat16"
     given = {"config": self.model, "dtype": jnp.dtype(name)}
-    task = table.TABLE[self.component].task
-    return stages.built(task, {**self.task, **given}, "task")
+    task = table.TABLE[self.component].objective
+    return stages.build(task, {**self.objective, **given}, "task")
 
 
 def _lists(sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _LEAST_DEVIATION = 0.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AudioVAETask:
+class AudioVAEObjective:
   """A `task.Task` on batches of waves, all as long as the batch's arrays.
 
   Attributes:
@@ -63,18 +63,18 @@ class AudioVAETask:
     """The parameters as the model reads them, filters of their one norm."""
     return unit_filters(params)
 
-  def draw(self, key: jax.Array, example: schema.Batch) -> jax.Array:
+  def sample_noise(self, key: jax.Array, example: schema.Batch) -> jax.Array:
     """Noise of the latents of an example, [T, C]."""
     each = self.spectrogram.hop * self.config.frames_per_latent
     latents = example.latents.audio.shape[0] // each
     return jax.random.normal(key, (latents, self.config.embed_dim))
 
-  def weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
-    share_B = loss.weights(batch.lengths, SOUND).audio
+  def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
+    share_B = loss.example_weights(batch.lengths, SOUND).audio
     scales = {"mel": 1.0, "silence": self.silence, "kl": self.kl}
     return {name: scale * share_B for name, scale in scales.items()}
 
-  def terms(
+  def loss_terms(
     self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
   ) -> Mapping[str, jax.Array]:
     """Mean differences of sound and silence, in deviations; nats a number."""

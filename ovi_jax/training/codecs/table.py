@@ -35,14 +35,14 @@ class Row(NamedTuple):
   """
 
   sizes: Any
-  task: Any
+  objective: Any
 
 
 TABLE: Mapping[str, Row] = {
-  "video_vae": Row(video_vae.VideoVAEConfig, video.VideoVAETask),
-  "audio_vae": Row(audio_vae.AudioVAEConfig, sound.AudioVAETask),
-  "vocoder": Row(vocoders.VocoderConfig, vocoder.VocoderTask),
-  "umt5": Row(umt5.UMT5Config, text.TextTask),
+  "video_vae": Row(video_vae.VideoVAEConfig, video.VideoVAEObjective),
+  "audio_vae": Row(audio_vae.AudioVAEConfig, sound.AudioVAEObjective),
+  "vocoder": Row(vocoders.VocoderConfig, vocoder.VocoderObjective),
+  "umt5": Row(umt5.UMT5Config, text.MaskedTextObjective),
 }
 
 

@@ -25,7 +25,7 @@ PAD, UNKNOWN = 0, 2  # ids, as in the tokenizers of T5's family
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextTask:
+class MaskedTextObjective:
   """A `task.Task` on batches of token ids.
 
   Its parameters are the encoder's and, under `head`, what names the tokens.
@@ -61,18 +61,18 @@ class TextTask:
     }
     return {**encoder["params"], HEAD: head}
 
-  def draw(self, key: jax.Array, example: schema.Batch) -> jax.Array:
+  def sample_noise(self, key: jax.Array, example: schema.Batch) -> jax.Array:
     """Which tokens of an example are hidden, bool [S]."""
     share_key, place_key = jax.random.split(key)
     share = self.hidden * jax.random.uniform(share_key)
     return jax.random.bernoulli(place_key, share, _ids(example).shape)
 
-  def weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
+  def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
     has_B = (_ids(batch) != PAD).any(1).astype(jnp.float32)
     share_B = has_B / jnp.maximum(has_B.sum(), 1.0)
     return {"context": share_B, "wrong": jnp.zeros_like(share_B)}
 
-  def terms(
+  def loss_terms(
     self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
   ) -> Mapping[str, jax.Array]:
     """`context`: nats a token; `wrong`: share of those not hidden, no loss."""

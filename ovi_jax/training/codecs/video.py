@@ -22,7 +22,7 @@ _STILL = 0.005  # mean change of a pixel that is taken for none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoVAETask:
+class VideoVAEObjective:
   """Terms: the error of pixels, of those that change, and of the latents.
 
   Attributes:
@@ -51,20 +51,20 @@ class VideoVAETask:
         f" {self.kl}, smooth {self.smooth}"
       )
 
-  def draw(self, key: jax.Array, example: schema.Batch) -> jax.Array:
+  def sample_noise(self, key: jax.Array, example: schema.Batch) -> jax.Array:
     """noise_THWC of the latents of a clip."""
     frames, height, width, _ = example.latents.video.shape
     time, side = self.config.temporal_stride, self.config.spatial_stride
     shape_THW = 1 + (frames - 1) // time, height // side, width // side
     return jax.random.normal(key, (*shape_THW, self.config.z_dim))
 
-  def weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
+  def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
     seen_B = (batch.lengths.video > 0).astype(jnp.float32)
     share_B = seen_B / jnp.maximum(seen_B.sum(), 1.0)
     scales = {"pixels": self.pixels, "moving": self.moving, "kl": self.kl}
     return {name: scale * share_B for name, scale in scales.items()}
 
-  def terms(
+  def loss_terms(
     self,
     params: Any,
     batch: schema.Batch,

@@ -26,7 +26,7 @@ _QUIETER = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VocoderTask:
+class VocoderObjective:
   """A `task.Task` on batches of waves, all as long as the batch's arrays.
 
   Attributes:
@@ -65,7 +65,7 @@ class VocoderTask:
     kernel = _QUIETER * params["conv_out"]["kernel"]
     return params | {"conv_out": params["conv_out"] | {"kernel": kernel}}
 
-  def draw(self, key: jax.Array, example: schema.Batch) -> jax.Array:
+  def sample_noise(self, key: jax.Array, example: schema.Batch) -> jax.Array:
     """What is added to an example's mel, [T, M]."""
     level_key, noise_key = jax.random.split(key)
     frames = example.latents.audio.shape[0] // self.spectrogram.hop
@@ -73,11 +73,11 @@ class VocoderTask:
     shape = frames, self.config.mel_bins
     return level * jax.random.normal(noise_key, shape)
 
-  def weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
-    share_B = loss.weights(batch.lengths, SOUND).audio
+  def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
+    share_B = loss.example_weights(batch.lengths, SOUND).audio
     return {term: getattr(self, f"{term}_scale") * share_B for term in TERMS}
 
-  def terms(
+  def loss_terms(
     self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
   ) -> Mapping[str, jax.Array]:
     """`convergence`, `magnitude` and `mel` of every example."""

@@ -134,12 +134,12 @@ def test_a_clip_is_its_record(pair, tmp_path):
 def test_the_trainers_loader_reads_and_batches_it(pair, tmp_path):
   pairs = [pair(n) for n in range(4)] + [sound(5, 0.3)]
   packed(tmp_path / "data", pairs)
-  settings = settings_lib.LoaderSettings(
+  settings = settings_lib.LoaderConfig(
     sources=(settings_lib.Source(path=str(tmp_path / "data")),),
     buckets=(settings_lib.Bucket(video=(3, 4, 4), audio=LATENTS),),
-    media=True,
+    encode_on_the_fly=True,
     tokenizer=str(standin.HERE / "tokenizer.json"),
-    text_rows=128,
+    max_text_len=128,
     caption="first",
   )
   batch = next(loader.load(settings, batch=5, seed=0))

@@ -24,7 +24,7 @@ from ovi_jax.training.codecs import clips
 from tests.training.codecs import run_test
 
 one_device = run_test.one_device
-START = clips.Place(0, 0, 0)
+START = clips.CropPosition(0, 0, 0)
 
 
 def asked(count=2, frames=3, **changes) -> assemble.Clip:
@@ -72,10 +72,10 @@ def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   for path, leaf in params.items():
     np.testing.assert_array_equal(leaf, average[f"average/{path}"])
   # What is encoded by it has mean 0 and deviation 1 in every channel.
-  source, wanted = clips.opened("world:1", ""), clips.Wanted(frames=9)
+  source, wanted = clips.opened("world:1", ""), clips.ClipSpec(frames=9)
   found = [source.crop(n, wanted, START) for n in range(5)]
   frames = np.stack([c.frames_THWC for c in found if c is not None][:2])
-  encoder = encoders.Video.load(components)
+  encoder = encoders.VideoEncoder.load(components)
   mean, deviation = assemble.statistics([np.asarray(encoder.encode(frames))])
   strong = deviation > 0.9
   assert strong.any()
@@ -93,13 +93,13 @@ def test_sounds_are_scaled_and_decoded_as_before():
     params=trainable.flat(params),
   )
   after = assemble.scaled(before, asked(audio=16))
-  source, wanted = clips.opened("world:1", ""), clips.Wanted(samples=16 * 512)
+  source, wanted = clips.opened("world:1", ""), clips.ClipSpec(samples=16 * 512)
   found = [source.crop(n, wanted, START) for n in range(5)]
   wave_BA = np.stack([c.wave_A for c in found if c is not None][:2])
   latents, mels = [], []
   for part in (before, after):
     nested = trainable.nested(part.params)
-    latents.append(encoders.encode_sound(config, nested, wave_BA))
+    latents.append(encoders.encode_audio(config, nested, wave_BA))
     model = audio_vae.AudioVAE(config)
     mels.append(model.apply({"params": nested}, latents[-1], method="decode"))
   _, deviation = assemble.statistics([np.asarray(latents[1])])

@@ -38,34 +38,34 @@ def test_sizes_are_those_that_are_said(name, size):
     shapes = architecture.parameter_shapes(read.component, read.model)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert count == COUNTS[name]
-  task = read.made_task("gpu")
-  assert task.dtype == "bfloat16" and hash(task) == hash(read.made_task("gpu"))
+  task = read.make_objective("gpu")
+  assert task.dtype == "bfloat16" and hash(task) == hash(read.make_objective("gpu"))
 
 
 @pytest.mark.parametrize("name", ["audio", "text"])
 def test_a_step_of_the_mini_config(name):
   read = chosen(name, "mini")
-  trainer = run.trainer_of(read)
+  trainer = run.make_step_config(read)
   state = jax.eval_shape(lambda: run.initial_state(read, trainer))
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-  length_B, batch = shape((read.batch,)), schema.Batch(AV(), AV(), AV(), None)
+  length_B, batch = shape((read.batch_size,)), schema.Batch(AV(), AV(), AV(), None)
   if read.data.samples:
-    wave_BA = jax.ShapeDtypeStruct((read.batch, read.data.samples), jnp.float32)
+    wave_BA = jax.ShapeDtypeStruct((read.batch_size, read.data.samples), jnp.float32)
     batch = batch._replace(
       latents=AV(None, wave_BA), lengths=AV(None, length_B)
     )
   else:
-    ids_BS = shape((read.batch, read.data.text_rows))
+    ids_BS = shape((read.batch_size, read.data.max_text_len))
     batch = batch._replace(text=AV(ids_BS, ids_BS))
   after, metrics = jax.eval_shape(
-    lambda state, batch: step.step(
+    lambda state, batch: step.train_step(
       trainer, state, batch, np.zeros((1, 1), np.float32)
     ),
     state,
     batch,
   )
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-  assert {x.shape for x in metrics.losses.values()} == {(read.batch,)}
+  assert {x.shape for x in metrics.losses.values()} == {(read.batch_size,)}
   # What is handed on is the component, whatever else was trained.
   handed = dict(trainable.nested(state.trained))
   handed.pop(table.HEAD, None)

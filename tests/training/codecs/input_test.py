@@ -24,7 +24,7 @@ INDEX = (1 << schema.INDEX_BITS) - 1
 
 
 def begun(batch=3, seed=0, index=0, count=1, **settings):
-  chosen = inputs.InputSettings(**{"sources": (SOURCE,)} | settings)
+  chosen = inputs.CodecInputConfig(**{"sources": (SOURCE,)} | settings)
   return inputs.opened(
     chosen, batch=batch, seed=seed, process_index=index, process_count=count
   )
@@ -83,8 +83,8 @@ def test_clips_that_lack_what_is_wanted_are_left_out():
     next(n for n in range(200) if getattr(WORLD.clip(n), part) is None)
     for part in ("wave_A", "frames_THWC")
   )
-  source, middle = clips.World(WORLD), clips.Place(0.5, 0.5, 0.5)
-  sound, film = clips.Wanted(samples=512), clips.Wanted(frames=5)
+  source, middle = clips.World(WORLD), clips.CropPosition(0.5, 0.5, 0.5)
+  sound, film = clips.ClipSpec(samples=512), clips.ClipSpec(frames=5)
   assert source.crop(silent, sound, middle) is None
   assert source.crop(silent, film, middle) is not None
   assert source.crop(blind, film, middle) is None

@@ -57,7 +57,7 @@ def one_device(monkeypatch):
 
 def arrays(path, step=6):
   newest = path / run.stage.CHECKPOINTS / str(step)
-  found = saved.describe(newest)
+  found = saved.read_info(newest)
   names = [n for n in found.leaves if not n.startswith("key")]
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return saved.read(
@@ -173,13 +173,13 @@ def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
   with values.unlocked():
     values.model = dict(shipped) | {"latent_mean": (0.0,) * 16}
   chosen = settings.Settings.from_config(values)
-  plan = run.initial_plan(chosen, run.trainer_of(chosen))
+  plan = run.init_plan(chosen, run.make_step_config(chosen))
   assert plan is not None and not plan.fresh
   text = importlib.import_module("configs.codec_text").get_config("mini")
   text.initial = str(demo.WEIGHTS)
   text.data.tokenizer = str(demo.WEIGHTS / directory.TOKENIZER)
   chosen = settings.Settings.from_config(text)
-  plan = run.initial_plan(chosen, run.trainer_of(chosen))
+  plan = run.init_plan(chosen, run.make_step_config(chosen))
   assert plan is not None and plan.fresh
   assert all(path.startswith("head/") for path in plan.fresh)
   wrong = {"trains": "decoder"}
@@ -189,7 +189,7 @@ def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
   older = config().to_dict()
   del older["trains"]
   older = ml_collections.ConfigDict(older)
-  assert settings.Settings.from_config(older).trains == "all"
+  assert settings.Settings.from_config(older).trainable == "all"
 
 
 @pytest.mark.parametrize("size", ["mini", ""])
@@ -200,4 +200,4 @@ def test_the_shipped_config_is_one(size):
     chosen.data.frames == (9 if size else 17)
     and chosen.component in table.TABLE
   )
-  assert chosen.made_task("gpu").dtype == "bfloat16"
+  assert chosen.make_objective("gpu").dtype == "bfloat16"

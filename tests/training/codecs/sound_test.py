@@ -23,7 +23,7 @@ CONFIG = audio_vae.AudioVAEConfig(
   mel_mean=MEAN,
   mel_deviation=DEVIATION,
 )
-TASK = sound.AudioVAETask(config=CONFIG)
+TASK = sound.AudioVAEObjective(config=CONFIG)
 BATCH = learning.sounds(WAVES)
 
 
@@ -63,7 +63,7 @@ def test_what_is_handed_on_computes_the_same(params):
     {"params": exported}, mel_BTM, method="encode"
   )
   noise = jnp.zeros((2, 8, 8))
-  terms = jax.jit(TASK.terms)(params, BATCH, noise, learning.NULL)
+  terms = jax.jit(TASK.loss_terms)(params, BATCH, noise, learning.NULL)
   mean, logvar = moments
   kl_B = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean((1, 2))
   np.testing.assert_allclose(terms["kl"], kl_B, rtol=1e-5)
@@ -115,7 +115,7 @@ class Echo:
 def test_a_perfect_spectrogram_costs_nothing(monkeypatch, params):
   monkeypatch.setattr(audio_vae, "AudioVAE", Echo)
   noise = learning.drawn(TASK, BATCH)
-  terms = TASK.terms(params, BATCH, noise, learning.NULL)
+  terms = TASK.loss_terms(params, BATCH, noise, learning.NULL)
   for term in terms.values():
     np.testing.assert_array_equal(term, [0, 0])
 

@@ -11,7 +11,7 @@ from tests.training.codecs import learning
 CONFIG = umt5.UMT5Config(
   vocabulary=12, dim=32, dim_attn=32, dim_ffn=32, heads=2, layers=2, buckets=16
 )
-TASK = text.TextTask(config=CONFIG, reach=2, hidden=0.0)
+TASK = text.MaskedTextObjective(config=CONFIG, reach=2, hidden=0.0)
 IDS = [[3, 4, 5, 6, 7, 1, 0, 0], [8, 7, 9, 3, 10, 11, 4, 1]]
 BATCH = learning.texts(IDS)
 
@@ -31,7 +31,7 @@ def test_it_learns_two_captions(learned):
   assert abs(losses[0] - np.log(12)) < 1e-4  # the head has no opinion
   assert losses[-1] < 0.2 * losses[0]
   noise = learning.drawn(TASK, BATCH)
-  terms = jax.jit(TASK.terms)(params, BATCH, noise, learning.NULL)
+  terms = jax.jit(TASK.loss_terms)(params, BATCH, noise, learning.NULL)
   assert float(terms["wrong"].max()) < 0.1
 
 
@@ -39,7 +39,7 @@ def test_padding_is_nothing(learned):
   _, params = learned
   longer = learning.texts(np.pad(IDS, ((0, 0), (0, 5))))
   terms = [
-    jax.jit(TASK.terms)(params, b, learning.drawn(TASK, b), learning.NULL)
+    jax.jit(TASK.loss_terms)(params, b, learning.drawn(TASK, b), learning.NULL)
     for b in (BATCH, longer)
   ]
   for name, term_B in terms[0].items():
@@ -63,7 +63,7 @@ def test_certainty_costs_nothing(params):
   bias[:, 5] = 200
   sure = {**params, "head": params["head"] | {"bias": bias}}
   noise = learning.drawn(TASK, batch)
-  terms = jax.jit(TASK.terms)(sure, batch, noise, learning.NULL)
+  terms = jax.jit(TASK.loss_terms)(sure, batch, noise, learning.NULL)
   for term in terms.values():
     np.testing.assert_array_equal(term, [0, 0])
 
@@ -83,7 +83,7 @@ def test_hidden_tokens_go_in_as_unknown_and_are_asked_for(params):
   hidden[0, [1, 6]] = hidden[1, 7] = True
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(umt5, "UMT5Encoder", Spy)
-    terms = TASK.terms(params, BATCH, hidden, learning.NULL)
+    terms = TASK.loss_terms(params, BATCH, hidden, learning.NULL)
   ids_BS, mask_BS = seen[0]
   np.testing.assert_array_equal(ids_BS[0], [3, 2, 5, 6, 7, 1, 0, 0])
   np.testing.assert_array_equal(ids_BS[1], [8, 7, 9, 3, 10, 11, 4, 2])
@@ -92,10 +92,10 @@ def test_hidden_tokens_go_in_as_unknown_and_are_asked_for(params):
 
 
 def test_the_share_that_is_hidden():
-  task = text.TextTask(config=CONFIG, hidden=0.5)
+  task = text.MaskedTextObjective(config=CONFIG, hidden=0.5)
   keys = jax.random.split(jax.random.key(0), 200)
   example = learning.texts(np.zeros((50,)))
-  hidden_BS = jax.vmap(lambda key: task.draw(key, example))(keys)
+  hidden_BS = jax.vmap(lambda key: task.sample_noise(key, example))(keys)
   shares_B = np.asarray(hidden_BS).mean(1)
   assert abs(shares_B.mean() - 0.25) < 0.02
   assert shares_B.min() < 0.05 and 0.4 < shares_B.max() < 0.75
@@ -103,4 +103,4 @@ def test_the_share_that_is_hidden():
 
 def test_an_empty_reach_is_refused():
   with pytest.raises(ValueError, match="reach of 1 or more .* got 0"):
-    text.TextTask(config=CONFIG, reach=0)
+    text.MaskedTextObjective(config=CONFIG, reach=0)

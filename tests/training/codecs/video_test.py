@@ -21,7 +21,7 @@ CONFIG = video_vae.VideoVAEConfig(
   latent_mean=(0.0,) * 3,
   latent_std=(1.0,) * 3,
 )
-TASK = video.VideoVAETask(config=CONFIG, smooth=0.1)
+TASK = video.VideoVAEObjective(config=CONFIG, smooth=0.1)
 
 
 def batch(frames: np.ndarray, lengths) -> schema.Batch:
@@ -46,7 +46,7 @@ def terms_of(made, frames, monkeypatch, mean=0.0, logvar=0.0):
   monkeypatch.setattr(codec, "encode_whole", lambda *_: moments)
   monkeypatch.setattr(codec, "decode_whole", decode)
   given = batch(frames, [3] * len(frames))
-  found = TASK.terms({}, given, jnp.ones(shape), jnp.zeros((1, 1)))
+  found = TASK.loss_terms({}, given, jnp.ones(shape), jnp.zeros((1, 1)))
   return {n: np.asarray(x) for n, x in found.items()}, seen["latents"]
 
 
@@ -90,14 +90,14 @@ def test_gradients_reach_every_parameter_and_blank_rows_none():
   given = batch(frames, [5, 0])
   params = jax.jit(codec.init, static_argnums=0)(CONFIG, jax.random.key(0))
   example = jax.tree.map(lambda x: x[0], given)
-  assert TASK.draw(jax.random.key(0), example).shape == (3, 1, 1, 3)
+  assert TASK.sample_noise(jax.random.key(0), example).shape == (3, 1, 1, 3)
   drawn = jnp.asarray(random.standard_normal((2, 3, 1, 1, 3), np.float32))
-  weights = TASK.weights(given)
+  weights = TASK.example_weights(given)
   np.testing.assert_allclose(weights["moving"], [0.5, 0])
 
   @jax.jit
   def loss(params):
-    terms = TASK.terms(params, given, drawn, jnp.zeros((1, 1)))
+    terms = TASK.loss_terms(params, given, drawn, jnp.zeros((1, 1)))
     return sum((weights[n] * x).sum() for n, x in terms.items()), terms
 
   gradient, terms = jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -112,4 +112,4 @@ def test_gradients_reach_every_parameter_and_blank_rows_none():
 )
 def test_impossible_weights_are_refused(changes):
   with pytest.raises(ValueError, match="task: weights must not be negative"):
-    video.VideoVAETask(config=CONFIG, **changes)
+    video.VideoVAEObjective(config=CONFIG, **changes)

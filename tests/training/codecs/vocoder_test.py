@@ -19,7 +19,7 @@ CONFIG = models.VocoderConfig(
   resblock_kernel_sizes=(3,),
   resblock_dilation_sizes=((1,),),
 )
-TASK = vocoder.VocoderTask(config=CONFIG)
+TASK = vocoder.VocoderObjective(config=CONFIG)
 BATCH = learning.sounds(learning.tones(4096))
 
 
@@ -56,7 +56,7 @@ class Echo:
 def test_a_perfect_sound_costs_nothing(monkeypatch):
   monkeypatch.setattr(models, "BigVGAN", Echo)
   noise = learning.drawn(TASK, BATCH)
-  terms = TASK.terms({}, BATCH, noise, learning.NULL)
+  terms = TASK.loss_terms({}, BATCH, noise, learning.NULL)
   clean_BTM = mel.log_mel(mel.MelConfig(), BATCH.latents.audio)
   np.testing.assert_allclose(Echo.asked[-1], clean_BTM + noise, atol=1e-6)
   assert terms.keys() == {"convergence", "magnitude", "mel"}
@@ -68,9 +68,9 @@ def test_examples_without_sound_do_not_count(params):
   batch = BATCH._replace(
     lengths=BATCH.lengths._replace(audio=np.int32([0, 4096]))
   )
-  weights = TASK.weights(batch)
+  weights = TASK.example_weights(batch)
   np.testing.assert_array_equal(weights["mel"], [0, TASK.mel_scale])
-  terms = jax.jit(TASK.terms)(
+  terms = jax.jit(TASK.loss_terms)(
     params, batch, learning.drawn(TASK, batch), learning.NULL
   )
   for term in terms.values():
@@ -85,4 +85,4 @@ def test_noise_is_of_another_level_for_every_example():
 
 def test_negative_scales_are_refused():
   with pytest.raises(ValueError, match=r"mel_scale must not be .* got -1"):
-    vocoder.VocoderTask(config=CONFIG, mel_scale=-1)
+    vocoder.VocoderObjective(config=CONFIG, mel_scale=-1)
