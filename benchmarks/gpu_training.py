@@ -76,10 +76,10 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
   stage.check_mesh(settings, mesh)
   bucket = settings.data.buckets[0]
   with jax.set_mesh(mesh):
-    trainer = stage.make_step_config(settings)
-    target = stage.target_state(settings, trainer, mesh)
+    step_config = stage.make_step_config(settings)
+    target = stage.target_state(settings, step_config, mesh)
     plan = stage.init_plan(settings)
-    state = stage.initial_state(settings, trainer, plan, target)
+    state = stage.initial_state(settings, step_config, plan, target)
     shapes = train_step.batch_of(settings, bucket.video, bucket.audio, mesh)
     batch = random_batch(shapes)
     width = next(iter(settings.model.present().values())).text_dim
@@ -87,7 +87,7 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
     shardings = jax.tree.map(lambda x: x.sharding, target)
     program = steps.jit_train_step(shardings, mesh)
     start = time.perf_counter()
-    compiled = program.lower(trainer, state, batch, null_SE).compile()
+    compiled = program.lower(step_config, state, batch, null_SE).compile()
     compiling = time.perf_counter() - start
     seconds = []
     for _ in range(repeats + 2):

@@ -77,14 +77,14 @@ def step(
     mesh: of the devices to compile for.
   """
   with jax.set_mesh(mesh):
-    trainer = stage.make_step_config(settings)
-    state = stage.target_state(settings, trainer, mesh)
+    step_config = stage.make_step_config(settings)
+    state = stage.target_state(settings, step_config, mesh)
     batch = batch_of(settings, video, audio, mesh)
     width = next(iter(settings.model.present().values())).text_dim
     null_SE = partition.abstract((1, width), partition.replicated(mesh))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     program = steps.jit_train_step(shardings, mesh)
-    lowered = program.lower(trainer, state, batch, null_SE)
+    lowered = program.lower(step_config, state, batch, null_SE)
   tokens = AV(
     **{
       name: _tokens(getattr(settings.model, name), x.shape)

@@ -99,7 +99,7 @@ def train(
   log = log if jax.process_index() == 0 else lambda _: None
   mesh = make_mesh(settings.mesh)
   check_mesh(settings, mesh)
-  trainer = make_step_config(settings)
+  step_config = make_step_config(settings)
   components = prepare.open_pretrained(settings, mesh)
   held_out = review.Evaluators.opened(settings, mesh)
   part, parts = processes.data_shard(mesh)
@@ -113,7 +113,7 @@ def train(
   with contextlib.closing(source):
     for rows in source.rows:
       placement.check_batch(rows, settings.grad_accum_steps, mesh)
-    target = target_state(settings, trainer, mesh)
+    target = target_state(settings, step_config, mesh)
     # A run that goes on needs its towers no more.
     begun = bool(saved.steps(workdir / CHECKPOINTS))
     plan = None if begun else init_plan(settings)
@@ -134,9 +134,9 @@ def train(
     with open_workdir(settings.checkpoints, workdir, log) as (manager, written):
       ready = prepare.load(settings, components)
       null_SE = ready.null_text(np.asarray(source.null_text))
-      shown = trainer.objective.model, ready, null_SE
+      shown = step_config.objective.model, ready, null_SE
       work = loop.TrainContext(
-        step_config=trainer,
+        step_config=step_config,
         mesh=mesh,
         input=source,
         null_SE=null_SE,
@@ -159,7 +159,7 @@ def train(
         plan = plan or init_plan(settings)
         for line in plan.lines():
           log(f"parameters: {line}")
-        state = initial_state(settings, trainer, plan, target)
+        state = initial_state(settings, step_config, plan, target)
       log(tensorboard_line(workdir))
       finished = loop.run(work, state, log)
     if finished:
@@ -362,13 +362,13 @@ def make_step_config(
     unroll=fusion.should_unroll(settings.model, platform),
     context_parallelism=settings.context_parallelism,
   )
-  trainer = step.TrainStepConfig(
+  step_config = step.TrainStepConfig(
     objective.FlowMatching(model, settings.objective),
     settings.optimizer,
     settings.num_train_steps,
     settings.grad_accum_steps,
   )
-  return trainer
+  return step_config
 
 
 def parameter_shapes(
@@ -390,12 +390,12 @@ def parameter_shapes(
 
 def target_state(
   settings: settings_lib.Settings,
-  trainer: step.TrainStepConfig,
+  step_config: step.TrainStepConfig,
   mesh: jax.sharding.Mesh,
 ) -> step.TrainState:
   """Shapes, dtypes and shardings of the state; nothing is made."""
   shapes = jax.eval_shape(
-    functools.partial(_state, settings, trainer), parameter_shapes(settings)
+    functools.partial(_state, settings, step_config), parameter_shapes(settings)
   )
   placed = placement.state_shardings(
     shapes, settings.model, mesh, settings.optimizer.ema_on_host
@@ -460,7 +460,7 @@ def check_sizes(settings: settings_lib.Settings) -> None:
 
 def initial_state(
   settings: settings_lib.Settings,
-  trainer: step.TrainStepConfig,
+  step_config: step.TrainStepConfig,
   plan: init_from.Plan,
   target: step.TrainState,
 ) -> step.TrainState:
@@ -473,14 +473,14 @@ def initial_state(
   params = init_from.load(
     plan, fresh, settings.seed, placed.frozen | placed.trained
   )
-  make = functools.partial(_state, settings, trainer)
+  make = functools.partial(_state, settings, step_config)
   return jax.jit(make, out_shardings=placed, donate_argnums=0)(params)
 
 
 def _state(
   settings: settings_lib.Settings,
-  trainer: step.TrainStepConfig,
+  step_config: step.TrainStepConfig,
   params: dict[str, jax.Array],
 ) -> step.TrainState:
   trained, frozen = trainable.split(params, settings.trainable)
-  return step.init_state(trainer, trained, frozen, settings.seed)
+  return step.init_state(step_config, trained, frozen, settings.seed)

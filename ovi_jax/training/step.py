@@ -88,7 +88,7 @@ class TrainStepConfig(NamedTuple, Generic[T]):
 
 
 def init_state(
-  trainer: TrainStepConfig,
+  step_config: TrainStepConfig,
   trained: dict[str, jax.Array],
   frozen: dict[str, jax.Array],
   seed: int,
@@ -96,39 +96,39 @@ def init_state(
   """The state before the first step; trained parameters become float32."""
   trained = {n: jnp.asarray(x, jnp.float32) for n, x in trained.items()}
   average = None
-  if trainer.optimizer.ema_decay:
+  if step_config.optimizer.ema_decay:
     average = jax.tree.map(jnp.copy, trained)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     trained_params=trained,
     frozen_params=frozen,
     ema_params=average,
-    opt_state=trainer.transformation.init(trained),
+    opt_state=step_config.transformation.init(trained),
     key=jax.random.key_data(jax.random.key(seed)),
   )
 
 
-def sample_noise_for(trainer: TrainStepConfig, state: TrainState, batch: schema.Batch) -> Any:
+def sample_noise_for(step_config: TrainStepConfig, state: TrainState, batch: schema.Batch) -> Any:
   """What is drawn for a batch at the state's step."""
   batch = batch._replace(ids=None)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   places_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places_B)
-  return jax.vmap(trainer.objective.draw)(keys, batch)
+  return jax.vmap(step_config.objective.draw)(keys, batch)
 
 
 def gradients(
-  trainer: TrainStepConfig, state: TrainState, batch: schema.Batch, null_SE: jax.Array
+  step_config: TrainStepConfig, state: TrainState, batch: schema.Batch, null_SE: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
   """Gradients of the trained parameters, the loss, and each example's."""
   batch = batch._replace(ids=None)
-  drawn = sample_noise_for(trainer, state, batch)
-  weights = dict(trainer.objective.weights(batch))
+  drawn = sample_noise_for(step_config, state, batch)
+  weights = dict(step_config.objective.weights(batch))
 
   def weighted(trained, part):
     batch, drawn, weights = part
     params = trainable.nested(state.frozen_params | trained)
-    losses = dict(trainer.objective.terms(params, batch, drawn, null_SE))
+    losses = dict(step_config.objective.terms(params, batch, drawn, null_SE))
     terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
     return sum(jax.tree.leaves(terms)), losses
 
@@ -138,13 +138,13 @@ def gradients(
     return (found, total), losses
 
   whole = (batch, drawn, weights)
-  if trainer.grad_accum_steps == 1:
+  if step_config.grad_accum_steps == 1:
     (found, total), losses = gradient(whole)
     return found, total, losses
 
   # Neighbours go to different parts: each device keeps what it holds.
   parts = jax.tree.map(
-    lambda x: einops.rearrange(x, "(B N) ... -> N B ...", N=trainer.grad_accum_steps),
+    lambda x: einops.rearrange(x, "(B N) ... -> N B ...", N=step_config.grad_accum_steps),
     whole,
   )
 
@@ -159,7 +159,7 @@ def gradients(
 
 
 def train_step(
-  trainer: TrainStepConfig, state: TrainState, batch: schema.Batch, null_SE: jax.Array
+  step_config: TrainStepConfig, state: TrainState, batch: schema.Batch, null_SE: jax.Array
 ) -> tuple[TrainState, StepMetrics]:
   """One step of training.
 
@@ -172,15 +172,15 @@ def train_step(
   Returns:
     The state after the step, and what it reports.
   """
-  gradient, total, losses = gradients(trainer, state, batch, null_SE)
-  updates, moments = trainer.transformation.update(
+  gradient, total, losses = gradients(step_config, state, batch, null_SE)
+  updates, moments = step_config.transformation.update(
     gradient, state.opt_state, state.trained_params
   )
   trained: Any = optax.apply_updates(state.trained_params, updates)
   average = state.ema_params
   if average is not None:
     average = optimizers.update_ema(
-      average, trained, state.step, trainer.optimizer
+      average, trained, state.step, step_config.optimizer
     )
   metrics = StepMetrics(total, losses, optax.tree.norm(gradient))
   return state._replace(

@@ -97,11 +97,11 @@ def trained(
 ) -> Any:
   """The loss and the moments after a step of training."""
   task = objective.FlowMatching(made, objective.ObjectiveConfig(i2v_prob=0.3))
-  trainer = step.TrainStepConfig(
+  step_config = step.TrainStepConfig(
     task, optimizer.OptimizerConfig(learning_rate=1e-3), 100
   )
   split = trainable.split(params(**sizes), trainable.ATTENTION)
-  state = step.init_state(trainer, *split, seed=1)
+  state = step.init_state(step_config, *split, seed=1)
   placed = placement.state_shardings(state, made.config, mesh)
   random = np.random.default_rng(2)
   lengths = AV(np.full(BATCH, 3, np.int32), np.arange(2, 10, dtype=np.int32))
@@ -112,7 +112,7 @@ def trained(
   advance = jax.jit(step.train_step, static_argnums=0)
   state = jax.device_put(state, placed)
   batch = placement.batch(batch, mesh)
-  state, metrics = advance(trainer, state, batch, null_SE)
+  state, metrics = advance(step_config, state, batch, null_SE)
   return jax.device_get((metrics.loss, state.moments))
 
 

@@ -45,7 +45,7 @@ def blank(batch: schema.Batch, rows: int) -> schema.Batch:
 
 def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
   """What judges records in batches of `size` and some blank rows."""
-  made, _ = (alone if len(towers) == 1 else step_test.trainer)()
+  made, _ = (alone if len(towers) == 1 else step_test.step_config)()
 
   def batches():
     for batch in records(size, towers):
@@ -66,7 +66,7 @@ def alone():
     if "video" not in name and "fusion_" not in name
   }
   model = fusion.FusionDiT(AV(None, step_test.CONFIG.audio))
-  made = step_test.trainer()[0]
+  made = step_test.step_config()[0]
   made = made._replace(task=made.objective._replace(model=model))
   return made, step.init_state(made, *trainable.split(params, trainable.ALL), seed=1)
 
@@ -78,7 +78,7 @@ def twos():
 
 @pytest.fixture(scope="module")
 def losses(twos):
-  return twos(step_test.trainer()[1])
+  return twos(step_test.step_config()[1])
 
 
 def same(ours, reference, tolerance=1e-5):
@@ -105,22 +105,22 @@ def test_names_and_means(losses):
 
 
 def test_asking_again_gives_the_same_from_one_program(twos, losses):
-  assert twos(step_test.trainer()[1]) == losses
+  assert twos(step_test.step_config()[1]) == losses
   assert twos._program._cache_size() == 1
 
 
 def test_batches_of_any_size_and_rows_without_records(losses):
-  same(judged(3, rows=1)(step_test.trainer()[1]), losses)
+  same(judged(3, rows=1)(step_test.step_config()[1]), losses)
 
 
 def test_eight_devices_are_one(losses):
   made = judged(6, rows=2, mesh=EIGHT)
-  same(made(step_test.trainer()[1]), losses)
+  same(made(step_test.step_config()[1]), losses)
 
 
 def test_records_that_lack_a_modality_do_not_count(twos, losses):
   """Means by hand: every record beside a row that stands for none."""
-  _, state = step_test.trainer()
+  _, state = step_test.step_config()
   whole = partition.replicated(ONE)
   summed, counts = [], []
   for place, alone in enumerate(records(1)):
@@ -185,7 +185,7 @@ def test_levels_are_the_middles_of_equal_parts():
 
 
 def test_the_average_is_judged_where_there_is_one(twos, losses):
-  _, state = step_test.trainer()
+  _, state = step_test.step_config()
   moved = {n: 1.1 * x for n, x in state.trained_params.items()}
   # With an average, the last parameters do not matter; without, they do.
   same(twos(state._replace(trained=moved)), losses, 0)
@@ -207,7 +207,7 @@ def test_nothing_to_judge(twos):
   with pytest.raises(
     ValueError, match="expected at least one record, got none"
   ):
-    judged(2, batches=lambda: iter(()))(step_test.trainer()[1])
+    judged(2, batches=lambda: iter(()))(step_test.step_config()[1])
   with pytest.raises(ValueError, match="levels of noise must be at least 1"):
     held_out.HeldOutLoss(
       model=twos.model,

@@ -46,7 +46,7 @@ def one_run(
   path, source, *, devices=1, save=0, log=lambda _: None, held_out=None
 ):
   """Open a run's directory, continue, close it; returns the last state."""
-  made, state = step_test.trainer(steps=STEPS)
+  made, state = step_test.step_config(steps=STEPS)
   mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
   shardings = placement.state_shardings(state, step_test.CONFIG, mesh)
   state = jax.device_put(jax.tree.map(np.array, state), shardings)
@@ -161,7 +161,7 @@ def test_a_run_goes_on_with_other_devices(whole, tmp_path):
     ours, reference = getattr(state, part), getattr(expected, part)
     for path, value in reference.items():
       # Of what was learnt, not of the weights themselves.
-      moved = np.abs(value - step_test.trainer()[1].trained_params[path]).max()
+      moved = np.abs(value - step_test.step_config()[1].trained_params[path]).max()
       assert np.abs(ours[path] - value).max() <= 1e-2 * moved, path
       assert parity.relative_error(ours[path], value) < 1e-5, path
 
@@ -191,7 +191,7 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
       written.append(values.get("speed/step_seconds"))
 
   work = types.SimpleNamespace(
-    trainer=step_test.trainer(steps=STEPS)[0],
+    step_config=step_test.step_config(steps=STEPS)[0],
     cadence=loop.Intervals(log_every=2),
     logs=Slow(),
   )

@@ -48,7 +48,7 @@ EIGHT = meshes.make(jax.devices()[:8], data=2, fsdp=4)
 @functools.cache
 def towers(*names: str) -> tuple[fusion.FusionDiT, step.TrainState]:
   """The stand-in's model and a state, of one tower or both."""
-  made, state = step_test.trainer()
+  made, state = step_test.step_config()
   if len(names) == 2:
     return made.objective.model, state
   config = AV(**{n: getattr(standin_models.fusion_config(), n) for n in names})

@@ -44,7 +44,7 @@ def batch(size: int = 8) -> schema.Batch:
 
 
 @functools.cache
-def trainer(parts: int = 1, trains: str = trainable.ATTENTION, **changes):
+def step_config(parts: int = 1, trains: str = trainable.ATTENTION, **changes):
   model = fusion.FusionDiT(CONFIG)
   flow = objective.FlowMatching(model, OBJECTIVE)
   made = step.TrainStepConfig(flow, SETTINGS, 100, parts)
@@ -55,7 +55,7 @@ def trainer(parts: int = 1, trains: str = trainable.ATTENTION, **changes):
 
 def test_a_golden_of_the_loss():
   """Numbers of this code; the objective's parts have tests of their own."""
-  _, metrics = ADVANCE(*trainer(), batch(), NULL)
+  _, metrics = ADVANCE(*step_config(), batch(), NULL)
   video, audio = (np.asarray(metrics.losses[n]) for n in AV._fields)
   assert video[1] == audio[2] == 0 and (np.delete(video, 1) > 0.3).all()
   expected = 0.85 * video.sum() / 7 + 0.15 * audio.sum() / 7
@@ -65,8 +65,8 @@ def test_a_golden_of_the_loss():
 
 @pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulation_is_one_large_batch(parts):
-  whole, metrics = ADVANCE(*trainer(), batch(), NULL)
-  divided, same = ADVANCE(*trainer(parts), batch(), NULL)
+  whole, metrics = ADVANCE(*step_config(), batch(), NULL)
+  divided, same = ADVANCE(*step_config(parts), batch(), NULL)
   np.testing.assert_allclose(same.loss, metrics.loss, rtol=1e-6)
   for name, reference in metrics.losses.items():
     np.testing.assert_allclose(same.losses[name], reference, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_accumulation_is_one_large_batch(parts):
 
 @pytest.mark.slow
 def test_eight_devices_are_one():
-  made, state = trainer()
+  made, state = step_config()
   alone, metrics = ADVANCE(made, state, batch(), NULL)
   mesh = meshes.make(jax.devices()[:8], data=2, fsdp=4)
   rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
@@ -92,7 +92,7 @@ def test_eight_devices_are_one():
 
 
 def test_only_what_is_trained_moves():
-  made, before = trainer()
+  made, before = step_config()
   state, _ = ADVANCE(made, before, batch(), NULL)
   assert int(state.step) == 1
   for path, value in state.frozen.items():
@@ -116,7 +116,7 @@ def test_only_what_is_trained_moves():
 
 
 def test_steps_draw_anew_and_a_run_draws_again():
-  made, state = trainer()
+  made, state = step_config()
   given = jax.tree.map(jnp.asarray, batch())
   first = step.sample_noise_for(made, state, given)
   again = step.sample_noise_for(made, state, given)
@@ -132,7 +132,7 @@ def test_steps_draw_anew_and_a_run_draws_again():
 
 @pytest.mark.slow
 def test_training_lowers_the_loss():
-  made, state = trainer(trains=trainable.ALL)
+  made, state = step_config(trains=trainable.ALL)
   fixed = step.sample_noise_for(made, state, jax.tree.map(jnp.asarray, batch()))
 
   @jax.jit

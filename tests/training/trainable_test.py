@@ -39,9 +39,9 @@ def test_optimizer_memory_is_for_the_trained_only(full):
     n: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for n, x in frozen.items()
   }
   settings = optimizer.OptimizerConfig(learning_rate=5e-5)
-  trainer = step.TrainStepConfig(None, settings, 40_000)
+  step_config = step.TrainStepConfig(None, settings, 40_000)
   state = jax.eval_shape(
-    lambda t, f: step.init_state(trainer, t, f, 0), trained, frozen
+    lambda t, f: step.init_state(step_config, t, f, 0), trained, frozen
   )
   moments = sum(math.prod(x.shape) for x in jax.tree.leaves(state.moments))
   assert 0 <= moments - 2 * count(trained) <= 4

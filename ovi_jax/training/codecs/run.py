@@ -74,7 +74,7 @@ def train(
   mesh = stage.make_mesh(settings.mesh)
   part, parts = processes.data_shard(mesh)
   placement.check_batch(settings.batch_size, settings.grad_accum_steps, mesh)
-  trainer = make_step_config(settings)
+  step_config = make_step_config(settings)
   source = inputs.opened(
     settings.data,
     batch=settings.batch_size,
@@ -83,11 +83,11 @@ def train(
     process_count=parts,
   )
   with contextlib.closing(source):
-    make = functools.partial(initial_state, settings, trainer)
-    random = functools.partial(table.init, settings.component, trainer.objective)
+    make = functools.partial(initial_state, settings, step_config)
+    random = functools.partial(table.init, settings.component, step_config.objective)
     # A run that goes on needs the one it began with no more.
     begun = bool(saved.steps(workdir / stage.CHECKPOINTS))
-    plan = None if begun else init_plan(settings, trainer)
+    plan = None if begun else init_plan(settings, step_config)
     shapes = jax.eval_shape(make)
     placed: Any = placement.state_shardings(
       shapes, AV(), mesh, settings.optimizer.ema_on_host
@@ -117,7 +117,7 @@ def train(
       log(f"parameters: {line}")
     with stage.open_workdir(settings.checkpoints, workdir, log) as (manager, written):
       work = loop.TrainContext(
-        step_config=trainer,
+        step_config=step_config,
         mesh=mesh,
         input=source,
         null_SE=np.zeros((1, 1), np.float32),
@@ -131,7 +131,7 @@ def train(
       )
       state = loop.restore(work, target, log)
       if state is None:
-        plan = plan or init_plan(settings, trainer)
+        plan = plan or init_plan(settings, step_config)
         given = {}
         if plan is not None:
           given = init_from.load(
@@ -179,7 +179,7 @@ def make_step_config(settings: settings_lib.Settings) -> step.TrainStepConfig:
 
 
 def init_plan(
-  settings: settings_lib.Settings, trainer: step.TrainStepConfig
+  settings: settings_lib.Settings, step_config: step.TrainStepConfig
 ) -> init_from.Plan | None:
   """What another run, or weights, begin this one with, if they do.
 
@@ -190,7 +190,7 @@ def init_plan(
     return None
   shapes = jax.eval_shape(
     lambda: trainable.flat(
-      table.init(settings.component, trainer.objective, jax.random.key(0))
+      table.init(settings.component, step_config.objective, jax.random.key(0))
     )
   )
   source = init_from.Source(
@@ -204,12 +204,12 @@ def init_plan(
 
 def initial_state(
   settings: settings_lib.Settings,
-  trainer: step.TrainStepConfig,
+  step_config: step.TrainStepConfig,
   given: Mapping[str, jax.Array] | None = None,
 ) -> step.TrainState:
   """The state before the first step, of random parameters or those given."""
   params = given or trainable.flat(
-    table.init(settings.component, trainer.objective, jax.random.key(settings.seed))
+    table.init(settings.component, step_config.objective, jax.random.key(settings.seed))
   )
   trained, frozen = trainable.split(dict(params), settings.trainable)
-  return step.init_state(trainer, trained, frozen, settings.seed)
+  return step.init_state(step_config, trained, frozen, settings.seed)

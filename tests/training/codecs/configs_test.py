@@ -45,8 +45,8 @@ def test_sizes_are_those_that_are_said(name, size):
 @pytest.mark.parametrize("name", ["audio", "text"])
 def test_a_step_of_the_mini_config(name):
   read = chosen(name, "mini")
-  trainer = run.make_step_config(read)
-  state = jax.eval_shape(lambda: run.initial_state(read, trainer))
+  step_config = run.make_step_config(read)
+  state = jax.eval_shape(lambda: run.initial_state(read, step_config))
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
   length_B, batch = shape((read.batch_size,)), schema.Batch(AV(), AV(), AV(), None)
   if read.data.samples:
@@ -59,7 +59,7 @@ def test_a_step_of_the_mini_config(name):
     batch = batch._replace(text=AV(ids_BS, ids_BS))
   after, metrics = jax.eval_shape(
     lambda state, batch: step.train_step(
-      trainer, state, batch, np.zeros((1, 1), np.float32)
+      step_config, state, batch, np.zeros((1, 1), np.float32)
     ),
     state,
     batch,
