@@ -50,7 +50,7 @@ sample: $(VENV)/ready
 
 # The small model's weights, from one seed; hours, and goes on where it stopped.
 demo-weights: $(VENV)/ready
-	$(PY) -m ovi_jax.demo.recipe --root=$(DEMO)
+	$(PY) -m ovi_jax.synthetic.recipe --root=$(DEMO)
 
 test: $(VENV)/ready-dev
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile

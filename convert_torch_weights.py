@@ -14,7 +14,7 @@ import sys
 from absl import app
 from absl import flags
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.convert import command
 from ovi_jax.models import architecture
 
@@ -38,7 +38,7 @@ flags.DEFINE_string("tokenizer", "", "The text encoder's tokenizer.json.")
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   try:
     command.run(
       release=FLAGS.release,
@@ -57,4 +57,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

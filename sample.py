@@ -13,20 +13,20 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from ovi_jax import demo
-from ovi_jax import runtime
+from ovi_jax import cli
+from ovi_jax import synthetic
 from ovi_jax.aot import sample_step
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
 
 FLAGS = flags.FLAGS
 CONFIG = pathlib.Path(__file__).with_name("configs") / "sample.py"
-with runtime.flag_errors():
+with cli.flag_errors():
   config_flags.DEFINE_config_file("config", str(CONFIG))
 flags.DEFINE_string("prompt", "", "What to see, say and hear.")
 flags.DEFINE_string("prompts", "", "CSV or TSV: text_prompt[, image_path].")
 flags.DEFINE_string("image", "", "Picture of the first frame, with --prompt.")
-flags.DEFINE_string("weights", str(demo.WEIGHTS), "Directory of weights.")
+flags.DEFINE_string("weights", str(synthetic.WEIGHTS), "Directory of weights.")
 flags.DEFINE_string("out", "samples", "Directory for the results.")
 flags.DEFINE_string("noise", "", "Start from this .npz instead of the seed.")
 flags.DEFINE_bool("save_latents", False, "Keep the final latents as .npz.")
@@ -36,7 +36,7 @@ flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   try:
     weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
     if FLAGS.aot:
@@ -53,8 +53,8 @@ def main(argv: list[str]) -> None:
       overwrite=FLAGS.overwrite,
     )
   except (OSError, ValueError) as error:
-    runtime.exit_with_error(f"sample: {error}")
+    cli.exit_with_error(f"sample: {error}")
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

@@ -18,12 +18,12 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.aot import train_step
-from ovi_jax.parallel import processes
+from ovi_jax.sharding import distributed
 from ovi_jax.training import loop
 from ovi_jax.training import settings
-from ovi_jax.training import stage
+from ovi_jax.training import trainer
 from ovi_jax.training.codecs import run
 from ovi_jax.training.codecs import settings as codecs
 
@@ -34,22 +34,22 @@ flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   try:
     if not FLAGS.aot:
-      processes.initialize()
-    with processes.collective_errors():
+      distributed.initialize()
+    with distributed.collective_errors():
       if FLAGS.config is None or not FLAGS.workdir:
         raise ValueError("--config=configs/STAGE.py, --workdir=DIR are needed")
       codec = "component" in FLAGS.config
-      kind, train = (codecs, run.train) if codec else (settings, stage.train)
+      kind, train = (codecs, run.train) if codec else (settings, trainer.train)
       chosen = kind.Settings.from_config(FLAGS.config)
     workdir = pathlib.Path(FLAGS.workdir)
     if FLAGS.aot:
       sys.exit(not train_step.run(FLAGS.aot, chosen, workdir))
     finished = train(chosen, FLAGS.config.to_dict(), workdir)
   except (OSError, ValueError) as error:
-    runtime.exit_with_error(f"train: {error}")
+    cli.exit_with_error(f"train: {error}")
   except KeyboardInterrupt:
     print("train: interrupted; the same command goes on from its checkpoint")
     sys.exit(128 + signal.SIGINT)
@@ -57,4 +57,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

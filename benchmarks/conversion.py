@@ -24,11 +24,11 @@ from absl import app
 from absl import flags
 
 from benchmarks import machine
-from ovi_jax import runtime
-from ovi_jax.checkpoint import tensor_file
+from ovi_jax import cli
 from ovi_jax.convert import mapping
 from ovi_jax.convert import release as releases
 from ovi_jax.models import architecture
+from ovi_jax.pretrained import tensor_file
 
 GIB = 2**30
 KIB = 2**10  # the unit of what the system counts
@@ -74,7 +74,7 @@ def convert(folder: pathlib.Path) -> float:
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   with tempfile.TemporaryDirectory(dir=FLAGS.folder or None) as name:
     folder = pathlib.Path(name)
     size = write(folder, FLAGS.blocks)
@@ -91,4 +91,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_integer("blocks", 12, "Blocks of each tower.")
   flags.DEFINE_string("folder", "", "Where to write; a temporary folder.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

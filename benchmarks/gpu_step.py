@@ -28,19 +28,19 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import cases
 from benchmarks import flops
 from benchmarks import matmul
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.attention import attention
 from ovi_jax.convert import mapping
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
-from ovi_jax.parallel import mesh as meshes
-from ovi_jax.parallel import partition
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import pipeline
 from ovi_jax.sampling import solver
+from ovi_jax.sharding import mesh as meshes
+from ovi_jax.sharding import sharding_rules
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("clips", ["720x720_5s", "960x960_10s"], "Clips to time.")
@@ -57,7 +57,7 @@ def random_params(
 ) -> dict[str, Any]:
   """Random parameters of a denoiser, made leaf by leaf where they live."""
   shapes = mapping.flatten(architecture.parameter_shapes("fusion", config))
-  placed = partition.param_shardings(shapes, partition.FUSION, mesh)
+  placed = sharding_rules.param_shardings(shapes, sharding_rules.FUSION, mesh)
 
   def leaf(path: str, shape: tuple[int, ...]) -> jax.Array:
     if path.endswith("scale"):
@@ -83,14 +83,14 @@ def measure(
     jax.random.normal(keys[1], (1, clip.audio, config.audio.channels)),
   )
   rows = min(cases.PROMPT_TOKENS, config.video.max_text_len)
-  prompt = np.asarray(
-    jax.random.normal(keys[2], (rows, config.video.text_dim))
-  )
+  prompt = np.asarray(jax.random.normal(keys[2], (rows, config.video.text_dim)))
   text = pipeline.text_pairs(
     prompt, AV(prompt, prompt), config.video.max_text_len, model.backend
   )
   keep = guidance.slg_mask(config.video.num_layers, 1, FLAGS.skip_layer)
-  prepared = pipeline.conditions(model, params, guidance.duplicate_for_cfg(x), text)
+  prepared = pipeline.conditions(
+    model, params, guidance.duplicate_for_cfg(x), text
+  )
   inputs = denoise.Inputs(prepared, jnp.asarray(keep), AV(**cases.GUIDANCE))
   method = solver.named("unipc")
   levels = method.schedule(cases.STEPS, cases.SHIFT)
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
   dtype = jnp.dtype(jnp.bfloat16)
   devices = jax.devices()
   backend = attention.resolve(
-    FLAGS.attention, runtime.platform(), dtype, config.video.head_size
+    FLAGS.attention, cli.platform(), dtype, config.video.head_size
   )
   best = matmul.peak(dtype, 256 if FLAGS.small else 8192) * len(devices)
   figures: dict[str, Any] = {

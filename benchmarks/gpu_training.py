@@ -29,11 +29,11 @@ from configs import fusion as config_lib
 from ovi_jax import flops
 from ovi_jax.aot import train_step
 from ovi_jax.data import schema
-from ovi_jax.parallel import partition
+from ovi_jax.sharding import sharding_rules
+from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
-from ovi_jax.training import stage
 from ovi_jax.training import step as steps
-from ovi_jax.training import trainable
+from ovi_jax.training import trainer
 
 FLAGS = flags.FLAGS
 
@@ -72,18 +72,20 @@ def random_batch(shapes: schema.Batch) -> schema.Batch:
 
 def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
   """Compile the step, and time it."""
-  mesh = stage.make_mesh(settings.mesh)
-  stage.check_mesh(settings, mesh)
+  mesh = trainer.make_mesh(settings.mesh)
+  trainer.check_mesh(settings, mesh)
   bucket = settings.data.buckets[0]
   with jax.set_mesh(mesh):
-    step_config = stage.make_step_config(settings)
-    target = stage.target_state(settings, step_config, mesh)
-    plan = stage.init_plan(settings)
-    state = stage.initial_state(settings, step_config, plan, target)
+    step_config = trainer.make_step_config(settings)
+    target = trainer.target_state(settings, step_config, mesh)
+    plan = trainer.init_plan(settings)
+    state = trainer.initial_state(settings, step_config, plan, target)
     shapes = train_step.batch_of(settings, bucket.video, bucket.audio, mesh)
     batch = random_batch(shapes)
     width = next(iter(settings.model.present().values())).text_dim
-    null_SE = jax.device_put(jnp.zeros((1, width)), partition.replicated(mesh))
+    null_SE = jax.device_put(
+      jnp.zeros((1, width)), sharding_rules.replicated(mesh)
+    )
     shardings = jax.tree.map(lambda x: x.sharding, target)
     program = steps.jit_train_step(shardings, mesh)
     start = time.perf_counter()
@@ -95,7 +97,7 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
       state, metrics = compiled(state, batch, null_SE)
       jax.block_until_ready((state, metrics))
       seconds.append(time.perf_counter() - start)
-  only = settings.trainable == trainable.ATTENTION
+  only = settings.trainable == param_filter.ATTENTION
   work = flops.batch_cost(
     settings.model,
     jax.tree.map(jnp.shape, batch.latents),
@@ -103,7 +105,8 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
   )
   return {
     "parameters": sum(
-      x.size for x in [*state.trained_params.values(), *state.frozen_params.values()]
+      x.size
+      for x in [*state.trained_params.values(), *state.frozen_params.values()]
     ),
     "trained": sum(x.size for x in state.trained_params.values()),
     "tokens": work.tokens,

@@ -38,7 +38,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.training import logs
 from ovi_jax.training import settings
-from ovi_jax.training import stage
+from ovi_jax.training import trainer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TRAINING = "training"
@@ -202,7 +202,7 @@ def trained(
   for workers in sorted({min(options.workers), max(options.workers)}):
     values.data.workers = workers
     workdir = folder / f"run{workers}"
-    stage.train(
+    trainer.train(
       settings.Settings.from_config(values), values.to_dict(), workdir
     )
     lines = logs.read(workdir)[1:]

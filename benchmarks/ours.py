@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import cases
 from benchmarks import worker
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.attention import attention
 from ovi_jax.convert import fusion as fusion_names
 from ovi_jax.convert import mapping
@@ -57,7 +57,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   )
   params = parameters("fusion", config, fusion_names.rows(config))
   backend = attention.resolve(
-    "auto", runtime.platform(), jnp.dtype("f4"), config.video.head_size
+    "auto", cli.platform(), jnp.dtype("f4"), config.video.head_size
   )
   model = pipeline.denoiser_model(config, jnp.dtype("f4"), backend, 1)
   noise = AV(*(case.input(n)[None] for n in AV._fields))

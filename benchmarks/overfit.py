@@ -28,10 +28,10 @@ from benchmarks import overfit_data
 from benchmarks import overfit_records
 from benchmarks import overfit_report
 from benchmarks import overfit_samples
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.training import logs
 from ovi_jax.training import settings as settings_lib
-from ovi_jax.training import stage
+from ovi_jax.training import trainer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Stage -> the data it learns, and where its towers come from.
@@ -75,7 +75,7 @@ def config(name: str, root: pathlib.Path) -> Any:
     "steps": int(steps.get(name, 3 if FLAGS.small else STEPS[name])),
   }
   for tower, source in initial.items():
-    run = str(root / source / stage.CHECKPOINTS)
+    run = str(root / source / trainer.CHECKPOINTS)
     changes[f"initial.{tower}"] = "fresh" if source == "fresh" else run
   if FLAGS.small:
     changes |= small_changes(values)
@@ -108,7 +108,7 @@ def run_stage(name: str, root: pathlib.Path) -> dict[str, Any]:
   """Train a stage (or go on, or find it done), sample it, keep the samples."""
   values = config(name, root)
   settings = settings_lib.Settings.from_config(values)
-  if not stage.train(settings, values.to_dict(), root / name):
+  if not trainer.train(settings, values.to_dict(), root / name):
     sys.exit("told to stop; the same command goes on")
   data, initial = STAGES[name]
   number, frames = (
@@ -172,7 +172,7 @@ def main(argv: list[str]) -> None:
   unknown = sorted(set(FLAGS.stages) - set(STAGES))
   if unknown or not FLAGS.workdir:
     raise app.UsageError(f"give --workdir; stages are {list(STAGES)}")
-  runtime.setup()
+  cli.setup()
   root = pathlib.Path(FLAGS.workdir)
   width = config("fusion", root).model.video.text_width
   overfit_records.write(root / "data", FLAGS.small, width)

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ovi_jax.checkpoint import init_from
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
-from ovi_jax.training import samples
+from ovi_jax.training import init_from
+from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
-from ovi_jax.training import stage
-from ovi_jax.training import trainable
+from ovi_jax.training import trainer
+from ovi_jax.training.evaluators import eval_samples
 
 STEPS, SHIFT, GUIDANCE, SOLVER = 30, 5.0, 1.0, "unipc"
 SEED = 990_001  # training's noise comes of another key altogether
@@ -27,14 +27,16 @@ def about() -> str:
 
 def trained(settings: settings_lib.Settings, run: Any) -> dict[str, Any]:
   """Averaged weights of a run, as a later stage reads them."""
-  source = init_from.Source(path=str(run / stage.CHECKPOINTS), include=(".*",))
-  shapes = stage.parameter_shapes(settings)
+  source = init_from.Source(
+    path=str(run / trainer.CHECKPOINTS), include=(".*",)
+  )
+  shapes = trainer.parameter_shapes(settings)
   return _loaded(settings, init_from.plan(shapes, [source]))
 
 
 def before(settings: settings_lib.Settings) -> dict[str, Any]:
   """The weights that a run begins with: its towers, not yet joined."""
-  return _loaded(settings, stage.init_plan(settings))
+  return _loaded(settings, trainer.init_plan(settings))
 
 
 def _loaded(
@@ -46,15 +48,15 @@ def _loaded(
     return architecture.init("fusion", settings.model, key)
 
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return trainable.nested(init_from.load(plan, fresh, settings.seed, one))
+  return param_filter.nested(init_from.load(plan, fresh, settings.seed, one))
 
 
 def deaf(params: dict[str, Any]) -> dict[str, Any]:
   """The same weights, but what a tower hears of the other is nothing."""
-  return trainable.nested(
+  return param_filter.nested(
     {
       path: jnp.zeros_like(x) if "/fusion_value/" in path else x
-      for path, x in trainable.flat(params).items()
+      for path, x in param_filter.flat(params).items()
     }
   )
 
@@ -80,11 +82,11 @@ def sample(
   settings: settings_lib.Settings, params: dict[str, Any], asked: Asked
 ) -> list[AV[np.ndarray]]:
   """One sample for each caption: latents video_THWC and audio_TC."""
-  model = stage.make_step_config(settings).objective.model
+  model = trainer.make_step_config(settings).objective.model
   found: dict[int, AV[np.ndarray]] = {}
   for length in sorted(set(asked.lengths)):
     places = [i for i, n in enumerate(asked.lengths) if n == length]
-    how = samples.EvalSamplesConfig(
+    how = eval_samples.EvalSamplesConfig(
       num_samples=len(places),
       num_steps=asked.steps,
       solver=SOLVER,
@@ -92,7 +94,7 @@ def sample(
       guidance_scale=AV(GUIDANCE, GUIDANCE),
       seed=SEED,
     )
-    latents = samples.denoise(
+    latents = eval_samples.denoise(
       model,
       params,
       [asked.texts[i] for i in places],

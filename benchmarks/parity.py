@@ -28,8 +28,7 @@ import numpy as np
 from absl import app
 from absl import flags
 
-from ovi_jax import runtime
-from ovi_jax.checkpoint import weights
+from ovi_jax import cli
 from ovi_jax.convert import convert
 from ovi_jax.convert import standin
 from ovi_jax.modality import AV
@@ -40,6 +39,7 @@ from ovi_jax.models import umt5
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
+from ovi_jax.pretrained import weights
 
 LIMIT = 1e-4  # largest relative error; more ends with exit code 1
 NEEDED = ("torch", "diffusers", "transformers")
@@ -445,19 +445,21 @@ def write(
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   jax.config.update("jax_default_matmul_precision", "highest")
   try:
     found, versions = compare(FLAGS.mmaudio)
     write(pathlib.Path(FLAGS.out), found, versions)
   except (OSError, ValueError) as error:
-    runtime.exit_with_error(f"parity: {error}")
+    cli.exit_with_error(f"parity: {error}")
   if bad := [c.name for c in found if not c.relative <= LIMIT]:
-    runtime.exit_with_error(f"parity: relative error above {LIMIT:g}: {', '.join(bad)}")
+    cli.exit_with_error(
+      f"parity: relative error above {LIMIT:g}: {', '.join(bad)}"
+    )
 
 
 if __name__ == "__main__":
   results = pathlib.Path(__file__).with_name("results")
   flags.DEFINE_string("mmaudio", "", "A clone of hkchengrex/MMAudio.")
   flags.DEFINE_string("out", str(results), "Folder for parity.json and .md.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

@@ -24,8 +24,8 @@ from typing import Any
 from absl import app
 from absl import flags
 
+from ovi_jax import cli
 from ovi_jax import files
-from ovi_jax import runtime
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "scaling"
@@ -189,7 +189,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   chosen = FLAGS.only or list(CASES)
   if unknown := [name for name in chosen if name not in CASES]:
     sys.exit(f"scaling: no case {unknown}; choose from {', '.join(CASES)}")
@@ -222,4 +222,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_list("only", [], "Cases to run; all by default.")
   flags.DEFINE_bool("dry_run", False, "Print the commands only.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

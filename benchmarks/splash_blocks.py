@@ -22,11 +22,11 @@ import numpy as np
 from absl import app
 from absl import flags
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.aot import topology
 from ovi_jax.attention import attention
 from ovi_jax.attention import splash
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.sharding import mesh as meshes
 
 HEAD_SIZE = 128
 BLOCKS = (512, 768, 1024, 1536, 2048)
@@ -90,7 +90,7 @@ def seconds(run: Any) -> float:
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   device = topology.devices(FLAGS.aot)[0] if FLAGS.aot else jax.devices()[0]
   if device.platform != "tpu":
     raise app.UsageError("needs a TPU, or --aot=TOPOLOGY to see what fits")
@@ -118,4 +118,4 @@ if __name__ == "__main__":
   flags.DEFINE_bool("backward", False, "The gradient, as training needs it.")
   flags.DEFINE_integer("repeats", 10, "Timed runs of each.")
   flags.DEFINE_string("aot", "", "A topology; compile only.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

@@ -19,7 +19,7 @@ import ml_collections
 
 from configs import base
 from ovi_jax import geometry
-from ovi_jax.checkpoint import directory
+from ovi_jax.pretrained import weights_dir
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       " --config=configs/fine_tune.py:WEIGHTS, a directory that"
       " convert_torch_weights.py or ovi_jax.training.export wrote"
     )
-  manifest = directory.manifest_of(arg)
+  manifest = weights_dir.manifest_of(arg)
   towers = manifest.architecture.fusion
   config = base.training(
     False, video=towers.video is not None, audio=towers.audio is not None

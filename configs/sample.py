@@ -13,7 +13,7 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from ovi_jax import geometry
-from ovi_jax.parallel import mesh
+from ovi_jax.sharding import mesh
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -3,7 +3,7 @@
   python train.py --config=configs/small.py --workdir=DIR
     --config.data.sources="('DATASET',)"
 
-Towers, text encoder and codecs start from `ovi_jax/demo/weights`; sizes and
+Towers, text encoder and codecs start from `ovi_jax/synthetic/weights`; sizes and
 buckets are theirs. Runs on a CPU. What the small model can learn, and what it
 cannot: docs/fine_tuning.md.
 """
@@ -11,7 +11,7 @@ cannot: docs/fine_tuning.md.
 import ml_collections
 
 from configs import base
-from ovi_jax import demo
+from ovi_jax import synthetic
 
 TOWER = {"blocks": 6, "text_width": 64, "text_length": 48}
 WIDTHS = {
@@ -22,7 +22,7 @@ WIDTHS = {
 
 def get_config() -> ml_collections.ConfigDict:
   config = base.training(True, video=True, audio=True)
-  weights = str(demo.WEIGHTS)
+  weights = str(synthetic.WEIGHTS)
   for name, tower in config.model.items():
     tower.update(TOWER | WIDTHS[name])
     config.initial[name] = weights

@@ -10,7 +10,7 @@ from benchmarks import input as input_path
 from benchmarks import input_records
 from ovi_jax.data import loader
 from ovi_jax.training import logs
-from ovi_jax.training import stage
+from ovi_jax.training import trainer
 
 
 def run(clips, others=0.0):
@@ -68,7 +68,7 @@ def test_everything_runs(tmp_path, monkeypatch):
       for step in (2, 4, 6):
         written.scalars(step, {f"speed/{n}": step / 10 for n in names})
 
-  monkeypatch.setattr(stage, "train", train)
+  monkeypatch.setattr(trainer, "train", train)
   words = ["--small", "--repeats", "1", "--seconds", "0.1", "--workers", "0"]
   input_path.main([*words, "--out", str(tmp_path)])
   results = json.loads((tmp_path / "input.json").read_text())

@@ -11,8 +11,8 @@ import einops
 import numpy as np
 import pytest
 
-from ovi_jax.data.world import world as worlds
 from ovi_jax.media import mp4
+from ovi_jax.synthetic.world import world as worlds
 from ovi_jax.training import logs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ovi_jax.checkpoint import saved
+from ovi_jax.checkpoint import reader
 from ovi_jax.data import builder
 from ovi_jax.modality import AV
 from ovi_jax.training import logs
-from ovi_jax.training import stage as stages
-from tests.training import stage_test
+from ovi_jax.training import trainer as stages
+from tests.training import trainer_test
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The towers of each stage.
@@ -31,8 +31,8 @@ STAGES = {
   "fusion": AV("fresh", "fresh"),
 }
 SMALL = {
-  "data.video": (stage_test.CLIP,),
-  "data.audio": (stage_test.SOUND,),
+  "data.video": (trainer_test.CLIP,),
+  "data.audio": (trainer_test.SOUND,),
   "batch": 4,
   "optimizer.warmup_steps": 2,
   # Low: AdamW steps by the sign where a gradient is all rounding, and a high
@@ -49,8 +49,8 @@ def dataset(path: pathlib.Path, count: int = 12) -> pathlib.Path:
   """Write clips with sound: random latents and a prompt."""
   builder.write(
     path,
-    {"train": [stage_test.record(number) for number in range(count)]},
-    geometry=stage_test.SIZES,
+    {"train": [trainer_test.record(number) for number in range(count)]},
+    geometry=trainer_test.SIZES,
     null_text=np.full((1, 48), 0.5, np.float32),
   )
   return path
@@ -238,7 +238,7 @@ def processes(session: int) -> dict[int, str]:
 
 def newest(workdir: pathlib.Path) -> int:
   """The step of the newest checkpoint; 0 if there is none."""
-  return max(saved.steps(workdir / stages.CHECKPOINTS), default=0)
+  return max(reader.steps(workdir / stages.CHECKPOINTS), default=0)
 
 
 def contents(
@@ -251,10 +251,10 @@ def contents(
     step: of the checkpoint; 0 for the newest.
   """
   name = str(step or newest(workdir))
-  found = saved.read_info(workdir / stages.CHECKPOINTS / name)
-  saved.verify(found)
+  found = reader.read_info(workdir / stages.CHECKPOINTS / name)
+  reader.verify(found)
   wanted = {p: np.zeros(k.shape, k.dtype) for p, k in found.leaves.items()}
-  return saved.read(found, wanted), found.iterators
+  return reader.read(found, wanted), found.iterators
 
 
 def losses(workdir: pathlib.Path) -> list[dict[str, float]]:

@@ -14,20 +14,18 @@ import ml_collections
 from flax import traverse_util
 
 import ovi_jax
-from ovi_jax import axes
 from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax import geometry
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
 from ovi_jax.attention import attention
-from ovi_jax.checkpoint import directory
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import fusion
 from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import placement
-from ovi_jax.parallel import partition
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import guidance
@@ -35,6 +33,8 @@ from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solver
+from ovi_jax.sharding import logical_axes
+from ovi_jax.sharding import sharding_rules
 
 
 def run(
@@ -73,25 +73,25 @@ def run(
     for line in found.lines():
       log(line)
     reports.append(found)
-  what = manifest.variant or directory.CUSTOM
+  what = manifest.variant or weights_dir.CUSTOM
   log(f"wrote {report.write(out, f'{what}_{name}', reports)}")
   return all(each.fits for each in reports)
 
 
-def manifest_of(variant: str, weights: pathlib.Path) -> directory.Manifest:
+def manifest_of(variant: str, weights: pathlib.Path) -> weights_dir.Manifest:
   """What the weights say, or the released sizes of a variant.
 
   Raises:
     ValueError: no variant of that name, or no weights.
   """
   if not variant:
-    return directory.manifest_of(weights)
+    return weights_dir.manifest_of(weights)
   geometry.variant(variant)
-  if (weights / directory.MANIFEST).is_file():
-    found = directory.manifest_of(weights, variant)
+  if (weights / weights_dir.MANIFEST).is_file():
+    found = weights_dir.manifest_of(weights, variant)
     if found.variant == variant:
       return found
-  return directory.Manifest(
+  return weights_dir.Manifest(
     variant=variant,
     sizes=architecture.released_sizes(),
     digests={},
@@ -101,7 +101,7 @@ def manifest_of(variant: str, weights: pathlib.Path) -> directory.Manifest:
 
 def pipeline_of(
   settings: settings_lib.Settings,
-  manifest: directory.Manifest,
+  manifest: weights_dir.Manifest,
   devices: list[Any],
 ) -> pipelines.Pipeline:
   """What a run on these devices would be made of."""
@@ -122,7 +122,7 @@ def pipeline_of(
 
 
 def clip_of(
-  settings: settings_lib.Settings, manifest: directory.Manifest
+  settings: settings_lib.Settings, manifest: weights_dir.Manifest
 ) -> geometry.Clip:
   """The clip that a prompt without a picture would become."""
   variant, clip = manifest.geometry, manifest.architecture.clip
@@ -139,7 +139,7 @@ def step(
 ) -> report.Report:
   """A guided step of one clip."""
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
-  whole = partition.replicated(mesh)
+  whole = sharding_rules.replicated(mesh)
   method = solver.named(settings.solver)
   levels = method.schedule(settings.num_steps, settings.flow_shift)
   row = method.coefficients(levels.sigmas)[0]
@@ -148,11 +148,13 @@ def step(
     params = _parameters("fusion", pipeline)
     grid = clip.latent_frames, clip.latent_height, clip.latent_width
     x = AV(
-      partition.abstract((1, *grid, towers.video.channels), whole),
-      partition.abstract((1, clip.audio_latents, towers.audio.channels), whole),
+      sharding_rules.abstract((1, *grid, towers.video.channels), whole),
+      sharding_rules.abstract(
+        (1, clip.audio_latents, towers.audio.channels), whole
+      ),
     )
     rows, width = pipeline.text_length, towers.video.text_dim
-    text = partition.abstract((2, rows, width), whole)
+    text = sharding_rules.abstract((2, rows, width), whole)
     doubled = jax.eval_shape(guidance.duplicate_for_cfg, x)
     conditions: Any = jax.eval_shape(
       functools.partial(pipelines.conditions, model),
@@ -161,19 +163,19 @@ def step(
       AV(text, text),
     )
     conditions = jax.tree.map(
-      lambda s: partition.abstract(
+      lambda s: sharding_rules.abstract(
         s.shape, _of_conditions(s.shape, mesh), s.dtype
       ),
       conditions,
     )
-    scale = partition.abstract((), whole)
+    scale = sharding_rules.abstract((), whole)
     inputs = denoise.Inputs(
       conditions,
-      partition.abstract((towers.video.num_layers, 2), whole, jnp.bool_),
+      sharding_rules.abstract((towers.video.num_layers, 2), whole, jnp.bool_),
       AV(scale, scale),
     )
     state = jax.tree.map(
-      lambda s: partition.abstract(s.shape, whole, s.dtype),
+      lambda s: sharding_rules.abstract(s.shape, whole, s.dtype),
       jax.eval_shape(lambda x: AV(*(method.init(a) for a in x)), x),
     )
     arguments = (
@@ -182,7 +184,7 @@ def step(
       x,
       state,
       scale,
-      partition.abstract(row.shape, whole),
+      sharding_rules.abstract(row.shape, whole),
     )
     lowered = denoise.step.lower(model, method, *arguments)
   tokens = AV(clip.tokens, clip.audio_latents)
@@ -204,13 +206,13 @@ def decoding(
   """The frames of one latent; a clip has as many of them as latent frames."""
   del settings
   vae, dtype = pipeline.arch.video_vae, pipeline.dtype
-  whole = partition.replicated(pipeline.mesh)
+  whole = sharding_rules.replicated(pipeline.mesh)
   height, width = clip.pixels
   cache = jax.eval_shape(
     lambda: codec.init_decoder_cache(vae, 1, height, width, dtype)
   )
   cache = jax.tree.map(
-    lambda s, place: partition.abstract(s.shape, place, s.dtype),
+    lambda s, place: sharding_rules.abstract(s.shape, place, s.dtype),
     cache,
     placement.split(cache, whole),
   )
@@ -219,8 +221,8 @@ def decoding(
   arguments = (
     params,
     cache,
-    partition.abstract(shape, whole),
-    partition.abstract((), whole, jnp.bool_),
+    sharding_rules.abstract(shape, whole),
+    sharding_rules.abstract((), whole, jnp.bool_),
   )
   with pipeline.computing():
     program = codec.jit_decode_step(vae, dtype, (1, height, width), whole)
@@ -235,8 +237,10 @@ def _of_conditions(
 ) -> jax.sharding.NamedSharding:
   """Keys and values lie as the model leaves them; rotary tables are whole."""
   if len(shape) != len(fusion.TEXT_KEYS):
-    return partition.replicated(mesh)
-  spec = axes.spec(fusion.TEXT_KEYS, shape, mesh.shape, axes.ACTIVATIONS)
+    return sharding_rules.replicated(mesh)
+  spec = logical_axes.spec(
+    fusion.TEXT_KEYS, shape, mesh.shape, logical_axes.ACTIVATIONS
+  )
   return jax.sharding.NamedSharding(mesh, spec)
 
 
@@ -245,11 +249,13 @@ def _parameters(component: str, pipeline: pipelines.Pipeline) -> Any:
   config = pipeline.arch.config(component)
   shapes = architecture.parameter_shapes(component, config)
   flat: Any = traverse_util.flatten_dict(shapes, sep="/")
-  placed = dict.fromkeys(flat, partition.replicated(pipeline.mesh))
+  placed = dict.fromkeys(flat, sharding_rules.replicated(pipeline.mesh))
   if component == "fusion":
-    placed = partition.param_shardings(flat, partition.FUSION, pipeline.mesh)
+    placed = sharding_rules.param_shardings(
+      flat, sharding_rules.FUSION, pipeline.mesh
+    )
   made = {
-    path: partition.abstract(x.shape, placed[path], pipeline.dtype)
+    path: sharding_rules.abstract(x.shape, placed[path], pipeline.dtype)
     for path, x in flat.items()
   }
   return traverse_util.unflatten_dict(made, sep="/")

@@ -16,11 +16,11 @@ from ovi_jax.aot import report
 from ovi_jax.aot import topology
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
-from ovi_jax.parallel import partition
+from ovi_jax.sharding import sharding_rules
+from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
-from ovi_jax.training import stage
 from ovi_jax.training import step as steps
-from ovi_jax.training import trainable
+from ovi_jax.training import trainer
 from ovi_jax.training.codecs import settings as codecs
 
 
@@ -50,8 +50,8 @@ def run(
       f" and their like), got the config of a codec, {settings.component}; take"
       " a config of towers, or leave --aot away and train on what is here"
     )
-  mesh = stage.make_mesh(settings.mesh, topology.devices(name))
-  stage.check_mesh(settings, mesh)
+  mesh = trainer.make_mesh(settings.mesh, topology.devices(name))
+  trainer.check_mesh(settings, mesh)
   reports = []
   for bucket in settings.data.buckets:
     found = step(settings, bucket.video, bucket.audio, mesh)
@@ -77,11 +77,13 @@ def step(
     mesh: of the devices to compile for.
   """
   with jax.set_mesh(mesh):
-    step_config = stage.make_step_config(settings)
-    state = stage.target_state(settings, step_config, mesh)
+    step_config = trainer.make_step_config(settings)
+    state = trainer.target_state(settings, step_config, mesh)
     batch = batch_of(settings, video, audio, mesh)
     width = next(iter(settings.model.present().values())).text_dim
-    null_SE = partition.abstract((1, width), partition.replicated(mesh))
+    null_SE = sharding_rules.abstract(
+      (1, width), sharding_rules.replicated(mesh)
+    )
     shardings = jax.tree.map(lambda x: x.sharding, state)
     program = steps.jit_train_step(shardings, mesh)
     lowered = program.lower(step_config, state, batch, null_SE)
@@ -91,7 +93,7 @@ def step(
       for name, x in batch.latents.present().items()
     }
   )
-  only_attention = settings.trainable == trainable.ATTENTION
+  only_attention = settings.trainable == param_filter.ATTENTION
   work = flops.forward(settings.model, tokens).training(only_attention)
   return report.compile_and_report(
     f"training step of {settings.batch_size} clips in {settings.grad_accum_steps} parts,"
@@ -110,15 +112,15 @@ def batch_of(
   mesh: jax.sharding.Mesh,
 ) -> schema.Batch:
   """Abstract batch as the loader gives it, sharded over the mesh."""
-  rows, size = partition.batch_sharding(mesh), settings.batch_size
+  rows, size = sharding_rules.batch_sharding(mesh), settings.batch_size
   towers = settings.model
   grids: AV[Any] = AV(video=video, audio=(audio,))
   latents, lengths, text = {}, {}, {}
   for name, tower in towers.present().items():
     grid = getattr(grids, name)
-    latents[name] = partition.abstract((size, *grid, tower.channels), rows)
-    lengths[name] = partition.abstract((size,), rows, jnp.int32)
-    text[name] = partition.abstract(
+    latents[name] = sharding_rules.abstract((size, *grid, tower.channels), rows)
+    lengths[name] = sharding_rules.abstract((size,), rows, jnp.int32)
+    text[name] = sharding_rules.abstract(
       (size, settings.data.max_text_len, tower.text_dim), rows
     )
   return schema.Batch(AV(**latents), AV(**lengths), AV(**text), None)

@@ -24,11 +24,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ovi_jax import axes
 from ovi_jax.attention import blockwise
 from ovi_jax.attention import context
 from ovi_jax.attention import cudnn
 from ovi_jax.attention import splash
+from ovi_jax.sharding import logical_axes
 
 # The choice of "auto".
 PLATFORM_BACKEND: Mapping[str, str] = {
@@ -159,11 +159,15 @@ def _placed(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return local.attend(q, k, v, last, length)
-  q = axes.constrain(q, letters[0])
-  k, v = (axes.constrain(x, letters[1]) for x in (k, v))
+  q = logical_axes.constrain(q, letters[0])
+  k, v = (logical_axes.constrain(x, letters[1]) for x in (k, v))
   sizes = dict(mesh.shape)
-  where_q = axes.spec(letters[0], q.shape, sizes, axes.ACTIVATIONS)
-  where_k = axes.spec(letters[1], k.shape, sizes, axes.ACTIVATIONS)
+  where_q = logical_axes.spec(
+    letters[0], q.shape, sizes, logical_axes.ACTIVATIONS
+  )
+  where_k = logical_axes.spec(
+    letters[1], k.shape, sizes, logical_axes.ACTIVATIONS
+  )
   if where_k[1] and not where_q[1]:
     # Few queries: partial sums over split keys are little to send, and XLA
     # writes them itself.

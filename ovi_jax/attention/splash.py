@@ -22,7 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as masks,
 )
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.attention import blockwise
 
 LANES = 128  # sizes of blocks are multiples
@@ -60,7 +60,7 @@ def attend_part(
 def _run(q_BLNK, k_BSNK, v_BSNK, length: Any, sums: bool) -> Any:
   queries, keys = q_BLNK.shape[1], k_BSNK.shape[1]
   kernel, (rows, columns) = _kernel(
-    runtime.target(), queries, keys, q_BLNK.shape[2], sums
+    cli.target(), queries, keys, q_BLNK.shape[2], sums
   )
   q = blockwise.scaled(q_BLNK)
 

@@ -24,9 +24,9 @@ from flax import traverse_util
 from orbax import checkpoint as ocp
 
 from ovi_jax.checkpoint import integrity
-from ovi_jax.checkpoint import leaves
-from ovi_jax.checkpoint import saved
-from ovi_jax.parallel import processes
+from ovi_jax.checkpoint import reader
+from ovi_jax.checkpoint import tree_spec
+from ovi_jax.sharding import distributed
 
 _TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
 # Orbax adds the time of the commit to it as its last act.
@@ -124,7 +124,7 @@ class Manager:
     if jax.process_index() == 0:
       self.directory.mkdir(parents=True, exist_ok=True)
       _clear(self.directory, log)
-    processes.barrier("opened")
+    distributed.barrier("opened")
     self._orbax = _open(config, self.directory, self._seal)
 
   def __enter__(self) -> "Manager":
@@ -142,7 +142,7 @@ class Manager:
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, newest first."""
-    return saved.steps(self.directory)
+    return reader.steps(self.directory)
 
   def save(
     self,
@@ -167,9 +167,9 @@ class Manager:
       OSError: no space is left for it, or was for the save before it.
       ValueError: something cannot be saved, or the save before it failed.
     """
-    flat = leaves.flatten(state)
-    meta = saved.description(step, flat, iterator, metadata or {})
-    arrays = leaves.stored_arrays(flat)
+    flat = tree_spec.flatten(state)
+    meta = reader.description(step, flat, iterator, metadata or {})
+    arrays = tree_spec.stored_arrays(flat)
     self.wait()
     if step in self.steps():
       return False
@@ -177,8 +177,8 @@ class Manager:
     item = traverse_util.unflatten_dict(arrays, sep="/")
     arguments = ocp.args.Composite(
       **{
-        saved.STATE: ocp.args.PyTreeSave(item),
-        saved.META: ocp.args.JsonSave(meta),
+        reader.STATE: ocp.args.PyTreeSave(item),
+        reader.META: ocp.args.JsonSave(meta),
       }
     )
     self._saving = step
@@ -222,12 +222,12 @@ class Manager:
         no checkpoint can be read (names each and what is wrong with it).
     """
     self.wait()
-    flat = leaves.flatten(target)
+    flat = tree_spec.flatten(target)
     failures: list[str] = []
     for step in self.steps():
       path = self.directory / str(step)
       try:
-        found = saved.read_info(path)
+        found = reader.read_info(path)
         damage = ""
       except ValueError as error:
         found, damage = None, str(error)
@@ -248,13 +248,13 @@ class Manager:
 
   def _restore(
     self,
-    found: saved.CheckpointInfo,
+    found: reader.CheckpointInfo,
     flat: Mapping[str, Any],
     target: Any,
     failures: list[str],
   ) -> Restored:
     """Restore a sound checkpoint, and make way where damaged ones lie."""
-    state = leaves.unflatten(saved.read(found, flat), target)
+    state = tree_spec.unflatten(reader.read(found, flat), target)
     if failures:
       self._log(f"continuing from the older checkpoint {found.path}")
       self._set_aside(found.step)
@@ -267,7 +267,7 @@ class Manager:
 
   def _set_aside(self, restored: int) -> None:
     """Rename the checkpoints after a step: the run will come there again."""
-    processes.barrier("restored")
+    distributed.barrier("restored")
     if jax.process_index() == 0:
       for step in self.steps():
         if step > restored:
@@ -275,7 +275,7 @@ class Manager:
           aside = _unused(path.with_name(f"{step}{_DAMAGED}"))
           path.rename(aside)
           self._log(f"set aside as {aside}; delete it when not needed")
-    processes.barrier("set_aside")
+    distributed.barrier("set_aside")
     self._orbax.reload()
 
   def _seal(self) -> None:
@@ -315,12 +315,12 @@ def _open(
   if config.keep_period:
     kept.append(policies.EveryNSteps(config.keep_period))
   state = ocp.PyTreeCheckpointHandler(use_compression=config.compress)
-  meta = ocp.JsonCheckpointHandler(saved.META_FILE)
+  meta = ocp.JsonCheckpointHandler(reader.META_FILE)
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  registry.add(saved.STATE, ocp.args.PyTreeSave, state)
-  registry.add(saved.STATE, ocp.args.PyTreeRestore, state)
-  registry.add(saved.META, ocp.args.JsonSave, meta)
-  registry.add(saved.META, ocp.args.JsonRestore, meta)
+  registry.add(reader.STATE, ocp.args.PyTreeSave, state)
+  registry.add(reader.STATE, ocp.args.PyTreeRestore, state)
+  registry.add(reader.META, ocp.args.JsonSave, meta)
+  registry.add(reader.META, ocp.args.JsonRestore, meta)
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policies.AnyPreservationPolicy(kept),
     create=False,
@@ -339,16 +339,18 @@ def _open(
 def _clear(directory: pathlib.Path, log: Log) -> None:
   """Delete what a killed run left: saves and deletions cut short."""
   for path in sorted(directory.iterdir()):
-    remains = saved.is_step(path.name) and not (path / _COMMITTED).is_file()
+    remains = reader.is_step(path.name) and not (path / _COMMITTED).is_file()
     if _TEMPORARY in path.name or (remains and integrity.is_missing(path)):
       log(f"clearing {path}: it was being written or deleted by a killed run")
       shutil.rmtree(path)
 
 
-def _check_target(found: saved.CheckpointInfo, flat: Mapping[str, Any]) -> None:
+def _check_target(
+  found: reader.CheckpointInfo, flat: Mapping[str, Any]
+) -> None:
   """Refuse a target that is not what was saved."""
-  expected = {path: leaves.leaf_spec(leaf) for path, leaf in flat.items()}
-  if differing := leaves.differences(found.leaves, expected):
+  expected = {path: tree_spec.leaf_spec(leaf) for path, leaf in flat.items()}
+  if differing := tree_spec.differences(found.leaves, expected):
     listed = "".join(f"\n  {line}" for line in differing)
     raise ValueError(
       f"checkpoint {found.path} holds another state than this run's; use the"
@@ -356,10 +358,10 @@ def _check_target(found: saved.CheckpointInfo, flat: Mapping[str, Any]) -> None:
     )
 
 
-def _damage(found: saved.CheckpointInfo) -> str:
+def _damage(found: reader.CheckpointInfo) -> str:
   """What is wrong with a checkpoint's files; empty if nothing is."""
   try:
-    saved.verify(found)
+    reader.verify(found)
   except ValueError as error:
     return str(error)
   return ""

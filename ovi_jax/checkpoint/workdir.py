@@ -13,7 +13,7 @@ import jax
 
 from ovi_jax import files
 from ovi_jax import untrusted
-from ovi_jax.parallel import processes
+from ovi_jax.sharding import distributed
 
 CONFIG = "config.json"
 # What may differ between the starts of one run without being another run.
@@ -64,11 +64,11 @@ def check_config(
     if theirs == ours:
       return
   # Nobody writes before everybody has read.
-  processes.barrier("config_read")
+  distributed.barrier("config_read")
   if jax.process_index() == 0:
     with files.atomic_path(path) as temporary:
       temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n")
-  processes.barrier("config_written")
+  distributed.barrier("config_written")
 
 
 def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:

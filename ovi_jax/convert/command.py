@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovi_jax import untrusted
-from ovi_jax.checkpoint import directory
 from ovi_jax.convert import convert
 from ovi_jax.convert import download as downloads
 from ovi_jax.convert import release as releases
 from ovi_jax.models import architecture
+from ovi_jax.pretrained import weights_dir
 
 VARIANTS = ", ".join(releases.known_variants())
 
@@ -98,7 +98,7 @@ def run(
 
 def _is_converted(folder: pathlib.Path) -> bool:
   """Whether a directory holds our weights and no release."""
-  return (folder / directory.MANIFEST).is_file() and not any(
+  return (folder / weights_dir.MANIFEST).is_file() and not any(
     (folder / name).is_dir() for name in releases.FOLDERS
   )
 
@@ -116,7 +116,7 @@ def _tokenizer(value: str) -> pathlib.Path | None:
     return None
   path = pathlib.Path(value)
   if path.is_dir():
-    path /= directory.TOKENIZER
+    path /= weights_dir.TOKENIZER
   if not path.is_file():
     raise ValueError(f"--tokenizer={value}: no such file")
   return path

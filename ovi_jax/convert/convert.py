@@ -26,8 +26,6 @@ import ovi_jax
 from ovi_jax import console
 from ovi_jax import tokenizer_file
 from ovi_jax import untrusted
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import weights
 from ovi_jax.convert import mapping
 from ovi_jax.convert import normalize
 from ovi_jax.convert import reader
@@ -35,6 +33,8 @@ from ovi_jax.convert import recognize
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import torch_file
 from ovi_jax.models import architecture
+from ovi_jax.pretrained import weights
+from ovi_jax.pretrained import weights_dir
 
 Log = Callable[[str], None]
 _STAGING = ".converting"  # below the directory to write
@@ -51,7 +51,7 @@ def convert(
   files: Mapping[str, Sequence[str]] | None = None,
   tokenizer: pathlib.Path | None = None,
   log: Log = console.log,
-) -> directory.Manifest:
+) -> weights_dir.Manifest:
   """Convert a release, or files of any name.
 
   Args:
@@ -113,9 +113,9 @@ def convert(
     shutil.rmtree(staging, ignore_errors=True)
     if new and out.is_dir() and not any(out.iterdir()):
       out.rmdir()
-  if (out / directory.TOKENIZER).is_file():
-    digests["tokenizer"] = directory.digest_of(out / directory.TOKENIZER)
-  manifest = directory.Manifest(
+  if (out / weights_dir.TOKENIZER).is_file():
+    digests["tokenizer"] = weights_dir.digest_of(out / weights_dir.TOKENIZER)
+  manifest = weights_dir.Manifest(
     variant=variant,
     sizes=dict(sizes),
     digests=digests,
@@ -137,13 +137,13 @@ def _convert_one(
   log: Log,
 ) -> str:
   """Write one component beside the one in `out`; returns its digest."""
-  path = directory.component_file(out, component)
+  path = weights_dir.component_file(out, component)
   for note in tensors.notes:
     log(f"{component}: {note}")
   if content := _written(path, tensors, shapes):
     log(f"{component}: {path} was made of the same tensors, it stays")
     return content
-  staged = directory.component_file(out / _STAGING, component)
+  staged = weights_dir.component_file(out / _STAGING, component)
   try:
     content = _write(staged, tensors, shapes)
   except ValueError as error:
@@ -158,7 +158,7 @@ def _move(staging: pathlib.Path, out: pathlib.Path, tokenizer: bool) -> None:
   for name in staged:
     os.replace(staging / name, out / name)
   if tokenizer:  # no file of another one stays
-    for name in set(directory.TOKENIZER_FILES) - set(staged):
+    for name in set(weights_dir.TOKENIZER_FILES) - set(staged):
       (out / name).unlink(missing_ok=True)
 
 
@@ -186,13 +186,13 @@ class _Known:
     staying = [
       c
       for c in architecture.COMPONENTS
-      if c not in replaced and directory.component_file(out, c).is_file()
+      if c not in replaced and weights_dir.component_file(out, c).is_file()
     ]
     if not staying:
       return cls(digests={}, sampling={})
     sampling: Mapping[str, Any] = {}
-    if (out / directory.MANIFEST).is_file():
-      manifest = directory.manifest_of(out)
+    if (out / weights_dir.MANIFEST).is_file():
+      manifest = weights_dir.manifest_of(out)
       others = [
         c
         for c in staying
@@ -210,7 +210,7 @@ class _Known:
       if "fusion" in staying:
         sampling = manifest.sampling
     digests = {
-      c: weights.metadata(directory.component_file(out, c)).get("digest", "")
+      c: weights.metadata(weights_dir.component_file(out, c)).get("digest", "")
       for c in staying
       if arch.config(c) is not None
     }
@@ -384,11 +384,11 @@ def _tokenizer(
   """The tokenizer of the release, or the one beside a named text encoder."""
   tried = []
   if release is not None:
-    tried.append(release / releases.TOKENIZER / directory.TOKENIZER)
+    tried.append(release / releases.TOKENIZER / weights_dir.TOKENIZER)
   for name in named:
     folder = pathlib.Path(_place(name)[0]).parent
     for below in ("", "tokenizer", "google/umt5-xxl", "../tokenizer"):
-      tried.append(folder / below / directory.TOKENIZER)
+      tried.append(folder / below / weights_dir.TOKENIZER)
   for path in tried:
     if path.is_file():
       return path
@@ -429,15 +429,15 @@ def export(
   Raises:
     ValueError: `source` is no directory of our weights or lacks a component.
   """
-  known = directory.read(source, needs=()).digests
+  known = weights_dir.read(source, needs=()).digests
   present = (c for c in architecture.COMPONENTS if c in known)
   chosen = tuple(components or present)
-  manifest = directory.read(source, needs=chosen)
+  manifest = weights_dir.read(source, needs=chosen)
   for component in chosen:
     target = releases.target(component, manifest.variant)
     path = release / target.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = directory.component_file(source, component)
+    stored = weights_dir.component_file(source, component)
     rows = target.rows(manifest.architecture.config(component))
     _save(path, rows, stored, target.key)
     log(f"{component} -> {path}")
@@ -445,7 +445,7 @@ def export(
     folder = release / releases.TOKENIZER
     folder.mkdir(parents=True, exist_ok=True)
     files = _tokenizer_files(source)
-    for name in directory.TOKENIZER_FILES:  # no file of another one stays
+    for name in weights_dir.TOKENIZER_FILES:  # no file of another one stays
       (folder / name).unlink(missing_ok=True)
     for name, path in files.items():
       shutil.copyfile(path, folder / name)
@@ -467,13 +467,13 @@ def _tokenizer_files(
     ValueError: a file is a link to somewhere outside of the release.
   """
   within = release is not None and source.is_relative_to(release)
-  roots = directory.link_roots(
+  roots = weights_dir.link_roots(
     release if release is not None and within else source
   )
   files: dict[str, pathlib.Path] = {}
-  for name in directory.TOKENIZER_FILES:
+  for name in weights_dir.TOKENIZER_FILES:
     path = source / name
-    if named is not None and name == directory.TOKENIZER:
+    if named is not None and name == weights_dir.TOKENIZER:
       path = named
     elif path.is_file() and not any(map(path.resolve().is_relative_to, roots)):
       raise ValueError(

@@ -186,7 +186,9 @@ def _turned(config: dit.DiTConfig, torch: str, ours: str) -> list[Row]:
 
 
 def _turned_norm(config: dit.DiTConfig, torch: str, ours: str) -> Row:
-  return Row(f"{torch}.weight", f"{ours}/scale", _pairs(config), config.num_layers)
+  return Row(
+    f"{torch}.weight", f"{ours}/scale", _pairs(config), config.num_layers
+  )
 
 
 def _pairs(config: dit.DiTConfig) -> mapping.Rearrange:

@@ -24,9 +24,9 @@ import ml_dtypes
 import numpy as np
 
 from ovi_jax import untrusted
-from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import mapping
 from ovi_jax.convert.dialects import Dialect
+from ovi_jax.pretrained import tensor_file
 
 # Parts that wrappers of modules put in the middle of names.
 _WRAPPERS = (

@@ -21,8 +21,8 @@ from typing import Protocol
 import numpy as np
 
 from ovi_jax import untrusted
-from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import torch_file
+from ovi_jax.pretrained import tensor_file
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _INDEX = ".index.json"

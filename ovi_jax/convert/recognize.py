@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovi_jax import untrusted
-from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import fusion
 from ovi_jax.convert import mapping
 from ovi_jax.convert import normalize
 from ovi_jax.convert import release as releases
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
+from ovi_jax.pretrained import tensor_file
 
 # Names beside, or in place of, the quantized weights of other tools.
 _QUANTIZED = (

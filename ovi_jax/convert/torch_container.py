@@ -13,8 +13,8 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import torch_pickle
+from ovi_jax.pretrained import tensor_file
 
 _ZIP = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C

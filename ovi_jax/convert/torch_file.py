@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import torch_container
 from ovi_jax.convert import torch_pickle
+from ovi_jax.pretrained import tensor_file
 
 _DEPTH = 16  # dicts within dicts
 _ALIGNMENT = 64  # bytes; as torch itself aligns storages

@@ -7,7 +7,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import settings
 
@@ -39,12 +39,12 @@ def main(argv: list[str]) -> None:
     if reports:
       print(f"read {document.write(chosen, problems)} before you train")
   except (ImportError, OSError, ValueError) as error:
-    runtime.exit_with_error(f"curation: {error}")
+    cli.exit_with_error(f"curation: {error}")
   except KeyboardInterrupt:
     print("curation: interrupted; the same command goes on")
     sys.exit(128 + signal.SIGINT)
   if problems:
-    runtime.exit_with_error("\n".join(["curation: not all is done:", *problems]))
+    cli.exit_with_error("\n".join(["curation: not all is done:", *problems]))
 
 
 def start() -> None:
@@ -58,4 +58,4 @@ def start() -> None:
   flags.DEFINE_boolean(
     "beam", False, "Do shards with Apache Beam; what follows -- is Beam's."
   )
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

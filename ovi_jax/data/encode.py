@@ -29,20 +29,20 @@ import numpy as np
 from absl import app
 from absl import flags
 
+from ovi_jax import cli
 from ovi_jax import console
 from ovi_jax import files
-from ovi_jax import runtime
 from ovi_jax import untrusted
-from ovi_jax.checkpoint import directory
-from ovi_jax.components import encoders
-from ovi_jax.components import loading
 from ovi_jax.data import builder
 from ovi_jax.data import encoding
 from ovi_jax.data import features
 from ovi_jax.data import quality
 from ovi_jax.data import schema
 from ovi_jax.data import shards
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import encoders
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sharding import mesh as meshes
 
 RECIPE = "encoding.json"
 _MEASURED = f".{quality.FILE}"  # until the dataset is whole
@@ -133,7 +133,7 @@ def run(job: Job, log: Log = console.log) -> bool:
   """
   splits = {n: builder.read(job.data, n) for n in builder.splits(job.data)}
   needs = tuple(encoding.COMPONENTS[part] for part in job.parts)
-  manifest = directory.read(job.weights, needs=needs)
+  manifest = weights_dir.read(job.weights, needs=needs)
   recipe = _recipe(job, manifest)
   if job.out.exists():
     _check_recipe(job.out, recipe, f"choose another place than {job.out}")
@@ -178,13 +178,15 @@ def run(job: Job, log: Log = console.log) -> bool:
   return True
 
 
-def _components(job: Job, manifest: directory.Manifest) -> loading.Components:
+def _components(
+  job: Job, manifest: weights_dir.Manifest
+) -> component_loader.Components:
   """The encoders' place: all devices of this process."""
   name = job.dtype
   if name == "auto":
-    name = "float32" if runtime.platform() == "cpu" else "bfloat16"
+    name = "float32" if cli.platform() == "cpu" else "bfloat16"
   devices = jax.local_devices()
-  return loading.Components(
+  return component_loader.Components(
     weights=job.weights,
     manifest=manifest,
     mesh=meshes.make(devices, fsdp=len(devices)),
@@ -194,7 +196,7 @@ def _components(job: Job, manifest: directory.Manifest) -> loading.Components:
 
 def _measured(
   job: Job,
-  components: loading.Components,
+  components: component_loader.Components,
   splits: list[builder.Split],
   log: Log,
 ) -> quality.Quality | None:
@@ -232,7 +234,7 @@ def _measured(
 
 def _geometry(
   splits: dict[str, builder.Split],
-  manifest: directory.Manifest,
+  manifest: weights_dir.Manifest,
   parts: tuple[str, ...],
 ) -> schema.Geometry:
   """Of the dataset to be: the encoders' where they encode."""
@@ -248,7 +250,9 @@ def _geometry(
 
 
 def _null_text(
-  job: Job, components: loading.Components, splits: dict[str, builder.Split]
+  job: Job,
+  components: component_loader.Components,
+  splits: dict[str, builder.Split],
 ) -> np.ndarray | None:
   """The empty prompt's embedding; encoded once, kept beside the shards."""
   if "text" not in job.parts:
@@ -264,7 +268,7 @@ def _null_text(
 
 def _encode(
   job: Job,
-  components: loading.Components,
+  components: component_loader.Components,
   splits: dict[str, builder.Split],
   mine: list[tuple[str, int]],
   sizes: schema.Geometry,
@@ -295,7 +299,7 @@ def _without_media(record: schema.Record) -> schema.Record:
   return dataclasses.replace(record, **dropped)
 
 
-def _recipe(job: Job, manifest: directory.Manifest) -> dict[str, Any]:
+def _recipe(job: Job, manifest: weights_dir.Manifest) -> dict[str, Any]:
   """What decides the dataset, as JSON has it."""
   metadata = (job.data / builder.METADATA).read_bytes()
   needs = sorted(encoding.COMPONENTS[part] for part in job.parts)
@@ -372,9 +376,9 @@ def _define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   try:
-    runtime.require_flags(FLAGS, data="DIR", weights="DIR", out="DIR")
+    cli.require_flags(FLAGS, data="DIR", weights="DIR", out="DIR")
     fields = {field.name for field in dataclasses.fields(Job)} - {"limits"}
     values: dict[str, Any] = {name: FLAGS[name].value for name in fields}
     limits: Any = {
@@ -395,4 +399,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   _define_flags()
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

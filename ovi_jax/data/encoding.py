@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ovi_jax import geometry
-from ovi_jax.components import encoders
-from ovi_jax.components import loading
 from ovi_jax.data import clips
 from ovi_jax.data import schema
+from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import encoders
 
 PARTS = ("text", "video", "audio")
 # The encoders' components of a release.
@@ -48,7 +48,10 @@ class RecordEncoder:
 
   @classmethod
   def load(
-    cls, components: loading.Components, parts: Sequence[str], batch: int
+    cls,
+    components: component_loader.Components,
+    parts: Sequence[str],
+    batch: int,
   ) -> "RecordEncoder":
     """Load the encoders of some of `PARTS`."""
     kinds: dict[str, Any] = {

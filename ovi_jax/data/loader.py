@@ -23,10 +23,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.data import builder
-from ovi_jax.data import plan
-from ovi_jax.data import rows
+from ovi_jax.data import collate
+from ovi_jax.data import index_sampler
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from ovi_jax.modality import AV
@@ -50,7 +50,7 @@ class _Share:
 
   settings: settings_lib.LoaderConfig
   splits: tuple[builder.Split, ...]
-  order: plan.Plan
+  order: index_sampler.Plan
   index: int
   count: int
 
@@ -58,16 +58,16 @@ class _Share:
     """This process's rows of a global batch, its text for one tower only."""
     each = len(positions) // self.count
     mine = positions[self.index * each : (self.index + 1) * each]
-    batch = rows.collate(
+    batch = collate.collate(
       self.settings,
       self.splits,
       self.settings.buckets[bucket],
-      plan.draw(self.order, mine),
+      index_sampler.draw(self.order, mine),
       self.order.seed,
     )
     # From a worker, one array for two towers would travel twice, and most of
     # what travels would be padding.
-    text = rows.text(batch)
+    text = collate.text(batch)
     if self.settings.num_workers and text.ndim == 3:
       text = _cut(text)
     return batch._replace(text=AV(audio=text))
@@ -108,7 +108,7 @@ class _Numbered:
   order; what it returns depends on the number alone.
   """
 
-  def __init__(self, share: _Share, first: int, cursor: plan.Cursor):
+  def __init__(self, share: _Share, first: int, cursor: index_sampler.Cursor):
     self._share, self._first, self._start = share, first, cursor
     self._blocks = [(cursor, [], cursor)]  # cursor, its batches, cursor after
     self._lock = threading.Lock()
@@ -127,14 +127,14 @@ class _Numbered:
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state, _lock=threading.Lock())
 
-  def block(self, number: int) -> tuple[plan.Cursor, list]:
+  def block(self, number: int) -> tuple[index_sampler.Cursor, list]:
     """The block that holds a batch: the cursor before it, and its batches."""
     with self._lock:
       if number < self._blocks[0][0].batches:
         self._blocks = [(self._start, [], self._start)]
       while number >= self._blocks[-1][2].batches:
         cursor = self._blocks[-1][2]
-        batches, after = plan.advance(self._share.order, cursor)
+        batches, after = index_sampler.advance(self._share.order, cursor)
         self._blocks = [*self._blocks[-1:], (cursor, batches, after)]
       for before, batches, after in self._blocks:
         if before.batches <= number < after.batches:
@@ -149,7 +149,7 @@ def _start_worker(worker: int, workers: int) -> None:
   """
   del worker, workers
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  runtime.exit_with_parent()
+  cli.exit_with_parent()
 
 
 def in_order(numbered: Any, workers: int, prefetch: int) -> Any:
@@ -191,7 +191,7 @@ class Loader(Iterator[schema.Batch]):
   def __init__(self, share: _Share):
     self._share = share
     self._step, self._running = 0, None
-    self._plan = _Numbered(share, 0, plan.start(share.order))
+    self._plan = _Numbered(share, 0, index_sampler.start(share.order))
     self.null_text = share.splits[0].null_text
     self.records = tuple(len(r) for r in share.order.records)
     self.rows = share.order.sizes
@@ -237,7 +237,7 @@ class Loader(Iterator[schema.Batch]):
     step, order, cursor = _state_of(state, self._share.order)
     check_order(self._order(), order)
     # The cursor of a state is that of the block that holds its batch.
-    _, after = plan.advance(self._share.order, cursor)
+    _, after = index_sampler.advance(self._share.order, cursor)
     if not cursor.batches <= step < after.batches:
       raise ValueError(
         f"{_DAMAGED}: batch {step} is not in the block after {cursor.batches}"
@@ -272,8 +272,8 @@ class Loader(Iterator[schema.Batch]):
 
 
 def _state_of(
-  state: Any, order: plan.Plan
-) -> tuple[int, Mapping[str, Any], plan.Cursor]:
+  state: Any, order: index_sampler.Plan
+) -> tuple[int, Mapping[str, Any], index_sampler.Cursor]:
   """Step, order and cursor of what `get_state` returned.
 
   Raises:
@@ -281,7 +281,7 @@ def _state_of(
   """
   try:
     step, theirs, place = state["step"], state["order"], state["cursor"]
-    cursor = plan.Cursor(
+    cursor = index_sampler.Cursor(
       draws=place["draws"],
       batches=place["batches"],
       pending=tuple(tuple(waiting) for waiting in place["pending"]),
@@ -360,9 +360,9 @@ def load(
   found = [settings_lib.assign(settings, split) for split in splits]
   kept = tuple(np.flatnonzero(buckets >= 0) for buckets in found)
   weights = [s.weight or len(k) for s, k in zip(settings.sources, kept)]
-  order = plan.Plan(
+  order = index_sampler.Plan(
     seed=seed,
-    weights=plan.whole_weights(weights),
+    weights=index_sampler.whole_weights(weights),
     records=kept,
     buckets=tuple(buckets[k] for buckets, k in zip(found, kept)),
     sizes=sizes,

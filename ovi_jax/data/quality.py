@@ -24,14 +24,14 @@ from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import untrusted
-from ovi_jax.components import decoders
-from ovi_jax.components import distortion
-from ovi_jax.components import encoders
-from ovi_jax.components import loading
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import schema
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import decoders
+from ovi_jax.pretrained import distortion
+from ovi_jax.pretrained import encoders
+from ovi_jax.sharding import mesh as meshes
 
 FILE = "quality.json"  # in the folder of a dataset, of when it was encoded
 RECORDS = 256  # whose captions are read
@@ -257,7 +257,7 @@ def captions_of(splits: Sequence[builder.Split]) -> list[str]:
 
 
 def reconstruction(
-  components: loading.Components,
+  components: component_loader.Components,
   splits: Sequence[builder.Split],
   parts: Sequence[str] = ("video", "audio"),
 ) -> Quality:

@@ -78,7 +78,10 @@ def write(
         size += len(stored)
     finally:
       writer.close()
-    with files.atomic_path(_notes_path(path)) as notes, open(notes, "wb") as file:
+    with (
+      files.atomic_path(_notes_path(path)) as notes,
+      open(notes, "wb") as file,
+    ):
       np.savez(file, rows=np.asarray(rows, np.int32), size=size)
 
 

@@ -30,11 +30,11 @@ from tokenizers import normalizers
 from tokenizers import pre_tokenizers
 from tokenizers import processors
 
+from ovi_jax import cli
 from ovi_jax import files
 from ovi_jax import prompt as prompts
-from ovi_jax import runtime
 from ovi_jax.data import builder
-from ovi_jax.data.world import world as worlds
+from ovi_jax.synthetic.world import world as worlds
 
 FLAGS = flags.FLAGS
 
@@ -155,4 +155,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", "tokenizer.json", "File to write.")
   flags.DEFINE_integer("seed", 0, "Of the world.")
   flags.DEFINE_integer("clips", 1000, "Clips, and sounds, that are read.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

@@ -18,7 +18,9 @@ def shift_sigma(sigma: Any, shift: float) -> Any:
   return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def interpolate(data: jax.Array, noise: jax.Array, sigma_BT: jax.Array) -> jax.Array:
+def interpolate(
+  data: jax.Array, noise: jax.Array, sigma_BT: jax.Array
+) -> jax.Array:
   """x_t = (1 - sigma) data + sigma noise.
 
   Args:

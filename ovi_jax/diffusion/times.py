@@ -49,7 +49,9 @@ class TimestepSampler:
           f"times.{name} must be positive, got {getattr(self, name)}"
         )
     if not 0 <= self.shared_prob <= 1:
-      raise ValueError(f"times.shared must be in [0, 1], got {self.shared_prob}")
+      raise ValueError(
+        f"times.shared must be in [0, 1], got {self.shared_prob}"
+      )
 
   def sample(self, key: jax.Array, names: Sequence[str]) -> AV[jax.Array]:
     """Draw the level of one example for each modality in `names`."""

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ovi_jax import axes
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.models import dit
 from ovi_jax.models import layers
 from ovi_jax.models import rope
+from ovi_jax.sharding import logical_axes
 
 # Collection of how tokens attend to the other tower's, see `Block`.
 MAPS = "maps"
@@ -26,7 +26,7 @@ MAPS = "maps"
 
 # Queries, keys or values of a tower that every device has whole, but for heads.
 FULL_LETTERS = "BSNK"
-REPLICATED_LETTERS = axes.replicated_tokens("BLNK")
+REPLICATED_LETTERS = logical_axes.replicated_tokens("BLNK")
 
 
 class KV(NamedTuple):
@@ -68,7 +68,7 @@ class Attention(nn.Module):
   def heads(self, x_BLD: jax.Array, letters: str) -> jax.Array:
     heads = self.config.num_heads
     x = einops.rearrange(x_BLD, "B L (N K) -> B L N K", N=heads)
-    return axes.constrain(x, letters)
+    return logical_axes.constrain(x, letters)
 
   def queries(self, x_BLD: jax.Array) -> jax.Array:
     x_BLD = self.query_norm(self.query(x_BLD))
@@ -79,11 +79,11 @@ class Attention(nn.Module):
     keys = self.heads(self.key_norm(self.key(x_BSD)), letters)
     return KV(keys, self.heads(self.value(x_BSD), letters))
 
-  def fusion_kv(
-    self, other_BSD: jax.Array, rotary: rope.Rotary
-  ) -> KV:
+  def fusion_kv(self, other_BSD: jax.Array, rotary: rope.Rotary) -> KV:
     """Keys, turned by the other tower's positions, and values."""
-    letters = "BLNK" if self.config.is_audio else REPLICATED_LETTERS  # the other tower's
+    letters = (
+      "BLNK" if self.config.is_audio else REPLICATED_LETTERS
+    )  # the other tower's
     x = self.fusion_norm(other_BSD)
     keys = self.heads(self.fusion_key_norm(self.fusion_key(x)), letters)
     return KV(
@@ -124,14 +124,16 @@ class Attention(nn.Module):
   def attend_other(
     self, q_BLNK: jax.Array, other: KV, length: Any
   ) -> jax.Array:
-    letters = (FULL_LETTERS, "BLNK") if self.config.is_audio else ("BLNK", FULL_LETTERS)
+    letters = (
+      (FULL_LETTERS, "BLNK") if self.config.is_audio else ("BLNK", FULL_LETTERS)
+    )
     return self.attend(q_BLNK, other, letters, length=length)
 
   def project(self, values_BLNK: jax.Array) -> jax.Array:
-    values = axes.constrain(values_BLNK, self.config.letters)
+    values = logical_axes.constrain(values_BLNK, self.config.letters)
     merged = einops.rearrange(values, "B L N K -> B L (N K)")
     rows = self.config.letters[1]
-    return axes.constrain(self.out(merged), f"B{rows}D")
+    return logical_axes.constrain(self.out(merged), f"B{rows}D")
 
 
 class Block(nn.Module):

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ovi_jax import axes
 from ovi_jax.models import layers
+from ovi_jax.sharding import logical_axes
 
 STEM_KERNEL = 7  # steps an audio stem convolution sees
 HIDDEN_MULTIPLE = 256  # the audio stem's hidden width is rounded up to it
@@ -87,7 +87,7 @@ class DiTConfig:
   @property
   def letters(self) -> str:
     """Of queries, see `axes`: sound has few tokens."""
-    return axes.replicated_tokens("BLNK") if self.is_audio else "BLNK"
+    return logical_axes.replicated_tokens("BLNK") if self.is_audio else "BLNK"
 
   def padding(self, context_length: int) -> int:
     """How many equal rows of a prompt its last row of context stands for."""
@@ -281,7 +281,7 @@ class Tower(nn.Module):
     """
     if isinstance(self.patch_embedding, AudioStem):
       tokens = self.patch_embedding(latents, length_B)
-      return axes.constrain(tokens, "BSD")
+      return logical_axes.constrain(tokens, "BSD")
     _, rows, columns = self.config.patch
     patches = einops.rearrange(
       latents,
@@ -289,10 +289,10 @@ class Tower(nn.Module):
       p=rows,
       q=columns,
     )
-    missing = axes.fill(patches.shape[1]) - patches.shape[1]
+    missing = logical_axes.fill(patches.shape[1]) - patches.shape[1]
     patches = jnp.pad(patches, ((0, 0), (0, missing), (0, 0)))
-    patches = axes.constrain(patches, "BL-")
-    return axes.constrain(self.patch_embedding(patches), "BLD")
+    patches = logical_axes.constrain(patches, "BL-")
+    return logical_axes.constrain(self.patch_embedding(patches), "BLD")
 
   def text(self, text_BSE: jax.Array) -> jax.Array:
     """Prompt embeddings -> context_BSD.
@@ -339,7 +339,7 @@ class Tower(nn.Module):
     x = layers.modulate(tokens_BLD, shift, scale, times.first, eps)
     x = self.head(x.astype(self.dtype)).astype(jnp.float32)
     # Whole before what filled the tokens up is cut off, see `tokens`.
-    x = axes.constrain(x, "B--")[:, : math.prod(grid)]
+    x = logical_axes.constrain(x, "B--")[:, : math.prod(grid)]
     if self.config.is_audio:
       return x
     frames, rows, columns = grid

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ovi_jax import axes
 from ovi_jax.attention import blockwise
 from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
@@ -27,6 +26,7 @@ from ovi_jax.models import block
 from ovi_jax.models import dit
 from ovi_jax.models import maps as maps_lib
 from ovi_jax.models import rope
+from ovi_jax.sharding import logical_axes
 
 # The video tower's new layers start ten times smaller: at first it listens
 # little to a tower it does not know.
@@ -96,7 +96,9 @@ class FusionBlock(nn.Module):
       "scheme": self.scheme,
     }
     if self.config.video is not None:
-      self.video = block.Block(self.config.video, fusion_init=FUSION_INIT, **shared)
+      self.video = block.Block(
+        self.config.video, fusion_init=FUSION_INIT, **shared
+      )
     if self.config.audio is not None:
       self.audio = block.Block(self.config.audio, **shared)
 
@@ -107,8 +109,7 @@ class FusionBlock(nn.Module):
     """Keys and values of the prompts for this block."""
     return AV(
       **{
-        name: self.of(name).text_kv(x)
-        for name, x in context.present().items()
+        name: self.of(name).text_kv(x) for name, x in context.present().items()
       }
     )
 
@@ -228,7 +229,7 @@ class FusionDiT(nn.Module):
         config.grid(x.shape), config.head_size, config.rope_scale
       )
       tokens = table.cos_LK.shape[0]
-      missing = 0 if config.is_audio else axes.fill(tokens) - tokens
+      missing = 0 if config.is_audio else logical_axes.fill(tokens) - tokens
       fill = (0, missing), (0, 0)
       tables[name] = jax.tree.map(lambda a, fill=fill: jnp.pad(a, fill), table)
     return AV(**tables)
@@ -252,7 +253,7 @@ class FusionDiT(nn.Module):
 
     keys_values: Any = jax.lax.scan(one, None, self.blocks)[1]
     keys_values = jax.tree.map(
-      lambda x: axes.constrain(x, TEXT_KEYS), keys_values
+      lambda x: logical_axes.constrain(x, TEXT_KEYS), keys_values
     )
     return Conditions(keys_values, self.rotary(latents))
 

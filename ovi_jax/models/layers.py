@@ -54,7 +54,8 @@ def modulate(
 ) -> jax.Array:
   """Normalise tokens, then scale and shift them, see `Modulation`; float32."""
   shift, scale = (
-    broadcast_per_token(x, first, x_BLD.shape[1]) for x in (shift_BTD, scale_BTD)
+    broadcast_per_token(x, first, x_BLD.shape[1])
+    for x in (shift_BTD, scale_BTD)
   )
   return normalize(x_BLD, eps) * (1.0 + scale) + shift
 

@@ -34,7 +34,12 @@ KNOWN = pathlib.Path(__file__).with_name("shapes.json")
 FOLDER = "ovi_jax_shapes"
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # The code that decides shapes.
-_SOURCES = ("models/**/*.py", "attention/*.py", "axes.py", "modality.py")
+_SOURCES = (
+  "models/**/*.py",
+  "attention/*.py",
+  "sharding/logical_axes.py",
+  "modality.py",
+)
 
 # Dtype and shape of each leaf by path, as JSON has them: `["float32", 2, 3]`.
 Listed = dict[str, list[Any]]

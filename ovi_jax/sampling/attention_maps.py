@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ovi_jax import axes
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax.diffusion import path as diffusion
@@ -30,6 +29,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.models import maps as maps_lib
 from ovi_jax.sampling import denoise
+from ovi_jax.sharding import logical_axes
 
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # of noise
 SHARPEST = 1 / 16  # of a tower's heads are drawn
@@ -115,7 +115,9 @@ def measure(
     ]
     return jax.tree.map(lambda *x: np.mean(x, 0), *jax.device_get(found))
 
-  sizes = {n: (c.num_layers, c.num_heads) for n, c in model.config.present().items()}
+  sizes = {
+    n: (c.num_layers, c.num_heads) for n, c in model.config.present().items()
+  }
   none = AV(**{n: np.zeros(size, np.float32) for n, size in sizes.items()})
   shares = jax.tree.map(lambda x_GBN: x_GBN[:, 0], mean(none)[1])
   drawn = jax.tree.map(sharpest, shares)
@@ -187,13 +189,17 @@ def _at_level(
 ) -> Any:
   """Maps and shares at one noise level, whole on every device."""
   sigma_BT = jnp.full((1, 1), level)
-  x = AV(*(diffusion.interpolate(d, n, sigma_BT) for d, n in zip(latents, noise)))
-  x = denoise.inpaint_first_frame(x, latents.video[:, :1] if clean_first else None)
+  x = AV(
+    *(diffusion.interpolate(d, n, sigma_BT) for d, n in zip(latents, noise))
+  )
+  x = denoise.inpaint_first_frame(
+    x, latents.video[:, :1] if clean_first else None
+  )
   times = denoise.frame_times(x, level * diffusion.TIME_SCALE, clean_first)
   found: Any = model.apply(
     {"params": params}, x, times, text, watch, method="maps"
   )
-  return jax.tree.map(lambda a: axes.constrain(a, "---"), found)
+  return jax.tree.map(lambda a: logical_axes.constrain(a, "---"), found)
 
 
 def overlay(frames_THWC: np.ndarray, maps: Maps) -> np.ndarray:

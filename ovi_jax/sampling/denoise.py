@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ovi_jax import axes
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import schedule
 from ovi_jax.sampling import solver
+from ovi_jax.sharding import logical_axes
 
 
 class NonFiniteLatentsError(ValueError):
@@ -62,7 +62,7 @@ def frame_times(x: AV[jax.Array], t: jax.Array, clean_first: bool) -> AV[Any]:
 
 def _whole(tree: Any) -> Any:
   """Whole on every device, as noise is: later steps need no new program."""
-  return jax.tree.map(lambda a: axes.constrain(a, "-" * a.ndim), tree)
+  return jax.tree.map(lambda a: logical_axes.constrain(a, "-" * a.ndim), tree)
 
 
 @functools.partial(
@@ -160,7 +160,7 @@ def denoise(
 def _are_finite(x: AV[jax.Array]) -> jax.Array:
   """[modalities] bool, the same on every device."""
   found = [jnp.isfinite(value).all() for value in x.present().values()]
-  return axes.constrain(jnp.stack(found), "-")
+  return logical_axes.constrain(jnp.stack(found), "-")
 
 
 def _causes(scales: AV[Any]) -> str:

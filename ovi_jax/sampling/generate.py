@@ -22,23 +22,23 @@ import ml_collections
 import numpy as np
 
 import ovi_jax
+from ovi_jax import cli
 from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
-from ovi_jax import runtime
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
-from ovi_jax.checkpoint import directory
-from ovi_jax.components import decoders
 from ovi_jax.modality import AV
-from ovi_jax.parallel import mesh as meshes
-from ovi_jax.parallel import processes
+from ovi_jax.pretrained import decoders
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sharding import distributed
+from ovi_jax.sharding import mesh as meshes
 
 Log = Callable[[str], None]
 MAX_CLIPS = 100_000  # of a run
@@ -64,7 +64,7 @@ def resolve_settings(
     ValueError: there are no weights, or the settings make no sense.
   """
   variant: Any = config.get("variant", "")
-  manifest = directory.manifest_of(weights, variant)
+  manifest = weights_dir.manifest_of(weights, variant)
   advised = settings_lib.recommended_of(manifest)
   return settings_lib.Settings.from_config(config, advised)
 
@@ -103,20 +103,26 @@ def run(
       raised before weights are loaded.
     OSError: the results cannot be written.
   """
-  runtime.setup_jax()
+  cli.setup_jax()
   if settings.shard_clips_over_hosts:
-    processes.initialize()
+    distributed.initialize()
   heads = attention_maps.parse(settings.attention_heads)
-  with processes.collective_errors() if settings.shard_clips_over_hosts else contextlib.nullcontext():
+  with (
+    distributed.collective_errors()
+    if settings.shard_clips_over_hosts
+    else contextlib.nullcontext()
+  ):
     pipeline = _pipeline(weights, settings)
     if heads:
       audio = pipeline.arch.fusion.audio
       attention_maps.named(heads, (audio.num_layers, audio.num_heads))
     jobs, given = plan(requests, settings, pipeline, out, noise, log)
-  index, count = processes.process_info()
+  index, count = distributed.process_info()
   if settings.shard_clips_over_hosts:
     flags = {"save_latents": save_latents, "maps": maps, "overwrite": overwrite}
-    processes.assert_equal_across_hosts(_shared(settings, flags, pipeline, jobs))
+    distributed.assert_equal_across_hosts(
+      _shared(settings, flags, pipeline, jobs)
+    )
     log = log if index == 0 else _silently
   elif count > 1:
     log(
@@ -135,7 +141,7 @@ def run(
     else:
       pending.append(job)
   if settings.shard_clips_over_hosts:
-    asked = processes.gather([job.path.name for job in pending])[0]
+    asked = distributed.gather([job.path.name for job in pending])[0]
     pending = [job for job in jobs if job.path.name in asked]
   if pending:
     outputs.check_directory(out)
@@ -157,14 +163,14 @@ def _pipeline(
     ValueError: the weights cannot make a video with sound, or the mesh cannot
       be.
   """
-  manifest = directory.read(weights, settings.variant, pipelines.NEEDS)
+  manifest = weights_dir.read(weights, settings.variant, pipelines.NEEDS)
   towers = manifest.architecture.fusion.present()
   if len(towers) != 2:
     raise ValueError(
       f"weights in {weights} have only the tower {', '.join(towers)}; a video"
       " with sound needs both"
     )
-  platform = runtime.platform()
+  platform = cli.platform()
   name = settings.dtype
   if name == "auto":
     name = "float32" if platform == "cpu" else "bfloat16"
@@ -183,7 +189,9 @@ def _pipeline(
 
 
 def _devices(settings: settings_lib.Settings) -> list[Any]:
-  return jax.devices() if settings.shard_clips_over_hosts else jax.local_devices()
+  return (
+    jax.devices() if settings.shard_clips_over_hosts else jax.local_devices()
+  )
 
 
 def make_mesh(
@@ -319,7 +327,7 @@ def _metadata(
   """Everything needed to make the clip again."""
   image = None
   if request.image is not None:
-    content = directory.digest_of(request.image)
+    content = weights_dir.digest_of(request.image)
     image = {"path": str(request.image), "sha256": content}
   manifest = pipeline.manifest
   config = settings.metadata() | {"seed": request.seed}
@@ -335,7 +343,7 @@ def _metadata(
     "config": config,
     "dtype": pipeline.dtype.name,
     "weights": {
-      "variant": manifest.variant or directory.CUSTOM,
+      "variant": manifest.variant or weights_dir.CUSTOM,
       "sha256": dict(manifest.digests),
     },
     "ovi_jax": ovi_jax.__version__,

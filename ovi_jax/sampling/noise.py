@@ -51,7 +51,9 @@ def shapes(clip: geometry.Clip, channels: AV[int]) -> AV[tuple[int, ...]]:
   )
 
 
-def sample_noise(seed: int, clip: geometry.Clip, channels: AV[int]) -> AV[np.ndarray]:
+def sample_noise(
+  seed: int, clip: geometry.Clip, channels: AV[int]
+) -> AV[np.ndarray]:
   """Standard normal noise video_THWC and audio_TC, whatever the devices."""
   keys = jax.random.split(jax.random.key(seed))
   return AV(

@@ -106,7 +106,8 @@ def is_complete(
   different = [
     key
     for key, value in recipe.items()
-    if key not in _VERSION_FIELDS and _content(found.get(key)) != _content(value)
+    if key not in _VERSION_FIELDS
+    and _content(found.get(key)) != _content(value)
   ]
   if different:
     raise ValueError(

@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
-from ovi_jax.components import encoders
-from ovi_jax.components import loading
 from ovi_jax.media import images
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
+from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
@@ -37,7 +37,7 @@ CACHED_ACTIVATIONS = 2**21  # of a feed-forward, 8 MiB: they stay in a cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pipeline(loading.Components):
+class Pipeline(component_loader.Components):
   """All components, and how the denoiser attends.
 
   Attributes:
@@ -93,9 +93,9 @@ def denoiser_model(
   scheme: str = context.ULYSSES,
 ) -> fusion.FusionDiT:
   """The denoiser as it runs best on this platform."""
-  cached = runtime.platform() == "cpu" and devices == 1
+  cached = cli.platform() == "cpu" and devices == 1
   limit = CACHED_ACTIVATIONS if cached else None
-  unroll = fusion.should_unroll(config, runtime.platform())
+  unroll = fusion.should_unroll(config, cli.platform())
   return fusion.FusionDiT(
     config, dtype, backend, limit, unroll=unroll, context_parallelism=scheme
   )
@@ -144,7 +144,9 @@ class Denoiser:
       first = None if first_frame is None else jnp.asarray(first_frame)[None]
       depth = self.model.config.video.num_layers
       inputs = denoise.Inputs(
-        conditions(self.model, self.params, guidance.duplicate_for_cfg(x), text),
+        conditions(
+          self.model, self.params, guidance.duplicate_for_cfg(x), text
+        ),
         jnp.asarray(guidance.slg_mask(depth, 1, settings.slg_layer)),
         settings.guidance_scale,
         first,

@@ -50,7 +50,9 @@ def dpm(steps: int, shift: float) -> Schedule:
 
 def euler(steps: int, shift: float) -> Schedule:
   """Evenly spaced between the shifted training levels, shifted again."""
-  last = float(np.float32(path.shift_sigma(np.float32(1 / path.TIME_SCALE), shift)))
+  last = float(
+    np.float32(path.shift_sigma(np.float32(1 / path.TIME_SCALE), shift))
+  )
   sigmas = np.linspace(1.0, last, steps)
   return _ending_at_zero(path.shift_sigma(sigmas, shift), whole_t=False)
 

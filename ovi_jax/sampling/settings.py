@@ -8,11 +8,11 @@ import ml_collections
 
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
-from ovi_jax.checkpoint import directory
 from ovi_jax.modality import AV
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import solver
+from ovi_jax.sharding import mesh as meshes
 
 DTYPES = ("auto", "bfloat16", "float32")
 # What Ovi publishes for its weights. A directory of other weights may advise
@@ -83,7 +83,9 @@ class Settings:
       *self._unknown("context_attention", context.STRATEGIES),
     ]
     values = {name: getattr(self, name) for name in BOUNDS.keys() - _PAIRED}
-    values |= {f"guidance.{n}": v for n, v in self.guidance_scale._asdict().items()}
+    values |= {
+      f"guidance.{n}": v for n, v in self.guidance_scale._asdict().items()
+    }
     problems += out_of_bounds(values)
     last = self.seed + max(1, self.samples_per_prompt) - 1
     if self.seed < 0 or last >= requests.SEEDS:
@@ -172,7 +174,7 @@ def recommended(advised: Mapping[str, Any]) -> dict[str, Any]:
   return result
 
 
-def recommended_of(manifest: directory.Manifest) -> dict[str, Any]:
+def recommended_of(manifest: weights_dir.Manifest) -> dict[str, Any]:
   """`advice` of weights, without skipping a block that they do not have.
 
   Raises:

@@ -25,18 +25,18 @@ from absl import app
 from absl import flags
 
 import ovi_jax
+from ovi_jax import cli
 from ovi_jax import geometry
-from ovi_jax import runtime
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import init_from
-from ovi_jax.checkpoint import saved
-from ovi_jax.checkpoint import weights
+from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.models import architecture
+from ovi_jax.pretrained import weights
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import settings as sampling_settings
+from ovi_jax.training import init_from
+from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
-from ovi_jax.training import stage
-from ovi_jax.training import trainable
+from ovi_jax.training import trainer
 
 _AT_ONCE = 2**30  # bytes of parameters in memory
 _LONGEST_CHAIN = 32  # runs, each started from the one before
@@ -50,7 +50,7 @@ def export(
   averaged: bool = True,
   dtype: Any = jnp.float32,
   sampling: Mapping[str, Any] | None = None,
-) -> directory.Manifest:
+) -> weights_dir.Manifest:
   """Write the weights of a run.
 
   Args:
@@ -71,7 +71,7 @@ def export(
       are missing or do not fit the model; before anything is written.
     OSError: the disk is full, or not writable.
   """
-  if (out / directory.MANIFEST).exists():
+  if (out / weights_dir.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
   config = ml_collections.ConfigDict(workdirs.read_config(workdir))
   settings = settings_lib.Settings.from_config(config)
@@ -81,9 +81,9 @@ def export(
       "--components=DIR is needed: converted weights whose text encoder and"
       " codecs go with the towers; the run names none"
     )
-  kept = directory.read(rest, needs=())
+  kept = weights_dir.read(rest, needs=())
   needs = tuple(c for c in kept.architecture.components if c != "fusion")
-  kept = directory.read(rest, needs=needs)
+  kept = weights_dir.read(rest, needs=needs)
   advised = _checked_advice(
     {**(inherited_advice(workdir) or kept.sampling), **(sampling or {})},
     sampling or {},
@@ -94,14 +94,14 @@ def export(
     raise ValueError(
       f"components in {rest} do not fit the model: {'; '.join(problems)}"
     )
-  source = workdir / stage.CHECKPOINTS
-  known = saved.steps(source)
+  source = workdir / trainer.CHECKPOINTS
+  known = reader.steps(source)
   if not known or (step is not None and step not in known):
     raise ValueError(
       f"{source} has checkpoints of the steps {known}, expected"
       f" {'one' if step is None else step}"
     )
-  shapes = trainable.flat(
+  shapes = param_filter.flat(
     architecture.parameter_shapes("fusion", settings.model)
   )
   plan = init_from.plan(
@@ -115,10 +115,10 @@ def export(
     ],
   )
   out.mkdir(parents=True, exist_ok=True)
-  directory.link(rest, out, needs)
+  weights_dir.link(rest, out, needs)
   digests = {n: d for n, d in kept.digests.items() if n != "fusion"}
   digests["fusion"] = _write(out, plan)
-  manifest = directory.Manifest(
+  manifest = weights_dir.Manifest(
     variant=manifest.variant,
     sizes=manifest.sizes,
     digests=digests,
@@ -143,8 +143,8 @@ def inherited_advice(workdir: pathlib.Path) -> Mapping[str, Any]:
     # The video tower's, where there are two of different origin.
     sources = [str(path) for path in values["initial"].values() if path]
     source = pathlib.Path(sources[0] if sources else settings_lib.SCRATCH)
-    if (source / directory.MANIFEST).is_file():
-      return directory.manifest_of(source).sampling
+    if (source / weights_dir.MANIFEST).is_file():
+      return weights_dir.manifest_of(source).sampling
     # A run, the folder of its checkpoints, or one of these.
     folders = (source, *source.parents[:2])
     runs = [path for path in folders if (path / workdirs.CONFIG).is_file()]
@@ -178,8 +178,8 @@ def _checked_advice(
 
 
 def _sizes(
-  settings: settings_lib.Settings, kept: directory.Manifest
-) -> directory.Manifest:
+  settings: settings_lib.Settings, kept: weights_dir.Manifest
+) -> weights_dir.Manifest:
   """The manifest of the towers of a run among kept components."""
   towers = settings.model.present()
   sizes = dict(kept.sizes) | {
@@ -197,7 +197,7 @@ def _sizes(
       # Another length or shape is another model than the released one.
       if not same or clip != (T, bucket.audio):
         variant = None
-  return directory.Manifest(
+  return weights_dir.Manifest(
     variant=variant, sizes=sizes, digests={}, version=ovi_jax.__version__
   )
 
@@ -213,7 +213,7 @@ def _write(out: pathlib.Path, plan: init_from.Plan) -> str:
     )
     for p in paths
   }
-  file = directory.component_file(out, "fusion")
+  file = weights_dir.component_file(out, "fusion")
   with weights.Writer(file, plan.shapes) as writer:
     for part in _parts(targets):
       for path, array in sorted(source.read(part).items()):
@@ -252,9 +252,9 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   try:
-    runtime.require_flags(FLAGS, workdir="DIR", out="DIR")
+    cli.require_flags(FLAGS, workdir="DIR", out="DIR")
     export(
       pathlib.Path(FLAGS.workdir),
       pathlib.Path(FLAGS.out),
@@ -281,4 +281,4 @@ if __name__ == "__main__":
     "dtype", "float32", ("float32", "bfloat16"), "That towers are stored in."
   )
   flags.DEFINE_string("sampling", "", "Advised settings, as JSON.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

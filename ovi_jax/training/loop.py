@@ -19,12 +19,12 @@ from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.data import schema
-from ovi_jax.parallel import processes
-from ovi_jax.training import held_out
+from ovi_jax.sharding import distributed
 from ovi_jax.training import logs as logs_lib
 from ovi_jax.training import optimizer
-from ovi_jax.training import placement
+from ovi_jax.training import state_sharding
 from ovi_jax.training import step as steps
+from ovi_jax.training.evaluators import eval_loss
 
 INTERRUPTED = 75  # exit code of a run that saved because it was told to stop
 
@@ -103,7 +103,7 @@ class TrainContext:
   directory: str
   intervals: Intervals
   encode_batch: Callable[[schema.Batch, jax.sharding.Mesh], schema.Batch] = (
-    placement.batch
+    state_sharding.batch
   )
   cost: Callable[[schema.Batch], flops.BatchCost] | None = None
   evaluate: Callable[[steps.TrainState], Mapping[str, float]] = lambda _: {}
@@ -154,7 +154,9 @@ def restore(
   return restored.state
 
 
-def run(work: TrainContext, state: steps.TrainState, log: Log = console.log) -> bool:
+def run(
+  work: TrainContext, state: steps.TrainState, log: Log = console.log
+) -> bool:
   """Train until the trainer's last step, or until told to stop.
 
   SIGTERM and Ctrl-C stop it; a second Ctrl-C ends the process at once.
@@ -171,12 +173,15 @@ def run(work: TrainContext, state: steps.TrainState, log: Log = console.log) -> 
     NonFinite: names the step and the records; the last good checkpoint stays.
     OSError: a checkpoint cannot be written.
   """
-  with processes.preemption_watcher() as stop, jax.set_mesh(work.mesh):
+  with distributed.preemption_watcher() as stop, jax.set_mesh(work.mesh):
     return _loop(work, state, stop, log)
 
 
 def _loop(
-  work: TrainContext, state: steps.TrainState, stop: Callable[[int], bool], log: Log
+  work: TrainContext,
+  state: steps.TrainState,
+  stop: Callable[[int], bool],
+  log: Log,
 ) -> bool:
   """`run`, stopped before the step for which `stop` is true."""
   total, number = work.step_config.num_train_steps, int(state.step)
@@ -254,9 +259,9 @@ def _judge(
   values = work.evaluate(state)
   work.logs.scalars(number, values)
   shown = ", ".join(
-    f"{name.removeprefix(f'{held_out.METRIC_PREFIX}_')} {value:.4f}"
+    f"{name.removeprefix(f'{eval_loss.METRIC_PREFIX}_')} {value:.4f}"
     for name, value in values.items()
-    if "_t" not in name.removeprefix(held_out.METRIC_PREFIX)
+    if "_t" not in name.removeprefix(eval_loss.METRIC_PREFIX)
   )
   if shown:
     bar.clear()
@@ -396,7 +401,7 @@ def _check_finite(report: StepRecord, metrics: steps.StepMetrics) -> None:
   if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
     return
   # Every process has the losses of all records, and the ids of its own.
-  of_all = processes.gather(np.asarray(report.ids).tolist())
+  of_all = distributed.gather(np.asarray(report.ids).tolist())
   ids = np.asarray(list(dict.fromkeys(i for part in of_all for i in part)))
   bad = np.zeros(len(ids), bool)
   for losses_B in metrics.losses.values():

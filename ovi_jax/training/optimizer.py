@@ -104,9 +104,7 @@ def learning_rate(settings: OptimizerConfig, steps: int) -> optax.Schedule:
   return optax.join_schedules([rising, after], [warmup])
 
 
-def make(
-  settings: OptimizerConfig, steps: int
-) -> optax.GradientTransformation:
+def make(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
   """The optimizer of a run of `steps`, over a flat mapping of parameters."""
 
   def decayed(params: dict[str, Any]) -> dict[str, bool]:

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import ml_collections
 
 from ovi_jax.attention import context
-from ovi_jax.checkpoint import directory
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
 from ovi_jax.diffusion import times
 from ovi_jax.modality import AV
 from ovi_jax.models import dit
-from ovi_jax.training import held_out
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import loop
-from ovi_jax.training import objective
 from ovi_jax.training import optimizer
-from ovi_jax.training import samples
-from ovi_jax.training import trainable
+from ovi_jax.training import param_filter
+from ovi_jax.training.evaluators import eval_loss
+from ovi_jax.training.evaluators import eval_samples as samples
+from ovi_jax.training.objectives import flow_matching
 
 TEXT_SOURCES = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
 SCRATCH = "fresh"  # as an initial tower: random, learnt from nothing
@@ -80,7 +80,7 @@ class Settings:
   model: AV[dit.DiTConfig]
   init_from: AV[str]
   trainable: str
-  objective: objective.ObjectiveConfig
+  objective: flow_matching.ObjectiveConfig
   optimizer: optimizer.OptimizerConfig
   data: data_settings.LoaderConfig
   num_train_steps: int
@@ -94,7 +94,7 @@ class Settings:
   remat: str
   mesh: Mapping[str, int]
   pretrained: str
-  eval: held_out.EvalConfig
+  eval: eval_loss.EvalConfig
   eval_samples: samples.EvalSamplesConfig
   intervals: loop.Intervals
   checkpoints: CheckpointPolicy
@@ -105,7 +105,9 @@ class Settings:
       for name in ("steps", "batch", "parts")
       if getattr(self, name) < 1
     ]
-    if self.trainable not in (trains := (trainable.ALL, trainable.ATTENTION)):
+    if self.trainable not in (
+      trains := (param_filter.ALL, param_filter.ATTENTION)
+    ):
       problems.append(
         f"trains {self.trainable!r} is unknown; choose from {', '.join(trains)}"
       )
@@ -142,7 +144,7 @@ class Settings:
     fresh = [
       n for n in self.model.present() if getattr(self.init_from, n) == SCRATCH
     ]
-    if self.trainable == trainable.ATTENTION and fresh:
+    if self.trainable == param_filter.ATTENTION and fresh:
       problems.append(
         f"initial.{fresh[0]} is {SCRATCH!r}, but trains={self.trainable!r} never"
         " moves a tower's last layer, which is zero at first: nothing would be"
@@ -179,7 +181,9 @@ class Settings:
         optimizer.OptimizerConfig, values.pop("optimizer"), "optimizer"
       ),
       "data": _data(values.pop("data"), model, values.get("components", "")),
-      "held_out": build(held_out.EvalConfig, values.pop("held_out"), "held_out"),
+      "held_out": build(
+        eval_loss.EvalConfig, values.pop("held_out"), "held_out"
+      ),
       "samples": _samples(values.pop("samples")),
       "cadence": build_intervals(values),
       "keep": build(CheckpointPolicy, values.pop("keep"), "keep"),
@@ -256,13 +260,15 @@ def _samples(values: dict[str, Any]) -> samples.EvalSamplesConfig:
   return build(samples.EvalSamplesConfig, values | made, "samples")
 
 
-def _objective(values: dict[str, Any]) -> objective.ObjectiveConfig:
+def _objective(values: dict[str, Any]) -> flow_matching.ObjectiveConfig:
   made = {
     name: pair(values, name, lambda v, _: v)
     for name in ("scales", "prompt_dropout")
   }
-  made["times"] = build(times.TimestepSampler, values.pop("times"), "objective.times")
-  return build(objective.ObjectiveConfig, values | made, "objective")
+  made["times"] = build(
+    times.TimestepSampler, values.pop("times"), "objective.times"
+  )
+  return build(flow_matching.ObjectiveConfig, values | made, "objective")
 
 
 def _data(
@@ -298,5 +304,5 @@ def _data(
   made = {"sources": sources, "buckets": buckets, "geometry": sizes}
   made["text_rows"] = towers[0].max_text_len
   if text == CAPTIONS:
-    made["tokenizer"] = str(pathlib.Path(components) / directory.TOKENIZER)
+    made["tokenizer"] = str(pathlib.Path(components) / weights_dir.TOKENIZER)
   return build(data_settings.LoaderConfig, values | made, "data")

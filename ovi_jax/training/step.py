@@ -20,8 +20,8 @@ import optax
 
 from ovi_jax.data import schema
 from ovi_jax.training import optimizer as optimizers
-from ovi_jax.training import task as tasks
-from ovi_jax.training import trainable
+from ovi_jax.training import param_filter
+from ovi_jax.training.objectives import base as tasks
 
 T = TypeVar("T", bound=tasks.Objective)
 
@@ -50,7 +50,7 @@ class TrainState(NamedTuple):
     trained = self.trained_params
     if averaged and self.ema_params is not None:
       trained = self.ema_params
-    return trainable.nested(self.frozen_params | trained)
+    return param_filter.nested(self.frozen_params | trained)
 
 
 class StepMetrics(NamedTuple):
@@ -108,7 +108,9 @@ def init_state(
   )
 
 
-def sample_noise_for(step_config: TrainStepConfig, state: TrainState, batch: schema.Batch) -> Any:
+def sample_noise_for(
+  step_config: TrainStepConfig, state: TrainState, batch: schema.Batch
+) -> Any:
   """What is drawn for a batch at the state's step."""
   batch = batch._replace(ids=None)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -118,7 +120,10 @@ def sample_noise_for(step_config: TrainStepConfig, state: TrainState, batch: sch
 
 
 def gradients(
-  step_config: TrainStepConfig, state: TrainState, batch: schema.Batch, null_SE: jax.Array
+  step_config: TrainStepConfig,
+  state: TrainState,
+  batch: schema.Batch,
+  null_SE: jax.Array,
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
   """Gradients of the trained parameters, the loss, and each example's."""
   batch = batch._replace(ids=None)
@@ -127,7 +132,7 @@ def gradients(
 
   def weighted(trained, part):
     batch, drawn, weights = part
-    params = trainable.nested(state.frozen_params | trained)
+    params = param_filter.nested(state.frozen_params | trained)
     losses = dict(step_config.objective.terms(params, batch, drawn, null_SE))
     terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
     return sum(jax.tree.leaves(terms)), losses
@@ -144,7 +149,9 @@ def gradients(
 
   # Neighbours go to different parts: each device keeps what it holds.
   parts = jax.tree.map(
-    lambda x: einops.rearrange(x, "(B N) ... -> N B ...", N=step_config.grad_accum_steps),
+    lambda x: einops.rearrange(
+      x, "(B N) ... -> N B ...", N=step_config.grad_accum_steps
+    ),
     whole,
   )
 
@@ -159,7 +166,10 @@ def gradients(
 
 
 def train_step(
-  step_config: TrainStepConfig, state: TrainState, batch: schema.Batch, null_SE: jax.Array
+  step_config: TrainStepConfig,
+  state: TrainState,
+  batch: schema.Batch,
+  null_SE: jax.Array,
 ) -> tuple[TrainState, StepMetrics]:
   """One step of training.
 

@@ -7,7 +7,7 @@ import pytest
 from ovi_jax.aot import costs
 from ovi_jax.aot import hlo
 from ovi_jax.aot import replica_groups
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.sharding import mesh as meshes
 
 # Lines as XLA prints them for TPUs, shortened.
 TPU = """\

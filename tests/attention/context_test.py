@@ -10,7 +10,7 @@ import pytest
 from ovi_jax.attention import attention
 from ovi_jax.attention import blockwise
 from ovi_jax.attention import context
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.sharding import mesh as meshes
 
 MESHES = {
   "context": {"context": 4, "data": 2},

@@ -11,11 +11,11 @@ import shutil
 import numpy as np
 import pytest
 
-from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import manager
-from ovi_jax.checkpoint import saved
+from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import workdir
+from ovi_jax.training import init_from
 
 META = "meta/metadata"
 UP = "../" * 20
@@ -63,7 +63,7 @@ def plan(checkpoint):
 
 def test_an_honest_checkpoint_is_read(checkpoint):
   assert plan(checkpoint).fresh == []
-  found = saved.read_info(checkpoint)
+  found = reader.read_info(checkpoint)
   assert found.iterators == (b"\1\2",) and np.isnan(found.metadata["loss"])
 
 
@@ -117,7 +117,7 @@ def test_the_description_may_be_no_link(checkpoint):
   (checkpoint / META).rename(outside)
   (checkpoint / META).symlink_to(outside)
   with pytest.raises(ValueError, match="meta/metadata is no file of the check"):
-    saved.read_info(checkpoint)
+    reader.read_info(checkpoint)
 
 
 def test_a_directory_that_is_itself_a_link_is_read(checkpoint, tmp_path):
@@ -133,7 +133,7 @@ def test_metadata_of_another_structure_ends_in_one_line(checkpoint, text):
   integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
   targets = {"trained/w": np.zeros((2, 3), np.float64)}
   with pytest.raises(ValueError, match="the arrays cannot be read") as error:
-    saved.read(saved.read_info(checkpoint), targets)
+    reader.read(reader.read_info(checkpoint), targets)
   assert str(error.value).isprintable() and len(str(error.value)) < 1000
 
 
@@ -157,7 +157,7 @@ BAD = [
 def test_a_bad_list_is_one_line_that_names_it(checkpoint, text):
   (checkpoint / integrity.CHECKSUMS).write_text(text, encoding="latin-1")
   with pytest.raises(ValueError, match=r"checksums.json is damaged") as caught:
-    saved.read_info(checkpoint)
+    reader.read_info(checkpoint)
   assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
 
 
@@ -189,7 +189,7 @@ def described(checkpoint, **fields):
 def test_a_description_of_wrong_types_is_one_line(checkpoint, fields):
   rewrite(checkpoint, described(checkpoint, **fields))
   with pytest.raises(ValueError, match="meta/metadata: ") as caught:
-    saved.read_info(checkpoint)
+    reader.read_info(checkpoint)
   assert "\n" not in str(caught.value)
 
 
@@ -197,13 +197,13 @@ def test_a_description_of_wrong_types_is_one_line(checkpoint, fields):
 def test_a_description_that_is_no_object(checkpoint, text):
   rewrite(checkpoint, text)
   with pytest.raises(ValueError, match="meta/metadata: "):
-    saved.read_info(checkpoint)
+    reader.read_info(checkpoint)
 
 
 def test_another_format_is_named(checkpoint):
   rewrite(checkpoint, described(checkpoint, format=[DEEP]))
   with pytest.raises(ValueError, match="expected format 1, found") as caught:
-    saved.read_info(checkpoint)
+    reader.read_info(checkpoint)
   assert len(str(caught.value)) < 500
 
 
@@ -224,12 +224,12 @@ def test_orbax_metadata_is_not_trusted(checkpoint):
     text = file.read_text().replace("np.ndarray", "evil.module.Array")
     file.write_text(text)
   integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
-  found = saved.read_info(checkpoint)
-  saved.verify(found)
+  found = reader.read_info(checkpoint)
+  reader.verify(found)
   target = {"trained/w": np.zeros((2, 3))}
   try:
     np.testing.assert_array_equal(
-      saved.read(found, target)["trained/w"], np.arange(6.0).reshape(2, 3)
+      reader.read(found, target)["trained/w"], np.arange(6.0).reshape(2, 3)
     )
   except ValueError as error:
     assert "evil" in str(error)
@@ -245,4 +245,4 @@ def test_a_runs_config_is_read_within_limits(tmp_path, text):
 def test_a_step_has_at_most_eighteen_digits(tmp_path):
   for name in ("9" * 200, "7"):
     (tmp_path / name).mkdir()
-  assert saved.steps(tmp_path) == [7]
+  assert reader.steps(tmp_path) == [7]

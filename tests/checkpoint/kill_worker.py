@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ovi_jax.checkpoint import leaves
 from ovi_jax.checkpoint import manager
+from ovi_jax.checkpoint import tree_spec
 
 SIZE = 2**18
 
@@ -38,10 +38,10 @@ def check(restored: manager.Restored | None) -> int:
   if restored is None:
     return -1
   step = restored.step
-  expected = leaves.flatten(state(step))
-  for path, leaf in leaves.flatten(restored.state).items():
+  expected = tree_spec.flatten(state(step))
+  for path, leaf in tree_spec.flatten(restored.state).items():
     ours, theirs = (
-      np.asarray(leaves.to_stored(x)) for x in (leaf, expected[path])
+      np.asarray(tree_spec.to_stored(x)) for x in (leaf, expected[path])
     )
     assert ours.tobytes() == theirs.tobytes(), path
   assert restored.iterator == {"next": step + 1}
@@ -49,7 +49,9 @@ def check(restored: manager.Restored | None) -> int:
 
 
 def main(directory: pathlib.Path) -> None:
-  config = manager.Config(directory=str(directory), max_to_keep=2, keep_period=50)
+  config = manager.Config(
+    directory=str(directory), max_to_keep=2, keep_period=50
+  )
   with manager.Manager(config, log=lambda _: None) as checkpoints:
     first = check(checkpoints.restore_newest(state(0))) + 1
     print("ready", first - 1, flush=True)

@@ -14,9 +14,9 @@ import optax
 import pytest
 
 from ovi_jax.checkpoint import integrity
-from ovi_jax.checkpoint import leaves
 from ovi_jax.checkpoint import manager
-from ovi_jax.checkpoint import saved
+from ovi_jax.checkpoint import reader
+from ovi_jax.checkpoint import tree_spec
 
 P = jax.sharding.PartitionSpec
 
@@ -76,11 +76,11 @@ def shapes(tree):
 
 def assert_same(ours, expected):
   assert jax.tree.structure(ours) == jax.tree.structure(expected)
-  flat = leaves.flatten(expected)
-  for path, leaf in leaves.flatten(ours).items():
+  flat = tree_spec.flatten(expected)
+  for path, leaf in tree_spec.flatten(ours).items():
     assert type(leaf) is type(flat[path]), path
-    assert leaves.leaf_spec(leaf) == leaves.leaf_spec(flat[path])
-    a, b = (np.asarray(leaves.to_stored(x)) for x in (leaf, flat[path]))
+    assert tree_spec.leaf_spec(leaf) == tree_spec.leaf_spec(flat[path])
+    a, b = (np.asarray(tree_spec.to_stored(x)) for x in (leaf, flat[path]))
     assert a.tobytes() == b.tobytes(), path
 
 
@@ -120,9 +120,9 @@ def test_other_devices(two, sizes):
   with opened(two) as checkpoints:
     restored = checkpoints.restore_newest(shapes(target)).state
   assert_same(restored, state(2))
-  for path, leaf in leaves.flatten(restored).items():
+  for path, leaf in tree_spec.flatten(restored).items():
     if isinstance(leaf, jax.Array):
-      assert leaf.sharding == leaves.flatten(target)[path].sharding, path
+      assert leaf.sharding == tree_spec.flatten(target)[path].sharding, path
 
 
 def test_a_target_without_shardings_goes_to_the_first_device(tmp_path):
@@ -250,9 +250,9 @@ def test_damage_of_any_file_is_seen(two, tmp_path_factory, damage):
   for name in names:
     damage(newest / name)
     with pytest.raises(ValueError, match=r"is missing|damaged|bytes|checksum"):
-      saved.verify(saved.read_info(newest))
+      reader.verify(reader.read_info(newest))
     shutil.copyfile(whole / name, newest / name)
-  saved.verify(saved.read_info(newest))
+  reader.verify(reader.read_info(newest))
   for name in HARMLESS[:1]:
     damage(newest / name)
   with opened(two) as checkpoints:

@@ -8,8 +8,6 @@ import shutil
 import numpy as np
 import pytest
 
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import weights as stores
 from ovi_jax.convert import command
 from ovi_jax.convert import convert
 from ovi_jax.convert import reader
@@ -17,6 +15,8 @@ from ovi_jax.convert import release as releases
 from ovi_jax.convert import standin
 from ovi_jax.convert import torch_file
 from ovi_jax.models import architecture
+from ovi_jax.pretrained import weights as stores
+from ovi_jax.pretrained import weights_dir
 
 SIZES = standin.manifest()["config"]
 FOLDED = ("v1-16.pth", "best_netG.pt")
@@ -60,16 +60,16 @@ def test_there_and_back(weights, release, tmp_path):
   )
   for component in ("audio_vae", "vocoder"):
     folded, refolded = (
-      stores.slices(directory.component_file(d, component))
+      stores.slices(weights_dir.component_file(d, component))
       for d in (weights, again)
     )
-    for path in stores.shapes(directory.component_file(weights, component)):
+    for path in stores.shapes(weights_dir.component_file(weights, component)):
       np.testing.assert_allclose(
         refolded(path, None), folded(path, None), rtol=1e-6, atol=1e-9
       )
   names = {f.name for f in (release / releases.TOKENIZER).iterdir()}
   assert names == {f.name for f in (tmp_path / releases.TOKENIZER).iterdir()}
-  assert directory.TOKENIZER in names and len(names) == 3
+  assert weights_dir.TOKENIZER in names and len(names) == 3
   for name in names:
     tokenizer = pathlib.Path(releases.TOKENIZER) / name
     assert (tmp_path / tokenizer).read_bytes() == (
@@ -78,7 +78,7 @@ def test_there_and_back(weights, release, tmp_path):
 
 
 def test_manifest_and_identity(weights, release, tmp_path):
-  manifest = directory.read(weights)
+  manifest = weights_dir.read(weights)
   assert manifest.variant is None and manifest.geometry.latent_frames == 4
   assert manifest.geometry.area == 64 * 96
   assert set(manifest.digests) == {*architecture.COMPONENTS, "tokenizer"}
@@ -110,8 +110,8 @@ def test_components_can_be_converted_one_by_one(release, weights, tmp_path):
       components=[component],
       log=lambda _: None,
     )
-  assert manifest.digests == directory.read(weights).digests
-  directory.read(tmp_path)
+  assert manifest.digests == weights_dir.read(weights).digests
+  weights_dir.read(tmp_path)
 
 
 def test_what_is_converted_already_stays(release, weights, tmp_path):
@@ -130,7 +130,7 @@ def test_what_is_converted_already_stays(release, weights, tmp_path):
       components=[component],
       log=said.append,
     )
-    inode = directory.component_file(out, component).stat().st_ino
+    inode = weights_dir.component_file(out, component).stat().st_ino
     return inode, manifest.digests[component]
 
   first, again = run(), run()
@@ -145,7 +145,7 @@ def test_what_is_converted_already_stays(release, weights, tmp_path):
   other = run()
   assert other[1] != first[1] and "it stays" not in said[2]
   # A damaged file is written anew.
-  directory.component_file(out, component).write_bytes(b"half a file")
+  weights_dir.component_file(out, component).write_bytes(b"half a file")
   assert run()[1] == other[1] and "it stays" not in said[3]
 
 
@@ -200,12 +200,12 @@ def test_a_failed_conversion_leaves_a_good_directory(release, tmp_path):
   convert.convert(release, tmp_path, components=part, **kwargs)
   with pytest.raises(ValueError, match="v1-16"):
     convert.convert(tmp_path / "none", tmp_path, components=part, **kwargs)
-  directory.read(tmp_path, needs=("audio_vae",))
-  damaged = directory.component_file(tmp_path, "vocoder")
+  weights_dir.read(tmp_path, needs=("audio_vae",))
+  damaged = weights_dir.component_file(tmp_path, "vocoder")
   damaged.write_bytes(b"x")
   with pytest.raises(ValueError, match="vocoder"):
     convert.convert(release, tmp_path, components=part, **kwargs)
-  directory.read(tmp_path, needs=("audio_vae",))
+  weights_dir.read(tmp_path, needs=("audio_vae",))
 
 
 def test_the_bare_video_model_is_its_transformer_alone(release, tmp_path):
@@ -304,20 +304,20 @@ def test_architectures_that_do_not_make_sense(change, message):
 
 def test_manifest_says_what_is_missing(weights, tmp_path):
   with pytest.raises(ValueError, match="is no directory; make it with"):
-    directory.read(tmp_path / "nowhere")
+    weights_dir.read(tmp_path / "nowhere")
   with pytest.raises(
     ValueError, match=r"custom, not 960x960_5s.*model_960x960"
   ):
-    directory.read(weights, "960x960_5s")
+    weights_dir.read(weights, "960x960_5s")
   with pytest.raises(ValueError, match="'1080p' is unknown"):
-    directory.read(weights, "1080p")
-  manifest = json.loads((weights / directory.MANIFEST).read_text())
-  (tmp_path / directory.MANIFEST).write_text(json.dumps(manifest))
+    weights_dir.read(weights, "1080p")
+  manifest = json.loads((weights / weights_dir.MANIFEST).read_text())
+  (tmp_path / weights_dir.MANIFEST).write_text(json.dumps(manifest))
   with pytest.raises(ValueError, match=r"missing .*umt5.safetensors.*vocoder"):
-    directory.read(tmp_path)
-  (tmp_path / directory.MANIFEST).write_text(json.dumps(manifest)[:-9])
+    weights_dir.read(tmp_path)
+  (tmp_path / weights_dir.MANIFEST).write_text(json.dumps(manifest)[:-9])
   with pytest.raises(ValueError, match="is damaged"):
-    directory.read(tmp_path)
+    weights_dir.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import weights as stores
 from ovi_jax.convert import command
 from ovi_jax.convert import convert
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import standin
+from ovi_jax.pretrained import weights as stores
+from ovi_jax.pretrained import weights_dir
 from tests.convert import repacked
 
 SIZES = standin.manifest()["config"]
@@ -85,7 +85,7 @@ def test_files_of_any_name_convert_to_the_same_bytes(tmp_path, weights):
   assert found.keys() >= {f"{c}.safetensors" for c in layouts}
   for name in found:
     assert found[name] == expected[name], name
-  directory.read(tmp_path / "out")
+  weights_dir.read(tmp_path / "out")
 
 
 def test_one_named_file_takes_the_place_of_the_release_s(release, tmp_path):
@@ -100,7 +100,7 @@ def test_one_named_file_takes_the_place_of_the_release_s(release, tmp_path):
   )
   read = stores.slices(tmp_path / "out" / "audio_vae.safetensors")
   assert read("decoder/head/gain", None) == np.float32(0.1) + 1
-  directory.read(tmp_path / "out", needs=("audio_vae",))
+  weights_dir.read(tmp_path / "out", needs=("audio_vae",))
 
 
 def test_a_pair_of_towers_and_shards_with_commas(tmp_path, weights):
@@ -145,7 +145,7 @@ def test_a_bare_tower_of_other_sizes(tmp_path):
   run(outs[2], arch=str(arch), fusion=str(path))
   found = [contents(out) for out in outs]
   assert found[0] == found[1] == found[2]
-  manifest = directory.read(outs[0], needs=("fusion",))
+  manifest = weights_dir.read(outs[0], needs=("fusion",))
   assert manifest.towers == ("video",)
 
 
@@ -359,7 +359,7 @@ def test_a_weight_that_is_not_finite_is_refused_and_what_was_there_stays(
   assert "\n" not in str(error.value)
   if existing:
     assert contents(out) == before
-    directory.read(out)
+    weights_dir.read(out)
   else:
     assert not out.exists()
 
@@ -376,7 +376,7 @@ def test_a_fold_that_fails_leaves_a_good_directory(tmp_path, release, weights):
     run(out, release=str(release), vocoder=str(path))
   assert str(path) in str(e.value)
   assert contents(out) == before
-  directory.read(out)
+  weights_dir.read(out)
 
 
 def test_a_directory_is_usable_while_it_is_converted_into(
@@ -391,13 +391,13 @@ def test_a_directory_is_usable_while_it_is_converted_into(
   move, seen = convert._move, []
 
   def look(*args, **kwargs):
-    seen.append(directory.read(out, needs=("vocoder",)).digests)
+    seen.append(weights_dir.read(out, needs=("vocoder",)).digests)
     move(*args, **kwargs)
 
   monkeypatch.setattr(convert, "_move", look)
   run(out, vocoder=str(path), components=["vocoder"])
-  after = directory.read(out, needs=("vocoder",)).digests
-  assert seen == [directory.manifest_of(weights).digests]
+  after = weights_dir.read(out, needs=("vocoder",)).digests
+  assert seen == [weights_dir.manifest_of(weights).digests]
   assert after["vocoder"] != seen[0]["vocoder"]
   assert after | {"vocoder": ""} == seen[0] | {"vocoder": ""}
   assert sorted(p.name for p in out.iterdir()) == sorted(contents(weights))
@@ -459,7 +459,7 @@ def test_links_that_lead_outside_of_a_release_are_not_copied(
   (snapshot / "spiece.model").symlink_to(secret)
   with pytest.raises(ValueError, match=f"is a link to {secret}"):
     run(tmp_path / "out", tokenizer=str(snapshot), **flags)
-  assert directory.read(tmp_path / "out", needs=("umt5",))
+  assert weights_dir.read(tmp_path / "out", needs=("umt5",))
 
 
 def test_a_text_encoder_needs_a_tokenizer(tmp_path):
@@ -485,7 +485,7 @@ def test_a_text_encoder_needs_a_tokenizer(tmp_path):
   )
   shutil.copy(TOKENIZER, path.parent)
   run(tmp_path / "out", umt5=str(path))
-  directory.read(tmp_path / "out", needs=("umt5",))
+  weights_dir.read(tmp_path / "out", needs=("umt5",))
 
 
 @pytest.mark.parametrize(

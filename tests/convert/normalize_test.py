@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import normalize
 from ovi_jax.convert import reader
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import standin
 from ovi_jax.models import architecture
+from ovi_jax.pretrained import tensor_file
 from tests.convert import repacked
 from tests.convert import spelled
 

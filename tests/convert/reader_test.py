@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from ovi_jax.checkpoint import tensor_file
 from ovi_jax.convert import reader
 from ovi_jax.convert import torch_file
+from ovi_jax.pretrained import tensor_file
 
 TENSORS = {
   "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),

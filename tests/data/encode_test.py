@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from ovi_jax.checkpoint import directory
-from ovi_jax.components import encoders
-from ovi_jax.components import loading
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import encode
 from ovi_jax.data import schema
 from ovi_jax.media import mp4
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import encoders
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sharding import mesh as meshes
 
 SIZES = schema.Geometry(text_width=48)
 CAPTIONS = ("a bell", "a dog barks", "Audio: rain.", "waves and a gull")
@@ -89,9 +89,9 @@ def contents(path: pathlib.Path) -> dict[str, bytes]:
 def test_records_hold_what_encoders_make_of_each_alone(
   encoded, dataset, weights
 ):
-  alone = loading.Components(
+  alone = component_loader.Components(
     weights=weights,
-    manifest=directory.read(weights),
+    manifest=weights_dir.read(weights),
     mesh=meshes.make(jax.local_devices(), fsdp=2),
     dtype=np.dtype("float32"),
   )
@@ -100,7 +100,10 @@ def test_records_hold_what_encoders_make_of_each_alone(
     return encoder.encode(np.stack([array] * 2), split=True)[0]
 
   text = encoders.TextEncoder.load(alone).texts([*CAPTIONS, ""])
-  video, audio = encoders.VideoEncoder.load(alone), encoders.AudioEncoder.load(alone)
+  video, audio = (
+    encoders.VideoEncoder.load(alone),
+    encoders.AudioEncoder.load(alone),
+  )
   before = builder.read(dataset)
   after = builder.read(encoded, geometry=SIZES)
   assert len(after) == len(before) == 5

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ovi_jax.data import builder
-from ovi_jax.data import held_out
+from ovi_jax.data import collate
+from ovi_jax.data import eval_records
 from ovi_jax.data import loader
-from ovi_jax.data import rows
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from ovi_jax.modality import AV
@@ -228,11 +228,11 @@ def test_shorter_buckets_have_more_rows_if_asked(sounds):
 
 def test_held_out_is_one_pass_in_a_fixed_order(sounds):
   def ids(**share):
-    batches = list(held_out.opened(settings(sounds)).batches(2, **share))
+    batches = list(eval_records.opened(settings(sounds)).batches(2, **share))
     return batches, np.stack([b.ids for b in batches])
 
   batches, seen = ids()
-  assert seen.tolist() == [[0, 2], [3, rows.PADDING], [1, 4]]
+  assert seen.tolist() == [[0, 2], [3, collate.PADDING], [1, 4]]
   assert batches[1].lengths.audio.tolist() == [6, 0]
   assert batches[2].lengths.audio.tolist() == [30, 40]
   start = generate.sounds([4, 30, 9, 6, 50])[4].latents.audio[:40]

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ovi_jax import demo
 from ovi_jax import prompt
+from ovi_jax import synthetic
 from ovi_jax.data import builder
 from ovi_jax.data import tokenizer
 from tests.data import generate
@@ -118,7 +118,7 @@ def test_no_words_are_refused():
 
 
 def test_words_that_are_left_out_are_told():
-  made = prompt.Tokenizer.load(demo.WEIGHTS / "tokenizer.json")
+  made = prompt.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
   text = "A pink elephant, don't! dances. Pink rain."
   wanted = ["pink", "elephant", "don't", "dances", "Pink", "rain"]
   assert made.unread(text) == wanted
@@ -128,7 +128,7 @@ def test_words_that_are_left_out_are_told():
 
 @pytest.mark.parametrize("text", ["\U0001f600", "!!!", "\u4f60\u597d", "Xyz"])
 def test_a_prompt_without_a_known_token_is_noted(text):
-  made = prompt.Tokenizer.load(demo.WEIGHTS / "tokenizer.json")
+  made = prompt.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
   (note,) = made.notes([text, "A red ball.", "A \U0001f600"], 64)
   assert note.startswith("the prompt has no token of the vocabulary")
   assert text in note

@@ -17,7 +17,9 @@ def test_the_path_runs_from_data_to_noise():
   np.testing.assert_allclose(x[0, :, 0], [2, 4, 10])
   np.testing.assert_allclose(path.velocity(data, noise), 8)
   # The velocity is the path's derivative by sigma.
-  a, b = (path.interpolate(data, noise, jnp.full((1, 1), s)) for s in (0.3, 0.4))
+  a, b = (
+    path.interpolate(data, noise, jnp.full((1, 1), s)) for s in (0.3, 0.4)
+  )
   np.testing.assert_allclose((b - a) / 0.1, path.velocity(data, noise), 1e-5)
 
 
@@ -57,7 +59,9 @@ def test_distributions_of_times():
   shifted = draw(times.TimestepSampler(shift=5.0)).video
   np.testing.assert_allclose(shifted, path.shift_sigma(uniform, 5.0), rtol=1e-6)
   assert abs(np.median(shifted) - 5 / 6) < 0.02
-  bell = draw(times.TimestepSampler(distribution="logit_normal", mean=1.0)).video
+  bell = draw(
+    times.TimestepSampler(distribution="logit_normal", mean=1.0)
+  ).video
   assert abs(np.median(bell) - 1 / (1 + np.exp(-1))) < 0.01
   assert abs(np.quantile(bell, 0.84134) - 1 / (1 + np.exp(-2))) < 0.01
 

@@ -22,15 +22,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovi_jax import demo
 from ovi_jax import geometry
 from ovi_jax import prompt
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import init_from
+from ovi_jax import synthetic
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import manager
-from ovi_jax.checkpoint import saved
-from ovi_jax.checkpoint import tensor_file
+from ovi_jax.checkpoint import reader as saved
 from ovi_jax.checkpoint import workdir
 from ovi_jax.convert import reader
 from ovi_jax.convert import standin
@@ -47,10 +44,13 @@ from ovi_jax.media import images
 from ovi_jax.media import mp4
 from ovi_jax.media import probe
 from ovi_jax.modality import AV
-from ovi_jax.parallel import roll_call
+from ovi_jax.pretrained import tensor_file
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import noise
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import requests
+from ovi_jax.sharding import roll_call
+from ovi_jax.training import init_from
 from tests.convert import spelled
 from tests.data import generate
 from tests.fuzz import mutations
@@ -164,9 +164,9 @@ def all_tensors(path):
 
 
 def manifest(folder):
-  shipped = pathlib.Path(demo.__file__).parent / "weights"
-  shutil.copyfile(shipped / directory.MANIFEST, folder / directory.MANIFEST)
-  return folder / directory.MANIFEST
+  shipped = pathlib.Path(synthetic.__file__).parent / "weights"
+  shutil.copyfile(shipped / weights_dir.MANIFEST, folder / weights_dir.MANIFEST)
+  return folder / weights_dir.MANIFEST
 
 
 def tokenizer(folder):
@@ -374,7 +374,7 @@ TARGETS = {
   ),
   "manifest": Target(
     make=manifest,
-    read=lambda path: directory.manifest_of(path.parent),
+    read=lambda path: weights_dir.manifest_of(path.parent),
     is_json=True,
   ),
   "tokenizer": Target(make=tokenizer, read=tokens, is_json=True, weight=4),

@@ -72,4 +72,6 @@ def test_blocks_one_by_one_compute_the_same(case):
   unrolled = fusion.FusionDiT(config, unroll=True)
   for a, b in zip(out, unrolled.apply(variables, *given)):
     np.testing.assert_allclose(a, b, atol=1e-5)
-  assert fusion.should_unroll(config, "cpu") and not fusion.should_unroll(config, "tpu")
+  assert fusion.should_unroll(config, "cpu") and not fusion.should_unroll(
+    config, "tpu"
+  )

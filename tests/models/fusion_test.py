@@ -13,7 +13,7 @@ from ovi_jax.convert import mapping
 from ovi_jax.convert import standin
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.sharding import mesh as meshes
 from tests import parity
 from tests import standin_models
 

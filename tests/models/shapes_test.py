@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ovi_jax import demo
-from ovi_jax.checkpoint import directory
+from ovi_jax import synthetic
 from ovi_jax.models import architecture
 from ovi_jax.models import shapes
 from ovi_jax.models.video_vae import codec
+from ovi_jax.pretrained import weights_dir
 
-REMEDY = "run python -m ovi_jax.models.shapes ovi_jax/demo/weights/ovi_jax.json"
+REMEDY = (
+  "run python -m ovi_jax.models.shapes ovi_jax/synthetic/weights/ovi_jax.json"
+)
 
 
 def released(component: str):
@@ -19,7 +21,9 @@ def released(component: str):
 
 
 def small(component: str):
-  return directory.manifest_of(demo.WEIGHTS).architecture.config(component)
+  return weights_dir.manifest_of(synthetic.WEIGHTS).architecture.config(
+    component
+  )
 
 
 @pytest.mark.parametrize("component", architecture.COMPONENTS)
@@ -36,7 +40,7 @@ def test_shipped_shapes_are_those_of_the_code(component, config):
 
 def test_shipped_weights_are_checked_without_tracing(monkeypatch):
   monkeypatch.setattr(architecture, "init", None)
-  directory.read(demo.WEIGHTS)
+  weights_dir.read(synthetic.WEIGHTS)
   for component in architecture.COMPONENTS:
     architecture.parameter_shapes(component, released(component))
 

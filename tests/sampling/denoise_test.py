@@ -8,11 +8,11 @@ import pytest
 from ovi_jax.convert import mapping
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
-from ovi_jax.parallel import mesh as meshes
-from ovi_jax.parallel import partition
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import solver
+from ovi_jax.sharding import mesh as meshes
+from ovi_jax.sharding import sharding_rules
 from tests import parity
 from tests import standin_models
 
@@ -78,7 +78,7 @@ def test_eight_devices_equal_one(run):
   flat = mapping.flatten(standin_models.fusion_params())
   mesh = meshes.for_sampling(jax.devices(), heads=2)
   assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2, "tensor": 1}
-  placed = partition.param_shardings(flat, partition.FUSION, mesh)
+  placed = sharding_rules.param_shardings(flat, sharding_rules.FUSION, mesh)
   params = mapping.nest(jax.tree.map(jax.device_put, flat, placed))
   kernel = params["blocks"]["video"]["self_attention"]["query"]["kernel"]
   assert len(kernel.sharding.device_set) == 8
@@ -129,7 +129,7 @@ def test_finite_flags_on_a_mesh():
   bad = good.copy()
   bad[0, 7, 3, 3, 1] = np.nan
   with jax.set_mesh(mesh):
-    x = jax.device_put(AV(bad, good), partition.replicated(mesh))
+    x = jax.device_put(AV(bad, good), sharding_rules.replicated(mesh))
     found = denoise._are_finite(x)
     assert found.sharding.is_fully_replicated
     assert np.asarray(found).tolist() == [False, True]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovi_jax import runtime
-from ovi_jax.checkpoint import weights as stores
+from ovi_jax import cli
 from ovi_jax.media import mp4
+from ovi_jax.pretrained import weights as stores
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
@@ -320,7 +320,7 @@ def test_a_run_from_python_keeps_compiled_programs(run, tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", None)
     with pytest.raises(ValueError, match="convert_torch_weights"):
       run(weights=tmp_path / "nowhere")
-    assert jax.config.jax_compilation_cache_dir == str(runtime.CACHE)
+    assert jax.config.jax_compilation_cache_dir == str(cli.CACHE)
   finally:
     jax.config.update("jax_compilation_cache_dir", before)
 

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ovi_jax.checkpoint import directory
-from ovi_jax.components import decoders
 from ovi_jax.modality import AV
 from ovi_jax.models.video_vae import codec
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.pretrained import decoders
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import settings
+from ovi_jax.sharding import mesh as meshes
 from tests import parity
 from tests.sampling import generate_test
 
@@ -21,7 +21,7 @@ from tests.sampling import generate_test
 def pipeline(weights):
   return pipelines.Pipeline(
     weights=weights,
-    manifest=directory.read(weights),
+    manifest=weights_dir.read(weights),
     mesh=meshes.for_sampling(jax.devices()[:1], heads=2),
     dtype=jnp.dtype("float32"),
     backend="xla_head",
@@ -76,7 +76,9 @@ def test_image_to_video_and_sound(latents, decoder, golden):
 
 def test_noise_is_a_function_of_the_seed(pipeline):
   clip = pipeline.arch.clip
-  a, b, c = (noises.sample_noise(seed, clip, AV(48, 20)) for seed in (103, 103, 104))
+  a, b, c = (
+    noises.sample_noise(seed, clip, AV(48, 20)) for seed in (103, 103, 104)
+  )
   np.testing.assert_array_equal(a.video, b.video)
   assert not np.allclose(a.video, c.video)
   assert a.video.shape == (4, 4, 6, 48) and a.audio.shape == (21, 20)

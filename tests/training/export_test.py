@@ -6,44 +6,44 @@ import jax
 import numpy as np
 import pytest
 
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import weights as stores
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
+from ovi_jax.pretrained import weights as stores
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import export
-from tests.training import prepare_test
-from tests.training import stage_test
+from tests.training import batch_encoder_test
+from tests.training import trainer_test
 
-datasets = stage_test.datasets
-one_device = stage_test.one_device
+datasets = trainer_test.datasets
+one_device = trainer_test.one_device
 
 
 @pytest.fixture(scope="module")
 def run(datasets, tmp_path_factory):
   """A fusion run of four steps, from fresh towers."""
   path = tmp_path_factory.mktemp("run")
-  values = stage_test.config(
+  values = trainer_test.config(
     "fusion",
     datasets["clips"],
-    **prepare_test.FRESH,
+    **batch_encoder_test.FRESH,
   )
   with pytest.MonkeyPatch.context() as patch:
     one = jax.devices()[:1]
     patch.setattr(jax, "devices", lambda *_: one)
-    assert stage_test.run(values, path)
+    assert trainer_test.run(values, path)
   return path
 
 
 def test_weights_of_a_run_stand_among_the_components(run, weights, tmp_path):
   export.export(run, tmp_path / "out", weights)
-  manifest = directory.read(tmp_path / "out")
+  manifest = weights_dir.read(tmp_path / "out")
   assert manifest.variant is None and manifest.towers == ("video", "audio")
   clip = manifest.architecture.clip
-  assert (clip.latent_frames, clip.audio_latents) == (2, stage_test.SOUND)
+  assert (clip.latent_frames, clip.audio_latents) == (2, trainer_test.SOUND)
   raw = tmp_path / "raw"
   export.export(run, raw, weights, averaged=False, dtype=np.dtype("bfloat16"))
   mean, last = (
-    stores.load(directory.component_file(p, "fusion"))
+    stores.load(weights_dir.component_file(p, "fusion"))
     for p in (tmp_path / "out", raw)
   )
   changed = [
@@ -77,7 +77,7 @@ def test_what_cannot_be_exported(run, weights, tmp_path):
   export.export(run, strange, weights)
   with pytest.raises(ValueError, match="holds weights already"):
     export.export(run, strange, weights)
-  path = strange / directory.MANIFEST
+  path = strange / weights_dir.MANIFEST
   values = json.loads(path.read_text())
   values["sizes"]["audio_vae"]["embed_dim"] = 8
   path.write_text(json.dumps(values))

@@ -11,48 +11,48 @@ from configs import fine_tune
 from configs import fusion
 from configs import sample
 from configs import small
-from ovi_jax import demo
-from ovi_jax.checkpoint import directory
+from ovi_jax import synthetic
 from ovi_jax.models import architecture
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.training import export
 from ovi_jax.training import settings
-from ovi_jax.training import stage
-from tests.training import stage_test
+from ovi_jax.training import trainer
+from tests.training import trainer_test
 
-datasets = stage_test.datasets
-one_device = stage_test.one_device
+datasets = trainer_test.datasets
+one_device = trainer_test.one_device
 
 
 def test_the_small_config_equals_the_shipped_model():
   found = settings.Settings.from_config(small.get_config())
-  manifest = directory.manifest_of(demo.WEIGHTS)
+  manifest = weights_dir.manifest_of(synthetic.WEIGHTS)
   assert found.model == manifest.architecture.fusion
   (bucket,), clip = found.data.buckets, manifest.architecture.clip
   assert clip is not None and bucket.audio == clip.audio_latents
   height, width = clip.latent_height, clip.latent_width
   assert bucket.video == (clip.latent_frames, height, width)
-  assert found.pretrained == found.init_from.video == str(demo.WEIGHTS)
+  assert found.pretrained == found.init_from.video == str(synthetic.WEIGHTS)
   advised = manifest.sampling
   assert found.eval_samples.num_steps == advised["steps"]
   assert found.eval_samples.flow_shift == advised["shift"]
   assert found.eval_samples.guidance_scale._asdict() == advised["guidance"]
-  plan = stage.init_plan(found)
+  plan = trainer.init_plan(found)
   assert not plan.fresh
 
 
 def test_sizes_and_components_come_from_the_weights(weights):
   found = settings.Settings.from_config(fine_tune.get_config(str(weights)))
-  manifest = directory.manifest_of(weights)
+  manifest = weights_dir.manifest_of(weights)
   assert found.model == manifest.architecture.fusion
   assert found.pretrained == found.init_from.audio == str(weights)
-  assert not stage.init_plan(found).fresh
+  assert not trainer.init_plan(found).fresh
 
 
 def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
   sizes = architecture.released_sizes()
-  manifest = directory.Manifest(
+  manifest = weights_dir.Manifest(
     variant="960x960_10s", sizes=sizes, digests={}, version=""
   )
   manifest.save(tmp_path)
@@ -72,13 +72,13 @@ def test_weights_to_start_from_are_asked_for():
 def test_weights_of_other_sizes_are_named_with_the_config_that_fits(tmp_path):
   values = fusion.get_config("mini")
   for name in ("video", "audio"):
-    values.initial[name] = str(demo.WEIGHTS)
+    values.initial[name] = str(synthetic.WEIGHTS)
   with pytest.raises(ValueError) as error:
-    stage.init_plan(settings.Settings.from_config(values))
+    trainer.init_plan(settings.Settings.from_config(values))
   lines = str(error.value).splitlines()
   assert len(lines) == 1
   assert "video.width: 192 in the weights, 224 in the config" in lines[0]
-  assert f"--config=configs/fine_tune.py:{demo.WEIGHTS}" in lines[0]
+  assert f"--config=configs/fine_tune.py:{synthetic.WEIGHTS}" in lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def advised(weights, tmp_path_factory):
   path = tmp_path_factory.mktemp("advised") / "weights"
   shutil.copytree(weights, path)
   advice = {"steps": 7, "guidance": {"video": 1.5, "audio": 1.25}}
-  manifest = directory.manifest_of(path)
+  manifest = weights_dir.manifest_of(path)
   dataclasses.replace(manifest, sampling=advice).save(path)
   return path
 
@@ -104,7 +104,7 @@ def run(advised, tmp_path_factory):
 def test_export_inherits_advice_through_runs_that_started_from_runs(
   run, advised, tmp_path
 ):
-  expected = directory.manifest_of(advised).sampling
+  expected = weights_dir.manifest_of(advised).sampling
   assert export.inherited_advice(run) == expected
   values = fine_tune.get_config(str(advised))
   values.initial.video = values.initial.audio = str(run / "checkpoints" / "4")
@@ -120,39 +120,46 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
   advised, tmp_path
 ):
   values = fine_tune.get_config(str(advised))
-  sizes = directory.manifest_of(advised).architecture.fusion
+  sizes = weights_dir.manifest_of(advised).architecture.fusion
   made = tmp_path / "data"
-  stage_test.builder.write(
+  trainer_test.builder.write(
     made,
-    {"train": [stage_test.record(i) for i in range(4)]},
-    geometry=stage_test.schema.Geometry(text_width=sizes.video.text_dim),
-    null_text=stage_test.np.full((1, 48), 0.5, "f4"),
+    {"train": [trainer_test.record(i) for i in range(4)]},
+    geometry=trainer_test.schema.Geometry(text_width=sizes.video.text_dim),
+    null_text=trainer_test.np.full((1, 48), 0.5, "f4"),
   )
   values.data.sources = (str(made),)
-  values.data.video, values.data.audio = (stage_test.CLIP,), (stage_test.SOUND,)
+  values.data.video, values.data.audio = (
+    (trainer_test.CLIP,),
+    (trainer_test.SOUND,),
+  )
   values.steps, values.batch, values.data.workers = 2, 4, 0
   values.optimizer.warmup_steps, values.mesh.fsdp = 1, 1
-  assert stage_test.run(values, tmp_path / "run")
+  assert trainer_test.run(values, tmp_path / "run")
   out = tmp_path / "out"
   manifest = export.export(tmp_path / "run", out)
   # The stand-in has fewer than 11 blocks.
   assert manifest.sampling == {
-    **directory.manifest_of(advised).sampling,
+    **weights_dir.manifest_of(advised).sampling,
     "skip_layer": 0,
   }
   found = generate.resolve_settings(sample.get_config(), out)
-  assert (found.num_steps, found.guidance_scale.audio, found.slg_layer) == (7, 1.25, 0)
+  assert (found.num_steps, found.guidance_scale.audio, found.slg_layer) == (
+    7,
+    1.25,
+    0,
+  )
   with pytest.raises(ValueError, match="skip_layer 9 does not exist, the tow"):
     export.export(tmp_path / "run", tmp_path / "b", sampling={"skip_layer": 9})
   assert not (tmp_path / "b").exists()
 
 
 def test_a_block_that_weights_lack_is_never_skipped(weights):
-  manifest = directory.manifest_of(weights)
+  manifest = weights_dir.manifest_of(weights)
   assert sampling_settings.recommended_of(manifest)["skip_layer"] == 0
-  shipped = directory.manifest_of(demo.WEIGHTS)
+  shipped = weights_dir.manifest_of(synthetic.WEIGHTS)
   assert sampling_settings.recommended_of(shipped)["skip_layer"] == 3
-  released = directory.Manifest(
+  released = weights_dir.Manifest(
     variant="960x960_5s",
     sizes=architecture.released_sizes(),
     digests={},
@@ -175,11 +182,11 @@ def test_towers_whose_heads_differ_are_refused_in_one_line():
 def test_a_run_longer_than_asked_for_names_its_own_checkpoint(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(stage.saved, "steps", lambda _: [30, 20])
+  monkeypatch.setattr(trainer.saved, "steps", lambda _: [30, 20])
   values = small.get_config()
   values.steps = 25
   found = settings.Settings.from_config(values)
-  first = stage.next_lines(found, tmp_path)[0]
+  first = trainer.next_lines(found, tmp_path)[0]
   assert first == (
     f"finished: step 30 is saved in {tmp_path}/checkpoints/30; next:"
   )
@@ -193,11 +200,11 @@ def test_other_data_are_refused_with_the_flag_that_sets_them_back(
       raise ValueError("the data are not those: records: [1] in the run")
 
   describe = types.SimpleNamespace(iterators=[{}])
-  monkeypatch.setattr(stage.saved, "steps", lambda _: [3])
-  monkeypatch.setattr(stage.saved, "describe", lambda _: describe)
+  monkeypatch.setattr(trainer.saved, "steps", lambda _: [3])
+  monkeypatch.setattr(trainer.saved, "describe", lambda _: describe)
   config = {"data": {"sources": ["runs/a", "runs/b"]}}
   (tmp_path / "config.json").write_text(json.dumps(config))
   with pytest.raises(ValueError) as error:
-    stage.check_input(Other(), tmp_path, "Or a new run.")
+    trainer.check_input(Other(), tmp_path, "Or a new run.")
   flag = "--config.data.sources=\"('runs/a', 'runs/b')\""
   assert f"the datasets that it had ({flag}). Or" in str(error.value)

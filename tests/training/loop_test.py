@@ -10,10 +10,10 @@ import pytest
 
 from ovi_jax import flops
 from ovi_jax.checkpoint import manager
-from ovi_jax.parallel import mesh as meshes
+from ovi_jax.sharding import mesh as meshes
 from ovi_jax.training import logs
 from ovi_jax.training import loop
-from ovi_jax.training import placement
+from ovi_jax.training import state_sharding
 from ovi_jax.training import step as steps
 from tests import parity
 from tests.training import step_test
@@ -48,7 +48,7 @@ def one_run(
   """Open a run's directory, continue, close it; returns the last state."""
   made, state = step_test.step_config(steps=STEPS)
   mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
-  shardings = placement.state_shardings(state, step_test.CONFIG, mesh)
+  shardings = state_sharding.state_shardings(state, step_test.CONFIG, mesh)
   state = jax.device_put(jax.tree.map(np.array, state), shardings)
   config = manager.Config(directory=str(path / "checkpoints"))
   with manager.Manager(config) as kept, logs.Logs(path) as written:
@@ -60,7 +60,9 @@ def one_run(
       manager=kept,
       logs=written,
       directory=str(path),
-      intervals=loop.Intervals(log_every=2, checkpoint_every=save, eval_every=3 if held_out else 0),
+      intervals=loop.Intervals(
+        log_every=2, checkpoint_every=save, eval_every=3 if held_out else 0
+      ),
       evaluate=held_out or (lambda _: {}),
       cost=lambda batch: flops.batch_cost(
         step_test.CONFIG,
@@ -161,7 +163,9 @@ def test_a_run_goes_on_with_other_devices(whole, tmp_path):
     ours, reference = getattr(state, part), getattr(expected, part)
     for path, value in reference.items():
       # Of what was learnt, not of the weights themselves.
-      moved = np.abs(value - step_test.step_config()[1].trained_params[path]).max()
+      moved = np.abs(
+        value - step_test.step_config()[1].trained_params[path]
+      ).max()
       assert np.abs(ours[path] - value).max() <= 1e-2 * moved, path
       assert parity.relative_error(ours[path], value) < 1e-5, path
 
@@ -235,8 +239,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 def test_a_batch_that_does_not_divide_is_refused(size, parts, message):
   mesh = meshes.make(jax.devices()[:8], data=2, fsdp=4)
   with pytest.raises(ValueError, match=message):
-    placement.check_batch(size, parts, mesh)
-  placement.check_batch(32, 2, mesh)
+    state_sharding.check_batch(size, parts, mesh)
+  state_sharding.check_batch(32, 2, mesh)
 
 
 def test_an_impossible_cadence_is_refused():

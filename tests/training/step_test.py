@@ -11,11 +11,11 @@ from ovi_jax.data import schema
 from ovi_jax.diffusion import times
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
-from ovi_jax.parallel import mesh as meshes
-from ovi_jax.training import objective
+from ovi_jax.sharding import mesh as meshes
 from ovi_jax.training import optimizer
+from ovi_jax.training import param_filter
 from ovi_jax.training import step
-from ovi_jax.training import trainable
+from ovi_jax.training.objectives import flow_matching
 from tests import parity
 from tests import standin_models
 
@@ -23,7 +23,7 @@ CONFIG = standin_models.fusion_config()
 GOLDEN_LOSS = 2.572352  # of the batch below, on the stand-in's weights
 NULL = np.random.default_rng(9).standard_normal((1, 48), np.float32)
 SETTINGS = optimizer.OptimizerConfig(learning_rate=1e-3, ema_decay=0.9)
-OBJECTIVE = objective.ObjectiveConfig(i2v_prob=0.3)
+OBJECTIVE = flow_matching.ObjectiveConfig(i2v_prob=0.3)
 ADVANCE = jax.jit(step.train_step, static_argnums=0)
 
 
@@ -44,13 +44,17 @@ def batch(size: int = 8) -> schema.Batch:
 
 
 @functools.cache
-def step_config(parts: int = 1, trains: str = trainable.ATTENTION, **changes):
+def step_config(
+  parts: int = 1, trains: str = param_filter.ATTENTION, **changes
+):
   model = fusion.FusionDiT(CONFIG)
-  flow = objective.FlowMatching(model, OBJECTIVE)
+  flow = flow_matching.FlowMatching(model, OBJECTIVE)
   made = step.TrainStepConfig(flow, SETTINGS, 100, parts)
   made = made._replace(**changes)
-  params = trainable.flat(standin_models.fusion_params())
-  return made, step.init_state(made, *trainable.split(params, trains), seed=1)
+  params = param_filter.flat(standin_models.fusion_params())
+  return made, step.init_state(
+    made, *param_filter.split(params, trains), seed=1
+  )
 
 
 def test_a_golden_of_the_loss():
@@ -109,7 +113,7 @@ def test_only_what_is_trained_moves():
     state.average[path], was + 0.9 * (after - was), atol=1e-7
   )
   params = state.params(averaged=True)
-  leaf = trainable.flat(params)[path]
+  leaf = param_filter.flat(params)[path]
   assert leaf is state.average[path]
   shape = jax.tree.map(jnp.shape, standin_models.fusion_params())
   assert jax.tree.map(jnp.shape, params) == shape
@@ -132,12 +136,14 @@ def test_steps_draw_anew_and_a_run_draws_again():
 
 @pytest.mark.slow
 def test_training_lowers_the_loss():
-  made, state = step_config(trains=trainable.ALL)
+  made, state = step_config(trains=param_filter.ALL)
   fixed = step.sample_noise_for(made, state, jax.tree.map(jnp.asarray, batch()))
 
   @jax.jit
   def at_fixed_noise(params):
-    return objective.losses(made.objective.model, params, batch(), fixed, NULL)
+    return flow_matching.losses(
+      made.objective.model, params, batch(), fixed, NULL
+    )
 
   before = at_fixed_noise(state.params())
   for _ in range(12):
@@ -150,13 +156,15 @@ def test_training_lowers_the_loss():
 def test_one_tower_alone():
   config = AV(None, CONFIG.audio)
   model = fusion.FusionDiT(config)
-  params = trainable.flat(standin_models.fusion_params())
+  params = param_filter.flat(standin_models.fusion_params())
   params = {n: x for n, x in params.items() if "video" not in n}
   params = {n: x for n, x in params.items() if "fusion_" not in n}
-  asked = objective.ObjectiveConfig(loss_weights=AV(0.0, 1.0))
-  flow = objective.FlowMatching(model, asked)
+  asked = flow_matching.ObjectiveConfig(loss_weights=AV(0.0, 1.0))
+  flow = flow_matching.FlowMatching(model, asked)
   made = step.TrainStepConfig(flow, SETTINGS, 100)
-  state = step.init_state(made, *trainable.split(params, trainable.ALL), seed=1)
+  state = step.init_state(
+    made, *param_filter.split(params, param_filter.ALL), seed=1
+  )
   given = batch()
   given = given._replace(
     latents=given.latents._replace(video=None),
@@ -178,13 +186,13 @@ def test_dropped_prompts_and_clean_frames():
 
   given = batch()
   size = len(given.ids)
-  drawn = objective.NoiseSample(
+  drawn = flow_matching.NoiseSample(
     sigma=AV(jnp.full(size, 0.25), jnp.full(size, 0.5)),
     noise=jax.tree.map(jnp.ones_like, given.latents),
     dropped=AV(jnp.arange(size) == 3, jnp.arange(size) == 4),
     clean=jnp.arange(size) == 5,
   )
-  losses = objective.losses(Spy(), {}, given, drawn, NULL)
+  losses = flow_matching.losses(Spy(), {}, given, drawn, NULL)
   np.testing.assert_array_equal(seen["text"].video[3, 0], NULL[0])
   assert not seen["text"].video[3, 1:].any()
   np.testing.assert_array_equal(seen["text"].audio[3], given.text.audio[3])
@@ -207,14 +215,16 @@ def test_dropped_prompts_and_clean_frames():
 
 @pytest.mark.parametrize("shared", [1.0, 0.0])
 def test_drawing_covers_what_is_asked(shared):
-  asked = objective.ObjectiveConfig(
+  asked = flow_matching.ObjectiveConfig(
     timesteps=times.TimestepSampler(shared_prob=shared),
     cfg_dropout=AV(0.1, 0.4),
     i2v_prob=0.25,
   )
   keys = jax.random.split(jax.random.key(0), 4000)
   latents = AV(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
-  drawn = jax.vmap(lambda key: objective.sample_noise(asked, key, latents))(keys)
+  drawn = jax.vmap(lambda key: flow_matching.sample_noise(asked, key, latents))(
+    keys
+  )
   shares = [drawn.dropped.video.mean(), drawn.dropped.audio.mean()]
   shares.append(drawn.clean.mean())
   np.testing.assert_allclose(shares, [0.1, 0.4, 0.25], atol=0.03)
@@ -225,8 +235,8 @@ def test_drawing_covers_what_is_asked(shared):
 
 def test_impossible_objectives_are_refused():
   with pytest.raises(ValueError, match="prompt_dropout.audio is a share"):
-    objective.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
+    flow_matching.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
   with pytest.raises(ValueError, match="first_frame is a share"):
-    objective.ObjectiveConfig(i2v_prob=-0.1)
+    flow_matching.ObjectiveConfig(i2v_prob=-0.1)
   with pytest.raises(ValueError, match="scales must not be negative"):
-    objective.ObjectiveConfig(loss_weights=AV(-1.0, 0.5))
+    flow_matching.ObjectiveConfig(loss_weights=AV(-1.0, 0.5))

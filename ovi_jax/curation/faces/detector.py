@@ -18,7 +18,7 @@ import einops
 import jax
 import numpy as np
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.curation.faces import tracks
 from ovi_jax.curation.media import opencv
 from ovi_jax.curation.models import mtcnn
@@ -83,7 +83,7 @@ def load(settings: Settings) -> Detect:
     ValueError: the weights are missing, or OpenCV is.
   """
   opencv.library()
-  runtime.setup_jax()
+  cli.setup_jax()
   variables = jax.device_put(mtcnn.load(settings.weights))
 
   def run(name: str, x: np.ndarray) -> Any:

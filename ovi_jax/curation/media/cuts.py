@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.curation.models import transnet
 
 _BATCH = 4  # windows the network judges at once
@@ -112,7 +112,7 @@ def _judge(
   weights: str | os.PathLike[str],
 ) -> Callable[[np.ndarray], np.ndarray]:
   """A compiled network: [windows, frames, H, W, C] -> probabilities."""
-  runtime.setup_jax()
+  cli.setup_jax()
   config = transnet.Config()
   params = jax.device_put(transnet.read(weights, config))
   network = transnet.TransNet(config)

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 
 from ovi_jax import untrusted
-from ovi_jax.checkpoint import weights
 from ovi_jax.convert import mapping
 from ovi_jax.convert import torch_file
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
 from ovi_jax.curation.models import syncnet
+from ovi_jax.pretrained import weights
 
 _SIZES = "syncnet"  # key of the header
 _PLACES = (0, 4, 8, 11, 14, 18)  # of the convolutions in either list of layers

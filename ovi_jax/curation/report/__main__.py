@@ -8,7 +8,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.curation.engine import settings
 
 FLAGS = flags.FLAGS
@@ -25,9 +25,9 @@ def main(argv: list[str]) -> None:
       raise ValueError("--config=configs/curate.py is needed")
     print(document.write(settings.Settings.from_config(FLAGS.config)))
   except (ImportError, OSError, ValueError) as error:
-    runtime.exit_with_error(f"report: {error}")
+    cli.exit_with_error(f"report: {error}")
 
 
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

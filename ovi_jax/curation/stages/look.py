@@ -158,11 +158,11 @@ def _judge(config: Config) -> Callable[[np.ndarray], float]:
   """The mean score of frames of any size, uint8 RGB."""
   import jax
 
-  from ovi_jax import runtime
+  from ovi_jax import cli
   from ovi_jax.curation.models import aesthetic
   from ovi_jax.curation.models import clip_vision
 
-  runtime.setup_jax()
+  cli.setup_jax()
   sizes, tower_params = clip_vision.read(config.clip)
   tower = clip_vision.Tower(sizes)
   head, head_params = aesthetic.read(config.head, sizes.projection)

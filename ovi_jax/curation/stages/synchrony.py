@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.faces import crops
@@ -167,7 +167,7 @@ def _file(config: Config) -> pathlib.Path:
 
 def _network(path: str) -> Embed:
   """The network as a compiled function; its weights are on the device."""
-  runtime.setup_jax()
+  cli.setup_jax()
   sizes, variables = syncnet_weights.load(path)
   apply = jax.jit(syncnet.SyncNet(sizes).apply)
   variables = jax.device_put(variables)

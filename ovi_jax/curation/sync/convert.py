@@ -13,7 +13,7 @@ import sys
 from absl import app
 from absl import flags
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.curation.models import syncnet_weights
 
 FLAGS = flags.FLAGS
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    runtime.require_flags(FLAGS, weights="FILE", out="FILE")
+    cli.require_flags(FLAGS, weights="FILE", out="FILE")
     config, variables = syncnet_weights.load(FLAGS.weights)
     if pathlib.Path(FLAGS.out).suffix == ".safetensors":
       syncnet_weights.save(FLAGS.out, config, variables)
@@ -37,4 +37,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("weights", "", "File to read, of either kind.")
   flags.DEFINE_string("out", "", "File to write.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

@@ -1,7 +1,7 @@
 """Talking faces of the demo world, as SyncNet reads faces and their sound.
 
 To train SyncNet on and to test it with, where there is no video of people: the
-faces of `ovi_jax.data.world` fill the picture, so the whole of it is the face.
+faces of `ovi_jax.synthetic.world` fill the picture, so the whole of it is the face.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from ovi_jax.curation.faces import crops
 from ovi_jax.curation.faces import tracks
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.sync import mfcc
-from ovi_jax.data.world import faces
-from ovi_jax.data.world import scene
-from ovi_jax.data.world import sounds
+from ovi_jax.synthetic.world import faces
+from ovi_jax.synthetic.world import scene
+from ovi_jax.synthetic.world import sounds
 
 FRAMES = 121  # at 24 a second
 _SIZES = (64, 96, 128)  # of the pictures, before they are enlarged

@@ -19,8 +19,8 @@ import numpy as np
 from absl import app
 from absl import flags
 
+from ovi_jax import cli
 from ovi_jax import console
-from ovi_jax import runtime
 from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.curation.sync import training
 
@@ -75,12 +75,12 @@ def evaluate(path: str, seed: int, clips: int) -> None:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  runtime.setup()
+  cli.setup()
   try:
     if FLAGS.evaluate:
       evaluate(FLAGS.evaluate, FLAGS.seed, FLAGS.clips)
       return
-    runtime.require_flags(FLAGS, out="FILE")
+    cli.require_flags(FLAGS, out="FILE")
     settings = training.Settings(
       divisor=FLAGS.divisor,
       steps=FLAGS.steps,
@@ -103,4 +103,4 @@ if __name__ == "__main__":
   flags.DEFINE_float("rate", defaults.rate, "The highest learning rate.")
   flags.DEFINE_integer("seed", defaults.seed, "Of weights and faces.")
   flags.DEFINE_integer("clips", 20, "Held-out clips to evaluate with.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

@@ -22,8 +22,8 @@ from typing import Any
 from absl import app
 from absl import flags
 
+from ovi_jax import cli
 from ovi_jax import geometry
-from ovi_jax import runtime
 from ovi_jax.data import builder
 from ovi_jax.data.from_files import run
 from ovi_jax.data.from_files import settings as settings_lib
@@ -48,10 +48,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    runtime.require_flags(FLAGS, clips="FOLDER", out="DIR")
+    cli.require_flags(FLAGS, clips="FOLDER", out="DIR")
     run.run(_settings())
   except (OSError, ValueError) as error:
-    runtime.exit_with_error(f"from_files: {error}")
+    cli.exit_with_error(f"from_files: {error}")
   except KeyboardInterrupt:
     print("from_files: interrupted; the same command goes on", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)
@@ -138,4 +138,4 @@ if __name__ == "__main__":
   flags.DEFINE_integer(
     "records_per_shard", builder.RECORDS_PER_SHARD, "Records in a file."
   )
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

@@ -422,7 +422,7 @@ def _next(
   )
   yield "next (docs/own_clips.md, docs/fine_tuning.md):"
   small = all((w["height"], w["width"]) == _SMALL for w in windows)
-  weights = "ovi_jax/demo/weights" if small else "WEIGHTS"
+  weights = "ovi_jax/synthetic/weights" if small else "WEIGHTS"
   config = "small.py" if small else "fine_tune.py:WEIGHTS"
   if settings.sounds:
     weights, config = "WEIGHTS", "audio_finetune.py"

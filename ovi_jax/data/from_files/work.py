@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from concurrent.futures import process as process_pools
 from typing import Any
 
+from ovi_jax import cli
 from ovi_jax import files
-from ovi_jax import runtime
 from ovi_jax.data.from_files import listing
 from ovi_jax.data.from_files import settings as settings_lib
 from ovi_jax.data.from_files import windows
@@ -277,7 +277,7 @@ def _pool(num_workers: int) -> concurrent.futures.ProcessPoolExecutor:
 def _start_worker() -> None:
   """Ctrl-C goes to all processes; the parent says what becomes of it."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  runtime.exit_with_parent()
+  cli.exit_with_parent()
 
 
 def _refuse(job: Job, reason: str, advice: str) -> None:

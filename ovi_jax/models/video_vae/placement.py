@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.core
 
-from ovi_jax import axes
+from ovi_jax.sharding import logical_axes
 
 FRAME = "BHWC"
 CLIP = "BTHWC"
@@ -37,7 +37,7 @@ def split(cache: Any, place: jax.sharding.Sharding | None) -> Any:
     if not isinstance(place, jax.sharding.NamedSharding):
       return place
     sizes = dict(place.mesh.shape)
-    spec = axes.spec(FRAME, leaf.shape, sizes, axes.ACTIVATIONS)
+    spec = logical_axes.spec(FRAME, leaf.shape, sizes, logical_axes.ACTIVATIONS)
     return jax.sharding.NamedSharding(place.mesh, spec)
 
   return jax.tree.map(one, cache)
@@ -45,4 +45,4 @@ def split(cache: Any, place: jax.sharding.Sharding | None) -> Any:
 
 def constrain(x: jax.Array) -> jax.Array:
   """A frame, or a clip, split on the ambient mesh."""
-  return axes.constrain(x, FRAME if x.ndim == len(FRAME) else CLIP)
+  return logical_axes.constrain(x, FRAME if x.ndim == len(FRAME) else CLIP)

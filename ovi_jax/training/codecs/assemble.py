@@ -37,20 +37,20 @@ from absl import flags
 from ml_collections import config_flags
 
 import ovi_jax
+from ovi_jax import cli
 from ovi_jax import console
 from ovi_jax import geometry
-from ovi_jax import runtime
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import init_from
-from ovi_jax.checkpoint import weights
 from ovi_jax.checkpoint import workdir as workdirs
-from ovi_jax.components import encoders
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models.video_vae import codec
+from ovi_jax.pretrained import encoders
+from ovi_jax.pretrained import weights
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.training import init_from
+from ovi_jax.training import param_filter
 from ovi_jax.training import settings as stages
-from ovi_jax.training import stage
-from ovi_jax.training import trainable
+from ovi_jax.training import trainer
 from ovi_jax.training.codecs import clips
 from ovi_jax.training.codecs import settings as settings_lib
 from ovi_jax.training.codecs import table
@@ -111,7 +111,7 @@ class Clip:
     """Of the towers and the clips of a directory of weights."""
     if count < 1:
       raise ValueError(f"--clips must be 1 or more, got {count}")
-    manifest = directory.manifest_of(base)
+    manifest = weights_dir.manifest_of(base)
     towers, variant = manifest.architecture.fusion, manifest.geometry
     clip = manifest.architecture.clip
     size = (variant.latent_frames, 2, 2)  # only its length is read
@@ -152,7 +152,7 @@ def assemble(
   dtype: Any = None,
   base: pathlib.Path | None = None,
   log: Callable[[str], None] = console.log,
-) -> directory.Manifest:
+) -> weights_dir.Manifest:
   """Write a directory of components.
 
   Args:
@@ -172,7 +172,7 @@ def assemble(
       components do not fit each other; before anything is written.
     OSError: the disk is full, or not writable.
   """
-  if (out / directory.MANIFEST).exists():
+  if (out / weights_dir.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
   if not runs:
     raise ValueError(f"give at least one run: {', '.join(table.PARTS)}")
@@ -193,7 +193,7 @@ def assemble(
   if "audio_vae" in found:
     found["audio_vae"] = scaled(found["audio_vae"], clip)
   if kept is None:
-    manifest = directory.Manifest(
+    manifest = weights_dir.Manifest(
       variant=None,
       sizes=_sizes(found, clip),
       digests={},
@@ -212,36 +212,36 @@ def assemble(
   out.mkdir(parents=True, exist_ok=True)
   if base is not None:
     others = [c for c in manifest.architecture.components if c not in found]
-    directory.link(base, out, others)
+    weights_dir.link(base, out, others)
   digests = dict(manifest.digests)
   for component, part in found.items():
     stored = dtype or _stored_dtype(base, component)
     digests[component] = write(out, component, part.params, stored)
   if tokenizer is not None:
-    for name in directory.TOKENIZER_FILES:  # links to those of the base
+    for name in weights_dir.TOKENIZER_FILES:  # links to those of the base
       (out / name).unlink(missing_ok=True)
-    shutil.copyfile(tokenizer, out / directory.TOKENIZER)
-    digests["tokenizer"] = directory.digest_of(out / directory.TOKENIZER)
+    shutil.copyfile(tokenizer, out / weights_dir.TOKENIZER)
+    digests["tokenizer"] = weights_dir.digest_of(out / weights_dir.TOKENIZER)
   manifest = dataclasses.replace(manifest, digests=digests)
   manifest.save(out)
   for line in _towers_to_train(found, digests):
     log(line)
-  return directory.read(out, needs=tuple(found))
+  return weights_dir.read(out, needs=tuple(found))
 
 
-def _whole(base: pathlib.Path) -> directory.Manifest:
+def _whole(base: pathlib.Path) -> weights_dir.Manifest:
   """The manifest of weights, all of whose components are there."""
-  manifest = directory.manifest_of(base)
+  manifest = weights_dir.manifest_of(base)
   present = manifest.architecture.components
   needs = tuple(c for c in present if c in manifest.digests)
-  return directory.read(base, needs=needs)
+  return weights_dir.read(base, needs=needs)
 
 
 def _stored_dtype(base: pathlib.Path | None, component: str) -> Any:
   """What a component is stored in by default."""
-  if base is None or not directory.component_file(base, component).is_file():
+  if base is None or not weights_dir.component_file(base, component).is_file():
     return jnp.float32
-  shapes = weights.shapes(directory.component_file(base, component))
+  shapes = weights.shapes(weights_dir.component_file(base, component))
   found = {shape.dtype for shape in shapes.values()}
   return found.pop() if len(found) == 1 else jnp.float32
 
@@ -249,7 +249,7 @@ def _stored_dtype(base: pathlib.Path | None, component: str) -> Any:
 def _decoder_alone(found: Mapping[str, Trained]) -> bool:
   """Whether a run trained the video's decoder, its encoder frozen."""
   video = found.get("video_vae")
-  return video is not None and video.settings.trainable == trainable.DECODER
+  return video is not None and video.settings.trainable == param_filter.DECODER
 
 
 def _with_encoder_of(video: Trained, base: pathlib.Path) -> Trained:
@@ -258,7 +258,7 @@ def _with_encoder_of(video: Trained, base: pathlib.Path) -> Trained:
   Raises:
     ValueError: the run did not begin with these weights.
   """
-  file = directory.component_file(base, "video_vae")
+  file = weights_dir.component_file(base, "video_vae")
   shapes, read = weights.shapes(file), weights.slices(file)
   different = []
   for path in sorted(video.params.keys() | shapes.keys()):
@@ -275,7 +275,7 @@ def _with_encoder_of(video: Trained, base: pathlib.Path) -> Trained:
       f" {base}: they differ in {', '.join(different[:3])} and {len(different)}"
       " parameters in all"
     )
-  sizes = directory.manifest_of(base).sizes["video_vae"]
+  sizes = weights_dir.manifest_of(base).sizes["video_vae"]
   return dataclasses.replace(video, sizes=sizes)
 
 
@@ -310,11 +310,11 @@ def opened(component: str, run: pathlib.Path) -> Trained:
     )
   config = ml_collections.ConfigDict(values)
   settings = settings_lib.Settings.from_config(config)
-  shapes = trainable.flat(
+  shapes = param_filter.flat(
     architecture.parameter_shapes(component, settings.model)
   )
   source = init_from.Source(
-    path=str(run / stage.CHECKPOINTS),
+    path=str(run / trainer.CHECKPOINTS),
     include=(".*",),
     exclude=(rf"{table.HEAD}/.*",),
   )
@@ -326,7 +326,7 @@ def opened(component: str, run: pathlib.Path) -> Trained:
   params = init_from.load(plan, lambda _: {}, 0, place)
   task = settings.make_objective("cpu")
   if hasattr(task, "exported"):
-    params = trainable.flat(task.exported(trainable.nested(params)))
+    params = param_filter.flat(task.exported(param_filter.nested(params)))
   return Trained(settings=settings, sizes=values["model"], params=params)
 
 
@@ -336,7 +336,7 @@ def measured(video: Trained, clip: Clip) -> Trained:
     raise ValueError("--towers has no video tower; give one that has")
   frames = 1 + geometry.VIDEO_STRIDES[0] * (clip.latents[0] - 1)
   encode = jax.jit(codec.encode_whole, static_argnums=0)
-  params = trainable.nested(video.params)
+  params = param_filter.nested(video.params)
 
   def latents() -> Iterator[np.ndarray]:
     for crop in _crops(clip, clips.ClipSpec(frames=frames)):
@@ -363,7 +363,7 @@ def scaled(audio: Trained, clip: Clip) -> Trained:
   if clip.audio is None:
     raise ValueError("--towers has no audio tower; give one that has")
   samples = clip.audio * geometry.SAMPLES_PER_AUDIO_LATENT
-  encoder = trainable.nested(audio.params)
+  encoder = param_filter.nested(audio.params)
 
   def latents() -> Iterator[np.ndarray]:
     for crop in _crops(clip, clips.ClipSpec(samples=samples)):
@@ -452,7 +452,7 @@ def write(
   shapes = {
     p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in arrays.items()
   }
-  file = directory.component_file(out, component)
+  file = weights_dir.component_file(out, component)
   with weights.Writer(file, shapes) as writer:
     for path, array in arrays.items():
       writer.write(path, None, array)
@@ -462,7 +462,7 @@ def write(
 
 
 def main(argv: list[str]) -> None:
-  runtime.setup(argv)
+  cli.setup(argv)
   given = flags.FLAGS
   try:
     if not given.out or given.towers is None:
@@ -497,4 +497,4 @@ if __name__ == "__main__":
     "That weights are stored in; that of the base, or float32, if none.",
   )
   config_flags.DEFINE_config_file("towers", "configs/fusion.py:mini")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ovi_jax.data import builder
 from ovi_jax.data import clips
-from ovi_jax.data import world as worlds
+from ovi_jax.synthetic import world as worlds
 
 WORLD = "world"
 NUMBERS = 2**30  # clips of a world that take part: more than are ever drawn
@@ -79,7 +79,9 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
 
-  def crop(self, number: int, wanted: ClipSpec, place: CropPosition) -> Crop | None:
+  def crop(
+    self, number: int, wanted: ClipSpec, place: CropPosition
+  ) -> Crop | None:
     """A crop, or `None` of a clip that lacks what is wanted or is shorter."""
     ...
 
@@ -97,7 +99,9 @@ class World:
   def __len__(self) -> int:
     return NUMBERS
 
-  def crop(self, number: int, wanted: ClipSpec, place: CropPosition) -> Crop | None:
+  def crop(
+    self, number: int, wanted: ClipSpec, place: CropPosition
+  ) -> Crop | None:
     part = _part(place.video, self.world.frames, wanted.frames or 1)
     made = self.world.clip(number, part, sound=bool(wanted.samples))
     return _crop(
@@ -118,7 +122,9 @@ class Dataset:
   def __len__(self) -> int:
     return len(self.split)
 
-  def crop(self, number: int, wanted: ClipSpec, place: CropPosition) -> Crop | None:
+  def crop(
+    self, number: int, wanted: ClipSpec, place: CropPosition
+  ) -> Crop | None:
     record = self.split[number]
     frames_THWC, wave_A = None, None
     if wanted.frames and record.video is not None:

@@ -50,7 +50,9 @@ class CodecInputConfig:
   def __post_init__(self):
     if not self.sources:
       raise ValueError("data.sources: expected at least one, got none")
-    if self.num_workers < 0 or min(self.max_text_len, self.prefetch_batches) < 1:
+    if (
+      self.num_workers < 0 or min(self.max_text_len, self.prefetch_batches) < 1
+    ):
       raise ValueError(
         "data: workers must be 0 or more, text_rows and prefetch 1 or more, got"
         f" {self.num_workers}, {self.max_text_len} and {self.prefetch_batches}"
@@ -149,7 +151,9 @@ class Input(Iterator[schema.Batch]):
     if self._running is None:
       settings = self._batches.settings
       rest = dataclasses.replace(self._batches, first=self._step)
-      self._running = loader.in_order(rest, settings.num_workers, settings.prefetch_batches)
+      self._running = loader.in_order(
+        rest, settings.num_workers, settings.prefetch_batches
+      )
     batch = next(self._running)
     self._step += 1
     # From a worker, arrays are views of memory that is shared.

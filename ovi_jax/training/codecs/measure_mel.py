@@ -13,9 +13,9 @@ import numpy as np
 from absl import app
 from absl import flags
 
-from ovi_jax import runtime
+from ovi_jax import cli
 from ovi_jax.training.codecs import clips
-from ovi_jax.training.codecs import sound
+from ovi_jax.training.objectives import audio_vae
 
 FLAGS = flags.FLAGS
 _START = clips.CropPosition(0.0, 0.0, 0.0)
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
   try:
     source = clips.opened(FLAGS.source, FLAGS.split)
     some = itertools.islice(waves(source, FLAGS.samples), FLAGS.clips)
-    mean, deviation = sound.measure_mel(some)
+    mean, deviation = audio_vae.measure_mel(some)
   except (OSError, ValueError) as error:
     sys.exit(f"measure_mel: {error}")
   for name, figures in (("MEAN", mean), ("DEVIATION", deviation)):
@@ -51,4 +51,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("split", "train", "Of a dataset.")
   flags.DEFINE_integer("clips", 500, "Sounds that are measured.")
   flags.DEFINE_integer("samples", 157 * 512, "Of each sound.")
-  app.run(main, flags_parser=runtime.parse_flags)
+  app.run(main, flags_parser=cli.parse_flags)

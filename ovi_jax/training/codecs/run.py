@@ -14,20 +14,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from ovi_jax import cli
 from ovi_jax import console
 from ovi_jax import prompt as prompts
-from ovi_jax import runtime
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import init_from
-from ovi_jax.checkpoint import saved
+from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.modality import AV
-from ovi_jax.parallel import processes
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sharding import distributed
+from ovi_jax.training import init_from
 from ovi_jax.training import loop
-from ovi_jax.training import placement
-from ovi_jax.training import stage
+from ovi_jax.training import param_filter
+from ovi_jax.training import state_sharding
 from ovi_jax.training import step
-from ovi_jax.training import trainable
+from ovi_jax.training import trainer
 from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.codecs import settings as settings_lib
 from ovi_jax.training.codecs import table
@@ -67,13 +67,15 @@ def train(
       `loop.NonFinite` later.
     OSError: the directory cannot be written.
   """
-  with processes.collective_errors():
+  with distributed.collective_errors():
     check_vocabulary(settings)
-  processes.assert_equal_across_hosts(config)
+  distributed.assert_equal_across_hosts(config)
   log = log if jax.process_index() == 0 else lambda _: None
-  mesh = stage.make_mesh(settings.mesh)
-  part, parts = processes.data_shard(mesh)
-  placement.check_batch(settings.batch_size, settings.grad_accum_steps, mesh)
+  mesh = trainer.make_mesh(settings.mesh)
+  part, parts = distributed.data_shard(mesh)
+  state_sharding.check_batch(
+    settings.batch_size, settings.grad_accum_steps, mesh
+  )
   step_config = make_step_config(settings)
   source = inputs.opened(
     settings.data,
@@ -84,12 +86,14 @@ def train(
   )
   with contextlib.closing(source):
     make = functools.partial(initial_state, settings, step_config)
-    random = functools.partial(table.init, settings.component, step_config.objective)
+    random = functools.partial(
+      table.init, settings.component, step_config.objective
+    )
     # A run that goes on needs the one it began with no more.
-    begun = bool(saved.steps(workdir / stage.CHECKPOINTS))
+    begun = bool(reader.steps(workdir / trainer.CHECKPOINTS))
     plan = None if begun else init_plan(settings, step_config)
     shapes = jax.eval_shape(make)
-    placed: Any = placement.state_shardings(
+    placed: Any = state_sharding.state_shardings(
       shapes, AV(), mesh, settings.optimizer.ema_on_host
     )
     instead = (
@@ -102,7 +106,7 @@ def train(
       MUTABLE_FIELDS,
       {"trains": "all"},
       instead,
-      functools.partial(stage.check_input, source, workdir, instead),
+      functools.partial(trainer.check_input, source, workdir, instead),
     )
     trained, frozen = (
       sum(x.size for x in group.values())
@@ -112,10 +116,13 @@ def train(
       f"training {settings.component}, {trained:,} of {trained + frozen:,}"
       f" parameters, on {mesh.size} devices"
     )
-    stage.note_warmup(settings.optimizer, settings.num_train_steps, log)
+    trainer.note_warmup(settings.optimizer, settings.num_train_steps, log)
     for line in plan.lines() if plan else ():
       log(f"parameters: {line}")
-    with stage.open_workdir(settings.checkpoints, workdir, log) as (manager, written):
+    with trainer.open_workdir(settings.checkpoints, workdir, log) as (
+      manager,
+      written,
+    ):
       work = loop.TrainContext(
         step_config=step_config,
         mesh=mesh,
@@ -138,12 +145,14 @@ def train(
             plan, random, settings.seed, placed.frozen | placed.trained
           )
         state = jax.jit(make, out_shardings=placed)(given)
-      log(stage.tensorboard_line(workdir))
+      log(trainer.tensorboard_line(workdir))
       finished = loop.run(work, state, log)
     if finished:
-      result = workdir / stage.CHECKPOINTS / str(settings.num_train_steps)
+      result = workdir / trainer.CHECKPOINTS / str(settings.num_train_steps)
       (part,) = (p for p, c in table.PARTS.items() if c == settings.component)
-      log(f"finished: step {settings.num_train_steps} is saved in {result}; next:")
+      log(
+        f"finished: step {settings.num_train_steps} is saved in {result}; next:"
+      )
       log(
         "  python -m ovi_jax.training.codecs.assemble"
         f" --{part}={shlex.quote(str(workdir))} --out=WEIGHTS"
@@ -171,7 +180,7 @@ def check_vocabulary(settings: settings_lib.Settings) -> None:
 def make_step_config(settings: settings_lib.Settings) -> step.TrainStepConfig:
   """The step's parts."""
   return step.TrainStepConfig(
-    settings.make_objective(runtime.platform()),
+    settings.make_objective(cli.platform()),
     settings.optimizer,
     settings.num_train_steps,
     settings.grad_accum_steps,
@@ -189,7 +198,7 @@ def init_plan(
   if not settings.init_from:
     return None
   shapes = jax.eval_shape(
-    lambda: trainable.flat(
+    lambda: param_filter.flat(
       table.init(settings.component, step_config.objective, jax.random.key(0))
     )
   )
@@ -197,7 +206,7 @@ def init_plan(
     path=settings.init_from, include=(".*",), component=settings.component
   )
   head = rf"{table.HEAD}/.*"  # not in weights
-  weights = (pathlib.Path(settings.init_from) / directory.MANIFEST).is_file()
+  weights = (pathlib.Path(settings.init_from) / weights_dir.MANIFEST).is_file()
   fresh = (head,) if weights and any(re.match(head, p) for p in shapes) else ()
   return init_from.plan(shapes, [source], fresh)
 
@@ -208,8 +217,10 @@ def initial_state(
   given: Mapping[str, jax.Array] | None = None,
 ) -> step.TrainState:
   """The state before the first step, of random parameters or those given."""
-  params = given or trainable.flat(
-    table.init(settings.component, step_config.objective, jax.random.key(settings.seed))
+  params = given or param_filter.flat(
+    table.init(
+      settings.component, step_config.objective, jax.random.key(settings.seed)
+    )
   )
-  trained, frozen = trainable.split(dict(params), settings.trainable)
+  trained, frozen = param_filter.split(dict(params), settings.trainable)
   return step.init_state(step_config, trained, frozen, settings.seed)

@@ -9,12 +9,12 @@ import ml_collections
 
 from ovi_jax.training import loop
 from ovi_jax.training import optimizer
+from ovi_jax.training import param_filter
 from ovi_jax.training import settings as stages
-from ovi_jax.training import trainable
 from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.codecs import table
 
-TRAINABLE = (trainable.ALL, trainable.DECODER)
+TRAINABLE = (param_filter.ALL, param_filter.DECODER)
 # Assembling scales the audio encoder's last layer, and with it how far from its
 # mean a latent is drawn: its decoder cannot go on alone.
 WITH_DECODER = ("video_vae",)
@@ -58,7 +58,7 @@ class Settings:
   mesh: Mapping[str, int]
   intervals: loop.Intervals
   checkpoints: stages.CheckpointPolicy
-  trainable: str = trainable.ALL  # what older runs did
+  trainable: str = param_filter.ALL
 
   def __post_init__(self):
     problems = [
@@ -74,7 +74,7 @@ class Settings:
       problems.append(
         f"trains {self.trainable!r} is unknown; choose from {', '.join(TRAINABLE)}"
       )
-    if self.trainable == trainable.DECODER:
+    if self.trainable == param_filter.DECODER:
       if self.component not in WITH_DECODER:
         problems.append(
           f"trains={self.trainable!r} is for {', '.join(WITH_DECODER)}, not"

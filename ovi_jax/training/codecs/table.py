@@ -18,10 +18,10 @@ from ovi_jax.models import audio_vae
 from ovi_jax.models import umt5
 from ovi_jax.models import vocoder as vocoders
 from ovi_jax.models.video_vae import config as video_vae
-from ovi_jax.training.codecs import sound
-from ovi_jax.training.codecs import text
-from ovi_jax.training.codecs import video
-from ovi_jax.training.codecs import vocoder
+from ovi_jax.training.objectives import audio_vae as sound
+from ovi_jax.training.objectives import masked_text
+from ovi_jax.training.objectives import video_vae as video
+from ovi_jax.training.objectives import vocoder
 
 HEAD = "head"  # parameters of a task that are not the component's
 
@@ -42,7 +42,7 @@ TABLE: Mapping[str, Row] = {
   "video_vae": Row(video_vae.VideoVAEConfig, video.VideoVAEObjective),
   "audio_vae": Row(audio_vae.AudioVAEConfig, sound.AudioVAEObjective),
   "vocoder": Row(vocoders.VocoderConfig, vocoder.VocoderObjective),
-  "umt5": Row(umt5.UMT5Config, text.MaskedTextObjective),
+  "umt5": Row(umt5.UMT5Config, masked_text.MaskedTextObjective),
 }
 
 

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from ovi_jax.checkpoint import weights
 from ovi_jax.convert import mapping
 from ovi_jax.convert import torch_file
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
+from ovi_jax.pretrained import weights
 from tests import parity
 from tests.curation.models import torch_nets
 

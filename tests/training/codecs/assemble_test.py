@@ -9,16 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import weights
-from ovi_jax.components import encoders
-from ovi_jax.components import loading
 from ovi_jax.data import tokenizer as tokenizers
 from ovi_jax.models import architecture
 from ovi_jax.models import audio_vae
 from ovi_jax.models.video_vae import codec
-from ovi_jax.parallel import mesh as meshes
-from ovi_jax.training import trainable
+from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import encoders
+from ovi_jax.pretrained import weights
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sharding import mesh as meshes
+from ovi_jax.training import param_filter
 from ovi_jax.training.codecs import assemble
 from ovi_jax.training.codecs import clips
 from tests.training.codecs import run_test
@@ -63,11 +63,11 @@ def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   # The towers follow what encodes for them.
   assert manifest.architecture.fusion.video.channels == 3
   mesh = meshes.make(jax.devices()[:1])
-  components = loading.Components(
+  components = component_loader.Components(
     weights=out, manifest=manifest, mesh=mesh, dtype=np.dtype("float32")
   )
   average = run_test.arrays(run)
-  params = trainable.flat(components.load("video_vae"))
+  params = param_filter.flat(components.load("video_vae"))
   assert params
   for path, leaf in params.items():
     np.testing.assert_array_equal(leaf, average[f"average/{path}"])
@@ -90,7 +90,7 @@ def test_sounds_are_scaled_and_decoded_as_before():
   before = assemble.Trained(
     settings=types.SimpleNamespace(model=config),
     sizes={},
-    params=trainable.flat(params),
+    params=param_filter.flat(params),
   )
   after = assemble.scaled(before, asked(audio=16))
   source, wanted = clips.opened("world:1", ""), clips.ClipSpec(samples=16 * 512)
@@ -98,7 +98,7 @@ def test_sounds_are_scaled_and_decoded_as_before():
   wave_BA = np.stack([c.wave_A for c in found if c is not None][:2])
   latents, mels = [], []
   for part in (before, after):
-    nested = trainable.nested(part.params)
+    nested = param_filter.nested(part.params)
     latents.append(encoders.encode_audio(config, nested, wave_BA))
     model = audio_vae.AudioVAE(config)
     mels.append(model.apply({"params": nested}, latents[-1], method="decode"))
@@ -133,7 +133,7 @@ def test_a_channel_that_says_nothing_is_not_blown_up(run, monkeypatch):
 
 def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
   kept, _ = made
-  (kept / directory.TOKENIZER).write_text("{}")
+  (kept / weights_dir.TOKENIZER).write_text("{}")
   begun = {"initial": str(kept), "trains": "decoder", "seed": 4}
   # A directory named by a number is a run's too.
   assert run_test.train(run_test.config(**begun), tmp_path / "7")
@@ -144,12 +144,12 @@ def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
   )
   assert not said  # the latents are the same
   before, after = (
-    directory.read(path, needs=("video_vae",)) for path in (kept, out)
+    weights_dir.read(path, needs=("video_vae",)) for path in (kept, out)
   )
   assert after == manifest and after.sizes == before.sizes
   assert after.digests["video_vae"] != before.digests["video_vae"]
-  assert (out / directory.TOKENIZER).read_text() == "{}"
-  stored = [directory.component_file(d, "video_vae") for d in (kept, out)]
+  assert (out / weights_dir.TOKENIZER).read_text() == "{}"
+  stored = [weights_dir.component_file(d, "video_vae") for d in (kept, out)]
   old, new = map(weights.slices, stored)
   average = run_test.arrays(tmp_path / "7")
   for path in weights.shapes(stored[1]):
@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
     assemble.assemble({"video": run}, made[0], asked())
   with pytest.raises(ValueError, match="expected a stage's config"):
     assemble.Clip.from_config(run_test.config(), "world:1", 2)
-  assert (made[0] / directory.MANIFEST).is_file()
+  assert (made[0] / weights_dir.MANIFEST).is_file()
 
 
 def test_one_component_of_weights_is_replaced(run, weights, tmp_path):
@@ -210,11 +210,11 @@ def test_one_component_of_weights_is_replaced(run, weights, tmp_path):
     {"text": text}, out, asked(), base=base, log=said.append
   )
   assert "trained with another umt5; train them on from these" in said[0]
-  kept = directory.manifest_of(base)
+  kept = weights_dir.manifest_of(base)
   assert manifest.sizes["fusion"] == kept.sizes["fusion"]
   changed = {n for n, d in manifest.digests.items() if kept.digests[n] != d}
   assert changed == {"umt5", "tokenizer"}
-  assert directory.read(out) == manifest  # all files are there and fit
+  assert weights_dir.read(out) == manifest  # all files are there and fit
   assert (out / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
   # Files of the base are linked, not written through.
   assert {p.name: p.read_bytes() for p in base.iterdir()} == before
@@ -223,7 +223,7 @@ def test_one_component_of_weights_is_replaced(run, weights, tmp_path):
 def train_text(path, tokenizer, base):
   """A run of a text encoder as wide as the base's towers read."""
   values = importlib.import_module("configs.codec_text").get_config("mini")
-  values.model.dim = directory.manifest_of(base).architecture.umt5.dim
+  values.model.dim = weights_dir.manifest_of(base).architecture.umt5.dim
   values.model.encoder_layers, values.data.tokenizer = 1, str(tokenizer)
   values.steps, values.batch, values.mesh.fsdp = 1, 2, 1
   values.data.text_rows = 8

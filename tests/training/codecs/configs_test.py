@@ -11,8 +11,8 @@ import pytest
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
+from ovi_jax.training import param_filter
 from ovi_jax.training import step
-from ovi_jax.training import trainable
 from ovi_jax.training.codecs import run
 from ovi_jax.training.codecs import settings
 from ovi_jax.training.codecs import table
@@ -39,7 +39,9 @@ def test_sizes_are_those_that_are_said(name, size):
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert count == COUNTS[name]
   task = read.make_objective("gpu")
-  assert task.dtype == "bfloat16" and hash(task) == hash(read.make_objective("gpu"))
+  assert task.dtype == "bfloat16" and hash(task) == hash(
+    read.make_objective("gpu")
+  )
 
 
 @pytest.mark.parametrize("name", ["audio", "text"])
@@ -48,9 +50,14 @@ def test_a_step_of_the_mini_config(name):
   step_config = run.make_step_config(read)
   state = jax.eval_shape(lambda: run.initial_state(read, step_config))
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-  length_B, batch = shape((read.batch_size,)), schema.Batch(AV(), AV(), AV(), None)
+  length_B, batch = (
+    shape((read.batch_size,)),
+    schema.Batch(AV(), AV(), AV(), None),
+  )
   if read.data.samples:
-    wave_BA = jax.ShapeDtypeStruct((read.batch_size, read.data.samples), jnp.float32)
+    wave_BA = jax.ShapeDtypeStruct(
+      (read.batch_size, read.data.samples), jnp.float32
+    )
     batch = batch._replace(
       latents=AV(None, wave_BA), lengths=AV(None, length_B)
     )
@@ -67,7 +74,7 @@ def test_a_step_of_the_mini_config(name):
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   assert {x.shape for x in metrics.losses.values()} == {(read.batch_size,)}
   # What is handed on is the component, whatever else was trained.
-  handed = dict(trainable.nested(state.trained))
+  handed = dict(param_filter.nested(state.trained))
   handed.pop(table.HEAD, None)
   shapes = architecture.parameter_shapes(read.component, read.model)
   assert jax.tree.map(jnp.shape, handed) == jax.tree.map(jnp.shape, shapes)

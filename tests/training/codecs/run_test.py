@@ -9,9 +9,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from ovi_jax import demo
-from ovi_jax.checkpoint import directory
-from ovi_jax.checkpoint import saved
+from ovi_jax import synthetic
+from ovi_jax.checkpoint import reader
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import logs
 from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.codecs import run
@@ -57,10 +57,10 @@ def one_device(monkeypatch):
 
 def arrays(path, step=6):
   newest = path / run.stage.CHECKPOINTS / str(step)
-  found = saved.read_info(newest)
+  found = reader.read_info(newest)
   names = [n for n in found.leaves if not n.startswith("key")]
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return saved.read(
+  return reader.read(
     found,
     {
       n: jax.ShapeDtypeStruct(
@@ -168,16 +168,16 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
 
 
 def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
-  values = config(initial=str(demo.WEIGHTS))
-  shipped = directory.read(demo.WEIGHTS).sizes["video_vae"]
+  values = config(initial=str(synthetic.WEIGHTS))
+  shipped = weights_dir.read(synthetic.WEIGHTS).sizes["video_vae"]
   with values.unlocked():
     values.model = dict(shipped) | {"latent_mean": (0.0,) * 16}
   chosen = settings.Settings.from_config(values)
   plan = run.init_plan(chosen, run.make_step_config(chosen))
   assert plan is not None and not plan.fresh
   text = importlib.import_module("configs.codec_text").get_config("mini")
-  text.initial = str(demo.WEIGHTS)
-  text.data.tokenizer = str(demo.WEIGHTS / directory.TOKENIZER)
+  text.initial = str(synthetic.WEIGHTS)
+  text.data.tokenizer = str(synthetic.WEIGHTS / weights_dir.TOKENIZER)
   chosen = settings.Settings.from_config(text)
   plan = run.init_plan(chosen, run.make_step_config(chosen))
   assert plan is not None and plan.fresh

@@ -1,0 +1,276 @@
+"""A training checkpoint on disk: find, verify and read it.
+
+  <directory>/<step>/state/...       arrays, in Orbax's format
+  <directory>/<step>/meta/metadata   JSON: leaves, iterator states, metadata
+  <directory>/<step>/checksums.json  of both, see `integrity`
+
+Nothing here writes. A directory under a step's number is complete: it was
+renamed when everything in it was written. Disks are those of the machine, or
+shared and mounted; all processes see the same files.
+
+A checkpoint of unknown origin is read as data. Its JSON is bounded and its
+types are checked, its files are regular ones within its directory, and Orbax
+is given our own handler and the shapes of the target: what its metadata names
+is neither imported nor allocated.
+"""
+
+import base64
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from orbax import checkpoint as ocp
+
+from ovi_jax import files
+from ovi_jax import untrusted
+from ovi_jax.checkpoint import integrity
+from ovi_jax.checkpoint import tree_spec
+from ovi_jax.sharding import distributed
+
+_MAX_STEP_DIGITS = 18
+_MAX_AXES = 32
+# What Orbax raises of metadata that is not as it writes it.
+_UNREADABLE = (
+  AttributeError,
+  IndexError,
+  KeyError,
+  RecursionError,
+  TypeError,
+  ValueError,
+)
+STATE = "state"
+META = "meta"
+META_FILE = "metadata"
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+  """A checkpoint whose description has been read and is sound.
+
+  Attributes:
+    path: its directory.
+    step: at which it was saved.
+    leaves: what its state holds, by path.
+    iterators: state of the input of each process that saved.
+    metadata: whatever was saved along.
+    checksums: of its files.
+  """
+
+  path: pathlib.Path
+  step: int
+  leaves: Mapping[str, tree_spec.LeafSpec]
+  iterators: tuple[Any, ...]
+  metadata: Mapping[str, Any]
+  checksums: Mapping[str, Mapping[str, int]]
+
+
+def description(
+  step: int, flat: Mapping[str, Any], iterator: Any, metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What goes into a checkpoint beside its arrays, as JSON.
+
+  Args:
+    step: of the checkpoint.
+    flat: leaves by path.
+    iterator: input state of this process: bytes, or anything JSON.
+    metadata: JSON.
+
+  Raises:
+    ValueError: a leaf is no array, or something is not JSON.
+  """
+  found = {
+    "format": FORMAT,
+    "step": step,
+    "leaves": {
+      p: tree_spec.leaf_spec(leaf).to_json() for p, leaf in flat.items()
+    },
+    "metadata": dict(metadata),
+  }
+  try:
+    entry = _encode(iterator)
+    json.dumps([found, entry])
+  except TypeError as error:
+    raise ValueError(
+      f"expected metadata and an input state that are JSON: {error}"
+    ) from error
+  return found | {"iterators": distributed.gather(entry)}
+
+
+def steps(directory: pathlib.Path) -> list[int]:
+  """Steps of the complete checkpoints in a directory, newest first."""
+  if not directory.is_dir():
+    return []
+  found = (p for p in directory.iterdir() if is_step(p.name) and p.is_dir())
+  return sorted((int(p.name) for p in found), reverse=True)
+
+
+def is_step(name: str) -> bool:
+  """Whether a directory's name is that of a complete checkpoint."""
+  return (
+    name.isascii()
+    and name.isdigit()
+    and len(name) <= _MAX_STEP_DIGITS
+    and str(int(name)) == name
+  )
+
+
+def read_info(path: pathlib.Path) -> CheckpointInfo:
+  """Read what a checkpoint holds, without its arrays.
+
+  Args:
+    path: directory of one checkpoint, named by its step.
+
+  Raises:
+    ValueError: it is damaged or of another format; says which file and how.
+  """
+  checksums = integrity.listing(path)
+  name = f"{META}/{META_FILE}"
+  if name not in checksums:
+    raise ValueError(f"{path / integrity.CHECKSUMS} does not name {name}")
+  if found := integrity.problems(path, checksums, [name]):
+    raise ValueError(integrity.shorten(found))
+  file = files.inside(path, name)
+  try:
+    # Metadata and iterators may hold NaN.
+    meta = untrusted.read_json(file, finite=False)
+    _check_types(meta)
+    return CheckpointInfo(
+      path=path,
+      step=meta["step"],
+      leaves={
+        p: tree_spec.LeafSpec.from_json(e) for p, e in meta["leaves"].items()
+      },
+      iterators=tuple(map(_decode, meta["iterators"])),
+      metadata=meta["metadata"],
+      checksums=checksums,
+    )
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from error
+
+
+def _check_types(meta: Any) -> None:
+  """ValueError that names the fields that are not as `description` has them."""
+  if not isinstance(meta, dict):
+    raise ValueError(f"expected an object, found {meta!r:.40}")
+  if meta.get("format") != FORMAT:
+    raise ValueError(
+      f"expected format {FORMAT}, found {meta.get('format')!r:.40}"
+    )
+  kinds, states = meta.get("leaves"), meta.get("iterators")
+  valid = {
+    "step": type(meta.get("step")) is int and meta["step"] >= 0,
+    "leaves": isinstance(kinds, dict) and all(map(_is_kind, kinds.values())),
+    "iterators": isinstance(states, list)
+    and len(states) > 0
+    and all(map(_is_state, states)),
+    "metadata": isinstance(meta.get("metadata"), dict),
+  }
+  if wrong := [name for name, is_valid in valid.items() if not is_valid]:
+    raise ValueError(f"missing or of a wrong type: {', '.join(wrong)}")
+
+
+def _is_kind(entry: Any) -> bool:
+  """Whether JSON is dtype, shape and "is a Python number" of a leaf."""
+  if not isinstance(entry, list) or len(entry) != 3:
+    return False
+  dtype, shape, python = entry
+  return (
+    isinstance(dtype, str)
+    and isinstance(shape, list)
+    and len(shape) <= _MAX_AXES
+    and all(type(n) is int and 0 <= n < 2**53 for n in shape)
+    and isinstance(python, bool)
+  )
+
+
+def _is_state(entry: Any) -> bool:
+  """Whether JSON is what `_encode` makes of an input state."""
+  if not isinstance(entry, dict):
+    return False
+  return "json" in entry or isinstance(entry.get("bytes"), str)
+
+
+def verify(saved: CheckpointInfo) -> None:
+  """Compare every file of a checkpoint with its checksum.
+
+  Processes share the work and all come to the same verdict.
+
+  Raises:
+    ValueError: files are damaged or missing, or something is no regular file
+      of the directory; names them.
+  """
+  names = sorted(saved.checksums)[jax.process_index() :: jax.process_count()]
+  found = integrity.problems(saved.path, saved.checksums, names)
+  if jax.process_index() == 0:
+    found = integrity.irregular(saved.path) + found
+  if everywhere := [
+    line for part in distributed.gather(found) for line in part
+  ]:
+    raise ValueError(integrity.shorten(everywhere))
+
+
+def read(saved: CheckpointInfo, targets: Mapping[str, Any]) -> dict[str, Any]:
+  """Read some leaves of a checkpoint.
+
+  Args:
+    saved: a verified checkpoint.
+    targets: by path, what to make of a leaf: an array or a `ShapeDtypeStruct`
+      of its shape with the sharding it shall have, a numpy array or a Python
+      number. Floating point leaves are converted to the target's dtype.
+
+  Raises:
+    ValueError: the arrays cannot be read.
+  """
+  wanted = {path: tree_spec.abstract(leaf) for path, leaf in targets.items()}
+  flat = {p: x for p, x in wanted.items() if 0 not in x.shape}
+  read_back: dict[str, Any] = {p: _empty(wanted[p]) for p in wanted}
+  if flat:
+    read_back |= _read_arrays(saved.path / STATE, flat)
+  return {
+    p: tree_spec.from_stored(read_back[p], leaf) for p, leaf in targets.items()
+  }
+
+
+def _read_arrays(path: pathlib.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Arrays that are not empty, as `flat` says."""
+  item = traverse_util.unflatten_dict(dict(flat), sep="/")
+  arguments = ocp.args.PyTreeRestore(
+    item=item,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+    partial_restore=True,
+  )
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      restored = reader.restore(path.absolute(), args=arguments)
+  except _UNREADABLE as error:
+    said = untrusted.printable(f"{type(error).__name__}: {error}", 500)
+    raise ValueError(f"{path}: the arrays cannot be read: {said}") from error
+  return traverse_util.flatten_dict(restored, sep="/")
+
+
+def _empty(target: Any) -> Any:
+  """An array without elements, or nothing where there will be some."""
+  if 0 not in target.shape:
+    return None
+  if isinstance(target, np.ndarray):
+    return np.zeros(target.shape, target.dtype)
+  return jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
+
+
+def _encode(iterator: Any) -> Any:
+  """An input state as JSON."""
+  if isinstance(iterator, bytes):
+    return {"bytes": base64.b64encode(iterator).decode()}
+  return {"json": iterator}
+
+
+def _decode(entry: Mapping[str, Any]) -> Any:
+  if "bytes" in entry:
+    return base64.b64decode(entry["bytes"], validate=True)
+  return entry["json"]

@@ -1,0 +1,195 @@
+"""Process-wide settings that commands turn on."""
+
+import contextlib
+import multiprocessing
+import os
+import pathlib
+import sys
+import threading
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import NoReturn
+
+import jax
+from absl import app
+from absl import flags
+from absl import logging
+from jax.extend import backend
+
+from ovi_jax import console
+
+CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_GOOGLE = "0x1ae0"  # PCI vendor
+# Set by JAX and libtpu when they are imported, on any machine.
+_NO_SIGN_OF_TPU = {"TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY"}
+
+
+def setup(argv: Sequence[str] = ()) -> None:
+  """Set up the console and JAX, and quiet libraries' logs.
+
+  Args:
+    argv: the command's name, and what its flags left over.
+
+  Raises:
+    app.UsageError: they left something over.
+  """
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  console.setup()
+  logging.set_verbosity(logging.WARNING)
+  setup_jax()
+
+
+def setup_jax() -> None:
+  """Prepare JAX: no search for absent TPUs, compiled programs kept on disk.
+
+  Commands call it when they parse their flags, functions that are called from
+  Python when they begin; more calls change nothing. A second process finds its
+  programs compiled. `JAX_COMPILATION_CACHE_DIR`, or JAX's own option, names
+  another place; the variable set to nothing turns the cache off.
+  """
+  skip_absent_tpu()
+  config: Any = jax.config  # whose options are no declared attributes
+  chosen = config.jax_compilation_cache_dir
+  if chosen is not None or _CACHE_VARIABLE in os.environ:
+    return
+  jax.config.update("jax_compilation_cache_dir", str(CACHE))
+  if _SECONDS_VARIABLE not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def skip_absent_tpu() -> None:
+  """Keep JAX from starting libtpu on a machine without a TPU.
+
+  Where libtpu is installed and no platform is chosen (`JAX_PLATFORMS`), JAX
+  starts it to look for TPUs, which takes time and prints errors to stderr.
+  Compiling for a TPU that is not there (`aot.topology`) loads libtpu by itself.
+  """
+  config: Any = jax.config
+  if config.jax_platforms or has_tpu():
+    return
+  with contextlib.suppress(RuntimeError):  # it has been started already
+    backend.register_backend_factory("tpu", _no_tpu, fail_quietly=True)
+
+
+def has_tpu(
+  devices: pathlib.Path = pathlib.Path("/dev"),
+  bus: pathlib.Path = pathlib.Path("/sys/bus/pci/devices"),
+) -> bool:
+  """Whether this machine may have a TPU; in doubt it has.
+
+  Args:
+    devices: where its device files are.
+    bus: where PCI devices are listed.
+  """
+  if any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*")):
+    return True
+  for vendor in bus.glob("*/vendor"):
+    try:
+      maker = vendor.read_text().strip()
+      kind = vendor.with_name("class").read_text().strip()
+    except OSError:
+      continue
+    # Google makes virtual disks (0x01...) and network cards (0x02...) too.
+    if maker == _GOOGLE and not kind.startswith(("0x01", "0x02")):
+      return True
+  told = {name for name in os.environ if name.startswith("TPU_")}
+  return bool(told - _NO_SIGN_OF_TPU) or "JAX_FORCE_TPU_INIT" in os.environ
+
+
+def _no_tpu() -> NoReturn:
+  raise RuntimeError("this machine has no TPU")
+
+
+@contextlib.contextmanager
+def flag_errors() -> Iterator[None]:
+  """Of a flag that cannot be, say so in one line and leave."""
+  name = pathlib.Path(sys.argv[0]).stem
+  try:
+    yield
+  except (AttributeError, KeyError) as error:
+    said: object = error
+    while isinstance(said, Exception):
+      said = said.args[0]
+    exit_with_error(
+      f"{name}: the config has no field {' '.join(str(said).split())}"
+    )
+  except ValueError as error:
+    exit_with_error(f"{name}: {error}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Set up console and JAX, parse flags; for `app.run`, see `flag_errors`."""
+  console.setup()
+  setup_jax()
+  with flag_errors():
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error as error:
+      # A config that cannot be built: its error, without the trace around it.
+      *_, last = str(error).strip().splitlines()
+      if "Traceback" in str(error) and "ValueError: " in last:
+        raise ValueError(last.partition("ValueError: ")[2]) from error
+    return app.parse_flags_with_usage(argv)  # says what is wrong, and ends
+
+
+def exit_with_parent() -> None:
+  """In a worker process: end it when the process that started it is killed."""
+  parent = multiprocessing.parent_process()
+
+  def watch():
+    if parent is not None:
+      parent.join()
+      os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def require_flags(values: flags.FlagValues, **examples: str) -> None:
+  """See that flags are given, e.g. `need(FLAGS, out="DIR")`.
+
+  Raises:
+    ValueError: the first that is not.
+  """
+  for name, example in examples.items():
+    if not values[name].value:
+      raise ValueError(f"--{name}={example} is needed")
+
+
+def exit_with_error(message: str) -> NoReturn:
+  """End with exit code 1 and last words on stderr, see `console.error`."""
+  console.error(message)
+  sys.exit(1)
+
+
+def target() -> str:
+  """The kind of chip that is compiled for, as JAX names it, such as "cpu".
+
+  It is that of the ambient mesh, whose devices need not be at hand.
+  """
+  skip_absent_tpu()
+  device = _of_mesh()
+  return (device or jax.devices()[0]).device_kind
+
+
+def platform() -> str:
+  """What computes: "cpu", "tpu", "cuda" (NVIDIA, Ampere or newer) or "gpu"."""
+  elsewhere = _of_mesh()
+  if elsewhere is not None and elsewhere.platform == "tpu":
+    return "tpu"
+  skip_absent_tpu()
+  device = jax.devices()[0]
+  if device.platform != "gpu":
+    return device.platform
+  if "cuda" not in device.client.platform_version.lower():
+    return "gpu"
+  return "cuda" if float(device.compute_capability) >= 8 else "gpu"
+
+
+def _of_mesh() -> Any:
+  """The ambient mesh's kind of device; `None` without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty else mesh.abstract_device

@@ -1,0 +1,188 @@
+"""Records into the rows of a batch: crop, pad, choose a caption.
+
+A choice by chance is a function of the seed, the source, the record and the
+epoch: the same in every process and worker.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from ovi_jax import prompt
+from ovi_jax.data import builder
+from ovi_jax.data import clips
+from ovi_jax.data import index_sampler
+from ovi_jax.data import schema
+from ovi_jax.data import settings as settings_lib
+from ovi_jax.modality import AV
+
+PADDING = -1  # the id of a row that stands for no record
+
+_DECODE = {"video": clips.frames, "audio": clips.wave}
+
+
+def blank(
+  settings: settings_lib.LoaderConfig, bucket: settings_lib.Bucket, count: int
+) -> schema.Batch:
+  """A batch of `count` rows that stand for no record."""
+  sizes, video, audio = settings.geometry, None, None
+  if bucket.video is not None:
+    T, H, W = bucket.video
+    time, row, column = sizes.video_strides
+    frames = 1 + time * (T - 1), row * H, column * W
+    video = (
+      np.zeros((count, *frames, 3), np.uint8)
+      if settings.encode_on_the_fly
+      else np.zeros((count, T, H, W, sizes.video_channels), np.float32)
+    )
+  if bucket.audio is not None:
+    each = sizes.samples_per_audio_latent
+    shape = (
+      (count, bucket.audio * each)
+      if settings.encode_on_the_fly
+      else (count, bucket.audio, sizes.audio_channels)
+    )
+    audio = np.zeros(shape, np.float32)
+  latents = AV(video=video, audio=audio)
+  if settings.tokenizer:
+    pad = _tokenizer(settings.tokenizer).pad
+    text = np.full((count, settings.max_text_len), pad, np.int32)
+  else:
+    text = np.zeros(
+      (count, settings.max_text_len, sizes.text_width), np.float32
+    )
+  return schema.Batch(
+    latents=latents,
+    lengths=AV(
+      *(None if a is None else np.zeros(count, np.int32) for a in latents)
+    ),
+    text=AV(*(None if a is None else text for a in latents)),
+    ids=np.full(count, PADDING, np.int64),
+  )
+
+
+def collate(
+  settings: settings_lib.LoaderConfig,
+  splits: Sequence[builder.Split],
+  bucket: settings_lib.Bucket,
+  drawn: index_sampler.Draw,
+  seed: int,
+  count: int | None = None,
+) -> schema.Batch:
+  """Read the drawn records into a batch.
+
+  Args:
+    settings: what a batch is.
+    splits: the sources.
+    bucket: the sizes of the batch.
+    drawn: its records.
+    seed: of choices by chance.
+    count: rows, where more than are drawn; the rest has lengths 0 and id -1.
+
+  Raises:
+    ValueError: a record is damaged, or lacks latents or text; names it.
+  """
+  batch = blank(settings, bucket, count or len(drawn.record))
+  for row, (source, record, epoch) in enumerate(zip(*drawn, strict=True)):
+    choose = np.random.default_rng([seed, source, record, epoch])
+    split = splits[source]
+    _fill(batch, row, split[record], settings, choose, split.path)
+    batch.ids[row] = (int(source) << schema.INDEX_BITS) | int(record)
+  return batch
+
+
+def _fill(
+  batch: schema.Batch,
+  row: int,
+  record: schema.Record,
+  settings: settings_lib.LoaderConfig,
+  choose: np.random.Generator,
+  path: str,
+) -> None:
+  """Write a record into a row of the batch."""
+  where = f"{path}, record {record.id!r}"
+  present = batch.latents.present()
+  if "video" in present and record.sizes.video[0]:
+    part = _part(record, "video", settings.encode_on_the_fly, where)
+    present["video"][row, : len(part)] = part
+    batch.lengths.video[row] = record.sizes.video[0]
+  if "audio" in present and record.sizes.audio:
+    part = _part(record, "audio", settings.encode_on_the_fly, where)
+    each = (
+      settings.geometry.samples_per_audio_latent
+      if settings.encode_on_the_fly
+      else 1
+    )
+    room, begin = present["audio"].shape[1] // each, 0
+    spare = record.sizes.audio - room
+    alone = "video" not in present or not record.sizes.video[0]
+    if spare > 0 and alone and settings.crop == "random":
+      begin = int(choose.integers(spare + 1))
+    length = min(room, record.sizes.audio)
+    kept = part[begin * each : (begin + length) * each]
+    present["audio"][row, : len(kept)] = kept
+    batch.lengths.audio[row] = length
+  found = _text(record, settings, choose, where)
+  text(batch)[row, : len(found)] = found
+
+
+def _text(
+  record: schema.Record,
+  settings: settings_lib.LoaderConfig,
+  choose: np.random.Generator,
+  where: str,
+) -> np.ndarray:
+  """A caption's token ids [S] with padding, or its embedding [S, E]."""
+  number = 0
+  if settings.caption == "random":
+    number = int(choose.integers(len(record.captions)))
+  if settings.tokenizer:
+    caption = record.captions[number]
+    tokenizer = _tokenizer(settings.tokenizer)
+    return tokenizer.encode([caption], settings.max_text_len)[0][0]
+  if not record.text:
+    raise ValueError(
+      f"{where}: has no text embedding; encode the dataset first"
+    )
+  text_SE = record.text[number]
+  if len(text_SE) > settings.max_text_len:
+    raise ValueError(
+      f"{where}: caption {number} has {len(text_SE)} rows of text, expected at"
+      f" most {settings.max_text_len}; raise text_rows or shorten the caption"
+    )
+  return text_SE
+
+
+@functools.cache
+def _tokenizer(path: str) -> prompt.Tokenizer:
+  """A tokenizer, once a process."""
+  return prompt.Tokenizer.load(path)
+
+
+def _part(
+  record: schema.Record, name: str, media: bool, where: str
+) -> np.ndarray:
+  """A modality decoded from its media, or its latents; ValueError if absent."""
+  held = getattr(record if media else record.latents, name)
+  if held is None:
+    raise ValueError(_lacking(name, media, where))
+  return _DECODE[name](record) if media else held
+
+
+def _lacking(name: str, media: bool, where: str) -> str:
+  """What to say of a record that has a modality in the other form only."""
+  if media:
+    return (
+      f"{where}: has its {name} as latents only, expected media; set media to"
+      " False, or write the dataset with its media"
+    )
+  return (
+    f"{where}: has its {name} as media only, expected cached latents; encode"
+    " the dataset first, or set media to True"
+  )
+
+
+def text(batch: schema.Batch) -> np.ndarray:
+  """Embeddings or token ids, the one array that the towers share."""
+  return next(iter(batch.text.present().values()))

@@ -1,0 +1,1 @@
+"""A directory of converted weights: text encoder, VAEs, vocoder, denoiser."""

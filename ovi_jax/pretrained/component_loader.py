@@ -1,0 +1,111 @@
+"""The components of a model beside its denoiser, loaded when they are needed.
+
+Text encoder and denoiser are laid over the mesh by `parallel.partition`, codecs
+are copied to every device. Numbers: the text encoder and the video autoencoder
+follow the dtype asked for; the sound's autoencoder and vocoder are float32
+always (they are a thousandth of the work).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ovi_jax import prompt as prompts
+from ovi_jax.models import architecture
+from ovi_jax.pretrained import weights
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sharding import sharding_rules
+
+_RULES = {"fusion": sharding_rules.FUSION, "umt5": sharding_rules.UMT5}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Components:
+  """Where the weights are and how to compute with them.
+
+  Attributes:
+    weights: directory of converted weights.
+    manifest: what it holds.
+    mesh: the devices.
+    dtype: compute dtype.
+  """
+
+  weights: pathlib.Path
+  manifest: weights_dir.Manifest
+  mesh: jax.sharding.Mesh
+  dtype: jnp.dtype
+
+  @functools.cached_property
+  def arch(self) -> architecture.Architecture:
+    return self.manifest.architecture
+
+  @contextlib.contextmanager
+  def computing(self, dtype: Any = None) -> Iterator[None]:
+    """Compute on the mesh; float32 means float32, no accelerator's short cut.
+
+    Args:
+      dtype: compute dtype; by default the run's.
+    """
+    whole = (self.dtype if dtype is None else dtype) == jnp.float32
+    precision = "highest" if whole else None
+    with jax.set_mesh(self.mesh), jax.default_matmul_precision(precision):
+      yield
+
+  @property
+  def text_length(self) -> int:
+    """Tokens of a prompt, the same for every tower."""
+    return next(iter(self.arch.fusion.present().values())).max_text_len
+
+  def load(
+    self, component: str, prefix: str | None = None, dtype: Any = None
+  ) -> dict[str, Any]:
+    """Load a component's parameters onto the mesh.
+
+    Args:
+      component: one of `architecture.COMPONENTS`.
+      prefix: load only what is below this path.
+      dtype: of the parameters; by default the run's compute dtype.
+    """
+    path = weights_dir.component_file(self.weights, component)
+    placement: Any = sharding_rules.replicated(self.mesh)
+    if component in _RULES:
+      shapes = weights.shapes(path)
+      placed = sharding_rules.param_shardings(
+        shapes, _RULES[component], self.mesh
+      )
+      placement = lambda leaf, shape: placed[leaf]  # noqa: E731
+    return weights.load(
+      path,
+      shardings=placement,
+      dtype=self.dtype if dtype is None else dtype,
+      prefix=prefix,
+    )
+
+  def require_finite(self, values: np.ndarray, *components: str) -> np.ndarray:
+    """Check what components made of finite input.
+
+    Raises:
+      ValueError: NaN or infinity; names the components' files.
+    """
+    if not np.isfinite(values).all():
+      raise ValueError(self.damaged(*components))
+    return values
+
+  def damaged(self, *components: str) -> str:
+    """Says that the output of components is not finite, and what to do."""
+    names = [weights_dir.component_file(self.weights, c) for c in components]
+    return (
+      f"{' or '.join(map(str, names))}: output is not finite (NaN or infinity)"
+      " though the input is: the weights are damaged; convert the release again"
+    )
+
+  def tokenizer(self) -> prompts.Tokenizer:
+    path = self.weights / weights_dir.TOKENIZER
+    return prompts.Tokenizer.load(path, self.arch.umt5.vocabulary)

@@ -1,0 +1,94 @@
+"""Latents to pictures and sound."""
+
+import dataclasses
+import functools
+from collections.abc import Collection
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ovi_jax.media import images
+from ovi_jax.modality import AV
+from ovi_jax.models import audio_vae
+from ovi_jax.models import vocoder
+from ovi_jax.models.video_vae import codec
+from ovi_jax.pretrained import component_loader
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoder:
+  """The codecs' decoding halves with their parameters; `None` if not loaded."""
+
+  components: component_loader.Components
+  video: Any = None
+  audio: Any = None
+  vocoder: Any = None
+
+  @classmethod
+  def load(
+    cls,
+    components: component_loader.Components,
+    names: Collection[str] = AV._fields,
+  ) -> "Decoder":
+    """Load what turns latents of the modalities into pictures and sound."""
+    params = {}
+    if "video" in names:
+      params["video"] = components.load("video_vae", "decoder")
+    if "audio" in names:
+      params["audio"] = components.load("audio_vae", "decoder", jnp.float32)
+      params["vocoder"] = components.load("vocoder", dtype=jnp.float32)
+    return cls(components=components, **params)
+
+  def frames(self, latents_BTHWC: jax.Array) -> Iterator[np.ndarray]:
+    """Video frames of the first clip, uint8, a few at a time.
+
+    Raises:
+      ValueError: pixels are not finite: the weights are damaged.
+    """
+    arch, dtype = self.components.arch, self.components.dtype
+    with self.components.computing():
+      chunks = codec.decode_chunks(
+        arch.video_vae, self.video, latents_BTHWC, dtype
+      )
+      for chunk_BTHWC in chunks:
+        try:
+          frames_THWC = images.to_uint8(np.asarray(chunk_BTHWC)[0])
+        except ValueError as error:
+          raise ValueError(self.components.damaged("video_vae")) from error
+        yield frames_THWC
+
+  def wave(self, latents_BTC: jax.Array) -> np.ndarray:
+    """Sound of the first clip, [samples] in [-1, 1] at 16 kHz.
+
+    Raises:
+      ValueError: it is not finite: the weights are damaged.
+    """
+    arch = self.components.arch
+    with self.components.computing(jnp.float32):
+      wave_BA = decode_audio(
+        arch.audio_vae, arch.vocoder, self.audio, self.vocoder, latents_BTC
+      )
+    # On the host: the mesh of whoever calls may be another.
+    wave_A = np.asarray(wave_BA)[0]
+    return self.components.require_finite(wave_A, "audio_vae", "vocoder")
+
+
+@functools.partial(jax.jit, static_argnames=("vae", "bigvgan"))
+def decode_audio(
+  vae: audio_vae.AudioVAEConfig,
+  bigvgan: vocoder.VocoderConfig,
+  vae_params: Any,
+  vocoder_params: Any,
+  latents_BTC: jax.Array,
+) -> jax.Array:
+  """Audio latents -> wave_BA, float32."""
+  mel_BTM = audio_vae.AudioVAE(vae).apply(
+    {"params": vae_params}, latents_BTC, method="decode"
+  )
+  wave_BA: Any = vocoder.BigVGAN(bigvgan).apply(
+    {"params": vocoder_params}, mel_BTM
+  )
+  return wave_BA

@@ -1,0 +1,293 @@
+"""A directory of converted weights, as `convert_torch_weights.py` leaves it.
+
+ovi_jax.json        what it holds: variant, sizes, identity of each component
+<component>.safetensors
+tokenizer.json      and what else lies beside it in a release
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+
+from ovi_jax import files
+from ovi_jax import geometry
+from ovi_jax import untrusted
+from ovi_jax.models import architecture
+from ovi_jax.pretrained import weights
+
+MANIFEST = "ovi_jax.json"
+TOKENIZER = "tokenizer.json"
+# Kept beside the tokenizer where a release has them.
+TOKENIZER_FILES = (
+  TOKENIZER,
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "spiece.model",
+)
+FORMAT = 1
+CUSTOM = "custom"
+_LISTED = 4  # differences in a message
+_MAX_MANIFEST = 1 << 20  # bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+  """What a directory of weights holds.
+
+  Attributes:
+    variant: released variant, or `None` for weights of other sizes.
+    sizes: of the architecture, in the original's form.
+    digests: sha256 of the contents of each component present, and of the
+      tokenizer file under `tokenizer`.
+    version: of ovi_jax that wrote it.
+    sampling: settings that suit these weights better than the published ones,
+      see `sampling.settings.advice`.
+  """
+
+  variant: str | None
+  sizes: Mapping[str, Any]
+  digests: Mapping[str, str]
+  version: str
+  format: int = FORMAT
+  sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    expected = {
+      "variant": str | None,
+      "sizes": Mapping,
+      "digests": Mapping,
+      "version": str,
+      "format": int,
+      "sampling": Mapping,
+    }
+    for name, kind in expected.items():
+      if not isinstance(value := getattr(self, name), kind):
+        raise ValueError(f"{name}: got {value!r:.60}")
+    for name, digest in self.digests.items():
+      if not isinstance(digest, str):
+        raise ValueError(f"digests.{name}: expected text, got {digest!r:.60}")
+
+  @functools.cached_property
+  def architecture(self) -> architecture.Architecture:
+    return architecture.Architecture.from_release(self.sizes)
+
+  @property
+  def towers(self) -> tuple[str, ...]:
+    """The modalities that `fusion` has a tower for."""
+    return tuple(self.architecture.fusion.present())
+
+  @property
+  def geometry(self) -> geometry.Variant:
+    """Length and area of the clips these weights make.
+
+    Raises:
+      ValueError: weights of other sizes without `latents`.
+    """
+    if self.variant is not None:
+      return geometry.variant(self.variant)
+    clip = self.architecture.clip
+    if clip is None:
+      raise ValueError(
+        "weights of other sizes need default 'latents' in their --arch file"
+      )
+    height, width = clip.pixels
+    return geometry.Variant(
+      name=CUSTOM,
+      checkpoint="",
+      area=height * width,
+      latent_frames=clip.latent_frames,
+      audio_latents=clip.audio_latents,
+      audio_tag="",
+    )
+
+  def save(self, directory: pathlib.Path) -> None:
+    """Write the manifest, whole or not at all."""
+    path = directory / MANIFEST
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def component_file(directory: pathlib.Path, component: str) -> pathlib.Path:
+  """Where the weights of a component lie."""
+  return directory / f"{component}.safetensors"
+
+
+def link_roots(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Where links of a directory may lead: within it or the hub's cache."""
+  resolved = folder.resolve()
+  caches = [
+    parent.parent / "blobs"
+    for parent in (resolved, *resolved.parents)
+    if parent.name == "snapshots" and parent.parent.name.startswith("models--")
+  ]
+  return [resolved, *caches]
+
+
+def link(
+  source: pathlib.Path, target: pathlib.Path, components: Iterable[str]
+) -> None:
+  """Link, or copy, the files of some components, and the tokenizer's.
+
+  Raises:
+    ValueError: a file of the tokenizer is a link to somewhere else; it could
+      be any file of this machine.
+  """
+  roots = link_roots(source)
+  for path in (source / name for name in TOKENIZER_FILES):
+    if path.is_file() and not any(map(path.resolve().is_relative_to, roots)):
+      raise ValueError(
+        f"{path} is a link to {path.resolve()}, outside of {source}; put the"
+        " file itself there"
+      )
+  names = [component_file(source, c).name for c in components]
+  for name in (*TOKENIZER_FILES, *names):
+    if (source / name).is_file():
+      files.link(source / name, target / name)
+
+
+def read(
+  directory: str | os.PathLike[str],
+  variant: str = "",
+  needs: tuple[str, ...] = architecture.COMPONENTS,
+) -> Manifest:
+  """Read what a directory holds and see that the files are there and fit.
+
+  Only the headers of the files are read; a full-size release takes seconds.
+
+  Args:
+    directory: of converted weights.
+    variant: insist on this variant; empty takes what is there.
+    needs: components that must be present.
+
+  Raises:
+    ValueError: the directory, a file or a component is missing, the manifest
+      is damaged or of another format, the variant is another, or a file has
+      other parameters or another identity than the manifest says; says which
+      file is expected where and how to make it.
+  """
+  directory = pathlib.Path(directory)
+  if variant:
+    geometry.variant(variant)
+  manifest = manifest_of(directory, variant)
+  found = manifest.variant or CUSTOM
+  if variant and variant != found:
+    checkpoint = geometry.variant(variant).checkpoint
+    raise ValueError(
+      f"weights in {directory} are of variant {found}, not {variant}; convert"
+      f" Ovi/{checkpoint} with --variant={variant}, or leave config.variant"
+      " empty"
+    )
+  _check_files(directory, needs)
+  problems = list(manifest.architecture.misfits)
+  for component in needs:
+    problems += _misfits(directory, manifest, component)
+  if problems:
+    raise ValueError(
+      f"weights in {directory} do not fit {MANIFEST}; convert the release"
+      " again:" + "".join(f"\n{p}" for p in problems)
+    )
+  return manifest
+
+
+def manifest_of(
+  directory: str | os.PathLike[str], variant: str = ""
+) -> Manifest:
+  """What a directory says of itself, without a look at its files.
+
+  Raises:
+    ValueError: the manifest is missing, damaged or of another format.
+  """
+  directory = pathlib.Path(directory)
+  path = directory / MANIFEST
+  if not path.is_file():
+    there = directory.is_dir()
+    raise ValueError(
+      f"weights: {path if there else directory}"
+      f" {'is missing' if there else 'is no directory'}; make it with"
+      " `python convert_torch_weights.py --release=DIR"
+      f" --variant={variant or 'VARIANT'} --out={directory}` from a release, or"
+      " with `python -m ovi_jax.training.export` from a run of train.py"
+    )
+  return _parse(path)
+
+
+def digest_of(path: pathlib.Path) -> str:
+  """sha256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parse(path: pathlib.Path) -> Manifest:
+  """The manifest in a file; its sizes make sense."""
+  try:
+    data = untrusted.read_json(path, max_bytes=_MAX_MANIFEST)
+    # Another format may have other fields.
+    number = data.get("format") if isinstance(data, dict) else None
+    if isinstance(number, int) and number != FORMAT:
+      raise ValueError(f"it has format {number}, expected {FORMAT}")
+    manifest = Manifest(**data)
+    _ = manifest.architecture
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"weights: {path} is damaged ({untrusted.printable(str(error), 1000)});"
+      " convert the release again"
+    ) from error
+  return manifest
+
+
+def _check_files(directory: pathlib.Path, needs: tuple[str, ...]) -> None:
+  """See that the files of some components are there."""
+  expected = [component_file(directory, c) for c in needs]
+  if "umt5" in needs:
+    expected.append(directory / TOKENIZER)
+  absent = [str(p) for p in expected if not p.is_file()]
+  if absent:
+    raise ValueError(
+      f"weights: missing {', '.join(absent)}; convert the release again"
+    )
+
+
+def _misfits(
+  directory: pathlib.Path, manifest: Manifest, component: str
+) -> list[str]:
+  """What in a component's files differs from the manifest, in words."""
+  path = component_file(directory, component)
+  config = manifest.architecture.config(component)
+  if config is None:
+    return [f"{path}: {MANIFEST} has no sizes of {component}"]
+  expected = _shapes(component, config)
+  found = {leaf: s.shape for leaf, s in weights.shapes(path).items()}
+  differing = [
+    f"{leaf} is {found.get(leaf, 'missing')}, expected"
+    f" {expected.get(leaf, 'none')}"
+    for leaf in sorted(expected.keys() | found.keys())
+    if expected.get(leaf) != found.get(leaf)
+  ]
+  problems = []
+  if differing:
+    listed = "; ".join(differing[:_LISTED])
+    problems.append(f"{path}: {len(differing)} parameters differ: {listed}")
+  if weights.metadata(path).get("digest") != manifest.digests.get(component):
+    problems.append(f"{path} was replaced: its digest is another")
+  known = manifest.digests.get("tokenizer") if component == "umt5" else None
+  tokenizer = directory / TOKENIZER
+  if known is not None and digest_of(tokenizer) != known:
+    problems.append(f"{tokenizer} was replaced: its digest is another")
+  return problems
+
+
+@functools.cache
+def _shapes(component: str, config: Any) -> Mapping[str, tuple[int, ...]]:
+  """Shapes of a component's parameters by path."""
+  tree = architecture.parameter_shapes(component, config)
+  flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+  return {path: tuple(leaf.shape) for path, leaf in flat.items()}

@@ -1,0 +1,1 @@
+"""Meshes, logical axes and their sharding rules, and multi-process start."""

@@ -1,0 +1,175 @@
+"""Which axes of which parameter are split: a table over parameter paths.
+
+Each row is a pattern for the end of a path and the letters of that leaf's
+axes (see `axes`). Every parameter is matched by exactly one row and every row
+by at least one parameter, or the table is wrong and says so.
+"""
+
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ovi_jax.sharding import logical_axes
+
+Rules = Sequence[tuple[str, str]]
+
+
+def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
+  """Rows of a tower: letters are large where weights meet the video's tokens.
+
+  Blocks are stacked, so their leaves lead with G. Output axes of query, key
+  and value are heads (N); a width that is contracted or produced is D.
+  """
+
+  def own(letters: str) -> str:
+    return logical_axes.replicated_tokens(letters) if has_few else letters
+
+  def other(letters: str) -> str:
+    return letters if has_few else logical_axes.replicated_tokens(letters)
+
+  few = logical_axes.replicated_tokens
+  block = rf"blocks/{name}/"
+  own_keys = block + r"self_attention/(key|value)"
+  queries = block + r"(self|cross)_attention/query"
+  text_keys = block + r"cross_attention/(key|value)"
+  fusion_keys = block + r"cross_attention/fusion_(key|value)"
+  feed_forward = block + r"feed_forward"
+  ends = rf"{name}/(text|time)_embedding"
+  rows = [
+    (f"{where}/{leaf}", letters(shape))
+    for where, letters in (
+      (queries, own),
+      (own_keys, own),
+      (text_keys, few),
+      (fusion_keys, other),
+    )
+    for leaf, shape in (("kernel", "GDN"), ("bias", "GN"))
+  ]
+  rows += [
+    (f"{queries}_norm/scale", own("GN")),
+    (block + r"self_attention/key_norm/scale", own("GN")),
+    (block + r"cross_attention/key_norm/scale", few("GN")),
+    (block + r"cross_attention/fusion_key_norm/scale", other("GN")),
+    (block + r"cross_attention/fusion_norm/(scale|bias)", "G-"),
+    (block + r"(self|cross)_attention/out/kernel", own("GND")),
+    (block + r"(self|cross)_attention/out/bias", "G-"),
+    (block + r"cross_norm/(scale|bias)", "G-"),
+    (f"{feed_forward}/in/kernel", own("GDF")),
+    (f"{feed_forward}/in/bias", own("GF")),
+    (f"{feed_forward}/out/kernel", own("GFD")),
+    (f"{feed_forward}/out/bias", "G-"),
+    (block + r"modulation", "G--"),
+    # One row a prompt's token, or a moment.
+    (f"{ends}/in/kernel", few("DF")),
+    (f"{ends}/in/bias", few("F")),
+    (f"{ends}/out/kernel", few("FD")),
+    (f"{ends}/out/bias", "-"),
+    (rf"{name}/time_projection/kernel", few("FD")),
+    (rf"{name}/time_projection/bias", "-"),
+    (rf"{name}/head/kernel", own("D-")),
+    (rf"{name}/head/bias", "-"),
+    (rf"{name}/head_modulation", "--"),
+  ]
+  return tuple(rows)
+
+
+FUSION: Rules = (
+  *_tower("video", has_few=False),
+  *_tower("audio", has_few=True),
+  (r"video/patch_embedding/kernel", "-D"),
+  (r"video/patch_embedding/bias", "-"),
+  (r"audio/patch_embedding/in/kernel", logical_axes.replicated_tokens("--D")),
+  (r"audio/patch_embedding/in/bias", "-"),
+  (
+    r"audio/patch_embedding/(gate|up)/kernel",
+    logical_axes.replicated_tokens("-DF"),
+  ),
+  (r"audio/patch_embedding/down/kernel", logical_axes.replicated_tokens("-FD")),
+)
+
+# A prompt has few tokens.
+UMT5: Rules = (
+  (r"blocks/attention/(q|k|v)/kernel", logical_axes.replicated_tokens("GDN")),
+  (r"blocks/attention/out/kernel", logical_axes.replicated_tokens("GND")),
+  (r"blocks/attention/position", "G--"),
+  (r"blocks/(attention|feed_forward)_norm/scale", "G-"),
+  (
+    r"blocks/feed_forward/(gate|up)/kernel",
+    logical_axes.replicated_tokens("GDF"),
+  ),
+  (r"blocks/feed_forward/down/kernel", logical_axes.replicated_tokens("GFD")),
+  (r"embedding", "-D"),
+  (r"norm/scale", "-"),
+)
+
+
+def param_shardings(
+  shapes: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
+  rules: Rules,
+  mesh: jax.sharding.Mesh,
+  *,
+  all_rows: bool = True,
+) -> dict[str, jax.sharding.NamedSharding]:
+  """The sharding of every parameter.
+
+  Args:
+    shapes: parameters by path, or their shapes.
+    rules: a table such as `FUSION`; patterns match whole paths.
+    mesh: where the parameters will live.
+    all_rows: whether a row without a parameter is an error. A model with one
+      tower has no use for the rows of the other.
+
+  Raises:
+    ValueError: lists the parameters matched by none or several rows, leaves
+      with another number of axes than letters, and rows that match nothing.
+  """
+  result: dict[str, Any] = {}
+  problems: list[str] = []
+  used: set[str] = set()
+  for path, shape in shapes.items():
+    rows = [rule for rule in rules if re.fullmatch(rule[0], path)]
+    used.update(pattern for pattern, _ in rows)
+    if len(rows) != 1:
+      problems.append(f"{path} is matched by {len(rows)} rows: {rows}")
+      continue
+    letters = rows[0][1]
+    if len(letters) != len(shape.shape):
+      problems.append(f"{path}{shape.shape} has other axes than {letters!r}")
+      continue
+    sizes = dict(mesh.shape)
+    partition = logical_axes.spec(
+      letters, shape.shape, sizes, logical_axes.PARAMETERS
+    )
+    result[path] = jax.sharding.NamedSharding(mesh, partition)
+  if all_rows:
+    idle = [pattern for pattern, _ in rules if pattern not in used]
+    problems += [f"row {pattern!r} matches no parameter" for pattern in idle]
+  if problems:
+    raise ValueError(
+      "partition table does not fit:\n  " + "\n  ".join(problems)
+    )
+  return result
+
+
+def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """A whole copy on every device: the small models around the denoiser."""
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """A batch's arrays: examples are split, nothing else."""
+  spec = jax.sharding.PartitionSpec(logical_axes.ACTIVATIONS["B"])
+  return jax.sharding.NamedSharding(mesh, spec)
+
+
+def abstract(
+  shape: tuple[int, ...],
+  place: jax.sharding.NamedSharding,
+  dtype: Any = np.float32,
+) -> Any:
+  """The shape of an array that lies there, to compile for and never to make."""
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

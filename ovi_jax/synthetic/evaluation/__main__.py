@@ -1,0 +1,112 @@
+"""Score generated clips of the world; write prompts to generate them from.
+
+python -m ovi_jax.synthetic.evaluation prompts --out=FILE.csv [--count=64 --seed=1000]
+  [--pairs=seen|held_out|all] [--trained=SEED:CLIPS[:WHAT],…]
+python sample.py --prompts=FILE.csv --out=DIR …
+python -m ovi_jax.synthetic.evaluation --clips=DIR [--out=FILE.json]
+  [--markdown=FILE.md]
+python -m ovi_jax.synthetic.evaluation codecs --weights=DIR [--count=64 --seed=1000]
+  [--out=FILE.json] [--markdown=FILE.md]
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+
+from ovi_jax import cli
+from ovi_jax import files
+from ovi_jax.synthetic.evaluation import calibration
+from ovi_jax.synthetic.evaluation import prompts
+from ovi_jax.synthetic.evaluation import report
+from ovi_jax.synthetic.evaluation import weights
+from ovi_jax.synthetic.world import world
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  commands = {
+    "": _score,
+    "prompts": _draw,
+    "calibrate": _calibrate,
+    "codecs": _codecs,
+  }
+  command = " ".join(argv[1:])
+  if command not in commands:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    commands[command]()
+  except (OSError, ValueError) as error:
+    sys.exit(f"evaluation: {error}")
+
+
+def _draw() -> None:
+  cli.require_flags(FLAGS, out="FILE.csv")
+  path = pathlib.Path(FLAGS.out)
+  trained = [prompts.Trained.parse(text) for text in FLAGS.trained]
+  drawn = prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs, trained)
+  prompts.write(path, drawn, FLAGS.seed)
+  print(f"wrote {path}")
+
+
+def _score() -> None:
+  if not FLAGS.clips:
+    raise ValueError(
+      "--clips=DIR is needed: a folder that sample.py wrote clips to; or say"
+      " 'prompts' to write prompts, 'calibrate' to score the world's own clips"
+    )
+  clips = report.read(pathlib.Path(FLAGS.clips))
+  table = report.score(clips)
+  text = report.markdown(table)
+  plain = json.dumps(report.plain(clips, table), indent=1) + "\n"
+  for name, content in ((FLAGS.out, plain), (FLAGS.markdown, text)):
+    if name:
+      with files.atomic_path(pathlib.Path(name)) as temporary:
+        temporary.write_text(content, "utf-8")
+  print(text, end="")
+
+
+def _calibrate() -> None:
+  table = calibration.calibrate(FLAGS.count, FLAGS.seed, worn=FLAGS.worn)
+  print(report.markdown(table), end="")
+
+
+def _codecs() -> None:
+  cli.require_flags(FLAGS, weights="DIR")
+  cli.setup()
+  found = weights.losses(pathlib.Path(FLAGS.weights), FLAGS.count, FLAGS.seed)
+  text = weights.markdown(found)
+  if FLAGS.out:
+    losses = {name: loss._asdict() for name, loss in found.items()}
+    with files.atomic_path(pathlib.Path(FLAGS.out)) as temporary:
+      temporary.write_text(json.dumps(losses, indent=2) + "\n", "utf-8")
+  if FLAGS.markdown:
+    with files.atomic_path(pathlib.Path(FLAGS.markdown)) as temporary:
+      temporary.write_text(text, "utf-8")
+  print(text, end="")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("clips", "", "Folder of mp4 files with their recipes.")
+  flags.DEFINE_string("weights", "", "Directory whose codecs are scored.")
+  flags.DEFINE_string("out", "", "JSON of what was found, or CSV.")
+  flags.DEFINE_string("markdown", "", "File for the table.")
+  flags.DEFINE_integer("count", 64, "Prompts to write, or clips to score.")
+  flags.DEFINE_integer("seed", 1000, "Of the world that they are of.")
+  flags.DEFINE_list(
+    "trained",
+    [],
+    "SEED:CLIPS or SEED:CLIPS:WHAT, each the first clips of a world (WHAT of"
+    " it), whose captions are no prompts.",
+  )
+  flags.DEFINE_bool("worn", False, "Blur the clips, and make them noisy.")
+  flags.DEFINE_enum(
+    "pairs",
+    world.SEEN,
+    (world.SEEN, world.UNSEEN, world.ALL),
+    "Which pairs of a colour and a sound.",
+  )
+  app.run(main, flags_parser=cli.parse_flags)

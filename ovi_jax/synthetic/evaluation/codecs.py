@@ -1,0 +1,42 @@
+"""What a codec loses: of pictures in PSNR, of sounds in log-mel decibels.
+
+Arrays in, numbers out; the codecs are given as functions.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from ovi_jax.models import mel
+from ovi_jax.pretrained import distortion
+
+
+class Loss(NamedTuple):
+  """Mean over clips, the worst of them, and their number."""
+
+  mean: float
+  worst: float
+  clips: int
+
+
+def psnr_of(
+  codec: Callable[[np.ndarray], np.ndarray], clips: Iterable[np.ndarray]
+) -> Loss:
+  """PSNR of clips, frames_THWC of uint8, after `codec` there and back."""
+  psnr = [distortion.video_psnr(clip, codec(clip)) for clip in clips]
+  return Loss(float(np.mean(psnr)), min(psnr), len(psnr))
+
+
+def log_mel_error_of(
+  codec: Callable[[np.ndarray], np.ndarray],
+  waves: Iterable[np.ndarray],
+  config: mel.MelConfig | None = None,
+) -> Loss:
+  """Log-mel error of waves [A] after `codec` there and back."""
+  config = config or mel.MelConfig()
+  errors = [
+    distortion.log_mel_error(wave, codec(wave), config) for wave in waves
+  ]
+  return Loss(float(np.mean(errors)), max(errors), len(errors))

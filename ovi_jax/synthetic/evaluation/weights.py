@@ -1,0 +1,91 @@
+"""What the codecs of a directory of weights lose, on clips of the world."""
+
+import pathlib
+from collections.abc import Iterator
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ovi_jax import cli
+from ovi_jax import geometry
+from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import decoders
+from ovi_jax.pretrained import encoders
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sharding import mesh as meshes
+from ovi_jax.synthetic.evaluation import codecs
+from ovi_jax.synthetic.world import world
+
+NEEDS = ("video_vae", "audio_vae", "vocoder")
+VIDEO, AUDIO = "video PSNR, dB", "log-mel error of sounds, dB"
+
+
+def losses(
+  weights: pathlib.Path, count: int, seed: int
+) -> Mapping[str, codecs.Loss]:
+  """Encode and decode whole clips, and measure what is lost.
+
+  Args:
+    weights: directory with the codecs, of square clips.
+    count: of clips with picture and sound.
+    seed: of the world that they are of.
+
+  Raises:
+    ValueError: the count is not positive, or the weights are missing, damaged,
+      or of clips that are not square.
+  """
+  if count < 1:
+    raise ValueError(f"count must be at least 1 clip, got {count}")
+  manifest = weights_dir.read(weights, needs=NEEDS)
+  clip = manifest.architecture.clip
+  if clip is None or clip.pixels[0] != clip.pixels[1]:
+    raise ValueError(
+      f"weights in {weights}: expected those of square clips, got"
+      f" {clip.pixels if clip else 'none'}; the world draws no others"
+    )
+  components = component_loader.Components(
+    weights=weights,
+    manifest=manifest,
+    mesh=meshes.make(jax.devices()[:1]),
+    dtype=jnp.dtype("f4" if cli.platform() == "cpu" else "bfloat16"),
+  )
+  video = encoders.VideoEncoder.load(components)
+  audio = encoders.AudioEncoder.load(components)
+  decoder = decoders.Decoder.load(components)
+
+  def pictures(frames_THWC: np.ndarray) -> np.ndarray:
+    latents = video.encode(frames_THWC[None])
+    return np.concatenate(list(decoder.frames(latents)))
+
+  def sounds(wave_A: np.ndarray) -> np.ndarray:
+    return decoder.wave(audio.encode(wave_A[None]))
+
+  drawn = world.World(
+    seed=seed, size=clip.pixels[0], frames=clip.frames, complete=True
+  )
+
+  def waves() -> Iterator[np.ndarray]:
+    samples = clip.audio_latents * geometry.SAMPLES_PER_AUDIO_LATENT
+    for number in range(count):
+      wave_A = drawn.clip(number, slice(0, 1)).wave_A
+      if wave_A is not None:  # as in every complete clip
+        yield wave_A[:samples].astype(np.float32)
+
+  films = (drawn.clip(n, sound=False).frames_THWC for n in range(count))
+  shown = (frames_THWC for frames_THWC in films if frames_THWC is not None)
+  return {
+    VIDEO: codecs.psnr_of(pictures, shown),
+    AUDIO: codecs.log_mel_error_of(sounds, waves()),
+  }
+
+
+def markdown(found: Mapping[str, codecs.Loss]) -> str:
+  """The losses as a table."""
+  lines = ["| codec | mean | worst clip | clips |", "|---|---|---|---|"]
+  lines += [
+    f"| {name} | {loss.mean:.2f} | {loss.worst:.2f} | {loss.clips} |"
+    for name, loss in found.items()
+  ]
+  return "\n".join(lines) + "\n"

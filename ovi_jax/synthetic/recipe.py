@@ -1,0 +1,387 @@
+"""How the weights that come with the package are made, from one seed.
+
+  python -m ovi_jax.synthetic.recipe --root=DIR [--seed=0] [--until=NAME] [--dry_run]
+
+Worlds, codecs, latents, the towers' stages and the weights, one command after
+the other; `--dry_run` prints them. What is there already is not made again and
+training goes on from its checkpoints, so the same command continues after a
+stop. `DIR/times.json` keeps the seconds that each step took.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+from absl import app
+from absl import flags
+
+from ovi_jax import cli
+from ovi_jax.synthetic import card
+from ovi_jax.synthetic import commands
+
+# Sizes of the towers, next to what the `:mini` configs say.
+TOWERS = {
+  "video": {"width": 192, "heads": 6, "feed_forward": 512, "channels": 16},
+  "audio": {"width": 128, "heads": 4, "feed_forward": 384},
+}
+SHARED = {"blocks": 6, "text_width": 64, "text_length": 48}
+TRAINING: Mapping[str, Any] = {
+  "batch": 16,
+  "optimizer.kind": "muon",
+  "optimizer.learning_rate": 2e-2,
+  "optimizer.warmup_steps": 50,
+  "optimizer.average_decay": 0.998,
+  "objective.times.shift": 3.0,
+  "cadence.save": 100,
+  "data.drop_unfit": True,  # the other modality alone
+}
+FRESH = "fresh"
+# Part of the components -> its runs, one from the other: the name of each, its
+# config, steps and changes. The last is taken.
+CODECS: Mapping[str, Any] = {
+  "text": (("codec_text", "codec_text", 1500, {}),),
+  "video": (
+    ("codec_video", "codec_video", 3500, {}),
+    # Frames further from the first than crops were are decoded badly, until
+    # some crops are longer.
+    (
+      "codec_video_long",
+      "codec_video",
+      2500,
+      {"data.frames": 33, "batch": 3, "optimizer.learning_rate": 5e-3},
+    ),
+    # The encoder's work done, the decoder has the steps for itself.
+    (
+      "codec_video_decoder",
+      "codec_video",
+      1500,
+      {
+        "data.frames": 33,
+        "batch": 3,
+        "optimizer.learning_rate": 4e-3,
+        "trains": "decoder",
+      },
+    ),
+  ),
+  "audio": (("codec_audio", "codec_audio", 3000, {}),),
+  "vocoder": (("codec_vocoder", "codec_vocoder", 2500, {}),),
+}
+# How to sample from the result.
+SAMPLING: Mapping[str, Any] = {
+  "steps": 20,
+  "shift": 3.0,
+  # Guided further, colours leave what they are called: orange turns yellow.
+  "guidance": {"video": 1.5, "audio": 1.5},
+  "skip_layer": 3,
+  "negative_prompt": {"video": "", "audio": ""},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """A stage of training.
+
+  Attributes:
+    config: its name in `configs`.
+    data: which latents, keys of `WORLDS`.
+    steps: of the optimizer.
+    towers: tower -> `FRESH`, or the stage that it comes from.
+    changes: of the fields of `TRAINING`.
+  """
+
+  config: str
+  data: tuple[str, ...]
+  steps: int
+  towers: Mapping[str, str]
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+STAGES: Mapping[str, Stage] = {
+  "audio_pretrain": Stage(
+    config="audio_pretrain",
+    data=("sounds",),
+    steps=600,
+    towers={"audio": FRESH},
+  ),
+  "audio_finetune": Stage(
+    config="audio_finetune",
+    data=("clips",),
+    steps=1200,
+    towers={"audio": "audio_pretrain"},
+  ),
+  "video_pretrain": Stage(
+    config="video_pretrain",
+    data=("clips",),
+    steps=2200,
+    towers={"video": FRESH},
+  ),
+  "fusion": Stage(
+    config="fusion",
+    data=("clips",),
+    steps=1800,
+    towers={"video": "video_pretrain", "audio": "audio_finetune"},
+    changes={"optimizer.learning_rate": 1e-2},
+  ),
+  # While both towers are equally noisy one can lead and the other follow: here
+  # the picture follows the sound, which learns to look for nothing. Each at
+  # its own level has to use what the other knows.
+  "fusion_free": Stage(
+    config="fusion",
+    data=("clips",),
+    steps=1600,
+    towers={"video": "fusion", "audio": "fusion"},
+    changes={
+      "optimizer.learning_rate": 8e-3,
+      "objective.times.shared": 0.0,
+    },
+  ),
+  # What the parts that fusion freezes learnt alone, in few steps, holds the
+  # towers back. Sampling has one level for both, so half of the examples have.
+  # Two balls make the most events, and are rare in the world.
+  "fusion_all": Stage(
+    config="fusion",
+    data=("clips", "two_balls"),
+    steps=2700,
+    towers={"video": "fusion_free", "audio": "fusion_free"},
+    changes={
+      "objective.times.shared": 0.5,
+      "trains": "all",
+      "optimizer.learning_rate": 1e-2,
+      "data.weights": (0.75, 0.25),
+    },
+  ),
+}
+LAST = tuple(STAGES)[-1]  # whose towers are shipped
+PROMPTS = 96  # of a kind, to score clips of
+# Name -> arguments of the world's command; seeds follow the recipe's.
+WORLDS = {
+  "clips": {"what": "clips", "train": 5000, "test": 96},
+  "sounds": {"what": "sounds", "train": 3000, "test": 64},
+  "two_balls": {"what": "two_balls", "train": 2500, "test": 64},
+}
+
+
+def steps(
+  root: pathlib.Path, seed: int, out: pathlib.Path
+) -> Iterator[commands.Step]:
+  """All commands, in order.
+
+  Args:
+    root: directory for all that is made on the way.
+    seed: of worlds and training.
+    out: directory for the weights.
+  """
+  yield from _codecs(root, seed)
+  yield from latents(root, seed, root / "components", WORLDS)
+  for name, stage in STAGES.items():
+    initial = {
+      tower: source if source == FRESH else str(root / source)
+      for tower, source in stage.towers.items()
+    }
+    fields = stage_fields(stage, root, stage.steps, seed, initial)
+    yield training(name, stage.config, root, fields)
+  yield export("export", root / LAST, root / "components", out)
+  yield from _scores(root, seed, out)
+
+
+def _scores(
+  root: pathlib.Path, seed: int, out: pathlib.Path
+) -> Iterator[commands.Step]:
+  """What the weights can do, and the card that says so."""
+  for number, pairs in enumerate(card.SETS):
+    prompts, clips = root / f"prompts_{pairs}.csv", root / f"samples_{pairs}"
+    scores = root / f"scores_{pairs}.json"
+    given: dict[str, Any] = {"count": PROMPTS, "seed": seed + 1000 + number}
+    given |= {"pairs": pairs, "out": prompts}
+    words = ("-m", "ovi_jax.synthetic.evaluation", "prompts", *_flags(given))
+    words += (trained_flag(WORLDS, seed),)
+    yield commands.Step(name=f"prompts_{pairs}", words=words, makes=prompts)
+    given = {"weights": out, "prompts": prompts, "out": clips}
+    words = ("sample.py", *_flags(given))
+    yield commands.Step(name=f"samples_{pairs}", words=words, makes=scores)
+    given = {"clips": clips, "out": scores}
+    words = ("-m", "ovi_jax.synthetic.evaluation", *_flags(given))
+    yield commands.Step(name=f"scores_{pairs}", words=words, makes=scores)
+  codecs = root / card.CODECS
+  words = ("-m", "ovi_jax.synthetic.evaluation", "codecs", f"--weights={out}")
+  words += (f"--out={codecs}",)
+  yield commands.Step(name="codecs", words=words, makes=codecs)
+  words = ("-m", "ovi_jax.synthetic.card", f"--root={root}", f"--weights={out}")
+  words += (f"--seed={seed}",)
+  yield commands.Step(name="card", words=words)
+
+
+def export(
+  name: str,
+  run: pathlib.Path,
+  components: pathlib.Path,
+  out: pathlib.Path,
+) -> commands.Step:
+  """Make weights of a run, as small as they can be."""
+  words = ("-m", "ovi_jax.training.export", f"--workdir={run}")
+  words += (f"--components={components}", f"--out={out}", "--dtype=bfloat16")
+  words += (f"--sampling={json.dumps(SAMPLING)}",)
+  return commands.Step(name=name, words=words, makes=out)
+
+
+def stage_fields(
+  stage: Stage,
+  root: pathlib.Path,
+  count: int,
+  seed: int,
+  initial: Mapping[str, str],
+) -> dict[str, Any]:
+  """Fields of the config of a stage.
+
+  Args:
+    stage: what is trained, on what.
+    root: directory where latents are.
+    count: steps.
+    seed: of drawing.
+    initial: where each tower of the stage comes from.
+  """
+  fields = dict(TRAINING) | {
+    "steps": count,
+    "seed": seed,
+    "data.sources": tuple(str(root / data) for data in stage.data),
+  }
+  for tower, source in initial.items():
+    sizes = TOWERS[tower] | SHARED
+    fields |= {f"model.{tower}.{key}": v for key, v in sizes.items()}
+    fields[f"initial.{tower}"] = source
+  return fields | dict(stage.changes)
+
+
+def _codecs(root: pathlib.Path, seed: int) -> Iterator[commands.Step]:
+  """Tokenizer, text encoder and codecs, and the directory of them."""
+  tokenizer = root / "tokenizer.json"
+  yield commands.Step(
+    name="tokenizer",
+    words=("-m", "ovi_jax.data.tokenizer", f"--out={tokenizer}"),
+    makes=tokenizer,
+  )
+  for part, runs in CODECS.items():
+    before = ""
+    for name, config, count, changes in runs:
+      fields = {
+        "steps": count,
+        "seed": seed,
+        "data.sources": (f"world:{seed + 1}",),
+        "initial": before,
+        **changes,
+      }
+      if part == "text":
+        fields["data.tokenizer"] = str(tokenizer)
+      yield training(name, config, root, fields)
+      before = str(root / name)
+  last = [f"--{part}={root / runs[-1][0]}" for part, runs in CODECS.items()]
+  out = root / "components"
+  sizes = [
+    f"--towers.model.{tower}.{key}={value}"
+    for tower in TOWERS
+    for key, value in (TOWERS[tower] | SHARED).items()
+  ]
+  words = ("-m", "ovi_jax.training.codecs.assemble", *last, f"--out={out}")
+  words += ("--dtype=bfloat16", *sizes)
+  yield commands.Step(name="components", words=words, makes=out)
+
+
+def latents(
+  root: pathlib.Path,
+  seed: int,
+  components: pathlib.Path,
+  worlds: Mapping[str, Mapping[str, Any]],
+) -> Iterator[commands.Step]:
+  """Clips or sounds of worlds, and their latents in `root / NAME`.
+
+  Args:
+    root: directory for both.
+    seed: that the worlds' follow.
+    components: directory of the encoders.
+    worlds: by name, arguments of the world's command.
+  """
+  for name, fields in _seeded(worlds, seed).items():
+    media, out = root / f"raw_{name}", root / name
+    given = {**fields, "out": media}
+    yield commands.Step(
+      name=f"world_{name}",
+      words=("-m", "ovi_jax.synthetic.world", *_flags(given)),
+      makes=media,
+    )
+    given = {"data": media, "weights": components, "out": out}
+    yield commands.Step(
+      name=f"encode_{name}",
+      words=(
+        *("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
+        "--force",  # codecs of few steps too: they are scored at the end
+      ),
+      makes=out,
+    )
+
+
+def trained_flag(worlds: Mapping[str, Mapping[str, Any]], seed: int) -> str:
+  """`--trained=` of the clips that `latents` makes of the same arguments."""
+  clips = [
+    f"{fields['seed']}:{fields['train']}:{fields['what']}"
+    for fields in _seeded(worlds, seed).values()
+    if fields["what"] != "sounds"  # whose captions are no prompts
+  ]
+  return f"--trained={','.join(clips)}"
+
+
+def _seeded(
+  worlds: Mapping[str, Mapping[str, Any]], seed: int
+) -> dict[str, dict[str, Any]]:
+  """The worlds, each with a seed of its own."""
+  return {
+    name: {**fields, "seed": seed + number}
+    for number, (name, fields) in enumerate(worlds.items(), 1)
+  }
+
+
+def training(
+  name: str, config: str, root: pathlib.Path, changes: Mapping[str, Any]
+) -> commands.Step:
+  """A run of `train.py` at the mini size, in `root / name`."""
+  words = ["train.py", f"--config=configs/{config}.py:mini"]
+  words.append(f"--workdir={root / name}")
+  words += [f"--config.{field}={value}" for field, value in changes.items()]
+  return commands.Step(name=name, words=tuple(words))
+
+
+def _flags(values: Mapping[str, Any]) -> list[str]:
+  return [f"--{name}={value}" for name, value in values.items()]
+
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    root = commands.directory_of(FLAGS.root, "root")
+    out = commands.directory_of(FLAGS.out or str(root / "weights"), "out")
+    todo = commands.until(steps(root, FLAGS.seed, out), FLAGS.until)
+    if FLAGS.dry_run:
+      for step in todo:
+        print(f"python {shlex.join(step.words)}")
+      return
+    root.mkdir(parents=True, exist_ok=True)
+    commands.take(todo, root / commands.TIMES)
+  except (OSError, ValueError) as error:
+    sys.exit(f"recipe: {error}")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("root", "", "Directory for all that is made.")
+  flags.DEFINE_string("out", "", "Directory for the weights; ROOT/weights.")
+  flags.DEFINE_integer("seed", 0, "Of worlds and training.")
+  flags.DEFINE_string("until", "", "Last step to take.")
+  flags.DEFINE_bool("dry_run", False, "Print the commands only.")
+  app.run(main, flags_parser=cli.parse_flags)

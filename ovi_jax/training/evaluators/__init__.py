@@ -1,0 +1,1 @@
+"""Evaluation during training: loss on held-out records, and sample clips."""

@@ -1,0 +1,1 @@
+"""Training objectives: flow matching, and the reconstruction of codecs."""

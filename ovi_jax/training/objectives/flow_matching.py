@@ -1,0 +1,168 @@
+"""The loss of a batch: noise, times, prompts left out, clean first frames.
+
+Every choice that is drawn for an example comes from a key of its own, so an
+example's loss does not depend on the others or on how a batch is divided.
+Float32 around a model of any compute dtype. (Paper, section 3.2.)
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ovi_jax.data import schema
+from ovi_jax.diffusion import loss
+from ovi_jax.diffusion import path
+from ovi_jax.diffusion import times as times_lib
+from ovi_jax.modality import AV
+from ovi_jax.models import fusion
+
+PAPER_LOSS_WEIGHTS = AV(0.85, 0.15)
+UNIFORM = times_lib.TimestepSampler()
+DEFAULT_CFG_DROPOUT = AV(0.1, 0.1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+  """What is asked of the model.
+
+  Attributes:
+    scales: of the modalities' losses; the paper's.
+    times: noise levels.
+    prompt_dropout: share of examples for which a tower is given the empty
+      prompt instead, drawn for each tower; guidance needs it.
+    first_frame: share of examples whose first latent frame stays clean, for
+      image-to-video.
+  """
+
+  loss_weights: AV[float] = PAPER_LOSS_WEIGHTS
+  timesteps: times_lib.TimestepSampler = UNIFORM
+  cfg_dropout: AV[float] = DEFAULT_CFG_DROPOUT
+  i2v_prob: float = 0.0
+
+  def __post_init__(self):
+    shares = {
+      f"prompt_dropout.{n}": getattr(self.cfg_dropout, n) for n in AV._fields
+    }
+    for name, share in (shares | {"first_frame": self.i2v_prob}).items():
+      if not 0 <= share <= 1:
+        raise ValueError(f"{name} is a share in [0, 1], got {share}")
+    if min(self.loss_weights) < 0:
+      raise ValueError(f"scales must not be negative, got {self.loss_weights}")
+
+
+class NoiseSample(NamedTuple):
+  """What is drawn for an example (or, with a leading B, for a batch)."""
+
+  sigma: AV[jax.Array]
+  noise: AV[jax.Array]
+  dropped: AV[jax.Array]  # bool: the empty prompt
+  clean: jax.Array  # bool: the first frame
+
+
+class FlowMatching(NamedTuple):
+  """The task of every stage: the velocity from data to noise, predicted.
+
+  Terms are the modalities; `task.Task` says what the methods are.
+
+  Attributes:
+    model: the denoiser.
+    objective: what is asked of it.
+  """
+
+  model: fusion.FusionDiT
+  objective: ObjectiveConfig
+
+  def sample_noise(
+    self, key: jax.Array, example: schema.Batch
+  ) -> "NoiseSample":
+    return sample_noise(self.objective, key, example.latents)
+
+  def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
+    return loss.example_weights(
+      batch.lengths, self.objective.loss_weights
+    ).present()
+
+  def loss_terms(
+    self,
+    params: Any,
+    batch: schema.Batch,
+    drawn: "NoiseSample",
+    null_SE: jax.Array,
+  ) -> Mapping[str, jax.Array]:
+    may_be_clean = self.objective.i2v_prob > 0
+    found = losses(self.model, params, batch, drawn, null_SE, may_be_clean)
+    return found.present()
+
+
+def sample_noise(
+  objective: ObjectiveConfig, key: jax.Array, latents: AV[jax.Array]
+) -> NoiseSample:
+  """Draw for one example; `latents` without a batch axis."""
+  present = latents.present()
+  time_key, clean_key, *keys = jax.random.split(key, 2 + 2 * len(AV._fields))
+  noise, dropped = {}, {}
+  # A modality's keys do not depend on whether the other is there.
+  for name, noise_key, drop_key in zip(AV._fields, keys[::2], keys[1::2]):
+    if name in present:
+      noise[name] = jax.random.normal(noise_key, present[name].shape)
+      share = getattr(objective.cfg_dropout, name)
+      dropped[name] = jax.random.bernoulli(drop_key, share)
+  return NoiseSample(
+    objective.timesteps.sample(time_key, list(present)),
+    AV(**noise),
+    AV(**dropped),
+    jax.random.bernoulli(clean_key, objective.i2v_prob),
+  )
+
+
+def losses(
+  model: fusion.FusionDiT,
+  params: Any,
+  batch: schema.Batch,
+  drawn: NoiseSample,
+  null_SE: jax.Array,
+  may_be_clean: bool = True,
+) -> AV[jax.Array]:
+  """loss_B of each modality at given times and noise.
+
+  Args:
+    model: the denoiser.
+    params: its parameters, nested.
+    batch: latents, lengths and prompts.
+    drawn: see `Drawn`.
+    null_SE: embedding of the empty prompt, S at most that of the batch.
+    may_be_clean: `False` if no first frame is clean, ever: one time embedding
+      an example is cheaper than one a frame.
+  """
+  x, t_BT, target, counts, text = {}, {}, {}, {}, {}
+  for name, data in batch.latents.present().items():
+    sigma_BT = getattr(drawn.sigma, name)[:, None]
+    noise = getattr(drawn.noise, name)
+    counts[name] = loss.length_mask(getattr(batch.lengths, name), data.shape[1])
+    if name == "video" and may_be_clean:
+      first_T = jnp.arange(data.shape[1]) == 0
+      clean_BT = drawn.clean[:, None] & first_T[None]
+      sigma_BT = jnp.where(clean_BT, 0.0, sigma_BT)
+      counts[name] &= ~clean_BT
+    x[name] = path.interpolate(data, noise, sigma_BT)
+    # Of the first frame, and of the others.
+    t_BT[name] = path.TIME_SCALE * sigma_BT[:, :2]
+    target[name] = path.velocity(data, noise)
+    prompt_BSE = getattr(batch.text, name)
+    missing = prompt_BSE.shape[1] - null_SE.shape[0]
+    empty_SE = jnp.pad(null_SE, ((0, missing), (0, 0)))
+    dropped_B = getattr(drawn.dropped, name)[:, None, None]
+    text[name] = jnp.where(dropped_B, empty_SE[None], prompt_BSE)
+  prediction: Any = model.apply(
+    {"params": params}, AV(**x), AV(**t_BT), AV(**text), lengths=batch.lengths
+  )
+  return AV(
+    **{
+      name: loss.masked_mse(getattr(prediction, name), target[name], c)
+      for name, c in counts.items()
+    }
+  )

@@ -1,0 +1,92 @@
+"""The vocoder's task: a sound's own spectrogram becomes a sound like it.
+
+Compared by spectra, without an adversary: phases are free. The spectrogram it
+is given is a little wrong, as that of an autoencoder and a denoiser will be.
+Losses are float32; the vocoder follows the compute dtype.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ovi_jax.data import schema
+from ovi_jax.diffusion import loss
+from ovi_jax.modality import AV
+from ovi_jax.models import mel
+from ovi_jax.models import vocoder
+from ovi_jax.training.objectives import spectral
+
+TERMS = (*spectral.Distance._fields, "mel")
+SOUND = AV(0.0, 1.0)  # which modality counts
+# Of the first output; random ones of the usual size are a roar to unlearn.
+_QUIETER = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocoderObjective:
+  """A `task.Task` on batches of waves, all as long as the batch's arrays.
+
+  Attributes:
+    config: sizes.
+    convergence_scale: of this term of `spectral.Distance`.
+    magnitude_scale: likewise.
+    mel_scale: of the mean difference of log10 mels.
+    noise: most deviation of the noise in the mel that is given, log10; each
+      example has another, from 0.
+    dtype: compute dtype.
+  """
+
+  config: vocoder.VocoderConfig
+  convergence_scale: float = 3.0
+  magnitude_scale: float = 1.0
+  mel_scale: float = 2.0
+  noise: float = 0.1
+  dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    for name in (*(f"{term}_scale" for term in TERMS), "noise"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"vocoder task: {name} must not be negative, got"
+          f" {getattr(self, name)}"
+        )
+
+  @property
+  def spectrogram(self) -> mel.MelConfig:
+    return mel.MelConfig(bins=self.config.mel_bins)
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    """Random parameters that begin almost silent."""
+    mel_BTM = jnp.zeros((1, 8, self.config.mel_bins))
+    params: Any = vocoder.BigVGAN(self.config).init(key, mel_BTM)["params"]
+    kernel = _QUIETER * params["conv_out"]["kernel"]
+    return params | {"conv_out": params["conv_out"] | {"kernel": kernel}}
+
+  def sample_noise(self, key: jax.Array, example: schema.Batch) -> jax.Array:
+    """What is added to an example's mel, [T, M]."""
+    level_key, noise_key = jax.random.split(key)
+    frames = example.latents.audio.shape[0] // self.spectrogram.hop
+    level = self.noise * jax.random.uniform(level_key)
+    shape = frames, self.config.mel_bins
+    return level * jax.random.normal(noise_key, shape)
+
+  def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
+    share_B = loss.example_weights(batch.lengths, SOUND).audio
+    return {term: getattr(self, f"{term}_scale") * share_B for term in TERMS}
+
+  def loss_terms(
+    self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
+  ) -> Mapping[str, jax.Array]:
+    """`convergence`, `magnitude` and `mel` of every example."""
+    del null_SE
+    wave_BA = batch.latents.audio
+    mel_BTM = mel.log_mel(self.spectrogram, wave_BA) + drawn
+    model = vocoder.BigVGAN(self.config, self.dtype)
+    ours_BA: Any = model.apply({"params": params}, mel_BTM)
+    terms = spectral.distance(ours_BA, wave_BA)._asdict()
+    terms["mel"] = spectral.mel_distance(self.spectrogram, ours_BA, wave_BA)
+    there_B = batch.lengths.audio > 0
+    return {n: jnp.where(there_B, term_B, 0) for n, term_B in terms.items()}

@@ -1,0 +1,170 @@
+"""Setting up JAX: absent TPUs, the compilation cache, every command."""
+
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ovi_jax import cli
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COMMANDS = [
+  path
+  for pattern in ("*.py", "ovi_jax/**/*.py")
+  for path in sorted(ROOT.glob(pattern))
+  if "app.run(" in path.read_text()
+]
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+  """Run code in a process where no platform is chosen and no TPU is named."""
+  inherited = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("JAX_", "TPU_", "XLA_"))
+  }
+  return subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    env=inherited | {"PYTHONPATH": str(ROOT)} | environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None or cli.has_tpu(),
+  reason="needs libtpu and no TPU",
+)
+def test_a_command_does_not_start_libtpu_on_a_machine_without_a_tpu():
+  done = python(
+    "import jax, pathlib\n"
+    "from ovi_jax import runtime\n"
+    "runtime.parse_flags(['command'])\n"
+    "runtime.start(['command'])\n"
+    "print(jax.devices()[0].platform)\n"
+    "print('libtpu' in pathlib.Path('/proc/self/maps').read_text())\n"
+  )
+  assert done.stderr == ""
+  assert done.stdout.split()[1] == "False"
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None or cli.has_tpu(),
+  reason="needs libtpu and no TPU",
+)
+def test_asking_for_the_platform_alone_prints_nothing():
+  done = python("from ovi_jax import runtime; print(runtime.platform())")
+  assert done.stderr == ""
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_every_command_sets_up_jax_when_it_parses_flags(path):
+  calls = re.findall(r"app\.run\((.*)\)", path.read_text())
+  assert calls
+  for arguments in calls:
+    assert "flags_parser=runtime.parse_flags" in arguments
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+  """An empty machine: its device files and its PCI bus."""
+  for name in list(os.environ):
+    if name.startswith("TPU_") or name == "JAX_FORCE_TPU_INIT":
+      monkeypatch.delenv(name)
+  devices, bus = tmp_path / "dev", tmp_path / "bus"
+  devices.mkdir()
+  bus.mkdir()
+  return devices, bus
+
+
+def plug(bus: pathlib.Path, vendor: str, kind: str) -> None:
+  """Add a PCI device."""
+  device = bus / f"0000:00:0{len(list(bus.iterdir()))}.0"
+  device.mkdir()
+  (device / "vendor").write_text(f"{vendor}\n")
+  (device / "class").write_text(f"{kind}\n")
+
+
+def test_a_machine_with_disks_and_a_network_card_has_no_tpu(
+  machine, monkeypatch
+):
+  devices, bus = machine
+  plug(bus, "0x1ae0", "0x020000")  # a Google virtual machine's
+  plug(bus, "0x1ae0", "0x010802")
+  plug(bus, "0x10de", "0x030200")  # a GPU
+  monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")  # as JAX sets it
+  monkeypatch.setenv("TPU_LIBRARY_PATH", "/lib/libtpu.so")  # as libtpu does
+  assert not cli.has_tpu(devices, bus)
+
+
+@pytest.mark.parametrize("name", ["accel0", "vfio/0"])
+def test_a_device_file_of_an_accelerator_may_be_a_tpu(machine, name):
+  devices, bus = machine
+  (devices / name).parent.mkdir(exist_ok=True)
+  (devices / name).touch()
+  assert cli.has_tpu(devices, bus)
+
+
+def test_an_accelerator_of_googles_on_the_bus_is_a_tpu(machine):
+  devices, bus = machine
+  plug(bus, "0x1ae0", "0x120000")
+  assert cli.has_tpu(devices, bus)
+
+
+@pytest.mark.parametrize("name", ["TPU_WORKER_ID", "JAX_FORCE_TPU_INIT"])
+def test_an_environment_that_names_a_tpu_is_believed(
+  machine, monkeypatch, name
+):
+  monkeypatch.setenv(name, "0")
+  assert cli.has_tpu(*machine)
+
+
+def test_a_chosen_platform_is_left_alone(monkeypatch):
+  calls = []
+  monkeypatch.setattr(
+    cli.backend, "register_backend_factory", lambda *a, **k: calls.append(a)
+  )
+  monkeypatch.setattr(cli, "has_tpu", lambda: False)
+  before = jax.config.jax_platforms
+  try:
+    jax.config.update("jax_platforms", "tpu")
+    cli.skip_absent_tpu()
+    assert not calls
+    jax.config.update("jax_platforms", None)
+    cli.skip_absent_tpu()
+    assert len(calls) == 1
+  finally:
+    jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize(
+  ("configured", "variable", "expected"),
+  [
+    (None, None, str(cli.CACHE)),
+    ("/own", None, "/own"),
+    (None, "", None),  # JAX reads the variable when it is imported
+    (None, "/named", None),
+  ],
+)
+def test_compiled_programs_are_kept_unless_the_user_says_otherwise(
+  monkeypatch, configured, variable, expected
+):
+  directory = "jax_compilation_cache_dir"
+  if variable is None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  else:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", variable)
+  before = getattr(jax.config, directory)
+  try:
+    jax.config.update(directory, configured)
+    cli.setup_jax()
+    assert getattr(jax.config, directory) == expected
+  finally:
+    jax.config.update(directory, before)

@@ -1,0 +1,78 @@
+"""The order of records: a function of the seed, however it is cut."""
+
+import numpy as np
+import pytest
+
+from ovi_jax.data import index_sampler
+
+
+def make(seed=0, sizes=(3, 4)):
+  """Two sources of 10 and 7 records, weights 1 to 3, two buckets."""
+  return index_sampler.Plan(
+    seed=seed,
+    weights=(1, 3),
+    records=(np.arange(10), np.arange(7) * 2),
+    buckets=(np.arange(10) % 2, np.zeros(7, int)),
+    sizes=sizes,
+  )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
+def test_permute_is_a_permutation(size):
+  index, zeros = np.arange(size), np.zeros(size, int)
+  first = index_sampler.permute(index, zeros, size, (0, 0))
+  assert sorted(first) == list(range(size))
+  if size == 1000:
+    for epoch, key in ((1, (0, 0)), (0, (1, 0)), (0, (0, 1))):
+      other = index_sampler.permute(index, zeros + epoch, size, key)
+      assert np.mean(other == first) < 0.01
+      assert abs(np.corrcoef(other, first)[0, 1]) < 0.1
+
+
+def test_the_order_of_a_seed_never_changes():
+  order = index_sampler.permute(np.arange(8), np.zeros(8, int), 8, (0, 0))
+  np.testing.assert_array_equal(order, [2, 5, 4, 6, 3, 1, 7, 0])
+
+
+def test_interleave_keeps_the_proportion_everywhere():
+  source, count = index_sampler.interleave((2, 3, 5), np.arange(1000))
+  for number, share in enumerate((0.2, 0.3, 0.5)):
+    mine = source == number
+    np.testing.assert_array_equal(count[mine], np.arange(mine.sum()))
+    so_far = np.cumsum(mine)
+    assert np.abs(so_far - share * np.arange(1, 1001)).max() < 3
+  far, _ = index_sampler.interleave((2, 3, 5), np.arange(10) + 10**15)
+  np.testing.assert_array_equal(far, source[:10])
+
+
+def test_each_epoch_of_a_source_has_each_record_once():
+  drawn = index_sampler.draw(make(), np.arange(400))
+  for source, records in enumerate(make().records):
+    mine = drawn.source == source
+    for epoch in range(5):
+      seen = drawn.record[mine & (drawn.epoch == epoch)]
+      assert sorted(seen) == list(records)
+
+
+def test_batches_do_not_depend_on_how_the_order_is_cut(monkeypatch):
+  whole, _ = index_sampler.advance(make(), index_sampler.start(make()))
+  monkeypatch.setattr(index_sampler, "_BLOCK", 1)
+  parts, cursor = [], index_sampler.start(make())
+  while cursor.batches < 100:
+    assert cursor.batches == len(parts)
+    more, cursor = index_sampler.advance(make(), cursor)
+    parts += more
+  for (bucket, ours), (other, theirs) in zip(whole, parts[:100]):
+    assert bucket == other
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_every_position_is_in_one_batch_or_pending():
+  batches, cursor = index_sampler.advance(make(), index_sampler.start(make()))
+  used = np.concatenate([rows for _, rows in batches])
+  waiting = [p for pending in cursor.pending for p in pending]
+  assert sorted([*used, *waiting]) == list(range(cursor.draws))
+  for bucket, rows in batches:
+    drawn = index_sampler.draw(make(), rows)
+    wanted = np.where(drawn.source == 0, drawn.record % 2, 0)
+    assert (wanted == bucket).all()

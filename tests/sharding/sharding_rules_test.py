@@ -1,0 +1,54 @@
+"""Partition tables match every parameter once; meshes say what is wrong."""
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ovi_jax.convert import mapping
+from ovi_jax.sharding import logical_axes
+from ovi_jax.sharding import mesh as meshes
+from ovi_jax.sharding import sharding_rules
+from tests.models import fusion_test
+
+
+def test_table_fits_the_released_model():
+  mesh = meshes.make(jax.devices(), fsdp=2, context=2, tensor=2)
+  flat = mapping.flatten(fusion_test.full_shapes())
+  placed = sharding_rules.param_shardings(flat, sharding_rules.FUSION, mesh)
+  assert placed.keys() == flat.keys()
+  query = placed["blocks/audio/cross_attention/fusion_key/kernel"]
+  assert query.spec == P(None, ("fsdp", "context"), ("tensor",))
+  # Nearly everything is split eightfold.
+  local = sum(
+    jax.numpy.prod(jax.numpy.array(s.shard_shape(flat[p].shape)), dtype=float)
+    for p, s in placed.items()
+  )
+  assert local < 1.1 * 11_660_753_108 / 8
+
+
+def test_problems_are_listed_together():
+  mesh = meshes.make(jax.devices()[:1])
+  x = jax.ShapeDtypeStruct((2, 3), "float32")
+  rules = (("a", "DD"), (".*", "--"), ("b", "---"), ("never", "-"))
+  with pytest.raises(ValueError) as error:
+    sharding_rules.param_shardings({"a": x, "c": x}, rules, mesh)
+  message = str(error.value)
+  assert "a is matched by 2 rows" in message
+  assert "row 'b' matches no parameter" in message
+  assert "row 'never' matches no parameter" in message
+
+
+def test_an_axis_is_split_only_where_it_divides():
+  sizes = {"fsdp": 2, "context": 3, "tensor": 1}
+  spec = logical_axes.spec("DD", (4, 12), sizes, logical_axes.PARAMETERS)
+  assert spec == P(("fsdp",), ("context",))
+  with pytest.raises(ValueError, match="do not name the axes"):
+    logical_axes.spec("D", (4, 12), sizes, logical_axes.PARAMETERS)
+
+
+def test_meshes():
+  assert meshes.make(jax.devices(), fsdp=8).shape["fsdp"] == 8
+  with pytest.raises(ValueError, match=r"multiply to 8 devices"):
+    meshes.make(jax.devices(), fsdp=3)
+  with pytest.raises(ValueError, match="name axes of"):
+    meshes.make(jax.devices(), model=8)

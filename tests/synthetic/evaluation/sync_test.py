@@ -1,0 +1,64 @@
+"""Events and sounds are matched one to one, and swapped within a kind."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ovi_jax.synthetic.evaluation import sync
+
+
+def track(events=(), sounds=(), kind="ball", seconds=5.0) -> sync.Track:
+  return sync.Track(
+    kind=kind, events=tuple(events), sounds=tuple(sounds), seconds=seconds
+  )
+
+
+def test_counts_by_hand():
+  # A pair, a pair a bit late, an event alone, two sounds alone.
+  count = sync.count(track([1.0, 2.0, 3.0], [1.0, 2.04, 2.06, 4.0]))
+  assert count == sync.Count(matched=2, events=3, sounds=4)
+  assert (count.precision, count.recall) == (2 / 4, 2 / 3)
+  assert count.f1 == pytest.approx(4 / 7)
+  assert np.isnan(sync.Count().f1)
+
+
+def test_matching_is_the_largest_there_is():
+  random = np.random.default_rng(0)
+  for _ in range(60):
+    events, sounds = (np.sort(random.uniform(0, 0.4, 4)) for _ in range(2))
+    best = max(
+      sum(abs(events[i] - sounds[j]) <= 0.05 for i, j in enumerate(order))
+      for order in itertools.permutations(range(4))
+    )
+    pairs = sync.match(events, sounds, 0.05)
+    assert len(pairs) == best
+    for side in zip(*pairs):
+      assert len(set(side)) == len(side)
+
+
+def test_what_the_end_cuts_off_is_forgotten_unless_it_has_a_partner():
+  assert sync.count(track([4.95], [])) == sync.Count()
+  assert sync.count(track([], [4.95])) == sync.Count()
+  assert sync.count(track([4.95], [4.96])) == sync.Count(1, 1, 1)
+  assert sync.count(track([4.85], [])) == sync.Count(0, 1, 0)
+
+
+def test_offsets_are_of_the_sound():
+  late = sync.offsets(track([1.0, 2.0], [1.01, 1.98]))
+  np.testing.assert_allclose(late, [0.01, -0.02], atol=1e-9)
+
+
+def test_swapped_sounds_are_of_others_of_the_kind():
+  # Each clip's events lie at its own time, so no other's sound fits.
+  tracks = [
+    track([n / 3], [n / 3], kind=("ball", "lamp")[n % 2]) for n in range(9)
+  ]
+  tracks.append(track([1.0], [1.0], kind="face"))
+  counts = sync.swapped(tracks, seed=3)
+  for index, count in enumerate(counts[:9]):
+    turns = min(sync.ROTATIONS, (5, 4)[index % 2] - 1)
+    assert count == sync.Count(0, turns, turns)
+  assert counts[9] is None  # one alone
+  same = [track([1.0], [1.0]), track([1.0], [1.0])]
+  assert sync.swapped(same) == [sync.Count(1, 1, 1)] * 2

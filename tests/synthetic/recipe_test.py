@@ -1,0 +1,102 @@
+"""The recipe: its steps, what is taken again and what is not."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from ovi_jax.sampling import settings as sampling
+from ovi_jax.synthetic import commands
+from ovi_jax.synthetic import recipe
+from ovi_jax.training import settings
+from ovi_jax.training.codecs import settings as codecs
+
+
+def test_every_step_is_a_run_that_could_begin(tmp_path):
+  todo = list(recipe.steps(tmp_path, 3, tmp_path / "out"))
+  trained = [step for step in todo if step.words[0] == "train.py"]
+  assert len(trained) == sum(map(len, recipe.CODECS.values())) + len(
+    recipe.STAGES
+  )
+  for step in trained:
+    config = configured(step.words)
+    kind = codecs if "component" in config else settings
+    chosen = kind.Settings.from_config(config)
+    assert chosen.seed == 3 and chosen.num_train_steps > 100
+  assert tmp_path / "out" in [step.makes for step in todo]
+  data = {name for stage in recipe.STAGES.values() for name in stage.data}
+  assert data == recipe.WORLDS.keys() and recipe.LAST == "fusion_all"
+  # Prompts leave out the captions of all clips that are drawn to train on.
+  drawn = {}
+  for step in todo:
+    if step.name.startswith("world_"):
+      given = dict(word.split("=", 1) for word in step.words if "=" in word)
+      drawn[given["--what"]] = f"{given['--seed']}:{given['--train']}"
+  words = next(s.words for s in todo if s.name == "prompts_seen")
+  both = (f"{drawn[what]}:{what}" for what in ("clips", "two_balls"))
+  assert f"--trained={','.join(both)}" in words
+  # What is advised is what sample.py understands.
+  assert (
+    sampling.recommended(recipe.SAMPLING)["steps"] == recipe.SAMPLING["steps"]
+  )
+
+
+def configured(words) -> ml_collections.ConfigDict:
+  """The config of a command line, as flags would make it."""
+  name = words[1].removeprefix("--config=configs/").removesuffix(".py:mini")
+  config = importlib.import_module(f"configs.{name}").get_config("mini")
+  for word in words[3:]:
+    field, _, text = word.removeprefix("--config.").partition("=")
+    old = config.to_dict()
+    for part in field.split("."):
+      old = old[part]
+    value = text if isinstance(old, str | None) else type(old)(eval(text))
+    config.update_from_flattened_dict({field: value})
+  return config
+
+
+def test_steps_are_taken_once_and_timed(tmp_path):
+  made = tmp_path / "made"
+  write = f"open({str(made)!r}, 'a').write('x')"
+  first = commands.Step(name="first", words=("-c", write), makes=made)
+  again = commands.Step(name="again", words=("-c", write))
+  for _ in range(2):
+    commands.take([first, again], tmp_path / "times.json")
+  assert made.read_text() == "xxx"
+  times = json.loads((tmp_path / "times.json").read_text())
+  seconds = times["seconds"]
+  assert seconds.keys() == {"first", "again"} and min(seconds.values()) >= 0
+  assert len(times["machines"]) == 1 and " cores (" in times["machines"][0]
+  bad = commands.Step(name="bad", words=("-c", "import sys; sys.exit(3)"))
+  with pytest.raises(ValueError, match="step bad ended with exit code 3"):
+    commands.take([bad, again], tmp_path / "times.json")
+  assert made.read_text() == "xxx"
+
+
+def test_up_to_a_step(tmp_path):
+  todo = list(recipe.steps(tmp_path, 0, tmp_path / "out"))
+  names = [step.name for step in commands.until(todo, "components")]
+  assert names[-1] == "components" and "fusion" not in names
+  assert len(commands.until(todo, "")) == len(todo)
+  with pytest.raises(ValueError, match="no step 'dessert'; choose from token"):
+    commands.until(todo, "dessert")
+
+
+def test_its_command_line(tmp_path):
+  def call(*words):
+    return subprocess.run(
+      [sys.executable, "-m", "ovi_jax.synthetic.recipe", *words],
+      cwd=commands.REPOSITORY,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  done = call(f"--root={tmp_path}", "--dry_run", "--until=tokenizer")
+  assert done.returncode == 0 and done.stdout.count("\n") == 1
+  assert "ovi_jax.data.tokenizer" in done.stdout
+  done = call()
+  assert done.returncode and "--root=DIR is needed" in done.stderr

@@ -1,0 +1,71 @@
+"""The weights that come with the package: small, described, and any good."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from configs import sample
+from ovi_jax import synthetic
+from ovi_jax.media import images
+from ovi_jax.media import mp4
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import generate
+from ovi_jax.sampling import requests
+from ovi_jax.synthetic import card
+from ovi_jax.synthetic.evaluation import report
+
+PICTURE = pathlib.Path(__file__).parents[2] / "docs" / "images" / "face.png"
+PROMPTS = (
+  "A red ball bounces on a wooden floor. Audio: dull wooden knocks.",
+  "A blue lamp flashes three times. Audio: three high beeps.",
+  "A face in a green hat says <S>ah oh ee<E>. Audio: a deep voice.",
+)
+WITH_PICTURE = "A face in a green hat says <S>ee ah<E>. Audio: a deep voice."
+
+
+def test_they_are_small_and_described():
+  files = [p for p in synthetic.WEIGHTS.rglob("*") if p.is_file()]
+  assert sum(p.stat().st_size for p in files) <= 20e6
+  digest = weights_dir.read(synthetic.WEIGHTS).digests["fusion"]
+  text = (synthetic.WEIGHTS / card.CARD).read_text("utf-8")
+  assert all(name in text for name in card.GOALS)
+  assert digest[:16] in text, "the card is of other weights"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> pathlib.Path:
+  """What `sample.py` makes of three prompts, and of one with a picture."""
+  out = tmp_path_factory.mktemp("clips")
+  asked = [requests.from_prompt(prompt)[0] for prompt in PROMPTS]
+  asked += requests.from_prompt(WITH_PICTURE, image=PICTURE)
+  generate.run(
+    requests=asked,
+    settings=generate.resolve_settings(sample.get_config(), synthetic.WEIGHTS),
+    weights=synthetic.WEIGHTS,
+    out=out,
+    log=lambda _: None,
+  )
+  return out
+
+
+@pytest.mark.slow
+def test_what_is_asked_for_is_seen_and_heard(made):
+  clips = report.read(made)
+  assert len(clips) == 4
+  found = {each.name: each for each in report.score(clips)}
+  for name in ("kind", "colour", "material", "pitch", "voice"):
+    assert found[name].value == 1, name
+  assert found["sync F1"].value > 0.6
+  assert found["vowels heard"].value > 0.6
+
+
+@pytest.mark.slow
+def test_a_clip_begins_with_its_picture(made):
+  picture_HWC = images.read_image(PICTURE)[0].astype(float)
+  errors = []
+  for path in made.glob("A_face*.mp4"):
+    frame_HWC = mp4.read(path)[0][0]
+    errors.append(np.square(frame_HWC - picture_HWC).mean())
+  given, other = sorted(10 * np.log10(255**2 / np.array(errors)))[::-1]
+  assert given > 22 > other

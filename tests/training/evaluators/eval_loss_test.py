@@ -1,0 +1,224 @@
+"""Held-out loss: the same for any batch size, devices and time of asking."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ovi_jax.data import schema
+from ovi_jax.modality import AV
+from ovi_jax.models import fusion
+from ovi_jax.sharding import mesh as meshes
+from ovi_jax.sharding import sharding_rules
+from ovi_jax.training import param_filter
+from ovi_jax.training import state_sharding
+from ovi_jax.training import step
+from ovi_jax.training.evaluators import eval_loss
+from tests.training import step_test
+
+RECORDS = 6  # of step_test's; the first two have no video, the third no sound
+ONE, EIGHT = (
+  meshes.make(jax.devices()[:number], data=number) for number in (1, 8)
+)
+
+
+def records(size: int, towers=AV._fields) -> list[schema.Batch]:
+  """The records, `size` at a time."""
+  whole = step_test.batch(RECORDS)
+  whole.lengths.video[0] = 0
+  kept = [
+    AV(**{name: getattr(part, name) for name in towers}) for part in whole[:-1]
+  ]
+  whole = schema.Batch(*kept, ids=whole.ids)
+  starts = range(0, RECORDS, size)
+  return [jax.tree.map(lambda x: x[s : s + size], whole) for s in starts]  # noqa: B023
+
+
+def blank(batch: schema.Batch, rows: int) -> schema.Batch:
+  """The batch and rows that stand for no record."""
+  return jax.tree.map(
+    lambda x: np.pad(x, [(0, rows)] + [(0, 0)] * (x.ndim - 1)), batch
+  )
+
+
+def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
+  """What judges records in batches of `size` and some blank rows."""
+  made, _ = (alone if len(towers) == 1 else step_test.step_config)()
+
+  def batches():
+    for batch in records(size, towers):
+      yield state_sharding.batch(blank(batch, rows), mesh)
+
+  given = {
+    "model": made.objective.model,
+    "mesh": mesh,
+    "null_SE": step_test.NULL,
+  }
+  given |= {"batches": batches, "levels": 2}
+  return eval_loss.HeldOutLoss(**given | changes)
+
+
+@functools.cache
+def alone():
+  """The tower of sound, without the other."""
+  params = param_filter.flat(step_test.standin_models.fusion_params())
+  params = {
+    name: x
+    for name, x in params.items()
+    if "video" not in name and "fusion_" not in name
+  }
+  model = fusion.FusionDiT(AV(None, step_test.CONFIG.audio))
+  made = step_test.step_config()[0]
+  made = made._replace(task=made.objective._replace(model=model))
+  return made, step.init_state(
+    made, *param_filter.split(params, param_filter.ALL), seed=1
+  )
+
+
+@pytest.fixture(scope="module")
+def twos():
+  return judged(2)
+
+
+@pytest.fixture(scope="module")
+def losses(twos):
+  return twos(step_test.step_config()[1])
+
+
+def same(ours, reference, tolerance=1e-5):
+  assert ours.keys() == reference.keys()
+  for name, value in reference.items():
+    np.testing.assert_allclose(ours[name], value, rtol=tolerance, err_msg=name)
+
+
+def test_names_and_means(losses):
+  assert list(losses) == [
+    f"held_out/loss_{name}{level}"
+    for name in ("video", "audio")
+    for level in ("", "_t0.00-0.50", "_t0.50-1.00")
+  ]
+  for name in ("video", "audio"):
+    first, second = (
+      losses[f"held_out/loss_{name}_t{level}"]
+      for level in ("0.00-0.50", "0.50-1.00")
+    )
+    np.testing.assert_allclose(
+      losses[f"held_out/loss_{name}"], (first + second) / 2, rtol=1e-12
+    )
+    assert abs(first - second) > 1e-3
+
+
+def test_asking_again_gives_the_same_from_one_program(twos, losses):
+  assert twos(step_test.step_config()[1]) == losses
+  assert twos._program._cache_size() == 1
+
+
+def test_batches_of_any_size_and_rows_without_records(losses):
+  same(judged(3, rows=1)(step_test.step_config()[1]), losses)
+
+
+def test_eight_devices_are_one(losses):
+  made = judged(6, rows=2, mesh=EIGHT)
+  same(made(step_test.step_config()[1]), losses)
+
+
+def test_records_that_lack_a_modality_do_not_count(twos, losses):
+  """Means by hand: every record beside a row that stands for none."""
+  _, state = step_test.step_config()
+  whole = sharding_rules.replicated(ONE)
+  summed, counts = [], []
+  for place, alone in enumerate(records(1)):
+    made = twos._program(
+      model=twos.model,
+      levels=2,
+      params=state.params(),
+      batch=state_sharding.batch(blank(alone, 1), ONE),
+      null_SE=jax.device_put(step_test.NULL, whole),
+      seed=np.uint32(0),
+      place=jax.device_put(np.int32(place), whole),
+    )
+    assert int(made.following) == place + 1
+    summed.append(np.stack(made.loss))
+    counts.append([int(x) for x in made.records])
+  assert np.transpose(counts).tolist() == [
+    [0, 0, 1, 1, 1, 1],
+    [1, 1, 0, 1, 1, 1],
+  ]
+  video, audio = np.transpose(summed, (1, 0, 2))
+  assert not video[:2].any() and not audio[2].any()
+  assert (video[2:] > 0.3).all()
+  for name, value, count in (("video", video, 4), ("audio", audio, 5)):
+    expected = value.sum(0) / count
+    found = [v for n, v in losses.items() if f"{name}_t" in n]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_noise_differs_where_it_should():
+  latents = AV(np.zeros((3, 2, 2, 2, 4)), np.zeros((3, 50, 4)))
+
+  @jax.jit
+  def drawn(seed, level, places):
+    given = jnp.float32(0.25), jnp.array(places), latents
+    return eval_loss._drawn(jnp.uint32(seed), level, *given)
+
+  first, moved = drawn(0, 0, [0, 1, 2]), drawn(0, 0, [1, 2, 3])
+  np.testing.assert_array_equal(first.noise.audio[1:], moved.noise.audio[:2])
+  for other in (moved, drawn(1, 0, [0, 1, 2]), drawn(0, 1, [0, 1, 2])):
+    for ours, noise in zip(other.noise, first.noise):
+      assert abs(np.corrcoef(ours[0].ravel(), noise[0].ravel())[0, 1]) < 0.5
+  assert abs(first.noise.audio.std() - 1) < 0.1
+  assert (first.sigma.video == 0.25).all()
+  assert not first.dropped.video.any() and not first.clean.any()
+
+
+def test_levels_are_the_middles_of_equal_parts():
+  asked = []
+
+  class Spy:
+    def apply(self, variables, x, t_BT, text, lengths):
+      jax.debug.callback(lambda t: asked.append(float(t)), t_BT.audio[0, 0])
+      return jax.tree.map(jnp.zeros_like, x)
+
+  batch = records(6)[0]._replace(ids=None)
+  made = eval_loss.loss_sums(
+    Spy(), 4, {}, batch, step_test.NULL, np.uint32(0), np.int32(0)
+  )
+  # Without a prediction the loss is the mean of (noise - data)², about 2.
+  np.testing.assert_allclose(made.loss.video / 4, [2] * 4, atol=0.2)
+  assert sorted(asked) == [125, 375, 625, 875]
+
+
+def test_the_average_is_judged_where_there_is_one(twos, losses):
+  _, state = step_test.step_config()
+  moved = {n: 1.1 * x for n, x in state.trained_params.items()}
+  # With an average, the last parameters do not matter; without, they do.
+  same(twos(state._replace(trained=moved)), losses, 0)
+  other = twos(state._replace(trained=moved, average=None))
+  averaged = twos(state._replace(average=moved))
+  same(averaged, other, 0)
+  assert (
+    abs(other["held_out/loss_video"] - losses["held_out/loss_video"]) > 0.003
+  )
+
+
+def test_one_tower_alone(losses):
+  found = judged(2, towers=("audio",))(alone()[1])
+  assert list(found) == [n for n in losses if "audio" in n]
+  assert found["held_out/loss_audio"] > 0.3
+
+
+def test_nothing_to_judge(twos):
+  with pytest.raises(
+    ValueError, match="expected at least one record, got none"
+  ):
+    judged(2, batches=lambda: iter(()))(step_test.step_config()[1])
+  with pytest.raises(ValueError, match="levels of noise must be at least 1"):
+    eval_loss.HeldOutLoss(
+      model=twos.model,
+      mesh=ONE,
+      batches=lambda: iter(()),
+      null_SE=step_test.NULL,
+      num_timestep_bins=0,
+    )
