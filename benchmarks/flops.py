@@ -56,7 +56,7 @@ def _tower(sizes: Mapping[str, Any]) -> types.SimpleNamespace:
     width=sizes["dim"],
     feed_forward=sizes["ffn_dim"],
     text_length=sizes["text_len"],
-    text_width=sizes["text_dim"],
+    text_dim=sizes["text_dim"],
     channels=sizes["in_dim"],
     token_channels=math.prod(patch) * sizes["in_dim"],
     is_audio=len(patch) == 1,

@@ -1,7 +1,8 @@
 """Time a training step of stage 3 on an accelerator, with random weights.
 
-  python -m benchmarks.gpu_training [--blocks=4] [--batch=1] [--remat=attention]
-  JAX_PLATFORMS=cpu python -m benchmarks.gpu_training --small
+  python -m benchmarks.gpu_training [--num_layers=4] [--batch=1]
+  [--remat=attention] JAX_PLATFORMS=cpu python -m benchmarks.gpu_training
+  --small
 
 The step of `configs/fusion.py` (fusion's attention trained, feed-forwards
 frozen) at the released widths, with fewer blocks, so that one device of 80 GB
@@ -44,10 +45,10 @@ def settings_of(
   """Stage 3 with so many blocks and fresh towers."""
   config = config_lib.get_config("mini" if small else "")
   for tower in ("video", "audio"):
-    config.initial[tower] = settings_lib.SCRATCH
+    config.init_from[tower] = settings_lib.SCRATCH
     if not small:
       config.model[tower].blocks = blocks
-  config.batch, config.parts, config.remat = batch, 1, remat
+  config.batch_size, config.grad_accum_steps, config.remat = batch, 1, remat
   config.data.sources = ("unused",)
   return settings_lib.Settings.from_config(config)
 

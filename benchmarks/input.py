@@ -187,20 +187,20 @@ def trained(
 ) -> dict[str, Any]:
   """Train the mini fusion stage; the share of time spent waiting for data."""
   values = importlib.import_module("configs.fusion").get_config("mini")
-  values.steps, values.cadence.log = STEPS, LOG
+  values.num_train_steps, values.log_every = STEPS, LOG
   if options.small:
-    values.batch, values.steps, values.cadence.log = 2, 6, 2
-    values.data.video, values.data.audio = ((2, 4, 4),), (7,)
+    values.batch_size, values.num_train_steps, values.log_every = 2, 6, 2
+    values.data.video_buckets, values.data.audio_buckets = ((2, 4, 4),), (7,)
     for tower in values.model.values():
-      tower.update(width=32, blocks=1, heads=2, feed_forward=48)
+      tower.update(hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=48)
   values.optimizer.warmup_steps = 2
-  values.initial.video = values.initial.audio = settings.SCRATCH
-  values.trains = "all"
+  values.init_from.video = values.init_from.audio = settings.SCRATCH
+  values.trainable = "all"
   values.data.sources = (str(folder / "mini"),)
   write_mini(folder / "mini", values)
   found = {}
   for workers in sorted({min(options.workers), max(options.workers)}):
-    values.data.workers = workers
+    values.data.num_workers = workers
     workdir = folder / f"run{workers}"
     trainer.train(
       settings.Settings.from_config(values), values.to_dict(), workdir
@@ -210,12 +210,12 @@ def trained(
       name: [line[f"speed/{name}"] for line in lines]
       for name in ("waiting_share", "step_seconds", "clips_per_second")
     }
-  return {"batch": values.batch, "workers": found}
+  return {"batch": values.batch_size, "workers": found}
 
 
 def write_mini(path: pathlib.Path, values: Any) -> None:
   """Write records of a config's sizes."""
-  draw, width = np.random.default_rng(0), values.model.video.text_width
+  draw, width = np.random.default_rng(0), values.model.video.text_dim
 
   def array(*shape):
     return draw.standard_normal(shape).astype(np.float16)
@@ -226,7 +226,8 @@ def write_mini(path: pathlib.Path, values: Any) -> None:
       source="generated",
       captions=("a clip",),
       latents=AV(
-        array(*values.data.video[0], 48), array(values.data.audio[0], 20)
+        array(*values.data.video_buckets[0], 48),
+        array(values.data.audio_buckets[0], 20),
       ),
       text=(array(20, width),),
     )
@@ -235,7 +236,7 @@ def write_mini(path: pathlib.Path, values: Any) -> None:
   builder.write(
     path,
     {"train": records},
-    geometry=schema.Geometry(text_width=width),
+    geometry=schema.Geometry(text_dim=width),
     null_text=np.full((1, width), 0.5, np.float32),
   )
 

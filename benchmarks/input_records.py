@@ -79,7 +79,7 @@ def write(path: pathlib.Path, case: Case, small: bool) -> dict[str, float]:
     path,
     {"train": made()},
     geometry=sizes,
-    null_text=np.full((1, sizes.text_width), 0.5, np.float32),
+    null_text=np.full((1, sizes.text_dim), 0.5, np.float32),
   )
   stored = sum(f.stat().st_size for f in path.glob("*array_record*"))
   found = {"record_mb": stored / case.records / 1e6}
@@ -91,7 +91,7 @@ def write(path: pathlib.Path, case: Case, small: bool) -> dict[str, float]:
 
 def geometry_of(small: bool) -> schema.Geometry:
   """What the records have in common."""
-  return schema.Geometry(text_width=8) if small else schema.Geometry()
+  return schema.Geometry(text_dim=8) if small else schema.Geometry()
 
 
 def loader_settings(
@@ -149,7 +149,7 @@ def _record(
     source="generated",
     captions=(f"clip {number}",),
     latents=latents,
-    text=(array(rows, sizes.text_width),),
+    text=(array(rows, sizes.text_dim),),
     **held,
   )
 

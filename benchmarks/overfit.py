@@ -36,9 +36,9 @@ from ovi_jax.training import trainer
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Stage -> the data it learns, and where its towers come from.
 STAGES = {
-  "audio_pretrain": ("sounds_a", {"audio": "fresh"}),
+  "audio_pretrain": ("sounds_a", {"audio": "scratch"}),
   "audio_finetune": ("clips_a", {"audio": "audio_pretrain"}),
-  "video_pretrain": ("clips_a", {"video": "fresh"}),
+  "video_pretrain": ("clips_a", {"video": "scratch"}),
   "fusion": (
     "clips_b",
     {"video": "video_pretrain", "audio": "audio_finetune"},
@@ -53,7 +53,7 @@ STEPS = {
 OVERRIDES: dict[str, Any] = {
   "optimizer.warmup_steps": 50,
   "objective.times.shift": 5.0,
-  "cadence.save": 100,
+  "checkpoint_every": 100,
 }
 
 FLAGS = flags.FLAGS
@@ -72,11 +72,11 @@ def config(name: str, root: pathlib.Path) -> Any:
   steps = dict(pair.split(":") for pair in FLAGS.steps)
   changes = OVERRIDES | {
     "data.sources": (str(root / "data" / data),),
-    "steps": int(steps.get(name, 3 if FLAGS.small else STEPS[name])),
+    "num_train_steps": int(steps.get(name, 3 if FLAGS.small else STEPS[name])),
   }
   for tower, source in initial.items():
     run = str(root / source / trainer.CHECKPOINTS)
-    changes[f"initial.{tower}"] = "fresh" if source == "fresh" else run
+    changes[f"init_from.{tower}"] = "scratch" if source == "scratch" else run
   if FLAGS.small:
     changes |= small_changes(values)
   for pair in FLAGS.override:
@@ -88,9 +88,9 @@ def config(name: str, root: pathlib.Path) -> Any:
 
 def small_changes(values: Any) -> dict[str, Any]:
   """Sizes for the test."""
-  changes: dict[str, Any] = {"optimizer.warmup_steps": 1, "cadence.log": 1}
-  changes |= {"data.video": ((4, 4, 4),), "data.audio": (16,)}
-  sizes = {"width": 16, "blocks": 1, "heads": 2, "feed_forward": 16}
+  changes: dict[str, Any] = {"optimizer.warmup_steps": 1, "log_every": 1}
+  changes |= {"data.video_buckets": ((4, 4, 4),), "data.audio_buckets": (16,)}
+  sizes = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16}
   return changes | tower_changes({"video": sizes, "audio": sizes}, values)
 
 
@@ -117,7 +117,7 @@ def run_stage(name: str, root: pathlib.Path) -> dict[str, Any]:
   )
   clips = overfit_data.clips(number, frames)
   codec = overfit_codec.Codec.load(root / "data", clips)
-  width = settings.data.geometry.text_width
+  width = settings.data.geometry.text_dim
   asked = overfit_samples.Asked(
     texts=[overfit_data.text(number, i, width) for i in range(len(clips))],
     empty=overfit_data.text(*overfit_records.EMPTY, width),
@@ -127,7 +127,7 @@ def run_stage(name: str, root: pathlib.Path) -> dict[str, Any]:
   weights = {"trained": overfit_samples.trained(settings, root / name)}
   if len(initial) == 2:
     weights["deaf"] = overfit_samples.deaf(weights["trained"])
-  if "fresh" not in initial.values():
+  if "scratch" not in initial.values():
     weights["before"] = overfit_samples.before(settings)
   for what, params in weights.items():
     latents = overfit_samples.sample(settings, params, asked)
@@ -141,12 +141,12 @@ def progress(
   """Steps, time and the last losses, from a run's log."""
   lines, every = logs.read(run), settings.intervals.log_every
   seconds = [
-    line["speed/step_seconds"]
+    line["perf/step_time"]
     for line in lines
-    if "speed/step_seconds" in line  # not of a first step
+    if "perf/step_time" in line  # not of a first step
   ]
   return {
-    "steps": settings.num_train_steps,
+    "num_train_steps": settings.num_train_steps,
     "step_seconds": float(np.median(seconds)),
     "training_seconds": float(np.sum(seconds) * every),
     "loss": {
@@ -174,7 +174,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"give --workdir; stages are {list(STAGES)}")
   cli.setup()
   root = pathlib.Path(FLAGS.workdir)
-  width = config("fusion", root).model.video.text_width
+  width = config("fusion", root).model.video.text_dim
   overfit_records.write(root / "data", FLAGS.small, width)
   for name in FLAGS.stages:
     result = run_stage(name, root)

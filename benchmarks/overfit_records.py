@@ -49,7 +49,7 @@ def write(path: pathlib.Path, small: bool, width: int) -> None:
           for place, clip in enumerate(sets[number])
         ]
       },
-      geometry=schema.Geometry(text_width=width),
+      geometry=schema.Geometry(text_dim=width),
       null_text=overfit_data.text(*EMPTY, width),
     )
 

@@ -47,7 +47,7 @@ def _sample(
   words = ["sample.py", f"--aot={topology}", f"--config.variant={variant}"]
   words += [f"--config.height={size}", f"--config.width={size}"]
   words += [f"--config.mesh.{axis}={count}" for axis, count in mesh.items()]
-  words += [f"--config.context_attention={attention}"] if attention else []
+  words += [f"--config.context_parallelism={attention}"] if attention else []
   return tuple(words)
 
 

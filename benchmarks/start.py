@@ -59,7 +59,7 @@ def _first_step(
     f"--weights={weights}",
     f"--out={out}",
     f"--prompt={PROMPT}",
-    "--config.skip_layer=1",
+    "--config.slg_layer=1",
     **environment,
   )
   return json.loads(printed.splitlines()[-1])

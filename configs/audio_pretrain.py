@@ -14,10 +14,11 @@ from configs import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  mini = base.size(arg)
-  config = base.training(mini, video=False, audio=True)
-  config.initial.audio = "fresh"
-  config.batch = 8 if mini else 2880
+  config = base.training(video=False, audio=True)
+  config.init_from.audio = "scratch"
+  config.batch_size = 2880
   # Latents of 3, 6, 9 and 12 s at 31.25 a second.
-  config.data.audio = (93, 187, 281, 375)
+  config.data.audio_buckets = (93, 187, 281, 375)
+  if base.is_mini(arg):
+    base.apply_mini(config)
   return config

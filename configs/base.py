@@ -1,39 +1,84 @@
-"""What the stages' configs share; not a stage itself.
+"""What the training configs share; not a config itself.
 
-Sizes are the released model's, or `mini` ones that train on one core. Fields
-are explained in `ovi_jax/training/settings.py` and the classes it names.
+`training` and `codec` have the released sizes; `apply_mini` overlays sizes that
+train on one core. Fields are explained in `ovi_jax/training/settings.py` and
+the classes it names.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
 MINI = "mini"
-FULL_TOWER = {
-  "width": 3072,
-  "blocks": 30,
-  "heads": 24,
-  "feed_forward": 14336,
-  "text_width": 4096,
-  "text_length": 512,
-}
-MINI_TOWER = {
-  "blocks": 4,
-  "feed_forward": 256,
-  "text_width": 48,
-  "text_length": 32,
-}
-# A token of the video has 2·2·48 numbers, with noise in all of them: a narrower
-# tower could not let them through. Heads of both towers are of one size.
-MINI_WIDTHS = {
-  "video": {"width": 224, "heads": 7},
-  "audio": {"width": 96, "heads": 3},
-}
 AUDIO_ROPE = 0.19676  # ratio of the towers' token rates, as released
+TOWER = {
+  "hidden_dim": 3072,
+  "num_layers": 30,
+  "num_heads": 24,
+  "mlp_dim": 14336,
+  "text_dim": 4096,
+  "max_text_len": 512,
+}
+VIDEO = {"channels": 48, "patch": (1, 2, 2)}
+AUDIO = {"channels": 20, "patch": (1,), "rope_scale": AUDIO_ROPE}
 CLIP = (31, 44, 46)  # latents of 121 frames of 704 by 736 pixels
-MINI_CLIP = (31, 4, 4)
 CLIP_AUDIO = 157  # latents of 5.04 s
 
+# Overlays of `:mini`, by dotted path. A token of the video has 2·2·48 numbers
+# with noise in each: a narrower tower could not represent them. Heads of both
+# towers have one size.
+MINI_TOWERS = {
+  "video": {"hidden_dim": 224, "num_heads": 7},
+  "audio": {"hidden_dim": 96, "num_heads": 3},
+}
+MINI_TOWER = {
+  "num_layers": 4,
+  "mlp_dim": 256,
+  "text_dim": 48,
+  "max_text_len": 32,
+}
+MINI_OPTIMIZER = {
+  "optimizer.learning_rate": 3e-3,
+  "optimizer.schedule": "cosine",
+  "optimizer.warmup_steps": 10,
+  "optimizer.ema_decay": 0.99,
+}
+MINI_TRAINING = MINI_OPTIMIZER | {
+  "data.video_buckets": ((31, 4, 4),),
+  "data.num_workers": 0,
+  "eval_samples.num_steps": 20,
+  "num_train_steps": 200,
+  "batch_size": 8,
+  "remat": "none",
+  "checkpoint_every": 50,
+  "keep_period": 0,
+}
+MINI_CODEC = MINI_OPTIMIZER | {
+  "data.num_workers": 0,
+  "num_train_steps": 200,
+  "batch_size": 4,
+  "checkpoint_every": 200,
+}
+OPTIMIZER = {
+  "name": "adamw",
+  "learning_rate": 1e-4,
+  "schedule": "constant",
+  "warmup_steps": 1000,  # ours
+  "end_lr_factor": 0.0,
+  "beta1": 0.9,
+  "muon_beta": 0.95,
+  "beta2": 0.999,
+  "eps": 1e-8,
+  "weight_decay": 0.01,  # ours
+  "grad_clip_norm": 1.0,  # ours
+  "ema_decay": 0.9999,  # ours
+  "ema_on_host": False,
+}
+MESH = {"data": 1, "fsdp": 0, "context": 1, "tensor": 1}
 
-def size(arg: str) -> bool:
+
+def is_mini(arg: str) -> bool:
   """Whether the part of `--config=FILE:ARG` asks for the mini size.
 
   Raises:
@@ -44,163 +89,131 @@ def size(arg: str) -> bool:
   return arg == MINI
 
 
-def towers(mini: bool, video: bool, audio: bool) -> dict:
-  """Sizes of the towers of a stage."""
-  shared = MINI_TOWER if mini else FULL_TOWER
-  widths = MINI_WIDTHS if mini else {"video": {}, "audio": {}}
-  return {
-    "video": {
-      **shared,
-      **widths["video"],
-      "channels": 48,
-      "patch": (1, 2, 2),
-    }
-    if video
-    else None,
-    "audio": {
-      **shared,
-      **widths["audio"],
-      "channels": 20,
-      "patch": (1,),
-      "rope_scale": AUDIO_ROPE,
-    }
-    if audio
-    else None,
-  }
-
-
-def optimizer(mini: bool) -> dict:
-  """How parameters are moved."""
-  return {
-    "learning_rate": 3e-3 if mini else 1e-4,
-    "kind": "adamw",
-    "schedule": "cosine" if mini else "constant",
-    "warmup_steps": 10 if mini else 1000,  # ours
-    "final_share": 0.0,
-    "beta1": 0.9,
-    "momentum": 0.95,  # of Muon
-    "beta2": 0.999,
-    "eps": 1e-8,
-    "weight_decay": 0.01,  # ours
-    "clip_norm": 1.0,  # ours
-    "average_decay": 0.99 if mini else 0.9999,  # ours
-    "average_on_host": False,
-  }
+def apply_mini(config: ml_collections.ConfigDict) -> None:
+  """Overlay a stage's config with sizes that train on one core."""
+  for name, tower in config.model.items():
+    if tower is not None:
+      tower.update(MINI_TOWER | MINI_TOWERS[name])
+  config.update_from_flattened_dict(MINI_TRAINING)
 
 
 def codec(
-  mini: bool, component: str, model: dict, task: dict
+  component: str, model: Mapping[str, Any], objective: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
   """Fields of a codec's run, explained in `ovi_jax/training/codecs`.
 
   Args:
-    mini: for one core.
     component: a key of `codecs/table.py`.
     model: its sizes.
-    task: weights of its terms.
+    objective: weights of its loss terms, and its other settings.
   """
   return ml_collections.ConfigDict(
     {
       "component": component,
       "model": model,
-      "initial": "",
-      "trains": "all",
-      "task": task,
+      "init_from": "",
+      "trainable": "all",
+      "objective": objective,
       "data": {
         "sources": ("world:0",),
         "split": "train",
-        "frames": 0,
-        "samples": 0,
+        "num_frames": 0,
+        "num_audio_samples": 0,
         "tokenizer": "",
-        "text_rows": 64,
-        "workers": 0 if mini else 8,
-        "prefetch": 2,
+        "max_text_len": 64,
+        "num_workers": 8,
+        "prefetch_batches": 2,
       },
-      "optimizer": optimizer(mini),
-      "steps": 200 if mini else 100_000,
-      "batch": 4 if mini else 64,
-      "parts": 1,
+      "optimizer": OPTIMIZER,
+      "num_train_steps": 100_000,
+      "batch_size": 64,
+      "grad_accum_steps": 1,
       "seed": 0,
       "dtype": "auto",
-      "mesh": {"data": 1, "fsdp": 0, "context": 1, "tensor": 1},
-      "cadence": {"log": 10, "save": 200 if mini else 1000},
+      "mesh": MESH,
+      "log_every": 10,
+      "checkpoint_every": 1000,
       "profile_steps": (0, 0),
-      "keep": {"last": 2, "every": 0},
+      "max_to_keep": 2,
+      "keep_period": 0,
     },
     convert_dict=True,
   )
 
 
-def training(mini: bool, video: bool, audio: bool) -> ml_collections.ConfigDict:
+def training(video: bool, audio: bool) -> ml_collections.ConfigDict:
   """Fields with the values that most stages have."""
   return ml_collections.ConfigDict(
     {
-      "model": towers(mini, video, audio),
-      "initial": {
+      "model": {
+        "video": TOWER | VIDEO if video else None,
+        "audio": TOWER | AUDIO if audio else None,
+      },
+      "init_from": {
         "video": "" if video else None,
         "audio": "" if audio else None,
       },
-      "trains": "all",
+      "trainable": "all",
       "objective": {
-        "scales": {"video": float(video), "audio": float(audio)},
-        "times": {
+        "loss_weights": {"video": float(video), "audio": float(audio)},
+        "timesteps": {
           "distribution": "uniform",  # the paper's
           "mean": 0.0,
-          "deviation": 1.0,
+          "std": 1.0,
           "shift": 1.0,
-          "shared": 1.0,
+          "shared_prob": 1.0,
         },
-        "prompt_dropout": {"video": 0.1, "audio": 0.1},  # ours
-        "first_frame": 0.0,
+        "cfg_dropout": {"video": 0.1, "audio": 0.1},  # ours
+        "i2v_prob": 0.0,
       },
-      "optimizer": optimizer(mini),
+      "optimizer": OPTIMIZER,
       "data": {
         "sources": ("",),
-        "weights": (),
-        "video": (MINI_CLIP if mini else CLIP,),
-        "audio": (CLIP_AUDIO,),
-        "caption": "random",
+        "mixture_weights": (),
+        "video_buckets": (CLIP,),
+        "audio_buckets": (CLIP_AUDIO,),
+        "caption_sampling": "random",
         "crop": "random",
-        "drop_unfit": False,
-        "scale_batch": False,
-        "multiple": 0,
-        "media": False,  # straight from mp4 and PCM, or cached latents
-        "text": "embeddings",  # cached, or "captions"
-        "workers": 0 if mini else 8,
-        "prefetch": 2,
-        # What tokenizer and codecs may lose of the data; 1.0, 0 and 0 for any.
+        "skip_unfit": False,
+        "token_balanced_batches": False,
+        "batch_multiple": 0,
+        "encode_on_the_fly": False,  # from mp4 and PCM, or cached latents
+        "text_source": "embeddings",  # cached, or "captions"
+        "num_workers": 8,
+        "prefetch_batches": 2,
+        # Limits of what tokenizer and codecs may lose of the data; 1.0, 0 and
+        # 0 turn the checks off.
         "max_unknown_words": 0.2,  # share
         "min_codec_psnr": 20.0,  # dB
         "max_codec_mel_error": 8.0,  # dB
       },
-      "components": "",
-      "held_out": {"split": "test", "batch": 0, "levels": 4},
-      "samples": {
-        "count": 4,
-        "steps": 20 if mini else 50,
+      "pretrained": "",
+      "eval": {"split": "test", "batch_size": 0, "num_timestep_bins": 4},
+      "eval_samples": {
+        "num_samples": 4,
+        "num_steps": 50,
         "solver": "unipc",
-        "shift": 5.0,
-        "guidance": {"video": 4.0, "audio": 3.0},
+        "flow_shift": 5.0,
+        "guidance_scale": {"video": 4.0, "audio": 3.0},
         "seed": 0,
       },
-      "steps": 200 if mini else 50_000,
-      "batch": 8,
-      "parts": 1,
+      "num_train_steps": 50_000,
+      "batch_size": 8,
+      "grad_accum_steps": 1,
       "seed": 0,
       "dtype": "auto",
-      "frozen_dtype": "auto",
+      "frozen_param_dtype": "auto",
       "attention": "auto",
-      "context_attention": "all_to_all",  # or ring: context divides no heads
-      "remat": "none" if mini else "full",
-      "mesh": {"data": 1, "fsdp": 0, "context": 1, "tensor": 1},
-      "cadence": {
-        "log": 10,
-        "save": 50 if mini else 1000,
-        "held_out": 0,  # needs a split that is held out
-        "samples": 0,  # needs that and components
-      },
+      "context_parallelism": "ulysses",  # or ring: context divides no heads
+      "remat": "full",
+      "mesh": MESH,
+      "log_every": 10,
+      "checkpoint_every": 1000,
+      "eval_every": 0,  # needs a split that is held out
+      "sample_every": 0,  # needs that and `pretrained`
       "profile_steps": (0, 0),
-      "keep": {"last": 2, "every": 0 if mini else 10_000},
+      "max_to_keep": 2,
+      "keep_period": 10_000,
     },
     convert_dict=True,
   )

@@ -12,7 +12,6 @@ import ml_collections
 
 from configs import base
 
-MULTIPLIERS = {"full": (1, 2, 4), "mini": (1, 2, 2)}
 # Of `world:0`, log10 magnitudes.
 # fmt: off
 MEL_MEAN = (
@@ -27,7 +26,7 @@ MEL_MEAN = (
   -4.7658, -4.8067, -4.9079, -4.9170, -4.9166, -4.8097, -4.7345, -4.8577,
   -4.9164, -4.9182, -4.9195, -4.9205, -4.9214, -4.9220, -4.9225, -4.9228,
 )
-MEL_DEVIATION = (
+MEL_STD = (
   1.2751, 1.6000, 1.6116, 1.4780, 1.4637, 1.5483, 1.4960, 1.3904,
   1.2614, 1.2217, 1.2652, 1.3394, 1.3380, 1.2014, 1.2435, 1.4568,
   1.4609, 1.3483, 1.2186, 1.2501, 1.4251, 1.4303, 1.2968, 1.2425,
@@ -40,27 +39,33 @@ MEL_DEVIATION = (
   0.4066, 0.3978, 0.3915, 0.3867, 0.3829, 0.3799, 0.3779, 0.3766,
 )
 # fmt: on
+FULL = {
+  "data_dim": 80,
+  "embed_dim": 20,
+  "hidden_dim": 384,
+  "channel_multipliers": (1, 2, 4),
+  "res_blocks": 2,
+  "down_layers": (0,),
+  "mel_mean": MEL_MEAN,
+  "mel_std": MEL_STD,
+}
+MINI = {
+  "model.hidden_dim": 64,
+  "model.channel_multipliers": (1, 2, 2),
+  "model.res_blocks": 1,
+  "data.num_audio_samples": 64 * 512,
+  "optimizer.learning_rate": 2.5e-3,
+  "optimizer.name": "muon",
+}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  mini = base.size(arg)
   config = base.codec(
-    mini,
-    "audio_vae",
-    {
-      "data_dim": 80,
-      "embed_dim": 20,
-      "hidden_dim": 64 if mini else 384,
-      "channel_multipliers": MULTIPLIERS["mini" if mini else "full"],
-      "res_blocks": 1 if mini else 2,
-      "down_layers": (0,),
-      "mel_mean": MEL_MEAN,
-      "mel_deviation": MEL_DEVIATION,
-    },
-    {"silence": 0.5, "kl": 1e-3},
+    "audio_vae", FULL, {"silence_weight": 0.5, "kl_weight": 1e-3}
   )
-  config.data.samples = (64 if mini else 157) * 512
-  config.optimizer.learning_rate = 2.5e-3 if mini else 3e-4
-  config.optimizer.kind = "muon" if mini else "adamw"
+  config.data.num_audio_samples = 157 * 512
+  config.optimizer.learning_rate = 3e-4
   config.optimizer.weight_decay = 0.0  # filters' norms mean nothing
+  if base.is_mini(arg):
+    config.update_from_flattened_dict(base.MINI_CODEC | MINI)
   return config

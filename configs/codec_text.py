@@ -23,24 +23,24 @@ FULL = {
   "num_buckets": 32,
 }
 MINI = {
-  "vocab_size": 128,
-  "dim": 64,
-  "dim_attn": 64,
-  "dim_ffn": 128,
-  "num_heads": 4,
-  "encoder_layers": 3,
-  "num_buckets": 32,
+  "model.vocab_size": 128,
+  "model.dim": 64,
+  "model.dim_attn": 64,
+  "model.dim_ffn": 128,
+  "model.num_heads": 4,
+  "model.encoder_layers": 3,
+  "data.max_text_len": 32,
+  "batch_size": 32,
+  "optimizer.learning_rate": 4e-3,
 }
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  mini = base.size(arg)
-  config = base.codec(
-    mini, "umt5", MINI if mini else FULL, {"reach": 4, "hidden": 0.15}
-  )
+  config = base.codec("umt5", FULL, {"context_window": 4, "mask_prob": 0.15})
   config.data.tokenizer = ""  # must be given
-  config.data.text_rows = 32 if mini else 512
-  config.batch = 32 if mini else 256
-  config.optimizer.learning_rate = 4e-3 if mini else 1e-4
+  config.data.max_text_len = 512
+  config.batch_size = 256
   config.optimizer.weight_decay = 0.0
+  if base.is_mini(arg):
+    config.update_from_flattened_dict(base.MINI_CODEC | MINI)
   return config

@@ -22,7 +22,7 @@ FULL = {
 }
 # The same strides from larger patches and one stage less: convolutions of few
 # channels over many pixels are slow on a CPU.
-MINI = {
+MINI_MODEL = {
   "dim": 16,
   "dec_dim": 24,
   "z_dim": 16,
@@ -33,21 +33,29 @@ MINI = {
   "num_res_blocks": 1,
   "patch": 4,
 }
+MINI = {
+  "data.num_frames": 9,
+  "batch_size": 8,
+  "optimizer.ema_decay": 0.995,
+  "optimizer.name": "muon",
+  "optimizer.learning_rate": 1e-2,
+}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  mini = base.size(arg)
+  mini = base.is_mini(arg)
   config = base.codec(
-    mini,
     "video_vae",
-    MINI if mini else FULL,
-    {"pixels": 1.0, "moving": 0.1, "kl": 1e-5, "smooth": 1.0},
+    MINI_MODEL if mini else FULL,
+    {
+      "recon_weight": 1.0,
+      "motion_weight": 0.1,
+      "kl_weight": 1e-5,
+      "smoothness_weight": 1.0,
+    },
   )
-  config.data.frames = 9 if mini else 17
-  config.batch = 8 if mini else 64
+  config.data.num_frames = 17
   config.optimizer.weight_decay = 0.0
-  config.optimizer.average_decay = 0.995 if mini else 0.9999
   if mini:
-    config.optimizer.kind = "muon"
-    config.optimizer.learning_rate = 1e-2
+    config.update_from_flattened_dict(base.MINI_CODEC | MINI)
   return config

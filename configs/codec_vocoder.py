@@ -13,6 +13,7 @@ import ml_collections
 from configs import base
 
 FULL = {
+  "mel_bins": 80,
   "upsample_initial_channel": 1536,
   "upsample_rates": (4, 4, 2, 2, 2, 2),
   "upsample_kernel_sizes": (8, 8, 4, 4, 4, 4),
@@ -20,29 +21,30 @@ FULL = {
   "resblock_dilation_sizes": ((1, 3, 5),) * 3,
 }
 MINI = {
-  "upsample_initial_channel": 96,
-  "upsample_rates": (8, 8, 4),
-  "upsample_kernel_sizes": (16, 16, 8),
-  "resblock_kernel_sizes": (3, 7),
-  "resblock_dilation_sizes": ((1, 3), (1, 3)),
+  "model.upsample_initial_channel": 96,
+  "model.upsample_rates": (8, 8, 4),
+  "model.upsample_kernel_sizes": (16, 16, 8),
+  "model.resblock_kernel_sizes": (3, 7),
+  "model.resblock_dilation_sizes": ((1, 3), (1, 3)),
+  "data.num_audio_samples": 8192,
+  "optimizer.learning_rate": 4e-3,
+  "optimizer.name": "muon",
 }
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  mini = base.size(arg)
   config = base.codec(
-    mini,
     "vocoder",
-    {"mel_bins": 80, **(MINI if mini else FULL)},
+    FULL,
     {
-      "convergence_scale": 3.0,
-      "magnitude_scale": 1.0,
-      "mel_scale": 2.0,
-      "noise": 0.1,
+      "convergence_weight": 3.0,
+      "magnitude_weight": 1.0,
+      "mel_weight": 2.0,
+      "noise_std": 0.1,
     },
   )
-  config.data.samples = 8192 if mini else 32 * 512
-  config.optimizer.learning_rate = 4e-3 if mini else 1e-4
-  config.optimizer.kind = "muon" if mini else "adamw"
+  config.data.num_audio_samples = 32 * 512
   config.optimizer.weight_decay = 0.0
+  if base.is_mini(arg):
+    config.update_from_flattened_dict(base.MINI_CODEC | MINI)
   return config

@@ -32,32 +32,35 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   manifest = weights_dir.manifest_of(arg)
   towers = manifest.architecture.fusion
   config = base.training(
-    False, video=towers.video is not None, audio=towers.audio is not None
+    video=towers.video is not None, audio=towers.audio is not None
   )
   weights = str(pathlib.Path(arg).absolute())
   for name, tower in towers.present().items():
     config.model[name].update(dataclasses.asdict(tower))
-    config.initial[name] = weights
-  config.components = weights
+    config.init_from[name] = weights
+  config.pretrained = weights
   clip = manifest.architecture.clip or _square(manifest.geometry)
   size = clip.latent_frames, clip.latent_height, clip.latent_width
-  config.data.video, config.data.audio = (size,), (clip.audio_latents,)
+  config.data.video_buckets, config.data.audio_buckets = (
+    (size,),
+    (clip.audio_latents,),
+  )
   if len(towers.present()) == 2:
-    config.trains = "attention"
-    config.objective.scales.video = 0.85
-    config.objective.scales.audio = 0.15
-    config.objective.first_frame = 0.2
-  config.steps = 2000
-  config.batch = 16
+    config.trainable = "attention"
+    config.objective.loss_weights.video = 0.85
+    config.objective.loss_weights.audio = 0.15
+    config.objective.i2v_prob = 0.2
+  config.num_train_steps = 2000
+  config.batch_size = 16
   config.optimizer.learning_rate = 1e-5
   config.optimizer.warmup_steps = 100
   config.optimizer.beta2 = 0.95
-  config.optimizer.average_decay = 0.999
-  config.cadence.save = 250
+  config.optimizer.ema_decay = 0.999
+  config.checkpoint_every = 250
   advised = manifest.sampling
-  for name in ("steps", "solver", "shift"):
-    config.samples[name] = advised.get(name, config.samples[name])
-  config.samples.guidance.update(advised.get("guidance", {}))
+  for name in ("num_steps", "solver", "flow_shift"):
+    config.eval_samples[name] = advised.get(name, config.eval_samples[name])
+  config.eval_samples.guidance_scale.update(advised.get("guidance_scale", {}))
   return config
 
 

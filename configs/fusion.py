@@ -1,7 +1,7 @@
 """Stage 3: both towers, attending to each other, on clips with their sound.
 
   python train.py --config=configs/fusion.py --workdir=DIR
-    --config.initial.video=WAN --config.initial.audio=STAGE_2
+    --config.init_from.video=WAN --config.init_from.audio=STAGE_2
     --config.data.sources="('DIR',)"
 
 The paper: from Wan2.2-TI2V-5B and stage 2, 40k steps of 768 clips of 121
@@ -15,14 +15,15 @@ from configs import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  mini = base.size(arg)
-  config = base.training(mini, video=True, audio=True)
-  config.trains = "attention"
-  config.objective.scales.video = 0.85
-  config.objective.scales.audio = 0.15
-  config.objective.first_frame = 0.2  # ours
-  config.batch = 8 if mini else 768
-  config.steps = 200 if mini else 40_000
-  config.optimizer.learning_rate = 3e-3 if mini else 5e-5
+  config = base.training(video=True, audio=True)
+  config.trainable = "attention"
+  config.objective.loss_weights.video = 0.85
+  config.objective.loss_weights.audio = 0.15
+  config.objective.i2v_prob = 0.2  # ours
+  config.batch_size = 768
+  config.num_train_steps = 40_000
+  config.optimizer.learning_rate = 5e-5
   config.optimizer.beta2 = 0.95
+  if base.is_mini(arg):
+    base.apply_mini(config)
   return config

@@ -3,8 +3,9 @@
   python train.py --config=configs/small.py --workdir=DIR
     --config.data.sources="('DATASET',)"
 
-Towers, text encoder and codecs start from `ovi_jax/synthetic/weights`; sizes and
-buckets are theirs. Runs on a CPU. What the small model can learn, and what it
+Towers, text encoder and codecs start from `ovi_jax/synthetic/weights`; sizes
+and buckets are theirs. Runs on a CPU. What the small model can learn, and what
+it
 cannot: docs/fine_tuning.md.
 """
 
@@ -13,35 +14,36 @@ import ml_collections
 from configs import base
 from ovi_jax import synthetic
 
-TOWER = {"blocks": 6, "text_width": 64, "text_length": 48}
+TOWER = {"num_layers": 6, "text_dim": 64, "max_text_len": 48}
 WIDTHS = {
-  "video": {"width": 192, "heads": 6, "feed_forward": 512, "channels": 16},
-  "audio": {"width": 128, "heads": 4, "feed_forward": 384, "channels": 20},
+  "video": {"hidden_dim": 192, "num_heads": 6, "mlp_dim": 512, "channels": 16},
+  "audio": {"hidden_dim": 128, "num_heads": 4, "mlp_dim": 384, "channels": 20},
 }
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = base.training(True, video=True, audio=True)
+  config = base.training(video=True, audio=True)
+  base.apply_mini(config)
   weights = str(synthetic.WEIGHTS)
   for name, tower in config.model.items():
     tower.update(TOWER | WIDTHS[name])
-    config.initial[name] = weights
-  config.components = weights
-  config.steps = 500
-  config.batch = 8
+    config.init_from[name] = weights
+  config.pretrained = weights
+  config.num_train_steps = 500
+  config.batch_size = 8
   # Muon and the noise levels of the stage that made the weights, at a hundredth
   # of its learning rate (docs/fine_tuning.md has what other rates do).
-  config.optimizer.kind = "muon"
+  config.optimizer.name = "muon"
   config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 20
-  config.objective.scales.video = 0.85
-  config.objective.scales.audio = 0.15
-  config.objective.times.shift = 3.0
-  config.objective.times.shared = 0.5
-  config.objective.first_frame = 0.2
-  config.data.drop_unfit = True
-  config.samples.shift = 3.0
-  config.samples.guidance.video = 1.5
-  config.samples.guidance.audio = 1.5
-  config.cadence.save = 100
+  config.objective.loss_weights.video = 0.85
+  config.objective.loss_weights.audio = 0.15
+  config.objective.timesteps.shift = 3.0
+  config.objective.timesteps.shared_prob = 0.5
+  config.objective.i2v_prob = 0.2
+  config.data.skip_unfit = True
+  config.eval_samples.flow_shift = 3.0
+  config.eval_samples.guidance_scale.video = 1.5
+  config.eval_samples.guidance_scale.audio = 1.5
+  config.checkpoint_every = 100
   return config

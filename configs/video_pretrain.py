@@ -12,9 +12,10 @@ from configs import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  mini = base.size(arg)
-  config = base.training(mini, video=True, audio=False)
-  config.initial.video = "fresh"
-  config.batch = 8 if mini else 512
-  config.objective.first_frame = 0.2
+  config = base.training(video=True, audio=False)
+  config.init_from.video = "scratch"
+  config.batch_size = 512
+  config.objective.i2v_prob = 0.2
+  if base.is_mini(arg):
+    base.apply_mini(config)
   return config

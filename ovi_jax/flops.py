@@ -31,7 +31,7 @@ class Tower(Protocol):
   width: int
   feed_forward: int
   text_length: int
-  text_width: int
+  text_dim: int
   channels: int
 
   @property
@@ -113,7 +113,7 @@ def _tower(sizes: Tower, tokens: int, foreign: int) -> ForwardFlops:
     projections=2.0 * sizes.blocks * projections,
     attention=2.0 * sizes.blocks * attention,
     mlp=2.0 * sizes.blocks * feed_forward,
-    text=2.0 * text * width * (sizes.text_width + width),
+    text=2.0 * text * width * (sizes.text_dim + width),
     embeddings_and_heads=2.0
     * tokens
     * (width * sizes.token_channels + _stem(sizes)),

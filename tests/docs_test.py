@@ -18,7 +18,8 @@ from ovi_jax.training import logs
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FENCED = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FEWER = (
-  " --config.steps=4 --config.optimizer.warmup_steps=2 --config.cadence.log=2"
+  " --config.num_train_steps=4 --config.optimizer.warmup_steps=2"
+  " --config.log_every=2"
 )
 
 
@@ -28,12 +29,12 @@ def run(kind: str, text: str, folder: pathlib.Path) -> None:
     text = text.replace("\\\n", " ")
     text = re.sub(r"^python train.py .*$", rf"\g<0>{FEWER}", text, flags=re.M)
     text = re.sub(
-      r"^python sample.py (?!.*config.steps).*$",
-      r"\g<0> --config.steps=2",
+      r"^python sample.py (?!.*config.num_train_steps).*$",
+      r"\g<0> --config.num_steps=2",
       text,
       flags=re.M,
     )
-    text = re.sub(r"(cadence\.(held_out|samples))=100", r"\1=2", text)
+    text = re.sub(r"((?:eval|sample)_every)=100", r"\1=2", text)
     command = ["bash", "-euc", text]
   else:
     command = [sys.executable, "-c", text]
@@ -70,7 +71,7 @@ def test_training_from_raw_clips_to_sample_py(tmp_path):
   assert frames.shape == (121, 64, 64, 3) and fps == 24
   assert rate == 16_000 and abs(wave.size / rate - 5.02) < 0.1
   lines = logs.read(tmp_path / "runs" / "fusion")
-  assert any("held_out/loss_video_t0.25-0.50" in line for line in lines)
+  assert any("eval/loss_video_t0.25-0.50" in line for line in lines)
   made = tmp_path / "runs" / "fusion" / "samples" / "step-00000004"
   assert len(list(made.glob("*.mp4"))) == 2
 
@@ -102,7 +103,7 @@ def test_fine_tuning_from_a_folder_of_clips(tmp_path):
     "fusion"
   }
   lines = logs.read(tmp_path / "runs" / "mine")
-  assert any("held_out/loss_video" in line for line in lines)
+  assert any("eval/loss_video" in line for line in lines)
   assert list((tmp_path / "runs" / "mine" / "samples").rglob("*.mp4"))
 
 

@@ -21,7 +21,7 @@ def words(weights, prompts, out, *flags, **fields) -> list[str]:
     f"--out={out}",
     f"--prompts={prompts}",
     "--save_latents",
-    "--config.steps=2",
+    "--config.num_steps=2",
     *flags,
     *(f"--config.{name}={value}" for name, value in fields.items()),
   ]

@@ -39,7 +39,11 @@ def towers(source, tmp_path_factory):
 def test_a_stage_that_is_killed_ends_as_one_left_alone(
   stage, source, towers, tmp_path
 ):
-  fields = {"steps": 2 * HALF, "cadence__save": HALF, "data__workers": 2}
+  fields = {
+    "num_train_steps": 2 * HALF,
+    "checkpoint_every": HALF,
+    "data__num_workers": 2,
+  }
   fields |= towers if stage == "fusion" else {}
   alone = train_runs.command(stage, source, tmp_path / "alone", **fields)
   code, said = train_runs.run(alone)
@@ -71,7 +75,7 @@ def test_a_run_that_is_killed_thirty_times_ends_as_one_left_alone(
   moments = random.Random(SEED)
 
   def command(name, steps, save):
-    changes = {"steps": steps, "cadence__save": save} | towers
+    changes = {"num_train_steps": steps, "checkpoint_every": save} | towers
     return train_runs.command("fusion", source, tmp_path / name, **changes)
 
   kills: collections.Counter[str] = collections.Counter()

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.slow
 
 STEPS, SAVE = 8, 4
 FIELDS = {
-  "steps": STEPS,
-  "cadence__save": SAVE,
+  "num_train_steps": STEPS,
+  "checkpoint_every": SAVE,
   # No steps by the sign of gradients that are all rounding.
   "optimizer__eps": 1e-4,
 }
@@ -41,7 +41,7 @@ def test_a_process_is_lost_and_others_go_on(
 ):
   """Four devices always; other processes before the loss and after it."""
   changes = {f"mesh__{axis}": size for axis, size in mesh.items()}
-  fields = FIELDS | towers | changes | {"data__workers": 1}
+  fields = FIELDS | towers | changes | {"data__num_workers": 1}
   fields |= {f"model__{name}__heads": 4 for name in ("video", "audio")}
   alone = train_runs.command("fusion", source, tmp_path / "alone", **fields)
   code, said = train_runs.run(alone, devices=4)
@@ -75,7 +75,10 @@ def test_a_process_is_lost_and_others_go_on(
 
 def test_one_is_told_and_all_stop(source, tmp_path):
   words = train_runs.command(
-    "audio_pretrain", source, tmp_path / "run", **FIELDS | {"steps": 10**6}
+    "audio_pretrain",
+    source,
+    tmp_path / "run",
+    **FIELDS | {"num_train_steps": 10**6},
   )
   with train_runs.group([words] * 2, tmp_path / "log") as runs:
     runs[0].wait(lambda: runs[0].logged > 1)

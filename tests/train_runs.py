@@ -25,23 +25,23 @@ from tests.training import trainer_test
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The towers of each stage.
 STAGES = {
-  "audio_pretrain": AV(None, "fresh"),
-  "audio_finetune": AV(None, "fresh"),
-  "video_pretrain": AV("fresh", None),
-  "fusion": AV("fresh", "fresh"),
+  "audio_pretrain": AV(None, "scratch"),
+  "audio_finetune": AV(None, "scratch"),
+  "video_pretrain": AV("scratch", None),
+  "fusion": AV("scratch", "scratch"),
 }
 SMALL = {
-  "data.video": (trainer_test.CLIP,),
-  "data.audio": (trainer_test.SOUND,),
-  "batch": 4,
+  "data.video_buckets": (trainer_test.CLIP,),
+  "data.audio_buckets": (trainer_test.SOUND,),
+  "batch_size": 4,
   "optimizer.warmup_steps": 2,
   # Low: AdamW steps by the sign where a gradient is all rounding, and a high
   # rate lets what two orders of a sum differ by grow from step to step.
   "optimizer.learning_rate": 1e-3,
   "optimizer.schedule": "constant",  # does not know how long a run will be
-  "cadence.log": 1,
+  "log_every": 1,
 }
-SMALL_TOWER = {"width": 32, "blocks": 2, "heads": 2, "feed_forward": 48}
+SMALL_TOWER = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 48}
 LONGEST = 300  # seconds that anything waited for may take
 
 
@@ -63,7 +63,7 @@ def command(
   fields = {"data.sources": (str(source),)} | SMALL
   for name, initial in STAGES[stage].present().items():
     fields |= {f"model.{name}.{n}": v for n, v in SMALL_TOWER.items()}
-    fields[f"initial.{name}"] = initial
+    fields[f"init_from.{name}"] = initial
   fields |= {n.replace("__", "."): v for n, v in changes.items()}
   return [
     sys.executable,
@@ -85,7 +85,7 @@ def towers(source: pathlib.Path, root: pathlib.Path) -> dict[str, str]:
     words = command(f"{name}_pretrain", source, workdir, steps=4)
     code, said = run(words)
     assert code == 0, said
-    found[f"initial__{name}"] = str(workdir / stages.CHECKPOINTS)
+    found[f"init_from__{name}"] = str(workdir / stages.CHECKPOINTS)
   return found
 
 
@@ -277,7 +277,7 @@ def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
   assert place == there
   assert losses(ours) == losses(theirs)
   # Where nothing is learnt, nothing can differ.
-  assert all(line["train/gradient_norm"] > 0 for line in losses(ours))
+  assert all(line["train/grad_norm"] > 0 for line in losses(ours))
 
 
 def assert_close(

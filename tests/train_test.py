@@ -8,7 +8,7 @@ import pytest
 from tests import train_runs
 
 STEPS, SAVE = 10, 2
-FIELDS = {"steps": STEPS, "cadence__save": SAVE}
+FIELDS = {"num_train_steps": STEPS, "checkpoint_every": SAVE}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   assert code == 0, said
   assert f"continuing from the checkpoint of step {stopped}" in said
 
-  changes = FIELDS | {"cadence__save": 0}
+  changes = FIELDS | {"checkpoint_every": 0}
   alone = train_runs.command(
     "audio_finetune", source, tmp_path / "alone", **changes
   )
@@ -59,7 +59,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   train_runs.assert_same(tmp_path / "run", tmp_path / "alone")
 
   # The directory belongs to this run.
-  changes = FIELDS | {"seed": 1, "batch": 8}
+  changes = FIELDS | {"seed": 1, "batch_size": 8}
   other = train_runs.command(
     "audio_finetune", source, tmp_path / "run", **changes
   )
@@ -67,9 +67,10 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   assert code == 1 and "Traceback" not in said
   assert f"train: {tmp_path / 'run'} belongs to a run of another" in said
   assert (
-    "\n  batch: 4 in the run, 8 now (--config.batch=4 sets it back)" in said
+    "\n  batch: 4 in the run, 8 now (--config.batch_size=4 sets it back)"
+    in said
   )
-  assert f"--workdir=NEW --config.initial.audio={tmp_path / 'run'}" in said
+  assert f"--workdir=NEW --config.init_from.audio={tmp_path / 'run'}" in said
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   [
     ("optimizer__nesterov", 0.9, "the config has no field 'nesterov'"),
     ("data__sources", ("nowhere",), "nowhere"),
-    ("initial__audio", "", "config: initial.audio: the stage starts from"),
+    ("init_from__audio", "", "config: initial.audio: the stage starts from"),
   ],
 )
 def test_bad_input_is_one_line(field, value, message, source, tmp_path):
@@ -102,7 +103,7 @@ def test_a_run_without_a_directory_is_refused(source):
 def test_ctrl_c_in_a_terminal_saves_though_it_reaches_the_workers(
   source, tmp_path
 ):
-  changes = FIELDS | {"steps": 10_000, "data__workers": 1}
+  changes = FIELDS | {"num_train_steps": 10_000, "data__num_workers": 1}
   words = train_runs.command(
     "audio_finetune", source, tmp_path / "run", **changes
   )

@@ -34,7 +34,7 @@ class Array:
   Attributes:
     dtype: as XLA names it.
     shape: its axes.
-    main: whether it lies in main memory; some lie in memory on the chip.
+    in_hbm: whether it lies in main memory; some lie in memory on the chip.
   """
 
   dtype: str

@@ -14,6 +14,7 @@ import ml_collections
 from flax import traverse_util
 
 import ovi_jax
+from ovi_jax import config as config_lib
 from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax import geometry
@@ -108,7 +109,7 @@ def pipeline_of(
   tower = next(iter(manifest.architecture.fusion.present().values()))
   mesh = generate.make_mesh(settings, devices, tower.num_heads)
   platform = devices[0].platform
-  dtype = jnp.dtype("bfloat16" if settings.dtype == "auto" else settings.dtype)
+  dtype = config_lib.resolve_dtype(settings.dtype, platform)
   return pipelines.Pipeline(
     weights=pathlib.Path(),
     manifest=manifest,

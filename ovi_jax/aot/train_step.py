@@ -96,7 +96,8 @@ def step(
   only_attention = settings.trainable == param_filter.ATTENTION
   work = flops.forward(settings.model, tokens).training(only_attention)
   return report.compile_and_report(
-    f"training step of {settings.batch_size} clips in {settings.grad_accum_steps} parts,"
+    f"training step of {settings.batch_size} clips in"
+    f" {settings.grad_accum_steps} microbatches,"
     f" remat {settings.remat}",
     lowered,
     (state, batch, null_SE),

@@ -42,17 +42,17 @@ class Backend(NamedTuple):
   """A way to attend, on one device.
 
   Attributes:
-    attend: (q, k, v, last, length) -> values; `length` is `None`, a number, or
-      one for each example.
+    attend: (q, k, v, pad_count, length) -> values; `length` is `None`, a
+      number, or one for each example.
     attend_part: (q, k, v, length_B) -> values and sums, see
       `blockwise.attend_part`.
-    weighs_last: does less work for a short prompt; for others it is written
+    weights_pad_key: does less work for a short prompt; for others it is written
       out.
   """
 
   attend: Callable[..., jax.Array]
   attend_part: Callable[..., tuple[jax.Array, jax.Array]]
-  weighs_last: bool = False
+  weights_pad_key: bool = False
 
 
 _XLA = functools.partial(blockwise.attend, one_head=False)
@@ -110,11 +110,11 @@ def attention(
   k_BSNK: jax.Array,
   v_BSNK: jax.Array,
   backend: str,
-  last: int = 1,
+  pad_count: int = 1,
   length: jax.Array | int | None = None,
   *,
   letters: tuple[str, str] = ("BLNK", "BSNK"),
-  scheme: str = context.ULYSSES,
+  strategy: str = context.ULYSSES,
 ) -> jax.Array:
   """Attend.
 
@@ -123,24 +123,24 @@ def attention(
     k_BSNK: keys.
     v_BSNK: values.
     backend: a key of `BACKENDS`.
-    last: how many equal keys and values the last ones stand for.
+    pad_count: how many equal keys and values the last ones stand for.
     length: how many keys count, of all examples or of each; `None` for all.
-      Not together with `last`.
+      Not together with `pad_count`.
     letters: how queries, and keys and values, lie on the mesh, see `axes`.
-    scheme: how tokens that are split attend to each other, a key of
+    strategy: how tokens that are split attend to each other, a key of
       `context.SCHEMES`.
 
   Returns:
     [B, L, N, K] in the dtype of q; 0 where no key counts.
   """
-  if length is not None and last > 1:
-    raise ValueError("attention takes `last` or `length`, not both")
+  if length is not None and pad_count > 1:
+    raise ValueError("attention takes `pad_count` or `length`, not both")
   if isinstance(length, int | None):
     return _placed(
-      q_BLNK, k_BSNK, v_BSNK, backend, last, length, letters, scheme
+      q_BLNK, k_BSNK, v_BSNK, backend, pad_count, length, letters, strategy
     )
   some = jnp.maximum(length, 1)
-  out = _placed(q_BLNK, k_BSNK, v_BSNK, backend, 1, some, letters, scheme)
+  out = _placed(q_BLNK, k_BSNK, v_BSNK, backend, 1, some, letters, strategy)
   return jnp.where(length[:, None, None, None] > 0, out, 0)
 
 
@@ -149,16 +149,16 @@ def _placed(
   k: jax.Array,
   v: jax.Array,
   backend: str,
-  last: int,
+  pad_count: int,
   length: Any,
   letters: tuple[str, str],
-  scheme: str,
+  strategy: str,
 ) -> jax.Array:
   """Attend where the arrays are."""
   local = BACKENDS[backend]
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
-    return local.attend(q, k, v, last, length)
+    return local.attend(q, k, v, pad_count, length)
   q = logical_axes.constrain(q, letters[0])
   k, v = (logical_axes.constrain(x, letters[1]) for x in (k, v))
   sizes = dict(mesh.shape)
@@ -171,13 +171,13 @@ def _placed(
   if where_k[1] and not where_q[1]:
     # Few queries: partial sums over split keys are little to send, and XLA
     # writes them itself.
-    return _XLA(q, k, v, last, length)
+    return _XLA(q, k, v, pad_count, length)
 
   def on_device(q, k, v, length_B):
     count = length if length_B is None else length_B
     if where_k[1]:
-      return context.STRATEGIES[scheme](local, q, k, v, count)
-    return local.attend(q, k, v, last, count)
+      return context.STRATEGIES[strategy](local, q, k, v, count)
+    return local.attend(q, k, v, pad_count, count)
 
   length_B = length if isinstance(length, jax.Array) else None
   return jax.shard_map(

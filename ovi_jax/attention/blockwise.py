@@ -26,7 +26,7 @@ def attend(
   q_BLNK: jax.Array,
   k_BSNK: jax.Array,
   v_BSNK: jax.Array,
-  last: int,
+  pad_count: int,
   length: Any,
   *,
   one_head: bool,
@@ -42,11 +42,11 @@ def attend(
 
     def of_head(head):
       q, k, v, length = head
-      return _by_query_block(q, k, v, last, length)[0]
+      return _by_query_block(q, k, v, pad_count, length)[0]
 
     out = jax.lax.map(of_head, (*flat, length_N)).reshape(q.shape)
   else:
-    out, _ = _by_query_block(q, k, v, last, _over_heads(length))
+    out, _ = _by_query_block(q, k, v, pad_count, _over_heads(length))
   return kept(_heads_first(out))
 
 
@@ -66,8 +66,8 @@ def attend_part(
     exponentials, [B, L, N] float32, at most `MASKED` where no key counts.
   """
   q, k, v = (_heads_first(x) for x in (scaled(q_BLNK), k_BSNK, v_BSNK))
-  out, sums_BNL1 = _by_query_block(q, k, v, 1, _over_heads(length_B))
-  return _heads_first(out), _heads_first(sums_BNL1)[..., 0]
+  out, lse_BNL1 = _by_query_block(q, k, v, 1, _over_heads(length_B))
+  return _heads_first(out), _heads_first(lse_BNL1)[..., 0]
 
 
 def part_gradients(
@@ -75,7 +75,7 @@ def part_gradients(
   k_BSNK: jax.Array,
   v_BSNK: jax.Array,
   length_B: Any,
-  sums_BLN: jax.Array,
+  lse_BLN: jax.Array,
   out_BLNK: jax.Array,
   g_BLNK: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -86,7 +86,7 @@ def part_gradients(
     k_BSNK: keys of this part.
     v_BSNK: values of this part.
     length_B: how many of them count; `None` for all.
-    sums_BLN: logarithm of the sum of exponentials over all keys.
+    lse_BLN: logarithm of the sum of exponentials over all keys.
     out_BLNK: what attention to all keys gave.
     g_BLNK: its gradient.
 
@@ -98,27 +98,27 @@ def part_gradients(
   q, k, v, g = (
     _heads_first(x) for x in (scaled(q_BLNK), k_BSNK, v_BSNK, g_BLNK)
   )
-  sums = _heads_first(sums_BLN[..., None])
+  lse = _heads_first(lse_BLN[..., None])
   products = out_BLNK.astype(jnp.float32) * g_BLNK.astype(jnp.float32)
-  drift = _heads_first(products.sum(-1, keepdims=True))
+  delta = _heads_first(products.sum(-1, keepdims=True))
   length = _over_heads(length_B)
 
   def one(carry, block):
-    q, g, sums, drift = block
+    q, g, lse, delta = block
     logits = masked(jnp.einsum("...LK,...SK->...LS", q, k, **_FLOAT32), length)
-    weights = jnp.exp(logits - sums)
-    toward = jnp.einsum("...LK,...SK->...LS", g, v, **_FLOAT32)
-    change = (weights * (toward - drift)).astype(q.dtype)
+    weights = jnp.exp(logits - lse)
+    dP = jnp.einsum("...LK,...SK->...LS", g, v, **_FLOAT32)
+    dS = (weights * (dP - delta)).astype(q.dtype)
     weights = weights.astype(q.dtype)
-    dk = jnp.einsum("...LS,...LK->...SK", change, q, **_FLOAT32)
+    dk = jnp.einsum("...LS,...LK->...SK", dS, q, **_FLOAT32)
     dv = jnp.einsum("...LS,...LK->...SK", weights, g, **_FLOAT32)
-    dq = scale * jnp.einsum("...LS,...SK->...LK", change, k, **_FLOAT32)
+    dq = scale * jnp.einsum("...LS,...SK->...LK", dS, k, **_FLOAT32)
     return (carry[0] + dk, carry[1] + dv), dq
 
   queries = q.shape[-2]
   # Sums of queries beyond the end are large, so that their weights are 0.
-  rows = [_blocks_of(x, k.shape[-2]) for x in (q, g, drift)]
-  rows.insert(2, _blocks_of(sums, k.shape[-2], fill=-MASKED))
+  rows = [_blocks_of(x, k.shape[-2]) for x in (q, g, delta)]
+  rows.insert(2, _blocks_of(lse, k.shape[-2], fill=-MASKED))
   zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
   (dk, dv), dq = jax.lax.scan(one, zeros, tuple(rows))
   dq = _merged(dq, queries)
@@ -135,9 +135,10 @@ def scaled(q_BLNK: jax.Array) -> jax.Array:
   return q_BLNK * jnp.asarray(q_BLNK.shape[-1] ** -0.5, q_BLNK.dtype)
 
 
-def repeat_last(x_BSNK: jax.Array, last: int) -> jax.Array:
-  """Write the last row out `last` times, for kernels that cannot weigh it."""
-  rest = jnp.repeat(x_BSNK[:, -1:], last - 1, axis=1)
+def repeat_last(x_BSNK: jax.Array, pad_count: int) -> jax.Array:
+  """Write the last row out `pad_count` times, for kernels that cannot weigh
+  it."""
+  rest = jnp.repeat(x_BSNK[:, -1:], pad_count - 1, axis=1)
   return jnp.concatenate([x_BSNK, rest], 1)
 
 
@@ -161,16 +162,16 @@ def masked(logits: jax.Array, length: Any) -> jax.Array:
 
 
 def _attend(
-  q: jax.Array, k: jax.Array, v: jax.Array, last: int, length: Any
+  q: jax.Array, k: jax.Array, v: jax.Array, pad_count: int, length: Any
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of [..., L, K] over [..., S, K], normalised after the sum.
 
   Also the logarithm of the sum of exponentials, [..., L, 1].
   """
   logits = jnp.einsum("...LK,...SK->...LS", q, k, **_FLOAT32)
-  if last > 1:
+  if pad_count > 1:
     weight_S = np.zeros(logits.shape[-1], np.float32)
-    weight_S[-1] = math.log(last)
+    weight_S[-1] = math.log(pad_count)
     logits = logits + weight_S.reshape((1,) * (q.ndim - 1) + (-1,))
   logits = masked(logits, length)
   highest = logits.max(-1, keepdims=True)
@@ -206,13 +207,13 @@ def _merged(blocks: jax.Array, queries: int) -> jax.Array:
 
 
 def _by_query_block(
-  q: jax.Array, k: jax.Array, v: jax.Array, last: int, length: Any
+  q: jax.Array, k: jax.Array, v: jax.Array, pad_count: int, length: Any
 ) -> tuple[jax.Array, jax.Array]:
   """`_attend` on [..., L, K], a block of queries after the other."""
   queries, keys = q.shape[-2], k.shape[-2]
   if _blocks(queries, keys)[0] == 1:
-    return _attend(q, k, v, last, length)
+    return _attend(q, k, v, pad_count, length)
   # Recomputed in the backward pass: weights of one block at a time.
-  one = jax.checkpoint(lambda block: _attend(block, k, v, last, length))
-  out, sums = jax.lax.map(one, _blocks_of(q, keys))
-  return _merged(out, queries), _merged(sums, queries)
+  one = jax.checkpoint(lambda block: _attend(block, k, v, pad_count, length))
+  out, lse = jax.lax.map(one, _blocks_of(q, keys))
+  return _merged(out, queries), _merged(lse, queries)

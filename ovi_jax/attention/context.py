@@ -1,6 +1,6 @@
 """Attention between tokens that are split over the mesh axis `context`.
 
-  all_to_all  devices exchange tokens for heads, attend, and change back
+  ulysses     devices exchange tokens for heads, attend, and change back
               (Jacobs et al. 2023, arXiv 2309.14509); context divides the heads
   ring        keys and values go round, device after device, while each attends
               to what passes (Liu et al. 2023, arXiv 2310.01889); any number
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ovi_jax.attention import blockwise
 
 AXIS = "context"
-ULYSSES, RING = "all_to_all", "ring"
+ULYSSES, RING = "ulysses", "ring"
 
 
 def ulysses(
@@ -40,20 +40,20 @@ def ulysses(
   heads, devices = q.shape[2], jax.lax.axis_size(AXIS)
   if heads % devices:
     raise ValueError(
-      f"all_to_all splits {heads} heads of a device over {devices} devices of"
+      f"ulysses splits {heads} heads of a device over {devices} devices of"
       f" the mesh axis {AXIS}, which does not go; take another number of them,"
       " or the scheme ring"
     )
-  change = functools.partial(jax.lax.all_to_all, axis_name=AXIS, tiled=True)
-  q, k, v = (change(x, split_axis=2, concat_axis=1) for x in (q, k, v))
+  exchange = functools.partial(jax.lax.all_to_all, axis_name=AXIS, tiled=True)
+  q, k, v = (exchange(x, split_axis=2, concat_axis=1) for x in (q, k, v))
   out = backend.attend(q, k, v, 1, length)
-  return change(out, split_axis=1, concat_axis=2)
+  return exchange(out, split_axis=1, concat_axis=2)
 
 
 def ring(
   backend: Any, q: jax.Array, k: jax.Array, v: jax.Array, length: Any
 ) -> jax.Array:
-  """Every device sees all keys pass; arguments as of `all_to_all`."""
+  """Every device sees all keys pass; arguments as of `ulysses`."""
   if length is not None:
     length = jnp.broadcast_to(jnp.asarray(length, jnp.int32), q.shape[:1])
   return _ring(backend.attend_part, q, k, v, length)
@@ -65,24 +65,24 @@ STRATEGIES: Mapping[str, Callable[..., jax.Array]] = {
 }
 
 
-def check(sizes: Mapping[str, int], heads: int, scheme: str) -> None:
+def check(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
   """Refuse a mesh that cannot divide the heads.
 
   Args:
     sizes: of the mesh's axes.
     heads: of every tower.
-    scheme: a key of `SCHEMES`.
+    strategy: a key of `SCHEMES`.
 
   Raises:
     ValueError: no scheme of that name, or heads that cannot be divided.
   """
-  if scheme not in STRATEGIES:
+  if strategy not in STRATEGIES:
     known = ", ".join(STRATEGIES)
     raise ValueError(
-      f"context_attention {scheme!r} is unknown; choose from {known}"
+      f"context_parallelism {strategy!r} is unknown; choose from {known}"
     )
   tensor, context = sizes.get("tensor", 1), sizes.get(AXIS, 1)
-  parts = tensor * (context if scheme == ULYSSES else 1)
+  parts = tensor * (context if strategy == ULYSSES else 1)
   if heads % parts:
     good = [n for n in range(1, heads + 1) if heads % n == 0]
     by = f"tensor {tensor}" + f" x context {context}" * (parts != tensor)
@@ -103,10 +103,10 @@ def _ring_forward(part: Any, q, k, v, length_B: Any) -> Any:
   count = jax.lax.axis_size(AXIS)
 
   def attend(carry, step):
-    (k, v), out, sums = carry
-    more, its_sums = part(q, k, v, _counted(length_B, step, k.shape[1]))
-    total = jnp.logaddexp(sums, its_sums)
-    old, new = (jnp.exp(x - total)[..., None] for x in (sums, its_sums))
+    (k, v), out, lse = carry
+    more, part_lse = part(q, k, v, _counted(length_B, step, k.shape[1]))
+    total = jnp.logaddexp(lse, part_lse)
+    old, new = (jnp.exp(x - total)[..., None] for x in (lse, part_lse))
     return old * out + new * more.astype(jnp.float32), total
 
   def visit(carry, step):
@@ -115,24 +115,24 @@ def _ring_forward(part: Any, q, k, v, length_B: Any) -> Any:
     return (following, *attend(carry, step)), None
 
   out = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
-  sums = jnp.full(q.shape[:-1], blockwise.MASKED, jnp.float32)
-  carry = (k, v), out, sums
+  lse = jnp.full(q.shape[:-1], blockwise.MASKED, jnp.float32)
+  carry = (k, v), out, lse
   carry, _ = jax.lax.scan(visit, carry, jnp.arange(count - 1))
-  out, sums = attend(carry, count - 1)
-  out, sums = blockwise.kept(out.astype(q.dtype)), blockwise.kept(sums)
-  return out, (q, k, v, length_B, out, sums)
+  out, lse = attend(carry, count - 1)
+  out, lse = blockwise.kept(out.astype(q.dtype)), blockwise.kept(lse)
+  return out, (q, k, v, length_B, out, lse)
 
 
 def _ring_backward(part: Any, kept: Any, g: jax.Array) -> Any:
   """The same round; gradients of keys and values travel with them."""
   del part  # recomputed block by block, whatever the kernel
-  q, k, v, length_B, out, sums = kept
+  q, k, v, length_B, out, lse = kept
   count = jax.lax.axis_size(AXIS)
 
   def visit(carry, step):
     (k, v), (dk, dv), dq = carry
     mine_B = _counted(length_B, step, k.shape[1])
-    more = blockwise.part_gradients(q, k, v, mine_B, sums, out, g)
+    more = blockwise.part_gradients(q, k, v, mine_B, lse, out, g)
     dq = dq + more[0]
     changes = dk + more[1], dv + more[2]
     return (_pass_on((k, v)), _pass_on(changes), dq), None

@@ -12,11 +12,11 @@ def attend(
   q_BLNK: jax.Array,
   k_BSNK: jax.Array,
   v_BSNK: jax.Array,
-  last: int,
+  pad_count: int,
   length: Any,
 ) -> jax.Array:
   """A backend, see `attention`."""
-  k, v = (blockwise.repeat_last(x, last) for x in (k_BSNK, v_BSNK))
+  k, v = (blockwise.repeat_last(x, pad_count) for x in (k_BSNK, v_BSNK))
   length_B = _each(length, q_BLNK)
   out = jax.nn.dot_product_attention(
     q_BLNK, k, v, key_value_seq_lengths=length_B, implementation="cudnn"
@@ -29,7 +29,7 @@ def attend_part(
 ) -> tuple[jax.Array, jax.Array]:
   """See `blockwise.attend_part`; without a gradient of its own."""
   lengths = None if length_B is None else jnp.maximum(length_B, 1)
-  out, sums_BLN = jax.nn.dot_product_attention(
+  out, lse_BLN = jax.nn.dot_product_attention(
     q_BLNK,
     k_BSNK,
     v_BSNK,
@@ -39,8 +39,8 @@ def attend_part(
   )
   if length_B is not None:
     has_B11 = (length_B > 0)[:, None, None]
-    sums_BLN = jnp.where(has_B11, sums_BLN, blockwise.MASKED)
-  return out, sums_BLN
+    lse_BLN = jnp.where(has_B11, lse_BLN, blockwise.MASKED)
+  return out, lse_BLN
 
 
 def _each(length: Any, q_BLNK: jax.Array) -> Any:

@@ -36,31 +36,31 @@ def attend(
   q_BLNK: jax.Array,
   k_BSNK: jax.Array,
   v_BSNK: jax.Array,
-  last: int,
+  pad_count: int,
   length: Any,
 ) -> jax.Array:
   """A backend, see `attention`."""
-  k, v = (blockwise.repeat_last(x, last) for x in (k_BSNK, v_BSNK))
-  return _run(q_BLNK, k, v, length, sums=False)
+  k, v = (blockwise.repeat_last(x, pad_count) for x in (k_BSNK, v_BSNK))
+  return _run(q_BLNK, k, v, length, lse=False)
 
 
 def attend_part(
   q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, length_B: Any
 ) -> tuple[jax.Array, jax.Array]:
   """See `blockwise.attend_part`; without a gradient of its own."""
-  out, sums_BNL = _run(q_BLNK, k_BSNK, v_BSNK, length_B, sums=True)
-  sums_BLN = jnp.swapaxes(sums_BNL, 1, 2)
+  out, lse_BNL = _run(q_BLNK, k_BSNK, v_BSNK, length_B, lse=True)
+  lse_BLN = jnp.swapaxes(lse_BNL, 1, 2)
   if length_B is not None:
     # The kernel knows no part without keys.
     has_B11 = (length_B > 0)[:, None, None]
-    sums_BLN = jnp.where(has_B11, sums_BLN, blockwise.MASKED)
-  return out, sums_BLN
+    lse_BLN = jnp.where(has_B11, lse_BLN, blockwise.MASKED)
+  return out, lse_BLN
 
 
-def _run(q_BLNK, k_BSNK, v_BSNK, length: Any, sums: bool) -> Any:
+def _run(q_BLNK, k_BSNK, v_BSNK, length: Any, lse: bool) -> Any:
   queries, keys = q_BLNK.shape[1], k_BSNK.shape[1]
   kernel, (rows, columns) = _kernel(
-    cli.target(), queries, keys, q_BLNK.shape[2], sums
+    cli.target(), queries, keys, q_BLNK.shape[2], lse
   )
   q = blockwise.scaled(q_BLNK)
 
@@ -78,7 +78,7 @@ def _run(q_BLNK, k_BSNK, v_BSNK, length: Any, sums: bool) -> Any:
   )
   arrays = filled(q, rows), filled(k_BSNK, columns), filled(v_BSNK, columns)
   found = jax.vmap(kernel)(*arrays, segments)
-  out, residuals = found if sums else (found, None)
+  out, residuals = found if lse else (found, None)
   out_BLNK = jnp.swapaxes(out[:, :, :queries], 1, 2)
   if residuals is None:
     return out_BLNK
@@ -86,7 +86,7 @@ def _run(q_BLNK, k_BSNK, v_BSNK, length: Any, sums: bool) -> Any:
 
 
 def _kernel(
-  target: str, queries: int, keys: int, heads: int, sums: bool
+  target: str, queries: int, keys: int, heads: int, lse: bool
 ) -> tuple[Any, tuple[int, int]]:
   """The kernel, and the lengths that queries and keys are filled up to."""
   (block_q, rows), (block_kv, columns) = blocks(target, queries, keys)
@@ -104,7 +104,7 @@ def _kernel(
   kernel = kernels.make_splash_mha(
     mask,
     block_sizes=sizes,
-    save_residuals=sums,
+    save_residuals=lse,
     residual_checkpoint_name=blockwise.KEPT,
     head_shards=1,
     q_seq_shards=1,

@@ -44,9 +44,9 @@ class Config:
 
   Attributes:
     directory: of the checkpoints and nothing else.
-    keep_last: how many of the newest are kept. With one, nothing is left to
+    max_to_keep: how many of the newest are kept. With one, nothing is left to
       fall back on when it is damaged.
-    keep_every: also keep those of steps that it divides; 0 for none.
+    keep_period: also keep those of steps that it divides; 0 for none.
     asynchronous: write in the background.
     timeout: seconds a save may take before it counts as failed.
     compress: make the files smaller by zstd. Weights hardly shrink.

@@ -22,7 +22,7 @@ def rows(config: audio_vae.AudioVAEConfig) -> list[Row]:
   """The table of the file for an audio VAE of the sizes in `config`."""
   table = [
     _statistics("data_mean", config.mel_mean),
-    _statistics("data_std", config.mel_deviation),
+    _statistics("data_std", config.mel_std),
   ]
   levels = list(enumerate(config.widths))
   for side in ("encoder", "decoder"):

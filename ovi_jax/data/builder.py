@@ -129,7 +129,7 @@ class Split:
     for name, array, width in (
       ("video latents", record.latents.video, wanted.video_channels),
       ("audio latents", record.latents.audio, wanted.audio_channels),
-      *(("text", text_SE, wanted.text_width) for text_SE in record.text),
+      *(("text", text_SE, wanted.text_dim) for text_SE in record.text),
     ):
       if array is not None and array.shape[-1] != width:
         raise ValueError(
@@ -177,9 +177,9 @@ def write(
     raise ValueError(f"{path} exists; choose another folder or remove it")
   if not splits:
     raise ValueError(f"no splits for {path}; expected one such as 'train'")
-  if null_text is not None and null_text.shape[1:] != (geometry.text_width,):
+  if null_text is not None and null_text.shape[1:] != (geometry.text_dim,):
     raise ValueError(
-      f"null_text: expected [S, {geometry.text_width}], got"
+      f"null_text: expected [S, {geometry.text_dim}], got"
       f" {list(null_text.shape)}; encode the empty prompt with the same encoder"
     )
   with _folder(path) as folder:
@@ -273,7 +273,7 @@ def read(
   if split not in names:
     shown = [untrusted.printable(name, 40) for name in names[:_LISTED]]
     raise ValueError(f"{path} has no split {split!r}; it has {shown}")
-  null_SE = _null_text(metadata["null_text"], found.text_width, path)
+  null_SE = _null_text(metadata["null_text"], found.text_dim, path)
   features.check_description(path / _FEATURES)
   parts = _parts(path, split, metadata["files"])
   index = _index(shards.index_path(path, split))

@@ -49,9 +49,7 @@ def blank(
     pad = _tokenizer(settings.tokenizer).pad
     text = np.full((count, settings.max_text_len), pad, np.int32)
   else:
-    text = np.zeros(
-      (count, settings.max_text_len, sizes.text_width), np.float32
-    )
+    text = np.zeros((count, settings.max_text_len, sizes.text_dim), np.float32)
   return schema.Batch(
     latents=latents,
     lengths=AV(
@@ -135,7 +133,7 @@ def _text(
 ) -> np.ndarray:
   """A caption's token ids [S] with padding, or its embedding [S, E]."""
   number = 0
-  if settings.caption == "random":
+  if settings.caption_sampling == "random":
     number = int(choose.integers(len(record.captions)))
   if settings.tokenizer:
     caption = record.captions[number]

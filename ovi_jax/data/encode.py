@@ -24,12 +24,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app
 from absl import flags
 
 from ovi_jax import cli
+from ovi_jax import config as config_lib
 from ovi_jax import console
 from ovi_jax import files
 from ovi_jax import untrusted
@@ -95,7 +95,7 @@ class Job:
       if getattr(self, name) < 1
     ]
     for name, known in (
-      ("dtype", ("auto", "float32", "bfloat16")),
+      ("dtype", config_lib.DTYPES),
       ("stored", tuple(features.DTYPES)),
     ):
       if getattr(self, name) not in known:
@@ -182,15 +182,12 @@ def _components(
   job: Job, manifest: weights_dir.Manifest
 ) -> component_loader.Components:
   """The encoders' place: all devices of this process."""
-  name = job.dtype
-  if name == "auto":
-    name = "float32" if cli.platform() == "cpu" else "bfloat16"
   devices = jax.local_devices()
   return component_loader.Components(
     weights=job.weights,
     manifest=manifest,
     mesh=meshes.make(devices, fsdp=len(devices)),
-    dtype=jnp.dtype(name),
+    dtype=config_lib.resolve_dtype(job.dtype, cli.platform()),
   )
 
 
@@ -241,7 +238,7 @@ def _geometry(
   arch, sizes = manifest.architecture, next(iter(splits.values())).geometry
   made: dict[str, Any] = {}
   if "text" in parts:
-    made["text_width"] = arch.umt5.dim
+    made["text_dim"] = arch.umt5.dim
   if "video" in parts:
     made["video_channels"] = arch.video_vae.z_dim
   if "audio" in parts:

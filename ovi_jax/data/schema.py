@@ -54,7 +54,7 @@ class Geometry:
   Attributes:
     video_channels: of a video latent.
     audio_channels: of an audio latent.
-    text_width: of a text embedding.
+    text_dim: of a text embedding.
     video_strides: frames, rows and columns a video latent stands for.
     samples_per_audio_latent: at `sample_rate`.
     sample_rate: Hz.
@@ -62,7 +62,7 @@ class Geometry:
 
   video_channels: int = 48
   audio_channels: int = 20
-  text_width: int = 4096
+  text_dim: int = 4096
   video_strides: tuple[int, int, int] = geometry.VIDEO_STRIDES
   samples_per_audio_latent: int = geometry.SAMPLES_PER_AUDIO_LATENT
   sample_rate: int = geometry.SAMPLE_RATE
@@ -278,9 +278,9 @@ def _text_problems(record: Record, sizes: Geometry) -> Iterator[str]:
     )
   for array_SE in record.text:
     yield from _array_problems(array_SE, "text", "SE")
-    if array_SE.ndim == 2 and array_SE.shape[-1] != sizes.text_width:
+    if array_SE.ndim == 2 and array_SE.shape[-1] != sizes.text_dim:
       yield (
-        f"text: expected width {sizes.text_width}, got {array_SE.shape[-1]};"
+        f"text: expected width {sizes.text_dim}, got {array_SE.shape[-1]};"
         " encode with this model's text encoder"
       )
 

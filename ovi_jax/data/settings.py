@@ -66,20 +66,22 @@ class LoaderConfig:
     buckets: at least one; all with the same modalities, which are those the
       batches have. A record goes to the smallest that holds it.
     geometry: of the model; every source must have it.
-    text_rows: S of text_BSE.
-    caption: "random" (by seed, epoch and record) or "first".
+    max_text_len: S of text_BSE.
+    caption_sampling: "random" (by seed, epoch and record) or "first".
     crop: for sounds longer than every bucket: keep a stretch at "random", or
       from the "start", or "refuse". Sounds beside a video are never moved.
-    drop_unfit: leave out records that no bucket holds, rather than refuse.
-    scale_batch: give shorter buckets more rows, for about equal tokens.
-    multiple: rows of a scaled batch are a multiple of it; 0 for the batch.
-    media: read mp4 and PCM, not cached latents. `latents` of a batch then hold
-      uint8 frames [B, 1 + 4·(T-1), 16·H, 16·W, 3] and float32 samples
-      [B, 512·T], and `lengths` still count latents.
+    skip_unfit: leave out records that no bucket holds, rather than refuse.
+    token_balanced_batches: give shorter buckets more rows, for about equal
+      tokens.
+    batch_multiple: rows of a scaled batch are a multiple of it; 0 for the
+      batch.
+    encode_on_the_fly: read mp4 and PCM, not cached latents. `latents` of a
+      batch then hold uint8 frames [B, 1 + 4·(T-1), 16·H, 16·W, 3] and float32
+      samples [B, 512·T], and `lengths` still count latents.
     tokenizer: a `tokenizer.json`: read captions, not cached embeddings. `text`
       of a batch then holds its token ids int32 [B, S], cut and padded.
-    workers: processes that read and decode; 0 reads in this one.
-    prefetch: batches that each worker (or this process) keeps ready.
+    num_workers: processes that read and decode; 0 reads in this one.
+    prefetch_batches: batches that each worker (or this process) keeps ready.
     max_unknown_words: see `quality.Limits`, as are the following.
     min_codec_psnr: of media that are encoded during training.
     max_codec_mel_error: likewise.
@@ -89,7 +91,7 @@ class LoaderConfig:
   buckets: tuple[Bucket, ...]
   geometry: schema.Geometry = dataclasses.field(default_factory=schema.Geometry)
   max_text_len: int = 512
-  caption: str = "random"
+  caption_sampling: str = "random"
   crop: str = "random"
   skip_unfit: bool = False
   token_balanced_batches: bool = False
@@ -119,7 +121,7 @@ class LoaderConfig:
       if self.encode_on_the_fly or getattr(self.buckets[0], name) is None
     ]
     if self.tokenizer:
-      ignored.append("text_width")
+      ignored.append("text_dim")
     free = {name: getattr(found, name) for name in ignored}
     return dataclasses.replace(self.geometry, **free)
 
@@ -141,18 +143,18 @@ class LoaderConfig:
         "give every source a positive weight, or none, got"
         f" {[source.weight for source in self.sources]}"
       )
-    for name, known in (("caption", CAPTIONS), ("crop", CROPS)):
+    for name, known in (("caption_sampling", CAPTIONS), ("crop", CROPS)):
       if getattr(self, name) not in known:
         raise ValueError(
           f"{name}: expected one of {known}, got {getattr(self, name)!r}"
         )
-    for name in ("text_rows", "prefetch"):
+    for name in ("max_text_len", "prefetch_batches"):
       if getattr(self, name) < 1:
         raise ValueError(
           f"{name} must be at least 1, got {getattr(self, name)}"
         )
     if self.num_workers < 0 or self.batch_multiple < 0:
-      raise ValueError("workers and multiple must not be negative")
+      raise ValueError("num_workers and batch_multiple must not be negative")
     _ = self.limits
 
 
@@ -173,7 +175,7 @@ def rows(settings: LoaderConfig, batch: int) -> tuple[int, ...]:
   multiple = settings.batch_multiple or batch
   if batch % multiple:
     raise ValueError(
-      f"multiple: expected one that divides the batch of {batch}, got"
+      f"batch_multiple: expected one that divides the batch of {batch}, got"
       f" {multiple}"
     )
   most = max(bucket.tokens for bucket in settings.buckets)
@@ -187,7 +189,7 @@ def assign(settings: LoaderConfig, split: builder.Split) -> np.ndarray:
   """The number of the bucket of each record, int64 [records]; -1 for none.
 
   Raises:
-    ValueError: a record fits no bucket and `drop_unfit` is off, or all are
+    ValueError: a record fits no bucket and `skip_unfit` is off, or all are
       left out.
   """
   T, H, W, audio = split.index.T.astype(np.int64)
@@ -219,6 +221,6 @@ def assign(settings: LoaderConfig, split: builder.Split) -> np.ndarray:
       f" records fit no bucket; record {first} has video latents"
       f" {[int(n[first]) for n in (T, H, W)]} and {audio[first]} audio latents,"
       f" the buckets are {list(settings.buckets)}. Add a bucket, or set"
-      " drop_unfit to leave them out"
+      " skip_unfit to leave them out"
     )
   return found

@@ -25,10 +25,10 @@ class TimestepSampler:
   Attributes:
     distribution: "uniform", or "logit_normal": sigmoid of a normal number.
     mean: of that normal number.
-    deviation: of that normal number.
+    std: of that normal number.
     shift: moves levels towards noise; 1 = not at all.
-    shared: share of examples with one level for both modalities; the others
-      have one each.
+    shared_prob: share of examples with one level for both modalities; the
+      others have one each.
   """
 
   distribution: str = UNIFORM
@@ -40,17 +40,17 @@ class TimestepSampler:
   def __post_init__(self):
     if self.distribution not in DISTRIBUTIONS:
       raise ValueError(
-        f"times.distribution {self.distribution!r} is unknown; choose from"
+        f"timesteps.distribution {self.distribution!r} is unknown; choose from"
         f" {', '.join(DISTRIBUTIONS)}"
       )
-    for name in ("deviation", "shift"):
+    for name in ("std", "shift"):
       if getattr(self, name) <= 0:
         raise ValueError(
-          f"times.{name} must be positive, got {getattr(self, name)}"
+          f"timesteps.{name} must be positive, got {getattr(self, name)}"
         )
     if not 0 <= self.shared_prob <= 1:
       raise ValueError(
-        f"times.shared must be in [0, 1], got {self.shared_prob}"
+        f"timesteps.shared_prob must be in [0, 1], got {self.shared_prob}"
       )
 
   def sample(self, key: jax.Array, names: Sequence[str]) -> AV[jax.Array]:

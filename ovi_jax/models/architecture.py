@@ -92,7 +92,7 @@ LARGEST: Mapping[str, Mapping[str, float]] = {
     "res_blocks": 2**5,
     "down_layers": 2**4,
     "mel_mean": 1e6,
-    "mel_deviation": 1e6,
+    "mel_std": 1e6,
   },
   "bigvgan": {
     "mel_bins": 2**12,
@@ -107,7 +107,7 @@ LARGEST: Mapping[str, Mapping[str, float]] = {
 # The most items of a list: levels, stages and what is within them are unrolled.
 LONGEST = 12
 LONGEST_STATISTICS = 2**12
-_STATISTICS = {"latent_mean", "latent_std", "mel_mean", "mel_deviation"}
+_STATISTICS = {"latent_mean", "latent_std", "mel_mean", "mel_std"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

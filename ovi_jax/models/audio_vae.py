@@ -45,7 +45,7 @@ MEL_MEAN = (
   -2.2319, -2.2767, -2.3161, -2.3572, -2.3954, -2.4282, -2.4659, -2.5072,
   -2.5552, -2.6074, -2.6584, -2.7107, -2.7634, -2.8266, -2.8981, -2.9673,
 )
-MEL_DEVIATION = (
+MEL_STD = (
   1.0291, 1.0411, 1.0043, 0.9820, 0.9677, 0.9543, 0.9450, 0.9392,
   0.9343, 0.9297, 0.9276, 0.9263, 0.9242, 0.9254, 0.9232, 0.9281,
   0.9263, 0.9315, 0.9274, 0.9247, 0.9277, 0.9199, 0.9188, 0.9194,
@@ -73,7 +73,7 @@ class AudioVAEConfig:
       more.
     down_layers: levels after which the encoder halves the rate.
     mel_mean: mean of every mel bin, log10 magnitude.
-    mel_deviation: standard deviation of every mel bin.
+    mel_std: standard deviation of every mel bin.
   """
 
   data_dim: int = 80
@@ -83,14 +83,14 @@ class AudioVAEConfig:
   res_blocks: int = 2
   down_layers: tuple[int, ...] = (0,)
   mel_mean: tuple[float, ...] = MEL_MEAN
-  mel_deviation: tuple[float, ...] = MEL_DEVIATION
+  mel_std: tuple[float, ...] = MEL_STD
 
   def __post_init__(self):
-    for name in ("mel_mean", "mel_deviation"):
+    for name in ("mel_mean", "mel_std"):
       if (count := len(getattr(self, name))) != self.data_dim:
         raise ValueError(
           f"audio VAE: expected a {name} for each of {self.data_dim} mel bins,"
-          f" got {count}; give mel_mean and mel_deviation with data_dim"
+          f" got {count}; give mel_mean and mel_std with data_dim"
         )
     # The decoder doubles the rate on entering a level, so not at the last.
     levels = range(len(self.channel_multipliers) - 1)
@@ -341,8 +341,8 @@ class AudioVAE(nn.Module):
         f"audio VAE: expected mel_BTM with a multiple of {whole} frames, which"
         f" become one latent, got {frames}; cut or pad the waveform"
       )
-    mean_M, deviation_M = self._statistics()
-    moments_BTC = self.encoder((mel_BTM - mean_M) / deviation_M)
+    mean_M, std_M = self._statistics()
+    moments_BTC = self.encoder((mel_BTM - mean_M) / std_M)
     mean_BTC, logvar_BTC = jnp.split(moments_BTC, 2, axis=-1)
     return mean_BTC, jnp.clip(logvar_BTC, -30.0, 20.0)
 
@@ -359,15 +359,15 @@ class AudioVAE(nn.Module):
       ValueError: the number of channels does not fit.
     """
     self._check("latents_BTC", latents_BTC, self.config.embed_dim)
-    mean_M, deviation_M = self._statistics()
-    return self.decoder(latents_BTC) * deviation_M + mean_M
+    mean_M, std_M = self._statistics()
+    return self.decoder(latents_BTC) * std_M + mean_M
 
   def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of the mel bins, [1, 1, M]."""
     config = self.config
     mean_M = np.array(config.mel_mean, np.float32)
-    deviation_M = np.array(config.mel_deviation, np.float32)
-    return mean_M[None, None], deviation_M[None, None]
+    std_M = np.array(config.mel_std, np.float32)
+    return mean_M[None, None], std_M[None, None]
 
   def _check(self, name: str, x_BTC, width: int) -> None:
     if x_BTC.ndim != 3 or x_BTC.shape[-1] != width:

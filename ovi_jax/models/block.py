@@ -95,7 +95,7 @@ class Attention(nn.Module):
     q_BLNK: jax.Array,
     keys_values: KV,
     letters: tuple[str, str],
-    last: int = 1,
+    pad_count: int = 1,
     length: jax.Array | int | None = None,
   ) -> jax.Array:
     """Attend; `letters` of queries and keys, see `attention`."""
@@ -103,10 +103,10 @@ class Attention(nn.Module):
       q_BLNK,
       *keys_values,
       self.backend,
-      last,
+      pad_count,
       length,
       letters=letters,
-      scheme=self.scheme,
+      strategy=self.scheme,
     )
 
   def attend_self(
@@ -118,8 +118,8 @@ class Attention(nn.Module):
   def attend_text(self, q_BLNK: jax.Array, text: KV) -> jax.Array:
     own = self.config.letters
     keys = REPLICATED_LETTERS if self.config.is_audio else FULL_LETTERS
-    last = self.config.padding(text.keys.shape[1])
-    return self.attend(q_BLNK, text, (own, keys), last)
+    pad_count = self.config.padding(text.keys.shape[1])
+    return self.attend(q_BLNK, text, (own, keys), pad_count)
 
   def attend_other(
     self, q_BLNK: jax.Array, other: KV, length: Any

@@ -35,9 +35,9 @@ class DiTConfig:
     channels: latent channels in and out.
     patch: latent cells of a token, (frames, rows, columns); (1,) for audio.
     rope_scale: factor on the temporal rotary frequencies.
-    blocks, width, feed_forward, heads: the transformer.
+    num_layers, hidden_dim, mlp_dim, num_heads: the transformer.
     time_width: width of the sinusoidal time embedding.
-    text_width, text_length: of the prompt embeddings; shorter ones are padded
+    text_dim, max_text_len: of the prompt embeddings; shorter ones are padded
       with zeros, which are attended to.
     eps: added to variances.
   """
@@ -57,7 +57,8 @@ class DiTConfig:
   def __post_init__(self):
     if self.hidden_dim % self.num_heads or self.head_size % 2:
       raise ValueError(
-        f"width {self.hidden_dim} must be an even multiple of heads {self.num_heads}"
+        f"hidden_dim {self.hidden_dim} must be an even multiple of num_heads"
+        f" {self.num_heads}"
       )
     if self.time_width % 2:
       raise ValueError(f"time_width must be even, got {self.time_width}")
@@ -157,13 +158,13 @@ _RELEASE_NAMES = {
   "in_dim": "channels",
   "patch_size": "patch",
   "temporal_rope_scaling_factor": "rope_scale",
-  "num_layers": "blocks",
-  "dim": "width",
-  "ffn_dim": "feed_forward",
-  "num_heads": "heads",
+  "num_layers": "num_layers",
+  "dim": "hidden_dim",
+  "ffn_dim": "mlp_dim",
+  "num_heads": "num_heads",
   "freq_dim": "time_width",
-  "text_dim": "text_width",
-  "text_len": "text_length",
+  "text_dim": "text_dim",
+  "text_len": "max_text_len",
   "eps": "eps",
 }
 

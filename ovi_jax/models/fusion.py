@@ -157,13 +157,13 @@ class FusionDiT(nn.Module):
     config: a tower's sizes for each modality; `None` for an absent tower.
     dtype: compute dtype.
     backend: attention backend, see `attention.BACKENDS`.
-    hidden_limit: feed-forwards hold at most this many hidden activations at a
+    mlp_chunk_size: feed-forwards hold at most this many hidden activations at a
       time, in a forward pass; `None` for no limit.
     remat: what the backward pass computes anew, a key of `REMAT`.
     unroll: blocks follow each other in the program instead of in a loop: on
       a CPU XLA computes faster, and compiles longer.
-    scheme: how tokens that are split over devices attend to each other, a key
-      of `context.SCHEMES`.
+    context_parallelism: how tokens that are split over devices attend to each
+      other, a key of `context.SCHEMES`.
   """
 
   config: AV[dit.DiTConfig]

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 import ovi_jax
 from ovi_jax import cli
+from ovi_jax import config as config_lib
 from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
@@ -171,10 +171,7 @@ def _pipeline(
       " with sound needs both"
     )
   platform = cli.platform()
-  name = settings.dtype
-  if name == "auto":
-    name = "float32" if platform == "cpu" else "bfloat16"
-  dtype = jnp.dtype(name)
+  dtype = config_lib.resolve_dtype(settings.dtype, platform)
   tower = next(iter(towers.values()))
   return pipelines.Pipeline(
     weights=weights,
@@ -331,7 +328,7 @@ def _metadata(
     image = {"path": str(request.image), "sha256": content}
   manifest = pipeline.manifest
   config = settings.metadata() | {"seed": request.seed}
-  config.pop("each_example_n_times")
+  config.pop("samples_per_prompt")
   return {
     "prompt": request.prompt,
     "text": text,

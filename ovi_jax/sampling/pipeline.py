@@ -216,7 +216,7 @@ def text_pairs(
   while rows <= longest:
     rows *= 2
   rows = min(rows - 1, limit)
-  if not attention.BACKENDS[backend].weighs_last:
+  if not attention.BACKENDS[backend].weights_pad_key:
     rows = limit
 
   def padded(text_SE: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from ovi_jax import config as config_lib
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.modality import AV
@@ -14,15 +15,14 @@ from ovi_jax.sampling import requests
 from ovi_jax.sampling import solver
 from ovi_jax.sharding import mesh as meshes
 
-DTYPES = ("auto", "bfloat16", "float32")
 # What Ovi publishes for its weights. A directory of other weights may advise
 # other values of these fields (`sampling` of its manifest).
 DEFAULTS: Mapping[str, Any] = {
-  "steps": 50,
+  "num_steps": 50,
   "solver": "unipc",
-  "shift": 5.0,
-  "guidance": {"video": 4.0, "audio": 3.0},
-  "skip_layer": 11,
+  "flow_shift": 5.0,
+  "guidance_scale": {"video": 4.0, "audio": 3.0},
+  "slg_layer": 11,
   "negative_prompt": {
     "video": "jitter, bad hands, blur, distortion",
     "audio": "robotic, muffled, echo, distorted",
@@ -35,16 +35,21 @@ DEFAULTS: Mapping[str, Any] = {
 BOUNDS: Mapping[str, tuple[float, float]] = {
   "height": (1, 2**16),
   "width": (1, 2**16),
-  "steps": (1, 1000),
-  "shift": (0.01, 100.0),
-  "each_example_n_times": (1, 10_000),
-  "guidance.video": (-100.0, 100.0),
-  "guidance.audio": (-100.0, 100.0),
-  "skip_layer": (-1, 2**9),
+  "num_steps": (1, 1000),
+  "flow_shift": (0.01, 100.0),
+  "samples_per_prompt": (1, 10_000),
+  "guidance_scale.video": (-100.0, 100.0),
+  "guidance_scale.audio": (-100.0, 100.0),
+  "slg_layer": (-1, 2**9),
 }
-_PAIRED = {"guidance.video", "guidance.audio"}
+_PAIRED = {"guidance_scale.video", "guidance_scale.audio"}
 # Fields that say where a clip is made, not what it is.
-_EXECUTION_ONLY = ("mesh", "context_attention", "attention_heads", "together")
+_EXECUTION_ONLY = (
+  "mesh",
+  "context_parallelism",
+  "attention_heads",
+  "shard_clips_over_hosts",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,15 +81,19 @@ class Settings:
 
   def __post_init__(self):
     problems = [
-      *self._unknown("solver", solver.SOLVERS),
-      *self._unknown("mode", requests.MODES),
-      *self._unknown("dtype", DTYPES),
-      *self._unknown("attention", ("auto", *attention.BACKENDS)),
-      *self._unknown("context_attention", context.STRATEGIES),
+      problem
+      for name, known in (
+        ("solver", solver.SOLVERS),
+        ("mode", requests.MODES),
+        ("dtype", config_lib.DTYPES),
+        ("attention", (config_lib.AUTO, *attention.BACKENDS)),
+        ("context_parallelism", context.STRATEGIES),
+      )
+      for problem in config_lib.invalid_choice(name, getattr(self, name), known)
     ]
     values = {name: getattr(self, name) for name in BOUNDS.keys() - _PAIRED}
     values |= {
-      f"guidance.{n}": v for n, v in self.guidance_scale._asdict().items()
+      f"guidance_scale.{n}": v for n, v in self.guidance_scale._asdict().items()
     }
     problems += out_of_bounds(values)
     last = self.seed + max(1, self.samples_per_prompt) - 1
@@ -98,14 +107,7 @@ class Settings:
         f"mesh must give 0 or more devices to each of {', '.join(meshes.AXES)},"
         f" got {dict(self.mesh)}"
       )
-    if problems:
-      raise ValueError("config: " + "; ".join(problems))
-
-  def _unknown(self, field: str, known: Any) -> list[str]:
-    value = getattr(self, field)
-    if value in known:
-      return []
-    return [f"{field} {value!r} is unknown; choose from {', '.join(known)}"]
+    config_lib.check(problems)
 
   @classmethod
   def from_config(
@@ -124,22 +126,18 @@ class Settings:
       ValueError: a field is missing, unknown or makes no sense.
     """
     fields = config.to_dict()
-    known = {field.name for field in dataclasses.fields(cls)}
-    wrong = fields.keys() ^ known
-    if wrong:
-      raise ValueError(f"config fields missing or unknown: {sorted(wrong)}")
     for name, value in recommended(advised or {}).items():
-      fields[name] = _filled(fields[name], value)
-    for name in ("guidance", "negative_prompt"):
+      fields[name] = _filled(fields.get(name), value)
+    for name in ("guidance_scale", "negative_prompt"):
       fields[name] = AV(**fields[name])
-    return cls(**fields)
+    return config_lib.build(cls, fields)
 
   def metadata(self) -> dict[str, Any]:
     """Fields that decide what a clip is, for the JSON beside it."""
     fields = dataclasses.asdict(self)
     for name in _EXECUTION_ONLY:
       del fields[name]
-    for name in ("guidance", "negative_prompt"):
+    for name in ("guidance_scale", "negative_prompt"):
       fields[name] = getattr(self, name)._asdict()
     return fields
 
@@ -181,8 +179,8 @@ def recommended_of(manifest: weights_dir.Manifest) -> dict[str, Any]:
     ValueError: see `advice`.
   """
   result = recommended(manifest.sampling)
-  if result["skip_layer"] >= num_layers(manifest.architecture.fusion):
-    result["skip_layer"] = 0
+  if result["slg_layer"] >= num_layers(manifest.architecture.fusion):
+    result["slg_layer"] = 0
   return result
 
 

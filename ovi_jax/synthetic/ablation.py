@@ -1,6 +1,7 @@
 """A change of the small Ovi, trained and scored beside what it changes.
 
-  python -m ovi_jax.synthetic.ablation --ablation=configs/ablations/audio_rope.py
+  python -m ovi_jax.synthetic.ablation
+  --ablation=configs/ablations/audio_rope.py
     --root=DIR [--weights=DIR] [--dry_run]
 
 Clips of the world are drawn and encoded by the shipped codecs, or those of
@@ -51,27 +52,27 @@ class Settings:
   Attributes:
     name: of the ablation.
     seeds: that every variant is trained from.
-    clips: of the world, to train on.
+    num_train_clips: of the world, to train on.
     world_seed: of those.
     stages: the recipe's, by name, and steps of each; the last one is scored.
-    initial: where each tower of a stage comes from: `recipe.FRESH`, or a stage
-      above.
-    fields: FIELD=VALUE of all stages and variants.
+    init_from: where each tower of a stage comes from: `recipe.SCRATCH`, or a
+      stage above.
+    overrides: FIELD=VALUE of all stages and variants.
     variants: by name, FIELD=VALUE of the stages of each.
-    prompts: how many are drawn.
-    prompts_seed: of drawing them.
+    num_eval_prompts: how many are drawn.
+    eval_prompts_seed: of drawing them.
   """
 
   name: str
   seeds: tuple[int, ...]
-  clips: int
+  num_train_clips: int
   world_seed: int
   stages: Mapping[str, int]
-  initial: Mapping[str, Mapping[str, str]]
-  fields: tuple[str, ...]
+  init_from: Mapping[str, Mapping[str, str]]
+  overrides: tuple[str, ...]
   variants: Mapping[str, tuple[str, ...]]
-  prompts: int
-  prompts_seed: int
+  num_eval_prompts: int
+  eval_prompts_seed: int
 
   def __post_init__(self):
     if unknown := self.stages.keys() - recipe.STAGES.keys():
@@ -85,10 +86,10 @@ class Settings:
     above: set[str] = set()
     for stage in ordered:
       for tower in recipe.STAGES[stage].towers:
-        source = self.initial.get(stage, {}).get(tower)
-        if source not in {recipe.FRESH, *above}:
+        source = self.init_from.get(stage, {}).get(tower)
+        if source not in {recipe.SCRATCH, *above}:
           raise ValueError(
-            f"initial.{stage}.{tower}: expected {recipe.FRESH!r} or a stage"
+            f"init_from.{stage}.{tower}: expected {recipe.SCRATCH!r} or a stage"
             f" above ({', '.join(sorted(above)) or 'none'}), got {source!r}"
           )
       above.add(stage)
@@ -158,14 +159,17 @@ def steps(
   """
   home = root / settings.name
   worlds = {
-    data: {**recipe.WORLDS[data], "train": settings.clips}
+    data: {**recipe.WORLDS[data], "train": settings.num_train_clips}
     for data in recipe.WORLDS
     if any(data in recipe.STAGES[stage].data for stage in settings.stages)
   }
   yield from recipe.latents(home, settings.world_seed, weights, worlds)
   prompts = home / "prompts.csv"
   words = ("-m", "ovi_jax.synthetic.evaluation", "prompts", f"--out={prompts}")
-  words += (f"--count={settings.prompts}", f"--seed={settings.prompts_seed}")
+  words += (
+    f"--count={settings.num_eval_prompts}",
+    f"--seed={settings.eval_prompts_seed}",
+  )
   words += (recipe.trained_flag(worlds, settings.world_seed),)
   yield commands.Step(name="prompts", words=words, makes=prompts)
   for seed in settings.seeds:
@@ -180,7 +184,7 @@ def shared(settings: Settings) -> list[str]:
   same: list[str] = []
   for stage in settings.stages:
     changes = [_changes(settings, stage, v) for v in settings.variants]
-    before = set(settings.initial[stage].values()) - {recipe.FRESH, *same}
+    before = set(settings.init_from[stage].values()) - {recipe.SCRATCH, *same}
     if not before and all(each == changes[0] for each in changes):
       same.append(stage)
   return same
@@ -227,8 +231,8 @@ def _training(
     return home / run_name(SHARED if of in common else variant, seed)
 
   initial = {
-    tower: source if source == recipe.FRESH else str(place(source) / source)
-    for tower, source in settings.initial[stage].items()
+    tower: source if source == recipe.SCRATCH else str(place(source) / source)
+    for tower, source in settings.init_from[stage].items()
   }
   count = settings.stages[stage]
   fields = recipe.stage_fields(base, home, count, seed, initial)
@@ -240,7 +244,7 @@ def _training(
 def _changes(settings: Settings, stage: str, variant: str) -> dict[str, str]:
   """Fields of a stage that the ablation, or its variant, sets."""
   fields = {}
-  for change in (*settings.fields, *settings.variants.get(variant, ())):
+  for change in (*settings.overrides, *settings.variants.get(variant, ())):
     field, _, value = change.partition("=")
     part, _, rest = field.partition(".")
     # A tower's change is no change of a stage without it.

@@ -55,8 +55,8 @@ laptop: text, or a first frame, to 5.04 s of video (121 frames at 24 fps,
 {size}) with sound (16 kHz). It shows what the system does, and is its
 laboratory. It knows one drawn world and nothing else.
 
-- **Data**: `ovi_jax.synthetic.world`, drawn and synthesized from a seed: balls that
-  bounce and knock (six colours; wood, metal, rubber), lamps that flash and beep
+- **Data**: `ovi_jax.synthetic.world`, drawn and synthesized from a seed: balls
+  that bounce and knock (six colours; wood, metal, rubber), lamps that flash and beep
   (low, middle, high), faces that speak vowels (low or high voice), still and
   silent scenes, sound without picture. No recording, no person's voice or
   likeness is in it. Some pairs of a colour and a sound are left out of
@@ -131,7 +131,8 @@ def text(root: pathlib.Path, weights: pathlib.Path, seed: int) -> str:
     [
       introduction,
       _scores(tables),
-      "Codecs alone, on true clips (`python -m ovi_jax.synthetic.evaluation codecs`):\n",
+      "Codecs alone, on true clips (`python -m ovi_jax.synthetic.evaluation"
+      " codecs`):\n",
       evaluated.markdown(losses),
       _behind(tables, losses[evaluated.VIDEO].mean),
       _recipe(times["seconds"], times["machines"]),

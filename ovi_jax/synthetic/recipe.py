@@ -1,6 +1,7 @@
 """How the weights that come with the package are made, from one seed.
 
-  python -m ovi_jax.synthetic.recipe --root=DIR [--seed=0] [--until=NAME] [--dry_run]
+  python -m ovi_jax.synthetic.recipe --root=DIR [--seed=0] [--until=NAME]
+  [--dry_run]
 
 Worlds, codecs, latents, the towers' stages and the weights, one command after
 the other; `--dry_run` prints them. What is there already is not made again and
@@ -26,21 +27,21 @@ from ovi_jax.synthetic import commands
 
 # Sizes of the towers, next to what the `:mini` configs say.
 TOWERS = {
-  "video": {"width": 192, "heads": 6, "feed_forward": 512, "channels": 16},
-  "audio": {"width": 128, "heads": 4, "feed_forward": 384},
+  "video": {"hidden_dim": 192, "num_heads": 6, "mlp_dim": 512, "channels": 16},
+  "audio": {"hidden_dim": 128, "num_heads": 4, "mlp_dim": 384},
 }
-SHARED = {"blocks": 6, "text_width": 64, "text_length": 48}
+SHARED = {"num_layers": 6, "text_dim": 64, "max_text_len": 48}
 TRAINING: Mapping[str, Any] = {
-  "batch": 16,
-  "optimizer.kind": "muon",
+  "batch_size": 16,
+  "optimizer.name": "muon",
   "optimizer.learning_rate": 2e-2,
   "optimizer.warmup_steps": 50,
-  "optimizer.average_decay": 0.998,
+  "optimizer.ema_decay": 0.998,
   "objective.times.shift": 3.0,
-  "cadence.save": 100,
-  "data.drop_unfit": True,  # the other modality alone
+  "checkpoint_every": 100,
+  "data.skip_unfit": True,  # the other modality alone
 }
-FRESH = "fresh"
+SCRATCH = "scratch"
 # Part of the components -> its runs, one from the other: the name of each, its
 # config, steps and changes. The last is taken.
 CODECS: Mapping[str, Any] = {
@@ -53,7 +54,7 @@ CODECS: Mapping[str, Any] = {
       "codec_video_long",
       "codec_video",
       2500,
-      {"data.frames": 33, "batch": 3, "optimizer.learning_rate": 5e-3},
+      {"data.num_frames": 33, "batch_size": 3, "optimizer.learning_rate": 5e-3},
     ),
     # The encoder's work done, the decoder has the steps for itself.
     (
@@ -61,10 +62,10 @@ CODECS: Mapping[str, Any] = {
       "codec_video",
       1500,
       {
-        "data.frames": 33,
-        "batch": 3,
+        "data.num_frames": 33,
+        "batch_size": 3,
         "optimizer.learning_rate": 4e-3,
-        "trains": "decoder",
+        "trainable": "decoder",
       },
     ),
   ),
@@ -73,11 +74,11 @@ CODECS: Mapping[str, Any] = {
 }
 # How to sample from the result.
 SAMPLING: Mapping[str, Any] = {
-  "steps": 20,
-  "shift": 3.0,
+  "num_steps": 20,
+  "flow_shift": 3.0,
   # Guided further, colours leave what they are called: orange turns yellow.
-  "guidance": {"video": 1.5, "audio": 1.5},
-  "skip_layer": 3,
+  "guidance_scale": {"video": 1.5, "audio": 1.5},
+  "slg_layer": 3,
   "negative_prompt": {"video": "", "audio": ""},
 }
 
@@ -90,7 +91,7 @@ class Stage:
     config: its name in `configs`.
     data: which latents, keys of `WORLDS`.
     steps: of the optimizer.
-    towers: tower -> `FRESH`, or the stage that it comes from.
+    towers: tower -> `SCRATCH`, or the stage that it comes from.
     changes: of the fields of `TRAINING`.
   """
 
@@ -106,7 +107,7 @@ STAGES: Mapping[str, Stage] = {
     config="audio_pretrain",
     data=("sounds",),
     steps=600,
-    towers={"audio": FRESH},
+    towers={"audio": SCRATCH},
   ),
   "audio_finetune": Stage(
     config="audio_finetune",
@@ -118,7 +119,7 @@ STAGES: Mapping[str, Stage] = {
     config="video_pretrain",
     data=("clips",),
     steps=2200,
-    towers={"video": FRESH},
+    towers={"video": SCRATCH},
   ),
   "fusion": Stage(
     config="fusion",
@@ -137,7 +138,7 @@ STAGES: Mapping[str, Stage] = {
     towers={"video": "fusion", "audio": "fusion"},
     changes={
       "optimizer.learning_rate": 8e-3,
-      "objective.times.shared": 0.0,
+      "objective.timesteps.shared_prob": 0.0,
     },
   ),
   # What the parts that fusion freezes learnt alone, in few steps, holds the
@@ -149,10 +150,10 @@ STAGES: Mapping[str, Stage] = {
     steps=2700,
     towers={"video": "fusion_free", "audio": "fusion_free"},
     changes={
-      "objective.times.shared": 0.5,
-      "trains": "all",
+      "objective.timesteps.shared_prob": 0.5,
+      "trainable": "all",
       "optimizer.learning_rate": 1e-2,
-      "data.weights": (0.75, 0.25),
+      "data.mixture_weights": (0.75, 0.25),
     },
   ),
 }
@@ -180,7 +181,7 @@ def steps(
   yield from latents(root, seed, root / "components", WORLDS)
   for name, stage in STAGES.items():
     initial = {
-      tower: source if source == FRESH else str(root / source)
+      tower: source if source == SCRATCH else str(root / source)
       for tower, source in stage.towers.items()
     }
     fields = stage_fields(stage, root, stage.steps, seed, initial)
@@ -224,7 +225,7 @@ def export(
 ) -> commands.Step:
   """Make weights of a run, as small as they can be."""
   words = ("-m", "ovi_jax.training.export", f"--workdir={run}")
-  words += (f"--components={components}", f"--out={out}", "--dtype=bfloat16")
+  words += (f"--pretrained={components}", f"--out={out}", "--dtype=bfloat16")
   words += (f"--sampling={json.dumps(SAMPLING)}",)
   return commands.Step(name=name, words=words, makes=out)
 
@@ -246,14 +247,14 @@ def stage_fields(
     initial: where each tower of the stage comes from.
   """
   fields = dict(TRAINING) | {
-    "steps": count,
+    "num_train_steps": count,
     "seed": seed,
     "data.sources": tuple(str(root / data) for data in stage.data),
   }
   for tower, source in initial.items():
     sizes = TOWERS[tower] | SHARED
     fields |= {f"model.{tower}.{key}": v for key, v in sizes.items()}
-    fields[f"initial.{tower}"] = source
+    fields[f"init_from.{tower}"] = source
   return fields | dict(stage.changes)
 
 
@@ -269,10 +270,10 @@ def _codecs(root: pathlib.Path, seed: int) -> Iterator[commands.Step]:
     before = ""
     for name, config, count, changes in runs:
       fields = {
-        "steps": count,
+        "num_train_steps": count,
         "seed": seed,
         "data.sources": (f"world:{seed + 1}",),
-        "initial": before,
+        "init_from": before,
         **changes,
       }
       if part == "text":

@@ -1,6 +1,6 @@
 """A trained run to a directory of weights that `sample.py` reads.
 
-  python -m ovi_jax.training.export --workdir=RUN --components=DIR --out=DIR
+  python -m ovi_jax.training.export --workdir=RUN --pretrained=DIR --out=DIR
 
 Text encoder, codecs and tokenizer are those of `components` (by default, the
 run's own); they are linked, not copied, where the disk allows it. The towers
@@ -78,7 +78,7 @@ def export(
   rest = components or pathlib.Path(settings.pretrained)
   if not str(rest).strip("."):
     raise ValueError(
-      "--components=DIR is needed: converted weights whose text encoder and"
+      "--pretrained=DIR is needed: converted weights whose text encoder and"
       " codecs go with the towers; the run names none"
     )
   kept = weights_dir.read(rest, needs=())
@@ -141,7 +141,7 @@ def inherited_advice(workdir: pathlib.Path) -> Mapping[str, Any]:
     except ValueError:
       return {}
     # The video tower's, where there are two of different origin.
-    sources = [str(path) for path in values["initial"].values() if path]
+    sources = [str(path) for path in values["init_from"].values() if path]
     source = pathlib.Path(sources[0] if sources else settings_lib.SCRATCH)
     if (source / weights_dir.MANIFEST).is_file():
       return weights_dir.manifest_of(source).sampling
@@ -165,16 +165,16 @@ def _checked_advice(
     ValueError: a field is unknown, its value cannot be, or such a block is
       asked for.
   """
-  skip_layer = sampling_settings.recommended(advised)["skip_layer"]
+  slg_layer = sampling_settings.recommended(advised)["slg_layer"]
   blocks = sampling_settings.num_layers(settings.model)
-  if skip_layer < blocks:
+  if slg_layer < blocks:
     return advised
-  if "skip_layer" in asked:
+  if "slg_layer" in asked:
     raise ValueError(
-      f"--sampling: skip_layer {skip_layer} does not exist, the towers have"
+      f"--sampling: slg_layer {slg_layer} does not exist, the towers have"
       f" blocks 0 to {blocks - 1}; give one of them, or 0 to skip none"
     )
-  return advised | {"skip_layer": 0}
+  return advised | {"slg_layer": 0}
 
 
 def _sizes(
@@ -258,7 +258,7 @@ def main(argv: list[str]) -> None:
     export(
       pathlib.Path(FLAGS.workdir),
       pathlib.Path(FLAGS.out),
-      pathlib.Path(FLAGS.components) if FLAGS.components else None,
+      pathlib.Path(FLAGS.pretrained) if FLAGS.pretrained else None,
       FLAGS.step,
       FLAGS.average,
       jnp.dtype(FLAGS.dtype),
@@ -274,7 +274,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", "", "Directory of the run.")
   flags.DEFINE_string("out", "", "Directory to write.")
-  flags.DEFINE_string("components", "", "Converted weights for the rest.")
+  flags.DEFINE_string("pretrained", "", "Converted weights for the rest.")
   flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if none.")
   flags.DEFINE_bool("average", True, "The moving average of the weights.")
   flags.DEFINE_enum(

@@ -2,7 +2,7 @@
 
 Sources, each a directory of converted weights or the checkpoints of another
 run, supply the paths that their patterns name; patterns match whole paths.
-What no source supplies must be expressly allowed to be fresh. Everything is
+What no source supplies must be expressly allowed to be scratch. Everything is
 checked against everything before anything is read (`plan`); then each device
 reads its own part of each parameter, in the dtype asked for (`load`).
 
@@ -12,7 +12,7 @@ A fusion run from Wan2.2's video tower and a run of the audio tower:
     Source(path="weights/wan", take=tower("video")),
     Source(path="runs/audio_finetune/checkpoints", take=tower("audio")),
   )
-  fresh = (FUSION_LAYERS,)
+  scratch = (FUSION_LAYERS,)
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ class Source:
   Attributes:
     path: directory of converted weights, of a run or its checkpoints (the
       newest is used), or of one checkpoint. A damaged one is refused.
-    take: patterns of the paths it supplies.
-    leave: patterns of paths it shall not supply, whether or not it has them.
+    include: patterns of the paths it supplies.
+    exclude: patterns of paths it shall not supply, whether or not it has them.
     averaged: of checkpoints, take the moving average where there is one.
     component: in converted weights, the one that holds the parameters.
     groups: in a checkpoint, the branches of its state that hold parameters.
@@ -91,27 +91,27 @@ class Plan:
   Attributes:
     shapes: of the parameters, with their dtypes, by path.
     parts: the sources, each with the paths it supplies.
-    fresh: paths that are initialised.
+    scratch: paths that are initialised.
   """
 
   shapes: Mapping[str, jax.ShapeDtypeStruct]
   parts: Sequence[tuple[_Opened, Sequence[str]]]
-  fresh: Sequence[str]
+  scratch: Sequence[str]
 
   def lines(self) -> list[str]:
     """What comes from where, a line each."""
     found = [
       f"{len(paths)} arrays from {part.name}" for part, paths in self.parts
     ]
-    if self.fresh:
-      found.append(f"{len(self.fresh)} arrays initialized at random")
+    if self.scratch:
+      found.append(f"{len(self.scratch)} arrays initialized at random")
     return found
 
 
 def plan(
   shapes: Mapping[str, Any],
   sources: Sequence[Source],
-  fresh: Sequence[str] = (),
+  scratch: Sequence[str] = (),
 ) -> Plan:
   """Decide where every parameter comes from.
 
@@ -120,7 +120,7 @@ def plan(
   Args:
     shapes: of the model's parameters by path, with the dtype each shall have.
     sources: what to lay over it.
-    fresh: patterns of paths that are initialised if no source supplies them.
+    scratch: patterns of paths that are initialised if no source supplies them.
 
   Raises:
     ValueError: lists everything that does not fit, by path: a source that is
@@ -128,12 +128,12 @@ def plan(
       other way round, or in another shape; a path from two sources, or from
       none; a pattern that matches nothing or is none.
   """
-  _check_patterns(sources, fresh)
-  problems = [f"fresh {p!r} matches nothing" for p in _idle(fresh, shapes)]
+  _check_patterns(sources, scratch)
+  problems = [f"scratch {p!r} matches nothing" for p in _idle(scratch, shapes)]
   parts: list[tuple[_Opened, list[str]]] = []
   suppliers: dict[str, list[str]] = {}
   # Paths that are in order, or already complained of.
-  settled = _matched(fresh, shapes)
+  settled = _matched(scratch, shapes)
   for source in sources:
     settled |= _matched(source.include, shapes) - _matched(
       source.exclude, shapes
@@ -143,7 +143,7 @@ def plan(
     except ValueError as error:
       problems.append(str(error))
       continue
-    paths, misfits = _fit(source, opened, shapes, fresh)
+    paths, misfits = _fit(source, opened, shapes, scratch)
     problems += misfits
     parts.append((opened, paths))
     for path in paths:
@@ -154,7 +154,7 @@ def plan(
     if len(names) > 1
   ]
   problems += [
-    f"{path}: no source supplies it, and it may not be fresh"
+    f"{path}: no source supplies it, and it may not be scratch"
     for path in sorted(shapes.keys() - suppliers.keys() - settled)
   ]
   if problems:
@@ -163,7 +163,7 @@ def plan(
       f"initial parameters: {len(problems)} things do not fit:{listed}"
     )
   new = [path for path in shapes if path not in suppliers]
-  return Plan(shapes=dict(shapes), parts=parts, fresh=new)
+  return Plan(shapes=dict(shapes), parts=parts, scratch=new)
 
 
 def load(
@@ -174,9 +174,9 @@ def load(
   Args:
     decided: see `plan`.
     init: from a random key to all of the model's parameters, nested; only what
-      is fresh is computed.
-    seed: of fresh parameters. A path's values do not depend on which others
-      are fresh.
+      is scratch is computed.
+    seed: of scratch parameters. A path's values do not depend on which others
+      are scratch.
     shardings: one for all parameters, or by path.
 
   Returns:
@@ -190,15 +190,15 @@ def load(
   found: dict[str, jax.Array] = {}
   for opened, paths in decided.parts:
     found |= opened.read({path: shapes[path] for path in paths})
-  found |= _fresh(init, seed, {path: shapes[path] for path in decided.fresh})
+  found |= _random(init, seed, {path: shapes[path] for path in decided.scratch})
   return {path: found[path] for path in decided.shapes}
 
 
-def _check_patterns(sources: Sequence[Source], fresh: Sequence[str]) -> None:
+def _check_patterns(sources: Sequence[Source], scratch: Sequence[str]) -> None:
   """Refuse patterns that are no regular expressions."""
   problems = []
   patterns = [p for s in sources for p in (*s.include, *s.exclude)]
-  for pattern in (*patterns, *fresh):
+  for pattern in (*patterns, *scratch):
     try:
       re.compile(pattern)
     except re.error as error:
@@ -211,14 +211,14 @@ def _fit(
   source: Source,
   opened: _Opened,
   shapes: Mapping[str, Any],
-  fresh: Sequence[str],
+  scratch: Sequence[str],
 ) -> tuple[list[str], list[str]]:
   """The paths a source supplies, and what of it does not fit."""
   name = opened.name
   left = _matched(source.exclude, opened.shapes)
   offered = _matched(source.include, opened.shapes) - left
   wanted = _matched(source.include, shapes)
-  unneeded = _matched(source.exclude, shapes) | _matched(fresh, shapes)
+  unneeded = _matched(source.exclude, shapes) | _matched(scratch, shapes)
   everything = shapes.keys() | opened.shapes.keys()
   problems = [
     f"take {pattern!r} of {name} matches nothing"
@@ -338,7 +338,7 @@ def _placed(
   }
 
 
-def _fresh(
+def _random(
   init: Init, seed: int, shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
   """Initialise some parameters; the rest is dropped by the compiler."""

@@ -44,10 +44,10 @@ class Intervals:
   """How often something happens, in steps; 0 = never.
 
   Attributes:
-    log: a line in the logs; averages since the last.
-    save: a checkpoint; the last step is saved anyway.
-    held_out: the loss on held-out records, before the first step too.
-    samples: clips.
+    log_every: a line in the logs; averages since the last.
+    checkpoint_every: a checkpoint; the last step is saved anyway.
+    eval_every: the loss on held-out records, before the first step too.
+    sample_every: clips.
     profile: at which steps a trace begins and ends (`profile_steps` in a
       config); equal for none.
   """
@@ -56,17 +56,20 @@ class Intervals:
   checkpoint_every: int = 1000
   eval_every: int = 0
   sample_every: int = 0
-  profile: tuple[int, int] = (0, 0)
+  profile_steps: tuple[int, int] = (0, 0)
 
   def __post_init__(self):
-    for name in ("log", "save", "held_out", "samples"):
+    for name in ("log_every", "checkpoint_every", "eval_every", "sample_every"):
       if getattr(self, name) < 0:
         raise ValueError(
           f"{name} must be 0 (never) or more steps, got {getattr(self, name)}"
         )
-    if len(self.profile) != 2 or not 0 <= self.profile[0] <= self.profile[1]:
+    if (
+      len(steps := tuple(self.profile_steps)) != 2
+      or not 0 <= steps[0] <= steps[1]
+    ):
       raise ValueError(
-        f"profile_steps must be (first, last), got {self.profile}"
+        f"profile_steps must be (first, last), got {self.profile_steps}"
       )
 
 
@@ -79,18 +82,18 @@ class TrainContext:
   """What a run is given.
 
   Attributes:
-    trainer: what a step is made of.
+    step_config: what a step is made of.
     mesh: the devices.
     input: batches of this process' rows.
     null_SE: embedding of the empty prompt.
     manager: of the checkpoints.
     logs: of the scalars.
     directory: for traces.
-    cadence: what happens when.
-    prepare: places a batch on the mesh; encodes media, if they are read.
+    intervals: what happens when.
+    encode_batch: places a batch on the mesh; encodes media, if they are read.
     cost: of a batch on the devices; `None` for a task that counts none.
-    held_out: called with the state; returns scalars to log.
-    samples: called with the state.
+    evaluate: called with the state; returns scalars to log.
+    sample: called with the state.
     buckets: of how many sizes batches are; each is compiled once.
   """
 
@@ -340,23 +343,21 @@ class MetricAccumulator:
     reports = self._reports
     line: dict[str, float | None] = {
       "train/loss": float(np.mean([r.metrics.loss for r in reports])),
-      "train/gradient_norm": float(
-        np.mean([r.metrics.grad_norm for r in reports])
-      ),
+      "train/grad_norm": float(np.mean([r.metrics.grad_norm for r in reports])),
       "train/learning_rate": float(
         np.asarray(self._rate(reports[-1].step - 1))
       ),
     }
     if timed := reports[len(reports) - self._timed :]:
       line |= {
-        "speed/step_seconds": seconds / len(timed),
-        "speed/clips_per_second": sum(r.clips for r in timed) / seconds,
-        "speed/waiting_share": sum(r.waited for r in timed) / seconds,
+        "perf/step_time": seconds / len(timed),
+        "perf/clips_per_second": sum(r.clips for r in timed) / seconds,
+        "perf/data_wait_frac": sum(r.waited for r in timed) / seconds,
       }
     if costs := [r.cost for r in timed if r.cost is not None]:
       line |= {
-        "speed/tokens_per_second": sum(c.tokens for c in costs) / seconds,
-        "speed/model_flops_utilization": flops.mfu(
+        "perf/tokens_per_second": sum(c.tokens for c in costs) / seconds,
+        "perf/mfu": flops.mfu(
           sum(c.flops for c in costs), seconds, *self._device
         ),
       }
@@ -437,7 +438,7 @@ class Profiler:
   """The profiler, on for the steps that the cadence asks for."""
 
   def __init__(self, work: TrainContext):
-    self._steps = range(*work.intervals.profile)
+    self._steps = range(*work.intervals.profile_steps)
     self._directory, self._on = f"{work.directory}/trace", False
 
   def at(self, number: int) -> None:

@@ -31,19 +31,19 @@ class OptimizerConfig:
 
   Attributes:
     learning_rate: after warm-up.
-    kind: "adamw", or "muon": kernels move by their orthogonalized momentum,
+    name: "adamw", or "muon": kernels move by their orthogonalized momentum,
       all else by AdamW.
     schedule: "constant", or "cosine" down to `final_share`.
     warmup_steps: of linear growth from 0; see `warmup_of` for short runs.
-    final_share: of the learning rate that is left at the last step.
+    end_lr_factor: of the learning rate that is left at the last step.
     beta1: decay of the mean of gradients.
-    momentum: the same for Muon's kernels.
+    muon_beta: the same for Muon's kernels.
     beta2: decay of the mean of their squares.
     eps: added to the root.
     weight_decay: a step, times the learning rate; kernels only.
-    clip_norm: largest norm of all gradients together; 0 = no limit.
-    average_decay: of the moving average of the parameters; 0 = no average.
-    average_on_host: keep and move it in the host's memory, which saves four
+    grad_clip_norm: largest norm of all gradients together; 0 = no limit.
+    ema_decay: of the moving average of the parameters; 0 = no average.
+    ema_on_host: keep and move it in the host's memory, which saves four
       bytes a trained parameter on the devices.
   """
 
@@ -62,7 +62,7 @@ class OptimizerConfig:
   ema_on_host: bool = False
 
   def __post_init__(self):
-    for name, known in (("kind", OPTIMIZERS), ("schedule", SCHEDULES)):
+    for name, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
       if (value := getattr(self, name)) not in known:
         raise ValueError(
           f"optimizer.{name} {value!r} is unknown; choose from"
@@ -73,12 +73,12 @@ class OptimizerConfig:
         "optimizer.learning_rate and eps must be positive, got"
         f" {self.learning_rate} and {self.eps}"
       )
-    shares = ("beta1", "beta2", "momentum", "average_decay", "final_share")
+    shares = ("beta1", "beta2", "muon_beta", "ema_decay", "end_lr_factor")
     for name in shares:
       value = getattr(self, name)
-      if not 0 <= value <= 1 or (value == 1 and name != "final_share"):
+      if not 0 <= value <= 1 or (value == 1 and name != "end_lr_factor"):
         raise ValueError(f"optimizer.{name} must be in [0, 1), got {value}")
-    for name in ("warmup_steps", "weight_decay", "clip_norm"):
+    for name in ("warmup_steps", "weight_decay", "grad_clip_norm"):
       if getattr(self, name) < 0:
         raise ValueError(
           f"optimizer.{name} must not be negative, got {getattr(self, name)}"

@@ -4,11 +4,12 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+from typing import TypeVar
 
 import jax.numpy as jnp
 import ml_collections
 
-from ovi_jax.attention import context
+from ovi_jax import config as config_lib
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
 from ovi_jax.diffusion import times
@@ -19,11 +20,13 @@ from ovi_jax.training import loop
 from ovi_jax.training import optimizer
 from ovi_jax.training import param_filter
 from ovi_jax.training.evaluators import eval_loss
-from ovi_jax.training.evaluators import eval_samples as samples
+from ovi_jax.training.evaluators import eval_samples
 from ovi_jax.training.objectives import flow_matching
 
+T = TypeVar("T")
+
 TEXT_SOURCES = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
-SCRATCH = "fresh"  # as an initial tower: random, learnt from nothing
+SCRATCH = "scratch"  # init_from of a tower with random parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,8 @@ class CheckpointPolicy:
   """Which checkpoints stay.
 
   Attributes:
-    last: how many of the newest.
-    every: also those of steps it divides; 0 = none.
+    max_to_keep: how many of the newest.
+    keep_period: also those of steps it divides; 0 = none.
   """
 
   max_to_keep: int = 2
@@ -41,7 +44,8 @@ class CheckpointPolicy:
   def __post_init__(self):
     if self.max_to_keep < 1 or self.keep_period < 0:
       raise ValueError(
-        "keep: expected last of at least 1 and every of 0 (none) or more, got"
+        "expected max_to_keep of at least 1 and keep_period of 0 (none) or"
+        " more, got"
         f" {self.max_to_keep} and {self.keep_period}"
       )
 
@@ -52,29 +56,29 @@ class Settings:
 
   Attributes:
     model: sizes of each tower, `None` for one that the stage has not.
-    initial: where each tower comes from: a directory of converted weights, of
-      an earlier run, or "fresh".
-    trains: "all", or "attention" as in the paper's fusion.
+    init_from: where each tower comes from: a directory of converted weights, of
+      an earlier run, or "scratch".
+    trainable: "all", or "attention" as in the paper's fusion.
     objective: the loss.
     optimizer: how parameters are moved.
     data: what is read.
-    steps: of the whole run.
-    batch: examples of a step, over all devices and parts.
-    parts: gradients of so many parts of a batch are summed.
+    num_train_steps: of the whole run.
+    batch_size: examples of a step, over all devices and parts.
+    grad_accum_steps: gradients of so many parts of a batch are summed.
     seed: of initialisation, data order, noise and times.
     dtype: compute dtype, "auto" for bfloat16 on accelerators.
-    frozen_dtype: of parameters that are not trained.
+    frozen_param_dtype: of parameters that are not trained.
     attention: backend, see `attention.attention`.
-    context_attention: how tokens that are split over the mesh axis `context`
-      attend to each other, a key of `attention.context.SCHEMES`.
+    context_parallelism: how tokens that are split over the mesh axis `context`
+      attend to each other, a key of `attention.context.STRATEGIES`.
     remat: see `models.fusion.REMAT`, or "none".
     mesh: devices along each mesh axis; 0 for all that are left over.
-    components: directory of converted weights, whose encoders read media and
+    pretrained: directory of converted weights, whose encoders read media and
       captions and whose decoders make samples; empty for neither.
-    held_out: what the loss of held-out records is taken of.
-    samples: how clips are made.
-    cadence: what happens when.
-    keep: which checkpoints stay.
+    eval: what the loss of held-out records is taken of.
+    eval_samples: how clips are made.
+    intervals: what happens when.
+    checkpoints: which checkpoints stay.
   """
 
   model: AV[dit.DiTConfig]
@@ -90,43 +94,33 @@ class Settings:
   dtype: str
   frozen_param_dtype: str
   attention: str
-  context_parallelism: str = context.ULYSSES  # what older runs did
+  context_parallelism: str
   remat: str
   mesh: Mapping[str, int]
   pretrained: str
   eval: eval_loss.EvalConfig
-  eval_samples: samples.EvalSamplesConfig
+  eval_samples: eval_samples.EvalSamplesConfig
   intervals: loop.Intervals
   checkpoints: CheckpointPolicy
 
   def __post_init__(self):
-    problems = [
-      f"{name} must be at least 1, got {getattr(self, name)}"
-      for name in ("steps", "batch", "parts")
-      if getattr(self, name) < 1
-    ]
-    if self.trainable not in (
-      trains := (param_filter.ALL, param_filter.ATTENTION)
+    problems = config_lib.below(
+      self, 1, "num_train_steps", "batch_size", "grad_accum_steps"
+    )
+    for name, known in (
+      ("trainable", (param_filter.ALL, param_filter.ATTENTION)),
+      ("dtype", config_lib.DTYPES),
+      ("frozen_param_dtype", config_lib.DTYPES),
     ):
-      problems.append(
-        f"trains {self.trainable!r} is unknown; choose from {', '.join(trains)}"
-      )
-    for name in ("dtype", "frozen_dtype"):
-      known = ("auto", "float32", "bfloat16")
-      if getattr(self, name) not in known:
-        problems.append(
-          f"{name} {getattr(self, name)!r} is unknown; choose from"
-          f" {', '.join(known)}"
-        )
+      problems += config_lib.invalid_choice(name, getattr(self, name), known)
     towers = self.model.present()
-    for name in ("blocks", "head_size"):
+    for name in ("num_layers", "head_size"):
       sizes = {n: getattr(tower, name) for n, tower in towers.items()}
       if len(set(sizes.values())) > 1:
-        what = "width / heads" if name == "head_size" else name
+        what = "hidden_dim / num_heads" if name == "head_size" else name
         found = " and ".join(f"{size} of {n}" for n, size in sizes.items())
         problems.append(f"model: both towers need the same {what}, got {found}")
-    if problems:
-      raise ValueError("config: " + "; ".join(problems))
+    config_lib.check(problems)
 
   def check_sources(self) -> None:
     """Refuse settings that say not all of where a run starts from.
@@ -135,33 +129,33 @@ class Settings:
       ValueError: lists what is missing.
     """
     problems = [
-      f"initial.{name}: the stage starts from this tower; give"
-      f" --config.initial.{name}=DIR (converted weights or an earlier run),"
+      f"init_from.{name}: the stage starts from this tower; give"
+      f" --config.init_from.{name}=DIR (converted weights or an earlier run),"
       f" or {SCRATCH!r}"
       for name in self.model.present()
       if not getattr(self.init_from, name)
     ]
-    fresh = [
+    scratch = [
       n for n in self.model.present() if getattr(self.init_from, n) == SCRATCH
     ]
-    if self.trainable == param_filter.ATTENTION and fresh:
+    if self.trainable == param_filter.ATTENTION and scratch:
       problems.append(
-        f"initial.{fresh[0]} is {SCRATCH!r}, but trains={self.trainable!r} never"
-        " moves a tower's last layer, which is zero at first: nothing would be"
-        " learnt; start from a trained tower, or set trains='all'"
+        f"init_from.{scratch[0]} is {SCRATCH!r}, but"
+        f" trainable={self.trainable!r} never trains a tower's last layer,"
+        " which is zero at first, so that the loss could not fall; start from a"
+        " trained tower, or set trainable='all'"
       )
     if not all(source.path for source in self.data.sources):
       problems.append("data.sources: give --config.data.sources=\"('DIR',)\"")
     encoding = self.data.encode_on_the_fly or self.data.tokenizer
     if (encoding or self.intervals.sample_every) and not self.pretrained:
       problems.append(
-        "components: media and captions are read with the encoders of converted"
+        "pretrained: media and captions are read with the encoders of converted"
         " weights, and samples made with their decoders; give"
-        " --config.components=DIR, or cache latents first (python -m"
+        " --config.pretrained=DIR, or cache latents first (python -m"
         " ovi_jax.data.encode) and make no samples"
       )
-    if problems:
-      raise ValueError("config: " + "; ".join(problems))
+    config_lib.check(problems)
 
   @classmethod
   def from_config(cls, config: ml_collections.ConfigDict) -> "Settings":
@@ -172,67 +166,54 @@ class Settings:
         cannot be.
     """
     values = config.to_dict()
-    model = pair(values, "model", tower)
+    model = build_pair(values.pop("model"), "model", build_tower)
+    pretrained = values.get("pretrained", "")
     made = {
       "model": model,
-      "initial": pair(values, "initial", lambda v, _: v),
+      "init_from": build_pair(values.pop("init_from"), "init_from"),
       "objective": _objective(values.pop("objective")),
-      "optimizer": build(
+      "optimizer": config_lib.build(
         optimizer.OptimizerConfig, values.pop("optimizer"), "optimizer"
       ),
-      "data": _data(values.pop("data"), model, values.get("components", "")),
-      "held_out": build(
-        eval_loss.EvalConfig, values.pop("held_out"), "held_out"
+      "data": _data(values.pop("data"), model, pretrained),
+      "eval": config_lib.build(
+        eval_loss.EvalConfig, values.pop("eval"), "eval"
       ),
-      "samples": _samples(values.pop("samples")),
-      "cadence": build_intervals(values),
-      "keep": build(CheckpointPolicy, values.pop("keep"), "keep"),
+      "eval_samples": _eval_samples(values.pop("eval_samples")),
+      "intervals": take(loop.Intervals, values),
+      "checkpoints": take(CheckpointPolicy, values),
     }
-    return build(cls, values | made, "")
+    return config_lib.build(cls, values | made)
 
   def compute_dtype(self, platform: str) -> jnp.dtype:
     """What the model computes in on a platform."""
-    name = self.dtype
-    if name == "auto":
-      name = "float32" if platform == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+    return config_lib.resolve_dtype(self.dtype, platform)
 
   def stored_dtype(self, platform: str) -> jnp.dtype:
     """What frozen parameters are kept in on a platform."""
-    if self.frozen_param_dtype == "auto":
+    if self.frozen_param_dtype == config_lib.AUTO:
       return self.compute_dtype(platform)
     return jnp.dtype(self.frozen_param_dtype)
 
 
-def build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
-  """An instance of a frozen dataclass; every field by name, none unknown."""
-  fields = dataclasses.fields(cls)
-  needed = {
-    f.name
-    for f in fields
-    if f.default is dataclasses.MISSING
-    and f.default_factory is dataclasses.MISSING
-  }
-  at = f"config.{where}." if where else "config."
-  unknown = sorted(values.keys() - {f.name for f in fields})
-  missing = sorted(needed - values.keys())
-  if unknown or missing:
-    known = ", ".join(sorted(f.name for f in fields))
-    said = [f"{at}{name} is unknown" for name in unknown]
-    said += [f"{at}{name} is missing" for name in missing]
-    raise ValueError(f"{'; '.join(said)}; the fields are {known}")
-  return cls(**values)
+def take(cls: type[T], values: dict[str, Any]) -> T:
+  """Move the fields of a dataclass out of the top level of a config."""
+  names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+  found = {name: values.pop(name) for name in names if name in values}
+  return config_lib.build(cls, found)
 
 
-def tower(values: Mapping[str, Any], where: str) -> dit.DiTConfig:
+def build_tower(values: Mapping[str, Any], where: str) -> dit.DiTConfig:
   """A tower's sizes; JSON has made a list of the patch."""
   patch = {k: tuple(v) for k, v in values.items() if k == "patch"}
-  return build(dit.DiTConfig, {**values, **patch}, where)
+  return config_lib.build(dit.DiTConfig, {**values, **patch}, where)
 
 
-def pair(values: dict[str, Any], name: str, make: Any) -> AV[Any]:
-  """Take `values[name]` as a pair; `None` stays."""
-  given = build(TowerPair, values.pop(name), name)
+def build_pair(
+  values: Mapping[str, Any], name: str, make: Any = lambda value, _: value
+) -> AV[Any]:
+  """A value for each modality; `None` stays."""
+  given = config_lib.build(TowerPair, values, name)
   return AV(
     **{
       n: None if v is None else make(v, f"{name}.{n}")
@@ -249,60 +230,63 @@ class TowerPair:
   audio: Any = None
 
 
-def build_intervals(values: dict[str, Any]) -> loop.Intervals:
-  """Take what happens when, `profile_steps` included."""
-  profile = {"profile": tuple(values.pop("profile_steps", (0, 0)))}
-  return build(loop.Intervals, values.pop("cadence") | profile, "cadence")
-
-
-def _samples(values: dict[str, Any]) -> samples.EvalSamplesConfig:
-  made = {"guidance": pair(values, "guidance", lambda v, _: v)}
-  return build(samples.EvalSamplesConfig, values | made, "samples")
+def _eval_samples(values: dict[str, Any]) -> eval_samples.EvalSamplesConfig:
+  scale = build_pair(values["guidance_scale"], "eval_samples.guidance_scale")
+  return config_lib.build(
+    eval_samples.EvalSamplesConfig,
+    values | {"guidance_scale": scale},
+    "eval_samples",
+  )
 
 
 def _objective(values: dict[str, Any]) -> flow_matching.ObjectiveConfig:
-  made = {
-    name: pair(values, name, lambda v, _: v)
-    for name in ("scales", "prompt_dropout")
+  made: dict[str, Any] = {
+    name: build_pair(values[name], f"objective.{name}")
+    for name in ("loss_weights", "cfg_dropout")
   }
-  made["times"] = build(
-    times.TimestepSampler, values.pop("times"), "objective.times"
+  made["timesteps"] = config_lib.build(
+    times.TimestepSampler, values["timesteps"], "objective.timesteps"
   )
-  return build(flow_matching.ObjectiveConfig, values | made, "objective")
+  return config_lib.build(
+    flow_matching.ObjectiveConfig, values | made, "objective"
+  )
 
 
 def _data(
-  values: dict[str, Any], model: AV[dit.DiTConfig], components: str
+  values: dict[str, Any], model: AV[dit.DiTConfig], pretrained: str
 ) -> data_settings.LoaderConfig:
   """Sources and buckets from plain tuples; the rest by name."""
-  if (text := values.pop("text", EMBEDDINGS)) not in TEXT_SOURCES:
-    raise ValueError(
-      f"config.data.text {text!r} is unknown; choose from {', '.join(TEXT_SOURCES)}"
-    )
-  weights = values.pop("weights", ()) or (None,) * len(values["sources"])
-  if len(weights) != len(values["sources"]):
-    raise ValueError(
-      f"config.data.weights: {len(weights)} weights for"
-      f" {len(values['sources'])} sources; give one each, or none"
-    )
-  sources = tuple(
-    data_settings.Source(path=path, weight=weight)
-    for path, weight in zip(values.pop("sources"), weights)
+  text = values.pop("text_source", EMBEDDINGS)
+  config_lib.check(
+    config_lib.invalid_choice("data.text_source", text, TEXT_SOURCES)
   )
-  video, audio = values.pop("video"), values.pop("audio")
+  sources = values.pop("sources")
+  weights = values.pop("mixture_weights", ()) or (None,) * len(sources)
+  if len(weights) != len(sources):
+    raise ValueError(
+      f"config.data.mixture_weights: {len(weights)} weights for"
+      f" {len(sources)} sources; give one each, or none"
+    )
+  video, audio = values.pop("video_buckets"), values.pop("audio_buckets")
   video = [tuple(v) for v in video] if model.video else []
   audio = list(audio) if model.audio else []
-  buckets = tuple(
-    data_settings.Bucket(video=v, audio=a)
-    for v in video or [None]
-    for a in audio or [None]
-  )
-  towers = list(model.present().values())
-  sizes = schema.Geometry(text_width=towers[0].text_dim)
-  for name, tower in model.present().items():
-    sizes = dataclasses.replace(sizes, **{f"{name}_channels": tower.channels})
-  made = {"sources": sources, "buckets": buckets, "geometry": sizes}
-  made["text_rows"] = towers[0].max_text_len
+  towers = model.present()
+  made = {
+    "sources": tuple(
+      data_settings.Source(path=path, weight=weight)
+      for path, weight in zip(sources, weights)
+    ),
+    "buckets": tuple(
+      data_settings.Bucket(video=v, audio=a)
+      for v in video or [None]
+      for a in audio or [None]
+    ),
+    "geometry": dataclasses.replace(
+      schema.Geometry(text_dim=next(iter(towers.values())).text_dim),
+      **{f"{name}_channels": tower.channels for name, tower in towers.items()},
+    ),
+    "max_text_len": next(iter(towers.values())).max_text_len,
+  }
   if text == CAPTIONS:
-    made["tokenizer"] = str(pathlib.Path(components) / weights_dir.TOKENIZER)
-  return build(data_settings.LoaderConfig, values | made, "data")
+    made["tokenizer"] = str(pathlib.Path(pretrained) / weights_dir.TOKENIZER)
+  return config_lib.build(data_settings.LoaderConfig, values | made, "data")

@@ -82,8 +82,10 @@ def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
   if size < 1 or size % unit:
     below = max(unit, size - size % unit)
     raise ValueError(
-      f"batch {size} must be a multiple of {unit}: {parts} parts, each over"
-      f" {devices} devices (mesh axes {', '.join(logical_axes.ACTIVATIONS['B'])});"
+      f"batch_size {size} must be a multiple of {unit}: {parts} microbatches"
+      " (grad_accum_steps), each over"
+      f" {devices} devices (mesh axes"
+      f" {', '.join(logical_axes.ACTIVATIONS['B'])});"
       f" {below} would do"
     )
 

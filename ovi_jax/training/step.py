@@ -31,10 +31,10 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: finished steps.
-    trained: path -> float32 parameter.
-    frozen: path -> parameter without gradient, average or moments.
-    average: of `trained`, or `None`.
-    moments: the optimizer's state.
+    trained_params: path -> float32 parameter.
+    frozen_params: path -> parameter without gradient, average or moments.
+    ema_params: of `trained`, or `None`.
+    opt_state: the optimizer's state.
     key: data of the random key, fixed for a run.
   """
 
@@ -59,7 +59,7 @@ class StepMetrics(NamedTuple):
   Attributes:
     loss: weighted sum over the task's terms.
     losses: term_B by name; 0 for records that lack what it is of.
-    gradient_norm: before clipping.
+    grad_norm: before clipping.
   """
 
   loss: jax.Array
@@ -71,10 +71,11 @@ class TrainStepConfig(NamedTuple, Generic[T]):
   """What a step is made of; static, so a program is compiled for each.
 
   Attributes:
-    task: what is learnt.
+    objective: what is learnt.
     optimizer: how parameters are moved.
-    steps: of the whole run, for the schedule.
-    parts: a batch is divided into so many, their gradients are summed.
+    num_train_steps: of the whole run, for the schedule.
+    grad_accum_steps: a batch is divided into so many, their gradients are
+      summed.
   """
 
   objective: T
@@ -174,7 +175,7 @@ def train_step(
   """One step of training.
 
   Args:
-    trainer: what the step is made of.
+    step_config: what the step is made of.
     state: before the step; donate it.
     batch: on the devices; `parts` divides its size.
     null_SE: embedding of the empty prompt.

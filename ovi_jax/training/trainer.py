@@ -49,23 +49,27 @@ from ovi_jax.training.objectives import flow_matching
 
 CHECKPOINTS = "checkpoints"
 MUTABLE_FIELDS = (
-  "initial",
-  "cadence",
-  "keep",
+  "init_from",
+  "log_every",
+  "checkpoint_every",
+  "eval_every",
+  "sample_every",
+  "max_to_keep",
+  "keep_period",
   "mesh",
-  "components",
-  "held_out",
-  "samples",
+  "pretrained",
+  "eval",
+  "eval_samples",
   "profile_steps",
   "data.sources",  # the loader knows a dataset wherever it lies
-  "data.workers",
-  "data.prefetch",
+  "data.num_workers",
+  "data.prefetch_batches",
   "data.max_unknown_words",
   "data.min_codec_psnr",
   "data.max_codec_mel_error",
-  "steps",
+  "num_train_steps",
   "attention",
-  "context_attention",
+  "context_parallelism",
   "remat",
 )
 Log = Callable[[str], None]
@@ -191,7 +195,7 @@ def init_from_hint(
 ) -> str:
   """How to start another run from the result of this one."""
   given = " ".join(
-    f"--config.initial.{name}={shlex.quote(str(workdir))}"
+    f"--config.init_from.{name}={shlex.quote(str(workdir))}"
     for name in settings.model.present()
   )
   return f"A new run can start from this one: --workdir=NEW {given}"
@@ -293,9 +297,9 @@ def next_lines(
   quoted, weights = shlex.quote(str(workdir)), shlex.quote(f"{workdir}/weights")
   if len(settings.model.present()) == 1:
     (name,) = settings.model.present()
-    lines.append(f"  a run with --config.initial.{name}={quoted}")
+    lines.append(f"  a run with --config.init_from.{name}={quoted}")
     return lines
-  rest = "" if settings.pretrained else " --components=WEIGHTS"
+  rest = "" if settings.pretrained else " --pretrained=WEIGHTS"
   return [
     *lines,
     f"  python -m ovi_jax.training.export --workdir={quoted}{rest}"
@@ -416,13 +420,13 @@ def init_plan(settings: settings_lib.Settings) -> init_from.Plan:
   towers: dict[str, list[str]] = {}
   for name in settings.model.present():
     towers.setdefault(getattr(settings.init_from, name), []).append(name)
-  fresh = [
+  scratch = [
     pattern
     for name in towers.pop(settings_lib.SCRATCH, [])
     for pattern in init_from.tower(name)
   ]
   if len(towers) == len(settings.model.present()) == 2:
-    fresh.append(init_from.FUSION_LAYERS)  # towers alone do not bring them
+    scratch.append(init_from.FUSION_LAYERS)  # towers alone do not bring them
   # A tower alone may come out of a fusion model.
   alone = len(settings.model.present()) == 1
   sources = [
@@ -433,7 +437,7 @@ def init_plan(settings: settings_lib.Settings) -> init_from.Plan:
     )
     for path, names in towers.items()
   ]
-  return init_from.plan(parameter_shapes(settings), sources, fresh)
+  return init_from.plan(parameter_shapes(settings), sources, scratch)
 
 
 def check_sizes(settings: settings_lib.Settings) -> None:
@@ -448,7 +452,9 @@ def check_sizes(settings: settings_lib.Settings) -> None:
       continue
     found = getattr(weights_dir.manifest_of(path).architecture.fusion, name)
     if found is None:
-      raise ValueError(f"initial.{name}: the weights in {path} have no {name}")
+      raise ValueError(
+        f"init_from.{name}: the weights in {path} have no {name}"
+      )
     theirs, ours = dataclasses.asdict(found), dataclasses.asdict(tower)
     if different := [
       f"{name}.{key}: {theirs[key]} in the weights, {ours[key]} in the config"
@@ -471,11 +477,11 @@ def initial_state(
   """The state before the first step, straight into its shardings."""
   placed: Any = jax.tree.map(lambda x: x.sharding, target)
 
-  def fresh(key: jax.Array) -> Any:
+  def scratch(key: jax.Array) -> Any:
     return architecture.init("fusion", settings.model, key)
 
   params = init_from.load(
-    plan, fresh, settings.seed, placed.frozen | placed.trained
+    plan, scratch, settings.seed, placed.frozen | placed.trained
   )
   make = functools.partial(_state, settings, step_config)
   return jax.jit(make, out_shardings=placed, donate_argnums=0)(params)

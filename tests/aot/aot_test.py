@@ -93,7 +93,7 @@ def test_a_training_step(tmp_path):
     f"--workdir={tmp_path}",
     "--config.mesh.fsdp=2",
     "--config.mesh.context=2",
-    "--config.context_attention=ring",  # seven heads
+    "--config.context_parallelism=ring",  # seven heads
   )
   assert code == 0, said
   assert "4 x TPU v5 lite, mesh fsdp 2 x context 2" in said

@@ -28,8 +28,8 @@ def compiling_anew():
   ("scheme", "remat", "kernels"),
   [
     # Forward, backward; where nothing is kept, forward once more for it.
-    ("all_to_all", "full", 3),
-    ("all_to_all", "attention", 2),
+    ("ulysses", "full", 3),
+    ("ulysses", "attention", 2),
     # The parts that pass, and the last one: only forward is a kernel.
     ("ring", "full", 4),
     ("ring", "attention", 2),

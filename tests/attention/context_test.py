@@ -53,7 +53,7 @@ def assert_equal(found, expected, limit=1e-5):
     assert error < limit, (name, error)
 
 
-def compare(arrays, mesh, backend, length, scheme):
+def compare(arrays, mesh, backend, length, strategy):
   """Attention split over a mesh, and by XLA on one device."""
   expected = value_and_gradients(arrays, backend="xla", length=length)
   with jax.set_mesh(mesh):
@@ -62,21 +62,21 @@ def compare(arrays, mesh, backend, length, scheme):
       backend=backend,
       length=length,
       letters=LETTERS["self"],
-      scheme=scheme,
+      strategy=strategy,
     )
   assert_equal(found, expected)
 
 
 @pytest.mark.parametrize("sizes", MESHES)
-@pytest.mark.parametrize("scheme", ["all_to_all", "ring"])
+@pytest.mark.parametrize("scheme", ["ulysses", "ring"])
 @pytest.mark.parametrize("length", [None, 19, (3, 24)])
-def test_split_tokens_attend_to_each_other(sizes, scheme, length):
+def test_split_tokens_attend_to_each_other(sizes, strategy, length):
   arrays = drawn(24, 24)
   count = length if length is None or isinstance(length, int) else None
   if count is None and length is not None:
     count = jnp.asarray(length)
   mesh = meshes.make(jax.devices(), **MESHES[sizes])
-  compare(arrays, mesh, "xla_head", count, scheme)
+  compare(arrays, mesh, "xla_head", count, strategy)
 
 
 @pytest.mark.parametrize("sizes", MESHES)
@@ -100,7 +100,7 @@ def test_heads_that_context_does_not_divide():
   with jax.set_mesh(meshes.make(jax.devices(), context=8)):
     with pytest.raises(ValueError, match="4 heads of a device over 8 devices"):
       call()
-    found = call(scheme="ring")
+    found = call(strategy="ring")
   assert_equal(found, value_and_gradients(arrays, backend="xla"))
 
 
@@ -109,7 +109,7 @@ def test_a_part_of_the_keys():
   q, k, v, _ = drawn(600, 40)
   length = jnp.array([17, 33])
   whole = attention.attention(q, k, v, "xla", length=length)
-  outs, sums = zip(
+  outs, lse = zip(
     *(
       blockwise.attend_part(
         q, k[:, a:b], v[:, a:b], jnp.clip(length - a, 0, 20)
@@ -117,35 +117,35 @@ def test_a_part_of_the_keys():
       for a, b in ((0, 20), (20, 40))
     )
   )
-  total = jnp.logaddexp(*sums)
-  merged = sum(jnp.exp(s - total)[..., None] * o for s, o in zip(sums, outs))
+  total = jnp.logaddexp(*lse)
+  merged = sum(jnp.exp(s - total)[..., None] * o for s, o in zip(lse, outs))
   np.testing.assert_allclose(merged, whole, atol=2e-6)
 
 
-@pytest.mark.parametrize("scheme", ["all_to_all", "ring"])
+@pytest.mark.parametrize("scheme", ["ulysses", "ring"])
 @pytest.mark.parametrize("length", [None, 300])
-def test_the_tpu_kernel_over_a_mesh(scheme, length):
+def test_the_tpu_kernel_over_a_mesh(strategy, length):
   arrays = drawn(320, 320, heads=2, size=128)
   mesh = meshes.make(jax.devices()[:2], context=2)
-  compare(arrays, mesh, "splash", length, scheme)
+  compare(arrays, mesh, "splash", length, strategy)
 
 
 @pytest.mark.parametrize(
   "sizes, heads, scheme, said",
   [
-    ({"context": 5, "tensor": 1}, 24, "all_to_all", "24"),
-    ({"context": 4, "tensor": 4}, 24, "all_to_all", "24"),
+    ({"context": 5, "tensor": 1}, 24, "ulysses", "24"),
+    ({"context": 4, "tensor": 4}, 24, "ulysses", "24"),
     ({"context": 1, "tensor": 5}, 24, "ring", "24"),
     ({"context": 2, "tensor": 1}, 24, "spiral", "spiral.*ring"),
   ],
 )
-def test_meshes_that_cannot_divide_the_heads(sizes, heads, scheme, said):
+def test_meshes_that_cannot_divide_the_heads(sizes, heads, strategy, said):
   sizes = {"data": 1, "fsdp": 1, **sizes}
   with pytest.raises(ValueError, match=said):
-    context.check(sizes, heads, scheme)
+    context.check(sizes, heads, strategy)
 
 
 def test_meshes_that_can_divide_the_heads():
   sizes = {"data": 1, "fsdp": 1, "context": 4, "tensor": 2}
-  context.check(sizes, 24, "all_to_all")
+  context.check(sizes, 24, "ulysses")
   context.check({**sizes, "context": 5}, 24, "ring")

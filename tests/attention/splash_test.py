@@ -18,7 +18,7 @@ from ovi_jax.attention import splash
     (7, 300, 1, 130),
   ],
 )
-def test_it_is_attention(queries, keys, last, length):
+def test_it_is_attention(queries, keys, pad_count, length):
   random = np.random.default_rng(0)
   q = random.standard_normal((2, queries, 2, 128), np.float32)
   k, v = random.standard_normal((2, 2, keys, 2, 128), np.float32)
@@ -27,7 +27,7 @@ def test_it_is_attention(queries, keys, last, length):
 
   def call(backend):
     def total(q, k, v):
-      out = attention.attention(q, k, v, backend, last, length)
+      out = attention.attention(q, k, v, backend, pad_count, length)
       return (out * q).sum(), out
 
     gradients, out = jax.grad(total, (0, 1, 2), has_aux=True)(q, k, v)

@@ -19,7 +19,7 @@ from ovi_jax.pretrained import encoders
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sharding import mesh as meshes
 
-SIZES = schema.Geometry(text_width=48)
+SIZES = schema.Geometry(text_dim=48)
 CAPTIONS = ("a bell", "a dog barks", "Audio: rain.", "waves and a gull")
 
 
@@ -57,7 +57,7 @@ def dataset(tmp_path_factory) -> pathlib.Path:
   builder.write(
     path,
     {"train": records, "test": [clip(5, 5, folder)]},
-    geometry=dataclasses.replace(SIZES, text_width=4096),
+    geometry=dataclasses.replace(SIZES, text_dim=4096),
   )
   return path
 

@@ -552,7 +552,7 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
     docs_test.run(kind, block, tmp_path)
   said = (tmp_path / "runs/mine.import/report.txt").read_text()
   assert "imported 4 clips of 4 files: train (3), test (1)" in said
-  assert '--config.data.video="((31, 4, 4),)"' in said
+  assert '--config.data.video_buckets="((31, 4, 4),)"' in said
   assert len(builder.read(tmp_path / "runs/my_sounds", "train")) == 3
   # The stand-in's codecs are random.
   limits = {
@@ -564,11 +564,12 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
   flags = [f"--config.data.{n}={v}" for n, v in limits.items() if n in known]
   block = (
     "python train.py --config=configs/fusion.py:mini --workdir=runs/tuned"
-    " --config.initial.video=fresh --config.initial.audio=fresh"
-    " --config.trains=all"
-    " --config.data.sources=\"('runs/mine',)\" --config.data.media=True"
-    " --config.data.text=captions --config.batch=2"
-    f" --config.components={weights} {' '.join(flags)}"
+    " --config.init_from.video=scratch --config.init_from.audio=scratch"
+    " --config.trainable=all"
+    " --config.data.sources=\"('runs/mine',)\""
+    " --config.data.encode_on_the_fly=True"
+    " --config.data.text_source=captions --config.batch_size=2"
+    f" --config.pretrained={weights} {' '.join(flags)}"
   )
   docs_test.run("bash", block, tmp_path)
   assert (tmp_path / "runs/tuned/metrics.jsonl").exists()

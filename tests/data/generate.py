@@ -7,7 +7,7 @@ import numpy as np
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 
-GEOMETRY = schema.Geometry(video_channels=4, audio_channels=3, text_width=5)
+GEOMETRY = schema.Geometry(video_channels=4, audio_channels=3, text_dim=5)
 VIDEO = (3, 4, 6)  # 9 frames, 11.7 audio latents
 
 

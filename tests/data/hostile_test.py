@@ -167,7 +167,7 @@ def test_metadata_of_wrong_types(dataset, fields):
 @pytest.mark.parametrize("size", [0, -1, 2**40, 1.5, "3", True])
 def test_sizes_of_a_geometry_are_positive(dataset, size):
   found = json.loads((dataset / builder.METADATA).read_text())["geometry"]
-  change(dataset, geometry={**found, "text_width": size})
+  change(dataset, geometry={**found, "text_dim": size})
   with pytest.raises(ValueError, match="positive whole numbers"):
     builder.read(dataset)
 

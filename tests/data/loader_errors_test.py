@@ -50,8 +50,8 @@ def test_a_batch_that_processes_cannot_share(sounds):  # noqa: F811
 
 
 def test_other_geometry_and_no_source(sounds):  # noqa: F811
-  other = dataclasses.replace(generate.GEOMETRY, text_width=4096)
-  with pytest.raises(ValueError, match="text_width: expected 4096, got 5"):
+  other = dataclasses.replace(generate.GEOMETRY, text_dim=4096)
+  with pytest.raises(ValueError, match="text_dim: expected 4096, got 5"):
     loader.load(settings(sounds, geometry=other), batch=2, seed=0)
   with pytest.raises(ValueError, match="at least one source"):
     settings()

@@ -109,7 +109,7 @@ def test_activations_are_clipped(golden, params, apply):
   mel_BTM = apply(jnp.float32, "decode", decoder, latents_BTC)
   # SiLU of 256, over its deviation, through every tap with the worst sign.
   taps_M = np.abs(head["conv"]["kernel"]).sum((0, 1))
-  bound_M = 256 / 0.596 * taps_M * audio_vae.MEL_DEVIATION
+  bound_M = 256 / 0.596 * taps_M * audio_vae.MEL_STD
   found_M = np.abs(mel_BTM - np.array(audio_vae.MEL_MEAN)[None, None]).max(1)
   assert (found_M <= bound_M[None]).all()
   assert found_M.max() > 30
@@ -189,7 +189,7 @@ def test_all_sizes_travel_as_lists():
     "res_blocks": 1,
     "down_layers": [0],
     "mel_mean": [-1.0, -2.0],
-    "mel_deviation": [0.5, 1.5],
+    "mel_std": [0.5, 1.5],
   }
   config = audio_vae.AudioVAEConfig.from_release(sizes)
   assert config == audio_vae.AudioVAEConfig(
@@ -200,7 +200,7 @@ def test_all_sizes_travel_as_lists():
     res_blocks=1,
     down_layers=(0,),
     mel_mean=(-1.0, -2.0),
-    mel_deviation=(0.5, 1.5),
+    mel_std=(0.5, 1.5),
   )
   hash(config)
   assert json.loads(json.dumps(dataclasses.asdict(config))) == sizes

@@ -21,7 +21,7 @@ def case():
     random.standard_normal((1, 3, 4, 4, config.video.channels), np.float32),
     random.standard_normal((1, 9, config.audio.channels), np.float32),
   )
-  text = random.standard_normal((1, 4, config.video.text_width), np.float32)
+  text = random.standard_normal((1, 4, config.video.text_dim), np.float32)
   times = AV(jnp.full((1, 1), 500.0), jnp.full((1, 1), 500.0))
   variables = {"params": standin_models.fusion_params()}
   return config, variables, (latents, times, AV(text, text))

@@ -70,7 +70,7 @@ def test_measured_and_written(tmp_path):
 
   shapes = (3, 4, 6, config.video.channels), (9, config.audio.channels)
   latents, noise = (AV(*(drawn(*s) for s in shapes)) for _ in range(2))
-  text = AV(*[drawn(4, config.video.text_width)] * 2)
+  text = AV(*[drawn(4, config.video.text_dim)] * 2)
   model, params = fusion.FusionDiT(config), standin_models.fusion_params()
   maps = attention_maps.measure(model, params, latents, noise, text)
   assert maps.audio_STHW.shape == (9, 3, 2, 3)

@@ -247,11 +247,11 @@ def test_bad_config(run, field):
     ({"shift": float("nan")}, "shift must be .* got nan"),
     (
       {"guidance": {"video": 1e30, "audio": 3.0}},
-      "guidance.video must be from",
+      "guidance_scale.video must be from",
     ),
     (
       {"guidance": {"video": 4.0, "audio": -1e9}},
-      "guidance.audio must be from",
+      "guidance_scale.audio must be from",
     ),
     ({"height": 10**9}, "height must be from 1 to 65536"),
     ({"each_example_n_times": 10**9}, "each_example_n_times must be"),

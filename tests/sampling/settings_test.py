@@ -34,7 +34,7 @@ def test_weights_advise_and_the_user_decides():
   assert (found.num_steps, found.flow_shift) == (7, 3.0)
   assert found.guidance_scale == AV(2.0, 1.5) and found.solver == "unipc"
   config = generate_test.config(**OPEN)
-  config.guidance.audio = 9.0
+  config.guidance_scale.audio = 9.0
   found = settings.Settings.from_config(config, advised)
   assert found.guidance_scale == AV(2.0, 9.0)
 

@@ -27,12 +27,12 @@ from tests import parity
 
 # Name -> axes and the scheme of attention between tokens that are split.
 MESHES: dict[str, tuple[dict[str, int], str]] = {
-  "data": ({"data": 8}, "all_to_all"),
-  "fsdp": ({"fsdp": 8}, "all_to_all"),
-  "tensor": ({"tensor": 8}, "all_to_all"),
-  "context by all-to-all": ({"context": 8}, "all_to_all"),
+  "data": ({"data": 8}, "ulysses"),
+  "fsdp": ({"fsdp": 8}, "ulysses"),
+  "tensor": ({"tensor": 8}, "ulysses"),
+  "context by all-to-all": ({"context": 8}, "ulysses"),
   "context by ring": ({"context": 8}, "ring"),
-  "mixed, all-to-all": ({"data": 2, "context": 2, "tensor": 2}, "all_to_all"),
+  "mixed, all-to-all": ({"data": 2, "context": 2, "tensor": 2}, "ulysses"),
   "mixed, ring": ({"fsdp": 2, "context": 4}, "ring"),
 }
 BATCH = 8
@@ -40,9 +40,9 @@ LATENTS = (3, 4, 6, 8), (9, 4)  # 18 tokens: eight devices get 3 each
 
 
 def config(width: int = 64, heads: int = 8) -> AV[dit.DiTConfig]:
-  shared: dict[str, Any] = {"width": width, "heads": heads, "blocks": 2}
-  shared |= {"feed_forward": 96, "time_width": 16}
-  shared |= {"text_width": 24, "text_length": 16}
+  shared: dict[str, Any] = {"width": width, "heads": heads, "num_layers": 2}
+  shared |= {"mlp_dim": 96, "time_width": 16}
+  shared |= {"text_dim": 24, "max_text_len": 16}
   return AV(
     dit.DiTConfig(channels=8, **shared),
     dit.DiTConfig(channels=4, patch=(1,), rope_scale=0.3, **shared),
@@ -128,8 +128,8 @@ def alone(what: str) -> Any:
   mesh = meshes.make(jax.devices()[:1])
   with jax.set_mesh(mesh):
     if what == "sample":
-      return sampled(model("all_to_all"), params())
-    return trained(model("all_to_all"), mesh)
+      return sampled(model("ulysses"), params())
+    return trained(model("ulysses"), mesh)
 
 
 @pytest.mark.slow
@@ -159,12 +159,12 @@ def test_a_training_step(name):
 
 
 # The kernel takes heads of 128 only, two of them here: four devices.
-WIDE = {"width": 256, "heads": 2}
+WIDE = {"hidden_dim": 256, "num_heads": 2}
 SMALLER: dict[str, tuple[dict[str, int], str]] = {
-  "data": ({"data": 4}, "all_to_all"),
-  "fsdp": ({"fsdp": 4}, "all_to_all"),
-  "tensor": ({"data": 2, "tensor": 2}, "all_to_all"),
-  "context by all-to-all": ({"data": 2, "context": 2}, "all_to_all"),
+  "data": ({"data": 4}, "ulysses"),
+  "fsdp": ({"fsdp": 4}, "ulysses"),
+  "tensor": ({"data": 2, "tensor": 2}, "ulysses"),
+  "context by all-to-all": ({"data": 2, "context": 2}, "ulysses"),
   "context by ring": ({"context": 4}, "ring"),
   "mixed, ring": ({"fsdp": 2, "context": 2}, "ring"),
 }
@@ -173,7 +173,7 @@ SMALLER: dict[str, tuple[dict[str, int], str]] = {
 @functools.cache
 def wide_alone() -> AV[np.ndarray]:
   with jax.set_mesh(meshes.make(jax.devices()[:1])):
-    return sampled(model("all_to_all", **WIDE), params(**WIDE))
+    return sampled(model("ulysses", **WIDE), params(**WIDE))
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_other_backends(backend, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["xla_head", "splash"])
 def test_a_training_step_with_other_backends(backend):
-  sizes = {"width": 256, "heads": 2}
+  sizes = {"hidden_dim": 256, "num_heads": 2}
   mesh = meshes.make(jax.devices()[:4], fsdp=2, context=2)
   found = []
   for chosen, place in (
@@ -203,7 +203,7 @@ def test_a_training_step_with_other_backends(backend):
     (backend, mesh),
   ):
     with jax.set_mesh(place):
-      made = model("all_to_all", chosen, **sizes)
+      made = model("ulysses", chosen, **sizes)
       found.append(trained(made, place, **sizes))
   (expected, reference), (loss, moments) = found
   np.testing.assert_allclose(loss, expected, rtol=1e-5)

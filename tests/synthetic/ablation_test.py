@@ -43,20 +43,20 @@ def test_variants_differ_in_what_they_name_alone(settings, tmp_path):
     }
     assert (
       "--config.seed=1" in one
-      and f"--config.steps={settings.stages[stage]}" in one
+      and f"--config.num_train_steps={settings.stages[stage]}" in one
     )
   fusion = trained["scaled_0 fusion"]
   home = tmp_path / "audio_rope"
   shared = home / "shared_0" / "video_pretrain"
-  assert f"--config.initial.video={shared}" in fusion
+  assert f"--config.init_from.video={shared}" in fusion
   own = home / "scaled_0" / "audio_finetune"
-  assert f"--config.initial.audio={own}" in fusion
+  assert f"--config.init_from.audio={own}" in fusion
   assert f"--config.data.sources={(str(home / 'clips'),)}" in fusion
 
 
 def test_a_towers_change_is_none_of_the_other_alone(settings, tmp_path):
   variants = {
-    "wide": ("model.video.width=64", "data.buffer=4"),
+    "wide": ("model.video.hidden_dim=64", "data.buffer=4"),
     "plain": ("data.buffer=4",),
   }
   settings = dataclasses.replace(settings, variants=variants)
@@ -66,11 +66,11 @@ def test_a_towers_change_is_none_of_the_other_alone(settings, tmp_path):
     "model.video" in word for word in found["shared_0 audio_finetune"]
   )
   for stage in ("video_pretrain", "fusion"):
-    assert "--config.model.video.width=64" in found[f"wide_0 {stage}"]
+    assert "--config.model.video.hidden_dim=64" in found[f"wide_0 {stage}"]
 
 
 def test_what_a_changed_stage_leads_to_is_no_shared_one(settings):
-  variants = {"slow": ("model.video.width=64",), "quick": ()}
+  variants = {"slow": ("model.video.hidden_dim=64",), "quick": ()}
   settings = dataclasses.replace(settings, variants=variants)
   assert ablation.shared(settings) == ["audio_finetune"]
 
@@ -80,8 +80,8 @@ def test_what_a_changed_stage_leads_to_is_no_shared_one(settings):
   [
     ({"stages": {"fusoin": 3}}, "stages \\['fusoin'\\] are not the recipe's"),
     (
-      {"stages": {"video_pretrain": 3}, "initial": {}},
-      "initial.video_pretrain.video: expected 'fresh' or a stage above"
+      {"stages": {"video_pretrain": 3}, "init_from": {}},
+      "init_from.video_pretrain.video: expected 'fresh' or a stage above"
       " \\(none\\), got None",
     ),
   ],

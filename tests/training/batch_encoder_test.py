@@ -14,11 +14,11 @@ from ovi_jax.training import trainer
 from tests.data import encode_test
 from tests.training import trainer_test
 
-RAW = {"data.media": True, "data.text": "captions"}
+RAW = {"data.encode_on_the_fly": True, "data.text_source": "captions"}
 FRESH = {
-  "initial.video": "fresh",
-  "initial.audio": "fresh",
-  "trains": "all",
+  "init_from.video": "fresh",
+  "init_from.audio": "fresh",
+  "trainable": "all",
 }
 
 
@@ -52,7 +52,7 @@ def use(patch, count):
 
 
 def config(source, weights, **changes):
-  changes = FRESH | {"components": str(weights)} | changes
+  changes = FRESH | {"pretrained": str(weights)} | changes
   return trainer_test.config("fusion", str(source), **changes)
 
 
@@ -72,7 +72,7 @@ def test_encoding_in_the_loop_is_reading_what_was_cached(
   media, cached, weights, monkeypatch
 ):
   use(monkeypatch, 2)
-  sizes = {"batch": 2, "mesh.fsdp": 2}
+  sizes = {"batch_size": 2, "mesh.fsdp": 2}
   live, live_null = batches(config(media, weights, **RAW, **sizes), 3)
   kept, kept_null = batches(config(cached, weights, **sizes), 3)
   close(live_null, kept_null)
@@ -111,7 +111,7 @@ def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
   assert [line["step"] for line in lines] == [2, 4]
   # 2·2·2 and 6 tokens a clip, whatever they were made of.
   tokens = [
-    line["speed/tokens_per_second"] / line["speed/clips_per_second"]
+    line["perf/tokens_per_second"] / line["perf/clips_per_second"]
     for line in lines
   ]
   np.testing.assert_allclose(tokens, 8 + 6, rtol=1e-6)
@@ -120,12 +120,18 @@ def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    (RAW | {"components": ""}, "give --config.components=DIR, or cache"),
-    (RAW | {"components": "nowhere"}, "nowhere"),
+    (RAW | {"pretrained": ""}, "give --config.pretrained=DIR, or cache"),
+    (RAW | {"pretrained": "nowhere"}, "nowhere"),
     (RAW | {"model.audio.channels": 8}, "in_dim is 8, but audio_vae embed_dim"),
-    ({"data.text": "smoke"}, "config.data.text 'smoke' is unknown"),
+    (
+      {"data.text_source": "smoke"},
+      "config.data.text_source 'smoke' is unknown",
+    ),
     ({}, "has no embedding of the empty prompt"),
-    ({"data.text": "captions"}, "as media only, expected cached latents"),
+    (
+      {"data.text_source": "captions"},
+      "as media only, expected cached latents",
+    ),
   ],
 )
 def test_what_does_not_fit(

@@ -72,7 +72,7 @@ def test_weights_to_start_from_are_asked_for():
 def test_weights_of_other_sizes_are_named_with_the_config_that_fits(tmp_path):
   values = fusion.get_config("mini")
   for name in ("video", "audio"):
-    values.initial[name] = str(synthetic.WEIGHTS)
+    values.init_from[name] = str(synthetic.WEIGHTS)
   with pytest.raises(ValueError) as error:
     trainer.init_plan(settings.Settings.from_config(values))
   lines = str(error.value).splitlines()
@@ -86,7 +86,7 @@ def advised(weights, tmp_path_factory):
   """The stand-in with advice."""
   path = tmp_path_factory.mktemp("advised") / "weights"
   shutil.copytree(weights, path)
-  advice = {"steps": 7, "guidance": {"video": 1.5, "audio": 1.25}}
+  advice = {"num_train_steps": 7, "guidance": {"video": 1.5, "audio": 1.25}}
   manifest = weights_dir.manifest_of(path)
   dataclasses.replace(manifest, sampling=advice).save(path)
   return path
@@ -107,10 +107,12 @@ def test_export_inherits_advice_through_runs_that_started_from_runs(
   expected = weights_dir.manifest_of(advised).sampling
   assert export.inherited_advice(run) == expected
   values = fine_tune.get_config(str(advised))
-  values.initial.video = values.initial.audio = str(run / "checkpoints" / "4")
+  values.init_from.video = values.init_from.audio = str(
+    run / "checkpoints" / "4"
+  )
   (tmp_path / "config.json").write_text(json.dumps(values.to_dict()))
   assert export.inherited_advice(tmp_path) == expected
-  values.initial.video = values.initial.audio = str(tmp_path)  # of itself
+  values.init_from.video = values.init_from.audio = str(tmp_path)  # of itself
   (tmp_path / "config.json").write_text(json.dumps(values.to_dict()))
   assert export.inherited_advice(tmp_path) == {}
 
@@ -125,15 +127,15 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
   trainer_test.builder.write(
     made,
     {"train": [trainer_test.record(i) for i in range(4)]},
-    geometry=trainer_test.schema.Geometry(text_width=sizes.video.text_dim),
+    geometry=trainer_test.schema.Geometry(text_dim=sizes.video.text_dim),
     null_text=trainer_test.np.full((1, 48), 0.5, "f4"),
   )
   values.data.sources = (str(made),)
-  values.data.video, values.data.audio = (
+  values.data.video_buckets, values.data.audio_buckets = (
     (trainer_test.CLIP,),
     (trainer_test.SOUND,),
   )
-  values.steps, values.batch, values.data.workers = 2, 4, 0
+  values.num_train_steps, values.batch_size, values.data.num_workers = 2, 4, 0
   values.optimizer.warmup_steps, values.mesh.fsdp = 1, 1
   assert trainer_test.run(values, tmp_path / "run")
   out = tmp_path / "out"
@@ -184,7 +186,7 @@ def test_a_run_longer_than_asked_for_names_its_own_checkpoint(
 ):
   monkeypatch.setattr(trainer.saved, "steps", lambda _: [30, 20])
   values = small.get_config()
-  values.steps = 25
+  values.num_train_steps = 25
   found = settings.Settings.from_config(values)
   first = trainer.next_lines(found, tmp_path)[0]
   assert first == (

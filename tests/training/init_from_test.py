@@ -1,4 +1,4 @@
-"""First parameters by path: from weights, from runs, and fresh."""
+"""First parameters by path: from weights, from runs, and scratch."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ def init(config):
     for name, tower in config.present().items():
       given[0][name] = jnp.zeros((1, *tower.patch, tower.channels))
       given[1][name] = jnp.zeros((1, 1))
-      given[2][name] = jnp.zeros((1, 1, tower.text_width))
+      given[2][name] = jnp.zeros((1, 1, tower.text_dim))
     arguments = [AV(**by_name) for by_name in given]
     return fusion.FusionDiT(config).init(key, *arguments)["params"]
 
@@ -132,7 +132,7 @@ def test_wan_and_an_audio_run_make_a_fusion_model(wan, sound):
   # Leaving out what is not there is no mistake.
   sources = [source(wan, VIDEO, leave=NEW), source(sound, SOUND)]
   plan = init_from.plan(shapes(), sources, NEW)
-  assert len(plan.fresh) == 2 * 7
+  assert len(plan.scratch) == 2 * 7
   assert plan.lines()[-1] == "14 arrays initialized at random"
   params = load(plan)
   assert list(params) == list(shapes())
@@ -140,7 +140,7 @@ def test_wan_and_an_audio_run_make_a_fusion_model(wan, sound):
   for path, array in params.items():
     assert array.dtype == jnp.float32
     assert array.sharding == placement()[path]
-    if path in plan.fresh:
+    if path in plan.scratch:
       continue
     expected = standin_params()[path]
     if path in numbers:
@@ -152,7 +152,7 @@ def test_not_the_average(sound):
   taken = source(f"{sound}/2", (".*",), averaged=False)
   plan = init_from.plan(shapes(AUDIO), [taken])
   params = load(plan, config=AUDIO)
-  assert plan.fresh == [] and "/2" in plan.lines()[0]
+  assert plan.scratch == [] and "/2" in plan.lines()[0]
   for n, (path, array) in enumerate(params.items()):
     assert np.all(np.asarray(array) == n + (0.25 if path != HEAD else 0))
 
@@ -160,17 +160,17 @@ def test_not_the_average(sound):
 def test_fresh_values_depend_on_seed_and_path_only():
   inside = "blocks/audio/feed_forward/in/kernel"
 
-  def fresh(*paths, **arguments):
+  def scratch(*paths, **arguments):
     some = {p: shapes()[p] for p in paths}
     return load(init_from.plan(some, [], (".*",)), **arguments)
 
-  both = fresh(LISTENING, inside)
+  both = scratch(LISTENING, inside)
   assert np.std(both[inside]) > 0.01
-  one = fresh(LISTENING, size=1)[LISTENING]
+  one = scratch(LISTENING, size=1)[LISTENING]
   np.testing.assert_array_equal(one, both[LISTENING])
-  other = fresh(LISTENING, seed=1)[LISTENING]
+  other = scratch(LISTENING, seed=1)[LISTENING]
   assert np.all(np.asarray(other) != both[LISTENING])
-  alone = fresh(inside, config=AUDIO)[inside]
+  alone = scratch(inside, config=AUDIO)[inside]
   np.testing.assert_array_equal(alone, both[inside])
 
 
@@ -219,7 +219,7 @@ def test_what_nobody_supplies(wan, sound):
   lines = problems(shapes(), [source(wan, VIDEO, leave=("video/head.*",))], NEW)
   missing = set(shapes(AUDIO)) | {p for p in shapes() if "video/head" in p}
   assert set(lines) == {
-    f"{p}: no source supplies it, and it may not be fresh" for p in missing
+    f"{p}: no source supplies it, and it may not be scratch" for p in missing
   }
 
 
@@ -233,7 +233,7 @@ def test_everything_is_said_at_once(wan, sound, weights, tmp_path):
   ]
   shape = standin_params()[HEAD].shape
   assert set(problems(wider, sources, (*NEW, "no/such"))) == {
-    "fresh 'no/such' matches nothing",
+    "scratch 'no/such' matches nothing",
     f"take 'nothing/.*' of {wan} matches nothing",
     f"{HEAD}: {weights} has {shape}, the model (5, 7)",
     f"{tmp_path}/absent: expected converted weights (ovi_jax.json) or training"

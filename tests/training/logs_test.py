@@ -34,7 +34,7 @@ def test_a_line_that_a_kill_cut_is_left_out(tmp_path):
   path.write_text(path.read_text()[:-5])
   with logs.Logs(tmp_path) as log:
     log.scalars(2, {"loss": 3.0})
-    log.scalars(2, {"held_out": 4.0})
+    log.scalars(2, {"eval": 4.0})
   first, second = logs.read(tmp_path)
   assert first["loss"] == 1.0 and "held_out" not in first
   assert (second["loss"], second["held_out"]) == (3.0, 4.0)

@@ -132,7 +132,7 @@ def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
   def held_out(state):
     start = 2 - int(state.step) / 8
     names = ("video", "video_t0.00-0.50", "audio")
-    return {f"held_out/loss_{name}": start for name in names}
+    return {f"eval/loss_{name}": start for name in names}
 
   assert one_run(tmp_path, Cycle(), log=said.append, held_out=held_out)[0]
   assert [line for line in said if "held-out" in line] == [
@@ -141,7 +141,7 @@ def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
     "step 6: held-out loss video 1.2500, audio 1.2500",
   ]
   first = logs.read(tmp_path)[0]
-  assert (first["step"], first["held_out/loss_video_t0.00-0.50"]) == (0, 2)
+  assert (first["step"], first["eval/loss_video_t0.00-0.50"]) == (0, 2)
 
 
 def test_each_size_of_batches_is_announced_once():
@@ -175,13 +175,13 @@ def test_logs_tell_what_a_group_wants_to_know(whole):
   assert [line["step"] for line in lines] == [2, 4, 6]
   for line in lines:
     assert line["train/loss"] > 0.3 and line["train/loss_video"] > 0.3
-    assert line["train/loss_audio"] > 0.3 and line["train/gradient_norm"] > 0
+    assert line["train/loss_audio"] > 0.3 and line["train/grad_norm"] > 0
     assert line["train/learning_rate"] == pytest.approx(1e-3)
-    assert 0 < line["speed/step_seconds"] < 10
-    assert 0 <= line["speed/waiting_share"] <= 1
-    ratio = line["speed/tokens_per_second"] / line["speed/clips_per_second"]
+    assert 0 < line["perf/step_time"] < 10
+    assert 0 <= line["perf/data_wait_frac"] <= 1
+    ratio = line["perf/tokens_per_second"] / line["perf/clips_per_second"]
     assert ratio == pytest.approx(2 * 2 * 3 + 9)
-    assert "speed/model_flops_utilization" not in line
+    assert "perf/mfu" not in line
 
 
 def test_speeds_are_those_of_steps_alone(monkeypatch):
@@ -192,7 +192,7 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
   class Slow:
     def scalars(self, step, values):
       clock[0] += 0.5
-      written.append(values.get("speed/step_seconds"))
+      written.append(values.get("perf/step_time"))
 
   work = types.SimpleNamespace(
     step_config=step_test.step_config(steps=STEPS)[0],

@@ -9,13 +9,13 @@ from ovi_jax.training import settings
 
 def test_a_run_of_before_a_field_can_be_read():
   config = fusion.get_config("mini")
-  del config.context_attention
+  del config.context_parallelism
   found = settings.Settings.from_config(config)
   assert found.context_parallelism == context.ULYSSES
 
 
 def test_fields_are_named():
   config = fusion.get_config("mini")
-  del config.batch
+  del config.batch_size
   with pytest.raises(ValueError, match=r"config\.batch is missing; the fields"):
     settings.Settings.from_config(config)

@@ -17,7 +17,7 @@ from ovi_jax.training import logs
 from ovi_jax.training import settings
 from ovi_jax.training import trainer
 
-SIZES = schema.Geometry(text_width=48)
+SIZES = schema.Geometry(text_dim=48)
 CLIP, SOUND = (2, 4, 4), 6
 
 
@@ -57,15 +57,15 @@ def config(name: str, source: str, **changes):
   """A stage's mini config, smaller still."""
   values = importlib.import_module(f"configs.{name}").get_config("mini")
   values.data.sources = (source,)
-  values.data.video, values.data.audio = (CLIP,), (SOUND,)
-  values.steps, values.batch, values.cadence.log = 4, 4, 2
+  values.data.video_buckets, values.data.audio_buckets = (CLIP,), (SOUND,)
+  values.num_train_steps, values.batch_size, values.log_every = 4, 4, 2
   # Captions and codecs are random.
   values.data.max_unknown_words, values.data.min_codec_psnr = 1.0, 0.0
   values.optimizer.warmup_steps = 2
   values.mesh.fsdp = 1
   for tower in values.model.values():
     if tower is not None:
-      tower.update(width=32, blocks=2, heads=2, feed_forward=48)
+      tower.update(hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=48)
   with values.unlocked():
     values.update_from_flattened_dict(changes)
   return values
@@ -99,15 +99,15 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   tuned = config(
     "audio_finetune",
     datasets["sounds"],
-    **{"initial.audio": str(pretrained / "audio" / "checkpoints")},
+    **{"init_from.audio": str(pretrained / "audio" / "checkpoints")},
   )
   assert run(tuned, tmp_path / "tuned")
   both = config(
     "fusion",
     datasets["clips"],
     **{
-      "initial.audio": str(tmp_path / "tuned" / "checkpoints"),
-      "initial.video": str(pretrained / "video" / "checkpoints"),
+      "init_from.audio": str(tmp_path / "tuned" / "checkpoints"),
+      "init_from.video": str(pretrained / "video" / "checkpoints"),
     },
   )
   assert run(both, tmp_path / "fusion")
@@ -118,10 +118,10 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   again = config(
     "audio_finetune",
     datasets["sounds"],
-    **{"initial.audio": str(tmp_path / "fusion" / "checkpoints")},
+    **{"init_from.audio": str(tmp_path / "fusion" / "checkpoints")},
   )
   plan = trainer.init_plan(settings.Settings.from_config(again))
-  assert not plan.fresh and not any("fusion_" in path for path in plan.shapes)
+  assert not plan.scratch and not any("fusion_" in path for path in plan.shapes)
   # The same command again has nothing to do.
   assert run(both, tmp_path / "fusion")
   assert len(logs.read(tmp_path / "fusion")) == 2
@@ -134,7 +134,7 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
   assert run(longer, tmp_path)
   assert [line["step"] for line in logs.read(tmp_path)] == [2, 4, 6]
   # It goes on without what it began from.
-  begun = {"initial.audio": str(tmp_path / "gone"), "steps": 8}
+  begun = {"init_from.audio": str(tmp_path / "gone"), "num_train_steps": 8}
   moved = config("audio_pretrain", datasets["sounds"], **begun)
   assert run(moved, tmp_path)
   other = config("audio_pretrain", datasets["sounds"], seed=1)
@@ -147,17 +147,29 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
   [
     ({"optimizer.nesterov": 0.9}, "config.optimizer.nesterov is unknown; the"),
     ({"walks": 1}, "config.walks is unknown"),
-    ({"initial.audio": ""}, "initial.audio: the stage starts from this tower"),
-    ({"batch": 3, "parts": 2}, "batch 3 must be a multiple of 2"),
-    ({"trains": "attention"}, "is 'fresh', but trains='attention' never"),
+    (
+      {"init_from.audio": ""},
+      "init_from.audio: the stage starts from this tower",
+    ),
+    (
+      {"batch_size": 3, "grad_accum_steps": 2},
+      "batch 3 must be a multiple of 2",
+    ),
+    ({"trainable": "attention"}, "is 'scratch', but trains='attention' never"),
     ({"remat": "half"}, "remat 'half' is unknown"),
-    ({"trains": "heads"}, "trains 'heads' is unknown; choose from all, atten"),
-    ({"trains": "decoder"}, "trains 'decoder' is unknown; choose from all, at"),
+    (
+      {"trainable": "heads"},
+      "trains 'heads' is unknown; choose from all, atten",
+    ),
+    (
+      {"trainable": "decoder"},
+      "trains 'decoder' is unknown; choose from all, at",
+    ),
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
     ({"model.audio.channels": 8}, "audio_channels: expected 8, got 20"),
-    ({"model.audio.text_width": 64}, "text_width: expected 64, got 48"),
+    ({"model.audio.text_dim": 64}, "text_dim: expected 64, got 48"),
     ({"data.sources": ("nowhere",)}, "nowhere"),
-    ({"initial.audio": "nowhere"}, "nowhere"),
+    ({"init_from.audio": "nowhere"}, "nowhere"),
     ({"mesh.data": 3, "mesh.fsdp": 1}, "multiply to 1 devices"),
     ({"attention": "flesh"}, "attention 'flesh' is unknown"),
   ],
@@ -176,9 +188,9 @@ def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
     "fusion",
     datasets["clips"],
     **{
-      "initial.audio": str(pretrained / "audio" / "checkpoints"),
-      "initial.video": str(pretrained / "video" / "checkpoints"),
-      "model.video.feed_forward": 64,
+      "init_from.audio": str(pretrained / "audio" / "checkpoints"),
+      "init_from.video": str(pretrained / "video" / "checkpoints"),
+      "model.video.mlp_dim": 64,
     },
   )
   with pytest.raises(ValueError, match="blocks/video/feed_forward/in/kernel"):
@@ -197,7 +209,7 @@ def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
   assert any("warmup_steps 50 is not less than the 2" in line for line in said)
   assert said[-2:] == [
     f"finished: step 2 is saved in {path}/checkpoints/2; next:",
-    f"  a run with --config.initial.audio={path}",
+    f"  a run with --config.init_from.audio={path}",
   ]
   before = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
   begun.steps = 4
@@ -211,7 +223,7 @@ def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
   ):
     with pytest.raises(ValueError, match=message) as error:
       run(other, path)
-    new = f"start from this one: --workdir=NEW --config.initial.audio={path}"
+    new = f"start from this one: --workdir=NEW --config.init_from.audio={path}"
     assert new in str(error.value)
     after = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
     assert after == before

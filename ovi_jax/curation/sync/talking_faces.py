@@ -1,7 +1,8 @@
 """Talking faces of the demo world, as SyncNet reads faces and their sound.
 
 To train SyncNet on and to test it with, where there is no video of people: the
-faces of `ovi_jax.synthetic.world` fill the picture, so the whole of it is the face.
+faces of `ovi_jax.synthetic.world` fill the picture, so the whole of it is the
+face.
 """
 
 import dataclasses

@@ -444,4 +444,4 @@ def _next(
     (geometry.latent_frames(frames), height // row, width // column)
     for (height, width), frames in sorted(longest.items())
   )
-  yield f'{train} --config.data.video="{buckets}"'
+  yield f'{train} --config.data.video_buckets="{buckets}"'

@@ -85,7 +85,8 @@ def _clip(path: pathlib.Path, prompt: str) -> Clip:
   count, rows, columns, _ = frames_THWC.shape
   if count < video_detectors.SHORTEST or rows != columns:
     raise ValueError(
-      f"{path}: expected square pictures, {video_detectors.SHORTEST} or more, got"
+      f"{path}: expected square pictures of at least"
+      f" {video_detectors.SHORTEST} pixels, got"
       f" {count} of {rows}x{columns}"
     )
   seconds = len(frames_THWC) / fps

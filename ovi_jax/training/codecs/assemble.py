@@ -96,12 +96,12 @@ class Clip:
         "--towers: expected a stage's config such as configs/fusion.py:mini,"
         f" and --clips of 1 or more, got {count}"
       )
-    towers = stages.pair(values, "model", stages.tower)
+    towers = stages.build_pair(values.pop("model"), "model", stages.build_tower)
     data = values["data"]
     return cls(
       towers=towers,
-      latents=tuple(data["video"][0]) if towers.video else None,
-      audio=data["audio"][0] if towers.audio else None,
+      latents=tuple(data["video_buckets"][0]) if towers.video else None,
+      audio=data["audio_buckets"][0] if towers.audio else None,
       source=source,
       count=count,
     )
@@ -425,7 +425,7 @@ def _sizes(found: Mapping[str, Trained], clip: Clip) -> dict[str, Any]:
     if component in found:
       follows["channels"] = getattr(found[component].config, field)
     if "umt5" in found:
-      follows["text_width"] = found["umt5"].config.dim
+      follows["text_dim"] = found["umt5"].config.dim
     towers[name] = dataclasses.replace(tower, **follows).to_release()
   sizes["fusion"] = towers
   if clip.latents and clip.audio:

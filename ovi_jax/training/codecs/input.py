@@ -30,18 +30,18 @@ class CodecInputConfig:
   Attributes:
     sources: see `clips.opened`.
     split: of those that are datasets.
-    frames: of a crop of the video, 1 + 4·k; 0 for none.
-    samples: of a crop of the sound, at 16 kHz; 0 for none.
+    num_frames: of a crop of the video, 1 + 4·k; 0 for none.
+    num_audio_samples: of a crop of the sound, at 16 kHz; 0 for none.
     tokenizer: a `tokenizer.json`, to read captions; empty for none.
-    text_rows: tokens that a caption is cut and padded to.
-    workers: processes that draw and decode; 0 reads in this one.
-    prefetch: batches that each worker (or this process) keeps ready.
+    max_text_len: tokens that a caption is cut and padded to.
+    num_workers: processes that draw and decode; 0 reads in this one.
+    prefetch_batches: batches that each worker (or this process) keeps ready.
   """
 
   sources: tuple[str, ...]
   split: str = "train"
-  frames: int = 0
-  samples: int = 0
+  num_frames: int = 0
+  num_audio_samples: int = 0
   tokenizer: str = ""
   max_text_len: int = 64
   num_workers: int = 0
@@ -63,7 +63,9 @@ class CodecInputConfig:
   def wanted(self) -> clips.ClipSpec:
     """What is taken of a clip."""
     return clips.ClipSpec(
-      frames=self.frames, samples=self.samples, caption=bool(self.tokenizer)
+      frames=self.num_frames,
+      samples=self.num_audio_samples,
+      caption=bool(self.tokenizer),
     )
 
 
@@ -192,7 +194,7 @@ class Input(Iterator[schema.Batch]):
       "seed": batches.seed,
       "batch": batches.batch,
       "sources": [source.identity for source in batches.sources],
-      "crop": [batches.settings.frames, batches.settings.samples],
+      "crop": [batches.settings.num_frames, batches.settings.num_audio_samples],
       "captions": bool(batches.settings.tokenizer),
     }
 

@@ -2,7 +2,7 @@
 
   python -m ovi_jax.training.codecs.measure_mel --source=world:0
 
-For `mel_mean` and `mel_deviation` of `configs/codec_audio.py`.
+For `mel_mean` and `mel_std` of `configs/codec_audio.py`.
 """
 
 import itertools

@@ -33,15 +33,19 @@ from ovi_jax.training.codecs import settings as settings_lib
 from ovi_jax.training.codecs import table
 
 MUTABLE_FIELDS = (
-  "cadence",
-  "initial",  # only what a run began with
-  "keep",
+  "log_every",
+  "checkpoint_every",
+  "eval_every",
+  "sample_every",
+  "init_from",  # read at the first step only
+  "max_to_keep",
+  "keep_period",
   "mesh",
   "profile_steps",
   "data.sources",  # the input knows a dataset wherever it lies
-  "data.workers",
-  "data.prefetch",
-  "steps",
+  "data.num_workers",
+  "data.prefetch_batches",
+  "num_train_steps",
 )
 
 
@@ -98,13 +102,13 @@ def train(
     )
     instead = (
       "A new run can start from this one: --workdir=NEW"
-      f" --config.initial={shlex.quote(str(workdir))}"
+      f" --config.init_from={shlex.quote(str(workdir))}"
     )
     workdirs.check_config(
       workdir,
       config,
       MUTABLE_FIELDS,
-      {"trains": "all"},
+      {},
       instead,
       functools.partial(trainer.check_input, source, workdir, instead),
     )
@@ -207,8 +211,10 @@ def init_plan(
   )
   head = rf"{table.HEAD}/.*"  # not in weights
   weights = (pathlib.Path(settings.init_from) / weights_dir.MANIFEST).is_file()
-  fresh = (head,) if weights and any(re.match(head, p) for p in shapes) else ()
-  return init_from.plan(shapes, [source], fresh)
+  scratch = (
+    (head,) if weights and any(re.match(head, p) for p in shapes) else ()
+  )
+  return init_from.plan(shapes, [source], scratch)
 
 
 def initial_state(

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import ml_collections
 
+from ovi_jax import config as config_lib
 from ovi_jax.training import loop
 from ovi_jax.training import optimizer
 from ovi_jax.training import param_filter
@@ -18,7 +18,6 @@ TRAINABLE = (param_filter.ALL, param_filter.DECODER)
 # Assembling scales the audio encoder's last layer, and with it how far from its
 # mean a latent is drawn: its decoder cannot go on alone.
 WITH_DECODER = ("video_vae",)
-DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,25 +27,26 @@ class Settings:
   Attributes:
     component: a key of `table.TABLE`.
     model: its config.
-    initial: run whose (averaged) parameters this one begins with, or directory
-      of weights; empty for random ones.
-    trains: "all", or "decoder", alone, of the video's codec.
-    task: the terms' weights and what else its task has, by name.
+    init_from: run whose (averaged) parameters this one starts from, or a
+      directory of weights; empty for random ones.
+    trainable: "all", or "decoder" of the video VAE, which freezes the encoder.
+    objective: weights of the loss terms and other settings, by name.
     data: what is read.
     optimizer: how parameters are moved.
-    steps: of the whole run.
-    batch: clips of a step, over all devices and parts.
-    parts: gradients of so many parts of a batch are summed.
-    seed: of initialisation, data and what the task draws.
+    num_train_steps: of the whole run.
+    batch_size: clips of a step, over all devices and microbatches.
+    grad_accum_steps: microbatches of a step, whose gradients are summed.
+    seed: of initialisation, data and noise.
     dtype: compute dtype, "auto" for bfloat16 on accelerators.
     mesh: devices along each mesh axis; 0 for all that are left over.
-    cadence: what happens when.
-    keep: which checkpoints stay.
+    intervals: steps between log lines and checkpoints.
+    checkpoints: which checkpoints stay.
   """
 
   component: str
   model: Any
   init_from: str
+  trainable: str
   objective: Mapping[str, Any]
   data: inputs.CodecInputConfig
   optimizer: optimizer.OptimizerConfig
@@ -58,38 +58,34 @@ class Settings:
   mesh: Mapping[str, int]
   intervals: loop.Intervals
   checkpoints: stages.CheckpointPolicy
-  trainable: str = param_filter.ALL
 
   def __post_init__(self):
-    problems = [
-      f"{name} must be at least 1, got {getattr(self, name)}"
-      for name in ("steps", "batch", "parts")
-      if getattr(self, name) < 1
-    ]
-    if self.dtype not in DTYPES:
-      problems.append(
-        f"dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}"
-      )
-    if self.trainable not in TRAINABLE:
-      problems.append(
-        f"trains {self.trainable!r} is unknown; choose from {', '.join(TRAINABLE)}"
-      )
+    problems = config_lib.below(
+      self, 1, "num_train_steps", "batch_size", "grad_accum_steps"
+    )
+    problems += config_lib.invalid_choice(
+      "dtype", self.dtype, config_lib.DTYPES
+    )
+    problems += config_lib.invalid_choice(
+      "trainable", self.trainable, TRAINABLE
+    )
     if self.trainable == param_filter.DECODER:
       if self.component not in WITH_DECODER:
         problems.append(
-          f"trains={self.trainable!r} is for {', '.join(WITH_DECODER)}, not"
+          f"trainable={self.trainable!r} is for {', '.join(WITH_DECODER)}, not"
           f" {self.component}; set 'all'"
         )
       if not self.init_from:
         problems.append(
-          f"trains={self.trainable!r} would leave a random encoder as it is; name"
-          " a run or a directory of weights in initial"
+          f"trainable={self.trainable!r} would keep a random encoder; name a"
+          " run or a directory of weights in init_from"
         )
     if self.intervals.eval_every or self.intervals.sample_every:
-      problems.append("cadence: codecs have no held_out and samples; set 0")
-    if problems:
-      raise ValueError("config: " + "; ".join(problems))
-    self.make_objective("cpu")  # complains of what the task has not
+      problems.append(
+        "codecs have no evaluation: set eval_every and sample_every to 0"
+      )
+    config_lib.check(problems)
+    self.make_objective("cpu")  # refuses fields that the objective lacks
 
   @classmethod
   def from_config(cls, config: ml_collections.ConfigDict) -> "Settings":
@@ -101,32 +97,30 @@ class Settings:
     """
     values = config.to_dict()
     component = str(values.get("component"))
-    if component not in table.TABLE:
-      raise ValueError(
-        f"config.component {component!r} is unknown; choose from"
-        f" {', '.join(table.TABLE)}"
-      )
+    config_lib.check(
+      config_lib.invalid_choice("component", component, table.TABLE)
+    )
     row, data = table.TABLE[component], values.pop("data")
     sources = {"sources": tuple(data.pop("sources", ()))}
     made = {
       "model": row.sizes.from_release(_lists(values.pop("model"))),
-      "data": stages.build(inputs.CodecInputConfig, data | sources, "data"),
-      "optimizer": stages.build(
+      "data": config_lib.build(inputs.CodecInputConfig, data | sources, "data"),
+      "optimizer": config_lib.build(
         optimizer.OptimizerConfig, values.pop("optimizer"), "optimizer"
       ),
-      "cadence": stages.build_intervals(values),
-      "keep": stages.build(stages.CheckpointPolicy, values.pop("keep"), "keep"),
+      "intervals": stages.take(loop.Intervals, values),
+      "checkpoints": stages.take(stages.CheckpointPolicy, values),
     }
-    return stages.build(cls, values | made, "")
+    return config_lib.build(cls, values | made)
 
   def make_objective(self, platform: str) -> Any:
-    """The task, computing in the platform's dtype."""
-    name = self.dtype
-    if name == "auto":
-      name = "float32" if platform == "cpu" else "bfloat16"
-    given = {"config": self.model, "dtype": jnp.dtype(name)}
-    task = table.TABLE[self.component].objective
-    return stages.build(task, {**self.objective, **given}, "task")
+    """The objective, computing in the platform's dtype."""
+    dtype = config_lib.resolve_dtype(self.dtype, platform)
+    return config_lib.build(
+      table.TABLE[self.component].objective,
+      {**self.objective, "config": self.model, "dtype": dtype},
+      "objective",
+    )
 
 
 def _lists(sizes: Mapping[str, Any]) -> dict[str, Any]:

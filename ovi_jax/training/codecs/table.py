@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
   Attributes:
     sizes: its config, with `from_release`.
-    task: how it is trained.
+    objective: how it is trained.
   """
 
   sizes: Any

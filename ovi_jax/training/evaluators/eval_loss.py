@@ -28,7 +28,7 @@ from ovi_jax.training import state_sharding
 from ovi_jax.training import step
 from ovi_jax.training.objectives import flow_matching
 
-METRIC_PREFIX = "held_out/loss"
+METRIC_PREFIX = "eval/loss"
 NUM_TIMESTEP_BINS = 4
 
 
@@ -38,8 +38,8 @@ class EvalConfig:
 
   Attributes:
     split: of the sources that have it.
-    batch: rows of a batch; 0 for as many as a part of a step has.
-    levels: see `HeldOut`.
+    batch_size: rows of a batch; 0 for as many as a part of a step has.
+    num_timestep_bins: see `HeldOut`.
   """
 
   split: str = "test"
@@ -49,7 +49,8 @@ class EvalConfig:
   def __post_init__(self):
     if self.batch_size < 0 or self.num_timestep_bins < 1:
       raise ValueError(
-        "held_out: expected a batch of 0 or more and 1 level or more, got"
+        "eval: expected batch_size of 0 or more and num_timestep_bins of 1 or"
+        " more, got"
         f" {self.batch_size} and {self.num_timestep_bins}"
       )
 
@@ -79,8 +80,8 @@ class HeldOutLoss:
       always in the same order; rows of lengths 0 stand for no record. Every
       process must get as many.
     null_SE: embedding of the empty prompt.
-    levels: of noise, in the middle of as many equal parts of [0, 1]; each has
-      a loss of its own.
+    num_timestep_bins: of noise, in the middle of as many equal parts of [0, 1];
+      each has a loss of its own.
     seed: of the noise.
   """
 
@@ -110,7 +111,7 @@ class HeldOutLoss:
     """Mean losses by the names of the log.
 
     Returns:
-      `held_out/loss_video`, over all levels, and `held_out/loss_video_t0.00-
+      `eval/loss_video`, over all levels, and `eval/loss_video_t0.00-
       0.25` and so on, for each modality that any record has.
 
     Raises:

@@ -58,11 +58,11 @@ class EvalSamplesConfig:
   """How clips are made.
 
   Attributes:
-    count: clips of a review, made side by side as one batch.
-    steps: of the solver.
+    num_samples: clips of a review, made side by side as one batch.
+    num_steps: of the solver.
     solver: see `sampling.solver`.
-    shift: of the noise levels towards noise.
-    guidance: scale of each modality.
+    flow_shift: of the noise levels towards noise.
+    guidance_scale: scale of each modality.
     seed: clip number n begins as the noise of seed + n.
   """
 
@@ -75,13 +75,16 @@ class EvalSamplesConfig:
 
   def __post_init__(self):
     scales = {
-      f"guidance.{n}": v for n, v in self.guidance_scale._asdict().items()
+      f"guidance_scale.{n}": v for n, v in self.guidance_scale._asdict().items()
     }
-    values = {"steps": self.num_steps, "shift": self.flow_shift} | scales
+    values = {
+      "num_steps": self.num_steps,
+      "flow_shift": self.flow_shift,
+    } | scales
     problems = sampling_settings.out_of_bounds(values)
     if not 1 <= self.num_samples <= MAX_CLIPS:
       problems.append(
-        f"count must be from 1 to {MAX_CLIPS}, got {self.num_samples}"
+        f"num_samples must be from 1 to {MAX_CLIPS}, got {self.num_samples}"
       )
     if self.solver not in solver.SOLVERS:
       known = ", ".join(solver.SOLVERS)
@@ -90,7 +93,7 @@ class EvalSamplesConfig:
     if self.seed < 0 or last >= 2**32:
       problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")
     if problems:
-      raise ValueError("samples: " + "; ".join(problems))
+      raise ValueError("eval_samples: " + "; ".join(problems))
 
 
 class EvalPrompt(NamedTuple):
@@ -345,11 +348,12 @@ class SampleEvaluator:
     ]
     if len(self.prompts) != self.settings.num_samples:
       problems.append(
-        f"expected {self.settings.num_samples} prompts, got {len(self.prompts)};"
+        f"expected {self.settings.num_samples} prompts, got"
+        f" {len(self.prompts)};"
         " lower the count or hold more records out"
       )
     if problems:
-      raise ValueError("samples: " + "; ".join(problems))
+      raise ValueError("eval_samples: " + "; ".join(problems))
 
   def __call__(self, state: step.TrainState) -> list[pathlib.Path]:
     """Make the clips of a state; its averaged parameters where there are any.
@@ -396,7 +400,7 @@ class SampleEvaluator:
   ) -> None:
     """Say in a JSON what the files are."""
     settings = dataclasses.asdict(self.settings)
-    settings["guidance"] = self.settings.guidance_scale._asdict()
+    settings["guidance_scale"] = self.settings.guidance_scale._asdict()
     listed = [
       {
         "file": path.name,

@@ -58,8 +58,9 @@ class Evaluators:
       count = sum(map(len, records.splits))
       if settings.eval_samples.num_samples > count:
         raise ValueError(
-          f"samples: expected {settings.eval_samples.num_samples} held-out records for"
-          f" their prompts, got {count}; lower samples.count or hold more out"
+          f"eval_samples: expected {settings.eval_samples.num_samples}"
+          f" held-out records for their prompts, got {count}; lower"
+          " eval_samples.num_samples or hold more out"
         )
     return made
 

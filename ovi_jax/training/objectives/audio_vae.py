@@ -36,23 +36,23 @@ class AudioVAEObjective:
 
   Attributes:
     config: sizes, with the mean and deviation of the data's mel bins.
-    silence: scale of the error where nothing is to be heard, which is most of
-      time and frequency; that of sound has scale 1.
-    kl: scale of the divergence of the latents from unit Gaussians, the mean
-      over channels and time.
+    silence_weight: scale of the error where nothing is to be heard, which is
+      most of time and frequency; that of sound has scale 1.
+    kl_weight: scale of the divergence of the latents from unit Gaussians, the
+      mean over channels and time.
     dtype: compute dtype.
   """
 
   config: audio_vae.AudioVAEConfig
-  silence: float = 0.5
-  kl: float = 1e-3
+  silence_weight: float = 0.5
+  kl_weight: float = 1e-3
   dtype: Any = jnp.float32
 
   def __post_init__(self):
-    if min(self.silence, self.kl) < 0:
+    if min(self.silence_weight, self.kl_weight) < 0:
       raise ValueError(
         "audio VAE task: silence and kl must not be negative, got"
-        f" {self.silence} and {self.kl}"
+        f" {self.silence_weight} and {self.kl_weight}"
       )
 
   @property
@@ -71,7 +71,7 @@ class AudioVAEObjective:
 
   def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
     share_B = loss.example_weights(batch.lengths, SOUND).audio
-    scales = {"mel": 1.0, "silence": self.silence, "kl": self.kl}
+    scales = {"mel": 1.0, "silence": self.silence_weight, "kl": self.kl_weight}
     return {name: scale * share_B for name, scale in scales.items()}
 
   def loss_terms(
@@ -86,8 +86,8 @@ class AudioVAEObjective:
     mean_BTC, logvar_BTC = moments
     latents_BTC = mean_BTC + jnp.exp(0.5 * logvar_BTC) * drawn
     ours_BTM: Any = model.apply(variables, latents_BTC, method="decode")
-    deviation_M = np.array(self.config.mel_deviation, np.float32)
-    error_BTM = jnp.abs(ours_BTM - mel_BTM) / deviation_M[None, None]
+    std_M = np.array(self.config.mel_std, np.float32)
+    error_BTM = jnp.abs(ours_BTM - mel_BTM) / std_M[None, None]
     variance_BTC = jnp.exp(logvar_BTC)
     kl_BTC = 0.5 * (jnp.square(mean_BTC) + variance_BTC - 1 - logvar_BTC)
     heard_BTM = mel_BTM > _SILENT

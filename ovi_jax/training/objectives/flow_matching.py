@@ -30,11 +30,11 @@ class ObjectiveConfig:
   """What is asked of the model.
 
   Attributes:
-    scales: of the modalities' losses; the paper's.
-    times: noise levels.
-    prompt_dropout: share of examples for which a tower is given the empty
+    loss_weights: of the modalities' losses; the paper's.
+    timesteps: noise levels.
+    cfg_dropout: share of examples for which a tower is given the empty
       prompt instead, drawn for each tower; guidance needs it.
-    first_frame: share of examples whose first latent frame stays clean, for
+    i2v_prob: share of examples whose first latent frame stays clean, for
       image-to-video.
   """
 
@@ -45,13 +45,16 @@ class ObjectiveConfig:
 
   def __post_init__(self):
     shares = {
-      f"prompt_dropout.{n}": getattr(self.cfg_dropout, n) for n in AV._fields
+      f"objective.cfg_dropout.{n}": getattr(self.cfg_dropout, n)
+      for n in AV._fields
     }
-    for name, share in (shares | {"first_frame": self.i2v_prob}).items():
+    for name, share in (shares | {"objective.i2v_prob": self.i2v_prob}).items():
       if not 0 <= share <= 1:
         raise ValueError(f"{name} is a share in [0, 1], got {share}")
     if min(self.loss_weights) < 0:
-      raise ValueError(f"scales must not be negative, got {self.loss_weights}")
+      raise ValueError(
+        f"objective.loss_weights must not be negative, got {self.loss_weights}"
+      )
 
 
 class NoiseSample(NamedTuple):

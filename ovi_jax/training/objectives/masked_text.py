@@ -32,29 +32,29 @@ class MaskedTextObjective:
 
   Attributes:
     config: sizes of the encoder.
-    reach: tokens to either side that an embedding has to name.
-    hidden: largest share of tokens that go in as unknown ones; each example
+    context_window: tokens to either side that an embedding has to name.
+    mask_prob: largest share of tokens that go in as unknown ones; each example
       has another, from 0.
     dtype: compute dtype.
   """
 
   config: umt5.UMT5Config
-  reach: int = 4
-  hidden: float = 0.15
+  context_window: int = 4
+  mask_prob: float = 0.15
   dtype: Any = jnp.float32
 
   def __post_init__(self):
-    if self.reach < 1 or not 0 <= self.hidden < 1:
+    if self.context_window < 1 or not 0 <= self.mask_prob < 1:
       raise ValueError(
         "text task: expected a reach of 1 or more and a hidden share in"
-        f" [0, 1), got {self.reach} and {self.hidden}"
+        f" [0, 1), got {self.context_window} and {self.mask_prob}"
       )
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Random parameters; the head begins with no opinion."""
     ids_BS = jnp.zeros((1, 1), jnp.int32)
     encoder: Any = umt5.UMT5Encoder(self.config).init(key, ids_BS, ids_BS)
-    offsets, tokens = 2 * self.reach + 1, self.config.vocabulary
+    offsets, tokens = 2 * self.context_window + 1, self.config.vocabulary
     head = {
       "kernel": jnp.zeros((self.config.dim, offsets, tokens)),
       "bias": jnp.zeros((offsets, tokens)),
@@ -64,7 +64,7 @@ class MaskedTextObjective:
   def sample_noise(self, key: jax.Array, example: schema.Batch) -> jax.Array:
     """Which tokens of an example are hidden, bool [S]."""
     share_key, place_key = jax.random.split(key)
-    share = self.hidden * jax.random.uniform(share_key)
+    share = self.mask_prob * jax.random.uniform(share_key)
     return jax.random.bernoulli(place_key, share, _ids(example).shape)
 
   def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
@@ -106,8 +106,8 @@ class MaskedTextObjective:
   def _around(self, x_BS: jax.Array) -> jax.Array:
     """x_BSO: what stands at each offset of each place, 0 beyond the ends."""
     length = x_BS.shape[1]
-    x_BS = jnp.pad(x_BS, ((0, 0), (self.reach, self.reach)))
-    offsets = range(2 * self.reach + 1)
+    x_BS = jnp.pad(x_BS, ((0, 0), (self.context_window, self.context_window)))
+    offsets = range(2 * self.context_window + 1)
     return jnp.stack([x_BS[:, o : o + length] for o in offsets], axis=-1)
 
 

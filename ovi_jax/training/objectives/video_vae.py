@@ -28,27 +28,36 @@ class VideoVAEObjective:
   Attributes:
     config: sizes.
     dtype: compute dtype.
-    pixels: weight of the mean error of all pixels, which are in [-1, 1].
-    moving: weight of the mean error of pixels weighed by how far they are from
-      their mean over the crop: a small ball counts as much as a large wall.
-    kl: weight of the mean divergence of a latent from a unit Gaussian, nats.
-    smooth: below about this, errors count by their square, above by their size.
+    recon_weight: weight of the mean error of all pixels, which are in [-1, 1].
+    motion_weight: weight of the mean error of pixels weighed by how far they
+      are from their mean over the crop: a small ball counts as much as a large
+      wall.
+    kl_weight: weight of the mean divergence of a latent from a unit Gaussian,
+      nats.
+    smoothness_weight: below about this, errors count by their square, above by
+      their size.
   """
 
   config: video_vae.VideoVAEConfig
   dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype("f4"))
-  pixels: float = 1.0
-  moving: float = 0.5
-  kl: float = 1e-4
-  smooth: float = 0.05
+  recon_weight: float = 1.0
+  motion_weight: float = 0.5
+  kl_weight: float = 1e-4
+  smoothness_weight: float = 0.05
 
   def __post_init__(self):
-    weights = self.pixels, self.moving, self.kl
-    if min(weights) < 0 or self.pixels + self.moving == 0 or self.smooth <= 0:
+    weights = self.recon_weight, self.motion_weight, self.kl_weight
+    if (
+      min(weights) < 0
+      or self.recon_weight + self.motion_weight == 0
+      or self.smoothness_weight <= 0
+    ):
       raise ValueError(
-        "task: weights must not be negative, pixels or moving positive, and"
-        f" smooth positive; got pixels {self.pixels}, moving {self.moving}, kl"
-        f" {self.kl}, smooth {self.smooth}"
+        "objective: weights must not be negative, recon_weight or"
+        " motion_weight positive, and smoothness_weight positive; got"
+        f" recon_weight {self.recon_weight}, motion_weight"
+        f" {self.motion_weight}, kl_weight {self.kl_weight} and"
+        f" smoothness_weight {self.smoothness_weight}"
       )
 
   def sample_noise(self, key: jax.Array, example: schema.Batch) -> jax.Array:
@@ -61,7 +70,11 @@ class VideoVAEObjective:
   def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
     seen_B = (batch.lengths.video > 0).astype(jnp.float32)
     share_B = seen_B / jnp.maximum(seen_B.sum(), 1.0)
-    scales = {"pixels": self.pixels, "moving": self.moving, "kl": self.kl}
+    scales = {
+      "pixels": self.recon_weight,
+      "moving": self.motion_weight,
+      "kl": self.kl_weight,
+    }
     return {name: scale * share_B for name, scale in scales.items()}
 
   def loss_terms(
@@ -80,7 +93,10 @@ class VideoVAEObjective:
     latents = mean + jnp.exp(logvar / 2) * drawn
     made = codec.decode_whole(self.config, params, latents, self.dtype)
     target = frames_BTHWC.astype(jnp.float32) / 127.5 - 1
-    error = jnp.sqrt(jnp.square(made - target) + self.smooth**2) - self.smooth
+    error = (
+      jnp.sqrt(jnp.square(made - target) + self.smoothness_weight**2)
+      - self.smoothness_weight
+    )
     change = jnp.abs(target - target.mean(1, keepdims=True))
     axes = (1, 2, 3, 4)
     divergence = (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar) / 2

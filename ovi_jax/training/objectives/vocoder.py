@@ -31,23 +31,23 @@ class VocoderObjective:
 
   Attributes:
     config: sizes.
-    convergence_scale: of this term of `spectral.Distance`.
-    magnitude_scale: likewise.
-    mel_scale: of the mean difference of log10 mels.
-    noise: most deviation of the noise in the mel that is given, log10; each
+    convergence_weight: of this term of `spectral.Distance`.
+    magnitude_weight: likewise.
+    mel_weight: of the mean difference of log10 mels.
+    noise_std: most deviation of the noise in the mel that is given, log10; each
       example has another, from 0.
     dtype: compute dtype.
   """
 
   config: vocoder.VocoderConfig
-  convergence_scale: float = 3.0
-  magnitude_scale: float = 1.0
-  mel_scale: float = 2.0
-  noise: float = 0.1
+  convergence_weight: float = 3.0
+  magnitude_weight: float = 1.0
+  mel_weight: float = 2.0
+  noise_std: float = 0.1
   dtype: Any = jnp.float32
 
   def __post_init__(self):
-    for name in (*(f"{term}_scale" for term in TERMS), "noise"):
+    for name in (*(f"{term}_weight" for term in TERMS), "noise_std"):
       if getattr(self, name) < 0:
         raise ValueError(
           f"vocoder task: {name} must not be negative, got"
@@ -69,13 +69,13 @@ class VocoderObjective:
     """What is added to an example's mel, [T, M]."""
     level_key, noise_key = jax.random.split(key)
     frames = example.latents.audio.shape[0] // self.spectrogram.hop
-    level = self.noise * jax.random.uniform(level_key)
+    level = self.noise_std * jax.random.uniform(level_key)
     shape = frames, self.config.mel_bins
     return level * jax.random.normal(noise_key, shape)
 
   def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
     share_B = loss.example_weights(batch.lengths, SOUND).audio
-    return {term: getattr(self, f"{term}_scale") * share_B for term in TERMS}
+    return {term: getattr(self, f"{term}_weight") * share_B for term in TERMS}
 
   def loss_terms(
     self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array

@@ -140,7 +140,7 @@ def test_the_trainers_loader_reads_and_batches_it(pair, tmp_path):
     encode_on_the_fly=True,
     tokenizer=str(standin.HERE / "tokenizer.json"),
     max_text_len=128,
-    caption="first",
+    caption_sampling="first",
   )
   batch = next(loader.load(settings, batch=5, seed=0))
   assert batch.latents.video.shape == (5, FRAMES, SIDE, SIDE, 3)

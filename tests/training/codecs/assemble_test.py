@@ -29,7 +29,7 @@ START = clips.CropPosition(0, 0, 0)
 
 def asked(count=2, frames=3, **changes) -> assemble.Clip:
   config = importlib.import_module("configs.fusion").get_config("mini")
-  config.data.video = ((frames, 4, 4),)
+  config.data.video_buckets = ((frames, 4, 4),)
   made = assemble.Clip.from_config(config, "world:1", count)
   return dataclasses.replace(made, **changes)
 
@@ -134,7 +134,7 @@ def test_a_channel_that_says_nothing_is_not_blown_up(run, monkeypatch):
 def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
   kept, _ = made
   (kept / weights_dir.TOKENIZER).write_text("{}")
-  begun = {"initial": str(kept), "trains": "decoder", "seed": 4}
+  begun = {"init_from": str(kept), "trainable": "decoder", "seed": 4}
   # A directory named by a number is a run's too.
   assert run_test.train(run_test.config(**begun), tmp_path / "7")
   out = tmp_path / "out"
@@ -225,7 +225,7 @@ def train_text(path, tokenizer, base):
   values = importlib.import_module("configs.codec_text").get_config("mini")
   values.model.dim = weights_dir.manifest_of(base).architecture.umt5.dim
   values.model.encoder_layers, values.data.tokenizer = 1, str(tokenizer)
-  values.steps, values.batch, values.mesh.fsdp = 1, 2, 1
-  values.data.text_rows = 8
+  values.num_train_steps, values.batch_size, values.mesh.fsdp = 1, 2, 1
+  values.data.max_text_len = 8
   assert run_test.train(values, path)
   return path

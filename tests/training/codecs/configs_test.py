@@ -54,9 +54,9 @@ def test_a_step_of_the_mini_config(name):
     shape((read.batch_size,)),
     schema.Batch(AV(), AV(), AV(), None),
   )
-  if read.data.samples:
+  if read.data.num_audio_samples:
     wave_BA = jax.ShapeDtypeStruct(
-      (read.batch_size, read.data.samples), jnp.float32
+      (read.batch_size, read.data.num_audio_samples), jnp.float32
     )
     batch = batch._replace(
       latents=AV(None, wave_BA), lengths=AV(None, length_B)

@@ -29,8 +29,8 @@ TINY = {
     "latent_std": (1.0,) * 3,
   },
   "data": {"frames": 5},
-  "steps": 6,
-  "batch": 2,
+  "num_train_steps": 6,
+  "batch_size": 2,
   "cadence": {"log": 2, "save": 2},
   "optimizer": {"warmup_steps": 2, "schedule": "constant"},
 }
@@ -86,7 +86,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   with monkeypatch.context() as patch:
     patch.setattr(inputs.Input, "__next__", stop)
     assert not train(config(), tmp_path / "cut")
-  assert train(config(**{"data.prefetch": 1}), tmp_path / "cut")
+  assert train(config(**{"data.prefetch_batches": 1}), tmp_path / "cut")
   ours, theirs = arrays(tmp_path / "cut"), arrays(tmp_path / "whole")
   assert ours.keys() == theirs.keys() and "trained/decoder/head/norm/scale" in (
     ours
@@ -97,13 +97,15 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   assert [line["step"] for line in lines] == [2, 4, 6]
   for name in ("pixels", "moving", "kl"):
     assert lines[-1][f"train/loss_{name}"] > 0
-  assert "speed/tokens_per_second" not in lines[-1]
-  assert lines[-1]["speed/clips_per_second"] > 0
+  assert "perf/tokens_per_second" not in lines[-1]
+  assert lines[-1]["perf/clips_per_second"] > 0
   with pytest.raises(ValueError, match="seed: 0 in the run, 1 now"):
     train(config(seed=1), tmp_path / "whole")
   # A run of before there was a choice of what is trained.
   file = tmp_path / "whole" / "config.json"
-  file.write_text(file.read_text().replace(' "trains": "all"', ' "walks": 0'))
+  file.write_text(
+    file.read_text().replace(' "trainable": "all"', ' "walks": 0')
+  )
   with pytest.raises(ValueError, match="walks: 0 in the run, absent now"):
     train(config(), tmp_path / "whole")
   file.write_text(file.read_text().replace(',\n "walks": 0', ""))
@@ -116,15 +118,24 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   [
     ({"component": "clip"}, "component 'clip' is unknown; choose from .*video"),
     ({"model.breadth": 3}, r"unknown keys \['breadth'\]"),
-    ({"task.glow": 1.0}, "config.task.glow is unknown; the fields are"),
+    ({"task.glow": 1.0}, "config.objective.glow is unknown; the fields are"),
     ({"task.smooth": 0.0}, "smooth positive"),
     ({"data.frame": 5}, "config.data.frame is unknown"),
-    ({"data.frames": 6}, "frames must be 0 or 1"),
+    ({"data.num_frames": 6}, "frames must be 0 or 1"),
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
-    ({"batch": 3, "parts": 2}, "batch 3 must be a multiple of 2"),
-    ({"trains": "attention"}, "trains 'attention' is unknown; choose from all"),
-    ({"trains": "decoder"}, "a random encoder as it is; name a run or a dir"),
-    ({"cadence.samples": 2}, "codecs have no held_out and samples"),
+    (
+      {"batch_size": 3, "grad_accum_steps": 2},
+      "batch 3 must be a multiple of 2",
+    ),
+    (
+      {"trainable": "attention"},
+      "trains 'attention' is unknown; choose from all",
+    ),
+    (
+      {"trainable": "decoder"},
+      "a random encoder as it is; name a run or a dir",
+    ),
+    ({"sample_every": 2}, "codecs have no held_out and samples"),
     ({"walks": 1}, "config.walks is unknown"),
   ],
 )
@@ -138,10 +149,18 @@ def test_what_cannot_be_is_said_before_the_first_step(
 
 @pytest.mark.slow
 def test_a_run_begins_with_what_another_learnt(tmp_path):
-  short = {"steps": 3, "cadence.save": 3, "optimizer.average_decay": 0.0}
+  short = {
+    "num_train_steps": 3,
+    "checkpoint_every": 3,
+    "optimizer.ema_decay": 0.0,
+  }
   assert train(config(**short), tmp_path / "first")
   # A learning rate so small that nothing moves.
-  further = {"initial": str(tmp_path / "first"), "data.frames": 9, "seed": 5}
+  further = {
+    "init_from": str(tmp_path / "first"),
+    "data.num_frames": 9,
+    "seed": 5,
+  }
   still = short | further | {"optimizer.learning_rate": 1e-30}
   assert train(config(**still), tmp_path / "second")
   first, second = (arrays(tmp_path / n, 3) for n in ("first", "second"))
@@ -149,11 +168,14 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
     np.testing.assert_array_equal(first[name], second[name], name)
   # What began it is not needed to go on.
   (tmp_path / "first").rename(tmp_path / "away")
-  assert train(config(**still | {"steps": 4}), tmp_path / "second")
+  assert train(config(**still | {"num_train_steps": 4}), tmp_path / "second")
   with pytest.raises(ValueError, match="first"):
     train(config(**still), tmp_path / "third")
   # The decoder alone: the latents of clips stay what they are.
-  later = short | {"initial": str(tmp_path / "second"), "trains": "decoder"}
+  later = short | {
+    "init_from": str(tmp_path / "second"),
+    "trainable": "decoder",
+  }
   assert train(config(**later), tmp_path / "decoder")
   third = arrays(tmp_path / "decoder", 3)
   paths = [n.removeprefix("trained/") for n in second if "trained/" in n]
@@ -162,7 +184,7 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
     same = np.array_equal(second[f"trained/{path}"], third[f"{group}/{path}"])
     assert same == (group == "frozen"), path
   assert {n.split("/")[0] for n in third} >= {"trained", "frozen"}
-  wide = still | {"initial": str(tmp_path / "away"), "model.dim": 3}
+  wide = still | {"init_from": str(tmp_path / "away"), "model.dim": 3}
   with pytest.raises(ValueError, match="encoder"):
     train(config(**wide), tmp_path / "fourth")
 
@@ -182,7 +204,7 @@ def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
   plan = run.init_plan(chosen, run.make_step_config(chosen))
   assert plan is not None and plan.fresh
   assert all(path.startswith("head/") for path in plan.fresh)
-  wrong = {"trains": "decoder"}
+  wrong = {"trainable": "decoder"}
   with pytest.raises(ValueError, match="is for video_vae, not umt5; set 'all'"):
     settings.Settings.from_config(ml_collections.ConfigDict(dict(text) | wrong))
   # As runs had it before there was a choice.
@@ -197,7 +219,7 @@ def test_the_shipped_config_is_one(size):
   values = importlib.import_module("configs.codec_video").get_config(size)
   chosen = settings.Settings.from_config(values)
   assert (
-    chosen.data.frames == (9 if size else 17)
+    chosen.data.num_frames == (9 if size else 17)
     and chosen.component in table.TABLE
   )
   assert chosen.make_objective("gpu").dtype == "bfloat16"

@@ -95,17 +95,17 @@ def same(ours, reference, tolerance=1e-5):
 
 def test_names_and_means(losses):
   assert list(losses) == [
-    f"held_out/loss_{name}{level}"
+    f"eval/loss_{name}{level}"
     for name in ("video", "audio")
     for level in ("", "_t0.00-0.50", "_t0.50-1.00")
   ]
   for name in ("video", "audio"):
     first, second = (
-      losses[f"held_out/loss_{name}_t{level}"]
+      losses[f"eval/loss_{name}_t{level}"]
       for level in ("0.00-0.50", "0.50-1.00")
     )
     np.testing.assert_allclose(
-      losses[f"held_out/loss_{name}"], (first + second) / 2, rtol=1e-12
+      losses[f"eval/loss_{name}"], (first + second) / 2, rtol=1e-12
     )
     assert abs(first - second) > 1e-3
 
@@ -198,15 +198,13 @@ def test_the_average_is_judged_where_there_is_one(twos, losses):
   other = twos(state._replace(trained=moved, average=None))
   averaged = twos(state._replace(average=moved))
   same(averaged, other, 0)
-  assert (
-    abs(other["held_out/loss_video"] - losses["held_out/loss_video"]) > 0.003
-  )
+  assert abs(other["eval/loss_video"] - losses["eval/loss_video"]) > 0.003
 
 
 def test_one_tower_alone(losses):
   found = judged(2, towers=("audio",))(alone()[1])
   assert list(found) == [n for n in losses if "audio" in n]
-  assert found["held_out/loss_audio"] > 0.3
+  assert found["eval/loss_audio"] > 0.3
 
 
 def test_nothing_to_judge(twos):

@@ -83,7 +83,7 @@ def maker(components):
     given = {
       "model": model,
       "mesh": ONE,
-      "components": components,
+      "pretrained": components,
       "directory": path,
       "prompts": PROMPTS,
       "null_SE": step_test.NULL,
@@ -231,12 +231,12 @@ def test_decoders_load_what_is_asked_for(components):
   ("changes", "message"),
   [
     ({"count": 0}, "count must be from 1 to 1024, got 0"),
-    ({"steps": 0}, "steps must be from 1 to 1000, got 0"),
+    ({"num_train_steps": 0}, "steps must be from 1 to 1000, got 0"),
     ({"solver": "heun"}, "solver 'heun' is unknown; choose from unipc"),
     ({"shift": 0.0}, "shift must be from 0.01"),
     (
       {"guidance": AV(4.0, float("nan"))},
-      "guidance.audio must be from -100 to 100",
+      "guidance_scale.audio must be from -100 to 100",
     ),
     ({"seed": 2**32 - 1}, "seeds must be in"),
   ],

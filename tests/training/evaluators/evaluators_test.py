@@ -12,15 +12,15 @@ from tests.training import trainer_test
 
 one_device = trainer_test.one_device
 FRESH = {
-  "initial.video": "fresh",
-  "initial.audio": "fresh",
-  "trains": "all",
+  "init_from.video": "fresh",
+  "init_from.audio": "fresh",
+  "trainable": "all",
 }
 SHOWN = {
-  "cadence.held_out": 2,
-  "cadence.samples": 4,
-  "samples.count": 2,
-  "samples.steps": 2,
+  "eval_every": 2,
+  "sample_every": 4,
+  "eval_samples.num_samples": 2,
+  "eval_samples.num_steps": 2,
 }
 
 
@@ -40,16 +40,16 @@ def clips(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
-  changes = FRESH | SHOWN | {"components": str(weights)}
+  changes = FRESH | SHOWN | {"pretrained": str(weights)}
   changes |= {"profile_steps": (1, 2)}
   assert trainer_test.run(
     trainer_test.config("fusion", clips, **changes), tmp_path
   )
-  lines = [x for x in logs.read(tmp_path) if "held_out/loss_video" in x]
+  lines = [x for x in logs.read(tmp_path) if "eval/loss_video" in x]
   assert [line["step"] for line in lines] == [0, 2, 4]
   for name in ("video", "audio"):
-    assert f"held_out/loss_{name}_t0.75-1.00" in lines[0]
-    assert 0.3 < lines[0][f"held_out/loss_{name}"] < 5
+    assert f"eval/loss_{name}_t0.75-1.00" in lines[0]
+    assert 0.3 < lines[0][f"eval/loss_{name}"] < 5
   folder = tmp_path / "samples" / "step-00000004"
   made = sorted(p.name for p in folder.glob("*.mp4"))
   assert made == ["clip_8.mp4", "clip_9.mp4"]
@@ -61,16 +61,16 @@ def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
 
 @pytest.mark.slow
 def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
-  shown = FRESH | {"cadence.held_out": 4, "cadence.save": 2}
+  shown = FRESH | {"eval_every": 4, "checkpoint_every": 2}
   losses = []
   for place in (False, True):
-    changes = shown | {"optimizer.average_on_host": place}
+    changes = shown | {"optimizer.ema_on_host": place}
     path = tmp_path / str(place)
     assert trainer_test.run(
       trainer_test.config("fusion", clips, **changes, steps=4), path
     )
     losses += logs.read(path)[-1:]
-  for name in ("held_out/loss_video", "held_out/loss_audio"):
+  for name in ("eval/loss_video", "eval/loss_audio"):
     np.testing.assert_allclose(losses[0][name], losses[1][name], rtol=1e-5)
   # Gone on with from its checkpoint, still on the host.
   longer = trainer_test.config("fusion", clips, **changes, steps=6)
@@ -88,7 +88,7 @@ def test_captions_and_media_are_shown_too(weights, tmp_path):
   changes = batch_encoder_test.RAW | SHOWN
   values = batch_encoder_test.config(tmp_path / "data", weights, **changes)
   assert trainer_test.run(values, tmp_path / "run")
-  assert any("held_out/loss_audio" in x for x in logs.read(tmp_path / "run"))
+  assert any("eval/loss_audio" in x for x in logs.read(tmp_path / "run"))
   made = tmp_path / "run" / "samples" / "step-00000004"
   assert len(list(made.glob("*.mp4"))) == 2
 
@@ -96,17 +96,20 @@ def test_captions_and_media_are_shown_too(weights, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"cadence.held_out": 1, "held_out.split": "x"}, "no source has a split"),
-    ({"cadence.samples": 1}, "samples made with their decoders; give"),
-    ({"cadence.samples": 1, "samples.count": 4}, "expected 4 held-out rec"),
-    ({"samples.solver": "magic"}, "solver 'magic' is unknown"),
-    ({"held_out.levels": 0}, "1 level or more"),
-    ({"cadence.held_out": 1, "held_out.batch": -1}, "batch of 0 or more"),
+    ({"eval_every": 1, "eval.split": "x"}, "no source has a split"),
+    ({"sample_every": 1}, "samples made with their decoders; give"),
+    (
+      {"sample_every": 1, "eval_samples.num_samples": 4},
+      "expected 4 held-out rec",
+    ),
+    ({"eval_samples.solver": "magic"}, "solver 'magic' is unknown"),
+    ({"eval.num_timestep_bins": 0}, "1 level or more"),
+    ({"eval_every": 1, "eval.batch_size": -1}, "batch of 0 or more"),
   ],
 )
 def test_what_cannot_be_shown(changes, message, clips, weights, tmp_path):
-  if "samples.count" in changes:
-    changes = changes | {"components": str(weights)}
+  if "eval_samples.num_samples" in changes:
+    changes = changes | {"pretrained": str(weights)}
   values = trainer_test.config("fusion", clips, **FRESH | changes)
   with pytest.raises(ValueError, match=message):
     trainer_test.run(values, tmp_path / "run")

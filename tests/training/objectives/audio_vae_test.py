@@ -21,7 +21,7 @@ CONFIG = audio_vae.AudioVAEConfig(
   embed_dim=8,
   res_blocks=1,
   mel_mean=MEAN,
-  mel_deviation=DEVIATION,
+  mel_std=DEVIATION,
 )
 TASK = sound.AudioVAEObjective(config=CONFIG)
 BATCH = learning.sounds(WAVES)

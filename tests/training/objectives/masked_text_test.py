@@ -9,9 +9,17 @@ from ovi_jax.training.objectives import masked_text
 from tests.training.codecs import learning
 
 CONFIG = umt5.UMT5Config(
-  vocabulary=12, dim=32, dim_attn=32, dim_ffn=32, heads=2, layers=2, buckets=16
+  vocabulary=12,
+  dim=32,
+  dim_attn=32,
+  dim_ffn=32,
+  num_heads=2,
+  layers=2,
+  buckets=16,
 )
-TASK = masked_text.MaskedTextObjective(config=CONFIG, reach=2, hidden=0.0)
+TASK = masked_text.MaskedTextObjective(
+  config=CONFIG, context_window=2, mask_prob=0.0
+)
 IDS = [[3, 4, 5, 6, 7, 1, 0, 0], [8, 7, 9, 3, 10, 11, 4, 1]]
 BATCH = learning.texts(IDS)
 
@@ -92,7 +100,7 @@ def test_hidden_tokens_go_in_as_unknown_and_are_asked_for(params):
 
 
 def test_the_share_that_is_hidden():
-  task = masked_text.MaskedTextObjective(config=CONFIG, hidden=0.5)
+  task = masked_text.MaskedTextObjective(config=CONFIG, mask_prob=0.5)
   keys = jax.random.split(jax.random.key(0), 200)
   example = learning.texts(np.zeros((50,)))
   hidden_BS = jax.vmap(lambda key: task.sample_noise(key, example))(keys)
@@ -103,4 +111,4 @@ def test_the_share_that_is_hidden():
 
 def test_an_empty_reach_is_refused():
   with pytest.raises(ValueError, match="reach of 1 or more .* got 0"):
-    masked_text.MaskedTextObjective(config=CONFIG, reach=0)
+    masked_text.MaskedTextObjective(config=CONFIG, context_window=0)

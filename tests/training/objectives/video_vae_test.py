@@ -21,7 +21,7 @@ CONFIG = video_vae.VideoVAEConfig(
   latent_mean=(0.0,) * 3,
   latent_std=(1.0,) * 3,
 )
-TASK = video.VideoVAEObjective(config=CONFIG, smooth=0.1)
+TASK = video.VideoVAEObjective(config=CONFIG, smoothness_weight=0.1)
 
 
 def batch(frames: np.ndarray, lengths) -> schema.Batch:

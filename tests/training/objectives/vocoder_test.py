@@ -69,7 +69,7 @@ def test_examples_without_sound_do_not_count(params):
     lengths=BATCH.lengths._replace(audio=np.int32([0, 4096]))
   )
   weights = TASK.example_weights(batch)
-  np.testing.assert_array_equal(weights["mel"], [0, TASK.mel_scale])
+  np.testing.assert_array_equal(weights["mel"], [0, TASK.mel_weight])
   terms = jax.jit(TASK.loss_terms)(
     params, batch, learning.drawn(TASK, batch), learning.NULL
   )
@@ -79,10 +79,10 @@ def test_examples_without_sound_do_not_count(params):
 
 def test_noise_is_of_another_level_for_every_example():
   levels_B = learning.drawn(TASK, BATCH).std((1, 2))
-  assert levels_B.shape == (2,) and float(levels_B.max()) < TASK.noise
+  assert levels_B.shape == (2,) and float(levels_B.max()) < TASK.noise_std
   assert abs(float(levels_B[0] - levels_B[1])) > 1e-3
 
 
 def test_negative_scales_are_refused():
   with pytest.raises(ValueError, match=r"mel_scale must not be .* got -1"):
-    vocoder.VocoderObjective(config=CONFIG, mel_scale=-1)
+    vocoder.VocoderObjective(config=CONFIG, mel_weight=-1)
