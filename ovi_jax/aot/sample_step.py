@@ -118,7 +118,7 @@ def pipeline_of(
     backend=attention.resolve(
       settings.attention, platform, dtype, tower.head_size
     ),
-    scheme=settings.context_parallelism,
+    context_parallelism=settings.context_parallelism,
   )
 
 

@@ -50,7 +50,7 @@ DIALECTS = (
 
 def rows(config: umt5.UMT5Config) -> list[mapping.Row]:
   """The table of `FILE` for an encoder of the given sizes."""
-  stack = config.layers
+  stack = config.num_layers
   position = mapping.Row(
     "blocks.{}.pos_embedding.embedding.weight",
     "blocks/attention/position",

@@ -46,7 +46,7 @@ class Attention(nn.Module):
   config: dit.DiTConfig
   dtype: jnp.dtype
   backend: str
-  scheme: str
+  context_parallelism: str
   fusion: bool = False
   fusion_init: Any = layers.XAVIER
 
@@ -106,7 +106,7 @@ class Attention(nn.Module):
       pad_count,
       length,
       letters=letters,
-      strategy=self.scheme,
+      strategy=self.context_parallelism,
     )
 
   def attend_self(
@@ -121,7 +121,7 @@ class Attention(nn.Module):
     pad_count = self.config.padding(text.keys.shape[1])
     return self.attend(q_BLNK, text, (own, keys), pad_count)
 
-  def attend_other(
+  def attend_other_modality(
     self, q_BLNK: jax.Array, other: KV, length: Any
   ) -> jax.Array:
     letters = (
@@ -149,7 +149,7 @@ class Block(nn.Module):
   fusion: bool = False
   fusion_init: Any = layers.XAVIER
   mlp_chunk_size: int | None = None
-  scheme: str = context.ULYSSES
+  context_parallelism: str = context.ULYSSES
 
   def setup(self):
     config, dtype = self.config, self.dtype
@@ -158,7 +158,7 @@ class Block(nn.Module):
       nn.initializers.normal(config.hidden_dim**-0.5),
       (6, config.hidden_dim),
     )
-    shared = config, dtype, self.backend, self.scheme
+    shared = config, dtype, self.backend, self.context_parallelism
     self.self_attention = Attention(*shared)
     self.cross_norm = layers.LayerNorm(config.eps, dtype)
     self.cross_attention = Attention(*shared, self.fusion, self.fusion_init)
@@ -216,7 +216,7 @@ class Block(nn.Module):
     if other_BSD is not None and other_rotary is not None:
       other = cross.fusion_kv(other_BSD, other_rotary)
       turned = rope.rotate(q, rotary)
-      y = y + cross.attend_other(turned, other, other_length)
+      y = y + cross.attend_other_modality(turned, other, other_length)
       watched = self.is_mutable_collection(MAPS)
       if watched and not self.is_initializing():
         map_BNLS = attention.attention_probs(turned, other.keys, other_length)

@@ -85,15 +85,15 @@ class FusionBlock(nn.Module):
   dtype: jnp.dtype
   backend: str
   mlp_chunk_size: int | None
-  scheme: str
+  context_parallelism: str
 
   def setup(self):
     shared = {
       "dtype": self.dtype,
       "backend": self.backend,
       "fusion": len(self.config.present()) == 2,
-      "hidden_limit": self.mlp_chunk_size,
-      "scheme": self.scheme,
+      "mlp_chunk_size": self.mlp_chunk_size,
+      "context_parallelism": self.context_parallelism,
     }
     if self.config.video is not None:
       self.video = block.Block(
@@ -102,14 +102,15 @@ class FusionBlock(nn.Module):
     if self.config.audio is not None:
       self.audio = block.Block(self.config.audio, **shared)
 
-  def of(self, name: str) -> block.Block:
+  def block_of(self, name: str) -> block.Block:
     return getattr(self, name)
 
   def text_kv(self, context: AV[Any]) -> AV[block.KV]:
     """Keys and values of the prompts for this block."""
     return AV(
       **{
-        name: self.of(name).text_kv(x) for name, x in context.present().items()
+        name: self.block_of(name).text_kv(x)
+        for name, x in context.present().items()
       }
     )
 
@@ -131,14 +132,16 @@ class FusionBlock(nn.Module):
       text = self.text_kv(text)
     attended, feeds = {}, {}
     for name, x in tokens.present().items():
-      attention, feeds[name] = self.of(name).modulations(getattr(times, name))
-      attended[name] = self.of(name).attend_self(
+      attention, feeds[name] = self.block_of(name).modulations(
+        getattr(times, name)
+      )
+      attended[name] = self.block_of(name).attend_self(
         x, attention, getattr(rotary, name), getattr(counts, name)
       )
     heard = AV(**attended)
     out = {}
     for name, x in attended.items():
-      x = self.of(name).cross_attend(
+      x = self.block_of(name).cross_attend(
         x,
         getattr(text, name),
         getattr(rotary, name),
@@ -146,7 +149,7 @@ class FusionBlock(nn.Module):
         rotary.other(name),
         counts.other(name),
       )
-      out[name] = self.of(name).mlp(x, feeds[name])
+      out[name] = self.block_of(name).mlp(x, feeds[name])
     return AV(**out)
 
 
@@ -281,7 +284,7 @@ class FusionDiT(nn.Module):
     Returns:
       Velocity (noise - data) in the shape of `latents`, float32.
     """
-    tokens, times, _ = self._through(latents, t_BT, text, keep_GB, lengths)
+    tokens, times, _ = self._run_blocks(latents, t_BT, text, keep_GB, lengths)
     return AV(
       **{
         name: self.tower(name).velocity(
@@ -293,12 +296,12 @@ class FusionDiT(nn.Module):
       }
     )
 
-  def maps(
+  def attention_maps(
     self,
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
-    watch: maps_lib.Watch,
+    watch: maps_lib.MapQuery,
   ) -> tuple[AV[jax.Array], AV[jax.Array]]:
     """How the towers attend to each other; first arguments as for a call.
 
@@ -313,21 +316,21 @@ class FusionDiT(nn.Module):
       weighted, of the attention of each tower's tokens over the other's; and
       for each head [G, B, N] the share within `near`, all float32.
     """
-    _, _, found = self._through(latents, t_BT, text, watch=watch)
+    _, _, found = self._run_blocks(latents, t_BT, text, watch=watch)
     mixed, near = found
     return jax.tree.map(lambda map_GBLS: map_GBLS.sum(0), mixed), near
 
   def _grid(self, name: str, latents: AV[Any]) -> tuple[int, ...]:
     return getattr(self.config, name).grid(getattr(latents, name).shape)
 
-  def _through(
+  def _run_blocks(
     self,
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
     keep_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
-    watch: maps_lib.Watch | None = None,
+    watch: maps_lib.MapQuery | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
     """Through all blocks: the tokens, the times, and what `watch` keeps."""
     present = latents.present()
@@ -359,7 +362,7 @@ class FusionDiT(nn.Module):
         y = jax.tree.map(lambda new, old: jnp.where(keep, new, old), y, x)
       if watch is None:
         return y, None
-      return y, maps_lib.seen(changed[block.MAPS], heads_N, watch.near)
+      return y, maps_lib.reduce_maps(changed[block.MAPS], heads_N, watch.near)
 
     heads = None if watch is None else watch.heads
     per_block = (self.blocks, text.text if cached else None, keep_GB, heads)

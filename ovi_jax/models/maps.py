@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ovi_jax.modality import AV
 
 
-class Watch(NamedTuple):
+class MapQuery(NamedTuple):
   """What to keep.
 
   Attributes:
@@ -26,7 +26,7 @@ class Watch(NamedTuple):
   near: AV[jax.Array]
 
 
-def seen(
+def reduce_maps(
   found: Any, heads: AV[jax.Array], near: AV[jax.Array]
 ) -> tuple[AV[jax.Array], AV[jax.Array]]:
   """Keep of one block's attention: the sum [B, L, S], the shares [B, N].

@@ -24,14 +24,14 @@ EPS = 1e-6
 
 # Key of the release's configuration -> ours; None for what we do not build.
 _RELEASE_KEYS = {
-  "vocab_size": "vocabulary",
+  "vocab_size": "vocab_size",
   "dim": "dim",
   "dim_attn": "dim_attn",
   "dim_ffn": "dim_ffn",
-  "num_heads": "heads",
-  "encoder_layers": "layers",
+  "num_heads": "num_heads",
+  "encoder_layers": "num_layers",
   "decoder_layers": None,
-  "num_buckets": "buckets",
+  "num_buckets": "num_buckets",
 }
 
 
@@ -40,42 +40,42 @@ class UMT5Config:
   """Sizes of the encoder; the defaults are UMT5-XXL.
 
   Attributes:
-    vocabulary: rows of the embedding table.
+    vocab_size: rows of the embedding table.
     dim: width D of the tokens, and E of the embeddings that come out.
     dim_attn: width of queries, keys and values, all heads together.
     dim_ffn: width F of the feed-forward layer.
-    heads: attention heads N.
-    layers: blocks.
-    buckets: relative positions told apart, both directions together.
+    num_heads: attention heads N.
+    num_layers: blocks.
+    num_buckets: relative positions told apart, both directions together.
     max_distance: tokens from which on all distances share a bucket.
   """
 
-  vocabulary: int = 256_384
+  vocab_size: int = 256_384
   dim: int = 4096
   dim_attn: int = 4096
   dim_ffn: int = 10_240
-  heads: int = 64
-  layers: int = 24
-  buckets: int = 32
+  num_heads: int = 64
+  num_layers: int = 24
+  num_buckets: int = 32
   max_distance: int = 128
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
       if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    if self.dim_attn % self.heads:
+    if self.dim_attn % self.num_heads:
       raise ValueError(
-        f"dim_attn must be a multiple of heads ({self.heads}),"
+        f"dim_attn must be a multiple of num_heads ({self.num_heads}),"
         f" got {self.dim_attn}"
       )
-    if self.buckets % 4:
+    if self.num_buckets % 4:
       raise ValueError(
-        f"buckets must be a multiple of 4 (two directions, near and far),"
-        f" got {self.buckets}"
+        f"num_buckets must be a multiple of 4 (two directions, near and far),"
+        f" got {self.num_buckets}"
       )
-    if self.max_distance <= self.buckets // 4:
+    if self.max_distance <= self.num_buckets // 4:
       raise ValueError(
-        f"max_distance must exceed buckets / 4 = {self.buckets // 4},"
+        f"max_distance must exceed num_buckets / 4 = {self.num_buckets // 4},"
         f" got {self.max_distance}"
       )
 
@@ -143,15 +143,17 @@ class Attention(nn.Module):
       einops.rearrange(
         dense(config.dim_attn, name=name)(x_BLD),
         "B L (N K) -> B L N K",
-        N=config.heads,
+        N=config.num_heads,
       )
       for name in ("q", "k", "v")
     )
     table = self.param(
-      "position", nn.initializers.normal(1.0), (config.buckets, config.heads)
+      "position",
+      nn.initializers.normal(1.0),
+      (config.num_buckets, config.num_heads),
     )
     buckets_LS = position_buckets(
-      x_BLD.shape[1], config.buckets, config.max_distance
+      x_BLD.shape[1], config.num_buckets, config.max_distance
     )
     bias_LSN = table.astype(jnp.float32)[buckets_LS]
     bias_BNLS = einops.rearrange(bias_LSN, "L S N -> 1 N L S")
@@ -224,7 +226,7 @@ class UMT5Encoder(nn.Module):
     """
     config = self.config
     table = self.param(
-      "embedding", nn.initializers.normal(1.0), (config.vocabulary, config.dim)
+      "embedding", nn.initializers.normal(1.0), (config.vocab_size, config.dim)
     )
     x_BLD = jnp.take(table, ids_BS, axis=0).astype(jnp.float32)
     blocks = nn.scan(
@@ -232,7 +234,7 @@ class UMT5Encoder(nn.Module):
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,  # type: ignore[arg-type]
-      length=config.layers,
+      length=config.num_layers,
     )
     x_BLD, _ = blocks(config, self.dtype, name="blocks")(x_BLD, mask_BS)
     return layers.RMSNorm(EPS, self.dtype, name="norm")(x_BLD)

@@ -107,7 +107,7 @@ def measure(
   near = AV(video=near_SL.T, audio=near_SL)
 
   def mean(weights: AV[np.ndarray]) -> tuple[AV[Any], AV[Any]]:
-    watch = maps_lib.Watch(jax.tree.map(jnp.asarray, weights), near)
+    watch = maps_lib.MapQuery(jax.tree.map(jnp.asarray, weights), near)
     given = params, latents, noise, text, watch
     found = [
       _at_level(model, clean_first, np.float32(level), *given)
@@ -185,7 +185,7 @@ def _at_level(
   latents: AV[jax.Array],
   noise: AV[jax.Array],
   text: AV[jax.Array],
-  watch: maps_lib.Watch,
+  watch: maps_lib.MapQuery,
 ) -> Any:
   """Maps and shares at one noise level, whole on every device."""
   sigma_BT = jnp.full((1, 1), level)
@@ -197,7 +197,7 @@ def _at_level(
   )
   times = denoise.frame_times(x, level * diffusion.TIME_SCALE, clean_first)
   found: Any = model.apply(
-    {"params": params}, x, times, text, watch, method="maps"
+    {"params": params}, x, times, text, watch, method="attention_maps"
   )
   return jax.tree.map(lambda a: logical_axes.constrain(a, "---"), found)
 

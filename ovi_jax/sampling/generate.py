@@ -177,7 +177,7 @@ def _pipeline(
     weights=weights,
     manifest=manifest,
     mesh=make_mesh(settings, _devices(settings), tower.num_heads),
-    scheme=settings.context_parallelism,
+    context_parallelism=settings.context_parallelism,
     dtype=dtype,
     backend=attention.resolve(
       settings.attention, platform, dtype, tower.head_size

@@ -42,11 +42,11 @@ class Pipeline(component_loader.Components):
 
   Attributes:
     backend: attention backend.
-    scheme: of attention between tokens that are split over devices.
+    context_parallelism: of attention between tokens that are split over devices.
   """
 
   backend: str
-  scheme: str = context.ULYSSES
+  context_parallelism: str = context.ULYSSES
 
   @property
   def channels(self) -> AV[int]:
@@ -81,7 +81,11 @@ class Pipeline(component_loader.Components):
   def denoiser_model(self) -> fusion.FusionDiT:
     """The model of the loop, without its parameters."""
     return denoiser_model(
-      self.arch.fusion, self.dtype, self.backend, self.mesh.size, self.scheme
+      self.arch.fusion,
+      self.dtype,
+      self.backend,
+      self.mesh.size,
+      self.context_parallelism,
     )
 
 
@@ -90,14 +94,19 @@ def denoiser_model(
   dtype: jnp.dtype,
   backend: str,
   devices: int,
-  scheme: str = context.ULYSSES,
+  context_parallelism: str = context.ULYSSES,
 ) -> fusion.FusionDiT:
   """The denoiser as it runs best on this platform."""
   cached = cli.platform() == "cpu" and devices == 1
   limit = CACHED_ACTIVATIONS if cached else None
   unroll = fusion.should_unroll(config, cli.platform())
   return fusion.FusionDiT(
-    config, dtype, backend, limit, unroll=unroll, context_parallelism=scheme
+    config,
+    dtype,
+    backend,
+    limit,
+    unroll=unroll,
+    context_parallelism=context_parallelism,
   )
 
 

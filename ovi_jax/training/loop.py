@@ -48,7 +48,7 @@ class Intervals:
     checkpoint_every: a checkpoint; the last step is saved anyway.
     eval_every: the loss on held-out records, before the first step too.
     sample_every: clips.
-    profile: at which steps a trace begins and ends (`profile_steps` in a
+    profile_steps: at which steps a trace begins and ends (`profile_steps` in a
       config); equal for none.
   """
 

@@ -25,7 +25,7 @@ def compiling_anew():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("scheme", "remat", "kernels"),
+  ("context_parallelism", "remat", "kernels"),
   [
     # Forward, backward; where nothing is kept, forward once more for it.
     ("ulysses", "full", 3),
@@ -35,14 +35,16 @@ def compiling_anew():
     ("ring", "attention", 2),
   ],
 )
-def test_attention_that_is_kept_is_not_computed_again(scheme, remat, kernels):
+def test_attention_that_is_kept_is_not_computed_again(
+  context_parallelism, remat, kernels
+):
   devices = np.array(topology.devices("v5e:2x2")[:2])
   mesh = jax.sharding.Mesh(devices.reshape(1, 2), ("data", "context"))
   attend = functools.partial(
     attention.attention,
     backend="splash",
     letters=("BLNK", "BLNK"),
-    scheme=scheme,
+    context_parallelism=context_parallelism,
   )
 
   def blocks(x, weights):

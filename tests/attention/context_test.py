@@ -68,7 +68,7 @@ def compare(arrays, mesh, backend, length, strategy):
 
 
 @pytest.mark.parametrize("sizes", MESHES)
-@pytest.mark.parametrize("scheme", ["ulysses", "ring"])
+@pytest.mark.parametrize("strategy", ["ulysses", "ring"])
 @pytest.mark.parametrize("length", [None, 19, (3, 24)])
 def test_split_tokens_attend_to_each_other(sizes, strategy, length):
   arrays = drawn(24, 24)
@@ -122,7 +122,7 @@ def test_a_part_of_the_keys():
   np.testing.assert_allclose(merged, whole, atol=2e-6)
 
 
-@pytest.mark.parametrize("scheme", ["ulysses", "ring"])
+@pytest.mark.parametrize("strategy", ["ulysses", "ring"])
 @pytest.mark.parametrize("length", [None, 300])
 def test_the_tpu_kernel_over_a_mesh(strategy, length):
   arrays = drawn(320, 320, heads=2, size=128)
@@ -131,7 +131,7 @@ def test_the_tpu_kernel_over_a_mesh(strategy, length):
 
 
 @pytest.mark.parametrize(
-  "sizes, heads, scheme, said",
+  "sizes, heads, strategy, said",
   [
     ({"context": 5, "tensor": 1}, 24, "ulysses", "24"),
     ({"context": 4, "tensor": 4}, 24, "ulysses", "24"),

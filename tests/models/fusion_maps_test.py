@@ -29,7 +29,7 @@ def case():
 
 def watched(case, heads: AV[np.ndarray], near: AV[np.ndarray]):
   config, variables, given = case
-  watch = jax.tree.map(jnp.asarray, maps.Watch(heads, near))
+  watch = jax.tree.map(jnp.asarray, maps.MapQuery(heads, near))
   run = jax.jit(
     lambda v, *a: fusion.FusionDiT(config).apply(v, *a, method=MAPS)
   )

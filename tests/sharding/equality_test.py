@@ -49,9 +49,11 @@ def config(width: int = 64, heads: int = 8) -> AV[dit.DiTConfig]:
   )
 
 
-def model(scheme: str, backend: str = "xla", **sizes: int) -> fusion.FusionDiT:
+def model(
+  context_parallelism: str, backend: str = "xla", **sizes: int
+) -> fusion.FusionDiT:
   return fusion.FusionDiT(
-    config(**sizes), backend=backend, context_parallelism=scheme
+    config(**sizes), backend=backend, context_parallelism=context_parallelism
   )
 
 
@@ -135,12 +137,12 @@ def alone(what: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_a_sampling_step(name):
-  sizes, scheme = MESHES[name]
+  sizes, context_parallelism = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
   placed = sharding_rules.param_shardings(params(), sharding_rules.FUSION, mesh)
   with jax.set_mesh(mesh):
     weights = jax.tree.map(jax.device_put, params(), placed)
-    found = sampled(model(scheme), weights)
+    found = sampled(model(context_parallelism), weights)
   for a, b in zip(found, alone("sample")):
     assert parity.relative_error(a, b) < 1e-5
 
@@ -148,10 +150,10 @@ def test_a_sampling_step(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_a_training_step(name):
-  sizes, scheme = MESHES[name]
+  sizes, context_parallelism = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
   with jax.set_mesh(mesh):
-    loss, moments = trained(model(scheme), mesh)
+    loss, moments = trained(model(context_parallelism), mesh)
   expected, reference = alone("train")
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   pairs = zip(jax.tree.leaves(moments), jax.tree.leaves(reference))
@@ -180,14 +182,14 @@ def wide_alone() -> AV[np.ndarray]:
 @pytest.mark.parametrize("backend", ["xla_head", "splash"])
 @pytest.mark.parametrize("name", SMALLER)
 def test_other_backends(backend, name):
-  sizes, scheme = SMALLER[name]
+  sizes, context_parallelism = SMALLER[name]
   mesh = meshes.make(jax.devices()[:4], **sizes)
   placed = sharding_rules.param_shardings(
     params(**WIDE), sharding_rules.FUSION, mesh
   )
   with jax.set_mesh(mesh):
     weights = jax.tree.map(jax.device_put, params(**WIDE), placed)
-    found = sampled(model(scheme, backend, **WIDE), weights)
+    found = sampled(model(context_parallelism, backend, **WIDE), weights)
   for a, b in zip(found, wide_alone()):
     assert parity.relative_error(a, b) < 1e-5
 

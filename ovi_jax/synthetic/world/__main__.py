@@ -14,7 +14,7 @@ from absl import app
 from absl import flags
 
 from ovi_jax import cli
-from ovi_jax.synthetic.world import records
+from ovi_jax.synthetic import records
 from ovi_jax.synthetic.world import world
 
 FLAGS = flags.FLAGS

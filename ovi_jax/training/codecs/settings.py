@@ -103,7 +103,7 @@ class Settings:
     row, data = table.TABLE[component], values.pop("data")
     sources = {"sources": tuple(data.pop("sources", ()))}
     made = {
-      "model": row.sizes.from_release(_lists(values.pop("model"))),
+      "model": row.config_class.from_release(_lists(values.pop("model"))),
       "data": config_lib.build(inputs.CodecInputConfig, data | sources, "data"),
       "optimizer": config_lib.build(
         optimizer.OptimizerConfig, values.pop("optimizer"), "optimizer"

@@ -30,11 +30,11 @@ class Row(NamedTuple):
   """What is known of a component.
 
   Attributes:
-    sizes: its config, with `from_release`.
+    config_class: its config, with `from_release`.
     objective: how it is trained.
   """
 
-  sizes: Any
+  config_class: Any
   objective: Any
 
 

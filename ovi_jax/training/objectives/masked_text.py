@@ -54,7 +54,7 @@ class MaskedTextObjective:
     """Random parameters; the head begins with no opinion."""
     ids_BS = jnp.zeros((1, 1), jnp.int32)
     encoder: Any = umt5.UMT5Encoder(self.config).init(key, ids_BS, ids_BS)
-    offsets, tokens = 2 * self.context_window + 1, self.config.vocabulary
+    offsets, tokens = 2 * self.context_window + 1, self.config.vocab_size
     head = {
       "kernel": jnp.zeros((self.config.dim, offsets, tokens)),
       "bias": jnp.zeros((offsets, tokens)),

@@ -11,8 +11,8 @@ from ovi_jax.data import builder
 from ovi_jax.data import clips as media_clips
 from ovi_jax.data import schema
 from ovi_jax.data import tokenizer
+from ovi_jax.synthetic import records
 from ovi_jax.synthetic import world
-from ovi_jax.synthetic.world import records
 from ovi_jax.training.codecs import clips
 from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.codecs import run

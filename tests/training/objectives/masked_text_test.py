@@ -9,13 +9,13 @@ from ovi_jax.training.objectives import masked_text
 from tests.training.codecs import learning
 
 CONFIG = umt5.UMT5Config(
-  vocabulary=12,
+  vocab_size=12,
   dim=32,
   dim_attn=32,
   dim_ffn=32,
   num_heads=2,
-  layers=2,
-  buckets=16,
+  num_layers=2,
+  num_buckets=16,
 )
 TASK = masked_text.MaskedTextObjective(
   config=CONFIG, context_window=2, mask_prob=0.0

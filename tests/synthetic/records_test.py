@@ -5,7 +5,7 @@ import pytest
 
 from ovi_jax.data import builder
 from ovi_jax.data import clips
-from ovi_jax.synthetic.world import records
+from ovi_jax.synthetic import records
 from ovi_jax.synthetic.world import world as worlds
 
 
