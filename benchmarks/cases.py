@@ -30,7 +30,7 @@ class Case:
     about: what it is, for the report.
     sizes: of the model, under the original's names.
     inputs: shape of each input in our layout, channels last, by name.
-    skip_layer: block left out of the negative pass; 0 leaves out none.
+    slg_layer: block left out of the negative pass; 0 leaves out none.
   """
 
   name: str
@@ -38,7 +38,7 @@ class Case:
   about: str
   sizes: Mapping[str, Any]
   inputs: Mapping[str, tuple[int, ...]]
-  skip_layer: int = 0
+  slg_layer: int = 0
 
   def input(self, name: str) -> np.ndarray:
     """The input `name`, standard normal, float32."""
@@ -92,7 +92,7 @@ def _towers(
   return {n: shared | t | {"out_dim": t["in_dim"]} for n, t in towers.items()}
 
 
-def _denoise(small: bool, skip_layer: int) -> Case:
+def _denoise(small: bool, slg_layer: int) -> Case:
   width, heads, hidden, blocks, text = 768, 6, 3584, 6, 512
   video, audio = (8, 32, 32, 48), (157, 20)
   if small:
@@ -101,9 +101,9 @@ def _denoise(small: bool, skip_layer: int) -> Case:
   tokens = video[0] * video[1] * video[2] // 4
   inputs = {"video": video, "audio": audio}
   inputs |= {name: (PROMPT_TOKENS, width) for name in PROMPTS}
-  skipped = f", block {skip_layer} skipped when negative" if skip_layer else ""
+  skipped = f", block {slg_layer} skipped when negative" if slg_layer else ""
   return Case(
-    name=f"denoise_skip{skip_layer}" if skip_layer else "denoise",
+    name=f"denoise_skip{slg_layer}" if slg_layer else "denoise",
     kind="denoise",
     about=(
       f"one guided denoising step (two passes, guidance, UniPC{skipped}): width"
@@ -112,7 +112,7 @@ def _denoise(small: bool, skip_layer: int) -> Case:
     ),
     sizes=_towers(width, heads, hidden, blocks, text),
     inputs=inputs,
-    skip_layer=skip_layer,
+    slg_layer=slg_layer,
   )
 
 

@@ -52,10 +52,10 @@ def _tower(sizes: Mapping[str, Any]) -> types.SimpleNamespace:
   """A `flops.Tower`, from the original's names."""
   patch = sizes["patch_size"]
   return types.SimpleNamespace(
-    blocks=sizes["num_layers"],
-    width=sizes["dim"],
-    feed_forward=sizes["ffn_dim"],
-    text_length=sizes["text_len"],
+    num_layers=sizes["num_layers"],
+    hidden_dim=sizes["dim"],
+    mlp_dim=sizes["ffn_dim"],
+    max_text_len=sizes["text_len"],
     text_dim=sizes["text_dim"],
     channels=sizes["in_dim"],
     token_channels=math.prod(patch) * sizes["in_dim"],
@@ -76,14 +76,14 @@ def forward(sizes: Mapping[str, Mapping[str, Any]], clip: Clip) -> float:
 
 
 def step(
-  sizes: Mapping[str, Mapping[str, Any]], clip: Clip, skip_layer: int
+  sizes: Mapping[str, Mapping[str, Any]], clip: Clip, slg_layer: int
 ) -> float:
   """Operations of one guided step: a positive and a negative pass.
 
-  `skip_layer` is left out of the negative one (0 leaves out none); its work is
+  `slg_layer` is left out of the negative one (0 leaves out none); its work is
   not counted, whether it is done or not.
   """
   blocks = sizes["video"]["num_layers"]
-  left = blocks - 1 if 0 < skip_layer < blocks else blocks
+  left = blocks - 1 if 0 < slg_layer < blocks else blocks
   shorter = {n: {**tower, "num_layers": left} for n, tower in sizes.items()}
   return forward(sizes, clip) + forward(shorter, clip)

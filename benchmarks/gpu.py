@@ -50,19 +50,19 @@ def lines(figures: dict[str, Any], clip: str) -> list[str]:
   if ours:
     step = ours[clip]
     told.append(
-      f"denoising step: {step['step_seconds']:.3f} s,"
+      f"denoising step: {step['step_time']:.3f} s,"
       f" {step['share_of_peak']:.0%} of the measured peak (goal 50 %);"
-      f" {STEPS} steps {STEPS * step['step_seconds']:.1f} s"
+      f" {STEPS} steps {STEPS * step['step_time']:.1f} s"
     )
   if ours and theirs:
-    ratio = theirs[clip]["step_seconds"] / ours[clip]["step_seconds"]
+    ratio = theirs[clip]["step_time"] / ours[clip]["step_time"]
     told.append(
-      f"the original's: {theirs[clip]['step_seconds']:.3f} s; ours is"
+      f"the original's: {theirs[clip]['step_time']:.3f} s; ours is"
       f" {ratio:.2f} times as fast (goal 1.2)"
     )
   if training:
     told.append(
-      f"training step: {training['step_seconds']:.3f} s,"
+      f"training step: {training['step_time']:.3f} s,"
       f" {training['share_of_peak']:.0%} of the measured peak (goal 45 %)"
     )
   return told

@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--original", required=True)
   parser.add_argument("--clips", default="720x720_5s,960x960_10s")
   parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--skip_layer", type=int, default=11)
+  parser.add_argument("--slg_layer", type=int, default=11)
   parser.add_argument("--device", default="cuda")
   parser.add_argument("--flash", action="store_true")
   parser.add_argument("--small", action="store_true")
@@ -84,15 +84,15 @@ def measure(
     def step(i=i) -> None:
       with torch.amp.autocast("cuda", enabled=device == "cuda", dtype=dtype):
         following = original.guided_step(
-          model, solvers, x, texts, i, arguments.skip_layer
+          model, solvers, x, texts, i, arguments.slg_layer
         )
       x.update(following)
 
     seconds.append(timed(step, device))
   return {
     "tokens": clip.video_tokens,
-    "step_seconds": statistics.median(seconds[2:]),
-    "step_seconds_min": min(seconds[2:]),
+    "step_time": statistics.median(seconds[2:]),
+    "step_time_min": min(seconds[2:]),
   }
 
 
@@ -131,8 +131,8 @@ def main() -> None:
   model = build(sizes, device, dtype)
   for name, clip in clips.items():
     figures[name] = measure(model, clip, arguments, dtype)
-    work = flops.step(sizes, clip, arguments.skip_layer)
-    rate = work / figures[name]["step_seconds"]
+    work = flops.step(sizes, clip, arguments.slg_layer)
+    rate = work / figures[name]["step_time"]
     held = torch.cuda.max_memory_allocated() if on_gpu else None
     figures[name] |= {
       "step_tflop": work / 1e12,

@@ -45,7 +45,7 @@ from ovi_jax.sharding import sharding_rules
 FLAGS = flags.FLAGS
 flags.DEFINE_list("clips", ["720x720_5s", "960x960_10s"], "Clips to time.")
 flags.DEFINE_integer("repeats", 5, "Timed steps a clip.", lower_bound=1)
-flags.DEFINE_integer("skip_layer", 11, "Block left out when negative.")
+flags.DEFINE_integer("slg_layer", 11, "Block left out when negative.")
 flags.DEFINE_string("attention", "auto", "See ovi_jax/attention/attention.py.")
 flags.DEFINE_string("trace", "", "Directory for a profile of one step.")
 flags.DEFINE_string("out", "", "JSON file for the figures.")
@@ -87,7 +87,7 @@ def measure(
   text = pipeline.text_pairs(
     prompt, AV(prompt, prompt), config.video.max_text_len, model.backend
   )
-  keep = guidance.slg_mask(config.video.num_layers, 1, FLAGS.skip_layer)
+  keep = guidance.slg_mask(config.video.num_layers, 1, FLAGS.slg_layer)
   prepared = pipeline.conditions(
     model, params, guidance.duplicate_for_cfg(x), text
   )
@@ -117,8 +117,8 @@ def measure(
   return {
     "tokens": clip.video_tokens,
     "compile_seconds": compiling,
-    "step_seconds": statistics.median(seconds[2:]),
-    "step_seconds_min": min(seconds[2:]),
+    "step_time": statistics.median(seconds[2:]),
+    "step_time_min": min(seconds[2:]),
   }
 
 
@@ -148,8 +148,8 @@ def main(argv: list[str]) -> None:
   with jax.set_mesh(mesh):
     for name, clip in clips.items():
       figures[name] = measure(model, params, clip, name)
-      work = flops.step(sizes, clip, FLAGS.skip_layer)
-      rate = work / figures[name]["step_seconds"]
+      work = flops.step(sizes, clip, FLAGS.slg_layer)
+      rate = work / figures[name]["step_time"]
       stats = devices[0].memory_stats() or {}
       figures[name] |= {
         "step_tflop": work / 1e12,

@@ -47,7 +47,7 @@ def settings_of(
   for tower in ("video", "audio"):
     config.init_from[tower] = settings_lib.SCRATCH
     if not small:
-      config.model[tower].blocks = blocks
+      config.model[tower].num_layers = blocks
   config.batch_size, config.grad_accum_steps, config.remat = batch, 1, remat
   config.data.sources = ("unused",)
   return settings_lib.Settings.from_config(config)
@@ -112,8 +112,8 @@ def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
     "trained": sum(x.size for x in state.trained_params.values()),
     "tokens": work.tokens,
     "compile_seconds": compiling,
-    "step_seconds": statistics.median(seconds[2:]),
-    "step_seconds_min": min(seconds[2:]),
+    "step_time": statistics.median(seconds[2:]),
+    "step_time_min": min(seconds[2:]),
     "step_tflop": work.flops / 1e12,
     "loss": float(metrics.loss),
   }
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
   best = matmul.peak(jnp.dtype(jnp.bfloat16), side) * len(devices)
   settings = settings_of(FLAGS.blocks, FLAGS.batch, FLAGS.remat, FLAGS.small)
   found = measure(settings, FLAGS.repeats)
-  rate = found["step_tflop"] * 1e12 / found["step_seconds"]
+  rate = found["step_tflop"] * 1e12 / found["step_time"]
   stats = devices[0].memory_stats() or {}
   figures = {
     "device": f"{len(devices)} x {devices[0].device_kind}",

@@ -164,7 +164,7 @@ def measure(
   for way in ways.values():
     way["figures"] = figures(way["timed"])
   return result | {
-    "workers": ways,
+    "num_workers": ways,
     "training_tflop": training_flop(case) / 1e12,
   }
 
@@ -208,9 +208,9 @@ def trained(
     lines = logs.read(workdir)[1:]
     found[str(workers)] = {
       name: [line[f"speed/{name}"] for line in lines]
-      for name in ("waiting_share", "step_seconds", "clips_per_second")
+      for name in ("data_wait_frac", "step_time", "clips_per_second")
     }
-  return {"batch": values.batch_size, "workers": found}
+  return {"batch": values.batch_size, "num_workers": found}
 
 
 def write_mini(path: pathlib.Path, values: Any) -> None:
@@ -324,7 +324,7 @@ def _waiting(training: dict[str, Any]) -> list[str]:
     "|---|---|---|",
   ]
   for workers, found in training["workers"].items():
-    shares, steps = found["waiting_share"], found["step_seconds"]
+    shares, steps = found["data_wait_frac"], found["step_time"]
     lines.append(
       f"| {workers} | {statistics.median(shares):.2%} ({min(shares):.2%} to"
       f" {max(shares):.2%}) | {statistics.median(steps):.3f} |"

@@ -59,8 +59,11 @@ CASES = {
   "audio": Case(
     about="cached latents of 12 s of sound", records=64, batch=16, video=False
   ),
-  "media": Case(
-    about="such clips as mp4 and PCM", records=3, batch=1, media=True
+  "encode_on_the_fly": Case(
+    about="such clips as mp4 and PCM",
+    records=3,
+    batch=1,
+    encode_on_the_fly=True,
   ),
 }
 

@@ -25,7 +25,7 @@ def guided_step(
   x: dict[str, torch.Tensor],
   texts: Mapping[str, torch.Tensor],
   i: int,
-  skip_layer: int,
+  slg_layer: int,
 ) -> dict[str, torch.Tensor]:
   """One guided step as the original's engine takes it.
 
@@ -35,7 +35,7 @@ def guided_step(
     x: samples, video [C, T, H, W] and audio [T, C].
     texts: embedding [tokens, width] of each of `cases.PROMPTS`.
     i: the step.
-    skip_layer: block left out of the negative pass.
+    slg_layer: block left out of the negative pass.
   """
   t = solvers["video"].timesteps[i]
   _, patch_h, patch_w = model.video_model.patch_size
@@ -52,7 +52,7 @@ def guided_step(
   negative = model(
     vid_context=[texts["negative_video"]],
     audio_context=[texts["negative_audio"]],
-    slg_layer=skip_layer,
+    slg_layer=slg_layer,
     **shared,
   )
   following = {}
@@ -87,7 +87,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
     if loop["i"] == 0:
       loop["solvers"] = {name: scheduler() for name in noise}
     loop["x"] = guided_step(
-      model, loop["solvers"], loop["x"], texts, loop["i"], case.skip_layer
+      model, loop["solvers"], loop["x"], texts, loop["i"], case.slg_layer
     )
     loop["i"] = (loop["i"] + 1) % cases.STEPS
 

@@ -67,7 +67,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   text = pipeline.text_pairs(positive, AV(*negative), limit, backend)
   inputs = denoise.Inputs(
     pipeline.conditions(model, params, guidance.duplicate_for_cfg(x), text),
-    jnp.asarray(guidance.slg_mask(depth, 1, case.skip_layer)),
+    jnp.asarray(guidance.slg_mask(depth, 1, case.slg_layer)),
     AV(**cases.GUIDANCE),
   )
   method = solver.named("unipc")

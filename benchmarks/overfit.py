@@ -52,7 +52,7 @@ STEPS = {
 }
 OVERRIDES: dict[str, Any] = {
   "optimizer.warmup_steps": 50,
-  "objective.times.shift": 5.0,
+  "objective.timesteps.shift": 5.0,
   "checkpoint_every": 100,
 }
 
@@ -147,7 +147,7 @@ def progress(
   ]
   return {
     "num_train_steps": settings.num_train_steps,
-    "step_seconds": float(np.median(seconds)),
+    "step_time": float(np.median(seconds)),
     "training_seconds": float(np.sum(seconds) * every),
     "loss": {
       kind: float(np.mean([line[f"train/loss_{kind}"] for line in lines[-5:]]))

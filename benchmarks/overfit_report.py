@@ -144,7 +144,7 @@ def markdown(whole: Mapping[str, Any]) -> str:
       for kind in AV._fields
     ]
     lines.append(
-      f"| {name} | {result['steps']} | {result['step_seconds']:.3f} |"
+      f"| {name} | {result['steps']} | {result['step_time']:.3f} |"
       f" {result['training_seconds']:.0f} | {' | '.join(losses)} |"
     )
   lines += [

@@ -45,7 +45,7 @@ def _sample(
 ) -> tuple[str, ...]:
   size = 704 if variant == "720x720_5s" else 960
   words = ["sample.py", f"--aot={topology}", f"--config.variant={variant}"]
-  words += [f"--config.height={size}", f"--config.width={size}"]
+  words += [f"--config.height={size}", f"--config.hidden_dim={size}"]
   words += [f"--config.mesh.{axis}={count}" for axis, count in mesh.items()]
   words += [f"--config.context_parallelism={attention}"] if attention else []
   return tuple(words)

@@ -27,10 +27,10 @@ STEM_KERNEL = 7  # latents that each convolution of the audio stem sees
 class Tower(Protocol):
   """Sizes that determine a tower's FLOPs; `models.dit.DiTConfig` has them."""
 
-  blocks: int
-  width: int
-  feed_forward: int
-  text_length: int
+  num_layers: int
+  hidden_dim: int
+  mlp_dim: int
+  max_text_len: int
   text_dim: int
   channels: int
 
@@ -103,16 +103,16 @@ def forward(towers: AV[Any], tokens: AV[int]) -> ForwardFlops:
 
 def _tower(sizes: Tower, tokens: int, foreign: int) -> ForwardFlops:
   """FLOPs of a tower that also attends to `foreign` tokens of the other."""
-  width, text = sizes.width, sizes.text_length
+  width, text = sizes.hidden_dim, sizes.max_text_len
   # Self-attention has four projections; cross-attention has a query and an
   # output, and keys and values of its context.
   projections = tokens * 6 * width**2 + (text + foreign) * 2 * width**2
   attention = 2 * tokens * width * (tokens + text + foreign)
-  feed_forward = tokens * 2 * width * sizes.feed_forward
+  mlp = tokens * 2 * width * sizes.mlp_dim
   return ForwardFlops(
-    projections=2.0 * sizes.blocks * projections,
-    attention=2.0 * sizes.blocks * attention,
-    mlp=2.0 * sizes.blocks * feed_forward,
+    projections=2.0 * sizes.num_layers * projections,
+    attention=2.0 * sizes.num_layers * attention,
+    mlp=2.0 * sizes.num_layers * mlp,
     text=2.0 * text * width * (sizes.text_dim + width),
     embeddings_and_heads=2.0
     * tokens
@@ -123,9 +123,9 @@ def _tower(sizes: Tower, tokens: int, foreign: int) -> ForwardFlops:
 def _stem(sizes: Tower) -> int:
   """Multiply-adds per token of the patch embedding."""
   if not sizes.is_audio:
-    return sizes.token_channels * sizes.width
+    return sizes.token_channels * sizes.hidden_dim
   inner = sizes.channels + 3 * sizes.stem_hidden
-  return STEM_KERNEL * sizes.width * inner
+  return STEM_KERNEL * sizes.hidden_dim * inner
 
 
 class BatchCost(NamedTuple):

@@ -63,7 +63,7 @@ def test_everything_runs(tmp_path, monkeypatch):
   def train(chosen, config, workdir):
     assert chosen.data.sources[0].path == config["data"]["sources"][0]
     assert len(loader.load(chosen.data, batch=2, seed=0).records) == 1
-    names = "waiting_share", "step_seconds", "clips_per_second"
+    names = "data_wait_frac", "step_time", "clips_per_second"
     with logs.Logs(workdir) as written:
       for step in (2, 4, 6):
         written.scalars(step, {f"speed/{n}": step / 10 for n in names})
@@ -72,12 +72,12 @@ def test_everything_runs(tmp_path, monkeypatch):
   words = ["--small", "--repeats", "1", "--seconds", "0.1", "--workers", "0"]
   input_path.main([*words, "--out", str(tmp_path)])
   results = json.loads((tmp_path / "input.json").read_text())
-  assert set(results["cases"]) == {"fusion", "audio", "media"}
+  assert set(results["cases"]) == {"fusion", "audio", "encode_on_the_fly"}
   for case in results["cases"].values():
     (timed,) = case["workers"]["0"]["timed"]
     assert timed["clips"] >= 1
     assert 0 < case["workers"]["0"]["figures"]["clips_per_core"] < 1e6
-  assert results["training"]["workers"]["0"]["waiting_share"] == [0.4, 0.6]
+  assert results["training"]["workers"]["0"]["data_wait_frac"] == [0.4, 0.6]
   written = (tmp_path / "input.md").read_text()
   assert "| media | 0 |" in written
   assert "| 0 | 50.00% (40.00% to 60.00%) | 0.500 |" in written

@@ -79,8 +79,10 @@ def test_each_makes_its_share(weights, prompts, alone, tmp_path):
 
 def test_all_make_every_clip_together(weights, prompts, alone, tmp_path):
   """Four devices of two processes: halves of the guidance, split tokens."""
-  mesh = {"mesh.data": 2, "mesh.context": 2, "context_attention": "ring"}
-  command = words(weights, prompts, tmp_path, together=True, **mesh)
+  mesh = {"mesh.data": 2, "mesh.context": 2, "context_parallelism": "ring"}
+  command = words(
+    weights, prompts, tmp_path, shard_clips_over_hosts=True, **mesh
+  )
   with train_runs.group([command] * 2, tmp_path / "log", devices=2) as runs:
     for run in runs:
       assert run.process.wait(train_runs.LONGEST) == 0, run.said
@@ -110,8 +112,8 @@ def test_others_that_want_something_else(
   flags = [fields.pop("flags")] if "flags" in fields else []
   out = tmp_path / "out"
   commands = [
-    words(weights, prompts, out, together=True),
-    words(weights, given, out, *flags, together=True, **fields),
+    words(weights, prompts, out, shard_clips_over_hosts=True),
+    words(weights, given, out, *flags, shard_clips_over_hosts=True, **fields),
   ]
   with train_runs.group(commands, tmp_path / "log") as runs:
     for run in runs:
@@ -124,7 +126,9 @@ def test_others_that_want_something_else(
 def test_one_without_its_noise_ends_all(weights, prompts, tmp_path):
   lost = tmp_path / "lost.npz"
   commands = [
-    words(weights, prompts, tmp_path / "out", *flags, together=True)
+    words(
+      weights, prompts, tmp_path / "out", *flags, shard_clips_over_hosts=True
+    )
     for flags in ((), (f"--noise={lost}",))
   ]
   with train_runs.group(commands, tmp_path / "log") as runs:

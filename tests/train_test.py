@@ -78,7 +78,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   [
     ("optimizer__nesterov", 0.9, "the config has no field 'nesterov'"),
     ("data__sources", ("nowhere",), "nowhere"),
-    ("init_from__audio", "", "config: initial.audio: the stage starts from"),
+    ("init_from__audio", "", "config: init_from.audio: the stage starts from"),
   ],
 )
 def test_bad_input_is_one_line(field, value, message, source, tmp_path):

@@ -90,13 +90,13 @@ def misfit(
     if span is None or not span.span.shape:
       continue
     width = span.span.shape[0]
-    if width != sizes.width:
+    if width != sizes.hidden_dim:
       blocks = _blocks(tensors.shapes)
       known = f", the {_MODELS[width]} model" if width in _MODELS else ""
       return (
         f"this is another transformer{layout}, of width {width} with"
-        f" {blocks} blocks{known}; expected width {sizes.width} with"
-        f" {sizes.blocks}"
+        f" {blocks} blocks{known}; expected width {sizes.hidden_dim} with"
+        f" {sizes.num_layers}"
       )
   return _incomplete(config, tensors.shapes)
 

@@ -93,7 +93,7 @@ class Attention(nn.Module):
   def attend(
     self,
     q_BLNK: jax.Array,
-    keys_values: KV,
+    kv: KV,
     letters: tuple[str, str],
     pad_count: int = 1,
     length: jax.Array | int | None = None,
@@ -101,7 +101,7 @@ class Attention(nn.Module):
     """Attend; `letters` of queries and keys, see `attention`."""
     return attention.attention(
       q_BLNK,
-      *keys_values,
+      *kv,
       self.backend,
       pad_count,
       length,
@@ -109,11 +109,9 @@ class Attention(nn.Module):
       strategy=self.context_parallelism,
     )
 
-  def attend_self(
-    self, q_BLNK: jax.Array, keys_values: KV, length: Any
-  ) -> jax.Array:
+  def attend_self(self, q_BLNK: jax.Array, kv: KV, length: Any) -> jax.Array:
     own = self.config.letters
-    return self.attend(q_BLNK, keys_values, (own, own), length=length)
+    return self.attend(q_BLNK, kv, (own, own), length=length)
 
   def attend_text(self, q_BLNK: jax.Array, text: KV) -> jax.Array:
     own = self.config.letters
@@ -196,8 +194,8 @@ class Block(nn.Module):
     own = self.self_attention
     q = rope.rotate(own.queries(y), rotary)
     keys, values = own.kv(y, self.config.letters)
-    keys_values = KV(rope.rotate(keys, rotary), values)
-    y = own.project(own.attend_self(q, keys_values, length))
+    kv = KV(rope.rotate(keys, rotary), values)
+    y = own.project(own.attend_self(q, kv, length))
     return layers.gated_residual(x_BLD, y, gate, first)
 
   def cross_attend(

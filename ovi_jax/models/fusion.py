@@ -124,7 +124,7 @@ class FusionBlock(nn.Module):
   ) -> AV[jax.Array]:
     """Tokens_BLD of every tower, one block further.
 
-    `text` is context_BSD, or what `text_keys_values` makes of it; `counts`
+    `text` is context_BSD, or what `text_kv` makes of it; `counts`
     says how many tokens of each tower are attended to, `None` for all.
     """
     counts = _ALL if counts is None else counts
@@ -251,21 +251,21 @@ class FusionDiT(nn.Module):
     context = self.context(text)
 
     def one(_, params):
-      method = "text_keys_values"
+      method = "text_kv"
       return None, self.block.apply({"params": params}, context, method=method)
 
-    keys_values: Any = jax.lax.scan(one, None, self.blocks)[1]
-    keys_values = jax.tree.map(
-      lambda x: logical_axes.constrain(x, TEXT_KEYS), keys_values
+    text_kv: Any = jax.lax.scan(one, None, self.blocks)[1]
+    text_kv = jax.tree.map(
+      lambda x: logical_axes.constrain(x, TEXT_KEYS), text_kv
     )
-    return Conditions(keys_values, self.rotary(latents))
+    return Conditions(text_kv, self.rotary(latents))
 
   def __call__(
     self,
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
-    keep_GB: jax.Array | None = None,
+    block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
   ) -> AV[jax.Array]:
     """Predict velocities.
@@ -284,7 +284,9 @@ class FusionDiT(nn.Module):
     Returns:
       Velocity (noise - data) in the shape of `latents`, float32.
     """
-    tokens, times, _ = self._run_blocks(latents, t_BT, text, keep_GB, lengths)
+    tokens, times, _ = self._run_blocks(
+      latents, t_BT, text, block_mask_GB, lengths
+    )
     return AV(
       **{
         name: self.tower(name).velocity(
@@ -328,7 +330,7 @@ class FusionDiT(nn.Module):
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
-    keep_GB: jax.Array | None = None,
+    block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
     watch: maps_lib.MapQuery | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
@@ -350,22 +352,27 @@ class FusionDiT(nn.Module):
     context = None if cached else self.context(text)
 
     def one(x, sliced):
-      params, keys_values, keep_B, heads_N = sliced
-      prompt = context if keys_values is None else keys_values
+      params, text_kv, block_mask_B, heads_N = sliced
+      prompt = context if text_kv is None else text_kv
       y, changed = self.block.apply(
         {"params": params},
         *(x, times, prompt, rotary, counts),
         mutable=[] if watch is None else [block.MAPS],
       )
-      if keep_B is not None:
-        keep = keep_B[:, None, None]
+      if block_mask_B is not None:
+        keep = block_mask_B[:, None, None]
         y = jax.tree.map(lambda new, old: jnp.where(keep, new, old), y, x)
       if watch is None:
         return y, None
       return y, maps_lib.reduce_maps(changed[block.MAPS], heads_N, watch.near)
 
     heads = None if watch is None else watch.heads
-    per_block = (self.blocks, text.text if cached else None, keep_GB, heads)
+    per_block = (
+      self.blocks,
+      text.text if cached else None,
+      block_mask_GB,
+      heads,
+    )
     tokens, found = jax.lax.scan(
       apply_remat(one, self.remat),
       AV(**tokens),

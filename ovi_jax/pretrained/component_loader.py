@@ -108,4 +108,4 @@ class Components:
 
   def tokenizer(self) -> prompts.Tokenizer:
     path = self.weights / weights_dir.TOKENIZER
-    return prompts.Tokenizer.load(path, self.arch.umt5.vocabulary)
+    return prompts.Tokenizer.load(path, self.arch.umt5.vocab_size)

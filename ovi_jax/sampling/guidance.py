@@ -32,13 +32,13 @@ def apply_cfg(velocities: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
   return jax.tree.map(one, velocities, scales)
 
 
-def slg_mask(blocks: int, batch: int, skip_layer: int) -> np.ndarray:
+def slg_mask(blocks: int, batch: int, slg_layer: int) -> np.ndarray:
   """keep_GB: which blocks each element of the doubled batch goes through.
 
-  Block `skip_layer` (counted from 0) is left out of the negative half; as in
+  Block `slg_layer` (counted from 0) is left out of the negative half; as in
   the original, 0 and below leave out none.
   """
   keep = np.ones((blocks, 2 * batch), bool)
-  if 0 < skip_layer < blocks:
-    keep[skip_layer, batch:] = False
+  if 0 < slg_layer < blocks:
+    keep[slg_layer, batch:] = False
   return keep

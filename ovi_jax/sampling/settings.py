@@ -186,7 +186,7 @@ def recommended_of(manifest: weights_dir.Manifest) -> dict[str, Any]:
 
 def num_layers(towers: AV[Any]) -> int:
   """Blocks of the towers; both have as many."""
-  return min(tower.blocks for tower in towers.present().values())
+  return min(tower.num_layers for tower in towers.present().values())
 
 
 def _alike(name: str, value: Any, example: Any) -> Any:

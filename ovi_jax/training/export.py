@@ -260,7 +260,7 @@ def main(argv: list[str]) -> None:
       pathlib.Path(FLAGS.out),
       pathlib.Path(FLAGS.pretrained) if FLAGS.pretrained else None,
       FLAGS.step,
-      FLAGS.average,
+      FLAGS.ema,
       jnp.dtype(FLAGS.dtype),
       _advice(FLAGS.sampling),
     )
@@ -276,7 +276,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", "", "Directory to write.")
   flags.DEFINE_string("pretrained", "", "Converted weights for the rest.")
   flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if none.")
-  flags.DEFINE_bool("average", True, "The moving average of the weights.")
+  flags.DEFINE_bool("ema", True, "The moving average of the weights.")
   flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16"), "That towers are stored in."
   )

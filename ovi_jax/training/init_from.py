@@ -57,7 +57,7 @@ class Source:
     averaged: of checkpoints, take the moving average where there is one.
     component: in converted weights, the one that holds the parameters.
     groups: in a checkpoint, the branches of its state that hold parameters.
-    average: the branch that holds their average.
+    ema: the branch that holds their moving average.
   """
 
   path: str
@@ -65,8 +65,8 @@ class Source:
   exclude: tuple[str, ...] = ()
   averaged: bool = True
   component: str = "fusion"
-  groups: tuple[str, ...] = ("trained", "frozen")
-  average: str = "average"
+  groups: tuple[str, ...] = ("trained_params", "frozen_params")
+  ema: str = "ema_params"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -303,7 +303,7 @@ def _open_checkpoint(source: Source, path: pathlib.Path) -> _Opened:
     ) from error
   branches = [*source.groups]
   if source.averaged:
-    branches.append(source.average)
+    branches.append(source.ema)
   names: dict[str, str] = {}
   # Later branches win: the average over what it is the average of.
   for branch in branches:

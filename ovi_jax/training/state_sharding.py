@@ -22,7 +22,7 @@ def state_shardings(
   state: step.TrainState,
   towers: AV[Any],
   mesh: jax.sharding.Mesh,
-  average_on_host: bool = False,
+  ema_on_host: bool = False,
 ) -> step.TrainState:
   """The sharding of every array of a state.
 
@@ -31,7 +31,7 @@ def state_shardings(
     towers: the model's configuration, `None` for an absent tower; with neither
       tower, the state is a codec's, and whole on every device.
     mesh: where they will live.
-    average_on_host: the average lies in the memory of the devices' hosts.
+    ema_on_host: the average lies in the memory of the devices' hosts.
 
   Raises:
     ValueError: the partition table does not fit the parameters.
@@ -49,11 +49,11 @@ def state_shardings(
     return placed.get(name, whole) if isinstance(name, str) else whole
 
   placed_state: Any = jax.tree_util.tree_map_with_path(of, state)
-  if average_on_host:
+  if ema_on_host:
     average = jax.tree.map(
-      lambda x: x.with_memory_kind(HOST), placed_state.average
+      lambda x: x.with_memory_kind(HOST), placed_state.ema_params
     )
-    placed_state = placed_state._replace(average=average)
+    placed_state = placed_state._replace(ema_params=average)
   return placed_state
 
 
@@ -66,7 +66,7 @@ def ema_to_device(state: step.TrainState) -> Any:
     return jax.device_put(x, x.sharding.with_memory_kind(DEVICE))
 
   average = jax.tree.map(near, state.ema_params)
-  return state._replace(average=average).params(averaged=True)
+  return state._replace(ema_params=average).params(averaged=True)
 
 
 def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:

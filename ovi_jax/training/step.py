@@ -117,7 +117,7 @@ def sample_noise_for(
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   places_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places_B)
-  return jax.vmap(step_config.objective.draw)(keys, batch)
+  return jax.vmap(step_config.objective.sample_noise)(keys, batch)
 
 
 def gradients(
@@ -134,7 +134,9 @@ def gradients(
   def weighted(trained, part):
     batch, drawn, weights = part
     params = param_filter.nested(state.frozen_params | trained)
-    losses = dict(step_config.objective.terms(params, batch, drawn, null_SE))
+    losses = dict(
+      step_config.objective.loss_terms(params, batch, drawn, null_SE)
+    )
     terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
     return sum(jax.tree.leaves(terms)), losses
 
@@ -195,7 +197,10 @@ def train_step(
     )
   metrics = StepMetrics(total, losses, optax.tree.norm(gradient))
   return state._replace(
-    step=state.step + 1, trained=trained, average=average, moments=moments
+    step=state.step + 1,
+    trained_params=trained,
+    ema_params=average,
+    opt_state=moments,
   ), metrics
 
 

@@ -481,7 +481,7 @@ def initial_state(
     return architecture.init("fusion", settings.model, key)
 
   params = init_from.load(
-    plan, scratch, settings.seed, placed.frozen | placed.trained
+    plan, scratch, settings.seed, placed.frozen_params | placed.trained_params
   )
   make = functools.partial(_state, settings, step_config)
   return jax.jit(make, out_shardings=placed, donate_argnums=0)(params)

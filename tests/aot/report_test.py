@@ -24,7 +24,7 @@ def refused(program: str, mesh: dict[str, int]) -> report.Report:
 
 
 def test_a_refusal_says_what_there_is_and_what_helps():
-  found = refused("training step of 8 clips in 1 parts", {"fsdp": 8})
+  found = refused("training step of 8 clips in 1 microbatches", {"fsdp": 8})
   assert not found.fits and found.flops_ratio is None and found.bound_by == ""
   assert found.temp_size == int(15.76 * 2**30)
   text = "\n".join(found.lines())

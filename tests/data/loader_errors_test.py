@@ -27,14 +27,14 @@ def test_records_that_fit_no_bucket(sounds):  # noqa: F811
   chosen = settings(sounds, buckets=small, crop="refuse")
   with pytest.raises(ValueError, match="6 of 12.*record 3 has.*20 audio"):
     loader.load(chosen, batch=2, seed=0)
-  left = dataclasses.replace(chosen, drop_unfit=True)
+  left = dataclasses.replace(chosen, skip_unfit=True)
   batches = loader.load(left, batch=2, seed=0)
   assert batches.records == (6,)
   assert all((b.lengths.audio <= 12).all() for b in take(batches, 6))
   videos = (settings_lib.Bucket(video=(3, 4, 6)),)
   with pytest.raises(ValueError, match="12 of 12 records fit no bucket"):
     loader.load(
-      settings(sounds, buckets=videos, drop_unfit=True), batch=2, seed=0
+      settings(sounds, buckets=videos, skip_unfit=True), batch=2, seed=0
     )
 
 
@@ -67,7 +67,7 @@ def test_without_the_empty_prompt_text_or_latents(tmp_path):
     next(loader.load(settings(path), batch=1, seed=0))
   path = write(tmp_path / "c", [sound])
   with pytest.raises(ValueError, match="rows of text, expected at most 1"):
-    next(loader.load(settings(path, text_rows=1), batch=1, seed=0))
+    next(loader.load(settings(path, max_text_len=1), batch=1, seed=0))
   media = dataclasses.replace(
     sound, audio=bytes(1024 * 10), latents=type(sound.latents)()
   )
@@ -114,7 +114,7 @@ def test_the_state_of_another_order(sounds, change):  # noqa: F811
     given[change] += 2
   else:
     small = (settings_lib.Bucket(audio=12),)
-    changed[change] = {"buckets": small, "caption": "first"}[change]
+    changed[change] = {"buckets": small, "caption_sampling": "first"}[change]
   name = {"batch": "rows"}.get(change, change)
   with pytest.raises(ValueError, match=f"{name}: .* in the run, .* now"):
     loader.load(settings(sounds, **changed), **given).set_state(state)
@@ -127,7 +127,7 @@ def test_a_damaged_record_is_named(sounds, tmp_path, workers):  # noqa: F811
   damaged = bytearray(shard.read_bytes())
   damaged[200] ^= 255
   shard.write_bytes(bytes(damaged))
-  batches = loader.load(settings(path, workers=workers), batch=2, seed=0)
+  batches = loader.load(settings(path, num_workers=workers), batch=2, seed=0)
   with pytest.raises(ValueError, match=f"{shard}: record . .number [5-9] of"):
     take(batches, 12)
   batches.close()
@@ -136,9 +136,9 @@ def test_a_damaged_record_is_named(sounds, tmp_path, workers):  # noqa: F811
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"caption": "last"}, "caption: expected one of"),
-    ({"text_rows": 0}, "text_rows must be at least 1"),
-    ({"workers": -1}, "must not be negative"),
+    ({"caption_sampling": "last"}, "caption: expected one of"),
+    ({"max_text_len": 0}, "text_rows must be at least 1"),
+    ({"num_workers": -1}, "must not be negative"),
     ({"buckets": ()}, "at least one source and one bucket"),
     (
       {
@@ -161,7 +161,7 @@ def test_buckets_and_weights_that_cannot_be():
     settings_lib.Bucket(video=(1, 3, 2))
   with pytest.raises(ValueError, match="sizes must be at least 1"):
     settings_lib.Bucket(audio=0)
-  scaled = settings("a", scale_batch=True, multiple=4)
+  scaled = settings("a", token_balanced_batches=True, batch_multiple=4)
   with pytest.raises(ValueError, match="multiple: expected one that divides"):
     settings_lib.rows(scaled, 6)
   with pytest.raises(ValueError, match="a video, a sound, or both"):

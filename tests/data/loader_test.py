@@ -58,7 +58,7 @@ def settings(*paths, **changes):
       "sources": tuple(settings_lib.Source(path=str(p)) for p in paths),
       "buckets": BUCKETS,
       "geometry": generate.GEOMETRY,
-      "text_rows": 4,
+      "max_text_len": 4,
       **changes,
     }
   )
@@ -144,7 +144,7 @@ def test_far_into_training_the_state_is_still_small(sounds):
 def test_workers_change_nothing_and_restore(sounds):
   plain = loader.load(settings(sounds), batch=4, seed=5)
   wanted = take(plain, 7)
-  batches = loader.load(settings(sounds, workers=2), batch=4, seed=5)
+  batches = loader.load(settings(sounds, num_workers=2), batch=4, seed=5)
   assert_same(take(batches, 3), wanted[:3])
   state = batches.get_state()
   assert_same(take(batches, 2), wanted[3:5])
@@ -217,7 +217,9 @@ def test_mixture_follows_the_weights(sounds, clips):
 
 def test_shorter_buckets_have_more_rows_if_asked(sounds):
   buckets = (settings_lib.Bucket(audio=15), BUCKETS[1])
-  chosen = settings(sounds, buckets=buckets, scale_batch=True, multiple=3)
+  chosen = settings(
+    sounds, buckets=buckets, token_balanced_batches=True, batch_multiple=3
+  )
   batches = loader.load(chosen, batch=3, seed=0)
   assert batches.rows == (6, 3)
   shapes = {b.latents.audio.shape for b in take(batches, 9)}

@@ -47,7 +47,9 @@ def test_a_worker_brings_the_same_bytes(tmp_path):
     max_text_len=100,
   )
   here = loader.load(chosen, batch=2, seed=0)
-  there = loader.load(dataclasses.replace(chosen, workers=1), batch=2, seed=0)
+  there = loader.load(
+    dataclasses.replace(chosen, num_workers=1), batch=2, seed=0
+  )
   lengths = set()
   for _ in range(6):
     ours, theirs = next(here), next(there)

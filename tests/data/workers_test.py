@@ -14,7 +14,7 @@ SCRIPT = """
 import multiprocessing, sys, time
 from ovi_jax.data import loader
 from tests.data import loader_test
-chosen = loader_test.settings(sys.argv[1], workers=1)
+chosen = loader_test.settings(sys.argv[1], num_workers=1)
 batches = loader.load(chosen, batch=1, seed=0)
 next(batches)
 print(*(p.pid for p in multiprocessing.active_children()), flush=True)

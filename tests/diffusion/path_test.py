@@ -70,9 +70,12 @@ def test_distributions_of_times():
   ("wrong", "message"),
   [
     ({"distribution": "normal"}, "'normal' is unknown; choose from uniform"),
-    ({"shared": 1.5}, r"times.shared must be in \[0, 1\], got 1.5"),
-    ({"shift": 0.0}, "times.shift must be positive, got 0"),
-    ({"deviation": -1.0}, "times.deviation must be positive"),
+    (
+      {"shared_prob": 1.5},
+      r"timesteps.shared_prob must be in \[0, 1\], got 1.5",
+    ),
+    ({"shift": 0.0}, "timesteps.shift must be positive, got 0"),
+    ({"std": -1.0}, "timesteps.std must be positive"),
   ],
 )
 def test_impossible_times_are_refused(wrong, message):

@@ -38,7 +38,9 @@ def watched(case, heads: AV[np.ndarray], near: AV[np.ndarray]):
 
 def test_maps_are_shares_of_the_other_towers_tokens(case):
   towers = case[0].present()
-  sizes = {n: (tower.blocks, tower.heads) for n, tower in towers.items()}
+  sizes = {
+    n: (tower.num_layers, tower.num_heads) for n, tower in towers.items()
+  }
   everything = AV(np.ones((12, 9), np.float32), np.ones((9, 12), np.float32))
   even = AV(**{n: np.full(s, 1 / np.prod(s)) for n, s in sizes.items()})
   found, shares = watched(case, even, everything)

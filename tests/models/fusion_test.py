@@ -46,7 +46,7 @@ def forward(inputs):
   """All four golden cases in one call of the model, by dtype and time."""
   latents, text = inputs
   config = standin_models.fusion_config()
-  keep = np.ones((config.video.blocks, len(CASES)), bool)
+  keep = np.ones((config.video.num_layers, len(CASES)), bool)
   for element, (_, skipped) in enumerate(CASES.values()):
     keep[skipped, element] = not skipped
   prompt = AV(text, text)
@@ -54,7 +54,7 @@ def forward(inputs):
   @functools.partial(jax.jit, static_argnames=("dtype", "cached"))
   def call(params, t_BT, dtype, cached):
     # With the limit, 17 tokens at a time: the last 17 are not all there.
-    limit = 17 * config.video.feed_forward if cached else None
+    limit = 17 * config.video.mlp_dim if cached else None
     model = fusion.FusionDiT(config, dtype, "xla", limit)
     given = prompt
     if cached:

@@ -77,7 +77,7 @@ def test_measured_and_written(tmp_path):
   assert maps.video_THWS.shape == (3, 2, 3, 9)
   np.testing.assert_allclose(maps.audio_STHW.sum((1, 2, 3)), 1, rtol=1e-5)
   np.testing.assert_allclose(maps.video_THWS.sum(-1), 1, rtol=1e-5)
-  blocks, heads = config.audio.blocks, config.audio.heads
+  blocks, heads = config.audio.num_layers, config.audio.num_heads
   assert maps.audio_near_GN.shape == (blocks, heads)
   # The maps are of the heads that are drawn.
   chosen = attention_maps.sharpest(maps.video_near_GN)

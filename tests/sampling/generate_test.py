@@ -32,7 +32,7 @@ def config(**changes):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   values = module.get_config()
-  values.steps, values.skip_layer = 8, 1
+  values.num_steps, values.slg_layer = 8, 1
   with values.unlocked():
     values.update(changes)
   return values
@@ -77,7 +77,7 @@ def test_a_run_from_given_noise(run, noise, golden):
   assert abs(len(wave) - 21 * 512) <= 1024 and np.abs(wave).max() > 0.01
   recipe = json.loads(path.with_suffix(".json").read_text())
   assert recipe["prompt"] == PROMPTS[0] and recipe["seed"] == 103
-  assert recipe["config"]["guidance"] == {"video": 4.0, "audio": 3.0}
+  assert recipe["config"]["guidance_scale"] == {"video": 4.0, "audio": 3.0}
   assert recipe["weights"]["sha256"].keys() >= {"fusion", "vocoder"}
   assert recipe["noise_sha256"] and recipe["ovi_jax"] and recipe["device"]
   assert any("its end was cut" in line for line in lines)
@@ -93,7 +93,7 @@ def test_a_run_from_given_noise(run, noise, golden):
 
 
 def test_maps_of_chosen_heads_belong_to_the_clip_that_is_there(run):
-  chosen = {"steps": 2, "attention_heads": "0.1"}
+  chosen = {"num_steps": 2, "attention_heads": "0.1"}
   (path,), _ = run(changes=chosen, maps=True, save_latents=True)
   files = attention_maps.files_of(path, ((0, 1),))
   assert {p.parent.name for p in files} == {"attention_maps_0.1"}
@@ -101,9 +101,9 @@ def test_maps_of_chosen_heads_belong_to_the_clip_that_is_there(run):
   _, lines = run(changes=chosen, maps=True)
   assert lines[-1].startswith("already made")
   # The same clip, other heads: the first maps stay. Another clip: they go.
-  run(changes={"steps": 2, "attention_heads": "0.0"}, maps=True)
+  run(changes={"num_steps": 2, "attention_heads": "0.0"}, maps=True)
   assert all(file.exists() for file in files)
-  run(changes={"steps": 1}, overwrite=True)
+  run(changes={"num_steps": 1}, overwrite=True)
   left = {p.suffix for p in path.parent.rglob("*.*") if p.is_file()}
   assert left == {".json", ".mp4"}
   with pytest.raises(ValueError, match="the audio tower has .* it has no 9.0"):
@@ -111,7 +111,7 @@ def test_maps_of_chosen_heads_belong_to_the_clip_that_is_there(run):
 
 
 def test_a_second_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
-  changes = {"steps": 2, "each_example_n_times": 2}
+  changes = {"num_steps": 2, "samples_per_prompt": 2}
   paths, _ = run(changes=changes)
   assert len(paths) == 2
   seeds = [
@@ -130,16 +130,16 @@ def test_a_second_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
   monkeypatch.setattr(stores, "load", None)
   run(changes=changes)
   with pytest.raises(ValueError, match=r"made with other settings \(config"):
-    run(changes=changes | {"steps": 3})
+    run(changes=changes | {"num_steps": 3})
 
 
 def test_overwrite_makes_it_again(run):
-  (path,), _ = run(changes={"steps": 1})
+  (path,), _ = run(changes={"num_steps": 1})
   before = path.stat().st_mtime_ns
-  run(changes={"steps": 2}, overwrite=True)
+  run(changes={"num_steps": 2}, overwrite=True)
   assert path.stat().st_mtime_ns > before
   recipe = json.loads(path.with_suffix(".json").read_text())
-  assert recipe["config"]["steps"] == 2
+  assert recipe["config"]["num_steps"] == 2
 
 
 def test_an_interrupted_write_leaves_no_clip(run, tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def test_an_interrupted_write_leaves_no_clip(run, tmp_path, monkeypatch):
 
   monkeypatch.setattr(mp4, "_encode", fail)
   with pytest.raises(OSError, match="no space left"):
-    run(changes={"steps": 1})
+    run(changes={"num_steps": 1})
   left = sorted(p.name for p in (tmp_path / "out").iterdir())
   assert left == []
 
@@ -189,7 +189,7 @@ def test_weights_with_nan_end_the_run_where_they_act(
 ):
   damaged = with_nan(weights, tmp_path / "damaged", component, parameter)
   with pytest.raises(ValueError, match=message):
-    run(weights=damaged, changes={"steps": 3})
+    run(weights=damaged, changes={"num_steps": 3})
   assert not list((tmp_path / "out").rglob("*.*"))
 
 
@@ -197,7 +197,7 @@ def test_image_and_aspect(run, tmp_path, golden):
   picture = tmp_path / "first.png"
   Image.fromarray(golden("image")["image_u8"].transpose(1, 0, 2)).save(picture)
   asked = requests.from_prompt("A tall picture", picture)
-  (path,), _ = run(asked=asked, changes={"steps": 1})
+  (path,), _ = run(asked=asked, changes={"num_steps": 1})
   recipe = json.loads(path.with_suffix(".json").read_text())
   assert (recipe["height"], recipe["width"]) == (96, 64)
   assert recipe["image"]["sha256"]
@@ -218,12 +218,12 @@ BAD_CONFIGS = {
   "solver": ("heun", "solver 'heun' is unknown; choose from"),
   "mode": ("t2a", "mode 't2a' is unknown; choose from auto"),
   "variant": ("1080p", "variant '1080p' is unknown; choose from 720x720_5s"),
-  "steps": (0, "steps must be from 1 to 1000, got 0"),
+  "num_steps": (0, "num_steps must be from 1 to 1000, got 0"),
   "height": (0, "height must be from 1 to 65536, got 0"),
   "width": (-3, "width must be from 1 to 65536, got -3"),
-  "shift": (0.0, "shift must be from 0.01 to 100, got 0.0"),
-  "skip_layer": (-2, "skip_layer must be from -1 to 512"),
-  "each_example_n_times": (0, "each_example_n_times must be from 1 to 10000"),
+  "flow_shift": (0.0, "flow_shift must be from 0.01 to 100, got 0.0"),
+  "slg_layer": (-2, "slg_layer must be from -1 to 512"),
+  "samples_per_prompt": (0, "samples_per_prompt must be from 1 to 10000"),
   "dtype": ("float16", "dtype 'float16' is unknown; choose from auto"),
   "attention": ("flash", "attention 'flash' is unknown; choose from auto"),
   "seed": (-1, "seeds must be in"),
@@ -242,20 +242,23 @@ def test_bad_config(run, field):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"steps": 2**31}, "steps must be from 1 to 1000, got 2147483648"),
-    ({"shift": 1e12}, "shift must be from 0.01 to 100, got 1000000000000.0"),
-    ({"shift": float("nan")}, "shift must be .* got nan"),
+    ({"num_steps": 2**31}, "num_steps must be from 1 to 1000, got 2147483648"),
     (
-      {"guidance": {"video": 1e30, "audio": 3.0}},
+      {"flow_shift": 1e12},
+      "flow_shift must be from 0.01 to 100, got 1000000000000.0",
+    ),
+    ({"flow_shift": float("nan")}, "flow_shift must be .* got nan"),
+    (
+      {"guidance_scale": {"video": 1e30, "audio": 3.0}},
       "guidance_scale.video must be from",
     ),
     (
-      {"guidance": {"video": 4.0, "audio": -1e9}},
+      {"guidance_scale": {"video": 4.0, "audio": -1e9}},
       "guidance_scale.audio must be from",
     ),
     ({"height": 10**9}, "height must be from 1 to 65536"),
-    ({"each_example_n_times": 10**9}, "each_example_n_times must be"),
-    ({"skip_layer": 2**40}, "skip_layer must be from -1 to 512"),
+    ({"samples_per_prompt": 10**9}, "samples_per_prompt must be"),
+    ({"slg_layer": 2**40}, "slg_layer must be from -1 to 512"),
     (
       {"negative_prompt": {"video": "a" * 2**22, "audio": "b"}},
       "negative_prompt.video: has 4194304 characters, at most 16384",
@@ -280,7 +283,7 @@ def test_too_many_clips(run):
   with pytest.raises(
     ValueError, match="50 prompts, each 9000 times, are 450000"
   ):
-    run(asked=asked, changes={"each_example_n_times": 9000})
+    run(asked=asked, changes={"samples_per_prompt": 9000})
 
 
 @pytest.mark.parametrize(
@@ -435,7 +438,7 @@ def test_bad_flags(flags, message):
 
 def test_stray_tags_and_repeated_clips_are_noted(run):
   asked = 2 * requests.from_prompt("A man says <S>hi. Audio: wind")
-  paths, lines = run(asked=asked, changes={"steps": 1})
+  paths, lines = run(asked=asked, changes={"num_steps": 1})
   assert any("<S>" in line and "has no <E>" in line for line in lines)
   assert len(paths) == 1
   assert any("1 clips are asked for twice" in line for line in lines)

@@ -256,7 +256,7 @@ def test_expanding_refuses_what_cannot_be_generated(folder):
   given = requests.from_prompt("a", folder / "broken.png")
   with pytest.raises(ValueError, match=r"row 1: .*broken\.png"):
     requests.expand(given, 1, 0, **SIZE)
-  with pytest.raises(ValueError, match="each_example_n_times must be at least"):
+  with pytest.raises(ValueError, match="samples_per_prompt must be at least"):
     requests.expand(requests.from_prompt("a"), 0, 0, **SIZE)
   with pytest.raises(ValueError, match="must be positive"):
     requests.expand(requests.from_prompt("a"), 1, 0, **{**SIZE, "height": 0})

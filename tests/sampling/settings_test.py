@@ -11,7 +11,7 @@ from tests.sampling import generate_test
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = json.loads((ROOT / "tests/goldens/prompts.json").read_text())
-OPEN = {"steps": None, "skip_layer": None}
+OPEN = {"num_steps": None, "slg_layer": None}
 
 
 def settled(advised=None, **changes) -> settings.Settings:
@@ -29,8 +29,12 @@ def test_defaults_are_the_originals():
 
 
 def test_weights_advise_and_the_user_decides():
-  advised = {"steps": 20, "shift": 3, "guidance": {"video": 2.0, "audio": 1.5}}
-  found = settled(advised, steps=7)
+  advised = {
+    "num_steps": 20,
+    "flow_shift": 3,
+    "guidance_scale": {"video": 2.0, "audio": 1.5},
+  }
+  found = settled(advised, num_steps=7)
   assert (found.num_steps, found.flow_shift) == (7, 3.0)
   assert found.guidance_scale == AV(2.0, 1.5) and found.solver == "unipc"
   config = generate_test.config(**OPEN)
@@ -42,10 +46,13 @@ def test_weights_advise_and_the_user_decides():
 @pytest.mark.parametrize(
   ("advised", "message"),
   [
-    ({"seed": 3}, "field 'seed' is unknown; weights may advise steps"),
-    ({"steps": "7"}, "sampling.steps: expected a int, got '7'"),
-    ({"guidance": 3.0}, "expected values of video, audio, got 3.0"),
-    ({"guidance": {"video": 3.0, "audio": None}}, "guidance.audio: expected a"),
+    ({"seed": 3}, "field 'seed' is unknown; weights may advise num_steps"),
+    ({"num_steps": "7"}, "sampling.num_steps: expected a int, got '7'"),
+    ({"guidance_scale": 3.0}, "expected values of video, audio, got 3.0"),
+    (
+      {"guidance_scale": {"video": 3.0, "audio": None}},
+      "guidance_scale.audio: expected a",
+    ),
     ({"solver": "heun"}, "solver 'heun' is unknown"),
   ],
 )
@@ -58,7 +65,7 @@ def test_impossible_advice_is_refused(advised, message):
   "advised",
   [
     {"x" * 100_000: 1},
-    {"steps": "x" * 100_000},
+    {"num_steps": "x" * 100_000},
     {"negative_prompt": "x" * 100_000},
   ],
 )

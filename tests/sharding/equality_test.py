@@ -122,7 +122,7 @@ def trained(
   state = jax.device_put(state, placed)
   batch = state_sharding.batch(batch, mesh)
   state, metrics = advance(step_config, state, batch, null_SE)
-  return jax.device_get((metrics.loss, state.moments))
+  return jax.device_get((metrics.loss, state.opt_state))
 
 
 @functools.cache

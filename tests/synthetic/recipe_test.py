@@ -40,7 +40,8 @@ def test_every_step_is_a_run_that_could_begin(tmp_path):
   assert f"--trained={','.join(both)}" in words
   # What is advised is what sample.py understands.
   assert (
-    sampling.recommended(recipe.SAMPLING)["steps"] == recipe.SAMPLING["steps"]
+    sampling.recommended(recipe.SAMPLING)["num_steps"]
+    == recipe.SAMPLING["num_steps"]
   )
 
 

@@ -39,7 +39,7 @@ def test_the_small_config_equals_the_shipped_model():
   assert found.eval_samples.flow_shift == advised["shift"]
   assert found.eval_samples.guidance_scale._asdict() == advised["guidance"]
   plan = trainer.init_plan(found)
-  assert not plan.fresh
+  assert not plan.scratch
 
 
 def test_sizes_and_components_come_from_the_weights(weights):
@@ -77,7 +77,7 @@ def test_weights_of_other_sizes_are_named_with_the_config_that_fits(tmp_path):
     trainer.init_plan(settings.Settings.from_config(values))
   lines = str(error.value).splitlines()
   assert len(lines) == 1
-  assert "video.width: 192 in the weights, 224 in the config" in lines[0]
+  assert "video.hidden_dim: 192 in the weights, 224 in the config" in lines[0]
   assert f"--config=configs/fine_tune.py:{synthetic.WEIGHTS}" in lines[0]
 
 
@@ -143,7 +143,7 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
   # The stand-in has fewer than 11 blocks.
   assert manifest.sampling == {
     **weights_dir.manifest_of(advised).sampling,
-    "skip_layer": 0,
+    "slg_layer": 0,
   }
   found = generate.resolve_settings(sample.get_config(), out)
   assert (found.num_steps, found.guidance_scale.audio, found.slg_layer) == (
@@ -151,28 +151,28 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
     1.25,
     0,
   )
-  with pytest.raises(ValueError, match="skip_layer 9 does not exist, the tow"):
-    export.export(tmp_path / "run", tmp_path / "b", sampling={"skip_layer": 9})
+  with pytest.raises(ValueError, match="slg_layer 9 does not exist, the tow"):
+    export.export(tmp_path / "run", tmp_path / "b", sampling={"slg_layer": 9})
   assert not (tmp_path / "b").exists()
 
 
 def test_a_block_that_weights_lack_is_never_skipped(weights):
   manifest = weights_dir.manifest_of(weights)
-  assert sampling_settings.recommended_of(manifest)["skip_layer"] == 0
+  assert sampling_settings.recommended_of(manifest)["slg_layer"] == 0
   shipped = weights_dir.manifest_of(synthetic.WEIGHTS)
-  assert sampling_settings.recommended_of(shipped)["skip_layer"] == 3
+  assert sampling_settings.recommended_of(shipped)["slg_layer"] == 3
   released = weights_dir.Manifest(
     variant="960x960_5s",
     sizes=architecture.released_sizes(),
     digests={},
     version="",
   )
-  assert sampling_settings.recommended_of(released)["skip_layer"] == 11
+  assert sampling_settings.recommended_of(released)["slg_layer"] == 11
 
 
 def test_towers_whose_heads_differ_are_refused_in_one_line():
   values = small.get_config()
-  values.model.video.width = 96
+  values.model.video.hidden_dim = 96
   with pytest.raises(ValueError, match="config: model: both towers") as error:
     settings.Settings.from_config(values)
   assert str(error.value) == (
@@ -184,7 +184,7 @@ def test_towers_whose_heads_differ_are_refused_in_one_line():
 def test_a_run_longer_than_asked_for_names_its_own_checkpoint(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(trainer.saved, "steps", lambda _: [30, 20])
+  monkeypatch.setattr(trainer.reader, "steps", lambda _: [30, 20])
   values = small.get_config()
   values.num_train_steps = 25
   found = settings.Settings.from_config(values)
@@ -202,8 +202,8 @@ def test_other_data_are_refused_with_the_flag_that_sets_them_back(
       raise ValueError("the data are not those: records: [1] in the run")
 
   describe = types.SimpleNamespace(iterators=[{}])
-  monkeypatch.setattr(trainer.saved, "steps", lambda _: [3])
-  monkeypatch.setattr(trainer.saved, "describe", lambda _: describe)
+  monkeypatch.setattr(trainer.reader, "steps", lambda _: [3])
+  monkeypatch.setattr(trainer.reader, "describe", lambda _: describe)
   config = {"data": {"sources": ["runs/a", "runs/b"]}}
   (tmp_path / "config.json").write_text(json.dumps(config))
   with pytest.raises(ValueError) as error:

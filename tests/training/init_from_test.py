@@ -102,9 +102,9 @@ def sound(tmp_path_factory):
   frozen = {HEAD: flat.pop(HEAD).astype(jnp.bfloat16)}
   state = {
     "step": 3,
-    "trained": {p: x + 0.25 for p, x in flat.items()},
-    "frozen": frozen,
-    "average": flat,
+    "trained_params": {p: x + 0.25 for p, x in flat.items()},
+    "frozen_params": frozen,
+    "ema_params": flat,
   }
   state = jax.tree.map(jnp.asarray, state)
   with manager.Manager(manager.Config(directory=str(path))) as checkpoints:
@@ -130,7 +130,7 @@ def problems(*arguments):
 
 def test_wan_and_an_audio_run_make_a_fusion_model(wan, sound):
   # Leaving out what is not there is no mistake.
-  sources = [source(wan, VIDEO, leave=NEW), source(sound, SOUND)]
+  sources = [source(wan, VIDEO, exclude=NEW), source(sound, SOUND)]
   plan = init_from.plan(shapes(), sources, NEW)
   assert len(plan.scratch) == 2 * 7
   assert plan.lines()[-1] == "14 arrays initialized at random"
@@ -190,7 +190,7 @@ def test_dtypes_are_of_the_plan(wan, sound):
 
 
 def test_one_tower_of_a_full_release(weights):
-  taken = source(weights, SOUND, leave=NEW)
+  taken = source(weights, SOUND, exclude=NEW)
   params = load(init_from.plan(shapes(AUDIO), [taken]), config=AUDIO)
   for path, array in params.items():
     np.testing.assert_array_equal(np.asarray(array), standin_params()[path])
@@ -216,7 +216,9 @@ def test_what_the_source_has_not(wan):
 
 
 def test_what_nobody_supplies(wan, sound):
-  lines = problems(shapes(), [source(wan, VIDEO, leave=("video/head.*",))], NEW)
+  lines = problems(
+    shapes(), [source(wan, VIDEO, exclude=("video/head.*",))], NEW
+  )
   missing = set(shapes(AUDIO)) | {p for p in shapes() if "video/head" in p}
   assert set(lines) == {
     f"{p}: no source supplies it, and it may not be scratch" for p in missing
@@ -228,7 +230,7 @@ def test_everything_is_said_at_once(wan, sound, weights, tmp_path):
   wider[HEAD] = jax.ShapeDtypeStruct((5, 7), jnp.float32)
   sources = [
     source(wan, (*VIDEO, "nothing/.*")),
-    source(weights, ("video/head/bias", "audio/.*"), leave=("none",)),
+    source(weights, ("video/head/bias", "audio/.*"), exclude=("none",)),
     source(tmp_path / "absent", ("blocks/audio/.*",)),
   ]
   shape = standin_params()[HEAD].shape

@@ -43,7 +43,13 @@ class Cycle:
 
 
 def one_run(
-  path, source, *, devices=1, save=0, log=lambda _: None, held_out=None
+  path,
+  source,
+  *,
+  devices=1,
+  checkpoint_every=0,
+  log_every=lambda _: None,
+  eval_every=None,
 ):
   """Open a run's directory, continue, close it; returns the last state."""
   made, state = step_test.step_config(steps=STEPS)
@@ -116,7 +122,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(whole, tmp_path):
 def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd):
   before, said = signal.getsignal(signal.SIGINT), []
   source = Cycle(until(2, signal.SIGINT))
-  finished, number, _ = one_run(tmp_path, source, log=said.append)
+  finished, number, _ = one_run(tmp_path, source, log_every=said.append)
   assert not finished and number == 2
   assert signal.getsignal(signal.SIGINT) is before
   assert "Ctrl-C again ends at once, without saving" in capfd.readouterr().err
@@ -134,7 +140,9 @@ def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
     names = ("video", "video_t0.00-0.50", "audio")
     return {f"eval/loss_{name}": start for name in names}
 
-  assert one_run(tmp_path, Cycle(), log=said.append, held_out=held_out)[0]
+  assert one_run(tmp_path, Cycle(), log_every=said.append, eval_every=held_out)[
+    0
+  ]
   assert [line for line in said if "held-out" in line] == [
     "step 0: held-out loss video 2.0000, audio 2.0000",
     "step 3: held-out loss video 1.6250, audio 1.6250",
@@ -157,9 +165,9 @@ def test_a_run_goes_on_with_other_devices(whole, tmp_path):
   one_run(tmp_path, Cycle(until(3)))
   _, _, state = one_run(tmp_path, Cycle(), devices=8)
   kernel = "blocks/video/self_attention/query/kernel"
-  assert len(state.trained[kernel].sharding.device_set) == 8
-  assert not state.trained[kernel].sharding.is_fully_replicated
-  for part in ("trained", "average"):
+  assert len(state.trained_params[kernel].sharding.device_set) == 8
+  assert not state.trained_params[kernel].sharding.is_fully_replicated
+  for part in ("trained_params", "ema_params"):
     ours, reference = getattr(state, part), getattr(expected, part)
     for path, value in reference.items():
       # Of what was learnt, not of the weights themselves.
@@ -222,7 +230,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 
   message = r"step 4: loss nan, .*\(source:index\) 0:29\. The last checkpoint"
   with pytest.raises(loop.NonFiniteLossError, match=message):
-    one_run(tmp_path, Cycle(spoil), save=3)
+    one_run(tmp_path, Cycle(spoil), checkpoint_every=3)
   config = manager.Config(directory=str(tmp_path / "checkpoints"))
   with manager.Manager(config) as kept:
     assert kept.steps() == [3]
@@ -231,9 +239,17 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 @pytest.mark.parametrize(
   ("size", "parts", "message"),
   [
-    (12, 1, "batch 12 must be a multiple of 8: 1 parts.*; 8 would do"),
-    (24, 2, "must be a multiple of 16: 2 parts, each over 8 devices.*16 would"),
-    (0, 1, "batch 0 must be a multiple of 8"),
+    (
+      12,
+      1,
+      "batch_size 12 must be a multiple of 8: 1 microbatches.*; 8 would do",
+    ),
+    (
+      24,
+      2,
+      "must be a multiple of 16: 2 microbatches .*, each over 8 devices.*16 would",
+    ),
+    (0, 1, "batch_size 0 must be a multiple of 8"),
   ],
 )
 def test_a_batch_that_does_not_divide_is_refused(size, parts, message):
@@ -244,7 +260,7 @@ def test_a_batch_that_does_not_divide_is_refused(size, parts, message):
 
 
 def test_an_impossible_cadence_is_refused():
-  with pytest.raises(ValueError, match="save must be 0"):
+  with pytest.raises(ValueError, match="checkpoint_every must be 0"):
     loop.Intervals(checkpoint_every=-1)
   with pytest.raises(ValueError, match="profile_steps must be"):
-    loop.Intervals(profile=(3, 2))
+    loop.Intervals(profile_steps=(3, 2))

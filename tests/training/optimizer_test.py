@@ -18,7 +18,7 @@ def test_learning_rate_rises_and_falls():
     0.1 * np.array([0.25, 0.625, 1, 1]),
     rtol=1e-5,
   )
-  falling = settings(warmup_steps=4, schedule="cosine", final_share=0.1)
+  falling = settings(warmup_steps=4, schedule="cosine", end_lr_factor=0.1)
   rate = optimizer.learning_rate(falling, 20)
   np.testing.assert_allclose(
     [rate(4), rate(12), rate(20)], [0.1, 0.055, 0.01], rtol=1e-5
@@ -48,7 +48,7 @@ def test_muon_turns_kernels_and_adamw_moves_the_rest():
     n: jnp.asarray(random.standard_normal(s, np.float32))
     for n, s in shapes.items()
   }
-  chosen = settings(kind="muon", learning_rate=0.1, clip_norm=0, eps=1e-12)
+  chosen = settings(name="muon", learning_rate=0.1, grad_clip_norm=0, eps=1e-12)
   made = optimizer.make(chosen, 10)
   updates, moments = made.update(gradient, made.init(params), params)
   # Blocks by themselves; of a convolution all but the last axis goes in.
@@ -75,7 +75,9 @@ def test_muon_turns_kernels_and_adamw_moves_the_rest():
 
 def test_large_gradients_are_clipped():
   params = {"a/kernel": jnp.ones(1)}
-  made = optimizer.make(settings(clip_norm=1.0, eps=1.0, weight_decay=0), 10)
+  made = optimizer.make(
+    settings(grad_clip_norm=1.0, eps=1.0, weight_decay=0), 10
+  )
   update, _ = made.update(
     {"a/kernel": jnp.full(1, 1e6)}, made.init(params), params
   )
@@ -88,7 +90,7 @@ def test_the_average_warms_up():
   moved = optimizer.update_ema(average, params, jnp.int32(0), settings())
   np.testing.assert_allclose(moved["a"], 0.9, rtol=1e-6)
   late = optimizer.update_ema(
-    average, params, jnp.int32(10**6), settings(average_decay=0.99)
+    average, params, jnp.int32(10**6), settings(ema_decay=0.99)
   )
   np.testing.assert_allclose(late["a"], 0.01, rtol=1e-4)
 
@@ -96,11 +98,11 @@ def test_the_average_warms_up():
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
-    ({"kind": "sgd"}, "'sgd' is unknown; choose from adamw, muon"),
+    ({"name": "sgd"}, "'sgd' is unknown; choose from adamw, muon"),
     ({"schedule": "linear"}, "'linear' is unknown; choose from constant"),
     ({"learning_rate": 0.0}, "learning_rate and eps must be positive"),
     ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
-    ({"clip_norm": -1.0}, "clip_norm must not be negative"),
+    ({"grad_clip_norm": -1.0}, "clip_norm must not be negative"),
   ],
 )
 def test_impossible_settings_are_refused(wrong, message):

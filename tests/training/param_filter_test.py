@@ -43,11 +43,11 @@ def test_optimizer_memory_is_for_the_trained_only(full):
   state = jax.eval_shape(
     lambda t, f: step.init_state(step_config, t, f, 0), trained, frozen
   )
-  moments = sum(math.prod(x.shape) for x in jax.tree.leaves(state.moments))
+  moments = sum(math.prod(x.shape) for x in jax.tree.leaves(state.opt_state))
   assert 0 <= moments - 2 * count(trained) <= 4
-  assert count(state.average) == count(trained)
-  assert {x.dtype.name for x in state.frozen.values()} == {"bfloat16"}
-  assert {x.dtype.name for x in state.trained.values()} == {"float32"}
+  assert count(state.ema_params) == count(trained)
+  assert {x.dtype.name for x in state.frozen_params.values()} == {"bfloat16"}
+  assert {x.dtype.name for x in state.trained_params.values()} == {"float32"}
 
 
 def test_an_audio_tower_is_trained_alone(full):

@@ -17,5 +17,7 @@ def test_a_run_of_before_a_field_can_be_read():
 def test_fields_are_named():
   config = fusion.get_config("mini")
   del config.batch_size
-  with pytest.raises(ValueError, match=r"config\.batch is missing; the fields"):
+  with pytest.raises(
+    ValueError, match=r"config\.batch_size is missing; the fields"
+  ):
     settings.Settings.from_config(config)

@@ -74,10 +74,8 @@ def test_accumulation_is_one_large_batch(parts):
   np.testing.assert_allclose(same.loss, metrics.loss, rtol=1e-6)
   for name, reference in metrics.losses.items():
     np.testing.assert_allclose(same.losses[name], reference, rtol=1e-5)
-  np.testing.assert_allclose(
-    same.gradient_norm, metrics.gradient_norm, rtol=1e-5
-  )
-  moments = zip(*(jax.tree.leaves(s.moments) for s in (divided, whole)))
+  np.testing.assert_allclose(same.grad_norm, metrics.grad_norm, rtol=1e-5)
+  moments = zip(*(jax.tree.leaves(s.opt_state) for s in (divided, whole)))
   assert all(parity.relative_error(a, b) < 1e-5 for a, b in moments if b.any())
 
 
@@ -91,7 +89,7 @@ def test_eight_devices_are_one():
   with jax.set_mesh(mesh):
     together, same = ADVANCE(made, state, jax.device_put(given, rows), NULL)
   np.testing.assert_allclose(same.loss, metrics.loss, rtol=1e-6)
-  moments = zip(*(jax.tree.leaves(s.moments) for s in (together, alone)))
+  moments = zip(*(jax.tree.leaves(s.opt_state) for s in (together, alone)))
   assert all(parity.relative_error(a, b) < 1e-5 for a, b in moments if b.any())
 
 
@@ -99,22 +97,22 @@ def test_only_what_is_trained_moves():
   made, before = step_config()
   state, _ = ADVANCE(made, before, batch(), NULL)
   assert int(state.step) == 1
-  for path, value in state.frozen.items():
+  for path, value in state.frozen_params.items():
     np.testing.assert_array_equal(value, before.frozen_params[path])
   still = [
     path
-    for path, value in state.trained.items()
+    for path, value in state.trained_params.items()
     if np.array_equal(value, before.trained_params[path])
   ]
   assert still == []
   path = "blocks/video/cross_attention/fusion_key/kernel"
-  after, was = state.trained[path], before.trained_params[path]
+  after, was = state.trained_params[path], before.trained_params[path]
   np.testing.assert_allclose(
-    state.average[path], was + 0.9 * (after - was), atol=1e-7
+    state.ema_params[path], was + 0.9 * (after - was), atol=1e-7
   )
   params = state.params(averaged=True)
   leaf = param_filter.flat(params)[path]
-  assert leaf is state.average[path]
+  assert leaf is state.ema_params[path]
   shape = jax.tree.map(jnp.shape, standin_models.fusion_params())
   assert jax.tree.map(jnp.shape, params) == shape
 
@@ -136,7 +134,7 @@ def test_steps_draw_anew_and_a_run_draws_again():
 
 @pytest.mark.slow
 def test_training_lowers_the_loss():
-  made, state = step_config(trains=param_filter.ALL)
+  made, state = step_config(trainable=param_filter.ALL)
   fixed = step.sample_noise_for(made, state, jax.tree.map(jnp.asarray, batch()))
 
   @jax.jit
@@ -234,7 +232,7 @@ def test_drawing_covers_what_is_asked(shared):
 
 
 def test_impossible_objectives_are_refused():
-  with pytest.raises(ValueError, match="prompt_dropout.audio is a share"):
+  with pytest.raises(ValueError, match="cfg_dropout.audio is a share"):
     flow_matching.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
   with pytest.raises(ValueError, match="first_frame is a share"):
     flow_matching.ObjectiveConfig(i2v_prob=-0.1)

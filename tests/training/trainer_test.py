@@ -153,17 +153,20 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
     ),
     (
       {"batch_size": 3, "grad_accum_steps": 2},
-      "batch 3 must be a multiple of 2",
+      "batch_size 3 must be a multiple of 2",
     ),
-    ({"trainable": "attention"}, "is 'scratch', but trains='attention' never"),
+    (
+      {"trainable": "attention"},
+      "is 'scratch', but trainable='attention' never",
+    ),
     ({"remat": "half"}, "remat 'half' is unknown"),
     (
       {"trainable": "heads"},
-      "trains 'heads' is unknown; choose from all, atten",
+      "trainable 'heads' is unknown; choose from all, atten",
     ),
     (
       {"trainable": "decoder"},
-      "trains 'decoder' is unknown; choose from all, at",
+      "trainable 'decoder' is unknown; choose from all, at",
     ),
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
     ({"model.audio.channels": 8}, "audio_channels: expected 8, got 20"),

@@ -114,7 +114,7 @@ def train(
     )
     trained, frozen = (
       sum(x.size for x in group.values())
-      for group in (shapes.trained, shapes.frozen)
+      for group in (shapes.trained_params, shapes.frozen_params)
     )
     log(
       f"training {settings.component}, {trained:,} of {trained + frozen:,}"
@@ -146,7 +146,10 @@ def train(
         given = {}
         if plan is not None:
           given = init_from.load(
-            plan, random, settings.seed, placed.frozen | placed.trained
+            plan,
+            random,
+            settings.seed,
+            placed.frozen_params | placed.trained_params,
           )
         state = jax.jit(make, out_shardings=placed)(given)
       log(trainer.tensorboard_line(workdir))
@@ -173,7 +176,7 @@ def check_vocabulary(settings: settings_lib.Settings) -> None:
   if not settings.data.tokenizer or settings.component != "umt5":
     return
   tokenizer = prompts.Tokenizer.load(settings.data.tokenizer)
-  size, rows = tokenizer.model.get_vocab_size(), settings.model.vocabulary
+  size, rows = tokenizer.model.get_vocab_size(), settings.model.vocab_size
   if size > rows:
     raise ValueError(
       f"config.model.vocab_size {rows} is less than the {size} tokens of"

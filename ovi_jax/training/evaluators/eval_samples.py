@@ -174,7 +174,7 @@ def denoise(
     pipeline.conditions(
       model, params, guidance.duplicate_for_cfg(noise), pairs
     ),
-    jnp.asarray(guidance.slg_mask(depth, len(text), skip_layer=0)),
+    jnp.asarray(guidance.slg_mask(depth, len(text), slg_layer=0)),
     AV(**{name: getattr(settings.guidance_scale, name) for name in towers}),
   )
   levels = method.schedule(settings.num_steps, settings.flow_shift)

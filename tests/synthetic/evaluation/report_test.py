@@ -121,7 +121,7 @@ def test_silence_that_is_asked_for_is_heard():
     name="quiet",
     prompt="",
     facts=prompt_parser.facts("A blue lamp stays dark. Audio: silence."),
-    seen=report.sight.Seen(kind="lamp", colours=("blue",)),
+    seen=report.video_detectors.Seen(kind="lamp", colours=("blue",)),
     heard=(),
     seconds=5.0,
   )

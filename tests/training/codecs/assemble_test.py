@@ -70,7 +70,7 @@ def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   params = param_filter.flat(components.load("video_vae"))
   assert params
   for path, leaf in params.items():
-    np.testing.assert_array_equal(leaf, average[f"average/{path}"])
+    np.testing.assert_array_equal(leaf, average[f"ema_params/{path}"])
   # What is encoded by it has mean 0 and deviation 1 in every channel.
   source, wanted = clips.opened("world:1", ""), clips.ClipSpec(frames=9)
   found = [source.crop(n, wanted, START) for n in range(5)]
@@ -156,8 +156,10 @@ def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
     if path.startswith("encoder/"):
       np.testing.assert_array_equal(old(path, None), new(path, None))
     else:
-      np.testing.assert_array_equal(new(path, None), average[f"average/{path}"])
-  further = run_test.config(initial=str(tmp_path / "7"), steps=3)
+      np.testing.assert_array_equal(
+        new(path, None), average[f"ema_params/{path}"]
+      )
+  further = run_test.config(init_from=str(tmp_path / "7"), num_train_steps=3)
   assert run_test.train(further, tmp_path / "8")
   with pytest.raises(ValueError, match="holds weights already"):
     assemble.assemble({"video": tmp_path / "7"}, out, asked(), base=kept)

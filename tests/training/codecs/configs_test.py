@@ -74,7 +74,7 @@ def test_a_step_of_the_mini_config(name):
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   assert {x.shape for x in metrics.losses.values()} == {(read.batch_size,)}
   # What is handed on is the component, whatever else was trained.
-  handed = dict(param_filter.nested(state.trained))
+  handed = dict(param_filter.nested(state.trained_params))
   handed.pop(table.HEAD, None)
   shapes = architecture.parameter_shapes(read.component, read.model)
   assert jax.tree.map(jnp.shape, handed) == jax.tree.map(jnp.shape, shapes)

@@ -53,7 +53,7 @@ def place_of(part, whole):
 
 
 def test_crops_are_parts_of_clips_at_any_place():
-  source = begun(batch=6, frames=9)
+  source = begun(batch=6, num_frames=9)
   batch = next(source)
   assert batch.latents.video.shape == (6, 9, 64, 64, 3)
   assert batch.latents.video.dtype == np.uint8 and batch.latents.audio is None
@@ -65,7 +65,7 @@ def test_crops_are_parts_of_clips_at_any_place():
   assert len(set(batch.ids.tolist())) == 6 and len(set(starts)) > 3
   assert max(starts) > 60
 
-  batch = next(begun(batch=4, samples=4096))
+  batch = next(begun(batch=4, num_audio_samples=4096))
   assert batch.latents.audio.shape == (4, 4096)
   assert batch.latents.audio.dtype == np.float32 and batch.text.audio is None
   crop, number = batch.latents.audio[2], int(batch.ids[2]) & INDEX
@@ -94,14 +94,14 @@ def test_clips_that_lack_what_is_wanted_are_left_out():
 def test_a_crop_longer_than_any_clip_is_not_searched_for_ever(monkeypatch):
   monkeypatch.setattr(inputs, "_TRIES", 3)
   with pytest.raises(ValueError, match="none of 3 clips of .*'world:3:clips'"):
-    next(begun(samples=16_000 * 60))
+    next(begun(num_audio_samples=16_000 * 60))
 
 
 def test_captions_are_read_as_ids(tmp_path):
   file = tmp_path / "tokenizer.json"
   captions = [c for n in range(30) for c in WORLD.clip(n).captions]
   tokenizer.make(captions).save(str(file))
-  batch = next(begun(batch=2, tokenizer=str(file), text_rows=12))
+  batch = next(begun(batch=2, tokenizer=str(file), max_text_len=12))
   assert batch.text.video is batch.text.audio
   assert batch.text.audio.shape == (2, 12) and batch.latents == (None, None)
   made = inputs._tokenizer(str(file))
@@ -111,35 +111,39 @@ def test_captions_are_read_as_ids(tmp_path):
 
 
 def test_an_input_goes_on_where_its_state_says():
-  whole = begun(frames=5)
+  whole = begun(num_frames=5)
   batches = [next(whole) for _ in range(4)]
   state = whole.get_state()
   following = next(whole)
   seen = {int(number) for batch in batches for number in batch.ids}
   assert len(seen) == 12 and not seen & set(following.ids.tolist())
-  again = begun(frames=5)
+  again = begun(num_frames=5)
   same(next(again), batches[0])
   again.set_state(state)
   same(next(again), following)
   # Two processes share a batch.
-  halves = [next(begun(batch=4, frames=5, index=i, count=2)) for i in (0, 1)]
-  one = next(begun(batch=4, frames=5))
+  halves = [
+    next(begun(batch=4, num_frames=5, index=i, count=2)) for i in (0, 1)
+  ]
+  one = next(begun(batch=4, num_frames=5))
   np.testing.assert_array_equal(
     np.concatenate([h.latents.video for h in halves]), one.latents.video
   )
   for changes, message in (
     ({"seed": 1}, "seed: 0 in the run, 1 now"),
-    ({"frames": 9}, r"crop: \[5, 0\] in the run, \[9, 0\] now"),
+    ({"num_frames": 9}, r"crop: \[5, 0\] in the run, \[9, 0\] now"),
     ({"sources": ("world:4",)}, "world:4"),
   ):
     with pytest.raises(ValueError, match=message):
-      begun(**{"frames": 5} | changes).set_state(state)
+      begun(**{"num_frames": 5} | changes).set_state(state)
 
 
 @pytest.mark.slow
 def test_workers_change_nothing():
-  alone = begun(batch=2, frames=5)
-  with contextlib.closing(begun(batch=2, frames=5, workers=2)) as shared:
+  alone = begun(batch=2, num_frames=5)
+  with contextlib.closing(
+    begun(batch=2, num_frames=5, num_workers=2)
+  ) as shared:
     for _ in range(3):
       same(next(shared), next(alone))
 
@@ -149,13 +153,15 @@ def test_a_dataset_is_a_source(tmp_path):
   made = [records.record(complete, n) for n in range(3)]
   path = tmp_path / "media"
   builder.write(path, {"train": made}, geometry=schema.Geometry())
-  batch = next(begun(sources=(str(path),), frames=5, samples=2048))
+  batch = next(
+    begun(sources=(str(path),), num_frames=5, num_audio_samples=2048)
+  )
   assert batch.latents.video.shape == (3, 5, 32, 32, 3)
   for row, number in enumerate(batch.ids):
     record = made[int(number)]
     place_of(batch.latents.video[row], media_clips.frames(record))
     place_of(batch.latents.audio[row], media_clips.wave(record))
-  mixed = begun(sources=(str(path), SOURCE), frames=5, batch=8)
+  mixed = begun(sources=(str(path), SOURCE), num_frames=5, batch=8)
   with pytest.raises(ValueError, match="clips of one size are needed"):
     next(mixed)
 
@@ -164,16 +170,16 @@ def test_a_dataset_is_a_source(tmp_path):
   ("changes", "message"),
   [
     ({}, "nothing is read of the clips"),
-    ({"frames": 8}, "frames must be 0 or 1 . a multiple of 4"),
-    ({"frames": 5, "sources": ()}, "expected at least one, got none"),
-    ({"frames": 5, "sources": ("",)}, "got an empty name"),
+    ({"num_frames": 8}, "num_frames must be 0 or 1 . a multiple of 4"),
+    ({"num_frames": 5, "sources": ()}, "expected at least one, got none"),
+    ({"num_frames": 5, "sources": ("",)}, "got an empty name"),
     (
-      {"frames": 5, "sources": ("world:x",)},
+      {"num_frames": 5, "sources": ("world:x",)},
       "expected world:SEED, .*'world:x'",
     ),
-    ({"frames": 5, "sources": ("world:1:songs",)}, "world:1:songs"),
-    ({"frames": 5, "sources": ("nowhere",)}, "nowhere"),
-    ({"frames": 5, "workers": -1}, "workers must be 0 or more"),
+    ({"num_frames": 5, "sources": ("world:1:songs",)}, "world:1:songs"),
+    ({"num_frames": 5, "sources": ("nowhere",)}, "nowhere"),
+    ({"num_frames": 5, "num_workers": -1}, "workers must be 0 or more"),
     ({"tokenizer": "nowhere"}, "nowhere"),
   ],
 )

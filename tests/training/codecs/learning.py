@@ -37,7 +37,7 @@ def tones(samples: int) -> np.ndarray:
 
 def drawn(task: Any, batch: schema.Batch, seed: int = 0) -> Any:
   keys = jax.random.split(jax.random.key(seed), 2)
-  return jax.vmap(task.draw)(keys, batch)
+  return jax.vmap(task.sample_noise)(keys, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -45,8 +45,8 @@ def loss_and_gradient(task: Any, params: Any, batch: schema.Batch, noise: Any):
   """The loss, as a step makes it, and its gradient."""
 
   def loss(params):
-    weights = task.weights(batch)
-    terms = task.terms(params, batch, noise, NULL)
+    weights = task.example_weights(batch)
+    terms = task.loss_terms(params, batch, noise, NULL)
     assert weights.keys() == terms.keys()
     return sum((weights[name] * terms[name]).sum() for name in terms)
 

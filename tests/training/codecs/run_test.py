@@ -28,10 +28,11 @@ TINY = {
     "latent_mean": (0.0,) * 3,
     "latent_std": (1.0,) * 3,
   },
-  "data": {"frames": 5},
+  "data": {"num_frames": 5},
   "num_train_steps": 6,
   "batch_size": 2,
-  "cadence": {"log": 2, "save": 2},
+  "log_every": 2,
+  "checkpoint_every": 2,
   "optimizer": {"warmup_steps": 2, "schedule": "constant"},
 }
 
@@ -121,21 +122,21 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
     ({"task.glow": 1.0}, "config.objective.glow is unknown; the fields are"),
     ({"task.smooth": 0.0}, "smooth positive"),
     ({"data.frame": 5}, "config.data.frame is unknown"),
-    ({"data.num_frames": 6}, "frames must be 0 or 1"),
+    ({"data.num_frames": 6}, "num_frames must be 0 or 1"),
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
     (
       {"batch_size": 3, "grad_accum_steps": 2},
-      "batch 3 must be a multiple of 2",
+      "batch_size 3 must be a multiple of 2",
     ),
     (
       {"trainable": "attention"},
-      "trains 'attention' is unknown; choose from all",
+      "trainable 'attention' is unknown; choose from all",
     ),
     (
       {"trainable": "decoder"},
-      "a random encoder as it is; name a run or a dir",
+      "a random encoder; name a or a dir",
     ),
-    ({"sample_every": 2}, "codecs have no held_out and samples"),
+    ({"sample_every": 2}, "codecs have no evaluation"),
     ({"walks": 1}, "config.walks is unknown"),
   ],
 )
@@ -180,30 +181,30 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
   third = arrays(tmp_path / "decoder", 3)
   paths = [n.removeprefix("trained/") for n in second if "trained/" in n]
   for path in paths:
-    group = "trained" if path.startswith("decoder/") else "frozen"
+    group = "trained_params" if path.startswith("decoder/") else "frozen_params"
     same = np.array_equal(second[f"trained/{path}"], third[f"{group}/{path}"])
-    assert same == (group == "frozen"), path
-  assert {n.split("/")[0] for n in third} >= {"trained", "frozen"}
+    assert same == (group == "frozen_params"), path
+  assert {n.split("/")[0] for n in third} >= {"trained_params", "frozen_params"}
   wide = still | {"init_from": str(tmp_path / "away"), "model.dim": 3}
   with pytest.raises(ValueError, match="encoder"):
     train(config(**wide), tmp_path / "fourth")
 
 
 def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
-  values = config(initial=str(synthetic.WEIGHTS))
+  values = config(init_from=str(synthetic.WEIGHTS))
   shipped = weights_dir.read(synthetic.WEIGHTS).sizes["video_vae"]
   with values.unlocked():
     values.model = dict(shipped) | {"latent_mean": (0.0,) * 16}
   chosen = settings.Settings.from_config(values)
   plan = run.init_plan(chosen, run.make_step_config(chosen))
-  assert plan is not None and not plan.fresh
+  assert plan is not None and not plan.scratch
   text = importlib.import_module("configs.codec_text").get_config("mini")
-  text.initial = str(synthetic.WEIGHTS)
+  text.init_from = str(synthetic.WEIGHTS)
   text.data.tokenizer = str(synthetic.WEIGHTS / weights_dir.TOKENIZER)
   chosen = settings.Settings.from_config(text)
   plan = run.init_plan(chosen, run.make_step_config(chosen))
-  assert plan is not None and plan.fresh
-  assert all(path.startswith("head/") for path in plan.fresh)
+  assert plan is not None and plan.scratch
+  assert all(path.startswith("head/") for path in plan.scratch)
   wrong = {"trainable": "decoder"}
   with pytest.raises(ValueError, match="is for video_vae, not umt5; set 'all'"):
     settings.Settings.from_config(ml_collections.ConfigDict(dict(text) | wrong))

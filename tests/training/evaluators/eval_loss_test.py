@@ -56,7 +56,7 @@ def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
     "mesh": mesh,
     "null_SE": step_test.NULL,
   }
-  given |= {"batches": batches, "levels": 2}
+  given |= {"batches": batches, "num_timestep_bins": 2}
   return eval_loss.HeldOutLoss(**given | changes)
 
 
@@ -132,7 +132,7 @@ def test_records_that_lack_a_modality_do_not_count(twos, losses):
   for place, alone in enumerate(records(1)):
     made = twos._program(
       model=twos.model,
-      levels=2,
+      num_timestep_bins=2,
       params=state.params(),
       batch=state_sharding.batch(blank(alone, 1), ONE),
       null_SE=jax.device_put(step_test.NULL, whole),
@@ -195,8 +195,8 @@ def test_the_average_is_judged_where_there_is_one(twos, losses):
   moved = {n: 1.1 * x for n, x in state.trained_params.items()}
   # With an average, the last parameters do not matter; without, they do.
   same(twos(state._replace(trained=moved)), losses, 0)
-  other = twos(state._replace(trained=moved, average=None))
-  averaged = twos(state._replace(average=moved))
+  other = twos(state._replace(trained_params=moved, ema_params=None))
+  averaged = twos(state._replace(ema_params=moved))
   same(averaged, other, 0)
   assert abs(other["eval/loss_video"] - losses["eval/loss_video"]) > 0.003
 

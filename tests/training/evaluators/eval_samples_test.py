@@ -83,7 +83,7 @@ def maker(components):
     given = {
       "model": model,
       "mesh": ONE,
-      "pretrained": components,
+      "components": components,
       "directory": path,
       "prompts": PROMPTS,
       "null_SE": step_test.NULL,
@@ -130,7 +130,7 @@ def test_clips_play(made):
   listed = json.loads((folder / "samples.json").read_text())
   assert listed["step"] == 100
   assert listed["settings"] == dataclasses.asdict(SETTINGS) | {
-    "guidance": {"video": 4.0, "audio": 3.0}
+    "guidance_scale": {"video": 4.0, "audio": 3.0}
   }
   assert listed["clips"][1] == {
     "file": "Clip_One-2.mp4",
@@ -154,7 +154,7 @@ def test_a_state_makes_the_same_bytes_and_another_does_not(
     assert ours.read_bytes() == reference.read_bytes()
   assert state.ema_params is not None
   moved = state._replace(
-    average={n: 1.1 * x for n, x in state.ema_params.items()}
+    ema_params={n: 1.1 * x for n, x in state.ema_params.items()}
   )
   other = maker(tmp_path / "other")(moved)
   assert other[0].read_bytes() != made[0].read_bytes()
@@ -172,7 +172,7 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
     params=state.params(averaged=True),
   )
   chosen = generate_test.config()
-  chosen.update(steps=2, solver="unipc", shift=5.0, skip_layer=0)
+  chosen.update(num_steps=2, solver="unipc", flow_shift=5.0, slg_layer=0)
   chosen.guidance.update(video=4.0, audio=3.0)
   frames, height, width = SIZE.video
   clip = geometry.Clip(
@@ -230,12 +230,12 @@ def test_decoders_load_what_is_asked_for(components):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"count": 0}, "count must be from 1 to 1024, got 0"),
+    ({"num_samples": 0}, "num_samples must be from 1 to 1024, got 0"),
     ({"num_train_steps": 0}, "steps must be from 1 to 1000, got 0"),
     ({"solver": "heun"}, "solver 'heun' is unknown; choose from unipc"),
-    ({"shift": 0.0}, "shift must be from 0.01"),
+    ({"flow_shift": 0.0}, "shift must be from 0.01"),
     (
-      {"guidance": AV(4.0, float("nan"))},
+      {"guidance_scale": AV(4.0, float("nan"))},
       "guidance_scale.audio must be from -100 to 100",
     ),
     ({"seed": 2**32 - 1}, "seeds must be in"),
@@ -243,7 +243,7 @@ def test_decoders_load_what_is_asked_for(components):
 )
 def test_bad_settings_say_what_is_wrong(changes, message):
   with pytest.raises(ValueError, match=message):
-    eval_samples.EvalSamplesConfig(**{"count": 2} | changes)
+    eval_samples.EvalSamplesConfig(**{"num_samples": 2} | changes)
 
 
 def test_what_does_not_fit_is_said_before_training(maker, tmp_path):

@@ -103,8 +103,8 @@ def test_captions_and_media_are_shown_too(weights, tmp_path):
       "expected 4 held-out rec",
     ),
     ({"eval_samples.solver": "magic"}, "solver 'magic' is unknown"),
-    ({"eval.num_timestep_bins": 0}, "1 level or more"),
-    ({"eval_every": 1, "eval.batch_size": -1}, "batch of 0 or more"),
+    ({"eval.num_timestep_bins": 0}, "num_timestep_bins of 1 or"),
+    ({"eval_every": 1, "eval.batch_size": -1}, "batch_size of 0 or more"),
   ],
 )
 def test_what_cannot_be_shown(changes, message, clips, weights, tmp_path):

@@ -108,7 +108,12 @@ def test_gradients_reach_every_parameter_and_blank_rows_none():
 
 
 @pytest.mark.parametrize(
-  "changes", [{"kl": -1.0}, {"smooth": 0.0}, {"pixels": 0.0, "moving": 0.0}]
+  "changes",
+  [
+    {"kl_weight": -1.0},
+    {"smoothness_weight": 0.0},
+    {"recon_weight": 0.0, "motion_weight": 0.0},
+  ],
 )
 def test_impossible_weights_are_refused(changes):
   with pytest.raises(ValueError, match="task: weights must not be negative"):

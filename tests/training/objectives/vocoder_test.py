@@ -84,5 +84,5 @@ def test_noise_is_of_another_level_for_every_example():
 
 
 def test_negative_scales_are_refused():
-  with pytest.raises(ValueError, match=r"mel_scale must not be .* got -1"):
+  with pytest.raises(ValueError, match=r"mel_weight must not be .* got -1"):
     vocoder.VocoderObjective(config=CONFIG, mel_weight=-1)
