@@ -22,7 +22,7 @@ _QUANTIZED = (
 )
 # What most names of a file match -> what the file is.
 _KINDS = {
-  r"lora_(?:[AB]|up|down|mid)\b|\.lora\.|\.diff(?:_[bm])?$|hada_w|lokr_": (
+  normalize.ADAPTER.pattern: (
     "a LoRA file: it changes a model and is none; give the model's own file"
   ),
   _QUANTIZED: "weights quantized by another tool; give the 16-bit file",
