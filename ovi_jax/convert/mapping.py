@@ -25,6 +25,18 @@ Shape = tuple[int, ...]
 _LISTED = 10  # misfits in a message
 
 
+class FoldError(ValueError):
+  """Tensors of which no parameter can be made.
+
+  Attributes:
+    name: of the tensor in the release.
+  """
+
+  def __init__(self, name: str, reason: str):
+    super().__init__(f"{name}: {reason}")
+    self.name = name
+
+
 class Op(Protocol):
   """How the tensors of one row become one parameter, and back."""
 
@@ -206,7 +218,7 @@ def to_ours(
       try:
         array = row.op.to_ours(*tensors)
       except ValueError as error:
-        raise ValueError(f"{names[-1]}: {error}") from error
+        raise FoldError(names[-1], str(error)) from error
       if row.ours is not None:
         yield row.ours, index, array
 

@@ -169,6 +169,11 @@ def _within(path: pathlib.Path) -> pathlib.Path:
   )
 
 
+def exists(path: str) -> bool:
+  """Whether a path, or a pattern, is that of any file."""
+  return os.path.exists(path) or bool(glob.has_magic(path) and glob.glob(path))
+
+
 def _matches(path: pathlib.Path) -> list[pathlib.Path]:
   """The files of a pattern, all shards of one model; or just `path`."""
   if path.exists() or not glob.has_magic(str(path)):
