@@ -295,8 +295,10 @@ def _misfits(
     for name in itertools.chain.from_iterable(map(row.names, row.indices)):
       dtype = tensors.dtypes.get(name, np.dtype(np.float32))
       if not jnp.issubdtype(dtype, jnp.floating):
-        integers.append(f"expected floating point, {name} is {dtype}")
-  problems += mapping.shortened(integers)
+        integers.append(f"{name} is {dtype}")
+  if integers:
+    more = f" (and {len(integers) - 1} more)" if len(integers) > 1 else ""
+    problems.append(f"expected floating point, {integers[0]}{more}")
   return problems or mapping.shortened(_other_constants(tensors))
 
 

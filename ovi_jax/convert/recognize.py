@@ -29,6 +29,9 @@ _KINDS = {
   r"(?:exp_avg|exp_avg_sq|fp32_flat_groups|optimizer)\b": (
     "an optimizer's state; give the file of the model"
   ),
+  r"(?:^|\.)_?flat_param(?:_\d+)?$": (
+    "FSDP's flattened shards; gather the full state dict before saving"
+  ),
   r"(?:down|up)samples\.\d+\.(?:residual|resample|shortcut|time_conv)\b": (
     "the video VAE of Wan 2.1 (16 channels); Ovi needs that of Wan 2.2"
   ),

@@ -209,6 +209,14 @@ def scaled(tensors, factor):
       ),
     ),
     (
+      lambda t: {f"blocks.{n}._flat_param": np.zeros(3, "f4") for n in "ab"},
+      ("FSDP's flattened shards; gather the full state dict",),
+    ),
+    (
+      lambda t: {n: x.astype("i1") for n, x in t.items()},
+      ("expected floating point", "is int8 (and 236 more)"),
+    ),
+    (
       lambda t: {f"layers.{n}.qweight": np.zeros(3, "i4") for n in range(9)},
       ("quantized by another tool",),
     ),
