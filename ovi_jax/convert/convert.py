@@ -277,7 +277,7 @@ def place(name: str) -> tuple[str, str]:
   """A file, and the name below which its tensors lie: `FILE::KEY`."""
   if _KEY in name and not os.path.exists(name):
     path, _, key = name.rpartition(_KEY)
-    return path, key
+    return path, key.strip(".")
   return name, ""
 
 

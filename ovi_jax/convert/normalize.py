@@ -15,6 +15,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -366,10 +367,8 @@ def _choose(
   wanted = f"{key}." if key else ""
   names = [name for name in raw if name.startswith(wanted)]
   if not names:
-    raise ValueError(
-      f"{file.source}: expected tensors below '{untrusted.printable(key)}',"
-      " found none"
-    )
+    below = f" below '{untrusted.printable(key)}'" if key else ""
+    raise ValueError(f"{file.source}: expected tensors{below}, found none")
   hits = _hits(names, spelled)
   joined = [_join(found) for found in hits]
   tables = [len({ours for ours, _ in p.values()}) for p in spelled.parts]
@@ -473,9 +472,9 @@ class _Quantized:
       return None
     scale = self._span(names[0])
     rows = span.shape[:1]
-    fits = scale.shape in ((), (1,), rows) or (
-      scale.shape[:1] == rows and set(scale.shape[1:]) == {1}
-    )
+    one = math.prod(scale.shape) == 1 and len(scale.shape) <= len(span.shape)
+    a_row = scale.shape[:1] == rows and set(scale.shape[1:]) <= {1}
+    fits = one or a_row
     floating = jnp.issubdtype(scale.dtype, jnp.floating)
     if span.dtype not in _FP8:
       raise ValueError(

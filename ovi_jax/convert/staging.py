@@ -42,6 +42,8 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
       finally:
         shutil.rmtree(folder, ignore_errors=True)
   except OSError as error:
+    if str(error.filename).startswith(str(out / _STAGING)):
+      raise OSError(error.errno, error.strerror, str(out)) from error
     if error.errno in _NO_ROOM and error.filename is None:
       what = f"{error.strerror}; make room or write elsewhere"
       raise OSError(error.errno, what, str(out)) from error

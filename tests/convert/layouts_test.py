@@ -281,7 +281,7 @@ def test_two_towers_of_one_file_are_chosen_by_their_prefixes(tmp_path, weights):
   tensors = repacked.renamed(standin.tensors(FUSION), (r"_model\.", "."))
   path = repacked.save(tmp_path / "a.safetensors", tensors)
   refused(tmp_path / "no", "FILE::video,FILE::audio", fusion=str(path))
-  run(tmp_path / "out", fusion=f"{path}::video,{path}::audio")
+  run(tmp_path / "out", fusion=f"{path}::video,{path}::audio.")
   name = "fusion.safetensors"
   assert (tmp_path / "out" / name).read_bytes() == (weights / name).read_bytes()
 

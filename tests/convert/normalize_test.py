@@ -354,6 +354,17 @@ def test_scaled_fp8_is_multiplied_by_its_scales(
   assert any("scales applied" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_scale_of_any_number_of_axes(tmp_path, shape):
+  stored, wide = fp8_linears("scale_weight")
+  stored = {
+    n: t.reshape(shape) if n.endswith("scale_weight") else t
+    for n, t in stored.items()
+  }
+  path = repacked.save(tmp_path / "a.safetensors", stored)
+  assert_is_plain("fusion", normalized("fusion", path), wide)
+
+
 def test_the_product_is_rounded_once_to_the_dtype_of_the_row(monkeypatch):
   monkeypatch.setattr(normalize, "_PIECE", 50)  # a row at a time
   codes = np.arange(256, dtype=np.uint8).view(FP8).reshape(2, 128)[:, :126]

@@ -93,6 +93,7 @@ def test_the_lock_of_a_killed_process_does_not_stay(tmp_path):
     [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE
   )
   try:
+    assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     with (
       pytest.raises(ValueError, match="another process"),
@@ -156,8 +157,9 @@ def test_a_conversion_to_a_full_disk_names_it_and_leaves_no_part(
   tmp_path, release
 ):
   out = tmp_path / "out"
-  with limit(10_000), pytest.raises(OSError, match=str(out)):
+  with limit(10_000), pytest.raises(OSError, match="make room") as error:
     convert.convert(release, out, variant=None, sizes=SIZES, log=lambda _: None)
+  assert error.value.filename == str(out)
   assert not out.exists()
 
 
