@@ -8,6 +8,7 @@ from typing import Any
 from ovi_jax import untrusted
 from ovi_jax.convert import convert
 from ovi_jax.convert import download as downloads
+from ovi_jax.convert import reader
 from ovi_jax.convert import release as releases
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights_dir
@@ -104,10 +105,21 @@ def _is_converted(folder: pathlib.Path) -> bool:
 
 
 def _files(value: str) -> list[str]:
-  """The files that a flag names, with commas between."""
-  if pathlib.Path(value).exists():
-    return [value]
-  return [name for name in value.split(",") if name]
+  """The files that a flag names, with commas between, or in their names."""
+  parts = value.split(",")
+  files: list[str] = []
+  while parts:
+    ends = range(len(parts), 1, -1)
+    end = next((n for n in ends if _is_there(",".join(parts[:n]))), 1)
+    files.append(",".join(parts[:end]))
+    parts = parts[end:]
+  return [name for name in files if name]
+
+
+def _is_there(name: str) -> bool:
+  """Whether there is a FILE, or FILE::KEY, of that name."""
+  path, key = convert.place(name)
+  return "," not in key and reader.exists(path)
 
 
 def _tokenizer(value: str) -> pathlib.Path | None:

@@ -31,13 +31,13 @@ from ovi_jax.convert import normalize
 from ovi_jax.convert import reader
 from ovi_jax.convert import recognize
 from ovi_jax.convert import release as releases
+from ovi_jax.convert import staging
 from ovi_jax.convert import torch_file
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 
 Log = Callable[[str], None]
-_STAGING = ".converting"  # below the directory to write
 _KEY = "::"  # between a file and the name below which its tensors lie
 
 
@@ -97,32 +97,29 @@ def convert(
     found = tokenizer or _tokenizer(release, files.get("umt5", ()))
     _check_tokenizer(found)
     beside = _tokenizer_files(found.parent, release, tokenizer)
-  known = _Known.of(out, arch, variant, chosen)
-  new = not out.exists()
-  staging = out / _STAGING
-  try:
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-    staging.mkdir(parents=True)
+  with staging.staged(out) as staged:
+    known = _Known.of(out, arch, variant, chosen)
     digests = dict(known.digests)
     for component, (tensors, shapes) in opened.items():
-      digests[component] = _convert_one(component, tensors, shapes, out, log)
+      digests[component] = _convert_one(
+        component, tensors, shapes, out, staged, log
+      )
     for name, path in beside.items():
-      shutil.copyfile(path, staging / name)
-    _move(staging, out, tokenizer="umt5" in chosen)
-  finally:
-    shutil.rmtree(staging, ignore_errors=True)
-    if new and out.is_dir() and not any(out.iterdir()):
-      out.rmdir()
-  if (out / weights_dir.TOKENIZER).is_file():
-    digests["tokenizer"] = weights_dir.digest_of(out / weights_dir.TOKENIZER)
-  manifest = weights_dir.Manifest(
-    variant=variant,
-    sizes=dict(sizes),
-    digests=digests,
-    version=ovi_jax.__version__,
-    sampling=known.sampling,
-  )
-  manifest.save(out)
+      shutil.copyfile(path, staged / name)
+    file = (staged if beside else out) / weights_dir.TOKENIZER
+    if file.is_file():
+      digests["tokenizer"] = weights_dir.digest_of(file)
+    manifest = weights_dir.Manifest(
+      variant=variant,
+      sizes=dict(sizes),
+      digests=digests,
+      version=ovi_jax.__version__,
+      sampling=known.sampling,
+    )
+    manifest.save(staged)
+    # No file of another tokenizer stays.
+    stale = weights_dir.TOKENIZER_FILES if beside else ()
+    staging.move(staged, out, weights_dir.MANIFEST, stale)
   return manifest
 
 
@@ -134,32 +131,27 @@ def _convert_one(
   tensors: normalize.Normalized,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   out: pathlib.Path,
+  staged: pathlib.Path,
   log: Log,
 ) -> str:
   """Write one component beside the one in `out`; returns its digest."""
   path = weights_dir.component_file(out, component)
   for note in tensors.notes:
     log(f"{component}: {note}")
-  if content := _written(path, tensors, shapes):
-    log(f"{component}: {path} was made of the same tensors, it stays")
-    return content
-  staged = weights_dir.component_file(out / _STAGING, component)
   try:
-    content = _write(staged, tensors, shapes)
+    if content := _written(path, tensors, shapes):
+      log(f"{component}: {path} was made of the same tensors, it stays")
+      return content
+    content = _write(
+      weights_dir.component_file(staged, component), tensors, shapes
+    )
+  except mapping.FoldError as error:
+    file = tensors.tensors[error.name].span.path
+    raise ValueError(f"{component}: {file}: {error}") from error
   except ValueError as error:
-    raise ValueError(f"{component}: {tensors.source}: {error}") from error
+    raise ValueError(f"{component}: {error}") from error
   log(f"{component}: {len(tensors.shapes)} tensors -> {path}")
   return content
-
-
-def _move(staging: pathlib.Path, out: pathlib.Path, tokenizer: bool) -> None:
-  """Put new files in the place of old ones: renames alone, in a moment."""
-  staged = sorted(p.name for p in staging.iterdir())
-  for name in staged:
-    os.replace(staging / name, out / name)
-  if tokenizer:  # no file of another one stays
-    for name in set(weights_dir.TOKENIZER_FILES) - set(staged):
-      (out / name).unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,7 +248,7 @@ def _open_one(
   if release is not None:
     places = [(str(release / source.file), "")]
   else:
-    places = [_place(name) for name in named]
+    places = [place(name) for name in named]
   opened = [reader.open_tensors(path) for path, _ in places]
   try:
     tensors = normalize.normalize(
@@ -281,11 +273,11 @@ def _open_one(
   return tensors, _typed(tensors, ours)
 
 
-def _place(name: str) -> tuple[str, str]:
-  """A file, and the name below which its tensors lie."""
-  if _KEY in name and not pathlib.Path(name).exists():
+def place(name: str) -> tuple[str, str]:
+  """A file, and the name below which its tensors lie: `FILE::KEY`."""
+  if _KEY in name and not os.path.exists(name):
     path, _, key = name.rpartition(_KEY)
-    return path, key
+    return path, key.strip(".")
   return name, ""
 
 
@@ -303,8 +295,10 @@ def _misfits(
     for name in itertools.chain.from_iterable(map(row.names, row.indices)):
       dtype = tensors.dtypes.get(name, np.dtype(np.float32))
       if not jnp.issubdtype(dtype, jnp.floating):
-        integers.append(f"expected floating point, {name} is {dtype}")
-  problems += mapping.shortened(integers)
+        integers.append(f"{name} is {dtype}")
+  if integers:
+    more = f" (and {len(integers) - 1} more)" if len(integers) > 1 else ""
+    problems.append(f"expected floating point, {integers[0]}{more}")
   return problems or mapping.shortened(_other_constants(tensors))
 
 
@@ -313,8 +307,9 @@ def _other_constants(tensors: normalize.Normalized) -> list[str]:
   problems: list[str] = []
   for row in tensors.rows:
     if row.ours is None:
+      found = [tensors.read(name) for name in row.names(None)]
       try:
-        row.op.to_ours(*(tensors.read(n) for n in row.names(None)))
+        row.op.to_ours(*found)
       except ValueError as error:
         problems.append(str(error))
   return problems
@@ -386,7 +381,7 @@ def _tokenizer(
   if release is not None:
     tried.append(release / releases.TOKENIZER / weights_dir.TOKENIZER)
   for name in named:
-    folder = pathlib.Path(_place(name)[0]).parent
+    folder = pathlib.Path(place(name)[0]).parent
     for below in ("", "tokenizer", "google/umt5-xxl", "../tokenizer"):
       tried.append(folder / below / weights_dir.TOKENIZER)
   for path in tried:
@@ -427,28 +422,31 @@ def export(
     log: called with a line for each component.
 
   Raises:
-    ValueError: `source` is no directory of our weights or lacks a component.
+    ValueError: `source` is no directory of our weights or lacks a component, or
+      another process writes to `release`.
+    OSError: nothing can be written; `release` is then as it was.
   """
   known = weights_dir.read(source, needs=()).digests
   present = (c for c in architecture.COMPONENTS if c in known)
   chosen = tuple(components or present)
   manifest = weights_dir.read(source, needs=chosen)
-  for component in chosen:
-    target = releases.target(component, manifest.variant)
-    path = release / target.file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = weights_dir.component_file(source, component)
-    rows = target.rows(manifest.architecture.config(component))
-    _save(path, rows, stored, target.key)
-    log(f"{component} -> {path}")
-  if "umt5" in chosen:
-    folder = release / releases.TOKENIZER
-    folder.mkdir(parents=True, exist_ok=True)
-    files = _tokenizer_files(source)
-    for name in weights_dir.TOKENIZER_FILES:  # no file of another one stays
-      (folder / name).unlink(missing_ok=True)
-    for name, path in files.items():
-      shutil.copyfile(path, folder / name)
+  beside = _tokenizer_files(source) if "umt5" in chosen else {}
+  tokenizer = pathlib.Path(releases.TOKENIZER)
+  with staging.staged(release) as staged:
+    for component in chosen:
+      target = releases.target(component, manifest.variant)
+      path = staged / target.file
+      path.parent.mkdir(parents=True, exist_ok=True)
+      stored = weights_dir.component_file(source, component)
+      rows = target.rows(manifest.architecture.config(component))
+      _save(path, rows, stored, target.key)
+      log(f"{component} -> {release / target.file}")
+    for name, path in beside.items():
+      (staged / tokenizer).mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(path, staged / tokenizer / name)
+    # No file of another tokenizer stays.
+    stale = weights_dir.TOKENIZER_FILES if beside else ()
+    staging.move(staged, release, stale=[str(tokenizer / n) for n in stale])
 
 
 def _tokenizer_files(

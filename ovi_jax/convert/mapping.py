@@ -25,6 +25,18 @@ Shape = tuple[int, ...]
 _LISTED = 10  # misfits in a message
 
 
+class FoldError(ValueError):
+  """Tensors of which no parameter can be made.
+
+  Attributes:
+    name: of the tensor in the release.
+  """
+
+  def __init__(self, name: str, reason: str):
+    super().__init__(f"{name}: {reason}")
+    self.name = name
+
+
 class Op(Protocol):
   """How the tensors of one row become one parameter, and back."""
 
@@ -137,17 +149,28 @@ def check(
       problems += [f"tensor missing from the file: {n}" for n in absent]
       if not absent:
         problems += _misshapen(row, index, torch_shapes, our_shapes)
-  for name in sorted(torch_shapes.keys() - seen_torch):
-    shown = untrusted.printable(name)
-    problems.append(f"tensor unknown to the table: {shown}{torch_shapes[name]}")
+  unknown = [
+    f"tensor unknown to the table: {untrusted.printable(name)}"
+    f"{torch_shapes[name]}"
+    for name in sorted(torch_shapes.keys() - seen_torch)
+  ]
   for path in sorted(our_shapes.keys() - seen_ours):
     problems.append(f"parameter no row sets: {path}{our_shapes[path]}")
-  if problems:
+  if not problems and unknown:
     raise ValueError(
-      f"{len(problems)} tensors do not fit the architecture (another variant"
-      " or other sizes? give the sizes with --arch):\n  "
-      + "\n  ".join(shortened(problems))
+      _misfit(", which is complete without; remove what is too many", unknown)
     )
+  if problems:
+    hint = " (another variant or other sizes? give the sizes with --arch)"
+    raise ValueError(_misfit(hint, [*problems, *unknown]))
+
+
+def _misfit(hint: str, problems: Sequence[str]) -> str:
+  """A message of one line for one problem, of a summary and ten for more."""
+  if len(problems) == 1:
+    return f"1 tensor does not fit the architecture{hint}: {problems[0]}"
+  what = f"{len(problems)} tensors do not fit the architecture{hint}:"
+  return "\n  ".join([what, *shortened(problems)])
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
@@ -195,7 +218,7 @@ def to_ours(
       try:
         array = row.op.to_ours(*tensors)
       except ValueError as error:
-        raise ValueError(f"{names[-1]}: {error}") from error
+        raise FoldError(names[-1], str(error)) from error
       if row.ours is not None:
         yield row.ours, index, array
 

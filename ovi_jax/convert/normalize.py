@@ -14,6 +14,9 @@ or one a row. (Names of scales: ComfyUI's `scaled_fp8` files and their successor
 import collections
 import dataclasses
 import functools
+import itertools
+import math
+import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -28,13 +31,25 @@ from ovi_jax.convert import mapping
 from ovi_jax.convert.dialects import Dialect
 from ovi_jax.pretrained import tensor_file
 
-# Parts that wrappers of modules put in the middle of names.
-_WRAPPERS = (
-  "_orig_mod.",
-  "_fsdp_wrapped_module.",
-  "_checkpoint_wrapped_module.",
+# Parts that wrappers of modules put in the middle of names: torch.compile,
+# FSDP, activation checkpointing, Fabric, PEFT.
+_WRAPPERS = {
+  "_orig_mod",
+  "_fsdp_wrapped_module",
+  "_fpw_module",
+  "_checkpoint_wrapped_module",
+  "_forward_module",
+  "base_layer",
+}
+# DDP's and DeepSpeed's; at the beginning of names it is a prefix like others.
+_INNER_WRAPPERS = {*_WRAPPERS, "module"}
+# Names of tensors that adapters add to a model.
+ADAPTER = re.compile(
+  r"(?:^|[._])(?:lora_(?:[AB]|up|down|mid|magnitude_vector|embedding_[AB])"
+  r"|lora[AB]|lora\.(?:up|down)|dora_scale|hada_[tw][12]\w*|lokr_\w+|oft_\w+"
+  r"|modules_to_save)(?:\.|$)|\.diff(?:_[bm])?$"
 )
-_DEPTH = 8  # most names in a prefix
+_PREFIXES = 8  # most in one file
 _PIECE = 2**22  # numbers handled at once
 _FP8 = {np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)}
 _FP8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
@@ -208,6 +223,7 @@ class _Spelled:
     parts: (names -> the table's name and the dialect), for the whole table
       and for each tower without its prefix.
     dialects: as given.
+    depth: most names between dots in any of them.
   """
 
   def __init__(
@@ -229,6 +245,8 @@ class _Spelled:
           for other in dialect.names(name.removeprefix(prefix)):
             part.setdefault(other, (name, dialect.name))
       self.parts.append(part)
+    spelled = (name for part in self.parts for name in part)
+    self.depth = max((name.count(".") + 1 for name in spelled), default=1)
 
   def ignores(self, name: str) -> bool:
     return any(d.ignores(name) for d in self.dialects)
@@ -257,16 +275,23 @@ def _part(file: tensor_file.TensorFile, spelled: _Spelled, key: str) -> _Part:
   raw = {_unwrapped(name): name for name in file.spans}
   if len(raw) != len(file.spans):  # wrapped and bare: leave them alone
     raw = {name: name for name in file.spans}
-  names, prefix = _choose(file, raw, spelled, key)
-  below = {n[len(prefix) :]: n for n in raw if n.startswith(prefix)}
-  outside = [n for n in raw if not n.startswith(prefix)]
+  names, prefixes = _choose(file, raw, spelled, key)
+  below: dict[str, str] = {}
+  outside: list[str] = []
+  for full in raw:
+    prefix = next((p for p in prefixes if full.startswith(p)), None)
+    if prefix is None:
+      outside.append(full)
+    else:
+      name = full[len(prefix) :]
+      below[full if name in below else name] = full
   placed: dict[str, list[str]] = {}
   dialects: collections.Counter[str] = collections.Counter()
   for other, (name, dialect) in names.items():
     if other in below:
       placed.setdefault(name, []).append(below[other])
       dialects.update([dialect] if dialect else ())
-  quantized = _Quantized(file, raw, prefix)
+  quantized = _Quantized(file, raw, prefixes)
   tensors: dict[str, Tensor] = {}
   taken: set[str] = set()
   for name, (first, *copies) in placed.items():
@@ -289,21 +314,42 @@ def _part(file: tensor_file.TensorFile, spelled: _Spelled, key: str) -> _Part:
       notes.append(f"{file.source}: '{shown}' has no elements, it is ignored")
       continue
     tensors[name] = Tensor(name=raw[full], span=span, dtype=span.dtype)
+  _check_adapters(file, [tensors[n].name for n in tensors if n not in placed])
   if outside := [n for n in outside if n != _MARKER]:
     tops = sorted({n.split(".")[0] for n in outside})
     shown = untrusted.printable(", ".join(tops[:5]))
     notes.append(
       f"{file.source}: {len(outside)} tensors outside"
-      f" '{untrusted.printable(prefix)}' are not used ({shown})"
+      f" '{untrusted.printable(prefixes[-1])}' are not used ({shown})"
     )
   quantized.check(tensors.keys() - placed.keys(), taken)
   return _Part(tensors=tensors, notes=notes, dialects=dialects)
 
 
+def _check_adapters(
+  file: tensor_file.TensorFile, unknown: Sequence[str]
+) -> None:
+  """Refuse adapters beside the weights that they change.
+
+  Raises:
+    ValueError: counts them and names the first.
+  """
+  if adapters := [n for n in unknown if ADAPTER.search(n)]:
+    raise ValueError(
+      f"{file.source}: {len(adapters)} tensors of adapters (such as LoRA) lie"
+      f" beside the weights, the first is '{untrusted.printable(adapters[0])}';"
+      " merge them into the weights (PEFT: merge_and_unload) and save the model"
+      " again"
+    )
+
+
 def _unwrapped(name: str) -> str:
-  for wrapper in _WRAPPERS:
-    name = name.replace(wrapper, "")
-  return name
+  first, *rest = name.split(".")
+  kept = [part for part in rest if part not in _INNER_WRAPPERS]
+  return ".".join(kept if first in _WRAPPERS else [first, *kept])
+
+
+Places = dict[str, list[str]]  # the table's name -> names of a file
 
 
 def _choose(
@@ -311,52 +357,88 @@ def _choose(
   raw: Mapping[str, str],
   spelled: _Spelled,
   key: str,
-) -> tuple[dict[str, tuple[str, str]], str]:
-  """The names and the prefix that fit most tensors of a file.
+) -> tuple[dict[str, tuple[str, str]], list[str]]:
+  """The names and the prefixes, longest first, that fit most tensors of a file.
 
   Raises:
     OtherModelError: none fits.
     ValueError: several fit other tensors just as well.
   """
   wanted = f"{key}." if key else ""
-  hits: dict[tuple[int, str], dict[str, str]] = {}
-  for name in raw:
-    if not name.startswith(wanted):
-      continue
-    at = 0
-    for _ in range(_DEPTH):
-      for part, names in enumerate(spelled.parts):
-        if name[at:] in names:
-          ours, _ = names[name[at:]]
-          hits.setdefault((part, name[:at]), {})[ours] = name
-      at = name.find(".", at) + 1
-      if not at:
-        break
-  size = sum(name.startswith(wanted) for name in raw)
-  if not size:
-    raise ValueError(
-      f"{file.source}: expected tensors below '{untrusted.printable(key)}',"
-      " found none"
-    )
+  names = [name for name in raw if name.startswith(wanted)]
+  if not names:
+    below = f" below '{untrusted.printable(key)}'" if key else ""
+    raise ValueError(f"{file.source}: expected tensors{below}, found none")
+  hits = _hits(names, spelled)
+  joined = [_join(found) for found in hits]
   tables = [len({ours for ours, _ in p.values()}) for p in spelled.parts]
-  if not any(2 * len(hits[k]) >= min(size, tables[k[0]]) for k in hits):
+  if not any(
+    places and 2 * len(places) >= min(len(names), table)
+    for (_, places), table in zip(joined, tables, strict=True)
+  ):
     raise OtherModelError(
-      f"{file.source}: few of its {size} tensors have names of this component"
+      f"{file.source}: few of its {len(names)} tensors have names of this"
+      " component"
     )
-  most = max(map(len, hits.values()))
-  best = [k for k, found in hits.items() if len(found) == most]
-  sets = {frozenset(hits[k].values()) for k in best}
-  if len(sets) > 1:
-    places = ", ".join(
+  part = max(range(len(joined)), key=lambda n: len(joined[n][1]))
+  prefixes, places = joined[part]
+  chosen = set(itertools.chain.from_iterable(places.values()))
+  rivals = {
+    prefix
+    for found in hits
+    for prefix, other in found.items()
+    if len(other) == len(places)
+    and not chosen.issuperset(itertools.chain.from_iterable(other.values()))
+  }
+  if rivals:
+    sets = sorted(rivals | {prefixes[-1]})
+    listed = ", ".join(
       untrusted.printable(prefix.rstrip(".") or "(no prefix)")
-      for prefix in sorted(prefix for _, prefix in best)[:5]
+      for prefix in sets[:5]
     )
     raise ValueError(
-      f"{file.source} holds {len(best)} sets of these tensors, under {places};"
+      f"{file.source} holds {len(sets)} sets of these tensors, under {listed};"
       " choose one, as in FILE::ema"
     )
-  part, prefix = min(best, key=lambda k: (k[0], len(k[1])))
-  return spelled.parts[part], prefix
+  return spelled.parts[part], prefixes
+
+
+def _hits(names: Iterable[str], spelled: _Spelled) -> list[dict[str, Places]]:
+  """For each part of the table: prefix -> the tensors that lie under it."""
+  hits: list[dict[str, Places]] = [{} for _ in spelled.parts]
+  for full in names:
+    at = len(full)
+    for _ in range(spelled.depth):  # however long the prefix is
+      at = full.rfind(".", 0, max(0, at - 1)) + 1
+      for found, part in zip(hits, spelled.parts, strict=True):
+        if full[at:] in part:
+          ours, _ = part[full[at:]]
+          found.setdefault(full[:at], {}).setdefault(ours, []).append(full)
+      if not at:
+        break
+  return hits
+
+
+def _join(found: Mapping[str, Places]) -> tuple[list[str], Places]:
+  """The prefix of most tensors, and those around or within it with the rest.
+
+  Some tensors of a file may have a prefix and others none.
+  """
+
+  def size(prefix: str) -> tuple[int, int, int, str]:
+    places = found[prefix]
+    return len(places), sum(map(len, places.values())), -len(prefix), prefix
+
+  prefixes: list[str] = []
+  joined: Places = {}
+  for prefix in sorted(found, key=size, reverse=True):
+    nested = any(p.startswith(prefix) or prefix.startswith(p) for p in prefixes)
+    if not prefixes or (nested and joined.keys().isdisjoint(found[prefix])):
+      prefixes.append(prefix)
+      joined |= found[prefix]
+    if len(prefixes) == _PREFIXES:
+      break
+  return sorted(prefixes, key=len, reverse=True), joined
 
 
 class _Quantized:
@@ -366,9 +448,10 @@ class _Quantized:
     self,
     file: tensor_file.TensorFile,
     raw: Mapping[str, str],
-    prefix: str,
+    prefixes: Sequence[str],
   ):
-    self._file, self._raw, self._prefix = file, raw, prefix
+    self._file, self._raw = file, raw
+    self._markers = {_MARKER, *(f"{prefix}{_MARKER}" for prefix in prefixes)}
     self._unscaled: list[str] = []
 
   def _span(self, name: str) -> tensor_file.Span:
@@ -389,11 +472,17 @@ class _Quantized:
       return None
     scale = self._span(names[0])
     rows = span.shape[:1]
-    fits = scale.shape in ((), (1,), rows) or (
-      scale.shape[:1] == rows and set(scale.shape[1:]) == {1}
-    )
+    one = math.prod(scale.shape) == 1 and len(scale.shape) <= len(span.shape)
+    a_row = scale.shape[:1] == rows and set(scale.shape[1:]) <= {1}
+    fits = one or a_row
     floating = jnp.issubdtype(scale.dtype, jnp.floating)
-    if len(names) > 1 or span.dtype not in _FP8 or not fits or not floating:
+    if span.dtype not in _FP8:
+      raise ValueError(
+        f"{self._file.source}: '{untrusted.printable(self._raw[weight])}' is"
+        f" {span.dtype} with a scale ('{names[0].rpartition('.')[2]}'); scales"
+        " are read beside 8-bit floating point alone: give the 16-bit file"
+      )
+    if len(names) > 1 or not fits or not floating:
       raise ValueError(
         f"{self._file.source}: scaled fp8: expected one scale, of one number or"
         f" one a row, for an 8-bit weight; '{untrusted.printable(names[0])}' is"
@@ -403,7 +492,7 @@ class _Quantized:
 
   def explains(self, name: str) -> bool:
     """Whether a tensor describes 8-bit weights, and is no weight itself."""
-    if name in (_MARKER, f"{self._prefix}{_MARKER}"):
+    if name in self._markers:
       return True
     layer, _, last = name.rpartition(".")
     known = last in (*_SCALES, *_UNUSED)
@@ -430,8 +519,7 @@ class _Quantized:
         f"{self._file.source}: scaled fp8 with {len(strange)} unknown keys:"
         f" {listed}; known are {', '.join(_SCALES)}"
       )
-    marked = {_MARKER, f"{self._prefix}{_MARKER}"} & self._raw.keys()
-    if marked and self._unscaled:
+    if self._markers & self._raw.keys() and self._unscaled:
       raise ValueError(
         f"{self._file.source}: scaled fp8: {len(self._unscaled)} weights have"
         f" no scale, such as '{untrusted.printable(self._unscaled[0])}'"

@@ -26,6 +26,7 @@ from ovi_jax.pretrained import tensor_file
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _INDEX = ".index.json"
+_DISTRIBUTED = ".distcp"  # of torch.distributed.checkpoint
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(\..*)")
 _LISTED = 5  # names in a message
 _SAFETENSORS, _TORCH, _JSON = "safetensors", "torch", "json"
@@ -153,6 +154,12 @@ def _within(path: pathlib.Path) -> pathlib.Path:
   if not path.is_dir():
     return path
   files = sorted(p for p in path.iterdir() if p.is_file())
+  if any(p.suffix == _DISTRIBUTED for p in files):
+    raise ValueError(
+      f"{path}: expected weights, found a checkpoint that is sharded over"
+      " processes; join it with `python -m"
+      " torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE`"
+    )
   indices = [p for p in files if p.name.endswith(_INDEX)]
   weights = [p for p in files if p.suffix in _SUFFIXES]
   sets = {
@@ -167,6 +174,11 @@ def _within(path: pathlib.Path) -> pathlib.Path:
     f"expected one file of weights in {path}, found"
     f" {len(indices) or len(sets)}; name the file"
   )
+
+
+def exists(path: str) -> bool:
+  """Whether a path, or a pattern, is that of any file."""
+  return os.path.exists(path) or bool(glob.has_magic(path) and glob.glob(path))
 
 
 def _matches(path: pathlib.Path) -> list[pathlib.Path]:

@@ -22,12 +22,15 @@ _QUANTIZED = (
 )
 # What most names of a file match -> what the file is.
 _KINDS = {
-  r"lora_(?:[AB]|up|down|mid)\b|\.lora\.|\.diff(?:_[bm])?$|hada_w|lokr_": (
+  normalize.ADAPTER.pattern: (
     "a LoRA file: it changes a model and is none; give the model's own file"
   ),
   _QUANTIZED: "weights quantized by another tool; give the 16-bit file",
   r"(?:exp_avg|exp_avg_sq|fp32_flat_groups|optimizer)\b": (
     "an optimizer's state; give the file of the model"
+  ),
+  r"(?:^|\.)_?flat_param(?:_\d+)?$": (
+    "FSDP's flattened shards; gather the full state dict before saving"
   ),
   r"(?:down|up)samples\.\d+\.(?:residual|resample|shortcut|time_conv)\b": (
     "the video VAE of Wan 2.1 (16 channels); Ovi needs that of Wan 2.2"

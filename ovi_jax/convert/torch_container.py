@@ -92,6 +92,11 @@ def _entries(file: io.FileIO) -> Places:
     raise ValueError(
       f"the zip directory is damaged ({error}): cut off? fetch it again"
     ) from error
+  if any(info.filename.endswith("/constants.pkl") for info in infos):
+    raise ValueError(
+      "expected tensors, found a TorchScript program; give the file of the"
+      " model's state_dict()"
+    )
   places: Places = {}
   for info in infos:
     name = info.filename

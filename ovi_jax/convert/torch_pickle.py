@@ -79,13 +79,22 @@ _SETS = {
   for module in ("builtins", "__builtin__")
   for name in ("set", "frozenset")
 }
+# Tensors that carry attributes, as `torch.nn.Buffer` does.
+_TENSOR_TYPES = {
+  "torch.Tensor",
+  "torch.nn.parameter.Buffer",
+  "torch.nn.parameter.Parameter",
+}
 _CALLS = (
   _SETS
   | _INERT
+  | _TENSOR_TYPES
   | {
     "collections.Counter",
     "collections.OrderedDict",
     "torch.Size",
+    "torch._tensor._rebuild_from_type_v2",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor",
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
     "torch._utils._rebuild_tensor",
@@ -93,6 +102,39 @@ _CALLS = (
     "torch._utils._rebuild_tensor_v3",
   }
 )
+
+# Beginning of a name -> what it is of, and what to do.
+_REFUSED = {
+  "torch._utils._rebuild_sparse": "a sparse tensor; save it with .to_dense()",
+  "torch._utils._rebuild_meta": (
+    "a tensor on the meta device, which has no numbers; save the model after"
+    " its weights are loaded"
+  ),
+  "torch.nn.parameter.Uninitialized": (
+    "a parameter that has no numbers yet; save the model after its first use"
+  ),
+  "torch._utils._rebuild_qtensor": "a quantized tensor; give the 16-bit file",
+  "torch.Q": "a quantized tensor; give the 16-bit file",
+  "torch._utils._rebuild_nested": "a nested tensor, expected a plain one",
+  "torch._utils._rebuild_wrapper_subclass": (
+    "a tensor subclass, expected a plain tensor"
+  ),
+  "torch._utils._rebuild_device_tensor_from_numpy": (
+    "a tensor of another device; save it with .cpu()"
+  ),
+  "torch.distributed.": (
+    "a tensor that is sharded over processes; gather the full state dict"
+    " before saving"
+  ),
+  **dict.fromkeys(
+    ("torch.float", "torch.complex", "torch.bits"),
+    "numbers in a format that is not read; save it with .bfloat16()",
+  ),
+  **dict.fromkeys(
+    ("torchao.", "optimum.quanto.", "bitsandbytes.", "torch.ao."),
+    "weights quantized by another tool; give the 16-bit file",
+  ),
+}
 
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
 _NUMBERS = {b"J": "<i", b"K": "<B", b"M": "<H", b"G": ">d"}
@@ -188,6 +230,11 @@ class _Machine:
         f"expected a {expected.__name__}, found a {type(value).__name__}"
       )
     return value
+
+  def last_text(self) -> str:
+    """The last text on the stack: a tensor's name while it is made."""
+    values = (v for frame in reversed(self.frames) for v in reversed(frame))
+    return next((v for v in values if type(v) is str), "")
 
   def pop_frame(self) -> list[Any]:
     """The values since the last mark."""
@@ -302,10 +349,10 @@ def _torch(machine: _Machine, code: bytes) -> None:
   """Carry out an instruction that makes an object, if it is one of torch's."""
   if code == b"c":
     module, name = machine.line(), machine.line()
-    machine.push(_find(f"{module}.{name}"))
+    machine.push(_find(f"{module}.{name}", machine))
   elif code == b"\x93":
     name, module = machine.pop(str), machine.pop(str)
-    machine.push(_find(f"{module}.{name}"))
+    machine.push(_find(f"{module}.{name}", machine))
   elif code == b"Q":
     storage = _storage(machine.pop(tuple))
     first = machine.storages.setdefault(storage.key, storage)
@@ -327,15 +374,21 @@ def _torch(machine: _Machine, code: bytes) -> None:
     )
 
 
-def _find(name: str) -> _Global | np.dtype:
+def _find(name: str, machine: _Machine) -> _Global | np.dtype:
   """The inert stand-in for what the pickle names."""
   if name in _CALLS or name in STORAGES or name == UNTYPED:
     return _Global(name=name)
   if name.removeprefix("torch.") in DTYPES and name.startswith("torch."):
     return DTYPES[name.removeprefix("torch.")]
+  at = f" at {key!r:.{_NAME_LIMIT}}" if (key := machine.last_text()) else ""
+  what = next((w for n, w in _REFUSED.items() if name.startswith(n)), None)
   raise ValueError(
-    f"refused: {name!r:.{_NAME_LIMIT}}; only tensors, numbers, text and plain"
-    " containers are read. Save the bare state_dict() with torch.save"
+    f"refused: {name!r:.{_NAME_LIMIT}}{at}; "
+    + (
+      what
+      or "only tensors, numbers, text and plain containers are read. Save the"
+      " bare state_dict() with torch.save"
+    )
   )
 
 
@@ -382,6 +435,12 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
       type(arguments[0]) is Tensor
     ):
       return arguments[0]
+    case "torch._utils._rebuild_device_tensor_from_cpu_tensor", 4 if (
+      type(arguments[0]) is Tensor
+    ):
+      return arguments[0]
+    case "torch._tensor._rebuild_from_type_v2", 4:
+      return _typed(*arguments[:3])
     case "torch._utils._rebuild_tensor", 4:
       return _tensor(arguments, None)
     case "torch._utils._rebuild_tensor_v2", 6:
@@ -395,6 +454,20 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
   raise ValueError(
     f"refused: {name} with {len(arguments)} arguments of its kind"
   )
+
+
+def _typed(rebuild: Any, kind: Any, arguments: Any) -> Tensor:
+  """A tensor that carries attributes: (function, type, arguments, …)."""
+  plain = (
+    type(rebuild) is _Global
+    and rebuild.name.startswith("torch._utils._rebuild")
+    and type(kind) is _Global
+    and kind.name in _TENSOR_TYPES
+    and type(arguments) is tuple
+  )
+  if not plain:
+    raise ValueError("refused: expected a tensor with attributes, found others")
+  return _call(rebuild.name, arguments)
 
 
 def _tensor(arguments: tuple[Any, ...], dtype: Any) -> Tensor:

@@ -20,28 +20,33 @@ _LINEARS = {
 }
 _NORMS = {"norm1": "attention_norm", "norm2": "feed_forward_norm"}
 
-_BLOCK = "encoder.block.{i}.layer"
-# The encoder of the Transformers library, which ComfyUI's files follow.
+_BLOCK = "block.{i}.layer"
+_TRANSFORMERS = (
+  ("token_embedding.weight", "embed_tokens.weight"),
+  ("norm.weight", "final_layer_norm.weight"),
+  ("blocks.{i}.norm1.weight", f"{_BLOCK}.0.layer_norm.weight"),
+  ("blocks.{i}.norm2.weight", f"{_BLOCK}.1.layer_norm.weight"),
+  ("blocks.{i}.attn.{p}.weight", f"{_BLOCK}.0.SelfAttention.{{p}}.weight"),
+  (
+    "blocks.{i}.pos_embedding.embedding.weight",
+    f"{_BLOCK}.0.SelfAttention.relative_attention_bias.weight",
+  ),
+  ("blocks.{i}.ffn.gate.0.weight", f"{_BLOCK}.1.DenseReluDense.wi_0.weight"),
+  ("blocks.{i}.ffn.fc1.weight", f"{_BLOCK}.1.DenseReluDense.wi_1.weight"),
+  ("blocks.{i}.ffn.fc2.weight", f"{_BLOCK}.1.DenseReluDense.wo.weight"),
+)
+# The encoder of the Transformers library, which ComfyUI's files follow; its
+# stack of blocks alone lacks the prefix.
 DIALECTS = (
   Dialect(
     name="transformers",
     patterns=(
       ("token_embedding.weight", "shared.weight"),
-      ("token_embedding.weight", "encoder.embed_tokens.weight"),
-      ("norm.weight", "encoder.final_layer_norm.weight"),
-      ("blocks.{i}.norm1.weight", f"{_BLOCK}.0.layer_norm.weight"),
-      ("blocks.{i}.norm2.weight", f"{_BLOCK}.1.layer_norm.weight"),
-      ("blocks.{i}.attn.{p}.weight", f"{_BLOCK}.0.SelfAttention.{{p}}.weight"),
-      (
-        "blocks.{i}.pos_embedding.embedding.weight",
-        f"{_BLOCK}.0.SelfAttention.relative_attention_bias.weight",
+      *(
+        (ours, f"{prefix}{theirs}")
+        for prefix in ("encoder.", "")
+        for ours, theirs in _TRANSFORMERS
       ),
-      (
-        "blocks.{i}.ffn.gate.0.weight",
-        f"{_BLOCK}.1.DenseReluDense.wi_0.weight",
-      ),
-      ("blocks.{i}.ffn.fc1.weight", f"{_BLOCK}.1.DenseReluDense.wi_1.weight"),
-      ("blocks.{i}.ffn.fc2.weight", f"{_BLOCK}.1.DenseReluDense.wo.weight"),
     ),
     ignored=("decoder.{rest}", "lm_head.weight", "spiece_model"),
   ),

@@ -38,6 +38,26 @@ def test_unknown_and_missing_on_both_sides():
   assert "parameter no row sets: more(1,)" in message
 
 
+@pytest.mark.parametrize("name", ["freqs", "blocks.0.lora", "odd\x1b"])
+def test_one_stray_tensor_is_one_line(name):
+  message = problems(ROWS, TORCH | {name: (1024, 64)})
+  assert message.startswith("1 tensor does not fit the architecture, which is")
+  assert message.isprintable() and "--arch" not in message
+  assert f"unknown to the table: {name[:3]}" in message
+
+
+def test_stray_tensors_of_a_complete_model_are_said_to_be_too_many():
+  message = problems(ROWS, TORCH | {"odd": (1,), "other": (2,)})
+  assert message.startswith("2 tensors do not fit the architecture, which is")
+  assert "complete without; remove" in message and "--arch" not in message
+
+
+def test_one_missing_tensor_is_one_line():
+  message = problems(ROWS[1:], {}, {"bias": (4,)})
+  assert "1 tensor does not fit" in message and "--arch" in message
+  assert "\n" not in message
+
+
 def test_twice():
   message = problems([*ROWS, Row("bias", "bias")])
   assert "parameter set twice: bias" in message

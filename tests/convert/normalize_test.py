@@ -27,6 +27,7 @@ DIALECTS = {
   "umt5": (
     repacked.unchanged,
     repacked.transformers,
+    repacked.transformers_stack,
     repacked.comfy_t5,
     repacked.whole_t5,
   ),
@@ -47,6 +48,7 @@ PREFIXES = (
   "model.diffusion_model.",
   "module._orig_mod.model.",
   "somebody.s.own.",
+  "a.b.c.d.e.f.g.h.i.j.k.",
 )
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -157,6 +159,62 @@ def test_modules_that_were_compiled_or_sharded(tmp_path, component):
   tensors = repacked.compiled(standin.tensors(FILES[component]))
   path = repacked.save(tmp_path / "a.pt", tensors, "app")
   assert_is_plain(component, normalized(component, path))
+
+
+@pytest.mark.parametrize("component", DIALECTS)
+@pytest.mark.parametrize(
+  "wrap", [repacked.peft, repacked.half_prefixed, repacked.parallel_towers]
+)
+def test_modules_wrapped_in_part(tmp_path, component, wrap):
+  tensors = wrap(standin.tensors(FILES[component]))
+  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  assert_is_plain(component, normalized(component, path))
+
+
+def test_a_set_of_which_half_the_names_are_prefixed_can_be_chosen(tmp_path):
+  plain = standin.tensors(FILES["audio_vae"])
+  tensors = plain | repacked.prefixed("ema.")(repacked.half_prefixed(plain))
+  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  assert_is_plain("audio_vae", normalized("audio_vae", path, keys=["ema"]))
+
+
+@pytest.mark.parametrize(
+  "adapter",
+  [
+    "base_model.model.blocks.0.attn.q.lora_A.default.weight",
+    "blocks.0.attn.q.lora_B.weight",
+    "blocks.0.attn.q.lora_down.weight",
+    "blocks.0.attn.q.lora.up.weight",
+    "blocks.0.attn.q.lora_magnitude_vector",
+    "lora_unet_blocks_0_attn_q.lora_up.weight",
+    "blocks.0.attn.q.hada_w1_a",
+    "blocks.0.attn.q.lokr_w1",
+    "blocks.0.attn.q.diff_b",
+    "norm.modules_to_save.default.weight",
+  ],
+)
+def test_adapters_beside_the_weights_are_named_in_one_line(tmp_path, adapter):
+  prefix = "base_model.model." if adapter.startswith("base_model") else ""
+  tensors = repacked.prefixed(prefix)(standin.tensors(FILES["umt5"]))
+  tensors[adapter] = np.ones(3, "f4")
+  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  with pytest.raises(ValueError, match="1 tensors of adapters") as error:
+    normalized("umt5", path)
+  assert adapter in str(error.value) and "merge" in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_names_that_end_alike_under_many_prefixes_are_another_model(tmp_path):
+  # Each name fits the table under every second of its prefixes.
+  names = ["norm." * 40 + f"n{n}.norm.weight" for n in range(3000)]
+  spans = dict.fromkeys(
+    names,
+    tensor_file.Span(path=tmp_path, dtype=BF16, shape=(1,), start=0),
+  )
+  file = tensor_file.TensorFile(source="x", spans=spans)
+  rows = releases.SOURCES["umt5"].rows(ARCH.umt5)
+  with pytest.raises(normalize.OtherModelError):
+    normalize.normalize([file], rows, releases.SOURCES["umt5"].dialects)
 
 
 def test_a_checkpoint_of_everything_gives_each_component(tmp_path):
@@ -296,6 +354,17 @@ def test_scaled_fp8_is_multiplied_by_its_scales(
   assert any("scales applied" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_scale_of_any_number_of_axes(tmp_path, shape):
+  stored, wide = fp8_linears("scale_weight")
+  stored = {
+    n: t.reshape(shape) if n.endswith("scale_weight") else t
+    for n, t in stored.items()
+  }
+  path = repacked.save(tmp_path / "a.safetensors", stored)
+  assert_is_plain("fusion", normalized("fusion", path), wide)
+
+
 def test_the_product_is_rounded_once_to_the_dtype_of_the_row(monkeypatch):
   monkeypatch.setattr(normalize, "_PIECE", 50)  # a row at a time
   codes = np.arange(256, dtype=np.uint8).view(FP8).reshape(2, 128)[:, :126]
@@ -341,7 +410,11 @@ def test_unscaled_fp8_is_read_with_a_note(tmp_path):
     ({"weight_scale": np.ones(3, "f4")}, r"float32 \(3,\) for float8_e4m3fn"),
     ({"weight_scale": np.ones((), "i4")}, "is int32"),
     ({"scale_weight": np.ones((), "f4")}, "expected one scale"),
-    ({"weight": np.ones((64, 64), "f4")}, r"for float32 \(64, 64\)"),
+    ({"weight": np.ones((64, 64), "f4")}, "q.weight' is float32 with a scale"),
+    (
+      {"weight": np.ones((64, 64), "i1")},
+      r"q.weight' is int8 with a scale \('weight_scale'\); scales are read",
+    ),
     (
       {"comfy_quant": np.frombuffer(b'{"format": "nvfp4"}', np.uint8)},
       "quantized as 'nvfp4', expected float8",

@@ -173,6 +173,13 @@ def test_a_directory_is_its_index_or_its_shards(tmp_path):
     reader.open_tensors(tmp_path)
 
 
+def test_a_checkpoint_sharded_over_processes_is_named(tmp_path):
+  for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+  with pytest.raises(ValueError, match="dcp_to_torch DIR FILE"):
+    reader.open_tensors(tmp_path)
+
+
 def test_shards_must_be_all_and_of_one_model(tmp_path):
   files = shards(tmp_path, 3)
   files[1].unlink()

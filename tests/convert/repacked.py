@@ -42,6 +42,15 @@ def transformers(tensors: Tensors) -> Tensors:
   )
 
 
+def transformers_stack(tensors: Tensors) -> Tensors:
+  """UMT5's stack of blocks alone, as `model.encoder.state_dict()` gives it."""
+  return renamed(
+    transformers(tensors),
+    (r"^shared\.", "embed_tokens."),
+    (r"^encoder\.", ""),
+  )
+
+
 def comfy_t5(tensors: Tensors) -> Tensors:
   """UMT5 as ComfyUI keeps it: with the tokenizer as bytes."""
   extra = {"spiece_model": np.zeros(5, np.uint8)}
@@ -55,6 +64,7 @@ def whole_t5(tensors: Tensors) -> Tensors:
     "encoder.embed_tokens.weight": named["shared.weight"],
     "decoder.embed_tokens.weight": named["shared.weight"],
     "decoder.block.0.layer.0.SelfAttention.q.weight": np.ones((2, 2), "f4"),
+    "decoder.final_layer_norm.weight": np.ones(2, "f4"),
     "lm_head.weight": np.ones((2, 2), "f4"),
   }
 
@@ -147,6 +157,27 @@ def compiled(tensors: Tensors) -> Tensors:
     (r"blocks\.(\d+)\.", r"blocks.\1._fsdp_wrapped_module."),
     (r"^(?!module)", "module."),
   )
+
+
+def peft(tensors: Tensors) -> Tensors:
+  """A model that PEFT wrapped, with its adapters left out."""
+  layers = r"^(.*\.(?:self_attn|ffn|attn|to_qkv|convs1)\b.*)\."
+  return prefixed("base_model.model.")(
+    renamed(tensors, (layers + r"(weight|bias)$", r"\1.base_layer.\2"))
+  )
+
+
+def half_prefixed(tensors: Tensors) -> Tensors:
+  """Every second tensor under a prefix."""
+  return {
+    f"model.{name}" if number % 2 else name: tensor
+    for number, (name, tensor) in enumerate(tensors.items())
+  }
+
+
+def parallel_towers(tensors: Tensors) -> Tensors:
+  """Modules within the model that DistributedDataParallel wrapped."""
+  return renamed(tensors, (r"^([^.]+)\.", r"\1.module."))
 
 
 def save(path, tensors: Tensors, wrap: str | None = None):

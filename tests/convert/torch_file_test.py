@@ -176,6 +176,13 @@ def test_numbers_that_do_not_fit_the_storage(path, numbers, message):
   assert str(path) in str(error.value)
 
 
+def test_a_torchscript_program_is_named(path):
+  value = spelled.mapping(w=spelled.tensor())
+  spelled.zipped(path, value, extra=[("model/constants.pkl", b"\x80\x02).")])
+  with pytest.raises(ValueError, match="a TorchScript program; give the file"):
+    torch_file.open_torch(path)
+
+
 def test_damaged_zip_files(path):
   good = spelled.mapping(w=spelled.tensor())
   with pytest.warns(UserWarning, match="Duplicate name"):

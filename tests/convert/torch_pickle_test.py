@@ -88,6 +88,66 @@ def test_parameters_with_attributes_are_read(path):
   assert found.shapes == {"w": (6,)}
 
 
+@pytest.mark.parametrize("kind", [b"\nTensor", b".nn.parameter\nBuffer"])
+def test_buffers_and_tensors_with_attributes_are_read(path, kind):
+  arguments = spelled.tensor().removeprefix(
+    b"ctorch._utils\n_rebuild_tensor_v2\n"
+  )[:-1]
+  value = (
+    b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    b"ctorch._utils\n_rebuild_tensor_v2\n"
+    b"ctorch"
+    + kind
+    + b"\n"
+    + arguments
+    + b"}"
+    + spelled.text("persistent")
+    + b"\x88stR"
+  )
+  found = torch_file.open_torch(spelled.zipped(path, spelled.mapping(w=value)))
+  assert found.shapes == {"w": (6,)}
+
+
+@pytest.mark.parametrize(
+  "value",
+  [
+    b"(Nctorch\nTensor\n)}tR",
+    b"(ctorch._tensor\n_rebuild_from_type_v2\nctorch\nTensor\n)}tR",
+    b"(ctorch._utils\n_rebuild_tensor_v2\nctorch\nSize\n)}tR",
+    b"(ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\n]}tR",
+    b"(ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\n)}tR",
+  ],
+)
+def test_tensors_with_attributes_of_another_kind_are_refused(path, value):
+  value = b"ctorch._tensor\n_rebuild_from_type_v2\n" + value
+  with pytest.raises(ValueError, match="refused"):
+    torch_file.open_torch(spelled.zipped(path, spelled.mapping(w=value)))
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("torch._utils\n_rebuild_sparse_tensor", "sparse tensor; .*to_dense"),
+    ("torch._utils\n_rebuild_meta_tensor_no_storage", "the meta device"),
+    ("torch._utils\n_rebuild_qtensor", "quantized tensor; give the 16-bit"),
+    ("torch._utils\n_rebuild_nested_tensor", "a nested tensor"),
+    ("torch.nn.parameter\nUninitializedParameter", "has no numbers yet"),
+    ("torch\nfloat8_e4m3fnuz", "a format that is not read"),
+    ("torch.distributed.tensor\nDTensor", "sharded over processes; gather"),
+    ("torchao.dtypes\nAffineQuantizedTensor", "quantized by another tool"),
+  ],
+)
+def test_tensors_without_plain_numbers_are_named_with_what_to_do(
+  path, name, message
+):
+  value = {"net.q.weight": b"c" + name.encode() + b"\n(N"}
+  content = spelled.mapping(a=spelled.tensor(), **value)
+  with pytest.raises(ValueError, match=message) as error:
+    torch_file.open_torch(spelled.zipped(path, content))
+  assert "at 'net.q.weight'" in str(error.value)
+  assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
   ("value", "name"),
   [
