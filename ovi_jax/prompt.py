@@ -1,4 +1,4 @@
-"""Prompts: cleaning, the grammar of their tags, token ids, file names.
+"""Prompts: cleaning, the grammar of their tags, file names.
 
 A prompt is a sequence of text, speech `<S>words<E>` and sound. The sound is
 described once, at the end: `<AUDCAP>...<ENDAUDCAP>` for 720x720_5s,
@@ -11,26 +11,19 @@ original.)
 
 import dataclasses
 import html
-import os
-import pathlib
 import re
 import unicodedata
 from collections.abc import Iterator
 from collections.abc import Sequence
 
 import ftfy
-import numpy as np
-import tokenizers
 
 from ovi_jax import geometry
-from ovi_jax import tokenizer_file
-from ovi_jax import untrusted
 
 SPEECH, SPEECH_END = "<S>", "<E>"
 SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
 SOUND_LINE = "Audio:"
 CLOSING = {SPEECH: SPEECH_END, SOUND: SOUND_END}
-PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 STEM_LENGTH, STEM_BYTES = 50, 150
 
 _OPENING = {closing: opening for opening, closing in CLOSING.items()}
@@ -536,129 +529,3 @@ def file_stem(prompt: str) -> str:
   if stem.casefold() in _DEVICES:
     stem = f"clip_{stem}"
   return stem or "clip"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokenizer:
-  """Prompts to token ids, from a `tokenizer.json` of the T5 family.
-
-  Attributes:
-    model: the pipeline that the file describes.
-    pad: id of `<pad>`.
-    eos: id of `</s>`, the last token of every prompt.
-  """
-
-  model: tokenizers.Tokenizer
-  pad: int
-  eos: int
-
-  @classmethod
-  def load(
-    cls, path: str | os.PathLike[str], rows: int | None = None
-  ) -> "Tokenizer":
-    """Read a `tokenizer.json`, see `tokenizer_file`.
-
-    Args:
-      path: of the file.
-      rows: of the text encoder's embedding; `None` if there is none.
-
-    Raises:
-      ValueError: it will not do; names the path.
-    """
-    path = pathlib.Path(path)
-    wanted = "expected the tokenizer.json of google/umt5-xxl"
-    try:
-      with path.open("rb") as file:
-        data = untrusted.read_at_most(file, tokenizer_file.MAX_BYTES + 1)
-      return cls.parse(data, rows)
-    except OSError as error:
-      raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
-    except ValueError as error:
-      raise ValueError(f"{path}: {error}; {wanted}") from error
-
-  @classmethod
-  def parse(cls, data: bytes, rows: int | None = None) -> "Tokenizer":
-    """The tokenizer that the bytes of a file describe; see `load`."""
-    model, largest = tokenizer_file.parse(data)
-    if rows is not None and largest >= rows:
-      raise ValueError(
-        f"it has the id {largest}, but the text encoder has {rows} rows"
-      )
-    pad, eos = (model.token_to_id(token) for token in (PAD, EOS))
-    if pad is None or eos is None:
-      raise ValueError(f"it has no {PAD} or no {EOS}")
-    with tokenizer_file.library_errors("it cannot read 'a'"):
-      plain = model.encode("a", add_special_tokens=False).ids
-      if model.encode("a").ids != [*plain, eos]:
-        raise ValueError(f"it does not end prompts with {EOS}")
-    return cls(model=model, pad=pad, eos=eos)
-
-  def encode(
-    self, prompts: Sequence[str], length: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn prompts into ids for the text encoder.
-
-    Args:
-      prompts: B prompts; they are cleaned here.
-      length: tokens a prompt, the end token included; at least 1.
-
-    Returns:
-      ids_BS, cut to `length` with the end token kept, then padded with `pad`;
-      and mask_BS, 1 for the prompt's own tokens and 0 for padding; int32.
-
-    Raises:
-      ValueError: length is not positive.
-    """
-    ids_BS = np.full((len(prompts), length), self.pad, np.int32)
-    mask_BS = np.zeros_like(ids_BS)
-    for row, encoding in enumerate(self._encodings(prompts, length)):
-      ids = [*encoding.ids[: length - 1], self.eos]
-      ids_BS[row, : len(ids)] = ids
-      mask_BS[row, : len(ids)] = 1
-    return ids_BS, mask_BS
-
-  def notes(self, prompts: Sequence[str], length: int) -> tuple[str, ...]:
-    """One sentence for each prompt that is cut or has no known token."""
-    notes = []
-    unknown = {self.model.token_to_id(UNKNOWN)}
-    for prompt, encoding in zip(prompts, self._encodings(prompts, length)):
-      count = len(encoding.ids) + 1
-      if set(encoding.ids) <= unknown:
-        notes.append(
-          "the prompt has no token of the vocabulary and is read as an empty"
-          f" one: {clean(prompt)[:80]!r}"
-        )
-      if count > length:
-        cut = clean(prompt)[encoding.offsets[length - 1][0] :].strip()
-        notes.append(
-          f"the prompt has {count} tokens, {length} are read; its end was"
-          f" cut: {cut!r}"
-        )
-    return tuple(notes)
-
-  def lengths(self, prompts: Sequence[str]) -> list[int]:
-    """Tokens of each prompt, the end token included, before it is cut."""
-    return [len(each.ids) + 1 for each in self._encodings(prompts, 1)]
-
-  def unread(self, prompt: str) -> list[str]:
-    """The words that the tokenizer makes no token of, each once."""
-    (encoding,) = self._encodings([prompt], 1)
-    text = clean(prompt)
-    read = np.zeros(len(text), bool)
-    unknown = self.model.token_to_id(UNKNOWN)
-    for number, (begin, end) in zip(encoding.ids, encoding.offsets):
-      read[begin:end] |= number != unknown
-    words = re.finditer(r"\w+(?:['\u2019]\w+)*", text)
-    return list(
-      dict.fromkeys(w[0] for w in words if not read[w.start() : w.end()].any())
-    )
-
-  def _encodings(
-    self, prompts: Sequence[str], length: int
-  ) -> list[tokenizers.Encoding]:
-    """Ids and places in the cleaned prompts, without the end token."""
-    if length < 1:
-      raise ValueError(f"length must be at least 1 token, got {length}")
-    texts = [clean(p) for p in prompts]
-    with tokenizer_file.library_errors("the tokenizer cannot read a prompt"):
-      return self.model.encode_batch(texts, add_special_tokens=False)

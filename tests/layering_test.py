@@ -19,7 +19,7 @@ BASE = {
   "prompt",
   "runtime",
   "tables",
-  "tokenizer_file",
+  "tokenizer",
   "untrusted",
 }
 # Package -> packages it may import, besides itself and the base.

@@ -1,28 +1,15 @@
 import dataclasses
-import json
-import pathlib
 import random
 import re
 
 import hypothesis
-import numpy as np
 import pytest
 from hypothesis import strategies
 
 from ovi_jax import geometry
 from ovi_jax import prompt
-from ovi_jax.convert import standin
 
-PROMPTS = json.loads(
-  (pathlib.Path(__file__).parent / "goldens" / "prompts.json").read_text()
-)
-TOKENIZER = standin.HERE / "tokenizer.json"
 TAGGED, LINED = geometry.variant("720x720_5s"), geometry.variant("960x960_5s")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-  return prompt.Tokenizer.load(TOKENIZER)
 
 
 @pytest.mark.parametrize(
@@ -428,83 +415,6 @@ def test_misplaced_tags_are_noted(text, notes):
   ours = prompt.tag_notes(text)
   assert len(ours) == len(notes)
   assert all(note.startswith(n) for note, n in zip(ours, notes, strict=True))
-
-
-def test_token_ids_are_the_originals(golden, tokenizer):
-  reference = golden("umt5")
-  ids_BS, mask_BS = tokenizer.encode(PROMPTS, 32)
-  assert ids_BS.dtype == mask_BS.dtype == np.int32
-  np.testing.assert_array_equal(ids_BS, reference["t5_ids"])
-  np.testing.assert_array_equal(mask_BS, reference["t5_mask"])
-
-
-def test_an_empty_prompt_is_its_end_token(tokenizer):
-  ids_BS, mask_BS = tokenizer.encode([""], 3)
-  assert ids_BS.tolist() == [[tokenizer.eos, tokenizer.pad, tokenizer.pad]]
-  assert mask_BS.tolist() == [[1, 0, 0]]
-
-
-def test_what_was_cut_is_noted(tokenizer):
-  assert tokenizer.notes(PROMPTS[1:], 32) == ()
-  (note,) = tokenizer.notes(PROMPTS, 32)
-  assert "32 are read" in note
-  assert "'day?<E> near the sea. Audio: deep male voice, wind & rain'" in note
-
-
-def test_a_prompt_that_just_fits_is_not_cut(tokenizer):
-  length = int(tokenizer.encode(PROMPTS[:1], 100)[1].sum())
-  assert tokenizer.notes(PROMPTS[:1], length) == ()
-  assert len(tokenizer.notes(PROMPTS[:1], length - 1)) == 1
-
-
-def test_words_without_a_token_of_their_own_are_unread(tokenizer):
-  text = "A pink elephant \u4f60\u597d e\u0301te\u0301 don't \U0001f642"
-  # Read as <unk>; all else is spelt out.
-  assert tokenizer.unread(text) == ["\u4f60\u597d"]
-
-
-def test_settings_within_the_file_do_not_count(tokenizer, tmp_path):
-  content = json.loads(TOKENIZER.read_text())
-  content["truncation"] = {
-    "direction": "Right",
-    "max_length": 5,
-    "strategy": "LongestFirst",
-    "stride": 0,
-  }
-  path = tmp_path / "tokenizer.json"
-  path.write_text(json.dumps(content))
-  ids_BS, _ = prompt.Tokenizer.load(path).encode(PROMPTS, 32)
-  np.testing.assert_array_equal(ids_BS, tokenizer.encode(PROMPTS, 32)[0])
-
-
-def _without(key):
-  content = json.loads(TOKENIZER.read_text())
-  content[key] = None
-  return json.dumps(content)
-
-
-@pytest.mark.parametrize(
-  "content, expected",
-  [
-    (None, "No such file"),
-    ("{", "expected JSON"),
-    ('{"a": 1}', "does not describe a tokenizer"),
-    (TOKENIZER.read_text().replace("<pad>", "<gap>"), "has no <pad>"),
-    (_without("post_processor"), "does not end prompts with </s>"),
-  ],
-)
-def test_an_unfit_tokenizer_file_is_named(content, expected, tmp_path):
-  path = tmp_path / "tokenizer.json"
-  if content is not None:
-    path.write_text(content)
-  with pytest.raises(ValueError, match=expected) as error:
-    prompt.Tokenizer.load(path)
-  assert str(path) in str(error.value)
-
-
-def test_a_length_without_room_is_refused(tokenizer):
-  with pytest.raises(ValueError, match="at least 1 token, got 0"):
-    tokenizer.encode(["a"], 0)
 
 
 @pytest.mark.parametrize(

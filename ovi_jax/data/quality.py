@@ -23,6 +23,7 @@ import numpy as np
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax import untrusted
 from ovi_jax.components import decoders
 from ovi_jax.components import distortion
@@ -209,7 +210,7 @@ class Quality:
 
 
 def coverage(
-  tokenizer: prompts.Tokenizer, captions: Iterable[str], length: int
+  tokenizer: tokenizer_lib.Tokenizer, captions: Iterable[str], length: int
 ) -> Coverage:
   """Measure how a tokenizer reads captions.
 

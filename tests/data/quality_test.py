@@ -8,13 +8,13 @@ import pytest
 import tokenizers
 
 from ovi_jax import demo
-from ovi_jax import prompt
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import encode
 from ovi_jax.data import quality
 from tests.data import encode_test
 
 dataset = encode_test.dataset
-WORDS = prompt.Tokenizer.load(demo.WEIGHTS / "tokenizer.json")
+WORDS = tokenizer_lib.Tokenizer.load(demo.WEIGHTS / "tokenizer.json")
 
 
 def test_unknown_words_and_captions_that_become_alike_are_counted():

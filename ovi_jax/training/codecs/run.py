@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from ovi_jax import console
-from ovi_jax import prompt as prompts
 from ovi_jax import runtime
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.checkpoint import directory
 from ovi_jax.checkpoint import init_from
 from ovi_jax.checkpoint import saved
@@ -159,7 +159,7 @@ def check_vocabulary(settings: settings_lib.Settings) -> None:
   """
   if not settings.data.tokenizer or settings.component != "umt5":
     return
-  tokenizer = prompts.Tokenizer.load(settings.data.tokenizer)
+  tokenizer = tokenizer_lib.Tokenizer.load(settings.data.tokenizer)
   size, rows = tokenizer.model.get_vocab_size(), settings.model.vocabulary
   if size > rows:
     raise ValueError(
