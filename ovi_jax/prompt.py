@@ -30,10 +30,34 @@ _OPENING = {closing: opening for opening, closing in CLOSING.items()}
 _TAGS = frozenset([*CLOSING, *_OPENING])
 # Characters that are not seen, which editors and web pages leave behind.
 _HIDDEN = r"\u00ad\u200b-\u200f\u2060\ufeff"
+# Cyrillic and Greek letters that are seen as Latin ones.
+_LOOKALIKES = {
+  "a": "\u0430\u03b1",
+  "c": "\u0441\u03f2",
+  "e": "\u0435\u03b5",
+  "i": "\u0456\u03b9",
+  "n": "\u03b7",
+  "o": "\u043e\u03bf",
+  "p": "\u0440\u03c1",
+  "s": "\u0455",
+  "u": "\u03c5",
+}
+_LATIN = str.maketrans(
+  {other: latin for latin, others in _LOOKALIKES.items() for other in others}
+)
+
+
+def _seen_as(word: str) -> str:
+  """A pattern of a word in Latin letters or those that look like them."""
+  return "".join(f"[{c}{_LOOKALIKES.get(c, '')}]" for c in word)
+
+
 # Tags, and what people write for them: <s>, </S>, < E >, </AUDCAP>, 《S》, ...
 _TAG = re.compile(
   rf"\\?[<〈《⟨⟪\u2039≪﹤][\s{_HIDDEN}]*(?P<close>[/\\]*)"
-  rf"(?P<name>s|e|(?P<end>end[\s_-]?)?aud[\s_-]?cap)"
+  rf"(?P<name>{_seen_as('s')}|{_seen_as('e')}"
+  rf"|(?P<end>{_seen_as('end')}[\s_-]?)?{_seen_as('aud')}[\s_-]?"
+  rf"{_seen_as('cap')})"
   rf"[\s{_HIDDEN}]*(?P<late>/?)[\s{_HIDDEN}]*\\?[>〉》⟩⟫\u203a≫﹥]",
   re.IGNORECASE,
 )
@@ -44,12 +68,34 @@ _UNKNOWN_TAG = re.compile(
   r"|[\[{«](?-i:S|E)[\]}»]|(?:end)?audcap",
   re.IGNORECASE,
 )
+_COLON = "[:\ufe55\ufe13\u2236\ua789]"
 # `Audio:`, and what people write for it: audio:, AUDIO :, **Audio:**, ...
 _LABEL = re.compile(
   r"(?<![A-Za-z0-9_])(?:(?P<mark>\*{1,3}|_{1,3}|`)"
-  r"audio(?:(?P=mark) ?[:\ufe55\ufe13\u2236\ua789]"
-  r"|[:\ufe55\ufe13\u2236\ua789](?P=mark))"
-  r"|audio ?[:\ufe55\ufe13\u2236\ua789])",
+  rf"{_seen_as('audio')}(?:(?P=mark) ?{_COLON}|{_COLON}(?P=mark))"
+  rf"|{_seen_as('audio')} ?{_COLON})",
+  re.IGNORECASE,
+)
+# What else people begin the sound's description with.
+_SOUND_WORDS = (
+  "audio[ -]?(?:track|caption|description|prompt|cues?)?|soundtrack|soundscape"
+  "|(?:background |ambient )?(?:sounds?|music)|sound[ -]?(?:effects?|design)"
+  "|sfx|ambien[ct]e|\xe1udio|sonidos?|som|sons?|bruitages?|suon[oi]"
+  "|ger\xe4usche?|ton|\u0430\u0443\u0434\u0438\u043e|\u0437\u0432\u0443\u043a\u0438?"
+  "|\u97f3[\u58f0\u8072\u9891\u983b\u6548\u97ff\u54cd\u8a0a\u8baf]|[\u58f0\u8072]\u97f3"
+  "|\u30b5\u30a6\u30f3\u30c9|\u30aa\u30fc\u30c7\u30a3\u30aa"
+  "|\uc624\ub514\uc624|\uc18c\ub9ac|\uc0ac\uc6b4\ub4dc"
+)
+_OTHER_LABEL = re.compile(
+  rf"(?<!\w)(?:[*_`#]+ ?)?(?:{_SOUND_WORDS})"
+  rf"[*_`]* ?(?:{_COLON}|[=;\uff1b\u2013\u2014]|-(?= ))"
+  r"|\[(?:audio|sounds?|sfx)\]",
+  re.IGNORECASE,
+)
+# What describes the picture, and so begins no sentence of a sound.
+_PICTURE_LABEL = re.compile(
+  r"(?:(?:visual )?style|camera|video|visuals?|scene|setting|lighting|shot"
+  rf"|negative(?: prompt)?) ?{_COLON}",
   re.IGNORECASE,
 )
 _QUOTES = r"""["')\]\u201d\u2019\u203a\u300d\u300f\u00bb]{0,3}"""
@@ -163,8 +209,11 @@ def format_for(
     left = "the prompt's tags are left as they are"
     return prompt, (*_few([*reading.problems, *_lookalike_notes(text)]), left)
   formatted = _printed(reading.parts, variant.audio_tag)
+  beside = (*_swallowed(reading.parts, text, line_starts),)
   if formatted == text:
-    return prompt, (*tag_notes(text), *_hints(reading.parts))
+    unlabelled = _unlabelled(reading.parts, text, line_starts)
+    hints = (*_hints(reading.parts), *unlabelled)
+    return prompt, (*tag_notes(text), *hints, *beside)
   line, span = sound("...", SOUND_LINE), sound("...", SOUND)
   found, wanted = line, span
   if variant.audio_tag == SOUND_LINE:
@@ -185,7 +234,7 @@ def format_for(
     if variant.audio_tag == SOUND_LINE and not _is_last(reading.parts):
       rewritten += " and moved it to the end"
     notes.append(rewritten)
-  return formatted, (*notes, *tag_notes(formatted), *_hints(parts))
+  return formatted, (*notes, *tag_notes(formatted), *_hints(parts), *beside)
 
 
 def tag_notes(prompt: str) -> tuple[str, ...]:
@@ -243,7 +292,7 @@ def _balanced(text: str, *, repair: bool) -> _Reading:
       continue
     tag, at = _meant(match, opening), _at(match[0], match.start())
     if tag != match[0]:
-      repairs.append(f"{at} is read as {tag}")
+      repairs.append(f"{at} is read as {tag}{_foreign(match[0])}")
     within = text[end : match.start()]
     if tag in CLOSING:
       if opening:
@@ -270,13 +319,19 @@ def _meant(match: re.Match[str], opening: str) -> str:
   """The tag that a match of `_TAG` stands for; `opening` is what is open."""
   if match[0] in _TAGS:
     return match[0]
-  name = match["name"].lower()
+  name = match["name"].lower().translate(_LATIN)
   if name == "e":
     return SPEECH_END
   tag = SPEECH if name == "s" else SOUND
   # A slash at the end closes what is open, and else means nothing.
   ends = match["close"] or match["end"] or (match["late"] and opening == tag)
   return CLOSING[tag] if ends else tag
+
+
+def _foreign(tag: str) -> str:
+  """Why a tag that looks right is none, if that is so; ends a sentence."""
+  same = tag.lower().translate(_LATIN) == tag.lower()
+  return "" if same else "; a letter of it is Cyrillic or Greek"
 
 
 def _without_labels(
@@ -350,7 +405,8 @@ def _with_line(
     ),
     Part(text=part.text[end:], start=part.start + end),
   )
-  repair = (f"{at} is read as {SOUND_LINE}",) if misspelt else ()
+  read_as = f"{at} is read as {SOUND_LINE}{_foreign(label[0])}"
+  repair = (read_as,) if misspelt else ()
   return _Reading(
     parts=(*reading.parts[:i], *(p for p in pieces if p.tag or p.text)),
     repairs=(*reading.repairs, *repair),
@@ -487,6 +543,49 @@ def _hints(parts: Sequence[Part]) -> Iterator[str]:
         f"{_at(label[0], part.start + label.start())} is read as plain text;"
         f" a sound's description begins a sentence, with {SOUND_LINE}"
       )
+
+
+def _swallowed(
+  parts: Sequence[Part], text: str, line_starts: frozenset[int]
+) -> Iterator[str]:
+  """One sentence if lines or fields after `Audio:` are read as the sound's."""
+  for part in parts:
+    if part.tag != SOUND_LINE:
+      continue
+    begin = part.start + len(part.text) - len(part.text.lstrip())
+    end = part.start + len(part.text)
+    fields = {
+      part.start + match.start() for match in _PICTURE_LABEL.finditer(part.text)
+    }
+    for at in sorted(line_starts | fields):
+      # A line that goes on in lower case was broken by an editor.
+      new = text[at].isalnum() and not text[at].islower()
+      if not begin < at < end or _LABEL.match(text, at):
+        continue
+      if new if at in line_starts else _leads(text, at, line_starts):
+        quoted = text[at : at + 30].partition(". ")[0]
+        yield (
+          f"{_at(repr(quoted), at)} is read as part of the sound's description,"
+          f" which runs to the end; write it before {SOUND_LINE} if it is not"
+        )
+        return
+
+
+def _unlabelled(
+  parts: Sequence[Part], text: str, line_starts: frozenset[int]
+) -> Iterator[str]:
+  """One sentence for a sound that is described in a way no model knows."""
+  if any(part.is_sound for part in parts):
+    return
+  for part in parts:
+    for label in _OTHER_LABEL.finditer(part.text) if not part.tag else ():
+      at = part.start + label.start()
+      if _leads(text, at, line_starts):
+        yield (
+          f"{_at(label[0], at)} is read as plain text; if it describes the"
+          f" sound, begin it with {SOUND_LINE}"
+        )
+        return
 
 
 def _lookalike_notes(text: str) -> Iterator[str]:

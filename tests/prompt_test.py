@@ -126,6 +126,9 @@ def test_a_sound_that_is_not_last_is_moved_to_the_end(raw, formatted):
     ("He walks.\u200b audio: a", "He walks.\u200b <AUDCAP>a<ENDAUDCAP>", 2),
     ("He walks. Audio\ufe55a", "He walks. <AUDCAP>a<ENDAUDCAP>", 2),
     ("<S\u200b>a<\u2060E>", "<S>a<E>", 2),
+    ("He walks. \u0410udi\u043e: a", "He walks. <AUDCAP>a<ENDAUDCAP>", 2),
+    ("<\u0405>a<\u0415>", "<S>a<E>", 2),
+    ("x <\u0391UDCAP>a<END\u0410UDCA\u0420>", "x <AUDCAP>a<ENDAUDCAP>", 2),
     ("\u27e8S\u27e9a\u2039E\u203a", "<S>a<E>", 2),
     ("\\<S\\>a\\<E\\>", "<S>a<E>", 2),
     ("<S>a<\\S> <S>b<\\/S>", "<S>a<E> <S>b<E>", 2),
@@ -200,6 +203,75 @@ def test_sounds_in_odd_places_are_noted(raw, note):
   ours, notes = prompt.format_for(raw, TAGGED)
   assert ours == raw
   assert len(notes) == 1 and note in notes[0]
+
+
+def test_a_letter_of_another_script_is_named():
+  _, (note,) = prompt.format_for("He walks. \u0410udio: a", LINED)
+  assert note.endswith("is read as Audio:; a letter of it is Cyrillic or Greek")
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
+@pytest.mark.parametrize(
+  "raw, line",
+  [
+    ("A cat. Audio: rain\nStyle: noir", "'Style: noir' (character 20)"),
+    ("A cat. Audio: rain.\n\nA man walks", "'A man walks' (character 21)"),
+    ("A cat. Audio: rain. Camera: pan", "'Camera: pan' (character 21)"),
+    ("- Audio: rain\n- Style: noir", "'Style: noir' (character 17)"),
+    (
+      "\u732b\u3002Audio: \u96e8\n\u98a8\u683c: x",
+      "'\u98a8\u683c: x' (character 12)",
+    ),
+  ],
+)
+def test_lines_that_a_sound_takes_with_it_are_noted(raw, line, variant):
+  ours, notes = prompt.format_for(raw, variant)
+  assert notes[-1].startswith(f"{line} is read as part of the sound's")
+  # As the original reads it: the sound's description runs to the end.
+  (sound,) = (p for p in prompt.parse(ours) if p.is_sound)
+  assert sound.description.endswith(line.split("'")[1])
+
+
+@pytest.mark.parametrize(
+  "raw",
+  [
+    "A cat.\nAudio:\nRain.",
+    "A cat.\nAudio: rain and\nwind in trees.\n",
+    "A cat. Audio: rain. Music: soft piano. Style of a waltz.",
+  ],
+)
+def test_a_sound_in_lines_of_its_own_has_no_note(raw):
+  assert prompt.format_for(raw, LINED) == (raw, ())
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
+@pytest.mark.parametrize(
+  "label",
+  [
+    *("Sound:", "SFX:", "Background music:", "Audio description:", "[Audio]"),
+    *("Audio -", "Audio \u2014", "Audio;", "**Sound:", "\xc1udio:"),
+    *("\u97f3\u58f0:", "\u97f3\u9891:", "\u0410\u0443\u0434\u0438\u043e:"),
+    *("\u30b5\u30a6\u30f3\u30c9:", "\uc624\ub514\uc624:"),
+  ],
+)
+def test_a_sound_under_another_name_is_noted(label, variant):
+  raw = f"A cat.\n{label} rain"
+  ours, (note,) = prompt.format_for(raw, variant)
+  assert ours == raw
+  assert note.startswith(f"{label} (character 8) is read as plain text")
+
+
+@pytest.mark.parametrize(
+  "raw",
+  [
+    "The sound: rain. <AUDCAP>Sound: rain.<ENDAUDCAP>",
+    "Sound: off, says the sign. <AUDCAP>rain<ENDAUDCAP>",
+    "He says <S>Sound: good.<E>",
+    "Sound waves - music of the spheres",
+  ],
+)
+def test_words_for_sounds_within_a_prompt_have_no_note(raw):
+  assert prompt.format_for(raw, TAGGED) == (raw, ())
 
 
 def test_at_most_ten_tags_are_noted_and_the_others_counted():
