@@ -10,6 +10,7 @@ PACKAGE = ROOT / "ovi_jax"
 BASE = {
   "axes",
   "console",
+  "fields",
   "files",
   "flops",
   "geometry",

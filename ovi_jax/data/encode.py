@@ -30,6 +30,7 @@ from absl import app
 from absl import flags
 
 from ovi_jax import console
+from ovi_jax import fields as fields_lib
 from ovi_jax import files
 from ovi_jax import runtime
 from ovi_jax import untrusted
@@ -84,6 +85,7 @@ class Job:
   force: bool = False
 
   def __post_init__(self):
+    fields_lib.check(type(self), vars(self), "")
     problems = [
       f"parts: expected some of {', '.join(encoding.PARTS)}, got {part!r}"
       for part in self.parts or ("",)

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ovi_jax import fields as fields_lib
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
@@ -61,6 +62,7 @@ class Limits:
   max_codec_mel_error: float = 8.0
 
   def __post_init__(self):
+    fields_lib.check(type(self), vars(self), "")
     if not 0 <= self.max_unknown_words <= 1:
       raise ValueError(
         f"max_unknown_words must be in [0, 1], got {self.max_unknown_words}"

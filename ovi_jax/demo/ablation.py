@@ -28,6 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ovi_jax import demo
+from ovi_jax import fields as fields_lib
 from ovi_jax import files
 from ovi_jax import runtime
 from ovi_jax.checkpoint import directory
@@ -74,6 +75,7 @@ class Settings:
   prompts_seed: int
 
   def __post_init__(self):
+    fields_lib.check(type(self), vars(self), "")
     if unknown := self.stages.keys() - recipe.STAGES.keys():
       raise ValueError(
         f"stages {sorted(unknown)} are not the recipe's; it has"

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from ovi_jax import fields as fields_lib
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.checkpoint import directory
@@ -75,6 +76,7 @@ class Settings:
   together: bool
 
   def __post_init__(self):
+    fields_lib.check(type(self), vars(self), "config")
     problems = [
       *self._unknown("solver", solver.SOLVERS),
       *self._unknown("mode", requests.MODES),

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
+from ovi_jax import fields as fields_lib
 from ovi_jax.attention import context
 from ovi_jax.checkpoint import directory
 from ovi_jax.data import schema
@@ -217,6 +218,7 @@ def built(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     said = [f"{at}{name} is unknown" for name in unknown]
     said += [f"{at}{name} is missing" for name in missing]
     raise ValueError(f"{'; '.join(said)}; the fields are {known}")
+  fields_lib.check(cls, values, at.rstrip("."))
   return cls(**values)
 
 
@@ -280,14 +282,16 @@ def _data(
       f" {len(values['sources'])} sources; give one each, or none"
     )
   sources = tuple(
-    data_settings.Source(path=path, weight=weight)
+    built(
+      data_settings.Source, {"path": path, "weight": weight}, "data.sources"
+    )
     for path, weight in zip(values.pop("sources"), weights)
   )
   video, audio = values.pop("video"), values.pop("audio")
   video = [tuple(v) for v in video] if model.video else []
   audio = list(audio) if model.audio else []
   buckets = tuple(
-    data_settings.Bucket(video=v, audio=a)
+    built(data_settings.Bucket, {"video": v, "audio": a}, "data")
     for v in video or [None]
     for a in audio or [None]
   )

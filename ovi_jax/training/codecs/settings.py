@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
+from ovi_jax import fields
 from ovi_jax.training import loop
 from ovi_jax.training import optimizer
 from ovi_jax.training import settings as stages
@@ -107,6 +108,7 @@ class Settings:
         f" {', '.join(table.TABLE)}"
       )
     row, data = table.TABLE[component], values.pop("data")
+    fields.check(row.sizes, values["model"], "config.model")
     sources = {"sources": tuple(data.pop("sources", ()))}
     made = {
       "model": row.sizes.from_release(_lists(values.pop("model"))),
