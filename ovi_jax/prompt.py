@@ -12,6 +12,7 @@ original.)
 import dataclasses
 import html
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -618,13 +619,19 @@ def file_stem(prompt: str) -> str:
 
   Returns:
     At most 50 letters, digits, `-` and `_`, and 150 bytes of UTF-8: no tags,
-    nothing that a file system or shell reads otherwise, never empty.
+    nothing that a file system or shell reads otherwise, or that the locale's
+    names of files cannot hold; never empty.
   """
   text = unicodedata.normalize("NFC", _TAG.sub(" ", clean(prompt)))
   # Letters, marks and numbers of any script.
   safe = (c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
   stem = "_".join("".join(safe).split())[:STEM_LENGTH]
   stem = stem.encode()[:STEM_BYTES].decode(errors="ignore").strip("_")
+  try:
+    stem.encode(sys.getfilesystemencoding())
+  except UnicodeEncodeError:  # in a locale that is not UTF-8
+    stem = unicodedata.normalize("NFKD", stem)
+    stem = stem.encode("ascii", "ignore").decode().strip("_")
   if stem.casefold() in _DEVICES:
     stem = f"clip_{stem}"
   return stem or "clip"

@@ -506,6 +506,19 @@ def test_file_stems(text, stem):
   assert prompt.file_stem(text) == stem
 
 
+@pytest.mark.parametrize(
+  "text, encoding, stem",
+  [
+    ("Sch\xf6n \u011b \u732b", "ascii", "Schon_e"),
+    ("\u732b", "ascii", "clip"),
+    ("Sch\xf6n", "latin-1", "Sch\xf6n"),
+  ],
+)
+def test_file_stems_fit_the_locale(text, encoding, stem, monkeypatch):
+  monkeypatch.setattr("sys.getfilesystemencoding", lambda: encoding)
+  assert prompt.file_stem(text) == stem
+
+
 def test_file_stems_are_safe_whatever_the_prompt():
   choose = random.Random(0)
   for _ in range(300):
