@@ -91,3 +91,21 @@ def test_bars_need_a_terminal_that_rewrites_lines(monkeypatch, term, draws):
   monkeypatch.setenv("TERM", term)
   monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
   assert console.draws_bars() is draws
+
+
+ROOT = pathlib.Path(console.__file__).resolve().parents[1]
+COMMANDS = [
+  path
+  for path in sorted([*ROOT.glob("*.py"), *(ROOT / "ovi_jax").rglob("*.py")])
+  if '__name__ == "__main__"' in path.read_text("utf-8")
+  and path.stem != "shapes"  # prints nothing
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda p: p.stem)
+def test_every_command_makes_its_console_safe(path):
+  assert len(COMMANDS) > 10
+  text = path.read_text("utf-8")
+  if path.parent.name == "curation":  # defines its flags where workers do not
+    text = path.with_name("command.py").read_text("utf-8")
+  assert "flags_parser=runtime.parse_flags" in text or "console.setup()" in text
