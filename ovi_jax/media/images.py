@@ -47,6 +47,7 @@ _OTHERS = {
   "PDF": rb"%PDF",
   "SVG or HTML": rb"\s*(\xef\xbb\xbf)?\s*<",
   "a git-lfs pointer": rb"version https://git-lfs",
+  "a damaged picture": rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP",
 }
 _BAND = 64  # rows converted at a time
 _DEEP_RGB = "RGB;16B"  # Pillow's name of 16-bit samples
@@ -134,6 +135,8 @@ def read_image(
       colors, note = _from_profile(colors, profile)
     else:
       note = _unprofiled(colors, image.info)
+      if "icc_profile" in image.info:
+        note = _ignored("it cannot be decompressed")
       if adobe_rgb:
         note = "Adobe RGB without a colour profile: colours are read as sRGB"
     if note:

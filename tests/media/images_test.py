@@ -230,6 +230,20 @@ def test_profiles_of_no_use_are_ignored_with_a_note():
     assert "profile is ignored" in note and why in note
 
 
+def test_a_profile_that_cannot_be_decompressed_is_noted():
+  chunk = (b"iCCP", b"p\0\0xx")
+  _, (note,) = images.read_image(io.BytesIO(_png(1, 1, [chunk], bytes(2))))
+  assert "its colour profile is ignored (it cannot be decompressed)" in note
+
+
+@pytest.mark.parametrize(
+  "start", [b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF1234WEBP"]
+)
+def test_damaged_pictures_are_called_so(start):
+  with pytest.raises(ValueError, match="found a damaged picture"):
+    images.read_image(io.BytesIO(start))
+
+
 def test_png_gamma_without_a_profile_is_noted():
   rows = bytes(2)
   for gamma, noted in ((45_455, False), (100_000, True)):
