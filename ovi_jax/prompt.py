@@ -105,7 +105,7 @@ _SENTENCE_END = re.compile(
   rf"(?:[{_ENDS}]{_QUOTES}|>)[ {_HIDDEN}]{{0,3}}[(\[]?$"
 )
 _BULLET = re.compile(r"(?:[-*\u2022] )?[(\[]?")
-_BRACKETS = {"(": ")", "[": "]"}
+_BRACKETS = {"(": ")", "[": "]", '"': '"', "\xab": "\xbb", "\u300c": "\u300d"}
 _SHOWN = 10  # notes on one prompt
 # Windows opens a device, not a file, under these names.
 _DEVICES = frozenset(
@@ -393,8 +393,8 @@ def _with_line(
   ):
     return _Reading(
       problems=(
-        f"{at} stands in brackets with words after them, but a sound's"
-        " description runs to the end; write it last",
+        f"{at} stands in brackets or quotes with words after them, but a"
+        " sound's description runs to the end; write it last",
       )
     )
   pieces = (

@@ -62,6 +62,12 @@ def test_cleaning(raw, cleaned):
     ("<AUDCAP>audio : bark<ENDAUDCAP>", LINED, "Audio: bark"),
     ("Audio: **audio:** bark", TAGGED, "<AUDCAP>bark<ENDAUDCAP>"),
     ("He walks [Audio: wind]", TAGGED, "He walks [<AUDCAP>wind<ENDAUDCAP>]"),
+    ('A cat "Audio: b"', TAGGED, 'A cat "<AUDCAP>b<ENDAUDCAP>"'),
+    (
+      'A 5" fan. Audio: a 3" fan',
+      TAGGED,
+      'A 5" fan. <AUDCAP>a 3" fan<ENDAUDCAP>',
+    ),
     ("He walks. (<AUDCAP>a<ENDAUDCAP>)", LINED, "He walks. (Audio: a)"),
     ("walks<AUDCAP>wind<ENDAUDCAP>.", LINED, "walks Audio: wind."),
   ],
@@ -182,6 +188,7 @@ def test_a_misspelt_label_is_repaired_for_its_own_variant():
     ('<S lang="en">a', '<S lang="en"> (character 1) is not a tag'),
     ("[S]a[E]", "[S] (character 1) is not a tag"),
     ("A man. (Audio: rain) He sits.", "Audio: (character 9) stands in bra"),
+    ('A man. "Audio: off" it says.', "Audio: (character 9) stands in bra"),
   ],
 )
 def test_what_can_be_read_in_two_ways_is_left_and_noted(raw, note, variant):
