@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -109,3 +110,22 @@ def test_every_command_makes_its_console_safe(path):
   if path.parent.name == "curation":  # defines its flags where workers do not
     text = path.with_name("command.py").read_text("utf-8")
   assert "flags_parser=runtime.parse_flags" in text or "console.setup()" in text
+
+
+def test_ctrl_c_is_one_line_and_ends_a_command_by_the_signal(tmp_path):
+  script = tmp_path / "wait.py"
+  script.write_text(
+    "import os, signal\n"
+    "from absl import app\n"
+    "from ovi_jax import runtime\n"
+    "app.run(\n"
+    "  lambda _: os.kill(os.getpid(), signal.SIGINT),\n"
+    "  flags_parser=runtime.parse_flags,\n"
+    ")\n"
+  )
+  done = subprocess.run(
+    [sys.executable, str(script)], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == -signal.SIGINT
+  line = "wait: interrupted; the same command can be run again\n"
+  assert (done.stdout, done.stderr) == ("", line)
