@@ -8,7 +8,7 @@ import setuptools
 
 HERE = pathlib.Path(__file__).resolve().parent
 VERSION = re.search(
-  r'__version__ = "(.+)"', (HERE / "ovi_jax/__init__.py").read_text()
+  r'__version__ = "(.+)"', (HERE / "ovi_jax/__init__.py").read_text("utf-8")
 ).group(1)
 
 # What curation needs on one machine.
@@ -25,7 +25,7 @@ setuptools.setup(
   name="ovi_jax",
   version=VERSION,
   description="Ovi (joint video and sound generation) in JAX and Flax.",
-  long_description=(HERE / "README.md").read_text(),
+  long_description=(HERE / "README.md").read_text("utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",

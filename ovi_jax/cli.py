@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -124,6 +125,7 @@ def flag_errors() -> Iterator[None]:
 def parse_flags(argv: list[str]) -> list[str]:
   """Set up console and JAX, parse flags; for `app.run`, see `flag_errors`."""
   console.setup()
+  sys.excepthook = _last_words
   setup_jax()
   with flag_errors():
     try:
@@ -134,6 +136,19 @@ def parse_flags(argv: list[str]) -> list[str]:
       if "Traceback" in str(error) and "ValueError: " in last:
         raise ValueError(last.partition("ValueError: ")[2]) from error
     return app.parse_flags_with_usage(argv)  # says what is wrong, and ends
+
+
+def _last_words(
+  kind: type[BaseException],
+  error: BaseException,
+  trace: types.TracebackType | None,
+) -> None:
+  """One line for Ctrl-C where the command has none of its own."""
+  if not issubclass(kind, KeyboardInterrupt):
+    sys.__excepthook__(kind, error, trace)
+    return
+  name = pathlib.Path(sys.argv[0]).stem
+  console.error(f"{name}: interrupted; the same command can be run again")
 
 
 def exit_with_parent() -> None:

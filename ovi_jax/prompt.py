@@ -1,4 +1,4 @@
-"""Prompts: cleaning, the grammar of their tags, token ids, file names.
+"""Prompts: cleaning, the grammar of their tags, file names.
 
 A prompt is a sequence of text, speech `<S>words<E>` and sound. The sound is
 described once, at the end: `<AUDCAP>...<ENDAUDCAP>` for 720x720_5s,
@@ -11,36 +11,54 @@ original.)
 
 import dataclasses
 import html
-import os
-import pathlib
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from collections.abc import Sequence
 
 import ftfy
-import numpy as np
-import tokenizers
 
 from ovi_jax import geometry
-from ovi_jax import tokenizer_file
-from ovi_jax import untrusted
 
 SPEECH, SPEECH_END = "<S>", "<E>"
 SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
 SOUND_LINE = "Audio:"
 CLOSING = {SPEECH: SPEECH_END, SOUND: SOUND_END}
-PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 STEM_LENGTH, STEM_BYTES = 50, 150
 
 _OPENING = {closing: opening for opening, closing in CLOSING.items()}
 _TAGS = frozenset([*CLOSING, *_OPENING])
 # Characters that are not seen, which editors and web pages leave behind.
 _HIDDEN = r"\u00ad\u200b-\u200f\u2060\ufeff"
+# Cyrillic and Greek letters that are seen as Latin ones.
+_LOOKALIKES = {
+  "a": "\u0430\u03b1",
+  "c": "\u0441\u03f2",
+  "e": "\u0435\u03b5",
+  "i": "\u0456\u03b9",
+  "n": "\u03b7",
+  "o": "\u043e\u03bf",
+  "p": "\u0440\u03c1",
+  "s": "\u0455",
+  "u": "\u03c5",
+}
+_LATIN = str.maketrans(
+  {other: latin for latin, others in _LOOKALIKES.items() for other in others}
+)
+
+
+def _seen_as(word: str) -> str:
+  """A pattern of a word in Latin letters or those that look like them."""
+  return "".join(f"[{c}{_LOOKALIKES.get(c, '')}]" for c in word)
+
+
 # Tags, and what people write for them: <s>, </S>, < E >, </AUDCAP>, 《S》, ...
 _TAG = re.compile(
   rf"\\?[<〈《⟨⟪\u2039≪﹤][\s{_HIDDEN}]*(?P<close>[/\\]*)"
-  rf"(?P<name>s|e|(?P<end>end[\s_-]?)?aud[\s_-]?cap)"
+  rf"(?P<name>{_seen_as('s')}|{_seen_as('e')}"
+  rf"|(?P<end>{_seen_as('end')}[\s_-]?)?{_seen_as('aud')}[\s_-]?"
+  rf"{_seen_as('cap')})"
   rf"[\s{_HIDDEN}]*(?P<late>/?)[\s{_HIDDEN}]*\\?[>〉》⟩⟫\u203a≫﹥]",
   re.IGNORECASE,
 )
@@ -51,12 +69,34 @@ _UNKNOWN_TAG = re.compile(
   r"|[\[{«](?-i:S|E)[\]}»]|(?:end)?audcap",
   re.IGNORECASE,
 )
+_COLON = "[:\ufe55\ufe13\u2236\ua789]"
 # `Audio:`, and what people write for it: audio:, AUDIO :, **Audio:**, ...
 _LABEL = re.compile(
   r"(?<![A-Za-z0-9_])(?:(?P<mark>\*{1,3}|_{1,3}|`)"
-  r"audio(?:(?P=mark) ?[:\ufe55\ufe13\u2236\ua789]"
-  r"|[:\ufe55\ufe13\u2236\ua789](?P=mark))"
-  r"|audio ?[:\ufe55\ufe13\u2236\ua789])",
+  rf"{_seen_as('audio')}(?:(?P=mark) ?{_COLON}|{_COLON}(?P=mark))"
+  rf"|{_seen_as('audio')} ?{_COLON})",
+  re.IGNORECASE,
+)
+# What else people begin the sound's description with.
+_SOUND_WORDS = (
+  "audio[ -]?(?:track|caption|description|prompt|cues?)?|soundtrack|soundscape"
+  "|(?:background |ambient )?(?:sounds?|music)|sound[ -]?(?:effects?|design)"
+  "|sfx|ambien[ct]e|\xe1udio|sonidos?|som|sons?|bruitages?|suon[oi]"
+  "|ger\xe4usche?|ton|\u0430\u0443\u0434\u0438\u043e|\u0437\u0432\u0443\u043a\u0438?"
+  "|\u97f3[\u58f0\u8072\u9891\u983b\u6548\u97ff\u54cd\u8a0a\u8baf]|[\u58f0\u8072]\u97f3"
+  "|\u30b5\u30a6\u30f3\u30c9|\u30aa\u30fc\u30c7\u30a3\u30aa"
+  "|\uc624\ub514\uc624|\uc18c\ub9ac|\uc0ac\uc6b4\ub4dc"
+)
+_OTHER_LABEL = re.compile(
+  rf"(?<!\w)(?:[*_`#]+ ?)?(?:{_SOUND_WORDS})"
+  rf"[*_`]* ?(?:{_COLON}|[=;\uff1b\u2013\u2014]|-(?= ))"
+  r"|\[(?:audio|sounds?|sfx)\]",
+  re.IGNORECASE,
+)
+# What describes the picture, and so begins no sentence of a sound.
+_PICTURE_LABEL = re.compile(
+  r"(?:(?:visual )?style|camera|video|visuals?|scene|setting|lighting|shot"
+  rf"|negative(?: prompt)?) ?{_COLON}",
   re.IGNORECASE,
 )
 _QUOTES = r"""["')\]\u201d\u2019\u203a\u300d\u300f\u00bb]{0,3}"""
@@ -65,7 +105,7 @@ _SENTENCE_END = re.compile(
   rf"(?:[{_ENDS}]{_QUOTES}|>)[ {_HIDDEN}]{{0,3}}[(\[]?$"
 )
 _BULLET = re.compile(r"(?:[-*\u2022] )?[(\[]?")
-_BRACKETS = {"(": ")", "[": "]"}
+_BRACKETS = {"(": ")", "[": "]", '"': '"', "\xab": "\xbb", "\u300c": "\u300d"}
 _SHOWN = 10  # notes on one prompt
 # Windows opens a device, not a file, under these names.
 _DEVICES = frozenset(
@@ -170,8 +210,11 @@ def format_for(
     left = "the prompt's tags are left as they are"
     return prompt, (*_few([*reading.problems, *_lookalike_notes(text)]), left)
   formatted = _printed(reading.parts, variant.audio_tag)
+  beside = (*_swallowed(reading.parts, text, line_starts),)
   if formatted == text:
-    return prompt, (*tag_notes(text), *_hints(reading.parts))
+    unlabelled = _unlabelled(reading.parts, text, line_starts)
+    hints = (*_hints(reading.parts), *unlabelled)
+    return prompt, (*tag_notes(text), *hints, *beside)
   line, span = sound("...", SOUND_LINE), sound("...", SOUND)
   found, wanted = line, span
   if variant.audio_tag == SOUND_LINE:
@@ -192,7 +235,7 @@ def format_for(
     if variant.audio_tag == SOUND_LINE and not _is_last(reading.parts):
       rewritten += " and moved it to the end"
     notes.append(rewritten)
-  return formatted, (*notes, *tag_notes(formatted), *_hints(parts))
+  return formatted, (*notes, *tag_notes(formatted), *_hints(parts), *beside)
 
 
 def tag_notes(prompt: str) -> tuple[str, ...]:
@@ -250,7 +293,7 @@ def _balanced(text: str, *, repair: bool) -> _Reading:
       continue
     tag, at = _meant(match, opening), _at(match[0], match.start())
     if tag != match[0]:
-      repairs.append(f"{at} is read as {tag}")
+      repairs.append(f"{at} is read as {tag}{_foreign(match[0])}")
     within = text[end : match.start()]
     if tag in CLOSING:
       if opening:
@@ -277,13 +320,19 @@ def _meant(match: re.Match[str], opening: str) -> str:
   """The tag that a match of `_TAG` stands for; `opening` is what is open."""
   if match[0] in _TAGS:
     return match[0]
-  name = match["name"].lower()
+  name = match["name"].lower().translate(_LATIN)
   if name == "e":
     return SPEECH_END
   tag = SPEECH if name == "s" else SOUND
   # A slash at the end closes what is open, and else means nothing.
   ends = match["close"] or match["end"] or (match["late"] and opening == tag)
   return CLOSING[tag] if ends else tag
+
+
+def _foreign(tag: str) -> str:
+  """Why a tag that looks right is none, if that is so; ends a sentence."""
+  same = tag.lower().translate(_LATIN) == tag.lower()
+  return "" if same else "; a letter of it is Cyrillic or Greek"
 
 
 def _without_labels(
@@ -344,8 +393,8 @@ def _with_line(
   ):
     return _Reading(
       problems=(
-        f"{at} stands in brackets with words after them, but a sound's"
-        " description runs to the end; write it last",
+        f"{at} stands in brackets or quotes with words after them, but a"
+        " sound's description runs to the end; write it last",
       )
     )
   pieces = (
@@ -357,7 +406,8 @@ def _with_line(
     ),
     Part(text=part.text[end:], start=part.start + end),
   )
-  repair = (f"{at} is read as {SOUND_LINE}",) if misspelt else ()
+  read_as = f"{at} is read as {SOUND_LINE}{_foreign(label[0])}"
+  repair = (read_as,) if misspelt else ()
   return _Reading(
     parts=(*reading.parts[:i], *(p for p in pieces if p.tag or p.text)),
     repairs=(*reading.repairs, *repair),
@@ -496,6 +546,49 @@ def _hints(parts: Sequence[Part]) -> Iterator[str]:
       )
 
 
+def _swallowed(
+  parts: Sequence[Part], text: str, line_starts: frozenset[int]
+) -> Iterator[str]:
+  """One sentence if lines or fields after `Audio:` are read as the sound's."""
+  for part in parts:
+    if part.tag != SOUND_LINE:
+      continue
+    begin = part.start + len(part.text) - len(part.text.lstrip())
+    end = part.start + len(part.text)
+    fields = {
+      part.start + match.start() for match in _PICTURE_LABEL.finditer(part.text)
+    }
+    for at in sorted(line_starts | fields):
+      # A line that goes on in lower case was broken by an editor.
+      new = text[at].isalnum() and not text[at].islower()
+      if not begin < at < end or _LABEL.match(text, at):
+        continue
+      if new if at in line_starts else _leads(text, at, line_starts):
+        quoted = text[at : at + 30].partition(". ")[0]
+        yield (
+          f"{_at(repr(quoted), at)} is read as part of the sound's description,"
+          f" which runs to the end; write it before {SOUND_LINE} if it is not"
+        )
+        return
+
+
+def _unlabelled(
+  parts: Sequence[Part], text: str, line_starts: frozenset[int]
+) -> Iterator[str]:
+  """One sentence for a sound that is described in a way no model knows."""
+  if any(part.is_sound for part in parts):
+    return
+  for part in parts:
+    for label in _OTHER_LABEL.finditer(part.text) if not part.tag else ():
+      at = part.start + label.start()
+      if _leads(text, at, line_starts):
+        yield (
+          f"{_at(label[0], at)} is read as plain text; if it describes the"
+          f" sound, begin it with {SOUND_LINE}"
+        )
+        return
+
+
 def _lookalike_notes(text: str) -> Iterator[str]:
   """One sentence for each misspelt tag."""
   tags = [m for m in _TAG.finditer(text)]
@@ -526,139 +619,19 @@ def file_stem(prompt: str) -> str:
 
   Returns:
     At most 50 letters, digits, `-` and `_`, and 150 bytes of UTF-8: no tags,
-    nothing that a file system or shell reads otherwise, never empty.
+    nothing that a file system or shell reads otherwise, or that the locale's
+    names of files cannot hold; never empty.
   """
   text = unicodedata.normalize("NFC", _TAG.sub(" ", clean(prompt)))
   # Letters, marks and numbers of any script.
   safe = (c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
   stem = "_".join("".join(safe).split())[:STEM_LENGTH]
   stem = stem.encode()[:STEM_BYTES].decode(errors="ignore").strip("_")
+  try:
+    stem.encode(sys.getfilesystemencoding())
+  except UnicodeEncodeError:  # in a locale that is not UTF-8
+    stem = unicodedata.normalize("NFKD", stem)
+    stem = stem.encode("ascii", "ignore").decode().strip("_")
   if stem.casefold() in _DEVICES:
     stem = f"clip_{stem}"
   return stem or "clip"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokenizer:
-  """Prompts to token ids, from a `tokenizer.json` of the T5 family.
-
-  Attributes:
-    model: the pipeline that the file describes.
-    pad: id of `<pad>`.
-    eos: id of `</s>`, the last token of every prompt.
-  """
-
-  model: tokenizers.Tokenizer
-  pad: int
-  eos: int
-
-  @classmethod
-  def load(
-    cls, path: str | os.PathLike[str], rows: int | None = None
-  ) -> "Tokenizer":
-    """Read a `tokenizer.json`, see `tokenizer_file`.
-
-    Args:
-      path: of the file.
-      rows: of the text encoder's embedding; `None` if there is none.
-
-    Raises:
-      ValueError: it will not do; names the path.
-    """
-    path = pathlib.Path(path)
-    wanted = "expected the tokenizer.json of google/umt5-xxl"
-    try:
-      with path.open("rb") as file:
-        data = untrusted.read_at_most(file, tokenizer_file.MAX_BYTES + 1)
-      return cls.parse(data, rows)
-    except OSError as error:
-      raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
-    except ValueError as error:
-      raise ValueError(f"{path}: {error}; {wanted}") from error
-
-  @classmethod
-  def parse(cls, data: bytes, rows: int | None = None) -> "Tokenizer":
-    """The tokenizer that the bytes of a file describe; see `load`."""
-    model, largest = tokenizer_file.parse(data)
-    if rows is not None and largest >= rows:
-      raise ValueError(
-        f"it has the id {largest}, but the text encoder has {rows} rows"
-      )
-    pad, eos = (model.token_to_id(token) for token in (PAD, EOS))
-    if pad is None or eos is None:
-      raise ValueError(f"it has no {PAD} or no {EOS}")
-    with tokenizer_file.library_errors("it cannot read 'a'"):
-      plain = model.encode("a", add_special_tokens=False).ids
-      if model.encode("a").ids != [*plain, eos]:
-        raise ValueError(f"it does not end prompts with {EOS}")
-    return cls(model=model, pad=pad, eos=eos)
-
-  def encode(
-    self, prompts: Sequence[str], length: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn prompts into ids for the text encoder.
-
-    Args:
-      prompts: B prompts; they are cleaned here.
-      length: tokens a prompt, the end token included; at least 1.
-
-    Returns:
-      ids_BS, cut to `length` with the end token kept, then padded with `pad`;
-      and mask_BS, 1 for the prompt's own tokens and 0 for padding; int32.
-
-    Raises:
-      ValueError: length is not positive.
-    """
-    ids_BS = np.full((len(prompts), length), self.pad, np.int32)
-    mask_BS = np.zeros_like(ids_BS)
-    for row, encoding in enumerate(self._encodings(prompts, length)):
-      ids = [*encoding.ids[: length - 1], self.eos]
-      ids_BS[row, : len(ids)] = ids
-      mask_BS[row, : len(ids)] = 1
-    return ids_BS, mask_BS
-
-  def notes(self, prompts: Sequence[str], length: int) -> tuple[str, ...]:
-    """One sentence for each prompt that is cut or has no known token."""
-    notes = []
-    unknown = {self.model.token_to_id(UNKNOWN)}
-    for prompt, encoding in zip(prompts, self._encodings(prompts, length)):
-      count = len(encoding.ids) + 1
-      if set(encoding.ids) <= unknown:
-        notes.append(
-          "the prompt has no token of the vocabulary and is read as an empty"
-          f" one: {clean(prompt)[:80]!r}"
-        )
-      if count > length:
-        cut = clean(prompt)[encoding.offsets[length - 1][0] :].strip()
-        notes.append(
-          f"the prompt has {count} tokens, {length} are read; its end was"
-          f" cut: {cut!r}"
-        )
-    return tuple(notes)
-
-  def lengths(self, prompts: Sequence[str]) -> list[int]:
-    """Tokens of each prompt, the end token included, before it is cut."""
-    return [len(each.ids) + 1 for each in self._encodings(prompts, 1)]
-
-  def unread(self, prompt: str) -> list[str]:
-    """The words that the tokenizer makes no token of, each once."""
-    (encoding,) = self._encodings([prompt], 1)
-    text = clean(prompt)
-    read = np.zeros(len(text), bool)
-    unknown = self.model.token_to_id(UNKNOWN)
-    for number, (begin, end) in zip(encoding.ids, encoding.offsets):
-      read[begin:end] |= number != unknown
-    words = re.finditer(r"\w+(?:['\u2019]\w+)*", text)
-    return list(
-      dict.fromkeys(w[0] for w in words if not read[w.start() : w.end()].any())
-    )
-
-  def _encodings(
-    self, prompts: Sequence[str], length: int
-  ) -> list[tokenizers.Encoding]:
-    """Ids and places in the cleaned prompts, without the end token."""
-    if length < 1:
-      raise ValueError(f"length must be at least 1 token, got {length}")
-    texts = [clean(p) for p in prompts]
-    with tokenizer_file.library_errors("the tokenizer cannot read a prompt"):
-      return self.model.encode_batch(texts, add_special_tokens=False)

@@ -34,6 +34,13 @@ _MARKS = (
   (b"\xff\xfe", "utf-16"),
   (b"\xfe\xff", "utf-16"),
 )
+# What is called .csv by mistake, by its first bytes.
+_OTHERS = {
+  b"PK\x03\x04": "a workbook or another zip file; export the sheet as CSV",
+  b"\xd0\xcf\x11\xe0": "a workbook of Excel; export the sheet as CSV",
+  b"version https://git-lfs": "a git-lfs pointer; fetch the file itself",
+  b"%PDF": "PDF",
+}
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SEPARATOR_LINE = re.compile(r"sep=([,;\t])\n", re.IGNORECASE)
 _LINE_MARKS = re.compile("^\ufeff+", re.MULTILINE)
@@ -89,7 +96,7 @@ def read_table(
   if delimiter is None:
     raise ValueError(
       f"{name} ends in {untrusted.printable(path.suffix) or 'nothing'!r};"
-      f" expected {' or '.join(_DELIMITERS)}"
+      f" expected {' or '.join(_DELIMITERS)}, as workbooks are exported"
     )
   text = _LINE_END.sub("\n", _decode(_read(path), name))
   if separator := _SEPARATOR_LINE.match(text):
@@ -178,6 +185,9 @@ def _decode(data: bytes, name: str, errors: str = "strict") -> str:
   """Text without its byte-order marks; ValueError if it is none."""
   if len(data) > MAX_BYTES:
     raise ValueError(f"{name} has more than {MAX_BYTES >> 20} MiB of text")
+  for start, kind in _OTHERS.items():
+    if data.startswith(start):
+      raise ValueError(f"{name} is {kind}; expected lines of text")
   encoding = next((e for m, e in _MARKS if data.startswith(m)), "utf-8")
   try:
     text = data.decode(encoding, errors if encoding == "utf-8" else "strict")
@@ -274,6 +284,14 @@ def _records(
       line = reader.line_num + 1
   except csv.Error as error:
     row = f"row {len(records)}" if records else "the header"
+    if "field limit" in str(error):
+      limit = csv.field_size_limit()
+      start = text.split("\n", line - 1)[-1][: limit + 1]
+      raise ValueError(
+        f"{name}: {row} (line {line}) has a cell of more than {limit}"
+        " characters, the most that are read"
+        + ("; is a double quote unclosed?" if '"' in start else "")
+      ) from error
     raise ValueError(
       f"{name}: {row} (line {line}) is malformed: {error}; is a"
       " double quote unclosed, or one inside not doubled?"

@@ -45,9 +45,9 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
 def test_a_command_does_not_start_libtpu_on_a_machine_without_a_tpu():
   done = python(
     "import jax, pathlib\n"
-    "from ovi_jax import runtime\n"
-    "runtime.parse_flags(['command'])\n"
-    "runtime.start(['command'])\n"
+    "from ovi_jax import cli\n"
+    "cli.parse_flags(['command'])\n"
+    "cli.setup(['command'])\n"
     "print(jax.devices()[0].platform)\n"
     "print('libtpu' in pathlib.Path('/proc/self/maps').read_text())\n"
   )
@@ -60,7 +60,7 @@ def test_a_command_does_not_start_libtpu_on_a_machine_without_a_tpu():
   reason="needs libtpu and no TPU",
 )
 def test_asking_for_the_platform_alone_prints_nothing():
-  done = python("from ovi_jax import runtime; print(runtime.platform())")
+  done = python("from ovi_jax import cli; print(cli.platform())")
   assert done.stderr == ""
 
 
@@ -69,7 +69,7 @@ def test_every_command_sets_up_jax_when_it_parses_flags(path):
   calls = re.findall(r"app\.run\((.*)\)", path.read_text())
   assert calls
   for arguments in calls:
-    assert "flags_parser=runtime.parse_flags" in arguments
+    assert "flags_parser=cli.parse_flags" in arguments
 
 
 @pytest.fixture

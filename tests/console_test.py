@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -91,3 +92,40 @@ def test_bars_need_a_terminal_that_rewrites_lines(monkeypatch, term, draws):
   monkeypatch.setenv("TERM", term)
   monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
   assert console.draws_bars() is draws
+
+
+ROOT = pathlib.Path(console.__file__).resolve().parents[1]
+COMMANDS = [
+  path
+  for path in sorted([*ROOT.glob("*.py"), *(ROOT / "ovi_jax").rglob("*.py")])
+  if '__name__ == "__main__"' in path.read_text("utf-8")
+  and path.stem != "shapes"  # prints nothing
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda p: p.stem)
+def test_every_command_makes_its_console_safe(path):
+  assert len(COMMANDS) > 10
+  text = path.read_text("utf-8")
+  if path.parent.name == "curation":  # defines its flags where workers do not
+    text = path.with_name("command.py").read_text("utf-8")
+  assert "flags_parser=cli.parse_flags" in text or "console.setup()" in text
+
+
+def test_ctrl_c_is_one_line_and_ends_a_command_by_the_signal(tmp_path):
+  script = tmp_path / "wait.py"
+  script.write_text(
+    "import os, signal\n"
+    "from absl import app\n"
+    "from ovi_jax import cli\n"
+    "app.run(\n"
+    "  lambda _: os.kill(os.getpid(), signal.SIGINT),\n"
+    "  flags_parser=cli.parse_flags,\n"
+    ")\n"
+  )
+  done = subprocess.run(
+    [sys.executable, str(script)], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == -signal.SIGINT
+  line = "wait: interrupted; the same command can be run again\n"
+  assert (done.stdout, done.stderr) == ("", line)

@@ -20,7 +20,7 @@ BASE = {
   "modality",
   "prompt",
   "tables",
-  "tokenizer_file",
+  "tokenizer",
   "untrusted",
 }
 # Drawn clips and the shipped weights' path: data about the synthetic world that

@@ -1,28 +1,15 @@
 import dataclasses
-import json
-import pathlib
 import random
 import re
 
 import hypothesis
-import numpy as np
 import pytest
 from hypothesis import strategies
 
 from ovi_jax import geometry
 from ovi_jax import prompt
-from ovi_jax.convert import standin
 
-PROMPTS = json.loads(
-  (pathlib.Path(__file__).parent / "goldens" / "prompts.json").read_text()
-)
-TOKENIZER = standin.HERE / "tokenizer.json"
 TAGGED, LINED = geometry.variant("720x720_5s"), geometry.variant("960x960_5s")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-  return prompt.Tokenizer.load(TOKENIZER)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +62,12 @@ def test_cleaning(raw, cleaned):
     ("<AUDCAP>audio : bark<ENDAUDCAP>", LINED, "Audio: bark"),
     ("Audio: **audio:** bark", TAGGED, "<AUDCAP>bark<ENDAUDCAP>"),
     ("He walks [Audio: wind]", TAGGED, "He walks [<AUDCAP>wind<ENDAUDCAP>]"),
+    ('A cat "Audio: b"', TAGGED, 'A cat "<AUDCAP>b<ENDAUDCAP>"'),
+    (
+      'A 5" fan. Audio: a 3" fan',
+      TAGGED,
+      'A 5" fan. <AUDCAP>a 3" fan<ENDAUDCAP>',
+    ),
     ("He walks. (<AUDCAP>a<ENDAUDCAP>)", LINED, "He walks. (Audio: a)"),
     ("walks<AUDCAP>wind<ENDAUDCAP>.", LINED, "walks Audio: wind."),
   ],
@@ -139,6 +132,9 @@ def test_a_sound_that_is_not_last_is_moved_to_the_end(raw, formatted):
     ("He walks.\u200b audio: a", "He walks.\u200b <AUDCAP>a<ENDAUDCAP>", 2),
     ("He walks. Audio\ufe55a", "He walks. <AUDCAP>a<ENDAUDCAP>", 2),
     ("<S\u200b>a<\u2060E>", "<S>a<E>", 2),
+    ("He walks. \u0410udi\u043e: a", "He walks. <AUDCAP>a<ENDAUDCAP>", 2),
+    ("<\u0405>a<\u0415>", "<S>a<E>", 2),
+    ("x <\u0391UDCAP>a<END\u0410UDCA\u0420>", "x <AUDCAP>a<ENDAUDCAP>", 2),
     ("\u27e8S\u27e9a\u2039E\u203a", "<S>a<E>", 2),
     ("\\<S\\>a\\<E\\>", "<S>a<E>", 2),
     ("<S>a<\\S> <S>b<\\/S>", "<S>a<E> <S>b<E>", 2),
@@ -192,6 +188,7 @@ def test_a_misspelt_label_is_repaired_for_its_own_variant():
     ('<S lang="en">a', '<S lang="en"> (character 1) is not a tag'),
     ("[S]a[E]", "[S] (character 1) is not a tag"),
     ("A man. (Audio: rain) He sits.", "Audio: (character 9) stands in bra"),
+    ('A man. "Audio: off" it says.', "Audio: (character 9) stands in bra"),
   ],
 )
 def test_what_can_be_read_in_two_ways_is_left_and_noted(raw, note, variant):
@@ -213,6 +210,75 @@ def test_sounds_in_odd_places_are_noted(raw, note):
   ours, notes = prompt.format_for(raw, TAGGED)
   assert ours == raw
   assert len(notes) == 1 and note in notes[0]
+
+
+def test_a_letter_of_another_script_is_named():
+  _, (note,) = prompt.format_for("He walks. \u0410udio: a", LINED)
+  assert note.endswith("is read as Audio:; a letter of it is Cyrillic or Greek")
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
+@pytest.mark.parametrize(
+  "raw, line",
+  [
+    ("A cat. Audio: rain\nStyle: noir", "'Style: noir' (character 20)"),
+    ("A cat. Audio: rain.\n\nA man walks", "'A man walks' (character 21)"),
+    ("A cat. Audio: rain. Camera: pan", "'Camera: pan' (character 21)"),
+    ("- Audio: rain\n- Style: noir", "'Style: noir' (character 17)"),
+    (
+      "\u732b\u3002Audio: \u96e8\n\u98a8\u683c: x",
+      "'\u98a8\u683c: x' (character 12)",
+    ),
+  ],
+)
+def test_lines_that_a_sound_takes_with_it_are_noted(raw, line, variant):
+  ours, notes = prompt.format_for(raw, variant)
+  assert notes[-1].startswith(f"{line} is read as part of the sound's")
+  # As the original reads it: the sound's description runs to the end.
+  (sound,) = (p for p in prompt.parse(ours) if p.is_sound)
+  assert sound.description.endswith(line.split("'")[1])
+
+
+@pytest.mark.parametrize(
+  "raw",
+  [
+    "A cat.\nAudio:\nRain.",
+    "A cat.\nAudio: rain and\nwind in trees.\n",
+    "A cat. Audio: rain. Music: soft piano. Style of a waltz.",
+  ],
+)
+def test_a_sound_in_lines_of_its_own_has_no_note(raw):
+  assert prompt.format_for(raw, LINED) == (raw, ())
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
+@pytest.mark.parametrize(
+  "label",
+  [
+    *("Sound:", "SFX:", "Background music:", "Audio description:", "[Audio]"),
+    *("Audio -", "Audio \u2014", "Audio;", "**Sound:", "\xc1udio:"),
+    *("\u97f3\u58f0:", "\u97f3\u9891:", "\u0410\u0443\u0434\u0438\u043e:"),
+    *("\u30b5\u30a6\u30f3\u30c9:", "\uc624\ub514\uc624:"),
+  ],
+)
+def test_a_sound_under_another_name_is_noted(label, variant):
+  raw = f"A cat.\n{label} rain"
+  ours, (note,) = prompt.format_for(raw, variant)
+  assert ours == raw
+  assert note.startswith(f"{label} (character 8) is read as plain text")
+
+
+@pytest.mark.parametrize(
+  "raw",
+  [
+    "The sound: rain. <AUDCAP>Sound: rain.<ENDAUDCAP>",
+    "Sound: off, says the sign. <AUDCAP>rain<ENDAUDCAP>",
+    "He says <S>Sound: good.<E>",
+    "Sound waves - music of the spheres",
+  ],
+)
+def test_words_for_sounds_within_a_prompt_have_no_note(raw):
+  assert prompt.format_for(raw, TAGGED) == (raw, ())
 
 
 def test_at_most_ten_tags_are_noted_and_the_others_counted():
@@ -430,83 +496,6 @@ def test_misplaced_tags_are_noted(text, notes):
   assert all(note.startswith(n) for note, n in zip(ours, notes, strict=True))
 
 
-def test_token_ids_are_the_originals(golden, tokenizer):
-  reference = golden("umt5")
-  ids_BS, mask_BS = tokenizer.encode(PROMPTS, 32)
-  assert ids_BS.dtype == mask_BS.dtype == np.int32
-  np.testing.assert_array_equal(ids_BS, reference["t5_ids"])
-  np.testing.assert_array_equal(mask_BS, reference["t5_mask"])
-
-
-def test_an_empty_prompt_is_its_end_token(tokenizer):
-  ids_BS, mask_BS = tokenizer.encode([""], 3)
-  assert ids_BS.tolist() == [[tokenizer.eos, tokenizer.pad, tokenizer.pad]]
-  assert mask_BS.tolist() == [[1, 0, 0]]
-
-
-def test_what_was_cut_is_noted(tokenizer):
-  assert tokenizer.notes(PROMPTS[1:], 32) == ()
-  (note,) = tokenizer.notes(PROMPTS, 32)
-  assert "32 are read" in note
-  assert "'day?<E> near the sea. Audio: deep male voice, wind & rain'" in note
-
-
-def test_a_prompt_that_just_fits_is_not_cut(tokenizer):
-  length = int(tokenizer.encode(PROMPTS[:1], 100)[1].sum())
-  assert tokenizer.notes(PROMPTS[:1], length) == ()
-  assert len(tokenizer.notes(PROMPTS[:1], length - 1)) == 1
-
-
-def test_words_without_a_token_of_their_own_are_unread(tokenizer):
-  text = "A pink elephant \u4f60\u597d e\u0301te\u0301 don't \U0001f642"
-  # Read as <unk>; all else is spelt out.
-  assert tokenizer.unread(text) == ["\u4f60\u597d"]
-
-
-def test_settings_within_the_file_do_not_count(tokenizer, tmp_path):
-  content = json.loads(TOKENIZER.read_text())
-  content["truncation"] = {
-    "direction": "Right",
-    "max_length": 5,
-    "strategy": "LongestFirst",
-    "stride": 0,
-  }
-  path = tmp_path / "tokenizer.json"
-  path.write_text(json.dumps(content))
-  ids_BS, _ = prompt.Tokenizer.load(path).encode(PROMPTS, 32)
-  np.testing.assert_array_equal(ids_BS, tokenizer.encode(PROMPTS, 32)[0])
-
-
-def _without(key):
-  content = json.loads(TOKENIZER.read_text())
-  content[key] = None
-  return json.dumps(content)
-
-
-@pytest.mark.parametrize(
-  "content, expected",
-  [
-    (None, "No such file"),
-    ("{", "expected JSON"),
-    ('{"a": 1}', "does not describe a tokenizer"),
-    (TOKENIZER.read_text().replace("<pad>", "<gap>"), "has no <pad>"),
-    (_without("post_processor"), "does not end prompts with </s>"),
-  ],
-)
-def test_an_unfit_tokenizer_file_is_named(content, expected, tmp_path):
-  path = tmp_path / "tokenizer.json"
-  if content is not None:
-    path.write_text(content)
-  with pytest.raises(ValueError, match=expected) as error:
-    prompt.Tokenizer.load(path)
-  assert str(path) in str(error.value)
-
-
-def test_a_length_without_room_is_refused(tokenizer):
-  with pytest.raises(ValueError, match="at least 1 token, got 0"):
-    tokenizer.encode(["a"], 0)
-
-
 @pytest.mark.parametrize(
   "text, stem",
   [
@@ -521,6 +510,19 @@ def test_a_length_without_room_is_refused(tokenizer):
   ],
 )
 def test_file_stems(text, stem):
+  assert prompt.file_stem(text) == stem
+
+
+@pytest.mark.parametrize(
+  "text, encoding, stem",
+  [
+    ("Sch\xf6n \u011b \u732b", "ascii", "Schon_e"),
+    ("\u732b", "ascii", "clip"),
+    ("Sch\xf6n", "latin-1", "Sch\xf6n"),
+  ],
+)
+def test_file_stems_fit_the_locale(text, encoding, stem, monkeypatch):
+  monkeypatch.setattr("sys.getfilesystemencoding", lambda: encoding)
   assert prompt.file_stem(text) == stem
 
 

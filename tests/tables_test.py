@@ -99,7 +99,7 @@ def test_empty_rows_are_skipped_and_not_numbered(tmp_path):
     ("path,caption\na,b\n", "t", "ends in 'nothing'"),
     ('path,caption\na,b\n"c\nd\n', "t.csv", r"row 2 \(line 3\) is malformed"),
     ('"path" x,caption\na,b\n', "t.csv", r"the header \(line 1\) is malf"),
-    ("path,caption\na," + "b" * 200_000, "t.csv", "field larger than"),
+    ("path,caption\na," + "b" * 200_000, "t.csv", "131072 characters"),
     (b"path,caption\na,\xe9\n", "t.csv", r"not UTF-8 \(byte 15, line 2\)"),
     (b"path,caption\na,b\0\n", "t.csv", r"NUL character \(line 2\)"),
     ("path,caption\na,b".encode("utf-16-le"), "t.csv", "byte-order mark"),
@@ -126,6 +126,39 @@ def test_names_that_cannot_be_opened_are_refused(tmp_path, name, message):
   (tmp_path / "folder.csv").mkdir()
   with pytest.raises(ValueError, match=message):
     tables.read_table(tmp_path / name, required=("path",))
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("a\n{}\n", r"row 1 \(line 2\) has a cell of more than 131072 char.*read$"),
+    ("a\n\n1\n{}\n", r"row 2 \(line 4\) has a cell"),
+    ("a{}\n1\n", r"the header \(line 1\) has a cell"),
+    ('a\n"{}', "131072 characters.*; is a double quote unclosed"),
+  ],
+)
+def test_a_cell_that_is_too_long_is_named(tmp_path, content, message):
+  path = tmp_path / "t.csv"
+  path.write_text(content.format("x" * 131_073))
+  with pytest.raises(ValueError, match=message):
+    tables.read_table(path, required=("a",))
+  path.write_text("a\n" + "x" * 131_072 + "\n")
+  assert len(tables.read_table(path, required=("a",))) == 1
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"PK\x03\x04\xff\0", "is a workbook or another zip file; export"),
+    (b"\xd0\xcf\x11\xe0\xff\0", "is a workbook of Excel; export"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
+  ],
+)
+def test_other_files_called_csv_are_named(tmp_path, content, message):
+  path = tmp_path / "t.csv"
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    tables.read_table(path, required=("a",))
 
 
 def test_files_are_read_up_to_a_limit(tmp_path, monkeypatch):

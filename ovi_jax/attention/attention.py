@@ -72,7 +72,7 @@ def resolve(
 
   Args:
     backend: "auto" or a key of `BACKENDS`.
-    platform: see `runtime.platform`.
+    platform: see `cli.platform`.
     dtype: compute dtype.
     head_size: of every attention.
 

@@ -24,7 +24,7 @@ import numpy as np
 
 import ovi_jax
 from ovi_jax import console
-from ovi_jax import tokenizer_file
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax import untrusted
 from ovi_jax.convert import mapping
 from ovi_jax.convert import normalize
@@ -401,8 +401,8 @@ def _check_tokenizer(path: pathlib.Path) -> None:
   """
   try:
     with path.open("rb") as file:
-      limit = tokenizer_file.MAX_BYTES + 1
-      tokenizer_file.parse(untrusted.read_at_most(file, limit))
+      limit = tokenizer_lib.MAX_BYTES + 1
+      tokenizer_lib.parse_pipeline(untrusted.read_at_most(file, limit))
   except ValueError as error:
     raise ValueError(f"tokenizer {path}: {error}") from error
 

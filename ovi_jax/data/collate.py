@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ovi_jax import prompt
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import index_sampler
@@ -153,9 +153,9 @@ def _text(
 
 
 @functools.cache
-def _tokenizer(path: str) -> prompt.Tokenizer:
+def _tokenizer(path: str) -> tokenizer_lib.Tokenizer:
   """A tokenizer, once a process."""
-  return prompt.Tokenizer.load(path)
+  return tokenizer_lib.Tokenizer.load(path)
 
 
 def _part(

@@ -84,6 +84,7 @@ class Job:
   force: bool = False
 
   def __post_init__(self):
+    config_lib.check_types(type(self), vars(self), "")
     problems = [
       f"parts: expected some of {', '.join(encoding.PARTS)}, got {part!r}"
       for part in self.parts or ("",)

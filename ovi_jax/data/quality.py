@@ -20,9 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from ovi_jax import config as config_lib
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax import untrusted
 from ovi_jax.data import builder
 from ovi_jax.data import clips
@@ -60,6 +62,7 @@ class Limits:
   max_codec_mel_error: float = 8.0
 
   def __post_init__(self):
+    config_lib.check_types(type(self), vars(self), "")
     if not 0 <= self.max_unknown_words <= 1:
       raise ValueError(
         f"max_unknown_words must be in [0, 1], got {self.max_unknown_words}"
@@ -209,7 +212,7 @@ class Quality:
 
 
 def coverage(
-  tokenizer: prompts.Tokenizer, captions: Iterable[str], length: int
+  tokenizer: tokenizer_lib.Tokenizer, captions: Iterable[str], length: int
 ) -> Coverage:
   """Measure how a tokenizer reads captions.
 

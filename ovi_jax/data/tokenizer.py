@@ -33,6 +33,7 @@ from tokenizers import processors
 from ovi_jax import cli
 from ovi_jax import files
 from ovi_jax import prompt as prompts
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import builder
 from ovi_jax.synthetic.world import world as worlds
 
@@ -41,7 +42,7 @@ FLAGS = flags.FLAGS
 UNKNOWN = "<unk>"
 TAGS = (*prompts.CLOSING, *prompts.CLOSING.values())
 # The first ids, in T5's order.
-SPECIAL = (prompts.PAD, prompts.EOS, UNKNOWN, *TAGS)
+SPECIAL = (tokenizer_lib.PAD, tokenizer_lib.EOS, UNKNOWN, *TAGS)
 _TAG = re.compile("|".join(map(re.escape, TAGS)))
 _PART = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 
@@ -77,7 +78,7 @@ def make(captions: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer:
   made.pre_tokenizer = pre_tokenizers.Split(
     tokenizers.Regex(_known(words)), behavior="removed", invert=True
   )
-  eos = prompts.EOS
+  eos = tokenizer_lib.EOS
   made.post_processor = processors.TemplateProcessing(
     single=f"$A {eos}", special_tokens=[(eos, vocabulary[eos])]
   )

@@ -1,4 +1,4 @@
-"""Decoded frames as uint8 RGB in the colours of SDR video, at a wanted size.
+"""Decoded frames and pictures as uint8 RGB in the colours of SDR video.
 
 Standard range: the matrix is the one that the stream names; where it names
 none, BT.709 from 720 rows on and BT.601 below, as players do.
@@ -37,6 +37,7 @@ TRANSFERS = {
   HLG: "hlg",
 }
 _UNSPECIFIED = 2
+_PRIMARIES_709, _PRIMARIES_2020, _PRIMARIES_P3 = 1, 9, 12
 _MATRICES = {
   0: reformatter.Colorspace.ITU709,  # RGB: no matrix is used
   1: reformatter.Colorspace.ITU709,
@@ -59,6 +60,20 @@ _TO_709 = np.array(
   ],
   np.float32,
 )
+_P3_TO_709 = np.array(
+  [
+    [1.224940, -0.224940, 0.0],
+    [-0.042057, 1.042057, 0.0],
+    [-0.019638, -0.078636, 1.098274],
+  ],
+  np.float32,
+)
+_PRIMARIES_TO_709 = {
+  _PRIMARIES_709: np.eye(3, dtype=np.float32),
+  _PRIMARIES_2020: _TO_709,
+  _PRIMARIES_P3: _P3_TO_709,
+}
+_LIKE_SRGB = (1, 6, 13, 14, 15)  # transfers that displays show as sRGB's
 _LUMA_2020 = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
@@ -109,6 +124,44 @@ def to_rgb(frame: Any, rows: int, columns: int, bicubic: bool) -> np.ndarray:
   )
   array_HWC = resized.to_ndarray()
   return _tone_mapped(array_HWC, frame.color_trc) if hdr else array_HWC
+
+
+def known(primaries: int, transfer: int) -> bool:
+  """Whether `from_code_points` knows these codes."""
+  if transfer in (PQ, HLG):
+    return primaries == _PRIMARIES_2020
+  return transfer in _LIKE_SRGB and primaries in _PRIMARIES_TO_709
+
+
+def from_code_points(
+  signal_HWC: np.ndarray, primaries: int, transfer: int
+) -> np.ndarray:
+  """A picture in sRGB.
+
+  Args:
+    signal_HWC: uint16 RGB, full range.
+    primaries: code of ISO/IEC 23091-2; see `known`.
+    transfer: likewise.
+
+  Returns:
+    uint8 RGB.
+  """
+  if transfer in (PQ, HLG):
+    return _tone_mapped(signal_HWC, transfer)
+  signal_HWC = signal_HWC.astype(np.float32) / 65_535
+  if primaries != _PRIMARIES_709:
+    light_HWC = np.where(
+      signal_HWC <= 0.04045,
+      signal_HWC / 12.92,
+      ((signal_HWC + 0.055) / 1.055) ** 2.4,
+    )
+    light_HWC = np.clip(light_HWC @ _PRIMARIES_TO_709[primaries].T, 0, 1)
+    signal_HWC = np.where(
+      light_HWC <= 0.0031308,
+      light_HWC * 12.92,
+      1.055 * light_HWC ** (1 / 2.4) - 0.055,
+    )
+  return np.rint(signal_HWC * 255).astype(np.uint8)
 
 
 def _tone_mapped(signal_HWC: np.ndarray, transfer: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from PIL import UnidentifiedImageError
 
 from ovi_jax import geometry
 from ovi_jax import untrusted
+from ovi_jax.media import colors as colors_lib
 
 # Pillow's names of the decoders that a picture is opened with, whatever its
 # file is called. Others start programs (EPS) or crash on damaged files (DDS).
@@ -46,7 +47,10 @@ _OTHERS = {
   "PDF": rb"%PDF",
   "SVG or HTML": rb"\s*(\xef\xbb\xbf)?\s*<",
   "a git-lfs pointer": rb"version https://git-lfs",
+  "a damaged picture": rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP",
 }
+_BAND = 64  # rows converted at a time
+_DEEP_RGB = "RGB;16B"  # Pillow's name of 16-bit samples
 _INTEROPERABILITY = 0xA005  # EXIF directory; cameras mark Adobe RGB there
 BACKGROUND = 255  # white, under transparent pixels
 
@@ -78,8 +82,9 @@ def read_image(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
   """Read a picture as image_HWC, uint8 RGB in sRGB.
 
-  Turned upright as its EXIF data says. Colours are converted from the embedded
-  ICC profile (relative colorimetric, black point compensated). Transparent
+  Turned upright as its EXIF data says. Colours are converted from a PNG's cICP
+  chunk or the embedded ICC profile (relative colorimetric, black point
+  compensated). Transparent
   pixels are composited over `BACKGROUND`, 16-bit pixels become 8-bit, and of an
   animation the first frame is taken. Only `FORMATS` are opened, by content; the
   size is checked before pixels are decoded.
@@ -100,6 +105,7 @@ def read_image(
   with _named_errors(named, source):
     image = Image.open(source, formats=FORMATS)
   layout = image.tile[0][3] if image.tile else None  # decoding empties it
+  code_points = low = None
   with image:
     try:
       geometry.check_aspect(image.height, image.width)
@@ -108,23 +114,34 @@ def read_image(
     with _named_errors(named, source):
       image.load()
       upright = ImageOps.exif_transpose(image)
+      if image.format == "PNG":
+        code_points = _code_points(source)
+      if layout == _DEEP_RGB:
+        low = _low_bytes(source)
       adobe_rgb = image.getexif().get_ifd(_INTEROPERABILITY).get(1) == "R03"
   notes = []
   if image.format != "MPO" and getattr(image, "is_animated", False):
     notes.append("of an animation the first frame is taken")
   colors, alpha_HW = _split(
-    upright, _clear(image.info.get("transparency"), layout)
+    upright, _clear(image.info.get("transparency"), layout), low
   )
-  profile = image.info.get("icc_profile")
-  if profile:
-    colors, note = _from_profile(colors, profile)
-  else:
-    note = _unprofiled(colors, image.info)
-    if adobe_rgb:
-      note = "Adobe RGB without a colour profile: colours are read as sRGB"
-  if note:
-    notes.append(note)
-  image_HWC = np.array(colors.convert("RGB"))
+  image_HWC = _from_code_points(colors, code_points, low)
+  if code_points and image_HWC is None:
+    named = "/".join(map(str, code_points))
+    notes.append(f"its cICP colours {named} are unknown and ignored")
+  if image_HWC is None:
+    profile = image.info.get("icc_profile")
+    if profile:
+      colors, note = _from_profile(colors, profile)
+    else:
+      note = _unprofiled(colors, image.info)
+      if "icc_profile" in image.info:
+        note = _ignored("it cannot be decompressed")
+      if adobe_rgb:
+        note = "Adobe RGB without a colour profile: colours are read as sRGB"
+    if note:
+      notes.append(note)
+    image_HWC = np.array(colors.convert("RGB"))
   if alpha_HW is not None and (alpha_HW < 1).any():
     notes.append("transparent pixels are composited over white")
     alpha_HW1 = alpha_HW[..., None]
@@ -176,21 +193,69 @@ def _found(source: str | os.PathLike[str] | io.BytesIO) -> str:
 def _clear(transparency: Any, layout: Any) -> Any:
   """What PNG says is transparent, in the 8 bits of decoded pixels.
 
-  Pillow widens samples of 2 and 4 bits and keeps the upper 8 of 16, but not of
-  the transparent colour. Its `layout` of the file's samples says which it was.
+  Pillow widens samples of 2 and 4 bits, but not the transparent colour. Its
+  `layout` of the file's samples says which it was.
   """
   match layout:
     case "L;2":
       return transparency and (transparency & 3) * 85
     case "L;4":
       return transparency and (transparency & 15) * 17
-    case "RGB;16B":
-      return transparency and tuple(value >> 8 for value in transparency)
   return transparency
 
 
+def _low_bytes(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
+  """The lower 8 bits of a PNG of 16-bit RGB; Pillow keeps the upper ones."""
+  with Image.open(source, formats=FORMATS) as image:
+    # In the other order of bytes, the lower ones are the upper ones.
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
+    return ImageOps.exif_transpose(image)
+
+
+def _code_points(
+  source: str | os.PathLike[str] | io.BytesIO,
+) -> tuple[int, ...] | None:
+  """Primaries, transfer, matrix and range in a PNG's `cICP` chunk."""
+  with contextlib.ExitStack() as stack:
+    if isinstance(source, io.BytesIO):
+      file = io.BytesIO(source.getvalue())
+    else:
+      file = stack.enter_context(open(source, "rb"))
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+      length, name = struct.unpack(">I4s", head)
+      if name in (b"IDAT", b"IEND"):
+        break
+      if name == b"cICP" and length == 4:
+        return tuple(file.read(4))
+      file.seek(length + 4, os.SEEK_CUR)  # and its checksum
+  return None
+
+
+def _from_code_points(
+  colors: Image.Image,
+  code_points: tuple[int, ...] | None,
+  low: Image.Image | None,
+) -> np.ndarray | None:
+  """image_HWC in sRGB; None if there are no code points or unknown ones."""
+  match code_points:
+    case (primaries, transfer, 0, 1) if colors_lib.known(primaries, transfer):
+      upper_HWC = np.asarray(colors.convert("RGB"))
+      lower_HWC = upper_HWC if low is None else np.asarray(low)
+    case _:
+      return None
+  image_HWC = np.empty_like(upper_HWC)
+  for row in range(0, len(image_HWC), _BAND):
+    band = slice(row, row + _BAND)
+    signal_HWC = upper_HWC[band].astype(np.uint16) * 256 + lower_HWC[band]
+    image_HWC[band] = colors_lib.from_code_points(
+      signal_HWC, primaries, transfer
+    )
+  return image_HWC
+
+
 def _split(
-  image: Image.Image, transparency: Any
+  image: Image.Image, transparency: Any, low: Image.Image | None
 ) -> tuple[Image.Image, np.ndarray | None]:
   """Colours of 8 bits (L, RGB or CMYK), and alpha_HW in [0, 1] if it has any.
 
@@ -198,6 +263,7 @@ def _split(
     image: decoded.
     transparency: what PNG says besides an alpha channel, or None: the colour
       that is transparent, or the alpha of each entry of a palette.
+    low: the lower bits of pixels of 16.
   """
   if image.mode.startswith("I"):
     values_HW = np.asarray(image, np.int64).clip(0, 65_535)
@@ -211,6 +277,8 @@ def _split(
     image = image.convert("RGB" if transparency is None else "RGBA")
   elif transparency is not None and image.mode in ("L", "RGB"):
     pixels_HWC = np.asarray(image).reshape(image.height, image.width, -1)
+    if low is not None:
+      pixels_HWC = pixels_HWC.astype(np.uint16) * 256 + np.asarray(low)
     clear = np.atleast_1d(transparency)
     return image, (pixels_HWC != clear).any(-1).astype(np.float32)
   if image.mode in ("LA", "RGBA"):

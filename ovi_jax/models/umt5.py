@@ -253,7 +253,7 @@ def embed(
   Args:
     config: sizes of the encoder.
     params: its parameters, in any floating dtype.
-    ids_BS: token ids, from `prompt.Tokenizer.encode`.
+    ids_BS: token ids, from `tokenizer.Tokenizer.encode`.
     mask_BS: 1 for the prompt's own tokens, 0 for padding.
     dtype: compute dtype.
 

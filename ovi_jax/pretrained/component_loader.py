@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ovi_jax import prompt as prompts
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
@@ -106,6 +106,6 @@ class Components:
       " though the input is: the weights are damaged; convert the release again"
     )
 
-  def tokenizer(self) -> prompts.Tokenizer:
+  def tokenizer(self) -> tokenizer_lib.Tokenizer:
     path = self.weights / weights_dir.TOKENIZER
-    return prompts.Tokenizer.load(path, self.arch.umt5.vocab_size)
+    return tokenizer_lib.Tokenizer.load(path, self.arch.umt5.vocab_size)

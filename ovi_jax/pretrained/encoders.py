@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ovi_jax import prompt as prompts
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.models import audio_vae
 from ovi_jax.models import mel
 from ovi_jax.models import umt5
@@ -26,7 +26,7 @@ class TextEncoder:
   """The text encoder with its parameters and tokenizer."""
 
   components: component_loader.Components
-  tokenizer: prompts.Tokenizer
+  tokenizer: tokenizer_lib.Tokenizer
   params: dict[str, Any]
 
   @classmethod
@@ -41,7 +41,7 @@ class TextEncoder:
     """Embed token ids: text_BSE, zero beyond each prompt's end.
 
     Args:
-      ids_BS: see `prompt.Tokenizer.encode`.
+      ids_BS: see `tokenizer.Tokenizer.encode`.
       mask_BS: likewise.
       split: each device embeds its own rows.
     """

@@ -5,6 +5,7 @@ if wanted, `image_path` and `seed`. (`validate_and_process_user_prompt` and
 `inference.py` of the original.)
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -144,6 +145,9 @@ def from_flags(
       f" {PROMPT_COLUMN})"
     )
   if not prompts_file:
+    # In a locale that is not UTF-8, Python has decoded it as something else.
+    with contextlib.suppress(UnicodeError):
+      prompt = os.fsencode(prompt).decode("utf-8")
     return from_prompt(prompt, image or None, mode)
   if image:
     raise ValueError(

@@ -80,6 +80,7 @@ class Settings:
   shard_clips_over_hosts: bool
 
   def __post_init__(self):
+    config_lib.check_types(type(self), vars(self), "config")
     problems = [
       problem
       for name, known in (

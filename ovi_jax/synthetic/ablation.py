@@ -29,6 +29,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ovi_jax import cli
+from ovi_jax import config as config_lib
 from ovi_jax import files
 from ovi_jax import synthetic
 from ovi_jax.pretrained import weights_dir
@@ -75,6 +76,7 @@ class Settings:
   eval_prompts_seed: int
 
   def __post_init__(self):
+    config_lib.check_types(type(self), vars(self), "")
     if unknown := self.stages.keys() - recipe.STAGES.keys():
       raise ValueError(
         f"stages {sorted(unknown)} are not the recipe's; it has"

@@ -21,7 +21,7 @@ import numpy as np
 from ovi_jax import cli
 from ovi_jax import console
 from ovi_jax import flops
-from ovi_jax import prompt as prompts
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.attention import attention
 from ovi_jax.attention import context as contexts
 from ovi_jax.checkpoint import manager as managers
@@ -232,7 +232,7 @@ def check_quality(
   ]
   if tokenizer.is_file() and not all(k and k.coverage for k in kept):
     covered = quality.coverage(
-      prompts.Tokenizer.load(tokenizer),
+      tokenizer_lib.Tokenizer.load(tokenizer),
       quality.captions_of(splits),
       data.max_text_len,
     )

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from ovi_jax.pretrained import weights_dir
 from ovi_jax.convert import convert
 from ovi_jax.convert import staging
 from ovi_jax.convert import standin
+from ovi_jax.pretrained import weights_dir
 from tests.convert import repacked
 
 SIZES = standin.manifest()["config"]

@@ -389,6 +389,16 @@ def test_a_second_run_says_the_same_and_other_settings_are_refused(folder):
     imported(folder, out=folder / "other")
 
 
+def test_a_second_run_reads_the_report_in_any_locale(folder, monkeypatch):
+  numbered(folder / "clips/a.mp4", 0.4)
+  (folder / "clips/\u011b.mp4").write_bytes(b"")
+  table(folder, ("a.mp4", "Bars.", ""), ("\u011b.mp4", "Bars.", ""))
+  first = imported(folder)
+  assert "\u011b" in first
+  monkeypatch.setattr("io.text_encoding", lambda e, *_: e or "ascii")
+  assert first in imported(folder)
+
+
 def test_splits_are_by_hash_unless_the_table_says(folder):
   for number in range(6):
     numbered(folder / f"clips/{number}.mp4", 0.4 + number / 24)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import tokenizers
 
-from ovi_jax import prompt
 from ovi_jax import synthetic
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import encode
 from ovi_jax.data import quality
 from tests.data import encode_test
 
 dataset = encode_test.dataset
-WORDS = prompt.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
+WORDS = tokenizer_lib.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
 
 
 def test_unknown_words_and_captions_that_become_alike_are_counted():

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ovi_jax import prompt
 from ovi_jax import synthetic
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import builder
 from ovi_jax.data import tokenizer
 from tests.data import generate
@@ -26,10 +26,10 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(path):
-  return prompt.Tokenizer.load(path)
+  return tokenizer_lib.Tokenizer.load(path)
 
 
-def words(loaded: prompt.Tokenizer, text: str) -> list[str]:
+def words(loaded: tokenizer_lib.Tokenizer, text: str) -> list[str]:
   ids_BS, mask_BS = loaded.encode([text], 32)
   assert (ids_BS[mask_BS == 0] == loaded.pad).all()
   names = [loaded.model.id_to_token(i) for i in ids_BS[mask_BS > 0]]
@@ -101,7 +101,7 @@ def test_a_tokenizer_is_made_of_a_datasets_captions(tmp_path):
     )
   paths = [str(tmp_path / name) for name in "ab"]
   size = tokenizer.write(tmp_path / "t.json", tokenizer.captions_of(paths))
-  made = prompt.Tokenizer.load(tmp_path / "t.json")
+  made = tokenizer_lib.Tokenizer.load(tmp_path / "t.json")
   assert made.model.get_vocab_size() == size
   assert not any(made.unread(caption) for caption in CAPTIONS)
   # Each caption comes four times here, "a" eight times.
@@ -118,7 +118,7 @@ def test_no_words_are_refused():
 
 
 def test_words_that_are_left_out_are_told():
-  made = prompt.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
+  made = tokenizer_lib.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
   text = "A pink elephant, don't! dances. Pink rain."
   wanted = ["pink", "elephant", "don't", "dances", "Pink", "rain"]
   assert made.unread(text) == wanted
@@ -128,7 +128,7 @@ def test_words_that_are_left_out_are_told():
 
 @pytest.mark.parametrize("text", ["\U0001f600", "!!!", "\u4f60\u597d", "Xyz"])
 def test_a_prompt_without_a_known_token_is_noted(text):
-  made = prompt.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
+  made = tokenizer_lib.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
   (note,) = made.notes([text, "A red ball.", "A \U0001f600"], 64)
   assert note.startswith("the prompt has no token of the vocabulary")
   assert text in note

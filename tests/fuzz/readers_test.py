@@ -25,6 +25,7 @@ from PIL import Image
 from ovi_jax import geometry
 from ovi_jax import prompt
 from ovi_jax import synthetic
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import manager
 from ovi_jax.checkpoint import reader as saved
@@ -176,7 +177,7 @@ def tokenizer(folder):
 
 
 def tokens(path):
-  prompt.Tokenizer.load(path).encode(["a red ball", "<S>é</S>" * 20], 64)
+  tokenizer_lib.Tokenizer.load(path).encode(["a red ball", "<S>é</S>" * 20], 64)
 
 
 NOISE_SHAPES: AV[tuple[int, ...]] = AV(video=(2, 3, 4), audio=(2, 3, 4))

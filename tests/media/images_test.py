@@ -146,6 +146,7 @@ def test_transparent_palettes_and_colours_are_white_too():
     (2, (1,), bytes([0b01_10_0000]), 170),
     (4, (5,), bytes([0x56]), 102),
     (16, (200, 200, 200), struct.pack(">6H", *[200] * 3, *[51_400] * 3), 200),
+    (16, (300, 300, 300), struct.pack(">6H", *[300] * 3, *[301] * 3), 1),
   ],
 )
 def test_transparent_colours_of_other_depths_are_white(
@@ -229,6 +230,20 @@ def test_profiles_of_no_use_are_ignored_with_a_note():
     assert "profile is ignored" in note and why in note
 
 
+def test_a_profile_that_cannot_be_decompressed_is_noted():
+  chunk = (b"iCCP", b"p\0\0xx")
+  _, (note,) = images.read_image(io.BytesIO(_png(1, 1, [chunk], bytes(2))))
+  assert "its colour profile is ignored (it cannot be decompressed)" in note
+
+
+@pytest.mark.parametrize(
+  "start", [b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF1234WEBP"]
+)
+def test_damaged_pictures_are_called_so(start):
+  with pytest.raises(ValueError, match="found a damaged picture"):
+    images.read_image(io.BytesIO(start))
+
+
 def test_png_gamma_without_a_profile_is_noted():
   rows = bytes(2)
   for gamma, noted in ((45_455, False), (100_000, True)):
@@ -238,6 +253,62 @@ def test_png_gamma_without_a_profile_is_noted():
   srgb = (b"sRGB", b"\0")
   _, notes = images.read_image(io.BytesIO(_png(1, 1, [srgb, chunk], rows)))
   assert not notes
+
+
+def test_a_transparent_colour_of_16_bits_is_turned_with_the_picture():
+  exif = Image.Exif()
+  exif[0x112] = 6  # turn by 90 degrees
+  chunks = [
+    (b"tRNS", struct.pack(">3H", 300, 300, 300)),
+    (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")),
+  ]
+  rows = struct.pack(">6H", *[300] * 3, *[301] * 3)
+  data = _png(2, 1, chunks, b"\0" + rows, 16, rgb=True)
+  image_HWC, _ = images.read_image(io.BytesIO(data))
+  assert image_HWC[:, 0, 0].tolist() == [255, 1]
+
+
+@pytest.mark.parametrize(
+  "code_points, given, expected",
+  [
+    ((1, 13, 0, 1), (200, 120, 100), (200, 120, 100)),  # sRGB
+    ((1, 1, 0, 1), (200, 120, 100), (200, 120, 100)),  # BT.709
+    ((12, 13, 0, 1), (200, 120, 100), (213, 115, 95)),  # Display P3
+    ((12, 13, 0, 1), (0, 255, 0), (0, 255, 0)),  # out of sRGB
+    ((9, 16, 0, 1), (148, 148, 148), (184, 184, 184)),  # PQ: 203 cd/m²
+  ],
+)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_png_code_points_are_followed(
+  code_points, given, expected, bits, tmp_path
+):
+  samples = bytes(given)
+  if bits == 16:
+    samples = struct.pack(">3H", *(257 * level for level in given))
+  profile = zlib.compress(profiles.rgb())  # comes second
+  chunks = [
+    (b"iCCP", b"p\0\0" + profile),
+    (b"cICP", bytes(code_points)),
+  ]
+  data = _png(1, 1, chunks, b"\0" + samples, bits, rgb=True)
+  path = tmp_path / "a.png"
+  path.write_bytes(data)
+  for source in (path, io.BytesIO(data)):
+    image_HWC, notes = images.read_image(source)
+    assert image_HWC[0, 0].tolist() == pytest.approx(expected, abs=1)
+    assert not notes
+
+
+@pytest.mark.parametrize(
+  "code_points", [(9, 99, 0, 1), (12, 13, 1, 1), (12, 13, 0, 0), (2, 2, 0, 1)]
+)
+def test_png_code_points_that_are_not_known_are_noted(code_points):
+  chunk = (b"cICP", bytes(code_points))
+  data = _png(1, 1, [chunk], bytes([0, 200, 120, 100]), rgb=True)
+  image_HWC, (note,) = images.read_image(io.BytesIO(data))
+  assert image_HWC[0, 0].tolist() == [200, 120, 100]
+  named = "/".join(map(str, code_points))
+  assert note == f"its cICP colours {named} are unknown and ignored"
 
 
 def test_adobe_rgb_of_cameras_is_noted():

@@ -295,3 +295,16 @@ def test_what_is_changed_of_an_image_is_noted(folder):
     (),
     (),
   ]
+
+
+@pytest.mark.parametrize("locale", ["ascii", "latin-1", "utf-8"])
+def test_a_typed_prompt_is_utf_8_whatever_the_locale(locale, monkeypatch):
+  def encoded(text: str) -> bytes:
+    return text.encode(locale, "surrogateescape")
+
+  monkeypatch.setattr("os.fsencode", encoded)
+  typed = "Eis \u011b".encode().decode(locale, "surrogateescape")
+  (request,) = requests.from_flags(typed, "", "", "auto")
+  assert request.prompt == "Eis \u011b"
+  (request,) = requests.from_flags("Sch\xf6n", "", "", "auto")
+  assert request.prompt == "Sch\xf6n"

@@ -1,8 +1,10 @@
 """Whose values the settings of sampling have."""
 
+import functools
 import json
 import pathlib
 
+import ml_collections
 import pytest
 
 from ovi_jax.modality import AV
@@ -12,6 +14,14 @@ from tests.sampling import generate_test
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = json.loads((ROOT / "tests/goldens/prompts.json").read_text())
 OPEN = {"num_steps": None, "slg_layer": None}
+
+
+def plain_config(config, field: str, value) -> ml_collections.FrozenConfigDict:
+  """A config with a value that a ConfigDict would convert."""
+  values = config.to_dict()
+  *folders, name = field.split(".")
+  functools.reduce(lambda v, key: v[key], folders, values)[name] = value
+  return ml_collections.FrozenConfigDict(values)
 
 
 def settled(advised=None, **changes) -> settings.Settings:
@@ -73,3 +83,18 @@ def test_long_advice_is_cut_in_the_message(advised):
   with pytest.raises(ValueError, match="sampling") as error:
     settings.recommended(advised)
   assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    *(("seed", True), ("steps", True), ("shift", True), ("together", 1)),
+    *(("guidance.audio", True), ("mesh.data", True), ("seed", "3")),
+  ],
+)
+def test_truth_values_and_texts_are_no_numbers(field, value):
+  config = plain_config(generate_test.config(), field, value)
+  with pytest.raises(
+    ValueError, match=f"config.{field} must be .*got {value!r}"
+  ):
+    settings.Settings.from_config(config)

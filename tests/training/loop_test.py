@@ -48,8 +48,8 @@ def one_run(
   *,
   devices=1,
   checkpoint_every=0,
-  log_every=lambda _: None,
-  eval_every=None,
+  log=lambda _: None,
+  evaluate=None,
 ):
   """Open a run's directory, continue, close it; returns the last state."""
   made, state = step_test.step_config(steps=STEPS)
@@ -67,9 +67,11 @@ def one_run(
       logs=written,
       directory=str(path),
       intervals=loop.Intervals(
-        log_every=2, checkpoint_every=save, eval_every=3 if held_out else 0
+        log_every=2,
+        checkpoint_every=checkpoint_every,
+        eval_every=3 if evaluate else 0,
       ),
-      evaluate=held_out or (lambda _: {}),
+      evaluate=evaluate or (lambda _: {}),
       cost=lambda batch: flops.batch_cost(
         step_test.CONFIG,
         jax.tree.map(np.shape, batch.latents),
@@ -122,7 +124,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(whole, tmp_path):
 def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd):
   before, said = signal.getsignal(signal.SIGINT), []
   source = Cycle(until(2, signal.SIGINT))
-  finished, number, _ = one_run(tmp_path, source, log_every=said.append)
+  finished, number, _ = one_run(tmp_path, source, log=said.append)
   assert not finished and number == 2
   assert signal.getsignal(signal.SIGINT) is before
   assert "Ctrl-C again ends at once, without saving" in capfd.readouterr().err
@@ -140,9 +142,7 @@ def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
     names = ("video", "video_t0.00-0.50", "audio")
     return {f"eval/loss_{name}": start for name in names}
 
-  assert one_run(tmp_path, Cycle(), log_every=said.append, eval_every=held_out)[
-    0
-  ]
+  assert one_run(tmp_path, Cycle(), log=said.append, evaluate=held_out)[0]
   assert [line for line in said if "held-out" in line] == [
     "step 0: held-out loss video 2.0000, audio 2.0000",
     "step 3: held-out loss video 1.6250, audio 1.6250",
@@ -204,7 +204,7 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
 
   work = types.SimpleNamespace(
     step_config=step_test.step_config(steps=STEPS)[0],
-    cadence=loop.Intervals(log_every=2),
+    intervals=loop.Intervals(log_every=2),
     logs=Slow(),
   )
   window = loop.MetricAccumulator(work)

@@ -13,6 +13,7 @@ import shutil
 
 from safetensors import numpy as safetensors
 
+from ovi_jax import console
 from ovi_jax.convert import standin
 from ovi_jax.convert import torch_file
 
@@ -59,8 +60,9 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("out", type=pathlib.Path, help="directory to write to")
+  console.setup()
   for path in write_release(parser.parse_args().out):
-    print(f"{path.stat().st_size:>9,} {path}")
+    console.log(f"{path.stat().st_size:>9,} {path}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from ovi_jax import config as config_lib
 from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import store
 
@@ -194,6 +195,7 @@ class Settings:
       if name not in skip
     }
     values["inputs"] = tuple(name for name in values["inputs"] if name)
+    config_lib.check_types(cls, values, "config")
     return cls(**values, passes=passes)
 
 
@@ -282,8 +284,10 @@ def _config(name: str, fields: Mapping[str, Any]) -> Any:
   _check_names(f"stages.{_short(name)}", fields, known)
   if module.KIND not in KINDS:
     raise ValueError(f"stage {name}: KIND {module.KIND!r} is none of {KINDS}")
+  frozen = {n: _frozen(v) for n, v in fields.items()}
+  config_lib.check_types(module.Config, frozen, f"config.stages.{_short(name)}")
   try:
-    return module.Config(**{n: _frozen(v) for n, v in fields.items()})
+    return module.Config(**frozen)
   except ValueError as error:
     raise ValueError(f"config.stages.{_short(name)}: {error}") from error
 

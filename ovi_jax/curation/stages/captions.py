@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovi_jax import geometry
-from ovi_jax import prompt
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import answers
@@ -238,7 +238,9 @@ def load(
     _caption_all,
     config,
     credentials.read(config.key_variable),
-    prompt.Tokenizer.load(config.tokenizer) if config.tokenizer else None,
+    tokenizer_lib.Tokenizer.load(config.tokenizer)
+    if config.tokenizer
+    else None,
     clock or endpoint.Clock(),
   )
   return lambda pairs: asyncio.run(ask(pairs))
@@ -250,7 +252,7 @@ def _from_table(
   """The stage, for captions that are in a table."""
   table = captions_lib.Table.load(config.source)
   tokenizer = (
-    prompt.Tokenizer.load(config.tokenizer) if config.tokenizer else None
+    tokenizer_lib.Tokenizer.load(config.tokenizer) if config.tokenizer else None
   )
 
   def caption(clip: clips.Clip) -> clips.Clip | clips.Reject:
@@ -285,7 +287,7 @@ class _Desk:
   """
 
   config: Config
-  tokenizer: prompt.Tokenizer | None
+  tokenizer: tokenizer_lib.Tokenizer | None
   client: endpoint.Client
   locks: dict[str, asyncio.Lock]
 
@@ -338,7 +340,7 @@ class _Desk:
 async def _caption_all(
   config: Config,
   key: str,
-  tokenizer: prompt.Tokenizer | None,
+  tokenizer: tokenizer_lib.Tokenizer | None,
   clock: endpoint.Clock,
   pairs: Sequence[Pair],
 ) -> list[clips.Clip | clips.Reject]:

@@ -76,7 +76,7 @@ def run(settings: settings_lib.Settings, log: Log = console.log) -> None:
   recipe = _recipe(settings, found)
   if settings.out.exists():
     _check_recipe(settings, recipe)
-    log((settings.folder / _REPORT).read_text())
+    log((settings.folder / _REPORT).read_text("utf-8"))
     log(f"already imported: {settings.out}")
     return
   folder = settings.folder / "clips"

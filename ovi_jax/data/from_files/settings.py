@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 
+from ovi_jax import config as config_lib
 from ovi_jax import geometry
 from ovi_jax.data import builder
 
@@ -69,6 +70,7 @@ class Settings:
   records_per_shard: int = builder.RECORDS_PER_SHARD
 
   def __post_init__(self):
+    config_lib.check_types(type(self), vars(self), "")
     problems = [
       f"--{name}: expected one of {', '.join(known)}, got {value!r}"
       for name, known, value in (

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ovi_jax import prompt
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
@@ -237,8 +237,8 @@ def opened(
 
 
 @functools.cache
-def _tokenizer(path: str) -> prompt.Tokenizer:
-  return prompt.Tokenizer.load(path)
+def _tokenizer(path: str) -> tokenizer_lib.Tokenizer:
+  return tokenizer_lib.Tokenizer.load(path)
 
 
 def _check_alike(parts: list[np.ndarray], name: str) -> None:

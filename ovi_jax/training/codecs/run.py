@@ -16,7 +16,7 @@ import numpy as np
 
 from ovi_jax import cli
 from ovi_jax import console
-from ovi_jax import prompt as prompts
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.modality import AV
@@ -175,7 +175,7 @@ def check_vocabulary(settings: settings_lib.Settings) -> None:
   """
   if not settings.data.tokenizer or settings.component != "umt5":
     return
-  tokenizer = prompts.Tokenizer.load(settings.data.tokenizer)
+  tokenizer = tokenizer_lib.Tokenizer.load(settings.data.tokenizer)
   size, rows = tokenizer.model.get_vocab_size(), settings.model.vocab_size
   if size > rows:
     raise ValueError(

@@ -101,6 +101,7 @@ class Settings:
       config_lib.invalid_choice("component", component, table.TABLE)
     )
     row, data = table.TABLE[component], values.pop("data")
+    config_lib.check_types(row.config_class, values["model"], "config.model")
     sources = {"sources": tuple(data.pop("sources", ()))}
     made = {
       "model": row.config_class.from_release(_lists(values.pop("model"))),

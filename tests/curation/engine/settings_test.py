@@ -158,3 +158,17 @@ def test_what_is_left_out_is_not_missed(tmp_path):
   config.stages.captions.source = str(tmp_path / "own.csv")
   chosen = settings.Settings.from_config(config)
   assert not [problem for s in chosen.stages for problem in s.missing()]
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"shard_size": True}, "config.shard_size must be a whole number"),
+    ({"timeouts": {"cut": True}}, "config.timeouts.cut must be a number"),
+    ({"cut__lines": True}, "config.stages.cut.lines must be a whole number"),
+    ({"append": 1}, "config.append must be True or False"),
+  ],
+)
+def test_truth_values_are_no_numbers(change, message):
+  with pytest.raises(ValueError, match=message):
+    harness.chosen("out", ["in"], **change)

@@ -6,7 +6,7 @@ import importlib
 import numpy as np
 import pytest
 
-from ovi_jax import prompt
+from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import builder
 from ovi_jax.data import clips as media_clips
 from ovi_jax.data import schema
@@ -193,7 +193,7 @@ def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
   tokenizer.write(path, ["one two three four"])
   values = importlib.import_module("configs.codec_text").get_config("mini")
   values.data.tokenizer = str(path)
-  size = prompt.Tokenizer.load(path).model.get_vocab_size()
+  size = tokenizer_lib.Tokenizer.load(path).model.get_vocab_size()
   values.model.vocab_size = size
   run.check_vocabulary(settings.Settings.from_config(values))
   values.model.vocab_size = size - 1

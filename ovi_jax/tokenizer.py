@@ -1,22 +1,31 @@
-"""Reading a `tokenizer.json` of unknown origin.
+"""Prompts to token ids, from a `tokenizer.json` of unknown origin.
 
 The file describes a pipeline of the `tokenizers` library: normalizer,
 pre-tokenizer, model. What a pipeline can make of a prompt is bounded before it
 is built: how much longer a text can get, how many ids there are. Errors of the
 library, panics of its Rust code included, are raised as ValueError.
+(`modules/tokenizers.py` of the original.)
 """
 
 import base64
 import contextlib
+import dataclasses
 import math
+import os
+import pathlib
+import re
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tokenizers
 
+from ovi_jax import prompt as prompts_lib
 from ovi_jax import untrusted
 
+PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 MAX_BYTES = 64 << 20  # umt5-xxl's has 17 MB
 MAX_GROWTH = 256  # characters out of one; about 72 in T5's pipelines
 MAX_PARTS = 64  # of a normalizer or pre-tokenizer
@@ -51,7 +60,134 @@ _GROWTH = {
 _INSIDE = ("normalizers", "pretokenizers")  # of a Sequence
 
 
-def parse(data: bytes) -> tuple[tokenizers.Tokenizer, int]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+  """Prompts to token ids, from a `tokenizer.json` of the T5 family.
+
+  Attributes:
+    model: the pipeline that the file describes.
+    pad: id of `<pad>`.
+    eos: id of `</s>`, the last token of every prompt.
+  """
+
+  model: tokenizers.Tokenizer
+  pad: int
+  eos: int
+
+  @classmethod
+  def load(
+    cls, path: str | os.PathLike[str], rows: int | None = None
+  ) -> "Tokenizer":
+    """Read a `tokenizer.json`; limits as in `parse_pipeline`.
+
+    Args:
+      path: of the file.
+      rows: of the text encoder's embedding; `None` if there is none.
+
+    Raises:
+      ValueError: it will not do; names the path.
+    """
+    path = pathlib.Path(path)
+    wanted = "expected the tokenizer.json of google/umt5-xxl"
+    try:
+      with path.open("rb") as file:
+        data = untrusted.read_at_most(file, MAX_BYTES + 1)
+      return cls.parse(data, rows)
+    except OSError as error:
+      raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
+    except ValueError as error:
+      raise ValueError(f"{path}: {error}; {wanted}") from error
+
+  @classmethod
+  def parse(cls, data: bytes, rows: int | None = None) -> "Tokenizer":
+    """The tokenizer that the bytes of a file describe; see `load`."""
+    model, largest = parse_pipeline(data)
+    if rows is not None and largest >= rows:
+      raise ValueError(
+        f"it has the id {largest}, but the text encoder has {rows} rows"
+      )
+    pad, eos = (model.token_to_id(token) for token in (PAD, EOS))
+    if pad is None or eos is None:
+      raise ValueError(f"it has no {PAD} or no {EOS}")
+    with library_errors("it cannot read 'a'"):
+      plain = model.encode("a", add_special_tokens=False).ids
+      if model.encode("a").ids != [*plain, eos]:
+        raise ValueError(f"it does not end prompts with {EOS}")
+    return cls(model=model, pad=pad, eos=eos)
+
+  def encode(
+    self, prompts: Sequence[str], length: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Turn prompts into ids for the text encoder.
+
+    Args:
+      prompts: B prompts; they are cleaned here.
+      length: tokens a prompt, the end token included; at least 1.
+
+    Returns:
+      ids_BS, cut to `length` with the end token kept, then padded with `pad`;
+      and mask_BS, 1 for the prompt's own tokens and 0 for padding; int32.
+
+    Raises:
+      ValueError: length is not positive.
+    """
+    ids_BS = np.full((len(prompts), length), self.pad, np.int32)
+    mask_BS = np.zeros_like(ids_BS)
+    for row, encoding in enumerate(self._encodings(prompts, length)):
+      ids = [*encoding.ids[: length - 1], self.eos]
+      ids_BS[row, : len(ids)] = ids
+      mask_BS[row, : len(ids)] = 1
+    return ids_BS, mask_BS
+
+  def notes(self, prompts: Sequence[str], length: int) -> tuple[str, ...]:
+    """One sentence for each prompt that is cut or has no known token."""
+    notes = []
+    unknown = {self.model.token_to_id(UNKNOWN)}
+    for prompt, encoding in zip(prompts, self._encodings(prompts, length)):
+      count = len(encoding.ids) + 1
+      if set(encoding.ids) <= unknown:
+        notes.append(
+          "the prompt has no token of the vocabulary and is read as an empty"
+          f" one: {prompts_lib.clean(prompt)[:80]!r}"
+        )
+      if count > length:
+        start, _ = encoding.offsets[length - 1]
+        cut = prompts_lib.clean(prompt)[start:].strip()
+        notes.append(
+          f"the prompt has {count} tokens, {length} are read; its end was"
+          f" cut: {cut!r}"
+        )
+    return tuple(notes)
+
+  def lengths(self, prompts: Sequence[str]) -> list[int]:
+    """Tokens of each prompt, the end token included, before it is cut."""
+    return [len(each.ids) + 1 for each in self._encodings(prompts, 1)]
+
+  def unread(self, prompt: str) -> list[str]:
+    """The words that the tokenizer makes no token of, each once."""
+    (encoding,) = self._encodings([prompt], 1)
+    text = prompts_lib.clean(prompt)
+    read = np.zeros(len(text), bool)
+    unknown = self.model.token_to_id(UNKNOWN)
+    for number, (begin, end) in zip(encoding.ids, encoding.offsets):
+      read[begin:end] |= number != unknown
+    words = re.finditer(r"\w+(?:['\u2019]\w+)*", text)
+    return list(
+      dict.fromkeys(w[0] for w in words if not read[w.start() : w.end()].any())
+    )
+
+  def _encodings(
+    self, prompts: Sequence[str], length: int
+  ) -> list[tokenizers.Encoding]:
+    """Ids and places in the cleaned prompts, without the end token."""
+    if length < 1:
+      raise ValueError(f"length must be at least 1 token, got {length}")
+    texts = [prompts_lib.clean(p) for p in prompts]
+    with library_errors("the tokenizer cannot read a prompt"):
+      return self.model.encode_batch(texts, add_special_tokens=False)
+
+
+def parse_pipeline(data: bytes) -> tuple[tokenizers.Tokenizer, int]:
   """Build the pipeline that a file describes.
 
   Args:

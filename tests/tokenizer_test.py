@@ -1,15 +1,19 @@
-"""A tokenizer.json of unknown origin cannot exhaust or crash a run."""
+"""Token ids are the original's; no file can exhaust or crash a run."""
 
 import base64
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
-from ovi_jax import prompt
-from ovi_jax import tokenizer_file
+from ovi_jax import tokenizer as tokenizer_lib
+from ovi_jax.convert import standin
 
-FILE = pathlib.Path(prompt.__file__).parent / "convert/standin/tokenizer.json"
+PROMPTS = json.loads(
+  (pathlib.Path(__file__).parent / "goldens" / "prompts.json").read_text()
+)
+FILE = standin.HERE / "tokenizer.json"
 REPLACE = {
   "type": "Replace",
   "pattern": {"String": "a"},
@@ -17,6 +21,11 @@ REPLACE = {
 }
 # A trie of one empty node, then what characters are replaced by.
 TABLE = (4).to_bytes(4, "little") + bytes(4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return tokenizer_lib.Tokenizer.load(FILE)
 
 
 def content(**changes) -> bytes:
@@ -36,6 +45,83 @@ def sequence(*parts) -> dict:
 def precompiled(*texts: bytes) -> dict:
   table = base64.b64encode(TABLE + b"\0".join(texts)).decode()
   return {"type": "Precompiled", "precompiled_charsmap": table}
+
+
+def test_token_ids_are_the_originals(golden, tokenizer):
+  reference = golden("umt5")
+  ids_BS, mask_BS = tokenizer.encode(PROMPTS, 32)
+  assert ids_BS.dtype == mask_BS.dtype == np.int32
+  np.testing.assert_array_equal(ids_BS, reference["t5_ids"])
+  np.testing.assert_array_equal(mask_BS, reference["t5_mask"])
+
+
+def test_an_empty_prompt_is_its_end_token(tokenizer):
+  ids_BS, mask_BS = tokenizer.encode([""], 3)
+  assert ids_BS.tolist() == [[tokenizer.eos, tokenizer.pad, tokenizer.pad]]
+  assert mask_BS.tolist() == [[1, 0, 0]]
+
+
+def test_what_was_cut_is_noted(tokenizer):
+  assert tokenizer.notes(PROMPTS[1:], 32) == ()
+  (note,) = tokenizer.notes(PROMPTS, 32)
+  assert "32 are read" in note
+  assert "'day?<E> near the sea. Audio: deep male voice, wind & rain'" in note
+
+
+def test_a_prompt_that_just_fits_is_not_cut(tokenizer):
+  length = int(tokenizer.encode(PROMPTS[:1], 100)[1].sum())
+  assert tokenizer.notes(PROMPTS[:1], length) == ()
+  assert len(tokenizer.notes(PROMPTS[:1], length - 1)) == 1
+
+
+def test_words_without_a_token_of_their_own_are_unread(tokenizer):
+  text = "A pink elephant \u4f60\u597d e\u0301te\u0301 don't \U0001f642"
+  # Read as <unk>; all else is spelt out.
+  assert tokenizer.unread(text) == ["\u4f60\u597d"]
+
+
+def test_settings_within_the_file_do_not_count(tokenizer, tmp_path):
+  content = json.loads(FILE.read_text())
+  content["truncation"] = {
+    "direction": "Right",
+    "max_length": 5,
+    "strategy": "LongestFirst",
+    "stride": 0,
+  }
+  path = tmp_path / "tokenizer.json"
+  path.write_text(json.dumps(content))
+  ids_BS, _ = tokenizer_lib.Tokenizer.load(path).encode(PROMPTS, 32)
+  np.testing.assert_array_equal(ids_BS, tokenizer.encode(PROMPTS, 32)[0])
+
+
+def _without(key):
+  content = json.loads(FILE.read_text())
+  content[key] = None
+  return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+  "content, expected",
+  [
+    (None, "No such file"),
+    ("{", "expected JSON"),
+    ('{"a": 1}', "does not describe a tokenizer"),
+    (FILE.read_text().replace("<pad>", "<gap>"), "has no <pad>"),
+    (_without("post_processor"), "does not end prompts with </s>"),
+  ],
+)
+def test_an_unfit_tokenizer_file_is_named(content, expected, tmp_path):
+  path = tmp_path / "tokenizer.json"
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(ValueError, match=expected) as error:
+    tokenizer_lib.Tokenizer.load(path)
+  assert str(path) in str(error.value)
+
+
+def test_a_length_without_room_is_refused(tokenizer):
+  with pytest.raises(ValueError, match="at least 1 token, got 0"):
+    tokenizer.encode(["a"], 0)
 
 
 @pytest.mark.parametrize(
@@ -87,16 +173,16 @@ def precompiled(*texts: bytes) -> dict:
 )
 def test_pipelines_that_make_too_much_of_a_text_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
-    tokenizer_file.parse(content(**changes))
+    tokenizer_lib.parse_pipeline(content(**changes))
 
 
 def test_deep_and_huge_files_are_refused(monkeypatch):
   deep = b"[" * 200_000 + b"]" * 200_000
   with pytest.raises(ValueError, match="nested at most 64 deep"):
-    tokenizer_file.parse(deep)
-  monkeypatch.setattr(tokenizer_file, "MAX_BYTES", 100)
+    tokenizer_lib.parse_pipeline(deep)
+  monkeypatch.setattr(tokenizer_lib, "MAX_BYTES", 100)
   with pytest.raises(ValueError, match="JSON of at most 100 bytes"):
-    tokenizer_file.parse(content())
+    tokenizer_lib.parse_pipeline(content())
 
 
 def test_what_the_library_panics_about_is_an_error():
@@ -107,14 +193,14 @@ def test_what_the_library_panics_about_is_an_error():
     "behavior": "Isolated",
     "invert": False,
   }
-  tokenizer = prompt.Tokenizer.parse(content(pre_tokenizer=split))
+  tokenizer = tokenizer_lib.Tokenizer.parse(content(pre_tokenizer=split))
   with pytest.raises(ValueError, match=r"cannot read a prompt .*retry-limit"):
     tokenizer.encode(["a" * 40 + "b"], 8)
 
 
 def test_a_token_that_is_not_there_is_an_error():
   model = json.loads(FILE.read_text())["model"] | {"unk_id": None}
-  tokenizer = prompt.Tokenizer.parse(content(model=model))
+  tokenizer = tokenizer_lib.Tokenizer.parse(content(model=model))
   with pytest.raises(ValueError, match="cannot read a prompt"):
     tokenizer.encode(["\u4f60"], 8)
 
@@ -122,9 +208,9 @@ def test_a_token_that_is_not_there_is_an_error():
 def test_ids_beyond_the_embedding_are_refused(tmp_path):
   path = tmp_path / "tokenizer.json"
   path.write_bytes(content())
-  assert prompt.Tokenizer.load(path, rows=138).eos == 1
+  assert tokenizer_lib.Tokenizer.load(path, rows=138).eos == 1
   with pytest.raises(ValueError, match="id 137, but the text encoder has 137"):
-    prompt.Tokenizer.load(path, rows=137)
+    tokenizer_lib.Tokenizer.load(path, rows=137)
 
 
 def test_the_pipeline_of_umt5_is_read():
@@ -133,6 +219,6 @@ def test_the_pipeline_of_umt5_is_read():
   strip = {"type": "Strip", "strip_left": False, "strip_right": True}
   umt5 = sequence(strip, spaces)
   growing = sequence(precompiled(b"a" * 33), strip, spaces)
-  parts = tokenizer_file._parts(growing)
-  assert [tokenizer_file._growth(p) for p in parts] == [2, 1, 33]
-  assert tokenizer_file.parse(content(normalizer=umt5))[1] == 137
+  parts = tokenizer_lib._parts(growing)
+  assert [tokenizer_lib._growth(p) for p in parts] == [2, 1, 33]
+  assert tokenizer_lib.parse_pipeline(content(normalizer=umt5))[1] == 137
