@@ -63,7 +63,7 @@ CASES = {
     about="such clips as mp4 and PCM",
     records=3,
     batch=1,
-    encode_on_the_fly=True,
+    media=True,
   ),
 }
 

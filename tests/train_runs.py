@@ -77,7 +77,7 @@ def command(
 def towers(source: pathlib.Path, root: pathlib.Path) -> dict[str, str]:
   """Train both towers a little: changes of a fusion's command.
 
-  A fresh tower's last layer is zero, and fusion does not train it.
+  A random tower's last layer is zero, and fusion does not train it.
   """
   found = {}
   for name in AV._fields:

@@ -158,7 +158,7 @@ def from_flags(
 
 def expand(
   requests: Iterable[Request],
-  each_example_n_times: int,
+  samples_per_prompt: int,
   seed: int,
   *,
   height: int,
@@ -171,7 +171,7 @@ def expand(
 
   Args:
     requests: from `from_prompt` or `from_file`.
-    each_example_n_times: repetitions of a request, at least 1.
+    samples_per_prompt: repetitions of a request, at least 1.
     seed: of the first repetition of those that have none of their own;
       repetition k has seed + k.
     height: pixels wished for without an image; only the ratio counts.
@@ -188,9 +188,9 @@ def expand(
     ValueError: no repetition, a size or area that is not positive or too long
       and narrow, or an image that cannot be read; every bad row is listed.
   """
-  if each_example_n_times < 1:
+  if samples_per_prompt < 1:
     raise ValueError(
-      f"each_example_n_times must be at least 1, got {each_example_n_times}"
+      f"samples_per_prompt must be at least 1, got {samples_per_prompt}"
     )
   requests = list(requests)
   sizes = _sizes(requests, geometry.snap(height, width, area), area)
@@ -200,7 +200,7 @@ def expand(
     )
     for request, (size, notes) in zip(requests, sizes, strict=True)
     for first in [seed if request.seed is None else request.seed]
-    for k in range(each_example_n_times)
+    for k in range(samples_per_prompt)
   )
 
 

@@ -37,7 +37,7 @@ TRAINING: Mapping[str, Any] = {
   "optimizer.learning_rate": 2e-2,
   "optimizer.warmup_steps": 50,
   "optimizer.ema_decay": 0.998,
-  "objective.times.shift": 3.0,
+  "objective.timesteps.shift": 3.0,
   "checkpoint_every": 100,
   "data.skip_unfit": True,  # the other modality alone
 }

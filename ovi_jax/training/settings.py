@@ -273,11 +273,15 @@ def _data(
   towers = model.present()
   made = {
     "sources": tuple(
-      data_settings.Source(path=path, weight=weight)
+      config_lib.build(
+        data_settings.Source, {"path": path, "weight": weight}, "data.sources"
+      )
       for path, weight in zip(sources, weights)
     ),
     "buckets": tuple(
-      data_settings.Bucket(video=v, audio=a)
+      config_lib.build(
+        data_settings.Bucket, {"video": v, "audio": a}, "data.buckets"
+      )
       for v in video or [None]
       for a in audio or [None]
     ),

@@ -129,7 +129,7 @@ def gradients(
   """Gradients of the trained parameters, the loss, and each example's."""
   batch = batch._replace(ids=None)
   drawn = sample_noise_for(step_config, state, batch)
-  weights = dict(step_config.objective.weights(batch))
+  weights = dict(step_config.objective.example_weights(batch))
 
   def weighted(trained, part):
     batch, drawn, weights = part

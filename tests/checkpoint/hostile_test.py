@@ -24,7 +24,7 @@ UP = "../" * 20
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> pathlib.Path:
   directory = tmp_path_factory.mktemp("run") / "checkpoints"
-  state = {"trained": {"w": np.arange(6.0).reshape(2, 3)}}
+  state = {"trained_params": {"w": np.arange(6.0).reshape(2, 3)}}
   config = manager.Config(directory=str(directory), asynchronous=False)
   with manager.Manager(config) as opened:
     opened.save(1, state, b"\1\2", {"loss": float("nan")})
@@ -62,7 +62,7 @@ def plan(checkpoint):
 
 
 def test_an_honest_checkpoint_is_read(checkpoint):
-  assert plan(checkpoint).fresh == []
+  assert plan(checkpoint).scratch == []
   found = reader.read_info(checkpoint)
   assert found.iterators == (b"\1\2",) and np.isnan(found.metadata["loss"])
 
@@ -122,7 +122,7 @@ def test_the_description_may_be_no_link(checkpoint):
 
 def test_a_directory_that_is_itself_a_link_is_read(checkpoint, tmp_path):
   (tmp_path / "7").symlink_to(checkpoint)
-  assert plan(tmp_path / "7").fresh == []
+  assert plan(tmp_path / "7").scratch == []
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_passed_over(checkpoint, caplog):
   rewrite(checkpoint.with_name("2"), described(checkpoint, step=2, leaves=5))
   config = manager.Config(directory=str(checkpoint.parent))
   with manager.Manager(config, print) as opened:
-    target = {"trained": {"w": np.zeros((2, 3))}}
+    target = {"trained_params": {"w": np.zeros((2, 3))}}
     restored = opened.restore_newest(target)
   assert restored is not None and restored.step == 1
 

@@ -181,20 +181,20 @@ def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
 
 
 def test_which_are_kept(tmp_path):
-  with opened(tmp_path, keep_last=2, keep_every=4) as checkpoints:
+  with opened(tmp_path, max_to_keep=2, keep_period=4) as checkpoints:
     for step in range(1, 8):
       checkpoints.save(step, {"a": jnp.ones(2)})
     assert not checkpoints.save(7, {"a": jnp.ones(2)})
     checkpoints.wait()
     assert checkpoints.steps() == [7, 6, 4]
-  with opened(tmp_path, asynchronous=False, keep_last=1) as checkpoints:
+  with opened(tmp_path, asynchronous=False, max_to_keep=1) as checkpoints:
     checkpoints.save(9, {"a": jnp.ones(2)})
     assert checkpoints.steps() == [9]
 
 
-@pytest.mark.parametrize("options", [{"keep_last": 0}, {"keep_every": -1}])
+@pytest.mark.parametrize("options", [{"max_to_keep": 0}, {"keep_period": -1}])
 def test_senseless_options(options):
-  with pytest.raises(ValueError, match="expected keep_last"):
+  with pytest.raises(ValueError, match="expected max_to_keep"):
     manager.Config(directory="x", **options)
 
 

@@ -307,7 +307,7 @@ def test_blocks_of_several_precisions_take_the_widest(
   leaf = "blocks/video/feed_forward/in/kernel"
   assert stores.shapes(stored)[leaf].dtype == dtype
   for block in (0, 1):
-    tensor = tensors[f"video_model.num_layers.{block}.ffn.0.weight"]
+    tensor = tensors[f"video_model.blocks.{block}.ffn.0.weight"]
     found = stores.slices(stored)(leaf, block)
     np.testing.assert_array_equal(found, tensor.T.astype(dtype))
   leaf = "video/head/kernel"
@@ -355,7 +355,7 @@ def spoiled(tensors, name, value):
 def test_a_weight_that_is_not_finite_is_refused_and_what_was_there_stays(
   tmp_path, release, weights, value, existing
 ):
-  name = "video_model.num_layers.1.ffn.0.weight"
+  name = "video_model.blocks.1.ffn.0.weight"
   tensors = spoiled(standin.tensors(FUSION), name, value)
   path = repacked.save(tmp_path / "nan.safetensors", tensors)
   out = tmp_path / "out"

@@ -393,7 +393,7 @@ def test_unscaled_fp8_is_read_with_a_note(tmp_path):
     for n, t in plain.items()
   }
   # One block's layer was left wide.
-  name = "video_model.num_layers.1.ffn.0.weight"
+  name = "video_model.blocks.1.ffn.0.weight"
   stored[name] = plain[name].astype(BF16)
   path = repacked.save(tmp_path / "a.safetensors", stored)
   found = normalized("fusion", path)
@@ -427,7 +427,7 @@ def test_unscaled_fp8_is_read_with_a_note(tmp_path):
 )
 def test_fp8_of_another_kind_is_named_in_one_line(tmp_path, change, message):
   stored, _ = fp8_linears("weight_scale")
-  layer = "video_model.num_layers.0.self_attn.q"
+  layer = "video_model.blocks.0.self_attn.q"
   stored |= {f"{layer}.{name}": array for name, array in change.items()}
   path = repacked.save(tmp_path / "a.safetensors", stored)
   with pytest.raises(ValueError, match=message) as error:
@@ -450,7 +450,7 @@ def test_formats_in_the_header_are_looked_at(tmp_path):
 
 def test_a_scaled_file_in_which_scales_are_missing(tmp_path):
   stored, _ = fp8_linears("scale_weight")
-  del stored["video_model.num_layers.0.self_attn.q.scale_weight"]
+  del stored["video_model.blocks.0.self_attn.q.scale_weight"]
   path = repacked.save(tmp_path / "a.safetensors", stored)
   with pytest.raises(ValueError, match="1 weights have no scale, such as"):
     normalized("fusion", path)

@@ -55,7 +55,7 @@ def test_frames_and_samples_in_a_batch(record, tmp_path):
     null_text=generate.null_text(),
   )
   bucket = settings_lib.Bucket(video=(3, 4, 6), audio=7)
-  chosen = settings(path, buckets=(bucket,), media=True)
+  chosen = settings(path, buckets=(bucket,), encode_on_the_fly=True)
   batch = next(loader.load(chosen, batch=1, seed=0))
   frames, wave = batch.latents
   assert frames.shape == (1, 9, 64, 96, 3) and frames.dtype == np.uint8
@@ -70,7 +70,7 @@ def test_frames_and_samples_in_a_batch(record, tmp_path):
     wave[0, : 6 * 512], clips.wave(record)[: 6 * 512]
   )
   with pytest.raises(ValueError, match="video as media only"):
-    chosen = dataclasses.replace(chosen, media=False)
+    chosen = dataclasses.replace(chosen, encode_on_the_fly=False)
     next(loader.load(chosen, batch=1, seed=0))
 
 
@@ -170,6 +170,6 @@ def test_other_rates_are_refused_when_read_for_training(
       null_text=generate.null_text(),
     )
   bucket = settings_lib.Bucket(video=(3, 4, 6), audio=7)
-  chosen = settings(path, buckets=(bucket,), media=True)
+  chosen = settings(path, buckets=(bucket,), encode_on_the_fly=True)
   with pytest.raises(ValueError, match="'clip-0': .*24 frames a second"):
     next(loader.load(chosen, batch=1, seed=0))

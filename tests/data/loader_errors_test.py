@@ -106,7 +106,9 @@ def test_the_state_of_another_dataset(tmp_path):
     loader.load(settings(other), batch=1, seed=0).set_state(state)
 
 
-@pytest.mark.parametrize("change", ["seed", "batch", "buckets", "caption"])
+@pytest.mark.parametrize(
+  "change", ["seed", "batch", "buckets", "caption_sampling"]
+)
 def test_the_state_of_another_order(sounds, change):  # noqa: F811
   state = loader.load(settings(sounds), batch=2, seed=0).get_state()
   given, changed = {"batch": 2, "seed": 0}, {}
@@ -136,8 +138,8 @@ def test_a_damaged_record_is_named(sounds, tmp_path, workers):  # noqa: F811
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"caption_sampling": "last"}, "caption: expected one of"),
-    ({"max_text_len": 0}, "text_rows must be at least 1"),
+    ({"caption_sampling": "last"}, "caption_sampling: expected one of"),
+    ({"max_text_len": 0}, "max_text_len must be at least 1"),
     ({"num_workers": -1}, "must not be negative"),
     ({"buckets": ()}, "at least one source and one bucket"),
     (

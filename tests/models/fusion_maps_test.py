@@ -10,7 +10,7 @@ from ovi_jax.models import fusion
 from ovi_jax.models import maps
 from tests import standin_models
 
-MAPS = "maps"
+MAPS = "attention_maps"
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,7 @@ def test_initialisation_is_the_papers():
 
 def test_towers_of_unequal_depth_are_refused():
   config = standin_models.fusion_config()
-  deeper = type(config.audio)(channels=20, patch=(1,), blocks=5)
+  deeper = type(config.audio)(channels=20, patch=(1,), num_layers=5)
   model = fusion.FusionDiT(config._replace(audio=deeper))
   with pytest.raises(ValueError, match="equally many blocks"):
     jax.eval_shape(model.init, jax.random.key(0), None, None, None)
@@ -237,7 +237,9 @@ def test_padding_may_be_left_out(inputs, own, devices, dtype):
   text = np.tile(text, (1, 16, 1))
   config = standin_models.fusion_config()
   towers = config.present().items()
-  config = AV(**{n: dataclasses.replace(c, text_length=512) for n, c in towers})
+  config = AV(
+    **{n: dataclasses.replace(c, max_text_len=512) for n, c in towers}
+  )
   model = fusion.FusionDiT(config, jnp.dtype(dtype), "xla_head", 2048)
   variables = {"params": standin_models.fusion_params()}
   t_BT = AV(jnp.full((2, 1), 500.0), jnp.full((2, 1), 500.0))

@@ -91,9 +91,9 @@ def test_unknown_sizes_are_named():
 @pytest.mark.parametrize(
   "sizes, message",
   [
-    ({"heads": 3}, "dim_attn must be a multiple of heads"),
-    ({"layers": 0}, "layers must be at least 1, got 0"),
-    ({"buckets": 6}, "buckets must be a multiple of 4"),
+    ({"num_heads": 3}, "dim_attn must be a multiple of num_heads"),
+    ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+    ({"num_buckets": 6}, "num_buckets must be a multiple of 4"),
     ({"max_distance": 8}, "max_distance must exceed"),
   ],
 )

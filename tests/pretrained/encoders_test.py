@@ -68,7 +68,7 @@ def test_prompts_side_by_side_are_as_they_are_alone(one):
   encoder = encoders.TextEncoder.load(one)
   prompts = ["Waves. Audio: surf.", ""]
   alone = encoder.texts(prompts)
-  ids_BS, mask_BS = encoder.tokenizer.encode(prompts, one.max_text_len)
+  ids_BS, mask_BS = encoder.tokenizer.encode(prompts, one.text_length)
   both_BSE = np.asarray(encoder.encode(ids_BS, mask_BS))
   for row, prompt in enumerate(prompts):
     length = len(alone[prompt])

@@ -93,7 +93,7 @@ def test_step_is_compiled_once_for_any_number_of_steps(run):
   denoise.step.clear_cache()
   run("unipc")
   assert denoise.step._cache_size() == 1
-  run("unipc", scales=AV(2.0, 1.0), num_steps=3)
+  run("unipc", scales=AV(2.0, 1.0), steps=3)
   assert denoise.step._cache_size() == 1
 
 

@@ -302,7 +302,9 @@ def test_prompts_that_cannot_be_read(prompt, message):
 
 @pytest.mark.usefixtures("no_weights")
 def test_unknown_config_field():
-  with pytest.raises(ValueError, match="'stepps'"):
+  with pytest.raises(
+    ValueError, match="config.stepps is unknown .did you mean num_steps"
+  ):
     settings.Settings.from_config(config(stepps=3))
 
 

@@ -88,8 +88,13 @@ def test_long_advice_is_cut_in_the_message(advised):
 @pytest.mark.parametrize(
   ("field", "value"),
   [
-    *(("seed", True), ("steps", True), ("shift", True), ("together", 1)),
-    *(("guidance.audio", True), ("mesh.data", True), ("seed", "3")),
+    *(
+      ("seed", True),
+      ("num_steps", True),
+      ("flow_shift", True),
+      ("shard_clips_over_hosts", 1),
+    ),
+    *(("guidance_scale.audio", True), ("mesh.data", True), ("seed", "3")),
   ],
 )
 def test_truth_values_and_texts_are_no_numbers(field, value):

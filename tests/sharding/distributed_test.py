@@ -61,7 +61,7 @@ def test_code_is_whatever_makes_programs(name, tmp_path, monkeypatch):
 def test_a_second_ctrl_c_ends_at_once():
   program = """
 import os, signal
-from ovi_jax.parallel import processes
+from ovi_jax.sharding import distributed as processes
 with processes.stopping() as stop:
   assert not stop(0)
   os.kill(os.getpid(), signal.SIGINT)

@@ -81,7 +81,7 @@ def test_what_a_changed_stage_leads_to_is_no_shared_one(settings):
     ({"stages": {"fusoin": 3}}, "stages \\['fusoin'\\] are not the recipe's"),
     (
       {"stages": {"video_pretrain": 3}, "init_from": {}},
-      "init_from.video_pretrain.video: expected 'fresh' or a stage above"
+      "init_from.video_pretrain.video: expected 'scratch' or a stage above"
       " \\(none\\), got None",
     ),
   ],
@@ -96,11 +96,11 @@ def test_the_table_is_of_scores_and_maps(settings, tmp_path):
   for number, variant in enumerate(settings.variants):
     for seed in settings.seeds:
       place = tmp_path / ablation.run_name(variant, seed)
-      (place / "clips").mkdir(parents=True)
+      (place / "num_train_clips").mkdir(parents=True)
       value = 0.5 + 0.1 * number + 0.02 * seed
       scores = [{"name": n, "value": value} for n in ablation.SCORES.values()]
       (place / "scores.json").write_text(json.dumps({"scores": scores}))
-      clip = place / "clips" / "a.mp4"
+      clip = place / "num_train_clips" / "a.mp4"
       clip.write_bytes(b"")
       audio = np.full((S, T, 1, 1), 1 / T)
       video = np.zeros((T, 1, 1, S))
@@ -136,8 +136,10 @@ def test_runs_of_other_settings_are_not_mixed(settings, tmp_path):
   path, digests = tmp_path / ablation.SETTINGS, {"video_vae": "ab"}
   for _ in range(2):
     ablation.keep(settings, digests, path)
-  other = dataclasses.replace(settings, clips=3, prompts=2)
-  with pytest.raises(ValueError, match="runs of other clips, prompts"):
+  other = dataclasses.replace(settings, num_train_clips=3, num_eval_prompts=2)
+  with pytest.raises(
+    ValueError, match="runs of other num_eval_prompts, num_train_clips"
+  ):
     ablation.keep(other, digests, path)
   with pytest.raises(ValueError, match="runs of other digests"):
     ablation.keep(settings, {"video_vae": "cd"}, path)

@@ -15,9 +15,9 @@ from tests.data import encode_test
 from tests.training import trainer_test
 
 RAW = {"data.encode_on_the_fly": True, "data.text_source": "captions"}
-FRESH = {
-  "init_from.video": "fresh",
-  "init_from.audio": "fresh",
+SCRATCH = {
+  "init_from.video": "scratch",
+  "init_from.audio": "scratch",
   "trainable": "all",
 }
 
@@ -52,7 +52,7 @@ def use(patch, count):
 
 
 def config(source, weights, **changes):
-  changes = FRESH | {"pretrained": str(weights)} | changes
+  changes = SCRATCH | {"pretrained": str(weights)} | changes
   return trainer_test.config("fusion", str(source), **changes)
 
 
@@ -125,7 +125,7 @@ def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
     (RAW | {"model.audio.channels": 8}, "in_dim is 8, but audio_vae embed_dim"),
     (
       {"data.text_source": "smoke"},
-      "config.data.text_source 'smoke' is unknown",
+      "data.text_source 'smoke' is unknown",
     ),
     ({}, "has no embedding of the empty prompt"),
     (

@@ -20,12 +20,12 @@ one_device = trainer_test.one_device
 
 @pytest.fixture(scope="module")
 def run(datasets, tmp_path_factory):
-  """A fusion run of four steps, from fresh towers."""
+  """A fusion run of four steps, from random towers."""
   path = tmp_path_factory.mktemp("run")
   values = trainer_test.config(
     "fusion",
     datasets["clips"],
-    **batch_encoder_test.FRESH,
+    **batch_encoder_test.SCRATCH,
   )
   with pytest.MonkeyPatch.context() as patch:
     one = jax.devices()[:1]

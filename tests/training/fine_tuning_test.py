@@ -35,7 +35,7 @@ def test_the_small_config_equals_the_shipped_model():
   assert bucket.video == (clip.latent_frames, height, width)
   assert found.pretrained == found.init_from.video == str(synthetic.WEIGHTS)
   advised = manifest.sampling
-  assert found.eval_samples.num_steps == advised["steps"]
+  assert found.eval_samples.num_steps == advised["num_steps"]
   assert found.eval_samples.flow_shift == advised["shift"]
   assert found.eval_samples.guidance_scale._asdict() == advised["guidance"]
   plan = trainer.init_plan(found)
@@ -47,7 +47,7 @@ def test_sizes_and_components_come_from_the_weights(weights):
   manifest = weights_dir.manifest_of(weights)
   assert found.model == manifest.architecture.fusion
   assert found.pretrained == found.init_from.audio == str(weights)
-  assert not trainer.init_plan(found).fresh
+  assert not trainer.init_plan(found).scratch
 
 
 def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
@@ -86,7 +86,7 @@ def advised(weights, tmp_path_factory):
   """The stand-in with advice."""
   path = tmp_path_factory.mktemp("advised") / "weights"
   shutil.copytree(weights, path)
-  advice = {"num_train_steps": 7, "guidance": {"video": 1.5, "audio": 1.25}}
+  advice = {"num_steps": 7, "guidance_scale": {"video": 1.5, "audio": 1.25}}
   manifest = weights_dir.manifest_of(path)
   dataclasses.replace(manifest, sampling=advice).save(path)
   return path
@@ -176,7 +176,7 @@ def test_towers_whose_heads_differ_are_refused_in_one_line():
   with pytest.raises(ValueError, match="config: model: both towers") as error:
     settings.Settings.from_config(values)
   assert str(error.value) == (
-    "config: model: both towers need the same width / heads, got 16 of video"
+    "config: model: both towers need the same hidden_dim / num_heads, got 16 of video"
     " and 32 of audio"
   )
 
@@ -203,7 +203,7 @@ def test_other_data_are_refused_with_the_flag_that_sets_them_back(
 
   describe = types.SimpleNamespace(iterators=[{}])
   monkeypatch.setattr(trainer.reader, "steps", lambda _: [3])
-  monkeypatch.setattr(trainer.reader, "describe", lambda _: describe)
+  monkeypatch.setattr(trainer.reader, "read_info", lambda _: describe)
   config = {"data": {"sources": ["runs/a", "runs/b"]}}
   (tmp_path / "config.json").write_text(json.dumps(config))
   with pytest.raises(ValueError) as error:

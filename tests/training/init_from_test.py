@@ -157,7 +157,7 @@ def test_not_the_average(sound):
     assert np.all(np.asarray(array) == n + (0.25 if path != HEAD else 0))
 
 
-def test_fresh_values_depend_on_seed_and_path_only():
+def test_random_values_depend_on_seed_and_path_only():
   inside = "blocks/audio/feed_forward/in/kernel"
 
   def scratch(*paths, **arguments):
@@ -281,7 +281,7 @@ def test_damaged_sources(wan, sound, tmp_path):
   assert f"{cut}/3: the checkpoint is damaged (state/_METADATA" in lines[3]
   assert "/7: the checkpoint is damaged" in lines[0]
   assert "ovi_jax.json is damaged" in lines[1]
-  assert "expected parameters under ['trained', 'frozen'" in lines[2]
+  assert "expected parameters under ['trained_params', 'frozen" in lines[2]
   assert "found only ['params']" in lines[2]
 
 

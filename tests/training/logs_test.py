@@ -36,8 +36,8 @@ def test_a_line_that_a_kill_cut_is_left_out(tmp_path):
     log.scalars(2, {"loss": 3.0})
     log.scalars(2, {"eval": 4.0})
   first, second = logs.read(tmp_path)
-  assert first["loss"] == 1.0 and "held_out" not in first
-  assert (second["loss"], second["held_out"]) == (3.0, 4.0)
+  assert first["loss"] == 1.0 and "eval" not in first
+  assert (second["loss"], second["eval"]) == (3.0, 4.0)
   whole = [line for line in path.read_text().splitlines() if line[-1] == "}"]
   assert all(json.loads(line) for line in whole)
 

@@ -52,7 +52,7 @@ def one_run(
   evaluate=None,
 ):
   """Open a run's directory, continue, close it; returns the last state."""
-  made, state = step_test.step_config(steps=STEPS)
+  made, state = step_test.step_config(num_train_steps=STEPS)
   mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
   shardings = state_sharding.state_shardings(state, step_test.CONFIG, mesh)
   state = jax.device_put(jax.tree.map(np.array, state), shardings)
@@ -203,7 +203,7 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
       written.append(values.get("perf/step_time"))
 
   work = types.SimpleNamespace(
-    step_config=step_test.step_config(steps=STEPS)[0],
+    step_config=step_test.step_config(num_train_steps=STEPS)[0],
     intervals=loop.Intervals(log_every=2),
     logs=Slow(),
   )

@@ -45,7 +45,7 @@ def batch(size: int = 8) -> schema.Batch:
 
 @functools.cache
 def step_config(
-  parts: int = 1, trains: str = param_filter.ATTENTION, **changes
+  parts: int = 1, trainable: str = param_filter.ATTENTION, **changes
 ):
   model = fusion.FusionDiT(CONFIG)
   flow = flow_matching.FlowMatching(model, OBJECTIVE)
@@ -53,7 +53,7 @@ def step_config(
   made = made._replace(**changes)
   params = param_filter.flat(standin_models.fusion_params())
   return made, step.init_state(
-    made, *param_filter.split(params, trains), seed=1
+    made, *param_filter.split(params, trainable), seed=1
   )
 
 
@@ -234,7 +234,7 @@ def test_drawing_covers_what_is_asked(shared):
 def test_impossible_objectives_are_refused():
   with pytest.raises(ValueError, match="cfg_dropout.audio is a share"):
     flow_matching.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
-  with pytest.raises(ValueError, match="first_frame is a share"):
+  with pytest.raises(ValueError, match="i2v_prob is a share"):
     flow_matching.ObjectiveConfig(i2v_prob=-0.1)
   with pytest.raises(ValueError, match="scales must not be negative"):
     flow_matching.ObjectiveConfig(loss_weights=AV(-1.0, 0.5))

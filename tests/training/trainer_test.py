@@ -205,7 +205,7 @@ def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
 ):
   path = tmp_path / "run"
   begun, said = config("audio_pretrain", datasets["sounds"]), []
-  begun.steps, begun.optimizer.warmup_steps = 2, 50
+  begun.num_train_steps, begun.optimizer.warmup_steps = 2, 50
   assert run(begun, path, said.append)
   shown = f"logs: tensorboard --logdir={path}/tensorboard"
   assert sum(line.startswith(shown) for line in said) == 1
@@ -215,7 +215,7 @@ def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
     f"  a run with --config.init_from.audio={path}",
   ]
   before = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-  begun.steps = 4
+  begun.num_train_steps = 4
   added = begun.copy_and_resolve_references()
   added.data.sources = (datasets["sounds"], datasets["clips"])
   seed = begun.copy_and_resolve_references()
@@ -246,7 +246,7 @@ def test_data_that_tokenizer_and_codecs_lose_is_refused_before_a_run(
   found = quality.Quality(coverage=covered, mel_error=3.0)
   found.save(data / quality.FILE)
   begun, said = config("audio_pretrain", str(data)), []
-  begun.data.max_unknown_words, begun.steps = 0.2, 1
+  begun.data.max_unknown_words, begun.num_train_steps = 0.2, 1
   with pytest.raises(ValueError, match="50% of the captions' words are unkn"):
     run(begun, tmp_path / "run", said.append)
   assert not (tmp_path / "run").exists()
@@ -268,7 +268,7 @@ def test_words_are_counted_with_the_tokenizer_of_the_components(
   (tmp_path / "tokenizer.json").write_bytes(
     (synthetic.WEIGHTS / "tokenizer.json").read_bytes()
   )
-  begun = config("audio_pretrain", datasets["sounds"], components=str(tmp_path))
+  begun = config("audio_pretrain", datasets["sounds"], pretrained=str(tmp_path))
   begun.data.max_unknown_words, said = 0.2, []
   chosen = settings.Settings.from_config(begun)
   # "a clip"

@@ -38,7 +38,8 @@ class ClipSpec:
     odd = self.frames and self.frames % 4 != 1
     if min(self.frames, self.samples) < 0 or odd:
       raise ValueError(
-        "data: frames must be 0 or 1 + a multiple of 4 and samples 0 or more,"
+        "data: num_frames must be 0 or 1 + a multiple of 4 and"
+        " num_audio_samples 0 or more,"
         f" got {self.frames} and {self.samples}"
       )
     if not (self.frames or self.samples or self.caption):

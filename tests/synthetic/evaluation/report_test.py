@@ -173,7 +173,10 @@ def test_what_is_no_film_of_the_world_is_named(tmp_path, monkeypatch):
   assert "list.mp4: expected a video file" in said and "formats" in said
   assert "large.mp4: expected a video file" in said
   assert "these 30 of 128x128 are 1 MB" in said
-  assert "short.mp4: expected square pictures, 8 or more, got 5 of 32" in said
+  assert (
+    "short.mp4: expected square pictures of at least 8 pixels, got 5 of 32"
+    in said
+  )
   assert "wide.mp4: expected square pictures, 8 or more, got 9 of 32x64" in said
 
 

@@ -110,7 +110,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   with pytest.raises(ValueError, match="walks: 0 in the run, absent now"):
     train(config(), tmp_path / "whole")
   file.write_text(file.read_text().replace(',\n "walks": 0', ""))
-  assert '"trains"' not in file.read_text()
+  assert '"trainable"' not in file.read_text()
   assert train(config(), tmp_path / "whole")
 
 
@@ -119,8 +119,11 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   [
     ({"component": "clip"}, "component 'clip' is unknown; choose from .*video"),
     ({"model.breadth": 3}, r"unknown keys \['breadth'\]"),
-    ({"task.glow": 1.0}, "config.objective.glow is unknown; the fields are"),
-    ({"task.smooth": 0.0}, "smooth positive"),
+    (
+      {"objective.glow": 1.0},
+      "config.objective.glow is unknown; the fields are",
+    ),
+    ({"objective.smoothness_weight": 0.0}, "smooth positive"),
     ({"data.frame": 5}, "config.data.frame is unknown"),
     ({"data.num_frames": 6}, "num_frames must be 0 or 1"),
     ({"dtype": "float8"}, "dtype 'float8' is unknown"),
@@ -134,7 +137,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
     ),
     (
       {"trainable": "decoder"},
-      "a random encoder; name a or a dir",
+      "a random encoder; name a run or a dir",
     ),
     ({"sample_every": 2}, "codecs have no evaluation"),
     ({"walks": 1}, "config.walks is unknown"),
@@ -210,7 +213,7 @@ def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
     settings.Settings.from_config(ml_collections.ConfigDict(dict(text) | wrong))
   # As runs had it before there was a choice.
   older = config().to_dict()
-  del older["trains"]
+  del older["trainable"]
   older = ml_collections.ConfigDict(older)
   assert settings.Settings.from_config(older).trainable == "all"
 

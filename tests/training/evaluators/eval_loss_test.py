@@ -71,7 +71,7 @@ def alone():
   }
   model = fusion.FusionDiT(AV(None, step_test.CONFIG.audio))
   made = step_test.step_config()[0]
-  made = made._replace(task=made.objective._replace(model=model))
+  made = made._replace(objective=made.objective._replace(model=model))
   return made, step.init_state(
     made, *param_filter.split(params, param_filter.ALL), seed=1
   )
@@ -132,7 +132,7 @@ def test_records_that_lack_a_modality_do_not_count(twos, losses):
   for place, alone in enumerate(records(1)):
     made = twos._program(
       model=twos.model,
-      num_timestep_bins=2,
+      levels=2,
       params=state.params(),
       batch=state_sharding.batch(blank(alone, 1), ONE),
       null_SE=jax.device_put(step_test.NULL, whole),
@@ -194,7 +194,7 @@ def test_the_average_is_judged_where_there_is_one(twos, losses):
   _, state = step_test.step_config()
   moved = {n: 1.1 * x for n, x in state.trained_params.items()}
   # With an average, the last parameters do not matter; without, they do.
-  same(twos(state._replace(trained=moved)), losses, 0)
+  same(twos(state._replace(trained_params=moved)), losses, 0)
   other = twos(state._replace(trained_params=moved, ema_params=None))
   averaged = twos(state._replace(ema_params=moved))
   same(averaged, other, 0)

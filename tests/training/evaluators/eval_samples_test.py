@@ -173,7 +173,7 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
   )
   chosen = generate_test.config()
   chosen.update(num_steps=2, solver="unipc", flow_shift=5.0, slg_layer=0)
-  chosen.guidance.update(video=4.0, audio=3.0)
+  chosen.guidance_scale.update(video=4.0, audio=3.0)
   frames, height, width = SIZE.video
   clip = geometry.Clip(
     latent_frames=frames,
@@ -231,9 +231,9 @@ def test_decoders_load_what_is_asked_for(components):
   ("changes", "message"),
   [
     ({"num_samples": 0}, "num_samples must be from 1 to 1024, got 0"),
-    ({"num_train_steps": 0}, "steps must be from 1 to 1000, got 0"),
+    ({"num_steps": 0}, "num_steps must be from 1 to 1000, got 0"),
     ({"solver": "heun"}, "solver 'heun' is unknown; choose from unipc"),
-    ({"flow_shift": 0.0}, "shift must be from 0.01"),
+    ({"flow_shift": 0.0}, "flow_shift must be from 0.01"),
     (
       {"guidance_scale": AV(4.0, float("nan"))},
       "guidance_scale.audio must be from -100 to 100",

@@ -11,9 +11,9 @@ from tests.training import batch_encoder_test
 from tests.training import trainer_test
 
 one_device = trainer_test.one_device
-FRESH = {
-  "init_from.video": "fresh",
-  "init_from.audio": "fresh",
+SCRATCH = {
+  "init_from.video": "scratch",
+  "init_from.audio": "scratch",
   "trainable": "all",
 }
 SHOWN = {
@@ -40,7 +40,7 @@ def clips(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
-  changes = FRESH | SHOWN | {"pretrained": str(weights)}
+  changes = SCRATCH | SHOWN | {"pretrained": str(weights)}
   changes |= {"profile_steps": (1, 2)}
   assert trainer_test.run(
     trainer_test.config("fusion", clips, **changes), tmp_path
@@ -61,7 +61,7 @@ def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
 
 @pytest.mark.slow
 def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
-  shown = FRESH | {"eval_every": 4, "checkpoint_every": 2}
+  shown = SCRATCH | {"eval_every": 4, "checkpoint_every": 2}
   losses = []
   for place in (False, True):
     changes = shown | {"optimizer.ema_on_host": place}
@@ -110,7 +110,7 @@ def test_captions_and_media_are_shown_too(weights, tmp_path):
 def test_what_cannot_be_shown(changes, message, clips, weights, tmp_path):
   if "eval_samples.num_samples" in changes:
     changes = changes | {"pretrained": str(weights)}
-  values = trainer_test.config("fusion", clips, **FRESH | changes)
+  values = trainer_test.config("fusion", clips, **SCRATCH | changes)
   with pytest.raises(ValueError, match=message):
     trainer_test.run(values, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -116,5 +116,7 @@ def test_gradients_reach_every_parameter_and_blank_rows_none():
   ],
 )
 def test_impossible_weights_are_refused(changes):
-  with pytest.raises(ValueError, match="task: weights must not be negative"):
+  with pytest.raises(
+    ValueError, match="objective: weights must not be negative"
+  ):
     video.VideoVAEObjective(config=CONFIG, **changes)
