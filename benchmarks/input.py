@@ -164,7 +164,7 @@ def measure(
   for way in ways.values():
     way["figures"] = figures(way["timed"])
   return result | {
-    "num_workers": ways,
+    "workers": ways,
     "training_tflop": training_flop(case) / 1e12,
   }
 
@@ -210,7 +210,7 @@ def trained(
       name: [line[f"speed/{name}"] for line in lines]
       for name in ("data_wait_frac", "step_time", "clips_per_second")
     }
-  return {"batch": values.batch_size, "num_workers": found}
+  return {"batch": values.batch_size, "workers": found}
 
 
 def write_mini(path: pathlib.Path, values: Any) -> None:

@@ -62,7 +62,7 @@ class Config:
   def __post_init__(self):
     if self.max_to_keep < 1 or self.keep_period < 0 or self.timeout < 1:
       raise ValueError(
-        "expected keep_last and timeout from 1 and keep_every from 0, got"
+        "expected max_to_keep and timeout from 1 and keep_period from 0, got"
         f" {self.max_to_keep}, {self.timeout}, {self.keep_period}"
       )
 

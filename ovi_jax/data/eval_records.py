@@ -84,7 +84,7 @@ def opened(
     )
   crop = "start" if settings.crop == "random" else settings.crop
   settings = dataclasses.replace(
-    settings, sources=sources, caption="first", crop=crop
+    settings, sources=sources, caption_sampling="first", crop=crop
   )
   splits = loader.open_sources(settings)
   buckets = tuple(settings_lib.assign(settings, split) for split in splits)

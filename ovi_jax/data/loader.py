@@ -258,7 +258,7 @@ class Loader(Iterator[schema.Batch]):
       "buckets": [
         [list(bucket.video or ()), bucket.audio] for bucket in settings.buckets
       ],
-      "caption": settings.caption_sampling,
+      "caption_sampling": settings.caption_sampling,
       "crop": settings.crop,
       "media": settings.encode_on_the_fly,
       "captions": bool(settings.tokenizer),

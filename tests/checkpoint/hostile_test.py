@@ -131,7 +131,7 @@ def test_a_directory_that_is_itself_a_link_is_read(checkpoint, tmp_path):
 def test_metadata_of_another_structure_ends_in_one_line(checkpoint, text):
   (checkpoint / "state/_METADATA").write_text(text)
   integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
-  targets = {"trained/w": np.zeros((2, 3), np.float64)}
+  targets = {"trained_params/w": np.zeros((2, 3), np.float64)}
   with pytest.raises(ValueError, match="the arrays cannot be read") as error:
     reader.read(reader.read_info(checkpoint), targets)
   assert str(error.value).isprintable() and len(str(error.value)) < 1000
@@ -226,10 +226,11 @@ def test_orbax_metadata_is_not_trusted(checkpoint):
   integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
   found = reader.read_info(checkpoint)
   reader.verify(found)
-  target = {"trained/w": np.zeros((2, 3))}
+  target = {"trained_params/w": np.zeros((2, 3))}
   try:
     np.testing.assert_array_equal(
-      reader.read(found, target)["trained/w"], np.arange(6.0).reshape(2, 3)
+      reader.read(found, target)["trained_params/w"],
+      np.arange(6.0).reshape(2, 3),
     )
   except ValueError as error:
     assert "evil" in str(error)

@@ -255,7 +255,7 @@ def checkpoint(name):
   def make(folder):
     config = manager.Config(directory=str(folder / "c"), asynchronous=False)
     with manager.Manager(config) as opened:
-      state = {"trained": {"w": np.arange(6.0).reshape(2, 3)}}
+      state = {"trained_params": {"w": np.arange(6.0).reshape(2, 3)}}
       opened.save(1, state, {"step": 1}, {"a": [1]})
     return folder / "c/1" / name
 

@@ -62,7 +62,7 @@ def test_a_second_ctrl_c_ends_at_once():
   program = """
 import os, signal
 from ovi_jax.sharding import distributed as processes
-with processes.stopping() as stop:
+with processes.preemption_watcher() as stop:
   assert not stop(0)
   os.kill(os.getpid(), signal.SIGINT)
   assert stop(0)

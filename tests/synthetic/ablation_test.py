@@ -96,11 +96,11 @@ def test_the_table_is_of_scores_and_maps(settings, tmp_path):
   for number, variant in enumerate(settings.variants):
     for seed in settings.seeds:
       place = tmp_path / ablation.run_name(variant, seed)
-      (place / "num_train_clips").mkdir(parents=True)
+      (place / "clips").mkdir(parents=True)
       value = 0.5 + 0.1 * number + 0.02 * seed
       scores = [{"name": n, "value": value} for n in ablation.SCORES.values()]
       (place / "scores.json").write_text(json.dumps({"scores": scores}))
-      clip = place / "num_train_clips" / "a.mp4"
+      clip = place / "clips" / "a.mp4"
       clip.write_bytes(b"")
       audio = np.full((S, T, 1, 1), 1 / T)
       video = np.zeros((T, 1, 1, S))

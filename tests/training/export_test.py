@@ -64,7 +64,7 @@ def test_sizes_there_and_back():
 def test_what_cannot_be_exported(run, weights, tmp_path):
   out = tmp_path / "out"
   for workdir, others, message in (
-    (run, None, "--components=DIR is needed"),
+    (run, None, "--pretrained=DIR is needed"),
     (tmp_path, weights, "not the directory of a run"),
     (run, tmp_path, "ovi_jax.json is missing"),
   ):

@@ -36,8 +36,10 @@ def test_the_small_config_equals_the_shipped_model():
   assert found.pretrained == found.init_from.video == str(synthetic.WEIGHTS)
   advised = manifest.sampling
   assert found.eval_samples.num_steps == advised["num_steps"]
-  assert found.eval_samples.flow_shift == advised["shift"]
-  assert found.eval_samples.guidance_scale._asdict() == advised["guidance"]
+  assert found.eval_samples.flow_shift == advised["flow_shift"]
+  assert (
+    found.eval_samples.guidance_scale._asdict() == advised["guidance_scale"]
+  )
   plan = trainer.init_plan(found)
   assert not plan.scratch
 

@@ -236,5 +236,5 @@ def test_impossible_objectives_are_refused():
     flow_matching.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
   with pytest.raises(ValueError, match="i2v_prob is a share"):
     flow_matching.ObjectiveConfig(i2v_prob=-0.1)
-  with pytest.raises(ValueError, match="scales must not be negative"):
+  with pytest.raises(ValueError, match="loss_weights must not be negative"):
     flow_matching.ObjectiveConfig(loss_weights=AV(-1.0, 0.5))

@@ -130,7 +130,7 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
 def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
   first = config("audio_pretrain", datasets["sounds"])
   assert run(first, tmp_path)
-  longer = config("audio_pretrain", datasets["sounds"], steps=6)
+  longer = config("audio_pretrain", datasets["sounds"], num_train_steps=6)
   assert run(longer, tmp_path)
   assert [line["step"] for line in logs.read(tmp_path)] == [2, 4, 6]
   # It goes on without what it began from.

@@ -177,7 +177,10 @@ def test_what_is_no_film_of_the_world_is_named(tmp_path, monkeypatch):
     "short.mp4: expected square pictures of at least 8 pixels, got 5 of 32"
     in said
   )
-  assert "wide.mp4: expected square pictures, 8 or more, got 9 of 32x64" in said
+  assert (
+    "wide.mp4: expected square pictures of at least 8 pixels, got 9 of 32x64"
+    in said
+  )
 
 
 def test_prompts_are_read_by_sample_py(tmp_path):
