@@ -30,26 +30,26 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.faces import tracks
-from ovi_jax.curation.media import reading
+from ovi_jax.curation.media import clip_media
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
-from ovi_jax.curation.stages import cut
-from ovi_jax.curation.stages import look
+from ovi_jax.curation.stages import av_sync
+from ovi_jax.curation.stages import encode
+from ovi_jax.curation.stages import face_tracks
 from ovi_jax.curation.stages import motion
 from ovi_jax.curation.stages import pack
-from ovi_jax.curation.stages import people
 from ovi_jax.curation.stages import probe
+from ovi_jax.curation.stages import quality
 from ovi_jax.curation.stages import shots
-from ovi_jax.curation.stages import speech
-from ovi_jax.curation.stages import synchrony
+from ovi_jax.curation.stages import vad
 
 FILES = ((probe, probe.Config(least_area=1)), (shots, shots.Config()))
 WINDOWS = (
   (motion, motion.Config()),
-  (look, look.Config()),
-  (people, people.Config()),
-  (speech, speech.Config()),
-  (cut, cut.Config(largest_enlargement=100.0)),
+  (quality, quality.Config()),
+  (face_tracks, face_tracks.Config()),
+  (vad, vad.Config()),
+  (encode, encode.Config(largest_enlargement=100.0)),
 )
 PACKED = 64  # clips
 
@@ -68,12 +68,12 @@ def measured(path: str, stages: dict[str, Any]) -> dict[str, float]:
   """
   clip, times = clips.Clip(id=path, path=path), {}
   for module, _ in FILES:
-    media = reading.Media(clip, path)
+    media = clip_media.Media(clip, path)
     times[module.NAME], found = timed(stages[module.NAME], clip, media)
     if isinstance(found, clips.Reject):
       return times
     clip = found if isinstance(found, clips.Clip) else found[0]
-  media = reading.Media(clip, path)
+  media = clip_media.Media(clip, path)
   times["decode"], _ = timed(lambda: (media.video_THWC, media.audio_A))
   for module, _ in WINDOWS:
     times[module.NAME], found = timed(stages[module.NAME], clip, media)
@@ -98,19 +98,19 @@ def drawn_weights(path: pathlib.Path) -> None:
 def later_passes(path: str, repeats: int) -> dict[str, float]:
   """Seconds by the clock of a clip in `synchrony`, and in `pack`."""
   clip = clips.Clip(id="clip", path=path, seconds=121 / 24)
-  media = reading.Media(clip, path)
+  media = clip_media.Media(clip, path)
   whole = tracks.whole(*media.video_THWC.shape[:3])
   clip = clip.found("probe", has_video=True)
-  clip = clip.found("people", kind=people.SINGLE, tracks=[whole])
+  clip = clip.found("people", kind=face_tracks.SINGLE, tracks=[whole])
   clip = clip.found("speech", speaking=True)
-  clip = cut.load(cut.Config(largest_enlargement=100.0))(clip, media)
+  clip = encode.load(encode.Config(largest_enlargement=100.0))(clip, media)
   clip = clip.found(
     "captions", prompts=["<S>Words<E> <AUDCAP>Words<ENDAUDCAP>"]
   )
   with tempfile.TemporaryDirectory() as folder:
     weights = pathlib.Path(folder) / "syncnet.safetensors"
     drawn_weights(weights)
-    test = synchrony.load(synchrony.Config(weights=str(weights)))
+    test = av_sync.load(av_sync.Config(weights=str(weights)))
     test([(clip, media)])  # compiles
     lips = min(clocked(test, [(clip, media)]) for _ in range(repeats))
     every = [
@@ -136,13 +136,13 @@ def clocked(function: Callable[..., Any], *arguments: Any) -> float:
 
 def syncnet_flops() -> float:
   """Of the stretches that one face of a clip is."""
-  sizes = synchrony.Config().batch, synchrony.WINDOWS + syncnet.WINDOW - 1
+  sizes = av_sync.Config().batch, av_sync.WINDOWS + syncnet.WINDOW - 1
   config = syncnet.SyncNetConfig()
   frames = jax.ShapeDtypeStruct(
     (*sizes, syncnet.SIDE, syncnet.SIDE, 3), "uint8"
   )
   windows = jax.ShapeDtypeStruct(
-    (sizes[0], synchrony.WINDOWS, syncnet.COEFFICIENTS, syncnet.COLUMNS),
+    (sizes[0], av_sync.WINDOWS, syncnet.COEFFICIENTS, syncnet.COLUMNS),
     "float32",
   )
   program = jax.jit(syncnet.SyncNet(config).apply).lower(

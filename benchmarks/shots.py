@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from ovi_jax.curation.media import cuts
+from ovi_jax.curation.media import shot_detectors
 from ovi_jax.curation.stages import shots
 from ovi_jax.media import decode
 
@@ -39,8 +39,10 @@ def main(words: Sequence[str]) -> None:
   frames = [glimpse.frame_HWC for glimpse in decode.sweep(options.film)]
   print(f"{len(frames)} frames, decoded in {time.process_time() - begin:.1f} s")
   detectors = {
-    "transnetv2": cuts.transnetv2(options.weights, config.probability),
-    "pyscenedetect": cuts.pyscenedetect(config.ratio, config.change),
+    "transnetv2": shot_detectors.transnetv2(
+      options.weights, config.probability
+    ),
+    "pyscenedetect": shot_detectors.pyscenedetect(config.ratio, config.change),
   }
   found = {}
   for name, detect in detectors.items():

@@ -15,7 +15,7 @@ import pytest
 from configs import curate
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import shard_store
 from ovi_jax.media import container as containers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def test_the_stage_that_is_added_is_one(loud, monkeypatch):
   quiet = types.SimpleNamespace(audio_A=np.array([0.25, -0.4], np.float32))
   found = made(clip, quiet)
   assert round(found.scores["peak"], 4) == 0.4
-  assert store.decode(store.encode(found)) == found
+  assert shard_store.decode(shard_store.encode(found)) == found
   noise = types.SimpleNamespace(audio_A=np.array([0.1, -0.75], np.float32))
   reject = made(clip, noise)
   assert (reject.reason, reject.score) == ("too loud", 0.75)

@@ -35,11 +35,11 @@ from ovi_jax.checkpoint import workdir
 from ovi_jax.convert import reader
 from ovi_jax.convert import standin
 from ovi_jax.convert import torch_file
-from ovi_jax.curation.captioning import answers
 from ovi_jax.curation.captioning import cache
-from ovi_jax.curation.engine import inputs
+from ovi_jax.curation.captioning import responses
+from ovi_jax.curation.engine import manifest as inputs
 from ovi_jax.curation.engine import shard
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import shard_store
 from ovi_jax.data import builder
 from ovi_jax.data import shards
 from ovi_jax.media import decode
@@ -290,9 +290,9 @@ def described(path):
 
 def curated(name):
   def make(folder):
-    files = store.Files(folder=str(folder), shard=0)
-    with store.writing(files) as opened:
-      clip = store.clips.Clip(id="a", path="b")
+    files = shard_store.Files(folder=str(folder), shard=0)
+    with shard_store.writing(files) as opened:
+      clip = shard_store.clips.Clip(id="a", path="b")
       found = clip.found("look", {"s": 0.5}, boxes=[[1, 2]])
       opened.writer.add(clip, [found], {"x": b"1"})
       opened.commit("s")
@@ -304,20 +304,20 @@ def curated(name):
 
 
 def shard_files(path):
-  return store.Files(folder=str(path.parent), shard=0)
+  return shard_store.Files(folder=str(path.parent), shard=0)
 
 
 def kept_bytes(path):
   with (
-    store.keeper([str(path.parent)], 0) as kept,
+    shard_store.keeper([str(path.parent)], 0) as kept,
     contextlib.suppress(KeyError),
   ):
-    kept(store.clips.Clip(id="a", path="b"), "x")
+    kept(shard_store.clips.Clip(id="a", path="b"), "x")
 
 
 def lines_of(path):
   for line in path.read_bytes().splitlines():
-    store.decode(line)
+    shard_store.decode(line)
 
 
 def reply(folder):
@@ -326,21 +326,21 @@ def reply(folder):
 
 
 def answer(folder):
-  voice = dict.fromkeys(answers.VOICE, "calm")
+  voice = dict.fromkeys(responses.VOICE, "calm")
   text = {
     "visual": "A man says <S>Hi there.<E> in a bright room.",
     "audio": "A calm voice over a soft hum.",
     "speech": ["Hi there."],
     "speakers": [voice],
-    "sounds": dict.fromkeys(answers.SOUND, "soft"),
+    "sounds": dict.fromkeys(responses.SOUND, "soft"),
   }
   return saved_at("answer.txt", json.dumps(text))(folder)
 
 
 def captioned(path):
   text = path.read_text(errors="replace")
-  found = answers.read(text, answers.Wanted())
-  answers.combined(found, geometry.variant("720x720_5s"))
+  found = responses.read(text, responses.Wanted())
+  responses.combined(found, geometry.variant("720x720_5s"))
 
 
 PROMPT = (
@@ -441,7 +441,7 @@ TARGETS = {
   ),
   "curation mark": Target(
     make=curated("done"),
-    read=lambda path: store.mark(shard_files(path)),
+    read=lambda path: shard_store.mark(shard_files(path)),
     is_json=True,
   ),
   "curation lines": Target(make=curated("jsonl"), read=lines_of, is_json=True),

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovi_jax import geometry
-from ovi_jax.curation.captioning import answers
 from ovi_jax.curation.captioning import instruction
+from ovi_jax.curation.captioning import responses
 
 _OWN = frozenset(["model", "messages", "stream", "n"])
 
@@ -75,14 +75,14 @@ def request(
     "max_tokens": asking.max_tokens,
   }
   if asking.structured:
-    schema = answers.schema(seen, heard)
+    schema = responses.schema(seen, heard)
     named = {"name": "caption", "strict": True, "schema": schema}
     body["response_format"] = {"type": "json_schema", "json_schema": named}
   return {**body, **asking.extra}
 
 
 def sent_back(
-  body: Mapping[str, Any], answer: str, error: answers.Unfit
+  body: Mapping[str, Any], answer: str, error: responses.Unfit
 ) -> dict[str, Any]:
   """The request with an unfit answer and what is wrong with it."""
   messages = [

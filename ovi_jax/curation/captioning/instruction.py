@@ -3,7 +3,7 @@
 The answer it asks for is `answers.schema`.
 """
 
-from ovi_jax.curation.captioning import answers
+from ovi_jax.curation.captioning import responses
 
 _SEEN = """\
 "visual": one paragraph on what happens, in the order it happens: who and what \
@@ -49,7 +49,7 @@ def task(seen: bool, heard: bool) -> str:
   return "".join(parts)
 
 
-def again(error: answers.Unfit) -> str:
+def again(error: responses.Unfit) -> str:
   """What to say after an answer that is unfit."""
   return (
     f"That answer cannot be used: {error}. Answer again with the whole JSON"

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
-from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
-from ovi_jax.curation.engine import watch
+from ovi_jax.curation.engine import storage
+from ovi_jax.curation.engine import worker_pool
 
 try:
   beam: Any = importlib.import_module("apache_beam")
@@ -43,7 +43,7 @@ class Work(beam.DoFn):
 
   def setup(self) -> None:
     """Called once by each of Beam's workers."""
-    self._watched = watch.Watched(self._settings, self._part, 1)
+    self._watched = worker_pool.Watched(self._settings, self._part, 1)
 
   def process(self, number: int) -> Iterator[int]:
     """Do a shard; what is to be said of it is said by its files."""
@@ -107,6 +107,6 @@ def _failure(
   if place is None:
     return ""
   files = settings.files(place, number)
-  if not places.size(files.failed):
+  if not storage.size(files.failed):
     return "it was not done; see the log of Beam's workers"
-  return places.read(files.failed).decode().splitlines()[0]
+  return storage.read(files.failed).decode().splitlines()[0]

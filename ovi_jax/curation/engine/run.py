@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import tqdm
 
 from ovi_jax import console
-from ovi_jax.curation.engine import inputs
-from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import global_stages
+from ovi_jax.curation.engine import manifest
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.engine import watch
-from ovi_jax.curation.engine import whole
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
+from ovi_jax.curation.engine import worker_pool
 
 _SHOWN = 10  # numbers of shards in an error
 Log = Callable[[str], None]
@@ -90,7 +90,7 @@ def run(
   """
   share = share or Share()
   parts = [settings.named(share.only)] if share.only else settings.passes
-  numbers = share.numbers(inputs.number(settings))
+  numbers = share.numbers(manifest.number(settings))
   if share.shards and not share.only:
     raise ValueError("shards: they are shared pass by pass; name it (only)")
   if work is None:
@@ -103,7 +103,9 @@ def run(
     if part.kind in (curation_settings.ALL, curation_settings.SINK):
       if share.shards:
         raise ValueError(f"pass {part.name} needs all shards; give no range")
-      problems += whole.over_all(settings, part, len(numbers), problems, log)
+      problems += global_stages.over_all(
+        settings, part, len(numbers), problems, log
+      )
     else:
       problems += over_shards(
         settings, part, numbers, log, work, waits=bool(share.only)
@@ -132,7 +134,9 @@ def over_shards(
   Returns:
     What could not be done.
   """
-  ready = [n for n in numbers if store.mark(settings.files(part.first - 1, n))]
+  ready = [
+    n for n in numbers if shard_store.mark(settings.files(part.first - 1, n))
+  ]
   problems = []
   missing = sorted(set(numbers) - set(ready))
   if missing and part.first == 0:
@@ -159,7 +163,7 @@ def over_shards(
         break  # It would be the same with the others.
   for place, each in enumerate(part.stages, part.first):
     stage = each.name
-    said = whole.counts(settings, place, numbers)
+    said = global_stages.counts(settings, place, numbers)
     if given[stage]:
       said += f"; {seconds[stage] / given[stage]:.3g} s a clip"
     log(said)
@@ -179,7 +183,7 @@ def _watched(bar: tqdm.tqdm) -> Work:
     def passed(count: int) -> None:
       bar.update(count)
 
-    with watch.Watched(settings, part, processes, passed) as watched:
+    with worker_pool.Watched(settings, part, processes, passed) as watched:
       yield from watched.work(numbers)
 
   return work
@@ -195,14 +199,14 @@ def _load(
     settings.stages[place]
     for part in parts
     for place in range(part.first, part.first + len(part.stages))
-    if not whole.is_finished(settings, part, place, count)
+    if not global_stages.is_finished(settings, part, place, count)
   ]
   missing = [problem for stage in undone for problem in stage.missing()]
   if missing:
     raise ValueError(curation_settings.listed(missing))
   if undone:
     every = curation_settings.Pass(name="all", first=0, stages=tuple(undone))
-    with watch.Watched(settings, every, 1) as watched:
+    with worker_pool.Watched(settings, every, 1) as watched:
       watched.load()
 
 
@@ -218,10 +222,10 @@ def _forget(
   for place in range(part.first, part.first + len(part.stages)):
     for number in numbers:
       files = settings.files(place, number)
-      found = store.mark(files)
+      found = shard_store.mark(files)
       if found is None or found.failed:
-        places.remove(files.done)
-        places.remove(files.left_out)
+        storage.remove(files.done)
+        storage.remove(files.left_out)
 
 
 @contextlib.contextmanager
@@ -231,7 +235,7 @@ def _progress(
   todo: Sequence[int],
 ) -> Iterator[tqdm.tqdm]:
   """A line that says how many clips are through, and the time left."""
-  before = [store.mark(settings.files(part.first - 1, n)) for n in todo]
+  before = [shard_store.mark(settings.files(part.first - 1, n)) for n in todo]
   with console.progress(
     total=sum(found.clips for found in before if found),
     desc=part.name,

@@ -15,8 +15,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from ovi_jax.curation.engine import places
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
 
 KINDS = CLIP, SHARD, ALL, SINK = "clip", "shard", "all", "sink"
 _STAGES = "ovi_jax.curation.stages"
@@ -160,10 +160,10 @@ class Settings:
     """How long a stage may take for so many clips at once."""
     return self.timeouts.get(stage, self.timeout * count)
 
-  def files(self, place: int, shard: int) -> store.Files:
+  def files(self, place: int, shard: int) -> shard_store.Files:
     """Of a stage's shard, by the stage's place; -1 are the inputs."""
-    name = self.stages[place].folder if place >= 0 else store.INPUTS
-    return store.Files(folder=places.join(self.out, name), shard=shard)
+    name = self.stages[place].folder if place >= 0 else shard_store.INPUTS
+    return shard_store.Files(folder=storage.join(self.out, name), shard=shard)
 
   def named(self, name: str) -> Pass:
     """The pass of a name; ValueError names those there are."""

@@ -22,10 +22,10 @@ from typing import Any
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage as stages
 from ovi_jax.curation.engine import failures
-from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import settings as curation_settings
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.media import reading
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
+from ovi_jax.curation.media import clip_media
 
 AT_ONCE = 256  # clips, at most, that a stage of form "shard" is given
 # No disk, no share of it, no memory: whatever the clip.
@@ -57,7 +57,9 @@ _LEFT_OUT = {
   "clips": lambda value: (
     isinstance(value, dict)
     and all(
-      isinstance(why, list) and len(why) == 2 and all(map(store.is_text, why))
+      isinstance(why, list)
+      and len(why) == 2
+      and all(map(shard_store.is_text, why))
       for why in value.values()
     )
   ),
@@ -79,15 +81,15 @@ class LeftOut:
   alone: bool = False
 
   @classmethod
-  def read(cls, files: store.Files) -> "LeftOut":
+  def read(cls, files: shard_store.Files) -> "LeftOut":
     """What earlier tries found."""
-    found = store.stored_json(files.left_out, _LEFT_OUT)
+    found = shard_store.stored_json(files.left_out, _LEFT_OUT)
     return cls(**found) if found else cls()
 
-  def write(self, files: store.Files) -> None:
+  def write(self, files: shard_store.Files) -> None:
     """Keep it, so that every later try ends in the same bytes."""
     text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
-    places.write(files.left_out, text.encode() + b"\n")
+    storage.write(files.left_out, text.encode() + b"\n")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -96,8 +98,8 @@ class _Step:
 
   stage: curation_settings.Stage
   function: Callable
-  files: store.Files
-  opened: store.Open
+  files: shard_store.Files
+  opened: shard_store.Open
   left_out: LeftOut
   tell: Tell
   came: int = 0
@@ -118,7 +120,7 @@ class _Step:
 class _Kept(dict[str, bytes]):
   """What is kept of a clip: new names here, older ones where they lie."""
 
-  def __init__(self, clip: clips.Clip, keeper: store.Keeper):
+  def __init__(self, clip: clips.Clip, keeper: shard_store.Keeper):
     super().__init__()
     self._clip, self._keeper = clip, keeper
 
@@ -135,7 +137,7 @@ class _Remote(os.PathLike):
 
   def __fspath__(self) -> str:
     if not self._path:
-      self._path = self._stack.enter_context(places.local(self._place))
+      self._path = self._stack.enter_context(storage.local(self._place))
     return self._path
 
 
@@ -148,8 +150,8 @@ def is_done(
   settings: curation_settings.Settings, place: int, shard: int
 ) -> bool:
   """Whether a stage has done a shard, of what now stands before it."""
-  found = store.mark(settings.files(place, shard))
-  before = store.mark(settings.files(place - 1, shard))
+  found = shard_store.mark(settings.files(place, shard))
+  before = shard_store.mark(settings.files(place - 1, shard))
   return bool(found and before and found.source == before.digest)
 
 
@@ -165,20 +167,20 @@ def undone(
   )
 
 
-def say_why(files: store.Files, problem: str) -> None:
+def say_why(files: shard_store.Files, problem: str) -> None:
   """Write down why a shard could not be done."""
   text = f"{problem.strip()}\n"
-  places.write(files.failed, text.encode(errors="replace"))
+  storage.write(files.failed, text.encode(errors="replace"))
 
 
 def media(
-  clip: clips.Clip, keeper: store.Keeper
+  clip: clips.Clip, keeper: shard_store.Keeper
 ) -> tuple[stages.Media, dict[str, bytes]]:
   """The media of a clip, nothing read yet, and what will be kept of it."""
   kept = _Kept(clip, keeper)
-  remote = places.is_remote(clip.path)
+  remote = storage.is_remote(clip.path)
   path = _remote(clip.path) if remote else clip.path
-  return reading.Media(clip, path, kept), kept
+  return clip_media.Media(clip, path, kept), kept
 
 
 @functools.lru_cache(maxsize=1)
@@ -212,12 +214,12 @@ def work(
   if first is None:
     return Result(shard=shard)
   before = settings.files(first - 1, shard)
-  source = store.mark(before)
-  came = list(store.survivors(before))
+  source = shard_store.mark(before)
+  came = list(shard_store.survivors(before))
   assert source is not None, "survivors are read of what is done"
   with contextlib.ExitStack() as stack:
     folders = [settings.files(i, shard).folder for i in range(first)]
-    keeper = stack.enter_context(store.keeper(folders, shard))
+    keeper = stack.enter_context(shard_store.keeper(folders, shard))
     steps = [
       _step(stack, settings, place, shard, functions[place - part.first], tell)
       for place in range(first, end)
@@ -251,7 +253,7 @@ def _step(
     stage=settings.stages[place],
     function=function,
     files=files,
-    opened=stack.enter_context(store.writing(files)),
+    opened=stack.enter_context(shard_store.writing(files)),
     left_out=LeftOut.read(files),
     tell=tell,
   )
@@ -270,13 +272,13 @@ def _commit(steps: Sequence[_Step], source: str, quota: float) -> str:
       say_why(step.files, "\n\n".join([problem, *writer.tracebacks]))
       last = writer.tracebacks[0].strip().splitlines()[-1]
       return f"{problem} {last} (see {step.files.failed})"
-    places.remove(step.files.failed)
+    storage.remove(step.files.failed)
     source = step.opened.commit(source).digest
   return ""
 
 
 def _through(
-  steps: Sequence[_Step], clip: clips.Clip, keeper: store.Keeper
+  steps: Sequence[_Step], clip: clips.Clip, keeper: shard_store.Keeper
 ) -> None:
   """Take a clip, and the clips it is cut into, through stages."""
   of_clip, kept = media(clip, keeper)
@@ -300,7 +302,7 @@ def _window(clip: clips.Clip) -> tuple[str, float, float]:
 
 def _outcome(
   step: _Step, clip: clips.Clip, of_clip: stages.Media
-) -> Sequence[store.Line]:
+) -> Sequence[shard_store.Line]:
   """What a stage of form "clip" makes of a clip."""
   step.came += 1
   if clip.id in step.left_out.clips:
@@ -321,7 +323,10 @@ def _outcome(
 
 
 def _together(
-  step: _Step, came: Sequence[clips.Clip], keeper: store.Keeper, tell: Tell
+  step: _Step,
+  came: Sequence[clips.Clip],
+  keeper: shard_store.Keeper,
+  tell: Tell,
 ) -> None:
   """Give a stage of form "shard" its clips, and write what it makes of them."""
   size = 1 if step.left_out.alone else AT_ONCE
@@ -344,7 +349,7 @@ def _together(
 
 def _outcomes(
   step: _Step, pairs: Sequence[tuple[clips.Clip, stages.Media]]
-) -> list[store.Line]:
+) -> list[shard_store.Line]:
   """What a stage makes of clips together; of halves where that fails."""
   if not pairs:
     return []
@@ -368,7 +373,7 @@ def _outcomes(
   return _outcomes(step, pairs[:middle]) + _outcomes(step, pairs[middle:])
 
 
-def _checked(lines: Any) -> list[store.Line]:
+def _checked(lines: Any) -> list[shard_store.Line]:
   """The lines as they are read again; errors if they are none."""
   wrong = [x for x in lines if not isinstance(x, clips.Clip | clips.Reject)]
   if wrong or not lines:
@@ -376,7 +381,7 @@ def _checked(lines: Any) -> list[store.Line]:
       "the stage must return a Clip, a Reject, or clips, at least one; got"
       f" {lines!r}"
     )
-  return [store.decode(store.encode(line)) for line in lines]
+  return [shard_store.decode(shard_store.encode(line)) for line in lines]
 
 
 def _left_out(step: _Step, clip: clips.Clip) -> clips.Reject:

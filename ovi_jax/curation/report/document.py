@@ -13,15 +13,15 @@ from collections.abc import Sequence
 
 from ovi_jax import console
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.engine import inputs
-from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import global_stages
+from ovi_jax.curation.engine import manifest
 from ovi_jax.curation.engine import settings as curation_settings
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.engine import whole
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
 from ovi_jax.curation.report import figures
 from ovi_jax.curation.report import page
-from ovi_jax.curation.report import sheets
-from ovi_jax.curation.report import tally
+from ovi_jax.curation.report import statistics
+from ovi_jax.curation.report import thumbnails
 
 NAME = "report.html"
 _DETAIL = 600  # characters of a failure's detail
@@ -42,8 +42,8 @@ def write(
   Raises:
     ValueError: nothing was numbered yet, or a file is damaged.
   """
-  count = inputs.number(settings)
-  stages = tally.collect(settings, count, _progress)
+  count = manifest.number(settings)
+  stages = statistics.collect(settings, count, _progress)
   parts = [
     _summary(settings, stages, problems),
     _stages(stages),
@@ -54,9 +54,9 @@ def write(
     _dropped(settings, stages),
     _config(settings),
   ]
-  place = places.join(settings.out, NAME)
+  place = storage.join(settings.out, NAME)
   title = f"Curation: {settings.out}"
-  places.write(place, page.page(title, parts).encode())
+  storage.write(place, page.page(title, parts).encode())
   return place
 
 
@@ -67,7 +67,7 @@ def _progress(pairs: Iterable) -> Iterable:
 
 def _summary(
   settings: curation_settings.Settings,
-  stages: Sequence[tally.Stage],
+  stages: Sequence[statistics.Stage],
   problems: Sequence[str],
 ) -> str:
   """What went in and what came out, and what is wrong."""
@@ -89,7 +89,7 @@ def _summary(
 
 def _ends(
   settings: curation_settings.Settings,
-  stages: Sequence[tally.Stage],
+  stages: Sequence[statistics.Stage],
   problems: Sequence[str],
 ) -> Iterator[str]:
   """What was written in the end, and what is not done."""
@@ -97,7 +97,7 @@ def _ends(
   for part in settings.passes:
     names = [stage.name for stage in part.stages]
     if part.kind == curation_settings.SINK:
-      made = whole.written(settings, part)
+      made = global_stages.written(settings, part)
       if made is None:
         undone += names
       else:
@@ -116,12 +116,12 @@ def _ends(
     yield f'<p class="bad">Shards are left to do in: {shown}.</p>'
 
 
-def _last(stages: Sequence[tally.Stage]) -> tally.Stage:
+def _last(stages: Sequence[statistics.Stage]) -> statistics.Stage:
   """The last stage that has lines; one that writes the end has none."""
   return [stage for stage in stages if stage.shards][-1]
 
 
-def _windows(stages: Sequence[tally.Stage]) -> int:
+def _windows(stages: Sequence[statistics.Stage]) -> int:
   """From which stage on lines are clips, no more files."""
   for number in range(1, len(stages)):
     before, after = stages[number - 1], stages[number]
@@ -146,7 +146,7 @@ def _cost(
   )
 
 
-def _stages(stages: Sequence[tally.Stage]) -> str:
+def _stages(stages: Sequence[statistics.Stage]) -> str:
   """How many each stage passed on."""
   rows = []
   shown = [stage for stage in stages if stage.shards]
@@ -173,13 +173,13 @@ def _stages(stages: Sequence[tally.Stage]) -> str:
   )
 
 
-def _reasons(stages: Sequence[tally.Stage]) -> str:
+def _reasons(stages: Sequence[statistics.Stage]) -> str:
   """Why clips were refused."""
   return "<h2>Reasons</h2>" + page.image(figures.reasons(stages))
 
 
 def _scores(
-  settings: curation_settings.Settings, stages: Sequence[tally.Stage]
+  settings: curation_settings.Settings, stages: Sequence[statistics.Stage]
 ) -> str:
   """What was measured, with the bounds drawn."""
   panels = []
@@ -226,7 +226,7 @@ def _bounds(
 
 
 def _shares(
-  settings: curation_settings.Settings, stages: Sequence[tally.Stage]
+  settings: curation_settings.Settings, stages: Sequence[statistics.Stage]
 ) -> str:
   """What the clips are, by their facts; and before and after the balance."""
   parts = {}
@@ -249,7 +249,7 @@ def _shares(
 
 
 def _kept(
-  settings: curation_settings.Settings, stages: Sequence[tally.Stage]
+  settings: curation_settings.Settings, stages: Sequence[statistics.Stage]
 ) -> str:
   """Clips that came through, to look at."""
   shown = []
@@ -260,7 +260,7 @@ def _kept(
 
 
 def _dropped(
-  settings: curation_settings.Settings, stages: Sequence[tally.Stage]
+  settings: curation_settings.Settings, stages: Sequence[statistics.Stage]
 ) -> str:
   """Clips that did not, by stage and reason."""
   shown = ["<h2>Dropped</h2>"]
@@ -295,8 +295,8 @@ def _figure(
   folders = [
     settings.files(place, shard).folder for place in range(len(settings.stages))
   ]
-  with store.keeper(folders, shard) as keeper:
-    jpeg = sheets.picture(clip, keeper)
+  with shard_store.keeper(folders, shard) as keeper:
+    jpeg = thumbnails.picture(clip, keeper)
   shown = page.image(jpeg, "jpeg") if jpeg else ""
   below = "".join(f"<br>{page.text(line[:_DETAIL])}" for line in lines if line)
   caption = f"<figcaption>{_name(clip)}{below}</figcaption>"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ovi_jax.curation.report import tally
+from ovi_jax.curation.report import statistics
 
 try:
   figures = importlib.import_module("matplotlib.figure")
@@ -25,7 +25,7 @@ _BINS = 40
 _COLUMNS = 3
 
 
-def funnel(stages: Sequence[tally.Stage]) -> bytes:
+def funnel(stages: Sequence[statistics.Stage]) -> bytes:
   """Clips that each stage passed on, refused and failed on."""
   figure, axes = _figure(_WIDTH, 0.8 + 0.34 * len(stages))
   rows = np.arange(len(stages))[::-1]
@@ -41,7 +41,7 @@ def funnel(stages: Sequence[tally.Stage]) -> bytes:
   return _png(figure)
 
 
-def reasons(stages: Sequence[tally.Stage]) -> bytes | None:
+def reasons(stages: Sequence[statistics.Stage]) -> bytes | None:
   """How many clips were refused for what; None if none was."""
   found = [
     (f"{stage.name}: {name}", reason.count, reason.failed)

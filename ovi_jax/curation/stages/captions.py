@@ -27,12 +27,12 @@ from ovi_jax import geometry
 from ovi_jax import prompt
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.captioning import answers
 from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import chat
 from ovi_jax.curation.captioning import credentials
 from ovi_jax.curation.captioning import endpoint
-from ovi_jax.curation.media import kept
+from ovi_jax.curation.captioning import responses
+from ovi_jax.curation.media import artifacts
 from ovi_jax.data import captions as captions_lib
 from ovi_jax.media import container as containers
 
@@ -391,7 +391,7 @@ async def _caption(
 ) -> clips.Clip | clips.Reject:
   """Ask about one clip, and again if the answer is unfit."""
   try:
-    frames, pcm = kept.frames(clip, media), kept.sound(clip, media)
+    frames, pcm = artifacts.frames(clip, media), artifacts.sound(clip, media)
   except (KeyError, OSError, ValueError) as error:
     return _failed(clip, "media cannot be read", error)
   if not frames and not pcm:
@@ -407,7 +407,7 @@ async def _caption(
     paid = {name: paid[name] + getattr(reply, name) for name in paid}
     try:
       found = _read(desk, reply, bool(frames), bool(pcm))
-    except answers.Unfit as error:
+    except responses.Unfit as error:
       if tries == desk.config.retries:
         # What it took was paid for all the same; the report counts it.
         return clips.Reject(
@@ -439,19 +439,21 @@ def _read(
   """
   config = desk.config
   if reply.finish == "length":
-    raise answers.Unfit(
+    raise responses.Unfit(
       "answer was cut",
       f"it was cut after {config.max_tokens} tokens; it must be shorter",
     )
-  wanted = answers.Wanted(
+  wanted = responses.Wanted(
     seen=seen, heard=heard, visual=config.visual, audio=config.audio
   )
-  caption = answers.read(reply.text, wanted)
+  caption = responses.read(reply.text, wanted)
   variants = map(geometry.variant, config.variants)
-  prompts = list(dict.fromkeys(answers.combined(caption, v) for v in variants))
+  prompts = list(
+    dict.fromkeys(responses.combined(caption, v) for v in variants)
+  )
   if desk.tokenizer:
     for note in desk.tokenizer.notes(prompts, config.text_rows):
-      raise answers.Unfit("prompt is too long", f"{note}; it must be shorter")
+      raise responses.Unfit("prompt is too long", f"{note}; it must be shorter")
   return {
     "prompts": prompts,
     "visual": caption.visual,

@@ -12,10 +12,10 @@ import numpy as np
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
+from ovi_jax.curation.media import clip_media
 from ovi_jax.curation.media import flow
-from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import letterbox
 from ovi_jax.curation.media import opencv
-from ovi_jax.curation.media import reading
 
 NAME = "motion"
 VERSION = 1
@@ -86,7 +86,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
       return reject("too quiet", volume)
     video_THWC = media.video_THWC
     spread = np.linspace(0, len(video_THWC) - 1, config.frames)
-    box = margins.find(video_THWC[np.rint(spread).astype(int)])
+    box = letterbox.find(video_THWC[np.rint(spread).astype(int)])
     part = box.height * box.width / math.prod(video_THWC.shape[1:3])
     if part < config.least_part:
       return reject("mostly margins", part)
@@ -129,7 +129,7 @@ def mean_flow(
     return 0.0
   moved = []
   for place in np.unique(np.rint(np.linspace(0, last, pairs)).astype(int)):
-    small_THWC = reading.resized(video_THWC[place : place + 2], SIDE)
+    small_THWC = clip_media.resized(video_THWC[place : place + 2], SIDE)
     flow_HW2 = estimate(small_THWC[0], small_THWC[1])
     moved.append(float(np.linalg.norm(flow_HW2, axis=-1).mean()))
   return round(float(np.mean(moved)), 6)

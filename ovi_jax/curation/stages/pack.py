@@ -21,7 +21,7 @@ from typing import BinaryIO
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.media import kept
+from ovi_jax.curation.media import artifacts
 from ovi_jax.data import builder
 from ovi_jax.data import clips as samples
 from ovi_jax.data import schema
@@ -144,13 +144,13 @@ def record(
     OSError: the file of a sound cannot be read.
   """
   captions = tuple(clip.facts.get("captions", {}).get("prompts", ()))
-  video, pcm = kept.video(clip, media), kept.sound(clip, media)
+  video, pcm = artifacts.video(clip, media), artifacts.sound(clip, media)
   if video is None and len(pcm) / 2 > longest_sound * geometry.SAMPLE_RATE:
     raise ValueError(
       f"expected a sound of at most {longest_sound:g} s, got"
       f" {len(pcm) / 2 / geometry.SAMPLE_RATE:.3f} s"
     )
-  cut = clip.facts.get(kept.CUT, {}) if video is not None else {}
+  cut = clip.facts.get(artifacts.CUT, {}) if video is not None else {}
   made = schema.Record(
     id=clip.id,
     source=_source(clip),

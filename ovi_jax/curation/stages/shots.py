@@ -21,7 +21,7 @@ import numpy as np
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.media import cuts
+from ovi_jax.curation.media import shot_detectors
 from ovi_jax.media import container as containers
 from ovi_jax.media import decode
 
@@ -123,9 +123,9 @@ def missing(config: Config) -> list[str]:
 def load(config: Config) -> Callable[..., stage.Outcome]:
   """The stage, for files."""
   detect = (
-    cuts.transnetv2(config.weights, config.probability)
+    shot_detectors.transnetv2(config.weights, config.probability)
     if config.detector == "transnetv2"
-    else cuts.pyscenedetect(config.ratio, config.change)
+    else shot_detectors.pyscenedetect(config.ratio, config.change)
   )
 
   def shots(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
@@ -151,7 +151,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
 
 
 def find(
-  path: str, detect: cuts.Detector, longest_gap: float
+  path: str, detect: shot_detectors.Detector, longest_gap: float
 ) -> Sequence[Shot]:
   """The shots of a file.
 
@@ -169,7 +169,7 @@ def find(
     for glimpse in decode.sweep(path):
       late = times and glimpse.time - times[-1] > longest_gap
       if times and (glimpse.broken or late):
-        ends.append(cuts.Cut(len(times) - 1, len(times)))
+        ends.append(shot_detectors.Cut(len(times) - 1, len(times)))
       times.append(glimpse.time)
       yield glimpse.frame_HWC
 
@@ -180,7 +180,9 @@ def find(
 
 
 def _shots(
-  times: Sequence[float], found: Sequence[cuts.Cut], longest_gap: float
+  times: Sequence[float],
+  found: Sequence[shot_detectors.Cut],
+  longest_gap: float,
 ) -> Sequence[Shot]:
   """What lies between the cuts."""
   steps = np.diff(np.asarray(times))

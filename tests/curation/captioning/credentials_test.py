@@ -15,7 +15,7 @@ from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import credentials
 from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.stages import captions
-from tests.curation import asking
+from tests.curation import caption_client
 from tests.curation import caption_server as captioner
 
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
@@ -104,13 +104,13 @@ KEYS = [
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_in_place_of_a_variable_is_refused_and_not_shown(key, tmp_path):
   with pytest.raises(ValueError, match="name of an environment") as caught:
-    asking.config("http://h/v1", tmp_path, key_variable=key)
+    caption_client.config("http://h/v1", tmp_path, key_variable=key)
   assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "K", "VLLM_KEY_2", "HF"])
 def test_names_of_variables_are_taken(name, tmp_path):
-  assert asking.config("http://h/v1", tmp_path, key_variable=name)
+  assert caption_client.config("http://h/v1", tmp_path, key_variable=name)
 
 
 SECRET = "abc123def456"  # looks like nothing; its field gives it away
@@ -133,7 +133,9 @@ SECRET = "abc123def456"  # looks like nothing; its field gives it away
 )
 def test_settings_that_hold_a_credential_are_refused(changes, where, tmp_path):
   with pytest.raises(ValueError, match=f"{where}: looks like a cred") as caught:
-    asking.config(**{"url": "http://h/v1", "folder": tmp_path, **changes})
+    caption_client.config(
+      **{"url": "http://h/v1", "folder": tmp_path, **changes}
+    )
   assert "key_variable" in str(caught.value)
   for secret in (SECRET, *KEYS):
     assert secret not in str(caught.value)
@@ -147,7 +149,7 @@ def test_honest_settings_are_taken(tmp_path):
     "chat_template_kwargs": {"tokenizer": "x", "monkey": "y"},
     "key": "",
   }
-  chosen = asking.config("http://h/v1", tmp_path, extra=extra)
+  chosen = caption_client.config("http://h/v1", tmp_path, extra=extra)
   assert chosen.extra == extra
   assert captions.Config(task="Describe the keys on the sk-table.")
 
@@ -184,10 +186,10 @@ def test_an_answer_that_repeats_the_key_is_kept_without_it(
 ):
   monkeypatch.setenv(VARIABLE, KEY)
   with captioner.serving(lambda n, b: answer(n, form)) as server:
-    (found,) = asking.captioned(
+    (found,) = caption_client.captioned(
       server.url,
       tmp_path,
-      [asking.pair(1)],
+      [caption_client.pair(1)],
       key_variable=VARIABLE,
       visual=(1, 9999),
       audio=(1, 9999),
@@ -211,8 +213,8 @@ def test_a_key_that_cleaning_puts_together_is_not_recorded(
   with captioner.serving(
     lambda n, b: captioner.says(json.dumps(fit))
   ) as server:
-    (found,) = asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], key_variable=VARIABLE
+    (found,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], key_variable=VARIABLE
     )
   assert "reads [key] and" in found.facts["captions"]["visual"]
   assert key not in json.dumps(found.facts)
@@ -223,8 +225,8 @@ def test_an_unfit_answer_is_shown_without_the_key(tmp_path, monkeypatch):
   monkeypatch.setenv(VARIABLE, KEY)
   rude = captioner.says(f"I will not. Your key is {KEY}")
   with captioner.serving(lambda n, b: rude) as server:
-    (found,) = asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], key_variable=VARIABLE
+    (found,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], key_variable=VARIABLE
     )
     # The answer goes back with what is wrong with it.
     assert not leaked(json.dumps(server.bodies))
@@ -260,10 +262,10 @@ def test_errors_are_shown_without_the_key(
   monkeypatch.setenv(VARIABLE, KEY)
   with captioner.serving(lambda n, b: rude) as server:
     try:
-      (found,) = asking.captioned(
+      (found,) = caption_client.captioned(
         server.url,
         tmp_path,
-        [asking.pair(1)],
+        [caption_client.pair(1)],
         key_variable=VARIABLE,
         attempts=2,
       )
@@ -280,13 +282,13 @@ def test_errors_are_shown_without_the_key(
 def test_a_cache_that_holds_the_key_is_cleaned(tmp_path, monkeypatch):
   monkeypatch.setenv(VARIABLE, KEY)
   with captioner.serving() as server:
-    asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    caption_client.captioned(server.url, tmp_path, [caption_client.pair(1)])
     (file,) = tmp_path.glob("*/*.json")
     held = json.loads(file.read_text())
     text = held["text"].replace("bright room", f"room {KEY}")
     file.write_text(json.dumps({**held, "text": text}))
-    asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], key_variable=VARIABLE
+    caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], key_variable=VARIABLE
     )
     assert len(server.bodies) == 1
   assert "[key]" in file.read_text() and not leaked(file.read_text())
@@ -305,10 +307,10 @@ def test_a_cache_that_holds_the_key_is_cleaned(tmp_path, monkeypatch):
 )
 def test_a_damaged_answer_in_the_cache_is_asked_again(tmp_path, text):
   with captioner.serving() as server:
-    asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    caption_client.captioned(server.url, tmp_path, [caption_client.pair(1)])
     (file,) = tmp_path.glob("*/*.json")
     whole = file.read_text()
     file.write_text(text)
-    asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    caption_client.captioned(server.url, tmp_path, [caption_client.pair(1)])
     assert len(server.bodies) == 2
   assert file.read_text() == whole

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tests.curation import harness
-from tests.curation import killing
+from tests.curation import kill_runs
 from tests.curation.engine import kill_test
 
 pytest.importorskip(
@@ -25,11 +25,11 @@ def run(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> tuple[int, str]:
   words = kill_test.command(inputs, out, *more, "--beam", "--", *TWO)
   done = subprocess.run(
     words,
-    cwd=killing.ROOT,
-    env=os.environ | {"PYTHONPATH": str(killing.ROOT)},
+    cwd=kill_runs.ROOT,
+    env=os.environ | {"PYTHONPATH": str(kill_runs.ROOT)},
     capture_output=True,
     text=True,
-    timeout=killing.LONGEST * 3,
+    timeout=kill_runs.LONGEST * 3,
   )
   return done.returncode, done.stdout + done.stderr
 
@@ -39,7 +39,7 @@ def test_two_workers_write_the_same_files(tmp_path):
   (inputs / "5.txt").write_text("one a\none b\nraise it\ncrash\n")
   seen = tmp_path / "seen"
   limit = "--config.quota=0.6"
-  code, said = killing.run(kill_test.command(inputs, tmp_path / "one", limit))
+  code, said = kill_runs.run(kill_test.command(inputs, tmp_path / "one", limit))
   assert code == 0, said
   code, said = run(
     inputs, tmp_path / "two", limit, f"--config.stages.weigh.seen={seen}"

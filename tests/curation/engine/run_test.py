@@ -10,8 +10,8 @@ import pytest
 
 from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import shard as shards
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.engine import watch
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import worker_pool
 from tests.curation import harness
 
 # Short for what hangs; long for all else, also where others compute.
@@ -46,7 +46,7 @@ def folders(out: pathlib.Path) -> dict[str, str]:
 
 def lines(out: pathlib.Path, stage: str, shard: int = 0) -> list:
   folder = str(out / folders(out)[stage])
-  return list(store.read(store.Files(folder=folder, shard=shard)))
+  return list(shard_store.read(shard_store.Files(folder=folder, shard=shard)))
 
 
 def only(out: pathlib.Path, stage: str, shard: int = 0):
@@ -100,7 +100,7 @@ def test_a_bucket_ends_as_a_folder(whole, tmp_path):
 
 def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):
   before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-  monkeypatch.setattr(watch.Watched, "_start", None)
+  monkeypatch.setattr(worker_pool.Watched, "_start", None)
   with pytest.raises(TypeError):  # were there anything to do
     run.run(harness.chosen(tmp_path / "new", [files]), log=quiet)
   assert run.run(harness.chosen(whole, [files]), log=quiet) == []
@@ -320,8 +320,8 @@ def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
 
 def test_a_time_out_of_a_stages_own_is_for_all_clips_together(tmp_path):
   chosen = harness.chosen(tmp_path, ["in"], timeouts={"turn": 50.0})
-  watched = watch.Watched(chosen, chosen.named("together"), 1)
-  worker = watch._Worker(
+  watched = worker_pool.Watched(chosen, chosen.named("together"), 1)
+  worker = worker_pool._Worker(
     process=None, connection=None, lifeline=None, folder=""
   )
   began = time.monotonic()

@@ -10,7 +10,7 @@ from ovi_jax.curation.models import aesthetic
 from ovi_jax.curation.models import clip_vision
 from tests import parity
 from tests.curation.models import seeded
-from tests.curation.models import torch_looks
+from tests.curation.models import torch_vision
 
 
 def names(width=128, feed=192, out=24, layers=3, side=32, patch=8):
@@ -57,7 +57,7 @@ def files(tmp_path_factory):
   tensors["logit_scale"] = np.zeros(())
   tensors["vision_model.embeddings.position_ids"] = np.zeros((1, 17), int)
   safetensors.save_file(tensors, folder / "clip.safetensors")
-  torch_file.save(folder / "head.pth", head_tensors(torch_looks.HEAD))
+  torch_file.save(folder / "head.pth", head_tensors(torch_vision.HEAD))
   return folder
 
 

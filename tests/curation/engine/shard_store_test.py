@@ -7,9 +7,9 @@ import zipfile
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import shard
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
 
 NAME = "a\udcff\n'\"<b>.mp4"  # bytes that are no text, and worse
 CLIP = clips.Clip(id="c1", path=NAME, start=1.5, seconds=121 / 24)
@@ -19,8 +19,8 @@ REJECT = clips.Reject(
 )
 
 
-def write(files: store.Files, source: str = "s") -> store.Mark:
-  with store.writing(files) as opened:
+def write(files: shard_store.Files, source: str = "s") -> shard_store.Mark:
+  with shard_store.writing(files) as opened:
     opened.writer.add(CLIP, [FOUND], {"b": b"two", "a": b"one"})
     # A copy of it in the same shard, and one that goes no further.
     opened.writer.add(CLIP, [FOUND], {"b": b"two", "a": b"one"})
@@ -30,17 +30,17 @@ def write(files: store.Files, source: str = "s") -> store.Mark:
 
 
 @pytest.fixture
-def files(tmp_path) -> store.Files:
-  return store.Files(folder=str(tmp_path / "look-123"), shard=12)
+def files(tmp_path) -> shard_store.Files:
+  return shard_store.Files(folder=str(tmp_path / "look-123"), shard=12)
 
 
 def test_lines_come_back_as_they_were(files):
   made = write(files)
-  assert list(store.read(files)) == [FOUND, FOUND, REJECT]
-  assert list(store.survivors(files)) == [FOUND, FOUND]
+  assert list(shard_store.read(files)) == [FOUND, FOUND, REJECT]
+  assert list(shard_store.survivors(files)) == [FOUND, FOUND]
   assert (made.clips, made.rejects, made.failed) == (2, 1, 0)
-  assert store.mark(files) == made and made.source == "s"
-  text = places.read(files.lines)
+  assert shard_store.mark(files) == made and made.source == "s"
+  text = storage.read(files.lines)
   assert made.digest == hashlib.sha256(text).hexdigest()
   assert json.loads(text.splitlines()[0])["clip"]["scores"] == {
     "sharpness": 0.1
@@ -49,11 +49,11 @@ def test_lines_come_back_as_they_were(files):
 
 def test_bytes_are_the_same_whenever_they_are_written(files, tmp_path):
   write(files)
-  again = store.Files(folder=str(tmp_path / "again"), shard=12)
+  again = shard_store.Files(folder=str(tmp_path / "again"), shard=12)
   write(again)
   for name in ("lines", "kept", "done"):
     one, other = getattr(files, name), getattr(again, name)
-    assert places.read(one) == places.read(other)
+    assert storage.read(one) == storage.read(other)
   with zipfile.ZipFile(files.kept) as archive:
     assert archive.namelist() == ["c1/a", "c1/b"]
     info = archive.getinfo("c1/a")
@@ -63,12 +63,12 @@ def test_bytes_are_the_same_whenever_they_are_written(files, tmp_path):
 
 def test_what_was_kept_last_counts(files, tmp_path):
   write(files)
-  later = store.Files(folder=str(tmp_path / "later"), shard=12)
-  with store.writing(later) as opened:
+  later = shard_store.Files(folder=str(tmp_path / "later"), shard=12)
+  with shard_store.writing(later) as opened:
     opened.writer.add(FOUND, [FOUND], {"a": b"new"})
     opened.commit("s")
   folders = [files.folder, str(tmp_path / "none"), later.folder]
-  with store.keeper(folders, 12) as kept:
+  with shard_store.keeper(folders, 12) as kept:
     assert kept(CLIP, "a") == b"new" and kept(CLIP, "b") == b"two"
     with pytest.raises(KeyError, match="no stage kept 'smell' of clip c1"):
       kept(CLIP, "smell")
@@ -76,81 +76,81 @@ def test_what_was_kept_last_counts(files, tmp_path):
 
 def test_damage_of_what_was_kept_is_an_error_that_names_the_file(files):
   write(files)
-  value = places.read(files.kept)
-  places.write(files.kept, value.replace(b"two", b"owt"))
-  with store.keeper([files.folder], 12) as kept:
+  value = storage.read(files.kept)
+  storage.write(files.kept, value.replace(b"two", b"owt"))
+  with shard_store.keeper([files.folder], 12) as kept:
     assert kept(CLIP, "a") == b"one"
     with pytest.raises(OSError, match="damaged.*shard-00012.kept.zip"):
       kept(CLIP, "b")
-  places.write(files.kept, value[:-9])
+  storage.write(files.kept, value[:-9])
   with (
     pytest.raises(OSError, match="damaged.*shard-00012.kept.zip"),
-    store.keeper([files.folder], 12),
+    shard_store.keeper([files.folder], 12),
   ):
     pass
 
 
 def test_nothing_stands_that_was_not_committed(files):
-  with store.writing(files) as opened:
+  with shard_store.writing(files) as opened:
     opened.writer.add(CLIP, [FOUND], {"a": b"one"})
-  with pytest.raises(KeyboardInterrupt), store.writing(files) as opened:
+  with pytest.raises(KeyboardInterrupt), shard_store.writing(files) as opened:
     opened.writer.add(CLIP, [FOUND], {"a": b"one"})
     raise KeyboardInterrupt
-  assert store.mark(files) is None
-  assert not list((places.pathlib.Path(files.folder)).iterdir())
+  assert shard_store.mark(files) is None
+  assert not list((storage.pathlib.Path(files.folder)).iterdir())
   with pytest.raises(ValueError, match="is not done; run its pass first"):
-    list(store.read(files))
+    list(shard_store.read(files))
 
 
 def test_a_stage_that_kept_nothing_has_no_archive(files):
   write(files)
-  with store.writing(files) as opened:
+  with shard_store.writing(files) as opened:
     opened.writer.add(CLIP, [FOUND], {})
     opened.commit("s")
-  assert places.size(files.kept) is None
-  assert store.mark(files).clips == 1
+  assert storage.size(files.kept) is None
+  assert shard_store.mark(files).clips == 1
 
 
 def test_files_that_are_gone_or_damaged_do_not_count(files):
   write(files)
-  value = places.read(files.lines)
-  places.write(files.lines, value.replace(b"single", b"singly"))
+  value = storage.read(files.lines)
+  storage.write(files.lines, value.replace(b"single", b"singly"))
   with pytest.raises(ValueError, match="is damaged: its sha256"):
-    list(store.read(files))
-  places.write(files.lines, value[:-1])
-  assert store.mark(files) is None
-  places.write(files.lines, value)
-  assert store.mark(files) is not None
-  places.remove(files.kept)
-  assert store.mark(files) is None
-  places.write(files.done, b"{")
+    list(shard_store.read(files))
+  storage.write(files.lines, value[:-1])
+  assert shard_store.mark(files) is None
+  storage.write(files.lines, value)
+  assert shard_store.mark(files) is not None
+  storage.remove(files.kept)
+  assert shard_store.mark(files) is None
+  storage.write(files.done, b"{")
   with pytest.raises(ValueError, match="done is damaged"):
-    store.mark(files)
+    shard_store.mark(files)
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"x"])
 def test_what_is_no_json_is_refused(value):
   with pytest.raises((TypeError, ValueError)):
-    store.encode(CLIP.found("look", value=value))
+    shard_store.encode(CLIP.found("look", value=value))
   # Tuples are what a stage sees as lists after a restart, and so at once.
-  line = store.encode(CLIP.found("look", value=(1, (2,))))
-  assert store.decode(line).facts["look"]["value"] == [1, [2]]
+  line = shard_store.encode(CLIP.found("look", value=(1, (2,))))
+  assert shard_store.decode(line).facts["look"]["value"] == [1, [2]]
 
 
 def test_a_bucket_holds_the_same(files):
-  bucket = store.Files(folder="memory:///bucket/run/look-123", shard=12)
+  bucket = shard_store.Files(folder="memory:///bucket/run/look-123", shard=12)
   assert write(bucket) == write(files)
-  assert list(store.read(bucket)) == [FOUND, FOUND, REJECT]
-  with store.keeper([bucket.folder], 12) as kept:
+  assert list(shard_store.read(bucket)) == [FOUND, FOUND, REJECT]
+  with shard_store.keeper([bucket.folder], 12) as kept:
     assert kept(CLIP, "a") == b"one"
-  assert places.find("memory:///bucket/run/**/*.done") == [bucket.done]
-  found = places.find("memory:///bucket/run")
+  assert storage.find("memory:///bucket/run/**/*.done") == [bucket.done]
+  found = storage.find("memory:///bucket/run")
   assert found == [bucket.done, bucket.lines, bucket.kept]
-  with places.local(bucket.kept) as path:
+  with storage.local(bucket.kept) as path:
     assert path.endswith(".zip") and zipfile.is_zipfile(path)
-  assert not places.os.path.exists(path)
-  places.remove(bucket.kept)
-  assert store.mark(bucket) is None
+  assert not storage.os.path.exists(path)
+  storage.remove(bucket.kept)
+  assert shard_store.mark(bucket) is None
 
 
 DEEP = "[" * 100_000
@@ -166,17 +166,17 @@ BAD = [
 
 def forged(files, /, **changes):
   """Change what a mark says."""
-  said = json.loads(places.read(files.done)) | changes
-  places.write(files.done, json.dumps(said).encode())
+  said = json.loads(storage.read(files.done)) | changes
+  storage.write(files.done, json.dumps(said).encode())
 
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: text[:20])
 @pytest.mark.parametrize("ending", ["done", "left_out"])
 def test_stored_json_is_read_within_limits(files, ending, text):
   write(files)
-  places.write(files.named(ending), text.encode())
+  storage.write(files.named(ending), text.encode())
   with pytest.raises(ValueError, match=f"{ending} is damaged: ") as caught:
-    store.mark(files) if ending == "done" else shard.LeftOut.read(files)
+    shard_store.mark(files) if ending == "done" else shard.LeftOut.read(files)
   assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
@@ -199,7 +199,7 @@ def test_a_mark_of_wrong_types(files, changes):
   write(files)
   forged(files, **changes)
   with pytest.raises(ValueError, match="done is damaged: "):
-    store.mark(files)
+    shard_store.mark(files)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_mark_of_wrong_types(files, changes):
 )
 def test_clips_left_out_of_wrong_types(files, clips_):
   text = json.dumps({"clips": clips_, "alone": False})
-  places.write(files.left_out, text.encode())
+  storage.write(files.left_out, text.encode())
   with pytest.raises(ValueError, match="left_out is damaged: clips: expected"):
     shard.LeftOut.read(files)
 
@@ -238,13 +238,13 @@ def test_clips_left_out_of_wrong_types(files, clips_):
 )
 def test_a_line_that_is_no_clip_is_named(files, line):
   write(files)
-  value = places.read(files.lines).splitlines()[0] + b"\n" + line.encode()
-  places.write(files.lines, value)
+  value = storage.read(files.lines).splitlines()[0] + b"\n" + line.encode()
+  storage.write(files.lines, value)
   digest = hashlib.sha256(value).hexdigest()
-  listed = json.loads(places.read(files.done))["files"]
+  listed = json.loads(storage.read(files.done))["files"]
   forged(files, files={**listed, "jsonl": [len(value), digest]})
   with pytest.raises(ValueError, match=r"jsonl, line 2: ") as caught:
-    list(store.read(files))
+    list(shard_store.read(files))
   assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
@@ -254,7 +254,7 @@ def test_kept_bytes_that_are_compressed_are_refused(files):
   with zipfile.ZipFile(files.kept, "w", zipfile.ZIP_DEFLATED) as archive:
     archive.writestr("c1/a", bytes(1 << 20))
   with (
-    store.keeper([files.folder], files.shard) as kept,
+    shard_store.keeper([files.folder], files.shard) as kept,
     pytest.raises(OSError, match="expected a stored entry"),
   ):
     kept(CLIP, "a")

@@ -23,14 +23,14 @@ from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.faces import crops
-from ovi_jax.curation.media import kept
-from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import artifacts
+from ovi_jax.curation.media import letterbox
 from ovi_jax.curation.media import opencv
 from ovi_jax.data import clips as samples
 from ovi_jax.media import decode
 from ovi_jax.media import mp4
 
-NAME = kept.CUT
+NAME = artifacts.CUT
 VERSION = 2
 KIND = "clip"
 BOUNDS = {
@@ -54,7 +54,7 @@ class Config:
   area: int = 720 * 720
   aspect: str = "kept"
   largest_enlargement: float = 1.1
-  frames: int = kept.FRAMES
+  frames: int = artifacts.FRAMES
 
   def __post_init__(self):
     if self.aspect not in ASPECTS:
@@ -88,7 +88,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
     height = width = frames = 0
     seen = clip.facts.get("probe", {}).get("has_video")
     if seen or "motion" in clip.facts:
-      box = margins.told(clip, media)
+      box = letterbox.told(clip, media)
       long = geometry.elongation(box.height, box.width)
       if config.aspect == "kept" and long > geometry.MAX_ASPECT:
         return clips.Reject(
@@ -108,16 +108,16 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
         )
       video_THWC = resize(box.cut(media.video_THWC), height, width)
       frames = len(video_THWC)
-      made[kept.VIDEO] = encode(video_THWC)
+      made[artifacts.VIDEO] = encode(video_THWC)
       made |= _pictures(video_THWC, config.frames)
     # `synchrony` reads the faces of clips in which someone speaks.
     spoken = clip.facts.get("speech", {}).get("speaking", True)
     if "people" in clip.facts and spoken:
       tracks = clip.facts["people"]["tracks"]
       faces = crops.of_tracks(media.pictures_25, tracks)
-      made[kept.FACES] = crops.pack(faces)
+      made[artifacts.FACES] = crops.pack(faces)
     if media.audio_A.size:
-      made[kept.SOUND] = samples.pcm(media.audio_A)
+      made[artifacts.SOUND] = samples.pcm(media.audio_A)
     for name, value in made.items():
       media.keep(name, value)
     return clip.found(
@@ -128,8 +128,8 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
 
 
 def target(
-  box: margins.Box, config: Config
-) -> tuple[margins.Box, tuple[int, int]]:
+  box: letterbox.Box, config: Config
+) -> tuple[letterbox.Box, tuple[int, int]]:
   """The part of the picture that is kept, and the size it is made.
 
   The part has the aspect of the size, so that nothing is stretched.
@@ -139,7 +139,7 @@ def target(
   scale = min(box.height / height, box.width / width)
   rows = min(box.height, max(1, round(height * scale)))
   columns = min(box.width, max(1, round(width * scale)))
-  part = margins.Box(
+  part = letterbox.Box(
     top=box.top + (box.height - rows) // 2,
     left=box.left + (box.width - columns) // 2,
     height=rows,
@@ -171,7 +171,7 @@ def _pictures(video_THWC: np.ndarray, count: int) -> dict[str, bytes]:
   for number, place in enumerate(_places(len(video_THWC), count)):
     file = io.BytesIO()
     Image.fromarray(video_THWC[place]).save(file, "JPEG", quality=_QUALITY)
-    pictures[kept.FRAME.format(number)] = file.getvalue()
+    pictures[artifacts.FRAME.format(number)] = file.getvalue()
   return pictures
 
 

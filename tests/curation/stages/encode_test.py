@@ -13,9 +13,9 @@ from PIL import Image
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.faces import crops
-from ovi_jax.curation.media import margins
-from ovi_jax.curation.media import reading
-from ovi_jax.curation.stages import cut
+from ovi_jax.curation.media import clip_media
+from ovi_jax.curation.media import letterbox
+from ovi_jax.curation.stages import encode
 from ovi_jax.data import clips as samples
 from ovi_jax.media import decode
 from tests.curation import films
@@ -23,7 +23,7 @@ from tests.curation import films
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 AREA = 96 * 96
 LUMA = np.array([0.2126, 0.7152, 0.0722])
-SMALL = cut.Config(area=AREA)
+SMALL = encode.Config(area=AREA)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def run(path, config=SMALL, box=(12, 0, 96, 240), **facts):
   for stage, values in facts.items():
     clip = clip.found(stage, **values)
   kept = {}
-  media = reading.Media(clip, path, kept)
-  return cut.load(config)(clip, media), kept, media
+  media = clip_media.Media(clip, path, kept)
+  return encode.load(config)(clip, media), kept, media
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_the_video_is_the_picture_without_its_margins(done):
     assert stream.codec_context.name == "h264"
     frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
   assert np.shape(frames) == (121, 64, 160, 3)
-  part = margins.Box(top=12, left=0, height=96, width=240)
-  expected = cut.resize(part.cut(media.video_THWC), 64, 160)
+  part = letterbox.Box(top=12, left=0, height=96, width=240)
+  expected = encode.resize(part.cut(media.video_THWC), 64, 160)
   # Colours are encoded at half the size, so the luma alone is compared.
   difference = np.abs(np.asarray(frames) @ LUMA - expected @ LUMA)
   assert difference.mean() < 4
@@ -90,12 +90,12 @@ def test_the_sound_is_every_sample(done):
 
 
 def test_the_pictures_are_seven_evenly_spaced(done, monkeypatch):
-  assert cut._places(121, 7) == [0, 20, 40, 60, 80, 100, 120]
-  assert cut._places(121, 1) == [0] and cut._places(3, 0) == []
+  assert encode._places(121, 7) == [0, 20, 40, 60, 80, 100, 120]
+  assert encode._places(121, 1) == [0] and encode._places(3, 0) == []
   _, kept, media = done
-  part = margins.Box(top=12, left=0, height=96, width=240)
-  expected = cut.resize(part.cut(media.video_THWC), 64, 160)
-  for number, place in enumerate(cut._places(121, 7)):
+  part = letterbox.Box(top=12, left=0, height=96, width=240)
+  expected = encode.resize(part.cut(media.video_THWC), 64, 160)
+  for number, place in enumerate(encode._places(121, 7)):
     picture = Image.open(io.BytesIO(kept[f"frame_{number}.jpg"]))
     difference = np.abs(np.asarray(picture) @ LUMA - expected[place] @ LUMA)
     assert difference.mean() < 4
@@ -143,10 +143,10 @@ def test_faces_are_cut_out_for_synchrony(film):
   "height, width, area",
   [(720, 1280, 720 * 720), (1280, 720, 960 * 960), (704, 1344, 500_000)],
 )
-@pytest.mark.parametrize("aspect", cut.ASPECTS)
+@pytest.mark.parametrize("aspect", encode.ASPECTS)
 def test_nothing_is_stretched(height, width, area, aspect):
-  box = margins.Box(top=7, left=3, height=height, width=width)
-  part, size = cut.target(box, cut.Config(area=area, aspect=aspect))
+  box = letterbox.Box(top=7, left=3, height=height, width=width)
+  part, size = encode.target(box, encode.Config(area=area, aspect=aspect))
   assert size[0] % 32 == size[1] % 32 == 0
   assert size[0] * size[1] == pytest.approx(area, rel=0.1)
   assert part.width / part.height == pytest.approx(size[1] / size[0], rel=4e-3)
@@ -160,7 +160,7 @@ def test_nothing_is_stretched(height, width, area, aspect):
 
 
 def test_what_would_be_enlarged_much_is_refused(film):
-  found, kept, _ = run(film, cut.Config(area=200 * 200))
+  found, kept, _ = run(film, encode.Config(area=200 * 200))
   assert found.reason == "too small within its margins" and not kept
   assert found.score > 1.1
 
@@ -176,7 +176,7 @@ def test_without_margins_all_of_the_picture_is_kept(film):
   clip = clips.Clip(id="c", path=str(film), seconds=121 / 24)
   clip = clip.found("probe", has_video=True)
   kept = {}
-  found = cut.load(SMALL)(clip, reading.Media(clip, film, kept))
+  found = encode.load(SMALL)(clip, clip_media.Media(clip, film, kept))
   whole, _, _ = run(film, box=(0, 0, 120, 240))
   assert found.facts["cut"] == whole.facts["cut"] and "video.mp4" in kept
 
@@ -185,8 +185,8 @@ def test_of_sound_alone_only_sound_is_kept(tmp_path):
   path = films.write_sound(tmp_path / "a.wav", films.tone(3))
   clip = clips.Clip(id="a", path=str(path), start=1.0, seconds=2.0)
   kept = {}
-  media = reading.Media(clip, path, kept)
-  found = cut.load(SMALL)(clip, media)
+  media = clip_media.Media(clip, path, kept)
+  found = encode.load(SMALL)(clip, media)
   assert found.facts["cut"] == {
     "height": 0,
     "width": 0,
@@ -207,4 +207,4 @@ def test_of_sound_alone_only_sound_is_kept(tmp_path):
 )
 def test_settings_are_checked(wrong):
   with pytest.raises(ValueError, match="cut: "):
-    cut.Config(**wrong)
+    encode.Config(**wrong)

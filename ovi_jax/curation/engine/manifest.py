@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from ovi_jax import tables
 from ovi_jax import untrusted
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import settings as curation_settings
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
 
 _LISTED = "inputs.json"
 _SHOWN = 5  # names in an error
 _MOST_SHARDS = 10**7
 _EARLIER = {
-  "shard_size": lambda value: store.is_count(value) and value > 0,
-  "shards": lambda value: store.is_count(value) and value <= _MOST_SHARDS,
-  "files": store.is_count,
-  "names": store.is_text,
+  "shard_size": lambda value: shard_store.is_count(value) and value > 0,
+  "shards": lambda value: shard_store.is_count(value) and value <= _MOST_SHARDS,
+  "files": shard_store.is_count,
+  "names": shard_store.is_text,
 }
 
 
@@ -64,7 +64,7 @@ def _other(
   old = {
     clip.path
     for shard in range(before["shards"])
-    for clip in store.survivors(settings.files(-1, shard))
+    for clip in shard_store.survivors(settings.files(-1, shard))
   }
   gone, new = sorted(old - set(found)), sorted(set(found) - old)
   if gone:
@@ -97,7 +97,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
     if pattern.startswith("@"):
       found.update(_list(pattern[1:]))
       continue
-    files = places.find(pattern)
+    files = storage.find(pattern)
     if not files:
       raise ValueError(
         f"inputs: {pattern!r} names no file; expected a file, a folder, a glob"
@@ -110,7 +110,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
 def _list(place: str) -> list[str]:
   """The names in a list."""
   try:
-    with places.opened(place) as file:
+    with storage.opened(place) as file:
       data = untrusted.read_at_most(file, tables.MAX_BYTES + 1)
   except (OSError, ValueError) as error:
     raise ValueError(f"inputs: @{place}: {error}") from error
@@ -119,7 +119,7 @@ def _list(place: str) -> list[str]:
 
 def _earlier(settings: curation_settings.Settings) -> dict | None:
   """What an earlier run numbered; None if there was none."""
-  return store.stored_json(places.join(settings.out, _LISTED), _EARLIER)
+  return shard_store.stored_json(storage.join(settings.out, _LISTED), _EARLIER)
 
 
 def _write(
@@ -132,7 +132,7 @@ def _write(
   size = settings.shard_size
   shards = [paths[i : i + size] for i in range(0, len(paths), size)]
   for shard, part in enumerate(shards, first):
-    with store.writing(settings.files(-1, shard)) as opened:
+    with shard_store.writing(settings.files(-1, shard)) as opened:
       for path in part:
         clip = clips.Clip(id=_id(path), path=path)
         opened.writer.add(clip, [clip], {})
@@ -141,7 +141,7 @@ def _write(
     [
       clip.path
       for shard in range(first)
-      for clip in store.survivors(settings.files(-1, shard))
+      for clip in shard_store.survivors(settings.files(-1, shard))
     ]
     + list(paths)
   )
@@ -152,7 +152,7 @@ def _write(
     "names": _named(names),
   }
   text = json.dumps(listed, indent=1, sort_keys=True) + "\n"
-  places.write(places.join(settings.out, _LISTED), text.encode())
+  storage.write(storage.join(settings.out, _LISTED), text.encode())
   return listed["shards"]
 
 

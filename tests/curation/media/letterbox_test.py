@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import letterbox
 from tests.curation import films
 
 ROWS, COLUMNS = 90, 160
@@ -26,7 +26,7 @@ def film(colour=None, top=0, bottom=0, left=0, right=0):
 
 
 def box(frames):
-  found = margins.find(frames)
+  found = letterbox.find(frames)
   return found.top, found.left, found.height, found.width
 
 
@@ -75,5 +75,5 @@ def test_nothing_but_bars_is_left_whole():
 
 def test_a_box_is_cut():
   frames = film()
-  part = margins.Box(top=3, left=5, height=7, width=11)
+  part = letterbox.Box(top=3, left=5, height=7, width=11)
   np.testing.assert_array_equal(part.cut(frames), frames[:, 3:10, 5:16])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import reading
-from ovi_jax.curation.stages import sounds
+from ovi_jax.curation.media import clip_media
+from ovi_jax.curation.stages import audio_segments
 from tests.curation import films
 
 RATE = films.RATE
@@ -14,8 +14,8 @@ SHORT = 121 / 24
 
 def run(path, **changes):
   clip = clips.Clip(id="s", path=str(path))
-  stage = sounds.load(sounds.Config(**changes))
-  return stage(clip, reading.Media(clip, path))
+  stage = audio_segments.load(audio_segments.Config(**changes))
+  return stage(clip, clip_media.Media(clip, path))
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +96,10 @@ def test_files_without_sound_are_named(tmp_path):
 
 def test_gaps_are_silence_and_very_long_ones_the_end():
   part = np.full(RATE, 0.5, np.float32)
-  power_T = sounds.powers(iter([(0.0, part), (2.0, part)]))
+  power_T = audio_segments.powers(iter([(0.0, part), (2.0, part)]))
   wanted = np.repeat([0.25, 0.0, 0.25], 50)
   np.testing.assert_allclose(power_T, wanted, atol=1e-12)
-  power_T = sounds.powers(iter([(0.0, part), (1e9, part)]))
+  power_T = audio_segments.powers(iter([(0.0, part), (1e9, part)]))
   assert len(power_T) == 50
 
 
@@ -108,4 +108,4 @@ def test_gaps_are_silence_and_very_long_ones_the_end():
 )
 def test_settings_are_checked(wrong):
   with pytest.raises(ValueError, match="sounds: expected"):
-    sounds.Config(**wrong)
+    audio_segments.Config(**wrong)

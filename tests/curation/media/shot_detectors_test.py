@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ovi_jax.curation.media import cuts
+from ovi_jax.curation.media import shot_detectors
 from tests.curation import films
 
 ROWS, COLUMNS = 27, 48
@@ -19,7 +19,7 @@ def frames(counts):
 
 def test_pyscenedetect_finds_every_cut():
   pytest.importorskip("scenedetect", reason="pip install 'ovi_jax[curate]'")
-  detect = cuts.pyscenedetect(3.0, 15.0)
+  detect = shot_detectors.pyscenedetect(3.0, 15.0)
   counts = (20, 9, 4, 31, 12)
   wanted = np.cumsum(counts)[:-1].tolist()
   # One detector serves many films.
@@ -51,7 +51,7 @@ def test_each_frame_is_judged_once_amid_others(count):
     windows.extend(frames_BTHWC[:, :, 0, 0, 0].astype(int).tolist())
     return judged(values)(frames_BTHWC)
 
-  found = list(cuts._probabilities(judge, iter(shown)))
+  found = list(shot_detectors._probabilities(judge, iter(shown)))
   assert found == values[:count].tolist()
   # Before the first frame stand copies of it, behind the last one too.
   for start, window in enumerate(windows[: -(-count // 50)]):
@@ -73,7 +73,7 @@ def test_each_frame_is_judged_once_amid_others(count):
 )
 def test_frames_that_are_last_ones_make_cuts(monkeypatch, last, wanted):
   values = np.isin(np.arange(60), last).astype(float)
-  monkeypatch.setattr(cuts, "_judge", lambda weights: judged(values))
+  monkeypatch.setattr(shot_detectors, "_judge", lambda weights: judged(values))
   shown = [np.full((ROWS, COLUMNS, 3), n, np.uint8) for n in range(60)]
-  found = list(cuts.transnetv2("any", 0.5)(iter(shown)))
+  found = list(shot_detectors.transnetv2("any", 0.5)(iter(shown)))
   assert [tuple(cut) for cut in found] == wanted

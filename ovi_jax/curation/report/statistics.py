@@ -17,7 +17,7 @@ from typing import Any
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings as curation_settings
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import shard_store
 
 SAMPLE = 5000  # scores of a kind that are held
 EXAMPLES = 4  # clips of each reason
@@ -93,11 +93,11 @@ def collect(
   gathered = {place: _Gathered() for place in places}
   for place, shard in progress(list(itertools.product(places, range(count)))):
     files = settings.files(place, shard)
-    if store.mark(files) is not None:
+    if shard_store.mark(files) is not None:
       gathered[place].shards += 1
-      for line in store.read(files):
+      for line in shard_store.read(files):
         gathered[place].add(shard, line)
-  names = [store.INPUTS, *(stage.name for stage in settings.stages)]
+  names = [shard_store.INPUTS, *(stage.name for stage in settings.stages)]
   known: set[str] = set()
   found = []
   for name, place in zip(names, places, strict=True):
@@ -139,7 +139,7 @@ class _Gathered:
     self.rejects = collections.defaultdict(lambda: _Lowest(EXAMPLES))
     self.clips = _Lowest(KEPT_EXAMPLES)
 
-  def add(self, shard: int, line: store.Line) -> None:
+  def add(self, shard: int, line: shard_store.Line) -> None:
     clip = line.clip if isinstance(line, clips.Reject) else line
     captions = clip.facts.get("captions", {})
     self.tokens_in += captions.get("tokens_in", 0)

@@ -19,7 +19,7 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.stages import captions
-from tests.curation import asking
+from tests.curation import caption_client
 from tests.curation import caption_server as captioner
 
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
@@ -39,18 +39,25 @@ def test_a_rude_server_loses_nothing(tmp_path):
   ]
   choose = random.Random(1)
   script = lambda n, b: choose.choice([*rude, *[captioner.OK] * 6])  # noqa: E731
-  pairs = [asking.pair(n) for n in range(30)]
+  pairs = [caption_client.pair(n) for n in range(30)]
   changes = {"concurrency": 8, "attempts": 20}
   with captioner.serving(script) as server:
-    ours = asking.captioned(server.url, tmp_path / "a", pairs, **changes)
+    ours = caption_client.captioned(
+      server.url, tmp_path / "a", pairs, **changes
+    )
     assert len(server.bodies) > 40
-  assert ours == asking.undisturbed(pairs, tmp_path / "b")
+  assert ours == caption_client.undisturbed(pairs, tmp_path / "b")
   assert all(isinstance(made, clips.Clip) for made in ours)
-  assert asking.spent(tmp_path / "a") == asking.spent(tmp_path / "b")
+  assert caption_client.spent(tmp_path / "a") == caption_client.spent(
+    tmp_path / "b"
+  )
 
 
 def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
-  pairs, counter = [asking.pair(n) for n in range(12)], itertools.count()
+  pairs, counter = (
+    [caption_client.pair(n) for n in range(12)],
+    itertools.count(),
+  )
 
   def script(number, body):
     return captioner.OK if next(counter) < 5 else captioner.CLOSED
@@ -60,17 +67,17 @@ def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
     captioner.serving(script) as server,
     pytest.raises(stage.Unavailable) as error,
   ):
-    asking.captioned(server.url, tmp_path, pairs, **changes)
+    caption_client.captioned(server.url, tmp_path, pairs, **changes)
   assert str(error.value).startswith("5 of 12 clips have an answer")
   assert re.search(r"not clip clip-\d+( and [12] more)?: ", str(error.value))
   assert server.url in str(error.value) and str(tmp_path) in str(error.value)
-  assert asking.spent(tmp_path)[0] == 5
+  assert caption_client.spent(tmp_path)[0] == 5
   # One may have failed before the last answer came: another is then tried.
   assert len(server.bodies) <= 5 + 3 * 3, "a gone endpoint is left alone"
   with captioner.serving() as server:
-    ours = asking.captioned(server.url, tmp_path, pairs)
+    ours = caption_client.captioned(server.url, tmp_path, pairs)
     assert len(server.bodies) == 7
-  assert ours == asking.undisturbed(pairs, tmp_path / "other")
+  assert ours == caption_client.undisturbed(pairs, tmp_path / "other")
 
 
 def test_nobody_there(tmp_path):
@@ -78,8 +85,8 @@ def test_nobody_there(tmp_path):
     closed.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
     with pytest.raises(stage.Unavailable, match="0 of 3 clips"):
-      asking.captioned(
-        url, tmp_path, [asking.pair(n) for n in range(3)], attempts=2
+      caption_client.captioned(
+        url, tmp_path, [caption_client.pair(n) for n in range(3)], attempts=2
       )
 
 
@@ -90,13 +97,13 @@ def _fails_on_2(number, body):
 
 
 def test_a_clip_that_always_fails_is_waited_for_or_left_out(tmp_path):
-  pairs = [asking.pair(n) for n in range(6)]
+  pairs = [caption_client.pair(n) for n in range(6)]
   changes = {"attempts": 3, "concurrency": 2, "first_wait": 0.02}
   with captioner.serving(_fails_on_2) as server:
     with pytest.raises(stage.Unavailable, match="5 of 6 .* not clip clip-2:"):
-      asking.captioned(server.url, tmp_path, pairs, **changes)
+      caption_client.captioned(server.url, tmp_path, pairs, **changes)
     # Others were answered: it is this clip, not the endpoint.
-    ours = asking.captioned(
+    ours = caption_client.captioned(
       server.url, tmp_path, pairs, unanswered="reject", **changes
     )
   assert [made.id for made in ours if isinstance(made, clips.Clip)] == [
@@ -107,19 +114,22 @@ def test_a_clip_that_always_fails_is_waited_for_or_left_out(tmp_path):
 
 
 def test_no_clip_is_refused_for_an_endpoint_that_nobody_reaches(tmp_path):
-  pairs = [asking.pair(n) for n in range(6)]
+  pairs = [caption_client.pair(n) for n in range(6)]
   with captioner.serving() as server:
-    asking.captioned(server.url, tmp_path, pairs[:5])
+    caption_client.captioned(server.url, tmp_path, pairs[:5])
   changes = {"attempts": 2, "unanswered": "reject"}
   with pytest.raises(stage.Unavailable, match="5 of 6 .* not clip clip-5:"):
-    asking.captioned(server.url, tmp_path, pairs, **changes)
+    caption_client.captioned(server.url, tmp_path, pairs, **changes)
 
 
 def test_a_refused_request_is_a_failure_of_its_clip(tmp_path):
   script = captioner.in_turn(captioner.status(413))
   with captioner.serving(script) as server:
-    ours = asking.captioned(
-      server.url, tmp_path, [asking.pair(1), asking.pair(2)], concurrency=1
+    ours = caption_client.captioned(
+      server.url,
+      tmp_path,
+      [caption_client.pair(1), caption_client.pair(2)],
+      concurrency=1,
     )
   assert ours[0].failed and ours[0].reason == "request refused"
   assert "status 413" in ours[0].detail
@@ -131,24 +141,24 @@ def test_an_answer_that_cannot_be_kept_stops_the_asking(tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, "no space left to write it", str(path))
 
   monkeypatch.setattr(files, "replacing", full)
-  pairs = [asking.pair(n) for n in range(8)]
+  pairs = [caption_client.pair(n) for n in range(8)]
   with (
     captioner.serving() as server,
     pytest.raises(stage.Unavailable, match="cannot be kept: .*no space left"),
   ):
-    asking.captioned(server.url, tmp_path, pairs, concurrency=2)
+    caption_client.captioned(server.url, tmp_path, pairs, concurrency=2)
   assert len(server.bodies) <= 2
 
 
 def work_alone(url, folder, count):
   """What the killed process does."""
-  pairs = [asking.pair(n) for n in range(int(count))]
-  asking.captioned(url, folder, pairs, concurrency=2)
+  pairs = [caption_client.pair(n) for n in range(int(count))]
+  caption_client.captioned(url, folder, pairs, concurrency=2)
   print("done")
 
 
 def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
-  pairs = [asking.pair(n) for n in range(20)]
+  pairs = [caption_client.pair(n) for n in range(20)]
   with captioner.serving(lambda n, b: captioner.slow(0.05)) as server:
     process = subprocess.Popen(
       [sys.executable, "-m", __name__, server.url, str(tmp_path), "20"],
@@ -160,12 +170,12 @@ def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
       time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    kept = asking.spent(tmp_path)[0]
+    kept = caption_client.spent(tmp_path)[0]
     assert 6 <= kept < 20
     before = len(server.bodies)
-    ours = asking.captioned(server.url, tmp_path, pairs)
+    ours = caption_client.captioned(server.url, tmp_path, pairs)
     assert len(server.bodies) - before == 20 - kept
-  assert ours == asking.undisturbed(pairs, tmp_path / "other")
+  assert ours == caption_client.undisturbed(pairs, tmp_path / "other")
   assert not list(tmp_path.glob("*/.*.part"))
 
 
@@ -178,11 +188,11 @@ def test_a_clock_of_ones_own(tmp_path):
 
   script = captioner.in_turn(captioner.status(500))
   with captioner.serving(script) as server:
-    chosen = asking.config(
+    chosen = caption_client.config(
       server.url, tmp_path, first_wait=60.0, longest_wait=90.0
     )
     clock = endpoint.Clock(sleep=sleep)
-    (made,) = captions.load(chosen, clock)([asking.pair(1)])
+    (made,) = captions.load(chosen, clock)([caption_client.pair(1)])
   assert isinstance(made, clips.Clip)
   assert len(slept) == 1 and 30 <= slept[0] <= 60
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import clip_media
+from ovi_jax.curation.media import letterbox
 from ovi_jax.curation.media import opencv
-from ovi_jax.curation.media import reading
 from ovi_jax.media import container as containers
 
 NAME = "look"
@@ -104,11 +104,11 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
   judge = _judge(config) if config.clip else None
 
   def look(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
-    box = margins.told(clip, media)
+    box = letterbox.told(clip, media)
     count = len(media.video_THWC)
     places = np.rint(np.linspace(0, count - 1, config.frames)).astype(int)
     frames_THWC = box.cut(media.video_THWC[places])
-    luma_THW = reading.resized(frames_THWC, SIDE) @ _LUMA
+    luma_THW = clip_media.resized(frames_THWC, SIDE) @ _LUMA
     sharpness = float(np.mean([laplacian(luma_HW) for luma_HW in luma_THW]))
     exposure = float(luma_THW.mean()) / 255
     scores = {

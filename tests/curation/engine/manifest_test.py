@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from ovi_jax.curation.engine import inputs
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import manifest
+from ovi_jax.curation.engine import shard_store
 from tests.curation import harness
 
 
@@ -14,8 +14,8 @@ def names(out: pathlib.Path) -> list[list[str]]:
   return [
     [
       pathlib.Path(clip.path).name
-      for clip in store.survivors(
-        store.Files(folder=str(out / "inputs"), shard=shard)
+      for clip in shard_store.survivors(
+        shard_store.Files(folder=str(out / "inputs"), shard=shard)
       )
     ]
     for shard in range(len(list(out.glob("inputs/*.done"))))
@@ -35,22 +35,22 @@ def test_files_are_numbered_in_order_of_their_names(folder, tmp_path):
   out = tmp_path / "out"
   strange = folder / b"n\xff\n.mp4".decode(errors="surrogateescape")
   strange.write_bytes(b"x")
-  assert inputs.number(harness.chosen(out, [folder])) == 3
+  assert manifest.number(harness.chosen(out, [folder])) == 3
   assert names(out) == [
     ["a.mp4", "b.mp4"],
     ["[x] #%.mp4", "c.mp4"],
     [strange.name],
   ]
   before = harness.contents(out)
-  assert inputs.number(harness.chosen(out)) == 3
-  assert inputs.number(harness.chosen(out, [folder / "*", folder])) == 3
+  assert manifest.number(harness.chosen(out)) == 3
+  assert manifest.number(harness.chosen(out, [folder / "*", folder])) == 3
   assert harness.contents(out) == before
 
 
 def test_files_globs_and_lists_name_files_once(folder, tmp_path):
   listed = tmp_path / "list.txt"
   listed.write_text(f"{folder}/a.mp4\n\n{folder}/b.mp4\n")
-  assert [pathlib.Path(p).name for p in inputs.expand([f"@{listed}"])] == [
+  assert [pathlib.Path(p).name for p in manifest.expand([f"@{listed}"])] == [
     "a.mp4",
     "b.mp4",
   ]
@@ -59,44 +59,44 @@ def test_files_globs_and_lists_name_files_once(folder, tmp_path):
     f"{folder}/a.mp4\r\n{folder}/b.mp4".encode("utf-16"),
   ):
     listed.write_bytes(data)
-    assert inputs.expand([f"@{listed}"]) == [
+    assert manifest.expand([f"@{listed}"]) == [
       f"{folder}/a.mp4",
       f"{folder}/b.mp4",
     ]
-  every = inputs.expand([f"{folder}/**/*.mp4", str(folder / "a.mp4")])
+  every = manifest.expand([f"{folder}/**/*.mp4", str(folder / "a.mp4")])
   assert len(every) == 4
   # Brackets in a name are no pattern where the file is there.
-  (one,) = inputs.expand([str(folder / "deep" / "[x] #%.mp4")])
+  (one,) = manifest.expand([str(folder / "deep" / "[x] #%.mp4")])
   assert one.endswith("[x] #%.mp4")
   with pytest.raises(ValueError, match="names no file"):
-    inputs.expand([str(folder / "*.mkv")])
+    manifest.expand([str(folder / "*.mkv")])
   with pytest.raises(ValueError, match="inputs: @/no/list"):
-    inputs.expand(["@/no/list"])
+    manifest.expand(["@/no/list"])
 
 
 def test_other_files_are_an_error_unless_appended(folder, tmp_path):
   out = tmp_path / "out"
-  assert inputs.number(harness.chosen(out, [folder])) == 2
+  assert manifest.number(harness.chosen(out, [folder])) == 2
   before = harness.contents(out)
   (folder / "0.mp4").write_bytes(b"x")
   with pytest.raises(ValueError, match=r"1 files were not there .*'.*/0.mp4'"):
-    inputs.number(harness.chosen(out, [folder]))
+    manifest.number(harness.chosen(out, [folder]))
   with pytest.raises(ValueError, match="was begun with 2, got 3"):
-    inputs.number(harness.chosen(out, [folder], shard_size=3))
+    manifest.number(harness.chosen(out, [folder], shard_size=3))
   assert harness.contents(out) == before
   appended = harness.chosen(out, [folder], append=True)
-  assert inputs.number(appended) == inputs.number(appended) == 3
+  assert manifest.number(appended) == manifest.number(appended) == 3
   assert names(out)[2] == ["0.mp4"]
   after = harness.contents(out)
   del after["inputs.json"], before["inputs.json"]
   assert before.items() < after.items()
   # Not needed any more, once they are there.
-  assert inputs.number(harness.chosen(out, [folder])) == 3
+  assert manifest.number(harness.chosen(out, [folder])) == 3
   (folder / "a.mp4").unlink()
   with pytest.raises(ValueError, match="begun with 1 files that are not named"):
-    inputs.number(harness.chosen(out, [folder]))
+    manifest.number(harness.chosen(out, [folder]))
 
 
 def test_a_run_needs_inputs(tmp_path):
   with pytest.raises(ValueError, match="give --config.inputs"):
-    inputs.number(harness.chosen(tmp_path / "out"))
+    manifest.number(harness.chosen(tmp_path / "out"))

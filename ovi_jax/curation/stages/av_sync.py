@@ -30,7 +30,7 @@ from ovi_jax import runtime
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.faces import crops
-from ovi_jax.curation.media import kept
+from ovi_jax.curation.media import artifacts
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.curation.sync import lip_sync
@@ -200,8 +200,8 @@ def _stretches(pairs: Sequence[Pair], config: Config) -> Iterator[_Stretch]:
   for number, (clip, media) in enumerate(pairs):
     if not clip.facts.get("speech", {}).get("speaking"):
       continue
-    samples_A = np.frombuffer(media.kept(kept.SOUND), "<i2")
-    for track, cut in enumerate(crops.unpack(media.kept(kept.FACES))):
+    samples_A = np.frombuffer(media.kept(artifacts.SOUND), "<i2")
+    for track, cut in enumerate(crops.unpack(media.kept(artifacts.FACES))):
       windows = lip_sync.windows(cut, samples_A)
       if len(windows.sound_TKM) >= config.shortest:
         yield from _split(number, track, windows)

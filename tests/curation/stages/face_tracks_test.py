@@ -7,7 +7,7 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.faces import detector
 from ovi_jax.curation.faces import tracks
 from ovi_jax.curation.models import mtcnn
-from ovi_jax.curation.stages import people
+from ovi_jax.curation.stages import face_tracks
 from tests.curation.stages import fake_media
 
 CLIP = clips.Clip(id="a", path="a.mp4")
@@ -30,7 +30,7 @@ def seeing(monkeypatch, spans: list[tuple[int, int]]) -> dict:
 
   monkeypatch.setattr(detector, "load", lambda settings: detect)
   media = fake_media.FakeMedia(video_THWC=video_THWC)
-  return people.load(people.Config())(CLIP, media).facts["people"]
+  return face_tracks.load(face_tracks.Config())(CLIP, media).facts["people"]
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_kinds(monkeypatch, spans, kind, ranges):
 
 def test_whole_pictures_need_no_weights(monkeypatch):
   monkeypatch.setattr(mtcnn, "_PACKAGE", "no_such_package")
-  config = people.Config(detector="whole")
-  made = people.load(config)(CLIP, fake_media.FakeMedia())
+  config = face_tracks.Config(detector="whole")
+  made = face_tracks.load(config)(CLIP, fake_media.FakeMedia())
   assert made.facts["people"]["kind"] == "single"
   (track,) = made.facts["people"]["tracks"]
   assert track["start_frame"] == 0 and len(track["boxes"]) == 121
-  assert people.identity(config)["weights"] == ""
+  assert face_tracks.identity(config)["weights"] == ""
   with pytest.raises(ValueError, match="--no-deps facenet-pytorch"):
-    people.load(people.Config())
+    face_tracks.load(face_tracks.Config())
 
 
 @pytest.mark.parametrize(
@@ -80,18 +80,18 @@ def test_whole_pictures_need_no_weights(monkeypatch):
 )
 def test_rules_are_checked(fields, message):
   with pytest.raises(ValueError, match=message):
-    people.Config(**fields)
+    face_tracks.Config(**fields)
 
 
 def test_identity_is_the_weights_content(tmp_path):
   for name in mtcnn.NETWORKS:
     (tmp_path / f"{name}.pt").write_bytes(name.encode())
-  one = people.identity(people.Config(weights=str(tmp_path)))
+  one = face_tracks.identity(face_tracks.Config(weights=str(tmp_path)))
   assert one["weights"] != str(tmp_path)
   moved = tmp_path / "moved"
   moved.mkdir()
   for path in tmp_path.glob("*.pt"):
     (moved / path.name).write_bytes(path.read_bytes())
-  assert people.identity(people.Config(weights=str(moved))) == one
+  assert face_tracks.identity(face_tracks.Config(weights=str(moved))) == one
   (moved / "rnet.pt").write_bytes(b"other")
-  assert people.identity(people.Config(weights=str(moved))) != one
+  assert face_tracks.identity(face_tracks.Config(weights=str(moved))) != one

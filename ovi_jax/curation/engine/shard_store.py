@@ -25,7 +25,7 @@ from typing import TextIO
 
 from ovi_jax import untrusted
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import storage
 
 Line = clips.Clip | clips.Reject
 Keeper = Callable[[clips.Clip, str], bytes]
@@ -50,7 +50,7 @@ class Files:
 
   def named(self, ending: str) -> str:
     """Where a file of this shard lies."""
-    return places.join(self.folder, f"shard-{self.shard:05d}.{ending}")
+    return storage.join(self.folder, f"shard-{self.shard:05d}.{ending}")
 
   @property
   def lines(self) -> str:
@@ -112,7 +112,9 @@ def mark(files: Files) -> Mark | None:
   if values is None:
     return None
   there = {name: tuple(said) for name, said in values.pop("files").items()}
-  if any(places.size(files.named(n)) != size for n, (size, _) in there.items()):
+  if any(
+    storage.size(files.named(n)) != size for n, (size, _) in there.items()
+  ):
     return None
   return Mark(**values, files=there)
 
@@ -134,7 +136,7 @@ def stored_json(
       of another type; names the file.
   """
   try:
-    with places.opened(place) as file:
+    with storage.opened(place) as file:
       values = untrusted.parse_json(
         untrusted.read_at_most(file, untrusted.MAX_JSON_BYTES + 1)
       )
@@ -267,7 +269,7 @@ def read(files: Files) -> Iterator[Line]:
   found = mark(files)
   if found is None:
     raise ValueError(f"{files.lines} is not done; run its pass first")
-  value = places.read(files.lines)
+  value = storage.read(files.lines)
   if hashlib.sha256(value).hexdigest() != found.digest:
     raise ValueError(
       f"{files.lines} is damaged: its sha256 is not the one in {files.done};"
@@ -346,8 +348,8 @@ def writing(files: Files) -> Iterator[Open]:
   """A shard to write; nothing is left of it unless it is committed."""
   with contextlib.ExitStack() as stack:
     parts = {
-      "jsonl": stack.enter_context(places.part(files.lines)),
-      "kept.zip": stack.enter_context(places.part(files.kept)),
+      "jsonl": stack.enter_context(storage.part(files.lines)),
+      "kept.zip": stack.enter_context(storage.part(files.kept)),
     }
     lines = stack.enter_context(open(parts["jsonl"][0], "w", encoding="ascii"))
     kept = stack.enter_context(zipfile.ZipFile(parts["kept.zip"][0], "w"))
@@ -360,8 +362,8 @@ def writing(files: Files) -> Iterator[Open]:
       if empty:
         del parts["kept.zip"]
       # What stands under these names is from now on not what it says.
-      places.remove(files.done)
-      places.remove(files.kept)
+      storage.remove(files.done)
+      storage.remove(files.kept)
       written = {}
       for ending, (temporary, publish) in parts.items():
         written[ending] = (temporary.stat().st_size, _digest(temporary))
@@ -382,7 +384,7 @@ def writing(files: Files) -> Iterator[Open]:
 def write_mark(files: Files, made: Mark) -> None:
   """Say that a shard is done, of files that stand."""
   said = json.dumps(dataclasses.asdict(made), indent=1, sort_keys=True)
-  places.write(files.done, said.encode() + b"\n")
+  storage.write(files.done, said.encode() + b"\n")
 
 
 @contextlib.contextmanager
@@ -403,8 +405,8 @@ def keeper(folders: Sequence[str], shard: int) -> Iterator[Keeper]:
     opened: list[tuple[zipfile.ZipFile, str]] = []
     for folder in reversed(folders):
       files = Files(folder=folder, shard=shard)
-      if places.size(files.kept) is not None:
-        file = stack.enter_context(places.opened(files.kept))
+      if storage.size(files.kept) is not None:
+        file = stack.enter_context(storage.opened(files.kept))
         with _undamaged(files.kept):
           archive = stack.enter_context(zipfile.ZipFile(file))
         opened.append((archive, files.kept))

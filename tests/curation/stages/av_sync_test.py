@@ -10,7 +10,7 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.faces import crops
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
-from ovi_jax.curation.stages import synchrony
+from ovi_jax.curation.stages import av_sync
 from ovi_jax.curation.sync import lip_sync
 from tests.curation.stages import fake_media
 
@@ -67,7 +67,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def outcomes(weights, pairs):
-  return synchrony.load(synchrony.Config(weights=weights, batch=2))(pairs)
+  return av_sync.load(av_sync.Config(weights=weights, batch=2))(pairs)
 
 
 def test_each_clip_has_its_outcome(pairs, outcomes):
@@ -99,11 +99,11 @@ def test_scores_are_those_of_each_track_alone(weights, pairs, outcomes):
 
 
 def test_the_size_of_a_batch_changes_nothing(weights, pairs, outcomes):
-  other = synchrony.Config(weights=weights, batch=3)
-  assert synchrony.load(other)(pairs) == outcomes
-  few = synchrony.Config(weights=weights, batch=2)
-  assert synchrony.load(few)(pairs[1:2]) == outcomes[1:2]
-  assert synchrony.identity(other) == synchrony.identity(few)
+  other = av_sync.Config(weights=weights, batch=3)
+  assert av_sync.load(other)(pairs) == outcomes
+  few = av_sync.Config(weights=weights, batch=2)
+  assert av_sync.load(few)(pairs[1:2]) == outcomes[1:2]
+  assert av_sync.identity(other) == av_sync.identity(few)
 
 
 def judged(**scores: tuple[int, float]) -> clips.Clip | clips.Reject:
@@ -111,7 +111,7 @@ def judged(**scores: tuple[int, float]) -> clips.Clip | clips.Reject:
     number: lip_sync.Score(offset, confidence, 1.0)
     for number, (offset, confidence) in enumerate(scores.values())
   }
-  return synchrony._outcome(talking("a"), found, synchrony.Config())
+  return av_sync._outcome(talking("a"), found, av_sync.Config())
 
 
 @pytest.mark.parametrize("offset", [-3, 0, 3])
@@ -130,10 +130,10 @@ def test_near_and_sure_is_kept(offset):
 @pytest.mark.parametrize(
   "offset, confidence, reason, score",
   [
-    (4, 5.0, synchrony.APART, 4.0),
-    (-4, 5.0, synchrony.APART, -4.0),
-    (0, 1.5, synchrony.UNSURE, 1.5),
-    (9, 0.2, synchrony.UNSURE, 0.2),
+    (4, 5.0, av_sync.APART, 4.0),
+    (-4, 5.0, av_sync.APART, -4.0),
+    (0, 1.5, av_sync.UNSURE, 1.5),
+    (9, 0.2, av_sync.UNSURE, 0.2),
   ],
 )
 def test_far_or_unsure_is_refused(offset, confidence, reason, score):
@@ -150,29 +150,29 @@ def test_the_speaker_is_who_fits_best():
 
 def test_without_weights(pairs, tmp_path):
   with pytest.raises(ValueError, match="set without_weights to pass"):
-    synchrony.load(synchrony.Config())
-  missing = synchrony.Config(weights=str(tmp_path / "no.model"))
-  for function in (synchrony.load, synchrony.identity):
+    av_sync.load(av_sync.Config())
+  missing = av_sync.Config(weights=str(tmp_path / "no.model"))
+  for function in (av_sync.load, av_sync.identity):
     with pytest.raises(ValueError, match=r"no\.model is none"):
       function(missing)
-  passing = synchrony.Config(without_weights="pass")
-  outcomes = synchrony.load(passing)(pairs)
+  passing = av_sync.Config(without_weights="pass")
+  outcomes = av_sync.load(passing)(pairs)
   assert all(o.facts["synchrony"] == {"tested": False} for o in outcomes)
 
 
 def test_identity_is_the_weights_content(weights, tmp_path):
-  one = synchrony.identity(synchrony.Config(weights=weights))
+  one = av_sync.identity(av_sync.Config(weights=weights))
   copy = tmp_path / "moved.safetensors"
   with open(weights, "rb") as file:
     copy.write_bytes(file.read())
-  assert synchrony.identity(synchrony.Config(weights=str(copy))) == one
+  assert av_sync.identity(av_sync.Config(weights=str(copy))) == one
   with copy.open("ab") as file:
     file.write(b" ")
-  assert synchrony.identity(synchrony.Config(weights=str(copy))) != one
+  assert av_sync.identity(av_sync.Config(weights=str(copy))) != one
 
 
 def test_what_was_not_kept_is_an_error(weights):
-  run = synchrony.load(synchrony.Config(weights=weights))
+  run = av_sync.load(av_sync.Config(weights=weights))
   with pytest.raises(KeyError, match=r"audio\.pcm"):
     run([(talking("a"), fake_media.FakeMedia())])
 
@@ -187,4 +187,4 @@ def test_what_was_not_kept_is_an_error(weights):
 )
 def test_rules_are_checked(fields, message):
   with pytest.raises(ValueError, match=message):
-    synchrony.Config(**fields)
+    av_sync.Config(**fields)

@@ -8,11 +8,11 @@ from safetensors import numpy as safetensors
 
 from ovi_jax.convert import torch_file
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.stages import look
+from ovi_jax.curation.stages import quality
 from tests.curation import films
 from tests.curation.models import clip_vision_test
 from tests.curation.models import seeded
-from tests.curation.models import torch_looks
+from tests.curation.models import torch_vision
 from tests.curation.stages import motion_test
 
 cv2 = pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
@@ -30,7 +30,7 @@ def mosaic():
 
 
 def run(frames, found=CLIP, **changes):
-  return look.load(look.Config(**changes))(found, media(frames))
+  return quality.load(quality.Config(**changes))(found, media(frames))
 
 
 def test_a_sharp_picture_is_measured():
@@ -89,7 +89,7 @@ def weights(tmp_path_factory):
   folder = tmp_path_factory.mktemp("look")
   names = clip_vision_test.names()
   safetensors.save_file(seeded.tensors(names), folder / "clip.safetensors")
-  head = clip_vision_test.head_tensors(torch_looks.HEAD)
+  head = clip_vision_test.head_tensors(torch_vision.HEAD)
   torch_file.save(folder / "head.pth", head)
   return {
     "clip": str(folder / "clip.safetensors"),
@@ -114,9 +114,11 @@ def test_weights_count_by_content(weights, tmp_path):
   copy = tmp_path / "copy.pth"
   with open(weights["head"], "rb") as file:
     copy.write_bytes(file.read())
-  one = look.identity(look.Config(**weights))
-  assert one == look.identity(look.Config(**{**weights, "head": str(copy)}))
-  assert one != look.identity(look.Config())
+  one = quality.identity(quality.Config(**weights))
+  assert one == quality.identity(
+    quality.Config(**{**weights, "head": str(copy)})
+  )
+  assert one != quality.identity(quality.Config())
 
 
 @pytest.mark.parametrize(
@@ -129,4 +131,4 @@ def test_weights_count_by_content(weights, tmp_path):
 )
 def test_settings_are_checked(wrong):
   with pytest.raises(ValueError, match="look"):
-    look.Config(**wrong)
+    quality.Config(**wrong)
