@@ -43,13 +43,13 @@ from ovi_jax.curation.stages import quality
 from ovi_jax.curation.stages import shots
 from ovi_jax.curation.stages import vad
 
-FILES = ((probe, probe.Config(least_area=1)), (shots, shots.Config()))
+FILES = ((probe, probe.Config(min_area=1)), (shots, shots.Config()))
 WINDOWS = (
   (motion, motion.Config()),
   (quality, quality.Config()),
   (face_tracks, face_tracks.Config()),
   (vad, vad.Config()),
-  (encode, encode.Config(largest_enlargement=100.0)),
+  (encode, encode.Config(max_upscale=100.0)),
 )
 PACKED = 64  # clips
 
@@ -99,12 +99,14 @@ def later_passes(path: str, repeats: int) -> dict[str, float]:
   """Seconds by the clock of a clip in `synchrony`, and in `pack`."""
   clip = clips.Clip(id="clip", path=path, seconds=121 / 24)
   media = clip_media.Media(clip, path)
-  whole = tracks.whole(*media.video_THWC.shape[:3])
-  clip = clip.found("probe", has_video=True)
-  clip = clip.found("people", kind=face_tracks.SINGLE, tracks=[whole])
-  clip = clip.found("speech", speaking=True)
-  clip = encode.load(encode.Config(largest_enlargement=100.0))(clip, media)
-  clip = clip.found(
+  whole = tracks.full_frame(*media.video_THWC.shape[:3])
+  clip = clip.with_facts("probe", has_video=True)
+  clip = clip.with_facts(
+    "face_tracks", face_count=face_tracks.SINGLE, tracks=[whole]
+  )
+  clip = clip.with_facts("vad", speaking=True)
+  clip = encode.load(encode.Config(max_upscale=100.0))(clip, media)
+  clip = clip.with_facts(
     "captions", prompts=["<S>Words<E> <AUDCAP>Words<ENDAUDCAP>"]
   )
   with tempfile.TemporaryDirectory() as folder:
@@ -117,14 +119,14 @@ def later_passes(path: str, repeats: int) -> dict[str, float]:
       (dataclasses.replace(clip, id=f"clip-{number}"), media)
       for number in range(PACKED)
     ]
-    write = pack.load(pack.Config(held_out=0.0))
+    write = pack.load(pack.Config(eval_fraction=0.0))
     packing = min(
       clocked(
         write, iter(every), pathlib.Path(folder) / f"{number}" / "records"
       )
       for number in range(repeats)
     )
-  return {"synchrony": lips, "pack": packing / PACKED}
+  return {"av_sync": lips, "pack": packing / PACKED}
 
 
 def clocked(function: Callable[..., Any], *arguments: Any) -> float:
@@ -136,13 +138,16 @@ def clocked(function: Callable[..., Any], *arguments: Any) -> float:
 
 def syncnet_flops() -> float:
   """Of the stretches that one face of a clip is."""
-  sizes = av_sync.Config().batch, av_sync.WINDOWS + syncnet.WINDOW - 1
+  sizes = (
+    av_sync.Config().batch_size,
+    av_sync.CHUNK_WINDOWS + syncnet.WINDOW - 1,
+  )
   config = syncnet.SyncNetConfig()
   frames = jax.ShapeDtypeStruct(
     (*sizes, syncnet.SIDE, syncnet.SIDE, 3), "uint8"
   )
   windows = jax.ShapeDtypeStruct(
-    (sizes[0], av_sync.WINDOWS, syncnet.COEFFICIENTS, syncnet.COLUMNS),
+    (sizes[0], av_sync.CHUNK_WINDOWS, syncnet.COEFFICIENTS, syncnet.COLUMNS),
     "float32",
   )
   program = jax.jit(syncnet.SyncNet(config).apply).lower(
@@ -171,7 +176,7 @@ def main(words: Sequence[str]) -> None:
   print(
     f"by the clock, {jax.devices()[0].device_kind}, {os.cpu_count()} cores:"
   )
-  print(f"  synchrony {found['synchrony']:.3f} s, of a clip with one face;")
+  print(f"  av_sync {found['av_sync']:.3f} s, of a clip with one face;")
   print(f"    {syncnet_flops() / 1e9:.0f} GFLOPs")
   print(f"  pack {found['pack']:.4f} s a clip")
 

@@ -40,9 +40,11 @@ def main(words: Sequence[str]) -> None:
   print(f"{len(frames)} frames, decoded in {time.process_time() - begin:.1f} s")
   detectors = {
     "transnetv2": shot_detectors.transnetv2(
-      options.weights, config.probability
+      options.weights, config.transnet_threshold
     ),
-    "pyscenedetect": shot_detectors.pyscenedetect(config.ratio, config.change),
+    "pyscenedetect": shot_detectors.pyscenedetect(
+      config.adaptive_threshold, config.min_content_val
+    ),
   }
   found = {}
   for name, detect in detectors.items():

@@ -21,25 +21,25 @@ from ovi_jax.curation.engine import settings
 
 VIDEO = (
   # Media are decoded once in a pass; what needs many clips at once is alone.
-  ("files", ("probe",)),
-  ("copies", ("distinct",)),
-  ("windows", ("shots",)),
-  ("clips", ("motion", "look", "people", "speech", "cut")),
-  ("sync", ("synchrony",)),
+  ("probe", ("probe",)),
+  ("dedup", ("dedup",)),
+  ("shots", ("shots",)),
+  ("clips", ("motion", "quality", "face_tracks", "vad", "encode")),
+  ("av_sync", ("av_sync",)),
   # Before captions, which cost the most.
-  ("shares", ("balance",)),
+  ("balance", ("balance",)),
   ("captions", ("captions",)),
   ("pack", ("pack",)),
 )
-SOUNDS = (
-  ("files", ("probe",)),
-  ("copies", ("distinct",)),
-  ("clips", ("sounds", "speech", "cut")),
+AUDIO = (
+  ("probe", ("probe",)),
+  ("dedup", ("dedup",)),
+  ("clips", ("audio_segments", "vad", "encode")),
   ("captions", ("captions",)),
   ("pack", ("pack",)),
 )
 MINI_AREA = 64 * 64  # what the stages of training have at :mini
-KINDS = ("", "mini", "sounds", "sounds-mini")
+KINDS = ("", "mini", "audio", "audio-mini")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       f"config {arg!r} is unknown; give one of"
       f" {', '.join(':' + kind for kind in KINDS[1:])}, or nothing"
     )
-  passes = SOUNDS if arg.startswith("sounds") else VIDEO
+  passes = AUDIO if arg.startswith("audio") else VIDEO
   config = ml_collections.ConfigDict()
   config.inputs = ("",)
   config.out = ""
@@ -57,19 +57,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.report = True
   config.passes = passes
   config.skip = ()  # stages to leave out, such as ("synchrony",)
-  config.workers = 0  # a process for each core
+  config.num_workers = 0  # a process for each core
   config.timeout = 300.0  # seconds for a stage and a clip
   # Of all captions asked for at once: each request has time-outs of its own.
-  config.timeouts = {"captions": 86_400.0}
+  config.stage_timeouts = {"captions": 86_400.0}
   if passes is VIDEO:
-    config.timeouts.shots = 7200.0  # It sees all of a film.
-  config.quota = 0.1  # of a stage's clips in a shard may fail
+    config.stage_timeouts.shots = 7200.0  # It sees all of a film.
+  config.max_failure_rate = 0.1  # of a stage's clips in a shard may fail
   config.stages = {
-    name: settings.stage_fields(name) for _, names in passes for name in names
+    name: settings.default_config(name) for _, names in passes for name in names
   }
-  if passes is SOUNDS:
-    config.stages.probe.video = False
-    config.stages.probe.least_seconds = config.stages.sounds.shortest
+  if passes is AUDIO:
+    config.stages.probe.require_video = False
+    config.stages.probe.min_seconds = (
+      config.stages.audio_segments.min_long_seconds
+    )
   if arg.endswith("mini"):
     _make_mini(config)
   return config
@@ -78,7 +80,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def _make_mini(config: ml_collections.ConfigDict) -> None:
   """Take small media, and no weights but those that packages bring."""
   config.shard_size = 2
-  if "synchrony" in config.stages:
-    config.stages.probe.least_area = MINI_AREA
-    config.stages.cut.area = MINI_AREA
-    config.stages.synchrony.without_weights = "pass"
+  if "av_sync" in config.stages:
+    config.stages.probe.min_area = MINI_AREA
+    config.stages.encode.target_area = MINI_AREA
+    config.stages.av_sync.if_missing = "pass"

@@ -32,7 +32,7 @@ class Clip:
   )
   scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-  def found(self, stage: str, scores: Any = (), **facts: Any) -> "Clip":
+  def with_facts(self, stage: str, scores: Any = (), **facts: Any) -> "Clip":
     """The clip with what a stage found.
 
     Args:

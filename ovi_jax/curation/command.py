@@ -23,19 +23,21 @@ def main(argv: list[str]) -> None:
     if FLAGS.config is None:
       raise ValueError("--config=configs/curate.py is needed")
     chosen = settings.Settings.from_config(FLAGS.config)
-    share = run.Share(
-      only=FLAGS.only_pass, shards=FLAGS.shards, retry=FLAGS.retry_failed
+    share = run.ShardSelection(
+      only_pass=FLAGS.only_pass,
+      shards=FLAGS.shards,
+      retry_failed=FLAGS.retry_failed,
     )
     work = None
     if FLAGS.beam:
       from ovi_jax.curation.engine import beam_run
 
-      work = beam_run.with_options(argv[1:])
+      work = beam_run.executor(argv[1:])
     reports = chosen.report and not FLAGS.only_pass
     if reports:
       # Before any work: it needs the extra.
       from ovi_jax.curation.report import document
-    problems = run.run(chosen, share, work=work)
+    problems = run.run(chosen, share, executor=work)
     if reports:
       print(f"read {document.write(chosen, problems)} before you train")
   except (ImportError, OSError, ValueError) as error:

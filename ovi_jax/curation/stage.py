@@ -76,7 +76,7 @@ class Media(Protocol):
     ...
 
   @property
-  def pictures_25(self) -> Sequence[np.ndarray]:
+  def frames_25fps(self) -> Sequence[np.ndarray]:
     """Frames like those of `video_THWC`, [H, W, 3], at 25 fps by time stamp.
 
     What both rates show is in memory once.
@@ -88,7 +88,7 @@ class Media(Protocol):
     """The window's sound, float32 in [-1, 1], mono at 16 kHz; [0] if silent."""
     ...
 
-  def kept(self, name: str) -> bytes:
+  def read_artifact(self, name: str) -> bytes:
     """What an earlier pass kept of this clip under a name.
 
     Raises:
@@ -96,6 +96,6 @@ class Media(Protocol):
     """
     ...
 
-  def keep(self, name: str, value: bytes) -> None:
+  def save_artifact(self, name: str, value: bytes) -> None:
     """Keep bytes for later passes, which then need not decode the clip."""
     ...

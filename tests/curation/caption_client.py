@@ -32,7 +32,7 @@ class Media:
     self.bytes = {name: f"{name} {number}".encode() for name in KEPT}
     self.bytes["audio.pcm"] = samples.pcm(self.audio_A)
 
-  def kept(self, name):
+  def read_artifact(self, name):
     return self.bytes[name]
 
 
@@ -40,7 +40,9 @@ def pair(number, seen=True, heard=True):
   """A clip and its media."""
   facts = {}
   if seen:
-    facts["cut"] = {"kept": ["video.mp4", *KEPT, *["audio.pcm"] * heard]}
+    facts["encode"] = {
+      "artifacts": ["video.mp4", *KEPT, *["audio.pcm"] * heard]
+    }
   made = clips.Clip(id=f"clip-{number}", path=f"{number}.mp4", facts=facts)
   return made, Media(number, heard)
 
@@ -50,9 +52,9 @@ def config(url, folder, **changes):
     **{
       "url": url,
       "model": "m",
-      "cache": str(folder),
-      "first_wait": 0.001,
-      "longest_wait": 0.01,
+      "cache_dir": str(folder),
+      "backoff_base": 0.001,
+      "backoff_max": 0.01,
       **changes,
     }
   )

@@ -16,12 +16,12 @@ def command(folder, out, url, kind="mini", **fields):
   given = {
     "captions__url": url,
     "captions__model": "m",
-    "captions__cache": str(out / "answers"),
-    "captions__attempts": 2,
-    "captions__first_wait": 0.01,
-    "pack__held_out": 0.0,
+    "captions__cache_dir": str(out / "answers"),
+    "captions__max_attempts": 2,
+    "captions__backoff_base": 0.01,
+    "pack__eval_fraction": 0.0,
     "report": False,
-    "workers": 1,
+    "num_workers": 1,
     **fields,
   }
   flags = [

@@ -42,10 +42,10 @@ def folder(tmp_path_factory):
 
 
 SMALL = {
-  "probe__least_area": ROWS * COLUMNS,
-  "cut__area": ROWS * COLUMNS,
-  "people__detector": "whole",
-  "synchrony__without_weights": "pass",
+  "probe__min_area": ROWS * COLUMNS,
+  "encode__target_area": ROWS * COLUMNS,
+  "face_tracks__detector": "full_frame",
+  "av_sync__if_missing": "pass",
   "balance__shares": "{'single': 1.0}",
 }
 
@@ -99,7 +99,7 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_makes_the_same(folder, tmp_path):
-  fields = {**SMALL, "shard_size": 1, "workers": 2}
+  fields = {**SMALL, "shard_size": 1, "num_workers": 2}
   with captioner.serving() as server:
     alone, out = tmp_path / "alone", tmp_path / "killed"
     ended = end_to_end_run.run(folder, alone, server.url, **fields)
@@ -141,9 +141,9 @@ def test_sounds_alone(tmp_path):
     wave = films.tone(seconds, 0.1 + number / 5)
     films.write_sound(folder / f"{number}.wav", wave)
   with captioner.serving() as server:
-    fields = {"probe__video": False}
+    fields = {"probe__require_video": False}
     ended = end_to_end_run.run(
-      folder, out, server.url, kind="sounds-mini", **fields
+      folder, out, server.url, kind="audio-mini", **fields
     )
   assert ended.returncode == 0, ended.stdout + ended.stderr
   path = end_to_end_run.records(out)
@@ -153,5 +153,5 @@ def test_sounds_alone(tmp_path):
   for record in found:
     assert record.video is None and record.captions[0].startswith("<S>I am ")
   (done,) = out.glob("pack-*/done")
-  made = json.loads(done.read_text())["made"]
+  made = json.loads(done.read_text())["result"]
   assert sum(made["records"].values()) == len(found) and not made["dropped"]

@@ -27,7 +27,11 @@ def config(
 ) -> ml_collections.ConfigDict:
   """A config; fields with `__` are those of stages: weigh__least=4."""
   stages = {
-    "balance": {"stage": "weigh", "shares": {"one": 0.5, "two": 0.5}},
+    "balance": {
+      "stage": "weigh",
+      "fact": "kind",
+      "shares": {"one": 0.5, "two": 0.5},
+    },
   }
   own = {}
   for name, value in fields.items():
@@ -47,10 +51,10 @@ def config(
       "passes": passes,
       "skip": (),
       "stages": {n: f for n, f in stages.items() if n in used},
-      "workers": 1,
+      "num_workers": 1,
       "timeout": 20.0,
-      "timeouts": {},
-      "quota": 0.5,
+      "stage_timeouts": {},
+      "max_failure_rate": 0.5,
       **own,
     }
   )
@@ -65,12 +69,12 @@ def inline(chosen, part, numbers):
   """Does shards in this process: processes take most of a test's time."""
   functions = shard.load(part)
   for number in numbers:
-    yield shard.work(chosen, part, functions, number)
+    yield shard.process(chosen, part, functions, number)
 
 
 def finish(chosen: settings.Settings) -> None:
   """Do all of a run, in this process."""
-  assert run.run(chosen, log=lambda _: None, work=inline) == []
+  assert run.run(chosen, log=lambda _: None, executor=inline) == []
 
 
 def write_inputs(folder: pathlib.Path, count: int = 5) -> pathlib.Path:

@@ -24,11 +24,11 @@ pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 pytest.importorskip("scenedetect", reason="pip install 'ovi_jax[curate]'")
 COUNT, SECONDS = 30, 25 / 24
 STAGES = (
-  (probe, probe.Config(least_area=32 * 32, least_seconds=1.0)),
-  (shots, shots.Config(frames=25)),
+  (probe, probe.Config(min_area=32 * 32, min_seconds=1.0)),
+  (shots, shots.Config(num_frames=25)),
   (motion, motion.Config()),
   (quality, quality.Config()),
-  (encode, encode.Config(area=96 * 64, largest_enlargement=2.0)),
+  (encode, encode.Config(target_area=96 * 64, max_upscale=2.0)),
 )
 
 
@@ -139,7 +139,7 @@ BAD = [
 def test_good_clips_come_of(make, tmp_path, stages):
   found, kept = through(make(tmp_path / "file.mp4"), stages)
   assert isinstance(found, clips.Clip), found
-  facts = found.facts["cut"]
+  facts = found.facts["encode"]
   with av.open(io.BytesIO(kept["video.mp4"])) as container:
     frames = list(container.decode(video=0))
   assert len(frames) == facts["frames"] == 25
@@ -198,7 +198,7 @@ def test_a_film_of_an_hour_becomes_windows(tmp_path):
   )
   clip = clips.Clip(id="long", path=str(path))
   media = clip_media.Media(clip, path)
-  probed = probe.load(probe.Config(least_area=1))(clip, media)
+  probed = probe.load(probe.Config(min_area=1))(clip, media)
   found = shots.load(shots.Config())(probed, media)
   assert len(found) > 600 and found[-1].start > 3500
   last = clip_media.Media(found[-1], path)

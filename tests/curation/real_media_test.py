@@ -37,8 +37,10 @@ def test_cuts_are_where_transnet_sees_them(transnet, film):
   wanted, found = (
     [cut.first for cut in detect(iter(frames))]
     for detect in (
-      shot_detectors.transnetv2(str(weights), config.probability),
-      shot_detectors.pyscenedetect(config.ratio, config.change),
+      shot_detectors.transnetv2(str(weights), config.transnet_threshold),
+      shot_detectors.pyscenedetect(
+        config.adaptive_threshold, config.min_content_val
+      ),
     )
   )
   assert len(wanted) > 100
@@ -54,7 +56,7 @@ def test_films_become_records_that_train(film, tmp_path):
   for path in (film, bunny):
     (folder / path.name).symlink_to(path)
   with captioner.serving() as server:
-    ended = end_to_end_run.run(folder, out, server.url, workers=2)
+    ended = end_to_end_run.run(folder, out, server.url, num_workers=2)
   assert ended.returncode == 0, ended.stdout + ended.stderr
   path = end_to_end_run.records(out)
   found = [r for s in builder.splits(path) for r in builder.read(path, s)]

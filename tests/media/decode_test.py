@@ -212,13 +212,20 @@ def test_a_clips_media_are_decoded_once(tmp_path, monkeypatch):
   media = clip_media.Media(clip, path, kept)
   assert not opened
   assert media.video_THWC is media.video_THWC
-  assert clip_media.resized(media.video_THWC, 16).shape == (10, 16, 32, 3)
+  assert clip_media.resize_shorter_side(media.video_THWC, 16).shape == (
+    10,
+    16,
+    32,
+    3,
+  )
   seen = len(opened)
   assert media.audio_A.shape == (6667,)
   assert media.audio_A is media.audio_A
   # A seek may miss and the file be opened again, but no more than that.
   assert seen <= 2 and len(opened) <= 4
-  media.keep("new", b"2")
-  assert kept == {"old": b"1", "new": b"2"} and media.kept("old") == b"1"
+  media.save_artifact("new", b"2")
+  assert (
+    kept == {"old": b"1", "new": b"2"} and media.read_artifact("old") == b"1"
+  )
   with pytest.raises(KeyError):
-    media.kept("none")
+    media.read_artifact("none")

@@ -18,31 +18,31 @@ _PREFIX = 3  # letters of a name that choose its folder: 4,096 folders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reply:
+class Completion:
   """What the endpoint answered.
 
   Attributes:
     text: of the answer.
-    finish: why it ended; "length" if it was cut.
+    finish_reason: why it ended; "length" if it was cut.
     tokens_in: of the request, as the endpoint counts; 0 if it does not.
     tokens_out: of the answer, likewise.
   """
 
   text: str
-  finish: str = ""
+  finish_reason: str = ""
   tokens_in: int = 0
   tokens_out: int = 0
 
 
-_OPTIONAL = dataclasses.fields(Reply)[1:]
+_OPTIONAL = dataclasses.fields(Completion)[1:]
 
 
-def key(request: bytes) -> str:
+def request_hash(request: bytes) -> str:
   """The name of the answer to a request."""
   return hashlib.sha256(request).hexdigest()
 
 
-def load(folder: pathlib.Path, name: str) -> Reply | None:
+def load(folder: pathlib.Path, name: str) -> Completion | None:
   """The answer of that name; None if there is none, or its file is damaged."""
   try:
     found = untrusted.read_json(_path(folder, name))
@@ -50,10 +50,10 @@ def load(folder: pathlib.Path, name: str) -> Reply | None:
     return None
   except ValueError:
     return None  # asked again, and written anew
-  return Reply(**found) if _is_reply(found) else None
+  return Completion(**found) if _is_completion(found) else None
 
 
-def _is_reply(value: Any) -> bool:
+def _is_completion(value: Any) -> bool:
   """Whether JSON is what `store` writes."""
   kinds = {field.name: type(field.default) for field in _OPTIONAL}
   return (
@@ -64,7 +64,7 @@ def _is_reply(value: Any) -> bool:
   )
 
 
-def store(folder: pathlib.Path, name: str, reply: Reply) -> None:
+def store(folder: pathlib.Path, name: str, reply: Completion) -> None:
   """Keep an answer; it is there whole, or not at all.
 
   Raises:

@@ -21,37 +21,37 @@ _OWN = frozenset(["model", "messages", "stream", "n"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asking:
+class RequestConfig:
   """What all requests have in common.
 
   Attributes:
     model: its name at the endpoint.
-    task: instruction in place of `instruction.task`; "" for that one.
+    instruction: instruction in place of `instruction.task`; "" for that one.
     temperature: of sampling.
     max_tokens: of an answer.
-    structured: whether the JSON schema is sent as `response_format`.
-    extra: JSON values added to the request.
+    structured_output: whether the JSON schema is sent as `response_format`.
+    extra_body: JSON values added to the request.
   """
 
   model: str
-  task: str
+  instruction: str
   temperature: float
   max_tokens: int
-  structured: bool
-  extra: Mapping[str, Any]
+  structured_output: bool
+  extra_body: Mapping[str, Any]
 
   def __post_init__(self):
-    if own := _OWN & set(self.extra):
+    if own := _OWN & set(self.extra_body):
       raise ValueError(f"extra: {sorted(own)} cannot be set there")
 
 
-def request(
-  asking: Asking, frames: Sequence[bytes], pcm: bytes
+def build_request(
+  config: RequestConfig, frames: Sequence[bytes], pcm: bytes
 ) -> dict[str, Any]:
   """A request with all of a clip.
 
   Args:
-    asking: what all requests have in common.
+    config: what all requests have in common.
     frames: JPEGs in order; none for a sound alone.
     pcm: the sound; b"" without one.
   """
@@ -66,29 +66,29 @@ def request(
   if heard:
     sound = {"data": _base64(_wav(pcm)), "format": "wav"}
     content.append({"type": "input_audio", "input_audio": sound})
-  task = asking.task or instruction.task(seen, heard)
+  task = config.instruction or instruction.for_clip(seen, heard)
   content.append({"type": "text", "text": task})
   body = {
-    "model": asking.model,
+    "model": config.model,
     "messages": [{"role": "user", "content": content}],
-    "temperature": asking.temperature,
-    "max_tokens": asking.max_tokens,
+    "temperature": config.temperature,
+    "max_tokens": config.max_tokens,
   }
-  if asking.structured:
+  if config.structured_output:
     schema = responses.schema(seen, heard)
     named = {"name": "caption", "strict": True, "schema": schema}
     body["response_format"] = {"type": "json_schema", "json_schema": named}
-  return {**body, **asking.extra}
+  return {**body, **config.extra_body}
 
 
-def sent_back(
-  body: Mapping[str, Any], answer: str, error: responses.Unfit
+def build_repair_request(
+  body: Mapping[str, Any], answer: str, error: responses.InvalidResponse
 ) -> dict[str, Any]:
   """The request with an unfit answer and what is wrong with it."""
   messages = [
     *body["messages"],
     {"role": "assistant", "content": answer},
-    {"role": "user", "content": instruction.again(error)},
+    {"role": "user", "content": instruction.for_repair(error)},
   ]
   return {**body, "messages": messages}
 

@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 REDACTED = "[key]"
-SHORTEST = 8  # characters; less is a placeholder such as "EMPTY", no secret
+MIN_KEY_CHARS = (
+  8  # characters; less is a placeholder such as "EMPTY", no secret
+)
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*", re.ASCII)
-_LONGEST_VARIABLE = 64
-_LONGEST_WORD = 20  # of a variable without `_`; longer is a key in base32
+_MAX_VARIABLE_CHARS = 64
+_MAX_WORD_CHARS = 20  # of a variable without `_`; longer is a key in base32
 # Keys of public APIs, and what stands before a key in a header.
 _KEY = re.compile(
   r"(?<![A-Za-z0-9])(?:sk|pk|rk|hf|gsk|xai|ghp|gho|github_pat|glpat|r8|nvapi)"
@@ -51,12 +53,12 @@ def check_variable(name: str) -> None:
     return
   if (
     not _VARIABLE.fullmatch(name)
-    or len(name) > _LONGEST_VARIABLE
-    or ("_" not in name and len(name) > _LONGEST_WORD)
+    or len(name) > _MAX_VARIABLE_CHARS
+    or ("_" not in name and len(name) > _MAX_WORD_CHARS)
     or _KEY.search(name)
   ):
     raise ValueError(
-      "key_variable: expected the name of an environment variable in capitals,"
+      "api_key_env: expected the name of an environment variable in capitals,"
       " such as OPENAI_API_KEY, got something else (not shown, it may be a"
       " key); put the key into that variable"
     )
@@ -71,15 +73,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
   Raises:
     ValueError: names the settings; does not repeat their values.
   """
-  if found := sorted(set(_suspects(settings, ""))):
+  if found := sorted(set(_find_keys(settings, ""))):
     raise ValueError(
       f"{', '.join(found)}: looks like a credential (not shown), and settings"
       " are written into reports; put the key into an environment variable and"
-      " name that in key_variable"
+      " name that in api_key_env"
     )
 
 
-def _suspects(value: Any, path: str, inside: bool = False) -> Iterator[str]:
+def _find_keys(value: Any, path: str, inside: bool = False) -> Iterator[str]:
   """Paths of texts that look like keys, and of fields named like one."""
   if isinstance(value, str):
     if _KEY.search(value):
@@ -91,10 +93,10 @@ def _suspects(value: Any, path: str, inside: bool = False) -> Iterator[str]:
       below = f"{path}.{'(a name)' if hidden else name}".lstrip(".")
       if hidden or (inside and each and _FIELD.search(str(name))):
         yield below
-      yield from _suspects(each, below, True)
+      yield from _find_keys(each, below, True)
   elif isinstance(value, list | tuple):
     for each in value:
-      yield from _suspects(each, path, inside)
+      yield from _find_keys(each, path, inside)
 
 
 def read(variable: str) -> str:
@@ -113,7 +115,7 @@ def read(variable: str) -> str:
   if not key:
     raise ValueError(
       f"the environment variable {variable} is empty; put the API key there,"
-      " or set key_variable to '' for an endpoint without keys"
+      " or set api_key_env to '' for an endpoint without keys"
     )
   if not key.isascii() or not key.isprintable():
     raise ValueError(
@@ -132,7 +134,7 @@ class Redaction:
     Args:
       key: ASCII; "" or one shorter than `SHORTEST` redacts nothing.
     """
-    self._pattern = _pattern(key) if len(key) >= SHORTEST else None
+    self._pattern = _pattern(key) if len(key) >= MIN_KEY_CHARS else None
 
   def __repr__(self) -> str:
     return "Redaction()"

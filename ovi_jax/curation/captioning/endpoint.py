@@ -27,10 +27,10 @@ from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import credentials
 
-LARGEST_ANSWER = 4 << 20  # bytes
-_AGAIN = frozenset([408, 409, 425, 429])
-_NEVER = frozenset([401, 402, 403, 404, 405, 407, 410])  # of no request
-_SHOWN = 300  # characters of what the endpoint says, in errors
+MAX_RESPONSE_BYTES = 4 << 20  # bytes
+_RETRYABLE = frozenset([408, 409, 425, 429])
+_FATAL = frozenset([401, 402, 403, 404, 405, 407, 410])  # of no request
+_MAX_CHARS_SHOWN = 300  # characters of what the endpoint says, in errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,52 +40,52 @@ class Settings:
   Attributes:
     url: up to and with the version, such as "http://127.0.0.1:8000/v1".
     model: its name there; needed before anything is asked.
-    key_variable: the environment variable that has the API key; "" for none.
+    api_key_env: the environment variable that has the API key; "" for none.
     concurrency: requests at a time.
     requests_per_minute: at most; 0 for no limit.
     tokens_per_minute: at most, of requests and answers; 0 for no limit.
-    tokens_expected: of one request and its answer, until some have been seen,
+    expected_tokens: of one request and its answer, until some have been seen,
       or always if the endpoint does not count them.
-    connect_seconds: to wait for a connection.
-    read_seconds: to wait for the next bytes of an answer.
-    total_seconds: to wait for a whole answer.
-    attempts: at one request, before the endpoint is taken to be gone.
-    first_wait: seconds before the second attempt; doubled for each other one.
-    longest_wait: seconds; an endpoint that asks for more is taken to be gone.
+    connect_timeout: to wait for a connection.
+    read_timeout: to wait for the next bytes of an answer.
+    request_timeout: to wait for a whole answer.
+    max_attempts: at one request, before the endpoint is taken to be gone.
+    backoff_base: seconds before the second attempt; doubled for each other one.
+    backoff_max: seconds; an endpoint that asks for more is taken to be gone.
     seed: of the waits' jitter.
   """
 
   url: str = "http://127.0.0.1:8000/v1"
   model: str = ""
-  key_variable: str = ""
+  api_key_env: str = ""
   concurrency: int = 16
   requests_per_minute: float = 0.0
   tokens_per_minute: float = 0.0
-  tokens_expected: int = 4000
-  connect_seconds: float = 10.0
-  read_seconds: float = 120.0
-  total_seconds: float = 300.0
-  attempts: int = 8
-  first_wait: float = 1.0
-  longest_wait: float = 120.0
+  expected_tokens: int = 4000
+  connect_timeout: float = 10.0
+  read_timeout: float = 120.0
+  request_timeout: float = 300.0
+  max_attempts: int = 8
+  backoff_base: float = 1.0
+  backoff_max: float = 120.0
   seed: int = 0
 
   def __post_init__(self):
     _check_url(self.url)
-    credentials.check_variable(self.key_variable)
-    for name in ("concurrency", "tokens_expected", "attempts"):
+    credentials.check_variable(self.api_key_env)
+    for name in ("concurrency", "expected_tokens", "max_attempts"):
       if getattr(self, name) < 1:
         raise ValueError(
           f"{name} must be at least 1, got {getattr(self, name)}"
         )
-    for name in ("connect", "read", "total"):
-      if getattr(self, f"{name}_seconds") <= 0:
-        raise ValueError(f"{name}_seconds must be positive")
+    for name in ("connect_timeout", "read_timeout", "request_timeout"):
+      if getattr(self, name) <= 0:
+        raise ValueError(f"{name} must be positive")
     for name in (
       "requests_per_minute",
       "tokens_per_minute",
-      "first_wait",
-      "longest_wait",
+      "backoff_base",
+      "backoff_max",
     ):
       if getattr(self, name) < 0:
         raise ValueError(
@@ -100,16 +100,16 @@ def _check_url(url: str) -> None:
   if not plain or "@" in url or parts.query:
     raise ValueError(
       "url: expected one such as 'http://127.0.0.1:8000/v1', without a name,"
-      " password or query; a key belongs in the variable that key_variable"
+      " password or query; a key belongs in the variable that api_key_env"
       " names"
     )
 
 
-class Refused(ValueError):
+class RequestRejected(ValueError):
   """The endpoint will not answer this request."""
 
 
-class Unanswered(OSError):
+class AttemptsExhausted(OSError):
   """This request was tried as often as allowed; others were answered."""
 
 
@@ -133,19 +133,19 @@ class _Failure:
   Attributes:
     text: for people.
     error: to raise at once; None if it may be tried again.
-    wait: seconds that the endpoint asks for.
-    busy: it has too much to do, which says nothing of this request.
-    nobody: there was no connection, so nothing was heard of the endpoint.
+    retry_after: seconds that the endpoint asks for.
+    rate_limited: it has too much to do, which says nothing of this request.
+    no_connection: there was no connection, so nothing was heard of the endpoint.
   """
 
   text: str
   error: type[Exception] | None = None
-  wait: float = 0.0
-  busy: bool = False
-  nobody: bool = False
+  retry_after: float = 0.0
+  rate_limited: bool = False
+  no_connection: bool = False
 
 
-def library() -> types.ModuleType:
+def import_httpx() -> types.ModuleType:
   """httpx; ImportError says how to install it."""
   try:
     return importlib.import_module("httpx")
@@ -160,20 +160,20 @@ class Client:
 
   Attributes:
     redaction: of the key, for all that is kept or said.
-    answered: requests so far that were.
-    known: an answer of an earlier run was used, so that a request may be what
+    num_answered: requests so far that were.
+    answered_before: an answer of an earlier run was used, so that a request may be what
       is wrong, though no other is answered now.
-    gone: why no more are made; "" while they are.
+    unavailable: why no more are made; "" while they are.
   """
 
   def __init__(self, settings: Settings, key: str, clock: Clock):
     self._settings, self._key, self._clock = settings, key, clock
     self.redaction = credentials.Redaction(key)
-    self._httpx = library()
+    self._httpx = import_httpx()
     self._http: Any = None
     self._free_at, self._tokens_seen = 0.0, 0.0
     self._request_at = self._tokens_at = 0.0
-    self.answered, self.known, self.gone = 0, False, ""
+    self.num_answered, self.answered_before, self.unavailable = 0, False, ""
 
   async def __aenter__(self) -> "Client":
     settings, httpx = self._settings, self._httpx
@@ -186,7 +186,7 @@ class Client:
     self._http = httpx.AsyncClient(
       headers=headers,
       timeout=httpx.Timeout(
-        settings.read_seconds, connect=settings.connect_seconds, pool=None
+        settings.read_timeout, connect=settings.connect_timeout, pool=None
       ),
       limits=httpx.Limits(max_connections=settings.concurrency),
     )
@@ -195,7 +195,7 @@ class Client:
   async def __aexit__(self, *_: object) -> None:
     await self._http.aclose()
 
-  async def ask(self, request: bytes) -> cache.Reply:
+  async def complete(self, request: bytes) -> cache.Completion:
     """Send a request until it is answered.
 
     Args:
@@ -204,112 +204,118 @@ class Client:
     Raises:
       Refused: the endpoint says that the request is wrong.
       Unanswered: all attempts failed while other requests were answered, or
-        had been by an endpoint that is `known` and still lets us connect.
+        had been by an endpoint that is `answered_before` and still lets us connect.
       stage.Unavailable: all attempts failed, and nothing else was answered; or
         the key, the model or the address is wrong.
     """
-    before = seen = self.answered
+    before = seen = self.num_answered
     tries = waits = 0
     while True:
-      expected = await self._turn()
+      expected = await self._wait_for_slot()
       found = await self._attempt(request)
       if not isinstance(found, _Failure):
-        self._count(found, expected)
+        self._record_usage(found, expected)
         return found
       if found.error is stage.Unavailable:
-        self.gone = self.gone or found.text
+        self.unavailable = self.unavailable or found.text
       elif found.error is not None:
         raise found.error(found.text)
-      self._stop_if_gone()
+      self._raise_if_unavailable()
       # A busy endpoint that answers others will come to this one.
-      tries = 0 if found.busy and self.answered > seen else tries + 1
-      seen = self.answered
-      if tries >= self._settings.attempts:
+      tries = (
+        0 if found.rate_limited and self.num_answered > seen else tries + 1
+      )
+      seen = self.num_answered
+      if tries >= self._settings.max_attempts:
         break
-      await self._clock.sleep(max(self._wait(request, waits), found.wait))
+      await self._clock.sleep(
+        max(self._backoff(request, waits), found.retry_after)
+      )
       waits += 1
     tried = f"{tries} attempts failed, the last: {found.text}"
-    if self.answered == before and (found.nobody or not self.known):
-      self.gone = tried
-    self._stop_if_gone()
-    raise Unanswered(f"{self._settings.url}: {tried}")
+    if self.num_answered == before and (
+      found.no_connection or not self.answered_before
+    ):
+      self.unavailable = tried
+    self._raise_if_unavailable()
+    raise AttemptsExhausted(f"{self._settings.url}: {tried}")
 
-  def _stop_if_gone(self) -> None:
+  def _raise_if_unavailable(self) -> None:
     """`stage.Unavailable` once the endpoint has been taken to be gone."""
-    if self.gone:
-      raise stage.Unavailable(f"{self._settings.url}: {self.gone}")
+    if self.unavailable:
+      raise stage.Unavailable(f"{self._settings.url}: {self.unavailable}")
 
-  def _wait(self, request: bytes, waits: int) -> float:
+  def _backoff(self, request: bytes, waits: int) -> float:
     """Seconds before the next attempt: exponential, half of it by chance."""
-    name = cache.key(request)
+    name = cache.request_hash(request)
     chance = random.Random(f"{self._settings.seed}/{name}/{waits}").random()
     # 2**30 is beyond any wait, and no overflow.
-    longest = self._settings.first_wait * 2 ** min(waits, 30)
-    return min(longest, self._settings.longest_wait) * (0.5 + 0.5 * chance)
+    longest = self._settings.backoff_base * 2 ** min(waits, 30)
+    return min(longest, self._settings.backoff_max) * (0.5 + 0.5 * chance)
 
-  async def _turn(self) -> float:
+  async def _wait_for_slot(self) -> float:
     """Wait until the rates allow another request; tokens that it may take."""
     settings, now = self._settings, self._clock.now()
-    expected = self._expected()
+    expected = self._expected_tokens()
     start = max(now, self._request_at, self._tokens_at)
     if settings.requests_per_minute:
       self._request_at = start + 60 / settings.requests_per_minute
     if settings.tokens_per_minute:
-      self._tokens_at = start + self._seconds(expected)
+      self._tokens_at = start + self._seconds_for_tokens(expected)
     while (wait := max(start, self._free_at) - self._clock.now()) > 0:
       await self._clock.sleep(wait)
-      self._stop_if_gone()
-    self._stop_if_gone()
+      self._raise_if_unavailable()
+    self._raise_if_unavailable()
     return expected
 
-  def _expected(self) -> float:
+  def _expected_tokens(self) -> float:
     """Tokens of a request and its answer: the mean of those seen."""
-    if not self.answered:
-      return self._settings.tokens_expected
-    return self._tokens_seen / self.answered
+    if not self.num_answered:
+      return self._settings.expected_tokens
+    return self._tokens_seen / self.num_answered
 
-  def _seconds(self, tokens: float) -> float:
+  def _seconds_for_tokens(self, tokens: float) -> float:
     """The time that so many tokens take at the limit."""
     return tokens / self._settings.tokens_per_minute * 60
 
-  def _count(self, reply: cache.Reply, expected: float) -> None:
+  def _record_usage(self, reply: cache.Completion, expected: float) -> None:
     """Note an answer; what it took beyond the expected is waited for."""
     # An endpoint that does not count is taken to have used what was expected.
     used = reply.tokens_in + reply.tokens_out or expected
     if self._settings.tokens_per_minute:
-      self._tokens_at += self._seconds(used - expected)
+      self._tokens_at += self._seconds_for_tokens(used - expected)
     self._tokens_seen += used
-    self.answered += 1
+    self.num_answered += 1
 
-  async def _attempt(self, request: bytes) -> cache.Reply | _Failure:
+  async def _attempt(self, request: bytes) -> cache.Completion | _Failure:
     """Send a request once."""
     try:
-      async with asyncio.timeout(self._settings.total_seconds):
+      async with asyncio.timeout(self._settings.request_timeout):
         status, headers, body = await self._send(request)
     except TimeoutError:
-      seconds = self._settings.total_seconds
+      seconds = self._settings.request_timeout
       return _Failure(text=f"no whole answer within {seconds:g} s")
     except self._httpx.RequestError as error:
       text = self._shown(f"{type(error).__name__}: {error}")
       kinds = self._httpx.ConnectError, self._httpx.ConnectTimeout
-      return _Failure(text=text, nobody=isinstance(error, kinds))
+      return _Failure(text=text, no_connection=isinstance(error, kinds))
     if status == 200:
       return self._reply(body)
     said = body.decode(errors="replace").strip()
     text = self._shown(f"status {status}: {said}")
-    if status in _AGAIN or status >= 500:
+    if status in _RETRYABLE or status >= 500:
       wait = _retry_after(headers)
       self._free_at = max(self._free_at, self._clock.now() + wait)
-      if wait > self._settings.longest_wait:
+      if wait > self._settings.backoff_max:
         text = f"{text}; it asks to come back in {wait:g} s"
         return _Failure(text=text, error=stage.Unavailable)
-      return _Failure(text=text, wait=wait, busy=status == 429)
-    if status in _NEVER or status < 400:
+      return _Failure(text=text, retry_after=wait, rate_limited=status == 429)
+    if status in _FATAL or status < 400:
       return _Failure(
         text=f"{text}; check url, model and the API key",
         error=stage.Unavailable,
       )
-    return _Failure(text=text, error=Refused)
+    return _Failure(text=text, error=RequestRejected)
 
   async def _send(self, request: bytes) -> tuple[int, Mapping[str, str], bytes]:
     """Status, headers and body of an answer, which is cut if it is endless."""
@@ -318,19 +324,23 @@ class Client:
       body = b""
       async for part in response.aiter_bytes():
         body += part
-        if len(body) > LARGEST_ANSWER:
+        if len(body) > MAX_RESPONSE_BYTES:
           break
       return response.status_code, response.headers, body
 
-  def _reply(self, body: bytes) -> cache.Reply | _Failure:
+  def _reply(self, body: bytes) -> cache.Completion | _Failure:
     """What a body of status 200 says."""
     try:
-      found = untrusted.parse_json(body, max_bytes=LARGEST_ANSWER, finite=False)
+      found = untrusted.parse_json(
+        body, max_bytes=MAX_RESPONSE_BYTES, finite=False
+      )
       choice, usage = found["choices"][0], found.get("usage")
       said = choice["message"].get("content") or ""
-      return cache.Reply(
+      return cache.Completion(
         text=self.redaction.text(str(said)),
-        finish=self.redaction.text(str(choice.get("finish_reason") or "")),
+        finish_reason=self.redaction.text(
+          str(choice.get("finish_reason") or "")
+        ),
         tokens_in=_tokens(usage, "prompt_tokens"),
         tokens_out=_tokens(usage, "completion_tokens"),
       )
@@ -352,7 +362,7 @@ class Client:
   def _shown(self, text: str) -> str:
     """What the endpoint said, short, printable and without the key."""
     # Before it is cut: half a key is a secret too.
-    return untrusted.printable(self.redaction.text(text), _SHOWN)
+    return untrusted.printable(self.redaction.text(text), _MAX_CHARS_SHOWN)
 
 
 def _tokens(usage: Any, name: str) -> int:

@@ -23,16 +23,24 @@ from ovi_jax import prompt
 from ovi_jax import untrusted
 from ovi_jax.curation.captioning import speech_tags
 
-VOICE = ("gender", "age", "accent", "pitch", "prosody", "emotion", "rate")
-SOUND = ("effects", "ambience", "music", "acoustics")
-LONGEST_ANSWER = 100_000  # characters; more is no caption
-LONGEST_ATTRIBUTE = 300
-_UNKNOWN, _NOTHING = "unclear", "none"  # for blank attributes
-_CLEANINGS = 8  # each takes one layer of HTML entities off
-_TRIES = 256  # places where an object may begin
+VOICE_ATTRIBUTES = (
+  "gender",
+  "age",
+  "accent",
+  "pitch",
+  "prosody",
+  "emotion",
+  "rate",
+)
+SOUND_ATTRIBUTES = ("effects", "ambience", "music", "acoustics")
+MAX_RESPONSE_CHARS = 100_000  # characters; more is no caption
+MAX_ATTRIBUTE_CHARS = 300
+_UNKNOWN_VOICE, _NO_SOUND = "unclear", "none"  # for blank attributes
+_MAX_CLEANINGS = 8  # each takes one layer of HTML entities off
+_MAX_JSON_STARTS = 256  # places where an object may begin
 
 
-class Unfit(ValueError):
+class InvalidResponse(ValueError):
   """An answer that is no caption.
 
   Attributes:
@@ -45,20 +53,20 @@ class Unfit(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Requirements:
   """What an answer must have.
 
   Attributes:
-    seen: there are frames: "visual" is wanted.
-    heard: there is sound: "audio", "speech" and attributes are wanted.
-    visual: fewest and most characters, tags included.
-    audio: likewise.
+    has_video: there are frames: "visual" is wanted.
+    has_audio: there is sound: "audio", "speech" and attributes are wanted.
+    visual_chars: fewest and most characters, tags included.
+    audio_chars: likewise.
   """
 
-  seen: bool = True
-  heard: bool = True
-  visual: tuple[int, int] = (20, 3000)
-  audio: tuple[int, int] = (8, 1500)
+  has_video: bool = True
+  has_audio: bool = True
+  visual_chars: tuple[int, int] = (20, 3000)
+  audio_chars: tuple[int, int] = (8, 1500)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,17 +86,20 @@ class Caption:
   attributes: Mapping[str, Any]
 
 
-def schema(seen: bool, heard: bool) -> dict[str, Any]:
+def schema(has_video: bool, has_audio: bool) -> dict[str, Any]:
   """The JSON schema of an answer, strict as structured output wants it."""
   text = {"type": "string"}
   properties: dict[str, Any] = {}
-  if seen:
+  if has_video:
     properties["visual"] = text
-  if heard:
+  if has_audio:
     properties["speech"] = {"type": "array", "items": text}
     properties["audio"] = text
-    properties["speakers"] = {"type": "array", "items": _texts(VOICE)}
-    properties["sounds"] = _texts(SOUND)
+    properties["speakers"] = {
+      "type": "array",
+      "items": _texts(VOICE_ATTRIBUTES),
+    }
+    properties["sounds"] = _texts(SOUND_ATTRIBUTES)
   return _object(properties)
 
 
@@ -107,44 +118,51 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def read(text: str, wanted: Wanted) -> Caption:
+def parse(text: str, requirements: Requirements) -> Caption:
   """Turn the text of an answer into a caption.
 
   Args:
     text: as the model wrote it.
-    wanted: what it must have.
+    requirements: what it must have.
 
   Raises:
     Unfit: it is no JSON object, or its content is not what was asked for;
       names every problem.
   """
-  found = _json(text, schema(wanted.seen, wanted.heard)["properties"])
-  problems = list(_type_problems(found, wanted))
+  found = _json(
+    text, schema(requirements.has_video, requirements.has_audio)["properties"]
+  )
+  problems = list(_type_problems(found, requirements))
   if problems:
-    raise Unfit("caption lacks a part", "; ".join(problems))
+    raise InvalidResponse("caption lacks a part", "; ".join(problems))
   audio, speech = "", ()
   attributes: dict[str, Any] = {}
-  if wanted.heard:
-    audio = _described(found["audio"])
-    speech = tuple(filter(None, map(_spoken, found["speech"])))
+  if requirements.has_audio:
+    audio = _clean_audio(found["audio"])
+    speech = tuple(filter(None, map(_clean_speech, found["speech"])))
     attributes = {
-      "speakers": [_filled(s, VOICE, _UNKNOWN) for s in found["speakers"]],
-      "sounds": _filled(found["sounds"], SOUND, _NOTHING),
+      "speakers": [
+        _fill_blank(s, VOICE_ATTRIBUTES, _UNKNOWN_VOICE)
+        for s in found["speakers"]
+      ],
+      "sounds": _fill_blank(found["sounds"], SOUND_ATTRIBUTES, _NO_SOUND),
     }
   visual = ""
-  if wanted.seen:
+  if requirements.has_video:
     visual = _clean(prompt.spell_tags(_clean(found["visual"])))
-    visual, speech = _agreed(visual, speech)
+    visual, speech = _reconcile(visual, speech)
   caption = Caption(
     visual=visual, audio=audio, speech=speech, attributes=attributes
   )
-  problems = list(_problems(caption, wanted))
+  problems = list(_problems(caption, requirements))
   if problems:
-    raise Unfit(problems[0][0], "; ".join(problem for _, problem in problems))
+    raise InvalidResponse(
+      problems[0][0], "; ".join(problem for _, problem in problems)
+    )
   return caption
 
 
-def combined(caption: Caption, variant: geometry.Variant) -> str:
+def to_prompt(caption: Caption, variant: geometry.Variant) -> str:
   """The prompt of a caption, as a released variant is asked.
 
   Of a sound alone, what is said stands where the visual part would.
@@ -163,19 +181,21 @@ def combined(caption: Caption, variant: geometry.Variant) -> str:
   notes = prompt.tag_notes(text)
   if notes or prompt.clean(text) != text:
     problem = "; ".join(notes) or "it holds broken characters or entities"
-    raise Unfit("prompt is not clean", f"the caption as one text: {problem}")
+    raise InvalidResponse(
+      "prompt is not clean", f"the caption as one text: {problem}"
+    )
   return text
 
 
 def _json(text: str, names: Mapping[str, Any]) -> dict[str, Any]:
   """The first JSON object that has one of the names; `Unfit` without one."""
   wanted = "expected one JSON object and nothing around it"
-  if len(text) > LONGEST_ANSWER:
-    raise Unfit(
+  if len(text) > MAX_RESPONSE_CHARS:
+    raise InvalidResponse(
       "answer is not JSON", f"{wanted}, got {len(text)} characters of text"
     )
   decoder, failure = json.JSONDecoder(), "there is none"
-  for start in itertools.islice(re.finditer("{", text), _TRIES):
+  for start in itertools.islice(re.finditer("{", text), _MAX_JSON_STARTS):
     try:
       _, end = decoder.raw_decode(text, start.start())
       found = untrusted.parse_json(text[start.start() : end])
@@ -187,31 +207,35 @@ def _json(text: str, names: Mapping[str, Any]) -> dict[str, Any]:
     else:
       if set(found) & set(names):
         return found
-  raise Unfit("answer is not JSON", f"{wanted}; {failure}")
+  raise InvalidResponse("answer is not JSON", f"{wanted}; {failure}")
 
 
-def _type_problems(found: Mapping[str, Any], wanted: Wanted) -> Iterator[str]:
+def _type_problems(
+  found: Mapping[str, Any], wanted: Requirements
+) -> Iterator[str]:
   """What is missing from the object, or of another type."""
-  texts = ["visual"] * wanted.seen + ["audio"] * wanted.heard
+  texts = ["visual"] * wanted.has_video + ["audio"] * wanted.has_audio
   for name in texts:
     if not isinstance(found.get(name), str):
-      yield f'"{name}" must be a text, got {_shown(found.get(name))}'
-  if not wanted.heard:
+      yield f'"{name}" must be a text, got {_short_json(found.get(name))}'
+  if not wanted.has_audio:
     return
   speech = found.get("speech")
   if not _list_of(speech, str):
-    yield f'"speech" must be a list of texts, got {_shown(speech)}'
+    yield f'"speech" must be a list of texts, got {_short_json(speech)}'
   speakers = found.get("speakers")
   if not _list_of(speakers, dict):
-    yield f'"speakers" must be a list of objects, got {_shown(speakers)}'
+    yield f'"speakers" must be a list of objects, got {_short_json(speakers)}'
     speakers = []
   for number, speaker in enumerate(speakers or []):
-    yield from _attribute_problems(f"speakers[{number}]", speaker, VOICE)
+    yield from _attribute_problems(
+      f"speakers[{number}]", speaker, VOICE_ATTRIBUTES
+    )
   sounds = found.get("sounds")
   if isinstance(sounds, dict):
-    yield from _attribute_problems("sounds", sounds, SOUND)
+    yield from _attribute_problems("sounds", sounds, SOUND_ATTRIBUTES)
   else:
-    yield f'"sounds" must be an object, got {_shown(sounds)}'
+    yield f'"sounds" must be an object, got {_short_json(sounds)}'
 
 
 def _attribute_problems(
@@ -222,9 +246,9 @@ def _attribute_problems(
     if name not in found:
       yield f'{where} lacks "{name}"'
     elif not isinstance(found[name], str | None):
-      yield f'{where}: "{name}" must be a text, got {_shown(found[name])}'
-    elif len(found[name] or "") > LONGEST_ATTRIBUTE:
-      yield f'{where}: "{name}" has over {LONGEST_ATTRIBUTE} characters'
+      yield f'{where}: "{name}" must be a text, got {_short_json(found[name])}'
+    elif len(found[name] or "") > MAX_ATTRIBUTE_CHARS:
+      yield f'{where}: "{name}" has over {MAX_ATTRIBUTE_CHARS} characters'
 
 
 def _list_of(value: Any, kind: type) -> bool:
@@ -232,13 +256,13 @@ def _list_of(value: Any, kind: type) -> bool:
   return isinstance(value, list) and all(isinstance(v, kind) for v in value)
 
 
-def _shown(value: Any) -> str:
+def _short_json(value: Any) -> str:
   """A JSON value, short enough for a message."""
   text = json.dumps(value)
   return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def _filled(
+def _fill_blank(
   found: Mapping[str, Any], names: Sequence[str], blank: str
 ) -> dict[str, str]:
   """The attributes in their order, blank ones filled, unknown ones dropped."""
@@ -247,53 +271,57 @@ def _filled(
 
 def _clean(text: str) -> str:
   """The text cleaned until cleaning changes nothing."""
-  for _ in range(_CLEANINGS):
+  for _ in range(_MAX_CLEANINGS):
     text, before = prompt.clean(text), text
     if text == before:
       break
   return text
 
 
-def _described(text: str) -> str:
+def _clean_audio(text: str) -> str:
   """The sound's description without the tags that are put around it."""
   text = prompt.spell_tags(_clean(text)).removeprefix(prompt.SOUND_LINE)
   for tag in (prompt.SOUND, prompt.SOUND_END):
     text = text.replace(tag, " ")
-  return _clean(speech_tags.without(text))
+  return _clean(speech_tags.strip_tags(text))
 
 
-def _spoken(text: str) -> str:
+def _clean_speech(text: str) -> str:
   """Words that are said, without tags."""
-  return _clean(speech_tags.without(prompt.spell_tags(_clean(text))))
+  return _clean(speech_tags.strip_tags(prompt.spell_tags(_clean(text))))
 
 
-def _agreed(visual: str, speech: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _reconcile(
+  visual: str, speech: Sequence[str]
+) -> tuple[str, tuple[str, ...]]:
   """Visual part and words that agree, if there is one way to make them so."""
   # Balanced tags stay where the model put them, whatever it lists.
   if prompt.tag_notes(visual) or prompt.SPEECH not in visual:
-    visual = speech_tags.placed(visual, speech) or visual
-  said = speech_tags.spoken(visual)
+    visual = speech_tags.insert_tags(visual, speech) or visual
+  said = speech_tags.tagged_speech(visual)
   # They may differ in letters' case and stops; the visual part is trained on.
-  return visual, said if speech_tags.same(said, speech) else tuple(speech)
+  return visual, said if speech_tags.same_words(said, speech) else tuple(speech)
 
 
-def _problems(caption: Caption, wanted: Wanted) -> Iterator[tuple[str, str]]:
+def _problems(
+  caption: Caption, wanted: Requirements
+) -> Iterator[tuple[str, str]]:
   """Reason and description of all that is wrong with what the parts say."""
   for note in prompt.tag_notes(caption.visual):
     yield "speech tags are unbalanced", f'in "visual", {note}'
-  said = speech_tags.spoken(caption.visual)
-  if wanted.seen and not speech_tags.same(said, caption.speech):
+  said = speech_tags.tagged_speech(caption.visual)
+  if wanted.has_video and not speech_tags.same_words(said, caption.speech):
     yield (
       "speech in two versions",
       f'"speech" must list what stands between {prompt.SPEECH} and'
       f' {prompt.SPEECH_END} in "visual", in order; it lists'
-      f" {_shown(caption.speech)}, there stands {_shown(said)}",
+      f" {_short_json(caption.speech)}, there stands {_short_json(said)}",
     )
-  if wanted.seen:
-    yield from _length_problems("visual", caption.visual, wanted.visual)
-  if wanted.heard:
-    yield from _length_problems("audio", caption.audio, wanted.audio)
-  if caption.speech and wanted.heard and not caption.attributes["speakers"]:
+  if wanted.has_video:
+    yield from _length_problems("visual", caption.visual, wanted.visual_chars)
+  if wanted.has_audio:
+    yield from _length_problems("audio", caption.audio, wanted.audio_chars)
+  if caption.speech and wanted.has_audio and not caption.attributes["speakers"]:
     yield (
       "speech without a speaker",
       'there is speech: "speakers" must describe each voice',

@@ -11,24 +11,24 @@ from ovi_jax import prompt
 _SPOKEN = re.compile(f"{prompt.SPEECH}(.*?){prompt.SPEECH_END}", re.DOTALL)
 
 
-def without(text: str) -> str:
+def strip_tags(text: str) -> str:
   """The text without speech tags, white space collapsed."""
   for tag in (prompt.SPEECH, prompt.SPEECH_END):
     text = text.replace(tag, " ")
   return " ".join(text.split())
 
 
-def spoken(text: str) -> tuple[str, ...]:
+def tagged_speech(text: str) -> tuple[str, ...]:
   """What stands between speech tags, in order."""
   return tuple(words.strip() for words in _SPOKEN.findall(text))
 
 
-def same(one: Sequence[str], other: Sequence[str]) -> bool:
+def same_words(one: Sequence[str], other: Sequence[str]) -> bool:
   """Whether two lists have the same words, case and stops aside."""
-  return list(map(_letters, one)) == list(map(_letters, other))
+  return list(map(_normalize, one)) == list(map(_normalize, other))
 
 
-def placed(text: str, speech: Sequence[str]) -> str | None:
+def insert_tags(text: str, speech: Sequence[str]) -> str | None:
   """Put tags around what is said, in place of those that are there.
 
   Args:
@@ -41,9 +41,9 @@ def placed(text: str, speech: Sequence[str]) -> str | None:
   """
   if not speech:
     return None
-  plain, parts, end = without(text), [], 0
+  plain, parts, end = strip_tags(text), [], 0
   for words in speech:
-    found = _whole(words).search(plain, end)
+    found = _word_pattern(words).search(plain, end)
     if not found or _count(plain, words) != _count_in(speech, words):
       return None
     tagged = f"{prompt.SPEECH}{words}{prompt.SPEECH_END}"
@@ -52,14 +52,14 @@ def placed(text: str, speech: Sequence[str]) -> str | None:
   return "".join([*parts, plain[end:]])
 
 
-def _whole(words: str) -> re.Pattern[str]:
+def _word_pattern(words: str) -> re.Pattern[str]:
   """Finds words that are no part of longer ones."""
   return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
 
 
 def _count(text: str, words: str) -> int:
   """How often words stand in a text."""
-  return len(_whole(words).findall(text))
+  return len(_word_pattern(words).findall(text))
 
 
 def _count_in(speech: Sequence[str], words: str) -> int:
@@ -67,6 +67,6 @@ def _count_in(speech: Sequence[str], words: str) -> int:
   return sum(_count(each, words) for each in speech)
 
 
-def _letters(words: str) -> str:
+def _normalize(words: str) -> str:
   """Letters and digits alone, of one case."""
   return "".join(c for c in words.casefold() if c.isalnum())

@@ -30,7 +30,7 @@ except ImportError as error:
   ) from error
 
 
-class Work(beam.DoFn):
+class ShardDoFn(beam.DoFn):
   """Does shards of a pass, each worker of Beam with one process beside it."""
 
   def __init__(
@@ -43,14 +43,16 @@ class Work(beam.DoFn):
 
   def setup(self) -> None:
     """Called once by each of Beam's workers."""
-    self._watched = worker_pool.Watched(self._settings, self._part, 1)
+    self._watched = worker_pool.WorkerPool(self._settings, self._part, 1)
 
   def process(self, number: int) -> Iterator[int]:
     """Do a shard; what is to be said of it is said by its files."""
     if self._away:  # It would be the same with this one.
-      place = shards.undone(self._settings, self._part, number)
+      place = shards.first_pending(self._settings, self._part, number)
       if place is not None:
-        shards.say_why(self._settings.files(place, number), self._away)
+        shards.write_error(
+          self._settings.shard_files(place, number), self._away
+        )
       yield number
       return
     for result in self._watched.work([number]):
@@ -67,7 +69,7 @@ class Work(beam.DoFn):
       self._watched.__exit__()
 
 
-def with_options(options: Sequence[str]) -> run.Work:
+def executor(options: Sequence[str]) -> run.ShardExecutor:
   """A way to do shards, for `run.run`.
 
   Args:
@@ -87,26 +89,26 @@ def with_options(options: Sequence[str]) -> run.Work:
         pipeline
         | beam.Create(list(numbers))
         | beam.Reshuffle()  # one by one to any worker
-        | beam.ParDo(Work(settings, part))
+        | beam.ParDo(ShardDoFn(settings, part))
       )
     for number in numbers:
       yield shards.Result(
-        shard=number, failure=_failure(settings, part, number)
+        shard=number, failure=_shard_error(settings, part, number)
       )
 
   return work
 
 
-def _failure(
+def _shard_error(
   settings: curation_settings.Settings,
   part: curation_settings.Pass,
   number: int,
 ) -> str:
   """Why a shard is not done, as its files say; empty if it is."""
-  place = shards.undone(settings, part, number)
+  place = shards.first_pending(settings, part, number)
   if place is None:
     return ""
-  files = settings.files(place, number)
-  if not storage.size(files.failed):
+  files = settings.shard_files(place, number)
+  if not storage.file_size(files.failed):
     return "it was not done; see the log of Beam's workers"
   return storage.read(files.failed).decode().splitlines()[0]

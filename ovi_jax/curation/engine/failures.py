@@ -9,15 +9,15 @@ from collections.abc import Iterator
 
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
 _LIBRARIES = ("site-packages", "dist-packages")
-_STANDARD = pathlib.Path(sysconfig.get_path("stdlib")).name
+_STDLIB = pathlib.Path(sysconfig.get_path("stdlib")).name
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 # Names that are drawn: of copies of remote files, of what is being encoded.
-_DRAWN = re.compile(
+_TEMPORARY = re.compile(
   re.escape(tempfile.gettempdir()) + r"/(ovi_jax-|tmp)[a-z0-9_]{8}\b"
 )
 
 
-def told(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
   """The traceback of an error and of what caused it, from the caller's on.
 
   Without the place of the installation, without addresses in memory and names
@@ -26,7 +26,7 @@ def told(error: BaseException) -> str:
   if error.__traceback__ is not None:
     error = error.with_traceback(error.__traceback__.tb_next)
   lines = list(_chain(error))
-  return _DRAWN.sub("…", _ADDRESS.sub("0x…", "\n".join(lines)))
+  return _TEMPORARY.sub("…", _ADDRESS.sub("0x…", "\n".join(lines)))
 
 
 def _chain(error: BaseException) -> Iterator[str]:
@@ -39,7 +39,7 @@ def _chain(error: BaseException) -> Iterator[str]:
     yield "and then:"
   # The first frame is the engine's call.
   for frame in traceback.extract_tb(error.__traceback__):
-    yield f"{_where(frame.filename)}:{frame.lineno} in {frame.name}"
+    yield f"{_relative_path(frame.filename)}:{frame.lineno} in {frame.name}"
     if frame.line:
       yield f"  {frame.line}"
   yield f"{type(error).__name__}: {error}"
@@ -49,12 +49,12 @@ def _chain(error: BaseException) -> Iterator[str]:
       yield from _chain(each)
 
 
-def _where(name: str) -> str:
+def _relative_path(name: str) -> str:
   """A file of code, from its package on."""
   path = pathlib.Path(name)
   if path.is_relative_to(_ROOT) and not set(_LIBRARIES) & set(path.parts):
     return path.relative_to(_ROOT).as_posix()
-  for folder in (*_LIBRARIES, _STANDARD):
+  for folder in (*_LIBRARIES, _STDLIB):
     if folder in path.parts:
       return "/".join(path.parts[path.parts.index(folder) + 1 :])
   return path.name

@@ -25,14 +25,14 @@ from ovi_jax.curation.engine import storage
 
 RECORDS = "records"
 _DONE = "done"
-_WRITTEN = {
-  "source": shard_store.is_text,
-  "made": lambda value: isinstance(value, dict),
+_RESULT_FIELDS = {
+  "input_hash": shard_store.is_text,
+  "result": lambda value: isinstance(value, dict),
 }
 Log = Callable[[str], None]
 
 
-def over_all(
+def run_pass(
   settings: curation_settings.Settings,
   part: curation_settings.Pass,
   count: int,
@@ -56,19 +56,19 @@ def over_all(
   there = [
     n
     for n in range(count)
-    if shard_store.mark(settings.files(part.first - 1, n))
+    if shard_store.read_marker(settings.shard_files(part.first_stage - 1, n))
   ]
   is_sink = part.kind == curation_settings.SINK
   if len(there) < count and (is_sink or not before):
     return [
       f"{part.name}: it needs all shards, and {count - len(there)} of {count}"
-      " are not done; do them first (or let more clips fail: --config.quota)"
+      " are not done; do them first (or let more clips fail: --config.max_failure_rate)"
     ]
   if is_sink:
-    _sink(settings, part, count, log)
+    _run_sink(settings, part, count, log)
   else:
-    _decide(settings, part, there)
-    log(counts(settings, part.first, there))
+    _run_global(settings, part, there)
+    log(summary(settings, part.first_stage, there))
   return []
 
 
@@ -80,22 +80,28 @@ def is_finished(
 ) -> bool:
   """Whether a stage has done all shards."""
   numbers = range(count)
-  if part.kind in (curation_settings.CLIP, curation_settings.SHARD):
+  if part.kind in (curation_settings.CLIP, curation_settings.BATCH):
     return all(shards.is_done(settings, place, n) for n in numbers)
-  if not all(shard_store.mark(settings.files(place - 1, n)) for n in numbers):
+  if not all(
+    shard_store.read_marker(settings.shard_files(place - 1, n)) for n in numbers
+  ):
     return False
-  source = _source(settings, place, numbers)
+  source = _input_hash(settings, place, numbers)
   if part.kind == curation_settings.SINK:
-    return (written(settings, part) or {}).get("source") == source
-  marks = [shard_store.mark(settings.files(place, n)) for n in numbers]
-  return all(found and found.source == source for found in marks)
+    return (read_sink_result(settings, part) or {}).get("input_hash") == source
+  marks = [
+    shard_store.read_marker(settings.shard_files(place, n)) for n in numbers
+  ]
+  return all(found and found.input_hash == source for found in marks)
 
 
-def counts(
+def summary(
   settings: curation_settings.Settings, place: int, numbers: Sequence[int]
 ) -> str:
   """A line of what a stage made of shards."""
-  marks = [shard_store.mark(settings.files(place, n)) for n in numbers]
+  marks = [
+    shard_store.read_marker(settings.shard_files(place, n)) for n in numbers
+  ]
   done = [found for found in marks if found]
   passed = sum(found.clips for found in done)
   rejects = sum(found.rejects for found in done)
@@ -107,64 +113,68 @@ def counts(
   )
 
 
-def _source(
+def _input_hash(
   settings: curation_settings.Settings, place: int, numbers: Sequence[int]
 ) -> str:
   """Hash of what the stage before said of shards."""
   digest = hashlib.sha256()
   for number in numbers:
-    found = shard_store.mark(settings.files(place - 1, number))
+    found = shard_store.read_marker(settings.shard_files(place - 1, number))
     assert found is not None, "only shards that are done are asked for"
     digest.update(f"{number} {found.digest}\n".encode())
   return digest.hexdigest()
 
 
-def _decide(
+def _run_global(
   settings: curation_settings.Settings,
   part: curation_settings.Pass,
   numbers: Sequence[int],
 ) -> None:
   """Do a stage of form "all" for those shards that have not the outcome."""
-  place = part.first
-  source = _source(settings, place, numbers)
-  marks = {n: shard_store.mark(settings.files(place, n)) for n in numbers}
-  todo = [n for n, m in marks.items() if m is None or m.source != source]
+  place = part.first_stage
+  source = _input_hash(settings, place, numbers)
+  marks = {
+    n: shard_store.read_marker(settings.shard_files(place, n)) for n in numbers
+  }
+  todo = [n for n, m in marks.items() if m is None or m.input_hash != source]
   if not todo:
     return
 
   def every() -> Iterator[clips.Clip]:
     for number in numbers:
-      yield from shard_store.survivors(settings.files(place - 1, number))
+      yield from shard_store.read_clips(settings.shard_files(place - 1, number))
 
   decide = part.stages[0].load()(every())
   for number in console.progress(todo, desc=part.name, unit="shard"):
-    with shard_store.writing(settings.files(place, number)) as opened:
-      for clip in shard_store.survivors(settings.files(place - 1, number)):
+    with shard_store.open_output(settings.shard_files(place, number)) as opened:
+      for clip in shard_store.read_clips(
+        settings.shard_files(place - 1, number)
+      ):
         opened.writer.add(clip, [decide(clip)], {})
       opened.commit(source)
 
 
-def _sink(
+def _run_sink(
   settings: curation_settings.Settings,
   part: curation_settings.Pass,
   count: int,
   log: Log,
 ) -> None:
   """Have the end written, under its name when it is whole."""
-  source = _source(settings, part.first, range(count))
+  source = _input_hash(settings, part.first_stage, range(count))
   folder = storage.join(settings.out, part.stages[0].folder)
   end = storage.join(folder, RECORDS)
-  before = written(settings, part)
-  if before is None or before["source"] != source:
+  before = read_sink_result(settings, part)
+  if before is None or before["input_hash"] != source:
     storage.remove(storage.join(folder, _DONE))
-    made = _make(settings, part, count, end)
-    said = json.dumps({"source": source, "made": made}, indent=1)
+    made = _call_sink(settings, part, count, end)
+    said = json.dumps({"input_hash": source, "result": made}, indent=1)
     storage.write(storage.join(folder, _DONE), said.encode() + b"\n")
-    before = {"made": made}
-  log(f"{part.stages[0].name}: {end}: {json.dumps(before['made'])}")
+    before = {"result": made}
+  log(f"{part.stages[0].name}: {end}: {json.dumps(before['result'])}")
 
 
-def _make(
+def _call_sink(
   settings: curation_settings.Settings,
   part: curation_settings.Pass,
   count: int,
@@ -175,10 +185,14 @@ def _make(
   total = sum(
     found.clips
     for n in range(count)
-    if (found := shard_store.mark(settings.files(part.first - 1, n)))
+    if (
+      found := shard_store.read_marker(
+        settings.shard_files(part.first_stage - 1, n)
+      )
+    )
   )
   with console.progress(total=total, desc=part.name, unit="clip") as bar:
-    every = _every(settings, part.first, count, bar)
+    every = _all_clips(settings, part.first_stage, count, bar)
     if not storage.is_remote(end):
       new = pathlib.Path(f"{end}.new")
       shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped
@@ -194,19 +208,21 @@ def _make(
       return made
 
 
-def _every(
+def _all_clips(
   settings: curation_settings.Settings, place: int, count: int, bar: tqdm.tqdm
 ) -> Iterator[tuple[clips.Clip, stages.Media]]:
   """The clips that come to a stage, of all shards, with their media."""
   for number in range(count):
-    folders = [settings.files(i, number).folder for i in range(place)]
-    with shard_store.keeper(folders, number) as keeper:
-      for clip in shard_store.survivors(settings.files(place - 1, number)):
-        yield clip, shards.media(clip, keeper)[0]
+    folders = [settings.shard_files(i, number).folder for i in range(place)]
+    with shard_store.open_artifacts(folders, number) as keeper:
+      for clip in shard_store.read_clips(
+        settings.shard_files(place - 1, number)
+      ):
+        yield clip, shards.open_media(clip, keeper)[0]
         bar.update()
 
 
-def written(
+def read_sink_result(
   settings: curation_settings.Settings, part: curation_settings.Pass
 ) -> dict | None:
   """What was said of the end when it was whole; None if it is not.
@@ -215,4 +231,6 @@ def written(
     source: hash of what it was made of; made: what the stage returned.
   """
   folder = storage.join(settings.out, part.stages[0].folder)
-  return shard_store.stored_json(storage.join(folder, _DONE), _WRITTEN)
+  return shard_store.read_stored_json(
+    storage.join(folder, _DONE), _RESULT_FIELDS
+  )

@@ -23,31 +23,31 @@ from ovi_jax.curation.engine import shard_store
 from ovi_jax.curation.engine import storage
 from ovi_jax.curation.engine import worker_pool
 
-_SHOWN = 10  # numbers of shards in an error
+_MAX_INDICES_SHOWN = 10  # numbers of shards in an error
 Log = Callable[[str], None]
 # Does shards of a pass, in any order.
-Work = Callable[
+ShardExecutor = Callable[
   [curation_settings.Settings, curation_settings.Pass, Sequence[int]],
   Iterator[shards.Result],
 ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Share:
+class ShardSelection:
   """What of a run this process does.
 
   Attributes:
-    only: name of a pass; empty for all of them.
+    only_pass: name of a pass; empty for all of them.
     shards: "" for all, "A:B" for those from A to before B, "I/N" for the part
       number I, from 0 on, of N equal ones.
-    retry: do shards again of which clips failed.
+    retry_failed: do shards again of which clips failed.
   """
 
-  only: str = ""
+  only_pass: str = ""
   shards: str = ""
-  retry: bool = False
+  retry_failed: bool = False
 
-  def numbers(self, count: int) -> list[int]:
+  def indices(self, count: int) -> list[int]:
     """The shards out of `count`; ValueError if the words are none."""
     words = self.shards.replace("/", ":").split(":")
     if not self.shards:
@@ -68,17 +68,17 @@ class Share:
 
 def run(
   settings: curation_settings.Settings,
-  share: Share | None = None,
+  selection: ShardSelection | None = None,
   log: Log = console.log,
-  work: Work | None = None,
+  executor: ShardExecutor | None = None,
 ) -> list[str]:
   """Do what is left to do.
 
   Args:
     settings: of the run.
-    share: what of it; all by default.
+    selection: what of it; all by default.
     log: called with each line for the user.
-    work: does shards elsewhere than in worker processes here.
+    executor: does shards elsewhere than in worker processes here.
 
   Returns:
     What could not be done, a line each; empty if all of it is done.
@@ -88,38 +88,47 @@ def run(
       file was damaged.
     OSError: the disk is full, or a folder is not writable.
   """
-  share = share or Share()
-  parts = [settings.named(share.only)] if share.only else settings.passes
-  numbers = share.numbers(manifest.number(settings))
-  if share.shards and not share.only:
+  selection = selection or ShardSelection()
+  parts = (
+    [settings.find_pass(selection.only_pass)]
+    if selection.only_pass
+    else settings.passes
+  )
+  numbers = selection.indices(manifest.load_or_create(settings))
+  if selection.shards and not selection.only_pass:
     raise ValueError("shards: they are shared pass by pass; name it (only)")
-  if work is None:
-    _load(settings, parts, len(numbers))
+  if executor is None:
+    _check_requirements(settings, parts, len(numbers))
   log(f"{settings.out}: {len(numbers)} shards")
   problems = []
   for part in parts:
-    if share.retry:
-      _forget(settings, part, numbers)
-    if part.kind in (curation_settings.ALL, curation_settings.SINK):
-      if share.shards:
+    if selection.retry_failed:
+      _clear_failed(settings, part, numbers)
+    if part.kind in (curation_settings.GLOBAL, curation_settings.SINK):
+      if selection.shards:
         raise ValueError(f"pass {part.name} needs all shards; give no range")
-      problems += global_stages.over_all(
+      problems += global_stages.run_pass(
         settings, part, len(numbers), problems, log
       )
     else:
-      problems += over_shards(
-        settings, part, numbers, log, work, waits=bool(share.only)
+      problems += run_shards(
+        settings,
+        part,
+        numbers,
+        log,
+        executor,
+        require_previous=bool(selection.only_pass),
       )
   return problems
 
 
-def over_shards(
+def run_shards(
   settings: curation_settings.Settings,
   part: curation_settings.Pass,
-  numbers: Sequence[int],
+  shard_indices: Sequence[int],
   log: Log = console.log,
-  work: Work | None = None,
-  waits: bool = False,
+  executor: ShardExecutor | None = None,
+  require_previous: bool = False,
 ) -> list[str]:
   """Take shards through a pass.
 
@@ -128,32 +137,36 @@ def over_shards(
     part: the pass.
     numbers: of the shards.
     log: called with each line for the user.
-    work: does shards elsewhere than in worker processes here.
-    waits: shards that the pass before has not done are a problem.
+    executor: does shards elsewhere than in worker processes here.
+    require_previous: shards that the pass before has not done are a problem.
 
   Returns:
     What could not be done.
   """
   ready = [
-    n for n in numbers if shard_store.mark(settings.files(part.first - 1, n))
+    n
+    for n in shard_indices
+    if shard_store.read_marker(settings.shard_files(part.first_stage - 1, n))
   ]
   problems = []
-  missing = sorted(set(numbers) - set(ready))
-  if missing and part.first == 0:
+  missing = sorted(set(shard_indices) - set(ready))
+  if missing and part.first_stage == 0:
     raise ValueError(
-      f"inputs: shards {_some(missing)} are not in {settings.out}; bring them"
+      f"inputs: shards {_preview(missing)} are not in {settings.out}; bring them"
       " back, or remove inputs.json there to number anew"
     )
-  if missing and waits:
+  if missing and require_previous:
     problems.append(
       f"{part.name}: the pass before has not done {len(missing)} shards:"
-      f" {_some(missing)}"
+      f" {_preview(missing)}"
     )
-  todo = [n for n in ready if shards.undone(settings, part, n) is not None]
+  todo = [
+    n for n in ready if shards.first_pending(settings, part, n) is not None
+  ]
   seconds: dict[str, float] = collections.defaultdict(float)
   given: collections.Counter[str] = collections.Counter()
   with _progress(settings, part, todo) as bar:
-    for result in (work or _watched(bar))(settings, part, todo):
+    for result in (executor or _local_executor(bar))(settings, part, todo):
       for name, (count, spent) in result.seconds.items():
         given[name] += count
         seconds[name] += spent
@@ -161,16 +174,16 @@ def over_shards(
         problems.append(f"{part.name}, shard {result.shard}: {result.failure}")
       if result.unavailable:
         break  # It would be the same with the others.
-  for place, each in enumerate(part.stages, part.first):
+  for place, each in enumerate(part.stages, part.first_stage):
     stage = each.name
-    said = global_stages.counts(settings, place, numbers)
+    said = global_stages.summary(settings, place, shard_indices)
     if given[stage]:
       said += f"; {seconds[stage] / given[stage]:.3g} s a clip"
     log(said)
   return problems
 
 
-def _watched(bar: tqdm.tqdm) -> Work:
+def _local_executor(bar: tqdm.tqdm) -> ShardExecutor:
   """Worker processes of this machine."""
 
   def work(
@@ -178,18 +191,18 @@ def _watched(bar: tqdm.tqdm) -> Work:
     part: curation_settings.Pass,
     numbers: Sequence[int],
   ) -> Iterator[shards.Result]:
-    processes = min(settings.processes(part), max(1, len(numbers)))
+    processes = min(settings.num_processes(part), max(1, len(numbers)))
 
     def passed(count: int) -> None:
       bar.update(count)
 
-    with worker_pool.Watched(settings, part, processes, passed) as watched:
-      yield from watched.work(numbers)
+    with worker_pool.WorkerPool(settings, part, processes, passed) as watched:
+      yield from watched.run(numbers)
 
   return work
 
 
-def _load(
+def _check_requirements(
   settings: curation_settings.Settings,
   parts: Sequence[curation_settings.Pass],
   count: int,
@@ -198,19 +211,23 @@ def _load(
   undone = [
     settings.stages[place]
     for part in parts
-    for place in range(part.first, part.first + len(part.stages))
+    for place in range(part.first_stage, part.first_stage + len(part.stages))
     if not global_stages.is_finished(settings, part, place, count)
   ]
-  missing = [problem for stage in undone for problem in stage.missing()]
+  missing = [
+    problem for stage in undone for problem in stage.missing_requirements()
+  ]
   if missing:
-    raise ValueError(curation_settings.listed(missing))
+    raise ValueError(curation_settings.format_problems(missing))
   if undone:
-    every = curation_settings.Pass(name="all", first=0, stages=tuple(undone))
-    with worker_pool.Watched(settings, every, 1) as watched:
-      watched.load()
+    every = curation_settings.Pass(
+      name="all", first_stage=0, stages=tuple(undone)
+    )
+    with worker_pool.WorkerPool(settings, every, 1) as watched:
+      watched.check_stages_load()
 
 
-def _forget(
+def _clear_failed(
   settings: curation_settings.Settings,
   part: curation_settings.Pass,
   numbers: Sequence[int],
@@ -219,13 +236,13 @@ def _forget(
 
   A shard without a mark may have failed for what was left out of it.
   """
-  for place in range(part.first, part.first + len(part.stages)):
+  for place in range(part.first_stage, part.first_stage + len(part.stages)):
     for number in numbers:
-      files = settings.files(place, number)
-      found = shard_store.mark(files)
+      files = settings.shard_files(place, number)
+      found = shard_store.read_marker(files)
       if found is None or found.failed:
         storage.remove(files.done)
-        storage.remove(files.left_out)
+        storage.remove(files.excluded)
 
 
 @contextlib.contextmanager
@@ -235,7 +252,10 @@ def _progress(
   todo: Sequence[int],
 ) -> Iterator[tqdm.tqdm]:
   """A line that says how many clips are through, and the time left."""
-  before = [shard_store.mark(settings.files(part.first - 1, n)) for n in todo]
+  before = [
+    shard_store.read_marker(settings.shard_files(part.first_stage - 1, n))
+    for n in todo
+  ]
   with console.progress(
     total=sum(found.clips for found in before if found),
     desc=part.name,
@@ -247,7 +267,9 @@ def _progress(
     yield bar
 
 
-def _some(numbers: Sequence[int]) -> str:
+def _preview(numbers: Sequence[int]) -> str:
   """The first of many numbers."""
-  more = ", …" if len(numbers) > _SHOWN else ""
-  return ", ".join(str(number) for number in numbers[:_SHOWN]) + more
+  more = ", …" if len(numbers) > _MAX_INDICES_SHOWN else ""
+  return (
+    ", ".join(str(number) for number in numbers[:_MAX_INDICES_SHOWN]) + more
+  )

@@ -18,7 +18,7 @@ from ml_collections import config_dict
 from ovi_jax.curation.engine import shard_store
 from ovi_jax.curation.engine import storage
 
-KINDS = CLIP, SHARD, ALL, SINK = "clip", "shard", "all", "sink"
+KINDS = CLIP, BATCH, GLOBAL, SINK = "clip", "batch", "global", "sink"
 _STAGES = "ovi_jax.curation.stages"
 
 
@@ -46,20 +46,20 @@ class Stage:
   @property
   def kind(self) -> str:
     """One of `KINDS`."""
-    return _module(self.module).KIND
+    return _import_stage(self.module).KIND
 
   @property
-  def bounds(self) -> Mapping[str, tuple[str, str]]:
+  def thresholds(self) -> Mapping[str, tuple[str, str]]:
     """Reason -> (score, field of the config)."""
-    return getattr(_module(self.module), "BOUNDS", {})
+    return getattr(_import_stage(self.module), "THRESHOLDS", {})
 
-  def missing(self) -> list[str]:
+  def missing_requirements(self) -> list[str]:
     """What it needs and has not here, a sentence each."""
-    return _missing(self.module, self.config)
+    return _missing_requirements(self.module, self.config)
 
   def load(self) -> Any:
     """The stage's function; ValueError names what it needs and has not."""
-    return _module(self.module).load(self.config)
+    return _import_stage(self.module).load(self.config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,12 @@ class Pass:
 
   Attributes:
     name: for flags and reports.
-    first: place of its first stage among those of the run.
+    first_stage: place of its first stage among those of the run.
     stages: at least one.
   """
 
   name: str
-  first: int
+  first_stage: int
   stages: tuple[Stage, ...]
 
   @property
@@ -94,12 +94,12 @@ class Settings:
     append: number inputs that an earlier run had not as further shards.
     report: write report.html in the end (extra `[curate]`).
     passes: in order.
-    workers: processes; 0 for one a core. A stage of form "shard" has one, as
+    num_workers: processes; 0 for one a core. A stage of form "shard" has one, as
       it has an accelerator or a network to itself.
     timeout: seconds that a stage may take for one clip.
-    timeouts: stage -> seconds, for those that need others; of a stage of form
+    stage_timeouts: stage -> seconds, for those that need others; of a stage of form
       "shard", for all clips that it is given at once.
-    quota: share of a stage's clips in a shard that may fail, rounded up;
+    max_failure_rate: share of a stage's clips in a shard that may fail, rounded up;
       beyond it the shard fails.
   """
 
@@ -109,10 +109,10 @@ class Settings:
   append: bool
   report: bool
   passes: tuple[Pass, ...]
-  workers: int
+  num_workers: int
   timeout: float
-  timeouts: Mapping[str, float]
-  quota: float
+  stage_timeouts: Mapping[str, float]
+  max_failure_rate: float
 
   def __post_init__(self):
     problems = []
@@ -122,22 +122,26 @@ class Settings:
       problems.append("passes: expected at least one stage, got none")
     if self.shard_size < 1:
       problems.append(f"shard_size must be at least 1, got {self.shard_size}")
-    if self.workers < 0:
-      problems.append(f"workers must be 0 (all cores) or more: {self.workers}")
-    if not min([self.timeout, *self.timeouts.values()]) > 0:
+    if self.num_workers < 0:
       problems.append(
-        "timeout, timeouts: expected seconds above 0, got"
-        f" {self.timeout} and {dict(self.timeouts)}"
+        f"num_workers must be 0 (all cores) or more: {self.num_workers}"
+      )
+    if not min([self.timeout, *self.stage_timeouts.values()]) > 0:
+      problems.append(
+        "timeout, stage_timeouts: expected seconds above 0, got"
+        f" {self.timeout} and {dict(self.stage_timeouts)}"
       )
     names = [stage.name for stage in self.stages]
-    strange = sorted(set(self.timeouts) - set(names))
+    strange = sorted(set(self.stage_timeouts) - set(names))
     if strange:
       problems.append(
-        f"timeouts: there is no stage {', '.join(strange)}; known are"
+        f"stage_timeouts: there is no stage {', '.join(strange)}; known are"
         f" {', '.join(names)}"
       )
-    if not 0 <= self.quota <= 1:
-      problems.append(f"quota: expected a share in [0, 1], got {self.quota}")
+    if not 0 <= self.max_failure_rate <= 1:
+      problems.append(
+        f"max_failure_rate: expected a fraction in [0, 1], got {self.max_failure_rate}"
+      )
     if problems:
       raise ValueError("config: " + "; ".join(problems))
 
@@ -146,7 +150,7 @@ class Settings:
     """Of all passes, in order."""
     return tuple(stage for part in self.passes for stage in part.stages)
 
-  def processes(self, part: Pass) -> int:
+  def num_processes(self, part: Pass) -> int:
     """Worker processes of a pass."""
     if part.kind != CLIP:
       return 1
@@ -154,18 +158,20 @@ class Settings:
     cores = getattr(
       os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1)
     )
-    return self.workers or len(cores(0))
+    return self.num_workers or len(cores(0))
 
-  def seconds(self, stage: str, count: int = 1) -> float:
+  def time_limit(self, stage: str, count: int = 1) -> float:
     """How long a stage may take for so many clips at once."""
-    return self.timeouts.get(stage, self.timeout * count)
+    return self.stage_timeouts.get(stage, self.timeout * count)
 
-  def files(self, place: int, shard: int) -> shard_store.Files:
+  def shard_files(self, place: int, shard: int) -> shard_store.ShardFiles:
     """Of a stage's shard, by the stage's place; -1 are the inputs."""
     name = self.stages[place].folder if place >= 0 else shard_store.INPUTS
-    return shard_store.Files(folder=storage.join(self.out, name), shard=shard)
+    return shard_store.ShardFiles(
+      folder=storage.join(self.out, name), shard=shard
+    )
 
-  def named(self, name: str) -> Pass:
+  def find_pass(self, name: str) -> Pass:
     """The pass of a name; ValueError names those there are."""
     for part in self.passes:
       if part.name == name:
@@ -187,34 +193,34 @@ class Settings:
     fields = [f.name for f in dataclasses.fields(cls)]
     _check_names("config", values, [*fields, "stages", "skip"], exact=True)
     configs, skip = values.pop("stages"), values.pop("skip")
-    passes = tuple(_passes(values.pop("passes"), configs, skip))
-    values["timeouts"] = {
+    passes = tuple(_parse_passes(values.pop("passes"), configs, skip))
+    values["stage_timeouts"] = {
       name: seconds
-      for name, seconds in values["timeouts"].items()
+      for name, seconds in values["stage_timeouts"].items()
       if name not in skip
     }
     values["inputs"] = tuple(name for name in values["inputs"] if name)
     return cls(**values, passes=passes)
 
 
-def stage_fields(name: str) -> dict[str, Any]:
+def default_config(name: str) -> dict[str, Any]:
   """The fields of a stage's Config with their defaults, for config files."""
-  config = _module(_path(name)).Config
+  config = _import_stage(_module_path(name)).Config
   types = typing.get_type_hints(config)
   # Not of an instance: a stage may want what has no default that would do.
   return {
-    field.name: _listed(_default(field), types[field.name])
+    field.name: _config_value(_default(field), types[field.name])
     for field in dataclasses.fields(config)
   }
 
 
-def _passes(
+def _parse_passes(
   passes: Sequence[tuple[str, Sequence[str]]],
   configs: Mapping[str, Mapping[str, Any]],
   skip: Sequence[str],
 ) -> Iterator[Pass]:
   """The passes that are left without the stages to skip."""
-  names = [_short(name) for _, stages in passes for name in stages]
+  names = [_stage_name(name) for _, stages in passes for name in stages]
   _check_names("skip", skip, names)
   _check_names("stages", configs, names)
   twice = {name for name in names if names.count(name) > 1}
@@ -230,13 +236,15 @@ def _passes(
   for name, wanted in passes:
     stages = []
     for each in wanted:
-      if _short(each) in skip:
+      if _stage_name(each) in skip:
         continue
-      fields = configs.get(_short(each), {})
+      fields = configs.get(_stage_name(each), {})
       missing: list[str] = []
       try:
-        missing = _missing(_path(each), _config(each, fields))
-        stages.append(_stage(each, fields, key))
+        missing = _missing_requirements(
+          _module_path(each), _make_config(each, fields)
+        )
+        stages.append(_make_stage(each, fields, key))
         key = stages[-1].key
       except ValueError as error:
         failed = True
@@ -244,14 +252,16 @@ def _passes(
         problems += [] if missing else [str(error)]
       lacking += missing
     if stages:
-      yield _checked(Pass(name=name, first=count, stages=tuple(stages)))
+      yield _check_pass(
+        Pass(name=name, first_stage=count, stages=tuple(stages))
+      )
     count += len(stages)
   if failed:
     # What any stage lacks is said at once.
-    raise ValueError(listed([*problems, *lacking]))
+    raise ValueError(format_problems([*problems, *lacking]))
 
 
-def _checked(part: Pass) -> Pass:
+def _check_pass(part: Pass) -> Pass:
   """The pass; ValueError if its stages cannot go together."""
   others = [stage for stage in part.stages if stage.kind != CLIP]
   if others and len(part.stages) > 1:
@@ -262,33 +272,33 @@ def _checked(part: Pass) -> Pass:
   return part
 
 
-def _stage(name: str, fields: Mapping[str, Any], before: str) -> Stage:
+def _make_stage(name: str, fields: Mapping[str, Any], before: str) -> Stage:
   """A stage from the fields of its config."""
-  module, short = _module(_path(name)), _short(name)
-  frozen = _config(name, fields)
+  module, short = _import_stage(_module_path(name)), _stage_name(name)
+  frozen = _make_config(name, fields)
   try:
-    identity = getattr(module, "identity", dataclasses.asdict)(frozen)
+    identity = getattr(module, "fingerprint", dataclasses.asdict)(frozen)
   except ValueError as error:
     raise ValueError(f"config.stages.{short}: {error}") from error
   hashed = json.dumps([short, module.VERSION, identity, before], sort_keys=True)
   key = hashlib.sha256(hashed.encode()).hexdigest()[:12]
-  return Stage(name=short, module=_path(name), config=frozen, key=key)
+  return Stage(name=short, module=_module_path(name), config=frozen, key=key)
 
 
-def _config(name: str, fields: Mapping[str, Any]) -> Any:
+def _make_config(name: str, fields: Mapping[str, Any]) -> Any:
   """A stage's Config; ValueError if a field is unknown or cannot be."""
-  module = _module(_path(name))
+  module = _import_stage(_module_path(name))
   known = [f.name for f in dataclasses.fields(module.Config)]
-  _check_names(f"stages.{_short(name)}", fields, known)
+  _check_names(f"stages.{_stage_name(name)}", fields, known)
   if module.KIND not in KINDS:
     raise ValueError(f"stage {name}: KIND {module.KIND!r} is none of {KINDS}")
   try:
-    return module.Config(**{n: _frozen(v) for n, v in fields.items()})
+    return module.Config(**{n: _to_tuples(v) for n, v in fields.items()})
   except ValueError as error:
-    raise ValueError(f"config.stages.{_short(name)}: {error}") from error
+    raise ValueError(f"config.stages.{_stage_name(name)}: {error}") from error
 
 
-def listed(problems: Sequence[str]) -> str:
+def format_problems(problems: Sequence[str]) -> str:
   """One problem as a line, several as a list; each once."""
   every = list(dict.fromkeys(problems))
   if len(every) == 1:
@@ -298,22 +308,24 @@ def listed(problems: Sequence[str]) -> str:
   )
 
 
-def _missing(path: str, config: Any) -> list[str]:
+def _missing_requirements(path: str, config: Any) -> list[str]:
   """What a stage needs and has not here."""
-  return list(getattr(_module(path), "missing", lambda _: ())(config))
+  return list(
+    getattr(_import_stage(path), "missing_requirements", lambda _: ())(config)
+  )
 
 
-def _short(name: str) -> str:
+def _stage_name(name: str) -> str:
   """A stage's name, of itself or of the path of its module."""
   return name.rpartition(".")[2]
 
 
-def _path(name: str) -> str:
+def _module_path(name: str) -> str:
   """Of a stage's module; a name with dots is one."""
   return name if "." in name else f"{_STAGES}.{name}"
 
 
-def _module(path: str) -> ModuleType:
+def _import_stage(path: str) -> ModuleType:
   """A stage's module; ValueError if there is none."""
   try:
     return importlib.import_module(path)
@@ -326,10 +338,10 @@ def _module(path: str) -> ModuleType:
     ) from error
 
 
-def _frozen(value: Any) -> Any:
+def _to_tuples(value: Any) -> Any:
   """Lists, as JSON and flags have them, as tuples."""
   if isinstance(value, list | tuple):
-    return tuple(_frozen(part) for part in value)
+    return tuple(_to_tuples(part) for part in value)
   return value
 
 
@@ -342,7 +354,7 @@ def _default(field: dataclasses.Field) -> Any:
   return ""
 
 
-def _listed(value: Any, hint: Any) -> Any:
+def _config_value(value: Any, hint: Any) -> Any:
   """A value as ConfigDict takes it; None keeps the type that it stands for."""
   if value is None:
     return config_dict.placeholder(typing.get_args(hint)[0])

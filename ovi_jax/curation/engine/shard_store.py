@@ -2,7 +2,7 @@
 
 `<stage>-<key>/shard-00012.jsonl` has a line for each clip that a stage passed
 on ({"clip": …}) or refused ({"reject": …}), in the order they came.
-`shard-00012.kept.zip` has the bytes it kept of clips it passed on, stored, as
+`shard-00012.artifacts.zip` has the bytes it kept of clips it passed on, stored, as
 `<id>/<name>`. Both are written under another name; `shard-00012.done` comes
 last: counts, sizes and sha256 of both, and the sha256 of the lines that the
 stage read. Where that is another than what the stage before says now, the shard
@@ -28,16 +28,16 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import storage
 
 Line = clips.Clip | clips.Reject
-Keeper = Callable[[clips.Clip, str], bytes]
+ArtifactReader = Callable[[clips.Clip, str], bytes]
 INPUTS = "inputs"  # folder of the files, numbered
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that zip can say
-_READABLE = 0o644 << 16
-_LONGEST_LINE = 64 << 20  # bytes; curves of an hour-long film are a few
-_MOST = 2**53  # of a count; what JSON readers agree on
+_FILE_MODE = 0o644 << 16
+_MAX_LINE_BYTES = 64 << 20  # bytes; curves of an hour-long film are a few
+_MAX_COUNT = 2**53  # of a count; what JSON readers agree on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Files:
+class ShardFiles:
   """The files of a shard of a stage.
 
   Attributes:
@@ -48,52 +48,52 @@ class Files:
   folder: str
   shard: int
 
-  def named(self, ending: str) -> str:
+  def path(self, ending: str) -> str:
     """Where a file of this shard lies."""
     return storage.join(self.folder, f"shard-{self.shard:05d}.{ending}")
 
   @property
   def lines(self) -> str:
     """Clips and rejects."""
-    return self.named("jsonl")
+    return self.path("jsonl")
 
   @property
-  def kept(self) -> str:
+  def artifacts(self) -> str:
     """Bytes that the stage kept of its clips."""
-    return self.named("kept.zip")
+    return self.path("artifacts.zip")
 
   @property
   def done(self) -> str:
     """That both are whole."""
-    return self.named("done")
+    return self.path("done")
 
   @property
-  def left_out(self) -> str:
+  def excluded(self) -> str:
     """Clips that end or hang the process that works on them."""
-    return self.named("left_out")
+    return self.path("excluded")
 
   @property
   def failed(self) -> str:
     """Why the shard could not be done."""
-    return self.named("failed")
+    return self.path("failed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mark:
+class DoneMarker:
   """What a finished shard says of itself.
 
   Attributes:
     clips: passed on.
     rejects: refused, failures among them.
     failed: could not be judged.
-    source: sha256 of the lines that were read.
+    input_hash: sha256 of the lines that were read.
     files: ending -> (bytes, sha256).
   """
 
   clips: int
   rejects: int
   failed: int
-  source: str
+  input_hash: str
   files: Mapping[str, tuple[int, str]]
 
   @property
@@ -102,24 +102,24 @@ class Mark:
     return self.files["jsonl"][1]
 
 
-def mark(files: Files) -> Mark | None:
+def read_marker(files: ShardFiles) -> DoneMarker | None:
   """What a shard says of itself; None if it is not done, or files are gone.
 
   Raises:
     ValueError: its file is damaged; names it.
   """
-  values = stored_json(files.done, _MARK)
+  values = read_stored_json(files.done, _MARKER_FIELDS)
   if values is None:
     return None
   there = {name: tuple(said) for name, said in values.pop("files").items()}
   if any(
-    storage.size(files.named(n)) != size for n, (size, _) in there.items()
+    storage.file_size(files.path(n)) != size for n, (size, _) in there.items()
   ):
     return None
-  return Mark(**values, files=there)
+  return DoneMarker(**values, files=there)
 
 
-def stored_json(
+def read_stored_json(
   place: str, fields: Mapping[str, Callable[[Any], bool]]
 ) -> dict[str, Any] | None:
   """Read what an earlier run said in JSON.
@@ -136,7 +136,7 @@ def stored_json(
       of another type; names the file.
   """
   try:
-    with storage.opened(place) as file:
+    with storage.open_file(place) as file:
       values = untrusted.parse_json(
         untrusted.read_at_most(file, untrusted.MAX_JSON_BYTES + 1)
       )
@@ -170,7 +170,7 @@ def is_text(value: Any) -> bool:
 
 def is_count(value: Any) -> bool:
   """Whether JSON is a number of files, clips or bytes."""
-  return type(value) is int and 0 <= value < _MOST
+  return type(value) is int and 0 <= value < _MAX_COUNT
 
 
 def _is_number(value: Any) -> bool:
@@ -184,12 +184,12 @@ def _is_facts(value: Any) -> bool:
   )
 
 
-def _are_files(value: Any) -> bool:
+def _is_file_list(value: Any) -> bool:
   """Whether JSON gives size and sha256 of the files that a shard has."""
   return (
     isinstance(value, dict)
     and "jsonl" in value
-    and set(value) <= {"jsonl", "kept.zip"}
+    and set(value) <= {"jsonl", "artifacts.zip"}
     and all(
       isinstance(said, list)
       and len(said) == 2
@@ -200,14 +200,14 @@ def _are_files(value: Any) -> bool:
   )
 
 
-_MARK = {
+_MARKER_FIELDS = {
   "clips": is_count,
   "rejects": is_count,
   "failed": is_count,
-  "source": is_text,
-  "files": _are_files,
+  "input_hash": is_text,
+  "files": _is_file_list,
 }
-_CLIP = {
+_CLIP_FIELDS = {
   "id": is_text,
   "path": is_text,
   "start": _is_number,
@@ -217,7 +217,7 @@ _CLIP = {
     isinstance(value, dict) and all(map(_is_number, value.values()))
   ),
 }
-_REJECT = {
+_REJECT_FIELDS = {
   "clip": lambda value: True,
   "stage": is_text,
   "reason": is_text,
@@ -244,29 +244,29 @@ def decode(text: str | bytes) -> Line:
   Raises:
     ValueError: the line is no clip and no reject.
   """
-  values = untrusted.parse_json(text, max_bytes=_LONGEST_LINE)
+  values = untrusted.parse_json(text, max_bytes=_MAX_LINE_BYTES)
   if not isinstance(values, dict) or set(values) not in ({"clip"}, {"reject"}):
     raise ValueError(f"expected a clip or a reject, found {values!r:.100}")
   if "clip" in values:
     return _clip(values["clip"])
   values = values["reject"]
-  check_fields(values, _REJECT)
+  check_fields(values, _REJECT_FIELDS)
   return clips.Reject(**{**values, "clip": _clip(values["clip"])})
 
 
 def _clip(values: Any) -> clips.Clip:
   """A clip of JSON; ValueError if it is none."""
-  check_fields(values, _CLIP)
+  check_fields(values, _CLIP_FIELDS)
   return clips.Clip(**values)
 
 
-def read(files: Files) -> Iterator[Line]:
+def read(files: ShardFiles) -> Iterator[Line]:
   """The lines of a finished shard.
 
   Raises:
     ValueError: they are not what was written.
   """
-  found = mark(files)
+  found = read_marker(files)
   if found is None:
     raise ValueError(f"{files.lines} is not done; run its pass first")
   value = storage.read(files.lines)
@@ -285,7 +285,7 @@ def read(files: Files) -> Iterator[Line]:
       ) from error
 
 
-def survivors(files: Files) -> Iterator[clips.Clip]:
+def read_clips(files: ShardFiles) -> Iterator[clips.Clip]:
   """The clips that a finished shard passed on."""
   for line in read(files):
     if isinstance(line, clips.Clip):
@@ -330,7 +330,7 @@ class Writer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Open:
+class ShardOutput:
   """A shard that is being written.
 
   Attributes:
@@ -340,55 +340,59 @@ class Open:
   """
 
   writer: Writer
-  commit: Callable[[str], Mark]
+  commit: Callable[[str], DoneMarker]
 
 
 @contextlib.contextmanager
-def writing(files: Files) -> Iterator[Open]:
+def open_output(files: ShardFiles) -> Iterator[ShardOutput]:
   """A shard to write; nothing is left of it unless it is committed."""
   with contextlib.ExitStack() as stack:
     parts = {
-      "jsonl": stack.enter_context(storage.part(files.lines)),
-      "kept.zip": stack.enter_context(storage.part(files.kept)),
+      "jsonl": stack.enter_context(storage.atomic_write_file(files.lines)),
+      "artifacts.zip": stack.enter_context(
+        storage.atomic_write_file(files.artifacts)
+      ),
     }
     lines = stack.enter_context(open(parts["jsonl"][0], "w", encoding="ascii"))
-    kept = stack.enter_context(zipfile.ZipFile(parts["kept.zip"][0], "w"))
+    kept = stack.enter_context(zipfile.ZipFile(parts["artifacts.zip"][0], "w"))
     writer = Writer(lines, kept)
 
-    def commit(source: str) -> Mark:
+    def commit(input_hash: str) -> DoneMarker:
       lines.close()
       empty = not kept.namelist()
       kept.close()
       if empty:
-        del parts["kept.zip"]
+        del parts["artifacts.zip"]
       # What stands under these names is from now on not what it says.
       storage.remove(files.done)
-      storage.remove(files.kept)
+      storage.remove(files.artifacts)
       written = {}
       for ending, (temporary, publish) in parts.items():
         written[ending] = (temporary.stat().st_size, _digest(temporary))
         publish()
-      made = Mark(
+      made = DoneMarker(
         clips=writer.clips,
         rejects=writer.rejects,
         failed=writer.failed,
-        source=source,
+        input_hash=input_hash,
         files=written,
       )
-      write_mark(files, made)
+      write_marker(files, made)
       return made
 
-    yield Open(writer=writer, commit=commit)
+    yield ShardOutput(writer=writer, commit=commit)
 
 
-def write_mark(files: Files, made: Mark) -> None:
+def write_marker(files: ShardFiles, made: DoneMarker) -> None:
   """Say that a shard is done, of files that stand."""
   said = json.dumps(dataclasses.asdict(made), indent=1, sort_keys=True)
   storage.write(files.done, said.encode() + b"\n")
 
 
 @contextlib.contextmanager
-def keeper(folders: Sequence[str], shard: int) -> Iterator[Keeper]:
+def open_artifacts(
+  folders: Sequence[str], shard: int
+) -> Iterator[ArtifactReader]:
   """A reader of what stages kept of a shard's clips.
 
   Args:
@@ -404,23 +408,23 @@ def keeper(folders: Sequence[str], shard: int) -> Iterator[Keeper]:
   with contextlib.ExitStack() as stack:
     opened: list[tuple[zipfile.ZipFile, str]] = []
     for folder in reversed(folders):
-      files = Files(folder=folder, shard=shard)
-      if storage.size(files.kept) is not None:
-        file = stack.enter_context(storage.opened(files.kept))
-        with _undamaged(files.kept):
+      files = ShardFiles(folder=folder, shard=shard)
+      if storage.file_size(files.artifacts) is not None:
+        file = stack.enter_context(storage.open_file(files.artifacts))
+        with _archive_errors(files.artifacts):
           archive = stack.enter_context(zipfile.ZipFile(file))
-        opened.append((archive, files.kept))
+        opened.append((archive, files.artifacts))
 
     def kept(clip: clips.Clip, name: str) -> bytes:
       for archive, place in opened:
-        with contextlib.suppress(KeyError), _undamaged(place):
-          return archive.read(_stored(archive, f"{clip.id}/{name}"))
+        with contextlib.suppress(KeyError), _archive_errors(place):
+          return archive.read(_stored_entry(archive, f"{clip.id}/{name}"))
       raise KeyError(f"no stage kept {name!r} of clip {clip.id}")
 
     yield kept
 
 
-def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+def _stored_entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
   """An entry that is as `Writer` makes it; what is compressed may be huge."""
   info = archive.getinfo(name)
   encrypted = info.flag_bits & 1
@@ -436,7 +440,7 @@ def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
 
 
 @contextlib.contextmanager
-def _undamaged(place: str) -> Iterator[None]:
+def _archive_errors(place: str) -> Iterator[None]:
   """What zipfile says of damage, as an error that names the file."""
   try:
     yield
@@ -455,5 +459,5 @@ def _digest(path: pathlib.Path) -> str:
 def _zip_info(name: str) -> zipfile.ZipInfo:
   """An entry that says nothing of when and where it was written."""
   info = zipfile.ZipInfo(name, _EPOCH)
-  info.create_system, info.external_attr = 3, _READABLE
+  info.create_system, info.external_attr = 3, _FILE_MODE
   return info

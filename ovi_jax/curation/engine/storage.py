@@ -19,10 +19,10 @@ import fsspec
 
 from ovi_jax import files
 
-_READ_AT_ONCE = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
-class _Dropped(Exception):
+class _Discarded(Exception):
   """A file was written and not wanted."""
 
 
@@ -37,20 +37,22 @@ def join(place: str, *names: str) -> str:
 
 
 @contextlib.contextmanager
-def part(place: str) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
+def atomic_write_file(
+  place: str,
+) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
   """A local file to write, and what gives it its place when it is whole.
 
   It is removed if that was not called. Both may raise OSError: the disk is
   full, or the folder is not writable.
   """
-  with contextlib.suppress(_Dropped), contextlib.ExitStack() as stack:
+  with contextlib.suppress(_Discarded), contextlib.ExitStack() as stack:
     yield stack.enter_context(_replacing(place)), stack.close
-    raise _Dropped  # undoes what was not closed
+    raise _Discarded  # undoes what was not closed
 
 
 def write(place: str, value: bytes) -> None:
   """Write a file at once."""
-  with part(place) as (temporary, publish):
+  with atomic_write_file(place) as (temporary, publish):
     temporary.write_bytes(value)
     publish()
 
@@ -65,30 +67,30 @@ def _replacing(place: str) -> Iterator[pathlib.Path]:
   with tempfile.TemporaryDirectory(prefix="ovi_jax-") as folder:
     temporary = pathlib.Path(folder) / "part"
     yield temporary
-    system, path = _opened(place)
+    system, path = _filesystem(place)
     system.put_file(str(temporary), path)
 
 
 def read(place: str) -> bytes:
   """All of a file; FileNotFoundError if there is none."""
-  with opened(place) as file:
+  with open_file(place) as file:
     return file.read()
 
 
-def opened(place: str) -> BinaryIO:
+def open_file(place: str) -> BinaryIO:
   """A file to read anywhere in; FileNotFoundError if there is none."""
   if not is_remote(place):
     return open(place, "rb")
-  system, path = _opened(place)
+  system, path = _filesystem(place)
   return system.open(path, "rb")
 
 
-def size(place: str) -> int | None:
+def file_size(place: str) -> int | None:
   """Bytes of a file; None if there is none."""
   if not is_remote(place):
     path = pathlib.Path(place)
     return path.stat().st_size if path.is_file() else None
-  system, path = _opened(place)
+  system, path = _filesystem(place)
   try:
     return system.info(path)["size"]
   except FileNotFoundError:
@@ -99,12 +101,12 @@ def remove(place: str) -> None:
   """Remove a file if it is there."""
   if not is_remote(place):
     pathlib.Path(place).unlink(missing_ok=True)
-  elif size(place) is not None:
-    system, path = _opened(place)
+  elif file_size(place) is not None:
+    system, path = _filesystem(place)
     system.rm_file(path)
 
 
-def find(pattern: str) -> list[str]:
+def list_files(pattern: str) -> list[str]:
   """The files that a place names, sorted.
 
   Args:
@@ -112,7 +114,7 @@ def find(pattern: str) -> list[str]:
       with `*`, `?`, `[…]` and `**`.
   """
   if is_remote(pattern):
-    system, path = _opened(pattern)
+    system, path = _filesystem(pattern)
     named = path if glob.has_magic(path) else f"{path.rstrip('/')}/**"
     found = [path] if system.isfile(path) else system.glob(named)
     return sorted(system.unstrip_protocol(f) for f in found if system.isfile(f))
@@ -125,7 +127,7 @@ def find(pattern: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def local(place: str) -> Iterator[str]:
+def local_copy(place: str) -> Iterator[str]:
   """A file's path on this machine: itself, or a copy for as long as this."""
   if not is_remote(place):
     yield place
@@ -133,8 +135,8 @@ def local(place: str) -> Iterator[str]:
   with tempfile.TemporaryDirectory(prefix="ovi_jax-") as folder:
     # A stage may go by the ending; the rest of the name could be anything.
     path = os.path.join(folder, f"copy{pathlib.PurePosixPath(place).suffix}")
-    with opened(place) as source, open(path, "wb") as copy:
-      while part := source.read(_READ_AT_ONCE):
+    with open_file(place) as source, open(path, "wb") as copy:
+      while part := source.read(_CHUNK_BYTES):
         copy.write(part)
     yield path
 
@@ -144,7 +146,7 @@ def upload(folder: pathlib.Path, place: str) -> None:
 
   What stood there before is removed: it may be more files than there are now.
   """
-  system, path = _opened(place)
+  system, path = _filesystem(place)
   if system.exists(path):
     system.rm(path, recursive=True)
   for file in sorted(folder.rglob("*")):
@@ -153,7 +155,7 @@ def upload(folder: pathlib.Path, place: str) -> None:
       system.put_file(str(file), f"{path.rstrip('/')}/{name}")
 
 
-def _opened(place: str) -> tuple[Any, str]:
+def _filesystem(place: str) -> tuple[Any, str]:
   """The file system of a URL, and the path in it; Any for fsspec's."""
   try:
     return fsspec.core.url_to_fs(place)

@@ -14,7 +14,7 @@ from multiprocessing import connection as connections
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
 
-READY, RESULT, REFUSED, BROKEN = "ready", "result", "refused", "broken"
+READY, RESULT, LOAD_FAILED, FAILED = "ready", "result", "refused", "broken"
 
 
 def serve(
@@ -31,27 +31,29 @@ def serve(
     settings: of the run.
     part: the pass.
   """
-  _end_with_parent(lifeline)
+  _exit_with_parent(lifeline)
   # The terminal's Ctrl-C goes to all; the parent says what becomes of it.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   try:
     functions = shards.load(part)
   except (ValueError, OSError, ImportError) as error:
-    connection.send((REFUSED, str(error)))
+    connection.send((LOAD_FAILED, str(error)))
     return
   connection.send((READY,))
   while True:
     number = connection.recv()
     try:
-      result = shards.work(settings, part, functions, number, connection.send)
+      result = shards.process(
+        settings, part, functions, number, connection.send
+      )
     except (ValueError, OSError) as error:
-      connection.send((BROKEN, error))
+      connection.send((FAILED, error))
       return
     connection.send((RESULT, result))
 
 
-def _end_with_parent(lifeline: connections.Connection) -> None:
+def _exit_with_parent(lifeline: connections.Connection) -> None:
   """Have the system end this process when the pipe's other end is closed.
 
   A thread that waits for it would not do: C code may hold the interpreter.

@@ -26,16 +26,18 @@ from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
 from ovi_jax.curation.engine import worker as workers
 
-ATTEMPTS = 2  # until a clip that ends its process is left out
-_PATIENCE = 5.0  # seconds that workers get to clear away, when told to stop
+MAX_CRASHES = 2  # until a clip that ends its process is left out
+_SHUTDOWN_SECONDS = (
+  5.0  # seconds that workers get to clear away, when told to stop
+)
 # A worker is one of many: libraries shall not each take all cores.
-_ONE_THREAD = (
+_THREAD_VARIABLES = (
   "OMP_NUM_THREADS",
   "OPENBLAS_NUM_THREADS",
   "MKL_NUM_THREADS",
   "OPENCV_FOR_THREADS_NUM",
 )
-_FOREVER = float("inf")
+_NO_DEADLINE = float("inf")
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -49,12 +51,12 @@ class _Worker:
   ready: bool = False
   shard: int | None = None
   stage: str = ""
-  ids: tuple[str, ...] = ()  # of the clips it is at
-  deadline: float = _FOREVER
-  passed: int = 0  # clips of this shard
+  clip_ids: tuple[str, ...] = ()  # of the clips it is at
+  deadline: float = _NO_DEADLINE
+  num_passed: int = 0  # clips of this shard
 
 
-class Watched:
+class WorkerPool:
   """Worker processes of one pass; a context manager."""
 
   def __init__(
@@ -78,26 +80,26 @@ class Watched:
     self._waiting: collections.deque[int] = collections.deque()
     self._strikes: collections.Counter[tuple] = collections.Counter()
 
-  def __enter__(self) -> "Watched":
+  def __enter__(self) -> "WorkerPool":
     return self
 
   def __exit__(self, *_: object) -> None:
     for worker in self._workers:
       worker.process.terminate()
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _SHUTDOWN_SECONDS
     for worker in list(self._workers):
       worker.process.join(max(0.0, until - time.monotonic()))
-      self._bury(worker)
+      self._terminate(worker)
 
-  def load(self) -> None:
+  def check_stages_load(self) -> None:
     """See that the stages load; ValueError names what one lacks."""
     while not any(worker.ready for worker in self._workers):
       if not self._workers:
         self._start()
-      for _ in self._heard():
+      for _ in self._poll():
         pass
 
-  def work(self, numbers: Sequence[int]) -> Iterator[shards.Result]:
+  def run(self, numbers: Sequence[int]) -> Iterator[shards.Result]:
     """Do shards, in any order.
 
     Raises:
@@ -106,14 +108,16 @@ class Watched:
     """
     self._waiting.extend(numbers)
     while self._waiting or any(w.shard is not None for w in self._workers):
-      self._hand_out()
-      yield from self._heard()
+      self._dispatch()
+      yield from self._poll()
       for worker in list(self._workers):
         if time.monotonic() > worker.deadline:
-          limit = self._settings.seconds(worker.stage)
-          yield from self._ended(worker, "timed out", f"more than {limit:g} s")
+          limit = self._settings.time_limit(worker.stage)
+          yield from self._handle_exit(
+            worker, "timed out", f"more than {limit:g} s"
+          )
 
-  def _hand_out(self) -> None:
+  def _dispatch(self) -> None:
     """Start workers, and give a shard to each that has none."""
     idle = sum(worker.shard is None for worker in self._workers)
     room = self._processes - len(self._workers)
@@ -121,7 +125,7 @@ class Watched:
       self._start()
     for worker in self._workers:
       if self._waiting and worker.ready and worker.shard is None:
-        worker.shard, worker.passed = self._waiting.popleft(), 0
+        worker.shard, worker.num_passed = self._waiting.popleft(), 0
         # One that has just ended is noticed when it is listened to.
         with contextlib.suppress(BrokenPipeError):
           worker.connection.send(worker.shard)
@@ -136,7 +140,7 @@ class Watched:
       args=(theirs, lifeline, self._settings, self._part),
       daemon=True,
     )
-    shared = _ONE_THREAD if self._processes > 1 else ()
+    shared = _THREAD_VARIABLES if self._processes > 1 else ()
     values = {name: "1" for name in shared if name not in os.environ}
     folder = tempfile.mkdtemp(prefix="ovi_jax-")
     with _environment({**values, "TMPDIR": folder}):
@@ -147,55 +151,55 @@ class Watched:
       _Worker(process=process, connection=ours, lifeline=end, folder=folder)
     )
 
-  def _heard(self) -> Iterator[shards.Result]:
+  def _poll(self) -> Iterator[shards.Result]:
     """What workers say, until the next deadline."""
-    nearest = min((w.deadline for w in self._workers), default=_FOREVER)
+    nearest = min((w.deadline for w in self._workers), default=_NO_DEADLINE)
     left = max(0.0, nearest - time.monotonic())
     said = connections.wait(
       [worker.connection for worker in self._workers],
-      timeout=None if left == _FOREVER else left,
+      timeout=None if left == _NO_DEADLINE else left,
     )
     for worker in [w for w in self._workers if w.connection in said]:
-      messages, ended = _received(worker.connection)
+      messages, ended = _receive(worker.connection)
       for message in messages:
-        yield from self._understood(worker, *message)
+        yield from self._handle_message(worker, *message)
       if ended:
         worker.process.join()
         code = worker.process.exitcode
         detail = f"signal {-code}" if code < 0 else f"exit code {code}"
-        yield from self._ended(worker, "ended its process", detail)
+        yield from self._handle_exit(worker, "ended its process", detail)
 
-  def _understood(
+  def _handle_message(
     self, worker: _Worker, kind: str, *said: Any
   ) -> Iterator[shards.Result]:
     """Take note of a message; a result is passed on."""
     if kind == workers.READY:
       worker.ready = True
-    elif kind == workers.REFUSED:
+    elif kind == workers.LOAD_FAILED:
       raise ValueError(said[0])
-    elif kind == workers.BROKEN:
+    elif kind == workers.FAILED:
       raise said[0]
-    elif kind == shards.BEGAN:
-      worker.stage, worker.ids = said
-      seconds = self._settings.seconds(worker.stage, len(worker.ids))
+    elif kind == shards.STARTED:
+      worker.stage, worker.clip_ids = said
+      seconds = self._settings.time_limit(worker.stage, len(worker.clip_ids))
       worker.deadline = time.monotonic() + seconds
-    elif kind == shards.ENDED:
-      worker.ids, worker.deadline = (), _FOREVER
-    elif kind == shards.PASSED:
-      worker.passed += said[0]
+    elif kind == shards.FINISHED:
+      worker.clip_ids, worker.deadline = (), _NO_DEADLINE
+    elif kind == shards.PROGRESS:
+      worker.num_passed += said[0]
       self._passed(said[0])
     else:
       worker.shard = None
       yield said[0]
 
-  def _ended(
+  def _handle_exit(
     self, worker: _Worker, reason: str, detail: str
   ) -> Iterator[shards.Result]:
     """Bury a worker, and see what becomes of its shard."""
-    self._bury(worker)
+    self._terminate(worker)
     if not worker.ready:
       self._strikes[()] += 1
-      if self._strikes[()] < ATTEMPTS:
+      if self._strikes[()] < MAX_CRASHES:
         return
       raise ValueError(
         f"pass {self._part.name}: a worker {reason} while it loaded its stages"
@@ -203,36 +207,38 @@ class Watched:
       )
     if worker.shard is None:
       return
-    self._passed(-worker.passed)
-    strike = worker.shard, worker.stage, worker.ids
+    self._passed(-worker.num_passed)
+    strike = worker.shard, worker.stage, worker.clip_ids
     self._strikes[strike] += 1
-    if self._strikes[strike] >= ATTEMPTS:
-      if not worker.ids:
+    if self._strikes[strike] >= MAX_CRASHES:
+      if not worker.clip_ids:
         problem = f"{reason} outside of any clip: {detail}"
-        place = shards.undone(self._settings, self._part, worker.shard)
+        place = shards.first_pending(self._settings, self._part, worker.shard)
         if place is not None:
-          shards.say_why(self._settings.files(place, worker.shard), problem)
+          shards.write_error(
+            self._settings.shard_files(place, worker.shard), problem
+          )
         yield shards.Result(shard=worker.shard, failure=problem)
         return
-      self._leave_out(worker, reason, detail)
+      self._exclude_clip(worker, reason, detail)
     self._waiting.appendleft(worker.shard)
 
-  def _leave_out(self, worker: _Worker, reason: str, detail: str) -> None:
+  def _exclude_clip(self, worker: _Worker, reason: str, detail: str) -> None:
     """Have the stage not given the clip again, or first find which it is."""
     names = [stage.name for stage in self._part.stages]
-    place = self._part.first + names.index(worker.stage)
+    place = self._part.first_stage + names.index(worker.stage)
     assert worker.shard is not None
-    files = self._settings.files(place, worker.shard)
-    known = shards.LeftOut.read(files)
-    if len(worker.ids) > 1:
-      found = dataclasses.replace(known, alone=True)
+    files = self._settings.shard_files(place, worker.shard)
+    known = shards.ExcludedClips.read(files)
+    if len(worker.clip_ids) > 1:
+      found = dataclasses.replace(known, one_by_one=True)
     else:
-      single = next(iter(worker.ids))
+      single = next(iter(worker.clip_ids))
       why = {single: (reason, detail)}
       found = dataclasses.replace(known, clips={**known.clips, **why})
     found.write(files)
 
-  def _bury(self, worker: _Worker) -> None:
+  def _terminate(self, worker: _Worker) -> None:
     """End a worker's process, if it has not, and forget it."""
     worker.process.kill()
     worker.process.join()
@@ -242,7 +248,7 @@ class Watched:
     self._workers.remove(worker)
 
 
-def _received(
+def _receive(
   connection: connections.Connection,
 ) -> tuple[list[tuple], bool]:
   """The messages that have come, and whether there can be no more."""

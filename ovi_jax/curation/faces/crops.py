@@ -36,7 +36,7 @@ _QUALITY = 90
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Crops:
+class TrackCrops:
   """The pictures of one track.
 
   Attributes:
@@ -48,15 +48,15 @@ class Crops:
   frames_THWC: np.ndarray
 
 
-def of_tracks(
+def crop_tracks(
   pictures: Sequence[np.ndarray],
   tracks: Sequence[Mapping[str, Any]],
-) -> list[Crops]:
+) -> list[TrackCrops]:
   """Cut the faces out of a clip.
 
   Args:
     pictures: uint8 RGB [height, width, 3], all of the clip at 25 fps
-      (`stage.Media.pictures_25`).
+      (`stage.Media.frames_25fps`).
     tracks: as the stage `people` leaves them: `start_frame`, and in `boxes`
       [top, left, height, width] in pixels for every frame, of 24 a second,
       from there on.
@@ -73,7 +73,7 @@ def of_tracks(
     pairs = [
       (number, place - start)
       for number in range(len(pictures))
-      if start <= (place := nearest(number)) < start + len(boxes)
+      if start <= (place := nearest_frame(number)) < start + len(boxes)
     ]
     last = round(len(pictures) * geometry.FPS / FPS)
     if start < 0 or start + len(boxes) > last:
@@ -83,11 +83,11 @@ def of_tracks(
       )
     if pairs:
       cut = [crop(pictures[number], boxes[box]) for number, box in pairs]
-      made.append(Crops(first=pairs[0][0], frames_THWC=np.stack(cut)))
+      made.append(TrackCrops(first=pairs[0][0], frames_THWC=np.stack(cut)))
   return made
 
 
-def nearest(number: Any) -> Any:
+def nearest_frame(number: Any) -> Any:
   """The frame of 24 a second nearest in time to a picture, the later of two.
 
   Args:
@@ -137,7 +137,7 @@ def _resize(part_HWC: np.ndarray) -> np.ndarray:
   return cv2.resize(part_HWC, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 
 
-def pack(tracks: Sequence[Crops]) -> bytes:
+def pack(tracks: Sequence[TrackCrops]) -> bytes:
   """The file of a clip's crops; also of none."""
   pictures = [_jpeg(f) for track in tracks for f in track.frames_THWC]
   file = io.BytesIO()
@@ -158,7 +158,7 @@ def _jpeg(frame_HWC: np.ndarray) -> bytes:
   return file.getvalue()
 
 
-def unpack(content: bytes) -> list[Crops]:
+def unpack(content: bytes) -> list[TrackCrops]:
   """The crops that `pack` made a file of.
 
   Raises:
@@ -181,7 +181,7 @@ def unpack(content: bytes) -> list[Crops]:
     ) from error
   ends_of_tracks = np.cumsum(count)
   return [
-    Crops(first=int(f), frames_THWC=np.stack(pictures[end - n : end]))
+    TrackCrops(first=int(f), frames_THWC=np.stack(pictures[end - n : end]))
     for f, n, end in zip(first, count, ends_of_tracks, strict=True)
   ]
 

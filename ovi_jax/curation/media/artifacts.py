@@ -11,36 +11,39 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.data import clips as samples
 
-CUT = "cut"
-VIDEO, SOUND, FACES = "video.mp4", "audio.pcm", "faces.npz"
+ENCODE = "encode"
+VIDEO, AUDIO, FACES = "video.mp4", "audio.pcm", "faces.npz"
 FRAME = "frame_{}.jpg"
-FRAMES = 7  # unless `cut` was told to keep others
+NUM_FRAMES = 7  # unless `cut` was told to keep others
 
 
 def video(clip: clips.Clip, media: stage.Media) -> bytes | None:
   """The mp4; None of a sound alone; KeyError if `cut` did not keep it."""
-  return media.kept(VIDEO) if VIDEO in _names(clip) else None
+  return media.read_artifact(VIDEO) if VIDEO in _names(clip) else None
 
 
 def frames(clip: clips.Clip, media: stage.Media) -> list[bytes]:
   """All JPEGs, evenly spaced; none of a sound alone; KeyError if not kept."""
   every = map(FRAME.format, itertools.count())
   names = set(_names(clip))
-  return [media.kept(n) for n in itertools.takewhile(names.__contains__, every)]
+  return [
+    media.read_artifact(n)
+    for n in itertools.takewhile(names.__contains__, every)
+  ]
 
 
-def sound(clip: clips.Clip, media: stage.Media) -> bytes:
+def audio(clip: clips.Clip, media: stage.Media) -> bytes:
   """PCM; b"" of a silent clip.
 
   Raises:
     KeyError: `cut` says that it kept it, and did not.
     ValueError, OSError: a sound that was not cut cannot be read.
   """
-  if CUT in clip.facts:
-    return media.kept(SOUND) if SOUND in _names(clip) else b""
+  if ENCODE in clip.facts:
+    return media.read_artifact(AUDIO) if AUDIO in _names(clip) else b""
   return samples.pcm(media.audio_A)
 
 
 def _names(clip: clips.Clip) -> Sequence[str]:
   """What `cut` says that it kept."""
-  return clip.facts.get(CUT, {}).get("kept", ())
+  return clip.facts.get(ENCODE, {}).get("artifacts", ())

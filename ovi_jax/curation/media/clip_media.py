@@ -35,7 +35,7 @@ class Media:
     return self._window.video_THWC
 
   @property
-  def pictures_25(self) -> Sequence[np.ndarray]:
+  def frames_25fps(self) -> Sequence[np.ndarray]:
     return self._window.pictures_25
 
   @property
@@ -50,14 +50,14 @@ class Media:
   def _audio_A(self) -> np.ndarray:
     return decode.audio(self.path, self.clip.start, self.clip.seconds)
 
-  def kept(self, name: str) -> bytes:
+  def read_artifact(self, name: str) -> bytes:
     return self._kept[name]
 
-  def keep(self, name: str, value: bytes) -> None:
+  def save_artifact(self, name: str, value: bytes) -> None:
     self._kept[name] = bytes(value)
 
 
-def resized(video_THWC: np.ndarray, side: int) -> np.ndarray:
+def resize_shorter_side(video_THWC: np.ndarray, side: int) -> np.ndarray:
   """The frames with their shorter side `side` long, by area.
 
   Raises:

@@ -38,7 +38,7 @@ def dis() -> Estimate:
 KNOWN: Mapping[str, Callable[[], Estimate]] = {"dis": dis}
 
 
-def find(name: str) -> Callable[[], Estimate]:
+def load(name: str) -> Callable[[], Estimate]:
   """What makes the estimator of that name.
 
   Raises:

@@ -15,7 +15,7 @@ from ovi_jax.curation import stage
 
 _DARK = 24.0  # grey level that black bars stay under, encoded badly
 _FLAT = 4.0  # deviation along a bar and over time, in levels
-_ALIKE = 6.0  # levels two bars may differ by
+_MAX_DIFFERENCE = 6.0  # levels two bars may differ by
 _BLEED = 2  # rows that mix with a bar when a picture is resized or encoded
 
 
@@ -28,23 +28,23 @@ class Box:
   height: int
   width: int
 
-  def cut(self, frames_THWC: np.ndarray) -> np.ndarray:
+  def crop(self, frames_THWC: np.ndarray) -> np.ndarray:
     """That part of frames; a view."""
     rows = slice(self.top, self.top + self.height)
     columns = slice(self.left, self.left + self.width)
     return frames_THWC[:, rows, columns]
 
 
-def told(clip: clips.Clip, media: stage.Media) -> Box:
+def crop_box(clip: clips.Clip, media: stage.Media) -> Box:
   """What the stage `motion` found; all of the picture where it was left out."""
   if "motion" not in clip.facts:
     rows, columns = media.video_THWC.shape[1:3]
     return Box(top=0, left=0, height=rows, width=columns)
-  top, left, height, width = clip.facts["motion"]["margins"]
+  top, left, height, width = clip.facts["motion"]["crop_box"]
   return Box(top=top, left=left, height=height, width=width)
 
 
-def find(frames_THWC: np.ndarray) -> Box:
+def detect(frames_THWC: np.ndarray) -> Box:
   """The picture within the bars.
 
   Args:
@@ -76,17 +76,21 @@ def _bars(grey_THW: np.ndarray) -> tuple[int, int]:
   level_H = level_TH.mean(0)
   flat_H = (spread_TH.max(0) <= _FLAT) & (level_TH.std(0) <= _FLAT)
   dark_H = flat_H & (level_H <= _DARK)
-  above = _run(flat_H & (np.abs(level_H - level_H[0]) <= _ALIKE))
-  below = _run((flat_H & (np.abs(level_H - level_H[-1]) <= _ALIKE))[::-1])
-  alike = abs(level_H[0] - level_H[-1]) <= _ALIKE
+  above = _leading_true(
+    flat_H & (np.abs(level_H - level_H[0]) <= _MAX_DIFFERENCE)
+  )
+  below = _leading_true(
+    (flat_H & (np.abs(level_H - level_H[-1]) <= _MAX_DIFFERENCE))[::-1]
+  )
+  alike = abs(level_H[0] - level_H[-1]) <= _MAX_DIFFERENCE
   if not (alike and above and below):
-    above, below = _run(dark_H), _run(dark_H[::-1])
+    above, below = _leading_true(dark_H), _leading_true(dark_H[::-1])
   bleed = [bar + _BLEED if bar else 0 for bar in (above, below)]
   return (
     (bleed[0], bleed[1]) if sum(bleed) < len(level_H) else (len(level_H), 0)
   )
 
 
-def _run(flags_H: np.ndarray) -> int:
+def _leading_true(flags_H: np.ndarray) -> int:
   """How many are true at the beginning."""
   return len(flags_H) if flags_H.all() else int(np.argmin(flags_H))

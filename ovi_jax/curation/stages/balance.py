@@ -17,11 +17,11 @@ from ovi_jax.curation import clip as clips
 
 NAME = "balance"
 VERSION = 2
-KIND = "all"
+KIND = "global"
 
 
-def _thirds() -> dict[str, float]:
-  return {"none": 1 / 3, "single": 1 / 3, "several": 1 / 3}
+def _equal_shares() -> dict[str, float]:
+  return {"none": 1 / 3, "single": 1 / 3, "multiple": 1 / 3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,16 +33,16 @@ class Config:
     fact: whose value is the kind.
     shares: kind -> share wanted; they are taken relative to their sum. Kinds
       that are not named here pass unweighed.
-    least: share of the clips that stays at least. Where exact shares would
+    min_kept_fraction: share of the clips that stays at least. Where exact shares would
       keep fewer, kinds of which there are too few are kept whole and the
       others fill up in proportion. 0 for exact shares at any price.
     seed: of the choice.
   """
 
-  stage: str = "people"
-  fact: str = "kind"
-  shares: Mapping[str, float] = dataclasses.field(default_factory=_thirds)
-  least: float = 0.5
+  stage: str = "face_tracks"
+  fact: str = "face_count"
+  shares: Mapping[str, float] = dataclasses.field(default_factory=_equal_shares)
+  min_kept_fraction: float = 0.5
   seed: int = 0
 
   def __post_init__(self):
@@ -51,9 +51,9 @@ class Config:
         f"balance.shares: expected numbers above 0, got {dict(self.shares)};"
         " to drop a kind, give it a small one"
       )
-    if not 0 <= self.least <= 1:
+    if not 0 <= self.min_kept_fraction <= 1:
       raise ValueError(
-        f"balance.least: expected a share in [0, 1], got {self.least}"
+        f"balance.min_kept_fraction: expected a share in [0, 1], got {self.min_kept_fraction}"
       )
 
 
@@ -65,19 +65,21 @@ def load(config: Config) -> Callable:
   ) -> Callable[[clips.Clip], clips.Clip | clips.Reject]:
     ranks: dict[str, list[int]] = {kind: [] for kind in config.shares}
     for clip in every:
-      kind = _kind(clip, config)
+      kind = _group(clip, config)
       if kind in ranks:
         ranks[kind].append(_rank(clip, config.seed))
     counts = {kind: len(found) for kind, found in ranks.items()}
     bounds = {
       kind: sorted(ranks[kind])[number - 1] if number else -1
-      for kind, number in kept(counts, config.shares, config.least).items()
+      for kind, number in num_kept(
+        counts, config.shares, config.min_kept_fraction
+      ).items()
     }
 
     def decide(clip: clips.Clip) -> clips.Clip | clips.Reject:
-      kind = _kind(clip, config)
+      kind = _group(clip, config)
       if kind not in bounds or _rank(clip, config.seed) <= bounds[kind]:
-        return clip.found(NAME, kind=kind)
+        return clip.with_facts(NAME, group=kind)
       return clips.Reject(
         clip=clip, stage=NAME, reason=f"more than its share: {kind}"
       )
@@ -87,32 +89,34 @@ def load(config: Config) -> Callable:
   return see
 
 
-def kept(
-  counts: Mapping[str, int], shares: Mapping[str, float], least: float
+def num_kept(
+  counts: Mapping[str, int],
+  shares: Mapping[str, float],
+  min_kept_fraction: float,
 ) -> dict[str, int]:
   """How many clips of each kind stay.
 
   Args:
     counts: clips of each kind that there are.
     shares: wanted, relative to their sum.
-    least: share of all clips that stays at least.
+    min_kept_fraction: share of all clips that stays at least.
 
   Returns:
     kind -> number.
   """
   total = sum(shares.values())
   wanted = {kind: share / total for kind, share in shares.items()}
-  floor = math.ceil(least * sum(counts.values()) - 1e-9)
+  floor = math.ceil(min_kept_fraction * sum(counts.values()) - 1e-9)
   # Kinds are used up one after another as the whole grows; between two such
   # points the number kept grows evenly.
   points = sorted({counts[kind] / wanted[kind] for kind in wanted})
   whole = points[0] if points else 0.0
   for before, after in zip([0.0, *points], points):
-    if floor and _number(counts, wanted, after) >= floor - 1e-9:
+    if floor and _num_kept_at(counts, wanted, after) >= floor - 1e-9:
       open_share = sum(
         share for k, share in wanted.items() if counts[k] / share > before
       )
-      missing = floor - _number(counts, wanted, before)
+      missing = floor - _num_kept_at(counts, wanted, before)
       whole = max(whole, before + missing / open_share)
       break
   exact = {k: min(counts[k], share * whole) for k, share in wanted.items()}
@@ -124,14 +128,14 @@ def kept(
   return found
 
 
-def _number(
+def _num_kept_at(
   counts: Mapping[str, int], wanted: Mapping[str, float], whole: float
 ) -> float:
   """Clips kept if a whole of so many were shared out."""
   return sum(min(counts[k], share * whole) for k, share in wanted.items())
 
 
-def _kind(clip: clips.Clip, config: Config) -> str:
+def _group(clip: clips.Clip, config: Config) -> str:
   """What the fact says; nothing where there is none."""
   return str(clip.facts.get(config.stage, {}).get(config.fact, ""))
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from ovi_jax.curation import clip as clips
 
-NAME = "distinct"
+NAME = "dedup"
 VERSION = 1
-KIND = "all"
+KIND = "global"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,14 +30,14 @@ from ovi_jax.data import clips as samples
 from ovi_jax.media import decode
 from ovi_jax.media import mp4
 
-NAME = artifacts.CUT
+NAME = artifacts.ENCODE
 VERSION = 2
 KIND = "clip"
-BOUNDS = {
-  "too small within its margins": ("enlargement", "largest_enlargement"),
+THRESHOLDS = {
+  "too small within its margins": ("upscale", "max_upscale"),
 }
-ASPECTS = ("kept", "square")
-_QUALITY = 90  # of the JPEGs
+ASPECTS = ("original", "square")
+_JPEG_QUALITY = 90  # of the JPEGs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,36 +45,36 @@ class Config:
   """What is kept.
 
   Attributes:
-    area: pixels of a frame; sides are the nearest multiples of 32.
+    target_area: pixels of a frame; sides are the nearest multiples of 32.
     aspect: "kept", or "square", the middle of the picture alone.
-    largest_enlargement: times a side may be made longer.
-    frames: that are kept as JPEG.
+    max_upscale: times a side may be made longer.
+    num_jpegs: that are kept as JPEG.
   """
 
-  area: int = 720 * 720
-  aspect: str = "kept"
-  largest_enlargement: float = 1.1
-  frames: int = artifacts.FRAMES
+  target_area: int = 720 * 720
+  aspect: str = "original"
+  max_upscale: float = 1.1
+  num_jpegs: int = artifacts.NUM_FRAMES
 
   def __post_init__(self):
     if self.aspect not in ASPECTS:
       raise ValueError(
-        f"cut: aspect {self.aspect!r} is unknown; choose from"
+        f"encode: aspect {self.aspect!r} is unknown; choose from"
         f" {', '.join(ASPECTS)}"
       )
-    if not 0 < self.area <= decode.LARGEST_AREA:
+    if not 0 < self.target_area <= decode.LARGEST_AREA:
       raise ValueError(
-        f"cut: expected an area from 1 to {decode.LARGEST_AREA}, which frames"
-        f" are decoded at, got {self.area}"
+        f"encode: expected an area from 1 to {decode.LARGEST_AREA}, which frames"
+        f" are decoded at, got {self.target_area}"
       )
-    if self.largest_enlargement < 1 or self.frames < 0:
+    if self.max_upscale < 1 or self.num_jpegs < 0:
       raise ValueError(
-        "cut: expected largest_enlargement >= 1 and frames >= 0, got"
-        f" {self.largest_enlargement} and {self.frames}"
+        "encode: expected max_upscale >= 1 and frames >= 0, got"
+        f" {self.max_upscale} and {self.num_jpegs}"
       )
 
 
-def missing(config: Config) -> list[str]:
+def missing_requirements(config: Config) -> list[str]:
   """OpenCV, if it is not installed."""
   del config
   return opencv.missing()
@@ -88,46 +88,46 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
     height = width = frames = 0
     seen = clip.facts.get("probe", {}).get("has_video")
     if seen or "motion" in clip.facts:
-      box = letterbox.told(clip, media)
+      box = letterbox.crop_box(clip, media)
       long = geometry.elongation(box.height, box.width)
-      if config.aspect == "kept" and long > geometry.MAX_ASPECT:
+      if config.aspect == "original" and long > geometry.MAX_ASPECT:
         return clips.Reject(
           clip=clip,
           stage=NAME,
           reason="too long and narrow within its margins",
           score=round(long, 4),
         )
-      box, (height, width) = target(box, config)
+      box, (height, width) = crop_and_size(box, config)
       enlarged = height / box.height
-      if enlarged > config.largest_enlargement:
+      if enlarged > config.max_upscale:
         return clips.Reject(
           clip=clip,
           stage=NAME,
           reason="too small within its margins",
           score=round(enlarged, 4),
         )
-      video_THWC = resize(box.cut(media.video_THWC), height, width)
+      video_THWC = resize(box.crop(media.video_THWC), height, width)
       frames = len(video_THWC)
-      made[artifacts.VIDEO] = encode(video_THWC)
-      made |= _pictures(video_THWC, config.frames)
+      made[artifacts.VIDEO] = encode_mp4(video_THWC)
+      made |= _jpegs(video_THWC, config.num_jpegs)
     # `synchrony` reads the faces of clips in which someone speaks.
-    spoken = clip.facts.get("speech", {}).get("speaking", True)
-    if "people" in clip.facts and spoken:
-      tracks = clip.facts["people"]["tracks"]
-      faces = crops.of_tracks(media.pictures_25, tracks)
+    spoken = clip.facts.get("vad", {}).get("speaking", True)
+    if "face_tracks" in clip.facts and spoken:
+      tracks = clip.facts["face_tracks"]["tracks"]
+      faces = crops.crop_tracks(media.frames_25fps, tracks)
       made[artifacts.FACES] = crops.pack(faces)
     if media.audio_A.size:
-      made[artifacts.SOUND] = samples.pcm(media.audio_A)
+      made[artifacts.AUDIO] = samples.pcm(media.audio_A)
     for name, value in made.items():
-      media.keep(name, value)
-    return clip.found(
-      NAME, height=height, width=width, frames=frames, kept=sorted(made)
+      media.save_artifact(name, value)
+    return clip.with_facts(
+      NAME, height=height, width=width, frames=frames, artifacts=sorted(made)
     )
 
   return cut
 
 
-def target(
+def crop_and_size(
   box: letterbox.Box, config: Config
 ) -> tuple[letterbox.Box, tuple[int, int]]:
   """The part of the picture that is kept, and the size it is made.
@@ -135,7 +135,7 @@ def target(
   The part has the aspect of the size, so that nothing is stretched.
   """
   wished = (1, 1) if config.aspect == "square" else (box.height, box.width)
-  height, width = geometry.snap(*wished, config.area)
+  height, width = geometry.snap(*wished, config.target_area)
   scale = min(box.height / height, box.width / width)
   rows = min(box.height, max(1, round(height * scale)))
   columns = min(box.width, max(1, round(width * scale)))
@@ -160,22 +160,22 @@ def resize(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
   return resized_THWC
 
 
-def encode(video_THWC: np.ndarray) -> bytes:
+def encode_mp4(video_THWC: np.ndarray) -> bytes:
   """An mp4 without sound; the same frames give the same bytes anywhere."""
   return mp4.to_bytes([video_THWC], preset=mp4.FAST)
 
 
-def _pictures(video_THWC: np.ndarray, count: int) -> dict[str, bytes]:
+def _jpegs(video_THWC: np.ndarray, count: int) -> dict[str, bytes]:
   """Frames as JPEG, by name."""
   pictures = {}
-  for number, place in enumerate(_places(len(video_THWC), count)):
+  for number, place in enumerate(_spaced_indices(len(video_THWC), count)):
     file = io.BytesIO()
-    Image.fromarray(video_THWC[place]).save(file, "JPEG", quality=_QUALITY)
+    Image.fromarray(video_THWC[place]).save(file, "JPEG", quality=_JPEG_QUALITY)
     pictures[artifacts.FRAME.format(number)] = file.getvalue()
   return pictures
 
 
-def _places(frames: int, count: int) -> Sequence[int]:
+def _spaced_indices(frames: int, count: int) -> Sequence[int]:
   """Frame numbers, evenly spaced from the first to the last."""
   steps = max(1, count - 1)
   return [math.floor(n * (frames - 1) / steps + 0.5) for n in range(count)]

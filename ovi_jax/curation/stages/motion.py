@@ -20,12 +20,12 @@ from ovi_jax.curation.media import opencv
 NAME = "motion"
 VERSION = 1
 KIND = "clip"
-BOUNDS = {
-  "too quiet": ("volume_db", "least_volume"),
-  "static": ("flow", "least_flow"),
-  "mostly margins": ("part", "least_part"),
+THRESHOLDS = {
+  "too quiet": ("volume_db", "min_volume_db"),
+  "static": ("flow", "min_flow"),
+  "mostly margins": ("picture_fraction", "min_picture_fraction"),
 }
-SIDE = 180  # pixels of the shorter side that flow is measured at
+SHORTER_SIDE = 180  # pixels of the shorter side that flow is measured at
 _SILENCE = -120.0  # dB of no sound at all
 
 
@@ -34,37 +34,37 @@ class Config:
   """What a clip must have.
 
   Attributes:
-    least_volume: dB below full scale, of the mean square of the sound; clips
+    min_volume_db: dB below full scale, of the mean square of the sound; clips
       without a sound track are refused with it. None: any, or none.
-    frames: that bars are looked for in, spread over the clip.
-    least_part: of the frame's area that must be picture.
-    flow: name of the estimator, see `ovi_jax.curation.media.flow`.
-    pairs: of neighbouring frames that flow is measured in, spread over the
+    num_letterbox_frames: that bars are looked for in, spread over the clip.
+    min_picture_fraction: of the frame's area that must be picture.
+    flow_estimator: name of the estimator, see `ovi_jax.curation.media.flow`.
+    num_flow_pairs: of neighbouring frames that flow is measured in, spread over the
       clip.
-    least_flow: pixels from frame to frame, mean over the picture, at a shorter
+    min_flow: pixels from frame to frame, mean over the picture, at a shorter
       side of 180.
   """
 
-  least_volume: float | None = -60.0
-  frames: int = 9
-  least_part: float = 0.4
-  flow: str = "dis"
-  pairs: int = 12
-  least_flow: float = 0.05
+  min_volume_db: float | None = -60.0
+  num_letterbox_frames: int = 9
+  min_picture_fraction: float = 0.4
+  flow_estimator: str = "dis"
+  num_flow_pairs: int = 12
+  min_flow: float = 0.05
 
   def __post_init__(self):
-    if self.frames < 1 or self.pairs < 1:
+    if self.num_letterbox_frames < 1 or self.num_flow_pairs < 1:
       raise ValueError(
-        "motion: expected at least 1 of frames and pairs, got"
-        f" {self.frames} and {self.pairs}"
+        "motion: expected num_letterbox_frames and num_flow_pairs of at least 1, got"
+        f" {self.num_letterbox_frames} and {self.num_flow_pairs}"
       )
-    if not 0 <= self.least_part <= 1:
+    if not 0 <= self.min_picture_fraction <= 1:
       raise ValueError(
-        f"motion: expected a least_part from 0 to 1, got {self.least_part}"
+        f"motion: expected a min_picture_fraction from 0 to 1, got {self.min_picture_fraction}"
       )
 
 
-def missing(config: Config) -> list[str]:
+def missing_requirements(config: Config) -> list[str]:
   """OpenCV, if it is not installed."""
   del config
   return opencv.missing()
@@ -72,32 +72,32 @@ def missing(config: Config) -> list[str]:
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
   """The stage, for windows."""
-  estimate = flow.find(config.flow)()
+  estimate = flow.load(config.flow_estimator)()
 
   def motion(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     def reject(reason: str, score: float | None = None) -> clips.Reject:
       return clips.Reject(clip=clip, stage=NAME, reason=reason, score=score)
 
-    wanted = config.least_volume
+    wanted = config.min_volume_db
     volume = volume_db(media.audio_A)
     if wanted is not None and not media.audio_A.size:
       return reject("no sound")
     if wanted is not None and volume < wanted:
       return reject("too quiet", volume)
     video_THWC = media.video_THWC
-    spread = np.linspace(0, len(video_THWC) - 1, config.frames)
-    box = letterbox.find(video_THWC[np.rint(spread).astype(int)])
+    spread = np.linspace(0, len(video_THWC) - 1, config.num_letterbox_frames)
+    box = letterbox.detect(video_THWC[np.rint(spread).astype(int)])
     part = box.height * box.width / math.prod(video_THWC.shape[1:3])
-    if part < config.least_part:
+    if part < config.min_picture_fraction:
       return reject("mostly margins", part)
-    moved = mean_flow(box.cut(video_THWC), estimate, config.pairs)
-    if moved < config.least_flow:
+    moved = mean_flow(box.crop(video_THWC), estimate, config.num_flow_pairs)
+    if moved < config.min_flow:
       return reject("static", moved)
-    return clip.found(
+    return clip.with_facts(
       NAME,
       scores={"volume_db": volume, "flow": moved},
       volume_db=volume,
-      margins=[box.top, box.left, box.height, box.width],
+      crop_box=[box.top, box.left, box.height, box.width],
       flow=moved,
     )
 
@@ -129,7 +129,9 @@ def mean_flow(
     return 0.0
   moved = []
   for place in np.unique(np.rint(np.linspace(0, last, pairs)).astype(int)):
-    small_THWC = clip_media.resized(video_THWC[place : place + 2], SIDE)
+    small_THWC = clip_media.resize_shorter_side(
+      video_THWC[place : place + 2], SHORTER_SIDE
+    )
     flow_HW2 = estimate(small_THWC[0], small_THWC[1])
     moved.append(float(np.linalg.norm(flow_HW2, axis=-1).mean()))
   return round(float(np.mean(moved)), 6)

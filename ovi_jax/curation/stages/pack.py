@@ -31,7 +31,7 @@ NAME = "pack"
 VERSION = 1
 KIND = "sink"
 TRAIN, TEST = "train", "test"
-_TOLD = 20  # clips that are named for each reason
+_MAX_CLIPS_NAMED = 20  # clips that are named for each reason
 Pairs = Iterator[tuple[clips.Clip, stage.Media]]
 
 
@@ -40,26 +40,26 @@ class Config:
   """How clips are laid out.
 
   Attributes:
-    held_out: share of the files whose clips go to "test".
+    eval_fraction: share of the files whose clips go to "test".
     seed: of that choice.
     records_per_shard: in a file of the dataset.
-    longest_sound: seconds of a sound without a video; longer ones are dropped.
+    max_audio_seconds: seconds of a sound without a video; longer ones are dropped.
   """
 
-  held_out: float = 0.005
+  eval_fraction: float = 0.005
   seed: int = 0
   records_per_shard: int = builder.RECORDS_PER_SHARD
-  longest_sound: float = 12.0
+  max_audio_seconds: float = 12.0
 
   def __post_init__(self):
-    if not 0 <= self.held_out < 1:
+    if not 0 <= self.eval_fraction < 1:
       raise ValueError(
-        f"pack.held_out: expected a share in [0, 1), got {self.held_out}"
+        f"pack.eval_fraction: expected a share in [0, 1), got {self.eval_fraction}"
       )
-    if self.records_per_shard < 1 or not self.longest_sound > 0:
+    if self.records_per_shard < 1 or not self.max_audio_seconds > 0:
       raise ValueError(
-        "pack: expected records_per_shard of at least 1 and longest_sound above"
-        f" 0, got {self.records_per_shard} and {self.longest_sound}"
+        "pack: expected records_per_shard of at least 1 and max_audio_seconds above"
+        f" 0, got {self.records_per_shard} and {self.max_audio_seconds}"
       )
 
 
@@ -67,12 +67,15 @@ def load(config: Config) -> Callable[[Pairs, pathlib.Path], dict[str, Any]]:
   """The stage; see `stage` for its form."""
 
   def pack(every: Pairs, path: pathlib.Path) -> dict[str, Any]:
-    packing = _Packing(config=config)
+    packing = _Progress(config=config)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the dataset, where there is room for it.
     with tempfile.TemporaryFile(dir=path.parent) as later:
-      splits = {TRAIN: _now(packing, every, later), TEST: _then(later)}
-      with _none_left(path, packing):
+      splits = {
+        TRAIN: _train_records(packing, every, later),
+        TEST: _read_back(later),
+      }
+      with _explain_empty(path, packing):
         builder.write(
           path,
           splits,
@@ -80,13 +83,13 @@ def load(config: Config) -> Callable[[Pairs, pathlib.Path], dict[str, Any]]:
           records_per_shard=config.records_per_shard,
           may_be_empty=(TEST,),
         )
-    return packing.made()
+    return packing.summary()
 
   return pack
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Packing:
+class _Progress:
   """What has become of clips so far.
 
   Attributes:
@@ -114,10 +117,10 @@ class _Packing:
     """Note a clip that is left out, and why."""
     self.counts[reason] += 1
     named = self.dropped.setdefault(reason, [])
-    if len(named) < _TOLD:
+    if len(named) < _MAX_CLIPS_NAMED:
       named.append(f"{clip.id}: {detail}" if detail else clip.id)
 
-  def made(self) -> dict[str, Any]:
+  def summary(self) -> dict[str, Any]:
     """All of it as JSON."""
     return {
       "records": dict(self.records),
@@ -128,14 +131,14 @@ class _Packing:
 
 
 def record(
-  clip: clips.Clip, media: stage.Media, longest_sound: float = 12.0
+  clip: clips.Clip, media: stage.Media, max_audio_seconds: float = 12.0
 ) -> schema.Record:
   """A clip as the trainer's record.
 
   Args:
     clip: with captions.
     media: what was kept of it.
-    longest_sound: seconds, of a sound without a video.
+    max_audio_seconds: seconds, of a sound without a video.
 
   Raises:
     ValueError: it has no captions, the sound is too long, or the record breaks
@@ -144,13 +147,13 @@ def record(
     OSError: the file of a sound cannot be read.
   """
   captions = tuple(clip.facts.get("captions", {}).get("prompts", ()))
-  video, pcm = artifacts.video(clip, media), artifacts.sound(clip, media)
-  if video is None and len(pcm) / 2 > longest_sound * geometry.SAMPLE_RATE:
+  video, pcm = artifacts.video(clip, media), artifacts.audio(clip, media)
+  if video is None and len(pcm) / 2 > max_audio_seconds * geometry.SAMPLE_RATE:
     raise ValueError(
-      f"expected a sound of at most {longest_sound:g} s, got"
+      f"expected a sound of at most {max_audio_seconds:g} s, got"
       f" {len(pcm) / 2 / geometry.SAMPLE_RATE:.3f} s"
     )
-  cut = clip.facts.get(artifacts.CUT, {}) if video is not None else {}
+  cut = clip.facts.get(artifacts.ENCODE, {}) if video is not None else {}
   made = schema.Record(
     id=clip.id,
     source=_source(clip),
@@ -169,9 +172,9 @@ def record(
 
 def split_of(clip: clips.Clip, config: Config) -> str:
   """The split of a clip: that of its file."""
-  content = clip.facts.get("probe", {}).get("content") or clip.path
+  content = clip.facts.get("probe", {}).get("sha256") or clip.path
   chance = splits.chance(content, config.seed)
-  return TEST if chance < config.held_out else TRAIN
+  return TEST if chance < config.eval_fraction else TRAIN
 
 
 def _source(clip: clips.Clip) -> str:
@@ -180,8 +183,8 @@ def _source(clip: clips.Clip) -> str:
   return f"{path} {clip.start:.3f}+{clip.seconds:.3f}"
 
 
-def _now(
-  packing: _Packing, every: Pairs, later: BinaryIO
+def _train_records(
+  packing: _Progress, every: Pairs, later: BinaryIO
 ) -> Iterator[schema.Record]:
   """The records to train on; those held out are put aside.
 
@@ -194,7 +197,7 @@ def _now(
       continue
     packing.seen.add(clip.id)
     try:
-      made = record(clip, media, packing.config.longest_sound)
+      made = record(clip, media, packing.config.max_audio_seconds)
     except (KeyError, ValueError) as error:
       packing.drop("no record", clip, f"{type(error).__name__}: {error}")
       continue
@@ -212,7 +215,7 @@ def _seconds(made: schema.Record) -> float:
   return made.frames / made.fps if made.frames else made.seconds
 
 
-def _then(later: BinaryIO) -> Iterator[schema.Record]:
+def _read_back(later: BinaryIO) -> Iterator[schema.Record]:
   """What was put aside; called when all of it has been."""
   later.seek(0)
   with contextlib.suppress(EOFError):
@@ -221,7 +224,7 @@ def _then(later: BinaryIO) -> Iterator[schema.Record]:
 
 
 @contextlib.contextmanager
-def _none_left(path: pathlib.Path, packing: _Packing) -> Iterator[None]:
+def _explain_empty(path: pathlib.Path, packing: _Progress) -> Iterator[None]:
   """Say what became of the clips, where none is left to train on."""
   try:
     yield
@@ -230,9 +233,9 @@ def _none_left(path: pathlib.Path, packing: _Packing) -> Iterator[None]:
       raise
     held_out = packing.records[TEST]
     raise ValueError(
-      f"{path}: no clip is left to train on ({packing.made()});"
+      f"{path}: no clip is left to train on ({packing.summary()});"
       + (
-        " all are held out: lower held_out, or choose another seed"
+        " all are held out: lower eval_fraction, or choose another seed"
         if held_out
         else " see the report for what refused them"
       )

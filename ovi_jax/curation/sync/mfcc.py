@@ -21,7 +21,7 @@ _POINTS = 512
 _FILTERS = 26
 _EMPHASIS = 0.97
 _LIFTER = 22
-_LEAST = np.finfo(np.float64).eps  # in place of no energy at all
+_MIN_ENERGY = np.finfo(np.float64).eps  # in place of no energy at all
 
 
 def coefficients(samples_A: np.ndarray) -> np.ndarray:
@@ -46,8 +46,8 @@ def coefficients(samples_A: np.ndarray) -> np.ndarray:
   emphasised_A[1:] -= _EMPHASIS * samples_A[:-1]
   spectrum = np.fft.rfft(_framed(emphasised_A), _POINTS)
   power = np.square(np.abs(spectrum)) / _POINTS
-  energy = _audible(power.sum(axis=1))
-  mel = np.log(_audible(power @ _triangles().T))
+  energy = _nonzero(power.sum(axis=1))
+  mel = np.log(_nonzero(power @ _triangles().T))
   cepstra = mel @ _cosines().T
   cepstra[:, 0] = np.log(energy)
   return cepstra
@@ -61,9 +61,9 @@ def _framed(samples_A: np.ndarray) -> np.ndarray:
   return np.lib.stride_tricks.sliding_window_view(padded_A, _FRAME)[::STEP]
 
 
-def _audible(energy: np.ndarray) -> np.ndarray:
+def _nonzero(energy: np.ndarray) -> np.ndarray:
   """What a logarithm can be taken of."""
-  return np.where(energy == 0, _LEAST, energy)
+  return np.where(energy == 0, _MIN_ENERGY, energy)
 
 
 @functools.cache

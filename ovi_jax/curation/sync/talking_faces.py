@@ -21,7 +21,7 @@ FRAMES = 121  # at 24 a second
 _SIZES = (64, 96, 128)  # of the pictures, before they are enlarged
 _STEP = mfcc.RATE // crops.FPS  # samples of a frame
 _PICTURES = FRAMES * crops.FPS // geometry.FPS  # at 25 a second
-_LOUD = 32767
+_MAX_LEVEL = 32767
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,29 +29,29 @@ class Clip:
   """A talking face.
 
   Attributes:
-    shown: what it says, and when.
+    scene: what it says, and when.
     size: rows and columns of the picture.
     samples_A: int16, its sound at 16 kHz.
   """
 
-  shown: scene.Scene
+  scene: scene.Scene
   size: int
   samples_A: np.ndarray
 
   def frames(self, numbers: np.ndarray | None = None) -> np.ndarray:
     """Frames by number at 24 a second; all if none are given."""
     numbers = np.arange(FRAMES) if numbers is None else numbers
-    return faces.render(self.shown, numbers / geometry.FPS, self.size)
+    return faces.render(self.scene, numbers / geometry.FPS, self.size)
 
-  def track(self) -> crops.Crops:
+  def track(self) -> crops.TrackCrops:
     """The face as the stages `people` and `cut` would find and cut it."""
     frames_THWC = self.frames()
-    whole = tracks.whole(*frames_THWC.shape[:3])
-    shown_THWC = frames_THWC[crops.nearest(np.arange(_PICTURES))]
-    (track,) = crops.of_tracks(list(shown_THWC), [whole])
+    whole = tracks.full_frame(*frames_THWC.shape[:3])
+    shown_THWC = frames_THWC[crops.nearest_frame(np.arange(_PICTURES))]
+    (track,) = crops.crop_tracks(list(shown_THWC), [whole])
     return track
 
-  def shifted(self, frames: int) -> np.ndarray:
+  def shift_audio(self, frames: int) -> np.ndarray:
     """The sound that many frames (of 25 a second) later, silence before it."""
     moved_A, by = np.zeros_like(self.samples_A), frames * _STEP
     if by >= 0:
@@ -68,13 +68,13 @@ def clip(seed: int, number: int) -> Clip:
   shown = faces.sample(random, seconds, still=False)
   wave_A = sounds.track(shown.events, int(seconds * mfcc.RATE), mfcc.RATE)
   return Clip(
-    shown=shown,
+    scene=shown,
     size=int(random.choice(_SIZES)),
-    samples_A=np.rint(wave_A * _LOUD).astype(np.int16),
+    samples_A=np.rint(wave_A * _MAX_LEVEL).astype(np.int16),
   )
 
 
-def examples(
+def sample_windows(
   made: Clip, random: np.random.Generator, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Windows to learn from, rather of where the sound changes.
@@ -97,9 +97,9 @@ def examples(
   )
   numbers = starts[:, None] + np.arange(syncnet.WINDOW)
   # The frame of 24 a second that is shown at each moment.
-  wanted, place = np.unique(crops.nearest(numbers), return_inverse=True)
+  wanted, place = np.unique(crops.nearest_frame(numbers), return_inverse=True)
   frames_THWC = made.frames(wanted)
-  box = tracks.whole(*frames_THWC.shape[:3])["boxes"][0]
+  box = tracks.full_frame(*frames_THWC.shape[:3])["boxes"][0]
   cut = np.stack([crops.crop(frame, box) for frame in frames_THWC])
   frames_BTHWC = cut[place.reshape(numbers.shape)][..., ::-1]
   return frames_BTHWC, windows_TKM[starts][:, None]

@@ -25,35 +25,39 @@ from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.curation.sync import training
 
 FLAGS = flags.FLAGS
-_EVERY = 10  # steps of which the mean loss is shown
-_SAVED = 50  # steps after which weights are written, for those who stop early
+_LOG_EVERY = 10  # steps of which the mean loss is shown
+_CHECKPOINT_EVERY = (
+  50  # steps after which weights are written, for those who stop early
+)
 
 
 def train(settings: training.Settings, out: str) -> None:
   """Train, and write the weights."""
-  state = training.begin(settings)
-  step = training.stepper(settings)
+  state = training.init_state(settings)
+  step = training.make_train_step(settings)
   losses: list[jax.Array] = []
-  with console.progress(range(settings.steps), desc="syncnet") as bar:
+  with console.progress(range(settings.num_train_steps), desc="syncnet") as bar:
     for _, batch in zip(bar, training.batches(settings)):
       state, value = step(state, *batch)
       # Read late: the next batch is made while this one computes.
       losses.append(value)
-      if len(losses) % _EVERY == 0:
+      if len(losses) % _LOG_EVERY == 0:
         last = _mean(losses)
         bar.set_postfix(loss=f"{last:.3f}")
         if not math.isfinite(last):
           raise ValueError(f"the loss is {last}; try a smaller --rate")
-      if len(losses) % _SAVED == 0:
+      if len(losses) % _CHECKPOINT_EVERY == 0:
         syncnet_weights.save(out, settings.config, state.variables)
   syncnet_weights.save(out, settings.config, state.variables)
   last = _mean(losses)
-  print(f"{out}: {settings.steps} steps, loss {losses[0]:.3f} -> {last:.3f}")
+  print(
+    f"{out}: {settings.num_train_steps} steps, loss {losses[0]:.3f} -> {last:.3f}"
+  )
 
 
 def _mean(losses: list[jax.Array]) -> float:
   """Of the last steps."""
-  return float(np.mean(jax.device_get(losses[-_EVERY:])))
+  return float(np.mean(jax.device_get(losses[-_LOG_EVERY:])))
 
 
 def evaluate(path: str, seed: int, clips: int) -> None:
@@ -82,10 +86,10 @@ def main(argv: list[str]) -> None:
       return
     runtime.need(FLAGS, out="FILE")
     settings = training.Settings(
-      divisor=FLAGS.divisor,
-      steps=FLAGS.steps,
-      clips=FLAGS.batch,
-      rate=FLAGS.rate,
+      width_divisor=FLAGS.divisor,
+      num_train_steps=FLAGS.steps,
+      clips_per_batch=FLAGS.batch,
+      learning_rate=FLAGS.rate,
       seed=FLAGS.seed,
     )
     train(settings, FLAGS.out)
@@ -97,10 +101,14 @@ if __name__ == "__main__":
   defaults = training.Settings()
   flags.DEFINE_string("out", "", "File of weights to write.")
   flags.DEFINE_string("evaluate", "", "File of weights to try instead.")
-  flags.DEFINE_integer("divisor", defaults.divisor, "Of SyncNet's channels.")
-  flags.DEFINE_integer("steps", defaults.steps, "Of training.")
-  flags.DEFINE_integer("batch", defaults.clips, "Clips of a step.")
-  flags.DEFINE_float("rate", defaults.rate, "The highest learning rate.")
+  flags.DEFINE_integer(
+    "divisor", defaults.width_divisor, "Of SyncNet's channels."
+  )
+  flags.DEFINE_integer("steps", defaults.num_train_steps, "Of training.")
+  flags.DEFINE_integer("batch", defaults.clips_per_batch, "Clips of a step.")
+  flags.DEFINE_float(
+    "rate", defaults.learning_rate, "The highest learning rate."
+  )
   flags.DEFINE_integer("seed", defaults.seed, "Of weights and faces.")
   flags.DEFINE_integer("clips", 20, "Held-out clips to evaluate with.")
   app.run(main, flags_parser=runtime.parse_flags)

@@ -23,8 +23,12 @@ from ovi_jax.curation.sync import lip_sync
 from ovi_jax.curation.sync import talking_faces
 
 SHIFTS = tuple(range(-10, 11))
-_HELD_OUT = 1 << 20  # added to the seed of the faces that are tested with
-_NEAR = 1e-6  # within the root: the distance of equal vectors has a slope
+_EVAL_SEED_OFFSET = (
+  1 << 20
+)  # added to the seed of the faces that are tested with
+_DISTANCE_EPSILON = (
+  1e-6  # within the root: the distance of equal vectors has a slope
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,25 +36,36 @@ class Settings:
   """Of a run.
 
   Attributes:
-    divisor: of the network's channels; 1 for SyncNet itself.
-    steps: of training.
-    clips: in a batch.
-    windows: of each clip.
-    rate: the highest learning rate of Adam.
+    width_divisor: of the network's channels; 1 for SyncNet itself.
+    num_train_steps: of training.
+    clips_per_batch: in a batch.
+    windows_per_clip: of each clip.
+    learning_rate: the highest learning rate of Adam.
     seed: of weights, faces and windows.
   """
 
-  divisor: int = 8
-  steps: int = 400
-  clips: int = 4
-  windows: int = 8
-  rate: float = 1e-3
+  width_divisor: int = 8
+  num_train_steps: int = 400
+  clips_per_batch: int = 4
+  windows_per_clip: int = 8
+  learning_rate: float = 1e-3
   seed: int = 0
 
   def __post_init__(self):
-    if min(self.divisor, self.steps, self.clips, self.windows) < 1:
+    if (
+      min(
+        self.width_divisor,
+        self.num_train_steps,
+        self.clips_per_batch,
+        self.windows_per_clip,
+      )
+      < 1
+    ):
       raise ValueError(f"expected numbers of at least 1, got {self}")
-    if self.clips * self.windows < 2 or not self.rate > 0:
+    if (
+      self.clips_per_batch * self.windows_per_clip < 2
+      or not self.learning_rate > 0
+    ):
       raise ValueError(
         "expected two windows or more in a batch, and a learning rate above 0;"
         f" got {self}"
@@ -58,20 +73,20 @@ class Settings:
 
   @property
   def config(self) -> syncnet.SyncNetConfig:
-    return syncnet.SyncNetConfig.narrow(self.divisor)
+    return syncnet.SyncNetConfig.narrow(self.width_divisor)
 
 
 class State(NamedTuple):
   """What a step changes."""
 
   variables: Any
-  moments: Any
+  opt_state: Any
 
 
 def loss(lips_ND: jax.Array, sound_ND: jax.Array) -> jax.Array:
   """Mean of how surprising the right partner is, in nats."""
   difference_NND = lips_ND[:, None] - sound_ND[None]
-  logits = -jnp.sqrt(jnp.sum(difference_NND**2, -1) + _NEAR)
+  logits = -jnp.sqrt(jnp.sum(difference_NND**2, -1) + _DISTANCE_EPSILON)
   right = jnp.arange(len(lips_ND))
   cross_entropy = optax.softmax_cross_entropy_with_integer_labels
   return jnp.mean(cross_entropy(logits, right)) / 2 + (
@@ -79,7 +94,7 @@ def loss(lips_ND: jax.Array, sound_ND: jax.Array) -> jax.Array:
   )
 
 
-def begin(settings: Settings) -> State:
+def init_state(settings: Settings) -> State:
   """The state before the first step."""
   network = syncnet.SyncNet(settings.config)
   frames = jnp.zeros((1, syncnet.WINDOW, syncnet.SIDE, syncnet.SIDE, 3))
@@ -90,14 +105,14 @@ def begin(settings: Settings) -> State:
 
 
 def _optimizer(settings: Settings) -> optax.GradientTransformation:
-  warm = min(20, settings.steps)
+  warm = min(20, settings.num_train_steps)
   rates = optax.warmup_cosine_decay_schedule(
-    0.0, settings.rate, warm, max(settings.steps, warm + 1)
+    0.0, settings.learning_rate, warm, max(settings.num_train_steps, warm + 1)
   )
   return optax.adam(rates)
 
 
-def stepper(
+def make_train_step(
   settings: Settings,
 ) -> Callable[[State, np.ndarray, np.ndarray], tuple[State, jax.Array]]:
   """The compiled step: (state, frames, windows) -> (state, loss)."""
@@ -131,18 +146,20 @@ def batches(settings: Settings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Batches without end, each of faces that were not there before."""
   for number in itertools.count():
     random = np.random.default_rng((settings.seed, number, 1))
-    first = number * settings.clips
+    first = number * settings.clips_per_batch
     parts = [
-      talking_faces.examples(
-        talking_faces.clip(settings.seed, first + i), random, settings.windows
+      talking_faces.sample_windows(
+        talking_faces.clip(settings.seed, first + i),
+        random,
+        settings.windows_per_clip,
       )
-      for i in range(settings.clips)
+      for i in range(settings.clips_per_batch)
     ]
     frames, windows = zip(*parts, strict=True)
     yield np.concatenate(frames), np.concatenate(windows)
 
 
-class Found(NamedTuple):
+class ShiftEstimate(NamedTuple):
   """What the network says of a held-out clip whose sound was shifted."""
 
   shift: int
@@ -161,7 +178,7 @@ def evaluate(
   seed: int,
   count: int,
   shifts: tuple[int, ...] = SHIFTS,
-) -> Iterator[Found]:
+) -> Iterator[ShiftEstimate]:
   """Shift the sound of faces that training never sees, and find the shift.
 
   Args:
@@ -175,14 +192,14 @@ def evaluate(
   lips = jax.jit(lambda v, x: network.apply(v, x, False, method=_lips))
   sound = jax.jit(lambda v, x: network.apply(v, x, False, method=_sound))
   for number in range(count):
-    clip = talking_faces.clip(seed + _HELD_OUT, number)
+    clip = talking_faces.clip(seed + _EVAL_SEED_OFFSET, number)
     track = clip.track()
-    frames_THWC = lip_sync.windows(track, clip.samples_A).frames_THWC
+    frames_THWC = lip_sync.make_windows(track, clip.samples_A).frames_THWC
     lips_TD = np.asarray(lips(variables, frames_THWC[None])[0])
     for shift in shifts:
-      heard = lip_sync.windows(track, clip.shifted(shift)).sound_TKM
+      heard = lip_sync.make_windows(track, clip.shift_audio(shift)).sound_TKM
       sound_TD = np.asarray(sound(variables, heard[None])[0])
-      yield Found(shift, lip_sync.score(lips_TD, sound_TD))
+      yield ShiftEstimate(shift, lip_sync.score(lips_TD, sound_TD))
 
 
 def _lips(network: syncnet.SyncNet, x: jax.Array, training: bool) -> jax.Array:

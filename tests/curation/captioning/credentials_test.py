@@ -104,13 +104,13 @@ KEYS = [
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_in_place_of_a_variable_is_refused_and_not_shown(key, tmp_path):
   with pytest.raises(ValueError, match="name of an environment") as caught:
-    caption_client.config("http://h/v1", tmp_path, key_variable=key)
+    caption_client.config("http://h/v1", tmp_path, api_key_env=key)
   assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "K", "VLLM_KEY_2", "HF"])
 def test_names_of_variables_are_taken(name, tmp_path):
-  assert caption_client.config("http://h/v1", tmp_path, key_variable=name)
+  assert caption_client.config("http://h/v1", tmp_path, api_key_env=name)
 
 
 SECRET = "abc123def456"  # looks like nothing; its field gives it away
@@ -119,15 +119,18 @@ SECRET = "abc123def456"  # looks like nothing; its field gives it away
 @pytest.mark.parametrize(
   "changes, where",
   [
-    ({"extra": {"api_key": SECRET}}, "extra.api_key"),
-    ({"extra": {"API-Key": SECRET}}, "extra.API-Key"),
-    ({"extra": {"a": {"Authorization": SECRET}}}, "extra.a.Authorization"),
-    ({"extra": {"a": [{"password": SECRET}]}}, "extra.a.password"),
-    ({"extra": {"token": SECRET}}, "extra.token"),
-    ({"extra": {"user": KEYS[0]}}, "extra.user"),
-    ({"extra": {"a": [1, f"Bearer {SECRET}"]}}, "extra.a"),
-    ({"extra": {KEYS[1]: 1}}, r"extra\.\(a name\)"),
-    ({"task": f"Say what you see. {KEYS[0]}"}, "task"),
+    ({"extra_body": {"api_key": SECRET}}, "extra_body.api_key"),
+    ({"extra_body": {"API-Key": SECRET}}, "extra_body.API-Key"),
+    (
+      {"extra_body": {"a": {"Authorization": SECRET}}},
+      "extra_body.a.Authorization",
+    ),
+    ({"extra_body": {"a": [{"password": SECRET}]}}, "extra_body.a.password"),
+    ({"extra_body": {"token": SECRET}}, "extra_body.token"),
+    ({"extra_body": {"user": KEYS[0]}}, "extra_body.user"),
+    ({"extra_body": {"a": [1, f"Bearer {SECRET}"]}}, "extra_body.a"),
+    ({"extra_body": {KEYS[1]: 1}}, r"extra_body\.\(a name\)"),
+    ({"instruction": f"Say what you see. {KEYS[0]}"}, "instruction"),
     ({"url": f"http://h/{KEYS[0]}/v1"}, "url"),
   ],
 )
@@ -136,7 +139,7 @@ def test_settings_that_hold_a_credential_are_refused(changes, where, tmp_path):
     caption_client.config(
       **{"url": "http://h/v1", "folder": tmp_path, **changes}
     )
-  assert "key_variable" in str(caught.value)
+  assert "api_key_env" in str(caught.value)
   for secret in (SECRET, *KEYS):
     assert secret not in str(caught.value)
 
@@ -149,9 +152,9 @@ def test_honest_settings_are_taken(tmp_path):
     "chat_template_kwargs": {"tokenizer": "x", "monkey": "y"},
     "key": "",
   }
-  chosen = caption_client.config("http://h/v1", tmp_path, extra=extra)
-  assert chosen.extra == extra
-  assert captions.Config(task="Describe the keys on the sk-table.")
+  chosen = caption_client.config("http://h/v1", tmp_path, extra_body=extra)
+  assert chosen.extra_body == extra
+  assert captions.Config(instruction="Describe the keys on the sk-table.")
 
 
 def answer(number, form):
@@ -190,9 +193,9 @@ def test_an_answer_that_repeats_the_key_is_kept_without_it(
       server.url,
       tmp_path,
       [caption_client.pair(1)],
-      key_variable=VARIABLE,
-      visual=(1, 9999),
-      audio=(1, 9999),
+      api_key_env=VARIABLE,
+      visual_chars=(1, 9999),
+      audio_chars=(1, 9999),
     )
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
   assert isinstance(found, clips.Clip), found.detail
@@ -214,7 +217,7 @@ def test_a_key_that_cleaning_puts_together_is_not_recorded(
     lambda n, b: captioner.says(json.dumps(fit))
   ) as server:
     (found,) = caption_client.captioned(
-      server.url, tmp_path, [caption_client.pair(1)], key_variable=VARIABLE
+      server.url, tmp_path, [caption_client.pair(1)], api_key_env=VARIABLE
     )
   assert "reads [key] and" in found.facts["captions"]["visual"]
   assert key not in json.dumps(found.facts)
@@ -226,7 +229,7 @@ def test_an_unfit_answer_is_shown_without_the_key(tmp_path, monkeypatch):
   rude = captioner.says(f"I will not. Your key is {KEY}")
   with captioner.serving(lambda n, b: rude) as server:
     (found,) = caption_client.captioned(
-      server.url, tmp_path, [caption_client.pair(1)], key_variable=VARIABLE
+      server.url, tmp_path, [caption_client.pair(1)], api_key_env=VARIABLE
     )
     # The answer goes back with what is wrong with it.
     assert not leaked(json.dumps(server.bodies))
@@ -266,11 +269,11 @@ def test_errors_are_shown_without_the_key(
         server.url,
         tmp_path,
         [caption_client.pair(1)],
-        key_variable=VARIABLE,
-        attempts=2,
+        api_key_env=VARIABLE,
+        max_attempts=2,
       )
       said = found.detail
-    except (stage.Unavailable, endpoint.Unanswered) as error:
+    except (stage.Unavailable, endpoint.AttemptsExhausted) as error:
       said = str(error)
   assert said and not leaked(said) and "\n" not in said
   # Nor its beginning, where a long text was cut.
@@ -288,7 +291,7 @@ def test_a_cache_that_holds_the_key_is_cleaned(tmp_path, monkeypatch):
     text = held["text"].replace("bright room", f"room {KEY}")
     file.write_text(json.dumps({**held, "text": text}))
     caption_client.captioned(
-      server.url, tmp_path, [caption_client.pair(1)], key_variable=VARIABLE
+      server.url, tmp_path, [caption_client.pair(1)], api_key_env=VARIABLE
     )
     assert len(server.bodies) == 1
   assert "[key]" in file.read_text() and not leaked(file.read_text())

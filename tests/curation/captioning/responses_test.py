@@ -9,9 +9,9 @@ from ovi_jax import prompt
 from ovi_jax.curation.captioning import responses
 
 VISUAL = "A man in a red coat turns and says <S>Good morning.<E> to a dog."
-SPEAKER = dict.fromkeys(responses.VOICE, "calm")
-SOUNDS = dict.fromkeys(responses.SOUND, "soft")
-WANTED = responses.Wanted()
+SPEAKER = dict.fromkeys(responses.VOICE_ATTRIBUTES, "calm")
+SOUNDS = dict.fromkeys(responses.SOUND_ATTRIBUTES, "soft")
+WANTED = responses.Requirements()
 TAGGED = geometry.variant("720x720_5s")
 LINED = geometry.variant("960x960_5s")
 
@@ -34,7 +34,7 @@ def text(**changes):
 
 
 def test_a_fit_answer_is_its_parts():
-  caption = responses.read(text(), WANTED)
+  caption = responses.parse(text(), WANTED)
   assert caption.visual == VISUAL
   assert caption.speech == ("Good morning.",)
   assert caption.audio == "A low male voice in a quiet street."
@@ -47,7 +47,7 @@ def test_a_fit_answer_is_its_parts():
 )
 def test_talk_around_the_json_is_dropped(around):
   whole = around.replace("{}", text(), 1).replace("{{", "{")
-  assert responses.read(whole, WANTED) == responses.read(text(), WANTED)
+  assert responses.parse(whole, WANTED) == responses.parse(text(), WANTED)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_talk_around_the_json_is_dropped(around):
   ],
 )
 def test_tags_are_repaired_where_there_is_one_way(visual):
-  assert responses.read(text(visual=visual), WANTED).visual == VISUAL
+  assert responses.parse(text(visual=visual), WANTED).visual == VISUAL
 
 
 def test_the_words_of_the_visual_part_are_the_words():
-  caption = responses.read(text(speech=["good morning"]), WANTED)
+  caption = responses.parse(text(speech=["good morning"]), WANTED)
   assert caption.speech == ("Good morning.",)
 
 
@@ -80,13 +80,13 @@ def test_the_words_of_the_visual_part_are_the_words():
   ],
 )
 def test_the_sounds_description_has_no_tags(audio):
-  assert responses.read(text(audio=audio), WANTED).audio == "A voice and wind."
+  assert responses.parse(text(audio=audio), WANTED).audio == "A voice and wind."
 
 
 def test_blank_attributes_are_filled_and_unknown_ones_dropped():
   speaker = {**SPEAKER, "age": None, "mood": "x"}
   sounds = {**SOUNDS, "music": " "}
-  found = responses.read(text(speakers=[speaker], sounds=sounds), WANTED)
+  found = responses.parse(text(speakers=[speaker], sounds=sounds), WANTED)
   assert found.attributes["speakers"] == [{**SPEAKER, "age": "unclear"}]
   assert found.attributes["sounds"] == {**SOUNDS, "music": "none"}
 
@@ -125,22 +125,22 @@ def test_blank_attributes_are_filled_and_unknown_ones_dropped():
   ],
 )
 def test_what_is_unfit_is_said(wrong, reason, problem):
-  with pytest.raises(responses.Unfit) as error:
-    responses.read(wrong, WANTED)
+  with pytest.raises(responses.InvalidResponse) as error:
+    responses.parse(wrong, WANTED)
   assert error.value.reason.startswith(reason)
   assert problem in str(error.value)
 
 
 def test_every_problem_is_named_at_once():
-  with pytest.raises(responses.Unfit) as error:
-    responses.read(text(audio="", speakers=[], speech=["Go"]), WANTED)
+  with pytest.raises(responses.InvalidResponse) as error:
+    responses.parse(text(audio="", speakers=[], speech=["Go"]), WANTED)
   for part in ('"audio" must', '"speakers" must', '"speech" must'):
     assert part in str(error.value)
 
 
 @pytest.mark.parametrize("variant", [TAGGED, LINED])
 def test_prompts_are_what_the_trainer_reads(variant):
-  ours = responses.combined(responses.read(text(), WANTED), variant)
+  ours = responses.to_prompt(responses.parse(text(), WANTED), variant)
   sound = "A low male voice in a quiet street."
   end = {
     TAGGED: f"<AUDCAP>{sound}<ENDAUDCAP>",
@@ -152,34 +152,38 @@ def test_prompts_are_what_the_trainer_reads(variant):
 
 
 def test_a_sound_alone_is_its_words_and_description():
-  wanted = responses.Wanted(seen=False)
-  caption = responses.read(
+  wanted = responses.Requirements(has_video=False)
+  caption = responses.parse(
     text(visual="absent", speech=["Go.", "<S>On!"]), wanted
   )
-  assert responses.combined(caption, TAGGED) == (
+  assert responses.to_prompt(caption, TAGGED) == (
     "<S>Go.<E> <S>On!<E> <AUDCAP>A low male voice in a quiet street.<ENDAUDCAP>"
   )
 
 
 def test_a_silent_clip_is_its_visual_part():
-  wanted = responses.Wanted(heard=False)
+  wanted = responses.Requirements(has_audio=False)
   seen = "A man in a red coat turns to a dog."
-  caption = responses.read(json.dumps({"visual": seen}), wanted)
-  assert responses.combined(caption, LINED) == seen
+  caption = responses.parse(json.dumps({"visual": seen}), wanted)
+  assert responses.to_prompt(caption, LINED) == seen
 
 
 def test_hostile_characters_do_not_reach_the_prompt():
   layers = "&" + 9 * "amp;"
   visual = VISUAL.replace("dog", f"\ud800dog\x00\u0007 {layers}lt;b")
-  ours = responses.combined(responses.read(text(visual=visual), WANTED), TAGGED)
+  ours = responses.to_prompt(
+    responses.parse(text(visual=visual), WANTED), TAGGED
+  )
   assert "\x00" not in ours and "\ud800" not in ours and "&amp;" not in ours
   assert ours.encode().decode() == ours == prompt.clean(ours)
 
 
 def test_what_cannot_be_cleaned_is_unfit():
-  caption = responses.read(text(visual=f"{VISUAL} &{40 * 'amp;'}lt;"), WANTED)
-  with pytest.raises(responses.Unfit, match="broken characters or entities"):
-    responses.combined(caption, TAGGED)
+  caption = responses.parse(text(visual=f"{VISUAL} &{40 * 'amp;'}lt;"), WANTED)
+  with pytest.raises(
+    responses.InvalidResponse, match="broken characters or entities"
+  ):
+    responses.to_prompt(caption, TAGGED)
 
 
 def test_the_schema_names_what_is_read():
@@ -187,6 +191,6 @@ def test_the_schema_names_what_is_read():
   assert set(fields()) == set(schema["required"]) == set(schema["properties"])
   assert not schema["additionalProperties"]
   voice = schema["properties"]["speakers"]["items"]
-  assert voice["required"] == list(responses.VOICE)
+  assert voice["required"] == list(responses.VOICE_ATTRIBUTES)
   assert responses.schema(True, False)["required"] == ["visual"]
   assert "visual" not in responses.schema(False, True)["properties"]

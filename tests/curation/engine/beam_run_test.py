@@ -38,7 +38,7 @@ def test_two_workers_write_the_same_files(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 5)
   (inputs / "5.txt").write_text("one a\none b\nraise it\ncrash\n")
   seen = tmp_path / "seen"
-  limit = "--config.quota=0.6"
+  limit = "--config.max_failure_rate=0.6"
   code, said = kill_runs.run(kill_test.command(inputs, tmp_path / "one", limit))
   assert code == 0, said
   code, said = run(

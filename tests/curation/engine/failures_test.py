@@ -13,7 +13,7 @@ def told(function) -> list[str]:
   try:
     function()
   except Exception as error:  # of any type: its text is what is tested
-    return failures.told(error).splitlines()
+    return failures.format_error(error).splitlines()
   raise AssertionError("nothing was raised")
 
 
@@ -56,9 +56,9 @@ def remote():
 def test_copies_of_remote_files_have_no_name(remote):
   texts = set()
   for _ in range(2):
-    shard._remote.cache_clear()
+    shard._cached_copy.cache_clear()
     clip = clips.Clip(id="1", path=remote)
-    media, _ = shard.media(clip, lambda *_: b"")
+    media, _ = shard.open_media(clip, lambda *_: b"")
     refused = probe.load(probe.Config())(clip, media)
     path = media.path
     assert isinstance(refused, clips.Reject) and path not in refused.detail

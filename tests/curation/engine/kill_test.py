@@ -19,7 +19,7 @@ def command(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
     "--config=tests/curation/lines/config.py",
     f"--config.inputs=('{inputs}',)",
     f"--config.out={out}",
-    "--config.workers=2",
+    "--config.num_workers=2",
     *more,
   ]
 

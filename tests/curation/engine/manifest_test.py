@@ -14,8 +14,8 @@ def names(out: pathlib.Path) -> list[list[str]]:
   return [
     [
       pathlib.Path(clip.path).name
-      for clip in shard_store.survivors(
-        shard_store.Files(folder=str(out / "inputs"), shard=shard)
+      for clip in shard_store.read_clips(
+        shard_store.ShardFiles(folder=str(out / "inputs"), shard=shard)
       )
     ]
     for shard in range(len(list(out.glob("inputs/*.done"))))
@@ -35,15 +35,17 @@ def test_files_are_numbered_in_order_of_their_names(folder, tmp_path):
   out = tmp_path / "out"
   strange = folder / b"n\xff\n.mp4".decode(errors="surrogateescape")
   strange.write_bytes(b"x")
-  assert manifest.number(harness.chosen(out, [folder])) == 3
+  assert manifest.load_or_create(harness.chosen(out, [folder])) == 3
   assert names(out) == [
     ["a.mp4", "b.mp4"],
     ["[x] #%.mp4", "c.mp4"],
     [strange.name],
   ]
   before = harness.contents(out)
-  assert manifest.number(harness.chosen(out)) == 3
-  assert manifest.number(harness.chosen(out, [folder / "*", folder])) == 3
+  assert manifest.load_or_create(harness.chosen(out)) == 3
+  assert (
+    manifest.load_or_create(harness.chosen(out, [folder / "*", folder])) == 3
+  )
   assert harness.contents(out) == before
 
 
@@ -76,27 +78,29 @@ def test_files_globs_and_lists_name_files_once(folder, tmp_path):
 
 def test_other_files_are_an_error_unless_appended(folder, tmp_path):
   out = tmp_path / "out"
-  assert manifest.number(harness.chosen(out, [folder])) == 2
+  assert manifest.load_or_create(harness.chosen(out, [folder])) == 2
   before = harness.contents(out)
   (folder / "0.mp4").write_bytes(b"x")
   with pytest.raises(ValueError, match=r"1 files were not there .*'.*/0.mp4'"):
-    manifest.number(harness.chosen(out, [folder]))
+    manifest.load_or_create(harness.chosen(out, [folder]))
   with pytest.raises(ValueError, match="was begun with 2, got 3"):
-    manifest.number(harness.chosen(out, [folder], shard_size=3))
+    manifest.load_or_create(harness.chosen(out, [folder], shard_size=3))
   assert harness.contents(out) == before
   appended = harness.chosen(out, [folder], append=True)
-  assert manifest.number(appended) == manifest.number(appended) == 3
+  assert (
+    manifest.load_or_create(appended) == manifest.load_or_create(appended) == 3
+  )
   assert names(out)[2] == ["0.mp4"]
   after = harness.contents(out)
   del after["inputs.json"], before["inputs.json"]
   assert before.items() < after.items()
   # Not needed any more, once they are there.
-  assert manifest.number(harness.chosen(out, [folder])) == 3
+  assert manifest.load_or_create(harness.chosen(out, [folder])) == 3
   (folder / "a.mp4").unlink()
   with pytest.raises(ValueError, match="begun with 1 files that are not named"):
-    manifest.number(harness.chosen(out, [folder]))
+    manifest.load_or_create(harness.chosen(out, [folder]))
 
 
 def test_a_run_needs_inputs(tmp_path):
   with pytest.raises(ValueError, match="give --config.inputs"):
-    manifest.number(harness.chosen(tmp_path / "out"))
+    manifest.load_or_create(harness.chosen(tmp_path / "out"))

@@ -15,7 +15,7 @@ from ovi_jax.curation.engine import worker_pool
 from tests.curation import harness
 
 # Short for what hangs; long for all else, also where others compute.
-LIMITS = {"timeout": 120.0, "timeouts": {"weigh": 3.0}}
+LIMITS = {"timeout": 120.0, "stage_timeouts": {"weigh": 3.0}}
 
 
 def quiet(_: str) -> None:
@@ -46,7 +46,9 @@ def folders(out: pathlib.Path) -> dict[str, str]:
 
 def lines(out: pathlib.Path, stage: str, shard: int = 0) -> list:
   folder = str(out / folders(out)[stage])
-  return list(shard_store.read(shard_store.Files(folder=folder, shard=shard)))
+  return list(
+    shard_store.read(shard_store.ShardFiles(folder=folder, shard=shard))
+  )
 
 
 def only(out: pathlib.Path, stage: str, shard: int = 0):
@@ -100,7 +102,7 @@ def test_a_bucket_ends_as_a_folder(whole, tmp_path):
 
 def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):
   before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-  monkeypatch.setattr(worker_pool.Watched, "_start", None)
+  monkeypatch.setattr(worker_pool.WorkerPool, "_start", None)
   with pytest.raises(TypeError):  # were there anything to do
     run.run(harness.chosen(tmp_path / "new", [files]), log=quiet)
   assert run.run(harness.chosen(whole, [files]), log=quiet) == []
@@ -141,7 +143,7 @@ def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
   harness.finish(harness.chosen(out, [files]))
   wanted = harness.contents(out)
   found = folders(out)
-  (out / found["weigh"] / "shard-00001.kept.zip").unlink()
+  (out / found["weigh"] / "shard-00001.artifacts.zip").unlink()
   (out / found["turn"] / "shard-00002.done").unlink()
   assert harness.contents(out) != wanted
   again = harness.chosen(out, [files], weigh__seen=str(seen))
@@ -169,7 +171,7 @@ def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
   inputs = harness.write_inputs(folder / "in")
   (inputs / "0.txt").write_text("\n".join(words) + "\n")
   (inputs / "1.txt").write_text("")
-  chosen = harness.chosen(folder / "out", [inputs], workers=2, **LIMITS)
+  chosen = harness.chosen(folder / "out", [inputs], num_workers=2, **LIMITS)
   problems = run.run(chosen, log=quiet)
   return inputs, folder / "out", problems
 
@@ -232,9 +234,9 @@ def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
   inputs, out, _ = bad
   chosen = harness.chosen(out, [inputs], **LIMITS)
   wanted = harness.contents(out)
-  (path,) = out.glob("weigh-*/*.left_out")
+  (path,) = out.glob("weigh-*/*.excluded")
   assert len(json.loads(path.read_text())["clips"]) == 2
-  share = run.Share(only="clips", retry=True)
+  share = run.ShardSelection(only_pass="clips", retry_failed=True)
   seen = path.stat().st_mtime_ns
   assert run.run(chosen, share, log=quiet) == []
   assert path.stat().st_mtime_ns > seen and harness.contents(out) == wanted
@@ -244,19 +246,19 @@ def test_clips_left_out_beyond_the_quota_are_tried_again_if_wanted(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("one fine\ntwo fine\n")
   out = tmp_path / "out"
-  chosen = harness.chosen(out, [inputs], quota=0.0)
+  chosen = harness.chosen(out, [inputs], max_failure_rate=0.0)
   (cut,) = (n for n, s in enumerate(chosen.stages) if s.name == "cut")
-  once = run.Share(only="clips")
+  once = run.ShardSelection(only_pass="clips")
   assert run.run(chosen, once, quiet, harness.inline) == []
   ids = [line.id for line in lines(out, "cut")]
   # As a run leaves it that was too short of time for them.
-  weighed = chosen.files(cut + 1, 0)
+  weighed = chosen.shard_files(cut + 1, 0)
   pathlib.Path(weighed.done).unlink()
   left = {each: ("timed out", "more than 3 s") for each in ids}
-  shards.LeftOut(clips=left).write(weighed)
+  shards.ExcludedClips(clips=left).write(weighed)
   (problem,) = run.run(chosen, once, quiet, harness.inline)
   assert "weigh failed for 2 of 2 clips" in problem
-  again = run.Share(only="clips", retry=True)
+  again = run.ShardSelection(only_pass="clips", retry_failed=True)
   assert run.run(chosen, again, quiet, harness.inline) == []
   assert len(lines(out, "weigh")) == 2
 
@@ -265,8 +267,8 @@ def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in")
   (inputs / "2.txt").write_text("raise a\nraise b\nraise c\none fine\n")
   out = tmp_path / "out"
-  chosen = harness.chosen(out, [inputs], quota=0.2)
-  problems = run.run(chosen, log=quiet, work=harness.inline)
+  chosen = harness.chosen(out, [inputs], max_failure_rate=0.2)
+  problems = run.run(chosen, log=quiet, executor=harness.inline)
   assert len(problems) == 2
   said = "clips, shard 1: weigh failed for 3 of 9 clips, 2 are allowed"
   assert problems[0].startswith(said)
@@ -277,7 +279,7 @@ def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   assert not list(out.glob("write-*"))
   assert len(list(out.glob("turn-*/*.done"))) == 2
   # With more allowed, the same files are enough.
-  harness.finish(harness.chosen(out, [inputs], quota=0.5))
+  harness.finish(harness.chosen(out, [inputs], max_failure_rate=0.5))
   assert len(list(out.glob("turn-*/*.done"))) == 3
   assert not list(out.glob("*/*.failed"))
 
@@ -287,7 +289,7 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
   (inputs / "0.txt").write_text("away\n")
   seen = tmp_path / "seen"
   chosen = harness.chosen(tmp_path / "out", [inputs], weigh__seen=str(seen))
-  problems = run.run(chosen, log=quiet, work=harness.inline)
+  problems = run.run(chosen, log=quiet, executor=harness.inline)
   assert problems[0] == "clips, shard 0: the scales are away"
   # Nobody is refused for it, and the other shards are not tried in vain.
   assert not list((tmp_path / "out").glob("weigh-*/*"))
@@ -306,7 +308,7 @@ def test_no_clip_is_refused_for_a_machine_that_is_full(tmp_path, word):
   chosen = harness.chosen(tmp_path / "out", [inputs])
   said = "the machine is full, said weigh of clip .*; make room and run again"
   with pytest.raises(OSError, match=said):
-    run.run(chosen, log=quiet, work=harness.inline)
+    run.run(chosen, log=quiet, executor=harness.inline)
   assert not list((tmp_path / "out").glob("weigh-*/*"))
 
 
@@ -319,15 +321,15 @@ def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
 
 
 def test_a_time_out_of_a_stages_own_is_for_all_clips_together(tmp_path):
-  chosen = harness.chosen(tmp_path, ["in"], timeouts={"turn": 50.0})
-  watched = worker_pool.Watched(chosen, chosen.named("together"), 1)
+  chosen = harness.chosen(tmp_path, ["in"], stage_timeouts={"turn": 50.0})
+  watched = worker_pool.WorkerPool(chosen, chosen.find_pass("together"), 1)
   worker = worker_pool._Worker(
     process=None, connection=None, lifeline=None, folder=""
   )
   began = time.monotonic()
   for stage, least, most in (("turn", 50, 150), ("weigh", 5120, 5220)):
-    said = shards.BEGAN, stage, tuple(map(str, range(256)))
-    assert not list(watched._understood(worker, *said))
+    said = shards.STARTED, stage, tuple(map(str, range(256)))
+    assert not list(watched._handle_message(worker, *said))
     assert least <= worker.deadline - began < most
 
 
@@ -345,7 +347,7 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
   chosen = harness.chosen(tmp_path / "out", [files])
 
   def split(only: str, shards: str = "") -> list[str]:
-    share = run.Share(only=only, shards=shards)
+    share = run.ShardSelection(only_pass=only, shards=shards)
     return run.run(chosen, share, quiet, harness.inline)
 
   for only in ("clips", "together"):

@@ -13,14 +13,18 @@ from ovi_jax.curation.engine import storage
 
 NAME = "a\udcff\n'\"<b>.mp4"  # bytes that are no text, and worse
 CLIP = clips.Clip(id="c1", path=NAME, start=1.5, seconds=121 / 24)
-FOUND = CLIP.found("look", {"sharpness": 0.1}, boxes=[[1, 2]], kind="single")
+FOUND = CLIP.with_facts(
+  "quality", {"sharpness": 0.1}, boxes=[[1, 2]], kind="single"
+)
 REJECT = clips.Reject(
-  clip=FOUND, stage="look", reason="blurred", score=0.1, failed=False
+  clip=FOUND, stage="quality", reason="blurred", score=0.1, failed=False
 )
 
 
-def write(files: shard_store.Files, source: str = "s") -> shard_store.Mark:
-  with shard_store.writing(files) as opened:
+def write(
+  files: shard_store.ShardFiles, source: str = "s"
+) -> shard_store.DoneMarker:
+  with shard_store.open_output(files) as opened:
     opened.writer.add(CLIP, [FOUND], {"b": b"two", "a": b"one"})
     # A copy of it in the same shard, and one that goes no further.
     opened.writer.add(CLIP, [FOUND], {"b": b"two", "a": b"one"})
@@ -30,16 +34,16 @@ def write(files: shard_store.Files, source: str = "s") -> shard_store.Mark:
 
 
 @pytest.fixture
-def files(tmp_path) -> shard_store.Files:
-  return shard_store.Files(folder=str(tmp_path / "look-123"), shard=12)
+def files(tmp_path) -> shard_store.ShardFiles:
+  return shard_store.ShardFiles(folder=str(tmp_path / "quality-123"), shard=12)
 
 
 def test_lines_come_back_as_they_were(files):
   made = write(files)
   assert list(shard_store.read(files)) == [FOUND, FOUND, REJECT]
-  assert list(shard_store.survivors(files)) == [FOUND, FOUND]
+  assert list(shard_store.read_clips(files)) == [FOUND, FOUND]
   assert (made.clips, made.rejects, made.failed) == (2, 1, 0)
-  assert shard_store.mark(files) == made and made.source == "s"
+  assert shard_store.read_marker(files) == made and made.input_hash == "s"
   text = storage.read(files.lines)
   assert made.digest == hashlib.sha256(text).hexdigest()
   assert json.loads(text.splitlines()[0])["clip"]["scores"] == {
@@ -49,12 +53,12 @@ def test_lines_come_back_as_they_were(files):
 
 def test_bytes_are_the_same_whenever_they_are_written(files, tmp_path):
   write(files)
-  again = shard_store.Files(folder=str(tmp_path / "again"), shard=12)
+  again = shard_store.ShardFiles(folder=str(tmp_path / "again"), shard=12)
   write(again)
-  for name in ("lines", "kept", "done"):
+  for name in ("lines", "artifacts", "done"):
     one, other = getattr(files, name), getattr(again, name)
     assert storage.read(one) == storage.read(other)
-  with zipfile.ZipFile(files.kept) as archive:
+  with zipfile.ZipFile(files.artifacts) as archive:
     assert archive.namelist() == ["c1/a", "c1/b"]
     info = archive.getinfo("c1/a")
     assert info.date_time == (1980, 1, 1, 0, 0, 0)
@@ -63,12 +67,12 @@ def test_bytes_are_the_same_whenever_they_are_written(files, tmp_path):
 
 def test_what_was_kept_last_counts(files, tmp_path):
   write(files)
-  later = shard_store.Files(folder=str(tmp_path / "later"), shard=12)
-  with shard_store.writing(later) as opened:
+  later = shard_store.ShardFiles(folder=str(tmp_path / "later"), shard=12)
+  with shard_store.open_output(later) as opened:
     opened.writer.add(FOUND, [FOUND], {"a": b"new"})
     opened.commit("s")
   folders = [files.folder, str(tmp_path / "none"), later.folder]
-  with shard_store.keeper(folders, 12) as kept:
+  with shard_store.open_artifacts(folders, 12) as kept:
     assert kept(CLIP, "a") == b"new" and kept(CLIP, "b") == b"two"
     with pytest.raises(KeyError, match="no stage kept 'smell' of clip c1"):
       kept(CLIP, "smell")
@@ -76,27 +80,30 @@ def test_what_was_kept_last_counts(files, tmp_path):
 
 def test_damage_of_what_was_kept_is_an_error_that_names_the_file(files):
   write(files)
-  value = storage.read(files.kept)
-  storage.write(files.kept, value.replace(b"two", b"owt"))
-  with shard_store.keeper([files.folder], 12) as kept:
+  value = storage.read(files.artifacts)
+  storage.write(files.artifacts, value.replace(b"two", b"owt"))
+  with shard_store.open_artifacts([files.folder], 12) as kept:
     assert kept(CLIP, "a") == b"one"
-    with pytest.raises(OSError, match="damaged.*shard-00012.kept.zip"):
+    with pytest.raises(OSError, match="damaged.*shard-00012.artifacts.zip"):
       kept(CLIP, "b")
-  storage.write(files.kept, value[:-9])
+  storage.write(files.artifacts, value[:-9])
   with (
-    pytest.raises(OSError, match="damaged.*shard-00012.kept.zip"),
-    shard_store.keeper([files.folder], 12),
+    pytest.raises(OSError, match="damaged.*shard-00012.artifacts.zip"),
+    shard_store.open_artifacts([files.folder], 12),
   ):
     pass
 
 
 def test_nothing_stands_that_was_not_committed(files):
-  with shard_store.writing(files) as opened:
+  with shard_store.open_output(files) as opened:
     opened.writer.add(CLIP, [FOUND], {"a": b"one"})
-  with pytest.raises(KeyboardInterrupt), shard_store.writing(files) as opened:
+  with (
+    pytest.raises(KeyboardInterrupt),
+    shard_store.open_output(files) as opened,
+  ):
     opened.writer.add(CLIP, [FOUND], {"a": b"one"})
     raise KeyboardInterrupt
-  assert shard_store.mark(files) is None
+  assert shard_store.read_marker(files) is None
   assert not list((storage.pathlib.Path(files.folder)).iterdir())
   with pytest.raises(ValueError, match="is not done; run its pass first"):
     list(shard_store.read(files))
@@ -104,11 +111,11 @@ def test_nothing_stands_that_was_not_committed(files):
 
 def test_a_stage_that_kept_nothing_has_no_archive(files):
   write(files)
-  with shard_store.writing(files) as opened:
+  with shard_store.open_output(files) as opened:
     opened.writer.add(CLIP, [FOUND], {})
     opened.commit("s")
-  assert storage.size(files.kept) is None
-  assert shard_store.mark(files).clips == 1
+  assert storage.file_size(files.artifacts) is None
+  assert shard_store.read_marker(files).clips == 1
 
 
 def test_files_that_are_gone_or_damaged_do_not_count(files):
@@ -118,39 +125,41 @@ def test_files_that_are_gone_or_damaged_do_not_count(files):
   with pytest.raises(ValueError, match="is damaged: its sha256"):
     list(shard_store.read(files))
   storage.write(files.lines, value[:-1])
-  assert shard_store.mark(files) is None
+  assert shard_store.read_marker(files) is None
   storage.write(files.lines, value)
-  assert shard_store.mark(files) is not None
-  storage.remove(files.kept)
-  assert shard_store.mark(files) is None
+  assert shard_store.read_marker(files) is not None
+  storage.remove(files.artifacts)
+  assert shard_store.read_marker(files) is None
   storage.write(files.done, b"{")
   with pytest.raises(ValueError, match="done is damaged"):
-    shard_store.mark(files)
+    shard_store.read_marker(files)
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"x"])
 def test_what_is_no_json_is_refused(value):
   with pytest.raises((TypeError, ValueError)):
-    shard_store.encode(CLIP.found("look", value=value))
+    shard_store.encode(CLIP.with_facts("quality", value=value))
   # Tuples are what a stage sees as lists after a restart, and so at once.
-  line = shard_store.encode(CLIP.found("look", value=(1, (2,))))
-  assert shard_store.decode(line).facts["look"]["value"] == [1, [2]]
+  line = shard_store.encode(CLIP.with_facts("quality", value=(1, (2,))))
+  assert shard_store.decode(line).facts["quality"]["value"] == [1, [2]]
 
 
 def test_a_bucket_holds_the_same(files):
-  bucket = shard_store.Files(folder="memory:///bucket/run/look-123", shard=12)
+  bucket = shard_store.ShardFiles(
+    folder="memory:///bucket/run/quality-123", shard=12
+  )
   assert write(bucket) == write(files)
   assert list(shard_store.read(bucket)) == [FOUND, FOUND, REJECT]
-  with shard_store.keeper([bucket.folder], 12) as kept:
+  with shard_store.open_artifacts([bucket.folder], 12) as kept:
     assert kept(CLIP, "a") == b"one"
-  assert storage.find("memory:///bucket/run/**/*.done") == [bucket.done]
-  found = storage.find("memory:///bucket/run")
-  assert found == [bucket.done, bucket.lines, bucket.kept]
-  with storage.local(bucket.kept) as path:
+  assert storage.list_files("memory:///bucket/run/**/*.done") == [bucket.done]
+  found = storage.list_files("memory:///bucket/run")
+  assert found == [bucket.artifacts, bucket.done, bucket.lines]
+  with storage.local_copy(bucket.artifacts) as path:
     assert path.endswith(".zip") and zipfile.is_zipfile(path)
   assert not storage.os.path.exists(path)
-  storage.remove(bucket.kept)
-  assert shard_store.mark(bucket) is None
+  storage.remove(bucket.artifacts)
+  assert shard_store.read_marker(bucket) is None
 
 
 DEEP = "[" * 100_000
@@ -171,12 +180,14 @@ def forged(files, /, **changes):
 
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: text[:20])
-@pytest.mark.parametrize("ending", ["done", "left_out"])
+@pytest.mark.parametrize("ending", ["done", "excluded"])
 def test_stored_json_is_read_within_limits(files, ending, text):
   write(files)
-  storage.write(files.named(ending), text.encode())
+  storage.write(files.path(ending), text.encode())
   with pytest.raises(ValueError, match=f"{ending} is damaged: ") as caught:
-    shard_store.mark(files) if ending == "done" else shard.LeftOut.read(files)
+    shard_store.read_marker(
+      files
+    ) if ending == "done" else shard.ExcludedClips.read(files)
   assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
@@ -186,7 +197,7 @@ def test_stored_json_is_read_within_limits(files, ending, text):
     {"clips": "1"},
     {"clips": True},
     {"failed": -1},
-    {"source": 1},
+    {"input_hash": 1},
     {"extra": 1},
     {"files": []},
     {"files": {"jsonl": [1]}},
@@ -199,7 +210,7 @@ def test_a_mark_of_wrong_types(files, changes):
   write(files)
   forged(files, **changes)
   with pytest.raises(ValueError, match="done is damaged: "):
-    shard_store.mark(files)
+    shard_store.read_marker(files)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +224,10 @@ def test_a_mark_of_wrong_types(files, changes):
   ids=str,
 )
 def test_clips_left_out_of_wrong_types(files, clips_):
-  text = json.dumps({"clips": clips_, "alone": False})
-  storage.write(files.left_out, text.encode())
-  with pytest.raises(ValueError, match="left_out is damaged: clips: expected"):
-    shard.LeftOut.read(files)
+  text = json.dumps({"clips": clips_, "one_by_one": False})
+  storage.write(files.excluded, text.encode())
+  with pytest.raises(ValueError, match="excluded is damaged: clips: expected"):
+    shard.ExcludedClips.read(files)
 
 
 @pytest.mark.parametrize(
@@ -251,10 +262,10 @@ def test_a_line_that_is_no_clip_is_named(files, line):
 def test_kept_bytes_that_are_compressed_are_refused(files):
   """A few bytes could become gigabytes."""
   write(files)
-  with zipfile.ZipFile(files.kept, "w", zipfile.ZIP_DEFLATED) as archive:
+  with zipfile.ZipFile(files.artifacts, "w", zipfile.ZIP_DEFLATED) as archive:
     archive.writestr("c1/a", bytes(1 << 20))
   with (
-    shard_store.keeper([files.folder], files.shard) as kept,
+    shard_store.open_artifacts([files.folder], files.shard) as kept,
     pytest.raises(OSError, match="expected a stored entry"),
   ):
     kept(CLIP, "a")

@@ -25,7 +25,7 @@ def load(config):
     return [
       dataclasses.replace(
         clip, id=f"{content}-{number}", start=float(number), seconds=1.0
-      ).found("cut", text=line, place=(number,))
+      ).with_facts("cut", text=line, place=(number,))
       for number, line in enumerate(lines)
     ]
 

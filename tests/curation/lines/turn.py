@@ -5,7 +5,7 @@ import dataclasses
 import os
 
 VERSION = 1
-KIND = "shard"
+KIND = "batch"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class Config:
   missing: str = ""
 
 
-def identity(config):
+def fingerprint(config):
   return {"mark": config.mark}
 
 
@@ -23,7 +23,7 @@ def load(config):
     raise ValueError(f"turn: no weights at {config.missing}")
 
   def turn(pairs):
-    texts = [media.kept("text").decode() for _, media in pairs]
+    texts = [media.read_artifact("text").decode() for _, media in pairs]
     if any("unturnable" in text for text in texts):
       raise ValueError(f"one of {len(texts)} cannot be turned")
     if len(texts) > 2 and any("large" in text for text in texts):
@@ -31,9 +31,9 @@ def load(config):
     if any("explosive" in text for text in texts):
       ctypes.string_at(0)
     for (_, media), text in zip(pairs, texts, strict=True):
-      media.keep("turned", (text[::-1] + config.mark).encode())
+      media.save_artifact("turned", (text[::-1] + config.mark).encode())
     return [
-      clip.found("turn", turned=text[::-1])
+      clip.with_facts("turn", turned=text[::-1])
       for (clip, _), text in zip(pairs, texts, strict=True)
     ]
 

@@ -12,7 +12,7 @@ from ovi_jax.curation import stage
 
 VERSION = 1
 KIND = "clip"
-BOUNDS = {"too short": ("length", "least")}
+THRESHOLDS = {"too short": ("length", "least")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Config:
       raise ValueError(f"weigh.least must not be negative, got {self.least}")
 
 
-def identity(config):
+def fingerprint(config):
   return {"least": config.least}
 
 
@@ -52,15 +52,15 @@ def load(config):
     elif word == "huge":
       raise MemoryError("9 TB")
     elif word == "strange":
-      return clip.found("weigh", value=object())
+      return clip.with_facts("weigh", value=object())
     elif word == "away":
       raise stage.Unavailable("the scales are away")
     if len(text) < config.least:
       return clips.Reject(
         clip=clip, stage="weigh", reason="too short", score=float(len(text))
       )
-    media.keep("text", text.encode())
-    return clip.found(
+    media.save_artifact("text", text.encode())
+    return clip.with_facts(
       "weigh",
       {"length": float(len(text))},
       kind=word,

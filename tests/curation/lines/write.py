@@ -19,7 +19,7 @@ def load(config):
       file.write(f"{config.title}\n")
       for clip, media in every:
         count += 1
-        file.write(f"{clip.id} {media.kept('turned').decode()}\n")
+        file.write(f"{clip.id} {media.read_artifact('turned').decode()}\n")
     return {"lines": count}
 
   return write

@@ -26,7 +26,7 @@ def film(colour=None, top=0, bottom=0, left=0, right=0):
 
 
 def box(frames):
-  found = letterbox.find(frames)
+  found = letterbox.detect(frames)
   return found.top, found.left, found.height, found.width
 
 
@@ -76,4 +76,4 @@ def test_nothing_but_bars_is_left_whole():
 def test_a_box_is_cut():
   frames = film()
   part = letterbox.Box(top=3, left=5, height=7, width=11)
-  np.testing.assert_array_equal(part.cut(frames), frames[:, 3:10, 5:16])
+  np.testing.assert_array_equal(part.crop(frames), frames[:, 3:10, 5:16])

@@ -73,7 +73,9 @@ def test_each_frame_is_judged_once_amid_others(count):
 )
 def test_frames_that_are_last_ones_make_cuts(monkeypatch, last, wanted):
   values = np.isin(np.arange(60), last).astype(float)
-  monkeypatch.setattr(shot_detectors, "_judge", lambda weights: judged(values))
+  monkeypatch.setattr(
+    shot_detectors, "_network", lambda weights: judged(values)
+  )
   shown = [np.full((ROWS, COLUMNS, 3), n, np.uint8) for n in range(60)]
   found = list(shot_detectors.transnetv2("any", 0.5)(iter(shown)))
   assert [tuple(cut) for cut in found] == wanted

@@ -62,7 +62,7 @@ def files(tmp_path_factory):
 
 
 def test_pictures_are_prepared_as_the_original_does(golden):
-  pictures = clip_vision.prepare(seeded.frames(2, 45, 80), 32)
+  pictures = clip_vision.preprocess(seeded.frames(2, 45, 80), 32)
   expected = golden("looks")["clip_pictures"]
   np.testing.assert_allclose(pictures, expected, atol=1e-5)
 
@@ -71,15 +71,15 @@ def test_the_tower_and_the_head_compute_what_torch_does(files, golden):
   expected = golden("looks")
   config, params = clip_vision.read(files / "clip.safetensors")
   assert config == clip_vision.Config(
-    side=32,
-    patch=8,
-    width=128,
-    feed_forward=192,
-    layers=3,
-    heads=2,
-    projection=24,
+    image_size=32,
+    patch_size=8,
+    hidden_dim=128,
+    mlp_dim=192,
+    num_layers=3,
+    num_heads=2,
+    projection_dim=24,
   )
-  tower = jax.jit(clip_vision.Tower(config).apply)
+  tower = jax.jit(clip_vision.VisionTower(config).apply)
   vectors = tower({"params": params}, expected["clip_pictures"])
   assert parity.relative_error(vectors, expected["clip_vectors"]) < 1e-5
   head, params = aesthetic.read(files / "head.pth", 24)

@@ -25,7 +25,7 @@ def chosen(tmp_path_factory) -> settings.Settings:
   folder = tmp_path_factory.mktemp("run")
   inputs = harness.write_inputs(folder / "in")
   (inputs / "<b>&.txt").write_text("raise <i>it</i>\none fine\n")
-  made = harness.chosen(folder / "out", [inputs], quota=1.0)
+  made = harness.chosen(folder / "out", [inputs], max_failure_rate=1.0)
   harness.finish(made)
   return made
 
@@ -54,14 +54,14 @@ def test_numbers_are_those_of_the_files(chosen):
   )
   assert (short.count, short.failed, short.scores) == (5, False, (1.0,) * 5)
   assert (failed.count, failed.failed, failed.scores) == (1, True, ())
-  assert len(short.examples) == statistics.EXAMPLES
+  assert len(short.examples) == statistics.MAX_REJECT_EXAMPLES
   # A score is told of where it was measured, not of all that follow.
   assert len(weigh.scores["length"]) == 21 and not stages["turn"].scores
   kinds = stages["balance"].facts["weigh", "kind"]
   lines = [
     line.facts["weigh"]["kind"]
     for shard in range(3)
-    for line in shard_store.survivors(chosen.files(3, shard))
+    for line in shard_store.read_clips(chosen.shard_files(3, shard))
   ]
   assert kinds == {kind: lines.count(kind) for kind in ("two", "one", "three")}
   assert list(kinds.values()) == sorted(kinds.values(), reverse=True)
@@ -123,5 +123,5 @@ def test_a_run_that_has_just_begun_has_a_report_too(tmp_path):
   assert "Not all is done" not in page
   assert "Shards are left to do in: cut, weigh, turn, balance, write" in page
   assert (
-    json.loads((tmp_path / "out" / "inputs.json").read_text())["files"] == 1
+    json.loads((tmp_path / "out" / "inputs.json").read_text())["num_files"] == 1
   )

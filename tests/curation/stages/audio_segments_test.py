@@ -53,9 +53,9 @@ def test_both_kinds_have_ids_of_their_own(speech):
   ids = [window.id for window in windows]
   assert len(set(ids)) == len(ids)
   assert ids[0] == "s-000000000-long" and "s-000000000-short" in ids
-  kinds = {window.facts["sounds"]["kind"] for window in windows}
+  kinds = {window.facts["audio_segments"]["kind"] for window in windows}
   assert kinds == {"long", "short"}
-  numbers = [window.facts["sounds"]["number"] for window in windows]
+  numbers = [window.facts["audio_segments"]["index"] for window in windows]
   assert numbers == sorted(set(numbers))
   assert run(speech) == windows
 
@@ -96,16 +96,16 @@ def test_files_without_sound_are_named(tmp_path):
 
 def test_gaps_are_silence_and_very_long_ones_the_end():
   part = np.full(RATE, 0.5, np.float32)
-  power_T = audio_segments.powers(iter([(0.0, part), (2.0, part)]))
+  power_T = audio_segments.power_curve(iter([(0.0, part), (2.0, part)]))
   wanted = np.repeat([0.25, 0.0, 0.25], 50)
   np.testing.assert_allclose(power_T, wanted, atol=1e-12)
-  power_T = audio_segments.powers(iter([(0.0, part), (1e9, part)]))
+  power_T = audio_segments.power_curve(iter([(0.0, part), (1e9, part)]))
   assert len(power_T) == 50
 
 
 @pytest.mark.parametrize(
-  "wrong", [{"kinds": ()}, {"kinds": ("other",)}, {"shortest": 7.0}]
+  "wrong", [{"kinds": ()}, {"kinds": ("other",)}, {"min_long_seconds": 7.0}]
 )
 def test_settings_are_checked(wrong):
-  with pytest.raises(ValueError, match="sounds: expected"):
+  with pytest.raises(ValueError, match="audio_segments: expected"):
     audio_segments.Config(**wrong)

@@ -14,12 +14,12 @@ from ovi_jax.curation.stages import av_sync
 from ovi_jax.curation.sync import lip_sync
 from tests.curation.stages import fake_media
 
-TINY = dataclasses.replace(syncnet.SyncNetConfig.narrow(32), embedding=8)
+TINY = dataclasses.replace(syncnet.SyncNetConfig.narrow(32), embedding_dim=8)
 
 
 def talking(name: str, speaking: bool = True) -> clips.Clip:
-  return clips.Clip(id=name, path=f"{name}.mp4").found(
-    "speech", segments=[[0, 5]], seconds=5, speaking=speaking
+  return clips.Clip(id=name, path=f"{name}.mp4").with_facts(
+    "vad", segments=[[0, 5]], seconds=5, speaking=speaking
   )
 
 
@@ -30,7 +30,7 @@ def noisy_media(seed: int, frames: tuple[int, ...]) -> fake_media.FakeMedia:
   for first, count in enumerate(frames):
     small = random.integers(0, 256, (count, 7, 7, 3), np.uint8)
     frames_THWC = small.repeat(32, 1).repeat(32, 2)
-    made.append(crops.Crops(first=first, frames_THWC=frames_THWC))
+    made.append(crops.TrackCrops(first=first, frames_THWC=frames_THWC))
   sound = random.integers(-9000, 9000, 96_000).astype("<i2")
   files = {"faces.npz": crops.pack(made), "audio.pcm": sound.tobytes()}
   return fake_media.FakeMedia(files=files)
@@ -67,7 +67,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def outcomes(weights, pairs):
-  return av_sync.load(av_sync.Config(weights=weights, batch=2))(pairs)
+  return av_sync.load(av_sync.Config(weights=weights, batch_size=2))(pairs)
 
 
 def test_each_clip_has_its_outcome(pairs, outcomes):
@@ -77,7 +77,7 @@ def test_each_clip_has_its_outcome(pairs, outcomes):
     assert isinstance(outcome, clips.Reject) and not outcome.failed
     assert outcome.clip == clip
   for outcome, (clip, _) in zip(outcomes[2:], pairs[2:]):
-    assert outcome == clip.found("synchrony", tested=False)
+    assert outcome == clip.with_facts("av_sync", tested=False)
 
 
 def test_scores_are_those_of_each_track_alone(weights, pairs, outcomes):
@@ -87,7 +87,7 @@ def test_scores_are_those_of_each_track_alone(weights, pairs, outcomes):
     samples_A = np.frombuffer(media.files["audio.pcm"], "<i2")
     scores = []
     for track in crops.unpack(media.files["faces.npz"]):
-      frames_THWC, sound_TKM = lip_sync.windows(track, samples_A)
+      frames_THWC, sound_TKM = lip_sync.make_windows(track, samples_A)
       lips, sound = network(variables, frames_THWC[None], sound_TKM[None])
       scores.append(lip_sync.score(np.asarray(lips[0]), np.asarray(sound[0])))
     best = int(np.argmax([s.confidence for s in scores]))
@@ -99,11 +99,11 @@ def test_scores_are_those_of_each_track_alone(weights, pairs, outcomes):
 
 
 def test_the_size_of_a_batch_changes_nothing(weights, pairs, outcomes):
-  other = av_sync.Config(weights=weights, batch=3)
+  other = av_sync.Config(weights=weights, batch_size=3)
   assert av_sync.load(other)(pairs) == outcomes
-  few = av_sync.Config(weights=weights, batch=2)
+  few = av_sync.Config(weights=weights, batch_size=2)
   assert av_sync.load(few)(pairs[1:2]) == outcomes[1:2]
-  assert av_sync.identity(other) == av_sync.identity(few)
+  assert av_sync.fingerprint(other) == av_sync.fingerprint(few)
 
 
 def judged(**scores: tuple[int, float]) -> clips.Clip | clips.Reject:
@@ -118,7 +118,7 @@ def judged(**scores: tuple[int, float]) -> clips.Clip | clips.Reject:
 def test_near_and_sure_is_kept(offset):
   kept = judged(a=(offset, 1.51))
   assert isinstance(kept, clips.Clip)
-  assert kept.facts["synchrony"] == {
+  assert kept.facts["av_sync"] == {
     "tested": True,
     "offset": offset,
     "confidence": 1.51,
@@ -130,10 +130,10 @@ def test_near_and_sure_is_kept(offset):
 @pytest.mark.parametrize(
   "offset, confidence, reason, score",
   [
-    (4, 5.0, av_sync.APART, 4.0),
-    (-4, 5.0, av_sync.APART, -4.0),
-    (0, 1.5, av_sync.UNSURE, 1.5),
-    (9, 0.2, av_sync.UNSURE, 0.2),
+    (4, 5.0, av_sync.OUT_OF_SYNC, 4.0),
+    (-4, 5.0, av_sync.OUT_OF_SYNC, -4.0),
+    (0, 1.5, av_sync.LOW_CONFIDENCE, 1.5),
+    (9, 0.2, av_sync.LOW_CONFIDENCE, 0.2),
   ],
 )
 def test_far_or_unsure_is_refused(offset, confidence, reason, score):
@@ -145,30 +145,30 @@ def test_far_or_unsure_is_refused(offset, confidence, reason, score):
 def test_the_speaker_is_who_fits_best():
   kept = judged(listener=(9, 0.4), speaker=(1, 6.0), other=(0, 1.6))
   assert isinstance(kept, clips.Clip)
-  assert kept.facts["synchrony"]["track"] == 1
+  assert kept.facts["av_sync"]["track"] == 1
 
 
 def test_without_weights(pairs, tmp_path):
-  with pytest.raises(ValueError, match="set without_weights to pass"):
+  with pytest.raises(ValueError, match="set if_missing to pass"):
     av_sync.load(av_sync.Config())
   missing = av_sync.Config(weights=str(tmp_path / "no.model"))
-  for function in (av_sync.load, av_sync.identity):
+  for function in (av_sync.load, av_sync.fingerprint):
     with pytest.raises(ValueError, match=r"no\.model is none"):
       function(missing)
-  passing = av_sync.Config(without_weights="pass")
+  passing = av_sync.Config(if_missing="pass")
   outcomes = av_sync.load(passing)(pairs)
-  assert all(o.facts["synchrony"] == {"tested": False} for o in outcomes)
+  assert all(o.facts["av_sync"] == {"tested": False} for o in outcomes)
 
 
 def test_identity_is_the_weights_content(weights, tmp_path):
-  one = av_sync.identity(av_sync.Config(weights=weights))
+  one = av_sync.fingerprint(av_sync.Config(weights=weights))
   copy = tmp_path / "moved.safetensors"
   with open(weights, "rb") as file:
     copy.write_bytes(file.read())
-  assert av_sync.identity(av_sync.Config(weights=str(copy))) == one
+  assert av_sync.fingerprint(av_sync.Config(weights=str(copy))) == one
   with copy.open("ab") as file:
     file.write(b" ")
-  assert av_sync.identity(av_sync.Config(weights=str(copy))) != one
+  assert av_sync.fingerprint(av_sync.Config(weights=str(copy))) != one
 
 
 def test_what_was_not_kept_is_an_error(weights):
@@ -180,9 +180,9 @@ def test_what_was_not_kept_is_an_error(weights):
 @pytest.mark.parametrize(
   "fields, message",
   [
-    ({"without_weights": "skip"}, "expected error or pass"),
-    ({"largest_offset": 16}, "expected 0 to 15"),
-    ({"batch": 0}, "at least 1"),
+    ({"if_missing": "skip"}, "expected error or pass"),
+    ({"max_offset": 16}, "expected 0 to 15"),
+    ({"batch_size": 0}, "at least 1"),
   ],
 )
 def test_rules_are_checked(fields, message):

@@ -23,7 +23,7 @@ pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
 def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
   with captioner.serving() as server:
     (made,) = caption_client.captioned(
-      server.url, tmp_path, [caption_client.pair(3)], extra={"top_k": 1}
+      server.url, tmp_path, [caption_client.pair(3)], extra_body={"top_k": 1}
     )
   (body,) = server.bodies
   *frames, sound, task = body["messages"][0]["content"]
@@ -36,7 +36,9 @@ def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
   file = io.BytesIO(base64.b64decode(sound["input_audio"]["data"]))
   with wave.open(file) as wav:
     assert (wav.getframerate(), wav.getnchannels()) == (16_000, 1)
-    assert wav.readframes(9999) == caption_client.pair(3)[1].kept("audio.pcm")
+    assert wav.readframes(9999) == caption_client.pair(3)[1].read_artifact(
+      "audio.pcm"
+    )
   assert '"visual"' in task["text"] and '"speakers"' in task["text"]
   assert body["model"] == "m" and body["top_k"] == 1
   schema = body["response_format"]["json_schema"]
@@ -46,7 +48,9 @@ def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
   assert found["prompts"] == [
     f"{found['visual']} <AUDCAP>{found['audio']}<ENDAUDCAP>"
   ]
-  assert set(found["attributes"]["speakers"][0]) == set(responses.VOICE)
+  assert set(found["attributes"]["speakers"][0]) == set(
+    responses.VOICE_ATTRIBUTES
+  )
   assert found["tokens_in"] == len(task["text"]) // 4
   assert found["tokens_out"] > 0
   json.dumps(made.facts)
@@ -55,7 +59,9 @@ def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
 def test_all_pictures_that_were_kept_are_sent(tmp_path):
   clip, media = caption_client.pair(1)
   names = [*caption_client.KEPT[:3], "audio.pcm", "video.mp4"]
-  clip = clip.found("cut", kept=names)  # as where the stage was told to
+  clip = clip.with_facts(
+    "encode", artifacts=names
+  )  # as where the stage was told to
   with captioner.serving() as server:
     (made,) = caption_client.captioned(server.url, tmp_path, [(clip, media)])
   content = server.bodies[0]["messages"][0]["content"]
@@ -161,20 +167,20 @@ def test_a_cut_answer_is_not_used_however_whole_it_looks(tmp_path):
   script = lambda n, b: captioner.says(text, finish="length")  # noqa: E731
   with captioner.serving(script) as server:
     (made,) = caption_client.captioned(
-      server.url, tmp_path, [caption_client.pair(1)], retries=0
+      server.url, tmp_path, [caption_client.pair(1)], repair_attempts=0
     )
   assert made.reason == "answer was cut"
 
 
 def test_a_prompt_that_training_would_cut_is_unfit(tmp_path):
   tokenizer = str(standin.HERE / "tokenizer.json")
-  changes = {"tokenizer": tokenizer, "retries": 0}
+  changes = {"tokenizer": tokenizer, "repair_attempts": 0}
   (made,) = caption_client.undisturbed(
-    [caption_client.pair(1)], tmp_path, text_rows=20, **changes
+    [caption_client.pair(1)], tmp_path, max_text_len=20, **changes
   )
   assert made.reason == "prompt is too long" and "20 are read" in made.detail
   (made,) = caption_client.undisturbed(
-    [caption_client.pair(1)], tmp_path, text_rows=512, **changes
+    [caption_client.pair(1)], tmp_path, max_text_len=512, **changes
   )
   assert isinstance(made, clips.Clip)
 
@@ -192,7 +198,11 @@ def test_nothing_is_paid_for_twice(tmp_path):
     changes = {"variants": ("960x960_5s",), "concurrency": 1, "seed": 5}
     caption_client.captioned(server.url, tmp_path, pairs, **changes)
     assert len(server.bodies) == 5
-    for change in ({"model": "other"}, {"task": "Say."}, {"temperature": 1.0}):
+    for change in (
+      {"model": "other"},
+      {"instruction": "Say."},
+      {"temperature": 1.0},
+    ):
       caption_client.captioned(server.url, tmp_path, pairs[:1], **change)
     assert len(server.bodies) == 8
   count, _, tokens_out = caption_client.spent(tmp_path)
@@ -221,12 +231,12 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch):
   key = "sk-very-secret"
   monkeypatch.setenv("CAPTION_KEY", key)
   chosen = caption_client.config(
-    "http://h/v1", tmp_path, key_variable="CAPTION_KEY"
+    "http://h/v1", tmp_path, api_key_env="CAPTION_KEY"
   )
-  assert key not in json.dumps(captions.identity(chosen)) + repr(chosen)
+  assert key not in json.dumps(captions.fingerprint(chosen)) + repr(chosen)
   with captioner.serving() as server:
     caption_client.captioned(
-      server.url, tmp_path, [caption_client.pair(1)], key_variable="CAPTION_KEY"
+      server.url, tmp_path, [caption_client.pair(1)], api_key_env="CAPTION_KEY"
     )
     assert server.headers[0]["Authorization"] == f"Bearer {key}"
   files = [path.read_text() for path in tmp_path.glob("*/*.json")]
@@ -236,7 +246,7 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch):
     pytest.raises(stage.Unavailable, match="check url, model") as error,
   ):
     caption_client.captioned(
-      server.url, tmp_path, [caption_client.pair(2)], key_variable="CAPTION_KEY"
+      server.url, tmp_path, [caption_client.pair(2)], api_key_env="CAPTION_KEY"
     )
   assert key not in str(error.value)
   monkeypatch.delenv("CAPTION_KEY")
@@ -246,27 +256,27 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch):
 
 def test_a_cache_that_is_no_folder_is_refused_at_once(tmp_path):
   (tmp_path / "file").write_text("in the way")
-  with pytest.raises(ValueError, match="cache: expected a folder"):
+  with pytest.raises(ValueError, match="cache_dir: expected a folder"):
     captions.load(caption_client.config("http://h/v1", tmp_path / "file"))
 
 
 def test_what_captions_depend_on():
   one = caption_client.config(
-    "http://a/v1", "x", concurrency=3, price_in=1.0, attempts=2
+    "http://a/v1", "x", concurrency=3, usd_per_mtok_in=1.0, max_attempts=2
   )
-  other = caption_client.config("http://b/v1", "y", key_variable="K")
-  assert captions.identity(one) == captions.identity(other)
+  other = caption_client.config("http://b/v1", "y", api_key_env="K")
+  assert captions.fingerprint(one) == captions.fingerprint(other)
   for change in (
     {"model": "n"},
     {"variants": ("960x960_5s",)},
-    {"task": "Say."},
-    {"retries": 0},
-    {"visual": (1, 9)},
-    {"unanswered": "reject"},
+    {"instruction": "Say."},
+    {"repair_attempts": 0},
+    {"visual_chars": (1, 9)},
+    {"on_timeout": "reject"},
   ):
     changed = caption_client.config("http://a/v1", "x", **change)
-    assert captions.identity(changed) != captions.identity(one), change
-  assert json.dumps(captions.identity(one))
+    assert captions.fingerprint(changed) != captions.fingerprint(one), change
+  assert json.dumps(captions.fingerprint(one))
 
 
 @pytest.mark.parametrize(
@@ -274,12 +284,15 @@ def test_what_captions_depend_on():
   [
     ({"variants": ()}, "variants: expected at least one"),
     ({"variants": ("1x1",)}, "variant '1x1' is unknown"),
-    ({"unanswered": "cry"}, "unanswered: expected one of"),
-    ({"visual": (5, 2)}, "visual: expected fewest and most"),
-    ({"retries": -1}, "retries of at least 0"),
-    ({"extra": {"messages": []}}, "messages.* cannot be set"),
-    ({"cache": ""}, "cache: expected a folder"),
-    ({"cache": "gs://b/c"}, "cache: .* mounted there, got the URL 'gs://b/c'"),
+    ({"on_timeout": "cry"}, "on_timeout: expected one of"),
+    ({"visual_chars": (5, 2)}, "visual_chars: expected fewest and most"),
+    ({"repair_attempts": -1}, "repair_attempts of at least 0"),
+    ({"extra_body": {"messages": []}}, "messages.* cannot be set"),
+    ({"cache_dir": ""}, "cache_dir: expected a folder"),
+    (
+      {"cache_dir": "gs://b/c"},
+      "cache_dir: .* mounted there, got the URL 'gs://b/c'",
+    ),
   ],
 )
 def test_settings_are_checked(changes, expected):
@@ -296,7 +309,7 @@ def from_table(folder, rows: str, paths, **changes):
   """The outcomes of files of those paths."""
   table = folder / "own.csv"
   table.write_text(rows, encoding="utf-8-sig", newline="\r\n")
-  config = captions.Config(source=str(table), **changes)
+  config = captions.Config(captions_file=str(table), **changes)
   pairs = [
     (clips.Clip(id=f"clip-{n}", path=path), None)
     for n, path in enumerate(paths)
@@ -333,7 +346,11 @@ def test_captions_too_long_for_training_are_refused_from_tables_too(
   tokenizer = next(release.rglob("tokenizer.json"))
   rows = f"path,caption\na.mp4,{'long ' * 50}\nb.mp4,short\n"
   long, short = from_table(
-    tmp_path, rows, ["a.mp4", "b.mp4"], tokenizer=str(tokenizer), text_rows=16
+    tmp_path,
+    rows,
+    ["a.mp4", "b.mp4"],
+    tokenizer=str(tokenizer),
+    max_text_len=16,
   )
   assert long.reason == "prompt is too long"
   assert short.facts["captions"]["prompts"] == ["short"]
@@ -342,10 +359,12 @@ def test_captions_too_long_for_training_are_refused_from_tables_too(
 def test_the_key_of_captions_from_a_table_follows_from_its_content(tmp_path):
   table = tmp_path / "own.csv"
   table.write_text("path,caption\na.mp4,One.\n")
-  before = captions.identity(captions.Config(source=str(table)))
-  same = captions.identity(captions.Config(source=str(table), model="m"))
+  before = captions.fingerprint(captions.Config(captions_file=str(table)))
+  same = captions.fingerprint(
+    captions.Config(captions_file=str(table), model="m")
+  )
   table.write_text("path,caption\na.mp4,Two.\n")
-  after = captions.identity(captions.Config(source=str(table)))
+  after = captions.fingerprint(captions.Config(captions_file=str(table)))
   assert before == same != after
 
 
@@ -353,12 +372,22 @@ def test_what_captions_lack_is_said_with_the_flags_that_help(
   tmp_path, monkeypatch
 ):
   monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-  said = captions.missing(captions.Config(key_variable="NO_SUCH_KEY"))
-  assert len(said) == 2 and all("captions.source=FILE.csv" in s for s in said)
+  said = captions.missing_requirements(
+    captions.Config(api_key_env="NO_SUCH_KEY")
+  )
+  assert len(said) == 2 and all(
+    "captions.captions_file=FILE.csv" in s for s in said
+  )
   assert "captions.model=MODEL" in said[0] and "NO_SUCH_KEY" in said[1]
   table = tmp_path / "own.csv"
   table.write_text("file,text\na.mp4,One.\n")
-  (said,) = captions.missing(captions.Config(source=str(table)))
-  assert "path and caption" in said and "captions.source=FILE.csv" in said
+  (said,) = captions.missing_requirements(
+    captions.Config(captions_file=str(table))
+  )
+  assert (
+    "path and caption" in said and "captions.captions_file=FILE.csv" in said
+  )
   table.write_text("path,caption\na.mp4,One.\n")
-  assert not captions.missing(captions.Config(source=str(table)))
+  assert not captions.missing_requirements(
+    captions.Config(captions_file=str(table))
+  )

@@ -40,7 +40,7 @@ def test_a_rude_server_loses_nothing(tmp_path):
   choose = random.Random(1)
   script = lambda n, b: choose.choice([*rude, *[captioner.OK] * 6])  # noqa: E731
   pairs = [caption_client.pair(n) for n in range(30)]
-  changes = {"concurrency": 8, "attempts": 20}
+  changes = {"concurrency": 8, "max_attempts": 20}
   with captioner.serving(script) as server:
     ours = caption_client.captioned(
       server.url, tmp_path / "a", pairs, **changes
@@ -62,7 +62,7 @@ def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
   def script(number, body):
     return captioner.OK if next(counter) < 5 else captioner.CLOSED
 
-  changes = {"concurrency": 2, "attempts": 3}
+  changes = {"concurrency": 2, "max_attempts": 3}
   with (
     captioner.serving(script) as server,
     pytest.raises(stage.Unavailable) as error,
@@ -86,7 +86,10 @@ def test_nobody_there(tmp_path):
     url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
     with pytest.raises(stage.Unavailable, match="0 of 3 clips"):
       caption_client.captioned(
-        url, tmp_path, [caption_client.pair(n) for n in range(3)], attempts=2
+        url,
+        tmp_path,
+        [caption_client.pair(n) for n in range(3)],
+        max_attempts=2,
       )
 
 
@@ -98,13 +101,13 @@ def _fails_on_2(number, body):
 
 def test_a_clip_that_always_fails_is_waited_for_or_left_out(tmp_path):
   pairs = [caption_client.pair(n) for n in range(6)]
-  changes = {"attempts": 3, "concurrency": 2, "first_wait": 0.02}
+  changes = {"max_attempts": 3, "concurrency": 2, "backoff_base": 0.02}
   with captioner.serving(_fails_on_2) as server:
     with pytest.raises(stage.Unavailable, match="5 of 6 .* not clip clip-2:"):
       caption_client.captioned(server.url, tmp_path, pairs, **changes)
     # Others were answered: it is this clip, not the endpoint.
     ours = caption_client.captioned(
-      server.url, tmp_path, pairs, unanswered="reject", **changes
+      server.url, tmp_path, pairs, on_timeout="reject", **changes
     )
   assert [made.id for made in ours if isinstance(made, clips.Clip)] == [
     f"clip-{n}" for n in (0, 1, 3, 4, 5)
@@ -117,7 +120,7 @@ def test_no_clip_is_refused_for_an_endpoint_that_nobody_reaches(tmp_path):
   pairs = [caption_client.pair(n) for n in range(6)]
   with captioner.serving() as server:
     caption_client.captioned(server.url, tmp_path, pairs[:5])
-  changes = {"attempts": 2, "unanswered": "reject"}
+  changes = {"max_attempts": 2, "on_timeout": "reject"}
   with pytest.raises(stage.Unavailable, match="5 of 6 .* not clip clip-5:"):
     caption_client.captioned(server.url, tmp_path, pairs, **changes)
 
@@ -189,7 +192,7 @@ def test_a_clock_of_ones_own(tmp_path):
   script = captioner.in_turn(captioner.status(500))
   with captioner.serving(script) as server:
     chosen = caption_client.config(
-      server.url, tmp_path, first_wait=60.0, longest_wait=90.0
+      server.url, tmp_path, backoff_base=60.0, backoff_max=90.0
     )
     clock = endpoint.Clock(sleep=sleep)
     (made,) = captions.load(chosen, clock)([caption_client.pair(1)])

@@ -23,7 +23,7 @@ from tests.curation import films
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 AREA = 96 * 96
 LUMA = np.array([0.2126, 0.7152, 0.0722])
-SMALL = encode.Config(area=AREA)
+SMALL = encode.Config(target_area=AREA)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def film(tmp_path_factory):
 
 def run(path, config=SMALL, box=(12, 0, 96, 240), **facts):
   clip = clips.Clip(id="c", path=str(path), seconds=121 / 24)
-  clip = clip.found("motion", margins=list(box))
+  clip = clip.with_facts("motion", crop_box=list(box))
   for stage, values in facts.items():
-    clip = clip.found(stage, **values)
+    clip = clip.with_facts(stage, **values)
   kept = {}
   media = clip_media.Media(clip, path, kept)
   return encode.load(config)(clip, media), kept, media
@@ -53,8 +53,8 @@ def done(film):
 
 def test_what_is_kept_is_told(done):
   found, kept, _ = done
-  facts = found.facts["cut"]
-  assert facts["kept"] == sorted(kept)
+  facts = found.facts["encode"]
+  assert facts["artifacts"] == sorted(kept)
   pictures = {f"frame_{number}.jpg" for number in range(7)}
   assert set(kept) == {"video.mp4", "audio.pcm", *pictures}
   assert facts["frames"] == 121
@@ -71,7 +71,7 @@ def test_the_video_is_the_picture_without_its_margins(done):
     frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
   assert np.shape(frames) == (121, 64, 160, 3)
   part = letterbox.Box(top=12, left=0, height=96, width=240)
-  expected = encode.resize(part.cut(media.video_THWC), 64, 160)
+  expected = encode.resize(part.crop(media.video_THWC), 64, 160)
   # Colours are encoded at half the size, so the luma alone is compared.
   difference = np.abs(np.asarray(frames) @ LUMA - expected @ LUMA)
   assert difference.mean() < 4
@@ -90,12 +90,14 @@ def test_the_sound_is_every_sample(done):
 
 
 def test_the_pictures_are_seven_evenly_spaced(done, monkeypatch):
-  assert encode._places(121, 7) == [0, 20, 40, 60, 80, 100, 120]
-  assert encode._places(121, 1) == [0] and encode._places(3, 0) == []
+  assert encode._spaced_indices(121, 7) == [0, 20, 40, 60, 80, 100, 120]
+  assert (
+    encode._spaced_indices(121, 1) == [0] and encode._spaced_indices(3, 0) == []
+  )
   _, kept, media = done
   part = letterbox.Box(top=12, left=0, height=96, width=240)
-  expected = encode.resize(part.cut(media.video_THWC), 64, 160)
-  for number, place in enumerate(encode._places(121, 7)):
+  expected = encode.resize(part.crop(media.video_THWC), 64, 160)
+  for number, place in enumerate(encode._spaced_indices(121, 7)):
     picture = Image.open(io.BytesIO(kept[f"frame_{number}.jpg"]))
     difference = np.abs(np.asarray(picture) @ LUMA - expected[place] @ LUMA)
     assert difference.mean() < 4
@@ -105,8 +107,8 @@ def test_the_same_clip_gives_the_same_bytes_in_another_process(film, done):
   _, kept, _ = done
   program = (
     "import hashlib, sys\n"
-    "from tests.curation.stages import cut_test\n"
-    "kept = cut_test.run(sys.argv[1])[1]\n"
+    "from tests.curation.stages import encode_test\n"
+    "kept = encode_test.run(sys.argv[1])[1]\n"
     "parts = [k.encode() + kept[k] for k in sorted(kept)]\n"
     "print(hashlib.sha256(b''.join(parts)).hexdigest())\n"
   )
@@ -128,14 +130,16 @@ def test_the_same_clip_gives_the_same_bytes_in_another_process(film, done):
 def test_faces_are_cut_out_for_synchrony(film):
   box = [30, 60, 40, 36]
   tracks = [{"start_frame": 12, "boxes": [box] * 60}]
-  found, kept, media = run(film, people={"kind": "single", "tracks": tracks})
-  assert "faces.npz" in found.facts["cut"]["kept"]
+  found, kept, media = run(
+    film, face_tracks={"face_count": "single", "tracks": tracks}
+  )
+  assert "faces.npz" in found.facts["encode"]["artifacts"]
   (ours,) = crops.unpack(kept["faces.npz"])
-  (expected,) = crops.of_tracks(media.pictures_25, tracks)
+  (expected,) = crops.crop_tracks(media.frames_25fps, tracks)
   assert ours.first == expected.first
   difference = np.abs(ours.frames_THWC.astype(int) - expected.frames_THWC)
   assert difference.mean() < 3
-  _, kept, _ = run(film, people={"kind": "none", "tracks": []})
+  _, kept, _ = run(film, face_tracks={"face_count": "none", "tracks": []})
   assert crops.unpack(kept["faces.npz"]) == []
 
 
@@ -146,7 +150,9 @@ def test_faces_are_cut_out_for_synchrony(film):
 @pytest.mark.parametrize("aspect", encode.ASPECTS)
 def test_nothing_is_stretched(height, width, area, aspect):
   box = letterbox.Box(top=7, left=3, height=height, width=width)
-  part, size = encode.target(box, encode.Config(area=area, aspect=aspect))
+  part, size = encode.crop_and_size(
+    box, encode.Config(target_area=area, aspect=aspect)
+  )
   assert size[0] % 32 == size[1] % 32 == 0
   assert size[0] * size[1] == pytest.approx(area, rel=0.1)
   assert part.width / part.height == pytest.approx(size[1] / size[0], rel=4e-3)
@@ -160,7 +166,7 @@ def test_nothing_is_stretched(height, width, area, aspect):
 
 
 def test_what_would_be_enlarged_much_is_refused(film):
-  found, kept, _ = run(film, encode.Config(area=200 * 200))
+  found, kept, _ = run(film, encode.Config(target_area=200 * 200))
   assert found.reason == "too small within its margins" and not kept
   assert found.score > 1.1
 
@@ -174,11 +180,11 @@ def test_what_margins_leave_too_narrow_is_refused(film):
 def test_without_margins_all_of_the_picture_is_kept(film):
   # The stage that finds them may be left out.
   clip = clips.Clip(id="c", path=str(film), seconds=121 / 24)
-  clip = clip.found("probe", has_video=True)
+  clip = clip.with_facts("probe", has_video=True)
   kept = {}
   found = encode.load(SMALL)(clip, clip_media.Media(clip, film, kept))
   whole, _, _ = run(film, box=(0, 0, 120, 240))
-  assert found.facts["cut"] == whole.facts["cut"] and "video.mp4" in kept
+  assert found.facts["encode"] == whole.facts["encode"] and "video.mp4" in kept
 
 
 def test_of_sound_alone_only_sound_is_kept(tmp_path):
@@ -187,11 +193,11 @@ def test_of_sound_alone_only_sound_is_kept(tmp_path):
   kept = {}
   media = clip_media.Media(clip, path, kept)
   found = encode.load(SMALL)(clip, media)
-  assert found.facts["cut"] == {
+  assert found.facts["encode"] == {
     "height": 0,
     "width": 0,
     "frames": 0,
-    "kept": ["audio.pcm"],
+    "artifacts": ["audio.pcm"],
   }
   assert len(kept["audio.pcm"]) == 2 * 2 * 16_000
 
@@ -200,11 +206,11 @@ def test_of_sound_alone_only_sound_is_kept(tmp_path):
   "wrong",
   [
     {"aspect": "wide"},
-    {"area": 0},
-    {"area": decode.LARGEST_AREA + 1},
-    {"largest_enlargement": 0.5},
+    {"target_area": 0},
+    {"target_area": decode.LARGEST_AREA + 1},
+    {"max_upscale": 0.5},
   ],
 )
 def test_settings_are_checked(wrong):
-  with pytest.raises(ValueError, match="cut: "):
+  with pytest.raises(ValueError, match="encode: "):
     encode.Config(**wrong)

@@ -16,8 +16,8 @@ from tests.curation.models import torch_vision
 from tests.curation.stages import motion_test
 
 cv2 = pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
-CLIP = clips.Clip(id="l", path="l.mp4").found(
-  "motion", margins=[0, 0, 360, 640]
+CLIP = clips.Clip(id="l", path="l.mp4").with_facts(
+  "motion", crop_box=[0, 0, 360, 640]
 )
 
 
@@ -35,7 +35,7 @@ def run(frames, found=CLIP, **changes):
 
 def test_a_sharp_picture_is_measured():
   found = run(mosaic())
-  facts = found.facts["look"]
+  facts = found.facts["quality"]
   luma = mosaic()[[0, 4, 8]] @ np.array([0.2126, 0.7152, 0.0722])
   assert facts["exposure"] == pytest.approx(luma.mean() / 255, abs=0.01)
   assert facts["sharpness"] > 500 and facts["aesthetic"] is None
@@ -71,7 +71,7 @@ def test_margins_are_not_looked_at():
   frames = mosaic()
   frames[:, :, :320] = 0
   within = dataclasses.replace(
-    CLIP, facts={"motion": {"margins": [0, 320, 360, 320]}}
+    CLIP, facts={"motion": {"crop_box": [0, 320, 360, 320]}}
   )
   whole = run(frames).scores["exposure"]
   assert run(frames, within).scores["exposure"] == pytest.approx(
@@ -92,43 +92,43 @@ def weights(tmp_path_factory):
   head = clip_vision_test.head_tensors(torch_vision.HEAD)
   torch_file.save(folder / "head.pth", head)
   return {
-    "clip": str(folder / "clip.safetensors"),
-    "head": str(folder / "head.pth"),
+    "clip_weights": str(folder / "clip.safetensors"),
+    "aesthetic_weights": str(folder / "head.pth"),
   }
 
 
 def test_with_weights_the_score_is_the_originals(weights, golden):
   picture = seeded.frames(2, 45, 80)[0]
   clip = dataclasses.replace(
-    CLIP, facts={"motion": {"margins": [0, 0, 45, 80]}}
+    CLIP, facts={"motion": {"crop_box": [0, 0, 45, 80]}}
   )
-  found = run([picture] * 7, clip, aesthetic_frames=3, **weights)
+  found = run([picture] * 7, clip, num_aesthetic_frames=3, **weights)
   wanted = float(golden("looks")["aesthetic"][0])
   assert found.scores["aesthetic"] == pytest.approx(wanted, abs=2e-4)
-  found = run([picture] * 7, clip, least_aesthetic=wanted + 0.1, **weights)
+  found = run([picture] * 7, clip, min_aesthetic=wanted + 0.1, **weights)
   assert found.reason == "not pleasing"
   assert found.score == pytest.approx(wanted, abs=2e-4)
 
 
 def test_weights_count_by_content(weights, tmp_path):
   copy = tmp_path / "copy.pth"
-  with open(weights["head"], "rb") as file:
+  with open(weights["aesthetic_weights"], "rb") as file:
     copy.write_bytes(file.read())
-  one = quality.identity(quality.Config(**weights))
-  assert one == quality.identity(
-    quality.Config(**{**weights, "head": str(copy)})
+  one = quality.fingerprint(quality.Config(**weights))
+  assert one == quality.fingerprint(
+    quality.Config(**{**weights, "aesthetic_weights": str(copy)})
   )
-  assert one != quality.identity(quality.Config())
+  assert one != quality.fingerprint(quality.Config())
 
 
 @pytest.mark.parametrize(
   "wrong",
   [
-    {"clip": "a.safetensors"},
-    {"least_aesthetic": 5.0},
-    {"frames": 2, "aesthetic_frames": 3},
+    {"clip_weights": "a.safetensors"},
+    {"min_aesthetic": 5.0},
+    {"num_frames": 2, "num_aesthetic_frames": 3},
   ],
 )
 def test_settings_are_checked(wrong):
-  with pytest.raises(ValueError, match="look"):
+  with pytest.raises(ValueError, match="quality"):
     quality.Config(**wrong)

@@ -20,7 +20,7 @@ def likely(*parts: tuple[float, int]) -> np.ndarray:
 
 def found(*parts, **rules) -> list[vad.Segment]:
   likely_T = likely(*parts)
-  config = vad.Config(**{"around": 0.0, **rules})
+  config = vad.Config(**{"speech_pad_seconds": 0.0, **rules})
   return vad.segments(likely_T, STEP, len(likely_T) * STEP, config)
 
 
@@ -39,15 +39,15 @@ def test_short_pauses_and_short_sounds_do_not_count():
 
 
 def test_speech_may_last_to_the_end():
-  config = vad.Config(around=0.0)
+  config = vad.Config(speech_pad_seconds=0.0)
   ends = vad.segments(likely((0, 5), (0.9, 10)), STEP, 0.47, config)
   assert ends == [(0.16, 0.47)]
 
 
 def test_segments_are_widened_within_the_clip_and_joined():
   parts = (0.9, 10), (0, 4), (0.9, 10)
-  assert found(*parts, around=0.03) == [(0.0, 0.35), (0.418, 0.768)]
-  assert found(*parts, around=0.07) == [(0.0, 0.768)]
+  assert found(*parts, speech_pad_seconds=0.03) == [(0.0, 0.35), (0.418, 0.768)]
+  assert found(*parts, speech_pad_seconds=0.07) == [(0.0, 0.768)]
 
 
 class Energy:
@@ -68,11 +68,11 @@ class Energy:
 
 def test_every_sample_is_heard_once():
   detector, wave_A = Energy(), np.arange(1300, dtype=np.float32)
-  assert len(vad.likelihoods(wave_A, detector)) == 3
+  assert len(vad.speech_probabilities(wave_A, detector)) == 3
   heard = np.concatenate(detector.heard)
   np.testing.assert_array_equal(heard[:1300], wave_A)
   assert not heard[1300:].any()
-  assert len(vad.likelihoods(wave_A[:0], detector)) == 0
+  assert len(vad.speech_probabilities(wave_A[:0], detector)) == 0
 
 
 @pytest.mark.parametrize(
@@ -91,20 +91,26 @@ def test_speaking_needs_a_face_at_the_time(monkeypatch, tracks, speaking):
   wave_A = np.zeros(80_640, np.float32)
   wave_A[16_000:24_064] = 0.5  # from 1.0 to 1.5 s, frames 24 to 36
   seen = [{"start_frame": s, "boxes": [[0, 0, 9, 9]] * n} for s, n in tracks]
-  clip = CLIP.found("people", kind="single", tracks=seen)
+  clip = CLIP.with_facts("face_tracks", face_count="single", tracks=seen)
   made = vad.load(CONFIG)(clip, fake_media.FakeMedia(audio_A=wave_A))
-  facts = made.facts["speech"]
+  facts = made.facts["vad"]
   ((start, end),) = facts["segments"]
   assert abs(start - 0.97) < 0.04 and abs(end - 1.53) < 0.04
-  assert facts["seconds"] == pytest.approx(end - start)
+  assert facts["speech_seconds"] == pytest.approx(end - start)
   assert facts["speaking"] is speaking
 
 
 @pytest.mark.parametrize(
-  "fields", [{"ends": 0.6}, {"begins": 1.0}, {"pause": -1}, {"with_face": 0}]
+  "fields",
+  [
+    {"neg_threshold": 0.6},
+    {"threshold": 1.0},
+    {"min_silence_seconds": -1},
+    {"min_speaking_seconds": 0},
+  ],
 )
 def test_rules_are_checked(fields):
-  with pytest.raises(ValueError, match="speech: expected"):
+  with pytest.raises(ValueError, match="vad: expected"):
     vad.Config(**fields)
 
 
@@ -125,9 +131,9 @@ def test_silence_and_noise_are_no_speech(run):
   noise_A = random.normal(0, 0.05, 80_640).astype(np.float32)
   for wave_A in (fake_media.SILENT, np.zeros(80_640, np.float32), noise_A):
     made = run(CLIP, fake_media.FakeMedia(audio_A=wave_A))
-    assert made.facts["speech"] == {
+    assert made.facts["vad"] == {
       "segments": [],
-      "seconds": 0,
+      "speech_seconds": 0,
       "speaking": False,
     }
     assert made.scores == {"speech_seconds": 0}
