@@ -1,7 +1,7 @@
-"""Stages that need all shards at once: what is alike, and what writes the end.
+"""Runs "global" and "sink" stages, which need the clips of all shards.
 
-Their marks name what all shards said, so that a change in any of them has the
-stage done again; of what then turns out the same, nothing follows.
+Their markers contain a hash of all input shards, so a change in any shard
+reruns the stage. Later stages rerun only for shards whose output changed.
 """
 
 import hashlib
@@ -34,203 +34,226 @@ Log = Callable[[str], None]
 
 def run_pass(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   count: int,
   before: Sequence[str],
   log: Log = console.log,
 ) -> list[str]:
-  """Do a pass that needs all shards.
+  """Run a pass that needs all shards.
 
   Args:
-    settings: of the run.
-    part: a pass of form "all" or "sink".
-    count: of shards.
-    before: what could not be done so far. A stage of form "all" goes on with
-      the other shards, and is done again when these are; one that writes the
-      end does not.
+    settings: settings of the run.
+    pass_: a pass of kind "global" or "sink".
+    count: shard_index of shards.
+    before: problems so far. After a failure, a "global" stage runs on the
+      completed shards and reruns when the others complete; a "sink" waits.
     log: called with each line for the user.
 
   Returns:
-    What could not be done.
+    One line per problem.
   """
-  there = [
+  completed = [
     n
     for n in range(count)
-    if shard_store.read_marker(settings.shard_files(part.first_stage - 1, n))
+    if shard_store.read_marker(settings.shard_files(pass_.first_stage - 1, n))
   ]
-  is_sink = part.kind == curation_settings.SINK
-  if len(there) < count and (is_sink or not before):
+  is_sink = pass_.kind == curation_settings.SINK
+  if len(completed) < count and (is_sink or not before):
     return [
-      f"{part.name}: it needs all shards, and {count - len(there)} of {count}"
-      " are not done; do them first (or let more clips fail: --config.max_failure_rate)"
+      f"{pass_.name}: needs all shards, but {count - len(completed)} of {count}"
+      " are incomplete; run the previous passes first, or raise"
+      " --config.max_failure_rate"
     ]
   if is_sink:
-    _run_sink(settings, part, count, log)
+    _run_sink(settings, pass_, count, log)
   else:
-    _run_global(settings, part, there)
-    log(summary(settings, part.first_stage, there))
+    _run_global(settings, pass_, completed)
+    log(summary(settings, pass_.first_stage, completed))
   return []
 
 
 def is_finished(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
-  place: int,
+  pass_: curation_settings.Pass,
+  stage_index: int,
   count: int,
 ) -> bool:
-  """Whether a stage has done all shards."""
-  numbers = range(count)
-  if part.kind in (curation_settings.CLIP, curation_settings.BATCH):
-    return all(shards.is_done(settings, place, n) for n in numbers)
+  """Whether a stage has completed all shards."""
+  shard_indices = range(count)
+  if pass_.kind in (curation_settings.CLIP, curation_settings.BATCH):
+    return all(shards.is_done(settings, stage_index, n) for n in shard_indices)
   if not all(
-    shard_store.read_marker(settings.shard_files(place - 1, n)) for n in numbers
+    shard_store.read_marker(settings.shard_files(stage_index - 1, n))
+    for n in shard_indices
   ):
     return False
-  source = _input_hash(settings, place, numbers)
-  if part.kind == curation_settings.SINK:
-    return (read_sink_result(settings, part) or {}).get("input_hash") == source
+  input_hash = _input_hash(settings, stage_index, shard_indices)
+  if pass_.kind == curation_settings.SINK:
+    return (read_sink_result(settings, pass_) or {}).get(
+      "input_hash"
+    ) == input_hash
   marks = [
-    shard_store.read_marker(settings.shard_files(place, n)) for n in numbers
+    shard_store.read_marker(settings.shard_files(stage_index, n))
+    for n in shard_indices
   ]
-  return all(found and found.input_hash == source for found in marks)
+  return all(marker and marker.input_hash == input_hash for marker in marks)
 
 
 def summary(
-  settings: curation_settings.Settings, place: int, numbers: Sequence[int]
+  settings: curation_settings.Settings,
+  stage_index: int,
+  shard_indices: Sequence[int],
 ) -> str:
-  """A line of what a stage made of shards."""
+  """One line of counts of a stage."""
   marks = [
-    shard_store.read_marker(settings.shard_files(place, n)) for n in numbers
+    shard_store.read_marker(settings.shard_files(stage_index, n))
+    for n in shard_indices
   ]
-  done = [found for found in marks if found]
-  passed = sum(found.clips for found in done)
-  rejects = sum(found.rejects for found in done)
-  failed = sum(found.failed for found in done)
+  done = [marker for marker in marks if marker]
+  passed = sum(marker.clips for marker in done)
+  rejects = sum(marker.rejects for marker in done)
+  failed = sum(marker.failed for marker in done)
   return (
-    f"{settings.stages[place].name}: {passed} clips passed on,"
-    f" {rejects - failed} refused, {failed} failed"
-    f" ({len(done)} of {len(numbers)} shards)"
+    f"{settings.stages[stage_index].name}: {passed} clips passed on,"
+    f" {rejects - failed} rejected, {failed} failed"
+    f" ({len(done)} of {len(shard_indices)} shards)"
   )
 
 
 def _input_hash(
-  settings: curation_settings.Settings, place: int, numbers: Sequence[int]
+  settings: curation_settings.Settings,
+  stage_index: int,
+  shard_indices: Sequence[int],
 ) -> str:
-  """Hash of what the stage before said of shards."""
+  """Hash of the previous stage's output of all shards."""
   digest = hashlib.sha256()
-  for number in numbers:
-    found = shard_store.read_marker(settings.shard_files(place - 1, number))
-    assert found is not None, "only shards that are done are asked for"
-    digest.update(f"{number} {found.digest}\n".encode())
+  for shard_index in shard_indices:
+    marker = shard_store.read_marker(
+      settings.shard_files(stage_index - 1, shard_index)
+    )
+    assert marker is not None, "only completed shards are hashed"
+    digest.update(f"{shard_index} {marker.digest}\n".encode())
   return digest.hexdigest()
 
 
 def _run_global(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
-  numbers: Sequence[int],
+  pass_: curation_settings.Pass,
+  shard_indices: Sequence[int],
 ) -> None:
-  """Do a stage of form "all" for those shards that have not the outcome."""
-  place = part.first_stage
-  source = _input_hash(settings, place, numbers)
+  """Run a "global" stage on the outdated shards."""
+  stage_index = pass_.first_stage
+  input_hash = _input_hash(settings, stage_index, shard_indices)
   marks = {
-    n: shard_store.read_marker(settings.shard_files(place, n)) for n in numbers
+    n: shard_store.read_marker(settings.shard_files(stage_index, n))
+    for n in shard_indices
   }
-  todo = [n for n, m in marks.items() if m is None or m.input_hash != source]
-  if not todo:
+  outdated = [
+    n for n, m in marks.items() if m is None or m.input_hash != input_hash
+  ]
+  if not outdated:
     return
 
-  def every() -> Iterator[clips.Clip]:
-    for number in numbers:
-      yield from shard_store.read_clips(settings.shard_files(place - 1, number))
+  def all_clips() -> Iterator[clips.Clip]:
+    for shard_index in shard_indices:
+      yield from shard_store.read_clips(
+        settings.shard_files(stage_index - 1, shard_index)
+      )
 
-  decide = part.stages[0].load()(every())
-  for number in console.progress(todo, desc=part.name, unit="shard"):
-    with shard_store.open_output(settings.shard_files(place, number)) as opened:
+  decide = pass_.stages[0].load()(all_clips())
+  for shard_index in console.progress(outdated, desc=pass_.name, unit="shard"):
+    with shard_store.open_output(
+      settings.shard_files(stage_index, shard_index)
+    ) as opened:
       for clip in shard_store.read_clips(
-        settings.shard_files(place - 1, number)
+        settings.shard_files(stage_index - 1, shard_index)
       ):
         opened.writer.add(clip, [decide(clip)], {})
-      opened.commit(source)
+      opened.commit(input_hash)
 
 
 def _run_sink(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   count: int,
   log: Log,
 ) -> None:
-  """Have the end written, under its name when it is whole."""
-  source = _input_hash(settings, part.first_stage, range(count))
-  folder = storage.join(settings.out, part.stages[0].folder)
-  end = storage.join(folder, RECORDS)
-  before = read_sink_result(settings, part)
-  if before is None or before["input_hash"] != source:
+  """Run a "sink" stage; its output is published atomically."""
+  input_hash = _input_hash(settings, pass_.first_stage, range(count))
+  folder = storage.join(settings.out, pass_.stages[0].folder)
+  output = storage.join(folder, RECORDS)
+  before = read_sink_result(settings, pass_)
+  if before is None or before["input_hash"] != input_hash:
     storage.remove(storage.join(folder, _DONE))
-    made = _call_sink(settings, part, count, end)
-    said = json.dumps({"input_hash": source, "result": made}, indent=1)
-    storage.write(storage.join(folder, _DONE), said.encode() + b"\n")
-    before = {"result": made}
-  log(f"{part.stages[0].name}: {end}: {json.dumps(before['result'])}")
+    result = _call_sink(settings, pass_, count, output)
+    text = json.dumps({"input_hash": input_hash, "result": result}, indent=1)
+    storage.write(storage.join(folder, _DONE), text.encode() + b"\n")
+    before = {"result": result}
+  log(f"{pass_.stages[0].name}: {output}: {json.dumps(before['result'])}")
 
 
 def _call_sink(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   count: int,
-  end: str,
+  output: str,
 ) -> dict:
-  """Call the stage of form "sink"."""
-  function = part.stages[0].load()
+  """Call the "sink" function and publish its folder."""
+  function = pass_.stages[0].load()
   total = sum(
-    found.clips
+    marker.clips
     for n in range(count)
     if (
-      found := shard_store.read_marker(
-        settings.shard_files(part.first_stage - 1, n)
+      marker := shard_store.read_marker(
+        settings.shard_files(pass_.first_stage - 1, n)
       )
     )
   )
-  with console.progress(total=total, desc=part.name, unit="clip") as bar:
-    every = _all_clips(settings, part.first_stage, count, bar)
-    if not storage.is_remote(end):
-      new = pathlib.Path(f"{end}.new")
-      shutil.rmtree(new, ignore_errors=True)  # of a run that was stopped
+  with console.progress(total=total, desc=pass_.name, unit="clip") as bar:
+    all_clips = _all_clips(settings, pass_.first_stage, count, bar)
+    if not storage.is_remote(output):
+      new = pathlib.Path(f"{output}.new")
+      shutil.rmtree(new, ignore_errors=True)  # of an interrupted run
       new.parent.mkdir(parents=True, exist_ok=True)
-      made = dict(function(every, new))
-      # What stood there was made of other clips.
-      shutil.rmtree(end, ignore_errors=True)
-      new.rename(end)
-      return made
+      result = dict(function(all_clips, new))
+      # The old output is outdated.
+      shutil.rmtree(output, ignore_errors=True)
+      new.rename(output)
+      return result
     with tempfile.TemporaryDirectory(prefix="ovi_jax-") as local:
-      made = dict(function(every, pathlib.Path(local) / RECORDS))
-      storage.upload(pathlib.Path(local) / RECORDS, end)
-      return made
+      result = dict(function(all_clips, pathlib.Path(local) / RECORDS))
+      storage.upload(pathlib.Path(local) / RECORDS, output)
+      return result
 
 
 def _all_clips(
-  settings: curation_settings.Settings, place: int, count: int, bar: tqdm.tqdm
+  settings: curation_settings.Settings,
+  stage_index: int,
+  count: int,
+  bar: tqdm.tqdm,
 ) -> Iterator[tuple[clips.Clip, stages.Media]]:
-  """The clips that come to a stage, of all shards, with their media."""
-  for number in range(count):
-    folders = [settings.shard_files(i, number).folder for i in range(place)]
-    with shard_store.open_artifacts(folders, number) as keeper:
+  """The input clips of a stage, of all shards, with their media."""
+  for shard_index in range(count):
+    folders = [
+      settings.shard_files(i, shard_index).folder for i in range(stage_index)
+    ]
+    with shard_store.open_artifacts(folders, shard_index) as read_artifact:
       for clip in shard_store.read_clips(
-        settings.shard_files(place - 1, number)
+        settings.shard_files(stage_index - 1, shard_index)
       ):
-        yield clip, shards.open_media(clip, keeper)[0]
+        yield clip, shards.open_media(clip, read_artifact)[0]
         bar.update()
 
 
 def read_sink_result(
-  settings: curation_settings.Settings, part: curation_settings.Pass
+  settings: curation_settings.Settings, pass_: curation_settings.Pass
 ) -> dict | None:
-  """What was said of the end when it was whole; None if it is not.
+  """The result of a sink; None if it is incomplete.
 
   Returns:
-    source: hash of what it was made of; made: what the stage returned.
+    input_hash: hash of its inputs; result: what the stage returned.
   """
-  folder = storage.join(settings.out, part.stages[0].folder)
+  folder = storage.join(settings.out, pass_.stages[0].folder)
   return shard_store.read_stored_json(
     storage.join(folder, _DONE), _RESULT_FIELDS
   )

@@ -1,8 +1,8 @@
-"""The inputs, numbered into shards once and for all.
+"""The input manifest: assigns input files to shards, once per run.
 
-`inputs/shard-00012.jsonl` has the files of a shard as clips, in the form of
-`store`, as if a first stage had passed them on. `inputs.json` comes last: how
-many there are, and a hash of their names.
+`inputs/shard-00012.jsonl` has the files of a shard as clips, in the format of
+`shard_store`. `inputs.json` is written last: number of files and shards, and a
+hash of the names.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from ovi_jax.curation.engine import shard_store
 from ovi_jax.curation.engine import storage
 
 _FILENAME = "inputs.json"
-_MAX_NAMES_SHOWN = 5  # names in an error
+_MAX_NAMES_SHOWN = 5  # in an error message
 _MAX_SHARDS = 10**7
 _FIELDS = {
   "shard_size": lambda value: shard_store.is_count(value) and value > 0,
@@ -30,69 +30,69 @@ _FIELDS = {
 
 
 def load_or_create(settings: curation_settings.Settings) -> int:
-  """See that the inputs are numbered.
+  """Load the manifest, or create it from the inputs.
 
   Returns:
-    How many shards there are.
+    The number of shards.
 
   Raises:
-    ValueError: there are none, they are other files than those of an earlier
-      run, or it had another size of shards.
+    ValueError: there are no inputs, or files or shard size differ from those
+      of an earlier run.
   """
-  before = _read_existing(settings)
+  existing = _read_existing(settings)
   if not settings.inputs:
-    if before:
-      return before["num_shards"]
+    if existing:
+      return existing["num_shards"]
     raise ValueError("inputs: give --config.inputs=\"('FOLDER',)\"")
   found = expand(settings.inputs)
-  if not before:
+  if not existing:
     if not found:
-      raise ValueError(f"inputs: no file is named by {list(settings.inputs)}")
+      raise ValueError(f"inputs: no file matches {list(settings.inputs)}")
     return _write(settings, found, first=0, files=0)
-  if before["shard_size"] != settings.shard_size:
+  if existing["shard_size"] != settings.shard_size:
     raise ValueError(
-      f"shard_size: {settings.out} was begun with {before['shard_size']}, got"
-      f" {settings.shard_size}; take that, or another out"
+      f"shard_size: {settings.out} was created with {existing['shard_size']},"
+      f" got {settings.shard_size}; use that, or another out"
     )
-  if _hash_names(found) == before["names_sha256"]:
-    return before["num_shards"]
-  return _append_new(settings, found, before)
+  if _hash_names(found) == existing["names_sha256"]:
+    return existing["num_shards"]
+  return _append_new(settings, found, existing)
 
 
 def _append_new(
-  settings: curation_settings.Settings, found: Sequence[str], before: dict
+  settings: curation_settings.Settings, found: Sequence[str], existing: dict
 ) -> int:
-  """Append what an earlier run had not, if that is wanted and all there is."""
+  """Append new files, if allowed; ValueError if files are missing."""
   old = {
     clip.path
-    for shard in range(before["num_shards"])
+    for shard in range(existing["num_shards"])
     for clip in shard_store.read_clips(settings.shard_files(-1, shard))
   }
   gone, new = sorted(old - set(found)), sorted(set(found) - old)
   if gone:
     raise ValueError(
-      f"inputs: {settings.out} was begun with {len(gone)} files that are not"
-      f" named any more: {_preview(gone)}; name them, give no inputs to go on with"
-      " those it has, or take another out"
+      f"inputs: {len(gone)} files of {settings.out} are not among the inputs:"
+      f" {_preview(gone)}; add them, give no inputs to continue with the"
+      " existing ones, or use another out"
     )
   if not new:
-    return before["num_shards"]
+    return existing["num_shards"]
   if not settings.append:
     raise ValueError(
-      f"inputs: {len(new)} files were not there when {settings.out} was begun:"
-      f" {_preview(new)}; --config.append=True makes further shards of them"
+      f"inputs: {len(new)} files are not in {settings.out}: {_preview(new)};"
+      " --config.append=True adds them as further shards"
     )
-  return _write(settings, new, before["num_shards"], before["num_files"])
+  return _write(settings, new, existing["num_shards"], existing["num_files"])
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-  """The files that inputs name, each once, in order of their names.
+  """The input files, without duplicates, sorted by name.
 
   Args:
-    patterns: files, folders, globs, or `@LIST`, a file with a name a line.
+    patterns: files, folders, globs, or `@LIST`, a file with one name per line.
 
   Raises:
-    ValueError: a pattern names no file, or a list cannot be read.
+    ValueError: a pattern matches no file, or a list cannot be read.
   """
   found = set()
   for pattern in patterns:
@@ -102,25 +102,25 @@ def expand(patterns: Sequence[str]) -> list[str]:
     files = storage.list_files(pattern)
     if not files:
       raise ValueError(
-        f"inputs: {pattern!r} names no file; expected a file, a folder, a glob"
-        " or @LIST"
+        f"inputs: {pattern!r} matches no file; expected a file, a folder, a"
+        " glob or @LIST"
       )
     found.update(files)
   return sorted(found)
 
 
-def _read_list(place: str) -> list[str]:
-  """The names in a list."""
+def _read_list(url: str) -> list[str]:
+  """The names in a list file."""
   try:
-    with storage.open_file(place) as file:
+    with storage.open_file(url) as file:
       data = untrusted.read_at_most(file, tables.MAX_BYTES + 1)
   except (OSError, ValueError) as error:
-    raise ValueError(f"inputs: @{place}: {error}") from error
-  return tables.parse_list(data, f"inputs: @{place}")
+    raise ValueError(f"inputs: @{url}: {error}") from error
+  return tables.parse_list(data, f"inputs: @{url}")
 
 
 def _read_existing(settings: curation_settings.Settings) -> dict | None:
-  """What an earlier run numbered; None if there was none."""
+  """The manifest of an earlier run; None if there is none."""
   return shard_store.read_stored_json(
     storage.join(settings.out, _FILENAME), _FIELDS
   )
@@ -132,12 +132,12 @@ def _write(
   first: int,
   files: int,
 ) -> int:
-  """Write shards from number `first` on; the list, last, makes them count."""
+  """Write shards from index `first` on, then `inputs.json`."""
   size = settings.shard_size
   shards = [paths[i : i + size] for i in range(0, len(paths), size)]
-  for shard, part in enumerate(shards, first):
+  for shard, paths_of_shard in enumerate(shards, first):
     with shard_store.open_output(settings.shard_files(-1, shard)) as opened:
-      for path in part:
+      for path in paths_of_shard:
         clip = clips.Clip(id=_path_id(path), path=path)
         opened.writer.add(clip, [clip], {})
       opened.commit("")
@@ -161,18 +161,18 @@ def _write(
 
 
 def _path_id(path: str) -> str:
-  """What a file is called until its content is known."""
+  """The id of a file before its content is hashed."""
   return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _hash_names(paths: Sequence[str]) -> str:
-  """Hash of names, sorted."""
-  # No name of a file holds a zero byte.
+  """Hash of sorted names."""
+  # File names cannot contain NUL.
   joined = "\0".join(paths).encode(errors="surrogateescape")
   return hashlib.sha256(joined).hexdigest()
 
 
 def _preview(paths: Sequence[str]) -> str:
-  """The first names of a list."""
+  """The first names, for a message."""
   more = ", …" if len(paths) > _MAX_NAMES_SHOWN else ""
   return ", ".join(repr(path) for path in paths[:_MAX_NAMES_SHOWN]) + more

@@ -1,8 +1,7 @@
-"""A run: pass after pass over all shards, until there are records.
+"""Runs the passes in order over all shards.
 
-What is done is skipped, whoever did it; a shard that fails is named at the end
-and does not stop the others. Jobs of a cluster share a pass by ranges of
-shards.
+Completed shards are skipped. A failed shard is reported at the end and does not
+stop the others. Cluster jobs divide a pass by shard ranges.
 """
 
 import collections
@@ -23,9 +22,9 @@ from ovi_jax.curation.engine import shard_store
 from ovi_jax.curation.engine import storage
 from ovi_jax.curation.engine import worker_pool
 
-_MAX_INDICES_SHOWN = 10  # numbers of shards in an error
+_MAX_INDICES_SHOWN = 10  # shard indices in an error message
 Log = Callable[[str], None]
-# Does shards of a pass, in any order.
+# Processes shards of a pass, in any order.
 ShardExecutor = Callable[
   [curation_settings.Settings, curation_settings.Pass, Sequence[int]],
   Iterator[shards.Result],
@@ -34,13 +33,13 @@ ShardExecutor = Callable[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardSelection:
-  """What of a run this process does.
+  """The passes and shards that this process runs.
 
   Attributes:
-    only_pass: name of a pass; empty for all of them.
-    shards: "" for all, "A:B" for those from A to before B, "I/N" for the part
-      number I, from 0 on, of N equal ones.
-    retry_failed: do shards again of which clips failed.
+    only_pass: name of a pass; empty for all passes.
+    shards: "" for all; "A:B" for shards A to B - 1; "I/N" for part I (from 0)
+      of N equal parts.
+    retry_failed: rerun shards that have failed clips.
   """
 
   only_pass: str = ""
@@ -48,7 +47,7 @@ class ShardSelection:
   retry_failed: bool = False
 
   def indices(self, count: int) -> list[int]:
-    """The shards out of `count`; ValueError if the words are none."""
+    """The selected shard indices; ValueError if `shards` is malformed."""
     words = self.shards.replace("/", ":").split(":")
     if not self.shards:
       return list(range(count))
@@ -62,7 +61,7 @@ class ShardSelection:
       return list(range(first, min(last, count)))
     part, parts = int(words[0] or -1), int(words[1] or 0)
     if not 0 <= part < parts:
-      raise ValueError(f"shards: part {self.shards} is none; expected I < N")
+      raise ValueError(f"shards: expected I < N, got {self.shards}")
     return list(range(count))[part::parts]
 
 
@@ -72,49 +71,51 @@ def run(
   log: Log = console.log,
   executor: ShardExecutor | None = None,
 ) -> list[str]:
-  """Do what is left to do.
+  """Run all pending work.
 
   Args:
-    settings: of the run.
-    selection: what of it; all by default.
+    settings: settings of the run.
+    selection: passes and shards to run; all by default.
     log: called with each line for the user.
-    executor: does shards elsewhere than in worker processes here.
+    executor: processes shards; local worker processes by default.
 
   Returns:
-    What could not be done, a line each; empty if all of it is done.
+    One line per problem; empty if everything completed.
 
   Raises:
-    ValueError: inputs or stages are not as they must be, before any work; or a
-      file was damaged.
+    ValueError: invalid inputs or missing requirements, before any work; or a
+      damaged file.
     OSError: the disk is full, or a folder is not writable.
   """
   selection = selection or ShardSelection()
-  parts = (
+  passes = (
     [settings.find_pass(selection.only_pass)]
     if selection.only_pass
     else settings.passes
   )
-  numbers = selection.indices(manifest.load_or_create(settings))
+  shard_indices = selection.indices(manifest.load_or_create(settings))
   if selection.shards and not selection.only_pass:
-    raise ValueError("shards: they are shared pass by pass; name it (only)")
+    raise ValueError(
+      "shards: a range needs a single pass; give --only_pass=NAME"
+    )
   if executor is None:
-    _check_requirements(settings, parts, len(numbers))
-  log(f"{settings.out}: {len(numbers)} shards")
+    _check_requirements(settings, passes, len(shard_indices))
+  log(f"{settings.out}: {len(shard_indices)} shards")
   problems = []
-  for part in parts:
+  for pass_ in passes:
     if selection.retry_failed:
-      _clear_failed(settings, part, numbers)
-    if part.kind in (curation_settings.GLOBAL, curation_settings.SINK):
+      _clear_failed(settings, pass_, shard_indices)
+    if pass_.kind in (curation_settings.GLOBAL, curation_settings.SINK):
       if selection.shards:
-        raise ValueError(f"pass {part.name} needs all shards; give no range")
+        raise ValueError(f"pass {pass_.name} needs all shards; remove --shards")
       problems += global_stages.run_pass(
-        settings, part, len(numbers), problems, log
+        settings, pass_, len(shard_indices), problems, log
       )
     else:
       problems += run_shards(
         settings,
-        part,
-        numbers,
+        pass_,
+        shard_indices,
         log,
         executor,
         require_previous=bool(selection.only_pass),
@@ -124,123 +125,128 @@ def run(
 
 def run_shards(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   shard_indices: Sequence[int],
   log: Log = console.log,
   executor: ShardExecutor | None = None,
   require_previous: bool = False,
 ) -> list[str]:
-  """Take shards through a pass.
+  """Run a pass over shards.
 
   Args:
-    settings: of the run.
-    part: the pass.
-    numbers: of the shards.
+    settings: settings of the run.
+    pass_: the pass.
+    shard_indices: shards to process.
     log: called with each line for the user.
-    executor: does shards elsewhere than in worker processes here.
-    require_previous: shards that the pass before has not done are a problem.
+    executor: processes shards; local worker processes by default.
+    require_previous: report shards that the previous pass has not completed.
 
   Returns:
-    What could not be done.
+    One line per problem.
   """
   ready = [
     n
     for n in shard_indices
-    if shard_store.read_marker(settings.shard_files(part.first_stage - 1, n))
+    if shard_store.read_marker(settings.shard_files(pass_.first_stage - 1, n))
   ]
   problems = []
   missing = sorted(set(shard_indices) - set(ready))
-  if missing and part.first_stage == 0:
+  if missing and pass_.first_stage == 0:
     raise ValueError(
-      f"inputs: shards {_preview(missing)} are not in {settings.out}; bring them"
-      " back, or remove inputs.json there to number anew"
+      f"inputs: shards {_preview(missing)} are missing in {settings.out};"
+      " restore them, or remove inputs.json there to assign shards again"
     )
   if missing and require_previous:
     problems.append(
-      f"{part.name}: the pass before has not done {len(missing)} shards:"
-      f" {_preview(missing)}"
+      f"{pass_.name}: the previous pass has not completed {len(missing)}"
+      f" shards: {_preview(missing)}"
     )
   todo = [
-    n for n in ready if shards.first_pending(settings, part, n) is not None
+    n for n in ready if shards.first_pending(settings, pass_, n) is not None
   ]
   seconds: dict[str, float] = collections.defaultdict(float)
-  given: collections.Counter[str] = collections.Counter()
-  with _progress(settings, part, todo) as bar:
-    for result in (executor or _local_executor(bar))(settings, part, todo):
+  counts: collections.Counter[str] = collections.Counter()
+  with _progress(settings, pass_, todo) as bar:
+    for result in (executor or _local_executor(bar))(settings, pass_, todo):
       for name, (count, spent) in result.seconds.items():
-        given[name] += count
+        counts[name] += count
         seconds[name] += spent
       if result.failure:
-        problems.append(f"{part.name}, shard {result.shard}: {result.failure}")
+        problems.append(f"{pass_.name}, shard {result.shard}: {result.failure}")
       if result.unavailable:
-        break  # It would be the same with the others.
-  for place, each in enumerate(part.stages, part.first_stage):
-    stage = each.name
-    said = global_stages.summary(settings, place, shard_indices)
-    if given[stage]:
-      said += f"; {seconds[stage] / given[stage]:.3g} s a clip"
-    log(said)
+        break  # The other shards would fail in the same way.
+  for stage_index, stage in enumerate(pass_.stages, pass_.first_stage):
+    line = global_stages.summary(settings, stage_index, shard_indices)
+    if counts[stage.name]:
+      line += f"; {seconds[stage.name] / counts[stage.name]:.3g} s per clip"
+    log(line)
   return problems
 
 
 def _local_executor(bar: tqdm.tqdm) -> ShardExecutor:
-  """Worker processes of this machine."""
+  """Runs shards in worker processes on this machine."""
 
-  def work(
+  def execute(
     settings: curation_settings.Settings,
-    part: curation_settings.Pass,
-    numbers: Sequence[int],
+    pass_: curation_settings.Pass,
+    shard_indices: Sequence[int],
   ) -> Iterator[shards.Result]:
-    processes = min(settings.num_processes(part), max(1, len(numbers)))
+    processes = min(settings.num_processes(pass_), max(1, len(shard_indices)))
 
-    def passed(count: int) -> None:
+    def on_progress(count: int) -> None:
       bar.update(count)
 
-    with worker_pool.WorkerPool(settings, part, processes, passed) as watched:
-      yield from watched.run(numbers)
+    with worker_pool.WorkerPool(
+      settings, pass_, processes, on_progress
+    ) as pool:
+      yield from pool.run(shard_indices)
 
-  return work
+  return execute
 
 
 def _check_requirements(
   settings: curation_settings.Settings,
-  parts: Sequence[curation_settings.Pass],
+  passes: Sequence[curation_settings.Pass],
   count: int,
 ) -> None:
-  """See, before any work, that what is not done yet could be; ValueError."""
-  undone = [
-    settings.stages[place]
-    for part in parts
-    for place in range(part.first_stage, part.first_stage + len(part.stages))
-    if not global_stages.is_finished(settings, part, place, count)
+  """ValueError, before any work, if a pending stage lacks a requirement."""
+  pending = [
+    settings.stages[stage_index]
+    for pass_ in passes
+    for stage_index in range(
+      pass_.first_stage, pass_.first_stage + len(pass_.stages)
+    )
+    if not global_stages.is_finished(settings, pass_, stage_index, count)
   ]
   missing = [
-    problem for stage in undone for problem in stage.missing_requirements()
+    problem for stage in pending for problem in stage.missing_requirements()
   ]
   if missing:
     raise ValueError(curation_settings.format_problems(missing))
-  if undone:
-    every = curation_settings.Pass(
-      name="all", first_stage=0, stages=tuple(undone)
+  if pending:
+    all_pending = curation_settings.Pass(
+      name="all", first_stage=0, stages=tuple(pending)
     )
-    with worker_pool.WorkerPool(settings, every, 1) as watched:
-      watched.check_stages_load()
+    with worker_pool.WorkerPool(settings, all_pending, 1) as pool:
+      pool.check_stages_load()
 
 
 def _clear_failed(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
-  numbers: Sequence[int],
+  pass_: curation_settings.Pass,
+  shard_indices: Sequence[int],
 ) -> None:
-  """Have shards count as not done of which clips failed.
+  """Remove the markers of shards that have failed clips.
 
-  A shard without a mark may have failed for what was left out of it.
+  A shard without a marker may have failed because of its excluded clips.
   """
-  for place in range(part.first_stage, part.first_stage + len(part.stages)):
-    for number in numbers:
-      files = settings.shard_files(place, number)
-      found = shard_store.read_marker(files)
-      if found is None or found.failed:
+  for stage_index in range(
+    pass_.first_stage, pass_.first_stage + len(pass_.stages)
+  ):
+    for shard_index in shard_indices:
+      files = settings.shard_files(stage_index, shard_index)
+      marker = shard_store.read_marker(files)
+      if marker is None or marker.failed:
         storage.remove(files.done)
         storage.remove(files.excluded)
 
@@ -248,28 +254,28 @@ def _clear_failed(
 @contextlib.contextmanager
 def _progress(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   todo: Sequence[int],
 ) -> Iterator[tqdm.tqdm]:
-  """A line that says how many clips are through, and the time left."""
-  before = [
-    shard_store.read_marker(settings.shard_files(part.first_stage - 1, n))
+  """A progress bar of clips, with the remaining time."""
+  markers = [
+    shard_store.read_marker(settings.shard_files(pass_.first_stage - 1, n))
     for n in todo
   ]
   with console.progress(
-    total=sum(found.clips for found in before if found),
-    desc=part.name,
+    total=sum(marker.clips for marker in markers if marker),
+    desc=pass_.name,
     unit="clip",
     disable=not todo,
-    # Numbers of an hour ago say little of the clips to come.
+    # The recent rate predicts the remaining time best.
     smoothing=0.1,
   ) as bar:
     yield bar
 
 
-def _preview(numbers: Sequence[int]) -> str:
-  """The first of many numbers."""
-  more = ", …" if len(numbers) > _MAX_INDICES_SHOWN else ""
+def _preview(shard_indices: Sequence[int]) -> str:
+  """The first shard indices, for a message."""
+  more = ", …" if len(shard_indices) > _MAX_INDICES_SHOWN else ""
   return (
-    ", ".join(str(number) for number in numbers[:_MAX_INDICES_SHOWN]) + more
+    ", ".join(str(index) for index in shard_indices[:_MAX_INDICES_SHOWN]) + more
   )

@@ -1,4 +1,4 @@
-"""A curation run's settings: the flags' config, checked and frozen once."""
+"""The settings of a curation run: the config, validated and frozen."""
 
 import dataclasses
 import hashlib
@@ -27,10 +27,10 @@ class Stage:
   """A stage with its config.
 
   Attributes:
-    name: in facts, reports and names of folders.
-    module: where it is, see `ovi_jax.curation.stage`.
-    config: the module's `Config`.
-    key: hash of name, version, config and of the key of the stage before.
+    name: name in facts, reports and folder names.
+    module: dotted path of its module, see `ovi_jax.curation.stage`.
+    config: an instance of the module's `Config`.
+    key: hash of name, version, config and the previous stage's key.
   """
 
   name: str
@@ -40,7 +40,7 @@ class Stage:
 
   @property
   def folder(self) -> str:
-    """Of its files, within the run's."""
+    """Name of its folder in `out`."""
     return f"{self.name}-{self.key}"
 
   @property
@@ -50,15 +50,15 @@ class Stage:
 
   @property
   def thresholds(self) -> Mapping[str, tuple[str, str]]:
-    """Reason -> (score, field of the config)."""
+    """Reason -> (score, config field)."""
     return getattr(_import_stage(self.module), "THRESHOLDS", {})
 
   def missing_requirements(self) -> list[str]:
-    """What it needs and has not here, a sentence each."""
+    """Missing requirements, one sentence each."""
     return _missing_requirements(self.module, self.config)
 
   def load(self) -> Any:
-    """The stage's function; ValueError names what it needs and has not."""
+    """The stage's function; ValueError if a requirement is missing."""
     return _import_stage(self.module).load(self.config)
 
 
@@ -68,7 +68,7 @@ class Pass:
 
   Attributes:
     name: for flags and reports.
-    first_stage: place of its first stage among those of the run.
+    first_stage: index of its first stage among all stages of the run.
     stages: at least one.
   """
 
@@ -78,29 +78,29 @@ class Pass:
 
   @property
   def kind(self) -> str:
-    """The form of its stages."""
+    """The kind of its stages."""
     return self.stages[0].kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """A run.
+  """Settings of a run.
 
   Attributes:
-    inputs: files, folders, globs, or lists of them (`@FILE`, a line each);
-      none where they were numbered by an earlier run.
-    out: folder of all that the run writes; local, or a URL.
-    shard_size: files in a shard; a shard is what a crash repeats.
-    append: number inputs that an earlier run had not as further shards.
-    report: write report.html in the end (extra `[curate]`).
-    passes: in order.
-    num_workers: processes; 0 for one a core. A stage of form "shard" has one, as
-      it has an accelerator or a network to itself.
-    timeout: seconds that a stage may take for one clip.
-    stage_timeouts: stage -> seconds, for those that need others; of a stage of form
-      "shard", for all clips that it is given at once.
-    max_failure_rate: share of a stage's clips in a shard that may fail, rounded up;
-      beyond it the shard fails.
+    inputs: files, folders, globs, or lists (`@FILE`, one name per line); empty
+      to use the manifest of an earlier run.
+    out: output folder, local or a URL.
+    shard_size: input files per shard; an interrupted shard is repeated.
+    append: add inputs that are not in the manifest as further shards.
+    report: write report.html at the end (extra `[curate]`).
+    passes: passes, in order.
+    num_workers: worker processes; 0 for one per core. A "batch" stage has one,
+      which uses an accelerator or the network.
+    timeout: time limit per stage and clip, seconds.
+    stage_timeouts: stage -> seconds, overrides `timeout`; for a "batch" stage,
+      the limit of a whole batch.
+    max_failure_rate: fraction of a stage's clips in a shard that may fail,
+      rounded up; above it the shard fails.
   """
 
   inputs: tuple[str, ...]
@@ -132,62 +132,67 @@ class Settings:
         f" {self.timeout} and {dict(self.stage_timeouts)}"
       )
     names = [stage.name for stage in self.stages]
-    strange = sorted(set(self.stage_timeouts) - set(names))
-    if strange:
+    unknown = sorted(set(self.stage_timeouts) - set(names))
+    if unknown:
       problems.append(
-        f"stage_timeouts: there is no stage {', '.join(strange)}; known are"
+        f"stage_timeouts: there is no stage {', '.join(unknown)}; known are"
         f" {', '.join(names)}"
       )
     if not 0 <= self.max_failure_rate <= 1:
       problems.append(
-        f"max_failure_rate: expected a fraction in [0, 1], got {self.max_failure_rate}"
+        "max_failure_rate: expected a fraction in [0, 1], got"
+        f" {self.max_failure_rate}"
       )
     if problems:
       raise ValueError("config: " + "; ".join(problems))
 
   @property
   def stages(self) -> tuple[Stage, ...]:
-    """Of all passes, in order."""
-    return tuple(stage for part in self.passes for stage in part.stages)
+    """The stages of all passes, in order."""
+    return tuple(stage for pass_ in self.passes for stage in pass_.stages)
 
-  def num_processes(self, part: Pass) -> int:
-    """Worker processes of a pass."""
-    if part.kind != CLIP:
+  def num_processes(self, pass_: Pass) -> int:
+    """Number of worker processes of a pass."""
+    if pass_.kind != CLIP:
       return 1
-    # Where the system can tell, those this process may use.
+    # The cores that this process may use, where the system reports them.
     cores = getattr(
       os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1)
     )
     return self.num_workers or len(cores(0))
 
   def time_limit(self, stage: str, count: int = 1) -> float:
-    """How long a stage may take for so many clips at once."""
+    """Time limit of a stage for a number of clips, in seconds."""
     return self.stage_timeouts.get(stage, self.timeout * count)
 
-  def shard_files(self, place: int, shard: int) -> shard_store.ShardFiles:
-    """Of a stage's shard, by the stage's place; -1 are the inputs."""
-    name = self.stages[place].folder if place >= 0 else shard_store.INPUTS
+  def shard_files(self, stage_index: int, shard: int) -> shard_store.ShardFiles:
+    """Of a stage's shard, by the stage's stage_index; -1 are the inputs."""
+    name = (
+      self.stages[stage_index].folder
+      if stage_index >= 0
+      else shard_store.INPUTS
+    )
     return shard_store.ShardFiles(
       folder=storage.join(self.out, name), shard=shard
     )
 
   def find_pass(self, name: str) -> Pass:
-    """The pass of a name; ValueError names those there are."""
-    for part in self.passes:
-      if part.name == name:
-        return part
+    """The pass of a name; ValueError lists the known ones."""
+    for pass_ in self.passes:
+      if pass_.name == name:
+        return pass_
     raise ValueError(
       f"there is no pass {name!r}; choose from"
-      f" {', '.join(part.name for part in self.passes)}"
+      f" {', '.join(pass_.name for pass_ in self.passes)}"
     )
 
   @classmethod
   def from_config(cls, config: ml_collections.ConfigDict) -> "Settings":
-    """From the flags' config.
+    """Build settings from a config.
 
     Raises:
-      ValueError: a field is missing or unknown (with those known), a stage is
-        not there, or a value cannot be.
+      ValueError: a field is missing or unknown, a stage does not exist, or a
+        value is invalid.
     """
     values = config.to_dict()
     fields = [f.name for f in dataclasses.fields(cls)]
@@ -207,7 +212,7 @@ def default_config(name: str) -> dict[str, Any]:
   """The fields of a stage's Config with their defaults, for config files."""
   config = _import_stage(_module_path(name)).Config
   types = typing.get_type_hints(config)
-  # Not of an instance: a stage may want what has no default that would do.
+  # Not from an instance: some defaults are invalid until they are set.
   return {
     field.name: _config_value(_default(field), types[field.name])
     for field in dataclasses.fields(config)
@@ -219,19 +224,18 @@ def _parse_passes(
   configs: Mapping[str, Mapping[str, Any]],
   skip: Sequence[str],
 ) -> Iterator[Pass]:
-  """The passes that are left without the stages to skip."""
+  """The passes without skipped stages."""
   names = [_stage_name(name) for _, stages in passes for name in stages]
   _check_names("skip", skip, names)
   _check_names("stages", configs, names)
   twice = {name for name in names if names.count(name) > 1}
   if twice or len({name for name, _ in passes}) < len(passes):
     raise ValueError(
-      "config: passes: names of passes and of stages may come once, got"
-      f" {passes}"
+      f"config: passes: names of passes and stages must be unique, got {passes}"
     )
   count, key = 0, ""
   problems: list[str] = []
-  lacking: list[str] = []
+  missing_all: list[str] = []
   failed = False
   for name, wanted in passes:
     stages = []
@@ -248,28 +252,28 @@ def _parse_passes(
         key = stages[-1].key
       except ValueError as error:
         failed = True
-        # What is missing says the same, and what to do.
+        # The list of missing requirements says what to do.
         problems += [] if missing else [str(error)]
-      lacking += missing
+      missing_all += missing
     if stages:
       yield _check_pass(
         Pass(name=name, first_stage=count, stages=tuple(stages))
       )
     count += len(stages)
   if failed:
-    # What any stage lacks is said at once.
-    raise ValueError(format_problems([*problems, *lacking]))
+    # Report all problems together.
+    raise ValueError(format_problems([*problems, *missing_all]))
 
 
-def _check_pass(part: Pass) -> Pass:
-  """The pass; ValueError if its stages cannot go together."""
-  others = [stage for stage in part.stages if stage.kind != CLIP]
-  if others and len(part.stages) > 1:
+def _check_pass(pass_: Pass) -> Pass:
+  """The pass; ValueError if its stages cannot be combined."""
+  others = [stage for stage in pass_.stages if stage.kind != CLIP]
+  if others and len(pass_.stages) > 1:
     raise ValueError(
-      f"config: passes: {others[0].name} sees many clips at once and must be"
-      f" the only stage of its pass, got {[s.name for s in part.stages]}"
+      f"config: passes: {others[0].name} processes many clips at once and must"
+      f" be the only stage of its pass, got {[s.name for s in pass_.stages]}"
     )
-  return part
+  return pass_
 
 
 def _make_stage(name: str, fields: Mapping[str, Any], before: str) -> Stage:
@@ -286,12 +290,14 @@ def _make_stage(name: str, fields: Mapping[str, Any], before: str) -> Stage:
 
 
 def _make_config(name: str, fields: Mapping[str, Any]) -> Any:
-  """A stage's Config; ValueError if a field is unknown or cannot be."""
+  """A stage's Config; ValueError if a field is unknown or invalid."""
   module = _import_stage(_module_path(name))
   known = [f.name for f in dataclasses.fields(module.Config)]
   _check_names(f"stages.{_stage_name(name)}", fields, known)
   if module.KIND not in KINDS:
-    raise ValueError(f"stage {name}: KIND {module.KIND!r} is none of {KINDS}")
+    raise ValueError(
+      f"stage {name}: expected a KIND of {KINDS}, got {module.KIND!r}"
+    )
   try:
     return module.Config(**{n: _to_tuples(v) for n, v in fields.items()})
   except ValueError as error:
@@ -299,34 +305,34 @@ def _make_config(name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def format_problems(problems: Sequence[str]) -> str:
-  """One problem as a line, several as a list; each once."""
+  """One problem as a line, several as a list, without duplicates."""
   every = list(dict.fromkeys(problems))
   if len(every) == 1:
     return every[0]
-  return f"{len(every)} things are missing or wrong:" + "".join(
+  return f"{len(every)} problems:" + "".join(
     f"\n  {problem}" for problem in every
   )
 
 
 def _missing_requirements(path: str, config: Any) -> list[str]:
-  """What a stage needs and has not here."""
+  """Missing requirements of a stage."""
   return list(
     getattr(_import_stage(path), "missing_requirements", lambda _: ())(config)
   )
 
 
 def _stage_name(name: str) -> str:
-  """A stage's name, of itself or of the path of its module."""
+  """A stage's name, from its name or the dotted path of its module."""
   return name.rpartition(".")[2]
 
 
 def _module_path(name: str) -> str:
-  """Of a stage's module; a name with dots is one."""
+  """Dotted path of a stage's module."""
   return name if "." in name else f"{_STAGES}.{name}"
 
 
 def _import_stage(path: str) -> ModuleType:
-  """A stage's module; ValueError if there is none."""
+  """A stage's module; ValueError if it does not exist."""
   try:
     return importlib.import_module(path)
   except ModuleNotFoundError as error:
@@ -339,14 +345,14 @@ def _import_stage(path: str) -> ModuleType:
 
 
 def _to_tuples(value: Any) -> Any:
-  """Lists, as JSON and flags have them, as tuples."""
+  """Convert lists from JSON and flags to tuples."""
   if isinstance(value, list | tuple):
-    return tuple(_to_tuples(part) for part in value)
+    return tuple(_to_tuples(pass_) for pass_ in value)
   return value
 
 
 def _default(field: dataclasses.Field) -> Any:
-  """Of a field; "" where it has none."""
+  """The default of a field; "" if it has none."""
   if field.default is not dataclasses.MISSING:
     return field.default
   if field.default_factory is not dataclasses.MISSING:
@@ -355,7 +361,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _config_value(value: Any, hint: Any) -> Any:
-  """A value as ConfigDict takes it; None keeps the type that it stands for."""
+  """A value for ConfigDict; None becomes a typed placeholder."""
   if value is None:
     return config_dict.placeholder(typing.get_args(hint)[0])
   return dict(value) if isinstance(value, Mapping) else value
@@ -364,7 +370,7 @@ def _config_value(value: Any, hint: Any) -> Any:
 def _check_names(
   where: str, given: Any, known: Sequence[str], exact: bool = False
 ) -> None:
-  """ValueError that names what is unknown, or missing if all are needed."""
+  """ValueError if names are unknown, or missing if `exact`."""
   unknown = sorted(set(given) - set(known))
   missing = sorted(set(known) - set(given)) if exact else []
   if unknown or missing:

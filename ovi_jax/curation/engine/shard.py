@@ -1,9 +1,9 @@
-"""The work of a pass on one shard, in this process.
+"""Runs a pass on one shard, in this process.
 
-In: the lines that the stage before left. Out: lines, kept bytes and a mark for
-each stage, or why the shard could not be done. Clips go through a pass one
-after another, so that a clip's media are decoded once and then forgotten; a
-stage of form "shard" gets them together.
+Reads the lines of the previous stage. Writes lines, artifacts and a `.done`
+marker for each stage, or the error of the shard. Clips pass through all stages
+of a pass one by one, so that a clip's media is decoded once and then freed. A
+"batch" stage receives up to `MAX_BATCH_CLIPS` clips at once.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from ovi_jax.curation.engine import shard_store
 from ovi_jax.curation.engine import storage
 from ovi_jax.curation.media import clip_media
 
-MAX_BATCH_CLIPS = 256  # clips, at most, that a stage of form "shard" is given
-# No disk, no share of it, no memory: whatever the clip.
+MAX_BATCH_CLIPS = 256  # per call of a "batch" stage
+# Disk full, quota exceeded, out of memory: independent of the clip.
 _RESOURCE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 STARTED, FINISHED, PROGRESS = "began", "ended", "passed"
 Notify = Callable[[tuple], None]
@@ -36,13 +36,13 @@ Notify = Callable[[tuple], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-  """What became of a shard.
+  """The result of processing a shard.
 
   Attributes:
-    shard: its number.
-    seconds: stage -> (clips it was given, seconds they took).
-    failure: why it is not done; empty if it is.
-    unavailable: something that all shards need is away.
+    shard: shard index.
+    seconds: stage -> (number of clips, seconds).
+    failure: error message; empty if the shard is complete.
+    unavailable: a dependency of all shards is unavailable.
   """
 
   shard: int
@@ -69,12 +69,11 @@ _EXCLUDED_FIELDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExcludedClips:
-  """Clips of a shard that a stage is not given any more.
+  """Clips of a shard that a stage does not process any more.
 
   Attributes:
-    clips: id -> (reason, detail); the process that worked on them had to be
-      ended, or ended by itself.
-    one_by_one: the stage is given each clip by itself, to find the one.
+    clips: id -> (reason, detail) of clips that hung or crashed the worker.
+    one_by_one: process clips singly, to find the one that crashes.
   """
 
   clips: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
@@ -82,19 +81,19 @@ class ExcludedClips:
 
   @classmethod
   def read(cls, files: shard_store.ShardFiles) -> "ExcludedClips":
-    """What earlier tries found."""
+    """The excluded clips recorded by earlier attempts."""
     found = shard_store.read_stored_json(files.excluded, _EXCLUDED_FIELDS)
     return cls(**found) if found else cls()
 
   def write(self, files: shard_store.ShardFiles) -> None:
-    """Keep it, so that every later try ends in the same bytes."""
+    """Record them, so that later attempts give the same bytes."""
     text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
     storage.write(files.excluded, text.encode() + b"\n")
 
 
 @dataclasses.dataclass(kw_only=True)
 class _StageRun:
-  """A stage at work on a shard."""
+  """A stage and its open output for one shard."""
 
   stage: curation_settings.Stage
   function: Callable
@@ -107,32 +106,34 @@ class _StageRun:
 
   @contextlib.contextmanager
   def timed(self, ids: Sequence[str]):
-    """Say what is being worked on, and count the seconds it takes."""
+    """Notify start and finish, and add up the seconds."""
     self.notify((STARTED, self.stage.name, tuple(ids)))
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
       yield
     finally:
-      self.seconds += time.perf_counter() - began
+      self.seconds += time.perf_counter() - start
       self.notify((FINISHED,))
 
 
 class _Artifacts(dict[str, bytes]):
-  """What is kept of a clip: new names here, older ones where they lie."""
+  """Artifacts of a clip: new ones in memory, earlier ones read on demand."""
 
-  def __init__(self, clip: clips.Clip, keeper: shard_store.ArtifactReader):
+  def __init__(
+    self, clip: clips.Clip, read_artifact: shard_store.ArtifactReader
+  ):
     super().__init__()
-    self._clip, self._keeper = clip, keeper
+    self._clip, self._read_artifact = clip, read_artifact
 
   def __missing__(self, name: str) -> bytes:
-    return self._keeper(self._clip, name)
+    return self._read_artifact(self._clip, name)
 
 
 class _LazyCopy(os.PathLike):
-  """A file that is copied here when it is asked for."""
+  """A remote file that is copied to this machine on first use."""
 
-  def __init__(self, place: str):
-    self._place, self._stack = place, contextlib.ExitStack()
+  def __init__(self, stage_index: str):
+    self._place, self._stack = stage_index, contextlib.ExitStack()
     self._path = ""
 
   def __fspath__(self) -> str:
@@ -141,110 +142,114 @@ class _LazyCopy(os.PathLike):
     return self._path
 
 
-def load(part: curation_settings.Pass) -> list[Callable]:
-  """The functions of a pass; ValueError names what one needs and has not."""
-  return [stage.load() for stage in part.stages]
+def load(pass_: curation_settings.Pass) -> list[Callable]:
+  """The stage functions of a pass; ValueError if a requirement is missing."""
+  return [stage.load() for stage in pass_.stages]
 
 
 def is_done(
-  settings: curation_settings.Settings, place: int, shard: int
+  settings: curation_settings.Settings, stage_index: int, shard: int
 ) -> bool:
-  """Whether a stage has done a shard, of what now stands before it."""
-  found = shard_store.read_marker(settings.shard_files(place, shard))
-  before = shard_store.read_marker(settings.shard_files(place - 1, shard))
+  """Whether a stage has completed a shard for its current input."""
+  found = shard_store.read_marker(settings.shard_files(stage_index, shard))
+  before = shard_store.read_marker(settings.shard_files(stage_index - 1, shard))
   return bool(found and before and found.input_hash == before.digest)
 
 
 def first_pending(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   shard: int,
 ) -> int | None:
-  """Place of the first stage of a pass that has not done a shard, if any."""
-  places_of_part = range(part.first_stage, part.first_stage + len(part.stages))
+  """Index of the first stage of a pass that has not completed a shard."""
+  stage_indices = range(
+    pass_.first_stage, pass_.first_stage + len(pass_.stages)
+  )
   return next(
-    (i for i in places_of_part if not is_done(settings, i, shard)), None
+    (i for i in stage_indices if not is_done(settings, i, shard)), None
   )
 
 
 def write_error(files: shard_store.ShardFiles, problem: str) -> None:
-  """Write down why a shard could not be done."""
+  """Write the error of a shard to its `.failed` file."""
   text = f"{problem.strip()}\n"
   storage.write(files.failed, text.encode(errors="replace"))
 
 
 def open_media(
-  clip: clips.Clip, keeper: shard_store.ArtifactReader
+  clip: clips.Clip, read_artifact: shard_store.ArtifactReader
 ) -> tuple[stages.Media, dict[str, bytes]]:
-  """The media of a clip, nothing read yet, and what will be kept of it."""
-  kept = _Artifacts(clip, keeper)
+  """The media of a clip, decoded on demand, and its artifacts."""
+  kept = _Artifacts(clip, read_artifact)
   remote = storage.is_remote(clip.path)
   path = _cached_copy(clip.path) if remote else clip.path
   return clip_media.Media(clip, path, kept), kept
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_copy(place: str) -> _LazyCopy:
-  """A remote file; windows of one, in a row, share its copy."""
-  return _LazyCopy(place)
+def _cached_copy(stage_index: str) -> _LazyCopy:
+  """A remote file; consecutive windows of it share one copy."""
+  return _LazyCopy(stage_index)
 
 
 def process(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   functions: Sequence[Callable],
   shard: int,
   notify: Notify = lambda _: None,
 ) -> Result:
-  """Take a shard through the stages of a pass that have not done it.
+  """Run the pending stages of a pass on a shard.
 
   Args:
-    settings: of the run.
-    part: a pass with stages of form "clip", or one of form "shard".
-    functions: of its stages.
-    shard: number.
-    notify: called with (BEGAN, stage, ids of clips), (ENDED,) and
-      (PASSED, clips) along the way.
+    settings: settings of the run.
+    pass_: a pass of "clip" stages, or of one "batch" stage.
+    functions: functions of its stages.
+    shard: shard index.
+    notify: called with (STARTED, stage, clip ids), (FINISHED,) and
+      (PROGRESS, number of clips).
 
   Raises:
     OSError: the disk is full, or a folder is not writable.
     ValueError: a file of an earlier pass is damaged or missing.
   """
   first, end = (
-    first_pending(settings, part, shard),
-    part.first_stage + len(part.stages),
+    first_pending(settings, pass_, shard),
+    pass_.first_stage + len(pass_.stages),
   )
   if first is None:
     return Result(shard=shard)
   before = settings.shard_files(first - 1, shard)
-  source = shard_store.read_marker(before)
-  came = list(shard_store.read_clips(before))
-  assert source is not None, "survivors are read of what is done"
+  marker = shard_store.read_marker(before)
+  input_clips = list(shard_store.read_clips(before))
+  assert marker is not None, "read_clips raises without a marker"
   with contextlib.ExitStack() as stack:
     folders = [settings.shard_files(i, shard).folder for i in range(first)]
-    keeper = stack.enter_context(shard_store.open_artifacts(folders, shard))
+    read_artifact = stack.enter_context(
+      shard_store.open_artifacts(folders, shard)
+    )
     steps = [
       _open_stage(
         stack,
         settings,
-        place,
+        stage_index,
         shard,
-        functions[place - part.first_stage],
+        functions[stage_index - pass_.first_stage],
         notify,
       )
-      for place in range(first, end)
+      for stage_index in range(first, end)
     ]
     try:
-      if part.kind == curation_settings.BATCH:
-        _process_batch(steps[0], came, keeper, notify)
+      if pass_.kind == curation_settings.BATCH:
+        _process_batch(steps[0], input_clips, read_artifact, notify)
       else:
-        for clip in came:
-          _process_clip(steps, clip, keeper)
+        for clip in input_clips:
+          _process_clip(steps, clip, read_artifact)
           notify((PROGRESS, 1))
     except stages.Unavailable as error:
       write_error(settings.shard_files(first, shard), str(error))
       return Result(shard=shard, failure=str(error), unavailable=True)
-    failure = _commit(steps, source.digest, settings.max_failure_rate)
+    failure = _commit(steps, marker.digest, settings.max_failure_rate)
   seconds = {step.stage.name: (step.num_input, step.seconds) for step in steps}
   return Result(shard=shard, seconds=seconds, failure=failure)
 
@@ -252,83 +257,85 @@ def process(
 def _open_stage(
   stack: contextlib.ExitStack,
   settings: curation_settings.Settings,
-  place: int,
+  stage_index: int,
   shard: int,
   function: Callable,
-  tell: Notify,
+  notify: Notify,
 ) -> _StageRun:
-  """A stage with its files opened."""
-  files = settings.shard_files(place, shard)
+  """Open the output of a stage."""
+  files = settings.shard_files(stage_index, shard)
   return _StageRun(
-    stage=settings.stages[place],
+    stage=settings.stages[stage_index],
     function=function,
     files=files,
     opened=stack.enter_context(shard_store.open_output(files)),
     excluded=ExcludedClips.read(files),
-    notify=tell,
+    notify=notify,
   )
 
 
-def _commit(steps: Sequence[_StageRun], source: str, quota: float) -> str:
-  """Let the files stand, stage by stage, up to one that failed too often."""
+def _commit(
+  steps: Sequence[_StageRun], input_hash: str, max_failure_rate: float
+) -> str:
+  """Publish outputs, stage by stage, up to one with too many failures."""
   for step in steps:
     writer = step.opened.writer
-    allowed = math.ceil(quota * step.num_input)
+    allowed = math.ceil(max_failure_rate * step.num_input)
     if writer.failed > allowed:
       problem = (
-        f"{step.stage.name} failed for {writer.failed} of {step.num_input} clips,"
-        f" {allowed} are allowed; the first:"
+        f"{step.stage.name} failed for {writer.failed} of {step.num_input}"
+        f" clips, {allowed} are allowed; first error:"
       )
       write_error(step.files, "\n\n".join([problem, *writer.tracebacks]))
       last = writer.tracebacks[0].strip().splitlines()[-1]
       return f"{problem} {last} (see {step.files.failed})"
     storage.remove(step.files.failed)
-    source = step.opened.commit(source).digest
+    input_hash = step.opened.commit(input_hash).digest
   return ""
 
 
 def _process_clip(
   steps: Sequence[_StageRun],
   clip: clips.Clip,
-  keeper: shard_store.ArtifactReader,
+  read_artifact: shard_store.ArtifactReader,
 ) -> None:
-  """Take a clip, and the clips it is cut into, through stages."""
-  of_clip, kept = open_media(clip, keeper)
+  """Run stages on a clip, and on the clips it is split into."""
+  media, kept = open_media(clip, read_artifact)
   for position, step in enumerate(steps):
     before = dict(kept)
-    lines = _run_stage(step, clip, of_clip)
+    lines = _run_stage(step, clip, media)
     new = {n: v for n, v in kept.items() if before.get(n) is not v}
     step.opened.writer.add(clip, lines, new)
     found = [line for line in lines if isinstance(line, clips.Clip)]
     if len(found) != 1 or _window(found[0]) != _window(clip):
       for each in found:
-        _process_clip(steps[position + 1 :], each, keeper)
+        _process_clip(steps[position + 1 :], each, read_artifact)
       return
     clip = found[0]
 
 
 def _window(clip: clips.Clip) -> tuple[str, float, float]:
-  """What a clip's media depend on."""
+  """The fields that determine a clip's media."""
   return clip.id, clip.start, clip.seconds
 
 
 def _run_stage(
-  step: _StageRun, clip: clips.Clip, of_clip: stages.Media
+  step: _StageRun, clip: clips.Clip, media: stages.Media
 ) -> Sequence[shard_store.Line]:
-  """What a stage of form "clip" makes of a clip."""
+  """The output of a "clip" stage for a clip."""
   step.num_input += 1
   if clip.id in step.excluded.clips:
     return [_excluded_reject(step, clip)]
   with step.timed([clip.id]):
     try:
-      outcome = step.function(clip, of_clip)
+      outcome = step.function(clip, media)
       single = isinstance(outcome, clips.Clip | clips.Reject)
       return _validate([outcome] if single else outcome)
     except stages.Unavailable:
       raise
-    # Stages run decoders and users' code on files of any kind: whatever one
-    # clip raises is kept as its reject, with the traceback, and counts
-    # against the quota. What is the machine's fault goes on up.
+    # Stages run decoders and user code on arbitrary files: any exception of a
+    # clip becomes its reject, with the traceback, and counts towards
+    # `max_failure_rate`. Resource errors are raised.
     except Exception as error:
       _raise_if_out_of_resources(step, clip, error)
       return [_failure_reject(step, clip, error)]
@@ -336,47 +343,46 @@ def _run_stage(
 
 def _process_batch(
   step: _StageRun,
-  came: Sequence[clips.Clip],
-  keeper: shard_store.ArtifactReader,
-  tell: Notify,
+  input_clips: Sequence[clips.Clip],
+  read_artifact: shard_store.ArtifactReader,
+  notify: Notify,
 ) -> None:
-  """Give a stage of form "shard" its clips, and write what it makes of them."""
+  """Run a "batch" stage on the clips, and write its output."""
   size = 1 if step.excluded.one_by_one else MAX_BATCH_CLIPS
-  for start in range(0, len(came), size):
-    chunk = came[start : start + size]
-    opened = [open_media(clip, keeper) for clip in chunk]
+  for start in range(0, len(input_clips), size):
+    chunk = input_clips[start : start + size]
+    opened = [open_media(clip, read_artifact) for clip in chunk]
     pairs = [
-      (clip, of_clip)
-      for clip, (of_clip, _) in zip(chunk, opened, strict=True)
+      (clip, media)
+      for clip, (media, _) in zip(chunk, opened, strict=True)
       if clip.id not in step.excluded.clips
     ]
     lines = iter(_run_batch(step, pairs))
     for clip, (_, kept) in zip(chunk, opened, strict=True):
-      out = clip.id in step.excluded.clips
-      line = _excluded_reject(step, clip) if out else next(lines)
+      is_excluded = clip.id in step.excluded.clips
+      line = _excluded_reject(step, clip) if is_excluded else next(lines)
       step.opened.writer.add(clip, [line], kept)
     step.num_input += len(chunk)
-    tell((PROGRESS, len(chunk)))
+    notify((PROGRESS, len(chunk)))
 
 
 def _run_batch(
   step: _StageRun, pairs: Sequence[tuple[clips.Clip, stages.Media]]
 ) -> list[shard_store.Line]:
-  """What a stage makes of clips together; of halves where that fails."""
+  """The output of a stage for a batch; bisected where the batch fails."""
   if not pairs:
     return []
   with step.timed([clip.id for clip, _ in pairs]):
     try:
       lines = _validate(step.function(pairs))
       if len(lines) != len(pairs):
-        raise ValueError(f"{len(lines)} outcomes for {len(pairs)} clips")
+        raise ValueError(f"{len(lines)} results for {len(pairs)} clips")
       return lines
     except stages.Unavailable:
       raise
-    # As above: what the clips raise is kept. Here of all at once, so they are
-    # tried again in halves, until it is known whose fault it is.
+    # As in `_run_stage`. The batch is bisected to find the failing clip.
     except Exception as error:
-      # Half as many clips take less memory, one of them no less disk.
+      # A smaller batch needs less memory, but no less disk.
       if len(pairs) == 1 or not isinstance(error, MemoryError):
         _raise_if_out_of_resources(step, pairs[0][0], error)
       if len(pairs) == 1:
@@ -386,7 +392,7 @@ def _run_batch(
 
 
 def _validate(lines: Any) -> list[shard_store.Line]:
-  """The lines as they are read again; errors if they are none."""
+  """The lines after a JSON round trip; ValueError if they are invalid."""
   wrong = [x for x in lines if not isinstance(x, clips.Clip | clips.Reject)]
   if wrong or not lines:
     raise ValueError(
@@ -397,7 +403,7 @@ def _validate(lines: Any) -> list[shard_store.Line]:
 
 
 def _excluded_reject(step: _StageRun, clip: clips.Clip) -> clips.Reject:
-  """The reject of a clip that is not tried any more."""
+  """The reject of an excluded clip."""
   reason, detail = step.excluded.clips[clip.id]
   name = step.stage.name
   return clips.Reject(
@@ -408,20 +414,20 @@ def _excluded_reject(step: _StageRun, clip: clips.Clip) -> clips.Reject:
 def _raise_if_out_of_resources(
   step: _StageRun, clip: clips.Clip, error: Exception
 ) -> None:
-  """OSError if it is the machine's fault that a stage failed: it is full."""
+  """OSError if a stage failed because disk or memory is exhausted."""
   full = isinstance(error, OSError) and error.errno in _RESOURCE_ERRNOS
   if full or isinstance(error, MemoryError):
-    # Without a number: who writes files has words of his own for those.
+    # Without an errno, so that the message is printed unchanged.
     raise OSError(
-      f"the machine is full, said {step.stage.name} of clip {clip.id}"
-      f" ({clip.path}): {error}; make room and run again"
+      f"out of disk or memory in {step.stage.name}, clip {clip.id}"
+      f" ({clip.path}): {error}; free some and run again"
     ) from error
 
 
 def _failure_reject(
   step: _StageRun, clip: clips.Clip, error: Exception
 ) -> clips.Reject:
-  """The reject of a clip that a stage failed on."""
+  """The reject of a clip that raised an exception."""
   return clips.Reject(
     clip=clip,
     stage=step.stage.name,

@@ -1,12 +1,12 @@
-"""What stages leave on disk, shard by shard, and how it is read again.
+"""Reads and writes the output files of stages, shard by shard.
 
-`<stage>-<key>/shard-00012.jsonl` has a line for each clip that a stage passed
-on ({"clip": …}) or refused ({"reject": …}), in the order they came.
-`shard-00012.artifacts.zip` has the bytes it kept of clips it passed on, stored, as
-`<id>/<name>`. Both are written under another name; `shard-00012.done` comes
-last: counts, sizes and sha256 of both, and the sha256 of the lines that the
-stage read. Where that is another than what the stage before says now, the shard
-counts as not done. The same clips make the same bytes, at any time, anywhere.
+`<stage>-<key>/shard-00012.jsonl` has a line for each clip that the stage passed
+on ({"clip": …}) or rejected ({"reject": …}), in order.
+`shard-00012.artifacts.zip` has the artifacts of clips passed on, uncompressed,
+as `<id>/<name>`. Both are written under temporary names; `shard-00012.done` is
+written last: counts, sizes and sha256 of both, and the sha256 of the input
+lines. If that differs from the current output of the previous stage, the shard
+is outdated. The same clips always give the same bytes.
 """
 
 import contextlib
@@ -29,27 +29,27 @@ from ovi_jax.curation.engine import storage
 
 Line = clips.Clip | clips.Reject
 ArtifactReader = Callable[[clips.Clip, str], bytes]
-INPUTS = "inputs"  # folder of the files, numbered
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that zip can say
+INPUTS = "inputs"  # folder of the input manifest
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that zip can store
 _FILE_MODE = 0o644 << 16
-_MAX_LINE_BYTES = 64 << 20  # bytes; curves of an hour-long film are a few
-_MAX_COUNT = 2**53  # of a count; what JSON readers agree on
+_MAX_LINE_BYTES = 64 << 20  # bytes; lines of hour-long films are a few MiB
+_MAX_COUNT = 2**53  # of a count; exact in every JSON reader
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardFiles:
-  """The files of a shard of a stage.
+  """The output files of a stage for a shard.
 
   Attributes:
-    folder: of the stage.
-    shard: its number.
+    folder: folder of the stage.
+    shard: shard index.
   """
 
   folder: str
   shard: int
 
   def path(self, ending: str) -> str:
-    """Where a file of this shard lies."""
+    """Path or URL of a file of this shard."""
     return storage.join(self.folder, f"shard-{self.shard:05d}.{ending}")
 
   @property
@@ -59,35 +59,35 @@ class ShardFiles:
 
   @property
   def artifacts(self) -> str:
-    """Bytes that the stage kept of its clips."""
+    """Artifacts of the clips."""
     return self.path("artifacts.zip")
 
   @property
   def done(self) -> str:
-    """That both are whole."""
+    """Completion marker."""
     return self.path("done")
 
   @property
   def excluded(self) -> str:
-    """Clips that end or hang the process that works on them."""
+    """Clips that crash or hang the worker."""
     return self.path("excluded")
 
   @property
   def failed(self) -> str:
-    """Why the shard could not be done."""
+    """Error message of a failed shard."""
     return self.path("failed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DoneMarker:
-  """What a finished shard says of itself.
+  """The completion marker of a shard.
 
   Attributes:
-    clips: passed on.
-    rejects: refused, failures among them.
-    failed: could not be judged.
-    input_hash: sha256 of the lines that were read.
-    files: ending -> (bytes, sha256).
+    clips: number of clips passed on.
+    rejects: number of rejects, including failures.
+    failed: number of clips on which the stage failed.
+    input_hash: sha256 of the input lines.
+    files: suffix -> (bytes, sha256).
   """
 
   clips: int
@@ -98,45 +98,45 @@ class DoneMarker:
 
   @property
   def digest(self) -> str:
-    """sha256 of the lines."""
+    """sha256 of the output lines."""
     return self.files["jsonl"][1]
 
 
 def read_marker(files: ShardFiles) -> DoneMarker | None:
-  """What a shard says of itself; None if it is not done, or files are gone.
+  """The marker of a shard; None if it is incomplete or files are missing.
 
   Raises:
-    ValueError: its file is damaged; names it.
+    ValueError: the marker file is damaged.
   """
   values = read_stored_json(files.done, _MARKER_FIELDS)
   if values is None:
     return None
-  there = {name: tuple(said) for name, said in values.pop("files").items()}
+  stored = {name: tuple(entry) for name, entry in values.pop("files").items()}
   if any(
-    storage.file_size(files.path(n)) != size for n, (size, _) in there.items()
+    storage.file_size(files.path(n)) != size for n, (size, _) in stored.items()
   ):
     return None
-  return DoneMarker(**values, files=there)
+  return DoneMarker(**values, files=stored)
 
 
 def read_stored_json(
-  place: str, fields: Mapping[str, Callable[[Any], bool]]
+  url: str, fields: Mapping[str, Callable[[Any], bool]]
 ) -> dict[str, Any] | None:
-  """Read what an earlier run said in JSON.
+  """Read and validate a JSON object.
 
   Args:
-    place: of the file.
-    fields: all names that it has, and whether a value can be theirs.
+    url: path or URL of the file.
+    fields: expected names, each with a predicate for its value.
 
   Returns:
-    The values; None if there is no such file.
+    The values; None if the file does not exist.
 
   Raises:
-    ValueError: it is no JSON within limits, or a field is missing, unknown or
-      of another type; names the file.
+    ValueError: invalid or oversized JSON, or a missing, unknown or mistyped
+      field.
   """
   try:
-    with storage.open_file(place) as file:
+    with storage.open_file(url) as file:
       values = untrusted.parse_json(
         untrusted.read_at_most(file, untrusted.MAX_JSON_BYTES + 1)
       )
@@ -144,14 +144,14 @@ def read_stored_json(
   except FileNotFoundError:
     return None
   except ValueError as error:
-    raise ValueError(f"{place} is damaged: {error}; remove it") from error
+    raise ValueError(f"{url} is damaged: {error}; remove it") from error
   return values
 
 
 def check_fields(
   values: Any, fields: Mapping[str, Callable[[Any], bool]]
 ) -> None:
-  """ValueError unless an object has these fields, all as they can be."""
+  """ValueError unless an object has exactly these fields, all valid."""
   if not isinstance(values, dict) or set(values) != set(fields):
     found = sorted(values) if isinstance(values, dict) else values
     raise ValueError(
@@ -159,17 +159,17 @@ def check_fields(
     )
   if wrong := [n for n, can_be in fields.items() if not can_be(values[n])]:
     raise ValueError(
-      f"{wrong[0]}: expected another value, found {values[wrong[0]]!r:.100}"
+      f"{wrong[0]}: invalid value, found {values[wrong[0]]!r:.100}"
     )
 
 
 def is_text(value: Any) -> bool:
-  """Whether JSON is a text."""
+  """Whether a JSON value is a string."""
   return isinstance(value, str)
 
 
 def is_count(value: Any) -> bool:
-  """Whether JSON is a number of files, clips or bytes."""
+  """Whether a JSON value is a count of files, clips or bytes."""
   return type(value) is int and 0 <= value < _MAX_COUNT
 
 
@@ -178,24 +178,24 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_facts(value: Any) -> bool:
-  """Whether JSON is a mapping of mappings."""
+  """Whether a JSON value is an object of objects."""
   return isinstance(value, dict) and all(
     isinstance(facts, dict) for facts in value.values()
   )
 
 
 def _is_file_list(value: Any) -> bool:
-  """Whether JSON gives size and sha256 of the files that a shard has."""
+  """Whether a JSON value has size and sha256 of a shard's files."""
   return (
     isinstance(value, dict)
     and "jsonl" in value
     and set(value) <= {"jsonl", "artifacts.zip"}
     and all(
-      isinstance(said, list)
-      and len(said) == 2
-      and is_count(said[0])
-      and is_text(said[1])
-      for said in value.values()
+      isinstance(entry, list)
+      and len(entry) == 2
+      and is_count(entry[0])
+      and is_text(entry[1])
+      for entry in value.values()
     )
   )
 
@@ -228,21 +228,21 @@ _REJECT_FIELDS = {
 
 
 def encode(line: Line) -> str:
-  """A line of JSON.
+  """Serialize a line as JSON.
 
   Raises:
-    TypeError, ValueError: a stage left something that JSON does not know.
+    TypeError, ValueError: a value is not JSON.
   """
   kind = "clip" if isinstance(line, clips.Clip) else "reject"
-  # ASCII: names of files may hold bytes that are no text.
+  # ASCII: file names may contain bytes that are not UTF-8.
   return json.dumps({kind: dataclasses.asdict(line)}, allow_nan=False)
 
 
 def decode(text: str | bytes) -> Line:
-  """What `encode` was given; tuples have become lists.
+  """Parse a line of `encode`; tuples become lists.
 
   Raises:
-    ValueError: the line is no clip and no reject.
+    ValueError: the line is not a clip or a reject.
   """
   values = untrusted.parse_json(text, max_bytes=_MAX_LINE_BYTES)
   if not isinstance(values, dict) or set(values) not in ({"clip"}, {"reject"}):
@@ -255,22 +255,22 @@ def decode(text: str | bytes) -> Line:
 
 
 def _clip(values: Any) -> clips.Clip:
-  """A clip of JSON; ValueError if it is none."""
+  """A clip from JSON; ValueError if it is invalid."""
   check_fields(values, _CLIP_FIELDS)
   return clips.Clip(**values)
 
 
 def read(files: ShardFiles) -> Iterator[Line]:
-  """The lines of a finished shard.
+  """The lines of a completed shard.
 
   Raises:
-    ValueError: they are not what was written.
+    ValueError: the shard is incomplete, or its file is damaged.
   """
-  found = read_marker(files)
-  if found is None:
-    raise ValueError(f"{files.lines} is not done; run its pass first")
+  marker = read_marker(files)
+  if marker is None:
+    raise ValueError(f"{files.lines} is not complete; run its pass first")
   value = storage.read(files.lines)
-  if hashlib.sha256(value).hexdigest() != found.digest:
+  if hashlib.sha256(value).hexdigest() != marker.digest:
     raise ValueError(
       f"{files.lines} is damaged: its sha256 is not the one in {files.done};"
       " remove both and run again"
@@ -286,35 +286,38 @@ def read(files: ShardFiles) -> Iterator[Line]:
 
 
 def read_clips(files: ShardFiles) -> Iterator[clips.Clip]:
-  """The clips that a finished shard passed on."""
+  """The clips that a completed shard passed on."""
   for line in read(files):
     if isinstance(line, clips.Clip):
       yield line
 
 
 class Writer:
-  """Writes a shard of a stage; nothing stands until `commit`."""
+  """Writes lines and artifacts of a shard."""
 
-  def __init__(self, lines: TextIO, kept: zipfile.ZipFile):
-    self._lines, self._kept = lines, kept
+  def __init__(self, lines: TextIO, artifacts: zipfile.ZipFile):
+    self._lines, self._artifacts = lines, artifacts
     self._ids = set()
     self.clips = self.rejects = 0
     self.tracebacks: list[str] = []
 
   @property
   def failed(self) -> int:
-    """Rejects that say nothing of the clip."""
+    """Number of clips on which the stage failed."""
     return len(self.tracebacks)
 
   def add(
-    self, came: clips.Clip, lines: Sequence[Line], kept: Mapping[str, bytes]
+    self,
+    input_clip: clips.Clip,
+    lines: Sequence[Line],
+    artifacts: Mapping[str, bytes],
   ) -> None:
-    """Write what became of a clip.
+    """Write the output for a clip.
 
     Args:
-      came: the clip that the stage was given.
-      lines: what it returned.
-      kept: what it kept, by name; dropped if the clip was refused.
+      input_clip: the clip that the stage was given.
+      lines: the output of the stage.
+      artifacts: stored files by name; dropped if the clip was rejected.
     """
     for line in lines:
       self._lines.write(encode(line) + "\n")
@@ -322,21 +325,21 @@ class Writer:
     self.clips += len(lines) - len(rejects)
     self.rejects += len(rejects)
     self.tracebacks += [r.detail or r.reason for r in rejects if r.failed]
-    if rejects or came.id in self._ids:
-      return  # Copies of a file in one shard have the same id and bytes.
-    self._ids.add(came.id)
-    for name, value in sorted(kept.items()):
-      self._kept.writestr(_zip_info(f"{came.id}/{name}"), value)
+    if rejects or input_clip.id in self._ids:
+      return  # Copies of a file have the same id and bytes.
+    self._ids.add(input_clip.id)
+    for name, value in sorted(artifacts.items()):
+      self._artifacts.writestr(_zip_info(f"{input_clip.id}/{name}"), value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardOutput:
-  """A shard that is being written.
+  """The open output of a shard.
 
   Attributes:
-    writer: takes its lines.
-    commit: called with the sha256 of the lines that were read, gives the files
-      their names, marks the shard done and returns the mark.
+    writer: writes lines and artifacts.
+    commit: publishes the files and the marker; takes the sha256 of the input
+      lines and returns the marker.
   """
 
   writer: Writer
@@ -345,7 +348,7 @@ class ShardOutput:
 
 @contextlib.contextmanager
 def open_output(files: ShardFiles) -> Iterator[ShardOutput]:
-  """A shard to write; nothing is left of it unless it is committed."""
+  """Open the output of a shard; discarded unless committed."""
   with contextlib.ExitStack() as stack:
     parts = {
       "jsonl": stack.enter_context(storage.atomic_write_file(files.lines)),
@@ -354,56 +357,58 @@ def open_output(files: ShardFiles) -> Iterator[ShardOutput]:
       ),
     }
     lines = stack.enter_context(open(parts["jsonl"][0], "w", encoding="ascii"))
-    kept = stack.enter_context(zipfile.ZipFile(parts["artifacts.zip"][0], "w"))
-    writer = Writer(lines, kept)
+    artifacts = stack.enter_context(
+      zipfile.ZipFile(parts["artifacts.zip"][0], "w")
+    )
+    writer = Writer(lines, artifacts)
 
     def commit(input_hash: str) -> DoneMarker:
       lines.close()
-      empty = not kept.namelist()
-      kept.close()
+      empty = not artifacts.namelist()
+      artifacts.close()
       if empty:
         del parts["artifacts.zip"]
-      # What stands under these names is from now on not what it says.
+      # The marker must not describe files that are about to change.
       storage.remove(files.done)
       storage.remove(files.artifacts)
       written = {}
       for ending, (temporary, publish) in parts.items():
         written[ending] = (temporary.stat().st_size, _digest(temporary))
         publish()
-      made = DoneMarker(
+      marker = DoneMarker(
         clips=writer.clips,
         rejects=writer.rejects,
         failed=writer.failed,
         input_hash=input_hash,
         files=written,
       )
-      write_marker(files, made)
-      return made
+      write_marker(files, marker)
+      return marker
 
     yield ShardOutput(writer=writer, commit=commit)
 
 
-def write_marker(files: ShardFiles, made: DoneMarker) -> None:
-  """Say that a shard is done, of files that stand."""
-  said = json.dumps(dataclasses.asdict(made), indent=1, sort_keys=True)
-  storage.write(files.done, said.encode() + b"\n")
+def write_marker(files: ShardFiles, marker: DoneMarker) -> None:
+  """Write the completion marker of published files."""
+  text = json.dumps(dataclasses.asdict(marker), indent=1, sort_keys=True)
+  storage.write(files.done, text.encode() + b"\n")
 
 
 @contextlib.contextmanager
 def open_artifacts(
   folders: Sequence[str], shard: int
 ) -> Iterator[ArtifactReader]:
-  """A reader of what stages kept of a shard's clips.
+  """A reader of the artifacts of a shard's clips.
 
   Args:
-    folders: of the stages, first to last; the last one's word counts.
-    shard: number.
+    folders: folders of the stages, in order; later ones take precedence.
+    shard: shard index.
 
   Yields:
-    (clip, name) -> bytes; KeyError if none kept something of that name.
+    (clip, name) -> bytes; KeyError if no stage stored it.
 
   Raises:
-    OSError: what was kept cannot be read, or is damaged.
+    OSError: an archive cannot be read, or is damaged.
   """
   with contextlib.ExitStack() as stack:
     opened: list[tuple[zipfile.ZipFile, str]] = []
@@ -415,17 +420,17 @@ def open_artifacts(
           archive = stack.enter_context(zipfile.ZipFile(file))
         opened.append((archive, files.artifacts))
 
-    def kept(clip: clips.Clip, name: str) -> bytes:
-      for archive, place in opened:
-        with contextlib.suppress(KeyError), _archive_errors(place):
+    def read_artifact(clip: clips.Clip, name: str) -> bytes:
+      for archive, url in opened:
+        with contextlib.suppress(KeyError), _archive_errors(url):
           return archive.read(_stored_entry(archive, f"{clip.id}/{name}"))
-      raise KeyError(f"no stage kept {name!r} of clip {clip.id}")
+      raise KeyError(f"no stage stored {name!r} of clip {clip.id}")
 
-    yield kept
+    yield read_artifact
 
 
 def _stored_entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-  """An entry that is as `Writer` makes it; what is compressed may be huge."""
+  """An uncompressed entry; a compressed one could expand to any size."""
   info = archive.getinfo(name)
   encrypted = info.flag_bits & 1
   if (
@@ -440,24 +445,24 @@ def _stored_entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
 
 
 @contextlib.contextmanager
-def _archive_errors(place: str) -> Iterator[None]:
-  """What zipfile says of damage, as an error that names the file."""
+def _archive_errors(url: str) -> Iterator[None]:
+  """Convert zipfile errors to OSError with the file name."""
   try:
     yield
   except (NotImplementedError, zipfile.BadZipFile, EOFError) as error:
     raise OSError(
-      errno.EIO, f"damaged ({error}); remove it and run again", place
+      errno.EIO, f"damaged ({error}); remove it and run again", url
     ) from error
 
 
 def _digest(path: pathlib.Path) -> str:
-  """sha256 of a file of any size."""
+  """sha256 of a file."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _zip_info(name: str) -> zipfile.ZipInfo:
-  """An entry that says nothing of when and where it was written."""
+  """A zip entry without time stamp and platform."""
   info = zipfile.ZipInfo(name, _EPOCH)
   info.create_system, info.external_attr = 3, _FILE_MODE
   return info

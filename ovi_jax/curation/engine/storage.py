@@ -1,8 +1,8 @@
-"""Files on this machine or in a bucket, whole under their name or absent.
+"""Files on the local disk or in a bucket, written atomically.
 
-A place is a path, or a URL that fsspec knows (gs://, s3://, …; its driver,
-such as gcsfs, is the user's to install). Buckets show an object only when all
-of it has arrived, local files are renamed when written.
+`url` is a local path or a URL of an fsspec file system (gs://, s3://, …), whose
+driver (such as gcsfs) must be installed. Bucket objects appear when the upload
+is complete; local files are renamed after writing.
 """
 
 import contextlib
@@ -23,94 +23,94 @@ _CHUNK_BYTES = 1 << 20
 
 
 class _Discarded(Exception):
-  """A file was written and not wanted."""
+  """The written file was not published."""
 
 
-def is_remote(place: str) -> bool:
-  """Whether a place is a URL."""
-  return "://" in place
+def is_remote(url: str) -> bool:
+  """Whether a file is remote."""
+  return "://" in url
 
 
-def join(place: str, *names: str) -> str:
-  """A place within a folder."""
-  return "/".join((place.rstrip("/") or "", *names))
+def join(url: str, *names: str) -> str:
+  """Join a folder and names."""
+  return "/".join((url.rstrip("/") or "", *names))
 
 
 @contextlib.contextmanager
 def atomic_write_file(
-  place: str,
+  url: str,
 ) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
-  """A local file to write, and what gives it its place when it is whole.
+  """A temporary local file, and a function that publishes it.
 
-  It is removed if that was not called. Both may raise OSError: the disk is
-  full, or the folder is not writable.
+  It is removed if not published. Both may raise OSError: the disk is full, or
+  the folder is not writable.
   """
   with contextlib.suppress(_Discarded), contextlib.ExitStack() as stack:
-    yield stack.enter_context(_replacing(place)), stack.close
-    raise _Discarded  # undoes what was not closed
+    yield stack.enter_context(_replacing(url)), stack.close
+    raise _Discarded  # discards an unpublished file
 
 
-def write(place: str, value: bytes) -> None:
-  """Write a file at once."""
-  with atomic_write_file(place) as (temporary, publish):
+def write(url: str, value: bytes) -> None:
+  """Write a file atomically."""
+  with atomic_write_file(url) as (temporary, publish):
     temporary.write_bytes(value)
     publish()
 
 
 @contextlib.contextmanager
-def _replacing(place: str) -> Iterator[pathlib.Path]:
-  """A local file that gets its place if nothing is raised."""
-  if not is_remote(place):
-    with files.replacing(pathlib.Path(place)) as temporary:
+def _replacing(url: str) -> Iterator[pathlib.Path]:
+  """A temporary local file that is published unless an error is raised."""
+  if not is_remote(url):
+    with files.replacing(pathlib.Path(url)) as temporary:
       yield temporary
     return
   with tempfile.TemporaryDirectory(prefix="ovi_jax-") as folder:
     temporary = pathlib.Path(folder) / "part"
     yield temporary
-    system, path = _filesystem(place)
+    system, path = _filesystem(url)
     system.put_file(str(temporary), path)
 
 
-def read(place: str) -> bytes:
-  """All of a file; FileNotFoundError if there is none."""
-  with open_file(place) as file:
+def read(url: str) -> bytes:
+  """Read a file; FileNotFoundError if it does not exist."""
+  with open_file(url) as file:
     return file.read()
 
 
-def open_file(place: str) -> BinaryIO:
-  """A file to read anywhere in; FileNotFoundError if there is none."""
-  if not is_remote(place):
-    return open(place, "rb")
-  system, path = _filesystem(place)
+def open_file(url: str) -> BinaryIO:
+  """Open a file for random access; FileNotFoundError if it does not exist."""
+  if not is_remote(url):
+    return open(url, "rb")
+  system, path = _filesystem(url)
   return system.open(path, "rb")
 
 
-def file_size(place: str) -> int | None:
-  """Bytes of a file; None if there is none."""
-  if not is_remote(place):
-    path = pathlib.Path(place)
+def file_size(url: str) -> int | None:
+  """Size in bytes; None if the file does not exist."""
+  if not is_remote(url):
+    path = pathlib.Path(url)
     return path.stat().st_size if path.is_file() else None
-  system, path = _filesystem(place)
+  system, path = _filesystem(url)
   try:
     return system.info(path)["size"]
   except FileNotFoundError:
     return None
 
 
-def remove(place: str) -> None:
-  """Remove a file if it is there."""
-  if not is_remote(place):
-    pathlib.Path(place).unlink(missing_ok=True)
-  elif file_size(place) is not None:
-    system, path = _filesystem(place)
+def remove(url: str) -> None:
+  """Remove a file if it exists."""
+  if not is_remote(url):
+    pathlib.Path(url).unlink(missing_ok=True)
+  elif file_size(url) is not None:
+    system, path = _filesystem(url)
     system.rm_file(path)
 
 
 def list_files(pattern: str) -> list[str]:
-  """The files that a place names, sorted.
+  """The files that match a pattern, sorted.
 
   Args:
-    pattern: of a file, of a folder (all files in it, hidden ones aside), or
+    pattern: a file, a folder (all files in it except hidden ones), or a glob
       with `*`, `?`, `[…]` and `**`.
   """
   if is_remote(pattern):
@@ -127,26 +127,26 @@ def list_files(pattern: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def local_copy(place: str) -> Iterator[str]:
-  """A file's path on this machine: itself, or a copy for as long as this."""
-  if not is_remote(place):
-    yield place
+def local_copy(url: str) -> Iterator[str]:
+  """A local path of a file: itself, or a temporary copy."""
+  if not is_remote(url):
+    yield url
     return
   with tempfile.TemporaryDirectory(prefix="ovi_jax-") as folder:
-    # A stage may go by the ending; the rest of the name could be anything.
-    path = os.path.join(folder, f"copy{pathlib.PurePosixPath(place).suffix}")
-    with open_file(place) as source, open(path, "wb") as copy:
+    # Keep the suffix: stages may depend on it.
+    path = os.path.join(folder, f"copy{pathlib.PurePosixPath(url).suffix}")
+    with open_file(url) as source, open(path, "wb") as copy:
       while part := source.read(_CHUNK_BYTES):
         copy.write(part)
     yield path
 
 
-def upload(folder: pathlib.Path, place: str) -> None:
-  """Copy the files of a local folder, and of folders in it.
+def upload(folder: pathlib.Path, url: str) -> None:
+  """Upload a local folder recursively, replacing the remote one.
 
-  What stood there before is removed: it may be more files than there are now.
+  The remote folder is removed first: it may contain other files.
   """
-  system, path = _filesystem(place)
+  system, path = _filesystem(url)
   if system.exists(path):
     system.rm(path, recursive=True)
   for file in sorted(folder.rglob("*")):
@@ -155,12 +155,12 @@ def upload(folder: pathlib.Path, place: str) -> None:
       system.put_file(str(file), f"{path.rstrip('/')}/{name}")
 
 
-def _filesystem(place: str) -> tuple[Any, str]:
-  """The file system of a URL, and the path in it; Any for fsspec's."""
+def _filesystem(url: str) -> tuple[Any, str]:
+  """The fsspec file system of a URL, and the path in it."""
   try:
-    return fsspec.core.url_to_fs(place)
+    return fsspec.core.url_to_fs(url)
   except ImportError as error:
     raise ValueError(
-      f"{place}: {error}; install the driver of that storage (gcsfs for gs://,"
+      f"{url}: {error}; install the driver of that storage (gcsfs for gs://,"
       " s3fs for s3://)"
     ) from error

@@ -1,11 +1,10 @@
-"""Worker processes that are watched: no clip can hang or end a run.
+"""Supervised worker processes: no clip can hang or crash a run.
 
-The parent gives shards to workers and hears from them what they begin and end.
-A worker that is too long at a clip is killed; one may also end by itself, in
-the C code of a decoder. The shard is then tried once more; if it happens again
-at the same clip, that is written down beside the shard (`LeftOut`), and the
-shard is done with the clip as a reject. Workers end with their parent, whatever
-ends it.
+The parent sends shard indices to workers and receives their messages. A worker
+that exceeds the time limit of a clip is killed; a worker may also crash, for
+example in a decoder. The shard is then retried once. If the same clip fails
+again, it is excluded (`ExcludedClips`) and the shard completes with the clip as
+a reject. Workers exit with their parent.
 """
 
 import collections
@@ -26,11 +25,9 @@ from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
 from ovi_jax.curation.engine import worker as workers
 
-MAX_CRASHES = 2  # until a clip that ends its process is left out
-_SHUTDOWN_SECONDS = (
-  5.0  # seconds that workers get to clear away, when told to stop
-)
-# A worker is one of many: libraries shall not each take all cores.
+MAX_CRASHES = 2  # of a clip, before it is excluded
+_SHUTDOWN_SECONDS = 5.0  # for workers to clean up after SIGTERM
+# One thread per worker: libraries must not each use all cores.
 _THREAD_VARIABLES = (
   "OMP_NUM_THREADS",
   "OPENBLAS_NUM_THREADS",
@@ -42,18 +39,18 @@ _NO_DEADLINE = float("inf")
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class _Worker:
-  """A process, and what is known of it."""
+  """A worker process and its state."""
 
   process: Any
   connection: connections.Connection
   lifeline: connections.Connection
-  folder: str  # of its temporary files; killed, it does not clear them away
+  folder: str  # for temporary files; removed by the parent
   ready: bool = False
   shard: int | None = None
   stage: str = ""
-  clip_ids: tuple[str, ...] = ()  # of the clips it is at
+  clip_ids: tuple[str, ...] = ()  # clips in progress
   deadline: float = _NO_DEADLINE
-  num_passed: int = 0  # clips of this shard
+  num_passed: int = 0  # completed clips of the current shard
 
 
 class WorkerPool:
@@ -62,23 +59,24 @@ class WorkerPool:
   def __init__(
     self,
     settings: curation_settings.Settings,
-    part: curation_settings.Pass,
+    pass_: curation_settings.Pass,
     processes: int,
-    passed: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
   ):
-    """Take note; workers start when there is work.
+    """Store the settings; workers start on demand.
 
     Args:
-      settings: of the run.
-      part: the pass.
-      processes: at most so many.
-      passed: called with clips that are through, or, below 0, to be repeated.
+      settings: settings of the run.
+      pass_: the pass.
+      processes: maximum number of processes.
+      on_progress: called with the number of completed clips; negative when
+        clips must be repeated.
     """
-    self._settings, self._part = settings, part
-    self._processes, self._passed = processes, passed
+    self._settings, self._pass = settings, pass_
+    self._processes, self._on_progress = processes, on_progress
     self._workers: list[_Worker] = []
     self._waiting: collections.deque[int] = collections.deque()
-    self._strikes: collections.Counter[tuple] = collections.Counter()
+    self._crash_counts: collections.Counter[tuple] = collections.Counter()
 
   def __enter__(self) -> "WorkerPool":
     return self
@@ -92,21 +90,21 @@ class WorkerPool:
       self._terminate(worker)
 
   def check_stages_load(self) -> None:
-    """See that the stages load; ValueError names what one lacks."""
+    """Load the stages in a worker; ValueError if a requirement is missing."""
     while not any(worker.ready for worker in self._workers):
       if not self._workers:
         self._start()
       for _ in self._poll():
         pass
 
-  def run(self, numbers: Sequence[int]) -> Iterator[shards.Result]:
-    """Do shards, in any order.
+  def run(self, shard_indices: Sequence[int]) -> Iterator[shards.Result]:
+    """Process shards, in any order.
 
     Raises:
       ValueError: a stage cannot be loaded, or a file is damaged.
       OSError: the disk is full, or a folder is not writable.
     """
-    self._waiting.extend(numbers)
+    self._waiting.extend(shard_indices)
     while self._waiting or any(w.shard is not None for w in self._workers):
       self._dispatch()
       yield from self._poll()
@@ -118,7 +116,7 @@ class WorkerPool:
           )
 
   def _dispatch(self) -> None:
-    """Start workers, and give a shard to each that has none."""
+    """Start workers and assign a shard to each idle one."""
     idle = sum(worker.shard is None for worker in self._workers)
     room = self._processes - len(self._workers)
     for _ in range(min(len(self._waiting) - idle, room)):
@@ -126,7 +124,7 @@ class WorkerPool:
     for worker in self._workers:
       if self._waiting and worker.ready and worker.shard is None:
         worker.shard, worker.num_passed = self._waiting.popleft(), 0
-        # One that has just ended is noticed when it is listened to.
+        # `_poll` notices a worker that has just exited.
         with contextlib.suppress(BrokenPipeError):
           worker.connection.send(worker.shard)
 
@@ -137,7 +135,7 @@ class WorkerPool:
     lifeline, end = context.Pipe(duplex=False)
     process = context.Process(
       target=workers.serve,
-      args=(theirs, lifeline, self._settings, self._part),
+      args=(theirs, lifeline, self._settings, self._pass),
       daemon=True,
     )
     shared = _THREAD_VARIABLES if self._processes > 1 else ()
@@ -152,14 +150,14 @@ class WorkerPool:
     )
 
   def _poll(self) -> Iterator[shards.Result]:
-    """What workers say, until the next deadline."""
+    """Handle messages until the next deadline; yield results."""
     nearest = min((w.deadline for w in self._workers), default=_NO_DEADLINE)
     left = max(0.0, nearest - time.monotonic())
-    said = connections.wait(
+    ready = connections.wait(
       [worker.connection for worker in self._workers],
       timeout=None if left == _NO_DEADLINE else left,
     )
-    for worker in [w for w in self._workers if w.connection in said]:
+    for worker in [w for w in self._workers if w.connection in ready]:
       messages, ended = _receive(worker.connection)
       for message in messages:
         yield from self._handle_message(worker, *message)
@@ -167,56 +165,58 @@ class WorkerPool:
         worker.process.join()
         code = worker.process.exitcode
         detail = f"signal {-code}" if code < 0 else f"exit code {code}"
-        yield from self._handle_exit(worker, "ended its process", detail)
+        yield from self._handle_exit(worker, "crashed", detail)
 
   def _handle_message(
-    self, worker: _Worker, kind: str, *said: Any
+    self, worker: _Worker, kind: str, *payload: Any
   ) -> Iterator[shards.Result]:
-    """Take note of a message; a result is passed on."""
+    """Handle a message; yield a result."""
     if kind == workers.READY:
       worker.ready = True
     elif kind == workers.LOAD_FAILED:
-      raise ValueError(said[0])
+      raise ValueError(payload[0])
     elif kind == workers.FAILED:
-      raise said[0]
+      raise payload[0]
     elif kind == shards.STARTED:
-      worker.stage, worker.clip_ids = said
+      worker.stage, worker.clip_ids = payload
       seconds = self._settings.time_limit(worker.stage, len(worker.clip_ids))
       worker.deadline = time.monotonic() + seconds
     elif kind == shards.FINISHED:
       worker.clip_ids, worker.deadline = (), _NO_DEADLINE
     elif kind == shards.PROGRESS:
-      worker.num_passed += said[0]
-      self._passed(said[0])
+      worker.num_passed += payload[0]
+      self._on_progress(payload[0])
     else:
       worker.shard = None
-      yield said[0]
+      yield payload[0]
 
   def _handle_exit(
     self, worker: _Worker, reason: str, detail: str
   ) -> Iterator[shards.Result]:
-    """Bury a worker, and see what becomes of its shard."""
+    """Remove a worker, and retry or fail its shard."""
     self._terminate(worker)
     if not worker.ready:
-      self._strikes[()] += 1
-      if self._strikes[()] < MAX_CRASHES:
+      self._crash_counts[()] += 1
+      if self._crash_counts[()] < MAX_CRASHES:
         return
       raise ValueError(
-        f"pass {self._part.name}: a worker {reason} while it loaded its stages"
+        f"pass {self._pass.name}: a worker {reason} while it loaded its stages"
         f" ({detail})"
       )
     if worker.shard is None:
       return
-    self._passed(-worker.num_passed)
-    strike = worker.shard, worker.stage, worker.clip_ids
-    self._strikes[strike] += 1
-    if self._strikes[strike] >= MAX_CRASHES:
+    self._on_progress(-worker.num_passed)
+    crash = worker.shard, worker.stage, worker.clip_ids
+    self._crash_counts[crash] += 1
+    if self._crash_counts[crash] >= MAX_CRASHES:
       if not worker.clip_ids:
-        problem = f"{reason} outside of any clip: {detail}"
-        place = shards.first_pending(self._settings, self._part, worker.shard)
-        if place is not None:
+        problem = f"worker {reason} outside of any clip: {detail}"
+        stage_index = shards.first_pending(
+          self._settings, self._pass, worker.shard
+        )
+        if stage_index is not None:
           shards.write_error(
-            self._settings.shard_files(place, worker.shard), problem
+            self._settings.shard_files(stage_index, worker.shard), problem
           )
         yield shards.Result(shard=worker.shard, failure=problem)
         return
@@ -224,22 +224,22 @@ class WorkerPool:
     self._waiting.appendleft(worker.shard)
 
   def _exclude_clip(self, worker: _Worker, reason: str, detail: str) -> None:
-    """Have the stage not given the clip again, or first find which it is."""
-    names = [stage.name for stage in self._part.stages]
-    place = self._part.first_stage + names.index(worker.stage)
+    """Exclude the clip, or switch the shard to single clips to find it."""
+    names = [stage.name for stage in self._pass.stages]
+    stage_index = self._pass.first_stage + names.index(worker.stage)
     assert worker.shard is not None
-    files = self._settings.shard_files(place, worker.shard)
-    known = shards.ExcludedClips.read(files)
+    files = self._settings.shard_files(stage_index, worker.shard)
+    excluded = shards.ExcludedClips.read(files)
     if len(worker.clip_ids) > 1:
-      found = dataclasses.replace(known, one_by_one=True)
+      excluded = dataclasses.replace(excluded, one_by_one=True)
     else:
       single = next(iter(worker.clip_ids))
       why = {single: (reason, detail)}
-      found = dataclasses.replace(known, clips={**known.clips, **why})
-    found.write(files)
+      excluded = dataclasses.replace(excluded, clips={**excluded.clips, **why})
+    excluded.write(files)
 
   def _terminate(self, worker: _Worker) -> None:
-    """End a worker's process, if it has not, and forget it."""
+    """Kill a worker and remove it from the pool."""
     worker.process.kill()
     worker.process.join()
     worker.connection.close()
@@ -251,7 +251,7 @@ class WorkerPool:
 def _receive(
   connection: connections.Connection,
 ) -> tuple[list[tuple], bool]:
-  """The messages that have come, and whether there can be no more."""
+  """Pending messages, and whether the connection is closed."""
   messages = []
   try:
     while connection.poll():
@@ -263,7 +263,7 @@ def _receive(
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-  """Variables that are set for processes started meanwhile."""
+  """Set environment variables for processes started in this context."""
   before = {name: os.environ.get(name) for name in values}
   os.environ.update(values)
   try:

@@ -1,9 +1,8 @@
-"""Windows of files of sound alone.
+"""Splits audio files into windows.
 
-In: a file. Out: its windows, of two kinds: "long", up to 12 s, cut where it is
-quietest, one behind the other; and "short", of a clip's length, back to back.
-Windows that are too quiet are refused, each by itself. The file is decoded
-once, in parts.
+Windows are "long" (up to 12 s, cut at quiet points, consecutive) or "short" (of
+a clip's length, back to back). Windows below the volume threshold are rejected
+singly. The file is decoded once, in parts.
 """
 
 import dataclasses
@@ -26,20 +25,20 @@ THRESHOLDS = {
   "too quiet": ("volume_db", "min_volume_db"),
 }
 KINDS = ("long", "short")
-_STEP_SECONDS = 0.02  # seconds that loudness is measured over
-_SMOOTHING_STEPS = 10  # steps around a place that must be quiet to cut there
+_STEP_SECONDS = 0.02  # resolution of the power curve
+_SMOOTHING_STEPS = 10  # averaged on each side of a cut
 _MIN_POWER = 1e-12  # mean square of silence
-_MAX_GAP_SECONDS = 60.0  # seconds without sound; behind more the file is over
+_MAX_GAP_SECONDS = 60.0  # a longer gap ends the file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment:
-  """A window to be.
+  """A window.
 
   Attributes:
     kind: "long" or "short".
-    start: seconds from the file's beginning.
-    seconds: its length.
+    start: start in the file, seconds.
+    seconds: length.
   """
 
   kind: str
@@ -47,7 +46,7 @@ class Segment:
   seconds: float
 
   def of(self, power_T: np.ndarray) -> np.ndarray:
-    """The steps that lie in it."""
+    """The part of the power curve within it."""
     begin = math.floor(self.start / _STEP_SECONDS + 1e-6)
     end = math.ceil((self.start + self.seconds) / _STEP_SECONDS - 1e-6)
     return power_T[begin:end]
@@ -55,14 +54,14 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Which windows are made.
+  """Window lengths.
 
   Attributes:
-    kinds: of windows; "long", "short" or both.
-    max_long_seconds: seconds of a long window.
-    min_long_seconds: seconds; what is left over and shorter is not used.
-    short_seconds: seconds of a short window.
-    min_volume_db: dB below full scale, of the mean square.
+    kinds: window kinds: "long", "short" or both.
+    max_long_seconds: maximum length of a long window.
+    min_long_seconds: minimum length; a shorter remainder is dropped.
+    short_seconds: length of a short window.
+    min_volume_db: mean square level in dB full scale.
   """
 
   kinds: tuple[str, ...] = KINDS
@@ -75,54 +74,58 @@ class Config:
     object.__setattr__(self, "kinds", tuple(self.kinds))
     if not self.kinds or set(self.kinds) - set(KINDS):
       raise ValueError(
-        f"audio_segments: expected kinds among {', '.join(KINDS)}, got {self.kinds}"
+        f"audio_segments: expected kinds among {', '.join(KINDS)}, got"
+        f" {self.kinds}"
       )
     if (
       not 0 < self.min_long_seconds <= self.max_long_seconds / 2
       or self.short_seconds <= 0
     ):
       raise ValueError(
-        "audio_segments: expected 0 < shortest <= longest / 2 and short > 0, got"
-        f" {self.min_long_seconds}, {self.max_long_seconds} and {self.short_seconds}"
+        "audio_segments: expected 0 < min_long_seconds <= max_long_seconds / 2"
+        f" and short_seconds > 0, got {self.min_long_seconds},"
+        f" {self.max_long_seconds} and {self.short_seconds}"
       )
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
-  """The stage, for files."""
+  """The stage function."""
 
-  def sounds(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
+  def split(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     try:
       power_T = power_curve(decode.sweep_sound(media.path))
     except containers.DamagedError as error:
       return clips.Reject(
         clip=clip, stage=NAME, reason="damaged or no media", detail=str(error)
       )
-    spans = list(_segments(power_T, config))
-    if not spans:
+    segments = list(_segments(power_T, config))
+    if not segments:
       score = len(power_T) * _STEP_SECONDS
       return clips.Reject(
         clip=clip, stage=NAME, reason="too short", score=score
       )
-    windows = [_window(clip, span) for span in spans]
-    volumes = [volume_db(span.of(power_T)) for span in spans]
-    kinds = [span.kind for span in spans]
+    windows = [_window(clip, segment) for segment in segments]
+    volumes = [volume_db(segment.of(power_T)) for segment in segments]
+    kinds = [segment.kind for segment in segments]
     return [
-      window.with_facts(NAME, {"volume_db": loud}, index=number, kind=kind)
-      if loud >= config.min_volume_db
-      else clips.Reject(clip=window, stage=NAME, reason="too quiet", score=loud)
-      for number, (window, loud, kind) in enumerate(
+      window.with_facts(NAME, {"volume_db": level}, index=number, kind=kind)
+      if level >= config.min_volume_db
+      else clips.Reject(
+        clip=window, stage=NAME, reason="too quiet", score=level
+      )
+      for number, (window, level, kind) in enumerate(
         zip(windows, volumes, kinds, strict=True)
       )
     ]
 
-  return sounds
+  return split
 
 
 def power_curve(parts: Iterator[tuple[float, np.ndarray]]) -> np.ndarray:
   """Mean square of every 20 ms of a file; gaps are silence.
 
   Args:
-    parts: seconds from the beginning, and sound at 16 kHz, in order.
+    parts: start times in seconds and audio at 16 kHz, in order.
   """
   size = round(_STEP_SECONDS * geometry.SAMPLE_RATE)
   power, left, place = [], np.zeros(0, np.float32), 0
@@ -141,20 +144,20 @@ def power_curve(parts: Iterator[tuple[float, np.ndarray]]) -> np.ndarray:
 
 
 def volume_db(power_T: np.ndarray) -> float:
-  """Decibels below full scale."""
+  """Mean level in dB full scale."""
   mean = float(power_T.mean()) if power_T.size else 0.0
   return round(10 * math.log10(max(mean, _MIN_POWER)), 4)
 
 
 def _segments(power_T: np.ndarray, config: Config) -> Iterator[Segment]:
-  """All windows, the long ones first."""
+  """All windows, long ones first."""
   total = len(power_T)
   if "long" in config.kinds:
-    begin, longest = 0, int(config.max_long_seconds / _STEP_SECONDS)
+    begin, max_steps = 0, int(config.max_long_seconds / _STEP_SECONDS)
     while (total - begin) * _STEP_SECONDS >= config.min_long_seconds:
-      end = min(total, begin + longest)
+      end = min(total, begin + max_steps)
       if end < total:
-        end = _quietest(power_T, begin + longest // 2, end)
+        end = _quietest(power_T, begin + max_steps // 2, end)
       start, seconds = begin * _STEP_SECONDS, (end - begin) * _STEP_SECONDS
       yield Segment(
         kind="long", start=round(start, 6), seconds=round(seconds, 6)
@@ -167,21 +170,21 @@ def _segments(power_T: np.ndarray, config: Config) -> Iterator[Segment]:
 
 
 def _quietest(power_T: np.ndarray, low: int, high: int) -> int:
-  """The step from low to high with the quietest surroundings, the last one."""
+  """The last of the quietest steps from low to high, after smoothing."""
   sums = np.concatenate([[0.0], np.cumsum(power_T)])
-  places = np.arange(low, high + 1)
-  before = np.maximum(places - _SMOOTHING_STEPS, 0)
-  behind = np.minimum(places + _SMOOTHING_STEPS, len(power_T))
+  steps = np.arange(low, high + 1)
+  before = np.maximum(steps - _SMOOTHING_STEPS, 0)
+  behind = np.minimum(steps + _SMOOTHING_STEPS, len(power_T))
   around = (sums[behind] - sums[before]) / (behind - before)
-  return int(places[len(around) - 1 - np.argmin(around[::-1])])
+  return int(steps[len(around) - 1 - np.argmin(around[::-1])])
 
 
-def _window(clip: clips.Clip, span: Segment) -> clips.Clip:
-  """A window of a file, as a clip of its own."""
+def _window(clip: clips.Clip, segment: Segment) -> clips.Clip:
+  """A window of a file, as a clip."""
   return dataclasses.replace(
     clip,
-    # Windows of both kinds may begin at once.
-    id=f"{clip.id}-{round(span.start * 1000):09d}-{span.kind}",
-    start=span.start,
-    seconds=span.seconds,
+    # Windows of both kinds may have the same start.
+    id=f"{clip.id}-{round(segment.start * 1000):09d}-{segment.kind}",
+    start=segment.start,
+    seconds=segment.seconds,
   )

@@ -1,16 +1,14 @@
-"""Whether the lips move with the sound, by SyncNet (Chung and Zisserman, 2016).
+"""Scores lip sync with SyncNet (Chung and Zisserman, 2016).
 
-Reads what the stage `cut` kept of a clip:
-  "faces.npz": the crops of its face tracks; `crops.of_tracks` and `crops.pack`
-    make it, their module says what is in it. Wanted where `speech` found a
-    speaking face; not read otherwise.
-  "audio.pcm": the whole sound of the clip, int16 little-endian mono at 16 kHz,
-    which begins when the clip does.
+Reads the artifacts of `encode`:
+  "faces.npz": face crops of the tracks, see `crops`; only read for clips in
+    which `vad` found a speaking face.
+  "audio.pcm": the clip's audio, int16 little-endian mono at 16 kHz.
 
-Of several faces the one that fits the sound best is taken for the speaker's.
+Of several faces, the one with the highest confidence is taken as the speaker.
 Clips without a speaking face pass untested. Facts: tested; offset in frames at
-25 a second, positive where the sound comes early; confidence; track, its number
-in faces.npz.
+25 fps, positive if the audio is early; confidence; track, an index into
+faces.npz.
 """
 
 import collections
@@ -44,24 +42,23 @@ OUT_OF_SYNC, LOW_CONFIDENCE = (
   "lips and sound do not match",
 )
 THRESHOLDS = {LOW_CONFIDENCE: ("sync_confidence", "min_confidence")}
-CHUNK_WINDOWS = 20  # of a stretch, the unit of a batch
-_DIGITS = 4  # of scores; what a machine rounds differently is beyond them
+CHUNK_WINDOWS = 20  # windows per chunk
+_DIGITS = 4  # of scores; hides rounding differences between machines
 Pair = tuple[clips.Clip, stage.Media]
 Embed = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Which network, and what it must say.
+  """Network and thresholds.
 
   Attributes:
-    weights: the public torch file, or one of ours.
-    if_missing: where `weights` is "": "error", or "pass" all untested.
-    max_offset: frames at 25 a second, either way.
-    min_confidence: kept are clips above it.
-    min_windows: windows of a track that is tested; of fewer, nothing is known.
-    batch_size: stretches of 20 windows that are computed at once; 8 need about 3
-      GB of the accelerator's memory.
+    weights: SyncNet weights, the public torch file or a converted one.
+    if_missing: without weights: "error", or "pass" all clips untested.
+    max_offset: maximum offset either way, frames at 25 fps.
+    min_confidence: clips above it pass.
+    min_windows: minimum number of windows of a tested track.
+    batch_size: chunks of 20 windows per batch; 8 need about 3 GB of memory.
   """
 
   weights: str = ""
@@ -83,18 +80,18 @@ class Config:
       )
     if self.min_windows < 1 or self.batch_size < 1:
       raise ValueError(
-        "av_sync: expected shortest and batch of at least 1, got"
+        "av_sync: expected min_windows and batch_size of at least 1, got"
         f" {self.min_windows} and {self.batch_size}"
       )
 
 
 class _Chunk(NamedTuple):
-  """A part of a track that goes through the network as one.
+  """A part of a track, of fixed size.
 
   Attributes:
-    clip: number of the clip.
-    track: number of the track in it.
-    count: windows; the rest, up to 20, is zeros.
+    clip: index of the clip.
+    track: index of the track.
+    count: number of windows; the rest, up to 20, is zero padding.
     frames_THWC: uint8 BGR, 24 frames.
     sound_TKM: 20 windows.
   """
@@ -107,7 +104,7 @@ class _Chunk(NamedTuple):
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-  """What an outcome depends on: the weights' content, not their place."""
+  """The config, with the weights by content."""
   values = dataclasses.asdict(config)
   del values["batch_size"]
   if config.weights:
@@ -116,7 +113,7 @@ def fingerprint(config: Config) -> dict[str, Any]:
 
 
 def missing_requirements(config: Config) -> list[str]:
-  """SyncNet's weights, if they are not there."""
+  """SyncNet weights, if missing."""
   if config.weights:
     if os.path.isfile(config.weights):
       return []
@@ -128,8 +125,8 @@ def missing_requirements(config: Config) -> list[str]:
   return [
     f"av_sync.weights: {found}; give"
     " --config.stages.av_sync.weights=FILE (syncnet_v2.model, see"
-    " docs/curation.md), test no clip with"
-    " --config.stages.av_sync.if_missing=pass, or leave it out:"
+    " docs/curation.md), pass all clips untested with"
+    " --config.stages.av_sync.if_missing=pass, or skip the stage:"
     " --config.skip=\"('av_sync',)\""
   ]
 
@@ -137,7 +134,7 @@ def missing_requirements(config: Config) -> list[str]:
 def load(
   config: Config,
 ) -> Callable[[Sequence[Pair]], list[clips.Clip | clips.Reject]]:
-  """The stage; the network is compiled for the first batch.
+  """The stage function; the network is compiled for the first batch.
 
   Raises:
     ValueError: the weights are missing, or of another network.
@@ -150,7 +147,7 @@ def load(
       "av_sync.weights: expected a path to SyncNet's weights"
       " (syncnet_v2.model of joonson/syncnet_python, or trained by python -m"
       " ovi_jax.curation.sync.train), got none; or set if_missing to"
-      " pass, and no clip is tested"
+      " pass, to pass all clips untested"
     )
 
   def run(pairs: Sequence[Pair]) -> list[clips.Clip | clips.Reject]:
@@ -168,7 +165,7 @@ def _weights_path(config: Config) -> pathlib.Path:
 
 
 def _network(path: str) -> Embed:
-  """The network as a compiled function; its weights are on the device."""
+  """The compiled network, with its weights on the device."""
   runtime.setup_jax()
   sizes, variables = syncnet_weights.load(path)
   apply = jax.jit(syncnet.SyncNet(sizes).apply)
@@ -181,13 +178,13 @@ def _network(path: str) -> Embed:
 def _scores(
   pairs: Sequence[Pair], embed: Embed, config: Config
 ) -> dict[int, dict[int, lip_sync.Score]]:
-  """Scores by number of clip and number of track."""
+  """Scores by clip index and track index."""
   lips, sound = collections.defaultdict(list), collections.defaultdict(list)
   for batch in _batches(_chunks(pairs, config), config.batch_size):
-    for stretch, lips_TD, sound_TD in zip(batch, *_run(batch, embed, config)):
-      at = stretch.clip, stretch.track
-      lips[at].append(lips_TD[: stretch.count])
-      sound[at].append(sound_TD[: stretch.count])
+    for chunk, lips_TD, sound_TD in zip(batch, *_run(batch, embed, config)):
+      at = chunk.clip, chunk.track
+      lips[at].append(lips_TD[: chunk.count])
+      sound[at].append(sound_TD[: chunk.count])
   scores: dict[int, dict[int, lip_sync.Score]] = {}
   for (clip, track), parts in lips.items():
     found = lip_sync.score(
@@ -198,7 +195,7 @@ def _scores(
 
 
 def _chunks(pairs: Sequence[Pair], config: Config) -> Iterator[_Chunk]:
-  """All that is to be computed; one clip is in memory at a time."""
+  """All chunks; one clip is in memory at a time."""
   for number, (clip, media) in enumerate(pairs):
     if not clip.facts.get("vad", {}).get("speaking"):
       continue
@@ -228,15 +225,15 @@ def _split(
 
 
 def _padded(array: np.ndarray, length: int) -> np.ndarray:
-  """The array with zeros after its end."""
+  """Zero-pad an array to a length."""
   padding = [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1)
   return np.pad(array, padding)
 
 
-def _batches(stretches: Iterator[_Chunk], size: int) -> Iterator[list[_Chunk]]:
+def _batches(chunks: Iterator[_Chunk], size: int) -> Iterator[list[_Chunk]]:
   batch: list[_Chunk] = []
-  for stretch in stretches:
-    batch.append(stretch)
+  for chunk in chunks:
+    batch.append(chunk)
     if len(batch) == size:
       yield batch
       batch = []
@@ -247,7 +244,7 @@ def _batches(stretches: Iterator[_Chunk], size: int) -> Iterator[list[_Chunk]]:
 def _run(
   batch: list[_Chunk], embed: Embed, config: Config
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Embeddings of a batch, which is always of one shape."""
+  """Embeddings of a batch, zero-padded to a fixed shape."""
   frames_BTHWC = np.stack([s.frames_THWC for s in batch])
   windows_BTKM = np.stack([s.sound_TKM for s in batch])
   lips_BTD, sound_BTD = embed(
@@ -260,7 +257,7 @@ def _run(
 def _outcome(
   clip: clips.Clip, scores: dict[int, lip_sync.Score], config: Config
 ) -> clips.Clip | clips.Reject:
-  """Keep a clip that passes, or of which nothing is known."""
+  """Pass or reject a clip; untested clips pass."""
   if not scores:
     return clip.with_facts(NAME, tested=False)
   track = max(scores, key=lambda t: (scores[t].confidence, -t))

@@ -1,7 +1,7 @@
-"""Of files with the same content, the first; the others are refused.
+"""Removes files with identical content.
 
-In: the files of all shards, whose ids are hashes of their content. Out: each
-once, that whose name comes first in the numbering.
+Of files with the same content hash, the first in the manifest passes; the
+others are rejected.
 """
 
 import dataclasses
@@ -17,29 +17,27 @@ KIND = "global"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Nothing to choose."""
+  """This stage has no settings."""
 
 
 def load(config: Config) -> Callable:
-  """The stage; see `stage` for its form."""
+  """The stage function."""
   del config
   return _decide
 
 
 def _decide(
-  every: Iterator[clips.Clip],
+  all_clips: Iterator[clips.Clip],
 ) -> Callable[[clips.Clip], clips.Clip | clips.Reject]:
-  """Remember who came first; the decision asks for it."""
+  """Record the first file of each hash, then decide."""
   first: dict[str, tuple[str, float]] = {}
-  for clip in every:
+  for clip in all_clips:
     first.setdefault(clip.id, (clip.path, clip.start))
 
   def decide(clip: clips.Clip) -> clips.Clip | clips.Reject:
     path, start = first[clip.id]
     if (path, start) == (clip.path, clip.start):
       return clip
-    return clips.Reject(
-      clip=clip, stage=NAME, reason="a copy of another", detail=path
-    )
+    return clips.Reject(clip=clip, stage=NAME, reason="duplicate", detail=path)
 
   return decide

@@ -1,13 +1,13 @@
-"""The clip as training reads it, and what later passes need of it.
+"""Encodes the clip for training and stores artifacts for later stages.
 
-In: a window, with margins if `motion` was there. Kept of it, each by its name:
-  "video.mp4": H.264 at 24 fps, without margins, about `area` large, sides
-    multiples of 32;
+Artifacts:
+  "video.mp4": H.264 at 24 fps without letterbox bars, about `target_area`
+    pixels, sides multiples of 32;
   "audio.pcm": int16 little-endian mono at 16 kHz, of the window's length;
-  "frame_0.jpg" to "frame_6.jpg": as many frames of the cut, evenly spaced, the
-    first and the last one too;
-  "faces.npz": crops of the faces that `people` found, see `crops`.
-Of a clip without pictures only "audio.pcm" is kept.
+  "frame_0.jpg" to "frame_6.jpg": evenly spaced frames of the video, including
+    the first and the last;
+  "faces.npz": face crops of the tracks of `face_tracks`, see `crops`.
+Audio-only clips have only "audio.pcm".
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ NAME = artifacts.ENCODE
 VERSION = 2
 KIND = "clip"
 THRESHOLDS = {
-  "too small within its margins": ("upscale", "max_upscale"),
+  "too small within its bars": ("upscale", "max_upscale"),
 }
 ASPECTS = ("original", "square")
 _JPEG_QUALITY = 90  # of the JPEGs
@@ -42,13 +42,13 @@ _JPEG_QUALITY = 90  # of the JPEGs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What is kept.
+  """Output size and artifacts.
 
   Attributes:
-    target_area: pixels of a frame; sides are the nearest multiples of 32.
-    aspect: "kept", or "square", the middle of the picture alone.
-    max_upscale: times a side may be made longer.
-    num_jpegs: that are kept as JPEG.
+    target_area: pixels per frame; sides are the nearest multiples of 32.
+    aspect: "original", or "square" for a centre crop.
+    max_upscale: maximum scale factor of a side.
+    num_jpegs: number of frames stored as JPEG.
   """
 
   target_area: int = 720 * 720
@@ -64,8 +64,8 @@ class Config:
       )
     if not 0 < self.target_area <= decode.LARGEST_AREA:
       raise ValueError(
-        f"encode: expected an area from 1 to {decode.LARGEST_AREA}, which frames"
-        f" are decoded at, got {self.target_area}"
+        f"encode: expected target_area from 1 to {decode.LARGEST_AREA}, the"
+        f" maximum when decoding, got {self.target_area}"
       )
     if self.max_upscale < 1 or self.num_jpegs < 0:
       raise ValueError(
@@ -75,27 +75,27 @@ class Config:
 
 
 def missing_requirements(config: Config) -> list[str]:
-  """OpenCV, if it is not installed."""
+  """OpenCV, if missing."""
   del config
   return opencv.missing()
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
-  """The stage, for windows."""
+  """The stage function."""
 
-  def cut(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
+  def encode(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     made = {}
     height = width = frames = 0
-    seen = clip.facts.get("probe", {}).get("has_video")
-    if seen or "motion" in clip.facts:
+    has_video = clip.facts.get("probe", {}).get("has_video")
+    if has_video or "motion" in clip.facts:
       box = letterbox.crop_box(clip, media)
-      long = geometry.elongation(box.height, box.width)
-      if config.aspect == "original" and long > geometry.MAX_ASPECT:
+      elongation = geometry.elongation(box.height, box.width)
+      if config.aspect == "original" and elongation > geometry.MAX_ASPECT:
         return clips.Reject(
           clip=clip,
           stage=NAME,
-          reason="too long and narrow within its margins",
-          score=round(long, 4),
+          reason="too long and narrow within its bars",
+          score=round(elongation, 4),
         )
       box, (height, width) = crop_and_size(box, config)
       enlarged = height / box.height
@@ -103,16 +103,16 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
         return clips.Reject(
           clip=clip,
           stage=NAME,
-          reason="too small within its margins",
+          reason="too small within its bars",
           score=round(enlarged, 4),
         )
       video_THWC = resize(box.crop(media.video_THWC), height, width)
       frames = len(video_THWC)
       made[artifacts.VIDEO] = encode_mp4(video_THWC)
       made |= _jpegs(video_THWC, config.num_jpegs)
-    # `synchrony` reads the faces of clips in which someone speaks.
-    spoken = clip.facts.get("vad", {}).get("speaking", True)
-    if "face_tracks" in clip.facts and spoken:
+    # `av_sync` reads the faces of clips with a speaker.
+    has_speech = clip.facts.get("vad", {}).get("speaking", True)
+    if "face_tracks" in clip.facts and has_speech:
       tracks = clip.facts["face_tracks"]["tracks"]
       faces = crops.crop_tracks(media.frames_25fps, tracks)
       made[artifacts.FACES] = crops.pack(faces)
@@ -124,18 +124,15 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
       NAME, height=height, width=width, frames=frames, artifacts=sorted(made)
     )
 
-  return cut
+  return encode
 
 
 def crop_and_size(
   box: letterbox.Box, config: Config
 ) -> tuple[letterbox.Box, tuple[int, int]]:
-  """The part of the picture that is kept, and the size it is made.
-
-  The part has the aspect of the size, so that nothing is stretched.
-  """
-  wished = (1, 1) if config.aspect == "square" else (box.height, box.width)
-  height, width = geometry.snap(*wished, config.target_area)
+  """The crop box and the output size, both of the same aspect ratio."""
+  aspect = (1, 1) if config.aspect == "square" else (box.height, box.width)
+  height, width = geometry.snap(*aspect, config.target_area)
   scale = min(box.height / height, box.width / width)
   rows = min(box.height, max(1, round(height * scale)))
   columns = min(box.width, max(1, round(width * scale)))
@@ -149,33 +146,33 @@ def crop_and_size(
 
 
 def resize(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
-  """The frames at another size: by area if smaller, else bicubic."""
+  """Resize frames: by area when downscaling, else bicubic."""
   cv2 = opencv.library()
   shrinks = height <= video_THWC.shape[1]
-  way = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+  interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
   resized_THWC = np.empty((len(video_THWC), height, width, 3), np.uint8)
   for frame_HWC, out_HWC in zip(video_THWC, resized_THWC, strict=True):
     whole_HWC = np.ascontiguousarray(frame_HWC)
-    cv2.resize(whole_HWC, (width, height), out_HWC, interpolation=way)
+    cv2.resize(whole_HWC, (width, height), out_HWC, interpolation=interpolation)
   return resized_THWC
 
 
 def encode_mp4(video_THWC: np.ndarray) -> bytes:
-  """An mp4 without sound; the same frames give the same bytes anywhere."""
+  """An mp4 without audio; the same frames give the same bytes."""
   return mp4.to_bytes([video_THWC], preset=mp4.FAST)
 
 
 def _jpegs(video_THWC: np.ndarray, count: int) -> dict[str, bytes]:
-  """Frames as JPEG, by name."""
-  pictures = {}
-  for number, place in enumerate(_spaced_indices(len(video_THWC), count)):
+  """Evenly spaced frames as JPEG, by artifact name."""
+  jpegs = {}
+  for number, index in enumerate(_spaced_indices(len(video_THWC), count)):
     file = io.BytesIO()
-    Image.fromarray(video_THWC[place]).save(file, "JPEG", quality=_JPEG_QUALITY)
-    pictures[artifacts.FRAME.format(number)] = file.getvalue()
-  return pictures
+    Image.fromarray(video_THWC[index]).save(file, "JPEG", quality=_JPEG_QUALITY)
+    jpegs[artifacts.FRAME.format(number)] = file.getvalue()
+  return jpegs
 
 
 def _spaced_indices(frames: int, count: int) -> Sequence[int]:
-  """Frame numbers, evenly spaced from the first to the last."""
+  """Frame indices, evenly spaced from the first to the last."""
   steps = max(1, count - 1)
   return [math.floor(n * (frames - 1) / steps + 0.5) for n in range(count)]

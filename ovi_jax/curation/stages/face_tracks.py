@@ -1,9 +1,8 @@
-"""Whose faces are seen, and where: none, a single one, or several.
+"""Detects and tracks faces.
 
-Faces are looked for in every few frames and joined to tracks. Facts: kind; and
-tracks, [{start_frame, boxes}], with a box [top, left, height, width] in pixels
-of `Media.video_THWC` for every frame of a track. Nobody is refused here: shares
-of kinds are for the stage `balance`.
+Faces are detected in every few frames and linked to tracks. Facts: face_count;
+and tracks, [{start_frame, boxes}], with a box [top, left, height, width] in
+pixels of `Media.video_THWC` for every frame of a track. No clip is rejected.
 """
 
 import dataclasses
@@ -28,22 +27,21 @@ MTCNN, FULL_FRAME = "mtcnn", "full_frame"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """How faces are found, and what makes a track.
+  """Face detection and tracking.
 
   Attributes:
-    detector: "mtcnn", or "whole": one face fills every picture, for clips of
-      which that is known.
-    weights: folder of MTCNN's files; "" for the package facenet-pytorch.
-    detection_size: pixels that the longer side is made before faces are looked for.
-    min_face_size: face that is looked for, in those pixels.
-    min_detection_score: of a face, in [0, 1).
-    detect_every: frames from a search to the next; the last frame is searched too.
-    min_iou: IoU of a face with where it was last.
-    max_gap_frames: frames for which a face may be lost.
-    min_track_frames: frames of a track.
-    smoothing_window: frames of the median that boxes are smoothed by, odd.
-    min_multiple_fraction: share of a clip for which two faces or more are seen at once if
-      it is one of several.
+    detector: "mtcnn", or "full_frame" to treat every frame as one face.
+    weights: folder of the MTCNN files; "" for the package facenet-pytorch.
+    detection_size: longer side of frames for detection, pixels.
+    min_face_size: smallest face, in pixels at that size.
+    min_detection_score: detection threshold, in [0, 1).
+    detect_every: frames between detections; the last frame is included.
+    min_iou: IoU of a detection with the last box of its track.
+    max_gap_frames: frames without detection within a track.
+    min_track_frames: minimum track length.
+    smoothing_window: frames of the median filter of boxes, odd.
+    min_multiple_fraction: fraction of the clip with two or more faces at once,
+      for a face_count of "multiple".
   """
 
   detector: str = MTCNN
@@ -61,20 +59,23 @@ class Config:
   def __post_init__(self):
     if self.detector not in (MTCNN, FULL_FRAME):
       raise ValueError(
-        f"face_tracks.detector: expected {MTCNN} or {FULL_FRAME}, got {self.detector!r}"
+        f"face_tracks.detector: expected {MTCNN} or {FULL_FRAME}, got"
+        f" {self.detector!r}"
       )
     if min(self.detect_every, self.max_gap_frames, self.min_track_frames) < 1:
       raise ValueError(
-        "face_tracks: expected every, longest_gap and shortest of at least 1, got"
-        f" {self.detect_every}, {self.max_gap_frames} and {self.min_track_frames}"
+        "face_tracks: expected detect_every, max_gap_frames and"
+        f" min_track_frames of at least 1, got {self.detect_every},"
+        f" {self.max_gap_frames} and {self.min_track_frames}"
       )
     if self.smoothing_window < 1 or self.smoothing_window % 2 == 0:
       raise ValueError(
-        f"face_tracks.smooth: expected an odd number, got {self.smoothing_window}"
+        "face_tracks.smoothing_window: expected an odd number, got"
+        f" {self.smoothing_window}"
       )
     if not (0 < self.min_iou <= 1 and 0 < self.min_multiple_fraction <= 1):
       raise ValueError(
-        "face_tracks: expected least_overlap and together in (0, 1], got"
+        "face_tracks: expected min_iou and min_multiple_fraction in (0, 1], got"
         f" {self.min_iou} and {self.min_multiple_fraction}"
       )
     _detector_settings(self)
@@ -90,7 +91,7 @@ def _detector_settings(config: Config) -> detector.Settings:
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-  """What an outcome depends on: the weights' content, not their place."""
+  """The config, with the weights by content."""
   values = dataclasses.asdict(config)
   values["weights"] = ""
   if config.detector == MTCNN:
@@ -102,7 +103,7 @@ def fingerprint(config: Config) -> dict[str, Any]:
 
 
 def missing_requirements(config: Config) -> list[str]:
-  """MTCNN's weights and OpenCV, if they are not there."""
+  """MTCNN weights and OpenCV, if missing."""
   if config.detector == FULL_FRAME:
     return []
   problems = opencv.missing()
@@ -110,15 +111,15 @@ def missing_requirements(config: Config) -> list[str]:
     mtcnn.files(config.weights)
   except ValueError as error:
     problems.append(
-      f"face_tracks.weights: {error} (--config.stages.face_tracks.weights=FOLDER); to do"
-      " without faces:"
+      f"face_tracks.weights: {error}"
+      " (--config.stages.face_tracks.weights=FOLDER); or skip face stages:"
       " --config.skip=\"('face_tracks', 'av_sync', 'balance')\""
     )
   return problems
 
 
 def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:
-  """The stage.
+  """The stage function.
 
   Raises:
     ValueError: the weights are missing, or OpenCV is.
@@ -145,7 +146,7 @@ def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:
 
 
 def _full_frame(clip: clips.Clip, media: stage.Media) -> clips.Clip:
-  """One face in all of the picture."""
+  """A single face that fills the frame."""
   return clip.with_facts(
     NAME,
     face_count=SINGLE,

@@ -1,7 +1,6 @@
-"""Whether a clip is heard, what bars it has, and whether anything moves.
+"""Measures volume, letterbox bars and optical flow.
 
-In: a window. Out: it with its mean volume, the part within its bars and its
-mean optical flow, or why it is refused.
+Silent, mostly letterboxed and static windows are rejected.
 """
 
 import dataclasses
@@ -23,26 +22,24 @@ KIND = "clip"
 THRESHOLDS = {
   "too quiet": ("volume_db", "min_volume_db"),
   "static": ("flow", "min_flow"),
-  "mostly margins": ("picture_fraction", "min_picture_fraction"),
+  "mostly letterbox bars": ("picture_fraction", "min_picture_fraction"),
 }
-SHORTER_SIDE = 180  # pixels of the shorter side that flow is measured at
-_SILENCE = -120.0  # dB of no sound at all
+SHORTER_SIDE = 180  # pixels, for optical flow
+_SILENCE = -120.0  # dB, of digital silence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What a clip must have.
+  """Thresholds of a clip.
 
   Attributes:
-    min_volume_db: dB below full scale, of the mean square of the sound; clips
-      without a sound track are refused with it. None: any, or none.
-    num_letterbox_frames: that bars are looked for in, spread over the clip.
-    min_picture_fraction: of the frame's area that must be picture.
+    min_volume_db: mean square level in dB full scale; clips without audio are
+      rejected too. None to accept any, also without audio.
+    num_letterbox_frames: frames used for letterbox detection.
+    min_picture_fraction: fraction of the frame area within the bars.
     flow_estimator: name of the estimator, see `ovi_jax.curation.media.flow`.
-    num_flow_pairs: of neighbouring frames that flow is measured in, spread over the
-      clip.
-    min_flow: pixels from frame to frame, mean over the picture, at a shorter
-      side of 180.
+    num_flow_pairs: pairs of neighbouring frames for optical flow.
+    min_flow: mean flow in pixels per frame, at a shorter side of 180.
   """
 
   min_volume_db: float | None = -60.0
@@ -60,18 +57,19 @@ class Config:
       )
     if not 0 <= self.min_picture_fraction <= 1:
       raise ValueError(
-        f"motion: expected a min_picture_fraction from 0 to 1, got {self.min_picture_fraction}"
+        "motion: expected a min_picture_fraction from 0 to 1, got"
+        f" {self.min_picture_fraction}"
       )
 
 
 def missing_requirements(config: Config) -> list[str]:
-  """OpenCV, if it is not installed."""
+  """OpenCV, if missing."""
   del config
   return opencv.missing()
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
-  """The stage, for windows."""
+  """The stage function."""
   estimate = flow.load(config.flow_estimator)()
 
   def motion(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
@@ -89,23 +87,23 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
     box = letterbox.detect(video_THWC[np.rint(spread).astype(int)])
     part = box.height * box.width / math.prod(video_THWC.shape[1:3])
     if part < config.min_picture_fraction:
-      return reject("mostly margins", part)
-    moved = mean_flow(box.crop(video_THWC), estimate, config.num_flow_pairs)
-    if moved < config.min_flow:
-      return reject("static", moved)
+      return reject("mostly letterbox bars", part)
+    flow_mean = mean_flow(box.crop(video_THWC), estimate, config.num_flow_pairs)
+    if flow_mean < config.min_flow:
+      return reject("static", flow_mean)
     return clip.with_facts(
       NAME,
-      scores={"volume_db": volume, "flow": moved},
+      scores={"volume_db": volume, "flow": flow_mean},
       volume_db=volume,
       crop_box=[box.top, box.left, box.height, box.width],
-      flow=moved,
+      flow=flow_mean,
     )
 
   return motion
 
 
 def volume_db(audio_A: np.ndarray) -> float:
-  """Mean square of a sound in decibels below full scale; -120 of none."""
+  """Mean square level in dB full scale; -120 for silence."""
   if not audio_A.size:
     return _SILENCE
   square = float(np.mean(np.square(audio_A, dtype=np.float64)))
@@ -127,11 +125,11 @@ def mean_flow(
   last = len(video_THWC) - 2
   if last < 0:
     return 0.0
-  moved = []
+  means = []
   for place in np.unique(np.rint(np.linspace(0, last, pairs)).astype(int)):
     small_THWC = clip_media.resize_shorter_side(
       video_THWC[place : place + 2], SHORTER_SIDE
     )
     flow_HW2 = estimate(small_THWC[0], small_THWC[1])
-    moved.append(float(np.linalg.norm(flow_HW2, axis=-1).mean()))
-  return round(float(np.mean(moved)), 6)
+    means.append(float(np.linalg.norm(flow_HW2, axis=-1).mean()))
+  return round(float(np.mean(means)), 6)

@@ -1,8 +1,7 @@
-"""What a file is, from its header, its first frame and its bytes.
+"""Reads what a file is: header, first frame and content hash.
 
-In: a file. Out: the file with its content's hash as id and what it holds, or
-why nothing can be made of it. Only the first frame is decoded. Copies of a file
-get the same id; leaving them out needs all files and is done where they meet.
+The clip's id becomes the sha256 of the content, so copies share an id; `dedup`
+removes them. Only the first frame is decoded.
 """
 
 import dataclasses
@@ -27,17 +26,17 @@ THRESHOLDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What a file must have.
+  """Requirements of a file.
 
   Attributes:
-    require_video: it must have pictures; without, sound alone will do.
-    require_audio: it must have sound.
-    min_seconds: by its header.
-    min_area: pixels of an upright frame.
-    max_area: likewise; frames of more may not fit into memory.
-    max_aspect_ratio: the longer side over the shorter.
-    allow_interlaced: files whose first frame is interlaced are taken.
-    allow_hdr: files in PQ or HLG are taken; they are made SDR when read.
+    require_video: reject files without video.
+    require_audio: reject files without audio.
+    min_seconds: minimum duration in the header.
+    min_area: minimum frame area, pixels.
+    max_area: maximum frame area; larger frames may not fit into memory.
+    max_aspect_ratio: longer side over shorter side.
+    allow_interlaced: accept files whose first frame is interlaced.
+    allow_hdr: accept PQ and HLG; decoding converts them to SDR.
   """
 
   require_video: bool = True
@@ -51,7 +50,7 @@ class Config:
 
   def __post_init__(self):
     if not (self.require_video or self.require_audio):
-      raise ValueError("probe: expected video, audio or both to be wanted")
+      raise ValueError("probe: expected require_video, require_audio or both")
     if not 0 < self.min_area <= self.max_area:
       raise ValueError(
         "probe: expected 0 < min_area <= max_area, got"
@@ -65,7 +64,7 @@ class Config:
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
-  """The stage, for files."""
+  """The stage function."""
 
   def probe(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     if not os.path.getsize(media.path):
@@ -98,7 +97,7 @@ def _reject(
 def _problem(
   facts: probing.Facts, config: Config
 ) -> tuple[str, float | None] | None:
-  """Why a file is refused, and the score by which; None if it is not."""
+  """The reject reason and score; None if the file passes."""
   width, height = facts.width, facts.height
   area = width * height
   if config.require_video and not facts.has_video:

@@ -1,8 +1,7 @@
-"""How a clip looks: sharp, well exposed, and, with weights, how pleasing.
+"""Measures sharpness, exposure and, with weights, an aesthetic score.
 
-In: a window, with margins if `motion` was there. Out: it with its scores, or
-why it is refused. The aesthetic score is LAION's over CLIP and needs the
-weights of both; without them it is null and nobody is refused for it.
+The aesthetic score is LAION's predictor on CLIP embeddings and needs the
+weights of both; without them it is null and no clip is rejected for it.
 """
 
 import dataclasses
@@ -26,26 +25,26 @@ THRESHOLDS = {
   "too dark": ("exposure", "min_exposure"),
   "too bright": ("exposure", "max_exposure"),
   "blurred": ("sharpness", "min_sharpness"),
-  "not pleasing": ("aesthetic", "min_aesthetic"),
+  "low aesthetic score": ("aesthetic", "min_aesthetic"),
 }
-SHORTER_SIDE = 360  # pixels of the shorter side that sharpness is measured at
+SHORTER_SIDE = 360  # pixels, for sharpness
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of BT.709
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What a clip must look like.
+  """Thresholds of a clip.
 
   Attributes:
-    num_frames: that are looked at, spread over the clip.
-    min_sharpness: variance of the Laplacian, of levels from 0 to 255, at a
-      shorter side of 360.
+    num_frames: frames to measure, spread over the clip.
+    min_sharpness: variance of the Laplacian of luma (0 to 255), at a shorter
+      side of 360.
     min_exposure: mean luma, in [0, 1].
-    max_exposure: likewise.
-    clip_weights: path of the weights of CLIP (safetensors), ViT-L/14 for the public
+    max_exposure: mean luma, in [0, 1].
+    clip_weights: path of CLIP weights (safetensors), ViT-L/14 for the public
       heads; empty for none.
-    aesthetic_weights: path of LAION's head over it (.pth); empty for none.
-    num_aesthetic_frames: of `frames`, how many CLIP looks at.
+    aesthetic_weights: path of the LAION head (.pth); empty for none.
+    num_aesthetic_frames: how many of `num_frames` are scored.
     min_aesthetic: from 1 to 10; None to measure only.
   """
 
@@ -61,11 +60,13 @@ class Config:
   def __post_init__(self):
     if bool(self.clip_weights) != bool(self.aesthetic_weights):
       raise ValueError(
-        "quality: expected weights of CLIP and of a head, or of neither; got"
+        "quality: expected clip_weights and aesthetic_weights, or neither; got"
         f" {self.clip_weights!r} and {self.aesthetic_weights!r}"
       )
     if self.min_aesthetic is not None and not self.clip_weights:
-      raise ValueError("quality: min_aesthetic needs the weights clip and head")
+      raise ValueError(
+        "quality: min_aesthetic needs clip_weights and aesthetic_weights"
+      )
     if not 1 <= self.num_aesthetic_frames <= self.num_frames:
       raise ValueError(
         "quality: expected 1 <= aesthetic_frames <= frames, got"
@@ -74,7 +75,7 @@ class Config:
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-  """What the scores depend on: the weights' content, not their place."""
+  """The config, with the weights by content."""
   values = dataclasses.asdict(config)
   for name in ("clip_weights", "aesthetic_weights"):
     if values[name]:
@@ -85,29 +86,30 @@ def fingerprint(config: Config) -> dict[str, Any]:
 
 
 def missing_requirements(config: Config) -> list[str]:
-  """OpenCV and weights that are named, if they are not there."""
+  """OpenCV and configured weights, if missing."""
   problems = opencv.missing()
   for name in ("clip_weights", "aesthetic_weights"):
     path = getattr(config, name)
     if path and not os.path.isfile(path):
       problems.append(
         f"quality.{name}: {path} is not a file; name another with"
-        f" --config.stages.quality.{name}=FILE, or leave the aesthetic score out"
-        " with --config.stages.quality.clip_weights= --config.stages.quality.aesthetic_weights="
+        f" --config.stages.quality.{name}=FILE, or omit the aesthetic score with"
+        " --config.stages.quality.clip_weights="
+        " --config.stages.quality.aesthetic_weights="
       )
   return problems
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
-  """The stage, for windows."""
+  """The stage function."""
   laplacian = _laplacian()
-  judge = _aesthetic_scorer(config) if config.clip_weights else None
+  score_frames = _aesthetic_scorer(config) if config.clip_weights else None
 
-  def look(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
+  def quality(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     box = letterbox.crop_box(clip, media)
     count = len(media.video_THWC)
-    places = np.rint(np.linspace(0, count - 1, config.num_frames)).astype(int)
-    frames_THWC = box.crop(media.video_THWC[places])
+    indices = np.rint(np.linspace(0, count - 1, config.num_frames)).astype(int)
+    frames_THWC = box.crop(media.video_THWC[indices])
     luma_THW = clip_media.resize_shorter_side(frames_THWC, SHORTER_SIDE) @ _LUMA
     sharpness = float(np.mean([laplacian(luma_HW) for luma_HW in luma_THW]))
     exposure = float(luma_THW.mean()) / 255
@@ -116,12 +118,12 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
       "exposure": round(exposure, 6),
     }
     aesthetic = None
-    if judge is not None:
-      some = np.linspace(
+    if score_frames is not None:
+      indices = np.linspace(
         0, config.num_frames - 1, config.num_aesthetic_frames + 2
       )
-      some = np.rint(some[1:-1]).astype(int)
-      aesthetic = round(judge(frames_THWC[some]), 4)
+      indices = np.rint(indices[1:-1]).astype(int)
+      aesthetic = round(score_frames(frames_THWC[indices]), 4)
       scores["aesthetic"] = aesthetic
     reason = _reason(scores, config)
     if reason:
@@ -131,22 +133,22 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
     facts = {**scores, "aesthetic": aesthetic}
     return clip.with_facts(NAME, scores=scores, **facts)
 
-  return look
+  return quality
 
 
 def _reason(
   scores: dict[str, float], config: Config
 ) -> tuple[str, float] | None:
-  """Why a clip is refused, and its score; None if it is not."""
+  """The reject reason and score; None if the clip passes."""
   if scores["exposure"] < config.min_exposure:
     return "too dark", scores["exposure"]
   if scores["exposure"] > config.max_exposure:
     return "too bright", scores["exposure"]
   if scores["sharpness"] < config.min_sharpness:
     return "blurred", scores["sharpness"]
-  least = config.min_aesthetic
-  if least is not None and scores["aesthetic"] < least:
-    return "not pleasing", scores["aesthetic"]
+  threshold = config.min_aesthetic
+  if threshold is not None and scores["aesthetic"] < threshold:
+    return "low aesthetic score", scores["aesthetic"]
   return None
 
 
@@ -157,7 +159,7 @@ def _laplacian() -> Callable[[np.ndarray], float]:
 
 
 def _aesthetic_scorer(config: Config) -> Callable[[np.ndarray], float]:
-  """The mean score of frames of any size, uint8 RGB."""
+  """A function from uint8 RGB frames to their mean score."""
   import jax
 
   from ovi_jax import runtime
@@ -177,8 +179,8 @@ def _aesthetic_scorer(config: Config) -> Callable[[np.ndarray], float]:
     vectors_BC = tower.apply({"params": params[0]}, pictures_BHWC)
     return head.apply({"params": params[1]}, vectors_BC)
 
-  def judge(frames_THWC: np.ndarray) -> float:
+  def score_frames(frames_THWC: np.ndarray) -> float:
     pictures = clip_vision.preprocess(frames_THWC, sizes.image_size)
     return float(scores(params, pictures).mean())
 
-  return judge
+  return score_frames

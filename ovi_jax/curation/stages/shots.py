@@ -1,8 +1,8 @@
-"""Windows of a file that lie within one shot.
+"""Splits a file into windows that lie within one shot.
 
-In: a file. Out: its windows of so many frames at 24 fps, each well away from
-the cuts, or why there is none. The whole file is decoded once, at a low size.
-Where frames are missing or damaged, or change their size, a shot ends too.
+Windows have a fixed number of frames at 24 fps and keep a margin to cuts. The
+whole file is decoded once at low resolution. Missing or damaged frames and
+changes of the frame size also end a shot.
 """
 
 import array
@@ -33,20 +33,19 @@ DETECTORS = ("pyscenedetect", "transnetv2")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """How shots are found and windows laid into them.
+  """Shot detection and window placement.
 
   Attributes:
     detector: "pyscenedetect", or "transnetv2", which needs weights.
-    weights: path of TransNet V2's.
-    transnet_threshold: of TransNet V2, from which a frame is the last of its shot.
-    adaptive_threshold: of PySceneDetect, times the change around it that a cut is.
-    min_content_val: of PySceneDetect, the least a cut is, in levels.
-    num_frames: of a window, at 24 fps.
-    cut_margin_seconds: seconds that windows keep away from cuts.
-    stride_seconds: seconds from one window's start to the next one's; 0 is "one
-      begins where the other ends".
-    max_windows_per_shot: windows of a shot; 0 is "all"; fewer are spread over the shot.
-    max_frame_gap: seconds from a frame to the next, or the shot ends there.
+    weights: path of the TransNet V2 weights.
+    transnet_threshold: TransNet V2 probability of a cut.
+    adaptive_threshold: PySceneDetect: change relative to neighbouring frames.
+    min_content_val: PySceneDetect: minimum change, in levels.
+    num_frames: frames per window, at 24 fps.
+    cut_margin_seconds: distance of windows from cuts.
+    stride_seconds: from one window's start to the next; 0 for back to back.
+    max_windows_per_shot: spread evenly over the shot; 0 for no limit.
+    max_frame_gap: seconds between frames; a longer gap ends the shot.
   """
 
   detector: str = "pyscenedetect"
@@ -88,7 +87,7 @@ class Config:
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-  """What the windows depend on: the weights' content, not their place."""
+  """The config, with the weights by content."""
   values = dataclasses.asdict(config)
   if config.detector == "transnetv2":
     values["weights"] = containers.digest(
@@ -98,7 +97,7 @@ def fingerprint(config: Config) -> dict[str, Any]:
 
 
 class Shot(NamedTuple):
-  """A shot in seconds; whether something comes before and behind it."""
+  """A shot in seconds; whether a cut comes before and after it."""
 
   begin: float
   end: float
@@ -107,7 +106,7 @@ class Shot(NamedTuple):
 
 
 def missing_requirements(config: Config) -> list[str]:
-  """The weights, or the library of the detector, if they are not there."""
+  """The detector's weights or library, if missing."""
   if config.detector == "transnetv2":
     if os.path.isfile(config.weights):
       return []
@@ -125,7 +124,7 @@ def missing_requirements(config: Config) -> list[str]:
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
-  """The stage, for files."""
+  """The stage function."""
   detect = (
     shot_detectors.transnetv2(config.weights, config.transnet_threshold)
     if config.detector == "transnetv2"
@@ -163,7 +162,7 @@ def find(
 
   Args:
     path: the file.
-    detect: finds the cuts.
+    detect: shot detector.
     max_frame_gap: seconds from a frame to the next within a shot.
 
   Raises:
@@ -172,16 +171,18 @@ def find(
   times, ends = array.array("d"), []
 
   def frames() -> Iterator[np.ndarray]:
-    for glimpse in decode.sweep(path):
-      late = times and glimpse.time - times[-1] > max_frame_gap
-      if times and (glimpse.broken or late):
+    for frame in decode.sweep(path):
+      late = times and frame.time - times[-1] > max_frame_gap
+      if times and (frame.broken or late):
         ends.append(shot_detectors.Cut(len(times) - 1, len(times)))
-      times.append(glimpse.time)
-      yield glimpse.frame_HWC
+      times.append(frame.time)
+      yield frame.frame_HWC
 
   found = list(detect(frames()))
   if not times:
-    raise containers.DamagedError("expected frames of video, none is whole")
+    raise containers.DamagedError(
+      "expected video frames, found none that decodes"
+    )
   return _shots(times, sorted({*found, *ends}), max_frame_gap)
 
 
@@ -190,7 +191,7 @@ def _shots(
   found: Sequence[shot_detectors.Cut],
   max_frame_gap: float,
 ) -> Sequence[Shot]:
-  """What lies between the cuts."""
+  """The shots between the cuts."""
   steps = np.diff(np.asarray(times))
   usual = statistics.median(steps.tolist()) if len(steps) else 0.0
   usual = min(usual, max_frame_gap)
@@ -207,10 +208,10 @@ def _shots(
 
 
 def window_starts(shot: Shot, config: Config) -> Sequence[float]:
-  """Where the windows of a shot begin, in seconds."""
+  """Start times of the windows of a shot, in seconds."""
   begin = shot.begin + config.cut_margin_seconds * shot.cut_before
   end = shot.end - config.cut_margin_seconds * shot.cut_after
-  # The last frame of a window must be shown before the shot ends.
+  # The last frame of a window must start before the shot ends.
   room = end - begin - (config.num_frames - 1) / geometry.FPS
   stride = config.stride_seconds or config.num_frames / geometry.FPS
   if room <= 0:
@@ -225,7 +226,7 @@ def window_starts(shot: Shot, config: Config) -> Sequence[float]:
 def _window(
   clip: clips.Clip, number: int, shot: Shot, start: float, config: Config
 ) -> clips.Clip:
-  """A window of a file, as a clip of its own."""
+  """A window of a file, as a clip."""
   seconds = config.num_frames / geometry.FPS
   before = round(start - shot.begin, 6) if shot.cut_before else None
   behind = round(shot.end - start - seconds, 6) if shot.cut_after else None

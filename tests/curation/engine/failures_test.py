@@ -25,7 +25,7 @@ def test_causes_come_first():
       raise ValueError(f"second at {id(error):#018x}") from error
 
   lines = told(fails)
-  assert lines.index("KeyError: 'first'") < lines.index("and then:")
+  assert lines.index("KeyError: 'first'") < lines.index("raised from it:")
   assert lines[-1] == "ValueError: second at 0x…"
   assert lines[0].startswith("tests/curation/engine/failures_test.py:")
 
@@ -37,9 +37,9 @@ def test_each_error_of_a_group_is_told():
 
   lines = told(fails)
   assert lines[-4:] == [
-    "of these:",
+    "sub-exception:",
     "TypeError: one",
-    "of these:",
+    "sub-exception:",
     "KeyError: 'other'",
   ]
 

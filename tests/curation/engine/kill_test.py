@@ -93,7 +93,7 @@ def test_a_run_stops_when_it_is_told(tmp_path, number):
     assert process.returncode == 75
   else:
     assert process.returncode == 130
-    assert "interrupted; the same command goes on" in said
+    assert "interrupted; run the same command to resume" in said
 
 
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path):

@@ -184,7 +184,7 @@ def test_each_failure_is_a_named_reject(bad):
   assert set(found) - set(failed) == {"x"}
   reasons = {text: (r.reason, r.detail) for text, r in failed.items()}
   assert reasons["hang"] == ("timed out", "more than 3 s")
-  assert reasons["crash"] == ("ended its process", "signal 11")
+  assert reasons["crash"] == ("crashed", "signal 11")
   reason, detail = reasons["raise it"]
   assert reason == "failed: ValueError"
   assert detail.startswith("tests/curation/lines/weigh.py:")
@@ -225,7 +225,7 @@ def test_who_ends_leaves_no_temporary_files(tmp_path, monkeypatch):
   chosen = harness.chosen(tmp_path / "out", [inputs])
   assert run.run(chosen, log=quiet) == []
   (reject,) = only(tmp_path / "out", "weigh").values()
-  assert reject.reason == "ended its process"
+  assert reject.reason == "crashed"
   assert not list(temporary.rglob("*"))
 
 
@@ -273,7 +273,9 @@ def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   said = "clips, shard 1: weigh failed for 3 of 9 clips, 2 are allowed"
   assert problems[0].startswith(said)
   assert "ValueError: what is 'raise a'?" in problems[0]
-  assert problems[1].startswith("end: it needs all shards, and 1 of 3 are not")
+  assert problems[1].startswith(
+    "end: needs all shards, but 1 of 3 are incomplete"
+  )
   assert (out / folders(out)["weigh"] / "shard-00001.failed").exists()
   assert not list(out.glob("weigh-*/shard-00001.done"))
   assert not list(out.glob("write-*"))
@@ -306,7 +308,7 @@ def test_no_clip_is_refused_for_a_machine_that_is_full(tmp_path, word):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text(f"one fine\n{word} one\n")
   chosen = harness.chosen(tmp_path / "out", [inputs])
-  said = "the machine is full, said weigh of clip .*; make room and run again"
+  said = "out of disk or memory in weigh, clip .*; free some and run again"
   with pytest.raises(OSError, match=said):
     run.run(chosen, log=quiet, executor=harness.inline)
   assert not list((tmp_path / "out").glob("weigh-*/*"))
@@ -353,15 +355,15 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
   for only in ("clips", "together"):
     assert split(only, "0:1") == []
   (problem,) = split("together")
-  assert "the pass before has not done 2 shards: 1, 2" in problem
+  assert "the previous pass has not completed 2 shards: 1, 2" in problem
   (problem,) = split("even")
-  assert "it needs all shards, and 2 of 3 are not done" in problem
+  assert "needs all shards, but 2 of 3 are incomplete" in problem
   assert split("clips", "1/2") == split("clips", "2:") == []
   harness.finish(chosen)
   assert harness.contents(tmp_path / "out") == harness.contents(whole)
   for only, some, said in (
     ("smell", "", "there is no pass 'smell'; choose from clips, together"),
-    ("", "0:1", "name it"),
+    ("", "0:1", "only_pass=NAME"),
     ("even", "0:1", "needs all shards"),
     ("clips", "one", "expected A:B"),
     ("clips", "2/2", "expected I < N"),

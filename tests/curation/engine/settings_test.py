@@ -88,9 +88,9 @@ def test_settings_travel_to_other_processes():
     ({"smell": 1}, "config: unknown smell; known are inputs, out"),
     (
       {"passes": (("a", (f"{harness.STAGES}.cut", f"{harness.STAGES}.turn")),)},
-      "turn sees many clips at once and must be the only stage",
+      "turn processes many clips at once and must be the only stage",
     ),
-    ({"passes": (("a", ("balance",)), ("b", ("balance",)))}, "may come once"),
+    ({"passes": (("a", ("balance",)), ("b", ("balance",)))}, "must be unique"),
     (
       {"passes": (("a", ("smell",)),)},
       "no stage ovi_jax.curation.stages.smell",
@@ -155,7 +155,7 @@ def test_all_that_stages_lack_is_said_at_once_before_any_work(
     "--config.stages.av_sync.weights=FILE",
     "--config.skip=\"('face_tracks', 'av_sync', 'balance')\"",
     "--config.stages.captions.captions_file=FILE.csv",
-    "3 things are missing",
+    "3 problems",
   ):
     assert words in said
   assert not (tmp_path / "out").exists()

@@ -74,7 +74,7 @@ def test_what_was_kept_last_counts(files, tmp_path):
   folders = [files.folder, str(tmp_path / "none"), later.folder]
   with shard_store.open_artifacts(folders, 12) as kept:
     assert kept(CLIP, "a") == b"new" and kept(CLIP, "b") == b"two"
-    with pytest.raises(KeyError, match="no stage kept 'smell' of clip c1"):
+    with pytest.raises(KeyError, match="no stage stored 'smell' of clip c1"):
       kept(CLIP, "smell")
 
 
@@ -105,7 +105,7 @@ def test_nothing_stands_that_was_not_committed(files):
     raise KeyboardInterrupt
   assert shard_store.read_marker(files) is None
   assert not list((storage.pathlib.Path(files.folder)).iterdir())
-  with pytest.raises(ValueError, match="is not done; run its pass first"):
+  with pytest.raises(ValueError, match="is not complete; run its pass first"):
     list(shard_store.read(files))
 
 
@@ -226,7 +226,7 @@ def test_a_mark_of_wrong_types(files, changes):
 def test_clips_left_out_of_wrong_types(files, clips_):
   text = json.dumps({"clips": clips_, "one_by_one": False})
   storage.write(files.excluded, text.encode())
-  with pytest.raises(ValueError, match="excluded is damaged: clips: expected"):
+  with pytest.raises(ValueError, match="excluded is damaged: clips: invalid"):
     shard.ExcludedClips.read(files)
 
 

@@ -73,7 +73,7 @@ def test_the_page_has_all_of_it(chosen, page):
   for words in (
     "weigh: too short (5)",
     "weigh: failed: ValueError (1)",
-    "balance: more than its share",
+    "balance: over its share",
     "&quot;lines&quot;: 1",
     "weigh.kind",
     "ValueError: what is",

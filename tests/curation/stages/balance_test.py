@@ -29,7 +29,7 @@ def stay(config: balance.Config, came: list[clips.Clip]) -> dict[str, set[str]]:
       kind = outcome.facts["face_tracks"]["face_count"]
       found.setdefault(kind, set()).add(outcome.id)
     else:
-      assert outcome.reason.startswith("more than its share: ")
+      assert outcome.reason.startswith("over its share: ")
       assert outcome.clip == each and not outcome.failed
   return found
 
@@ -99,7 +99,9 @@ def test_who_stays_is_a_matter_of_id_and_seed_alone():
 def test_what_cannot_be_is_said():
   with pytest.raises(ValueError, match="numbers above 0"):
     balance.Config(shares={"none": 0.0})
-  with pytest.raises(ValueError, match=r"expected a share in \[0, 1\], got 2"):
+  with pytest.raises(
+    ValueError, match=r"expected a fraction in \[0, 1\], got 2"
+  ):
     balance.Config(min_kept_fraction=2)
 
 
@@ -110,4 +112,4 @@ def test_of_copies_the_first_stays():
   outcomes = [decide(each) for each in came]
   assert outcomes[:2] == came[:2]
   for reject in outcomes[2:]:
-    assert reject.reason == "a copy of another" and reject.detail == "a.mp4"
+    assert reject.reason == "duplicate" and reject.detail == "a.mp4"

@@ -167,13 +167,13 @@ def test_nothing_is_stretched(height, width, area, aspect):
 
 def test_what_would_be_enlarged_much_is_refused(film):
   found, kept, _ = run(film, encode.Config(target_area=200 * 200))
-  assert found.reason == "too small within its margins" and not kept
+  assert found.reason == "too small within its bars" and not kept
   assert found.score > 1.1
 
 
 def test_what_margins_leave_too_narrow_is_refused(film):
   found, kept, _ = run(film, box=(0, 0, 12, 240))
-  assert found.reason == "too long and narrow within its margins" and not kept
+  assert found.reason == "too long and narrow within its bars" and not kept
   assert found.score == 20
 
 

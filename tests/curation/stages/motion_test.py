@@ -108,7 +108,7 @@ def test_little_picture_is_refused():
   media.video_THWC[:, :60] = 0
   media.video_THWC[:, 110:] = 0
   found = run(media)
-  assert found.reason == "mostly margins"
+  assert found.reason == "mostly letterbox bars"
   assert found.score == pytest.approx(46 / 180)
 
 

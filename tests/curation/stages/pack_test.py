@@ -219,12 +219,12 @@ def test_what_is_no_record_is_left_out_and_named(pair, tmp_path):
   pairs = [wordless, odd, lost, infinite, twice, twice, sound(6, 12.01)]
   made = packed(tmp_path / "data", [*pairs, sound(7, 12.0)])
   assert made["records"] == {"train": 2}
-  assert made["dropped"] == {"no record": 5, "a copy of another": 1}
+  assert made["dropped"] == {"invalid record": 5, "duplicate": 1}
   told = made["dropped_clips"]
-  assert told["a copy of another"] == ["clip-5"]
+  assert told["duplicate"] == ["clip-5"]
   for part, line in zip(
     ("captions: expected", "frames: expected 5", "video.mp4", "inf", "12.010"),
-    told["no record"],
+    told["invalid record"],
     strict=True,
   ):
     assert part in line
@@ -255,12 +255,12 @@ def test_clips_are_read_one_after_another(tmp_path):
 
 
 def test_nothing_left_to_train_on(pair, tmp_path):
-  with pytest.raises(ValueError, match="no clip is left.*'no record': 1"):
+  with pytest.raises(ValueError, match="no clip is left.*'invalid record': 1"):
     packed(tmp_path / "data", [pair(1, facts=facts(1, captions={}))])
   assert not (tmp_path / "data").exists()
   config = {"eval_fraction": 0.999}
   assert pack.split_of(pair(1)[0], pack.Config(**config)) == "test"
-  with pytest.raises(ValueError, match="all are held out: lower eval_fraction"):
+  with pytest.raises(ValueError, match="all are in the eval split: lower"):
     packed(tmp_path / "data", [pair(1)], **config)
 
 
@@ -298,7 +298,7 @@ def test_hostile_names_and_ids(pair, tmp_path):
 @pytest.mark.parametrize(
   "changes, expected",
   [
-    ({"eval_fraction": 1.0}, "eval_fraction: expected a share"),
+    ({"eval_fraction": 1.0}, "eval_fraction: expected a fraction"),
     ({"records_per_shard": 0}, "records_per_shard of at least 1"),
     ({"max_audio_seconds": 0}, "max_audio_seconds above 0"),
   ],

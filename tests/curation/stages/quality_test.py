@@ -106,7 +106,7 @@ def test_with_weights_the_score_is_the_originals(weights, golden):
   wanted = float(golden("looks")["aesthetic"][0])
   assert found.scores["aesthetic"] == pytest.approx(wanted, abs=2e-4)
   found = run([picture] * 7, clip, min_aesthetic=wanted + 0.1, **weights)
-  assert found.reason == "not pleasing"
+  assert found.reason == "low aesthetic score"
   assert found.score == pytest.approx(wanted, abs=2e-4)
 
 
