@@ -66,7 +66,7 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
     )
   assert ended.returncode == 1, ended.stderr
   said = ended.stdout + ended.stderr
-  assert "3 of " in said and "nothing is asked twice" in said, said
+  assert "3 of " in said and "cached responses are reused" in said, said
   assert not list(out.glob("pack-*/records"))
   with captioner.serving() as server:
     ended = end_to_end_run.run(folder, out, server.url, **SMALL)

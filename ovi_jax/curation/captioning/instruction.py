@@ -1,6 +1,6 @@
-"""What a captioner is told: the task, and what was wrong with its answer.
+"""The instruction of a caption request, and of a repair request.
 
-The answer it asks for is `answers.schema`.
+The response format is `responses.schema`.
 """
 
 from ovi_jax.curation.captioning import responses
@@ -50,7 +50,7 @@ def for_clip(has_video: bool, has_audio: bool) -> str:
 
 
 def for_repair(error: responses.InvalidResponse) -> str:
-  """What to say after an answer that is unfit."""
+  """The message after an invalid response."""
   return (
     f"That answer cannot be used: {error}. Answer again with the whole JSON"
     " object, put right, and nothing else."

@@ -1,12 +1,12 @@
-"""A captioner's answer: what a model wrote into a caption that was checked.
+"""Parses and validates the responses of a captioner.
 
-In: the text of an answer, which should be a JSON object of `schema`. Out: a
-`Caption`, or `Unfit` with everything that is wrong, in words for the model.
-What can be repaired in one way only is repaired: fences and talk around the
-JSON, misspelt or unbalanced speech tags where the list of what is said tells
-where they belong, blank attributes. (Ovi, arXiv 2510.01284, section on data:
-visual events with speech in tags, then the sound; of voices gender, age,
-accent, pitch, prosody, emotion, rate; else effects, ambience, music.)
+From the text of a response, expected to be a JSON object of `schema`, to a
+`Caption`; raises `InvalidResponse` with all problems, phrased for the model.
+Unambiguous errors are repaired: text around the JSON, misspelt or unbalanced
+speech tags if the list of spoken words determines their position, blank
+attributes. (Ovi, arXiv 2510.01284, section on data: visual events with tagged
+speech, then audio; of voices gender, age, accent, pitch, prosody, emotion and
+rate; otherwise effects, ambience, music.)
 """
 
 import dataclasses
@@ -33,18 +33,18 @@ VOICE_ATTRIBUTES = (
   "rate",
 )
 SOUND_ATTRIBUTES = ("effects", "ambience", "music", "acoustics")
-MAX_RESPONSE_CHARS = 100_000  # characters; more is no caption
+MAX_RESPONSE_CHARS = 100_000  # a longer response is invalid
 MAX_ATTRIBUTE_CHARS = 300
 _UNKNOWN_VOICE, _NO_SOUND = "unclear", "none"  # for blank attributes
-_MAX_CLEANINGS = 8  # each takes one layer of HTML entities off
-_MAX_JSON_STARTS = 256  # places where an object may begin
+_MAX_CLEANINGS = 8  # each removes one layer of HTML entities
+_MAX_JSON_STARTS = 256  # positions tried for the JSON object
 
 
 class InvalidResponse(ValueError):
-  """An answer that is no caption.
+  """A response that is not a valid caption.
 
   Attributes:
-    reason: a few words, the same for all answers of the kind.
+    reason: a few words, the same for all responses of the kind.
   """
 
   def __init__(self, reason: str, problem: str):
@@ -54,13 +54,14 @@ class InvalidResponse(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Requirements:
-  """What an answer must have.
+  """Requirements of a response.
 
   Attributes:
-    has_video: there are frames: "visual" is wanted.
-    has_audio: there is sound: "audio", "speech" and attributes are wanted.
-    visual_chars: fewest and most characters, tags included.
-    audio_chars: likewise.
+    has_video: the request has frames: "visual" is required.
+    has_audio: the request has audio: "audio", "speech" and attributes are
+      required.
+    visual_chars: minimum and maximum characters, including tags.
+    audio_chars: minimum and maximum characters.
   """
 
   has_video: bool = True
@@ -71,13 +72,14 @@ class Requirements:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Caption:
-  """A caption whose parts agree.
+  """A validated caption.
 
   Attributes:
-    visual: what happens, in order, speech as `<S>words<E>`; "" without frames.
-    audio: the sound described; "" without sound.
-    speech: what is said, in order.
-    attributes: "speakers", a mapping of `VOICE` each, and "sounds", of `SOUND`.
+    visual: events in order, speech as `<S>words<E>`; "" without frames.
+    audio: description of the audio; "" without audio.
+    speech: spoken words, in order.
+    attributes: "speakers", a list of objects of `VOICE_ATTRIBUTES`, and
+      "sounds", an object of `SOUND_ATTRIBUTES`.
   """
 
   visual: str
@@ -87,7 +89,7 @@ class Caption:
 
 
 def schema(has_video: bool, has_audio: bool) -> dict[str, Any]:
-  """The JSON schema of an answer, strict as structured output wants it."""
+  """The JSON schema of a response, for structured output."""
   text = {"type": "string"}
   properties: dict[str, Any] = {}
   if has_video:
@@ -104,12 +106,12 @@ def schema(has_video: bool, has_audio: bool) -> dict[str, Any]:
 
 
 def _texts(names: Sequence[str]) -> dict[str, Any]:
-  """The schema of an object of texts."""
+  """The schema of an object of strings."""
   return _object({name: {"type": "string"} for name in names})
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-  """The schema of an object that has all of its properties and no others."""
+  """The schema of an object with exactly these properties."""
   return {
     "type": "object",
     "properties": dict(properties),
@@ -119,15 +121,14 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse(text: str, requirements: Requirements) -> Caption:
-  """Turn the text of an answer into a caption.
+  """Parse the text of a response.
 
   Args:
-    text: as the model wrote it.
-    requirements: what it must have.
+    text: text of the response.
+    requirements: required parts.
 
   Raises:
-    Unfit: it is no JSON object, or its content is not what was asked for;
-      names every problem.
+    InvalidResponse: invalid JSON or content; lists every problem.
   """
   found = _json(
     text, schema(requirements.has_video, requirements.has_audio)["properties"]
@@ -163,18 +164,18 @@ def parse(text: str, requirements: Requirements) -> Caption:
 
 
 def to_prompt(caption: Caption, variant: geometry.Variant) -> str:
-  """The prompt of a caption, as a released variant is asked.
+  """The prompt of a caption, in the format of a released variant.
 
-  Of a sound alone, what is said stands where the visual part would.
+  Without video, the spoken words replace the visual part.
 
   Raises:
-    Unfit: the prompt is not what the trainer's cleaning would make of it, or
-      its tags are out of place.
+    InvalidResponse: the trainer's cleaning would change the prompt, or its tags
+      are misplaced.
   """
-  said = " ".join(
+  spoken = " ".join(
     f"{prompt.SPEECH}{words}{prompt.SPEECH_END}" for words in caption.speech
   )
-  parts = [caption.visual or said]
+  parts = [caption.visual or spoken]
   if caption.audio:
     parts.append(prompt.sound(caption.audio, variant.audio_tag))
   text = " ".join(filter(None, parts))
@@ -188,11 +189,11 @@ def to_prompt(caption: Caption, variant: geometry.Variant) -> str:
 
 
 def _json(text: str, names: Mapping[str, Any]) -> dict[str, Any]:
-  """The first JSON object that has one of the names; `Unfit` without one."""
-  wanted = "expected one JSON object and nothing around it"
+  """The first JSON object with one of the names; else InvalidResponse."""
+  expected = "expected one JSON object and nothing around it"
   if len(text) > MAX_RESPONSE_CHARS:
     raise InvalidResponse(
-      "answer is not JSON", f"{wanted}, got {len(text)} characters of text"
+      "answer is not JSON", f"{expected}, got {len(text)} characters of text"
     )
   decoder, failure = json.JSONDecoder(), "there is none"
   for start in itertools.islice(re.finditer("{", text), _MAX_JSON_STARTS):
@@ -202,18 +203,18 @@ def _json(text: str, names: Mapping[str, Any]) -> dict[str, Any]:
     except RecursionError:
       failure = "it is nested too deeply"
     except ValueError as error:
-      # The first is where the answer was to be; later ones are within it.
+      # Report the first error; later positions are within the same object.
       failure = str(error) if failure == "there is none" else failure
     else:
       if set(found) & set(names):
         return found
-  raise InvalidResponse("answer is not JSON", f"{wanted}; {failure}")
+  raise InvalidResponse("answer is not JSON", f"{expected}; {failure}")
 
 
 def _type_problems(
   found: Mapping[str, Any], wanted: Requirements
 ) -> Iterator[str]:
-  """What is missing from the object, or of another type."""
+  """Missing or mistyped parts."""
   texts = ["visual"] * wanted.has_video + ["audio"] * wanted.has_audio
   for name in texts:
     if not isinstance(found.get(name), str):
@@ -241,7 +242,7 @@ def _type_problems(
 def _attribute_problems(
   where: str, found: Mapping[str, Any], names: Sequence[str]
 ) -> Iterator[str]:
-  """Attributes that are missing, no text, or too long."""
+  """Missing, mistyped or too long attributes."""
   for name in names:
     if name not in found:
       yield f'{where} lacks "{name}"'
@@ -252,12 +253,12 @@ def _attribute_problems(
 
 
 def _list_of(value: Any, kind: type) -> bool:
-  """Whether a JSON value is a list of a type."""
+  """Whether a JSON value is a list of values of a type."""
   return isinstance(value, list) and all(isinstance(v, kind) for v in value)
 
 
 def _short_json(value: Any) -> str:
-  """A JSON value, short enough for a message."""
+  """A JSON value, shortened for a message."""
   text = json.dumps(value)
   return text if len(text) <= 80 else f"{text[:80]}…"
 
@@ -265,12 +266,12 @@ def _short_json(value: Any) -> str:
 def _fill_blank(
   found: Mapping[str, Any], names: Sequence[str], blank: str
 ) -> dict[str, str]:
-  """The attributes in their order, blank ones filled, unknown ones dropped."""
+  """The attributes in order, blank ones filled, unknown ones dropped."""
   return {name: _clean(found[name] or "") or blank for name in names}
 
 
 def _clean(text: str) -> str:
-  """The text cleaned until cleaning changes nothing."""
+  """Clean a text until it no longer changes."""
   for _ in range(_MAX_CLEANINGS):
     text, before = prompt.clean(text), text
     if text == before:
@@ -279,7 +280,7 @@ def _clean(text: str) -> str:
 
 
 def _clean_audio(text: str) -> str:
-  """The sound's description without the tags that are put around it."""
+  """The audio description without tags."""
   text = prompt.spell_tags(_clean(text)).removeprefix(prompt.SOUND_LINE)
   for tag in (prompt.SOUND, prompt.SOUND_END):
     text = text.replace(tag, " ")
@@ -287,35 +288,37 @@ def _clean_audio(text: str) -> str:
 
 
 def _clean_speech(text: str) -> str:
-  """Words that are said, without tags."""
+  """Spoken words without tags."""
   return _clean(speech_tags.strip_tags(prompt.spell_tags(_clean(text))))
 
 
 def _reconcile(
   visual: str, speech: Sequence[str]
 ) -> tuple[str, tuple[str, ...]]:
-  """Visual part and words that agree, if there is one way to make them so."""
-  # Balanced tags stay where the model put them, whatever it lists.
+  """Make the visual part and the spoken words agree, if unambiguous."""
+  # Balanced tags are not moved.
   if prompt.tag_notes(visual) or prompt.SPEECH not in visual:
     visual = speech_tags.insert_tags(visual, speech) or visual
-  said = speech_tags.tagged_speech(visual)
-  # They may differ in letters' case and stops; the visual part is trained on.
-  return visual, said if speech_tags.same_words(said, speech) else tuple(speech)
+  spoken = speech_tags.tagged_speech(visual)
+  # Case and punctuation may differ; training uses the visual part.
+  return visual, spoken if speech_tags.same_words(spoken, speech) else tuple(
+    speech
+  )
 
 
 def _problems(
   caption: Caption, wanted: Requirements
 ) -> Iterator[tuple[str, str]]:
-  """Reason and description of all that is wrong with what the parts say."""
+  """Reason and description of each problem."""
   for note in prompt.tag_notes(caption.visual):
     yield "speech tags are unbalanced", f'in "visual", {note}'
-  said = speech_tags.tagged_speech(caption.visual)
-  if wanted.has_video and not speech_tags.same_words(said, caption.speech):
+  spoken = speech_tags.tagged_speech(caption.visual)
+  if wanted.has_video and not speech_tags.same_words(spoken, caption.speech):
     yield (
-      "speech in two versions",
+      "speech mismatch",
       f'"speech" must list what stands between {prompt.SPEECH} and'
       f' {prompt.SPEECH_END} in "visual", in order; it lists'
-      f" {_short_json(caption.speech)}, there stands {_short_json(said)}",
+      f" {_short_json(caption.speech)}, there stands {_short_json(spoken)}",
     )
   if wanted.has_video:
     yield from _length_problems("visual", caption.visual, wanted.visual_chars)
@@ -334,7 +337,7 @@ def _problems(
   ):
     for tag in foreign:
       if tag in text:
-        yield "sound's tag within the text", f'"{name}" must not hold {tag}'
+        yield "audio tag within the text", f'"{name}" must not hold {tag}'
 
 
 def _length_problems(

@@ -38,8 +38,8 @@ VERSION = 1
 KIND = "batch"
 NAME = "av_sync"
 OUT_OF_SYNC, LOW_CONFIDENCE = (
-  "lips and sound apart",
-  "lips and sound do not match",
+  "audio out of sync",
+  "low sync confidence",
 )
 THRESHOLDS = {LOW_CONFIDENCE: ("sync_confidence", "min_confidence")}
 CHUNK_WINDOWS = 20  # windows per chunk

@@ -1,13 +1,12 @@
-"""Captions from a multimodal model, or from a table.
+"""Captions clips with a multimodal model, or from a table.
 
-With `captions_file`, the captions of a clip are those that the table has for its file
-(`ovi_jax/data/captions.py`), and no endpoint is asked. Else:
-
-In: the frames that `cut` kept (or none) and the whole sound, sent in one
-request to an OpenAI-compatible endpoint. Out: the checked caption, as prompts
-of the released tag formats, or a reject. Answers are kept by their request, so
-that none is paid for twice; while the endpoint is away the shard stays undone.
-(Ovi, arXiv 2510.01284: seven evenly spaced frames and the whole sound.)
+With `captions_file`, a clip gets the captions of its file in the table
+(`ovi_jax/data/captions.py`) and no endpoint is called. Otherwise the frames
+stored by `encode` and the audio are sent in one request to an OpenAI-compatible
+endpoint; the validated caption becomes prompts in the released tag formats, or
+the clip is rejected. Responses are cached by request, so none is paid for
+twice; while the endpoint is unavailable, the shard stays pending.
+(Ovi, arXiv 2510.01284: seven evenly spaced frames and the audio.)
 """
 
 import asyncio
@@ -46,29 +45,30 @@ Pair = tuple[clips.Clip, stage.Media]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(endpoint.Settings):
-  """What is asked, and what an answer must be; and `endpoint.Settings`.
+  """Request and validation; extends `endpoint.Settings`.
 
   Attributes:
-    captions_file: table of captions (CSV or TSV with the columns path and caption);
-      "" asks the endpoint.
-    variants: released variants whose prompts are written; equal ones once.
-    instruction: instruction in place of `instruction.task`; "" for that one.
-    temperature: of sampling.
-    max_tokens: of an answer.
-    structured_output: send the JSON schema as `response_format`; the endpoint must
-      know it.
-    extra_body: JSON values added to each request, such as {"modalities": ["text"]}.
-    repair_attempts: times an unfit answer is sent back with what is wrong with it.
-    visual_chars: fewest and most characters of the visual part.
-    audio_chars: fewest and most characters of the sound's description.
-    tokenizer: a `tokenizer.json`, to refuse prompts that training would cut;
-      "" to leave them.
-    max_text_len: tokens that training reads.
-    on_timeout: clips that the endpoint fails on while it answers others:
-      "wait" leaves the shard undone, "reject" goes on without them.
-    cache_dir: folder of the answers, on this machine or mounted there.
-    usd_per_mtok_in: of a million tokens of requests; for the report.
-    usd_per_mtok_out: of a million tokens of answers.
+    captions_file: table of captions (CSV or TSV with the columns path and
+      caption); "" to use the endpoint.
+    variants: released variants whose prompts are written, without duplicates.
+    instruction: replaces the default instruction; "" for the default.
+    temperature: sampling temperature.
+    max_tokens: maximum tokens per response.
+    structured_output: send the JSON schema as `response_format`; the endpoint
+      must support it.
+    extra_body: JSON values merged into each request, such as
+      {"modalities": ["text"]}.
+    repair_attempts: repair requests after an invalid response.
+    visual_chars: minimum and maximum characters of the visual part.
+    audio_chars: minimum and maximum characters of the audio description.
+    tokenizer: a `tokenizer.json`, to reject prompts that training would
+      truncate; "" for no check.
+    max_text_len: maximum tokens of a prompt.
+    on_timeout: clips whose attempts are exhausted while others are answered:
+      "wait" leaves the shard pending, "reject" rejects them.
+    cache_dir: directory of responses, local or mounted.
+    usd_per_mtok_in: price of a million input tokens, for the report.
+    usd_per_mtok_out: price of a million output tokens, for the report.
   """
 
   captions_file: str = ""
@@ -113,18 +113,17 @@ class Config(endpoint.Settings):
       bounds = getattr(self, name)
       if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
         raise ValueError(
-          f"{name}: expected fewest and most characters, got {bounds}"
+          f"{name}: expected minimum and maximum characters, got {bounds}"
         )
     if min(self.max_tokens, self.max_text_len) < 1 or self.repair_attempts < 0:
       raise ValueError(
-        "expected max_tokens and max_text_len of at least 1 and repair_attempts of at"
-        f" least 0, got {self.max_tokens}, {self.max_text_len}, {self.repair_attempts}"
+        "expected max_tokens and max_text_len of at least 1 and"
+        f" repair_attempts of at least 0, got {self.max_tokens},"
+        f" {self.max_text_len}, {self.repair_attempts}"
       )
     _request_config(self)
     if not self.cache_dir:
-      raise ValueError(
-        "cache_dir: expected a folder; it keeps what was paid for"
-      )
+      raise ValueError("cache_dir: expected a folder for tokens responses")
     if "://" in self.cache_dir:
       raise ValueError(
         "cache_dir: expected a folder of this machine, or one that is mounted"
@@ -133,11 +132,11 @@ class Config(endpoint.Settings):
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-  """What the captions depend on: not where the endpoint is, nor how fast."""
+  """The settings that affect captions, without endpoint and rate limits."""
   if config.captions_file:
     return _file_fingerprint(config)
-  ways = {field.name for field in dataclasses.fields(endpoint.Settings)}
-  ways |= {
+  excluded = {field.name for field in dataclasses.fields(endpoint.Settings)}
+  excluded |= {
     "cache_dir",
     "usd_per_mtok_in",
     "usd_per_mtok_out",
@@ -145,16 +144,22 @@ def fingerprint(config: Config) -> dict[str, Any]:
     "captions_file",
   }
   values = dataclasses.asdict(config)
-  result = {name: value for name, value in values.items() if name not in ways}
-  asked = [
+  result = {
+    name: value for name, value in values.items() if name not in excluded
+  }
+  requests = [
     chat.build_request(_request_config(config), *given)
     for given in _MEDIA_KINDS
   ]
-  return {**result, "asked": asked, "tokenizer": _tokenizer_digest(config)}
+  return {
+    **result,
+    "requests": requests,
+    "tokenizer": _tokenizer_digest(config),
+  }
 
 
 def _file_fingerprint(config: Config) -> dict[str, Any]:
-  """What captions from a table depend on: its content, and how it is read."""
+  """The settings that affect captions from a table, with its content."""
   table = containers.given("captions.captions_file", config.captions_file)
   return {
     "source": containers.digest(table),
@@ -165,7 +170,7 @@ def _file_fingerprint(config: Config) -> dict[str, Any]:
 
 
 def _tokenizer_digest(config: Config) -> str:
-  """Of the tokenizer's content; "" without one."""
+  """Hash of the tokenizer file; "" without one."""
   if not config.tokenizer:
     return ""
   return containers.digest(
@@ -174,7 +179,7 @@ def _tokenizer_digest(config: Config) -> str:
 
 
 def missing_requirements(config: Config) -> list[str]:
-  """The table, or the model, key and client, if they are not there."""
+  """The table, or the model, API key and client, if missing."""
   problems = []
   if config.tokenizer and not os.path.isfile(config.tokenizer):
     problems.append(
@@ -195,7 +200,7 @@ def missing_requirements(config: Config) -> list[str]:
   )
   if not config.model:
     problems.append(
-      "captions.model: expected the name that the endpoint serves it as; give"
+      "captions.model: expected the model name at the endpoint; give"
       " --config.stages.captions.url=http://HOST:8000/v1"
       f" --config.stages.captions.model=MODEL, {table}"
     )
@@ -211,7 +216,7 @@ def missing_requirements(config: Config) -> list[str]:
 
 
 def _request_config(config: Config) -> chat.RequestConfig:
-  """What all requests have in common."""
+  """The parameters shared by all requests."""
   return chat.RequestConfig(
     model=config.model,
     instruction=config.instruction,
@@ -225,23 +230,21 @@ def _request_config(config: Config) -> chat.RequestConfig:
 def load(
   config: Config, clock: endpoint.Clock | None = None
 ) -> Callable[[Sequence[Pair]], list[clips.Clip | clips.Reject]]:
-  """The stage.
+  """The stage function.
 
   Args:
-    config: of it.
-    clock: of waits; tests bring their own.
+    config: config of the stage.
+    clock: clock for waits; replaced by tests.
 
   Raises:
-    ValueError: no model is named, the API key is not in the environment, the
-      tokenizer is none, or the cache cannot be a folder.
+    ValueError: no model, no API key in the environment, an invalid tokenizer,
+      or a cache directory that cannot be created.
     ImportError: httpx is not installed.
   """
   if config.captions_file:
     return _from_file(config)
   if not config.model:
-    raise ValueError(
-      "captions.model: expected the name that the endpoint serves it as"
-    )
+    raise ValueError("captions.model: expected the model name at the endpoint")
   endpoint.import_httpx()
   try:
     pathlib.Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
@@ -262,7 +265,7 @@ def load(
 def _from_file(
   config: Config,
 ) -> Callable[[Sequence[Pair]], list[clips.Clip | clips.Reject]]:
-  """The stage, for captions that are in a table."""
+  """The stage function for captions from a table."""
   table = captions_lib.Table.load(config.captions_file)
   tokenizer = (
     prompt.Tokenizer.load(config.tokenizer) if config.tokenizer else None
@@ -290,13 +293,13 @@ def _from_file(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Session:
-  """What all requests of a shard share.
+  """State shared by all requests of a batch.
 
   Attributes:
-    config: of the stage.
-    tokenizer: to measure prompts, or None.
-    client: that asks.
-    locks: by name of the request; the same one is sent once.
+    config: config of the stage.
+    tokenizer: measures prompts, or None.
+    client: endpoint client.
+    locks: request hash -> lock; identical requests are sent once.
   """
 
   config: Config
@@ -305,7 +308,7 @@ class _Session:
   locks: dict[str, asyncio.Lock]
 
   async def complete(self, request: bytes) -> cache.Completion:
-    """The answer to a request, from the cache if it is there."""
+    """The response to a request, from the cache if present."""
     folder, name = (
       pathlib.Path(self.config.cache_dir),
       cache.request_hash(request),
@@ -324,20 +327,20 @@ class _Session:
         self.client.answered_before = True
       return found
 
-  def _redacted(self, reply: cache.Completion) -> cache.Completion:
-    """A reply without the key; an earlier version may have kept it."""
-    text = self.client.redaction.text(reply.text)
-    return dataclasses.replace(reply, text=text)
+  def _redacted(self, completion: cache.Completion) -> cache.Completion:
+    """A response without the API key; an old cache may contain it."""
+    text = self.client.redaction.text(completion.text)
+    return dataclasses.replace(completion, text=text)
 
   def redact(
     self, found: clips.Clip | clips.Reject
   ) -> clips.Clip | clips.Reject:
-    """What is recorded, without the key: cleaning may have put it together."""
+    """A result without the API key, which text cleaning could reassemble."""
     redact = self.client.redaction.json
     if isinstance(found, clips.Reject):
       clip = self.redact(found.clip)
       return dataclasses.replace(found, clip=clip, detail=redact(found.detail))
-    # What other stages found has not been near the endpoint.
+    # Facts of other stages do not come from the endpoint.
     facts = dict(found.facts)
     if NAME in facts:
       facts[NAME] = redact(facts[NAME])
@@ -345,11 +348,11 @@ class _Session:
 
   @contextlib.contextmanager
   def _cache_errors(self) -> Iterator[None]:
-    """No more is asked once answers cannot be kept: all would be paid twice."""
+    """Stop requests if the cache is not writable: they would be paid twice."""
     try:
       yield
     except OSError as error:
-      self.client.unavailable = f"answers cannot be kept: {error}"
+      self.client.unavailable = f"responses cannot be cached: {error}"
       raise stage.Unavailable(self.client.unavailable) from error
 
 
@@ -360,19 +363,23 @@ async def _caption_all(
   clock: endpoint.Clock,
   pairs: Sequence[Pair],
 ) -> list[clips.Clip | clips.Reject]:
-  """The outcome of every clip, in order; several are asked about at a time."""
+  """The result of every clip, in order; requests run concurrently."""
   outcomes: dict[int, clips.Clip | clips.Reject] = {}
   waiting = iter(range(len(pairs)))
   failures: dict[int, OSError] = {}
   async with endpoint.Client(config, key, clock) as client:
-    desk = _Session(config=config, tokenizer=tokenizer, client=client, locks={})
+    session = _Session(
+      config=config, tokenizer=tokenizer, client=client, locks={}
+    )
 
     async def work() -> None:
       for number in waiting:
         if client.unavailable:
           return
         try:
-          outcomes[number] = desk.redact(await _caption(desk, *pairs[number]))
+          outcomes[number] = session.redact(
+            await _caption(session, *pairs[number])
+          )
         except (stage.Unavailable, endpoint.AttemptsExhausted) as error:
           failures[number] = error
 
@@ -384,7 +391,7 @@ async def _caption_all(
       _unavailable_message(config, pairs, len(outcomes), failures)
     )
   for number, error in failures.items():
-    outcomes[number] = _failed_reject(pairs[number][0], "no answer", error)
+    outcomes[number] = _failed_reject(pairs[number][0], "no response", error)
   return [outcomes[number] for number in range(len(pairs))]
 
 
@@ -394,58 +401,58 @@ def _unavailable_message(
   done: int,
   failures: Mapping[int, OSError],
 ) -> str:
-  """Why a shard stays undone, and what is kept of it."""
+  """The error message of a pending shard."""
   number = min(failures)
   others = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
   return (
-    f"{done} of {len(pairs)} clips have an answer, which is kept in"
-    f" {config.cache_dir}; not clip {pairs[number][0].id}{others}:"
-    f" {failures[number]}. Run again when the endpoint is well; nothing is"
-    " asked twice. If it fails on the same clips for ever, set on_timeout to"
-    " 'reject'"
+    f"{done} of {len(pairs)} clips have a response, cached in"
+    f" {config.cache_dir}; no response for clip {pairs[number][0].id}{others}:"
+    f" {failures[number]}. Run again when the endpoint is available;"
+    " cached responses are reused. If it always fails on the same clips, set"
+    " on_timeout to 'reject'"
   )
 
 
 async def _caption(
-  desk: _Session, clip: clips.Clip, media: stage.Media
+  session: _Session, clip: clips.Clip, media: stage.Media
 ) -> clips.Clip | clips.Reject:
-  """Ask about one clip, and again if the answer is unfit."""
+  """Request the caption of a clip, with repair requests if invalid."""
   try:
     frames, pcm = artifacts.frames(clip, media), artifacts.audio(clip, media)
   except (KeyError, OSError, ValueError) as error:
     return _failed_reject(clip, "media cannot be read", error)
   if not frames and not pcm:
     return clips.Reject(clip=clip, stage=NAME, reason="nothing to caption")
-  body = chat.build_request(_request_config(desk.config), frames, pcm)
-  paid = {"tokens_in": 0, "tokens_out": 0}
-  tries = 0
+  body = chat.build_request(_request_config(session.config), frames, pcm)
+  tokens = {"tokens_in": 0, "tokens_out": 0}
+  attempt = 0
   while True:
     try:
-      reply = await desk.complete(json.dumps(body).encode())
+      completion = await session.complete(json.dumps(body).encode())
     except endpoint.RequestRejected as error:
       return _failed_reject(clip, "request refused", error)
-    paid = {name: paid[name] + getattr(reply, name) for name in paid}
+    tokens = {name: tokens[name] + getattr(completion, name) for name in tokens}
     try:
-      found = _parse(desk, reply, bool(frames), bool(pcm))
+      found = _parse(session, completion, bool(frames), bool(pcm))
     except responses.InvalidResponse as error:
-      if tries == desk.config.repair_attempts:
-        # What it took was paid for all the same; the report counts it.
+      if attempt == session.config.repair_attempts:
+        # The report also counts the tokens of rejected clips.
         return clips.Reject(
-          clip=clip.with_facts(NAME, **paid),
+          clip=clip.with_facts(NAME, **tokens),
           stage=NAME,
           reason=error.reason,
-          detail=f"{error}; the answer was: {reply.text[:1000]}",
+          detail=f"{error}; the response was: {completion.text[:1000]}",
         )
-      tries += 1
-      body = chat.build_repair_request(body, reply.text, error)
+      attempt += 1
+      body = chat.build_repair_request(body, completion.text, error)
     else:
-      return clip.with_facts(NAME, **found, **paid)
+      return clip.with_facts(NAME, **found, **tokens)
 
 
 def _failed_reject(
   clip: clips.Clip, reason: str, error: Exception
 ) -> clips.Reject:
-  """A clip of which nothing is known."""
+  """The reject of a clip that could not be captioned."""
   detail = f"{type(error).__name__}: {error}"
   return clips.Reject(
     clip=clip, stage=NAME, reason=reason, detail=detail, failed=True
@@ -453,31 +460,34 @@ def _failed_reject(
 
 
 def _parse(
-  desk: _Session, reply: cache.Completion, has_video: bool, has_audio: bool
+  session: _Session,
+  completion: cache.Completion,
+  has_video: bool,
+  has_audio: bool,
 ) -> dict[str, Any]:
-  """The facts that an answer gives; `answers.Unfit` if it gives none.
+  """The facts of a response; raises `responses.InvalidResponse`.
 
-  Of an answer that was cut, nothing is used, however whole it looks.
+  Truncated responses are not used, even if they parse.
   """
-  config = desk.config
-  if reply.finish_reason == "length":
+  config = session.config
+  if completion.finish_reason == "length":
     raise responses.InvalidResponse(
-      "answer was cut",
-      f"it was cut after {config.max_tokens} tokens; it must be shorter",
+      "response truncated",
+      f"it was truncated after {config.max_tokens} tokens; it must be shorter",
     )
-  wanted = responses.Requirements(
+  requirements = responses.Requirements(
     has_video=has_video,
     has_audio=has_audio,
     visual_chars=config.visual_chars,
     audio_chars=config.audio_chars,
   )
-  caption = responses.parse(reply.text, wanted)
+  caption = responses.parse(completion.text, requirements)
   variants = map(geometry.variant, config.variants)
   prompts = list(
     dict.fromkeys(responses.to_prompt(caption, v) for v in variants)
   )
-  if desk.tokenizer:
-    for note in desk.tokenizer.notes(prompts, config.max_text_len):
+  if session.tokenizer:
+    for note in session.tokenizer.notes(prompts, config.max_text_len):
       raise responses.InvalidResponse(
         "prompt is too long", f"{note}; it must be shorter"
       )

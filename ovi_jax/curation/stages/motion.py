@@ -52,8 +52,8 @@ class Config:
   def __post_init__(self):
     if self.num_letterbox_frames < 1 or self.num_flow_pairs < 1:
       raise ValueError(
-        "motion: expected num_letterbox_frames and num_flow_pairs of at least 1, got"
-        f" {self.num_letterbox_frames} and {self.num_flow_pairs}"
+        "motion: expected num_letterbox_frames and num_flow_pairs of at least"
+        f" 1, got {self.num_letterbox_frames} and {self.num_flow_pairs}"
       )
     if not 0 <= self.min_picture_fraction <= 1:
       raise ValueError(

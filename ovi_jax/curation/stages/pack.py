@@ -59,8 +59,8 @@ class Config:
       )
     if self.records_per_shard < 1 or not self.max_audio_seconds > 0:
       raise ValueError(
-        "pack: expected records_per_shard of at least 1 and max_audio_seconds above"
-        f" 0, got {self.records_per_shard} and {self.max_audio_seconds}"
+        "pack: expected records_per_shard of at least 1 and max_audio_seconds"
+        f" above 0, got {self.records_per_shard} and {self.max_audio_seconds}"
       )
 
 

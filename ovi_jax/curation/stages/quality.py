@@ -93,8 +93,8 @@ def missing_requirements(config: Config) -> list[str]:
     if path and not os.path.isfile(path):
       problems.append(
         f"quality.{name}: {path} is not a file; name another with"
-        f" --config.stages.quality.{name}=FILE, or omit the aesthetic score with"
-        " --config.stages.quality.clip_weights="
+        f" --config.stages.quality.{name}=FILE, or omit the aesthetic score"
+        " with --config.stages.quality.clip_weights="
         " --config.stages.quality.aesthetic_weights="
       )
   return problems

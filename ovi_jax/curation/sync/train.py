@@ -32,7 +32,7 @@ _CHECKPOINT_EVERY = (
 
 
 def train(settings: training.Settings, out: str) -> None:
-  """Train, and write the weights."""
+  """Train, and save the weights."""
   state = training.init_state(settings)
   step = training.make_train_step(settings)
   losses: list[jax.Array] = []

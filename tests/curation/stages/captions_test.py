@@ -169,7 +169,7 @@ def test_a_cut_answer_is_not_used_however_whole_it_looks(tmp_path):
     (made,) = caption_client.captioned(
       server.url, tmp_path, [caption_client.pair(1)], repair_attempts=0
     )
-  assert made.reason == "answer was cut"
+  assert made.reason == "response truncated"
 
 
 def test_a_prompt_that_training_would_cut_is_unfit(tmp_path):
@@ -285,7 +285,7 @@ def test_what_captions_depend_on():
     ({"variants": ()}, "variants: expected at least one"),
     ({"variants": ("1x1",)}, "variant '1x1' is unknown"),
     ({"on_timeout": "cry"}, "on_timeout: expected one of"),
-    ({"visual_chars": (5, 2)}, "visual_chars: expected fewest and most"),
+    ({"visual_chars": (5, 2)}, "visual_chars: expected minimum and maximum"),
     ({"repair_attempts": -1}, "repair_attempts of at least 0"),
     ({"extra_body": {"messages": []}}, "messages.* cannot be set"),
     ({"cache_dir": ""}, "cache_dir: expected a folder"),

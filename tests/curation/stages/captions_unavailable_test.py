@@ -68,8 +68,10 @@ def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
     pytest.raises(stage.Unavailable) as error,
   ):
     caption_client.captioned(server.url, tmp_path, pairs, **changes)
-  assert str(error.value).startswith("5 of 12 clips have an answer")
-  assert re.search(r"not clip clip-\d+( and [12] more)?: ", str(error.value))
+  assert str(error.value).startswith("5 of 12 clips have a response")
+  assert re.search(
+    r"no response for clip clip-\d+( and [12] more)?: ", str(error.value)
+  )
   assert server.url in str(error.value) and str(tmp_path) in str(error.value)
   assert caption_client.spent(tmp_path)[0] == 5
   # One may have failed before the last answer came: another is then tried.
@@ -103,7 +105,9 @@ def test_a_clip_that_always_fails_is_waited_for_or_left_out(tmp_path):
   pairs = [caption_client.pair(n) for n in range(6)]
   changes = {"max_attempts": 3, "concurrency": 2, "backoff_base": 0.02}
   with captioner.serving(_fails_on_2) as server:
-    with pytest.raises(stage.Unavailable, match="5 of 6 .* not clip clip-2:"):
+    with pytest.raises(
+      stage.Unavailable, match="5 of 6 .* no response for clip clip-2:"
+    ):
       caption_client.captioned(server.url, tmp_path, pairs, **changes)
     # Others were answered: it is this clip, not the endpoint.
     ours = caption_client.captioned(
@@ -112,7 +116,7 @@ def test_a_clip_that_always_fails_is_waited_for_or_left_out(tmp_path):
   assert [made.id for made in ours if isinstance(made, clips.Clip)] == [
     f"clip-{n}" for n in (0, 1, 3, 4, 5)
   ]
-  assert ours[2].failed and ours[2].reason == "no answer"
+  assert ours[2].failed and ours[2].reason == "no response"
   assert "status 500" in ours[2].detail
 
 
@@ -121,7 +125,9 @@ def test_no_clip_is_refused_for_an_endpoint_that_nobody_reaches(tmp_path):
   with captioner.serving() as server:
     caption_client.captioned(server.url, tmp_path, pairs[:5])
   changes = {"max_attempts": 2, "on_timeout": "reject"}
-  with pytest.raises(stage.Unavailable, match="5 of 6 .* not clip clip-5:"):
+  with pytest.raises(
+    stage.Unavailable, match="5 of 6 .* no response for clip clip-5:"
+  ):
     caption_client.captioned(server.url, tmp_path, pairs, **changes)
 
 
@@ -147,7 +153,7 @@ def test_an_answer_that_cannot_be_kept_stops_the_asking(tmp_path, monkeypatch):
   pairs = [caption_client.pair(n) for n in range(8)]
   with (
     captioner.serving() as server,
-    pytest.raises(stage.Unavailable, match="cannot be kept: .*no space left"),
+    pytest.raises(stage.Unavailable, match="cannot be cached: .*no space left"),
   ):
     caption_client.captioned(server.url, tmp_path, pairs, concurrency=2)
   assert len(server.bodies) <= 2
