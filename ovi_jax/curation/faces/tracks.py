@@ -1,8 +1,8 @@
-"""From faces found in some frames to tracks of one face each.
+"""Links face detections to tracks.
 
-A box is [top, left, height, width] in pixels. A track has one for every frame
-from its first on, as the stage `people` leaves it:
-{"start_frame": int, "boxes": [[top, left, height, width], ...]}.
+A box is [top, left, height, width] in pixels. A track has a box for every frame
+from its first on: {"start_frame": int, "boxes": [[top, left,
+height, width], ...]}.
 """
 
 import math
@@ -19,11 +19,11 @@ _DIGITS = 1  # of pixels
 
 
 class Detection(NamedTuple):
-  """A face in a frame.
+  """A detected face.
 
   Attributes:
     box: [top, left, height, width].
-    score: how sure the detector is, in [0, 1].
+    score: confidence, in [0, 1].
   """
 
   box: tuple[float, float, float, float]
@@ -31,18 +31,18 @@ class Detection(NamedTuple):
 
 
 def full_frame(frames: int, height: int, width: int) -> Track:
-  """The track of a face that fills the middle square of every frame."""
+  """The track of a face that fills the centre square of every frame."""
   side = min(height, width)
-  # How far is cut around a face, so that the crop of this one is the picture.
+  # Invert the margin of `crops.crop`, so that the crop is the whole square.
   around = 1 + crops.SCALE
-  # Rounded up: the last row of pixels is in it.
+  # Rounded up to include the last row of pixels.
   size = math.ceil(1000 * side / around) / 1000
   box = [(height - side) / 2, (width - size) / 2, size, size]
   return {"start_frame": 0, "boxes": [box] * frames}
 
 
 def iou(first: Sequence[float], second: Sequence[float]) -> float:
-  """Area that two boxes share, over the area that either has (IoU)."""
+  """Intersection over union of two boxes."""
   shared = 1.0
   for low, size in ((0, 2), (1, 3)):
     begin = max(first[low], second[low])
@@ -61,18 +61,18 @@ def link_detections(
   min_length: int,
   smoothing_window: int,
 ) -> list[Track]:
-  """Join what was found in frames to tracks.
+  """Link detections to tracks.
 
   Args:
-    frames: numbers of the frames that were searched, ascending.
-    detections: the faces of each.
-    min_iou: IoU of a face with the last of its track.
-    max_gap: frames between two faces of one track.
-    min_length: frames of a track; shorter ones are left out.
-    smoothing_window: frames of the median that boxes are smoothed by, odd; 1 for none.
+    frames: indices of the frames with detection, ascending.
+    detections: detections of each frame.
+    min_iou: IoU of a detection with the last box of its track.
+    max_gap: frames between two detections of one track.
+    min_length: minimum frames of a track.
+    smoothing_window: frames of the median filter of boxes, odd; 1 for none.
 
   Returns:
-    The tracks by first frame, then the larger first.
+    The tracks, sorted by first frame, then by decreasing area.
   """
   open_: list[list[tuple[int, Detection]]] = []
   done: list[list[tuple[int, Detection]]] = []
@@ -94,7 +94,7 @@ def link_detections(
 
 
 def count_per_frame(tracks: Sequence[Track], frames: int) -> np.ndarray:
-  """How many tracks there are in each frame, [frames]."""
+  """Number of tracks in each frame, [frames]."""
   seen_T = np.zeros(frames, np.int64)
   for track in tracks:
     seen_T[track["start_frame"] :][: len(track["boxes"])] += 1
@@ -106,7 +106,7 @@ def _match(
   faces: Sequence[Detection],
   min_iou: float,
 ) -> list[tuple[list[tuple[int, Detection]] | None, Detection]]:
-  """Each face with the track it goes on; the best overlaps first."""
+  """Greedy matching of detections to tracks by decreasing IoU."""
   pairs = sorted(
     (-iou(track[-1][1].box, face.box), t, f)
     for t, track in enumerate(tracks)
@@ -126,7 +126,7 @@ def _match(
 def _interpolate(
   track: Sequence[tuple[int, Detection]], smoothing_window: int
 ) -> Track:
-  """A box for every frame from the first to the last."""
+  """Interpolate boxes to every frame and smooth them."""
   numbers = np.array([frame for frame, _ in track])
   boxes = np.array([face.box for _, face in track], np.float64)
   every = np.arange(numbers[0], numbers[-1] + 1)
@@ -145,12 +145,12 @@ def _interpolate(
 
 
 def _median(values: np.ndarray, length: int) -> np.ndarray:
-  """The median around each value, the first and last repeated at the ends."""
+  """Median filter with edge padding."""
   padded = np.pad(values, length // 2, mode="edge")
   views = np.lib.stride_tricks.sliding_window_view(padded, length)
   return np.median(views, axis=-1)
 
 
 def _area(track: Track) -> float:
-  """The mean area of its boxes."""
+  """Mean area of its boxes."""
   return float(np.mean([box[2] * box[3] for box in track["boxes"]]))

@@ -1,7 +1,7 @@
-"""What the trainer gets of a clip, as earlier stages left it.
+"""Reads the artifacts that `encode` stores for a clip.
 
-In: a clip and its media. Out: bytes: mp4, JPEGs and PCM (int16 little-endian,
-mono, 16 kHz). A clip of which `cut` kept no mp4 is a sound alone.
+Returns bytes: mp4, JPEGs and PCM (int16 little-endian, mono, 16 kHz). A clip
+without a stored mp4 is audio only.
 """
 
 import itertools
@@ -14,16 +14,16 @@ from ovi_jax.data import clips as samples
 ENCODE = "encode"
 VIDEO, AUDIO, FACES = "video.mp4", "audio.pcm", "faces.npz"
 FRAME = "frame_{}.jpg"
-NUM_FRAMES = 7  # unless `cut` was told to keep others
+NUM_FRAMES = 7  # default of `encode`
 
 
 def video(clip: clips.Clip, media: stage.Media) -> bytes | None:
-  """The mp4; None of a sound alone; KeyError if `cut` did not keep it."""
+  """The mp4; None for audio only; KeyError if it is missing."""
   return media.read_artifact(VIDEO) if VIDEO in _names(clip) else None
 
 
 def frames(clip: clips.Clip, media: stage.Media) -> list[bytes]:
-  """All JPEGs, evenly spaced; none of a sound alone; KeyError if not kept."""
+  """All JPEGs, evenly spaced; none for audio only; KeyError if missing."""
   every = map(FRAME.format, itertools.count())
   names = set(_names(clip))
   return [
@@ -33,11 +33,11 @@ def frames(clip: clips.Clip, media: stage.Media) -> list[bytes]:
 
 
 def audio(clip: clips.Clip, media: stage.Media) -> bytes:
-  """PCM; b"" of a silent clip.
+  """PCM; b"" for a clip without audio.
 
   Raises:
-    KeyError: `cut` says that it kept it, and did not.
-    ValueError, OSError: a sound that was not cut cannot be read.
+    KeyError: the artifact is missing.
+    ValueError, OSError: the audio of a clip without artifacts is unreadable.
   """
   if ENCODE in clip.facts:
     return media.read_artifact(AUDIO) if AUDIO in _names(clip) else b""
@@ -45,5 +45,5 @@ def audio(clip: clips.Clip, media: stage.Media) -> bytes:
 
 
 def _names(clip: clips.Clip) -> Sequence[str]:
-  """What `cut` says that it kept."""
+  """Names of the stored artifacts."""
   return clip.facts.get(ENCODE, {}).get("artifacts", ())

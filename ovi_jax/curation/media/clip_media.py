@@ -1,4 +1,4 @@
-"""The media of a clip, decoded when asked for, once."""
+"""The media of a clip, decoded on demand."""
 
 import functools
 import os
@@ -13,18 +13,18 @@ from ovi_jax.media import decode
 
 
 class Media:
-  """A clip's media; satisfies `stage.Media`. Holds what was decoded."""
+  """A clip's media; implements `stage.Media`. Caches decoded media."""
 
   def __init__(
     self,
     clip: clips.Clip,
     path: str | os.PathLike[str],
-    kept: MutableMapping[str, bytes] | None = None,
+    artifacts: MutableMapping[str, bytes] | None = None,
   ):
-    """Args: the clip; its file here; bytes kept by name, read and added to."""
+    """Args: the clip; its local file; artifacts by name, read and extended."""
     self.clip = clip
     self._path = path
-    self._kept = {} if kept is None else kept
+    self._artifacts = {} if artifacts is None else artifacts
 
   @property
   def path(self) -> str:
@@ -51,14 +51,14 @@ class Media:
     return decode.audio(self.path, self.clip.start, self.clip.seconds)
 
   def read_artifact(self, name: str) -> bytes:
-    return self._kept[name]
+    return self._artifacts[name]
 
   def save_artifact(self, name: str, value: bytes) -> None:
-    self._kept[name] = bytes(value)
+    self._artifacts[name] = bytes(value)
 
 
 def resize_shorter_side(video_THWC: np.ndarray, side: int) -> np.ndarray:
-  """The frames with their shorter side `side` long, by area.
+  """Resize frames to a shorter side of `side`, by area.
 
   Raises:
     ValueError: OpenCV is not installed.

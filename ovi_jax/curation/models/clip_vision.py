@@ -1,11 +1,9 @@
-"""CLIP's image tower: a picture becomes a vector of unit length.
+"""CLIP's vision tower: from an image to a normalized embedding.
 
 A vision transformer with a norm before its first block, QuickGELU, and a
-projection of the class token into the space that pictures share with text.
-(arXiv 2103.00020; names and sizes of `openai/clip-vit-large-patch14` as the
-Transformers library writes it.)
-
-Numbers: everything is float32.
+projection of the class token into the shared image-text space.
+(arXiv 2103.00020; names and sizes of `openai/clip-vit-large-patch14` in the
+Transformers library.) All computation is float32.
 """
 
 import dataclasses
@@ -25,26 +23,26 @@ from PIL import Image
 from ovi_jax.convert import mapping
 from ovi_jax.convert import reader
 
-# Of the pictures that CLIP was trained on, red, green and blue in [0, 1].
+# RGB statistics of CLIP's training images, in [0, 1].
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 _TOWER = ("vision_model.", "visual_projection.")
 _EPSILON = 1e-5  # of the norms
-_HEAD_DIM = 64  # width of a head in every CLIP
+_HEAD_DIM = 64  # head size of every CLIP
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Sizes; those of ViT-L/14.
+  """Sizes; defaults are those of ViT-L/14.
 
   Attributes:
-    image_size: pixels of the square picture.
-    patch_size: pixels of a token's square.
-    hidden_dim: of the stream.
-    mlp_dim: width within a block.
-    num_layers: blocks.
-    num_heads: of attention.
-    projection_dim: numbers of the result.
+    image_size: side of the square input, pixels.
+    patch_size: side of a patch, pixels.
+    hidden_dim: width of the residual stream.
+    mlp_dim: hidden width of an MLP.
+    num_layers: transformer blocks.
+    num_heads: attention heads.
+    projection_dim: size of the embedding.
   """
 
   image_size: int = 224
@@ -58,13 +56,13 @@ class Config:
   def __post_init__(self):
     if self.image_size % self.patch_size or self.hidden_dim % self.num_heads:
       raise ValueError(
-        "CLIP: expected a side that patches divide and a width that heads"
-        f" divide, got {self}"
+        "CLIP: expected image_size divisible by patch_size and hidden_dim by"
+        f" num_heads, got {self}"
       )
 
 
 class Block(nn.Module):
-  """Attention and a feed-forward, each behind a norm."""
+  """A pre-norm transformer block."""
 
   config: Config
 
@@ -97,7 +95,7 @@ class VisionTower(nn.Module):
 
   @nn.compact
   def __call__(self, pictures_BHWC):
-    """Pictures as `prepare` gives them -> vectors_BC of unit length."""
+    """Images of `preprocess` -> normalized embeddings_BC."""
     config = self.config
     init = nn.initializers.normal(0.02)
     kernel = self.param(
@@ -131,11 +129,11 @@ class VisionTower(nn.Module):
 
 
 def preprocess(frames_THWC: np.ndarray, side: int) -> np.ndarray:
-  """Frames as CLIP reads them: bicubic, the middle square, normalised.
+  """CLIP preprocessing: bicubic resize, centre crop, normalization.
 
   Args:
     frames_THWC: uint8 RGB.
-    side: pixels of the square.
+    side: side of the square, pixels.
 
   Returns:
     pictures_BHWC, float32.
@@ -171,7 +169,7 @@ def rows(config: Config) -> list[mapping.Row]:
       f"{torch}.embeddings.patch_embedding.weight", "patches", patches
     ),
     mapping.Row(f"{torch}.embeddings.position_embedding.weight", "position"),
-    # So spelled in the release.
+    # Spelled like this in the release.
     *_norm(f"{torch}.pre_layrnorm", "norm_in"),
     *_norm(f"{torch}.post_layernorm", "norm_out"),
     mapping.Row(
@@ -214,7 +212,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Config, Mapping[str, Any]]:
     ValueError: it is missing, damaged, or of another network.
   """
   file = reader.open_tensors(path)
-  # The release also holds the text tower and a table of whole numbers.
+  # The release also contains the text tower and position ids.
   found = {
     name: span.shape
     for name, span in file.spans.items()
@@ -224,7 +222,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Config, Mapping[str, Any]]:
   table = rows(config)
   mapping.check(table, found, shapes(config))
   params = mapping.gather(table, file.read)
-  # A release may hold half precision.
+  # A release may be in half precision.
   full = {p: a.astype(np.float32) for p, a in params.items()}
   return config, mapping.nest(full)
 
@@ -232,7 +230,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Config, Mapping[str, Any]]:
 def _sizes(
   path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> Config:
-  """The sizes that some of the tensors tell."""
+  """The sizes implied by tensor shapes."""
   part = "vision_model.embeddings"
   layer = "vision_model.encoder.layers.{}.mlp.fc1.weight"
   try:

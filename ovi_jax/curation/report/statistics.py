@@ -1,8 +1,7 @@
-"""What a run's files add up to: counts, reasons, scores, hours, examples.
+"""Aggregates the output lines of a run: counts, reasons, scores, examples.
 
-In: the lines of all stages. Out: numbers for a report. A line is read once and
-forgotten; of scores and examples so many are held, those with the lowest hash,
-so that the choice is the same however the lines are read.
+Lines are streamed. Of scores and examples, a fixed number with the lowest
+hashes is kept, so the selection does not depend on the order.
 """
 
 import collections
@@ -19,22 +18,22 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard_store
 
-MAX_SCORES = 5000  # scores of a kind that are held
-MAX_REJECT_EXAMPLES = 4  # clips of each reason
+MAX_SCORES = 5000  # per score
+MAX_REJECT_EXAMPLES = 4  # per reason
 MAX_CLIP_EXAMPLES = 12
-_MAX_VALUES = 12  # different values of a fact that is worth a table
-_MAX_VALUE_LENGTH = 24  # of such a value
+_MAX_VALUES = 12  # maximum distinct values of a fact in the table
+_MAX_VALUE_LENGTH = 24  # maximum length of such a value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RejectReason:
-  """Clips that a stage refused for the same.
+  """Clips that a stage rejected for one reason.
 
   Attributes:
-    count: of them.
-    failed: it says nothing of the clips.
-    scores: of some.
-    examples: (shard, reject) of some.
+    count: number of clips.
+    failed: the stage failed on them.
+    scores: a sample of their scores.
+    examples: a sample of (shard, reject).
   """
 
   count: int
@@ -45,26 +44,26 @@ class RejectReason:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageStatistics:
-  """What a stage did.
+  """Statistics of a stage.
 
   Attributes:
-    name: of the stage.
-    shards: it has done.
-    passed: clips that it passed on.
-    refused: clips that it refused.
-    failed: clips that it could not judge.
-    seconds: of what it passed on.
-    scores: name -> what it measured of some clips that it passed on.
-    facts: (stage, fact) -> value -> clips that it passed on.
-    reasons: by name.
-    examples: (shard, clip) of some that it passed on.
-    tokens: in and out; of captions.
+    name: name of the stage.
+    shards: completed shards.
+    passed: clips passed on.
+    rejected: clips rejected.
+    failed: clips on which the stage failed.
+    seconds: total length of the clips passed on.
+    scores: name -> sample of the scores of clips passed on.
+    facts: (stage, fact) -> value -> number of clips passed on.
+    reasons: reason -> rejected clips.
+    examples: a sample of (shard, clip) passed on.
+    tokens: input and output tokens of captions.
   """
 
   name: str
   shards: int
   passed: int
-  refused: int
+  rejected: int
   failed: int
   seconds: float
   scores: Mapping[str, tuple[float, ...]]
@@ -79,39 +78,41 @@ def collect(
   count: int,
   progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[StageStatistics]:
-  """Add a run up.
+  """Collect the statistics of a run.
 
   Args:
-    settings: of the run.
-    count: of shards.
-    progress: goes over (stage, shard) as it is given, and may say how far.
+    settings: settings of the run.
+    count: number of shards.
+    progress: wraps the iterable of (stage, shard) with a progress bar.
 
   Returns:
-    The inputs, as if a stage had passed them on, and each stage.
+    Statistics of the inputs and of each stage.
   """
-  places = range(-1, len(settings.stages))
-  gathered = {place: _Accumulator() for place in places}
-  for place, shard in progress(list(itertools.product(places, range(count)))):
-    files = settings.shard_files(place, shard)
+  stage_indices = range(-1, len(settings.stages))
+  accumulators = {stage_index: _Accumulator() for stage_index in stage_indices}
+  for stage_index, shard in progress(
+    list(itertools.product(stage_indices, range(count)))
+  ):
+    files = settings.shard_files(stage_index, shard)
     if shard_store.read_marker(files) is not None:
-      gathered[place].shards += 1
+      accumulators[stage_index].shards += 1
       for line in shard_store.read(files):
-        gathered[place].add(shard, line)
+        accumulators[stage_index].add(shard, line)
   names = [shard_store.INPUTS, *(stage.name for stage in settings.stages)]
-  known: set[str] = set()
-  found = []
-  for name, place in zip(names, places, strict=True):
-    found.append(gathered[place].stage(name, known))
-    known |= set(gathered[place].scores)
-  return found
+  earlier_scores: set[str] = set()
+  result = []
+  for name, stage_index in zip(names, stage_indices, strict=True):
+    result.append(accumulators[stage_index].stage(name, earlier_scores))
+    earlier_scores |= set(accumulators[stage_index].scores)
+  return result
 
 
 class _HashSample:
-  """Of all that is added, so many with the lowest hash, in its order."""
+  """Keeps a fixed number of values with the lowest hashes."""
 
   def __init__(self, size: int):
     self._size, self._heap = size, []
-    self._count = itertools.count()  # of two copies, the first one
+    self._count = itertools.count()  # prefers the first of equal hashes
 
   def add(self, id_: str, value: Any) -> None:
     digest = hashlib.sha256(id_.encode(errors="surrogateescape")).digest()
@@ -126,7 +127,7 @@ class _HashSample:
 
 
 class _Accumulator:
-  """What the lines of a stage add up to so far."""
+  """Accumulates the lines of a stage."""
 
   def __init__(self):
     self.shards = self.passed = self.tokens_in = self.tokens_out = 0
@@ -169,8 +170,8 @@ class _Accumulator:
         if short and len(counter) <= _MAX_VALUES:
           counter[str(value)] += 1
 
-  def stage(self, name: str, known: set[str]) -> StageStatistics:
-    """All of it; scores only that no stage before had."""
+  def stage(self, name: str, earlier_scores: set[str]) -> StageStatistics:
+    """The statistics; without scores of earlier stages."""
     reasons = {
       reason: RejectReason(
         count=count,
@@ -185,11 +186,12 @@ class _Accumulator:
       name=name,
       shards=self.shards,
       passed=self.passed,
-      refused=self.counts.total() - failed,
+      rejected=self.counts.total() - failed,
       failed=failed,
       seconds=self.seconds,
       scores={
-        n: self.scores[n].values() for n in sorted(set(self.scores) - known)
+        n: self.scores[n].values()
+        for n in sorted(set(self.scores) - earlier_scores)
       },
       facts={
         fact: dict(sorted(values.items(), key=_largest_first))
@@ -203,5 +205,5 @@ class _Accumulator:
 
 
 def _largest_first(item: tuple[str, int]) -> tuple[int, str]:
-  """Order of names with counts."""
+  """Sort key by decreasing count."""
   return -item[1], item[0]

@@ -1,9 +1,9 @@
-"""What teaches SyncNet: its windows of a face find their sound among others.
+"""Contrastive training of SyncNet.
 
-The loss is InfoNCE both ways over a batch: windows of the same clip at other
-times and of other clips are what a window is not. The logit of a pair is its
-distance, negated, so that distances and with them the confidence of the stage
-`synchrony` are in nats. All is float32.
+The loss is symmetric InfoNCE over a batch; negatives are windows of the same
+clip at other times and of other clips. The logit of a pair is its negated
+distance, so distances, and the confidence of the stage `av_sync`, are in nats.
+All computation is float32.
 """
 
 import dataclasses
@@ -23,25 +23,21 @@ from ovi_jax.curation.sync import lip_sync
 from ovi_jax.curation.sync import talking_faces
 
 SHIFTS = tuple(range(-10, 11))
-_EVAL_SEED_OFFSET = (
-  1 << 20
-)  # added to the seed of the faces that are tested with
-_DISTANCE_EPSILON = (
-  1e-6  # within the root: the distance of equal vectors has a slope
-)
+_EVAL_SEED_OFFSET = 1 << 20  # added to the seed for evaluation faces
+_DISTANCE_EPSILON = 1e-6  # keeps the gradient of equal vectors finite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """Of a run.
+  """Training settings.
 
   Attributes:
-    width_divisor: of the network's channels; 1 for SyncNet itself.
-    num_train_steps: of training.
-    clips_per_batch: in a batch.
-    windows_per_clip: of each clip.
-    learning_rate: the highest learning rate of Adam.
-    seed: of weights, faces and windows.
+    width_divisor: divides the network's channels; 1 for the published size.
+    num_train_steps: training steps.
+    clips_per_batch: clips per batch.
+    windows_per_clip: windows sampled per clip.
+    learning_rate: peak learning rate of Adam.
+    seed: seed of weights, faces and windows.
   """
 
   width_divisor: int = 8
@@ -61,7 +57,7 @@ class Settings:
       )
       < 1
     ):
-      raise ValueError(f"expected numbers of at least 1, got {self}")
+      raise ValueError(f"expected values of at least 1, got {self}")
     if (
       self.clips_per_batch * self.windows_per_clip < 2
       or not self.learning_rate > 0
@@ -77,25 +73,25 @@ class Settings:
 
 
 class State(NamedTuple):
-  """What a step changes."""
+  """Training state."""
 
   variables: Any
   opt_state: Any
 
 
 def loss(lips_ND: jax.Array, sound_ND: jax.Array) -> jax.Array:
-  """Mean of how surprising the right partner is, in nats."""
+  """Symmetric InfoNCE loss, in nats."""
   difference_NND = lips_ND[:, None] - sound_ND[None]
   logits = -jnp.sqrt(jnp.sum(difference_NND**2, -1) + _DISTANCE_EPSILON)
-  right = jnp.arange(len(lips_ND))
+  labels = jnp.arange(len(lips_ND))
   cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-  return jnp.mean(cross_entropy(logits, right)) / 2 + (
-    jnp.mean(cross_entropy(logits.T, right)) / 2
+  return jnp.mean(cross_entropy(logits, labels)) / 2 + (
+    jnp.mean(cross_entropy(logits.T, labels)) / 2
   )
 
 
 def init_state(settings: Settings) -> State:
-  """The state before the first step."""
+  """The initial state."""
   network = syncnet.SyncNet(settings.config)
   frames = jnp.zeros((1, syncnet.WINDOW, syncnet.SIDE, syncnet.SIDE, 3))
   windows = jnp.zeros((1, 1, syncnet.COEFFICIENTS, syncnet.COLUMNS))
@@ -118,7 +114,7 @@ def make_train_step(
   """The compiled step: (state, frames, windows) -> (state, loss)."""
   network, optimizer = syncnet.SyncNet(settings.config), _optimizer(settings)
 
-  def of_params(params, statistics, frames_BTHWC, windows_BTKM):
+  def loss_fn(params, statistics, frames_BTHWC, windows_BTKM):
     variables = {"params": params, "batch_stats": statistics}
     (lips_BTD, sound_BTD), changed = network.apply(
       variables,
@@ -131,19 +127,19 @@ def make_train_step(
 
   def step(state, frames_BTHWC, windows_BTKM):
     params = state.variables["params"]
-    (value, statistics), gradient = jax.value_and_grad(of_params, has_aux=True)(
+    (value, statistics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       params, state.variables["batch_stats"], frames_BTHWC, windows_BTKM
     )
-    change, moments = optimizer.update(gradient, state.moments, params)
-    params = optax.apply_updates(params, change)
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
     variables = {"params": params, "batch_stats": statistics}
-    return State(variables, moments), value
+    return State(variables, opt_state), value
 
   return jax.jit(step, donate_argnums=0)
 
 
 def batches(settings: Settings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Batches without end, each of faces that were not there before."""
+  """Infinite batches of new faces."""
   for number in itertools.count():
     random = np.random.default_rng((settings.seed, number, 1))
     first = number * settings.clips_per_batch
@@ -160,14 +156,14 @@ def batches(settings: Settings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 class ShiftEstimate(NamedTuple):
-  """What the network says of a held-out clip whose sound was shifted."""
+  """The score of a held-out clip whose audio was shifted."""
 
   shift: int
   score: lip_sync.Score
 
   @property
   def error(self) -> int:
-    """Frames by which it is wrong."""
+    """Absolute error in frames."""
     return abs(self.shift + self.score.offset)
 
 
@@ -179,14 +175,14 @@ def evaluate(
   count: int,
   shifts: tuple[int, ...] = SHIFTS,
 ) -> Iterator[ShiftEstimate]:
-  """Shift the sound of faces that training never sees, and find the shift.
+  """Shift the audio of held-out faces and estimate the shift.
 
   Args:
     config: sizes of the network.
     variables: its weights.
-    seed: of training.
-    count: faces; each is shifted by every one of `shifts`.
-    shifts: frames at 25 a second.
+    seed: seed of training.
+    count: number of faces; each is evaluated at all `shifts`.
+    shifts: shifts in frames at 25 fps.
   """
   network = syncnet.SyncNet(config)
   lips = jax.jit(lambda v, x: network.apply(v, x, False, method=_lips))
@@ -197,8 +193,8 @@ def evaluate(
     frames_THWC = lip_sync.make_windows(track, clip.samples_A).frames_THWC
     lips_TD = np.asarray(lips(variables, frames_THWC[None])[0])
     for shift in shifts:
-      heard = lip_sync.make_windows(track, clip.shift_audio(shift)).sound_TKM
-      sound_TD = np.asarray(sound(variables, heard[None])[0])
+      windows = lip_sync.make_windows(track, clip.shift_audio(shift)).sound_TKM
+      sound_TD = np.asarray(sound(variables, windows[None])[0])
       yield ShiftEstimate(shift, lip_sync.score(lips_TD, sound_TD))
 
 

@@ -65,7 +65,9 @@ def test_shards_that_fail_are_named(tmp_path):
   # All of it is kept, though the command says only the first.
   (why,) = (tmp_path / "out").glob("weigh-*/shard-00000.failed")
   assert "what is 'raise b'" in why.read_text()
-  assert "Not all is done" in (tmp_path / "out" / "report.html").read_text()
+  assert (
+    "The run is incomplete" in (tmp_path / "out" / "report.html").read_text()
+  )
 
 
 def test_what_all_need_is_away(tmp_path):

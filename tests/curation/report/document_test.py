@@ -46,7 +46,7 @@ def test_numbers_are_those_of_the_files(chosen):
   stages = {stage.name: stage for stage in statistics.collect(chosen, 3)}
   weigh = stages["weigh"]
   assert stages["inputs"].passed == 6 and stages["cut"].passed == 27
-  assert (weigh.passed, weigh.refused, weigh.failed) == (21, 5, 1)
+  assert (weigh.passed, weigh.rejected, weigh.failed) == (21, 5, 1)
   assert weigh.seconds == 21 and weigh.shards == 3
   short, failed = (
     weigh.reasons["too short"],
@@ -108,7 +108,7 @@ def test_scores_are_drawn_with_their_bound(chosen, monkeypatch):
 
 def test_a_run_that_is_done_says_so(chosen):
   page = pathlib.Path(document.write(chosen)).read_text()
-  assert "Not all is done" not in page and "left to do" not in page
+  assert "incomplete" not in page
 
 
 def test_the_same_run_makes_the_same_report(chosen, page):
@@ -120,8 +120,10 @@ def test_a_run_that_has_just_begun_has_a_report_too(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   made = harness.chosen(tmp_path / "out", [inputs])
   page = pathlib.Path(document.write(made)).read_text()
-  assert "Not all is done" not in page
-  assert "Shards are left to do in: cut, weigh, turn, balance, write" in page
+  assert "The run is incomplete" not in page
+  assert (
+    "Stages with incomplete shards: cut, weigh, turn, balance, write" in page
+  )
   assert (
     json.loads((tmp_path / "out" / "inputs.json").read_text())["num_files"] == 1
   )
