@@ -3,9 +3,10 @@
   python -m benchmarks.curation FILE …
 
 Each stage receives the output of the previous one; decoding is measured
-separately. Settings are the defaults, except that small files are accepted. Times are CPU times, the best of `--repeats`; `probe` and
-`shots` process whole files, the other stages windows of 121 frames.
-`face_tracks` needs MTCNN weights (pip install --no-deps facenet-pytorch).
+separately. Settings are the defaults, except that small files are accepted.
+Times are CPU times, the best of `--repeats`; `probe` and `shots` process whole
+files, the other stages windows of 121 frames. `face_tracks` needs MTCNN weights
+(pip install --no-deps facenet-pytorch).
 
 `av_sync` is SyncNet at full size with random weights, on one full-frame face,
 on the default device; FLOPs are those of the compiled program. `pack` is
