@@ -1,6 +1,6 @@
 """What tests of the engine share: a run over files of text, with real workers.
 
-The stages are in `tests.curation.lines`: every line of a file becomes a clip,
+The stages are in `tests.curation.text_stages`: every line of a file becomes a clip,
 and the first word of a line may say how a stage is to fail.
 """
 
@@ -13,10 +13,10 @@ from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import shard
 
-STAGES = "tests.curation.lines"
+STAGES = "tests.curation.text_stages"
 PASSES = (
-  ("clips", (f"{STAGES}.cut", f"{STAGES}.weigh")),
-  ("together", (f"{STAGES}.turn",)),
+  ("clips", (f"{STAGES}.split", f"{STAGES}.measure")),
+  ("together", (f"{STAGES}.reverse",)),
   ("even", ("balance",)),
   ("end", (f"{STAGES}.write",)),
 )
@@ -25,10 +25,10 @@ PASSES = (
 def config(
   out, inputs=(), passes=PASSES, **fields
 ) -> ml_collections.ConfigDict:
-  """A config; fields with `__` are those of stages: weigh__least=4."""
+  """A config; fields with `__` are those of stages: measure__least=4."""
   stages = {
     "balance": {
-      "stage": "weigh",
+      "stage": "measure",
       "fact": "kind",
       "shares": {"one": 0.5, "two": 0.5},
     },

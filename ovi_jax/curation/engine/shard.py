@@ -30,7 +30,7 @@ from ovi_jax.curation.media import clip_media
 MAX_BATCH_CLIPS = 256  # per call of a "batch" stage
 # Disk full, quota exceeded, out of memory: independent of the clip.
 _RESOURCE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
-STARTED, FINISHED, PROGRESS = "began", "ended", "passed"
+STARTED, FINISHED, PROGRESS = "started", "finished", "progress"
 Notify = Callable[[tuple], None]
 
 

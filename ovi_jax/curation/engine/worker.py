@@ -14,7 +14,8 @@ from multiprocessing import connection as connections
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
 
-READY, RESULT, LOAD_FAILED, FAILED = "ready", "result", "refused", "broken"
+READY, RESULT = "ready", "result"
+LOAD_FAILED, FAILED = "load_failed", "failed"
 
 
 def serve(

@@ -430,7 +430,7 @@ async def _caption(
     try:
       completion = await session.complete(json.dumps(body).encode())
     except endpoint.RequestRejected as error:
-      return _failed_reject(clip, "request refused", error)
+      return _failed_reject(clip, "request rejected", error)
     tokens = {name: tokens[name] + getattr(completion, name) for name in tokens}
     try:
       found = _parse(session, completion, bool(frames), bool(pcm))

@@ -16,7 +16,7 @@ def command(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
     sys.executable,
     "-m",
     "ovi_jax.curation",
-    "--config=tests/curation/lines/config.py",
+    "--config=tests/curation/text_stages/config.py",
     f"--config.inputs=('{inputs}',)",
     f"--config.out={out}",
     "--config.num_workers=2",
@@ -31,7 +31,7 @@ def alone(tmp_path_factory) -> tuple[pathlib.Path, dict[str, bytes]]:
   inputs = harness.write_inputs(folder / "in", 8)
   code, said = kill_runs.run(command(inputs, folder / "out"))
   assert code == 0, said
-  assert "write:" in said and "turn: 32 clips passed on" in said
+  assert "write:" in said and "reverse: 32 clips passed on" in said
   return inputs, harness.contents(folder / "out")
 
 
@@ -57,7 +57,7 @@ def test_no_worker_outlives_its_parent_though_it_hangs(tmp_path):
   seen = tmp_path / "seen"
   words = command(tmp_path / "in", tmp_path / "out")
   with kill_runs.started(
-    [*words, f"--config.stages.weigh.seen={seen}"]
+    [*words, f"--config.stages.measure.seen={seen}"]
   ) as process:
     kill_runs.wait(seen.exists, "the clip that hangs")
     assert kill_runs.members(process.pid) > {process.pid}
@@ -75,7 +75,7 @@ def test_a_run_stops_when_it_is_told(tmp_path, number):
   (tmp_path / "in").mkdir()
   (tmp_path / "in" / "0.txt").write_text("one\nhang\n")
   seen, out = tmp_path / "seen", tmp_path / "out"
-  words = command(tmp_path / "in", out, f"--config.stages.weigh.seen={seen}")
+  words = command(tmp_path / "in", out, f"--config.stages.measure.seen={seen}")
   with kill_runs.started(words) as process:
     kill_runs.wait(
       lambda: seen.exists() and "hang" in seen.read_text(), "the clip"
@@ -102,4 +102,4 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path):
   code, said = kill_runs.run(command(inputs, tmp_path / "out"))
   last = said.strip().splitlines()[-2:]
   assert code == 1 and "Traceback" not in said
-  assert last[0].startswith("clips, shard 0: weigh failed for 3 of 3 clips")
+  assert last[0].startswith("clips, shard 0: measure failed for 3 of 3 clips")

@@ -24,40 +24,40 @@ def changed(before: dict[str, str], **fields) -> set[str]:
 def test_a_key_depends_on_its_config_and_on_the_keys_before():
   before = keys()
   assert len(set(before.values())) == 5
-  assert changed(before, cut__lines=7) == set(before)
-  assert changed(before, weigh__least=4) == set(before) - {"cut"}
+  assert changed(before, split__lines=7) == set(before)
+  assert changed(before, measure__least=4) == set(before) - {"split"}
   assert changed(before, write__title="t") == {"write"}
   # The value that is there already, and what changes no outcome.
   assert (
-    changed(before, cut__lines=100, weigh__seen="log", timeout=3.0) == set()
+    changed(before, split__lines=100, measure__seen="log", timeout=3.0) == set()
   )
 
 
 def test_a_version_is_part_of_the_key(monkeypatch):
   before = keys()
-  monkeypatch.setattr(f"{harness.STAGES}.turn.VERSION", 2)
-  assert changed(before) == {"turn", "balance", "write"}
+  monkeypatch.setattr(f"{harness.STAGES}.reverse.VERSION", 2)
+  assert changed(before) == {"reverse", "balance", "write"}
 
 
 def test_stages_left_out_leave_no_gap():
-  chosen = harness.chosen("out", ["in"], skip=("balance", "cut"))
+  chosen = harness.chosen("out", ["in"], skip=("balance", "split"))
   assert [part.name for part in chosen.passes] == ["clips", "together", "end"]
   assert [part.first_stage for part in chosen.passes] == [0, 1, 2]
   assert chosen.shard_files(-1, 3).lines == "out/inputs/shard-00003.jsonl"
   key = chosen.stages[1].key
   assert (
     chosen.shard_files(1, 12).artifacts
-    == f"out/turn-{key}/shard-00012.artifacts.zip"
+    == f"out/reverse-{key}/shard-00012.artifacts.zip"
   )
 
 
 def test_settings_travel_to_other_processes():
-  chosen = harness.chosen("out", ["in"], stage_timeouts={"weigh": 3.0})
+  chosen = harness.chosen("out", ["in"], stage_timeouts={"measure": 3.0})
   assert pickle.loads(pickle.dumps(chosen)) == chosen
-  assert chosen.time_limit("weigh") == 3 and chosen.time_limit("cut") == 20
+  assert chosen.time_limit("measure") == 3 and chosen.time_limit("split") == 20
   # A time-out of one's own is for all that is given at once.
-  assert chosen.time_limit("weigh", 256) == 3
-  assert chosen.time_limit("cut", 256) == 20 * 256
+  assert chosen.time_limit("measure", 256) == 3
+  assert chosen.time_limit("split", 256) == 20 * 256
   assert chosen.num_processes(chosen.find_pass("clips")) == 1
   many = harness.chosen("out", ["in"], num_workers=5)
   assert many.num_processes(many.find_pass("clips")) == 5
@@ -76,19 +76,23 @@ def test_settings_travel_to_other_processes():
     ({"timeout": 0.0}, "expected seconds above 0"),
     (
       {"stage_timeouts": {"smell": 1.0}},
-      "no stage smell; known are cut, weigh",
+      "no stage smell; known are split, measure",
     ),
     ({"num_workers": -1}, "num_workers must be 0"),
     (
-      {"weigh__most": 3},
-      "stages.weigh: unknown most; known are least, seen",
+      {"measure__most": 3},
+      "stages.measure: unknown most; known are least, seen",
     ),
-    ({"weigh__least": -1}, "weigh.least must not be negative, got -1"),
-    ({"skip": ("smell",)}, "skip: unknown smell; known are cut"),
+    ({"measure__least": -1}, "measure.least must not be negative, got -1"),
+    ({"skip": ("smell",)}, "skip: unknown smell; known are split"),
     ({"smell": 1}, "config: unknown smell; known are inputs, out"),
     (
-      {"passes": (("a", (f"{harness.STAGES}.cut", f"{harness.STAGES}.turn")),)},
-      "turn processes many clips at once and must be the only stage",
+      {
+        "passes": (
+          ("a", (f"{harness.STAGES}.split", f"{harness.STAGES}.reverse")),
+        )
+      },
+      "reverse processes many clips at once and must be the only stage",
     ),
     ({"passes": (("a", ("balance",)), ("b", ("balance",)))}, "must be unique"),
     (

@@ -44,22 +44,22 @@ def pictures(page: str) -> list[Image.Image]:
 
 def test_numbers_are_those_of_the_files(chosen):
   stages = {stage.name: stage for stage in statistics.collect(chosen, 3)}
-  weigh = stages["weigh"]
-  assert stages["inputs"].passed == 6 and stages["cut"].passed == 27
-  assert (weigh.passed, weigh.rejected, weigh.failed) == (21, 5, 1)
-  assert weigh.seconds == 21 and weigh.shards == 3
+  measure = stages["measure"]
+  assert stages["inputs"].passed == 6 and stages["split"].passed == 27
+  assert (measure.passed, measure.rejected, measure.failed) == (21, 5, 1)
+  assert measure.seconds == 21 and measure.shards == 3
   short, failed = (
-    weigh.reasons["too short"],
-    weigh.reasons["failed: ValueError"],
+    measure.reasons["too short"],
+    measure.reasons["failed: ValueError"],
   )
   assert (short.count, short.failed, short.scores) == (5, False, (1.0,) * 5)
   assert (failed.count, failed.failed, failed.scores) == (1, True, ())
   assert len(short.examples) == statistics.MAX_REJECT_EXAMPLES
   # A score is told of where it was measured, not of all that follow.
-  assert len(weigh.scores["length"]) == 21 and not stages["turn"].scores
-  kinds = stages["balance"].facts["weigh", "kind"]
+  assert len(measure.scores["length"]) == 21 and not stages["reverse"].scores
+  kinds = stages["balance"].facts["measure", "kind"]
   lines = [
-    line.facts["weigh"]["kind"]
+    line.facts["measure"]["kind"]
     for shard in range(3)
     for line in shard_store.read_clips(chosen.shard_files(3, shard))
   ]
@@ -71,11 +71,11 @@ def test_the_page_has_all_of_it(chosen, page):
   text = re.sub(r"<[^>]+>", " ", page)
   assert "6 files" in re.sub(r"\s+", " ", text)
   for words in (
-    "weigh: too short (5)",
-    "weigh: failed: ValueError (1)",
+    "measure: too short (5)",
+    "measure: failed: ValueError (1)",
     "balance: over its share",
     "&quot;lines&quot;: 1",
-    "weigh.kind",
+    "measure.kind",
     "ValueError: what is",
   ):
     assert words in text, words
@@ -102,7 +102,7 @@ def test_scores_are_drawn_with_their_bound(chosen, monkeypatch):
   stages = statistics.collect(chosen, 3)
   document._scores(chosen, stages)
   ((title, kept, dropped, bounds),) = drawn
-  assert title == "weigh: length" and bounds == {"too short": 3.0}
+  assert title == "measure: length" and bounds == {"too short": 3.0}
   assert len(kept) == 21 and dropped == {"too short": (1.0,) * 5}
 
 
@@ -122,7 +122,8 @@ def test_a_run_that_has_just_begun_has_a_report_too(tmp_path):
   page = pathlib.Path(document.write(made)).read_text()
   assert "The run is incomplete" not in page
   assert (
-    "Stages with incomplete shards: cut, weigh, turn, balance, write" in page
+    "Stages with incomplete shards: split, measure, reverse, balance, write"
+    in page
   )
   assert (
     json.loads((tmp_path / "out" / "inputs.json").read_text())["num_files"] == 1

@@ -140,7 +140,7 @@ def test_a_refused_request_is_a_failure_of_its_clip(tmp_path):
       [caption_client.pair(1), caption_client.pair(2)],
       concurrency=1,
     )
-  assert ours[0].failed and ours[0].reason == "request refused"
+  assert ours[0].failed and ours[0].reason == "request rejected"
   assert "status 413" in ours[0].detail
   assert isinstance(ours[1], clips.Clip)
 

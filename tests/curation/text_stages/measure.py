@@ -23,7 +23,7 @@ class Config:
 
   def __post_init__(self):
     if self.least < 0:
-      raise ValueError(f"weigh.least must not be negative, got {self.least}")
+      raise ValueError(f"measure.least must not be negative, got {self.least}")
 
 
 def fingerprint(config):
@@ -31,8 +31,8 @@ def fingerprint(config):
 
 
 def load(config):
-  def weigh(clip, media):
-    text = clip.facts["cut"]["text"]
+  def measure(clip, media):
+    text = clip.facts["split"]["text"]
     if config.seen:
       with pathlib.Path(config.seen).open("a") as file:
         file.write(f"{text}\n")
@@ -52,19 +52,19 @@ def load(config):
     elif word == "huge":
       raise MemoryError("9 TB")
     elif word == "strange":
-      return clip.with_facts("weigh", value=object())
+      return clip.with_facts("measure", value=object())
     elif word == "away":
-      raise stage.Unavailable("the scales are away")
+      raise stage.Unavailable("the backend is unavailable")
     if len(text) < config.least:
       return clips.Reject(
-        clip=clip, stage="weigh", reason="too short", score=float(len(text))
+        clip=clip, stage="measure", reason="too short", score=float(len(text))
       )
     media.save_artifact("text", text.encode())
     return clip.with_facts(
-      "weigh",
+      "measure",
       {"length": float(len(text))},
       kind=word,
-      came=type(clip.facts["cut"]["place"]).__name__,
+      came=type(clip.facts["split"]["place"]).__name__,
     )
 
-  return weigh
+  return measure

@@ -20,9 +20,9 @@ def fingerprint(config):
 
 def load(config):
   if config.missing and not os.path.exists(config.missing):
-    raise ValueError(f"turn: no weights at {config.missing}")
+    raise ValueError(f"reverse: no weights at {config.missing}")
 
-  def turn(pairs):
+  def reverse(pairs):
     texts = [media.read_artifact("text").decode() for _, media in pairs]
     if any("unturnable" in text for text in texts):
       raise ValueError(f"one of {len(texts)} cannot be turned")
@@ -33,8 +33,8 @@ def load(config):
     for (_, media), text in zip(pairs, texts, strict=True):
       media.save_artifact("turned", (text[::-1] + config.mark).encode())
     return [
-      clip.with_facts("turn", turned=text[::-1])
+      clip.with_facts("reverse", turned=text[::-1])
       for (clip, _), text in zip(pairs, texts, strict=True)
     ]
 
-  return turn
+  return reverse

@@ -15,18 +15,18 @@ class Config:
 
 
 def load(config):
-  def cut(clip, media):
+  def split(clip, media):
     with open(media.path, "rb") as file:
       text = file.read()
     lines = text.decode().splitlines()[: config.lines]
     if not lines:
-      return clips.Reject(clip=clip, stage="cut", reason="empty")
+      return clips.Reject(clip=clip, stage="split", reason="empty")
     content = hashlib.sha256(text).hexdigest()[:12]
     return [
       dataclasses.replace(
         clip, id=f"{content}-{number}", start=float(number), seconds=1.0
-      ).with_facts("cut", text=line, place=(number,))
+      ).with_facts("split", text=line, place=(number,))
       for number, line in enumerate(lines)
     ]
 
-  return cut
+  return split

@@ -7,5 +7,5 @@ from tests.curation import harness
 
 def get_config() -> ml_collections.ConfigDict:
   # Long enough to be killed in, also by who is slow to start.
-  fields = {"weigh__delay": 0.02, "weigh__seen": ""}
+  fields = {"measure__delay": 0.02, "measure__seen": ""}
   return harness.config("", ("",), shard_size=1, **fields)
