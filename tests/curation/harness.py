@@ -1,7 +1,7 @@
 """What tests of the engine share: a run over files of text, with real workers.
 
-The stages are in `tests.curation.text_stages`: every line of a file becomes a clip,
-and the first word of a line may say how a stage is to fail.
+The stages are in `tests.curation.text_stages`: every line of a file becomes a
+clip, and the first word of a line may select a failure of a stage.
 """
 
 import pathlib

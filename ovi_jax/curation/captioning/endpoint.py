@@ -302,13 +302,13 @@ class Client:
       seconds = self._settings.request_timeout
       return _Failure(text=f"no complete response within {seconds:g} s")
     except self._httpx.RequestError as error:
-      text = self._shown(f"{type(error).__name__}: {error}")
+      text = self._safe_text(f"{type(error).__name__}: {error}")
       kinds = self._httpx.ConnectError, self._httpx.ConnectTimeout
       return _Failure(text=text, no_connection=isinstance(error, kinds))
     if status == 200:
-      return self._reply(body)
+      return self._parse_body(body)
     message = body.decode(errors="replace").strip()
-    text = self._shown(f"status {status}: {message}")
+    text = self._safe_text(f"status {status}: {message}")
     if status in _RETRYABLE or status >= 500:
       wait = _retry_after(headers)
       self._free_at = max(self._free_at, self._clock.now() + wait)
@@ -334,7 +334,7 @@ class Client:
           break
       return response.status_code, response.headers, body
 
-  def _reply(self, body: bytes) -> cache.Completion | _Failure:
+  def _parse_body(self, body: bytes) -> cache.Completion | _Failure:
     """Parse the body of a status 200."""
     try:
       found = untrusted.parse_json(
@@ -359,13 +359,13 @@ class Client:
     ) as error:
       message = body.decode(errors="replace")
       return _Failure(
-        text=self._shown(
+        text=self._safe_text(
           "expected a chat completion,"
           f" got {type(error).__name__} in {len(body)} bytes: {message}"
         )
       )
 
-  def _shown(self, text: str) -> str:
+  def _safe_text(self, text: str) -> str:
     """An endpoint message, short, printable and redacted."""
     # Redact before truncating: part of a key is a secret too.
     return untrusted.printable(self.redaction.text(text), _MAX_CHARS_SHOWN)

@@ -105,7 +105,7 @@ def _compiled(name: str) -> Any:
 def _detect(
   frames_THWC: np.ndarray, apply: Apply, settings: Settings
 ) -> list[list[tracks.Detection]]:
-  squares, scale = _squares(frames_THWC, settings.input_size)
+  squares, scale = _pad_to_squares(frames_THWC, settings.input_size)
   found: list[list[tracks.Detection]] = []
   for start in range(0, len(squares), settings.batch_size):
     group = squares[start : start + settings.batch_size]
@@ -123,7 +123,9 @@ def _detect(
   return found
 
 
-def _squares(frames_THWC: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+def _pad_to_squares(
+  frames_THWC: np.ndarray, side: int
+) -> tuple[np.ndarray, float]:
   """Frames resized and padded to squares, and the scale factor."""
   cv2 = opencv.library()
   height, width = frames_THWC.shape[1:3]
@@ -151,7 +153,7 @@ def _propose(
   found: list[list[np.ndarray]] = [[] for _ in range(count)]
   for scale in settings.scales:
     size = int(settings.input_size * scale) + 1
-    pictures = np.stack([_resized(s, size) for s in squares_BHWC])
+    pictures = np.stack([_resize_square(s, size) for s in squares_BHWC])
     probability, offsets = network(_pad_batch(pictures, settings.batch_size))
     for picture in range(count):
       boxes_N9 = _grid_boxes(probability[picture], offsets[picture], scale)
@@ -218,7 +220,7 @@ def _run_network(
   probability, offsets = [np.zeros(0)], [np.zeros((0, 4))]
   for start in range(0, len(boxes_N4), group):
     part = _pixel_bounds(boxes_N4[start : start + group], len(square_HWC))
-    cut = [_resized(square_HWC[t:b, l:r], side) for l, t, r, b in part]
+    cut = [_resize_square(square_HWC[t:b, l:r], side) for l, t, r, b in part]
     outputs = network(_pad_batch(np.stack(cut), group))
     probability.append(outputs[0][: len(cut)].astype(np.float64))
     offsets.append(outputs[1][: len(cut)].astype(np.float64))
@@ -238,7 +240,7 @@ def _pixel_bounds(boxes_N4: np.ndarray, side: int) -> np.ndarray:
   return np.concatenate([low, np.minimum(whole[:, 2:], side)], axis=1)
 
 
-def _resized(picture_HWC: np.ndarray, side: int) -> np.ndarray:
+def _resize_square(picture_HWC: np.ndarray, side: int) -> np.ndarray:
   """Resize to a square."""
   cv2 = opencv.library()
   smaller = min(picture_HWC.shape[:2]) >= side

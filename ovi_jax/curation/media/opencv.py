@@ -5,7 +5,7 @@ import importlib.util
 import types
 
 
-def missing() -> list[str]:
+def missing_requirements() -> list[str]:
   """A message if OpenCV is not installed."""
   if importlib.util.find_spec("cv2"):
     return []

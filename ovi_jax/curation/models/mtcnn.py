@@ -30,7 +30,7 @@ _PRECISION = jax.lax.Precision.HIGHEST
 _CONV = Rearrange("o i h w -> h w i o")
 
 
-class _Rectifier(nn.Module):
+class _PReLU(nn.Module):
   """PReLU with a slope per channel."""
 
   @nn.compact
@@ -45,7 +45,7 @@ def _conv(
 ) -> jax.Array:
   """A convolution without padding, and PReLU."""
   x = _only_conv(x, f"conv_{number}", channels, kernel)
-  return _Rectifier(name=f"rectifier_{number}")(x)
+  return _PReLU(name=f"rectifier_{number}")(x)
 
 
 def _only_conv(
@@ -92,7 +92,7 @@ class Refine(nn.Module):
     x = _pool(_conv(x_BHWC, 1, 28), 3)
     x = _pool(_conv(x, 2, 48), 3)
     x = einops.rearrange(_conv(x, 3, 64, 2), "B H W C -> B (W H C)")
-    x = _Rectifier(name="rectifier_4")(_dense(x, "dense_4", 128))
+    x = _PReLU(name="rectifier_4")(_dense(x, "dense_4", 128))
     return nn.softmax(_dense(x, "face", 2))[..., 1], _dense(x, "sides", 4)
 
 
@@ -111,7 +111,7 @@ class Output(nn.Module):
     x = _pool(_conv(x, 2, 64), 3)
     x = _pool(_conv(x, 3, 64), 2)
     x = einops.rearrange(_conv(x, 4, 128, 2), "B H W C -> B (W H C)")
-    x = _Rectifier(name="rectifier_5")(_dense(x, "dense_5", 256))
+    x = _PReLU(name="rectifier_5")(_dense(x, "dense_5", 256))
     face = nn.softmax(_dense(x, "face", 2))[..., 1]
     return face, _dense(x, "sides", 4), _dense(x, "landmarks", 10)
 
@@ -174,7 +174,7 @@ def files(folder: str = "") -> dict[str, pathlib.Path]:
   Raises:
     ValueError: the package or a file is missing.
   """
-  place = pathlib.Path(folder) if folder else _installed()
+  place = pathlib.Path(folder) if folder else _package_folder()
   paths = {name: place / f"{name}.pt" for name in NETWORKS}
   for path in paths.values():
     if not path.is_file():
@@ -210,7 +210,7 @@ def load(folder: str = "") -> dict[str, dict[str, Any]]:
   return read
 
 
-def _installed() -> pathlib.Path:
+def _package_folder() -> pathlib.Path:
   """Folder of the package's weights."""
   found = importlib.util.find_spec(_PACKAGE)
   if found is None or not found.submodule_search_locations:

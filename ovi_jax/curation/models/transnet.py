@@ -126,8 +126,8 @@ class TransNet(nn.Module):
     joined = jnp.concatenate(features, -1)
     projected = nn.Dense(config.similarity_dim, name="projection")(joined)
     parts = [
-      self._alike(_histograms(frames_BTHWC), "colours"),
-      self._alike(projected, "likeness"),
+      self._similarity(_histograms(frames_BTHWC), "colours"),
+      self._similarity(projected, "likeness"),
       einops.rearrange(x, "B T H W C -> B T (H W C)"),
     ]
     hidden = nn.Dense(config.hidden_dim, name="hidden")(
@@ -137,7 +137,7 @@ class TransNet(nn.Module):
     last = nn.Dense(1, name="last")(hidden)[..., 0]
     return last, nn.Dense(1, name="within")(hidden)[..., 0]
 
-  def _alike(self, x_BTC, name: str):
+  def _similarity(self, x_BTC, name: str):
     """Features of each frame's similarity to its neighbours."""
     norm = jnp.linalg.norm(x_BTC, axis=-1, keepdims=True)
     x_BTC = x_BTC / jnp.maximum(norm, 1e-12)

@@ -49,8 +49,8 @@ def write(
     _reasons(stages),
     _scores(settings, stages),
     _shares(settings, stages),
-    _kept(settings, stages),
-    _dropped(settings, stages),
+    _clip_examples(settings, stages),
+    _reject_examples(settings, stages),
     _config(settings),
   ]
   url = storage.join(settings.out, NAME)
@@ -76,7 +76,7 @@ def _summary(
     f"<h1>Curation of {page.text(settings.out)}</h1>",
     f"<p>Input: <b>{first.passed:,}</b> files in {first.shards:,} shards."
     f" Output of {page.text(last.name)}: <b>{last.passed:,}</b> clips,"
-    f" <b>{_hours(last.seconds)}</b>, {share:.1%} of all windows.</p>",
+    f" <b>{_duration(last.seconds)}</b>, {share:.1%} of all windows.</p>",
   ]
   tokens = max((stage.tokens for stage in stages), default=(0, 0))
   if any(tokens):
@@ -162,7 +162,7 @@ def _stages(stages: Sequence[statistics.StageStatistics]) -> str:
         stage.rejected,
         stage.failed,
         share,
-        _hours(stage.seconds),
+        _duration(stage.seconds),
       ]
     )
   head = ["stage", "shards", "input", "passed", "rejected", "failed"]
@@ -195,7 +195,7 @@ def _scores(
         if reason in stats.reasons
       }
       kept = stats.scores.get(score, ())
-      bounds = _bounds(stage, bounded, kept, dropped)
+      bounds = _thresholds(stage, bounded, kept, dropped)
       if kept or dropped:
         panels.append((f"{stage.name}: {score}", kept, dropped, bounds))
     for reason, found in stats.reasons.items():
@@ -209,7 +209,7 @@ def _scores(
   )
 
 
-def _bounds(
+def _thresholds(
   stage: curation_settings.Stage,
   reasons: Sequence[str],
   kept: Sequence[float],
@@ -248,7 +248,7 @@ def _shares(
   return f"<h2>Shares</h2>{figure}<h3>Output clips by fact</h3>{table}"
 
 
-def _kept(
+def _clip_examples(
   settings: curation_settings.Settings,
   stages: Sequence[statistics.StageStatistics],
 ) -> str:
@@ -260,7 +260,7 @@ def _kept(
   return "<h2>Examples of output clips</h2>" + "".join(shown)
 
 
-def _dropped(
+def _reject_examples(
   settings: curation_settings.Settings,
   stages: Sequence[statistics.StageStatistics],
 ) -> str:
@@ -323,7 +323,7 @@ def _name(clip: clips.Clip) -> str:
   return page.text(f"{clip.path}{start}")
 
 
-def _hours(seconds: float) -> str:
+def _duration(seconds: float) -> str:
   """A readable duration."""
   if not seconds:
     return ""

@@ -55,7 +55,7 @@ def reasons(stages: Sequence[statistics.StageStatistics]) -> bytes | None:
   colours = [FAILED if failed else REJECTED for *_, failed in found]
   bars = axes.barh(rows, [count for _, count, _ in found], color=colours)
   axes.bar_label(bars, padding=3, fontsize=8)
-  axes.set_yticks(rows, [_plain(name) for name, *_ in found])
+  axes.set_yticks(rows, [_escape(name) for name, *_ in found])
   axes.set_xlabel("clips")
   return _png(figure)
 
@@ -89,7 +89,7 @@ def scores(
       edges,
       stacked=True,
       color=colours,
-      label=["passed", *map(_plain, rejected)],
+      label=["passed", *map(_escape, rejected)],
     )
     if rejected:
       axes.legend(frameon=False, fontsize=6, loc="upper right")
@@ -101,8 +101,8 @@ def scores(
         xycoords=("data", "axes fraction"),
         fontsize=7,
       )
-    _tidy(axes)
-    axes.set_title(_plain(title), fontsize=9)
+    _hide_spines(axes)
+    axes.set_title(_escape(title), fontsize=9)
   return _png(figure)
 
 
@@ -117,7 +117,7 @@ def shares(parts: Mapping[str, Mapping[str, int]]) -> bytes:
       [c.get(kind, 0) / max(1, sum(c.values())) for c in parts.values()]
     )
     colour = ["#2a6f97", "#61a5c2", "#a9d6e5", "#e9c46a", "#f4a261"][number % 5]
-    bars = axes.barh(rows, share, left=left, color=colour, label=_plain(kind))
+    bars = axes.barh(rows, share, left=left, color=colour, label=_escape(kind))
     axes.bar_label(
       bars,
       [f"{s:.0%}" if s > 0.04 else "" for s in share],
@@ -141,11 +141,11 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
   """A figure with one panel."""
   figure = figures.Figure(figsize=(width, height), layout="constrained")
   axes = figure.add_subplot()
-  _tidy(axes)
+  _hide_spines(axes)
   return figure, axes
 
 
-def _tidy(axes: Any) -> None:
+def _hide_spines(axes: Any) -> None:
   """Remove unneeded lines."""
   axes.spines[["top", "right"]].set_visible(False)
   axes.tick_params(labelsize=8)
@@ -158,6 +158,6 @@ def _png(figure: Any) -> bytes:
   return file.getvalue()
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
   """Escape text for matplotlib."""
   return text.replace("$", r"\$")

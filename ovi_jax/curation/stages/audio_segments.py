@@ -45,7 +45,7 @@ class Segment:
   start: float
   seconds: float
 
-  def of(self, power_T: np.ndarray) -> np.ndarray:
+  def slice_power(self, power_T: np.ndarray) -> np.ndarray:
     """The part of the power curve within it."""
     begin = math.floor(self.start / _STEP_SECONDS + 1e-6)
     end = math.ceil((self.start + self.seconds) / _STEP_SECONDS - 1e-6)
@@ -105,7 +105,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
         clip=clip, stage=NAME, reason="too short", score=score
       )
     windows = [_window(clip, segment) for segment in segments]
-    volumes = [volume_db(segment.of(power_T)) for segment in segments]
+    volumes = [volume_db(segment.slice_power(power_T)) for segment in segments]
     kinds = [segment.kind for segment in segments]
     return [
       window.with_facts(NAME, {"volume_db": level}, index=number, kind=kind)

@@ -219,12 +219,12 @@ def _split(
       clip=clip,
       track=track,
       count=min(CHUNK_WINDOWS, count - start),
-      frames_THWC=_padded(frames_THWC, CHUNK_WINDOWS + syncnet.WINDOW - 1),
-      sound_TKM=_padded(windows.sound_TKM[start:end], CHUNK_WINDOWS),
+      frames_THWC=_zero_pad(frames_THWC, CHUNK_WINDOWS + syncnet.WINDOW - 1),
+      sound_TKM=_zero_pad(windows.sound_TKM[start:end], CHUNK_WINDOWS),
     )
 
 
-def _padded(array: np.ndarray, length: int) -> np.ndarray:
+def _zero_pad(array: np.ndarray, length: int) -> np.ndarray:
   """Zero-pad an array to a length."""
   padding = [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1)
   return np.pad(array, padding)
@@ -248,8 +248,8 @@ def _run(
   frames_BTHWC = np.stack([s.frames_THWC for s in batch])
   windows_BTKM = np.stack([s.sound_TKM for s in batch])
   lips_BTD, sound_BTD = embed(
-    _padded(frames_BTHWC, config.batch_size),
-    _padded(windows_BTKM, config.batch_size),
+    _zero_pad(frames_BTHWC, config.batch_size),
+    _zero_pad(windows_BTKM, config.batch_size),
   )
   return np.asarray(lips_BTD), np.asarray(sound_BTD)
 

@@ -77,7 +77,7 @@ class Config:
 def missing_requirements(config: Config) -> list[str]:
   """OpenCV, if missing."""
   del config
-  return opencv.missing()
+  return opencv.missing_requirements()
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:

@@ -106,7 +106,7 @@ def missing_requirements(config: Config) -> list[str]:
   """MTCNN weights and OpenCV, if missing."""
   if config.detector == FULL_FRAME:
     return []
-  problems = opencv.missing()
+  problems = opencv.missing_requirements()
   try:
     mtcnn.files(config.weights)
   except ValueError as error:

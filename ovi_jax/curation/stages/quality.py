@@ -87,7 +87,7 @@ def fingerprint(config: Config) -> dict[str, Any]:
 
 def missing_requirements(config: Config) -> list[str]:
   """OpenCV and configured weights, if missing."""
-  problems = opencv.missing()
+  problems = opencv.missing_requirements()
   for name in ("clip_weights", "aesthetic_weights"):
     path = getattr(config, name)
     if path and not os.path.isfile(path):

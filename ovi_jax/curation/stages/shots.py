@@ -99,7 +99,7 @@ def fingerprint(config: Config) -> dict[str, Any]:
 class Shot(NamedTuple):
   """A shot in seconds; whether a cut comes before and after it."""
 
-  begin: float
+  start: float
   end: float
   cut_before: bool
   cut_after: bool
@@ -147,7 +147,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
     ]
     if windows:
       return windows
-    longest = max((shot.end - shot.begin for shot in found), default=0.0)
+    longest = max((shot.end - shot.start for shot in found), default=0.0)
     return clips.Reject(
       clip=clip, stage=NAME, reason="no shot is long enough", score=longest
     )
@@ -209,7 +209,7 @@ def _shots(
 
 def window_starts(shot: Shot, config: Config) -> Sequence[float]:
   """Start times of the windows of a shot, in seconds."""
-  begin = shot.begin + config.cut_margin_seconds * shot.cut_before
+  begin = shot.start + config.cut_margin_seconds * shot.cut_before
   end = shot.end - config.cut_margin_seconds * shot.cut_after
   # The last frame of a window must start before the shot ends.
   room = end - begin - (config.num_frames - 1) / geometry.FPS
@@ -228,7 +228,7 @@ def _window(
 ) -> clips.Clip:
   """A window of a file, as a clip."""
   seconds = config.num_frames / geometry.FPS
-  before = round(start - shot.begin, 6) if shot.cut_before else None
+  before = round(start - shot.start, 6) if shot.cut_before else None
   behind = round(shot.end - start - seconds, 6) if shot.cut_after else None
   window = dataclasses.replace(
     clip,

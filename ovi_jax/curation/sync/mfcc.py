@@ -42,16 +42,16 @@ def coefficients(samples_A: np.ndarray) -> np.ndarray:
     )
   emphasised_A = samples_A.copy()
   emphasised_A[1:] -= _EMPHASIS * samples_A[:-1]
-  spectrum = np.fft.rfft(_framed(emphasised_A), _POINTS)
+  spectrum = np.fft.rfft(_split_frames(emphasised_A), _POINTS)
   power = np.square(np.abs(spectrum)) / _POINTS
   energy = _nonzero(power.sum(axis=1))
-  mel = np.log(_nonzero(power @ _triangles().T))
-  cepstra = mel @ _cosines().T
+  mel = np.log(_nonzero(power @ _mel_filters().T))
+  cepstra = mel @ _dct_matrix().T
   cepstra[:, 0] = np.log(energy)
   return cepstra
 
 
-def _framed(samples_A: np.ndarray) -> np.ndarray:
+def _split_frames(samples_A: np.ndarray) -> np.ndarray:
   """[frames, 400], one every 160 samples, zero-padded."""
   count = 1 + max(0, math.ceil((samples_A.size - _FRAME) / STEP))
   padded_A = np.zeros((count - 1) * STEP + _FRAME)
@@ -65,7 +65,7 @@ def _nonzero(energy: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _triangles() -> np.ndarray:
+def _mel_filters() -> np.ndarray:
   """[26, 257]: triangular mel filters over the power spectrum."""
   top = 2595 * math.log10(1 + RATE / 2 / 700)
   hz = 700 * (10 ** (np.linspace(0, top, _FILTERS + 2) / 2595) - 1)
@@ -80,7 +80,7 @@ def _triangles() -> np.ndarray:
 
 
 @functools.cache
-def _cosines() -> np.ndarray:
+def _dct_matrix() -> np.ndarray:
   """[13, 26]: the orthonormal DCT-II with liftering."""
   number = np.arange(COEFFICIENTS)[:, None]
   place = np.arange(_FILTERS)[None] + 0.5

@@ -168,7 +168,7 @@ def test_weights_count_by_content(tmp_path):
 def test_frames_of_a_fade_belong_to_no_shot():
   times = [number / 24 for number in range(100)]
   found = shots._shots(times, [shot_detectors.Cut(39, 50)], 0.25)
-  ends = [(shot.begin, shot.end) for shot in found]
+  ends = [(shot.start, shot.end) for shot in found]
   assert ends == [
     (0, pytest.approx(40 / 24)),
     (pytest.approx(50 / 24), pytest.approx(100 / 24)),
