@@ -60,7 +60,7 @@ class Settings:
       )
     if self.batch_size < 1 or not 0 <= self.min_score < 1:
       raise ValueError(
-        "faces: expected at_once of at least 1 and a least_score in [0, 1),"
+        "faces: expected batch_size of at least 1 and min_score in [0, 1),"
         f" got {self.batch_size} and {self.min_score}"
       )
 

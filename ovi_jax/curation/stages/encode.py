@@ -69,7 +69,7 @@ class Config:
       )
     if self.max_upscale < 1 or self.num_jpegs < 0:
       raise ValueError(
-        "encode: expected max_upscale >= 1 and frames >= 0, got"
+        "encode: expected max_upscale >= 1 and num_jpegs >= 0, got"
         f" {self.max_upscale} and {self.num_jpegs}"
       )
 

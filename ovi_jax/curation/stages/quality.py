@@ -69,7 +69,7 @@ class Config:
       )
     if not 1 <= self.num_aesthetic_frames <= self.num_frames:
       raise ValueError(
-        "quality: expected 1 <= aesthetic_frames <= frames, got"
+        "quality: expected 1 <= num_aesthetic_frames <= num_frames, got"
         f" {self.num_aesthetic_frames} and {self.num_frames}"
       )
 
