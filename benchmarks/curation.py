@@ -1,16 +1,16 @@
-"""What the stages of media cost: seconds of processor time a clip.
+"""Cost of curation stages: CPU seconds per clip.
 
   python -m benchmarks.curation FILE …
 
-Each stage gets what the one before let through, and decoding is counted apart.
-Bounds are the stages' own but for the size, so that small files are measured
-too. Times are of the processor, the best of `--repeats`; `probe` and `shots`
-work on whole files, the others on windows of 121 frames. `people` needs MTCNN's
-weights (pip install --no-deps facenet-pytorch).
+Each stage receives the output of the previous one; decoding is measured
+separately. Settings are the defaults, except that small files are accepted.
+Times are CPU times, the best of `--repeats`; `probe` and `shots` process whole
+files, the other stages windows of 121 frames. `face_tracks` needs MTCNN weights
+(pip install --no-deps facenet-pytorch).
 
-`synchrony` is SyncNet at its full size with weights that are drawn, on one face
-in all of the picture and whatever sound there is, by the default device;
-`FLOPs` are those of its compiled program. `pack` is of a dataset of 64 clips.
+`av_sync` is SyncNet at full size with random weights, on one full-frame face,
+on the default device; FLOPs are those of the compiled program. `pack` is
+measured on a dataset of 64 clips.
 """
 
 import argparse
@@ -30,61 +30,63 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.faces import tracks
-from ovi_jax.curation.media import reading
+from ovi_jax.curation.media import clip_media
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
-from ovi_jax.curation.stages import cut
-from ovi_jax.curation.stages import look
+from ovi_jax.curation.stages import av_sync
+from ovi_jax.curation.stages import encode
+from ovi_jax.curation.stages import face_tracks
 from ovi_jax.curation.stages import motion
 from ovi_jax.curation.stages import pack
-from ovi_jax.curation.stages import people
 from ovi_jax.curation.stages import probe
+from ovi_jax.curation.stages import quality
 from ovi_jax.curation.stages import shots
-from ovi_jax.curation.stages import speech
-from ovi_jax.curation.stages import synchrony
+from ovi_jax.curation.stages import vad
 
-FILES = ((probe, probe.Config(least_area=1)), (shots, shots.Config()))
+FILES = ((probe, probe.Config(min_area=1)), (shots, shots.Config()))
 WINDOWS = (
   (motion, motion.Config()),
-  (look, look.Config()),
-  (people, people.Config()),
-  (speech, speech.Config()),
-  (cut, cut.Config(largest_enlargement=100.0)),
+  (quality, quality.Config()),
+  (face_tracks, face_tracks.Config()),
+  (vad, vad.Config()),
+  (encode, encode.Config(max_upscale=100.0)),
 )
-PACKED = 64  # clips
+NUM_PACKED = 64  # clips
 
 
-def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-  """Seconds of processor time, and the result."""
+def cpu_seconds(
+  function: Callable[..., Any], *arguments: Any
+) -> tuple[float, Any]:
+  """CPU seconds, and the result."""
   begin = time.process_time()
   result = function(*arguments)
   return time.process_time() - begin, result
 
 
 def measured(path: str, stages: dict[str, Any]) -> dict[str, float]:
-  """Seconds of each stage for a file and its first window.
+  """CPU seconds of each stage for a file and its first window.
 
-  A stage that refuses is the last one.
+  Stops after a stage that rejects the clip.
   """
   clip, times = clips.Clip(id=path, path=path), {}
   for module, _ in FILES:
-    media = reading.Media(clip, path)
-    times[module.NAME], found = timed(stages[module.NAME], clip, media)
+    media = clip_media.Media(clip, path)
+    times[module.NAME], found = cpu_seconds(stages[module.NAME], clip, media)
     if isinstance(found, clips.Reject):
       return times
     clip = found if isinstance(found, clips.Clip) else found[0]
-  media = reading.Media(clip, path)
-  times["decode"], _ = timed(lambda: (media.video_THWC, media.audio_A))
+  media = clip_media.Media(clip, path)
+  times["decode"], _ = cpu_seconds(lambda: (media.video_THWC, media.audio_A))
   for module, _ in WINDOWS:
-    times[module.NAME], found = timed(stages[module.NAME], clip, media)
+    times[module.NAME], found = cpu_seconds(stages[module.NAME], clip, media)
     if isinstance(found, clips.Reject):
       break
     clip = found
   return times
 
 
-def drawn_weights(path: pathlib.Path) -> None:
-  """SyncNet's, at full size, from a seed."""
+def save_random_weights(path: pathlib.Path) -> None:
+  """Save random weights of full-size SyncNet."""
   config = syncnet.SyncNetConfig()
   shapes = syncnet.shapes(config)
   leaves, tree = jax.tree.flatten(shapes)
@@ -96,53 +98,58 @@ def drawn_weights(path: pathlib.Path) -> None:
 
 
 def later_passes(path: str, repeats: int) -> dict[str, float]:
-  """Seconds by the clock of a clip in `synchrony`, and in `pack`."""
+  """Wall-clock seconds per clip of `av_sync` and `pack`."""
   clip = clips.Clip(id="clip", path=path, seconds=121 / 24)
-  media = reading.Media(clip, path)
-  whole = tracks.whole(*media.video_THWC.shape[:3])
-  clip = clip.found("probe", has_video=True)
-  clip = clip.found("people", kind=people.SINGLE, tracks=[whole])
-  clip = clip.found("speech", speaking=True)
-  clip = cut.load(cut.Config(largest_enlargement=100.0))(clip, media)
-  clip = clip.found(
+  media = clip_media.Media(clip, path)
+  full_frame = tracks.full_frame(*media.video_THWC.shape[:3])
+  clip = clip.with_facts("probe", has_video=True)
+  clip = clip.with_facts(
+    "face_tracks", face_count=face_tracks.SINGLE, tracks=[full_frame]
+  )
+  clip = clip.with_facts("vad", speaking=True)
+  clip = encode.load(encode.Config(max_upscale=100.0))(clip, media)
+  clip = clip.with_facts(
     "captions", prompts=["<S>Words<E> <AUDCAP>Words<ENDAUDCAP>"]
   )
   with tempfile.TemporaryDirectory() as folder:
     weights = pathlib.Path(folder) / "syncnet.safetensors"
-    drawn_weights(weights)
-    test = synchrony.load(synchrony.Config(weights=str(weights)))
+    save_random_weights(weights)
+    test = av_sync.load(av_sync.Config(weights=str(weights)))
     test([(clip, media)])  # compiles
-    lips = min(clocked(test, [(clip, media)]) for _ in range(repeats))
+    lips = min(wall_seconds(test, [(clip, media)]) for _ in range(repeats))
     every = [
       (dataclasses.replace(clip, id=f"clip-{number}"), media)
-      for number in range(PACKED)
+      for number in range(NUM_PACKED)
     ]
-    write = pack.load(pack.Config(held_out=0.0))
+    write = pack.load(pack.Config(eval_fraction=0.0))
     packing = min(
-      clocked(
+      wall_seconds(
         write, iter(every), pathlib.Path(folder) / f"{number}" / "records"
       )
       for number in range(repeats)
     )
-  return {"synchrony": lips, "pack": packing / PACKED}
+  return {"av_sync": lips, "pack": packing / NUM_PACKED}
 
 
-def clocked(function: Callable[..., Any], *arguments: Any) -> float:
-  """Seconds by the clock."""
+def wall_seconds(function: Callable[..., Any], *arguments: Any) -> float:
+  """Wall-clock seconds."""
   begin = time.monotonic()
   function(*arguments)
   return time.monotonic() - begin
 
 
 def syncnet_flops() -> float:
-  """Of the stretches that one face of a clip is."""
-  sizes = synchrony.Config().batch, synchrony.WINDOWS + syncnet.WINDOW - 1
+  """FLOPs of one batch of chunks, which covers one face of a clip."""
+  sizes = (
+    av_sync.Config().batch_size,
+    av_sync.CHUNK_WINDOWS + syncnet.WINDOW - 1,
+  )
   config = syncnet.SyncNetConfig()
   frames = jax.ShapeDtypeStruct(
     (*sizes, syncnet.SIDE, syncnet.SIDE, 3), "uint8"
   )
   windows = jax.ShapeDtypeStruct(
-    (sizes[0], synchrony.WINDOWS, syncnet.COEFFICIENTS, syncnet.COLUMNS),
+    (sizes[0], av_sync.CHUNK_WINDOWS, syncnet.COEFFICIENTS, syncnet.COLUMNS),
     "float32",
   )
   program = jax.jit(syncnet.SyncNet(config).apply).lower(
@@ -152,14 +159,14 @@ def syncnet_flops() -> float:
 
 
 def main(words: Sequence[str]) -> None:
-  """Print a table: seconds of each stage, clips a second, of each file."""
+  """Print a table: seconds of each stage and clips per second, per file."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.curation")
   parser.add_argument("files", nargs="+")
   parser.add_argument("--repeats", type=int, default=3)
   options = parser.parse_args(words)
   stages = {m.NAME: m.load(config) for m, config in (*FILES, *WINDOWS)}
   names = [m.NAME for m, _ in FILES] + ["decode"] + [m.NAME for m, _ in WINDOWS]
-  print("| file |", " | ".join(names), "| all | clips a second |")
+  print("| file |", " | ".join(names), "| total | clips per second |")
   print("|---" * (len(names) + 3) + "|")
   for path in options.files:
     runs = [measured(path, stages) for _ in range(options.repeats)]
@@ -168,12 +175,10 @@ def main(words: Sequence[str]) -> None:
     name = pathlib.Path(path).name
     print(f"| {name} |", " | ".join(cells), f"| {1 / sum(best):.2f} |")
   found = later_passes(options.files[0], options.repeats)
-  print(
-    f"by the clock, {jax.devices()[0].device_kind}, {os.cpu_count()} cores:"
-  )
-  print(f"  synchrony {found['synchrony']:.3f} s, of a clip with one face;")
+  print(f"wall-clock, {jax.devices()[0].device_kind}, {os.cpu_count()} cores:")
+  print(f"  av_sync {found['av_sync']:.3f} s per clip with one face;")
   print(f"    {syncnet_flops() / 1e9:.0f} GFLOPs")
-  print(f"  pack {found['pack']:.4f} s a clip")
+  print(f"  pack {found['pack']:.4f} s per clip")
 
 
 if __name__ == "__main__":

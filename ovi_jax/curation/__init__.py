@@ -1,1 +1,1 @@
-"""From raw media to the records that training reads (Ovi, section 3.1)."""
+"""Curation: raw media to training records (Ovi, section 3.1)."""

@@ -1,7 +1,7 @@
-"""What goes from stage to stage: a clip, or why it went no further.
+"""The data passed between stages: a clip, or its reject.
 
-A clip is first a whole file, then a window of one. Both forms are lines of
-JSON on disk; media never travels with them.
+A clip is first a whole file, then a window of it. Both classes are stored as
+lines of JSON, without media.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ class Clip:
   """A file, or a window of it.
 
   Attributes:
-    id: of a file, the hash of its content; of a window, that of the file and
-      the milliseconds it starts at. The same media has the same id anywhere.
-    path: of the file, as the list of inputs names it.
-    start: seconds from the file's beginning.
-    seconds: length; of a file, what its header says.
-    facts: what each stage found, name of the stage -> JSON values.
-    scores: what was measured, by name; they end up in the record.
+    id: for a file, the hash of its content; for a window, that of the file and
+      its start in milliseconds. The same media always has the same id.
+    path: path of the file, as given by the inputs.
+    start: start in the file, seconds.
+    seconds: length; for a file, the duration in its header.
+    facts: stage -> JSON values found by the stage.
+    scores: name -> measured number; copied to the record.
   """
 
   id: str
@@ -32,11 +32,11 @@ class Clip:
   )
   scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-  def found(self, stage: str, scores: Any = (), **facts: Any) -> "Clip":
-    """The clip with what a stage found.
+  def with_facts(self, stage: str, scores: Any = (), **facts: Any) -> "Clip":
+    """The clip with the results of a stage.
 
     Args:
-      stage: its name.
+      stage: name of the stage.
       scores: name -> number.
       **facts: JSON values.
     """
@@ -49,17 +49,16 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reject:
-  """Why a clip went no further.
+  """A rejected clip.
 
   Attributes:
-    clip: as it came.
-    stage: that refused it.
-    reason: a few words, the same for all clips refused for it; reports count
-      them.
-    score: what was measured, where the reason is a bound.
-    detail: of this clip alone; the traceback of a failure.
-    failed: the stage could not do its work, so that nothing is known of the
-      clip; too many of these fail a shard.
+    clip: the clip as the stage received it.
+    stage: name of the stage.
+    reason: a few words, the same for all clips rejected for it.
+    score: the measured value, if the reason is a threshold.
+    detail: details of this clip, such as a traceback.
+    failed: the stage failed, so the clip was not judged; too many failures fail
+      the shard.
   """
 
   clip: Clip

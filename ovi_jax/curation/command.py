@@ -1,4 +1,4 @@
-"""The command's flags, and what becomes of its errors; see `__main__`."""
+"""Flags and error handling of the command; see `__main__`."""
 
 import signal
 import sys
@@ -12,50 +12,54 @@ from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import settings
 
 FLAGS = flags.FLAGS
-TOLD_TO_STOP = 75  # "try again": what batch systems restart
+EX_TEMPFAIL = 75  # batch systems restart the job
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1 and not FLAGS.beam:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(TOLD_TO_STOP))
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(EX_TEMPFAIL))
   try:
     if FLAGS.config is None:
       raise ValueError("--config=configs/curate.py is needed")
     chosen = settings.Settings.from_config(FLAGS.config)
-    share = run.Share(
-      only=FLAGS.only_pass, shards=FLAGS.shards, retry=FLAGS.retry_failed
+    selection = run.ShardSelection(
+      only_pass=FLAGS.only_pass,
+      shards=FLAGS.shards,
+      retry_failed=FLAGS.retry_failed,
     )
-    work = None
+    executor = None
     if FLAGS.beam:
       from ovi_jax.curation.engine import beam_run
 
-      work = beam_run.with_options(argv[1:])
+      executor = beam_run.executor(argv[1:])
     reports = chosen.report and not FLAGS.only_pass
     if reports:
-      # Before any work: it needs the extra.
+      # Imported before any work: it needs the extra.
       from ovi_jax.curation.report import document
-    problems = run.run(chosen, share, work=work)
+    problems = run.run(chosen, selection, executor=executor)
     if reports:
-      print(f"read {document.write(chosen, problems)} before you train")
+      print(f"review {document.write(chosen, problems)} before training")
   except (ImportError, OSError, ValueError) as error:
     cli.exit_with_error(f"curation: {error}")
   except KeyboardInterrupt:
-    print("curation: interrupted; the same command goes on")
+    print("curation: interrupted; run the same command to resume")
     sys.exit(128 + signal.SIGINT)
   if problems:
-    cli.exit_with_error("\n".join(["curation: not all is done:", *problems]))
+    cli.exit_with_error("\n".join(["curation: incomplete:", *problems]))
 
 
 def start() -> None:
   """Define the flags and run `main`."""
   config_flags.DEFINE_config_file("config")
-  flags.DEFINE_string("only_pass", "", "One pass of the config; all if empty.")
-  flags.DEFINE_string("shards", "", "A:B, or I/N; all if empty.")
-  flags.DEFINE_boolean(
-    "retry_failed", False, "Do shards again of which clips failed."
+  flags.DEFINE_string("only_pass", "", "Pass to run; all if empty.")
+  flags.DEFINE_string(
+    "shards", "", "Shard range A:B, or part I/N; all if empty."
   )
   flags.DEFINE_boolean(
-    "beam", False, "Do shards with Apache Beam; what follows -- is Beam's."
+    "retry_failed", False, "Rerun shards that have failed clips."
+  )
+  flags.DEFINE_boolean(
+    "beam", False, "Run shards with Apache Beam; Beam options follow --."
   )
   app.run(main, flags_parser=cli.parse_flags)

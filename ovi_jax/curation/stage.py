@@ -1,39 +1,38 @@
-"""What a stage is: a name, a version, a config, and a pure function.
+"""The stage interface: a name, a version, a config and a pure function.
 
 A stage is a module of `ovi_jax.curation.stages` with
 
-  VERSION: int, raised when the same input would give another output;
-  Config: a frozen, keyword-only dataclass of JSON values, checked in
-    `__post_init__`; its hash is part of the name of what the stage writes;
-  load(config) -> a function, called once a process; it reads weights and
-    compiles, and raises ValueError, naming what is missing, before any clip.
+  VERSION: int, increased whenever the same input gives another output;
+  Config: a frozen, keyword-only dataclass of JSON values, validated in
+    `__post_init__`; its hash is part of the stage's folder name;
+  load(config) -> the stage function, called once per process; reads weights,
+    compiles, and raises ValueError for missing requirements.
 
-The function has one of four forms, which `KIND` names:
+`KIND` determines the arguments of the function:
 
-  "clip":  (Clip, Media) -> Clip | Reject | Sequence[Clip | Reject]; of many,
-    each is a clip of its own, such as a window of a file.
-  "shard": (Sequence[tuple[Clip, Media]]) -> Sequence[Clip | Reject], one each
-    and in order; for what gains by many clips at once (accelerators, networks).
-  "all":   (Iterator[Clip]) -> a function Clip -> Clip | Reject; it sees the
-    clips of all shards first, in order, and is then asked about each: for what
-    depends on the others (duplicates, shares). Alone in its pass.
-  "sink":  (Iterator[tuple[Clip, Media]], Path) -> JSON counts; it writes a
-    folder of that path from the clips of all shards, in order. The last pass.
+  "clip":   (Clip, Media) -> Clip | Reject | Sequence[Clip | Reject]; several
+    results are separate clips, such as windows of a file.
+  "batch":  (Sequence[tuple[Clip, Media]]) -> Sequence[Clip | Reject], one per
+    clip, in order; for accelerators and network requests.
+  "global": (Iterator[Clip]) -> a function Clip -> Clip | Reject; first receives
+    the clips of all shards in order, then decides each; for decisions that
+    depend on other clips (duplicates, shares). The only stage of its pass.
+  "sink":   (Iterator[tuple[Clip, Media]], Path) -> JSON counts; writes a folder
+    from the clips of all shards, in order. The last pass.
 
-A module may also have
+Optional members:
 
-  identity(config) -> JSON values: what of the config (and of files it names,
-    by content) the outcome depends on; hashed in place of all of the config.
-  missing(config) -> what the stage needs and has not here, a sentence each,
-    with the flag that helps or leaves the stage out; cheap, since all stages
-    are asked before any of them is loaded;
-  BOUNDS: reason of its rejects -> (name of a score, field of Config that bounds
-    it); the report draws them.
+  fingerprint(config) -> JSON values: the settings that affect the output, with
+    files by content; hashed instead of the whole config.
+  missing_requirements(config) -> missing requirements, one sentence each, with
+    the flag that provides them or skips the stage; cheap, because all stages
+    are checked before any is loaded.
+  THRESHOLDS: reject reason -> (score name, Config field with the threshold);
+    drawn by the report.
 
-It touches nothing but its arguments (and what `load` read): the same clip gives
-the same outcome on any machine, and a run may be repeated from anywhere.
-An exception is turned into a reject with its traceback by whoever calls; but
-for `Unavailable`, which leaves the shard undone.
+A stage function depends only on its arguments and on what `load` read, so the
+same clip gives the same result on any machine. Exceptions become rejects with a
+traceback, except `Unavailable`, which leaves the shard pending.
 """
 
 from collections.abc import Sequence
@@ -47,55 +46,53 @@ Outcome = clip.Clip | clip.Reject | Sequence[clip.Clip | clip.Reject]
 
 
 class Unavailable(OSError):
-  """What a stage needs is away, whatever the clip: a server, an accelerator.
+  """A dependency of the stage (server, accelerator) is unavailable.
 
-  Nothing is known of the clips then, so none is rejected; the shard stays
-  undone, and a later run takes it up again.
+  No clip is rejected; the shard stays pending and is processed by a later run.
   """
 
 
 class Media(Protocol):
-  """The media of a clip; read when asked for, once.
+  """The media of a clip, decoded on demand.
 
-  What stages of one pass ask for is decoded once for all of them.
+  Decoded media is shared by the stages of a pass.
   """
 
   @property
   def path(self) -> str:
-    """Of the file, to open; a local copy where the source is remote."""
+    """Path of the file; a local copy if the source is remote."""
     ...
 
   @property
   def video_THWC(self) -> np.ndarray:
     """The window's frames, uint8 RGB, at 24 fps by time stamp.
 
-    Upright (rotation applied), square pixels, at most
-    `decode.LARGEST_AREA` large: larger sources are made smaller as they are
-    decoded.
+    Rotation is applied and pixels are square. Sources larger than
+    `decode.LARGEST_AREA` are downscaled while decoding.
     """
     ...
 
   @property
-  def pictures_25(self) -> Sequence[np.ndarray]:
+  def frames_25fps(self) -> Sequence[np.ndarray]:
     """Frames like those of `video_THWC`, [H, W, 3], at 25 fps by time stamp.
 
-    What both rates show is in memory once.
+    Frames common to both rates share memory.
     """
     ...
 
   @property
   def audio_A(self) -> np.ndarray:
-    """The window's sound, float32 in [-1, 1], mono at 16 kHz; [0] if silent."""
+    """The window's audio, float32 in [-1, 1], mono, 16 kHz; empty if none."""
     ...
 
-  def kept(self, name: str) -> bytes:
-    """What an earlier pass kept of this clip under a name.
+  def read_artifact(self, name: str) -> bytes:
+    """Read an artifact that an earlier stage stored for this clip.
 
     Raises:
-      KeyError: it kept nothing of that name.
+      KeyError: no stage stored it.
     """
     ...
 
-  def keep(self, name: str, value: bytes) -> None:
-    """Keep bytes for later passes, which then need not decode the clip."""
+  def save_artifact(self, name: str, value: bytes) -> None:
+    """Store bytes for later stages, so they need not decode the clip."""
     ...

@@ -15,7 +15,7 @@ import pytest
 from configs import curate
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import shard_store
 from ovi_jax.media import container as containers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -27,25 +27,25 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
 def loud(monkeypatch) -> types.ModuleType:
   """The stage that the document adds."""
   (source,) = (block for block in BLOCKS if "VERSION" in block)
-  module = types.ModuleType("mine_loud")
-  monkeypatch.setitem(sys.modules, "mine_loud", module)
+  module = types.ModuleType("mine_loudness")
+  monkeypatch.setitem(sys.modules, "mine_loudness", module)
   exec(source, vars(module))
   return module
 
 
 def test_the_stage_that_is_added_is_one(loud, monkeypatch):
-  monkeypatch.setitem(sys.modules, "ovi_jax.curation.stages.loud", loud)
-  assert settings.stage_fields("loud") == {"largest": 0.99}
-  made = loud.load(loud.Config(largest=0.5))
+  monkeypatch.setitem(sys.modules, "ovi_jax.curation.stages.loudness", loud)
+  assert settings.default_config("loudness") == {"max_peak": 0.99}
+  made = loud.load(loud.Config(max_peak=0.5))
   clip = clips.Clip(id="1", path="a.wav")
   quiet = types.SimpleNamespace(audio_A=np.array([0.25, -0.4], np.float32))
   found = made(clip, quiet)
   assert round(found.scores["peak"], 4) == 0.4
-  assert store.decode(store.encode(found)) == found
+  assert shard_store.decode(shard_store.encode(found)) == found
   noise = types.SimpleNamespace(audio_A=np.array([0.1, -0.75], np.float32))
   reject = made(clip, noise)
   assert (reject.reason, reject.score) == ("too loud", 0.75)
-  score, field = loud.BOUNDS[reject.reason]
+  score, field = loud.THRESHOLDS[reject.reason]
   assert score in found.scores and hasattr(loud.Config(), field)
 
 
@@ -67,7 +67,7 @@ def test_its_commands_are_there():
 
 
 def test_flags_and_passes_of_its_commands_are_there():
-  passes = {name for name, _ in (*curate.VIDEO, *curate.SOUNDS)}
+  passes = {name for name, _ in (*curate.VIDEO, *curate.AUDIO)}
   assert set(re.findall(r"--only_pass=(\w+)", TEXT)) <= passes
   known = set(curate.get_config()) | {"inputs", "out"}
   assert set(re.findall(r"--config\.(\w+)", TEXT)) <= known
@@ -100,7 +100,7 @@ def test_its_commands_have_settings_that_can_be(monkeypatch):
     assert own or words[0] == "--config=configs/curate.py", words
     config = _own() if own else curate.get_config()
     config.out = config.out or "/data/run"
-    config.stages.people.detector = "whole"
+    config.stages.face_tracks.detector = "full_frame"
     for word in words[1:]:
       if word.startswith("--config."):
         name, _, value = word.removeprefix("--config.").partition("=")

@@ -1,7 +1,7 @@
 """What tests of the engine share: a run over files of text, with real workers.
 
-The stages are in `tests.curation.lines`: every line of a file becomes a clip,
-and the first word of a line may say how a stage is to fail.
+The stages are in `tests.curation.text_stages`: every line of a file becomes a
+clip, and the first word of a line may select a failure of a stage.
 """
 
 import pathlib
@@ -13,10 +13,10 @@ from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import shard
 
-STAGES = "tests.curation.lines"
+STAGES = "tests.curation.text_stages"
 PASSES = (
-  ("clips", (f"{STAGES}.cut", f"{STAGES}.weigh")),
-  ("together", (f"{STAGES}.turn",)),
+  ("clips", (f"{STAGES}.split", f"{STAGES}.measure")),
+  ("together", (f"{STAGES}.reverse",)),
   ("even", ("balance",)),
   ("end", (f"{STAGES}.write",)),
 )
@@ -25,9 +25,13 @@ PASSES = (
 def config(
   out, inputs=(), passes=PASSES, **fields
 ) -> ml_collections.ConfigDict:
-  """A config; fields with `__` are those of stages: weigh__least=4."""
+  """A config; fields with `__` are those of stages: measure__least=4."""
   stages = {
-    "balance": {"stage": "weigh", "shares": {"one": 0.5, "two": 0.5}},
+    "balance": {
+      "stage": "measure",
+      "fact": "kind",
+      "shares": {"one": 0.5, "two": 0.5},
+    },
   }
   own = {}
   for name, value in fields.items():
@@ -47,10 +51,10 @@ def config(
       "passes": passes,
       "skip": (),
       "stages": {n: f for n, f in stages.items() if n in used},
-      "workers": 1,
+      "num_workers": 1,
       "timeout": 20.0,
-      "timeouts": {},
-      "quota": 0.5,
+      "stage_timeouts": {},
+      "max_failure_rate": 0.5,
       **own,
     }
   )
@@ -65,12 +69,12 @@ def inline(chosen, part, numbers):
   """Does shards in this process: processes take most of a test's time."""
   functions = shard.load(part)
   for number in numbers:
-    yield shard.work(chosen, part, functions, number)
+    yield shard.process(chosen, part, functions, number)
 
 
 def finish(chosen: settings.Settings) -> None:
   """Do all of a run, in this process."""
-  assert run.run(chosen, log=lambda _: None, work=inline) == []
+  assert run.run(chosen, log=lambda _: None, executor=inline) == []
 
 
 def write_inputs(folder: pathlib.Path, count: int = 5) -> pathlib.Path:

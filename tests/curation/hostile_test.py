@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import reading
-from ovi_jax.curation.stages import cut
-from ovi_jax.curation.stages import look
+from ovi_jax.curation.media import clip_media
+from ovi_jax.curation.stages import encode
 from ovi_jax.curation.stages import motion
 from ovi_jax.curation.stages import probe
+from ovi_jax.curation.stages import quality
 from ovi_jax.curation.stages import shots
 from ovi_jax.media import colors
 from tests.curation import films
@@ -24,11 +24,11 @@ pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 pytest.importorskip("scenedetect", reason="pip install 'ovi_jax[curate]'")
 COUNT, SECONDS = 30, 25 / 24
 STAGES = (
-  (probe, probe.Config(least_area=32 * 32, least_seconds=1.0)),
-  (shots, shots.Config(frames=25)),
+  (probe, probe.Config(min_area=32 * 32, min_seconds=1.0)),
+  (shots, shots.Config(num_frames=25)),
   (motion, motion.Config()),
-  (look, look.Config()),
-  (cut, cut.Config(area=96 * 64, largest_enlargement=2.0)),
+  (quality, quality.Config()),
+  (encode, encode.Config(target_area=96 * 64, max_upscale=2.0)),
 )
 
 
@@ -41,14 +41,14 @@ def through(path, stages):
   """The outcome of a file's first window, and what was kept of it."""
   path = os.fspath(path)
   clip, kept = clips.Clip(id=path, path=path), {}
-  media = reading.Media(clip, path, kept)
+  media = clip_media.Media(clip, path, kept)
   for index, stage in enumerate(stages):
     outcome = stage(clip, media)
     if isinstance(outcome, clips.Reject):
       return outcome, kept
     clip = outcome if isinstance(outcome, clips.Clip) else outcome[0]
     if index < 2:
-      media = reading.Media(clip, path, kept)
+      media = clip_media.Media(clip, path, kept)
   return clip, kept
 
 
@@ -139,7 +139,7 @@ BAD = [
 def test_good_clips_come_of(make, tmp_path, stages):
   found, kept = through(make(tmp_path / "file.mp4"), stages)
   assert isinstance(found, clips.Clip), found
-  facts = found.facts["cut"]
+  facts = found.facts["encode"]
   with av.open(io.BytesIO(kept["video.mp4"])) as container:
     frames = list(container.decode(video=0))
   assert len(frames) == facts["frames"] == 25
@@ -197,9 +197,9 @@ def test_a_film_of_an_hour_becomes_windows(tmp_path):
     options={"preset": "ultrafast", "g": "240"},
   )
   clip = clips.Clip(id="long", path=str(path))
-  media = reading.Media(clip, path)
-  probed = probe.load(probe.Config(least_area=1))(clip, media)
+  media = clip_media.Media(clip, path)
+  probed = probe.load(probe.Config(min_area=1))(clip, media)
   found = shots.load(shots.Config())(probed, media)
   assert len(found) > 600 and found[-1].start > 3500
-  last = reading.Media(found[-1], path)
+  last = clip_media.Media(found[-1], path)
   assert last.video_THWC.shape == (121, 32, 32, 3)

@@ -8,13 +8,13 @@ import pathlib
 import pytest
 
 from benchmarks import shots as comparison
-from ovi_jax.curation.media import cuts
+from ovi_jax.curation.media import shot_detectors
 from ovi_jax.curation.stages import shots
 from ovi_jax.data import builder
 from ovi_jax.media import decode
 from tests.curation import caption_server as captioner
+from tests.curation import end_to_end_run
 from tests.curation import packages
-from tests.curation import whole_run
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +37,10 @@ def test_cuts_are_where_transnet_sees_them(transnet, film):
   wanted, found = (
     [cut.first for cut in detect(iter(frames))]
     for detect in (
-      cuts.transnetv2(str(weights), config.probability),
-      cuts.pyscenedetect(config.ratio, config.change),
+      shot_detectors.transnetv2(str(weights), config.transnet_threshold),
+      shot_detectors.pyscenedetect(
+        config.adaptive_threshold, config.min_content_val
+      ),
     )
   )
   assert len(wanted) > 100
@@ -54,12 +56,14 @@ def test_films_become_records_that_train(film, tmp_path):
   for path in (film, bunny):
     (folder / path.name).symlink_to(path)
   with captioner.serving() as server:
-    ended = whole_run.run(folder, out, server.url, workers=2)
+    ended = end_to_end_run.run(folder, out, server.url, num_workers=2)
   assert ended.returncode == 0, ended.stdout + ended.stderr
-  path = whole_run.records(out)
+  path = end_to_end_run.records(out)
   found = [r for s in builder.splits(path) for r in builder.read(path, s)]
   assert any("bigbuckbunny" in record.source for record in found)
   assert all(record.frames == 121 and record.video for record in found)
   first = found[0]
-  batch = whole_run.batch(path, first.height, first.width, 1, drop_unfit=True)
+  batch = end_to_end_run.batch(
+    path, first.height, first.width, 1, drop_unfit=True
+  )
   assert batch.latents.video.shape == (1, 121, first.height, first.width, 3)

@@ -141,6 +141,7 @@ def test_far_into_training_the_state_is_still_small(sounds):
   assert_same(take(again, 2), take(batches, 2))
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_restore(sounds):
   plain = loader.load(settings(sounds), batch=4, seed=5)
   wanted = take(plain, 7)

@@ -33,11 +33,11 @@ from ovi_jax.checkpoint import workdir
 from ovi_jax.convert import reader
 from ovi_jax.convert import standin
 from ovi_jax.convert import torch_file
-from ovi_jax.curation.captioning import answers
 from ovi_jax.curation.captioning import cache
-from ovi_jax.curation.engine import inputs
+from ovi_jax.curation.captioning import responses
+from ovi_jax.curation.engine import manifest as input_manifest
 from ovi_jax.curation.engine import shard
-from ovi_jax.curation.engine import store
+from ovi_jax.curation.engine import shard_store
 from ovi_jax.data import builder
 from ovi_jax.data import shards
 from ovi_jax.media import decode
@@ -291,57 +291,57 @@ def described(path):
 
 def curated(name):
   def make(folder):
-    files = store.Files(folder=str(folder), shard=0)
-    with store.writing(files) as opened:
-      clip = store.clips.Clip(id="a", path="b")
-      found = clip.found("look", {"s": 0.5}, boxes=[[1, 2]])
+    files = shard_store.ShardFiles(folder=str(folder), shard=0)
+    with shard_store.open_output(files) as opened:
+      clip = shard_store.clips.Clip(id="a", path="b")
+      found = clip.with_facts("quality", {"s": 0.5}, boxes=[[1, 2]])
       opened.writer.add(clip, [found], {"x": b"1"})
       opened.commit("s")
-    text = json.dumps({"clips": {"a": ["b", "c"]}, "alone": False})
-    pathlib.Path(files.left_out).write_text(text)
-    return pathlib.Path(files.named(name))
+    text = json.dumps({"clips": {"a": ["b", "c"]}, "one_by_one": False})
+    pathlib.Path(files.excluded).write_text(text)
+    return pathlib.Path(files.path(name))
 
   return make
 
 
 def shard_files(path):
-  return store.Files(folder=str(path.parent), shard=0)
+  return shard_store.ShardFiles(folder=str(path.parent), shard=0)
 
 
-def kept_bytes(path):
+def artifact_bytes(path):
   with (
-    store.keeper([str(path.parent)], 0) as kept,
+    shard_store.open_artifacts([str(path.parent)], 0) as read_artifact,
     contextlib.suppress(KeyError),
   ):
-    kept(store.clips.Clip(id="a", path="b"), "x")
+    read_artifact(shard_store.clips.Clip(id="a", path="b"), "x")
 
 
 def lines_of(path):
   for line in path.read_bytes().splitlines():
-    store.decode(line)
+    shard_store.decode(line)
 
 
 def reply(folder):
-  cache.store(folder, "abc", cache.Reply(text="a", tokens_in=1))
+  cache.store(folder, "abc", cache.Completion(text="a", tokens_in=1))
   return cache._path(folder, "abc")
 
 
 def answer(folder):
-  voice = dict.fromkeys(answers.VOICE, "calm")
+  voice = dict.fromkeys(responses.VOICE_ATTRIBUTES, "calm")
   text = {
     "visual": "A man says <S>Hi there.<E> in a bright room.",
     "audio": "A calm voice over a soft hum.",
     "speech": ["Hi there."],
     "speakers": [voice],
-    "sounds": dict.fromkeys(answers.SOUND, "soft"),
+    "sounds": dict.fromkeys(responses.SOUND_ATTRIBUTES, "soft"),
   }
   return saved_at("answer.txt", json.dumps(text))(folder)
 
 
 def captioned(path):
   text = path.read_text(errors="replace")
-  found = answers.read(text, answers.Wanted())
-  answers.combined(found, geometry.variant("720x720_5s"))
+  found = responses.parse(text, responses.Requirements())
+  responses.to_prompt(found, geometry.variant("720x720_5s"))
 
 
 PROMPT = (
@@ -397,7 +397,7 @@ TARGETS = {
   ),
   "list": Target(
     make=saved_at("l.txt", "/v/a.mp4\n/v/b.mp4\n"),
-    read=lambda path: inputs.expand([f"@{path}"]),
+    read=lambda path: input_manifest.expand([f"@{path}"]),
   ),
   "prompt": Target(make=saved_at("p.txt", PROMPT), read=rewritten),
   "dataset metadata": Target(
@@ -442,16 +442,18 @@ TARGETS = {
   ),
   "curation mark": Target(
     make=curated("done"),
-    read=lambda path: store.mark(shard_files(path)),
+    read=lambda path: shard_store.read_marker(shard_files(path)),
     is_json=True,
   ),
   "curation lines": Target(make=curated("jsonl"), read=lines_of, is_json=True),
-  "curation left out": Target(
-    make=curated("left_out"),
-    read=lambda path: shard.LeftOut.read(shard_files(path)),
+  "curation excluded": Target(
+    make=curated("excluded"),
+    read=lambda path: shard.ExcludedClips.read(shard_files(path)),
     is_json=True,
   ),
-  "curation kept": Target(make=curated("kept.zip"), read=kept_bytes),
+  "curation artifacts": Target(
+    make=curated("artifacts.zip"), read=artifact_bytes
+  ),
   "caption cache": Target(
     make=reply,
     read=lambda path: cache.load(path.parents[1], "abc"),

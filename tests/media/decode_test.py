@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import reading
+from ovi_jax.curation.media import clip_media
 from ovi_jax.media import container as containers
 from ovi_jax.media import decode
 from tests.curation import films
@@ -209,16 +209,23 @@ def test_a_clips_media_are_decoded_once(tmp_path, monkeypatch):
   )
   clip = clips.Clip(id="o", path=str(path), start=0.5, seconds=10 / 24)
   kept = {"old": b"1"}
-  media = reading.Media(clip, path, kept)
+  media = clip_media.Media(clip, path, kept)
   assert not opened
   assert media.video_THWC is media.video_THWC
-  assert reading.resized(media.video_THWC, 16).shape == (10, 16, 32, 3)
+  assert clip_media.resize_shorter_side(media.video_THWC, 16).shape == (
+    10,
+    16,
+    32,
+    3,
+  )
   seen = len(opened)
   assert media.audio_A.shape == (6667,)
   assert media.audio_A is media.audio_A
   # A seek may miss and the file be opened again, but no more than that.
   assert seen <= 2 and len(opened) <= 4
-  media.keep("new", b"2")
-  assert kept == {"old": b"1", "new": b"2"} and media.kept("old") == b"1"
+  media.save_artifact("new", b"2")
+  assert (
+    kept == {"old": b"1", "new": b"2"} and media.read_artifact("old") == b"1"
+  )
   with pytest.raises(KeyError):
-    media.kept("none")
+    media.read_artifact("none")

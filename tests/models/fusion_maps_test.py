@@ -68,6 +68,7 @@ def test_maps_are_shares_of_the_other_towers_tokens(case):
       assert np.abs(getattr(shares, name) - share).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_blocks_one_by_one_compute_the_same(case):
   config, variables, given = case
   out = fusion.FusionDiT(config).apply(variables, *given)

@@ -34,6 +34,7 @@ def forward(latents, lengths=None, remat="none", params=PARAMS, backend="xla"):
 
 
 @pytest.mark.parametrize("backend", ["xla", "xla_head"])
+@pytest.mark.slow
 def test_padding_changes_nothing(backend):
   """A bucket's length is no part of the result; its content neither."""
   whole = forward(example())

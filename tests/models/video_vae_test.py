@@ -267,6 +267,7 @@ def test_a_full_size_step_needs_less_than_six_gib(full):
   assert memory.alias_size_in_bytes >= held
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder_can_be_trained():
   """Gradients reach every parameter."""
   small = video_vae.VideoVAEConfig(

@@ -92,6 +92,7 @@ def test_a_run_from_given_noise(run, noise, golden):
   assert len(mp4.read(drawn[0])[0]) == 13
 
 
+@pytest.mark.slow
 def test_maps_of_chosen_heads_belong_to_the_clip_that_is_there(run):
   chosen = {"num_steps": 2, "attention_heads": "0.1"}
   (path,), _ = run(changes=chosen, maps=True, save_latents=True)
@@ -193,6 +194,7 @@ def test_weights_with_nan_end_the_run_where_they_act(
   assert not list((tmp_path / "out").rglob("*.*"))
 
 
+@pytest.mark.slow
 def test_image_and_aspect(run, tmp_path, golden):
   picture = tmp_path / "first.png"
   Image.fromarray(golden("image")["image_u8"].transpose(1, 0, 2)).save(picture)

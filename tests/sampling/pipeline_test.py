@@ -53,12 +53,14 @@ def latents(pipeline, golden):
   return {False: run(None), True: run(np.asarray(first[0]))}
 
 
+@pytest.mark.slow
 def test_text_to_sound_wave(latents, decoder, golden):
   wave = decoder.wave(latents[False].audio)
   reference = golden("sampling")["e2e_unipc_wav"][0]
   parity.assert_close(wave, reference, "end_to_end")
 
 
+@pytest.mark.slow
 def test_image_to_video_and_sound(latents, decoder, golden):
   arrays = golden("sampling")
   video = codec.decode(

@@ -85,7 +85,7 @@ def test_unknown_solver_is_named():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", settings.BOUNDS["num_steps"])
-@pytest.mark.parametrize("flow_shift", settings.BOUNDS["flow_shift"])
+@pytest.mark.parametrize("shift", settings.BOUNDS["flow_shift"])
 def test_coefficients_are_finite_within_the_bounds(name, steps, shift):
   method = solver.named(name)
   levels = method.schedule(steps, shift)

@@ -68,6 +68,7 @@ def batches(values, count):
   return made, ready.null_text(source.null_text)
 
 
+@pytest.mark.slow
 def test_encoding_in_the_loop_is_reading_what_was_cached(
   media, cached, weights, monkeypatch
 ):

@@ -34,6 +34,7 @@ def run(datasets, tmp_path_factory):
   return path
 
 
+@pytest.mark.slow
 def test_weights_of_a_run_stand_among_the_components(run, weights, tmp_path):
   export.export(run, tmp_path / "out", weights)
   manifest = weights_dir.read(tmp_path / "out")
@@ -61,6 +62,7 @@ def test_sizes_there_and_back():
     assert dit.DiTConfig.from_release(config.to_release()) == config
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported(run, weights, tmp_path):
   out = tmp_path / "out"
   for workdir, others, message in (

@@ -117,6 +117,7 @@ def test_only_what_is_trained_moves():
   assert jax.tree.map(jnp.shape, params) == shape
 
 
+@pytest.mark.slow
 def test_steps_draw_anew_and_a_run_draws_again():
   made, state = step_config()
   given = jax.tree.map(jnp.asarray, batch())
@@ -151,6 +152,7 @@ def test_training_lowers_the_loss():
   assert after.audio.sum() < 0.97 * before.audio.sum()
 
 
+@pytest.mark.slow
 def test_one_tower_alone():
   config = AV(None, CONFIG.audio)
   model = fusion.FusionDiT(config)

@@ -95,6 +95,7 @@ def pretrained(datasets, tmp_path_factory):
   return root
 
 
+@pytest.mark.slow
 def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   tuned = config(
     "audio_finetune",
@@ -200,6 +201,7 @@ def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
     run(values, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
   datasets, tmp_path
 ):

@@ -1,1 +1,1 @@
-"""A captioner: what it is asked, how, and what it answers."""
+"""Captioning: requests to a multimodal model, and validation of responses."""

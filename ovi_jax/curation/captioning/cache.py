@@ -1,8 +1,8 @@
-"""Answers that were paid for, on disk: a file an answer, named by its request.
+"""Response cache on disk, one file per request.
 
-The name is the sha256 of the request's bytes, in which model, instruction,
-settings and media are, so that the same question is asked once, whichever run,
-shard or clip it comes from. A file is whole or absent.
+Files are named by the sha256 of the request (model, instruction, parameters and
+media), so identical requests are sent once across runs, shards and
+clips. Files are written atomically.
 """
 
 import dataclasses
@@ -14,47 +14,47 @@ from typing import Any
 from ovi_jax import files
 from ovi_jax import untrusted
 
-_PREFIX = 3  # letters of a name that choose its folder: 4,096 folders
+_PREFIX = 3  # hex digits of the subfolder: 4,096 subfolders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reply:
-  """What the endpoint answered.
+class Completion:
+  """A response of the endpoint.
 
   Attributes:
-    text: of the answer.
-    finish: why it ended; "length" if it was cut.
-    tokens_in: of the request, as the endpoint counts; 0 if it does not.
-    tokens_out: of the answer, likewise.
+    text: text of the response.
+    finish_reason: why generation stopped; "length" if truncated.
+    tokens_in: input tokens reported by the endpoint; 0 if not reported.
+    tokens_out: output tokens, likewise.
   """
 
   text: str
-  finish: str = ""
+  finish_reason: str = ""
   tokens_in: int = 0
   tokens_out: int = 0
 
 
-_OPTIONAL = dataclasses.fields(Reply)[1:]
+_OPTIONAL = dataclasses.fields(Completion)[1:]
 
 
-def key(request: bytes) -> str:
-  """The name of the answer to a request."""
+def request_hash(request: bytes) -> str:
+  """The cache key of a request."""
   return hashlib.sha256(request).hexdigest()
 
 
-def load(folder: pathlib.Path, name: str) -> Reply | None:
-  """The answer of that name; None if there is none, or its file is damaged."""
+def load(folder: pathlib.Path, name: str) -> Completion | None:
+  """A cached response; None if missing or damaged."""
   try:
     found = untrusted.read_json(_path(folder, name))
   except FileNotFoundError:
     return None
   except ValueError:
-    return None  # asked again, and written anew
-  return Reply(**found) if _is_reply(found) else None
+    return None  # requested and written again
+  return Completion(**found) if _is_completion(found) else None
 
 
-def _is_reply(value: Any) -> bool:
-  """Whether JSON is what `store` writes."""
+def _is_completion(value: Any) -> bool:
+  """Whether a JSON value is a stored response."""
   kinds = {field.name: type(field.default) for field in _OPTIONAL}
   return (
     isinstance(value, dict)
@@ -64,17 +64,17 @@ def _is_reply(value: Any) -> bool:
   )
 
 
-def store(folder: pathlib.Path, name: str, reply: Reply) -> None:
-  """Keep an answer; it is there whole, or not at all.
+def store(folder: pathlib.Path, name: str, completion: Completion) -> None:
+  """Store a response atomically.
 
   Raises:
     OSError: the disk is full, or the folder is not writable.
   """
-  text = json.dumps(dataclasses.asdict(reply))
+  text = json.dumps(dataclasses.asdict(completion))
   with files.atomic_path(_path(folder, name)) as temporary:
     temporary.write_text(text)
 
 
 def _path(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """Where an answer lies."""
+  """Path of a response."""
   return folder / name[:_PREFIX] / f"{name}.json"

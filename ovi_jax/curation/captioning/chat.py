@@ -1,8 +1,8 @@
-"""A clip as a chat completion: frames, sound, the task; and asking again.
+"""Builds chat completion requests for clips.
 
-In: JPEGs, PCM (int16 little-endian, mono, 16 kHz). Out: the body of a request
-to `/v1/chat/completions`, as OpenAI and vLLM read it: pictures as data URLs,
-the sound as wav in base64, the shape of the answer as a JSON schema.
+From JPEGs and PCM (int16 little-endian, mono, 16 kHz) to the request body of
+`/v1/chat/completions` (OpenAI, vLLM): images as data URLs, audio
+as base64 wav, the response format as a JSON schema.
 """
 
 import base64
@@ -14,48 +14,48 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovi_jax import geometry
-from ovi_jax.curation.captioning import answers
 from ovi_jax.curation.captioning import instruction
+from ovi_jax.curation.captioning import responses
 
 _OWN = frozenset(["model", "messages", "stream", "n"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asking:
-  """What all requests have in common.
+class RequestConfig:
+  """Parameters shared by all requests.
 
   Attributes:
-    model: its name at the endpoint.
-    task: instruction in place of `instruction.task`; "" for that one.
-    temperature: of sampling.
-    max_tokens: of an answer.
-    structured: whether the JSON schema is sent as `response_format`.
-    extra: JSON values added to the request.
+    model: model name at the endpoint.
+    instruction: replaces the default instruction; "" for the default.
+    temperature: sampling temperature.
+    max_tokens: maximum tokens per response.
+    structured_output: send the JSON schema as `response_format`.
+    extra_body: JSON values merged into the request.
   """
 
   model: str
-  task: str
+  instruction: str
   temperature: float
   max_tokens: int
-  structured: bool
-  extra: Mapping[str, Any]
+  structured_output: bool
+  extra_body: Mapping[str, Any]
 
   def __post_init__(self):
-    if own := _OWN & set(self.extra):
-      raise ValueError(f"extra: {sorted(own)} cannot be set there")
+    if own := _OWN & set(self.extra_body):
+      raise ValueError(f"extra_body: {sorted(own)} cannot be set there")
 
 
-def request(
-  asking: Asking, frames: Sequence[bytes], pcm: bytes
+def build_request(
+  config: RequestConfig, frames: Sequence[bytes], pcm: bytes
 ) -> dict[str, Any]:
-  """A request with all of a clip.
+  """The request for a clip.
 
   Args:
-    asking: what all requests have in common.
-    frames: JPEGs in order; none for a sound alone.
-    pcm: the sound; b"" without one.
+    config: parameters shared by all requests.
+    frames: JPEGs in order; empty for audio only.
+    pcm: audio; b"" if silent.
   """
-  seen, heard = bool(frames), bool(pcm)
+  has_video, has_audio = bool(frames), bool(pcm)
   content: list[dict[str, Any]] = [
     {
       "type": "image_url",
@@ -63,43 +63,43 @@ def request(
     }
     for frame in frames
   ]
-  if heard:
-    sound = {"data": _base64(_wav(pcm)), "format": "wav"}
-    content.append({"type": "input_audio", "input_audio": sound})
-  task = asking.task or instruction.task(seen, heard)
+  if has_audio:
+    audio = {"data": _base64(_wav(pcm)), "format": "wav"}
+    content.append({"type": "input_audio", "input_audio": audio})
+  task = config.instruction or instruction.for_clip(has_video, has_audio)
   content.append({"type": "text", "text": task})
   body = {
-    "model": asking.model,
+    "model": config.model,
     "messages": [{"role": "user", "content": content}],
-    "temperature": asking.temperature,
-    "max_tokens": asking.max_tokens,
+    "temperature": config.temperature,
+    "max_tokens": config.max_tokens,
   }
-  if asking.structured:
-    schema = answers.schema(seen, heard)
+  if config.structured_output:
+    schema = responses.schema(has_video, has_audio)
     named = {"name": "caption", "strict": True, "schema": schema}
     body["response_format"] = {"type": "json_schema", "json_schema": named}
-  return {**body, **asking.extra}
+  return {**body, **config.extra_body}
 
 
-def sent_back(
-  body: Mapping[str, Any], answer: str, error: answers.Unfit
+def build_repair_request(
+  body: Mapping[str, Any], answer: str, error: responses.InvalidResponse
 ) -> dict[str, Any]:
-  """The request with an unfit answer and what is wrong with it."""
+  """The request, an invalid response to it, and the validation errors."""
   messages = [
     *body["messages"],
     {"role": "assistant", "content": answer},
-    {"role": "user", "content": instruction.again(error)},
+    {"role": "user", "content": instruction.for_repair(error)},
   ]
   return {**body, "messages": messages}
 
 
 def _base64(value: bytes) -> str:
-  """Bytes as JSON can hold them."""
+  """Base64 text."""
   return base64.b64encode(value).decode()
 
 
 def _wav(pcm: bytes) -> bytes:
-  """A wav file of a clip's sound."""
+  """A wav file of PCM."""
   file = io.BytesIO()
   with wave.open(file, "wb") as writer:
     writer.setnchannels(1)

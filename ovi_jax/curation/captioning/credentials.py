@@ -1,9 +1,9 @@
-"""API keys: read from the environment, recognized, removed from all output.
+"""API keys: read from the environment, detected in settings, redacted.
 
-An endpoint sees the key and may repeat it in an answer, in an error or encoded.
+An endpoint sees the key and may repeat it in a response or error, also encoded.
 `Redaction` replaces the key and its common encodings in everything that comes
-from the endpoint, before it is cached, recorded, reported or logged. What looks
-like a key is refused where a name or a setting is expected, and is not printed.
+from the endpoint, before it is cached, recorded, reported or logged. Values
+that look like a key are rejected in settings, and are not printed.
 """
 
 import base64
@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from typing import Any
 
 REDACTED = "[key]"
-SHORTEST = 8  # characters; less is a placeholder such as "EMPTY", no secret
+MIN_KEY_CHARS = 8  # shorter keys are placeholders such as "EMPTY"
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*", re.ASCII)
-_LONGEST_VARIABLE = 64
-_LONGEST_WORD = 20  # of a variable without `_`; longer is a key in base32
-# Keys of public APIs, and what stands before a key in a header.
+_MAX_VARIABLE_CHARS = 64
+_MAX_WORD_CHARS = 20  # without `_`; longer names may be base32 keys
+# Keys of public APIs, and bearer headers.
 _KEY = re.compile(
   r"(?<![A-Za-z0-9])(?:sk|pk|rk|hf|gsk|xai|ghp|gho|github_pat|glpat|r8|nvapi)"
   r"[-_][A-Za-z0-9_-]{12,}|(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{30,}"
@@ -32,79 +32,81 @@ _FIELD = re.compile(
   r"authori[sz]ation|credential|bearer|cookie|^(?:x-)?(?:key|token|auth)$",
   re.IGNORECASE,
 )
-# Between the characters of a key: line ends, spaces, characters of no width.
+# Allowed between the characters of a key: white space, zero-width characters.
 _BETWEEN = r"[\s\u00ad\u180e\u200b-\u200f\u2060-\u2064\ufeff]*"
 _BETWEEN_BYTES = r"(?:\\+x|0x|[\s:,-])*"
-_FULL_WIDTH = 0xFF01 - 0x21  # from ASCII to the letters that NFKC makes ASCII
+_FULL_WIDTH = (
+  0xFF01 - 0x21
+)  # from ASCII to full-width forms, which NFKC maps to ASCII
 
 
 def check_variable(name: str) -> None:
-  """Refuse what is not the name of an environment variable.
+  """Check the name of an environment variable.
 
   Args:
     name: as configured; "" for no key.
 
   Raises:
-    ValueError: it is none, or looks like a key. The message does not repeat it.
+    ValueError: it is invalid, or looks like a key; the message omits it.
   """
   if not name:
     return
   if (
     not _VARIABLE.fullmatch(name)
-    or len(name) > _LONGEST_VARIABLE
-    or ("_" not in name and len(name) > _LONGEST_WORD)
+    or len(name) > _MAX_VARIABLE_CHARS
+    or ("_" not in name and len(name) > _MAX_WORD_CHARS)
     or _KEY.search(name)
   ):
     raise ValueError(
-      "key_variable: expected the name of an environment variable in capitals,"
+      "api_key_env: expected the name of an environment variable in capitals,"
       " such as OPENAI_API_KEY, got something else (not shown, it may be a"
       " key); put the key into that variable"
     )
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-  """Refuse settings that hold a key: they are hashed, stored and reported.
+  """Check that settings contain no key: they are hashed, stored and reported.
 
   Args:
     settings: JSON values by name.
 
   Raises:
-    ValueError: names the settings; does not repeat their values.
+    ValueError: names the settings, without their values.
   """
-  if found := sorted(set(_suspects(settings, ""))):
+  if found := sorted(set(_find_keys(settings, ""))):
     raise ValueError(
       f"{', '.join(found)}: looks like a credential (not shown), and settings"
       " are written into reports; put the key into an environment variable and"
-      " name that in key_variable"
+      " name that in api_key_env"
     )
 
 
-def _suspects(value: Any, path: str, inside: bool = False) -> Iterator[str]:
-  """Paths of texts that look like keys, and of fields named like one."""
+def _find_keys(value: Any, path: str, inside: bool = False) -> Iterator[str]:
+  """Paths of values that look like keys, and of fields named like keys."""
   if isinstance(value, str):
     if _KEY.search(value):
       yield path
   elif isinstance(value, Mapping):
     for name, each in value.items():
-      # A name may be the key itself.
+      # A field name may be a key.
       hidden = bool(_KEY.search(str(name)))
       below = f"{path}.{'(a name)' if hidden else name}".lstrip(".")
       if hidden or (inside and each and _FIELD.search(str(name))):
         yield below
-      yield from _suspects(each, below, True)
+      yield from _find_keys(each, below, True)
   elif isinstance(value, list | tuple):
     for each in value:
-      yield from _suspects(each, path, inside)
+      yield from _find_keys(each, path, inside)
 
 
 def read(variable: str) -> str:
-  """The key in an environment variable.
+  """Read the key from an environment variable.
 
   Args:
-    variable: its name; "" for an endpoint without keys.
+    variable: name; "" for an endpoint without keys.
 
   Raises:
-    ValueError: it is empty or holds characters that no key has.
+    ValueError: it is empty or contains characters that keys cannot have.
   """
   check_variable(variable)
   if not variable:
@@ -113,32 +115,32 @@ def read(variable: str) -> str:
   if not key:
     raise ValueError(
       f"the environment variable {variable} is empty; put the API key there,"
-      " or set key_variable to '' for an endpoint without keys"
+      " or set api_key_env to '' for an endpoint without keys"
     )
   if not key.isascii() or not key.isprintable():
     raise ValueError(
-      f"the environment variable {variable} holds characters that no API key"
-      " has; copy the key again"
+      f"the environment variable {variable} contains characters that API keys"
+      " cannot have; copy the key again"
     )
   return key
 
 
 class Redaction:
-  """Replaces a key in text and JSON; is not printed and not pickled."""
+  """Redacts a key in text and JSON; cannot be printed or pickled."""
 
   def __init__(self, key: str):
-    """Find a key in its common encodings.
+    """Compile the pattern of a key and its common encodings.
 
     Args:
-      key: ASCII; "" or one shorter than `SHORTEST` redacts nothing.
+      key: ASCII; keys shorter than `MIN_KEY_CHARS` are not redacted.
     """
-    self._pattern = _pattern(key) if len(key) >= SHORTEST else None
+    self._pattern = _pattern(key) if len(key) >= MIN_KEY_CHARS else None
 
   def __repr__(self) -> str:
     return "Redaction()"
 
   def __getstate__(self) -> None:
-    raise TypeError("a redaction holds a key and stays in its process")
+    raise TypeError("a Redaction contains a key and cannot be pickled")
 
   def text(self, text: str) -> str:
     """The text with the key replaced."""
@@ -156,14 +158,14 @@ class Redaction:
 
 
 def _pattern(key: str) -> re.Pattern[str]:
-  """A key as it is; each character in URL, JSON, HTML or full-width form;
-  in hexadecimal; in base64, wherever it stands in what was encoded.
+  """A pattern of the key: plain; with URL, JSON, HTML or full-width
+  characters; hexadecimal; base64 at any offset.
   """
   pairs = [f"{byte:02x}" for byte in key.encode()]
   ways = [_BETWEEN.join(map(_character, key)), _BETWEEN_BYTES.join(pairs)]
   for before in range(3):
     encoded = base64.b64encode(b"\0" * before + key.encode()).decode()
-    # Characters that hold bits of what stands before or after are left out.
+    # Omit characters that also encode neighbouring bytes.
     start, end = (before * 8 + 5) // 6, (before + len(key)) * 8 // 6
     part = encoded[start:end]
     ways.append(f"(?-i:{re.escape(part)})")
@@ -172,7 +174,7 @@ def _pattern(key: str) -> re.Pattern[str]:
 
 
 def _character(character: str) -> str:
-  """A pattern of one character in the forms that it may take."""
+  """A pattern of one character in all encodings."""
   code = ord(character)
   forms = [
     re.escape(character),

@@ -1,11 +1,11 @@
-"""A client of an OpenAI-compatible endpoint that does not give up lightly.
+"""A client of an OpenAI-compatible endpoint, with retries and rate limits.
 
-In: the JSON bytes of a chat completion. Out: what was answered, or an error
-that says whose fault it is: `Refused`, of this request; `Unanswered`, of nobody
-known; `stage.Unavailable`, of the endpoint or of how it is reached. Rates are
-limited, failures are tried again after waits that grow. The API key is read
-from an environment variable and goes nowhere but into the request's header: it
-is replaced in all that the endpoint says (`credentials`).
+It sends the JSON of a chat completion and returns the response, or raises
+`RequestRejected` (this request is invalid), `AttemptsExhausted` (cause unknown)
+or `stage.Unavailable` (the endpoint cannot be used). Failures are retried with
+exponential backoff. The API key is read from an environment variable, sent only
+in the request header, and redacted from everything the endpoint returns
+(`credentials`).
 """
 
 import asyncio
@@ -27,65 +27,69 @@ from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import credentials
 
-LARGEST_ANSWER = 4 << 20  # bytes
-_AGAIN = frozenset([408, 409, 425, 429])
-_NEVER = frozenset([401, 402, 403, 404, 405, 407, 410])  # of no request
-_SHOWN = 300  # characters of what the endpoint says, in errors
+MAX_RESPONSE_BYTES = 4 << 20  # bytes
+_RETRYABLE = frozenset([408, 409, 425, 429])
+_FATAL = frozenset(
+  [401, 402, 403, 404, 405, 407, 410]
+)  # regardless of the request
+_MAX_CHARS_SHOWN = 300  # of endpoint messages, in errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """Where the endpoint is, and how it may be asked.
+  """Endpoint, rate limits and retries.
 
   Attributes:
-    url: up to and with the version, such as "http://127.0.0.1:8000/v1".
-    model: its name there; needed before anything is asked.
-    key_variable: the environment variable that has the API key; "" for none.
-    concurrency: requests at a time.
-    requests_per_minute: at most; 0 for no limit.
-    tokens_per_minute: at most, of requests and answers; 0 for no limit.
-    tokens_expected: of one request and its answer, until some have been seen,
-      or always if the endpoint does not count them.
-    connect_seconds: to wait for a connection.
-    read_seconds: to wait for the next bytes of an answer.
-    total_seconds: to wait for a whole answer.
-    attempts: at one request, before the endpoint is taken to be gone.
-    first_wait: seconds before the second attempt; doubled for each other one.
-    longest_wait: seconds; an endpoint that asks for more is taken to be gone.
-    seed: of the waits' jitter.
+    url: base URL with the version, such as "http://127.0.0.1:8000/v1".
+    model: model name at the endpoint; required before the first request.
+    api_key_env: environment variable with the API key; "" for none.
+    concurrency: concurrent requests.
+    requests_per_minute: rate limit; 0 for none.
+    tokens_per_minute: rate limit of input and output tokens; 0 for none.
+    expected_tokens: tokens per request, until responses report usage; always,
+      if the endpoint does not report it.
+    connect_timeout: seconds to connect.
+    read_timeout: seconds between parts of a response.
+    request_timeout: seconds for a whole response.
+    max_attempts: attempts per request.
+    backoff_base: seconds before the second attempt; doubled for each further
+      one.
+    backoff_max: maximum wait in seconds; if the endpoint asks for more, it is
+      considered unavailable.
+    seed: seed of the jitter.
   """
 
   url: str = "http://127.0.0.1:8000/v1"
   model: str = ""
-  key_variable: str = ""
+  api_key_env: str = ""
   concurrency: int = 16
   requests_per_minute: float = 0.0
   tokens_per_minute: float = 0.0
-  tokens_expected: int = 4000
-  connect_seconds: float = 10.0
-  read_seconds: float = 120.0
-  total_seconds: float = 300.0
-  attempts: int = 8
-  first_wait: float = 1.0
-  longest_wait: float = 120.0
+  expected_tokens: int = 4000
+  connect_timeout: float = 10.0
+  read_timeout: float = 120.0
+  request_timeout: float = 300.0
+  max_attempts: int = 8
+  backoff_base: float = 1.0
+  backoff_max: float = 120.0
   seed: int = 0
 
   def __post_init__(self):
     _check_url(self.url)
-    credentials.check_variable(self.key_variable)
-    for name in ("concurrency", "tokens_expected", "attempts"):
+    credentials.check_variable(self.api_key_env)
+    for name in ("concurrency", "expected_tokens", "max_attempts"):
       if getattr(self, name) < 1:
         raise ValueError(
           f"{name} must be at least 1, got {getattr(self, name)}"
         )
-    for name in ("connect", "read", "total"):
-      if getattr(self, f"{name}_seconds") <= 0:
-        raise ValueError(f"{name}_seconds must be positive")
+    for name in ("connect_timeout", "read_timeout", "request_timeout"):
+      if getattr(self, name) <= 0:
+        raise ValueError(f"{name} must be positive")
     for name in (
       "requests_per_minute",
       "tokens_per_minute",
-      "first_wait",
-      "longest_wait",
+      "backoff_base",
+      "backoff_max",
     ):
       if getattr(self, name) < 0:
         raise ValueError(
@@ -94,32 +98,32 @@ class Settings:
 
 
 def _check_url(url: str) -> None:
-  """ValueError unless it is a plain http address; its text is not repeated."""
+  """ValueError unless it is a plain HTTP URL; the message omits it."""
   parts = urllib.parse.urlsplit(url)
   plain = parts.scheme in ("http", "https") and parts.hostname
   if not plain or "@" in url or parts.query:
     raise ValueError(
-      "url: expected one such as 'http://127.0.0.1:8000/v1', without a name,"
-      " password or query; a key belongs in the variable that key_variable"
-      " names"
+      "url: expected a URL such as 'http://127.0.0.1:8000/v1', without a user,"
+      " password or query; put the API key into the variable named by"
+      " api_key_env"
     )
 
 
-class Refused(ValueError):
-  """The endpoint will not answer this request."""
+class RequestRejected(ValueError):
+  """The endpoint rejected this request."""
 
 
-class Unanswered(OSError):
-  """This request was tried as often as allowed; others were answered."""
+class AttemptsExhausted(OSError):
+  """All attempts failed while other requests were answered."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clock:
-  """Time, as the client sees it; tests bring their own.
+  """Clock of the client; replaced by tests.
 
   Attributes:
-    now: seconds of a clock that never goes back.
-    sleep: for so many seconds.
+    now: monotonic time in seconds.
+    sleep: sleeps for a number of seconds.
   """
 
   now: Callable[[], float] = time.monotonic
@@ -128,24 +132,24 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Failure:
-  """Why an attempt failed.
+  """A failed attempt.
 
   Attributes:
-    text: for people.
-    error: to raise at once; None if it may be tried again.
-    wait: seconds that the endpoint asks for.
-    busy: it has too much to do, which says nothing of this request.
-    nobody: there was no connection, so nothing was heard of the endpoint.
+    text: error message.
+    error: exception to raise at once; None if the request may be retried.
+    retry_after: wait requested by the endpoint, in seconds.
+    rate_limited: the endpoint is overloaded; unrelated to this request.
+    no_connection: the endpoint could not be reached.
   """
 
   text: str
   error: type[Exception] | None = None
-  wait: float = 0.0
-  busy: bool = False
-  nobody: bool = False
+  retry_after: float = 0.0
+  rate_limited: bool = False
+  no_connection: bool = False
 
 
-def library() -> types.ModuleType:
+def import_httpx() -> types.ModuleType:
   """httpx; ImportError says how to install it."""
   try:
     return importlib.import_module("httpx")
@@ -156,29 +160,29 @@ def library() -> types.ModuleType:
 
 
 class Client:
-  """Asks one endpoint; for one event loop.
+  """Client of one endpoint, for one event loop.
 
   Attributes:
-    redaction: of the key, for all that is kept or said.
-    answered: requests so far that were.
-    known: an answer of an earlier run was used, so that a request may be what
-      is wrong, though no other is answered now.
-    gone: why no more are made; "" while they are.
+    redaction: redacts the API key from everything stored or logged.
+    num_answered: number of successful requests.
+    answered_before: a cached response of an earlier run was used, so a failure
+      may be due to the request although no other one was answered yet.
+    unavailable: why no more requests are sent; "" while they are.
   """
 
   def __init__(self, settings: Settings, key: str, clock: Clock):
     self._settings, self._key, self._clock = settings, key, clock
     self.redaction = credentials.Redaction(key)
-    self._httpx = library()
+    self._httpx = import_httpx()
     self._http: Any = None
     self._free_at, self._tokens_seen = 0.0, 0.0
     self._request_at = self._tokens_at = 0.0
-    self.answered, self.known, self.gone = 0, False, ""
+    self.num_answered, self.answered_before, self.unavailable = 0, False, ""
 
   async def __aenter__(self) -> "Client":
     settings, httpx = self._settings, self._httpx
     for name in ("httpx", "httpcore"):
-      # At the level "debug" they log headers.
+      # Their debug logs contain headers.
       logging.getLogger(name).setLevel(logging.WARNING)
     headers = {"Content-Type": "application/json"}
     if self._key:
@@ -186,7 +190,7 @@ class Client:
     self._http = httpx.AsyncClient(
       headers=headers,
       timeout=httpx.Timeout(
-        settings.read_seconds, connect=settings.connect_seconds, pool=None
+        settings.read_timeout, connect=settings.connect_timeout, pool=None
       ),
       limits=httpx.Limits(max_connections=settings.concurrency),
     )
@@ -195,142 +199,154 @@ class Client:
   async def __aexit__(self, *_: object) -> None:
     await self._http.aclose()
 
-  async def ask(self, request: bytes) -> cache.Reply:
-    """Send a request until it is answered.
+  async def complete(self, request: bytes) -> cache.Completion:
+    """Send a request, with retries.
 
     Args:
       request: JSON of a chat completion.
 
     Raises:
-      Refused: the endpoint says that the request is wrong.
-      Unanswered: all attempts failed while other requests were answered, or
-        had been by an endpoint that is `known` and still lets us connect.
-      stage.Unavailable: all attempts failed, and nothing else was answered; or
-        the key, the model or the address is wrong.
+      RequestRejected: the endpoint rejected the request.
+      AttemptsExhausted: all attempts failed while other requests were answered,
+        now or (`answered_before`) by an endpoint that is still reachable.
+      stage.Unavailable: all attempts failed and no other request was answered;
+        or the key, the model or the URL is wrong.
     """
-    before = seen = self.answered
-    tries = waits = 0
+    before = seen = self.num_answered
+    attempts = waits = 0
     while True:
-      expected = await self._turn()
-      found = await self._attempt(request)
-      if not isinstance(found, _Failure):
-        self._count(found, expected)
-        return found
-      if found.error is stage.Unavailable:
-        self.gone = self.gone or found.text
-      elif found.error is not None:
-        raise found.error(found.text)
-      self._stop_if_gone()
-      # A busy endpoint that answers others will come to this one.
-      tries = 0 if found.busy and self.answered > seen else tries + 1
-      seen = self.answered
-      if tries >= self._settings.attempts:
+      expected = await self._wait_for_slot()
+      result = await self._attempt(request)
+      if not isinstance(result, _Failure):
+        self._record_usage(result, expected)
+        return result
+      if result.error is stage.Unavailable:
+        self.unavailable = self.unavailable or result.text
+      elif result.error is not None:
+        raise result.error(result.text)
+      self._raise_if_unavailable()
+      # A rate-limited endpoint that answers others is making progress.
+      attempts = (
+        0 if result.rate_limited and self.num_answered > seen else attempts + 1
+      )
+      seen = self.num_answered
+      if attempts >= self._settings.max_attempts:
         break
-      await self._clock.sleep(max(self._wait(request, waits), found.wait))
+      await self._clock.sleep(
+        max(self._backoff(request, waits), result.retry_after)
+      )
       waits += 1
-    tried = f"{tries} attempts failed, the last: {found.text}"
-    if self.answered == before and (found.nobody or not self.known):
-      self.gone = tried
-    self._stop_if_gone()
-    raise Unanswered(f"{self._settings.url}: {tried}")
+    summary = f"{attempts} attempts failed, the last: {result.text}"
+    if self.num_answered == before and (
+      result.no_connection or not self.answered_before
+    ):
+      self.unavailable = summary
+    self._raise_if_unavailable()
+    raise AttemptsExhausted(f"{self._settings.url}: {summary}")
 
-  def _stop_if_gone(self) -> None:
-    """`stage.Unavailable` once the endpoint has been taken to be gone."""
-    if self.gone:
-      raise stage.Unavailable(f"{self._settings.url}: {self.gone}")
+  def _raise_if_unavailable(self) -> None:
+    """Raise `stage.Unavailable` if the endpoint was found unavailable."""
+    if self.unavailable:
+      raise stage.Unavailable(f"{self._settings.url}: {self.unavailable}")
 
-  def _wait(self, request: bytes, waits: int) -> float:
-    """Seconds before the next attempt: exponential, half of it by chance."""
-    name = cache.key(request)
+  def _backoff(self, request: bytes, waits: int) -> float:
+    """Seconds before the next attempt: exponential backoff with jitter."""
+    name = cache.request_hash(request)
     chance = random.Random(f"{self._settings.seed}/{name}/{waits}").random()
-    # 2**30 is beyond any wait, and no overflow.
-    longest = self._settings.first_wait * 2 ** min(waits, 30)
-    return min(longest, self._settings.longest_wait) * (0.5 + 0.5 * chance)
+    # Bounded to avoid overflow.
+    backoff = self._settings.backoff_base * 2 ** min(waits, 30)
+    return min(backoff, self._settings.backoff_max) * (0.5 + 0.5 * chance)
 
-  async def _turn(self) -> float:
-    """Wait until the rates allow another request; tokens that it may take."""
+  async def _wait_for_slot(self) -> float:
+    """Wait for the rate limits; returns the expected tokens."""
     settings, now = self._settings, self._clock.now()
-    expected = self._expected()
+    expected = self._expected_tokens()
     start = max(now, self._request_at, self._tokens_at)
     if settings.requests_per_minute:
       self._request_at = start + 60 / settings.requests_per_minute
     if settings.tokens_per_minute:
-      self._tokens_at = start + self._seconds(expected)
+      self._tokens_at = start + self._seconds_for_tokens(expected)
     while (wait := max(start, self._free_at) - self._clock.now()) > 0:
       await self._clock.sleep(wait)
-      self._stop_if_gone()
-    self._stop_if_gone()
+      self._raise_if_unavailable()
+    self._raise_if_unavailable()
     return expected
 
-  def _expected(self) -> float:
-    """Tokens of a request and its answer: the mean of those seen."""
-    if not self.answered:
-      return self._settings.tokens_expected
-    return self._tokens_seen / self.answered
+  def _expected_tokens(self) -> float:
+    """Expected tokens per request: the mean so far."""
+    if not self.num_answered:
+      return self._settings.expected_tokens
+    return self._tokens_seen / self.num_answered
 
-  def _seconds(self, tokens: float) -> float:
-    """The time that so many tokens take at the limit."""
+  def _seconds_for_tokens(self, tokens: float) -> float:
+    """Seconds that tokens take at the rate limit."""
     return tokens / self._settings.tokens_per_minute * 60
 
-  def _count(self, reply: cache.Reply, expected: float) -> None:
-    """Note an answer; what it took beyond the expected is waited for."""
-    # An endpoint that does not count is taken to have used what was expected.
-    used = reply.tokens_in + reply.tokens_out or expected
+  def _record_usage(
+    self, completion: cache.Completion, expected: float
+  ) -> None:
+    """Record usage; correct the rate limit by the difference."""
+    # Without reported usage, assume the expected tokens.
+    used = completion.tokens_in + completion.tokens_out or expected
     if self._settings.tokens_per_minute:
-      self._tokens_at += self._seconds(used - expected)
+      self._tokens_at += self._seconds_for_tokens(used - expected)
     self._tokens_seen += used
-    self.answered += 1
+    self.num_answered += 1
 
-  async def _attempt(self, request: bytes) -> cache.Reply | _Failure:
+  async def _attempt(self, request: bytes) -> cache.Completion | _Failure:
     """Send a request once."""
     try:
-      async with asyncio.timeout(self._settings.total_seconds):
+      async with asyncio.timeout(self._settings.request_timeout):
         status, headers, body = await self._send(request)
     except TimeoutError:
-      seconds = self._settings.total_seconds
-      return _Failure(text=f"no whole answer within {seconds:g} s")
+      seconds = self._settings.request_timeout
+      return _Failure(text=f"no complete response within {seconds:g} s")
     except self._httpx.RequestError as error:
-      text = self._shown(f"{type(error).__name__}: {error}")
+      text = self._safe_text(f"{type(error).__name__}: {error}")
       kinds = self._httpx.ConnectError, self._httpx.ConnectTimeout
-      return _Failure(text=text, nobody=isinstance(error, kinds))
+      return _Failure(text=text, no_connection=isinstance(error, kinds))
     if status == 200:
-      return self._reply(body)
-    said = body.decode(errors="replace").strip()
-    text = self._shown(f"status {status}: {said}")
-    if status in _AGAIN or status >= 500:
+      return self._parse_body(body)
+    message = body.decode(errors="replace").strip()
+    text = self._safe_text(f"status {status}: {message}")
+    if status in _RETRYABLE or status >= 500:
       wait = _retry_after(headers)
       self._free_at = max(self._free_at, self._clock.now() + wait)
-      if wait > self._settings.longest_wait:
-        text = f"{text}; it asks to come back in {wait:g} s"
+      if wait > self._settings.backoff_max:
+        text = f"{text}; Retry-After is {wait:g} s"
         return _Failure(text=text, error=stage.Unavailable)
-      return _Failure(text=text, wait=wait, busy=status == 429)
-    if status in _NEVER or status < 400:
+      return _Failure(text=text, retry_after=wait, rate_limited=status == 429)
+    if status in _FATAL or status < 400:
       return _Failure(
         text=f"{text}; check url, model and the API key",
         error=stage.Unavailable,
       )
-    return _Failure(text=text, error=Refused)
+    return _Failure(text=text, error=RequestRejected)
 
   async def _send(self, request: bytes) -> tuple[int, Mapping[str, str], bytes]:
-    """Status, headers and body of an answer, which is cut if it is endless."""
+    """Status, headers and body; the body is limited in size."""
     url = f"{self._settings.url.rstrip('/')}/chat/completions"
     async with self._http.stream("POST", url, content=request) as response:
       body = b""
       async for part in response.aiter_bytes():
         body += part
-        if len(body) > LARGEST_ANSWER:
+        if len(body) > MAX_RESPONSE_BYTES:
           break
       return response.status_code, response.headers, body
 
-  def _reply(self, body: bytes) -> cache.Reply | _Failure:
-    """What a body of status 200 says."""
+  def _parse_body(self, body: bytes) -> cache.Completion | _Failure:
+    """Parse the body of a status 200."""
     try:
-      found = untrusted.parse_json(body, max_bytes=LARGEST_ANSWER, finite=False)
+      found = untrusted.parse_json(
+        body, max_bytes=MAX_RESPONSE_BYTES, finite=False
+      )
       choice, usage = found["choices"][0], found.get("usage")
-      said = choice["message"].get("content") or ""
-      return cache.Reply(
-        text=self.redaction.text(str(said)),
-        finish=self.redaction.text(str(choice.get("finish_reason") or "")),
+      message = choice["message"].get("content") or ""
+      return cache.Completion(
+        text=self.redaction.text(str(message)),
+        finish_reason=self.redaction.text(
+          str(choice.get("finish_reason") or "")
+        ),
         tokens_in=_tokens(usage, "prompt_tokens"),
         tokens_out=_tokens(usage, "completion_tokens"),
       )
@@ -341,22 +357,22 @@ class Client:
       TypeError,
       ValueError,
     ) as error:
-      said = body.decode(errors="replace")
+      message = body.decode(errors="replace")
       return _Failure(
-        text=self._shown(
+        text=self._safe_text(
           "expected a chat completion,"
-          f" got {type(error).__name__} in {len(body)} bytes: {said}"
+          f" got {type(error).__name__} in {len(body)} bytes: {message}"
         )
       )
 
-  def _shown(self, text: str) -> str:
-    """What the endpoint said, short, printable and without the key."""
-    # Before it is cut: half a key is a secret too.
-    return untrusted.printable(self.redaction.text(text), _SHOWN)
+  def _safe_text(self, text: str) -> str:
+    """An endpoint message, short, printable and redacted."""
+    # Redact before truncating: part of a key is a secret too.
+    return untrusted.printable(self.redaction.text(text), _MAX_CHARS_SHOWN)
 
 
 def _tokens(usage: Any, name: str) -> int:
-  """What an endpoint counted; 0 of what is no count: the answer stands."""
+  """A token count; 0 if it is invalid, which does not fail the response."""
   count = usage.get(name) if isinstance(usage, dict) else None
   if not isinstance(count, int) or isinstance(count, bool):
     return 0
@@ -364,7 +380,7 @@ def _tokens(usage: Any, name: str) -> int:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-  """Seconds that an answer asks to wait; 0 if it does not say, or not well."""
+  """Seconds of a Retry-After header; 0 if missing or invalid."""
   value = headers.get("retry-after", "")
   try:
     return max(0.0, float(value)) if value else 0.0
@@ -372,7 +388,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     pass
   try:
     wanted = email.utils.parsedate_to_datetime(value).timestamp()
-    # By the endpoint's own clock, if it tells it.
+    # Relative to the endpoint's clock, if it sends one.
     date = headers.get("date")
     now = time.time()
     if date:

@@ -1,11 +1,11 @@
-"""What a captioner is told: the task, and what was wrong with its answer.
+"""The instruction of a caption request, and of a repair request.
 
-The answer it asks for is `answers.schema`.
+The response format is `responses.schema`.
 """
 
-from ovi_jax.curation.captioning import answers
+from ovi_jax.curation.captioning import responses
 
-_SEEN = """\
+_VIDEO_FIELDS = """\
 "visual": one paragraph on what happens, in the order it happens: who and what \
 is there, how it looks, the place, the light, the camera and how it moves, \
 every visible action. Where somebody speaks, write who speaks, then the words \
@@ -13,7 +13,7 @@ as <S>words<E>, in the place where they are said. Use these two tags for \
 nothing else, and put all speech that can be understood between them, word for \
 word, in the language it is in.
 """
-_HEARD = """\
+_AUDIO_FIELDS = """\
 "speech": the list of everything that is said, in order{agree}; an empty list \
 if nobody speaks or nothing can be understood.
 "audio": one or two sentences on how everything sounds, without repeating the \
@@ -27,30 +27,30 @@ the place.
 "music" (genre, instruments, mood) and "acoustics" (the room or open space, \
 closeness, noise), each a few words; "none" for what is not there.
 """
-_AGREE = ', the same words as between the tags of "visual"'
+_MATCH_VISUAL = ', the same words as between the tags of "visual"'
 
 
-def task(seen: bool, heard: bool) -> str:
+def for_clip(has_video: bool, has_audio: bool) -> str:
   """The instruction for a clip with frames, with sound, or both."""
   given = {
     (True, True): "frames of a short video, evenly spaced, and all its sound",
     (True, False): "frames of a short silent video, evenly spaced",
     (False, True): "a sound recording",
-  }[seen, heard]
+  }[has_video, has_audio]
   parts = [
     f"You are given {given}. Describe it in English. Say only what is seen or"
     " heard; guess no names.\nAnswer with one JSON object and nothing else. It"
     " has:\n"
   ]
-  if seen:
-    parts.append(_SEEN)
-  if heard:
-    parts.append(_HEARD.format(agree=_AGREE if seen else ""))
+  if has_video:
+    parts.append(_VIDEO_FIELDS)
+  if has_audio:
+    parts.append(_AUDIO_FIELDS.format(agree=_MATCH_VISUAL if has_video else ""))
   return "".join(parts)
 
 
-def again(error: answers.Unfit) -> str:
-  """What to say after an answer that is unfit."""
+def for_repair(error: responses.InvalidResponse) -> str:
+  """The message after an invalid response."""
   return (
     f"That answer cannot be used: {error}. Answer again with the whole JSON"
     " object, put right, and nothing else."

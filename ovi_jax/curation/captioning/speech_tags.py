@@ -1,6 +1,6 @@
-"""Speech within a text, `<S>words<E>`: found, and put in its place.
+"""Speech tags in text, `<S>words<E>`: extraction and insertion.
 
-Text in, text out; tags as in `ovi_jax.prompt`.
+Tags as in `ovi_jax.prompt`.
 """
 
 import re
@@ -11,39 +11,39 @@ from ovi_jax import prompt
 _SPOKEN = re.compile(f"{prompt.SPEECH}(.*?){prompt.SPEECH_END}", re.DOTALL)
 
 
-def without(text: str) -> str:
+def strip_tags(text: str) -> str:
   """The text without speech tags, white space collapsed."""
   for tag in (prompt.SPEECH, prompt.SPEECH_END):
     text = text.replace(tag, " ")
   return " ".join(text.split())
 
 
-def spoken(text: str) -> tuple[str, ...]:
-  """What stands between speech tags, in order."""
+def tagged_speech(text: str) -> tuple[str, ...]:
+  """The texts between speech tags, in order."""
   return tuple(words.strip() for words in _SPOKEN.findall(text))
 
 
-def same(one: Sequence[str], other: Sequence[str]) -> bool:
-  """Whether two lists have the same words, case and stops aside."""
-  return list(map(_letters, one)) == list(map(_letters, other))
+def same_words(one: Sequence[str], other: Sequence[str]) -> bool:
+  """Whether two lists have the same words, ignoring case and punctuation."""
+  return list(map(_normalize, one)) == list(map(_normalize, other))
 
 
-def placed(text: str, speech: Sequence[str]) -> str | None:
-  """Put tags around what is said, in place of those that are there.
+def insert_tags(text: str, speech: Sequence[str]) -> str | None:
+  """Replace the tags of a text by tags around the spoken words.
 
   Args:
-    text: with any tags.
-    speech: what is said, in order.
+    text: text with any tags.
+    speech: spoken words, in order.
 
   Returns:
-    The text; None if some of the speech is not there word for word, or stands
-    there more often than it is said, so that its place is a guess.
+    The text; None if some speech does not occur literally, or occurs more often
+    than it is spoken, so that its position is ambiguous.
   """
   if not speech:
     return None
-  plain, parts, end = without(text), [], 0
+  plain, parts, end = strip_tags(text), [], 0
   for words in speech:
-    found = _whole(words).search(plain, end)
+    found = _word_pattern(words).search(plain, end)
     if not found or _count(plain, words) != _count_in(speech, words):
       return None
     tagged = f"{prompt.SPEECH}{words}{prompt.SPEECH_END}"
@@ -52,21 +52,21 @@ def placed(text: str, speech: Sequence[str]) -> str | None:
   return "".join([*parts, plain[end:]])
 
 
-def _whole(words: str) -> re.Pattern[str]:
-  """Finds words that are no part of longer ones."""
+def _word_pattern(words: str) -> re.Pattern[str]:
+  """Matches whole words."""
   return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
 
 
 def _count(text: str, words: str) -> int:
-  """How often words stand in a text."""
-  return len(_whole(words).findall(text))
+  """Number of occurrences in a text."""
+  return len(_word_pattern(words).findall(text))
 
 
 def _count_in(speech: Sequence[str], words: str) -> int:
-  """How often words are said, within longer speech too."""
+  """Number of occurrences in the speech, also within longer texts."""
   return sum(_count(each, words) for each in speech)
 
 
-def _letters(words: str) -> str:
-  """Letters and digits alone, of one case."""
+def _normalize(words: str) -> str:
+  """Lower-case letters and digits only."""
   return "".join(c for c in words.casefold() if c.isalnum())

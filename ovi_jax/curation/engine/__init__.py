@@ -1,1 +1,1 @@
-"""Shards through stages: numbered, done once, watched, marked."""
+"""Runs stages over shards: manifest, workers, outputs, resumption."""

@@ -1,10 +1,9 @@
-"""The same work over shards with Apache Beam (extra `[curate]`).
+"""Runs shards with Apache Beam (extra `[curate]`).
 
-Shards are the elements; each is done by the functions of `shard`, in a watched
-process beside Beam's own, and written where a run on one machine writes it: the
-files are the same, byte by byte, and either goes on where the other stopped.
-Beam's workers must see `out` and the inputs: buckets, or a file system that all
-of them mount.
+Each element is a shard, processed by `shard.process` in a supervised process
+beside Beam's worker. Outputs are the same bytes in the same files as those of a
+local run, so local and Beam runs can resume each other. Beam's workers need
+access to `out` and to the inputs: buckets or a shared file system.
 """
 
 import importlib
@@ -12,11 +11,11 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
-from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
-from ovi_jax.curation.engine import watch
+from ovi_jax.curation.engine import storage
+from ovi_jax.curation.engine import worker_pool
 
 try:
   beam: Any = importlib.import_module("apache_beam")
@@ -30,83 +29,88 @@ except ImportError as error:
   ) from error
 
 
-class Work(beam.DoFn):
-  """Does shards of a pass, each worker of Beam with one process beside it."""
+class ShardDoFn(beam.DoFn):
+  """Processes shards of a pass; one worker process per Beam worker."""
 
   def __init__(
-    self, settings: curation_settings.Settings, part: curation_settings.Pass
+    self, settings: curation_settings.Settings, pass_: curation_settings.Pass
   ):
-    """Take note; the process starts with the first shard."""
-    self._settings, self._part = settings, part
-    self._watched: Any = None
-    self._away = ""
+    """Store the settings; the process starts with the first shard."""
+    self._settings, self._pass = settings, pass_
+    self._pool: Any = None
+    self._unavailable = ""
 
   def setup(self) -> None:
     """Called once by each of Beam's workers."""
-    self._watched = watch.Watched(self._settings, self._part, 1)
+    self._pool = worker_pool.WorkerPool(self._settings, self._pass, 1)
 
-  def process(self, number: int) -> Iterator[int]:
-    """Do a shard; what is to be said of it is said by its files."""
-    if self._away:  # It would be the same with this one.
-      place = shards.undone(self._settings, self._part, number)
-      if place is not None:
-        shards.say_why(self._settings.files(place, number), self._away)
-      yield number
+  def process(self, shard_index: int) -> Iterator[int]:
+    """Process a shard; its outcome is written to its files."""
+    if self._unavailable:  # This shard would fail in the same way.
+      stage_index = shards.first_pending(
+        self._settings, self._pass, shard_index
+      )
+      if stage_index is not None:
+        shards.write_error(
+          self._settings.shard_files(stage_index, shard_index),
+          self._unavailable,
+        )
+      yield shard_index
       return
-    for result in self._watched.work([number]):
+    for result in self._pool.work([shard_index]):
       for name, (clips, seconds) in result.seconds.items():
         metrics.Metrics.counter(name, "clips").inc(clips)
         metrics.Metrics.counter(name, "milliseconds").inc(int(seconds * 1e3))
       if result.unavailable:
-        self._away = result.failure
-      yield number
+        self._unavailable = result.failure
+      yield shard_index
 
   def teardown(self) -> None:
-    """End the process."""
-    if self._watched is not None:
-      self._watched.__exit__()
+    """Terminate the worker process."""
+    if self._pool is not None:
+      self._pool.__exit__()
 
 
-def with_options(options: Sequence[str]) -> run.Work:
-  """A way to do shards, for `run.run`.
+def executor(options: Sequence[str]) -> run.ShardExecutor:
+  """An executor for `run.run`.
 
   Args:
-    options: Beam's, as on its command lines.
+    options: Beam pipeline options, as command-line arguments.
   """
 
-  def work(
+  def execute(
     settings: curation_settings.Settings,
-    part: curation_settings.Pass,
-    numbers: Sequence[int],
+    pass_: curation_settings.Pass,
+    shard_indices: Sequence[int],
   ) -> Iterator[shards.Result]:
-    if not numbers:
+    if not shard_indices:
       return
-    chosen = pipeline_options.PipelineOptions(list(options))
-    with beam.Pipeline(options=chosen) as pipeline:
+    beam_options = pipeline_options.PipelineOptions(list(options))
+    with beam.Pipeline(options=beam_options) as pipeline:
       _ = (
         pipeline
-        | beam.Create(list(numbers))
-        | beam.Reshuffle()  # one by one to any worker
-        | beam.ParDo(Work(settings, part))
+        | beam.Create(list(shard_indices))
+        | beam.Reshuffle()  # distributes single shards
+        | beam.ParDo(ShardDoFn(settings, pass_))
       )
-    for number in numbers:
+    for shard_index in shard_indices:
       yield shards.Result(
-        shard=number, failure=_failure(settings, part, number)
+        shard=shard_index, failure=_shard_error(settings, pass_, shard_index)
       )
 
-  return work
+  return execute
 
 
-def _failure(
+def _shard_error(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
-  number: int,
+  pass_: curation_settings.Pass,
+  shard_index: int,
 ) -> str:
-  """Why a shard is not done, as its files say; empty if it is."""
-  place = shards.undone(settings, part, number)
-  if place is None:
+  """The error in a shard's files; empty if it is complete."""
+  stage_index = shards.first_pending(settings, pass_, shard_index)
+  if stage_index is None:
     return ""
-  files = settings.files(place, number)
-  if not places.size(files.failed):
-    return "it was not done; see the log of Beam's workers"
-  return places.read(files.failed).decode().splitlines()[0]
+  files = settings.shard_files(stage_index, shard_index)
+  if not storage.file_size(files.failed):
+    return "not completed; see the logs of Beam's workers"
+  return storage.read(files.failed).decode().splitlines()[0]

@@ -1,8 +1,7 @@
-"""A run: pass after pass over all shards, until there are records.
+"""Runs the passes in order over all shards.
 
-What is done is skipped, whoever did it; a shard that fails is named at the end
-and does not stop the others. Jobs of a cluster share a pass by ranges of
-shards.
+Completed shards are skipped. A failed shard is reported at the end and does not
+stop the others. Cluster jobs divide a pass by shard ranges.
 """
 
 import collections
@@ -15,40 +14,40 @@ from collections.abc import Sequence
 import tqdm
 
 from ovi_jax import console
-from ovi_jax.curation.engine import inputs
-from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import global_stages
+from ovi_jax.curation.engine import manifest
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.engine import watch
-from ovi_jax.curation.engine import whole
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
+from ovi_jax.curation.engine import worker_pool
 
-_SHOWN = 10  # numbers of shards in an error
+_MAX_INDICES_SHOWN = 10  # shard indices in an error message
 Log = Callable[[str], None]
-# Does shards of a pass, in any order.
-Work = Callable[
+# Processes shards of a pass, in any order.
+ShardExecutor = Callable[
   [curation_settings.Settings, curation_settings.Pass, Sequence[int]],
   Iterator[shards.Result],
 ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Share:
-  """What of a run this process does.
+class ShardSelection:
+  """The passes and shards that this process runs.
 
   Attributes:
-    only: name of a pass; empty for all of them.
-    shards: "" for all, "A:B" for those from A to before B, "I/N" for the part
-      number I, from 0 on, of N equal ones.
-    retry: do shards again of which clips failed.
+    only_pass: name of a pass; empty for all passes.
+    shards: "" for all; "A:B" for shards A to B - 1; "I/N" for part I (from 0)
+      of N equal parts.
+    retry_failed: rerun shards that have failed clips.
   """
 
-  only: str = ""
+  only_pass: str = ""
   shards: str = ""
-  retry: bool = False
+  retry_failed: bool = False
 
-  def numbers(self, count: int) -> list[int]:
-    """The shards out of `count`; ValueError if the words are none."""
+  def indices(self, count: int) -> list[int]:
+    """The selected shard indices; ValueError if `shards` is malformed."""
     words = self.shards.replace("/", ":").split(":")
     if not self.shards:
       return list(range(count))
@@ -62,188 +61,221 @@ class Share:
       return list(range(first, min(last, count)))
     part, parts = int(words[0] or -1), int(words[1] or 0)
     if not 0 <= part < parts:
-      raise ValueError(f"shards: part {self.shards} is none; expected I < N")
+      raise ValueError(f"shards: expected I < N, got {self.shards}")
     return list(range(count))[part::parts]
 
 
 def run(
   settings: curation_settings.Settings,
-  share: Share | None = None,
+  selection: ShardSelection | None = None,
   log: Log = console.log,
-  work: Work | None = None,
+  executor: ShardExecutor | None = None,
 ) -> list[str]:
-  """Do what is left to do.
+  """Run all pending work.
 
   Args:
-    settings: of the run.
-    share: what of it; all by default.
+    settings: settings of the run.
+    selection: passes and shards to run; all by default.
     log: called with each line for the user.
-    work: does shards elsewhere than in worker processes here.
+    executor: processes shards; local worker processes by default.
 
   Returns:
-    What could not be done, a line each; empty if all of it is done.
+    One line per problem; empty if everything completed.
 
   Raises:
-    ValueError: inputs or stages are not as they must be, before any work; or a
-      file was damaged.
+    ValueError: invalid inputs or missing requirements, before any work; or a
+      damaged file.
     OSError: the disk is full, or a folder is not writable.
   """
-  share = share or Share()
-  parts = [settings.named(share.only)] if share.only else settings.passes
-  numbers = share.numbers(inputs.number(settings))
-  if share.shards and not share.only:
-    raise ValueError("shards: they are shared pass by pass; name it (only)")
-  if work is None:
-    _load(settings, parts, len(numbers))
-  log(f"{settings.out}: {len(numbers)} shards")
+  selection = selection or ShardSelection()
+  passes = (
+    [settings.find_pass(selection.only_pass)]
+    if selection.only_pass
+    else settings.passes
+  )
+  shard_indices = selection.indices(manifest.load_or_create(settings))
+  if selection.shards and not selection.only_pass:
+    raise ValueError(
+      "shards: a range needs a single pass; give --only_pass=NAME"
+    )
+  if executor is None:
+    _check_requirements(settings, passes, len(shard_indices))
+  log(f"{settings.out}: {len(shard_indices)} shards")
   problems = []
-  for part in parts:
-    if share.retry:
-      _forget(settings, part, numbers)
-    if part.kind in (curation_settings.ALL, curation_settings.SINK):
-      if share.shards:
-        raise ValueError(f"pass {part.name} needs all shards; give no range")
-      problems += whole.over_all(settings, part, len(numbers), problems, log)
+  for pass_ in passes:
+    if selection.retry_failed:
+      _clear_failed(settings, pass_, shard_indices)
+    if pass_.kind in (curation_settings.GLOBAL, curation_settings.SINK):
+      if selection.shards:
+        raise ValueError(f"pass {pass_.name} needs all shards; remove --shards")
+      problems += global_stages.run_pass(
+        settings, pass_, len(shard_indices), problems, log
+      )
     else:
-      problems += over_shards(
-        settings, part, numbers, log, work, waits=bool(share.only)
+      problems += run_shards(
+        settings,
+        pass_,
+        shard_indices,
+        log,
+        executor,
+        require_previous=bool(selection.only_pass),
       )
   return problems
 
 
-def over_shards(
+def run_shards(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
-  numbers: Sequence[int],
+  pass_: curation_settings.Pass,
+  shard_indices: Sequence[int],
   log: Log = console.log,
-  work: Work | None = None,
-  waits: bool = False,
+  executor: ShardExecutor | None = None,
+  require_previous: bool = False,
 ) -> list[str]:
-  """Take shards through a pass.
+  """Run a pass over shards.
 
   Args:
-    settings: of the run.
-    part: the pass.
-    numbers: of the shards.
+    settings: settings of the run.
+    pass_: the pass.
+    shard_indices: shards to process.
     log: called with each line for the user.
-    work: does shards elsewhere than in worker processes here.
-    waits: shards that the pass before has not done are a problem.
+    executor: processes shards; local worker processes by default.
+    require_previous: report shards that the previous pass has not completed.
 
   Returns:
-    What could not be done.
+    One line per problem.
   """
-  ready = [n for n in numbers if store.mark(settings.files(part.first - 1, n))]
+  ready = [
+    n
+    for n in shard_indices
+    if shard_store.read_marker(settings.shard_files(pass_.first_stage - 1, n))
+  ]
   problems = []
-  missing = sorted(set(numbers) - set(ready))
-  if missing and part.first == 0:
+  missing = sorted(set(shard_indices) - set(ready))
+  if missing and pass_.first_stage == 0:
     raise ValueError(
-      f"inputs: shards {_some(missing)} are not in {settings.out}; bring them"
-      " back, or remove inputs.json there to number anew"
+      f"inputs: shards {_preview(missing)} are missing in {settings.out};"
+      " restore them, or remove inputs.json there to assign shards again"
     )
-  if missing and waits:
+  if missing and require_previous:
     problems.append(
-      f"{part.name}: the pass before has not done {len(missing)} shards:"
-      f" {_some(missing)}"
+      f"{pass_.name}: the previous pass has not completed {len(missing)}"
+      f" shards: {_preview(missing)}"
     )
-  todo = [n for n in ready if shards.undone(settings, part, n) is not None]
+  todo = [
+    n for n in ready if shards.first_pending(settings, pass_, n) is not None
+  ]
   seconds: dict[str, float] = collections.defaultdict(float)
-  given: collections.Counter[str] = collections.Counter()
-  with _progress(settings, part, todo) as bar:
-    for result in (work or _watched(bar))(settings, part, todo):
+  counts: collections.Counter[str] = collections.Counter()
+  with _progress(settings, pass_, todo) as bar:
+    for result in (executor or _local_executor(bar))(settings, pass_, todo):
       for name, (count, spent) in result.seconds.items():
-        given[name] += count
+        counts[name] += count
         seconds[name] += spent
       if result.failure:
-        problems.append(f"{part.name}, shard {result.shard}: {result.failure}")
+        problems.append(f"{pass_.name}, shard {result.shard}: {result.failure}")
       if result.unavailable:
-        break  # It would be the same with the others.
-  for place, each in enumerate(part.stages, part.first):
-    stage = each.name
-    said = whole.counts(settings, place, numbers)
-    if given[stage]:
-      said += f"; {seconds[stage] / given[stage]:.3g} s a clip"
-    log(said)
+        break  # The other shards would fail in the same way.
+  for stage_index, stage in enumerate(pass_.stages, pass_.first_stage):
+    line = global_stages.summary(settings, stage_index, shard_indices)
+    if counts[stage.name]:
+      line += f"; {seconds[stage.name] / counts[stage.name]:.3g} s per clip"
+    log(line)
   return problems
 
 
-def _watched(bar: tqdm.tqdm) -> Work:
-  """Worker processes of this machine."""
+def _local_executor(bar: tqdm.tqdm) -> ShardExecutor:
+  """Runs shards in worker processes on this machine."""
 
-  def work(
+  def execute(
     settings: curation_settings.Settings,
-    part: curation_settings.Pass,
-    numbers: Sequence[int],
+    pass_: curation_settings.Pass,
+    shard_indices: Sequence[int],
   ) -> Iterator[shards.Result]:
-    processes = min(settings.processes(part), max(1, len(numbers)))
+    processes = min(settings.num_processes(pass_), max(1, len(shard_indices)))
 
-    def passed(count: int) -> None:
+    def on_progress(count: int) -> None:
       bar.update(count)
 
-    with watch.Watched(settings, part, processes, passed) as watched:
-      yield from watched.work(numbers)
+    with worker_pool.WorkerPool(
+      settings, pass_, processes, on_progress
+    ) as pool:
+      yield from pool.run(shard_indices)
 
-  return work
+  return execute
 
 
-def _load(
+def _check_requirements(
   settings: curation_settings.Settings,
-  parts: Sequence[curation_settings.Pass],
+  passes: Sequence[curation_settings.Pass],
   count: int,
 ) -> None:
-  """See, before any work, that what is not done yet could be; ValueError."""
-  undone = [
-    settings.stages[place]
-    for part in parts
-    for place in range(part.first, part.first + len(part.stages))
-    if not whole.is_finished(settings, part, place, count)
+  """ValueError, before any work, if a pending stage lacks a requirement."""
+  pending = [
+    settings.stages[stage_index]
+    for pass_ in passes
+    for stage_index in range(
+      pass_.first_stage, pass_.first_stage + len(pass_.stages)
+    )
+    if not global_stages.is_finished(settings, pass_, stage_index, count)
   ]
-  missing = [problem for stage in undone for problem in stage.missing()]
+  missing = [
+    problem for stage in pending for problem in stage.missing_requirements()
+  ]
   if missing:
-    raise ValueError(curation_settings.listed(missing))
-  if undone:
-    every = curation_settings.Pass(name="all", first=0, stages=tuple(undone))
-    with watch.Watched(settings, every, 1) as watched:
-      watched.load()
+    raise ValueError(curation_settings.format_problems(missing))
+  if pending:
+    all_pending = curation_settings.Pass(
+      name="all", first_stage=0, stages=tuple(pending)
+    )
+    with worker_pool.WorkerPool(settings, all_pending, 1) as pool:
+      pool.check_stages_load()
 
 
-def _forget(
+def _clear_failed(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
-  numbers: Sequence[int],
+  pass_: curation_settings.Pass,
+  shard_indices: Sequence[int],
 ) -> None:
-  """Have shards count as not done of which clips failed.
+  """Remove the markers of shards that have failed clips.
 
-  A shard without a mark may have failed for what was left out of it.
+  A shard without a marker may have failed because of its excluded clips.
   """
-  for place in range(part.first, part.first + len(part.stages)):
-    for number in numbers:
-      files = settings.files(place, number)
-      found = store.mark(files)
-      if found is None or found.failed:
-        places.remove(files.done)
-        places.remove(files.left_out)
+  for stage_index in range(
+    pass_.first_stage, pass_.first_stage + len(pass_.stages)
+  ):
+    for shard_index in shard_indices:
+      files = settings.shard_files(stage_index, shard_index)
+      marker = shard_store.read_marker(files)
+      if marker is None or marker.failed:
+        storage.remove(files.done)
+        storage.remove(files.excluded)
 
 
 @contextlib.contextmanager
 def _progress(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   todo: Sequence[int],
 ) -> Iterator[tqdm.tqdm]:
-  """A line that says how many clips are through, and the time left."""
-  before = [store.mark(settings.files(part.first - 1, n)) for n in todo]
+  """A progress bar of clips, with the remaining time."""
+  markers = [
+    shard_store.read_marker(settings.shard_files(pass_.first_stage - 1, n))
+    for n in todo
+  ]
   with console.progress(
-    total=sum(found.clips for found in before if found),
-    desc=part.name,
+    total=sum(marker.clips for marker in markers if marker),
+    desc=pass_.name,
     unit="clip",
     disable=not todo,
-    # Numbers of an hour ago say little of the clips to come.
+    # The recent rate predicts the remaining time best.
     smoothing=0.1,
   ) as bar:
     yield bar
 
 
-def _some(numbers: Sequence[int]) -> str:
-  """The first of many numbers."""
-  more = ", …" if len(numbers) > _SHOWN else ""
-  return ", ".join(str(number) for number in numbers[:_SHOWN]) + more
+def _preview(shard_indices: Sequence[int]) -> str:
+  """The first shard indices, for a message."""
+  more = ", …" if len(shard_indices) > _MAX_INDICES_SHOWN else ""
+  return (
+    ", ".join(str(index) for index in shard_indices[:_MAX_INDICES_SHOWN]) + more
+  )

@@ -1,9 +1,9 @@
-"""The work of a pass on one shard, in this process.
+"""Runs a pass on one shard, in this process.
 
-In: the lines that the stage before left. Out: lines, kept bytes and a mark for
-each stage, or why the shard could not be done. Clips go through a pass one
-after another, so that a clip's media are decoded once and then forgotten; a
-stage of form "shard" gets them together.
+Reads the lines of the previous stage. Writes lines, artifacts and a `.done`
+marker for each stage, or the error of the shard. Clips pass through all stages
+of a pass one by one, so that a clip's media is decoded once and then freed. A
+"batch" stage receives up to `MAX_BATCH_CLIPS` clips at once.
 """
 
 import contextlib
@@ -22,27 +22,27 @@ from typing import Any
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage as stages
 from ovi_jax.curation.engine import failures
-from ovi_jax.curation.engine import places
 from ovi_jax.curation.engine import settings as curation_settings
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.media import reading
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
+from ovi_jax.curation.media import clip_media
 
-AT_ONCE = 256  # clips, at most, that a stage of form "shard" is given
-# No disk, no share of it, no memory: whatever the clip.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
-BEGAN, ENDED, PASSED = "began", "ended", "passed"
-Tell = Callable[[tuple], None]
+MAX_BATCH_CLIPS = 256  # per call of a "batch" stage
+# Disk full, quota exceeded, out of memory: independent of the clip.
+_RESOURCE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+STARTED, FINISHED, PROGRESS = "started", "finished", "progress"
+Notify = Callable[[tuple], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-  """What became of a shard.
+  """The result of processing a shard.
 
   Attributes:
-    shard: its number.
-    seconds: stage -> (clips it was given, seconds they took).
-    failure: why it is not done; empty if it is.
-    unavailable: something that all shards need is away.
+    shard: shard index.
+    seconds: stage -> (number of clips, seconds).
+    failure: error message; empty if the shard is complete.
+    unavailable: a dependency of all shards is unavailable.
   """
 
   shard: int
@@ -53,358 +53,385 @@ class Result:
   unavailable: bool = False
 
 
-_LEFT_OUT = {
+_EXCLUDED_FIELDS = {
   "clips": lambda value: (
     isinstance(value, dict)
     and all(
-      isinstance(why, list) and len(why) == 2 and all(map(store.is_text, why))
+      isinstance(why, list)
+      and len(why) == 2
+      and all(map(shard_store.is_text, why))
       for why in value.values()
     )
   ),
-  "alone": lambda value: isinstance(value, bool),
+  "one_by_one": lambda value: isinstance(value, bool),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LeftOut:
-  """Clips of a shard that a stage is not given any more.
+class ExcludedClips:
+  """Clips of a shard that a stage does not process any more.
 
   Attributes:
-    clips: id -> (reason, detail); the process that worked on them had to be
-      ended, or ended by itself.
-    alone: the stage is given each clip by itself, to find the one.
+    clips: id -> (reason, detail) of clips that hung or crashed the worker.
+    one_by_one: process clips singly, to find the one that crashes.
   """
 
   clips: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-  alone: bool = False
+  one_by_one: bool = False
 
   @classmethod
-  def read(cls, files: store.Files) -> "LeftOut":
-    """What earlier tries found."""
-    found = store.stored_json(files.left_out, _LEFT_OUT)
+  def read(cls, files: shard_store.ShardFiles) -> "ExcludedClips":
+    """The excluded clips recorded by earlier attempts."""
+    found = shard_store.read_stored_json(files.excluded, _EXCLUDED_FIELDS)
     return cls(**found) if found else cls()
 
-  def write(self, files: store.Files) -> None:
-    """Keep it, so that every later try ends in the same bytes."""
+  def write(self, files: shard_store.ShardFiles) -> None:
+    """Record them, so that later attempts give the same bytes."""
     text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
-    places.write(files.left_out, text.encode() + b"\n")
+    storage.write(files.excluded, text.encode() + b"\n")
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Step:
-  """A stage at work on a shard."""
+class _StageRun:
+  """A stage and its open output for one shard."""
 
   stage: curation_settings.Stage
   function: Callable
-  files: store.Files
-  opened: store.Open
-  left_out: LeftOut
-  tell: Tell
-  came: int = 0
+  files: shard_store.ShardFiles
+  opened: shard_store.ShardOutput
+  excluded: ExcludedClips
+  notify: Notify
+  num_input: int = 0
   seconds: float = 0.0
 
   @contextlib.contextmanager
   def timed(self, ids: Sequence[str]):
-    """Say what is being worked on, and count the seconds it takes."""
-    self.tell((BEGAN, self.stage.name, tuple(ids)))
-    began = time.perf_counter()
+    """Notify start and finish, and add up the seconds."""
+    self.notify((STARTED, self.stage.name, tuple(ids)))
+    start = time.perf_counter()
     try:
       yield
     finally:
-      self.seconds += time.perf_counter() - began
-      self.tell((ENDED,))
+      self.seconds += time.perf_counter() - start
+      self.notify((FINISHED,))
 
 
-class _Kept(dict[str, bytes]):
-  """What is kept of a clip: new names here, older ones where they lie."""
+class _Artifacts(dict[str, bytes]):
+  """Artifacts of a clip: new ones in memory, earlier ones read on demand."""
 
-  def __init__(self, clip: clips.Clip, keeper: store.Keeper):
+  def __init__(
+    self, clip: clips.Clip, read_artifact: shard_store.ArtifactReader
+  ):
     super().__init__()
-    self._clip, self._keeper = clip, keeper
+    self._clip, self._read_artifact = clip, read_artifact
 
   def __missing__(self, name: str) -> bytes:
-    return self._keeper(self._clip, name)
+    return self._read_artifact(self._clip, name)
 
 
-class _Remote(os.PathLike):
-  """A file that is copied here when it is asked for."""
+class _LazyCopy(os.PathLike):
+  """A remote file that is copied to this machine on first use."""
 
-  def __init__(self, place: str):
-    self._place, self._stack = place, contextlib.ExitStack()
+  def __init__(self, stage_index: str):
+    self._place, self._stack = stage_index, contextlib.ExitStack()
     self._path = ""
 
   def __fspath__(self) -> str:
     if not self._path:
-      self._path = self._stack.enter_context(places.local(self._place))
+      self._path = self._stack.enter_context(storage.local_copy(self._place))
     return self._path
 
 
-def load(part: curation_settings.Pass) -> list[Callable]:
-  """The functions of a pass; ValueError names what one needs and has not."""
-  return [stage.load() for stage in part.stages]
+def load(pass_: curation_settings.Pass) -> list[Callable]:
+  """The stage functions of a pass; ValueError if a requirement is missing."""
+  return [stage.load() for stage in pass_.stages]
 
 
 def is_done(
-  settings: curation_settings.Settings, place: int, shard: int
+  settings: curation_settings.Settings, stage_index: int, shard: int
 ) -> bool:
-  """Whether a stage has done a shard, of what now stands before it."""
-  found = store.mark(settings.files(place, shard))
-  before = store.mark(settings.files(place - 1, shard))
-  return bool(found and before and found.source == before.digest)
+  """Whether a stage has completed a shard for its current input."""
+  found = shard_store.read_marker(settings.shard_files(stage_index, shard))
+  before = shard_store.read_marker(settings.shard_files(stage_index - 1, shard))
+  return bool(found and before and found.input_hash == before.digest)
 
 
-def undone(
+def first_pending(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   shard: int,
 ) -> int | None:
-  """Place of the first stage of a pass that has not done a shard, if any."""
-  places_of_part = range(part.first, part.first + len(part.stages))
+  """Index of the first stage of a pass that has not completed a shard."""
+  stage_indices = range(
+    pass_.first_stage, pass_.first_stage + len(pass_.stages)
+  )
   return next(
-    (i for i in places_of_part if not is_done(settings, i, shard)), None
+    (i for i in stage_indices if not is_done(settings, i, shard)), None
   )
 
 
-def say_why(files: store.Files, problem: str) -> None:
-  """Write down why a shard could not be done."""
+def write_error(files: shard_store.ShardFiles, problem: str) -> None:
+  """Write the error of a shard to its `.failed` file."""
   text = f"{problem.strip()}\n"
-  places.write(files.failed, text.encode(errors="replace"))
+  storage.write(files.failed, text.encode(errors="replace"))
 
 
-def media(
-  clip: clips.Clip, keeper: store.Keeper
+def open_media(
+  clip: clips.Clip, read_artifact: shard_store.ArtifactReader
 ) -> tuple[stages.Media, dict[str, bytes]]:
-  """The media of a clip, nothing read yet, and what will be kept of it."""
-  kept = _Kept(clip, keeper)
-  remote = places.is_remote(clip.path)
-  path = _remote(clip.path) if remote else clip.path
-  return reading.Media(clip, path, kept), kept
+  """The media of a clip, decoded on demand, and its artifacts."""
+  kept = _Artifacts(clip, read_artifact)
+  remote = storage.is_remote(clip.path)
+  path = _cached_copy(clip.path) if remote else clip.path
+  return clip_media.Media(clip, path, kept), kept
 
 
 @functools.lru_cache(maxsize=1)
-def _remote(place: str) -> _Remote:
-  """A remote file; windows of one, in a row, share its copy."""
-  return _Remote(place)
+def _cached_copy(stage_index: str) -> _LazyCopy:
+  """A remote file; consecutive windows of it share one copy."""
+  return _LazyCopy(stage_index)
 
 
-def work(
+def process(
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
   functions: Sequence[Callable],
   shard: int,
-  tell: Tell = lambda _: None,
+  notify: Notify = lambda _: None,
 ) -> Result:
-  """Take a shard through the stages of a pass that have not done it.
+  """Run the pending stages of a pass on a shard.
 
   Args:
-    settings: of the run.
-    part: a pass with stages of form "clip", or one of form "shard".
-    functions: of its stages.
-    shard: number.
-    tell: called with (BEGAN, stage, ids of clips), (ENDED,) and
-      (PASSED, clips) along the way.
+    settings: settings of the run.
+    pass_: a pass of "clip" stages, or of one "batch" stage.
+    functions: functions of its stages.
+    shard: shard index.
+    notify: called with (STARTED, stage, clip ids), (FINISHED,) and
+      (PROGRESS, number of clips).
 
   Raises:
     OSError: the disk is full, or a folder is not writable.
     ValueError: a file of an earlier pass is damaged or missing.
   """
-  first, end = undone(settings, part, shard), part.first + len(part.stages)
+  first, end = (
+    first_pending(settings, pass_, shard),
+    pass_.first_stage + len(pass_.stages),
+  )
   if first is None:
     return Result(shard=shard)
-  before = settings.files(first - 1, shard)
-  source = store.mark(before)
-  came = list(store.survivors(before))
-  assert source is not None, "survivors are read of what is done"
+  before = settings.shard_files(first - 1, shard)
+  marker = shard_store.read_marker(before)
+  input_clips = list(shard_store.read_clips(before))
+  assert marker is not None, "read_clips raises without a marker"
   with contextlib.ExitStack() as stack:
-    folders = [settings.files(i, shard).folder for i in range(first)]
-    keeper = stack.enter_context(store.keeper(folders, shard))
+    folders = [settings.shard_files(i, shard).folder for i in range(first)]
+    read_artifact = stack.enter_context(
+      shard_store.open_artifacts(folders, shard)
+    )
     steps = [
-      _step(stack, settings, place, shard, functions[place - part.first], tell)
-      for place in range(first, end)
+      _open_stage(
+        stack,
+        settings,
+        stage_index,
+        shard,
+        functions[stage_index - pass_.first_stage],
+        notify,
+      )
+      for stage_index in range(first, end)
     ]
     try:
-      if part.kind == curation_settings.SHARD:
-        _together(steps[0], came, keeper, tell)
+      if pass_.kind == curation_settings.BATCH:
+        _process_batch(steps[0], input_clips, read_artifact, notify)
       else:
-        for clip in came:
-          _through(steps, clip, keeper)
-          tell((PASSED, 1))
+        for clip in input_clips:
+          _process_clip(steps, clip, read_artifact)
+          notify((PROGRESS, 1))
     except stages.Unavailable as error:
-      say_why(settings.files(first, shard), str(error))
+      write_error(settings.shard_files(first, shard), str(error))
       return Result(shard=shard, failure=str(error), unavailable=True)
-    failure = _commit(steps, source.digest, settings.quota)
-  seconds = {step.stage.name: (step.came, step.seconds) for step in steps}
+    failure = _commit(steps, marker.digest, settings.max_failure_rate)
+  seconds = {step.stage.name: (step.num_input, step.seconds) for step in steps}
   return Result(shard=shard, seconds=seconds, failure=failure)
 
 
-def _step(
+def _open_stage(
   stack: contextlib.ExitStack,
   settings: curation_settings.Settings,
-  place: int,
+  stage_index: int,
   shard: int,
   function: Callable,
-  tell: Tell,
-) -> _Step:
-  """A stage with its files opened."""
-  files = settings.files(place, shard)
-  return _Step(
-    stage=settings.stages[place],
+  notify: Notify,
+) -> _StageRun:
+  """Open the output of a stage."""
+  files = settings.shard_files(stage_index, shard)
+  return _StageRun(
+    stage=settings.stages[stage_index],
     function=function,
     files=files,
-    opened=stack.enter_context(store.writing(files)),
-    left_out=LeftOut.read(files),
-    tell=tell,
+    opened=stack.enter_context(shard_store.open_output(files)),
+    excluded=ExcludedClips.read(files),
+    notify=notify,
   )
 
 
-def _commit(steps: Sequence[_Step], source: str, quota: float) -> str:
-  """Let the files stand, stage by stage, up to one that failed too often."""
+def _commit(
+  steps: Sequence[_StageRun], input_hash: str, max_failure_rate: float
+) -> str:
+  """Publish outputs, stage by stage, up to one with too many failures."""
   for step in steps:
     writer = step.opened.writer
-    allowed = math.ceil(quota * step.came)
+    allowed = math.ceil(max_failure_rate * step.num_input)
     if writer.failed > allowed:
       problem = (
-        f"{step.stage.name} failed for {writer.failed} of {step.came} clips,"
-        f" {allowed} are allowed; the first:"
+        f"{step.stage.name} failed for {writer.failed} of {step.num_input}"
+        f" clips, {allowed} are allowed; first error:"
       )
-      say_why(step.files, "\n\n".join([problem, *writer.tracebacks]))
+      write_error(step.files, "\n\n".join([problem, *writer.tracebacks]))
       last = writer.tracebacks[0].strip().splitlines()[-1]
       return f"{problem} {last} (see {step.files.failed})"
-    places.remove(step.files.failed)
-    source = step.opened.commit(source).digest
+    storage.remove(step.files.failed)
+    input_hash = step.opened.commit(input_hash).digest
   return ""
 
 
-def _through(
-  steps: Sequence[_Step], clip: clips.Clip, keeper: store.Keeper
+def _process_clip(
+  steps: Sequence[_StageRun],
+  clip: clips.Clip,
+  read_artifact: shard_store.ArtifactReader,
 ) -> None:
-  """Take a clip, and the clips it is cut into, through stages."""
-  of_clip, kept = media(clip, keeper)
+  """Run stages on a clip, and on the clips it is split into."""
+  media, kept = open_media(clip, read_artifact)
   for position, step in enumerate(steps):
     before = dict(kept)
-    lines = _outcome(step, clip, of_clip)
+    lines = _run_stage(step, clip, media)
     new = {n: v for n, v in kept.items() if before.get(n) is not v}
     step.opened.writer.add(clip, lines, new)
     found = [line for line in lines if isinstance(line, clips.Clip)]
     if len(found) != 1 or _window(found[0]) != _window(clip):
       for each in found:
-        _through(steps[position + 1 :], each, keeper)
+        _process_clip(steps[position + 1 :], each, read_artifact)
       return
     clip = found[0]
 
 
 def _window(clip: clips.Clip) -> tuple[str, float, float]:
-  """What a clip's media depend on."""
+  """The fields that determine a clip's media."""
   return clip.id, clip.start, clip.seconds
 
 
-def _outcome(
-  step: _Step, clip: clips.Clip, of_clip: stages.Media
-) -> Sequence[store.Line]:
-  """What a stage of form "clip" makes of a clip."""
-  step.came += 1
-  if clip.id in step.left_out.clips:
-    return [_left_out(step, clip)]
+def _run_stage(
+  step: _StageRun, clip: clips.Clip, media: stages.Media
+) -> Sequence[shard_store.Line]:
+  """The output of a "clip" stage for a clip."""
+  step.num_input += 1
+  if clip.id in step.excluded.clips:
+    return [_excluded_reject(step, clip)]
   with step.timed([clip.id]):
     try:
-      outcome = step.function(clip, of_clip)
+      outcome = step.function(clip, media)
       single = isinstance(outcome, clips.Clip | clips.Reject)
-      return _checked([outcome] if single else outcome)
+      return _validate([outcome] if single else outcome)
     except stages.Unavailable:
       raise
-    # Stages run decoders and users' code on files of any kind: whatever one
-    # clip raises is kept as its reject, with the traceback, and counts
-    # against the quota. What is the machine's fault goes on up.
+    # Stages run decoders and user code on arbitrary files: any exception of a
+    # clip becomes its reject, with the traceback, and counts towards
+    # `max_failure_rate`. Resource errors are raised.
     except Exception as error:
-      _stop_if_full(step, clip, error)
-      return [_failure(step, clip, error)]
+      _raise_if_out_of_resources(step, clip, error)
+      return [_failure_reject(step, clip, error)]
 
 
-def _together(
-  step: _Step, came: Sequence[clips.Clip], keeper: store.Keeper, tell: Tell
+def _process_batch(
+  step: _StageRun,
+  input_clips: Sequence[clips.Clip],
+  read_artifact: shard_store.ArtifactReader,
+  notify: Notify,
 ) -> None:
-  """Give a stage of form "shard" its clips, and write what it makes of them."""
-  size = 1 if step.left_out.alone else AT_ONCE
-  for start in range(0, len(came), size):
-    chunk = came[start : start + size]
-    opened = [media(clip, keeper) for clip in chunk]
+  """Run a "batch" stage on the clips, and write its output."""
+  size = 1 if step.excluded.one_by_one else MAX_BATCH_CLIPS
+  for start in range(0, len(input_clips), size):
+    chunk = input_clips[start : start + size]
+    opened = [open_media(clip, read_artifact) for clip in chunk]
     pairs = [
-      (clip, of_clip)
-      for clip, (of_clip, _) in zip(chunk, opened, strict=True)
-      if clip.id not in step.left_out.clips
+      (clip, media)
+      for clip, (media, _) in zip(chunk, opened, strict=True)
+      if clip.id not in step.excluded.clips
     ]
-    lines = iter(_outcomes(step, pairs))
+    lines = iter(_run_batch(step, pairs))
     for clip, (_, kept) in zip(chunk, opened, strict=True):
-      out = clip.id in step.left_out.clips
-      line = _left_out(step, clip) if out else next(lines)
+      is_excluded = clip.id in step.excluded.clips
+      line = _excluded_reject(step, clip) if is_excluded else next(lines)
       step.opened.writer.add(clip, [line], kept)
-    step.came += len(chunk)
-    tell((PASSED, len(chunk)))
+    step.num_input += len(chunk)
+    notify((PROGRESS, len(chunk)))
 
 
-def _outcomes(
-  step: _Step, pairs: Sequence[tuple[clips.Clip, stages.Media]]
-) -> list[store.Line]:
-  """What a stage makes of clips together; of halves where that fails."""
+def _run_batch(
+  step: _StageRun, pairs: Sequence[tuple[clips.Clip, stages.Media]]
+) -> list[shard_store.Line]:
+  """The output of a stage for a batch; bisected where the batch fails."""
   if not pairs:
     return []
   with step.timed([clip.id for clip, _ in pairs]):
     try:
-      lines = _checked(step.function(pairs))
+      lines = _validate(step.function(pairs))
       if len(lines) != len(pairs):
-        raise ValueError(f"{len(lines)} outcomes for {len(pairs)} clips")
+        raise ValueError(f"{len(lines)} results for {len(pairs)} clips")
       return lines
     except stages.Unavailable:
       raise
-    # As above: what the clips raise is kept. Here of all at once, so they are
-    # tried again in halves, until it is known whose fault it is.
+    # As in `_run_stage`. The batch is bisected to find the failing clip.
     except Exception as error:
-      # Half as many clips take less memory, one of them no less disk.
+      # A smaller batch needs less memory, but no less disk.
       if len(pairs) == 1 or not isinstance(error, MemoryError):
-        _stop_if_full(step, pairs[0][0], error)
+        _raise_if_out_of_resources(step, pairs[0][0], error)
       if len(pairs) == 1:
-        return [_failure(step, pairs[0][0], error)]
+        return [_failure_reject(step, pairs[0][0], error)]
   middle = len(pairs) // 2
-  return _outcomes(step, pairs[:middle]) + _outcomes(step, pairs[middle:])
+  return _run_batch(step, pairs[:middle]) + _run_batch(step, pairs[middle:])
 
 
-def _checked(lines: Any) -> list[store.Line]:
-  """The lines as they are read again; errors if they are none."""
+def _validate(lines: Any) -> list[shard_store.Line]:
+  """The lines after a JSON round trip; ValueError if they are invalid."""
   wrong = [x for x in lines if not isinstance(x, clips.Clip | clips.Reject)]
   if wrong or not lines:
     raise ValueError(
       "the stage must return a Clip, a Reject, or clips, at least one; got"
       f" {lines!r}"
     )
-  return [store.decode(store.encode(line)) for line in lines]
+  return [shard_store.decode(shard_store.encode(line)) for line in lines]
 
 
-def _left_out(step: _Step, clip: clips.Clip) -> clips.Reject:
-  """The reject of a clip that is not tried any more."""
-  reason, detail = step.left_out.clips[clip.id]
+def _excluded_reject(step: _StageRun, clip: clips.Clip) -> clips.Reject:
+  """The reject of an excluded clip."""
+  reason, detail = step.excluded.clips[clip.id]
   name = step.stage.name
   return clips.Reject(
     clip=clip, stage=name, reason=reason, detail=detail, failed=True
   )
 
 
-def _stop_if_full(step: _Step, clip: clips.Clip, error: Exception) -> None:
-  """OSError if it is the machine's fault that a stage failed: it is full."""
-  full = isinstance(error, OSError) and error.errno in _FULL
+def _raise_if_out_of_resources(
+  step: _StageRun, clip: clips.Clip, error: Exception
+) -> None:
+  """OSError if a stage failed because disk or memory is exhausted."""
+  full = isinstance(error, OSError) and error.errno in _RESOURCE_ERRNOS
   if full or isinstance(error, MemoryError):
-    # Without a number: who writes files has words of his own for those.
+    # Without an errno, so that the message is printed unchanged.
     raise OSError(
-      f"the machine is full, said {step.stage.name} of clip {clip.id}"
-      f" ({clip.path}): {error}; make room and run again"
+      f"out of disk or memory in {step.stage.name}, clip {clip.id}"
+      f" ({clip.path}): {error}; free some and run again"
     ) from error
 
 
-def _failure(step: _Step, clip: clips.Clip, error: Exception) -> clips.Reject:
-  """The reject of a clip that a stage failed on."""
+def _failure_reject(
+  step: _StageRun, clip: clips.Clip, error: Exception
+) -> clips.Reject:
+  """The reject of a clip that raised an exception."""
   return clips.Reject(
     clip=clip,
     stage=step.stage.name,
     reason=f"failed: {type(error).__name__}",
-    detail=failures.told(error),
+    detail=failures.format_error(error),
     failed=True,
   )

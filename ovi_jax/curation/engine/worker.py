@@ -1,7 +1,7 @@
-"""The worker's side of `watch`: a process that does shards as it is told.
+"""The worker process of `worker_pool`.
 
-It hears numbers of shards and tells what it begins, ends and has done. It ends
-when its parent does, even within C code that never returns to Python.
+It receives shard indices and sends start, finish, progress and result messages.
+It exits when its parent exits, even inside C code that never returns to Python.
 """
 
 import fcntl
@@ -14,52 +14,55 @@ from multiprocessing import connection as connections
 from ovi_jax.curation.engine import settings as curation_settings
 from ovi_jax.curation.engine import shard as shards
 
-READY, RESULT, REFUSED, BROKEN = "ready", "result", "refused", "broken"
+READY, RESULT = "ready", "result"
+LOAD_FAILED, FAILED = "load_failed", "failed"
 
 
 def serve(
   connection: connections.Connection,
   lifeline: connections.Connection,
   settings: curation_settings.Settings,
-  part: curation_settings.Pass,
+  pass_: curation_settings.Pass,
 ) -> None:
-  """Do shards until told to stop; the entry point of the process.
+  """Process shards until terminated; the entry point of the process.
 
   Args:
-    connection: to hear numbers of shards, and to answer.
-    lifeline: the reading end of a pipe whose other end only the parent has.
-    settings: of the run.
-    part: the pass.
+    connection: receives shard indices, sends messages.
+    lifeline: read end of a pipe whose write end only the parent holds.
+    settings: settings of the run.
+    pass_: the pass.
   """
-  _end_with_parent(lifeline)
-  # The terminal's Ctrl-C goes to all; the parent says what becomes of it.
+  _exit_with_parent(lifeline)
+  # Ctrl-C reaches the whole process group; only the parent handles it.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   try:
-    functions = shards.load(part)
+    functions = shards.load(pass_)
   except (ValueError, OSError, ImportError) as error:
-    connection.send((REFUSED, str(error)))
+    connection.send((LOAD_FAILED, str(error)))
     return
   connection.send((READY,))
   while True:
-    number = connection.recv()
+    shard_index = connection.recv()
     try:
-      result = shards.work(settings, part, functions, number, connection.send)
+      result = shards.process(
+        settings, pass_, functions, shard_index, connection.send
+      )
     except (ValueError, OSError) as error:
-      connection.send((BROKEN, error))
+      connection.send((FAILED, error))
       return
     connection.send((RESULT, result))
 
 
-def _end_with_parent(lifeline: connections.Connection) -> None:
-  """Have the system end this process when the pipe's other end is closed.
+def _exit_with_parent(lifeline: connections.Connection) -> None:
+  """Have the kernel terminate this process when the parent closes the pipe.
 
-  A thread that waits for it would not do: C code may hold the interpreter.
+  A waiting thread is not enough: C code may hold the GIL.
   """
-  signal.signal(signal.SIGIO, signal.SIG_DFL)  # which is to end the process
+  signal.signal(signal.SIGIO, signal.SIG_DFL)  # default action: terminate
   file = lifeline.fileno()
   fcntl.fcntl(file, fcntl.F_SETOWN, os.getpid())
   flags = fcntl.fcntl(file, fcntl.F_GETFL)
   fcntl.fcntl(file, fcntl.F_SETFL, flags | fcntl.FASYNC)
   if select.select([file], [], [], 0)[0]:
-    sys.exit("the parent ended before its worker had begun")
+    sys.exit("the parent exited before its worker started")

@@ -1,1 +1,1 @@
-"""Faces in clips: found, followed, cut out."""
+"""Face detection, tracking and crops."""

@@ -1,14 +1,14 @@
-"""Crops of face tracks, and the file "faces.npz" that holds those of a clip.
+"""Crops of face tracks, and the file "faces.npz" that stores those of a clip.
 
-In come a clip's frames at 25 fps and its face tracks, whose boxes are at 24;
-out go pictures of 224 x 224 at 25 fps, placed and scaled as SyncNet was trained
-on them (`run_pipeline.py` of joonson/syncnet_python). A file has four arrays:
+Crops are made from a clip's frames at 25 fps and face tracks with boxes at 24
+fps. They are 224 x 224, positioned and scaled as in SyncNet's training
+(`run_pipeline.py` of joonson/syncnet_python). The file has four arrays:
 
-  jpeg:  uint8 [bytes]; all pictures as JPEG, RGB, one after another
-  ends:  int64 [pictures]; the byte after each of them
-  first: int64 [tracks]; number of a track's first picture, counted at 25 fps
-    from the beginning of the clip: its time is first / 25 seconds
-  count: int64 [tracks]; pictures of a track
+  jpeg:  uint8 [bytes]; all crops as JPEG, RGB, concatenated
+  ends:  int64 [crops]; end offset of each crop in `jpeg`
+  first: int64 [tracks]; index of a track's first frame at 25 fps, from the
+    beginning of the clip
+  count: int64 [tracks]; crops per track
 
 The same crops give the same bytes.
 """
@@ -30,17 +30,17 @@ from ovi_jax.media import images
 
 FPS = decode.FPS_25
 SIDE = 224
-SCALE = 0.4  # of the face's size that is added around it, and twice below
-_GREY = 110  # beyond the picture
+SCALE = 0.4  # margin relative to the face size; twice that below
+_GREY = 110  # fill value outside the frame
 _QUALITY = 90
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Crops:
-  """The pictures of one track.
+class TrackCrops:
+  """The crops of one track.
 
   Attributes:
-    first: number of the first picture, at 25 fps from the clip's beginning.
+    first: index of the first frame, at 25 fps from the clip's beginning.
     frames_THWC: uint8 RGB [frames, 224, 224, 3].
   """
 
@@ -48,63 +48,62 @@ class Crops:
   frames_THWC: np.ndarray
 
 
-def of_tracks(
-  pictures: Sequence[np.ndarray],
+def crop_tracks(
+  frames: Sequence[np.ndarray],
   tracks: Sequence[Mapping[str, Any]],
-) -> list[Crops]:
-  """Cut the faces out of a clip.
+) -> list[TrackCrops]:
+  """Crop the faces of a clip.
 
   Args:
-    pictures: uint8 RGB [height, width, 3], all of the clip at 25 fps
-      (`stage.Media.pictures_25`).
-    tracks: as the stage `people` leaves them: `start_frame`, and in `boxes`
-      [top, left, height, width] in pixels for every frame, of 24 a second,
-      from there on.
+    frames: uint8 RGB [height, width, 3], all frames of the clip at 25 fps
+      (`stage.Media.frames_25fps`).
+    tracks: tracks of the stage `face_tracks`: `start_frame`, and `boxes` with
+      [top, left, height, width] in pixels for every frame at 24 fps.
 
   Returns:
-    The crops of every track that is long enough for one picture.
+    The crops of every track that contains at least one frame.
 
   Raises:
-    ValueError: a track reaches beyond the clip.
+    ValueError: a track exceeds the clip.
   """
   made = []
   for track in tracks:
     start, boxes = int(track["start_frame"]), track["boxes"]
     pairs = [
-      (number, place - start)
-      for number in range(len(pictures))
-      if start <= (place := nearest(number)) < start + len(boxes)
+      (index, place - start)
+      for index in range(len(frames))
+      if start <= (place := nearest_frame(index)) < start + len(boxes)
     ]
-    last = round(len(pictures) * geometry.FPS / FPS)
+    last = round(len(frames) * geometry.FPS / FPS)
     if start < 0 or start + len(boxes) > last:
       raise ValueError(
         f"face track: expected frames 0 to {last}, got {start} to"
-        f" {start + len(boxes)}; run people again on this clip"
+        f" {start + len(boxes)}; run face_tracks again on this clip"
       )
     if pairs:
-      cut = [crop(pictures[number], boxes[box]) for number, box in pairs]
-      made.append(Crops(first=pairs[0][0], frames_THWC=np.stack(cut)))
+      cut = [crop(frames[index], boxes[box]) for index, box in pairs]
+      made.append(TrackCrops(first=pairs[0][0], frames_THWC=np.stack(cut)))
   return made
 
 
-def nearest(number: Any) -> Any:
-  """The frame of 24 a second nearest in time to a picture, the later of two.
+def nearest_frame(index: Any) -> Any:
+  """Index at 24 fps of the frame nearest to an index at 25 fps.
 
   Args:
-    number: of the picture, at 25 a second; or an array of them.
+    index: index or array of indices at 25 fps; ties go to the later frame.
   """
-  return (2 * number * geometry.FPS + FPS) // (2 * FPS)
+  return (2 * index * geometry.FPS + FPS) // (2 * FPS)
 
 
 def crop(frame_HWC: np.ndarray, box: Sequence[float]) -> np.ndarray:
-  """The square around a face that SyncNet sees.
+  """The square crop of a face for SyncNet.
 
   Args:
     frame_HWC: uint8 RGB.
     box: [top, left, height, width] of the face in pixels.
 
   Returns:
-    uint8 [224, 224, 3], grey where it reaches beyond the picture.
+    uint8 [224, 224, 3], grey outside the frame.
   """
   top, left, height, width = box
   half = max(height, width, 2) / 2
@@ -118,7 +117,7 @@ def crop(frame_HWC: np.ndarray, box: Sequence[float]) -> np.ndarray:
 def _cut(
   frame_HWC: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]
 ) -> np.ndarray:
-  """A part of a picture, grey where it reaches beyond."""
+  """A part of a frame, grey outside of it."""
   size = rows[1] - rows[0], columns[1] - columns[0], 3
   part_HWC = np.full(size, _GREY, np.uint8)
   inside, here = [], []
@@ -137,14 +136,14 @@ def _resize(part_HWC: np.ndarray) -> np.ndarray:
   return cv2.resize(part_HWC, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 
 
-def pack(tracks: Sequence[Crops]) -> bytes:
-  """The file of a clip's crops; also of none."""
-  pictures = [_jpeg(f) for track in tracks for f in track.frames_THWC]
+def pack(tracks: Sequence[TrackCrops]) -> bytes:
+  """The file of a clip's crops, which may be empty."""
+  frames = [_jpeg(f) for track in tracks for f in track.frames_THWC]
   file = io.BytesIO()
   np.savez(
     file,
-    jpeg=np.frombuffer(b"".join(pictures), np.uint8),
-    ends=np.cumsum([len(p) for p in pictures], dtype=np.int64),
+    jpeg=np.frombuffer(b"".join(frames), np.uint8),
+    ends=np.cumsum([len(p) for p in frames], dtype=np.int64),
     first=np.array([t.first for t in tracks], np.int64),
     count=np.array([len(t.frames_THWC) for t in tracks], np.int64),
   )
@@ -158,11 +157,11 @@ def _jpeg(frame_HWC: np.ndarray) -> bytes:
   return file.getvalue()
 
 
-def unpack(content: bytes) -> list[Crops]:
-  """The crops that `pack` made a file of.
+def unpack(content: bytes) -> list[TrackCrops]:
+  """Read a file of `pack`.
 
   Raises:
-    ValueError: the file is damaged or another.
+    ValueError: the file is damaged or of another kind.
   """
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
@@ -170,18 +169,18 @@ def unpack(content: bytes) -> list[Crops]:
         file[name] for name in ("jpeg", "ends", "first", "count")
       )
     if len(first) != len(count) or count.sum() != len(ends):
-      raise ValueError(f"{count} pictures of tracks, {len(ends)} in all")
-    pictures = [_picture(p) for p in np.split(jpeg, ends[:-1]) if len(p)]
-    if len(pictures) != len(ends):
-      raise ValueError(f"{len(ends)} pictures, {len(pictures)} not empty")
+      raise ValueError(f"{count} frames of tracks, {len(ends)} in all")
+    frames = [_picture(p) for p in np.split(jpeg, ends[:-1]) if len(p)]
+    if len(frames) != len(ends):
+      raise ValueError(f"{len(ends)} frames, {len(frames)} not empty")
   except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
     raise ValueError(
-      f"expected faces.npz as the stage cut writes it: {error}; delete what cut"
-      " wrote and run it again"
+      f"expected faces.npz of the stage encode: {error}; delete its output and"
+      " run it again"
     ) from error
   ends_of_tracks = np.cumsum(count)
   return [
-    Crops(first=int(f), frames_THWC=np.stack(pictures[end - n : end]))
+    TrackCrops(first=int(f), frames_THWC=np.stack(frames[end - n : end]))
     for f, n, end in zip(first, count, ends_of_tracks, strict=True)
   ]
 

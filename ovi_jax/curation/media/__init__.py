@@ -1,1 +1,1 @@
-"""Pictures and sound of clips: decoded, measured, kept."""
+"""Media of clips: decoding, measurements, stored artifacts."""

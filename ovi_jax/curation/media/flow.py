@@ -1,9 +1,9 @@
-"""Optical flow by name: how far each pixel moves from one frame to the next.
+"""Optical flow estimators by name.
 
-"dis" is Dense Inverse Search of OpenCV (arXiv 1603.03590). Another estimator,
-RAFT say, is a function `make() -> (frame_HWC, frame_HWC) -> flow_HW2`, of uint8
-RGB frames and pixels along columns and rows; it is named by where it is:
-"my_package.my_module:make". It must give the same flow for the same frames.
+"dis" is OpenCV's Dense Inverse Search (arXiv 1603.03590). A custom estimator,
+such as RAFT, is a function `make() -> (frame_HWC, frame_HWC) -> flow_HW2` of
+uint8 RGB frames, with flow in pixels along columns and rows, given by its path:
+"my_package.my_module:make". It must be deterministic.
 """
 
 import functools
@@ -19,7 +19,7 @@ Estimate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def dis() -> Estimate:
-  """Dense Inverse Search at its fast setting.
+  """Dense Inverse Search with the fast preset.
 
   Raises:
     ValueError: OpenCV is not installed.
@@ -29,7 +29,7 @@ def dis() -> Estimate:
   grey = functools.partial(cv2.cvtColor, code=cv2.COLOR_RGB2GRAY)
 
   def estimate(one_HWC: np.ndarray, other_HWC: np.ndarray) -> np.ndarray:
-    # The last argument is a first guess; the object keeps no state.
+    # The last argument is an initial flow; the object is stateless.
     return search.calc(grey(one_HWC), grey(other_HWC), None)
 
   return estimate
@@ -38,11 +38,11 @@ def dis() -> Estimate:
 KNOWN: Mapping[str, Callable[[], Estimate]] = {"dis": dis}
 
 
-def find(name: str) -> Callable[[], Estimate]:
-  """What makes the estimator of that name.
+def load(name: str) -> Callable[[], Estimate]:
+  """The factory of the estimator of that name.
 
   Raises:
-    ValueError: there is none.
+    ValueError: it is unknown.
   """
   if name in KNOWN:
     return KNOWN[name]

@@ -1,12 +1,12 @@
-"""OpenCV, which the extra `[curate]` brings."""
+"""OpenCV, part of the extra `[curate]`."""
 
 import functools
 import importlib.util
 import types
 
 
-def missing() -> list[str]:
-  """A sentence if OpenCV is not installed."""
+def missing_requirements() -> list[str]:
+  """A message if OpenCV is not installed."""
   if importlib.util.find_spec("cv2"):
     return []
   return ["OpenCV is needed: pip install 'ovi_jax[curate]'"]
@@ -14,10 +14,10 @@ def missing() -> list[str]:
 
 @functools.cache
 def library() -> types.ModuleType:
-  """OpenCV, computing on one thread.
+  """OpenCV, limited to one thread.
 
-  Optical flow cuts the picture into as many stripes as there are threads, and
-  its result depends on them; and clips are what is spread over cores.
+  The result of optical flow depends on the number of threads; clips are
+  processed in parallel instead.
 
   Raises:
     ValueError: it is not installed.

@@ -1,1 +1,1 @@
-"""Networks that judge clips; their weights are the user's to bring."""
+"""Networks used by stages; weights are provided by the user."""

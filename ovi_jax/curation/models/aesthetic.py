@@ -1,12 +1,10 @@
-"""How much people would like a picture, 1 to 10: LAION's heads over CLIP.
+"""LAION aesthetic predictors, 1 to 10, on CLIP embeddings.
 
-In: CLIP's vector of a picture, of unit length. Out: a score. A head is a chain
-of linear layers with nothing between them. Two are public: the improved
-predictor, five layers called `layers.0` to `layers.7` (dropout, which leaves
-numbers out of the names, is for training), and the first one, a single layer.
-(christophschuhmann/improved-aesthetic-predictor, LAION-AI/aesthetic-predictor.)
-
-Numbers: everything is float32.
+From a normalized CLIP embedding to a score. A head is a chain of linear layers
+without nonlinearities. Two are public: the improved predictor with five layers,
+`layers.0` to `layers.7` (the gaps are dropout), and the first one, a single
+layer. (christophschuhmann/improved-aesthetic-predictor,
+LAION-AI/aesthetic-predictor.) All computation is float32.
 """
 
 import os

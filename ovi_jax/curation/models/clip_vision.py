@@ -1,11 +1,9 @@
-"""CLIP's image tower: a picture becomes a vector of unit length.
+"""CLIP's vision tower: from an image to a normalized embedding.
 
 A vision transformer with a norm before its first block, QuickGELU, and a
-projection of the class token into the space that pictures share with text.
-(arXiv 2103.00020; names and sizes of `openai/clip-vit-large-patch14` as the
-Transformers library writes it.)
-
-Numbers: everything is float32.
+projection of the class token into the shared image-text space.
+(arXiv 2103.00020; names and sizes of `openai/clip-vit-large-patch14` in the
+Transformers library.) All computation is float32.
 """
 
 import dataclasses
@@ -25,46 +23,46 @@ from PIL import Image
 from ovi_jax.convert import mapping
 from ovi_jax.convert import reader
 
-# Of the pictures that CLIP was trained on, red, green and blue in [0, 1].
+# RGB statistics of CLIP's training images, in [0, 1].
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 _TOWER = ("vision_model.", "visual_projection.")
 _EPSILON = 1e-5  # of the norms
-_HEAD = 64  # width of a head in every CLIP
+_HEAD_DIM = 64  # head size of every CLIP
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Sizes; those of ViT-L/14.
+  """Sizes; defaults are those of ViT-L/14.
 
   Attributes:
-    side: pixels of the square picture.
-    patch: pixels of a token's square.
-    width: of the stream.
-    feed_forward: width within a block.
-    layers: blocks.
-    heads: of attention.
-    projection: numbers of the result.
+    image_size: side of the square input, pixels.
+    patch_size: side of a patch, pixels.
+    hidden_dim: width of the residual stream.
+    mlp_dim: hidden width of an MLP.
+    num_layers: transformer blocks.
+    num_heads: attention heads.
+    projection_dim: size of the embedding.
   """
 
-  side: int = 224
-  patch: int = 14
-  width: int = 1024
-  feed_forward: int = 4096
-  layers: int = 24
-  heads: int = 16
-  projection: int = 768
+  image_size: int = 224
+  patch_size: int = 14
+  hidden_dim: int = 1024
+  mlp_dim: int = 4096
+  num_layers: int = 24
+  num_heads: int = 16
+  projection_dim: int = 768
 
   def __post_init__(self):
-    if self.side % self.patch or self.width % self.heads:
+    if self.image_size % self.patch_size or self.hidden_dim % self.num_heads:
       raise ValueError(
-        "CLIP: expected a side that patches divide and a width that heads"
-        f" divide, got {self}"
+        "CLIP: expected image_size divisible by patch_size and hidden_dim by"
+        f" num_heads, got {self}"
       )
 
 
 class Block(nn.Module):
-  """Attention and a feed-forward, each behind a norm."""
+  """A pre-norm transformer block."""
 
   config: Config
 
@@ -74,45 +72,47 @@ class Block(nn.Module):
     x = nn.LayerNorm(_EPSILON, name="norm_1")(x_BLD)
     q, k, v = (
       einops.rearrange(
-        nn.Dense(config.width, name=name)(x),
+        nn.Dense(config.hidden_dim, name=name)(x),
         "B L (N K) -> B L N K",
-        N=config.heads,
+        N=config.num_heads,
       )
       for name in ("q", "k", "v")
     )
     scores = jnp.einsum("BLNK,BSNK->BNLS", q, k) * q.shape[-1] ** -0.5
     mixed = jnp.einsum("BNLS,BSNK->BLNK", jax.nn.softmax(scores), v)
     mixed = einops.rearrange(mixed, "B L N K -> B L (N K)")
-    x_BLD = x_BLD + nn.Dense(config.width, name="out")(mixed)
+    x_BLD = x_BLD + nn.Dense(config.hidden_dim, name="out")(mixed)
     x = nn.LayerNorm(_EPSILON, name="norm_2")(x_BLD)
-    x = nn.Dense(config.feed_forward, name="up")(x)
+    x = nn.Dense(config.mlp_dim, name="up")(x)
     x = x * jax.nn.sigmoid(1.702 * x)
-    return x_BLD + nn.Dense(config.width, name="down")(x), None
+    return x_BLD + nn.Dense(config.hidden_dim, name="down")(x), None
 
 
-class Tower(nn.Module):
+class VisionTower(nn.Module):
   """The network; see the module."""
 
   config: Config
 
   @nn.compact
   def __call__(self, pictures_BHWC):
-    """Pictures as `prepare` gives them -> vectors_BC of unit length."""
+    """Images of `preprocess` -> normalized embeddings_BC."""
     config = self.config
     init = nn.initializers.normal(0.02)
     kernel = self.param(
-      "patches", init, (config.patch, config.patch, 3, config.width)
+      "patches",
+      init,
+      (config.patch_size, config.patch_size, 3, config.hidden_dim),
     )
     tokens = lax.conv_general_dilated(
       pictures_BHWC,
       kernel,
-      (config.patch, config.patch),
+      (config.patch_size, config.patch_size),
       "VALID",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     tokens = einops.rearrange(tokens, "B H W D -> B (H W) D")
-    first = self.param("class", init, (config.width,))
-    first = jnp.broadcast_to(first, (tokens.shape[0], 1, config.width))
+    first = self.param("class", init, (config.hidden_dim,))
+    first = jnp.broadcast_to(first, (tokens.shape[0], 1, config.hidden_dim))
     x = jnp.concatenate([first, tokens], 1)
     position = self.param("position", init, x.shape[1:])
     x = nn.LayerNorm(_EPSILON, name="norm_in")(x + position[None])
@@ -120,20 +120,20 @@ class Tower(nn.Module):
       Block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      length=config.layers,
+      length=config.num_layers,
     )
     x, _ = blocks(config, name="blocks")(x)
     x = nn.LayerNorm(_EPSILON, name="norm_out")(x[:, 0])
-    x = nn.Dense(config.projection, use_bias=False, name="projection")(x)
+    x = nn.Dense(config.projection_dim, use_bias=False, name="projection")(x)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def prepare(frames_THWC: np.ndarray, side: int) -> np.ndarray:
-  """Frames as CLIP reads them: bicubic, the middle square, normalised.
+def preprocess(frames_THWC: np.ndarray, side: int) -> np.ndarray:
+  """CLIP preprocessing: bicubic resize, centre crop, normalization.
 
   Args:
     frames_THWC: uint8 RGB.
-    side: pixels of the square.
+    side: side of the square, pixels.
 
   Returns:
     pictures_BHWC, float32.
@@ -148,7 +148,7 @@ def prepare(frames_THWC: np.ndarray, side: int) -> np.ndarray:
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     square = image.crop((left, top, left + side, top + side))
     pictures.append(np.asarray(square, np.float32) / 255)
-  return (np.stack(pictures) - MEAN) / DEVIATION
+  return (np.stack(pictures) - MEAN) / STD
 
 
 def rows(config: Config) -> list[mapping.Row]:
@@ -169,7 +169,7 @@ def rows(config: Config) -> list[mapping.Row]:
       f"{torch}.embeddings.patch_embedding.weight", "patches", patches
     ),
     mapping.Row(f"{torch}.embeddings.position_embedding.weight", "position"),
-    # So spelled in the release.
+    # Spelled like this in the release.
     *_norm(f"{torch}.pre_layrnorm", "norm_in"),
     *_norm(f"{torch}.post_layernorm", "norm_out"),
     mapping.Row(
@@ -180,10 +180,10 @@ def rows(config: Config) -> list[mapping.Row]:
   ]
   for number in (1, 2):
     names = f"{layer}.layer_norm{number}", f"blocks/norm_{number}"
-    table += _norm(*names, config.layers)
+    table += _norm(*names, config.num_layers)
   for theirs, ours in linears.items():
     names = f"{layer}.{theirs}", f"blocks/{ours}"
-    table += mapping.linear(*names, config.layers)
+    table += mapping.linear(*names, config.num_layers)
   return table
 
 
@@ -197,8 +197,10 @@ def _norm(torch: str, ours: str, stack: int | None = None) -> list[mapping.Row]:
 
 def shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
   """Shape of every parameter by path."""
-  picture = jax.ShapeDtypeStruct((1, config.side, config.side, 3), jnp.float32)
-  tree = jax.eval_shape(Tower(config).init, jax.random.key(0), picture)
+  picture = jax.ShapeDtypeStruct(
+    (1, config.image_size, config.image_size, 3), jnp.float32
+  )
+  tree = jax.eval_shape(VisionTower(config).init, jax.random.key(0), picture)
   flat = mapping.flatten(tree["params"])
   return {path: leaf.shape for path, leaf in flat.items()}
 
@@ -210,7 +212,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Config, Mapping[str, Any]]:
     ValueError: it is missing, damaged, or of another network.
   """
   file = reader.open_tensors(path)
-  # The release also holds the text tower and a table of whole numbers.
+  # The release also contains the text tower and position ids.
   found = {
     name: span.shape
     for name, span in file.spans.items()
@@ -220,7 +222,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Config, Mapping[str, Any]]:
   table = rows(config)
   mapping.check(table, found, shapes(config))
   params = mapping.gather(table, file.read)
-  # A release may hold half precision.
+  # A release may be in half precision.
   full = {p: a.astype(np.float32) for p, a in params.items()}
   return config, mapping.nest(full)
 
@@ -228,7 +230,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Config, Mapping[str, Any]]:
 def _sizes(
   path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> Config:
-  """The sizes that some of the tensors tell."""
+  """The sizes implied by tensor shapes."""
   part = "vision_model.embeddings"
   layer = "vision_model.encoder.layers.{}.mlp.fc1.weight"
   try:
@@ -242,11 +244,11 @@ def _sizes(
       f" writes it, with its projection; {error} is missing or misshapen"
     ) from error
   return Config(
-    side=patch * math.isqrt(positions - 1),
-    patch=patch,
-    width=width,
-    feed_forward=feed_forward,
-    layers=sum(layer.format(n) in shapes for n in range(len(shapes))),
-    heads=max(1, width // _HEAD),
-    projection=projection,
+    image_size=patch * math.isqrt(positions - 1),
+    patch_size=patch,
+    hidden_dim=width,
+    mlp_dim=feed_forward,
+    num_layers=sum(layer.format(n) in shapes for n in range(len(shapes))),
+    num_heads=max(1, width // _HEAD_DIM),
+    projection_dim=projection,
   )

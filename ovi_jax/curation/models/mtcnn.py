@@ -1,10 +1,11 @@
-"""MTCNN: three small networks that find faces, each of what the last one kept.
+"""MTCNN: a cascade of three small networks for face detection.
 
-In come pictures, RGB, (pixel - 127.5) / 128: of any size for the first network,
-24 x 24 for the second, 48 x 48 for the third. Out goes how likely each is a
-face, and by which parts of its size the sides of the box should move: left,
-top, right, bottom. (Zhang et al., 2016; weights and layers as in the package
-facenet-pytorch, MIT.) All is float32, products at the highest precision.
+Inputs are RGB, (pixel - 127.5) / 128: of any size for the first network,
+24 x 24 for the second, 48 x 48 for the third. Outputs are a face probability
+and the bounding box regression (left, top, right, bottom) relative to the box
+size. (Zhang et al., 2016; weights and layers as in the package facenet-pytorch,
+MIT.)
+All computation is float32 at the highest matmul precision.
 """
 
 import importlib.util
@@ -29,8 +30,8 @@ _PRECISION = jax.lax.Precision.HIGHEST
 _CONV = Rearrange("o i h w -> h w i o")
 
 
-class _Rectifier(nn.Module):
-  """A rectifier that lets a learnt part of what is below 0 through."""
+class _PReLU(nn.Module):
+  """PReLU with a slope per channel."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,9 +43,9 @@ class _Rectifier(nn.Module):
 def _conv(
   x: jax.Array, number: int, channels: int, kernel: int = 3
 ) -> jax.Array:
-  """A convolution without padding, and its rectifier."""
+  """A convolution without padding, and PReLU."""
   x = _only_conv(x, f"conv_{number}", channels, kernel)
-  return _Rectifier(name=f"rectifier_{number}")(x)
+  return _PReLU(name=f"rectifier_{number}")(x)
 
 
 def _only_conv(
@@ -64,18 +65,18 @@ def _dense(x: jax.Array, name: str, width: int) -> jax.Array:
 
 
 def _pool(x: jax.Array, size: int) -> jax.Array:
-  """Maximum at every other place; windows may reach beyond the end."""
+  """Max pooling with stride 2 and ceil mode."""
   # Any: flax says that padding is text, and takes numbers.
   pads: Any = tuple((0, -(n - size) % 2) for n in x.shape[1:3])
   return nn.max_pool(x, (size, size), (2, 2), pads)
 
 
 class Propose(nn.Module):
-  """Looks at every other place of a picture through a window of 12 x 12."""
+  """P-Net: fully convolutional, receptive field 12 x 12, stride 2."""
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns: likelihood [B, H', W'] and sides [B, H', W', 4]."""
+    """Returns: probability [B, H', W'] and sides [B, H', W', 4]."""
     x = _pool(_conv(x_BHWC, 1, 10), 2)
     x = _conv(_conv(x, 2, 16), 3, 32)
     face = nn.softmax(_only_conv(x, "face", 2, 1))[..., 1]
@@ -83,34 +84,34 @@ class Propose(nn.Module):
 
 
 class Refine(nn.Module):
-  """Looks at candidates of 24 x 24."""
+  """R-Net, for candidates of 24 x 24."""
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns: likelihood [B] and sides [B, 4]."""
+    """Returns: probability [B] and sides [B, 4]."""
     x = _pool(_conv(x_BHWC, 1, 28), 3)
     x = _pool(_conv(x, 2, 48), 3)
     x = einops.rearrange(_conv(x, 3, 64, 2), "B H W C -> B (W H C)")
-    x = _Rectifier(name="rectifier_4")(_dense(x, "dense_4", 128))
+    x = _PReLU(name="rectifier_4")(_dense(x, "dense_4", 128))
     return nn.softmax(_dense(x, "face", 2))[..., 1], _dense(x, "sides", 4)
 
 
 class Output(nn.Module):
-  """Looks at what is left, 48 x 48."""
+  """O-Net, for candidates of 48 x 48."""
 
   @nn.compact
   def __call__(
     self, x_BHWC: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns: likelihood [B], sides [B, 4], and landmarks [B, 10].
+    """Returns: probability [B], sides [B, 4], and landmarks [B, 10].
 
-    Landmarks are parts of the box's size: five across, then five down.
+    Landmarks are relative to the box size: five x, then five y.
     """
     x = _pool(_conv(x_BHWC, 1, 32), 3)
     x = _pool(_conv(x, 2, 64), 3)
     x = _pool(_conv(x, 3, 64), 2)
     x = einops.rearrange(_conv(x, 4, 128, 2), "B H W C -> B (W H C)")
-    x = _Rectifier(name="rectifier_5")(_dense(x, "dense_5", 256))
+    x = _PReLU(name="rectifier_5")(_dense(x, "dense_5", 256))
     face = nn.softmax(_dense(x, "face", 2))[..., 1]
     return face, _dense(x, "sides", 4), _dense(x, "landmarks", 10)
 
@@ -164,7 +165,7 @@ def shapes(name: str) -> dict[str, Any]:
 
 
 def files(folder: str = "") -> dict[str, pathlib.Path]:
-  """Where the weights are, by name of the network.
+  """Paths of the weights, by network.
 
   Args:
     folder: with pnet.pt, rnet.pt and onet.pt; "" for those of the package
@@ -173,7 +174,7 @@ def files(folder: str = "") -> dict[str, pathlib.Path]:
   Raises:
     ValueError: the package or a file is missing.
   """
-  place = pathlib.Path(folder) if folder else _installed()
+  place = pathlib.Path(folder) if folder else _package_folder()
   paths = {name: place / f"{name}.pt" for name in NETWORKS}
   for path in paths.values():
     if not path.is_file():
@@ -188,7 +189,7 @@ def load(folder: str = "") -> dict[str, dict[str, Any]]:
     folder: as of `files`.
 
   Returns:
-    Variables by name of the network, float32.
+    Variables by network, float32.
 
   Raises:
     ValueError: a file is missing, damaged, or of another network.
@@ -209,8 +210,8 @@ def load(folder: str = "") -> dict[str, dict[str, Any]]:
   return read
 
 
-def _installed() -> pathlib.Path:
-  """Where the package's weights lie."""
+def _package_folder() -> pathlib.Path:
+  """Folder of the package's weights."""
   found = importlib.util.find_spec(_PACKAGE)
   if found is None or not found.submodule_search_locations:
     raise ValueError(

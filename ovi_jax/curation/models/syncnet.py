@@ -1,12 +1,12 @@
-"""SyncNet: lips and sound of a fifth of a second, each as a vector.
+"""SyncNet: embeddings of lips and audio over a fifth of a second.
 
-In come five frames of a face (224 x 224, BGR, 0 to 255, as they are) and the 20
-columns of 13 MFCC that sound with them; out goes an embedding of each, near
-each other where lips and sound belong together. (Chung and Zisserman, Out of
-time, 2016; `SyncNetModel.py` of joonson/syncnet_python.)
+Inputs are five frames of a face (224 x 224, BGR, 0 to 255, not normalized) and
+the corresponding 20 columns of 13 MFCC. The two embeddings are close if lips
+and audio are in sync. (Chung and Zisserman, Out of time, 2016;
+`SyncNetModel.py` of joonson/syncnet_python.)
 
-The network is float32 throughout, products at the highest precision: pixels
-that are not normalised leave no digits to lose.
+All computation is float32 at the highest matmul precision, because unnormalized
+pixels leave no precision to spare.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 WINDOW = 5  # frames
-STRIDE = 4  # columns of MFCC a frame
+STRIDE = 4  # MFCC columns per frame
 COLUMNS = WINDOW * STRIDE
 COEFFICIENTS = 13
 SIDE = 224
@@ -28,23 +28,32 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyncNetConfig:
-  """Sizes; as they are, those of the public weights.
+  """Sizes; defaults are those of the public weights.
 
   Attributes:
-    lips: channels of the convolutions over frames.
-    sound: channels of the convolutions over MFCC.
-    hidden: of the last layer but one of each.
-    embedding: of both.
+    lip_channels: channels of the convolutions over frames.
+    audio_channels: channels of the convolutions over MFCC.
+    hidden_dim: width of the last hidden layer of both branches.
+    embedding_dim: size of both embeddings.
   """
 
-  lips: tuple[int, ...] = (96, 256, 256, 256, 256, 512)
-  sound: tuple[int, ...] = (64, 192, 384, 256, 256, 512)
-  hidden: int = 512
-  embedding: int = 1024
+  lip_channels: tuple[int, ...] = (96, 256, 256, 256, 256, 512)
+  audio_channels: tuple[int, ...] = (64, 192, 384, 256, 256, 512)
+  hidden_dim: int = 512
+  embedding_dim: int = 1024
 
   def __post_init__(self):
-    sizes = *self.lips, *self.sound, self.hidden, self.embedding
-    if len(self.lips) != 6 or len(self.sound) != 6 or min(sizes) < 1:
+    sizes = (
+      *self.lip_channels,
+      *self.audio_channels,
+      self.hidden_dim,
+      self.embedding_dim,
+    )
+    if (
+      len(self.lip_channels) != 6
+      or len(self.audio_channels) != 6
+      or min(sizes) < 1
+    ):
       raise ValueError(
         "SyncNet needs six channels of lips, six of sound, a hidden and an"
         f" embedding size, all positive; got {self}"
@@ -52,27 +61,27 @@ class SyncNetConfig:
 
   @classmethod
   def narrow(cls, divisor: int) -> "SyncNetConfig":
-    """A network of the same layers with fewer channels, to try things with.
+    """The same layers with fewer channels.
 
     Args:
-      divisor: of the channels; the embedding stays.
+      divisor: divides the channels, not the embedding.
     """
     full = cls()
     return cls(
-      lips=tuple(n // divisor for n in full.lips),
-      sound=tuple(n // divisor for n in full.sound),
-      hidden=full.hidden // divisor,
+      lip_channels=tuple(n // divisor for n in full.lip_channels),
+      audio_channels=tuple(n // divisor for n in full.audio_channels),
+      hidden_dim=full.hidden_dim // divisor,
     )
 
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> "SyncNetConfig":
     """The config that `dataclasses.asdict` and JSON made `values` of."""
-    lists = {k: tuple(values[k]) for k in ("lips", "sound")}
+    lists = {k: tuple(values[k]) for k in ("lip_channels", "audio_channels")}
     return cls(**{**values, **lists})
 
 
 class _Layer(nn.Module):
-  """Convolution, batch normalisation and rectifier."""
+  """Convolution, batch norm and ReLU."""
 
   channels: int
   kernel: tuple[int, int]
@@ -93,7 +102,7 @@ class _Layer(nn.Module):
 
 
 class _FirstLayer(nn.Module):
-  """The same over five frames, of which one picture is left."""
+  """The first layer, which also convolves over five frames."""
 
   channels: int
 
@@ -114,7 +123,7 @@ class _WindowConv(nn.Module):
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = self.param("bias", nn.initializers.zeros, (self.channels,))
     windows = frames_BTHWC.shape[1] - WINDOW + 1
-    # Frames as channels: convolutions over time are slow on a CPU.
+    # Frames as channels: 3D convolutions are slow on CPUs.
     parts = [frames_BTHWC[:, i : i + windows] for i in range(WINDOW)]
     x = jax.lax.conv_general_dilated(
       einops.rearrange(parts, "i B T H W C -> (B T) H W (i C)"),
@@ -128,7 +137,7 @@ class _WindowConv(nn.Module):
 
 
 class _Head(nn.Module):
-  """The two layers after the convolutions."""
+  """The two dense layers after the convolutions."""
 
   hidden: int
   embedding: int
@@ -147,14 +156,14 @@ def _norm(name: str, training: bool) -> nn.BatchNorm:
 
 
 class _Lips(nn.Module):
-  """Embeddings of every five frames in a row."""
+  """Embeddings of all windows of five frames."""
 
   config: SyncNetConfig
 
   @nn.compact
   def __call__(self, frames_BTHWC: jax.Array, training: bool) -> jax.Array:
     config, batch = self.config, frames_BTHWC.shape[0]
-    one, two, three, four, five, six = config.lips
+    one, two, three, four, five, six = config.lip_channels
     x = frames_BTHWC.astype(jnp.float32)
     x = _FirstLayer(one, name="layer_0")(x, training)
     x = nn.max_pool(x, (3, 3), (2, 2))
@@ -167,7 +176,7 @@ class _Lips(nn.Module):
     x = nn.max_pool(x, (3, 3), (2, 2))
     x = _Layer(six, (6, 6), name="layer_5")(x, training)
     x = einops.rearrange(x, "(B T) 1 1 C -> (B T) C", B=batch)
-    x = _Head(config.hidden, config.embedding, name="head")(x, training)
+    x = _Head(config.hidden_dim, config.embedding_dim, name="head")(x, training)
     return einops.rearrange(x, "(B T) C -> B T C", B=batch)
 
 
@@ -179,7 +188,7 @@ class _Sound(nn.Module):
   @nn.compact
   def __call__(self, windows_BTKM: jax.Array, training: bool) -> jax.Array:
     config, batch = self.config, windows_BTKM.shape[0]
-    one, two, three, four, five, six = config.sound
+    one, two, three, four, five, six = config.audio_channels
     x = windows_BTKM.astype(jnp.float32)
     x = einops.rearrange(x, "B T K M -> (B T) K M 1")
     x = _Layer(one, (3, 3), 1, 1, name="layer_0")(x, training)
@@ -190,12 +199,12 @@ class _Sound(nn.Module):
     x = nn.max_pool(x, (3, 3), (2, 2))
     x = _Layer(six, (5, 4), name="layer_5")(x, training)
     x = einops.rearrange(x, "(B T) 1 1 C -> (B T) C", B=batch)
-    x = _Head(config.hidden, config.embedding, name="head")(x, training)
+    x = _Head(config.hidden_dim, config.embedding_dim, name="head")(x, training)
     return einops.rearrange(x, "(B T) C -> B T C", B=batch)
 
 
 class SyncNet(nn.Module):
-  """Both halves."""
+  """Both branches."""
 
   config: SyncNetConfig
 
@@ -209,12 +218,12 @@ class SyncNet(nn.Module):
     windows_BTKM: jax.Array,
     training: bool = False,
   ) -> tuple[jax.Array, jax.Array]:
-    """Embed stretches of frames and windows of sound.
+    """Embed frames and windows of audio.
 
     Args:
       frames_BTHWC: BGR, 0 to 255, [B, T + 4, 224, 224, 3].
       windows_BTKM: [B, n, 13, 20], coefficients by columns; n need not be T.
-      training: normalise by the batch, and note its statistics.
+      training: use and update batch statistics.
 
     Returns:
       Embeddings [B, T, 1024] of frames t to t + 4, and [B, n, 1024].
@@ -226,7 +235,7 @@ class SyncNet(nn.Module):
 
 
 def shapes(config: SyncNetConfig) -> dict[str, Any]:
-  """Shape of every variable, nested, without making any."""
+  """Abstract shape of every variable, nested."""
   frames = jax.ShapeDtypeStruct((1, WINDOW, SIDE, SIDE, 3), jnp.float32)
   windows = jax.ShapeDtypeStruct((1, 1, COEFFICIENTS, COLUMNS), jnp.float32)
   key = jax.random.key(0)

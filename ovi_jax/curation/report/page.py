@@ -1,4 +1,4 @@
-"""The parts of a page of HTML that needs no other file."""
+"""Builds a self-contained HTML page."""
 
 import base64
 import html
@@ -24,11 +24,11 @@ pre { font-size: 0.75em; background: #f6f6f6; padding: 0.6em; overflow: auto;
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-  """The whole of it.
+  """The complete page.
 
   Args:
-    title: as text.
-    parts: of its body, as HTML.
+    title: plain text.
+    parts: parts of the body, as HTML.
   """
   return (
     '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -39,7 +39,7 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A table; numbers stand to the right."""
+  """A table; numbers are right-aligned."""
 
   def cells(row: Sequence[Any], tag: str) -> Iterator[str]:
     for value in row:
@@ -52,7 +52,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def image(value: bytes | None, kind: str = "png") -> str:
-  """A picture within the page."""
+  """An embedded image."""
   if value is None:
     return "<p>None.</p>"
   return (
@@ -61,5 +61,5 @@ def image(value: bytes | None, kind: str = "png") -> str:
 
 
 def text(value: str) -> str:
-  """Text that is only text; names of files may hold anything."""
+  """Escape text; file names may contain any bytes."""
   return html.escape(value.encode(errors="backslashreplace").decode())

@@ -1,1 +1,1 @@
-"""One stage a file; see `ovi_jax.curation.stage` for what a stage is."""
+"""One stage per file; the interface is `ovi_jax.curation.stage`."""

@@ -1,9 +1,8 @@
-"""Clips of each kind in shares that are configured; too many are refused.
+"""Subsamples clips so that groups have configured shares.
 
-In: the clips of all shards, with a fact that says their kind, such as whether
-none, a single or several people are seen. Out: of each kind so many that the
-shares hold. Which ones is a matter of a hash of their id and the seed: not of
-their order, and the same when others are added.
+The group of a clip is a fact of an earlier stage, such as the number of faces.
+Selection is by a hash of id and seed, so it does not depend on the order of
+clips and stays the same when others are added.
 """
 
 import dataclasses
@@ -17,126 +16,132 @@ from ovi_jax.curation import clip as clips
 
 NAME = "balance"
 VERSION = 2
-KIND = "all"
+KIND = "global"
 
 
-def _thirds() -> dict[str, float]:
-  return {"none": 1 / 3, "single": 1 / 3, "several": 1 / 3}
+def _equal_shares() -> dict[str, float]:
+  return {"none": 1 / 3, "single": 1 / 3, "multiple": 1 / 3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """The shares.
+  """Shares of groups.
 
   Attributes:
-    stage: that left the fact.
-    fact: whose value is the kind.
-    shares: kind -> share wanted; they are taken relative to their sum. Kinds
-      that are not named here pass unweighed.
-    least: share of the clips that stays at least. Where exact shares would
-      keep fewer, kinds of which there are too few are kept whole and the
-      others fill up in proportion. 0 for exact shares at any price.
-    seed: of the choice.
+    stage: stage that sets the fact.
+    fact: fact whose value is the group.
+    shares: group -> share, normalized by their sum. Other groups pass.
+    min_kept_fraction: fraction of clips to keep at least. If exact shares would
+      keep fewer, under-represented groups are kept whole and the others are
+      filled in proportion. 0 for exact shares.
+    seed: seed of the selection.
   """
 
-  stage: str = "people"
-  fact: str = "kind"
-  shares: Mapping[str, float] = dataclasses.field(default_factory=_thirds)
-  least: float = 0.5
+  stage: str = "face_tracks"
+  fact: str = "face_count"
+  shares: Mapping[str, float] = dataclasses.field(default_factory=_equal_shares)
+  min_kept_fraction: float = 0.5
   seed: int = 0
 
   def __post_init__(self):
     if any(not share > 0 for share in self.shares.values()):
       raise ValueError(
         f"balance.shares: expected numbers above 0, got {dict(self.shares)};"
-        " to drop a kind, give it a small one"
+        " to drop a group, use a small number"
       )
-    if not 0 <= self.least <= 1:
+    if not 0 <= self.min_kept_fraction <= 1:
       raise ValueError(
-        f"balance.least: expected a share in [0, 1], got {self.least}"
+        "balance.min_kept_fraction: expected a fraction in [0, 1], got"
+        f" {self.min_kept_fraction}"
       )
 
 
 def load(config: Config) -> Callable:
-  """The stage; see `stage` for its form."""
+  """The stage function."""
 
-  def see(
-    every: Iterator[clips.Clip],
+  def collect(
+    all_clips: Iterator[clips.Clip],
   ) -> Callable[[clips.Clip], clips.Clip | clips.Reject]:
-    ranks: dict[str, list[int]] = {kind: [] for kind in config.shares}
-    for clip in every:
-      kind = _kind(clip, config)
-      if kind in ranks:
-        ranks[kind].append(_rank(clip, config.seed))
-    counts = {kind: len(found) for kind, found in ranks.items()}
+    ranks: dict[str, list[int]] = {group: [] for group in config.shares}
+    for clip in all_clips:
+      group = _group(clip, config)
+      if group in ranks:
+        ranks[group].append(_rank(clip, config.seed))
+    counts = {group: len(found) for group, found in ranks.items()}
     bounds = {
-      kind: sorted(ranks[kind])[number - 1] if number else -1
-      for kind, number in kept(counts, config.shares, config.least).items()
+      group: sorted(ranks[group])[number - 1] if number else -1
+      for group, number in num_kept(
+        counts, config.shares, config.min_kept_fraction
+      ).items()
     }
 
     def decide(clip: clips.Clip) -> clips.Clip | clips.Reject:
-      kind = _kind(clip, config)
-      if kind not in bounds or _rank(clip, config.seed) <= bounds[kind]:
-        return clip.found(NAME, kind=kind)
+      group = _group(clip, config)
+      if group not in bounds or _rank(clip, config.seed) <= bounds[group]:
+        return clip.with_facts(NAME, group=group)
       return clips.Reject(
-        clip=clip, stage=NAME, reason=f"more than its share: {kind}"
+        clip=clip, stage=NAME, reason=f"over its share: {group}"
       )
 
     return decide
 
-  return see
+  return collect
 
 
-def kept(
-  counts: Mapping[str, int], shares: Mapping[str, float], least: float
+def num_kept(
+  counts: Mapping[str, int],
+  shares: Mapping[str, float],
+  min_kept_fraction: float,
 ) -> dict[str, int]:
-  """How many clips of each kind stay.
+  """The number of clips to keep per group.
 
   Args:
-    counts: clips of each kind that there are.
-    shares: wanted, relative to their sum.
-    least: share of all clips that stays at least.
+    counts: group -> number of clips.
+    shares: group -> share, normalized by their sum.
+    min_kept_fraction: fraction of all clips to keep at least.
 
   Returns:
-    kind -> number.
+    group -> number.
   """
   total = sum(shares.values())
-  wanted = {kind: share / total for kind, share in shares.items()}
-  floor = math.ceil(least * sum(counts.values()) - 1e-9)
-  # Kinds are used up one after another as the whole grows; between two such
-  # points the number kept grows evenly.
-  points = sorted({counts[kind] / wanted[kind] for kind in wanted})
-  whole = points[0] if points else 0.0
+  wanted = {group: share / total for group, share in shares.items()}
+  floor = math.ceil(min_kept_fraction * sum(counts.values()) - 1e-9)
+  # As the total grows, groups are exhausted one by one; between these points
+  # the number kept is linear in the total.
+  points = sorted({counts[group] / wanted[group] for group in wanted})
+  total_clips = points[0] if points else 0.0
   for before, after in zip([0.0, *points], points):
-    if floor and _number(counts, wanted, after) >= floor - 1e-9:
+    if floor and _num_kept_at(counts, wanted, after) >= floor - 1e-9:
       open_share = sum(
         share for k, share in wanted.items() if counts[k] / share > before
       )
-      missing = floor - _number(counts, wanted, before)
-      whole = max(whole, before + missing / open_share)
+      missing = floor - _num_kept_at(counts, wanted, before)
+      total_clips = max(total_clips, before + missing / open_share)
       break
-  exact = {k: min(counts[k], share * whole) for k, share in wanted.items()}
-  found = {kind: math.floor(number + 1e-9) for kind, number in exact.items()}
-  # What rounding took goes to the kinds that lost the most by it.
-  losers = sorted(wanted, key=lambda kind: found[kind] - exact[kind])
-  for kind in losers[: max(0, floor - sum(found.values()))]:
-    found[kind] += 1
+  exact = {
+    k: min(counts[k], share * total_clips) for k, share in wanted.items()
+  }
+  found = {group: math.floor(number + 1e-9) for group, number in exact.items()}
+  # Distribute the clips lost by rounding to the largest remainders.
+  by_remainder = sorted(wanted, key=lambda group: found[group] - exact[group])
+  for group in by_remainder[: max(0, floor - sum(found.values()))]:
+    found[group] += 1
   return found
 
 
-def _number(
-  counts: Mapping[str, int], wanted: Mapping[str, float], whole: float
+def _num_kept_at(
+  counts: Mapping[str, int], wanted: Mapping[str, float], total_clips: float
 ) -> float:
-  """Clips kept if a whole of so many were shared out."""
-  return sum(min(counts[k], share * whole) for k, share in wanted.items())
+  """Number of clips kept for a total before limits."""
+  return sum(min(counts[k], share * total_clips) for k, share in wanted.items())
 
 
-def _kind(clip: clips.Clip, config: Config) -> str:
-  """What the fact says; nothing where there is none."""
+def _group(clip: clips.Clip, config: Config) -> str:
+  """The group of a clip; "" without the fact."""
   return str(clip.facts.get(config.stage, {}).get(config.fact, ""))
 
 
 def _rank(clip: clips.Clip, seed: int) -> int:
-  """A number that is drawn for a clip."""
+  """A pseudo-random number of a clip."""
   digest = hashlib.sha256(f"{seed}:{clip.id}".encode()).digest()
   return int.from_bytes(digest[:8], "big")

@@ -1,13 +1,12 @@
-"""Captions from a multimodal model, or from a table.
+"""Captions clips with a multimodal model, or from a table.
 
-With `source`, the captions of a clip are those that the table has for its file
-(`ovi_jax/data/captions.py`), and no endpoint is asked. Else:
-
-In: the frames that `cut` kept (or none) and the whole sound, sent in one
-request to an OpenAI-compatible endpoint. Out: the checked caption, as prompts
-of the released tag formats, or a reject. Answers are kept by their request, so
-that none is paid for twice; while the endpoint is away the shard stays undone.
-(Ovi, arXiv 2510.01284: seven evenly spaced frames and the whole sound.)
+With `captions_file`, a clip gets the captions of its file in the table
+(`ovi_jax/data/captions.py`) and no endpoint is called. Otherwise the frames
+stored by `encode` and the audio are sent in one request to an OpenAI-compatible
+endpoint; the validated caption becomes prompts in the released tag formats, or
+the clip is rejected. Responses are cached by request, so none is paid for
+twice; while the endpoint is unavailable, the shard stays pending.
+(Ovi, arXiv 2510.01284: seven evenly spaced frames and the audio.)
 """
 
 import asyncio
@@ -27,66 +26,67 @@ from ovi_jax import geometry
 from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.captioning import answers
 from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import chat
 from ovi_jax.curation.captioning import credentials
 from ovi_jax.curation.captioning import endpoint
-from ovi_jax.curation.media import kept
+from ovi_jax.curation.captioning import responses
+from ovi_jax.curation.media import artifacts
 from ovi_jax.data import captions as captions_lib
 from ovi_jax.media import container as containers
 
 VERSION = 1
-KIND = "shard"
+KIND = "batch"
 NAME = "captions"
-UNANSWERED = ("wait", "reject")
-_KINDS = (((b"",), b"-"), ((b"",), b""), ((), b"-"))  # with frames, sound
+ON_TIMEOUT = ("wait", "reject")
+_MEDIA_KINDS = (((b"",), b"-"), ((b"",), b""), ((), b"-"))  # with frames, sound
 Pair = tuple[clips.Clip, stage.Media]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(endpoint.Settings):
-  """What is asked, and what an answer must be; and `endpoint.Settings`.
+  """Request and validation; extends `endpoint.Settings`.
 
   Attributes:
-    source: table of captions (CSV or TSV with the columns path and caption);
-      "" asks the endpoint.
-    variants: released variants whose prompts are written; equal ones once.
-    task: instruction in place of `instruction.task`; "" for that one.
-    temperature: of sampling.
-    max_tokens: of an answer.
-    structured: send the JSON schema as `response_format`; the endpoint must
-      know it.
-    extra: JSON values added to each request, such as {"modalities": ["text"]}.
-    retries: times an unfit answer is sent back with what is wrong with it.
-    visual: fewest and most characters of the visual part.
-    audio: fewest and most characters of the sound's description.
-    tokenizer: a `tokenizer.json`, to refuse prompts that training would cut;
-      "" to leave them.
-    text_rows: tokens that training reads.
-    unanswered: clips that the endpoint fails on while it answers others:
-      "wait" leaves the shard undone, "reject" goes on without them.
-    cache: folder of the answers, on this machine or mounted there.
-    price_in: of a million tokens of requests; for the report.
-    price_out: of a million tokens of answers.
+    captions_file: table of captions (CSV or TSV with the columns path and
+      caption); "" to use the endpoint.
+    variants: released variants whose prompts are written, without duplicates.
+    instruction: replaces the default instruction; "" for the default.
+    temperature: sampling temperature.
+    max_tokens: maximum tokens per response.
+    structured_output: send the JSON schema as `response_format`; the endpoint
+      must support it.
+    extra_body: JSON values merged into each request, such as
+      {"modalities": ["text"]}.
+    repair_attempts: repair requests after an invalid response.
+    visual_chars: minimum and maximum characters of the visual part.
+    audio_chars: minimum and maximum characters of the audio description.
+    tokenizer: a `tokenizer.json`, to reject prompts that training would
+      truncate; "" for no check.
+    max_text_len: maximum tokens of a prompt.
+    on_timeout: clips whose attempts are exhausted while others are answered:
+      "wait" leaves the shard pending, "reject" rejects them.
+    cache_dir: directory of responses, local or mounted.
+    usd_per_mtok_in: price of a million input tokens, for the report.
+    usd_per_mtok_out: price of a million output tokens, for the report.
   """
 
-  source: str = ""
+  captions_file: str = ""
   variants: tuple[str, ...] = ("720x720_5s",)
-  task: str = ""
+  instruction: str = ""
   temperature: float = 0.0
   max_tokens: int = 1024
-  structured: bool = True
-  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  retries: int = 1
-  visual: tuple[int, int] = (20, 3000)
-  audio: tuple[int, int] = (8, 1500)
+  structured_output: bool = True
+  extra_body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  repair_attempts: int = 1
+  visual_chars: tuple[int, int] = (20, 3000)
+  audio_chars: tuple[int, int] = (8, 1500)
   tokenizer: str = ""
-  text_rows: int = 512
-  unanswered: str = "wait"
-  cache: str = "captions-cache"
-  price_in: float = 0.0
-  price_out: float = 0.0
+  max_text_len: int = 512
+  on_timeout: str = "wait"
+  cache_dir: str = "captions-cache"
+  usd_per_mtok_in: float = 0.0
+  usd_per_mtok_out: float = 0.0
 
   def __post_init__(self):
     super().__post_init__()
@@ -94,67 +94,83 @@ class Config(endpoint.Settings):
       {
         "url": self.url,
         "model": self.model,
-        "task": self.task,
-        "extra": self.extra,
+        "instruction": self.instruction,
+        "extra_body": self.extra_body,
       }
     )
     # JSON has lists only.
-    for name in ("variants", "visual", "audio"):
+    for name in ("variants", "visual_chars", "audio_chars"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     if not self.variants:
       raise ValueError("variants: expected at least one, got none")
     for name in self.variants:
       geometry.variant(name)
-    if self.unanswered not in UNANSWERED:
+    if self.on_timeout not in ON_TIMEOUT:
       raise ValueError(
-        f"unanswered: expected one of {UNANSWERED}, got {self.unanswered!r}"
+        f"on_timeout: expected one of {ON_TIMEOUT}, got {self.on_timeout!r}"
       )
-    for name in ("visual", "audio"):
+    for name in ("visual_chars", "audio_chars"):
       bounds = getattr(self, name)
       if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
         raise ValueError(
-          f"{name}: expected fewest and most characters, got {bounds}"
+          f"{name}: expected minimum and maximum characters, got {bounds}"
         )
-    if min(self.max_tokens, self.text_rows) < 1 or self.retries < 0:
+    if min(self.max_tokens, self.max_text_len) < 1 or self.repair_attempts < 0:
       raise ValueError(
-        "expected max_tokens and text_rows of at least 1 and retries of at"
-        f" least 0, got {self.max_tokens}, {self.text_rows}, {self.retries}"
+        "expected max_tokens and max_text_len of at least 1 and"
+        f" repair_attempts of at least 0, got {self.max_tokens},"
+        f" {self.max_text_len}, {self.repair_attempts}"
       )
-    _asking(self)
-    if not self.cache:
-      raise ValueError("cache: expected a folder; it keeps what was paid for")
-    if "://" in self.cache:
+    _request_config(self)
+    if not self.cache_dir:
+      raise ValueError("cache_dir: expected a folder for tokens responses")
+    if "://" in self.cache_dir:
       raise ValueError(
-        "cache: expected a folder of this machine, or one that is mounted"
-        f" there, got the URL {self.cache!r}"
+        "cache_dir: expected a folder of this machine, or one that is mounted"
+        f" there, got the URL {self.cache_dir!r}"
       )
 
 
-def identity(config: Config) -> dict[str, Any]:
-  """What the captions depend on: not where the endpoint is, nor how fast."""
-  if config.source:
-    return _table_identity(config)
-  ways = {field.name for field in dataclasses.fields(endpoint.Settings)}
-  ways |= {"cache", "price_in", "price_out", "tokenizer", "source"}
+def fingerprint(config: Config) -> dict[str, Any]:
+  """The settings that affect captions, without endpoint and rate limits."""
+  if config.captions_file:
+    return _file_fingerprint(config)
+  excluded = {field.name for field in dataclasses.fields(endpoint.Settings)}
+  excluded |= {
+    "cache_dir",
+    "usd_per_mtok_in",
+    "usd_per_mtok_out",
+    "tokenizer",
+    "captions_file",
+  }
   values = dataclasses.asdict(config)
-  result = {name: value for name, value in values.items() if name not in ways}
-  asked = [chat.request(_asking(config), *given) for given in _KINDS]
-  return {**result, "asked": asked, "tokenizer": _tokenizer_digest(config)}
+  result = {
+    name: value for name, value in values.items() if name not in excluded
+  }
+  requests = [
+    chat.build_request(_request_config(config), *given)
+    for given in _MEDIA_KINDS
+  ]
+  return {
+    **result,
+    "requests": requests,
+    "tokenizer": _tokenizer_digest(config),
+  }
 
 
-def _table_identity(config: Config) -> dict[str, Any]:
-  """What captions from a table depend on: its content, and how it is read."""
-  table = containers.given("captions.source", config.source)
+def _file_fingerprint(config: Config) -> dict[str, Any]:
+  """The settings that affect captions from a table, with its content."""
+  table = containers.given("captions.captions_file", config.captions_file)
   return {
     "source": containers.digest(table),
     "variants": config.variants,
     "tokenizer": _tokenizer_digest(config),
-    "text_rows": config.text_rows,
+    "max_text_len": config.max_text_len,
   }
 
 
 def _tokenizer_digest(config: Config) -> str:
-  """Of the tokenizer's content; "" without one."""
+  """Hash of the tokenizer file; "" without one."""
   if not config.tokenizer:
     return ""
   return containers.digest(
@@ -162,33 +178,35 @@ def _tokenizer_digest(config: Config) -> str:
   )
 
 
-def missing(config: Config) -> list[str]:
-  """The table, or the model, key and client, if they are not there."""
+def missing_requirements(config: Config) -> list[str]:
+  """The table, or the model, API key and client, if missing."""
   problems = []
   if config.tokenizer and not os.path.isfile(config.tokenizer):
     problems.append(
       f"captions.tokenizer: {config.tokenizer} is not a file; name it with"
       " --config.stages.captions.tokenizer=FILE"
     )
-  if config.source:
+  if config.captions_file:
     try:
-      captions_lib.read(config.source)
+      captions_lib.read(config.captions_file)
     except ValueError as error:
       problems.append(
-        f"captions.source: {error}; name a table with"
-        " --config.stages.captions.source=FILE.csv"
+        f"captions.captions_file: {error}; name a table with"
+        " --config.stages.captions.captions_file=FILE.csv"
       )
     return problems
-  table = "or take captions from --config.stages.captions.source=FILE.csv"
+  table = (
+    "or take captions from --config.stages.captions.captions_file=FILE.csv"
+  )
   if not config.model:
     problems.append(
-      "captions.model: expected the name that the endpoint serves it as; give"
+      "captions.model: expected the model name at the endpoint; give"
       " --config.stages.captions.url=http://HOST:8000/v1"
       f" --config.stages.captions.model=MODEL, {table}"
     )
   for check in (
-    endpoint.library,
-    functools.partial(credentials.read, config.key_variable),
+    endpoint.import_httpx,
+    functools.partial(credentials.read, config.api_key_env),
   ):
     try:
       check()
@@ -197,47 +215,47 @@ def missing(config: Config) -> list[str]:
   return problems
 
 
-def _asking(config: Config) -> chat.Asking:
-  """What all requests have in common."""
-  return chat.Asking(
+def _request_config(config: Config) -> chat.RequestConfig:
+  """The parameters shared by all requests."""
+  return chat.RequestConfig(
     model=config.model,
-    task=config.task,
+    instruction=config.instruction,
     temperature=config.temperature,
     max_tokens=config.max_tokens,
-    structured=config.structured,
-    extra=config.extra,
+    structured_output=config.structured_output,
+    extra_body=config.extra_body,
   )
 
 
 def load(
   config: Config, clock: endpoint.Clock | None = None
 ) -> Callable[[Sequence[Pair]], list[clips.Clip | clips.Reject]]:
-  """The stage.
+  """The stage function.
 
   Args:
-    config: of it.
-    clock: of waits; tests bring their own.
+    config: config of the stage.
+    clock: clock for waits; replaced by tests.
 
   Raises:
-    ValueError: no model is named, the API key is not in the environment, the
-      tokenizer is none, or the cache cannot be a folder.
+    ValueError: no model, no API key in the environment, an invalid tokenizer,
+      or a cache directory that cannot be created.
     ImportError: httpx is not installed.
   """
-  if config.source:
-    return _from_table(config)
+  if config.captions_file:
+    return _from_file(config)
   if not config.model:
-    raise ValueError(
-      "captions.model: expected the name that the endpoint serves it as"
-    )
-  endpoint.library()
+    raise ValueError("captions.model: expected the model name at the endpoint")
+  endpoint.import_httpx()
   try:
-    pathlib.Path(config.cache).mkdir(parents=True, exist_ok=True)
+    pathlib.Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ValueError(f"captions.cache: expected a folder; {error}") from error
+    raise ValueError(
+      f"captions.cache_dir: expected a folder; {error}"
+    ) from error
   ask = functools.partial(
     _caption_all,
     config,
-    credentials.read(config.key_variable),
+    credentials.read(config.api_key_env),
     tokenizer_lib.Tokenizer.load(config.tokenizer)
     if config.tokenizer
     else None,
@@ -246,11 +264,11 @@ def load(
   return lambda pairs: asyncio.run(ask(pairs))
 
 
-def _from_table(
+def _from_file(
   config: Config,
 ) -> Callable[[Sequence[Pair]], list[clips.Clip | clips.Reject]]:
-  """The stage, for captions that are in a table."""
-  table = captions_lib.Table.load(config.source)
+  """The stage function for captions from a table."""
+  table = captions_lib.Table.load(config.captions_file)
   tokenizer = (
     tokenizer_lib.Tokenizer.load(config.tokenizer) if config.tokenizer else None
   )
@@ -266,24 +284,24 @@ def _from_table(
         clip=clip, stage=NAME, reason="not in the table", detail=found
       )
     if tokenizer:
-      for note in tokenizer.notes(prompts, config.text_rows):
+      for note in tokenizer.notes(prompts, config.max_text_len):
         return clips.Reject(
           clip=clip, stage=NAME, reason="prompt is too long", detail=note
         )
-    return clip.found(NAME, prompts=prompts, notes=notes)
+    return clip.with_facts(NAME, prompts=prompts, notes=notes)
 
   return lambda pairs: [caption(clip) for clip, _ in pairs]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Desk:
-  """What all requests of a shard share.
+class _Session:
+  """State shared by all requests of a batch.
 
   Attributes:
-    config: of the stage.
-    tokenizer: to measure prompts, or None.
-    client: that asks.
-    locks: by name of the request; the same one is sent once.
+    config: config of the stage.
+    tokenizer: measures prompts, or None.
+    client: endpoint client.
+    locks: request hash -> lock; identical requests are sent once.
   """
 
   config: Config
@@ -291,50 +309,53 @@ class _Desk:
   client: endpoint.Client
   locks: dict[str, asyncio.Lock]
 
-  async def reply(self, request: bytes) -> cache.Reply:
-    """The answer to a request, from the cache if it is there."""
-    folder, name = pathlib.Path(self.config.cache), cache.key(request)
+  async def complete(self, request: bytes) -> cache.Completion:
+    """The response to a request, from the cache if present."""
+    folder, name = (
+      pathlib.Path(self.config.cache_dir),
+      cache.request_hash(request),
+    )
     async with self.locks.setdefault(name, asyncio.Lock()):
-      with self._keeping():
+      with self._cache_errors():
         kept = cache.load(folder, name)
         found = kept and self._redacted(kept)
         if found and found != kept:
           cache.store(folder, name, found)
       if found is None:
-        found = await self.client.ask(request)
-        with self._keeping():
+        found = await self.client.complete(request)
+        with self._cache_errors():
           cache.store(folder, name, found)
-      elif self.config.unanswered == "reject":
-        self.client.known = True
+      elif self.config.on_timeout == "reject":
+        self.client.answered_before = True
       return found
 
-  def _redacted(self, reply: cache.Reply) -> cache.Reply:
-    """A reply without the key; an earlier version may have kept it."""
-    text = self.client.redaction.text(reply.text)
-    return dataclasses.replace(reply, text=text)
+  def _redacted(self, completion: cache.Completion) -> cache.Completion:
+    """A response without the API key; an old cache may contain it."""
+    text = self.client.redaction.text(completion.text)
+    return dataclasses.replace(completion, text=text)
 
-  def outcome(
+  def redact(
     self, found: clips.Clip | clips.Reject
   ) -> clips.Clip | clips.Reject:
-    """What is recorded, without the key: cleaning may have put it together."""
+    """A result without the API key, which text cleaning could reassemble."""
     redact = self.client.redaction.json
     if isinstance(found, clips.Reject):
-      clip = self.outcome(found.clip)
+      clip = self.redact(found.clip)
       return dataclasses.replace(found, clip=clip, detail=redact(found.detail))
-    # What other stages found has not been near the endpoint.
+    # Facts of other stages do not come from the endpoint.
     facts = dict(found.facts)
     if NAME in facts:
       facts[NAME] = redact(facts[NAME])
     return dataclasses.replace(found, facts=facts)
 
   @contextlib.contextmanager
-  def _keeping(self) -> Iterator[None]:
-    """No more is asked once answers cannot be kept: all would be paid twice."""
+  def _cache_errors(self) -> Iterator[None]:
+    """Stop requests if the cache is not writable: they would be paid twice."""
     try:
       yield
     except OSError as error:
-      self.client.gone = f"answers cannot be kept: {error}"
-      raise stage.Unavailable(self.client.gone) from error
+      self.client.unavailable = f"responses cannot be cached: {error}"
+      raise stage.Unavailable(self.client.unavailable) from error
 
 
 async def _caption_all(
@@ -344,116 +365,134 @@ async def _caption_all(
   clock: endpoint.Clock,
   pairs: Sequence[Pair],
 ) -> list[clips.Clip | clips.Reject]:
-  """The outcome of every clip, in order; several are asked about at a time."""
+  """The result of every clip, in order; requests run concurrently."""
   outcomes: dict[int, clips.Clip | clips.Reject] = {}
   waiting = iter(range(len(pairs)))
   failures: dict[int, OSError] = {}
   async with endpoint.Client(config, key, clock) as client:
-    desk = _Desk(config=config, tokenizer=tokenizer, client=client, locks={})
+    session = _Session(
+      config=config, tokenizer=tokenizer, client=client, locks={}
+    )
 
     async def work() -> None:
       for number in waiting:
-        if client.gone:
+        if client.unavailable:
           return
         try:
-          outcomes[number] = desk.outcome(await _caption(desk, *pairs[number]))
-        except (stage.Unavailable, endpoint.Unanswered) as error:
+          outcomes[number] = session.redact(
+            await _caption(session, *pairs[number])
+          )
+        except (stage.Unavailable, endpoint.AttemptsExhausted) as error:
           failures[number] = error
 
     async with asyncio.TaskGroup() as tasks:
       for _ in range(min(config.concurrency, len(pairs))):
         tasks.create_task(work())
-  if client.gone or (failures and config.unanswered == "wait"):
-    raise stage.Unavailable(_undone(config, pairs, len(outcomes), failures))
+  if client.unavailable or (failures and config.on_timeout == "wait"):
+    raise stage.Unavailable(
+      _unavailable_message(config, pairs, len(outcomes), failures)
+    )
   for number, error in failures.items():
-    outcomes[number] = _failed(pairs[number][0], "no answer", error)
+    outcomes[number] = _failed_reject(pairs[number][0], "no response", error)
   return [outcomes[number] for number in range(len(pairs))]
 
 
-def _undone(
+def _unavailable_message(
   config: Config,
   pairs: Sequence[Pair],
   done: int,
   failures: Mapping[int, OSError],
 ) -> str:
-  """Why a shard stays undone, and what is kept of it."""
+  """The error message of a pending shard."""
   number = min(failures)
   others = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
   return (
-    f"{done} of {len(pairs)} clips have an answer, which is kept in"
-    f" {config.cache}; not clip {pairs[number][0].id}{others}:"
-    f" {failures[number]}. Run again when the endpoint is well; nothing is"
-    " asked twice. If it fails on the same clips for ever, set unanswered to"
-    " 'reject'"
+    f"{done} of {len(pairs)} clips have a response, cached in"
+    f" {config.cache_dir}; no response for clip {pairs[number][0].id}{others}:"
+    f" {failures[number]}. Run again when the endpoint is available;"
+    " cached responses are reused. If it always fails on the same clips, set"
+    " on_timeout to 'reject'"
   )
 
 
 async def _caption(
-  desk: _Desk, clip: clips.Clip, media: stage.Media
+  session: _Session, clip: clips.Clip, media: stage.Media
 ) -> clips.Clip | clips.Reject:
-  """Ask about one clip, and again if the answer is unfit."""
+  """Request the caption of a clip, with repair requests if invalid."""
   try:
-    frames, pcm = kept.frames(clip, media), kept.sound(clip, media)
+    frames, pcm = artifacts.frames(clip, media), artifacts.audio(clip, media)
   except (KeyError, OSError, ValueError) as error:
-    return _failed(clip, "media cannot be read", error)
+    return _failed_reject(clip, "media cannot be read", error)
   if not frames and not pcm:
     return clips.Reject(clip=clip, stage=NAME, reason="nothing to caption")
-  body = chat.request(_asking(desk.config), frames, pcm)
-  paid = {"tokens_in": 0, "tokens_out": 0}
-  tries = 0
+  body = chat.build_request(_request_config(session.config), frames, pcm)
+  tokens = {"tokens_in": 0, "tokens_out": 0}
+  attempt = 0
   while True:
     try:
-      reply = await desk.reply(json.dumps(body).encode())
-    except endpoint.Refused as error:
-      return _failed(clip, "request refused", error)
-    paid = {name: paid[name] + getattr(reply, name) for name in paid}
+      completion = await session.complete(json.dumps(body).encode())
+    except endpoint.RequestRejected as error:
+      return _failed_reject(clip, "request rejected", error)
+    tokens = {name: tokens[name] + getattr(completion, name) for name in tokens}
     try:
-      found = _read(desk, reply, bool(frames), bool(pcm))
-    except answers.Unfit as error:
-      if tries == desk.config.retries:
-        # What it took was paid for all the same; the report counts it.
+      found = _parse(session, completion, bool(frames), bool(pcm))
+    except responses.InvalidResponse as error:
+      if attempt == session.config.repair_attempts:
+        # The report also counts the tokens of rejected clips.
         return clips.Reject(
-          clip=clip.found(NAME, **paid),
+          clip=clip.with_facts(NAME, **tokens),
           stage=NAME,
           reason=error.reason,
-          detail=f"{error}; the answer was: {reply.text[:1000]}",
+          detail=f"{error}; the response was: {completion.text[:1000]}",
         )
-      tries += 1
-      body = chat.sent_back(body, reply.text, error)
+      attempt += 1
+      body = chat.build_repair_request(body, completion.text, error)
     else:
-      return clip.found(NAME, **found, **paid)
+      return clip.with_facts(NAME, **found, **tokens)
 
 
-def _failed(clip: clips.Clip, reason: str, error: Exception) -> clips.Reject:
-  """A clip of which nothing is known."""
+def _failed_reject(
+  clip: clips.Clip, reason: str, error: Exception
+) -> clips.Reject:
+  """The reject of a clip that could not be captioned."""
   detail = f"{type(error).__name__}: {error}"
   return clips.Reject(
     clip=clip, stage=NAME, reason=reason, detail=detail, failed=True
   )
 
 
-def _read(
-  desk: _Desk, reply: cache.Reply, seen: bool, heard: bool
+def _parse(
+  session: _Session,
+  completion: cache.Completion,
+  has_video: bool,
+  has_audio: bool,
 ) -> dict[str, Any]:
-  """The facts that an answer gives; `answers.Unfit` if it gives none.
+  """The facts of a response; raises `responses.InvalidResponse`.
 
-  Of an answer that was cut, nothing is used, however whole it looks.
+  Truncated responses are not used, even if they parse.
   """
-  config = desk.config
-  if reply.finish == "length":
-    raise answers.Unfit(
-      "answer was cut",
-      f"it was cut after {config.max_tokens} tokens; it must be shorter",
+  config = session.config
+  if completion.finish_reason == "length":
+    raise responses.InvalidResponse(
+      "response truncated",
+      f"it was truncated after {config.max_tokens} tokens; it must be shorter",
     )
-  wanted = answers.Wanted(
-    seen=seen, heard=heard, visual=config.visual, audio=config.audio
+  requirements = responses.Requirements(
+    has_video=has_video,
+    has_audio=has_audio,
+    visual_chars=config.visual_chars,
+    audio_chars=config.audio_chars,
   )
-  caption = answers.read(reply.text, wanted)
+  caption = responses.parse(completion.text, requirements)
   variants = map(geometry.variant, config.variants)
-  prompts = list(dict.fromkeys(answers.combined(caption, v) for v in variants))
-  if desk.tokenizer:
-    for note in desk.tokenizer.notes(prompts, config.text_rows):
-      raise answers.Unfit("prompt is too long", f"{note}; it must be shorter")
+  prompts = list(
+    dict.fromkeys(responses.to_prompt(caption, v) for v in variants)
+  )
+  if session.tokenizer:
+    for note in session.tokenizer.notes(prompts, config.max_text_len):
+      raise responses.InvalidResponse(
+        "prompt is too long", f"{note}; it must be shorter"
+      )
   return {
     "prompts": prompts,
     "visual": caption.visual,

@@ -1,7 +1,6 @@
-"""Whether a clip is heard, what bars it has, and whether anything moves.
+"""Measures volume, letterbox bars and optical flow.
 
-In: a window. Out: it with its mean volume, the part within its bars and its
-mean optical flow, or why it is refused.
+Silent, mostly letterboxed and static windows are rejected.
 """
 
 import dataclasses
@@ -12,100 +11,99 @@ import numpy as np
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
+from ovi_jax.curation.media import clip_media
 from ovi_jax.curation.media import flow
-from ovi_jax.curation.media import margins
+from ovi_jax.curation.media import letterbox
 from ovi_jax.curation.media import opencv
-from ovi_jax.curation.media import reading
 
 NAME = "motion"
 VERSION = 1
 KIND = "clip"
-BOUNDS = {
-  "too quiet": ("volume_db", "least_volume"),
-  "static": ("flow", "least_flow"),
-  "mostly margins": ("part", "least_part"),
+THRESHOLDS = {
+  "too quiet": ("volume_db", "min_volume_db"),
+  "static": ("flow", "min_flow"),
+  "mostly letterbox bars": ("picture_fraction", "min_picture_fraction"),
 }
-SIDE = 180  # pixels of the shorter side that flow is measured at
-_SILENCE = -120.0  # dB of no sound at all
+SHORTER_SIDE = 180  # pixels, for optical flow
+_SILENCE = -120.0  # dB, of digital silence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What a clip must have.
+  """Thresholds of a clip.
 
   Attributes:
-    least_volume: dB below full scale, of the mean square of the sound; clips
-      without a sound track are refused with it. None: any, or none.
-    frames: that bars are looked for in, spread over the clip.
-    least_part: of the frame's area that must be picture.
-    flow: name of the estimator, see `ovi_jax.curation.media.flow`.
-    pairs: of neighbouring frames that flow is measured in, spread over the
-      clip.
-    least_flow: pixels from frame to frame, mean over the picture, at a shorter
-      side of 180.
+    min_volume_db: mean square level in dB full scale; clips without audio are
+      rejected too. None to accept any, also without audio.
+    num_letterbox_frames: frames used for letterbox detection.
+    min_picture_fraction: fraction of the frame area within the bars.
+    flow_estimator: name of the estimator, see `ovi_jax.curation.media.flow`.
+    num_flow_pairs: pairs of neighbouring frames for optical flow.
+    min_flow: mean flow in pixels per frame, at a shorter side of 180.
   """
 
-  least_volume: float | None = -60.0
-  frames: int = 9
-  least_part: float = 0.4
-  flow: str = "dis"
-  pairs: int = 12
-  least_flow: float = 0.05
+  min_volume_db: float | None = -60.0
+  num_letterbox_frames: int = 9
+  min_picture_fraction: float = 0.4
+  flow_estimator: str = "dis"
+  num_flow_pairs: int = 12
+  min_flow: float = 0.05
 
   def __post_init__(self):
-    if self.frames < 1 or self.pairs < 1:
+    if self.num_letterbox_frames < 1 or self.num_flow_pairs < 1:
       raise ValueError(
-        "motion: expected at least 1 of frames and pairs, got"
-        f" {self.frames} and {self.pairs}"
+        "motion: expected num_letterbox_frames and num_flow_pairs of at least"
+        f" 1, got {self.num_letterbox_frames} and {self.num_flow_pairs}"
       )
-    if not 0 <= self.least_part <= 1:
+    if not 0 <= self.min_picture_fraction <= 1:
       raise ValueError(
-        f"motion: expected a least_part from 0 to 1, got {self.least_part}"
+        "motion: expected a min_picture_fraction from 0 to 1, got"
+        f" {self.min_picture_fraction}"
       )
 
 
-def missing(config: Config) -> list[str]:
-  """OpenCV, if it is not installed."""
+def missing_requirements(config: Config) -> list[str]:
+  """OpenCV, if missing."""
   del config
-  return opencv.missing()
+  return opencv.missing_requirements()
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
-  """The stage, for windows."""
-  estimate = flow.find(config.flow)()
+  """The stage function."""
+  estimate = flow.load(config.flow_estimator)()
 
   def motion(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     def reject(reason: str, score: float | None = None) -> clips.Reject:
       return clips.Reject(clip=clip, stage=NAME, reason=reason, score=score)
 
-    wanted = config.least_volume
+    wanted = config.min_volume_db
     volume = volume_db(media.audio_A)
     if wanted is not None and not media.audio_A.size:
       return reject("no sound")
     if wanted is not None and volume < wanted:
       return reject("too quiet", volume)
     video_THWC = media.video_THWC
-    spread = np.linspace(0, len(video_THWC) - 1, config.frames)
-    box = margins.find(video_THWC[np.rint(spread).astype(int)])
+    spread = np.linspace(0, len(video_THWC) - 1, config.num_letterbox_frames)
+    box = letterbox.detect(video_THWC[np.rint(spread).astype(int)])
     part = box.height * box.width / math.prod(video_THWC.shape[1:3])
-    if part < config.least_part:
-      return reject("mostly margins", part)
-    moved = mean_flow(box.cut(video_THWC), estimate, config.pairs)
-    if moved < config.least_flow:
-      return reject("static", moved)
-    return clip.found(
+    if part < config.min_picture_fraction:
+      return reject("mostly letterbox bars", part)
+    flow_mean = mean_flow(box.crop(video_THWC), estimate, config.num_flow_pairs)
+    if flow_mean < config.min_flow:
+      return reject("static", flow_mean)
+    return clip.with_facts(
       NAME,
-      scores={"volume_db": volume, "flow": moved},
+      scores={"volume_db": volume, "flow": flow_mean},
       volume_db=volume,
-      margins=[box.top, box.left, box.height, box.width],
-      flow=moved,
+      crop_box=[box.top, box.left, box.height, box.width],
+      flow=flow_mean,
     )
 
   return motion
 
 
 def volume_db(audio_A: np.ndarray) -> float:
-  """Mean square of a sound in decibels below full scale; -120 of none."""
+  """Mean square level in dB full scale; -120 for silence."""
   if not audio_A.size:
     return _SILENCE
   square = float(np.mean(np.square(audio_A, dtype=np.float64)))
@@ -127,9 +125,11 @@ def mean_flow(
   last = len(video_THWC) - 2
   if last < 0:
     return 0.0
-  moved = []
+  means = []
   for place in np.unique(np.rint(np.linspace(0, last, pairs)).astype(int)):
-    small_THWC = reading.resized(video_THWC[place : place + 2], SIDE)
+    small_THWC = clip_media.resize_shorter_side(
+      video_THWC[place : place + 2], SHORTER_SIDE
+    )
     flow_HW2 = estimate(small_THWC[0], small_THWC[1])
-    moved.append(float(np.linalg.norm(flow_HW2, axis=-1).mean()))
-  return round(float(np.mean(moved)), 6)
+    means.append(float(np.linalg.norm(flow_HW2, axis=-1).mean()))
+  return round(float(np.mean(means)), 6)

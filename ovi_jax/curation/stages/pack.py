@@ -1,10 +1,10 @@
-"""Records of what is left: the dataset that training reads.
+"""Writes the dataset that training reads.
 
-In: the clips of all shards in order, with captions, and what `cut` kept of
-them: mp4 and PCM, or PCM alone. Out: a dataset (`data/builder.py`) of media and
-captions, whole or absent, the same bytes for the same clips. Latents are added
-by `data/encode.py`. Files go to "train" or "test" by a hash of their content,
-so that no file has clips in both.
+Reads the clips of all shards in order, with captions, and the artifacts of
+`encode` (mp4 and PCM, or PCM alone). Writes a dataset (`data/builder.py`) of
+media and captions atomically; the same clips give the same bytes. Latents are
+added by `data/encode.py`. Source files are assigned to "train" or "test" by a
+hash of their content, so no file has clips in both.
 """
 
 import collections
@@ -21,7 +21,7 @@ from typing import BinaryIO
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.media import kept
+from ovi_jax.curation.media import artifacts
 from ovi_jax.data import builder
 from ovi_jax.data import clips as samples
 from ovi_jax.data import schema
@@ -31,48 +31,52 @@ NAME = "pack"
 VERSION = 1
 KIND = "sink"
 TRAIN, TEST = "train", "test"
-_TOLD = 20  # clips that are named for each reason
+_MAX_CLIPS_NAMED = 20  # clips that are named for each reason
 Pairs = Iterator[tuple[clips.Clip, stage.Media]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """How clips are laid out.
+  """Layout of the dataset.
 
   Attributes:
-    held_out: share of the files whose clips go to "test".
-    seed: of that choice.
-    records_per_shard: in a file of the dataset.
-    longest_sound: seconds of a sound without a video; longer ones are dropped.
+    eval_fraction: fraction of source files whose clips go to the split "test".
+    seed: seed of that assignment.
+    records_per_shard: records per dataset file.
+    max_audio_seconds: maximum length of audio-only clips.
   """
 
-  held_out: float = 0.005
+  eval_fraction: float = 0.005
   seed: int = 0
   records_per_shard: int = builder.RECORDS_PER_SHARD
-  longest_sound: float = 12.0
+  max_audio_seconds: float = 12.0
 
   def __post_init__(self):
-    if not 0 <= self.held_out < 1:
+    if not 0 <= self.eval_fraction < 1:
       raise ValueError(
-        f"pack.held_out: expected a share in [0, 1), got {self.held_out}"
+        "pack.eval_fraction: expected a fraction in [0, 1), got"
+        f" {self.eval_fraction}"
       )
-    if self.records_per_shard < 1 or not self.longest_sound > 0:
+    if self.records_per_shard < 1 or not self.max_audio_seconds > 0:
       raise ValueError(
-        "pack: expected records_per_shard of at least 1 and longest_sound above"
-        f" 0, got {self.records_per_shard} and {self.longest_sound}"
+        "pack: expected records_per_shard of at least 1 and max_audio_seconds"
+        f" above 0, got {self.records_per_shard} and {self.max_audio_seconds}"
       )
 
 
 def load(config: Config) -> Callable[[Pairs, pathlib.Path], dict[str, Any]]:
-  """The stage; see `stage` for its form."""
+  """The stage function."""
 
-  def pack(every: Pairs, path: pathlib.Path) -> dict[str, Any]:
-    packing = _Packing(config=config)
+  def pack(pairs: Pairs, path: pathlib.Path) -> dict[str, Any]:
+    progress = _Progress(config=config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the dataset, where there is room for it.
-    with tempfile.TemporaryFile(dir=path.parent) as later:
-      splits = {TRAIN: _now(packing, every, later), TEST: _then(later)}
-      with _none_left(path, packing):
+    # Next to the dataset, on the same disk.
+    with tempfile.TemporaryFile(dir=path.parent) as eval_file:
+      splits = {
+        TRAIN: _train_records(progress, pairs, eval_file),
+        TEST: _read_back(eval_file),
+      }
+      with _explain_empty(path, progress):
         builder.write(
           path,
           splits,
@@ -80,21 +84,21 @@ def load(config: Config) -> Callable[[Pairs, pathlib.Path], dict[str, Any]]:
           records_per_shard=config.records_per_shard,
           may_be_empty=(TEST,),
         )
-    return packing.made()
+    return progress.summary()
 
   return pack
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Packing:
-  """What has become of clips so far.
+class _Progress:
+  """Counts so far.
 
   Attributes:
-    config: of the stage.
-    seen: ids of the clips that came.
-    records: split -> how many.
-    seconds: split -> of sound or video.
-    dropped: reason -> the first clips, and how many there are in `counts`.
+    config: config of the stage.
+    seen: ids of the clips received.
+    records: split -> number of records.
+    seconds: split -> total length.
+    dropped: reason -> the first dropped clips; totals are in `counts`.
   """
 
   config: Config
@@ -111,14 +115,14 @@ class _Packing:
   )
 
   def drop(self, reason: str, clip: clips.Clip, detail: str = "") -> None:
-    """Note a clip that is left out, and why."""
+    """Record a dropped clip."""
     self.counts[reason] += 1
     named = self.dropped.setdefault(reason, [])
-    if len(named) < _TOLD:
+    if len(named) < _MAX_CLIPS_NAMED:
       named.append(f"{clip.id}: {detail}" if detail else clip.id)
 
-  def made(self) -> dict[str, Any]:
-    """All of it as JSON."""
+  def summary(self) -> dict[str, Any]:
+    """The counts, as JSON."""
     return {
       "records": dict(self.records),
       "hours": {n: round(s / 3600, 6) for n, s in self.seconds.items()},
@@ -128,112 +132,112 @@ class _Packing:
 
 
 def record(
-  clip: clips.Clip, media: stage.Media, longest_sound: float = 12.0
+  clip: clips.Clip, media: stage.Media, max_audio_seconds: float = 12.0
 ) -> schema.Record:
   """A clip as the trainer's record.
 
   Args:
-    clip: with captions.
-    media: what was kept of it.
-    longest_sound: seconds, of a sound without a video.
+    clip: a clip with captions.
+    media: its media and artifacts.
+    max_audio_seconds: maximum length of an audio-only clip.
 
   Raises:
-    ValueError: it has no captions, the sound is too long, or the record breaks
-      the contract or differs from its mp4.
-    KeyError: something was not kept.
-    OSError: the file of a sound cannot be read.
+    ValueError: no captions, audio too long, or a record that violates the
+      schema or differs from its mp4.
+    KeyError: an artifact is missing.
+    OSError: the audio file cannot be read.
   """
   captions = tuple(clip.facts.get("captions", {}).get("prompts", ()))
-  video, pcm = kept.video(clip, media), kept.sound(clip, media)
-  if video is None and len(pcm) / 2 > longest_sound * geometry.SAMPLE_RATE:
+  video, pcm = artifacts.video(clip, media), artifacts.audio(clip, media)
+  if video is None and len(pcm) / 2 > max_audio_seconds * geometry.SAMPLE_RATE:
     raise ValueError(
-      f"expected a sound of at most {longest_sound:g} s, got"
+      f"expected audio of at most {max_audio_seconds:g} s, got"
       f" {len(pcm) / 2 / geometry.SAMPLE_RATE:.3f} s"
     )
-  cut = clip.facts.get(kept.CUT, {}) if video is not None else {}
-  made = schema.Record(
+  encoded = clip.facts.get(artifacts.ENCODE, {}) if video is not None else {}
+  result = schema.Record(
     id=clip.id,
     source=_source(clip),
     captions=captions,
     video=video,
     audio=pcm or None,
     scores=dict(clip.scores),
-    frames=cut.get("frames", 0),
-    height=cut.get("height", 0),
-    width=cut.get("width", 0),
+    frames=encoded.get("frames", 0),
+    height=encoded.get("height", 0),
+    width=encoded.get("width", 0),
   )
-  schema.check(made, schema.Geometry())
-  samples.check(made)
-  return made
+  schema.check(result, schema.Geometry())
+  samples.check(result)
+  return result
 
 
 def split_of(clip: clips.Clip, config: Config) -> str:
-  """The split of a clip: that of its file."""
-  content = clip.facts.get("probe", {}).get("content") or clip.path
-  chance = splits.chance(content, config.seed)
-  return TEST if chance < config.held_out else TRAIN
+  """The split of a clip's source file."""
+  content = clip.facts.get("probe", {}).get("sha256") or clip.path
+  hash_fraction = splits.chance(content, config.seed)
+  return TEST if hash_fraction < config.eval_fraction else TRAIN
 
 
 def _source(clip: clips.Clip) -> str:
-  """Where a clip is from, for people; names of files may be no text."""
+  """Path and time range of a clip; printable."""
   path = clip.path.encode(errors="backslashreplace").decode()
   return f"{path} {clip.start:.3f}+{clip.seconds:.3f}"
 
 
-def _now(
-  packing: _Packing, every: Pairs, later: BinaryIO
+def _train_records(
+  progress: _Progress, pairs: Pairs, eval_file: BinaryIO
 ) -> Iterator[schema.Record]:
-  """The records to train on; those held out are put aside.
+  """The training records; eval records are written to a temporary file.
 
-  A clip that is no record is dropped; what cannot be read (OSError) may be
-  there tomorrow, and the end is not written without it.
+  Clips without a valid record are dropped. OSError aborts: storage may be
+  available again eval_file.
   """
-  for clip, media in every:
-    if clip.id in packing.seen:
-      packing.drop("a copy of another", clip)
+  for clip, media in pairs:
+    if clip.id in progress.seen:
+      progress.drop("duplicate", clip)
       continue
-    packing.seen.add(clip.id)
+    progress.seen.add(clip.id)
     try:
-      made = record(clip, media, packing.config.longest_sound)
+      result = record(clip, media, progress.config.max_audio_seconds)
     except (KeyError, ValueError) as error:
-      packing.drop("no record", clip, f"{type(error).__name__}: {error}")
+      progress.drop("invalid record", clip, f"{type(error).__name__}: {error}")
       continue
-    split = split_of(clip, packing.config)
-    packing.records[split] += 1
-    packing.seconds[split] += _seconds(made)
+    split = split_of(clip, progress.config)
+    progress.records[split] += 1
+    progress.seconds[split] += _seconds(result)
     if split == TEST:
-      pickle.dump(made, later)
+      pickle.dump(result, eval_file)
     else:
-      yield made
+      yield result
 
 
-def _seconds(made: schema.Record) -> float:
-  """Length of a record."""
-  return made.frames / made.fps if made.frames else made.seconds
+def _seconds(result: schema.Record) -> float:
+  """Length of a record in seconds."""
+  return result.frames / result.fps if result.frames else result.seconds
 
 
-def _then(later: BinaryIO) -> Iterator[schema.Record]:
-  """What was put aside; called when all of it has been."""
-  later.seek(0)
+def _read_back(eval_file: BinaryIO) -> Iterator[schema.Record]:
+  """The eval records from the temporary file."""
+  eval_file.seek(0)
   with contextlib.suppress(EOFError):
     while True:
-      yield pickle.load(later)
+      yield pickle.load(eval_file)
 
 
 @contextlib.contextmanager
-def _none_left(path: pathlib.Path, packing: _Packing) -> Iterator[None]:
-  """Say what became of the clips, where none is left to train on."""
+def _explain_empty(path: pathlib.Path, progress: _Progress) -> Iterator[None]:
+  """Explain the error if no training record is left."""
   try:
     yield
   except ValueError as error:
-    if packing.records[TRAIN]:
+    if progress.records[TRAIN]:
       raise
-    held_out = packing.records[TEST]
+    num_eval = progress.records[TEST]
     raise ValueError(
-      f"{path}: no clip is left to train on ({packing.made()});"
+      f"{path}: no clip is left to train on ({progress.summary()});"
       + (
-        " all are held out: lower held_out, or choose another seed"
-        if held_out
-        else " see the report for what refused them"
+        " all are in the eval split: lower eval_fraction, or change the seed"
+        if num_eval
+        else " see the reject reasons in the report"
       )
     ) from error

@@ -1,8 +1,7 @@
-"""What a file is, from its header, its first frame and its bytes.
+"""Reads what a file is: header, first frame and content hash.
 
-In: a file. Out: the file with its content's hash as id and what it holds, or
-why nothing can be made of it. Only the first frame is decoded. Copies of a file
-get the same id; leaving them out needs all files and is done where they meet.
+The clip's id becomes the sha256 of the content, so copies share an id; `dedup`
+removes them. Only the first frame is decoded.
 """
 
 import dataclasses
@@ -17,62 +16,62 @@ from ovi_jax.media import probe as probing
 NAME = "probe"
 VERSION = 1
 KIND = "clip"
-BOUNDS = {
-  "too short": ("duration", "least_seconds"),
-  "too small": ("area", "least_area"),
-  "too large": ("area", "largest_area"),
-  "too long and narrow": ("aspect", "largest_aspect"),
+THRESHOLDS = {
+  "too short": ("duration", "min_seconds"),
+  "too small": ("area", "min_area"),
+  "too large": ("area", "max_area"),
+  "too long and narrow": ("aspect", "max_aspect_ratio"),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What a file must have.
+  """Requirements of a file.
 
   Attributes:
-    video: it must have pictures; without, sound alone will do.
-    audio: it must have sound.
-    least_seconds: by its header.
-    least_area: pixels of an upright frame.
-    largest_area: likewise; frames of more may not fit into memory.
-    largest_aspect: the longer side over the shorter.
-    interlaced: files whose first frame is interlaced are taken.
-    hdr: files in PQ or HLG are taken; they are made SDR when read.
+    require_video: reject files without video.
+    require_audio: reject files without audio.
+    min_seconds: minimum duration in the header.
+    min_area: minimum frame area, pixels.
+    max_area: maximum frame area; larger frames may not fit into memory.
+    max_aspect_ratio: longer side over shorter side.
+    allow_interlaced: accept files whose first frame is interlaced.
+    allow_hdr: accept PQ and HLG; decoding converts them to SDR.
   """
 
-  video: bool = True
-  audio: bool = True
-  least_seconds: float = 5.0
-  least_area: int = 720 * 720
-  largest_area: int = 8192 * 8192
-  largest_aspect: float = 4.0
-  interlaced: bool = False
-  hdr: bool = True
+  require_video: bool = True
+  require_audio: bool = True
+  min_seconds: float = 5.0
+  min_area: int = 720 * 720
+  max_area: int = 8192 * 8192
+  max_aspect_ratio: float = 4.0
+  allow_interlaced: bool = False
+  allow_hdr: bool = True
 
   def __post_init__(self):
-    if not (self.video or self.audio):
-      raise ValueError("probe: expected video, audio or both to be wanted")
-    if not 0 < self.least_area <= self.largest_area:
+    if not (self.require_video or self.require_audio):
+      raise ValueError("probe: expected require_video, require_audio or both")
+    if not 0 < self.min_area <= self.max_area:
       raise ValueError(
-        "probe: expected 0 < least_area <= largest_area, got"
-        f" {self.least_area} and {self.largest_area}"
+        "probe: expected 0 < min_area <= max_area, got"
+        f" {self.min_area} and {self.max_area}"
       )
-    if self.least_seconds < 0 or self.largest_aspect < 1:
+    if self.min_seconds < 0 or self.max_aspect_ratio < 1:
       raise ValueError(
-        "probe: expected least_seconds >= 0 and largest_aspect >= 1, got"
-        f" {self.least_seconds} and {self.largest_aspect}"
+        "probe: expected min_seconds >= 0 and max_aspect_ratio >= 1, got"
+        f" {self.min_seconds} and {self.max_aspect_ratio}"
       )
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
-  """The stage, for files."""
+  """The stage function."""
 
   def probe(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     if not os.path.getsize(media.path):
       return _reject(clip, "empty file")
     content = containers.digest(media.path)
     try:
-      facts = probing.read(media.path, config.video)
+      facts = probing.read(media.path, config.require_video)
     except containers.DamagedError as error:
       return _reject(clip, "damaged or no media", detail=str(error))
     problem = _problem(facts, config)
@@ -82,7 +81,7 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
     known = dataclasses.asdict(facts)
     del known["unsupported"], known["interlaced"]
     found = dataclasses.replace(clip, id=content, seconds=facts.duration)
-    return found.found(NAME, content=content, **known)
+    return found.with_facts(NAME, sha256=content, **known)
 
   return probe
 
@@ -98,26 +97,26 @@ def _reject(
 def _problem(
   facts: probing.Facts, config: Config
 ) -> tuple[str, float | None] | None:
-  """Why a file is refused, and the score by which; None if it is not."""
+  """The reject reason and score; None if the file passes."""
   width, height = facts.width, facts.height
   area = width * height
-  if config.video and not facts.has_video:
+  if config.require_video and not facts.has_video:
     return "no video", None
-  if config.audio and not facts.has_audio:
+  if config.require_audio and not facts.has_audio:
     return "no sound", None
-  if facts.unsupported or (facts.hdr and not config.hdr):
+  if facts.unsupported or (facts.hdr and not config.allow_hdr):
     return "unsupported colours", None
-  if facts.interlaced and not config.interlaced:
+  if facts.interlaced and not config.allow_interlaced:
     return "interlaced", None
-  if facts.duration < config.least_seconds:
+  if facts.duration < config.min_seconds:
     return "too short", facts.duration
   if not facts.has_video:
     return None
-  if area < config.least_area:
+  if area < config.min_area:
     return "too small", float(area)
-  if area > config.largest_area:
+  if area > config.max_area:
     return "too large", float(area)
   aspect = max(width, height) / min(width, height)
-  if aspect > config.largest_aspect:
+  if aspect > config.max_aspect_ratio:
     return "too long and narrow", aspect
   return None

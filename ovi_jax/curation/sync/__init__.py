@@ -1,1 +1,1 @@
-"""Lips and sound: what SyncNet reads, says and learns."""
+"""Lip sync: inputs, scores and training of SyncNet."""

@@ -1,10 +1,10 @@
-"""Convert SyncNet's public torch weights, or write ours back as torch does.
+"""Converts SyncNet weights between torch and safetensors.
 
   python -m ovi_jax.curation.sync.convert --weights=syncnet_v2.model
     --out=syncnet.safetensors
 
-Which way is said by the suffix of --out: `.safetensors` is ours, any other a
-torch file. No PyTorch is needed, and no code inside a file is run.
+The suffix of --out selects the format: `.safetensors`, or a torch file
+otherwise. PyTorch is not needed, and pickled code is not executed.
 """
 
 import pathlib
@@ -35,6 +35,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("weights", "", "File to read, of either kind.")
+  flags.DEFINE_string("weights", "", "Weights to read, in either format.")
   flags.DEFINE_string("out", "", "File to write.")
   app.run(main, flags_parser=cli.parse_flags)

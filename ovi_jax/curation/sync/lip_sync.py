@@ -1,10 +1,9 @@
-"""From a face and its sound to what SyncNet reads, and from there to a score.
+"""SyncNet inputs from face crops and audio, and scores from embeddings.
 
-As `SyncNetInstance.py` of joonson/syncnet_python prepares and compares: video
-at 25 frames a second, BGR, 0 to 255; MFCC of sound in the range of int16, four
-columns a frame; windows of five frames; every window of the face is compared
-with the sounds up to 15 frames earlier and later, beyond the ends of which
-there are zeros. Distances are float64.
+As in `SyncNetInstance.py` of joonson/syncnet_python: video at 25 fps, BGR, 0 to
+255; MFCC of int16-scaled audio, four columns per frame; windows of five frames.
+Every face window is compared with audio windows up to 15 frames earlier and
+later, zero-padded at the ends. Distances are float64.
 """
 
 from typing import NamedTuple
@@ -15,13 +14,13 @@ from ovi_jax.curation.faces import crops
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.sync import mfcc
 
-SEARCH = 15  # frames either way
-_SAMPLES = mfcc.RATE // crops.FPS  # a frame
-_EPSILON = 1e-6  # that torch adds to differences before it takes their norm
+MAX_OFFSET = 15  # frames in each direction
+_SAMPLES = mfcc.RATE // crops.FPS  # per frame
+_EPSILON = 1e-6  # torch adds it to differences before the norm
 
 
 class Windows(NamedTuple):
-  """What the network reads of one track.
+  """Network inputs of one track.
 
   Attributes:
     frames_THWC: uint8 BGR; window t is frames t to t + 4.
@@ -33,12 +32,11 @@ class Windows(NamedTuple):
 
 
 class Score(NamedTuple):
-  """How face and sound fit.
+  """Lip sync score of a track.
 
   Attributes:
-    offset: frames at 25 a second by which the sound comes too early; negative
-      if it comes too late.
-    confidence: median less minimum of the distances over offsets.
+    offset: frames at 25 fps by which the audio is early; negative if late.
+    confidence: median minus minimum of the distances over offsets.
     distance: the minimum.
   """
 
@@ -47,56 +45,57 @@ class Score(NamedTuple):
   distance: float
 
 
-def windows(track: crops.Crops, samples_A: np.ndarray) -> Windows:
-  """Prepare a track.
+def make_windows(track: crops.TrackCrops, samples_A: np.ndarray) -> Windows:
+  """Build the windows of a track.
 
   Args:
-    track: pictures of the face.
-    samples_A: int16, the sound of the clip at 16 kHz.
+    track: crops of the face.
+    samples_A: int16, audio of the clip at 16 kHz.
 
   Returns:
-    As many windows as picture and sound have room for, less one; none if they
-    are too short.
+    All windows that fit into video and audio except the last; possibly none.
   """
   start = track.first * _SAMPLES
   end = start + len(track.frames_THWC) * _SAMPLES
-  heard_A = samples_A[start:end]
-  frames = min(len(track.frames_THWC), len(heard_A) // _SAMPLES)
-  # The last window that there is room for is left out, as in the original.
+  audio_A = samples_A[start:end]
+  frames = min(len(track.frames_THWC), len(audio_A) // _SAMPLES)
+  # The last window is omitted, as in the original.
   count = max(0, frames - syncnet.WINDOW)
   frames_THWC = track.frames_THWC[: count + syncnet.WINDOW - 1, :, :, ::-1]
   if not count:
     empty = np.zeros((0, mfcc.COEFFICIENTS, syncnet.COLUMNS), np.float32)
     return Windows(frames_THWC[:0], empty)
-  cepstra = mfcc.coefficients(heard_A).astype(np.float32)
+  cepstra = mfcc.coefficients(audio_A).astype(np.float32)
   views = np.lib.stride_tricks.sliding_window_view(cepstra, syncnet.COLUMNS, 0)
   return Windows(frames_THWC, views[:: syncnet.STRIDE][:count])
 
 
 def score(lips_TD: np.ndarray, sound_TD: np.ndarray) -> Score:
-  """Find the offset at which the embeddings of a track are nearest.
+  """Find the offset with the smallest mean distance.
 
   Args:
-    lips_TD: of its windows, at least one.
-    sound_TD: likewise.
+    lips_TD: embeddings of the face windows, at least one.
+    sound_TD: embeddings of the audio windows.
   """
-  distances = curve(lips_TD, sound_TD)
+  distances = distance_curve(lips_TD, sound_TD)
   best = int(distances.argmin())
   return Score(
-    offset=SEARCH - best,
+    offset=MAX_OFFSET - best,
     confidence=float(np.median(distances) - distances[best]),
     distance=float(distances[best]),
   )
 
 
-def curve(lips_TD: np.ndarray, sound_TD: np.ndarray) -> np.ndarray:
-  """Mean distance at each of 31 places of the sound, the earliest first."""
+def distance_curve(lips_TD: np.ndarray, sound_TD: np.ndarray) -> np.ndarray:
+  """Mean distance at each of 31 offsets, the earliest audio first."""
   count = len(lips_TD)
   lips_TD = np.asarray(lips_TD, np.float64)
-  padded_TD = np.pad(np.asarray(sound_TD, np.float64), ((SEARCH,) * 2, (0, 0)))
+  padded_TD = np.pad(
+    np.asarray(sound_TD, np.float64), ((MAX_OFFSET,) * 2, (0, 0))
+  )
   return np.array(
     [
       np.linalg.norm(lips_TD - padded_TD[s : s + count] + _EPSILON, axis=1)
-      for s in range(2 * SEARCH + 1)
+      for s in range(2 * MAX_OFFSET + 1)
     ]
   ).mean(axis=1)

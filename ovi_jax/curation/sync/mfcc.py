@@ -1,11 +1,10 @@
-"""Mel-frequency cepstral coefficients, as SyncNet hears.
+"""Mel-frequency cepstral coefficients for SyncNet.
 
-In comes sound at 16 kHz in the range of int16, out go 13 coefficients every
-10 ms. The definition is python_speech_features' with its own settings: 0.97 of
-the sample before is taken away, frames of 25 ms are not windowed, power over
-512 points, 26 triangles with corners at whole points, logarithm, orthonormal
-cosine transform, lifter of 22; coefficient 0 is the logarithm of the frame's
-energy. All is float64.
+13 coefficients every 10 ms from int16-scaled audio at 16 kHz, as computed by
+python_speech_features with its defaults: pre-emphasis 0.97, frames of 25 ms
+without a window function, 512-point power spectrum, 26 triangular filters with
+corners at integer bins, logarithm, orthonormal DCT, liftering with 22;
+coefficient 0 is the log energy of the frame. All computation is float64.
 """
 
 import functools
@@ -21,21 +20,20 @@ _POINTS = 512
 _FILTERS = 26
 _EMPHASIS = 0.97
 _LIFTER = 22
-_LEAST = np.finfo(np.float64).eps  # in place of no energy at all
+_MIN_ENERGY = np.finfo(np.float64).eps  # replaces zero energy
 
 
 def coefficients(samples_A: np.ndarray) -> np.ndarray:
-  """Coefficients of a sound.
+  """Coefficients of audio.
 
   Args:
     samples_A: mono at 16 kHz, -32768 to 32767; at least one.
 
   Returns:
-    float64 [frames, 13]; the last frame is filled up with zeros, so that no
-    sample is left out.
+    float64 [frames, 13]; the last frame is zero-padded.
 
   Raises:
-    ValueError: not one row of samples, or none.
+    ValueError: not one-dimensional, or empty.
   """
   samples_A = np.asarray(samples_A, np.float64)
   if samples_A.ndim != 1 or not samples_A.size:
@@ -44,31 +42,31 @@ def coefficients(samples_A: np.ndarray) -> np.ndarray:
     )
   emphasised_A = samples_A.copy()
   emphasised_A[1:] -= _EMPHASIS * samples_A[:-1]
-  spectrum = np.fft.rfft(_framed(emphasised_A), _POINTS)
+  spectrum = np.fft.rfft(_split_frames(emphasised_A), _POINTS)
   power = np.square(np.abs(spectrum)) / _POINTS
-  energy = _audible(power.sum(axis=1))
-  mel = np.log(_audible(power @ _triangles().T))
-  cepstra = mel @ _cosines().T
+  energy = _nonzero(power.sum(axis=1))
+  mel = np.log(_nonzero(power @ _mel_filters().T))
+  cepstra = mel @ _dct_matrix().T
   cepstra[:, 0] = np.log(energy)
   return cepstra
 
 
-def _framed(samples_A: np.ndarray) -> np.ndarray:
-  """[frames, 400], one every 160 samples, zeros after the end."""
+def _split_frames(samples_A: np.ndarray) -> np.ndarray:
+  """[frames, 400], one every 160 samples, zero-padded."""
   count = 1 + max(0, math.ceil((samples_A.size - _FRAME) / STEP))
   padded_A = np.zeros((count - 1) * STEP + _FRAME)
   padded_A[: samples_A.size] = samples_A
   return np.lib.stride_tricks.sliding_window_view(padded_A, _FRAME)[::STEP]
 
 
-def _audible(energy: np.ndarray) -> np.ndarray:
-  """What a logarithm can be taken of."""
-  return np.where(energy == 0, _LEAST, energy)
+def _nonzero(energy: np.ndarray) -> np.ndarray:
+  """Replace zeros, for the logarithm."""
+  return np.where(energy == 0, _MIN_ENERGY, energy)
 
 
 @functools.cache
-def _triangles() -> np.ndarray:
-  """[26, 257]: filters that rise to 1 and fall to 0 at points of the power."""
+def _mel_filters() -> np.ndarray:
+  """[26, 257]: triangular mel filters over the power spectrum."""
   top = 2595 * math.log10(1 + RATE / 2 / 700)
   hz = 700 * (10 ** (np.linspace(0, top, _FILTERS + 2) / 2595) - 1)
   corners = np.floor((_POINTS + 1) * hz / RATE)[:, None]
@@ -82,8 +80,8 @@ def _triangles() -> np.ndarray:
 
 
 @functools.cache
-def _cosines() -> np.ndarray:
-  """[13, 26]: the orthonormal cosine transform (II), and the lifter."""
+def _dct_matrix() -> np.ndarray:
+  """[13, 26]: the orthonormal DCT-II with liftering."""
   number = np.arange(COEFFICIENTS)[:, None]
   place = np.arange(_FILTERS)[None] + 0.5
   basis = np.cos(np.pi * number * place / _FILTERS)

@@ -1,8 +1,7 @@
-"""Talking faces of the demo world, as SyncNet reads faces and their sound.
+"""Synthetic talking faces as SyncNet training data.
 
-To train SyncNet on and to test it with, where there is no video of people: the
-faces of `ovi_jax.synthetic.world` fill the picture, so the whole of it is the
-face.
+Used to train and test SyncNet without videos of people. The faces of
+`ovi_jax.synthetic.world` fill the frame, so the whole frame is the face.
 """
 
 import dataclasses
@@ -19,10 +18,10 @@ from ovi_jax.synthetic.world import scene
 from ovi_jax.synthetic.world import sounds
 
 FRAMES = 121  # at 24 a second
-_SIZES = (64, 96, 128)  # of the pictures, before they are enlarged
-_STEP = mfcc.RATE // crops.FPS  # samples of a frame
+_SIZES = (64, 96, 128)  # of frames, before upscaling
+_STEP = mfcc.RATE // crops.FPS  # samples per frame
 _PICTURES = FRAMES * crops.FPS // geometry.FPS  # at 25 a second
-_LOUD = 32767
+_MAX_LEVEL = 32767
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,30 +29,30 @@ class Clip:
   """A talking face.
 
   Attributes:
-    shown: what it says, and when.
-    size: rows and columns of the picture.
-    samples_A: int16, its sound at 16 kHz.
+    scene: the spoken events and their times.
+    size: height and width of the frame.
+    samples_A: int16, audio at 16 kHz.
   """
 
-  shown: scene.Scene
+  scene: scene.Scene
   size: int
   samples_A: np.ndarray
 
   def frames(self, numbers: np.ndarray | None = None) -> np.ndarray:
-    """Frames by number at 24 a second; all if none are given."""
+    """Frames by index at 24 fps; all by default."""
     numbers = np.arange(FRAMES) if numbers is None else numbers
-    return faces.render(self.shown, numbers / geometry.FPS, self.size)
+    return faces.render(self.scene, numbers / geometry.FPS, self.size)
 
-  def track(self) -> crops.Crops:
-    """The face as the stages `people` and `cut` would find and cut it."""
+  def track(self) -> crops.TrackCrops:
+    """The face crops, as made by `face_tracks` and `encode`."""
     frames_THWC = self.frames()
-    whole = tracks.whole(*frames_THWC.shape[:3])
-    shown_THWC = frames_THWC[crops.nearest(np.arange(_PICTURES))]
-    (track,) = crops.of_tracks(list(shown_THWC), [whole])
+    whole = tracks.full_frame(*frames_THWC.shape[:3])
+    shown_THWC = frames_THWC[crops.nearest_frame(np.arange(_PICTURES))]
+    (track,) = crops.crop_tracks(list(shown_THWC), [whole])
     return track
 
-  def shifted(self, frames: int) -> np.ndarray:
-    """The sound that many frames (of 25 a second) later, silence before it."""
+  def shift_audio(self, frames: int) -> np.ndarray:
+    """The audio delayed by frames at 25 fps, padded with silence."""
     moved_A, by = np.zeros_like(self.samples_A), frames * _STEP
     if by >= 0:
       moved_A[by:] = self.samples_A[: len(moved_A) - by]
@@ -63,27 +62,27 @@ class Clip:
 
 
 def clip(seed: int, number: int) -> Clip:
-  """The clip of a number; the same for the same seed."""
+  """The clip of an index; deterministic per seed."""
   random = np.random.default_rng((seed, number))
   seconds = FRAMES / geometry.FPS
   shown = faces.sample(random, seconds, still=False)
   wave_A = sounds.track(shown.events, int(seconds * mfcc.RATE), mfcc.RATE)
   return Clip(
-    shown=shown,
+    scene=shown,
     size=int(random.choice(_SIZES)),
-    samples_A=np.rint(wave_A * _LOUD).astype(np.int16),
+    samples_A=np.rint(wave_A * _MAX_LEVEL).astype(np.int16),
   )
 
 
-def examples(
+def sample_windows(
   made: Clip, random: np.random.Generator, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Windows to learn from, rather of where the sound changes.
+  """Sample training windows, preferring those in which the audio changes.
 
   Args:
     made: the clip.
-    random: draws the windows.
-    count: windows of this clip.
+    random: random generator.
+    count: number of windows.
 
   Returns:
     frames_BTHWC: uint8 BGR [count, 5, 224, 224, 3].
@@ -97,10 +96,10 @@ def examples(
     len(windows_TKM), count, replace=False, p=lively_T / lively_T.sum()
   )
   numbers = starts[:, None] + np.arange(syncnet.WINDOW)
-  # The frame of 24 a second that is shown at each moment.
-  wanted, place = np.unique(crops.nearest(numbers), return_inverse=True)
+  # The frames at 24 fps nearest to those at 25 fps.
+  wanted, place = np.unique(crops.nearest_frame(numbers), return_inverse=True)
   frames_THWC = made.frames(wanted)
-  box = tracks.whole(*frames_THWC.shape[:3])["boxes"][0]
+  box = tracks.full_frame(*frames_THWC.shape[:3])["boxes"][0]
   cut = np.stack([crops.crop(frame, box) for frame in frames_THWC])
   frames_BTHWC = cut[place.reshape(numbers.shape)][..., ::-1]
   return frames_BTHWC, windows_TKM[starts][:, None]

@@ -15,7 +15,7 @@ from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import credentials
 from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.stages import captions
-from tests.curation import asking
+from tests.curation import caption_client
 from tests.curation import caption_server as captioner
 
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
@@ -85,7 +85,7 @@ def test_a_placeholder_is_no_secret(key):
 def test_a_redaction_does_not_show_its_key():
   redact = credentials.Redaction(KEY)
   assert KEY not in repr(redact)
-  with pytest.raises(TypeError, match="stays in its process"):
+  with pytest.raises(TypeError, match="cannot be pickled"):
     pickle.dumps(redact)
 
 
@@ -104,13 +104,13 @@ KEYS = [
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_in_place_of_a_variable_is_refused_and_not_shown(key, tmp_path):
   with pytest.raises(ValueError, match="name of an environment") as caught:
-    asking.config("http://h/v1", tmp_path, key_variable=key)
+    caption_client.config("http://h/v1", tmp_path, api_key_env=key)
   assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "K", "VLLM_KEY_2", "HF"])
 def test_names_of_variables_are_taken(name, tmp_path):
-  assert asking.config("http://h/v1", tmp_path, key_variable=name)
+  assert caption_client.config("http://h/v1", tmp_path, api_key_env=name)
 
 
 SECRET = "abc123def456"  # looks like nothing; its field gives it away
@@ -119,22 +119,27 @@ SECRET = "abc123def456"  # looks like nothing; its field gives it away
 @pytest.mark.parametrize(
   "changes, where",
   [
-    ({"extra": {"api_key": SECRET}}, "extra.api_key"),
-    ({"extra": {"API-Key": SECRET}}, "extra.API-Key"),
-    ({"extra": {"a": {"Authorization": SECRET}}}, "extra.a.Authorization"),
-    ({"extra": {"a": [{"password": SECRET}]}}, "extra.a.password"),
-    ({"extra": {"token": SECRET}}, "extra.token"),
-    ({"extra": {"user": KEYS[0]}}, "extra.user"),
-    ({"extra": {"a": [1, f"Bearer {SECRET}"]}}, "extra.a"),
-    ({"extra": {KEYS[1]: 1}}, r"extra\.\(a name\)"),
-    ({"task": f"Say what you see. {KEYS[0]}"}, "task"),
+    ({"extra_body": {"api_key": SECRET}}, "extra_body.api_key"),
+    ({"extra_body": {"API-Key": SECRET}}, "extra_body.API-Key"),
+    (
+      {"extra_body": {"a": {"Authorization": SECRET}}},
+      "extra_body.a.Authorization",
+    ),
+    ({"extra_body": {"a": [{"password": SECRET}]}}, "extra_body.a.password"),
+    ({"extra_body": {"token": SECRET}}, "extra_body.token"),
+    ({"extra_body": {"user": KEYS[0]}}, "extra_body.user"),
+    ({"extra_body": {"a": [1, f"Bearer {SECRET}"]}}, "extra_body.a"),
+    ({"extra_body": {KEYS[1]: 1}}, r"extra_body\.\(a name\)"),
+    ({"instruction": f"Say what you see. {KEYS[0]}"}, "instruction"),
     ({"url": f"http://h/{KEYS[0]}/v1"}, "url"),
   ],
 )
 def test_settings_that_hold_a_credential_are_refused(changes, where, tmp_path):
   with pytest.raises(ValueError, match=f"{where}: looks like a cred") as caught:
-    asking.config(**{"url": "http://h/v1", "folder": tmp_path, **changes})
-  assert "key_variable" in str(caught.value)
+    caption_client.config(
+      **{"url": "http://h/v1", "folder": tmp_path, **changes}
+    )
+  assert "api_key_env" in str(caught.value)
   for secret in (SECRET, *KEYS):
     assert secret not in str(caught.value)
 
@@ -147,9 +152,9 @@ def test_honest_settings_are_taken(tmp_path):
     "chat_template_kwargs": {"tokenizer": "x", "monkey": "y"},
     "key": "",
   }
-  chosen = asking.config("http://h/v1", tmp_path, extra=extra)
-  assert chosen.extra == extra
-  assert captions.Config(task="Describe the keys on the sk-table.")
+  chosen = caption_client.config("http://h/v1", tmp_path, extra_body=extra)
+  assert chosen.extra_body == extra
+  assert captions.Config(instruction="Describe the keys on the sk-table.")
 
 
 def answer(number, form):
@@ -184,13 +189,13 @@ def test_an_answer_that_repeats_the_key_is_kept_without_it(
 ):
   monkeypatch.setenv(VARIABLE, KEY)
   with captioner.serving(lambda n, b: answer(n, form)) as server:
-    (found,) = asking.captioned(
+    (found,) = caption_client.captioned(
       server.url,
       tmp_path,
-      [asking.pair(1)],
-      key_variable=VARIABLE,
-      visual=(1, 9999),
-      audio=(1, 9999),
+      [caption_client.pair(1)],
+      api_key_env=VARIABLE,
+      visual_chars=(1, 9999),
+      audio_chars=(1, 9999),
     )
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
   assert isinstance(found, clips.Clip), found.detail
@@ -211,8 +216,8 @@ def test_a_key_that_cleaning_puts_together_is_not_recorded(
   with captioner.serving(
     lambda n, b: captioner.says(json.dumps(fit))
   ) as server:
-    (found,) = asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], key_variable=VARIABLE
+    (found,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], api_key_env=VARIABLE
     )
   assert "reads [key] and" in found.facts["captions"]["visual"]
   assert key not in json.dumps(found.facts)
@@ -223,8 +228,8 @@ def test_an_unfit_answer_is_shown_without_the_key(tmp_path, monkeypatch):
   monkeypatch.setenv(VARIABLE, KEY)
   rude = captioner.says(f"I will not. Your key is {KEY}")
   with captioner.serving(lambda n, b: rude) as server:
-    (found,) = asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], key_variable=VARIABLE
+    (found,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], api_key_env=VARIABLE
     )
     # The answer goes back with what is wrong with it.
     assert not leaked(json.dumps(server.bodies))
@@ -260,15 +265,15 @@ def test_errors_are_shown_without_the_key(
   monkeypatch.setenv(VARIABLE, KEY)
   with captioner.serving(lambda n, b: rude) as server:
     try:
-      (found,) = asking.captioned(
+      (found,) = caption_client.captioned(
         server.url,
         tmp_path,
-        [asking.pair(1)],
-        key_variable=VARIABLE,
-        attempts=2,
+        [caption_client.pair(1)],
+        api_key_env=VARIABLE,
+        max_attempts=2,
       )
       said = found.detail
-    except (stage.Unavailable, endpoint.Unanswered) as error:
+    except (stage.Unavailable, endpoint.AttemptsExhausted) as error:
       said = str(error)
   assert said and not leaked(said) and "\n" not in said
   # Nor its beginning, where a long text was cut.
@@ -280,13 +285,13 @@ def test_errors_are_shown_without_the_key(
 def test_a_cache_that_holds_the_key_is_cleaned(tmp_path, monkeypatch):
   monkeypatch.setenv(VARIABLE, KEY)
   with captioner.serving() as server:
-    asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    caption_client.captioned(server.url, tmp_path, [caption_client.pair(1)])
     (file,) = tmp_path.glob("*/*.json")
     held = json.loads(file.read_text())
     text = held["text"].replace("bright room", f"room {KEY}")
     file.write_text(json.dumps({**held, "text": text}))
-    asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], key_variable=VARIABLE
+    caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], api_key_env=VARIABLE
     )
     assert len(server.bodies) == 1
   assert "[key]" in file.read_text() and not leaked(file.read_text())
@@ -305,10 +310,10 @@ def test_a_cache_that_holds_the_key_is_cleaned(tmp_path, monkeypatch):
 )
 def test_a_damaged_answer_in_the_cache_is_asked_again(tmp_path, text):
   with captioner.serving() as server:
-    asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    caption_client.captioned(server.url, tmp_path, [caption_client.pair(1)])
     (file,) = tmp_path.glob("*/*.json")
     whole = file.read_text()
     file.write_text(text)
-    asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    caption_client.captioned(server.url, tmp_path, [caption_client.pair(1)])
     assert len(server.bodies) == 2
   assert file.read_text() == whole

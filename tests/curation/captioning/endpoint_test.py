@@ -50,7 +50,7 @@ def ask(chosen, count=1, clock=None, key=""):
 
   async def run():
     async with endpoint.Client(chosen, key, (clock or Clock()).clock) as client:
-      asked = [client.ask(request(n)) for n in range(count)]
+      asked = [client.complete(request(n)) for n in range(count)]
       return await asyncio.gather(*asked, return_exceptions=True), client
 
   return asyncio.run(run())
@@ -61,10 +61,10 @@ def test_an_answer_and_its_tokens():
     captioner.in_turn(captioner.says("ab" * 10))
   ) as server:
     ((reply,), client) = ask(settings(server.url), key=KEY)
-  assert reply.text == "ab" * 10 and reply.finish == "stop"
+  assert reply.text == "ab" * 10 and reply.finish_reason == "stop"
   assert (reply.tokens_in, reply.tokens_out) == (len("question 0") // 4, 5)
   assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
-  assert client.answered == 1
+  assert client.num_answered == 1
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_after_rudeness_comes_the_answer(rude):
 )
 def test_after_a_time_out_comes_the_answer(late):
   with captioner.serving(captioner.in_turn(late)) as server:
-    ((reply,), _) = ask(settings(server.url, total_seconds=0.5))
+    ((reply,), _) = ask(settings(server.url, request_timeout=0.5))
   assert reply.text == captioner.words(json.loads(request()))
   assert len(server.bodies) >= 2  # more where the machine is slow, too
 
@@ -104,7 +104,7 @@ def test_waits_are_the_same_for_the_same_seed():
   def waits(seed):
     clock = Clock()
     with captioner.serving(lambda n, b: captioner.status(500)) as server:
-      ask(settings(server.url, seed=seed, attempts=4), clock=clock)
+      ask(settings(server.url, seed=seed, max_attempts=4), clock=clock)
     return clock.slept
 
   assert waits(1) == waits(1) != waits(2)
@@ -144,10 +144,10 @@ def test_all_wait_when_one_is_told_to():
   async def run(url):
     clock = endpoint.Clock(now=lambda: times[0], sleep=sleep)
     async with endpoint.Client(settings(url), "", clock) as client:
-      first = asyncio.create_task(client.ask(request(0)))
+      first = asyncio.create_task(client.complete(request(0)))
       while not slept:
         await asyncio.sleep(0.01)
-      second = asyncio.create_task(client.ask(request(1)))
+      second = asyncio.create_task(client.complete(request(1)))
       while len(slept) < 2:
         await asyncio.sleep(0.01)
       asked = len(server.bodies)
@@ -166,8 +166,8 @@ def test_an_endpoint_that_asks_for_too_long_a_wait_is_gone():
   rude = captioner.status(503, Retry_After="3600")
   with captioner.serving(captioner.in_turn(rude)) as server:
     ((error,), client) = ask(settings(server.url))
-  assert isinstance(error, stage.Unavailable) and client.gone
-  assert "come back in 3600 s" in str(error)
+  assert isinstance(error, stage.Unavailable) and client.unavailable
+  assert "Retry-After is 3600 s" in str(error)
   assert len(server.bodies) == 1
 
 
@@ -186,7 +186,7 @@ def test_a_refused_request_is_its_own_fault(number):
   script = captioner.in_turn(captioner.status(number))
   with captioner.serving(script) as server:
     ((error,), client) = ask(settings(server.url), key=KEY)
-  assert isinstance(error, endpoint.Refused) and not client.gone
+  assert isinstance(error, endpoint.RequestRejected) and not client.unavailable
   assert KEY not in str(error) and len(server.bodies) == 1
 
 
@@ -195,9 +195,12 @@ def test_a_gone_endpoint_is_said_to_be():
     closed.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
     clock = Clock()
-    errors, client = ask(settings(url, attempts=3), count=5, clock=clock)
+    errors, client = ask(settings(url, max_attempts=3), count=5, clock=clock)
   assert all(isinstance(error, stage.Unavailable) for error in errors)
-  assert "3 attempts failed" in client.gone and "ConnectError" in client.gone
+  assert (
+    "3 attempts failed" in client.unavailable
+    and "ConnectError" in client.unavailable
+  )
 
 
 def test_one_request_that_fails_while_others_do_not():
@@ -206,8 +209,11 @@ def test_one_request_that_fails_while_others_do_not():
     return captioner.status(500) if bad else captioner.OK
 
   with captioner.serving(script) as server:
-    replies, client = ask(settings(server.url, attempts=4), count=4)
-  assert isinstance(replies[1], endpoint.Unanswered) and not client.gone
+    replies, client = ask(settings(server.url, max_attempts=4), count=4)
+  assert (
+    isinstance(replies[1], endpoint.AttemptsExhausted)
+    and not client.unavailable
+  )
   assert all(replies[n].text for n in (0, 2, 3))
   assert len(server.bodies) == 4 + 3
 
@@ -220,7 +226,7 @@ def test_a_busy_endpoint_is_waited_for_as_long_as_it_works():
 
   with captioner.serving(script) as server:
     # Of four requests in a row, whoever sends them, one is answered.
-    chosen = settings(server.url, attempts=4)
+    chosen = settings(server.url, max_attempts=4)
     replies, _ = ask(chosen, count=8)
   assert all(getattr(reply, "text", None) for reply in replies)
   assert len(server.bodies) > 8 * 3
@@ -246,11 +252,11 @@ def test_requests_keep_to_their_rate():
 def test_tokens_keep_to_their_rate(answer, expected):
   async def run(clock):
     with captioner.serving(lambda n, b: answer) as server:
-      limits = {"tokens_per_minute": 600, "tokens_expected": expected}
+      limits = {"tokens_per_minute": 600, "expected_tokens": expected}
       chosen = settings(server.url, **limits)
       async with endpoint.Client(chosen, "", clock.clock) as client:
         for number in range(4):
-          await client.ask(request(number))
+          await client.complete(request(number))
 
   clock = Clock()
   asyncio.run(run(clock))
@@ -301,11 +307,13 @@ def test_the_pool_is_no_larger_than_asked():
 def test_time_outs_are_real_ones_too():
   begin = time.monotonic()
   with captioner.serving(lambda n, b: captioner.slow(30)) as server:
-    chosen = settings(server.url, read_seconds=0.1, attempts=2, first_wait=0.1)
+    chosen = settings(
+      server.url, read_timeout=0.1, max_attempts=2, backoff_base=0.1
+    )
 
     async def run():
       async with endpoint.Client(chosen, "", endpoint.Clock()) as client:
-        await client.ask(request())
+        await client.complete(request())
 
     with pytest.raises(stage.Unavailable, match="ReadTimeout"):
       asyncio.run(run())
@@ -313,17 +321,15 @@ def test_time_outs_are_real_ones_too():
 
 
 def test_keys_come_from_the_environment(monkeypatch):
-  chosen = settings("http://127.0.0.1/v1", key_variable="SOME_KEY")
+  chosen = settings("http://127.0.0.1/v1", api_key_env="SOME_KEY")
   monkeypatch.setenv("SOME_KEY", f" {KEY}\n")
-  assert credentials.read(chosen.key_variable) == KEY and KEY not in repr(
-    chosen
-  )
+  assert credentials.read(chosen.api_key_env) == KEY and KEY not in repr(chosen)
   monkeypatch.setenv("SOME_KEY", "")
   with pytest.raises(ValueError, match="SOME_KEY is empty"):
-    credentials.read(chosen.key_variable)
+    credentials.read(chosen.api_key_env)
   monkeypatch.setenv("SOME_KEY", "sk-ä")
-  with pytest.raises(ValueError, match="no API key has") as error:
-    credentials.read(chosen.key_variable)
+  with pytest.raises(ValueError, match="API keys cannot") as error:
+    credentials.read(chosen.api_key_env)
   assert "sk-ä" not in str(error.value)
 
 
@@ -331,11 +337,11 @@ def test_keys_come_from_the_environment(monkeypatch):
   "changes, expected",
   [
     ({"url": "127.0.0.1:80"}, "url: expected"),
-    ({"url": "http://me:word@host/v1"}, "without a name"),
+    ({"url": "http://me:word@host/v1"}, "without a user"),
     ({"url": "http://"}, "url: expected"),
     ({"concurrency": 0}, "concurrency must be at least 1"),
-    ({"read_seconds": 0}, "read_seconds must be positive"),
-    ({"first_wait": -1}, "first_wait must not be negative"),
+    ({"read_timeout": 0}, "read_timeout must be positive"),
+    ({"backoff_base": -1}, "backoff_base must not be negative"),
   ],
 )
 def test_settings_are_checked(changes, expected):

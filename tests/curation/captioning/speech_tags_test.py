@@ -20,7 +20,7 @@ from ovi_jax.curation.captioning import speech_tags
   ],
 )
 def test_speech_is_put_in_its_place(text, speech, placed):
-  assert speech_tags.placed(text, speech) == placed
+  assert speech_tags.insert_tags(text, speech) == placed
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ def test_speech_is_put_in_its_place(text, speech, placed):
   ],
 )
 def test_what_would_be_a_guess_is_left(text, speech):
-  assert speech_tags.placed(text, speech) is None
+  assert speech_tags.insert_tags(text, speech) is None
 
 
 def test_words_are_the_same_whatever_their_stops_and_case():
-  assert speech_tags.same(["Well, HI!"], ["well hi"])
-  assert not speech_tags.same(["well", "hi"], ["well hi"])
-  assert speech_tags.spoken("<S> a <E> b <S>c<E>") == ("a", "c")
+  assert speech_tags.same_words(["Well, HI!"], ["well hi"])
+  assert not speech_tags.same_words(["well", "hi"], ["well hi"])
+  assert speech_tags.tagged_speech("<S> a <E> b <S>c<E>") == ("a", "c")

@@ -13,7 +13,7 @@ def told(function) -> list[str]:
   try:
     function()
   except Exception as error:  # of any type: its text is what is tested
-    return failures.told(error).splitlines()
+    return failures.format_error(error).splitlines()
   raise AssertionError("nothing was raised")
 
 
@@ -25,7 +25,7 @@ def test_causes_come_first():
       raise ValueError(f"second at {id(error):#018x}") from error
 
   lines = told(fails)
-  assert lines.index("KeyError: 'first'") < lines.index("and then:")
+  assert lines.index("KeyError: 'first'") < lines.index("raised from it:")
   assert lines[-1] == "ValueError: second at 0x…"
   assert lines[0].startswith("tests/curation/engine/failures_test.py:")
 
@@ -37,9 +37,9 @@ def test_each_error_of_a_group_is_told():
 
   lines = told(fails)
   assert lines[-4:] == [
-    "of these:",
+    "sub-exception:",
     "TypeError: one",
-    "of these:",
+    "sub-exception:",
     "KeyError: 'other'",
   ]
 
@@ -56,9 +56,9 @@ def remote():
 def test_copies_of_remote_files_have_no_name(remote):
   texts = set()
   for _ in range(2):
-    shard._remote.cache_clear()
+    shard._cached_copy.cache_clear()
     clip = clips.Clip(id="1", path=remote)
-    media, _ = shard.media(clip, lambda *_: b"")
+    media, _ = shard.open_media(clip, lambda *_: b"")
     refused = probe.load(probe.Config())(clip, media)
     path = media.path
     assert isinstance(refused, clips.Reject) and path not in refused.detail

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.curation import harness
-from tests.curation import killing
+from tests.curation import kill_runs
 
 
 def command(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
@@ -16,10 +16,10 @@ def command(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
     sys.executable,
     "-m",
     "ovi_jax.curation",
-    "--config=tests/curation/lines/config.py",
+    "--config=tests/curation/text_stages/config.py",
     f"--config.inputs=('{inputs}',)",
     f"--config.out={out}",
-    "--config.workers=2",
+    "--config.num_workers=2",
     *more,
   ]
 
@@ -29,16 +29,17 @@ def alone(tmp_path_factory) -> tuple[pathlib.Path, dict[str, bytes]]:
   """Inputs, and what an undisturbed run made of them."""
   folder = tmp_path_factory.mktemp("alone")
   inputs = harness.write_inputs(folder / "in", 8)
-  code, said = killing.run(command(inputs, folder / "out"))
+  code, said = kill_runs.run(command(inputs, folder / "out"))
   assert code == 0, said
-  assert "write:" in said and "turn: 32 clips passed on" in said
+  assert "write:" in said and "reverse: 32 clips passed on" in said
   return inputs, harness.contents(folder / "out")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_one_left_alone(alone, tmp_path):
   inputs, wanted = alone
   out = tmp_path / "out"
-  killing.killed(command(inputs, out), out, wanted, 1)
+  kill_runs.killed(command(inputs, out), out, wanted, 1)
 
 
 @pytest.mark.slow
@@ -47,7 +48,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_left_alone(
 ):
   inputs, wanted = alone
   out = tmp_path / "out"
-  found = killing.killed(command(inputs, out), out, wanted, 20)
+  found = kill_runs.killed(command(inputs, out), out, wanted, 20)
   assert len(set(found)) > 10, "the kills were all at the same places"
 
 
@@ -56,14 +57,14 @@ def test_no_worker_outlives_its_parent_though_it_hangs(tmp_path):
   (tmp_path / "in" / "0.txt").write_text("hang\n")
   seen = tmp_path / "seen"
   words = command(tmp_path / "in", tmp_path / "out")
-  with killing.started(
-    [*words, f"--config.stages.weigh.seen={seen}"]
+  with kill_runs.started(
+    [*words, f"--config.stages.measure.seen={seen}"]
   ) as process:
-    killing.wait(seen.exists, "the clip that hangs")
-    assert killing.members(process.pid) > {process.pid}
+    kill_runs.wait(seen.exists, "the clip that hangs")
+    assert kill_runs.members(process.pid) > {process.pid}
     process.kill()
-    killing.wait(
-      lambda: not killing.members(process.pid), "the end of the workers"
+    kill_runs.wait(
+      lambda: not kill_runs.members(process.pid), "the end of the workers"
     )
 
 
@@ -75,31 +76,31 @@ def test_a_run_stops_when_it_is_told(tmp_path, number):
   (tmp_path / "in").mkdir()
   (tmp_path / "in" / "0.txt").write_text("one\nhang\n")
   seen, out = tmp_path / "seen", tmp_path / "out"
-  words = command(tmp_path / "in", out, f"--config.stages.weigh.seen={seen}")
-  with killing.started(words) as process:
-    killing.wait(
+  words = command(tmp_path / "in", out, f"--config.stages.measure.seen={seen}")
+  with kill_runs.started(words) as process:
+    kill_runs.wait(
       lambda: seen.exists() and "hang" in seen.read_text(), "the clip"
     )
     if number == signal.SIGINT:
       os.killpg(process.pid, number)  # as a terminal does
     else:
       process.send_signal(number)
-    said, _ = process.communicate(timeout=killing.LONGEST)
-    killing.wait(
-      lambda: not killing.members(process.pid), "the end of the workers"
+    said, _ = process.communicate(timeout=kill_runs.LONGEST)
+    kill_runs.wait(
+      lambda: not kill_runs.members(process.pid), "the end of the workers"
     )
   assert "Traceback" not in said, said
   if number == signal.SIGTERM:
     assert process.returncode == 75
   else:
     assert process.returncode == 130
-    assert "interrupted; the same command goes on" in said
+    assert "interrupted; run the same command to resume" in said
 
 
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("raise a\nraise b\nraise c\n")
-  code, said = killing.run(command(inputs, tmp_path / "out"))
+  code, said = kill_runs.run(command(inputs, tmp_path / "out"))
   last = said.strip().splitlines()[-2:]
   assert code == 1 and "Traceback" not in said
-  assert last[0].startswith("clips, shard 0: weigh failed for 3 of 3 clips")
+  assert last[0].startswith("clips, shard 0: measure failed for 3 of 3 clips")

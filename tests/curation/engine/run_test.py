@@ -10,12 +10,12 @@ import pytest
 
 from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import shard as shards
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.engine import watch
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.engine import worker_pool
 from tests.curation import harness
 
 # Short for what hangs; long for all else, also where others compute.
-LIMITS = {"timeout": 120.0, "timeouts": {"weigh": 3.0}}
+LIMITS = {"timeout": 120.0, "stage_timeouts": {"measure": 3.0}}
 
 
 def quiet(_: str) -> None:
@@ -46,13 +46,15 @@ def folders(out: pathlib.Path) -> dict[str, str]:
 
 def lines(out: pathlib.Path, stage: str, shard: int = 0) -> list:
   folder = str(out / folders(out)[stage])
-  return list(store.read(store.Files(folder=folder, shard=shard)))
+  return list(
+    shard_store.read(shard_store.ShardFiles(folder=folder, shard=shard))
+  )
 
 
 def only(out: pathlib.Path, stage: str, shard: int = 0):
   """The rejects of a stage, by the text of their clips."""
   return {
-    line.clip.facts["cut"]["text"]: line
+    line.clip.facts["split"]["text"]: line
     for line in lines(out, stage, shard)
     if not hasattr(line, "facts")
   }
@@ -72,11 +74,11 @@ def test_clips_go_through_all_stages(whole, files):
   assert kinds.count("eno!") == kinds.count("owt!") == 6
   # What is not named in the shares stays; what has too many goes.
   assert kinds.count("eerht!") == 4 and len(wanted) == 20
-  for reject in only(whole, "weigh").values():
+  for reject in only(whole, "measure").values():
     assert (reject.reason, reject.score) == ("too short", 1.0)
-  first, *_ = lines(whole, "weigh")
+  first, *_ = lines(whole, "measure")
   # Stages see what they would see after a restart: JSON.
-  assert first.facts["weigh"]["came"] == "list"
+  assert first.facts["measure"]["came"] == "list"
   assert first.scores == {"length": 7.0} and first.start == 0
 
 
@@ -100,7 +102,7 @@ def test_a_bucket_ends_as_a_folder(whole, tmp_path):
 
 def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):
   before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-  monkeypatch.setattr(watch.Watched, "_start", None)
+  monkeypatch.setattr(worker_pool.WorkerPool, "_start", None)
   with pytest.raises(TypeError):  # were there anything to do
     run.run(harness.chosen(tmp_path / "new", [files]), log=quiet)
   assert run.run(harness.chosen(whole, [files]), log=quiet) == []
@@ -122,15 +124,17 @@ def test_a_setting_does_again_what_follows_and_nothing_else(files, tmp_path):
   assert changed == {"balance", "write"}
 
   # Another bound for lines; what files are cut into is read, not cut again.
-  third = harness.chosen(out, [files], weigh__least=1, weigh__seen=str(seen))
+  third = harness.chosen(
+    out, [files], measure__least=1, measure__seen=str(seen)
+  )
   harness.finish(third)
   changed = {name for name in first if first[name] != folders(out)[name]}
-  assert changed == {"weigh", "turn", "balance", "write"}
+  assert changed == {"measure", "reverse", "balance", "write"}
   assert len(seen.read_text().splitlines()) == 25
-  assert len(only(out, "weigh")) == 0
+  assert len(only(out, "measure")) == 0
   # A field that changes no outcome has no part in the key.
   seen.unlink()
-  fourth = harness.chosen(out, [files], weigh__least=1, weigh__delay=0.5)
+  fourth = harness.chosen(out, [files], measure__least=1, measure__delay=0.5)
   harness.finish(fourth)
   # All that was there is as it was, and so it is taken up again.
   assert all(path.stat().st_mtime_ns == time for path, time in times.items())
@@ -141,10 +145,10 @@ def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
   harness.finish(harness.chosen(out, [files]))
   wanted = harness.contents(out)
   found = folders(out)
-  (out / found["weigh"] / "shard-00001.kept.zip").unlink()
-  (out / found["turn"] / "shard-00002.done").unlink()
+  (out / found["measure"] / "shard-00001.artifacts.zip").unlink()
+  (out / found["reverse"] / "shard-00002.done").unlink()
   assert harness.contents(out) != wanted
-  again = harness.chosen(out, [files], weigh__seen=str(seen))
+  again = harness.chosen(out, [files], measure__seen=str(seen))
   harness.finish(again)
   assert harness.contents(out) == wanted == harness.contents(whole)
   assert len(seen.read_text().splitlines()) == 10  # of one shard, two files
@@ -154,9 +158,11 @@ def test_damage_is_named(files, tmp_path):
   out = tmp_path / "out"
   one = harness.chosen(out, [files], passes=harness.PASSES[:1])
   harness.finish(one)
-  path = out / folders(out)["weigh"] / "shard-00000.jsonl"
+  path = out / folders(out)["measure"] / "shard-00000.jsonl"
   path.write_bytes(path.read_bytes().replace(b"one", b"eno"))
-  with pytest.raises(ValueError, match=r"weigh-.*shard-00000.jsonl is damaged"):
+  with pytest.raises(
+    ValueError, match=r"measure-.*shard-00000.jsonl is damaged"
+  ):
     harness.finish(harness.chosen(out, [files]))
 
 
@@ -169,7 +175,7 @@ def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
   inputs = harness.write_inputs(folder / "in")
   (inputs / "0.txt").write_text("\n".join(words) + "\n")
   (inputs / "1.txt").write_text("")
-  chosen = harness.chosen(folder / "out", [inputs], workers=2, **LIMITS)
+  chosen = harness.chosen(folder / "out", [inputs], num_workers=2, **LIMITS)
   problems = run.run(chosen, log=quiet)
   return inputs, folder / "out", problems
 
@@ -177,36 +183,36 @@ def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
 def test_each_failure_is_a_named_reject(bad):
   _, out, problems = bad
   assert problems == []
-  found = only(out, "weigh")
+  found = only(out, "measure")
   failed = {text: reject for text, reject in found.items() if reject.failed}
   assert set(found) - set(failed) == {"x"}
   reasons = {text: (r.reason, r.detail) for text, r in failed.items()}
   assert reasons["hang"] == ("timed out", "more than 3 s")
-  assert reasons["crash"] == ("ended its process", "signal 11")
+  assert reasons["crash"] == ("crashed", "signal 11")
   reason, detail = reasons["raise it"]
   assert reason == "failed: ValueError"
-  assert detail.startswith("tests/curation/lines/weigh.py:")
+  assert detail.startswith("tests/curation/text_stages/measure.py:")
   assert detail.endswith("ValueError: what is 'raise it'?")
   assert reasons["strange"][0] == "failed: TypeError"
-  empty = [line for line in lines(out, "cut") if not hasattr(line, "facts")]
+  empty = [line for line in lines(out, "split") if not hasattr(line, "facts")]
   assert [r.reason for r in empty] == ["empty"]
 
-  found = only(out, "turn")
+  found = only(out, "reverse")
   assert set(found) == {"three unturnable", "four explosive"}
   # Of many that fail together, the one that fails alone.
   reject = found["three unturnable"]
   assert reject.detail.endswith("ValueError: one of 1 cannot be turned")
   assert found["four explosive"].detail == "signal 11"
-  survivors = [c for c in lines(out, "turn") if hasattr(c, "facts")]
+  survivors = [c for c in lines(out, "reverse") if hasattr(c, "facts")]
   assert len(survivors) == 3
   # The other shards were not touched by it.
-  assert not [r for r in only(out, "turn", 1).values() if r.failed]
+  assert not [r for r in only(out, "reverse", 1).values() if r.failed]
 
 
 def test_what_was_left_out_stays_so(bad, tmp_path):
   inputs, out, _ = bad
   wanted = harness.contents(out)
-  for mark in (*out.glob("weigh-*/*.done"), *out.glob("turn-*/*.done")):
+  for mark in (*out.glob("measure-*/*.done"), *out.glob("reverse-*/*.done")):
     mark.unlink()
   # A second run would not wait for what hangs, nor crash: it knows of them.
   harness.finish(harness.chosen(out, [inputs]))
@@ -222,8 +228,8 @@ def test_who_ends_leaves_no_temporary_files(tmp_path, monkeypatch):
   monkeypatch.setattr(tempfile, "tempdir", None)
   chosen = harness.chosen(tmp_path / "out", [inputs])
   assert run.run(chosen, log=quiet) == []
-  (reject,) = only(tmp_path / "out", "weigh").values()
-  assert reject.reason == "ended its process"
+  (reject,) = only(tmp_path / "out", "measure").values()
+  assert reject.reason == "crashed"
   assert not list(temporary.rglob("*"))
 
 
@@ -232,9 +238,9 @@ def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
   inputs, out, _ = bad
   chosen = harness.chosen(out, [inputs], **LIMITS)
   wanted = harness.contents(out)
-  (path,) = out.glob("weigh-*/*.left_out")
+  (path,) = out.glob("measure-*/*.excluded")
   assert len(json.loads(path.read_text())["clips"]) == 2
-  share = run.Share(only="clips", retry=True)
+  share = run.ShardSelection(only_pass="clips", retry_failed=True)
   seen = path.stat().st_mtime_ns
   assert run.run(chosen, share, log=quiet) == []
   assert path.stat().st_mtime_ns > seen and harness.contents(out) == wanted
@@ -244,41 +250,43 @@ def test_clips_left_out_beyond_the_quota_are_tried_again_if_wanted(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("one fine\ntwo fine\n")
   out = tmp_path / "out"
-  chosen = harness.chosen(out, [inputs], quota=0.0)
-  (cut,) = (n for n, s in enumerate(chosen.stages) if s.name == "cut")
-  once = run.Share(only="clips")
+  chosen = harness.chosen(out, [inputs], max_failure_rate=0.0)
+  (cut,) = (n for n, s in enumerate(chosen.stages) if s.name == "split")
+  once = run.ShardSelection(only_pass="clips")
   assert run.run(chosen, once, quiet, harness.inline) == []
-  ids = [line.id for line in lines(out, "cut")]
+  ids = [line.id for line in lines(out, "split")]
   # As a run leaves it that was too short of time for them.
-  weighed = chosen.files(cut + 1, 0)
+  weighed = chosen.shard_files(cut + 1, 0)
   pathlib.Path(weighed.done).unlink()
   left = {each: ("timed out", "more than 3 s") for each in ids}
-  shards.LeftOut(clips=left).write(weighed)
+  shards.ExcludedClips(clips=left).write(weighed)
   (problem,) = run.run(chosen, once, quiet, harness.inline)
-  assert "weigh failed for 2 of 2 clips" in problem
-  again = run.Share(only="clips", retry=True)
+  assert "measure failed for 2 of 2 clips" in problem
+  again = run.ShardSelection(only_pass="clips", retry_failed=True)
   assert run.run(chosen, again, quiet, harness.inline) == []
-  assert len(lines(out, "weigh")) == 2
+  assert len(lines(out, "measure")) == 2
 
 
 def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in")
   (inputs / "2.txt").write_text("raise a\nraise b\nraise c\none fine\n")
   out = tmp_path / "out"
-  chosen = harness.chosen(out, [inputs], quota=0.2)
-  problems = run.run(chosen, log=quiet, work=harness.inline)
+  chosen = harness.chosen(out, [inputs], max_failure_rate=0.2)
+  problems = run.run(chosen, log=quiet, executor=harness.inline)
   assert len(problems) == 2
-  said = "clips, shard 1: weigh failed for 3 of 9 clips, 2 are allowed"
+  said = "clips, shard 1: measure failed for 3 of 9 clips, 2 are allowed"
   assert problems[0].startswith(said)
   assert "ValueError: what is 'raise a'?" in problems[0]
-  assert problems[1].startswith("end: it needs all shards, and 1 of 3 are not")
-  assert (out / folders(out)["weigh"] / "shard-00001.failed").exists()
-  assert not list(out.glob("weigh-*/shard-00001.done"))
+  assert problems[1].startswith(
+    "end: needs all shards, but 1 of 3 are incomplete"
+  )
+  assert (out / folders(out)["measure"] / "shard-00001.failed").exists()
+  assert not list(out.glob("measure-*/shard-00001.done"))
   assert not list(out.glob("write-*"))
-  assert len(list(out.glob("turn-*/*.done"))) == 2
+  assert len(list(out.glob("reverse-*/*.done"))) == 2
   # With more allowed, the same files are enough.
-  harness.finish(harness.chosen(out, [inputs], quota=0.5))
-  assert len(list(out.glob("turn-*/*.done"))) == 3
+  harness.finish(harness.chosen(out, [inputs], max_failure_rate=0.5))
+  assert len(list(out.glob("reverse-*/*.done"))) == 3
   assert not list(out.glob("*/*.failed"))
 
 
@@ -286,14 +294,14 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in")
   (inputs / "0.txt").write_text("away\n")
   seen = tmp_path / "seen"
-  chosen = harness.chosen(tmp_path / "out", [inputs], weigh__seen=str(seen))
-  problems = run.run(chosen, log=quiet, work=harness.inline)
-  assert problems[0] == "clips, shard 0: the scales are away"
+  chosen = harness.chosen(tmp_path / "out", [inputs], measure__seen=str(seen))
+  problems = run.run(chosen, log=quiet, executor=harness.inline)
+  assert problems[0] == "clips, shard 0: the backend is unavailable"
   # Nobody is refused for it, and the other shards are not tried in vain.
-  assert not list((tmp_path / "out").glob("weigh-*/*"))
+  assert not list((tmp_path / "out").glob("measure-*/*"))
   assert seen.read_text() == "away\n"
   (why,) = (tmp_path / "out").glob("*/*.failed")
-  assert why.read_text() == "the scales are away\n"
+  assert why.read_text() == "the backend is unavailable\n"
   (inputs / "0.txt").write_text("one back\n")
   harness.finish(chosen)
   assert not why.exists()
@@ -304,62 +312,62 @@ def test_no_clip_is_refused_for_a_machine_that_is_full(tmp_path, word):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text(f"one fine\n{word} one\n")
   chosen = harness.chosen(tmp_path / "out", [inputs])
-  said = "the machine is full, said weigh of clip .*; make room and run again"
+  said = "out of disk or memory in measure, clip .*; free some and run again"
   with pytest.raises(OSError, match=said):
-    run.run(chosen, log=quiet, work=harness.inline)
-  assert not list((tmp_path / "out").glob("weigh-*/*"))
+    run.run(chosen, log=quiet, executor=harness.inline)
+  assert not list((tmp_path / "out").glob("measure-*/*"))
 
 
 def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("one a\none large\none b\none c\n")
   harness.finish(harness.chosen(tmp_path / "out", [inputs]))
-  assert len(lines(tmp_path / "out", "turn")) == 4
-  assert not only(tmp_path / "out", "turn")
+  assert len(lines(tmp_path / "out", "reverse")) == 4
+  assert not only(tmp_path / "out", "reverse")
 
 
 def test_a_time_out_of_a_stages_own_is_for_all_clips_together(tmp_path):
-  chosen = harness.chosen(tmp_path, ["in"], timeouts={"turn": 50.0})
-  watched = watch.Watched(chosen, chosen.named("together"), 1)
-  worker = watch._Worker(
+  chosen = harness.chosen(tmp_path, ["in"], stage_timeouts={"reverse": 50.0})
+  watched = worker_pool.WorkerPool(chosen, chosen.find_pass("together"), 1)
+  worker = worker_pool._Worker(
     process=None, connection=None, lifeline=None, folder=""
   )
   began = time.monotonic()
-  for stage, least, most in (("turn", 50, 150), ("weigh", 5120, 5220)):
-    said = shards.BEGAN, stage, tuple(map(str, range(256)))
-    assert not list(watched._understood(worker, *said))
+  for stage, least, most in (("reverse", 50, 150), ("measure", 5120, 5220)):
+    said = shards.STARTED, stage, tuple(map(str, range(256)))
+    assert not list(watched._handle_message(worker, *said))
     assert least <= worker.deadline - began < most
 
 
 def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
   # Of a pass that would come later.
   lacking = harness.chosen(
-    tmp_path / "out", [files], turn__missing="/no/weights"
+    tmp_path / "out", [files], reverse__missing="/no/weights"
   )
   with pytest.raises(ValueError, match="no weights at /no/weights"):
     run.run(lacking, log=quiet)
-  assert not list((tmp_path / "out").glob("cut-*"))
+  assert not list((tmp_path / "out").glob("split-*"))
 
 
 def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
   chosen = harness.chosen(tmp_path / "out", [files])
 
   def split(only: str, shards: str = "") -> list[str]:
-    share = run.Share(only=only, shards=shards)
+    share = run.ShardSelection(only_pass=only, shards=shards)
     return run.run(chosen, share, quiet, harness.inline)
 
   for only in ("clips", "together"):
     assert split(only, "0:1") == []
   (problem,) = split("together")
-  assert "the pass before has not done 2 shards: 1, 2" in problem
+  assert "the previous pass has not completed 2 shards: 1, 2" in problem
   (problem,) = split("even")
-  assert "it needs all shards, and 2 of 3 are not done" in problem
+  assert "needs all shards, but 2 of 3 are incomplete" in problem
   assert split("clips", "1/2") == split("clips", "2:") == []
   harness.finish(chosen)
   assert harness.contents(tmp_path / "out") == harness.contents(whole)
   for only, some, said in (
     ("smell", "", "there is no pass 'smell'; choose from clips, together"),
-    ("", "0:1", "name it"),
+    ("", "0:1", "only_pass=NAME"),
     ("even", "0:1", "needs all shards"),
     ("clips", "one", "expected A:B"),
     ("clips", "2/2", "expected I < N"),
@@ -376,13 +384,15 @@ def test_what_is_appended_ends_as_if_it_had_always_been_there(files, tmp_path):
   out, fresh = tmp_path / "out", tmp_path / "fresh"
   settings = {"passes": passes, "shard_size": 1}
   harness.finish(harness.chosen(out, [inputs], **settings))
-  before = {p: p.stat().st_mtime_ns for p in out.glob("weigh-*/*")}
+  before = {p: p.stat().st_mtime_ns for p in out.glob("measure-*/*")}
   first = harness.contents(out)
   (inputs / "9.txt").write_text("one more\n" * 9)
   harness.finish(harness.chosen(out, [inputs], append=True, **settings))
   harness.finish(harness.chosen(fresh, [inputs], **settings))
   assert harness.contents(out) == harness.contents(fresh)
   assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-  turned = [n for n in first if n.startswith("turn-") and n.endswith("jsonl")]
+  turned = [
+    n for n in first if n.startswith("reverse-") and n.endswith("jsonl")
+  ]
   after = harness.contents(out)
   assert any(first[name] != after[name] for name in turned)

@@ -24,41 +24,44 @@ def changed(before: dict[str, str], **fields) -> set[str]:
 def test_a_key_depends_on_its_config_and_on_the_keys_before():
   before = keys()
   assert len(set(before.values())) == 5
-  assert changed(before, cut__lines=7) == set(before)
-  assert changed(before, weigh__least=4) == set(before) - {"cut"}
+  assert changed(before, split__lines=7) == set(before)
+  assert changed(before, measure__least=4) == set(before) - {"split"}
   assert changed(before, write__title="t") == {"write"}
   # The value that is there already, and what changes no outcome.
   assert (
-    changed(before, cut__lines=100, weigh__seen="log", timeout=3.0) == set()
+    changed(before, split__lines=100, measure__seen="log", timeout=3.0) == set()
   )
 
 
 def test_a_version_is_part_of_the_key(monkeypatch):
   before = keys()
-  monkeypatch.setattr(f"{harness.STAGES}.turn.VERSION", 2)
-  assert changed(before) == {"turn", "balance", "write"}
+  monkeypatch.setattr(f"{harness.STAGES}.reverse.VERSION", 2)
+  assert changed(before) == {"reverse", "balance", "write"}
 
 
 def test_stages_left_out_leave_no_gap():
-  chosen = harness.chosen("out", ["in"], skip=("balance", "cut"))
+  chosen = harness.chosen("out", ["in"], skip=("balance", "split"))
   assert [part.name for part in chosen.passes] == ["clips", "together", "end"]
-  assert [part.first for part in chosen.passes] == [0, 1, 2]
-  assert chosen.files(-1, 3).lines == "out/inputs/shard-00003.jsonl"
+  assert [part.first_stage for part in chosen.passes] == [0, 1, 2]
+  assert chosen.shard_files(-1, 3).lines == "out/inputs/shard-00003.jsonl"
   key = chosen.stages[1].key
-  assert chosen.files(1, 12).kept == f"out/turn-{key}/shard-00012.kept.zip"
+  assert (
+    chosen.shard_files(1, 12).artifacts
+    == f"out/reverse-{key}/shard-00012.artifacts.zip"
+  )
 
 
 def test_settings_travel_to_other_processes():
-  chosen = harness.chosen("out", ["in"], timeouts={"weigh": 3.0})
+  chosen = harness.chosen("out", ["in"], stage_timeouts={"measure": 3.0})
   assert pickle.loads(pickle.dumps(chosen)) == chosen
-  assert chosen.seconds("weigh") == 3 and chosen.seconds("cut") == 20
+  assert chosen.time_limit("measure") == 3 and chosen.time_limit("split") == 20
   # A time-out of one's own is for all that is given at once.
-  assert chosen.seconds("weigh", 256) == 3
-  assert chosen.seconds("cut", 256) == 20 * 256
-  assert chosen.processes(chosen.named("clips")) == 1
-  many = harness.chosen("out", ["in"], workers=5)
-  assert many.processes(many.named("clips")) == 5
-  assert many.processes(many.named("together")) == 1
+  assert chosen.time_limit("measure", 256) == 3
+  assert chosen.time_limit("split", 256) == 20 * 256
+  assert chosen.num_processes(chosen.find_pass("clips")) == 1
+  many = harness.chosen("out", ["in"], num_workers=5)
+  assert many.num_processes(many.find_pass("clips")) == 5
+  assert many.num_processes(many.find_pass("together")) == 1
 
 
 @pytest.mark.parametrize(
@@ -66,22 +69,32 @@ def test_settings_travel_to_other_processes():
   [
     ({"out": ""}, "out: give --config.out=DIR"),
     ({"shard_size": 0}, "shard_size must be at least 1, got 0"),
-    ({"quota": 1.5}, r"quota: expected a share in \[0, 1\], got 1.5"),
-    ({"timeout": 0.0}, "expected seconds above 0"),
-    ({"timeouts": {"smell": 1.0}}, "no stage smell; known are cut, weigh"),
-    ({"workers": -1}, "workers must be 0"),
     (
-      {"weigh__most": 3},
-      "stages.weigh: unknown most; known are least, seen",
+      {"max_failure_rate": 1.5},
+      r"max_failure_rate: expected a fraction in \[0, 1\], got 1.5",
     ),
-    ({"weigh__least": -1}, "weigh.least must not be negative, got -1"),
-    ({"skip": ("smell",)}, "skip: unknown smell; known are cut"),
+    ({"timeout": 0.0}, "expected seconds above 0"),
+    (
+      {"stage_timeouts": {"smell": 1.0}},
+      "no stage smell; known are split, measure",
+    ),
+    ({"num_workers": -1}, "num_workers must be 0"),
+    (
+      {"measure__most": 3},
+      "stages.measure: unknown most; known are least, seen",
+    ),
+    ({"measure__least": -1}, "measure.least must not be negative, got -1"),
+    ({"skip": ("smell",)}, "skip: unknown smell; known are split"),
     ({"smell": 1}, "config: unknown smell; known are inputs, out"),
     (
-      {"passes": (("a", (f"{harness.STAGES}.cut", f"{harness.STAGES}.turn")),)},
-      "turn sees many clips at once and must be the only stage",
+      {
+        "passes": (
+          ("a", (f"{harness.STAGES}.split", f"{harness.STAGES}.reverse")),
+        )
+      },
+      "reverse processes many clips at once and must be the only stage",
     ),
-    ({"passes": (("a", ("balance",)), ("b", ("balance",)))}, "may come once"),
+    ({"passes": (("a", ("balance",)), ("b", ("balance",)))}, "must be unique"),
     (
       {"passes": (("a", ("smell",)),)},
       "no stage ovi_jax.curation.stages.smell",
@@ -97,8 +110,8 @@ def test_what_cannot_be_is_said(fields, said):
 
 def test_a_field_that_is_missing_is_named():
   config = harness.config("out", ["in"])
-  del config.quota
-  with pytest.raises(ValueError, match="config: missing quota"):
+  del config.max_failure_rate
+  with pytest.raises(ValueError, match="config: missing max_failure_rate"):
     settings.Settings.from_config(config)
 
 
@@ -106,20 +119,22 @@ def test_a_field_that_is_missing_is_named():
 def test_the_config_has_all_fields_of_its_stages(kind):
   config = curate.get_config(kind)
   config.out, config.stages.captions.model = "out", "m"
-  if "people" in config.stages:
-    config.stages.people.detector = "whole"  # without a detector's weights
+  if "face_tracks" in config.stages:
+    config.stages.face_tracks.detector = (
+      "full_frame"  # without a detector's weights
+    )
   chosen = settings.Settings.from_config(config)
   assert chosen.inputs == ()
   names = [stage.name for stage in chosen.stages]
-  assert names[:2] == ["probe", "distinct"] and names[-1] == "pack"
+  assert names[:2] == ["probe", "dedup"] and names[-1] == "pack"
   for stage in chosen.stages:
     fields = {field.name for field in dataclasses.fields(stage.config)}
     assert set(config.stages[stage.name]) == fields
-    assert {field for _, field in stage.bounds.values()} <= fields
+    assert {field for _, field in stage.thresholds.values()} <= fields
 
 
 def test_a_stage_that_is_wrong_is_named():
-  config = curate.get_config("sounds")
+  config = curate.get_config("audio")
   config.out, config.stages.captions.url = "out", "ftp://host"
   with pytest.raises(ValueError, match=r"^config\.stages\.captions: url: "):
     settings.Settings.from_config(config)
@@ -141,10 +156,10 @@ def test_all_that_stages_lack_is_said_at_once_before_any_work(
   said = str(raised.value)
   for words in (
     "pip install --no-deps facenet-pytorch",
-    "--config.stages.synchrony.weights=FILE",
-    "--config.skip=\"('people', 'synchrony', 'balance')\"",
-    "--config.stages.captions.source=FILE.csv",
-    "3 things are missing",
+    "--config.stages.av_sync.weights=FILE",
+    "--config.skip=\"('face_tracks', 'av_sync', 'balance')\"",
+    "--config.stages.captions.captions_file=FILE.csv",
+    "3 problems",
   ):
     assert words in said
   assert not (tmp_path / "out").exists()
@@ -154,18 +169,26 @@ def test_what_is_left_out_is_not_missed(tmp_path):
   (tmp_path / "own.csv").write_text("path,caption\na.mp4,One.\n")
   config = curate.get_config()
   config.inputs, config.out = (str(tmp_path),), str(tmp_path / "out")
-  config.skip = ("people", "synchrony", "balance")
-  config.stages.captions.source = str(tmp_path / "own.csv")
+  config.skip = ("face_tracks", "av_sync", "balance")
+  config.stages.captions.captions_file = str(tmp_path / "own.csv")
   chosen = settings.Settings.from_config(config)
-  assert not [problem for s in chosen.stages for problem in s.missing()]
+  assert not [
+    problem for s in chosen.stages for problem in s.missing_requirements()
+  ]
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
   [
     ({"shard_size": True}, "config.shard_size must be a whole number"),
-    ({"timeouts": {"cut": True}}, "config.timeouts.cut must be a number"),
-    ({"cut__lines": True}, "config.stages.cut.lines must be a whole number"),
+    (
+      {"stage_timeouts": {"split": True}},
+      "config.stage_timeouts.split must be a number",
+    ),
+    (
+      {"split__lines": True},
+      "config.stages.split.lines must be a whole number",
+    ),
     ({"append": 1}, "config.append must be True or False"),
   ],
 )

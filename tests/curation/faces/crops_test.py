@@ -13,7 +13,7 @@ pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 def at_25(frames_THWC: np.ndarray) -> np.ndarray:
   """The pictures of frames at 24 fps."""
   count = round(len(frames_THWC) * 25 / 24)
-  return frames_THWC[crops.nearest(np.arange(count))]
+  return frames_THWC[crops.nearest_frame(np.arange(count))]
 
 
 def numbered(frames: int, height: int = 40, width: int = 60) -> np.ndarray:
@@ -24,7 +24,7 @@ def numbered(frames: int, height: int = 40, width: int = 60) -> np.ndarray:
 
 def test_pictures_are_the_frames_nearest_in_time():
   track = {"start_frame": 0, "boxes": [[10, 20, 10, 10]] * 121}
-  (made,) = crops.of_tracks(at_25(numbered(121)), [track])
+  (made,) = crops.crop_tracks(at_25(numbered(121)), [track])
   assert made.first == 0
   # 121 frames at 24 fps last 5.04 s.
   assert made.frames_THWC.shape == (126, 224, 224, 3)
@@ -36,7 +36,7 @@ def test_pictures_are_the_frames_nearest_in_time():
 
 def test_a_track_begins_at_its_own_time():
   track = {"start_frame": 48, "boxes": [[10, 20, 10, 10]] * 24}
-  (made,) = crops.of_tracks(at_25(numbered(121)), [track])
+  (made,) = crops.crop_tracks(at_25(numbered(121)), [track])
   assert made.first == 50
   assert made.frames_THWC[0, 112, 112, 0] == 48
   assert len(made.frames_THWC) == 25
@@ -47,7 +47,7 @@ def test_the_face_stands_where_syncnet_expects_it():
   frames_THWC = np.zeros((1, 60, 60, 3), np.uint8)
   frames_THWC[0, 10:30, 20:40] = 200
   track = {"start_frame": 0, "boxes": [[10, 20, 20, 20]]}
-  (made,) = crops.of_tracks(at_25(frames_THWC), [track])
+  (made,) = crops.crop_tracks(at_25(frames_THWC), [track])
   face_HW = made.frames_THWC[0, :, :, 0] > 100
   rows, columns = np.where(face_HW.any(1))[0], np.where(face_HW.any(0))[0]
   np.testing.assert_allclose([rows[0], rows[-1]], [0, 160], atol=4)
@@ -56,28 +56,28 @@ def test_the_face_stands_where_syncnet_expects_it():
 
 def test_beyond_the_picture_it_is_grey():
   track = {"start_frame": 0, "boxes": [[0, 0, 40, 40]]}
-  (made,) = crops.of_tracks(at_25(numbered(1)), [track])
+  (made,) = crops.crop_tracks(at_25(numbered(1)), [track])
   assert made.frames_THWC[0, 100, 0, 0] == 110
   assert made.frames_THWC[0, 223, 112, 0] == 110
   assert made.frames_THWC[0, 100, 112, 0] == 0
   far = {"start_frame": 0, "boxes": [[500, 500, 10, 10]]}
-  (made,) = crops.of_tracks(at_25(numbered(1)), [far])
+  (made,) = crops.crop_tracks(at_25(numbered(1)), [far])
   assert (made.frames_THWC == 110).all()
 
 
 def test_a_track_beyond_the_clip_is_refused():
   track = {"start_frame": 3, "boxes": [[0, 0, 5, 5]] * 3}
   with pytest.raises(ValueError, match="frames 0 to 5, got 3 to 6"):
-    crops.of_tracks(at_25(numbered(5)), [track])
+    crops.crop_tracks(at_25(numbered(5)), [track])
 
 
-def two_tracks() -> list[crops.Crops]:
+def two_tracks() -> list[crops.TrackCrops]:
   rows, columns = np.mgrid[0:224, 0:224]
   picture = np.stack([rows, columns, (rows + columns) // 2], -1)
   frames_THWC = np.stack([picture, picture[::-1]]).astype(np.uint8)
   return [
-    crops.Crops(first=7, frames_THWC=frames_THWC),
-    crops.Crops(first=60, frames_THWC=frames_THWC[1:]),
+    crops.TrackCrops(first=7, frames_THWC=frames_THWC),
+    crops.TrackCrops(first=60, frames_THWC=frames_THWC[1:]),
   ]
 
 

@@ -8,7 +8,7 @@ from ovi_jax.curation.models import mtcnn
 from tests.curation import packages
 
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
-SETTINGS = detector.Settings(side=128, smallest=24, at_once=2)
+SETTINGS = detector.Settings(input_size=128, min_face_size=24, batch_size=2)
 
 
 def bright_share(x_BHWC: np.ndarray) -> np.ndarray:
@@ -74,14 +74,14 @@ def test_no_two_boxes_are_of_one_face():
       [220, 20, 269, 69, 0.6],
     ]
   )
-  assert detector._apart(boxes, 0.7) == [1, 2, 3]
-  assert detector._apart(boxes, 0.7, within=True) == [1, 2]
-  assert detector._apart(boxes[:0], 0.7) == []
+  assert detector._nms(boxes, 0.7) == [1, 2, 3]
+  assert detector._nms(boxes, 0.7, over_smaller=True) == [1, 2]
+  assert detector._nms(boxes[:0], 0.7) == []
 
 
 def test_boxes_are_moved_by_parts_of_their_size():
   boxes = np.array([[10.0, 20.0, 29.0, 59.0]])
-  moved = detector._moved(boxes, np.array([[0.1, 0.25, -0.1, 0.0]]))
+  moved = detector._regress(boxes, np.array([[0.1, 0.25, -0.1, 0.0]]))
   np.testing.assert_allclose(moved, [[12, 30, 27, 59]])
   np.testing.assert_allclose(detector._square(boxes), [[0, 20, 39, 59]])
 
@@ -96,7 +96,7 @@ def test_the_pyramid_ends_at_the_first_networks_window():
 @pytest.fixture(scope="module")
 def real():
   packages.need_mtcnn()
-  return detector.load(detector.Settings(side=160, smallest=40))
+  return detector.load(detector.Settings(input_size=160, min_face_size=40))
 
 
 def test_nothing_is_found_in_nothing(real):

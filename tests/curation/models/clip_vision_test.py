@@ -10,7 +10,7 @@ from ovi_jax.curation.models import aesthetic
 from ovi_jax.curation.models import clip_vision
 from tests import parity
 from tests.curation.models import seeded
-from tests.curation.models import torch_looks
+from tests.curation.models import torch_vision
 
 
 def names(width=128, feed=192, out=24, layers=3, side=32, patch=8):
@@ -57,12 +57,12 @@ def files(tmp_path_factory):
   tensors["logit_scale"] = np.zeros(())
   tensors["vision_model.embeddings.position_ids"] = np.zeros((1, 17), int)
   safetensors.save_file(tensors, folder / "clip.safetensors")
-  torch_file.save(folder / "head.pth", head_tensors(torch_looks.HEAD))
+  torch_file.save(folder / "head.pth", head_tensors(torch_vision.HEAD))
   return folder
 
 
 def test_pictures_are_prepared_as_the_original_does(golden):
-  pictures = clip_vision.prepare(seeded.frames(2, 45, 80), 32)
+  pictures = clip_vision.preprocess(seeded.frames(2, 45, 80), 32)
   expected = golden("looks")["clip_pictures"]
   np.testing.assert_allclose(pictures, expected, atol=1e-5)
 
@@ -71,15 +71,15 @@ def test_the_tower_and_the_head_compute_what_torch_does(files, golden):
   expected = golden("looks")
   config, params = clip_vision.read(files / "clip.safetensors")
   assert config == clip_vision.Config(
-    side=32,
-    patch=8,
-    width=128,
-    feed_forward=192,
-    layers=3,
-    heads=2,
-    projection=24,
+    image_size=32,
+    patch_size=8,
+    hidden_dim=128,
+    mlp_dim=192,
+    num_layers=3,
+    num_heads=2,
+    projection_dim=24,
   )
-  tower = jax.jit(clip_vision.Tower(config).apply)
+  tower = jax.jit(clip_vision.VisionTower(config).apply)
   vectors = tower({"params": params}, expected["clip_pictures"])
   assert parity.relative_error(vectors, expected["clip_vectors"]) < 1e-5
   head, params = aesthetic.read(files / "head.pth", 24)

@@ -20,7 +20,7 @@ from tests.curation.models import torch_nets
 
 NARROW = dataclasses.replace(
   syncnet.SyncNetConfig.narrow(torch_nets.NARROW["divisor"]),
-  embedding=torch_nets.NARROW["embedding"],
+  embedding_dim=torch_nets.NARROW["embedding"],
 )
 FULL = syncnet.SyncNetConfig()
 EQUAL = 1e-5
@@ -148,6 +148,6 @@ def test_another_file_of_ours_is_refused(tmp_path, narrow):
 
 def test_sizes_are_checked():
   with pytest.raises(ValueError, match="six channels"):
-    syncnet.SyncNetConfig(lips=(1, 2))
+    syncnet.SyncNetConfig(lip_channels=(1, 2))
   with pytest.raises(ValueError, match="positive"):
     syncnet.SyncNetConfig.narrow(100)

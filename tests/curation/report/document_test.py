@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from ovi_jax.curation.engine import settings
-from ovi_jax.curation.engine import store
-from ovi_jax.curation.report import tally
+from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.report import statistics
 from tests.curation import harness
 
 pytest.importorskip("matplotlib", reason="pip install 'ovi_jax[curate]' has it")
@@ -25,7 +25,7 @@ def chosen(tmp_path_factory) -> settings.Settings:
   folder = tmp_path_factory.mktemp("run")
   inputs = harness.write_inputs(folder / "in")
   (inputs / "<b>&.txt").write_text("raise <i>it</i>\none fine\n")
-  made = harness.chosen(folder / "out", [inputs], quota=1.0)
+  made = harness.chosen(folder / "out", [inputs], max_failure_rate=1.0)
   harness.finish(made)
   return made
 
@@ -43,25 +43,25 @@ def pictures(page: str) -> list[Image.Image]:
 
 
 def test_numbers_are_those_of_the_files(chosen):
-  stages = {stage.name: stage for stage in tally.collect(chosen, 3)}
-  weigh = stages["weigh"]
-  assert stages["inputs"].passed == 6 and stages["cut"].passed == 27
-  assert (weigh.passed, weigh.refused, weigh.failed) == (21, 5, 1)
-  assert weigh.seconds == 21 and weigh.shards == 3
+  stages = {stage.name: stage for stage in statistics.collect(chosen, 3)}
+  measure = stages["measure"]
+  assert stages["inputs"].passed == 6 and stages["split"].passed == 27
+  assert (measure.passed, measure.rejected, measure.failed) == (21, 5, 1)
+  assert measure.seconds == 21 and measure.shards == 3
   short, failed = (
-    weigh.reasons["too short"],
-    weigh.reasons["failed: ValueError"],
+    measure.reasons["too short"],
+    measure.reasons["failed: ValueError"],
   )
   assert (short.count, short.failed, short.scores) == (5, False, (1.0,) * 5)
   assert (failed.count, failed.failed, failed.scores) == (1, True, ())
-  assert len(short.examples) == tally.EXAMPLES
+  assert len(short.examples) == statistics.MAX_REJECT_EXAMPLES
   # A score is told of where it was measured, not of all that follow.
-  assert len(weigh.scores["length"]) == 21 and not stages["turn"].scores
-  kinds = stages["balance"].facts["weigh", "kind"]
+  assert len(measure.scores["length"]) == 21 and not stages["reverse"].scores
+  kinds = stages["balance"].facts["measure", "kind"]
   lines = [
-    line.facts["weigh"]["kind"]
+    line.facts["measure"]["kind"]
     for shard in range(3)
-    for line in store.survivors(chosen.files(3, shard))
+    for line in shard_store.read_clips(chosen.shard_files(3, shard))
   ]
   assert kinds == {kind: lines.count(kind) for kind in ("two", "one", "three")}
   assert list(kinds.values()) == sorted(kinds.values(), reverse=True)
@@ -71,11 +71,11 @@ def test_the_page_has_all_of_it(chosen, page):
   text = re.sub(r"<[^>]+>", " ", page)
   assert "6 files" in re.sub(r"\s+", " ", text)
   for words in (
-    "weigh: too short (5)",
-    "weigh: failed: ValueError (1)",
-    "balance: more than its share",
+    "measure: too short (5)",
+    "measure: failed: ValueError (1)",
+    "balance: over its share",
     "&quot;lines&quot;: 1",
-    "weigh.kind",
+    "measure.kind",
     "ValueError: what is",
   ):
     assert words in text, words
@@ -99,16 +99,16 @@ def test_its_figures_are_drawn(page):
 def test_scores_are_drawn_with_their_bound(chosen, monkeypatch):
   drawn = []
   monkeypatch.setattr(document.figures, "scores", lambda p: drawn.extend(p))
-  stages = tally.collect(chosen, 3)
+  stages = statistics.collect(chosen, 3)
   document._scores(chosen, stages)
   ((title, kept, dropped, bounds),) = drawn
-  assert title == "weigh: length" and bounds == {"too short": 3.0}
+  assert title == "measure: length" and bounds == {"too short": 3.0}
   assert len(kept) == 21 and dropped == {"too short": (1.0,) * 5}
 
 
 def test_a_run_that_is_done_says_so(chosen):
   page = pathlib.Path(document.write(chosen)).read_text()
-  assert "Not all is done" not in page and "left to do" not in page
+  assert "incomplete" not in page
 
 
 def test_the_same_run_makes_the_same_report(chosen, page):
@@ -120,8 +120,11 @@ def test_a_run_that_has_just_begun_has_a_report_too(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   made = harness.chosen(tmp_path / "out", [inputs])
   page = pathlib.Path(document.write(made)).read_text()
-  assert "Not all is done" not in page
-  assert "Shards are left to do in: cut, weigh, turn, balance, write" in page
+  assert "The run is incomplete" not in page
   assert (
-    json.loads((tmp_path / "out" / "inputs.json").read_text())["files"] == 1
+    "Stages with incomplete shards: split, measure, reverse, balance, write"
+    in page
+  )
+  assert (
+    json.loads((tmp_path / "out" / "inputs.json").read_text())["num_files"] == 1
   )

@@ -6,12 +6,12 @@ import pytest
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.stages import balance
-from ovi_jax.curation.stages import distinct
+from ovi_jax.curation.stages import dedup
 
 
 def clip(number: int, kind: str) -> clips.Clip:
   made = clips.Clip(id=f"clip-{number}", path=f"{number}.mp4")
-  return made.found("people", kind=kind)
+  return made.with_facts("face_tracks", face_count=kind)
 
 
 def many(**counts: int) -> list[clips.Clip]:
@@ -26,10 +26,10 @@ def stay(config: balance.Config, came: list[clips.Clip]) -> dict[str, set[str]]:
   for each in came:
     outcome = decide(each)
     if isinstance(outcome, clips.Clip):
-      kind = outcome.facts["people"]["kind"]
+      kind = outcome.facts["face_tracks"]["face_count"]
       found.setdefault(kind, set()).add(outcome.id)
     else:
-      assert outcome.reason.startswith("more than its share: ")
+      assert outcome.reason.startswith("over its share: ")
       assert outcome.clip == each and not outcome.failed
   return found
 
@@ -40,10 +40,10 @@ def sizes(found: dict[str, set[str]]) -> dict[str, int]:
 
 def test_shares_are_exact_where_there_are_enough():
   config = balance.Config(
-    shares={"none": 2, "single": 1, "several": 1}, least=0.0
+    shares={"none": 2, "single": 1, "multiple": 1}, min_kept_fraction=0.0
   )
-  found = stay(config, many(none=1000, single=300, several=50))
-  assert sizes(found) == {"none": 100, "single": 50, "several": 50}
+  found = stay(config, many(none=1000, single=300, multiple=50))
+  assert sizes(found) == {"none": 100, "single": 50, "multiple": 50}
 
 
 @pytest.mark.parametrize(
@@ -64,47 +64,52 @@ def test_shares_are_exact_where_there_are_enough():
   ],
 )
 def test_enough_clips_stay_at_any_rate(counts, least, wanted):
-  names = "none", "single", "several"
+  names = "none", "single", "multiple"
   shares = {name: 1 / 3 for name in names}
-  found = balance.kept(dict(zip(names, counts)), shares, least)
+  found = balance.num_kept(dict(zip(names, counts)), shares, least)
   assert tuple(found[name] for name in names) == wanted
 
 
 def test_who_stays_is_a_matter_of_id_and_seed_alone():
-  came = many(none=400, single=100, several=100, nobody=7)
-  found = stay(balance.Config(least=0.0), came)
+  came = many(none=400, single=100, multiple=100, nobody=7)
+  found = stay(balance.Config(min_kept_fraction=0.0), came)
   assert sizes(found) == {
     "none": 100,
     "single": 100,
-    "several": 100,
+    "multiple": 100,
     "nobody": 7,
   }
   other = came[:]
   random.Random(0).shuffle(other)
-  assert stay(balance.Config(least=0.0), other) == found
-  again = stay(balance.Config(least=0.0, seed=1), came)
+  assert stay(balance.Config(min_kept_fraction=0.0), other) == found
+  again = stay(balance.Config(min_kept_fraction=0.0, seed=1), came)
   assert sizes(again) == sizes(found) and again["none"] != found["none"]
   # Not those that came first, nor last.
   numbers = sorted(int(id_.split("-")[1]) for id_ in found["none"])
   assert 150 < sum(numbers) / len(numbers) < 250
   # More clips of the others: all that stayed still stay.
   more = [clip(number, "single") for number in range(700, 750)]
-  more += [clip(number, "several") for number in range(800, 850)]
-  assert stay(balance.Config(least=0.0), came + more)["none"] > found["none"]
+  more += [clip(number, "multiple") for number in range(800, 850)]
+  assert (
+    stay(balance.Config(min_kept_fraction=0.0), came + more)["none"]
+    > found["none"]
+  )
 
 
 def test_what_cannot_be_is_said():
   with pytest.raises(ValueError, match="numbers above 0"):
     balance.Config(shares={"none": 0.0})
-  with pytest.raises(ValueError, match=r"expected a share in \[0, 1\], got 2"):
-    balance.Config(least=2)
+  with pytest.raises(
+    ValueError, match=r"expected a fraction in \[0, 1\], got 2"
+  ):
+    balance.Config(min_kept_fraction=2)
 
 
 def test_of_copies_the_first_stays():
   paths = {"a.mp4": "1", "b.mp4": "2", "c.mp4": "1", "d.mp4": "1"}
   came = [clips.Clip(id=id_, path=path) for path, id_ in paths.items()]
-  decide = distinct.load(distinct.Config())(iter(came))
+  decide = dedup.load(dedup.Config())(iter(came))
   outcomes = [decide(each) for each in came]
   assert outcomes[:2] == came[:2]
   for reject in outcomes[2:]:
-    assert reject.reason == "a copy of another" and reject.detail == "a.mp4"
+    assert reject.reason == "duplicate" and reject.detail == "a.mp4"

@@ -12,9 +12,9 @@ from ovi_jax import prompt
 from ovi_jax.convert import standin
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.captioning import answers
+from ovi_jax.curation.captioning import responses
 from ovi_jax.curation.stages import captions
-from tests.curation import asking
+from tests.curation import caption_client
 from tests.curation import caption_server as captioner
 
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
@@ -22,8 +22,8 @@ pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
 
 def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
   with captioner.serving() as server:
-    (made,) = asking.captioned(
-      server.url, tmp_path, [asking.pair(3)], extra={"top_k": 1}
+    (made,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(3)], extra_body={"top_k": 1}
     )
   (body,) = server.bodies
   *frames, sound, task = body["messages"][0]["content"]
@@ -36,28 +36,34 @@ def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
   file = io.BytesIO(base64.b64decode(sound["input_audio"]["data"]))
   with wave.open(file) as wav:
     assert (wav.getframerate(), wav.getnchannels()) == (16_000, 1)
-    assert wav.readframes(9999) == asking.pair(3)[1].kept("audio.pcm")
+    assert wav.readframes(9999) == caption_client.pair(3)[1].read_artifact(
+      "audio.pcm"
+    )
   assert '"visual"' in task["text"] and '"speakers"' in task["text"]
   assert body["model"] == "m" and body["top_k"] == 1
   schema = body["response_format"]["json_schema"]
-  assert schema["schema"] == answers.schema(True, True) and schema["strict"]
+  assert schema["schema"] == responses.schema(True, True) and schema["strict"]
   found = made.facts["captions"]
   assert found["speech"][0] in found["visual"]
   assert found["prompts"] == [
     f"{found['visual']} <AUDCAP>{found['audio']}<ENDAUDCAP>"
   ]
-  assert set(found["attributes"]["speakers"][0]) == set(answers.VOICE)
+  assert set(found["attributes"]["speakers"][0]) == set(
+    responses.VOICE_ATTRIBUTES
+  )
   assert found["tokens_in"] == len(task["text"]) // 4
   assert found["tokens_out"] > 0
   json.dumps(made.facts)
 
 
 def test_all_pictures_that_were_kept_are_sent(tmp_path):
-  clip, media = asking.pair(1)
-  names = [*asking.KEPT[:3], "audio.pcm", "video.mp4"]
-  clip = clip.found("cut", kept=names)  # as where the stage was told to
+  clip, media = caption_client.pair(1)
+  names = [*caption_client.KEPT[:3], "audio.pcm", "video.mp4"]
+  clip = clip.with_facts(
+    "encode", artifacts=names
+  )  # as where the stage was told to
   with captioner.serving() as server:
-    (made,) = asking.captioned(server.url, tmp_path, [(clip, media)])
+    (made,) = caption_client.captioned(server.url, tmp_path, [(clip, media)])
   content = server.bodies[0]["messages"][0]["content"]
   kinds = [part["type"] for part in content]
   assert kinds == ["image_url"] * 3 + ["input_audio", "text"]
@@ -66,12 +72,12 @@ def test_all_pictures_that_were_kept_are_sent(tmp_path):
 
 def test_sounds_and_silent_clips(tmp_path):
   pairs = [
-    asking.pair(1, seen=False),
-    asking.pair(2, heard=False),
-    asking.pair(3, False, False),
+    caption_client.pair(1, seen=False),
+    caption_client.pair(2, heard=False),
+    caption_client.pair(3, False, False),
   ]
   with captioner.serving() as server:
-    sound, silent, none = asking.captioned(server.url, tmp_path, pairs)
+    sound, silent, none = caption_client.captioned(server.url, tmp_path, pairs)
   kinds = [
     {part["type"] for part in body["messages"][0]["content"]}
     for body in server.bodies
@@ -87,7 +93,9 @@ def test_sounds_and_silent_clips(tmp_path):
 
 def test_both_formats_of_tags(tmp_path):
   variants = ("720x720_5s", "960x960_5s", "960x960_10s")
-  (made,) = asking.undisturbed([asking.pair(1)], tmp_path, variants=variants)
+  (made,) = caption_client.undisturbed(
+    [caption_client.pair(1)], tmp_path, variants=variants
+  )
   tagged, lined = made.facts["captions"]["prompts"]
   assert tagged.endswith("<ENDAUDCAP>") and " Audio: A calm" in lined
   assert prompt.clean(lined) == lined and not prompt.tag_notes(tagged)
@@ -95,13 +103,17 @@ def test_both_formats_of_tags(tmp_path):
 
 def test_outcomes_are_in_order_whatever_the_order_of_answers(tmp_path):
   choose = random.Random(0)
-  pairs = [asking.pair(n) for n in range(12)]
+  pairs = [caption_client.pair(n) for n in range(12)]
   with captioner.serving(
     lambda n, b: captioner.slow(choose.random() / 20)
   ) as server:
-    ours = asking.captioned(server.url, tmp_path / "a", pairs, concurrency=6)
+    ours = caption_client.captioned(
+      server.url, tmp_path / "a", pairs, concurrency=6
+    )
   assert 1 < server.most <= 6
-  assert ours == asking.undisturbed(pairs, tmp_path / "b", concurrency=1)
+  assert ours == caption_client.undisturbed(
+    pairs, tmp_path / "b", concurrency=1
+  )
   assert [made.id for made in ours] == [f"clip-{n}" for n in range(12)]
 
 
@@ -115,14 +127,18 @@ def test_outcomes_are_in_order_whatever_the_order_of_answers(tmp_path):
 )
 def test_an_unfit_answer_goes_back_with_what_is_wrong(wrong, tmp_path):
   with captioner.serving(captioner.in_turn(wrong)) as server:
-    (made,) = asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    (made,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)]
+    )
   assert isinstance(made, clips.Clip)
   first, second = (body["messages"] for body in server.bodies)
   assert second[:1] == first and len(second) == 3
   assert second[1] == {"role": "assistant", "content": wrong["text"]}
   assert "cannot be used" in second[2]["content"]
   paid = made.facts["captions"]["tokens_out"]
-  (once,) = asking.undisturbed([asking.pair(1)], tmp_path / "other")
+  (once,) = caption_client.undisturbed(
+    [caption_client.pair(1)], tmp_path / "other"
+  )
   both = once.facts["captions"]["tokens_out"] + len(wrong["text"]) // 4
   assert paid == both
 
@@ -130,14 +146,18 @@ def test_an_unfit_answer_goes_back_with_what_is_wrong(wrong, tmp_path):
 def test_two_unfit_answers_are_a_reject_with_the_reason(tmp_path):
   script = lambda n, b: captioner.says("I cannot.")  # noqa: E731
   with captioner.serving(script) as server:
-    (made,) = asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    (made,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)]
+    )
     assert len(server.bodies) == 2
-    (again,) = asking.captioned(server.url, tmp_path, [asking.pair(1)])
+    (again,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)]
+    )
     assert len(server.bodies) == 2, "unfit answers were paid for, too"
   assert made == again and made.reason == "answer is not JSON"
   assert "I cannot." in made.detail and not made.failed
   paid = made.clip.facts["captions"]
-  _, tokens_in, tokens_out = asking.spent(tmp_path)
+  _, tokens_in, tokens_out = caption_client.spent(tmp_path)
   assert paid == {"tokens_in": tokens_in, "tokens_out": tokens_out}
   assert paid["tokens_out"] == 2 * (len("I cannot.") // 4)
 
@@ -146,57 +166,63 @@ def test_a_cut_answer_is_not_used_however_whole_it_looks(tmp_path):
   text = captioner.words({"messages": [{"content": []}]})
   script = lambda n, b: captioner.says(text, finish="length")  # noqa: E731
   with captioner.serving(script) as server:
-    (made,) = asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], retries=0
+    (made,) = caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], repair_attempts=0
     )
-  assert made.reason == "answer was cut"
+  assert made.reason == "response truncated"
 
 
 def test_a_prompt_that_training_would_cut_is_unfit(tmp_path):
   tokenizer = str(standin.HERE / "tokenizer.json")
-  changes = {"tokenizer": tokenizer, "retries": 0}
-  (made,) = asking.undisturbed(
-    [asking.pair(1)], tmp_path, text_rows=20, **changes
+  changes = {"tokenizer": tokenizer, "repair_attempts": 0}
+  (made,) = caption_client.undisturbed(
+    [caption_client.pair(1)], tmp_path, max_text_len=20, **changes
   )
   assert made.reason == "prompt is too long" and "20 are read" in made.detail
-  (made,) = asking.undisturbed(
-    [asking.pair(1)], tmp_path, text_rows=512, **changes
+  (made,) = caption_client.undisturbed(
+    [caption_client.pair(1)], tmp_path, max_text_len=512, **changes
   )
   assert isinstance(made, clips.Clip)
 
 
 def test_nothing_is_paid_for_twice(tmp_path):
-  pairs = [asking.pair(n) for n in range(5)]
+  pairs = [caption_client.pair(n) for n in range(5)]
   copy = clips.Clip(id="copy", path="other", facts=pairs[2][0].facts)
   with captioner.serving() as server:
-    ours = asking.captioned(server.url, tmp_path, [*pairs, (copy, pairs[2][1])])
+    ours = caption_client.captioned(
+      server.url, tmp_path, [*pairs, (copy, pairs[2][1])]
+    )
     assert len(server.bodies) == 5
     assert ours[5].facts["captions"] == ours[2].facts["captions"]
     # A run that needs other words of the same answers, elsewhere, faster.
     changes = {"variants": ("960x960_5s",), "concurrency": 1, "seed": 5}
-    asking.captioned(server.url, tmp_path, pairs, **changes)
+    caption_client.captioned(server.url, tmp_path, pairs, **changes)
     assert len(server.bodies) == 5
-    for change in ({"model": "other"}, {"task": "Say."}, {"temperature": 1.0}):
-      asking.captioned(server.url, tmp_path, pairs[:1], **change)
+    for change in (
+      {"model": "other"},
+      {"instruction": "Say."},
+      {"temperature": 1.0},
+    ):
+      caption_client.captioned(server.url, tmp_path, pairs[:1], **change)
     assert len(server.bodies) == 8
-  count, _, tokens_out = asking.spent(tmp_path)
+  count, _, tokens_out = caption_client.spent(tmp_path)
   assert count == 8 and tokens_out > 0
 
 
 def test_a_damaged_file_of_the_cache_is_asked_for_again(tmp_path):
-  asking.undisturbed([asking.pair(1)], tmp_path)
+  caption_client.undisturbed([caption_client.pair(1)], tmp_path)
   (file,) = tmp_path.glob("*/*.json")
   whole = file.read_bytes()
   for damaged in (whole[:-5], b"[]", b'{"a": 1}'):
     file.write_bytes(damaged)
-    asking.undisturbed([asking.pair(1)], tmp_path)
+    caption_client.undisturbed([caption_client.pair(1)], tmp_path)
     assert file.read_bytes() == whole
 
 
 def test_media_that_are_missing_fail_their_clip_alone(tmp_path):
-  broken = asking.pair(1)
+  broken = caption_client.pair(1)
   del broken[1].bytes["frame_4.jpg"]
-  ours = asking.undisturbed([broken, asking.pair(2)], tmp_path)
+  ours = caption_client.undisturbed([broken, caption_client.pair(2)], tmp_path)
   assert ours[0].failed and "frame_4.jpg" in ours[0].detail
   assert isinstance(ours[1], clips.Clip)
 
@@ -204,11 +230,13 @@ def test_media_that_are_missing_fail_their_clip_alone(tmp_path):
 def test_the_key_stands_nowhere(tmp_path, monkeypatch):
   key = "sk-very-secret"
   monkeypatch.setenv("CAPTION_KEY", key)
-  chosen = asking.config("http://h/v1", tmp_path, key_variable="CAPTION_KEY")
-  assert key not in json.dumps(captions.identity(chosen)) + repr(chosen)
+  chosen = caption_client.config(
+    "http://h/v1", tmp_path, api_key_env="CAPTION_KEY"
+  )
+  assert key not in json.dumps(captions.fingerprint(chosen)) + repr(chosen)
   with captioner.serving() as server:
-    asking.captioned(
-      server.url, tmp_path, [asking.pair(1)], key_variable="CAPTION_KEY"
+    caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(1)], api_key_env="CAPTION_KEY"
     )
     assert server.headers[0]["Authorization"] == f"Bearer {key}"
   files = [path.read_text() for path in tmp_path.glob("*/*.json")]
@@ -217,8 +245,8 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch):
     captioner.serving(lambda n, b: captioner.status(401)) as server,
     pytest.raises(stage.Unavailable, match="check url, model") as error,
   ):
-    asking.captioned(
-      server.url, tmp_path, [asking.pair(2)], key_variable="CAPTION_KEY"
+    caption_client.captioned(
+      server.url, tmp_path, [caption_client.pair(2)], api_key_env="CAPTION_KEY"
     )
   assert key not in str(error.value)
   monkeypatch.delenv("CAPTION_KEY")
@@ -228,27 +256,27 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch):
 
 def test_a_cache_that_is_no_folder_is_refused_at_once(tmp_path):
   (tmp_path / "file").write_text("in the way")
-  with pytest.raises(ValueError, match="cache: expected a folder"):
-    captions.load(asking.config("http://h/v1", tmp_path / "file"))
+  with pytest.raises(ValueError, match="cache_dir: expected a folder"):
+    captions.load(caption_client.config("http://h/v1", tmp_path / "file"))
 
 
 def test_what_captions_depend_on():
-  one = asking.config(
-    "http://a/v1", "x", concurrency=3, price_in=1.0, attempts=2
+  one = caption_client.config(
+    "http://a/v1", "x", concurrency=3, usd_per_mtok_in=1.0, max_attempts=2
   )
-  other = asking.config("http://b/v1", "y", key_variable="K")
-  assert captions.identity(one) == captions.identity(other)
+  other = caption_client.config("http://b/v1", "y", api_key_env="K")
+  assert captions.fingerprint(one) == captions.fingerprint(other)
   for change in (
     {"model": "n"},
     {"variants": ("960x960_5s",)},
-    {"task": "Say."},
-    {"retries": 0},
-    {"visual": (1, 9)},
-    {"unanswered": "reject"},
+    {"instruction": "Say."},
+    {"repair_attempts": 0},
+    {"visual_chars": (1, 9)},
+    {"on_timeout": "reject"},
   ):
-    changed = asking.config("http://a/v1", "x", **change)
-    assert captions.identity(changed) != captions.identity(one), change
-  assert json.dumps(captions.identity(one))
+    changed = caption_client.config("http://a/v1", "x", **change)
+    assert captions.fingerprint(changed) != captions.fingerprint(one), change
+  assert json.dumps(captions.fingerprint(one))
 
 
 @pytest.mark.parametrize(
@@ -256,17 +284,20 @@ def test_what_captions_depend_on():
   [
     ({"variants": ()}, "variants: expected at least one"),
     ({"variants": ("1x1",)}, "variant '1x1' is unknown"),
-    ({"unanswered": "cry"}, "unanswered: expected one of"),
-    ({"visual": (5, 2)}, "visual: expected fewest and most"),
-    ({"retries": -1}, "retries of at least 0"),
-    ({"extra": {"messages": []}}, "messages.* cannot be set"),
-    ({"cache": ""}, "cache: expected a folder"),
-    ({"cache": "gs://b/c"}, "cache: .* mounted there, got the URL 'gs://b/c'"),
+    ({"on_timeout": "cry"}, "on_timeout: expected one of"),
+    ({"visual_chars": (5, 2)}, "visual_chars: expected minimum and maximum"),
+    ({"repair_attempts": -1}, "repair_attempts of at least 0"),
+    ({"extra_body": {"messages": []}}, "messages.* cannot be set"),
+    ({"cache_dir": ""}, "cache_dir: expected a folder"),
+    (
+      {"cache_dir": "gs://b/c"},
+      "cache_dir: .* mounted there, got the URL 'gs://b/c'",
+    ),
   ],
 )
 def test_settings_are_checked(changes, expected):
   with pytest.raises(ValueError, match=expected):
-    asking.config("http://h/v1", "x", **changes)
+    caption_client.config("http://h/v1", "x", **changes)
 
 
 def test_a_model_must_be_named():
@@ -278,7 +309,7 @@ def from_table(folder, rows: str, paths, **changes):
   """The outcomes of files of those paths."""
   table = folder / "own.csv"
   table.write_text(rows, encoding="utf-8-sig", newline="\r\n")
-  config = captions.Config(source=str(table), **changes)
+  config = captions.Config(captions_file=str(table), **changes)
   pairs = [
     (clips.Clip(id=f"clip-{n}", path=path), None)
     for n, path in enumerate(paths)
@@ -315,7 +346,11 @@ def test_captions_too_long_for_training_are_refused_from_tables_too(
   tokenizer = next(release.rglob("tokenizer.json"))
   rows = f"path,caption\na.mp4,{'long ' * 50}\nb.mp4,short\n"
   long, short = from_table(
-    tmp_path, rows, ["a.mp4", "b.mp4"], tokenizer=str(tokenizer), text_rows=16
+    tmp_path,
+    rows,
+    ["a.mp4", "b.mp4"],
+    tokenizer=str(tokenizer),
+    max_text_len=16,
   )
   assert long.reason == "prompt is too long"
   assert short.facts["captions"]["prompts"] == ["short"]
@@ -324,10 +359,12 @@ def test_captions_too_long_for_training_are_refused_from_tables_too(
 def test_the_key_of_captions_from_a_table_follows_from_its_content(tmp_path):
   table = tmp_path / "own.csv"
   table.write_text("path,caption\na.mp4,One.\n")
-  before = captions.identity(captions.Config(source=str(table)))
-  same = captions.identity(captions.Config(source=str(table), model="m"))
+  before = captions.fingerprint(captions.Config(captions_file=str(table)))
+  same = captions.fingerprint(
+    captions.Config(captions_file=str(table), model="m")
+  )
   table.write_text("path,caption\na.mp4,Two.\n")
-  after = captions.identity(captions.Config(source=str(table)))
+  after = captions.fingerprint(captions.Config(captions_file=str(table)))
   assert before == same != after
 
 
@@ -335,12 +372,22 @@ def test_what_captions_lack_is_said_with_the_flags_that_help(
   tmp_path, monkeypatch
 ):
   monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-  said = captions.missing(captions.Config(key_variable="NO_SUCH_KEY"))
-  assert len(said) == 2 and all("captions.source=FILE.csv" in s for s in said)
+  said = captions.missing_requirements(
+    captions.Config(api_key_env="NO_SUCH_KEY")
+  )
+  assert len(said) == 2 and all(
+    "captions.captions_file=FILE.csv" in s for s in said
+  )
   assert "captions.model=MODEL" in said[0] and "NO_SUCH_KEY" in said[1]
   table = tmp_path / "own.csv"
   table.write_text("file,text\na.mp4,One.\n")
-  (said,) = captions.missing(captions.Config(source=str(table)))
-  assert "path and caption" in said and "captions.source=FILE.csv" in said
+  (said,) = captions.missing_requirements(
+    captions.Config(captions_file=str(table))
+  )
+  assert (
+    "path and caption" in said and "captions.captions_file=FILE.csv" in said
+  )
   table.write_text("path,caption\na.mp4,One.\n")
-  assert not captions.missing(captions.Config(source=str(table)))
+  assert not captions.missing_requirements(
+    captions.Config(captions_file=str(table))
+  )

@@ -29,13 +29,13 @@ class FakeMedia:
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
   @property
-  def pictures_25(self) -> Sequence[np.ndarray]:
+  def frames_25fps(self) -> Sequence[np.ndarray]:
     """As if the source were at 24 fps."""
     count = round(len(self.video_THWC) * crops.FPS / 24)
-    return self.video_THWC[crops.nearest(np.arange(count))]
+    return self.video_THWC[crops.nearest_frame(np.arange(count))]
 
-  def kept(self, name: str) -> bytes:
+  def read_artifact(self, name: str) -> bytes:
     return self.files[name]
 
-  def keep(self, name: str, value: bytes) -> None:
+  def save_artifact(self, name: str, value: bytes) -> None:
     self.files[name] = value

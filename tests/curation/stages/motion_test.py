@@ -35,7 +35,7 @@ def run(media, **changes):
 def test_a_good_clip_is_measured():
   found = run(moving())
   facts = found.facts["motion"]
-  assert facts["margins"] == [0, 0, 180, 320]
+  assert facts["crop_box"] == [0, 0, 180, 320]
   assert facts["volume_db"] == pytest.approx(
     20 * np.log10(0.3 / 2**0.5), abs=0.01
   )
@@ -61,7 +61,7 @@ def textured(shift):
 
 @pytest.mark.parametrize("pixels", [0, 1, 4])
 def test_flow_is_how_far_things_move(pixels):
-  estimate = flow.find("dis")()
+  estimate = flow.load("dis")()
   flow_HW2 = estimate(textured(0), textured(pixels))
   assert flow_HW2.shape == (180, 320, 2)
   inner = flow_HW2[20:-20, 20:-20].reshape(-1, 2).mean(0)
@@ -71,7 +71,7 @@ def test_flow_is_how_far_things_move(pixels):
 def test_flow_is_measured_at_one_size():
   small = np.stack([textured(2 * n) for n in range(4)])
   large = small.repeat(2, 1).repeat(2, 2)
-  estimate = flow.find("dis")()
+  estimate = flow.load("dis")()
   ours = motion.mean_flow(large, estimate, 3)
   assert ours == pytest.approx(motion.mean_flow(small, estimate, 3), rel=0.02)
   assert ours == pytest.approx(2, rel=0.1)
@@ -100,7 +100,7 @@ def test_silence_and_no_track_are_told_apart():
   assert (run(media).reason, run(media).score) == ("too quiet", -120.0)
   media.audio_A = np.zeros(0, np.float32)
   assert run(media).reason == "no sound"
-  assert isinstance(run(media, least_volume=None), clips.Clip)
+  assert isinstance(run(media, min_volume_db=None), clips.Clip)
 
 
 def test_little_picture_is_refused():
@@ -108,7 +108,7 @@ def test_little_picture_is_refused():
   media.video_THWC[:, :60] = 0
   media.video_THWC[:, 110:] = 0
   found = run(media)
-  assert found.reason == "mostly margins"
+  assert found.reason == "mostly letterbox bars"
   assert found.score == pytest.approx(46 / 180)
 
 
@@ -118,7 +118,7 @@ def ones():
 
 
 def test_another_estimator_is_named_by_its_place():
-  found = run(moving(), flow=f"{__name__}:ones")
+  found = run(moving(), flow_estimator=f"{__name__}:ones")
   assert found.facts["motion"]["flow"] == 5.0
 
 
@@ -127,11 +127,11 @@ def test_another_estimator_is_named_by_its_place():
 )
 def test_an_unknown_estimator_is_named_before_any_clip(name):
   with pytest.raises(ValueError, match="flow"):
-    motion.load(motion.Config(flow=name))
+    motion.load(motion.Config(flow_estimator=name))
 
 
 def test_settings_are_checked():
-  with pytest.raises(ValueError, match="pairs"):
-    motion.Config(pairs=0)
-  with pytest.raises(ValueError, match="least_part"):
-    motion.Config(least_part=2.0)
+  with pytest.raises(ValueError, match="num_flow_pairs"):
+    motion.Config(num_flow_pairs=0)
+  with pytest.raises(ValueError, match="min_picture_fraction"):
+    motion.Config(min_picture_fraction=2.0)

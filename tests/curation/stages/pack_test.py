@@ -30,7 +30,7 @@ class Media:
     if video is not None:
       self.bytes = {"video.mp4": video, "audio.pcm": samples.pcm(audio_A)}
 
-  def kept(self, name):
+  def read_artifact(self, name):
     return self.bytes[name]
 
 
@@ -54,7 +54,7 @@ def wave(number, count=LATENTS * geometry.SAMPLES_PER_AUDIO_LATENT):
 
 def facts(number, **changes):
   return {
-    "probe": {"content": f"content-{number}"},
+    "probe": {"sha256": f"content-{number}"},
     "captions": {"prompts": [PROMPT.format(number), "Another."]},
     **changes,
   }
@@ -69,14 +69,14 @@ def pair(mp4):
       "frames": FRAMES,
       "height": SIDE,
       "width": SIDE,
-      "kept": ["audio.pcm", "video.mp4"],
+      "artifacts": ["audio.pcm", "video.mp4"],
     }
     made = clips.Clip(
       id=f"clip-{number}",
       path=f"folder/{number}.mp4",
       start=1.5,
       seconds=FRAMES / 24,
-      facts=facts(number, cut=cut),
+      facts=facts(number, encode=cut),
       scores={"flow": number / 4},
     )
     for name, value in changes.items():
@@ -98,7 +98,7 @@ def sound(number, seconds=2.0):
 
 
 def packed(path, pairs, **changes):
-  changes = {"held_out": 0.0, **changes}
+  changes = {"eval_fraction": 0.0, **changes}
   return pack.load(pack.Config(**changes))(iter(pairs), path)
 
 
@@ -161,7 +161,7 @@ def test_the_trainers_loader_reads_and_batches_it(pair, tmp_path):
 
 def test_the_same_clips_are_the_same_bytes(pair, tmp_path, monkeypatch):
   pairs = [pair(n) for n in range(7)] + [sound(n) for n in range(7)]
-  changes = {"records_per_shard": 3, "held_out": 0.3}
+  changes = {"records_per_shard": 3, "eval_fraction": 0.3}
   packed(tmp_path / "a", pairs, **changes)
   # A file system that lists files in another order; another time.
   listed = pathlib.Path.iterdir
@@ -183,7 +183,7 @@ def test_no_file_has_clips_in_both_splits(pair, tmp_path):
     (clips.Clip(**{**c.__dict__, "id": f"{c.id}-b", "start": 5.0}), m)
     for c, m in pairs
   ]
-  made = packed(tmp_path / "data", [*pairs, *again], held_out=0.25)
+  made = packed(tmp_path / "data", [*pairs, *again], eval_fraction=0.25)
   test = {r.id for r in builder.read(tmp_path / "data", "test")}
   train = {r.id for r in builder.read(tmp_path / "data", "train")}
   assert len(test) + len(train) == 120 and not test & train
@@ -195,14 +195,14 @@ def test_no_file_has_clips_in_both_splits(pair, tmp_path):
 
 
 def test_who_is_held_out_is_a_matter_of_content_and_seed():
-  config = pack.Config(held_out=0.5)
+  config = pack.Config(eval_fraction=0.5)
   made = [sound(n)[0] for n in range(40)]
   ours = [pack.split_of(clip, config) for clip in made]
   renamed = [clips.Clip(**{**c.__dict__, "path": "x", "id": "y"}) for c in made]
   assert ours == [pack.split_of(clip, config) for clip in renamed]
-  other = pack.Config(held_out=0.5, seed=1)
+  other = pack.Config(eval_fraction=0.5, seed=1)
   assert ours != [pack.split_of(clip, other) for clip in made]
-  fewer = [pack.split_of(c, pack.Config(held_out=0.2)) for c in made]
+  fewer = [pack.split_of(c, pack.Config(eval_fraction=0.2)) for c in made]
   assert {n for n, s in enumerate(fewer) if s == "test"} < {
     n for n, s in enumerate(ours) if s == "test"
   }
@@ -211,7 +211,7 @@ def test_who_is_held_out_is_a_matter_of_content_and_seed():
 def test_what_is_no_record_is_left_out_and_named(pair, tmp_path):
   wordless = pair(1, facts=facts(1, captions={}))
   odd = pair(2)
-  odd[0].facts["cut"]["frames"] = 8
+  odd[0].facts["encode"]["frames"] = 8
   lost = pair(3)
   del lost[1].bytes["video.mp4"]
   infinite = pair(4, scores={"flow": float("inf")})
@@ -219,12 +219,12 @@ def test_what_is_no_record_is_left_out_and_named(pair, tmp_path):
   pairs = [wordless, odd, lost, infinite, twice, twice, sound(6, 12.01)]
   made = packed(tmp_path / "data", [*pairs, sound(7, 12.0)])
   assert made["records"] == {"train": 2}
-  assert made["dropped"] == {"no record": 5, "a copy of another": 1}
+  assert made["dropped"] == {"invalid record": 5, "duplicate": 1}
   told = made["dropped_clips"]
-  assert told["a copy of another"] == ["clip-5"]
+  assert told["duplicate"] == ["clip-5"]
   for part, line in zip(
     ("captions: expected", "frames: expected 5", "video.mp4", "inf", "12.010"),
-    told["no record"],
+    told["invalid record"],
     strict=True,
   ):
     assert part in line
@@ -250,17 +250,17 @@ def test_clips_are_read_one_after_another(tmp_path):
       yield sound(number)[0], Watched(number)
       most = max(most, len(alive))
 
-  made = packed(tmp_path / "data", every(), held_out=0.5)
+  made = packed(tmp_path / "data", every(), eval_fraction=0.5)
   assert sum(made["records"].values()) == 300 and most <= 3
 
 
 def test_nothing_left_to_train_on(pair, tmp_path):
-  with pytest.raises(ValueError, match="no clip is left.*'no record': 1"):
+  with pytest.raises(ValueError, match="no clip is left.*'invalid record': 1"):
     packed(tmp_path / "data", [pair(1, facts=facts(1, captions={}))])
   assert not (tmp_path / "data").exists()
-  config = {"held_out": 0.999}
+  config = {"eval_fraction": 0.999}
   assert pack.split_of(pair(1)[0], pack.Config(**config)) == "test"
-  with pytest.raises(ValueError, match="all are held out: lower held_out"):
+  with pytest.raises(ValueError, match="all are in the eval split: lower"):
     packed(tmp_path / "data", [pair(1)], **config)
 
 
@@ -280,7 +280,7 @@ def test_what_cannot_be_read_is_not_left_out(pair, tmp_path):
   def kept(name):
     raise OSError("the disk is away")
 
-  away[1].kept = kept
+  away[1].read_artifact = kept
   with pytest.raises(OSError, match="the disk is away"):
     packed(tmp_path / "data", [pair(1), away])
   assert not list(tmp_path.iterdir())
@@ -298,9 +298,9 @@ def test_hostile_names_and_ids(pair, tmp_path):
 @pytest.mark.parametrize(
   "changes, expected",
   [
-    ({"held_out": 1.0}, "held_out: expected a share"),
+    ({"eval_fraction": 1.0}, "eval_fraction: expected a fraction"),
     ({"records_per_shard": 0}, "records_per_shard of at least 1"),
-    ({"longest_sound": 0}, "longest_sound above 0"),
+    ({"max_audio_seconds": 0}, "max_audio_seconds above 0"),
   ],
 )
 def test_settings_are_checked(changes, expected):

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import reading
+from ovi_jax.curation.media import clip_media
 from ovi_jax.curation.stages import probe
 from ovi_jax.media import colors
 from tests.curation import films
 
-SMALL = probe.Config(least_area=32 * 32, least_seconds=1.0)
+SMALL = probe.Config(min_area=32 * 32, min_seconds=1.0)
 
 
 def run(path, **changes):
   """The outcome for a file."""
   clip = clips.Clip(id=str(path), path=str(path))
   config = dataclasses.replace(SMALL, **changes)
-  return probe.load(config)(clip, reading.Media(clip, path))
+  return probe.load(config)(clip, clip_media.Media(clip, path))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_what_a_good_file_is(good):
   assert clip.id == content
   assert clip.seconds == pytest.approx(1.3, abs=0.1)
   assert clip.facts["probe"] == {
-    "content": content,
+    "sha256": content,
     "width": 96,
     "height": 64,
     "rotation": 0,
@@ -141,17 +141,21 @@ BAD = [
   (empty, "empty file", {}),
   (noise, "damaged or no media", {}),
   (truncated, "damaged or no media", {}),
-  (header_only, "damaged or no media", {"audio": False}),
+  (header_only, "damaged or no media", {"require_audio": False}),
   (picture, "damaged or no media", {}),
   (sound_only, "no video", {}),
   (silent, "no sound", {}),
   (one_frame, "too short", {}),
-  (silent, "too small", {"least_area": 64 * 96 + 1, "audio": False}),
-  (silent, "too large", {"largest_area": 64 * 96 - 1, "audio": False}),
-  (silent, "too long and narrow", {"largest_aspect": 1.4, "audio": False}),
-  (interlaced, "interlaced", {"audio": False}),
-  (ictcp, "unsupported colours", {"audio": False}),
-  (hdr, "unsupported colours", {"audio": False, "hdr": False}),
+  (silent, "too small", {"min_area": 64 * 96 + 1, "require_audio": False}),
+  (silent, "too large", {"max_area": 64 * 96 - 1, "require_audio": False}),
+  (
+    silent,
+    "too long and narrow",
+    {"max_aspect_ratio": 1.4, "require_audio": False},
+  ),
+  (interlaced, "interlaced", {"require_audio": False}),
+  (ictcp, "unsupported colours", {"require_audio": False}),
+  (hdr, "unsupported colours", {"require_audio": False, "allow_hdr": False}),
 ]
 
 
@@ -166,11 +170,11 @@ def test_each_bad_file_has_its_name(tmp_path, make, reason, changes):
 
 def test_what_is_wanted_may_be_less(tmp_path):
   path = silent(tmp_path / "s.mp4")
-  assert not run(path, audio=False).facts["probe"]["has_audio"]
+  assert not run(path, require_audio=False).facts["probe"]["has_audio"]
   path = sound_only(tmp_path / "a.wav")
-  clip = run(path, video=False)
+  clip = run(path, require_video=False)
   assert clip.seconds == 2.0 and not clip.facts["probe"]["has_video"]
-  clip = run(hdr(tmp_path / "h.mkv"), audio=False)
+  clip = run(hdr(tmp_path / "h.mkv"), require_audio=False)
   assert clip.facts["probe"]["color_transfer"] == "pq"
 
 
@@ -180,7 +184,7 @@ def test_without_a_header_the_packets_tell_the_length(tmp_path):
   silent(path, options={"preset": "ultrafast"}, container={"live": "1"})
   with av.open(str(path)) as container:
     assert not container.duration
-  clip = run(path, audio=False)
+  clip = run(path, require_audio=False)
   assert clip.seconds == pytest.approx(30 / 24, abs=0.05)
 
 
@@ -196,11 +200,11 @@ def test_unreadable_storage_is_not_the_files_fault(good, tmp_path):
 @pytest.mark.parametrize(
   "wrong",
   [
-    {"video": False, "audio": False},
-    {"least_area": 0},
-    {"least_area": 9, "largest_area": 8},
-    {"least_seconds": -1.0},
-    {"largest_aspect": 0.5},
+    {"require_video": False, "require_audio": False},
+    {"min_area": 0},
+    {"min_area": 9, "max_area": 8},
+    {"min_seconds": -1.0},
+    {"max_aspect_ratio": 0.5},
   ],
 )
 def test_settings_are_checked(wrong):

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
-from ovi_jax.curation.media import cuts
-from ovi_jax.curation.media import reading
+from ovi_jax.curation.media import clip_media
+from ovi_jax.curation.media import shot_detectors
 from ovi_jax.curation.stages import shots
 from ovi_jax.media import decode
 from tests.curation import films
 
 pytest.importorskip("scenedetect", reason="pip install 'ovi_jax[curate]'")
-SMALL = shots.Config(frames=25)
+SMALL = shots.Config(num_frames=25)
 FRAMES = (30, 12, 60)  # of three shots
 
 
 def run(path, config=SMALL):
   clip = clips.Clip(id="f", path=str(path))
-  return shots.load(config)(clip, reading.Media(clip, path))
+  return shots.load(config)(clip, clip_media.Media(clip, path))
 
 
 def changes(frames):
@@ -38,7 +38,7 @@ def film(tmp_path_factory):
 
 
 def test_windows_keep_away_from_cuts(film):
-  windows = run(film, dataclasses.replace(SMALL, guard=0.1))
+  windows = run(film, dataclasses.replace(SMALL, cut_margin_seconds=0.1))
   # 30 frames hold one window, 12 none, 60 two.
   starts = [window.start for window in windows]
   assert starts == pytest.approx([0, 42 / 24 + 0.1, 67 / 24 + 0.1], abs=1e-5)
@@ -49,9 +49,9 @@ def test_windows_keep_away_from_cuts(film):
   ]
   assert all(window.seconds == 25 / 24 for window in windows)
   facts = [window.facts["shots"] for window in windows]
-  assert [fact["number"] for fact in facts] == [0, 2, 2]
-  assert facts[0]["cuts_near"] == [None, pytest.approx(5 / 24, abs=1e-5)]
-  assert facts[1]["cuts_near"] == [pytest.approx(0.1, abs=1e-5), None]
+  assert [fact["shot_index"] for fact in facts] == [0, 2, 2]
+  assert facts[0]["cut_distances"] == [None, pytest.approx(5 / 24, abs=1e-5)]
+  assert facts[1]["cut_distances"] == [pytest.approx(0.1, abs=1e-5), None]
 
 
 def test_each_window_shows_one_shot_alone(film):
@@ -62,18 +62,20 @@ def test_each_window_shows_one_shot_alone(film):
 
 
 def test_a_guard_may_leave_no_room(film):
-  windows = run(film, dataclasses.replace(SMALL, guard=0.3))
-  assert [window.facts["shots"]["number"] for window in windows] == [2, 2]
+  windows = run(film, dataclasses.replace(SMALL, cut_margin_seconds=0.3))
+  assert [window.facts["shots"]["shot_index"] for window in windows] == [2, 2]
 
 
 def test_stride_and_number_of_windows(film):
-  config = dataclasses.replace(SMALL, stride=0.25, guard=0.1)
+  config = dataclasses.replace(
+    SMALL, stride_seconds=0.25, cut_margin_seconds=0.1
+  )
   last = [w.start for w in run(film, config) if w.start > 1.5]
   begin, room = 42 / 24 + 0.1, (60 - 24) / 24 - 0.1
   count = int(room / 0.25) + 1
   wanted = [begin + 0.25 * number for number in range(count)]
   assert last == pytest.approx(wanted, abs=1e-5)
-  config = dataclasses.replace(config, most=2)
+  config = dataclasses.replace(config, max_windows_per_shot=2)
   few = [w.start for w in run(film, config) if w.start > 1.5]
   assert few == pytest.approx([wanted[0], wanted[-1]], abs=1e-5)
 
@@ -86,7 +88,7 @@ def test_times_are_those_of_a_variable_rate(tmp_path):
   steps = np.tile([0.02, 0.06], 60)
   times = np.concatenate([[0], np.cumsum(steps)])[: sum(FRAMES)]
   path = films.write(tmp_path / "v.mkv", changes(FRAMES), times)
-  config = dataclasses.replace(SMALL, guard=0.0)
+  config = dataclasses.replace(SMALL, cut_margin_seconds=0.0)
   found = [window.start for window in run(path, config)]
   assert found[0] == 0
   third = times[FRAMES[0] + FRAMES[1]]
@@ -97,9 +99,9 @@ def test_a_gap_ends_a_shot(tmp_path):
   times = films.even(60)
   late = [t if number < 20 else t + 0.5 for number, t in enumerate(times)]
   path = films.write(tmp_path / "g.mkv", films.moving(60), late)
-  windows = run(path, dataclasses.replace(SMALL, guard=0.0))
+  windows = run(path, dataclasses.replace(SMALL, cut_margin_seconds=0.0))
   assert [window.start for window in windows] == [round(20 / 24 + 0.5, 3)]
-  config = dataclasses.replace(SMALL, longest_gap=1.0)
+  config = dataclasses.replace(SMALL, max_frame_gap=1.0)
   assert run(path, config)[0].start == 0
 
 
@@ -108,13 +110,13 @@ def test_what_is_damaged_is_left_out(tmp_path):
   path = films.write(
     tmp_path / "d.mkv", films.moving(96), films.even(96), options=options
   )
-  whole = run(path, dataclasses.replace(SMALL, frames=89))
+  whole = run(path, dataclasses.replace(SMALL, num_frames=89))
   assert len(whole) == 1
   content = bytearray(path.read_bytes())
   middle = len(content) // 2
   content[middle : middle + 3000] = bytes(3000)
   path.write_bytes(bytes(content))
-  found = run(path, dataclasses.replace(SMALL, frames=89))
+  found = run(path, dataclasses.replace(SMALL, num_frames=89))
   assert isinstance(found, clips.Reject)
   assert found.reason == "no shot is long enough"
   assert 0 < found.score < 89 / 24
@@ -131,9 +133,9 @@ def test_no_whole_frame_is_damage(tmp_path):
   [
     ({"detector": "eyes"}, "choose from pyscenedetect, transnetv2"),
     ({"detector": "transnetv2"}, "needs weights"),
-    ({"frames": 120}, "121|117"),
-    ({"guard": -0.1}, "guard"),
-    ({"longest_gap": 0.0}, "longest_gap"),
+    ({"num_frames": 120}, "121|117"),
+    ({"cut_margin_seconds": -0.1}, "cut_margin_seconds"),
+    ({"max_frame_gap": 0.0}, "max_frame_gap"),
   ],
 )
 def test_settings_are_checked(wrong, words):
@@ -154,19 +156,19 @@ def test_weights_count_by_content(tmp_path):
   one.write_bytes(b"1")
   other.write_bytes(b"1")
   identities = [
-    shots.identity(shots.Config(detector="transnetv2", weights=str(path)))
+    shots.fingerprint(shots.Config(detector="transnetv2", weights=str(path)))
     for path in (one, other)
   ]
   assert identities[0] == identities[1]
   other.write_bytes(b"2")
   changed = shots.Config(detector="transnetv2", weights=str(other))
-  assert shots.identity(changed) != identities[0]
+  assert shots.fingerprint(changed) != identities[0]
 
 
 def test_frames_of_a_fade_belong_to_no_shot():
   times = [number / 24 for number in range(100)]
-  found = shots._shots(times, [cuts.Cut(39, 50)], 0.25)
-  ends = [(shot.begin, shot.end) for shot in found]
+  found = shots._shots(times, [shot_detectors.Cut(39, 50)], 0.25)
+  ends = [(shot.start, shot.end) for shot in found]
   assert ends == [
     (0, pytest.approx(40 / 24)),
     (pytest.approx(50 / 24), pytest.approx(100 / 24)),

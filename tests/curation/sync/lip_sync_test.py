@@ -8,11 +8,11 @@ from ovi_jax.curation.sync import lip_sync
 from ovi_jax.curation.sync import mfcc
 
 
-def track(frames: int, first: int = 0) -> crops.Crops:
+def track(frames: int, first: int = 0) -> crops.TrackCrops:
   """Pictures that are as red as their number."""
   frames_THWC = np.zeros((frames, 224, 224, 3), np.uint8)
   frames_THWC[..., 0] = np.arange(frames)[:, None, None]
-  return crops.Crops(first=first, frames_THWC=frames_THWC)
+  return crops.TrackCrops(first=first, frames_THWC=frames_THWC)
 
 
 def noise(frames: int) -> np.ndarray:
@@ -22,7 +22,7 @@ def noise(frames: int) -> np.ndarray:
 
 def test_windows_are_the_originals():
   samples_A = noise(40)
-  made = lip_sync.windows(track(40), samples_A)
+  made = lip_sync.make_windows(track(40), samples_A)
   # One less than there is room for.
   assert made.sound_TKM.shape == (35, 13, 20)
   assert made.frames_THWC.shape == (39, 224, 224, 3)
@@ -37,8 +37,8 @@ def test_windows_are_the_originals():
 
 def test_the_sound_is_that_of_the_track():
   samples_A = noise(60)
-  late = lip_sync.windows(track(30, first=20), samples_A)
-  alone = lip_sync.windows(track(30), samples_A[20 * 640 : 50 * 640])
+  late = lip_sync.make_windows(track(30, first=20), samples_A)
+  alone = lip_sync.make_windows(track(30), samples_A[20 * 640 : 50 * 640])
   np.testing.assert_array_equal(late.sound_TKM, alone.sound_TKM)
 
 
@@ -47,7 +47,7 @@ def test_the_sound_is_that_of_the_track():
   [(40, 30, 25), (12, 40, 7), (6, 6, 1), (5, 40, 0), (40, 5, 0), (40, 0, 0)],
 )
 def test_the_shorter_of_both_counts(frames, sound, count):
-  made = lip_sync.windows(track(frames), noise(sound))
+  made = lip_sync.make_windows(track(frames), noise(sound))
   assert len(made.sound_TKM) == count
   assert len(made.frames_THWC) == (count + 4 if count else 0)
 
@@ -55,7 +55,7 @@ def test_the_shorter_of_both_counts(frames, sound, count):
 def test_distances_are_the_originals():
   random = np.random.default_rng(1)
   lips_TD, sound_TD = random.normal(size=(2, 30, 8))
-  distances = lip_sync.curve(lips_TD, sound_TD)
+  distances = lip_sync.distance_curve(lips_TD, sound_TD)
   assert distances.shape == (31,)
   for place in (0, 15, 22):
     each = []
@@ -75,7 +75,7 @@ def test_an_offset_is_how_early_the_sound_comes(later):
       sound_TD[t] = lips_TD[t - later]
   found = lip_sync.score(lips_TD, sound_TD)
   assert found.offset == -later
-  distances = lip_sync.curve(lips_TD, sound_TD)
+  distances = lip_sync.distance_curve(lips_TD, sound_TD)
   middle = np.sort(distances)[15]
   np.testing.assert_allclose(found.confidence, middle - distances.min())
   np.testing.assert_allclose(found.distance, distances.min())

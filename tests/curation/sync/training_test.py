@@ -14,13 +14,17 @@ from ovi_jax.curation.sync import talking_faces
 from ovi_jax.curation.sync import training
 
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
-TINY = training.Settings(divisor=32, steps=3, clips=2, windows=2)
+TINY = training.Settings(
+  width_divisor=32, num_train_steps=3, clips_per_batch=2, windows_per_clip=2
+)
 
 
 def test_examples_are_what_the_stage_reads():
   clip = talking_faces.clip(0, 0)
-  frames, windows = talking_faces.examples(clip, np.random.default_rng(0), 6)
-  read = lip_sync.windows(clip.track(), clip.samples_A)
+  frames, windows = talking_faces.sample_windows(
+    clip, np.random.default_rng(0), 6
+  )
+  read = lip_sync.make_windows(clip.track(), clip.samples_A)
   for number in range(6):
     (place,) = (
       t
@@ -33,7 +37,7 @@ def test_examples_are_what_the_stage_reads():
 
 def test_the_mouth_opens_when_the_vowel_sounds():
   clip = talking_faces.clip(0, 1)
-  event = clip.shown.events[0]
+  event = clip.scene.events[0]
   samples = slice(
     int(event.seconds * mfcc.RATE),
     int((event.seconds + event.length) * mfcc.RATE),
@@ -50,7 +54,7 @@ def test_the_mouth_opens_when_the_vowel_sounds():
 @pytest.mark.parametrize("shift", [-10, 0, 7])
 def test_a_shift_moves_the_sound(shift):
   clip = talking_faces.clip(0, 2)
-  moved_A, by = clip.shifted(shift), shift * 640
+  moved_A, by = clip.shift_audio(shift), shift * 640
   assert moved_A.dtype == np.int16 and len(moved_A) == len(clip.samples_A)
   for place in (30_000, 50_000):
     assert moved_A[place + by] == clip.samples_A[place]
@@ -70,7 +74,7 @@ def test_the_loss_is_least_for_partners():
 
 
 def trained(settings, step) -> list[np.ndarray]:
-  state = training.begin(settings)
+  state = training.init_state(settings)
   for _, batch in zip(range(2), training.batches(settings)):
     state, value = step(state, *batch)
   return [np.asarray(x) for x in [value, *jax.tree.leaves(state.variables)]]
@@ -78,7 +82,7 @@ def trained(settings, step) -> list[np.ndarray]:
 
 @pytest.mark.slow
 def test_a_seed_makes_the_same_run():
-  step = training.stepper(TINY)
+  step = training.make_train_step(TINY)
   one, two = trained(TINY, step), trained(TINY, step)
   assert all(map(np.array_equal, one, two))
   other = trained(dataclasses.replace(TINY, seed=1), step)
@@ -87,9 +91,9 @@ def test_a_seed_makes_the_same_run():
 
 def test_settings_are_checked():
   with pytest.raises(ValueError, match="at least 1"):
-    training.Settings(steps=0)
+    training.Settings(num_train_steps=0)
   with pytest.raises(ValueError, match="two windows"):
-    training.Settings(clips=1, windows=1)
+    training.Settings(clips_per_batch=1, windows_per_clip=1)
 
 
 def _even(x_T):
@@ -123,5 +127,5 @@ def test_shifts_of_held_out_faces_are_found_by_who_knows(monkeypatch):
 
 def test_an_error_is_in_frames():
   right = lip_sync.Score(offset=10, confidence=2.0, distance=1.0)
-  assert training.Found(-10, right).error == 0
-  assert training.Found(-7, right).error == 3
+  assert training.ShiftEstimate(-10, right).error == 0
+  assert training.ShiftEstimate(-7, right).error == 3

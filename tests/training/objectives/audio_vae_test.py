@@ -41,6 +41,7 @@ def params():
   return mapping.nest(flat)
 
 
+@pytest.mark.slow
 def test_it_learns_two_sounds(params):
   losses, _ = learning.learn(TASK, params, BATCH, 30, 1e-2)
   assert np.mean(losses[-3:]) < 0.6 * losses[0]

@@ -84,6 +84,7 @@ def test_a_clip_that_stands_still_has_nothing_that_moves(monkeypatch):
   assert found["moving"] == 0 and found["pixels"] > 0.1
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter_and_blank_rows_none():
   random = np.random.default_rng(0)
   frames = random.integers(0, 256, (2, 5, 4, 4, 3), np.uint8)

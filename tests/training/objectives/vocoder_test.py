@@ -28,6 +28,7 @@ def params():
   return TASK.init(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_it_learns_two_sounds(params):
   losses, _ = learning.learn(TASK, params, BATCH, 30, 5e-3)
   assert np.mean(losses[-3:]) < 0.75 * losses[0]
