@@ -10,7 +10,7 @@ from ovi_jax.attention import splash
 
 
 @pytest.mark.parametrize(
-  ("queries", "keys", "last", "length"),
+  ("queries", "keys", "pad_count", "length"),
   [
     (130, 260, 1, None),
     (64, 9, 5, None),
