@@ -59,7 +59,7 @@ CASES = {
   "audio": Case(
     about="cached latents of 12 s of sound", records=64, batch=16, video=False
   ),
-  "encode_on_the_fly": Case(
+  "media": Case(
     about="such clips as mp4 and PCM",
     records=3,
     batch=1,

@@ -1,6 +1,6 @@
 """Files that are whole under their name or absent, and names within a folder.
 
-`replacing` writes; `inside` resolves a name that a file of unknown origin
+`atomic_path` writes; `inside` resolves a name that a file of unknown origin
 gives, so that only regular files of its own folder are opened.
 """
 

@@ -131,7 +131,7 @@ BAD = [
   (end_of_header_missing, "damaged or no media"),
   (without_sound, "no sound"),
   (probe_test.one_frame, "too short"),
-  (hour_long, "no shot is long enough"),
+  pytest.param(hour_long, "no shot is long enough", marks=pytest.mark.slow),
 ]
 
 

@@ -36,6 +36,7 @@ def watched(case, heads: AV[np.ndarray], near: AV[np.ndarray]):
   return jax.device_get(run(variables, *given, watch))
 
 
+@pytest.mark.slow
 def test_maps_are_shares_of_the_other_towers_tokens(case):
   towers = case[0].present()
   sizes = {

@@ -219,6 +219,7 @@ def test_what_was_left_out_stays_so(bad, tmp_path):
   assert harness.contents(out) == wanted
 
 
+@pytest.mark.slow
 def test_who_ends_leaves_no_temporary_files(tmp_path, monkeypatch):
   inputs, temporary = tmp_path / "in", tmp_path / "temporary"
   inputs.mkdir()

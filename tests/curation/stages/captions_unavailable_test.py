@@ -149,7 +149,7 @@ def test_an_answer_that_cannot_be_kept_stops_the_asking(tmp_path, monkeypatch):
   def full(path):
     raise OSError(errno.ENOSPC, "no space left to write it", str(path))
 
-  monkeypatch.setattr(files, "replacing", full)
+  monkeypatch.setattr(files, "atomic_path", full)
   pairs = [caption_client.pair(n) for n in range(8)]
   with (
     captioner.serving() as server,

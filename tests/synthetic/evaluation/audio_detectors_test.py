@@ -23,6 +23,7 @@ def track(*events: scene.Event, hiss: float = 0.0) -> np.ndarray:
   return sounds.track(events, 5 * RATE, RATE) + random.normal(0, hiss, 5 * RATE)
 
 
+@pytest.mark.slow
 def test_clips_sound_as_they_do_and_when(clips, worn):
   for clip, shown in zip(clips, worn[1], strict=True):
     truth = [event.seconds for event in shown.events]

@@ -37,6 +37,7 @@ def values(clips):
   return {score.name: score for score in report.score(clips)}
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_a_table_and_json(folder, tmp_path):
   out, table = tmp_path / "report.json", tmp_path / "report.md"
   done = command(f"--clips={folder}", f"--out={out}", f"--markdown={table}")
@@ -183,6 +184,7 @@ def test_what_is_no_film_of_the_world_is_named(tmp_path, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_prompts_are_read_by_sample_py(tmp_path):
   path = tmp_path / "prompts.csv"
   done = command("prompts", f"--out={path}", "--count=20", "--pairs=held_out")
@@ -198,6 +200,7 @@ def test_prompts_are_read_by_sample_py(tmp_path):
   assert seeds == list(range(1000, 1020))
 
 
+@pytest.mark.slow
 def test_what_was_trained_on_is_no_prompt():
   trained = [prompts.Trained.parse("1:150")]
   made = world.World(seed=1, size=16)

@@ -13,6 +13,7 @@ from ovi_jax.synthetic.world import scene
 FRAME = 1 / 24
 
 
+@pytest.mark.slow
 def test_moments_are_within_a_third_of_a_frame(clips, worn):
   for clip, shown in zip(clips, worn[1], strict=True):
     truth = [event.seconds for event in shown.events]
@@ -22,6 +23,7 @@ def test_moments_are_within_a_third_of_a_frame(clips, worn):
     assert sum(t < clip.seconds - 0.05 for t in truth) <= len(clip.seen.events)
 
 
+@pytest.mark.slow
 def test_shapes_of_the_mouth_are_what_is_said(clips, worn):
   for clip, shown in zip(clips, worn[1], strict=True):
     if shown.kind == scene.FACE:
