@@ -146,7 +146,7 @@ def progress(
     if "perf/step_time" in line  # not of a first step
   ]
   return {
-    "num_train_steps": settings.num_train_steps,
+    "steps": settings.num_train_steps,
     "step_time": float(np.median(seconds)),
     "training_seconds": float(np.sum(seconds) * every),
     "loss": {

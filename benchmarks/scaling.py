@@ -45,7 +45,7 @@ def _sample(
 ) -> tuple[str, ...]:
   size = 704 if variant == "720x720_5s" else 960
   words = ["sample.py", f"--aot={topology}", f"--config.variant={variant}"]
-  words += [f"--config.height={size}", f"--config.hidden_dim={size}"]
+  words += [f"--config.height={size}", f"--config.width={size}"]
   words += [f"--config.mesh.{axis}={count}" for axis, count in mesh.items()]
   words += [f"--config.context_parallelism={attention}"] if attention else []
   return tuple(words)
@@ -55,13 +55,25 @@ BATCH_768 = {"remat": "attention"}  # the batch of the config, and the paper's
 TRIED = "_tried"
 # Name -> command.
 CASES: Mapping[str, Sequence[str]] = {
-  "train_v5p_64": _train("v5p:4x4x4", parts=6, mesh__fsdp=64, **BATCH_768),
-  "train_v5p_512": _train(
-    "v5p:8x8x8", parts=3, mesh__fsdp=256, mesh__context=2, **BATCH_768
+  "train_v5p_64": _train(
+    "v5p:4x4x4", grad_accum_steps=6, mesh__fsdp=64, **BATCH_768
   ),
-  "train_v6e_256": _train("v6e:16x16", parts=3, mesh__fsdp=256, **BATCH_768),
+  "train_v5p_512": _train(
+    "v5p:8x8x8",
+    grad_accum_steps=3,
+    mesh__fsdp=256,
+    mesh__context=2,
+    **BATCH_768,
+  ),
+  "train_v6e_256": _train(
+    "v6e:16x16", grad_accum_steps=3, mesh__fsdp=256, **BATCH_768
+  ),
   "train_v5e_256": _train(
-    "v5e:16x16", parts=6, mesh__fsdp=128, mesh__context=2, **BATCH_768
+    "v5e:16x16",
+    grad_accum_steps=6,
+    mesh__fsdp=128,
+    mesh__context=2,
+    **BATCH_768,
   ),
   "sample_720_v5p_4": _sample("v5p:2x2x1", "720x720_5s"),
   "sample_960_v5p_4": _sample("v5p:2x2x1", "960x960_10s"),
@@ -73,19 +85,19 @@ CASES: Mapping[str, Sequence[str]] = {
   "sample_960_v6e_1": _sample("v6e:1x1", "960x960_10s"),
   # Half the examples at a time.
   "train_v5p_64_tried": _train(
-    "v5p:4x4x4", parts=12, mesh__fsdp=64, **BATCH_768
+    "v5p:4x4x4", grad_accum_steps=12, mesh__fsdp=64, **BATCH_768
   ),
   # Heads and hidden units split in place of tokens.
   "train_v5p_512_tried": _train(
-    "v5p:8x8x8", parts=3, mesh__fsdp=256, mesh__tensor=2, **BATCH_768
+    "v5p:8x8x8", grad_accum_steps=3, mesh__fsdp=256, mesh__tensor=2, **BATCH_768
   ),
   # Everything of a block made again.
   "train_v6e_256_tried": _train(
-    "v6e:16x16", parts=3, mesh__fsdp=256, remat="full"
+    "v6e:16x16", grad_accum_steps=3, mesh__fsdp=256, remat="full"
   ),
   # A whole example on each chip.
   "train_v5e_256_tried": _train(
-    "v5e:16x16", parts=3, mesh__fsdp=256, **BATCH_768
+    "v5e:16x16", grad_accum_steps=3, mesh__fsdp=256, **BATCH_768
   ),
   # Both passes of guidance on all chips.
   "sample_720_v5p_4_tried": _sample(

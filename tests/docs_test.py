@@ -29,7 +29,7 @@ def run(kind: str, text: str, folder: pathlib.Path) -> None:
     text = text.replace("\\\n", " ")
     text = re.sub(r"^python train.py .*$", rf"\g<0>{FEWER}", text, flags=re.M)
     text = re.sub(
-      r"^python sample.py (?!.*config.num_train_steps).*$",
+      r"^python sample.py (?!.*config.num_steps).*$",
       r"\g<0> --config.num_steps=2",
       text,
       flags=re.M,

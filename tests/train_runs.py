@@ -82,7 +82,7 @@ def towers(source: pathlib.Path, root: pathlib.Path) -> dict[str, str]:
   found = {}
   for name in AV._fields:
     workdir = root / name
-    words = command(f"{name}_pretrain", source, workdir, steps=4)
+    words = command(f"{name}_pretrain", source, workdir, num_train_steps=4)
     code, said = run(words)
     assert code == 0, said
     found[f"init_from__{name}"] = str(workdir / stages.CHECKPOINTS)

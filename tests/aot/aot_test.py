@@ -55,7 +55,7 @@ def test_the_released_models_step_stays_within_bounds(tmp_path):
     "--aot=v5p:2x2x1",
     "--config.variant=720x720_5s",
     "--config.height=704",
-    "--config.hidden_dim=704",
+    "--config.width=704",
     f"--out={tmp_path}",
   )
   assert code == 0, said
