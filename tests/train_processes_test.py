@@ -42,7 +42,7 @@ def test_a_process_is_lost_and_others_go_on(
   """Four devices always; other processes before the loss and after it."""
   changes = {f"mesh__{axis}": size for axis, size in mesh.items()}
   fields = FIELDS | towers | changes | {"data__num_workers": 1}
-  fields |= {f"model__{name}__heads": 4 for name in ("video", "audio")}
+  fields |= {f"model__{name}__num_heads": 4 for name in ("video", "audio")}
   alone = train_runs.command("fusion", source, tmp_path / "alone", **fields)
   code, said = train_runs.run(alone, devices=4)
   assert code == 0, said

@@ -25,7 +25,7 @@ def compiling_anew():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("context_parallelism", "remat", "kernels"),
+  ("strategy", "remat", "kernels"),
   [
     # Forward, backward; where nothing is kept, forward once more for it.
     ("ulysses", "full", 3),
@@ -35,16 +35,14 @@ def compiling_anew():
     ("ring", "attention", 2),
   ],
 )
-def test_attention_that_is_kept_is_not_computed_again(
-  context_parallelism, remat, kernels
-):
+def test_attention_that_is_kept_is_not_computed_again(strategy, remat, kernels):
   devices = np.array(topology.devices("v5e:2x2")[:2])
   mesh = jax.sharding.Mesh(devices.reshape(1, 2), ("data", "context"))
   attend = functools.partial(
     attention.attention,
     backend="splash",
     letters=("BLNK", "BLNK"),
-    context_parallelism=context_parallelism,
+    strategy=strategy,
   )
 
   def blocks(x, weights):

@@ -39,8 +39,12 @@ BATCH = 8
 LATENTS = (3, 4, 6, 8), (9, 4)  # 18 tokens: eight devices get 3 each
 
 
-def config(width: int = 64, heads: int = 8) -> AV[dit.DiTConfig]:
-  shared: dict[str, Any] = {"width": width, "heads": heads, "num_layers": 2}
+def config(hidden_dim: int = 64, num_heads: int = 8) -> AV[dit.DiTConfig]:
+  shared: dict[str, Any] = {
+    "hidden_dim": hidden_dim,
+    "num_heads": num_heads,
+    "num_layers": 2,
+  }
   shared |= {"mlp_dim": 96, "time_width": 16}
   shared |= {"text_dim": 24, "max_text_len": 16}
   return AV(

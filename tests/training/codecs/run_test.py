@@ -57,7 +57,7 @@ def one_device(monkeypatch):
 
 
 def arrays(path, step=6):
-  newest = path / run.stage.CHECKPOINTS / str(step)
+  newest = path / run.trainer.CHECKPOINTS / str(step)
   found = reader.read_info(newest)
   names = [n for n in found.leaves if not n.startswith("key")]
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
