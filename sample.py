@@ -17,6 +17,7 @@ from ovi_jax import cli
 from ovi_jax import synthetic
 from ovi_jax.aot import sample_step
 from ovi_jax.sampling import generate
+from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 
 FLAGS = flags.FLAGS
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
       sys.exit(not sample_step.run(FLAGS.aot, FLAGS.config, weights, out))
     asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
     generate.run(
-      settings=generate.resolve_settings(FLAGS.config, weights),
+      settings=planning.resolve_settings(FLAGS.config, weights),
       requests=requests.from_flags(*asked),
       weights=weights,
       out=out,

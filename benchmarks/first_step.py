@@ -18,7 +18,7 @@ from jax import monitoring  # noqa: E402
 
 import sample  # noqa: E402
 from ovi_jax.sampling import denoise  # noqa: E402
-from ovi_jax.sampling import pipeline  # noqa: E402
+from ovi_jax.sampling import denoiser  # noqa: E402
 
 IMPORTED = time.monotonic()
 PHASES = {
@@ -41,7 +41,7 @@ def main() -> None:
       spent[PHASES[event]] += seconds
 
   monitoring.register_event_duration_secs_listener(listen)
-  load = pipeline.Pipeline.load
+  load = denoiser.SamplingComponents.load
 
   def timed_load(*arguments, **options):
     start = time.monotonic()
@@ -52,7 +52,7 @@ def main() -> None:
   def stop(_):
     raise FirstStep
 
-  pipeline.Pipeline.load = timed_load
+  denoiser.SamplingComponents.load = timed_load
   run = denoise.denoise
   denoise.denoise = lambda *arguments: run(*arguments[:-1], stop)
   flags.FLAGS(["sample.py", *sys.argv[2:]])

@@ -36,8 +36,8 @@ from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.sampling import denoise
+from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import pipeline
 from ovi_jax.sampling import solver
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
@@ -84,11 +84,11 @@ def measure(
   )
   rows = min(cases.PROMPT_TOKENS, config.video.max_text_len)
   prompt = np.asarray(jax.random.normal(keys[2], (rows, config.video.text_dim)))
-  text = pipeline.text_pairs(
+  text = denoiser.text_pairs(
     prompt, AV(prompt, prompt), config.video.max_text_len, model.backend
   )
   keep = guidance.slg_mask(config.video.num_layers, 1, FLAGS.slg_layer)
-  prepared = pipeline.conditions(
+  prepared = denoiser.conditions(
     model, params, guidance.duplicate_for_cfg(x), text
   )
   inputs = denoise.Inputs(prepared, jnp.asarray(keep), AV(**cases.GUIDANCE))

@@ -23,8 +23,8 @@ from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.sampling import denoise
+from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import pipeline
 from ovi_jax.sampling import solver
 
 
@@ -59,14 +59,14 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   backend = attention.resolve(
     "auto", cli.platform(), jnp.dtype("f4"), config.video.head_size
   )
-  model = pipeline.denoiser_model(config, jnp.dtype("f4"), backend, 1)
+  model = denoiser.denoiser_model(config, jnp.dtype("f4"), backend, 1)
   noise = AV(*(case.input(n)[None] for n in AV._fields))
   x = jax.tree.map(jnp.asarray, noise)
   positive, *negative = (case.input(name) for name in cases.PROMPTS)
   limit, depth = config.video.max_text_len, config.video.num_layers
-  text = pipeline.text_pairs(positive, AV(*negative), limit, backend)
+  text = denoiser.text_pairs(positive, AV(*negative), limit, backend)
   inputs = denoise.Inputs(
-    pipeline.conditions(model, params, guidance.duplicate_for_cfg(x), text),
+    denoiser.conditions(model, params, guidance.duplicate_for_cfg(x), text),
     jnp.asarray(guidance.slg_mask(depth, 1, case.slg_layer)),
     AV(**cases.GUIDANCE),
   )

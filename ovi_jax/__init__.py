@@ -1,3 +1,19 @@
 """Ovi, joint video and sound generation, in JAX and Flax."""
 
+import importlib
+from typing import TYPE_CHECKING
+from typing import Any
+
+if TYPE_CHECKING:
+  from ovi_jax.sampling.pipeline import Clip
+  from ovi_jax.sampling.pipeline import Pipeline
+
+__all__ = ["Clip", "Pipeline", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+  """Import the API when it is used: commands start without it."""
+  if name in ("Clip", "Pipeline"):
+    return getattr(importlib.import_module("ovi_jax.sampling.pipeline"), name)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

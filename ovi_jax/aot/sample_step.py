@@ -28,10 +28,10 @@ from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import placement
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import denoise
-from ovi_jax.sampling import generate
+from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import outputs
-from ovi_jax.sampling import pipeline as pipelines
+from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solver
 from ovi_jax.sharding import logical_axes
@@ -104,13 +104,13 @@ def pipeline_of(
   settings: settings_lib.Settings,
   manifest: weights_dir.Manifest,
   devices: list[Any],
-) -> pipelines.Pipeline:
+) -> denoisers.SamplingComponents:
   """What a run on these devices would be made of."""
   tower = next(iter(manifest.architecture.fusion.present().values()))
-  mesh = generate.make_mesh(settings, devices, tower.num_heads)
+  mesh = planning.make_mesh(settings, devices, tower.num_heads)
   platform = devices[0].platform
   dtype = config_lib.resolve_dtype(settings.dtype, platform)
-  return pipelines.Pipeline(
+  return denoisers.SamplingComponents(
     weights=pathlib.Path(),
     manifest=manifest,
     mesh=mesh,
@@ -135,7 +135,7 @@ def clip_of(
 
 def step(
   settings: settings_lib.Settings,
-  pipeline: pipelines.Pipeline,
+  pipeline: denoisers.SamplingComponents,
   clip: geometry.Clip,
 ) -> report.Report:
   """A guided step of one clip."""
@@ -158,7 +158,7 @@ def step(
     text = sharding_rules.abstract((2, rows, width), whole)
     doubled = jax.eval_shape(guidance.duplicate_for_cfg, x)
     conditions: Any = jax.eval_shape(
-      functools.partial(pipelines.conditions, model),
+      functools.partial(denoisers.conditions, model),
       params,
       doubled,
       AV(text, text),
@@ -201,7 +201,7 @@ def step(
 
 def decoding(
   settings: settings_lib.Settings,
-  pipeline: pipelines.Pipeline,
+  pipeline: denoisers.SamplingComponents,
   clip: geometry.Clip,
 ) -> report.Report:
   """The frames of one latent; a clip has as many of them as latent frames."""
@@ -245,7 +245,7 @@ def _of_conditions(
   return jax.sharding.NamedSharding(mesh, spec)
 
 
-def _parameters(component: str, pipeline: pipelines.Pipeline) -> Any:
+def _parameters(component: str, pipeline: denoisers.SamplingComponents) -> Any:
   """A component's parameters as shapes on the mesh."""
   config = pipeline.arch.config(component)
   shapes = architecture.parameter_shapes(component, config)

@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from ovi_jax import config as config_lib
+from ovi_jax import geometry
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.modality import AV
@@ -41,6 +42,21 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
   "guidance_scale.video": (-100.0, 100.0),
   "guidance_scale.audio": (-100.0, 100.0),
   "slg_layer": (-1, 2**9),
+}
+# Defaults of the fields that weights do not recommend.
+FIXED: Mapping[str, Any] = {
+  "variant": "",
+  "mode": "auto",
+  "height": geometry.DEFAULT_SIZE[0],
+  "width": geometry.DEFAULT_SIZE[1],
+  "seed": 103,
+  "samples_per_prompt": 1,
+  "dtype": config_lib.AUTO,
+  "attention": config_lib.AUTO,
+  "context_parallelism": context.ULYSSES,
+  "mesh": dict.fromkeys(meshes.AXES, 0),
+  "attention_heads": "",
+  "shard_clips_over_hosts": False,
 }
 _PAIRED = {"guidance_scale.video", "guidance_scale.audio"}
 # Fields that say where a clip is made, not what it is.
@@ -119,9 +135,9 @@ class Settings:
     """From the flags' config.
 
     Args:
-      config: of `configs/sample.py`; `None` leaves a field of `PUBLISHED` to
-        what is advised, or else to what is published.
-      advised: by the weights, see `advice`.
+      config: of `configs/sample.py`; `None` leaves a field of `DEFAULTS` to
+        what the weights recommend, or else to what Ovi publishes.
+      advised: recommended by the weights, see `recommended`.
 
     Raises:
       ValueError: a field is missing, unknown or makes no sense.
@@ -132,6 +148,41 @@ class Settings:
     for name in ("guidance_scale", "negative_prompt"):
       fields[name] = AV(**fields[name])
     return config_lib.build(cls, fields)
+
+  @classmethod
+  def from_overrides(
+    cls,
+    overrides: Mapping[str, Any],
+    advised: Mapping[str, Any] | None = None,
+  ) -> "Settings":
+    """The defaults of `configs/sample.py` with some fields changed.
+
+    Args:
+      overrides: fields by name; a pair may be one value for both modalities, a
+        mapping of some, or an `AV`.
+      advised: recommended by the weights, see `recommended`.
+
+    Raises:
+      ValueError: a field is unknown or makes no sense.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(overrides.keys() - set(known)):
+      said = [f"{n} is unknown{config_lib.nearest(n, known)}" for n in unknown]
+      raise ValueError(f"{'; '.join(said)}; known are {', '.join(known)}")
+    fields: dict[str, Any] = {
+      **dict.fromkeys(DEFAULTS),
+      **FIXED,
+      **overrides,
+    }
+    for name in ("guidance_scale", "negative_prompt"):
+      given = fields[name]
+      if isinstance(given, AV):
+        given = given._asdict()
+      elif not isinstance(given, Mapping):
+        given = dict.fromkeys(AV._fields, given)
+      fields[name] = dict.fromkeys(AV._fields) | dict(given)
+    fields["mesh"] = dict.fromkeys(meshes.AXES, 0) | dict(fields["mesh"])
+    return cls.from_config(ml_collections.ConfigDict(fields), advised)
 
   def metadata(self) -> dict[str, Any]:
     """Fields that decide what a clip is, for the JSON beside it."""

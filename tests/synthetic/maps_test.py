@@ -13,8 +13,8 @@ from ovi_jax.modality import AV
 from ovi_jax.pretrained import encoders
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import attention_maps
+from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise
-from ovi_jax.sampling import pipeline
 from ovi_jax.sharding import mesh
 from ovi_jax.synthetic.world import world
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def maps_of():
   """Clip, number, heads -> maps of the shipped weights."""
-  pipe = pipeline.Pipeline(
+  pipe = denoisers.SamplingComponents(
     weights=synthetic.WEIGHTS,
     manifest=weights_dir.read(synthetic.WEIGHTS),
     mesh=mesh.make(jax.devices()[:1]),

@@ -11,6 +11,7 @@ from ovi_jax.media import images
 from ovi_jax.media import mp4
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import generate
+from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.synthetic import card
 from ovi_jax.synthetic.evaluation import report
@@ -41,7 +42,7 @@ def made(tmp_path_factory) -> pathlib.Path:
   asked += requests.from_prompt(WITH_PICTURE, image=PICTURE)
   generate.run(
     requests=asked,
-    settings=generate.resolve_settings(sample.get_config(), synthetic.WEIGHTS),
+    settings=planning.resolve_settings(sample.get_config(), synthetic.WEIGHTS),
     weights=synthetic.WEIGHTS,
     out=out,
     log=lambda _: None,

@@ -14,7 +14,7 @@ from configs import small
 from ovi_jax import synthetic
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights_dir
-from ovi_jax.sampling import generate
+from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.training import export
 from ovi_jax.training import settings
@@ -147,7 +147,7 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
     **weights_dir.manifest_of(advised).sampling,
     "slg_layer": 0,
   }
-  found = generate.resolve_settings(sample.get_config(), out)
+  found = planning.resolve_settings(sample.get_config(), out)
   assert (found.num_steps, found.guidance_scale.audio, found.slg_layer) == (
     7,
     1.25,

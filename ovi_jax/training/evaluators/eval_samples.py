@@ -35,9 +35,9 @@ from ovi_jax.models import fusion
 from ovi_jax.pretrained import component_loader
 from ovi_jax.pretrained import decoders
 from ovi_jax.sampling import denoise as denoising
+from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import noise as noises
-from ovi_jax.sampling import pipeline
 from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.sampling import solver
 from ovi_jax.sharding import mesh as meshes
@@ -171,7 +171,7 @@ def denoise(
   method = solver.named(settings.solver)
   depth = next(iter(towers.values())).num_layers
   inputs = denoising.Inputs(
-    pipeline.conditions(
+    denoiser.conditions(
       model, params, guidance.duplicate_for_cfg(noise), pairs
     ),
     jnp.asarray(guidance.slg_mask(depth, len(text), slg_layer=0)),
@@ -210,7 +210,7 @@ def _pairs(
   longest = max(len(text_SE) for text_SE in text)
   limit = next(iter(towers.values())).max_text_len
   made = [
-    pipeline.text_pairs(
+    denoiser.text_pairs(
       # Of one length, so that all are filled up to the same.
       np.pad(text_SE, ((0, longest - len(text_SE)), (0, 0))),
       AV(**dict.fromkeys(towers, null_SE)),

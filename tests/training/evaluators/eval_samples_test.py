@@ -20,8 +20,8 @@ from ovi_jax.pretrained import component_loader
 from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import denoise as denoising
+from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise
-from ovi_jax.sampling import pipeline
 from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
@@ -166,8 +166,8 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
   fields = {
     f.name: getattr(components, f.name) for f in dataclasses.fields(components)
   }
-  denoiser = pipeline.Denoiser(
-    pipeline=pipeline.Pipeline(**fields, backend="xla"),
+  denoiser = denoisers.Denoiser(
+    components=denoisers.SamplingComponents(**fields, backend="xla"),
     model=model,
     params=state.params(averaged=True),
   )

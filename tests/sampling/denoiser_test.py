@@ -9,8 +9,8 @@ from ovi_jax.modality import AV
 from ovi_jax.models.video_vae import codec
 from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
-from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import settings
 from ovi_jax.sharding import mesh as meshes
 from tests import parity
@@ -19,7 +19,7 @@ from tests.sampling import generate_test
 
 @pytest.fixture(scope="module")
 def pipeline(weights):
-  return pipelines.Pipeline(
+  return denoisers.SamplingComponents(
     weights=weights,
     manifest=weights_dir.read(weights),
     mesh=meshes.for_sampling(jax.devices()[:1], heads=2),
@@ -99,19 +99,19 @@ def test_noise_is_a_function_of_the_seed(pipeline):
 )
 def test_prompts_share_a_length(longest, limit, rows):
   positive, video, audio = (np.ones((n, 4)) for n in (longest, 3, 7))
-  pairs = pipelines.text_pairs(positive, AV(video, audio), limit, "xla")
+  pairs = denoisers.text_pairs(positive, AV(video, audio), limit, "xla")
   assert pairs.video.shape == pairs.audio.shape == (2, rows, 4)
   assert pairs.video.any(-1).sum(-1).tolist() == [longest, 3]
   assert pairs.audio.any(-1).sum(-1).tolist() == [longest, 7]
 
 
 def test_prompts_may_be_written_out_whole():
-  pairs = pipelines.text_pairs(
+  pairs = denoisers.text_pairs(
     np.ones((9, 4)), AV(None, np.ones((3, 4))), 112, "cudnn"
   )
   assert pairs.video is None and pairs.audio.shape == (2, 112, 4)
   with pytest.raises(ValueError, match="9 text embeddings; the towers read 8"):
-    pipelines.text_pairs(np.ones((9, 4)), AV(np.ones((3, 4))), 8, "xla")
+    denoisers.text_pairs(np.ones((9, 4)), AV(np.ones((3, 4))), 8, "xla")
 
 
 def test_embeddings_are_of_the_prompts_own_tokens(pipeline, golden):

@@ -1,0 +1,249 @@
+"""The components around the loop: prompts in, latents out.
+
+Each stage loads the weights it needs and gives them back when it is done: the
+text encoder is gone before the denoiser comes. Samples are float32 whatever
+the compute dtype.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ovi_jax import cli
+from ovi_jax.attention import attention
+from ovi_jax.attention import context
+from ovi_jax.media import images
+from ovi_jax.modality import AV
+from ovi_jax.models import architecture
+from ovi_jax.models import dit
+from ovi_jax.models import fusion
+from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import encoders
+from ovi_jax.sampling import attention_maps
+from ovi_jax.sampling import denoise
+from ovi_jax.sampling import guidance
+from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sampling import solver
+
+NEEDS = architecture.COMPONENTS
+TEXT_ROWS = 64
+CACHED_ACTIVATIONS = 2**21  # of a feed-forward, 8 MiB: they stay in a cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingComponents(component_loader.Components):
+  """All components, and how the denoiser attends.
+
+  Attributes:
+    backend: attention backend.
+    context_parallelism: of attention between tokens that are split over
+      devices.
+  """
+
+  backend: str
+  context_parallelism: str = context.ULYSSES
+
+  @property
+  def channels(self) -> AV[int]:
+    """Latent channels of each modality."""
+    towers = self.arch.fusion.present()
+    return AV(**{name: tower.channels for name, tower in towers.items()})
+
+  def embed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Embed prompts; each becomes text_SE, S its own tokens, on the host."""
+    return encoders.TextEncoder.load(self).texts(texts)
+
+  def encode_images(
+    self, paths: Sequence[pathlib.Path], encoder: encoders.VideoEncoder
+  ) -> dict[pathlib.Path, np.ndarray]:
+    """First latent frame [1, H, W, C] of each picture, on the host."""
+    latents, area = {}, self.manifest.geometry.area
+    for path in dict.fromkeys(paths):
+      picture_HWC, _ = images.read_image(path)
+      image_HWC = images.first_frame(picture_HWC, area)
+      latent_THWC = np.asarray(encoder.encode(image_HWC[None, None])[0])
+      latents[path] = self.require_finite(latent_THWC, "video_vae")
+    return latents
+
+  def denoiser(self) -> "Denoiser":
+    """Load the model of the loop."""
+    return Denoiser(
+      components=self, model=self.denoiser_model(), params=self.load("fusion")
+    )
+
+  def denoiser_model(self) -> fusion.FusionDiT:
+    """The model of the loop, without its parameters."""
+    return denoiser_model(
+      self.arch.fusion,
+      self.dtype,
+      self.backend,
+      self.mesh.size,
+      self.context_parallelism,
+    )
+
+
+def denoiser_model(
+  config: AV[dit.DiTConfig],
+  dtype: jnp.dtype,
+  backend: str,
+  devices: int,
+  context_parallelism: str = context.ULYSSES,
+) -> fusion.FusionDiT:
+  """The denoiser as it runs best on this platform."""
+  cached = cli.platform() == "cpu" and devices == 1
+  limit = CACHED_ACTIVATIONS if cached else None
+  unroll = fusion.should_unroll(config, cli.platform())
+  return fusion.FusionDiT(
+    config,
+    dtype,
+    backend,
+    limit,
+    unroll=unroll,
+    context_parallelism=context_parallelism,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoiser:
+  """The model of the loop with its parameters."""
+
+  components: SamplingComponents
+  model: fusion.FusionDiT
+  params: dict[str, Any]
+
+  def sample(
+    self,
+    noise: AV[np.ndarray],
+    positive: np.ndarray,
+    negative: AV[np.ndarray],
+    settings: settings_lib.Settings,
+    first_frame: np.ndarray | None = None,
+    on_step: Any = lambda _: None,
+  ) -> AV[jax.Array]:
+    """Denoise one clip.
+
+    Args:
+      noise: video_THWC and audio_TC, standard normal.
+      positive: text_SE of the prompt, S its own tokens.
+      negative: text_SE of each tower's negative prompt.
+      settings: solver, steps, guidance.
+      first_frame: clean first latent [1, H, W, C], or `None`.
+      on_step: called with the number of finished steps.
+
+    Returns:
+      Latents video_BTHWC and audio_BTC with B = 1, float32.
+
+    Raises:
+      denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
+    """
+    method = solver.named(settings.solver)
+    levels = method.schedule(settings.num_steps, settings.flow_shift)
+    with self.components.computing():
+      x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise)
+      text = text_pairs(
+        positive, negative, self.components.text_length, self.model.backend
+      )
+      first = None if first_frame is None else jnp.asarray(first_frame)[None]
+      depth = self.model.config.video.num_layers
+      inputs = denoise.Inputs(
+        conditions(
+          self.model, self.params, guidance.duplicate_for_cfg(x), text
+        ),
+        jnp.asarray(guidance.slg_mask(depth, 1, settings.slg_layer)),
+        settings.guidance_scale,
+        first,
+      )
+      return denoise.denoise(
+        self.model, method, self.params, inputs, x, levels, on_step
+      )
+
+  def maps(
+    self,
+    latents: AV[jax.Array],
+    noise: AV[np.ndarray],
+    positive: np.ndarray,
+    first_frame: np.ndarray | None = None,
+    heads: attention_maps.Heads = (),
+  ) -> attention_maps.Maps:
+    """What the towers attend to of each other, in a clip that is there.
+
+    Args:
+      latents: clean video_BTHWC and audio_BTC, B = 1.
+      noise: video_THWC and audio_TC, standard normal.
+      positive: text_SE of the prompt.
+      first_frame: as the clip was made from, or `None`.
+      heads: see `attention_maps.measure`.
+    """
+    with self.components.computing():
+      given = AV(positive, positive)
+      limit = self.components.text_length
+      doubled = text_pairs(positive, given, limit, self.model.backend)
+      return attention_maps.measure(
+        self.model,
+        self.params,
+        latents,
+        jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise),
+        jax.tree.map(lambda a: jnp.asarray(a[:1]), doubled),
+        clean_first=first_frame is not None,
+        heads=heads,
+      )
+
+
+def text_pairs(
+  positive: np.ndarray,
+  negative: AV[np.ndarray],
+  limit: int,
+  backend: str,
+) -> AV[np.ndarray]:
+  """Embeddings_BSE of the doubled batch, zero beyond each prompt's end.
+
+  S is one of few lengths, since each compiles a program of its own: the first
+  of 64, 128, 256, ..., less the row that stands for the rest, that holds the
+  longest prompt.
+
+  Args:
+    positive: text_SE of the prompt.
+    negative: text_SE of each tower's negative prompt.
+    limit: the largest S.
+    backend: of the attention; S is `limit` for one that gains nothing by less.
+
+  Raises:
+    ValueError: an embedding is longer than `limit`.
+  """
+  negatives = negative.present()
+  longest = max(len(text) for text in (positive, *negatives.values()))
+  if longest > limit:
+    raise ValueError(f"{longest} text embeddings; the towers read {limit}")
+  rows = TEXT_ROWS
+  while rows <= longest:
+    rows *= 2
+  rows = min(rows - 1, limit)
+  if not attention.BACKENDS[backend].weights_pad_key:
+    rows = limit
+
+  def padded(text_SE: np.ndarray) -> np.ndarray:
+    return np.pad(text_SE, ((0, rows - len(text_SE)), (0, 0)))
+
+  return AV(
+    **{
+      name: np.stack([padded(positive), padded(text)])
+      for name, text in negatives.items()
+    }
+  )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def conditions(
+  model: fusion.FusionDiT, params: Any, latents: AV[Any], text: AV[jax.Array]
+) -> fusion.Conditions:
+  """What all steps of a prompt share, see `fusion.FusionDiT.conditions`."""
+  made: Any = model.apply(
+    {"params": params}, latents, text, method="conditions"
+  )
+  return made

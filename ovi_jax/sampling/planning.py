@@ -1,0 +1,249 @@
+"""Requests to planned clips: everything is checked before weights are
+loaded."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+import ovi_jax
+from ovi_jax import cli
+from ovi_jax import config as config_lib
+from ovi_jax import geometry
+from ovi_jax import prompt as prompts
+from ovi_jax.attention import attention
+from ovi_jax.attention import context
+from ovi_jax.modality import AV
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import denoiser as denoisers
+from ovi_jax.sampling import noise as noises
+from ovi_jax.sampling import requests as requests_lib
+from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sharding import mesh as meshes
+
+Log = Callable[[str], None]
+MAX_CLIPS = 100_000  # of a run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """One clip to make, with everything that decides what it will be."""
+
+  request: requests_lib.Request
+  text: str  # the prompt as the encoder reads it
+  clip: geometry.Clip
+  recipe: dict[str, Any]  # written beside the clip; equal recipe, equal clip
+  path: pathlib.Path
+
+
+def resolve_settings(
+  config: ml_collections.ConfigDict, weights: str | os.PathLike[str]
+) -> settings_lib.Settings:
+  """The settings of a config and, where it leaves them open, of the weights.
+
+  Raises:
+    ValueError: there are no weights, or the settings make no sense.
+  """
+  variant: Any = config.get("variant", "")
+  manifest = weights_dir.manifest_of(weights, variant)
+  advised = settings_lib.recommended_of(manifest)
+  return settings_lib.Settings.from_config(config, advised)
+
+
+def open_components(
+  weights: pathlib.Path, settings: settings_lib.Settings
+) -> denoisers.SamplingComponents:
+  """Check weights, devices, dtype and attention; load nothing.
+
+  Raises:
+    ValueError: the weights cannot make a video with sound, or the mesh cannot
+      be.
+  """
+  manifest = weights_dir.read(weights, settings.variant, denoisers.NEEDS)
+  towers = manifest.architecture.fusion.present()
+  if len(towers) != 2:
+    raise ValueError(
+      f"weights in {weights} have only the tower {', '.join(towers)}; a video"
+      " with sound needs both"
+    )
+  platform = cli.platform()
+  dtype = config_lib.resolve_dtype(settings.dtype, platform)
+  tower = next(iter(towers.values()))
+  return denoisers.SamplingComponents(
+    weights=weights,
+    manifest=manifest,
+    mesh=make_mesh(settings, _devices(settings), tower.num_heads),
+    context_parallelism=settings.context_parallelism,
+    dtype=dtype,
+    backend=attention.resolve(
+      settings.attention, platform, dtype, tower.head_size
+    ),
+  )
+
+
+def _devices(settings: settings_lib.Settings) -> list[Any]:
+  return (
+    jax.devices() if settings.shard_clips_over_hosts else jax.local_devices()
+  )
+
+
+def make_mesh(
+  settings: settings_lib.Settings, devices: Sequence[Any], heads: int
+) -> jax.sharding.Mesh:
+  """The mesh that the settings ask for, or one that suits the devices.
+
+  Raises:
+    ValueError: it does not multiply to the devices, or cannot divide heads.
+  """
+  if not any(settings.mesh.values()):
+    return meshes.for_sampling(devices, heads)
+  sizes = meshes.resolve_sizes(settings.mesh, len(devices))
+  mesh = meshes.make(devices, **sizes)
+  context.check(mesh.shape, heads, settings.context_parallelism)
+  return mesh
+
+
+def plan(
+  requests: Sequence[requests_lib.Request],
+  settings: settings_lib.Settings,
+  components: denoisers.SamplingComponents,
+  out: pathlib.Path,
+  noise: str | os.PathLike[str],
+  log: Log,
+) -> tuple[list[Job], AV[np.ndarray] | None]:
+  """Resolve prompts, sizes and names of all clips; reads images, no weights.
+
+  Args:
+    requests: see `run`.
+    settings: see `run`.
+    components: of the weights.
+    out: see `run`.
+    noise: see `run`.
+    log: see `run`.
+
+  Returns:
+    The clips, and the noise that all of them begin as, if it is given.
+
+  Raises:
+    ValueError: something about the input is wrong.
+  """
+  count = len(requests) * settings.samples_per_prompt
+  if count > MAX_CLIPS:
+    raise ValueError(
+      f"{len(requests)} prompts, each {settings.samples_per_prompt} times,"
+      f" are {count} clips; a run makes at most {MAX_CLIPS}, so share them out"
+    )
+  variant = components.manifest.geometry
+  wanted = settings.height, settings.width
+  arch = components.arch
+  if arch.clip is not None and wanted == geometry.DEFAULT_SIZE:
+    wanted = arch.clip.pixels
+  expanded = requests_lib.expand(
+    requests,
+    settings.samples_per_prompt,
+    settings.seed,
+    height=wanted[0],
+    width=wanted[1],
+    area=variant.area,
+  )
+  depth = arch.fusion.video.num_layers
+  if settings.slg_layer >= depth:
+    log(f"note: there is no block {settings.slg_layer}, none is skipped")
+  clips = [variant.clip(*request.size) for request in expanded]
+  given = _noise(noise, clips, components.channels) if noise else None
+  tokenizer = components.tokenizer()
+  again = len(requests) * settings.samples_per_prompt - len(expanded)
+  if again:
+    log(
+      f"note: {again} clips are asked for twice (the same prompt, image and"
+      " seed) and are made once"
+    )
+  jobs = []
+  noted: set[str] = set()
+  for request, clip in zip(expanded, clips):
+    text, notes = prompts.format_for(request.prompt, variant)
+    notes += tokenizer.notes([text], components.text_length) + request.notes
+    if unread := tokenizer.unread(text):
+      notes += (
+        "these words are not in the vocabulary and are left out:"
+        f" {', '.join(unread)}",
+      )
+    height, width = request.size
+    if not 0.75 < height * width / variant.area < 1.25:
+      notes += (
+        f"{height}x{width} is far from the {variant.area} pixels these weights"
+        " know; a less extreme aspect would do better",
+      )
+    elif geometry.elongation(height, width) > geometry.USUAL_ASPECT:
+      notes += (
+        f"the clip is {height}x{width}, more extreme than the"
+        f" {geometry.USUAL_ASPECT:g} to 1 of training; crop it for better"
+        " results",
+      )
+    for note in notes:
+      line = f"note: row {request.index}: {note}"
+      if line not in noted:
+        log(line)
+      noted.add(line)
+    recipe = _metadata(request, text, settings, components, given)
+    path = out / f"{request.stem}.mp4"
+    jobs.append(
+      Job(request=request, text=text, clip=clip, recipe=recipe, path=path)
+    )
+  return jobs, given
+
+
+def _noise(
+  path: str | os.PathLike[str],
+  clips: Sequence[geometry.Clip],
+  channels: AV[int],
+) -> AV[np.ndarray]:
+  """The noise in a file, which every clip begins as."""
+  wanted = list(dict.fromkeys(noises.shapes(clip, channels) for clip in clips))
+  if len(wanted) > 1:
+    sizes = ", ".join(
+      dict.fromkeys("x".join(map(str, c.pixels)) for c in clips)
+    )
+    raise ValueError(
+      f"noise: one file serves clips of one size; these have {sizes}"
+    )
+  return noises.read(pathlib.Path(path), wanted[0])
+
+
+def _metadata(
+  request: requests_lib.Request,
+  text: str,
+  settings: settings_lib.Settings,
+  components: denoisers.SamplingComponents,
+  noise: AV[np.ndarray] | None,
+) -> dict[str, Any]:
+  """Everything needed to make the clip again."""
+  image = None
+  if request.image is not None:
+    content = weights_dir.digest_of(request.image)
+    image = {"path": str(request.image), "sha256": content}
+  manifest = components.manifest
+  config = settings.metadata() | {"seed": request.seed}
+  config.pop("samples_per_prompt")
+  return {
+    "prompt": request.prompt,
+    "text": text,
+    "image": image,
+    "seed": request.seed,
+    "height": request.size[0],
+    "width": request.size[1],
+    "noise_sha256": None if noise is None else noises.digest(noise),
+    "config": config,
+    "dtype": components.dtype.name,
+    "weights": {
+      "variant": manifest.variant or weights_dir.CUSTOM,
+      "sha256": dict(manifest.digests),
+    },
+    "ovi_jax": ovi_jax.__version__,
+  }
