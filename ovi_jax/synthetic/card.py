@@ -56,8 +56,8 @@ laptop: text, or a first frame, to 5.04 s of video (121 frames at 24 fps,
 laboratory. It knows one drawn world and nothing else.
 
 - **Data**: `ovi_jax.synthetic.world`, drawn and synthesized from a seed: balls
-  that bounce and knock (six colours; wood, metal, rubber), lamps that flash and beep
-  (low, middle, high), faces that speak vowels (low or high voice), still and
+  that bounce and knock (six colours; wood, metal, rubber), lamps that flash and
+  beep (low, middle, high), faces that speak vowels (low or high voice), still and
   silent scenes, sound without picture. No recording, no person's voice or
   likeness is in it. Some pairs of a colour and a sound are left out of
   training.

@@ -178,8 +178,8 @@ def test_towers_whose_heads_differ_are_refused_in_one_line():
   with pytest.raises(ValueError, match="config: model: both towers") as error:
     settings.Settings.from_config(values)
   assert str(error.value) == (
-    "config: model: both towers need the same hidden_dim / num_heads, got 16 of video"
-    " and 32 of audio"
+    "config: model: both towers need the same hidden_dim / num_heads, got 16"
+    " of video and 32 of audio"
   )
 
 

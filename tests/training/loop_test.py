@@ -247,7 +247,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     (
       24,
       2,
-      "must be a multiple of 16: 2 microbatches .*, each over 8 devices.*16 would",
+      "multiple of 16: 2 microbatches .*, each over 8 devices.*16 would",
     ),
     (0, 1, "batch_size 0 must be a multiple of 8"),
   ],
