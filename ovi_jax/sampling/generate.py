@@ -90,8 +90,8 @@ def run(
   elif count > 1:
     log(
       f"process {index} of {count} makes its share of {len(jobs)} clips, plan"
-      f" {_digest(_shared(settings, {}, components, jobs))}; the others must name"
-      " the same plan"
+      f" {_digest(_shared(settings, {}, components, jobs))}; the others must"
+      " name the same plan"
     )
   # By place among all, not among what is missing: others may be at work.
   mine = jobs if settings.shard_clips_over_hosts else jobs[index::count]
