@@ -42,7 +42,8 @@ class Pipeline(component_loader.Components):
 
   Attributes:
     backend: attention backend.
-    context_parallelism: of attention between tokens that are split over devices.
+    context_parallelism: of attention between tokens that are split over
+      devices.
   """
 
   backend: str

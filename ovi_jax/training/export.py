@@ -132,8 +132,8 @@ def export(
 def inherited_advice(workdir: pathlib.Path) -> Mapping[str, Any]:
   """The sampling advice of the weights that a run's towers started from.
 
-  Runs that started from other runs are followed; empty if the towers are random,
-  the weights advise nothing, or a source is no longer there.
+  Runs that started from other runs are followed; empty if the towers are
+  random, the weights advise nothing, or a source is no longer there.
   """
   for _ in range(_LONGEST_CHAIN):
     try:
