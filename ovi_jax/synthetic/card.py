@@ -57,8 +57,8 @@ laboratory. It knows one drawn world and nothing else.
 
 - **Data**: `ovi_jax.synthetic.world`, drawn and synthesized from a seed: balls
   that bounce and knock (six colours; wood, metal, rubber), lamps that flash and
-  beep (low, middle, high), faces that speak vowels (low or high voice), still and
-  silent scenes, sound without picture. No recording, no person's voice or
+  beep (low, middle, high), faces that speak vowels (low or high voice), still
+  and silent scenes, sound without picture. No recording, no person's voice or
   likeness is in it. Some pairs of a colour and a sound are left out of
   training.
 - **Parts**: {parts}; {megabytes:.1f} MB in bfloat16.
