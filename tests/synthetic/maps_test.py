@@ -47,7 +47,7 @@ def maps_of():
     latents = AV(video.encode(clip.frames_THWC[None]), audio.encode(wave_1A))
     drawn = noise.sample_noise(number, length, pipe.channels)
     text = pipe.embed([caption])[caption]
-    return denoiser.maps(latents, drawn, text, num_heads=heads)
+    return denoiser.maps(latents, drawn, text, heads=heads)
 
   return find
 
