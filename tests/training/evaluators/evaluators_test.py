@@ -67,13 +67,13 @@ def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
     changes = shown | {"optimizer.ema_on_host": place}
     path = tmp_path / str(place)
     assert trainer_test.run(
-      trainer_test.config("fusion", clips, **changes, steps=4), path
+      trainer_test.config("fusion", clips, **changes, num_train_steps=4), path
     )
     losses += logs.read(path)[-1:]
   for name in ("eval/loss_video", "eval/loss_audio"):
     np.testing.assert_allclose(losses[0][name], losses[1][name], rtol=1e-5)
   # Gone on with from its checkpoint, still on the host.
-  longer = trainer_test.config("fusion", clips, **changes, steps=6)
+  longer = trainer_test.config("fusion", clips, **changes, num_train_steps=6)
   assert trainer_test.run(longer, path)
 
 
