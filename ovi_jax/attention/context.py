@@ -89,7 +89,7 @@ def check(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
     raise ValueError(
       f"mesh: {heads} heads cannot be divided by {by}; take a divisor of"
       f" {heads} ({', '.join(map(str, good))})"
-      + "; or context_attention ring, which divides no heads"
+      + "; or context_parallelism=ring, which divides no heads"
       * (parts != tensor and heads % tensor == 0)
     )
 

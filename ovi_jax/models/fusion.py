@@ -275,8 +275,8 @@ class FusionDiT(nn.Module):
       t_BT: noise times in [0, 1000] of each modality, 1000 = noise; T = 1 for
         all latents, or T = 2: of the first latent frame, and of the others.
       text: prompt embeddings_BSE of each tower, or `conditions` made of them.
-      keep_GB: `False` where a block is left out for an element of the batch
-        (skip-layer guidance); `None` keeps all.
+      block_mask_GB: `False` where a block is left out for an element of the
+        batch (skip-layer guidance); `None` keeps all.
       lengths: how many latent frames and steps of each example count, as
         integers_B; the rest is padding that no token attends to. 0 means that
         the modality is missing. `None` counts all.

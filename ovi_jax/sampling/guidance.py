@@ -33,7 +33,7 @@ def apply_cfg(velocities: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
 
 
 def slg_mask(blocks: int, batch: int, slg_layer: int) -> np.ndarray:
-  """keep_GB: which blocks each element of the doubled batch goes through.
+  """block_mask_GB: which blocks each element of the doubled batch goes through.
 
   Block `slg_layer` (counted from 0) is left out of the negative half; as in
   the original, 0 and below leave out none.

@@ -173,7 +173,8 @@ def run(
     Whether the run is finished; `False` if it saved and left early.
 
   Raises:
-    NonFinite: names the step and the records; the last good checkpoint stays.
+    NonFiniteLossError: names the step and the records; the last good checkpoint
+      stays.
     OSError: a checkpoint cannot be written.
   """
   with distributed.preemption_watcher() as stop, jax.set_mesh(work.mesh):
@@ -320,7 +321,7 @@ class MetricAccumulator:
     """Wait for a step, check its numbers, write a line if one is due.
 
     Raises:
-      NonFinite: names the step and the records.
+      NonFiniteLossError: names the step and the records.
     """
     metrics = jax.device_get(report.metrics)
     _check_finite(report, metrics)

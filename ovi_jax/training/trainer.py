@@ -94,7 +94,7 @@ def train(
 
   Raises:
     ValueError: config, data, towers or directory cannot be; before the first
-      step. `loop.NonFinite` later.
+      step. `loop.NonFiniteLossError` later.
     OSError: the directory cannot be written.
   """
   with distributed.collective_errors():

@@ -64,6 +64,6 @@ def test_films_become_records_that_train(film, tmp_path):
   assert all(record.frames == 121 and record.video for record in found)
   first = found[0]
   batch = end_to_end_run.batch(
-    path, first.height, first.width, 1, drop_unfit=True
+    path, first.height, first.width, 1, skip_unfit=True
   )
   assert batch.latents.video.shape == (1, 121, first.height, first.width, 3)

@@ -68,7 +68,7 @@ def train(
 
   Raises:
     ValueError: config, data or directory cannot be; before the first step.
-      `loop.NonFinite` later.
+      `loop.NonFiniteLossError` later.
     OSError: the directory cannot be written.
   """
   with distributed.collective_errors():
