@@ -277,7 +277,7 @@ def reseal_list(path):
 
 def arrays(path):
   root = next(p for p in path.parents if p.name == "1")
-  saved.read(saved.read_info(root), {"trained/w": np.zeros((2, 3))})
+  saved.read(saved.read_info(root), {"trained_params/w": np.zeros((2, 3))})
 
 
 def described(path):

@@ -71,8 +71,8 @@ class VideoVAEObjective:
     seen_B = (batch.lengths.video > 0).astype(jnp.float32)
     share_B = seen_B / jnp.maximum(seen_B.sum(), 1.0)
     scales = {
-      "pixels": self.recon_weight,
-      "moving": self.motion_weight,
+      "recon": self.recon_weight,
+      "motion": self.motion_weight,
       "kl": self.kl_weight,
     }
     return {name: scale * share_B for name, scale in scales.items()}
@@ -101,9 +101,9 @@ class VideoVAEObjective:
     axes = (1, 2, 3, 4)
     divergence = (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar) / 2
     found = {
-      "pixels": error.mean(axes),
+      "recon": error.mean(axes),
       # Nothing moves: no change, and no division by it.
-      "moving": (change * error).mean(axes) / (change.mean(axes) + _STILL),
+      "motion": (change * error).mean(axes) / (change.mean(axes) + _STILL),
       "kl": divergence.mean(axes),
     }
     seen_B = batch.lengths.video > 0

@@ -58,7 +58,7 @@ def test_terms_are_what_they_say(monkeypatch):
     target + 0.3, frames, monkeypatch, mean=2.0, logvar=np.log(4.0)
   )
   error = np.sqrt(0.3**2 + 0.1**2) - 0.1
-  assert everywhere["pixels"] == pytest.approx([error], rel=1e-5)
+  assert everywhere["recon"] == pytest.approx([error], rel=1e-5)
   assert everywhere["kl"] == pytest.approx(
     [(4 + 4 - 1 - np.log(4)) / 2], rel=1e-5
   )
@@ -71,17 +71,17 @@ def test_terms_are_what_they_say(monkeypatch):
   wall = target.copy()
   wall[:, :, 3, 3] += 0.3
   elsewhere, _ = terms_of(wall, frames, monkeypatch)
-  assert there["pixels"] < elsewhere["pixels"]
-  assert elsewhere["moving"] == 0
+  assert there["recon"] < elsewhere["recon"]
+  assert elsewhere["motion"] == 0
   change = 2 / 3 + 4 / 3 + 2 / 3
   expected = 4 / 3 * error / (change + 0.005 * 48)
-  assert there["moving"] == pytest.approx([expected], rel=1e-5)
+  assert there["motion"] == pytest.approx([expected], rel=1e-5)
 
 
 def test_a_clip_that_stands_still_has_nothing_that_moves(monkeypatch):
   frames = np.full((1, 3, 4, 4, 3), 200, np.uint8)
   found, _ = terms_of(np.zeros(frames.shape), frames, monkeypatch)
-  assert found["moving"] == 0 and found["pixels"] > 0.1
+  assert found["motion"] == 0 and found["recon"] > 0.1
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_gradients_reach_every_parameter_and_blank_rows_none():
   assert TASK.sample_noise(jax.random.key(0), example).shape == (3, 1, 1, 3)
   drawn = jnp.asarray(random.standard_normal((2, 3, 1, 1, 3), np.float32))
   weights = TASK.example_weights(given)
-  np.testing.assert_allclose(weights["moving"], [0.5, 0])
+  np.testing.assert_allclose(weights["motion"], [0.5, 0])
 
   @jax.jit
   def loss(params):
