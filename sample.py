@@ -2,8 +2,7 @@
 
   python sample.py --prompt="A red ball bounces. Audio: dull wooden knocks."
   python sample.py --weights=DIR --prompts=FILE.csv --config.solver=euler
-
-Every setting is a field of configs/sample.py, set by --config.FIELD=VALUE.
+--config.FIELD=VALUE sets a field of configs/sample.py.
 """
 
 import pathlib
@@ -21,9 +20,9 @@ from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 
 FLAGS = flags.FLAGS
-CONFIG = pathlib.Path(__file__).with_name("configs") / "sample.py"
+ROOT = pathlib.Path(__file__).parent
 with cli.flag_errors():
-  config_flags.DEFINE_config_file("config", str(CONFIG))
+  config_flags.DEFINE_config_file("config", f"{ROOT}/configs/sample.py")
 flags.DEFINE_string("prompt", "", "What to see, say and hear.")
 flags.DEFINE_string("prompts", "", "CSV or TSV: text_prompt[, image_path].")
 flags.DEFINE_string("image", "", "Picture of the first frame, with --prompt.")
@@ -38,8 +37,8 @@ flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
 
 def main(argv: list[str]) -> None:
   cli.setup(argv)
+  weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
   try:
-    weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
     if FLAGS.aot:
       sys.exit(not sample_step.run(FLAGS.aot, FLAGS.config, weights, out))
     asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode

@@ -88,7 +88,7 @@ def test_a_notebook_shows_a_player_with_sound(clip, tmp_path):
   html = clip._repr_html_()
   assert html.startswith("<video controls")
   path = clip.save(tmp_path / "clip.mp4")
-  frames, wave = mp4.read(path)
+  frames, _, wave, _ = mp4.read(path)
   assert len(frames) == 121 and wave is not None
   with pytest.raises(ValueError, match=r"ends in \.mp4"):
     clip.save(tmp_path / "clip.avi")
