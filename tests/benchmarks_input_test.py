@@ -72,7 +72,7 @@ def test_everything_runs(tmp_path, monkeypatch):
   words = ["--small", "--repeats", "1", "--seconds", "0.1", "--workers", "0"]
   input_path.main([*words, "--out", str(tmp_path)])
   results = json.loads((tmp_path / "input.json").read_text())
-  assert set(results["cases"]) == {"fusion", "audio", "encode_on_the_fly"}
+  assert set(results["cases"]) == {"fusion", "audio", "media"}
   for case in results["cases"].values():
     (timed,) = case["workers"]["0"]["timed"]
     assert timed["clips"] >= 1

@@ -67,7 +67,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   assert code == 1 and "Traceback" not in said
   assert f"train: {tmp_path / 'run'} belongs to a run of another" in said
   assert (
-    "\n  batch: 4 in the run, 8 now (--config.batch_size=4 sets it back)"
+    "\n  batch_size: 4 in the run, 8 now (--config.batch_size=4 sets it back)"
     in said
   )
   assert f"--workdir=NEW --config.init_from.audio={tmp_path / 'run'}" in said
