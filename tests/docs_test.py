@@ -97,7 +97,7 @@ def test_fine_tuning_from_a_folder_of_clips(tmp_path):
   )
   # The same seed and settings, other weights.
   assert before["config"] == after["config"] and before["seed"] == after["seed"]
-  assert after["config"]["guidance"] == {"video": 1.5, "audio": 1.5}
+  assert after["config"]["guidance_scale"] == {"video": 1.5, "audio": 1.5}
   sums = [made["weights"]["sha256"] for made in (before, after)]
   assert {name for name in sums[0] if sums[0][name] != sums[1][name]} == {
     "fusion"
