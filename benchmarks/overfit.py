@@ -7,7 +7,7 @@ Stages run through `train` with the repository's configs; what is overridden is
 in `OVERRIDES` and in the results. Samples come from the averaged weights of the
 last checkpoint, as a later stage reads them, and from noise that training never
 saw, one for each caption; they are held against all eight clips. The same
-command goes on where it was stopped.
+command resumes an interrupted run.
 """
 
 import importlib
@@ -109,7 +109,7 @@ def run_stage(name: str, root: pathlib.Path) -> dict[str, Any]:
   values = config(name, root)
   settings = settings_lib.Settings.from_config(values)
   if not trainer.train(settings, values.to_dict(), root / name):
-    sys.exit("told to stop; the same command goes on")
+    sys.exit("interrupted; run the same command to resume")
   data, initial = STAGES[name]
   number, frames = (
     overfit_records.SETS[data],

@@ -55,7 +55,7 @@ def pin(threads: int) -> None:
 
 
 def serve(prepare: Callable[[Mapping[str, Any]], Work]) -> None:
-  """Answer lines of standard input until told to stop.
+  """Answer lines of standard input until its end.
 
   Args:
     prepare: makes the work of the first line.

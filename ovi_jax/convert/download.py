@@ -99,7 +99,7 @@ def download(
     ValueError: no such variant, no `huggingface_hub`, a file is gone from its
       repository, or a file came in another size than announced.
     OSError: the disk has no room, or the hub cannot be reached or refuses; run
-      again then, and it goes on where it stopped.
+      the command again to resume the download.
   """
   wanted = plan(variant)
   hub = hub or _hub()

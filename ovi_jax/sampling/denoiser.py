@@ -1,7 +1,7 @@
 """The components around the loop: prompts in, latents out.
 
 Each stage loads the weights it needs and gives them back when it is done: the
-text encoder is gone before the denoiser comes. Samples are float32 whatever
+text encoder is freed before the DiT is loaded. Samples are float32 whatever
 the compute dtype.
 """
 

@@ -38,7 +38,7 @@ class ClusterEnv:
     index: of this process, from 0.
     count: of processes.
     address: host and port of the coordinator; `None` if JAX is to find it, or
-      nobody needs it.
+      none is needed.
     bind: host and port where the coordinator listens.
     seconds: to wait for the others.
     heartbeat: seconds until a process that is silent counts as lost.

@@ -120,7 +120,7 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def preemption_watcher() -> Iterator[Callable[[int], bool]]:
-  """Whether the run was told to stop, asked before each step.
+  """Whether a stop was requested; checked before each step.
 
   SIGTERM and the first Ctrl-C (SIGINT) stop it; the second Ctrl-C ends the
   process at once. Several processes all stop before the same step, whichever

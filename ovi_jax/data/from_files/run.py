@@ -61,7 +61,7 @@ class Imported:
 
 
 def run(settings: settings_lib.Settings, log: Log = console.log) -> None:
-  """Import files; goes on where an earlier call was stopped.
+  """Import files; resumes an interrupted import.
 
   Args:
     settings: of the import.

@@ -2,7 +2,7 @@
 
 A result is a zip archive under a name that follows from the file and the
 settings: `meta.json`, and `0000.mp4`, `0000.pcm`, `0000.png` of each window. It
-is there whole or not at all, so that an import goes on where it was stopped.
+is there whole or not at all, so that an import can be resumed.
 """
 
 import concurrent.futures

@@ -24,7 +24,7 @@ class Loss(NamedTuple):
 def psnr_of(
   codec: Callable[[np.ndarray], np.ndarray], clips: Iterable[np.ndarray]
 ) -> Loss:
-  """PSNR of clips, frames_THWC of uint8, after `codec` there and back."""
+  """PSNR of clips (uint8 frames_THWC) encoded and decoded by `codec`."""
   psnr = [distortion.video_psnr(clip, codec(clip)) for clip in clips]
   return Loss(float(np.mean(psnr)), min(psnr), len(psnr))
 
@@ -34,7 +34,7 @@ def log_mel_error_of(
   waves: Iterable[np.ndarray],
   config: mel.MelConfig | None = None,
 ) -> Loss:
-  """Log-mel error of waves [A] after `codec` there and back."""
+  """Log-mel error of waves [A] after encoding and decoding by `codec`."""
   config = config or mel.MelConfig()
   errors = [
     distortion.log_mel_error(wave, codec(wave), config) for wave in waves

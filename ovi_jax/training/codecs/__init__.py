@@ -1,4 +1,4 @@
-"""Training what stands around the towers: codecs and the text encoder.
+"""Training of the codecs and the text encoder.
 
 `settings` is a run's config, `table` has a task for each component, `input`
 makes batches of clips' crops, `run` puts them into the loop of all stages;
