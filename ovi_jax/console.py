@@ -1,5 +1,10 @@
 """Console output: log lines, errors and progress bars that cannot end a run.
 
+Modules log with `logging.getLogger(__name__)`. Commands print what the loggers
+below `ovi_jax` say at INFO and above to stdout, without a prefix; libraries log
+through loggers of their own. From Python nothing is printed unless the caller
+configures `logging`.
+
 What is printed often holds text from files: prompts, names, error messages of
 libraries. Control characters in it are printed escaped, characters that the
 console's encoding lacks as `\\u011b`. Output that nobody reads any more (a
@@ -8,6 +13,7 @@ closed pipe, a full disk, no stdout at all) is dropped and the run goes on.
 
 import contextlib
 import io
+import logging
 import os
 import select
 import sys
@@ -17,16 +23,17 @@ from typing import Any
 from typing import TextIO
 
 import tqdm
-from absl import logging
+from absl import logging as absl_logging
 
 from ovi_jax import untrusted
 
+LOGGER = logging.getLogger("ovi_jax")
 SECONDS_A_LINE = 30  # between lines of progress where bars cannot be drawn
 _ESCAPE = "backslashreplace"
 
 
 def setup() -> None:
-  """Make the process's stdout and stderr safe, once.
+  """Make the process's stdout and stderr safe and print the log, once.
 
   Streams that somebody else has put in their place (a notebook, a test) stay.
   """
@@ -40,7 +47,18 @@ def setup() -> None:
   if sys.stderr is sys.__stderr__:
     # tqdm goes back to the start of its line.
     sys.stderr = _Console(2, sys.stderr, "\n\t\r")
-    logging.get_absl_handler().python_handler.setStream(sys.stderr)
+    absl_logging.get_absl_handler().python_handler.setStream(sys.stderr)
+  if not any(isinstance(x, _LogHandler) for x in LOGGER.handlers):
+    LOGGER.addHandler(_LogHandler())
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False  # absl prints what reaches the root logger
+
+
+class _LogHandler(logging.Handler):
+  """Prints messages as lines on stdout."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    log(record.getMessage())
 
 
 def log(line: str) -> None:

@@ -1,5 +1,6 @@
 """Shared fixtures: strict numerics, goldens, the stand-in's parameters."""
 
+import logging
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,6 +26,24 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", str(HERE.parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def log_lines():
+  """The messages that the package logs during a test, at INFO and above."""
+  lines: list[str] = []
+
+  class Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+      lines.append(record.getMessage())
+
+  logger, handler = logging.getLogger("ovi_jax"), Handler()
+  level = logger.level
+  logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  yield lines
+  logger.removeHandler(handler)
+  logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

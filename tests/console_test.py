@@ -1,6 +1,7 @@
 """Console output never ends a run, whatever stdout and stderr are."""
 
 import io
+import logging
 import os
 import pathlib
 import signal
@@ -129,3 +130,25 @@ def test_ctrl_c_is_one_line_and_ends_a_command_by_the_signal(tmp_path):
   assert done.returncode == -signal.SIGINT
   line = "wait: interrupted; the same command can be run again\n"
   assert (done.stdout, done.stderr) == ("", line)
+
+
+def test_commands_print_the_log_once_and_libraries_none_of_it(tmp_path):
+  script = """
+import logging
+from ovi_jax import console
+logging.getLogger("ovi_jax.before").info("not printed: no command runs")
+console.setup()
+console.setup()
+logging.getLogger("ovi_jax.data").info("read %d clips\\x1b", 3)
+logging.getLogger("ovi_jax").debug("hidden")
+logging.getLogger("orbax").info("hidden")
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, check=True
+  )
+  assert (done.stdout, done.stderr) == ("read 3 clips\\x1b\n", "")
+
+
+def test_log_lines_are_collected(log_lines):
+  logging.getLogger("ovi_jax.models").info("loaded")
+  assert log_lines == ["loaded"]

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -40,6 +41,8 @@ _SERVICE = 60.0  # seconds that JAX's own service may need when all have come
 def initialize() -> None:
   """Join the other processes, if the environment tells of any.
 
+  Process 0 logs from now on; the others log warnings only.
+
   Raises:
     ValueError: what it says cannot be, or the others do not come within the
       time; names who is missing.
@@ -68,6 +71,8 @@ def initialize() -> None:
       f"the processes did not meet within {seconds:.0f} s (coordinator"
       f" {where}, {cluster_env.TIMEOUT} sets the time): {_first_line(error)}"
     ) from error
+  if jax.process_index():
+    logging.getLogger("ovi_jax").setLevel(logging.WARNING)
 
 
 def process_info() -> tuple[int, int]:
