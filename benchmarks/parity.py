@@ -451,11 +451,9 @@ def main(argv: list[str]) -> None:
     found, versions = compare(FLAGS.mmaudio)
     write(pathlib.Path(FLAGS.out), found, versions)
   except (OSError, ValueError) as error:
-    cli.exit_with_error(f"parity: {error}")
+    cli.exit_with_error(error)
   if bad := [c.name for c in found if not c.relative <= LIMIT]:
-    cli.exit_with_error(
-      f"parity: relative error above {LIMIT:g}: {', '.join(bad)}"
-    )
+    cli.exit_with_error(f"relative error above {LIMIT:g}: {', '.join(bad)}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ docs/curation.md for costs. The output is OUT/pack-…/records and
 OUT/report.html.
 """
 
+from typing import Any
+
 import ml_collections
 
 from ovi_jax.curation.engine import settings
@@ -49,7 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       f" {', '.join(':' + kind for kind in KINDS[1:])}, or nothing"
     )
   passes = AUDIO if arg.startswith("audio") else VIDEO
-  config = ml_collections.ConfigDict()
+  config: Any = ml_collections.ConfigDict()
   config.inputs = ("",)
   config.out = ""
   config.shard_size = (
@@ -79,7 +81,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   return config
 
 
-def _make_mini(config: ml_collections.ConfigDict) -> None:
+def _make_mini(config: Any) -> None:
   """Accept small media, and need no weights except those of packages."""
   config.shard_size = 2
   if "av_sync" in config.stages:

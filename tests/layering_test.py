@@ -11,6 +11,7 @@ PACKAGE = ROOT / "ovi_jax"
 BASE = {
   "cli",
   "config",
+  "config_files",
   "console",
   "files",
   "flops",
@@ -65,6 +66,15 @@ ALLOWED = {
     "data",
     "sampling",
     "training",
+  },
+  "commands": {
+    "aot",
+    "convert",
+    "models",
+    "sampling",
+    "sharding",
+    "training",
+    WORLD,
   },
   "synthetic": {"data", "models", "pretrained", "sampling", "sharding", WORLD},
 }

@@ -304,7 +304,7 @@ def next_lines(
     *lines,
     f"  python -m ovi_jax.training.export --workdir={quoted}{rest}"
     f" --out={weights}",
-    f'  python sample.py --weights={weights} --prompt="…"',
+    f'  {cli.invocation("ovi-sample")} --weights={weights} --prompt="…"',
   ]
 
 
@@ -463,7 +463,7 @@ def check_sizes(settings: settings_lib.Settings) -> None:
     ]:
       raise ValueError(
         f"config.model does not fit the weights in {path}"
-        f" ({'; '.join(different)}); --config=configs/fine_tune.py:{path} takes"
+        f" ({'; '.join(different)}); --config=fine_tune:{path} takes"
         " sizes, codecs and text encoder from them"
       )
 

@@ -34,10 +34,10 @@ import ml_collections
 import numpy as np
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 import ovi_jax
 from ovi_jax import cli
+from ovi_jax import config_files
 from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax.checkpoint import workdir as workdirs
@@ -496,5 +496,5 @@ if __name__ == "__main__":
     ("float32", "bfloat16"),
     "That weights are stored in; that of the base, or float32, if none.",
   )
-  config_flags.DEFINE_config_file("towers", "configs/fusion.py:mini")
+  config_files.define("towers", "fusion:mini")
   app.run(main, flags_parser=cli.parse_flags)
