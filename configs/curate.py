@@ -64,18 +64,22 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.num_workers = 0  # 0: one per core
   config.timeout = 300.0  # seconds per stage and clip
   # Of a batch of captions; each request has time limits of its own.
-  config.stage_timeouts = {"captions": 86_400.0}
+  timeouts = {"captions": 86_400.0}
   if passes is VIDEO:
-    config.stage_timeouts.shots = 7200.0  # reads whole files
+    timeouts["shots"] = 7200.0  # reads whole files
+  config.stage_timeouts = timeouts
   config.max_failure_rate = 0.1  # per stage and shard
-  config.stages = {
-    name: settings.default_config(name) for _, names in passes for name in names
-  }
+  stages: Any = ml_collections.ConfigDict(
+    {
+      name: settings.default_config(name)
+      for _, names in passes
+      for name in names
+    }
+  )
   if passes is AUDIO:
-    config.stages.probe.require_video = False
-    config.stages.probe.min_seconds = (
-      config.stages.audio_segments.min_long_seconds
-    )
+    stages.probe.require_video = False
+    stages.probe.min_seconds = stages.audio_segments.min_long_seconds
+  config.stages = stages
   if arg.endswith("mini"):
     _make_mini(config)
   return config
