@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import multiprocessing, sys, time
 from ovi_jax.data import loader
+from tests.lib import record_loader
 chosen = record_loader.settings(sys.argv[1], num_workers=1)
 batches = loader.load(chosen, batch=1, seed=0)
 next(batches)
