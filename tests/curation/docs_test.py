@@ -1,4 +1,4 @@
-"""What docs/curation.md shows is so."""
+"""What docs/how_to/curate.md shows is so."""
 
 import ast
 import importlib.util
