@@ -1,4 +1,4 @@
-"""What docs/how_to/curate.md shows is so."""
+"""What the guides to curation show is so."""
 
 import ast
 import importlib.util
@@ -19,7 +19,16 @@ from ovi_jax.curation.engine import shard_store
 from ovi_jax.media import container as containers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "curation.md").read_text()
+DOCS = ROOT / "docs"
+TEXT = "\n".join(
+  (DOCS / name).read_text("utf-8")
+  for name in (
+    "how_to/curate.md",
+    "how_to/curate_on_a_cluster.md",
+    "how_to/add_a_curation_stage.md",
+    "explanation/curation.md",
+  )
+)
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
 
 
@@ -56,7 +65,7 @@ def test_the_passes_are_those_of_the_config():
 
 
 def test_its_commands_are_there():
-  texts = [path.read_text() for path in (ROOT / "docs").glob("*.md")]
+  texts = [path.read_text("utf-8") for path in DOCS.rglob("*.md")]
   found = set(re.findall(r"python -m (ovi_jax[\w.]*)", "\n".join(texts)))
   assert "ovi_jax.curation.sync.train" in found
   for name in found:

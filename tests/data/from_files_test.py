@@ -23,8 +23,8 @@ from ovi_jax.data.from_files import run
 from ovi_jax.data.from_files import settings as settings_lib
 from ovi_jax.data.from_files import work
 from ovi_jax.media import decode
-from tests import docs_test
 from tests.curation import films
+from tests.lib import doc_commands
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -542,7 +542,7 @@ def test_an_imported_dataset_is_read_as_any_other(folder, weights):
 @pytest.mark.slow
 def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
   for name in ("configs", "ovi_jax", "train.py"):
-    (tmp_path / name).symlink_to(docs_test.ROOT / name)
+    (tmp_path / name).symlink_to(doc_commands.ROOT / name)
   for name in ("clips", "sounds"):
     (tmp_path / name).mkdir()
   for number in range(4):
@@ -555,11 +555,8 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
   (tmp_path / "t.csv").rename(tmp_path / "captions.csv")
   table(tmp_path, *((f"{n}.wav", f"A tone {n}.", "") for n in range(4)))
   (tmp_path / "t.csv").rename(tmp_path / "sounds.csv")
-  text = (docs_test.ROOT / "docs/how_to/own_clips.md").read_text()
-  blocks = docs_test.FENCED.findall(text)
-  assert len(blocks) == 2
-  for kind, block in blocks:
-    docs_test.run(kind, block, tmp_path)
+  guide = doc_commands.ROOT / "docs/how_to/own_clips.md"
+  doc_commands.run_pages([guide], tmp_path)
   said = (tmp_path / "runs/mine.import/report.txt").read_text()
   assert "imported 4 clips of 4 files: train (3), test (1)" in said
   assert '--config.data.video_buckets="((31, 4, 4),)"' in said
@@ -581,12 +578,12 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
     " --config.data.text_source=captions --config.batch_size=2"
     f" --config.pretrained={weights} {' '.join(flags)}"
   )
-  docs_test.run("bash", block, tmp_path)
+  doc_commands.run("bash", block, tmp_path)
   assert (tmp_path / "runs/tuned/metrics.jsonl").exists()
 
 
 def test_the_flags_of_the_guide_exist():
-  root = docs_test.ROOT
+  root = doc_commands.ROOT
   source = (root / "ovi_jax/data/from_files/__main__.py").read_text()
   defined = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
   text = (root / "docs/how_to/own_clips.md").read_text()
