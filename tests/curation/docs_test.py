@@ -17,6 +17,7 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import shard_store
 from ovi_jax.media import container as containers
+from tests.lib import doc_commands
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -65,7 +66,7 @@ def test_the_passes_are_those_of_the_config():
 
 
 def test_its_commands_are_there():
-  texts = [path.read_text("utf-8") for path in DOCS.rglob("*.md")]
+  texts = [path.read_text("utf-8") for path in doc_commands.pages()]
   found = set(re.findall(r"python -m (ovi_jax[\w.]*)", "\n".join(texts)))
   assert "ovi_jax.curation.sync.train" in found
   for name in found:

@@ -65,6 +65,12 @@ def guides() -> list[pathlib.Path]:
   return [ROOT / "README.md", DOCS / "getting_started.md", *how_to]
 
 
+def pages() -> list[pathlib.Path]:
+  """All pages of the documentation, but copies in the built site."""
+  found = sorted(DOCS.rglob("*.md"))
+  return [p for p in found if not p.is_relative_to(DOCS / "_build")]
+
+
 def commands(path: pathlib.Path) -> Iterator[tuple[str, str]]:
   """Commands of a page in order: ("bash", one command) or ("python", block)."""
   for kind, text in FENCED.findall(path.read_text("utf-8")):
