@@ -7,6 +7,7 @@ import re
 import einops
 import numpy as np
 import pytest
+from PIL import Image
 
 from ovi_jax.convert.standin import write as standin
 from ovi_jax.media import mp4
@@ -90,7 +91,8 @@ def test_readme_sampling_conversion_and_evaluation(tmp_path):
   doc_commands.repository(tmp_path)
   # In place of what the pages download or ask the reader for.
   standin.write_release(tmp_path / "release")
-  (tmp_path / "me.png").symlink_to(ROOT / "docs" / "images" / "face.png")
+  # An image of the default aspect: the prompt's compiled program is reused.
+  Image.new("RGB", (96, 64), (200, 120, 40)).save(tmp_path / "me.png")
   (tmp_path / "prompts.csv").write_text("text_prompt\nWaves. Audio: surf.\n")
   fine_tuning = {c for _, c in doc_commands.commands(HOW_TO / "fine_tune.md")}
   done = doc_commands.run_pages(SAMPLING, tmp_path, fine_tuning)
