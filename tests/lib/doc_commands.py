@@ -27,10 +27,12 @@ _ADDED: Mapping[str, str] = {
   r"^python sample\.py (?!.*config\.num_steps)": " --config.num_steps=2",
   r"^python -m ovi_jax\.synthetic\.ablation ": " --dry_run",
   r"^python -m ovi_jax\.synthetic\.evaluation codecs ": " --count=2",
+  r"^python -m ovi_jax\.data\.tokenizer ": " --clips=20",
 }
 _REPLACED: Mapping[str, str] = {
   r"((?:eval|sample)_every)=100": r"\1=2",
   r"--count=(?:64|100)\b": "--count=2",
+  r"--trained=1:5000,3:2500:": "--trained=1:50,3:25:",
   r"--variant=960x960_10s": "--arch=ovi_jax/convert/standin/manifest.json",
   r", seed=7\b": ", seed=7, num_steps=2",  # of a call from Python
 }
