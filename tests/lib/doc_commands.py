@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+from tests.lib import child_env
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FENCED = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FEWER = (
@@ -30,11 +32,7 @@ def run(kind: str, text: str, folder: pathlib.Path) -> None:
   else:
     command = [sys.executable, "-c", text]
   path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
-  environment = os.environ | {
-    "PATH": path,
-    "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "",
-  }
+  environment = child_env.environment(PATH=path, PYTHONPATH=ROOT)
   done = subprocess.run(
     command, cwd=folder, env=environment, capture_output=True, text=True
   )
