@@ -14,6 +14,8 @@ from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 
+from tests.lib import child_env
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 FENCED = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -136,7 +138,7 @@ def run(kind: str, text: str, folder: pathlib.Path) -> None:
 
 def _environment() -> dict[str, str]:
   path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
-  return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+  return child_env.environment(PATH=path, PYTHONPATH=ROOT)
 
 
 def _recipe(target: str) -> str:
