@@ -140,13 +140,17 @@ logging.getLogger("ovi_jax.before").info("not printed: no command runs")
 console.setup()
 console.setup()
 logging.getLogger("ovi_jax.data").info("read %d clips\\x1b", 3)
+logging.getLogger("__main__").info("started by python -m")
 logging.getLogger("ovi_jax").debug("hidden")
 logging.getLogger("orbax").info("hidden")
 """
   done = subprocess.run(
     [sys.executable, "-c", script], capture_output=True, text=True, check=True
   )
-  assert (done.stdout, done.stderr) == ("read 3 clips\\x1b\n", "")
+  assert (done.stdout, done.stderr) == (
+    "read 3 clips\\x1b\nstarted by python -m\n",
+    "",
+  )
 
 
 def test_log_lines_are_collected(log_lines):

@@ -17,7 +17,7 @@ def alone(tmp_path_factory) -> tuple[pathlib.Path, dict[str, bytes]]:
   inputs = harness.write_inputs(folder / "in", 8)
   code, said = kill_runs.run(harness.command(inputs, folder / "out"))
   assert code == 0, said
-  assert "write:" in said and "reverse: 32 clips passed on" in said
+  assert "write:" in said and said.count("reverse: 32 clips passed on") == 1
   return inputs, harness.contents(folder / "out")
 
 

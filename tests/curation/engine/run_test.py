@@ -18,10 +18,6 @@ from tests.lib.curation import harness
 LIMITS = {"timeout": 120.0, "stage_timeouts": {"measure": 3.0}}
 
 
-def quiet(_: str) -> None:
-  pass
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> pathlib.Path:
   return harness.write_inputs(tmp_path_factory.mktemp("files") / "in")
@@ -104,9 +100,9 @@ def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):
   before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
   monkeypatch.setattr(worker_pool.WorkerPool, "_start", None)
   with pytest.raises(TypeError):  # were there anything to do
-    run.run(harness.chosen(tmp_path / "new", [files]), log=quiet)
-  assert run.run(harness.chosen(whole, [files]), log=quiet) == []
-  assert run.run(harness.chosen(whole), log=quiet) == []
+    run.run(harness.chosen(tmp_path / "new", [files]))
+  assert run.run(harness.chosen(whole, [files])) == []
+  assert run.run(harness.chosen(whole)) == []
   assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
 
 
@@ -176,7 +172,7 @@ def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
   (inputs / "0.txt").write_text("\n".join(words) + "\n")
   (inputs / "1.txt").write_text("")
   chosen = harness.chosen(folder / "out", [inputs], num_workers=2, **LIMITS)
-  problems = run.run(chosen, log=quiet)
+  problems = run.run(chosen)
   return inputs, folder / "out", problems
 
 
@@ -228,7 +224,7 @@ def test_who_ends_leaves_no_temporary_files(tmp_path, monkeypatch):
   monkeypatch.setenv("TMPDIR", str(temporary))
   monkeypatch.setattr(tempfile, "tempdir", None)
   chosen = harness.chosen(tmp_path / "out", [inputs])
-  assert run.run(chosen, log=quiet) == []
+  assert run.run(chosen) == []
   (reject,) = only(tmp_path / "out", "measure").values()
   assert reject.reason == "crashed"
   assert not list(temporary.rglob("*"))
@@ -243,7 +239,7 @@ def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
   assert len(json.loads(path.read_text())["clips"]) == 2
   share = run.ShardSelection(only_pass="clips", retry_failed=True)
   seen = path.stat().st_mtime_ns
-  assert run.run(chosen, share, log=quiet) == []
+  assert run.run(chosen, share) == []
   assert path.stat().st_mtime_ns > seen and harness.contents(out) == wanted
 
 
@@ -254,17 +250,17 @@ def test_clips_left_out_beyond_the_quota_are_tried_again_if_wanted(tmp_path):
   chosen = harness.chosen(out, [inputs], max_failure_rate=0.0)
   (cut,) = (n for n, s in enumerate(chosen.stages) if s.name == "split")
   once = run.ShardSelection(only_pass="clips")
-  assert run.run(chosen, once, quiet, harness.inline) == []
+  assert run.run(chosen, once, harness.inline) == []
   ids = [line.id for line in lines(out, "split")]
   # As a run leaves it that was too short of time for them.
   weighed = chosen.shard_files(cut + 1, 0)
   pathlib.Path(weighed.done).unlink()
   left = {each: ("timed out", "more than 3 s") for each in ids}
   shards.ExcludedClips(clips=left).write(weighed)
-  (problem,) = run.run(chosen, once, quiet, harness.inline)
+  (problem,) = run.run(chosen, once, harness.inline)
   assert "measure failed for 2 of 2 clips" in problem
   again = run.ShardSelection(only_pass="clips", retry_failed=True)
-  assert run.run(chosen, again, quiet, harness.inline) == []
+  assert run.run(chosen, again, harness.inline) == []
   assert len(lines(out, "measure")) == 2
 
 
@@ -273,7 +269,7 @@ def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   (inputs / "2.txt").write_text("raise a\nraise b\nraise c\none fine\n")
   out = tmp_path / "out"
   chosen = harness.chosen(out, [inputs], max_failure_rate=0.2)
-  problems = run.run(chosen, log=quiet, executor=harness.inline)
+  problems = run.run(chosen, executor=harness.inline)
   assert len(problems) == 2
   said = "clips, shard 1: measure failed for 3 of 9 clips, 2 are allowed"
   assert problems[0].startswith(said)
@@ -296,7 +292,7 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
   (inputs / "0.txt").write_text("away\n")
   seen = tmp_path / "seen"
   chosen = harness.chosen(tmp_path / "out", [inputs], measure__seen=str(seen))
-  problems = run.run(chosen, log=quiet, executor=harness.inline)
+  problems = run.run(chosen, executor=harness.inline)
   assert problems[0] == "clips, shard 0: the backend is unavailable"
   # Nobody is refused for it, and the other shards are not tried in vain.
   assert not list((tmp_path / "out").glob("measure-*/*"))
@@ -315,7 +311,7 @@ def test_no_clip_is_refused_for_a_machine_that_is_full(tmp_path, word):
   chosen = harness.chosen(tmp_path / "out", [inputs])
   said = "out of disk or memory in measure, clip .*; free some and run again"
   with pytest.raises(OSError, match=said):
-    run.run(chosen, log=quiet, executor=harness.inline)
+    run.run(chosen, executor=harness.inline)
   assert not list((tmp_path / "out").glob("measure-*/*"))
 
 
@@ -346,7 +342,7 @@ def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
     tmp_path / "out", [files], reverse__missing="/no/weights"
   )
   with pytest.raises(ValueError, match="no weights at /no/weights"):
-    run.run(lacking, log=quiet)
+    run.run(lacking)
   assert not list((tmp_path / "out").glob("split-*"))
 
 
@@ -355,7 +351,7 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
 
   def split(only: str, shards: str = "") -> list[str]:
     share = run.ShardSelection(only_pass=only, shards=shards)
-    return run.run(chosen, share, quiet, harness.inline)
+    return run.run(chosen, share, harness.inline)
 
   for only in ("clips", "together"):
     assert split(only, "0:1") == []
