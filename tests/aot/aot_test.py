@@ -29,12 +29,12 @@ def run(*words: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", ["v5p:3x3x3", "v9:2x2", "v5e", ""])
-def test_topologies_that_are_none(name):
+def test_unknown_topologies_are_refused(name):
   with pytest.raises(ValueError, match=r"known are v5p: v5p:2x2x1 .*v6e:16x16"):
     topology.devices(name)
 
 
-def test_without_the_compiler(monkeypatch):
+def test_a_missing_libtpu_is_named_with_the_command_to_install_it(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(
     ValueError, match=r"libtpu .*pip install 'ovi_jax\[aot\]'"
@@ -85,7 +85,7 @@ def test_codecs_are_refused(codec, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_step(tmp_path):
+def test_a_training_step_is_compiled_and_reported(tmp_path):
   code, said = run(
     "train.py",
     "--config=configs/fusion.py:mini",
@@ -105,7 +105,7 @@ def test_a_training_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_fit(tmp_path):
+def test_a_model_that_exceeds_hbm_is_reported(tmp_path):
   """The released model on one chip of 16 GiB."""
   code, said = run(
     "sample.py",

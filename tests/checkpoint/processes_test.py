@@ -22,7 +22,7 @@ def free_port() -> str:
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
+def test_two_processes_save_and_restore_one_state(tmp_path):
   environment = os.environ | {
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",

@@ -43,9 +43,7 @@ def contents(path: pathlib.Path) -> dict[str, bytes]:
   return {p.name: p.read_bytes() for p in path.glob("*array_record*")}
 
 
-def test_records_hold_what_encoders_make_of_each_alone(
-  encoded, dataset, weights
-):
+def test_records_equal_those_encoded_one_by_one(encoded, dataset, weights):
   alone = component_loader.Components(
     weights=weights,
     manifest=weights_dir.read(weights),
@@ -148,7 +146,7 @@ def test_processes_share_the_shards(encoded, job, tmp_path, log_lines):
   assert contents(tmp_path / "data") == contents(encoded)
 
 
-def test_parts_one_after_the_other(encoded, job, tmp_path):
+def test_parts_may_be_encoded_one_after_the_other(encoded, job, tmp_path):
   text = dataclasses.replace(
     job, out=tmp_path / "text", parts=("text",), keep_media=True
   )
@@ -168,7 +166,7 @@ def test_parts_one_after_the_other(encoded, job, tmp_path):
       close(a, b)
 
 
-def test_what_does_not_fit_is_said_before_weights_are_loaded(
+def test_mismatches_are_reported_before_weights_are_loaded(
   encoded, job, weights, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(encode.encoding.RecordEncoder, "load", interrupted)
@@ -190,7 +188,7 @@ def test_what_does_not_fit_is_said_before_weights_are_loaded(
     encode.run(dataclasses.replace(job, weights=less, out=out))
 
 
-def test_damaged_media_are_named_and_what_was_made_stays(
+def test_damaged_media_are_named_and_finished_shards_stay(
   job, tmp_path, monkeypatch
 ):
   good = [raw_clips.clip(i, 5, tmp_path) for i in range(3)]

@@ -25,7 +25,7 @@ def test_a_sheet_shows_frames_prompt_and_sound(tmp_path):
   assert dark[:80].max() <= 2 < 20 < dark[110:180].min()
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"no \*.mp4"):
     contact_sheet.of_folder(tmp_path)
   mp4.write(tmp_path / "a.mp4", [np.zeros((5, 32, 32, 3), np.uint8)], None)

@@ -52,7 +52,7 @@ def maps_of():
   return find
 
 
-def test_the_sound_looks_at_a_flash_when_and_where_it_is(maps_of):
+def test_audio_attends_to_a_flash_in_time_and_space(maps_of):
   when, where, diagonal = [], [], []
   for number, clip in enumerate(clips("flash")):
     maps = maps_of(clip, number)
@@ -69,7 +69,7 @@ def test_the_sound_looks_at_a_flash_when_and_where_it_is(maps_of):
   assert np.mean(diagonal) > 8 * 2 / frames
 
 
-def test_a_head_looks_at_the_ball_at_its_impact(maps_of):
+def test_a_head_attends_to_the_ball_at_its_impact(maps_of):
   when, where, between, sides = [], [], [], {True: [], False: []}
   for number, clip in enumerate(clips("impact")):
     maps = maps_of(clip, number, BALLS)
@@ -86,7 +86,7 @@ def test_a_head_looks_at_the_ball_at_its_impact(maps_of):
   assert np.mean(when) > 1.8 * np.mean(between)
 
 
-def test_a_head_looks_at_the_mouth_while_it_speaks(maps_of):
+def test_a_head_attends_to_the_mouth_during_speech(maps_of):
   when, where, silent = [], [], []
   for number, clip in enumerate(clips("mouth")):
     maps = maps_of(clip, number, MOUTHS)

@@ -37,12 +37,12 @@ def test_a_dataset_holds_the_clips(tmp_path):
     (64, {"train": 0}, "clips of some split"),
   ],
 )
-def test_what_is_no_dataset_is_refused(tmp_path, size, counts, said):
+def test_a_folder_without_a_dataset_is_refused(tmp_path, size, counts, said):
   with pytest.raises(ValueError, match=said):
     records.write(tmp_path / "out", worlds.World(size=size), counts)
   assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_exists_is_kept(tmp_path):
+def test_an_existing_folder_is_kept(tmp_path):
   with pytest.raises(ValueError, match="exists"):
     records.write(tmp_path, worlds.World(), {"train": 1})

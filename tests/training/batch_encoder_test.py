@@ -57,7 +57,7 @@ def batches(values, count):
 
 
 @pytest.mark.slow
-def test_encoding_in_the_loop_is_reading_what_was_cached(
+def test_encoding_on_the_fly_equals_cached_latents(
   media, cached, weights, monkeypatch
 ):
   use(monkeypatch, 2)
@@ -100,7 +100,7 @@ def close(one, other):
 
 
 @pytest.mark.slow
-def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
+def test_training_reads_mp4_directly(media, weights, tmp_path, monkeypatch):
   use(monkeypatch, 1)
   assert small_training.run(
     small_training.fusion_config(media, weights, **small_training.ON_THE_FLY),
@@ -139,7 +139,7 @@ def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
     ),
   ],
 )
-def test_what_does_not_fit(
+def test_incompatible_data_and_weights_are_refused(
   changes, message, media, weights, tmp_path, monkeypatch
 ):
   use(monkeypatch, 1)

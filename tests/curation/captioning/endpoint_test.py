@@ -56,7 +56,7 @@ def ask(chosen, count=1, clock=None, key=""):
   return asyncio.run(run())
 
 
-def test_an_answer_and_its_tokens():
+def test_a_response_has_text_and_token_counts():
   with captioner.serving(
     captioner.in_turn(captioner.says("ab" * 10))
   ) as server:
@@ -80,7 +80,7 @@ def test_an_answer_and_its_tokens():
   ],
   ids=lambda step: f"{step['kind']}{step.get('status', '')}",
 )
-def test_after_rudeness_comes_the_answer(rude):
+def test_failed_requests_are_retried_with_backoff(rude):
   clock = Clock()
   with captioner.serving(captioner.in_turn(rude, rude)) as server:
     ((reply,), _) = ask(settings(server.url), clock=clock)
@@ -93,14 +93,14 @@ def test_after_rudeness_comes_the_answer(rude):
 @pytest.mark.parametrize(
   "late", [captioner.slow(30), captioner.drip(0.1)], ids=["slow", "drip"]
 )
-def test_after_a_time_out_comes_the_answer(late):
+def test_a_timed_out_request_is_retried(late):
   with captioner.serving(captioner.in_turn(late)) as server:
     ((reply,), _) = ask(settings(server.url, request_timeout=0.5))
   assert reply.text == captioner.words(json.loads(request()))
   assert len(server.bodies) >= 2  # more where the machine is slow, too
 
 
-def test_waits_are_the_same_for_the_same_seed():
+def test_backoff_is_seeded():
   def waits(seed):
     clock = Clock()
     with captioner.serving(lambda n, b: captioner.status(500)) as server:
@@ -115,7 +115,7 @@ def test_waits_are_the_same_for_the_same_seed():
   "header, low, high",
   [("30", 30, 30.1), ("soon", 0.5, 1.0), ("-3", 0.5, 1.0), ("nan", 0.5, 1.0)],
 )
-def test_retry_after_is_honoured(header, low, high):
+def test_the_retry_after_header_is_honoured(header, low, high):
   clock = Clock()
   rude = captioner.status(429, Retry_After=header)
   with captioner.serving(captioner.in_turn(rude)) as server:
@@ -124,7 +124,7 @@ def test_retry_after_is_honoured(header, low, high):
   assert low <= clock.time - 100 <= high
 
 
-def test_retry_after_as_a_date_counts_by_the_endpoints_clock():
+def test_a_retry_after_date_is_relative_to_the_servers_clock():
   headers = {
     "retry-after": "Wed, 21 Oct 2026 07:28:30 GMT",
     "date": "Wed, 21 Oct 2026 07:28:05 GMT",
@@ -133,7 +133,7 @@ def test_retry_after_as_a_date_counts_by_the_endpoints_clock():
   assert endpoint._retry_after({**headers, "date": "?"}) == 0
 
 
-def test_all_wait_when_one_is_told_to():
+def test_retry_after_pauses_all_requests():
   slept, held = [], asyncio.Event()
   times = [100.0]
 
@@ -162,7 +162,7 @@ def test_all_wait_when_one_is_told_to():
   assert all(reply.text for reply in replies)
 
 
-def test_an_endpoint_that_asks_for_too_long_a_wait_is_gone():
+def test_a_retry_after_beyond_the_limit_means_unavailable():
   rude = captioner.status(503, Retry_After="3600")
   with captioner.serving(captioner.in_turn(rude)) as server:
     ((error,), client) = ask(settings(server.url))
@@ -172,7 +172,7 @@ def test_an_endpoint_that_asks_for_too_long_a_wait_is_gone():
 
 
 @pytest.mark.parametrize("number", [401, 403, 404, 302])
-def test_a_wrong_key_or_address_ends_at_once_and_is_not_told(number):
+def test_a_wrong_key_or_url_fails_at_once_without_showing_the_key(number):
   rude = captioner.status(number)
   with captioner.serving(lambda n, b: rude) as server:
     ((error,), _) = ask(settings(server.url), key=KEY)
@@ -182,7 +182,7 @@ def test_a_wrong_key_or_address_ends_at_once_and_is_not_told(number):
 
 
 @pytest.mark.parametrize("number", [400, 413, 422])
-def test_a_refused_request_is_its_own_fault(number):
+def test_a_rejected_request_fails_alone(number):
   script = captioner.in_turn(captioner.status(number))
   with captioner.serving(script) as server:
     ((error,), client) = ask(settings(server.url), key=KEY)
@@ -190,7 +190,7 @@ def test_a_refused_request_is_its_own_fault(number):
   assert KEY not in str(error) and len(server.bodies) == 1
 
 
-def test_a_gone_endpoint_is_said_to_be():
+def test_an_unreachable_endpoint_is_reported():
   with socket.socket() as closed:
     closed.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
@@ -203,7 +203,7 @@ def test_a_gone_endpoint_is_said_to_be():
   )
 
 
-def test_one_request_that_fails_while_others_do_not():
+def test_one_request_may_fail_while_others_succeed():
   def script(number, body):
     bad = "question 1" in json.dumps(body)
     return captioner.status(500) if bad else captioner.OK
@@ -218,7 +218,7 @@ def test_one_request_that_fails_while_others_do_not():
   assert len(server.bodies) == 4 + 3
 
 
-def test_a_busy_endpoint_is_waited_for_as_long_as_it_works():
+def test_a_busy_endpoint_is_retried_while_others_succeed():
   """Eight at once, one answered in each round: more rounds than attempts."""
 
   def script(number, body):
@@ -232,7 +232,7 @@ def test_a_busy_endpoint_is_waited_for_as_long_as_it_works():
   assert len(server.bodies) > 8 * 3
 
 
-def test_requests_keep_to_their_rate():
+def test_requests_stay_within_the_rate_limit():
   clock = Clock()
   with captioner.serving() as server:
     chosen = settings(server.url, requests_per_minute=30)
@@ -249,7 +249,7 @@ def test_requests_keep_to_their_rate():
     ({**captioner.says("x"), "counts": False}, 100),
   ],
 )
-def test_tokens_keep_to_their_rate(answer, expected):
+def test_tokens_stay_within_the_rate_limit(answer, expected):
   async def run(clock):
     with captioner.serving(lambda n, b: answer) as server:
       limits = {"tokens_per_minute": 600, "expected_tokens": expected}
@@ -273,7 +273,7 @@ def test_tokens_keep_to_their_rate(answer, expected):
     "null",
   ],
 )
-def test_an_answer_stands_whatever_is_counted(usage):
+def test_invalid_token_counts_are_read_as_zero(usage):
   def script(number, body):
     text = '{"choices": [{"message": {"content": "Words"}}], "usage": %s}'
     return {"kind": "raw", "content": (text % usage).encode()}
@@ -284,7 +284,7 @@ def test_an_answer_stands_whatever_is_counted(usage):
     assert len(server.bodies) == 1
 
 
-def test_a_date_beyond_all_calendars_asks_for_no_wait():
+def test_an_invalid_retry_after_date_is_ignored():
   far = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
   script = captioner.in_turn(captioner.status(429, **{"Retry-After": far}))
   with captioner.serving(script) as server:
@@ -292,7 +292,7 @@ def test_a_date_beyond_all_calendars_asks_for_no_wait():
   assert reply.text
 
 
-def test_the_pool_is_no_larger_than_asked():
+def test_connections_stay_within_the_limit():
   three = threading.Barrier(3)
 
   def script(number, body):
@@ -304,7 +304,7 @@ def test_the_pool_is_no_larger_than_asked():
   assert all(reply.text for reply in replies) and server.most == 3
 
 
-def test_time_outs_are_real_ones_too():
+def test_real_timeouts_are_reported():
   begin = time.monotonic()
   with captioner.serving(lambda n, b: captioner.slow(30)) as server:
     chosen = settings(

@@ -55,7 +55,7 @@ def test_two_workers_write_the_same_files(tmp_path):
   assert code == 0 and len(seen.read_text().splitlines()) == count > 25, said
 
 
-def test_shards_that_fail_are_named(tmp_path):
+def test_failed_shards_are_named(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 2)
   (inputs / "0.txt").write_text("raise a\nraise b\nraise c\n")
   code, said = run(inputs, tmp_path / "out", "--config.report=True")
@@ -71,7 +71,7 @@ def test_shards_that_fail_are_named(tmp_path):
   )
 
 
-def test_what_all_need_is_away(tmp_path):
+def test_an_unavailable_backend_is_reported(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("away\n")
   code, said = run(inputs, tmp_path / "out")

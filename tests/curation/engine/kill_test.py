@@ -22,23 +22,21 @@ def alone(tmp_path_factory) -> tuple[pathlib.Path, dict[str, bytes]]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ends_as_one_left_alone(alone, tmp_path):
+def test_a_killed_run_resumes_to_the_same_files(alone, tmp_path):
   inputs, wanted = alone
   out = tmp_path / "out"
   kill_runs.killed(harness.command(inputs, out), out, wanted, 1)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_twenty_times_ends_as_one_left_alone(
-  alone, tmp_path
-):
+def test_a_run_killed_twenty_times_gives_the_same_files(alone, tmp_path):
   inputs, wanted = alone
   out = tmp_path / "out"
   found = kill_runs.killed(harness.command(inputs, out), out, wanted, 20)
   assert len(set(found)) > 10, "the kills were all at the same places"
 
 
-def test_no_worker_outlives_its_parent_though_it_hangs(tmp_path):
+def test_hanging_workers_end_with_their_parent(tmp_path):
   (tmp_path / "in").mkdir()
   (tmp_path / "in" / "0.txt").write_text("hang\n")
   seen = tmp_path / "seen"
@@ -58,7 +56,7 @@ def test_no_worker_outlives_its_parent_though_it_hangs(tmp_path):
   "number",
   [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM],
 )
-def test_a_run_stops_when_it_is_told(tmp_path, number):
+def test_a_run_stops_on_sigint_and_sigterm(tmp_path, number):
   (tmp_path / "in").mkdir()
   (tmp_path / "in" / "0.txt").write_text("one\nhang\n")
   seen, out = tmp_path / "seen", tmp_path / "out"
@@ -85,7 +83,7 @@ def test_a_run_stops_when_it_is_told(tmp_path, number):
     assert "interrupted; run the same command to resume" in said
 
 
-def test_the_command_says_what_is_wrong_in_a_line(tmp_path):
+def test_the_command_reports_failed_shards_in_one_line(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("raise a\nraise b\nraise c\n")
   code, said = kill_runs.run(harness.command(inputs, tmp_path / "out"))

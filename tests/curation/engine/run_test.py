@@ -56,7 +56,7 @@ def only(out: pathlib.Path, stage: str, shard: int = 0):
   }
 
 
-def test_clips_go_through_all_stages(whole, files):
+def test_clips_pass_through_all_stages(whole, files):
   (records,) = whole.glob("write-*/records/all.txt")
   title, *kept = records.read_text().splitlines()
   wanted = {
@@ -78,7 +78,7 @@ def test_clips_go_through_all_stages(whole, files):
   assert first.scores == {"length": 7.0} and first.start == 0
 
 
-def test_a_bucket_ends_as_a_folder(whole, tmp_path):
+def test_a_bucket_gives_the_same_files_as_a_folder(whole, tmp_path):
   system = fsspec.filesystem("memory")
   inputs = harness.write_inputs(tmp_path / "in")
   for path in inputs.iterdir():
@@ -96,7 +96,7 @@ def test_a_bucket_ends_as_a_folder(whole, tmp_path):
   assert names == wanted
 
 
-def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):
+def test_completed_work_is_not_repeated(whole, files, tmp_path, monkeypatch):
   before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
   monkeypatch.setattr(worker_pool.WorkerPool, "_start", None)
   with pytest.raises(TypeError):  # were there anything to do
@@ -106,7 +106,7 @@ def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):
   assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
 
 
-def test_a_setting_does_again_what_follows_and_nothing_else(files, tmp_path):
+def test_a_changed_setting_reruns_only_later_stages(files, tmp_path):
   out, seen = tmp_path / "out", tmp_path / "seen"
   harness.finish(harness.chosen(out, [files]))
   first = folders(out)
@@ -136,7 +136,7 @@ def test_a_setting_does_again_what_follows_and_nothing_else(files, tmp_path):
   assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
-def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
+def test_a_deleted_shard_is_processed_again(whole, files, tmp_path):
   out, seen = tmp_path / "out", tmp_path / "seen"
   harness.finish(harness.chosen(out, [files]))
   wanted = harness.contents(out)
@@ -150,7 +150,7 @@ def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
   assert len(seen.read_text().splitlines()) == 10  # of one shard, two files
 
 
-def test_damage_is_named(files, tmp_path):
+def test_damaged_files_are_named(files, tmp_path):
   out = tmp_path / "out"
   one = harness.chosen(out, [files], passes=harness.PASSES[:1])
   harness.finish(one)
@@ -205,7 +205,7 @@ def test_each_failure_is_a_named_reject(bad):
   assert not [r for r in only(out, "reverse", 1).values() if r.failed]
 
 
-def test_what_was_left_out_stays_so(bad, tmp_path):
+def test_excluded_clips_stay_excluded(bad, tmp_path):
   inputs, out, _ = bad
   wanted = harness.contents(out)
   for mark in (*out.glob("measure-*/*.done"), *out.glob("reverse-*/*.done")):
@@ -216,7 +216,7 @@ def test_what_was_left_out_stays_so(bad, tmp_path):
 
 
 @pytest.mark.slow
-def test_who_ends_leaves_no_temporary_files(tmp_path, monkeypatch):
+def test_crashed_workers_leave_no_temporary_files(tmp_path, monkeypatch):
   inputs, temporary = tmp_path / "in", tmp_path / "temporary"
   inputs.mkdir()
   temporary.mkdir()
@@ -231,7 +231,7 @@ def test_who_ends_leaves_no_temporary_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
+def test_failed_clips_are_retried_on_request(bad, tmp_path):
   inputs, out, _ = bad
   chosen = harness.chosen(out, [inputs], **LIMITS)
   wanted = harness.contents(out)
@@ -243,7 +243,9 @@ def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
   assert path.stat().st_mtime_ns > seen and harness.contents(out) == wanted
 
 
-def test_clips_left_out_beyond_the_quota_are_tried_again_if_wanted(tmp_path):
+def test_clips_excluded_beyond_the_failure_rate_are_retried_on_request(
+  tmp_path,
+):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("one fine\ntwo fine\n")
   out = tmp_path / "out"
@@ -264,7 +266,7 @@ def test_clips_left_out_beyond_the_quota_are_tried_again_if_wanted(tmp_path):
   assert len(lines(out, "measure")) == 2
 
 
-def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
+def test_a_shard_fails_above_the_failure_rate_and_others_continue(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in")
   (inputs / "2.txt").write_text("raise a\nraise b\nraise c\none fine\n")
   out = tmp_path / "out"
@@ -287,7 +289,7 @@ def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   assert not list(out.glob("*/*.failed"))
 
 
-def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
+def test_an_unavailable_backend_stops_the_pass(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in")
   (inputs / "0.txt").write_text("away\n")
   seen = tmp_path / "seen"
@@ -305,7 +307,7 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["full", "huge"])
-def test_no_clip_is_refused_for_a_machine_that_is_full(tmp_path, word):
+def test_a_full_disk_or_memory_rejects_no_clip(tmp_path, word):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text(f"one fine\n{word} one\n")
   chosen = harness.chosen(tmp_path / "out", [inputs])
@@ -315,7 +317,7 @@ def test_no_clip_is_refused_for_a_machine_that_is_full(tmp_path, word):
   assert not list((tmp_path / "out").glob("measure-*/*"))
 
 
-def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
+def test_batches_that_exceed_memory_are_split(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("one a\none large\none b\none c\n")
   harness.finish(harness.chosen(tmp_path / "out", [inputs]))
@@ -323,7 +325,7 @@ def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
   assert not only(tmp_path / "out", "reverse")
 
 
-def test_a_time_out_of_a_stages_own_is_for_all_clips_together(tmp_path):
+def test_a_stage_timeout_covers_its_whole_batch(tmp_path):
   chosen = harness.chosen(tmp_path, ["in"], stage_timeouts={"reverse": 50.0})
   watched = worker_pool.WorkerPool(chosen, chosen.find_pass("together"), 1)
   worker = worker_pool._Worker(
@@ -336,7 +338,7 @@ def test_a_time_out_of_a_stages_own_is_for_all_clips_together(tmp_path):
     assert least <= worker.deadline - began < most
 
 
-def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
+def test_missing_requirements_are_reported_before_any_work(files, tmp_path):
   # Of a pass that would come later.
   lacking = harness.chosen(
     tmp_path / "out", [files], reverse__missing="/no/weights"
@@ -373,7 +375,7 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
       split(only, some)
 
 
-def test_what_is_appended_ends_as_if_it_had_always_been_there(files, tmp_path):
+def test_appended_inputs_give_the_same_files_as_a_new_run(files, tmp_path):
   # A stage follows whose clips change in old shards: shares are of all.
   clips, together, even, end = harness.PASSES
   passes = (clips, even, together, end)

@@ -38,7 +38,7 @@ def sizes(found: dict[str, set[str]]) -> dict[str, int]:
   return {kind: len(ids) for kind, ids in found.items()}
 
 
-def test_shares_are_exact_where_there_are_enough():
+def test_shares_are_exact_if_there_are_enough_clips():
   config = balance.Config(
     shares={"none": 2, "single": 1, "multiple": 1}, min_kept_fraction=0.0
   )
@@ -63,14 +63,14 @@ def test_shares_are_exact_where_there_are_enough():
     ((5, 5, 5), 0.5, (5, 5, 5)),
   ],
 )
-def test_enough_clips_stay_at_any_rate(counts, least, wanted):
+def test_the_minimum_number_of_clips_is_kept(counts, least, wanted):
   names = "none", "single", "multiple"
   shares = {name: 1 / 3 for name in names}
   found = balance.num_kept(dict(zip(names, counts)), shares, least)
   assert tuple(found[name] for name in names) == wanted
 
 
-def test_who_stays_is_a_matter_of_id_and_seed_alone():
+def test_the_selection_depends_on_id_and_seed_only():
   came = many(none=400, single=100, multiple=100, nobody=7)
   found = stay(balance.Config(min_kept_fraction=0.0), came)
   assert sizes(found) == {
@@ -96,7 +96,7 @@ def test_who_stays_is_a_matter_of_id_and_seed_alone():
   )
 
 
-def test_what_cannot_be_is_said():
+def test_invalid_settings_are_refused():
   with pytest.raises(ValueError, match="numbers above 0"):
     balance.Config(shares={"none": 0.0})
   with pytest.raises(
@@ -105,7 +105,7 @@ def test_what_cannot_be_is_said():
     balance.Config(min_kept_fraction=2)
 
 
-def test_of_copies_the_first_stays():
+def test_the_first_of_several_copies_is_kept():
   paths = {"a.mp4": "1", "b.mp4": "2", "c.mp4": "1", "d.mp4": "1"}
   came = [clips.Clip(id=id_, path=path) for path, id_ in paths.items()]
   decide = dedup.load(dedup.Config())(iter(came))

@@ -25,7 +25,7 @@ from tests.lib.curation import caption_server as captioner
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
 
 
-def test_a_rude_server_loses_nothing(tmp_path):
+def test_no_answer_is_lost_on_server_errors(tmp_path):
   """Every kind of rudeness, mixed: the outcome is that of a polite server."""
   rude = [
     captioner.status(500),
@@ -53,7 +53,7 @@ def test_a_rude_server_loses_nothing(tmp_path):
   )
 
 
-def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
+def test_an_unavailable_endpoint_leaves_the_shard_pending(tmp_path):
   pairs, counter = (
     [caption_client.pair(n) for n in range(12)],
     itertools.count(),
@@ -82,7 +82,7 @@ def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
   assert ours == caption_client.undisturbed(pairs, tmp_path / "other")
 
 
-def test_nobody_there(tmp_path):
+def test_an_unreachable_endpoint_is_reported(tmp_path):
   with socket.socket() as closed:
     closed.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
@@ -101,7 +101,7 @@ def _fails_on_2(number, body):
   return captioner.status(500) if bad else captioner.OK
 
 
-def test_a_clip_that_always_fails_is_waited_for_or_left_out(tmp_path):
+def test_a_clip_that_always_fails_is_retried_then_excluded(tmp_path):
   pairs = [caption_client.pair(n) for n in range(6)]
   changes = {"max_attempts": 3, "concurrency": 2, "backoff_base": 0.02}
   with captioner.serving(_fails_on_2) as server:
@@ -120,7 +120,7 @@ def test_a_clip_that_always_fails_is_waited_for_or_left_out(tmp_path):
   assert "status 500" in ours[2].detail
 
 
-def test_no_clip_is_refused_for_an_endpoint_that_nobody_reaches(tmp_path):
+def test_an_unreachable_endpoint_rejects_no_clip(tmp_path):
   pairs = [caption_client.pair(n) for n in range(6)]
   with captioner.serving() as server:
     caption_client.captioned(server.url, tmp_path, pairs[:5])
@@ -131,7 +131,7 @@ def test_no_clip_is_refused_for_an_endpoint_that_nobody_reaches(tmp_path):
     caption_client.captioned(server.url, tmp_path, pairs, **changes)
 
 
-def test_a_refused_request_is_a_failure_of_its_clip(tmp_path):
+def test_a_rejected_request_fails_its_clip(tmp_path):
   script = captioner.in_turn(captioner.status(413))
   with captioner.serving(script) as server:
     ours = caption_client.captioned(
@@ -145,7 +145,7 @@ def test_a_refused_request_is_a_failure_of_its_clip(tmp_path):
   assert isinstance(ours[1], clips.Clip)
 
 
-def test_an_answer_that_cannot_be_kept_stops_the_asking(tmp_path, monkeypatch):
+def test_an_unwritable_cache_stops_requests(tmp_path, monkeypatch):
   def full(path):
     raise OSError(errno.ENOSPC, "no space left to write it", str(path))
 
@@ -166,7 +166,7 @@ def work_alone(url, folder, count):
   print("done")
 
 
-def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
+def test_a_kill_loses_no_cached_answer(tmp_path):
   pairs = [caption_client.pair(n) for n in range(20)]
   with captioner.serving(lambda n, b: captioner.slow(0.05)) as server:
     process = subprocess.Popen(
@@ -188,7 +188,7 @@ def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
   assert not list(tmp_path.glob("*/.*.part"))
 
 
-def test_a_clock_of_ones_own(tmp_path):
+def test_the_clock_can_be_replaced(tmp_path):
   """Long waits cost no time in tests: the stage takes a clock."""
   slept = []
 

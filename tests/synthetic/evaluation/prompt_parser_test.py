@@ -9,7 +9,7 @@ from ovi_jax.synthetic.world import captions
 from ovi_jax.synthetic.world import scene
 
 
-def test_prompts_read_by_hand():
+def test_prompts_are_parsed_into_their_scenes():
   facts = facts_lib.facts
   assert facts("A red ball bounces on a wooden floor.") == facts_lib.Facts(
     kind="ball", colours=("red",), sound="wood"
@@ -58,7 +58,7 @@ def scenes():
 @pytest.mark.parametrize(
   "seen, heard", [(True, True), (True, False), (False, True)]
 )
-def test_every_wording_of_the_world_says_the_scene(scenes, seen, heard):
+def test_every_caption_of_the_world_is_parsed(scenes, seen, heard):
   random = np.random.default_rng(0)
   for shown in scenes:
     for tagged in (False, True):
