@@ -1,4 +1,4 @@
-"""The input benchmark's arithmetic, and the whole of it at its smallest."""
+"""The input benchmark: arithmetic, and a smallest run."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The overfitting proof: its clips, codec, measures, and smallest run."""
+"""The overfitting benchmark: clips, codec, metrics and a smallest run."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""The parity command's errors, without the libraries that it compares with."""
+"""The parity command without the libraries that it compares with."""
 
 import sys
 

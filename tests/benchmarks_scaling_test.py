@@ -1,4 +1,4 @@
-"""The table of reports on machines that are not here."""
+"""The table of AOT reports in the scaling document."""
 
 import pytest
 

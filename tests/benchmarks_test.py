@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, and their harness at its smallest."""
+"""Arithmetic of the benchmarks, and a smallest run of each."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Numbers in settings are numbers: True is no 1, a text is no number."""
+"""Type checks of settings: booleans and strings are not numbers."""
 
 import dataclasses
 from collections.abc import Mapping

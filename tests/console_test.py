@@ -1,4 +1,4 @@
-"""Console output never ends a run, whatever stdout and stderr are."""
+"""Console output: unwritable streams, encodings and log lines."""
 
 import io
 import logging

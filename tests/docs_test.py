@@ -1,4 +1,4 @@
-"""The documents' commands, run as a reader would, with fewer steps."""
+"""Commands in the documents, run with fewer steps."""
 
 import json
 import pathlib

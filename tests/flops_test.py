@@ -1,4 +1,4 @@
-"""Arithmetic of a pass, against what was reported for the released model."""
+"""FLOPs of a pass, against the value reported for the released model."""
 
 import pytest
 

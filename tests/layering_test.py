@@ -1,4 +1,4 @@
-"""Imports go one way: each package sees only those below it."""
+"""Imports are layered: each package imports only lower ones."""
 
 import ast
 import pathlib

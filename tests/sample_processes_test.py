@@ -1,4 +1,4 @@
-"""sample.py by several processes: each clip once, or each clip by all."""
+"""sample.py with several processes: clips divided or sharded."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Tables and lists are read whatever tool saved them."""
+"""Tables and lists in the formats of common tools."""
 
 import hypothesis
 import pytest

@@ -1,4 +1,4 @@
-"""Token ids are the original's; no file can exhaust or crash a run."""
+"""Token ids equal the original's; tokenizer files are bounded."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""train.py by several processes: the run is the same, whoever is lost."""
+"""train.py with several processes: equal results after lost processes."""
 
 import shutil
 import signal

@@ -1,4 +1,4 @@
-"""train.py as its user runs it: exit codes, restarts, and bad input."""
+"""The train.py command: exit codes, restarts and bad input."""
 
 import os
 import signal

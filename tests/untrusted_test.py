@@ -1,4 +1,4 @@
-"""JSON of unknown origin is bounded before it is used."""
+"""Untrusted JSON is bounded before it is used."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Reports on machines that are not here, from the commands as they are typed.
+"""AOT reports for absent devices, through the commands.
 
 The compiler for TPUs comes with the `dev` extra; no TPU is needed.
 """

@@ -1,4 +1,4 @@
-"""Programs are read as XLA writes them; costs are counted as they run."""
+"""Parsing of HLO text, and costs per executed instruction."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Times of messages, where the most loaded link is plain to see."""
+"""Collective times, on meshes whose busiest link is known."""
 
 import numpy as np
 import pytest

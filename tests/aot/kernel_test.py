@@ -1,4 +1,4 @@
-"""Attention in programs for a TPU, compiled here."""
+"""Attention kernels in programs compiled for a TPU."""
 
 import functools
 

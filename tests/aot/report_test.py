@@ -1,4 +1,4 @@
-"""What a report says of a program that finds no room."""
+"""Reports of programs that exceed the memory of a device."""
 
 import pytest
 

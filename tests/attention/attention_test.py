@@ -1,4 +1,4 @@
-"""Attention backends agree; the choice of backend is told."""
+"""Attention backends agree; choice of the backend."""
 
 import jax
 import jax.numpy as jnp

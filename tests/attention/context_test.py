@@ -1,4 +1,4 @@
-"""Attention over a mesh is attention on one device; so are its gradients."""
+"""Attention over a mesh equals one device, with gradients."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The TPU kernel, interpreted, against the reference; its blocks."""
+"""The TPU kernel, interpreted, against the reference; its block sizes."""
 
 import jax
 import jax.numpy as jnp

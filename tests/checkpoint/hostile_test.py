@@ -1,4 +1,4 @@
-"""Checkpoints from strangers: files of their own directory, JSON within limits.
+"""Hostile checkpoints: files within their directory, JSON within limits.
 
 Every forged list carries a right checksum of itself: CRC-32 is no signature.
 """

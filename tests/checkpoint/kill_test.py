@@ -1,4 +1,4 @@
-"""A run killed at a random moment always resumes, and loses nothing."""
+"""A run killed at a random moment resumes from its newest checkpoint."""
 
 import os
 import pathlib

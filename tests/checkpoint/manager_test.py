@@ -1,4 +1,4 @@
-"""Training checkpoints: saved, restored bit by bit, and never trusted."""
+"""Training checkpoints: bit-exact restore, verification, fallback."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""Conversion of a whole release: there, back, and what can be wrong."""
+"""Conversion of a whole release: round trip and bad input."""
 
 import dataclasses
 import json

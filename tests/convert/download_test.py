@@ -1,4 +1,4 @@
-"""Fetching the release, from a hub that is a stand-in too."""
+"""Downloading the release, from a fake hub."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""Names of the denoiser: complete, both ways, for every released file."""
+"""The denoiser's mapping table covers every released file."""
 
 import json
 import pathlib

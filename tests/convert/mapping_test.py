@@ -1,4 +1,4 @@
-"""The mapping engine finds every kind of misfit, all at once."""
+"""The mapping engine lists all mismatches at once."""
 
 import numpy as np
 import pytest

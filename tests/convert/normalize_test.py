@@ -1,4 +1,4 @@
-"""Every dialect, wrapper, prefix and format gives the plain file's tensors."""
+"""Every dialect, wrapper, prefix and format gives the plain tensors."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Opening weights: single files, shards, indices; what is damaged; identity."""
+"""Reading weights: files, shards, indices, damage and digests."""
 
 import json
 import struct

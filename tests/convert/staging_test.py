@@ -1,4 +1,4 @@
-"""A directory is written as a whole or not at all, by one process at a time."""
+"""Output directories are replaced atomically, by one process at a time."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""What docs/curation.md shows is so."""
+"""Examples in docs/curation.md work."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""One command from films to batches, over all passes, with a rude captioner."""
+"""All passes, from videos to batches, with a faulty caption server."""
 
 import itertools
 import json

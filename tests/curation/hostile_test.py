@@ -1,4 +1,4 @@
-"""Files as strangers bring them, each through all the stages of media."""
+"""Hostile and unusual files through all media stages."""
 
 import dataclasses
 import fractions

@@ -1,4 +1,4 @@
-"""Datasets on disk: written whole or not at all, and checked on opening."""
+"""Datasets on disk: written atomically, checked when opened."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Captions in tables: which file a row means, and what is read of its text."""
+"""Caption tables: matching rows to files, and cleaning of text."""
 
 import pathlib
 

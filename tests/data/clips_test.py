@@ -1,4 +1,4 @@
-"""Training straight from media: frames and samples in place of latents."""
+"""Training from media: frames and samples instead of latents."""
 
 import dataclasses
 import fractions

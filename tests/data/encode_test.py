@@ -1,4 +1,4 @@
-"""Caching latents: the same as encoding alone, resumable, shared."""
+"""Caching latents: parity, resuming, several processes."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Import of own clips: what files become, what is refused, going on."""
+"""Import of a folder of clips: results, refusals, resuming."""
 
 import csv
 import hashlib

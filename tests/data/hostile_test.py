@@ -1,4 +1,4 @@
-"""Datasets from strangers: read as data, within their own folder."""
+"""Hostile datasets: no code is run, no file outside is read."""
 
 import json
 import os

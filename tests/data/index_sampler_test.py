@@ -1,4 +1,4 @@
-"""The order of records: a function of the seed, however it is cut."""
+"""The order of records is a function of the seed."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the loader refuses, and what it says."""
+"""Errors of the loader."""
 
 import dataclasses
 import shutil

@@ -1,4 +1,4 @@
-"""The loader: one order for all, taken up again bit for bit."""
+"""The loader: deterministic order, exact resuming."""
 
 import dataclasses
 import json

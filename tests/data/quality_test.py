@@ -1,4 +1,4 @@
-"""What tokenizer and codecs lose is measured, said, and limited."""
+"""Losses of tokenizer and codecs are measured, reported and limited."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The record's contract: what is let in, and bytes there and back."""
+"""Validation and serialization of records."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The world's tokenizer: whole words, any capitals, nothing unknown."""
+"""Word tokenizers trained on captions."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Batches from workers: embeddings travel without their padding."""
+"""Batches from workers are sent without padding."""
 
 import dataclasses
 

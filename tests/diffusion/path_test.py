@@ -1,4 +1,4 @@
-"""The path, its times and the loss: exact small numbers and properties."""
+"""The diffusion path, timesteps and loss: exact values and properties."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Small files of video and sound, good and bad, made with PyAV."""
+"""Small video and audio files, valid and invalid, made with PyAV."""
 
 import fractions
 import pathlib

@@ -1,4 +1,4 @@
-"""Pickles spelled out as torch writes them, so that no test needs torch."""
+"""Pickles written byte by byte as torch writes them, without torch."""
 
 import struct
 import zipfile

@@ -1,4 +1,4 @@
-"""Runs of train.py as its user starts them, small, for tests that end them."""
+"""Small runs of train.py as processes, to be killed and resumed."""
 
 import contextlib
 import os
@@ -170,7 +170,7 @@ class Started:
     """Send train.py a signal; the exit code. Nothing else of it may stay."""
     self.process.send_signal(number)
     code = self.process.wait(LONGEST)
-    until = time.monotonic() + 10
+    until = time.monotonic() + LONGEST
     while (left := processes(self.process.pid)) and time.monotonic() < until:
       time.sleep(0.02)
     assert not left, f"still running of a run that was ended: {left}"

@@ -1,4 +1,4 @@
-"""High dynamic range becomes standard by the documented curve."""
+"""Tone mapping of high dynamic range."""
 
 import math
 

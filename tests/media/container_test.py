@@ -1,4 +1,4 @@
-"""Opening files of strangers; how their frames are turned."""
+"""Opening untrusted files; display matrices."""
 
 import fractions
 import itertools

@@ -1,4 +1,4 @@
-"""Frames by time stamp, sound by time, and what becomes of odd files."""
+"""Frames and audio by timestamp, and unusual files."""
 
 import fractions
 

@@ -1,4 +1,4 @@
-"""Pictures read, resized and drawn."""
+"""Reading, resizing and drawing of images."""
 
 import io
 import struct

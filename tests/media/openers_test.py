@@ -1,4 +1,4 @@
-"""Media are opened in one package, which limits what is read."""
+"""Media files are opened in one package, which limits what is read."""
 
 import ast
 import pathlib

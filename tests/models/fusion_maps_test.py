@@ -1,4 +1,4 @@
-"""How the towers attend to each other; blocks in a loop or one by one."""
+"""Attention maps between the towers; scanned and unrolled blocks."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Rotary positions: tables and the scaling that aligns sound with picture."""
+"""Rotary positions: tables, and scaling that aligns audio with video."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Parameter shapes by lookup: the shipped are current, others are cached."""
+"""Parameter shapes: shipped ones are current, others are cached."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What only training asks of the denoiser: padding, gaps, rematerialization."""
+"""The denoiser in training: padding, missing modalities, rematerialization."""
 
 import jax
 import jax.numpy as jnp

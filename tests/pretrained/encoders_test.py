@@ -1,4 +1,4 @@
-"""Encoders: pixels of either kind, rows over devices, prompts."""
+"""Encoders: pixel types, batches over devices, prompts."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a directory of weights says of itself against what lies in it."""
+"""The manifest of a directory of weights against its files."""
 
 import json
 import os

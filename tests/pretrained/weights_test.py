@@ -1,4 +1,4 @@
-"""The store of converted weights: written by slices, loaded by devices."""
+"""Converted weights: written in slices, loaded per device."""
 
 import collections
 import errno

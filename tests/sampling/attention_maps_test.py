@@ -1,4 +1,4 @@
-"""Maps of attention between the towers: their shares, places and pictures."""
+"""Attention maps between the towers: values, positions, images."""
 
 import pathlib
 

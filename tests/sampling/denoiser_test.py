@@ -1,4 +1,4 @@
-"""From prompts to picture and sound on the stand-in, against the original."""
+"""From prompts to video and audio on the stand-in, against the original."""
 
 import jax
 import jax.numpy as jnp

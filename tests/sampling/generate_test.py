@@ -1,4 +1,4 @@
-"""A whole run of `sample.py` on the stand-in: files, reruns, bad input."""
+"""Whole runs of `sample.py` on the stand-in: files, reruns, bad input."""
 
 import json
 import pathlib

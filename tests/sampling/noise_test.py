@@ -1,4 +1,4 @@
-"""Noise files: only what fits a clip is unpacked, whatever a file claims."""
+"""Noise files are validated before they are unpacked."""
 
 import io
 import pathlib

@@ -1,4 +1,4 @@
-"""Files of a clip: whole or absent, whatever kills the writer."""
+"""Output files are complete or absent after a kill."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""The Python API: what a notebook sees, and that `sample.py` makes the same."""
+"""The Python API: results, and equality with `sample.py`."""
 
 import json
 import pathlib

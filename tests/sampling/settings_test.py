@@ -1,4 +1,4 @@
-"""Whose values the settings of sampling have."""
+"""Precedence of defaults, recommended and user settings."""
 
 import pathlib
 

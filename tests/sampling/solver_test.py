@@ -1,4 +1,4 @@
-"""Schedules are the original's; solvers solve."""
+"""Schedules equal the original's; solvers converge."""
 
 import jax
 import jax.numpy as jnp

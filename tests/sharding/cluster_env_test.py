@@ -1,4 +1,4 @@
-"""What the environment says of processes: read, or refused at once."""
+"""Process settings from the environment."""
 
 import pytest
 

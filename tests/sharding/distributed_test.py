@@ -1,4 +1,4 @@
-"""What processes must share, told apart without starting any."""
+"""Agreement of processes on code, versions and config."""
 
 import shutil
 import signal

@@ -1,4 +1,4 @@
-"""One device or eight, however the mesh is made: the same step."""
+"""A step on eight devices equals one device, for every mesh."""
 
 import functools
 from typing import Any

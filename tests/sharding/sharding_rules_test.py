@@ -1,4 +1,4 @@
-"""Partition tables match every parameter once; meshes say what is wrong."""
+"""Sharding rules match every parameter once; meshes are validated."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Ablations: their commands, and the table of what came out."""
+"""Ablations: commands and result tables."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""The model card says what the files of the recipe say."""
+"""The model card states the numbers in the recipe's files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Clips on paper."""
+"""Contact sheets of clips."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the small model's towers attend to, on clips whose truth is known."""
+"""Attention of the small model on clips with known events."""
 
 import itertools
 from collections.abc import Iterator

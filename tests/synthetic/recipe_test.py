@@ -1,4 +1,4 @@
-"""The recipe: its steps, what is taken again and what is not."""
+"""The recipe: steps, commands and resuming."""
 
 import importlib
 import json

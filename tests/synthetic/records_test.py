@@ -1,4 +1,4 @@
-"""Clips of the world become a dataset that the loader's reader reads."""
+"""Clips of the world are written as a dataset."""
 
 import numpy as np
 import pytest

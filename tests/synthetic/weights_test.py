@@ -1,4 +1,4 @@
-"""The weights that come with the package: small, described, and any good."""
+"""Shipped weights: size, description and quality."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Training straight from mp4: what is cached otherwise, made in the loop."""
+"""Encoding on the fly: training from mp4 equals cached latents."""
 
 import jax
 import numpy as np

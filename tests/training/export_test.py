@@ -1,4 +1,4 @@
-"""From a run to weights that sample.py reads."""
+"""Export of a run to weights for sample.py."""
 
 import json
 

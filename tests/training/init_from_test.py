@@ -1,4 +1,4 @@
-"""First parameters by path: from weights, from runs, and scratch."""
+"""Initial parameters by path: from weights, runs or scratch."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What a run writes down, and reads again after a kill."""
+"""Logs of a run, and reading them after a kill."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The loop on the stand-in's weights: restarts, signals, bad numbers, logs."""
+"""The training loop: restarts, signals, non-finite losses, logs."""
 
 import os
 import signal

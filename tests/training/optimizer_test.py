@@ -1,4 +1,4 @@
-"""Learning rates, what decays, the average."""
+"""Learning rates, weight decay, Muon and EMA."""
 
 import jax.numpy as jnp
 import numpy as np

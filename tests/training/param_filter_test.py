@@ -1,4 +1,4 @@
-"""What a stage trains, at full size: the paper's 5.7 B of 11 B."""
+"""Trained parameters at full size: the paper's 5.7 B of 11 B."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Settings of a run from its config, as it is now and as runs kept it."""
+"""Training settings from configs, also from older runs."""
 
 import pytest
 

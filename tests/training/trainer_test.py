@@ -1,4 +1,4 @@
-"""Stages from their configs, one after the other, and bad input."""
+"""Training stages from their configs, and bad input."""
 
 import dataclasses
 import shutil

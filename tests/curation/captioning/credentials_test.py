@@ -1,4 +1,4 @@
-"""API keys: refused where they do not belong, removed from what is kept."""
+"""API keys are refused in settings and redacted in outputs."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""A model's text into a caption: what is read, repaired and refused."""
+"""Parsing, repair and validation of a model's caption."""
 
 import json
 

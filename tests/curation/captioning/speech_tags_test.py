@@ -1,4 +1,4 @@
-"""Speech tags: put where they belong or nowhere."""
+"""Insertion of speech tags."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""An error is the same text wherever it happens, and names its cause."""
+"""Error texts: deterministic, with the root cause."""
 
 import fsspec
 import pytest

@@ -1,4 +1,4 @@
-"""The command, killed at random moments, ends as one left alone."""
+"""A command killed at random moments gives the same files."""
 
 import os
 import pathlib

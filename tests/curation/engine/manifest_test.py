@@ -1,4 +1,4 @@
-"""Inputs are numbered once; others are an error, or further shards."""
+"""Inputs are numbered once; others are an error or appended."""
 
 import pathlib
 

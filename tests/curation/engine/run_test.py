@@ -1,4 +1,4 @@
-"""A run over small files of text: skipping, settings, failures, ranges."""
+"""Runs over small text files: resuming, settings, failures, ranges."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Settings are checked at once; keys follow what outcomes depend on."""
+"""Validation of settings, and what stage keys depend on."""
 
 import dataclasses
 import pickle

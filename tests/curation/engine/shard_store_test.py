@@ -1,4 +1,4 @@
-"""What stages leave on disk: whole or absent, the same bytes each time."""
+"""Stage outputs: atomic, deterministic and validated."""
 
 import hashlib
 import json

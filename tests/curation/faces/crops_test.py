@@ -1,4 +1,4 @@
-"""Crops of faces: which frame, which part of it, and the file of them."""
+"""Face crops: frames, geometry and file format."""
 
 import time
 

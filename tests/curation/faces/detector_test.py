@@ -1,4 +1,4 @@
-"""The cascade that makes boxes of what MTCNN's networks say."""
+"""Face boxes from the outputs of MTCNN's networks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Faces of some frames become tracks of all frames between."""
+"""Linking of face boxes into tracks."""
 
 import numpy as np
 import pytest

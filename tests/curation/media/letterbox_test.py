@@ -1,4 +1,4 @@
-"""Bars are found, and pictures left alone."""
+"""Detection of letterbox bars."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The detectors, on films whose cuts are known."""
+"""Shot detectors, on videos with known cuts."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""TransNet V2 is the network of the package, tensor by tensor."""
+"""TransNet V2 equals the original, layer by layer."""
 
 import jax
 import numpy as np

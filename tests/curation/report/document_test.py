@@ -1,4 +1,4 @@
-"""The report says what the files say, and shows what was kept and dropped."""
+"""The report shows the numbers in the files, with passed and rejected clips."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Windows of sound: whole, in order, cut where it is quiet."""
+"""Audio windows: complete, in order, cut at pauses."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Clips whose lips move with their sound pass; others are told from them."""
+"""Clips in sync pass; others are rejected."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Shares hold, and who stays does not depend on the order."""
+"""Shares are kept; the selection does not depend on the order."""
 
 import random
 
@@ -6,7 +6,6 @@ import pytest
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.stages import balance
-from ovi_jax.curation.stages import dedup
 
 
 def clip(number: int, kind: str) -> clips.Clip:
@@ -103,13 +102,3 @@ def test_invalid_settings_are_refused():
     ValueError, match=r"expected a fraction in \[0, 1\], got 2"
   ):
     balance.Config(min_kept_fraction=2)
-
-
-def test_the_first_of_several_copies_is_kept():
-  paths = {"a.mp4": "1", "b.mp4": "2", "c.mp4": "1", "d.mp4": "1"}
-  came = [clips.Clip(id=id_, path=path) for path, id_ in paths.items()]
-  decide = dedup.load(dedup.Config())(iter(came))
-  outcomes = [decide(each) for each in came]
-  assert outcomes[:2] == came[:2]
-  for reject in outcomes[2:]:
-    assert reject.reason == "duplicate" and reject.detail == "a.mp4"

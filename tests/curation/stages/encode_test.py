@@ -1,4 +1,4 @@
-"""What is kept of a clip, byte for byte."""
+"""Artifacts of the encode stage."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Faces of a clip: how many, and where."""
+"""Number and tracks of faces in a clip."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Loudness, margins and movement."""
+"""Loudness, crop box and optical flow."""
 
 import numpy as np
 import pytest

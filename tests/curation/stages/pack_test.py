@@ -1,4 +1,4 @@
-"""Clips into a dataset: what is in it, what is left out, the same bytes."""
+"""Packing clips into a dataset: contents, splits, determinism."""
 
 import hashlib
 import json

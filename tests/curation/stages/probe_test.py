@@ -1,4 +1,4 @@
-"""What files are, and by which name each bad one is refused."""
+"""Metadata of files, and reasons of rejects."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Windows lie within shots, at the times where frames are."""
+"""Windows lie within shots, at timestamps of frames."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Speech is found where it is, and counts with a face that is seen."""
+"""Speech segments, and speech with a visible face."""
 
 import numpy as np
 import pytest

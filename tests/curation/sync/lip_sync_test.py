@@ -1,4 +1,4 @@
-"""What SyncNet reads, and how its distances become an offset."""
+"""Inputs of SyncNet, and the offset from its distances."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""SyncNet learns from drawn faces, and is tried on shifted ones."""
+"""SyncNet is trained on drawn faces and tested on shifted ones."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What tests of captions share: clips made of numbers, and their captions."""
+"""Helpers of caption tests: numbered clips and their captions."""
 
 import json
 import pathlib

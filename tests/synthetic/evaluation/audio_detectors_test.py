@@ -1,4 +1,4 @@
-"""Sounds are heard when they begin, and as what they are."""
+"""Detection of sounds: onset times and kinds."""
 
 import numpy as np
 import pytest

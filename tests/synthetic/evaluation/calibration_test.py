@@ -1,4 +1,4 @@
-"""The scores of the world's own clips: what is lost is the scores' fault."""
+"""Scores of ground-truth clips measure the detectors' errors."""
 
 import pytest
 

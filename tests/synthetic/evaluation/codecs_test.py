@@ -1,4 +1,4 @@
-"""Codecs' losses where they are known."""
+"""Codec losses with known values."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What prompts of the world ask for is read from all of their wordings."""
+"""Parsing of all caption wordings into scenes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Intervals, and words place by place."""
+"""Confidence intervals, and word alignment."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Events and sounds are matched one to one, and swapped within a kind."""
+"""Matching of events with sounds, and swapped audio."""
 
 import itertools
 

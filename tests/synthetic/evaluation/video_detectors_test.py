@@ -1,4 +1,4 @@
-"""Kinds, colours and moments are seen, also in what is barely like a clip."""
+"""Detection of kinds, colours and event times."""
 
 import itertools
 

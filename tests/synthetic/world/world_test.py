@@ -1,4 +1,4 @@
-"""The world is the same for a seed, and shows and sounds what it says."""
+"""The synthetic world: determinism, events, captions."""
 
 import collections
 

@@ -1,4 +1,4 @@
-"""Runs of codecs to a directory of components."""
+"""Assembling codec runs into a directory of components."""
 
 import dataclasses
 import importlib

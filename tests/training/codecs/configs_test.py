@@ -1,4 +1,4 @@
-"""The configs of sound and text: sizes, and the shapes of a step."""
+"""Codec configs: sizes, and shapes of a step."""
 
 import functools
 import importlib

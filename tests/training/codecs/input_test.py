@@ -1,4 +1,4 @@
-"""Crops of clips: of what, where, in which order, and bad input."""
+"""Codec inputs: crops, order, resuming and bad input."""
 
 import contextlib
 import importlib

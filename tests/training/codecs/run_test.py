@@ -1,4 +1,4 @@
-"""A codec's run: the same after an interruption, and bad configs."""
+"""Codec training: exact resuming and bad configs."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""Held-out loss: the same for any batch size, devices and time of asking."""
+"""The eval loss is independent of batch size and devices."""
 
 import functools
 

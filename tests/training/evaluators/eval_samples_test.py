@@ -1,4 +1,4 @@
-"""Clips of a state: files that play, the same for the same state."""
+"""Eval samples: playable and deterministic."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""A run that shows its held-out loss and makes clips as it goes."""
+"""A run that evaluates its loss and writes samples."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The audio VAE learns two sounds; what it hands on is what it learnt."""
+"""The audio VAE objective: learning and export."""
 
 import jax
 import jax.numpy as jnp

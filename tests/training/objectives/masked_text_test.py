@@ -1,4 +1,4 @@
-"""The text encoder's task: embeddings that tell what stands around them."""
+"""The text encoder's masked-token objective."""
 
 import jax
 import numpy as np

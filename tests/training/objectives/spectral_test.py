@@ -1,4 +1,4 @@
-"""Distances of sounds are what their formulas say."""
+"""Spectral distances equal their formulas."""
 
 import jax
 import jax.numpy as jnp

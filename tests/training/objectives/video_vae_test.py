@@ -1,4 +1,4 @@
-"""The video task's terms: exact numbers, and what they ask for."""
+"""Loss terms of the video VAE: exact values and gradients."""
 
 import jax
 import jax.numpy as jnp

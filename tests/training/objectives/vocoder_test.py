@@ -1,4 +1,4 @@
-"""The vocoder's task learns two sounds, and knows when it is done."""
+"""The vocoder objective: learning and exact values."""
 
 from typing import ClassVar
 
