@@ -65,8 +65,8 @@ def test_videos_become_batches_although_the_endpoint_was_unavailable(
       folder, out, server.url, captions__concurrency=1, **SMALL
     )
   assert ended.returncode == 1, ended.stderr
-  said = ended.stdout + ended.stderr
-  assert "3 of " in said and "cached responses are reused" in said, said
+  output = ended.stdout + ended.stderr
+  assert "3 of " in output and "cached responses are reused" in output, output
   assert not list(out.glob("pack-*/records"))
   with captioner.serving() as server:
     ended = end_to_end_run.run(folder, out, server.url, **SMALL)

@@ -279,7 +279,7 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   )
   report = imported(folder)
   assert list(records(folder)) == ["copy.mp4"]
-  said = refusals(folder)
+  reasons = refusals(folder)
   for name, words in {
     "good.mp4": "the same content as copy.mp4",
     "empty.mp4": "an empty file; copy it again",
@@ -295,8 +295,8 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
     "missing.mp4": "row 13 (line 14): no such file; write its path relative",
     "bad.mp4": "bad.txt is not UTF-8; save the text file as UTF-8",
   }.items():
-    assert words in said[name], name
-  assert f"refused, {len(said)}:" in report and "and 6 more" in report
+    assert words in reasons[name], name
+  assert f"refused, {len(reasons)}:" in report and "and 6 more" in report
   assert "refused.csv" in report
 
 
@@ -572,9 +572,9 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
   assert len(blocks) == 2
   for kind, block in blocks:
     doc_commands.run(kind, block, tmp_path)
-  said = (tmp_path / "runs/mine.import/report.txt").read_text()
-  assert "imported 4 clips of 4 files: train (3), test (1)" in said
-  assert '--config.data.video_buckets="((31, 4, 4),)"' in said
+  report = (tmp_path / "runs/mine.import/report.txt").read_text()
+  assert "imported 4 clips of 4 files: train (3), test (1)" in report
+  assert '--config.data.video_buckets="((31, 4, 4),)"' in report
   assert len(builder.read(tmp_path / "runs/my_sounds", "train")) == 3
   # The stand-in's codecs are random.
   limits = {

@@ -76,7 +76,7 @@ def test_stages_after_a_changed_one_are_not_shared(settings):
 
 
 @pytest.mark.parametrize(
-  "fields, said",
+  "fields, message",
   [
     ({"stages": {"fusoin": 3}}, "stages \\['fusoin'\\] are not the recipe's"),
     (
@@ -86,8 +86,8 @@ def test_stages_after_a_changed_one_are_not_shared(settings):
     ),
   ],
 )
-def test_unknown_stages_and_sources_are_refused(settings, fields, said):
-  with pytest.raises(ValueError, match=said):
+def test_unknown_stages_and_sources_are_refused(settings, fields, message):
+  with pytest.raises(ValueError, match=message):
     dataclasses.replace(settings, **fields)
 
 

@@ -30,15 +30,15 @@ def test_a_dataset_holds_the_clips(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "size, counts, said",
+  "size, counts, message",
   [
     (70, {"train": 1}, "multiple of 32 pixels.*got 70"),
     (64, {"train": -3, "test": 2}, "clips of some split, got.*-3"),
     (64, {"train": 0}, "clips of some split"),
   ],
 )
-def test_a_folder_without_a_dataset_is_refused(tmp_path, size, counts, said):
-  with pytest.raises(ValueError, match=said):
+def test_a_folder_without_a_dataset_is_refused(tmp_path, size, counts, message):
+  with pytest.raises(ValueError, match=message):
     records.write(tmp_path / "out", worlds.World(size=size), counts)
   assert not (tmp_path / "out").exists()
 

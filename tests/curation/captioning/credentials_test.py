@@ -199,8 +199,8 @@ def test_an_answer_that_repeats_the_key_is_redacted(
     )
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
   assert isinstance(found, clips.Clip), found.detail
-  said = json.dumps(found.facts, ensure_ascii=False)
-  assert credentials.REDACTED in said and not leaked(said)
+  facts = json.dumps(found.facts, ensure_ascii=False)
+  assert credentials.REDACTED in facts and not leaked(facts)
   assert credentials.REDACTED in kept(tmp_path) and not leaked(kept(tmp_path))
 
 
@@ -224,8 +224,8 @@ def test_a_key_assembled_by_cleaning_is_redacted(tmp_path, monkeypatch):
 
 def test_invalid_answers_are_reported_without_the_key(tmp_path, monkeypatch):
   monkeypatch.setenv(VARIABLE, KEY)
-  rude = captioner.says(f"I will not. Your key is {KEY}")
-  with captioner.serving(lambda n, b: rude) as server:
+  faulty = captioner.says(f"I will not. Your key is {KEY}")
+  with captioner.serving(lambda n, b: faulty) as server:
     (found,) = caption_client.captioned(
       server.url, tmp_path, [caption_client.pair(1)], api_key_env=VARIABLE
     )
@@ -240,7 +240,7 @@ def raw(text):
 
 
 @pytest.mark.parametrize(
-  "rude",
+  "faulty",
   [
     captioner.status(401, X_Echo=f"{KEY}"),
     captioner.status(400),
@@ -254,14 +254,14 @@ def raw(text):
     raw("[" * 100_000),
     raw('{"a":' + "1" * 5000 + "}"),
   ],
-  ids=lambda rude: str(rude.get("status", rude.get("content", b"")[:12])),
+  ids=lambda faulty: str(faulty.get("status", faulty.get("content", b"")[:12])),
 )
 def test_errors_are_reported_without_the_key(
-  rude, tmp_path, monkeypatch, caplog, capsys
+  faulty, tmp_path, monkeypatch, caplog, capsys
 ):
   caplog.set_level(logging.DEBUG)
   monkeypatch.setenv(VARIABLE, KEY)
-  with captioner.serving(lambda n, b: rude) as server:
+  with captioner.serving(lambda n, b: faulty) as server:
     try:
       (found,) = caption_client.captioned(
         server.url,
@@ -270,12 +270,12 @@ def test_errors_are_reported_without_the_key(
         api_key_env=VARIABLE,
         max_attempts=2,
       )
-      said = found.detail
+      message = found.detail
     except (stage.Unavailable, endpoint.AttemptsExhausted) as error:
-      said = str(error)
-  assert said and not leaked(said) and "\n" not in said
+      message = str(error)
+  assert message and not leaked(message) and "\n" not in message
   # Nor its beginning, where a long text was cut.
-  assert KEY[:12] not in said
+  assert KEY[:12] not in message
   assert not leaked(caplog.text) and KEY not in caplog.text
   assert not leaked("".join(capsys.readouterr()))
 

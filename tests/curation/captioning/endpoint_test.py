@@ -67,7 +67,7 @@ def test_a_response_has_text_and_token_counts():
 
 
 @pytest.mark.parametrize(
-  "rude",
+  "faulty",
   [
     captioner.status(500),
     captioner.status(503),
@@ -79,9 +79,9 @@ def test_a_response_has_text_and_token_counts():
   ],
   ids=lambda step: f"{step['kind']}{step.get('status', '')}",
 )
-def test_failed_requests_are_retried_with_backoff(rude):
+def test_failed_requests_are_retried_with_backoff(faulty):
   clock = Clock()
-  with captioner.serving(captioner.in_turn(rude, rude)) as server:
+  with captioner.serving(captioner.in_turn(faulty, faulty)) as server:
     ((reply,), _) = ask(settings(server.url), clock=clock)
   assert reply.text == captioner.words(json.loads(request()))
   assert len(server.bodies) == 3
@@ -117,8 +117,8 @@ def test_backoff_is_seeded():
 )
 def test_the_retry_after_header_is_honoured(header, low, high):
   clock = Clock()
-  rude = captioner.status(429, Retry_After=header)
-  with captioner.serving(captioner.in_turn(rude)) as server:
+  faulty = captioner.status(429, Retry_After=header)
+  with captioner.serving(captioner.in_turn(faulty)) as server:
     ((reply,), _) = ask(settings(server.url), clock=clock)
   assert reply.text
   assert low <= clock.time - 100 <= high
@@ -155,16 +155,16 @@ def test_retry_after_pauses_all_requests():
       held.set()
       return asked, await asyncio.gather(first, second)
 
-  rude = captioner.status(429, Retry_After="50")
-  with captioner.serving(captioner.in_turn(rude)) as server:
+  faulty = captioner.status(429, Retry_After="50")
+  with captioner.serving(captioner.in_turn(faulty)) as server:
     asked, replies = asyncio.run(asyncio.wait_for(run(server.url), 300))
   assert asked == 1 and slept == [50, 50]
   assert all(reply.text for reply in replies)
 
 
 def test_a_retry_after_beyond_the_limit_means_unavailable():
-  rude = captioner.status(503, Retry_After="3600")
-  with captioner.serving(captioner.in_turn(rude)) as server:
+  faulty = captioner.status(503, Retry_After="3600")
+  with captioner.serving(captioner.in_turn(faulty)) as server:
     ((error,), client) = ask(settings(server.url))
   assert isinstance(error, stage.Unavailable) and client.unavailable
   assert "Retry-After is 3600 s" in str(error)
@@ -173,8 +173,8 @@ def test_a_retry_after_beyond_the_limit_means_unavailable():
 
 @pytest.mark.parametrize("number", [401, 403, 404, 302])
 def test_a_wrong_key_or_url_fails_at_once_without_showing_the_key(number):
-  rude = captioner.status(number)
-  with captioner.serving(lambda n, b: rude) as server:
+  faulty = captioner.status(number)
+  with captioner.serving(lambda n, b: faulty) as server:
     ((error,), _) = ask(settings(server.url), key=KEY)
   assert isinstance(error, stage.Unavailable)
   assert f"status {number}" in str(error) and "[key]" in str(error)

@@ -15,9 +15,9 @@ def alone(tmp_path_factory) -> tuple[pathlib.Path, dict[str, bytes]]:
   """Inputs, and what an undisturbed run made of them."""
   folder = tmp_path_factory.mktemp("alone")
   inputs = harness.write_inputs(folder / "in", 8)
-  code, said = kill_runs.run(harness.command(inputs, folder / "out"))
-  assert code == 0, said
-  assert "write:" in said and said.count("reverse: 32 clips passed on") == 1
+  code, output = kill_runs.run(harness.command(inputs, folder / "out"))
+  assert code == 0, output
+  assert "write:" in output and output.count("reverse: 32 clips passed on") == 1
   return inputs, harness.contents(folder / "out")
 
 
@@ -71,22 +71,22 @@ def test_a_run_stops_on_sigint_and_sigterm(tmp_path, number):
       os.killpg(process.pid, number)  # as a terminal does
     else:
       process.send_signal(number)
-    said, _ = process.communicate(timeout=kill_runs.LONGEST)
+    output, _ = process.communicate(timeout=kill_runs.LONGEST)
     kill_runs.wait(
       lambda: not kill_runs.members(process.pid), "the end of the workers"
     )
-  assert "Traceback" not in said, said
+  assert "Traceback" not in output, output
   if number == signal.SIGTERM:
     assert process.returncode == 75
   else:
     assert process.returncode == 130
-    assert "interrupted; run the same command to resume" in said
+    assert "interrupted; run the same command to resume" in output
 
 
 def test_the_command_reports_failed_shards_in_one_line(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("raise a\nraise b\nraise c\n")
-  code, said = kill_runs.run(harness.command(inputs, tmp_path / "out"))
-  last = said.strip().splitlines()[-2:]
-  assert code == 1 and "Traceback" not in said
+  code, output = kill_runs.run(harness.command(inputs, tmp_path / "out"))
+  last = output.strip().splitlines()[-2:]
+  assert code == 1 and "Traceback" not in output
   assert last[0].startswith("clips, shard 0: measure failed for 3 of 3 clips")

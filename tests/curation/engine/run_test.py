@@ -164,7 +164,7 @@ def test_damaged_files_are_named(files, tmp_path):
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
-  """A run over lines of which many fail, and what it said."""
+  """A run over lines of which many fail, and its problems."""
   folder = tmp_path_factory.mktemp("bad")
   words = ["one fine", "raise it", "hang", "crash", "strange", "x"]
   words += ["two fine", "three unturnable", "one good", "four explosive"]
@@ -273,8 +273,8 @@ def test_a_shard_fails_above_the_failure_rate_and_others_continue(tmp_path):
   chosen = harness.chosen(out, [inputs], max_failure_rate=0.2)
   problems = run.run(chosen, executor=harness.inline)
   assert len(problems) == 2
-  said = "clips, shard 1: measure failed for 3 of 9 clips, 2 are allowed"
-  assert problems[0].startswith(said)
+  message = "clips, shard 1: measure failed for 3 of 9 clips, 2 are allowed"
+  assert problems[0].startswith(message)
   assert "ValueError: what is 'raise a'?" in problems[0]
   assert problems[1].startswith(
     "end: needs all shards, but 1 of 3 are incomplete"
@@ -311,8 +311,8 @@ def test_a_full_disk_or_memory_rejects_no_clip(tmp_path, word):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text(f"one fine\n{word} one\n")
   chosen = harness.chosen(tmp_path / "out", [inputs])
-  said = "out of disk or memory in measure, clip .*; free some and run again"
-  with pytest.raises(OSError, match=said):
+  message = "out of disk or memory in measure, clip .*; free some and run again"
+  with pytest.raises(OSError, match=message):
     run.run(chosen, executor=harness.inline)
   assert not list((tmp_path / "out").glob("measure-*/*"))
 
@@ -333,8 +333,8 @@ def test_a_stage_timeout_covers_its_whole_batch(tmp_path):
   )
   began = time.monotonic()
   for stage, least, most in (("reverse", 50, 150), ("measure", 5120, 5220)):
-    said = shards.STARTED, stage, tuple(map(str, range(256)))
-    assert not list(watched._handle_message(worker, *said))
+    started = shards.STARTED, stage, tuple(map(str, range(256)))
+    assert not list(watched._handle_message(worker, *started))
     assert least <= worker.deadline - began < most
 
 
@@ -364,14 +364,14 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
   assert split("clips", "1/2") == split("clips", "2:") == []
   harness.finish(chosen)
   assert harness.contents(tmp_path / "out") == harness.contents(whole)
-  for only, some, said in (
+  for only, some, message in (
     ("smell", "", "there is no pass 'smell'; choose from clips, together"),
     ("", "0:1", "only_pass=NAME"),
     ("even", "0:1", "needs all shards"),
     ("clips", "one", "expected A:B"),
     ("clips", "2/2", "expected I < N"),
   ):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
       split(only, some)
 
 

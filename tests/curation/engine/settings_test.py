@@ -65,7 +65,7 @@ def test_settings_can_be_pickled():
 
 
 @pytest.mark.parametrize(
-  "fields, said",
+  "fields, message",
   [
     ({"out": ""}, "out: give --config.out=DIR"),
     ({"shard_size": 0}, "shard_size must be at least 1, got 0"),
@@ -102,8 +102,8 @@ def test_settings_can_be_pickled():
     ({"passes": ()}, "passes: expected at least one stage"),
   ],
 )
-def test_invalid_settings_are_explained(fields, said):
-  with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_explained(fields, message):
+  with pytest.raises(ValueError, match=message):
     out = fields.pop("out", "out")
     harness.chosen(out, ["in"], **fields)
 
@@ -153,7 +153,7 @@ def test_all_missing_requirements_are_listed_before_any_work(
   config.inputs, config.out = (str(tmp_path),), str(tmp_path / "out")
   with pytest.raises(ValueError) as raised:
     settings.Settings.from_config(config)
-  said = str(raised.value)
+  message = str(raised.value)
   for words in (
     "pip install --no-deps facenet-pytorch",
     "--config.stages.av_sync.weights=FILE",
@@ -161,7 +161,7 @@ def test_all_missing_requirements_are_listed_before_any_work(
     "--config.stages.captions.captions_file=FILE.csv",
     "3 problems",
   ):
-    assert words in said
+    assert words in message
   assert not (tmp_path / "out").exists()
 
 

@@ -175,8 +175,8 @@ BAD = [
 
 def forged(files, /, **changes):
   """Change what a mark says."""
-  said = json.loads(storage.read(files.done)) | changes
-  storage.write(files.done, json.dumps(said).encode())
+  marker = json.loads(storage.read(files.done)) | changes
+  storage.write(files.done, json.dumps(marker).encode())
 
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: text[:20])

@@ -377,20 +377,21 @@ def test_missing_caption_settings_are_reported_with_their_flags(
   tmp_path, monkeypatch
 ):
   monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-  said = captions.missing_requirements(
+  problems = captions.missing_requirements(
     captions.Config(api_key_env="NO_SUCH_KEY")
   )
-  assert len(said) == 2 and all(
-    "captions.captions_file=FILE.csv" in s for s in said
+  assert len(problems) == 2 and all(
+    "captions.captions_file=FILE.csv" in s for s in problems
   )
-  assert "captions.model=MODEL" in said[0] and "NO_SUCH_KEY" in said[1]
+  assert "captions.model=MODEL" in problems[0] and "NO_SUCH_KEY" in problems[1]
   table = tmp_path / "own.csv"
   table.write_text("file,text\na.mp4,One.\n")
-  (said,) = captions.missing_requirements(
+  (problems,) = captions.missing_requirements(
     captions.Config(captions_file=str(table))
   )
   assert (
-    "path and caption" in said and "captions.captions_file=FILE.csv" in said
+    "path and caption" in problems
+    and "captions.captions_file=FILE.csv" in problems
   )
   table.write_text("path,caption\na.mp4,One.\n")
   assert not captions.missing_requirements(

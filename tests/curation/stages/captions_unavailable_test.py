@@ -27,8 +27,8 @@ pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
 
 
 def test_no_answer_is_lost_on_server_errors(tmp_path):
-  """Every kind of rudeness, mixed: the outcome is that of a polite server."""
-  rude = [
+  """All faults at random: the outcome is that of a server without faults."""
+  faulty = [
     captioner.status(500),
     captioner.status(429, Retry_After="0.01"),
     captioner.status(429),
@@ -39,7 +39,7 @@ def test_no_answer_is_lost_on_server_errors(tmp_path):
     captioner.slow(0.1),
   ]
   choose = random.Random(1)
-  script = lambda n, b: choose.choice([*rude, *[captioner.OK] * 6])  # noqa: E731
+  script = lambda n, b: choose.choice([*faulty, *[captioner.OK] * 6])  # noqa: E731
   pairs = [caption_client.pair(n) for n in range(30)]
   changes = {"concurrency": 8, "max_attempts": 20}
   with captioner.serving(script) as server:

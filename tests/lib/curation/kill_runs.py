@@ -114,7 +114,7 @@ def killed(
         process.wait()
       wait(lambda: not members(process.pid), "the end of the workers")
   assert len(found) >= 0.8 * kills, f"only {len(found)} of {kills} kills met it"
-  code, said = run(words)
-  assert code == 0, said
+  code, output = run(words)
+  assert code == 0, output
   assert harness.contents(out) == wanted
   return found

@@ -54,11 +54,11 @@ def test_a_weaker_knock_is_detected_while_another_rings(material, tones, hiss):
 
 @pytest.mark.parametrize("hz", [105, 117.3, 130, 195, 214.1, 240])
 def test_vowels_are_recognized_in_every_voice(hz):
-  said = [
+  spoken = [
     event(0.3 + 0.7 * i, "mouth", vowel, tone=hz, length=0.36)
     for i, vowel in enumerate(scene.VOWELS)
   ]
-  heard = audio_detectors.listen(track(*said, hiss=0.015), RATE)
+  heard = audio_detectors.listen(track(*spoken, hiss=0.015), RATE)
   voice = "low" if hz < 160 else "high"
   assert [h.sound for h in heard] == [
     audio_detectors.Sound(scene.FACE, vowel, voice) for vowel in scene.VOWELS

@@ -14,10 +14,10 @@ def test_prompts_are_parsed_into_their_scenes():
   assert facts("A red ball bounces on a wooden floor.") == facts_lib.Facts(
     kind="ball", colours=("red",), sound="wood"
   )
-  said = (
+  prompt = (
     "A cartoon face in an orange hat says <S>ah oh<E>. Audio: a deep voice."
   )
-  assert facts(said) == facts_lib.Facts(
+  assert facts(prompt) == facts_lib.Facts(
     kind="face",
     colours=("orange",),
     sound="low",

@@ -169,18 +169,20 @@ def test_files_that_are_no_clips_of_the_world_are_named(tmp_path, monkeypatch):
     (tmp_path / f"{name}.json").write_text(text)
   with pytest.raises(ValueError) as raised:
     report.read(tmp_path)
-  said = str(raised.value)
-  assert "empty.mp4: expected a video file" in said and "Errno" not in said
-  assert "list.mp4: expected a video file" in said and "formats" in said
-  assert "large.mp4: expected a video file" in said
-  assert "these 30 of 128x128 are 1 MB" in said
+  message = str(raised.value)
+  assert (
+    "empty.mp4: expected a video file" in message and "Errno" not in message
+  )
+  assert "list.mp4: expected a video file" in message and "formats" in message
+  assert "large.mp4: expected a video file" in message
+  assert "these 30 of 128x128 are 1 MB" in message
   assert (
     "short.mp4: expected square pictures of at least 8 pixels, got 5 of 32"
-    in said
+    in message
   )
   assert (
     "wide.mp4: expected square pictures of at least 8 pixels, got 9 of 32x64"
-    in said
+    in message
   )
 
 
