@@ -112,7 +112,7 @@ def run(path: pathlib.Path, monkeypatch, stages: list[str]) -> dict:
 
 @pytest.mark.slow
 def test_the_smallest_run_is_trained_sampled_and_resumed(tmp_path, monkeypatch):
-  """A stage is trained, sampled and measured; the same command goes on."""
+  """A stage is trained, sampled and measured; a second run reuses it."""
   first = run(tmp_path, monkeypatch, ["audio_pretrain"])
   trained = first["audio_pretrain"]["trained"]["audio"]
   assert len(trained["right"]) == overfit_data.CLIPS

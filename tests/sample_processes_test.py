@@ -104,7 +104,7 @@ def test_processes_shard_each_clip(weights, prompts, alone, tmp_path):
 def test_processes_with_different_requests_all_fail_at_once(
   weights, prompts, second, said, tmp_path
 ):
-  """Both say so at once, and nothing is made."""
+  """Both report it at once, and no clip is generated."""
   given, fields = prompts, dict(second)
   if "prompts" in fields:
     given = tmp_path / "prompts.csv"

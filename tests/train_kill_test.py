@@ -1,4 +1,4 @@
-"""train.py killed without warning goes on as if nothing had happened.
+"""train.py resumes exactly after it is killed.
 
 Every stage, with data workers, once; and a run that is killed thirty times, at
 moments that fall into its start, its steps and its saves.

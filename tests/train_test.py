@@ -31,7 +31,7 @@ def test_a_run_resumes_bit_exactly_after_kill_full_disk_and_sigterm(
   code, said = train_runs.run(train_runs.limited(words, 256))
   assert code == 1, said
   assert f"continuing from the checkpoint of step {reached}" in said
-  # Orbax' threads have their say around it.
+  # Threads of Orbax may print around it.
   assert (
     f"train: [Errno 28] no space left: the checkpoint of step {reached + SAVE}"
     " was not saved, earlier ones are whole; make room:"

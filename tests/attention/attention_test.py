@@ -88,7 +88,7 @@ def test_attention_weights_reproduce_the_output(length):
   q = random.standard_normal((2, 5, 3, 7), np.float32)
   k = random.standard_normal((2, 7, 3, 7), np.float32)
   length_B = None if length is None else jnp.asarray(length)
-  # Values that name their keys: what comes out is the weights.
+  # With one-hot values the output is the attention weights.
   one_hot = np.broadcast_to(np.eye(7, dtype=np.float32)[None, :, None], k.shape)
   out = attention.attention(q, k, one_hot, "xla", length=length_B)
   found = attention.attention_probs(q, k, length_B)

@@ -100,7 +100,7 @@ def test_a_link_to_a_file_outside_is_not_read(checkpoint):
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe", "nothing"])
 def test_unlisted_entries_must_be_regular_files(checkpoint, kind):
-  """Orbax opens what lies in the directory of the state."""
+  """Orbax opens every file in the directory of the state."""
   path = checkpoint / "state/d/x"
   path.parent.mkdir(exist_ok=True)
   if kind == "pipe":

@@ -275,7 +275,7 @@ def test_the_older_one_is_used_when_the_newest_is_damaged(two, name):
     assert name == "checksums.json" or "bytes, expected" in lines[0]
     assert f"older checkpoint {two}/1" in lines[1]
     assert f"set aside as {two}/2.damaged" in lines[2]
-    # The run comes to that step again.
+    # The run reaches that step again.
     assert checkpoints.save(2, state(4))
     assert_same(checkpoints.restore_newest(state(0)).state, state(4))
   assert (two / "2.damaged").is_dir()
@@ -299,7 +299,7 @@ def test_leftovers_of_killed_runs_are_removed(two):
   shutil.copytree(two / "1", two / "0")
   (two / "0" / "commit_success.txt").unlink()
   largest(two / "0").unlink()
-  # Whole, whatever became of Orbax's mark.
+  # Complete, even without Orbax's marker.
   (two / "1" / "commit_success.txt").unlink()
   lines = []
   with opened(two, lines.append) as checkpoints:
@@ -342,7 +342,7 @@ def test_a_disk_that_fills_up_during_a_save_leaves_earlier_checkpoints(two):
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.ENOSPC
     assert sorted(p.name for p in two.iterdir()) == ["1", "2"]
-    # With room again, all goes on.
+    # With free space again, saving continues.
     assert checkpoints.save(3, state(3))
     assert checkpoints.restore_newest(state()).step == 3
 

@@ -144,7 +144,7 @@ def test_converted_components_are_reused(release, weights, tmp_path):
   torch_file.save(copy, tensors)
   other = run()
   assert other[1] != first[1] and "it stays" not in said[2]
-  # A damaged file is written anew.
+  # A damaged file is written again.
   weights_dir.component_file(out, component).write_bytes(b"half a file")
   assert run()[1] == other[1] and "it stays" not in said[3]
 

@@ -126,7 +126,7 @@ def test_every_wrapper_is_removed(tmp_path, component, wrap):
 
 
 def test_a_deepspeed_file_is_read(tmp_path):
-  # Its tensors lie under `module`, beside settings, shapes and a set of names.
+  # Its tensors are under `module`, beside settings, shapes and a set of names.
   plain = standin.tensors(FILES["audio_vae"])
   pickled = {}
   for key, (name, tensor) in enumerate(plain.items()):

@@ -263,7 +263,7 @@ def test_a_truncated_file_is_named(path, write):
 
 @pytest.mark.parametrize("write", [pickle_bytes.zipped, pickle_bytes.legacy])
 def test_a_changed_byte_is_read_or_refused(path, write):
-  """Whatever a byte is changed to, nothing but ValueError comes out."""
+  """Any changed byte is read or raises ValueError."""
   value = pickle_bytes.mapping(
     w=pickle_bytes.tensor(), n=pickle_bytes.mapping(a=7)
   )

@@ -80,7 +80,7 @@ def folder(tmp_path) -> pathlib.Path:
 
 
 def numbered(path: pathlib.Path, seconds: float, fps: float = 24, **given):
-  """A film whose frames tell their number, with a tone."""
+  """A video whose frames encode their number, with a tone."""
   count = round(seconds * fps)
   wave = media_files.tone(seconds) if given.pop("sound", True) else None
   frames = media_files.numbered(count)

@@ -105,7 +105,7 @@ def test_a_tokenizer_is_trained_on_the_captions_of_a_dataset(tmp_path):
   made = tokenizer_lib.Tokenizer.load(tmp_path / "t.json")
   assert made.model.get_vocab_size() == size
   assert not any(made.unread(caption) for caption in CAPTIONS)
-  # Each caption comes four times here, "a" eight times.
+  # Each caption occurs four times here, "a" eight times.
   captions = list(tokenizer.captions_of(paths))
   few = tokenizer.make(captions, min_count=8)
   assert few.token_to_id("a") and few.token_to_id("ball") is None

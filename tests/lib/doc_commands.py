@@ -15,7 +15,7 @@ FEWER = (
 
 
 def run(kind: str, text: str, folder: pathlib.Path) -> None:
-  """Run a block of a document in a folder that looks like the repository."""
+  """Run a block of a document in a folder laid out like the repository."""
   if kind == "bash":
     text = text.replace("\\\n", " ")
     text = re.sub(r"^python train.py .*$", rf"\g<0>{FEWER}", text, flags=re.M)
@@ -42,7 +42,7 @@ def run(kind: str, text: str, folder: pathlib.Path) -> None:
 
 
 def repository(folder: pathlib.Path) -> None:
-  """Make a folder look like the repository, with a place for results."""
+  """Lay a folder out like the repository, with a folder for results."""
   for name in ("train.py", "sample.py", "convert_torch_weights.py"):
     (folder / name).symlink_to(ROOT / name)
   for name in ("configs", "ovi_jax"):

@@ -110,7 +110,7 @@ def limited(words: list[str], kibibytes: int) -> list[str]:
 
 
 def run(words: list[str], devices: int = 1) -> tuple[int, str]:
-  """Run to the end; the exit code, and all that was said."""
+  """Run to the end; returns the exit code and the output."""
   done = subprocess.run(
     words,
     cwd=ROOT,
@@ -124,7 +124,7 @@ def run(words: list[str], devices: int = 1) -> tuple[int, str]:
 
 
 class Started:
-  """A run that is going on; what it says is kept in a file.
+  """A started run; its output goes to a file.
 
   Attributes:
     process: train.py, the leader of its own session.
@@ -159,7 +159,7 @@ class Started:
     return len(_lines(self.workdir)) - self._lines
 
   def wait(self, condition: Callable[[], bool]) -> None:
-    """Wait until something holds, while the run goes on."""
+    """Wait until a condition holds, while the run continues."""
     until = time.monotonic() + LONGEST
     while not condition():
       assert self.process.poll() is None, f"it ended: {self.said}"

@@ -78,7 +78,7 @@ def test_standard_dynamic_range_is_unchanged(tmp_path):
 
 def test_untagged_colour_spaces_follow_the_frame_size(tmp_path):
   red = np.zeros((32, 32, 3), np.uint8) + np.array([200, 40, 40], np.uint8)
-  # swscale writes BT.601 unless told otherwise: small frames come back.
+  # swscale writes BT.601 by default: small frames round-trip.
   path = media_files.write(tmp_path / "red.mp4", [red] * 2, media_files.even(2))
   np.testing.assert_allclose(decode.video(path, 0, 1 / 24)[0], red, atol=6)
   # The same numbers in a large frame are BT.709, so another red.

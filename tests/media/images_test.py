@@ -285,7 +285,7 @@ def test_png_cicp_code_points_are_applied(
   samples = bytes(given)
   if bits == 16:
     samples = struct.pack(">3H", *(257 * level for level in given))
-  profile = zlib.compress(icc_profiles.rgb())  # comes second
+  profile = zlib.compress(icc_profiles.rgb())  # the second profile
   chunks = [
     (b"iCCP", b"p\0\0" + profile),
     (b"cICP", bytes(code_points)),

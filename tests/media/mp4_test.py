@@ -78,7 +78,7 @@ for seed, (frames, height, width) in zip((3, 4, 7, 0, 0), SIZES):
 
 @pytest.mark.slow
 def test_the_same_clip_gives_the_same_bytes(tmp_path):
-  """Whatever memory holds that was never set (glibc fills it as told)."""
+  """Uninitialized memory, filled by glibc as requested."""
   made = set()
   for filling in ("", "0", "1", "200"):
     made.add(

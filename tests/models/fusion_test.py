@@ -35,7 +35,7 @@ def inputs(golden):
 
 
 def times(t: float, batch: list[bool]) -> AV:
-  """Times of a batch; the first frame's is 0 where `batch` says so."""
+  """Times of a batch; 0 for the first frame where `batch` is true."""
   video = np.full((len(batch), 2), t, np.float32)
   video[np.asarray(batch), 0] = 0
   return AV(video, np.full((len(batch), 1), t, np.float32))

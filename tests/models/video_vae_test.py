@@ -126,7 +126,7 @@ def test_one_compiled_step_serves_clips_of_any_length(
     z.append(codec.encode(config, params, clip))
     video.append(codec.decode(config, params, latents[:, :length]))
   assert encode_step._cache_size() == decode_step._cache_size() == 1
-  # What comes later changes nothing, nor does the clip before this one.
+  # Neither later frames nor an earlier clip change the result.
   for shorter in (0, 1):
     np.testing.assert_array_equal(z[shorter], z[2][:, : z[shorter].shape[1]])
     seen = video[shorter].shape[1]

@@ -15,7 +15,7 @@ S, T, H, W = 157, 31, 2, 2
 
 
 def looking_at(place_S: np.ndarray, row: int, column: int):
-  """Maps of a sound that looks at one corner of one latent a step."""
+  """Maps of audio that attends to one corner of one latent per step."""
   audio = np.zeros((S, T, H, W), np.float32)
   audio[np.arange(S), place_S, row, column] = 1
   video = np.full((T, H, W, S), 1 / S, np.float32)

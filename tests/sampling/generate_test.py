@@ -336,7 +336,7 @@ def test_a_file_that_is_no_image_is_refused(run, tmp_path, content):
 
 
 VIDEO, AUDIO = (4, 4, 6, 48), (21, 20)
-BAD_NOISES = {  # what the file holds -> what is said
+BAD_NOISES = {  # content of the file -> message
   "nothing": (None, "is not a file"),
   "text": (b"text", "is not an .npz file"),
   "half": ({"video_THWC": np.zeros(VIDEO)}, "expected audio_TC.npy, found"),

@@ -24,7 +24,7 @@ def npy(array: np.ndarray, **options) -> bytes:
 
 
 def header(text: str, data: bytes = b"") -> bytes:
-  """An .npy that says anything of itself."""
+  """An .npy file with an arbitrary header."""
   said = text.encode("latin1")
   return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(said)) + said + data
 

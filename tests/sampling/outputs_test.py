@@ -50,7 +50,7 @@ def test_a_complete_clip_is_not_generated_again(tmp_path):
 
 @pytest.mark.parametrize("rename", [1, 2, 3])
 def test_a_killed_write_is_not_a_complete_clip(tmp_path, rename):
-  """Killed while making a clip anew: it is whole and described, or absent."""
+  """A clip overwritten by a killed process is complete or absent."""
   path = tmp_path / "clip.mp4"
   grey_clips.write(path, 100)
   died = subprocess.run(

@@ -19,7 +19,7 @@ from ovi_jax.sharding import mesh
 from ovi_jax.synthetic.world import world
 
 CLIPS = 12
-# Heads of the sound that look for something, as found on other clips.
+# Audio heads that attend to events, as found on other clips.
 BALLS, MOUTHS = ((2, 3),), ((5, 2),)
 
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ def test_a_head_attends_to_the_ball_at_its_impact(maps_of):
     between += own_time(maps.audio_STHW, clip.events)
   assert len(when) > 4 * CLIPS
   assert np.mean(where) > 2 / frame_HW.size
-  # It is the ball, and no place that is looked at whatever happens.
+  # The head attends to the ball, not to a fixed position.
   assert np.mean(sides[True]) - np.mean(sides[False]) > 0.4
   assert np.mean(when) > 1.8 * np.mean(between)
 

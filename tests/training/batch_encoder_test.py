@@ -108,7 +108,7 @@ def test_training_reads_mp4_directly(media, weights, tmp_path, monkeypatch):
   )
   lines = logs.read(tmp_path)
   assert [line["step"] for line in lines] == [2, 4]
-  # 2·2·2 and 6 tokens a clip, whatever they were made of.
+  # 2·2·2 and 6 tokens per clip.
   tokens = [
     line["perf/tokens_per_second"] / line["perf/clips_per_second"]
     for line in lines

@@ -193,7 +193,7 @@ def test_logs_hold_the_documented_metrics(whole):
 
 
 def test_step_times_exclude_evaluation_and_checkpoints(monkeypatch):
-  """No compilation, no held-out loss, and no time that nobody counts."""
+  """Excluded are compilation, evaluation and logging."""
   clock, written = [0.0], []
   monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
 

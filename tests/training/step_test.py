@@ -98,7 +98,7 @@ def test_noise_differs_by_step_and_repeats_by_seed():
   jax.tree.map(np.testing.assert_array_equal, first, again)
   assert np.abs(first.sigma.video - second.sigma.video).min() > 1e-6
   assert np.abs(first.noise.audio - second.noise.audio).max() > 1
-  # A place draws the same whatever else is in the batch, or how long it is.
+  # Noise of a row is independent of other rows and of the batch size.
   fewer = jax.tree.map(lambda x: x[:3], given)
   part = step.sample_noise_for(made, state, fewer)
   np.testing.assert_array_equal(part.noise.video, first.noise.video[:3])

@@ -53,7 +53,7 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   lines = logs.read(tmp_path / "fusion")
   assert [line["step"] for line in lines] == [2, 4]
   assert all(line["train/loss_video"] > 0.3 for line in lines)
-  # A tower alone comes out of it without the layers of fusion.
+  # A single tower is loaded from it without the fusion layers.
   again = small_training.config(
     "audio_finetune",
     datasets["sounds"],
@@ -74,7 +74,7 @@ def test_a_run_resumes_only_with_its_own_config(pretrained, datasets, tmp_path):
   )
   assert small_training.run(longer, tmp_path)
   assert [line["step"] for line in logs.read(tmp_path)] == [2, 4, 6]
-  # It goes on without what it began from.
+  # Resuming does not need the initial weights.
   begun = {"init_from.audio": str(tmp_path / "gone"), "num_train_steps": 8}
   moved = small_training.config("audio_pretrain", datasets["sounds"], **begun)
   assert small_training.run(moved, tmp_path)

@@ -113,7 +113,7 @@ def test_variable_names_are_accepted(name, tmp_path):
   assert caption_client.config("http://h/v1", tmp_path, api_key_env=name)
 
 
-SECRET = "abc123def456"  # looks like nothing; its field gives it away
+SECRET = "abc123def456"  # a secret only by the name of its field
 
 
 @pytest.mark.parametrize(

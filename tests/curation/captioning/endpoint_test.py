@@ -225,7 +225,7 @@ def test_a_busy_endpoint_is_retried_while_others_succeed():
     return captioner.OK if number % 4 == 3 else captioner.status(429)
 
   with captioner.serving(script) as server:
-    # Of four requests in a row, whoever sends them, one is answered.
+    # Of four consecutive requests one is answered.
     chosen = settings(server.url, max_attempts=4)
     replies, _ = ask(chosen, count=8)
   assert all(getattr(reply, "text", None) for reply in replies)

@@ -47,7 +47,7 @@ def test_two_workers_write_the_same_files(tmp_path):
   assert harness.contents(tmp_path / "two") == harness.contents(
     tmp_path / "one"
   )
-  # Each goes on where the other stopped: nothing is left to do.
+  # Each resumes the other's run: no work is left.
   count = len(seen.read_text().splitlines())
   code, output = run(
     inputs, tmp_path / "one", limit, f"--config.stages.measure.seen={seen}"
@@ -63,7 +63,7 @@ def test_failed_shards_are_named(tmp_path):
   assert (
     "clips, shard 0: measure failed for 3 of 3 clips, 2 are allowed" in output
   )
-  # All of it is kept, though the command says only the first.
+  # All are stored, though the command prints only the first.
   (why,) = (tmp_path / "out").glob("measure-*/shard-00000.failed")
   assert "what is 'raise b'" in why.read_text()
   assert (

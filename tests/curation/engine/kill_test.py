@@ -12,7 +12,7 @@ from tests.lib.curation import kill_runs
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> tuple[pathlib.Path, dict[str, bytes]]:
-  """Inputs, and what an undisturbed run made of them."""
+  """Inputs, and the outputs of a run without kills."""
   folder = tmp_path_factory.mktemp("alone")
   inputs = harness.write_inputs(folder / "in", 8)
   code, output = kill_runs.run(harness.command(inputs, folder / "out"))

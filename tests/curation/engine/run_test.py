@@ -210,7 +210,7 @@ def test_excluded_clips_stay_excluded(bad, tmp_path):
   wanted = harness.contents(out)
   for mark in (*out.glob("measure-*/*.done"), *out.glob("reverse-*/*.done")):
     mark.unlink()
-  # A second run would not wait for what hangs, nor crash: it knows of them.
+  # A second run skips clips that hang or crash: they are excluded.
   harness.finish(harness.chosen(out, [inputs]))
   assert harness.contents(out) == wanted
 

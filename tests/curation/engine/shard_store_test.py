@@ -174,7 +174,7 @@ BAD = [
 
 
 def forged(files, /, **changes):
-  """Change what a mark says."""
+  """Change fields of a marker."""
   marker = json.loads(storage.read(files.done)) | changes
   storage.write(files.done, json.dumps(marker).encode())
 

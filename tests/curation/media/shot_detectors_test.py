@@ -31,7 +31,7 @@ def test_pyscenedetect_finds_every_cut():
 
 
 def judged(values):
-  """A stand-in for the network that looks a frame's number up in a table."""
+  """A fake network: the score of a frame is looked up by its number."""
 
   def judge(frames_BTHWC):
     numbers = frames_BTHWC[:, :, 0, 0, 0].astype(int)

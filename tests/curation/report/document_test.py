@@ -55,7 +55,7 @@ def test_numbers_equal_those_in_the_files(chosen):
   assert (short.count, short.failed, short.scores) == (5, False, (1.0,) * 5)
   assert (failed.count, failed.failed, failed.scores) == (1, True, ())
   assert len(short.examples) == statistics.MAX_REJECT_EXAMPLES
-  # A score is told of where it was measured, not of all that follow.
+  # A score is shown for the stage that measured it, not for later ones.
   assert len(measure.scores["length"]) == 21 and not stages["reverse"].scores
   kinds = stages["balance"].facts["measure", "kind"]
   lines = [
@@ -81,7 +81,7 @@ def test_the_page_has_all_sections(chosen, page):
     assert words in text, words
   for stage in chosen.stages:
     assert stage.key in text
-  # Names and errors are text, whatever is in them.
+  # Names and errors are escaped.
   assert "&lt;b&gt;&amp;.txt" in page and "<b>&.txt" not in page
   assert "&lt;i&gt;it&lt;/i&gt;" in page and "<i>" not in page
   assert "end, shard 3: &lt;none&gt;" in page

@@ -38,7 +38,7 @@ def noisy_media(seed: int, frames: tuple[int, ...]) -> fake_media.FakeMedia:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
-  """A tiny network that knows nothing."""
+  """A tiny untrained network."""
   path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
   random = np.random.default_rng(0)
   variables = jax.tree.map(
@@ -71,7 +71,7 @@ def outcomes(weights, pairs):
 
 
 def test_each_clip_has_its_own_outcome(pairs, outcomes):
-  # The network knows nothing, so whatever is tested is refused.
+  # The network is untrained, so every tested clip is rejected.
   assert [o.clip.id for o in outcomes[:2]] == ["two", "one"]
   for outcome, (clip, _) in zip(outcomes[:2], pairs):
     assert isinstance(outcome, clips.Reject) and not outcome.failed

@@ -83,7 +83,7 @@ def test_the_selection_depends_on_id_and_seed_only():
   assert stay(balance.Config(min_kept_fraction=0.0), other) == found
   again = stay(balance.Config(min_kept_fraction=0.0, seed=1), came)
   assert sizes(again) == sizes(found) and again["none"] != found["none"]
-  # Not those that came first, nor last.
+  # Neither the first nor the last ones.
   numbers = sorted(int(id_.split("-")[1]) for id_ in found["none"])
   assert 150 < sum(numbers) / len(numbers) < 250
   # More clips of the others: all that stayed still stay.

@@ -61,7 +61,7 @@ def test_all_saved_frames_are_sent(tmp_path):
   names = [*caption_client.KEPT[:3], "audio.pcm", "video.mp4"]
   clip = clip.with_facts(
     "encode", artifacts=names
-  )  # as where the stage was told to
+  )  # as in stages configured to do so
   with captioner.serving() as server:
     (made,) = caption_client.captioned(server.url, tmp_path, [(clip, media)])
   content = server.bodies[0]["messages"][0]["content"]

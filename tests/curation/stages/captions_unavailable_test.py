@@ -75,7 +75,7 @@ def test_an_unavailable_endpoint_leaves_the_shard_pending(tmp_path):
   )
   assert server.url in str(error.value) and str(tmp_path) in str(error.value)
   assert caption_client.spent(tmp_path)[0] == 5
-  # One may have failed before the last answer came: another is then tried.
+  # One may have failed before the last response: another is then tried.
   assert len(server.bodies) <= 5 + 3 * 3, "a gone endpoint is left alone"
   with captioner.serving() as server:
     ours = caption_client.captioned(server.url, tmp_path, pairs)

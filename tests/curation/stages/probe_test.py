@@ -169,7 +169,7 @@ def test_requirements_can_be_lowered(tmp_path):
 
 
 def test_without_a_header_the_duration_is_that_of_the_packets(tmp_path):
-  # A stream that is written as it comes has no length in front.
+  # A streamed file has no duration in its header.
   path = tmp_path / "live.mkv"
   silent(path, options={"preset": "ultrafast"}, container={"live": "1"})
   with av.open(str(path)) as container:

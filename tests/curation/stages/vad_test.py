@@ -26,7 +26,7 @@ def found(*parts, **rules) -> list[vad.Segment]:
 
 def test_segments_use_hysteresis_thresholds():
   assert found((0.1, 10), (0.9, 20), (0.1, 10)) == [(0.32, 0.96)]
-  # Between the thresholds it goes on, but does not begin.
+  # Between the thresholds a segment continues, but none starts.
   assert found((0.4, 10), (0.9, 20), (0.4, 10), (0, 5)) == [(0.32, 1.28)]
   assert found((0.4, 40)) == []
 
@@ -51,7 +51,7 @@ def test_segments_are_padded_within_the_clip_and_merged():
 
 
 class Energy:
-  """A detector of loudness, to be sure of what is heard."""
+  """A loudness detector, for exact expectations."""
 
   window_size_samples = 512
 

@@ -26,7 +26,7 @@ def test_windows_equal_the_originals():
   # One less than there is room for.
   assert made.sound_TKM.shape == (35, 13, 20)
   assert made.frames_THWC.shape == (39, 224, 224, 3)
-  # Blue comes first, and nothing is scaled.
+  # BGR order, without scaling.
   np.testing.assert_array_equal(made.frames_THWC[:, 0, 0, 2], np.arange(39))
   assert not made.frames_THWC[..., 0].any()
   cepstra = mfcc.coefficients(samples_A)

@@ -98,7 +98,7 @@ def killed(
         time.sleep(0.001)
       time.sleep(moments.uniform(0, 0.05))
       if process.poll() is not None:
-        continue  # It was done before its turn came: the last part is short.
+        continue  # It completed before the kill: the last part is short.
       found.append(written(out))
       victim = process.pid
       workers = members(process.pid) - {process.pid}

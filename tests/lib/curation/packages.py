@@ -10,7 +10,7 @@ import pytest
 
 
 def folder(module: str, package: str) -> pathlib.Path:
-  """Where a package lies; the test is skipped only if it is not installed."""
+  """The folder of a package; skips the test if it is not installed."""
   # It is found, not imported: it would import torch.
   spec = importlib.util.find_spec(module)
   if spec is None or spec.origin is None:

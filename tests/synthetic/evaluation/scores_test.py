@@ -49,7 +49,7 @@ def test_a_mean_is_over_all_events_of_all_clips():
     ("ah oh ee", "ah ee oh ee", 3),  # one too many
     ("ah oh ee", "ah ee", 2),  # one is missing
     ("ah oh ee", "ee", 1),
-    ("ah ah", "ee ah ee", 1),  # said once, it counts once
+    ("ah ah", "ee ah ee", 1),  # spoken once, counted once
     ("ah oh", "", 0),
   ],
 )

@@ -50,7 +50,7 @@ def test_offsets_are_audio_minus_video():
 
 
 def test_swapped_sounds_come_from_clips_of_the_same_kind():
-  # Each clip's events lie at its own time, so no other's sound fits.
+  # Each clip has its own event times, so no other audio matches.
   tracks = [
     track([n / 3], [n / 3], kind=("ball", "lamp")[n % 2]) for n in range(9)
   ]

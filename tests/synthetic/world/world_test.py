@@ -131,7 +131,7 @@ def test_frames_change_at_the_location_of_an_event(clips):
     change_HW = np.abs(frames[frame + 1] - frames[frame - 3]).sum(-1)
     row, column = np.unravel_index(change_HW.argmax(), change_HW.shape)
     far = np.hypot(row / 32 - event.row, column / 32 - event.column)
-    # A ball's change is the way it came; others change in their place.
+    # A ball changes along its path; others change in place.
     assert far < (0.5 if event.kind == "impact" else 0.2)
 
 

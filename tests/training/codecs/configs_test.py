@@ -73,7 +73,7 @@ def test_the_mini_configs_train_a_step(name):
   )
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   assert {x.shape for x in metrics.losses.values()} == {(read.batch_size,)}
-  # What is handed on is the component, whatever else was trained.
+  # The component is exported without auxiliary parameters.
   handed = dict(param_filter.nested(state.trained_params))
   handed.pop(table.HEAD, None)
   shapes = architecture.parameter_shapes(read.component, read.model)

@@ -121,7 +121,7 @@ def test_a_run_starts_from_another_run(tmp_path):
   )
   for name in (n for n in first if n.startswith("trained_params/")):
     np.testing.assert_array_equal(first[name], second[name], name)
-  # What began it is not needed to go on.
+  # Resuming does not need the initial weights.
   (tmp_path / "first").rename(tmp_path / "away")
   assert small_codec.train(
     small_codec.config(**still | {"num_train_steps": 4}), tmp_path / "second"

@@ -34,7 +34,7 @@ def batch(frames: np.ndarray, lengths) -> schema.Batch:
 
 
 def terms_of(made, frames, monkeypatch, mean=0.0, logvar=0.0):
-  """Terms of a codec that makes `made`, whatever it is given."""
+  """Loss terms of a codec whose output is always `made`."""
   shape = len(frames), 2, 2, 2, 3
   moments = jnp.full(shape, mean), jnp.full(shape, logvar)
   seen = {}
