@@ -14,7 +14,7 @@ from benchmarks import flops
 from benchmarks import ours
 from benchmarks import report
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
