@@ -48,7 +48,7 @@ def imported(folder: pathlib.Path, **changes) -> str:
   """Import; returns the report."""
   given = settings(folder, **changes)
   run.run(given)
-  return (given.folder / "report.txt").read_text("utf-8")
+  return (given.folder / "report.txt").read_text("utf-8").removesuffix("\n")
 
 
 def records(folder: pathlib.Path, split: str = "train"):

@@ -75,7 +75,8 @@ def run(settings: settings_lib.Settings) -> None:
   recipe = _recipe(settings, found)
   if settings.out.exists():
     _check_recipe(settings, recipe)
-    _log.info((settings.folder / _REPORT).read_text("utf-8"))
+    report = (settings.folder / _REPORT).read_text("utf-8")
+    _log.info(report.removesuffix("\n"))
     _log.info(f"already imported: {settings.out}")
     return
   folder = settings.folder / "clips"
