@@ -1,4 +1,4 @@
-"""README.md and the guides: their commands run, their links lead somewhere."""
+"""README.md and the guides: commands run, links resolve."""
 
 import importlib
 import json
@@ -173,7 +173,7 @@ def write_clips(folder: pathlib.Path, count: int) -> None:
     frames_THWC = einops.repeat(
       made.frames_THWC, "T H W C -> T (H h) (W w) C", h=2, w=2
     )
-    # Every fourth frame comes twice: 30 frames a second.
+    # Every fourth frame is repeated: 30 frames a second.
     places = np.arange(len(frames_THWC) * 5 // 4) * 4 // 5
     path = folder / "clips" / f"{number}.mp4"
     mp4.write(path, [frames_THWC[places]], made.wave_A, fps=30)

@@ -4,13 +4,13 @@ The program is the one that `loop.compiled` makes of the same config; state and
 batch are shapes. Neither data nor initial parameters are needed.
 """
 
+import logging
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
@@ -23,20 +23,20 @@ from ovi_jax.training import step as steps
 from ovi_jax.training import trainer
 from ovi_jax.training.codecs import settings as codecs
 
+_log = logging.getLogger(__name__)
+
 
 def run(
   name: str,
   settings: settings_lib.Settings | codecs.Settings,
   out: pathlib.Path,
-  log: Any = console.log,
 ) -> bool:
-  """Compile the step of each bucket, print and write the reports.
+  """Compile the step of each bucket, log and write the reports.
 
   Args:
     name: of the topology.
     settings: of the run, of towers.
     out: directory for the reports.
-    log: called with each line.
 
   Returns:
     Whether all fit.
@@ -56,9 +56,9 @@ def run(
   for bucket in settings.data.buckets:
     found = step(settings, bucket.video, bucket.audio, mesh)
     for line in found.lines():
-      log(line)
+      _log.info(line)
     reports.append(found)
-  log(f"wrote {report.write(out, f'train_{name}', reports)}")
+  _log.info(f"wrote {report.write(out, f'train_{name}', reports)}")
   return all(each.fits for each in reports)
 
 

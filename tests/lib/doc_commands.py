@@ -151,7 +151,7 @@ def _recipe(target: str) -> str:
 
 
 def repository(folder: pathlib.Path) -> None:
-  """Make a folder look like the repository, with a place for results."""
+  """Lay a folder out like the repository, with a folder for results."""
   for name in ("train.py", "sample.py", "convert_torch_weights.py"):
     (folder / name).symlink_to(ROOT / name)
   for name in ("configs", "ovi_jax", "docs"):

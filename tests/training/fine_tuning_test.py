@@ -66,7 +66,7 @@ def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
   assert found.model.video is not None and found.model.video.hidden_dim == 3072
 
 
-def test_weights_to_start_from_are_asked_for():
+def test_missing_initial_weights_are_refused():
   with pytest.raises(ValueError, match="py needs the weights to start from"):
     fine_tune.get_config()
   with pytest.raises(ValueError, match="weights: nowhere is no directory"):
@@ -185,7 +185,7 @@ def test_towers_whose_heads_differ_are_refused_in_one_line():
   )
 
 
-def test_a_run_longer_than_asked_for_names_its_own_checkpoint(
+def test_a_run_with_more_steps_than_requested_names_its_checkpoint(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(trainer.reader, "steps", lambda _: [30, 20])

@@ -1,4 +1,4 @@
-"""The loop on the stand-in's weights: restarts, signals, bad numbers, logs."""
+"""The training loop: restarts, signals, non-finite losses, logs."""
 
 import os
 import signal
@@ -109,7 +109,7 @@ def whole(tmp_path_factory):
   return path, source, jax.device_get(state)
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(whole, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_state(whole, tmp_path):
   _, source, expected = whole
   first = Cycle(until(3))
   finished, number, _ = one_run(tmp_path, first)
@@ -134,7 +134,7 @@ def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd):
   ]
 
 
-def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
+def test_the_eval_loss_is_logged_before_the_first_step(tmp_path):
   said = []
 
   def held_out(state):
@@ -152,7 +152,7 @@ def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
   assert (first["step"], first["eval/loss_video_t0.00-0.50"]) == (0, 2)
 
 
-def test_each_size_of_batches_is_announced_once():
+def test_each_batch_shape_is_announced_once():
   said, bar = [], types.SimpleNamespace(clear=lambda: 0, refresh=lambda: 0)
   loop._announce(bar, said.append, 2, 4, small_step.batch())
   assert said == ["compiling bucket 2 of 4 (latents: video 2x4x6, audio 9) …"]
@@ -160,7 +160,7 @@ def test_each_size_of_batches_is_announced_once():
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_devices(whole, tmp_path):
+def test_a_run_resumes_on_other_devices(whole, tmp_path):
   _, _, expected = whole
   one_run(tmp_path, Cycle(until(3)))
   _, _, state = one_run(tmp_path, Cycle(), devices=8)
@@ -178,7 +178,7 @@ def test_a_run_goes_on_with_other_devices(whole, tmp_path):
       assert parity.relative_error(ours[path], value) < 1e-5, path
 
 
-def test_logs_tell_what_a_group_wants_to_know(whole):
+def test_logs_hold_the_documented_metrics(whole):
   lines = logs.read(whole[0])
   assert [line["step"] for line in lines] == [2, 4, 6]
   for line in lines:
@@ -192,8 +192,8 @@ def test_logs_tell_what_a_group_wants_to_know(whole):
     assert "perf/mfu" not in line
 
 
-def test_speeds_are_those_of_steps_alone(monkeypatch):
-  """No compilation, no held-out loss, and no time that nobody counts."""
+def test_step_times_exclude_evaluation_and_checkpoints(monkeypatch):
+  """Excluded are compilation, evaluation and logging."""
   clock, written = [0.0], []
   monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
 
@@ -222,7 +222,7 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
   assert written == [2, (3 + 3 + 0.5) / 2, 4]
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+def test_a_non_finite_loss_stops_the_run(tmp_path):
   def spoil(number, batch):
     if number == 4:
       batch.latents.audio[5, 0] = np.nan
@@ -252,14 +252,14 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     (0, 1, "batch_size 0 must be a multiple of 8"),
   ],
 )
-def test_a_batch_that_does_not_divide_is_refused(size, parts, message):
+def test_a_batch_that_devices_do_not_divide_is_refused(size, parts, message):
   mesh = meshes.make(jax.devices()[:8], data=2, fsdp=4)
   with pytest.raises(ValueError, match=message):
     state_sharding.check_batch(size, parts, mesh)
   state_sharding.check_batch(32, 2, mesh)
 
 
-def test_an_impossible_cadence_is_refused():
+def test_invalid_intervals_are_refused():
   with pytest.raises(ValueError, match="checkpoint_every must be 0"):
     loop.Intervals(checkpoint_every=-1)
   with pytest.raises(ValueError, match="profile_steps must be"):

@@ -1,4 +1,4 @@
-"""Settings of a run from its config, as it is now and as runs kept it."""
+"""Training settings from configs, also from older runs."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from ovi_jax.training.codecs import settings as codecs
 from tests.lib import config_values
 
 
-def test_fields_are_named():
+def test_problems_name_their_fields():
   config = fusion.get_config("mini")
   del config.batch_size
   with pytest.raises(
@@ -36,7 +36,7 @@ def test_fields_are_named():
     *(("data.num_workers", "8"), ("eval.batch_size", True)),
   ],
 )
-def test_truth_values_and_texts_are_no_numbers(field, value):
+def test_booleans_and_strings_are_not_numbers(field, value):
   config = config_values.plain_config(fusion.get_config("mini"), field, value)
   with pytest.raises(ValueError, match=f"config.{field} ") as error:
     settings.Settings.from_config(config)

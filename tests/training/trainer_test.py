@@ -1,4 +1,4 @@
-"""Stages from their configs, one after the other, and bad input."""
+"""Training stages from their configs, and bad input."""
 
 import dataclasses
 import shutil
@@ -53,7 +53,7 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   lines = logs.read(tmp_path / "fusion")
   assert [line["step"] for line in lines] == [2, 4]
   assert all(line["train/loss_video"] > 0.3 for line in lines)
-  # A tower alone comes out of it without the layers of fusion.
+  # A single tower is loaded from it without the fusion layers.
   again = small_training.config(
     "audio_finetune",
     datasets["sounds"],
@@ -66,7 +66,7 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   assert len(logs.read(tmp_path / "fusion")) == 2
 
 
-def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
+def test_a_run_resumes_only_with_its_own_config(pretrained, datasets, tmp_path):
   first = small_training.config("audio_pretrain", datasets["sounds"])
   assert small_training.run(first, tmp_path)
   longer = small_training.config(
@@ -74,7 +74,7 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
   )
   assert small_training.run(longer, tmp_path)
   assert [line["step"] for line in logs.read(tmp_path)] == [2, 4, 6]
-  # It goes on without what it began from.
+  # Resuming does not need the initial weights.
   begun = {"init_from.audio": str(tmp_path / "gone"), "num_train_steps": 8}
   moved = small_training.config("audio_pretrain", datasets["sounds"], **begun)
   assert small_training.run(moved, tmp_path)
@@ -118,7 +118,7 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
     ({"attention": "flesh"}, "attention 'flesh' is unknown"),
   ],
 )
-def test_what_cannot_be_is_said_before_the_first_step(
+def test_invalid_configs_are_refused_before_the_first_step(
   changes, message, datasets, tmp_path
 ):
   values = small_training.config(
@@ -144,9 +144,7 @@ def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
-  datasets, tmp_path
-):
+def test_a_refused_resume_gives_advice_and_changes_no_file(datasets, tmp_path):
   path = tmp_path / "run"
   begun, said = small_training.config("audio_pretrain", datasets["sounds"]), []
   begun.num_train_steps, begun.optimizer.warmup_steps = 2, 50
@@ -179,9 +177,7 @@ def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
   assert sum(line.startswith(shown) for line in said) == 1
 
 
-def test_data_that_tokenizer_and_codecs_lose_is_refused_before_a_run(
-  datasets, tmp_path
-):
+def test_data_beyond_the_quality_limits_are_refused(datasets, tmp_path):
   data = tmp_path / "data"
   shutil.copytree(datasets["sounds"], data)
   covered = quality.Coverage(
@@ -206,7 +202,7 @@ def test_data_that_tokenizer_and_codecs_lose_is_refused_before_a_run(
   assert len(said) == 4
 
 
-def test_words_are_counted_with_the_tokenizer_of_the_components(
+def test_unknown_words_are_counted_with_the_pretrained_tokenizer(
   datasets, tmp_path
 ):
   (tmp_path / "tokenizer.json").write_bytes(

@@ -1,4 +1,4 @@
-"""Runs of codecs to a directory of components."""
+"""Assembling codec runs into a directory of components."""
 
 import dataclasses
 import importlib
@@ -53,7 +53,7 @@ def made(run, tmp_path_factory):
   return out, assemble.assemble({"video": run}, out, asked())
 
 
-def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
+def test_the_directory_holds_ema_weights_and_latent_statistics(run, made):
   out, manifest = made
   assert manifest.architecture.components == ("fusion", "video_vae")
   assert manifest.geometry.latent_frames == 3
@@ -108,7 +108,7 @@ def test_sounds_are_scaled_and_decoded_as_before():
   np.testing.assert_allclose(mels[1], mels[0], atol=1e-2)
 
 
-def test_statistics_are_over_everything_but_channels():
+def test_statistics_are_per_channel():
   parts = [np.array([[[1.0, 5.0]], [[3.0, 5.0]]]), np.array([[[5.0, 5.0]]])]
   mean, deviation = assemble.statistics(parts)
   np.testing.assert_allclose(mean, [3, 5])
@@ -117,7 +117,7 @@ def test_statistics_are_over_everything_but_channels():
     assemble.statistics([np.ones((2, 3))])
 
 
-def test_a_channel_that_says_nothing_is_not_blown_up(run, monkeypatch):
+def test_a_constant_channel_is_not_amplified(run, monkeypatch):
   video = assemble.opened("video_vae", run)
 
   def encode(config, params, frames_BTHWC):
@@ -130,7 +130,7 @@ def test_a_channel_that_says_nothing_is_not_blown_up(run, monkeypatch):
   np.testing.assert_allclose(found, [0.05 * np.sqrt(2 / 3), 1, 1], atol=0.03)
 
 
-def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
+def test_a_decoder_can_be_trained_alone(run, made, tmp_path, monkeypatch):
   kept, _ = made
   (kept / weights_dir.TOKENIZER).write_text("{}")
   begun = {"init_from": str(kept), "trainable": "decoder", "seed": 4}
@@ -172,7 +172,7 @@ def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
   assert not (tmp_path / "other").exists()
 
 
-def test_what_does_not_fit_is_said_before_anything_is_written(
+def test_mismatches_are_reported_before_anything_is_written(
   run, made, tmp_path
 ):
   out = tmp_path / "out"

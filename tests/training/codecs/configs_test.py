@@ -1,4 +1,4 @@
-"""The configs of sound and text: sizes, and the shapes of a step."""
+"""Codec configs: sizes, and shapes of a step."""
 
 import functools
 import importlib
@@ -31,7 +31,7 @@ def chosen(name: str, size: str) -> settings.Settings:
 
 @pytest.mark.parametrize("size", ["", "mini"])
 @pytest.mark.parametrize("name", NAMES)
-def test_sizes_are_those_that_are_said(name, size):
+def test_configs_have_the_documented_sizes(name, size):
   read = chosen(name, size)
   assert read.component == NAMES[name] in table.TABLE
   if size == "mini":
@@ -45,7 +45,7 @@ def test_sizes_are_those_that_are_said(name, size):
 
 
 @pytest.mark.parametrize("name", ["audio", "text"])
-def test_a_step_of_the_mini_config(name):
+def test_the_mini_configs_train_a_step(name):
   read = chosen(name, "mini")
   step_config = run.make_step_config(read)
   state = jax.eval_shape(lambda: run.initial_state(read, step_config))
@@ -73,7 +73,7 @@ def test_a_step_of_the_mini_config(name):
   )
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   assert {x.shape for x in metrics.losses.values()} == {(read.batch_size,)}
-  # What is handed on is the component, whatever else was trained.
+  # The component is exported without auxiliary parameters.
   handed = dict(param_filter.nested(state.trained_params))
   handed.pop(table.HEAD, None)
   shapes = architecture.parameter_shapes(read.component, read.model)

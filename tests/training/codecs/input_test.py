@@ -1,4 +1,4 @@
-"""Crops of clips: of what, where, in which order, and bad input."""
+"""Codec inputs: crops, order, resuming and bad input."""
 
 import contextlib
 import importlib
@@ -72,13 +72,13 @@ def test_crops_are_parts_of_clips_at_any_place():
   place_of(crop, WORLD.clip(number).wave_A)
 
 
-def test_places_cover_a_clip_to_its_ends():
+def test_crop_positions_cover_the_whole_clip():
   assert clips._part(0.0, 121, 17) == slice(0, 17)
   assert clips._part(0.999, 121, 17) == slice(104, 121)
   assert clips._part(0.999, 17, 17) == slice(0, 17)
 
 
-def test_clips_that_lack_what_is_wanted_are_left_out():
+def test_clips_without_the_modality_are_skipped():
   silent, blind = (
     next(n for n in range(200) if getattr(WORLD.clip(n), part) is None)
     for part in ("wave_A", "frames_THWC")
@@ -91,7 +91,7 @@ def test_clips_that_lack_what_is_wanted_are_left_out():
   assert source.crop(blind, sound, middle) is not None
 
 
-def test_a_crop_longer_than_any_clip_is_not_searched_for_ever(monkeypatch):
+def test_a_crop_longer_than_every_clip_is_refused(monkeypatch):
   monkeypatch.setattr(inputs, "_TRIES", 3)
   with pytest.raises(ValueError, match="none of 3 clips of .*'world:3:clips'"):
     next(begun(num_audio_samples=16_000 * 60))
@@ -110,7 +110,7 @@ def test_captions_are_read_as_ids(tmp_path):
   assert any(np.array_equal(batch.text.audio[0], ids) for ids in possible)
 
 
-def test_an_input_goes_on_where_its_state_says():
+def test_an_input_resumes_from_its_state():
   whole = begun(num_frames=5)
   batches = [next(whole) for _ in range(4)]
   state = whole.get_state()
@@ -183,7 +183,7 @@ def test_a_dataset_is_a_source(tmp_path):
     ({"tokenizer": "nowhere"}, "nowhere"),
   ],
 )
-def test_what_cannot_be_read_is_refused(changes, message):
+def test_unreadable_sources_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     begun(**changes)
 

@@ -1,4 +1,4 @@
-"""A codec's run: the same after an interruption, and bad configs."""
+"""Codec training: exact resuming and bad configs."""
 
 import importlib
 import os
@@ -21,9 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
-  tmp_path, monkeypatch
-):
+def test_a_stopped_run_resumes_to_the_same_state(tmp_path, monkeypatch):
   assert small_codec.train(small_codec.config(), tmp_path / "whole")
   following = inputs.Input.__next__
 
@@ -94,7 +92,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
     ({"walks": 1}, "config.walks is unknown"),
   ],
 )
-def test_what_cannot_be_is_said_before_the_first_step(
+def test_invalid_configs_are_refused_before_the_first_step(
   changes, message, tmp_path
 ):
   with pytest.raises(ValueError, match=message):
@@ -103,7 +101,7 @@ def test_what_cannot_be_is_said_before_the_first_step(
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_what_another_learnt(tmp_path):
+def test_a_run_starts_from_another_run(tmp_path):
   short = {
     "num_train_steps": 3,
     "checkpoint_every": 3,
@@ -123,7 +121,7 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
   )
   for name in (n for n in first if n.startswith("trained_params/")):
     np.testing.assert_array_equal(first[name], second[name], name)
-  # What began it is not needed to go on.
+  # Resuming does not need the initial weights.
   (tmp_path / "first").rename(tmp_path / "away")
   assert small_codec.train(
     small_codec.config(**still | {"num_train_steps": 4}), tmp_path / "second"
@@ -154,7 +152,7 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
     small_codec.train(small_codec.config(**wide), tmp_path / "fourth")
 
 
-def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
+def test_a_run_starts_from_weights_with_a_new_head():
   values = small_codec.config(init_from=str(synthetic.WEIGHTS))
   shipped = weights_dir.read(synthetic.WEIGHTS).sizes["video_vae"]
   with values.unlocked():
@@ -175,7 +173,7 @@ def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
 
 
 @pytest.mark.parametrize("size", ["mini", ""])
-def test_the_shipped_config_is_one(size):
+def test_the_shipped_config_is_valid(size):
   values = importlib.import_module("configs.codec_video").get_config(size)
   chosen = settings.Settings.from_config(values)
   assert (
