@@ -86,7 +86,7 @@ def test_one_is_told_and_all_stop(source, tmp_path):
     codes = [run.process.wait(train_runs.LONGEST) for run in runs]
   assert codes == [75, 75], [run.said for run in runs]
   stopped = train_runs.newest(tmp_path / "run")
-  assert f"told to stop: saved step {stopped} of" in runs[0].said
+  assert f"interrupted at step {stopped} of" in runs[0].said
 
 
 def test_others_of_another_config_are_named(source, tmp_path):

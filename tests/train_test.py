@@ -45,7 +45,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
     assert run.end(signal.SIGTERM) == 75
   stopped = train_runs.newest(run.workdir)
   assert reached < stopped < STEPS
-  assert f"told to stop: saved step {stopped} of {STEPS}" in run.said
+  assert f"interrupted at step {stopped} of {STEPS}" in run.said
 
   code, said = train_runs.run(words)
   assert code == 0, said
@@ -114,7 +114,5 @@ def test_ctrl_c_in_a_terminal_saves_though_it_reaches_the_workers(
       if number != run.process.pid:
         os.kill(number, signal.SIGINT)
     assert run.end(signal.SIGINT) == 75
-  assert (
-    f"told to stop: saved step {train_runs.newest(run.workdir)}" in run.said
-  )
+  assert f"interrupted at step {train_runs.newest(run.workdir)}" in run.said
   assert "Traceback" not in run.said

@@ -5,7 +5,6 @@ import pytest
 from configs import codec_video
 from configs import fusion
 from ovi_jax.training import settings
-from ovi_jax.training.codecs import settings as codecs
 from tests.sampling import settings_test
 
 
@@ -54,4 +53,4 @@ def test_sizes_of_buckets_and_codecs_are_numbers():
   with config.ignore_type():
     config.model.z_dim = True
   with pytest.raises(ValueError, match="config.model.z_dim must be a whole"):
-    codecs.Settings.from_config(config)
+    settings.from_config(config)

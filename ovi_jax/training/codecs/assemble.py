@@ -19,10 +19,10 @@ sizes come from a stage's config, but for what follows from the components.
 import dataclasses
 import hashlib
 import itertools
+import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -38,7 +38,6 @@ from ml_collections import config_flags
 
 import ovi_jax
 from ovi_jax import cli
-from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.modality import AV
@@ -49,12 +48,14 @@ from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import init_from
 from ovi_jax.training import param_filter
-from ovi_jax.training import settings as stages
+from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import trainer
 from ovi_jax.training.codecs import clips
-from ovi_jax.training.codecs import settings as settings_lib
-from ovi_jax.training.codecs import table
+from ovi_jax.training.objectives import masked_text
 
+_log = logging.getLogger(__name__)
+# Flag -> the component that the run has trained.
+RUNS = {codec.flag: name for name, codec in settings_lib.CODECS.items()}
 # Component -> its name in a manifest's sizes.
 _SECTIONS = {"vocoder": "bigvgan", "umt5": "t5"}
 # A channel that says next to nothing is not blown up: of the mean deviation.
@@ -96,7 +97,9 @@ class Clip:
         "--towers: expected a stage's config such as configs/fusion.py:mini,"
         f" and --clips of 1 or more, got {count}"
       )
-    towers = stages.build_pair(values.pop("model"), "model", stages.build_tower)
+    towers = settings_lib.build_pair(
+      values.pop("model"), "model", settings_lib.build_tower
+    )
     data = values["data"]
     return cls(
       towers=towers,
@@ -136,7 +139,7 @@ class Trained:
     params: path -> float32 array.
   """
 
-  settings: settings_lib.Settings
+  settings: settings_lib.CodecSettings
   sizes: Mapping[str, Any]
   params: Mapping[str, Any]
 
@@ -151,18 +154,16 @@ def assemble(
   clip: Clip,
   dtype: Any = None,
   base: pathlib.Path | None = None,
-  log: Callable[[str], None] = console.log,
 ) -> weights_dir.Manifest:
   """Write a directory of components.
 
   Args:
-    runs: some of `table.PARTS`, to directories of runs.
+    runs: some of `RUNS`, to directories of runs.
     out: directory to write; must not hold weights yet.
     clip: sizes of the towers, and what is measured.
     dtype: that parameters are stored in; `None` for that of the base, or
       float32 without one.
     base: directory of weights that everything else is taken from.
-    log: called with each line for the user.
 
   Returns:
     The manifest, also written to `out`.
@@ -175,11 +176,8 @@ def assemble(
   if (out / weights_dir.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
   if not runs:
-    raise ValueError(f"give at least one run: {', '.join(table.PARTS)}")
-  found = {
-    table.PARTS[name]: opened(table.PARTS[name], run)
-    for name, run in runs.items()
-  }
+    raise ValueError(f"give at least one run: {', '.join(RUNS)}")
+  found = {RUNS[name]: opened(RUNS[name], run) for name, run in runs.items()}
   kept = None if base is None else _whole(base)
   tokenizer = None
   if "umt5" in found:
@@ -225,7 +223,7 @@ def assemble(
   manifest = dataclasses.replace(manifest, digests=digests)
   manifest.save(out)
   for line in _towers_to_train(found, digests):
-    log(line)
+    _log.info(line)
   return weights_dir.read(out, needs=tuple(found))
 
 
@@ -309,14 +307,14 @@ def opened(component: str, run: pathlib.Path) -> Trained:
       f" {component!r}"
     )
   config = ml_collections.ConfigDict(values)
-  settings = settings_lib.Settings.from_config(config)
+  settings = settings_lib.CodecSettings.from_config(config)
   shapes = param_filter.flat(
     architecture.parameter_shapes(component, settings.model)
   )
   source = init_from.Source(
     path=str(run / trainer.CHECKPOINTS),
     include=(".*",),
-    exclude=(rf"{table.HEAD}/.*",),
+    exclude=(rf"{masked_text.HEAD}/.*",),
   )
   plan = init_from.plan(
     {p: jax.ShapeDtypeStruct(x.shape, jnp.float32) for p, x in shapes.items()},
@@ -467,7 +465,7 @@ def main(argv: list[str]) -> None:
   try:
     if not given.out or given.towers is None:
       raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
-    paths = {name: str(given[name].value or "") for name in table.PARTS}
+    paths = {name: str(given[name].value or "") for name in RUNS}
     runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
     base = pathlib.Path(given.base) if given.base else None
     if base is None:
@@ -482,7 +480,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  for name, component in table.PARTS.items():
+  for name, component in RUNS.items():
     flags.DEFINE_string(name, "", f"Run of {component}.")
   flags.DEFINE_string("base", "", "Weights whose components are replaced.")
   flags.DEFINE_string("out", "", "Directory to write.")

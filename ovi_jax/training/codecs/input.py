@@ -199,7 +199,7 @@ class Input(Iterator[schema.Batch]):
     }
 
 
-def opened(
+def load(
   settings: CodecInputConfig,
   *,
   batch: int,

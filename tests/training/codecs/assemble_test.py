@@ -131,18 +131,18 @@ def test_a_channel_that_says_nothing_is_not_blown_up(run, monkeypatch):
   np.testing.assert_allclose(found, [0.05 * np.sqrt(2 / 3), 1, 1], atol=0.03)
 
 
-def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
+def test_a_decoder_goes_on_alone(run, made, tmp_path, log_lines):
   kept, _ = made
   (kept / weights_dir.TOKENIZER).write_text("{}")
   begun = {"init_from": str(kept), "trainable": "decoder", "seed": 4}
   # A directory named by a number is a run's too.
   assert run_test.train(run_test.config(**begun), tmp_path / "7")
   out = tmp_path / "out"
-  said = []
+  log_lines.clear()
   manifest = assemble.assemble(
-    {"video": tmp_path / "7"}, out, asked(), base=kept, log=said.append
+    {"video": tmp_path / "7"}, out, asked(), base=kept
   )
-  assert not said  # the latents are the same
+  assert not log_lines  # the latents are the same
   before, after = (
     weights_dir.read(path, needs=("video_vae",)) for path in (kept, out)
   )
@@ -195,11 +195,13 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
   assert (made[0] / weights_dir.MANIFEST).is_file()
 
 
-def test_one_component_of_weights_is_replaced(run, weights, tmp_path):
+def test_one_component_of_weights_is_replaced(
+  run, weights, tmp_path, log_lines
+):
   base = tmp_path / "base"
   shutil.copytree(weights, base)
   before = {p.name: p.read_bytes() for p in base.iterdir()}
-  out, said = tmp_path / "out", []
+  out = tmp_path / "out"
   with pytest.raises(
     ValueError, match="do not fit .*base: fusion.video in_dim"
   ):
@@ -208,10 +210,9 @@ def test_one_component_of_weights_is_replaced(run, weights, tmp_path):
   tokenizer = tmp_path / "words.json"
   tokenizers.write(tokenizer, ["A red ball. Audio: knocks."])
   text = train_text(tmp_path / "text", tokenizer, base)
-  manifest = assemble.assemble(
-    {"text": text}, out, asked(), base=base, log=said.append
-  )
-  assert "trained with another umt5; train them on from these" in said[0]
+  log_lines.clear()
+  manifest = assemble.assemble({"text": text}, out, asked(), base=base)
+  assert "trained with another umt5; train them on from these" in log_lines[0]
   kept = weights_dir.manifest_of(base)
   assert manifest.sizes["fusion"] == kept.sizes["fusion"]
   changed = {n for n, d in manifest.digests.items() if kept.digests[n] != d}

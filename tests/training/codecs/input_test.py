@@ -13,10 +13,10 @@ from ovi_jax.data import schema
 from ovi_jax.data import tokenizer
 from ovi_jax.synthetic import records
 from ovi_jax.synthetic import world
+from ovi_jax.training import settings
+from ovi_jax.training import task as tasks
 from ovi_jax.training.codecs import clips
 from ovi_jax.training.codecs import input as inputs
-from ovi_jax.training.codecs import run
-from ovi_jax.training.codecs import settings
 
 WORLD = world.World(seed=3)
 SOURCE = "world:3"
@@ -25,7 +25,7 @@ INDEX = (1 << schema.INDEX_BITS) - 1
 
 def begun(batch=3, seed=0, index=0, count=1, **settings):
   chosen = inputs.CodecInputConfig(**{"sources": (SOURCE,)} | settings)
-  return inputs.opened(
+  return inputs.load(
     chosen, batch=batch, seed=seed, process_index=index, process_count=count
   )
 
@@ -195,9 +195,9 @@ def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
   values.data.tokenizer = str(path)
   size = tokenizer_lib.Tokenizer.load(path).model.get_vocab_size()
   values.model.vocab_size = size
-  run.check_vocabulary(settings.Settings.from_config(values))
+  tasks.make(settings.from_config(values)).check()
   values.model.vocab_size = size - 1
   with pytest.raises(
     ValueError, match=f"give --config.model.vocab_size={size}"
   ):
-    run.check_vocabulary(settings.Settings.from_config(values))
+    tasks.make(settings.from_config(values)).check()

@@ -13,10 +13,10 @@ from ovi_jax import synthetic
 from ovi_jax.checkpoint import reader
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import logs
+from ovi_jax.training import settings
+from ovi_jax.training import task as tasks
+from ovi_jax.training import trainer
 from ovi_jax.training.codecs import input as inputs
-from ovi_jax.training.codecs import run
-from ovi_jax.training.codecs import settings
-from ovi_jax.training.codecs import table
 
 TINY = {
   "model": {
@@ -46,8 +46,7 @@ def config(**changes) -> ml_collections.ConfigDict:
 
 
 def train(values, path) -> bool:
-  chosen = settings.Settings.from_config(values)
-  return run.train(chosen, values.to_dict(), path, lambda _: None)
+  return trainer.train(settings.from_config(values), values.to_dict(), path)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +56,7 @@ def one_device(monkeypatch):
 
 
 def arrays(path, step=6):
-  newest = path / run.trainer.CHECKPOINTS / str(step)
+  newest = path / trainer.CHECKPOINTS / str(step)
   found = reader.read_info(newest)
   names = [n for n in found.leaves if not n.startswith("key")]
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -202,27 +201,24 @@ def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
   shipped = weights_dir.read(synthetic.WEIGHTS).sizes["video_vae"]
   with values.unlocked():
     values.model = dict(shipped) | {"latent_mean": (0.0,) * 16}
-  chosen = settings.Settings.from_config(values)
-  plan = run.init_plan(chosen, run.make_step_config(chosen))
-  assert plan is not None and not plan.scratch
+  plan = tasks.make(settings.from_config(values)).init_plan()
+  assert plan.parts and not plan.scratch
   text = importlib.import_module("configs.codec_text").get_config("mini")
   text.init_from = str(synthetic.WEIGHTS)
   text.data.tokenizer = str(synthetic.WEIGHTS / weights_dir.TOKENIZER)
-  chosen = settings.Settings.from_config(text)
-  plan = run.init_plan(chosen, run.make_step_config(chosen))
-  assert plan is not None and plan.scratch
+  plan = tasks.make(settings.from_config(text)).init_plan()
+  assert plan.parts and plan.scratch
   assert all(path.startswith("head/") for path in plan.scratch)
   wrong = {"trainable": "decoder"}
   with pytest.raises(ValueError, match="is for video_vae, not umt5; set 'all'"):
-    settings.Settings.from_config(ml_collections.ConfigDict(dict(text) | wrong))
+    settings.from_config(ml_collections.ConfigDict(dict(text) | wrong))
 
 
 @pytest.mark.parametrize("size", ["mini", ""])
 def test_the_shipped_config_is_one(size):
   values = importlib.import_module("configs.codec_video").get_config(size)
-  chosen = settings.Settings.from_config(values)
-  assert (
-    chosen.data.num_frames == (9 if size else 17)
-    and chosen.component in table.TABLE
-  )
+  chosen = settings.from_config(values)
+  assert isinstance(chosen, settings.CodecSettings)
+  assert chosen.component in settings.CODECS
+  assert chosen.data.num_frames == (9 if size else 17)
   assert chosen.make_objective("gpu").dtype == "bfloat16"
