@@ -396,46 +396,59 @@ def check_quality(
   Raises:
     ValueError: it is beyond the limits of `data`.
   """
-  data, found = settings.data, quality.Quality()
-  splits = loader.open_sources(data)
-  tokenizer = pathlib.Path(data.tokenizer or "")
-  if not data.tokenizer and settings.pretrained:
-    tokenizer = pathlib.Path(settings.pretrained) / weights_dir.TOKENIZER
-  parts = ()
-  if data.encode_on_the_fly and data.min_codec_psnr:
-    parts = tuple(settings.model.present())
-    if components is not None and "vocoder" not in components.manifest.digests:
-      parts = tuple(part for part in parts if part != "audio")
-  if components is not None and parts:
-    _log.info("measuring the codecs on a few clips …")
-    found = quality.reconstruction(components, splits, parts)
-  kept = [
-    quality.Quality.read(pathlib.Path(split.path) / quality.FILE)
-    for split in splits
-  ]
-  if tokenizer.is_file() and not all(k and k.coverage for k in kept):
-    covered = quality.coverage(
-      tokenizer_lib.Tokenizer.load(tokenizer),
-      quality.captions_of(splits),
-      data.max_text_len,
-    )
-    found = dataclasses.replace(found, coverage=covered)
-    kept = [dataclasses.replace(k, coverage=None) if k else None for k in kept]
-  measured = [("", found)]
-  if not data.encode_on_the_fly:
-    measured += [(f"{s.path}: ", k) for s, k in zip(splits, kept) if k]
+  measured = _measure_quality(settings, components)
   for where, each in measured:
     for line in each.lines():
       _log.info(f"{where}{line}")
   for where, each in measured:
     try:
       each.check(
-        data.limits,
+        settings.data.limits,
         "Use weights whose tokenizer and codecs suit the data, or raise the"
         " limit with --config.data.NAME=VALUE",
       )
     except ValueError as error:
       raise ValueError(f"{where}{error}") from error
+
+
+def _measure_quality(
+  settings: settings_lib.Settings,
+  components: component_loader.Components | None,
+) -> list[tuple[str, quality.Quality]]:
+  """What is lost by encoding now, and what was when datasets were encoded.
+
+  Returns:
+    Pairs of a prefix for messages (which dataset) and the quality.
+  """
+  data, found = settings.data, quality.Quality()
+  splits = loader.open_sources(data)
+  tokenizer = pathlib.Path(data.tokenizer or "")
+  if not data.tokenizer and settings.pretrained:
+    tokenizer = pathlib.Path(settings.pretrained) / weights_dir.TOKENIZER
+  modalities = ()
+  if data.encode_on_the_fly and data.min_codec_psnr:
+    modalities = tuple(settings.model.present())
+    if components is not None and "vocoder" not in components.manifest.digests:
+      modalities = tuple(name for name in modalities if name != "audio")
+  if components is not None and modalities:
+    _log.info("measuring the codecs on a few clips …")
+    found = quality.reconstruction(components, splits, modalities)
+  kept = [
+    quality.Quality.read(pathlib.Path(split.path) / quality.FILE)
+    for split in splits
+  ]
+  if tokenizer.is_file() and not all(k and k.coverage for k in kept):
+    coverage = quality.coverage(
+      tokenizer_lib.Tokenizer.load(tokenizer),
+      quality.captions_of(splits),
+      data.max_text_len,
+    )
+    found = dataclasses.replace(found, coverage=coverage)
+    kept = [dataclasses.replace(k, coverage=None) if k else None for k in kept]
+  measured = [("", found)]
+  if not data.encode_on_the_fly:
+    measured += [(f"{s.path}: ", k) for s, k in zip(splits, kept) if k]
+  return measured
 
 
 def check_sizes(settings: settings_lib.Settings) -> None:

@@ -50,7 +50,7 @@ from ovi_jax.training import init_from
 from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import trainer
-from ovi_jax.training.codecs import clips
+from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.objectives import masked_text
 
 _log = logging.getLogger(__name__)
@@ -72,14 +72,14 @@ class Clip:
     towers: sizes.
     latents: a video's T, H, W; `None` without that tower.
     audio: latents of a sound; likewise.
-    source: clips to measure, see `clips.opened`.
+    source: clips to measure, see `inputs.open_source`.
     count: how many of them.
   """
 
   towers: AV[Any]
   latents: tuple[int, int, int] | None
   audio: int | None
-  source: str = f"{clips.WORLD}:1"
+  source: str = f"{inputs.WORLD}:1"
   count: int = 32
 
   @classmethod
@@ -190,23 +190,7 @@ def assemble(
     found["video_vae"] = measured(found["video_vae"], clip)
   if "audio_vae" in found:
     found["audio_vae"] = scaled(found["audio_vae"], clip)
-  if kept is None:
-    manifest = weights_dir.Manifest(
-      variant=None,
-      sizes=_sizes(found, clip),
-      digests={},
-      version=ovi_jax.__version__,
-    )
-  else:
-    sizes = {**kept.sizes, **_sections(found)}
-    manifest = dataclasses.replace(
-      kept, sizes=sizes, version=ovi_jax.__version__
-    )
-  if problems := manifest.architecture.misfits:
-    raise ValueError(
-      f"the runs do not fit {'each other' if kept is None else base}:"
-      f" {'; '.join(problems)}"
-    )
+  manifest = _manifest(found, clip, base, kept)
   out.mkdir(parents=True, exist_ok=True)
   if base is not None:
     others = [c for c in manifest.architecture.components if c not in found]
@@ -225,6 +209,42 @@ def assemble(
   for line in _towers_to_train(found, digests):
     _log.info(line)
   return weights_dir.read(out, needs=tuple(found))
+
+
+def _manifest(
+  found: Mapping[str, Trained],
+  clip: Clip,
+  base: pathlib.Path | None,
+  kept: weights_dir.Manifest | None,
+) -> weights_dir.Manifest:
+  """The manifest to write; the runs' digests are still missing.
+
+  Args:
+    found: the trained components.
+    clip: sizes of the towers.
+    base: weights that the components are added to; `None` for none.
+    kept: their manifest.
+
+  Raises:
+    ValueError: the components do not fit each other, or the base.
+  """
+  if kept is None:
+    manifest = weights_dir.Manifest(
+      variant=None,
+      sizes=_sizes(found, clip),
+      digests={},
+      version=ovi_jax.__version__,
+    )
+  else:
+    sizes = {**kept.sizes, **_sections(found)}
+    manifest = dataclasses.replace(
+      kept, sizes=sizes, version=ovi_jax.__version__
+    )
+  if problems := manifest.architecture.misfits:
+    raise ValueError(
+      f"the runs do not fit {base or 'each other'}: {'; '.join(problems)}"
+    )
+  return manifest
 
 
 def _whole(base: pathlib.Path) -> weights_dir.Manifest:
@@ -322,9 +342,9 @@ def opened(component: str, run: pathlib.Path) -> Trained:
   )
   place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = init_from.load(plan, lambda _: {}, 0, place)
-  task = settings.make_objective("cpu")
-  if hasattr(task, "exported"):
-    params = param_filter.flat(task.exported(param_filter.nested(params)))
+  objective = settings.make_objective("cpu")
+  if hasattr(objective, "exported"):
+    params = param_filter.flat(objective.exported(param_filter.nested(params)))
   return Trained(settings=settings, sizes=values["model"], params=params)
 
 
@@ -337,7 +357,7 @@ def measured(video: Trained, clip: Clip) -> Trained:
   params = param_filter.nested(video.params)
 
   def latents() -> Iterator[np.ndarray]:
-    for crop in _crops(clip, clips.ClipSpec(frames=frames)):
+    for crop in _crops(clip, inputs.ClipSpec(frames=frames)):
       frames_BTHWC = jnp.asarray(crop.frames_THWC)[None]
       mean_BTHWC, _ = encode(video.config, params, frames_BTHWC)
       yield np.asarray(mean_BTHWC)
@@ -364,7 +384,7 @@ def scaled(audio: Trained, clip: Clip) -> Trained:
   encoder = param_filter.nested(audio.params)
 
   def latents() -> Iterator[np.ndarray]:
-    for crop in _crops(clip, clips.ClipSpec(samples=samples)):
+    for crop in _crops(clip, inputs.ClipSpec(samples=samples)):
       wave_BA = jnp.asarray(crop.wave_A)[None]
       yield np.asarray(encoders.encode_audio(audio.config, encoder, wave_BA))
 
@@ -396,9 +416,12 @@ def statistics(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   return mean_C, deviation_C
 
 
-def _crops(clip: Clip, wanted: clips.ClipSpec) -> Iterator[clips.Crop]:
+def _crops(clip: Clip, wanted: inputs.ClipSpec) -> Iterator[inputs.Crop]:
   """The first clips of the source that have what is wanted, whole."""
-  source, start = clips.opened(clip.source, "test"), clips.CropPosition(0, 0, 0)
+  source, start = (
+    inputs.open_source(clip.source, "test"),
+    inputs.CropPosition(0, 0, 0),
+  )
   some = range(min(len(source), _TRIES * clip.count))
   found = (source.crop(n, wanted, start) for n in some)
   whole = list(itertools.islice(filter(None, found), clip.count))

@@ -20,11 +20,11 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.training import param_filter
 from ovi_jax.training.codecs import assemble
-from ovi_jax.training.codecs import clips
+from ovi_jax.training.codecs import input as inputs
 from tests.training.codecs import run_test
 
 one_device = run_test.one_device
-START = clips.CropPosition(0, 0, 0)
+START = inputs.CropPosition(0, 0, 0)
 
 
 def asked(count=2, frames=3, **changes) -> assemble.Clip:
@@ -72,7 +72,7 @@ def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   for path, leaf in params.items():
     np.testing.assert_array_equal(leaf, average[f"ema_params/{path}"])
   # What is encoded by it has mean 0 and deviation 1 in every channel.
-  source, wanted = clips.opened("world:1", ""), clips.ClipSpec(frames=9)
+  source, wanted = inputs.open_source("world:1", ""), inputs.ClipSpec(frames=9)
   found = [source.crop(n, wanted, START) for n in range(5)]
   frames = np.stack([c.frames_THWC for c in found if c is not None][:2])
   encoder = encoders.VideoEncoder.load(components)
@@ -93,7 +93,10 @@ def test_sounds_are_scaled_and_decoded_as_before():
     params=param_filter.flat(params),
   )
   after = assemble.scaled(before, asked(audio=16))
-  source, wanted = clips.opened("world:1", ""), clips.ClipSpec(samples=16 * 512)
+  source, wanted = (
+    inputs.open_source("world:1", ""),
+    inputs.ClipSpec(samples=16 * 512),
+  )
   found = [source.crop(n, wanted, START) for n in range(5)]
   wave_BA = np.stack([c.wave_A for c in found if c is not None][:2])
   latents, mels = [], []

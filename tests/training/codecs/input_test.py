@@ -15,7 +15,6 @@ from ovi_jax.synthetic import records
 from ovi_jax.synthetic import world
 from ovi_jax.training import settings
 from ovi_jax.training import task as tasks
-from ovi_jax.training.codecs import clips
 from ovi_jax.training.codecs import input as inputs
 
 WORLD = world.World(seed=3)
@@ -73,9 +72,9 @@ def test_crops_are_parts_of_clips_at_any_place():
 
 
 def test_places_cover_a_clip_to_its_ends():
-  assert clips._part(0.0, 121, 17) == slice(0, 17)
-  assert clips._part(0.999, 121, 17) == slice(104, 121)
-  assert clips._part(0.999, 17, 17) == slice(0, 17)
+  assert inputs._part(0.0, 121, 17) == slice(0, 17)
+  assert inputs._part(0.999, 121, 17) == slice(104, 121)
+  assert inputs._part(0.999, 17, 17) == slice(0, 17)
 
 
 def test_clips_that_lack_what_is_wanted_are_left_out():
@@ -83,8 +82,8 @@ def test_clips_that_lack_what_is_wanted_are_left_out():
     next(n for n in range(200) if getattr(WORLD.clip(n), part) is None)
     for part in ("wave_A", "frames_THWC")
   )
-  source, middle = clips.World(WORLD), clips.CropPosition(0.5, 0.5, 0.5)
-  sound, film = clips.ClipSpec(samples=512), clips.ClipSpec(frames=5)
+  source, middle = inputs.World(WORLD), inputs.CropPosition(0.5, 0.5, 0.5)
+  sound, film = inputs.ClipSpec(samples=512), inputs.ClipSpec(frames=5)
   assert source.crop(silent, sound, middle) is None
   assert source.crop(silent, film, middle) is not None
   assert source.crop(blind, film, middle) is None

@@ -1,4 +1,4 @@
-"""The text encoder's task: embeddings that tell what stands around them."""
+"""The text encoder's objective: embeddings predict the tokens around them."""
 
 import jax
 import numpy as np
@@ -109,6 +109,6 @@ def test_the_share_that_is_hidden():
   assert shares_B.min() < 0.05 and 0.4 < shares_B.max() < 0.75
 
 
-def test_an_empty_reach_is_refused():
-  with pytest.raises(ValueError, match="reach of 1 or more .* got 0"):
+def test_an_empty_context_window_is_refused():
+  with pytest.raises(ValueError, match="context_window of 1 or more .* got 0"):
     masked_text.MaskedTextObjective(config=CONFIG, context_window=0)
