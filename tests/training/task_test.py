@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -182,7 +183,7 @@ def test_the_shipped_config_is_one(size):
   assert chosen.make_objective("gpu").dtype == "bfloat16"
 
 
-def test_a_codec_without_init_from_is_initialized_at_random(one_device):
+def test_a_codec_without_init_from_is_initialized_at_random():
   task = tasks.make(settings.from_config(small_codec.config(seed=3)))
   plan = task.init_plan()
   assert not plan.parts and set(plan.scratch) == set(plan.shapes)
