@@ -100,10 +100,10 @@ def apply_mini(config: ml_collections.ConfigDict) -> None:
 def codec(
   component: str, model: Mapping[str, Any], objective: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-  """Fields of a codec's run, explained in `CodecSettings`.
+  """Fields of a codec's run, explained in `ovi_jax/training/codecs`.
 
   Args:
-    component: a key of `CODECS` in `ovi_jax/training/settings.py`.
+    component: a key of `codecs/table.py`.
     model: its sizes.
     objective: weights of its loss terms, and its other settings.
   """
