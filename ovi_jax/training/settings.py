@@ -13,11 +13,13 @@ from typing import ClassVar
 from typing import NamedTuple
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
 from ovi_jax import config as config_lib
 from ovi_jax.attention import attention
+from ovi_jax.attention import context as contexts
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
 from ovi_jax.diffusion import times
@@ -32,6 +34,8 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import loop
 from ovi_jax.training import optimizer
 from ovi_jax.training import param_filter
+from ovi_jax.training import state_sharding
+from ovi_jax.training import step
 from ovi_jax.training.codecs import input as codec_input
 from ovi_jax.training.evaluators import eval_loss
 from ovi_jax.training.evaluators import eval_samples
@@ -175,9 +179,35 @@ class RunSettings:
     """The dtype in which the model computes on a platform."""
     return config_lib.resolve_dtype(self.dtype, platform)
 
+  @property
+  def microbatch_size(self) -> int:
+    """Examples whose gradients are computed at once, over all devices."""
+    return self.batch_size // self.grad_accum_steps
+
+  def check_batch(self, batch_size: int, mesh: jax.sharding.Mesh) -> None:
+    """Refuse a batch that microbatches and mesh do not divide.
+
+    Raises:
+      ValueError: names a size that they divide.
+    """
+    state_sharding.check_batch(batch_size, self.grad_accum_steps, mesh)
+
+  def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+    """Refuse a mesh that does not divide what it shards; ValueError."""
+    self.check_batch(self.batch_size, mesh)
+
   def make_objective(self, platform: str) -> base.Objective:
     """The objective, with the model in the platform's compute dtype."""
     raise NotImplementedError
+
+  def make_step_config(self, platform: str) -> step.TrainStepConfig[Any]:
+    """The static arguments of a train step."""
+    return step.TrainStepConfig(
+      self.make_objective(platform),
+      self.optimizer,
+      self.num_train_steps,
+      self.grad_accum_steps,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -292,6 +322,11 @@ class Settings(RunSettings):
     if self.frozen_param_dtype == config_lib.AUTO:
       return self.compute_dtype(platform)
     return jnp.dtype(self.frozen_param_dtype)
+
+  def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+    super().check_mesh(mesh)
+    for tower in self.model.present().values():
+      contexts.check(mesh.shape, tower.num_heads, self.context_parallelism)
 
   def make_objective(self, platform: str) -> flow_matching.FlowMatching:
     """Flow matching with the DiT that the settings describe.

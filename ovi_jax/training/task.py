@@ -23,7 +23,6 @@ import numpy as np
 from ovi_jax import cli
 from ovi_jax import flops
 from ovi_jax import tokenizer as tokenizer_lib
-from ovi_jax.attention import context as contexts
 from ovi_jax.data import loader
 from ovi_jax.data import quality
 from ovi_jax.modality import AV
@@ -78,13 +77,7 @@ class Task(abc.ABC):
   @functools.cached_property
   def step_config(self) -> step.TrainStepConfig[Any]:
     """The static arguments of a train step: objective and optimizer."""
-    settings = self.settings
-    return step.TrainStepConfig(
-      settings.make_objective(cli.platform()),
-      settings.optimizer,
-      settings.num_train_steps,
-      settings.grad_accum_steps,
-    )
+    return self.settings.make_step_config(cli.platform())
 
   def make_mesh(
     self, devices: Sequence[Any] | None = None
@@ -98,13 +91,10 @@ class Task(abc.ABC):
       ValueError: the axes do not multiply to the devices, or the mesh does not
         divide the batch or the heads.
     """
-    settings = self.settings
     devices = jax.devices() if devices is None else devices
-    sizes = meshes.resolve_sizes(settings.mesh, len(devices))
+    sizes = meshes.resolve_sizes(self.settings.mesh, len(devices))
     mesh = meshes.make(devices, **sizes)
-    state_sharding.check_batch(
-      settings.batch_size, settings.grad_accum_steps, mesh
-    )
+    self.settings.check_mesh(mesh)
     return mesh
 
   def open_input(self, mesh: jax.sharding.Mesh) -> Any:
@@ -220,20 +210,12 @@ class TowersTask(Task):
   def check(self) -> None:
     self.settings.check_sources()
 
-  def make_mesh(
-    self, devices: Sequence[Any] | None = None
-  ) -> jax.sharding.Mesh:
-    mesh, strategy = super().make_mesh(devices), self.settings
-    for tower in self.towers.present().values():
-      contexts.check(mesh.shape, tower.num_heads, strategy.context_parallelism)
-    return mesh
-
   _load_input = staticmethod(loader.load)
 
   def open_input(self, mesh: jax.sharding.Mesh) -> loader.Loader:
     source = super().open_input(mesh)
     for rows in source.rows:
-      state_sharding.check_batch(rows, self.settings.grad_accum_steps, mesh)
+      self.settings.check_batch(rows, mesh)
     return source
 
   def open_evaluators(self, mesh: jax.sharding.Mesh) -> evaluators.Evaluators:

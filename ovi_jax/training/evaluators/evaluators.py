@@ -50,8 +50,7 @@ class Evaluators:
     intervals, records = settings.intervals, None
     if intervals.eval_every or intervals.sample_every:
       records = eval_records.opened(settings.data, settings.eval.split)
-    microbatch_size = settings.batch_size // settings.grad_accum_steps
-    batch_size = settings.eval.batch_size or microbatch_size
+    batch_size = settings.eval.batch_size or settings.microbatch_size
     if intervals.eval_every:
       state_sharding.check_batch(batch_size, 1, mesh)
     if intervals.sample_every and records is not None:
