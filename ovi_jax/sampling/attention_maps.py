@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from ovi_jax import diffusion
 from ovi_jax import files
 from ovi_jax import geometry
-from ovi_jax.diffusion import path as diffusion
 from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion

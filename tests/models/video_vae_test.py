@@ -15,8 +15,7 @@ from ovi_jax.convert import standin
 from ovi_jax.convert import video_vae as video_vae_names
 from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
-from ovi_jax.models.video_vae import layers
-from ovi_jax.models.video_vae import placement
+from ovi_jax.models.video_vae import network
 from ovi_jax.sharding import mesh as meshes
 from tests import parity
 
@@ -176,7 +175,7 @@ def test_eight_devices_equal_one(config, params, sizes, part):
   side = config.spatial_stride
   size = 1, 8 * side, 4 * side
   cache = codec.init_decoder_cache(config, *size)
-  stem = placement.split(cache, place)["stem"]["soon"]
+  stem = codec.cache_sharding(cache, place)["stem"]["soon"]
   assert stem.shard_shape((1, 8, 4, 1))[1:3] == part
   step = codec.jit_decode_step(config, jnp.dtype("float32"), size, place)
   assert step._cache_size() == 1
@@ -185,7 +184,7 @@ def test_eight_devices_equal_one(config, params, sizes, part):
 def test_causal_convolution_is_the_three_dimensional_one():
   rng = np.random.default_rng(0)
   x_BTHWC = rng.standard_normal((2, 5, 4, 6, 3)).astype(np.float32)
-  conv = layers.CausalConv(features=7)
+  conv = network.CausalConv(features=7)
   variables = conv.init(jax.random.key(0), x_BTHWC[:, 0])
   params = variables["params"] | {"bias": jnp.arange(7.0)}
   cache = jax.tree.map(jnp.zeros_like, variables["cache"])
@@ -208,11 +207,11 @@ def test_causal_convolution_is_the_three_dimensional_one():
 
 def test_averaging_down_undoes_duplicating_up():
   x_BHWC = jnp.arange(2 * 3 * 2 * 8.0).reshape(2, 3, 2, 8)
-  y_BTHWC = layers.duplicate_up(x_BHWC, features=4, time=2, space=2)
+  y_BTHWC = network.duplicate_up(x_BHWC, features=4, time=2, space=2)
   assert y_BTHWC.shape == (2, 2, 6, 4, 4)
   # Channel 2·c + t of the input is channel c of frame t, four times.
   np.testing.assert_array_equal(y_BTHWC[1, 1, 4:6, 2:4, 3], x_BHWC[1, 2, 1, 7])
-  back = layers.average_down(y_BTHWC, features=8, time=2, space=2)
+  back = network.average_down(y_BTHWC, features=8, time=2, space=2)
   np.testing.assert_array_equal(back[:, 0], x_BHWC)
 
 

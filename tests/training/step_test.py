@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ovi_jax import diffusion
 from ovi_jax.data import schema
-from ovi_jax.diffusion import times
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sharding import mesh as meshes
@@ -216,7 +216,7 @@ def test_dropped_prompts_and_clean_frames():
 @pytest.mark.parametrize("shared", [1.0, 0.0])
 def test_drawing_covers_what_is_asked(shared):
   asked = flow_matching.ObjectiveConfig(
-    timesteps=times.TimestepSampler(shared_prob=shared),
+    timesteps=diffusion.TimestepSampler(shared_prob=shared),
     cfg_dropout=AV(0.1, 0.4),
     i2v_prob=0.25,
   )
