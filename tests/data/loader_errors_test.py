@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ovi_jax.data import builder
-from ovi_jax.data import eval_records
 from ovi_jax.data import loader
 from ovi_jax.data import settings as settings_lib
 from tests.data import generate
@@ -42,7 +41,7 @@ def test_a_batch_that_processes_cannot_share(sounds):  # noqa: F811
   with pytest.raises(ValueError, match=r"\[3, 3\], must divide by the 2"):
     loader.load(settings(sounds), batch=3, seed=0, process_count=2)
   with pytest.raises(ValueError, match="3 must divide by the 2"):
-    next(eval_records.opened(settings(sounds)).batches(3, process_count=2))
+    next(loader.open_eval(settings(sounds)).batches(3, process_count=2))
   with pytest.raises(ValueError, match="process 2 of 2"):
     loader.load(
       settings(sounds), batch=2, seed=0, process_index=2, process_count=2

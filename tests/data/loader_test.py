@@ -8,7 +8,6 @@ import pytest
 
 from ovi_jax.data import builder
 from ovi_jax.data import collate
-from ovi_jax.data import eval_records
 from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
@@ -231,7 +230,7 @@ def test_shorter_buckets_have_more_rows_if_asked(sounds):
 
 def test_held_out_is_one_pass_in_a_fixed_order(sounds):
   def ids(**share):
-    batches = list(eval_records.opened(settings(sounds)).batches(2, **share))
+    batches = list(loader.open_eval(settings(sounds)).batches(2, **share))
     return batches, np.stack([b.ids for b in batches])
 
   batches, seen = ids()
