@@ -209,7 +209,7 @@ def decoding(
   whole = sharding_rules.replicated(pipeline.mesh)
   height, width = clip.pixels
   cache = jax.eval_shape(
-    lambda: codec.init_decoder_cache(vae, 1, height, width, dtype)
+    lambda: codec.init_cache(vae, "decoder", 1, height, width, dtype)
   )
   cache = jax.tree.map(
     lambda s, place: sharding_rules.abstract(s.shape, place, s.dtype),

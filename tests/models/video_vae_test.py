@@ -174,7 +174,7 @@ def test_eight_devices_equal_one(config, params, sizes, part):
   # Each device holds its part of the state, and one program does all steps.
   side = config.spatial_stride
   size = 1, 8 * side, 4 * side
-  cache = codec.init_decoder_cache(config, *size)
+  cache = codec.init_cache(config, "decoder", *size)
   stem = codec.cache_sharding(cache, place)["stem"]["soon"]
   assert stem.shard_shape((1, 8, 4, 1))[1:3] == part
   step = codec.jit_decode_step(config, jnp.dtype("float32"), size, place)
@@ -232,7 +232,7 @@ def full():
   return (
     jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), shapes),
     jax.eval_shape(
-      lambda: codec.init_decoder_cache(FULL, 1, 960, 960, jnp.bfloat16)
+      lambda: codec.init_cache(FULL, "decoder", 1, 960, 960, jnp.bfloat16)
     ),
     jax.ShapeDtypeStruct((1, 60, 60, 48), jnp.float32),
     jax.ShapeDtypeStruct((), jnp.bool_),
@@ -282,8 +282,7 @@ def test_encoder_and_decoder_can_be_trained():
   random = np.random.default_rng(0)
   frames = random.uniform(-0.5, 0.5, (1, 2, 4, 4, 3)).astype(np.float32)
   caches = [
-    make(small, 1, 4, 4)
-    for make in (codec.init_encoder_cache, codec.init_decoder_cache)
+    codec.init_cache(small, part, 1, 4, 4) for part in ("encoder", "decoder")
   ]
 
   def loss(params, is_first):
@@ -331,7 +330,7 @@ def test_latents_that_do_not_fit_are_refused(shape):
 
 def test_caches_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match="width is 90 pixels, expected a mult"):
-    codec.init_encoder_cache(FULL, 1, 64, 90)
+    codec.init_cache(FULL, "encoder", 1, 64, 90)
 
 
 def test_sizes_that_do_not_fit_are_refused():

@@ -49,18 +49,20 @@ def init(config: Config, key: jax.Array) -> dict[str, Any]:
   }
 
 
-def init_encoder_cache(
+def init_cache(
   config: Config,
+  part: str,
   batch: int,
   height: int,
   width: int,
   dtype: Any = jnp.float32,
 ) -> Cache:
-  """The state before the first `encode_step`: zeros.
+  """The state before the first `encode_step` or `decode_step`: zeros.
 
   Args:
     config: sizes.
-    batch: clips encoded side by side.
+    part: "encoder" or "decoder".
+    batch: clips encoded or decoded side by side.
     height: pixels, a multiple of `spatial_stride`.
     width: pixels, a multiple of `spatial_stride`.
     dtype: compute dtype of the steps to come.
@@ -68,18 +70,8 @@ def init_encoder_cache(
   Raises:
     ValueError: height or width is no multiple of the stride.
   """
-  return _zeros(config, "encoder", batch, height, width, jnp.dtype(dtype))
-
-
-def init_decoder_cache(
-  config: Config,
-  batch: int,
-  height: int,
-  width: int,
-  dtype: Any = jnp.float32,
-) -> Cache:
-  """The state before the first `decode_step`; see `init_encoder_cache`."""
-  return _zeros(config, "decoder", batch, height, width, jnp.dtype(dtype))
+  cache = _cache_shapes(config, part, batch, height, width, jnp.dtype(dtype))
+  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), cache)
 
 
 def encode_step(
@@ -95,7 +87,7 @@ def encode_step(
   Args:
     config: sizes.
     params: tree with the key `encoder`.
-    cache: from `init_encoder_cache` or the step before.
+    cache: from `init_cache` or the step before.
     frames_BTHWC: `temporal_stride` frames of RGB pixels, float in [-1, 1] or
       uint8.
     is_first: whether the clip begins here; only the last frame is then read.
@@ -128,7 +120,7 @@ def decode_step(
   Args:
     config: sizes.
     params: tree with the key `decoder`.
-    cache: from `init_decoder_cache` or the step before.
+    cache: from `init_cache` or the step before.
     latent_BHWC: normalised latent.
     is_first: whether the clip begins here.
     dtype: compute dtype.
@@ -233,7 +225,7 @@ def encode(
   batch, frames, height, width = check_frames(config, frames_BTHWC)
   stride = config.temporal_stride
   place = place or replicated_sharding(params["encoder"])
-  cache = init_encoder_cache(config, batch, height, width, dtype)
+  cache = init_cache(config, "encoder", batch, height, width, dtype)
   cache = jax.device_put(cache, place)
   step = _jit_encode_step(config, jnp.dtype(dtype), place)
   before = ((0, 0), (stride - 1, 0), (0, 0), (0, 0), (0, 0))
@@ -290,7 +282,7 @@ def _decode_chunks(
   side = config.spatial_stride
   place = replicated_sharding(params["decoder"])
   size = batch, height * side, width * side
-  cache = init_decoder_cache(config, *size, dtype)
+  cache = init_cache(config, "decoder", *size, dtype)
   cache = jax.device_put(cache, cache_sharding(cache, place))
   step = jit_decode_step(config, dtype, size, place)
   for i in range(frames):
@@ -388,18 +380,6 @@ def _cache_shapes(
 
   given = (config, part, batch, height, width, dtype.name)
   return shapes.lookup("video_vae cache", given, trace)
-
-
-def _zeros(
-  config: Config,
-  part: str,
-  batch: int,
-  height: int,
-  width: int,
-  dtype: jnp.dtype,
-) -> Cache:
-  cache = _cache_shapes(config, part, batch, height, width, dtype)
-  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), cache)
 
 
 def patchify(config: Config, frames_BTHWC: jax.Array) -> jax.Array:

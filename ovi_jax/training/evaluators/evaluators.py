@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ovi_jax.data import eval_records as kept
+from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.models import fusion
 from ovi_jax.pretrained import component_loader
@@ -37,7 +37,7 @@ class Evaluators:
 
   settings: settings_lib.Settings
   mesh: jax.sharding.Mesh
-  records: kept.EvalRecords | None
+  records: loader.EvalRecords | None
 
   @classmethod
   def opened(
@@ -50,7 +50,7 @@ class Evaluators:
     """
     cadence, records = settings.intervals, None
     if cadence.eval_every or cadence.sample_every:
-      records = kept.opened(settings.data, settings.eval.split)
+      records = loader.open_eval(settings.data, settings.eval.split)
     made = cls(settings=settings, mesh=mesh, records=records)
     if cadence.eval_every:
       state_sharding.check_batch(made.batch, 1, mesh)
