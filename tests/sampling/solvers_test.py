@@ -7,7 +7,7 @@ import pytest
 
 from ovi_jax.sampling import settings
 from ovi_jax.sampling import solvers
-from tests import parity
+from tests.lib import parity
 
 NAMES = sorted(solvers.SOLVERS)
 
