@@ -338,14 +338,14 @@ def duplicate_up(
   return y_BTHWC[:, time - 1 :] if x.ndim == 5 else y_BTHWC
 
 
-class DownStage(nn.Module):
-  """Residual blocks, then half the rows, columns and maybe frames.
+class _Stage(nn.Module):
+  """A stage of the encoder or the decoder.
 
   Attributes:
     features: channels that come out.
     blocks: number of residual blocks.
-    time: 2 to halve the frame rate, 1 to keep it.
-    space: 2 to halve rows and columns, 1 to keep them.
+    time: 2 to halve or double the frame rate, 1 to keep it.
+    space: 2 to halve or double rows and columns, 1 to keep them.
     dtype: compute dtype.
   """
 
@@ -354,6 +354,10 @@ class DownStage(nn.Module):
   time: int
   space: int
   dtype: jnp.dtype = jnp.float32
+
+
+class DownStage(_Stage):
+  """Residual blocks, then half the rows, columns and maybe frames."""
 
   def setup(self):
     self.block = [
@@ -446,22 +450,8 @@ class Encoder(nn.Module):
     return self.moments(self.head(self.middle(x)))
 
 
-class UpStage(nn.Module):
-  """Residual blocks, then maybe twice the frames, twice the rows and columns.
-
-  Attributes:
-    features: channels that come out.
-    blocks: number of residual blocks.
-    time: 2 to double the frame rate, 1 to keep it.
-    space: 2 to double rows and columns, 1 to keep them.
-    dtype: compute dtype.
-  """
-
-  features: int
-  blocks: int
-  time: int
-  space: int
-  dtype: jnp.dtype = jnp.float32
+class UpStage(_Stage):
+  """Residual blocks, then maybe twice the frames, rows and columns."""
 
   @nn.compact
   def __call__(self, x: jax.Array, is_first: jax.Array | None) -> jax.Array:
