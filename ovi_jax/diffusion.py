@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import config as config_lib
 from ovi_jax.modality import AV
 
 TIME_SCALE = 1000.0  # the model's t for sigma = 1
@@ -73,20 +74,19 @@ class TimestepSampler:
   shared_prob: float = 1.0
 
   def __post_init__(self):
-    if self.distribution not in DISTRIBUTIONS:
-      raise ValueError(
-        f"timesteps.distribution {self.distribution!r} is unknown; choose from"
-        f" {', '.join(DISTRIBUTIONS)}"
-      )
-    for name in ("std", "shift"):
-      if getattr(self, name) <= 0:
-        raise ValueError(
-          f"timesteps.{name} must be positive, got {getattr(self, name)}"
-        )
+    problems = config_lib.invalid_choice(
+      "timesteps.distribution", self.distribution, DISTRIBUTIONS
+    )
+    problems += [
+      f"timesteps.{name} must be positive, got {getattr(self, name)}"
+      for name in ("std", "shift")
+      if getattr(self, name) <= 0
+    ]
     if not 0 <= self.shared_prob <= 1:
-      raise ValueError(
+      problems.append(
         f"timesteps.shared_prob must be in [0, 1], got {self.shared_prob}"
       )
+    config_lib.check(problems, "")
 
   def sample(self, key: jax.Array, names: Sequence[str]) -> AV[jax.Array]:
     """Draw the level of one example for each modality in `names`."""

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ovi_jax import config as config_lib
 from ovi_jax.attention import blockwise
 from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
@@ -52,9 +53,9 @@ def apply_remat(function: Any, name: str) -> Any:
   """
   if name == "none":
     return function
-  if name not in REMAT:
-    known = ", ".join(["none", *REMAT])
-    raise ValueError(f"remat {name!r} is unknown; choose from {known}")
+  config_lib.check(
+    config_lib.invalid_choice("remat", name, ["none", *REMAT]), ""
+  )
   return nn.remat(function, policy=REMAT[name], prevent_cse=False)
 
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ovi_jax import config as config_lib
 from ovi_jax import diffusion
 
 
@@ -251,7 +252,5 @@ SOLVERS: dict[str, Solver] = {
 
 def named(name: str) -> Solver:
   """The solver called `name`; ValueError lists the known ones."""
-  if name not in SOLVERS:
-    known = ", ".join(SOLVERS)
-    raise ValueError(f"solver {name!r} is unknown; choose from {known}")
+  config_lib.check(config_lib.invalid_choice("solver", name, SOLVERS), "")
   return SOLVERS[name]

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ovi_jax import config as config_lib
+
 # One figure a latent channel, measured by the authors on their data.
 # fmt: off
 LATENT_MEAN = (
@@ -85,16 +87,7 @@ class VideoVAEConfig:
     Raises:
       ValueError: a key is not a field of this config; the message names it.
     """
-    unknown = sizes.keys() - {f.name for f in dataclasses.fields(cls)}
-    if unknown:
-      raise ValueError(
-        f"video_vae sizes have unknown keys {sorted(unknown)}; remove them or"
-        " add them to VideoVAEConfig"
-      )
-    frozen: dict[str, Any] = {
-      k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()
-    }
-    return cls(**frozen)
+    return config_lib.from_sizes(cls, sizes, "the video VAE")
 
   @property
   def spatial_stride(self) -> int:

@@ -69,7 +69,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   ("changes", "message"),
   [
     ({"component": "clip"}, "component 'clip' is unknown; choose from .*video"),
-    ({"model.breadth": 3}, r"unknown keys \['breadth'\]"),
+    ({"model.breadth": 3}, "unknown sizes of the .*: breadth; known are"),
     (
       {"objective.glow": 1.0},
       "config.objective.glow is unknown; the fields are",
