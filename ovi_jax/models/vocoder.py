@@ -111,8 +111,7 @@ class VocoderConfig:
         "activation: expected snakebeta with snake_logscale True, got"
         f" {self.activation} with {self.snake_logscale}"
       )
-    if problems:
-      raise ValueError("vocoder configuration: " + "; ".join(problems))
+    config_lib.check(problems, "vocoder configuration: ")
 
   @classmethod
   def from_release(cls, sizes: Mapping[str, Any]) -> "VocoderConfig":

@@ -77,8 +77,7 @@ class VideoVAEConfig:
     for name in ("dim", "dec_dim", "z_dim", "num_res_blocks", "patch"):
       if getattr(self, name) < 1:
         problems.append(f"{name} is {getattr(self, name)}, expected 1 or more")
-    if problems:
-      raise ValueError("VideoVAEConfig: " + "; ".join(problems))
+    config_lib.check(problems, "VideoVAEConfig: ")
 
   @classmethod
   def from_release(cls, sizes: Mapping[str, Any]) -> "VideoVAEConfig":
