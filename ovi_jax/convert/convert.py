@@ -253,13 +253,13 @@ def _open_one(
     )
   except normalize.OtherModelError as error:
     what = "; ".join(
-      f"{file.source} holds {release.kind(file, component)}" for file in opened
+      f"{file.source} holds {releases.kind(file, component)}" for file in opened
     )
     raise ValueError(what) from error
   shapes = architecture.parameter_shapes(component, config)
   ours = {path: tuple(x.shape) for path, x in mapping.flatten(shapes).items()}
   if problems := _misfits(tensors, ours):
-    if what := release.misfit(component, config, tensors):
+    if what := releases.misfit(component, config, tensors):
       raise ValueError(f"{tensors.source}: {what}")
     raise ValueError(f"{tensors.source}: " + "\n".join(problems))
   return tensors, _typed(tensors, ours)
