@@ -132,6 +132,6 @@ def test_finite_flags_on_a_mesh():
     x = jax.device_put(AV(bad, good), sharding_rules.replicated(mesh))
     found = denoise._are_finite(x)
     assert found.sharding.is_fully_replicated
-    assert np.asarray(found).tolist() == [False, True]
+    assert np.asarray(found).tolist() == [[False], [True]]
     one_tower = denoise._are_finite(AV(audio=x.audio))
-    assert np.asarray(one_tower).tolist() == [True]
+    assert np.asarray(one_tower).tolist() == [[True]]

@@ -39,18 +39,17 @@ def config(**changes):
 
 
 @pytest.fixture
-def run(weights, tmp_path):
+def run(weights, tmp_path, log_lines):
   """Run with the stand-in's weights; returns (paths, lines logged)."""
 
   def call(prompt=PROMPTS[0], asked=None, changes=(), **arguments):
-    lines: list[str] = []
+    log_lines.clear()
     paths = generate.run(
       requests=asked or requests.from_prompt(prompt),
       settings=settings.Settings.from_config(config(**dict(changes))),
       **{"weights": weights, "out": tmp_path / "out"} | arguments,
-      log=lines.append,
     )
-    return paths, lines
+    return paths, list(log_lines)
 
   return call
 

@@ -50,7 +50,6 @@ def test_sample_py_makes_the_same_file(clip, tmp_path):
     settings=planning.resolve_settings(config, synthetic.WEIGHTS),
     weights=synthetic.WEIGHTS,
     out=tmp_path / "out",
-    log=lambda _: None,
   )
   assert made.read_bytes() == path.read_bytes()
   ours, theirs = (
@@ -65,7 +64,6 @@ def test_prompts_are_made_in_order_and_reported(pipe, clip):
   both = pipe(
     [LAMP, BALL],
     progress=lambda step, total: seen.append((step, total)),
-    log=lambda _: None,
     **FEW,
   )
   assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]

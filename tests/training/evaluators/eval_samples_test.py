@@ -182,9 +182,10 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
     audio_latents=SIZE.audio,
   )
   for row, prompt in enumerate(PROMPTS):
+    start = noise.sample_noise(5 + row, clip, AV(48, 20))
     expected = denoiser.sample(
-      noise.sample_noise(5 + row, clip, AV(48, 20)),
-      prompt.text_SE,
+      jax.tree.map(lambda a: a[None], start),
+      [prompt.text_SE],
       AV(step_test.NULL, step_test.NULL),
       sampling_settings.Settings.from_config(chosen),
     )
