@@ -155,7 +155,7 @@ def denoise(
     # Few bytes, once the step is done.
     finite_MB = np.asarray(_are_finite(x))
     if not finite_MB.all():
-      names = [n for n, good in zip(x.present(), finite_MB.all(1)) if not good]
+      names = [n for n, row_B in zip(x.present(), finite_MB) if not row_B.all()]
       raise NonFiniteLatentsError(
         f"step {i + 1} of {levels.steps} (noise level {levels.sigmas[i]:.3g}):"
         f" the latents of {' and '.join(names)} are not finite;"

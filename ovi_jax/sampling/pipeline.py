@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager
 from typing import Any
-from typing import NamedTuple
 from typing import TypeVar
 
 import jax
@@ -39,6 +38,7 @@ from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import background
+from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
@@ -120,18 +120,37 @@ class Clip:
     )
 
 
-class Made(NamedTuple):
-  """A clip that is made, and what was asked for.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Made:
+  """A clip that is denoised; it is decoded when it is first read.
 
   Attributes:
     job: what was asked for.
-    clip: decoded.
-    maps: attention maps of the heads asked for, if any were.
+    latents: video_BTHWC and audio_BTC, B = 1, float32, on the devices.
+    decoder: of latents.
+    measure: attention maps of the clip, if they were asked for.
   """
 
   job: planning.Job
-  clip: Clip
-  maps: attention_maps.Maps | None
+  latents: AV[jax.Array]
+  decoder: decoders.Decoder
+  measure: Callable[[], attention_maps.Maps] | None
+
+  @functools.cached_property
+  def clip(self) -> Clip:
+    """The clip, on the host."""
+    return Clip(
+      video=np.concatenate(list(self.decoder.frames(self.latents.video))),
+      audio=self.decoder.wave(self.latents.audio),
+      latents=jax.tree.map(lambda a: np.asarray(a[0]), self.latents),
+      metadata=self.job.recipe
+      | {"device": jax.devices()[0].device_kind, "jax": jax.__version__},
+    )
+
+  @functools.cached_property
+  def maps(self) -> attention_maps.Maps | None:
+    """The attention maps, on the host."""
+    return None if self.measure is None else self.measure()
 
 
 class Pipeline:
@@ -260,7 +279,7 @@ class Pipeline:
       jobs: see `planning.plan`.
       settings: that they were planned with.
       finish: called with each clip in the background, in the order of batches
-        (see `planning.batches`); writes its files, for instance.
+        (see `planning.batches`), to write its files for instance.
       noise: video_THWC and audio_TC that all of them start from; `None` for
         that of their seeds.
       heads: measure attention maps, see `attention_maps.measure`; `None` for
@@ -273,9 +292,10 @@ class Pipeline:
 
     Raises:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
-      ValueError: an image cannot be read, or decoded values are not finite.
-      Exception: of `finish`, at the next step. Clips that were not finished by
-        then are lost, unless they are being finished.
+      ValueError: an image cannot be read, or decoded values are not finite;
+        names the clip.
+      Exception: of `finish`, at the next step. An exception ends the run: the
+        clip that is being finished is completed, the others are dropped.
     """
     components, track = self.components, track or _silent
     negative = settings.negative_prompt
@@ -296,31 +316,32 @@ class Pipeline:
         starts = [noise or self._noise_of(job) for job in batch]
         texts = [embedded[job.text] for job in batch]
         firsts = [
-          None if job.request.image is None else images[job.request.image]
+          images[job.request.image]
           for job in batch
+          if job.request.image is not None
         ]
-        with track(len(finished) + 1, batch) as on_step, _naming(batch):
+        with track(len(finished) + 1, batch) as on_step, _rows_named(batch):
           latents = denoiser.sample(
             jax.tree.map(lambda *rows: np.stack(rows), *starts),
             texts,
             AV(*(embedded[n] for n in negative)),
             settings,
-            None if firsts[0] is None else np.stack(firsts),
+            np.stack(firsts) if firsts else None,
             worker.checked(on_step),
           )
         for row, job in enumerate(batch):
           own = jax.tree.map(operator.itemgetter(slice(row, row + 1)), latents)
           measure = None
           if heads is not None:
+            first = firsts[row] if firsts else None
             measure = functools.partial(
-              denoiser.maps, own, starts[row], texts[row], firsts[row], heads
+              denoiser.maps, own, starts[row], texts[row], first, heads
             )
-          decode = functools.partial(_decode, job, own, decoder, measure)
-          finished[job.path] = (
-            worker.submit(finish, decode())
-            if decodes_here
-            else worker.submit(_decode_and_finish, decode, finish)
-          )
+          made = Made(job=job, latents=own, decoder=decoder, measure=measure)
+          if decodes_here:
+            with _named(job):
+              _ = made.clip, made.maps
+          finished[job.path] = worker.submit(_finish, finish, made)
     return [finished[job.path].result() for job in jobs]
 
   def _noise_of(self, job: planning.Job) -> AV[np.ndarray]:
@@ -351,40 +372,33 @@ class Pipeline:
     return components.encode_images(paths, encoder)
 
 
-def _decode(
-  job: planning.Job,
-  latents: AV[jax.Array],
-  decoder: decoders.Decoder,
-  measure: Callable[[], attention_maps.Maps] | None,
-) -> Made:
-  """Decode latents with B = 1; the frames and the sound are on the host."""
-  with _naming([job]):
-    clip = Clip(
-      video=np.concatenate(list(decoder.frames(latents.video))),
-      audio=decoder.wave(latents.audio),
-      latents=jax.tree.map(lambda a: np.asarray(a[0]), latents),
-      metadata=job.recipe
-      | {"device": jax.devices()[0].device_kind, "jax": jax.__version__},
-    )
-  return Made(job, clip, None if measure is None else measure())
-
-
-def _decode_and_finish(
-  decode: Callable[[], Made], finish: Callable[[Made], T]
-) -> T:
-  return finish(decode())
+def _finish(finish: Callable[[Made], T], made: Made) -> T:
+  with _named(made.job):
+    return finish(made)
 
 
 @contextlib.contextmanager
-def _naming(batch: Sequence[planning.Job]) -> Iterator[None]:
-  """Name the clips in a ValueError that their values cause."""
+def _named(job: planning.Job) -> Iterator[None]:
+  """Name the clip in an error."""
   try:
     yield
-  except ValueError as error:
-    rows = getattr(error, "rows", range(len(batch)))
-    names = ", ".join(batch[row].path.stem for row in rows)
-    error.args = (f"{names}: {error}",)
+  except OSError as error:
+    error.filename = error.filename or job.path.stem
     raise
+  except ValueError as error:
+    raise ValueError(f"{job.path.stem}: {error}") from error
+
+
+@contextlib.contextmanager
+def _rows_named(batch: Sequence[planning.Job]) -> Iterator[None]:
+  """Name the clips of a batch whose latents are not finite."""
+  try:
+    yield
+  except denoise.NonFiniteLatentsError as error:
+    names = ", ".join(batch[row].path.stem for row in error.rows)
+    raise denoise.NonFiniteLatentsError(
+      f"{names}: {error}", error.rows
+    ) from error
 
 
 @contextlib.contextmanager

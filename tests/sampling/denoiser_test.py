@@ -107,6 +107,16 @@ def test_prompts_share_a_length(longest, limit, rows):
   assert pairs.audio.any(-1).sum(-1).tolist() == [longest, 7]
 
 
+def test_prompts_of_a_batch_come_before_its_negative_prompts():
+  positives = [np.full((n, 4), n) for n in (70, 2)]
+  negative = AV(np.full((3, 4), 3), np.full((7, 4), 7))
+  pairs = denoisers.text_pairs(positives, negative, 512, "xla")
+  assert pairs.video.shape == pairs.audio.shape == (4, 127, 4)
+  assert pairs.video[:, 0, 0].tolist() == [70, 2, 3, 3]
+  assert pairs.audio[:, 0, 0].tolist() == [70, 2, 7, 7]
+  assert pairs.video.any(-1).sum(-1).tolist() == [70, 2, 3, 3]
+
+
 def test_prompts_may_be_written_out_whole():
   pairs = denoisers.text_pairs(
     [np.ones((9, 4))], AV(None, np.ones((3, 4))), 112, "cudnn"
