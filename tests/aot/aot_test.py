@@ -113,7 +113,7 @@ def test_a_step_of_a_batch_of_clips(tmp_path):
   assert "guided step of 2 clips of 64x64, 31 latent frames" in said
   (report,) = tmp_path.glob("aot_*.json")
   step, _ = json.loads(report.read_text())
-  assert 1 <= step["flops_ratio"] < 1.2
+  assert 0.9 < step["flops_ratio"] < 1.2  # of one clip, it would be half
 
 
 @pytest.mark.slow
