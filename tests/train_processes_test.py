@@ -87,7 +87,7 @@ def test_sigterm_to_one_process_stops_all(source, tmp_path):
     codes = [run.process.wait(train_runs.LONGEST) for run in runs]
   assert codes == [75, 75], [run.said for run in runs]
   stopped = train_runs.newest(tmp_path / "run")
-  assert f"told to stop: saved step {stopped} of" in runs[0].said
+  assert f"interrupted at step {stopped} of" in runs[0].said
 
 
 def test_processes_with_another_config_are_named(source, tmp_path):

@@ -45,7 +45,7 @@ def test_a_run_resumes_bit_exactly_after_kill_full_disk_and_sigterm(
     assert run.end(signal.SIGTERM) == 75
   stopped = train_runs.newest(run.workdir)
   assert reached < stopped < STEPS
-  assert f"told to stop: saved step {stopped} of {STEPS}" in run.said
+  assert f"interrupted at step {stopped} of {STEPS}" in run.said
 
   code, said = train_runs.run(words)
   assert code == 0, said
@@ -116,7 +116,5 @@ def test_ctrl_c_saves_a_checkpoint_although_workers_receive_it(
       if number != run.process.pid:
         os.kill(number, signal.SIGINT)
     assert run.end(signal.SIGINT) == 75
-  assert (
-    f"told to stop: saved step {train_runs.newest(run.workdir)}" in run.said
-  )
+  assert f"interrupted at step {train_runs.newest(run.workdir)}" in run.said
   assert "Traceback" not in run.said

@@ -12,7 +12,6 @@ from ovi_jax.sampling import settings as sampling
 from ovi_jax.synthetic import commands
 from ovi_jax.synthetic import recipe
 from ovi_jax.training import settings
-from ovi_jax.training.codecs import settings as codecs
 
 
 def test_every_step_has_a_valid_command(tmp_path):
@@ -23,8 +22,7 @@ def test_every_step_has_a_valid_command(tmp_path):
   )
   for step in trained:
     config = configured(step.words)
-    kind = codecs if "component" in config else settings
-    chosen = kind.Settings.from_config(config)
+    chosen = settings.from_config(config)
     assert chosen.seed == 3 and chosen.num_train_steps > 100
   assert tmp_path / "out" in [step.makes for step in todo]
   data = {name for stage in recipe.STAGES.values() for name in stage.data}

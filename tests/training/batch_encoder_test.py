@@ -10,7 +10,7 @@ from ovi_jax.data import loader
 from ovi_jax.training import batch_encoder
 from ovi_jax.training import logs
 from ovi_jax.training import settings
-from ovi_jax.training import trainer
+from ovi_jax.training import task as tasks
 from tests.lib import raw_clips
 from tests.lib import small_training
 
@@ -47,7 +47,7 @@ def use(patch, count):
 def batches(values, count):
   """The first batches of a run on the devices, and the empty prompt."""
   chosen = settings.Settings.from_config(values)
-  mesh = trainer.make_mesh(chosen.mesh)
+  mesh = tasks.make(chosen).make_mesh()
   source = loader.load(chosen.data, batch=chosen.batch_size, seed=0)
   ready = batch_encoder.load(
     chosen, batch_encoder.open_pretrained(chosen, mesh)

@@ -48,7 +48,6 @@ def one_run(
   *,
   devices=1,
   checkpoint_every=0,
-  log=lambda _: None,
   evaluate=None,
 ):
   """Open a run's directory, continue, close it; returns the last state."""
@@ -82,8 +81,8 @@ def one_run(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = loop.restore(work, target, lambda _: None) or state
-    finished = loop.run(work, state, log)
+    state = loop.restore(work, target) or state
+    finished = loop.run(work, state)
     last = kept.restore_newest(target)
     assert last is not None
     return finished, last.step, last.state
@@ -121,29 +120,29 @@ def test_a_stopped_run_resumes_to_the_same_state(whole, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
 
 
-def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd):
-  before, said = signal.getsignal(signal.SIGINT), []
+def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd, log_lines):
+  before, said = signal.getsignal(signal.SIGINT), log_lines
   source = Cycle(until(2, signal.SIGINT))
-  finished, number, _ = one_run(tmp_path, source, log=said.append)
+  finished, number, _ = one_run(tmp_path, source)
   assert not finished and number == 2
   assert signal.getsignal(signal.SIGINT) is before
   assert "Ctrl-C again ends at once, without saving" in capfd.readouterr().err
   assert said[0] == "compiling the step (latents: video 2x4x6, audio 9) …"
   assert said[1:] == [
-    "told to stop: saved step 2 of 6; the same command goes on from there"
+    "interrupted at step 2 of 6; checkpoint saved; run the same command to"
+    " resume"
   ]
 
 
-def test_the_eval_loss_is_logged_before_the_first_step(tmp_path):
-  said = []
+def test_the_eval_loss_is_logged_before_the_first_step(tmp_path, log_lines):
 
   def held_out(state):
     start = 2 - int(state.step) / 8
     names = ("video", "video_t0.00-0.50", "audio")
     return {f"eval/loss_{name}": start for name in names}
 
-  assert one_run(tmp_path, Cycle(), log=said.append, evaluate=held_out)[0]
-  assert [line for line in said if "held-out" in line] == [
+  assert one_run(tmp_path, Cycle(), evaluate=held_out)[0]
+  assert [line for line in log_lines if "held-out" in line] == [
     "step 0: held-out loss video 2.0000, audio 2.0000",
     "step 3: held-out loss video 1.6250, audio 1.6250",
     "step 6: held-out loss video 1.2500, audio 1.2500",
@@ -152,11 +151,13 @@ def test_the_eval_loss_is_logged_before_the_first_step(tmp_path):
   assert (first["step"], first["eval/loss_video_t0.00-0.50"]) == (0, 2)
 
 
-def test_each_batch_shape_is_announced_once():
-  said, bar = [], types.SimpleNamespace(clear=lambda: 0, refresh=lambda: 0)
-  loop._announce(bar, said.append, 2, 4, small_step.batch())
-  assert said == ["compiling bucket 2 of 4 (latents: video 2x4x6, audio 9) …"]
-  assert loop._size(small_step.batch()) == loop._size(small_step.batch())
+def test_each_batch_shape_is_announced_once(log_lines):
+  bar = types.SimpleNamespace(clear=lambda: 0, refresh=lambda: 0)
+  loop._log_compilation(bar, 2, 4, small_step.batch())
+  assert log_lines == [
+    "compiling bucket 2 of 4 (latents: video 2x4x6, audio 9) …"
+  ]
+  assert loop._shapes(small_step.batch()) == loop._shapes(small_step.batch())
 
 
 @pytest.mark.slow

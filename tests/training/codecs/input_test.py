@@ -13,10 +13,9 @@ from ovi_jax.data import schema
 from ovi_jax.data import tokenizer
 from ovi_jax.synthetic import records
 from ovi_jax.synthetic import world
-from ovi_jax.training.codecs import clips
+from ovi_jax.training import settings
+from ovi_jax.training import task as tasks
 from ovi_jax.training.codecs import input as inputs
-from ovi_jax.training.codecs import run
-from ovi_jax.training.codecs import settings
 
 WORLD = world.World(seed=3)
 SOURCE = "world:3"
@@ -25,7 +24,7 @@ INDEX = (1 << schema.INDEX_BITS) - 1
 
 def begun(batch=3, seed=0, index=0, count=1, **settings):
   chosen = inputs.CodecInputConfig(**{"sources": (SOURCE,)} | settings)
-  return inputs.opened(
+  return inputs.load(
     chosen, batch=batch, seed=seed, process_index=index, process_count=count
   )
 
@@ -73,9 +72,9 @@ def test_crops_are_parts_of_clips_at_any_place():
 
 
 def test_crop_positions_cover_the_whole_clip():
-  assert clips._part(0.0, 121, 17) == slice(0, 17)
-  assert clips._part(0.999, 121, 17) == slice(104, 121)
-  assert clips._part(0.999, 17, 17) == slice(0, 17)
+  assert inputs._part(0.0, 121, 17) == slice(0, 17)
+  assert inputs._part(0.999, 121, 17) == slice(104, 121)
+  assert inputs._part(0.999, 17, 17) == slice(0, 17)
 
 
 def test_clips_without_the_modality_are_skipped():
@@ -83,8 +82,8 @@ def test_clips_without_the_modality_are_skipped():
     next(n for n in range(200) if getattr(WORLD.clip(n), part) is None)
     for part in ("wave_A", "frames_THWC")
   )
-  source, middle = clips.World(WORLD), clips.CropPosition(0.5, 0.5, 0.5)
-  sound, film = clips.ClipSpec(samples=512), clips.ClipSpec(frames=5)
+  source, middle = inputs.World(WORLD), inputs.CropPosition(0.5, 0.5, 0.5)
+  sound, film = inputs.ClipSpec(samples=512), inputs.ClipSpec(frames=5)
   assert source.crop(silent, sound, middle) is None
   assert source.crop(silent, film, middle) is not None
   assert source.crop(blind, film, middle) is None
@@ -195,9 +194,9 @@ def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
   values.data.tokenizer = str(path)
   size = tokenizer_lib.Tokenizer.load(path).model.get_vocab_size()
   values.model.vocab_size = size
-  run.check_vocabulary(settings.Settings.from_config(values))
+  tasks.make(settings.from_config(values)).check()
   values.model.vocab_size = size - 1
   with pytest.raises(
     ValueError, match=f"give --config.model.vocab_size={size}"
   ):
-    run.check_vocabulary(settings.Settings.from_config(values))
+    tasks.make(settings.from_config(values)).check()

@@ -1,4 +1,4 @@
-"""The text encoder's masked-token objective."""
+"""The text encoder's objective: embeddings predict the tokens around them."""
 
 import jax
 import numpy as np
@@ -110,5 +110,5 @@ def test_the_masked_share_is_as_configured():
 
 
 def test_an_empty_context_window_is_refused():
-  with pytest.raises(ValueError, match="reach of 1 or more .* got 0"):
+  with pytest.raises(ValueError, match="context_window of 1 or more .* got 0"):
     masked_text.MaskedTextObjective(config=CONFIG, context_window=0)
