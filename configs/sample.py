@@ -28,6 +28,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.flow_shift = placeholder(float)  # 5.0
   config.seed = 103
   config.samples_per_prompt = 1
+  # Clips of the same size that are denoised together, at most. More use an
+  # accelerator better, and its memory for activations that many times.
+  config.batch_size = 1
   config.guidance_scale = ml_collections.ConfigDict()
   config.guidance_scale.video = placeholder(float)  # 4.0
   config.guidance_scale.audio = placeholder(float)  # 3.0

@@ -95,6 +95,20 @@ def test_bars_need_a_terminal_that_rewrites_lines(monkeypatch, term, draws):
   assert console.draws_bars() is draws
 
 
+def test_a_line_is_not_written_into_a_bar(monkeypatch):
+  stream = io.StringIO()
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setattr(stream, "isatty", lambda: True)
+  monkeypatch.setattr(sys, "stdout", stream)
+  monkeypatch.setattr(sys, "stderr", stream)
+  with console.progress(total=2, desc="steps"):
+    console.log("wrote a.mp4")
+  before, _, after = stream.getvalue().partition("wrote a.mp4\n")
+  assert "steps" in before and "steps" in after
+  *_, cleared, line = before.split("\r")
+  assert not cleared.strip() and not line
+
+
 ROOT = pathlib.Path(console.__file__).resolve().parents[1]
 COMMANDS = [
   path

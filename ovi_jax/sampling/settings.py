@@ -39,6 +39,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
   "num_steps": (1, 1000),
   "flow_shift": (0.01, 100.0),
   "samples_per_prompt": (1, 10_000),
+  "batch_size": (1, 1024),
   "guidance_scale.video": (-100.0, 100.0),
   "guidance_scale.audio": (-100.0, 100.0),
   "slg_layer": (-1, 2**9),
@@ -51,6 +52,7 @@ FIXED: Mapping[str, Any] = {
   "width": geometry.DEFAULT_SIZE[1],
   "seed": 103,
   "samples_per_prompt": 1,
+  "batch_size": 1,
   "dtype": config_lib.AUTO,
   "attention": config_lib.AUTO,
   "context_parallelism": context.ULYSSES,
@@ -61,6 +63,7 @@ FIXED: Mapping[str, Any] = {
 _PAIRED = {"guidance_scale.video", "guidance_scale.audio"}
 # Fields that say where a clip is made, not what it is.
 _EXECUTION_ONLY = (
+  "batch_size",
   "mesh",
   "context_parallelism",
   "attention_heads",
@@ -85,6 +88,7 @@ class Settings:
   flow_shift: float
   seed: int
   samples_per_prompt: int
+  batch_size: int
   guidance_scale: AV[float]
   slg_layer: int
   negative_prompt: AV[str]
