@@ -49,7 +49,7 @@ NOT_RUN: Mapping[str, str] = {
   r"configs/fine_tune\.py:weights/960x960_5s": "released weights;"
   " tests/training/fine_tuning_test.py",
   r"configs/codec_|training\.codecs\.assemble": "minutes of compilation each;"
-  " tests/training/codecs does the same at smaller sizes",
+  " tests/training/task_test.py and codecs/ do the same at smaller sizes",
   r" --workdir=runs/(?:tuned|more) | --data=runs/mine ": "fine_tune.md and"
   " train.md run the same with other paths",
   r"python -m ovi_jax\.curation|^def (?:load|get_config)\(": "needs"
