@@ -9,6 +9,8 @@ bfloat16, those that come with the package need none. See
 docs/how_to/sample.md for what each field does.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections.config_dict import placeholder
 
@@ -17,7 +19,7 @@ from ovi_jax.sharding import mesh
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
+  config: Any = ml_collections.ConfigDict()
   # Weights name their own variant; one given here is required of them.
   config.variant = ""
   config.mode = "auto"  # auto, t2v (ignore images), i2v (require them)

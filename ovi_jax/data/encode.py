@@ -381,9 +381,8 @@ def main(argv: list[str]) -> None:
       values[name] = pathlib.Path(values[name])
     values["parts"] = tuple(values["parts"])
     if run(Job(**values)):
-      print(
-        "next: train.py with --config.data.sources=\"('" + FLAGS.out + "',)\""
-      )
+      train = cli.invocation("ovi-train")
+      print(f"next: {train} with --config.data.sources=\"('{FLAGS.out}',)\"")
   except (OSError, ValueError) as error:
     sys.exit(f"encode: {error}")
 

@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
     f'--config.data.sources="{tuple(FLAGS.data)}" ' if FLAGS.data else ""
   )
   print(
-    "  python train.py --config=configs/codec_text.py:mini --workdir=RUN"
+    f"  {cli.invocation('ovi-train')} --config=codec_text:mini --workdir=RUN"
     f" {sources}--config.data.tokenizer={FLAGS.out}"
     f" --config.model.vocab_size={rows}"
   )

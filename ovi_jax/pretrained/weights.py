@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from ovi_jax import cli
 from ovi_jax import untrusted
 from ovi_jax.pretrained import tensor_file
 
@@ -218,7 +219,7 @@ def _open(path: Path) -> tensor_file.TensorFile:
   if not path.is_file():
     raise ValueError(
       f"expected converted weights at {path}, found no such file; make it"
-      " with convert_torch_weights.py"
+      f" with {cli.invocation('ovi-convert')}"
     )
   file = tensor_file.open_safetensors(path)
   _check_paths(path, file.spans)

@@ -17,6 +17,7 @@ from typing import Any
 
 from flax import traverse_util
 
+from ovi_jax import cli
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import untrusted
@@ -213,9 +214,9 @@ def manifest_of(
     raise ValueError(
       f"weights: {path if there else directory}"
       f" {'is missing' if there else 'is no directory'}; make it with"
-      " `python convert_torch_weights.py --release=DIR"
+      f" `{cli.invocation('ovi-convert')} --release=DIR"
       f" --variant={variant or 'VARIANT'} --out={directory}` from a release, or"
-      " with `python -m ovi_jax.training.export` from a run of train.py"
+      " with `python -m ovi_jax.training.export` from a training run"
     )
   return _parse(path)
 

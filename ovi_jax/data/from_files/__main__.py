@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     cli.require_flags(FLAGS, clips="FOLDER", out="DIR")
     run.run(_settings())
   except (OSError, ValueError) as error:
-    cli.exit_with_error(f"from_files: {error}")
+    cli.exit_with_error(error)
   except KeyboardInterrupt:
     print("from_files: interrupted; the same command goes on", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)

@@ -1,8 +1,9 @@
-"""What the training configs share; not a config itself.
+"""What the training configs in `configs/` share.
 
 `training` and `codec` have the released sizes; `apply_mini` overlays sizes that
 train on one core. Fields are explained in `ovi_jax/training/settings.py` and
-the classes it names.
+the classes it names. A `ConfigDict` declares no types of its fields, so it is
+returned as `Any`.
 """
 
 from collections.abc import Mapping
@@ -89,7 +90,7 @@ def is_mini(arg: str) -> bool:
   return arg == MINI
 
 
-def apply_mini(config: ml_collections.ConfigDict) -> None:
+def apply_mini(config: Any) -> None:
   """Overlay a stage's config with sizes that train on one core."""
   for name, tower in config.model.items():
     if tower is not None:
@@ -99,7 +100,7 @@ def apply_mini(config: ml_collections.ConfigDict) -> None:
 
 def codec(
   component: str, model: Mapping[str, Any], objective: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
+) -> Any:
   """Fields of a codec's run, explained in `ovi_jax/training/codecs`.
 
   Args:
@@ -141,7 +142,7 @@ def codec(
   )
 
 
-def training(video: bool, audio: bool) -> ml_collections.ConfigDict:
+def training(video: bool, audio: bool) -> Any:
   """Fields with the values that most stages have."""
   return ml_collections.ConfigDict(
     {
