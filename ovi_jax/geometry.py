@@ -131,6 +131,9 @@ class Variant:
       height: pixels, a multiple of 32 (`snap` and `image_size` give those).
       width: pixels, a multiple of 32.
 
+    Returns:
+      Latent frames, rows and columns of the video, and audio latents.
+
     Raises:
       ValueError: a side is not a positive multiple of 32.
     """
@@ -188,7 +191,17 @@ def variant(name: str) -> Variant:
 
 
 def latent_frames(frames: int) -> int:
-  """Video latents of a clip of `frames`; ValueError unless 1, 5, 9, ..."""
+  """The number of video latents of a clip.
+
+  Args:
+    frames: 1 + 4·k.
+
+  Returns:
+    1 + k.
+
+  Raises:
+    ValueError: the number of frames is not 1, 5, 9, ...
+  """
   stride = VIDEO_STRIDES[0]
   if frames < 1 or (frames - 1) % stride:
     below = max(1, frames - (frames - 1) % stride)

@@ -199,7 +199,14 @@ class Architecture:
     ]
 
   def config(self, component: str) -> Any:
-    """The sizes of one of `COMPONENTS`."""
+    """The sizes of a component.
+
+    Args:
+      component: one of `COMPONENTS`.
+
+    Returns:
+      Its config, such as `UMT5Config`.
+    """
     return getattr(self, component)
 
   @property
@@ -214,7 +221,15 @@ def released_sizes() -> dict[str, Any]:
 
 
 def parameter_shapes(component: str, config: Any) -> dict[str, Any]:
-  """Parameters of a component as nested shapes, float32; see `shapes`."""
+  """Parameter shapes of a component, see `shapes`.
+
+  Args:
+    component: one of `COMPONENTS`.
+    config: its sizes.
+
+  Returns:
+    Nested dicts of `jax.ShapeDtypeStruct`, float32.
+  """
   trace = functools.partial(traced_shapes, component, config)
   return shapes.lookup(component, config, trace)
 
@@ -225,7 +240,16 @@ def traced_shapes(component: str, config: Any) -> dict[str, Any]:
 
 
 def init(component: str, config: Any, key: jax.Array) -> Mapping[str, Any]:
-  """Random parameters, from arguments of the smallest size."""
+  """Random parameters of a component.
+
+  Args:
+    component: one of `COMPONENTS`.
+    config: its sizes.
+    key: random key.
+
+  Returns:
+    Nested dicts of float32 arrays.
+  """
   match component:
     case "umt5":
       ids = jnp.zeros((1, 1), jnp.int32)
