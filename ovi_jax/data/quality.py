@@ -1,9 +1,9 @@
-"""What a tokenizer and codecs lose of a dataset, measured on a part of it.
+"""Measures what tokenizer and codecs lose of a dataset, on a part of it.
 
-Words that the tokenizer makes no token of are dropped from a caption; captions
-that differ in such words alone become the same text. Codecs are measured on a
-few clips: encoded, decoded and compared. Both decide what training can learn at
-all, and neither shows in its loss.
+Words without a token are dropped from a caption, so captions that differ in
+such words alone become the same text. Codecs are measured on a few clips:
+encoded, decoded and compared. Both limit what a model can learn, and neither
+shows in the loss.
 """
 
 import collections
@@ -49,12 +49,13 @@ _LISTED = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """What is acceptable.
+  """Limits of what tokenizer and codecs may lose.
 
   Attributes:
-    max_unknown_words: share of the captions' words, in [0, 1].
-    min_codec_psnr: of the video autoencoder, dB, mean; 0 for none.
-    max_codec_mel_error: of audio VAE and vocoder, dB, mean; 0 for none.
+    max_unknown_words: maximum fraction of the captions' words, in [0, 1].
+    min_codec_psnr: minimum mean PSNR of the video VAE, dB; 0 for no limit.
+    max_codec_mel_error: maximum mean log-mel error of audio VAE and vocoder,
+      dB; 0 for no limit.
   """
 
   max_unknown_words: float = 0.2
