@@ -69,5 +69,6 @@ setuptools.setup(
       "pytest-xdist>=3.6",
       "ruff>=0.12",
     ],
+    "docs": ["myst-nb>=1.4", "sphinx>=8.2", "sphinx-book-theme>=1.4"],
   },
 )
