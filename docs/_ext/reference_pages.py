@@ -9,6 +9,7 @@ commands, and a page of docstrings for each package.
 import ast
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import pathlib
@@ -17,6 +18,7 @@ import runpy
 import sys
 import textwrap
 import typing
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -56,10 +58,7 @@ NO_COMMANDS = ("ovi_jax.convert.standin.write", "ovi_jax.models.shapes")
 def pages() -> dict[str, str]:
   """The pages, by file name within `OUT`."""
   return {
-    "config_train.md": config_page(train_fields()),
-    "config_codec.md": config_page(codec_fields()),
-    "config_sample.md": config_page(sample_fields()),
-    "config_curate.md": config_page(curate_fields()),
+    **{f"config_{n}.md": config_page(n, f()) for n, f in CONFIGS.items()},
     "commands.md": commands_page(),
     **{f"api/ovi_jax.{name}.rst": api_page(name) for name in API},
   }
@@ -85,13 +84,20 @@ def train_fields() -> list[Field]:
   return describe(config.to_dict(), settings.Settings, notes)
 
 
-def codec_fields() -> list[Field]:
-  from configs import codec_video
+def codec_fields(name: str) -> list[Field]:
   from ovi_jax.training.codecs import settings
 
-  config = codec_video.get_config()
+  config = importlib.import_module(f"configs.{name}").get_config()
+  chosen = settings.Settings.from_config(config)
+  values = config.to_dict()
+  model, objective = values.pop("model"), values.pop("objective")
   notes = comments(ROOT / "configs/base.py", "codec")
-  return describe(config.to_dict(), settings.Settings, notes)
+  task = chosen.make_objective("cpu")
+  return [
+    *describe(values, settings.Settings, notes),
+    *describe(model, type(chosen.model), {}, "model."),
+    *describe(objective, type(task), {}, "objective."),
+  ]
 
 
 def sample_fields() -> list[Field]:
@@ -119,6 +125,18 @@ def curate_fields() -> list[Field]:
       found += describe(stage, module.Config, {}, f"stages.{name}.")
     fields = {f.path: f for f in found} | fields
   return sorted(fields.values(), key=lambda f: f.path.startswith("stages."))
+
+
+# Pages of fields, by the config file that makes them.
+CONFIGS: Mapping[str, Callable[[], list[Field]]] = {
+  "sample": sample_fields,
+  "base": train_fields,
+  **{
+    name: functools.partial(codec_fields, name)
+    for name in ("codec_video", "codec_audio", "codec_vocoder", "codec_text")
+  },
+  "curate": curate_fields,
+}
 
 
 def describe(
@@ -252,16 +270,16 @@ def _comment(lines: list[str], first: int, last: int) -> str:
   return " ".join(above)
 
 
-def config_page(fields: list[Field]) -> str:
-  """A table of fields for each group of a config, in Markdown."""
+def config_page(name: str, fields: list[Field]) -> str:
+  """A page on a config file in Markdown, a table for each group of fields."""
   groups: dict[str, list[Field]] = {}
   for field in fields:
     group, dot, _ = field.path.rpartition(".")
     if dot and group.count(".") > 1:
       group = ".".join(group.split(".")[:2])
     groups.setdefault(group, []).append(field)
-  # A group of one or two fields is shown with what holds it.
-  text = []
+  doc = ast.parse((ROOT / f"configs/{name}.py").read_text("utf-8"))
+  text = [f"# `configs/{name}.py`\n", _blocks(doc), ""]
   for group, members in sorted(groups.items(), key=lambda g: g[0] != ""):
     text.append(f"## `{group}`\n" if group else "## Top level\n")
     text.append("| Field | Default | Meaning |\n| --- | --- | --- |")
@@ -283,9 +301,8 @@ def _code(value: Any) -> str:
 
 def commands_page() -> str:
   """Usage and flags of every command, in Markdown."""
-  return "\n".join(
-    _command_page(command, path) for command, path in commands().items()
-  )
+  sections = [command_page(name, path) for name, path in commands().items()]
+  return "\n".join(["# Commands\n", *sections])
 
 
 def commands() -> dict[str, pathlib.Path]:
@@ -303,9 +320,9 @@ def commands() -> dict[str, pathlib.Path]:
   return found
 
 
-def _command_page(command: str, path: pathlib.Path) -> str:
-  doc = ast.get_docstring(ast.parse(path.read_text("utf-8")), clean=False)
-  text = [f"## `{command}`\n", _blocks(doc or ""), ""]
+def command_page(command: str, path: pathlib.Path) -> str:
+  doc = ast.parse(path.read_text("utf-8"))
+  text = [f"## `{command}`\n", _blocks(doc), ""]
   found = command_flags(path)
   if found:
     text.append("| Flag | Default | Meaning |\n| --- | --- | --- |")
@@ -323,8 +340,9 @@ def _command_page(command: str, path: pathlib.Path) -> str:
   return "\n".join(text) + "\n"
 
 
-def _blocks(doc: str) -> str:
+def _blocks(module: ast.Module) -> str:
   """Markdown of a docstring: its indented lines become blocks of code."""
+  doc = ast.get_docstring(module, clean=False) or ""
   return re.sub(
     r"((?:^ {2,}.*\n?)+)",
     lambda m: f"\n```text\n{textwrap.dedent(m[1]).rstrip()}\n```\n\n",
