@@ -260,6 +260,7 @@ class AudioStem(nn.Module):
     Returns:
       tokens_BLD with L = T, in the compute dtype.
     """
+
     def conv(name: str, features: int, bias: bool = False) -> nn.Conv:
       return nn.Conv(
         features, (STEM_KERNEL,), use_bias=bias, dtype=self.dtype, name=name

@@ -1,5 +1,7 @@
 """A directory of converted weights, written by `convert_torch_weights.py`.
 
+All weights that `sample.py` and `train.py` read have this form:
+
   ovi_jax.json             the manifest: variant, sizes, component digests
   <component>.safetensors  parameters of fusion, umt5, video_vae, audio_vae,
                            vocoder, by path

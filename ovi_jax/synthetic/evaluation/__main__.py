@@ -1,5 +1,7 @@
 """Score generated clips of the world; write prompts to generate them from.
 
+Write prompts, generate clips from them, score the clips; or score codecs:
+
   python -m ovi_jax.synthetic.evaluation prompts --out=FILE.csv
     [--count=64 --seed=1000] [--pairs=seen|held_out|all]
     [--trained=SEED:CLIPS[:WHAT],…]
