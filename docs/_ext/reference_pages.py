@@ -409,13 +409,18 @@ def tidy_docstring(app, what, name, obj, options, lines: list[str]) -> None:
   del app, name, options
   if what != "module":
     return
+
+  def block(match: re.Match[str]) -> str:
+    if match.string[: match.start()].rstrip().endswith("::"):
+      return match[0]  # of a directive, such as math
+    code = textwrap.indent(textwrap.dedent(match[0]).strip("\n"), "  ")
+    return f"\n.. code-block:: text\n\n{code}\n\n"
+
   # `lines` have lost their indentation where every line had it.
   text = obj.__doc__ or ""
-  lines[:] = re.sub(
-    r"(?:\A|(?<=\n))((?: {2,}.*\n?)+)",
-    lambda m: f"\n.. code-block:: text\n\n{textwrap.indent(m[1], '  ')}\n\n",
-    text,
-  ).split("\n")
+  lines[:] = re.sub(r"(?m)(?:^ {2,}.*\n?|^\n(?= {2}))+", block, text).split(
+    "\n"
+  )
 
 
 def tidy_signature(
