@@ -1,4 +1,4 @@
-"""From a config, or JSON, to frozen dataclasses: fields, choices and dtypes.
+"""Builds frozen dataclasses from configs or JSON: fields, choices, dtypes.
 
 Every command's settings are built here, so that a missing, misspelt or unknown
 field reads the same everywhere, and numbers are held to their declared types:
@@ -130,7 +130,7 @@ def check_types(cls: Any, values: Mapping[str, Any], where: str) -> None:
 
 
 def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
-  """As `check_types`, but returns the problems, a sentence each."""
+  """As `check_types`, but returns the problems, one sentence each."""
   hints = typing.get_type_hints(cls)
   return [
     problem
@@ -143,7 +143,7 @@ def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _value_problems(hint: Any, value: Any, name: str) -> list[str]:
-  """What is wrong with a value of a declared type, within it too."""
+  """Problems of a value, and of values within it, with a declared type."""
   origin, inside = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     found = [_value_problems(one, value, name) for one in inside]

@@ -183,7 +183,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def variant(name: str) -> Variant:
-  """The released variant of that name; ValueError lists the known ones."""
+  """The released variant of a name; ValueError lists the known ones."""
   if name not in VARIANTS:
     known = ", ".join(VARIANTS)
     raise ValueError(f"variant {name!r} is unknown; choose from {known}")
@@ -212,7 +212,7 @@ def latent_frames(frames: int) -> int:
 
 
 def latent_place(seconds: Any) -> Any:
-  """Where a time falls among the video latents: k is the middle of latent k.
+  """Position of a time among the video latents: k is the middle of latent k.
 
   Numbers or arrays; exact but for the first latent, which is one frame long.
   """
@@ -275,7 +275,7 @@ def image_size(height: int, width: int, area: int) -> tuple[int, int]:
 
 
 def elongation(height: int, width: int) -> float:
-  """The longer side over the shorter, of a size that is positive."""
+  """The longer side over the shorter side."""
   return max(height, width) / min(height, width)
 
 

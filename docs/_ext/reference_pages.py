@@ -404,11 +404,18 @@ def api_page(name: str) -> str:
   return "\n".join(text)
 
 
+def _apart(match: re.Match[str]) -> str:
+  """A name in backticks, parted by markup from a letter behind it."""
+  return f"{match[1]}\\ {match[2]}" if match[2] else match[1]
+
+
 def tidy_docstring(app, what, name, obj, options, lines: list[str]) -> None:
-  """Make blocks of code of the indented lines of a module's docstring."""
+  """Make valid reStructuredText of a docstring.
+
+  Indented lines of a module's docstring become blocks of code, and a letter may
+  follow a name in backticks, as in `Row`s.
+  """
   del app, name, options
-  if what != "module":
-    return
 
   def block(match: re.Match[str]) -> str:
     if match.string[: match.start()].rstrip().endswith("::"):
@@ -416,11 +423,13 @@ def tidy_docstring(app, what, name, obj, options, lines: list[str]) -> None:
     code = textwrap.indent(textwrap.dedent(match[0]).strip("\n"), "  ")
     return f"\n.. code-block:: text\n\n{code}\n\n"
 
-  # `lines` have lost their indentation where every line had it.
-  text = obj.__doc__ or ""
-  lines[:] = re.sub(r"(?m)(?:^ {2,}.*\n?|^\n(?= {2}))+", block, text).split(
-    "\n"
-  )
+  text = "\n".join(lines)
+  if what == "module":
+    # `lines` have lost their indentation where every line had it.
+    text = obj.__doc__ or ""
+    text = re.sub(r"(?m)(?:^ {2,}.*\n?|^\n(?= {2}))+", block, text)
+  text = re.sub(r"(`[^`]+`)([\w²]?)", _apart, text)
+  lines[:] = text.split("\n")
 
 
 def tidy_signature(

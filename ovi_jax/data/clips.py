@@ -83,7 +83,7 @@ def _wanted(record: schema.Record) -> tuple[int, int, int]:
 
 
 def _size_problems(record: schema.Record, header: mp4.Header) -> Iterator[str]:
-  """In what the frames of the mp4 differ."""
+  """Differences of the mp4's frames from the record."""
   got = len(header.times), header.height, header.width
   wanted = _wanted(record)
   if got != wanted:
@@ -98,7 +98,7 @@ def _size_problems(record: schema.Record, header: mp4.Header) -> Iterator[str]:
 
 
 def _rate_problems(record: schema.Record, header: mp4.Header) -> Iterator[str]:
-  """In what the times of the mp4's frames differ from 24 a second."""
+  """Differences of the mp4's time stamps from 24 frames per second."""
   if not abs(record.fps / _FPS - 1) <= schema.FPS_TOLERANCE:
     yield f"expected {_FPS} frames a second, the record says {record.fps:g}"
   if len(header.times) < 2:

@@ -182,7 +182,7 @@ def _part(
 
 
 def _lacking(name: str, media: bool, where: str) -> str:
-  """What to say of a record that has a modality in the other form only."""
+  """The error for a record that lacks the form of a modality that is read."""
   if media:
     return (
       f"{where}: has its {name} as latents only, expected media; set media to"

@@ -77,7 +77,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Coverage:
-  """How a tokenizer reads captions.
+  """Coverage of captions by a tokenizer.
 
   Attributes:
     captions: that were read, each text once.
@@ -107,7 +107,7 @@ class Coverage:
     return self.unknown / max(1, self.words)
 
   def line(self) -> str:
-    """For the user."""
+    """A line of text for the console."""
     named = ", ".join(map(untrusted.printable, self.examples))
     return (
       f"captions: the tokenizer does not know {self.unknown} of {self.words}"
@@ -120,7 +120,7 @@ class Coverage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quality:
-  """What was measured; `None` for what was not.
+  """Measurements of a dataset; `None` where not measured.
 
   Attributes:
     coverage: of the captions.
@@ -142,7 +142,7 @@ class Quality:
       raise ValueError(f"accepted: expected a bool, got {self.accepted!r:.80}")
 
   def lines(self) -> list[str]:
-    """For the user."""
+    """Lines of text for the console."""
     found = [self.coverage.line()] if self.coverage else []
     if self.psnr is not None:
       found.append(
@@ -196,7 +196,7 @@ class Quality:
 
   @classmethod
   def read(cls, path: pathlib.Path) -> "Quality | None":
-    """What was saved; `None` if there is no such file.
+    """Read saved measurements; `None` if there is no such file.
 
     Raises:
       ValueError: the file is damaged.
@@ -215,7 +215,7 @@ class Quality:
 def coverage(
   tokenizer: tokenizer_lib.Tokenizer, captions: Iterable[str], length: int
 ) -> Coverage:
-  """Measure how a tokenizer reads captions.
+  """Measure the coverage of captions by a tokenizer.
 
   Args:
     tokenizer: of the text encoder.

@@ -189,7 +189,7 @@ def check(record: Record, sizes: Geometry) -> None:
 
 
 def _identity_problems(record: Record) -> Iterator[str]:
-  """What is wrong with the names, captions and presence of a record."""
+  """Problems of names, captions and presence of modalities."""
   if not record.id:
     yield "id: expected a name, got an empty one"
   if not record.captions or not all(c.strip() for c in record.captions):
@@ -206,7 +206,7 @@ def _identity_problems(record: Record) -> Iterator[str]:
 
 
 def _video_problems(record: Record, sizes: Geometry) -> Iterator[str]:
-  """What is wrong with the video, and with its length beside the sound's."""
+  """Problems of the video, and of its length relative to the audio's."""
   latents = record.latents.video
   if latents is not None:
     yield from _array_problems(latents, "video latents", "THWC")
@@ -251,7 +251,7 @@ def _video_problems(record: Record, sizes: Geometry) -> Iterator[str]:
 
 
 def _audio_problems(record: Record, sizes: Geometry) -> Iterator[str]:
-  """What is wrong with the sound."""
+  """Problems of the audio."""
   if record.audio is not None and (len(record.audio) % 2 or not record.audio):
     yield (
       "PCM: expected two bytes a sample and at least one sample, got"
@@ -276,7 +276,7 @@ def _audio_problems(record: Record, sizes: Geometry) -> Iterator[str]:
 
 
 def _text_problems(record: Record, sizes: Geometry) -> Iterator[str]:
-  """What is wrong with the text embeddings."""
+  """Problems of the text embeddings."""
   if len(record.text) not in (0, len(record.captions)):
     yield (
       f"text: expected one embedding for each of {len(record.captions)}"
@@ -294,7 +294,7 @@ def _text_problems(record: Record, sizes: Geometry) -> Iterator[str]:
 def _array_problems(
   array: np.ndarray, name: str, letters: str
 ) -> Iterator[str]:
-  """What is wrong with the rank, size or numbers of an array."""
+  """Problems of the rank, size or values of an array."""
   if array.ndim != len(letters) or not array.size:
     yield (
       f"{name}: expected [{', '.join(letters)}], none of them 0, got"

@@ -111,7 +111,7 @@ class LoaderConfig:
 
   @property
   def limits(self) -> quality.Limits:
-    """Of what tokenizer and codecs may lose."""
+    """Limits of what tokenizer and codecs may lose."""
     return quality.Limits(
       max_unknown_words=self.max_unknown_words,
       min_codec_psnr=self.min_codec_psnr,

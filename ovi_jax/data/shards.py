@@ -177,7 +177,7 @@ def digest(path: pathlib.Path) -> str:
 
 
 def _notes_path(path: pathlib.Path) -> pathlib.Path:
-  """What is remembered of a shard until the dataset is finished."""
+  """The path of a shard's metadata, before the dataset is finished."""
   return path.with_name(f".{path.name}.npz")
 
 

@@ -212,7 +212,7 @@ def _audio_frame(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-  """What a video is, by its headers, its packets and its first frame.
+  """Properties of a video, from its headers, packets and first frame.
 
   Attributes:
     height: rows of a frame as it is coded.

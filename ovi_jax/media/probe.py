@@ -1,4 +1,4 @@
-"""What a file holds, from its header, its first frame and its packets.
+"""Properties of a media file, from its header, first frame and packets.
 
 Only the first frame is decoded.
 """

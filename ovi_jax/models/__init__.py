@@ -1,1 +1,1 @@
-"""See docs/architecture.md."""
+"""Networks: fusion DiT, text encoder, VAEs, vocoder."""

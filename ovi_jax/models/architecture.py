@@ -178,7 +178,7 @@ class Architecture:
 
   @property
   def misfits(self) -> list[str]:
-    """Where components that are present do not fit each other, in words."""
+    """Components that do not fit each other, one sentence each."""
     pairs = []
     for name, tower in self.fusion.present().items():
       pairs.append((f"fusion.{name} text_dim", tower.text_dim, "umt5", "dim"))
@@ -216,7 +216,7 @@ class Architecture:
 
 
 def released_sizes() -> dict[str, Any]:
-  """Sizes of every released variant, in the original's form."""
+  """Sizes of every released variant, with the original's names."""
   return json.loads(RELEASED.read_text())
 
 
@@ -235,7 +235,7 @@ def parameter_shapes(component: str, config: Any) -> dict[str, Any]:
 
 
 def traced_shapes(component: str, config: Any) -> dict[str, Any]:
-  """The same by tracing the initializer, which takes seconds but no memory."""
+  """As `parameter_shapes`, by tracing the initializer, which takes seconds."""
   return jax.eval_shape(lambda: init(component, config, jax.random.key(0)))
 
 
@@ -281,7 +281,7 @@ def _init_fusion(
 
 
 def _mistyped(sizes: Mapping[str, Any]) -> list[str]:
-  """What has another type or is too large, part and key named."""
+  """Problems of types and sizes, with part and key."""
   problems: list[str] = []
   released = released_sizes()
   parts: dict[str, Any] = {"latents": dict.fromkeys("THWA", 1)}
@@ -312,7 +312,7 @@ def _mistyped(sizes: Mapping[str, Any]) -> list[str]:
 
 
 def _excess(part: str, key: str, value: Any) -> str:
-  """In what way a value of the right type is too large; empty if it is not."""
+  """In what way a value is too large; empty if it is not."""
   if isinstance(value, list | tuple):
     longest = LONGEST_STATISTICS if key in _STATISTICS else LONGEST
     if len(value) > longest:
@@ -326,7 +326,7 @@ def _excess(part: str, key: str, value: Any) -> str:
 
 
 def _other_type(value: Any, typical: Any) -> str:
-  """What is expected of `value`, in words; empty if it is that.
+  """The expected type of `value`; empty if it has that type.
 
   Args:
     value: from a file.

@@ -1,4 +1,4 @@
-"""The ends of a tower: what turns latents into tokens, and its head.
+"""Embedding and head of a tower: latents to tokens, tokens to velocities.
 
 Video and audio towers are the same modules under one `DiTConfig`; they differ
 in how latents become tokens (a 2x2 patch, or a stack of 1-D convolutions) and
@@ -92,7 +92,7 @@ class DiTConfig:
 
   @property
   def letters(self) -> str:
-    """Of queries, see `axes`: sound has few tokens."""
+    """Axes of queries, see `sharding.logical_axes`."""
     return logical_axes.replicated_tokens("BLNK") if self.is_audio else "BLNK"
 
   def padding(self, context_length: int) -> int:
@@ -191,7 +191,7 @@ _RELEASE_NAMES = {
 
 
 class TimeEmbeddings(NamedTuple):
-  """What noise times mean to a tower, float32; T as in `layers.Modulation`."""
+  """Embeddings of noise times, float32; T as in `layers.Modulation`."""
 
   embedding_BTD: jax.Array  # for the head
   parts_BTPD: jax.Array  # for every block: P = 6
@@ -280,7 +280,7 @@ class AudioStem(nn.Module):
 
 
 class Tower(nn.Module):
-  """The ends of a tower: embeddings before its blocks, the head after them."""
+  """The layers of a tower before and after its blocks."""
 
   config: DiTConfig
   dtype: jnp.dtype

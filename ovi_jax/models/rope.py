@@ -1,4 +1,4 @@
-"""Rotary positions over latent time, rows and columns, scaled for sound.
+"""Rotary position embeddings over latent time, rows and columns.
 
 Paper, section 3.1: the audio tower's temporal angles are multiplied by the
 ratio of the two token rates, so that a video token and the audio tokens that

@@ -270,7 +270,7 @@ def _under(
 def _placement(
   shardings: Any, spans: Mapping[str, Any]
 ) -> Callable[[str, tuple[int, ...]], Any]:
-  """Where each leaf goes, as a function."""
+  """Shardings as a function of path and shape."""
   if shardings is None or isinstance(shardings, jax.sharding.Sharding):
     return lambda path, shape: shardings
   if callable(shardings):
@@ -391,7 +391,7 @@ def _slice(
 
 
 def _of(path: str, index: int | None) -> str:
-  """How messages name a leaf or a slice of it."""
+  """The name of a leaf, or of a slice of it, in messages."""
   return path if index is None else f"{path}[{index}]"
 
 

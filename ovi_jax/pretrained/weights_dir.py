@@ -264,7 +264,7 @@ def _parse(path: pathlib.Path) -> Manifest:
 
 
 def _check_files(directory: pathlib.Path, needs: tuple[str, ...]) -> None:
-  """See that the files of some components are there."""
+  """Check that the files of some components exist."""
   expected = [component_file(directory, c) for c in needs]
   if "umt5" in needs:
     expected.append(directory / TOKENIZER)
@@ -278,7 +278,7 @@ def _check_files(directory: pathlib.Path, needs: tuple[str, ...]) -> None:
 def _misfits(
   directory: pathlib.Path, manifest: Manifest, component: str
 ) -> list[str]:
-  """What in a component's files differs from the manifest, in words."""
+  """Differences of a component's files from the manifest, in words."""
   path = component_file(directory, component)
   config = manifest.architecture.config(component)
   if config is None:
