@@ -6,6 +6,8 @@ import sys
 DOCS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
 
+import reference_pages  # noqa: E402
+
 import ovi_jax  # noqa: E402
 
 project = "ovi_jax"
@@ -31,6 +33,8 @@ nb_execution_mode = "off"
 default_role = "code"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
+smartquotes = False  # of --flags
 autodoc_default_options = {
   "members": True,
   "member-order": "bysource",
@@ -43,19 +47,22 @@ python_maximum_signature_line_length = 80
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
-# References to names of this package must resolve; those of other packages and
-# type variables have no pages here.
+# References to names of packages with a page must resolve.
+DOCUMENTED = "|".join(
+  name for name in reference_pages.API if name != "curation"
+)
 nitpicky = True
-nitpick_ignore_regex = [
-  (r"py:.*", r"(?!ovi_jax\.).*"),
-  (r"py:.*", r".*\.(T|Log|PyTree)"),
-]
+nitpick_ignore_regex = [(r"py:.*", rf"(?!ovi_jax\.({DOCUMENTED})\b).*")]
 
 html_theme = "sphinx_book_theme"
 html_title = "ovi_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
+  "navbar_persistent": [],
+  "navbar_start": [],
+  "navbar_center": [],
+  "navbar_end": [],
   "show_navbar_depth": 1,
   "show_toc_level": 2,
   "use_download_button": False,

@@ -26,6 +26,7 @@ from unittest import mock
 
 from absl import app as absl_app
 from absl import flags
+from sphinx.domains import python
 
 from ovi_jax.modality import AV
 
@@ -442,6 +443,12 @@ def tidy_signature(
   return None
 
 
+def skip_member(app, what, name, obj, skip, options) -> bool | None:
+  """Leave out fields of named tuples, which the class's docstring explains."""
+  del app, what, name, skip, options
+  return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def write(app: Any) -> None:
   """Write the pages into the source folder, and remove outdated ones."""
   out = pathlib.Path(app.srcdir) / OUT
@@ -460,4 +467,8 @@ def setup(app: Any) -> dict[str, Any]:
   app.connect("builder-inited", write)
   app.connect("autodoc-process-docstring", tidy_docstring, priority=400)
   app.connect("autodoc-process-signature", tidy_signature)
+  app.connect("autodoc-skip-member", skip_member)
+  for field in python.PyObject.doc_field_types:
+    if field.name == "variable":
+      field.label = "Attributes"  # as docstrings have it
   return {"parallel_read_safe": True}
