@@ -34,7 +34,6 @@ default_role = "code"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
-smartquotes = False  # of --flags
 autodoc_default_options = {
   "members": True,
   "member-order": "bysource",

@@ -299,6 +299,9 @@ def _code(value: Any) -> str:
 
 # Commands.
 
+# A flag outside of code: its two dashes would become one.
+_FLAG = re.compile(r"(?<![`\w-])(--[a-z][\w.]*\w(?:=[\w,.:/'\"-]*\w)?)(?![\w`])")
+
 
 def commands_page() -> str:
   """Usage and flags of every command, in Markdown."""
@@ -330,6 +333,7 @@ def command_page(command: str, path: pathlib.Path) -> str:
   for flag in found:
     choices = getattr(flag.parser, "enum_values", None)
     meaning = re.sub(r"^<.*?>: ", "", flag.help or "").replace("|", "\\|")
+    meaning = _FLAG.sub(r"`\1`", meaning)
     if choices:
       shown = ", ".join(f"`{c}`" if c else "empty" for c in choices)
       meaning += f" One of: {shown}."
@@ -344,6 +348,7 @@ def command_page(command: str, path: pathlib.Path) -> str:
 def _blocks(module: ast.Module) -> str:
   """Markdown of a docstring: its indented lines become blocks of code."""
   doc = ast.get_docstring(module, clean=False) or ""
+  doc = re.sub(r"(?m)^(?! {2}).*", lambda m: _FLAG.sub(r"`\1`", m[0]), doc)
   return re.sub(
     r"((?:^ {2,}.*\n?)+)",
     lambda m: f"\n```text\n{textwrap.dedent(m[1]).rstrip()}\n```\n\n",
