@@ -300,7 +300,9 @@ def _code(value: Any) -> str:
 # Commands.
 
 # A flag outside of code: its two dashes would become one.
-_FLAG = re.compile(r"(?<![`\w-])(--[a-z][\w.]*\w(?:=[\w,.:/'\"-]*\w)?)(?![\w`])")
+_FLAG = re.compile(
+  r"(?<![`\w-])(--[a-z][\w.]*\w(?:=[\w,.:/'\"-]*\w)?)(?![\w`])"
+)
 
 
 def commands_page() -> str:

@@ -115,10 +115,12 @@ class Architecture:
   """Sizes of every component; `None` for one that is absent.
 
   Attributes:
-    umt5: the text encoder's config.
-    fusion: a tower for each modality.
-    video_vae, audio_vae, vocoder: configs of the codecs.
-    clip: default geometry, for weights that are no released variant.
+    umt5: config of the text encoder.
+    fusion: config of each tower.
+    video_vae: config of the video VAE.
+    audio_vae: config of the audio VAE.
+    vocoder: config of the vocoder.
+    clip: default sizes of clips, for weights that are no released variant.
   """
 
   umt5: Any
