@@ -34,6 +34,7 @@ default_role = "code"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
+napoleon_use_rtype = False
 autodoc_default_options = {
   "members": True,
   "member-order": "bysource",
@@ -51,7 +52,10 @@ DOCUMENTED = "|".join(
   name for name in reference_pages.API if name != "curation"
 )
 nitpicky = True
-nitpick_ignore_regex = [(r"py:.*", rf"(?!ovi_jax\.({DOCUMENTED})\b).*")]
+nitpick_ignore_regex = [
+  ("py:.*", rf"(?!ovi_jax\.({DOCUMENTED})\b).*"),
+  ("py:.*", r".*\.(_\w+|T)"),  # private names, type variables
+]
 
 html_theme = "sphinx_book_theme"
 html_title = "ovi_jax"
