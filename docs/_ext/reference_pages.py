@@ -412,31 +412,41 @@ def api_page(name: str) -> str:
   return "\n".join(text)
 
 
-def _apart(match: re.Match[str]) -> str:
-  """A name in backticks, parted by markup from a letter behind it."""
+# A name in backticks with a letter behind it, as in `Row`s; a bar, as in |x|.
+_INVALID = re.compile(r"(`[^`]+`)([\w²]?)|\|")
+
+
+def _valid(match: re.Match[str]) -> str:
+  """What reStructuredText reads as the text that was meant."""
+  if not match[1]:
+    return "\\|"
   return f"{match[1]}\\ {match[2]}" if match[2] else match[1]
+
+
+def _code_block(match: re.Match[str]) -> str:
+  """Indented lines as a block of code, if they are not a directive's."""
+  if match.string[: match.start()].rstrip().endswith("::"):
+    return match[0]
+  code = textwrap.indent(textwrap.dedent(match[0]).strip("\n"), "  ")
+  return f"\n.. code-block:: text\n\n{code}\n\n"
 
 
 def tidy_docstring(app, what, name, obj, options, lines: list[str]) -> None:
   """Make valid reStructuredText of a docstring.
 
-  Indented lines of a module's docstring become blocks of code, and a letter may
-  follow a name in backticks, as in `Row`s.
+  Indented lines of a module's docstring become blocks of code.
   """
   del app, name, options
-
-  def block(match: re.Match[str]) -> str:
-    if match.string[: match.start()].rstrip().endswith("::"):
-      return match[0]  # of a directive, such as math
-    code = textwrap.indent(textwrap.dedent(match[0]).strip("\n"), "  ")
-    return f"\n.. code-block:: text\n\n{code}\n\n"
-
-  text = "\n".join(lines)
-  if what == "module":
-    # `lines` have lost their indentation where every line had it.
-    text = obj.__doc__ or ""
-    text = re.sub(r"(?m)(?:^ {2,}.*\n?|^\n(?= {2}))+", block, text)
-  text = re.sub(r"(`[^`]+`)([\w²]?)", _apart, text)
+  if what != "module":
+    lines[:] = _INVALID.sub(_valid, "\n".join(lines)).split("\n")
+    return
+  # `lines` have lost their indentation where every line had it.
+  text = re.sub(
+    r"(?m)^(?! {2}).+$",
+    lambda match: _INVALID.sub(_valid, match[0]),
+    obj.__doc__ or "",
+  )
+  text = re.sub(r"(?m)(?:^ {2,}.*\n?|^\n(?= {2}))+", _code_block, text)
   lines[:] = text.split("\n")
 
 

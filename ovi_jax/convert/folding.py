@@ -108,8 +108,8 @@ class WeightNorm:
 class MagnitudePreserving:
   """A weight that is divided by its filters' norms before use -> the quotient.
 
-  The divisor of a filter W of n numbers is `|W| + epsilon·√n`. A quotient of
-  norm r < 1 therefore comes from exactly one multiple of itself: by
+  The divisor of a filter W of n numbers is |W| + epsilon·√n. A quotient of norm
+  r < 1 therefore comes from exactly one multiple of itself: by
   √n·epsilon / (1 - r).
 
   Attributes:

@@ -1,4 +1,4 @@
-"""Held-out records: read once, in a fixed order."""
+"""Records that are kept from training: once over, in a fixed order."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from ovi_jax.data import settings as settings_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRecords:
-  """The held-out split of the sources that have it.
+  """A split of the sources that have it, opened.
 
   Attributes:
-    settings: of the loader: first caption, no random crop, no workers.
+    settings: of reading it: first caption, no crop by chance, no workers.
     splits: of the sources.
-    buckets: bucket index of each record of each split, -1 for none.
+    buckets: the bucket of each record of each, -1 for none.
   """
 
   settings: settings_lib.LoaderConfig
@@ -28,7 +28,7 @@ class EvalRecords:
   buckets: tuple[np.ndarray, ...]
 
   def records(self) -> Iterator[schema.Record]:
-    """Iterate over all records, source by source."""
+    """Every record, source after source."""
     for split in self.splits:
       for number in range(len(split)):
         yield split[number]
@@ -36,16 +36,9 @@ class EvalRecords:
   def batches(
     self, batch: int, process_index: int = 0, process_count: int = 1
   ) -> Iterator[schema.Batch]:
-    """Iterate over this process's rows of each batch, bucket by bucket.
+    """This process' rows of each batch, bucket after bucket.
 
-    Args:
-      batch: rows of a batch over all processes.
-      process_index: of this process.
-      process_count: number of processes.
-
-    Yields:
-      Batches; the last one of a bucket is padded with rows of lengths 0 and ids
-      of -1.
+    The last batch of a bucket is filled up with rows of lengths 0 and id -1.
 
     Raises:
       ValueError: the processes do not divide the batch.
@@ -73,18 +66,10 @@ class EvalRecords:
 def opened(
   settings: settings_lib.LoaderConfig, split: str = "test"
 ) -> EvalRecords:
-  """Open the held-out split of the sources that have it.
-
-  Args:
-    settings: of the training data.
-    split: name of the split.
-
-  Returns:
-    The records.
+  """Open a split of the sources that have it.
 
   Raises:
-    ValueError: no source has the split, records fit no bucket, or as
-      `loader.load`.
+    ValueError: no source has it, records fit no bucket, or as `loader.load`.
   """
   sources = tuple(
     dataclasses.replace(source, split=split)

@@ -1,1 +1,1 @@
-"""Networks: fusion DiT, text encoder, VAEs, vocoder."""
+"""See docs/architecture.md."""

@@ -1,8 +1,7 @@
-"""Reduction of cross-modal attention maps while they are computed.
+"""Of the attention between the towers, what is kept while it is computed.
 
-The full maps, [blocks, heads, L, S] for each tower, would take gigabytes at
-full size; only a weighted sum over heads and one number per head are kept.
-Float32.
+The whole of it, [blocks, heads, L, S] for each tower, would take gigabytes at
+full size; a weighted sum of heads and one number a head are kept. Float32.
 """
 
 from typing import Any
@@ -15,12 +14,12 @@ from ovi_jax.modality import AV
 
 
 class MapQuery(NamedTuple):
-  """The reductions of attention maps to compute.
+  """What to keep.
 
   Attributes:
-    heads: [G, N] weights of each block's heads in the sum.
-    near: [L, S] for video and [S, L] for audio; 1 where attention counts
-      towards the measured fraction, else 0.
+    heads: [G, N] weights of every block's heads in the sum.
+    near: [L, S] for video and [S, L] for audio; a share of attention is
+      measured where it is 1, and not where it is 0.
   """
 
   heads: AV[jax.Array]
@@ -30,17 +29,13 @@ class MapQuery(NamedTuple):
 def reduce_maps(
   found: Any, heads: AV[jax.Array], near: AV[jax.Array]
 ) -> tuple[AV[jax.Array], AV[jax.Array]]:
-  """Reduce one block's attention maps.
+  """Keep of one block's attention: the sum [B, L, S], the shares [B, N].
 
   Args:
-    found: maps of the block, for each tower [B, N, L, S]; L may include
-      padding tokens.
-    heads: weights_N of the block's heads.
-    near: see `MapQuery`.
-
-  Returns:
-    The weighted sum over heads [B, L, S], and the fraction of attention
-    within `near` of each head [B, N], for each tower.
+    found: what the block wrote, for each tower [B, N, L, S]; L may be longer
+      than it should, by tokens that fill up.
+    heads: weights_N.
+    near: see `Watch`.
   """
   sums, shares = {}, {}
   for name, near_LS in near.present().items():
