@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from configs import base
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CODECS = ("codec_video", "codec_audio", "codec_vocoder", "codec_text")
 
@@ -34,9 +32,9 @@ def paths(config, at=""):
       yield at + name
 
 
-def config_of(name, *args):
-  if name == "base":
-    return base.training(video=True, audio=True).to_dict()
+def config_of(pages, name, *args):
+  if name == "train":
+    return pages.default_config().training(video=True, audio=True).to_dict()
   return importlib.import_module(f"configs.{name}").get_config(*args).to_dict()
 
 
@@ -44,7 +42,7 @@ def config_of(name, *args):
   ("name", "args"),
   [
     ("sample", ()),
-    ("base", ()),
+    ("train", ()),
     *((name, ()) for name in CODECS),
     ("curate", ("",)),
     ("curate", ("audio",)),
@@ -54,7 +52,7 @@ def test_reference_lists_every_field_with_default_and_meaning(
   pages, name, args
 ):
   fields = {f.path: f for f in pages.CONFIGS[name]()}
-  wanted = set(paths(config_of(name, *args)))
+  wanted = set(paths(config_of(pages, name, *args)))
   assert wanted <= fields.keys()
   assert not [path for path in wanted if not fields[path].meaning]
   text = pages.config_page(name, list(fields.values()))
@@ -62,7 +60,7 @@ def test_reference_lists_every_field_with_default_and_meaning(
 
 
 def test_default_of_a_training_field_is_that_of_the_config(pages):
-  fields = {f.path: f for f in pages.CONFIGS["base"]()}
+  fields = {f.path: f for f in pages.CONFIGS["train"]()}
   assert fields["optimizer.learning_rate"].default == 1e-4
 
 

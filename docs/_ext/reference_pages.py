@@ -17,6 +17,7 @@ import re
 import runpy
 import sys
 import textwrap
+import types
 import typing
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -76,29 +77,48 @@ class Field(typing.NamedTuple):
   meaning: str
 
 
+def default_config() -> types.ModuleType:
+  """The module with the values that all training configs begin with."""
+  fusion = importlib.import_module("configs.fusion")
+  return next(m for m in vars(fusion).values() if hasattr(m, "training"))
+
+
 def train_fields() -> list[Field]:
-  from configs import base
   from ovi_jax.training import settings
 
-  config = base.training(video=True, audio=True)
-  notes = comments(ROOT / "configs/base.py", "training")
+  config = default_config().training(video=True, audio=True)
+  notes = comments(_source(default_config()), "training")
   return describe(config.to_dict(), settings.Settings, notes)
 
 
 def codec_fields(name: str) -> list[Field]:
-  from ovi_jax.training.codecs import settings
-
   config = importlib.import_module(f"configs.{name}").get_config()
-  chosen = settings.Settings.from_config(config)
+  given = config.copy_and_resolve_references()
+  given.data.tokenizer = "tokenizer.json"  # needed by the text encoder
+  chosen = _codec_settings().from_config(given)
   values = config.to_dict()
   model, objective = values.pop("model"), values.pop("objective")
-  notes = comments(ROOT / "configs/base.py", "codec")
-  task = chosen.make_objective("cpu")
+  notes = comments(_source(default_config()), "codec")
+  sizes = comments(ROOT / f"configs/{name}.py", "FULL")
   return [
-    *describe(values, settings.Settings, notes),
-    *describe(model, type(chosen.model), {}, "model."),
-    *describe(objective, type(task), {}, "objective."),
+    *describe(values, type(chosen), notes),
+    *describe(model, type(chosen.model), sizes, "model."),
+    *describe(objective, type(chosen.make_objective("cpu")), {}, "objective."),
   ]
+
+
+def _codec_settings() -> Any:
+  from ovi_jax.training import settings
+
+  if hasattr(settings, "CodecSettings"):
+    return settings.CodecSettings
+  codecs = importlib.import_module("ovi_jax.training.codecs.settings")
+  return codecs.Settings
+
+
+def _source(module: types.ModuleType) -> pathlib.Path:
+  assert module.__file__ is not None
+  return pathlib.Path(module.__file__)
 
 
 def sample_fields() -> list[Field]:
@@ -131,7 +151,7 @@ def curate_fields() -> list[Field]:
 # Pages of fields, by the config file that makes them.
 CONFIGS: Mapping[str, Callable[[], list[Field]]] = {
   "sample": sample_fields,
-  "base": train_fields,
+  "train": train_fields,
   **{
     name: functools.partial(codec_fields, name)
     for name in ("codec_video", "codec_audio", "codec_vocoder", "codec_text")
@@ -183,7 +203,9 @@ def _documented(cls: type) -> dict[str, tuple[str, Any]]:
   configs have some of them at the top.
   """
   hints = typing.get_type_hints(cls)
-  docs = attributes(inspect.getdoc(cls) or "")
+  docs = {}
+  for base in reversed(cls.__mro__):
+    docs |= attributes(inspect.cleandoc(base.__doc__ or ""))
   result = {}
   for field in dataclasses.fields(cls):
     hint = hints[field.name]
@@ -212,13 +234,14 @@ def attributes(doc: str) -> dict[str, str]:
   }
 
 
-def comments(path: pathlib.Path, function: str) -> dict[str, str]:
+def comments(path: pathlib.Path, name: str) -> dict[str, str]:
   """Comments of a config file beside or above its fields, by dotted path.
 
   Args:
     path: the file.
-    function: the function that makes the config, by assignments to `config` or
-      in a dict of dicts, which may be named at the top of the file.
+    name: of the function that makes the config, by assignments to `config` or
+      in a dict of dicts, which may have names at the top of the file; or of
+      such a dict.
   """
   source = path.read_text("utf-8")
   tree = ast.parse(source)
@@ -244,20 +267,21 @@ def comments(path: pathlib.Path, function: str) -> dict[str, str]:
           where[f"{at}{key.value}"] = key.lineno, value.end_lineno or 0
           visit(value, f"{at}{key.value}.")
 
-  body = next(
+  visit(named.get(name), "")
+  functions = [
     node
     for node in tree.body
-    if isinstance(node, ast.FunctionDef) and node.name == function
-  )
-  for node in ast.walk(body):
+    if isinstance(node, ast.FunctionDef) and node.name == name
+  ]
+  for node in (node for body in functions for node in ast.walk(body)):
     if isinstance(node, ast.Call) and "ConfigDict" in ast.unparse(node.func):
       visit(node.args[0] if node.args else None, "")
     elif isinstance(node, ast.Assign):
-      names = re.findall(r"config\.([\w.]+)", ast.unparse(node.targets[0]))
-      for name in names:
-        where[name] = node.lineno, node.end_lineno or 0
-  found = {name: _comment(lines, *at) for name, at in where.items()}
-  return {name: text for name, text in found.items() if text}
+      targets = re.findall(r"config\.([\w.]+)", ast.unparse(node.targets[0]))
+      for target in targets:
+        where[target] = node.lineno, node.end_lineno or 0
+  found = {path: _comment(lines, *at) for path, at in where.items()}
+  return {path: text for path, text in found.items() if text}
 
 
 def _comment(lines: list[str], first: int, last: int) -> str:
@@ -272,15 +296,20 @@ def _comment(lines: list[str], first: int, last: int) -> str:
 
 
 def config_page(name: str, fields: list[Field]) -> str:
-  """A page on a config file in Markdown, a table for each group of fields."""
+  """A page on a config in Markdown, a table for each group of fields."""
   groups: dict[str, list[Field]] = {}
   for field in fields:
     group, dot, _ = field.path.rpartition(".")
     if dot and group.count(".") > 1:
       group = ".".join(group.split(".")[:2])
     groups.setdefault(group, []).append(field)
-  doc = ast.parse((ROOT / f"configs/{name}.py").read_text("utf-8"))
-  text = [f"# `configs/{name}.py`\n", _blocks(doc), ""]
+  path = ROOT / f"configs/{name}.py"
+  title, doc = f"`configs/{name}.py`", ast.parse("")
+  if path.exists():
+    doc = ast.parse(path.read_text("utf-8"))
+  else:
+    title = "Training stages"
+  text = [f"# {title}\n", _blocks(doc), ""]
   for group, members in sorted(groups.items(), key=lambda g: g[0] != ""):
     text.append(f"## `{group}`\n" if group else "## Top level\n")
     text.append("| Field | Default | Meaning |\n| --- | --- | --- |")
@@ -327,11 +356,13 @@ def commands() -> dict[str, pathlib.Path]:
 
 
 def command_page(command: str, path: pathlib.Path) -> str:
-  doc = ast.parse(path.read_text("utf-8"))
-  text = [f"## `{command}`\n", _blocks(doc), ""]
-  found = command_flags(path)
+  """Usage and flags of a command, in Markdown."""
+  source, found = command_flags(path)
+  if source.parent.name == "commands":
+    command = f"ovi-{source.stem}`, in a clone `{command}"
+  text = [f"## `{command}`\n", _blocks(ast.parse(source.read_text("utf-8")))]
   if found:
-    text.append("| Flag | Default | Meaning |\n| --- | --- | --- |")
+    text.append("\n| Flag | Default | Meaning |\n| --- | --- | --- |")
   for flag in found:
     choices = getattr(flag.parser, "enum_values", None)
     meaning = re.sub(r"^<.*?>: ", "", flag.help or "").replace("|", "\\|")
@@ -359,12 +390,18 @@ def _blocks(module: ast.Module) -> str:
   ).strip()
 
 
-def command_flags(path: pathlib.Path) -> list[flags.Flag]:
-  """The flags that a file of ours defines when it is run as a command."""
-  found: dict[str, flags.Flag] = {}
+def command_flags(path: pathlib.Path) -> tuple[pathlib.Path, list[flags.Flag]]:
+  """Run a file as a command, as far as its flags.
 
-  def run(*args: Any, **kwargs: Any) -> None:
-    del args, kwargs
+  Returns:
+    The file of its main function, and the flags that files of ours define.
+  """
+  source, found = path, dict[str, flags.Flag]()
+
+  def run(main: Any, **kwargs: Any) -> None:
+    nonlocal source
+    del kwargs
+    source = pathlib.Path(main.__code__.co_filename)
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
       if module == str(path) or module.startswith("ovi_jax"):
         found.update({flag.name: flag for flag in defined})
@@ -380,7 +417,7 @@ def command_flags(path: pathlib.Path) -> list[flags.Flag]:
   finally:
     for name in found:
       delattr(flags.FLAGS, name)
-  return list(found.values())
+  return source, list(found.values())
 
 
 # Docstrings.
