@@ -26,7 +26,7 @@ def pages():
 def paths(config, at=""):
   """Dotted paths of all fields of a config."""
   for name, value in config.items():
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
       yield from paths(value, f"{at}{name}.")
     else:
       yield at + name
