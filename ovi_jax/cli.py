@@ -107,7 +107,7 @@ def _no_tpu() -> NoReturn:
 
 @contextlib.contextmanager
 def flag_errors() -> Iterator[None]:
-  """Report an invalid flag in one line and exit."""
+  """Of a flag that cannot be, say so in one line and leave."""
   name = pathlib.Path(sys.argv[0]).stem
   try:
     yield
@@ -123,7 +123,7 @@ def flag_errors() -> Iterator[None]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Set up console and JAX, then parse flags; for `app.run`."""
+  """Set up console and JAX, parse flags; for `app.run`, see `flag_errors`."""
   console.setup()
   sys.excepthook = _last_words
   setup_jax()
@@ -152,7 +152,7 @@ def _last_words(
 
 
 def exit_with_parent() -> None:
-  """End this worker process when its parent is killed."""
+  """In a worker process: end it when the process that started it is killed."""
   parent = multiprocessing.parent_process()
 
   def watch():
@@ -181,7 +181,7 @@ def exit_with_error(message: str) -> NoReturn:
 
 
 def target() -> str:
-  """The device kind that is compiled for, as JAX names it, such as "cpu".
+  """The kind of chip that is compiled for, as JAX names it, such as "cpu".
 
   It is that of the ambient mesh, whose devices need not be at hand.
   """
@@ -191,7 +191,7 @@ def target() -> str:
 
 
 def platform() -> str:
-  """The platform: "cpu", "tpu", "cuda" (NVIDIA, Ampere or newer) or "gpu"."""
+  """What computes: "cpu", "tpu", "cuda" (NVIDIA, Ampere or newer) or "gpu"."""
   elsewhere = _of_mesh()
   if elsewhere is not None and elsewhere.platform == "tpu":
     return "tpu"
