@@ -304,12 +304,10 @@ def config_page(name: str, fields: list[Field]) -> str:
       group = ".".join(group.split(".")[:2])
     groups.setdefault(group, []).append(field)
   path = ROOT / f"configs/{name}.py"
-  title, doc = f"`configs/{name}.py`", ast.parse("")
-  if path.exists():
-    doc = ast.parse(path.read_text("utf-8"))
-  else:
-    title = "Training stages"
-  text = [f"# {title}\n", _blocks(doc), ""]
+  title = f"`configs/{name}.py`"
+  if not path.exists():
+    title, path = "Training stages", _source(default_config())
+  text = [f"# {title}\n", _blocks(ast.parse(path.read_text("utf-8"))), ""]
   for group, members in sorted(groups.items(), key=lambda g: g[0] != ""):
     text.append(f"## `{group}`\n" if group else "## Top level\n")
     text.append("| Field | Default | Meaning |\n| --- | --- | --- |")

@@ -81,7 +81,7 @@ class Settings:
     num_steps: number of denoising steps.
     solver: "unipc", "dpm++" or "euler".
     flow_shift: shift of noise levels towards noise; 1 = no shift.
-    seed: of the noise; sample n of a prompt has the noise of seed + n.
+    seed: seed of the noise; sample n of a prompt has the noise of seed + n.
     samples_per_prompt: clips per prompt.
     guidance_scale: classifier-free guidance scale of each modality.
     slg_layer: block that the negative pass skips (skip-layer guidance); 0 =
