@@ -487,12 +487,13 @@ def tidy_docstring(app, what, name, obj, options, lines: list[str]) -> None:
 
 def tidy_signature(
   app, what, name, obj, options, signature: str | None, returns: str | None
-) -> tuple[str | None, str | None] | None:
-  """Leave out the arguments that Flax adds to every module."""
+) -> tuple[str | None, str | None]:
+  """Leave out the arguments that Flax adds, and defaults that are no code."""
   del app, what, name, obj, options
-  if signature and ", parent: " in signature:
-    return re.sub(r", parent: .*\)$", ")", signature), None
-  return None
+  if signature:
+    signature = re.sub(r", parent: .*\)$", ")", signature)
+    signature = re.sub(r" = <.*?>(?=[,)])", " = ...", signature)
+  return signature, returns
 
 
 def skip_member(app, what, name, obj, skip, options) -> bool | None:
