@@ -1,9 +1,9 @@
-"""Checksums of a directory's files, kept in the directory itself.
+"""Checksums of the files of a directory, stored in the directory.
 
-`write` is the last thing done to a checkpoint before it gets its name, so one
-that has a name and no checksums, or others, was damaged afterwards. CRC-32
-finds accidents (flipped bits, cut files), not forgery; it is several times
-faster than a cryptographic hash and never waits for less than the disk.
+`write` runs last, before a checkpoint gets its final name; a checkpoint without
+checksums, or with others, was damaged afterwards. CRC-32 detects accidents
+(flipped bits, truncated files), not forgery; it is several times faster than a
+cryptographic hash and not slower than the disk.
 
 A list of unknown origin may name regular files of its own directory only.
 """
@@ -60,10 +60,16 @@ def write(directory: pathlib.Path, leave_out: Iterable[str] = ()) -> None:
 
 
 def listing(directory: pathlib.Path) -> dict[str, Mapping[str, int]]:
-  """The files a directory should hold, by name: `bytes` and `crc32`.
+  """Read the list of files.
+
+  Args:
+    directory: with the list.
+
+  Returns:
+    `bytes` and `crc32` of each file, by name.
 
   Raises:
-    ValueError: there is no such list, or it is damaged.
+    ValueError: there is no list, or it is damaged.
   """
   path = directory / CHECKSUMS
   try:
@@ -95,15 +101,18 @@ def problems(
   entries: Mapping[str, Mapping[str, int]],
   names: Iterable[str] | None = None,
 ) -> list[str]:
-  """What differs between files and their checksums, in words.
+  """Compare files with their checksums.
 
-  A name that is not one of a regular file in the directory is a problem too,
-  and nothing is read under it.
+  A name that is not that of a regular file in the directory is a problem, and is
+  not read.
 
   Args:
     directory: of the files.
     entries: see `listing`.
-    names: of the files to read; None for all.
+    names: of the files to read; `None` for all.
+
+  Returns:
+    The differences, one sentence each.
   """
   chosen = list(entries if names is None else names)
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -116,10 +125,16 @@ def problems(
 
 
 def irregular(directory: pathlib.Path) -> list[str]:
-  """What lies below a directory and is neither a folder nor a regular file.
+  """Entries below a directory that are neither folders nor regular files.
 
-  A link within the directory counts as what it leads to; one that leads
-  outside, a device, a pipe or a socket is named, in words.
+  A link within the directory counts as its target; links that lead outside,
+  devices, pipes and sockets are reported.
+
+  Args:
+    directory: to search.
+
+  Returns:
+    The entries, in words.
   """
   root, found = directory.resolve(), []
   for folder, folders, names in os.walk(directory):
@@ -140,7 +155,7 @@ def irregular(directory: pathlib.Path) -> list[str]:
 
 
 def is_missing(directory: pathlib.Path) -> bool:
-  """Whether files are gone: what a deletion leaves that was cut short."""
+  """Whether files are missing, as an interrupted deletion leaves it."""
   try:
     entries = listing(directory)
   except ValueError:
@@ -149,7 +164,7 @@ def is_missing(directory: pathlib.Path) -> bool:
 
 
 def shorten(what: list[str]) -> str:
-  """A list of problems for a message, not too long."""
+  """Problems as one message, truncated."""
   rest = len(what) - _LISTED
   return "; ".join(what[:_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
 
