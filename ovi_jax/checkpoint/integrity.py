@@ -1,9 +1,9 @@
-"""Checksums of the files of a directory, stored in the directory.
+"""Checksums of a directory's files, kept in the directory itself.
 
-`write` runs last, before a checkpoint gets its final name; a checkpoint without
-checksums, or with others, was damaged afterwards. CRC-32 detects accidents
-(flipped bits, truncated files), not forgery; it is several times faster than a
-cryptographic hash and not slower than the disk.
+`write` is the last thing done to a checkpoint before it gets its name, so one
+that has a name and no checksums, or others, was damaged afterwards. CRC-32
+finds accidents (flipped bits, cut files), not forgery; it is several times
+faster than a cryptographic hash and never waits for less than the disk.
 
 A list of unknown origin may name regular files of its own directory only.
 """
@@ -60,16 +60,10 @@ def write(directory: pathlib.Path, leave_out: Iterable[str] = ()) -> None:
 
 
 def listing(directory: pathlib.Path) -> dict[str, Mapping[str, int]]:
-  """Read the list of files.
-
-  Args:
-    directory: with the list.
-
-  Returns:
-    `bytes` and `crc32` of each file, by name.
+  """The files a directory should hold, by name: `bytes` and `crc32`.
 
   Raises:
-    ValueError: there is no list, or it is damaged.
+    ValueError: there is no such list, or it is damaged.
   """
   path = directory / CHECKSUMS
   try:
@@ -101,18 +95,15 @@ def problems(
   entries: Mapping[str, Mapping[str, int]],
   names: Iterable[str] | None = None,
 ) -> list[str]:
-  """Compare files with their checksums.
+  """What differs between files and their checksums, in words.
 
-  A name that is not that of a regular file in the directory is a problem, and is
-  not read.
+  A name that is not one of a regular file in the directory is a problem too,
+  and nothing is read under it.
 
   Args:
     directory: of the files.
     entries: see `listing`.
-    names: of the files to read; `None` for all.
-
-  Returns:
-    The differences, one sentence each.
+    names: of the files to read; None for all.
   """
   chosen = list(entries if names is None else names)
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -125,16 +116,10 @@ def problems(
 
 
 def irregular(directory: pathlib.Path) -> list[str]:
-  """Entries below a directory that are neither folders nor regular files.
+  """What lies below a directory and is neither a folder nor a regular file.
 
-  A link within the directory counts as its target; links that lead outside,
-  devices, pipes and sockets are reported.
-
-  Args:
-    directory: to search.
-
-  Returns:
-    The entries, in words.
+  A link within the directory counts as what it leads to; one that leads
+  outside, a device, a pipe or a socket is named, in words.
   """
   root, found = directory.resolve(), []
   for folder, folders, names in os.walk(directory):
@@ -155,7 +140,7 @@ def irregular(directory: pathlib.Path) -> list[str]:
 
 
 def is_missing(directory: pathlib.Path) -> bool:
-  """Whether files are missing, as an interrupted deletion leaves it."""
+  """Whether files are gone: what a deletion leaves that was cut short."""
   try:
     entries = listing(directory)
   except ValueError:
@@ -164,7 +149,7 @@ def is_missing(directory: pathlib.Path) -> bool:
 
 
 def shorten(what: list[str]) -> str:
-  """Problems as one message, truncated."""
+  """A list of problems for a message, not too long."""
   rest = len(what) - _LISTED
   return "; ".join(what[:_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
 

@@ -1,10 +1,11 @@
-"""Saves and restores the checkpoints of a training run.
+"""Checkpoints of a training run: saved while it runs on, restored by it.
 
-A checkpoint holds the training state (any pytree of arrays, random keys and
-numbers), the input state of each process, and metadata. A thin layer over
-Orbax's `CheckpointManager`, which copies the state, writes it in the background
-and names a checkpoint only when it is complete. Added here: checksums, the
-search for the newest readable checkpoint, and errors that list differences.
+One checkpoint holds the training state (any pytree of arrays, random keys and
+numbers), the state of every process' input, and metadata. A thin layer over
+Orbax's `CheckpointManager`, which copies the state and writes it in the
+background, and names a checkpoint only when it is complete. Added here:
+checksums, the search for the newest checkpoint that can be read, and errors
+that say what differs.
 """
 
 import contextlib
@@ -39,16 +40,16 @@ Log = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Settings of checkpoints.
+  """How checkpoints are kept.
 
   Attributes:
     directory: of the checkpoints and nothing else.
-    max_to_keep: number of newest checkpoints that are kept. With 1, there is no
-      fallback if it is damaged.
-    keep_period: also keep checkpoints at multiples of this step; 0 for none.
+    max_to_keep: how many of the newest are kept. With one, nothing is left to
+      fall back on when it is damaged.
+    keep_period: also keep those of steps that it divides; 0 for none.
     asynchronous: write in the background.
-    timeout: seconds after which a save has failed.
-    compress: compress files with zstd. Weights hardly shrink.
+    timeout: seconds a save may take before it counts as failed.
+    compress: make the files smaller by zstd. Weights hardly shrink.
   """
 
   directory: str
@@ -68,13 +69,13 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
-  """A restored checkpoint.
+  """What a checkpoint gave back.
 
   Attributes:
-    step: of the checkpoint.
-    state: the training state, with the target's tree and shardings.
+    step: at which it was saved.
+    state: the training state, in the target's tree and shardings.
     iterators: input state of each process that saved; bytes or JSON.
-    metadata: JSON that was saved with it.
+    metadata: JSON that was saved along.
   """
 
   step: int

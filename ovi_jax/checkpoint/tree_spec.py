@@ -1,11 +1,11 @@
-"""Training states as leaves by path, the form in checkpoints.
+"""A training state as leaves by path, which is how it lies on disk.
 
-Paths come from the tree: dict keys, fields of NamedTuples and dataclasses, and
-indices, joined by `/` (`params/blocks/video/...`, `optimizer/0/mu/...`). A
-nested dict and a flat one of paths give the same names. Nodes without leaves
-(None, empty optimizer states, masked leaves) are not stored.
+Names come from the tree: dict keys, fields of NamedTuples and dataclasses, and
+positions, joined by `/` (`params/blocks/video/...`, `optimizer/0/mu/...`). A
+nested dict and a flat one of paths give the same names. What holds no leaf
+(None, empty optimizer states, masked leaves) is in the tree only.
 
-Random keys are stored as their data, Python numbers as arrays without axes.
+Random keys are kept as their data; Python numbers as arrays of no axes.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _SCALARS: Mapping[type, np.dtype] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeafSpec:
-  """Shape and dtype of a leaf.
+  """What a leaf is.
 
   Attributes:
     shape: of the leaf, without the words of a random key.
@@ -53,16 +53,10 @@ class LeafSpec:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree, by path.
-
-  Args:
-    tree: a training state.
-
-  Returns:
-    Leaves by path.
+  """The leaves of a tree by path.
 
   Raises:
-    ValueError: the tree is a single leaf, or two leaves have the same path.
+    ValueError: the tree is a lone leaf, or two leaves have one path.
   """
   flat: dict[str, Any] = {}
   for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -77,25 +71,17 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any], target: Any) -> Any:
-  """Restore the tree of flattened leaves.
-
-  Args:
-    flat: leaves by path.
-    target: a tree with these paths.
-
-  Returns:
-    The leaves in the target's tree.
-  """
+  """The leaves of `flatten` in the tree they came from."""
   return jax.tree.unflatten(
     jax.tree.structure(target), [flat[path] for path in flatten(target)]
   )
 
 
 def leaf_spec(leaf: Any) -> LeafSpec:
-  """The shape and dtype of an array, `ShapeDtypeStruct` or Python number.
+  """What a leaf is: of an array, a `ShapeDtypeStruct` or a Python number.
 
   Raises:
-    ValueError: the leaf is none of these.
+    ValueError: it is none of them.
   """
   if type(leaf) in _SCALARS:
     return LeafSpec(shape=(), dtype=type(leaf).__name__, python=True)
@@ -111,7 +97,7 @@ def is_random_key(leaf: Any) -> bool:
 
 
 def to_stored(leaf: Any) -> Any:
-  """A leaf in the stored form."""
+  """A leaf in the form it is written in."""
   if is_random_key(leaf):
     return jax.random.key_data(leaf)
   if type(leaf) in _SCALARS:
@@ -120,7 +106,7 @@ def to_stored(leaf: Any) -> Any:
 
 
 def stored_arrays(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The leaves with elements, in the stored form."""
+  """The leaves that have elements, in the form they are written in."""
   arrays = {path: to_stored(leaf) for path, leaf in flat.items()}
   return {path: x for path, x in arrays.items() if 0 not in x.shape}
 
@@ -146,7 +132,7 @@ def abstract(leaf: Any) -> Any:
 
 
 def from_stored(data: Any, leaf: Any) -> Any:
-  """Convert a stored leaf to the target's kind of leaf."""
+  """What was read, as the kind of leaf the target has."""
   if is_random_key(leaf):
     keys = jax.random.wrap_key_data(data, impl=_implementation(leaf))
     return jax.device_put(keys, _sharding(leaf))
@@ -158,7 +144,7 @@ def from_stored(data: Any, leaf: Any) -> Any:
 def differences(
   saved: Mapping[str, LeafSpec], target: Mapping[str, LeafSpec]
 ) -> list[str]:
-  """Differences of a target from a saved state, by path, in words."""
+  """Where a target differs from what was saved, in words, by path."""
   found = []
   for path in sorted(saved.keys() | target.keys()):
     if path not in target:

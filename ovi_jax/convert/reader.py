@@ -286,6 +286,6 @@ class Digest:
     return array
 
   def content(self) -> str:
-    """The sha256 of all tensors read so far, independent of order and format."""
+    """The sha256 of all tensors read so far, in any order and format."""
     lines = "".join(f"{d}\n" for d in sorted(self.digests.values()))
     return hashlib.sha256(lines.encode()).hexdigest()
