@@ -40,6 +40,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     values: all fields without a default, and any others.
     where: dotted path of the dataclass within the config; "" for the config.
 
+  Returns:
+    The instance.
+
   Raises:
     ValueError: a field is missing or unknown (by its dotted name, with the
       nearest known one), or the dataclass refuses a value.
@@ -102,6 +105,9 @@ def resolve_dtype(name: str, platform: str) -> jnp.dtype:
   Args:
     name: one of `DTYPES`; "auto" is bfloat16 on accelerators, float32 on CPUs.
     platform: as JAX names it, such as "cpu".
+
+  Returns:
+    The dtype.
   """
   if name == AUTO:
     name = "float32" if platform == "cpu" else "bfloat16"

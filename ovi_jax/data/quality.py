@@ -221,6 +221,9 @@ def coverage(
     tokenizer: of the text encoder.
     captions: as the records have them; each text counts once.
     length: tokens that are read of each.
+
+  Returns:
+    The coverage; each text counts once.
   """
   texts = list(dict.fromkeys(captions))
   unknown: collections.Counter[str] = collections.Counter()

@@ -97,6 +97,9 @@ def given(setting: str, path: str | os.PathLike[str]) -> pathlib.Path:
     setting: its name, for the error.
     path: its value.
 
+  Returns:
+    The path.
+
   Raises:
     ValueError: there is no such file.
   """

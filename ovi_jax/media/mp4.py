@@ -243,6 +243,9 @@ def header(
     max_area: pixels of a frame.
     max_frames: of the video.
 
+  Returns:
+    Properties of the video.
+
   Raises:
     DamagedError: it is no video, has not one whole frame, or has larger or
       more ones.

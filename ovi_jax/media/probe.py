@@ -61,6 +61,9 @@ def read(path: str | os.PathLike[str], video: bool = True) -> Facts:
     path: the file.
     video: whether its video is wanted; it is ignored if not.
 
+  Returns:
+    Properties of the file.
+
   Raises:
     DamagedError: it has neither video nor sound, or no frame can be decoded.
     OSError: it cannot be read.

@@ -139,6 +139,9 @@ class Architecture:
         `bigvgan` and, optionally, `latents` (`T H W A`: video latent frames,
         rows, columns; audio latents).
 
+    Returns:
+      The sizes of each component.
+
     Raises:
       ValueError: a key is unknown, values have other types or are beyond
         `LARGEST`, all of which are named, or a part does not make sense; the

@@ -53,6 +53,9 @@ def lookup(name: str, config: Any, trace: Callable[[], Any]) -> dict[str, Any]:
     name: of the component, or of what else has shapes.
     config: what they depend on, identified by its `repr`.
     trace: gives the tree, called if it is unknown.
+
+  Returns:
+    Nested dicts of `jax.ShapeDtypeStruct`.
   """
   key = digest(name, config)
   if (known := _known().get(key)) is not None:

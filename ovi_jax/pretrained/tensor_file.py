@@ -309,6 +309,9 @@ def layout(
     tensors: by name, anything with a `shape` and a `dtype`.
     metadata: there will be room for this and 4096 bytes more.
 
+  Returns:
+    The location of each tensor, and the header.
+
   Raises:
     ValueError: a dtype cannot be stored, or the header is too long.
   """
