@@ -1,17 +1,17 @@
-"""Finds, verifies and reads training checkpoints.
+"""A training checkpoint on disk: find, verify and read it.
 
   <directory>/<step>/state/...       arrays, in Orbax's format
   <directory>/<step>/meta/metadata   JSON: leaves, iterator states, metadata
   <directory>/<step>/checksums.json  of both, see `integrity`
 
-Nothing here writes. A directory named by a step is complete: it was renamed
-after everything in it was written. Disks are local, or shared and mounted; all
-processes see the same files.
+Nothing here writes. A directory under a step's number is complete: it was
+renamed when everything in it was written. Disks are those of the machine, or
+shared and mounted; all processes see the same files.
 
-A checkpoint of unknown origin is read as data. Its JSON is bounded and
-type-checked, its files are regular ones within its directory, and Orbax is
-given our own handler and the target's shapes: what the metadata names is
-neither imported nor allocated.
+A checkpoint of unknown origin is read as data. Its JSON is bounded and its
+types are checked, its files are regular ones within its directory, and Orbax
+is given our own handler and the shapes of the target: what its metadata names
+is neither imported nor allocated.
 """
 
 import base64
@@ -51,14 +51,14 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-  """The validated description of a checkpoint.
+  """A checkpoint whose description has been read and is sound.
 
   Attributes:
     path: its directory.
-    step: of the checkpoint.
-    leaves: shape and dtype of each leaf of its state, by path.
-    iterators: input state of each process that saved.
-    metadata: JSON that was saved with it.
+    step: at which it was saved.
+    leaves: what its state holds, by path.
+    iterators: state of the input of each process that saved.
+    metadata: whatever was saved along.
     checksums: of its files.
   """
 
@@ -73,7 +73,7 @@ class CheckpointInfo:
 def description(
   step: int, flat: Mapping[str, Any], iterator: Any, metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The description of a checkpoint, stored beside its arrays.
+  """What goes into a checkpoint beside its arrays, as JSON.
 
   Args:
     step: of the checkpoint.
@@ -81,11 +81,8 @@ def description(
     iterator: input state of this process: bytes, or anything JSON.
     metadata: JSON.
 
-  Returns:
-    JSON values.
-
   Raises:
-    ValueError: a leaf is not an array, or a value is not JSON.
+    ValueError: a leaf is no array, or something is not JSON.
   """
   found = {
     "format": FORMAT,
@@ -124,16 +121,13 @@ def is_step(name: str) -> bool:
 
 
 def read_info(path: pathlib.Path) -> CheckpointInfo:
-  """Read the description of a checkpoint, without its arrays.
+  """Read what a checkpoint holds, without its arrays.
 
   Args:
     path: directory of one checkpoint, named by its step.
 
-  Returns:
-    The description.
-
   Raises:
-    ValueError: it is damaged or of another format; names the file.
+    ValueError: it is damaged or of another format; says which file and how.
   """
   checksums = integrity.listing(path)
   name = f"{META}/{META_FILE}"
@@ -203,16 +197,13 @@ def _is_state(entry: Any) -> bool:
 
 
 def verify(saved: CheckpointInfo) -> None:
-  """Compare all files of a checkpoint with their checksums.
+  """Compare every file of a checkpoint with its checksum.
 
-  Processes share the work and reach the same result.
-
-  Args:
-    saved: the description.
+  Processes share the work and all come to the same verdict.
 
   Raises:
-    ValueError: files are damaged, missing or not regular files of the
-      directory; names them.
+    ValueError: files are damaged or missing, or something is no regular file
+      of the directory; names them.
   """
   names = sorted(saved.checksums)[jax.process_index() :: jax.process_count()]
   found = integrity.problems(saved.path, saved.checksums, names)
@@ -229,12 +220,9 @@ def read(saved: CheckpointInfo, targets: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     saved: a verified checkpoint.
-    targets: for each path, an array or `ShapeDtypeStruct` of the leaf's shape
-      with the wanted sharding, a numpy array or a Python number. Floating-point
-      leaves are converted to the target's dtype.
-
-  Returns:
-    The leaves, by path.
+    targets: by path, what to make of a leaf: an array or a `ShapeDtypeStruct`
+      of its shape with the sharding it shall have, a numpy array or a Python
+      number. Floating point leaves are converted to the target's dtype.
 
   Raises:
     ValueError: the arrays cannot be read.
