@@ -92,10 +92,12 @@ def train_fields() -> list[Field]:
 
 
 def codec_fields(name: str) -> list[Field]:
+  from ovi_jax.training import settings
+
   config = importlib.import_module(f"configs.{name}").get_config()
   given = config.copy_and_resolve_references()
   given.data.tokenizer = "tokenizer.json"  # needed by the text encoder
-  chosen = _codec_settings().from_config(given)
+  chosen = settings.CodecSettings.from_config(given)
   values = config.to_dict()
   model, objective = values.pop("model"), values.pop("objective")
   notes = comments(_source(default_config()), "codec")
@@ -105,15 +107,6 @@ def codec_fields(name: str) -> list[Field]:
     *describe(model, type(chosen.model), sizes, "model."),
     *describe(objective, type(chosen.make_objective("cpu")), {}, "objective."),
   ]
-
-
-def _codec_settings() -> Any:
-  from ovi_jax.training import settings
-
-  if hasattr(settings, "CodecSettings"):
-    return settings.CodecSettings
-  codecs = importlib.import_module("ovi_jax.training.codecs.settings")
-  return codecs.Settings
 
 
 def _source(module: types.ModuleType) -> pathlib.Path:
