@@ -25,7 +25,6 @@ from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import fusion
 from ovi_jax.models.video_vae import codec
-from ovi_jax.models.video_vae import placement
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
@@ -33,7 +32,7 @@ from ovi_jax.sampling import guidance
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import sharding_rules
 
@@ -141,7 +140,7 @@ def step(
   """A guided step of one clip."""
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
   whole = sharding_rules.replicated(mesh)
-  method = solver.named(settings.solver)
+  method = solvers.named(settings.solver)
   levels = method.schedule(settings.num_steps, settings.flow_shift)
   row = method.coefficients(levels.sigmas)[0]
   with pipeline.computing():
@@ -210,12 +209,12 @@ def decoding(
   whole = sharding_rules.replicated(pipeline.mesh)
   height, width = clip.pixels
   cache = jax.eval_shape(
-    lambda: codec.init_decoder_cache(vae, 1, height, width, dtype)
+    lambda: codec.init_cache(vae, "decoder", 1, height, width, dtype)
   )
   cache = jax.tree.map(
     lambda s, place: sharding_rules.abstract(s.shape, place, s.dtype),
     cache,
-    placement.split(cache, whole),
+    codec.cache_sharding(cache, whole),
   )
   shape = 1, clip.latent_height, clip.latent_width, vae.z_dim
   params = _parameters("video_vae", pipeline)["decoder"]

@@ -90,24 +90,17 @@ class Job:
       for part in self.parts or ("",)
       if part not in encoding.PARTS
     ]
-    problems += [
-      f"{name} must be at least 1, got {getattr(self, name)}"
-      for name in ("batch", "records_per_shard", "processes")
-      if getattr(self, name) < 1
-    ]
+    problems += config_lib.below(
+      self, 1, "batch", "records_per_shard", "processes"
+    )
     for name, known in (
       ("dtype", config_lib.DTYPES),
       ("stored", tuple(features.DTYPES)),
     ):
-      if getattr(self, name) not in known:
-        problems.append(
-          f"{name} {getattr(self, name)!r} is unknown; choose from"
-          f" {', '.join(known)}"
-        )
+      problems += config_lib.invalid_choice(name, getattr(self, name), known)
     if not 0 <= self.process < self.processes:
       problems.append(f"process {self.process} of {self.processes} is none")
-    if problems:
-      raise ValueError("; ".join(problems))
+    config_lib.check(problems, "")
 
   @property
   def folder(self) -> pathlib.Path:

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import ml_collections
 
 from ovi_jax import config as config_lib
+from ovi_jax import diffusion
 from ovi_jax.attention import attention
 from ovi_jax.attention import context as contexts
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
-from ovi_jax.diffusion import times
 from ovi_jax.modality import AV
 from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
@@ -522,7 +522,7 @@ def _objective(values: dict[str, Any]) -> flow_matching.ObjectiveConfig:
     for name in ("loss_weights", "cfg_dropout")
   }
   made["timesteps"] = config_lib.build(
-    times.TimestepSampler, values["timesteps"], "objective.timesteps"
+    diffusion.TimestepSampler, values["timesteps"], "objective.timesteps"
   )
   return config_lib.build(
     flow_matching.ObjectiveConfig, values | made, "objective"

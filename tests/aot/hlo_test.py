@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ovi_jax.aot import collectives
 from ovi_jax.aot import costs
 from ovi_jax.aot import hlo
-from ovi_jax.aot import replica_groups
 from ovi_jax.sharding import mesh as meshes
 
 # Lines as XLA prints them for TPUs, shortened.
@@ -58,9 +58,7 @@ def test_a_tpu_program():
   assert found.flops == products + kernel
   # Half of the all-reduced bytes, twice, thirty times.
   assert found.collective_bytes == {("all-reduce", (0, 1)): 30 * 4 * 8 * 2}
-  assert replica_groups.mesh_axes((0, 2), {"data": 2, "context": 2}) == (
-    "data",
-  )
+  assert collectives.mesh_axes((0, 2), {"data": 2, "context": 2}) == ("data",)
 
 
 def test_repeated_kernel_reads_are_counted():
@@ -79,7 +77,7 @@ def test_self_permutations_are_not_counted():
   found = count(hlo.parse(permuted("{0,0},{1,2},{2,1}"))).collective_bytes
   assert found == {("collective-permute", (1, 2)): 64}
   with pytest.raises(ValueError, match="all devices"):
-    replica_groups.replica_groups("replica_groups={}, x=1")
+    collectives.replica_groups("replica_groups={}, x=1")
 
 
 def permuted(pairs: str) -> str:
@@ -183,7 +181,7 @@ def test_collectives_of_a_mesh_are_counted():
   found = count(hlo.parse(program.lower(x).compile().as_text()))
   (((kind, group), size),) = found.collective_bytes.items()
   assert kind == "all-gather" and size == 8 * 16 * 4 * 3 / 4
-  assert replica_groups.mesh_axes(group, dict(mesh.shape)) == ("context",)
+  assert collectives.mesh_axes(group, dict(mesh.shape)) == ("context",)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +196,7 @@ def test_collectives_of_a_mesh_are_counted():
   ],
 )
 def test_replica_groups_are_parsed(text, groups):
-  assert replica_groups.replica_groups(f"channel_id=1, {text}, x=1") == groups
+  assert collectives.replica_groups(f"channel_id=1, {text}, x=1") == groups
 
 
 def test_unknown_instructions_are_reported():

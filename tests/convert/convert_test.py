@@ -95,7 +95,6 @@ def test_the_manifest_identifies_the_weights(weights, release, tmp_path):
     variant=None,
     sizes=SIZES,
     components=["video_vae"],
-    log=lambda _: None,
   )
   assert other.digests["video_vae"] != manifest.digests["video_vae"]
 
@@ -108,18 +107,17 @@ def test_components_can_be_converted_one_by_one(release, weights, tmp_path):
       variant=None,
       sizes=SIZES,
       components=[component],
-      log=lambda _: None,
     )
   assert manifest.digests == weights_dir.read(weights).digests
   weights_dir.read(tmp_path)
 
 
-def test_converted_components_are_reused(release, weights, tmp_path):
+def test_converted_components_are_reused(release, tmp_path, log_lines):
   component, file = "umt5", "models_t5_umt5-xxl-enc-bf16.pth"
   (stored,) = (p for p in release.rglob(file))
   copy = tmp_path / "release" / stored.relative_to(release)
   shutil.copytree(release, tmp_path / "release")
-  out, said = tmp_path / "out", []
+  out = tmp_path / "out"
 
   def run() -> tuple[int, str]:
     manifest = convert.convert(
@@ -128,14 +126,13 @@ def test_converted_components_are_reused(release, weights, tmp_path):
       variant=None,
       sizes=SIZES,
       components=[component],
-      log=said.append,
     )
     inode = weights_dir.component_file(out, component).stat().st_ino
     return inode, manifest.digests[component]
 
   first, again = run(), run()
   assert again == first
-  assert "it stays" in said[1] and "it stays" not in said[0]
+  assert "it stays" in log_lines[1] and "it stays" not in log_lines[0]
   # Another number in it: another content, and another file.
   opened = reader.open_tensors(copy)
   tensors = {name: opened.read(name) for name in opened.shapes}
@@ -143,10 +140,10 @@ def test_converted_components_are_reused(release, weights, tmp_path):
   tensors[changed] = tensors[changed] * 2
   torch_file.save(copy, tensors)
   other = run()
-  assert other[1] != first[1] and "it stays" not in said[2]
-  # A damaged file is written again.
+  assert other[1] != first[1] and "it stays" not in log_lines[2]
+  # A damaged file is written anew.
   weights_dir.component_file(out, component).write_bytes(b"half a file")
-  assert run()[1] == other[1] and "it stays" not in said[3]
+  assert run()[1] == other[1] and "it stays" not in log_lines[3]
 
 
 def broken(tmp_path, release, **changes) -> str:

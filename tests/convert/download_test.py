@@ -111,37 +111,35 @@ def test_the_video_tower_includes_all_shards_and_the_index(tmp_path):
   }
 
 
-def test_complete_files_are_not_downloaded_again(tmp_path):
+def test_complete_files_are_not_downloaded_again(tmp_path, log_lines):
   download.download("720x720_5s", tmp_path, hub=Hub())
   vae = tmp_path / "Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
   vae.write_bytes(b"x" * 3)
-  hub, lines = Hub(), []
-  asked = []
+  hub, asked = Hub(), []
   download.download(
     "720x720_5s",
     tmp_path,
     hub=hub,
-    log=lines.append,
     confirm=lambda question: not asked.append(question),
   )
   assert hub.fetched == ["Wan2.2_VAE.pth"] and len(asked) == 1
-  assert lines[0] == "720x720_5s: 7 files, of which 6 are there"
+  assert "720x720_5s: 7 files, of which 6 are there" in log_lines
   assert sizes(tmp_path) == FILES_720
   download.download("720x720_5s", tmp_path, hub=hub, confirm=asked.append)
   assert len(hub.fetched) == len(asked) == 1
 
 
-def test_the_size_is_shown_and_nothing_is_downloaded_without_consent(tmp_path):
-  asked, lines, hub = [], [], Hub()
+def test_the_size_is_shown_and_nothing_is_downloaded_without_consent(
+  tmp_path, log_lines
+):
+  asked = []
   large = {repo: dict(files) for repo, files in RELEASE.items()}
   large["chetwinlow1/Ovi"]["model.safetensors"] = 3 * 2**30
   hub = Hub(repos=large)
-  paths = download.download(
-    "720x720_5s", tmp_path, asked.append, lines.append, hub
-  )
+  paths = download.download("720x720_5s", tmp_path, asked.append, hub)
   assert paths == [] and hub.fetched == [] and not sizes(tmp_path)
   assert asked == [f"Fetch 3.0 GiB to {tmp_path}?"]
-  assert lines[1].startswith("to fetch: 3.0 GiB; free in ")
+  assert log_lines[1].startswith("to fetch: 3.0 GiB; free in ")
 
 
 def test_a_download_larger_than_the_disk_is_refused(tmp_path, monkeypatch):

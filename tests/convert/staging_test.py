@@ -148,10 +148,10 @@ def test_an_export_to_a_full_disk_names_it_and_leaves_no_part(
     limit(sum(sizes.values()) // 2),
     pytest.raises(OSError, match="make room or write elsewhere") as error,
   ):
-    convert.export(weights, out, parts, log=lambda _: None)
+    convert.export(weights, out, parts)
   assert str(out) in str(error.value)
   assert tree(tmp_path) == before and out.exists() == existing
-  convert.export(weights, out, parts, log=lambda _: None)
+  convert.export(weights, out, parts)
   assert len(tree(out)) == 2 + existing
 
 
@@ -160,7 +160,7 @@ def test_a_conversion_to_a_full_disk_names_it_and_leaves_no_part(
 ):
   out = tmp_path / "out"
   with limit(10_000), pytest.raises(OSError, match="make room") as error:
-    convert.convert(release, out, variant=None, sizes=SIZES, log=lambda _: None)
+    convert.convert(release, out, variant=None, sizes=SIZES)
   assert error.value.filename == str(out)
   assert not out.exists()
 
@@ -179,7 +179,6 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_directory(
       variant=None,
       sizes=SIZES,
       files={"audio_vae": [str(path)]},
-      log=lambda _: None,
     )
 
   def full(*args):

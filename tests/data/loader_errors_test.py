@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ovi_jax.data import builder
-from ovi_jax.data import eval_records
 from ovi_jax.data import loader
 from ovi_jax.data import settings as settings_lib
 from tests.lib import random_records
@@ -50,7 +49,7 @@ def test_a_batch_that_processes_cannot_divide_is_refused(sounds):
     )
   with pytest.raises(ValueError, match="3 must divide by the 2"):
     next(
-      eval_records.opened(record_loader.settings(sounds)).batches(
+      loader.open_eval(record_loader.settings(sounds)).batches(
         3, process_count=2
       )
     )

@@ -8,7 +8,6 @@ import pytest
 
 from ovi_jax.data import builder
 from ovi_jax.data import collate
-from ovi_jax.data import eval_records
 from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
@@ -206,7 +205,7 @@ def test_token_balanced_batches_have_more_rows_in_shorter_buckets(sounds):
 def test_eval_records_are_one_pass_in_a_fixed_order(sounds):
   def ids(**share):
     batches = list(
-      eval_records.opened(record_loader.settings(sounds)).batches(2, **share)
+      loader.open_eval(record_loader.settings(sounds)).batches(2, **share)
     )
     return batches, np.stack([b.ids for b in batches])
 

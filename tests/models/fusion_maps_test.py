@@ -7,7 +7,6 @@ import pytest
 
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
-from ovi_jax.models import maps
 from tests.lib import standin_models
 
 MAPS = "attention_maps"
@@ -29,7 +28,7 @@ def case():
 
 def watched(case, heads: AV[np.ndarray], near: AV[np.ndarray]):
   config, variables, given = case
-  watch = jax.tree.map(jnp.asarray, maps.MapQuery(heads, near))
+  watch = jax.tree.map(jnp.asarray, fusion.MapQuery(heads, near))
   run = jax.jit(
     lambda v, *a: fusion.FusionDiT(config).apply(v, *a, method=MAPS)
   )

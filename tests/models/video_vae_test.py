@@ -15,8 +15,7 @@ from ovi_jax.convert import standin
 from ovi_jax.convert import video_vae as video_vae_names
 from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
-from ovi_jax.models.video_vae import layers
-from ovi_jax.models.video_vae import placement
+from ovi_jax.models.video_vae import network
 from ovi_jax.sharding import mesh as meshes
 from tests.lib import parity
 
@@ -179,8 +178,8 @@ def test_eight_devices_equal_one(config, params, sizes, part):
   # Each device holds its part of the state, and one program does all steps.
   side = config.spatial_stride
   size = 1, 8 * side, 4 * side
-  cache = codec.init_decoder_cache(config, *size)
-  stem = placement.split(cache, place)["stem"]["soon"]
+  cache = codec.init_cache(config, "decoder", *size)
+  stem = codec.cache_sharding(cache, place)["stem"]["soon"]
   assert stem.shard_shape((1, 8, 4, 1))[1:3] == part
   step = codec.jit_decode_step(config, jnp.dtype("float32"), size, place)
   assert step._cache_size() == 1
@@ -189,7 +188,7 @@ def test_eight_devices_equal_one(config, params, sizes, part):
 def test_the_cached_convolution_equals_a_3d_convolution():
   rng = np.random.default_rng(0)
   x_BTHWC = rng.standard_normal((2, 5, 4, 6, 3)).astype(np.float32)
-  conv = layers.CausalConv(features=7)
+  conv = network.CausalConv(features=7)
   variables = conv.init(jax.random.key(0), x_BTHWC[:, 0])
   params = variables["params"] | {"bias": jnp.arange(7.0)}
   cache = jax.tree.map(jnp.zeros_like, variables["cache"])
@@ -212,11 +211,11 @@ def test_the_cached_convolution_equals_a_3d_convolution():
 
 def test_average_downsampling_inverts_duplicating_upsampling():
   x_BHWC = jnp.arange(2 * 3 * 2 * 8.0).reshape(2, 3, 2, 8)
-  y_BTHWC = layers.duplicate_up(x_BHWC, features=4, time=2, space=2)
+  y_BTHWC = network.duplicate_up(x_BHWC, features=4, time=2, space=2)
   assert y_BTHWC.shape == (2, 2, 6, 4, 4)
   # Channel 2·c + t of the input is channel c of frame t, four times.
   np.testing.assert_array_equal(y_BTHWC[1, 1, 4:6, 2:4, 3], x_BHWC[1, 2, 1, 7])
-  back = layers.average_down(y_BTHWC, features=8, time=2, space=2)
+  back = network.average_down(y_BTHWC, features=8, time=2, space=2)
   np.testing.assert_array_equal(back[:, 0], x_BHWC)
 
 
@@ -237,7 +236,7 @@ def full():
   return (
     jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), shapes),
     jax.eval_shape(
-      lambda: codec.init_decoder_cache(FULL, 1, 960, 960, jnp.bfloat16)
+      lambda: codec.init_cache(FULL, "decoder", 1, 960, 960, jnp.bfloat16)
     ),
     jax.ShapeDtypeStruct((1, 60, 60, 48), jnp.float32),
     jax.ShapeDtypeStruct((), jnp.bool_),
@@ -287,8 +286,7 @@ def test_encoder_and_decoder_have_gradients():
   random = np.random.default_rng(0)
   frames = random.uniform(-0.5, 0.5, (1, 2, 4, 4, 3)).astype(np.float32)
   caches = [
-    make(small, 1, 4, 4)
-    for make in (codec.init_encoder_cache, codec.init_decoder_cache)
+    codec.init_cache(small, part, 1, 4, 4) for part in ("encoder", "decoder")
   ]
 
   def loss(params, is_first):
@@ -336,11 +334,11 @@ def test_latents_that_do_not_fit_are_refused(shape):
 
 def test_caches_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match="width is 90 pixels, expected a mult"):
-    codec.init_encoder_cache(FULL, 1, 64, 90)
+    codec.init_cache(FULL, "encoder", 1, 64, 90)
 
 
 def test_sizes_that_do_not_fit_are_refused():
-  with pytest.raises(ValueError, match=r"unknown keys \['width'\]"):
+  with pytest.raises(ValueError, match="video VAE: width; known are"):
     video_vae.VideoVAEConfig.from_release(SIZES | {"width": 3})
   with pytest.raises(ValueError, match="3 entries, expected 2") as error:
     video_vae.VideoVAEConfig(dim_mult=(1, 2, 4), z_dim=16, dim=0)

@@ -10,7 +10,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
 from tests.lib import parity
@@ -44,7 +44,7 @@ def run(golden):
     inputs = denoise.Inputs(
       conditions(params), guidance.slg_mask(3, 1, 1), scales, first
     )
-    method = solver.named(name)
+    method = solvers.named(name)
     levels = method.schedule(steps, 5.0)
     x = denoise.denoise(model, method, params, inputs, noise, levels)
     return AV(*(np.asarray(a[0]) for a in x))
@@ -58,7 +58,7 @@ def reference(golden, name: str) -> AV:
   return AV(video, arrays[f"e2e_{name}_a"])
 
 
-@pytest.mark.parametrize("name", sorted(solver.SOLVERS))
+@pytest.mark.parametrize("name", sorted(solvers.SOLVERS))
 def test_solvers_end_where_the_original_does(run, golden, name):
   for ours, theirs in zip(run(name), reference(golden, name)):
     parity.assert_close(ours, theirs, "end_to_end")

@@ -15,7 +15,7 @@ from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import optimizer
@@ -96,7 +96,7 @@ def sampled(made: fusion.FusionDiT, weights: Any) -> AV[np.ndarray]:
     AV(4.0, 3.0),
     noise.video[:, :1],
   )
-  method = solver.named("unipc")
+  method = solvers.named("unipc")
   nested = param_filter.nested(weights)
   levels = method.schedule(2, 5.0)
   x = denoise.denoise(made, method, nested, inputs, noise, levels)

@@ -85,9 +85,7 @@ def wan(tmp_path_factory):
   safetensors.numpy.save_file(tensors, file)
   out = tmp_path_factory.mktemp("wan")
   sizes = {"fusion": {"video": standin.manifest()["config"]["fusion"]["video"]}}
-  convert.convert(
-    release, out, variant=releases.WAN, sizes=sizes, log=lambda _: None
-  )
+  convert.convert(release, out, variant=releases.WAN, sizes=sizes)
   return str(out)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ovi_jax.diffusion import times
+from ovi_jax import diffusion
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sharding import mesh as meshes
@@ -189,7 +189,7 @@ def test_cfg_dropout_and_first_frames_are_sampled():
 @pytest.mark.parametrize("shared", [1.0, 0.0])
 def test_sampled_noise_covers_the_requested_range(shared):
   asked = flow_matching.ObjectiveConfig(
-    timesteps=times.TimestepSampler(shared_prob=shared),
+    timesteps=diffusion.TimestepSampler(shared_prob=shared),
     cfg_dropout=AV(0.1, 0.4),
     i2v_prob=0.25,
   )

@@ -68,7 +68,7 @@ def test_a_stopped_run_resumes_to_the_same_state(tmp_path, monkeypatch):
   ("changes", "message"),
   [
     ({"component": "clip"}, "component 'clip' is unknown; choose from .*video"),
-    ({"model.breadth": 3}, r"unknown keys \['breadth'\]"),
+    ({"model.breadth": 3}, "unknown sizes of the .*: breadth; known are"),
     (
       {"objective.glow": 1.0},
       "config.objective.glow is unknown; the fields are",

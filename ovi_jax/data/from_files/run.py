@@ -30,7 +30,6 @@ from ovi_jax import untrusted
 from ovi_jax.data import builder
 from ovi_jax.data import captions as captions_lib
 from ovi_jax.data import schema
-from ovi_jax.data import splits
 from ovi_jax.data.from_files import listing
 from ovi_jax.data.from_files import settings as settings_lib
 from ovi_jax.data.from_files import sheet
@@ -219,7 +218,7 @@ def _held_out(
   One at least, if any are wanted: of few files chance may choose none.
   """
   chances = {
-    result.digest: splits.chance(result.digest, settings.seed)
+    result.digest: builder.hash_fraction(result.digest, settings.seed)
     for file, result in kept
     if not file.split
   }

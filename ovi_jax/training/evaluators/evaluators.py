@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from ovi_jax.data import eval_records
+from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.pretrained import component_loader
 from ovi_jax.sharding import distributed
@@ -33,7 +33,7 @@ class Evaluators:
 
   settings: settings_lib.Settings
   components: component_loader.Components | None
-  records: eval_records.EvalRecords | None
+  records: loader.EvalRecords | None
   batch_size: int
 
   @classmethod
@@ -49,7 +49,7 @@ class Evaluators:
     components = batch_encoder.open_pretrained(settings, mesh)
     intervals, records = settings.intervals, None
     if intervals.eval_every or intervals.sample_every:
-      records = eval_records.opened(settings.data, settings.eval.split)
+      records = loader.open_eval(settings.data, settings.eval.split)
     batch_size = settings.eval.batch_size or settings.microbatch_size
     if intervals.eval_every:
       state_sharding.check_batch(batch_size, 1, mesh)

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ovi_jax import diffusion
 from ovi_jax.data import schema
-from ovi_jax.diffusion import loss
 from ovi_jax.modality import AV
 from ovi_jax.models import audio_vae
 from ovi_jax.models import mel
@@ -70,7 +70,7 @@ class AudioVAEObjective:
     return jax.random.normal(key, (latents, self.config.embed_dim))
 
   def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
-    share_B = loss.example_weights(batch.lengths, SOUND).audio
+    share_B = diffusion.example_weights(batch.lengths, SOUND).audio
     scales = {"mel": 1.0, "silence": self.silence_weight, "kl": self.kl_weight}
     return {name: scale * share_B for name, scale in scales.items()}
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import diffusion
 from ovi_jax.data import schema
-from ovi_jax.diffusion import loss
 from ovi_jax.modality import AV
 from ovi_jax.models import mel
 from ovi_jax.models import vocoder
@@ -73,7 +73,7 @@ class VocoderObjective:
     return level * jax.random.normal(noise_key, shape)
 
   def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
-    share_B = loss.example_weights(batch.lengths, SOUND).audio
+    share_B = diffusion.example_weights(batch.lengths, SOUND).audio
     return {term: getattr(self, f"{term}_weight") * share_B for term in TERMS}
 
   def loss_terms(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ovi_jax import hardware
-from ovi_jax.aot import ici
+from ovi_jax.aot import collectives
 
 LINK = 90e9  # of v5p and v6e
 V5P, V6E = hardware.CHIPS["TPU v5p"], hardware.CHIPS["TPU v6e"]
@@ -15,7 +15,7 @@ def grid(*sizes: int) -> np.ndarray:
 
 
 def seconds(kind, group, machine, chip=V5P):
-  return ici.transfer_seconds(kind, LINK, group, machine, chip)
+  return collectives.transfer_seconds(kind, LINK, group, machine, chip)
 
 
 def test_two_neighbours_share_a_link():
@@ -54,4 +54,4 @@ def test_a_part_of_a_ring_is_a_line():
 
 
 def test_devices_without_places():
-  assert ici.coordinates([object()]) is None
+  assert collectives.coordinates([object()]) is None
