@@ -467,7 +467,7 @@ def tidy_docstring(app, what, name, obj, options, lines: list[str]) -> None:
   del app, name, options
   if what in ("attribute", "property"):
     # Napoleon would read what is before a colon as the type.
-    lines[:] = [line.replace(": ", " – ") for line in lines]
+    lines[:] = [line.replace(": ", " -- ") for line in lines]
   if what != "module":
     lines[:] = _INVALID.sub(_valid, "\n".join(lines)).split("\n")
     return
