@@ -168,7 +168,7 @@ def _drop(descriptor: int) -> None:
 
 
 class _Lines:
-  """What tqdm draws, as lines of their own and not too many of them."""
+  """Writes tqdm's progress as separate lines, at a limited rate."""
 
   def __init__(self):
     self._last = time.monotonic()

@@ -73,10 +73,38 @@ _EXECUTION_ONLY = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """The fields of `configs/sample.py`, which says what each means.
+  """Settings of sampling, the fields of `configs/sample.py`.
+
+  Attributes:
+    variant: require weights of this released variant; empty accepts any.
+    mode: "t2v" ignores images, "i2v" requires them, "auto" takes them where
+      they are given.
+    height: pixels, of the aspect ratio; the area is that of the weights.
+    width: likewise. With an image, its aspect ratio is used.
+    num_steps: number of denoising steps.
+    solver: "unipc", "dpm++" or "euler".
+    flow_shift: shift of noise levels towards noise; 1 = no shift.
+    seed: seed of the noise; sample n of a prompt has the noise of seed + n.
+    samples_per_prompt: clips per prompt.
+    guidance_scale: classifier-free guidance scale of each modality.
+    slg_layer: block that the negative pass skips (skip-layer guidance); 0 =
+      none.
+    negative_prompt: negative prompt of each modality.
+    dtype: compute dtype; "auto" is bfloat16 on accelerators, float32 on CPUs.
+    attention: attention backend, "auto" or a key of
+      `attention.attention.BACKENDS`.
+    context_parallelism: attention between tokens that are split over the mesh
+      axis `context`: "ulysses", or "ring" where context does not divide the
+      heads.
+    mesh: devices along each mesh axis; 0 for those that remain, all 0 chooses a
+      mesh for one clip.
+    attention_heads: heads of the attention maps, BLOCK.HEAD with commas between
+      them; empty for the heads with the largest near-diagonal attention.
+    shard_clips_over_hosts: shard each clip over the devices of all processes;
+      otherwise each process generates its own clips.
 
   Raises:
-    ValueError: lists every field that does not make sense.
+    ValueError: lists all invalid fields.
   """
 
   variant: str

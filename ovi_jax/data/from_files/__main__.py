@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
 
 
 def _settings() -> settings_lib.Settings:
-  """From the flags."""
+  """Settings from the flags."""
   values: dict[str, Any] = {name: FLAGS[name].value for name in _SAME}
   out = pathlib.Path(FLAGS.out)
   if out.name in ("", ".."):

@@ -111,7 +111,7 @@ def run(settings: settings_lib.Settings) -> None:
 def _recipe(
   settings: settings_lib.Settings, found: listing.Listing
 ) -> dict[str, Any]:
-  """What decides the dataset, as JSON has it."""
+  """The settings that determine the dataset, as JSON."""
   digest = hashlib.sha256()
   for file in found.files:
     parts = file.name, file.size, file.modified, file.captions, file.split

@@ -54,15 +54,15 @@ MAX_CLIPS = 1024  # sampled together
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSamplesConfig:
-  """How clips are made.
+  """Settings of samples during training.
 
   Attributes:
-    num_samples: clips, sampled as one batch.
-    num_steps: of the solver.
-    solver: see `sampling.solvers`.
-    flow_shift: of the noise levels towards noise.
-    guidance_scale: scale of each modality.
-    seed: clip number n begins as the noise of seed + n.
+    num_samples: number of clips, generated as one batch.
+    num_steps: steps of the solver.
+    solver: a key of `sampling.solvers.SOLVERS`.
+    flow_shift: shift of noise levels towards noise.
+    guidance_scale: classifier-free guidance scale of each modality.
+    seed: clip number n has the noise of seed + n.
   """
 
   num_samples: int
