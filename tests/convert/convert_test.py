@@ -192,7 +192,7 @@ def test_whole_numbers_in_place_of_weights_are_listed_too(tmp_path, release):
 
 
 def test_a_failed_conversion_leaves_a_good_directory(release, tmp_path):
-  kwargs = {"variant": None, "sizes": SIZES, "log": lambda _: None}
+  kwargs = {"variant": None, "sizes": SIZES}
   part = ["audio_vae"]
   convert.convert(release, tmp_path, components=part, **kwargs)
   with pytest.raises(ValueError, match="v1-16"):
