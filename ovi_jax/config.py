@@ -3,7 +3,7 @@
 Every command's settings are built here, so that a missing, misspelt or unknown
 field reads the same everywhere, and numbers are held to their declared types:
 Python's bool is an int, so `seed=True` would pass every comparison. Used by
-`training.settings`, `training.codecs.settings` and `sampling.settings`.
+`training.settings` and `sampling.settings`.
 """
 
 import dataclasses

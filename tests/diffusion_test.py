@@ -1,4 +1,4 @@
-"""The path, its times and the loss: exact small numbers and properties."""
+"""The diffusion path, timesteps and loss: exact values and properties."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def draw(settings: diffusion.TimestepSampler, names=("video", "audio")) -> AV:
   return jax.vmap(lambda key: settings.sample(key, names))(keys)
 
 
-def test_one_time_for_both_or_one_each():
+def test_towers_share_a_timestep_or_have_their_own():
   together = draw(diffusion.TimestepSampler())
   np.testing.assert_array_equal(together.video, together.audio)
   apart = draw(diffusion.TimestepSampler(shared_prob=0.0))
@@ -52,7 +52,7 @@ def test_one_time_for_both_or_one_each():
   assert draw(diffusion.TimestepSampler(), ["audio"]).video is None
 
 
-def test_distributions_of_times():
+def test_timesteps_follow_their_distributions():
   uniform = draw(diffusion.TimestepSampler()).video
   quantiles = np.quantile(uniform, [0, 0.25, 0.5, 0.75, 1])
   np.testing.assert_allclose(quantiles, [0, 0.25, 0.5, 0.75, 1], atol=0.02)
@@ -80,12 +80,12 @@ def test_distributions_of_times():
     ({"std": -1.0}, "timesteps.std must be positive"),
   ],
 )
-def test_impossible_times_are_refused(wrong, message):
+def test_invalid_timestep_settings_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
     diffusion.TimestepSampler(**wrong)
 
 
-def test_an_examples_loss_is_of_what_counts_alone():
+def test_the_loss_is_a_masked_mean():
   target = jnp.zeros((3, 4, 2, 5))
   wrong = jnp.array([1.0, 2.0, 3.0, 100.0]).reshape(1, 4, 1, 1) + target
   counts_BT = diffusion.length_mask(jnp.array([3, 1, 0]), 4)
@@ -95,7 +95,7 @@ def test_an_examples_loss_is_of_what_counts_alone():
   assert alone[0] == error[0]
 
 
-def test_nothing_that_does_not_count_reaches_the_gradient():
+def test_masked_values_have_no_gradient():
   counts_BT = diffusion.length_mask(jnp.array([1]), 2)
   gradient = jax.grad(
     lambda x: diffusion.masked_mse(x, jnp.zeros((1, 2, 1)), counts_BT).sum()

@@ -5,6 +5,7 @@ shapes. Without weights of the variant, released sizes are used.
 """
 
 import functools
+import logging
 import pathlib
 from typing import Any
 
@@ -15,7 +16,6 @@ from flax import traverse_util
 
 import ovi_jax
 from ovi_jax import config as config_lib
-from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax import geometry
 from ovi_jax.aot import report
@@ -36,22 +36,22 @@ from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import sharding_rules
 
+_log = logging.getLogger(__name__)
+
 
 def run(
   name: str,
   config: ml_collections.ConfigDict,
   weights: pathlib.Path,
   out: pathlib.Path,
-  log: Any = console.log,
 ) -> bool:
-  """Compile a denoising step and a decoding step, print and write reports.
+  """Compile a denoising step and a decoding step, log and write reports.
 
   Args:
     name: of the topology.
     config: of `configs/sample.py`.
     weights: directory of weights, of which only the sizes are read.
     out: directory for the report.
-    log: called with each line.
 
   Returns:
     Whether all programs fit.
@@ -71,10 +71,10 @@ def run(
   for make in (step, decoding):
     found = make(settings, pipeline, clip)
     for line in found.lines():
-      log(line)
+      _log.info(line)
     reports.append(found)
   what = manifest.variant or weights_dir.CUSTOM
-  log(f"wrote {report.write(out, f'{what}_{name}', reports)}")
+  _log.info(f"wrote {report.write(out, f'{what}_{name}', reports)}")
   return all(each.fits for each in reports)
 
 

@@ -17,9 +17,9 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import pathlib
 import sys
-from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +46,7 @@ from ovi_jax.sharding import mesh as meshes
 
 RECIPE = "encoding.json"
 _MEASURED = f".{quality.FILE}"  # until the dataset is whole
-Log = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,12 +108,11 @@ class Job:
     return self.out.with_name(f".{self.out.name}.encoding")
 
 
-def run(job: Job, log: Log = console.log) -> bool:
+def run(job: Job) -> bool:
   """Encode this process's shards.
 
   Args:
     job: what to do.
-    log: called with each line for the user.
 
   Returns:
     Whether the dataset is whole; `False` if other processes have still to
@@ -131,10 +130,10 @@ def run(job: Job, log: Log = console.log) -> bool:
   recipe = _recipe(job, manifest)
   if job.out.exists():
     _check_recipe(job.out, recipe, f"choose another place than {job.out}")
-    log(f"already encoded: {job.out}")
+    _log.info(f"already encoded: {job.out}")
     return True
   components = _components(job, manifest)
-  measured = _measured(job, components, list(splits.values()), log)
+  measured = _measured(job, components, list(splits.values()))
   job.folder.mkdir(parents=True, exist_ok=True)
   _keep_recipe(job.folder, recipe)
   if measured is not None:
@@ -162,13 +161,15 @@ def run(job: Job, log: Log = console.log) -> bool:
       if not shards.is_written(job.folder, name, i, counts[name])
     ]
     if left:
-      log(f"{len(left)} of {len(places)} shards are left to other processes")
+      _log.info(
+        f"{len(left)} of {len(places)} shards are left to other processes"
+      )
       return False
     shards.finish(job.folder, counts, sizes, null_SE)
     shards.publish(job.folder, job.out)
     if measured is not None:
       measured.save(job.out / quality.FILE)
-  log(f"wrote {job.out}: {sum(map(len, splits.values()))} records")
+  _log.info(f"wrote {job.out}: {sum(map(len, splits.values()))} records")
   return True
 
 
@@ -189,9 +190,8 @@ def _measured(
   job: Job,
   components: component_loader.Components,
   splits: list[builder.Split],
-  log: Log,
 ) -> quality.Quality | None:
-  """Say what tokenizer and codecs lose; ValueError if it is too much.
+  """Log what tokenizer and codecs lose; ValueError if it is too much.
 
   What an earlier start measured is read again, if it had the same recipe.
   """
@@ -199,7 +199,7 @@ def _measured(
     return None
   found = quality.Quality.read(job.folder / _MEASURED)
   if found is None:
-    log("measuring tokenizer and codecs on a few records …")
+    _log.info("measuring tokenizer and codecs on a few records …")
     present = components.manifest.digests
     parts = [p for p in ("video", "audio") if p in job.parts]
     if "vocoder" not in present and "audio" in parts:
@@ -213,7 +213,7 @@ def _measured(
       )
       found = dataclasses.replace(found, coverage=covered)
   for line in found.lines():
-    log(line)
+    _log.info(line)
   found = dataclasses.replace(found, accepted=job.force)
   found.check(
     job.limits,

@@ -1,4 +1,4 @@
-"""Times of messages, where the most loaded link is plain to see."""
+"""Collective times, on meshes whose busiest link is known."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def seconds(kind, group, machine, chip=V5P):
   return collectives.transfer_seconds(kind, LINK, group, machine, chip)
 
 
-def test_two_neighbours_have_a_link():
+def test_two_neighbours_share_a_link():
   machine = grid(2, 2, 1)
   pair = machine[[0, 2]]
   for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
@@ -42,7 +42,7 @@ def test_two_neighbours_have_a_link():
     ("all-to-all", (4, 4, 4), V5P, 32 * 32 / 63 / 32),
   ],
 )
-def test_whole_machines(kind, shape, chip, expected):
+def test_whole_slices_are_tori(kind, shape, chip, expected):
   machine = grid(*shape)
   assert seconds(kind, machine, machine, chip) == pytest.approx(expected)
 

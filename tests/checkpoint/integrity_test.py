@@ -25,7 +25,7 @@ def test_all_files_are_listed(folder):
   assert not integrity.is_missing(folder)
 
 
-def test_what_differs_is_named(folder):
+def test_changed_files_are_named(folder):
   listed = integrity.listing(folder)
   assert integrity.problems(folder, listed) == []
   (folder / "b").write_bytes(b"longer")

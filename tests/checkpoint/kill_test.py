@@ -1,4 +1,4 @@
-"""A run killed at a random moment always resumes, and loses nothing."""
+"""A run killed at a random moment resumes from its newest checkpoint."""
 
 import pathlib
 import random
@@ -74,10 +74,10 @@ def rounds(directory: pathlib.Path, count: int, seed: int) -> None:
   assert len([n for n in left if int(n) % 50]) <= 3
 
 
-def test_killed_three_times(tmp_path):
+def test_checkpoints_survive_three_kills(tmp_path):
   rounds(tmp_path, 3, seed=3)
 
 
 @pytest.mark.slow
-def test_killed_thirty_times(tmp_path):
+def test_checkpoints_survive_thirty_kills(tmp_path):
   rounds(tmp_path, 30, seed=30)

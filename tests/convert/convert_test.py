@@ -1,4 +1,4 @@
-"""Conversion of a whole release: there, back, and what can be wrong."""
+"""Conversion of a whole release: round trip and bad input."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ FLAGS = {
 }
 
 
-def test_there_and_back(weights, release, tmp_path):
+def test_a_round_trip_restores_every_tensor(weights, release, tmp_path):
   command.run(
     **FLAGS
     | {
@@ -77,7 +77,7 @@ def test_there_and_back(weights, release, tmp_path):
     ).read_bytes()
 
 
-def test_manifest_and_identity(weights, release, tmp_path):
+def test_the_manifest_identifies_the_weights(weights, release, tmp_path):
   manifest = weights_dir.read(weights)
   assert manifest.variant is None and manifest.geometry.latent_frames == 4
   assert manifest.geometry.area == 64 * 96
@@ -112,7 +112,7 @@ def test_components_can_be_converted_one_by_one(release, weights, tmp_path):
   weights_dir.read(tmp_path)
 
 
-def test_what_is_converted_already_stays(release, tmp_path, log_lines):
+def test_converted_components_are_reused(release, tmp_path, log_lines):
   component, file = "umt5", "models_t5_umt5-xxl-enc-bf16.pth"
   (stored,) = (p for p in release.rglob(file))
   copy = tmp_path / "release" / stored.relative_to(release)
@@ -167,7 +167,9 @@ def broken(tmp_path, release, **changes) -> str:
   return str(error.value)
 
 
-def test_misfits_of_all_components_are_listed_before_writing(tmp_path, release):
+def test_mismatches_of_all_components_are_listed_before_writing(
+  tmp_path, release
+):
   message = broken(
     tmp_path,
     release,
@@ -180,7 +182,7 @@ def test_misfits_of_all_components_are_listed_before_writing(tmp_path, release):
   assert "token_embedding.weight(48, 138)" in message
 
 
-def test_whole_numbers_in_place_of_weights_are_listed_too(tmp_path, release):
+def test_integer_weights_are_listed_too(tmp_path, release):
   message = broken(
     tmp_path,
     release,
@@ -191,7 +193,7 @@ def test_whole_numbers_in_place_of_weights_are_listed_too(tmp_path, release):
   assert "floating point, blocks.0.attn.q.weight is int32" in message
 
 
-def test_a_failed_conversion_leaves_a_good_directory(release, tmp_path):
+def test_a_failed_conversion_leaves_a_valid_directory(release, tmp_path):
   kwargs = {"variant": None, "sizes": SIZES}
   part = ["audio_vae"]
   convert.convert(release, tmp_path, components=part, **kwargs)
@@ -270,7 +272,7 @@ def test_a_release_of_another_size_is_refused(release, tmp_path):
     ),
   ],
 )
-def test_flags_that_do_not_make_sense(flags, message):
+def test_contradictory_flags_are_refused(flags, message):
   with pytest.raises(ValueError, match=message):
     command.run(**FLAGS | flags)
 
@@ -294,12 +296,12 @@ def test_flags_that_do_not_make_sense(flags, message):
     ),
   ],
 )
-def test_architectures_that_do_not_make_sense(change, message):
+def test_invalid_architectures_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
     architecture.Architecture.from_release(change(dict(SIZES)))
 
 
-def test_manifest_says_what_is_missing(weights, tmp_path):
+def test_the_manifest_error_names_missing_components(weights, tmp_path):
   with pytest.raises(ValueError, match="is no directory; make it with"):
     weights_dir.read(tmp_path / "nowhere")
   with pytest.raises(
@@ -336,7 +338,7 @@ def test_manifest_says_what_is_missing(weights, tmp_path):
     ("fusion.audio", "model_type", 1, "text, got 1"),
   ],
 )
-def test_sizes_of_another_type_are_all_named(part, key, value, expected):
+def test_all_sizes_of_a_wrong_type_are_named(part, key, value, expected):
   sizes = json.loads(json.dumps(SIZES))
   at = sizes
   for name in part.split("."):
@@ -360,7 +362,7 @@ def test_sizes_of_another_type_are_all_named(part, key, value, expected):
     ({"fusion": {"video": 2}}, "fusion.video: expected sizes by name, got 2"),
   ],
 )
-def test_an_arch_file_of_another_form(tmp_path, sizes, message):
+def test_an_arch_file_of_another_format_is_refused(tmp_path, sizes, message):
   file = tmp_path / "sizes.json"
   file.write_text(json.dumps(sizes))
   flags = {"release": str(tmp_path), "out": str(tmp_path / "o")}

@@ -27,7 +27,7 @@ def test_weight_norm_gives_every_filter_its_norm():
   np.testing.assert_allclose(op.to_ours(*back), kernel, rtol=1e-6)
 
 
-def test_weight_norm_writes_a_filter_of_zeros():
+def test_weight_norm_round_trips_a_filter_of_zeros():
   kernel = random(3, 5, 4)
   kernel[:, :, 1] = 0
   op = mapping.WeightNorm(CONV)
@@ -36,7 +36,7 @@ def test_weight_norm_writes_a_filter_of_zeros():
   )
 
 
-def test_weight_norm_refuses_what_has_no_meaning():
+def test_weight_norm_refuses_invalid_norms():
   op = mapping.WeightNorm(CONV)
   with pytest.raises(ValueError, match=r"shape \(4, 1, 1\), got \(5, 1, 1\)"):
     op.shape((5, 1, 1), (4, 5, 3))
@@ -45,7 +45,7 @@ def test_weight_norm_refuses_what_has_no_meaning():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e7])
-def test_magnitude_preserving_is_undone_exactly(scale):
+def test_magnitude_preserving_scaling_is_inverted_exactly(scale):
   weight = random(6, 5, 3) * np.float32(scale)
   op = mapping.MagnitudePreserving(CONV)
   kernel = op.to_ours(weight)
@@ -82,7 +82,7 @@ def test_folds_keep_the_dtype_of_the_file():
 @pytest.mark.parametrize(
   "dtype", [np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
 )
-def test_constant_is_compared_at_the_file_s_own_precision(dtype):
+def test_constants_are_compared_at_the_precision_of_the_file(dtype):
   value = vocoder.LOW_PASS
   op = mapping.Constant("filter", value)
   rounded = value.astype(dtype)
@@ -93,7 +93,7 @@ def test_constant_is_compared_at_the_file_s_own_precision(dtype):
     op.to_ours(wrong)
 
 
-def test_constant_is_held_against_the_file():
+def test_constants_are_compared_with_the_file():
   value = np.array([[0.5, -2.0]], np.float32)
   op = mapping.Constant("data_mean", value)
   op.to_ours(value * np.float32(1 + 2e-7))

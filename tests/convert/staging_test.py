@@ -1,4 +1,4 @@
-"""A directory is written as a whole or not at all, by one process at a time."""
+"""Output directories are replaced atomically, by one process at a time."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ def tree(folder):
   }
 
 
-def test_new_files_take_the_place_of_old_ones_at_the_end(tmp_path):
+def test_new_files_replace_old_ones_at_the_end(tmp_path):
   out = tmp_path / "a" / "out"
   for content in ("old", "new"):
     with staging.staged(out) as folder:
@@ -53,7 +53,7 @@ def test_new_files_take_the_place_of_old_ones_at_the_end(tmp_path):
   assert sorted(p.name for p in out.iterdir()) == ["sub"]
 
 
-def test_an_error_leaves_no_directory_that_was_not_there(tmp_path):
+def test_an_error_leaves_no_new_directory(tmp_path):
   for out in (tmp_path / "a" / "b" / "out", tmp_path):
     with pytest.raises(KeyError), staging.staged(out) as folder:
       (folder / "x").write_text("new")
@@ -88,7 +88,7 @@ with staging.staged(pathlib.Path(sys.argv[1])) as folder:
 """
 
 
-def test_the_lock_of_a_killed_process_does_not_stay(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
   process = subprocess.Popen(
     [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE
   )
@@ -109,7 +109,9 @@ def test_the_lock_of_a_killed_process_does_not_stay(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_two_conversions_into_one_directory(tmp_path, release, monkeypatch):
+def test_two_conversions_into_one_directory_exclude_each_other(
+  tmp_path, release, monkeypatch
+):
   kwargs = {"variant": None, "sizes": SIZES}
   write = convert._write
   refused = []

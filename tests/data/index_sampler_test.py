@@ -1,4 +1,4 @@
-"""The order of records: a function of the seed, however it is cut."""
+"""The order of records is a function of the seed."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_the_order_of_a_seed_never_changes():
   np.testing.assert_array_equal(order, [2, 5, 4, 6, 3, 1, 7, 0])
 
 
-def test_interleave_keeps_the_proportion_everywhere():
+def test_interleaving_keeps_the_proportions_everywhere():
   source, count = index_sampler.interleave((2, 3, 5), np.arange(1000))
   for number, share in enumerate((0.2, 0.3, 0.5)):
     mine = source == number

@@ -55,7 +55,9 @@ def channels_last(array_CTHW):
 
 
 @DTYPES
-def test_latents_are_the_originals(golden, config, params, frames, dtype, kind):
+def test_latents_equal_the_originals(
+  golden, config, params, frames, dtype, kind
+):
   half = {"encoder": params["encoder"]}
   reference = golden("video_vae")
   z = codec.encode(config, half, frames, dtype)
@@ -67,7 +69,9 @@ def test_latents_are_the_originals(golden, config, params, frames, dtype, kind):
 
 
 @DTYPES
-def test_frames_are_the_originals(golden, config, params, latents, dtype, kind):
+def test_frames_equal_the_originals(
+  golden, config, params, latents, dtype, kind
+):
   half = {"decoder": params["decoder"]}
   chunks = list(codec.decode_chunks(config, half, latents, dtype))
   assert [chunk.shape for chunk in chunks] == [
@@ -82,7 +86,7 @@ def test_frames_are_the_originals(golden, config, params, latents, dtype, kind):
 
 
 @pytest.mark.slow
-def test_a_whole_clip_is_what_streams_through(config, params):
+def test_streaming_equals_the_whole_clip(config, params):
   mean = np.linspace(-1, 1, config.z_dim)
   other = dataclasses.replace(
     config,
@@ -121,14 +125,14 @@ def test_one_compiled_step_serves_clips_of_any_length(
     z.append(codec.encode(config, params, clip))
     video.append(codec.decode(config, params, latents[:, :length]))
   assert encode_step._cache_size() == decode_step._cache_size() == 1
-  # What comes later changes nothing, nor does the clip before this one.
+  # Neither later frames nor an earlier clip change the result.
   for shorter in (0, 1):
     np.testing.assert_array_equal(z[shorter], z[2][:, : z[shorter].shape[1]])
     seen = video[shorter].shape[1]
     np.testing.assert_array_equal(video[shorter], video[2][:, :seen])
 
 
-def test_latents_are_read_as_frames_are_asked_for(config, params, latents):
+def test_latents_are_decoded_lazily(config, params, latents):
   class Watched:
     shape, read = latents.shape, []
 
@@ -181,7 +185,7 @@ def test_eight_devices_equal_one(config, params, sizes, part):
   assert step._cache_size() == 1
 
 
-def test_causal_convolution_is_the_three_dimensional_one():
+def test_the_cached_convolution_equals_a_3d_convolution():
   rng = np.random.default_rng(0)
   x_BTHWC = rng.standard_normal((2, 5, 4, 6, 3)).astype(np.float32)
   conv = network.CausalConv(features=7)
@@ -205,7 +209,7 @@ def test_causal_convolution_is_the_three_dimensional_one():
   np.testing.assert_allclose(jnp.stack(out, 1), expected, atol=1e-5)
 
 
-def test_averaging_down_undoes_duplicating_up():
+def test_average_downsampling_inverts_duplicating_upsampling():
   x_BHWC = jnp.arange(2 * 3 * 2 * 8.0).reshape(2, 3, 2, 8)
   y_BTHWC = network.duplicate_up(x_BHWC, features=4, time=2, space=2)
   assert y_BTHWC.shape == (2, 2, 6, 4, 4)
@@ -239,7 +243,7 @@ def full():
   )
 
 
-def test_a_step_hands_on_as_much_as_it_was_given(full):
+def test_a_step_keeps_the_shapes_of_its_cache(full):
   def step(*args):
     return codec.decode_step(FULL, *args, jnp.bfloat16)
 
@@ -267,7 +271,7 @@ def test_a_full_size_step_needs_less_than_six_gib(full):
 
 
 @pytest.mark.slow
-def test_encoder_and_decoder_can_be_trained():
+def test_encoder_and_decoder_have_gradients():
   """Gradients reach every parameter."""
   small = video_vae.VideoVAEConfig(
     dim=2,
@@ -296,7 +300,7 @@ def test_encoder_and_decoder_can_be_trained():
     assert np.isfinite(g).all() and np.any(g != 0), path
 
 
-def test_clips_can_be_coded_within_another_jitted_function():
+def test_the_codec_runs_inside_another_jitted_function():
   shapes = jax.eval_shape(lambda key: codec.init(FULL, key), jax.random.key(0))
   clip = jax.ShapeDtypeStruct((2, 9, 32, 48, 3), jnp.float32)
   z = jax.eval_shape(lambda p, x: codec.encode(FULL, p, x), shapes, clip)
@@ -334,9 +338,7 @@ def test_caches_that_do_not_fit_are_refused():
 
 
 def test_sizes_that_do_not_fit_are_refused():
-  with pytest.raises(
-    ValueError, match="video VAE: width; known are"
-  ):
+  with pytest.raises(ValueError, match="video VAE: width; known are"):
     video_vae.VideoVAEConfig.from_release(SIZES | {"width": 3})
   with pytest.raises(ValueError, match="3 entries, expected 2") as error:
     video_vae.VideoVAEConfig(dim_mult=(1, 2, 4), z_dim=16, dim=0)

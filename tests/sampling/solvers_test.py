@@ -1,4 +1,4 @@
-"""Schedules are the original's; solvers solve."""
+"""Schedules equal the original's; solvers converge."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ NAMES = sorted(solvers.SOLVERS)
 
 @pytest.mark.parametrize("steps", [4, 12, 50])
 @pytest.mark.parametrize("name", NAMES)
-def test_schedule_is_the_originals(golden, name, steps):
+def test_the_schedule_equals_the_originals(golden, name, steps):
   levels = solvers.named(name).schedule(steps, 5.0)
   reference = golden("schedule")
   t, sigmas = (reference[f"sched_{name}_{steps}_{k}"] for k in ("t", "sigma"))
@@ -22,7 +22,7 @@ def test_schedule_is_the_originals(golden, name, steps):
   parity.assert_close(levels.sigmas, sigmas, "schedule")
 
 
-def test_log_ratio_at_its_ends():
+def test_the_log_ratio_is_infinite_at_its_ends():
   assert list(solvers.log_ratio(np.array([1.0, 0.5, 0.0]))) == [
     -np.inf,
     0.0,
@@ -57,7 +57,7 @@ def test_solvers_converge(name):
 
 
 @pytest.mark.parametrize("name", ["unipc", "dpm++"])
-def test_second_order_beats_the_first(name):
+def test_second_order_is_more_accurate_than_first(name):
   assert solve(name, 20)[0] < 0.5 * solve("euler", 20)[0]
 
 

@@ -1,4 +1,4 @@
-"""What the environment says of processes: read, or refused at once."""
+"""Process settings from the environment."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def told(monkeypatch):
 
 
 @pytest.mark.parametrize("meets", [True, False])
-def test_what_is_told(told, meets):
+def test_process_settings_are_read_from_the_environment(told, meets):
   told()
   alone = cluster_env.read(meets)
   assert (alone.index, alone.count, alone.address) == (0, 1, None)
@@ -59,7 +59,7 @@ def test_what_is_told(told, meets):
   assert cluster_env.read(meets).count == 1
 
 
-def test_who_does_not_meet_needs_no_coordinator(told):
+def test_process_info_needs_no_coordinator(told):
   told(None, "2", "1")
   assert distributed.process_info() == (1, 2)
   with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is not set"):
@@ -84,7 +84,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("given", BAD)
-def test_settings_that_cannot_be(told, given):
+def test_invalid_settings_are_refused(told, given):
   told(*given)
   for ask in (distributed.initialize, distributed.process_info):
     with pytest.raises(ValueError, match=f"(?s){BAD[given]}.*none of them"):
@@ -93,13 +93,13 @@ def test_settings_that_cannot_be(told, given):
 
 @pytest.mark.parametrize("value", ["soon", "0", "-3", "inf", "nan"])
 @pytest.mark.parametrize("name", [cluster_env.TIMEOUT, cluster_env.HEARTBEAT])
-def test_times_that_cannot_be(told, name, value):
+def test_invalid_timeouts_are_refused(told, name, value):
   told("a:1", "2", "1", **{name: value})
   with pytest.raises(ValueError, match=f"{name} is '{value}', expected sec"):
     distributed.initialize()
 
 
-def test_of_other_starters(told):
+def test_incomplete_variables_of_slurm_and_mpi_are_refused(told):
   told(SLURM_STEP_NUM_TASKS="2")
   with pytest.raises(ValueError, match="SLURM_PROCID is not set, but SLURM"):
     distributed.process_info()
@@ -108,7 +108,7 @@ def test_of_other_starters(told):
     distributed.process_info()
 
 
-def test_everything_is_said_at_once(told):
+def test_all_problems_are_listed_at_once(told):
   told("a", "two", "x", OVI_JAX_JOIN_SECONDS="soon")
   with pytest.raises(ValueError) as error:
     cluster_env.read(meets=True)

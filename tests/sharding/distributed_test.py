@@ -1,4 +1,4 @@
-"""What processes must share, told apart without starting any."""
+"""Agreement of processes on code, versions and config."""
 
 import shutil
 import signal
@@ -13,7 +13,7 @@ from ovi_jax.sharding import distributed
 
 @pytest.fixture
 def agree(monkeypatch):
-  """Agree with another process, which has these changes to what is said."""
+  """Compare with another process whose values have these changes."""
 
   def call(config, **theirs):
     monkeypatch.setattr(jax, "process_count", lambda: 2)

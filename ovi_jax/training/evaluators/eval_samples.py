@@ -50,7 +50,7 @@ Show = Callable[[int, np.ndarray | None, np.ndarray | None], None]
 
 DIRECTORY, LIST = "samples", "samples.json"
 GUIDANCE = AV(4.0, 3.0)  # the original's
-MAX_CLIPS = 1024  # of a review
+MAX_CLIPS = 1024  # sampled together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class EvalSamplesConfig:
   """How clips are made.
 
   Attributes:
-    num_samples: clips of a review, made side by side as one batch.
+    num_samples: clips, sampled as one batch.
     num_steps: of the solver.
     solver: see `sampling.solvers`.
     flow_shift: of the noise levels towards noise.

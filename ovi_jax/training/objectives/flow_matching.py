@@ -65,9 +65,9 @@ class NoiseSample(NamedTuple):
 
 
 class FlowMatching(NamedTuple):
-  """The task of every stage: the velocity from data to noise, predicted.
+  """The objective of every stage: predict the velocity from data to noise.
 
-  Terms are the modalities; `task.Task` says what the methods are.
+  Terms are the modalities; for the methods see `base.Objective`.
 
   Attributes:
     model: the denoiser.
