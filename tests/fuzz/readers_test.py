@@ -50,7 +50,6 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import noise
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import requests
-from ovi_jax.sharding import roll_call
 from ovi_jax.training import init_from
 from tests.convert import spelled
 from tests.data import generate
@@ -460,11 +459,6 @@ TARGETS = {
     is_json=True,
   ),
   "caption answer": Target(make=answer, read=captioned, is_json=True),
-  "rendezvous": Target(
-    make=saved_at("line", roll_call._line(process=1, of=2)),
-    read=lambda path: roll_call._parsed(path.read_bytes()),
-    is_json=True,
-  ),
 }
 
 
