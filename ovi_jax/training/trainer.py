@@ -135,7 +135,7 @@ def train(
     whole = trained + sum(x.size for x in target.frozen_params.values())
     log(f"training {trained:,} of {whole:,} parameters on {mesh.size} devices")
     note_warmup(settings.optimizer, settings.num_train_steps, log)
-    with open_workdir(settings.checkpoints, workdir, log) as (manager, written):
+    with open_workdir(settings.checkpoints, workdir) as (manager, written):
       ready = batch_encoder.load(settings, components)
       null_SE = ready.null_text(np.asarray(source.null_text))
       shown = step_config.objective.model, ready, null_SE
@@ -310,17 +310,16 @@ def next_lines(
 
 @contextlib.contextmanager
 def open_workdir(
-  keep: settings_lib.CheckpointPolicy, workdir: pathlib.Path, log: Log
+  keep: settings_lib.CheckpointPolicy, workdir: pathlib.Path
 ) -> Iterator[tuple[managers.Manager, logs.Writer]]:
   """Checkpoints and logs of a run's directory."""
-  config = managers.Config(
-    directory=str(workdir / CHECKPOINTS),
-    max_to_keep=keep.max_to_keep,
-    keep_period=keep.keep_period,
-  )
+  directory = workdir / CHECKPOINTS
   first = jax.process_index() == 0
   written = logs.Logs(workdir) if first else logs.NullWriter()
-  with managers.Manager(config, log) as manager, written:
+  with (
+    managers.Manager(directory, keep.max_to_keep, keep.keep_period) as manager,
+    written,
+  ):
     yield manager, written
 
 

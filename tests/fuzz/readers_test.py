@@ -252,8 +252,7 @@ def records(path):
 
 def checkpoint(name):
   def make(folder):
-    config = manager.Config(directory=str(folder / "c"), asynchronous=False)
-    with manager.Manager(config) as opened:
+    with manager.Manager(folder / "c") as opened:
       state = {"trained_params": {"w": np.arange(6.0).reshape(2, 3)}}
       opened.save(1, state, {"step": 1}, {"a": [1]})
     return folder / "c/1" / name
@@ -436,7 +435,7 @@ TARGETS = {
   ),
   "run config": Target(
     make=saved_at(workdir.CONFIG, json.dumps(RUN)),
-    read=lambda path: workdir.check_config(path.parent, RUN),
+    read=lambda path: workdir.check_config(path.parent, RUN, ()),
     is_json=True,
   ),
   "curation mark": Target(

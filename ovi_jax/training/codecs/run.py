@@ -108,7 +108,6 @@ def train(
       workdir,
       config,
       MUTABLE_FIELDS,
-      {},
       instead,
       functools.partial(trainer.check_input, source, workdir, instead),
     )
@@ -123,7 +122,7 @@ def train(
     trainer.note_warmup(settings.optimizer, settings.num_train_steps, log)
     for line in plan.lines() if plan else ():
       log(f"parameters: {line}")
-    with trainer.open_workdir(settings.checkpoints, workdir, log) as (
+    with trainer.open_workdir(settings.checkpoints, workdir) as (
       manager,
       written,
     ):
