@@ -1,11 +1,7 @@
 """The documents' commands, run as a reader would, with fewer steps."""
 
 import json
-import os
 import pathlib
-import re
-import subprocess
-import sys
 
 import einops
 import numpy as np
@@ -14,58 +10,18 @@ import pytest
 from ovi_jax.media import mp4
 from ovi_jax.synthetic.world import world as worlds
 from ovi_jax.training import logs
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-FENCED = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FEWER = (
-  " --config.num_train_steps=4 --config.optimizer.warmup_steps=2"
-  " --config.log_every=2"
-)
-
-
-def run(kind: str, text: str, folder: pathlib.Path) -> None:
-  """Run a block of a document in a folder that looks like the repository."""
-  if kind == "bash":
-    text = text.replace("\\\n", " ")
-    text = re.sub(r"^python train.py .*$", rf"\g<0>{FEWER}", text, flags=re.M)
-    text = re.sub(
-      r"^python sample.py (?!.*config.num_steps).*$",
-      r"\g<0> --config.num_steps=2",
-      text,
-      flags=re.M,
-    )
-    text = re.sub(r"((?:eval|sample)_every)=100", r"\1=2", text)
-    command = ["bash", "-euc", text]
-  else:
-    command = [sys.executable, "-c", text]
-  path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
-  environment = os.environ | {
-    "PATH": path,
-    "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "",
-  }
-  done = subprocess.run(
-    command, cwd=folder, env=environment, capture_output=True, text=True
-  )
-  assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-
-
-def repository(folder: pathlib.Path) -> None:
-  """Make a folder look like the repository, with a place for results."""
-  for name in ("train.py", "sample.py", "convert_torch_weights.py"):
-    (folder / name).symlink_to(ROOT / name)
-  for name in ("configs", "ovi_jax"):
-    (folder / name).symlink_to(ROOT / name)
-  (folder / "runs").mkdir()
+from tests.lib import doc_commands
 
 
 @pytest.mark.slow
 def test_training_from_raw_clips_to_sample_py(tmp_path):
-  blocks = FENCED.findall((ROOT / "docs" / "training.md").read_text())
-  repository(tmp_path)
+  blocks = doc_commands.FENCED.findall(
+    (doc_commands.ROOT / "docs" / "training.md").read_text()
+  )
+  doc_commands.repository(tmp_path)
   assert len(blocks) == 7
   for kind, text in blocks:
-    run(kind, text, tmp_path)
+    doc_commands.run(kind, text, tmp_path)
   (clip,) = (tmp_path / "runs" / "samples").glob("*.mp4")
   frames, fps, wave, rate = mp4.read(clip)
   assert frames.shape == (121, 64, 64, 3) and fps == 24
@@ -77,19 +33,24 @@ def test_training_from_raw_clips_to_sample_py(tmp_path):
 
 
 def test_commands_are_written_without_the_environments_folder():
-  for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+  for path in (
+    doc_commands.ROOT / "README.md",
+    *(doc_commands.ROOT / "docs").glob("*.md"),
+  ):
     text = path.read_text()
     assert ".venv/bin/python" not in text and ".venv/bin/pip" not in text, path
 
 
 @pytest.mark.slow
 def test_fine_tuning_from_a_folder_of_clips(tmp_path):
-  blocks = FENCED.findall((ROOT / "docs" / "fine_tuning.md").read_text())
-  repository(tmp_path)
+  blocks = doc_commands.FENCED.findall(
+    (doc_commands.ROOT / "docs" / "fine_tuning.md").read_text()
+  )
+  doc_commands.repository(tmp_path)
   write_clips(tmp_path, 8)
   assert len(blocks) == 4
   for kind, text in blocks:
-    run(kind, text, tmp_path)
+    doc_commands.run(kind, text, tmp_path)
   before, after = (
     json.loads(path.read_text())
     for name in ("before", "after")

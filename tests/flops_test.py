@@ -4,7 +4,7 @@ import pytest
 
 from ovi_jax import flops
 from ovi_jax.modality import AV
-from tests import standin_models
+from tests.lib import standin_models
 
 TOKENS = AV(31 * 22 * 23, 157)
 

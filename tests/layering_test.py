@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -175,6 +176,34 @@ def test_the_documented_dependencies_are_those_that_are_enforced():
     for name, _, allowed in packages
   }
   assert documented == ALLOWED
+
+
+TESTS = ROOT / "tests"
+
+
+def test_tests_import_helpers_from_tests_lib_only():
+  """Also in the programs that a test writes, and by `python -m`."""
+  statements = re.compile(
+    r"\bfrom (tests(?:\.\w+)* import \w+)|\bimport (tests\S*)"
+    r"|-m\W+(tests\.[\w.]+)"
+  )
+  strange = {}
+  for path in sorted(TESTS.rglob("*.py")):
+    found = ["".join(names) for names in statements.findall(path.read_text())]
+    if wrong := [n for n in found if not n.startswith("tests.lib")]:
+      strange[str(path.relative_to(TESTS))] = wrong
+  assert not strange, "move what tests share to tests/lib"
+
+
+def test_tests_lib_holds_no_tests():
+  assert not list((TESTS / "lib").rglob("*_test.py"))
+  others = {
+    path.name
+    for path in TESTS.rglob("*.py")
+    if not path.is_relative_to(TESTS / "lib")
+    and not path.name.endswith("_test.py")
+  }
+  assert others == {"__init__.py", "conftest.py"}, "move helpers to tests/lib"
 
 
 def test_scripts_hold_flags_only():

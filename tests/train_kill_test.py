@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests import train_runs
+from tests.lib import train_runs
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tests import train_runs
+from tests.lib import train_runs
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests import train_runs
+from tests.lib import train_runs
 
 STEPS, SAVE = 10, 2
 FIELDS = {"num_train_steps": STEPS, "checkpoint_every": SAVE}

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ovi_jax.checkpoint import manager
-from tests.checkpoint import kill_worker
+from tests.lib import checkpoint_kill_worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MOST_SAVES = 4  # that a run completes before the moment of its kill
@@ -31,7 +31,7 @@ def run(directory: pathlib.Path, saves: int, part: float) -> tuple[int, int]:
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
   }
-  command = [sys.executable, "-m", "tests.checkpoint.kill_worker"]
+  command = [sys.executable, "-m", "tests.lib.checkpoint_kill_worker"]
   with subprocess.Popen(
     [*command, str(directory)],
     stdout=subprocess.PIPE,
@@ -69,8 +69,8 @@ def rounds(
     complete, waited = reached, waited + max(saves - 1, 0)
   assert complete >= waited - 1
   with manager.Manager(directory, keep_period=50) as checkpoints:
-    newest = checkpoints.restore_newest(kill_worker.state(0))
-    assert kill_worker.check(newest) >= complete
+    newest = checkpoints.restore_newest(checkpoint_kill_worker.state(0))
+    assert checkpoint_kill_worker.check(newest) >= complete
   assert not [line for line in lines if "damaged" in line]
   left = {path.name for path in directory.iterdir()}
   assert all(name.isdigit() for name in left), left

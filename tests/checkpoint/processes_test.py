@@ -27,7 +27,7 @@ def test_two_processes(tmp_path):
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
   }
-  command = [sys.executable, "-m", "tests.checkpoint.process_worker"]
+  command = [sys.executable, "-m", "tests.lib.checkpoint_process_worker"]
   port = free_port()
   workers = [
     subprocess.Popen(

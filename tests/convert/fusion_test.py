@@ -9,8 +9,7 @@ from ovi_jax.convert import fusion as names
 from ovi_jax.convert import mapping
 from ovi_jax.convert import standin
 from ovi_jax.modality import AV
-from tests import standin_models
-from tests.models import fusion_test
+from tests.lib import standin_models
 
 GOLDENS = pathlib.Path(__file__).resolve().parents[1] / "goldens"
 FULL = json.loads((GOLDENS / "full_manifest.json").read_text())
@@ -21,14 +20,14 @@ def shapes_of(entries: dict) -> dict:
 
 
 def test_every_released_tensor_has_one_place():
-  flat = mapping.flatten(fusion_test.full_shapes())
+  flat = mapping.flatten(standin_models.full_fusion_shapes())
   ours = {path: x.shape for path, x in flat.items()}
   released = shapes_of(FULL["Ovi/model.safetensors"])
   mapping.check(names.rows(standin_models.FULL_FUSION), released, ours)
 
 
 def test_wan_is_the_video_tower_without_fusion():
-  flat = mapping.flatten(fusion_test.full_shapes())
+  flat = mapping.flatten(standin_models.full_fusion_shapes())
   ours = {
     path: x.shape
     for path, x in flat.items()

@@ -16,7 +16,7 @@ from ovi_jax.convert import staging
 from ovi_jax.convert import standin
 from ovi_jax.pretrained import weights as stores
 from ovi_jax.pretrained import weights_dir
-from tests.convert import repacked
+from tests.lib import repacked_weights
 
 SIZES = standin.manifest()["config"]
 ARCH = str(pathlib.Path(standin.__file__).parent / "manifest.json")
@@ -60,26 +60,33 @@ def contents(folder):
 
 def test_files_of_any_name_convert_to_the_same_bytes(tmp_path, weights):
   layouts = {
-    "fusion": (FUSION, repacked.diffusers_transformer, "dit", None),
+    "fusion": (FUSION, repacked_weights.diffusers_transformer, "dit", None),
     "umt5": (
       "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth",
-      repacked.whole_t5,
+      repacked_weights.whole_t5,
       "t5.safetensors",
       None,
     ),
     "video_vae": (
       "Wan2.2-TI2V-5B/Wan2.2_VAE.pth",
-      repacked.diffusers_vae,
+      repacked_weights.diffusers_vae,
       "vae, of diffusers.bin",
       "state_dict",
     ),
-    "audio_vae": (AUDIO_VAE, repacked.compiled, "a.ckpt", "module"),
-    "vocoder": (VOCODER, repacked.old_weight_norm, "v.safetensors", None),
+    "audio_vae": (AUDIO_VAE, repacked_weights.compiled, "a.ckpt", "module"),
+    "vocoder": (
+      VOCODER,
+      repacked_weights.old_weight_norm,
+      "v.safetensors",
+      None,
+    ),
   }
   named = {}
   for component, (file, dialect, name, wrap) in layouts.items():
-    tensors = repacked.prefixed("model.")(dialect(standin.tensors(file)))
-    path = repacked.save(tmp_path / name, tensors, wrap)
+    tensors = repacked_weights.prefixed("model.")(
+      dialect(standin.tensors(file))
+    )
+    path = repacked_weights.save(tmp_path / name, tensors, wrap)
     named[component] = str(path)
   run(tmp_path / "out", tokenizer=str(TOKENIZER), **named)
   found, expected = contents(tmp_path / "out"), contents(weights)
@@ -92,7 +99,7 @@ def test_files_of_any_name_convert_to_the_same_bytes(tmp_path, weights):
 def test_one_named_file_takes_the_place_of_the_release_s(release, tmp_path):
   tensors = standin.tensors(AUDIO_VAE)
   tensors["decoder.learnable_gain"] = tensors["decoder.learnable_gain"] + 1
-  path = repacked.save(tmp_path / "better.safetensors", tensors)
+  path = repacked_weights.save(tmp_path / "better.safetensors", tensors)
   run(
     tmp_path / "out",
     release=str(release),
@@ -105,11 +112,11 @@ def test_one_named_file_takes_the_place_of_the_release_s(release, tmp_path):
 
 
 def test_a_pair_of_towers_and_shards_with_commas(tmp_path, weights):
-  tensors = repacked.short_modulation(standin.tensors(FUSION))
+  tensors = repacked_weights.short_modulation(standin.tensors(FUSION))
   paths = []
   for tower in ("video_model.", "audio_model."):
     part = {n.removeprefix(tower): t for n, t in tensors.items() if tower in n}
-    paths.append(str(repacked.save(tmp_path / tower, part)))
+    paths.append(str(repacked_weights.save(tmp_path / tower, part)))
   run(tmp_path / "out", fusion=",".join(paths))
   name = "fusion.safetensors"
   assert (tmp_path / "out" / name).read_bytes() == (weights / name).read_bytes()
@@ -127,7 +134,9 @@ def test_a_bare_tower_of_other_sizes(tmp_path):
   prefix = "video_model."
   tensors = {
     n.removeprefix(prefix): t
-    for n, t in repacked.short_modulation(standin.tensors(FUSION)).items()
+    for n, t in repacked_weights.short_modulation(
+      standin.tensors(FUSION)
+    ).items()
     if n.startswith(prefix) and "_fusion" not in n
   }
   folder = tmp_path / "release" / "Wan2.2-TI2V-5B"
@@ -136,13 +145,15 @@ def test_a_bare_tower_of_other_sizes(tmp_path):
   for number in (1, 2):
     part = {n: tensors[n] for n in names[number - 1 :: 2]}
     file = f"diffusion_pytorch_model-0000{number}-of-00002.safetensors"
-    repacked.save(folder / file, part)
+    repacked_weights.save(folder / file, part)
   outs = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
   run(outs[0], arch=str(arch), release=str(tmp_path / "release"))
   run(outs[1], arch=str(arch), fusion=str(folder))
   path = tmp_path / "diffusers.bin"
-  named = repacked.diffusers_transformer(tensors)
-  repacked.save(path, repacked.prefixed("transformer.")(named), "state_dict")
+  named = repacked_weights.diffusers_transformer(tensors)
+  repacked_weights.save(
+    path, repacked_weights.prefixed("transformer.")(named), "state_dict"
+  )
   run(outs[2], arch=str(arch), fusion=str(path))
   found = [contents(out) for out in outs]
   assert found[0] == found[1] == found[2]
@@ -153,7 +164,7 @@ def test_a_bare_tower_of_other_sizes(tmp_path):
 def test_misfits_are_one_summary_ten_lines_and_a_count(tmp_path, release):
   tensors = standin.tensors(FUSION)
   extra = {f"odd.{n}\x1b[2J": np.ones(1, "f4") for n in range(465)}
-  path = repacked.save(tmp_path / "a.safetensors", tensors | extra)
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors | extra)
   message = refused(
     tmp_path / "out",
     "465 tensors do not fit the architecture",
@@ -176,14 +187,14 @@ def scaled(tensors, factor):
   ("make", "parts"),
   [
     (
-      lambda t: repacked.diffusers_transformer(scaled(t, 80)),
+      lambda t: repacked_weights.diffusers_transformer(scaled(t, 80)),
       (
         "in the layout of diffusers",
         "width 5120 with 3 blocks, the 14 B model",
       ),
     ),
     (
-      lambda t: repacked.short_modulation(scaled(t, 24)),
+      lambda t: repacked_weights.short_modulation(scaled(t, 24)),
       (
         "in the layout of Wan",
         "width 1536",
@@ -201,7 +212,7 @@ def scaled(tensors, factor):
       ("a LoRA file: it changes a model and is none",),
     ),
     (
-      lambda t: repacked.diffusers_vae(
+      lambda t: repacked_weights.diffusers_vae(
         standin.tensors("Wan2.2-TI2V-5B/Wan2.2_VAE.pth")
       ),
       (
@@ -233,7 +244,7 @@ def scaled(tensors, factor):
 def test_another_model_is_named_in_one_line(tmp_path, make, parts):
   tensors = make(standin.tensors(FUSION))
   narrow = {n: t for n, t in tensors.items() if t.size < 10**7}
-  path = repacked.save(tmp_path / "a.safetensors", narrow)
+  path = repacked_weights.save(tmp_path / "a.safetensors", narrow)
   refused(tmp_path / "out", *parts, fusion=str(path))
 
 
@@ -265,7 +276,7 @@ def quantized(tensors, parts):
 )
 def test_layers_quantized_by_other_tools_are_named_in_one_line(tmp_path, parts):
   tensors = quantized(standin.tensors(FUSION), parts)
-  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
   refused(tmp_path / "out", "quantized by another tool", fusion=str(path))
 
 
@@ -278,8 +289,10 @@ def test_weights_that_are_converted_already_are_named(tmp_path, weights):
 
 
 def test_two_towers_of_one_file_are_chosen_by_their_prefixes(tmp_path, weights):
-  tensors = repacked.renamed(standin.tensors(FUSION), (r"_model\.", "."))
-  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  tensors = repacked_weights.renamed(
+    standin.tensors(FUSION), (r"_model\.", ".")
+  )
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
   refused(tmp_path / "no", "FILE::video,FILE::audio", fusion=str(path))
   run(tmp_path / "out", fusion=f"{path}::video,{path}::audio.")
   name = "fusion.safetensors"
@@ -301,7 +314,7 @@ def test_blocks_of_several_precisions_take_the_widest(
     n: t.astype(narrow if ".blocks.0." in n else rest)
     for n, t in standin.tensors(FUSION).items()
   }
-  path = repacked.save(tmp_path / "a.pt", tensors)
+  path = repacked_weights.save(tmp_path / "a.pt", tensors)
   run(tmp_path / "out", fusion=str(path))
   stored = tmp_path / "out" / "fusion.safetensors"
   leaf = "blocks/video/feed_forward/in/kernel"
@@ -319,7 +332,7 @@ def test_a_16_bit_vocoder_and_audio_vae_convert(tmp_path, dtype):
   named = {}
   for component, file in (("vocoder", VOCODER), ("audio_vae", AUDIO_VAE)):
     tensors = {n: t.astype(dtype) for n, t in standin.tensors(file).items()}
-    named[component] = str(repacked.save(tmp_path / component, tensors))
+    named[component] = str(repacked_weights.save(tmp_path / component, tensors))
   run(tmp_path / "out", **named)
   for component in named:
     found = stores.shapes(tmp_path / "out" / f"{component}.safetensors")
@@ -333,7 +346,7 @@ def test_constants_are_held_against_the_file_before_anything_is_written(
   names = [n for n in tensors if n.endswith(".filter")]
   for name in names[:30]:
     tensors[name] = tensors[name] + np.float32(1e-3)
-  path = repacked.save(tmp_path / "v.pt", tensors)
+  path = repacked_weights.save(tmp_path / "v.pt", tensors)
   refused(
     tmp_path / "out",
     "expected 0.00",
@@ -357,7 +370,7 @@ def test_a_weight_that_is_not_finite_is_refused_and_what_was_there_stays(
 ):
   name = "video_model.blocks.1.ffn.0.weight"
   tensors = spoiled(standin.tensors(FUSION), name, value)
-  path = repacked.save(tmp_path / "nan.safetensors", tensors)
+  path = repacked_weights.save(tmp_path / "nan.safetensors", tensors)
   out = tmp_path / "out"
   if existing:
     shutil.copytree(weights, out)
@@ -378,7 +391,7 @@ def test_a_fold_that_fails_leaves_a_good_directory(tmp_path, release, weights):
   tensors = standin.tensors(VOCODER)
   name = "conv_post.parametrizations.weight.original1"
   tensors[name] = np.zeros_like(tensors[name])
-  path = repacked.save(tmp_path / "v.pt", tensors, "generator")
+  path = repacked_weights.save(tmp_path / "v.pt", tensors, "generator")
   out = tmp_path / "out"
   shutil.copytree(weights, out)
   before = contents(out)
@@ -393,7 +406,9 @@ def test_a_fold_that_fails_leaves_a_good_directory(tmp_path, release, weights):
 def test_a_constant_that_is_not_finite_is_named_with_its_file_once(tmp_path):
   tensors = standin.tensors(VOCODER)
   name = next(n for n in tensors if n.endswith(".filter"))
-  path = repacked.save(tmp_path / "v.pt", spoiled(tensors, name, np.nan))
+  path = repacked_weights.save(
+    tmp_path / "v.pt", spoiled(tensors, name, np.nan)
+  )
   message = refused(tmp_path / "out", vocoder=str(path))
   assert message.startswith(f"vocoder: {path}: tensor '{name}' holds NaN")
   assert message.count(str(path)) == 1
@@ -403,12 +418,14 @@ def test_a_constant_that_is_not_finite_is_named_with_its_file_once(tmp_path):
   "names", [("a,b", "c"), ("a", "b,c,"), (",a", "b"), ("a::b,", "c,d::e")]
 )
 def test_files_with_commas_in_their_names(tmp_path, weights, names):
-  tensors = repacked.short_modulation(standin.tensors(FUSION))
+  tensors = repacked_weights.short_modulation(standin.tensors(FUSION))
   paths = []
   for tower, name in zip(("video", "audio"), names, strict=True):
     part = {n.replace("_model.", "."): t for n, t in tensors.items()}
     part = {n: t for n, t in part.items() if n.startswith(f"{tower}.")}
-    path = repacked.save(tmp_path / name, part | {"odd.x": np.ones(1, "f4")})
+    path = repacked_weights.save(
+      tmp_path / name, part | {"odd.x": np.ones(1, "f4")}
+    )
     paths.append(f"{path}::{tower}")
   run(tmp_path / "out", fusion=",".join(paths))
   name = "fusion.safetensors"
@@ -422,7 +439,7 @@ def test_a_pattern_of_shards_in_a_folder_with_a_comma(tmp_path, weights):
   names = list(tensors)
   for number in (1, 2):
     part = {n: tensors[n] for n in names[number - 1 :: 2]}
-    repacked.save(folder / f"m-0000{number}-of-00002.safetensors", part)
+    repacked_weights.save(folder / f"m-0000{number}-of-00002.safetensors", part)
   run(tmp_path / "out", audio_vae=f"{folder}/m-*.safetensors")
   name = "audio_vae.safetensors"
   assert (tmp_path / "out" / name).read_bytes() == (weights / name).read_bytes()
@@ -431,7 +448,9 @@ def test_a_pattern_of_shards_in_a_folder_with_a_comma(tmp_path, weights):
 def test_more_shards_than_a_path_is_long(tmp_path, weights):
   tensors = standin.tensors(AUDIO_VAE)
   paths = [
-    str(repacked.save(tmp_path / (f"{n}".rjust(200, "m")), {name: tensor}))
+    str(
+      repacked_weights.save(tmp_path / (f"{n}".rjust(200, "m")), {name: tensor})
+    )
     for n, (name, tensor) in enumerate(tensors.items())
   ]
   run(tmp_path / "out", audio_vae=",".join(paths))
@@ -444,7 +463,7 @@ def test_a_directory_is_usable_while_it_is_converted_into(
 ):
   out = tmp_path / "out"
   shutil.copytree(weights, out)
-  path = repacked.save(
+  path = repacked_weights.save(
     tmp_path / "v.pt",
     spoiled(standin.tensors(VOCODER), "conv_pre.bias", 0.5),
   )
@@ -477,7 +496,7 @@ def test_components_of_another_architecture_are_not_left_beside(
     for n, t in standin.tensors(FUSION).items()
     if n.startswith("video_model.") and "_fusion" not in n
   }
-  path = repacked.save(tmp_path / "video.safetensors", tensors)
+  path = repacked_weights.save(tmp_path / "video.safetensors", tensors)
   with pytest.raises(ValueError, match="umt5, video_vae.* of other sizes"):
     run(out, arch=str(arch), fusion=str(path))
   assert contents(out) == before
@@ -526,7 +545,7 @@ def test_a_text_encoder_needs_a_tokenizer(tmp_path):
   file = "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"
   path = tmp_path / "models" / "t5.safetensors"
   path.parent.mkdir()
-  repacked.save(path, repacked.comfy_t5(standin.tensors(file)))
+  repacked_weights.save(path, repacked_weights.comfy_t5(standin.tensors(file)))
   refused(tmp_path / "out", "give it with --tokenizer=FILE", umt5=str(path))
   refused(
     tmp_path / "out", "no such file", umt5=str(path), tokenizer="none.json"

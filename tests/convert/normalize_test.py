@@ -14,8 +14,8 @@ from ovi_jax.convert import release as releases
 from ovi_jax.convert import standin
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import tensor_file
-from tests.convert import repacked
-from tests.convert import spelled
+from tests.lib import pickle_bytes
+from tests.lib import repacked_weights
 
 SIZES = standin.manifest()["config"]
 ARCH = architecture.Architecture.from_release(SIZES)
@@ -25,20 +25,20 @@ FILES = {
 }
 DIALECTS = {
   "umt5": (
-    repacked.unchanged,
-    repacked.transformers,
-    repacked.transformers_stack,
-    repacked.comfy_t5,
-    repacked.whole_t5,
+    repacked_weights.unchanged,
+    repacked_weights.transformers,
+    repacked_weights.transformers_stack,
+    repacked_weights.comfy_t5,
+    repacked_weights.whole_t5,
   ),
   "fusion": (
-    repacked.unchanged,
-    repacked.diffusers_transformer,
-    repacked.short_modulation,
+    repacked_weights.unchanged,
+    repacked_weights.diffusers_transformer,
+    repacked_weights.short_modulation,
   ),
-  "video_vae": (repacked.unchanged, repacked.diffusers_vae),
-  "audio_vae": (repacked.unchanged,),
-  "vocoder": (repacked.unchanged, repacked.old_weight_norm),
+  "video_vae": (repacked_weights.unchanged, repacked_weights.diffusers_vae),
+  "audio_vae": (repacked_weights.unchanged,),
+  "vocoder": (repacked_weights.unchanged, repacked_weights.old_weight_norm),
 }
 PREFIXES = (
   "module.",
@@ -102,7 +102,7 @@ def test_every_dialect_and_format_is_the_plain_file(
   tmp_path, component, dialect, name
 ):
   tensors = dialect(standin.tensors(FILES[component]))
-  path = repacked.save(tmp_path / name, tensors)
+  path = repacked_weights.save(tmp_path / name, tensors)
   assert_is_plain(component, normalized(component, path))
 
 
@@ -111,7 +111,7 @@ def test_every_prefix_is_stripped(tmp_path, component, prefix):
   dialect = DIALECTS[component][-1]
   tensors = dialect(standin.tensors(FILES[component]))
   path = tmp_path / "a.safetensors"
-  repacked.save(path, repacked.prefixed(prefix)(tensors))
+  repacked_weights.save(path, repacked_weights.prefixed(prefix)(tensors))
   assert_is_plain(component, normalized(component, path))
 
 
@@ -121,7 +121,7 @@ def test_every_prefix_is_stripped(tmp_path, component, prefix):
 )
 def test_every_wrapper_is_taken_off(tmp_path, component, wrap):
   path = tmp_path / "a.pt"
-  repacked.save(path, standin.tensors(FILES[component]), wrap)
+  repacked_weights.save(path, standin.tensors(FILES[component]), wrap)
   assert_is_plain(component, normalized(component, path))
 
 
@@ -132,23 +132,27 @@ def test_a_file_of_deepspeed(tmp_path):
   for key, (name, tensor) in enumerate(plain.items()):
     sizes = [int(n) for n in tensor.shape]
     strides = [s // tensor.itemsize for s in tensor.strides]
-    pickled[f"module.{name}"] = spelled.tensor(
-      spelled.storage(tensor.size, key=str(key)),
+    pickled[f"module.{name}"] = pickle_bytes.tensor(
+      pickle_bytes.storage(tensor.size, key=str(key)),
       shape=tuple(sizes),
       strides=tuple(strides),
     )
-  value = spelled.mapping(
-    module=spelled.mapping(**pickled),
+  value = pickle_bytes.mapping(
+    module=pickle_bytes.mapping(**pickled),
     sparse_tensor_module_names=(
-      b"c__builtin__\nset\n](" + spelled.text("embedding") + b"e\x85R"
+      b"c__builtin__\nset\n](" + pickle_bytes.text("embedding") + b"e\x85R"
     ),
-    param_shapes=b"](" + spelled.mapping(a=spelled.plain((1, 2))) + b"e",
-    ds_config=spelled.mapping(zero_optimization=spelled.mapping(stage=2)),
+    param_shapes=b"]("
+    + pickle_bytes.mapping(a=pickle_bytes.plain((1, 2)))
+    + b"e",
+    ds_config=pickle_bytes.mapping(
+      zero_optimization=pickle_bytes.mapping(stage=2)
+    ),
     optimizer=b"N",
     global_steps=7,
   )
   storages = [t.tobytes() for t in plain.values()]
-  path = spelled.zipped(
+  path = pickle_bytes.zipped(
     tmp_path / "mp_rank_00_model_states.pt", value, storages
   )
   assert_is_plain("audio_vae", normalized("audio_vae", path))
@@ -156,25 +160,32 @@ def test_a_file_of_deepspeed(tmp_path):
 
 @pytest.mark.parametrize("component", DIALECTS)
 def test_modules_that_were_compiled_or_sharded(tmp_path, component):
-  tensors = repacked.compiled(standin.tensors(FILES[component]))
-  path = repacked.save(tmp_path / "a.pt", tensors, "app")
+  tensors = repacked_weights.compiled(standin.tensors(FILES[component]))
+  path = repacked_weights.save(tmp_path / "a.pt", tensors, "app")
   assert_is_plain(component, normalized(component, path))
 
 
 @pytest.mark.parametrize("component", DIALECTS)
 @pytest.mark.parametrize(
-  "wrap", [repacked.peft, repacked.half_prefixed, repacked.parallel_towers]
+  "wrap",
+  [
+    repacked_weights.peft,
+    repacked_weights.half_prefixed,
+    repacked_weights.parallel_towers,
+  ],
 )
 def test_modules_wrapped_in_part(tmp_path, component, wrap):
   tensors = wrap(standin.tensors(FILES[component]))
-  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
   assert_is_plain(component, normalized(component, path))
 
 
 def test_a_set_of_which_half_the_names_are_prefixed_can_be_chosen(tmp_path):
   plain = standin.tensors(FILES["audio_vae"])
-  tensors = plain | repacked.prefixed("ema.")(repacked.half_prefixed(plain))
-  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  tensors = plain | repacked_weights.prefixed("ema.")(
+    repacked_weights.half_prefixed(plain)
+  )
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
   assert_is_plain("audio_vae", normalized("audio_vae", path, keys=["ema"]))
 
 
@@ -195,9 +206,9 @@ def test_a_set_of_which_half_the_names_are_prefixed_can_be_chosen(tmp_path):
 )
 def test_adapters_beside_the_weights_are_named_in_one_line(tmp_path, adapter):
   prefix = "base_model.model." if adapter.startswith("base_model") else ""
-  tensors = repacked.prefixed(prefix)(standin.tensors(FILES["umt5"]))
+  tensors = repacked_weights.prefixed(prefix)(standin.tensors(FILES["umt5"]))
   tensors[adapter] = np.ones(3, "f4")
-  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
   with pytest.raises(ValueError, match="1 tensors of adapters") as error:
     normalized("umt5", path)
   assert adapter in str(error.value) and "merge" in str(error.value)
@@ -227,8 +238,8 @@ def test_a_checkpoint_of_everything_gives_each_component(tmp_path):
   tensors = {}
   for component, prefix in places.items():
     plain = standin.tensors(FILES[component])
-    tensors |= repacked.prefixed(prefix)(DIALECTS[component][1](plain))
-  path = repacked.save(tmp_path / "all.safetensors", tensors)
+    tensors |= repacked_weights.prefixed(prefix)(DIALECTS[component][1](plain))
+  path = repacked_weights.save(tmp_path / "all.safetensors", tensors)
   for component in places:
     found = normalized(component, path)
     assert_is_plain(component, found)
@@ -242,10 +253,12 @@ def test_two_files_of_one_tower_each_are_the_whole(tmp_path, prefix):
     tensors = standin.tensors(FILES["fusion"])
     tensors = {
       prefix + n.removeprefix(tower): t
-      for n, t in repacked.short_modulation(tensors).items()
+      for n, t in repacked_weights.short_modulation(tensors).items()
       if n.startswith(tower)
     }
-    paths.append(repacked.save(tmp_path / f"{tower}safetensors", tensors))
+    paths.append(
+      repacked_weights.save(tmp_path / f"{tower}safetensors", tensors)
+    )
   assert_is_plain("fusion", normalized("fusion", *paths))
   assert_is_plain("fusion", normalized("fusion", *reversed(paths)))
   with pytest.raises(ValueError, match="is in .* and in"):
@@ -255,10 +268,10 @@ def test_two_files_of_one_tower_each_are_the_whole(tmp_path, prefix):
 def test_two_sets_that_fit_must_be_chosen_from(tmp_path):
   plain = standin.tensors(FILES["audio_vae"])
   other = {n: t + 1 for n, t in plain.items()}
-  tensors = repacked.prefixed("model.")(other) | repacked.prefixed("ema.")(
-    plain
-  )
-  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  tensors = repacked_weights.prefixed("model.")(
+    other
+  ) | repacked_weights.prefixed("ema.")(plain)
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
   with pytest.raises(ValueError, match=r"2 sets .* under ema, model; .*::ema"):
     normalized("audio_vae", path)
   found = normalized("audio_vae", path, keys=["ema"])
@@ -268,14 +281,14 @@ def test_two_sets_that_fit_must_be_chosen_from(tmp_path):
 
 
 def test_two_copies_of_a_tensor_must_be_alike(tmp_path):
-  tensors = repacked.whole_t5(standin.tensors(FILES["umt5"]))
+  tensors = repacked_weights.whole_t5(standin.tensors(FILES["umt5"]))
   embedding = tensors["shared.weight"] + 1
   tensors["encoder.embed_tokens.weight"] = embedding
-  path = repacked.save(tmp_path / "a.safetensors", tensors)
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
   with pytest.raises(ValueError, match="two copies of it differ"):
     normalized("umt5", path).read("token_embedding.weight")
   tensors["encoder.embed_tokens.weight"] = embedding[:, :1]
-  path = repacked.save(tmp_path / "b.safetensors", tensors)
+  path = repacked_weights.save(tmp_path / "b.safetensors", tensors)
   with pytest.raises(ValueError, match="two copies of it differ"):
     normalized("umt5", path).read("token_embedding.weight")
 
@@ -294,7 +307,7 @@ def test_a_vocoder_without_weight_norm_or_filters(tmp_path):
       )
     elif "original1" not in name and not name.endswith("filter"):
       folded[name] = tensor
-  path = repacked.save(tmp_path / "a.safetensors", folded)
+  path = repacked_weights.save(tmp_path / "a.safetensors", folded)
   found = normalized("vocoder", path)
   assert found.shapes.keys() == folded.keys()
   before = {
@@ -348,7 +361,7 @@ def test_scaled_fp8_is_multiplied_by_its_scales(
 ):
   stored, wide = fp8_linears(style, per_row)
   path = tmp_path / "a.safetensors"
-  repacked.save(path, repacked.prefixed(prefix)(stored))
+  repacked_weights.save(path, repacked_weights.prefixed(prefix)(stored))
   found = normalized("fusion", path)
   assert_is_plain("fusion", found, wide)
   assert any("scales applied" in note for note in found.notes)
@@ -361,7 +374,7 @@ def test_one_scale_of_any_number_of_axes(tmp_path, shape):
     n: t.reshape(shape) if n.endswith("scale_weight") else t
     for n, t in stored.items()
   }
-  path = repacked.save(tmp_path / "a.safetensors", stored)
+  path = repacked_weights.save(tmp_path / "a.safetensors", stored)
   assert_is_plain("fusion", normalized("fusion", path), wide)
 
 
@@ -395,7 +408,7 @@ def test_unscaled_fp8_is_read_with_a_note(tmp_path):
   # One block's layer was left wide.
   name = "video_model.blocks.1.ffn.0.weight"
   stored[name] = plain[name].astype(BF16)
-  path = repacked.save(tmp_path / "a.safetensors", stored)
+  path = repacked_weights.save(tmp_path / "a.safetensors", stored)
   found = normalized("fusion", path)
   assert_is_plain(
     "fusion", found, {n: t.astype(BF16) for n, t in stored.items()}
@@ -429,7 +442,7 @@ def test_fp8_of_another_kind_is_named_in_one_line(tmp_path, change, message):
   stored, _ = fp8_linears("weight_scale")
   layer = "video_model.blocks.0.self_attn.q"
   stored |= {f"{layer}.{name}": array for name, array in change.items()}
-  path = repacked.save(tmp_path / "a.safetensors", stored)
+  path = repacked_weights.save(tmp_path / "a.safetensors", stored)
   with pytest.raises(ValueError, match=message) as error:
     normalized("fusion", path)
   assert "\n" not in str(error.value)
@@ -451,7 +464,7 @@ def test_formats_in_the_header_are_looked_at(tmp_path):
 def test_a_scaled_file_in_which_scales_are_missing(tmp_path):
   stored, _ = fp8_linears("scale_weight")
   del stored["video_model.blocks.0.self_attn.q.scale_weight"]
-  path = repacked.save(tmp_path / "a.safetensors", stored)
+  path = repacked_weights.save(tmp_path / "a.safetensors", stored)
   with pytest.raises(ValueError, match="1 weights have no scale, such as"):
     normalized("fusion", path)
 
@@ -459,7 +472,7 @@ def test_a_scaled_file_in_which_scales_are_missing(tmp_path):
 def test_tensors_of_no_elements_are_ignored_by_name(tmp_path):
   tensors = standin.tensors(FILES["video_vae"])
   empty = {"marker": np.zeros(0, np.float32), "scaled_fp8": np.zeros(0, FP8)}
-  path = repacked.save(tmp_path / "a.safetensors", tensors | empty)
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors | empty)
   found = normalized("video_vae", path)
   assert_is_plain("video_vae", found)
   assert [n for n in found.notes if "'marker' has no elements" in n]

@@ -12,7 +12,7 @@ from ovi_jax.convert import convert
 from ovi_jax.convert import staging
 from ovi_jax.convert import standin
 from ovi_jax.pretrained import weights_dir
-from tests.convert import repacked
+from tests.lib import repacked_weights
 
 SIZES = standin.manifest()["config"]
 
@@ -170,7 +170,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_directory(
   tensors = standin.tensors("MMAudio/ext_weights/v1-16.pth")
 
   def run():
-    repacked.save(path, tensors)
+    repacked_weights.save(path, tensors)
     convert.convert(
       None,
       out,

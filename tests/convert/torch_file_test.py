@@ -12,7 +12,7 @@ import pytest
 
 from ovi_jax.convert import torch_file
 from ovi_jax.convert import torch_pickle
-from tests.convert import spelled
+from tests.lib import pickle_bytes
 
 
 @pytest.fixture
@@ -56,21 +56,27 @@ def test_storages_are_aligned_and_bytes_depend_on_the_tensors_only(tmp_path):
 
 
 def test_save_spells_a_tensor_as_torch_does(path):
-  torch_file.save(path, {"w": spelled.FLOATS.reshape(2, 3)}, wrap="generator")
+  torch_file.save(
+    path, {"w": pickle_bytes.FLOATS.reshape(2, 3)}, wrap="generator"
+  )
   with zipfile.ZipFile(path) as archive:
     pickled = archive.read("archive/data.pkl")
-  inner = spelled.tensor(shape=(2, 3), strides=(3, 1))
+  inner = pickle_bytes.tensor(shape=(2, 3), strides=(3, 1))
   for value in range(7):  # torch writes small numbers in another way
-    inner = inner.replace(spelled.plain(value), b"J" + struct.pack("<i", value))
+    inner = inner.replace(
+      pickle_bytes.plain(value), b"J" + struct.pack("<i", value)
+    )
   assert (
     pickled
-    == b"\x80\x02" + spelled.mapping(generator=spelled.mapping(w=inner)) + b"."
+    == b"\x80\x02"
+    + pickle_bytes.mapping(generator=pickle_bytes.mapping(w=inner))
+    + b"."
   )
 
 
 def test_save_that_fails_leaves_nothing(path):
   def failing():
-    yield "a", spelled.FLOATS
+    yield "a", pickle_bytes.FLOATS
     raise KeyError("the disk was pulled")
 
   with pytest.raises(KeyError, match="pulled"):
@@ -78,18 +84,20 @@ def test_save_that_fails_leaves_nothing(path):
   with pytest.raises(ValueError, match=r"'a'.*no dtype <U1"):
     torch_file.save(path, {"a": np.asarray(["x"])})
   with pytest.raises(ValueError, match="'a' occurs twice"):
-    torch_file.save(path, [("a", spelled.FLOATS), ("a", spelled.FLOATS)])
+    torch_file.save(
+      path, [("a", pickle_bytes.FLOATS), ("a", pickle_bytes.FLOATS)]
+    )
   assert not list(path.parent.iterdir())
 
 
-@pytest.mark.parametrize("write", [spelled.zipped, spelled.legacy])
+@pytest.mark.parametrize("write", [pickle_bytes.zipped, pickle_bytes.legacy])
 def test_views_of_a_shared_storage(path, write):
-  value = spelled.mapping(
-    turned=spelled.tensor(shape=(3, 2), strides=(1, 3)),
-    part=spelled.tensor(offset=2, shape=(3,)),
-    odd=spelled.tensor(offset=1, shape=(3,), strides=(2,)),
-    one=spelled.tensor(offset=5, shape=(1, 1), strides=(99, 7)),
-    none=spelled.tensor(offset=6, shape=(0, 3), strides=(3, 1)),
+  value = pickle_bytes.mapping(
+    turned=pickle_bytes.tensor(shape=(3, 2), strides=(1, 3)),
+    part=pickle_bytes.tensor(offset=2, shape=(3,)),
+    odd=pickle_bytes.tensor(offset=1, shape=(3,), strides=(2,)),
+    one=pickle_bytes.tensor(offset=5, shape=(1, 1), strides=(99, 7)),
+    none=pickle_bytes.tensor(offset=6, shape=(0, 3), strides=(3, 1)),
   )
   file = torch_file.open_torch(write(path, value))
   expected = {
@@ -105,19 +113,21 @@ def test_views_of_a_shared_storage(path, write):
 
 
 def test_strided_views_of_dtypes_numpy_lacks(path):
-  source = spelled.storage(4, "torch\nBFloat16Storage")
-  value = spelled.mapping(w=spelled.tensor(source, 0, (2, 2), (1, 2)))
+  source = pickle_bytes.storage(4, "torch\nBFloat16Storage")
+  value = pickle_bytes.mapping(w=pickle_bytes.tensor(source, 0, (2, 2), (1, 2)))
   stored = np.arange(4).astype(ml_dtypes.bfloat16)
-  file = torch_file.open_torch(spelled.zipped(path, value, [stored.tobytes()]))
+  file = torch_file.open_torch(
+    pickle_bytes.zipped(path, value, [stored.tobytes()])
+  )
   np.testing.assert_array_equal(file.read("w"), stored.reshape(2, 2).T)
 
 
 def test_a_view_of_a_storage_in_the_older_format(path):
   def stored(offset, count):
-    numbers = spelled.plain(offset) + spelled.plain(count)
-    view = b"(" + spelled.text("1") + numbers + b"t"
-    tensor = spelled.tensor(spelled.storage(view=view), 1, (2,))
-    return spelled.legacy(path, spelled.mapping(w=tensor))
+    numbers = pickle_bytes.plain(offset) + pickle_bytes.plain(count)
+    view = b"(" + pickle_bytes.text("1") + numbers + b"t"
+    tensor = pickle_bytes.tensor(pickle_bytes.storage(view=view), 1, (2,))
+    return pickle_bytes.legacy(path, pickle_bytes.mapping(w=tensor))
 
   file = torch_file.open_torch(stored(2, 3))
   np.testing.assert_array_equal(file.read("w"), [3, 4])
@@ -129,13 +139,13 @@ def test_dicts_within_dicts_and_plain_values(path):
   parameter = b"ctorch._utils\n_rebuild_parameter\n(%s\x88}tR"
   # torch keeps the versions of modules in an attribute of the dict.
   state = b"ccollections\nOrderedDict\n)R(%s%su}%s}sb" % (
-    spelled.text("w"),
-    parameter % spelled.tensor(),
-    spelled.text("_metadata"),
+    pickle_bytes.text("w"),
+    parameter % pickle_bytes.tensor(),
+    pickle_bytes.text("_metadata"),
   )
-  sizes = b"]ctorch\nSize\n(%stRa" % spelled.plain((2, 3))
-  value = spelled.mapping(state=state, epoch=3, sizes=sizes)
-  file = torch_file.open_torch(spelled.zipped(path, value))
+  sizes = b"]ctorch\nSize\n(%stRa" % pickle_bytes.plain((2, 3))
+  value = pickle_bytes.mapping(state=state, epoch=3, sizes=sizes)
+  file = torch_file.open_torch(pickle_bytes.zipped(path, value))
   assert file.shapes == {"state.w": (6,)}
   assert file.values == {"epoch": 3, "sizes": [(2, 3)]}
   assert torch_file.open_torch(path, "state").shapes == {"w": (6,)}
@@ -162,46 +172,51 @@ def test_dicts_within_dicts_and_plain_values(path):
     ({"strides": ()}, "one stride an axis"),
     ({"shape": b"]"}, "tuples"),
     ({"source": b"N"}, "expected a storage, found a NoneType"),
-    ({"source": spelled.storage(7)}, "of 7 float32, found 24 bytes"),
-    ({"source": spelled.storage(-6)}, "storage of -6 float32"),
-    ({"source": spelled.storage(key="9")}, "no storage '9'"),
-    ({"source": spelled.storage(kind="torch\nQInt8Storage")}, "QInt8Storage"),
-    ({"source": spelled.storage(kind="torch\nSize")}, "a torch storage"),
+    ({"source": pickle_bytes.storage(7)}, "of 7 float32, found 24 bytes"),
+    ({"source": pickle_bytes.storage(-6)}, "storage of -6 float32"),
+    ({"source": pickle_bytes.storage(key="9")}, "no storage '9'"),
+    (
+      {"source": pickle_bytes.storage(kind="torch\nQInt8Storage")},
+      "QInt8Storage",
+    ),
+    ({"source": pickle_bytes.storage(kind="torch\nSize")}, "a torch storage"),
   ],
 )
 def test_numbers_that_do_not_fit_the_storage(path, numbers, message):
-  value = spelled.mapping(w=spelled.tensor(**numbers))
+  value = pickle_bytes.mapping(w=pickle_bytes.tensor(**numbers))
   with pytest.raises(ValueError, match=message) as error:
-    torch_file.open_torch(spelled.zipped(path, value))
+    torch_file.open_torch(pickle_bytes.zipped(path, value))
   assert str(path) in str(error.value)
 
 
 def test_a_torchscript_program_is_named(path):
-  value = spelled.mapping(w=spelled.tensor())
-  spelled.zipped(path, value, extra=[("model/constants.pkl", b"\x80\x02).")])
+  value = pickle_bytes.mapping(w=pickle_bytes.tensor())
+  pickle_bytes.zipped(
+    path, value, extra=[("model/constants.pkl", b"\x80\x02).")]
+  )
   with pytest.raises(ValueError, match="a TorchScript program; give the file"):
     torch_file.open_torch(path)
 
 
 def test_damaged_zip_files(path):
-  good = spelled.mapping(w=spelled.tensor())
+  good = pickle_bytes.mapping(w=pickle_bytes.tensor())
   with pytest.warns(UserWarning, match="Duplicate name"):
-    spelled.zipped(path, good, extra=[("model/data/0", b"x")])
+    pickle_bytes.zipped(path, good, extra=[("model/data/0", b"x")])
   with pytest.raises(ValueError, match="'model/data/0' occurs twice"):
     torch_file.open_torch(path)
-  spelled.zipped(path, good, compression=zipfile.ZIP_DEFLATED)
+  pickle_bytes.zipped(path, good, compression=zipfile.ZIP_DEFLATED)
   with pytest.raises(ValueError, match="compressed or encrypted"):
     torch_file.open_torch(path)
   for place, message in ((8, "encrypted"), (42, "no header|within the")):
-    raw = bytearray(spelled.zipped(path, good).read_bytes())
+    raw = bytearray(pickle_bytes.zipped(path, good).read_bytes())
     raw[raw.index(b"PK\x01\x02") + place] ^= 1
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=message):
       torch_file.open_torch(path)
-  spelled.zipped(path, good, extra=[("other/data.pkl", b"")])
+  pickle_bytes.zipped(path, good, extra=[("other/data.pkl", b"")])
   with pytest.raises(ValueError, match=r"one entry <name>/data.pkl, found 2"):
     torch_file.open_torch(path)
-  spelled.zipped(path, good, extra=[("model/byteorder", b"big")])
+  pickle_bytes.zipped(path, good, extra=[("model/byteorder", b"big")])
   with pytest.raises(ValueError, match="little-endian"):
     torch_file.open_torch(path)
 
@@ -219,8 +234,8 @@ def test_a_directory_larger_than_any_header_is_not_read(path):
 
 
 def test_damaged_files_of_the_older_format(path):
-  good = spelled.mapping(w=spelled.tensor())
-  raw = spelled.legacy(path, good).read_bytes()
+  good = pickle_bytes.mapping(w=pickle_bytes.tensor())
+  raw = pickle_bytes.legacy(path, good).read_bytes()
   path.write_bytes(raw[:-1])
   with pytest.raises(
     ValueError, match=f"up to byte {len(raw)}.*{len(raw) - 1}"
@@ -231,25 +246,27 @@ def test_damaged_files_of_the_older_format(path):
     with pytest.raises(ValueError, match=r"storage '0'.*expected its 6"):
       torch_file.open_torch(path)
   with pytest.raises(ValueError, match="keys of 1 storages, found 2"):
-    torch_file.open_torch(spelled.legacy(path, good, keys=("0", "1")))
+    torch_file.open_torch(pickle_bytes.legacy(path, good, keys=("0", "1")))
   path.write_bytes(b"<!DOCTYPE html><html>")
   with pytest.raises(ValueError, match="starts with b'<!DOCTYPE html>"):
     torch_file.open_torch(path)
 
 
-@pytest.mark.parametrize("write", [spelled.zipped, spelled.legacy])
+@pytest.mark.parametrize("write", [pickle_bytes.zipped, pickle_bytes.legacy])
 def test_a_file_cut_anywhere_is_an_error_that_names_it(path, write):
-  raw = write(path, spelled.mapping(w=spelled.tensor())).read_bytes()
+  raw = write(path, pickle_bytes.mapping(w=pickle_bytes.tensor())).read_bytes()
   for size in range(len(raw)):
     path.write_bytes(raw[:size])
     with pytest.raises(ValueError, match=str(path)):
       torch_file.open_torch(path)
 
 
-@pytest.mark.parametrize("write", [spelled.zipped, spelled.legacy])
+@pytest.mark.parametrize("write", [pickle_bytes.zipped, pickle_bytes.legacy])
 def test_a_changed_byte_is_read_or_refused(path, write):
   """Whatever a byte is changed to, nothing but ValueError comes out."""
-  value = spelled.mapping(w=spelled.tensor(), n=spelled.mapping(a=7))
+  value = pickle_bytes.mapping(
+    w=pickle_bytes.tensor(), n=pickle_bytes.mapping(a=7)
+  )
   raw = write(path, value).read_bytes()
   values = np.random.default_rng(0).integers(0, 256, len(raw), np.uint8)
   refused = 0
@@ -266,7 +283,7 @@ def test_a_changed_byte_is_read_or_refused(path, write):
 
 
 def test_a_file_that_became_shorter_is_named(path):
-  torch_file.save(path, {"w": spelled.FLOATS})
+  torch_file.save(path, {"w": pickle_bytes.FLOATS})
   file = torch_file.open_torch(path)
   path.write_bytes(path.read_bytes()[:100])
   with pytest.raises(ValueError, match=f"{path} ends early"):

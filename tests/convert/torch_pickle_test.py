@@ -7,7 +7,7 @@ import pytest
 
 from ovi_jax.convert import torch_file
 from ovi_jax.convert import torch_pickle
-from tests.convert import spelled
+from tests.lib import pickle_bytes
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def test_a_pickle_of_protocol_four(path):
   frame = b"\x80\x04\x95" + struct.pack("<Q", 99)
   names = b"\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94"
   # The name, kept as value 1, is recalled as a key of the dict.
-  value = frame + names + b"\x93\x94)R(h\x01" + spelled.tensor() + b"u"
-  assert torch_file.open_torch(spelled.zipped(path, value)).shapes == {
+  value = frame + names + b"\x93\x94)R(h\x01" + pickle_bytes.tensor() + b"u"
+  assert torch_file.open_torch(pickle_bytes.zipped(path, value)).shapes == {
     "OrderedDict": (6,)
   }
 
@@ -28,16 +28,16 @@ def test_a_pickle_of_protocol_four(path):
 @pytest.mark.parametrize(
   "value",
   [
-    b"c__builtin__\nset\n](" + spelled.text("a") + b"e\x85R",
+    b"c__builtin__\nset\n](" + pickle_bytes.text("a") + b"e\x85R",
     b"cbuiltins\nset\n)R",
-    b"c__builtin__\nfrozenset\n](" + spelled.text("a") + b"e\x85R",
-    b"\x8f(" + spelled.text("a") + b"\x90",
-    b"(" + spelled.text("a") + b"\x91",
+    b"c__builtin__\nfrozenset\n](" + pickle_bytes.text("a") + b"e\x85R",
+    b"\x8f(" + pickle_bytes.text("a") + b"\x90",
+    b"(" + pickle_bytes.text("a") + b"\x91",
   ],
 )
 def test_sets_beside_the_tensors_are_read(path, value):
-  content = spelled.mapping(w=spelled.tensor(), names=value)
-  found = torch_file.open_torch(spelled.zipped(path, content))
+  content = pickle_bytes.mapping(w=pickle_bytes.tensor(), names=value)
+  found = torch_file.open_torch(pickle_bytes.zipped(path, content))
   assert set(found.shapes) == {"w"}
   assert found.values["names"] in ([], ["a"])
 
@@ -46,32 +46,35 @@ def test_sets_of_sets_take_no_time_or_memory(path):
   # Each would copy the one before it: 10,000 copies of 100,000 items.
   one = b"](" + b"K\x01" * 100_000 + b"eq\x00"
   sets = b"(" + one + b"c__builtin__\nset\nh\x00\x85R" * 10_000 + b"t"
-  content = spelled.mapping(w=spelled.tensor(), names=sets)
-  found = torch_file.open_torch(spelled.zipped(path, content))
+  content = pickle_bytes.mapping(w=pickle_bytes.tensor(), names=sets)
+  found = torch_file.open_torch(pickle_bytes.zipped(path, content))
   assert len({id(x) for x in found.values["names"]}) == 1
 
 
 @pytest.mark.parametrize(
   ("value", "expected"),
   [
-    (b"ctorch\ndevice\n" + spelled.text("cuda") + b"K\x00\x86R", "cuda"),
+    (b"ctorch\ndevice\n" + pickle_bytes.text("cuda") + b"K\x00\x86R", "cuda"),
     (
       b"c_codecs\nencode\n"
-      + spelled.text("ab")
-      + spelled.text("latin1")
+      + pickle_bytes.text("ab")
+      + pickle_bytes.text("latin1")
       + b"\x86R",
       "ab",
     ),
-    (b"c__builtin__\nbytearray\n" + spelled.text("ab") + b"\x85R", "ab"),
+    (b"c__builtin__\nbytearray\n" + pickle_bytes.text("ab") + b"\x85R", "ab"),
     (b"c__builtin__\ncomplex\nK\x01K\x02\x86R", 1),
-    (b"ccollections\nCounter\n}" + spelled.text("a") + b"K\x02s\x85R", None),
+    (
+      b"ccollections\nCounter\n}" + pickle_bytes.text("a") + b"K\x02s\x85R",
+      None,
+    ),
   ],
 )
 def test_values_that_torch_reads_without_code_may_stand_beside_tensors(
   path, value, expected
 ):
-  content = spelled.mapping(w=spelled.tensor(), beside=value)
-  found = torch_file.open_torch(spelled.zipped(path, content))
+  content = pickle_bytes.mapping(w=pickle_bytes.tensor(), beside=value)
+  found = torch_file.open_torch(pickle_bytes.zipped(path, content))
   assert set(found.shapes) == {"w"}
   assert found.values.get("beside") == expected
 
@@ -79,18 +82,20 @@ def test_values_that_torch_reads_without_code_may_stand_beside_tensors(
 def test_parameters_with_attributes_are_read(path):
   value = (
     b"ctorch._utils\n_rebuild_parameter_with_state\n("
-    + spelled.tensor()
+    + pickle_bytes.tensor()
     + b"\x88ccollections\nOrderedDict\n)R}"
-    + spelled.text("no_decay")
+    + pickle_bytes.text("no_decay")
     + b"\x88stR"
   )
-  found = torch_file.open_torch(spelled.zipped(path, spelled.mapping(w=value)))
+  found = torch_file.open_torch(
+    pickle_bytes.zipped(path, pickle_bytes.mapping(w=value))
+  )
   assert found.shapes == {"w": (6,)}
 
 
 @pytest.mark.parametrize("kind", [b"\nTensor", b".nn.parameter\nBuffer"])
 def test_buffers_and_tensors_with_attributes_are_read(path, kind):
-  arguments = spelled.tensor().removeprefix(
+  arguments = pickle_bytes.tensor().removeprefix(
     b"ctorch._utils\n_rebuild_tensor_v2\n"
   )[:-1]
   value = (
@@ -101,10 +106,12 @@ def test_buffers_and_tensors_with_attributes_are_read(path, kind):
     + b"\n"
     + arguments
     + b"}"
-    + spelled.text("persistent")
+    + pickle_bytes.text("persistent")
     + b"\x88stR"
   )
-  found = torch_file.open_torch(spelled.zipped(path, spelled.mapping(w=value)))
+  found = torch_file.open_torch(
+    pickle_bytes.zipped(path, pickle_bytes.mapping(w=value))
+  )
   assert found.shapes == {"w": (6,)}
 
 
@@ -121,7 +128,9 @@ def test_buffers_and_tensors_with_attributes_are_read(path, kind):
 def test_tensors_with_attributes_of_another_kind_are_refused(path, value):
   value = b"ctorch._tensor\n_rebuild_from_type_v2\n" + value
   with pytest.raises(ValueError, match="refused"):
-    torch_file.open_torch(spelled.zipped(path, spelled.mapping(w=value)))
+    torch_file.open_torch(
+      pickle_bytes.zipped(path, pickle_bytes.mapping(w=value))
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,9 +150,9 @@ def test_tensors_without_plain_numbers_are_named_with_what_to_do(
   path, name, message
 ):
   value = {"net.q.weight": b"c" + name.encode() + b"\n(N"}
-  content = spelled.mapping(a=spelled.tensor(), **value)
+  content = pickle_bytes.mapping(a=pickle_bytes.tensor(), **value)
   with pytest.raises(ValueError, match=message) as error:
-    torch_file.open_torch(spelled.zipped(path, content))
+    torch_file.open_torch(pickle_bytes.zipped(path, content))
   assert "at 'net.q.weight'" in str(error.value)
   assert str(path) in str(error.value) and "\n" not in str(error.value)
 
@@ -154,10 +163,10 @@ def test_tensors_without_plain_numbers_are_named_with_what_to_do(
     (b"c__builtin__\nset\nN\x85R", "set with 1"),
     (b"c__builtin__\nlist\n)R", "__builtin__.list"),
     (
-      b"cposix\nsystem\n" + spelled.text("touch hacked") + b"\x85R",
+      b"cposix\nsystem\n" + pickle_bytes.text("touch hacked") + b"\x85R",
       "posix.system",
     ),
-    (b"cbuiltins\neval\n" + spelled.text("1") + b"\x85R", "builtins.eval"),
+    (b"cbuiltins\neval\n" + pickle_bytes.text("1") + b"\x85R", "builtins.eval"),
     (b"\x8c\x08builtins\x8c\x04eval\x93", "builtins.eval"),
     (b"ctorch.storage\n_load_from_bytes\n", "torch.storage._load_from_bytes"),
     (b"cnumpy._core.multiarray\n_reconstruct\n", "multiarray._reconstruct"),
@@ -167,14 +176,16 @@ def test_tensors_without_plain_numbers_are_named_with_what_to_do(
     (b"ccollections\nOrderedDict\n]\x85R", "OrderedDict with 1"),
     (b"ctorch._utils\n_rebuild_parameter\nNNN\x87R", "parameter with 3"),
     (
-      spelled.tensor(rest=b"}" + spelled.text("conj") + b"\x88s"),
+      pickle_bytes.tensor(rest=b"}" + pickle_bytes.text("conj") + b"\x88s"),
       "tensor_v2 with 7",
     ),
   ],
 )
 def test_anything_but_tensors_and_plain_values_is_refused(path, value, name):
   with pytest.raises(ValueError, match="refused") as error:
-    torch_file.open_torch(spelled.zipped(path, spelled.mapping(w=value)))
+    torch_file.open_torch(
+      pickle_bytes.zipped(path, pickle_bytes.mapping(w=value))
+    )
   assert name in str(error.value) and str(path) in str(error.value)
 
 
@@ -182,9 +193,9 @@ def test_anything_but_tensors_and_plain_values_is_refused(path, value, name):
 @pytest.mark.parametrize(
   ("value", "message"),
   [
-    (spelled.mapping(w=b"]" * 90_000 + b"a" * 89_999), "found none"),
-    (spelled.mapping(w=b")" + b"\x85" * 90_000), "found none"),
-    (spelled.mapping(w=b"K\x01" + b"q\x00h\x00\x86" * 200), "found none"),
+    (pickle_bytes.mapping(w=b"]" * 90_000 + b"a" * 89_999), "found none"),
+    (pickle_bytes.mapping(w=b")" + b"\x85" * 90_000), "found none"),
+    (pickle_bytes.mapping(w=b"K\x01" + b"q\x00h\x00\x86" * 200), "found none"),
     (b"}K\x01" + b"q\x00h\x00\x86" * 200 + b"K\x01s", "found a tuple"),
     (b"}K\x01" * 9000 + b"}" + b"s" * 9000, "16 deep"),
     (b"}q\x00K\x01h\x00s", "16 deep"),
@@ -194,7 +205,9 @@ def test_anything_but_tensors_and_plain_values_is_refused(path, value, name):
     (b"}(K\x01u", "one less"),
     (b"}(K\x01K\x02K\x01K\x03u", "1 occurs twice"),
     (
-      spelled.mapping(a=spelled.mapping(b=b"N")) + spelled.text("a.b") + b"Ns",
+      pickle_bytes.mapping(a=pickle_bytes.mapping(b=b"N"))
+      + pickle_bytes.text("a.b")
+      + b"Ns",
       "'a.b' occurs twice",
     ),
     (b"}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns", "below 9007"),
@@ -214,14 +227,14 @@ def test_anything_but_tensors_and_plain_values_is_refused(path, value, name):
 )
 def test_hostile_pickles(path, value, message):
   with pytest.raises(ValueError, match=message) as error:
-    torch_file.open_torch(spelled.zipped(path, value))
+    torch_file.open_torch(pickle_bytes.zipped(path, value))
   assert str(path) in str(error.value)
 
 
 def test_a_pickle_has_a_largest_length(path, monkeypatch):
   monkeypatch.setattr(torch_pickle, "_INSTRUCTIONS", 1000)
   with pytest.raises(ValueError, match="at most 1000 instructions"):
-    torch_file.open_torch(spelled.zipped(path, b"}" * 1001))
+    torch_file.open_torch(pickle_bytes.zipped(path, b"}" * 1001))
 
 
 def test_the_reader_stops_behind_a_pickle():

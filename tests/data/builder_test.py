@@ -13,7 +13,7 @@ import pytest
 from ovi_jax.data import builder
 from ovi_jax.data import schema
 from ovi_jax.data import shards
-from tests.data import generate
+from tests.lib import random_records
 
 RECORDS = 10
 
@@ -24,16 +24,16 @@ def dataset(tmp_path_factory) -> pathlib.Path:
   path = tmp_path_factory.mktemp("data") / "clips"
   builder.write(
     path,
-    {"train": map(generate.record, range(RECORDS)), "test": [sound()]},
-    geometry=generate.GEOMETRY,
-    null_text=generate.null_text(),
+    {"train": map(random_records.record, range(RECORDS)), "test": [sound()]},
+    geometry=random_records.GEOMETRY,
+    null_text=random_records.null_text(),
     records_per_shard=4,
   )
   return path
 
 
 def sound() -> schema.Record:
-  return generate.record(77, video=None, audio=20)
+  return random_records.record(77, video=None, audio=20)
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ def copied(dataset, tmp_path) -> pathlib.Path:
 
 
 def test_records_come_back_in_order_and_at_random(dataset):
-  split = builder.read(dataset, geometry=generate.GEOMETRY)
+  split = builder.read(dataset, geometry=random_records.GEOMETRY)
   assert len(split) == RECORDS
   for number in (7, 0, 9, 3):
-    wanted = generate.record(number)
+    wanted = random_records.record(number)
     assert split[number].id == wanted.id
     assert split[number].captions == wanted.captions
     np.testing.assert_array_equal(
       split[number].latents.video, wanted.latents.video
     )
   np.testing.assert_array_equal(split.index, [[3, 4, 6, 12]] * RECORDS)
-  np.testing.assert_array_equal(split.null_text, generate.null_text())
+  np.testing.assert_array_equal(split.null_text, random_records.null_text())
   test = builder.read(dataset, "test")
   np.testing.assert_array_equal(test.index, [[0, 0, 0, 20]])
   assert test[0].latents.video is None
@@ -69,9 +69,9 @@ def test_no_tensorflow(dataset):
 def test_another_process_writes_the_same_bytes(tmp_path):
   script = (
     "import sys; from ovi_jax.data import builder;"
-    "from tests.data import generate;"
-    "builder.write(sys.argv[1], {'train': map(generate.record, range(3))},"
-    " geometry=generate.GEOMETRY)"
+    "from tests.lib import random_records;"
+    "records = {'train': map(random_records.record, range(3))};"
+    "builder.write(sys.argv[1], records, geometry=random_records.GEOMETRY)"
   )
   for name in ("one", "other"):
     subprocess.run(
@@ -88,12 +88,12 @@ def test_another_process_writes_the_same_bytes(tmp_path):
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
   def broken():
-    yield generate.record(0)
+    yield random_records.record(0)
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
     builder.write(
-      tmp_path / "clips", {"train": broken()}, geometry=generate.GEOMETRY
+      tmp_path / "clips", {"train": broken()}, geometry=random_records.GEOMETRY
     )
   assert not list(tmp_path.iterdir())
 
@@ -112,7 +112,7 @@ def test_no_space_left(tmp_path, monkeypatch):
   monkeypatch.setattr(shards.array_record_module, "ArrayRecordWriter", Full)
   with pytest.raises(OSError, match="free some, or choose another.*clips"):
     builder.write(
-      tmp_path / "clips", {"train": [sound()]}, geometry=generate.GEOMETRY
+      tmp_path / "clips", {"train": [sound()]}, geometry=random_records.GEOMETRY
     )
   assert not list(tmp_path.iterdir())
 
@@ -121,14 +121,14 @@ def test_what_a_killed_write_left_is_no_dataset(tmp_path):
   seen = []
 
   def watched():
-    yield from map(generate.record, range(3))
+    yield from map(random_records.record, range(3))
     part = next(tmp_path.glob(".clips.*.part"))
     seen.append(shutil.copytree(part, tmp_path / "left"))
 
   builder.write(
     tmp_path / "clips",
     {"train": watched()},
-    geometry=generate.GEOMETRY,
+    geometry=random_records.GEOMETRY,
     records_per_shard=2,
   )
   assert list(seen[0].glob("train-00000.*"))
@@ -141,7 +141,7 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path):
   left.mkdir()
   (left / "train-00000.array_record").touch()
   builder.write(
-    tmp_path / "clips", {"train": [sound()]}, geometry=generate.GEOMETRY
+    tmp_path / "clips", {"train": [sound()]}, geometry=random_records.GEOMETRY
   )
   assert [p.name for p in tmp_path.iterdir()] == ["clips"]
 
@@ -149,19 +149,21 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path):
 def test_an_empty_source_and_twice_the_same_id(tmp_path):
   for records, message in (
     ([], "'train': the source is empty"),
-    ([generate.record(1)] * 2, "'clip-1' comes twice"),
+    ([random_records.record(1)] * 2, "'clip-1' comes twice"),
   ):
     with pytest.raises(ValueError, match=message):
       builder.write(
-        tmp_path / "a", {"train": records}, geometry=generate.GEOMETRY
+        tmp_path / "a", {"train": records}, geometry=random_records.GEOMETRY
       )
   with pytest.raises(ValueError, match="no splits"):
-    builder.write(tmp_path / "a", {}, geometry=generate.GEOMETRY)
+    builder.write(tmp_path / "a", {}, geometry=random_records.GEOMETRY)
 
 
 def test_an_existing_folder_is_left_alone(dataset):
   with pytest.raises(ValueError, match="exists; choose another"):
-    builder.write(dataset, {"train": [sound()]}, geometry=generate.GEOMETRY)
+    builder.write(
+      dataset, {"train": [sound()]}, geometry=random_records.GEOMETRY
+    )
 
 
 def test_null_text_of_another_width(tmp_path):
@@ -169,13 +171,13 @@ def test_null_text_of_another_width(tmp_path):
     builder.write(
       tmp_path / "a",
       {"train": [sound()]},
-      geometry=generate.GEOMETRY,
+      geometry=random_records.GEOMETRY,
       null_text=np.zeros((1, 6)),
     )
 
 
 def test_other_geometry_version_split_and_no_dataset(copied, tmp_path):
-  other = dataclasses.replace(generate.GEOMETRY, audio_channels=20)
+  other = dataclasses.replace(random_records.GEOMETRY, audio_channels=20)
   with pytest.raises(ValueError, match="audio_channels: expected 20, got 3"):
     builder.read(copied, geometry=other)
   with pytest.raises(ValueError, match=r"no split 'x'.*\['test', 'train'\]"):

@@ -13,9 +13,9 @@ from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from ovi_jax.media import mp4
 from ovi_jax.modality import AV
-from tests.curation import films
-from tests.data import generate
-from tests.data.loader_test import settings
+from tests.lib import media_files
+from tests.lib import random_records
+from tests.lib import record_loader
 
 FRAMES, HEIGHT, WIDTH = 5, 64, 96
 
@@ -29,7 +29,7 @@ def record(tmp_path_factory):
   mp4.write(path, [frames], None)
   wave = np.linspace(-1, 1, 512 * 6 + 100, dtype=np.float32)
   return dataclasses.replace(
-    generate.record(0),
+    random_records.record(0),
     latents=AV(),
     video=path.read_bytes(),
     audio=clips.pcm(wave),
@@ -41,7 +41,7 @@ def record(tmp_path_factory):
 
 def test_pcm_there_and_back():
   wave = np.array([-1, 0, 0.5, 1, 2], np.float32)
-  record = dataclasses.replace(generate.record(0), audio=clips.pcm(wave))
+  record = dataclasses.replace(random_records.record(0), audio=clips.pcm(wave))
   near = [-1, 0, 0.5, 32767 / 32768, 32767 / 32768]
   np.testing.assert_array_equal(clips.wave(record), np.float32(near))
 
@@ -51,11 +51,13 @@ def test_frames_and_samples_in_a_batch(record, tmp_path):
   builder.write(
     path,
     {"train": [record]},
-    geometry=generate.GEOMETRY,
-    null_text=generate.null_text(),
+    geometry=random_records.GEOMETRY,
+    null_text=random_records.null_text(),
   )
   bucket = settings_lib.Bucket(video=(3, 4, 6), audio=7)
-  chosen = settings(path, buckets=(bucket,), encode_on_the_fly=True)
+  chosen = record_loader.settings(
+    path, buckets=(bucket,), encode_on_the_fly=True
+  )
   batch = next(loader.load(chosen, batch=1, seed=0))
   frames, wave = batch.latents
   assert frames.shape == (1, 9, 64, 96, 3) and frames.dtype == np.uint8
@@ -95,8 +97,8 @@ def test_a_record_may_leave_its_sizes_to_its_latents(record):
 
 def _timed(record, tmp_path, times, form="mp4") -> schema.Record:
   """The record of a file whose frames are shown at these times."""
-  frames = films.numbered(len(times), HEIGHT, WIDTH)
-  path = films.write(tmp_path / f"t.{form}", frames, times)
+  frames = media_files.numbered(len(times), HEIGHT, WIDTH)
+  path = media_files.write(tmp_path / f"t.{form}", frames, times)
   return dataclasses.replace(
     record,
     video=path.read_bytes(),
@@ -108,11 +110,11 @@ def _timed(record, tmp_path, times, form="mp4") -> schema.Record:
 @pytest.mark.parametrize("fps", [12, 16, 23, 25, 29.97, 30, 60])
 @pytest.mark.parametrize("count", [5, 121])
 def test_an_mp4_of_another_rate_is_not_written(record, tmp_path, fps, count):
-  other = _timed(record, tmp_path, films.even(count, fps))
+  other = _timed(record, tmp_path, media_files.even(count, fps))
   message = f"'clip-0': .*expected 24 frames .* found {fps:.2f}.*resample it"
   with pytest.raises(ValueError, match=message):
     builder.write(
-      tmp_path / "clips", {"train": [other]}, geometry=generate.GEOMETRY
+      tmp_path / "clips", {"train": [other]}, geometry=random_records.GEOMETRY
     )
   with pytest.raises(ValueError, match=message):
     clips.frames(other)
@@ -123,24 +125,24 @@ def test_an_mp4_of_another_rate_is_not_written(record, tmp_path, fps, count):
 @pytest.mark.parametrize("fps", [24, 24_000 / 1001])
 def test_an_mp4_of_24_frames_a_second_is_taken(record, tmp_path, form, fps):
   for count in (1, 5, 121):
-    other = _timed(record, tmp_path, films.even(count, fps), form)
+    other = _timed(record, tmp_path, media_files.even(count, fps), form)
     assert clips.frames(other).shape == (count, HEIGHT, WIDTH, 3)
 
 
 def test_a_variable_rate_is_found_by_time_stamps(record, tmp_path):
   swing = np.sin(np.pi * np.arange(121) / 120) / 24
-  other = _timed(record, tmp_path, films.even(121) + 1.5 * swing)
+  other = _timed(record, tmp_path, media_files.even(121) + 1.5 * swing)
   with pytest.raises(ValueError, match="'clip-0': .*variable rate.* 0.06. s"):
     clips.check(other)
   # Less than half a frame is not seen.
-  clips.check(_timed(record, tmp_path, films.even(121) + 0.4 * swing))
+  clips.check(_timed(record, tmp_path, media_files.even(121) + 0.4 * swing))
 
 
 def test_frames_that_are_turned_or_stretched_are_refused(record, tmp_path):
-  frames, times = films.numbered(5, HEIGHT, WIDTH), films.even(5)
-  turned = films.write(tmp_path / "t.mp4", frames, times)
-  films.turn(turned, -1, 0, 0, -1)
-  wide = films.write(
+  frames, times = media_files.numbered(5, HEIGHT, WIDTH), media_files.even(5)
+  turned = media_files.write(tmp_path / "t.mp4", frames, times)
+  media_files.turn(turned, -1, 0, 0, -1)
+  wide = media_files.write(
     tmp_path / "w.mp4", frames, times, aspect=fractions.Fraction(4, 3)
   )
   for path, message in ((turned, "turned"), (wide, r"not square \(1.333\)")):
@@ -159,17 +161,19 @@ def test_a_file_that_is_cut_is_not_trained_on(record):
 def test_other_rates_are_refused_when_read_for_training(
   record, tmp_path, monkeypatch
 ):
-  other = _timed(record, tmp_path, films.even(5, 30))
+  other = _timed(record, tmp_path, media_files.even(5, 30))
   with monkeypatch.context() as patch:
     patch.setattr(clips, "check", lambda record: None)
     path = tmp_path / "clips"
     builder.write(
       path,
       {"train": [other]},
-      geometry=generate.GEOMETRY,
-      null_text=generate.null_text(),
+      geometry=random_records.GEOMETRY,
+      null_text=random_records.null_text(),
     )
   bucket = settings_lib.Bucket(video=(3, 4, 6), audio=7)
-  chosen = settings(path, buckets=(bucket,), encode_on_the_fly=True)
+  chosen = record_loader.settings(
+    path, buckets=(bucket,), encode_on_the_fly=True
+  )
   with pytest.raises(ValueError, match="'clip-0': .*24 frames a second"):
     next(loader.load(chosen, batch=1, seed=0))

@@ -12,54 +12,11 @@ import pytest
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import encode
-from ovi_jax.data import schema
-from ovi_jax.media import mp4
 from ovi_jax.pretrained import component_loader
 from ovi_jax.pretrained import encoders
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sharding import mesh as meshes
-
-SIZES = schema.Geometry(text_dim=48)
-CAPTIONS = ("a bell", "a dog barks", "Audio: rain.", "waves and a gull")
-
-
-def clip(number: int, frames: int, folder: pathlib.Path) -> schema.Record:
-  """A clip of moving stripes with a tone; without a video for no frames."""
-  video, rows = None, np.arange(64)
-  if frames:
-    moved = rows[None] + np.arange(frames)[:, None] * (number + 1)
-    stripes = (moved * 8 % 256).astype(np.uint8)
-    frames_THWC = np.broadcast_to(
-      stripes[:, :, None, None], (frames, 64, 64, 3)
-    )
-    mp4.write(folder / "clip.mp4", [frames_THWC], None)
-    video = (folder / "clip.mp4").read_bytes()
-  samples = int(frames / 24 * 16_000) if frames else 2800
-  wave = 0.5 * np.sin(np.arange(samples) * 0.05 * (number + 1))
-  return schema.Record(
-    id=f"clip-{number}",
-    source="generated",
-    captions=CAPTIONS[number % 3 : number % 3 + 2],
-    video=video,
-    audio=clips.pcm(wave),
-    frames=frames,
-    height=64 * bool(frames),
-    width=64 * bool(frames),
-  )
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> pathlib.Path:
-  """Clips of two lengths and sounds, media only."""
-  folder = tmp_path_factory.mktemp("media")
-  records = [clip(i, f, folder) for i, f in enumerate((5, 9, 0, 5, 5))]
-  path = folder / "data"
-  builder.write(
-    path,
-    {"train": records, "test": [clip(5, 5, folder)]},
-    geometry=dataclasses.replace(SIZES, text_dim=4096),
-  )
-  return path
+from tests.lib import raw_clips
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +56,13 @@ def test_records_hold_what_encoders_make_of_each_alone(
   def twice(encoder, array):
     return encoder.encode(np.stack([array] * 2), split=True)[0]
 
-  text = encoders.TextEncoder.load(alone).texts([*CAPTIONS, ""])
+  text = encoders.TextEncoder.load(alone).texts([*raw_clips.CAPTIONS, ""])
   video, audio = (
     encoders.VideoEncoder.load(alone),
     encoders.AudioEncoder.load(alone),
   )
   before = builder.read(dataset)
-  after = builder.read(encoded, geometry=SIZES)
+  after = builder.read(encoded, geometry=raw_clips.SIZES)
   assert len(after) == len(before) == 5
   for old, new in zip(before, after):
     assert (new.id, new.captions, new.frames) == (
@@ -235,11 +192,11 @@ def test_what_does_not_fit_is_said_before_weights_are_loaded(
 def test_damaged_media_are_named_and_what_was_made_stays(
   job, tmp_path, monkeypatch
 ):
-  good = [clip(i, 5, tmp_path) for i in range(3)]
+  good = [raw_clips.clip(i, 5, tmp_path) for i in range(3)]
   good[2] = dataclasses.replace(good[2], video=good[2].video[:300])
   with monkeypatch.context() as patch:
     patch.setattr(clips, "check", lambda record: None)
-    builder.write(tmp_path / "media", {"train": good}, geometry=SIZES)
+    builder.write(tmp_path / "media", {"train": good}, geometry=raw_clips.SIZES)
   bad = dataclasses.replace(
     job, data=tmp_path / "media", out=tmp_path / "data", parts=("video",)
   )

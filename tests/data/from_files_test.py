@@ -23,8 +23,8 @@ from ovi_jax.data.from_files import run
 from ovi_jax.data.from_files import settings as settings_lib
 from ovi_jax.data.from_files import work
 from ovi_jax.media import decode
-from tests import docs_test
-from tests.curation import films
+from tests.lib import doc_commands
+from tests.lib import media_files
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -82,13 +82,15 @@ def folder(tmp_path) -> pathlib.Path:
 def numbered(path: pathlib.Path, seconds: float, fps: float = 24, **given):
   """A film whose frames tell their number, with a tone."""
   count = round(seconds * fps)
-  wave = films.tone(seconds) if given.pop("sound", True) else None
-  frames = films.numbered(count)
-  return films.write(path, frames, films.even(count, fps), wave, **given)
+  wave = media_files.tone(seconds) if given.pop("sound", True) else None
+  frames = media_files.numbered(count)
+  return media_files.write(
+    path, frames, media_files.even(count, fps), wave, **given
+  )
 
 
 def numbers(record) -> list[int]:
-  return [films.number(frame) for frame in clips.frames(record)]
+  return [media_files.number(frame) for frame in clips.frames(record)]
 
 
 @pytest.mark.parametrize("fps", [25, 30_000 / 1001, 30, 60])
@@ -106,7 +108,7 @@ def test_any_rate_is_resampled_to_24_fps_by_time_stamps(folder, fps):
 
 def test_variable_rates_keep_their_times(folder):
   times = [0, 0.05, 0.1, 0.3, 0.31, 0.32, 0.5]
-  films.write(folder / "clips/a.mp4", films.numbered(7), times)
+  media_files.write(folder / "clips/a.mp4", media_files.numbered(7), times)
   table(folder, ("a.mp4", "Bars.", ""))
   imported(folder)
   (record,) = records(folder).values()
@@ -116,7 +118,7 @@ def test_variable_rates_keep_their_times(folder):
 def test_sound_of_any_rate_and_channels_is_16_khz_mono(folder):
   time = np.arange(44_100) / 44_100
   both = 0.4 * np.stack([np.sin(2 * np.pi * 440 * time)] * 2)
-  films.write_sound(folder / "clips/a.wav", both, 44_100)
+  media_files.write_sound(folder / "clips/a.wav", both, 44_100)
   table(folder, ("a.wav", "A tone.", ""))
   report = imported(folder, sounds=True)
   (record,) = records(folder).values()
@@ -147,7 +149,7 @@ def halves(path: pathlib.Path, rows: int, columns: int, **given):
   """A film with a red upper half and a blue lower one."""
   frame = np.empty((rows, columns, 3), np.uint8)
   frame[: rows // 2], frame[rows // 2 :] = RED, BLUE
-  return films.write(path, [frame] * 12, films.even(12), **given)
+  return media_files.write(path, [frame] * 12, media_files.even(12), **given)
 
 
 def test_crop_keeps_the_middle_pad_all_of_it_keep_the_aspect(folder):
@@ -169,7 +171,7 @@ def test_crop_keeps_the_middle_pad_all_of_it_keep_the_aspect(folder):
 
 def test_a_phone_clip_is_turned_upright_before_it_is_cropped(folder):
   path = halves(folder / "clips/a.mov", 64, 96)
-  films.turn(path, 0, 1, -1, 0)  # a quarter to the right: red is right
+  media_files.turn(path, 0, 1, -1, 0)  # a quarter to the right: red is right
   table(folder, ("a.mov", "Portrait.", ""))
   imported(folder)
   (record,) = records(folder).values()
@@ -255,7 +257,7 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   (folder / "clips/part.mp4").write_bytes(good.read_bytes()[:2000])
   Image.new("RGB", (8, 8)).save(folder / "clips/moving.gif")
   halves(folder / "clips/long.mp4", 16, 320)
-  films.write_sound(folder / "clips/sound.wav", films.tone(0.5))
+  media_files.write_sound(folder / "clips/sound.wav", media_files.tone(0.5))
   numbered(folder / "clips/blank.mp4", 0.45)
   numbered(folder / "clips/none.mp4", 0.5)
   numbered(folder / "clips/both.mp4", 0.55)
@@ -300,8 +302,8 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
 
 def test_a_damaged_stretch_refuses_the_windows_that_need_it(folder):
   path = folder / "clips/a.mp4"
-  frames = [films.picture(n) for n in range(48)]
-  films.write(path, frames, films.even(48), options={"g": "1"})
+  frames = [media_files.picture(n) for n in range(48)]
+  media_files.write(path, frames, media_files.even(48), options={"g": "1"})
   content = bytearray(path.read_bytes())
   # Pictures of one size follow one another; those from 0.8 to 1.2 s are lost.
   with av.open(str(path)) as container:
@@ -542,24 +544,28 @@ def test_an_imported_dataset_is_read_as_any_other(folder, weights):
 @pytest.mark.slow
 def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
   for name in ("configs", "ovi_jax", "train.py"):
-    (tmp_path / name).symlink_to(docs_test.ROOT / name)
+    (tmp_path / name).symlink_to(doc_commands.ROOT / name)
   for name in ("clips", "sounds"):
     (tmp_path / name).mkdir()
   for number in range(4):
-    frames = films.moving(130 + number, number, rows=90, columns=160)
+    frames = media_files.moving(130 + number, number, rows=90, columns=160)
     path = tmp_path / f"clips/{number}.mp4"
-    films.write(path, frames, films.even(len(frames), 25), films.tone(5.2))
-    films.write_sound(tmp_path / f"sounds/{number}.wav", films.tone(1 + number))
+    media_files.write(
+      path, frames, media_files.even(len(frames), 25), media_files.tone(5.2)
+    )
+    media_files.write_sound(
+      tmp_path / f"sounds/{number}.wav", media_files.tone(1 + number)
+    )
   rows = [(f"clips\\{n}.mp4", f"{n}. Audio: a tone.", "") for n in range(4)]
   table(tmp_path, *rows)
   (tmp_path / "t.csv").rename(tmp_path / "captions.csv")
   table(tmp_path, *((f"{n}.wav", f"A tone {n}.", "") for n in range(4)))
   (tmp_path / "t.csv").rename(tmp_path / "sounds.csv")
-  text = (docs_test.ROOT / "docs/own_clips.md").read_text()
-  blocks = docs_test.FENCED.findall(text)
+  text = (doc_commands.ROOT / "docs/own_clips.md").read_text()
+  blocks = doc_commands.FENCED.findall(text)
   assert len(blocks) == 2
   for kind, block in blocks:
-    docs_test.run(kind, block, tmp_path)
+    doc_commands.run(kind, block, tmp_path)
   said = (tmp_path / "runs/mine.import/report.txt").read_text()
   assert "imported 4 clips of 4 files: train (3), test (1)" in said
   assert '--config.data.video_buckets="((31, 4, 4),)"' in said
@@ -581,12 +587,12 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
     " --config.data.text_source=captions --config.batch_size=2"
     f" --config.pretrained={weights} {' '.join(flags)}"
   )
-  docs_test.run("bash", block, tmp_path)
+  doc_commands.run("bash", block, tmp_path)
   assert (tmp_path / "runs/tuned/metrics.jsonl").exists()
 
 
 def test_the_flags_of_the_guide_exist():
-  root = docs_test.ROOT
+  root = doc_commands.ROOT
   source = (root / "ovi_jax/data/from_files/__main__.py").read_text()
   defined = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
   text = (root / "docs/own_clips.md").read_text()

@@ -14,7 +14,7 @@ from ovi_jax.data import builder
 from ovi_jax.data import features
 from ovi_jax.data import schema
 from ovi_jax.data import shards
-from tests.data import generate
+from tests.lib import random_records
 
 DEEP = "[" * 100_000
 EVIL = "raise SystemExit('a module that the dataset names was imported')\n"
@@ -25,9 +25,9 @@ def written(tmp_path_factory) -> pathlib.Path:
   path = tmp_path_factory.mktemp("data") / "clips"
   builder.write(
     path,
-    {"train": [generate.record(0), generate.record(1)]},
-    geometry=generate.GEOMETRY,
-    null_text=generate.null_text(),
+    {"train": [random_records.record(0), random_records.record(1)]},
+    geometry=random_records.GEOMETRY,
+    null_text=random_records.null_text(),
   )
   return path
 
@@ -238,7 +238,7 @@ FACTS = [
 
 @pytest.mark.parametrize("wrong", FACTS, ids=str)
 def test_facts_of_a_wrong_type(wrong):
-  encoded = features.encode(generate.record(0), generate.GEOMETRY)
+  encoded = features.encode(random_records.record(0), random_records.GEOMETRY)
   facts = json.loads(encoded["facts"])
   encoded["facts"] = json.dumps({**facts, **wrong})
   raw = features.parse(features.serialize(encoded))
@@ -248,7 +248,7 @@ def test_facts_of_a_wrong_type(wrong):
 
 @pytest.mark.parametrize("text", [DEEP, "[]", "1" * 400, "{}", "NaN"])
 def test_facts_that_are_no_object(text):
-  encoded = features.encode(generate.record(0), generate.GEOMETRY)
+  encoded = features.encode(random_records.record(0), random_records.GEOMETRY)
   raw = features.parse(features.serialize({**encoded, "facts": text}))
   with pytest.raises(ValueError):
     features.decode(raw)

@@ -10,70 +10,87 @@ from ovi_jax.data import builder
 from ovi_jax.data import eval_records
 from ovi_jax.data import loader
 from ovi_jax.data import settings as settings_lib
-from tests.data import generate
-from tests.data.loader_test import settings
-from tests.data.loader_test import sounds  # noqa: F401
-from tests.data.loader_test import take
+from tests.lib import random_records
+from tests.lib import record_loader
 
 
 def write(path, records, **changes):
-  given = {"geometry": generate.GEOMETRY, "null_text": generate.null_text()}
+  given = {
+    "geometry": random_records.GEOMETRY,
+    "null_text": random_records.null_text(),
+  }
   builder.write(path, {"train": records}, **{**given, **changes})
   return path
 
 
-def test_records_that_fit_no_bucket(sounds):  # noqa: F811
+def test_records_that_fit_no_bucket(sounds):
   small = (settings_lib.Bucket(audio=12),)
-  chosen = settings(sounds, buckets=small, crop="refuse")
+  chosen = record_loader.settings(sounds, buckets=small, crop="refuse")
   with pytest.raises(ValueError, match="6 of 12.*record 3 has.*20 audio"):
     loader.load(chosen, batch=2, seed=0)
   left = dataclasses.replace(chosen, skip_unfit=True)
   batches = loader.load(left, batch=2, seed=0)
   assert batches.records == (6,)
-  assert all((b.lengths.audio <= 12).all() for b in take(batches, 6))
+  assert all(
+    (b.lengths.audio <= 12).all() for b in record_loader.take(batches, 6)
+  )
   videos = (settings_lib.Bucket(video=(3, 4, 6)),)
   with pytest.raises(ValueError, match="12 of 12 records fit no bucket"):
     loader.load(
-      settings(sounds, buckets=videos, skip_unfit=True), batch=2, seed=0
+      record_loader.settings(sounds, buckets=videos, skip_unfit=True),
+      batch=2,
+      seed=0,
     )
 
 
-def test_a_batch_that_processes_cannot_share(sounds):  # noqa: F811
+def test_a_batch_that_processes_cannot_share(sounds):
   with pytest.raises(ValueError, match=r"\[3, 3\], must divide by the 2"):
-    loader.load(settings(sounds), batch=3, seed=0, process_count=2)
+    loader.load(
+      record_loader.settings(sounds), batch=3, seed=0, process_count=2
+    )
   with pytest.raises(ValueError, match="3 must divide by the 2"):
-    next(eval_records.opened(settings(sounds)).batches(3, process_count=2))
+    next(
+      eval_records.opened(record_loader.settings(sounds)).batches(
+        3, process_count=2
+      )
+    )
   with pytest.raises(ValueError, match="process 2 of 2"):
     loader.load(
-      settings(sounds), batch=2, seed=0, process_index=2, process_count=2
+      record_loader.settings(sounds),
+      batch=2,
+      seed=0,
+      process_index=2,
+      process_count=2,
     )
 
 
-def test_other_geometry_and_no_source(sounds):  # noqa: F811
-  other = dataclasses.replace(generate.GEOMETRY, text_dim=4096)
+def test_other_geometry_and_no_source(sounds):
+  other = dataclasses.replace(random_records.GEOMETRY, text_dim=4096)
   with pytest.raises(ValueError, match="text_dim: expected 4096, got 5"):
-    loader.load(settings(sounds, geometry=other), batch=2, seed=0)
+    loader.load(record_loader.settings(sounds, geometry=other), batch=2, seed=0)
   with pytest.raises(ValueError, match="at least one source"):
-    settings()
+    record_loader.settings()
 
 
 def test_without_the_empty_prompt_text_or_latents(tmp_path):
-  sound = generate.record(0, video=None)
+  sound = random_records.record(0, video=None)
   path = write(tmp_path / "a", [sound], null_text=None)
   with pytest.raises(ValueError, match="no embedding of the empty prompt"):
-    loader.load(settings(path), batch=1, seed=0)
+    loader.load(record_loader.settings(path), batch=1, seed=0)
   path = write(tmp_path / "b", [dataclasses.replace(sound, text=())])
   with pytest.raises(ValueError, match="record 0 has no text embedding"):
-    next(loader.load(settings(path), batch=1, seed=0))
+    next(loader.load(record_loader.settings(path), batch=1, seed=0))
   path = write(tmp_path / "c", [sound])
   with pytest.raises(ValueError, match="rows of text, expected at most 1"):
-    next(loader.load(settings(path, max_text_len=1), batch=1, seed=0))
+    next(
+      loader.load(record_loader.settings(path, max_text_len=1), batch=1, seed=0)
+    )
   media = dataclasses.replace(
     sound, audio=bytes(1024 * 10), latents=type(sound.latents)()
   )
   path = write(tmp_path / "d", [media])
   with pytest.raises(ValueError, match="'clip-0': has its audio as media"):
-    next(loader.load(settings(path), batch=1, seed=0))
+    next(loader.load(record_loader.settings(path), batch=1, seed=0))
 
 
 def test_embeddings_of_two_encoders_are_not_mixed(tmp_path):
@@ -82,35 +99,39 @@ def test_embeddings_of_two_encoders_are_not_mixed(tmp_path):
       path=str(
         write(
           tmp_path / name,
-          [generate.record(number, video=None)],
-          null_text=generate.null_text() + number,
+          [random_records.record(number, video=None)],
+          null_text=random_records.null_text() + number,
         )
       )
     )
     for number, name in enumerate("ab")
   ]
-  mixed = settings(tmp_path / "a", sources=tuple(sources))
+  mixed = record_loader.settings(tmp_path / "a", sources=tuple(sources))
   with pytest.raises(ValueError, match="of different text encoders"):
     loader.load(mixed, batch=1, seed=0)
 
 
 def test_the_state_of_another_dataset(tmp_path):
   first, other = (
-    write(tmp_path / name, [generate.record(number, video=None)])
+    write(tmp_path / name, [random_records.record(number, video=None)])
     for number, name in enumerate("ab")
   )
-  state = loader.load(settings(first), batch=1, seed=0).get_state()
+  state = loader.load(
+    record_loader.settings(first), batch=1, seed=0
+  ).get_state()
   moved = first.rename(tmp_path / "c")
-  loader.load(settings(moved), batch=1, seed=0).set_state(state)
+  loader.load(record_loader.settings(moved), batch=1, seed=0).set_state(state)
   with pytest.raises(ValueError, match="datasets: .* in the run"):
-    loader.load(settings(other), batch=1, seed=0).set_state(state)
+    loader.load(record_loader.settings(other), batch=1, seed=0).set_state(state)
 
 
 @pytest.mark.parametrize(
   "change", ["seed", "batch", "buckets", "caption_sampling"]
 )
-def test_the_state_of_another_order(sounds, change):  # noqa: F811
-  state = loader.load(settings(sounds), batch=2, seed=0).get_state()
+def test_the_state_of_another_order(sounds, change):
+  state = loader.load(
+    record_loader.settings(sounds), batch=2, seed=0
+  ).get_state()
   given, changed = {"batch": 2, "seed": 0}, {}
   if change in given:
     given[change] += 2
@@ -119,19 +140,23 @@ def test_the_state_of_another_order(sounds, change):  # noqa: F811
     changed[change] = {"buckets": small, "caption_sampling": "first"}[change]
   name = {"batch": "rows"}.get(change, change)
   with pytest.raises(ValueError, match=f"{name}: .* in the run, .* now"):
-    loader.load(settings(sounds, **changed), **given).set_state(state)
+    loader.load(record_loader.settings(sounds, **changed), **given).set_state(
+      state
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_record_is_named(sounds, tmp_path, workers):  # noqa: F811
+def test_a_damaged_record_is_named(sounds, tmp_path, workers):
   path = shutil.copytree(sounds, tmp_path / "copy")
   shard = sorted(path.glob("*train.array_record*"))[1]
   damaged = bytearray(shard.read_bytes())
   damaged[200] ^= 255
   shard.write_bytes(bytes(damaged))
-  batches = loader.load(settings(path, num_workers=workers), batch=2, seed=0)
+  batches = loader.load(
+    record_loader.settings(path, num_workers=workers), batch=2, seed=0
+  )
   with pytest.raises(ValueError, match=f"{shard}: record . .number [5-9] of"):
-    take(batches, 12)
+    record_loader.take(batches, 12)
   batches.close()
 
 
@@ -155,7 +180,7 @@ def test_a_damaged_record_is_named(sounds, tmp_path, workers):  # noqa: F811
 )
 def test_settings_that_cannot_be(changes, message):
   with pytest.raises(ValueError, match=message):
-    settings("anywhere", **changes)
+    record_loader.settings("anywhere", **changes)
 
 
 def test_buckets_and_weights_that_cannot_be():
@@ -163,7 +188,9 @@ def test_buckets_and_weights_that_cannot_be():
     settings_lib.Bucket(video=(1, 3, 2))
   with pytest.raises(ValueError, match="sizes must be at least 1"):
     settings_lib.Bucket(audio=0)
-  scaled = settings("a", token_balanced_batches=True, batch_multiple=4)
+  scaled = record_loader.settings(
+    "a", token_balanced_batches=True, batch_multiple=4
+  )
   with pytest.raises(ValueError, match="multiple: expected one that divides"):
     settings_lib.rows(scaled, 6)
   with pytest.raises(ValueError, match="a video, a sound, or both"):
@@ -196,8 +223,8 @@ def test_buckets_and_weights_that_cannot_be():
   ],
   ids=str,
 )
-def test_a_state_that_is_none(sounds, change):  # noqa: F811
-  batches = loader.load(settings(sounds), batch=2, seed=0)
+def test_a_state_that_is_none(sounds, change):
+  batches = loader.load(record_loader.settings(sounds), batch=2, seed=0)
   state = batches.get_state() | change
   with pytest.raises(ValueError, match="the state of the data is"):
     batches.set_state(state)

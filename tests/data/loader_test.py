@@ -13,59 +13,23 @@ from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from ovi_jax.modality import AV
-from tests.data import generate
-
-LENGTHS = [5, 9, 12, 20, 33, 40, 7, 8, 31, 16, 3, 28]
-BUCKETS = (settings_lib.Bucket(audio=10), settings_lib.Bucket(audio=40))
-
-
-@pytest.fixture(scope="module")
-def sounds(tmp_path_factory):
-  """Twelve sounds of several lengths, and five held out."""
-  path = tmp_path_factory.mktemp("data") / "sounds"
-  builder.write(
-    path,
-    {
-      "train": generate.sounds(LENGTHS),
-      "test": generate.sounds([4, 30, 9, 6, 50]),
-    },
-    geometry=generate.GEOMETRY,
-    null_text=generate.null_text(),
-    records_per_shard=5,
-  )
-  return path
+from tests.lib import random_records
+from tests.lib import record_loader
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
   """Four clips with a video, two sounds without."""
   path = tmp_path_factory.mktemp("data") / "clips"
-  records = [generate.record(i) for i in range(4)]
-  records += [generate.record(i, video=None) for i in (4, 5)]
+  records = [random_records.record(i) for i in range(4)]
+  records += [random_records.record(i, video=None) for i in (4, 5)]
   builder.write(
     path,
     {"train": records},
-    geometry=generate.GEOMETRY,
-    null_text=generate.null_text(),
+    geometry=random_records.GEOMETRY,
+    null_text=random_records.null_text(),
   )
   return path
-
-
-def settings(*paths, **changes):
-  """Settings for the sounds, changed."""
-  return settings_lib.LoaderConfig(
-    **{
-      "sources": tuple(settings_lib.Source(path=str(p)) for p in paths),
-      "buckets": BUCKETS,
-      "geometry": generate.GEOMETRY,
-      "max_text_len": 4,
-      **changes,
-    }
-  )
-
-
-def take(batches, count):
-  return [next(batches) for _ in range(count)]
 
 
 def assert_same(ours, theirs):
@@ -81,10 +45,12 @@ def assert_same(ours, theirs):
 
 def test_a_row_is_its_record_in_the_smallest_bucket_that_holds_it(sounds):
   seen = set()
-  for batch in take(loader.load(settings(sounds), batch=2, seed=0), 12):
+  for batch in record_loader.take(
+    loader.load(record_loader.settings(sounds), batch=2, seed=0), 12
+  ):
     for row, number in enumerate(batch.ids):
-      record = generate.sounds(LENGTHS)[number]
-      length, sound = LENGTHS[number], batch.latents.audio[row]
+      record = random_records.sounds(record_loader.LENGTHS)[number]
+      length, sound = record_loader.LENGTHS[number], batch.latents.audio[row]
       assert len(sound) == (10 if length <= 10 else 40)
       assert batch.lengths.audio[row] == length
       np.testing.assert_array_equal(sound[:length], record.latents.audio)
@@ -101,7 +67,11 @@ def test_a_row_is_its_record_in_the_smallest_bucket_that_holds_it(sounds):
 
 def test_clips_and_sounds_in_one_batch(clips):
   bucket = settings_lib.Bucket(video=(4, 4, 6), audio=11)
-  batch = next(loader.load(settings(clips, buckets=(bucket,)), batch=6, seed=0))
+  batch = next(
+    loader.load(
+      record_loader.settings(clips, buckets=(bucket,)), batch=6, seed=0
+    )
+  )
   assert batch.latents.video.shape == (6, 4, 4, 6, 4)
   assert batch.text.video is batch.text.audio
   for row, number in enumerate(batch.ids):
@@ -110,27 +80,27 @@ def test_clips_and_sounds_in_one_batch(clips):
     assert batch.lengths.audio[row] == 11
     assert not batch.latents.video[row, length:].any()
     if number < 4:  # one latent too long beside its video: cut at the end
-      record = generate.record(int(number))
+      record = random_records.record(int(number))
       kept = record.latents.audio[:11]
       np.testing.assert_array_equal(batch.latents.audio[row], kept)
 
 
 @pytest.mark.parametrize("done", range(6))
 def test_restored_batches_are_the_same_bit_for_bit(sounds, done):
-  chosen = settings(sounds)
+  chosen = record_loader.settings(sounds)
   batches = loader.load(chosen, batch=4, seed=5)
-  take(batches, done)
+  record_loader.take(batches, done)
   state = json.loads(json.dumps(batches.get_state()))
-  wanted = take(batches, 5)
+  wanted = record_loader.take(batches, 5)
   again = loader.load(chosen, batch=4, seed=5)
   again.set_state(state)
-  assert_same(take(again, 5), wanted)
+  assert_same(record_loader.take(again, 5), wanted)
   batches.set_state(state)
-  assert_same(take(batches, 5), wanted)
+  assert_same(record_loader.take(batches, 5), wanted)
 
 
 def test_far_into_training_the_state_is_still_small(sounds):
-  chosen = settings(sounds)
+  chosen = record_loader.settings(sounds)
   batches = loader.load(chosen, batch=4, seed=5)
   batches._step = 5000
   state = batches.get_state()
@@ -138,38 +108,40 @@ def test_far_into_training_the_state_is_still_small(sounds):
   assert len(json.dumps(state)) < 1000
   again = loader.load(chosen, batch=4, seed=5)
   again.set_state(state)
-  assert_same(take(again, 2), take(batches, 2))
+  assert_same(record_loader.take(again, 2), record_loader.take(batches, 2))
 
 
 @pytest.mark.slow
 def test_workers_change_nothing_and_restore(sounds):
-  plain = loader.load(settings(sounds), batch=4, seed=5)
-  wanted = take(plain, 7)
-  batches = loader.load(settings(sounds, num_workers=2), batch=4, seed=5)
-  assert_same(take(batches, 3), wanted[:3])
+  plain = loader.load(record_loader.settings(sounds), batch=4, seed=5)
+  wanted = record_loader.take(plain, 7)
+  batches = loader.load(
+    record_loader.settings(sounds, num_workers=2), batch=4, seed=5
+  )
+  assert_same(record_loader.take(batches, 3), wanted[:3])
   state = batches.get_state()
-  assert_same(take(batches, 2), wanted[3:5])
+  assert_same(record_loader.take(batches, 2), wanted[3:5])
   batches.set_state(state)
-  assert_same(take(batches, 4), wanted[3:])
+  assert_same(record_loader.take(batches, 4), wanted[3:])
   assert type(next(batches).latents.audio) is np.ndarray
   batches.close()
   plain.set_state(state)
-  assert_same(take(plain, 4), wanted[3:])
+  assert_same(record_loader.take(plain, 4), wanted[3:])
 
 
 def test_processes_share_each_batch_and_may_change(sounds):
   def process(index, count):
     return loader.load(
-      settings(sounds),
+      record_loader.settings(sounds),
       batch=4,
       seed=1,
       process_index=index,
       process_count=count,
     )
 
-  wanted = np.concatenate([b.ids for b in take(process(0, 1), 6)])
+  wanted = np.concatenate([b.ids for b in record_loader.take(process(0, 1), 6)])
   alone = process(0, 1)
-  seen = [b.ids for b in take(alone, 2)]
+  seen = [b.ids for b in record_loader.take(alone, 2)]
   two = [process(i, 2) for i in range(2)]
   for each in two:
     each.set_state(alone.get_state())
@@ -186,11 +158,11 @@ def test_choices_belong_to_seed_epoch_and_record(sounds):
   def chosen(batch, seed, count):
     kept = {}
     batches = loader.load(
-      settings(sounds, buckets=short), batch=batch, seed=seed
+      record_loader.settings(sounds, buckets=short), batch=batch, seed=seed
     )
-    for number, one in enumerate(take(batches, count)):
+    for number, one in enumerate(record_loader.take(batches, count)):
       for row, record in enumerate(one.ids):
-        epoch = (number * batch + row) // len(LENGTHS)
+        epoch = (number * batch + row) // len(record_loader.LENGTHS)
         kept[int(record), epoch] = one.latents.audio[row].tobytes()
     return kept
 
@@ -206,24 +178,26 @@ def test_mixture_follows_the_weights(sounds, clips):
     settings_lib.Source(path=str(sounds), weight=1),
     settings_lib.Source(path=str(clips), weight=3),
   )
-  chosen = dataclasses.replace(settings(sounds), sources=sources)
+  chosen = dataclasses.replace(record_loader.settings(sounds), sources=sources)
   batches = loader.load(
-    dataclasses.replace(chosen, buckets=BUCKETS[1:]), batch=8, seed=0
+    dataclasses.replace(chosen, buckets=record_loader.BUCKETS[1:]),
+    batch=8,
+    seed=0,
   )
-  ids = np.concatenate([b.ids for b in take(batches, 10)])
+  ids = np.concatenate([b.ids for b in record_loader.take(batches, 10)])
   assert np.mean(ids >> schema.INDEX_BITS == 1) == 0.75
   assert batches.records == (12, 6)
-  np.testing.assert_array_equal(batches.null_text, generate.null_text())
+  np.testing.assert_array_equal(batches.null_text, random_records.null_text())
 
 
 def test_shorter_buckets_have_more_rows_if_asked(sounds):
-  buckets = (settings_lib.Bucket(audio=15), BUCKETS[1])
-  chosen = settings(
+  buckets = (settings_lib.Bucket(audio=15), record_loader.BUCKETS[1])
+  chosen = record_loader.settings(
     sounds, buckets=buckets, token_balanced_batches=True, batch_multiple=3
   )
   batches = loader.load(chosen, batch=3, seed=0)
   assert batches.rows == (6, 3)
-  shapes = {b.latents.audio.shape for b in take(batches, 9)}
+  shapes = {b.latents.audio.shape for b in record_loader.take(batches, 9)}
   assert shapes == {(6, 15, 3), (3, 40, 3)}
   buckets = settings_lib.sound_buckets((2, 5.04, 12))
   assert [bucket.audio for bucket in buckets] == [62, 157, 375]
@@ -231,14 +205,16 @@ def test_shorter_buckets_have_more_rows_if_asked(sounds):
 
 def test_held_out_is_one_pass_in_a_fixed_order(sounds):
   def ids(**share):
-    batches = list(eval_records.opened(settings(sounds)).batches(2, **share))
+    batches = list(
+      eval_records.opened(record_loader.settings(sounds)).batches(2, **share)
+    )
     return batches, np.stack([b.ids for b in batches])
 
   batches, seen = ids()
   assert seen.tolist() == [[0, 2], [3, collate.PADDING], [1, 4]]
   assert batches[1].lengths.audio.tolist() == [6, 0]
   assert batches[2].lengths.audio.tolist() == [30, 40]
-  start = generate.sounds([4, 30, 9, 6, 50])[4].latents.audio[:40]
+  start = random_records.sounds([4, 30, 9, 6, 50])[4].latents.audio[:40]
   np.testing.assert_array_equal(batches[2].latents.audio[1], start)
   assert_same(ids()[0], batches)
   halves = [ids(process_index=i, process_count=2)[1] for i in range(2)]

@@ -11,9 +11,7 @@ from ovi_jax import synthetic
 from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import encode
 from ovi_jax.data import quality
-from tests.data import encode_test
 
-dataset = encode_test.dataset
 WORDS = tokenizer_lib.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
 
 

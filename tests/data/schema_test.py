@@ -9,19 +9,19 @@ import pytest
 from ovi_jax.data import features
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
-from tests.data import generate
+from tests.lib import random_records
 
 
 def stored(record, dtype="float16"):
   """The features as tfds reads them: text as bytes."""
-  raw = features.encode(record, generate.GEOMETRY, dtype)
+  raw = features.encode(record, random_records.GEOMETRY, dtype)
   raw["captions"] = [c.encode() for c in raw["captions"]]
   return {k: v.encode() if isinstance(v, str) else v for k, v in raw.items()}
 
 
 def test_a_record_comes_back_bit_for_bit():
   record = dataclasses.replace(
-    generate.record(3), video=b"mp4", audio=bytes(9 * 2 * 667), fps=23.976
+    random_records.record(3), video=b"mp4", audio=bytes(9 * 2 * 667), fps=23.976
   )
   back = features.decode(stored(record))
   for name in ("id", "source", "captions", "video", "audio", "scores", "fps"):
@@ -34,7 +34,7 @@ def test_a_record_comes_back_bit_for_bit():
 
 
 def test_bfloat16_is_the_nearest_and_absent_stays_absent():
-  record = generate.record(4, video=None)
+  record = random_records.record(4, video=None)
   back = features.decode(stored(record, "bfloat16"))
   assert back.latents.audio.dtype == ml_dtypes.bfloat16
   nearest = record.latents.audio.astype(ml_dtypes.bfloat16)
@@ -87,29 +87,29 @@ WRONG = {
 
 @pytest.mark.parametrize("message", WRONG)
 def test_a_wrong_record_is_named_with_its_fault(message):
-  record = dataclasses.replace(generate.record(7), **WRONG[message])
+  record = dataclasses.replace(random_records.record(7), **WRONG[message])
   with pytest.raises(ValueError) as caught:
-    schema.check(record, generate.GEOMETRY)
+    schema.check(record, random_records.GEOMETRY)
   assert message in str(caught.value)
   assert f"record {record.id!r}" in str(caught.value)
 
 
 def test_every_fault_is_told_at_once():
-  record = dataclasses.replace(generate.record(7), id="", captions=("",))
+  record = dataclasses.replace(random_records.record(7), id="", captions=("",))
   with pytest.raises(ValueError, match="id: .*captions: .*text: "):
-    schema.check(record, generate.GEOMETRY)
+    schema.check(record, random_records.GEOMETRY)
 
 
 def test_numbers_beyond_float16_are_refused_not_made_infinite():
   latents = AV(None, np.full((12, 3), 1e5, np.float32))
-  record = dataclasses.replace(generate.record(1), latents=latents)
+  record = dataclasses.replace(random_records.record(1), latents=latents)
   with pytest.raises(ValueError, match="clip-1.*too large for float16"):
-    features.encode(record, generate.GEOMETRY)
+    features.encode(record, random_records.GEOMETRY)
   assert features.decode(stored(record, "bfloat16")).latents.audio[0, 0] > 9e4
 
 
 def test_damaged_arrays_and_another_version_are_named():
-  raw = stored(generate.record(1))
+  raw = stored(random_records.record(1))
   short = {**raw, "audio_latents": raw["audio_latents"][:-2]}
   with pytest.raises(ValueError, match="clip-1.*audio latents: expected 72"):
     features.decode(short)
@@ -120,7 +120,7 @@ def test_damaged_arrays_and_another_version_are_named():
 
 def test_another_geometry_is_named_field_by_field():
   with pytest.raises(ValueError, match="video_channels: expected 48, got 4"):
-    schema.Geometry().check_equal(generate.GEOMETRY, "here")
+    schema.Geometry().check_equal(random_records.GEOMETRY, "here")
 
 
 def test_a_long_version_is_cut_in_the_message():

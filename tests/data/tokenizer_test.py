@@ -9,7 +9,7 @@ from ovi_jax import synthetic
 from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import builder
 from ovi_jax.data import tokenizer
-from tests.data import generate
+from tests.lib import random_records
 
 CAPTIONS = (
   "A red ball bounces on wood. Audio: dull knocks.",
@@ -92,12 +92,13 @@ def test_long_prompts_are_cut_and_said(loaded):
 def test_a_tokenizer_is_made_of_a_datasets_captions(tmp_path):
   for number, name in enumerate("ab"):
     made = dataclasses.replace(
-      generate.record(number, video=None), captions=(CAPTIONS[number],) * 2
+      random_records.record(number, video=None),
+      captions=(CAPTIONS[number],) * 2,
     )
     builder.write(
       tmp_path / name,
       {"train": [made], "test": [made]},
-      geometry=generate.GEOMETRY,
+      geometry=random_records.GEOMETRY,
     )
   paths = [str(tmp_path / name) for name in "ab"]
   size = tokenizer.write(tmp_path / "t.json", tokenizer.captions_of(paths))

@@ -8,7 +8,7 @@ import pytest
 from ovi_jax.data import builder
 from ovi_jax.data import loader
 from ovi_jax.data import settings as settings_lib
-from tests.data import generate
+from tests.lib import random_records
 
 
 @pytest.mark.parametrize(("longest", "travels"), [(33, 64), (32, 32), (96, 96)])
@@ -30,20 +30,20 @@ def test_every_bit_counts():
 
 def test_a_worker_brings_the_same_bytes(tmp_path):
   long = dataclasses.replace(
-    generate.record(0, video=None, captions=1),
+    random_records.record(0, video=None, captions=1),
     text=(np.full((40, 5), -0.5, np.float16),),
   )
-  others = [generate.record(i, video=None) for i in range(1, 6)]
+  others = [random_records.record(i, video=None) for i in range(1, 6)]
   builder.write(
     tmp_path / "a",
     {"train": [long, *others]},
-    geometry=generate.GEOMETRY,
-    null_text=generate.null_text(),
+    geometry=random_records.GEOMETRY,
+    null_text=random_records.null_text(),
   )
   chosen = settings_lib.LoaderConfig(
     sources=(settings_lib.Source(path=str(tmp_path / "a")),),
     buckets=(settings_lib.Bucket(audio=12),),
-    geometry=generate.GEOMETRY,
+    geometry=random_records.GEOMETRY,
     max_text_len=100,
   )
   here = loader.load(chosen, batch=2, seed=0)

@@ -6,9 +6,9 @@ import sys
 PROGRAM = """
 import sys
 from ovi_jax.data import builder
-from tests.data import generate
-records = {"train": [generate.record(0)]}
-builder.write(sys.argv[1], records, geometry=generate.GEOMETRY)
+from tests.lib import random_records
+records = {"train": [random_records.record(0)]}
+builder.write(sys.argv[1], records, geometry=random_records.GEOMETRY)
 assert builder.read(sys.argv[1])[0].id
 """
 

@@ -7,14 +7,14 @@ import sys
 import time
 
 from ovi_jax.data import builder
-from tests.data import generate
+from tests.lib import random_records
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import multiprocessing, sys, time
 from ovi_jax.data import loader
-from tests.data import loader_test
-chosen = loader_test.settings(sys.argv[1], num_workers=1)
+from tests.lib import record_loader
+chosen = record_loader.settings(sys.argv[1], num_workers=1)
 batches = loader.load(chosen, batch=1, seed=0)
 next(batches)
 print(*(p.pid for p in multiprocessing.active_children()), flush=True)
@@ -34,9 +34,9 @@ def is_running(process: int) -> bool:
 def test_workers_end_when_their_parent_is_killed(tmp_path):
   builder.write(
     tmp_path / "a",
-    {"train": generate.sounds([5, 6])},
-    geometry=generate.GEOMETRY,
-    null_text=generate.null_text(),
+    {"train": random_records.sounds([5, 6])},
+    geometry=random_records.GEOMETRY,
+    null_text=random_records.null_text(),
   )
   command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a")]
   with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as parent:

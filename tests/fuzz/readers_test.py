@@ -51,9 +51,9 @@ from ovi_jax.sampling import noise
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import requests
 from ovi_jax.training import init_from
-from tests.convert import spelled
-from tests.data import generate
-from tests.fuzz import mutations
+from tests.lib import mutations
+from tests.lib import pickle_bytes
+from tests.lib import random_records
 
 FEW, MANY = 24, 150
 ALLOWED = (ValueError, OSError)
@@ -153,8 +153,8 @@ def repack(path):
 
 
 def torch_legacy(folder):
-  value = spelled.mapping(w=spelled.tensor())
-  return spelled.legacy(folder / "m.pth", value)
+  value = pickle_bytes.mapping(w=pickle_bytes.tensor())
+  return pickle_bytes.legacy(folder / "m.pth", value)
 
 
 def all_tensors(path):
@@ -217,9 +217,9 @@ def decoded(path):
 def dataset(folder):
   builder.write(
     folder / "d",
-    {"train": [generate.record(0), generate.record(1)]},
-    geometry=generate.GEOMETRY,
-    null_text=generate.null_text(),
+    {"train": [random_records.record(0), random_records.record(1)]},
+    geometry=random_records.GEOMETRY,
+    null_text=random_records.null_text(),
   )
   return folder / "d"
 

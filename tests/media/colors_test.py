@@ -7,7 +7,7 @@ import pytest
 
 from ovi_jax.media import colors
 from ovi_jax.media import decode
-from tests.curation import films
+from tests.lib import media_files
 
 BT2020 = 9
 
@@ -41,10 +41,10 @@ def film(path, signal, transfer):
   luma = round(64 + 876 * signal)
   planes = np.full((48, 32), 512, np.uint16)
   planes[:32] = luma
-  return films.write(
+  return media_files.write(
     path,
     [planes] * 2,
-    films.even(2),
+    media_files.even(2),
     codec="ffv1",
     pixels="yuv420p10le",
     transfer=transfer,
@@ -79,10 +79,12 @@ def test_standard_range_is_left_alone(tmp_path):
 def test_untagged_colours_are_those_of_their_size(tmp_path):
   red = np.zeros((32, 32, 3), np.uint8) + np.array([200, 40, 40], np.uint8)
   # swscale writes BT.601 unless told otherwise: small frames come back.
-  path = films.write(tmp_path / "red.mp4", [red] * 2, films.even(2))
+  path = media_files.write(tmp_path / "red.mp4", [red] * 2, media_files.even(2))
   np.testing.assert_allclose(decode.video(path, 0, 1 / 24)[0], red, atol=6)
   # The same numbers in a large frame are BT.709, so another red.
   large = np.broadcast_to(red[:1, :1], (720, 32, 3)).copy()
-  path = films.write(tmp_path / "hd.mp4", [large] * 2, films.even(2))
+  path = media_files.write(
+    tmp_path / "hd.mp4", [large] * 2, media_files.even(2)
+  )
   shown = decode.video(path, 0, 1 / 24)[0].mean((0, 1))
   assert np.abs(shown - red[0, 0]).max() > 10

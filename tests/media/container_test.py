@@ -9,13 +9,13 @@ import pytest
 
 from ovi_jax.media import container as containers
 from ovi_jax.media import decode
-from tests.curation import films
+from tests.lib import media_files
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
   path = tmp_path_factory.mktemp("container") / "good.mp4"
-  return films.write(path, films.numbered(6), films.even(6))
+  return media_files.write(path, media_files.numbered(6), media_files.even(6))
 
 
 NAMES = [
@@ -78,10 +78,10 @@ def test_a_missing_file_is_not_called_damaged(tmp_path):
 def test_frames_of_an_avi_come_in_order_though_coded_in_another(
   tmp_path, codec, options
 ):
-  path = films.write(
+  path = media_files.write(
     tmp_path / "b.avi",
-    films.numbered(72),
-    films.even(72),
+    media_files.numbered(72),
+    media_files.even(72),
     codec=codec,
     options=options,
     base=fractions.Fraction(1, 24),
@@ -93,7 +93,7 @@ def test_frames_of_an_avi_come_in_order_though_coded_in_another(
   # From its beginning, and from a key frame within.
   for first in (0, 1.5):
     shown = decode.video(path, times[0] + first, 1.0)
-    numbers = [films.number(frame_HWC) for frame_HWC in shown]
+    numbers = [media_files.number(frame_HWC) for frame_HWC in shown]
     assert numbers == list(range(round(first * 24), round(first * 24) + 24))
 
 
@@ -106,11 +106,11 @@ def test_frames_are_shown_as_the_matrix_says(
 ):
   coded = np.zeros((32, 64, 3), np.uint8)
   coded[:16, :32], coded[:16, 32:], coded[16:, :32] = 250, 170, 90
-  path = films.write(tmp_path / "t.mp4", [coded] * 3, films.even(3))
+  path = media_files.write(tmp_path / "t.mp4", [coded] * 3, media_files.even(3))
   across, down = -1 if columns else 1, -1 if rows else 1
   # The place (x, y) is shown at (a·x + c·y, b·x + d·y).
   units = (0, down, across, 0) if transposed else (across, 0, 0, down)
-  films.turn(path, *units)
+  media_files.turn(path, *units)
   shown = decode.video(path, 0, 1 / 24)[0]
   expected = np.zeros((64, 32, 3) if transposed else (32, 64, 3), np.uint8)
   height, width, _ = expected.shape

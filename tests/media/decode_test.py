@@ -9,16 +9,16 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.media import clip_media
 from ovi_jax.media import container as containers
 from ovi_jax.media import decode
-from tests.curation import films
+from tests.lib import media_files
 
-RATE = films.RATE
+RATE = media_files.RATE
 
 
 def shown(path, start, frames):
   """Numbers of the frames that a window shows."""
   video_THWC = decode.video(path, start, frames / 24)
   assert len(video_THWC) == frames
-  return [films.number(frame_HWC) for frame_HWC in video_THWC]
+  return [media_files.number(frame_HWC) for frame_HWC in video_THWC]
 
 
 @pytest.mark.parametrize("form", ["mp4", "mkv", "avi", "ts"])
@@ -29,10 +29,10 @@ def test_frames_at_24_a_second_come_as_they_are(tmp_path, form):
     "pixels": "yuvj420p",
     "base": fractions.Fraction(1, 24),
   }
-  path = films.write(
+  path = media_files.write(
     tmp_path / f"a.{form}",
-    films.numbered(40),
-    films.even(40),
+    media_files.numbered(40),
+    media_files.even(40),
     **(avi if form == "avi" else {}),
   )
   assert shown(path, 0, 40) == list(range(40))
@@ -41,7 +41,7 @@ def test_frames_at_24_a_second_come_as_they_are(tmp_path, form):
 def test_of_a_variable_rate_the_frame_shown_then_is_taken(tmp_path):
   steps = np.random.default_rng(3).uniform(0.005, 0.2, 30)
   times = np.concatenate([[0], np.cumsum(steps)])
-  path = films.write(tmp_path / "v.mkv", films.numbered(31), times)
+  path = media_files.write(tmp_path / "v.mkv", media_files.numbered(31), times)
   at = np.arange(48) / 24
   expected = np.searchsorted(times, at + 2e-3, side="right") - 1
   assert shown(path, 0, 48) == expected.tolist()
@@ -49,10 +49,10 @@ def test_of_a_variable_rate_the_frame_shown_then_is_taken(tmp_path):
 
 def test_a_window_in_the_middle_is_that_of_the_whole(tmp_path):
   options = {"preset": "ultrafast", "g": "12", "bf": "2"}
-  path = films.write(
+  path = media_files.write(
     tmp_path / "m.mp4",
-    films.numbered(100),
-    films.even(100, 30),
+    media_files.numbered(100),
+    media_files.even(100, 30),
     options=options,
   )
   at = 1.3 + np.arange(20) / 24
@@ -62,11 +62,13 @@ def test_a_window_in_the_middle_is_that_of_the_whole(tmp_path):
 
 @pytest.mark.parametrize("fps", [24, 25, 29.97, 50])
 def test_pictures_at_25_are_those_of_the_source_by_time(tmp_path, fps):
-  path = films.write(
-    tmp_path / "a.mkv", films.numbered(90), films.even(90, fps)
+  path = media_files.write(
+    tmp_path / "a.mkv", media_files.numbered(90), media_files.even(90, fps)
   )
   window = decode.window(path, 0.4, 24 / 24)
-  found = [films.number(picture_HWC) for picture_HWC in window.pictures_25]
+  found = [
+    media_files.number(picture_HWC) for picture_HWC in window.pictures_25
+  ]
   times = 0.4 + (np.arange(25) + 0.5) / 25
   expected = np.floor((times + 2e-3) * fps)
   assert found == expected.tolist()
@@ -79,25 +81,31 @@ def test_pictures_at_25_are_those_of_the_source_by_time(tmp_path, fps):
 
 
 def test_the_last_frame_stays_where_a_file_ends(tmp_path):
-  path = films.write(tmp_path / "e.mp4", films.numbered(10), films.even(10))
+  path = media_files.write(
+    tmp_path / "e.mp4", media_files.numbered(10), media_files.even(10)
+  )
   assert shown(path, 0.25, 6) == [6, 7, 8, 9, 9, 9]
 
 
 def test_pixels_become_square_and_nothing_is_squeezed(tmp_path):
   for aspect, size in (((2, 1), (32, 128)), ((1, 2), (64, 64))):
-    path = films.write(
+    path = media_files.write(
       tmp_path / f"{aspect[0]}.mp4",
-      films.numbered(2),
-      films.even(2),
+      media_files.numbered(2),
+      media_files.even(2),
       aspect=fractions.Fraction(*aspect),
     )
     assert decode.video(path, 0, 2 / 24).shape == (2, *size, 3)
 
 
 def test_8k_is_made_smaller_as_it_is_decoded(tmp_path):
-  frames = [films.picture(1, 4320, 7680, cell=480)] * 3
-  path = films.write(
-    tmp_path / "8k.avi", frames, films.even(3), codec="mjpeg", pixels="yuvj420p"
+  frames = [media_files.picture(1, 4320, 7680, cell=480)] * 3
+  path = media_files.write(
+    tmp_path / "8k.avi",
+    frames,
+    media_files.even(3),
+    codec="mjpeg",
+    pixels="yuvj420p",
   )
   video_THWC = decode.video(path, 0, 3 / 24)
   _, rows, columns, _ = video_THWC.shape
@@ -110,10 +118,10 @@ def test_8k_is_made_smaller_as_it_is_decoded(tmp_path):
 
 
 def test_damage_in_the_middle_is_told_and_not_fatal(tmp_path):
-  path = films.write(
+  path = media_files.write(
     tmp_path / "d.mkv",
-    films.moving(72),
-    films.even(72),
+    media_files.moving(72),
+    media_files.even(72),
     options={"preset": "ultrafast", "g": "12"},
   )
   content = bytearray(path.read_bytes())
@@ -131,11 +139,11 @@ def test_damage_in_the_middle_is_told_and_not_fatal(tmp_path):
 
 
 def test_a_change_of_size_breaks_the_pass(tmp_path):
-  small = films.write(
-    tmp_path / "a.ts", films.numbered(4), films.even(4)
+  small = media_files.write(
+    tmp_path / "a.ts", media_files.numbered(4), media_files.even(4)
   ).read_bytes()
-  large = films.write(
-    tmp_path / "b.ts", films.numbered(4, 64, 96), [1, 1.1, 1.2, 1.3]
+  large = media_files.write(
+    tmp_path / "b.ts", media_files.numbered(4, 64, 96), [1, 1.1, 1.2, 1.3]
   ).read_bytes()
   both = tmp_path / "c.ts"
   both.write_bytes(small + large)
@@ -151,7 +159,7 @@ def clicks(tmp_path_factory):
     at = round(time * 48_000)
     wave[:, at : at + 48] = 0.9
   path = tmp_path_factory.mktemp("clicks") / "c.wav"
-  return films.write_sound(path, wave, 48_000)
+  return media_files.write_sound(path, wave, 48_000)
 
 
 def test_sound_begins_where_the_window_does(clicks):
@@ -169,8 +177,8 @@ def test_sound_begins_where_the_window_does(clicks):
 
 
 def test_two_full_channels_do_not_overshoot(tmp_path):
-  wave = np.concatenate([films.tone(1, 0.99)] * 2)
-  path = films.write_sound(tmp_path / "s.wav", wave)
+  wave = np.concatenate([media_files.tone(1, 0.99)] * 2)
+  path = media_files.write_sound(tmp_path / "s.wav", wave)
   audio_A = decode.audio(path, 0, 1)
   np.testing.assert_allclose(audio_A, wave[0], atol=2e-3)
 
@@ -182,7 +190,9 @@ def test_sound_beyond_the_end_is_silence(clicks):
 
 
 def test_a_file_without_sound_has_no_samples(tmp_path):
-  path = films.write(tmp_path / "q.mp4", films.numbered(3), films.even(3))
+  path = media_files.write(
+    tmp_path / "q.mp4", media_files.numbered(3), media_files.even(3)
+  )
   assert decode.audio(path, 0, 1).shape == (0,)
   with pytest.raises(containers.DamagedError, match="sound"):
     list(decode.sweep_sound(path))
@@ -199,8 +209,11 @@ def test_a_pass_over_the_sound_is_all_of_it(clicks):
 
 def test_a_clips_media_are_decoded_once(tmp_path, monkeypatch):
   pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
-  path = films.write(
-    tmp_path / "o.mp4", films.numbered(24), films.even(24), films.tone(1)
+  path = media_files.write(
+    tmp_path / "o.mp4",
+    media_files.numbered(24),
+    media_files.even(24),
+    media_files.tone(1),
   )
   opened = []
   whole = containers.opened

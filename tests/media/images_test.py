@@ -11,8 +11,8 @@ from PIL import Image
 
 from ovi_jax import geometry
 from ovi_jax.media import images
-from tests import parity
-from tests.media import profiles
+from tests.lib import icc_profiles
+from tests.lib import parity
 
 RATE = geometry.SAMPLE_RATE
 
@@ -160,7 +160,7 @@ def test_transparent_colours_of_other_depths_are_white(
 
 
 def test_display_p3_becomes_srgb():
-  profile = profiles.rgb()
+  profile = icc_profiles.rgb()
   image = Image.new("RGB", (8, 8), (200, 120, 100))
   for form, options in (
     ("PNG", {}),
@@ -184,24 +184,24 @@ def test_display_p3_becomes_srgb():
 def test_srgb_s_own_profile_changes_no_pixel():
   random = np.random.default_rng(0)
   levels_HWC = random.integers(0, 256, (40, 40, 3), np.uint8)
-  profile = profiles.rgb(profiles.SRGB)
+  profile = icc_profiles.rgb(icc_profiles.SRGB)
   image_HWC, notes = _read(Image.fromarray(levels_HWC), icc_profile=profile)
   np.testing.assert_array_equal(image_HWC, levels_HWC)
   assert not notes
 
 
 def test_profiles_of_grey_and_of_inks_are_applied():
-  linear = profiles.grey(1.0)
+  linear = icc_profiles.grey(1.0)
   image_HWC, notes = _read(Image.new("L", (4, 4), 128), icc_profile=linear)
   # 128 of 255 parts of the light.
   assert tuple(image_HWC[0, 0]) == (188, 188, 188) and not notes
   deep = Image.fromarray(np.full((2, 2), 128 * 257, np.uint16))
   assert _read(deep, icc_profile=linear)[0][0, 0, 0] == 188
   # A camera's colour profile is kept when a picture is made grey.
-  assert _read(Image.new("L", (4, 4), 77), icc_profile=profiles.rgb())[0][
+  assert _read(Image.new("L", (4, 4), 77), icc_profile=icc_profiles.rgb())[0][
     0, 0
   ].tolist() == [77, 77, 77]
-  inks = profiles.cmyk({(1, 0, 0, 0): (60, -30, -40)})
+  inks = icc_profiles.cmyk({(1, 0, 0, 0): (60, -30, -40)})
   cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
   image_HWC, notes = _read(cyan, "JPEG", quality=100, icc_profile=inks)
   # L*a*b* (60, -30, -40): red is out of sRGB.
@@ -213,14 +213,14 @@ def test_profiles_of_grey_and_of_inks_are_applied():
 
 
 def test_profiles_of_no_use_are_ignored_with_a_note():
-  image, good = Image.new("RGB", (8, 8), (200, 120, 100)), profiles.rgb()
+  image, good = Image.new("RGB", (8, 8), (200, 120, 100)), icc_profiles.rgb()
   for profile, why in (
     (b"x", "cannot open"),
     (good[:200], "cannot open"),
     (good[:128] + b"\xff" * 4 + good[132:], "cannot open"),
     (good[:300] + b"\xff" * 3000, "build transform"),
-    (profiles.grey(2.2), "it is for GRAY, the pixels are RGB"),
-    (profiles.rgb(kind=b"link"), "no device"),
+    (icc_profiles.grey(2.2), "it is for GRAY, the pixels are RGB"),
+    (icc_profiles.rgb(kind=b"link"), "no device"),
     (bytes(5 << 20), "5242880 bytes"),
   ):
     options = {"icc_profile": profile, "lossless": True}
@@ -285,7 +285,7 @@ def test_png_code_points_are_followed(
   samples = bytes(given)
   if bits == 16:
     samples = struct.pack(">3H", *(257 * level for level in given))
-  profile = zlib.compress(profiles.rgb())  # comes second
+  profile = zlib.compress(icc_profiles.rgb())  # comes second
   chunks = [
     (b"iCCP", b"p\0\0" + profile),
     (b"cICP", bytes(code_points)),
@@ -410,7 +410,7 @@ def test_damaged_pictures_are_read_or_refused(form):
   exif[0x0112] = 6
   file = io.BytesIO()
   Image.new("RGBA" if form != "JPEG" else "RGB", (16, 8), BLUE).save(
-    file, form, exif=exif, icc_profile=profiles.grey(2.2)
+    file, form, exif=exif, icc_profile=icc_profiles.grey(2.2)
   )
   content, random = file.getvalue(), np.random.default_rng(0)
   for _ in range(300):

@@ -11,7 +11,7 @@ import pytest
 
 from ovi_jax import geometry
 from ovi_jax.media import mp4
-from tests.curation import films
+from tests.lib import media_files
 
 RATE = geometry.SAMPLE_RATE
 
@@ -163,7 +163,9 @@ def test_what_is_no_video_is_named(tmp_path):
   ],
 )
 def test_a_playlist_opens_no_other_file(tmp_path, text):
-  films.write(tmp_path / "other.mkv", films.numbered(5), films.even(5))
+  media_files.write(
+    tmp_path / "other.mkv", media_files.numbered(5), media_files.even(5)
+  )
   (tmp_path / "a.mp4").write_text(text)
   with pytest.raises(ValueError, match="a.mp4: expected a video.* formats"):
     mp4.read(tmp_path / "a.mp4")
@@ -171,7 +173,9 @@ def test_a_playlist_opens_no_other_file(tmp_path, text):
 
 def test_a_name_is_a_file_and_no_address(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  films.write(tmp_path / "good.mp4", films.numbered(5), films.even(5))
+  media_files.write(
+    tmp_path / "good.mp4", media_files.numbered(5), media_files.even(5)
+  )
   for name in ("concat:secret|z.mp4", "file:good.mp4", "subfile,,:good.mp4"):
     with pytest.raises(ValueError, match="No such file"):
       mp4.read(name)
@@ -196,20 +200,26 @@ def test_a_small_file_of_many_large_frames_is_not_held(tmp_path):
 
 
 def test_long_films_and_sounds_are_not_held(tmp_path):
-  frames, second = films.numbered(10), films.even(10, 1)
-  films.write(tmp_path / "slow.mp4", frames, second)
+  frames, second = media_files.numbered(10), media_files.even(10, 1)
+  media_files.write(tmp_path / "slow.mp4", frames, second)
   with pytest.raises(ValueError, match="at most 5 s .* frames last 9 s"):
     mp4.read(tmp_path / "slow.mp4", max_seconds=5)
-  films.write(tmp_path / "a.mp4", frames, films.even(10), films.tone(9.0))
+  media_files.write(
+    tmp_path / "a.mp4", frames, media_files.even(10), media_files.tone(9.0)
+  )
   with pytest.raises(ValueError, match="at most 5 s .* sound is longer"):
     mp4.read(tmp_path / "a.mp4", max_seconds=5)
-  many = films.write(tmp_path / "m.mp4", frames, films.even(10, 1000))
+  many = media_files.write(
+    tmp_path / "m.mp4", frames, media_files.even(10, 1000)
+  )
   with pytest.raises(ValueError, match="at most 9 frames"):
     mp4.header(many, max_frames=9)
 
 
 def test_a_header_says_what_a_film_is(tmp_path):
-  path = films.write(tmp_path / "a.mkv", films.numbered(9), films.even(9, 25))
+  path = media_files.write(
+    tmp_path / "a.mkv", media_files.numbered(9), media_files.even(9, 25)
+  )
   found = mp4.header(path)
   assert (found.height, found.width, found.aspect) == (32, 64, 1)
   np.testing.assert_allclose(found.times, np.arange(9) / 25, atol=1e-3)

@@ -12,7 +12,7 @@ from ovi_jax.convert import audio_vae as audio_vae_names
 from ovi_jax.convert import mapping
 from ovi_jax.convert import standin
 from ovi_jax.models import audio_vae
-from tests import parity
+from tests.lib import parity
 
 MANIFEST = pathlib.Path(__file__).parents[1] / "goldens" / "full_manifest.json"
 DTYPES = pytest.mark.parametrize(

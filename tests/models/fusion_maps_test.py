@@ -8,7 +8,7 @@ import pytest
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.models import maps
-from tests import standin_models
+from tests.lib import standin_models
 
 MAPS = "attention_maps"
 

@@ -14,8 +14,8 @@ from ovi_jax.convert import standin
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sharding import mesh as meshes
-from tests import parity
-from tests import standin_models
+from tests.lib import parity
+from tests.lib import standin_models
 
 CASES = {  # golden -> (first frame clean, block left out)
   "t2v": (False, 0),
@@ -160,22 +160,8 @@ def test_one_tower_alone(inputs, golden, name):
   assert velocity.other(name) is None
 
 
-def full_shapes() -> dict:
-  """Parameters of the released denoiser, without memory for them."""
-  model = fusion.FusionDiT(standin_models.FULL_FUSION)
-
-  def struct(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-  latents = AV(struct(1, 31, 44, 80, 48), struct(1, 157, 20))
-  text, t_BT = struct(1, 512, 4096), struct(1, 1)
-  return jax.eval_shape(
-    model.init, jax.random.key(0), latents, AV(t_BT, t_BT), AV(text, text)
-  )["params"]
-
-
 def test_released_parameter_counts():
-  flat = mapping.flatten(full_shapes())
+  flat = mapping.flatten(standin_models.full_fusion_shapes())
 
   def count(pattern: str) -> int:
     return sum(x.size for path, x in flat.items() if pattern in path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.models import mel
-from tests import parity
+from tests.lib import parity
 
 CONFIG = mel.MelConfig()
 

@@ -7,8 +7,8 @@ import pytest
 
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
-from tests import parity
-from tests import standin_models
+from tests.lib import parity
+from tests.lib import standin_models
 
 PARAMS = {"params": standin_models.fusion_params()}
 CONFIG = standin_models.fusion_config()

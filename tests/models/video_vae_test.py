@@ -18,7 +18,7 @@ from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.models.video_vae import layers
 from ovi_jax.models.video_vae import placement
 from ovi_jax.sharding import mesh as meshes
-from tests import parity
+from tests.lib import parity
 
 MANIFEST = pathlib.Path(__file__).parents[1] / "goldens" / "full_manifest.json"
 FULL = video_vae.VideoVAEConfig()

@@ -10,7 +10,7 @@ from ovi_jax.convert import mapping
 from ovi_jax.convert import standin
 from ovi_jax.convert import vocoder as vocoder_names
 from ovi_jax.models import vocoder
-from tests import parity
+from tests.lib import parity
 
 MANIFEST = pathlib.Path(__file__).parents[1] / "goldens" / "full_manifest.json"
 

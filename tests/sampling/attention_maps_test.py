@@ -9,7 +9,7 @@ import pytest
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sampling import attention_maps
-from tests import standin_models
+from tests.lib import standin_models
 
 S, T, H, W = 157, 31, 2, 2
 

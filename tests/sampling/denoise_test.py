@@ -13,8 +13,8 @@ from ovi_jax.sampling import guidance
 from ovi_jax.sampling import solver
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
-from tests import parity
-from tests import standin_models
+from tests.lib import parity
+from tests.lib import standin_models
 
 SCALES = AV(4.0, 3.0)
 

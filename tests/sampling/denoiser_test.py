@@ -13,8 +13,8 @@ from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import settings
 from ovi_jax.sharding import mesh as meshes
-from tests import parity
-from tests.sampling import generate_test
+from tests.lib import config_values
+from tests.lib import parity
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,11 @@ def decoder(pipeline):
 def latents(pipeline, golden):
   """Latents of eight steps from the golden noise, by whether an image leads."""
   arrays = golden("sampling")
-  prompts = generate_test.PROMPTS
+  prompts = config_values.PROMPTS
   embedded = pipeline.embed(prompts)
   positive, *negative = (embedded[p] for p in prompts)
   noise = AV(arrays["noise_v"].transpose(1, 2, 3, 0), arrays["noise_a"])
-  chosen = settings.Settings.from_config(generate_test.config())
+  chosen = settings.Settings.from_config(config_values.sample_config())
   denoiser = pipeline.denoiser()
 
   def run(first):
@@ -116,7 +116,7 @@ def test_prompts_may_be_written_out_whole():
 
 def test_embeddings_are_of_the_prompts_own_tokens(pipeline, golden):
   arrays = golden("umt5")
-  prompt = generate_test.PROMPTS[0]
+  prompt = config_values.PROMPTS[0]
   own = int(arrays["t5_mask"][0].sum())
   embedded = pipeline.embed([prompt])[prompt]
   parity.assert_close(embedded, arrays["t5_emb"][0, :own], "forward")

@@ -1,6 +1,5 @@
 """A whole run of `sample.py` on the stand-in: files, reruns, bad input."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -18,35 +17,23 @@ from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings
-from tests import parity
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROMPTS = json.loads((ROOT / "tests/goldens/prompts.json").read_text())
-
-
-def config(**changes):
-  """The config of `configs/sample.py` as the goldens were made."""
-  spec = importlib.util.spec_from_file_location(
-    "sample_config", ROOT / "configs/sample.py"
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  values = module.get_config()
-  values.num_steps, values.slg_layer = 8, 1
-  with values.unlocked():
-    values.update(changes)
-  return values
+from tests.lib import config_values
+from tests.lib import parity
 
 
 @pytest.fixture
 def run(weights, tmp_path):
   """Run with the stand-in's weights; returns (paths, lines logged)."""
 
-  def call(prompt=PROMPTS[0], asked=None, changes=(), **arguments):
+  def call(
+    prompt=config_values.PROMPTS[0], asked=None, changes=(), **arguments
+  ):
     lines: list[str] = []
     paths = generate.run(
       requests=asked or requests.from_prompt(prompt),
-      settings=settings.Settings.from_config(config(**dict(changes))),
+      settings=settings.Settings.from_config(
+        config_values.sample_config(**dict(changes))
+      ),
       **{"weights": weights, "out": tmp_path / "out"} | arguments,
       log=lines.append,
     )
@@ -76,7 +63,7 @@ def test_a_run_from_given_noise(run, noise, golden):
   assert frames.shape == (13, 64, 96, 3) and (fps, rate) == (24, 16_000)
   assert abs(len(wave) - 21 * 512) <= 1024 and np.abs(wave).max() > 0.01
   recipe = json.loads(path.with_suffix(".json").read_text())
-  assert recipe["prompt"] == PROMPTS[0] and recipe["seed"] == 103
+  assert recipe["prompt"] == config_values.PROMPTS[0] and recipe["seed"] == 103
   assert recipe["config"]["guidance_scale"] == {"video": 4.0, "audio": 3.0}
   assert recipe["weights"]["sha256"].keys() >= {"fusion", "vocoder"}
   assert recipe["noise_sha256"] and recipe["ovi_jax"] and recipe["device"]
@@ -307,7 +294,7 @@ def test_unknown_config_field():
   with pytest.raises(
     ValueError, match="config.stepps is unknown .did you mean num_steps"
   ):
-    settings.Settings.from_config(config(stepps=3))
+    settings.Settings.from_config(config_values.sample_config(stepps=3))
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -6,19 +6,17 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from ovi_jax.media import mp4
-from ovi_jax.modality import AV
 from ovi_jax.sampling import outputs
+from tests.lib import grey_clips
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RECIPE = {"prompt": "a", "seed": 1, "image": {"path": "x", "sha256": "0"}}
 # Writes a clip of grey level argv[2] and kills itself at rename number argv[3].
 WRITE = """
 import os, signal, sys
-from tests.sampling import outputs_test
+from tests.lib import grey_clips
 rename, calls = os.replace, []
 def replace(*names):
   calls.append(names)
@@ -26,28 +24,15 @@ def replace(*names):
     os.kill(os.getpid(), signal.SIGKILL)
   rename(*names)
 os.replace = replace
-outputs_test.write(sys.argv[1], int(sys.argv[2]))
+grey_clips.write(sys.argv[1], int(sys.argv[2]))
 """
-
-
-def write(path, grey: int) -> None:
-  """A clip of 5 grey frames, described as such."""
-  frames = np.full((5, 32, 32, 3), grey, np.uint8)
-  latents = AV(np.zeros((2, 2, 2, 48)), np.zeros((4, 20)))
-  outputs.write(
-    pathlib.Path(path),
-    RECIPE | {"seed": grey},
-    iter([frames]),
-    np.zeros(4000, np.float32),
-    latents,
-  )
 
 
 def test_a_clip_is_made_once(tmp_path):
   path = tmp_path / "clip.mp4"
-  recipe = RECIPE | {"seed": 9}
+  recipe = grey_clips.RECIPE | {"seed": 9}
   assert not outputs.is_complete(path, recipe)
-  write(path, 9)
+  grey_clips.write(path, 9)
   assert outputs.is_complete(path, recipe, [outputs.latents_of(path)])
   moved = recipe | {"image": {"path": "elsewhere", "sha256": "0"}}
   assert outputs.is_complete(
@@ -67,7 +52,7 @@ def test_a_clip_is_made_once(tmp_path):
 def test_a_kill_leaves_nothing_that_misleads(tmp_path, rename):
   """Killed while making a clip anew: it is whole and described, or absent."""
   path = tmp_path / "clip.mp4"
-  write(path, 100)
+  grey_clips.write(path, 100)
   died = subprocess.run(
     [sys.executable, "-c", WRITE, str(path), "200", str(rename)],
     cwd=ROOT,
@@ -77,9 +62,9 @@ def test_a_kill_leaves_nothing_that_misleads(tmp_path, rename):
   if path.exists():
     grey = json.loads(path.with_suffix(".json").read_text())["seed"]
     assert abs(int(mp4.read(path)[0].mean()) - grey) < 5
-  write(path, 200)
+  grey_clips.write(path, 200)
   assert outputs.is_complete(
-    path, RECIPE | {"seed": 200}, [outputs.latents_of(path)]
+    path, grey_clips.RECIPE | {"seed": 200}, [outputs.latents_of(path)]
   )
   left = sorted(p.name for p in tmp_path.iterdir())
   assert left == ["clip.json", "clip.mp4", "clip.npz"]

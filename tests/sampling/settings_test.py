@@ -1,31 +1,19 @@
 """Whose values the settings of sampling have."""
 
-import functools
-import json
 import pathlib
 
-import ml_collections
 import pytest
 
 from ovi_jax.modality import AV
 from ovi_jax.sampling import settings
-from tests.sampling import generate_test
+from tests.lib import config_values
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROMPTS = json.loads((ROOT / "tests/goldens/prompts.json").read_text())
 OPEN = {"num_steps": None, "slg_layer": None}
 
 
-def plain_config(config, field: str, value) -> ml_collections.FrozenConfigDict:
-  """A config with a value that a ConfigDict would convert."""
-  values = config.to_dict()
-  *folders, name = field.split(".")
-  functools.reduce(lambda v, key: v[key], folders, values)[name] = value
-  return ml_collections.FrozenConfigDict(values)
-
-
 def settled(advised=None, **changes) -> settings.Settings:
-  config = generate_test.config(**OPEN | changes)
+  config = config_values.sample_config(**OPEN | changes)
   return settings.Settings.from_config(config, advised)
 
 
@@ -33,7 +21,7 @@ def test_defaults_are_the_originals():
   found = settled()
   assert (found.height, found.width) == (704, 1280)
   assert found.guidance_scale == AV(4.0, 3.0)
-  assert list(found.negative_prompt) == PROMPTS[1:]
+  assert list(found.negative_prompt) == config_values.PROMPTS[1:]
   assert (found.solver, found.flow_shift, found.seed) == ("unipc", 5.0, 103)
   assert (found.num_steps, found.slg_layer) == (50, 11)
 
@@ -47,7 +35,7 @@ def test_weights_advise_and_the_user_decides():
   found = settled(advised, num_steps=7)
   assert (found.num_steps, found.flow_shift) == (7, 3.0)
   assert found.guidance_scale == AV(2.0, 1.5) and found.solver == "unipc"
-  config = generate_test.config(**OPEN)
+  config = config_values.sample_config(**OPEN)
   config.guidance_scale.audio = 9.0
   found = settings.Settings.from_config(config, advised)
   assert found.guidance_scale == AV(2.0, 9.0)
@@ -98,7 +86,9 @@ def test_long_advice_is_cut_in_the_message(advised):
   ],
 )
 def test_truth_values_and_texts_are_no_numbers(field, value):
-  config = plain_config(generate_test.config(), field, value)
+  config = config_values.plain_config(
+    config_values.sample_config(), field, value
+  )
   with pytest.raises(
     ValueError, match=f"config.{field} must be .*got {value!r}"
   ):

@@ -8,7 +8,7 @@ import pytest
 from ovi_jax.sampling import schedule
 from ovi_jax.sampling import settings
 from ovi_jax.sampling import solver
-from tests import parity
+from tests.lib import parity
 
 NAMES = sorted(solver.SOLVERS)
 

@@ -23,7 +23,7 @@ from ovi_jax.training import param_filter
 from ovi_jax.training import state_sharding
 from ovi_jax.training import step
 from ovi_jax.training.objectives import flow_matching
-from tests import parity
+from tests.lib import parity
 
 # Name -> axes and the scheme of attention between tokens that are split.
 MESHES: dict[str, tuple[dict[str, int], str]] = {

@@ -8,12 +8,12 @@ from ovi_jax.convert import mapping
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
-from tests.models import fusion_test
+from tests.lib import standin_models
 
 
 def test_table_fits_the_released_model():
   mesh = meshes.make(jax.devices(), fsdp=2, context=2, tensor=2)
-  flat = mapping.flatten(fusion_test.full_shapes())
+  flat = mapping.flatten(standin_models.full_fusion_shapes())
   placed = sharding_rules.param_shardings(flat, sharding_rules.FUSION, mesh)
   assert placed.keys() == flat.keys()
   query = placed["blocks/audio/cross_attention/fusion_key/kernel"]

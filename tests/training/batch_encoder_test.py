@@ -11,15 +11,8 @@ from ovi_jax.training import batch_encoder
 from ovi_jax.training import logs
 from ovi_jax.training import settings
 from ovi_jax.training import trainer
-from tests.data import encode_test
-from tests.training import trainer_test
-
-RAW = {"data.encode_on_the_fly": True, "data.text_source": "captions"}
-SCRATCH = {
-  "init_from.video": "scratch",
-  "init_from.audio": "scratch",
-  "trainable": "all",
-}
+from tests.lib import raw_clips
+from tests.lib import small_training
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +20,9 @@ def media(tmp_path_factory):
   """Clips, a sound without a picture, and a clip that is shorter."""
   folder = tmp_path_factory.mktemp("media")
   frames = (5, 5, 5, 0, 1)
-  records = [encode_test.clip(i, f, folder) for i, f in enumerate(frames)]
+  records = [raw_clips.clip(i, f, folder) for i, f in enumerate(frames)]
   builder.write(
-    folder / "data", {"train": records}, geometry=trainer_test.SIZES
+    folder / "data", {"train": records}, geometry=small_training.SIZES
   )
   return folder / "data"
 
@@ -51,11 +44,6 @@ def use(patch, count):
   patch.setattr(jax, "local_devices", lambda *_: some)
 
 
-def config(source, weights, **changes):
-  changes = SCRATCH | {"pretrained": str(weights)} | changes
-  return trainer_test.config("fusion", str(source), **changes)
-
-
 def batches(values, count):
   """The first batches of a run on the devices, and the empty prompt."""
   chosen = settings.Settings.from_config(values)
@@ -74,8 +62,15 @@ def test_encoding_in_the_loop_is_reading_what_was_cached(
 ):
   use(monkeypatch, 2)
   sizes = {"batch_size": 2, "mesh.fsdp": 2}
-  live, live_null = batches(config(media, weights, **RAW, **sizes), 3)
-  kept, kept_null = batches(config(cached, weights, **sizes), 3)
+  live, live_null = batches(
+    small_training.fusion_config(
+      media, weights, **small_training.ON_THE_FLY, **sizes
+    ),
+    3,
+  )
+  kept, kept_null = batches(
+    small_training.fusion_config(cached, weights, **sizes), 3
+  )
   close(live_null, kept_null)
   heard = []
   for one, other in zip(live, kept, strict=True):
@@ -91,7 +86,7 @@ def test_encoding_in_the_loop_is_reading_what_was_cached(
       sound, alone = one.latents.audio[row], other.latents.audio[row]
       heard.append(int(length))
       # A shorter sound is encoded with the silence that fills its bucket.
-      if length == trainer_test.SOUND:
+      if length == small_training.SOUND:
         close(sound, alone)
       assert sound[:length].any() and not sound[length:].any()
   assert {1, 5, 6} == set(heard)
@@ -107,7 +102,10 @@ def close(one, other):
 @pytest.mark.slow
 def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
   use(monkeypatch, 1)
-  assert trainer_test.run(config(media, weights, **RAW), tmp_path)
+  assert small_training.run(
+    small_training.fusion_config(media, weights, **small_training.ON_THE_FLY),
+    tmp_path,
+  )
   lines = logs.read(tmp_path)
   assert [line["step"] for line in lines] == [2, 4]
   # 2·2·2 and 6 tokens a clip, whatever they were made of.
@@ -121,9 +119,15 @@ def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    (RAW | {"pretrained": ""}, "give --config.pretrained=DIR, or cache"),
-    (RAW | {"pretrained": "nowhere"}, "nowhere"),
-    (RAW | {"model.audio.channels": 8}, "in_dim is 8, but audio_vae embed_dim"),
+    (
+      small_training.ON_THE_FLY | {"pretrained": ""},
+      "give --config.pretrained=DIR, or cache",
+    ),
+    (small_training.ON_THE_FLY | {"pretrained": "nowhere"}, "nowhere"),
+    (
+      small_training.ON_THE_FLY | {"model.audio.channels": 8},
+      "in_dim is 8, but audio_vae embed_dim",
+    ),
     (
       {"data.text_source": "smoke"},
       "data.text_source 'smoke' is unknown",
@@ -140,4 +144,6 @@ def test_what_does_not_fit(
 ):
   use(monkeypatch, 1)
   with pytest.raises(ValueError, match=message):
-    trainer_test.run(config(media, weights, **changes), tmp_path / "run")
+    small_training.run(
+      small_training.fusion_config(media, weights, **changes), tmp_path / "run"
+    )

@@ -11,26 +11,24 @@ from ovi_jax.models import dit
 from ovi_jax.pretrained import weights as stores
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import export
-from tests.training import batch_encoder_test
-from tests.training import trainer_test
+from tests.lib import small_training
 
-datasets = trainer_test.datasets
-one_device = trainer_test.one_device
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
 def run(datasets, tmp_path_factory):
   """A fusion run of four steps, from random towers."""
   path = tmp_path_factory.mktemp("run")
-  values = trainer_test.config(
+  values = small_training.config(
     "fusion",
     datasets["clips"],
-    **batch_encoder_test.SCRATCH,
+    **small_training.FROM_SCRATCH,
   )
   with pytest.MonkeyPatch.context() as patch:
     one = jax.devices()[:1]
     patch.setattr(jax, "devices", lambda *_: one)
-    assert trainer_test.run(values, path)
+    assert small_training.run(values, path)
   return path
 
 
@@ -40,7 +38,7 @@ def test_weights_of_a_run_stand_among_the_components(run, weights, tmp_path):
   manifest = weights_dir.read(tmp_path / "out")
   assert manifest.variant is None and manifest.towers == ("video", "audio")
   clip = manifest.architecture.clip
-  assert (clip.latent_frames, clip.audio_latents) == (2, trainer_test.SOUND)
+  assert (clip.latent_frames, clip.audio_latents) == (2, small_training.SOUND)
   raw = tmp_path / "raw"
   export.export(run, raw, weights, averaged=False, dtype=np.dtype("bfloat16"))
   mean, last = (

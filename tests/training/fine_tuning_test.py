@@ -5,6 +5,7 @@ import json
 import shutil
 import types
 
+import numpy as np
 import pytest
 
 from configs import fine_tune
@@ -12,6 +13,8 @@ from configs import fusion
 from configs import sample
 from configs import small
 from ovi_jax import synthetic
+from ovi_jax.data import builder
+from ovi_jax.data import schema
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import planning
@@ -19,10 +22,9 @@ from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.training import export
 from ovi_jax.training import settings
 from ovi_jax.training import trainer
-from tests.training import trainer_test
+from tests.lib import small_training
 
-datasets = trainer_test.datasets
-one_device = trainer_test.one_device
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_the_small_config_equals_the_shipped_model():
@@ -126,20 +128,20 @@ def test_exported_weights_are_sampled_as_those_they_started_from(
   values = fine_tune.get_config(str(advised))
   sizes = weights_dir.manifest_of(advised).architecture.fusion
   made = tmp_path / "data"
-  trainer_test.builder.write(
+  builder.write(
     made,
-    {"train": [trainer_test.record(i) for i in range(4)]},
-    geometry=trainer_test.schema.Geometry(text_dim=sizes.video.text_dim),
-    null_text=trainer_test.np.full((1, 48), 0.5, "f4"),
+    {"train": [small_training.record(i) for i in range(4)]},
+    geometry=schema.Geometry(text_dim=sizes.video.text_dim),
+    null_text=np.full((1, 48), 0.5, "f4"),
   )
   values.data.sources = (str(made),)
   values.data.video_buckets, values.data.audio_buckets = (
-    (trainer_test.CLIP,),
-    (trainer_test.SOUND,),
+    (small_training.CLIP,),
+    (small_training.SOUND,),
   )
   values.num_train_steps, values.batch_size, values.data.num_workers = 2, 4, 0
   values.optimizer.warmup_steps, values.mesh.fsdp = 1, 1
-  assert trainer_test.run(values, tmp_path / "run")
+  assert small_training.run(values, tmp_path / "run")
   out = tmp_path / "out"
   manifest = export.export(tmp_path / "run", out)
   # The stand-in has fewer than 11 blocks.

@@ -21,7 +21,7 @@ from ovi_jax.models import fusion
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import init_from
-from tests import standin_models
+from tests.lib import standin_models
 
 BOTH = standin_models.fusion_config()
 AUDIO = AV(audio=BOTH.audio)

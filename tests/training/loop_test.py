@@ -15,8 +15,8 @@ from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import state_sharding
 from ovi_jax.training import step as steps
-from tests import parity
-from tests.training import step_test
+from tests.lib import parity
+from tests.lib import small_step
 
 STEPS = 6
 
@@ -28,7 +28,7 @@ class Cycle:
     self.number, self.seen, self.on_batch = 0, [], on_batch
 
   def __next__(self):
-    batch = step_test.batch()
+    batch = small_step.batch()
     size = len(batch.ids)
     batch = batch._replace(ids=batch.ids + self.number * size)
     self.seen.append(batch.ids.tolist())
@@ -52,9 +52,9 @@ def one_run(
   evaluate=None,
 ):
   """Open a run's directory, continue, close it; returns the last state."""
-  made, state = step_test.step_config(num_train_steps=STEPS)
+  made, state = small_step.step_config(num_train_steps=STEPS)
   mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
-  shardings = state_sharding.state_shardings(state, step_test.CONFIG, mesh)
+  shardings = state_sharding.state_shardings(state, small_step.CONFIG, mesh)
   state = jax.device_put(jax.tree.map(np.array, state), shardings)
   kept = manager.Manager(path / "checkpoints")
   with kept, logs.Logs(path) as written:
@@ -62,7 +62,7 @@ def one_run(
       step_config=made,
       mesh=mesh,
       input=source,
-      null_SE=step_test.NULL,
+      null_SE=small_step.NULL,
       manager=kept,
       logs=written,
       directory=str(path),
@@ -73,7 +73,7 @@ def one_run(
       ),
       evaluate=evaluate or (lambda _: {}),
       cost=lambda batch: flops.batch_cost(
-        step_test.CONFIG,
+        small_step.CONFIG,
         jax.tree.map(np.shape, batch.latents),
         attention_only=True,
       ),
@@ -154,9 +154,9 @@ def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
 
 def test_each_size_of_batches_is_announced_once():
   said, bar = [], types.SimpleNamespace(clear=lambda: 0, refresh=lambda: 0)
-  loop._announce(bar, said.append, 2, 4, step_test.batch())
+  loop._announce(bar, said.append, 2, 4, small_step.batch())
   assert said == ["compiling bucket 2 of 4 (latents: video 2x4x6, audio 9) …"]
-  assert loop._size(step_test.batch()) == loop._size(step_test.batch())
+  assert loop._size(small_step.batch()) == loop._size(small_step.batch())
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_a_run_goes_on_with_other_devices(whole, tmp_path):
     for path, value in reference.items():
       # Of what was learnt, not of the weights themselves.
       moved = np.abs(
-        value - step_test.step_config()[1].trained_params[path]
+        value - small_step.step_config()[1].trained_params[path]
       ).max()
       assert np.abs(ours[path] - value).max() <= 1e-2 * moved, path
       assert parity.relative_error(ours[path], value) < 1e-5, path
@@ -203,7 +203,7 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
       written.append(values.get("perf/step_time"))
 
   work = types.SimpleNamespace(
-    step_config=step_test.step_config(num_train_steps=STEPS)[0],
+    step_config=small_step.step_config(num_train_steps=STEPS)[0],
     intervals=loop.Intervals(log_every=2),
     logs=Slow(),
   )

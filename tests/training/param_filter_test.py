@@ -10,7 +10,7 @@ from ovi_jax.models import architecture
 from ovi_jax.training import optimizer
 from ovi_jax.training import param_filter
 from ovi_jax.training import step
-from tests import standin_models
+from tests.lib import standin_models
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from configs import codec_video
 from configs import fusion
 from ovi_jax.training import settings
 from ovi_jax.training.codecs import settings as codecs
-from tests.sampling import settings_test
+from tests.lib import config_values
 
 
 def test_fields_are_named():
@@ -37,7 +37,7 @@ def test_fields_are_named():
   ],
 )
 def test_truth_values_and_texts_are_no_numbers(field, value):
-  config = settings_test.plain_config(fusion.get_config("mini"), field, value)
+  config = config_values.plain_config(fusion.get_config("mini"), field, value)
   with pytest.raises(ValueError, match=f"config.{field} ") as error:
     settings.Settings.from_config(config)
   assert "\n" not in str(error.value)

@@ -1,65 +1,30 @@
 """The training step on the stand-in's weights."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ovi_jax.data import schema
 from ovi_jax.diffusion import times
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sharding import mesh as meshes
-from ovi_jax.training import optimizer
 from ovi_jax.training import param_filter
 from ovi_jax.training import step
 from ovi_jax.training.objectives import flow_matching
-from tests import parity
-from tests import standin_models
+from tests.lib import parity
+from tests.lib import small_step
+from tests.lib import standin_models
 
-CONFIG = standin_models.fusion_config()
 GOLDEN_LOSS = 2.572352  # of the batch below, on the stand-in's weights
-NULL = np.random.default_rng(9).standard_normal((1, 48), np.float32)
-SETTINGS = optimizer.OptimizerConfig(learning_rate=1e-3, ema_decay=0.9)
-OBJECTIVE = flow_matching.ObjectiveConfig(i2v_prob=0.3)
 ADVANCE = jax.jit(step.train_step, static_argnums=0)
-
-
-def batch(size: int = 8) -> schema.Batch:
-  random = np.random.default_rng(0)
-  lengths = AV(np.full(size, 2), np.arange(size) % 4 + 6)
-  lengths.video[1] = lengths.audio[2] = 0
-  text = random.standard_normal((size, 5, 48), np.float32)
-  return schema.Batch(
-    latents=AV(
-      random.standard_normal((size, 2, 4, 6, 48), np.float32),
-      random.standard_normal((size, 9, 20), np.float32),
-    ),
-    lengths=AV(*(x.astype(np.int32) for x in lengths)),
-    text=AV(text, text),
-    ids=np.arange(size),
-  )
-
-
-@functools.cache
-def step_config(
-  parts: int = 1, trainable: str = param_filter.ATTENTION, **changes
-):
-  model = fusion.FusionDiT(CONFIG)
-  flow = flow_matching.FlowMatching(model, OBJECTIVE)
-  made = step.TrainStepConfig(flow, SETTINGS, 100, parts)
-  made = made._replace(**changes)
-  params = param_filter.flat(standin_models.fusion_params())
-  return made, step.init_state(
-    made, *param_filter.split(params, trainable), seed=1
-  )
 
 
 def test_a_golden_of_the_loss():
   """Numbers of this code; the objective's parts have tests of their own."""
-  _, metrics = ADVANCE(*step_config(), batch(), NULL)
+  _, metrics = ADVANCE(
+    *small_step.step_config(), small_step.batch(), small_step.NULL
+  )
   video, audio = (np.asarray(metrics.losses[n]) for n in AV._fields)
   assert video[1] == audio[2] == 0 and (np.delete(video, 1) > 0.3).all()
   expected = 0.85 * video.sum() / 7 + 0.15 * audio.sum() / 7
@@ -69,8 +34,12 @@ def test_a_golden_of_the_loss():
 
 @pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulation_is_one_large_batch(parts):
-  whole, metrics = ADVANCE(*step_config(), batch(), NULL)
-  divided, same = ADVANCE(*step_config(parts), batch(), NULL)
+  whole, metrics = ADVANCE(
+    *small_step.step_config(), small_step.batch(), small_step.NULL
+  )
+  divided, same = ADVANCE(
+    *small_step.step_config(parts), small_step.batch(), small_step.NULL
+  )
   np.testing.assert_allclose(same.loss, metrics.loss, rtol=1e-6)
   for name, reference in metrics.losses.items():
     np.testing.assert_allclose(same.losses[name], reference, rtol=1e-5)
@@ -81,21 +50,23 @@ def test_accumulation_is_one_large_batch(parts):
 
 @pytest.mark.slow
 def test_eight_devices_are_one():
-  made, state = step_config()
-  alone, metrics = ADVANCE(made, state, batch(), NULL)
+  made, state = small_step.step_config()
+  alone, metrics = ADVANCE(made, state, small_step.batch(), small_step.NULL)
   mesh = meshes.make(jax.devices()[:8], data=2, fsdp=4)
   rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
-  given = batch()._replace(ids=None)
+  given = small_step.batch()._replace(ids=None)
   with jax.set_mesh(mesh):
-    together, same = ADVANCE(made, state, jax.device_put(given, rows), NULL)
+    together, same = ADVANCE(
+      made, state, jax.device_put(given, rows), small_step.NULL
+    )
   np.testing.assert_allclose(same.loss, metrics.loss, rtol=1e-6)
   moments = zip(*(jax.tree.leaves(s.opt_state) for s in (together, alone)))
   assert all(parity.relative_error(a, b) < 1e-5 for a, b in moments if b.any())
 
 
 def test_only_what_is_trained_moves():
-  made, before = step_config()
-  state, _ = ADVANCE(made, before, batch(), NULL)
+  made, before = small_step.step_config()
+  state, _ = ADVANCE(made, before, small_step.batch(), small_step.NULL)
   assert int(state.step) == 1
   for path, value in state.frozen_params.items():
     np.testing.assert_array_equal(value, before.frozen_params[path])
@@ -119,8 +90,8 @@ def test_only_what_is_trained_moves():
 
 @pytest.mark.slow
 def test_steps_draw_anew_and_a_run_draws_again():
-  made, state = step_config()
-  given = jax.tree.map(jnp.asarray, batch())
+  made, state = small_step.step_config()
+  given = jax.tree.map(jnp.asarray, small_step.batch())
   first = step.sample_noise_for(made, state, given)
   again = step.sample_noise_for(made, state, given)
   second = step.sample_noise_for(made, state._replace(step=jnp.int32(1)), given)
@@ -135,18 +106,20 @@ def test_steps_draw_anew_and_a_run_draws_again():
 
 @pytest.mark.slow
 def test_training_lowers_the_loss():
-  made, state = step_config(trainable=param_filter.ALL)
-  fixed = step.sample_noise_for(made, state, jax.tree.map(jnp.asarray, batch()))
+  made, state = small_step.step_config(trainable=param_filter.ALL)
+  fixed = step.sample_noise_for(
+    made, state, jax.tree.map(jnp.asarray, small_step.batch())
+  )
 
   @jax.jit
   def at_fixed_noise(params):
     return flow_matching.losses(
-      made.objective.model, params, batch(), fixed, NULL
+      made.objective.model, params, small_step.batch(), fixed, small_step.NULL
     )
 
   before = at_fixed_noise(state.params())
   for _ in range(12):
-    state, _ = ADVANCE(made, state, batch(), NULL)
+    state, _ = ADVANCE(made, state, small_step.batch(), small_step.NULL)
   after = at_fixed_noise(state.params())
   assert after.video.sum() < 0.97 * before.video.sum()
   assert after.audio.sum() < 0.97 * before.audio.sum()
@@ -154,24 +127,24 @@ def test_training_lowers_the_loss():
 
 @pytest.mark.slow
 def test_one_tower_alone():
-  config = AV(None, CONFIG.audio)
+  config = AV(None, small_step.CONFIG.audio)
   model = fusion.FusionDiT(config)
   params = param_filter.flat(standin_models.fusion_params())
   params = {n: x for n, x in params.items() if "video" not in n}
   params = {n: x for n, x in params.items() if "fusion_" not in n}
   asked = flow_matching.ObjectiveConfig(loss_weights=AV(0.0, 1.0))
   flow = flow_matching.FlowMatching(model, asked)
-  made = step.TrainStepConfig(flow, SETTINGS, 100)
+  made = step.TrainStepConfig(flow, small_step.SETTINGS, 100)
   state = step.init_state(
     made, *param_filter.split(params, param_filter.ALL), seed=1
   )
-  given = batch()
+  given = small_step.batch()
   given = given._replace(
     latents=given.latents._replace(video=None),
     lengths=given.lengths._replace(video=None),
     text=given.text._replace(video=None),
   )
-  state, metrics = ADVANCE(made, state, given, NULL)
+  state, metrics = ADVANCE(made, state, given, small_step.NULL)
   assert set(metrics.losses) == {"audio"} and float(metrics.loss) > 0.3
 
 
@@ -184,7 +157,7 @@ def test_dropped_prompts_and_clean_frames():
       seen.update(x=x, t=t_BT, text=text)
       return jax.tree.map(jnp.zeros_like, x)
 
-  given = batch()
+  given = small_step.batch()
   size = len(given.ids)
   drawn = flow_matching.NoiseSample(
     sigma=AV(jnp.full(size, 0.25), jnp.full(size, 0.5)),
@@ -192,11 +165,11 @@ def test_dropped_prompts_and_clean_frames():
     dropped=AV(jnp.arange(size) == 3, jnp.arange(size) == 4),
     clean=jnp.arange(size) == 5,
   )
-  losses = flow_matching.losses(Spy(), {}, given, drawn, NULL)
-  np.testing.assert_array_equal(seen["text"].video[3, 0], NULL[0])
+  losses = flow_matching.losses(Spy(), {}, given, drawn, small_step.NULL)
+  np.testing.assert_array_equal(seen["text"].video[3, 0], small_step.NULL[0])
   assert not seen["text"].video[3, 1:].any()
   np.testing.assert_array_equal(seen["text"].audio[3], given.text.audio[3])
-  np.testing.assert_array_equal(seen["text"].audio[4, 0], NULL[0])
+  np.testing.assert_array_equal(seen["text"].audio[4, 0], small_step.NULL[0])
   np.testing.assert_array_equal(seen["t"].video[5], [0, 250])
   np.testing.assert_array_equal(seen["t"].audio[5], [500])
   np.testing.assert_array_equal(

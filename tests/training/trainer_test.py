@@ -1,86 +1,19 @@
 """Stages from their configs, one after the other, and bad input."""
 
 import dataclasses
-import importlib
 import shutil
 
 import jax
-import numpy as np
 import pytest
 
 from ovi_jax import synthetic
-from ovi_jax.data import builder
 from ovi_jax.data import quality
-from ovi_jax.data import schema
-from ovi_jax.modality import AV
 from ovi_jax.training import logs
 from ovi_jax.training import settings
 from ovi_jax.training import trainer
+from tests.lib import small_training
 
-SIZES = schema.Geometry(text_dim=48)
-CLIP, SOUND = (2, 4, 4), 6
-
-
-def record(number: int, video: bool = True) -> schema.Record:
-  """Random latents and a prompt, of a clip of five frames."""
-  draw = np.random.default_rng(number)
-  return schema.Record(
-    id=f"clip-{number}",
-    source="generated",
-    captions=("a clip",),
-    latents=AV(
-      draw.standard_normal((*CLIP, 48)).astype("f2") if video else None,
-      draw.standard_normal(
-        (SOUND - (number % 3 if not video else 0), 20)
-      ).astype("f2"),
-    ),
-    text=(draw.standard_normal((3, 48)).astype("f2"),),
-  )
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory) -> dict[str, str]:
-  """Clips with sound, and sounds alone."""
-  root, paths = tmp_path_factory.mktemp("data"), {}
-  for name, video in (("clips", True), ("sounds", False)):
-    paths[name] = str(root / name)
-    builder.write(
-      paths[name],
-      {"train": [record(i, video) for i in range(12)]},
-      geometry=SIZES,
-      null_text=np.full((1, 48), 0.5, np.float32),
-    )
-  return paths
-
-
-def config(name: str, source: str, **changes):
-  """A stage's mini config, smaller still."""
-  values = importlib.import_module(f"configs.{name}").get_config("mini")
-  values.data.sources = (source,)
-  values.data.video_buckets, values.data.audio_buckets = (CLIP,), (SOUND,)
-  values.num_train_steps, values.batch_size, values.log_every = 4, 4, 2
-  # Captions and codecs are random.
-  values.data.max_unknown_words, values.data.min_codec_psnr = 1.0, 0.0
-  values.optimizer.warmup_steps = 2
-  values.mesh.fsdp = 1
-  for tower in values.model.values():
-    if tower is not None:
-      tower.update(hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=48)
-  with values.unlocked():
-    values.update_from_flattened_dict(changes)
-  return values
-
-
-def run(values, path, log=lambda _: None) -> bool:
-  return trainer.train(
-    settings.Settings.from_config(values), values.to_dict(), path, log
-  )
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  one = jax.devices()[:1]
-  monkeypatch.setattr(jax, "devices", lambda *_: one)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +23,25 @@ def pretrained(datasets, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     one = jax.devices()[:1]
     patch.setattr(jax, "devices", lambda *_: one)
-    run(config("audio_pretrain", datasets["sounds"]), root / "audio")
-    run(config("video_pretrain", datasets["clips"]), root / "video")
+    small_training.run(
+      small_training.config("audio_pretrain", datasets["sounds"]),
+      root / "audio",
+    )
+    small_training.run(
+      small_training.config("video_pretrain", datasets["clips"]), root / "video"
+    )
   return root
 
 
 @pytest.mark.slow
 def test_stages_follow_each_other(pretrained, datasets, tmp_path):
-  tuned = config(
+  tuned = small_training.config(
     "audio_finetune",
     datasets["sounds"],
     **{"init_from.audio": str(pretrained / "audio" / "checkpoints")},
   )
-  assert run(tuned, tmp_path / "tuned")
-  both = config(
+  assert small_training.run(tuned, tmp_path / "tuned")
+  both = small_training.config(
     "fusion",
     datasets["clips"],
     **{
@@ -111,12 +49,12 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
       "init_from.video": str(pretrained / "video" / "checkpoints"),
     },
   )
-  assert run(both, tmp_path / "fusion")
+  assert small_training.run(both, tmp_path / "fusion")
   lines = logs.read(tmp_path / "fusion")
   assert [line["step"] for line in lines] == [2, 4]
   assert all(line["train/loss_video"] > 0.3 for line in lines)
   # A tower alone comes out of it without the layers of fusion.
-  again = config(
+  again = small_training.config(
     "audio_finetune",
     datasets["sounds"],
     **{"init_from.audio": str(tmp_path / "fusion" / "checkpoints")},
@@ -124,23 +62,25 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   plan = trainer.init_plan(settings.Settings.from_config(again))
   assert not plan.scratch and not any("fusion_" in path for path in plan.shapes)
   # The same command again has nothing to do.
-  assert run(both, tmp_path / "fusion")
+  assert small_training.run(both, tmp_path / "fusion")
   assert len(logs.read(tmp_path / "fusion")) == 2
 
 
 def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
-  first = config("audio_pretrain", datasets["sounds"])
-  assert run(first, tmp_path)
-  longer = config("audio_pretrain", datasets["sounds"], num_train_steps=6)
-  assert run(longer, tmp_path)
+  first = small_training.config("audio_pretrain", datasets["sounds"])
+  assert small_training.run(first, tmp_path)
+  longer = small_training.config(
+    "audio_pretrain", datasets["sounds"], num_train_steps=6
+  )
+  assert small_training.run(longer, tmp_path)
   assert [line["step"] for line in logs.read(tmp_path)] == [2, 4, 6]
   # It goes on without what it began from.
   begun = {"init_from.audio": str(tmp_path / "gone"), "num_train_steps": 8}
-  moved = config("audio_pretrain", datasets["sounds"], **begun)
-  assert run(moved, tmp_path)
-  other = config("audio_pretrain", datasets["sounds"], seed=1)
+  moved = small_training.config("audio_pretrain", datasets["sounds"], **begun)
+  assert small_training.run(moved, tmp_path)
+  other = small_training.config("audio_pretrain", datasets["sounds"], seed=1)
   with pytest.raises(ValueError, match="seed"):
-    run(other, tmp_path)
+    small_training.run(other, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -181,14 +121,16 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
 def test_what_cannot_be_is_said_before_the_first_step(
   changes, message, datasets, tmp_path
 ):
-  values = config("audio_pretrain", datasets["sounds"], **changes)
+  values = small_training.config(
+    "audio_pretrain", datasets["sounds"], **changes
+  )
   with pytest.raises(ValueError, match=message):
-    run(values, tmp_path / "run")
+    small_training.run(values, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
 def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
-  values = config(
+  values = small_training.config(
     "fusion",
     datasets["clips"],
     **{
@@ -198,7 +140,7 @@ def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
     },
   )
   with pytest.raises(ValueError, match="blocks/video/feed_forward/in/kernel"):
-    run(values, tmp_path / "run")
+    small_training.run(values, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -206,9 +148,9 @@ def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
   datasets, tmp_path
 ):
   path = tmp_path / "run"
-  begun, said = config("audio_pretrain", datasets["sounds"]), []
+  begun, said = small_training.config("audio_pretrain", datasets["sounds"]), []
   begun.num_train_steps, begun.optimizer.warmup_steps = 2, 50
-  assert run(begun, path, said.append)
+  assert small_training.run(begun, path, said.append)
   shown = f"logs: tensorboard --logdir={path}/tensorboard"
   assert sum(line.startswith(shown) for line in said) == 1
   assert any("warmup_steps 50 is not less than the 2" in line for line in said)
@@ -227,13 +169,13 @@ def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
     (seed, r"seed: 0 in the run, 1 now \(--config.seed=0 sets it back\)"),
   ):
     with pytest.raises(ValueError, match=message) as error:
-      run(other, path)
+      small_training.run(other, path)
     new = f"start from this one: --workdir=NEW --config.init_from.audio={path}"
     assert new in str(error.value)
     after = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
     assert after == before
   said.clear()
-  assert run(begun, path, said.append)
+  assert small_training.run(begun, path, said.append)
   assert sum(line.startswith(shown) for line in said) == 1
 
 
@@ -247,10 +189,10 @@ def test_data_that_tokenizer_and_codecs_lose_is_refused_before_a_run(
   )
   found = quality.Quality(coverage=covered, mel_error=3.0)
   found.save(data / quality.FILE)
-  begun, said = config("audio_pretrain", str(data)), []
+  begun, said = small_training.config("audio_pretrain", str(data)), []
   begun.data.max_unknown_words, begun.num_train_steps = 0.2, 1
   with pytest.raises(ValueError, match="50% of the captions' words are unkn"):
-    run(begun, tmp_path / "run", said.append)
+    small_training.run(begun, tmp_path / "run", said.append)
   assert not (tmp_path / "run").exists()
   assert said[0] == (
     f"{data}: captions: the tokenizer does not know 5 of 10 words (50%: cat,"
@@ -270,7 +212,9 @@ def test_words_are_counted_with_the_tokenizer_of_the_components(
   (tmp_path / "tokenizer.json").write_bytes(
     (synthetic.WEIGHTS / "tokenizer.json").read_bytes()
   )
-  begun = config("audio_pretrain", datasets["sounds"], pretrained=str(tmp_path))
+  begun = small_training.config(
+    "audio_pretrain", datasets["sounds"], pretrained=str(tmp_path)
+  )
   begun.data.max_unknown_words, said = 0.2, []
   chosen = settings.Settings.from_config(begun)
   # "a clip"

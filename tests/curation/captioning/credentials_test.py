@@ -15,8 +15,8 @@ from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import credentials
 from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.stages import captions
-from tests.curation import caption_client
-from tests.curation import caption_server as captioner
+from tests.lib.curation import caption_client
+from tests.lib.curation import caption_server as captioner
 
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
 

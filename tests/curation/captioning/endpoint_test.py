@@ -11,7 +11,7 @@ import pytest
 from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import credentials
 from ovi_jax.curation.captioning import endpoint
-from tests.curation import caption_server as captioner
+from tests.lib.curation import caption_server as captioner
 
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
 

@@ -6,9 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.curation import harness
-from tests.curation import kill_runs
-from tests.curation.engine import kill_test
+from tests.lib.curation import harness
+from tests.lib.curation import kill_runs
 
 pytest.importorskip(
   "apache_beam", reason="pip install 'ovi_jax[curate]' has it"
@@ -22,7 +21,7 @@ TWO = (
 
 
 def run(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> tuple[int, str]:
-  words = kill_test.command(inputs, out, *more, "--beam", "--", *TWO)
+  words = harness.command(inputs, out, *more, "--beam", "--", *TWO)
   done = subprocess.run(
     words,
     cwd=kill_runs.ROOT,
@@ -39,7 +38,7 @@ def test_two_workers_write_the_same_files(tmp_path):
   (inputs / "5.txt").write_text("one a\none b\nraise it\ncrash\n")
   seen = tmp_path / "seen"
   limit = "--config.max_failure_rate=0.6"
-  code, said = kill_runs.run(kill_test.command(inputs, tmp_path / "one", limit))
+  code, said = kill_runs.run(harness.command(inputs, tmp_path / "one", limit))
   assert code == 0, said
   code, said = run(
     inputs, tmp_path / "two", limit, f"--config.stages.measure.seen={seen}"

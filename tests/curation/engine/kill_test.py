@@ -3,25 +3,11 @@
 import os
 import pathlib
 import signal
-import sys
 
 import pytest
 
-from tests.curation import harness
-from tests.curation import kill_runs
-
-
-def command(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
-  return [
-    sys.executable,
-    "-m",
-    "ovi_jax.curation",
-    "--config=tests/curation/text_stages/config.py",
-    f"--config.inputs=('{inputs}',)",
-    f"--config.out={out}",
-    "--config.num_workers=2",
-    *more,
-  ]
+from tests.lib.curation import harness
+from tests.lib.curation import kill_runs
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +15,7 @@ def alone(tmp_path_factory) -> tuple[pathlib.Path, dict[str, bytes]]:
   """Inputs, and what an undisturbed run made of them."""
   folder = tmp_path_factory.mktemp("alone")
   inputs = harness.write_inputs(folder / "in", 8)
-  code, said = kill_runs.run(command(inputs, folder / "out"))
+  code, said = kill_runs.run(harness.command(inputs, folder / "out"))
   assert code == 0, said
   assert "write:" in said and "reverse: 32 clips passed on" in said
   return inputs, harness.contents(folder / "out")
@@ -39,7 +25,7 @@ def alone(tmp_path_factory) -> tuple[pathlib.Path, dict[str, bytes]]:
 def test_a_run_that_is_killed_ends_as_one_left_alone(alone, tmp_path):
   inputs, wanted = alone
   out = tmp_path / "out"
-  kill_runs.killed(command(inputs, out), out, wanted, 1)
+  kill_runs.killed(harness.command(inputs, out), out, wanted, 1)
 
 
 @pytest.mark.slow
@@ -48,7 +34,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_left_alone(
 ):
   inputs, wanted = alone
   out = tmp_path / "out"
-  found = kill_runs.killed(command(inputs, out), out, wanted, 20)
+  found = kill_runs.killed(harness.command(inputs, out), out, wanted, 20)
   assert len(set(found)) > 10, "the kills were all at the same places"
 
 
@@ -56,7 +42,7 @@ def test_no_worker_outlives_its_parent_though_it_hangs(tmp_path):
   (tmp_path / "in").mkdir()
   (tmp_path / "in" / "0.txt").write_text("hang\n")
   seen = tmp_path / "seen"
-  words = command(tmp_path / "in", tmp_path / "out")
+  words = harness.command(tmp_path / "in", tmp_path / "out")
   with kill_runs.started(
     [*words, f"--config.stages.measure.seen={seen}"]
   ) as process:
@@ -76,7 +62,9 @@ def test_a_run_stops_when_it_is_told(tmp_path, number):
   (tmp_path / "in").mkdir()
   (tmp_path / "in" / "0.txt").write_text("one\nhang\n")
   seen, out = tmp_path / "seen", tmp_path / "out"
-  words = command(tmp_path / "in", out, f"--config.stages.measure.seen={seen}")
+  words = harness.command(
+    tmp_path / "in", out, f"--config.stages.measure.seen={seen}"
+  )
   with kill_runs.started(words) as process:
     kill_runs.wait(
       lambda: seen.exists() and "hang" in seen.read_text(), "the clip"
@@ -100,7 +88,7 @@ def test_a_run_stops_when_it_is_told(tmp_path, number):
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("raise a\nraise b\nraise c\n")
-  code, said = kill_runs.run(command(inputs, tmp_path / "out"))
+  code, said = kill_runs.run(harness.command(inputs, tmp_path / "out"))
   last = said.strip().splitlines()[-2:]
   assert code == 1 and "Traceback" not in said
   assert last[0].startswith("clips, shard 0: measure failed for 3 of 3 clips")

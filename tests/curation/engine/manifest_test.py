@@ -6,7 +6,7 @@ import pytest
 
 from ovi_jax.curation.engine import manifest
 from ovi_jax.curation.engine import shard_store
-from tests.curation import harness
+from tests.lib.curation import harness
 
 
 def names(out: pathlib.Path) -> list[list[str]]:

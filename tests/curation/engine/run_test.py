@@ -12,7 +12,7 @@ from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import shard as shards
 from ovi_jax.curation.engine import shard_store
 from ovi_jax.curation.engine import worker_pool
-from tests.curation import harness
+from tests.lib.curation import harness
 
 # Short for what hangs; long for all else, also where others compute.
 LIMITS = {"timeout": 120.0, "stage_timeouts": {"measure": 3.0}}
@@ -191,7 +191,7 @@ def test_each_failure_is_a_named_reject(bad):
   assert reasons["crash"] == ("crashed", "signal 11")
   reason, detail = reasons["raise it"]
   assert reason == "failed: ValueError"
-  assert detail.startswith("tests/curation/text_stages/measure.py:")
+  assert detail.startswith("tests/lib/curation/text_stages/measure.py:")
   assert detail.endswith("ValueError: what is 'raise it'?")
   assert reasons["strange"][0] == "failed: TypeError"
   empty = [line for line in lines(out, "split") if not hasattr(line, "facts")]

@@ -8,7 +8,7 @@ import pytest
 from configs import curate
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.models import mtcnn
-from tests.curation import harness
+from tests.lib.curation import harness
 
 
 def keys(**fields) -> dict[str, str]:

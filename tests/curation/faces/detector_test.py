@@ -5,7 +5,7 @@ import pytest
 
 from ovi_jax.curation.faces import detector
 from ovi_jax.curation.models import mtcnn
-from tests.curation import packages
+from tests.lib.curation import packages
 
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 SETTINGS = detector.Settings(input_size=128, min_face_size=24, batch_size=2)

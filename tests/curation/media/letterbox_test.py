@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation.media import letterbox
-from tests.curation import films
+from tests.lib import media_files
 
 ROWS, COLUMNS = 90, 160
 
 
 def film(colour=None, top=0, bottom=0, left=0, right=0):
   """A moving mosaic within bars of a colour, noisy as decoded films are."""
-  frames = np.stack(films.moving(8, 3, ROWS, COLUMNS))
+  frames = np.stack(media_files.moving(8, 3, ROWS, COLUMNS))
   if colour is not None:
     for part in (
       np.s_[:, :top],

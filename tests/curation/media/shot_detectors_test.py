@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.curation.media import shot_detectors
-from tests.curation import films
+from tests.lib import media_files
 
 ROWS, COLUMNS = 27, 48
 
@@ -13,7 +13,7 @@ def frames(counts):
   return [
     frame
     for seed, count in enumerate(counts)
-    for frame in films.moving(count, seed, ROWS, COLUMNS)
+    for frame in media_files.moving(count, seed, ROWS, COLUMNS)
   ]
 
 

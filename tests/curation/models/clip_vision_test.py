@@ -8,56 +8,25 @@ from safetensors import numpy as safetensors
 from ovi_jax.convert import torch_file
 from ovi_jax.curation.models import aesthetic
 from ovi_jax.curation.models import clip_vision
-from tests import parity
-from tests.curation.models import seeded
-from tests.curation.models import torch_vision
-
-
-def names(width=128, feed=192, out=24, layers=3, side=32, patch=8):
-  """Of the image tower in the Transformers library, and their shapes."""
-  part = "vision_model.embeddings"
-  tokens = (side // patch) ** 2 + 1
-  shapes = {
-    f"{part}.class_embedding": (width,),
-    f"{part}.patch_embedding.weight": (width, 3, patch, patch),
-    f"{part}.position_embedding.weight": (tokens, width),
-    "visual_projection.weight": (out, width),
-  }
-  norms = ["vision_model.pre_layrnorm", "vision_model.post_layernorm"]
-  for number in range(layers):
-    layer = f"vision_model.encoder.layers.{number}"
-    norms += [f"{layer}.layer_norm1", f"{layer}.layer_norm2"]
-    linears = {
-      f"self_attn.{x}_proj": (width, width) for x in ("q", "k", "v", "out")
-    }
-    linears |= {"mlp.fc1": (feed, width), "mlp.fc2": (width, feed)}
-    for name, shape in linears.items():
-      shapes[f"{layer}.{name}.weight"] = shape
-      shapes[f"{layer}.{name}.bias"] = shape[:1]
-  for norm in norms:
-    shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
-  return shapes
-
-
-def head_tensors(layers):
-  shapes = {}
-  for number, (inputs, outputs) in layers.items():
-    shapes[f"layers.{number}.weight"] = (outputs, inputs)
-    shapes[f"layers.{number}.bias"] = (outputs,)
-  return seeded.tensors(shapes)
+from tests.lib import parity
+from tests.lib.curation import clip_weights
+from tests.lib.curation import seeded
+from tests.lib.curation import torch_vision
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
   """Weights of a small CLIP, whole, and of a head over it."""
   folder = tmp_path_factory.mktemp("clip")
-  tensors = seeded.tensors(names())
+  tensors = seeded.tensors(clip_weights.names())
   # The release holds the text tower and a table of numbers too.
   tensors["text_model.embeddings.token_embedding.weight"] = np.zeros((4, 4))
   tensors["logit_scale"] = np.zeros(())
   tensors["vision_model.embeddings.position_ids"] = np.zeros((1, 17), int)
   safetensors.save_file(tensors, folder / "clip.safetensors")
-  torch_file.save(folder / "head.pth", head_tensors(torch_vision.HEAD))
+  torch_file.save(
+    folder / "head.pth", clip_weights.head_tensors(torch_vision.HEAD)
+  )
   return folder
 
 
@@ -92,7 +61,7 @@ def test_vit_l_14_has_its_size():
   assert sum(int(np.prod(s)) for s in shapes.values()) == 303_966_208
   rows = clip_vision.rows(clip_vision.Config())
   assert {row.ours for row in rows} == set(shapes)
-  torch = names(1024, 4096, 768, 24, 224, 14)
+  torch = clip_weights.names(1024, 4096, 768, 24, 224, 14)
   assert {n for row in rows for i in row.indices for n in row.names(i)} == set(
     torch
   )
@@ -114,8 +83,8 @@ def test_the_head_of_one_layer(tmp_path):
   "tensors, words",
   [
     ({"other": np.zeros(3, np.float32)}, "expected a LAION head"),
-    (head_tensors({0: (9, 1)}), "misshapen"),
-    (head_tensors({0: (24, 5)}), "ends in 1"),
+    (clip_weights.head_tensors({0: (9, 1)}), "misshapen"),
+    (clip_weights.head_tensors({0: (24, 5)}), "ends in 1"),
   ],
 )
 def test_other_heads_are_refused(tmp_path, tensors, words):
@@ -129,7 +98,7 @@ def test_other_heads_are_refused(tmp_path, tensors, words):
   ["visual_projection.weight", "vision_model.encoder.layers.1.mlp.fc2.bias"],
 )
 def test_other_towers_are_refused(tmp_path, gone):
-  tensors = seeded.tensors(names())
+  tensors = seeded.tensors(clip_weights.names())
   del tensors[gone]
   safetensors.save_file(tensors, tmp_path / "c.safetensors")
   with pytest.raises(ValueError, match=gone):

@@ -10,9 +10,9 @@ import pytest
 from ovi_jax.convert import mapping
 from ovi_jax.convert import torch_file
 from ovi_jax.curation.models import mtcnn
-from tests import parity
-from tests.curation import packages
-from tests.curation.models import torch_nets
+from tests.lib import parity
+from tests.lib.curation import packages
+from tests.lib.curation import torch_nets
 
 EQUAL = 1e-5
 CASES = [(n, s) for n, all_ in torch_nets.MTCNN_SIDES.items() for s in all_]

@@ -15,8 +15,8 @@ from ovi_jax.convert import torch_file
 from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.pretrained import weights
-from tests import parity
-from tests.curation.models import torch_nets
+from tests.lib import parity
+from tests.lib.curation import torch_nets
 
 NARROW = dataclasses.replace(
   syncnet.SyncNetConfig.narrow(torch_nets.NARROW["divisor"]),

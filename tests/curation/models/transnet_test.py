@@ -6,9 +6,9 @@ import pytest
 
 from ovi_jax.convert import torch_file
 from ovi_jax.curation.models import transnet
-from tests import parity
-from tests.curation import packages
-from tests.curation.models import seeded
+from tests.lib import parity
+from tests.lib.curation import packages
+from tests.lib.curation import seeded
 
 CONFIG = transnet.Config()
 

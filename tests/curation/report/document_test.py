@@ -13,7 +13,7 @@ from PIL import Image
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import shard_store
 from ovi_jax.curation.report import statistics
-from tests.curation import harness
+from tests.lib.curation import harness
 
 pytest.importorskip("matplotlib", reason="pip install 'ovi_jax[curate]' has it")
 from ovi_jax.curation.report import document

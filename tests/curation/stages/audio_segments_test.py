@@ -6,9 +6,9 @@ import pytest
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.media import clip_media
 from ovi_jax.curation.stages import audio_segments
-from tests.curation import films
+from tests.lib import media_files
 
-RATE = films.RATE
+RATE = media_files.RATE
 SHORT = 121 / 24
 
 
@@ -25,7 +25,7 @@ def speech(tmp_path_factory):
   wave = random.uniform(-0.3, 0.3, (1, 31 * RATE)).astype(np.float32)
   for time in (4, 9, 13, 20):
     wave[:, round((time - 0.2) * RATE) : round((time + 0.2) * RATE)] = 0
-  return films.write_sound(tmp_path_factory.mktemp("s") / "s.wav", wave)
+  return media_files.write_sound(tmp_path_factory.mktemp("s") / "s.wav", wave)
 
 
 def test_long_windows_end_in_pauses(speech):
@@ -61,14 +61,16 @@ def test_both_kinds_have_ids_of_their_own(speech):
 
 
 def test_volume_is_that_of_the_window(tmp_path):
-  wave = np.concatenate([films.tone(6, 0.5), films.tone(6, 1e-4)], 1)
-  path = films.write_sound(tmp_path / "v.wav", wave)
+  wave = np.concatenate(
+    [media_files.tone(6, 0.5), media_files.tone(6, 1e-4)], 1
+  )
+  path = media_files.write_sound(tmp_path / "v.wav", wave)
   windows = run(path, kinds=("short",))
   assert len(windows) == 2
   loud = 20 * np.log10(0.5 / 2**0.5)
   assert windows[0].scores["volume_db"] == pytest.approx(loud, abs=0.05)
   wave[:, 5 * RATE :] = 0
-  path = films.write_sound(tmp_path / "q.wav", wave)
+  path = media_files.write_sound(tmp_path / "q.wav", wave)
   window, reject = run(path, kinds=("short",))
   assert isinstance(window, clips.Clip) and window.start == 0.0
   # Nothing vanishes: what is refused is counted, as the window that it is.
@@ -78,18 +80,20 @@ def test_volume_is_that_of_the_window(tmp_path):
 
 
 def test_quiet_and_short_files_are_refused(tmp_path):
-  path = films.write_sound(tmp_path / "z.wav", np.zeros((1, 6 * RATE)))
+  path = media_files.write_sound(tmp_path / "z.wav", np.zeros((1, 6 * RATE)))
   found = run(path)
   assert len(found) == 2
   for each in found:
     assert (each.reason, each.score) == ("too quiet", -120.0)
-  path = films.write_sound(tmp_path / "k.wav", films.tone(1.5))
+  path = media_files.write_sound(tmp_path / "k.wav", media_files.tone(1.5))
   found = run(path)
   assert found.reason == "too short" and found.score == pytest.approx(1.5)
 
 
 def test_files_without_sound_are_named(tmp_path):
-  path = films.write(tmp_path / "v.mp4", films.numbered(5), films.even(5))
+  path = media_files.write(
+    tmp_path / "v.mp4", media_files.numbered(5), media_files.even(5)
+  )
   found = run(path)
   assert (found.reason, found.failed) == ("damaged or no media", False)
 

@@ -12,7 +12,7 @@ from ovi_jax.curation.models import syncnet
 from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.curation.stages import av_sync
 from ovi_jax.curation.sync import lip_sync
-from tests.curation.stages import fake_media
+from tests.lib.curation import fake_media
 
 TINY = dataclasses.replace(syncnet.SyncNetConfig.narrow(32), embedding_dim=8)
 

@@ -18,37 +18,26 @@ from ovi_jax.curation.media import letterbox
 from ovi_jax.curation.stages import encode
 from ovi_jax.data import clips as samples
 from ovi_jax.media import decode
-from tests.curation import films
+from tests.lib import media_files
+from tests.lib.curation import encode_clip
 
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
-AREA = 96 * 96
 LUMA = np.array([0.2126, 0.7152, 0.0722])
-SMALL = encode.Config(target_area=AREA)
 
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
   path = tmp_path_factory.mktemp("cut") / "film.mp4"
-  frames = films.moving(121, 2, 120, 240)
+  frames = media_files.moving(121, 2, 120, 240)
   for frame in frames:
     frame[:10] = frame[-10:] = 0
-  wave = films.tone(121 / 24, 0.5)
-  return films.write(path, frames, films.even(121), wave)
-
-
-def run(path, config=SMALL, box=(12, 0, 96, 240), **facts):
-  clip = clips.Clip(id="c", path=str(path), seconds=121 / 24)
-  clip = clip.with_facts("motion", crop_box=list(box))
-  for stage, values in facts.items():
-    clip = clip.with_facts(stage, **values)
-  kept = {}
-  media = clip_media.Media(clip, path, kept)
-  return encode.load(config)(clip, media), kept, media
+  wave = media_files.tone(121 / 24, 0.5)
+  return media_files.write(path, frames, media_files.even(121), wave)
 
 
 @pytest.fixture(scope="module")
 def done(film):
-  return run(film)
+  return encode_clip.run(film)
 
 
 def test_what_is_kept_is_told(done):
@@ -107,8 +96,8 @@ def test_the_same_clip_gives_the_same_bytes_in_another_process(film, done):
   _, kept, _ = done
   program = (
     "import hashlib, sys\n"
-    "from tests.curation.stages import encode_test\n"
-    "kept = encode_test.run(sys.argv[1])[1]\n"
+    "from tests.lib.curation import encode_clip\n"
+    "kept = encode_clip.run(sys.argv[1])[1]\n"
     "parts = [k.encode() + kept[k] for k in sorted(kept)]\n"
     "print(hashlib.sha256(b''.join(parts)).hexdigest())\n"
   )
@@ -130,7 +119,7 @@ def test_the_same_clip_gives_the_same_bytes_in_another_process(film, done):
 def test_faces_are_cut_out_for_synchrony(film):
   box = [30, 60, 40, 36]
   tracks = [{"start_frame": 12, "boxes": [box] * 60}]
-  found, kept, media = run(
+  found, kept, media = encode_clip.run(
     film, face_tracks={"face_count": "single", "tracks": tracks}
   )
   assert "faces.npz" in found.facts["encode"]["artifacts"]
@@ -139,7 +128,9 @@ def test_faces_are_cut_out_for_synchrony(film):
   assert ours.first == expected.first
   difference = np.abs(ours.frames_THWC.astype(int) - expected.frames_THWC)
   assert difference.mean() < 3
-  _, kept, _ = run(film, face_tracks={"face_count": "none", "tracks": []})
+  _, kept, _ = encode_clip.run(
+    film, face_tracks={"face_count": "none", "tracks": []}
+  )
   assert crops.unpack(kept["faces.npz"]) == []
 
 
@@ -166,13 +157,13 @@ def test_nothing_is_stretched(height, width, area, aspect):
 
 
 def test_what_would_be_enlarged_much_is_refused(film):
-  found, kept, _ = run(film, encode.Config(target_area=200 * 200))
+  found, kept, _ = encode_clip.run(film, encode.Config(target_area=200 * 200))
   assert found.reason == "too small within its bars" and not kept
   assert found.score > 1.1
 
 
 def test_what_margins_leave_too_narrow_is_refused(film):
-  found, kept, _ = run(film, box=(0, 0, 12, 240))
+  found, kept, _ = encode_clip.run(film, box=(0, 0, 12, 240))
   assert found.reason == "too long and narrow within its bars" and not kept
   assert found.score == 20
 
@@ -182,17 +173,19 @@ def test_without_margins_all_of_the_picture_is_kept(film):
   clip = clips.Clip(id="c", path=str(film), seconds=121 / 24)
   clip = clip.with_facts("probe", has_video=True)
   kept = {}
-  found = encode.load(SMALL)(clip, clip_media.Media(clip, film, kept))
-  whole, _, _ = run(film, box=(0, 0, 120, 240))
+  found = encode.load(encode_clip.SMALL)(
+    clip, clip_media.Media(clip, film, kept)
+  )
+  whole, _, _ = encode_clip.run(film, box=(0, 0, 120, 240))
   assert found.facts["encode"] == whole.facts["encode"] and "video.mp4" in kept
 
 
 def test_of_sound_alone_only_sound_is_kept(tmp_path):
-  path = films.write_sound(tmp_path / "a.wav", films.tone(3))
+  path = media_files.write_sound(tmp_path / "a.wav", media_files.tone(3))
   clip = clips.Clip(id="a", path=str(path), start=1.0, seconds=2.0)
   kept = {}
   media = clip_media.Media(clip, path, kept)
-  found = encode.load(SMALL)(clip, media)
+  found = encode.load(encode_clip.SMALL)(clip, media)
   assert found.facts["encode"] == {
     "height": 0,
     "width": 0,

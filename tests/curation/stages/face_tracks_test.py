@@ -8,7 +8,7 @@ from ovi_jax.curation.faces import detector
 from ovi_jax.curation.faces import tracks
 from ovi_jax.curation.models import mtcnn
 from ovi_jax.curation.stages import face_tracks
-from tests.curation.stages import fake_media
+from tests.lib.curation import fake_media
 
 CLIP = clips.Clip(id="a", path="a.mp4")
 

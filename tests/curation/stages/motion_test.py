@@ -1,31 +1,23 @@
 """Loudness, margins and movement."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.media import flow
 from ovi_jax.curation.stages import motion
-from tests.curation import films
+from tests.lib import media_files
+from tests.lib.curation import fake_media
 
 pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 CLIP = clips.Clip(id="m", path="m.mp4", seconds=1.0)
 
 
-@dataclasses.dataclass
-class Given:
-  """Media that are already there."""
-
-  video_THWC: np.ndarray
-  audio_A: np.ndarray
-  path: str = "m.mp4"
-
-
 def moving(step=3):
-  frames = films.moving(25, 1, 180, 320, step)
-  return Given(np.stack(frames), films.tone(1)[0])
+  frames = media_files.moving(25, 1, 180, 320, step)
+  return fake_media.FakeMedia(
+    video_THWC=np.stack(frames), audio_A=media_files.tone(1)[0]
+  )
 
 
 def run(media, **changes):

@@ -5,14 +5,14 @@ import hashlib
 import os
 
 import av
-import numpy as np
 import pytest
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.media import clip_media
 from ovi_jax.curation.stages import probe
 from ovi_jax.media import colors
-from tests.curation import films
+from tests.lib import media_files
+from tests.lib.curation import bad_media
 
 SMALL = probe.Config(min_area=32 * 32, min_seconds=1.0)
 
@@ -27,7 +27,9 @@ def run(path, **changes):
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
   path = tmp_path_factory.mktemp("probe") / "good.mp4"
-  return films.write(path, films.moving(30), films.even(30), films.tone(1.25))
+  return media_files.write(
+    path, media_files.moving(30), media_files.even(30), media_files.tone(1.25)
+  )
 
 
 def test_what_a_good_file_is(good):
@@ -62,28 +64,22 @@ def test_the_same_content_is_the_same_clip(good, tmp_path):
 def test_a_turned_file_is_measured_upright(good, tmp_path):
   path = tmp_path / "turned.mp4"
   path.write_bytes(good.read_bytes())
-  facts = run(films.turn(path, 0, 1, -1, 0)).facts["probe"]
+  facts = run(media_files.turn(path, 0, 1, -1, 0)).facts["probe"]
   assert (facts["width"], facts["height"], facts["rotation"]) == (64, 96, 90)
 
 
 def silent(path, **options):
-  frames = films.moving(30)
-  return films.write(path, frames, films.even(30), **options)
+  frames = media_files.moving(30)
+  return media_files.write(path, frames, media_files.even(30), **options)
 
 
 def sound_only(path):
-  return films.write_sound(path.with_suffix(".wav"), films.tone(2))
+  return media_files.write_sound(path.with_suffix(".wav"), media_files.tone(2))
 
 
 def truncated(path):
   silent(path)
   path.write_bytes(path.read_bytes()[:-400])
-  return path
-
-
-def noise(path):
-  random = np.random.default_rng(0)
-  path.write_bytes(random.integers(0, 256, 50_000, dtype=np.uint8).tobytes())
   return path
 
 
@@ -96,16 +92,12 @@ def header_only(path):
   return path
 
 
-def one_frame(path):
-  return films.write(path, films.moving(1), [0.0], films.tone(0.02))
-
-
 def picture(path):
   path = path.with_suffix(".png")
   with av.open(str(path), "w") as container:
     stream = container.add_stream("png", rate=1)
     stream.height, stream.width, stream.pix_fmt = 64, 96, "rgb24"
-    frame = av.VideoFrame.from_ndarray(films.picture(0), format="rgb24")
+    frame = av.VideoFrame.from_ndarray(media_files.picture(0), format="rgb24")
     container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
   return path
@@ -114,7 +106,10 @@ def picture(path):
 def interlaced(path):
   flags = {"flags": "+ildct+ilme", "b": "2M"}
   return silent(
-    path.with_suffix(".mpg"), codec="mpeg2video", options=flags, base=films.PAL
+    path.with_suffix(".mpg"),
+    codec="mpeg2video",
+    options=flags,
+    base=media_files.PAL,
   )
 
 
@@ -132,20 +127,15 @@ def hdr(path):
   )
 
 
-def empty(path):
-  path.touch()
-  return path
-
-
 BAD = [
-  (empty, "empty file", {}),
-  (noise, "damaged or no media", {}),
+  (bad_media.empty, "empty file", {}),
+  (bad_media.noise, "damaged or no media", {}),
   (truncated, "damaged or no media", {}),
   (header_only, "damaged or no media", {"require_audio": False}),
   (picture, "damaged or no media", {}),
   (sound_only, "no video", {}),
   (silent, "no sound", {}),
-  (one_frame, "too short", {}),
+  (bad_media.one_frame, "too short", {}),
   (silent, "too small", {"min_area": 64 * 96 + 1, "require_audio": False}),
   (silent, "too large", {"max_area": 64 * 96 - 1, "require_audio": False}),
   (

@@ -9,11 +9,11 @@ from safetensors import numpy as safetensors
 from ovi_jax.convert import torch_file
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.stages import quality
-from tests.curation import films
-from tests.curation.models import clip_vision_test
-from tests.curation.models import seeded
-from tests.curation.models import torch_vision
-from tests.curation.stages import motion_test
+from tests.lib import media_files
+from tests.lib.curation import clip_weights
+from tests.lib.curation import fake_media
+from tests.lib.curation import seeded
+from tests.lib.curation import torch_vision
 
 cv2 = pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
 CLIP = clips.Clip(id="l", path="l.mp4").with_facts(
@@ -22,11 +22,13 @@ CLIP = clips.Clip(id="l", path="l.mp4").with_facts(
 
 
 def media(frames):
-  return motion_test.Given(np.asarray(frames), films.tone(1)[0])
+  return fake_media.FakeMedia(
+    video_THWC=np.asarray(frames), audio_A=media_files.tone(1)[0]
+  )
 
 
 def mosaic():
-  return np.stack(films.moving(9, 5, 360, 640, 4))
+  return np.stack(media_files.moving(9, 5, 360, 640, 4))
 
 
 def run(frames, found=CLIP, **changes):
@@ -87,9 +89,9 @@ def test_without_margins_all_is_looked_at():
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
   folder = tmp_path_factory.mktemp("look")
-  names = clip_vision_test.names()
+  names = clip_weights.names()
   safetensors.save_file(seeded.tensors(names), folder / "clip.safetensors")
-  head = clip_vision_test.head_tensors(torch_vision.HEAD)
+  head = clip_weights.head_tensors(torch_vision.HEAD)
   torch_file.save(folder / "head.pth", head)
   return {
     "clip_weights": str(folder / "clip.safetensors"),

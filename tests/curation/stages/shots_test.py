@@ -10,7 +10,7 @@ from ovi_jax.curation.media import clip_media
 from ovi_jax.curation.media import shot_detectors
 from ovi_jax.curation.stages import shots
 from ovi_jax.media import decode
-from tests.curation import films
+from tests.lib import media_files
 
 pytest.importorskip("scenedetect", reason="pip install 'ovi_jax[curate]'")
 SMALL = shots.Config(num_frames=25)
@@ -27,14 +27,14 @@ def changes(frames):
   return [
     frame
     for seed, count in enumerate(frames)
-    for frame in films.moving(count, seed)
+    for frame in media_files.moving(count, seed)
   ]
 
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
   path = tmp_path_factory.mktemp("shots") / "three.mp4"
-  return films.write(path, changes(FRAMES), films.even(sum(FRAMES)))
+  return media_files.write(path, changes(FRAMES), media_files.even(sum(FRAMES)))
 
 
 def test_windows_keep_away_from_cuts(film):
@@ -87,7 +87,7 @@ def test_the_same_file_gives_the_same_windows(film):
 def test_times_are_those_of_a_variable_rate(tmp_path):
   steps = np.tile([0.02, 0.06], 60)
   times = np.concatenate([[0], np.cumsum(steps)])[: sum(FRAMES)]
-  path = films.write(tmp_path / "v.mkv", changes(FRAMES), times)
+  path = media_files.write(tmp_path / "v.mkv", changes(FRAMES), times)
   config = dataclasses.replace(SMALL, cut_margin_seconds=0.0)
   found = [window.start for window in run(path, config)]
   assert found[0] == 0
@@ -96,9 +96,9 @@ def test_times_are_those_of_a_variable_rate(tmp_path):
 
 
 def test_a_gap_ends_a_shot(tmp_path):
-  times = films.even(60)
+  times = media_files.even(60)
   late = [t if number < 20 else t + 0.5 for number, t in enumerate(times)]
-  path = films.write(tmp_path / "g.mkv", films.moving(60), late)
+  path = media_files.write(tmp_path / "g.mkv", media_files.moving(60), late)
   windows = run(path, dataclasses.replace(SMALL, cut_margin_seconds=0.0))
   assert [window.start for window in windows] == [round(20 / 24 + 0.5, 3)]
   config = dataclasses.replace(SMALL, max_frame_gap=1.0)
@@ -107,8 +107,11 @@ def test_a_gap_ends_a_shot(tmp_path):
 
 def test_what_is_damaged_is_left_out(tmp_path):
   options = {"preset": "ultrafast", "g": "12"}
-  path = films.write(
-    tmp_path / "d.mkv", films.moving(96), films.even(96), options=options
+  path = media_files.write(
+    tmp_path / "d.mkv",
+    media_files.moving(96),
+    media_files.even(96),
+    options=options,
   )
   whole = run(path, dataclasses.replace(SMALL, num_frames=89))
   assert len(whole) == 1
@@ -123,7 +126,7 @@ def test_what_is_damaged_is_left_out(tmp_path):
 
 
 def test_no_whole_frame_is_damage(tmp_path):
-  path = films.write_sound(tmp_path / "a.wav", films.tone(1))
+  path = media_files.write_sound(tmp_path / "a.wav", media_files.tone(1))
   found = run(path)
   assert (found.reason, found.failed) == ("damaged or no media", False)
 

@@ -6,7 +6,7 @@ import pytest
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.stages import vad
 from ovi_jax.curation.sync import talking_faces
-from tests.curation.stages import fake_media
+from tests.lib.curation import fake_media
 
 CLIP = clips.Clip(id="a", path="a.mp4")
 CONFIG = vad.Config()

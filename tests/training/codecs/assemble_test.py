@@ -21,9 +21,8 @@ from ovi_jax.sharding import mesh as meshes
 from ovi_jax.training import param_filter
 from ovi_jax.training.codecs import assemble
 from ovi_jax.training.codecs import clips
-from tests.training.codecs import run_test
+from tests.lib import small_codec
 
-one_device = run_test.one_device
 START = clips.CropPosition(0, 0, 0)
 
 
@@ -34,7 +33,7 @@ def asked(count=2, frames=3, **changes) -> assemble.Clip:
   return dataclasses.replace(made, **changes)
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def run(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     one = jax.devices()[:1]
     patch.setattr(jax, "devices", lambda *_: one)
-    assert run_test.train(run_test.config(), path)
+    assert small_codec.train(small_codec.config(), path)
   return path
 
 
@@ -66,7 +65,7 @@ def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   components = component_loader.Components(
     weights=out, manifest=manifest, mesh=mesh, dtype=np.dtype("float32")
   )
-  average = run_test.arrays(run)
+  average = small_codec.arrays(run)
   params = param_filter.flat(components.load("video_vae"))
   assert params
   for path, leaf in params.items():
@@ -136,7 +135,7 @@ def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
   (kept / weights_dir.TOKENIZER).write_text("{}")
   begun = {"init_from": str(kept), "trainable": "decoder", "seed": 4}
   # A directory named by a number is a run's too.
-  assert run_test.train(run_test.config(**begun), tmp_path / "7")
+  assert small_codec.train(small_codec.config(**begun), tmp_path / "7")
   out = tmp_path / "out"
   said = []
   manifest = assemble.assemble(
@@ -151,7 +150,7 @@ def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
   assert (out / weights_dir.TOKENIZER).read_text() == "{}"
   stored = [weights_dir.component_file(d, "video_vae") for d in (kept, out)]
   old, new = map(weights.slices, stored)
-  average = run_test.arrays(tmp_path / "7")
+  average = small_codec.arrays(tmp_path / "7")
   for path in weights.shapes(stored[1]):
     if path.startswith("encoder/"):
       np.testing.assert_array_equal(old(path, None), new(path, None))
@@ -159,8 +158,8 @@ def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
       np.testing.assert_array_equal(
         new(path, None), average[f"ema_params/{path}"]
       )
-  further = run_test.config(init_from=str(tmp_path / "7"), num_train_steps=3)
-  assert run_test.train(further, tmp_path / "8")
+  further = small_codec.config(init_from=str(tmp_path / "7"), num_train_steps=3)
+  assert small_codec.train(further, tmp_path / "8")
   with pytest.raises(ValueError, match="holds weights already"):
     assemble.assemble({"video": tmp_path / "7"}, out, asked(), base=kept)
   learnt = assemble.opened("video_vae", run).params
@@ -191,7 +190,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
   with pytest.raises(ValueError, match="holds weights already"):
     assemble.assemble({"video": run}, made[0], asked())
   with pytest.raises(ValueError, match="expected a stage's config"):
-    assemble.Clip.from_config(run_test.config(), "world:1", 2)
+    assemble.Clip.from_config(small_codec.config(), "world:1", 2)
   assert (made[0] / weights_dir.MANIFEST).is_file()
 
 
@@ -229,5 +228,5 @@ def train_text(path, tokenizer, base):
   values.model.encoder_layers, values.data.tokenizer = 1, str(tokenizer)
   values.num_train_steps, values.batch_size, values.mesh.fsdp = 1, 2, 1
   values.data.max_text_len = 8
-  assert run_test.train(values, path)
+  assert small_codec.train(values, path)
   return path

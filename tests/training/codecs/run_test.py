@@ -4,79 +4,27 @@ import importlib
 import os
 import signal
 
-import jax
 import ml_collections
 import numpy as np
 import pytest
 
 from ovi_jax import synthetic
-from ovi_jax.checkpoint import reader
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import logs
 from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.codecs import run
 from ovi_jax.training.codecs import settings
 from ovi_jax.training.codecs import table
+from tests.lib import small_codec
 
-TINY = {
-  "model": {
-    "dim": 2,
-    "dec_dim": 2,
-    "z_dim": 3,
-    "dim_mult": (1, 1),
-    "temporal_downsample": (True,),
-    "latent_mean": (0.0,) * 3,
-    "latent_std": (1.0,) * 3,
-  },
-  "data": {"num_frames": 5},
-  "num_train_steps": 6,
-  "batch_size": 2,
-  "log_every": 2,
-  "checkpoint_every": 2,
-  "optimizer": {"warmup_steps": 2, "schedule": "constant"},
-}
-
-
-def config(**changes) -> ml_collections.ConfigDict:
-  values = importlib.import_module("configs.codec_video").get_config("mini")
-  with values.unlocked():
-    values.update(TINY)
-    values.update_from_flattened_dict(changes)
-  return values
-
-
-def train(values, path) -> bool:
-  chosen = settings.Settings.from_config(values)
-  return run.train(chosen, values.to_dict(), path, lambda _: None)
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  one = jax.devices()[:1]
-  monkeypatch.setattr(jax, "devices", lambda *_: one)
-
-
-def arrays(path, step=6):
-  newest = path / run.trainer.CHECKPOINTS / str(step)
-  found = reader.read_info(newest)
-  names = [n for n in found.leaves if not n.startswith("key")]
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return reader.read(
-    found,
-    {
-      n: jax.ShapeDtypeStruct(
-        found.leaves[n].shape, found.leaves[n].dtype, sharding=place
-      )
-      for n in names
-    },
-  )
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   tmp_path, monkeypatch
 ):
-  assert train(config(), tmp_path / "whole")
+  assert small_codec.train(small_codec.config(), tmp_path / "whole")
   following = inputs.Input.__next__
 
   def stop(self):
@@ -86,9 +34,14 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
 
   with monkeypatch.context() as patch:
     patch.setattr(inputs.Input, "__next__", stop)
-    assert not train(config(), tmp_path / "cut")
-  assert train(config(**{"data.prefetch_batches": 1}), tmp_path / "cut")
-  ours, theirs = arrays(tmp_path / "cut"), arrays(tmp_path / "whole")
+    assert not small_codec.train(small_codec.config(), tmp_path / "cut")
+  assert small_codec.train(
+    small_codec.config(**{"data.prefetch_batches": 1}), tmp_path / "cut"
+  )
+  ours, theirs = (
+    small_codec.arrays(tmp_path / "cut"),
+    small_codec.arrays(tmp_path / "whole"),
+  )
   assert (
     ours.keys() == theirs.keys()
     and "trained_params/decoder/head/norm/scale" in (ours)
@@ -102,14 +55,14 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   assert "perf/tokens_per_second" not in lines[-1]
   assert lines[-1]["perf/clips_per_second"] > 0
   with pytest.raises(ValueError, match="seed: 0 in the run, 1 now"):
-    train(config(seed=1), tmp_path / "whole")
+    small_codec.train(small_codec.config(seed=1), tmp_path / "whole")
   # A field that the config no longer has is named.
   file = tmp_path / "whole" / "config.json"
   file.write_text(
     file.read_text().replace(' "trainable": "all"', ' "walks": 0')
   )
   with pytest.raises(ValueError, match="walks: 0 in the run, absent now"):
-    train(config(), tmp_path / "whole")
+    small_codec.train(small_codec.config(), tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +98,7 @@ def test_what_cannot_be_is_said_before_the_first_step(
   changes, message, tmp_path
 ):
   with pytest.raises(ValueError, match=message):
-    train(config(**changes), tmp_path / "run")
+    small_codec.train(small_codec.config(**changes), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -156,7 +109,7 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
     "checkpoint_every": 3,
     "optimizer.ema_decay": 0.0,
   }
-  assert train(config(**short), tmp_path / "first")
+  assert small_codec.train(small_codec.config(**short), tmp_path / "first")
   # A learning rate so small that nothing moves.
   further = {
     "init_from": str(tmp_path / "first"),
@@ -164,22 +117,26 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
     "seed": 5,
   }
   still = short | further | {"optimizer.learning_rate": 1e-30}
-  assert train(config(**still), tmp_path / "second")
-  first, second = (arrays(tmp_path / n, 3) for n in ("first", "second"))
+  assert small_codec.train(small_codec.config(**still), tmp_path / "second")
+  first, second = (
+    small_codec.arrays(tmp_path / n, 3) for n in ("first", "second")
+  )
   for name in (n for n in first if n.startswith("trained_params/")):
     np.testing.assert_array_equal(first[name], second[name], name)
   # What began it is not needed to go on.
   (tmp_path / "first").rename(tmp_path / "away")
-  assert train(config(**still | {"num_train_steps": 4}), tmp_path / "second")
+  assert small_codec.train(
+    small_codec.config(**still | {"num_train_steps": 4}), tmp_path / "second"
+  )
   with pytest.raises(ValueError, match="first"):
-    train(config(**still), tmp_path / "third")
+    small_codec.train(small_codec.config(**still), tmp_path / "third")
   # The decoder alone: the latents of clips stay what they are.
   later = short | {
     "init_from": str(tmp_path / "second"),
     "trainable": "decoder",
   }
-  assert train(config(**later), tmp_path / "decoder")
-  third = arrays(tmp_path / "decoder", 3)
+  assert small_codec.train(small_codec.config(**later), tmp_path / "decoder")
+  third = small_codec.arrays(tmp_path / "decoder", 3)
   paths = [
     n.removeprefix("trained_params/")
     for n in second
@@ -194,11 +151,11 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
   assert {n.split("/")[0] for n in third} >= {"trained_params", "frozen_params"}
   wide = still | {"init_from": str(tmp_path / "away"), "model.dim": 3}
   with pytest.raises(ValueError, match="encoder"):
-    train(config(**wide), tmp_path / "fourth")
+    small_codec.train(small_codec.config(**wide), tmp_path / "fourth")
 
 
 def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
-  values = config(init_from=str(synthetic.WEIGHTS))
+  values = small_codec.config(init_from=str(synthetic.WEIGHTS))
   shipped = weights_dir.read(synthetic.WEIGHTS).sizes["video_vae"]
   with values.unlocked():
     values.model = dict(shipped) | {"latent_mean": (0.0,) * 16}

@@ -16,7 +16,8 @@ from ovi_jax.training import param_filter
 from ovi_jax.training import state_sharding
 from ovi_jax.training import step
 from ovi_jax.training.evaluators import eval_loss
-from tests.training import step_test
+from tests.lib import small_step
+from tests.lib import standin_models
 
 RECORDS = 6  # of step_test's; the first two have no video, the third no sound
 ONE, EIGHT = (
@@ -26,7 +27,7 @@ ONE, EIGHT = (
 
 def records(size: int, towers=AV._fields) -> list[schema.Batch]:
   """The records, `size` at a time."""
-  whole = step_test.batch(RECORDS)
+  whole = small_step.batch(RECORDS)
   whole.lengths.video[0] = 0
   kept = [
     AV(**{name: getattr(part, name) for name in towers}) for part in whole[:-1]
@@ -45,7 +46,7 @@ def blank(batch: schema.Batch, rows: int) -> schema.Batch:
 
 def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
   """What judges records in batches of `size` and some blank rows."""
-  made, _ = (alone if len(towers) == 1 else step_test.step_config)()
+  made, _ = (alone if len(towers) == 1 else small_step.step_config)()
 
   def batches():
     for batch in records(size, towers):
@@ -54,7 +55,7 @@ def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
   given = {
     "model": made.objective.model,
     "mesh": mesh,
-    "null_SE": step_test.NULL,
+    "null_SE": small_step.NULL,
   }
   given |= {"batches": batches, "num_timestep_bins": 2}
   return eval_loss.HeldOutLoss(**given | changes)
@@ -63,14 +64,14 @@ def judged(size: int, rows=0, mesh=ONE, towers=AV._fields, **changes):
 @functools.cache
 def alone():
   """The tower of sound, without the other."""
-  params = param_filter.flat(step_test.standin_models.fusion_params())
+  params = param_filter.flat(standin_models.fusion_params())
   params = {
     name: x
     for name, x in params.items()
     if "video" not in name and "fusion_" not in name
   }
-  model = fusion.FusionDiT(AV(None, step_test.CONFIG.audio))
-  made = step_test.step_config()[0]
+  model = fusion.FusionDiT(AV(None, small_step.CONFIG.audio))
+  made = small_step.step_config()[0]
   made = made._replace(objective=made.objective._replace(model=model))
   return made, step.init_state(
     made, *param_filter.split(params, param_filter.ALL), seed=1
@@ -84,7 +85,7 @@ def twos():
 
 @pytest.fixture(scope="module")
 def losses(twos):
-  return twos(step_test.step_config()[1])
+  return twos(small_step.step_config()[1])
 
 
 def same(ours, reference, tolerance=1e-5):
@@ -111,22 +112,22 @@ def test_names_and_means(losses):
 
 
 def test_asking_again_gives_the_same_from_one_program(twos, losses):
-  assert twos(step_test.step_config()[1]) == losses
+  assert twos(small_step.step_config()[1]) == losses
   assert twos._program._cache_size() == 1
 
 
 def test_batches_of_any_size_and_rows_without_records(losses):
-  same(judged(3, rows=1)(step_test.step_config()[1]), losses)
+  same(judged(3, rows=1)(small_step.step_config()[1]), losses)
 
 
 def test_eight_devices_are_one(losses):
   made = judged(6, rows=2, mesh=EIGHT)
-  same(made(step_test.step_config()[1]), losses)
+  same(made(small_step.step_config()[1]), losses)
 
 
 def test_records_that_lack_a_modality_do_not_count(twos, losses):
   """Means by hand: every record beside a row that stands for none."""
-  _, state = step_test.step_config()
+  _, state = small_step.step_config()
   whole = sharding_rules.replicated(ONE)
   summed, counts = [], []
   for place, alone in enumerate(records(1)):
@@ -135,7 +136,7 @@ def test_records_that_lack_a_modality_do_not_count(twos, losses):
       levels=2,
       params=state.params(),
       batch=state_sharding.batch(blank(alone, 1), ONE),
-      null_SE=jax.device_put(step_test.NULL, whole),
+      null_SE=jax.device_put(small_step.NULL, whole),
       seed=np.uint32(0),
       place=jax.device_put(np.int32(place), whole),
     )
@@ -183,7 +184,7 @@ def test_levels_are_the_middles_of_equal_parts():
 
   batch = records(6)[0]._replace(ids=None)
   made = eval_loss.loss_sums(
-    Spy(), 4, {}, batch, step_test.NULL, np.uint32(0), np.int32(0)
+    Spy(), 4, {}, batch, small_step.NULL, np.uint32(0), np.int32(0)
   )
   # Without a prediction the loss is the mean of (noise - data)², about 2.
   np.testing.assert_allclose(made.loss.video / 4, [2] * 4, atol=0.2)
@@ -191,7 +192,7 @@ def test_levels_are_the_middles_of_equal_parts():
 
 
 def test_the_average_is_judged_where_there_is_one(twos, losses):
-  _, state = step_test.step_config()
+  _, state = small_step.step_config()
   moved = {n: 1.1 * x for n, x in state.trained_params.items()}
   # With an average, the last parameters do not matter; without, they do.
   same(twos(state._replace(trained_params=moved)), losses, 0)
@@ -211,12 +212,12 @@ def test_nothing_to_judge(twos):
   with pytest.raises(
     ValueError, match="expected at least one record, got none"
   ):
-    judged(2, batches=lambda: iter(()))(step_test.step_config()[1])
+    judged(2, batches=lambda: iter(()))(small_step.step_config()[1])
   with pytest.raises(ValueError, match="levels of noise must be at least 1"):
     eval_loss.HeldOutLoss(
       model=twos.model,
       mesh=ONE,
       batches=lambda: iter(()),
-      null_SE=step_test.NULL,
+      null_SE=small_step.NULL,
       num_timestep_bins=0,
     )

@@ -29,10 +29,10 @@ from ovi_jax.training import param_filter
 from ovi_jax.training import state_sharding
 from ovi_jax.training import step
 from ovi_jax.training.evaluators import eval_samples
-from tests import parity
-from tests import standin_models
-from tests.sampling import generate_test
-from tests.training import step_test
+from tests.lib import config_values
+from tests.lib import parity
+from tests.lib import small_step
+from tests.lib import standin_models
 
 SIZE = data_settings.Bucket(video=(2, 4, 6), audio=7)
 SETTINGS = eval_samples.EvalSamplesConfig(num_samples=2, num_steps=2, seed=5)
@@ -50,7 +50,7 @@ EIGHT = meshes.make(jax.devices()[:8], data=2, fsdp=4)
 @functools.cache
 def towers(*names: str) -> tuple[fusion.FusionDiT, step.TrainState]:
   """The stand-in's model and a state, of one tower or both."""
-  made, state = step_test.step_config()
+  made, state = small_step.step_config()
   if len(names) == 2:
     return made.objective.model, state
   config = AV(**{n: getattr(standin_models.fusion_config(), n) for n in names})
@@ -86,7 +86,7 @@ def maker(components):
       "components": components,
       "directory": path,
       "prompts": PROMPTS,
-      "null_SE": step_test.NULL,
+      "null_SE": small_step.NULL,
       "size": SIZE,
       "settings": SETTINGS,
     }
@@ -108,7 +108,7 @@ def denoised(params=None, mesh=ONE) -> AV:
   text = [prompt.text_SE for prompt in PROMPTS]
   given = model, state.params(averaged=True) if params is None else params
   with jax.set_mesh(mesh):
-    made = eval_samples.denoise(*given, text, step_test.NULL, SIZE, SETTINGS)
+    made = eval_samples.denoise(*given, text, small_step.NULL, SIZE, SETTINGS)
     return jax.device_put(made, sharding_rules.replicated(mesh))
 
 
@@ -171,7 +171,7 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
     model=model,
     params=state.params(averaged=True),
   )
-  chosen = generate_test.config()
+  chosen = config_values.sample_config()
   chosen.update(num_steps=2, solver="unipc", flow_shift=5.0, slg_layer=0)
   chosen.guidance_scale.update(video=4.0, audio=3.0)
   frames, height, width = SIZE.video
@@ -185,7 +185,7 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
     expected = denoiser.sample(
       noise.sample_noise(5 + row, clip, AV(48, 20)),
       prompt.text_SE,
-      AV(step_test.NULL, step_test.NULL),
+      AV(small_step.NULL, small_step.NULL),
       sampling_settings.Settings.from_config(chosen),
     )
     for ours, reference in zip(latents, expected):
@@ -195,7 +195,7 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
 @pytest.mark.slow
 def test_eight_devices_are_one(latents):
   _, state = towers("video", "audio")
-  placed = state_sharding.state_shardings(state, step_test.CONFIG, EIGHT)
+  placed = state_sharding.state_shardings(state, small_step.CONFIG, EIGHT)
   spread = jax.device_put(jax.tree.map(np.array, state), placed)
   denoising.step.clear_cache()
   eight = denoised(spread.params(averaged=True), EIGHT)

@@ -6,11 +6,10 @@ import pytest
 from ovi_jax.data import builder
 from ovi_jax.media import mp4
 from ovi_jax.training import logs
-from tests.data import encode_test
-from tests.training import batch_encoder_test
-from tests.training import trainer_test
+from tests.lib import raw_clips
+from tests.lib import small_training
 
-one_device = trainer_test.one_device
+pytestmark = pytest.mark.usefixtures("one_device")
 SCRATCH = {
   "init_from.video": "scratch",
   "init_from.audio": "scratch",
@@ -28,11 +27,11 @@ SHOWN = {
 def clips(tmp_path_factory):
   """Eight clips to train on, three held out."""
   path = tmp_path_factory.mktemp("data") / "clips"
-  records = [trainer_test.record(i) for i in range(11)]
+  records = [small_training.record(i) for i in range(11)]
   builder.write(
     path,
     {"train": records[:8], "test": records[8:]},
-    geometry=trainer_test.SIZES,
+    geometry=small_training.SIZES,
     null_text=np.full((1, 48), 0.5, np.float32),
   )
   return str(path)
@@ -42,8 +41,8 @@ def clips(tmp_path_factory):
 def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
   changes = SCRATCH | SHOWN | {"pretrained": str(weights)}
   changes |= {"profile_steps": (1, 2)}
-  assert trainer_test.run(
-    trainer_test.config("fusion", clips, **changes), tmp_path
+  assert small_training.run(
+    small_training.config("fusion", clips, **changes), tmp_path
   )
   lines = [x for x in logs.read(tmp_path) if "eval/loss_video" in x]
   assert [line["step"] for line in lines] == [0, 2, 4]
@@ -66,28 +65,28 @@ def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
   for place in (False, True):
     changes = shown | {"optimizer.ema_on_host": place}
     path = tmp_path / str(place)
-    assert trainer_test.run(
-      trainer_test.config("fusion", clips, **changes, num_train_steps=4), path
+    assert small_training.run(
+      small_training.config("fusion", clips, **changes, num_train_steps=4), path
     )
     losses += logs.read(path)[-1:]
   for name in ("eval/loss_video", "eval/loss_audio"):
     np.testing.assert_allclose(losses[0][name], losses[1][name], rtol=1e-5)
   # Gone on with from its checkpoint, still on the host.
-  longer = trainer_test.config("fusion", clips, **changes, num_train_steps=6)
-  assert trainer_test.run(longer, path)
+  longer = small_training.config("fusion", clips, **changes, num_train_steps=6)
+  assert small_training.run(longer, path)
 
 
 @pytest.mark.slow
 def test_captions_and_media_are_shown_too(weights, tmp_path):
-  media_ = [encode_test.clip(i, 5, tmp_path) for i in range(6)]
+  media_ = [raw_clips.clip(i, 5, tmp_path) for i in range(6)]
   builder.write(
     tmp_path / "data",
     {"train": media_[:4], "test": media_[4:]},
-    geometry=trainer_test.SIZES,
+    geometry=small_training.SIZES,
   )
-  changes = batch_encoder_test.RAW | SHOWN
-  values = batch_encoder_test.config(tmp_path / "data", weights, **changes)
-  assert trainer_test.run(values, tmp_path / "run")
+  changes = small_training.ON_THE_FLY | SHOWN
+  values = small_training.fusion_config(tmp_path / "data", weights, **changes)
+  assert small_training.run(values, tmp_path / "run")
   assert any("eval/loss_audio" in x for x in logs.read(tmp_path / "run"))
   made = tmp_path / "run" / "samples" / "step-00000004"
   assert len(list(made.glob("*.mp4"))) == 2
@@ -110,7 +109,7 @@ def test_captions_and_media_are_shown_too(weights, tmp_path):
 def test_what_cannot_be_shown(changes, message, clips, weights, tmp_path):
   if "eval_samples.num_samples" in changes:
     changes = changes | {"pretrained": str(weights)}
-  values = trainer_test.config("fusion", clips, **SCRATCH | changes)
+  values = small_training.config("fusion", clips, **SCRATCH | changes)
   with pytest.raises(ValueError, match=message):
-    trainer_test.run(values, tmp_path / "run")
+    small_training.run(values, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from ovi_jax.models import architecture
 from ovi_jax.models import audio_vae
 from ovi_jax.models import mel
 from ovi_jax.training.objectives import audio_vae as sound
-from tests.training.codecs import learning
+from tests.lib import learning
 
 WAVES = learning.tones(4096)
 MEAN, DEVIATION = sound.measure_mel(WAVES)

@@ -6,7 +6,7 @@ import pytest
 
 from ovi_jax.models import umt5
 from ovi_jax.training.objectives import masked_text
-from tests.training.codecs import learning
+from tests.lib import learning
 
 CONFIG = umt5.UMT5Config(
   vocab_size=12,

@@ -7,7 +7,7 @@ import pytest
 
 from ovi_jax.models import mel
 from ovi_jax.training.objectives import spectral
-from tests.training.codecs import learning
+from tests.lib import learning
 
 RESOLUTION = spectral.Resolution(256, 64)
 TONES = learning.tones(4096)

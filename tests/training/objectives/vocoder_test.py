@@ -10,7 +10,7 @@ import pytest
 from ovi_jax.models import mel
 from ovi_jax.models import vocoder as models
 from ovi_jax.training.objectives import vocoder
-from tests.training.codecs import learning
+from tests.lib import learning
 
 CONFIG = models.VocoderConfig(
   upsample_initial_channel=32,

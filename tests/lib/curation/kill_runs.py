@@ -9,9 +9,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 
-from tests.curation import harness
+from tests.lib.curation import harness
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 LONGEST = 120.0  # seconds that anything waited for may take
 
 

@@ -2,7 +2,7 @@
 
 Only where torch is installed; the default tests compare with what
 
-  python -m tests.curation.models.torch_nets [FOLDER]
+  python -m tests.lib.curation.torch_nets [FOLDER]
 
 (the folder of facenet-pytorch's weights) wrote to `tests/goldens/syncnet.npz`
 and `mtcnn.npz`. Weights are made of their names, so both sides have the same
@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-GOLDENS = pathlib.Path(__file__).parents[2] / "goldens"
+GOLDENS = pathlib.Path(__file__).parents[3] / "goldens"
 # Of a network that is narrow, to be quick.
 NARROW = {"divisor": 16, "embedding": 64}
 

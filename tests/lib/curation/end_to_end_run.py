@@ -8,7 +8,7 @@ from ovi_jax.convert import standin
 from ovi_jax.data import loader
 from ovi_jax.data import settings as settings_lib
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def command(folder, out, url, kind="mini", **fields):

@@ -8,7 +8,7 @@ import numpy as np
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.stages import captions
 from ovi_jax.data import clips as samples
-from tests.curation import caption_server as captioner
+from tests.lib.curation import caption_server as captioner
 
 KEPT = [f"frame_{n}.jpg" for n in range(7)]
 

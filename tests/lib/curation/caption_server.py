@@ -1,6 +1,6 @@
 """A captioner for tests: OpenAI's protocol, and every way to be rude.
 
-`python -m tests.curation.caption_server [port]` runs it alone.
+`python -m tests.lib.curation.caption_server [port]` runs it alone.
 """
 
 import contextlib

@@ -20,9 +20,9 @@ from ovi_jax.data import builder
 from ovi_jax.modality import AV
 from ovi_jax.training import logs
 from ovi_jax.training import trainer as stages
-from tests.training import trainer_test
+from tests.lib import small_training
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The towers of each stage.
 STAGES = {
   "audio_pretrain": AV(None, "scratch"),
@@ -31,8 +31,8 @@ STAGES = {
   "fusion": AV("scratch", "scratch"),
 }
 SMALL = {
-  "data.video_buckets": (trainer_test.CLIP,),
-  "data.audio_buckets": (trainer_test.SOUND,),
+  "data.video_buckets": (small_training.CLIP,),
+  "data.audio_buckets": (small_training.SOUND,),
   "batch_size": 4,
   "optimizer.warmup_steps": 2,
   # Low: AdamW steps by the sign where a gradient is all rounding, and a high
@@ -49,8 +49,8 @@ def dataset(path: pathlib.Path, count: int = 12) -> pathlib.Path:
   """Write clips with sound: random latents and a prompt."""
   builder.write(
     path,
-    {"train": [trainer_test.record(number) for number in range(count)]},
-    geometry=trainer_test.SIZES,
+    {"train": [small_training.record(number) for number in range(count)]},
+    geometry=small_training.SIZES,
     null_text=np.full((1, 48), 0.5, np.float32),
   )
   return path
