@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shlex
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from ovi_jax import untrusted
 from ovi_jax.sharding import distributed
 
 CONFIG = "config.json"
+# Of a URL, whose second slash `pathlib` drops.
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.ASCII)
 
 
 def check_config(
@@ -37,10 +40,15 @@ def check_config(
 
   Raises:
     ValueError: the directory belongs to another configuration (lists every
-      field that differs, with both values), its file is damaged, or `config`
-      is not JSON.
+      field that differs, with both values), its file is damaged, `config` is
+      not JSON, or the directory is a URL.
     OSError: the directory cannot be written, or its disk is full.
   """
+  if url := _SCHEME.match(str(workdir)):
+    raise ValueError(
+      f"workdir {workdir}: expected a directory of this machine, {url[1]}://"
+      " is not supported; mount the bucket and give the directory"
+    )
   path = pathlib.Path(workdir) / CONFIG
   ours = _as_json(config)
   if path.exists():

@@ -1,6 +1,7 @@
 """A run's directory belongs to one configuration."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -70,4 +71,13 @@ def test_a_damaged_file(tmp_path, text):
 def test_a_config_that_is_not_json(tmp_path):
   with pytest.raises(ValueError, match="a config that is JSON"):
     workdir.check_config(tmp_path, {"a": object()}, FREE)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_url_is_not_taken_for_a_local_directory(url, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for workdir_path in (url, pathlib.Path(url)):
+    with pytest.raises(ValueError, match=r"(gs|s3):// is not supported; mount"):
+      workdir.check_config(workdir_path, CONFIG, FREE)
   assert not list(tmp_path.iterdir())
