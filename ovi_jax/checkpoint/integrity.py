@@ -26,6 +26,10 @@ _LISTED = 4  # problems in a message
 Entries = Mapping[str, Mapping[str, int]]
 
 
+class DamagedError(ValueError):
+  """Files are not as they were written."""
+
+
 def write(directory: pathlib.Path, leave_out: Iterable[str] = ()) -> None:
   """Write the checksums of all files below a directory, and flush them.
 
@@ -38,7 +42,7 @@ def write(directory: pathlib.Path, leave_out: Iterable[str] = ()) -> None:
 
   Raises:
     OSError: a file cannot be read, or the disk is full.
-    ValueError: the list of a folder is damaged.
+    DamagedError: the list of a folder is damaged.
   """
   entries: dict[str, Mapping[str, int]] = {}
   for path in sorted(directory.glob(f"*/**/{CHECKSUMS}")):
@@ -66,7 +70,7 @@ def listing(directory: pathlib.Path) -> dict[str, Mapping[str, int]]:
   """The files a directory should hold, by name: `bytes` and `crc32`.
 
   Raises:
-    ValueError: there is no such list, or it is damaged.
+    DamagedError: there is no such list, or it is damaged.
   """
   path = directory / CHECKSUMS
   try:
@@ -81,9 +85,9 @@ def listing(directory: pathlib.Path) -> dict[str, Mapping[str, int]]:
     if _crc32_of(entries) != data.get("crc32"):
       raise ValueError("its own checksum differs")
   except FileNotFoundError:
-    raise ValueError(f"{path} is missing") from None
+    raise DamagedError(f"{path} is missing") from None
   except (OSError, ValueError) as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
+    raise DamagedError(f"{path} is damaged: {error}") from error
   return entries
 
 

@@ -246,25 +246,19 @@ class Manager:
     failures: list[str] = []
     for step in self.steps():
       path = self.directory / str(step)
-      found = None
       try:
         found = reader.read_info(path)
-      except ValueError as error:
-        damage = str(error)
-      if found is not None:
         _check_target(found, flat)
-        try:
-          reader.verify(found)
-        except ValueError as error:
-          damage = str(error)
-        else:
-          state = tree_spec.unflatten(reader.read(found, flat), target)
-          if failures:
-            _log.warning("continuing from the older checkpoint %s", path)
-            self._set_aside(step)
-          return Restored(**vars(found), state=state)
-      failures.append(f"{path}: {damage}")
-      _log.warning("checkpoint %s is damaged: %s", path, damage)
+        reader.verify(found)
+      except integrity.DamagedError as error:
+        failures.append(f"{path}: {error}")
+        _log.warning("checkpoint %s is damaged: %s", path, error)
+        continue
+      state = tree_spec.unflatten(reader.read(found, flat), target)
+      if failures:
+        _log.warning("continuing from the older checkpoint %s", path)
+        self._set_aside(step)
+      return Restored(**vars(found), state=state)
     if failures:
       listed = "".join(f"\n  {line}" for line in failures)
       raise ValueError(

@@ -124,14 +124,16 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
     path: directory of one checkpoint, named by its step.
 
   Raises:
-    ValueError: it is damaged or of another format; says which file and how.
+    integrity.DamagedError: it is damaged or of another format; says which file
+      and how.
   """
   checksums = integrity.listing(path)
   name = f"{META}/{META_FILE}"
   if name not in checksums:
-    raise ValueError(f"{path / integrity.CHECKSUMS} does not name {name}")
+    listing = path / integrity.CHECKSUMS
+    raise integrity.DamagedError(f"{listing} does not name {name}")
   if found := integrity.problems(path, {name: checksums[name]}):
-    raise ValueError(integrity.shorten(found))
+    raise integrity.DamagedError(integrity.shorten(found))
   file = files.inside(path, name)
   try:
     # Metadata and iterators may hold NaN.
@@ -154,7 +156,7 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
       checksums=checksums,
     )
   except ValueError as error:
-    raise ValueError(f"{file}: {error}") from error
+    raise integrity.DamagedError(f"{file}: {error}") from error
 
 
 def _check_types(meta: Any) -> None:
@@ -199,8 +201,8 @@ def verify(saved: CheckpointInfo) -> None:
   Processes share the work and all come to the same verdict.
 
   Raises:
-    ValueError: files are damaged or missing, or something is no regular file
-      of the directory; names them.
+    integrity.DamagedError: files are damaged or missing, or something is no
+      regular file of the directory; names them.
   """
   mine = sorted(saved.checksums)[jax.process_index() :: jax.process_count()]
   entries = {name: saved.checksums[name] for name in mine}
@@ -210,7 +212,7 @@ def verify(saved: CheckpointInfo) -> None:
     entries |= {name: {} for name in sorted(unlisted)}
   gathered = distributed.gather(integrity.problems(saved.path, entries))
   if found := [line for lines in gathered for line in lines]:
-    raise ValueError(integrity.shorten(found))
+    raise integrity.DamagedError(integrity.shorten(found))
 
 
 def read(saved: CheckpointInfo, targets: Mapping[str, Any]) -> dict[str, Any]:
