@@ -236,10 +236,11 @@ def fake_kubernetes(is_jobset):
 
 
 @pytest.fixture
-def connect(set_environment, metadata_server, monkeypatch):
+def connect(set_environment, metadata_server, monkeypatch, log_lines):
   """Initialize in a faked environment; what JAX's service is asked for.
 
-  JAX's own cluster detection runs; only its connection is replaced.
+  JAX's own cluster detection runs; only its connection is replaced. `log_lines`
+  restores the level of the logger.
   """
   platforms = jax.config.jax_platforms
 
@@ -295,7 +296,7 @@ def connect(set_environment, metadata_server, monkeypatch):
 
 
 @pytest.mark.parametrize("name", DETECTED)
-def test_processes_are_found_in_each_environment(name, connect, log_lines):
+def test_processes_are_found_in_each_environment(name, connect):
   present, variables, expected = DETECTED[name]
   assert connect(present, variables) == expected
 
