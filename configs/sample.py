@@ -5,8 +5,8 @@
 A field without a value here takes the one that the weights' manifest
 recommends, or else the one Ovi publishes (on the right).
 Any machine: released weights need about 40 GB of accelerator memory in
-bfloat16, those that come with the package need none. See docs/sampling.md for
-what each field does.
+bfloat16, those that come with the package need none. See
+docs/how_to/sample.md for what each field does.
 """
 
 import ml_collections

@@ -60,8 +60,6 @@ def test_tables_go_between_their_marks():
     scaling.filled(text, {"three": ""})
 
 
-def test_the_document_has_the_marks():
-  scaling.filled(
-    scaling.DOCUMENT.read_text("utf-8"),
-    {"reports": "", "tried": "", "commands": ""},
-  )
+def test_the_documents_have_the_marks():
+  for document, names in scaling.DOCUMENTS.items():
+    scaling.filled(document.read_text("utf-8"), dict.fromkeys(names, ""))

@@ -1,7 +1,6 @@
 """The benchmarks' own arithmetic, and their harness at its smallest."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from benchmarks import cases
 from benchmarks import flops
 from benchmarks import ours
 from benchmarks import report
+from tests.lib import child_env
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -90,10 +90,12 @@ def test_harness_measures_ours_alone(tmp_path):
     "--restarts=2",
   ]
   command += ["--cases=denoise_skip3", "--threads=1", f"--out={tmp_path}"]
-  environment = os.environ | {"XLA_FLAGS": ""}
-  environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".jax_cache")
   done = subprocess.run(
-    command, cwd=ROOT, env=environment, capture_output=True, text=True
+    command,
+    cwd=ROOT,
+    env=child_env.environment(),
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 0, done.stderr
   results = json.loads((tmp_path / "cpu.json").read_text())

@@ -161,7 +161,7 @@ def test_no_torch_and_no_tensorflow():
 
 
 def test_the_documented_dependencies_are_those_that_are_enforced():
-  text = (ROOT / "docs" / "architecture.md").read_text()
+  text = (ROOT / "docs/explanation/architecture.md").read_text()
   table = text.partition("| package | contents |")[2].partition("\n\n")[0]
   rows = [
     [cell.strip() for cell in line.strip("|").split("|")]

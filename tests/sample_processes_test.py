@@ -10,7 +10,7 @@ from tests.lib import train_runs
 
 pytestmark = pytest.mark.slow
 
-PROMPTS = ("Rain.", "Wind.", "Waves.", "A <S>word<E>. Audio: a voice.", "Fire.")
+PROMPTS = ("Rain.", "A <S>word<E>. Audio: a voice.", "Fire.")
 
 
 def words(weights, prompts, out, *flags, **fields) -> list[str]:
@@ -70,10 +70,10 @@ def test_each_makes_its_share(weights, prompts, alone, tmp_path):
     {line for line in run.said.splitlines() if line.startswith("wrote ")}
     for run in runs
   ]
-  assert [len(lines) for lines in made] == [3, 2] and not made[0] & made[1]
+  assert [len(lines) for lines in made] == [2, 1] and not made[0] & made[1]
   plans = {line for r in runs for line in r.said.splitlines() if "plan" in line}
   assert len({line.partition(", plan ")[2] for line in plans}) == 1
-  assert "process 1 of 2 makes its share of 5 clips" in runs[1].said
+  assert "process 1 of 2 makes its share of 3 clips" in runs[1].said
   assert_close(latents(tmp_path), alone)
 
 

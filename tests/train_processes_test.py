@@ -32,7 +32,7 @@ def towers(source, tmp_path_factory):
 @pytest.mark.parametrize(
   ("mesh", "first", "then"),
   [
-    ({}, 4, 2),
+    ({}, 2, 1),
     ({"fsdp": 1, "context": 0}, 2, 4),  # both hold the same examples
   ],
 )
@@ -65,7 +65,8 @@ def test_a_process_is_lost_and_others_go_on(
       assert run.process.wait(train_runs.LONGEST) == 0, run.said
   assert f"continuing from the checkpoint of step {reached}" in runs[0].said
   assert "parameters on 4 devices" in runs[0].said
-  assert "checkpoint of step" not in runs[1].said  # one of them speaks
+  for run in runs[1:]:  # process 0 alone logs
+    assert "checkpoint of step" not in run.said
   train_runs.assert_close(tmp_path / "run", tmp_path / "alone", 1e-5)
   ours, theirs = (train_runs.losses(tmp_path / n) for n in ("run", "alone"))
   assert [line["step"] for line in ours] == [line["step"] for line in theirs]

@@ -224,8 +224,8 @@ def _measured(
   found = dataclasses.replace(found, accepted=job.force)
   found.check(
     job.limits,
-    "Use weights whose tokenizer and codecs suit the data (docs/codecs.md), or"
-    " encode anyway with --force",
+    "Use weights whose tokenizer and codecs suit the data"
+    " (docs/how_to/train_codecs.md), or encode anyway with --force",
   )
   return found
 

@@ -1,6 +1,5 @@
 """A run killed at a random moment always resumes, and loses nothing."""
 
-import os
 import pathlib
 import random
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 
 from ovi_jax.checkpoint import manager
 from tests.lib import checkpoint_kill_worker
+from tests.lib import child_env
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MOST_SAVES = 4  # that a run completes before the moment of its kill
@@ -27,10 +27,7 @@ def run(directory: pathlib.Path, saves: int, part: float) -> tuple[int, int]:
   Returns:
     The step that was restored, and the newest complete one.
   """
-  environment = os.environ | {
-    "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-  }
+  environment = child_env.environment(devices=2, PYTHONPATH=ROOT)
   command = [sys.executable, "-m", "tests.lib.checkpoint_kill_worker"]
   with subprocess.Popen(
     [*command, str(directory)],

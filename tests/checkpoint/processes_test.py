@@ -1,6 +1,5 @@
 """Two processes of one run save, restore and fall back together."""
 
-import os
 import pathlib
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.checkpoint import manager
+from tests.lib import child_env
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -23,10 +23,7 @@ def free_port() -> str:
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-  environment = os.environ | {
-    "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-  }
+  environment = child_env.environment(devices=2, PYTHONPATH=ROOT)
   command = [sys.executable, "-m", "tests.lib.checkpoint_process_worker"]
   port = free_port()
   workers = [

@@ -1,4 +1,4 @@
-"""What docs/curation.md shows is so."""
+"""What the guides to curation show is so."""
 
 import ast
 import importlib.util
@@ -17,9 +17,19 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import shard_store
 from ovi_jax.media import container as containers
+from tests.lib import doc_commands
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "curation.md").read_text()
+DOCS = ROOT / "docs"
+TEXT = "\n".join(
+  (DOCS / name).read_text("utf-8")
+  for name in (
+    "how_to/curate.md",
+    "how_to/curate_on_a_cluster.md",
+    "how_to/add_a_curation_stage.md",
+    "explanation/curation.md",
+  )
+)
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
 
 
@@ -56,7 +66,7 @@ def test_the_passes_are_those_of_the_config():
 
 
 def test_its_commands_are_there():
-  texts = [path.read_text() for path in (ROOT / "docs").glob("*.md")]
+  texts = [path.read_text("utf-8") for path in doc_commands.pages()]
   found = set(re.findall(r"python -m (ovi_jax[\w.]*)", "\n".join(texts)))
   assert "ovi_jax.curation.sync.train" in found
   for name in found:

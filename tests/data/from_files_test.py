@@ -561,11 +561,8 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
   (tmp_path / "t.csv").rename(tmp_path / "captions.csv")
   table(tmp_path, *((f"{n}.wav", f"A tone {n}.", "") for n in range(4)))
   (tmp_path / "t.csv").rename(tmp_path / "sounds.csv")
-  text = (doc_commands.ROOT / "docs/own_clips.md").read_text()
-  blocks = doc_commands.FENCED.findall(text)
-  assert len(blocks) == 2
-  for kind, block in blocks:
-    doc_commands.run(kind, block, tmp_path)
+  guide = doc_commands.ROOT / "docs/how_to/own_clips.md"
+  doc_commands.run_pages([guide], tmp_path)
   said = (tmp_path / "runs/mine.import/report.txt").read_text()
   assert "imported 4 clips of 4 files: train (3), test (1)" in said
   assert '--config.data.video_buckets="((31, 4, 4),)"' in said
@@ -595,7 +592,7 @@ def test_the_flags_of_the_guide_exist():
   root = doc_commands.ROOT
   source = (root / "ovi_jax/data/from_files/__main__.py").read_text()
   defined = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
-  text = (root / "docs/own_clips.md").read_text()
+  text = (root / "docs/how_to/own_clips.md").read_text()
   others = {"config", "data", "weights", "workdir"}
   assert set(re.findall(r"--(\w+)", text)) - others <= defined
   assert defined - set(re.findall(r"--(\w+)", text)) <= {"records_per_shard"}

@@ -1,7 +1,6 @@
 """Runs of train.py as its user starts them, small, for tests that end them."""
 
 import contextlib
-import os
 import pathlib
 import signal
 import socket
@@ -20,9 +19,10 @@ from ovi_jax.data import builder
 from ovi_jax.modality import AV
 from ovi_jax.training import logs
 from ovi_jax.training import trainer as stages
+from tests.lib import child_env
 from tests.lib import small_training
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = child_env.ROOT
 # The towers of each stage.
 STAGES = {
   "audio_pretrain": AV(None, "scratch"),
@@ -41,7 +41,7 @@ SMALL = {
   "optimizer.schedule": "constant",  # does not know how long a run will be
   "log_every": 1,
 }
-SMALL_TOWER = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 48}
+SMALL_TOWER = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 48}
 LONGEST = 300  # seconds that anything waited for may take
 
 
@@ -89,21 +89,6 @@ def towers(source: pathlib.Path, root: pathlib.Path) -> dict[str, str]:
   return found
 
 
-def environment(devices: int = 1, **more: Any) -> dict[str, str]:
-  """Of a run on so many devices; programs stay compiled between runs."""
-  named = {name: str(value) for name, value in more.items()}
-  return (
-    os.environ
-    | named
-    | {
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-  )
-
-
 def limited(words: list[str], kibibytes: int) -> list[str]:
   """The command where files cannot grow further, as on a disk that is full."""
   return ["bash", "-c", f'ulimit -f {kibibytes}; exec "$@"', "limited", *words]
@@ -114,7 +99,7 @@ def run(words: list[str], devices: int = 1) -> tuple[int, str]:
   done = subprocess.run(
     words,
     cwd=ROOT,
-    env=environment(devices),
+    env=child_env.environment(devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -142,7 +127,7 @@ class Started:
       self.process = subprocess.Popen(
         words,
         cwd=ROOT,
-        env=environment(devices, **more),
+        env=child_env.environment(devices, **more),
         stdout=file,
         stderr=subprocess.STDOUT,
         start_new_session=True,

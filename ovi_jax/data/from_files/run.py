@@ -420,7 +420,7 @@ def _next(
     if plain
     else shlex.quote(f"--config.data.sources={sources}")
   )
-  yield "next (docs/own_clips.md, docs/fine_tuning.md):"
+  yield "next (docs/how_to/own_clips.md, docs/how_to/fine_tune.md):"
   small = all((w["height"], w["width"]) == _SMALL for w in windows)
   weights = "ovi_jax/synthetic/weights" if small else "WEIGHTS"
   config = "small.py" if small else "fine_tune.py:WEIGHTS"
