@@ -24,8 +24,6 @@ from ovi_jax.sharding import distributed
 from ovi_jax.training import loop
 from ovi_jax.training import settings
 from ovi_jax.training import trainer
-from ovi_jax.training.codecs import run
-from ovi_jax.training.codecs import settings as codecs
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config")
@@ -41,13 +39,11 @@ def main(argv: list[str]) -> None:
     with distributed.collective_errors():
       if FLAGS.config is None or not FLAGS.workdir:
         raise ValueError("--config=configs/STAGE.py, --workdir=DIR are needed")
-      codec = "component" in FLAGS.config
-      kind, train = (codecs, run.train) if codec else (settings, trainer.train)
-      chosen = kind.Settings.from_config(FLAGS.config)
+      chosen = settings.from_config(FLAGS.config)
     workdir = pathlib.Path(FLAGS.workdir)
     if FLAGS.aot:
       sys.exit(not train_step.run(FLAGS.aot, chosen, workdir))
-    finished = train(chosen, FLAGS.config.to_dict(), workdir)
+    finished = trainer.train(chosen, FLAGS.config.to_dict(), workdir)
   except (OSError, ValueError) as error:
     cli.exit_with_error(f"train: {error}")
   except KeyboardInterrupt:

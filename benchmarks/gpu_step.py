@@ -38,7 +38,7 @@ from ovi_jax.models import fusion
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
 
@@ -92,7 +92,7 @@ def measure(
     model, params, guidance.duplicate_for_cfg(x), text
   )
   inputs = denoise.Inputs(prepared, jnp.asarray(keep), AV(**cases.GUIDANCE))
-  method = solver.named("unipc")
+  method = solvers.named("unipc")
   levels = method.schedule(cases.STEPS, cases.SHIFT)
   rows = method.coefficients(levels.sigmas)
   state = AV(**{n: method.init(a) for n, a in x.present().items()})

@@ -25,7 +25,7 @@ from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 
 
 def parameters(component: str, config: Any, rows: Sequence[mapping.Row]) -> Any:
@@ -70,7 +70,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
     jnp.asarray(guidance.slg_mask(depth, 1, case.slg_layer)),
     AV(**cases.GUIDANCE),
   )
-  method = solver.named("unipc")
+  method = solvers.named("unipc")
   levels = method.schedule(cases.STEPS, cases.SHIFT)
   rows = method.coefficients(levels.sigmas)
   state = AV(**{n: method.init(a) for n, a in x.present().items()})

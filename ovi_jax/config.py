@@ -3,7 +3,7 @@
 Every command's settings are built here, so that a missing, misspelt or unknown
 field reads the same everywhere, and numbers are held to their declared types:
 Python's bool is an int, so `seed=True` would pass every comparison. Used by
-`training.settings`, `training.codecs.settings` and `sampling.settings`.
+`training.settings` and `sampling.settings`.
 """
 
 import dataclasses
@@ -66,6 +66,30 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     )
   check_types(cls, values, at.rstrip("."))
   return cls(**values)
+
+
+def from_sizes(cls: type[T], sizes: Mapping[str, Any], what: str) -> T:
+  """An instance of a dataclass of sizes, as JSON has them.
+
+  Args:
+    cls: the dataclass; all its fields have defaults.
+    sizes: some of its fields; lists become tuples, at every level.
+    what: the sizes are of, for the message.
+
+  Raises:
+    ValueError: a key is no field, or the dataclass refuses a value.
+  """
+
+  def frozen(value: Any) -> Any:
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+  known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+  if unknown := sorted(sizes.keys() - set(known)):
+    raise ValueError(
+      f"unknown sizes of {what}: {', '.join(unknown)}; known are"
+      f" {', '.join(known)}"
+    )
+  return cls(**{name: frozen(value) for name, value in sizes.items()})
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -149,32 +149,18 @@ class Variant:
 
 
 VARIANTS: Mapping[str, Variant] = {
-  v.name: v
-  for v in (
-    Variant(
-      name="720x720_5s",
-      checkpoint="model.safetensors",
-      area=720 * 720,
-      latent_frames=31,
-      audio_latents=157,
-      audio_tag="<AUDCAP>",
-    ),
-    Variant(
-      name="960x960_5s",
-      checkpoint="model_960x960.safetensors",
-      area=960 * 960,
-      latent_frames=31,
-      audio_latents=157,
-      audio_tag="Audio:",
-    ),
-    Variant(
-      name="960x960_10s",
-      checkpoint="model_960x960_10s.safetensors",
-      area=960 * 960,
-      latent_frames=61,
-      audio_latents=314,
-      audio_tag="Audio:",
-    ),
+  name: Variant(
+    name=name,
+    checkpoint=checkpoint,
+    area=side * side,
+    latent_frames=latent_frames,
+    audio_latents=audio_latents,
+    audio_tag=audio_tag,
+  )
+  for name, checkpoint, side, latent_frames, audio_latents, audio_tag in (
+    ("720x720_5s", "model.safetensors", 720, 31, 157, "<AUDCAP>"),
+    ("960x960_5s", "model_960x960.safetensors", 960, 31, 157, "Audio:"),
+    ("960x960_10s", "model_960x960_10s.safetensors", 960, 61, 314, "Audio:"),
   )
 }
 

@@ -1,4 +1,4 @@
-"""sample.py by several processes: each clip once, or each clip by all."""
+"""sample.py with several processes: clips divided or sharded."""
 
 import re
 import sys
@@ -61,7 +61,7 @@ def assert_close(found, expected):
       np.testing.assert_allclose(found[name][part], array, atol=limit)
 
 
-def test_each_makes_its_share(weights, prompts, alone, tmp_path):
+def test_processes_divide_the_clips(weights, prompts, alone, tmp_path):
   command = words(weights, prompts, tmp_path)
   with train_runs.group([command] * 2, tmp_path / "log") as runs:
     for run in runs:
@@ -77,7 +77,7 @@ def test_each_makes_its_share(weights, prompts, alone, tmp_path):
   assert_close(latents(tmp_path), alone)
 
 
-def test_all_make_every_clip_together(weights, prompts, alone, tmp_path):
+def test_processes_shard_each_clip(weights, prompts, alone, tmp_path):
   """Four devices of two processes: halves of the guidance, split tokens."""
   mesh = {"mesh.data": 2, "mesh.context": 2, "context_parallelism": "ring"}
   command = words(
@@ -101,10 +101,10 @@ def test_all_make_every_clip_together(weights, prompts, alone, tmp_path):
   ],
   ids=str,
 )
-def test_others_that_want_something_else(
+def test_processes_with_different_requests_all_fail_at_once(
   weights, prompts, second, said, tmp_path
 ):
-  """Both say so at once, and nothing is made."""
+  """Both report it at once, and no clip is generated."""
   given, fields = prompts, dict(second)
   if "prompts" in fields:
     given = tmp_path / "prompts.csv"
@@ -123,7 +123,9 @@ def test_others_that_want_something_else(
   assert not out.exists()
 
 
-def test_one_without_its_noise_ends_all(weights, prompts, tmp_path):
+def test_a_noise_file_missing_in_one_process_ends_all(
+  weights, prompts, tmp_path
+):
   lost = tmp_path / "lost.npz"
   commands = [
     words(

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import config as config_lib
 from ovi_jax.attention import blockwise
 from ovi_jax.attention import context
 from ovi_jax.attention import cudnn
@@ -79,9 +80,9 @@ def resolve(
   Raises:
     ValueError: no backend of that name, or it cannot run this.
   """
-  if backend != "auto" and backend not in BACKENDS:
-    known = ", ".join(["auto", *BACKENDS])
-    raise ValueError(f"attention {backend!r} is unknown; choose from {known}")
+  config_lib.check(
+    config_lib.invalid_choice("attention", backend, ["auto", *BACKENDS]), ""
+  )
   # cuDNN's flash attention is for 16-bit numbers and heads up to 128.
   fits = {
     "cudnn": platform == "cuda"

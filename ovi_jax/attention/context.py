@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import config as config_lib
 from ovi_jax.attention import blockwise
 
 AXIS = "context"
@@ -76,11 +77,9 @@ def check(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
   Raises:
     ValueError: no scheme of that name, or heads that cannot be divided.
   """
-  if strategy not in STRATEGIES:
-    known = ", ".join(STRATEGIES)
-    raise ValueError(
-      f"context_parallelism {strategy!r} is unknown; choose from {known}"
-    )
+  config_lib.check(
+    config_lib.invalid_choice("context_parallelism", strategy, STRATEGIES), ""
+  )
   tensor, context = sizes.get("tensor", 1), sizes.get(AXIS, 1)
   parts = tensor * (context if strategy == ULYSSES else 1)
   if heads % parts:

@@ -14,6 +14,7 @@ imported, and sizes are checked before memory is allocated.
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
 import pathlib
@@ -443,3 +444,13 @@ def _check_files(
       f"the dataset is not whole: {'; '.join(problems[:_LISTED])}{more}. Copy"
       " what is named again from where it is whole, or write the dataset again"
     )
+
+
+def hash_fraction(name: str, seed: int) -> float:
+  """A number in [0, 1), the same for a name and seed on any machine.
+
+  A record is held out where it is below the share: one more record, or a larger
+  share, moves none of the others back.
+  """
+  hashed = f"{seed}:{name}".encode(errors="surrogateescape")
+  return int.from_bytes(hashlib.sha256(hashed).digest()[:8], "big") / 2**64

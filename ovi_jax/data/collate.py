@@ -64,7 +64,7 @@ def collate(
   settings: settings_lib.LoaderConfig,
   splits: Sequence[builder.Split],
   bucket: settings_lib.Bucket,
-  drawn: index_sampler.Draw,
+  drawn: index_sampler.RecordIndices,
   seed: int,
   count: int | None = None,
 ) -> schema.Batch:

@@ -20,10 +20,6 @@ from ovi_jax.models import layers
 from ovi_jax.models import rope
 from ovi_jax.sharding import logical_axes
 
-# Collection of how tokens attend to the other tower's, see `Block`.
-MAPS = "maps"
-
-
 # Queries, keys or values of a tower that every device has whole, but for heads.
 FULL_LETTERS = "BSNK"
 REPLICATED_LETTERS = logical_axes.replicated_tokens("BLNK")
@@ -135,11 +131,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """One block of one tower, in the three parts that fusion interleaves.
-
-  Where the collection `MAPS` is mutable, `other` there becomes the mean of all
-  heads' attention over the other tower's tokens, [B, L, S] float32.
-  """
+  """One block of one tower, in the three parts that fusion interleaves."""
 
   config: dit.DiTConfig
   dtype: jnp.dtype
@@ -206,20 +198,24 @@ class Block(nn.Module):
     other_BSD: jax.Array | None = None,
     other_rotary: rope.Rotary | None = None,
     other_length: jax.Array | int | None = None,
-  ) -> jax.Array:
-    """Cross-attention with its residual: the text, and the other tower."""
+    probs: bool = False,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Cross-attention with its residual: the text, and the other tower.
+
+    Returns:
+      tokens_BLD, and with `probs` the attention over the other tower's tokens,
+      [B, N, L, S].
+    """
     cross = self.cross_attention
     q = cross.queries(self.cross_norm(x_BLD))
-    y = cross.attend_text(q, text)
+    y, map_BNLS = cross.attend_text(q, text), None
     if other_BSD is not None and other_rotary is not None:
       other = cross.fusion_kv(other_BSD, other_rotary)
       turned = rope.rotate(q, rotary)
       y = y + cross.attend_other_modality(turned, other, other_length)
-      watched = self.is_mutable_collection(MAPS)
-      if watched and not self.is_initializing():
+      if probs:
         map_BNLS = attention.attention_probs(turned, other.keys, other_length)
-        self.put_variable(MAPS, "other", map_BNLS)
-    return x_BLD + cross.project(y)
+    return x_BLD + cross.project(y), map_BNLS
 
   def mlp(self, x_BLD: jax.Array, modulation: layers.Modulation) -> jax.Array:
     """Feed-forward with its residual."""

@@ -18,8 +18,7 @@ import numpy as np
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import schedule
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
 
 
@@ -70,7 +69,7 @@ def _whole(tree: Any) -> Any:
 )
 def step(
   model: fusion.FusionDiT,
-  method: solver.Solver,
+  method: solvers.Solver,
   params: Any,
   inputs: Inputs,
   x: AV[jax.Array],
@@ -113,11 +112,11 @@ def step(
 
 def denoise(
   model: fusion.FusionDiT,
-  method: solver.Solver,
+  method: solvers.Solver,
   params: Any,
   inputs: Inputs,
   noise: AV[jax.Array],
-  levels: schedule.Schedule,
+  levels: solvers.Schedule,
   on_step: Callable[[int], None] = lambda _: None,
 ) -> AV[jax.Array]:
   """Run all steps.

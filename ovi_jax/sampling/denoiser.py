@@ -29,7 +29,7 @@ from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import settings as settings_lib
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 
 NEEDS = architecture.COMPONENTS
 TEXT_ROWS = 64
@@ -142,7 +142,7 @@ class Denoiser:
     Raises:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
     """
-    method = solver.named(settings.solver)
+    method = solvers.named(settings.solver)
     levels = method.schedule(settings.num_steps, settings.flow_shift)
     with self.components.computing():
       x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise)

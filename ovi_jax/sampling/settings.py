@@ -13,7 +13,7 @@ from ovi_jax.attention import context
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import requests
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 
 # What Ovi publishes for its weights. A directory of other weights may advise
@@ -100,7 +100,7 @@ class Settings:
     problems = [
       problem
       for name, known in (
-        ("solver", solver.SOLVERS),
+        ("solver", solvers.SOLVERS),
         ("mode", requests.MODES),
         ("dtype", config_lib.DTYPES),
         ("attention", (config_lib.AUTO, *attention.BACKENDS)),

@@ -1,4 +1,4 @@
-"""Checkpoints from strangers: files of their own directory, JSON within limits.
+"""Hostile checkpoints: files within their directory, JSON within limits.
 
 Every forged list carries a right checksum of itself: CRC-32 is no signature.
 """
@@ -60,7 +60,7 @@ def plan(checkpoint):
   return init_from.plan(shapes, sources)
 
 
-def test_an_honest_checkpoint_is_read(checkpoint):
+def test_an_unmodified_checkpoint_is_read(checkpoint):
   assert plan(checkpoint).scratch == []
   found = reader.read_info(checkpoint)
   assert found.iterators == (b"\1\2",) and np.isnan(found.metadata["loss"])
@@ -97,8 +97,8 @@ def test_a_link_to_a_file_outside_is_not_read(checkpoint):
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe", "nothing"])
-def test_what_is_not_listed_must_be_regular_too(checkpoint, kind):
-  """Orbax opens what lies in the directory of the state."""
+def test_unlisted_entries_must_be_regular_files(checkpoint, kind):
+  """Orbax opens every file in the directory of the state."""
   path = checkpoint / "state/d/x"
   path.parent.mkdir(exist_ok=True)
   if kind == "pipe":
@@ -110,7 +110,7 @@ def test_what_is_not_listed_must_be_regular_too(checkpoint, kind):
     plan(checkpoint)
 
 
-def test_the_description_may_be_no_link(checkpoint):
+def test_a_symlinked_description_is_refused(checkpoint):
   outside = checkpoint.parent / "metadata"
   (checkpoint / META).rename(outside)
   (checkpoint / META).symlink_to(outside)
@@ -152,7 +152,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: text[:30])
-def test_a_bad_list_is_one_line_that_names_it(checkpoint, text):
+def test_a_damaged_file_list_is_named_in_one_line(checkpoint, text):
   (checkpoint / integrity.CHECKSUMS).write_text(text, encoding="latin-1")
   with pytest.raises(ValueError, match=r"checksums.json is damaged") as caught:
     reader.read_info(checkpoint)
@@ -184,7 +184,9 @@ def described(checkpoint, **fields):
   ],
   ids=str,
 )
-def test_a_description_of_wrong_types_is_one_line(checkpoint, fields):
+def test_a_description_of_wrong_types_is_refused_in_one_line(
+  checkpoint, fields
+):
   rewrite(checkpoint, described(checkpoint, **fields))
   with pytest.raises(ValueError, match="meta/metadata: ") as caught:
     reader.read_info(checkpoint)
@@ -192,7 +194,7 @@ def test_a_description_of_wrong_types_is_one_line(checkpoint, fields):
 
 
 @pytest.mark.parametrize("text", BAD[:5], ids=lambda text: text[:30])
-def test_a_description_that_is_no_object(checkpoint, text):
+def test_a_description_that_is_not_an_object_is_refused(checkpoint, text):
   rewrite(checkpoint, text)
   with pytest.raises(ValueError, match="meta/metadata: "):
     reader.read_info(checkpoint)
@@ -205,7 +207,7 @@ def test_another_format_is_named(checkpoint):
   assert len(str(caught.value)) < 500
 
 
-def test_a_damaged_checkpoint_is_passed_over(checkpoint, caplog):
+def test_a_damaged_checkpoint_is_skipped(checkpoint, caplog):
   """A run that is started again meets the same checks."""
   shutil.copytree(checkpoint, checkpoint.with_name("2"))
   rewrite(checkpoint.with_name("2"), described(checkpoint, step=2, leaves=5))

@@ -41,7 +41,7 @@ def test_files_of_a_folder_with_a_list_are_not_read_again(folder, monkeypatch):
     integrity.write(folder)
 
 
-def test_what_differs_is_named(folder):
+def test_changed_files_are_named(folder):
   listed = integrity.listing(folder)
   assert integrity.problems(folder, listed) == []
   (folder / "b").write_bytes(b"longer")

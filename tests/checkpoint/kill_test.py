@@ -1,4 +1,4 @@
-"""A run killed at a random moment always resumes, and loses nothing."""
+"""A run killed at a random moment resumes from its newest checkpoint."""
 
 import pathlib
 import random
@@ -74,10 +74,10 @@ def rounds(
   assert len([n for n in left if int(n) % 50]) <= 3
 
 
-def test_killed_three_times(tmp_path, log_lines):
+def test_checkpoints_survive_three_kills(tmp_path, log_lines):
   rounds(tmp_path, 3, 3, log_lines)
 
 
 @pytest.mark.slow
-def test_killed_thirty_times(tmp_path, log_lines):
+def test_checkpoints_survive_thirty_kills(tmp_path, log_lines):
   rounds(tmp_path, 30, 30, log_lines)

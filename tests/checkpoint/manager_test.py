@@ -1,4 +1,4 @@
-"""Training checkpoints: saved, restored bit by bit, and never trusted."""
+"""Training checkpoints: bit-exact restore, verification, fallback."""
 
 import dataclasses
 import errno
@@ -100,7 +100,7 @@ def two(tmp_path):
   return tmp_path
 
 
-def test_a_state_comes_back_bit_by_bit(two):
+def test_a_state_is_restored_bit_exactly(two):
   with manager.Manager(two) as checkpoints:
     restored = checkpoints.restore_newest(shapes(state(3)))
     assert_same(restored.state, state(2))
@@ -112,7 +112,7 @@ def test_a_state_comes_back_bit_by_bit(two):
 
 
 @pytest.mark.parametrize("sizes", [(1,), (2,), (4, 2)])
-def test_other_devices(two, sizes):
+def test_a_state_is_restored_on_other_devices(two, sizes):
   target = state(5, sharding(*sizes))
   with manager.Manager(two) as checkpoints:
     restored = checkpoints.restore_newest(shapes(target)).state
@@ -131,7 +131,7 @@ def test_a_target_without_shardings_goes_to_the_first_device(tmp_path):
   assert restored["a"].devices() == {jax.devices()[0]}
 
 
-def test_nothing_to_restore(tmp_path):
+def test_an_empty_directory_restores_nothing(tmp_path):
   with manager.Manager(tmp_path / "new") as checkpoints:
     assert checkpoints.restore_newest(state()) is None
 
@@ -177,7 +177,7 @@ def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
     assert np.all(np.asarray(leaf) == int(name))
 
 
-def test_which_are_kept(tmp_path):
+def test_retention_follows_the_policy(tmp_path):
   with manager.Manager(tmp_path, max_to_keep=2, keep_period=4) as checkpoints:
     for step in range(1, 8):
       checkpoints.save(step, {"a": jnp.ones(2)})
@@ -191,13 +191,13 @@ def test_which_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"max_to_keep": 0}, {"keep_period": -1}])
-def test_senseless_options(options, tmp_path):
+def test_invalid_options_are_refused(options, tmp_path):
   with pytest.raises(ValueError, match="expected max_to_keep"):
     manager.Manager(tmp_path / "x", **options)
   assert not (tmp_path / "x").exists()
 
 
-def test_a_target_of_another_kind_is_listed_and_nothing_is_set_aside(two):
+def test_a_target_of_another_structure_is_refused_and_nothing_is_renamed(two):
   base = state(1)
   other = base._replace(
     params={"blocks": {"kernel": jnp.ones((16, 5))}, "tail": jnp.ones(2)},
@@ -235,7 +235,7 @@ HARMLESS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: path.unlink()])
-def test_damage_of_any_file_is_seen(two, tmp_path_factory, damage):
+def test_damage_of_any_file_is_detected(two, tmp_path_factory, damage):
   newest = two / "2"
   names = sorted(
     p.relative_to(newest)
@@ -280,7 +280,7 @@ def test_the_older_one_is_used_when_the_newest_is_damaged(two, name, lines):
   assert (two / "2.damaged").is_dir()
 
 
-def test_none_can_be_read(two, lines):
+def test_an_error_is_raised_when_no_checkpoint_is_readable(two, lines):
   flip(largest(two / "1"))
   (two / "2" / "checksums.json").unlink()
   with manager.Manager(two) as checkpoints:
@@ -293,7 +293,7 @@ def test_none_can_be_read(two, lines):
   lines.clear()
 
 
-def test_what_killed_runs_leave_is_cleared(two):
+def test_leftovers_of_killed_runs_are_removed(two):
   shutil.copytree(two / "2", two / "3.orbax-checkpoint-tmp")
   # A deletion that was cut short.
   shutil.copytree(two / "1", two / "0")
@@ -306,7 +306,7 @@ def test_what_killed_runs_leave_is_cleared(two):
   assert sorted(p.name for p in two.iterdir()) == ["2", "3"]
 
 
-def test_a_first_save_that_was_killed_is_as_none(tmp_path):
+def test_a_killed_first_save_is_ignored(tmp_path):
   (tmp_path / "0.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
   with manager.Manager(tmp_path) as checkpoints:
     assert checkpoints.restore_newest(state()) is None
@@ -314,7 +314,7 @@ def test_a_first_save_that_was_killed_is_as_none(tmp_path):
     assert checkpoints.restore_newest(state(1)).step == 0
 
 
-def test_no_room_is_said_before_anything_is_written(two, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(two, monkeypatch):
   usage = shutil.disk_usage(two)._replace(free=100)
   with manager.Manager(two) as checkpoints:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -325,7 +325,7 @@ def test_no_room_is_said_before_anything_is_written(two, monkeypatch):
   assert sorted(p.name for p in two.iterdir()) == ["1", "2"]
 
 
-def test_the_disk_fills_up_during_a_save(two):
+def test_a_disk_that_fills_up_during_a_save_leaves_earlier_checkpoints(two):
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   with manager.Manager(two) as checkpoints:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
@@ -337,7 +337,7 @@ def test_the_disk_fills_up_during_a_save(two):
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.ENOSPC
     assert sorted(p.name for p in two.iterdir()) == ["1", "2"]
-    # With room again, all goes on.
+    # With free space again, saving continues.
     assert checkpoints.save(3, state(3))
     assert checkpoints.restore_newest(state()).step == 3
 
@@ -350,7 +350,7 @@ def test_the_disk_fills_up_during_a_save(two):
     (errno.EDQUOT, OSError, r"no space left: .* step 3 was not"),
   ],
 )
-def test_an_error_while_sealing_leaves_the_earlier_ones(
+def test_an_error_while_finalizing_leaves_earlier_checkpoints(
   two, monkeypatch, number, kind, message
 ):
   def fail(*_):
@@ -365,7 +365,7 @@ def test_an_error_while_sealing_leaves_the_earlier_ones(
     assert checkpoints.restore_newest(state()).step == 2
 
 
-def test_input_states_are_of_processes(tmp_path, monkeypatch):
+def test_input_states_are_stored_per_process(tmp_path, monkeypatch):
   with manager.Manager(tmp_path) as checkpoints:
     for step, value in enumerate([{"next": [1, 2]}, None, b"\x00\xff"]):
       checkpoints.save(step, {"a": 1}, value)

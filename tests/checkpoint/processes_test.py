@@ -22,7 +22,7 @@ def free_port() -> str:
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
+def test_two_processes_save_and_restore_one_state(tmp_path):
   environment = child_env.environment(devices=2, PYTHONPATH=ROOT)
   command = [sys.executable, "-m", "tests.lib.checkpoint_process_worker"]
   port = free_port()

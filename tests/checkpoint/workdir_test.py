@@ -23,7 +23,7 @@ def changed(**fields):
   return CONFIG | fields
 
 
-def test_the_first_start_writes_and_later_ones_agree(tmp_path):
+def test_the_first_start_writes_the_config_and_later_ones_compare(tmp_path):
   for _ in range(2):
     workdir.check_config(tmp_path / "run", CONFIG, FREE)
   (file,) = (tmp_path / "run").iterdir()
@@ -62,13 +62,13 @@ def test_every_difference_is_named_with_both_values(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
-def test_a_damaged_file(tmp_path, text):
+def test_a_damaged_config_file_is_named(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(ValueError, match=r"config.json is damaged .*expect|Exp"):
     workdir.check_config(tmp_path, CONFIG, FREE)
 
 
-def test_a_config_that_is_not_json(tmp_path):
+def test_a_config_that_is_not_json_is_refused(tmp_path):
   with pytest.raises(ValueError, match="a config that is JSON"):
     workdir.check_config(tmp_path, {"a": object()}, FREE)
   assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ SIZE = 2**18
 
 
 def state(step: int) -> dict:
-  """A state that says of which step it is, in every leaf."""
+  """A state whose every leaf depends on the step."""
   mesh = jax.make_mesh(
     (2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,)
   )

@@ -26,15 +26,15 @@ FEWER = (
 # Pattern in a command -> arguments that are added at its end.
 _ADDED: Mapping[str, str] = {
   r"^python train\.py ": FEWER,
-  r"^python train\.py .*configs/codec_": " --config.batch_size=2",
   r"^python sample\.py (?!.*config\.num_steps)": " --config.num_steps=2",
   r"^python -m ovi_jax\.synthetic\.ablation ": " --dry_run",
   r"^python -m ovi_jax\.synthetic\.evaluation codecs ": " --count=2",
-  r"^python -m ovi_jax\.training\.codecs\.assemble ": " --clips=2",
+  r"^python -m ovi_jax\.data\.tokenizer ": " --clips=20",
 }
 _REPLACED: Mapping[str, str] = {
   r"((?:eval|sample)_every)=100": r"\1=2",
   r"--count=(?:64|100)\b": "--count=2",
+  r"--trained=1:5000,3:2500:": "--trained=1:50,3:25:",
   r"--variant=960x960_10s": "--arch=ovi_jax/convert/standin/manifest.json",
   r", seed=7\b": ", seed=7, num_steps=2",  # of a call from Python
 }
@@ -48,6 +48,8 @@ NOT_RUN: Mapping[str, str] = {
   " tests/convert/layouts_test.py are made by the test",
   r"configs/fine_tune\.py:weights/960x960_5s": "released weights;"
   " tests/training/fine_tuning_test.py",
+  r"configs/codec_|training\.codecs\.assemble": "minutes of compilation each;"
+  " tests/training/codecs does the same at smaller sizes",
   r" --workdir=runs/(?:tuned|more) | --data=runs/mine ": "fine_tune.md and"
   " train.md run the same with other paths",
   r"python -m ovi_jax\.curation|^def (?:load|get_config)\(": "needs"
@@ -149,7 +151,7 @@ def _recipe(target: str) -> str:
 
 
 def repository(folder: pathlib.Path) -> None:
-  """Make a folder look like the repository, with a place for results."""
+  """Lay a folder out like the repository, with a folder for results."""
   for name in ("train.py", "sample.py", "convert_torch_weights.py"):
     (folder / name).symlink_to(ROOT / name)
   for name in ("configs", "ovi_jax", "docs"):

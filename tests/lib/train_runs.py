@@ -1,4 +1,4 @@
-"""Runs of train.py as its user starts them, small, for tests that end them."""
+"""Small runs of train.py as processes, to be killed and resumed."""
 
 import contextlib
 import pathlib
@@ -95,7 +95,7 @@ def limited(words: list[str], kibibytes: int) -> list[str]:
 
 
 def run(words: list[str], devices: int = 1) -> tuple[int, str]:
-  """Run to the end; the exit code, and all that was said."""
+  """Run to the end; returns the exit code and the output."""
   done = subprocess.run(
     words,
     cwd=ROOT,
@@ -109,7 +109,7 @@ def run(words: list[str], devices: int = 1) -> tuple[int, str]:
 
 
 class Started:
-  """A run that is going on; what it says is kept in a file.
+  """A started run; its output goes to a file.
 
   Attributes:
     process: train.py, the leader of its own session.
@@ -144,7 +144,7 @@ class Started:
     return len(_lines(self.workdir)) - self._lines
 
   def wait(self, condition: Callable[[], bool]) -> None:
-    """Wait until something holds, while the run goes on."""
+    """Wait until a condition holds, while the run continues."""
     until = time.monotonic() + LONGEST
     while not condition():
       assert self.process.poll() is None, f"it ended: {self.said}"
@@ -155,7 +155,7 @@ class Started:
     """Send train.py a signal; the exit code. Nothing else of it may stay."""
     self.process.send_signal(number)
     code = self.process.wait(LONGEST)
-    until = time.monotonic() + 10
+    until = time.monotonic() + LONGEST
     while (left := processes(self.process.pid)) and time.monotonic() < until:
       time.sleep(0.02)
     assert not left, f"still running of a run that was ended: {left}"

@@ -1,4 +1,4 @@
-"""From prompts to picture and sound on the stand-in, against the original."""
+"""From prompts to video and audio on the stand-in, against the original."""
 
 import jax
 import jax.numpy as jnp
@@ -54,14 +54,14 @@ def latents(pipeline, golden):
 
 
 @pytest.mark.slow
-def test_text_to_sound_wave(latents, decoder, golden):
+def test_the_decoded_wave_equals_the_original(latents, decoder, golden):
   wave = decoder.wave(latents[False].audio)
   reference = golden("sampling")["e2e_unipc_wav"][0]
   parity.assert_close(wave, reference, "end_to_end")
 
 
 @pytest.mark.slow
-def test_image_to_video_and_sound(latents, decoder, golden):
+def test_image_to_video_and_audio_equals_the_original(latents, decoder, golden):
   arrays = golden("sampling")
   video = codec.decode(
     decoder.components.arch.video_vae, decoder.video, latents[True].video
@@ -105,7 +105,7 @@ def test_prompts_share_a_length(longest, limit, rows):
   assert pairs.audio.any(-1).sum(-1).tolist() == [longest, 7]
 
 
-def test_prompts_may_be_written_out_whole():
+def test_cudnn_attention_pads_prompts_to_the_full_length():
   pairs = denoisers.text_pairs(
     np.ones((9, 4)), AV(None, np.ones((3, 4))), 112, "cudnn"
   )

@@ -1,4 +1,4 @@
-"""The Python API: what a notebook sees, and that `sample.py` makes the same."""
+"""The Python API: results, and equality with `sample.py`."""
 
 import json
 import pathlib
@@ -41,7 +41,7 @@ def test_a_clip_has_frames_and_sound(clip):
 
 
 @pytest.mark.slow
-def test_sample_py_makes_the_same_file(clip, tmp_path):
+def test_sample_py_writes_the_same_file(clip, tmp_path):
   path = clip.save(tmp_path / "new" / "ball.mp4")
   config = sample.get_config()
   config.update(FEW)
@@ -60,7 +60,7 @@ def test_sample_py_makes_the_same_file(clip, tmp_path):
 
 
 @pytest.mark.slow
-def test_prompts_are_made_in_order_and_reported(pipe, clip):
+def test_prompts_are_generated_in_order_with_progress(pipe, clip):
   seen = []
   both = pipe(
     [LAMP, BALL],
@@ -94,7 +94,7 @@ def test_a_notebook_shows_a_player_with_sound(clip, tmp_path):
     clip.save(tmp_path / "clip.avi")
 
 
-def test_what_is_wrong_is_said_before_weights_are_loaded(pipe):
+def test_errors_are_raised_before_weights_are_loaded(pipe):
   loaded = dict(pipe._loaded)
   for arguments, message in (
     ({"stepps": 3}, r"stepps is unknown \(did you mean num_steps\?\)"),
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded(pipe):
   assert pipe._loaded == loaded
 
 
-def test_weights_that_cannot_be_opened(tmp_path):
+def test_unreadable_weights_are_refused(tmp_path):
   with pytest.raises(ValueError, match="convert_torch_weights.py"):
     ovi_jax.Pipeline.from_pretrained(tmp_path / "none")
   with pytest.raises(ValueError, match="from_pretrained takes variant, dtype"):
@@ -129,7 +129,7 @@ def test_defaults_are_those_of_the_config():
   assert set(config) == set(settings_lib.FIXED) | set(settings_lib.DEFAULTS)
 
 
-def test_one_value_is_of_both_modalities():
+def test_one_value_applies_to_both_modalities():
   found = settings_lib.Settings.from_overrides(
     {"guidance_scale": 2.0, "negative_prompt": {"audio": "hum"}}
   )

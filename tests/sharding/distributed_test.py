@@ -338,7 +338,7 @@ def test_connecting_again_changes_nothing(connect):
 
 @pytest.fixture
 def agree(monkeypatch):
-  """Agree with another process, which has these changes to what is said."""
+  """Compare with another process whose values have these changes."""
 
   def call(config, **theirs):
     monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -1,4 +1,4 @@
-"""Clips on paper."""
+"""Contact sheets of clips."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_a_gif_plays_frames_with_a_cursor_on_the_waveform(tmp_path):
   assert cursors == sorted(cursors) and cursors[-1] == 2 * 4 * 64 // 9
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"no \*.mp4"):
     contact_sheet.of_folder(tmp_path)
   mp4.write(tmp_path / "a.mp4", [np.zeros((5, 32, 32, 3), np.uint8)], None)

@@ -121,8 +121,7 @@ class Settings:
       problems.append(f"--clips: {self.clips} is not a folder")
     if self.captions and not pathlib.Path(self.captions).is_file():
       problems.append(f"--captions: {self.captions} is not a file")
-    if problems:
-      raise ValueError("; ".join(problems))
+    config_lib.check(problems, "")
 
   @property
   def folder(self) -> pathlib.Path:

@@ -127,7 +127,7 @@ class HeldOutLoss:
     if not means:
       raise ValueError(
         "held-out loss: expected at least one record, got none; hold some out"
-        " when the dataset is written, or turn the review off"
+        " when the dataset is written, or set eval_every to 0"
       )
     named = {}
     for name, mean in means.items():

@@ -39,7 +39,7 @@ from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import settings as sampling_settings
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import logs as logs_lib
@@ -50,7 +50,7 @@ Show = Callable[[int, np.ndarray | None, np.ndarray | None], None]
 
 DIRECTORY, LIST = "samples", "samples.json"
 GUIDANCE = AV(4.0, 3.0)  # the original's
-MAX_CLIPS = 1024  # of a review
+MAX_CLIPS = 1024  # sampled together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,9 @@ class EvalSamplesConfig:
   """How clips are made.
 
   Attributes:
-    num_samples: clips of a review, made side by side as one batch.
+    num_samples: clips, sampled as one batch.
     num_steps: of the solver.
-    solver: see `sampling.solver`.
+    solver: see `sampling.solvers`.
     flow_shift: of the noise levels towards noise.
     guidance_scale: scale of each modality.
     seed: clip number n begins as the noise of seed + n.
@@ -86,8 +86,8 @@ class EvalSamplesConfig:
       problems.append(
         f"num_samples must be from 1 to {MAX_CLIPS}, got {self.num_samples}"
       )
-    if self.solver not in solver.SOLVERS:
-      known = ", ".join(solver.SOLVERS)
+    if self.solver not in solvers.SOLVERS:
+      known = ", ".join(solvers.SOLVERS)
       problems.append(f"solver {self.solver!r} is unknown; choose from {known}")
     last = self.seed + max(1, self.num_samples) - 1
     if self.seed < 0 or last >= 2**32:
@@ -168,7 +168,7 @@ def denoise(
   towers = model.config.present()
   noise = _noise(model, size, settings.seed, len(text))
   pairs = _pairs(model, text, null_SE)
-  method = solver.named(settings.solver)
+  method = solvers.named(settings.solver)
   depth = next(iter(towers.values())).num_layers
   inputs = denoising.Inputs(
     denoiser.conditions(

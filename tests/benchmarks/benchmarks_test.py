@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, and their harness at its smallest."""
+"""Arithmetic of the benchmarks, and a smallest run of each."""
 
 import json
 import pathlib
@@ -14,14 +14,14 @@ from benchmarks import ours
 from benchmarks import report
 from tests.lib import child_env
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
   ("name", "published"),
   [("720x720_5s", 252), ("960x960_5s", 572), ("960x960_10s", 1678)],
 )
-def test_arithmetic_of_a_forward_pass(name, published):
+def test_flops_of_a_forward_pass(name, published):
   operations = flops.forward(flops.released_sizes(), flops.CLIPS[name])
   assert round(operations / 1e12) == published
 
@@ -34,7 +34,7 @@ def test_a_skipped_block_is_not_counted():
   assert 0.016 < saved < 1 / 60
 
 
-def test_weights_are_a_function_of_their_names():
+def test_weights_are_seeded_by_their_names():
   first = cases.tensor("blocks.0.self_attn.q.weight", (4, 3))
   assert round(float(first[0, 0]), 6) == 0.885856
   np.testing.assert_array_equal(

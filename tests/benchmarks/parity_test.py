@@ -1,4 +1,4 @@
-"""The parity command's errors, without the libraries that it compares with."""
+"""The parity command without the libraries that it compares with."""
 
 import sys
 
@@ -20,7 +20,7 @@ def test_missing_libraries_are_named_with_the_command_that_installs_them(
   assert "\n" not in message
 
 
-def test_only_what_is_missing_is_to_be_installed(monkeypatch):
+def test_only_missing_packages_are_listed(monkeypatch):
   for name in parity.NEEDED:
     monkeypatch.setitem(sys.modules, name, sys)
   monkeypatch.setitem(sys.modules, "diffusers", None)
@@ -37,13 +37,13 @@ def test_a_folder_without_mmaudio_is_refused_before_anything_is_imported(
     parity.compare(str(tmp_path))
 
 
-def test_what_mmaudio_needs_is_named(monkeypatch):
+def test_requirements_of_mmaudio_are_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "omegaconf", None)
   with pytest.raises(ValueError, match="pip install omegaconf$"):
     parity.module("omegaconf")
 
 
-def test_errors_are_the_largest_over_the_largest():
+def test_errors_are_relative_to_the_largest_value():
   result = parity.Comparison(
     name="a", reference=np.float32([1, -4]), ours=np.float32([1.5, -4.25])
   )

@@ -1,9 +1,10 @@
-"""A codec's run: the same after an interruption, and bad configs."""
+"""Tasks: codecs, resumed after an interruption, their plans, bad configs."""
 
 import importlib
 import os
 import signal
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -11,19 +12,17 @@ import pytest
 from ovi_jax import synthetic
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import logs
+from ovi_jax.training import param_filter
+from ovi_jax.training import settings
+from ovi_jax.training import task as tasks
 from ovi_jax.training.codecs import input as inputs
-from ovi_jax.training.codecs import run
-from ovi_jax.training.codecs import settings
-from ovi_jax.training.codecs import table
 from tests.lib import small_codec
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
-  tmp_path, monkeypatch
-):
+def test_a_stopped_run_resumes_to_the_same_state(tmp_path, monkeypatch):
   assert small_codec.train(small_codec.config(), tmp_path / "whole")
   following = inputs.Input.__next__
 
@@ -69,7 +68,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
   ("changes", "message"),
   [
     ({"component": "clip"}, "component 'clip' is unknown; choose from .*video"),
-    ({"model.breadth": 3}, r"unknown keys \['breadth'\]"),
+    ({"model.breadth": 3}, "unknown sizes of the .*: breadth; known are"),
     (
       {"objective.glow": 1.0},
       "config.objective.glow is unknown; the fields are",
@@ -94,7 +93,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
     ({"walks": 1}, "config.walks is unknown"),
   ],
 )
-def test_what_cannot_be_is_said_before_the_first_step(
+def test_invalid_configs_are_refused_before_the_first_step(
   changes, message, tmp_path
 ):
   with pytest.raises(ValueError, match=message):
@@ -103,7 +102,7 @@ def test_what_cannot_be_is_said_before_the_first_step(
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_what_another_learnt(tmp_path):
+def test_a_run_starts_from_another_run(tmp_path):
   short = {
     "num_train_steps": 3,
     "checkpoint_every": 3,
@@ -123,7 +122,7 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
   )
   for name in (n for n in first if n.startswith("trained_params/")):
     np.testing.assert_array_equal(first[name], second[name], name)
-  # What began it is not needed to go on.
+  # Resuming does not need the initial weights.
   (tmp_path / "first").rename(tmp_path / "away")
   assert small_codec.train(
     small_codec.config(**still | {"num_train_steps": 4}), tmp_path / "second"
@@ -154,32 +153,45 @@ def test_a_run_begins_with_what_another_learnt(tmp_path):
     small_codec.train(small_codec.config(**wide), tmp_path / "fourth")
 
 
-def test_weights_begin_a_run_too_but_for_the_head_that_they_have_not():
+def test_a_run_starts_from_weights_with_a_new_head():
   values = small_codec.config(init_from=str(synthetic.WEIGHTS))
   shipped = weights_dir.read(synthetic.WEIGHTS).sizes["video_vae"]
   with values.unlocked():
     values.model = dict(shipped) | {"latent_mean": (0.0,) * 16}
-  chosen = settings.Settings.from_config(values)
-  plan = run.init_plan(chosen, run.make_step_config(chosen))
-  assert plan is not None and not plan.scratch
+  plan = tasks.make(settings.from_config(values)).init_plan()
+  assert plan.parts and not plan.scratch
   text = importlib.import_module("configs.codec_text").get_config("mini")
   text.init_from = str(synthetic.WEIGHTS)
   text.data.tokenizer = str(synthetic.WEIGHTS / weights_dir.TOKENIZER)
-  chosen = settings.Settings.from_config(text)
-  plan = run.init_plan(chosen, run.make_step_config(chosen))
-  assert plan is not None and plan.scratch
+  plan = tasks.make(settings.from_config(text)).init_plan()
+  assert plan.parts and plan.scratch
   assert all(path.startswith("head/") for path in plan.scratch)
   wrong = {"trainable": "decoder"}
   with pytest.raises(ValueError, match="is for video_vae, not umt5; set 'all'"):
-    settings.Settings.from_config(ml_collections.ConfigDict(dict(text) | wrong))
+    settings.from_config(ml_collections.ConfigDict(dict(text) | wrong))
 
 
 @pytest.mark.parametrize("size", ["mini", ""])
-def test_the_shipped_config_is_one(size):
+def test_the_shipped_config_is_valid(size):
   values = importlib.import_module("configs.codec_video").get_config(size)
-  chosen = settings.Settings.from_config(values)
-  assert (
-    chosen.data.num_frames == (9 if size else 17)
-    and chosen.component in table.TABLE
-  )
+  chosen = settings.from_config(values)
+  assert isinstance(chosen, settings.CodecSettings)
+  assert chosen.component in settings.CODECS
+  assert chosen.data.num_frames == (9 if size else 17)
   assert chosen.make_objective("gpu").dtype == "bfloat16"
+
+
+def test_a_codec_without_init_from_is_initialized_at_random():
+  task = tasks.make(settings.from_config(small_codec.config(seed=3)))
+  plan = task.init_plan()
+  assert not plan.parts and set(plan.scratch) == set(plan.shapes)
+  assert plan.lines() == [f"{len(plan.shapes)} arrays initialized at random"]
+  state = task.initial_state(plan, task.target_state(task.make_mesh()))
+  expected = param_filter.flat(task.init_params(jax.random.key(3)))
+  assert state.trained_params.keys() == expected.keys()
+  for path, value in expected.items():
+    np.testing.assert_allclose(
+      state.trained_params[path], value, rtol=1e-6, atol=1e-7, err_msg=path
+    )
+  # The moving average begins with the parameters.
+  assert state.ema_params is not None and int(state.step) == 0

@@ -2,7 +2,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ovi_jax.convert import folding
+from ovi_jax.convert import mapping
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.models import vocoder
 
@@ -15,7 +15,7 @@ def random(*shape):
 
 def test_weight_norm_gives_every_filter_its_norm():
   norm, direction = 3 + random(4, 1, 1), random(4, 5, 3)
-  op = folding.WeightNorm(CONV)
+  op = mapping.WeightNorm(CONV)
   kernel = op.to_ours(norm, direction)
   assert kernel.dtype == np.float32
   assert op.shape(norm.shape, direction.shape) == kernel.shape == (3, 5, 4)
@@ -27,17 +27,17 @@ def test_weight_norm_gives_every_filter_its_norm():
   np.testing.assert_allclose(op.to_ours(*back), kernel, rtol=1e-6)
 
 
-def test_weight_norm_writes_a_filter_of_zeros():
+def test_weight_norm_round_trips_a_filter_of_zeros():
   kernel = random(3, 5, 4)
   kernel[:, :, 1] = 0
-  op = folding.WeightNorm(CONV)
+  op = mapping.WeightNorm(CONV)
   np.testing.assert_allclose(
     op.to_ours(*op.to_torch(kernel)), kernel, rtol=1e-6
   )
 
 
-def test_weight_norm_refuses_what_has_no_meaning():
-  op = folding.WeightNorm(CONV)
+def test_weight_norm_refuses_invalid_norms():
+  op = mapping.WeightNorm(CONV)
   with pytest.raises(ValueError, match=r"shape \(4, 1, 1\), got \(5, 1, 1\)"):
     op.shape((5, 1, 1), (4, 5, 3))
   with pytest.raises(ValueError, match="4 filters of 4 have no direction"):
@@ -45,9 +45,9 @@ def test_weight_norm_refuses_what_has_no_meaning():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e7])
-def test_magnitude_preserving_is_undone_exactly(scale):
+def test_magnitude_preserving_scaling_is_inverted_exactly(scale):
   weight = random(6, 5, 3) * np.float32(scale)
-  op = folding.MagnitudePreserving(CONV)
+  op = mapping.MagnitudePreserving(CONV)
   kernel = op.to_ours(weight)
   assert kernel.dtype == np.float32
   norm = np.sqrt(np.square(weight[2].astype(np.float64)).sum())
@@ -64,7 +64,7 @@ def test_magnitude_preserving_is_undone_exactly(scale):
 def test_magnitude_preserving_refuses_norms_above_one():
   kernel = np.zeros((1, 2, 2), np.float32)
   kernel[0, :, 0] = 0.6, 0.8
-  op = folding.MagnitudePreserving(CONV)
+  op = mapping.MagnitudePreserving(CONV)
   np.testing.assert_allclose(
     op.to_ours(*op.to_torch(kernel)), kernel, atol=1e-6
   )
@@ -74,7 +74,7 @@ def test_magnitude_preserving_refuses_norms_above_one():
 
 def test_folds_keep_the_dtype_of_the_file():
   weight = random(6, 5, 3).astype(ml_dtypes.bfloat16)
-  op = folding.MagnitudePreserving(CONV)
+  op = mapping.MagnitudePreserving(CONV)
   kernel = op.to_ours(weight)
   assert kernel.dtype == op.to_torch(kernel)[0].dtype == ml_dtypes.bfloat16
 
@@ -82,9 +82,9 @@ def test_folds_keep_the_dtype_of_the_file():
 @pytest.mark.parametrize(
   "dtype", [np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
 )
-def test_constant_is_compared_at_the_file_s_own_precision(dtype):
+def test_constants_are_compared_at_the_precision_of_the_file(dtype):
   value = vocoder.LOW_PASS
-  op = folding.Constant("filter", value)
+  op = mapping.Constant("filter", value)
   rounded = value.astype(dtype)
   assert op.to_ours(rounded).tobytes() == value.tobytes()
   wrong = rounded.copy()
@@ -93,9 +93,9 @@ def test_constant_is_compared_at_the_file_s_own_precision(dtype):
     op.to_ours(wrong)
 
 
-def test_constant_is_held_against_the_file():
+def test_constants_are_compared_with_the_file():
   value = np.array([[0.5, -2.0]], np.float32)
-  op = folding.Constant("data_mean", value)
+  op = mapping.Constant("data_mean", value)
   op.to_ours(value * np.float32(1 + 2e-7))
   (back,) = op.to_torch(np.zeros(()))
   assert back.tobytes() == value.tobytes()

@@ -1,4 +1,4 @@
-"""The table of reports on machines that are not here."""
+"""The table of AOT reports in the scaling document."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def cells(**reports) -> list[list[str]]:
   return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
 
 
-def test_a_row_a_command():
+def test_each_command_becomes_a_row():
   sampling, training = cells(sample=[STEP, DECODING], train=[STEP])
   shared = ["4 TPU v9, data 2 x context 2", "3.0, 25%", "1.250", "hbm"]
   shared += ["1.00 to 1.75"]
@@ -37,19 +37,19 @@ def test_a_row_a_command():
   assert training == ["train", *shared, ""]
 
 
-def test_what_does_not_fit():
+def test_programs_that_exceed_hbm_are_marked():
   lost = {"peak_memory": None, "error": "16 GiB are too few"}
   ((_, chips, memory, *rest),) = cells(train=[STEP | lost])
   assert chips.startswith("4 TPU v9") and set(rest) == {""}
   assert memory == "does not fit: 16 GiB are too few"
 
 
-def test_a_clip_of_unknown_length():
+def test_a_clip_of_unknown_length_is_refused():
   with pytest.raises(ValueError):
     cells(sample=[STEP | {"program": "guided step"}, DECODING])
 
 
-def test_tables_go_between_their_marks():
+def test_tables_are_written_between_their_markers():
   text = "a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two -->\n<!-- /two -->\n"
   for _ in range(2):
     text = scaling.filled(text, {"one": "new\n", "two": "x\n"})
@@ -60,6 +60,6 @@ def test_tables_go_between_their_marks():
     scaling.filled(text, {"three": ""})
 
 
-def test_the_documents_have_the_marks():
+def test_the_documents_have_the_markers():
   for document, names in scaling.DOCUMENTS.items():
     scaling.filled(document.read_text("utf-8"), dict.fromkeys(names, ""))

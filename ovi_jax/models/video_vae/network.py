@@ -1,4 +1,4 @@
-"""Layers of the video autoencoder: one frame at a time, or a whole clip.
+"""Encoder and decoder of the video VAE: frame by frame, or a whole clip.
 
 Given a frame (four axes), every layer that looks back in time keeps what later
 frames will need of the earlier ones in the flax collection `cache`, which
@@ -19,10 +19,16 @@ frame is simply alone.
 Float32: RMSNorm, the SiLU after it, softmax. Everything else, the cache
 included, follows the compute dtype.
 
+The encoder's moments and the decoder's patches are in the compute dtype.
+Frames are split over devices by rows and columns; a convolution then fetches
+the border rows of its neighbours, which XLA inserts.
+
 Source: Wan2.2 `vae2_2.py` (`CausalConv3d`, `RMS_norm`, `Resample`,
-`ResidualBlock`, `AttentionBlock`, `AvgDown3D`, `DupUp3D`).
+`ResidualBlock`, `AttentionBlock`, `AvgDown3D`, `DupUp3D`, `Encoder3d`,
+`Decoder3d`, `Down_ResidualBlock`, `Up_ResidualBlock`, `conv1`, `conv2`).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +37,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ovi_jax.models.video_vae import config as config_lib
+from ovi_jax.sharding import logical_axes
+
 # Frames a causal convolution sees: the new one and the two before it.
 WINDOW = 3
+# Logical axes of a frame and of a clip.
+FRAME = "BHWC"
+CLIP = "BTHWC"
+
+
+def constrain(x: jax.Array) -> jax.Array:
+  """A frame, or a clip, split on the ambient mesh."""
+  return logical_axes.constrain(x, FRAME if x.ndim == len(FRAME) else CLIP)
 
 
 def over_frames(
@@ -319,3 +336,201 @@ def duplicate_up(
     q=space,
   )
   return y_BTHWC[:, time - 1 :] if x.ndim == 5 else y_BTHWC
+
+
+class _Stage(nn.Module):
+  """A stage of the encoder or the decoder.
+
+  Attributes:
+    features: channels that come out.
+    blocks: number of residual blocks.
+    time: 2 to halve or double the frame rate, 1 to keep it.
+    space: 2 to halve or double rows and columns, 1 to keep them.
+    dtype: compute dtype.
+  """
+
+  features: int
+  blocks: int
+  time: int
+  space: int
+  dtype: jnp.dtype = jnp.float32
+
+
+class DownStage(_Stage):
+  """Residual blocks, then half the rows, columns and maybe frames."""
+
+  def setup(self):
+    self.block = [
+      ResidualBlock(self.features, self.dtype) for _ in range(self.blocks)
+    ]
+    if self.space == 2:
+      self.down = nn.Conv(
+        self.features,
+        kernel_size=(3, 3),
+        strides=(2, 2),
+        padding=((0, 1), (0, 1)),
+        dtype=self.dtype,
+      )
+    if self.time == 2:
+      self.time_down = TimeDown(self.dtype)
+
+  def frame(self, x: jax.Array) -> jax.Array:
+    """What happens at the frames' rate."""
+    for block in self.block:
+      x = block(x)
+    return self.down(x) if self.space == 2 else x
+
+  def __call__(
+    self, x_BTHWC: jax.Array, is_first: jax.Array | None
+  ) -> jax.Array:
+    height, width = (n // self.space for n in x_BTHWC.shape[2:4])
+    shape_THWC = (1, height, width, self.features)
+    y_BTHWC = over_frames(self, DownStage.frame, x_BTHWC, is_first, shape_THWC)
+    if self.time == 2:
+      y_BTHWC = self.time_down(y_BTHWC, is_first)
+    return y_BTHWC + average_down(x_BTHWC, self.features, self.time, self.space)
+
+
+class Encoder(nn.Module):
+  """Patched video frames of one step -> mean and log variance of one latent.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+  """
+
+  config: config_lib.VideoVAEConfig
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    config = self.config
+    widths = [config.dim * m for m in config.dim_mult]
+    self.stem = CausalConv(widths[0], dtype=self.dtype)
+    self.stages = [
+      DownStage(
+        features=width,
+        blocks=config.num_res_blocks,
+        time=2 if i < last and config.temporal_downsample[i] else 1,
+        space=2 if i < last else 1,
+        dtype=self.dtype,
+      )
+      for last in [len(widths) - 1]
+      for i, width in enumerate(widths)
+    ]
+    self.middle = Middle(widths[-1], self.dtype)
+    self.head = Head(2 * config.z_dim, self.dtype)
+    self.moments = nn.Dense(2 * config.z_dim, dtype=self.dtype)
+
+  def __call__(
+    self, x_BTHWC: jax.Array, is_first: jax.Array | None
+  ) -> jax.Array:
+    """Encode the frames of one latent, or of a whole clip.
+
+    Args:
+      x_BTHWC: `temporal_stride` frames of patches, `patch_channels` channels.
+        Of a whole clip 1 + n · `temporal_stride`.
+      is_first: boolean scalar; when true only the last frame counts. `None` for
+        a whole clip.
+
+    Returns:
+      moments_BHWC, of a whole clip moments_BTHWC: `z_dim` means, not
+      normalised, then as many logarithms of variances.
+    """
+    shape_THWC = (1, *x_BTHWC.shape[2:4], self.stem.features)
+    x_BTHWC = over_frames(
+      self,
+      lambda module, x: module.stem(x),
+      x_BTHWC.astype(self.dtype),
+      is_first,
+      shape_THWC,
+    )
+    for stage in self.stages:
+      x_BTHWC = stage(x_BTHWC, is_first)
+    x = x_BTHWC if is_first is None else x_BTHWC[:, 0]
+    return self.moments(self.head(self.middle(x)))
+
+
+class UpStage(_Stage):
+  """Residual blocks, then maybe twice the frames, rows and columns."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array, is_first: jax.Array | None) -> jax.Array:
+    y = x
+    for i in range(self.blocks):
+      y = ResidualBlock(self.features, self.dtype, name=f"block_{i}")(y)
+    if self.time == 2:
+      y = TimeUp(self.dtype, name="time_up")(y, is_first)
+    y_BTHWC = as_clip(y)
+    if self.space == 1:
+      return y_BTHWC
+    y_BTHWC = einops.repeat(y_BTHWC, "b t h w c -> b t (h p) (w q) c", p=2, q=2)
+    conv = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="up")
+    return conv(y_BTHWC) + duplicate_up(x, self.features, self.time, self.space)
+
+
+class Decoder(nn.Module):
+  """One latent frame -> patched video frames of one step.
+
+  Where a stage doubles the frames, each of the two goes all the way to pixels
+  before the other one starts: what is held is large for one frame only.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+  """
+
+  config: config_lib.VideoVAEConfig
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    config = self.config
+    widths = [config.dec_dim * m for m in reversed(config.dim_mult)]
+    times = [1 + up for up in reversed(config.temporal_downsample)]
+    self.latent = nn.Dense(config.z_dim, dtype=self.dtype)
+    self.stem = CausalConv(widths[0], dtype=self.dtype)
+    self.middle = Middle(widths[0], self.dtype)
+    self.stages = [
+      UpStage(width, config.num_res_blocks + 1, time, space, self.dtype)
+      for width, time, space in zip(
+        widths, [*times, 1], [2] * len(times) + [1], strict=True
+      )
+    ]
+    self.head = Head(config.patch_channels, self.dtype)
+
+  def __call__(
+    self, latent: jax.Array, is_first: jax.Array | None
+  ) -> jax.Array:
+    """Decode one latent, or those of a whole clip.
+
+    Args:
+      latent: latent_BHWC, of a whole clip latents_BTHWC; not normalised.
+      is_first: boolean scalar; when true only the last frame returned counts.
+        `None` for a whole clip.
+
+    Returns:
+      x_BTHWC, `temporal_stride` frames of patches with `patch_channels`; of a
+      whole clip's first latent one frame.
+    """
+    latent = constrain(self.latent(latent))
+    x = self.middle(self.stem(latent))
+    return self._from_stage(0, x, is_first)
+
+  def _from_stage(
+    self, index: int, x: jax.Array, is_first: jax.Array | None
+  ) -> jax.Array:
+    """Send one frame through stage `index`, all after it and the head."""
+    x = constrain(x)
+    if index == len(self.stages):
+      return self.head(x)
+    y_BTHWC = self.stages[index](x, is_first)
+    after = self.stages[index + 1 :]
+    scale = math.prod(stage.space for stage in after)
+    height, width = (n * scale for n in y_BTHWC.shape[2:4])
+    times = math.prod(stage.time for stage in after)
+    return over_frames(
+      self,
+      lambda module, y: module._from_stage(index + 1, y, is_first),
+      y_BTHWC,
+      is_first,
+      (times, height, width, self.config.patch_channels),
+    )

@@ -1,4 +1,4 @@
-"""The overfitting proof: its clips, codec, measures, and smallest run."""
+"""The overfitting benchmark: clips, codec, metrics and a smallest run."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ def codec(clips):
   return overfit_codec.Codec.fit(clips)
 
 
-def test_sounds_fit_what_is_seen():
+def test_sounds_match_the_frames():
   """Loud where the lamp is bright, and where the ball touches the floor."""
   ball, lamp = (overfit_data.clip(s) for s in overfit_data.scenes(0)[:2])
   assert ball.frames.shape == (121, 64, 64, 3)
@@ -43,7 +43,7 @@ def test_sounds_fit_what_is_seen():
   assert moved_HW[45:].max() > 0.3
 
 
-def test_no_two_clips_are_alike():
+def test_all_clips_differ():
   found = [s for n in (0, 1) for s in overfit_data.scenes(n)]
   assert len({s.caption for s in found}) == 2 * overfit_data.CLIPS
   assert len({round(s.pitch, 3) for s in found}) == 2 * overfit_data.CLIPS
@@ -53,7 +53,7 @@ def test_no_two_clips_are_alike():
   assert overfit_data.text(-1, 0, 48).shape == (1, 48)
 
 
-def test_latents_are_of_unit_scale_and_come_back(clips, codec):
+def test_latents_have_unit_scale_and_decode(clips, codec):
   video = np.stack([codec.encode_video(c.frames) for c in clips])
   audio = np.stack([codec.encode_audio(c.log_mel) for c in clips])
   assert video.shape == (8, 4, 4, 4, 48)
@@ -69,7 +69,7 @@ def test_latents_are_of_unit_scale_and_come_back(clips, codec):
     assert overfit_codec.mel_distance(heard, clip.log_mel) < 2
 
 
-def test_a_kept_codec_is_the_same(clips, codec, tmp_path):
+def test_a_saved_codec_is_reloaded_exactly(clips, codec, tmp_path):
   overfit_codec.Codec.load(tmp_path, clips)
   kept = overfit_codec.Codec.load(tmp_path, ())
   np.testing.assert_allclose(
@@ -79,7 +79,7 @@ def test_a_kept_codec_is_the_same(clips, codec, tmp_path):
   )
 
 
-def test_measures():
+def test_metrics_have_their_known_values():
   black, grey = np.zeros((4, 4)), np.full((4, 4), 0.1)
   assert overfit_codec.psnr(grey, black) == pytest.approx(20)
   assert overfit_codec.mel_distance(grey, black) == pytest.approx(2)
@@ -87,7 +87,7 @@ def test_measures():
   np.testing.assert_allclose(table, [[100, 20]])
 
 
-def test_a_sample_is_held_against_all_clips(clips, codec):
+def test_a_sample_is_compared_with_all_clips(clips, codec):
   samples = [AV(c.frames, c.log_mel) for c in clips]
   samples[1] = AV(clips[0].frames, clips[0].log_mel[:20])
   found = overfit_report.measured(codec, clips, samples)
@@ -111,8 +111,8 @@ def run(path: pathlib.Path, monkeypatch, stages: list[str]) -> dict:
 
 
 @pytest.mark.slow
-def test_smallest_run(tmp_path, monkeypatch):
-  """A stage is trained, sampled and measured; the same command goes on."""
+def test_the_smallest_run_is_trained_sampled_and_resumed(tmp_path, monkeypatch):
+  """A stage is trained, sampled and measured; a second run reuses it."""
   first = run(tmp_path, monkeypatch, ["audio_pretrain"])
   trained = first["audio_pretrain"]["trained"]["audio"]
   assert len(trained["right"]) == overfit_data.CLIPS
@@ -125,7 +125,7 @@ def test_smallest_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_stages_begin_with_what_the_one_before_learnt(tmp_path, monkeypatch):
+def test_each_stage_starts_from_the_previous_one(tmp_path, monkeypatch):
   found = run(tmp_path, monkeypatch, list(overfit.STAGES))
   assert list(found) == list(overfit.STAGES)
   learnt = found["audio_pretrain"]["trained"]["audio"]["right"]

@@ -1,10 +1,10 @@
-"""Times of messages, where the most loaded link is plain to see."""
+"""Collective times, on meshes whose busiest link is known."""
 
 import numpy as np
 import pytest
 
 from ovi_jax import hardware
-from ovi_jax.aot import ici
+from ovi_jax.aot import collectives
 
 LINK = 90e9  # of v5p and v6e
 V5P, V6E = hardware.CHIPS["TPU v5p"], hardware.CHIPS["TPU v6e"]
@@ -15,10 +15,10 @@ def grid(*sizes: int) -> np.ndarray:
 
 
 def seconds(kind, group, machine, chip=V5P):
-  return ici.transfer_seconds(kind, LINK, group, machine, chip)
+  return collectives.transfer_seconds(kind, LINK, group, machine, chip)
 
 
-def test_two_neighbours_have_a_link():
+def test_two_neighbours_share_a_link():
   machine = grid(2, 2, 1)
   pair = machine[[0, 2]]
   for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
@@ -42,7 +42,7 @@ def test_two_neighbours_have_a_link():
     ("all-to-all", (4, 4, 4), V5P, 32 * 32 / 63 / 32),
   ],
 )
-def test_whole_machines(kind, shape, chip, expected):
+def test_whole_slices_are_tori(kind, shape, chip, expected):
   machine = grid(*shape)
   assert seconds(kind, machine, machine, chip) == pytest.approx(expected)
 
@@ -54,4 +54,4 @@ def test_a_part_of_a_ring_is_a_line():
 
 
 def test_devices_without_places():
-  assert ici.coordinates([object()]) is None
+  assert collectives.coordinates([object()]) is None

@@ -1,4 +1,4 @@
-"""The input benchmark's arithmetic, and the whole of it at its smallest."""
+"""The input benchmark: arithmetic, and a smallest run."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def test_figures_are_medians_of_quiet_runs():
   assert (found["runs"], found["quiet"]) == (2, False)
 
 
-def test_the_clip_moves_and_is_no_noise():
+def test_the_benchmark_clip_has_motion_and_structure():
   clip = dataclasses.replace(
     input_records.CLIP, latent_frames=2, latent_height=8, latent_width=8
   )
@@ -51,7 +51,7 @@ def test_the_clip_moves_and_is_no_noise():
     assert 1 < step < 15
 
 
-def test_arithmetic_of_training_a_clip():
+def test_training_flops_of_a_clip():
   cases = input_records.CASES
   assert round(input_path.training_flop(cases["fusion"]) / 1e12) == 673
   audio = input_path.training_flop(cases["audio"]) / 1e12
@@ -59,7 +59,7 @@ def test_arithmetic_of_training_a_clip():
   assert 10 < audio < 15
 
 
-def test_everything_runs(tmp_path, monkeypatch):
+def test_all_input_benchmarks_run(tmp_path, monkeypatch):
   def train(chosen, config, workdir):
     assert chosen.data.sources[0].path == config["data"]["sources"][0]
     assert len(loader.load(chosen.data, batch=2, seed=0).records) == 1

@@ -1,30 +1,29 @@
-"""Schedules are the original's; solvers solve."""
+"""Schedules equal the original's; solvers converge."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ovi_jax.sampling import schedule
 from ovi_jax.sampling import settings
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from tests.lib import parity
 
-NAMES = sorted(solver.SOLVERS)
+NAMES = sorted(solvers.SOLVERS)
 
 
 @pytest.mark.parametrize("steps", [4, 12, 50])
 @pytest.mark.parametrize("name", NAMES)
-def test_schedule_is_the_originals(golden, name, steps):
-  levels = solver.named(name).schedule(steps, 5.0)
+def test_the_schedule_equals_the_originals(golden, name, steps):
+  levels = solvers.named(name).schedule(steps, 5.0)
   reference = golden("schedule")
   t, sigmas = (reference[f"sched_{name}_{steps}_{k}"] for k in ("t", "sigma"))
   parity.assert_close(levels.t, t, "schedule")
   parity.assert_close(levels.sigmas, sigmas, "schedule")
 
 
-def test_log_ratio_at_its_ends():
-  assert list(schedule.log_ratio(np.array([1.0, 0.5, 0.0]))) == [
+def test_the_log_ratio_is_infinite_at_its_ends():
+  assert list(solvers.log_ratio(np.array([1.0, 0.5, 0.0]))) == [
     -np.inf,
     0.0,
     np.inf,
@@ -33,7 +32,7 @@ def test_log_ratio_at_its_ends():
 
 def solve(name: str, steps: int) -> tuple[float, float]:
   """Solve x' = velocity of data N(1, 0.3²) from one noise; (error, x)."""
-  method = solver.named(name)
+  method = solvers.named(name)
   levels = method.schedule(steps, 1.0)
   mean, variance = 1.0, 0.3**2
 
@@ -58,7 +57,7 @@ def test_solvers_converge(name):
 
 
 @pytest.mark.parametrize("name", ["unipc", "dpm++"])
-def test_second_order_beats_the_first(name):
+def test_second_order_is_more_accurate_than_first(name):
   assert solve(name, 20)[0] < 0.5 * solve("euler", 20)[0]
 
 
@@ -66,7 +65,7 @@ def test_second_order_beats_the_first(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_few_steps_are_finite_and_end_at_the_data(name, steps):
   """The last step, to sigma 0, returns the predicted data itself."""
-  method = solver.named(name)
+  method = solvers.named(name)
   levels = method.schedule(steps, 5.0)
   rows = method.coefficients(levels.sigmas)
   assert rows.shape[0] == steps and np.all(np.isfinite(rows))
@@ -80,14 +79,14 @@ def test_few_steps_are_finite_and_end_at_the_data(name, steps):
 
 def test_unknown_solver_is_named():
   with pytest.raises(ValueError, match=r"'heun' is unknown.*unipc"):
-    solver.named("heun")
+    solvers.named("heun")
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", settings.BOUNDS["num_steps"])
 @pytest.mark.parametrize("shift", settings.BOUNDS["flow_shift"])
 def test_coefficients_are_finite_within_the_bounds(name, steps, shift):
-  method = solver.named(name)
+  method = solvers.named(name)
   levels = method.schedule(steps, shift)
   assert np.isfinite(method.coefficients(levels.sigmas)).all()
   assert np.isfinite(levels.t).all() and levels.sigmas[-1] == 0
