@@ -1,60 +1,7 @@
-"""Convert Ovi's released PyTorch weights to ovi_jax, or back.
-
-  python convert_torch_weights.py --release=DIR --variant=960x960_10s --out=DIR
-  python convert_torch_weights.py --release=DIR --arch=sizes.json --out=DIR
-  python convert_torch_weights.py --fusion=FILE --variant=NAME --out=DIR
-  python convert_torch_weights.py --export --weights=DIR --out=DIR
-  python convert_torch_weights.py --download=960x960_10s --out=DIR
-
-No PyTorch is needed, and no code inside a checkpoint is run.
-"""
-
-import sys
-
-from absl import app
-from absl import flags
-
-from ovi_jax import cli
-from ovi_jax.convert import command
-from ovi_jax.models import architecture
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string("release", "", "Release directory to read.")
-flags.DEFINE_string("variant", "", "Released variant: " + command.VARIANTS)
-flags.DEFINE_string("arch", "", "JSON of the sizes of another release.")
-flags.DEFINE_string("out", "", "Directory to write.")
-flags.DEFINE_list("components", [], "Only these (default: all there are).")
-flags.DEFINE_bool("export", False, "Write a release from converted weights.")
-flags.DEFINE_string("weights", "", "Converted weights to export.")
-flags.DEFINE_string("download", "", "Fetch this variant's release into --out.")
-for name in architecture.COMPONENTS:
-  flags.DEFINE_string(
-    name,
-    "",
-    f"File of {name}, whatever its name and format, in place of the release's;"
-    " shards or towers with commas between, FILE::KEY for a part of a file.",
-  )
-flags.DEFINE_string("tokenizer", "", "The text encoder's tokenizer.json.")
-
-
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
-  try:
-    command.run(
-      release=FLAGS.release,
-      variant=FLAGS.variant,
-      arch=FLAGS.arch,
-      out=FLAGS.out,
-      components=FLAGS.components,
-      export=FLAGS.export,
-      weights=FLAGS.weights,
-      download=FLAGS.download,
-      files={name: FLAGS[name].value or "" for name in architecture.COMPONENTS},
-      tokenizer=FLAGS.tokenizer,
-    )
-  except (OSError, ValueError) as error:
-    sys.exit(f"convert_torch_weights: {error}")
-
+"""The command `ovi-convert` in a clone; see ovi_jax/commands/convert.py."""
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=cli.parse_flags)
+  # Imported here: worker processes import this file and do not need it.
+  from ovi_jax.commands import convert
+
+  convert.start()

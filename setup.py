@@ -29,8 +29,21 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=setuptools.find_packages(include=["ovi_jax", "ovi_jax.*"]),
+  packages=[
+    *setuptools.find_packages(include=["ovi_jax", "ovi_jax.*"]),
+    "ovi_jax.configs",
+    "ovi_jax.configs.ablations",
+  ],
+  # The files that `ovi_jax.config_files` finds by name.
+  package_dir={"ovi_jax.configs": "configs"},
   package_data={"ovi_jax": ["**/*.json", "**/*.md", "**/*.safetensors"]},
+  entry_points={
+    "console_scripts": [
+      "ovi-sample = ovi_jax.commands.sample:start",
+      "ovi-train = ovi_jax.commands.train:start",
+      "ovi-convert = ovi_jax.commands.convert:start",
+    ]
+  },
   install_requires=[
     "absl-py>=2.1",
     "av>=14",
@@ -63,11 +76,15 @@ setuptools.setup(
     "dev": [
       *CURATION,
       "hypothesis>=6.140",
+      "ipykernel>=7.0",
       "libtpu>=0.0.42",
+      "nbclient>=0.10",
       "pyright>=1.1.400",
       "pytest>=8.4",
       "pytest-xdist>=3.6",
       "ruff>=0.12",
+      "setuptools>=77",
     ],
+    "docs": ["myst-nb>=1.4", "sphinx>=8.2", "sphinx-book-theme>=1.4"],
   },
 )

@@ -107,8 +107,9 @@ def later_passes(path: str, repeats: int) -> dict[str, float]:
     "face_tracks", face_count=face_tracks.SINGLE, tracks=[full_frame]
   )
   clip = clip.with_facts("vad", speaking=True)
-  clip = encode.load(encode.Config(max_upscale=100.0))(clip, media)
-  clip = clip.with_facts(
+  encoded = encode.load(encode.Config(max_upscale=100.0))(clip, media)
+  assert isinstance(encoded, clips.Clip), encoded
+  clip = encoded.with_facts(
     "captions", prompts=["<S>Words<E> <AUDCAP>Words<ENDAUDCAP>"]
   )
   with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +156,8 @@ def syncnet_flops() -> float:
   program = jax.jit(syncnet.SyncNet(config).apply).lower(
     syncnet.shapes(config), frames, windows
   )
-  return program.compile().cost_analysis()["flops"]
+  costs: Any = program.compile().cost_analysis()
+  return costs["flops"]
 
 
 def main(words: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ The last line of standard output is JSON: seconds of each phase.
 import json
 import sys
 import time
+from typing import Any
 
 STARTED = float(sys.argv[1])
 
@@ -16,7 +17,7 @@ import jax  # noqa: E402
 from absl import flags  # noqa: E402
 from jax import monitoring  # noqa: E402
 
-import sample  # noqa: E402
+from ovi_jax.commands import sample  # noqa: E402
 from ovi_jax.sampling import denoise  # noqa: E402
 from ovi_jax.sampling import denoiser  # noqa: E402
 
@@ -36,9 +37,9 @@ def main() -> None:
   """Run, and print the phases."""
   spent = {"load": 0.0, "trace": 0.0, "compile": 0.0}
 
-  def listen(event: str, seconds: float, **_) -> None:
+  def listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event in PHASES:
-      spent[PHASES[event]] += seconds
+      spent[PHASES[event]] += duration_secs
 
   monitoring.register_event_duration_secs_listener(listen)
   load = denoiser.SamplingComponents.load
@@ -53,8 +54,9 @@ def main() -> None:
     raise FirstStep
 
   denoiser.SamplingComponents.load = timed_load
-  run = denoise.denoise
+  run: Any = denoise.denoise
   denoise.denoise = lambda *arguments: run(*arguments[:-1], stop)
+  sample.define_flags()
   flags.FLAGS(["sample.py", *sys.argv[2:]])
   try:
     sample.main(["sample.py"])

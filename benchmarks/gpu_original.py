@@ -9,6 +9,8 @@ attention (its flash kernel), or flash-attention where that is installed and
 --flash is given.
 """
 
+# Types are checked without torch, which is no dependency.
+# pyright: reportMissingImports=false
 import argparse
 import json
 import pathlib
@@ -76,7 +78,7 @@ def measure(
     "audio": torch.randn(clip.audio, model.audio_model.in_dim, **shared),
   }
   text = torch.randn(tower.text_len, tower.text_dim, **shared)
-  texts = dict.fromkeys(cases.PROMPTS, text)
+  texts = {name: text for name in cases.PROMPTS}
   solvers = {name: original.scheduler(device) for name in x}
   seconds = []
   for i in range(arguments.repeats + 2):

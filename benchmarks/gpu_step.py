@@ -85,7 +85,7 @@ def measure(
   rows = min(cases.PROMPT_TOKENS, config.video.max_text_len)
   prompt = np.asarray(jax.random.normal(keys[2], (rows, config.video.text_dim)))
   text = denoiser.text_pairs(
-    prompt, AV(prompt, prompt), config.video.max_text_len, model.backend
+    [prompt], AV(prompt, prompt), config.video.max_text_len, model.backend
   )
   keep = guidance.slg_mask(config.video.num_layers, 1, FLAGS.slg_layer)
   prepared = denoiser.conditions(

@@ -43,7 +43,7 @@ def settings_of(
   blocks: int, batch: int, remat: str, small: bool
 ) -> settings_lib.Settings:
   """Stage 3 with so many blocks and fresh towers."""
-  config = config_lib.get_config("mini" if small else "")
+  config: Any = config_lib.get_config("mini" if small else "")
   for tower in ("video", "audio"):
     config.init_from[tower] = settings_lib.SCRATCH
     if not small:

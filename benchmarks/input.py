@@ -175,7 +175,7 @@ def training_flop(case: input_records.Case) -> float:
     architecture.released_sizes()
   ).config("fusion")
   if not case.video:
-    tokens = AV(None, input_records.SOUND)
+    tokens: AV[Any] = AV(audio=input_records.SOUND)
     return flops.forward(AV(None, towers.audio), tokens).training()
   clip = input_records.CLIP
   tokens = AV(clip.tokens, clip.audio_latents)

@@ -88,7 +88,7 @@ def write(path: pathlib.Path, case: Case, small: bool) -> dict[str, float]:
   found = {"record_mb": stored / case.records / 1e6}
   if case.media:
     seconds = (SMALL_CLIP if small else CLIP).frames / geometry.FPS
-    found["video_mbit_per_second"] = np.mean(written) * 8e-6 / seconds
+    found["video_mbit_per_second"] = float(np.mean(written)) * 8e-6 / seconds
   return found
 
 

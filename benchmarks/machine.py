@@ -58,7 +58,7 @@ def _memory() -> int:
 def _commit() -> str:
   """The commit, with `+` if files of the package differ from it."""
   git = ["git", "-C", str(ROOT)]
-  options = {"capture_output": True, "text": True, "check": False}
+  options: Any = {"capture_output": True, "text": True, "check": False}
   head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], **options)
   changes = [*git, "status", "--porcelain", "--", "ovi_jax", "benchmarks/*.py"]
   changed = subprocess.run(changes, **options).stdout.strip()

@@ -3,6 +3,8 @@
 Runs in a Python that has torch, without JAX; see `recipe` for what it changes.
 """
 
+# Types are checked without torch, which is no dependency.
+# pyright: reportMissingImports=false
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -106,7 +108,7 @@ def prepare_vae_decode(case: cases.Case) -> worker.Work:
 
   def build(pretrained_path: Any, **sizes: Any) -> torch.nn.Module:
     del pretrained_path
-    model = vae.WanVAE_(**sizes | case.sizes)
+    model = vae.WanVAE_(**{**sizes, **case.sizes})
     recipe.fill(model, _tensor)
     return model
 

@@ -64,7 +64,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   x = jax.tree.map(jnp.asarray, noise)
   positive, *negative = (case.input(name) for name in cases.PROMPTS)
   limit, depth = config.video.max_text_len, config.video.num_layers
-  text = denoiser.text_pairs(positive, AV(*negative), limit, backend)
+  text = denoiser.text_pairs([positive], AV(*negative), limit, backend)
   inputs = denoise.Inputs(
     denoiser.conditions(model, params, guidance.duplicate_for_cfg(x), text),
     jnp.asarray(guidance.slg_mask(depth, 1, case.slg_layer)),

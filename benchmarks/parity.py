@@ -213,7 +213,7 @@ def transformer(libs: Mapping[str, Any], folder: pathlib.Path) -> Iterator[Any]:
       torch.from_numpy(padded),
       return_dict=False,
     )[0]
-    times = np.float32([[_T]] if alike else [[first, _T]])
+    times = np.array([[_T]] if alike else [[first, _T]], np.float32)
     velocity: Any = ours(
       {"params": params}, AV(x_BTHWC), AV(times), AV(text_BSE)
     )
@@ -255,8 +255,8 @@ def video_autoencoder(
   config, params = converted("video_vae", sizes_with(), path)
   frames = np.tanh(normal(1, 13, 64, 96, 3))
   first_last = frames.transpose(0, 4, 1, 2, 3).copy()
-  mean = np.float32(video_vae.LATENT_MEAN)
-  deviation = np.float32(video_vae.LATENT_STD)
+  mean = np.array(video_vae.LATENT_MEAN, np.float32)
+  deviation = np.array(video_vae.LATENT_STD, np.float32)
   latents = model.encode(torch.from_numpy(first_last)).latent_dist.mode()
   yield Comparison(
     name="diffusers AutoencoderKLWan, encode",
@@ -450,11 +450,9 @@ def main(argv: list[str]) -> None:
     found, versions = compare(FLAGS.mmaudio)
     write(pathlib.Path(FLAGS.out), found, versions)
   except (OSError, ValueError) as error:
-    cli.exit_with_error(f"parity: {error}")
+    cli.exit_with_error(error)
   if bad := [c.name for c in found if not c.relative <= LIMIT]:
-    cli.exit_with_error(
-      f"parity: relative error above {LIMIT:g}: {', '.join(bad)}"
-    )
+    cli.exit_with_error(f"relative error above {LIMIT:g}: {', '.join(bad)}")
 
 
 if __name__ == "__main__":

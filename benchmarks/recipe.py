@@ -7,13 +7,15 @@ casts to bfloat16. Run Python with -O, which drops its dtype assertions (and a
 costly check between them).
 """
 
+# Types are checked without torch, which is no dependency.
+# pyright: reportMissingImports=false
 import importlib
 import pathlib
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +63,7 @@ def use(clone: str, float32: bool, flash: bool = False) -> None:
     module(f"modules.{name}").flash_attention = attend
 
 
-def module(name: str) -> ModuleType:
+def module(name: str) -> Any:
   """Import `ovi.<name>` of the clone."""
   return importlib.import_module(f"ovi.{name}")
 

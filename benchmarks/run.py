@@ -78,6 +78,7 @@ class Worker:
     line = ""
     try:
       print(json.dumps(order), file=self._process.stdin, flush=True)
+      assert self._process.stdout is not None
       line = self._process.stdout.readline()
     except BrokenPipeError:
       pass

@@ -79,7 +79,7 @@ def serve(prepare: Callable[[Mapping[str, Any]], Work]) -> None:
       answer(peak_bytes=peak)
       return
     wall, cpu = time.perf_counter(), time.process_time()
-    outputs = work.check() if order["do"] == "check" else work.run()
+    outputs: Any = work.check() if order["do"] == "check" else work.run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if order["do"] == "check":
       np.savez(order["path"], **outputs)

@@ -8,14 +8,14 @@ The paper gives no numbers for it; learning rate, batch and steps are ours.
 
 import ml_collections
 
-from configs import base
+from ovi_jax.training import default_config
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config = base.training(video=False, audio=True)
+  config = default_config.training(video=False, audio=True)
   config.batch_size = 1536
   config.num_train_steps = 20_000
   config.optimizer.learning_rate = 5e-5
-  if base.is_mini(arg):
-    base.apply_mini(config)
+  if default_config.is_mini(arg):
+    default_config.apply_mini(config)
   return config

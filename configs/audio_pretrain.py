@@ -10,15 +10,15 @@ hundreds of thousands of hours of sound; its hardware was not published.
 
 import ml_collections
 
-from configs import base
+from ovi_jax.training import default_config
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config = base.training(video=False, audio=True)
+  config = default_config.training(video=False, audio=True)
   config.init_from.audio = "scratch"
   config.batch_size = 2880
   # Latents of 3, 6, 9 and 12 s at 31.25 a second.
   config.data.audio_buckets = (93, 187, 281, 375)
-  if base.is_mini(arg):
-    base.apply_mini(config)
+  if default_config.is_mini(arg):
+    default_config.apply_mini(config)
   return config

@@ -10,7 +10,7 @@ are ours. For other sounds than the world's, measure the mels anew:
 
 import ml_collections
 
-from configs import base
+from ovi_jax.training import default_config
 
 # Of `world:0`, log10 magnitudes.
 # fmt: off
@@ -60,12 +60,12 @@ MINI = {
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config = base.codec(
+  config = default_config.codec(
     "audio_vae", FULL, {"silence_weight": 0.5, "kl_weight": 1e-3}
   )
   config.data.num_audio_samples = 157 * 512
   config.optimizer.learning_rate = 3e-4
   config.optimizer.weight_decay = 0.0  # filters' norms mean nothing
-  if base.is_mini(arg):
-    config.update_from_flattened_dict(base.MINI_CODEC | MINI)
+  if default_config.is_mini(arg):
+    config.update_from_flattened_dict(default_config.MINI_CODEC | MINI)
   return config

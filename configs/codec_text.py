@@ -11,7 +11,7 @@ task and its settings are ours.
 
 import ml_collections
 
-from configs import base
+from ovi_jax.training import default_config
 
 FULL = {
   "vocab_size": 256_384,
@@ -19,7 +19,7 @@ FULL = {
   "dim_attn": 4096,
   "dim_ffn": 10_240,
   "num_heads": 64,
-  "encoder_layers": 24,
+  "encoder_layers": 24,  # transformer blocks
   "num_buckets": 32,
 }
 MINI = {
@@ -36,11 +36,13 @@ MINI = {
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config = base.codec("umt5", FULL, {"context_window": 4, "mask_prob": 0.15})
+  config = default_config.codec(
+    "umt5", FULL, {"context_window": 4, "mask_prob": 0.15}
+  )
   config.data.tokenizer = ""  # must be given
   config.data.max_text_len = 512
   config.batch_size = 256
   config.optimizer.weight_decay = 0.0
-  if base.is_mini(arg):
-    config.update_from_flattened_dict(base.MINI_CODEC | MINI)
+  if default_config.is_mini(arg):
+    config.update_from_flattened_dict(default_config.MINI_CODEC | MINI)
   return config

@@ -9,7 +9,7 @@ known. Terms and their weights are ours.
 
 import ml_collections
 
-from configs import base
+from ovi_jax.training import default_config
 
 FULL = {
   "dim": 160,
@@ -43,8 +43,8 @@ MINI = {
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  mini = base.is_mini(arg)
-  config = base.codec(
+  mini = default_config.is_mini(arg)
+  config = default_config.codec(
     "video_vae",
     MINI_MODEL if mini else FULL,
     {
@@ -57,5 +57,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.data.num_frames = 17
   config.optimizer.weight_decay = 0.0
   if mini:
-    config.update_from_flattened_dict(base.MINI_CODEC | MINI)
+    config.update_from_flattened_dict(default_config.MINI_CODEC | MINI)
   return config

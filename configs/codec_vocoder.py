@@ -10,7 +10,7 @@ their weights are ours.
 
 import ml_collections
 
-from configs import base
+from ovi_jax.training import default_config
 
 FULL = {
   "mel_bins": 80,
@@ -33,7 +33,7 @@ MINI = {
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config = base.codec(
+  config = default_config.codec(
     "vocoder",
     FULL,
     {
@@ -45,6 +45,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   )
   config.data.num_audio_samples = 32 * 512
   config.optimizer.weight_decay = 0.0
-  if base.is_mini(arg):
-    config.update_from_flattened_dict(base.MINI_CODEC | MINI)
+  if default_config.is_mini(arg):
+    config.update_from_flattened_dict(default_config.MINI_CODEC | MINI)
   return config

@@ -15,6 +15,8 @@ docs/explanation/curation.md has costs. The output is OUT/pack-…/records and
 OUT/report.html.
 """
 
+from typing import Any
+
 import ml_collections
 
 from ovi_jax.curation.engine import settings
@@ -49,7 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       f" {', '.join(':' + kind for kind in KINDS[1:])}, or nothing"
     )
   passes = AUDIO if arg.startswith("audio") else VIDEO
-  config = ml_collections.ConfigDict()
+  config: Any = ml_collections.ConfigDict()
   config.inputs = ("",)
   config.out = ""
   config.shard_size = (
@@ -62,24 +64,28 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.num_workers = 0  # 0: one per core
   config.timeout = 300.0  # seconds per stage and clip
   # Of a batch of captions; each request has time limits of its own.
-  config.stage_timeouts = {"captions": 86_400.0}
+  timeouts = {"captions": 86_400.0}
   if passes is VIDEO:
-    config.stage_timeouts.shots = 7200.0  # reads whole files
+    timeouts["shots"] = 7200.0  # reads whole files
+  config.stage_timeouts = timeouts
   config.max_failure_rate = 0.1  # per stage and shard
-  config.stages = {
-    name: settings.default_config(name) for _, names in passes for name in names
-  }
+  stages: Any = ml_collections.ConfigDict(
+    {
+      name: settings.default_config(name)
+      for _, names in passes
+      for name in names
+    }
+  )
   if passes is AUDIO:
-    config.stages.probe.require_video = False
-    config.stages.probe.min_seconds = (
-      config.stages.audio_segments.min_long_seconds
-    )
+    stages.probe.require_video = False
+    stages.probe.min_seconds = stages.audio_segments.min_long_seconds
+  config.stages = stages
   if arg.endswith("mini"):
     _make_mini(config)
   return config
 
 
-def _make_mini(config: ml_collections.ConfigDict) -> None:
+def _make_mini(config: Any) -> None:
   """Accept small media, and need no weights except those of packages."""
   config.shard_size = 2
   if "av_sync" in config.stages:

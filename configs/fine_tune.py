@@ -17,21 +17,21 @@ import pathlib
 
 import ml_collections
 
-from configs import base
 from ovi_jax import geometry
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.training import default_config
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if not arg:
     raise ValueError(
-      "configs/fine_tune.py needs the weights to start from:"
-      " --config=configs/fine_tune.py:WEIGHTS, a directory that"
-      " convert_torch_weights.py or ovi_jax.training.export wrote"
+      "fine_tune needs the weights to start from: --config=fine_tune:WEIGHTS, a"
+      " directory that ovi-convert (convert_torch_weights.py) or"
+      " ovi_jax.training.export wrote"
     )
   manifest = weights_dir.manifest_of(arg)
   towers = manifest.architecture.fusion
-  config = base.training(
+  config = default_config.training(
     video=towers.video is not None, audio=towers.audio is not None
   )
   weights = str(pathlib.Path(arg).absolute())

@@ -11,11 +11,11 @@ cross-attention and the text embedding are trained, 5.7 B of 11.7 B parameters.
 
 import ml_collections
 
-from configs import base
+from ovi_jax.training import default_config
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config = base.training(video=True, audio=True)
+  config = default_config.training(video=True, audio=True)
   config.trainable = "attention"
   config.objective.loss_weights.video = 0.85
   config.objective.loss_weights.audio = 0.15
@@ -24,6 +24,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.num_train_steps = 40_000
   config.optimizer.learning_rate = 5e-5
   config.optimizer.beta2 = 0.95
-  if base.is_mini(arg):
-    base.apply_mini(config)
+  if default_config.is_mini(arg):
+    default_config.apply_mini(config)
   return config

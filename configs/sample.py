@@ -9,6 +9,8 @@ bfloat16, those that come with the package need none. See
 docs/how_to/sample.md for what each field does.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections.config_dict import placeholder
 
@@ -17,7 +19,7 @@ from ovi_jax.sharding import mesh
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
+  config: Any = ml_collections.ConfigDict()
   # Weights name their own variant; one given here is required of them.
   config.variant = ""
   config.mode = "auto"  # auto, t2v (ignore images), i2v (require them)
@@ -28,6 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.flow_shift = placeholder(float)  # 5.0
   config.seed = 103
   config.samples_per_prompt = 1
+  # Clips of the same size that are denoised together, at most. More use an
+  # accelerator better, and its memory for activations that many times.
+  config.batch_size = 1
   config.guidance_scale = ml_collections.ConfigDict()
   config.guidance_scale.video = placeholder(float)  # 4.0
   config.guidance_scale.audio = placeholder(float)  # 3.0

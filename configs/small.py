@@ -10,8 +10,8 @@ the small model can and cannot learn.
 
 import ml_collections
 
-from configs import base
 from ovi_jax import synthetic
+from ovi_jax.training import default_config
 
 TOWER = {"num_layers": 6, "text_dim": 64, "max_text_len": 48}
 WIDTHS = {
@@ -21,8 +21,8 @@ WIDTHS = {
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = base.training(video=True, audio=True)
-  base.apply_mini(config)
+  config = default_config.training(video=True, audio=True)
+  default_config.apply_mini(config)
   weights = str(synthetic.WEIGHTS)
   for name, tower in config.model.items():
     tower.update(TOWER | WIDTHS[name])

@@ -8,14 +8,14 @@ Ovi starts from Wan2.2-TI2V-5B instead; all numbers are ours.
 
 import ml_collections
 
-from configs import base
+from ovi_jax.training import default_config
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config = base.training(video=True, audio=False)
+  config = default_config.training(video=True, audio=False)
   config.init_from.video = "scratch"
   config.batch_size = 512
   config.objective.i2v_prob = 0.2
-  if base.is_mini(arg):
-    base.apply_mini(config)
+  if default_config.is_mini(arg):
+    default_config.apply_mini(config)
   return config

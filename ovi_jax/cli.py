@@ -7,6 +7,7 @@ import pathlib
 import sys
 import threading
 import types
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +19,15 @@ from absl import flags
 from absl import logging
 from jax.extend import backend
 
+from ovi_jax import config_files
 from ovi_jax import console
 
+# Scripts of a clone, by the name of the command that pip installs.
+SCRIPTS = {
+  "ovi-sample": "sample.py",
+  "ovi-train": "train.py",
+  "ovi-convert": "convert_torch_weights.py",
+}
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
@@ -105,21 +113,66 @@ def _no_tpu() -> NoReturn:
   raise RuntimeError("this machine has no TPU")
 
 
+def run(
+  define_flags: Callable[[], None],
+  main: Callable[[list[str]], Any],
+  description: str,
+) -> NoReturn:
+  """Run a command of `SCRIPTS`: define its flags, parse them, call `main`.
+
+  Args:
+    define_flags: a function of the module that `main` is in.
+    main: called with what flags leave of the command line.
+    description: printed by `--help` above the flags; commands in it are shown
+      as `invocation` has them.
+  """
+  for name in SCRIPTS:
+    description = description.replace(name, invocation(name))
+  # What absl prints for `--help`: this, and the flags of the script itself.
+  sys.modules["__main__"].__doc__ = description
+  with flag_errors():
+    define_flags()
+  defined = flags.FLAGS.flags_by_module_dict().get(main.__module__, [])
+  for flag in defined:
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  app.run(main, flags_parser=parse_flags)
+  raise AssertionError("app.run exits")
+
+
+def command_name() -> str:
+  """The running command, as errors name it, such as `train` or `ovi-train`."""
+  path = pathlib.Path(sys.argv[0])
+  # python -m PACKAGE
+  return path.parent.name if path.stem == "__main__" else path.stem
+
+
+def invocation(command: str) -> str:
+  """How a command of `SCRIPTS` is typed in the current directory.
+
+  Args:
+    command: such as `ovi-train`.
+
+  Returns:
+    `python SCRIPT` in a clone, else the command.
+  """
+  script = pathlib.Path(SCRIPTS[command])
+  ours = pathlib.Path(__file__).resolve().parents[1] / script
+  is_clone = script.is_file() and ours.is_file() and script.samefile(ours)
+  return f"python {script}" if is_clone else command
+
+
 @contextlib.contextmanager
 def flag_errors() -> Iterator[None]:
   """Of a flag that cannot be, say so in one line and leave."""
-  name = pathlib.Path(sys.argv[0]).stem
   try:
     yield
   except (AttributeError, KeyError) as error:
     said: object = error
     while isinstance(said, Exception):
       said = said.args[0]
-    exit_with_error(
-      f"{name}: the config has no field {' '.join(str(said).split())}"
-    )
+    exit_with_error(f"the config has no field {' '.join(str(said).split())}")
   except ValueError as error:
-    exit_with_error(f"{name}: {error}")
+    exit_with_error(error)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -131,10 +184,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
       return flags.FLAGS(argv)
     except flags.Error as error:
-      # A config that cannot be built: its error, without the trace around it.
-      *_, last = str(error).strip().splitlines()
-      if "Traceback" in str(error) and "ValueError: " in last:
-        raise ValueError(last.partition("ValueError: ")[2]) from error
+      if isinstance(error.__context__, config_files.ConfigFileError):
+        raise error.__context__ from None
     return app.parse_flags_with_usage(argv)  # says what is wrong, and ends
 
 
@@ -147,8 +198,9 @@ def _last_words(
   if not issubclass(kind, KeyboardInterrupt):
     sys.__excepthook__(kind, error, trace)
     return
-  name = pathlib.Path(sys.argv[0]).stem
-  console.error(f"{name}: interrupted; the same command can be run again")
+  console.error(
+    f"{command_name()}: interrupted; the same command can be run again"
+  )
 
 
 def exit_with_parent() -> None:
@@ -174,9 +226,9 @@ def require_flags(values: flags.FlagValues, **examples: str) -> None:
       raise ValueError(f"--{name}={example} is needed")
 
 
-def exit_with_error(message: str) -> NoReturn:
-  """End with exit code 1 and last words on stderr, see `console.error`."""
-  console.error(message)
+def exit_with_error(message: object) -> NoReturn:
+  """End with exit code 1 and `COMMAND: message` on stderr."""
+  console.error(f"{command_name()}: {message}")
   sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""From a config, or JSON, to frozen dataclasses: fields, choices and dtypes.
+"""Builds frozen dataclasses from configs or JSON: fields, choices, dtypes.
 
 Every command's settings are built here, so that a missing, misspelt or unknown
 field reads the same everywhere, and numbers are held to their declared types:
@@ -39,6 +39,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     cls: the dataclass.
     values: all fields without a default, and any others.
     where: dotted path of the dataclass within the config; "" for the config.
+
+  Returns:
+    The instance.
 
   Raises:
     ValueError: a field is missing or unknown (by its dotted name, with the
@@ -126,6 +129,9 @@ def resolve_dtype(name: str, platform: str) -> jnp.dtype:
   Args:
     name: one of `DTYPES`; "auto" is bfloat16 on accelerators, float32 on CPUs.
     platform: as JAX names it, such as "cpu".
+
+  Returns:
+    The dtype.
   """
   if name == AUTO:
     name = "float32" if platform == "cpu" else "bfloat16"
@@ -154,7 +160,7 @@ def check_types(cls: Any, values: Mapping[str, Any], where: str) -> None:
 
 
 def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
-  """As `check_types`, but returns the problems, a sentence each."""
+  """As `check_types`, but returns the problems, one sentence each."""
   hints = typing.get_type_hints(cls)
   return [
     problem
@@ -167,7 +173,7 @@ def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _value_problems(hint: Any, value: Any, name: str) -> list[str]:
-  """What is wrong with a value of a declared type, within it too."""
+  """Problems of a value, and of values within it, with a declared type."""
   origin, inside = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     found = [_value_problems(one, value, name) for one in inside]

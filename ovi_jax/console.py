@@ -70,8 +70,12 @@ def log(line: str) -> None:
     line: it may hold line ends; other control characters are escaped.
   """
   text = untrusted.escape(line, keep="\n\t")
+  # Bars on a terminal are drawn again below the line.
+  below = contextlib.nullcontext
+  if draws_bars():
+    below = tqdm.tqdm.external_write_mode
   # ValueError: a closed stream.
-  with contextlib.suppress(OSError, ValueError):
+  with contextlib.suppress(OSError, ValueError), below():
     try:
       print(text, flush=True)
     except UnicodeEncodeError:
@@ -164,7 +168,7 @@ def _drop(descriptor: int) -> None:
 
 
 class _Lines:
-  """What tqdm draws, as lines of their own and not too many of them."""
+  """Writes tqdm's progress as separate lines, at a limited rate."""
 
   def __init__(self):
     self._last = time.monotonic()

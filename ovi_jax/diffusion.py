@@ -1,16 +1,34 @@
-"""Flow matching, without models: path, timesteps, loss. All of it is float32.
+r"""Flow matching: path, timesteps and loss, without models. Float32.
 
-x_t = (1 - sigma) data + sigma noise, and the velocity along this straight path
-is noise - data, from data to noise, as the released weights predict it (the
-paper writes time the other way round). sigma is in [0, 1] and 1 is noise; the
-model is given t = 1000 sigma.
+For data :math:`x_0`, noise :math:`\epsilon \sim \mathcal{N}(0, I)` and a noise
+level :math:`\sigma \in [0, 1]` (1 = noise), the path is a straight line, and
+the model predicts the velocity along it, from data to noise, as the released
+weights do (the paper writes time the other way round):
 
-In training, the paper draws one sigma for both modalities, uniformly from
-[0, 1]. The other distributions are common in flow matching (Esser et al. 2024,
-sections 3.1 and 5.3.2).
+.. math::
 
-The loss of an example is the masked mean over its own latents; it depends on
-nothing else in the batch. `example_weights` combines the examples of a batch.
+  x_\sigma = (1 - \sigma)\, x_0 + \sigma\, \epsilon, \qquad
+  v = \frac{d x_\sigma}{d \sigma} = \epsilon - x_0.
+
+The model is given the time :math:`t = 1000\, \sigma`. Noise levels are moved
+towards noise by a shift :math:`s`, in training and in sampling:
+
+.. math::
+
+  \sigma' = \frac{s\, \sigma}{1 + (s - 1)\, \sigma}.
+
+In training, the paper draws one :math:`\sigma` for both modalities, uniformly
+from [0, 1]. The other distributions are common in flow matching (Esser et al.
+2024, sections 3.1 and 5.3.2). The loss of an example is the mean over its own
+valid latents; with modality weights :math:`w_m` (0.85 video, 0.15 audio),
+:math:`n_m` records of a batch that have modality :math:`m`, and a model
+:math:`v_\theta`,
+
+.. math::
+
+  L = \sum_m \frac{w_m}{n_m} \sum_{i=1}^{n_m}
+    \lVert v_\theta(x_\sigma, t, \text{text})_{m,i} - v_{m,i} \rVert^2
+    / \dim v_{m,i}.
 """
 
 import dataclasses
@@ -27,26 +45,45 @@ TIME_SCALE = 1000.0  # the model's t for sigma = 1
 
 
 def shift_sigma(sigma: Any, shift: float) -> Any:
-  """Move noise levels towards 1 by `shift` (1 = unchanged)."""
+  """Move noise levels towards 1.
+
+  Args:
+    sigma: noise levels in [0, 1]; a number or an array.
+    shift: s > 0; 1 leaves them unchanged.
+
+  Returns:
+    s sigma / (1 + (s - 1) sigma), in [0, 1].
+  """
   return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def interpolate(
   data: jax.Array, noise: jax.Array, sigma_BT: jax.Array
 ) -> jax.Array:
-  """x_t = (1 - sigma) data + sigma noise.
+  """The noisy latents, (1 - sigma) data + sigma noise.
 
   Args:
     data: latents [B, T, ..., C].
     noise: standard normal, of the same shape.
-    sigma_BT: noise level of each latent in time, or T = 1 for all of them.
+    sigma_BT: noise level of each latent in time, or T = 1 for all.
+
+  Returns:
+    x_sigma in the shape of `data`, float32.
   """
   sigma = sigma_BT.reshape(*sigma_BT.shape, *(1,) * (data.ndim - 2))
   return (1 - sigma) * data.astype(jnp.float32) + sigma * noise
 
 
 def velocity(data: jax.Array, noise: jax.Array) -> jax.Array:
-  """What the model learns to predict: noise - data, at every time."""
+  """The velocity along the path, noise - data, the same at every noise level.
+
+  Args:
+    data: latents.
+    noise: of the same shape.
+
+  Returns:
+    The target of the model's prediction, float32.
+  """
   return noise - data.astype(jnp.float32)
 
 
@@ -56,15 +93,16 @@ DISTRIBUTIONS = (UNIFORM, LOGIT_NORMAL)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimestepSampler:
-  """A distribution of noise levels.
+  """A distribution of noise levels in training.
 
   Attributes:
-    distribution: "uniform", or "logit_normal": sigmoid of a normal number.
-    mean: of that normal number.
-    std: of that normal number.
-    shift: moves levels towards noise; 1 = not at all.
-    shared_prob: share of examples with one level for both modalities; the
-      others have one each.
+    distribution: "uniform", or "logit_normal", the sigmoid of a normal
+      variable.
+    mean: mean of that normal variable.
+    std: standard deviation of that normal variable.
+    shift: moves noise levels towards noise, see `shift_sigma`; 1 = no shift.
+    shared_prob: fraction of examples with one noise level for both modalities;
+      the others draw one level for each.
   """
 
   distribution: str = UNIFORM
@@ -89,7 +127,15 @@ class TimestepSampler:
     config_lib.check(problems, "")
 
   def sample(self, key: jax.Array, names: Sequence[str]) -> AV[jax.Array]:
-    """Draw the level of one example for each modality in `names`."""
+    """Draw the noise levels of one example.
+
+    Args:
+      key: random key.
+      names: of the modalities.
+
+    Returns:
+      A float32 scalar in [0, 1] for each modality.
+    """
     if self.shared_prob == 1:
       return AV(**dict.fromkeys(names, self._one(key)))
     own = [self._one(k) for k in jax.random.split(key, 2)]
@@ -109,15 +155,15 @@ class TimestepSampler:
 def masked_mse(
   prediction: jax.Array, target: jax.Array, counts_BT: jax.Array
 ) -> jax.Array:
-  """Mean squared error over the latents that count.
+  """Mean squared error over valid latents.
 
   Args:
     prediction: velocity [B, T, ..., C].
     target: of the same shape.
-    counts_BT: bool, which latents in time count.
+    counts_BT: bool, whether a latent in time is valid.
 
   Returns:
-    loss_B, float32; 0 for an example of which nothing counts.
+    loss_B, float32; 0 for an example without valid latents.
   """
   error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
   counts = counts_BT.reshape(*counts_BT.shape, *(1,) * (error.ndim - 2))
@@ -128,20 +174,29 @@ def masked_mse(
 
 
 def length_mask(length_B: jax.Array, places: int) -> jax.Array:
-  """counts_BT: the first `length` of `places` latents in time."""
+  """A mask of valid latents.
+
+  Args:
+    length_B: number of valid latents in time.
+    places: T.
+
+  Returns:
+    counts_BT, bool.
+  """
   return jnp.arange(places)[None] < length_B[:, None]
 
 
 def example_weights(lengths: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
-  """What each example's loss adds to the batch's.
+  """The weight of each example's loss in the loss of the batch.
 
   Args:
     lengths: length_B of each modality; 0 = the record lacks it.
-    scales: of the modalities, 0.85 and 0.15 in the paper.
+    scales: weights of the modalities, 0.85 and 0.15 in the paper.
 
   Returns:
-    weight_B: a modality's scale shared evenly by the records that have it.
-    Summed over parts of a batch, losses add up to the whole batch's.
+    weight_B of each modality: its weight, divided by the number of records that
+    have the modality. Summed over microbatches, losses add up to the whole
+    batch's.
   """
 
   def one(length_B: jax.Array, scale: float) -> jax.Array:

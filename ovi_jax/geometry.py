@@ -131,6 +131,9 @@ class Variant:
       height: pixels, a multiple of 32 (`snap` and `image_size` give those).
       width: pixels, a multiple of 32.
 
+    Returns:
+      Latent frames, rows and columns of the video, and audio latents.
+
     Raises:
       ValueError: a side is not a positive multiple of 32.
     """
@@ -166,7 +169,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def variant(name: str) -> Variant:
-  """The released variant of that name; ValueError lists the known ones."""
+  """The released variant of a name; ValueError lists the known ones."""
   if name not in VARIANTS:
     known = ", ".join(VARIANTS)
     raise ValueError(f"variant {name!r} is unknown; choose from {known}")
@@ -174,7 +177,17 @@ def variant(name: str) -> Variant:
 
 
 def latent_frames(frames: int) -> int:
-  """Video latents of a clip of `frames`; ValueError unless 1, 5, 9, ..."""
+  """The number of video latents of a clip.
+
+  Args:
+    frames: 1 + 4·k.
+
+  Returns:
+    1 + k.
+
+  Raises:
+    ValueError: the number of frames is not 1, 5, 9, ...
+  """
   stride = VIDEO_STRIDES[0]
   if frames < 1 or (frames - 1) % stride:
     below = max(1, frames - (frames - 1) % stride)
@@ -185,7 +198,7 @@ def latent_frames(frames: int) -> int:
 
 
 def latent_place(seconds: Any) -> Any:
-  """Where a time falls among the video latents: k is the middle of latent k.
+  """Position of a time among the video latents: k is the middle of latent k.
 
   Numbers or arrays; exact but for the first latent, which is one frame long.
   """
@@ -248,7 +261,7 @@ def image_size(height: int, width: int, area: int) -> tuple[int, int]:
 
 
 def elongation(height: int, width: int) -> float:
-  """The longer side over the shorter, of a size that is positive."""
+  """The longer side over the shorter side."""
   return max(height, width) / min(height, width)
 
 

@@ -69,7 +69,7 @@ def test_every_command_sets_up_jax_when_it_parses_flags(path):
   calls = re.findall(r"app\.run\((.*)\)", path.read_text())
   assert calls
   for arguments in calls:
-    assert "flags_parser=cli.parse_flags" in arguments
+    assert re.search(r"flags_parser=(cli\.)?parse_flags", arguments)
 
 
 @pytest.fixture
@@ -166,3 +166,41 @@ def test_compiled_programs_are_kept_unless_the_user_says_otherwise(
     assert getattr(jax.config, directory) == expected
   finally:
     jax.config.update(directory, before)
+
+
+@pytest.mark.parametrize(
+  ("script", "name"),
+  [
+    ("/usr/bin/ovi-train", "ovi-train"),
+    ("train.py", "train"),
+    ("/lib/ovi_jax/curation/__main__.py", "curation"),
+  ],
+)
+def test_errors_name_the_command_that_was_typed(script, name, monkeypatch):
+  monkeypatch.setattr(sys, "argv", [script, "--config=nothing"])
+  assert cli.command_name() == name
+
+
+def test_commands_are_named_as_they_are_typed_here(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert cli.invocation("ovi-convert") == "python convert_torch_weights.py"
+  monkeypatch.chdir(tmp_path)
+  assert cli.invocation("ovi-convert") == "ovi-convert"
+  (tmp_path / "train.py").touch()  # somebody else's
+  assert cli.invocation("ovi-train") == "ovi-train"
+  (tmp_path / "sample.py").symlink_to(ROOT / "sample.py")
+  assert cli.invocation("ovi-sample") == "python sample.py"
+
+
+def test_help_of_a_script_shows_its_commands_and_flags():
+  done = subprocess.run(
+    [sys.executable, "train.py", "--help"],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert "python train.py --config=small --workdir=DIR" in done.stdout
+  for flag in ("--config:", "--workdir:", "--aot:"):
+    assert flag in done.stdout
+  assert done.stderr == ""

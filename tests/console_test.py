@@ -95,6 +95,20 @@ def test_bars_need_a_terminal_that_rewrites_lines(monkeypatch, term, draws):
   assert console.draws_bars() is draws
 
 
+def test_a_line_is_not_written_into_a_bar(monkeypatch):
+  stream = io.StringIO()
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setattr(stream, "isatty", lambda: True)
+  monkeypatch.setattr(sys, "stdout", stream)
+  monkeypatch.setattr(sys, "stderr", stream)
+  with console.progress(total=2, desc="steps"):
+    console.log("wrote a.mp4")
+  before, _, after = stream.getvalue().partition("wrote a.mp4\n")
+  assert "steps" in before and "steps" in after
+  *_, cleared, line = before.split("\r")
+  assert not cleared.strip() and not line
+
+
 ROOT = pathlib.Path(console.__file__).resolve().parents[1]
 COMMANDS = [
   path
@@ -110,7 +124,8 @@ def test_every_command_makes_its_console_safe(path):
   text = path.read_text("utf-8")
   if path.parent.name == "curation":  # defines its flags where workers do not
     text = path.with_name("command.py").read_text("utf-8")
-  assert "flags_parser=cli.parse_flags" in text or "console.setup()" in text
+  own = "flags_parser=cli.parse_flags" in text or "console.setup()" in text
+  assert own or "from ovi_jax.commands import" in text  # through `cli.run`
 
 
 def test_ctrl_c_is_one_line_and_ends_a_command_by_the_signal(tmp_path):

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "ovi_jax"
 BASE = {
   "cli",
   "config",
+  "config_files",
   "console",
   "files",
   "flops",
@@ -66,6 +67,15 @@ ALLOWED = {
     "data",
     "sampling",
     "training",
+  },
+  "commands": {
+    "aot",
+    "convert",
+    "models",
+    "sampling",
+    "sharding",
+    "training",
+    WORLD,
   },
   "synthetic": {"data", "models", "pretrained", "sampling", "sharding", WORLD},
 }

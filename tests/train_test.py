@@ -97,7 +97,7 @@ def test_a_run_without_a_directory_is_refused(source):
   words = train_runs.command("audio_pretrain", source, "")
   assert train_runs.run(words) == (
     1,
-    "train: --config=configs/STAGE.py, --workdir=DIR are needed\n",
+    "train: --config=CONFIG and --workdir=DIR are needed\n",
   )
 
 

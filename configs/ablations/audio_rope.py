@@ -1,20 +1,22 @@
 """Whether the audio tower's rotary positions keep the video's time.
 
-  python -m ovi_jax.synthetic.ablation
-    --ablation=configs/ablations/audio_rope.py --root=DIR
+  python -m ovi_jax.synthetic.ablation --ablation=ablations/audio_rope
+    --root=DIR
 
 Ovi scales them by the ratio of the towers' rates, 31/157, so that tokens of
 one moment stand at one angle (paper, section 3.2). An ablation is one such
 file: variants are changes of fields of the stages' configs.
 """
 
+from typing import Any
+
 import ml_collections
 
-from configs import base
+from ovi_jax.training import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
+  config: Any = ml_collections.ConfigDict()
   config.name = "audio_rope"
   config.seeds = (0, 1, 2)
   config.num_train_clips = 2000  # of the world, to train on
@@ -42,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     "model.audio.num_layers=4",
   )
   config.variants = {
-    "scaled": (f"model.audio.rope_scale={base.AUDIO_ROPE}",),
+    "scaled": (f"model.audio.rope_scale={default_config.AUDIO_ROPE}",),
     "unscaled": ("model.audio.rope_scale=1.0",),
   }
   config.num_eval_prompts = 32

@@ -137,8 +137,9 @@ def step(
   pipeline: denoisers.SamplingComponents,
   clip: geometry.Clip,
 ) -> report.Report:
-  """A guided step of one clip."""
+  """A guided step of a whole batch of clips."""
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
+  batch = settings.batch_size
   whole = sharding_rules.replicated(mesh)
   method = solvers.named(settings.solver)
   levels = method.schedule(settings.num_steps, settings.flow_shift)
@@ -148,13 +149,13 @@ def step(
     params = _parameters("fusion", pipeline)
     grid = clip.latent_frames, clip.latent_height, clip.latent_width
     x = AV(
-      sharding_rules.abstract((1, *grid, towers.video.channels), whole),
+      sharding_rules.abstract((batch, *grid, towers.video.channels), whole),
       sharding_rules.abstract(
-        (1, clip.audio_latents, towers.audio.channels), whole
+        (batch, clip.audio_latents, towers.audio.channels), whole
       ),
     )
     rows, width = pipeline.text_length, towers.video.text_dim
-    text = sharding_rules.abstract((2, rows, width), whole)
+    text = sharding_rules.abstract((2 * batch, rows, width), whole)
     doubled = jax.eval_shape(guidance.duplicate_for_cfg, x)
     conditions: Any = jax.eval_shape(
       functools.partial(denoisers.conditions, model),
@@ -171,7 +172,9 @@ def step(
     scale = sharding_rules.abstract((), whole)
     inputs = denoise.Inputs(
       conditions,
-      sharding_rules.abstract((towers.video.num_layers, 2), whole, jnp.bool_),
+      sharding_rules.abstract(
+        (towers.video.num_layers, 2 * batch), whole, jnp.bool_
+      ),
       AV(scale, scale),
     )
     state = jax.tree.map(
@@ -189,12 +192,13 @@ def step(
     lowered = denoise.step.lower(model, method, *arguments)
   tokens = AV(clip.tokens, clip.audio_latents)
   return report.compile_and_report(
-    f"guided step of {clip.pixels[0]}x{clip.pixels[1]},"
+    f"guided step of {'' if batch == 1 else f'{batch} clips of '}"
+    f"{clip.pixels[0]}x{clip.pixels[1]},"
     f" {clip.latent_frames} latent frames",
     lowered,
     arguments,
     mesh,
-    2 * flops.forward(towers, tokens).total,
+    2 * batch * flops.forward(towers, tokens).total,
   )
 
 

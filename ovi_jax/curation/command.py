@@ -5,9 +5,9 @@ import sys
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 from ovi_jax import cli
+from ovi_jax import config_files
 from ovi_jax.curation.engine import run
 from ovi_jax.curation.engine import settings
 
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(EX_TEMPFAIL))
   try:
     if FLAGS.config is None:
-      raise ValueError("--config=configs/curate.py is needed")
+      raise ValueError("--config=curate is needed")
     chosen = settings.Settings.from_config(FLAGS.config)
     selection = run.ShardSelection(
       only_pass=FLAGS.only_pass,
@@ -41,17 +41,17 @@ def main(argv: list[str]) -> None:
     if reports:
       print(f"review {document.write(chosen, problems)} before training")
   except (ImportError, OSError, ValueError) as error:
-    cli.exit_with_error(f"curation: {error}")
+    cli.exit_with_error(error)
   except KeyboardInterrupt:
     print("curation: interrupted; run the same command to resume")
     sys.exit(128 + signal.SIGINT)
   if problems:
-    cli.exit_with_error("\n".join(["curation: incomplete:", *problems]))
+    cli.exit_with_error("\n".join(["incomplete:", *problems]))
 
 
 def start() -> None:
   """Define the flags and run `main`."""
-  config_flags.DEFINE_config_file("config")
+  config_files.define()
   flags.DEFINE_string("only_pass", "", "Pass to run; all if empty.")
   flags.DEFINE_string(
     "shards", "", "Shard range A:B, or part I/N; all if empty."

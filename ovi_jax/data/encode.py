@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """What is encoded, and how.
+  """Settings of encoding a dataset.
 
   Attributes:
     data: dataset to read, see `builder`.
@@ -104,7 +104,7 @@ class Job:
 
   @property
   def folder(self) -> pathlib.Path:
-    """Where the shards gather until the dataset is whole."""
+    """The folder of finished shards of an unfinished dataset."""
     return self.out.with_name(f".{self.out.name}.encoding")
 
 
@@ -228,7 +228,7 @@ def _geometry(
   manifest: weights_dir.Manifest,
   parts: tuple[str, ...],
 ) -> schema.Geometry:
-  """Of the dataset to be: the encoders' where they encode."""
+  """The geometry of the output dataset."""
   arch, sizes = manifest.architecture, next(iter(splits.values())).geometry
   made: dict[str, Any] = {}
   if "text" in parts:
@@ -291,7 +291,7 @@ def _without_media(record: schema.Record) -> schema.Record:
 
 
 def _recipe(job: Job, manifest: weights_dir.Manifest) -> dict[str, Any]:
-  """What decides the dataset, as JSON has it."""
+  """The settings that determine the output dataset, as JSON."""
   metadata = (job.data / builder.METADATA).read_bytes()
   needs = sorted(encoding.COMPONENTS[part] for part in job.parts)
   return {
@@ -381,9 +381,8 @@ def main(argv: list[str]) -> None:
       values[name] = pathlib.Path(values[name])
     values["parts"] = tuple(values["parts"])
     if run(Job(**values)):
-      print(
-        "next: train.py with --config.data.sources=\"('" + FLAGS.out + "',)\""
-      )
+      train = cli.invocation("ovi-train")
+      print(f"next: {train} with --config.data.sources=\"('{FLAGS.out}',)\"")
   except (OSError, ValueError) as error:
     sys.exit(f"encode: {error}")
 

@@ -417,12 +417,12 @@ def _check_text(split: builder.Split, first: builder.Split) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRecords:
-  """A split of the sources that have it, opened.
+  """The held-out split of the sources that have it.
 
   Attributes:
-    settings: of reading it: first caption, no crop by chance, no workers.
+    settings: of the loader: first caption, no random crop, no workers.
     splits: of the sources.
-    buckets: the bucket of each record of each, -1 for none.
+    buckets: bucket index of each record of each split, -1 for none.
   """
 
   settings: settings_lib.LoaderConfig
@@ -430,7 +430,7 @@ class EvalRecords:
   buckets: tuple[np.ndarray, ...]
 
   def records(self) -> Iterator[schema.Record]:
-    """Every record, source after source."""
+    """Iterate over all records, source by source."""
     for split in self.splits:
       for number in range(len(split)):
         yield split[number]
@@ -438,9 +438,16 @@ class EvalRecords:
   def batches(
     self, batch: int, process_index: int = 0, process_count: int = 1
   ) -> Iterator[schema.Batch]:
-    """This process' rows of each batch, bucket after bucket.
+    """Iterate over this process's rows of each batch, bucket by bucket.
 
-    The last batch of a bucket is filled up with rows of lengths 0 and id -1.
+    Args:
+      batch: rows of a batch over all processes.
+      process_index: of this process.
+      process_count: number of processes.
+
+    Yields:
+      Batches; the last one of a bucket is padded with rows of lengths 0 and ids
+      of -1.
 
     Raises:
       ValueError: the processes do not divide the batch.

@@ -54,6 +54,9 @@ def make(captions: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer:
     captions: as they are read; their order does not matter.
     min_count: rarer words are left out.
 
+  Returns:
+    The tokenizer, with a token for each word, mark and tag.
+
   Raises:
     ValueError: there is not a word in them.
   """
@@ -144,7 +147,7 @@ def main(argv: list[str]) -> None:
     f'--config.data.sources="{tuple(FLAGS.data)}" ' if FLAGS.data else ""
   )
   print(
-    "  python train.py --config=configs/codec_text.py:mini --workdir=RUN"
+    f"  {cli.invocation('ovi-train')} --config=codec_text:mini --workdir=RUN"
     f" {sources}--config.data.tokenizer={FLAGS.out}"
     f" --config.model.vocab_size={rows}"
   )

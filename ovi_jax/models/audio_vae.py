@@ -114,14 +114,16 @@ class AudioVAEConfig:
 
   @classmethod
   def from_release(cls, sizes: Mapping[str, Any]) -> "AudioVAEConfig":
-    """The configuration of a release whose audio VAE sizes are `sizes`.
+    """Build the config from the `audio_vae` sizes of a release.
 
     Args:
-      sizes: any of the attributes, tuples also as lists, as JSON has them;
-        those left out keep their defaults.
+      sizes: values of attributes by name; lists stand for tuples.
+
+    Returns:
+      The config; attributes that are not given keep their defaults.
 
     Raises:
-      ValueError: a key is no attribute; the message names it.
+      ValueError: a key is not an attribute.
     """
     return config_lib.from_sizes(cls, sizes, "the audio VAE")
 

@@ -26,7 +26,7 @@ REPLICATED_LETTERS = logical_axes.replicated_tokens("BLNK")
 
 
 class KV(NamedTuple):
-  """Keys and values of one attention, [B, S, N, K]."""
+  """Keys and values of an attention, [B, S, N, K]."""
 
   keys: jax.Array
   values: jax.Array
@@ -62,21 +62,23 @@ class Attention(nn.Module):
       self.fusion_key_norm = layers.RMSNorm(eps, self.dtype)
 
   def heads(self, x_BLD: jax.Array, letters: str) -> jax.Array:
+    """Split [B, L, D] into heads, [B, L, N, K]."""
     heads = self.config.num_heads
     x = einops.rearrange(x_BLD, "B L (N K) -> B L N K", N=heads)
     return logical_axes.constrain(x, letters)
 
   def queries(self, x_BLD: jax.Array) -> jax.Array:
+    """Normalized queries_BLNK."""
     x_BLD = self.query_norm(self.query(x_BLD))
     return self.heads(x_BLD, self.config.letters)
 
   def kv(self, x_BSD: jax.Array, letters: str) -> KV:
-    """Keys and values; `letters` as the tokens lie."""
+    """Keys, normalized, and values; `letters` are the axes of the tokens."""
     keys = self.heads(self.key_norm(self.key(x_BSD)), letters)
     return KV(keys, self.heads(self.value(x_BSD), letters))
 
   def fusion_kv(self, other_BSD: jax.Array, rotary: rope.Rotary) -> KV:
-    """Keys, turned by the other tower's positions, and values."""
+    """Keys, rotated by the other tower's positions, and values."""
     letters = (
       "BLNK" if self.config.is_audio else REPLICATED_LETTERS
     )  # the other tower's
@@ -159,7 +161,7 @@ class Block(nn.Module):
   def modulations(
     self, times: dit.TimeEmbeddings
   ) -> tuple[layers.Modulation, layers.Modulation]:
-    """Of self-attention and of feed-forward."""
+    """Modulations of self-attention and of the feed-forward layer."""
     table_PD = self.modulation.astype(jnp.float32)[None, None]
     parts = table_PD + times.parts_BTPD
 

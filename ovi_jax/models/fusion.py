@@ -46,10 +46,17 @@ REMAT: Mapping[str, Any] = {
 
 
 def apply_remat(function: Any, name: str) -> Any:
-  """The scanned `function` of a module under the policy `name`, or "none".
+  """Apply a rematerialization policy.
+
+  Args:
+    function: the scanned function.
+    name: a key of `REMAT`, or "none".
+
+  Returns:
+    The function under the policy.
 
   Raises:
-    ValueError: no policy of that name.
+    ValueError: the name is unknown.
   """
   if name == "none":
     return function
@@ -250,7 +257,14 @@ class FusionDiT(nn.Module):
     return getattr(self, name)
 
   def rotary(self, latents: AV[Any]) -> AV[rope.Rotary]:
-    """Rotary tables for latents (arrays or shapes with `.shape`)."""
+    """Rotary tables of all tokens.
+
+    Args:
+      latents: arrays, or anything with their shapes.
+
+    Returns:
+      A table for each modality, padded as the tokens are.
+    """
     tables = {}
     for name, x in latents.present().items():
       config = getattr(self.config, name)
@@ -264,15 +278,25 @@ class FusionDiT(nn.Module):
     return AV(**tables)
 
   def context(self, text: AV[jax.Array]) -> AV[jax.Array]:
-    """Prompt embeddings_BSE -> context_BSD of each tower."""
+    """Embed prompts for each tower.
+
+    Args:
+      text: prompt embeddings_BSE of each tower.
+
+    Returns:
+      context_BSD of each tower, see `dit.Tower.text`.
+    """
     return AV(**{n: self.tower(n).text(x) for n, x in text.present().items()})
 
   def conditions(self, latents: AV[Any], text: AV[jax.Array]) -> Conditions:
-    """Everything of a prompt that all steps share.
+    """Compute what all denoising steps of a prompt share.
 
     Args:
       latents: arrays, or anything with their shapes.
       text: prompt embeddings_BSE of each tower, zero beyond the prompt's end.
+
+    Returns:
+      Keys and values of the prompts in every block, and rotary tables.
     """
     context = self.context(text)
 

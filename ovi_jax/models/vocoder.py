@@ -115,13 +115,16 @@ class VocoderConfig:
 
   @classmethod
   def from_release(cls, sizes: Mapping[str, Any]) -> "VocoderConfig":
-    """The configuration of a release whose vocoder sizes are `sizes`.
+    """Build the config from the `vocoder` sizes of a release.
 
     Args:
-      sizes: some of the attributes above, lists where they are tuples.
+      sizes: values of attributes by name; lists stand for tuples.
+
+    Returns:
+      The config; attributes that are not given keep their defaults.
 
     Raises:
-      ValueError: a key is not an attribute, or a size does not fit.
+      ValueError: a key is not an attribute, or a size is not supported.
     """
     return config_lib.from_sizes(cls, sizes, "the vocoder")
 

@@ -41,7 +41,14 @@ class Schedule:
 
 
 def log_ratio(sigmas: np.ndarray) -> np.ndarray:
-  """lambda = log((1 - sigma) / sigma); -inf at pure noise, inf at data."""
+  """The half log signal-to-noise ratio, log((1 - sigma) / sigma).
+
+  Args:
+    sigmas: noise levels in [0, 1].
+
+  Returns:
+    -inf at pure noise, inf at data.
+  """
   with np.errstate(divide="ignore"):
     return np.log(1 - sigmas) - np.log(sigmas)
 
@@ -57,24 +64,53 @@ def _ending_at_zero(sigmas: np.ndarray, whole_t: bool) -> Schedule:
 
 
 class Solver(Protocol):
-  """A way from noise to data, for one array; pure, its state explicit."""
+  """A solver of the ODE for one array; pure functions with explicit state."""
 
   def schedule(self, steps: int, shift: float) -> Schedule:
-    """The noise levels this solver visits."""
+    """The noise levels of a run.
+
+    Args:
+      steps: number of steps.
+      shift: shift of noise levels towards noise.
+
+    Returns:
+      The schedule.
+    """
     ...
 
   def coefficients(self, sigmas: np.ndarray) -> np.ndarray:
-    """[steps, n] float32: row i is what step i needs of `sigmas`."""
+    """Compute the coefficients of all steps on the host.
+
+    Args:
+      sigmas: [steps + 1], see `Schedule`.
+
+    Returns:
+      [steps, n] float32; row i has the coefficients of step i.
+    """
     ...
 
   def init(self, x: jax.Array) -> Any:
-    """The state before the first step from noise `x`."""
+    """The state before the first step.
+
+    Args:
+      x: noise.
+    """
     ...
 
   def step(
     self, row: jax.Array, state: Any, x: jax.Array, velocity: jax.Array
   ) -> tuple[Any, jax.Array]:
-    """From (row of coefficients, state, sample, its velocity) to the next."""
+    """One step.
+
+    Args:
+      row: the step's coefficients.
+      state: before the step.
+      x: the sample before the step.
+      velocity: the model's prediction for it.
+
+    Returns:
+      The state and the sample after the step, float32.
+    """
     ...
 
 
@@ -251,6 +287,16 @@ SOLVERS: dict[str, Solver] = {
 
 
 def named(name: str) -> Solver:
-  """The solver called `name`; ValueError lists the known ones."""
+  """The solver of a name.
+
+  Args:
+    name: a key of `SOLVERS`.
+
+  Returns:
+    The solver.
+
+  Raises:
+    ValueError: the name is unknown.
+  """
   config_lib.check(config_lib.invalid_choice("solver", name, SOLVERS), "")
   return SOLVERS[name]

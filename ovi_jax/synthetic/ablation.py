@@ -26,10 +26,10 @@ import ml_collections
 import numpy as np
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 from ovi_jax import cli
 from ovi_jax import config as config_lib
+from ovi_jax import config_files
 from ovi_jax import files
 from ovi_jax import synthetic
 from ovi_jax.pretrained import weights_dir
@@ -321,7 +321,7 @@ def main(argv: list[str]) -> None:
   try:
     root = commands.directory_of(FLAGS.root, "root")
     if FLAGS.ablation is None:
-      raise ValueError("--ablation=configs/ablations/NAME.py is needed")
+      raise ValueError("--ablation=ablations/NAME is needed")
     settings = Settings.from_config(FLAGS.ablation)
     weights = commands.directory_of(FLAGS.weights, "weights")
     home = root / settings.name
@@ -352,5 +352,5 @@ if __name__ == "__main__":
     "weights", str(synthetic.WEIGHTS), "Directory of the codecs."
   )
   flags.DEFINE_bool("dry_run", False, "Print the commands only.")
-  config_flags.DEFINE_config_file("ablation")
+  config_files.define("ablation")
   app.run(main, flags_parser=cli.parse_flags)

@@ -267,7 +267,8 @@ def main(argv: list[str]) -> None:
     )
     print(f"wrote {FLAGS.out}; next:")
     quoted = shlex.quote(FLAGS.out)
-    print(f'  python sample.py --weights={quoted} --prompt="…"')
+    sample = cli.invocation("ovi-sample")
+    print(f'  {sample} --weights={quoted} --prompt="…"')
   except (OSError, ValueError) as error:
     sys.exit(f"export: {error}")
 

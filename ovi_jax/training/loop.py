@@ -42,15 +42,16 @@ class Input(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Intervals:
-  """Intervals between logs, checkpoints and evaluations, in steps; 0 = never.
+  """Intervals in steps; 0 = never.
 
   Attributes:
-    log_every: a line in the logs, of averages since the last line.
-    checkpoint_every: a checkpoint; the last step is saved anyway.
-    eval_every: the loss on held-out records, before the first step too.
-    sample_every: sampled clips.
-    profile_steps: first step that is profiled, and the step after the last;
-      equal for none.
+    log_every: write metrics, averaged since the last time.
+    checkpoint_every: save a checkpoint; the last step is always saved.
+    eval_every: compute the held-out loss; also before the first step. Needs a
+      held-out split, see `eval.split`.
+    sample_every: generate samples for held-out prompts. Needs a held-out split
+      and `pretrained`.
+    profile_steps: first and last step of a profiler trace; equal for none.
   """
 
   log_every: int = 10

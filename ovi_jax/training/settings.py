@@ -111,11 +111,11 @@ _WITH_DECODER = ("video_vae",)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
-  """Which checkpoints stay.
+  """Which checkpoints are kept.
 
   Attributes:
-    max_to_keep: how many of the newest.
-    keep_period: also those of steps it divides; 0 = none.
+    max_to_keep: number of newest checkpoints that are kept.
+    keep_period: checkpoints at multiples of this step are also kept; 0 = none.
   """
 
   max_to_keep: int = 2
@@ -132,18 +132,18 @@ class CheckpointPolicy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-  """The settings that every training run has.
+  """Settings that every training run has.
 
   Attributes:
     trainable: the parameters that are trained, one of `TRAINABLE`.
-    optimizer: how parameters are updated.
-    num_train_steps: of the whole run.
-    batch_size: examples of a step, over all devices and microbatches.
-    grad_accum_steps: microbatches of a step, whose gradients are summed.
-    seed: of initialization, data order, noise and timesteps.
-    dtype: compute dtype, "auto" for bfloat16 on accelerators.
-    mesh: devices along each mesh axis; 0 for all that are left over.
-    intervals: steps between log lines, checkpoints and evaluations.
+    optimizer: the optimizer.
+    num_train_steps: total number of steps.
+    batch_size: examples per step, over all devices and microbatches.
+    grad_accum_steps: microbatches per step, whose gradients are summed.
+    seed: seed of initialization, data order, noise and timesteps.
+    dtype: compute dtype; "auto" is bfloat16 on accelerators, float32 on CPUs.
+    mesh: devices along each mesh axis; 0 for all that remain.
+    intervals: intervals of logging, checkpoints and evaluation.
     checkpoints: which checkpoints are kept.
   """
 
@@ -212,23 +212,30 @@ class RunSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
-  """A run of one stage: the video tower, the audio tower, or both.
+  """Settings of a stage: the video tower, the audio tower, or both.
 
   Attributes:
-    model: sizes of each tower, `None` for a tower that the stage lacks.
-    init_from: where each tower comes from: a directory of converted weights, of
-      an earlier run, or "scratch".
-    trainable: "all", or "attention" as in the paper's fusion stage.
+    model: sizes of each tower; `None` for a tower that the stage lacks.
+    init_from: initial parameters of each tower: a directory of converted
+      weights, an earlier run, or "scratch".
+    trainable: trained parameters: "all", or "attention" as in the paper's
+      fusion stage.
     objective: the loss.
-    data: datasets and how they are batched.
-    frozen_param_dtype: of parameters that are not trained.
-    attention: backend, see `attention.attention`.
-    context_parallelism: how tokens that are split over the mesh axis `context`
-      attend to each other, a key of `attention.context.STRATEGIES`.
-    remat: see `models.fusion.REMAT`, or "none".
-    pretrained: weights of the codecs and text encoder; empty if none are used.
+    data: the training data.
+    frozen_param_dtype: dtype of parameters that are not trained; "auto" for the
+      compute dtype.
+    attention: attention backend, "auto" or a key of
+      `attention.attention.BACKENDS`.
+    context_parallelism: attention between tokens that are split over the mesh
+      axis `context`: "ulysses", or "ring" where context does not divide the
+      heads.
+    remat: what the backward pass rematerializes, a key of
+      `models.fusion.REMAT`, or "none".
+    pretrained: directory of converted weights, for encoders of media and
+      captions (`encode_on_the_fly`, `text_source`) and decoders of samples;
+      empty for neither.
     eval: the held-out loss.
-    eval_samples: clips sampled during training.
+    eval_samples: samples during training.
   """
 
   TRAINABLE = (param_filter.ALL, param_filter.ATTENTION)
@@ -353,12 +360,12 @@ class Settings(RunSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecSettings(RunSettings):
-  """A run of one codec, or of the text encoder.
+  """Settings of a run of one codec, or of the text encoder.
 
   Attributes:
     component: a key of `CODECS`.
-    model: its config.
-    init_from: run whose (averaged) parameters this one starts from, or a
+    model: sizes of the component.
+    init_from: initial parameters: an earlier run (its moving average) or a
       directory of weights; empty for random ones.
     trainable: "all", or "decoder" of the video VAE, which freezes the encoder.
     objective: weights of the loss terms and other settings, by name.
@@ -444,9 +451,12 @@ def from_config(
   Args:
     config: of a stage, or of a codec (it then has the field `component`).
 
+  Returns:
+    The settings.
+
   Raises:
-    ValueError: a field is missing or unknown (its dotted name), or a value
-      is invalid.
+    ValueError: a field is missing or unknown (its dotted name), or a value is
+      invalid.
   """
   chosen = CodecSettings if "component" in config else Settings
   return chosen.from_config(config)

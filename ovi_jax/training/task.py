@@ -299,7 +299,7 @@ class TowersTask(Task):
     return [
       "  python -m ovi_jax.training.export"
       f" --workdir={shlex.quote(str(workdir))}{rest} --out={weights}",
-      f'  python sample.py --weights={weights} --prompt="…"',
+      f'  {cli.invocation("ovi-sample")} --weights={weights} --prompt="…"',
     ]
 
 
@@ -456,6 +456,6 @@ def check_sizes(settings: settings_lib.Settings) -> None:
     ]:
       raise ValueError(
         f"config.model does not fit the weights in {path}"
-        f" ({'; '.join(different)}); --config=configs/fine_tune.py:{path} takes"
+        f" ({'; '.join(different)}); --config=fine_tune:{path} takes"
         " sizes, codecs and text encoder from them"
       )

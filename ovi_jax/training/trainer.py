@@ -110,12 +110,9 @@ def _open_workdir(
   settings: settings_lib.RunSettings, workdir: pathlib.Path
 ) -> Iterator[tuple[managers.Manager, logs.Writer]]:
   """The checkpoints and logs of a run; only process 0 writes logs."""
-  config = managers.Config(
-    directory=str(workdir / CHECKPOINTS),
-    **dataclasses.asdict(settings.checkpoints),
-  )
+  keep = dataclasses.asdict(settings.checkpoints)
   writer = logs.NullWriter() if jax.process_index() else logs.Logs(workdir)
-  with managers.Manager(config) as manager, writer:
+  with managers.Manager(workdir / CHECKPOINTS, **keep) as manager, writer:
     yield manager, writer
 
 

@@ -105,6 +105,18 @@ def test_a_training_step_is_compiled_and_reported(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_step_of_a_batch_of_clips(tmp_path):
+  code, said = run(
+    "sample.py", "--aot=v5e:1x1", "--config.batch_size=2", f"--out={tmp_path}"
+  )
+  assert code == 0, said
+  assert "guided step of 2 clips of 64x64, 31 latent frames" in said
+  (report,) = tmp_path.glob("aot_*.json")
+  step, _ = json.loads(report.read_text())
+  assert 0.9 < step["flops_ratio"] < 1.2  # of one clip, it would be half
+
+
+@pytest.mark.slow
 def test_a_model_that_exceeds_hbm_is_reported(tmp_path):
   """The released model on one chip of 16 GiB."""
   code, output = run(

@@ -25,8 +25,7 @@ UP = "../" * 20
 def written(tmp_path_factory) -> pathlib.Path:
   directory = tmp_path_factory.mktemp("run") / "checkpoints"
   state = {"trained_params": {"w": np.arange(6.0).reshape(2, 3)}}
-  config = manager.Config(directory=str(directory), asynchronous=False)
-  with manager.Manager(config) as opened:
+  with manager.Manager(directory) as opened:
     opened.save(1, state, b"\1\2", {"loss": float("nan")})
   return directory
 
@@ -86,7 +85,6 @@ def test_a_list_names_files_of_its_directory_only(checkpoint, name, what):
     plan(checkpoint)
   assert str(caught.value).count("\n") == 1  # one problem, on a line
   assert "\0" not in str(caught.value) and "\x1b" not in str(caught.value)
-  assert integrity.is_missing(checkpoint)
 
 
 def test_a_link_to_a_file_outside_is_not_read(checkpoint):
@@ -94,7 +92,7 @@ def test_a_link_to_a_file_outside_is_not_read(checkpoint):
   outside.write_bytes(b"")
   (checkpoint / "state/link").symlink_to(outside)
   add(checkpoint, "state/link")
-  with pytest.raises(ValueError, match="state/link is a link that leads out"):
+  with pytest.raises(ValueError, match="state/link is no file .*leads outside"):
     plan(checkpoint)
 
 
@@ -213,8 +211,7 @@ def test_a_damaged_checkpoint_is_skipped(checkpoint, caplog):
   """A run that is started again meets the same checks."""
   shutil.copytree(checkpoint, checkpoint.with_name("2"))
   rewrite(checkpoint.with_name("2"), described(checkpoint, step=2, leaves=5))
-  config = manager.Config(directory=str(checkpoint.parent))
-  with manager.Manager(config, print) as opened:
+  with manager.Manager(checkpoint.parent) as opened:
     target = {"trained_params": {"w": np.zeros((2, 3))}}
     restored = opened.restore_newest(target)
   assert restored is not None and restored.step == 1
@@ -242,7 +239,7 @@ def test_orbax_metadata_is_not_trusted(checkpoint):
 def test_a_runs_config_is_read_within_limits(tmp_path, text):
   (tmp_path / workdir.CONFIG).write_text(text)
   with pytest.raises(ValueError, match=r"config.json is damaged|lacks|another"):
-    workdir.check_config(tmp_path, {"steps": 1, "seed": 0})
+    workdir.check_config(tmp_path, {"steps": 1, "seed": 0}, ())
 
 
 def test_a_step_has_at_most_eighteen_digits(tmp_path):

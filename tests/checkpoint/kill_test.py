@@ -52,7 +52,9 @@ def run(directory: pathlib.Path, saves: int, part: float) -> tuple[int, int]:
   return restored, max([restored, *complete])
 
 
-def rounds(directory: pathlib.Path, count: int, seed: int) -> None:
+def rounds(
+  directory: pathlib.Path, count: int, seed: int, lines: list[str]
+) -> None:
   """Kill a run `count` times; each start finds all that was complete."""
   moments = random.Random(seed)
   complete, waited = -1, 0
@@ -63,9 +65,7 @@ def rounds(directory: pathlib.Path, count: int, seed: int) -> None:
     # The first line of a run repeats the step that was restored.
     complete, waited = reached, waited + max(saves - 1, 0)
   assert complete >= waited - 1
-  lines: list[str] = []
-  config = manager.Config(directory=str(directory), keep_period=50)
-  with manager.Manager(config, log=lines.append) as checkpoints:
+  with manager.Manager(directory, keep_period=50) as checkpoints:
     newest = checkpoints.restore_newest(checkpoint_kill_worker.state(0))
     assert checkpoint_kill_worker.check(newest) >= complete
   assert not [line for line in lines if "damaged" in line]
@@ -74,10 +74,10 @@ def rounds(directory: pathlib.Path, count: int, seed: int) -> None:
   assert len([n for n in left if int(n) % 50]) <= 3
 
 
-def test_checkpoints_survive_three_kills(tmp_path):
-  rounds(tmp_path, 3, seed=3)
+def test_checkpoints_survive_three_kills(tmp_path, log_lines):
+  rounds(tmp_path, 3, 3, log_lines)
 
 
 @pytest.mark.slow
-def test_checkpoints_survive_thirty_kills(tmp_path):
-  rounds(tmp_path, 30, seed=30)
+def test_checkpoints_survive_thirty_kills(tmp_path, log_lines):
+  rounds(tmp_path, 30, 30, log_lines)

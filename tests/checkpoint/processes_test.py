@@ -52,8 +52,7 @@ def test_two_processes_save_and_restore_one_state(tmp_path):
     "host": np.zeros(64, np.float32),
     "step": 0,
   }
-  config = manager.Config(directory=str(tmp_path / "checkpoints"))
-  with manager.Manager(config) as checkpoints:
+  with manager.Manager(tmp_path / "checkpoints") as checkpoints:
     restored = checkpoints.restore_newest(target)
   np.testing.assert_array_equal(restored.state["a"], restored.state["host"])
   with pytest.raises(ValueError, match="of 2 processes, this run has 1"):

@@ -194,7 +194,7 @@ def test_integer_weights_are_listed_too(tmp_path, release):
 
 
 def test_a_failed_conversion_leaves_a_valid_directory(release, tmp_path):
-  kwargs = {"variant": None, "sizes": SIZES, "log": lambda _: None}
+  kwargs = {"variant": None, "sizes": SIZES}
   part = ["audio_vae"]
   convert.convert(release, tmp_path, components=part, **kwargs)
   with pytest.raises(ValueError, match="v1-16"):

@@ -112,7 +112,7 @@ def test_the_lock_of_a_killed_process_is_released(tmp_path):
 def test_two_conversions_into_one_directory_exclude_each_other(
   tmp_path, release, monkeypatch
 ):
-  kwargs = {"variant": None, "sizes": SIZES, "log": lambda _: None}
+  kwargs = {"variant": None, "sizes": SIZES}
   write = convert._write
   refused = []
 

@@ -49,10 +49,7 @@ def check(restored: manager.Restored | None) -> int:
 
 
 def main(directory: pathlib.Path) -> None:
-  config = manager.Config(
-    directory=str(directory), max_to_keep=2, keep_period=50
-  )
-  with manager.Manager(config, log=lambda _: None) as checkpoints:
+  with manager.Manager(directory, keep_period=50) as checkpoints:
     first = check(checkpoints.restore_newest(state(0))) + 1
     print("ready", first - 1, flush=True)
     for step in itertools.count(first):

@@ -125,13 +125,13 @@ def test_a_non_finite_step_ends_the_run(run, bad):
 
 def test_finite_checks_work_on_a_mesh():
   mesh = meshes.for_sampling(jax.devices(), heads=2)
-  good = np.zeros((1, 8, 4, 4, 2), np.float32)
+  good = np.zeros((2, 8, 4, 4, 2), np.float32)
   bad = good.copy()
-  bad[0, 7, 3, 3, 1] = np.nan
+  bad[1, 7, 3, 3, 1] = np.nan
   with jax.set_mesh(mesh):
     x = jax.device_put(AV(bad, good), sharding_rules.replicated(mesh))
     found = denoise._are_finite(x)
     assert found.sharding.is_fully_replicated
-    assert np.asarray(found).tolist() == [False, True]
+    assert np.asarray(found).tolist() == [[True, False], [True, True]]
     one_tower = denoise._are_finite(AV(audio=x.audio))
-    assert np.asarray(one_tower).tolist() == [True]
+    assert np.asarray(one_tower).tolist() == [[True, True]]

@@ -15,6 +15,7 @@ from ovi_jax.media import mp4
 from ovi_jax.pretrained import weights as stores
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import generate
+from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings
 from tests.lib import config_values
@@ -22,22 +23,21 @@ from tests.lib import parity
 
 
 @pytest.fixture
-def run(weights, tmp_path):
+def run(weights, tmp_path, log_lines):
   """Run with the stand-in's weights; returns (paths, lines logged)."""
 
   def call(
     prompt=config_values.PROMPTS[0], asked=None, changes=(), **arguments
   ):
-    lines: list[str] = []
+    log_lines.clear()
     paths = generate.run(
       requests=asked or requests.from_prompt(prompt),
       settings=settings.Settings.from_config(
         config_values.sample_config(**dict(changes))
       ),
       **{"weights": weights, "out": tmp_path / "out"} | arguments,
-      log=lines.append,
     )
-    return paths, lines
+    return paths, list(log_lines)
 
   return call
 
@@ -119,6 +119,30 @@ def test_a_second_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
   run(changes=changes)
   with pytest.raises(ValueError, match=r"made with other settings \(config"):
     run(changes=changes | {"num_steps": 3})
+
+
+@pytest.mark.slow
+def test_overlapped_clips_have_the_bytes_of_single_runs(
+  run, tmp_path, monkeypatch
+):
+  one_device = jax.local_devices()[:1]
+  monkeypatch.setattr(planning, "_devices", lambda settings: one_device)
+  asked = [requests.from_prompt(p)[0] for p in ("Rain.", "Wind.", "Surf.")]
+  changes = {"num_steps": 2}
+  paths, lines = run(asked=asked, changes=changes)
+  assert [line for line in lines if line.startswith("wrote")] == [
+    f"wrote {path}" for path in paths
+  ]
+  for path, request in zip(paths, asked):
+    (alone,), _ = run(asked=[request], changes=changes, out=tmp_path / "alone")
+    for ending in (".mp4", ".json"):
+      ours, single = (p.with_suffix(ending).read_bytes() for p in (path, alone))
+      assert ours == single
+  # Another batch size is no other clip.
+  paths[1].unlink()
+  _, lines = run(asked=asked, changes=changes | {"batch_size": 3})
+  assert sum(line.startswith("already made") for line in lines) == 2
+  assert paths[1].exists()
 
 
 def test_overwrite_regenerates_the_clip(run):
@@ -213,6 +237,7 @@ BAD_CONFIGS = {
   "flow_shift": (0.0, "flow_shift must be from 0.01 to 100, got 0.0"),
   "slg_layer": (-2, "slg_layer must be from -1 to 512"),
   "samples_per_prompt": (0, "samples_per_prompt must be from 1 to 10000"),
+  "batch_size": (0, "batch_size must be from 1 to 1024, got 0"),
   "dtype": ("float16", "dtype 'float16' is unknown; choose from auto"),
   "attention": ("flash", "attention 'flash' is unknown; choose from auto"),
   "seed": (-1, "seeds must be in"),

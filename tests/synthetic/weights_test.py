@@ -45,7 +45,6 @@ def made(tmp_path_factory) -> pathlib.Path:
     settings=planning.resolve_settings(sample.get_config(), synthetic.WEIGHTS),
     weights=synthetic.WEIGHTS,
     out=out,
-    log=lambda _: None,
   )
   return out
 

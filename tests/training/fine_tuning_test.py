@@ -68,7 +68,9 @@ def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
 
 
 def test_missing_initial_weights_are_refused():
-  with pytest.raises(ValueError, match="py needs the weights to start from"):
+  with pytest.raises(
+    ValueError, match="fine_tune needs the weights to start from"
+  ):
     fine_tune.get_config()
   with pytest.raises(ValueError, match="weights: nowhere is no directory"):
     fine_tune.get_config("nowhere")
@@ -83,7 +85,7 @@ def test_weights_of_other_sizes_are_named_with_the_config_that_fits(tmp_path):
   lines = str(error.value).splitlines()
   assert len(lines) == 1
   assert "video.hidden_dim: 192 in the weights, 224 in the config" in lines[0]
-  assert f"--config=configs/fine_tune.py:{synthetic.WEIGHTS}" in lines[0]
+  assert f"--config=fine_tune:{synthetic.WEIGHTS}" in lines[0]
 
 
 @pytest.fixture(scope="module")

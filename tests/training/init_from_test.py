@@ -105,7 +105,7 @@ def sound(tmp_path_factory):
     "ema_params": flat,
   }
   state = jax.tree.map(jnp.asarray, state)
-  with manager.Manager(manager.Config(directory=str(path))) as checkpoints:
+  with manager.Manager(path) as checkpoints:
     for step in (2, 3):
       checkpoints.save(step, state)
   return str(path)
@@ -263,7 +263,7 @@ def test_damaged_sources_are_refused(wan, sound, tmp_path):
   (tmp_path / "7").mkdir()
   (tmp_path / "ovi_jax.json").write_text(json.dumps({"format": 1}))
   other = tmp_path / "states"
-  with manager.Manager(manager.Config(directory=str(other))) as checkpoints:
+  with manager.Manager(other) as checkpoints:
     checkpoints.save(1, {"params": {"a": 1.0}})
   cut = tmp_path / "cut"
   shutil.copytree(sound, cut)

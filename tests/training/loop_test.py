@@ -55,8 +55,8 @@ def one_run(
   mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
   shardings = state_sharding.state_shardings(state, small_step.CONFIG, mesh)
   state = jax.device_put(jax.tree.map(np.array, state), shardings)
-  config = manager.Config(directory=str(path / "checkpoints"))
-  with manager.Manager(config) as kept, logs.Logs(path) as written:
+  kept = manager.Manager(path / "checkpoints")
+  with kept, logs.Logs(path) as written:
     work = loop.TrainContext(
       step_config=made,
       mesh=mesh,
@@ -232,8 +232,7 @@ def test_a_non_finite_loss_stops_the_run(tmp_path):
   message = r"step 4: loss nan, .*\(source:index\) 0:29\. The last checkpoint"
   with pytest.raises(loop.NonFiniteLossError, match=message):
     one_run(tmp_path, Cycle(spoil), checkpoint_every=3)
-  config = manager.Config(directory=str(tmp_path / "checkpoints"))
-  with manager.Manager(config) as kept:
+  with manager.Manager(tmp_path / "checkpoints") as kept:
     assert kept.steps() == [3]
 
 

@@ -1,14 +1,16 @@
 """Writes the report of a run, which may be incomplete.
 
-python -m ovi_jax.curation.report --config=configs/curate.py
-  --config.out=DIR
+Takes the config of the run:
+
+  python -m ovi_jax.curation.report --config=configs/curate.py
+    --config.out=DIR
 """
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 from ovi_jax import cli
+from ovi_jax import config_files
 from ovi_jax.curation.engine import settings
 
 FLAGS = flags.FLAGS
@@ -22,12 +24,12 @@ def main(argv: list[str]) -> None:
     from ovi_jax.curation.report import document
 
     if FLAGS.config is None:
-      raise ValueError("--config=configs/curate.py is needed")
+      raise ValueError("--config=curate is needed")
     print(document.write(settings.Settings.from_config(FLAGS.config)))
   except (ImportError, OSError, ValueError) as error:
-    cli.exit_with_error(f"report: {error}")
+    cli.exit_with_error(error)
 
 
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config")
+  config_files.define()
   app.run(main, flags_parser=cli.parse_flags)

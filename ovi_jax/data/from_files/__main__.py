@@ -51,14 +51,14 @@ def main(argv: list[str]) -> None:
     cli.require_flags(FLAGS, clips="FOLDER", out="DIR")
     run.run(_settings())
   except (OSError, ValueError) as error:
-    cli.exit_with_error(f"from_files: {error}")
+    cli.exit_with_error(error)
   except KeyboardInterrupt:
     print("from_files: interrupted; the same command goes on", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)
 
 
 def _settings() -> settings_lib.Settings:
-  """From the flags."""
+  """Settings from the flags."""
   values: dict[str, Any] = {name: FLAGS[name].value for name in _SAME}
   out = pathlib.Path(FLAGS.out)
   if out.name in ("", ".."):

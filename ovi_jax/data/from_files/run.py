@@ -22,10 +22,12 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
+from ovi_jax import cli
 from ovi_jax import console
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt
+from ovi_jax import synthetic
 from ovi_jax import untrusted
 from ovi_jax.data import builder
 from ovi_jax.data import captions as captions_lib
@@ -109,7 +111,7 @@ def run(settings: settings_lib.Settings) -> None:
 def _recipe(
   settings: settings_lib.Settings, found: listing.Listing
 ) -> dict[str, Any]:
-  """What decides the dataset, as JSON has it."""
+  """The settings that determine the dataset, as JSON."""
   digest = hashlib.sha256()
   for file in found.files:
     parts = file.name, file.size, file.modified, file.captions, file.split
@@ -421,15 +423,16 @@ def _next(
   )
   yield "next (docs/how_to/own_clips.md, docs/how_to/fine_tune.md):"
   small = all((w["height"], w["width"]) == _SMALL for w in windows)
-  weights = "ovi_jax/synthetic/weights" if small else "WEIGHTS"
-  config = "small.py" if small else "fine_tune.py:WEIGHTS"
+  weights = shlex.quote(str(synthetic.WEIGHTS)) if small else "WEIGHTS"
+  config = "small" if small else "fine_tune:WEIGHTS"
   if settings.sounds:
-    weights, config = "WEIGHTS", "audio_finetune.py"
+    weights, config = "WEIGHTS", "audio_finetune"
   yield (
     f"  python -m ovi_jax.data.encode --data={out} --weights={weights}"
     f" --out={latents}"
   )
-  train = f"  python train.py --config=configs/{config} --workdir=RUN {sources}"
+  train = cli.invocation("ovi-train")
+  train = f"  {train} --config={config} --workdir=RUN {sources}"
   if settings.sounds:
     yield train
     return

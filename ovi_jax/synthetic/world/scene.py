@@ -1,4 +1,4 @@
-"""What a clip of the world is about: things, words and events.
+"""Scenes of the synthetic world: objects, words and events.
 
 A `Scene` says all that a clip shows and sounds; pictures, sound and captions
 are made of it and of nothing else. Lengths are shares of the picture's side,

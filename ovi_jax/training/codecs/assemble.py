@@ -34,10 +34,10 @@ import ml_collections
 import numpy as np
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 import ovi_jax
 from ovi_jax import cli
+from ovi_jax import config_files
 from ovi_jax import geometry
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.modality import AV
@@ -308,7 +308,7 @@ def _towers_to_train(
     changed.remove("video_vae")
   return [
     f"note: the towers were trained with another {component}; train them on"
-    " from these weights before sampling (configs/fine_tune.py)"
+    " from these weights before sampling (--config=fine_tune:WEIGHTS)"
     for component in changed
   ]
 
@@ -517,5 +517,5 @@ if __name__ == "__main__":
     ("float32", "bfloat16"),
     "That weights are stored in; that of the base, or float32, if none.",
   )
-  config_flags.DEFINE_config_file("towers", "configs/fusion.py:mini")
+  config_files.define("towers", "fusion:mini")
   app.run(main, flags_parser=cli.parse_flags)

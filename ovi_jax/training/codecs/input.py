@@ -203,17 +203,18 @@ def _crop(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecInputConfig:
-  """What is read.
+  """Training data of a codec.
 
   Attributes:
-    sources: see `open_source`.
-    split: of those that are datasets.
-    num_frames: of a crop of the video, 1 + 4·k; 0 for none.
-    num_audio_samples: of a crop of the sound, at 16 kHz; 0 for none.
-    tokenizer: a `tokenizer.json`, to read captions; empty for none.
-    max_text_len: tokens that a caption is cut and padded to.
-    num_workers: processes that draw and decode; 0 reads in this one.
-    prefetch_batches: batches that each worker (or this process) keeps ready.
+    sources: datasets, or `world:SEED` for clips of the synthetic world that are
+      rendered on the fly.
+    split: split of the datasets.
+    num_frames: frames of a video crop, 1 + 4·k; 0 for no video.
+    num_audio_samples: samples of an audio crop at 16 kHz; 0 for no audio.
+    tokenizer: path of a `tokenizer.json` to read captions; empty for none.
+    max_text_len: tokens that captions are truncated and padded to.
+    num_workers: processes that render and decode; 0 reads in the main process.
+    prefetch_batches: batches that each worker, or the main process, prefetches.
   """
 
   sources: tuple[str, ...]

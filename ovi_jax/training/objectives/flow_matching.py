@@ -25,14 +25,14 @@ DEFAULT_CFG_DROPOUT = AV(0.1, 0.1)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-  """What is asked of the model.
+  """Settings of the loss.
 
   Attributes:
-    loss_weights: of the modalities' losses; the paper's.
-    timesteps: noise levels.
-    cfg_dropout: share of examples for which a tower is given the empty
-      prompt instead, drawn for each tower; guidance needs it.
-    i2v_prob: share of examples whose first latent frame stays clean, for
+    loss_weights: weight of each modality's loss.
+    timesteps: distribution of noise levels.
+    cfg_dropout: fraction of examples whose prompt is replaced by the empty
+      prompt, drawn for each tower, for classifier-free guidance.
+    i2v_prob: fraction of examples whose first latent frame stays clean, for
       image-to-video.
   """
 

@@ -180,9 +180,10 @@ def test_samples_equal_those_of_the_sampler(components, latents):
     audio_latents=SIZE.audio,
   )
   for row, prompt in enumerate(PROMPTS):
+    start = noise.sample_noise(5 + row, clip, AV(48, 20))
     expected = denoiser.sample(
-      noise.sample_noise(5 + row, clip, AV(48, 20)),
-      prompt.text_SE,
+      jax.tree.map(lambda a: a[None], start),
+      [prompt.text_SE],
       AV(small_step.NULL, small_step.NULL),
       sampling_settings.Settings.from_config(chosen),
     )

@@ -1,8 +1,9 @@
-"""What the training configs share; not a config itself.
+"""What the training configs in `configs/` share.
 
 `training` and `codec` have the released sizes; `apply_mini` overlays sizes that
 train on one core. Fields are explained in `ovi_jax/training/settings.py` and
-the classes it names.
+the classes it names. A `ConfigDict` declares no types of its fields, so it is
+returned as `Any`.
 """
 
 from collections.abc import Mapping
@@ -89,7 +90,7 @@ def is_mini(arg: str) -> bool:
   return arg == MINI
 
 
-def apply_mini(config: ml_collections.ConfigDict) -> None:
+def apply_mini(config: Any) -> None:
   """Overlay a stage's config with sizes that train on one core."""
   for name, tower in config.model.items():
     if tower is not None:
@@ -99,7 +100,7 @@ def apply_mini(config: ml_collections.ConfigDict) -> None:
 
 def codec(
   component: str, model: Mapping[str, Any], objective: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
+) -> Any:
   """Fields of a codec's run, explained in `ovi_jax/training/codecs`.
 
   Args:
@@ -141,7 +142,7 @@ def codec(
   )
 
 
-def training(video: bool, audio: bool) -> ml_collections.ConfigDict:
+def training(video: bool, audio: bool) -> Any:
   """Fields with the values that most stages have."""
   return ml_collections.ConfigDict(
     {
@@ -169,8 +170,11 @@ def training(video: bool, audio: bool) -> ml_collections.ConfigDict:
       "optimizer": OPTIMIZER,
       "data": {
         "sources": ("",),
+        # Sampling weights of the sources; none: by their number of records.
         "mixture_weights": (),
+        # Latent T, H, W of the batches; a record takes the smallest that fits.
         "video_buckets": (CLIP,),
+        # Audio latents of the batches, with each of the video's sizes.
         "audio_buckets": (CLIP_AUDIO,),
         "caption_sampling": "random",
         "crop": "random",
@@ -178,7 +182,8 @@ def training(video: bool, audio: bool) -> ml_collections.ConfigDict:
         "token_balanced_batches": False,
         "batch_multiple": 0,
         "encode_on_the_fly": False,  # from mp4 and PCM, or cached latents
-        "text_source": "embeddings",  # cached, or "captions"
+        # Cached "embeddings", or "captions", which are embedded on the fly.
+        "text_source": "embeddings",
         "num_workers": 8,
         "prefetch_batches": 2,
         # Limits of what tokenizer and codecs may lose of the data; 1.0, 0 and

@@ -1,0 +1,60 @@
+"""Train a stage: audio, video, or both towers together; or a codec.
+
+  ovi-train --config=small --workdir=DIR
+    --config.data.sources="('DIR',)"
+  ovi-train --config=codec_video:mini --workdir=DIR
+
+Run the same command again to resume from the newest checkpoint. Exit codes: 0
+finished, 75 interrupted (SIGTERM, Ctrl-C) with a checkpoint saved, 1 an error,
+printed in one line. With --aot=v5p:4x4x4 the step is compiled for those TPUs,
+and its FLOPs, memory and collectives are reported.
+"""
+
+import pathlib
+import signal
+import sys
+
+from absl import flags
+
+from ovi_jax import cli
+from ovi_jax import config_files
+from ovi_jax.aot import train_step
+from ovi_jax.sharding import distributed
+from ovi_jax.training import loop
+from ovi_jax.training import settings
+from ovi_jax.training import trainer
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  config_files.define()
+  flags.DEFINE_string("workdir", "", "Directory of the run.")
+  flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
+
+
+def main(argv: list[str]) -> None:
+  cli.setup(argv)
+  try:
+    if not FLAGS.aot:
+      distributed.initialize()
+    with distributed.collective_errors():
+      if FLAGS.config is None or not FLAGS.workdir:
+        raise ValueError("--config=CONFIG and --workdir=DIR are needed")
+      chosen = settings.from_config(FLAGS.config)
+    workdir = pathlib.Path(FLAGS.workdir)
+    if FLAGS.aot:
+      sys.exit(not train_step.run(FLAGS.aot, chosen, workdir))
+    finished = trainer.train(chosen, FLAGS.config.to_dict(), workdir)
+  except (OSError, ValueError) as error:
+    cli.exit_with_error(error)
+  except KeyboardInterrupt:
+    name = cli.command_name()
+    print(f"{name}: interrupted; the same command resumes from its checkpoint")
+    sys.exit(128 + signal.SIGINT)
+  sys.exit(0 if finished else loop.INTERRUPTED)
+
+
+def start() -> None:
+  """Run the command."""
+  cli.run(define_flags, main, __doc__ or "")
