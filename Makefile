@@ -10,7 +10,7 @@ SAMPLE ?= samples/first
 DEMO ?= demo
 WORKERS ?= 2
 
-.PHONY: sample demo-weights test test-slow test-curate lint format bench clean
+.PHONY: sample demo-weights test test-slow test-curate lint format bench docs clean
 
 $(VENV)/ready: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -24,6 +24,11 @@ $(VENV)/ready: setup.py constraints.txt
 $(VENV)/ready-dev: $(VENV)/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/ready-docs: $(VENV)/ready
+	$(PY) -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 # For the weights and films in them; without torch, which two depend on.
@@ -74,5 +79,10 @@ format: $(VENV)/ready-dev
 bench: $(VENV)/ready-dev
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
 
+# The site, in docs/_build/html; warnings, such as dead links, are errors.
+docs: $(VENV)/ready-docs
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) $(VENV)-curate .jax_cache .pytest_cache .ruff_cache samples *.egg-info
+	rm -rf $(VENV) $(VENV)-curate .jax_cache .pytest_cache .ruff_cache samples *.egg-info \
+	  docs/_build docs/reference/generated

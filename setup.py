@@ -85,5 +85,6 @@ setuptools.setup(
       "ruff>=0.12",
       "setuptools>=77",
     ],
+    "docs": ["myst-nb>=1.4", "sphinx>=8.2", "sphinx-book-theme>=1.4"],
   },
 )

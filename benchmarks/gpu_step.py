@@ -38,7 +38,7 @@ from ovi_jax.models import fusion
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
 
@@ -85,14 +85,14 @@ def measure(
   rows = min(cases.PROMPT_TOKENS, config.video.max_text_len)
   prompt = np.asarray(jax.random.normal(keys[2], (rows, config.video.text_dim)))
   text = denoiser.text_pairs(
-    prompt, AV(prompt, prompt), config.video.max_text_len, model.backend
+    [prompt], AV(prompt, prompt), config.video.max_text_len, model.backend
   )
   keep = guidance.slg_mask(config.video.num_layers, 1, FLAGS.slg_layer)
   prepared = denoiser.conditions(
     model, params, guidance.duplicate_for_cfg(x), text
   )
   inputs = denoise.Inputs(prepared, jnp.asarray(keep), AV(**cases.GUIDANCE))
-  method = solver.named("unipc")
+  method = solvers.named("unipc")
   levels = method.schedule(cases.STEPS, cases.SHIFT)
   rows = method.coefficients(levels.sigmas)
   state = AV(**{n: method.init(a) for n, a in x.present().items()})

@@ -34,7 +34,7 @@ from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step as steps
-from ovi_jax.training import trainer
+from ovi_jax.training import task as tasks
 
 FLAGS = flags.FLAGS
 
@@ -73,14 +73,12 @@ def random_batch(shapes: schema.Batch) -> schema.Batch:
 
 def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:
   """Compile the step, and time it."""
-  mesh = trainer.make_mesh(settings.mesh)
-  trainer.check_mesh(settings, mesh)
+  task = tasks.make(settings)
+  mesh = task.make_mesh()
   bucket = settings.data.buckets[0]
   with jax.set_mesh(mesh):
-    step_config = trainer.make_step_config(settings)
-    target = trainer.target_state(settings, step_config, mesh)
-    plan = trainer.init_plan(settings)
-    state = trainer.initial_state(settings, step_config, plan, target)
+    step_config, target = task.step_config, task.target_state(mesh)
+    state = task.initial_state(task.init_plan(), target)
     shapes = train_step.batch_of(settings, bucket.video, bucket.audio, mesh)
     batch = random_batch(shapes)
     width = next(iter(settings.model.present().values())).text_dim

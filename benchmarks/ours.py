@@ -25,7 +25,7 @@ from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 
 
 def parameters(component: str, config: Any, rows: Sequence[mapping.Row]) -> Any:
@@ -64,13 +64,13 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
   x = jax.tree.map(jnp.asarray, noise)
   positive, *negative = (case.input(name) for name in cases.PROMPTS)
   limit, depth = config.video.max_text_len, config.video.num_layers
-  text = denoiser.text_pairs(positive, AV(*negative), limit, backend)
+  text = denoiser.text_pairs([positive], AV(*negative), limit, backend)
   inputs = denoise.Inputs(
     denoiser.conditions(model, params, guidance.duplicate_for_cfg(x), text),
     jnp.asarray(guidance.slg_mask(depth, 1, case.slg_layer)),
     AV(**cases.GUIDANCE),
   )
-  method = solver.named("unipc")
+  method = solvers.named("unipc")
   levels = method.schedule(cases.STEPS, cases.SHIFT)
   rows = method.coefficients(levels.sigmas)
   state = AV(**{n: method.init(a) for n, a in x.present().items()})

@@ -13,6 +13,7 @@ from ovi_jax.models import architecture
 from ovi_jax.training import init_from
 from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
+from ovi_jax.training import task as tasks
 from ovi_jax.training import trainer
 from ovi_jax.training.evaluators import eval_samples
 
@@ -30,13 +31,13 @@ def trained(settings: settings_lib.Settings, run: Any) -> dict[str, Any]:
   source = init_from.Source(
     path=str(run / trainer.CHECKPOINTS), include=(".*",)
   )
-  shapes = trainer.parameter_shapes(settings)
+  shapes = tasks.make(settings).parameter_shapes()
   return _loaded(settings, init_from.plan(shapes, [source]))
 
 
 def before(settings: settings_lib.Settings) -> dict[str, Any]:
   """The weights that a run begins with: its towers, not yet joined."""
-  return _loaded(settings, trainer.init_plan(settings))
+  return _loaded(settings, tasks.make(settings).init_plan())
 
 
 def _loaded(
@@ -82,7 +83,7 @@ def sample(
   settings: settings_lib.Settings, params: dict[str, Any], asked: Asked
 ) -> list[AV[np.ndarray]]:
   """One sample for each caption: latents video_THWC and audio_TC."""
-  model = trainer.make_step_config(settings).objective.model
+  model = tasks.make(settings).step_config.objective.model
   found: dict[int, AV[np.ndarray]] = {}
   for length in sorted(set(asked.lengths)):
     places = [i for i, n in enumerate(asked.lengths) if n == length]

@@ -149,7 +149,6 @@ def converted(
       sizes=sizes,
       files={component: [str(name) for name in names]},
       tokenizer=standin.HERE / "tokenizer.json",
-      log=lambda _: None,
     )
     params = weights.load(out / f"{component}.safetensors")
   arch = architecture.Architecture.from_release(sizes)

@@ -5,8 +5,9 @@
 
 Runs the commands below (minutes each on two cores), keeps their reports in
 `benchmarks/results/scaling/NAME.json`, and writes the tables of all reports
-into `docs/scaling.md`, between its markers. Existing reports are reused; delete
-one to remake it. `NAME_tried` is a variation of the case NAME.
+into `docs/explanation/scaling.md` and, of variations, `docs/lab_notebook.md`,
+between their markers. Existing reports are reused; delete one to remake it.
+`NAME_tried` is a variation of the case NAME.
 """
 
 import json
@@ -29,7 +30,12 @@ from ovi_jax import files
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "scaling"
-DOCUMENT = HERE.parent / "docs" / "scaling.md"
+DOCS = HERE.parent / "docs"
+# Document -> the tables in it.
+DOCUMENTS: Mapping[pathlib.Path, Sequence[str]] = {
+  DOCS / "explanation" / "scaling.md": ("reports", "commands"),
+  DOCS / "lab_notebook.md": ("tried",),
+}
 STEPS = 50  # of a sampled clip
 GIB = 2**30
 
@@ -226,8 +232,10 @@ def main(argv: list[str]) -> None:
     "tried": tried,
     "commands": "\n".join(["```", *commands, "```", ""]),
   }
-  with files.atomic_path(DOCUMENT) as temporary:
-    temporary.write_text(filled(DOCUMENT.read_text("utf-8"), parts), "utf-8")
+  for document, names in DOCUMENTS.items():
+    own = {name: parts[name] for name in names}
+    with files.atomic_path(document) as temporary:
+      temporary.write_text(filled(document.read_text("utf-8"), own), "utf-8")
   print(chosen, tried, sep="\n", end="")
 
 

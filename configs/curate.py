@@ -10,8 +10,8 @@ The default config makes windows of 121 frames with audio; `:audio` is for audio
 without video. `:mini` and `:audio-mini` accept small media and pass clips
 untested if there are no lip-sync weights, to try the pipeline on any machine.
 The fields of a stage are those of its module's `Config`
-(ovi_jax/curation/stages/); defaults follow the paper where it gives values. See
-docs/curation.md for costs. The output is OUT/pack-…/records and
+(ovi_jax/curation/stages/); defaults follow the paper where it gives values.
+docs/explanation/curation.md has costs. The output is OUT/pack-…/records and
 OUT/report.html.
 """
 

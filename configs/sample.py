@@ -5,8 +5,8 @@
 A field without a value here takes the one that the weights' manifest
 recommends, or else the one Ovi publishes (on the right).
 Any machine: released weights need about 40 GB of accelerator memory in
-bfloat16, those that come with the package need none. See docs/sampling.md for
-what each field does.
+bfloat16, those that come with the package need none. See
+docs/how_to/sample.md for what each field does.
 """
 
 from typing import Any
@@ -30,6 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.flow_shift = placeholder(float)  # 5.0
   config.seed = 103
   config.samples_per_prompt = 1
+  # Clips of the same size that are denoised together, at most. More use an
+  # accelerator better, and its memory for activations that many times.
+  config.batch_size = 1
   config.guidance_scale = ml_collections.ConfigDict()
   config.guidance_scale.video = placeholder(float)  # 4.0
   config.guidance_scale.audio = placeholder(float)  # 3.0

@@ -4,9 +4,8 @@
     --config.data.sources="('DATASET',)"
 
 Towers, text encoder and codecs start from `ovi_jax/synthetic/weights`; sizes
-and buckets are theirs. Runs on a CPU. What the small model can learn, and what
-it
-cannot: docs/fine_tuning.md.
+and buckets are theirs. Runs on a CPU. docs/how_to/fine_tune.md says what
+the small model can and cannot learn.
 """
 
 import ml_collections
@@ -32,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.num_train_steps = 500
   config.batch_size = 8
   # Muon and the noise levels of the stage that made the weights, at a hundredth
-  # of its learning rate (docs/fine_tuning.md has what other rates do).
+  # of its learning rate; docs/lab_notebook.md has results of other rates.
   config.optimizer.name = "muon"
   config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 20

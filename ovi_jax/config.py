@@ -1,9 +1,9 @@
-"""From a config, or JSON, to frozen dataclasses: fields, choices and dtypes.
+"""Builds frozen dataclasses from configs or JSON: fields, choices, dtypes.
 
 Every command's settings are built here, so that a missing, misspelt or unknown
 field reads the same everywhere, and numbers are held to their declared types:
 Python's bool is an int, so `seed=True` would pass every comparison. Used by
-`training.settings`, `training.codecs.settings` and `sampling.settings`.
+`training.settings` and `sampling.settings`.
 """
 
 import dataclasses
@@ -40,6 +40,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     values: all fields without a default, and any others.
     where: dotted path of the dataclass within the config; "" for the config.
 
+  Returns:
+    The instance.
+
   Raises:
     ValueError: a field is missing or unknown (by its dotted name, with the
       nearest known one), or the dataclass refuses a value.
@@ -66,6 +69,30 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     )
   check_types(cls, values, at.rstrip("."))
   return cls(**values)
+
+
+def from_sizes(cls: type[T], sizes: Mapping[str, Any], what: str) -> T:
+  """An instance of a dataclass of sizes, as JSON has them.
+
+  Args:
+    cls: the dataclass; all its fields have defaults.
+    sizes: some of its fields; lists become tuples, at every level.
+    what: the sizes are of, for the message.
+
+  Raises:
+    ValueError: a key is no field, or the dataclass refuses a value.
+  """
+
+  def frozen(value: Any) -> Any:
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+  known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+  if unknown := sorted(sizes.keys() - set(known)):
+    raise ValueError(
+      f"unknown sizes of {what}: {', '.join(unknown)}; known are"
+      f" {', '.join(known)}"
+    )
+  return cls(**{name: frozen(value) for name, value in sizes.items()})
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -102,6 +129,9 @@ def resolve_dtype(name: str, platform: str) -> jnp.dtype:
   Args:
     name: one of `DTYPES`; "auto" is bfloat16 on accelerators, float32 on CPUs.
     platform: as JAX names it, such as "cpu".
+
+  Returns:
+    The dtype.
   """
   if name == AUTO:
     name = "float32" if platform == "cpu" else "bfloat16"
@@ -130,7 +160,7 @@ def check_types(cls: Any, values: Mapping[str, Any], where: str) -> None:
 
 
 def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
-  """As `check_types`, but returns the problems, a sentence each."""
+  """As `check_types`, but returns the problems, one sentence each."""
   hints = typing.get_type_hints(cls)
   return [
     problem
@@ -143,7 +173,7 @@ def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _value_problems(hint: Any, value: Any, name: str) -> list[str]:
-  """What is wrong with a value of a declared type, within it too."""
+  """Problems of a value, and of values within it, with a declared type."""
   origin, inside = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     found = [_value_problems(one, value, name) for one in inside]

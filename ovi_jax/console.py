@@ -1,9 +1,10 @@
 """Console output: log lines, errors and progress bars that cannot end a run.
 
-Modules log with `logging.getLogger(__name__)`. Commands print what the loggers
-below `ovi_jax` say at INFO and above to stdout, without a prefix; libraries log
-through loggers of their own. From Python nothing is printed unless the caller
-configures `logging`.
+Modules log with `logging.getLogger(__name__)`. Commands print messages of the
+loggers below `ovi_jax`, and of the module that was started (`python -m`), at
+INFO and above to stdout, without a prefix; libraries log through loggers of
+their own. From Python nothing is printed unless the caller configures
+`logging`.
 
 What is printed often holds text from files: prompts, names, error messages of
 libraries. Control characters in it are printed escaped, characters that the
@@ -27,7 +28,7 @@ from absl import logging as absl_logging
 
 from ovi_jax import untrusted
 
-LOGGER = logging.getLogger("ovi_jax")
+LOGGERS = logging.getLogger("ovi_jax"), logging.getLogger("__main__")
 SECONDS_A_LINE = 30  # between lines of progress where bars cannot be drawn
 _ESCAPE = "backslashreplace"
 
@@ -48,10 +49,11 @@ def setup() -> None:
     # tqdm goes back to the start of its line.
     sys.stderr = _Console(2, sys.stderr, "\n\t\r")
     absl_logging.get_absl_handler().python_handler.setStream(sys.stderr)
-  if not any(isinstance(x, _LogHandler) for x in LOGGER.handlers):
-    LOGGER.addHandler(_LogHandler())
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False  # absl prints what reaches the root logger
+  for logger in LOGGERS:
+    if not any(isinstance(x, _LogHandler) for x in logger.handlers):
+      logger.addHandler(_LogHandler())
+      logger.setLevel(logging.INFO)
+      logger.propagate = False  # absl prints what reaches the root logger
 
 
 class _LogHandler(logging.Handler):
@@ -68,8 +70,12 @@ def log(line: str) -> None:
     line: it may hold line ends; other control characters are escaped.
   """
   text = untrusted.escape(line, keep="\n\t")
+  # Bars on a terminal are drawn again below the line.
+  below = contextlib.nullcontext
+  if draws_bars():
+    below = tqdm.tqdm.external_write_mode
   # ValueError: a closed stream.
-  with contextlib.suppress(OSError, ValueError):
+  with contextlib.suppress(OSError, ValueError), below():
     try:
       print(text, flush=True)
     except UnicodeEncodeError:
@@ -162,7 +168,7 @@ def _drop(descriptor: int) -> None:
 
 
 class _Lines:
-  """What tqdm draws, as lines of their own and not too many of them."""
+  """Writes tqdm's progress as separate lines, at a limited rate."""
 
   def __init__(self):
     self._last = time.monotonic()

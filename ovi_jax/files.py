@@ -93,7 +93,7 @@ def link(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def temporary_name(path: pathlib.Path) -> pathlib.Path:
-  """What this process calls a file that is not yet whole."""
+  """This process's name for a file that is not complete."""
   return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 

@@ -131,6 +131,9 @@ class Variant:
       height: pixels, a multiple of 32 (`snap` and `image_size` give those).
       width: pixels, a multiple of 32.
 
+    Returns:
+      Latent frames, rows and columns of the video, and audio latents.
+
     Raises:
       ValueError: a side is not a positive multiple of 32.
     """
@@ -149,38 +152,24 @@ class Variant:
 
 
 VARIANTS: Mapping[str, Variant] = {
-  v.name: v
-  for v in (
-    Variant(
-      name="720x720_5s",
-      checkpoint="model.safetensors",
-      area=720 * 720,
-      latent_frames=31,
-      audio_latents=157,
-      audio_tag="<AUDCAP>",
-    ),
-    Variant(
-      name="960x960_5s",
-      checkpoint="model_960x960.safetensors",
-      area=960 * 960,
-      latent_frames=31,
-      audio_latents=157,
-      audio_tag="Audio:",
-    ),
-    Variant(
-      name="960x960_10s",
-      checkpoint="model_960x960_10s.safetensors",
-      area=960 * 960,
-      latent_frames=61,
-      audio_latents=314,
-      audio_tag="Audio:",
-    ),
+  name: Variant(
+    name=name,
+    checkpoint=checkpoint,
+    area=side * side,
+    latent_frames=latent_frames,
+    audio_latents=audio_latents,
+    audio_tag=audio_tag,
+  )
+  for name, checkpoint, side, latent_frames, audio_latents, audio_tag in (
+    ("720x720_5s", "model.safetensors", 720, 31, 157, "<AUDCAP>"),
+    ("960x960_5s", "model_960x960.safetensors", 960, 31, 157, "Audio:"),
+    ("960x960_10s", "model_960x960_10s.safetensors", 960, 61, 314, "Audio:"),
   )
 }
 
 
 def variant(name: str) -> Variant:
-  """The released variant of that name; ValueError lists the known ones."""
+  """The released variant of a name; ValueError lists the known ones."""
   if name not in VARIANTS:
     known = ", ".join(VARIANTS)
     raise ValueError(f"variant {name!r} is unknown; choose from {known}")
@@ -188,7 +177,17 @@ def variant(name: str) -> Variant:
 
 
 def latent_frames(frames: int) -> int:
-  """Video latents of a clip of `frames`; ValueError unless 1, 5, 9, ..."""
+  """The number of video latents of a clip.
+
+  Args:
+    frames: 1 + 4·k.
+
+  Returns:
+    1 + k.
+
+  Raises:
+    ValueError: the number of frames is not 1, 5, 9, ...
+  """
   stride = VIDEO_STRIDES[0]
   if frames < 1 or (frames - 1) % stride:
     below = max(1, frames - (frames - 1) % stride)
@@ -199,7 +198,7 @@ def latent_frames(frames: int) -> int:
 
 
 def latent_place(seconds: Any) -> Any:
-  """Where a time falls among the video latents: k is the middle of latent k.
+  """Position of a time among the video latents: k is the middle of latent k.
 
   Numbers or arrays; exact but for the first latent, which is one frame long.
   """
@@ -262,7 +261,7 @@ def image_size(height: int, width: int, area: int) -> tuple[int, int]:
 
 
 def elongation(height: int, width: int) -> float:
-  """The longer side over the shorter, of a size that is positive."""
+  """The longer side over the shorter side."""
   return max(height, width) / min(height, width)
 
 

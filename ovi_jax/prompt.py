@@ -471,7 +471,7 @@ def _is_last(parts: Sequence[Part]) -> bool:
 
 
 def _joined(left: str, right: str) -> str:
-  """What stood before and after something that was taken out."""
+  """Join the text before and after a part that was removed."""
   head, tail = left.rstrip(), right.lstrip()
   spaced = len(head) < len(left) or len(tail) < len(right)
   if not head or tail[:1] in set(".,;:!?)]"):

@@ -84,6 +84,9 @@ class Tokenizer:
       path: of the file.
       rows: of the text encoder's embedding; `None` if there is none.
 
+    Returns:
+      The tokenizer.
+
     Raises:
       ValueError: it will not do; names the path.
     """

@@ -112,16 +112,14 @@ def test_a_device_file_of_an_accelerator_may_be_a_tpu(machine, name):
   assert cli.has_tpu(devices, bus)
 
 
-def test_an_accelerator_of_googles_on_the_bus_is_a_tpu(machine):
+def test_a_google_accelerator_on_the_pci_bus_is_a_tpu(machine):
   devices, bus = machine
   plug(bus, "0x1ae0", "0x120000")
   assert cli.has_tpu(devices, bus)
 
 
 @pytest.mark.parametrize("name", ["TPU_WORKER_ID", "JAX_FORCE_TPU_INIT"])
-def test_an_environment_that_names_a_tpu_is_believed(
-  machine, monkeypatch, name
-):
+def test_environment_variables_of_a_tpu_are_trusted(machine, monkeypatch, name):
   monkeypatch.setenv(name, "0")
   assert cli.has_tpu(*machine)
 

@@ -1,4 +1,4 @@
-"""Numbers in settings are numbers: True is no 1, a text is no number."""
+"""Type checks of settings: booleans and strings are not numbers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -46,12 +46,12 @@ class Settings:
     ({"mesh": {str(i): True for i in range(12)}}, "and 2 more"),
   ],
 )
-def test_values_of_another_kind_are_refused_by_name(values, message):
+def test_values_of_another_type_are_refused_by_field_name(values, message):
   with pytest.raises(ValueError, match=message):
     config_lib.check_types(Settings, values, "config")
 
 
-def test_values_of_the_declared_kind_pass():
+def test_values_of_the_declared_type_pass():
   config_lib.check_types(Settings, vars(Settings()), "config")
   values = {
     "seed": np.int64(3),

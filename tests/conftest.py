@@ -70,5 +70,5 @@ def weights(release, tmp_path_factory) -> pathlib.Path:
   """The stand-in, converted. Tests must not write here."""
   path = tmp_path_factory.mktemp("weights")
   sizes = standin.manifest()["config"]
-  convert.convert(release, path, variant=None, sizes=sizes, log=lambda _: None)
+  convert.convert(release, path, variant=None, sizes=sizes)
   return path

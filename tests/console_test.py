@@ -1,4 +1,4 @@
-"""Console output never ends a run, whatever stdout and stderr are."""
+"""Console output: unwritable streams, encodings and log lines."""
 
 import io
 import logging
@@ -42,7 +42,7 @@ def run(tmp_path: pathlib.Path, redirect: str, **environment: str):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_what_an_encoding_lacks_is_escaped(tmp_path, encoding):
+def test_characters_missing_in_the_encoding_are_escaped(tmp_path, encoding):
   done = run(tmp_path, "", PYTHONIOENCODING=encoding)
   letter = "ě" if encoding == "utf-8" else "\\u011b"
   out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
@@ -55,7 +55,7 @@ def test_what_an_encoding_lacks_is_escaped(tmp_path, encoding):
   "redirect",
   ["| head -c 1", "2>&1 | true", ">&-", "2>&-", ">&- 2>&-", ">/dev/full"],
 )
-def test_output_that_nobody_reads_is_dropped(tmp_path, redirect):
+def test_output_to_a_closed_pipe_is_dropped(tmp_path, redirect):
   run(tmp_path, redirect)
 
 
@@ -93,6 +93,20 @@ def test_bars_need_a_terminal_that_rewrites_lines(monkeypatch, term, draws):
   monkeypatch.setenv("TERM", term)
   monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
   assert console.draws_bars() is draws
+
+
+def test_a_line_is_not_written_into_a_bar(monkeypatch):
+  stream = io.StringIO()
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setattr(stream, "isatty", lambda: True)
+  monkeypatch.setattr(sys, "stdout", stream)
+  monkeypatch.setattr(sys, "stderr", stream)
+  with console.progress(total=2, desc="steps"):
+    console.log("wrote a.mp4")
+  before, _, after = stream.getvalue().partition("wrote a.mp4\n")
+  assert "steps" in before and "steps" in after
+  *_, cleared, line = before.split("\r")
+  assert not cleared.strip() and not line
 
 
 ROOT = pathlib.Path(console.__file__).resolve().parents[1]
@@ -141,13 +155,17 @@ logging.getLogger("ovi_jax.before").info("not printed: no command runs")
 console.setup()
 console.setup()
 logging.getLogger("ovi_jax.data").info("read %d clips\\x1b", 3)
+logging.getLogger("__main__").info("started by python -m")
 logging.getLogger("ovi_jax").debug("hidden")
 logging.getLogger("orbax").info("hidden")
 """
   done = subprocess.run(
     [sys.executable, "-c", script], capture_output=True, text=True, check=True
   )
-  assert (done.stdout, done.stderr) == ("read 3 clips\\x1b\n", "")
+  assert (done.stdout, done.stderr) == (
+    "read 3 clips\\x1b\nstarted by python -m\n",
+    "",
+  )
 
 
 def test_log_lines_are_collected(log_lines):

@@ -1,4 +1,4 @@
-"""Arithmetic of a pass, against what was reported for the released model."""
+"""FLOPs of a pass, against the value reported for the released model."""
 
 import pytest
 
@@ -9,20 +9,20 @@ from tests.lib import standin_models
 TOKENS = AV(31 * 22 * 23, 157)
 
 
-def test_a_forward_pass_is_what_was_reported():
+def test_flops_of_a_forward_pass_equal_the_reported_value():
   work = flops.forward(standin_models.FULL_FUSION, TOKENS)
   assert work.total == pytest.approx(252e12, rel=2e-3)
   assert 0.3 < work.mlp / work.total < 0.4
 
 
-def test_frozen_products_have_one_gradient_less():
+def test_frozen_layers_have_no_weight_gradient():
   work = flops.forward(standin_models.FULL_FUSION, TOKENS)
   assert work.training() == 3 * work.total
   saved = work.training() - work.training(attention_only=True)
   assert saved == work.mlp + 2 * work.embeddings_and_heads
 
 
-def test_a_tower_alone_reads_nobody():
+def test_a_single_tower_has_no_cross_tower_attention():
   audio = AV(None, standin_models.FULL_FUSION.audio)
   alone = flops.forward(audio, AV(None, 157))
   both = flops.forward(standin_models.FULL_FUSION, TOKENS)

@@ -59,7 +59,9 @@ def test_extreme_aspects_are_refused(choose):
     ("960x960_10s", 960, 241, 54_900, 160_768),
   ],
 )
-def test_sizes_of_the_released_variants(name, side, frames, tokens, samples):
+def test_released_variants_have_their_sizes(
+  name, side, frames, tokens, samples
+):
   variant = geometry.variant(name)
   clip = variant.clip(*geometry.snap(1, 1, variant.area))
   assert clip.pixels == (side, side)

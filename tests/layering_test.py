@@ -1,4 +1,4 @@
-"""Imports go one way: each package sees only those below it."""
+"""Imports are layered: each package imports only lower ones."""
 
 import ast
 import pathlib
@@ -128,7 +128,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_packages_see_only_what_is_below(path):
+def test_packages_import_only_lower_layers(path):
   room = room_of(path.relative_to(PACKAGE).with_suffix("").parts)
   if room in BASE:
     return
@@ -142,7 +142,7 @@ def test_packages_see_only_what_is_below(path):
   [p for p in FILES if p.is_relative_to(PACKAGE / "curation")],
   ids=lambda p: str(p.relative_to(PACKAGE)),
 )
-def test_rooms_of_curation_see_only_what_is_below(path):
+def test_parts_of_curation_import_only_lower_layers(path):
   room = path.relative_to(PACKAGE / "curation").parts[0].removesuffix(".py")
   if room == "__init__":
     return
@@ -151,14 +151,14 @@ def test_rooms_of_curation_see_only_what_is_below(path):
   assert not strange, f"{path} imports {strange}"
 
 
-def test_the_base_sees_only_itself():
+def test_base_modules_import_only_base_modules():
   for path in PACKAGE.glob("[!_]*.py"):  # not the API in __init__
     assert imported(path) <= BASE, path
   for path in (PACKAGE / "media").glob("*.py"):
     assert imported(path) <= BASE, path
 
 
-def test_no_torch_and_no_tensorflow():
+def test_torch_and_tensorflow_are_not_imported():
   for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
     for node in ast.walk(ast.parse(path.read_text())):
       names = []
@@ -171,7 +171,7 @@ def test_no_torch_and_no_tensorflow():
 
 
 def test_the_documented_dependencies_are_those_that_are_enforced():
-  text = (ROOT / "docs" / "architecture.md").read_text()
+  text = (ROOT / "docs/explanation/architecture.md").read_text()
   table = text.partition("| package | contents |")[2].partition("\n\n")[0]
   rows = [
     [cell.strip() for cell in line.strip("|").split("|")]

@@ -21,7 +21,7 @@ TAGGED, LINED = geometry.variant("720x720_5s"), geometry.variant("960x960_5s")
     ("schÃ¶n â€œquotedâ€\x9d", 'schön "quoted"'),
   ],
 )
-def test_cleaning(raw, cleaned):
+def test_white_space_and_html_entities_are_cleaned(raw, cleaned):
   assert prompt.clean(raw) == cleaned
 
 
@@ -191,7 +191,7 @@ def test_a_misspelt_label_is_repaired_for_its_own_variant():
     ('A man. "Audio: off" it says.', "Audio: (character 9) stands in bra"),
   ],
 )
-def test_what_can_be_read_in_two_ways_is_left_and_noted(raw, note, variant):
+def test_ambiguous_tags_are_kept_and_noted(raw, note, variant):
   ours, notes = prompt.format_for(raw, variant)
   assert ours == raw
   assert any(n.startswith(note) for n in notes)
@@ -231,7 +231,7 @@ def test_a_letter_of_another_script_is_named():
     ),
   ],
 )
-def test_lines_that_a_sound_takes_with_it_are_noted(raw, line, variant):
+def test_lines_absorbed_by_a_sound_tag_are_noted(raw, line, variant):
   ours, notes = prompt.format_for(raw, variant)
   assert notes[-1].startswith(f"{line} is read as part of the sound's")
   # As the original reads it: the sound's description runs to the end.
@@ -318,7 +318,7 @@ def test_a_second_label_and_an_empty_sound_are_noted():
     ("A dog runs over a field.", "Barking, wind."),
   ],
 )
-def test_prompts_like_the_originals_pass_without_notes(text, description):
+def test_prompts_in_the_original_format_have_no_notes(text, description):
   tagged = f"{text} <AUDCAP>{description}<ENDAUDCAP>"
   lined = f"{text} Audio: {description}"
   assert prompt.format_for(tagged, TAGGED) == (tagged, ())
@@ -327,12 +327,12 @@ def test_prompts_like_the_originals_pass_without_notes(text, description):
   assert prompt.format_for(lined, TAGGED)[0] == tagged
 
 
-def test_a_fitting_prompt_keeps_its_white_space():
+def test_a_valid_prompt_keeps_its_white_space():
   raw = "A  dog.\n\u3000&amp; a cat \n<AUDCAP>w<ENDAUDCAP>\n"
   assert prompt.format_for(raw, TAGGED) == (raw, ())
 
 
-def test_parts_of_a_prompt():
+def test_a_prompt_is_split_into_parts():
   parts = prompt.parse(" A <S>hi<E>.\nAudio: Audio: wind ")
   assert [(p.tag, p.text) for p in parts] == [
     ("", "A "),
@@ -404,7 +404,7 @@ def canonical(draw):
 
 @properties
 @hypothesis.given(canonical())
-def test_rewriting_forth_and_back_is_the_identity(given):
+def test_rewriting_to_the_other_variant_and_back_is_the_identity(given):
   parts, said, description = given
   text = parts[0] + "".join(
     f" <S>{s}<E> {t}" for s, t in zip(said, parts[1:], strict=True)
@@ -421,7 +421,7 @@ def test_rewriting_forth_and_back_is_the_identity(given):
 
 @properties
 @hypothesis.given(ANYTHING, strategies.sampled_from([TAGGED, LINED, CUSTOM]))
-def test_rewriting_twice_is_rewriting_once(raw, variant):
+def test_rewriting_is_idempotent(raw, variant):
   ours, _ = prompt.format_for(raw, variant)
   assert prompt.format_for(ours, variant)[0] == ours
   if ours != raw:
@@ -449,7 +449,7 @@ def test_speech_and_text_survive_any_rewriting(raw, variant):
 
 @properties
 @hypothesis.given(ANYTHING)
-def test_parts_put_together_are_the_cleaned_prompt(raw):
+def test_joined_parts_are_the_cleaned_prompt(raw):
   text = prompt.clean(raw)
   if "".join(map(str, prompt.parse(raw))) != text:
     _, notes = prompt.format_for(raw, CUSTOM)
@@ -458,14 +458,14 @@ def test_parts_put_together_are_the_cleaned_prompt(raw):
 
 
 @pytest.mark.parametrize("variant", [TAGGED, LINED])
-def test_a_fitting_prompt_stays_as_it_is(variant):
+def test_a_valid_prompt_is_unchanged(variant):
   raw = "A man: <S>hi<E>, then <S>bye<E>."
   end = {TAGGED: "<AUDCAP>wind<ENDAUDCAP>", LINED: "Audio: wind"}[variant]
   assert prompt.format_for(raw + end, variant) == (raw + end, ())
 
 
 @pytest.mark.parametrize("raw", ["Audio: a", "<AUDCAP>a<ENDAUDCAP>"])
-def test_a_variant_without_a_tag_takes_both_forms(raw):
+def test_a_variant_without_audio_tag_accepts_both_forms(raw):
   custom = dataclasses.replace(LINED, audio_tag="")
   assert prompt.format_for(raw, custom) == (raw, ())
 
@@ -509,7 +509,7 @@ def test_misplaced_tags_are_noted(text, notes):
     ("世" * 60, "世" * 50),
   ],
 )
-def test_file_stems(text, stem):
+def test_file_stems_are_made_from_prompts(text, stem):
   assert prompt.file_stem(text) == stem
 
 

@@ -1,4 +1,4 @@
-"""Tables and lists are read whatever tool saved them."""
+"""Tables and lists in the formats of common tools."""
 
 import hypothesis
 import pytest
@@ -24,7 +24,7 @@ def _read(tmp_path, content, name="t.csv"):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-def test_encodings_and_line_ends_of_all_tools_are_read(
+def test_encodings_and_line_ends_of_common_tools_are_read(
   tmp_path, encoding, newline
 ):
   data = TEXT.replace("\r\n", newline).encode(encoding)
@@ -63,14 +63,14 @@ def test_headers_differ_in_case_spaces_and_other_columns(tmp_path, header):
   assert row.cells == {"path": "a", "caption": "b", "split": ""}
 
 
-def test_line_ends_within_cells_are_one_kind_whatever_saved_them(tmp_path):
+def test_line_ends_within_cells_are_normalized(tmp_path):
   for newline in ("\n", "\r\n", "\r"):
     text = newline.join(["path,caption", 'a,"b', 'c"', ""])
     (row,) = _read(tmp_path, text)
     assert row.cells["caption"] == "b\nc"
 
 
-def test_words_of_a_column_may_be_joined_in_any_way(tmp_path):
+def test_words_of_a_column_name_may_be_joined_in_any_way(tmp_path):
   path = tmp_path / "t.csv"
   for header in ("text_prompt", "Text Prompt", "text-prompt"):
     path.write_text(f"{header}\na\n")
@@ -107,7 +107,7 @@ def test_empty_rows_are_skipped_and_not_numbered(tmp_path):
     ("path,caption\na,b,c,d\n", "t.csv", r"row 1 \(line 2\): 4 cells for 2"),
   ],
 )
-def test_unfit_tables_are_refused_in_words(tmp_path, content, name, message):
+def test_invalid_tables_are_refused(tmp_path, content, name, message):
   with pytest.raises(ValueError, match=message) as error:
     _read(tmp_path, content, name)
   assert str(tmp_path / name) in str(error.value)
@@ -204,7 +204,7 @@ def test_names_are_escaped_in_messages(tmp_path):
     "/v/a b.mp4\r\n/v/犬.mp4\r\n".encode("utf-16"),
   ],
 )
-def test_lists_are_their_lines_that_are_not_blank(tmp_path, data):
+def test_lists_are_their_non_blank_lines(tmp_path, data):
   path = tmp_path / "l.txt"
   path.write_bytes(data)
   assert tables.read_list(path) == ["/v/a b.mp4", "/v/犬.mp4"]
@@ -248,7 +248,7 @@ CONTENT = strategies.one_of(
 
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(CONTENT)
-def test_any_bytes_are_a_table_or_a_value_error(tmp_path_factory, data):
+def test_arbitrary_bytes_are_a_table_or_a_value_error(tmp_path_factory, data):
   path = tmp_path_factory.getbasetemp() / "any.csv"
   path.write_bytes(data)
   try:

@@ -1,4 +1,4 @@
-"""Token ids are the original's; no file can exhaust or crash a run."""
+"""Token ids equal the original's; tokenizer files are bounded."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ def precompiled(*texts: bytes) -> dict:
   return {"type": "Precompiled", "precompiled_charsmap": table}
 
 
-def test_token_ids_are_the_originals(golden, tokenizer):
+def test_token_ids_equal_the_originals(golden, tokenizer):
   reference = golden("umt5")
   ids_BS, mask_BS = tokenizer.encode(PROMPTS, 32)
   assert ids_BS.dtype == mask_BS.dtype == np.int32
@@ -61,26 +61,26 @@ def test_an_empty_prompt_is_its_end_token(tokenizer):
   assert mask_BS.tolist() == [[1, 0, 0]]
 
 
-def test_what_was_cut_is_noted(tokenizer):
+def test_truncation_is_noted(tokenizer):
   assert tokenizer.notes(PROMPTS[1:], 32) == ()
   (note,) = tokenizer.notes(PROMPTS, 32)
   assert "32 are read" in note
   assert "'day?<E> near the sea. Audio: deep male voice, wind & rain'" in note
 
 
-def test_a_prompt_that_just_fits_is_not_cut(tokenizer):
+def test_a_prompt_of_the_maximum_length_is_not_truncated(tokenizer):
   length = int(tokenizer.encode(PROMPTS[:1], 100)[1].sum())
   assert tokenizer.notes(PROMPTS[:1], length) == ()
   assert len(tokenizer.notes(PROMPTS[:1], length - 1)) == 1
 
 
-def test_words_without_a_token_of_their_own_are_unread(tokenizer):
+def test_words_without_a_token_are_reported_as_unread(tokenizer):
   text = "A pink elephant \u4f60\u597d e\u0301te\u0301 don't \U0001f642"
   # Read as <unk>; all else is spelt out.
   assert tokenizer.unread(text) == ["\u4f60\u597d"]
 
 
-def test_settings_within_the_file_do_not_count(tokenizer, tmp_path):
+def test_truncation_settings_of_the_file_are_ignored(tokenizer, tmp_path):
   content = json.loads(FILE.read_text())
   content["truncation"] = {
     "direction": "Right",
@@ -110,7 +110,7 @@ def _without(key):
     (_without("post_processor"), "does not end prompts with </s>"),
   ],
 )
-def test_an_unfit_tokenizer_file_is_named(content, expected, tmp_path):
+def test_an_invalid_tokenizer_file_is_named(content, expected, tmp_path):
   path = tmp_path / "tokenizer.json"
   if content is not None:
     path.write_text(content)
@@ -119,7 +119,7 @@ def test_an_unfit_tokenizer_file_is_named(content, expected, tmp_path):
   assert str(path) in str(error.value)
 
 
-def test_a_length_without_room_is_refused(tokenizer):
+def test_a_length_without_room_for_a_token_is_refused(tokenizer):
   with pytest.raises(ValueError, match="at least 1 token, got 0"):
     tokenizer.encode(["a"], 0)
 
@@ -171,7 +171,7 @@ def test_a_length_without_room_is_refused(tokenizer):
     ({"model": {"type": "Unigram", "unk_id": 9, "vocab": []}}, "not describe"),
   ],
 )
-def test_pipelines_that_make_too_much_of_a_text_are_refused(changes, message):
+def test_pipelines_that_expand_text_too_much_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     tokenizer_lib.parse_pipeline(content(**changes))
 
@@ -185,7 +185,7 @@ def test_deep_and_huge_files_are_refused(monkeypatch):
     tokenizer_lib.parse_pipeline(content())
 
 
-def test_what_the_library_panics_about_is_an_error():
+def test_panics_of_the_library_are_value_errors():
   # An expression that takes exponential time, until the library gives up.
   split = {
     "type": "Split",
@@ -198,7 +198,7 @@ def test_what_the_library_panics_about_is_an_error():
     tokenizer.encode(["a" * 40 + "b"], 8)
 
 
-def test_a_token_that_is_not_there_is_an_error():
+def test_a_missing_token_is_an_error():
   model = json.loads(FILE.read_text())["model"] | {"unk_id": None}
   tokenizer = tokenizer_lib.Tokenizer.parse(content(model=model))
   with pytest.raises(ValueError, match="cannot read a prompt"):

@@ -1,4 +1,4 @@
-"""train.py killed without warning goes on as if nothing had happened.
+"""train.py resumes exactly after it is killed.
 
 Every stage, with data workers, once; and a run that is killed thirty times, at
 moments that fall into its start, its steps and its saves.
@@ -36,7 +36,7 @@ def towers(source, tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", train_runs.STAGES)
-def test_a_stage_that_is_killed_ends_as_one_left_alone(
+def test_a_killed_stage_resumes_to_the_same_state(
   stage, source, towers, tmp_path
 ):
   fields = {
@@ -69,7 +69,7 @@ def test_a_stage_that_is_killed_ends_as_one_left_alone(
   train_runs.assert_close(tmp_path / "two", tmp_path / "alone", 1e-5)
 
 
-def test_a_run_that_is_killed_thirty_times_ends_as_one_left_alone(
+def test_a_run_killed_thirty_times_reaches_the_same_state(
   source, towers, tmp_path, capsys
 ):
   moments = random.Random(SEED)

@@ -1,4 +1,4 @@
-"""train.py by several processes: the run is the same, whoever is lost."""
+"""train.py with several processes: equal results after lost processes."""
 
 import shutil
 import signal
@@ -32,11 +32,11 @@ def towers(source, tmp_path_factory):
 @pytest.mark.parametrize(
   ("mesh", "first", "then"),
   [
-    ({}, 4, 2),
+    ({}, 2, 1),
     ({"fsdp": 1, "context": 0}, 2, 4),  # both hold the same examples
   ],
 )
-def test_a_process_is_lost_and_others_go_on(
+def test_a_run_resumes_after_losing_a_process(
   mesh, first, then, source, towers, tmp_path
 ):
   """Four devices always; other processes before the loss and after it."""
@@ -65,7 +65,8 @@ def test_a_process_is_lost_and_others_go_on(
       assert run.process.wait(train_runs.LONGEST) == 0, run.said
   assert f"continuing from the checkpoint of step {reached}" in runs[0].said
   assert "parameters on 4 devices" in runs[0].said
-  assert "checkpoint of step" not in runs[1].said  # one of them speaks
+  for run in runs[1:]:  # process 0 alone logs
+    assert "checkpoint of step" not in run.said
   train_runs.assert_close(tmp_path / "run", tmp_path / "alone", 1e-5)
   ours, theirs = (train_runs.losses(tmp_path / n) for n in ("run", "alone"))
   assert [line["step"] for line in ours] == [line["step"] for line in theirs]
@@ -73,7 +74,7 @@ def test_a_process_is_lost_and_others_go_on(
     assert mine["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
 
 
-def test_one_is_told_and_all_stop(source, tmp_path):
+def test_sigterm_to_one_process_stops_all(source, tmp_path):
   words = train_runs.command(
     "audio_pretrain",
     source,
@@ -86,10 +87,10 @@ def test_one_is_told_and_all_stop(source, tmp_path):
     codes = [run.process.wait(train_runs.LONGEST) for run in runs]
   assert codes == [75, 75], [run.said for run in runs]
   stopped = train_runs.newest(tmp_path / "run")
-  assert f"told to stop: saved step {stopped} of" in runs[0].said
+  assert f"interrupted at step {stopped} of" in runs[0].said
 
 
-def test_others_of_another_config_are_named(source, tmp_path):
+def test_processes_with_another_config_are_named(source, tmp_path):
   commands = [
     train_runs.command(
       "audio_pretrain", source, tmp_path / "run", seed=seed, **FIELDS
@@ -103,7 +104,7 @@ def test_others_of_another_config_are_named(source, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_others_of_another_code_are_named(source, tmp_path):
+def test_processes_with_other_code_are_named(source, tmp_path):
   """The second runs a copy of the program with another table of blocks."""
   copy = tmp_path / "copy"
   leave = shutil.ignore_patterns("weights", "__pycache__")
@@ -122,7 +123,7 @@ def test_others_of_another_code_are_named(source, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_one_without_data_ends_all(source, tmp_path):
+def test_missing_data_in_one_process_ends_all(source, tmp_path):
   words = train_runs.command("audio_pretrain", source, tmp_path / "run")
   without = [w for w in words if not w.startswith("--config.data.sources")]
   commands = [words, [*without, "--config.data.sources=()"]]
@@ -134,7 +135,7 @@ def test_one_without_data_ends_all(source, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_one_that_never_comes_is_named(source, tmp_path):
+def test_a_missing_process_ends_the_others(source, tmp_path):
   words = train_runs.command("audio_pretrain", source, tmp_path, **FIELDS)
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -146,18 +147,21 @@ def test_one_that_never_comes_is_named(source, tmp_path):
       JAX_COORDINATOR_ADDRESS=address,
       JAX_NUM_PROCESSES=3,
       JAX_PROCESS_ID=number,
-      OVI_JAX_JOIN_SECONDS=20,
+      OVI_JAX_JOIN_SECONDS=10,
     )
     for number in (0, 2)
   ]
-  for run in runs:
-    assert run.process.wait(60) == 1, run.said
-    assert "train: process 1 of 3 did not come within 20 s" in run.said
+  for number, run in zip((0, 2), runs):
+    assert run.process.wait(train_runs.LONGEST) == 1, run.said
+    assert "not all processes connected within 10 s, expected" in run.said
+    assert f"3 processes at {address} as process {number}" in run.said
     assert "Traceback" not in run.said and "stack trace" not in run.said
 
 
 @pytest.mark.parametrize("place", [{}, {"JAX_PROCESS_ID": 2}])
-def test_a_place_that_cannot_be_is_said_at_once(source, tmp_path, place):
+def test_incomplete_process_settings_are_reported_at_once(
+  source, tmp_path, place
+):
   words = train_runs.command("audio_pretrain", source, tmp_path, **FIELDS)
   more = {"JAX_NUM_PROCESSES": 2} | place
   run = train_runs.Started(words, tmp_path / "log", **more)
@@ -167,7 +171,7 @@ def test_a_place_that_cannot_be_is_said_at_once(source, tmp_path, place):
   assert "Traceback" not in run.said
 
 
-def test_a_coordinator_that_is_not_there_is_named(source, tmp_path):
+def test_an_unreachable_coordinator_is_named(source, tmp_path):
   words = train_runs.command("audio_pretrain", source, tmp_path, **FIELDS)
   more = {
     "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
@@ -177,6 +181,4 @@ def test_a_coordinator_that_is_not_there_is_named(source, tmp_path):
   }
   run = train_runs.Started(words, tmp_path / "log", **more)
   assert run.process.wait(train_runs.LONGEST) == 1
-  assert "the coordinator at 127.0.0.1:1 could not be reached within 3 s" in (
-    run.said
-  )
+  assert "within 3 s, expected 2 processes at 127.0.0.1:1" in run.said

@@ -1,4 +1,4 @@
-"""train.py as its user runs it: exit codes, restarts, and bad input."""
+"""The train.py command: exit codes, restarts and bad input."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ def source(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
+def test_a_run_resumes_bit_exactly_after_kill_full_disk_and_sigterm(
   source, tmp_path
 ):
   words = train_runs.command(
@@ -31,7 +31,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
   code, said = train_runs.run(train_runs.limited(words, 256))
   assert code == 1, said
   assert f"continuing from the checkpoint of step {reached}" in said
-  # Orbax' threads have their say around it.
+  # Threads of Orbax may print around it.
   assert (
     f"train: [Errno 28] no space left: the checkpoint of step {reached + SAVE}"
     " was not saved, earlier ones are whole; make room:"
@@ -45,7 +45,7 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
     assert run.end(signal.SIGTERM) == 75
   stopped = train_runs.newest(run.workdir)
   assert reached < stopped < STEPS
-  assert f"told to stop: saved step {stopped} of {STEPS}" in run.said
+  assert f"interrupted at step {stopped} of {STEPS}" in run.said
 
   code, said = train_runs.run(words)
   assert code == 0, said
@@ -81,7 +81,9 @@ def test_a_run_that_is_killed_full_and_stopped_ends_as_one_left_alone(
     ("init_from__audio", "", "config: init_from.audio: the stage starts from"),
   ],
 )
-def test_bad_input_is_one_line(field, value, message, source, tmp_path):
+def test_invalid_input_is_reported_in_one_line(
+  field, value, message, source, tmp_path
+):
   words = train_runs.command(
     "audio_finetune", source, tmp_path, **{field: value}
   )
@@ -100,7 +102,7 @@ def test_a_run_without_a_directory_is_refused(source):
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal_saves_though_it_reaches_the_workers(
+def test_ctrl_c_saves_a_checkpoint_although_workers_receive_it(
   source, tmp_path
 ):
   changes = FIELDS | {"num_train_steps": 10_000, "data__num_workers": 1}
@@ -114,7 +116,5 @@ def test_ctrl_c_in_a_terminal_saves_though_it_reaches_the_workers(
       if number != run.process.pid:
         os.kill(number, signal.SIGINT)
     assert run.end(signal.SIGINT) == 75
-  assert (
-    f"told to stop: saved step {train_runs.newest(run.workdir)}" in run.said
-  )
+  assert f"interrupted at step {train_runs.newest(run.workdir)}" in run.said
   assert "Traceback" not in run.said

@@ -1,4 +1,4 @@
-"""JSON of unknown origin is bounded before it is used."""
+"""Untrusted JSON is bounded before it is used."""
 
 import json
 import os
@@ -75,12 +75,12 @@ def test_only_regular_files_are_opened(tmp_path, kind):
     untrusted.read_json(path)
 
 
-def test_what_a_terminal_would_act_on_is_escaped():
+def test_terminal_control_characters_are_escaped():
   assert untrusted.printable("a\x1b[31mb\r\n\u202ec\udc80 ě") == (
     "a\\x1b[31mb\\r\\n\\u202ec\\udc80 ě"
   )
   assert untrusted.printable("a" * 300, 10) == "a" * 10 + "…"
 
 
-def test_spaces_of_other_scripts_stay():
+def test_spaces_of_other_scripts_are_kept():
   assert untrusted.escape("a\u3000b\xa0c\nd", keep="\n") == "a\u3000b\xa0c\nd"

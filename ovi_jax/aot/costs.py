@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ovi_jax.aot import collectives
 from ovi_jax.aot import hlo
-from ovi_jax.aot import replica_groups
 
 COLLECTIVES = (
   "all-gather",
@@ -353,7 +353,7 @@ def _collective_bytes(
 ) -> dict[tuple[str, tuple[int, ...]], float]:
   """Bytes that a device sends, by kind and participating devices."""
   group = max(
-    map(tuple, replica_groups.replica_groups(each.text)), key=len, default=()
+    map(tuple, collectives.replica_groups(each.text)), key=len, default=()
   )
   count = len(group)
   if count < 2:

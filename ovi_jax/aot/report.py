@@ -22,10 +22,9 @@ import jax
 
 from ovi_jax import files
 from ovi_jax import hardware
+from ovi_jax.aot import collectives
 from ovi_jax.aot import costs
 from ovi_jax.aot import hlo
-from ovi_jax.aot import ici
-from ovi_jax.aot import replica_groups
 from ovi_jax.attention import splash
 
 LISTED = 8  # largest arrays that are named
@@ -332,13 +331,13 @@ def _collective_bytes(
   shape = dict(mesh.shape)
   sizes: dict[str, float] = {}
   seconds = 0.0
-  places = ici.coordinates(mesh.devices.flat)
+  places = collectives.coordinates(mesh.devices.flat)
   for (kind, group), size in sorted(found.collective_bytes.items()):
-    axes = replica_groups.mesh_axes(group, shape)
+    axes = collectives.mesh_axes(group, shape)
     name = f"{kind} over {', '.join(axes)}"
     sizes[name] = sizes.get(name, 0.0) + size
     if places is not None:
-      seconds += ici.transfer_seconds(
+      seconds += collectives.transfer_seconds(
         kind, size, places[list(group)], places, chip
       )
   return sizes, seconds

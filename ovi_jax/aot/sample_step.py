@@ -5,6 +5,7 @@ shapes. Without weights of the variant, released sizes are used.
 """
 
 import functools
+import logging
 import pathlib
 from typing import Any
 
@@ -15,7 +16,6 @@ from flax import traverse_util
 
 import ovi_jax
 from ovi_jax import config as config_lib
-from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax import geometry
 from ovi_jax.aot import report
@@ -25,7 +25,6 @@ from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import fusion
 from ovi_jax.models.video_vae import codec
-from ovi_jax.models.video_vae import placement
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
@@ -33,9 +32,11 @@ from ovi_jax.sampling import guidance
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import sharding_rules
+
+_log = logging.getLogger(__name__)
 
 
 def run(
@@ -43,16 +44,14 @@ def run(
   config: ml_collections.ConfigDict,
   weights: pathlib.Path,
   out: pathlib.Path,
-  log: Any = console.log,
 ) -> bool:
-  """Compile a denoising step and a decoding step, print and write reports.
+  """Compile a denoising step and a decoding step, log and write reports.
 
   Args:
     name: of the topology.
     config: of `configs/sample.py`.
     weights: directory of weights, of which only the sizes are read.
     out: directory for the report.
-    log: called with each line.
 
   Returns:
     Whether all programs fit.
@@ -72,10 +71,10 @@ def run(
   for make in (step, decoding):
     found = make(settings, pipeline, clip)
     for line in found.lines():
-      log(line)
+      _log.info(line)
     reports.append(found)
   what = manifest.variant or weights_dir.CUSTOM
-  log(f"wrote {report.write(out, f'{what}_{name}', reports)}")
+  _log.info(f"wrote {report.write(out, f'{what}_{name}', reports)}")
   return all(each.fits for each in reports)
 
 
@@ -138,10 +137,11 @@ def step(
   pipeline: denoisers.SamplingComponents,
   clip: geometry.Clip,
 ) -> report.Report:
-  """A guided step of one clip."""
+  """A guided step of a whole batch of clips."""
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
+  batch = settings.batch_size
   whole = sharding_rules.replicated(mesh)
-  method = solver.named(settings.solver)
+  method = solvers.named(settings.solver)
   levels = method.schedule(settings.num_steps, settings.flow_shift)
   row = method.coefficients(levels.sigmas)[0]
   with pipeline.computing():
@@ -149,13 +149,13 @@ def step(
     params = _parameters("fusion", pipeline)
     grid = clip.latent_frames, clip.latent_height, clip.latent_width
     x = AV(
-      sharding_rules.abstract((1, *grid, towers.video.channels), whole),
+      sharding_rules.abstract((batch, *grid, towers.video.channels), whole),
       sharding_rules.abstract(
-        (1, clip.audio_latents, towers.audio.channels), whole
+        (batch, clip.audio_latents, towers.audio.channels), whole
       ),
     )
     rows, width = pipeline.text_length, towers.video.text_dim
-    text = sharding_rules.abstract((2, rows, width), whole)
+    text = sharding_rules.abstract((2 * batch, rows, width), whole)
     doubled = jax.eval_shape(guidance.duplicate_for_cfg, x)
     conditions: Any = jax.eval_shape(
       functools.partial(denoisers.conditions, model),
@@ -172,7 +172,9 @@ def step(
     scale = sharding_rules.abstract((), whole)
     inputs = denoise.Inputs(
       conditions,
-      sharding_rules.abstract((towers.video.num_layers, 2), whole, jnp.bool_),
+      sharding_rules.abstract(
+        (towers.video.num_layers, 2 * batch), whole, jnp.bool_
+      ),
       AV(scale, scale),
     )
     state = jax.tree.map(
@@ -190,12 +192,13 @@ def step(
     lowered = denoise.step.lower(model, method, *arguments)
   tokens = AV(clip.tokens, clip.audio_latents)
   return report.compile_and_report(
-    f"guided step of {clip.pixels[0]}x{clip.pixels[1]},"
+    f"guided step of {'' if batch == 1 else f'{batch} clips of '}"
+    f"{clip.pixels[0]}x{clip.pixels[1]},"
     f" {clip.latent_frames} latent frames",
     lowered,
     arguments,
     mesh,
-    2 * flops.forward(towers, tokens).total,
+    2 * batch * flops.forward(towers, tokens).total,
   )
 
 
@@ -210,12 +213,12 @@ def decoding(
   whole = sharding_rules.replicated(pipeline.mesh)
   height, width = clip.pixels
   cache = jax.eval_shape(
-    lambda: codec.init_decoder_cache(vae, 1, height, width, dtype)
+    lambda: codec.init_cache(vae, "decoder", 1, height, width, dtype)
   )
   cache = jax.tree.map(
     lambda s, place: sharding_rules.abstract(s.shape, place, s.dtype),
     cache,
-    placement.split(cache, whole),
+    codec.cache_sharding(cache, whole),
   )
   shape = 1, clip.latent_height, clip.latent_width, vae.z_dim
   params = _parameters("video_vae", pipeline)["decoder"]

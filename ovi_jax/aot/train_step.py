@@ -1,16 +1,16 @@
 """A training step compiled ahead of time: `train.py --aot=v5p:4x4x4`.
 
-The program is the one that `loop.compiled` makes of the same config; state and
-batch are shapes. Neither data nor initial parameters are needed.
+The program is that of `loop.compile_step` with the same config; state and batch
+are shapes. Neither data nor initial parameters are needed.
 """
 
+import logging
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
@@ -20,23 +20,22 @@ from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step as steps
-from ovi_jax.training import trainer
-from ovi_jax.training.codecs import settings as codecs
+from ovi_jax.training import task as tasks
+
+_log = logging.getLogger(__name__)
 
 
 def run(
   name: str,
-  settings: settings_lib.Settings | codecs.Settings,
+  settings: settings_lib.Settings | settings_lib.CodecSettings,
   out: pathlib.Path,
-  log: Any = console.log,
 ) -> bool:
-  """Compile the step of each bucket, print and write the reports.
+  """Compile the step of each bucket, log and write the reports.
 
   Args:
     name: of the topology.
     settings: of the run, of towers.
     out: directory for the reports.
-    log: called with each line.
 
   Returns:
     Whether all fit.
@@ -50,15 +49,14 @@ def run(
       f" and their like), got the config of a codec, {settings.component}; take"
       " a config of towers, or leave --aot away and train on what is here"
     )
-  mesh = trainer.make_mesh(settings.mesh, topology.devices(name))
-  trainer.check_mesh(settings, mesh)
+  mesh = tasks.make(settings).make_mesh(topology.devices(name))
   reports = []
   for bucket in settings.data.buckets:
     found = step(settings, bucket.video, bucket.audio, mesh)
     for line in found.lines():
-      log(line)
+      _log.info(line)
     reports.append(found)
-  log(f"wrote {report.write(out, f'train_{name}', reports)}")
+  _log.info(f"wrote {report.write(out, f'train_{name}', reports)}")
   return all(each.fits for each in reports)
 
 
@@ -77,8 +75,8 @@ def step(
     mesh: of the devices to compile for.
   """
   with jax.set_mesh(mesh):
-    step_config = trainer.make_step_config(settings)
-    state = trainer.target_state(settings, step_config, mesh)
+    task = tasks.make(settings)
+    step_config, state = task.step_config, task.target_state(mesh)
     batch = batch_of(settings, video, audio, mesh)
     width = next(iter(settings.model.present().values())).text_dim
     null_SE = sharding_rules.abstract(

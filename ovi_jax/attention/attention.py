@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import config as config_lib
 from ovi_jax.attention import blockwise
 from ovi_jax.attention import context
 from ovi_jax.attention import cudnn
@@ -39,15 +40,15 @@ PLATFORM_BACKEND: Mapping[str, str] = {
 
 
 class Backend(NamedTuple):
-  """A way to attend, on one device.
+  """Implementation of attention on one device.
 
   Attributes:
-    attend: (q, k, v, pad_count, length) -> values; `length` is `None`, a
-      number, or one for each example.
-    attend_part: (q, k, v, length_B) -> values and sums, see
+    attend: (q, k, v, pad_count, length) -> values [B, L, N, K]; `length` is
+      `None`, a number, or one for each example.
+    attend_part: (q, k, v, length_B) -> values and log-sum-exp, see
       `blockwise.attend_part`.
-    weights_pad_key: does less work for a short prompt; for others it is written
-      out.
+    weights_pad_key: weights the last key by `pad_count`; other backends are
+      given the repeated keys.
   """
 
   attend: Callable[..., jax.Array]
@@ -68,20 +69,25 @@ BACKENDS: Mapping[str, Backend] = {
 def resolve(
   backend: str, platform: str, dtype: jnp.dtype, head_size: int
 ) -> str:
-  """The backend that `backend` ("auto" or a name) means.
+  """Resolve the name of a backend for a platform.
 
   Args:
     backend: "auto" or a key of `BACKENDS`.
     platform: see `cli.platform`.
     dtype: compute dtype.
-    head_size: of every attention.
+    head_size: K of every attention.
+
+  Returns:
+    A key of `BACKENDS`. "auto" takes the entry of `PLATFORM_BACKEND`, or "xla"
+    where that cannot run.
 
   Raises:
-    ValueError: no backend of that name, or it cannot run this.
+    ValueError: the name is unknown, or the backend does not support the
+      platform, dtype or head size.
   """
-  if backend != "auto" and backend not in BACKENDS:
-    known = ", ".join(["auto", *BACKENDS])
-    raise ValueError(f"attention {backend!r} is unknown; choose from {known}")
+  config_lib.check(
+    config_lib.invalid_choice("attention", backend, ["auto", *BACKENDS]), ""
+  )
   # cuDNN's flash attention is for 16-bit numbers and heads up to 128.
   fits = {
     "cudnn": platform == "cuda"
@@ -116,22 +122,26 @@ def attention(
   letters: tuple[str, str] = ("BLNK", "BSNK"),
   strategy: str = context.ULYSSES,
 ) -> jax.Array:
-  """Attend.
+  """Softmax attention, softmax(q k^T / sqrt(K)) v.
 
   Args:
     q_BLNK: queries.
     k_BSNK: keys.
     v_BSNK: values.
     backend: a key of `BACKENDS`.
-    pad_count: how many equal keys and values the last ones stand for.
-    length: how many keys count, of all examples or of each; `None` for all.
-      Not together with `pad_count`.
-    letters: how queries, and keys and values, lie on the mesh, see `axes`.
-    strategy: how tokens that are split attend to each other, a key of
-      `context.SCHEMES`.
+    pad_count: number of equal keys and values that the last ones stand for.
+    length: number of keys that are attended to, for all examples or for each;
+      `None` for all keys. Cannot be combined with `pad_count`.
+    letters: axes of queries, and of keys and values, for sharding on the mesh,
+      see `sharding.logical_axes`.
+    strategy: context parallelism for tokens that are split over the mesh, a
+      key of `context.STRATEGIES`.
 
   Returns:
-    [B, L, N, K] in the dtype of q; 0 where no key counts.
+    [B, L, N, K] in the dtype of q; 0 where no key is attended to.
+
+  Raises:
+    ValueError: both `pad_count` and `length` are given.
   """
   if length is not None and pad_count > 1:
     raise ValueError("attention takes `pad_count` or `length`, not both")
@@ -193,16 +203,16 @@ def attention_probs(
   k_BSNK: jax.Array,
   length: jax.Array | int | None = None,
 ) -> jax.Array:
-  """What `attention` weighs the values with.
+  """The weights that `attention` applies to the values.
 
   Args:
     q_BLNK: queries.
     k_BSNK: keys.
-    length: how many keys count, of each example, or of all: then S is their
-      number; `None` for all keys.
+    length: number of keys that are attended to, for each example or for all
+      (then S is this number); `None` for all keys.
 
   Returns:
-    [B, N, L, S] float32; each row adds up to 1.
+    [B, N, L, S] float32; each row sums to 1.
   """
   if isinstance(length, int):
     k_BSNK, length = k_BSNK[:, :length], None

@@ -31,7 +31,19 @@ def attend(
   *,
   one_head: bool,
 ) -> jax.Array:
-  """A backend, see `attention`; with `one_head`, head after head."""
+  """Attention in blocks of queries; arguments as in `attention.attention`.
+
+  Args:
+    q_BLNK: queries.
+    k_BSNK: keys.
+    v_BSNK: values.
+    pad_count: number of equal keys and values that the last ones stand for.
+    length: number of keys that are attended to; `None` for all.
+    one_head: compute one head at a time.
+
+  Returns:
+    [B, L, N, K] in the dtype of q.
+  """
   if isinstance(length, int):
     k_BSNK, v_BSNK, length = k_BSNK[:, :length], v_BSNK[:, :length], None
   q, k, v = (_heads_first(x) for x in (scaled(q_BLNK), k_BSNK, v_BSNK))
@@ -59,11 +71,13 @@ def attend_part(
     q_BLNK: queries.
     k_BSNK: keys of this part.
     v_BSNK: values of this part.
-    length_B: how many of them count, may be 0; `None` for all.
+    length_B: number of these keys that are attended to, 0 or more; `None` for
+      all.
 
   Returns:
-    What they alone give, [B, L, N, K], and the logarithm of the sum of their
-    exponentials, [B, L, N] float32, at most `MASKED` where no key counts.
+    The attention output over this part alone, [B, L, N, K], and its
+    log-sum-exp of logits, [B, L, N] float32, at most `MASKED` where no key is
+    attended to.
   """
   q, k, v = (_heads_first(x) for x in (scaled(q_BLNK), k_BSNK, v_BSNK))
   out, lse_BNL1 = _by_query_block(q, k, v, 1, _over_heads(length_B))
@@ -79,20 +93,20 @@ def part_gradients(
   out_BLNK: jax.Array,
   g_BLNK: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Gradients of attention to all keys, as far as a part of them goes.
+  """This part's contribution to the gradients of attention to all keys.
 
   Args:
     q_BLNK: queries.
     k_BSNK: keys of this part.
     v_BSNK: values of this part.
-    length_B: how many of them count; `None` for all.
-    lse_BLN: logarithm of the sum of exponentials over all keys.
-    out_BLNK: what attention to all keys gave.
-    g_BLNK: its gradient.
+    length_B: number of these keys that are attended to; `None` for all.
+    lse_BLN: log-sum-exp of logits over all keys.
+    out_BLNK: output of attention to all keys.
+    g_BLNK: gradient of that output.
 
   Returns:
-    The part's share of the gradient of q, and the gradients of k and v, in
-    float32 (Dao et al. 2022, arXiv 2205.14135, appendix B.2).
+    The part's contribution to the gradient of q, and the gradients of its k
+    and v, float32 (Dao et al. 2022, arXiv 2205.14135, appendix B.2).
   """
   scale = q_BLNK.shape[-1] ** -0.5
   q, k, v, g = (
@@ -126,7 +140,11 @@ def part_gradients(
 
 
 def kept(x: jax.Array) -> jax.Array:
-  """Name an array `KEPT`, for policies of rematerialization."""
+  """Name an array `KEPT` for rematerialization policies.
+
+  Returns:
+    The same array.
+  """
   return ad_checkpoint.checkpoint_name(x, KEPT)
 
 
@@ -152,7 +170,15 @@ def _over_heads(length_B: Any) -> Any:
 
 
 def masked(logits: jax.Array, length: Any) -> jax.Array:
-  """Logits [..., L, S] with keys beyond length [...] out of the way."""
+  """Mask the logits of keys beyond a length.
+
+  Args:
+    logits: [..., L, S].
+    length: number of keys, of the shape of the leading axes; `None` for all.
+
+  Returns:
+    The logits, `MASKED` where a key is not attended to.
+  """
   if length is None:
     return logits
   places = jnp.arange(logits.shape[-1]).reshape(

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import config as config_lib
 from ovi_jax.attention import blockwise
 
 AXIS = "context"
@@ -25,17 +26,21 @@ ULYSSES, RING = "ulysses", "ring"
 def ulysses(
   backend: Any, q: jax.Array, k: jax.Array, v: jax.Array, length: Any
 ) -> jax.Array:
-  """Every device gets all tokens of some heads.
+  """All-to-all context parallelism: each device has all tokens of some heads.
 
   Args:
-    backend: on one device, see `attention.Backend`.
+    backend: implementation on one device, see `attention.Backend`.
     q: this device's queries [B, L, N, K].
-    k: its keys.
-    v: its values.
-    length: how many keys of all devices count, see `attention`.
+    k: its keys [B, S, N, K].
+    v: its values [B, S, N, K].
+    length: number of keys of all devices that are attended to, see
+      `attention.attention`.
+
+  Returns:
+    This device's output [B, L, N, K].
 
   Raises:
-    ValueError: there are not as many heads for each device.
+    ValueError: the devices of the axis do not divide the heads.
   """
   heads, devices = q.shape[2], jax.lax.axis_size(AXIS)
   if heads % devices:
@@ -53,7 +58,19 @@ def ulysses(
 def ring(
   backend: Any, q: jax.Array, k: jax.Array, v: jax.Array, length: Any
 ) -> jax.Array:
-  """Every device sees all keys pass; arguments as of `ulysses`."""
+  """Ring attention: keys and values rotate over the devices.
+
+  Args:
+    backend: implementation on one device, see `attention.Backend`.
+    q: this device's queries [B, L, N, K].
+    k: its keys [B, S, N, K].
+    v: its values [B, S, N, K].
+    length: number of keys of all devices that are attended to, see
+      `attention.attention`.
+
+  Returns:
+    This device's output [B, L, N, K].
+  """
   if length is not None:
     length = jnp.broadcast_to(jnp.asarray(length, jnp.int32), q.shape[:1])
   return _ring(backend.attend_part, q, k, v, length)
@@ -66,21 +83,19 @@ STRATEGIES: Mapping[str, Callable[..., jax.Array]] = {
 
 
 def check(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
-  """Refuse a mesh that cannot divide the heads.
+  """Check that a mesh can divide the heads.
 
   Args:
-    sizes: of the mesh's axes.
-    heads: of every tower.
-    strategy: a key of `SCHEMES`.
+    sizes: devices along each mesh axis.
+    heads: number of heads of every tower.
+    strategy: a key of `STRATEGIES`.
 
   Raises:
-    ValueError: no scheme of that name, or heads that cannot be divided.
+    ValueError: the strategy is unknown, or the heads cannot be divided.
   """
-  if strategy not in STRATEGIES:
-    known = ", ".join(STRATEGIES)
-    raise ValueError(
-      f"context_parallelism {strategy!r} is unknown; choose from {known}"
-    )
+  config_lib.check(
+    config_lib.invalid_choice("context_parallelism", strategy, STRATEGIES), ""
+  )
   tensor, context = sizes.get("tensor", 1), sizes.get(AXIS, 1)
   parts = tensor * (context if strategy == ULYSSES else 1)
   if heads % parts:

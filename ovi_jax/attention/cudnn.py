@@ -15,7 +15,11 @@ def attend(
   pad_count: int,
   length: Any,
 ) -> jax.Array:
-  """A backend, see `attention`."""
+  """cuDNN's flash attention; arguments as in `attention.attention`.
+
+  Returns:
+    [B, L, N, K] in the dtype of q.
+  """
   k, v = (blockwise.repeat_last(x, pad_count) for x in (k_BSNK, v_BSNK))
   length_B = _each(length, q_BLNK)
   out = jax.nn.dot_product_attention(

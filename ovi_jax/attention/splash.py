@@ -39,7 +39,11 @@ def attend(
   pad_count: int,
   length: Any,
 ) -> jax.Array:
-  """A backend, see `attention`."""
+  """JAX's splash attention for TPUs; arguments as in `attention.attention`.
+
+  Returns:
+    [B, L, N, K] in the dtype of q.
+  """
   k, v = (blockwise.repeat_last(x, pad_count) for x in (k_BSNK, v_BSNK))
   return _run(q_BLNK, k, v, length, lse=False)
 

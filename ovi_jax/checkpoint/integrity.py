@@ -12,11 +12,9 @@ import concurrent.futures
 import json
 import os
 import pathlib
-import stat
 import zlib
 from collections.abc import Iterable
 from collections.abc import Mapping
-from typing import Any
 
 from ovi_jax import files
 from ovi_jax import untrusted
@@ -25,10 +23,18 @@ CHECKSUMS = "checksums.json"
 _PIECE = 8 * 2**20  # bytes read at once
 _THREADS = 4  # files read at once; zlib lets other threads run
 _LISTED = 4  # problems in a message
+Entries = Mapping[str, Mapping[str, int]]
+
+
+class DamagedError(ValueError):
+  """Files are not as they were written."""
 
 
 def write(directory: pathlib.Path, leave_out: Iterable[str] = ()) -> None:
   """Write the checksums of all files below a directory, and flush them.
+
+  Files of a folder that has a list of its own, which another process wrote,
+  are not read: their checksums are taken from it.
 
   Args:
     directory: whose files are complete.
@@ -36,25 +42,26 @@ def write(directory: pathlib.Path, leave_out: Iterable[str] = ()) -> None:
 
   Raises:
     OSError: a file cannot be read, or the disk is full.
+    DamagedError: the list of a folder is damaged.
   """
-  excluded = {CHECKSUMS, *leave_out}
-  paths = [
-    path
-    for path in sorted(directory.rglob("*"))
-    if path.is_file() and path.name not in excluded
-  ]
+  entries: dict[str, Mapping[str, int]] = {}
+  for path in sorted(directory.glob(f"*/**/{CHECKSUMS}")):
+    head = path.parent.relative_to(directory).as_posix()
+    entries |= {f"{head}/{n}": e for n, e in listing(path.parent).items()}
+  excluded = {CHECKSUMS, *leave_out, *entries}
+  paths = [directory / n for n in names(directory) if n not in excluded]
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     sums = pool.map(lambda path: _checksum(path, flush=True), paths)
-    entries = {
+    entries |= {
       path.relative_to(directory).as_posix(): {
         "bytes": path.stat().st_size,
         "crc32": crc32,
       }
       for path, crc32 in zip(paths, sums)
     }
-  listing = {"crc32": _crc32_of(entries), "files": entries}
+  content = {"crc32": _crc32_of(entries), "files": entries}
   with files.atomic_path(directory / CHECKSUMS) as temporary:
-    temporary.write_text(json.dumps(listing, indent=1) + "\n")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
   for folder in {directory, *(path.parent for path in paths)}:
     _flush_folder(folder)
 
@@ -63,38 +70,37 @@ def listing(directory: pathlib.Path) -> dict[str, Mapping[str, int]]:
   """The files a directory should hold, by name: `bytes` and `crc32`.
 
   Raises:
-    ValueError: there is no such list, or it is damaged.
+    DamagedError: there is no such list, or it is damaged.
   """
   path = directory / CHECKSUMS
   try:
     data = untrusted.read_json(files.inside(directory, CHECKSUMS))
-    if not isinstance(data, dict) or not _are_entries(data.get("files")):
+    entries = data.get("files") if isinstance(data, dict) else None
+    if not isinstance(entries, dict) or not all(
+      isinstance(entry, dict)
+      and all(type(entry.get(key)) is int for key in ("bytes", "crc32"))
+      for entry in entries.values()
+    ):
       raise ValueError("expected files with their bytes and crc32")
-    entries = data["files"]
     if _crc32_of(entries) != data.get("crc32"):
       raise ValueError("its own checksum differs")
   except FileNotFoundError:
-    raise ValueError(f"{path} is missing") from None
+    raise DamagedError(f"{path} is missing") from None
   except (OSError, ValueError) as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
+    raise DamagedError(f"{path} is damaged: {error}") from error
   return entries
 
 
-def _are_entries(value: Any) -> bool:
-  """Whether JSON gives two sizes for each name."""
-  return isinstance(value, dict) and all(
-    isinstance(entry, dict)
-    and type(entry.get("bytes")) is int
-    and type(entry.get("crc32")) is int
-    for entry in value.values()
-  )
+def names(directory: pathlib.Path) -> list[str]:
+  """Everything below a directory that is no folder, links included."""
+  return [
+    path.relative_to(directory).as_posix()
+    for path in sorted(directory.rglob("*"))
+    if path.is_symlink() or not path.is_dir()
+  ]
 
 
-def problems(
-  directory: pathlib.Path,
-  entries: Mapping[str, Mapping[str, int]],
-  names: Iterable[str] | None = None,
-) -> list[str]:
+def problems(directory: pathlib.Path, entries: Entries) -> list[str]:
   """What differs between files and their checksums, in words.
 
   A name that is not one of a regular file in the directory is a problem too,
@@ -102,50 +108,15 @@ def problems(
 
   Args:
     directory: of the files.
-    entries: see `listing`.
-    names: of the files to read; None for all.
+    entries: see `listing`; of an empty entry, only the name is checked.
   """
-  chosen = list(entries if names is None else names)
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    found = pool.map(lambda n: _problem(directory, n, entries[n]), chosen)
+    found = pool.map(lambda n: _problem(directory, n, entries[n]), entries)
     return [
       f"{untrusted.printable(name)} {what}"
-      for name, what in zip(chosen, found)
+      for name, what in zip(entries, found)
       if what
     ]
-
-
-def irregular(directory: pathlib.Path) -> list[str]:
-  """What lies below a directory and is neither a folder nor a regular file.
-
-  A link within the directory counts as what it leads to; one that leads
-  outside, a device, a pipe or a socket is named, in words.
-  """
-  root, found = directory.resolve(), []
-  for folder, folders, names in os.walk(directory):
-    for name in (*folders, *names):
-      path = pathlib.Path(folder, name)
-      shown = untrusted.printable(path.relative_to(directory).as_posix())
-      try:
-        resolved = path.resolve(strict=True)
-        mode = resolved.stat().st_mode
-      except (OSError, RuntimeError):
-        found.append(f"{shown} is a link to nothing")
-        continue
-      if not resolved.is_relative_to(root):
-        found.append(f"{shown} is a link that leads outside")
-      elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        found.append(f"{shown} is not a regular file")
-  return found
-
-
-def is_missing(directory: pathlib.Path) -> bool:
-  """Whether files are gone: what a deletion leaves that was cut short."""
-  try:
-    entries = listing(directory)
-  except ValueError:
-    return True
-  return any(not (directory / name).is_file() for name in entries)
 
 
 def shorten(what: list[str]) -> str:
@@ -161,9 +132,9 @@ def _problem(
   try:
     path = files.inside(directory, name)
     size = path.stat().st_size
-    if size != expected["bytes"]:
+    if expected and size != expected["bytes"]:
       return f"has {size} bytes, expected {expected['bytes']}"
-    if _checksum(path) != expected["crc32"]:
+    if expected and _checksum(path) != expected["crc32"]:
       return "has another checksum than when it was written"
   except FileNotFoundError:
     return "is missing"
@@ -186,7 +157,7 @@ def _checksum(path: pathlib.Path, flush: bool = False) -> int:
   return value
 
 
-def _crc32_of(entries: Any) -> int:
+def _crc32_of(entries: Entries) -> int:
   return zlib.crc32(json.dumps(entries, sort_keys=True).encode())
 
 

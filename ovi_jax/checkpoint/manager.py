@@ -4,22 +4,23 @@ One checkpoint holds the training state (any pytree of arrays, random keys and
 numbers), the state of every process' input, and metadata. A thin layer over
 Orbax's `CheckpointManager`, which copies the state and writes it in the
 background, and names a checkpoint only when it is complete. Added here:
-checksums, the search for the newest checkpoint that can be read, and errors
-that say what differs.
+checksums, of which each process computes those of the files it wrote, the
+search for the newest checkpoint that can be read, and errors that say what
+differs.
 """
 
 import contextlib
 import dataclasses
 import errno
+import logging
 import pathlib
 import shutil
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import logging
 from flax import traverse_util
 from orbax import checkpoint as ocp
 
@@ -28,60 +29,23 @@ from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import tree_spec
 from ovi_jax.sharding import distributed
 
+_log = logging.getLogger(__name__)
 _TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
 # Orbax adds the time of the commit to it as its last act.
 _UNFINISHED = ("_CHECKPOINT_METADATA",)
-_COMMITTED = "commit_success.txt"
-_DAMAGED = ".damaged"
+_TIMEOUT = 3600  # seconds a save may take before it counts as failed
 _FULL = ("no space left", "disk quota exceeded", "file too large")
 
-Log = Callable[[str], None]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """How checkpoints are kept.
+class Restored(reader.CheckpointInfo):
+  """A checkpoint that was read.
 
   Attributes:
-    directory: of the checkpoints and nothing else.
-    max_to_keep: how many of the newest are kept. With one, nothing is left to
-      fall back on when it is damaged.
-    keep_period: also keep those of steps that it divides; 0 for none.
-    asynchronous: write in the background.
-    timeout: seconds a save may take before it counts as failed.
-    compress: make the files smaller by zstd. Weights hardly shrink.
-  """
-
-  directory: str
-  max_to_keep: int = 2
-  keep_period: int = 0
-  asynchronous: bool = True
-  timeout: int = 3600
-  compress: bool = False
-
-  def __post_init__(self):
-    if self.max_to_keep < 1 or self.keep_period < 0 or self.timeout < 1:
-      raise ValueError(
-        "expected max_to_keep and timeout from 1 and keep_period from 0, got"
-        f" {self.max_to_keep}, {self.timeout}, {self.keep_period}"
-      )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Restored:
-  """What a checkpoint gave back.
-
-  Attributes:
-    step: at which it was saved.
     state: the training state, in the target's tree and shardings.
-    iterators: input state of each process that saved; bytes or JSON.
-    metadata: JSON that was saved along.
   """
 
-  step: int
   state: Any
-  iterators: tuple[Any, ...]
-  metadata: Mapping[str, Any]
 
   @property
   def iterator(self) -> Any:
@@ -101,31 +65,88 @@ class Restored:
     return self.iterators[0]
 
 
+class _StateHandler(ocp.PyTreeCheckpointHandler):
+  """Orbax's handler of pytrees; each process adds checksums of its files."""
+
+  async def async_save(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
+    written = await super().async_save(directory, *args, **kwargs)
+    path = pathlib.Path(getattr(directory, "path", directory))
+    return [_Checksums(written or (), path)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checksums:
+  """A future of Orbax: the files of this process are written and summed.
+
+  Orbax waits for it in the background, in every process, before process 0
+  names the checkpoint. Files of all processes are left to process 0.
+  """
+
+  written: Sequence[Any]
+  directory: pathlib.Path
+
+  def result(self, timeout: float | None = None) -> None:
+    for future in self.written:
+      future.result(timeout)
+    own = self.directory / f"ocdbt.process_{jax.process_index()}"
+    if own.is_dir():
+      integrity.write(own)
+
+  def cancel(self) -> None:
+    """Files that are being written are not given up."""
+
+
 class Manager:
   """Saves and restores the checkpoints of one run; use it in a `with` block.
 
   One process group at a time: opening clears away what a killed run left.
   """
 
-  def __init__(self, config: Config, log: Log = logging.warning):
+  def __init__(
+    self, directory: pathlib.Path, max_to_keep: int = 2, keep_period: int = 0
+  ):
     """Open the directory.
 
     Args:
-      config: see `Config`.
-      log: called with a line for each warning.
+      directory: of the checkpoints and nothing else; made if need be.
+      max_to_keep: how many of the newest are kept. With one, nothing is left
+        to fall back on when it is damaged.
+      keep_period: also keep those of steps that it divides; 0 for none.
 
     Raises:
       OSError: the directory cannot be made or written.
     """
-    self.directory = pathlib.Path(config.directory).absolute()
-    self._log = log
-    self._asynchronous = config.asynchronous
+    if max_to_keep < 1 or keep_period < 0:
+      raise ValueError(
+        "expected max_to_keep from 1 and keep_period from 0, got"
+        f" {max_to_keep}, {keep_period}"
+      )
+    self.directory = directory.absolute()
     self._saving: int | None = None
-    if jax.process_index() == 0:
-      self.directory.mkdir(parents=True, exist_ok=True)
-      _clear(self.directory, log)
-    distributed.barrier("opened")
-    self._orbax = _open(config, self.directory, self._seal)
+    policies = ocp.checkpoint_managers.preservation_policy
+    kept: list[Any] = [policies.LatestN(max_to_keep)]
+    if keep_period:
+      kept.append(policies.EveryNSteps(keep_period))
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    state = _StateHandler(use_compression=False)  # weights hardly shrink
+    registry.add(reader.STATE, ocp.args.PyTreeSave, state)
+    registry.add(reader.STATE, ocp.args.PyTreeRestore, state)
+    meta = ocp.JsonCheckpointHandler(reader.META_FILE)
+    registry.add(reader.META, ocp.args.JsonSave, meta)
+    registry.add(reader.META, ocp.args.JsonRestore, meta)
+    self._orbax = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        cleanup_tmp_directories=True,
+        save_root_metadata=False,
+        lightweight_initialize=True,
+        async_options=ocp.AsyncOptions(
+          timeout_secs=_TIMEOUT, post_finalization_callback=self._seal
+        ),
+      ),
+      handler_registry=registry,
+    )
 
   def __enter__(self) -> "Manager":
     return self
@@ -138,7 +159,7 @@ class Manager:
     try:
       self.close()
     except (OSError, ValueError, RuntimeError) as error:
-      self._log(f"checkpoints: {error}")
+      _log.warning("checkpoints: %s", error)
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, newest first."""
@@ -169,7 +190,8 @@ class Manager:
     """
     flat = tree_spec.flatten(state)
     meta = reader.description(step, flat, iterator, metadata or {})
-    arrays = tree_spec.stored_arrays(flat)
+    stored = {path: tree_spec.to_stored(leaf) for path, leaf in flat.items()}
+    arrays = {path: x for path, x in stored.items() if 0 not in x.shape}
     self.wait()
     if step in self.steps():
       return False
@@ -184,8 +206,6 @@ class Manager:
     self._saving = step
     with self._explained():
       self._orbax.save(step, args=arguments, force=True)
-    if not self._asynchronous:
-      self.wait()
     return True
 
   def wait(self) -> None:
@@ -228,16 +248,17 @@ class Manager:
       path = self.directory / str(step)
       try:
         found = reader.read_info(path)
-        damage = ""
-      except ValueError as error:
-        found, damage = None, str(error)
-      if found is not None:
         _check_target(found, flat)
-        damage = _damage(found)
-      if found is not None and not damage:
-        return self._restore(found, flat, target, failures)
-      failures.append(f"{path}: {damage}")
-      self._log(f"checkpoint {path} is damaged: {damage}")
+        reader.verify(found)
+      except integrity.DamagedError as error:
+        failures.append(f"{path}: {error}")
+        _log.warning("checkpoint %s is damaged: %s", path, error)
+        continue
+      state = tree_spec.unflatten(reader.read(found, flat), target)
+      if failures:
+        _log.warning("continuing from the older checkpoint %s", path)
+        self._set_aside(step)
+      return Restored(**vars(found), state=state)
     if failures:
       listed = "".join(f"\n  {line}" for line in failures)
       raise ValueError(
@@ -246,25 +267,6 @@ class Manager:
       )
     return None
 
-  def _restore(
-    self,
-    found: reader.CheckpointInfo,
-    flat: Mapping[str, Any],
-    target: Any,
-    failures: list[str],
-  ) -> Restored:
-    """Restore a sound checkpoint, and make way where damaged ones lie."""
-    state = tree_spec.unflatten(reader.read(found, flat), target)
-    if failures:
-      self._log(f"continuing from the older checkpoint {found.path}")
-      self._set_aside(found.step)
-    return Restored(
-      step=found.step,
-      state=state,
-      iterators=found.iterators,
-      metadata=found.metadata,
-    )
-
   def _set_aside(self, restored: int) -> None:
     """Rename the checkpoints after a step: the run will come there again."""
     distributed.barrier("restored")
@@ -272,9 +274,12 @@ class Manager:
       for step in self.steps():
         if step > restored:
           path = self.directory / str(step)
-          aside = _unused(path.with_name(f"{step}{_DAMAGED}"))
+          aside, number = path.with_name(f"{step}.damaged"), 1
+          while aside.exists():
+            number += 1
+            aside = path.with_name(f"{step}.damaged{number}")
           path.rename(aside)
-          self._log(f"set aside as {aside}; delete it when not needed")
+          _log.warning("set aside as %s; delete it when not needed", aside)
     distributed.barrier("set_aside")
     self._orbax.reload()
 
@@ -306,45 +311,6 @@ class Manager:
       raise ValueError(f"{what}, earlier ones are whole: {error}") from error
 
 
-def _open(
-  config: Config, directory: pathlib.Path, seal: Callable[[], None]
-) -> ocp.CheckpointManager:
-  """Orbax's manager as `config` says."""
-  policies = ocp.checkpoint_managers.preservation_policy
-  kept: list[Any] = [policies.LatestN(config.max_to_keep)]
-  if config.keep_period:
-    kept.append(policies.EveryNSteps(config.keep_period))
-  state = ocp.PyTreeCheckpointHandler(use_compression=config.compress)
-  meta = ocp.JsonCheckpointHandler(reader.META_FILE)
-  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  registry.add(reader.STATE, ocp.args.PyTreeSave, state)
-  registry.add(reader.STATE, ocp.args.PyTreeRestore, state)
-  registry.add(reader.META, ocp.args.JsonSave, meta)
-  registry.add(reader.META, ocp.args.JsonRestore, meta)
-  options = ocp.CheckpointManagerOptions(
-    preservation_policy=policies.AnyPreservationPolicy(kept),
-    create=False,
-    save_root_metadata=False,
-    lightweight_initialize=True,
-    enable_async_checkpointing=True,
-    async_options=ocp.AsyncOptions(
-      timeout_secs=config.timeout, post_finalization_callback=seal
-    ),
-  )
-  return ocp.CheckpointManager(
-    directory, options=options, handler_registry=registry
-  )
-
-
-def _clear(directory: pathlib.Path, log: Log) -> None:
-  """Delete what a killed run left: saves and deletions cut short."""
-  for path in sorted(directory.iterdir()):
-    remains = reader.is_step(path.name) and not (path / _COMMITTED).is_file()
-    if _TEMPORARY in path.name or (remains and integrity.is_missing(path)):
-      log(f"clearing {path}: it was being written or deleted by a killed run")
-      shutil.rmtree(path)
-
-
 def _check_target(
   found: reader.CheckpointInfo, flat: Mapping[str, Any]
 ) -> None:
@@ -358,15 +324,6 @@ def _check_target(
     )
 
 
-def _damage(found: reader.CheckpointInfo) -> str:
-  """What is wrong with a checkpoint's files; empty if nothing is."""
-  try:
-    reader.verify(found)
-  except ValueError as error:
-    return str(error)
-  return ""
-
-
 def _check_room(directory: pathlib.Path, flat: Mapping[str, Any]) -> None:
   """See that an uncompressed state has room, before a byte is written."""
   size = sum(x.size * x.dtype.itemsize for x in flat.values())
@@ -378,12 +335,3 @@ def _check_room(directory: pathlib.Path, flat: Mapping[str, Any]) -> None:
       f" {free / 2**30:.3g}; make room. Earlier checkpoints are whole",
       str(directory),
     )
-
-
-def _unused(path: pathlib.Path) -> pathlib.Path:
-  """`path`, or with a number behind it the first that does not exist."""
-  number, candidate = 1, path
-  while candidate.exists():
-    number += 1
-    candidate = path.with_name(f"{path.name}{number}")
-  return candidate

@@ -18,6 +18,7 @@ import base64
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,11 @@ from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import tree_spec
 from ovi_jax.sharding import distributed
 
-_MAX_STEP_DIGITS = 18
+STATE = "state"
+META = "meta"
+META_FILE = "metadata"
+FORMAT = 1
+_STEP = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
 _MAX_AXES = 32
 # What Orbax raises of metadata that is not as it writes it.
 _UNREADABLE = (
@@ -43,10 +48,6 @@ _UNREADABLE = (
   TypeError,
   ValueError,
 )
-STATE = "state"
-META = "meta"
-META_FILE = "metadata"
-FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class CheckpointInfo:
   leaves: Mapping[str, tree_spec.LeafSpec]
   iterators: tuple[Any, ...]
   metadata: Mapping[str, Any]
-  checksums: Mapping[str, Mapping[str, int]]
+  checksums: integrity.Entries
 
 
 def description(
@@ -84,16 +85,17 @@ def description(
   Raises:
     ValueError: a leaf is no array, or something is not JSON.
   """
+  leaves = {path: tree_spec.leaf_spec(leaf) for path, leaf in flat.items()}
+  entry = {"json": iterator}
+  if isinstance(iterator, bytes):
+    entry = {"bytes": base64.b64encode(iterator).decode()}
   found = {
     "format": FORMAT,
     "step": step,
-    "leaves": {
-      p: tree_spec.leaf_spec(leaf).to_json() for p, leaf in flat.items()
-    },
+    "leaves": {p: [x.dtype, [*x.shape], x.python] for p, x in leaves.items()},
     "metadata": dict(metadata),
   }
   try:
-    entry = _encode(iterator)
     json.dumps([found, entry])
   except TypeError as error:
     raise ValueError(
@@ -112,12 +114,7 @@ def steps(directory: pathlib.Path) -> list[int]:
 
 def is_step(name: str) -> bool:
   """Whether a directory's name is that of a complete checkpoint."""
-  return (
-    name.isascii()
-    and name.isdigit()
-    and len(name) <= _MAX_STEP_DIGITS
-    and str(int(name)) == name
-  )
+  return _STEP.fullmatch(name) is not None
 
 
 def read_info(path: pathlib.Path) -> CheckpointInfo:
@@ -127,14 +124,16 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
     path: directory of one checkpoint, named by its step.
 
   Raises:
-    ValueError: it is damaged or of another format; says which file and how.
+    integrity.DamagedError: it is damaged or of another format; says which file
+      and how.
   """
   checksums = integrity.listing(path)
   name = f"{META}/{META_FILE}"
   if name not in checksums:
-    raise ValueError(f"{path / integrity.CHECKSUMS} does not name {name}")
-  if found := integrity.problems(path, checksums, [name]):
-    raise ValueError(integrity.shorten(found))
+    listing = path / integrity.CHECKSUMS
+    raise integrity.DamagedError(f"{listing} does not name {name}")
+  if found := integrity.problems(path, {name: checksums[name]}):
+    raise integrity.DamagedError(integrity.shorten(found))
   file = files.inside(path, name)
   try:
     # Metadata and iterators may hold NaN.
@@ -144,38 +143,45 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
       path=path,
       step=meta["step"],
       leaves={
-        p: tree_spec.LeafSpec.from_json(e) for p, e in meta["leaves"].items()
+        p: tree_spec.LeafSpec(dtype=dtype, shape=tuple(shape), python=python)
+        for p, (dtype, shape, python) in meta["leaves"].items()
       },
-      iterators=tuple(map(_decode, meta["iterators"])),
+      iterators=tuple(
+        base64.b64decode(entry["bytes"], validate=True)
+        if "bytes" in entry
+        else entry["json"]
+        for entry in meta["iterators"]
+      ),
       metadata=meta["metadata"],
       checksums=checksums,
     )
   except ValueError as error:
-    raise ValueError(f"{file}: {error}") from error
+    raise integrity.DamagedError(f"{file}: {error}") from error
 
 
 def _check_types(meta: Any) -> None:
   """ValueError that names the fields that are not as `description` has them."""
-  if not isinstance(meta, dict):
-    raise ValueError(f"expected an object, found {meta!r:.40}")
-  if meta.get("format") != FORMAT:
-    raise ValueError(
-      f"expected format {FORMAT}, found {meta.get('format')!r:.40}"
-    )
-  kinds, states = meta.get("leaves"), meta.get("iterators")
+  version = meta.get("format") if isinstance(meta, dict) else meta
+  if not isinstance(meta, dict) or version != FORMAT:
+    raise ValueError(f"expected format {FORMAT}, found {version!r:.40}")
+  leaves, states = meta.get("leaves"), meta.get("iterators")
   valid = {
     "step": type(meta.get("step")) is int and meta["step"] >= 0,
-    "leaves": isinstance(kinds, dict) and all(map(_is_kind, kinds.values())),
+    "leaves": isinstance(leaves, dict) and all(map(_is_leaf, leaves.values())),
     "iterators": isinstance(states, list)
     and len(states) > 0
-    and all(map(_is_state, states)),
+    and all(
+      isinstance(entry, dict)
+      and ("json" in entry or isinstance(entry.get("bytes"), str))
+      for entry in states
+    ),
     "metadata": isinstance(meta.get("metadata"), dict),
   }
   if wrong := [name for name, is_valid in valid.items() if not is_valid]:
     raise ValueError(f"missing or of a wrong type: {', '.join(wrong)}")
 
 
-def _is_kind(entry: Any) -> bool:
+def _is_leaf(entry: Any) -> bool:
   """Whether JSON is dtype, shape and "is a Python number" of a leaf."""
   if not isinstance(entry, list) or len(entry) != 3:
     return False
@@ -189,30 +195,24 @@ def _is_kind(entry: Any) -> bool:
   )
 
 
-def _is_state(entry: Any) -> bool:
-  """Whether JSON is what `_encode` makes of an input state."""
-  if not isinstance(entry, dict):
-    return False
-  return "json" in entry or isinstance(entry.get("bytes"), str)
-
-
 def verify(saved: CheckpointInfo) -> None:
   """Compare every file of a checkpoint with its checksum.
 
   Processes share the work and all come to the same verdict.
 
   Raises:
-    ValueError: files are damaged or missing, or something is no regular file
-      of the directory; names them.
+    integrity.DamagedError: files are damaged or missing, or something is no
+      regular file of the directory; names them.
   """
-  names = sorted(saved.checksums)[jax.process_index() :: jax.process_count()]
-  found = integrity.problems(saved.path, saved.checksums, names)
+  mine = sorted(saved.checksums)[jax.process_index() :: jax.process_count()]
+  entries = {name: saved.checksums[name] for name in mine}
   if jax.process_index() == 0:
-    found = integrity.irregular(saved.path) + found
-  if everywhere := [
-    line for part in distributed.gather(found) for line in part
-  ]:
-    raise ValueError(integrity.shorten(everywhere))
+    # Orbax opens what lies in the directory, whether it is listed or not.
+    unlisted = set(integrity.names(saved.path)) - saved.checksums.keys()
+    entries |= {name: {} for name in sorted(unlisted)}
+  gathered = distributed.gather(integrity.problems(saved.path, entries))
+  if found := [line for lines in gathered for line in lines]:
+    raise integrity.DamagedError(integrity.shorten(found))
 
 
 def read(saved: CheckpointInfo, targets: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,13 +228,15 @@ def read(saved: CheckpointInfo, targets: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: the arrays cannot be read.
   """
   wanted = {path: tree_spec.abstract(leaf) for path, leaf in targets.items()}
+  # Arrays without elements are not stored.
   flat = {p: x for p, x in wanted.items() if 0 not in x.shape}
-  read_back: dict[str, Any] = {p: _empty(wanted[p]) for p in wanted}
-  if flat:
-    read_back |= _read_arrays(saved.path / STATE, flat)
-  return {
-    p: tree_spec.from_stored(read_back[p], leaf) for p, leaf in targets.items()
-  }
+  arrays = _read_arrays(saved.path / STATE, flat) if flat else {}
+  for path in wanted.keys() - flat.keys():
+    shape, dtype = wanted[path].shape, wanted[path].dtype
+    arrays[path] = np.zeros(shape, dtype)
+    if isinstance(wanted[path], jax.ShapeDtypeStruct):
+      arrays[path] = jax.device_put(arrays[path], wanted[path].sharding)
+  return {p: tree_spec.from_stored(arrays[p], x) for p, x in targets.items()}
 
 
 def _read_arrays(path: pathlib.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,25 +254,3 @@ def _read_arrays(path: pathlib.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
     said = untrusted.printable(f"{type(error).__name__}: {error}", 500)
     raise ValueError(f"{path}: the arrays cannot be read: {said}") from error
   return traverse_util.flatten_dict(restored, sep="/")
-
-
-def _empty(target: Any) -> Any:
-  """An array without elements, or nothing where there will be some."""
-  if 0 not in target.shape:
-    return None
-  if isinstance(target, np.ndarray):
-    return np.zeros(target.shape, target.dtype)
-  return jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
-
-
-def _encode(iterator: Any) -> Any:
-  """An input state as JSON."""
-  if isinstance(iterator, bytes):
-    return {"bytes": base64.b64encode(iterator).decode()}
-  return {"json": iterator}
-
-
-def _decode(entry: Mapping[str, Any]) -> Any:
-  if "bytes" in entry:
-    return base64.b64decode(entry["bytes"], validate=True)
-  return entry["json"]

@@ -43,14 +43,6 @@ class LeafSpec:
     sizes = ", ".join(map(str, self.shape))
     return f"Python {self.dtype}" if self.python else f"{self.dtype}[{sizes}]"
 
-  def to_json(self) -> list[Any]:
-    return [self.dtype, list(self.shape), self.python]
-
-  @classmethod
-  def from_json(cls, entry: list[Any]) -> "LeafSpec":
-    dtype, shape, python = entry
-    return cls(dtype=dtype, shape=tuple(shape), python=python)
-
 
 def flatten(tree: Any) -> dict[str, Any]:
   """The leaves of a tree by path.
@@ -90,25 +82,13 @@ def leaf_spec(leaf: Any) -> LeafSpec:
   return LeafSpec(shape=tuple(leaf.shape), dtype=str(leaf.dtype))
 
 
-def is_random_key(leaf: Any) -> bool:
-  """Whether a leaf holds typed random keys."""
-  dtype = getattr(leaf, "dtype", None)
-  return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
 def to_stored(leaf: Any) -> Any:
   """A leaf in the form it is written in."""
-  if is_random_key(leaf):
+  if _is_random_key(leaf):
     return jax.random.key_data(leaf)
   if type(leaf) in _SCALARS:
     return np.asarray(leaf, _SCALARS[type(leaf)])
   return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
-
-
-def stored_arrays(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The leaves that have elements, in the form they are written in."""
-  arrays = {path: to_stored(leaf) for path, leaf in flat.items()}
-  return {path: x for path, x in arrays.items() if 0 not in x.shape}
 
 
 def abstract(leaf: Any) -> Any:
@@ -116,16 +96,13 @@ def abstract(leaf: Any) -> Any:
 
   Returns:
     A `ShapeDtypeStruct` with a sharding for what becomes a jax array, a numpy
-    array of no meaning for what becomes one of numpy.
+    array of no meaning for what is read into the memory of each process.
   """
-  if is_random_key(leaf):
-    data = jax.eval_shape(jax.random.key_data, _bare(leaf))
-    # The words of a key follow its axes; they are not split.
-    return jax.ShapeDtypeStruct(
-      data.shape, data.dtype, sharding=_for_data(leaf, len(data.shape))
-    )
   if type(leaf) in _SCALARS:
     return np.zeros((), _SCALARS[type(leaf)])
+  if _is_random_key(leaf):
+    data = jax.eval_shape(jax.random.key_data, _bare(leaf))
+    return np.zeros(data.shape, data.dtype)
   if isinstance(leaf, np.ndarray | np.generic):
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
@@ -133,9 +110,11 @@ def abstract(leaf: Any) -> Any:
 
 def from_stored(data: Any, leaf: Any) -> Any:
   """What was read, as the kind of leaf the target has."""
-  if is_random_key(leaf):
-    keys = jax.random.wrap_key_data(data, impl=_implementation(leaf))
-    return jax.device_put(keys, _sharding(leaf))
+  if _is_random_key(leaf):
+    kinds: list[Any] = []
+    jax.eval_shape(lambda k: kinds.append(jax.random.key_impl(k)), _bare(leaf))
+    wrap = lambda data: jax.random.wrap_key_data(data, impl=kinds[0])  # noqa: E731
+    return jax.jit(wrap, out_shardings=_sharding(leaf))(data)
   if type(leaf) in _SCALARS:
     return type(leaf)(np.asarray(data).item())
   return data
@@ -156,27 +135,14 @@ def differences(
   return found
 
 
+def _is_random_key(leaf: Any) -> bool:
+  dtype = getattr(leaf, "dtype", None)
+  return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def _sharding(leaf: Any) -> jax.sharding.Sharding:
   found = getattr(leaf, "sharding", None)
-  if found is not None:
-    return found
-  return jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-def _for_data(leaf: Any, axes: int) -> jax.sharding.Sharding:
-  """The sharding of a random key's data."""
-  sharding = _sharding(leaf)
-  if isinstance(sharding, jax.sharding.NamedSharding):
-    entries = tuple(sharding.spec) + (None,) * (axes - len(sharding.spec))
-    return sharding.update(spec=jax.sharding.PartitionSpec(*entries))
-  return sharding
-
-
-def _implementation(leaf: Any) -> Any:
-  """How a random key counts, of a key or its shape alone."""
-  found: list[Any] = []
-  jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), _bare(leaf))
-  return found[0]
+  return found or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def _bare(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -2,8 +2,8 @@
 
 import json
 import pathlib
+import re
 import shlex
-import types
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -16,16 +16,14 @@ from ovi_jax import untrusted
 from ovi_jax.sharding import distributed
 
 CONFIG = "config.json"
-# What may differ between the starts of one run without being another run.
-MAY_CHANGE = ("steps", "log", "checkpoint", "evaluation", "samples", "profile")
-_ABSENT = "absent"
+# Of a URL, whose second slash `pathlib` drops.
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.ASCII)
 
 
 def check_config(
   workdir: pathlib.Path | str,
   config: Mapping[str, Any],
-  may_change: Iterable[str] = MAY_CHANGE,
-  since: Mapping[str, Any] = types.MappingProxyType({}),
+  may_change: Iterable[str],
   instead: str = "",
   also: Callable[[], None] = lambda: None,
 ) -> None:
@@ -36,24 +34,26 @@ def check_config(
     config: names to values, nested; anything JSON.
     may_change: fields that may differ, by dotted name; a name stands for all
       below it (`log` for `log.every`). The file then follows the new values.
-    since: fields that older runs lack, by dotted name, and what they did.
     instead: how to start another run, for the message.
     also: what else is checked once the config fits, before anything is
       written.
 
   Raises:
     ValueError: the directory belongs to another configuration (lists every
-      field that differs, with both values), its file is damaged, or `config`
-      is not JSON.
+      field that differs, with both values), its file is damaged, `config` is
+      not JSON, or the directory is a URL.
     OSError: the directory cannot be written, or its disk is full.
   """
+  if url := _SCHEME.match(str(workdir)):
+    raise ValueError(
+      f"workdir {workdir}: expected a directory of this machine, {url[1]}://"
+      " is not supported; mount the bucket and give the directory"
+    )
   path = pathlib.Path(workdir) / CONFIG
   ours = _as_json(config)
   if path.exists():
     theirs = _read(path)
-    if differing := _differences(
-      _flat(since) | _flat(theirs), _flat(ours), tuple(may_change)
-    ):
+    if differing := _differences(_flat(theirs), _flat(ours), may_change):
       listed = "".join(f"\n  {line}" for line in differing)
       another = f"\n{instead}" if instead else ""
       raise ValueError(
@@ -105,26 +105,20 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _differences(
   before: Mapping[str, str],
   after: Mapping[str, str],
-  may_change: tuple[str, ...],
+  may_change: Iterable[str],
 ) -> list[str]:
   """The fields that differ and may not, with both values."""
   heads = tuple(f"{name}." for name in may_change)
-  return [
-    f"{name}: {before.get(name, _ABSENT)} in the run,"
-    f" {after.get(name, _ABSENT)} now{_flag(name, before, after)}"
-    for name in sorted(before.keys() | after.keys())
-    if not _same(before.get(name), after.get(name))
-    and not f"{name}.".startswith(heads)
-  ]
-
-
-def _flag(
-  name: str, before: Mapping[str, str], after: Mapping[str, str]
-) -> str:
-  """The flag that sets a field back, where there is one."""
-  if name not in before or name not in after:
-    return ""
-  return f" ({flag(name, json.loads(before[name]))} sets it back)"
+  found = []
+  for name in sorted(before.keys() | after.keys()):
+    had, has = before.get(name, "absent"), after.get(name, "absent")
+    both = name in before and name in after
+    # Values are alike as JSON: 1, 1.0 and true are.
+    same = both and (had == has or json.loads(had) == json.loads(has))
+    if not same and not f"{name}.".startswith(heads):
+      back = f" ({flag(name, json.loads(had))} sets it back)" if both else ""
+      found.append(f"{name}: {had} in the run, {has} now{back}")
+  return found
 
 
 def flag(name: str, value: Any) -> str:
@@ -138,13 +132,6 @@ def flag(name: str, value: Any) -> str:
 def _tuple(value: Any) -> Any:
   """Lists, as JSON has them, to tuples, as flags are written."""
   return tuple(map(_tuple, value)) if isinstance(value, list) else value
-
-
-def _same(before: str | None, after: str | None) -> bool:
-  """Whether two values, as JSON, are alike: 1, 1.0 and true are."""
-  if before == after or before is None or after is None:
-    return before == after  # as text: no NaN is another's equal
-  return json.loads(before) == json.loads(after)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

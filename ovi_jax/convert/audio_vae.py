@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ovi_jax.convert.folding import Constant
-from ovi_jax.convert.folding import MagnitudePreserving
+from ovi_jax.convert.mapping import Constant
+from ovi_jax.convert.mapping import MagnitudePreserving
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
 from ovi_jax.models import audio_vae

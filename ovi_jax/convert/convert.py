@@ -10,10 +10,10 @@ that what was there stays usable until the whole conversion has succeeded.
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -23,13 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import ovi_jax
-from ovi_jax import console
 from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax import untrusted
 from ovi_jax.convert import mapping
 from ovi_jax.convert import normalize
 from ovi_jax.convert import reader
-from ovi_jax.convert import recognize
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import staging
 from ovi_jax.convert import torch_file
@@ -37,7 +35,7 @@ from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 
-Log = Callable[[str], None]
+_log = logging.getLogger(__name__)
 _KEY = "::"  # between a file and the name below which its tensors lie
 
 
@@ -50,7 +48,6 @@ def convert(
   components: Sequence[str] | None = None,
   files: Mapping[str, Sequence[str]] | None = None,
   tokenizer: pathlib.Path | None = None,
-  log: Log = console.log,
 ) -> weights_dir.Manifest:
   """Convert a release, or files of any name.
 
@@ -66,7 +63,6 @@ def convert(
     files: by component, its files in place of the release's: anything that
       `reader.open_tensors` takes, `FILE::KEY` for the tensors under KEY.
     tokenizer: `tokenizer.json` in place of the release's.
-    log: called with a line for each component.
 
   Returns:
     The manifest, also written to `out`.
@@ -101,9 +97,7 @@ def convert(
     known = _Known.of(out, arch, variant, chosen)
     digests = dict(known.digests)
     for component, (tensors, shapes) in opened.items():
-      digests[component] = _convert_one(
-        component, tensors, shapes, out, staged, log
-      )
+      digests[component] = _convert_one(component, tensors, shapes, out, staged)
     for name, path in beside.items():
       shutil.copyfile(path, staged / name)
     file = (staged if beside else out) / weights_dir.TOKENIZER
@@ -132,15 +126,14 @@ def _convert_one(
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   out: pathlib.Path,
   staged: pathlib.Path,
-  log: Log,
 ) -> str:
   """Write one component beside the one in `out`; returns its digest."""
   path = weights_dir.component_file(out, component)
   for note in tensors.notes:
-    log(f"{component}: {note}")
+    _log.info(f"{component}: {note}")
   try:
     if content := _written(path, tensors, shapes):
-      log(f"{component}: {path} was made of the same tensors, it stays")
+      _log.info(f"{component}: {path} was made of the same tensors, it stays")
       return content
     content = _write(
       weights_dir.component_file(staged, component), tensors, shapes
@@ -150,7 +143,7 @@ def _convert_one(
     raise ValueError(f"{component}: {file}: {error}") from error
   except ValueError as error:
     raise ValueError(f"{component}: {error}") from error
-  log(f"{component}: {len(tensors.shapes)} tensors -> {path}")
+  _log.info(f"{component}: {len(tensors.shapes)} tensors -> {path}")
   return content
 
 
@@ -260,14 +253,13 @@ def _open_one(
     )
   except normalize.OtherModelError as error:
     what = "; ".join(
-      f"{file.source} holds {recognize.kind(file, component)}"
-      for file in opened
+      f"{file.source} holds {releases.kind(file, component)}" for file in opened
     )
     raise ValueError(what) from error
   shapes = architecture.parameter_shapes(component, config)
   ours = {path: tuple(x.shape) for path, x in mapping.flatten(shapes).items()}
   if problems := _misfits(tensors, ours):
-    if what := recognize.misfit(component, config, tensors):
+    if what := releases.misfit(component, config, tensors):
       raise ValueError(f"{tensors.source}: {what}")
     raise ValueError(f"{tensors.source}: " + "\n".join(problems))
   return tensors, _typed(tensors, ours)
@@ -411,7 +403,6 @@ def export(
   source: pathlib.Path,
   release: pathlib.Path,
   components: Sequence[str] | None = None,
-  log: Log = console.log,
 ) -> None:
   """Write our weights back as a release, under the original's names.
 
@@ -419,7 +410,6 @@ def export(
     source: directory of our weights.
     release: directory to write, in the release's layout.
     components: which to export; `None` for all there are.
-    log: called with a line for each component.
 
   Raises:
     ValueError: `source` is no directory of our weights or lacks a component, or
@@ -440,7 +430,7 @@ def export(
       stored = weights_dir.component_file(source, component)
       rows = target.rows(manifest.architecture.config(component))
       _save(path, rows, stored, target.key)
-      log(f"{component} -> {release / target.file}")
+      _log.info(f"{component} -> {release / target.file}")
     for name, path in beside.items():
       (staged / tokenizer).mkdir(parents=True, exist_ok=True)
       shutil.copyfile(path, staged / tokenizer / name)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import importlib
+import logging
 import os
 import pathlib
 import re
@@ -20,11 +21,11 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
-from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import untrusted
 from ovi_jax.convert import release as releases
 
+_log = logging.getLogger(__name__)
 _TRANSPORT = re.compile(r"httpx\d*")
 _ERROR = 300  # characters of an error that are shown
 _WAN = "Wan-AI/Wan2.2-TI2V-5B"
@@ -80,7 +81,6 @@ def download(
   variant: str,
   out_dir: str | os.PathLike[str],
   confirm: Callable[[str], bool] = lambda question: True,
-  log: Callable[[str], None] = console.log,
   hub: Any = None,
 ) -> list[pathlib.Path]:
   """Fetch a variant into the layout that the converter reads.
@@ -89,7 +89,6 @@ def download(
     variant: as for `plan`.
     out_dir: the directory that will hold `Ovi`, `Wan2.2-TI2V-5B`, `MMAudio`.
     confirm: asked once, with what it will take, before anything is fetched.
-    log: told what happens, a line at a time.
     hub: used in place of the `huggingface_hub` package.
 
   Returns:
@@ -107,13 +106,13 @@ def download(
   files = _on_hub(hub, wanted)
   absent = [f for f in files if not _is_whole(f, out_dir)]
   there = len(files) - len(absent)
-  log(f"{variant}: {len(files)} files, of which {there} are there")
+  _log.info(f"{variant}: {len(files)} files, of which {there} are there")
   if absent:
-    need = _check_room(absent, out_dir, log)
+    need = _check_room(absent, out_dir)
     if not confirm(f"Fetch {_gib(need)} to {out_dir}?"):
       return []
   for file in absent:
-    log(f"fetching {file.repo}/{file.name}, {_gib(file.size or 0)}")
+    _log.info(f"fetching {file.repo}/{file.name}, {_gib(file.size or 0)}")
     _fetch(hub, file, out_dir)
   return [f.under(out_dir) for f in files]
 
@@ -198,16 +197,14 @@ def _on_hub(hub: Any, wanted: list[File]) -> list[File]:
   return files
 
 
-def _check_room(
-  absent: list[File], out_dir: pathlib.Path, log: Callable[[str], None]
-) -> int:
+def _check_room(absent: list[File], out_dir: pathlib.Path) -> int:
   """The bytes to fetch; an error if the disk has no room for them."""
   need = sum(f.size or 0 for f in absent)
   existing = out_dir.absolute()
   while not existing.exists():
     existing = existing.parent
   free = shutil.disk_usage(existing).free
-  log(f"to fetch: {_gib(need)}; free in {existing}: {_gib(free)}")
+  _log.info(f"to fetch: {_gib(need)}; free in {existing}: {_gib(free)}")
   # What was fetched of a file cut off counts again: ask for too much, rather.
   if need > free:
     raise OSError(

@@ -5,7 +5,7 @@ rotary pairs (see `models.rope`), together with the norms over them.
 """
 
 from ovi_jax.convert import mapping
-from ovi_jax.convert.dialects import Dialect
+from ovi_jax.convert.mapping import Dialect
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
 from ovi_jax.convert.mapping import linear

@@ -28,7 +28,6 @@ import numpy as np
 
 from ovi_jax import untrusted
 from ovi_jax.convert import mapping
-from ovi_jax.convert.dialects import Dialect
 from ovi_jax.pretrained import tensor_file
 
 # Parts that wrappers of modules put in the middle of names: torch.compile,
@@ -172,7 +171,7 @@ def is_finite(array: np.ndarray) -> bool:
 def normalize(
   files: Sequence[tensor_file.TensorFile],
   rows: Sequence[mapping.Row],
-  dialects: Sequence[Dialect] = (),
+  dialects: Sequence[mapping.Dialect] = (),
   towers: Sequence[str] = (),
   keys: Sequence[str] = (),
 ) -> Normalized:
@@ -229,7 +228,7 @@ class _Spelled:
   def __init__(
     self,
     rows: Sequence[mapping.Row],
-    dialects: Sequence[Dialect],
+    dialects: Sequence[mapping.Dialect],
     towers: Sequence[str],
   ):
     names = dict.fromkeys(_table_names(rows))

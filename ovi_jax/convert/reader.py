@@ -1,10 +1,9 @@
-"""Open the weights of a release, whatever the format and number of files.
+"""Opens weight files of a release, of any format and number.
 
-Takes safetensors and torch files, shards of them by list, by pattern, by
-directory or by `*.index.json`, and gives one `TensorFile` to read tensor by
-tensor. The format is detected by content: names of files say nothing. Knows
-neither models nor names of tensors. (Index files: the Transformers library's
-sharded checkpoints.)
+Reads safetensors and torch files, and shards of them given as a list, pattern,
+directory or `*.index.json`, as one `TensorFile`. The format is detected by
+content, not by file name. Does not know models or names of tensors. (Index
+files: the Transformers library's sharded checkpoints.)
 """
 
 import dataclasses
@@ -49,16 +48,20 @@ Path = str | os.PathLike[str]
 def open_tensors(
   paths: Path | Sequence[Path], key: str | None = None
 ) -> tensor_file.TensorFile:
-  """Find the tensors of a file, or of the shards of one model.
+  """Open a weight file, or the shards of one model.
 
   Args:
     paths: a file; a list of shards; a pattern such as `model-*.safetensors`;
-      the `*.index.json` beside shards; or a directory that holds one of these.
-    key: of a torch file, take the dict under this name (`generator`).
+      the `*.index.json` beside shards; or a directory with one of these.
+    key: of a torch file, read the dict under this name (`generator`).
+
+  Returns:
+    The tensors, to be read one by one.
 
   Raises:
-    ValueError: a file is missing, damaged, of an unknown format, or two hold
-      the same tensor; names the file, what was expected and what was found.
+    ValueError: a file is missing, damaged or of an unknown format, or two files
+      have the same tensor; names the file, what was expected and what was
+      found.
   """
   if isinstance(paths, (str, os.PathLike)):
     path = _within(pathlib.Path(paths))
@@ -177,7 +180,7 @@ def _within(path: pathlib.Path) -> pathlib.Path:
 
 
 def exists(path: str) -> bool:
-  """Whether a path, or a pattern, is that of any file."""
+  """Whether a path or pattern matches a file."""
   return os.path.exists(path) or bool(glob.has_magic(path) and glob.glob(path))
 
 
@@ -254,27 +257,27 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
 
 
 class Readable(Protocol):
-  """Anything that gives tensors by name."""
+  """Reads tensors by name."""
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor `name`."""
+    """Read the tensor `name`."""
     ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digest:
-  """Reads tensors and knows, without a second pass, the identity of the read.
+  """Reads tensors and computes their digest in the same pass.
 
   Attributes:
-    file: where the tensors come from.
-    digests: SHA-256 of each tensor that was read, by name.
+    file: source of the tensors.
+    digests: sha256 of each tensor that was read, by name.
   """
 
   file: Readable
   digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor `name`; its name, dtype, shape and bytes are noted."""
+    """Read the tensor `name`; name, dtype, shape and bytes enter the digest."""
     array = self.file.read(name)
     head = json.dumps([name, str(array.dtype), list(array.shape)])
     digest = hashlib.sha256(head.encode())
@@ -283,6 +286,6 @@ class Digest:
     return array
 
   def content(self) -> str:
-    """SHA-256 of all tensors read so far, whatever the order or the format."""
+    """The sha256 of all tensors read so far, in any order and format."""
     lines = "".join(f"{d}\n" for d in sorted(self.digests.values()))
     return hashlib.sha256(lines.encode()).hexdigest()

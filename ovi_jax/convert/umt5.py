@@ -1,7 +1,7 @@
 """Names of the UMT5 text encoder in the release and in our parameters."""
 
 from ovi_jax.convert import mapping
-from ovi_jax.convert.dialects import Dialect
+from ovi_jax.convert.mapping import Dialect
 from ovi_jax.models import umt5
 
 FILE = "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"

@@ -8,7 +8,7 @@ who need one half.
 from collections.abc import Sequence
 
 from ovi_jax.convert import mapping
-from ovi_jax.convert.dialects import Dialect
+from ovi_jax.convert.mapping import Dialect
 from ovi_jax.models.video_vae import config as config_lib
 
 Config = config_lib.VideoVAEConfig

@@ -1,10 +1,10 @@
 """Names of the vocoder, below the entry `generator` of its file."""
 
-from ovi_jax.convert.dialects import Dialect
-from ovi_jax.convert.folding import Constant
-from ovi_jax.convert.folding import WeightNorm
+from ovi_jax.convert.mapping import Constant
+from ovi_jax.convert.mapping import Dialect
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
+from ovi_jax.convert.mapping import WeightNorm
 from ovi_jax.models import vocoder
 
 FILE = "MMAudio/ext_weights/best_netG.pt"

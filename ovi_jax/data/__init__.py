@@ -1,1 +1,1 @@
-"""From records on disk to batches: the contract, its files, the loader."""
+"""Training data: records, dataset files, loader."""

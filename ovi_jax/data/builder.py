@@ -14,6 +14,7 @@ imported, and sizes are checked before memory is allocated.
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
 import pathlib
@@ -70,17 +71,17 @@ class _Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-  """The records of a split, read when asked for.
+  """The records of a split, read on access.
 
   Attributes:
     path: folder of the dataset.
-    name: of the split.
-    geometry: of the dataset.
+    name: name of the split.
+    geometry: geometry of the dataset.
     index: int32 [records, 4]; latent T, H, W and audio latents, 0 for none.
-    null_text: text_SE float32 of the empty prompt.
-    identity: the same for copies of a dataset, and only for them.
+    null_text: text_SE float32 of the empty prompt, or `None`.
+    identity: sha256 of the metadata, equal for copies of a dataset.
     parts: its shards.
-    data: serialized records by number.
+    data: serialized records by index.
   """
 
   path: str
@@ -250,17 +251,20 @@ def read(
   *,
   geometry: schema.Geometry | None = None,
 ) -> Split:
-  """Open a split for random access, all of it checked but the records.
+  """Open a split for random access; everything but the records is checked.
 
   Args:
     path: folder that `write` made.
     split: name of the split.
-    geometry: that the caller's model wants; None takes what is there.
+    geometry: required geometry; `None` accepts any.
+
+  Returns:
+    The split.
 
   Raises:
-    ValueError: no dataset is there, it was not written to the end, its schema
-      version or latent geometry differs, it has no such split, or a file is
-      missing, truncated or damaged (which one).
+    ValueError: there is no dataset, it is incomplete, its schema version or
+      geometry differs, it lacks the split, or a file is missing, truncated or
+      damaged (names the file).
   """
   path = pathlib.Path(path)
   metadata = _metadata(path)
@@ -298,7 +302,17 @@ def read(
 
 
 def splits(path: str | os.PathLike[str]) -> list[str]:
-  """The names of a dataset's splits; ValueError if none is there."""
+  """The names of a dataset's splits.
+
+  Args:
+    path: folder of the dataset.
+
+  Returns:
+    Names, sorted.
+
+  Raises:
+    ValueError: there is no complete dataset.
+  """
   return _split_names(_metadata(pathlib.Path(path)))
 
 
@@ -443,3 +457,13 @@ def _check_files(
       f"the dataset is not whole: {'; '.join(problems[:_LISTED])}{more}. Copy"
       " what is named again from where it is whole, or write the dataset again"
     )
+
+
+def hash_fraction(name: str, seed: int) -> float:
+  """A number in [0, 1), the same for a name and seed on any machine.
+
+  A record is held out where it is below the share: one more record, or a larger
+  share, moves none of the others back.
+  """
+  hashed = f"{seed}:{name}".encode(errors="surrogateescape")
+  return int.from_bytes(hashlib.sha256(hashed).digest()[:8], "big") / 2**64

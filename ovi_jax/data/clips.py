@@ -1,7 +1,8 @@
-"""A record's media as arrays: frames out of mp4 bytes, a wave out of PCM.
+"""Decodes a record's media: frames from mp4 bytes, samples from PCM.
 
-The model takes 24 frames a second whatever a file says, so an mp4 of another
-rate would part picture and sound: it is refused on writing and on reading.
+The model's rate is 24 frames per second, whatever a file declares, so an mp4 of
+another rate would desynchronize video and audio: it is refused when it is
+written and when it is read.
 """
 
 import contextlib
@@ -21,19 +22,27 @@ _PCM = np.float32(32768)
 
 
 def check(record: schema.Record) -> None:
-  """Hold a record's mp4 to the record; packets are read, one frame is decoded.
+  """Check a record's mp4 against the record; one frame is decoded.
+
+  Args:
+    record: with or without video.
 
   Raises:
-    ValueError: the mp4 is damaged, is not of the frames, height and width that
-      the record says, or not of 24 frames a second by its time stamps; names
-      the record and everything that is wrong.
+    ValueError: the mp4 is damaged, or its number of frames, size or frame rate
+      (by its time stamps) differs; names the record and all differences.
   """
   if record.video is not None:
     _header(record)
 
 
 def frames(record: schema.Record) -> np.ndarray:
-  """Decode the video: uint8 RGB [frames, height, width, 3].
+  """Decode the video of a record.
+
+  Args:
+    record: with an mp4.
+
+  Returns:
+    uint8 RGB [frames, height, width, 3].
 
   Raises:
     ValueError: as `check`.
@@ -74,7 +83,7 @@ def _wanted(record: schema.Record) -> tuple[int, int, int]:
 
 
 def _size_problems(record: schema.Record, header: mp4.Header) -> Iterator[str]:
-  """In what the frames of the mp4 differ."""
+  """Differences of the mp4's frames from the record."""
   got = len(header.times), header.height, header.width
   wanted = _wanted(record)
   if got != wanted:
@@ -89,7 +98,7 @@ def _size_problems(record: schema.Record, header: mp4.Header) -> Iterator[str]:
 
 
 def _rate_problems(record: schema.Record, header: mp4.Header) -> Iterator[str]:
-  """In what the times of the mp4's frames differ from 24 a second."""
+  """Differences of the mp4's time stamps from 24 frames per second."""
   if not abs(record.fps / _FPS - 1) <= schema.FPS_TOLERANCE:
     yield f"expected {_FPS} frames a second, the record says {record.fps:g}"
   if len(header.times) < 2:
@@ -119,12 +128,26 @@ def _named(record: schema.Record) -> Iterator[None]:
 
 
 def wave(record: schema.Record) -> np.ndarray:
-  """The sound: mono float32 [samples] in [-1, 1) at 16 kHz."""
+  """Decode the audio of a record.
+
+  Args:
+    record: with PCM.
+
+  Returns:
+    Mono float32 [samples] in [-1, 1) at 16 kHz.
+  """
   assert record.audio is not None
   return np.frombuffer(record.audio, "<i2").astype(np.float32) / _PCM
 
 
 def pcm(wave_A: np.ndarray) -> bytes:
-  """What a record keeps of mono samples in [-1, 1], clipped to it."""
+  """Encode audio as PCM.
+
+  Args:
+    wave_A: mono samples in [-1, 1]; clipped to this range.
+
+  Returns:
+    int16 little-endian samples.
+  """
   scaled = np.rint(np.asarray(wave_A, np.float32) * _PCM)
   return np.clip(scaled, -32768, 32767).astype("<i2").tobytes()

@@ -1,7 +1,7 @@
-"""Records into the rows of a batch: crop, pad, choose a caption.
+"""Assembles records into batches: crop, pad, choose a caption.
 
-A choice by chance is a function of the seed, the source, the record and the
-epoch: the same in every process and worker.
+Random choices are functions of the seed, the source, the record and the epoch:
+the same in every process and worker.
 """
 
 import functools
@@ -25,7 +25,16 @@ _DECODE = {"video": clips.frames, "audio": clips.wave}
 def blank(
   settings: settings_lib.LoaderConfig, bucket: settings_lib.Bucket, count: int
 ) -> schema.Batch:
-  """A batch of `count` rows that stand for no record."""
+  """A batch of padding rows.
+
+  Args:
+    settings: of the loader.
+    bucket: sizes of the arrays.
+    count: B.
+
+  Returns:
+    Zeros, lengths of 0 and ids of `PADDING`.
+  """
   sizes, video, audio = settings.geometry, None, None
   if bucket.video is not None:
     T, H, W = bucket.video
@@ -64,19 +73,23 @@ def collate(
   settings: settings_lib.LoaderConfig,
   splits: Sequence[builder.Split],
   bucket: settings_lib.Bucket,
-  drawn: index_sampler.Draw,
+  drawn: index_sampler.RecordIndices,
   seed: int,
   count: int | None = None,
 ) -> schema.Batch:
   """Read the drawn records into a batch.
 
   Args:
-    settings: what a batch is.
+    settings: of the loader.
     splits: the sources.
-    bucket: the sizes of the batch.
-    drawn: its records.
-    seed: of choices by chance.
-    count: rows, where more than are drawn; the rest has lengths 0 and id -1.
+    bucket: sizes of the arrays.
+    drawn: the records.
+    seed: of random choices.
+    count: B, where it is more than the drawn records; the other rows have
+      lengths of 0 and ids of `PADDING`.
+
+  Returns:
+    The batch, on the host.
 
   Raises:
     ValueError: a record is damaged, or lacks latents or text; names it.
@@ -169,7 +182,7 @@ def _part(
 
 
 def _lacking(name: str, media: bool, where: str) -> str:
-  """What to say of a record that has a modality in the other form only."""
+  """The error for a record that lacks the form of a modality that is read."""
   if media:
     return (
       f"{where}: has its {name} as latents only, expected media; set media to"
@@ -182,5 +195,5 @@ def _lacking(name: str, media: bool, where: str) -> str:
 
 
 def text(batch: schema.Batch) -> np.ndarray:
-  """Embeddings or token ids, the one array that the towers share."""
+  """The embeddings or token ids of a batch, one array for both towers."""
   return next(iter(batch.text.present().values()))

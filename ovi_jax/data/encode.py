@@ -17,9 +17,9 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import pathlib
 import sys
-from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,12 +46,12 @@ from ovi_jax.sharding import mesh as meshes
 
 RECIPE = "encoding.json"
 _MEASURED = f".{quality.FILE}"  # until the dataset is whole
-Log = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """What is encoded, and how.
+  """Settings of encoding a dataset.
 
   Attributes:
     data: dataset to read, see `builder`.
@@ -90,37 +90,29 @@ class Job:
       for part in self.parts or ("",)
       if part not in encoding.PARTS
     ]
-    problems += [
-      f"{name} must be at least 1, got {getattr(self, name)}"
-      for name in ("batch", "records_per_shard", "processes")
-      if getattr(self, name) < 1
-    ]
+    problems += config_lib.below(
+      self, 1, "batch", "records_per_shard", "processes"
+    )
     for name, known in (
       ("dtype", config_lib.DTYPES),
       ("stored", tuple(features.DTYPES)),
     ):
-      if getattr(self, name) not in known:
-        problems.append(
-          f"{name} {getattr(self, name)!r} is unknown; choose from"
-          f" {', '.join(known)}"
-        )
+      problems += config_lib.invalid_choice(name, getattr(self, name), known)
     if not 0 <= self.process < self.processes:
       problems.append(f"process {self.process} of {self.processes} is none")
-    if problems:
-      raise ValueError("; ".join(problems))
+    config_lib.check(problems, "")
 
   @property
   def folder(self) -> pathlib.Path:
-    """Where the shards gather until the dataset is whole."""
+    """The folder of finished shards of an unfinished dataset."""
     return self.out.with_name(f".{self.out.name}.encoding")
 
 
-def run(job: Job, log: Log = console.log) -> bool:
+def run(job: Job) -> bool:
   """Encode this process's shards.
 
   Args:
     job: what to do.
-    log: called with each line for the user.
 
   Returns:
     Whether the dataset is whole; `False` if other processes have still to
@@ -138,10 +130,10 @@ def run(job: Job, log: Log = console.log) -> bool:
   recipe = _recipe(job, manifest)
   if job.out.exists():
     _check_recipe(job.out, recipe, f"choose another place than {job.out}")
-    log(f"already encoded: {job.out}")
+    _log.info(f"already encoded: {job.out}")
     return True
   components = _components(job, manifest)
-  measured = _measured(job, components, list(splits.values()), log)
+  measured = _measured(job, components, list(splits.values()))
   job.folder.mkdir(parents=True, exist_ok=True)
   _keep_recipe(job.folder, recipe)
   if measured is not None:
@@ -169,13 +161,15 @@ def run(job: Job, log: Log = console.log) -> bool:
       if not shards.is_written(job.folder, name, i, counts[name])
     ]
     if left:
-      log(f"{len(left)} of {len(places)} shards are left to other processes")
+      _log.info(
+        f"{len(left)} of {len(places)} shards are left to other processes"
+      )
       return False
     shards.finish(job.folder, counts, sizes, null_SE)
     shards.publish(job.folder, job.out)
     if measured is not None:
       measured.save(job.out / quality.FILE)
-  log(f"wrote {job.out}: {sum(map(len, splits.values()))} records")
+  _log.info(f"wrote {job.out}: {sum(map(len, splits.values()))} records")
   return True
 
 
@@ -196,9 +190,8 @@ def _measured(
   job: Job,
   components: component_loader.Components,
   splits: list[builder.Split],
-  log: Log,
 ) -> quality.Quality | None:
-  """Say what tokenizer and codecs lose; ValueError if it is too much.
+  """Log what tokenizer and codecs lose; ValueError if it is too much.
 
   What an earlier start measured is read again, if it had the same recipe.
   """
@@ -206,7 +199,7 @@ def _measured(
     return None
   found = quality.Quality.read(job.folder / _MEASURED)
   if found is None:
-    log("measuring tokenizer and codecs on a few records …")
+    _log.info("measuring tokenizer and codecs on a few records …")
     present = components.manifest.digests
     parts = [p for p in ("video", "audio") if p in job.parts]
     if "vocoder" not in present and "audio" in parts:
@@ -220,12 +213,12 @@ def _measured(
       )
       found = dataclasses.replace(found, coverage=covered)
   for line in found.lines():
-    log(line)
+    _log.info(line)
   found = dataclasses.replace(found, accepted=job.force)
   found.check(
     job.limits,
-    "Use weights whose tokenizer and codecs suit the data (docs/codecs.md), or"
-    " encode anyway with --force",
+    "Use weights whose tokenizer and codecs suit the data"
+    " (docs/how_to/train_codecs.md), or encode anyway with --force",
   )
   return found
 
@@ -235,7 +228,7 @@ def _geometry(
   manifest: weights_dir.Manifest,
   parts: tuple[str, ...],
 ) -> schema.Geometry:
-  """Of the dataset to be: the encoders' where they encode."""
+  """The geometry of the output dataset."""
   arch, sizes = manifest.architecture, next(iter(splits.values())).geometry
   made: dict[str, Any] = {}
   if "text" in parts:
@@ -298,7 +291,7 @@ def _without_media(record: schema.Record) -> schema.Record:
 
 
 def _recipe(job: Job, manifest: weights_dir.Manifest) -> dict[str, Any]:
-  """What decides the dataset, as JSON has it."""
+  """The settings that determine the output dataset, as JSON."""
   metadata = (job.data / builder.METADATA).read_bytes()
   needs = sorted(encoding.COMPONENTS[part] for part in job.parts)
   return {

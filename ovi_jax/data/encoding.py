@@ -32,13 +32,13 @@ _Encode = Callable[[np.ndarray], Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordEncoder:
-  """Encodes what records lack.
+  """Adds missing latents and embeddings to records.
 
   Attributes:
-    batch: clips side by side on all devices together.
-    text: the text encoder, None to leave text as it is.
-    video: likewise.
-    audio: likewise.
+    batch: clips of a batch over all devices.
+    text: the text encoder; `None` leaves text unchanged.
+    video: the video encoder; `None` leaves video unchanged.
+    audio: the audio encoder; `None` leaves audio unchanged.
   """
 
   batch: int
@@ -53,7 +53,16 @@ class RecordEncoder:
     parts: Sequence[str],
     batch: int,
   ) -> "RecordEncoder":
-    """Load the encoders of some of `PARTS`."""
+    """Load the encoders of some of `PARTS`.
+
+    Args:
+      components: the directory of weights.
+      parts: of `PARTS`.
+      batch: clips of a batch over all devices.
+
+    Returns:
+      The encoder.
+    """
     kinds: dict[str, Any] = {
       "text": encoders.TextEncoder,
       "video": encoders.VideoEncoder,
@@ -63,7 +72,13 @@ class RecordEncoder:
     return cls(batch=batch, **loaded)
 
   def __call__(self, records: Sequence[schema.Record]) -> list[schema.Record]:
-    """The records in their order, with their media, latents and embeddings.
+    """Encode records.
+
+    Args:
+      records: with media.
+
+    Returns:
+      The records in the same order, with media, latents and embeddings.
 
     Raises:
       ValueError: a record's media are damaged; names it.

@@ -1,10 +1,18 @@
-"""The record as tfds features: what its files hold.
+"""Serialization of records: the features of a tf.train.Example.
 
-All that is heavy is bytes: mp4, PCM, and arrays as little-endian float16 or
-bfloat16, their shapes beside them. Arrays come back in the type they are stored
-in; batches are float32. Every feature is one or more byte strings, which
-`parse` reads from the tf.train.Example itself: a dataset's `features.json`
-names Python classes, and tfds would import their modules.
+  id, source      text
+  captions        list of text
+  facts           JSON: version, dtype, shapes, fps, frames, height, width,
+                  scores, has_video, has_audio
+  video, audio    mp4 bytes; PCM, int16 little-endian mono at 16 kHz; may be
+                  empty
+  video_latents, audio_latents, text
+                  arrays, little-endian float16 or bfloat16; the embeddings of
+                  all captions follow each other in `text`
+
+Arrays are read in the dtype they are stored in; batches are float32. `parse`
+reads the example itself: a dataset's `features.json` names Python classes, and
+tfds would import their modules.
 """
 
 import functools
@@ -38,7 +46,7 @@ _LARGEST = 2**31  # of a size in `facts`
 
 
 def features() -> tfds.features.FeaturesDict:
-  """What tfds is told of a record."""
+  """The features of a record, for tfds."""
   raw = tfds.features.Tensor(shape=(), dtype=np.object_)
   text = tfds.features.Text()
   return tfds.features.FeaturesDict(
@@ -100,10 +108,16 @@ def encode(
 
 
 def serialize(encoded: Mapping[str, Any]) -> bytes:
-  """What `encode` returned as the bytes of a tf.train.Example.
+  """Serialize what `encode` returned.
 
-  The same values are the same bytes; as tfds serializes them, the order of the
-  features is another one in each process.
+  The same values give the same bytes; tfds itself orders features differently
+  in each process.
+
+  Args:
+    encoded: a value for each feature.
+
+  Returns:
+    Bytes of a tf.train.Example.
   """
   described, serializer = _serializer()
   example: Any = serializer.get_tf_example(described.encode_example(encoded))
@@ -201,11 +215,17 @@ def parse(example: bytes) -> dict[str, Any]:
 
 
 def decode(raw: Mapping[str, Any]) -> schema.Record:
-  """Turn features, as `parse` returns them, back into the record.
+  """Deserialize a record.
+
+  Args:
+    raw: features, as `parse` returns them.
+
+  Returns:
+    The record; its arrays are read-only views.
 
   Raises:
-    ValueError: another version of the record, facts of a wrong type, or arrays
-      whose bytes do not fill their shape.
+    ValueError: the version of the record is not supported, facts have a wrong
+      type, or the bytes of an array do not fill its shape.
   """
   name = raw["id"].decode()
   facts = untrusted.parse_json(raw["facts"])

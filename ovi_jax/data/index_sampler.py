@@ -16,11 +16,11 @@ import numpy as np
 
 WEIGHT_UNITS = 1_000_000  # weights are rounded to this part of their sum
 _ROUNDS = 6  # of the Feistel network that permutes
-_BLOCK = 4096  # positions that `advance` looks at, at least
+_BLOCK = 4096  # positions that `next_batches` looks at, at least
 
 
-class Draw(NamedTuple):
-  """What stands at some positions: arrays of one length."""
+class RecordIndices(NamedTuple):
+  """The records at some positions: arrays of one length."""
 
   source: np.ndarray
   record: np.ndarray
@@ -28,8 +28,8 @@ class Draw(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
-  """What decides the order.
+class MixturePlan:
+  """What the order of records depends on.
 
   Attributes:
     seed: of the shuffling.
@@ -47,8 +47,8 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cursor:
-  """A point of the order, between two positions.
+class IteratorState:
+  """The state of the iteration between two positions.
 
   Attributes:
     draws: positions already put into a bucket.
@@ -61,29 +61,29 @@ class Cursor:
   pending: tuple[tuple[int, ...], ...]
 
 
-def start(plan: Plan) -> Cursor:
-  """The cursor before the first position."""
-  return Cursor(draws=0, batches=0, pending=((),) * len(plan.sizes))
+def initial_state(plan: MixturePlan) -> IteratorState:
+  """The state before the first position."""
+  return IteratorState(draws=0, batches=0, pending=((),) * len(plan.sizes))
 
 
-def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
+def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
   """Weights as integers of the same proportion, to a millionth of the sum."""
   total = sum(weights)
   return tuple(max(1, round(w / total * WEIGHT_UNITS)) for w in weights)
 
 
-def advance(
-  plan: Plan, cursor: Cursor
-) -> tuple[list[tuple[int, np.ndarray]], Cursor]:
+def next_batches(
+  plan: MixturePlan, state: IteratorState
+) -> tuple[list[tuple[int, np.ndarray]], IteratorState]:
   """Fill buckets with the next block of positions.
 
   Returns:
     (number of the bucket, its positions int64 [rows]) of each batch that got
-    full, in order, and the cursor after the block. However the order is cut
+    full, in order, and the state after the block. However the order is cut
     into blocks, the batches are the same.
   """
   block = max(_BLOCK, 2 * sum(plan.sizes))
-  positions = np.arange(cursor.draws, cursor.draws + block)
+  positions = np.arange(state.draws, state.draws + block)
   source, place, _ = _places(plan, positions)
   bucket = np.empty(block, np.int64)
   for number, buckets in enumerate(plan.buckets):
@@ -91,32 +91,32 @@ def advance(
     bucket[mine] = buckets[place[mine]]
   full, pending = [], []
   for number, size in enumerate(plan.sizes):
-    before = np.asarray(cursor.pending[number], np.int64)
+    before = np.asarray(state.pending[number], np.int64)
     queue = np.concatenate([before, positions[bucket == number]])
     whole = len(queue) // size * size
     full += [(number, rows) for rows in queue[:whole].reshape(-1, size)]
     pending.append(tuple(queue[whole:].tolist()))
   full.sort(key=lambda batch: batch[1][-1])
-  after = Cursor(
-    draws=cursor.draws + block,
-    batches=cursor.batches + len(full),
+  after = IteratorState(
+    draws=state.draws + block,
+    batches=state.batches + len(full),
     pending=tuple(pending),
   )
   return full, after
 
 
-def draw(plan: Plan, positions: np.ndarray) -> Draw:
-  """What stands at the positions int64 [n]."""
+def records_at(plan: MixturePlan, positions: np.ndarray) -> RecordIndices:
+  """The records at positions int64 [n]."""
   source, place, epoch = _places(plan, positions)
   record = np.empty_like(place)
   for number, records in enumerate(plan.records):
     mine = source == number
     record[mine] = records[place[mine]]
-  return Draw(source, record, epoch)
+  return RecordIndices(source, record, epoch)
 
 
 def _places(
-  plan: Plan, positions: np.ndarray
+  plan: MixturePlan, positions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Source, place among its records after shuffling, and epoch."""
   source, count = interleave(plan.weights, positions)

@@ -10,6 +10,8 @@ another number of processes: the records of each global batch stay the same and
 each is read once, as long as that number divides the batch. What was prefetched
 but not handed out is read again. Every record comes once an epoch of its
 source; the last of an epoch share a batch with the first of the next.
+
+Evaluation reads a held-out split once, in a fixed order (`open_eval`).
 """
 
 import dataclasses
@@ -50,7 +52,7 @@ class _Share:
 
   settings: settings_lib.LoaderConfig
   splits: tuple[builder.Split, ...]
-  order: index_sampler.Plan
+  order: index_sampler.MixturePlan
   index: int
   count: int
 
@@ -62,7 +64,7 @@ class _Share:
       self.settings,
       self.splits,
       self.settings.buckets[bucket],
-      index_sampler.draw(self.order, mine),
+      index_sampler.records_at(self.order, mine),
       self.order.seed,
     )
     # From a worker, one array for two towers would travel twice, and most of
@@ -108,7 +110,9 @@ class _Numbered:
   order; what it returns depends on the number alone.
   """
 
-  def __init__(self, share: _Share, first: int, cursor: index_sampler.Cursor):
+  def __init__(
+    self, share: _Share, first: int, cursor: index_sampler.IteratorState
+  ):
     self._share, self._first, self._start = share, first, cursor
     self._blocks = [(cursor, [], cursor)]  # cursor, its batches, cursor after
     self._lock = threading.Lock()
@@ -127,14 +131,14 @@ class _Numbered:
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state, _lock=threading.Lock())
 
-  def block(self, number: int) -> tuple[index_sampler.Cursor, list]:
+  def block(self, number: int) -> tuple[index_sampler.IteratorState, list]:
     """The block that holds a batch: the cursor before it, and its batches."""
     with self._lock:
       if number < self._blocks[0][0].batches:
         self._blocks = [(self._start, [], self._start)]
       while number >= self._blocks[-1][2].batches:
         cursor = self._blocks[-1][2]
-        batches, after = index_sampler.advance(self._share.order, cursor)
+        batches, after = index_sampler.next_batches(self._share.order, cursor)
         self._blocks = [*self._blocks[-1:], (cursor, batches, after)]
       for before, batches, after in self._blocks:
         if before.batches <= number < after.batches:
@@ -191,7 +195,7 @@ class Loader(Iterator[schema.Batch]):
   def __init__(self, share: _Share):
     self._share = share
     self._step, self._running = 0, None
-    self._plan = _Numbered(share, 0, index_sampler.start(share.order))
+    self._plan = _Numbered(share, 0, index_sampler.initial_state(share.order))
     self.null_text = share.splits[0].null_text
     self.records = tuple(len(r) for r in share.order.records)
     self.rows = share.order.sizes
@@ -237,7 +241,7 @@ class Loader(Iterator[schema.Batch]):
     step, order, cursor = _state_of(state, self._share.order)
     check_order(self._order(), order)
     # The cursor of a state is that of the block that holds its batch.
-    _, after = index_sampler.advance(self._share.order, cursor)
+    _, after = index_sampler.next_batches(self._share.order, cursor)
     if not cursor.batches <= step < after.batches:
       raise ValueError(
         f"{_DAMAGED}: batch {step} is not in the block after {cursor.batches}"
@@ -272,8 +276,8 @@ class Loader(Iterator[schema.Batch]):
 
 
 def _state_of(
-  state: Any, order: index_sampler.Plan
-) -> tuple[int, Mapping[str, Any], index_sampler.Cursor]:
+  state: Any, order: index_sampler.MixturePlan
+) -> tuple[int, Mapping[str, Any], index_sampler.IteratorState]:
   """Step, order and cursor of what `get_state` returned.
 
   Raises:
@@ -281,7 +285,7 @@ def _state_of(
   """
   try:
     step, theirs, place = state["step"], state["order"], state["cursor"]
-    cursor = index_sampler.Cursor(
+    cursor = index_sampler.IteratorState(
       draws=place["draws"],
       batches=place["batches"],
       pending=tuple(tuple(waiting) for waiting in place["pending"]),
@@ -360,9 +364,9 @@ def load(
   found = [settings_lib.assign(settings, split) for split in splits]
   kept = tuple(np.flatnonzero(buckets >= 0) for buckets in found)
   weights = [s.weight or len(k) for s, k in zip(settings.sources, kept)]
-  order = index_sampler.Plan(
+  order = index_sampler.MixturePlan(
     seed=seed,
-    weights=index_sampler.whole_weights(weights),
+    weights=index_sampler.integer_weights(weights),
     records=kept,
     buckets=tuple(buckets[k] for buckets, k in zip(found, kept)),
     sizes=sizes,
@@ -409,3 +413,88 @@ def _check_text(split: builder.Split, first: builder.Split) -> None:
       f"{split.path} and {first.path} have other embeddings of the empty"
       " prompt: they are of different text encoders; encode both with one"
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalRecords:
+  """The held-out split of the sources that have it.
+
+  Attributes:
+    settings: of the loader: first caption, no random crop, no workers.
+    splits: of the sources.
+    buckets: bucket index of each record of each split, -1 for none.
+  """
+
+  settings: settings_lib.LoaderConfig
+  splits: tuple[builder.Split, ...]
+  buckets: tuple[np.ndarray, ...]
+
+  def records(self) -> Iterator[schema.Record]:
+    """Iterate over all records, source by source."""
+    for split in self.splits:
+      for number in range(len(split)):
+        yield split[number]
+
+  def batches(
+    self, batch: int, process_index: int = 0, process_count: int = 1
+  ) -> Iterator[schema.Batch]:
+    """Iterate over this process's rows of each batch, bucket by bucket.
+
+    Args:
+      batch: rows of a batch over all processes.
+      process_index: of this process.
+      process_count: number of processes.
+
+    Yields:
+      Batches; the last one of a bucket is padded with rows of lengths 0 and ids
+      of -1.
+
+    Raises:
+      ValueError: the processes do not divide the batch.
+    """
+    if batch < 1 or batch % process_count:
+      raise ValueError(
+        f"a batch of {batch} must divide by the {process_count} processes"
+      )
+    found = self.buckets
+    source = np.repeat(np.arange(len(found)), [len(f) for f in found])
+    record = np.concatenate([np.arange(len(f)) for f in found])
+    bucket_of, each = np.concatenate(found), batch // process_count
+    for number, bucket in enumerate(self.settings.buckets):
+      mine = np.flatnonzero(bucket_of == number)
+      for start in range(0, len(mine), batch):
+        share = mine[start : start + batch][process_index * each :][:each]
+        drawn = index_sampler.RecordIndices(
+          source[share], record[share], np.zeros_like(share)
+        )
+        yield collate.collate(
+          self.settings, self.splits, bucket, drawn, 0, each
+        )
+
+
+def open_eval(
+  settings: settings_lib.LoaderConfig, split: str = "test"
+) -> EvalRecords:
+  """Open a split of the sources that have it.
+
+  Raises:
+    ValueError: no source has it, records fit no bucket, or as `loader.load`.
+  """
+  sources = tuple(
+    dataclasses.replace(source, split=split)
+    for source in settings.sources
+    if split in builder.splits(source.path)
+  )
+  if not sources:
+    raise ValueError(
+      f"no source has a split {split!r} to be held out:"
+      f" {[source.path for source in settings.sources]}; write one, name"
+      " another, or ask for no held-out loss and no samples"
+    )
+  crop = "start" if settings.crop == "random" else settings.crop
+  settings = dataclasses.replace(
+    settings, sources=sources, caption_sampling="first", crop=crop
+  )
+  splits = open_sources(settings)
+  buckets = tuple(settings_lib.assign(settings, split) for split in splits)
+  return EvalRecords(settings=settings, splits=splits, buckets=buckets)

@@ -1,9 +1,9 @@
-"""What a tokenizer and codecs lose of a dataset, measured on a part of it.
+"""Measures what tokenizer and codecs lose of a dataset, on a part of it.
 
-Words that the tokenizer makes no token of are dropped from a caption; captions
-that differ in such words alone become the same text. Codecs are measured on a
-few clips: encoded, decoded and compared. Both decide what training can learn at
-all, and neither shows in its loss.
+Words without a token are dropped from a caption, so captions that differ in
+such words alone become the same text. Codecs are measured on a few clips:
+encoded, decoded and compared. Both limit what a model can learn, and neither
+shows in the loss.
 """
 
 import collections
@@ -49,12 +49,13 @@ _LISTED = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """What is acceptable.
+  """Limits of what tokenizer and codecs may lose.
 
   Attributes:
-    max_unknown_words: share of the captions' words, in [0, 1].
-    min_codec_psnr: of the video autoencoder, dB, mean; 0 for none.
-    max_codec_mel_error: of audio VAE and vocoder, dB, mean; 0 for none.
+    max_unknown_words: maximum fraction of the captions' words, in [0, 1].
+    min_codec_psnr: minimum mean PSNR of the video VAE, dB; 0 for no limit.
+    max_codec_mel_error: maximum mean log-mel error of audio VAE and vocoder,
+      dB; 0 for no limit.
   """
 
   max_unknown_words: float = 0.2
@@ -76,7 +77,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Coverage:
-  """How a tokenizer reads captions.
+  """Coverage of captions by a tokenizer.
 
   Attributes:
     captions: that were read, each text once.
@@ -106,7 +107,7 @@ class Coverage:
     return self.unknown / max(1, self.words)
 
   def line(self) -> str:
-    """For the user."""
+    """A line of text for the console."""
     named = ", ".join(map(untrusted.printable, self.examples))
     return (
       f"captions: the tokenizer does not know {self.unknown} of {self.words}"
@@ -119,7 +120,7 @@ class Coverage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quality:
-  """What was measured; `None` for what was not.
+  """Measurements of a dataset; `None` where not measured.
 
   Attributes:
     coverage: of the captions.
@@ -141,7 +142,7 @@ class Quality:
       raise ValueError(f"accepted: expected a bool, got {self.accepted!r:.80}")
 
   def lines(self) -> list[str]:
-    """For the user."""
+    """Lines of text for the console."""
     found = [self.coverage.line()] if self.coverage else []
     if self.psnr is not None:
       found.append(
@@ -195,7 +196,7 @@ class Quality:
 
   @classmethod
   def read(cls, path: pathlib.Path) -> "Quality | None":
-    """What was saved; `None` if there is no such file.
+    """Read saved measurements; `None` if there is no such file.
 
     Raises:
       ValueError: the file is damaged.
@@ -214,12 +215,15 @@ class Quality:
 def coverage(
   tokenizer: tokenizer_lib.Tokenizer, captions: Iterable[str], length: int
 ) -> Coverage:
-  """Measure how a tokenizer reads captions.
+  """Measure the coverage of captions by a tokenizer.
 
   Args:
     tokenizer: of the text encoder.
     captions: as the records have them; each text counts once.
     length: tokens that are read of each.
+
+  Returns:
+    The coverage; each text counts once.
   """
   texts = list(dict.fromkeys(captions))
   unknown: collections.Counter[str] = collections.Counter()

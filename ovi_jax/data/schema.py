@@ -1,8 +1,8 @@
-"""The record: one contract for whoever writes data and whoever trains on it.
+"""The training record: one clip with captions, and batches of them.
 
-A clip has a caption and a video, a sound, or both; each as media (mp4, PCM), as
-cached latents, or as both. `features` turns it into what files hold and back,
-`loader` into batches. Sizes that follow from a clip are `geometry`'s.
+A clip has captions and video, audio, or both; each as media (mp4, PCM), as
+cached latents, or as both. `features` serializes records, `loader` makes
+batches. Sizes are computed in `geometry`.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ RESAMPLE = "resample it (python -m ovi_jax.data.from_files does)"
 
 
 class Batch(NamedTuple):
-  """What a training step reads; numpy on the host, jax.Array on devices.
+  """A batch of training examples; numpy on the host, jax.Array on devices.
 
-  A loader of media gives frames, samples and token ids in place of latents and
-  text, see `LoaderSettings`.
+  With `LoaderConfig.encode_on_the_fly`, `latents` holds frames and samples;
+  with `LoaderConfig.tokenizer`, `text` holds token ids.
 
   Attributes:
-    latents: video_BTHWC, audio_BTC float32; zeros where a record lacks the
+    latents: video_BTHWC and audio_BTC float32; zeros where a record lacks the
       modality or is shorter than its bucket.
-    lengths: int32 [B] each; latent frames and audio steps that count, 0 for a
-      record that lacks the modality.
+    lengths: int32 [B] for each modality; number of valid latent frames and
+      audio latents, 0 for a record that lacks the modality.
     text: text_BSE float32 for each tower, zeros beyond each prompt's end; the
       same array for both.
-    ids: int64 [B]; (number of the source << 40) | index of the record in it.
+    ids: int64 [B]; (index of the source << 40) | index of the record in it.
   """
 
   latents: AV
@@ -49,14 +49,14 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Geometry:
-  """What the arrays of a dataset must have in common.
+  """Shapes and units that all arrays of a dataset share.
 
   Attributes:
-    video_channels: of a video latent.
-    audio_channels: of an audio latent.
-    text_dim: of a text embedding.
-    video_strides: frames, rows and columns a video latent stands for.
-    samples_per_audio_latent: at `sample_rate`.
+    video_channels: C of video latents.
+    audio_channels: C of audio latents.
+    text_dim: E of text embeddings.
+    video_strides: frames, rows and columns per video latent.
+    samples_per_audio_latent: samples per audio latent.
     sample_rate: Hz.
   """
 
@@ -69,10 +69,16 @@ class Geometry:
 
   @classmethod
   def from_metadata(cls, values: Mapping[str, Any]) -> "Geometry":
-    """The geometry that `dataclasses.asdict` and JSON made `values` of.
+    """The geometry in a dataset's metadata.json.
+
+    Args:
+      values: fields by name.
+
+    Returns:
+      The geometry.
 
     Raises:
-      ValueError: a field is missing, unknown or not a positive number.
+      ValueError: a field is missing, unknown or not a positive integer.
     """
     names = {field.name for field in dataclasses.fields(cls)}
     if not isinstance(values, dict) or set(values) != names:
@@ -111,18 +117,18 @@ class Record:
   """One clip.
 
   Attributes:
-    id: names the clip within its dataset.
-    source: where it is from, for people.
-    captions: at least one; training picks among them.
-    video: mp4 bytes, or None.
-    audio: PCM, int16 little-endian mono at 16 kHz, or None.
-    latents: cached video_THWC and audio_TC, or None each.
-    text: the embedding text_SE of each caption, cut to the prompt's own
-      length; empty until `encode` has run.
-    scores: what curation measured, by name.
-    fps: frames a second; 24, but for `FPS_TOLERANCE`.
-    frames: of the video, 1 + 4·k; 0 is "what the latents say".
-    height: pixels, a multiple of 32; 0 is "what the latents say".
+    id: identifier, unique within its split.
+    source: free text on the origin of the clip.
+    captions: at least one; training chooses among them.
+    video: mp4 bytes, or `None`.
+    audio: PCM, int16 little-endian mono at 16 kHz, or `None`.
+    latents: cached video_THWC and audio_TC, or `None` for each.
+    text: embedding text_SE of each caption, S the number of its tokens; empty
+      before `data.encode` has run.
+    scores: scores of curation, by name.
+    fps: frames per second; 24, within `FPS_TOLERANCE`.
+    frames: frames of the video, 1 + 4·k; 0 = computed from the latents.
+    height: pixels, a multiple of 32; 0 = computed from the latents.
     width: likewise.
   """
 
@@ -183,7 +189,7 @@ def check(record: Record, sizes: Geometry) -> None:
 
 
 def _identity_problems(record: Record) -> Iterator[str]:
-  """What is wrong with the names, captions and presence of a record."""
+  """Problems of names, captions and presence of modalities."""
   if not record.id:
     yield "id: expected a name, got an empty one"
   if not record.captions or not all(c.strip() for c in record.captions):
@@ -200,7 +206,7 @@ def _identity_problems(record: Record) -> Iterator[str]:
 
 
 def _video_problems(record: Record, sizes: Geometry) -> Iterator[str]:
-  """What is wrong with the video, and with its length beside the sound's."""
+  """Problems of the video, and of its length relative to the audio's."""
   latents = record.latents.video
   if latents is not None:
     yield from _array_problems(latents, "video latents", "THWC")
@@ -245,7 +251,7 @@ def _video_problems(record: Record, sizes: Geometry) -> Iterator[str]:
 
 
 def _audio_problems(record: Record, sizes: Geometry) -> Iterator[str]:
-  """What is wrong with the sound."""
+  """Problems of the audio."""
   if record.audio is not None and (len(record.audio) % 2 or not record.audio):
     yield (
       "PCM: expected two bytes a sample and at least one sample, got"
@@ -270,7 +276,7 @@ def _audio_problems(record: Record, sizes: Geometry) -> Iterator[str]:
 
 
 def _text_problems(record: Record, sizes: Geometry) -> Iterator[str]:
-  """What is wrong with the text embeddings."""
+  """Problems of the text embeddings."""
   if len(record.text) not in (0, len(record.captions)):
     yield (
       f"text: expected one embedding for each of {len(record.captions)}"
@@ -288,7 +294,7 @@ def _text_problems(record: Record, sizes: Geometry) -> Iterator[str]:
 def _array_problems(
   array: np.ndarray, name: str, letters: str
 ) -> Iterator[str]:
-  """What is wrong with the rank, size or numbers of an array."""
+  """Problems of the rank, size or values of an array."""
   if array.ndim != len(letters) or not array.size:
     yield (
       f"{name}: expected [{', '.join(letters)}], none of them 0, got"

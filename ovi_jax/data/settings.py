@@ -1,4 +1,4 @@
-"""What a stage reads: sources, buckets, and how records are fitted to them."""
+"""Settings of the training data: sources, buckets, and how records fit them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class Source:
 
   Attributes:
     path: folder that `builder.write` made.
-    split: of it.
-    weight: share of the draws; None for as many as it has records.
+    split: name of the split.
+    weight: sampling weight; `None` for the number of its records.
   """
 
   path: str
@@ -34,8 +34,8 @@ class Bucket:
   """The sizes of the arrays of a batch.
 
   Attributes:
-    video: latent T, H, W; None where the stage has no video tower.
-    audio: audio latents; None where the stage has no audio tower.
+    video: latent T, H, W; `None` without a video tower.
+    audio: audio latents; `None` without an audio tower.
   """
 
   video: tuple[int, int, int] | None = None
@@ -59,32 +59,37 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-  """How records become batches.
+  """Settings of the loader.
 
   Attributes:
-    sources: at least one.
-    buckets: at least one; all with the same modalities, which are those the
-      batches have. A record goes to the smallest that holds it.
-    geometry: of the model; every source must have it.
+    sources: datasets, at least one.
+    buckets: at least one; all with the same modalities, which are those of the
+      batches. A record goes to the smallest bucket that holds it.
+    geometry: geometry of the model; every source must have it.
     max_text_len: S of text_BSE.
     caption_sampling: "random" (by seed, epoch and record) or "first".
-    crop: for sounds longer than every bucket: keep a stretch at "random", or
-      from the "start", or "refuse". Sounds beside a video are never moved.
-    skip_unfit: leave out records that no bucket holds, rather than refuse.
+    crop: audio longer than every bucket is cropped at "random", from the
+      "start", or an error ("refuse"). Audio with video is not cropped.
+    skip_unfit: leave out records that fit no bucket, instead of an error.
     token_balanced_batches: give shorter buckets more rows, for about equal
-      tokens.
-    batch_multiple: rows of a scaled batch are a multiple of it; 0 for the
-      batch.
-    encode_on_the_fly: read mp4 and PCM, not cached latents. `latents` of a
-      batch then hold uint8 frames [B, 1 + 4·(T-1), 16·H, 16·W, 3] and float32
-      samples [B, 512·T], and `lengths` still count latents.
-    tokenizer: a `tokenizer.json`: read captions, not cached embeddings. `text`
-      of a batch then holds its token ids int32 [B, S], cut and padded.
-    num_workers: processes that read and decode; 0 reads in this one.
-    prefetch_batches: batches that each worker (or this process) keeps ready.
-    max_unknown_words: see `quality.Limits`, as are the following.
-    min_codec_psnr: of media that are encoded during training.
-    max_codec_mel_error: likewise.
+      numbers of tokens per batch.
+    batch_multiple: token-balanced batches have a multiple of this many rows; 0
+      for `batch_size`.
+    encode_on_the_fly: read mp4 and PCM instead of cached latents; they are
+      encoded on the devices. `latents` of a batch then holds uint8 frames
+      [B, 1 + 4·(T-1), 16·H, 16·W, 3] and float32 samples [B, 512·T]; `lengths`
+      still counts latents.
+    tokenizer: path of a `tokenizer.json` to read captions instead of cached
+      embeddings; `text` of a batch then holds token ids int32 [B, S], truncated
+      and padded. Empty for embeddings.
+    num_workers: processes that read and decode; 0 reads in the main process.
+    prefetch_batches: batches that each worker, or the main process, prefetches.
+    max_unknown_words: maximum fraction of words of captions that the tokenizer
+      does not know; 1.0 for no limit.
+    min_codec_psnr: minimum mean PSNR of the video VAE on the data, dB; 0 for no
+      limit.
+    max_codec_mel_error: maximum mean log-mel error of audio VAE and vocoder on
+      the data, dB; 0 for no limit.
   """
 
   sources: tuple[Source, ...]
@@ -106,7 +111,7 @@ class LoaderConfig:
 
   @property
   def limits(self) -> quality.Limits:
-    """Of what tokenizer and codecs may lose."""
+    """Limits of what tokenizer and codecs may lose."""
     return quality.Limits(
       max_unknown_words=self.max_unknown_words,
       min_codec_psnr=self.min_codec_psnr,
@@ -114,7 +119,14 @@ class LoaderConfig:
     )
 
   def wanted(self, found: schema.Geometry) -> schema.Geometry:
-    """The geometry of a source, which need agree only in what is read."""
+    """The geometry that a source must have; unread fields may differ.
+
+    Args:
+      found: geometry of the source.
+
+    Returns:
+      The geometry of the model, with the source's values of unread fields.
+    """
     ignored = [
       f"{name}_channels"
       for name in ("video", "audio")
@@ -159,16 +171,23 @@ class LoaderConfig:
 
 
 def sound_buckets(seconds: Sequence[float]) -> tuple[Bucket, ...]:
-  """Buckets of sounds of up to so many seconds each."""
+  """Audio buckets of some lengths in seconds."""
   rate = geometry.AUDIO_LATENT_RATE
   return tuple(Bucket(audio=int(second * rate)) for second in seconds)
 
 
 def rows(settings: LoaderConfig, batch: int) -> tuple[int, ...]:
-  """Rows of a global batch of each bucket; `batch` for the largest.
+  """The number of rows of a global batch, for each bucket.
+
+  Args:
+    settings: of the loader.
+    batch: rows of the largest bucket.
+
+  Returns:
+    Rows, in the order of the buckets.
 
   Raises:
-    ValueError: rows are scaled to a multiple that does not divide the batch.
+    ValueError: `batch_multiple` does not divide the batch.
   """
   if not settings.token_balanced_batches:
     return (batch,) * len(settings.buckets)
@@ -186,11 +205,18 @@ def rows(settings: LoaderConfig, batch: int) -> tuple[int, ...]:
 
 
 def assign(settings: LoaderConfig, split: builder.Split) -> np.ndarray:
-  """The number of the bucket of each record, int64 [records]; -1 for none.
+  """Assign records to buckets.
+
+  Args:
+    settings: of the loader.
+    split: the records.
+
+  Returns:
+    int64 [records], index of the bucket; -1 for records that fit none.
 
   Raises:
-    ValueError: a record fits no bucket and `skip_unfit` is off, or all are
-      left out.
+    ValueError: a record fits no bucket and `skip_unfit` is off, or no record
+      fits one.
   """
   T, H, W, audio = split.index.T.astype(np.int64)
   order = sorted(

@@ -1,8 +1,8 @@
-"""The files of a dataset in the making: a shard at a time, whole or absent.
+"""The files of a dataset that is being written, shard by shard.
 
-Shards may be written in any order, by any processes that see the folder; a
-shard that is there is done. `finish` gives them tfds's names and says what they
-hold.
+Shards may be written in any order by any processes that share the folder; a
+shard is written atomically, and shards that exist are skipped. `finish` renames
+them as tfds does and writes the metadata.
 """
 
 import base64
@@ -36,17 +36,17 @@ _LAYOUT = "group_size:1,uncompressed"
 
 
 def shard_path(folder: pathlib.Path, split: str, number: int) -> pathlib.Path:
-  """Where a shard lies until the dataset is finished."""
+  """The path of a shard before the dataset is finished."""
   return folder / f"{split}-{number:05d}.{_SUFFIX}"
 
 
 def index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
-  """Where the latent sizes of a finished split's records lie."""
+  """The path of a finished split's index of latent sizes."""
   return folder / f"index-{split}.npy"
 
 
 def published_name(split: str, number: int, count: int) -> str:
-  """Name of a shard of a finished dataset, as tfds has it."""
+  """The file name of a shard of a finished dataset, in the form of tfds."""
   return f"{NAME}-{split}.{_SUFFIX}-{number:05d}-of-{count:05d}"
 
 
@@ -58,10 +58,18 @@ def write(
   sizes: schema.Geometry,
   dtype: str,
 ) -> None:
-  """Write a shard and, before it gets its name, the sizes of its records.
+  """Write a shard atomically, and the latent sizes of its records.
+
+  Args:
+    folder: of the dataset.
+    split: name of the split.
+    number: index of the shard.
+    records: its records.
+    sizes: geometry of the dataset.
+    dtype: storage dtype of arrays, "float16" or "bfloat16".
 
   Raises:
-    ValueError: a record breaks the contract, or differs from its mp4.
+    ValueError: a record is invalid, or differs from its mp4.
     OSError: the disk is full, or the folder is not writable.
   """
   path = shard_path(folder, split, number)
@@ -88,7 +96,7 @@ def write(
 def is_written(
   folder: pathlib.Path, split: str, number: int, count: int
 ) -> bool:
-  """Whether a shard is there, under its first or its last name."""
+  """Whether a shard exists, before or after the dataset is finished."""
   path = shard_path(folder, split, number)
   named = _template(folder, split).sharded_filepath(
     shard_index=number, num_shards=count
@@ -103,12 +111,12 @@ def finish(
   sizes: schema.Geometry,
   null_text: np.ndarray | None,
 ) -> None:
-  """Make a dataset of the shards; may be called again after a crash.
+  """Publish the shards as a dataset; may be called again after a crash.
 
   Args:
-    folder: of the shards, one and all.
+    folder: of the shards.
     counts: number of shards of each split.
-    sizes: that every record has.
+    sizes: geometry of the dataset.
     null_text: text_SE of the empty prompt.
   """
   infos = []
@@ -169,7 +177,7 @@ def digest(path: pathlib.Path) -> str:
 
 
 def _notes_path(path: pathlib.Path) -> pathlib.Path:
-  """What is remembered of a shard until the dataset is finished."""
+  """The path of a shard's metadata, before the dataset is finished."""
   return path.with_name(f".{path.name}.npz")
 
 

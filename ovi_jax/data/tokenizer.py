@@ -54,6 +54,9 @@ def make(captions: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer:
     captions: as they are read; their order does not matter.
     min_count: rarer words are left out.
 
+  Returns:
+    The tokenizer, with a token for each word, mark and tag.
+
   Raises:
     ValueError: there is not a word in them.
   """

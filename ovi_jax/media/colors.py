@@ -78,7 +78,7 @@ _LUMA_2020 = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
 def unsupported(frame: Any) -> str:
-  """What of a frame's colours this module cannot read; empty if nothing."""
+  """Color properties of a frame that are not supported; empty if none."""
   if frame.color_trc not in TRANSFERS:
     return f"transfer {int(frame.color_trc)}"
   if frame.colorspace not in {*_MATRICES, _UNSPECIFIED}:

@@ -97,6 +97,9 @@ def given(setting: str, path: str | os.PathLike[str]) -> pathlib.Path:
     setting: its name, for the error.
     path: its value.
 
+  Returns:
+    The path.
+
   Raises:
     ValueError: there is no such file.
   """
@@ -255,7 +258,7 @@ def _length(stream: Any, frame: Any) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Orientation:
-  """How a coded frame is turned for show: first transposed, then flipped.
+  """How a coded frame is oriented: first transposed, then flipped.
 
   Attributes:
     transposed: rows become columns.
@@ -289,7 +292,7 @@ class Orientation:
 
 
 def orientation(frame: Any) -> Orientation:
-  """Of a video frame; a slanted one is taken for the nearest upright one."""
+  """The orientation of a frame; rotations are rounded to 90 degrees."""
   matrix = next(
     (s for s in frame.side_data if s.type is sidedata.Type.DISPLAYMATRIX), None
   )

@@ -270,6 +270,9 @@ def sweep(
     rows: of each frame that is given.
     columns: likewise.
 
+  Yields:
+    Frames, in order of time.
+
   Raises:
     DamagedError: it has no video.
   """

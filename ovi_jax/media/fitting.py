@@ -1,4 +1,4 @@
-"""How a picture of any size is made to fit a frame: cropped, padded or kept.
+"""Fits pictures of any size to frames: crop, pad or keep the aspect.
 
 Nothing is stretched: rows and columns are scaled alike, but for rounding to
 whole pixels.

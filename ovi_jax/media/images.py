@@ -176,7 +176,7 @@ def _named_errors(
 
 
 def _found(source: str | os.PathLike[str] | io.BytesIO) -> str:
-  """What a file that is no picture of `FORMATS` is, by its first bytes."""
+  """The format of a file that is not one of `FORMATS`, by its first bytes."""
   if isinstance(source, io.BytesIO):
     start = source.getvalue()[:32]
   else:

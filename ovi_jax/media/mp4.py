@@ -212,7 +212,7 @@ def _audio_frame(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-  """What a video is, by its headers, its packets and its first frame.
+  """Properties of a video, from its headers, packets and first frame.
 
   Attributes:
     height: rows of a frame as it is coded.
@@ -242,6 +242,9 @@ def header(
     source: a file's path, or a file's bytes.
     max_area: pixels of a frame.
     max_frames: of the video.
+
+  Returns:
+    Properties of the video.
 
   Raises:
     DamagedError: it is no video, has not one whole frame, or has larger or

@@ -1,4 +1,4 @@
-"""What a file holds, from its header, its first frame and its packets.
+"""Properties of a media file, from its header, first frame and packets.
 
 Only the first frame is decoded.
 """
@@ -60,6 +60,9 @@ def read(path: str | os.PathLike[str], video: bool = True) -> Facts:
   Args:
     path: the file.
     video: whether its video is wanted; it is ignored if not.
+
+  Returns:
+    Properties of the file.
 
   Raises:
     DamagedError: it has neither video nor sound, or no frame can be decoded.

@@ -115,10 +115,12 @@ class Architecture:
   """Sizes of every component; `None` for one that is absent.
 
   Attributes:
-    umt5: the text encoder's config.
-    fusion: a tower for each modality.
-    video_vae, audio_vae, vocoder: configs of the codecs.
-    clip: default geometry, for weights that are no released variant.
+    umt5: config of the text encoder.
+    fusion: config of each tower.
+    video_vae: config of the video VAE.
+    audio_vae: config of the audio VAE.
+    vocoder: config of the vocoder.
+    clip: default sizes of clips, for weights that are no released variant.
   """
 
   umt5: Any
@@ -136,6 +138,9 @@ class Architecture:
       sizes: keys `fusion` (`video`, `audio`), `t5`, `video_vae`, `audio_vae`,
         `bigvgan` and, optionally, `latents` (`T H W A`: video latent frames,
         rows, columns; audio latents).
+
+    Returns:
+      The sizes of each component.
 
     Raises:
       ValueError: a key is unknown, values have other types or are beyond
@@ -178,7 +183,7 @@ class Architecture:
 
   @property
   def misfits(self) -> list[str]:
-    """Where components that are present do not fit each other, in words."""
+    """Components that do not fit each other, one sentence each."""
     pairs = []
     for name, tower in self.fusion.present().items():
       pairs.append((f"fusion.{name} text_dim", tower.text_dim, "umt5", "dim"))
@@ -199,7 +204,14 @@ class Architecture:
     ]
 
   def config(self, component: str) -> Any:
-    """The sizes of one of `COMPONENTS`."""
+    """The sizes of a component.
+
+    Args:
+      component: one of `COMPONENTS`.
+
+    Returns:
+      Its config, such as `UMT5Config`.
+    """
     return getattr(self, component)
 
   @property
@@ -209,23 +221,40 @@ class Architecture:
 
 
 def released_sizes() -> dict[str, Any]:
-  """Sizes of every released variant, in the original's form."""
+  """Sizes of every released variant, with the original's names."""
   return json.loads(RELEASED.read_text())
 
 
 def parameter_shapes(component: str, config: Any) -> dict[str, Any]:
-  """Parameters of a component as nested shapes, float32; see `shapes`."""
+  """Parameter shapes of a component, see `shapes`.
+
+  Args:
+    component: one of `COMPONENTS`.
+    config: its sizes.
+
+  Returns:
+    Nested dicts of `jax.ShapeDtypeStruct`, float32.
+  """
   trace = functools.partial(traced_shapes, component, config)
   return shapes.lookup(component, config, trace)
 
 
 def traced_shapes(component: str, config: Any) -> dict[str, Any]:
-  """The same by tracing the initializer, which takes seconds but no memory."""
+  """As `parameter_shapes`, by tracing the initializer, which takes seconds."""
   return jax.eval_shape(lambda: init(component, config, jax.random.key(0)))
 
 
 def init(component: str, config: Any, key: jax.Array) -> Mapping[str, Any]:
-  """Random parameters, from arguments of the smallest size."""
+  """Random parameters of a component.
+
+  Args:
+    component: one of `COMPONENTS`.
+    config: its sizes.
+    key: random key.
+
+  Returns:
+    Nested dicts of float32 arrays.
+  """
   match component:
     case "umt5":
       ids = jnp.zeros((1, 1), jnp.int32)
@@ -257,7 +286,7 @@ def _init_fusion(
 
 
 def _mistyped(sizes: Mapping[str, Any]) -> list[str]:
-  """What has another type or is too large, part and key named."""
+  """Problems of types and sizes, with part and key."""
   problems: list[str] = []
   released = released_sizes()
   parts: dict[str, Any] = {"latents": dict.fromkeys("THWA", 1)}
@@ -288,7 +317,7 @@ def _mistyped(sizes: Mapping[str, Any]) -> list[str]:
 
 
 def _excess(part: str, key: str, value: Any) -> str:
-  """In what way a value of the right type is too large; empty if it is not."""
+  """In what way a value is too large; empty if it is not."""
   if isinstance(value, list | tuple):
     longest = LONGEST_STATISTICS if key in _STATISTICS else LONGEST
     if len(value) > longest:
@@ -302,7 +331,7 @@ def _excess(part: str, key: str, value: Any) -> str:
 
 
 def _other_type(value: Any, typical: Any) -> str:
-  """What is expected of `value`, in words; empty if it is that.
+  """The expected type of `value`; empty if it has that type.
 
   Args:
     value: from a file.

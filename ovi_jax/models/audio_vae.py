@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from ovi_jax import config as config_lib
+
 # Added to a root mean square before dividing by it, for filters and signals.
 EPSILON = 1e-4
 # Activations are held within this after every block.
@@ -112,25 +114,18 @@ class AudioVAEConfig:
 
   @classmethod
   def from_release(cls, sizes: Mapping[str, Any]) -> "AudioVAEConfig":
-    """The configuration of a release whose audio VAE sizes are `sizes`.
+    """Build the config from the `audio_vae` sizes of a release.
 
     Args:
-      sizes: any of the attributes, tuples also as lists, as JSON has them;
-        those left out keep their defaults.
+      sizes: values of attributes by name; lists stand for tuples.
+
+    Returns:
+      The config; attributes that are not given keep their defaults.
 
     Raises:
-      ValueError: a key is no attribute; the message names it.
+      ValueError: a key is not an attribute.
     """
-    known = tuple(field.name for field in dataclasses.fields(cls))
-    if unknown := sorted(sizes.keys() - set(known)):
-      raise ValueError(
-        f"unknown sizes of the audio VAE: {', '.join(unknown)}; known are"
-        f" {', '.join(known)}"
-      )
-    values: dict[str, Any] = {
-      k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()
-    }
-    return cls(**values)
+    return config_lib.from_sizes(cls, sizes, "the audio VAE")
 
 
 def _unit_filters(key, shape, dtype=jnp.float32):

@@ -20,17 +20,13 @@ from ovi_jax.models import layers
 from ovi_jax.models import rope
 from ovi_jax.sharding import logical_axes
 
-# Collection of how tokens attend to the other tower's, see `Block`.
-MAPS = "maps"
-
-
 # Queries, keys or values of a tower that every device has whole, but for heads.
 FULL_LETTERS = "BSNK"
 REPLICATED_LETTERS = logical_axes.replicated_tokens("BLNK")
 
 
 class KV(NamedTuple):
-  """Keys and values of one attention, [B, S, N, K]."""
+  """Keys and values of an attention, [B, S, N, K]."""
 
   keys: jax.Array
   values: jax.Array
@@ -66,21 +62,23 @@ class Attention(nn.Module):
       self.fusion_key_norm = layers.RMSNorm(eps, self.dtype)
 
   def heads(self, x_BLD: jax.Array, letters: str) -> jax.Array:
+    """Split [B, L, D] into heads, [B, L, N, K]."""
     heads = self.config.num_heads
     x = einops.rearrange(x_BLD, "B L (N K) -> B L N K", N=heads)
     return logical_axes.constrain(x, letters)
 
   def queries(self, x_BLD: jax.Array) -> jax.Array:
+    """Normalized queries_BLNK."""
     x_BLD = self.query_norm(self.query(x_BLD))
     return self.heads(x_BLD, self.config.letters)
 
   def kv(self, x_BSD: jax.Array, letters: str) -> KV:
-    """Keys and values; `letters` as the tokens lie."""
+    """Keys, normalized, and values; `letters` are the axes of the tokens."""
     keys = self.heads(self.key_norm(self.key(x_BSD)), letters)
     return KV(keys, self.heads(self.value(x_BSD), letters))
 
   def fusion_kv(self, other_BSD: jax.Array, rotary: rope.Rotary) -> KV:
-    """Keys, turned by the other tower's positions, and values."""
+    """Keys, rotated by the other tower's positions, and values."""
     letters = (
       "BLNK" if self.config.is_audio else REPLICATED_LETTERS
     )  # the other tower's
@@ -135,11 +133,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """One block of one tower, in the three parts that fusion interleaves.
-
-  Where the collection `MAPS` is mutable, `other` there becomes the mean of all
-  heads' attention over the other tower's tokens, [B, L, S] float32.
-  """
+  """One block of one tower, in the three parts that fusion interleaves."""
 
   config: dit.DiTConfig
   dtype: jnp.dtype
@@ -167,7 +161,7 @@ class Block(nn.Module):
   def modulations(
     self, times: dit.TimeEmbeddings
   ) -> tuple[layers.Modulation, layers.Modulation]:
-    """Of self-attention and of feed-forward."""
+    """Modulations of self-attention and of the feed-forward layer."""
     table_PD = self.modulation.astype(jnp.float32)[None, None]
     parts = table_PD + times.parts_BTPD
 
@@ -206,20 +200,24 @@ class Block(nn.Module):
     other_BSD: jax.Array | None = None,
     other_rotary: rope.Rotary | None = None,
     other_length: jax.Array | int | None = None,
-  ) -> jax.Array:
-    """Cross-attention with its residual: the text, and the other tower."""
+    probs: bool = False,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Cross-attention with its residual: the text, and the other tower.
+
+    Returns:
+      tokens_BLD, and with `probs` the attention over the other tower's tokens,
+      [B, N, L, S].
+    """
     cross = self.cross_attention
     q = cross.queries(self.cross_norm(x_BLD))
-    y = cross.attend_text(q, text)
+    y, map_BNLS = cross.attend_text(q, text), None
     if other_BSD is not None and other_rotary is not None:
       other = cross.fusion_kv(other_BSD, other_rotary)
       turned = rope.rotate(q, rotary)
       y = y + cross.attend_other_modality(turned, other, other_length)
-      watched = self.is_mutable_collection(MAPS)
-      if watched and not self.is_initializing():
+      if probs:
         map_BNLS = attention.attention_probs(turned, other.keys, other_length)
-        self.put_variable(MAPS, "other", map_BNLS)
-    return x_BLD + cross.project(y)
+    return x_BLD + cross.project(y), map_BNLS
 
   def mlp(self, x_BLD: jax.Array, modulation: layers.Modulation) -> jax.Array:
     """Feed-forward with its residual."""

@@ -1,4 +1,4 @@
-"""The ends of a tower: what turns latents into tokens, and its head.
+"""Embedding and head of a tower: latents to tokens, tokens to velocities.
 
 Video and audio towers are the same modules under one `DiTConfig`; they differ
 in how latents become tokens (a 2x2 patch, or a stack of 1-D convolutions) and
@@ -35,11 +35,16 @@ class DiTConfig:
     channels: latent channels in and out.
     patch: latent cells of a token, (frames, rows, columns); (1,) for audio.
     rope_scale: factor on the temporal rotary frequencies.
-    num_layers, hidden_dim, mlp_dim, num_heads: the transformer.
+    num_layers: number of transformer blocks, the same in both towers.
+    hidden_dim: width D of tokens.
+    mlp_dim: hidden width of the feed-forward layers.
+    num_heads: attention heads; hidden_dim / num_heads is the same in both
+      towers.
     time_width: width of the sinusoidal time embedding.
-    text_dim, max_text_len: of the prompt embeddings; shorter ones are padded
-      with zeros, which are attended to.
-    eps: added to variances.
+    text_dim: width E of prompt embeddings.
+    max_text_len: tokens of a prompt; shorter prompts are padded with zeros,
+      which are attended to.
+    eps: added to variances in norms.
   """
 
   channels: int = 48
@@ -87,15 +92,25 @@ class DiTConfig:
 
   @property
   def letters(self) -> str:
-    """Of queries, see `axes`: sound has few tokens."""
+    """Axes of queries, see `sharding.logical_axes`."""
     return logical_axes.replicated_tokens("BLNK") if self.is_audio else "BLNK"
 
   def padding(self, context_length: int) -> int:
-    """How many equal rows of a prompt its last row of context stands for."""
+    """The number of padded rows of a prompt that its last row stands for.
+
+    Args:
+      context_length: S of context_BSD, see `Tower.text`.
+    """
     return self.max_text_len - context_length + 1
 
   def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Tokens along each axis of latents [B, T, (H, W,) C].
+    """Tokens along each axis of latents.
+
+    Args:
+      latent_shape: [B, T, H, W, C] of video or [B, T, C] of audio.
+
+    Returns:
+      (frames, rows, columns) of video tokens, or (steps,) of audio tokens.
 
     Raises:
       ValueError: the patch does not divide the latents, or their channels are
@@ -114,9 +129,15 @@ class DiTConfig:
   def from_release(cls, sizes: dict[str, Any]) -> "DiTConfig":
     """Read the sizes of a tower as the original's JSON files name them.
 
+    Args:
+      sizes: by the original's names.
+
+    Returns:
+      The config; absent sizes take the original's defaults.
+
     Raises:
-      ValueError: a key is missing or unknown, or asks for something that no
-        released model uses.
+      ValueError: a key is missing or unknown, or has a value that no released
+        model uses.
     """
     sizes = dict(sizes)
     for key, value in _FIXED.items():
@@ -170,7 +191,7 @@ _RELEASE_NAMES = {
 
 
 class TimeEmbeddings(NamedTuple):
-  """What noise times mean to a tower, float32; T as in `layers.Modulation`."""
+  """Embeddings of noise times, float32; T as in `layers.Modulation`."""
 
   embedding_BTD: jax.Array  # for the head
   parts_BTPD: jax.Array  # for every block: P = 6
@@ -178,13 +199,20 @@ class TimeEmbeddings(NamedTuple):
 
 
 def sinusoid(t_BT: jax.Array, width: int) -> jax.Array:
-  """Cosines, then sines, of t in [0, 1000] at `width` / 2 frequencies.
+  """Sinusoidal embedding of noise times: cosines, then sines.
 
   Exact to float32 rounding, also for traced t. An angle t f reaches 1000, where
   float32 is 3e-5 apart, so the multiple of a quarter turn is subtracted before
   anything is rounded: t is split into a multiple of 1/16 (14 bits) and a rest,
   f into parts of 10 bits, and their products have no more than 24 bits. Exact
   products stay the same where a compiler fuses them with the sum that follows.
+
+  Args:
+    t_BT: times in [0, 1000].
+    width: even; half of it is the number of frequencies.
+
+  Returns:
+    [B, T, width] float32.
   """
   half = width // 2
   # In quarter turns for a unit of t.
@@ -223,6 +251,16 @@ class AudioStem(nn.Module):
   def __call__(
     self, latents_BTC: jax.Array, length_B: jax.Array | None = None
   ) -> jax.Array:
+    """Embed audio latents.
+
+    Args:
+      latents_BTC: audio latents.
+      length_B: number of valid steps of each example; `None` for all.
+
+    Returns:
+      tokens_BLD with L = T, in the compute dtype.
+    """
+
     def conv(name: str, features: int, bias: bool = False) -> nn.Conv:
       return nn.Conv(
         features, (STEM_KERNEL,), use_bias=bias, dtype=self.dtype, name=name
@@ -242,7 +280,7 @@ class AudioStem(nn.Module):
 
 
 class Tower(nn.Module):
-  """The ends of a tower: embeddings before its blocks, the head after them."""
+  """The layers of a tower before and after its blocks."""
 
   config: DiTConfig
   dtype: jnp.dtype
@@ -272,13 +310,16 @@ class Tower(nn.Module):
   def tokens(
     self, latents: jax.Array, length_B: jax.Array | None = None
   ) -> jax.Array:
-    """Latents [B, T, (H, W,) C] -> tokens_BLD in the compute dtype.
+    """Embed latents as tokens.
 
-    Those of a video are filled up to as many as the mesh splits evenly.
+    Video tokens are padded to a number that the mesh splits evenly.
 
     Args:
-      latents: of the tower's modality.
-      length_B: how many latents in time count; `None` for all.
+      latents: [B, T, H, W, C] of video or [B, T, C] of audio.
+      length_B: number of valid latents in time; `None` for all.
+
+    Returns:
+      tokens_BLD in the compute dtype.
     """
     if isinstance(self.patch_embedding, AudioStem):
       tokens = self.patch_embedding(latents, length_B)
@@ -296,13 +337,19 @@ class Tower(nn.Module):
     return logical_axes.constrain(self.patch_embedding(patches), "BLD")
 
   def text(self, text_BSE: jax.Array) -> jax.Array:
-    """Prompt embeddings -> context_BSD.
+    """Embed prompts.
 
-    Where they are short of the text length, zeros fill it up: one more row
-    stands for all of them, see `DiTConfig.padding`.
+    Embeddings shorter than `max_text_len` are padded by one row of zeros, which
+    stands for all padded rows, see `DiTConfig.padding`.
+
+    Args:
+      text_BSE: prompt embeddings.
+
+    Returns:
+      context_BSD in the compute dtype, with S + 1 rows if padded.
 
     Raises:
-      ValueError: embeddings longer than the text length.
+      ValueError: embeddings longer than `max_text_len`.
     """
     length, limit = text_BSE.shape[1], self.config.max_text_len
     if length > limit:
@@ -311,14 +358,18 @@ class Tower(nn.Module):
     return self.text_embedding(jnp.pad(text_BSE, ((0, 0), (0, rest), (0, 0))))
 
   def times(self, t_BT: jax.Array, grid: tuple[int, ...]) -> TimeEmbeddings:
-    """Noise times in [0, 1000] -> their embeddings.
+    """Embed noise times.
 
     Args:
-      t_BT: T = 1 for all, or T = 2: of the first latent frame, of the others.
-      grid: of the tokens.
+      t_BT: times in [0, 1000], 1000 = noise; T = 1 for all tokens, or T = 2 for
+        the first latent frame and the others.
+      grid: of the tokens, see `DiTConfig.grid`.
+
+    Returns:
+      Embeddings for the blocks and the head, float32.
 
     Raises:
-      ValueError: more times.
+      ValueError: T is more than 2.
     """
     if t_BT.shape[1] > 2:
       raise ValueError(
@@ -333,7 +384,16 @@ class Tower(nn.Module):
   def velocity(
     self, tokens_BLD: jax.Array, times: TimeEmbeddings, grid: tuple[int, ...]
   ) -> jax.Array:
-    """Tokens -> velocity [B, T, (H, W,) C], float32."""
+    """The head: tokens to velocities.
+
+    Args:
+      tokens_BLD: output of the last block.
+      times: of the same latents.
+      grid: of the tokens, see `DiTConfig.grid`.
+
+    Returns:
+      Velocity [B, T, H, W, C] of video or [B, T, C] of audio, float32.
+    """
     table = self.head_modulation.astype(jnp.float32)[:, None, None]
     shift, scale = table + times.embedding_BTD[None]
     eps = self.config.eps

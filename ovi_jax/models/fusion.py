@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ovi_jax import config as config_lib
 from ovi_jax.attention import blockwise
 from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
 from ovi_jax.models import block
 from ovi_jax.models import dit
-from ovi_jax.models import maps as maps_lib
 from ovi_jax.models import rope
 from ovi_jax.sharding import logical_axes
 
@@ -46,17 +46,24 @@ REMAT: Mapping[str, Any] = {
 
 
 def apply_remat(function: Any, name: str) -> Any:
-  """The scanned `function` under the policy `name`, or "none".
+  """Apply a rematerialization policy.
+
+  Args:
+    function: the scanned function.
+    name: a key of `REMAT`, or "none".
+
+  Returns:
+    The function under the policy.
 
   Raises:
-    ValueError: no policy of that name.
+    ValueError: the name is unknown.
   """
   if name == "none":
     return function
-  if name not in REMAT:
-    known = ", ".join(["none", *REMAT])
-    raise ValueError(f"remat {name!r} is unknown; choose from {known}")
-  return jax.checkpoint(function, policy=REMAT[name], prevent_cse=False)
+  config_lib.check(
+    config_lib.invalid_choice("remat", name, ["none", *REMAT]), ""
+  )
+  return nn.remat(function, policy=REMAT[name], prevent_cse=False)
 
 
 def should_unroll(config: AV[dit.DiTConfig], platform: str) -> bool:
@@ -76,6 +83,34 @@ class Conditions(NamedTuple):
 
   text: AV[block.KV]  # of all blocks, [G, B, S, N, K]
   rotary: AV[rope.Rotary]
+
+
+class MapQuery(NamedTuple):
+  """What to keep of the attention between the towers.
+
+  All of it, [blocks, heads, L, S] for each tower, takes gigabytes at full size:
+  a weighted sum of heads and one number per head are kept, float32.
+
+  Attributes:
+    heads: weights [G, N] of every block's heads in the sum.
+    near: [L, S] for video and [S, L] for audio; a share of attention is
+      measured where it is 1, and not where it is 0.
+  """
+
+  heads: AV[jax.Array]
+  near: AV[jax.Array]
+
+  def reduce(
+    self, name: str, map_BNLS: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """The sum [B, L, S] and the shares [B, N] of a tower's map in one block.
+
+    `heads` is of that block; L of the map may include padding tokens.
+    """
+    near_LS = getattr(self.near, name)
+    map_BNLS = map_BNLS[:, :, : near_LS.shape[0]]
+    mean_BLS = jnp.einsum("BNLS,N->BLS", map_BNLS, getattr(self.heads, name))
+    return mean_BLS, jnp.einsum("BNLS,LS->BNL", map_BNLS, near_LS).mean(-1)
 
 
 class FusionBlock(nn.Module):
@@ -120,14 +155,22 @@ class FusionBlock(nn.Module):
     times: AV[dit.TimeEmbeddings],
     text: AV[jax.Array] | AV[block.KV],
     rotary: AV[rope.Rotary],
-    counts: AV[jax.Array | int] | None = None,
-  ) -> AV[jax.Array]:
-    """Tokens_BLD of every tower, one block further.
+    counts: AV[jax.Array | int],
+    watch: MapQuery | None = None,
+  ) -> tuple[AV[jax.Array], AV[Any]]:
+    """Apply one block of every tower.
 
-    `text` is context_BSD, or what `text_kv` makes of it; `counts`
-    says how many tokens of each tower are attended to, `None` for all.
+    Args:
+      tokens: tokens_BLD.
+      times: of each tower.
+      text: context_BSD, or the keys and values that `text_kv` makes of it.
+      rotary: tables.
+      counts: valid tokens of each tower, `None` for all.
+      watch: what to keep of this block's attention between the towers.
+
+    Returns:
+      tokens_BLD, and what `watch` keeps of each tower.
     """
-    counts = _ALL if counts is None else counts
     if not any(isinstance(x, block.KV) for x in text):
       text = self.text_kv(text)
     attended, feeds = {}, {}
@@ -139,18 +182,21 @@ class FusionBlock(nn.Module):
         x, attention, getattr(rotary, name), getattr(counts, name)
       )
     heard = AV(**attended)
-    out = {}
+    out, maps = {}, {}
     for name, x in attended.items():
-      x = self.block_of(name).cross_attend(
+      x, probs = self.block_of(name).cross_attend(
         x,
         getattr(text, name),
         getattr(rotary, name),
         heard.other(name),
         rotary.other(name),
         counts.other(name),
+        watch is not None,
       )
+      if watch is not None and probs is not None:
+        maps[name] = watch.reduce(name, probs)
       out[name] = self.block_of(name).mlp(x, feeds[name])
-    return AV(**out)
+    return AV(**out), AV(**maps)
 
 
 class FusionDiT(nn.Module):
@@ -187,44 +233,38 @@ class FusionDiT(nn.Module):
       self.video = dit.Tower(self.config.video, self.dtype)
     if self.config.audio is not None:
       self.audio = dit.Tower(self.config.audio, self.dtype)
-    # Unbound: applied by hand to one slice of the stacked parameters.
-    self.block = FusionBlock(
+    self.blocks = FusionBlock(
       self.config,
       self.dtype,
       self.backend,
       self.mlp_chunk_size,
       self.context_parallelism,
-      parent=None,
     )
-    if self.has_variable("params", "blocks"):
-      # `param` would trace the initializer again, to compare shapes.
-      self.blocks = self.get_variable("params", "blocks")
-    else:
-      self.blocks = self.param("blocks", self._init_blocks)
 
-  def _init_blocks(self, key: jax.Array) -> Any:
-    """Parameters of all blocks, stacked, each from a key of its own."""
-    shapes = jax.eval_shape(self._example)
-    return jax.vmap(
-      lambda k: self.block.init(k, *jax.tree.map(_zeros, shapes))["params"]
-    )(jax.random.split(key, self.depth))
-
-  def _example(self) -> tuple[Any, ...]:
-    """Arguments of a block with one token a tower, for its shapes."""
-
-    def arguments(c: dit.DiTConfig):
-      token = jnp.zeros((1, 1, c.hidden_dim), self.dtype)
-      times = dit.TimeEmbeddings(token, jnp.zeros((1, 1, 6, c.hidden_dim)), 1)
-      return token, times, token, rope.table((1,), c.head_size)
-
-    given = {n: arguments(c) for n, c in self.config.present().items()}
-    return tuple(AV(**{n: a[i] for n, a in given.items()}) for i in range(4))
+  def _scan_blocks(self, function: Any, carry: Any, *per_block: Any) -> Any:
+    """`function(blocks, carry, *per_block)` over blocks, as `lax.scan` does."""
+    scan = nn.scan(
+      apply_remat(function, self.remat),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=self.depth,
+      unroll=self.depth if self.unroll else 1,
+      check_constancy_invariants=False,
+    )
+    return scan(self.blocks, carry, *per_block)
 
   def tower(self, name: str) -> dit.Tower:
     return getattr(self, name)
 
   def rotary(self, latents: AV[Any]) -> AV[rope.Rotary]:
-    """Rotary tables for latents (arrays or shapes with `.shape`)."""
+    """Rotary tables of all tokens.
+
+    Args:
+      latents: arrays, or anything with their shapes.
+
+    Returns:
+      A table for each modality, padded as the tokens are.
+    """
     tables = {}
     for name, x in latents.present().items():
       config = getattr(self.config, name)
@@ -238,23 +278,31 @@ class FusionDiT(nn.Module):
     return AV(**tables)
 
   def context(self, text: AV[jax.Array]) -> AV[jax.Array]:
-    """Prompt embeddings_BSE -> context_BSD of each tower."""
+    """Embed prompts for each tower.
+
+    Args:
+      text: prompt embeddings_BSE of each tower.
+
+    Returns:
+      context_BSD of each tower, see `dit.Tower.text`.
+    """
     return AV(**{n: self.tower(n).text(x) for n, x in text.present().items()})
 
   def conditions(self, latents: AV[Any], text: AV[jax.Array]) -> Conditions:
-    """Everything of a prompt that all steps share.
+    """Compute what all denoising steps of a prompt share.
 
     Args:
       latents: arrays, or anything with their shapes.
       text: prompt embeddings_BSE of each tower, zero beyond the prompt's end.
+
+    Returns:
+      Keys and values of the prompts in every block, and rotary tables.
     """
     context = self.context(text)
 
-    def one(_, params):
-      method = "text_kv"
-      return None, self.block.apply({"params": params}, context, method=method)
-
-    text_kv: Any = jax.lax.scan(one, None, self.blocks)[1]
+    _, text_kv = self._scan_blocks(
+      lambda blocks, _: (None, blocks.text_kv(context)), None
+    )
     text_kv = jax.tree.map(
       lambda x: logical_axes.constrain(x, TEXT_KEYS), text_kv
     )
@@ -303,7 +351,7 @@ class FusionDiT(nn.Module):
     latents: AV[jax.Array],
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
-    watch: maps_lib.MapQuery,
+    watch: MapQuery,
   ) -> tuple[AV[jax.Array], AV[jax.Array]]:
     """How the towers attend to each other; first arguments as for a call.
 
@@ -319,8 +367,8 @@ class FusionDiT(nn.Module):
       for each head [G, B, N] the share within `near`, all float32.
     """
     _, _, found = self._run_blocks(latents, t_BT, text, watch=watch)
-    mixed, near = found
-    return jax.tree.map(lambda map_GBLS: map_GBLS.sum(0), mixed), near
+    maps, shares = (AV(*pair) for pair in zip(*found))
+    return jax.tree.map(lambda map_GBLS: map_GBLS.sum(0), maps), shares
 
   def _grid(self, name: str, latents: AV[Any]) -> tuple[int, ...]:
     return getattr(self.config, name).grid(getattr(latents, name).shape)
@@ -332,7 +380,7 @@ class FusionDiT(nn.Module):
     text: AV[jax.Array] | Conditions,
     block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
-    watch: maps_lib.MapQuery | None = None,
+    watch: MapQuery | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
     """Through all blocks: the tokens, the times, and what `watch` keeps."""
     present = latents.present()
@@ -351,36 +399,18 @@ class FusionDiT(nn.Module):
     rotary = text.rotary if cached else self.rotary(latents)
     context = None if cached else self.context(text)
 
-    def one(x, sliced):
-      params, text_kv, block_mask_B, heads_N = sliced
+    def one(blocks, x, text_kv, block_mask_B, heads_N):
       prompt = context if text_kv is None else text_kv
-      y, changed = self.block.apply(
-        {"params": params},
-        *(x, times, prompt, rotary, counts),
-        mutable=[] if watch is None else [block.MAPS],
-      )
+      query = None if watch is None else watch._replace(heads=heads_N)
+      y, maps = blocks(x, times, prompt, rotary, counts, query)
       if block_mask_B is not None:
         keep = block_mask_B[:, None, None]
         y = jax.tree.map(lambda new, old: jnp.where(keep, new, old), y, x)
-      if watch is None:
-        return y, None
-      return y, maps_lib.reduce_maps(changed[block.MAPS], heads_N, watch.near)
+      return y, maps
 
+    text_kv = text.text if cached else None
     heads = None if watch is None else watch.heads
-    per_block = (
-      self.blocks,
-      text.text if cached else None,
-      block_mask_GB,
-      heads,
-    )
-    tokens, found = jax.lax.scan(
-      apply_remat(one, self.remat),
-      AV(**tokens),
-      per_block,
-      unroll=self.unroll,
+    tokens, found = self._scan_blocks(
+      one, AV(**tokens), text_kv, block_mask_GB, heads
     )
     return tokens, times, found
-
-
-def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
-  return jnp.zeros(x.shape, x.dtype)

@@ -18,9 +18,10 @@ SMALL = nn.initializers.normal(0.02)
 
 
 class Modulation(NamedTuple):
-  """What the time embedding does to one branch, each [B, T, D], float32.
+  """Shift, scale and gate of one branch, from the time embedding.
 
-  T = 1 is of all tokens; T = 2 of the `first` tokens, and of the rest.
+  Arrays are [B, T, D] float32. T = 1 applies to all tokens; T = 2 to the
+  `first` tokens and to the others.
   """
 
   shift: jax.Array
@@ -38,7 +39,16 @@ def normalize(x: jax.Array, eps: float) -> jax.Array:
 
 
 def broadcast_per_token(x_BTD: jax.Array, first: int, tokens: int) -> jax.Array:
-  """What holds for all tokens, or for the first ones and the rest, of each."""
+  """Broadcast values for one or two groups of tokens to all tokens.
+
+  Args:
+    x_BTD: T = 1 for all tokens, or T = 2 for the first tokens and the others.
+    first: number of tokens of the first group.
+    tokens: L.
+
+  Returns:
+    [B, 1, D] or [B, L, D].
+  """
   if x_BTD.shape[1] == 1:
     return x_BTD
   is_first_BLD = (jnp.arange(tokens) < first)[None, :, None]
@@ -52,7 +62,11 @@ def modulate(
   first: int,
   eps: float,
 ) -> jax.Array:
-  """Normalise tokens, then scale and shift them, see `Modulation`; float32."""
+  """Normalize tokens, then scale and shift them, see `Modulation`.
+
+  Returns:
+    normalize(x) (1 + scale) + shift, [B, L, D] float32.
+  """
   shift, scale = (
     broadcast_per_token(x, first, x_BLD.shape[1])
     for x in (shift_BTD, scale_BTD)
@@ -63,7 +77,11 @@ def modulate(
 def gated_residual(
   x_BLD: jax.Array, branch_BLD: jax.Array, gate_BTD: jax.Array, first: int
 ) -> jax.Array:
-  """Residual sum with the branch scaled, see `Modulation`; dtype of x."""
+  """Add a gated branch to the residual stream, see `Modulation`.
+
+  Returns:
+    x + gate branch, [B, L, D] in the dtype of x; the sum is float32.
+  """
   gate = broadcast_per_token(gate_BTD, first, x_BLD.shape[1])
   gated = branch_BLD.astype(jnp.float32) * gate
   return (x_BLD.astype(jnp.float32) + gated).astype(x_BLD.dtype)
@@ -119,12 +137,15 @@ class MLP(nn.Module):
 def chunked_apply(
   module: nn.Module, x_BLD: jax.Array, limit: int | None
 ) -> jax.Array:
-  """Apply a module that treats tokens one by one to at most `limit` at once.
+  """Apply a token-wise module to chunks of tokens, to limit memory.
 
   Args:
     module: called with [tokens, D], or with all of `x_BLD`.
     x_BLD: tokens.
-    limit: how many at once; `None` for all.
+    limit: maximum number of tokens in a chunk; `None` for all.
+
+  Returns:
+    [B, L, features of the module].
   """
   batch, length, _ = x_BLD.shape
   tokens = batch * length

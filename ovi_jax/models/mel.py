@@ -23,7 +23,7 @@ _LOG_STEP = np.log(6.4) / 27
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MelConfig:
-  """What a spectrogram is made of.
+  """Settings of a log-mel spectrogram.
 
   Attributes:
     sample_rate: samples a second, Hz.

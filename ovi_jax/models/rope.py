@@ -1,4 +1,4 @@
-"""Rotary positions over latent time, rows and columns, scaled for sound.
+"""Rotary position embeddings over latent time, rows and columns.
 
 Paper, section 3.1: the audio tower's temporal angles are multiplied by the
 ratio of the two token rates, so that a video token and the audio tokens that
@@ -28,7 +28,11 @@ class Rotary(NamedTuple):
 
 
 def head_split(head_size: int) -> tuple[int, int, int]:
-  """Pairs of a head that turn with (time, row, column): 22, 21, 21 of 64."""
+  """Split the pairs of a head over (time, row, column): 22, 21, 21 of 64.
+
+  Args:
+    head_size: K, even.
+  """
   spatial = head_size // 6
   return head_size // 2 - 2 * spatial, spatial, spatial
 
@@ -73,7 +77,15 @@ def table(grid: tuple[int, ...], head_size: int, scale: float = 1.0) -> Rotary:
 
 
 def rotate(x_BLNK: jax.Array, rotary: Rotary) -> jax.Array:
-  """Turn the pairs of every head by its token's angles; dtype is kept."""
+  """Apply rotary position embeddings.
+
+  Args:
+    x_BLNK: queries or keys.
+    rotary: table of L tokens.
+
+  Returns:
+    [B, L, N, K] in the dtype of x; the rotation is float32.
+  """
   cos, sin = (a[None, :, None, :] for a in rotary)
   # Halves change places before anything becomes float32: half as much to move.
   first, second = jnp.split(x_BLNK, 2, -1)

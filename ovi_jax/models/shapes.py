@@ -53,6 +53,9 @@ def lookup(name: str, config: Any, trace: Callable[[], Any]) -> dict[str, Any]:
     name: of the component, or of what else has shapes.
     config: what they depend on, identified by its `repr`.
     trace: gives the tree, called if it is unknown.
+
+  Returns:
+    Nested dicts of `jax.ShapeDtypeStruct`.
   """
   key = digest(name, config)
   if (known := _known().get(key)) is not None:
@@ -70,13 +73,13 @@ def lookup(name: str, config: Any, trace: Callable[[], Any]) -> dict[str, Any]:
 
 
 def listed(tree: Any) -> Listed:
-  """A tree of shapes as it is kept in JSON."""
+  """A tree of shapes in the form kept in JSON."""
   leaves: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
   return {p: [str(x.dtype), *x.shape] for p, x in leaves.items()}
 
 
 def digest(name: str, config: Any) -> str:
-  """What identifies the shapes of a name and a config."""
+  """A hash that identifies the shapes of a name and a config."""
   return hashlib.sha256(f"{name} {config!r}".encode()).hexdigest()[:32]
 
 
@@ -97,7 +100,7 @@ def _code() -> str:
 
 
 def _cached_file(key: str) -> pathlib.Path | None:
-  """Where shapes are kept; `None` without a compilation cache on this disk."""
+  """The cache file of shapes; `None` without a compilation cache on disk."""
   config: Any = jax.config  # whose options are no declared attributes
   folder = config.jax_compilation_cache_dir
   if not folder or "://" in folder:

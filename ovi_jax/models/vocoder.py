@@ -26,6 +26,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from ovi_jax import config as config_lib
+
 # One half of the 12 taps, the other is its mirror image: a Kaiser window (beta
 # 4.6638) over a sinc cut off at a quarter of the doubled rate. Written out
 # because the files hold these very figures and float64 formulas round others.
@@ -109,30 +111,22 @@ class VocoderConfig:
         "activation: expected snakebeta with snake_logscale True, got"
         f" {self.activation} with {self.snake_logscale}"
       )
-    if problems:
-      raise ValueError("vocoder configuration: " + "; ".join(problems))
+    config_lib.check(problems, "vocoder configuration: ")
 
   @classmethod
   def from_release(cls, sizes: Mapping[str, Any]) -> "VocoderConfig":
-    """The configuration of a release whose vocoder sizes are `sizes`.
+    """Build the config from the `vocoder` sizes of a release.
 
     Args:
-      sizes: some of the attributes above, lists where they are tuples.
+      sizes: values of attributes by name; lists stand for tuples.
+
+    Returns:
+      The config; attributes that are not given keep their defaults.
 
     Raises:
-      ValueError: a key is not an attribute, or a size does not fit.
+      ValueError: a key is not an attribute, or a size is not supported.
     """
-    known = {field.name for field in dataclasses.fields(cls)}
-    if unknown := sorted(sizes.keys() - known):
-      raise ValueError(
-        f"vocoder sizes: unknown keys {unknown}; known are {sorted(known)}"
-      )
-    return cls(**{key: _frozen(value) for key, value in sizes.items()})
-
-
-def _frozen(value: Any) -> Any:
-  """Lists as tuples, at every level."""
-  return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    return config_lib.from_sizes(cls, sizes, "the vocoder")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -1,9 +1,9 @@
-"""The components of a model beside its denoiser, loaded when they are needed.
+"""Loads the text encoder, VAEs and vocoder from a directory of weights.
 
-Text encoder and denoiser are laid over the mesh by `parallel.partition`, codecs
-are copied to every device. Numbers: the text encoder and the video autoencoder
-follow the dtype asked for; the sound's autoencoder and vocoder are float32
-always (they are a thousandth of the work).
+Text encoder and denoiser are sharded over the mesh by
+`sharding.sharding_rules`; VAEs and vocoder are replicated. The text encoder and
+the video VAE compute in the given dtype, the audio VAE and the vocoder in
+float32 (they are a thousandth of the work).
 """
 
 import contextlib
@@ -28,11 +28,11 @@ _RULES = {"fusion": sharding_rules.FUSION, "umt5": sharding_rules.UMT5}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Components:
-  """Where the weights are and how to compute with them.
+  """A directory of weights, with the mesh and dtype to compute in.
 
   Attributes:
     weights: directory of converted weights.
-    manifest: what it holds.
+    manifest: its manifest.
     mesh: the devices.
     dtype: compute dtype.
   """
@@ -48,10 +48,10 @@ class Components:
 
   @contextlib.contextmanager
   def computing(self, dtype: Any = None) -> Iterator[None]:
-    """Compute on the mesh; float32 means float32, no accelerator's short cut.
+    """Set the mesh, and matmul precision "highest" for float32.
 
     Args:
-      dtype: compute dtype; by default the run's.
+      dtype: compute dtype; by default that of the components.
     """
     whole = (self.dtype if dtype is None else dtype) == jnp.float32
     precision = "highest" if whole else None
@@ -70,8 +70,14 @@ class Components:
 
     Args:
       component: one of `architecture.COMPONENTS`.
-      prefix: load only what is below this path.
-      dtype: of the parameters; by default the run's compute dtype.
+      prefix: load only leaves under this path.
+      dtype: of the parameters; by default the compute dtype.
+
+    Returns:
+      Nested dicts of arrays.
+
+    Raises:
+      ValueError: the file is missing or damaged.
     """
     path = weights_dir.component_file(self.weights, component)
     placement: Any = sharding_rules.replicated(self.mesh)
@@ -89,17 +95,24 @@ class Components:
     )
 
   def require_finite(self, values: np.ndarray, *components: str) -> np.ndarray:
-    """Check what components made of finite input.
+    """Check the output of components.
+
+    Args:
+      values: the output.
+      *components: that computed it, for the message.
+
+    Returns:
+      The same values.
 
     Raises:
-      ValueError: NaN or infinity; names the components' files.
+      ValueError: a value is NaN or infinite; names the components' files.
     """
     if not np.isfinite(values).all():
       raise ValueError(self.damaged(*components))
     return values
 
   def damaged(self, *components: str) -> str:
-    """Says that the output of components is not finite, and what to do."""
+    """The error message for output that is not finite."""
     names = [weights_dir.component_file(self.weights, c) for c in components]
     return (
       f"{' or '.join(map(str, names))}: output is not finite (NaN or infinity)"
@@ -107,5 +120,6 @@ class Components:
     )
 
   def tokenizer(self) -> tokenizer_lib.Tokenizer:
+    """Load the tokenizer of the text encoder."""
     path = self.weights / weights_dir.TOKENIZER
     return tokenizer_lib.Tokenizer.load(path, self.arch.umt5.vocab_size)

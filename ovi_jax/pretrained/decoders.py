@@ -1,4 +1,4 @@
-"""Latents to pictures and sound."""
+"""Decoders of latents: frames and audio."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from ovi_jax.pretrained import component_loader
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoder:
-  """The codecs' decoding halves with their parameters; `None` if not loaded."""
+  """Parameters of the decoders; `None` for those that are not loaded."""
 
   components: component_loader.Components
   video: Any = None
@@ -33,7 +33,15 @@ class Decoder:
     components: component_loader.Components,
     names: Collection[str] = AV._fields,
   ) -> "Decoder":
-    """Load what turns latents of the modalities into pictures and sound."""
+    """Load the decoders of some modalities.
+
+    Args:
+      components: the directory of weights.
+      names: of the modalities.
+
+    Returns:
+      The decoders.
+    """
     params = {}
     if "video" in names:
       params["video"] = components.load("video_vae", "decoder")
@@ -43,10 +51,16 @@ class Decoder:
     return cls(components=components, **params)
 
   def frames(self, latents_BTHWC: jax.Array) -> Iterator[np.ndarray]:
-    """Video frames of the first clip, uint8, a few at a time.
+    """Decode the video of the first clip of a batch.
+
+    Args:
+      latents_BTHWC: video latents.
+
+    Yields:
+      Frames, uint8 RGB [a few frames, H, W, 3], in order.
 
     Raises:
-      ValueError: pixels are not finite: the weights are damaged.
+      ValueError: pixels are not finite, so the weights are damaged.
     """
     arch, dtype = self.components.arch, self.components.dtype
     with self.components.computing():
@@ -61,10 +75,16 @@ class Decoder:
         yield frames_THWC
 
   def wave(self, latents_BTC: jax.Array) -> np.ndarray:
-    """Sound of the first clip, [samples] in [-1, 1] at 16 kHz.
+    """Decode the audio of the first clip of a batch.
+
+    Args:
+      latents_BTC: audio latents.
+
+    Returns:
+      wave_A, mono float32 in [-1, 1] at 16 kHz, on the host.
 
     Raises:
-      ValueError: it is not finite: the weights are damaged.
+      ValueError: samples are not finite, so the weights are damaged.
     """
     arch = self.components.arch
     with self.components.computing(jnp.float32):
@@ -84,7 +104,18 @@ def decode_audio(
   vocoder_params: Any,
   latents_BTC: jax.Array,
 ) -> jax.Array:
-  """Audio latents -> wave_BA, float32."""
+  """Decode audio latents with given parameters.
+
+  Args:
+    vae: sizes of the audio VAE.
+    bigvgan: sizes of the vocoder.
+    vae_params: parameters of the VAE's decoder.
+    vocoder_params: parameters of the vocoder.
+    latents_BTC: audio latents.
+
+  Returns:
+    wave_BA, float32 in [-1, 1] at 16 kHz.
+  """
   mel_BTM = audio_vae.AudioVAE(vae).apply(
     {"params": vae_params}, latents_BTC, method="decode"
   )

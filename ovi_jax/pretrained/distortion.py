@@ -1,7 +1,4 @@
-"""Distance of a decoded clip from its original: PSNR, log-mel decibels.
-
-Arrays in, numbers out.
-"""
+"""Distance of decoded clips from their originals: PSNR and log-mel error."""
 
 import numpy as np
 
@@ -11,11 +8,14 @@ RANGE = 60.0  # dB below a sound's loudest band and moment that count
 
 
 def video_psnr(original: np.ndarray, decoded: np.ndarray) -> float:
-  """Peak signal over noise of a clip, dB; infinite if both are equal.
+  """Peak signal-to-noise ratio of a clip.
 
   Args:
-    original: uint8 pictures.
-    decoded: of the same shape.
+    original: uint8 frames.
+    decoded: uint8 frames of the same shape.
+
+  Returns:
+    dB; infinite if both are equal.
 
   Raises:
     ValueError: shapes or types differ.
@@ -30,14 +30,17 @@ def log_mel_error(
   decoded: np.ndarray,
   config: mel.MelConfig | None = None,
 ) -> float:
-  """Mean difference of two sounds' log-mel spectrograms, dB.
+  """Mean absolute difference of log-mel spectrograms.
 
-  What is more than `RANGE` below the original's loudest counts as silence.
+  Values more than `RANGE` dB below the original's maximum count as silence.
 
   Args:
-    original: wave_A in [-1, 1].
+    original: wave_A, float32 in [-1, 1].
     decoded: of the same length.
-    config: of the spectrogram; the default one if `None`.
+    config: of the spectrogram; `None` for the default.
+
+  Returns:
+    dB.
 
   Raises:
     ValueError: lengths or types differ.

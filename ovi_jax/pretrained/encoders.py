@@ -1,6 +1,6 @@
-"""Prompts, pictures and sound to what the denoiser reads.
+"""Encoders of prompts, frames and audio.
 
-Batches may be split by rows over the mesh: each device then encodes its own.
+Batches may be split over the mesh by rows; each device then encodes its own.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ class TextEncoder:
 
   @classmethod
   def load(cls, components: component_loader.Components) -> "TextEncoder":
+    """Load the text encoder and its tokenizer."""
     return cls(
       components=components,
       tokenizer=components.tokenizer(),
@@ -38,12 +39,15 @@ class TextEncoder:
     )
 
   def encode(self, ids_BS: Any, mask_BS: Any, split: bool = False) -> jax.Array:
-    """Embed token ids: text_BSE, zero beyond each prompt's end.
+    """Embed token ids.
 
     Args:
       ids_BS: see `tokenizer.Tokenizer.encode`.
       mask_BS: likewise.
       split: each device embeds its own rows.
+
+    Returns:
+      text_BSE in the compute dtype, zero beyond each prompt's end.
     """
     components = self.components
     if split:
@@ -55,10 +59,16 @@ class TextEncoder:
       )
 
   def texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Embed prompts; each becomes text_SE, S its own tokens, on the host.
+    """Embed prompts.
+
+    Args:
+      texts: prompts; duplicates are embedded once.
+
+    Returns:
+      By prompt: text_SE on the host, S the number of its tokens.
 
     Raises:
-      ValueError: an embedding is not finite: the weights are damaged.
+      ValueError: an embedding is not finite, so the weights are damaged.
     """
     embedded, length = {}, self.components.text_length
     for text in dict.fromkeys(texts):
@@ -71,25 +81,30 @@ class TextEncoder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoEncoder:
-  """The encoding half of the video autoencoder with its parameters."""
+  """The encoder of the video VAE."""
 
   components: component_loader.Components
   params: dict[str, Any]
 
   @classmethod
   def load(cls, components: component_loader.Components) -> "VideoEncoder":
+    """Load the encoder of the video VAE."""
     params = components.load("video_vae", "encoder")
     return cls(components=components, params=params)
 
   def encode(self, frames_BTHWC: Any, split: bool = False) -> jax.Array:
-    """Encode clips: latents_BTHWC, normalised means, float32.
+    """Encode clips.
 
     Args:
-      frames_BTHWC: see `codec.encode`.
-      split: each device encodes its own rows; otherwise all encode all.
+      frames_BTHWC: RGB, uint8 or in [-1, 1]; T is 1 + 4·k, H and W are
+        multiples of 16.
+      split: each device encodes its own rows; otherwise each encodes all.
+
+    Returns:
+      latents_BTHWC, normalized means, float32.
 
     Raises:
-      ValueError: the frames are of another number, size or type.
+      ValueError: the number, size or type of the frames is not supported.
     """
     components = self.components
     place = sharding_rules.batch_sharding(components.mesh) if split else None
@@ -105,25 +120,29 @@ class VideoEncoder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioEncoder:
-  """The encoding half of the sound's autoencoder with its parameters."""
+  """The encoder of the audio VAE."""
 
   components: component_loader.Components
   params: dict[str, Any]
 
   @classmethod
   def load(cls, components: component_loader.Components) -> "AudioEncoder":
+    """Load the encoder of the audio VAE."""
     params = components.load("audio_vae", "encoder", jnp.float32)
     return cls(components=components, params=params)
 
   def encode(self, wave_BA: Any, split: bool = False) -> jax.Array:
-    """Encode sounds: latents_BTC, means, float32, one for 512 samples.
+    """Encode audio.
 
     Args:
-      wave_BA: in [-1, 1] at 16 kHz.
+      wave_BA: mono in [-1, 1] at 16 kHz; A is a multiple of 512.
       split: each device encodes its own rows.
 
+    Returns:
+      latents_BTC, means, float32, one per 512 samples.
+
     Raises:
-      ValueError: the samples are too few, or no whole number of latents.
+      ValueError: the samples are too few, or not a whole number of latents.
     """
     components = self.components
     if split:
@@ -138,7 +157,16 @@ class AudioEncoder:
 def encode_audio(
   vae: audio_vae.AudioVAEConfig, params: Any, wave_BA: jax.Array
 ) -> jax.Array:
-  """wave_BA in [-1, 1] at 16 kHz -> means of the latents_BTC, float32."""
+  """Encode audio with given parameters.
+
+  Args:
+    vae: sizes of the audio VAE.
+    params: parameters of its encoder.
+    wave_BA: mono in [-1, 1] at 16 kHz.
+
+  Returns:
+    latents_BTC, means, float32.
+  """
   mel_BTM = mel.log_mel(mel.MelConfig(bins=vae.data_dim), wave_BA)
   encoded: Any = audio_vae.AudioVAE(vae).apply(
     {"params": params}, mel_BTM, method="encode"

@@ -1,4 +1,4 @@
-"""Where the tensors of a weight file lie, whatever its format.
+"""The location of tensors in weight files of any format.
 
 A reader of one format turns a file into `Span`s, one a tensor; from there on
 reading is the same for all: one tensor at a time, nothing held open. The
@@ -58,7 +58,7 @@ DTYPES: Mapping[str, np.dtype] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Span:
-  """Where one tensor lies.
+  """The location of one tensor.
 
   Attributes:
     path: the file.
@@ -83,7 +83,7 @@ class Span:
     return (1 + sum((n - 1) * s for n, s in steps)) * self.dtype.itemsize
 
   def read(self) -> np.ndarray:
-    """The tensor, in memory of its own.
+    """Read the tensor into memory.
 
     Raises:
       ValueError: the file has become shorter.
@@ -127,7 +127,7 @@ class TensorFile:
     return {name: span.dtype for name, span in self.spans.items()}
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor `name`, in memory of its own.
+    """Read the tensor `name` into memory.
 
     Raises:
       ValueError: there is no such tensor, or the file has become shorter.
@@ -270,7 +270,7 @@ def _span(path: pathlib.Path, start: int, entry: Any) -> tuple[Span, int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-  """Where the tensors of a safetensors file to be written will lie.
+  """The layout of a safetensors file that will be written.
 
   Attributes:
     spans: by name.
@@ -308,6 +308,9 @@ def layout(
     path: of the file.
     tensors: by name, anything with a `shape` and a `dtype`.
     metadata: there will be room for this and 4096 bytes more.
+
+  Returns:
+    The location of each tensor, and the header.
 
   Raises:
     ValueError: a dtype cannot be stored, or the header is too long.

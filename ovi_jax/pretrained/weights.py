@@ -1,9 +1,9 @@
-"""Our store of the weights of one component: one safetensors file.
+"""The weights of one component: a safetensors file.
 
-Its tensors are parameters by path (`blocks/video/self_attn/q/kernel`), the
-leaves of blocks stacked over blocks. It is written slice by slice and loaded
-device by device, so that neither needs room for a whole model. Leaves keep the
-dtype they were written in unless `load` is told another.
+Tensors are parameters by path (`blocks/video/self_attn/q/kernel`); those of
+transformer blocks are stacked over blocks. Files are written slice by slice and
+loaded device by device, so that neither needs memory for a whole model. Leaves
+keep the dtype they were written in unless `load` is given another.
 """
 
 import dataclasses
@@ -165,22 +165,21 @@ def load(
   dtype: Any = None,
   prefix: str | tuple[str, ...] | None = None,
 ) -> dict[str, Any]:
-  """Load a store; each device reads only its own part of a leaf.
+  """Load a weights file; each device reads only its own part of a leaf.
 
   Args:
-    path: of the store.
-    shardings: where leaves go: one sharding for all, a tree of them like the
-      parameters, or a function of a leaf's path and shape; None for the default
-      device.
-    dtype: of the floating point leaves; None for the dtype in the file.
-    prefix: load only what lies under this path, or these (`blocks/audio`).
+    path: of the file.
+    shardings: sharding of all leaves, a tree of shardings like the parameters,
+      or a function of a leaf's path and shape; `None` for the default device.
+    dtype: of floating-point leaves; `None` for the dtype in the file.
+    prefix: load only leaves under this path, or these paths (`blocks/audio`).
 
   Returns:
-    The parameters as nested dicts of jax arrays; the file may go afterwards.
+    The parameters as nested dicts of jax arrays, in memory of their own.
 
   Raises:
-    ValueError: the file is missing or damaged, nothing lies under `prefix`, or
-      a leaf has no sharding.
+    ValueError: the file is missing or damaged, it has no leaf under `prefix`,
+      or a leaf has no sharding.
   """
   spans = _under(_open(path), prefix)
   place = _placement(shardings, spans)
@@ -191,18 +190,27 @@ def load(
 
 
 def shapes(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shape and dtype of every leaf of a store by path, without reading it."""
+  """Read the shapes and dtypes of all leaves from the header of a file.
+
+  Returns:
+    `jax.ShapeDtypeStruct` of each leaf, by path.
+  """
   spans = _open(path).spans
   return {p: jax.ShapeDtypeStruct(s.shape, s.dtype) for p, s in spans.items()}
 
 
 def metadata(path: Path) -> dict[str, str]:
-  """The text in the header of a store."""
+  """The metadata in the header of a file."""
   return dict(_open(path).values)
 
 
 def slices(path: Path) -> Callable[[str, int | None], np.ndarray]:
-  """Read a store as numpy arrays: a function of a path and a block's index."""
+  """Open a weights file for reading as numpy arrays.
+
+  Returns:
+    A function of a leaf's path and the index of a block (`None` for the whole
+    leaf) that reads the array.
+  """
   file = _open(path)
 
   def read(leaf: str, index: int | None) -> np.ndarray:
@@ -263,7 +271,7 @@ def _under(
 def _placement(
   shardings: Any, spans: Mapping[str, Any]
 ) -> Callable[[str, tuple[int, ...]], Any]:
-  """Where each leaf goes, as a function."""
+  """Shardings as a function of path and shape."""
   if shardings is None or isinstance(shardings, jax.sharding.Sharding):
     return lambda path, shape: shardings
   if callable(shardings):
@@ -384,7 +392,7 @@ def _slice(
 
 
 def _of(path: str, index: int | None) -> str:
-  """How messages name a leaf or a slice of it."""
+  """The name of a leaf, or of a slice of it, in messages."""
   return path if index is None else f"{path}[{index}]"
 
 

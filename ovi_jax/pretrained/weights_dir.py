@@ -1,8 +1,12 @@
-"""A directory of converted weights, as `convert_torch_weights.py` leaves it.
+"""A directory of converted weights, written by `convert_torch_weights.py`.
 
-ovi_jax.json        what it holds: variant, sizes, identity of each component
-<component>.safetensors
-tokenizer.json      and what else lies beside it in a release
+All weights that `sample.py` and `train.py` read have this form:
+
+  ovi_jax.json             the manifest: variant, sizes, component digests
+  <component>.safetensors  parameters of fusion, umt5, video_vae, audio_vae,
+                           vocoder, by path
+  tokenizer.json           the text encoder's tokenizer, and other tokenizer
+                           files of the release
 """
 
 import dataclasses
@@ -41,16 +45,17 @@ _MAX_MANIFEST = 1 << 20  # bytes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-  """What a directory of weights holds.
+  """Contents of ovi_jax.json.
 
   Attributes:
-    variant: released variant, or `None` for weights of other sizes.
-    sizes: of the architecture, in the original's form.
+    variant: name of the released variant, or `None` for other sizes.
+    sizes: architecture of each component, with the original's names of sizes.
     digests: sha256 of the contents of each component present, and of the
       tokenizer file under `tokenizer`.
-    version: of ovi_jax that wrote it.
-    sampling: settings that suit these weights better than the published ones,
-      see `sampling.settings.advice`.
+    version: version of ovi_jax that wrote it.
+    format: version of this format.
+    sampling: recommended sampling settings that differ from the published ones,
+      see `sampling.settings.recommended`.
   """
 
   variant: str | None
@@ -110,7 +115,11 @@ class Manifest:
     )
 
   def save(self, directory: pathlib.Path) -> None:
-    """Write the manifest, whole or not at all."""
+    """Write the manifest atomically.
+
+    Args:
+      directory: of the weights.
+    """
     path = directory / MANIFEST
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
@@ -118,12 +127,12 @@ class Manifest:
 
 
 def component_file(directory: pathlib.Path, component: str) -> pathlib.Path:
-  """Where the weights of a component lie."""
+  """The path of a component's weights file."""
   return directory / f"{component}.safetensors"
 
 
 def link_roots(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Where links of a directory may lead: within it or the hub's cache."""
+  """Folders that links in a directory may point to: itself, a hub cache."""
   resolved = folder.resolve()
   caches = [
     parent.parent / "blobs"
@@ -160,20 +169,23 @@ def read(
   variant: str = "",
   needs: tuple[str, ...] = architecture.COMPONENTS,
 ) -> Manifest:
-  """Read what a directory holds and see that the files are there and fit.
+  """Read a directory of weights and check its files against the manifest.
 
   Only the headers of the files are read; a full-size release takes seconds.
 
   Args:
     directory: of converted weights.
-    variant: insist on this variant; empty takes what is there.
+    variant: require this variant; empty accepts any.
     needs: components that must be present.
 
+  Returns:
+    The manifest.
+
   Raises:
-    ValueError: the directory, a file or a component is missing, the manifest
-      is damaged or of another format, the variant is another, or a file has
-      other parameters or another identity than the manifest says; says which
-      file is expected where and how to make it.
+    ValueError: the directory, a file or a component is missing; the manifest is
+      damaged or of another format; the variant differs; or a file has other
+      parameters or another digest than the manifest. Names the expected file
+      and the command that makes it.
   """
   directory = pathlib.Path(directory)
   if variant:
@@ -202,7 +214,14 @@ def read(
 def manifest_of(
   directory: str | os.PathLike[str], variant: str = ""
 ) -> Manifest:
-  """What a directory says of itself, without a look at its files.
+  """Read the manifest of a directory, without a check of its files.
+
+  Args:
+    directory: of converted weights.
+    variant: named in the message of an error.
+
+  Returns:
+    The manifest.
 
   Raises:
     ValueError: the manifest is missing, damaged or of another format.
@@ -246,7 +265,7 @@ def _parse(path: pathlib.Path) -> Manifest:
 
 
 def _check_files(directory: pathlib.Path, needs: tuple[str, ...]) -> None:
-  """See that the files of some components are there."""
+  """Check that the files of some components exist."""
   expected = [component_file(directory, c) for c in needs]
   if "umt5" in needs:
     expected.append(directory / TOKENIZER)
@@ -260,7 +279,7 @@ def _check_files(directory: pathlib.Path, needs: tuple[str, ...]) -> None:
 def _misfits(
   directory: pathlib.Path, manifest: Manifest, component: str
 ) -> list[str]:
-  """What in a component's files differs from the manifest, in words."""
+  """Differences of a component's files from the manifest, in words."""
   path = component_file(directory, component)
   config = manifest.architecture.config(component)
   if config is None:

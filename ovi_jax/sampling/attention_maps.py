@@ -21,13 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from ovi_jax import diffusion
 from ovi_jax import files
 from ovi_jax import geometry
-from ovi_jax.diffusion import path as diffusion
 from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
-from ovi_jax.models import maps as maps_lib
 from ovi_jax.sampling import denoise
 from ovi_jax.sharding import logical_axes
 
@@ -107,7 +106,7 @@ def measure(
   near = AV(video=near_SL.T, audio=near_SL)
 
   def mean(weights: AV[np.ndarray]) -> tuple[AV[Any], AV[Any]]:
-    watch = maps_lib.MapQuery(jax.tree.map(jnp.asarray, weights), near)
+    watch = fusion.MapQuery(jax.tree.map(jnp.asarray, weights), near)
     given = params, latents, noise, text, watch
     found = [
       _at_level(model, clean_first, np.float32(level), *given)
@@ -185,7 +184,7 @@ def _at_level(
   latents: AV[jax.Array],
   noise: AV[jax.Array],
   text: AV[jax.Array],
-  watch: maps_lib.MapQuery,
+  watch: fusion.MapQuery,
 ) -> Any:
   """Maps and shares at one noise level, whole on every device."""
   sigma_BT = jnp.full((1, 1), level)

@@ -8,6 +8,7 @@ samples and solver state are donated to it.
 
 import functools
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -18,13 +19,20 @@ import numpy as np
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import schedule
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
 
 
 class NonFiniteLatentsError(ValueError):
-  """Latents became NaN or infinite; names the step and what to try."""
+  """Latents became NaN or infinite; names the step and what to try.
+
+  Attributes:
+    rows: of the batch that are not finite.
+  """
+
+  def __init__(self, message: str, rows: Sequence[int]):
+    super().__init__(message)
+    self.rows = rows
 
 
 class Inputs(NamedTuple):
@@ -70,7 +78,7 @@ def _whole(tree: Any) -> Any:
 )
 def step(
   model: fusion.FusionDiT,
-  method: solver.Solver,
+  method: solvers.Solver,
   params: Any,
   inputs: Inputs,
   x: AV[jax.Array],
@@ -113,11 +121,11 @@ def step(
 
 def denoise(
   model: fusion.FusionDiT,
-  method: solver.Solver,
+  method: solvers.Solver,
   params: Any,
   inputs: Inputs,
   noise: AV[jax.Array],
-  levels: schedule.Schedule,
+  levels: solvers.Schedule,
   on_step: Callable[[int], None] = lambda _: None,
 ) -> AV[jax.Array]:
   """Run all steps.
@@ -143,14 +151,15 @@ def denoise(
   for i in range(levels.steps):
     t = np.float32(levels.t[i])
     x, state = step(model, method, params, inputs, x, state, t, rows[i])
-    # Two bytes, once the step is done.
-    finite = np.asarray(_are_finite(x))
-    if not finite.all():
-      names = [n for n, good in zip(x.present(), finite) if not good]
+    # Few bytes, once the step is done.
+    finite_MB = np.asarray(_are_finite(x))
+    if not finite_MB.all():
+      names = [n for n, row_B in zip(x.present(), finite_MB) if not row_B.all()]
       raise NonFiniteLatentsError(
         f"step {i + 1} of {levels.steps} (noise level {levels.sigmas[i]:.3g}):"
         f" the latents of {' and '.join(names)} are not finite;"
-        f" {_causes(inputs.scales)}"
+        f" {_causes(inputs.scales)}",
+        np.flatnonzero(~finite_MB.all(0)).tolist(),
       )
     on_step(i + 1)
   return inpaint_first_frame(x, inputs.first_frame)
@@ -158,9 +167,12 @@ def denoise(
 
 @jax.jit
 def _are_finite(x: AV[jax.Array]) -> jax.Array:
-  """[modalities] bool, the same on every device."""
-  found = [jnp.isfinite(value).all() for value in x.present().values()]
-  return logical_axes.constrain(jnp.stack(found), "-")
+  """[modalities, B] bool, the same on every device."""
+  found = [
+    jnp.isfinite(value).all(tuple(range(1, value.ndim)))
+    for value in x.present().values()
+  ]
+  return logical_axes.constrain(jnp.stack(found), "--")
 
 
 def _causes(scales: AV[Any]) -> str:

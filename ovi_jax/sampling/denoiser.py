@@ -8,6 +8,7 @@ the compute dtype.
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import settings as settings_lib
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 
 NEEDS = architecture.COMPONENTS
 TEXT_ROWS = 64
@@ -120,42 +121,43 @@ class Denoiser:
   def sample(
     self,
     noise: AV[np.ndarray],
-    positive: np.ndarray,
+    positives: Sequence[np.ndarray],
     negative: AV[np.ndarray],
     settings: settings_lib.Settings,
     first_frame: np.ndarray | None = None,
-    on_step: Any = lambda _: None,
+    on_step: Callable[[int], Any] = lambda _: None,
   ) -> AV[jax.Array]:
-    """Denoise one clip.
+    """Denoise a batch of clips.
 
     Args:
-      noise: video_THWC and audio_TC, standard normal.
-      positive: text_SE of the prompt, S its own tokens.
-      negative: text_SE of each tower's negative prompt.
+      noise: video_BTHWC and audio_BTC, standard normal.
+      positives: text_SE of each clip's prompt, S its own tokens.
+      negative: text_SE of each tower's negative prompt, for all clips.
       settings: solver, steps, guidance.
-      first_frame: clean first latent [1, H, W, C], or `None`.
+      first_frame: clean first latents [B, 1, H, W, C], or `None`.
       on_step: called with the number of finished steps.
 
     Returns:
-      Latents video_BTHWC and audio_BTC with B = 1, float32.
+      Latents video_BTHWC and audio_BTC, float32. A row is the same in any
+      batch, but for the order of additions.
 
     Raises:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
     """
-    method = solver.named(settings.solver)
+    method = solvers.named(settings.solver)
     levels = method.schedule(settings.num_steps, settings.flow_shift)
     with self.components.computing():
-      x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise)
+      x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), noise)
       text = text_pairs(
-        positive, negative, self.components.text_length, self.model.backend
+        positives, negative, self.components.text_length, self.model.backend
       )
-      first = None if first_frame is None else jnp.asarray(first_frame)[None]
-      depth = self.model.config.video.num_layers
+      first = None if first_frame is None else jnp.asarray(first_frame)
+      batch, depth = len(positives), self.model.config.video.num_layers
       inputs = denoise.Inputs(
         conditions(
           self.model, self.params, guidance.duplicate_for_cfg(x), text
         ),
-        jnp.asarray(guidance.slg_mask(depth, 1, settings.slg_layer)),
+        jnp.asarray(guidance.slg_mask(depth, batch, settings.slg_layer)),
         settings.guidance_scale,
         first,
       )
@@ -183,7 +185,7 @@ class Denoiser:
     with self.components.computing():
       given = AV(positive, positive)
       limit = self.components.text_length
-      doubled = text_pairs(positive, given, limit, self.model.backend)
+      doubled = text_pairs([positive], given, limit, self.model.backend)
       return attention_maps.measure(
         self.model,
         self.params,
@@ -196,20 +198,20 @@ class Denoiser:
 
 
 def text_pairs(
-  positive: np.ndarray,
+  positives: Sequence[np.ndarray],
   negative: AV[np.ndarray],
   limit: int,
   backend: str,
 ) -> AV[np.ndarray]:
-  """Embeddings_BSE of the doubled batch, zero beyond each prompt's end.
+  """Embeddings [2 B, S, E] of the doubled batch, zero after each prompt's end.
 
   S is one of few lengths, since each compiles a program of its own: the first
   of 64, 128, 256, ..., less the row that stands for the rest, that holds the
   longest prompt.
 
   Args:
-    positive: text_SE of the prompt.
-    negative: text_SE of each tower's negative prompt.
+    positives: text_SE of each clip's prompt.
+    negative: text_SE of each tower's negative prompt, for all clips.
     limit: the largest S.
     backend: of the attention; S is `limit` for one that gains nothing by less.
 
@@ -217,7 +219,7 @@ def text_pairs(
     ValueError: an embedding is longer than `limit`.
   """
   negatives = negative.present()
-  longest = max(len(text) for text in (positive, *negatives.values()))
+  longest = max(len(text) for text in (*positives, *negatives.values()))
   if longest > limit:
     raise ValueError(f"{longest} text embeddings; the towers read {limit}")
   rows = TEXT_ROWS
@@ -230,9 +232,10 @@ def text_pairs(
   def padded(text_SE: np.ndarray) -> np.ndarray:
     return np.pad(text_SE, ((0, rows - len(text_SE)), (0, 0)))
 
+  prompts = [padded(text) for text in positives]
   return AV(
     **{
-      name: np.stack([padded(positive), padded(text)])
+      name: np.stack([*prompts, *[padded(text)] * len(prompts)])
       for name, text in negatives.items()
     }
   )

@@ -4,12 +4,12 @@ The order is the point: whatever can be wrong with the input is found before
 weights are loaded, and a finished clip is never touched again.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -20,7 +20,6 @@ import jax
 import numpy as np
 
 from ovi_jax import cli
-from ovi_jax import console
 from ovi_jax.modality import AV
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoiser as denoisers
@@ -30,6 +29,8 @@ from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sharding import distributed
+
+_log = logging.getLogger(__name__)
 
 
 def run(
@@ -42,7 +43,6 @@ def run(
   save_latents: bool = False,
   maps: bool = False,
   overwrite: bool = False,
-  log: planning.Log = console.log,
 ) -> list[pathlib.Path]:
   """Make a clip for every request.
 
@@ -56,7 +56,6 @@ def run(
     save_latents: keep the final latents beside each clip.
     maps: draw beside each clip what its sound attends to.
     overwrite: make clips again that are there already.
-    log: called with each line for the user.
 
   Returns:
     The mp4 files, those made earlier included.
@@ -79,19 +78,19 @@ def run(
     if heads:
       audio = components.arch.fusion.audio
       attention_maps.named(heads, (audio.num_layers, audio.num_heads))
-    jobs, given = planning.plan(requests, settings, components, out, noise, log)
+    jobs, given = planning.plan(requests, settings, components, out, noise)
   index, count = distributed.process_info()
   if settings.shard_clips_over_hosts:
     flags = {"save_latents": save_latents, "maps": maps, "overwrite": overwrite}
     distributed.assert_equal_across_hosts(
       _shared(settings, flags, components, jobs)
     )
-    log = log if index == 0 else _silently
   elif count > 1:
-    log(
-      f"process {index} of {count} makes its share of {len(jobs)} clips, plan"
-      f" {_digest(_shared(settings, {}, components, jobs))}; the others must"
-      " name the same plan"
+    _log.info(
+      "process %d of %d makes its share of %d clips, plan %s; the others must"
+      " name the same plan",
+      *(index, count, len(jobs)),
+      _digest(_shared(settings, {}, components, jobs)),
     )
   # By place among all, not among what is missing: others may be at work.
   mine = jobs if settings.shard_clips_over_hosts else jobs[index::count]
@@ -100,7 +99,7 @@ def run(
     beside = [outputs.latents_of(job.path)] if save_latents else []
     beside += attention_maps.files_of(job.path, heads) if maps else ()
     if not overwrite and outputs.is_complete(job.path, job.recipe, beside):
-      log(f"already made: {job.path}")
+      _log.info("already made: %s", job.path)
     else:
       pending.append(job)
   if settings.shard_clips_over_hosts:
@@ -113,7 +112,7 @@ def run(
         outputs.latents_of(job.path).unlink(missing_ok=True)
         attention_maps.remove_stale(job.path)
     drawn = heads if maps else None
-    _make(pending, settings, components, given, save_latents, drawn, log)
+    _make(pending, settings, components, given, save_latents, drawn)
   return [job.path for job in jobs]
 
 
@@ -146,33 +145,27 @@ def _digest(values: Mapping[str, Any]) -> str:
   return hashlib.sha256(said).hexdigest()[:8]
 
 
-def _silently(_: str) -> None:
-  """Where another process speaks."""
-
-
 def _make(
   jobs: Sequence[planning.Job],
   settings: settings_lib.Settings,
   components: denoisers.SamplingComponents,
   noise: AV[np.ndarray] | None,
   save_latents: bool,
-  maps: attention_maps.Heads | None,
-  log: planning.Log,
+  heads: attention_maps.Heads | None,
 ) -> None:
   """Make the clips and write them."""
   writes = not settings.shard_clips_over_hosts or jax.process_index() == 0
+
+  def write(made: pipelines.Made) -> None:
+    if not writes:
+      return
+    path, clip = made.job.path, made.clip
+    if made.maps is not None:
+      attention_maps.write(path, clip.video, clip.audio, made.maps, heads or ())
+    kept = clip.latents if save_latents else None
+    outputs.write(path, clip.metadata, iter([clip.video]), clip.audio, kept)
+    _log.info("wrote %s", path)
+
   pipeline = pipelines.Pipeline(components, keep_loaded=False)
   track = functools.partial(pipelines.bar, count=len(jobs), hidden=not writes)
-  for made in pipeline.generate(jobs, settings, noise, track=track, log=log):
-    path, frames = made.job.path, made.frames
-    if maps is not None:
-      whole = np.concatenate(list(frames))
-      frames, found = iter([whole]), made.maps(maps)
-      if writes:
-        attention_maps.write(path, whole, made.wave, found, maps)
-    if not writes:
-      collections.deque(frames, maxlen=0)  # every process decodes
-      continue
-    kept = made.host_latents() if save_latents else None
-    outputs.write(path, made.metadata, frames, made.wave, kept)
-    log(f"wrote {path}")
+  pipeline.generate(jobs, settings, write, noise, heads=heads, track=track)

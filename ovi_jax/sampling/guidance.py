@@ -17,12 +17,31 @@ Tree = TypeVar("Tree")
 
 
 def duplicate_for_cfg(x: Tree) -> Tree:
-  """Repeat a batch for the positive and the negative pass."""
+  """Repeat a batch for the positive and the negative pass.
+
+  Args:
+    x: tree of arrays [B, ...].
+
+  Returns:
+    Arrays [2 B, ...], the positive half first.
+  """
   return jax.tree.map(lambda a: jnp.concatenate([a, a]), x)
 
 
 def apply_cfg(velocities: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
-  """negative + scale · (positive - negative), for each modality."""
+  r"""Classifier-free guidance.
+
+  .. math::
+
+    v = v_\text{neg} + w\, (v_\text{pos} - v_\text{neg})
+
+  Args:
+    velocities: [2 B, ...] of each modality, the positive half first.
+    scales: guidance scale w of each modality; 1 = no guidance.
+
+  Returns:
+    Guided velocities [B, ...].
+  """
 
   def one(velocity: jax.Array, scale: float) -> jax.Array:
     positive, negative = jnp.split(velocity, 2)
@@ -33,10 +52,15 @@ def apply_cfg(velocities: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
 
 
 def slg_mask(blocks: int, batch: int, slg_layer: int) -> np.ndarray:
-  """block_mask_GB: which blocks each element of the doubled batch goes through.
+  """Blocks to run for each element of the doubled batch (skip-layer guidance).
 
-  Block `slg_layer` (counted from 0) is left out of the negative half; as in
-  the original, 0 and below leave out none.
+  Args:
+    blocks: number of blocks G.
+    batch: B.
+    slg_layer: block that the negative pass skips; 0 = none.
+
+  Returns:
+    block_mask_GB, bool [G, 2 B]; `False` where a block is skipped.
   """
   keep = np.ones((blocks, 2 * batch), bool)
   if 0 < slg_layer < blocks:

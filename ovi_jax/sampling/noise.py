@@ -43,7 +43,15 @@ _BAD_ZIP = (
 
 
 def shapes(clip: geometry.Clip, channels: AV[int]) -> AV[tuple[int, ...]]:
-  """Shapes of the latents of a clip, without batch."""
+  """Shapes of the latents of a clip.
+
+  Args:
+    clip: sizes of the clip.
+    channels: latent channels of each modality.
+
+  Returns:
+    (T, H, W, C) of video and (T, C) of audio.
+  """
   sides = clip.latent_height, clip.latent_width
   return AV(
     video=(clip.latent_frames, *sides, channels.video),
@@ -54,7 +62,16 @@ def shapes(clip: geometry.Clip, channels: AV[int]) -> AV[tuple[int, ...]]:
 def sample_noise(
   seed: int, clip: geometry.Clip, channels: AV[int]
 ) -> AV[np.ndarray]:
-  """Standard normal noise video_THWC and audio_TC, whatever the devices."""
+  """Draw the initial noise of a clip, independent of devices.
+
+  Args:
+    seed: in [0, 2^32).
+    clip: sizes of the clip.
+    channels: latent channels of each modality.
+
+  Returns:
+    Standard normal video_THWC and audio_TC, float32.
+  """
   keys = jax.random.split(jax.random.key(seed))
   return AV(
     *(
@@ -65,7 +82,7 @@ def sample_noise(
 
 
 def read(path: pathlib.Path, expected: AV[tuple[int, ...]]) -> AV[np.ndarray]:
-  """Noise from an .npz with video_THWC and audio_TC, as float32.
+  """Read noise from an .npz with video_THWC and audio_TC.
 
   Shapes are read from headers; no array of another shape is unpacked.
 
@@ -73,9 +90,12 @@ def read(path: pathlib.Path, expected: AV[tuple[int, ...]]) -> AV[np.ndarray]:
     path: of the file.
     expected: shape of each array, see `shapes`.
 
+  Returns:
+    The noise, float32.
+
   Raises:
-    ValueError: no such file, not an .npz of finite numbers, arrays missing or
-      of other shapes.
+    ValueError: there is no such file, it is not an .npz of finite numbers, or
+      arrays are missing or have other shapes.
   """
   if not path.is_file():
     raise ValueError(f"noise: {path} is not a file")
@@ -149,7 +169,7 @@ def _array(
 
 
 def digest(noise: AV[np.ndarray]) -> str:
-  """Identity of given noise."""
+  """A sha256 that identifies noise."""
   joined = hashlib.sha256()
   for array in noise:
     joined.update(array.tobytes())

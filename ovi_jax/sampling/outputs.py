@@ -1,7 +1,11 @@
-"""The files of a clip: mp4, the JSON that says how to make it again, latents.
+"""The output files of a clip: mp4, JSON with all settings, latents.
 
-An mp4 under its final name is whole and is described by the JSON beside it;
-whatever interrupts a run, the next one can tell what is left to do.
+  <stem>.mp4   H.264 video and AAC audio, written last
+  <stem>.json  prompt, settings, seed, digests of the weights, device, version
+  <stem>.npz   video_THWC and audio_TC, with --save_latents
+
+An mp4 under its final name is complete and described by the JSON beside it, so
+an interrupted run can be continued.
 """
 
 import json
@@ -29,15 +33,21 @@ _FILES = {
 
 
 def latents_of(clip: pathlib.Path) -> pathlib.Path:
-  """Where the latents of a clip are kept."""
+  """The path of a clip's latents."""
   return clip.with_suffix(".npz")
 
 
 def prompt_of(clip: pathlib.Path) -> str:
-  """The prompt in the JSON beside a clip.
+  """Read the prompt from the JSON beside a clip.
+
+  Args:
+    clip: path of the mp4.
+
+  Returns:
+    The prompt.
 
   Raises:
-    ValueError: there is no such file, or no prompt in it.
+    ValueError: there is no such file, or it has no prompt.
   """
   path = clip.with_suffix(".json")
   wanted = "expected the recipe that sample.py writes beside a clip"
@@ -54,11 +64,13 @@ def prompt_of(clip: pathlib.Path) -> str:
 
 
 def check_directory(path: pathlib.Path) -> None:
-  """See that clips can be written; makes the directory.
+  """Create the output directory and check that it is writable.
+
+  Args:
+    path: of the directory.
 
   Raises:
-    ValueError: it is a file or named like one, cannot be made or cannot be
-      written to.
+    ValueError: it is a file or named like one, or cannot be created or written.
   """
   if path.suffix.lower() in _FILES and not path.is_dir():
     raise ValueError(
@@ -82,15 +94,18 @@ def is_complete(
   recipe: Mapping[str, Any],
   beside: Sequence[pathlib.Path] = (),
 ) -> bool:
-  """Whether the very clip of `recipe` is there, with what belongs beside it.
+  """Whether a clip and its files exist.
 
   Args:
     path: of the mp4.
-    recipe: what it should be.
-    beside: further files that belong to it.
+    recipe: expected settings.
+    beside: further files of the clip.
+
+  Returns:
+    Whether all files exist and the JSON has these settings.
 
   Raises:
-    ValueError: another clip stands under its name; says what differs.
+    ValueError: there is another clip under this name; lists the differences.
   """
   if not path.exists():
     return False
@@ -131,17 +146,17 @@ def write(
   wave: np.ndarray,
   latents: AV[np.ndarray] | None,
 ) -> None:
-  """Write a clip's files, the mp4 last: where it stands, all is done.
+  """Write the files of a clip, the mp4 last.
 
   Args:
     path: of the mp4.
-    recipe: for the JSON.
-    frames: chunks of uint8 frames.
-    wave: sound in [-1, 1].
-    latents: video_THWC and audio_TC to keep, or `None`.
+    recipe: contents of the JSON.
+    frames: uint8 RGB [T, H, W, 3], in chunks.
+    wave: mono in [-1, 1] at 16 kHz.
+    latents: video_THWC and audio_TC to save, or `None`.
 
   Raises:
-    OSError: the disk is full or not writable; no mp4 is left half written.
+    OSError: the disk is full or not writable; no partial mp4 is left.
   """
   if latents is not None:
     with (

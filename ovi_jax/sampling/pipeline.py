@@ -12,6 +12,8 @@ import base64
 import contextlib
 import dataclasses
 import functools
+import logging
+import operator
 import os
 import pathlib
 import tempfile
@@ -19,9 +21,9 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
 from contextlib import AbstractContextManager
 from typing import Any
-from typing import NamedTuple
 from typing import TypeVar
 
 import jax
@@ -35,6 +37,8 @@ from ovi_jax.modality import AV
 from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import attention_maps
+from ovi_jax.sampling import background
+from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
@@ -42,12 +46,20 @@ from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Called with the number of finished steps of a clip.
+# Called with the number of finished steps of a batch.
 OnStep = Callable[[int], Any]
-Track = Callable[[int, planning.Job], AbstractContextManager[OnStep]]
+Track = Callable[[int, Sequence[planning.Job]], AbstractContextManager[OnStep]]
 # Settings of the loaded weights, which a call cannot change.
-LOADED = ("variant", "dtype", "attention", "mesh", "context_parallelism")
+LOADED = (
+  "variant",
+  "dtype",
+  "attention",
+  "mesh",
+  "context_parallelism",
+  "shard_clips_over_hosts",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -108,34 +120,37 @@ class Clip:
     )
 
 
-class Generated(NamedTuple):
-  """A clip as it is being made; frames are decoded when they are read.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Made:
+  """A clip that is denoised; it is decoded when it is first read.
 
   Attributes:
     job: what was asked for.
     latents: video_BTHWC and audio_BTC, B = 1, float32, on the devices.
-    frames: uint8 [T, H, W, 3], a few at a time.
-    wave: float32 [A].
-    maps: the attention maps of some heads.
+    decoder: of latents.
+    measure: attention maps of the clip, if they were asked for.
   """
 
   job: planning.Job
   latents: AV[jax.Array]
-  frames: Iterator[np.ndarray]
-  wave: np.ndarray
-  maps: Callable[[attention_maps.Heads], attention_maps.Maps]
+  decoder: decoders.Decoder
+  measure: Callable[[], attention_maps.Maps] | None
 
-  @property
-  def metadata(self) -> dict[str, Any]:
-    """The job's, and the device and version that made it."""
-    return self.job.recipe | {
-      "device": jax.devices()[0].device_kind,
-      "jax": jax.__version__,
-    }
+  @functools.cached_property
+  def clip(self) -> Clip:
+    """The clip, on the host."""
+    return Clip(
+      video=np.concatenate(list(self.decoder.frames(self.latents.video))),
+      audio=self.decoder.wave(self.latents.audio),
+      latents=jax.tree.map(lambda a: np.asarray(a[0]), self.latents),
+      metadata=self.job.recipe
+      | {"device": jax.devices()[0].device_kind, "jax": jax.__version__},
+    )
 
-  def host_latents(self) -> AV[np.ndarray]:
-    """video_THWC and audio_TC."""
-    return jax.tree.map(lambda a: np.asarray(a[0]), self.latents)
+  @functools.cached_property
+  def maps(self) -> attention_maps.Maps | None:
+    """The attention maps, on the host."""
+    return None if self.measure is None else self.measure()
 
 
 class Pipeline:
@@ -196,7 +211,6 @@ class Pipeline:
     image: str | os.PathLike[str] | None = None,
     noise: str | os.PathLike[str] = "",
     progress: bool | Callable[[int, int], Any] = True,
-    log: planning.Log = console.log,
     **settings: Any,
   ) -> Any:
     """Make a clip, or one for each prompt.
@@ -206,18 +220,20 @@ class Pipeline:
         made once.
       image: picture of the first frame, for all prompts.
       noise: .npz to start from, see `sample.py --noise`.
-      progress: whether to draw a bar; or a function that is called with the
+      progress: whether to draw bars; or a function that is called with the
         finished steps and the total over all clips.
-      log: called with each note for the user.
       **settings: the fields of `configs/sample.py` that are not of `LOADED`;
         those left out are what the weights recommend. `guidance_scale` and
         `negative_prompt` are one value for both modalities, or a mapping.
+        `batch_size` clips of the same size are made in one batch.
 
     Returns:
-      A `Clip` for one prompt and one sample, else a list of them.
+      A `Clip` for one prompt and one sample, else a list of them, in the order
+      of prompts and samples.
 
     Raises:
       ValueError: something about the input is wrong; before weights are loaded.
+      denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
     """
     if fixed := sorted(settings.keys() & set(LOADED)):
       raise ValueError(
@@ -234,80 +250,105 @@ class Pipeline:
     if not requests:
       raise ValueError("expected a prompt or several, got none")
     jobs, given = planning.plan(
-      requests, chosen, self.components, pathlib.Path(), noise, log
+      requests, chosen, self.components, pathlib.Path(), noise
     )
     track = _track(progress, len(jobs), chosen.num_steps)
-    clips = [
-      Clip(
-        video=np.concatenate(list(made.frames)),
-        audio=made.wave,
-        latents=made.host_latents(),
-        metadata=made.metadata,
-      )
-      for made in self.generate(jobs, chosen, given, track=track)
-    ]
+    clips = self.generate(
+      jobs, chosen, lambda made: made.clip, given, track=track
+    )
     return clips[0] if one and len(clips) == 1 else clips
 
   def generate(
     self,
     jobs: Sequence[planning.Job],
     settings: settings_lib.Settings,
+    finish: Callable[[Made], T],
     noise: AV[np.ndarray] | None = None,
     *,
+    heads: attention_maps.Heads | None = None,
     track: Track | None = None,
-    log: planning.Log = lambda _: None,
-  ) -> Iterator[Generated]:
-    """Make planned clips, one after another.
+  ) -> list[T]:
+    """Make planned clips, batch by batch.
+
+    While a batch is denoised, a background thread finishes the clips of the
+    one before. On one CPU device it decodes them, too. Otherwise this thread
+    does: a device runs one program after another in any case, needs no memory
+    for two at a time, and devices that work together get them in one order.
 
     Args:
       jobs: see `planning.plan`.
       settings: that they were planned with.
-      noise: that all of them start from; `None` for that of their seeds.
-      track: opened for each clip by its number (from 1); gives the function
-        that is called after each step.
-      log: called when components are loaded.
+      finish: called with each clip in the background, in the order of batches
+        (see `planning.batches`), to write its files for instance.
+      noise: video_THWC and audio_TC that all of them start from; `None` for
+        that of their seeds.
+      heads: measure attention maps, see `attention_maps.measure`; `None` for
+        none.
+      track: opened for each batch by the number of its first clip (from 1);
+        gives the function that is called after each step.
+
+    Returns:
+      What `finish` returned, in the order of `jobs`.
 
     Raises:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
-      ValueError: an image cannot be read, or decoded values are not finite.
+      ValueError: an image cannot be read, or decoded values are not finite;
+        names the clip.
+      Exception: of `finish`, at the next step. An exception ends the run: the
+        clip that is being finished is completed, the others are dropped.
     """
     components, track = self.components, track or _silent
-    log(f"encoding {len({job.text for job in jobs})} prompts")
     negative = settings.negative_prompt
+    _log.info("encoding %d prompts", len({job.text for job in jobs}))
     encoder = self._load("text", lambda: encoders.TextEncoder.load(components))
     embedded = encoder.texts([*(job.text for job in jobs), *negative])
     del encoder  # freed before the DiT is loaded, unless it is kept
-    first = self._encode_images(
+    images = self._encode_images(
       [job.request.image for job in jobs if job.request.image is not None]
     )
-    log(f"loading the denoiser on {components.mesh.size} device(s)")
+    _log.info("loading the denoiser on %d device(s)", components.mesh.size)
     denoiser = self._load("denoiser", components.denoiser)
     decoder = self._load("decoder", lambda: decoders.Decoder.load(components))
-    for number, job in enumerate(jobs, 1):
-      start = noise
-      if start is None:
-        seed = job.request.seed
-        assert seed is not None, "expand gives each a seed"
-        start = noises.sample_noise(seed, job.clip, components.channels)
-      image = None if job.request.image is None else first[job.request.image]
-      with track(number, job) as on_step:
-        latents = denoiser.sample(
-          start,
-          embedded[job.text],
-          AV(*(embedded[n] for n in negative)),
-          settings,
-          image,
-          on_step,
-        )
-      yield Generated(
-        job=job,
-        latents=latents,
-        frames=decoder.frames(latents.video),
-        wave=decoder.wave(latents.audio),
-        maps=functools.partial(
-          denoiser.maps, latents, start, embedded[job.text], image
-        ),
-      )
+    decodes_here = components.mesh.size > 1 or cli.platform() != "cpu"
+    finished: dict[pathlib.Path, futures.Future[T]] = {}
+    with background.Worker(settings.batch_size) as worker:
+      for batch in planning.batches(jobs, settings.batch_size):
+        starts = [noise or self._noise_of(job) for job in batch]
+        texts = [embedded[job.text] for job in batch]
+        firsts = [
+          images[job.request.image]
+          for job in batch
+          if job.request.image is not None
+        ]
+        with track(len(finished) + 1, batch) as on_step, _rows_named(batch):
+          latents = denoiser.sample(
+            jax.tree.map(lambda *rows: np.stack(rows), *starts),
+            texts,
+            AV(*(embedded[n] for n in negative)),
+            settings,
+            np.stack(firsts) if firsts else None,
+            worker.checked(on_step),
+          )
+        for row, job in enumerate(batch):
+          own = jax.tree.map(operator.itemgetter(slice(row, row + 1)), latents)
+          measure = None
+          if heads is not None:
+            first = firsts[row] if firsts else None
+            measure = functools.partial(
+              denoiser.maps, own, starts[row], texts[row], first, heads
+            )
+          made = Made(job=job, latents=own, decoder=decoder, measure=measure)
+          if decodes_here:
+            with _named(job):
+              _ = made.clip, made.maps
+          finished[job.path] = worker.submit(_finish, finish, made)
+    return [finished[job.path].result() for job in jobs]
+
+  def _noise_of(self, job: planning.Job) -> AV[np.ndarray]:
+    """The noise of its seed, video_THWC and audio_TC."""
+    seed = job.request.seed
+    assert seed is not None, "expand gives each a seed"
+    return noises.sample_noise(seed, job.clip, self.components.channels)
 
   def _load(self, name: str, make: Callable[[], T]) -> T:
     """A component, made unless an earlier call kept it."""
@@ -331,8 +372,37 @@ class Pipeline:
     return components.encode_images(paths, encoder)
 
 
+def _finish(finish: Callable[[Made], T], made: Made) -> T:
+  with _named(made.job):
+    return finish(made)
+
+
 @contextlib.contextmanager
-def _silent(number: int, job: planning.Job) -> Iterator[OnStep]:
+def _named(job: planning.Job) -> Iterator[None]:
+  """Name the clip in an error."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or job.path.stem
+    raise
+  except ValueError as error:
+    raise ValueError(f"{job.path.stem}: {error}") from error
+
+
+@contextlib.contextmanager
+def _rows_named(batch: Sequence[planning.Job]) -> Iterator[None]:
+  """Name the clips of a batch whose latents are not finite."""
+  try:
+    yield
+  except denoise.NonFiniteLatentsError as error:
+    names = ", ".join(batch[row].path.stem for row in error.rows)
+    raise denoise.NonFiniteLatentsError(
+      f"{names}: {error}", error.rows
+    ) from error
+
+
+@contextlib.contextmanager
+def _silent(number: int, batch: Sequence[planning.Job]) -> Iterator[OnStep]:
   """Progress that nobody watches."""
   yield lambda _: None
 
@@ -344,28 +414,38 @@ def _track(
   if progress is False:
     return _silent
   if progress is True:
-    return bar
+    return functools.partial(bar, count=count)
 
   @contextlib.contextmanager
-  def report(number: int, job: planning.Job) -> Iterator[OnStep]:
+  def report(number: int, batch: Sequence[planning.Job]) -> Iterator[OnStep]:
     before = (number - 1) * steps
-    yield lambda step: progress(before + step, count * steps)
+    yield lambda step: progress(before + step * len(batch), count * steps)
 
   return report
 
 
+@contextlib.contextmanager
 def bar(
-  number: int, job: planning.Job, count: int = 0, hidden: bool = False
-) -> AbstractContextManager[OnStep]:
-  """A progress bar of a clip's denoising steps."""
-  steps = job.recipe["config"]["num_steps"]
-  title = f"[{number}/{count}] {job.path.stem}" if count else job.path.stem
+  number: int,
+  batch: Sequence[planning.Job],
+  *,
+  count: int,
+  hidden: bool = False,
+) -> Iterator[OnStep]:
+  """A progress bar of a batch's denoising steps.
 
-  @contextlib.contextmanager
-  def opened() -> Iterator[OnStep]:
-    with console.progress(
-      total=steps, desc=title, unit="step", disable=hidden
-    ) as drawn:
-      yield lambda _: drawn.update()
-
-  return opened()
+  Args:
+    number: of the batch's first clip, from 1.
+    batch: the clips.
+    count: of all clips.
+    hidden: draw none.
+  """
+  last = number + len(batch) - 1
+  numbers = f"{number}" if last == number else f"{number}-{last}"
+  with console.progress(
+    total=batch[0].recipe["config"]["num_steps"],
+    desc=f"[{numbers}/{count}] {batch[0].path.stem}",
+    unit="step",
+    disable=hidden,
+  ) as drawn:
+    yield lambda _: drawn.update()

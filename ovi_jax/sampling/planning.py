@@ -2,9 +2,9 @@
 loaded."""
 
 import dataclasses
+import logging
 import os
 import pathlib
-from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +27,7 @@ from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sharding import mesh as meshes
 
-Log = Callable[[str], None]
+_log = logging.getLogger(__name__)
 MAX_CLIPS = 100_000  # of a run
 
 
@@ -115,7 +115,6 @@ def plan(
   components: denoisers.SamplingComponents,
   out: pathlib.Path,
   noise: str | os.PathLike[str],
-  log: Log,
 ) -> tuple[list[Job], AV[np.ndarray] | None]:
   """Resolve prompts, sizes and names of all clips; reads images, no weights.
 
@@ -125,7 +124,6 @@ def plan(
     components: of the weights.
     out: see `run`.
     noise: see `run`.
-    log: see `run`.
 
   Returns:
     The clips, and the noise that all of them begin as, if it is given.
@@ -154,15 +152,16 @@ def plan(
   )
   depth = arch.fusion.video.num_layers
   if settings.slg_layer >= depth:
-    log(f"note: there is no block {settings.slg_layer}, none is skipped")
+    _log.info("note: there is no block %d, none is skipped", settings.slg_layer)
   clips = [variant.clip(*request.size) for request in expanded]
   given = _noise(noise, clips, components.channels) if noise else None
   tokenizer = components.tokenizer()
   again = len(requests) * settings.samples_per_prompt - len(expanded)
   if again:
-    log(
-      f"note: {again} clips are asked for twice (the same prompt, image and"
-      " seed) and are made once"
+    _log.info(
+      "note: %d clips are asked for twice (the same prompt, image and seed) and"
+      " are made once",
+      again,
     )
   jobs = []
   noted: set[str] = set()
@@ -189,7 +188,7 @@ def plan(
     for note in notes:
       line = f"note: row {request.index}: {note}"
       if line not in noted:
-        log(line)
+        _log.info("%s", line)
       noted.add(line)
     recipe = _metadata(request, text, settings, components, given)
     path = out / f"{request.stem}.mp4"
@@ -197,6 +196,28 @@ def plan(
       Job(request=request, text=text, clip=clip, recipe=recipe, path=path)
     )
   return jobs, given
+
+
+def batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
+  """Group clips that one program can denoise together.
+
+  Args:
+    jobs: see `plan`.
+    batch_size: clips of a batch, at most.
+
+  Returns:
+    Clips of the same latent sizes, all with a first frame or all without, in
+    their order; a batch stands where its first clip does.
+  """
+  made: list[list[Job]] = []
+  latest: dict[Any, list[Job]] = {}
+  for job in jobs:
+    key = job.clip, job.request.image is None
+    if key not in latest or len(latest[key]) == batch_size:
+      latest[key] = []
+      made.append(latest[key])
+    latest[key].append(job)
+  return made
 
 
 def _noise(

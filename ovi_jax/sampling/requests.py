@@ -63,7 +63,7 @@ class Request:
 
 
 def unreadable(text: str) -> str:
-  """Why a text cannot be a prompt, in words; empty if it can."""
+  """Why a text is not a valid prompt; empty if it is valid."""
   if len(text) > MAX_CHARACTERS:
     return (
       f"has {len(text)} characters, at most {MAX_CHARACTERS} are read; a few"
@@ -83,9 +83,12 @@ def from_prompt(
   """Make the request of one prompt.
 
   Args:
-    prompt: what to generate.
+    prompt: description of video and audio.
     image: picture of the first frame.
     mode: one of `MODES`.
+
+  Returns:
+    A list of one request.
 
   Raises:
     ValueError: the mode is unknown, the prompt empty, or the image missing.
@@ -97,20 +100,21 @@ def from_prompt(
 def from_file(
   path: str | os.PathLike[str], mode: str = "auto"
 ) -> list[Request]:
-  """Read one request a row from a CSV or TSV file.
+  """Read requests from a CSV or TSV file.
 
   Args:
-    path: a table (see `tables`) whose first row names the columns:
-      `text_prompt` and, if wanted, `image_path` and `seed`; others are ignored.
-      Relative image paths start at the current folder or, failing that, at the
-      file's.
+    path: a table (see `tables`) with a header: `text_prompt` and, optionally,
+      `image_path` and `seed`; other columns are ignored. Relative image paths
+      start at the current folder or, failing that, at the file's.
     mode: one of `MODES`.
+
+  Returns:
+    A request for each row.
 
   Raises:
     ValueError: the mode is unknown, or the file is missing, empty, malformed,
-      lacks the prompt column, or has rows without prompt, with an image that
-      is not there or a seed that is none. Bad rows are counted, the first
-      ten listed.
+      lacks the prompt column, or has rows without a prompt, with a missing
+      image or an invalid seed. Lists the first ten of these rows.
   """
   _check_mode(mode)
   path = pathlib.Path(path)
@@ -135,9 +139,18 @@ def from_flags(
 ) -> list[Request]:
   """The requests of a command line; an empty argument was not given.
 
+  Args:
+    prompt: as of `from_prompt`.
+    prompts_file: as of `from_file`.
+    image: as of `from_prompt`.
+    mode: one of `MODES`.
+
+  Returns:
+    The requests.
+
   Raises:
-    ValueError: neither or both of `prompt` and `prompts_file`, an image with a
-      file of prompts, or whatever is wrong with the one that was given.
+    ValueError: neither or both of `prompt` and `prompts_file` are given, an
+      image is given with a file, or as `from_prompt` and `from_file`.
   """
   if bool(prompt) == bool(prompts_file):
     raise ValueError(

@@ -13,7 +13,7 @@ from ovi_jax.attention import context
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import requests
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 
 # What Ovi publishes for its weights. A directory of other weights may advise
@@ -39,6 +39,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
   "num_steps": (1, 1000),
   "flow_shift": (0.01, 100.0),
   "samples_per_prompt": (1, 10_000),
+  "batch_size": (1, 1024),
   "guidance_scale.video": (-100.0, 100.0),
   "guidance_scale.audio": (-100.0, 100.0),
   "slg_layer": (-1, 2**9),
@@ -51,6 +52,7 @@ FIXED: Mapping[str, Any] = {
   "width": geometry.DEFAULT_SIZE[1],
   "seed": 103,
   "samples_per_prompt": 1,
+  "batch_size": 1,
   "dtype": config_lib.AUTO,
   "attention": config_lib.AUTO,
   "context_parallelism": context.ULYSSES,
@@ -61,6 +63,7 @@ FIXED: Mapping[str, Any] = {
 _PAIRED = {"guidance_scale.video", "guidance_scale.audio"}
 # Fields that say where a clip is made, not what it is.
 _EXECUTION_ONLY = (
+  "batch_size",
   "mesh",
   "context_parallelism",
   "attention_heads",
@@ -70,10 +73,38 @@ _EXECUTION_ONLY = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """The fields of `configs/sample.py`, which says what each means.
+  """Settings of sampling, the fields of `configs/sample.py`.
+
+  Attributes:
+    variant: require weights of this released variant; empty accepts any.
+    mode: "t2v" ignores images, "i2v" requires them, "auto" takes them where
+      they are given.
+    height: pixels, of the aspect ratio; the area is that of the weights.
+    width: likewise. With an image, its aspect ratio is used.
+    num_steps: number of denoising steps.
+    solver: "unipc", "dpm++" or "euler".
+    flow_shift: shift of noise levels towards noise; 1 = no shift.
+    seed: seed of the noise; sample n of a prompt has the noise of seed + n.
+    samples_per_prompt: clips per prompt.
+    guidance_scale: classifier-free guidance scale of each modality.
+    slg_layer: block that the negative pass skips (skip-layer guidance); 0 =
+      none.
+    negative_prompt: negative prompt of each modality.
+    dtype: compute dtype; "auto" is bfloat16 on accelerators, float32 on CPUs.
+    attention: attention backend, "auto" or a key of
+      `attention.attention.BACKENDS`.
+    context_parallelism: attention between tokens that are split over the mesh
+      axis `context`: "ulysses", or "ring" where context does not divide the
+      heads.
+    mesh: devices along each mesh axis; 0 for those that remain, all 0 chooses a
+      mesh for one clip.
+    attention_heads: heads of the attention maps, BLOCK.HEAD with commas between
+      them; empty for the heads with the largest near-diagonal attention.
+    shard_clips_over_hosts: shard each clip over the devices of all processes;
+      otherwise each process generates its own clips.
 
   Raises:
-    ValueError: lists every field that does not make sense.
+    ValueError: lists all invalid fields.
   """
 
   variant: str
@@ -85,6 +116,7 @@ class Settings:
   flow_shift: float
   seed: int
   samples_per_prompt: int
+  batch_size: int
   guidance_scale: AV[float]
   slg_layer: int
   negative_prompt: AV[str]
@@ -100,7 +132,7 @@ class Settings:
     problems = [
       problem
       for name, known in (
-        ("solver", solver.SOLVERS),
+        ("solver", solvers.SOLVERS),
         ("mode", requests.MODES),
         ("dtype", config_lib.DTYPES),
         ("attention", (config_lib.AUTO, *attention.BACKENDS)),

@@ -1,11 +1,13 @@
-"""What the environment tells of the processes of a run, checked at once.
+"""Environment variables that tell of a run's processes, read and checked.
 
-Ours are three variables and two times; Slurm, Open MPI and TPU hosts set their
-own, and JAX finds their coordinator itself.
+JAX's cluster detection finds the processes (`distributed.initialize`). Three
+variables override it: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+`JAX_PROCESS_ID`. What launchers set besides (Slurm, MPI, TPU hosts, indexed
+Kubernetes Jobs) is compared with what JAX finds, and divides work among
+processes that do not connect.
 """
 
 import dataclasses
-import hashlib
 import math
 import os
 import re
@@ -15,129 +17,130 @@ ADDRESS, COUNT, INDEX = (
   "JAX_NUM_PROCESSES",
   "JAX_PROCESS_ID",
 )
-BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 TIMEOUT = "OVI_JAX_JOIN_SECONDS"  # how long to wait for others, 300 by default
 HEARTBEAT = "OVI_JAX_HEARTBEAT_SECONDS"  # until a silent one is lost, 100
-TOKEN = "OVI_JAX_RUN_TOKEN"  # a shared secret of a run's processes; optional
-# Where starters of processes say which one of how many this is.
-_STARTERS = (
-  ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-  ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+# Number of processes and index of this one, the innermost launcher first.
+# Without an index: a Slurm job outside of `srun`, which starts the processes.
+_LAUNCHERS = (
+  ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+  ("PMI_SIZE", "PMI_RANK"),
+  ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+  ("SLURM_NTASKS", ""),
+  ("WORLD_SIZE", "RANK"),
 )
-_TPU_INDEX, _TPU_HOSTS = "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES"
-_ADDRESS = re.compile(r"(?:\[(?P<v6>[^][]+)\]|(?P<name>[^][:]*)):(?P<port>\d+)")
-_PORTS = 1, 65535
-_EXAMPLE = "a host and a port, such as host0:1234"
+_TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+_TPU_INDEX = "TPU_WORKER_ID"
+_SLICES, _SLICE = "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID"
+_POD = "JOB_COMPLETION_INDEX"  # of an indexed Job; the number is not told
+_ADDRESS = re.compile(r"(?:\[[^][]+\]|[^][:]+):(\d{1,5})", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterEnv:
-  """What was told.
+  """What the environment says.
 
   Attributes:
-    index: of this process, from 0.
-    count: of processes.
-    address: host and port of the coordinator; `None` if JAX is to find it, or
-      none is needed.
-    bind: host and port where the coordinator listens.
+    variable: that tells of several processes, or of one; empty if none does.
+    count: of processes; `None` if it is not told.
+    index: of this process, from 0; `None` if it is not told.
+    address: `host:port` of the coordinator, of our variables only.
+    on_tpu: whether the variable is one of TPU hosts.
     seconds: to wait for the others.
     heartbeat: seconds until a process that is silent counts as lost.
   """
 
-  index: int = 0
-  count: int = 1
-  address: tuple[str, int] | None = None
-  bind: tuple[str, int] | None = None
+  variable: str = ""
+  count: int | None = None
+  index: int | None = None
+  address: str | None = None
+  on_tpu: bool = False
   seconds: float = 300.0
   heartbeat: int = 100
 
+  @property
+  def is_override(self) -> bool:
+    """Whether our variables are set, so that nothing is detected."""
+    return self.variable == COUNT
 
-def read(meets: bool) -> ClusterEnv:
+
+def read(needs_coordinator: bool) -> ClusterEnv:
   """What the environment says.
 
   Args:
-    meets: whether the processes are to meet; they need a coordinator then.
+    needs_coordinator: whether the processes are to connect.
 
   Raises:
-    ValueError: what it says cannot be, or is not complete; lists everything.
+    ValueError: values are invalid or incomplete; lists all of them.
   """
   problems: list[str] = []
   seconds = _seconds(TIMEOUT, 300.0, problems)
   heartbeat = int(_seconds(HEARTBEAT, 100.0, problems))
-  ours = [name for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)]
-  found = _ours(meets, problems) if ours else _of_starter(meets, problems)
+  found = _override(needs_coordinator, problems) or _launcher(problems)
+  if found.index is not None and found.index >= (found.count or math.inf):
+    problems.append(
+      f"the index of this process is {found.index}, expected 0 to"
+      f" {(found.count or 0) - 1}: {found.variable} says {found.count}"
+    )
   if problems:
     listed = "".join(f"\n  {line}" for line in problems)
     raise ValueError(
-      f"what the environment says of processes cannot be:{listed}\n"
+      f"invalid environment variables:{listed}\n"
       f"Set {ADDRESS} (the same for all), {COUNT} and {INDEX} (0 to one less"
       " than their number), or none of them for one process alone"
     )
   return dataclasses.replace(found, seconds=seconds, heartbeat=heartbeat)
 
 
-def run_token() -> str:
-  """What shows that a process is one of this run: a digest of `TOKEN`.
-
-  Without that variable it is the same for all runs.
-  """
-  secret = os.environ.get(TOKEN, "").strip()
-  return hashlib.sha256(f"ovi_jax run {secret}".encode()).hexdigest()
-
-
-def _ours(meets: bool, problems: list[str]) -> ClusterEnv:
-  """What the three variables say, of which some are set."""
-  address = _address(ADDRESS, problems)
-  bind = _address(BIND, problems) or ("", address[1] if address else 0)
+def _override(
+  needs_coordinator: bool, problems: list[str]
+) -> ClusterEnv | None:
+  """Our three variables, if some are set."""
+  given = [n for n in (ADDRESS, COUNT, INDEX) if os.environ.get(n, "").strip()]
+  if not given:
+    return None
+  address = os.environ.get(ADDRESS, "").strip() or None
   count, index = _number(COUNT, 1, problems), _number(INDEX, 0, problems)
-  if count == 1 and not os.environ.get(ADDRESS) and not index:
-    return ClusterEnv()
-  # Who does not meet needs to know only which one of how many it is.
-  wanted = (ADDRESS, COUNT, INDEX) if meets else (COUNT, INDEX)
-  given = [n for n in (ADDRESS, COUNT, INDEX) if os.environ.get(n)]
-  for name in wanted:
-    if name not in given:
-      problems.append(
-        f"{name} is not set, but {' and '.join(given)}"
-        f" {'is' if len(given) == 1 else 'are'}"
-      )
-  _check_place(INDEX, index, COUNT, count, problems)
-  return ClusterEnv(
-    index=index or 0, count=count or 1, address=address, bind=bind
-  )
-
-
-def _of_starter(meets: bool, problems: list[str]) -> ClusterEnv:
-  """What Slurm, Open MPI or a TPU host says, if one of them speaks."""
-  for place, total in _STARTERS:
-    count = _number(total, 1, problems)
-    if count and count > 1:
-      index = _number(place, 0, problems)
-      if index is None and not os.environ.get(place):
-        problems.append(f"{place} is not set, but {total} is {count}")
-      _check_place(place, index, total, count, problems)
-      return ClusterEnv(index=index or 0, count=count)
-  count = len(os.environ.get(_TPU_HOSTS, "").split(","))
-  if count == 1:
-    return ClusterEnv()
-  index = _number(_TPU_INDEX, 0, problems)
-  if index is None and not os.environ.get(_TPU_INDEX) and not meets:
-    problems.append(f"{_TPU_INDEX} is not set, but {_TPU_HOSTS} names {count}")
-  _check_place(_TPU_INDEX, index, _TPU_HOSTS, count, problems)
-  return ClusterEnv(index=index or 0, count=count)
-
-
-def _check_place(
-  place: str,
-  index: int | None,
-  total: str,
-  count: int | None,
-  problems: list[str],
-) -> None:
-  if index is not None and count is not None and index >= count:
+  port = _ADDRESS.fullmatch(address or "")
+  if address and not (port and 1 <= int(port[1]) <= 65535):
     problems.append(
-      f"{place} is {index}, expected 0 to {count - 1}: {total} says {count}"
+      f"{ADDRESS} is {address!r}, expected a host and a port from 1 to 65535,"
+      " such as host0:1234"
     )
+  if count == 1 and not address and not index:
+    return ClusterEnv(variable=COUNT, count=1, index=0)
+  # Processes that do not connect only divide work.
+  wanted = (ADDRESS, COUNT, INDEX) if needs_coordinator else (COUNT, INDEX)
+  problems += [
+    f"{name} is not set, but {' and '.join(given)}"
+    f" {'is' if len(given) == 1 else 'are'}"
+    for name in wanted
+    if name not in given
+  ]
+  return ClusterEnv(variable=COUNT, count=count, index=index, address=address)
+
+
+def _launcher(problems: list[str]) -> ClusterEnv:
+  """The innermost launcher's variables."""
+  for total, place in _LAUNCHERS:
+    if (count := _number(total, 1, problems)) is not None:
+      index = _number(place, 0, problems) if place else None
+      return ClusterEnv(variable=total, count=count, index=index)
+  hosts = next((n for n in _TPU_HOSTS if os.environ.get(n)), "")
+  slices = _number(_SLICES, 1, problems)
+  if hosts or slices:
+    in_slice = len(os.environ.get(hosts, "").split(","))
+    worker = _number(_TPU_INDEX, 0, problems)
+    before = in_slice * (_number(_SLICE, 0, problems) or 0)
+    return ClusterEnv(
+      variable=" and ".join(
+        name for name in (hosts, _SLICES if slices else "") if name
+      ),
+      count=in_slice * (slices or 1),
+      index=None if worker is None else before + worker,
+      on_tpu=True,
+    )
+  pod = _number(_POD, 0, problems)
+  return ClusterEnv() if pod is None else ClusterEnv(variable=_POD, index=pod)
 
 
 def _number(name: str, least: int, problems: list[str]) -> int | None:
@@ -145,7 +148,7 @@ def _number(name: str, least: int, problems: list[str]) -> int | None:
   text = os.environ.get(name, "").strip()
   if not text:
     return None
-  if not re.fullmatch(r"\d+", text, re.ASCII) or int(text) < least:
+  if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or int(text) < least:
     problems.append(
       f"{name} is {text!r}, expected a whole number from {least} on"
     )
@@ -163,20 +166,3 @@ def _seconds(name: str, default: float, problems: list[str]) -> float:
     problems.append(f"{name} is {text!r}, expected seconds, at least 1")
     return default
   return value
-
-
-def _address(name: str, problems: list[str]) -> tuple[str, int] | None:
-  """Host and port; `None` if it is not set, or is none."""
-  text = os.environ.get(name, "").strip()
-  if not text:
-    return None
-  match = _ADDRESS.fullmatch(text)
-  host = (match["v6"] or match["name"]) if match else ""
-  if match is None or not (host or name == BIND):
-    problems.append(f"{name} is {text!r}, expected {_EXAMPLE}")
-    return None
-  low, high = _PORTS
-  if not low <= int(match["port"]) <= high:
-    problems.append(f"{name} is {text!r}, expected a port from {low} to {high}")
-    return None
-  return host, int(match["port"])

@@ -1,7 +1,6 @@
 """Several processes that run one program; with one process, nothing.
 
-A process is told of the others by its `environment`; `roll_call` finds who does
-not come.
+JAX's cluster detection finds the others, or `cluster_env` names them.
 """
 
 import contextlib
@@ -9,10 +8,12 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import pathlib
 import signal
-import time
+import socket
+import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -22,10 +23,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ovi_jax import cli
+from ovi_jax import console
 from ovi_jax.sharding import cluster_env
 from ovi_jax.sharding import logical_axes
-from ovi_jax.sharding import roll_call
 
+_log = logging.getLogger(__name__)
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # What programs are made of, besides the config. Weights have digests.
 _SOURCES = ("*.py", "*.json")
@@ -35,72 +38,148 @@ _INTERRUPTED = (
   b"\ninterrupted: this step is finished and the state saved; Ctrl-C again ends"
   b" at once, without saving\n"
 )
-_SERVICE = 60.0  # seconds that JAX's own service may need when all have come
+_MORE_SECONDS = 60
+# Of detecting clusters (missing variables, a package, the metadata server).
+_JOIN_ERRORS = (ImportError, KeyError, OSError, RuntimeError, ValueError)
+# What JAX says where it detects no cluster.
+_NOT_DETECTED = "coordinator_address should be defined"
+_ALONE = f"{cluster_env.COUNT}=1 starts one process alone"
 
 
 def initialize() -> None:
-  """Join the other processes, if the environment tells of any.
+  """Connect the processes that JAX's cluster detection finds, if any.
 
-  Process 0 logs from now on; the others log warnings only.
+  TPU VMs (by metadata server, GKE, several slices), Kubernetes Jobs, Slurm and
+  Open MPI are detected; `cluster_env` names the variables that override it.
+  Process 0 logs from now on; the others log warnings only. A process that
+  waits for longer than `OVI_JAX_JOIN_SECONDS` prints one line and exits.
 
   Raises:
-    ValueError: what it says cannot be, or the others do not come within the
-      time; names who is missing.
+    ValueError: variables are invalid, a launcher's variable tells of more
+      processes than JAX found, or the processes cannot connect.
   """
-  told = cluster_env.read(meets=True)
-  if told.count == 1 and told.address is None:
+  told = cluster_env.read(needs_coordinator=True)
+  alone = told.count == 1 and not told.address
+  if alone or jax.distributed.is_initialized():
     return
+  config: Any = jax.config  # whose options are no declared attributes
+  on_cpu = config.jax_platforms == "cpu"
+  if not told.variable and (on_cpu or not cli.has_tpu()):
+    return
+  if on_cpu and told.on_tpu:
+    raise ValueError(_missing(told, 1))  # JAX would wait for the other hosts
   given: dict[str, Any] = {}
-  if told.address:
-    _call_roll(told, told.address)
+  if told.is_override:
     given = {
-      "coordinator_address": os.environ[cluster_env.ADDRESS].strip(),
+      "coordinator_address": told.address,
       "num_processes": told.count,
       "process_id": told.index,
+      "cluster_detection_method": "deactivate",
     }
-  seconds = max(told.seconds, _SERVICE)
+    if told.index == 0:
+      _check_port(told)
+  _log.info("joining %s", _expected(told))
   try:
-    jax.distributed.initialize(
-      initialization_timeout=int(seconds),
-      heartbeat_timeout_seconds=told.heartbeat,
-      **given,
-    )
-  except (RuntimeError, ValueError) as error:
-    where = given.get("coordinator_address", "found by the cluster's settings")
-    raise ValueError(
-      f"the processes did not meet within {seconds:.0f} s (coordinator"
-      f" {where}, {cluster_env.TIMEOUT} sets the time): {_first_line(error)}"
-    ) from error
+    with _time_limit(told):
+      jax.distributed.initialize(
+        # JAX aborts with a stack trace, so it has more time than we wait.
+        initialization_timeout=math.ceil(told.seconds) + _MORE_SECONDS,
+        heartbeat_timeout_seconds=told.heartbeat,
+        **given,
+      )
+  except _JOIN_ERRORS as error:
+    if _NOT_DETECTED not in str(error):
+      raise ValueError(
+        f"cannot join {_expected(told)}: {_first_line(error)}; {_ALONE}"
+      ) from error
+    if told.variable:
+      raise ValueError(_missing(told, 1)) from error
+    return
+  if jax.process_count() < (told.count or 1):
+    raise ValueError(_missing(told, jax.process_count()))
   if jax.process_index():
     logging.getLogger("ovi_jax").setLevel(logging.WARNING)
 
 
 def process_info() -> tuple[int, int]:
-  """The number of this process, and of how many, whether they met or not.
+  """Index of this process and number of processes, connected or not.
 
   Raises:
-    ValueError: what the environment says cannot be.
+    ValueError: variables are invalid, or tell of several processes without
+      saying which one this is.
   """
   if jax.process_count() > 1:
     return jax.process_index(), jax.process_count()
-  told = cluster_env.read(meets=False)
+  told = cluster_env.read(needs_coordinator=False)
+  if not told.variable or told.count == 1:
+    return 0, 1
+  if told.count is None or told.index is None:
+    raise ValueError(_missing(told, 1))
   return told.index, told.count
 
 
-def _call_roll(told: cluster_env.ClusterEnv, address: tuple[str, int]) -> None:
-  """Wait until all have come; JAX, which waits too, would not say for whom."""
-  more_time = cluster_env.TIMEOUT
-  if told.index == 0:
-    bind = told.bind or ("", address[1])
-    roll_call.lead(bind, told.count, told.seconds, more_time)
+def _expected(told: cluster_env.ClusterEnv) -> str:
+  """Which processes are expected, and what says so."""
+  if told.is_override:
+    return (
+      f"{told.count} processes at {told.address} as process {told.index}"
+      f" ({cluster_env.COUNT}, {cluster_env.ADDRESS}, {cluster_env.INDEX})"
+    )
+  said = f" ({told.variable})" if told.variable else ""
+  return f"{told.count or 'the'} processes of this cluster{said}"
+
+
+def _missing(told: cluster_env.ClusterEnv, found: int) -> str:
+  return (
+    f"expected {told.count or 'several'} processes ({told.variable}), found"
+    f" {found}; start all with a launcher that JAX detects (srun, mpirun of"
+    " Open MPI 4, TPU hosts, a Kubernetes Job with the package kubernetes"
+    f" installed), or set {cluster_env.ADDRESS}, {cluster_env.COUNT} and"
+    f" {cluster_env.INDEX}; {_ALONE}"
+  )
+
+
+def _check_port(told: cluster_env.ClusterEnv) -> None:
+  """Refuse a port that is taken; JAX would crash.
+
+  Raises:
+    ValueError: it is.
+  """
+  if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
     return
-  roll_call.answer(address, told.index, told.count, told.seconds, more_time)
-  until = time.monotonic() + _SERVICE
-  roll_call.reach(address, until, _SERVICE, more_time).close()
+  port = int((told.address or "").rpartition(":")[2])
+  try:
+    socket.create_server(("", port)).close()
+  except OSError as error:
+    raise ValueError(
+      f"process 0 cannot listen at port {port} ({error.strerror}); choose a"
+      f" free port of this machine in {cluster_env.ADDRESS}"
+    ) from error
+
+
+@contextlib.contextmanager
+def _time_limit(told: cluster_env.ClusterEnv) -> Iterator[None]:
+  """Exit with one line when the time to connect is over."""
+
+  def expire() -> None:
+    console.error(
+      f"not all processes connected within {told.seconds:.0f} s, expected"
+      f" {_expected(told)}; start all of them, or set {cluster_env.TIMEOUT} to"
+      f" wait longer; {_ALONE}"
+    )
+    os._exit(1)
+
+  timer = threading.Timer(told.seconds, expire)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def _first_line(error: BaseException) -> str:
-  return str(error).strip().splitlines()[0] if str(error).strip() else ""
+  return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def gather(value: Any) -> list[Any]:

@@ -1,8 +1,8 @@
-"""The legend of shape letters, and where each letter lives on the mesh.
+"""The letters of array axes, and the mesh axes that split them.
 
 Array names end in their axes: `video_BTHWC`, `q_BLNK`. The same letters serve
 einsum, einops and sharding, so the tables here are read by the models (for
-activations) and by `parallel.partition` (for parameters), and by nobody else.
+activations) and by `sharding.sharding_rules` (for parameters).
 
   B batch            T latent frames, audio steps   H W rows, columns
   C channels         L tokens of the stream         S context tokens
@@ -10,10 +10,10 @@ activations) and by `parallel.partition` (for parameters), and by nobody else.
   K head size        E text width                   P modulation parts
   M mel bins         A waveform samples             G scanned block
 
-Video has a hundred times as many tokens as sound and text. Where weights meet
-the many, the mesh axis `context` splits tokens and the weights are gathered;
-where they meet the few, it splits the weights, and the tokens stay whole. In
-the tables the second are the small letters (d, f, n); `few` translates.
+Video has a hundred times as many tokens as audio and text. For video, the mesh
+axis `context` splits tokens, and weights are gathered; for audio and text it
+splits weights, and tokens are replicated. The tables have lower-case letters
+(d, f, n) for the second case; `replicated_tokens` translates.
 """
 
 import math
@@ -47,7 +47,7 @@ _FEW = str.maketrans("LDFN", "Sdfn")
 
 
 def replicated_tokens(letters: str) -> str:
-  """The letters of an array, or of weights, where tokens are few."""
+  """Translate letters for arrays and weights of audio and text."""
   return letters.translate(_FEW)
 
 
@@ -57,17 +57,17 @@ def spec(
   """The partition of an array over a mesh.
 
   Args:
-    letters: one letter an axis, from the legend above; `-` for never split.
+    letters: one letter per axis, see above; `-` for an axis that is not split.
     shape: the array's shape.
     sizes: devices along each mesh axis, by name.
     table: `ACTIVATIONS` or `PARAMETERS`.
 
   Returns:
-    A `PartitionSpec`. An axis that its devices do not divide stays whole, and
-    no mesh axis is used twice (the first letter that asks gets it).
+    A `PartitionSpec`. An axis that its devices do not divide is not split, and
+    each mesh axis is used once, by the first letter that names it.
 
   Raises:
-    ValueError: not one letter for each axis.
+    ValueError: the number of letters is not the number of axes.
   """
   if len(letters) != len(shape):
     raise ValueError(f"letters {letters!r} do not name the axes of {shape}")
@@ -85,16 +85,21 @@ def spec(
 
 
 def fill(length: int, letter: str = "L") -> int:
-  """The least length, from `length` on, that the ambient mesh splits evenly."""
+  """The least length, `length` or more, that the ambient mesh splits evenly."""
   sizes = dict(jax.sharding.get_abstract_mesh().shape)
   parts = math.prod(sizes.get(axis, 1) for axis in ACTIVATIONS[letter])
   return -(-length // parts) * parts
 
 
 def constrain(array: jax.Array, letters: str) -> jax.Array:
-  """Ask XLA to lay an activation out as its letters say on the ambient mesh.
+  """Constrain the sharding of an activation on the ambient mesh.
 
-  Without a mesh (`jax.set_mesh`), or on one device, the array is returned.
+  Args:
+    array: the activation.
+    letters: one letter per axis, see `spec`.
+
+  Returns:
+    The array; unchanged without a mesh (`jax.set_mesh`) or on one device.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:

@@ -22,15 +22,19 @@ AXES = ("data", "fsdp", "context", "tensor")
 
 
 def make(devices: Sequence[Any], **sizes: int) -> jax.sharding.Mesh:
-  """A mesh over `devices`, e.g. `make(jax.devices(), fsdp=2, context=4)`.
+  """Make a mesh, e.g. `make(jax.devices(), fsdp=2, context=4)`.
 
   Args:
     devices: all devices of the mesh, in order.
-    **sizes: devices along each axis; an axis that is not named has one.
+    **sizes: devices along each axis of `AXES`; 1 for axes that are not named.
+
+  Returns:
+    A mesh with all axes of `AXES`. Over several TPU slices, only the axis data
+    crosses slices.
 
   Raises:
-    ValueError: an unknown axis, sizes that do not multiply to the devices, or
-      slices among which the data axis cannot be divided.
+    ValueError: an axis is unknown, the sizes do not multiply to the number of
+      devices, or the slices do not divide the axis data.
   """
   unknown = sizes.keys() - set(AXES)
   shape = tuple(sizes.get(axis, 1) for axis in AXES)
@@ -67,9 +71,15 @@ def _placed(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def resolve_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
-  """Sizes without zeros: one axis takes the devices that are left over.
+  """Replace zeros in mesh sizes: one axis takes the remaining devices.
 
-  It is the one that is 0; of several, fsdp if it is among them, else the first.
+  Args:
+    sizes: devices along each axis, 0 for all that remain. Of several zeros,
+      fsdp takes them if it is among them, else the first; the others are 1.
+    devices: number of devices.
+
+  Returns:
+    Devices along each axis, 1 or more.
   """
   found = {name: size or 1 for name, size in sizes.items()}
   open_axes = [name for name in sizes if sizes[name] == 0]
@@ -80,10 +90,16 @@ def resolve_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
 
 
 def for_sampling(devices: Sequence[Any], heads: int) -> jax.sharding.Mesh:
-  """One clip at a time: a half of the devices for each pass of guidance.
+  """The default mesh for sampling one clip.
 
-  Of a half, as many as the heads allow split the tokens; what they leave over
-  splits weights.
+  Args:
+    devices: all devices; an even number is halved between the positive and the
+      negative pass of guidance (axis data).
+    heads: number of attention heads.
+
+  Returns:
+    A mesh. Within a half, the axis context takes the greatest common divisor of
+    devices and heads, fsdp the rest.
   """
   data = 2 if len(devices) % 2 == 0 else 1
   rest = len(devices) // data

@@ -114,18 +114,21 @@ def param_shardings(
   *,
   all_rows: bool = True,
 ) -> dict[str, jax.sharding.NamedSharding]:
-  """The sharding of every parameter.
+  """Resolve the sharding rules of a model.
 
   Args:
-    shapes: parameters by path, or their shapes.
+    shapes: parameters or their shapes, by path.
     rules: a table such as `FUSION`; patterns match whole paths.
-    mesh: where the parameters will live.
-    all_rows: whether a row without a parameter is an error. A model with one
-      tower has no use for the rows of the other.
+    mesh: the mesh that parameters will be placed on.
+    all_rows: a row that matches no parameter is an error; off for a model with
+      one tower.
+
+  Returns:
+    The sharding of each parameter, by path.
 
   Raises:
-    ValueError: lists the parameters matched by none or several rows, leaves
-      with another number of axes than letters, and rows that match nothing.
+    ValueError: lists parameters matched by none or several rows, parameters
+      whose axes are not as many as the row's letters, and unused rows.
   """
   result: dict[str, Any] = {}
   problems: list[str] = []
@@ -156,12 +159,12 @@ def param_shardings(
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """A whole copy on every device: the small models around the denoiser."""
+  """The sharding of an array that every device holds whole."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """A batch's arrays: examples are split, nothing else."""
+  """The sharding of a batch: the first axis is split over devices."""
   spec = jax.sharding.PartitionSpec(logical_axes.ACTIVATIONS["B"])
   return jax.sharding.NamedSharding(mesh, spec)
 
@@ -171,5 +174,14 @@ def abstract(
   place: jax.sharding.NamedSharding,
   dtype: Any = np.float32,
 ) -> Any:
-  """The shape of an array that lies there, to compile for and never to make."""
+  """An abstract array for compilation.
+
+  Args:
+    shape: of the array.
+    place: its sharding.
+    dtype: of its elements.
+
+  Returns:
+    A `jax.ShapeDtypeStruct`.
+  """
   return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

@@ -67,7 +67,7 @@ laboratory. It knows one drawn world and nothing else.
   feed-forwards, and a last fusion of all parameters, by `make demo-weights`
   (`ovi_jax.synthetic.recipe`), seed {seed}. (Of the weights that come with the
   package, the last fusion and the decoder were trained after the rest was in
-  bfloat16; see docs/evaluation.md.)
+  bfloat16; see docs/lab_notebook.md.)
 - **Identity**: towers of digest `{digest}`.
 - **Licence**: that of the code, Apache-2.0.
 """
@@ -81,7 +81,7 @@ _LIMITS = """\
   one may be yellow for a part of the clip, and the first frame is grainier than
   the rest.
 - Of two balls one may be missing, above all in pairs never trained on, where
-  picture and sound of two meet less often than of one (docs/evaluation.md).
+  picture and sound of two meet less often than of one (docs/lab_notebook.md).
 - One shape, 64 by 64 pixels for 5.04 s, is what it was trained on.
 - What it makes says nothing of the quality of the released Ovi weights.
 """
@@ -153,7 +153,7 @@ def _scores(tables: Tables) -> str:
     "## Scores\n",
     "Of clips from prompts that are no caption of what the towers were trained"
     " on, each from a seed of its own, from the mp4 alone, with 95 % intervals"
-    " (docs/evaluation.md).\n",
+    " (docs/how_to/evaluate.md).\n",
     "| score | goal | " + " | ".join(tables) + " |",
     "|---" * (len(tables) + 2) + "|",
   ]

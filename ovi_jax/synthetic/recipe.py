@@ -1,4 +1,4 @@
-"""How the weights that come with the package are made, from one seed.
+"""Recipe of the weights in the package, from one seed.
 
   python -m ovi_jax.synthetic.recipe --root=DIR [--seed=0] [--until=NAME]
   [--dry_run]

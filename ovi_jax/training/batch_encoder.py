@@ -1,7 +1,7 @@
-"""Batches as the loader gives them to batches as a step reads them.
+"""Encodes batches of media and captions on the devices of the run.
 
-Media and captions are encoded here, on the devices of the run: training
-straight from mp4. Cached latents (`data.encode`) cost nothing instead.
+For training straight from mp4; cached latents and embeddings (`data.encode`)
+are only placed on the mesh.
 """
 
 import dataclasses

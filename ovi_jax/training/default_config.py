@@ -104,7 +104,7 @@ def codec(
   """Fields of a codec's run, explained in `ovi_jax/training/codecs`.
 
   Args:
-    component: a key of `codecs/table.py`.
+    component: a key of `training.settings.CODECS`.
     model: its sizes.
     objective: weights of its loss terms, and its other settings.
   """
@@ -170,8 +170,11 @@ def training(video: bool, audio: bool) -> Any:
       "optimizer": OPTIMIZER,
       "data": {
         "sources": ("",),
+        # Sampling weights of the sources; none: by their number of records.
         "mixture_weights": (),
+        # Latent T, H, W of the batches; a record takes the smallest that fits.
         "video_buckets": (CLIP,),
+        # Audio latents of the batches, with each of the video's sizes.
         "audio_buckets": (CLIP_AUDIO,),
         "caption_sampling": "random",
         "crop": "random",
@@ -179,7 +182,8 @@ def training(video: bool, audio: bool) -> Any:
         "token_balanced_batches": False,
         "batch_multiple": 0,
         "encode_on_the_fly": False,  # from mp4 and PCM, or cached latents
-        "text_source": "embeddings",  # cached, or "captions"
+        # Cached "embeddings", or "captions", which are embedded on the fly.
+        "text_source": "embeddings",
         "num_workers": 8,
         "prefetch_batches": 2,
         # Limits of what tokenizer and codecs may lose of the data; 1.0, 0 and

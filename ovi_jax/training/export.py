@@ -4,11 +4,12 @@
 
 Text encoder, codecs and tokenizer are those of `components` (by default, the
 run's own); they are linked, not copied, where the disk allows it. The towers
-are a checkpoint's: the newest, and averaged, unless told otherwise.
+are those of a checkpoint: by default the newest, with averaged parameters.
 Advised sampling settings are those of the weights that the run started from.
 `convert_torch_weights.py --export` makes the original's files of the result.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -94,39 +95,39 @@ def export(
     raise ValueError(
       f"components in {rest} do not fit the model: {'; '.join(problems)}"
     )
-  source = workdir / trainer.CHECKPOINTS
-  known = reader.steps(source)
-  if not known or (step is not None and step not in known):
-    raise ValueError(
-      f"{source} has checkpoints of the steps {known}, expected"
-      f" {'one' if step is None else step}"
-    )
+  source = _checkpoint(workdir, step, averaged)
   shapes = param_filter.flat(
     architecture.parameter_shapes("fusion", settings.model)
   )
   plan = init_from.plan(
     {p: jax.ShapeDtypeStruct(x.shape, dtype) for p, x in shapes.items()},
-    [
-      init_from.Source(
-        path=str(source if step is None else source / str(step)),
-        include=(".*",),
-        averaged=averaged,
-      )
-    ],
+    [source],
   )
   out.mkdir(parents=True, exist_ok=True)
   weights_dir.link(rest, out, needs)
   digests = {n: d for n, d in kept.digests.items() if n != "fusion"}
   digests["fusion"] = _write(out, plan)
-  manifest = weights_dir.Manifest(
-    variant=manifest.variant,
-    sizes=manifest.sizes,
-    digests=digests,
-    version=ovi_jax.__version__,
-    sampling=advised,
-  )
+  manifest = dataclasses.replace(manifest, digests=digests, sampling=advised)
   manifest.save(out)
   return manifest
+
+
+def _checkpoint(
+  workdir: pathlib.Path, step: int | None, averaged: bool
+) -> init_from.Source:
+  """The parameters of a run's checkpoint; the newest if `step` is `None`."""
+  path = workdir / trainer.CHECKPOINTS
+  known = reader.steps(path)
+  if not known or (step is not None and step not in known):
+    raise ValueError(
+      f"{path} has checkpoints of the steps {known}, expected"
+      f" {'one' if step is None else step}"
+    )
+  return init_from.Source(
+    path=str(path if step is None else path / str(step)),
+    include=(".*",),
+    averaged=averaged,
+  )
 
 
 def inherited_advice(workdir: pathlib.Path) -> Mapping[str, Any]:

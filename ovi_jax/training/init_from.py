@@ -41,23 +41,23 @@ Shardings = jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding]
 
 
 def tower(name: str) -> tuple[str, ...]:
-  """Patterns of all parameters of a tower, `video` or `audio`."""
+  """Patterns of all parameters of a tower, "video" or "audio"."""
   return (rf"{name}/.*", rf"blocks/{name}/.*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """Where some parameters come from.
+  """A source of initial parameters.
 
   Attributes:
     path: directory of converted weights, of a run or its checkpoints (the
-      newest is used), or of one checkpoint. A damaged one is refused.
-    include: patterns of the paths it supplies.
-    exclude: patterns of paths it shall not supply, whether or not it has them.
-    averaged: of checkpoints, take the moving average where there is one.
-    component: in converted weights, the one that holds the parameters.
-    groups: in a checkpoint, the branches of its state that hold parameters.
-    ema: the branch that holds their moving average.
+      newest is used), or of one checkpoint. Damaged ones are refused.
+    include: patterns of the paths that it supplies.
+    exclude: patterns of paths that it does not supply.
+    averaged: of checkpoints, use the moving average if there is one.
+    component: in converted weights, the component with the parameters.
+    groups: in a checkpoint, the branches of its state with parameters.
+    ema: the branch with their moving average.
   """
 
   path: str
@@ -86,12 +86,12 @@ class _Opened:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """Where every parameter comes from; nothing is read yet.
+  """The source of each parameter, before anything is read.
 
   Attributes:
-    shapes: of the parameters, with their dtypes, by path.
-    parts: the sources, each with the paths it supplies.
-    scratch: paths that are initialised.
+    shapes: shapes and dtypes of the parameters, by path.
+    parts: the sources, each with the paths that it supplies.
+    scratch: paths that are initialized randomly.
   """
 
   shapes: Mapping[str, jax.ShapeDtypeStruct]
@@ -99,7 +99,7 @@ class Plan:
   scratch: Sequence[str]
 
   def lines(self) -> list[str]:
-    """What comes from where, a line each."""
+    """A line of text for each source."""
     found = [
       f"{len(paths)} arrays from {part.name}" for part, paths in self.parts
     ]
@@ -113,20 +113,23 @@ def plan(
   sources: Sequence[Source],
   scratch: Sequence[str] = (),
 ) -> Plan:
-  """Decide where every parameter comes from.
+  """Determine the source of each parameter.
 
-  Reads headers and checkpoints' checksums, no parameters.
+  Reads headers and checksums of checkpoints, no parameters.
 
   Args:
-    shapes: of the model's parameters by path, with the dtype each shall have.
-    sources: what to lay over it.
-    scratch: patterns of paths that are initialised if no source supplies them.
+    shapes: shapes and dtypes of the model's parameters, by path.
+    sources: sources of parameters.
+    scratch: patterns of paths that are initialized if no source supplies them.
+
+  Returns:
+    The plan.
 
   Raises:
-    ValueError: lists everything that does not fit, by path: a source that is
-      missing or damaged; a path that a source has and the model has not, or the
-      other way round, or in another shape; a path from two sources, or from
-      none; a pattern that matches nothing or is none.
+    ValueError: lists all problems by path: a source is missing or damaged; a
+      path exists only in the source or only in the model, or has another
+      shape; a path has two sources, or none; a pattern is invalid or matches
+      nothing.
   """
   _check_patterns(sources, scratch)
   problems = [f"scratch {p!r} matches nothing" for p in _idle(scratch, shapes)]
@@ -169,22 +172,22 @@ def plan(
 def load(
   decided: Plan, init: Init, seed: int, shardings: Shardings
 ) -> dict[str, jax.Array]:
-  """Read and initialise the parameters.
+  """Read and initialize the parameters.
 
   Args:
     decided: see `plan`.
-    init: from a random key to all of the model's parameters, nested; only what
-      is scratch is computed.
-    seed: of scratch parameters. A path's values do not depend on which others
-      are scratch.
-    shardings: one for all parameters, or by path.
+    init: from a random key to all of the model's parameters, nested; only
+      those from scratch are computed.
+    seed: of parameters from scratch. A path's values do not depend on which
+      others are from scratch.
+    shardings: one for all parameters, or one by path.
 
   Returns:
     Parameters by path, in the order of the plan's shapes.
 
   Raises:
-    ValueError: a path has no sharding, a file has changed since, or `init`
-      makes other shapes.
+    ValueError: a path has no sharding, a file has changed since `plan`, or
+      `init` makes other shapes.
   """
   shapes = _placed(decided.shapes, shardings)
   found: dict[str, jax.Array] = {}

@@ -1,10 +1,12 @@
-"""The loop: batches in, checkpoints and logs out, restartable at any moment.
+"""The training loop: batches in, checkpoints and logs out, resumable anywhere.
 
-The only mutable state of training lives here. A step's numbers are read while
-the next one computes; nothing is saved that was not found finite.
+The only mutable state of training lives here. The metrics of a step are read
+while the next step computes; a state is saved only once its loss and gradient
+norm are known to be finite.
 """
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -26,13 +28,12 @@ from ovi_jax.training import state_sharding
 from ovi_jax.training import step as steps
 from ovi_jax.training.evaluators import eval_loss
 
-INTERRUPTED = 75  # exit code of a run that saved because it was told to stop
-
-Log = Callable[[str], None]
+INTERRUPTED = 75  # exit code of a run that was interrupted and saved
+_log = logging.getLogger(__name__)
 
 
 class Input(Protocol):
-  """An endless iterator of batches whose place can be kept."""
+  """An endless iterator of batches whose position can be saved."""
 
   def __next__(self) -> schema.Batch: ...
   def get_state(self) -> Any: ...
@@ -41,15 +42,16 @@ class Input(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Intervals:
-  """How often something happens, in steps; 0 = never.
+  """Intervals in steps; 0 = never.
 
   Attributes:
-    log_every: a line in the logs; averages since the last.
-    checkpoint_every: a checkpoint; the last step is saved anyway.
-    eval_every: the loss on held-out records, before the first step too.
-    sample_every: clips.
-    profile_steps: at which steps a trace begins and ends (`profile_steps` in a
-      config); equal for none.
+    log_every: write metrics, averaged since the last time.
+    checkpoint_every: save a checkpoint; the last step is always saved.
+    eval_every: compute the held-out loss; also before the first step. Needs a
+      held-out split, see `eval.split`.
+    sample_every: generate samples for held-out prompts. Needs a held-out split
+      and `pretrained`.
+    profile_steps: first and last step of a profiler trace; equal for none.
   """
 
   log_every: int = 10
@@ -74,44 +76,46 @@ class Intervals:
 
 
 class NonFiniteLossError(ValueError):
-  """A loss or gradient that is no number."""
+  """A loss or gradient norm that is NaN or infinite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainContext:
-  """What a run is given.
+  """What the loop of a run works with.
 
   Attributes:
-    step_config: what a step is made of.
+    step_config: static arguments of the train step.
     mesh: the devices.
-    input: batches of this process' rows.
-    null_SE: embedding of the empty prompt.
+    input: batches of this process's rows.
     manager: of the checkpoints.
     logs: of the scalars.
-    directory: for traces.
-    intervals: what happens when.
-    encode_batch: places a batch on the mesh; encodes media, if they are read.
-    cost: of a batch on the devices; `None` for a task that counts none.
+    directory: of the run; profiles go to `trace` in it.
+    intervals: between logs, checkpoints and evaluations.
+    null_SE: embedding of the empty prompt; one zero where there is none.
+    encode_batch: places a batch on the mesh; encodes media and captions.
+    cost: of a batch on the devices; `None` if it is not counted.
     evaluate: called with the state; returns scalars to log.
     sample: called with the state.
-    buckets: of how many sizes batches are; each is compiled once.
+    num_buckets: sizes that batches may have; a step is compiled for each.
   """
 
   step_config: steps.TrainStepConfig
   mesh: jax.sharding.Mesh
   input: Input
-  null_SE: np.ndarray
   manager: managers.Manager
   logs: logs_lib.Writer
   directory: str
   intervals: Intervals
+  null_SE: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((1, 1), np.float32)
+  )
   encode_batch: Callable[[schema.Batch, jax.sharding.Mesh], schema.Batch] = (
     state_sharding.batch
   )
   cost: Callable[[schema.Batch], flops.BatchCost] | None = None
   evaluate: Callable[[steps.TrainState], Mapping[str, float]] = lambda _: {}
   sample: Callable[[steps.TrainState], Any] = lambda _: None
-  buckets: int = 1
+  num_buckets: int = 1
 
 
 class StepRecord(NamedTuple):
@@ -125,75 +129,72 @@ class StepRecord(NamedTuple):
   waited: float
 
 
-def compile_step(work: TrainContext, shardings: steps.TrainState) -> Any:
-  """The step as a program: state donated, kept where it is."""
-  jitted = steps.jit_train_step(shardings, work.mesh)
-  whole = jax.sharding.NamedSharding(work.mesh, jax.P())
-  null = jax.device_put(work.null_SE, whole)
-  return lambda state, batch: jitted(work.step_config, state, batch, null)
+def compile_step(context: TrainContext, shardings: steps.TrainState) -> Any:
+  """The jitted train step; the state is donated and keeps its shardings."""
+  jitted = steps.jit_train_step(shardings, context.mesh)
+  whole = jax.sharding.NamedSharding(context.mesh, jax.P())
+  null = jax.device_put(context.null_SE, whole)
+  return lambda state, batch: jitted(context.step_config, state, batch, null)
 
 
 def restore(
-  work: TrainContext, target: steps.TrainState, log: Log = console.log
+  context: TrainContext, target: steps.TrainState
 ) -> steps.TrainState | None:
-  """The newest checkpoint's state, its input set to its place.
+  """Restore the newest checkpoint's state, and the position of the input.
 
   Args:
-    work: what the run is given.
+    context: of the run.
     target: shapes and shardings of the state, or such a state.
-    log: called with each line for the user.
 
   Returns:
     `None` if there is no checkpoint.
 
   Raises:
-    ValueError: checkpoints are there, but none fits or none can be read.
+    ValueError: there are checkpoints, but none fits or none can be read.
   """
-  restored = work.manager.restore_newest(target)
+  restored = context.manager.restore_newest(target)
   if restored is None:
     return None
-  work.input.set_state(restored.iterator)
-  log(f"continuing from the checkpoint of step {restored.step}")
+  context.input.set_state(restored.iterator)
+  _log.info(f"continuing from the checkpoint of step {restored.step}")
   return restored.state
 
 
-def run(
-  work: TrainContext, state: steps.TrainState, log: Log = console.log
-) -> bool:
-  """Train until the trainer's last step, or until told to stop.
+def run(context: TrainContext, state: steps.TrainState) -> bool:
+  """Train until the last step, or until the process is interrupted.
 
-  SIGTERM and Ctrl-C stop it; a second Ctrl-C ends the process at once.
+  SIGTERM and Ctrl-C interrupt it after a checkpoint; a second Ctrl-C ends the
+  process at once.
 
   Args:
-    work: what the run is given.
-    state: on the mesh, see `placement`; donated.
-    log: called with each line for the user.
+    context: of the run.
+    state: on the mesh, see `state_sharding`; donated.
 
   Returns:
-    Whether the run is finished; `False` if it saved and left early.
+    Whether the run is finished; `False` if it was interrupted and saved.
 
   Raises:
     NonFiniteLossError: names the step and the records; the last good checkpoint
       stays.
     OSError: a checkpoint cannot be written.
   """
-  with distributed.preemption_watcher() as stop, jax.set_mesh(work.mesh):
-    return _loop(work, state, stop, log)
+  with distributed.preemption_watcher() as stop, jax.set_mesh(context.mesh):
+    return _loop(context, state, stop)
 
 
 def _loop(
-  work: TrainContext,
+  context: TrainContext,
   state: steps.TrainState,
   stop: Callable[[int], bool],
-  log: Log,
 ) -> bool:
-  """`run`, stopped before the step for which `stop` is true."""
-  total, number = work.step_config.num_train_steps, int(state.step)
+  """`run`, interrupted before the step for which `stop` is true."""
+  total, number = context.step_config.num_train_steps, int(state.step)
+  intervals = context.intervals
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  advance = compile_step(work, shardings)
+  train_step = compile_step(context, shardings)
   last: StepRecord | None = None
-  window, trace = MetricAccumulator(work), Profiler(work)
-  sizes: list[Any] = []
+  accumulator, profiler = MetricAccumulator(context), Profiler(context)
+  compiled: list[Any] = []
   bar = console.progress(
     total=total,
     initial=number,
@@ -202,66 +203,72 @@ def _loop(
     disable=jax.process_index() > 0,
   )
   with bar:
-    # What training has to improve on.
-    if not number and work.intervals.eval_every:
-      _judge(work, state, number, bar, log)
+    # The baseline of the losses to come.
+    if not number and intervals.eval_every:
+      _evaluate(context, state, number, bar)
     while number < total and not stop(number):
-      trace.at(number)
+      profiler.at(number)
       began = time.perf_counter()
-      host = next(work.input)
+      host = next(context.input)
       waited = time.perf_counter() - began
-      batch = work.encode_batch(host, work.mesh)
-      if compiles := (size := _size(batch)) not in sizes:
-        sizes.append(size)
-        _announce(bar, log, len(sizes), work.buckets, batch)
-      state, metrics = advance(state, batch)
+      batch = context.encode_batch(host, context.mesh)
+      if compiles := (shapes := _shapes(batch)) not in compiled:
+        compiled.append(shapes)
+        _log_compilation(bar, len(compiled), context.num_buckets, batch)
+      state, metrics = train_step(state, batch)
       if compiles:
-        bar.unpause()  # the time left is that of steps
+        bar.unpause()  # the time left is estimated from steps alone
       number += 1
-      batch = batch._replace(ids=host.ids)
-      following = _report(work, number, metrics, batch, waited)
+      following = StepRecord(
+        step=number,
+        metrics=metrics,
+        ids=host.ids,
+        clips=jax.tree.leaves(batch)[0].shape[0],
+        cost=None if context.cost is None else context.cost(batch),
+        waited=waited,
+      )
       if last is not None:
-        window.add(last)
-        bar.set_postfix_str(f"loss {window.loss:.4f}", refresh=False)
+        accumulator.add(last)
+        bar.set_postfix_str(f"loss {accumulator.loss:.4f}", refresh=False)
       last = following
-      saving = _due(number, work.intervals.checkpoint_every) and number < total
-      judging = _due(number, work.intervals.eval_every)
-      sampling = _due(number, work.intervals.sample_every)
-      if saving or judging or sampling:
-        window.add(last)
+      saving = _due(number, intervals.checkpoint_every) and number < total
+      evaluating = _due(number, intervals.eval_every)
+      sampling = _due(number, intervals.sample_every)
+      if saving or evaluating or sampling:
+        accumulator.add(last)
         last = None
       if saving:
-        _save(work, state, number)
-      if judging:
-        _judge(work, state, number, bar, log)
+        _save(context, state, number)
+      if evaluating:
+        _evaluate(context, state, number, bar)
       if sampling:
         bar.set_description("making samples")
-        work.sample(state)
+        context.sample(state)
         bar.set_description("training")
-      if judging or sampling:
-        window.pause()
+      if evaluating or sampling:
+        accumulator.pause()
       bar.update()
     if last is not None:
-      window.add(last)
-  trace.end()
-  _save(work, state, number)
-  work.manager.wait()
-  work.logs.flush()
+      accumulator.add(last)
+  profiler.end()
+  _save(context, state, number)
+  context.manager.wait()
+  context.logs.flush()
   if number < total:
-    log(
-      f"told to stop: saved step {number} of {total}; the same command goes on"
-      " from there"
+    _log.info(
+      f"interrupted at step {number} of {total}; checkpoint saved; run the"
+      " same command to resume"
     )
   return number >= total
 
 
-def _judge(
-  work: TrainContext, state: steps.TrainState, number: int, bar: Any, log: Log
+def _evaluate(
+  context: TrainContext, state: steps.TrainState, number: int, bar: Any
 ) -> None:
-  """Log the held-out loss, and print it without that of each noise level."""
+  """Log the held-out loss; the console shows it without the timestep bins."""
   bar.set_description("held-out loss")
-  values = work.evaluate(state)
-  work.logs.scalars(number, values)
+  values = context.evaluate(state)
+  context.logs.scalars(number, values)
   shown = ", ".join(
     f"{name.removeprefix(f'{eval_loss.METRIC_PREFIX}_')} {value:.4f}"
     for name, value in values.items()
@@ -269,87 +276,87 @@ def _judge(
   )
   if shown:
     bar.clear()
-    log(f"step {number}: held-out loss {shown}")
+    _log.info(f"step {number}: held-out loss {shown}")
   bar.set_description("training")
 
 
-def _size(batch: schema.Batch) -> Any:
-  """What of a batch decides the program of its step."""
+def _shapes(batch: schema.Batch) -> Any:
+  """The shapes and dtypes of a batch, for each of which a step is compiled."""
   return [(x.shape, x.dtype) for x in jax.tree.leaves(batch)]
 
 
-def _announce(
-  bar: Any, log: Log, number: int, count: int, batch: schema.Batch
+def _log_compilation(
+  bar: Any, number: int, count: int, batch: schema.Batch
 ) -> None:
-  """Say that a step is about to be compiled, which may take minutes."""
-  of = f"bucket {number} of {count}" if count > 1 else "the step"
+  """Log that a step is about to be compiled, which may take minutes."""
+  what = f"bucket {number} of {count}" if count > 1 else "the step"
   grids = ", ".join(
     f"{name} {'x'.join(map(str, latents.shape[1:-1]))}"
     for name, latents in batch.latents.present().items()
     if latents.ndim > 2
   )
   bar.clear()
-  log(f"compiling {of}{f' (latents: {grids})' if grids else ''} …")
+  _log.info(f"compiling {what}{f' (latents: {grids})' if grids else ''} …")
   bar.refresh()
 
 
 class MetricAccumulator:
-  """Sums over the steps since the last line of the log.
+  """Metrics of the steps since the last line of the log.
 
   Attributes:
     loss: of the last step that has ended.
   """
 
-  def __init__(self, work: TrainContext):
-    self._work = work
+  def __init__(self, context: TrainContext):
+    self._context = context
     kind = jax.devices()[0].device_kind
     self._device = kind, jax.device_count()
     self._rate = optimizer.learning_rate(
-      work.step_config.optimizer, work.step_config.num_train_steps
+      context.step_config.optimizer, context.step_config.num_train_steps
     )
-    self._reports: list[StepRecord] = []
-    self._timed = 0  # how many of them are no first step, which compiles
+    self._records: list[StepRecord] = []
+    self._timed = 0  # how many of them are timed: the first compiles
     self._first = True
     self.loss = float("nan")
     self.pause()
 
   def pause(self) -> None:
-    """Something else took time: count from now."""
+    """Restart the clock: what took time was not a step."""
     self._began, self._timed = time.perf_counter(), 0
 
-  def add(self, report: StepRecord) -> None:
-    """Wait for a step, check its numbers, write a line if one is due.
+  def add(self, record: StepRecord) -> None:
+    """Wait for a step, check its metrics, write a line if one is due.
 
     Raises:
       NonFiniteLossError: names the step and the records.
     """
-    metrics = jax.device_get(report.metrics)
-    _check_finite(report, metrics)
+    metrics = jax.device_get(record.metrics)
+    _check_finite(record, metrics)
     self.loss = float(metrics.loss)
-    self._reports.append(report._replace(metrics=metrics))
+    self._records.append(record._replace(metrics=metrics))
     if self._first:
       self._first = False
       self.pause()
     else:
       self._timed += 1
-    if _due(report.step, self._work.intervals.log_every):
+    if _due(record.step, self._context.intervals.log_every):
       # The next window begins where this one ends, not when it is written.
       now = time.perf_counter()
       line = self._line(now - self._began)
-      self._began, self._timed, self._reports = now, 0, []
-      self._work.logs.scalars(report.step, line)
+      self._began, self._timed, self._records = now, 0, []
+      self._context.logs.scalars(record.step, line)
 
   def _line(self, seconds: float) -> dict[str, float | None]:
     """Averages since the last line; speeds of the steps that were timed."""
-    reports = self._reports
+    records = self._records
     line: dict[str, float | None] = {
-      "train/loss": float(np.mean([r.metrics.loss for r in reports])),
-      "train/grad_norm": float(np.mean([r.metrics.grad_norm for r in reports])),
+      "train/loss": float(np.mean([r.metrics.loss for r in records])),
+      "train/grad_norm": float(np.mean([r.metrics.grad_norm for r in records])),
       "train/learning_rate": float(
-        np.asarray(self._rate(reports[-1].step - 1))
+        np.asarray(self._rate(records[-1].step - 1))
       ),
     }
-    if timed := reports[len(reports) - self._timed :]:
+    if timed := records[len(records) - self._timed :]:
       line |= {
         "perf/step_time": seconds / len(timed),
         "perf/clips_per_second": sum(r.clips for r in timed) / seconds,
@@ -362,9 +369,9 @@ class MetricAccumulator:
           sum(c.flops for c in costs), seconds, *self._device
         ),
       }
-    for name in reports[-1].metrics.losses:
+    for name in records[-1].metrics.losses:
       losses = np.concatenate(
-        [np.ravel(r.metrics.losses[name]) for r in reports]
+        [np.ravel(r.metrics.losses[name]) for r in records]
       )
       # Zero stands for a record that lacks what the term is of.
       kept = losses[losses > 0]
@@ -372,38 +379,12 @@ class MetricAccumulator:
     return line
 
 
-def _report(
-  work: TrainContext,
-  number: int,
-  metrics: steps.StepMetrics,
-  batch: schema.Batch,
-  waited: float,
-) -> StepRecord:
-  """What is known of a step when it has been sent off.
-
-  Args:
-    work: what the run is given.
-    number: of the step.
-    metrics: of the step.
-    batch: of all rows, but for the ids, which are of this process' rows.
-    waited: seconds, for the batch.
-  """
-  return StepRecord(
-    step=number,
-    metrics=metrics,
-    ids=batch.ids,
-    clips=jax.tree.leaves(batch)[0].shape[0],
-    cost=None if work.cost is None else work.cost(batch),
-    waited=waited,
-  )
-
-
-def _check_finite(report: StepRecord, metrics: steps.StepMetrics) -> None:
-  """Refuse numbers that are none; name the records whose loss it was."""
+def _check_finite(record: StepRecord, metrics: steps.StepMetrics) -> None:
+  """Raise if loss or gradient norm is not finite; name the records."""
   if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
     return
   # Every process has the losses of all records, and the ids of its own.
-  of_all = distributed.gather(np.asarray(report.ids).tolist())
+  of_all = distributed.gather(np.asarray(record.ids).tolist())
   ids = np.asarray(list(dict.fromkeys(i for part in of_all for i in part)))
   bad = np.zeros(len(ids), bool)
   for losses_B in metrics.losses.values():
@@ -413,7 +394,7 @@ def _check_finite(report: StepRecord, metrics: steps.StepMetrics) -> None:
   named = ", ".join(_name(i) for i in which[:8])
   more = f" and {len(which) - 8} more" if len(which) > 8 else ""
   raise NonFiniteLossError(
-    f"step {report.step}: loss {metrics.loss}, gradient norm"
+    f"step {record.step}: loss {metrics.loss}, gradient norm"
     f" {metrics.grad_norm}; records (source:index) {named}{more}. The last"
     " checkpoint is from before it; look at the records, lower"
     " optimizer.learning_rate or raise optimizer.warmup_steps"
@@ -426,9 +407,9 @@ def _name(identity: Any) -> str:
   return f"{source}:{number & ((1 << schema.INDEX_BITS) - 1)}"
 
 
-def _save(work: TrainContext, state: steps.TrainState, number: int) -> None:
-  """Save the state and the input's place together."""
-  work.manager.save(number, state, work.input.get_state())
+def _save(context: TrainContext, state: steps.TrainState, number: int) -> None:
+  """Save the state together with the position of the input."""
+  context.manager.save(number, state, context.input.get_state())
 
 
 def _due(number: int, every: int) -> bool:
@@ -436,14 +417,14 @@ def _due(number: int, every: int) -> bool:
 
 
 class Profiler:
-  """The profiler, on for the steps that the cadence asks for."""
+  """Traces the steps that `Intervals.profile_steps` names."""
 
-  def __init__(self, work: TrainContext):
-    self._steps = range(*work.intervals.profile_steps)
-    self._directory, self._on = f"{work.directory}/trace", False
+  def __init__(self, context: TrainContext):
+    self._steps = range(*context.intervals.profile_steps)
+    self._directory, self._on = f"{context.directory}/trace", False
 
   def at(self, number: int) -> None:
-    """Begin or end before step `number`."""
+    """Start or stop the trace before step `number`."""
     wanted = number in self._steps
     if wanted and not self._on:
       jax.profiler.start_trace(self._directory)
@@ -452,5 +433,5 @@ class Profiler:
     self._on = wanted
 
   def end(self) -> None:
-    """The run ends: write what there is."""
+    """Stop the trace if one is running."""
     self.at(-1)

@@ -27,24 +27,26 @@ _STACKED = "blocks/"  # paths of kernels that lead with the axis of blocks
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-  """How parameters are moved.
+  """Settings of the optimizer.
 
   Attributes:
-    learning_rate: after warm-up.
-    name: "adamw", or "muon": kernels move by their orthogonalized momentum,
-      all else by AdamW.
-    schedule: "constant", or "cosine" down to `final_share`.
-    warmup_steps: of linear growth from 0; see `warmup_of` for short runs.
-    end_lr_factor: of the learning rate that is left at the last step.
-    beta1: decay of the mean of gradients.
-    muon_beta: the same for Muon's kernels.
-    beta2: decay of the mean of their squares.
-    eps: added to the root.
-    weight_decay: a step, times the learning rate; kernels only.
-    grad_clip_norm: largest norm of all gradients together; 0 = no limit.
-    ema_decay: of the moving average of the parameters; 0 = no average.
-    ema_on_host: keep and move it in the host's memory, which saves four
-      bytes a trained parameter on the devices.
+    learning_rate: peak learning rate, after warm-up.
+    name: "adamw", or "muon": kernels by Muon, all other parameters by AdamW.
+    schedule: "constant", or "cosine" down to `end_lr_factor`.
+    warmup_steps: steps of linear warm-up from 0; a run that is not longer has a
+      tenth of its steps.
+    end_lr_factor: learning rate at the last step of the cosine schedule, as a
+      fraction of the peak.
+    beta1: decay of AdamW's first moment.
+    muon_beta: decay of Muon's momentum.
+    beta2: decay of AdamW's second moment.
+    eps: added to the denominator of AdamW's update.
+    weight_decay: decoupled weight decay, times the learning rate; kernels only.
+    grad_clip_norm: maximum global norm of the gradient; 0 = no clipping.
+    ema_decay: decay of the exponential moving average of the parameters; 0 = no
+      average.
+    ema_on_host: keep the average in host memory, which saves four bytes per
+      trained parameter on the devices.
   """
 
   learning_rate: float
@@ -86,13 +88,29 @@ class OptimizerConfig:
 
 
 def warmup_of(settings: OptimizerConfig, steps: int) -> int:
-  """Steps of warm-up: a tenth of a run that is no longer than its warm-up."""
+  """The number of warm-up steps of a run.
+
+  Args:
+    settings: of the optimizer.
+    steps: of the run.
+
+  Returns:
+    `warmup_steps`, or a tenth of the run if the run is not longer than that.
+  """
   wanted = settings.warmup_steps
   return wanted if wanted < steps else steps // 10
 
 
 def learning_rate(settings: OptimizerConfig, steps: int) -> optax.Schedule:
-  """Learning rate by step, for a run of `steps`; see `warmup_of`."""
+  """The learning rate schedule of a run, see `warmup_of`.
+
+  Args:
+    settings: of the optimizer.
+    steps: of the run.
+
+  Returns:
+    Learning rate as a function of the step, from 0.
+  """
   peak, warmup = settings.learning_rate, warmup_of(settings, steps)
   after: optax.Schedule = optax.constant_schedule(peak)
   if settings.schedule == COSINE:
@@ -105,7 +123,15 @@ def learning_rate(settings: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """The optimizer of a run of `steps`, over a flat mapping of parameters."""
+  """Make the optimizer of a run.
+
+  Args:
+    settings: of the optimizer.
+    steps: of the run.
+
+  Returns:
+    An optax transformation for a flat mapping of parameters by path.
+  """
 
   def decayed(params: dict[str, Any]) -> dict[str, bool]:
     return {path: path.endswith("kernel") for path in params}
@@ -158,9 +184,19 @@ def _matrices(params: Any) -> dict[str, Any]:
 def update_ema(
   average: Any, params: Any, step: jax.Array, settings: OptimizerConfig
 ) -> Any:
-  """Move the average towards the parameters after step `step` (from 0).
+  """Update the moving average of the parameters.
 
-  The decay grows from 1/10, so early averages forget the beginning.
+  The decay is at most (1 + step) / (10 + step), so the average forgets the
+  initial parameters early.
+
+  Args:
+    average: of the parameters.
+    params: after the step.
+    step: index of the step, from 0.
+    settings: of the optimizer.
+
+  Returns:
+    The new average.
   """
   decay = jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
   if not settings.ema_on_host:

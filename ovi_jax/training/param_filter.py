@@ -28,26 +28,29 @@ TRAINABLE: Mapping[str, Sequence[str]] = {
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested parameters -> path -> leaf."""
+  """Flatten nested parameters to a mapping from path to leaf."""
   return traverse_util.flatten_dict(dict(params), sep="/")
 
 
 def nested(params: Mapping[str, Any]) -> dict[str, Any]:
-  """Path -> leaf -> nested parameters."""
+  """Nest a mapping from path to leaf."""
   return traverse_util.unflatten_dict(dict(params), sep="/")
 
 
 def split(
   params: Mapping[str, T], name: str
 ) -> tuple[dict[str, T], dict[str, T]]:
-  """Divide parameters into the trained and the frozen.
+  """Divide parameters into trained and frozen ones.
 
   Args:
-    params: path -> leaf.
+    params: leaves by path.
     name: a key of `TRAINABLE`.
 
+  Returns:
+    The trained and the frozen parameters, by path.
+
   Raises:
-    ValueError: no such name, or it trains nothing of these parameters.
+    ValueError: the name is unknown, or matches none of the parameters.
   """
   if name not in TRAINABLE:
     known = ", ".join(TRAINABLE)

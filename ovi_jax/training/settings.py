@@ -1,41 +1,121 @@
-"""A training run's settings: the flags' config, checked and frozen once."""
+"""A training run's settings: the flags' config, checked and frozen once.
+
+`from_config` decides whether a config trains a stage (one or both towers,
+`Settings`) or a codec or text encoder (`CodecSettings`). What both have is in
+`RunSettings`.
+"""
 
 import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+from typing import ClassVar
+from typing import NamedTuple
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
 from ovi_jax import config as config_lib
+from ovi_jax import diffusion
+from ovi_jax.attention import attention
+from ovi_jax.attention import context as contexts
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
-from ovi_jax.diffusion import times
 from ovi_jax.modality import AV
+from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
+from ovi_jax.models import fusion
+from ovi_jax.models import umt5
+from ovi_jax.models import vocoder
+from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import loop
 from ovi_jax.training import optimizer
 from ovi_jax.training import param_filter
+from ovi_jax.training import state_sharding
+from ovi_jax.training import step
+from ovi_jax.training.codecs import input as codec_input
 from ovi_jax.training.evaluators import eval_loss
 from ovi_jax.training.evaluators import eval_samples
+from ovi_jax.training.objectives import audio_vae as audio_vae_objective
+from ovi_jax.training.objectives import base
 from ovi_jax.training.objectives import flow_matching
+from ovi_jax.training.objectives import masked_text
+from ovi_jax.training.objectives import video_vae as video_vae_objective
+from ovi_jax.training.objectives import vocoder as vocoder_objective
 
 T = TypeVar("T")
 
 TEXT_SOURCES = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
 SCRATCH = "scratch"  # init_from of a tower with random parameters
+# Fields that may differ when a run is resumed; a name includes all below it.
+MUTABLE_FIELDS = (
+  "init_from",  # read before the first step only
+  "log_every",
+  "checkpoint_every",
+  "eval_every",
+  "sample_every",
+  "max_to_keep",
+  "keep_period",
+  "mesh",
+  "pretrained",
+  "eval",
+  "eval_samples",
+  "profile_steps",
+  "data.sources",  # the input compares datasets by content, not by path
+  "data.num_workers",
+  "data.prefetch_batches",
+  "data.max_unknown_words",
+  "data.min_codec_psnr",
+  "data.max_codec_mel_error",
+  "num_train_steps",
+  "attention",
+  "context_parallelism",
+  "remat",
+)
+
+
+class Codec(NamedTuple):
+  """A component that is trained alone.
+
+  Attributes:
+    flag: its name among the flags of `codecs.assemble`.
+    config_class: of its sizes, with `from_release`.
+    objective: a frozen dataclass of `config` (the sizes), `dtype` (compute
+      dtype) and the fields of `config.objective`.
+  """
+
+  flag: str
+  config_class: Any
+  objective: Any
+
+
+CODECS: Mapping[str, Codec] = {
+  "video_vae": Codec(
+    "video", video_vae.VideoVAEConfig, video_vae_objective.VideoVAEObjective
+  ),
+  "audio_vae": Codec(
+    "audio", audio_vae.AudioVAEConfig, audio_vae_objective.AudioVAEObjective
+  ),
+  "vocoder": Codec(
+    "vocoder", vocoder.VocoderConfig, vocoder_objective.VocoderObjective
+  ),
+  "umt5": Codec("text", umt5.UMT5Config, masked_text.MaskedTextObjective),
+}
+# `codecs.assemble` rescales the last layer of the audio encoder and with it the
+# spread of sampled latents, so its decoder cannot be trained alone.
+_WITH_DECODER = ("video_vae",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
-  """Which checkpoints stay.
+  """Which checkpoints are kept.
 
   Attributes:
-    max_to_keep: how many of the newest.
-    keep_period: also those of steps it divides; 0 = none.
+    max_to_keep: number of newest checkpoints that are kept.
+    keep_period: checkpoints at multiples of this step are also kept; 0 = none.
   """
 
   max_to_keep: int = 2
@@ -51,68 +131,132 @@ class CheckpointPolicy:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """A run of one stage.
+class RunSettings:
+  """Settings that every training run has.
 
   Attributes:
-    model: sizes of each tower, `None` for one that the stage has not.
-    init_from: where each tower comes from: a directory of converted weights, of
-      an earlier run, or "scratch".
-    trainable: "all", or "attention" as in the paper's fusion.
-    objective: the loss.
-    optimizer: how parameters are moved.
-    data: what is read.
-    num_train_steps: of the whole run.
-    batch_size: examples of a step, over all devices and parts.
-    grad_accum_steps: gradients of so many parts of a batch are summed.
-    seed: of initialisation, data order, noise and times.
-    dtype: compute dtype, "auto" for bfloat16 on accelerators.
-    frozen_param_dtype: of parameters that are not trained.
-    attention: backend, see `attention.attention`.
-    context_parallelism: how tokens that are split over the mesh axis `context`
-      attend to each other, a key of `attention.context.STRATEGIES`.
-    remat: see `models.fusion.REMAT`, or "none".
-    mesh: devices along each mesh axis; 0 for all that are left over.
-    pretrained: directory of converted weights, whose encoders read media and
-      captions and whose decoders make samples; empty for neither.
-    eval: what the loss of held-out records is taken of.
-    eval_samples: how clips are made.
-    intervals: what happens when.
-    checkpoints: which checkpoints stay.
+    trainable: the parameters that are trained, one of `TRAINABLE`.
+    optimizer: the optimizer.
+    num_train_steps: total number of steps.
+    batch_size: examples per step, over all devices and microbatches.
+    grad_accum_steps: microbatches per step, whose gradients are summed.
+    seed: seed of initialization, data order, noise and timesteps.
+    dtype: compute dtype; "auto" is bfloat16 on accelerators, float32 on CPUs.
+    mesh: devices along each mesh axis; 0 for all that remain.
+    intervals: intervals of logging, checkpoints and evaluation.
+    checkpoints: which checkpoints are kept.
   """
 
-  model: AV[dit.DiTConfig]
-  init_from: AV[str]
+  TRAINABLE: ClassVar[tuple[str, ...]] = ()
+
   trainable: str
-  objective: flow_matching.ObjectiveConfig
   optimizer: optimizer.OptimizerConfig
-  data: data_settings.LoaderConfig
   num_train_steps: int
   batch_size: int
   grad_accum_steps: int
   seed: int
   dtype: str
-  frozen_param_dtype: str
-  attention: str
-  context_parallelism: str
-  remat: str
   mesh: Mapping[str, int]
-  pretrained: str
-  eval: eval_loss.EvalConfig
-  eval_samples: eval_samples.EvalSamplesConfig
   intervals: loop.Intervals
   checkpoints: CheckpointPolicy
 
   def __post_init__(self):
+    config_lib.check(self.problems())
+
+  def problems(self) -> list[str]:
+    """What is wrong with the settings, a sentence each."""
     problems = config_lib.below(
       self, 1, "num_train_steps", "batch_size", "grad_accum_steps"
     )
     for name, known in (
-      ("trainable", (param_filter.ALL, param_filter.ATTENTION)),
+      ("trainable", self.TRAINABLE),
       ("dtype", config_lib.DTYPES),
-      ("frozen_param_dtype", config_lib.DTYPES),
     ):
       problems += config_lib.invalid_choice(name, getattr(self, name), known)
+    return problems
+
+  def compute_dtype(self, platform: str) -> jnp.dtype:
+    """The dtype in which the model computes on a platform."""
+    return config_lib.resolve_dtype(self.dtype, platform)
+
+  @property
+  def microbatch_size(self) -> int:
+    """Examples whose gradients are computed at once, over all devices."""
+    return self.batch_size // self.grad_accum_steps
+
+  def check_batch(self, batch_size: int, mesh: jax.sharding.Mesh) -> None:
+    """Refuse a batch that microbatches and mesh do not divide.
+
+    Raises:
+      ValueError: names a size that they divide.
+    """
+    state_sharding.check_batch(batch_size, self.grad_accum_steps, mesh)
+
+  def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+    """Refuse a mesh that does not divide what it shards; ValueError."""
+    self.check_batch(self.batch_size, mesh)
+
+  def make_objective(self, platform: str) -> base.Objective:
+    """The objective, with the model in the platform's compute dtype."""
+    raise NotImplementedError
+
+  def make_step_config(self, platform: str) -> step.TrainStepConfig[Any]:
+    """The static arguments of a train step."""
+    return step.TrainStepConfig(
+      self.make_objective(platform),
+      self.optimizer,
+      self.num_train_steps,
+      self.grad_accum_steps,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings):
+  """Settings of a stage: the video tower, the audio tower, or both.
+
+  Attributes:
+    model: sizes of each tower; `None` for a tower that the stage lacks.
+    init_from: initial parameters of each tower: a directory of converted
+      weights, an earlier run, or "scratch".
+    trainable: trained parameters: "all", or "attention" as in the paper's
+      fusion stage.
+    objective: the loss.
+    data: the training data.
+    frozen_param_dtype: dtype of parameters that are not trained; "auto" for the
+      compute dtype.
+    attention: attention backend, "auto" or a key of
+      `attention.attention.BACKENDS`.
+    context_parallelism: attention between tokens that are split over the mesh
+      axis `context`: "ulysses", or "ring" where context does not divide the
+      heads.
+    remat: what the backward pass rematerializes, a key of
+      `models.fusion.REMAT`, or "none".
+    pretrained: directory of converted weights, for encoders of media and
+      captions (`encode_on_the_fly`, `text_source`) and decoders of samples;
+      empty for neither.
+    eval: the held-out loss.
+    eval_samples: samples during training.
+  """
+
+  TRAINABLE = (param_filter.ALL, param_filter.ATTENTION)
+
+  model: AV[dit.DiTConfig]
+  init_from: AV[str]
+  objective: flow_matching.ObjectiveConfig
+  data: data_settings.LoaderConfig
+  frozen_param_dtype: str
+  attention: str
+  context_parallelism: str
+  remat: str
+  pretrained: str
+  eval: eval_loss.EvalConfig
+  eval_samples: eval_samples.EvalSamplesConfig
+
+  def problems(self) -> list[str]:
+    problems = super().problems()
+    problems += config_lib.invalid_choice(
+      "frozen_param_dtype", self.frozen_param_dtype, config_lib.DTYPES
+    )
     towers = self.model.present()
     for name in ("num_layers", "head_size"):
       sizes = {n: getattr(tower, name) for n, tower in towers.items()}
@@ -120,7 +264,7 @@ class Settings:
         what = "hidden_dim / num_heads" if name == "head_size" else name
         found = " and ".join(f"{size} of {n}" for n, size in sizes.items())
         problems.append(f"model: both towers need the same {what}, got {found}")
-    config_lib.check(problems)
+    return problems
 
   def check_sources(self) -> None:
     """Refuse settings that say not all of where a run starts from.
@@ -168,35 +312,168 @@ class Settings:
     values = config.to_dict()
     model = build_pair(values.pop("model"), "model", build_tower)
     pretrained = values.get("pretrained", "")
-    made = {
+    made = _shared(values) | {
       "model": model,
       "init_from": build_pair(values.pop("init_from"), "init_from"),
       "objective": _objective(values.pop("objective")),
-      "optimizer": config_lib.build(
-        optimizer.OptimizerConfig, values.pop("optimizer"), "optimizer"
-      ),
       "data": _data(values.pop("data"), model, pretrained),
       "eval": config_lib.build(
         eval_loss.EvalConfig, values.pop("eval"), "eval"
       ),
       "eval_samples": _eval_samples(values.pop("eval_samples")),
-      "intervals": take(loop.Intervals, values),
-      "checkpoints": take(CheckpointPolicy, values),
     }
     return config_lib.build(cls, values | made)
 
-  def compute_dtype(self, platform: str) -> jnp.dtype:
-    """What the model computes in on a platform."""
-    return config_lib.resolve_dtype(self.dtype, platform)
-
   def stored_dtype(self, platform: str) -> jnp.dtype:
-    """What frozen parameters are kept in on a platform."""
+    """The dtype in which frozen parameters are stored on a platform."""
     if self.frozen_param_dtype == config_lib.AUTO:
       return self.compute_dtype(platform)
     return jnp.dtype(self.frozen_param_dtype)
 
+  def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+    super().check_mesh(mesh)
+    for tower in self.model.present().values():
+      contexts.check(mesh.shape, tower.num_heads, self.context_parallelism)
 
-def take(cls: type[T], values: dict[str, Any]) -> T:
+  def make_objective(self, platform: str) -> flow_matching.FlowMatching:
+    """Flow matching with the DiT that the settings describe.
+
+    Raises:
+      ValueError: the attention backend or `remat` is unknown.
+    """
+    dtype = self.compute_dtype(platform)
+    tower = next(iter(self.model.present().values()))
+    backend = attention.resolve(
+      self.attention, platform, dtype, tower.head_size
+    )
+    fusion.apply_remat(lambda x: x, self.remat)
+    model = fusion.FusionDiT(
+      self.model,
+      dtype,
+      backend,
+      remat=self.remat,
+      unroll=fusion.should_unroll(self.model, platform),
+      context_parallelism=self.context_parallelism,
+    )
+    return flow_matching.FlowMatching(model, self.objective)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecSettings(RunSettings):
+  """Settings of a run of one codec, or of the text encoder.
+
+  Attributes:
+    component: a key of `CODECS`.
+    model: sizes of the component.
+    init_from: initial parameters: an earlier run (its moving average) or a
+      directory of weights; empty for random ones.
+    trainable: "all", or "decoder" of the video VAE, which freezes the encoder.
+    objective: weights of the loss terms and other settings, by name.
+    data: the clips and how they are cropped.
+  """
+
+  TRAINABLE = (param_filter.ALL, param_filter.DECODER)
+
+  component: str
+  model: Any
+  init_from: str
+  objective: Mapping[str, Any]
+  data: codec_input.CodecInputConfig
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.make_objective("cpu")  # refuses fields that the objective lacks
+
+  def problems(self) -> list[str]:
+    problems = super().problems()
+    if self.trainable == param_filter.DECODER:
+      if self.component not in _WITH_DECODER:
+        problems.append(
+          f"trainable={self.trainable!r} is for {', '.join(_WITH_DECODER)}, not"
+          f" {self.component}; set 'all'"
+        )
+      if not self.init_from:
+        problems.append(
+          f"trainable={self.trainable!r} would keep a random encoder; name a"
+          " run or a directory of weights in init_from"
+        )
+    if self.intervals.eval_every or self.intervals.sample_every:
+      problems.append(
+        "codecs have no evaluation: set eval_every and sample_every to 0"
+      )
+    return problems
+
+  @classmethod
+  def from_config(cls, config: ml_collections.ConfigDict) -> "CodecSettings":
+    """From the flags' config.
+
+    Raises:
+      ValueError: a field is missing or unknown (its dotted name), or a value
+        cannot be.
+    """
+    values = config.to_dict()
+    component = str(values.get("component"))
+    config_lib.check(config_lib.invalid_choice("component", component, CODECS))
+    config_class = CODECS[component].config_class
+    model, data = values.pop("model"), values.pop("data")
+    config_lib.check_types(config_class, model, "config.model")
+    # Sizes as JSON has them, which is how releases have them.
+    sizes = {
+      k: list(v) if isinstance(v, tuple) else v for k, v in model.items()
+    }
+    sources = {"sources": tuple(data.pop("sources", ()))}
+    made = _shared(values) | {
+      "model": config_class.from_release(sizes),
+      "data": config_lib.build(
+        codec_input.CodecInputConfig, data | sources, "data"
+      ),
+    }
+    return config_lib.build(cls, values | made)
+
+  def make_objective(self, platform: str) -> Any:
+    """The component's objective; ValueError for unknown fields."""
+    return config_lib.build(
+      CODECS[self.component].objective,
+      {
+        **self.objective,
+        "config": self.model,
+        "dtype": self.compute_dtype(platform),
+      },
+      "objective",
+    )
+
+
+def from_config(
+  config: ml_collections.ConfigDict,
+) -> Settings | CodecSettings:
+  """The settings of a run from the flags' config.
+
+  Args:
+    config: of a stage, or of a codec (it then has the field `component`).
+
+  Returns:
+    The settings.
+
+  Raises:
+    ValueError: a field is missing or unknown (its dotted name), or a value is
+      invalid.
+  """
+  chosen = CodecSettings if "component" in config else Settings
+  return chosen.from_config(config)
+
+
+def _shared(values: dict[str, Any]) -> dict[str, Any]:
+  """The built fields of `RunSettings`, moved out of a config's values."""
+  return {
+    "optimizer": config_lib.build(
+      optimizer.OptimizerConfig, values.pop("optimizer"), "optimizer"
+    ),
+    "intervals": _take(loop.Intervals, values),
+    "checkpoints": _take(CheckpointPolicy, values),
+  }
+
+
+def _take(cls: type[T], values: dict[str, Any]) -> T:
   """Move the fields of a dataclass out of the top level of a config."""
   names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
   found = {name: values.pop(name) for name in names if name in values}
@@ -245,7 +522,7 @@ def _objective(values: dict[str, Any]) -> flow_matching.ObjectiveConfig:
     for name in ("loss_weights", "cfg_dropout")
   }
   made["timesteps"] = config_lib.build(
-    times.TimestepSampler, values["timesteps"], "objective.timesteps"
+    diffusion.TimestepSampler, values["timesteps"], "objective.timesteps"
   )
   return config_lib.build(
     flow_matching.ObjectiveConfig, values | made, "objective"

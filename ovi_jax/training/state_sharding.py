@@ -1,7 +1,7 @@
-"""Where a training state and its batches live on a mesh.
+"""Shardings of a train state and its batches.
 
-Moments and averages lie where their parameters lie; batches are split over
-the axes that split activations.
+Moments and averages are sharded as their parameters are; batches are split over
+the mesh axes that split activations.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def state_shardings(
   Args:
     state: arrays, or their shapes.
     towers: the model's configuration, `None` for an absent tower; with neither
-      tower, the state is a codec's, and whole on every device.
+      tower, the state is a codec's and is replicated.
     mesh: where they will live.
     ema_on_host: the average lies in the memory of the devices' hosts.
 

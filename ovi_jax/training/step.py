@@ -1,9 +1,9 @@
-"""The state of a run, and the step from one state to the next.
+"""The train state and the train step.
 
-Trained parameters, their average and the optimizer's moments are float32;
-frozen parameters are whatever they were loaded as. Randomness is the key of
-the state, the number of the step and an example's place in the global batch:
-neither the devices nor accumulation change it.
+Trained parameters, their moving average and the optimizer's moments are
+float32; frozen parameters keep the dtype they were loaded in. Random numbers
+depend on the key of the state, the number of the step and the index of an
+example in the global batch, not on devices or gradient accumulation.
 """
 
 import functools
@@ -21,19 +21,19 @@ import optax
 from ovi_jax.data import schema
 from ovi_jax.training import optimizer as optimizers
 from ovi_jax.training import param_filter
-from ovi_jax.training.objectives import base as tasks
+from ovi_jax.training.objectives import base
 
-T = TypeVar("T", bound=tasks.Objective)
+T = TypeVar("T", bound=base.Objective)
 
 
 class TrainState(NamedTuple):
-  """Everything that a step changes, and the parameters it does not.
+  """What a step updates, and the frozen parameters.
 
   Attributes:
     step: finished steps.
     trained_params: path -> float32 parameter.
     frozen_params: path -> parameter without gradient, average or moments.
-    ema_params: of `trained`, or `None`.
+    ema_params: moving average of `trained_params`, or `None`.
     opt_state: the optimizer's state.
     key: data of the random key, fixed for a run.
   """
@@ -54,11 +54,11 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-  """What a step reports, float32.
+  """Metrics of a step, float32.
 
   Attributes:
-    loss: weighted sum over the task's terms.
-    losses: term_B by name; 0 for records that lack what it is of.
+    loss: weighted sum over the objective's terms.
+    losses: term_B by name; 0 for records that lack the modality.
     grad_norm: before clipping.
   """
 
@@ -68,14 +68,13 @@ class StepMetrics(NamedTuple):
 
 
 class TrainStepConfig(NamedTuple, Generic[T]):
-  """What a step is made of; static, so a program is compiled for each.
+  """Static arguments of a train step; each value compiles a program.
 
   Attributes:
-    objective: what is learnt.
-    optimizer: how parameters are moved.
+    objective: the loss, with the model.
+    optimizer: how parameters are updated.
     num_train_steps: of the whole run, for the schedule.
-    grad_accum_steps: a batch is divided into so many, their gradients are
-      summed.
+    grad_accum_steps: microbatches of a batch, whose gradients are summed.
   """
 
   objective: T
@@ -112,7 +111,7 @@ def init_state(
 def sample_noise_for(
   step_config: TrainStepConfig, state: TrainState, batch: schema.Batch
 ) -> Any:
-  """What is drawn for a batch at the state's step."""
+  """Noise, timesteps and dropout of a batch at the state's step."""
   batch = batch._replace(ids=None)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   places_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
@@ -126,7 +125,7 @@ def gradients(
   batch: schema.Batch,
   null_SE: jax.Array,
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
-  """Gradients of the trained parameters, the loss, and each example's."""
+  """Gradients of the trained parameters, the loss, and term_B by name."""
   batch = batch._replace(ids=None)
   drawn = sample_noise_for(step_config, state, batch)
   weights = dict(step_config.objective.example_weights(batch))
@@ -150,7 +149,7 @@ def gradients(
     (found, total), losses = gradient(whole)
     return found, total, losses
 
-  # Neighbours go to different parts: each device keeps what it holds.
+  # Strided, so that every device keeps its own rows in every microbatch.
   parts = jax.tree.map(
     lambda x: einops.rearrange(
       x, "(B N) ... -> N B ...", N=step_config.grad_accum_steps
@@ -177,13 +176,13 @@ def train_step(
   """One step of training.
 
   Args:
-    step_config: what the step is made of.
+    step_config: static arguments.
     state: before the step; donate it.
-    batch: on the devices; `parts` divides its size.
+    batch: on the devices; `grad_accum_steps` divides its size.
     null_SE: embedding of the empty prompt.
 
   Returns:
-    The state after the step, and what it reports.
+    The state after the step, and its metrics.
   """
   gradient, total, losses = gradients(step_config, state, batch, null_SE)
   updates, moments = step_config.transformation.update(
@@ -205,7 +204,7 @@ def train_step(
 
 
 def jit_train_step(shardings: TrainState, mesh: jax.sharding.Mesh) -> Any:
-  """`step` as it is compiled: the state is donated and stays where it is.
+  """`train_step` jitted: the state is donated and keeps its shardings.
 
   Args:
     shardings: of the state.

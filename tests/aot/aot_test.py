@@ -1,4 +1,4 @@
-"""Reports on machines that are not here, from the commands as they are typed.
+"""AOT reports for absent devices, through the commands.
 
 The compiler for TPUs comes with the `dev` extra; no TPU is needed.
 """
@@ -29,12 +29,12 @@ def run(*words: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", ["v5p:3x3x3", "v9:2x2", "v5e", ""])
-def test_topologies_that_are_none(name):
+def test_unknown_topologies_are_refused(name):
   with pytest.raises(ValueError, match=r"known are v5p: v5p:2x2x1 .*v6e:16x16"):
     topology.devices(name)
 
 
-def test_without_the_compiler(monkeypatch):
+def test_a_missing_libtpu_is_named_with_the_command_to_install_it(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(
     ValueError, match=r"libtpu .*pip install 'ovi_jax\[aot\]'"
@@ -50,7 +50,7 @@ def test_devices_of_a_topology():
 @pytest.mark.slow
 def test_the_released_models_step_stays_within_bounds(tmp_path):
   """720 by 720 pixels, 5 s, on four v5p; what is recorded, and 5 % more."""
-  code, said = run(
+  code, output = run(
     "sample.py",
     "--aot=v5p:2x2x1",
     "--config.variant=720x720_5s",
@@ -58,7 +58,7 @@ def test_the_released_models_step_stays_within_bounds(tmp_path):
     "--config.width=704",
     f"--out={tmp_path}",
   )
-  assert code == 0, said
+  assert code == 0, output
   text = (tmp_path / "aot_720x720_5s_v5p_2x2x1.json").read_text()
   step, decoding = json.loads(text)
   assert step["model_flops"] == pytest.approx(118.9e12, rel=1e-3)
@@ -73,20 +73,20 @@ def test_the_released_models_step_stays_within_bounds(tmp_path):
 
 @pytest.mark.parametrize("codec", ["codec_video", "codec_audio"])
 def test_codecs_are_refused(codec, tmp_path):
-  code, said = run(
+  code, output = run(
     "train.py",
     f"--config=configs/{codec}.py:mini",
     "--aot=v5e:2x2",
     f"--workdir={tmp_path}",
   )
   assert code == 1
-  assert said.startswith("train: --aot compiles a step of towers"), said
-  assert "video_vae" in said or "audio_vae" in said
+  assert output.startswith("train: --aot compiles a step of towers"), output
+  assert "video_vae" in output or "audio_vae" in output
 
 
 @pytest.mark.slow
-def test_a_training_step(tmp_path):
-  code, said = run(
+def test_a_training_step_is_compiled_and_reported(tmp_path):
+  code, output = run(
     "train.py",
     "--config=configs/fusion.py:mini",
     "--aot=v5e:2x2",
@@ -95,8 +95,8 @@ def test_a_training_step(tmp_path):
     "--config.mesh.context=2",
     "--config.context_parallelism=ring",  # seven heads
   )
-  assert code == 0, said
-  assert "4 x TPU v5 lite, mesh fsdp 2 x context 2" in said
+  assert code == 0, output
+  assert "4 x TPU v5 lite, mesh fsdp 2 x context 2" in output
   (found,) = json.loads((tmp_path / "aot_train_v5e_2x2.json").read_text())
   assert found["fits"] and found["peak_memory"] < 2**30
   assert 1.0 < found["flops_ratio"] < 1.05  # 1.026 when it was written
@@ -105,16 +105,28 @@ def test_a_training_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_fit(tmp_path):
-  """The released model on one chip of 16 GiB."""
+def test_a_step_of_a_batch_of_clips(tmp_path):
   code, said = run(
+    "sample.py", "--aot=v5e:1x1", "--config.batch_size=2", f"--out={tmp_path}"
+  )
+  assert code == 0, said
+  assert "guided step of 2 clips of 64x64, 31 latent frames" in said
+  (report,) = tmp_path.glob("aot_*.json")
+  step, _ = json.loads(report.read_text())
+  assert 0.9 < step["flops_ratio"] < 1.2  # of one clip, it would be half
+
+
+@pytest.mark.slow
+def test_a_model_that_exceeds_hbm_is_reported(tmp_path):
+  """The released model on one chip of 16 GiB."""
+  code, output = run(
     "sample.py",
     "--aot=v5e:1x1",
     "--config.variant=720x720_5s",
     f"--out={tmp_path}",
   )
-  assert code == 1, said
-  assert "does not fit: its arguments alone are" in said
-  assert "the largest arguments of a chip" in said
-  assert "feed_forward/in/kernel" in said and "to save memory" in said
-  assert "Traceback" not in said
+  assert code == 1, output
+  assert "does not fit: its arguments alone are" in output
+  assert "the largest arguments of a chip" in output
+  assert "feed_forward/in/kernel" in output and "to save memory" in output
+  assert "Traceback" not in output

@@ -1,12 +1,12 @@
-"""Programs are read as XLA writes them; costs are counted as they run."""
+"""Parsing of HLO text, and costs per executed instruction."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from ovi_jax.aot import collectives
 from ovi_jax.aot import costs
 from ovi_jax.aot import hlo
-from ovi_jax.aot import replica_groups
 from ovi_jax.sharding import mesh as meshes
 
 # Lines as XLA prints them for TPUs, shortened.
@@ -58,12 +58,10 @@ def test_a_tpu_program():
   assert found.flops == products + kernel
   # Half of the all-reduced bytes, twice, thirty times.
   assert found.collective_bytes == {("all-reduce", (0, 1)): 30 * 4 * 8 * 2}
-  assert replica_groups.mesh_axes((0, 2), {"data": 2, "context": 2}) == (
-    "data",
-  )
+  assert collectives.mesh_axes((0, 2), {"data": 2, "context": 2}) == ("data",)
 
 
-def test_what_a_kernel_reads_again():
+def test_repeated_kernel_reads_are_counted():
   forward = costs.count(hlo.parse(TPU), lambda *lengths: lengths).bytes_accessed
   one = 2 * 64 * 128 * 2  # bytes of the queries, and of all else
   # Keys and values for each of four blocks of queries.
@@ -73,13 +71,13 @@ def test_what_a_kernel_reads_again():
   assert count(hlo.parse(text)).bytes_accessed == forward + one
 
 
-def test_messages_to_nobody():
+def test_self_permutations_are_not_counted():
   """A device alone in its group sends nothing; the largest group counts."""
   assert not count(hlo.parse(permuted("{0,0},{1,1}"))).collective_bytes
   found = count(hlo.parse(permuted("{0,0},{1,2},{2,1}"))).collective_bytes
   assert found == {("collective-permute", (1, 2)): 64}
   with pytest.raises(ValueError, match="all devices"):
-    replica_groups.replica_groups("replica_groups={}, x=1")
+    collectives.replica_groups("replica_groups={}, x=1")
 
 
 def permuted(pairs: str) -> str:
@@ -93,7 +91,7 @@ source_target_pairs={{{pairs}}}
 """
 
 
-def test_a_message_beside_products_is_sent_once():
+def test_an_overlapped_collective_is_counted_once():
   """XLA writes it into each fusion that runs while it is under way."""
   part = """
 %part.N (p: bf16[4,8]) -> bf16[8,8] {
@@ -115,7 +113,7 @@ ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
   assert count(hlo.parse(two)).collective_bytes == {("all-gather", (0, 1)): 128}
 
 
-def test_loops_that_count_by_more():
+def test_trip_counts_of_unrolled_loops_are_found():
   """XLA's own loops over messages: unrolled by two, and of unsigned numbers."""
   text = TPU.replace("s32[]", "u32[]").replace(
     "ROOT %t = (u32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%i, %sum)",
@@ -128,7 +126,7 @@ def test_loops_that_count_by_more():
   assert program.trip_count(loop) == 15
 
 
-def test_a_slice_ahead_of_time_moves_the_slice_alone():
+def test_an_async_slice_counts_the_slice_only():
   text = """HloModule a
 
 ENTRY %main (a: s8[1000]) -> s8[100] {
@@ -143,13 +141,13 @@ slice={[0:100]}
   assert count(hlo.parse(into_main)).bytes_accessed == 200
 
 
-def test_memory_on_the_chip_is_no_traffic():
+def test_on_chip_memory_is_no_hbm_traffic():
   on_chip, main = hlo.arrays("(bf16[8,8]{1,0:T(8,128)S(1)}, f32[3]{0})")
   assert not on_chip.in_hbm and main.in_hbm
   assert (on_chip.bytes, main.bytes) == (128, 12)
 
 
-def test_counted_like_xla_and_more_often():
+def test_flops_agree_with_xla_and_count_loop_iterations():
   """XLA counts a loop once; without one it agrees with us."""
 
   def layers(x, w):
@@ -173,7 +171,7 @@ def test_counted_like_xla_and_more_often():
   assert count(hlo.parse(text)).flops == 7 * 2 * 16**3
 
 
-def test_messages_of_a_mesh():
+def test_collectives_of_a_mesh_are_counted():
   mesh = meshes.make(jax.devices(), data=2, context=4)
   x = jax.ShapeDtypeStruct(
     (8, 16), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P("context"))
@@ -183,7 +181,7 @@ def test_messages_of_a_mesh():
   found = count(hlo.parse(program.lower(x).compile().as_text()))
   (((kind, group), size),) = found.collective_bytes.items()
   assert kind == "all-gather" and size == 8 * 16 * 4 * 3 / 4
-  assert replica_groups.mesh_axes(group, dict(mesh.shape)) == ("context",)
+  assert collectives.mesh_axes(group, dict(mesh.shape)) == ("context",)
 
 
 @pytest.mark.parametrize(
@@ -197,11 +195,11 @@ def test_messages_of_a_mesh():
     ("source_target_pairs={{0,1},{1,0},{2,3},{3,2}}", [[0, 1], [2, 3]]),
   ],
 )
-def test_groups_of_devices(text, groups):
-  assert replica_groups.replica_groups(f"channel_id=1, {text}, x=1") == groups
+def test_replica_groups_are_parsed(text, groups):
+  assert collectives.replica_groups(f"channel_id=1, {text}, x=1") == groups
 
 
-def test_what_is_not_known_is_said():
+def test_unknown_instructions_are_reported():
   with pytest.raises(ValueError, match="with an ENTRY"):
     hlo.parse("nothing")
   with pytest.raises(ValueError, match="kernel mystery are unknown"):

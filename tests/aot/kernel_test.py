@@ -1,4 +1,4 @@
-"""Attention in programs for a TPU, compiled here."""
+"""Attention kernels in programs compiled for a TPU."""
 
 import functools
 
@@ -35,7 +35,7 @@ def compiling_anew():
     ("ring", "attention", 2),
   ],
 )
-def test_attention_that_is_kept_is_not_computed_again(strategy, remat, kernels):
+def test_saved_attention_is_not_recomputed(strategy, remat, kernels):
   devices = np.array(topology.devices("v5e:2x2")[:2])
   mesh = jax.sharding.Mesh(devices.reshape(1, 2), ("data", "context"))
   attend = functools.partial(
@@ -65,7 +65,7 @@ def test_attention_that_is_kept_is_not_computed_again(strategy, remat, kernels):
 
 
 @pytest.mark.slow
-def test_products_of_the_kernels():
+def test_flops_of_the_kernels():
   """Two forward; five backward, which makes the weights again."""
   devices = np.array(topology.devices("v5e:2x2")[:1])
   mesh = jax.sharding.Mesh(devices, ("data",))

@@ -1,4 +1,4 @@
-"""What a report says of a program that finds no room."""
+"""Reports of programs that exceed the memory of a device."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def refused(program: str, mesh: dict[str, int]) -> report.Report:
   return report._refused(shared, sizes, SAID, 9.0)
 
 
-def test_a_refusal_says_what_there_is_and_what_helps():
+def test_an_out_of_memory_report_states_the_limit_and_advice():
   found = refused("training step of 8 clips in 1 microbatches", {"fsdp": 8})
   assert not found.fits and found.flops_ratio is None and found.bound_by == ""
   assert found.temp_size == int(15.76 * 2**30)
@@ -36,7 +36,7 @@ def test_a_refusal_says_what_there_is_and_what_helps():
 
 
 @pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 4}, {"data": 8}])
-def test_advice_is_of_the_mesh_and_the_program(mesh):
+def test_advice_depends_on_mesh_and_program(mesh):
   text = refused("guided step of 64x64", mesh).lines()[-1]
   assert (
     "more devices along fsdp or context" in text and "grad_accum" not in text

@@ -1,4 +1,4 @@
-"""Attention backends agree; the choice of backend is told."""
+"""Attention backends agree; choice of the backend."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_backends_are_softmax_attention(backend, length):
 
 
 @pytest.mark.parametrize("backend", ["xla", "xla_head"])
-def test_the_last_key_stands_for_equal_ones(backend):
+def test_the_last_key_is_weighted_by_its_pad_count(backend):
   random = np.random.default_rng(0)
   q, k, v = random.standard_normal((3, 2, 9, 3, 8), np.float32)
   written_out = [blockwise.repeat_last(x, 5) for x in (k, v)]
@@ -65,7 +65,9 @@ def test_memory_does_not_grow_with_the_square_of_the_length():
     ("cudnn", "cuda", "bfloat16", 64, "cudnn"),
   ],
 )
-def test_choice_of_backend(asked, platform, dtype, head_size, chosen):
+def test_the_backend_follows_platform_and_dtype(
+  asked, platform, dtype, head_size, chosen
+):
   found = attention.resolve(asked, platform, jnp.dtype(dtype), head_size)
   assert found == chosen
 
@@ -81,12 +83,12 @@ def test_backends_that_cannot_run_are_refused():
 
 
 @pytest.mark.parametrize("length", [None, (2, 7)])
-def test_weights_are_those_of_the_values(length):
+def test_attention_weights_reproduce_the_output(length):
   random = np.random.default_rng(0)
   q = random.standard_normal((2, 5, 3, 7), np.float32)
   k = random.standard_normal((2, 7, 3, 7), np.float32)
   length_B = None if length is None else jnp.asarray(length)
-  # Values that name their keys: what comes out is the weights.
+  # With one-hot values the output is the attention weights.
   one_hot = np.broadcast_to(np.eye(7, dtype=np.float32)[None, :, None], k.shape)
   out = attention.attention(q, k, one_hot, "xla", length=length_B)
   found = attention.attention_probs(q, k, length_B)

@@ -1,4 +1,4 @@
-"""Attention over a mesh is attention on one device; so are its gradients."""
+"""Attention over a mesh equals one device, with gradients."""
 
 import functools
 
@@ -70,7 +70,7 @@ def compare(arrays, mesh, backend, length, strategy):
 @pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("strategy", ["ulysses", "ring"])
 @pytest.mark.parametrize("length", [None, 19, (3, 24)])
-def test_split_tokens_attend_to_each_other(sizes, strategy, length):
+def test_context_parallel_attention_equals_one_device(sizes, strategy, length):
   arrays = drawn(24, 24)
   count = length if length is None or isinstance(length, int) else None
   if count is None and length is not None:
@@ -82,7 +82,9 @@ def test_split_tokens_attend_to_each_other(sizes, strategy, length):
 @pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("kind", ["text", "few", "sound to video"])
 @pytest.mark.parametrize("length", [None, 19])
-def test_few_and_many(sizes, kind, length):
+def test_different_counts_of_queries_and_keys_equal_one_device(
+  sizes, kind, length
+):
   arrays = drawn(16, 24) if kind == "text" else drawn(5, 24)
   expected = value_and_gradients(arrays, backend="xla", length=length)
   with jax.set_mesh(meshes.make(jax.devices(), **MESHES[sizes])):
@@ -92,7 +94,7 @@ def test_few_and_many(sizes, kind, length):
   assert_equal(found, expected)
 
 
-def test_heads_that_context_does_not_divide():
+def test_heads_that_the_context_axis_does_not_divide_need_ring_attention():
   arrays = drawn(16, 16, heads=4)
   call = functools.partial(
     value_and_gradients, arrays, backend="xla", letters=LETTERS["self"]
@@ -104,7 +106,7 @@ def test_heads_that_context_does_not_divide():
   assert_equal(found, value_and_gradients(arrays, backend="xla"))
 
 
-def test_a_part_of_the_keys():
+def test_attention_over_parts_of_the_keys_combines_exactly():
   """Two parts, one of them without a key that counts, are the whole."""
   q, k, v, _ = drawn(600, 40)
   length = jnp.array([17, 33])
@@ -124,7 +126,7 @@ def test_a_part_of_the_keys():
 
 @pytest.mark.parametrize("strategy", ["ulysses", "ring"])
 @pytest.mark.parametrize("length", [None, 300])
-def test_the_tpu_kernel_over_a_mesh(strategy, length):
+def test_the_tpu_kernel_runs_on_a_mesh(strategy, length):
   arrays = drawn(320, 320, heads=2, size=128)
   mesh = meshes.make(jax.devices()[:2], context=2)
   compare(arrays, mesh, "splash", length, strategy)
@@ -139,13 +141,15 @@ def test_the_tpu_kernel_over_a_mesh(strategy, length):
     ({"context": 2, "tensor": 1}, 24, "spiral", "spiral.*ring"),
   ],
 )
-def test_meshes_that_cannot_divide_the_heads(sizes, heads, strategy, said):
+def test_meshes_that_do_not_divide_the_heads_are_refused(
+  sizes, heads, strategy, said
+):
   sizes = {"data": 1, "fsdp": 1, **sizes}
   with pytest.raises(ValueError, match=said):
     context.check(sizes, heads, strategy)
 
 
-def test_meshes_that_can_divide_the_heads():
+def test_meshes_that_divide_the_heads_are_accepted():
   sizes = {"data": 1, "fsdp": 1, "context": 4, "tensor": 2}
   context.check(sizes, 24, "ulysses")
   context.check({**sizes, "context": 5}, 24, "ring")

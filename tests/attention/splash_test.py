@@ -1,4 +1,4 @@
-"""The TPU kernel, interpreted, against the reference; its blocks."""
+"""The TPU kernel, interpreted, against the reference; its block sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from ovi_jax.attention import splash
     (7, 300, 1, 130),
   ],
 )
-def test_it_is_attention(queries, keys, pad_count, length):
+def test_the_kernel_computes_attention(queries, keys, pad_count, length):
   random = np.random.default_rng(0)
   q = random.standard_normal((2, queries, 2, 128), np.float32)
   k, v = random.standard_normal((2, 2, keys, 2, 128), np.float32)
@@ -42,18 +42,18 @@ def test_it_is_attention(queries, keys, pad_count, length):
   ("length", "block", "filled"),
   [(1, 128, 128), (130, 256, 256), (15004, 1024, 15360), (27900, 768, 28416)],
 )
-def test_blocks_fill_little(length, block, filled):
+def test_block_sizes_add_little_padding(length, block, filled):
   assert splash.block(length, 1024) == (block, filled)
 
 
 @pytest.mark.parametrize("length", [157, 7843, 15004, 15686, 27900, 54900])
-def test_blocks_are_known_of_what_they_filled_up(length):
+def test_block_sizes_are_found_for_padded_lengths(length):
   (rows, queries), (columns, keys) = splash.blocks("TPU v5", length, length)
   found = splash.blocks_of_filled("TPU v5", queries, keys)
   assert found == (rows, columns)
 
 
-def test_rows_of_the_table_are_whole():
+def test_table_rows_are_complete():
   chips: dict = {}
   for row in splash.table():
     assert row.keys() == {"chip", "up_to", *splash.SIZES}
@@ -64,7 +64,7 @@ def test_rows_of_the_table_are_whole():
     assert limits[-1] is None and limits[:-1] == sorted(limits[:-1])
 
 
-def test_a_row_is_of_a_chip_and_a_length(monkeypatch):
+def test_table_rows_are_per_chip_and_length(monkeypatch):
   sizes = dict.fromkeys(splash.SIZES, 128)
   rows = [
     {"chip": "TPU v9", "up_to": 600, **sizes},

@@ -1,4 +1,4 @@
-"""Checkpoints from strangers: files of their own directory, JSON within limits.
+"""Hostile checkpoints: files within their directory, JSON within limits.
 
 Every forged list carries a right checksum of itself: CRC-32 is no signature.
 """
@@ -25,8 +25,7 @@ UP = "../" * 20
 def written(tmp_path_factory) -> pathlib.Path:
   directory = tmp_path_factory.mktemp("run") / "checkpoints"
   state = {"trained_params": {"w": np.arange(6.0).reshape(2, 3)}}
-  config = manager.Config(directory=str(directory), asynchronous=False)
-  with manager.Manager(config) as opened:
+  with manager.Manager(directory) as opened:
     opened.save(1, state, b"\1\2", {"loss": float("nan")})
   return directory
 
@@ -61,7 +60,7 @@ def plan(checkpoint):
   return init_from.plan(shapes, sources)
 
 
-def test_an_honest_checkpoint_is_read(checkpoint):
+def test_an_unmodified_checkpoint_is_read(checkpoint):
   assert plan(checkpoint).scratch == []
   found = reader.read_info(checkpoint)
   assert found.iterators == (b"\1\2",) and np.isnan(found.metadata["loss"])
@@ -86,7 +85,6 @@ def test_a_list_names_files_of_its_directory_only(checkpoint, name, what):
     plan(checkpoint)
   assert str(caught.value).count("\n") == 1  # one problem, on a line
   assert "\0" not in str(caught.value) and "\x1b" not in str(caught.value)
-  assert integrity.is_missing(checkpoint)
 
 
 def test_a_link_to_a_file_outside_is_not_read(checkpoint):
@@ -94,13 +92,13 @@ def test_a_link_to_a_file_outside_is_not_read(checkpoint):
   outside.write_bytes(b"")
   (checkpoint / "state/link").symlink_to(outside)
   add(checkpoint, "state/link")
-  with pytest.raises(ValueError, match="state/link is a link that leads out"):
+  with pytest.raises(ValueError, match="state/link is no file .*leads outside"):
     plan(checkpoint)
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe", "nothing"])
-def test_what_is_not_listed_must_be_regular_too(checkpoint, kind):
-  """Orbax opens what lies in the directory of the state."""
+def test_unlisted_entries_must_be_regular_files(checkpoint, kind):
+  """Orbax opens every file in the directory of the state."""
   path = checkpoint / "state/d/x"
   path.parent.mkdir(exist_ok=True)
   if kind == "pipe":
@@ -112,7 +110,7 @@ def test_what_is_not_listed_must_be_regular_too(checkpoint, kind):
     plan(checkpoint)
 
 
-def test_the_description_may_be_no_link(checkpoint):
+def test_a_symlinked_description_is_refused(checkpoint):
   outside = checkpoint.parent / "metadata"
   (checkpoint / META).rename(outside)
   (checkpoint / META).symlink_to(outside)
@@ -154,7 +152,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: text[:30])
-def test_a_bad_list_is_one_line_that_names_it(checkpoint, text):
+def test_a_damaged_file_list_is_named_in_one_line(checkpoint, text):
   (checkpoint / integrity.CHECKSUMS).write_text(text, encoding="latin-1")
   with pytest.raises(ValueError, match=r"checksums.json is damaged") as caught:
     reader.read_info(checkpoint)
@@ -186,7 +184,9 @@ def described(checkpoint, **fields):
   ],
   ids=str,
 )
-def test_a_description_of_wrong_types_is_one_line(checkpoint, fields):
+def test_a_description_of_wrong_types_is_refused_in_one_line(
+  checkpoint, fields
+):
   rewrite(checkpoint, described(checkpoint, **fields))
   with pytest.raises(ValueError, match="meta/metadata: ") as caught:
     reader.read_info(checkpoint)
@@ -194,7 +194,7 @@ def test_a_description_of_wrong_types_is_one_line(checkpoint, fields):
 
 
 @pytest.mark.parametrize("text", BAD[:5], ids=lambda text: text[:30])
-def test_a_description_that_is_no_object(checkpoint, text):
+def test_a_description_that_is_not_an_object_is_refused(checkpoint, text):
   rewrite(checkpoint, text)
   with pytest.raises(ValueError, match="meta/metadata: "):
     reader.read_info(checkpoint)
@@ -207,12 +207,11 @@ def test_another_format_is_named(checkpoint):
   assert len(str(caught.value)) < 500
 
 
-def test_a_damaged_checkpoint_is_passed_over(checkpoint, caplog):
+def test_a_damaged_checkpoint_is_skipped(checkpoint, caplog):
   """A run that is started again meets the same checks."""
   shutil.copytree(checkpoint, checkpoint.with_name("2"))
   rewrite(checkpoint.with_name("2"), described(checkpoint, step=2, leaves=5))
-  config = manager.Config(directory=str(checkpoint.parent))
-  with manager.Manager(config, print) as opened:
+  with manager.Manager(checkpoint.parent) as opened:
     target = {"trained_params": {"w": np.zeros((2, 3))}}
     restored = opened.restore_newest(target)
   assert restored is not None and restored.step == 1
@@ -240,7 +239,7 @@ def test_orbax_metadata_is_not_trusted(checkpoint):
 def test_a_runs_config_is_read_within_limits(tmp_path, text):
   (tmp_path / workdir.CONFIG).write_text(text)
   with pytest.raises(ValueError, match=r"config.json is damaged|lacks|another"):
-    workdir.check_config(tmp_path, {"steps": 1, "seed": 0})
+    workdir.check_config(tmp_path, {"steps": 1, "seed": 0}, ())
 
 
 def test_a_step_has_at_most_eighteen_digits(tmp_path):

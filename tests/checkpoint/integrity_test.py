@@ -22,10 +22,26 @@ def test_all_files_are_listed(folder):
     "b": {"bytes": 0, "crc32": 0},
     "c/b": {"bytes": 1, "crc32": 0x8CDC1683},
   }
-  assert not integrity.is_missing(folder)
 
 
-def test_what_differs_is_named(folder):
+def test_files_of_a_folder_with_a_list_are_not_read_again(folder, monkeypatch):
+  before = integrity.listing(folder)
+  integrity.write(folder / "c")
+  read = []
+  original = integrity._checksum
+  monkeypatch.setattr(
+    integrity, "_checksum", lambda p, flush: read.append(p) or original(p)
+  )
+  integrity.write(folder, ["a"])
+  assert read == [folder / "b", folder / "c/checksums.json"]
+  after = integrity.listing(folder)
+  assert after.pop("c/checksums.json") and after == before
+  (folder / "c/checksums.json").write_text("{}")
+  with pytest.raises(ValueError, match=r"c/checksums.json is damaged"):
+    integrity.write(folder)
+
+
+def test_changed_files_are_named(folder):
   listed = integrity.listing(folder)
   assert integrity.problems(folder, listed) == []
   (folder / "b").write_bytes(b"longer")
@@ -34,10 +50,8 @@ def test_what_differs_is_named(folder):
     "b has 6 bytes, expected 0",
     "c/b has another checksum than when it was written",
   ]
-  assert not integrity.is_missing(folder)
   (folder / "b").unlink()
-  assert integrity.problems(folder, listed, ["b"]) == ["b is missing"]
-  assert integrity.is_missing(folder)
+  assert integrity.problems(folder, {"b": listed["b"]}) == ["b is missing"]
 
 
 def test_the_list_has_a_checksum_of_its_own(folder):
@@ -54,7 +68,6 @@ def test_the_list_has_a_checksum_of_its_own(folder):
   path.unlink()
   with pytest.raises(ValueError, match=r"checksums.json is missing"):
     integrity.listing(folder)
-  assert integrity.is_missing(folder)
 
 
 def test_long_lists_are_cut():

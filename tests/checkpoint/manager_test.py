@@ -1,4 +1,4 @@
-"""Training checkpoints: saved, restored bit by bit, and never trusted."""
+"""Training checkpoints: bit-exact restore, verification, fallback."""
 
 import dataclasses
 import errno
@@ -84,27 +84,24 @@ def assert_same(ours, expected):
     assert a.tobytes() == b.tobytes(), path
 
 
-def opened(path, log=None, **options):
-  """A manager; a warning is an error unless it is logged."""
-
-  def fail(line):
-    raise AssertionError(line)
-
-  config = manager.Config(directory=str(path), **options)
-  return manager.Manager(config, log=log or fail)
+@pytest.fixture(autouse=True)
+def lines(log_lines):
+  """What was logged; a test that expects lines takes them out."""
+  yield log_lines
+  assert log_lines == []
 
 
 @pytest.fixture
 def two(tmp_path):
   """A directory with checkpoints of steps 1 and 2."""
-  with opened(tmp_path) as checkpoints:
+  with manager.Manager(tmp_path) as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, state(step), b"records %d" % step, {"note": step})
   return tmp_path
 
 
-def test_a_state_comes_back_bit_by_bit(two):
-  with opened(two) as checkpoints:
+def test_a_state_is_restored_bit_exactly(two):
+  with manager.Manager(two) as checkpoints:
     restored = checkpoints.restore_newest(shapes(state(3)))
     assert_same(restored.state, state(2))
     assert restored.step == 2
@@ -115,9 +112,9 @@ def test_a_state_comes_back_bit_by_bit(two):
 
 
 @pytest.mark.parametrize("sizes", [(1,), (2,), (4, 2)])
-def test_other_devices(two, sizes):
+def test_a_state_is_restored_on_other_devices(two, sizes):
   target = state(5, sharding(*sizes))
-  with opened(two) as checkpoints:
+  with manager.Manager(two) as checkpoints:
     restored = checkpoints.restore_newest(shapes(target)).state
   assert_same(restored, state(2))
   for path, leaf in tree_spec.flatten(restored).items():
@@ -127,28 +124,28 @@ def test_other_devices(two, sizes):
 
 def test_a_target_without_shardings_goes_to_the_first_device(tmp_path):
   tree = {"key": jax.random.key(1), "a": jnp.arange(4)}
-  with opened(tmp_path) as checkpoints:
+  with manager.Manager(tmp_path) as checkpoints:
     checkpoints.save(0, tree)
     restored = checkpoints.restore_newest(jax.eval_shape(lambda: tree)).state
   assert_same(restored, tree)
   assert restored["a"].devices() == {jax.devices()[0]}
 
 
-def test_nothing_to_restore(tmp_path):
-  with opened(tmp_path / "new") as checkpoints:
+def test_an_empty_directory_restores_nothing(tmp_path):
+  with manager.Manager(tmp_path / "new") as checkpoints:
     assert checkpoints.restore_newest(state()) is None
 
 
 def test_empty_leaves_and_flat_names(tmp_path):
   tree = {"a/b": jnp.zeros((0, 3)), "a": {"c": np.zeros((2, 0))}, "n": True}
-  with opened(tmp_path) as checkpoints:
+  with manager.Manager(tmp_path) as checkpoints:
     checkpoints.save(0, tree)
     restored = checkpoints.restore_newest(shapes(tree)).state
   assert_same(restored, tree)
 
 
 def test_names_must_be_distinct(tmp_path):
-  with opened(tmp_path) as checkpoints:
+  with manager.Manager(tmp_path) as checkpoints:
     for tree in ({"a/b": 1, "a": {"b": 2}}, 3, {"": 3}):
       with pytest.raises(ValueError, match="a name for every leaf"):
         checkpoints.save(0, tree)
@@ -169,7 +166,7 @@ def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
     str(n): jax.device_put(np.full((2**17,), n, np.float32), sharding(8))
     for n in range(8)
   }
-  with opened(tmp_path) as checkpoints:
+  with manager.Manager(tmp_path) as checkpoints:
     checkpoints.save(0, tree)
     target = shapes(tree)
     for _ in range(5):
@@ -180,25 +177,27 @@ def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
     assert np.all(np.asarray(leaf) == int(name))
 
 
-def test_which_are_kept(tmp_path):
-  with opened(tmp_path, max_to_keep=2, keep_period=4) as checkpoints:
+def test_retention_follows_the_policy(tmp_path):
+  with manager.Manager(tmp_path, max_to_keep=2, keep_period=4) as checkpoints:
     for step in range(1, 8):
       checkpoints.save(step, {"a": jnp.ones(2)})
     assert not checkpoints.save(7, {"a": jnp.ones(2)})
     checkpoints.wait()
     assert checkpoints.steps() == [7, 6, 4]
-  with opened(tmp_path, asynchronous=False, max_to_keep=1) as checkpoints:
+  with manager.Manager(tmp_path, max_to_keep=1) as checkpoints:
     checkpoints.save(9, {"a": jnp.ones(2)})
+    checkpoints.wait()
     assert checkpoints.steps() == [9]
 
 
 @pytest.mark.parametrize("options", [{"max_to_keep": 0}, {"keep_period": -1}])
-def test_senseless_options(options):
+def test_invalid_options_are_refused(options, tmp_path):
   with pytest.raises(ValueError, match="expected max_to_keep"):
-    manager.Config(directory="x", **options)
+    manager.Manager(tmp_path / "x", **options)
+  assert not (tmp_path / "x").exists()
 
 
-def test_a_target_of_another_kind_is_listed_and_nothing_is_set_aside(two):
+def test_a_target_of_another_structure_is_refused_and_nothing_is_renamed(two):
   base = state(1)
   other = base._replace(
     params={"blocks": {"kernel": jnp.ones((16, 5))}, "tail": jnp.ones(2)},
@@ -206,7 +205,7 @@ def test_a_target_of_another_kind_is_listed_and_nothing_is_set_aside(two):
     epoch=1.0,
     key=jax.random.key(0, impl="rbg"),
   )
-  with opened(two) as checkpoints:
+  with manager.Manager(two) as checkpoints:
     with pytest.raises(ValueError, match="holds another state") as caught:
       checkpoints.restore_newest(other)
     lines = str(caught.value).split("\n  ")[1:]
@@ -236,7 +235,7 @@ HARMLESS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: path.unlink()])
-def test_damage_of_any_file_is_seen(two, tmp_path_factory, damage):
+def test_damage_of_any_file_is_detected(two, tmp_path_factory, damage):
   newest = two / "2"
   names = sorted(
     p.relative_to(newest)
@@ -255,7 +254,7 @@ def test_damage_of_any_file_is_seen(two, tmp_path_factory, damage):
   reader.verify(reader.read_info(newest))
   for name in HARMLESS[:1]:
     damage(newest / name)
-  with opened(two) as checkpoints:
+  with manager.Manager(two) as checkpoints:
     assert checkpoints.restore_newest(state(7)).step == 2
 
 
@@ -264,10 +263,9 @@ def largest(path):
 
 
 @pytest.mark.parametrize("name", ["checksums.json", "meta/metadata", None])
-def test_the_older_one_is_used_when_the_newest_is_damaged(two, name):
-  lines = []
+def test_the_older_one_is_used_when_the_newest_is_damaged(two, name, lines):
   cut(two / "2" / name if name else largest(two / "2" / "state"))
-  with opened(two, lines.append) as checkpoints:
+  with manager.Manager(two) as checkpoints:
     restored = checkpoints.restore_newest(shapes(state(3)))
     assert (restored.step, restored.iterator) == (1, b"records 1")
     assert_same(restored.state, state(1))
@@ -275,53 +273,50 @@ def test_the_older_one_is_used_when_the_newest_is_damaged(two, name):
     assert name == "checksums.json" or "bytes, expected" in lines[0]
     assert f"older checkpoint {two}/1" in lines[1]
     assert f"set aside as {two}/2.damaged" in lines[2]
+    lines.clear()
     # The run comes to that step again.
     assert checkpoints.save(2, state(4))
     assert_same(checkpoints.restore_newest(state(0)).state, state(4))
   assert (two / "2.damaged").is_dir()
 
 
-def test_none_can_be_read(two):
+def test_an_error_is_raised_when_no_checkpoint_is_readable(two, lines):
   flip(largest(two / "1"))
   (two / "2" / "checksums.json").unlink()
-  lines = []
-  with opened(two, lines.append) as checkpoints:
+  with manager.Manager(two) as checkpoints:
     with pytest.raises(ValueError, match="none of the 2 checkpoints") as caught:
       checkpoints.restore_newest(state())
     assert checkpoints.steps() == [2, 1]
   for text in (f"{two}/2: ", "checksums.json is missing", f"{two}/1: "):
     assert text in str(caught.value)
+  assert len(lines) == 2
+  lines.clear()
 
 
-def test_what_killed_runs_leave_is_cleared(two):
+def test_leftovers_of_killed_runs_are_removed(two):
   shutil.copytree(two / "2", two / "3.orbax-checkpoint-tmp")
   # A deletion that was cut short.
   shutil.copytree(two / "1", two / "0")
-  (two / "0" / "commit_success.txt").unlink()
   largest(two / "0").unlink()
-  # Whole, whatever became of Orbax's mark.
-  (two / "1" / "commit_success.txt").unlink()
-  lines = []
-  with opened(two, lines.append) as checkpoints:
-    assert checkpoints.steps() == [2, 1]
+  with manager.Manager(two) as checkpoints:
     assert checkpoints.restore_newest(state()).step == 2
-  assert sorted(p.name for p in two.iterdir()) == ["1", "2"]
-  assert [line.split(":")[0] for line in lines] == [
-    f"clearing {two}/{name}" for name in ("0", "3.orbax-checkpoint-tmp")
-  ]
+    assert checkpoints.save(3, state(3))
+    checkpoints.wait()
+    assert checkpoints.steps() == [3, 2]
+  assert sorted(p.name for p in two.iterdir()) == ["2", "3"]
 
 
-def test_a_first_save_that_was_killed_is_as_none(tmp_path):
+def test_a_killed_first_save_is_ignored(tmp_path):
   (tmp_path / "0.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
-  with opened(tmp_path, lambda line: None) as checkpoints:
+  with manager.Manager(tmp_path) as checkpoints:
     assert checkpoints.restore_newest(state()) is None
     assert checkpoints.save(0, state())
     assert checkpoints.restore_newest(state(1)).step == 0
 
 
-def test_no_room_is_said_before_anything_is_written(two, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(two, monkeypatch):
   usage = shutil.disk_usage(two)._replace(free=100)
-  with opened(two) as checkpoints:
+  with manager.Manager(two) as checkpoints:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="no space left: .* GiB") as caught:
       checkpoints.save(3, state())
@@ -330,9 +325,9 @@ def test_no_room_is_said_before_anything_is_written(two, monkeypatch):
   assert sorted(p.name for p in two.iterdir()) == ["1", "2"]
 
 
-def test_the_disk_fills_up_during_a_save(two):
+def test_a_disk_that_fills_up_during_a_save_leaves_earlier_checkpoints(two):
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  with opened(two) as checkpoints:
+  with manager.Manager(two) as checkpoints:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
     try:
       with pytest.raises(OSError, match="step 3 was not saved") as caught:
@@ -342,7 +337,7 @@ def test_the_disk_fills_up_during_a_save(two):
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.ENOSPC
     assert sorted(p.name for p in two.iterdir()) == ["1", "2"]
-    # With room again, all goes on.
+    # With free space again, saving continues.
     assert checkpoints.save(3, state(3))
     assert checkpoints.restore_newest(state()).step == 3
 
@@ -355,13 +350,13 @@ def test_the_disk_fills_up_during_a_save(two):
     (errno.EDQUOT, OSError, r"no space left: .* step 3 was not"),
   ],
 )
-def test_an_error_while_sealing_leaves_the_earlier_ones(
+def test_an_error_while_finalizing_leaves_earlier_checkpoints(
   two, monkeypatch, number, kind, message
 ):
   def fail(*_):
     raise OSError(number, "strange")
 
-  with opened(two) as checkpoints:
+  with manager.Manager(two) as checkpoints:
     monkeypatch.setattr(integrity, "write", fail)
     checkpoints.save(3, state(3))
     with pytest.raises(kind, match=message):
@@ -370,8 +365,8 @@ def test_an_error_while_sealing_leaves_the_earlier_ones(
     assert checkpoints.restore_newest(state()).step == 2
 
 
-def test_input_states_are_of_processes(tmp_path, monkeypatch):
-  with opened(tmp_path) as checkpoints:
+def test_input_states_are_stored_per_process(tmp_path, monkeypatch):
+  with manager.Manager(tmp_path) as checkpoints:
     for step, value in enumerate([{"next": [1, 2]}, None, b"\x00\xff"]):
       checkpoints.save(step, {"a": 1}, value)
       restored = checkpoints.restore_newest({"a": 1})
@@ -382,3 +377,26 @@ def test_input_states_are_of_processes(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 3)
   with pytest.raises(ValueError, match=r"of 2 processes, this run has 3"):
     _ = two.iterator
+
+
+def test_each_process_sums_only_the_files_that_it_wrote(two, monkeypatch):
+  """Of files that another process wrote, process 0 takes its checksums."""
+  read = []
+  original = integrity._checksum
+
+  def record(path, flush=False):
+    read.append(path)
+    return original(path, flush)
+
+  with manager.Manager(two) as checkpoints:
+    monkeypatch.setattr(integrity, "_checksum", record)
+    checkpoints.save(3, state(3))
+    checkpoints.wait()
+  mine = [p for p in read if "ocdbt.process_0" in p.parts]
+  assert len(read) == len(set(read))  # none is read twice
+  assert mine and mine[-1].name == integrity.CHECKSUMS
+  folder = two / "3" / "state" / "ocdbt.process_0"
+  own, everything = integrity.listing(folder), integrity.listing(two / "3")
+  assert own
+  for name, entry in own.items():
+    assert everything[f"state/ocdbt.process_0/{name}"] == entry

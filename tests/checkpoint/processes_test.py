@@ -1,6 +1,5 @@
 """Two processes of one run save, restore and fall back together."""
 
-import os
 import pathlib
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.checkpoint import manager
+from tests.lib import child_env
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -22,11 +22,8 @@ def free_port() -> str:
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
-  environment = os.environ | {
-    "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-  }
+def test_two_processes_save_and_restore_one_state(tmp_path):
+  environment = child_env.environment(devices=2, PYTHONPATH=ROOT)
   command = [sys.executable, "-m", "tests.lib.checkpoint_process_worker"]
   port = free_port()
   workers = [
@@ -55,8 +52,7 @@ def test_two_processes(tmp_path):
     "host": np.zeros(64, np.float32),
     "step": 0,
   }
-  config = manager.Config(directory=str(tmp_path / "checkpoints"))
-  with manager.Manager(config) as checkpoints:
+  with manager.Manager(tmp_path / "checkpoints") as checkpoints:
     restored = checkpoints.restore_newest(target)
   np.testing.assert_array_equal(restored.state["a"], restored.state["host"])
   with pytest.raises(ValueError, match="of 2 processes, this run has 1"):

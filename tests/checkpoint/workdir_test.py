@@ -1,6 +1,7 @@
 """A run's directory belongs to one configuration."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -15,28 +16,31 @@ CONFIG = {
 }
 
 
+FREE = ("steps", "log")
+
+
 def changed(**fields):
   return CONFIG | fields
 
 
-def test_the_first_start_writes_and_later_ones_agree(tmp_path):
+def test_the_first_start_writes_the_config_and_later_ones_compare(tmp_path):
   for _ in range(2):
-    workdir.check_config(tmp_path / "run", CONFIG)
+    workdir.check_config(tmp_path / "run", CONFIG, FREE)
   (file,) = (tmp_path / "run").iterdir()
   stored = json.loads(file.read_text())
   assert stored["optimizer"] == {"rate": 1e-4, "betas": [0.9, 0.99]}
 
 
 def test_some_fields_may_change_and_are_followed(tmp_path):
-  workdir.check_config(tmp_path, CONFIG)
+  workdir.check_config(tmp_path, CONFIG, FREE)
   other = changed(steps=20, log={"every": 1, "to": "x"})
-  workdir.check_config(tmp_path, other)
+  workdir.check_config(tmp_path, other, FREE)
   assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
-  workdir.check_config(tmp_path, CONFIG | {"seed": 3}, ("steps", "log", "seed"))
+  workdir.check_config(tmp_path, CONFIG | {"seed": 3}, (*FREE, "seed"))
 
 
 def test_every_difference_is_named_with_both_values(tmp_path):
-  workdir.check_config(tmp_path, CONFIG)
+  workdir.check_config(tmp_path, CONFIG, FREE)
   other = changed(
     optimizer={"rate": 2e-4, "betas": [0.9, 0.99], "clip": 1},
     init={"video": "wan"},
@@ -45,7 +49,7 @@ def test_every_difference_is_named_with_both_values(tmp_path):
   )
   before = (tmp_path / "config.json").read_bytes()
   with pytest.raises(ValueError, match="run of another config") as caught:
-    workdir.check_config(tmp_path, other)
+    workdir.check_config(tmp_path, other, FREE)
   assert str(caught.value).split("\n  ")[1:] == [
     "init: {} in the run, absent now",
     'init.video: absent in the run, "wan" now',
@@ -58,13 +62,22 @@ def test_every_difference_is_named_with_both_values(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
-def test_a_damaged_file(tmp_path, text):
+def test_a_damaged_config_file_is_named(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(ValueError, match=r"config.json is damaged .*expect|Exp"):
-    workdir.check_config(tmp_path, CONFIG)
+    workdir.check_config(tmp_path, CONFIG, FREE)
 
 
-def test_a_config_that_is_not_json(tmp_path):
+def test_a_config_that_is_not_json_is_refused(tmp_path):
   with pytest.raises(ValueError, match="a config that is JSON"):
-    workdir.check_config(tmp_path, {"a": object()})
+    workdir.check_config(tmp_path, {"a": object()}, FREE)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_url_is_not_taken_for_a_local_directory(url, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for workdir_path in (url, pathlib.Path(url)):
+    with pytest.raises(ValueError, match=r"(gs|s3):// is not supported; mount"):
+      workdir.check_config(workdir_path, CONFIG, FREE)
   assert not list(tmp_path.iterdir())

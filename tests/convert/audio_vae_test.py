@@ -19,7 +19,7 @@ def tensors():
   return standin.tensors(audio_vae_names.FILE)
 
 
-def test_there_and_back_is_the_same_function(rows, tensors):
+def test_a_round_trip_computes_the_same_function(rows, tensors):
   ours = mapping.gather(rows, tensors.__getitem__)
   back = dict(mapping.to_torch(rows, lambda path, _: ours[path]))
   assert back.keys() == tensors.keys()
@@ -35,7 +35,7 @@ def test_there_and_back_is_the_same_function(rows, tensors):
     np.testing.assert_allclose(again[path], array, rtol=1e-6, err_msg=path)
 
 
-def test_query_key_and_value_are_told_apart(rows, tensors):
+def test_query_key_and_value_are_distinguished(rows, tensors):
   ours = mapping.gather(rows, tensors.__getitem__)
   kernel = ours["encoder/middle/attention/qkv/kernel"]
   assert kernel.shape == (64, 3, 64)

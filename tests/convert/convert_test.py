@@ -1,4 +1,4 @@
-"""Conversion of a whole release: there, back, and what can be wrong."""
+"""Conversion of a whole release: round trip and bad input."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ FLAGS = {
 }
 
 
-def test_there_and_back(weights, release, tmp_path):
+def test_a_round_trip_restores_every_tensor(weights, release, tmp_path):
   command.run(
     **FLAGS
     | {
@@ -77,7 +77,7 @@ def test_there_and_back(weights, release, tmp_path):
     ).read_bytes()
 
 
-def test_manifest_and_identity(weights, release, tmp_path):
+def test_the_manifest_identifies_the_weights(weights, release, tmp_path):
   manifest = weights_dir.read(weights)
   assert manifest.variant is None and manifest.geometry.latent_frames == 4
   assert manifest.geometry.area == 64 * 96
@@ -95,7 +95,6 @@ def test_manifest_and_identity(weights, release, tmp_path):
     variant=None,
     sizes=SIZES,
     components=["video_vae"],
-    log=lambda _: None,
   )
   assert other.digests["video_vae"] != manifest.digests["video_vae"]
 
@@ -108,18 +107,17 @@ def test_components_can_be_converted_one_by_one(release, weights, tmp_path):
       variant=None,
       sizes=SIZES,
       components=[component],
-      log=lambda _: None,
     )
   assert manifest.digests == weights_dir.read(weights).digests
   weights_dir.read(tmp_path)
 
 
-def test_what_is_converted_already_stays(release, weights, tmp_path):
+def test_converted_components_are_reused(release, tmp_path, log_lines):
   component, file = "umt5", "models_t5_umt5-xxl-enc-bf16.pth"
   (stored,) = (p for p in release.rglob(file))
   copy = tmp_path / "release" / stored.relative_to(release)
   shutil.copytree(release, tmp_path / "release")
-  out, said = tmp_path / "out", []
+  out = tmp_path / "out"
 
   def run() -> tuple[int, str]:
     manifest = convert.convert(
@@ -128,14 +126,13 @@ def test_what_is_converted_already_stays(release, weights, tmp_path):
       variant=None,
       sizes=SIZES,
       components=[component],
-      log=said.append,
     )
     inode = weights_dir.component_file(out, component).stat().st_ino
     return inode, manifest.digests[component]
 
   first, again = run(), run()
   assert again == first
-  assert "it stays" in said[1] and "it stays" not in said[0]
+  assert "it stays" in log_lines[1] and "it stays" not in log_lines[0]
   # Another number in it: another content, and another file.
   opened = reader.open_tensors(copy)
   tensors = {name: opened.read(name) for name in opened.shapes}
@@ -143,10 +140,10 @@ def test_what_is_converted_already_stays(release, weights, tmp_path):
   tensors[changed] = tensors[changed] * 2
   torch_file.save(copy, tensors)
   other = run()
-  assert other[1] != first[1] and "it stays" not in said[2]
+  assert other[1] != first[1] and "it stays" not in log_lines[2]
   # A damaged file is written anew.
   weights_dir.component_file(out, component).write_bytes(b"half a file")
-  assert run()[1] == other[1] and "it stays" not in said[3]
+  assert run()[1] == other[1] and "it stays" not in log_lines[3]
 
 
 def broken(tmp_path, release, **changes) -> str:
@@ -170,7 +167,9 @@ def broken(tmp_path, release, **changes) -> str:
   return str(error.value)
 
 
-def test_misfits_of_all_components_are_listed_before_writing(tmp_path, release):
+def test_mismatches_of_all_components_are_listed_before_writing(
+  tmp_path, release
+):
   message = broken(
     tmp_path,
     release,
@@ -183,7 +182,7 @@ def test_misfits_of_all_components_are_listed_before_writing(tmp_path, release):
   assert "token_embedding.weight(48, 138)" in message
 
 
-def test_whole_numbers_in_place_of_weights_are_listed_too(tmp_path, release):
+def test_integer_weights_are_listed_too(tmp_path, release):
   message = broken(
     tmp_path,
     release,
@@ -194,8 +193,8 @@ def test_whole_numbers_in_place_of_weights_are_listed_too(tmp_path, release):
   assert "floating point, blocks.0.attn.q.weight is int32" in message
 
 
-def test_a_failed_conversion_leaves_a_good_directory(release, tmp_path):
-  kwargs = {"variant": None, "sizes": SIZES, "log": lambda _: None}
+def test_a_failed_conversion_leaves_a_valid_directory(release, tmp_path):
+  kwargs = {"variant": None, "sizes": SIZES}
   part = ["audio_vae"]
   convert.convert(release, tmp_path, components=part, **kwargs)
   with pytest.raises(ValueError, match="v1-16"):
@@ -273,7 +272,7 @@ def test_a_release_of_another_size_is_refused(release, tmp_path):
     ),
   ],
 )
-def test_flags_that_do_not_make_sense(flags, message):
+def test_contradictory_flags_are_refused(flags, message):
   with pytest.raises(ValueError, match=message):
     command.run(**FLAGS | flags)
 
@@ -297,12 +296,12 @@ def test_flags_that_do_not_make_sense(flags, message):
     ),
   ],
 )
-def test_architectures_that_do_not_make_sense(change, message):
+def test_invalid_architectures_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
     architecture.Architecture.from_release(change(dict(SIZES)))
 
 
-def test_manifest_says_what_is_missing(weights, tmp_path):
+def test_the_manifest_error_names_missing_components(weights, tmp_path):
   with pytest.raises(ValueError, match="is no directory; make it with"):
     weights_dir.read(tmp_path / "nowhere")
   with pytest.raises(
@@ -339,7 +338,7 @@ def test_manifest_says_what_is_missing(weights, tmp_path):
     ("fusion.audio", "model_type", 1, "text, got 1"),
   ],
 )
-def test_sizes_of_another_type_are_all_named(part, key, value, expected):
+def test_all_sizes_of_a_wrong_type_are_named(part, key, value, expected):
   sizes = json.loads(json.dumps(SIZES))
   at = sizes
   for name in part.split("."):
@@ -363,7 +362,7 @@ def test_sizes_of_another_type_are_all_named(part, key, value, expected):
     ({"fusion": {"video": 2}}, "fusion.video: expected sizes by name, got 2"),
   ],
 )
-def test_an_arch_file_of_another_form(tmp_path, sizes, message):
+def test_an_arch_file_of_another_format_is_refused(tmp_path, sizes, message):
   file = tmp_path / "sizes.json"
   file.write_text(json.dumps(sizes))
   flags = {"release": str(tmp_path), "out": str(tmp_path / "o")}

@@ -1,4 +1,4 @@
-"""Fetching the release, from a hub that is a stand-in too."""
+"""Downloading the release, from a fake hub."""
 
 import collections
 import dataclasses
@@ -82,7 +82,7 @@ def sizes(out_dir):
   }
 
 
-def test_the_layout_is_the_release_s(tmp_path):
+def test_the_layout_is_that_of_the_release(tmp_path):
   hub = Hub()
   paths = download.download("720x720_5s", tmp_path, hub=hub)
   assert sizes(tmp_path) == FILES_720
@@ -99,7 +99,7 @@ def test_each_variant_has_its_own_checkpoint():
     download.plan("1080p")
 
 
-def test_the_video_tower_is_all_its_shards_and_their_index(tmp_path):
+def test_the_video_tower_includes_all_shards_and_the_index(tmp_path):
   download.download(releases.WAN, tmp_path, hub=Hub())
   assert sizes(tmp_path) == {
     f"Wan2.2-TI2V-5B/diffusion_pytorch_model{rest}": size
@@ -111,40 +111,38 @@ def test_the_video_tower_is_all_its_shards_and_their_index(tmp_path):
   }
 
 
-def test_what_is_there_whole_is_not_fetched_again(tmp_path):
+def test_complete_files_are_not_downloaded_again(tmp_path, log_lines):
   download.download("720x720_5s", tmp_path, hub=Hub())
   vae = tmp_path / "Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
   vae.write_bytes(b"x" * 3)
-  hub, lines = Hub(), []
-  asked = []
+  hub, asked = Hub(), []
   download.download(
     "720x720_5s",
     tmp_path,
     hub=hub,
-    log=lines.append,
     confirm=lambda question: not asked.append(question),
   )
   assert hub.fetched == ["Wan2.2_VAE.pth"] and len(asked) == 1
-  assert lines[0] == "720x720_5s: 7 files, of which 6 are there"
+  assert "720x720_5s: 7 files, of which 6 are there" in log_lines
   assert sizes(tmp_path) == FILES_720
   download.download("720x720_5s", tmp_path, hub=hub, confirm=asked.append)
   assert len(hub.fetched) == len(asked) == 1
 
 
-def test_it_says_what_it_takes_and_fetches_nothing_on_a_no(tmp_path):
-  asked, lines, hub = [], [], Hub()
+def test_the_size_is_shown_and_nothing_is_downloaded_without_consent(
+  tmp_path, log_lines
+):
+  asked = []
   large = {repo: dict(files) for repo, files in RELEASE.items()}
   large["chetwinlow1/Ovi"]["model.safetensors"] = 3 * 2**30
   hub = Hub(repos=large)
-  paths = download.download(
-    "720x720_5s", tmp_path, asked.append, lines.append, hub
-  )
+  paths = download.download("720x720_5s", tmp_path, asked.append, hub)
   assert paths == [] and hub.fetched == [] and not sizes(tmp_path)
   assert asked == [f"Fetch 3.0 GiB to {tmp_path}?"]
-  assert lines[1].startswith("to fetch: 3.0 GiB; free in ")
+  assert log_lines[1].startswith("to fetch: 3.0 GiB; free in ")
 
 
-def test_what_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+def test_a_download_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
   usage = collections.namedtuple("usage", "free")
   monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(121))
   hub, out_dir = Hub(), tmp_path / "not" / "made"
@@ -156,7 +154,7 @@ def test_what_does_not_fit_is_not_begun(tmp_path, monkeypatch):
   assert len(hub.fetched) == 7
 
 
-def test_what_the_hub_lacks_is_named(tmp_path):
+def test_files_missing_on_the_hub_are_named(tmp_path):
   gone = dict(RELEASE) | {"hkchengrex/MMAudio": {"README.md": 1}}
   with pytest.raises(ValueError, match=r"ext_weights/v1-16.pth .* no such"):
     download.download("720x720_5s", tmp_path, hub=Hub(repos=gone))
@@ -187,7 +185,7 @@ class Unreachable(Exception):
   ],
 )
 @pytest.mark.parametrize("module", ["hub", "httpx", "httpx2"])
-def test_a_network_that_fails(
+def test_network_errors_are_reported_in_one_line(
   tmp_path, monkeypatch, error, method, what, module
 ):
   class Broken(Hub):
@@ -222,13 +220,15 @@ def test_without_network_one_line_names_the_host(tmp_path):
   assert "cannot resolve name" in message and "check the network" in message
 
 
-def test_a_file_that_came_short_is_named(tmp_path):
+def test_a_truncated_download_is_named(tmp_path):
   path = tmp_path / "Ovi/model.safetensors"
   with pytest.raises(ValueError, match=f"expected 40 bytes at {path}"):
     download.download("720x720_5s", tmp_path, hub=Hub(short=1))
 
 
-def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_the_install_command(
+  tmp_path, monkeypatch
+):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(ValueError, match=r'pip install "ovi_jax\[hub\]"'):
     download.download("720x720_5s", tmp_path)

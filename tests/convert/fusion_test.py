@@ -1,4 +1,4 @@
-"""Names of the denoiser: complete, both ways, for every released file."""
+"""The denoiser's mapping table covers every released file."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ def shapes_of(entries: dict) -> dict:
   return {name: tuple(shape) for name, shape in entries.items()}
 
 
-def test_every_released_tensor_has_one_place():
+def test_every_released_tensor_maps_to_one_parameter():
   flat = mapping.flatten(standin_models.full_fusion_shapes())
   ours = {path: x.shape for path, x in flat.items()}
   released = shapes_of(FULL["Ovi/model.safetensors"])
@@ -38,7 +38,7 @@ def test_wan_is_the_video_tower_without_fusion():
   mapping.check(names.wan_rows(config), shapes_of(FULL[file]), ours)
 
 
-def test_there_and_back_is_the_same_bytes():
+def test_a_round_trip_gives_the_same_bytes():
   tensors = standin.tensors(standin_models.FUSION_FILE)
   flat = mapping.flatten(standin_models.fusion_params())
 
@@ -53,7 +53,7 @@ def test_there_and_back_is_the_same_bytes():
     assert back[name].tobytes() == tensor.tobytes(), name
 
 
-def test_an_audio_checkpoint_alone():
+def test_an_audio_only_checkpoint_is_converted():
   config = AV(audio=standin_models.fusion_config().audio)
   rows = names.rows(config)
   assert not any("fusion" in row.ours for row in rows)

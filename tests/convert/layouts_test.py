@@ -96,7 +96,7 @@ def test_files_of_any_name_convert_to_the_same_bytes(tmp_path, weights):
   weights_dir.read(tmp_path / "out")
 
 
-def test_one_named_file_takes_the_place_of_the_release_s(release, tmp_path):
+def test_one_named_file_replaces_that_of_the_release(release, tmp_path):
   tensors = standin.tensors(AUDIO_VAE)
   tensors["decoder.learnable_gain"] = tensors["decoder.learnable_gain"] + 1
   path = repacked_weights.save(tmp_path / "better.safetensors", tensors)
@@ -111,7 +111,7 @@ def test_one_named_file_takes_the_place_of_the_release_s(release, tmp_path):
   weights_dir.read(tmp_path / "out", needs=("audio_vae",))
 
 
-def test_a_pair_of_towers_and_shards_with_commas(tmp_path, weights):
+def test_towers_and_shards_are_given_with_commas(tmp_path, weights):
   tensors = repacked_weights.short_modulation(standin.tensors(FUSION))
   paths = []
   for tower in ("video_model.", "audio_model."):
@@ -127,7 +127,7 @@ def test_a_pair_of_towers_and_shards_with_commas(tmp_path, weights):
   )
 
 
-def test_a_bare_tower_of_other_sizes(tmp_path):
+def test_a_bare_tower_of_other_sizes_is_converted(tmp_path):
   sizes = {"fusion": {"video": SIZES["fusion"]["video"]}}
   arch = tmp_path / "sizes.json"
   arch.write_text(json.dumps(sizes))
@@ -161,7 +161,7 @@ def test_a_bare_tower_of_other_sizes(tmp_path):
   assert manifest.towers == ("video",)
 
 
-def test_misfits_are_one_summary_ten_lines_and_a_count(tmp_path, release):
+def test_mismatches_are_one_summary_ten_lines_and_a_count(tmp_path, release):
   tensors = standin.tensors(FUSION)
   extra = {f"odd.{n}\x1b[2J": np.ones(1, "f4") for n in range(465)}
   path = repacked_weights.save(tmp_path / "a.safetensors", tensors | extra)
@@ -280,7 +280,7 @@ def test_layers_quantized_by_other_tools_are_named_in_one_line(tmp_path, parts):
   refused(tmp_path / "out", "quantized by another tool", fusion=str(path))
 
 
-def test_weights_that_are_converted_already_are_named(tmp_path, weights):
+def test_already_converted_weights_are_named(tmp_path, weights):
   message = "weights that are converted already"
   for name in ("fusion", "vocoder"):
     path = str(weights / f"{name}.safetensors")
@@ -288,7 +288,7 @@ def test_weights_that_are_converted_already_are_named(tmp_path, weights):
   refused(tmp_path / "out", message, release=str(weights))
 
 
-def test_two_towers_of_one_file_are_chosen_by_their_prefixes(tmp_path, weights):
+def test_two_towers_of_one_file_are_selected_by_prefix(tmp_path, weights):
   tensors = repacked_weights.renamed(
     standin.tensors(FUSION), (r"_model\.", ".")
   )
@@ -307,7 +307,7 @@ def test_two_towers_of_one_file_are_chosen_by_their_prefixes(tmp_path, weights):
     (np.float32, np.float64, np.float64),
   ],
 )
-def test_blocks_of_several_precisions_take_the_widest(
+def test_blocks_of_mixed_precision_take_the_widest(
   tmp_path, narrow, rest, dtype
 ):
   tensors = {
@@ -339,7 +339,7 @@ def test_a_16_bit_vocoder_and_audio_vae_convert(tmp_path, dtype):
     assert {x.dtype for x in found.values()} == {np.dtype(dtype)}
 
 
-def test_constants_are_held_against_the_file_before_anything_is_written(
+def test_constants_are_compared_before_anything_is_written(
   tmp_path,
 ):
   tensors = standin.tensors(VOCODER)
@@ -365,7 +365,7 @@ def spoiled(tensors, name, value):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_weight_that_is_not_finite_is_refused_and_what_was_there_stays(
+def test_a_non_finite_weight_is_refused_and_earlier_files_stay(
   tmp_path, release, weights, value, existing
 ):
   name = "video_model.blocks.1.ffn.0.weight"
@@ -387,7 +387,7 @@ def test_a_weight_that_is_not_finite_is_refused_and_what_was_there_stays(
     assert not out.exists()
 
 
-def test_a_fold_that_fails_leaves_a_good_directory(tmp_path, release, weights):
+def test_a_failed_fold_leaves_a_valid_directory(tmp_path, release, weights):
   tensors = standin.tensors(VOCODER)
   name = "conv_post.parametrizations.weight.original1"
   tensors[name] = np.zeros_like(tensors[name])
@@ -403,7 +403,7 @@ def test_a_fold_that_fails_leaves_a_good_directory(tmp_path, release, weights):
   weights_dir.read(out)
 
 
-def test_a_constant_that_is_not_finite_is_named_with_its_file_once(tmp_path):
+def test_a_non_finite_constant_is_named_with_its_file_once(tmp_path):
   tensors = standin.tensors(VOCODER)
   name = next(n for n in tensors if n.endswith(".filter"))
   path = repacked_weights.save(
@@ -417,7 +417,7 @@ def test_a_constant_that_is_not_finite_is_named_with_its_file_once(tmp_path):
 @pytest.mark.parametrize(
   "names", [("a,b", "c"), ("a", "b,c,"), (",a", "b"), ("a::b,", "c,d::e")]
 )
-def test_files_with_commas_in_their_names(tmp_path, weights, names):
+def test_file_names_may_hold_commas(tmp_path, weights, names):
   tensors = repacked_weights.short_modulation(standin.tensors(FUSION))
   paths = []
   for tower, name in zip(("video", "audio"), names, strict=True):
@@ -432,7 +432,7 @@ def test_files_with_commas_in_their_names(tmp_path, weights, names):
   assert (tmp_path / "out" / name).read_bytes() == (weights / name).read_bytes()
 
 
-def test_a_pattern_of_shards_in_a_folder_with_a_comma(tmp_path, weights):
+def test_a_shard_pattern_may_be_in_a_folder_with_a_comma(tmp_path, weights):
   folder = tmp_path / "a, b"
   folder.mkdir()
   tensors = standin.tensors(AUDIO_VAE)
@@ -445,7 +445,7 @@ def test_a_pattern_of_shards_in_a_folder_with_a_comma(tmp_path, weights):
   assert (tmp_path / "out" / name).read_bytes() == (weights / name).read_bytes()
 
 
-def test_more_shards_than_a_path_is_long(tmp_path, weights):
+def test_shard_lists_may_be_longer_than_a_path(tmp_path, weights):
   tensors = standin.tensors(AUDIO_VAE)
   paths = [
     str(
@@ -482,7 +482,7 @@ def test_a_directory_is_usable_while_it_is_converted_into(
   assert sorted(p.name for p in out.iterdir()) == sorted(contents(weights))
 
 
-def test_components_of_another_architecture_are_not_left_beside(
+def test_components_of_another_architecture_are_removed(
   tmp_path, release, weights
 ):
   out = tmp_path / "out"
@@ -502,7 +502,7 @@ def test_components_of_another_architecture_are_not_left_beside(
   assert contents(out) == before
 
 
-def test_links_that_lead_outside_of_a_release_are_not_copied(
+def test_links_that_leave_the_release_are_not_copied(
   tmp_path, release, monkeypatch
 ):
   copy = tmp_path / "release"
@@ -594,7 +594,7 @@ def test_sizes_of_unknown_origin_are_read_within_limits(
     ({"fusion": "nowhere.pt"}, "expected the weights nowhere.pt"),
   ],
 )
-def test_flags_of_files_that_do_not_make_sense(
+def test_contradictory_file_flags_are_refused(
   tmp_path, monkeypatch, flags, message
 ):
   monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The mapping engine finds every kind of misfit, all at once."""
+"""The mapping engine lists all mismatches at once."""
 
 import numpy as np
 import pytest
@@ -25,11 +25,11 @@ def problems(rows, torch=TORCH, ours=OURS) -> str:
   return str(error.value)
 
 
-def test_a_table_that_fits_passes():
+def test_a_matching_table_passes():
   mapping.check(ROWS, TORCH, OURS)
 
 
-def test_unknown_and_missing_on_both_sides():
+def test_unknown_and_missing_names_are_listed():
   torch = {k: v for k, v in TORCH.items() if k != "layers.1.weight"}
   message = problems(ROWS, torch | {"odd": (1,)}, OURS | {"more": (1,)})
   assert "3 tensors do not fit" in message
@@ -46,7 +46,7 @@ def test_one_stray_tensor_is_one_line(name):
   assert f"unknown to the table: {name[:3]}" in message
 
 
-def test_stray_tensors_of_a_complete_model_are_said_to_be_too_many():
+def test_extra_tensors_of_a_complete_model_are_reported_as_extra():
   message = problems(ROWS, TORCH | {"odd": (1,), "other": (2,)})
   assert message.startswith("2 tensors do not fit the architecture, which is")
   assert "complete without; remove" in message and "--arch" not in message
@@ -58,26 +58,26 @@ def test_one_missing_tensor_is_one_line():
   assert "\n" not in message
 
 
-def test_twice():
+def test_a_parameter_mapped_twice_is_refused():
   message = problems([*ROWS, Row("bias", "bias")])
   assert "parameter set twice: bias" in message
   assert "tensor used twice: bias" in message
 
 
-def test_unknown_parameter():
+def test_an_unknown_parameter_is_refused():
   assert "unknown to the model: other" in problems(
     [*ROWS, Row("odd", "other")], TORCH | {"odd": (1,)}
   )
 
 
-def test_misshapen():
+def test_wrong_shapes_are_refused():
   message = problems(ROWS, TORCH | {"bias": (5,), "layers.0.weight": (3, 2)})
   assert "bias(5,) gives (5,), bias expects (4,)" in message
   assert "layers.0.weight(3, 2) gives (2, 3)" in message
   assert "layers.1" not in message
 
 
-def test_another_number_of_axes_or_blocks():
+def test_another_number_of_axes_or_blocks_is_refused():
   assert "layers.0.weight(2,)" in problems(
     ROWS, TORCH | {"layers.0.weight": (2,)}
   )
@@ -85,7 +85,7 @@ def test_another_number_of_axes_or_blocks():
   assert "has (3,) blocks, not 2" in problems(ROWS, TORCH, ours)
 
 
-def test_there_and_back():
+def test_gather_and_scatter_are_inverse():
   random = np.random.default_rng(0)
   tensors = {n: random.standard_normal(s) for n, s in TORCH.items()}
   ours = mapping.gather(ROWS, tensors.__getitem__)
@@ -103,7 +103,7 @@ def test_there_and_back():
     np.testing.assert_array_equal(back[name], tensor)
 
 
-def test_nest_and_flatten():
+def test_nest_and_flatten_are_inverse():
   tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
   flat = {"a/b": 1, "a/c/d": 2, "e": 3}
   assert mapping.flatten(tree) == flat and mapping.nest(flat) == tree

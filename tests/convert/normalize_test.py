@@ -1,4 +1,4 @@
-"""Every dialect, wrapper, prefix and format gives the plain file's tensors."""
+"""Every dialect, wrapper, prefix and format gives the plain tensors."""
 
 import json
 import pathlib
@@ -98,7 +98,7 @@ def pairs(values):
   [(c, d) for c, dialects in DIALECTS.items() for d in dialects],
 )
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "no_extension"])
-def test_every_dialect_and_format_is_the_plain_file(
+def test_every_dialect_and_format_is_normalized_to_the_plain_file(
   tmp_path, component, dialect, name
 ):
   tensors = dialect(standin.tensors(FILES[component]))
@@ -119,14 +119,14 @@ def test_every_prefix_is_stripped(tmp_path, component, prefix):
   ("component", "wrap"),
   pairs(("state_dict", "module", "model", "ema", "generator", "net_g")),
 )
-def test_every_wrapper_is_taken_off(tmp_path, component, wrap):
+def test_every_wrapper_is_removed(tmp_path, component, wrap):
   path = tmp_path / "a.pt"
   repacked_weights.save(path, standin.tensors(FILES[component]), wrap)
   assert_is_plain(component, normalized(component, path))
 
 
-def test_a_file_of_deepspeed(tmp_path):
-  # Its tensors lie under `module`, beside settings, shapes and a set of names.
+def test_a_deepspeed_file_is_read(tmp_path):
+  # Its tensors are under `module`, beside settings, shapes and a set of names.
   plain = standin.tensors(FILES["audio_vae"])
   pickled = {}
   for key, (name, tensor) in enumerate(plain.items()):
@@ -159,7 +159,9 @@ def test_a_file_of_deepspeed(tmp_path):
 
 
 @pytest.mark.parametrize("component", DIALECTS)
-def test_modules_that_were_compiled_or_sharded(tmp_path, component):
+def test_names_of_compiled_or_sharded_modules_are_normalized(
+  tmp_path, component
+):
   tensors = repacked_weights.compiled(standin.tensors(FILES[component]))
   path = repacked_weights.save(tmp_path / "a.pt", tensors, "app")
   assert_is_plain(component, normalized(component, path))
@@ -174,13 +176,13 @@ def test_modules_that_were_compiled_or_sharded(tmp_path, component):
     repacked_weights.parallel_towers,
   ],
 )
-def test_modules_wrapped_in_part(tmp_path, component, wrap):
+def test_partly_wrapped_modules_are_normalized(tmp_path, component, wrap):
   tensors = wrap(standin.tensors(FILES[component]))
   path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
   assert_is_plain(component, normalized(component, path))
 
 
-def test_a_set_of_which_half_the_names_are_prefixed_can_be_chosen(tmp_path):
+def test_a_partly_prefixed_set_can_be_selected(tmp_path):
   plain = standin.tensors(FILES["audio_vae"])
   tensors = plain | repacked_weights.prefixed("ema.")(
     repacked_weights.half_prefixed(plain)
@@ -215,7 +217,7 @@ def test_adapters_beside_the_weights_are_named_in_one_line(tmp_path, adapter):
   assert "\n" not in str(error.value)
 
 
-def test_names_that_end_alike_under_many_prefixes_are_another_model(tmp_path):
+def test_equal_names_under_many_prefixes_are_another_model(tmp_path):
   # Each name fits the table under every second of its prefixes.
   names = ["norm." * 40 + f"n{n}.norm.weight" for n in range(3000)]
   spans = dict.fromkeys(
@@ -247,7 +249,7 @@ def test_a_checkpoint_of_everything_gives_each_component(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_two_files_of_one_tower_each_are_the_whole(tmp_path, prefix):
+def test_two_single_tower_files_are_combined(tmp_path, prefix):
   paths = []
   for tower in ("video_model.", "audio_model."):
     tensors = standin.tensors(FILES["fusion"])
@@ -265,7 +267,7 @@ def test_two_files_of_one_tower_each_are_the_whole(tmp_path, prefix):
     normalized("fusion", paths[0], paths[0])
 
 
-def test_two_sets_that_fit_must_be_chosen_from(tmp_path):
+def test_two_matching_sets_require_a_choice(tmp_path):
   plain = standin.tensors(FILES["audio_vae"])
   other = {n: t + 1 for n, t in plain.items()}
   tensors = repacked_weights.prefixed("model.")(
@@ -280,7 +282,7 @@ def test_two_sets_that_fit_must_be_chosen_from(tmp_path):
     normalized("audio_vae", path, keys=["averages"])
 
 
-def test_two_copies_of_a_tensor_must_be_alike(tmp_path):
+def test_two_copies_of_a_tensor_must_be_equal(tmp_path):
   tensors = repacked_weights.whole_t5(standin.tensors(FILES["umt5"]))
   embedding = tensors["shared.weight"] + 1
   tensors["encoder.embed_tokens.weight"] = embedding
@@ -293,7 +295,7 @@ def test_two_copies_of_a_tensor_must_be_alike(tmp_path):
     normalized("umt5", path).read("token_embedding.weight")
 
 
-def test_a_vocoder_without_weight_norm_or_filters(tmp_path):
+def test_a_vocoder_without_weight_norm_or_filters_is_read(tmp_path):
   plain = standin.tensors(FILES["vocoder"])
   folded = {}
   for name, tensor in plain.items():
@@ -368,7 +370,7 @@ def test_scaled_fp8_is_multiplied_by_its_scales(
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-def test_one_scale_of_any_number_of_axes(tmp_path, shape):
+def test_a_scalar_scale_may_have_any_number_of_axes(tmp_path, shape):
   stored, wide = fp8_linears("scale_weight")
   stored = {
     n: t.reshape(shape) if n.endswith("scale_weight") else t
@@ -392,7 +394,7 @@ def test_the_product_is_rounded_once_to_the_dtype_of_the_row(monkeypatch):
     )
 
 
-def test_numbers_of_any_shape_are_widened():
+def test_scalars_of_any_shape_are_widened():
   for shape in ((), (1,), (3,), (0, 4), (2, 3, 4)):
     array = np.ones(shape, FP8)
     found = normalize._widened(array, np.full((), 3, "f4"), BF16)
@@ -448,7 +450,7 @@ def test_fp8_of_another_kind_is_named_in_one_line(tmp_path, change, message):
   assert "\n" not in str(error.value)
 
 
-def test_formats_in_the_header_are_looked_at(tmp_path):
+def test_formats_in_the_header_are_read(tmp_path):
   stored, wide = fp8_linears("scale_weight")
   path = tmp_path / "a.safetensors"
   for form in ("float8_e4m3fn", "int8_tensorwise"):
@@ -461,7 +463,7 @@ def test_formats_in_the_header_are_looked_at(tmp_path):
         normalized("fusion", path)
 
 
-def test_a_scaled_file_in_which_scales_are_missing(tmp_path):
+def test_missing_scales_are_refused(tmp_path):
   stored, _ = fp8_linears("scale_weight")
   del stored["video_model.blocks.0.self_attn.q.scale_weight"]
   path = repacked_weights.save(tmp_path / "a.safetensors", stored)
@@ -482,7 +484,7 @@ def test_tensors_of_no_elements_are_ignored_by_name(tmp_path):
   "dtype",
   [np.float16, np.float32, np.float64, BF16, FP8, ml_dtypes.float8_e5m2],
 )
-def test_numbers_that_are_not_finite_are_found_anywhere(dtype):
+def test_non_finite_values_are_found_anywhere(dtype):
   array = np.zeros((3, 5), dtype)
   array[0] = np.array([1, -1, 2, 0.5, -0.0], dtype)
   assert normalize.is_finite(array)
@@ -498,7 +500,7 @@ def test_numbers_that_are_not_finite_are_found_anywhere(dtype):
       assert not normalize.is_finite(changed), (value, at)
 
 
-def test_whole_numbers_and_nothing_at_all_are_finite():
+def test_integers_and_empty_arrays_are_finite():
   assert normalize.is_finite(np.zeros((0, 3), np.float32))
   assert normalize.is_finite(np.full(3, 2**31 - 1, np.int32))
 

@@ -1,4 +1,4 @@
-"""Opening weights: single files, shards, indices; what is damaged; identity."""
+"""Reading weights: files, shards, indices, damage and digests."""
 
 import json
 import struct
@@ -69,20 +69,20 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
   return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-def test_safetensors(path):
+def test_safetensors_are_read(path):
   file = reader.open_tensors(path)
   assert_is_whole(file)
   assert file.values == {"made": "here"}
 
 
-def test_shards_by_list_pattern_and_index(tmp_path):
+def test_shards_are_given_by_list_pattern_or_index(tmp_path):
   files = shards(tmp_path)
   assert_is_whole(reader.open_tensors(files))
   assert_is_whole(reader.open_tensors(str(tmp_path / "model-*.safetensors")))
   assert_is_whole(reader.open_tensors(index(tmp_path)))
 
 
-def test_torch_files_by_suffix_and_key(tmp_path):
+def test_torch_files_are_selected_by_suffix_and_key(tmp_path):
   for suffix in (".pth", ".pt"):
     path = tmp_path / f"model{suffix}"
     torch_file.save(path, TENSORS, wrap="generator")
@@ -90,7 +90,7 @@ def test_torch_files_by_suffix_and_key(tmp_path):
     assert "generator.b" in reader.open_tensors(path).shapes
 
 
-def test_a_missing_file_is_named_with_what_is_there(path):
+def test_a_missing_file_is_named_with_those_present(path):
   folder = path.parent
   with pytest.raises(ValueError) as error:
     reader.open_tensors(folder / "vae.pth")
@@ -153,7 +153,9 @@ def test_headers_of_any_length_are_safetensors(path):
   ],
 )
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pth", "m.index.json"])
-def test_what_is_no_file_of_weights_is_named(tmp_path, content, message, name):
+def test_a_file_that_holds_no_weights_is_named(
+  tmp_path, content, message, name
+):
   path = tmp_path / name
   path.write_bytes(content)
   with pytest.raises(ValueError, match=message) as error:
@@ -180,7 +182,7 @@ def test_a_checkpoint_sharded_over_processes_is_named(tmp_path):
     reader.open_tensors(tmp_path)
 
 
-def test_shards_must_be_all_and_of_one_model(tmp_path):
+def test_shards_must_be_complete_and_of_one_model(tmp_path):
   files = shards(tmp_path, 3)
   files[1].unlink()
   pattern = tmp_path / "model-*.safetensors"
@@ -200,12 +202,12 @@ def test_shards_must_be_all_and_of_one_model(tmp_path):
     ({"b": 3}, "names beside it"),
   ],
 )
-def test_an_index_that_does_not_fit(tmp_path, changes, message):
+def test_an_index_that_does_not_match_is_refused(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     reader.open_tensors(index(tmp_path, **changes))
 
 
-def test_an_index_that_is_none(tmp_path):
+def test_an_invalid_index_is_refused(tmp_path):
   path = tmp_path / "model.safetensors.index.json"
   for content in ("{", "[]", "{}", '{"weight_map": {}}', "[" * 100_000):
     path.write_text(content)
@@ -251,7 +253,7 @@ def test_an_index_that_is_none(tmp_path):
     (b"\xff", b"", "header is not safetensors"),
   ],
 )
-def test_damaged_safetensors(tmp_path, entries, data, message):
+def test_damaged_safetensors_are_refused(tmp_path, entries, data, message):
   path = header(tmp_path / "model.safetensors", entries, data)
   with pytest.raises(ValueError, match=message) as error:
     reader.open_tensors(path)
@@ -269,7 +271,7 @@ def test_a_header_too_long_is_not_read(tmp_path, monkeypatch):
     reader.open_tensors(header(path, b"{}"))
 
 
-def test_safetensors_cut_anywhere_are_an_error_that_names_the_file(path):
+def test_truncated_safetensors_are_named(path):
   raw = path.read_bytes()
   for size in range(len(raw)):
     path.write_bytes(raw[:size])
@@ -277,7 +279,7 @@ def test_safetensors_cut_anywhere_are_an_error_that_names_the_file(path):
       reader.open_tensors(path)
 
 
-def test_a_digest_knows_content_not_order_nor_format(path):
+def test_a_digest_depends_on_content_not_on_order_or_format(path):
   torch_file.save(path.with_suffix(".pth"), TENSORS)
   one = reader.Digest(file=reader.open_tensors(path))
   two = reader.Digest(file=reader.open_tensors(path.with_suffix(".pth")))
@@ -300,7 +302,7 @@ def test_a_digest_knows_content_not_order_nor_format(path):
     {"a": np.zeros(2, np.int8), "b": np.zeros(4, np.float32)},
   ],
 )
-def test_a_digest_knows_name_dtype_shape_and_bytes(tmp_path, changed):
+def test_a_digest_depends_on_name_dtype_shape_and_bytes(tmp_path, changed):
   tensors = {"a": np.zeros(4, np.float32), "b": np.zeros(2, np.int8)}
   found = []
   for content in (tensors, changed):

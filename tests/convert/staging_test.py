@@ -1,4 +1,4 @@
-"""A directory is written as a whole or not at all, by one process at a time."""
+"""Output directories are replaced atomically, by one process at a time."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ def tree(folder):
   }
 
 
-def test_new_files_take_the_place_of_old_ones_at_the_end(tmp_path):
+def test_new_files_replace_old_ones_at_the_end(tmp_path):
   out = tmp_path / "a" / "out"
   for content in ("old", "new"):
     with staging.staged(out) as folder:
@@ -53,7 +53,7 @@ def test_new_files_take_the_place_of_old_ones_at_the_end(tmp_path):
   assert sorted(p.name for p in out.iterdir()) == ["sub"]
 
 
-def test_an_error_leaves_no_directory_that_was_not_there(tmp_path):
+def test_an_error_leaves_no_new_directory(tmp_path):
   for out in (tmp_path / "a" / "b" / "out", tmp_path):
     with pytest.raises(KeyError), staging.staged(out) as folder:
       (folder / "x").write_text("new")
@@ -88,7 +88,7 @@ with staging.staged(pathlib.Path(sys.argv[1])) as folder:
 """
 
 
-def test_the_lock_of_a_killed_process_does_not_stay(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
   process = subprocess.Popen(
     [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE
   )
@@ -109,8 +109,10 @@ def test_the_lock_of_a_killed_process_does_not_stay(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_two_conversions_into_one_directory(tmp_path, release, monkeypatch):
-  kwargs = {"variant": None, "sizes": SIZES, "log": lambda _: None}
+def test_two_conversions_into_one_directory_exclude_each_other(
+  tmp_path, release, monkeypatch
+):
+  kwargs = {"variant": None, "sizes": SIZES}
   write = convert._write
   refused = []
 
@@ -146,10 +148,10 @@ def test_an_export_to_a_full_disk_names_it_and_leaves_no_part(
     limit(sum(sizes.values()) // 2),
     pytest.raises(OSError, match="make room or write elsewhere") as error,
   ):
-    convert.export(weights, out, parts, log=lambda _: None)
+    convert.export(weights, out, parts)
   assert str(out) in str(error.value)
   assert tree(tmp_path) == before and out.exists() == existing
-  convert.export(weights, out, parts, log=lambda _: None)
+  convert.export(weights, out, parts)
   assert len(tree(out)) == 2 + existing
 
 
@@ -158,7 +160,7 @@ def test_a_conversion_to_a_full_disk_names_it_and_leaves_no_part(
 ):
   out = tmp_path / "out"
   with limit(10_000), pytest.raises(OSError, match="make room") as error:
-    convert.convert(release, out, variant=None, sizes=SIZES, log=lambda _: None)
+    convert.convert(release, out, variant=None, sizes=SIZES)
   assert error.value.filename == str(out)
   assert not out.exists()
 
@@ -177,7 +179,6 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_directory(
       variant=None,
       sizes=SIZES,
       files={"audio_vae": [str(path)]},
-      log=lambda _: None,
     )
 
   def full(*args):

@@ -15,7 +15,7 @@ def release(tmp_path_factory):
   return out_dir, write.write_release(out_dir)
 
 
-def test_every_tensor_is_there_to_the_byte(release):
+def test_every_tensor_is_written_byte_for_byte(release):
   out_dir, _ = release
   for file in standin.manifest()["files"]:
     key = "generator" if file.endswith("best_netG.pt") else None
@@ -28,7 +28,7 @@ def test_every_tensor_is_there_to_the_byte(release):
       assert found.read(name).tobytes() == array.tobytes(), (file, name)
 
 
-def test_the_layout_is_the_release_s(release):
+def test_the_layout_is_that_of_the_release(release):
   out_dir, written = release
   assert sorted(str(path.relative_to(out_dir)) for path in written) == [
     "MMAudio/ext_weights/best_netG.pt",

@@ -32,7 +32,7 @@ def arrays():
   return made
 
 
-def test_what_save_writes_is_read_again_to_the_byte(path):
+def test_saved_files_are_read_back_byte_for_byte(path):
   torch_file.save(path, arrays())
   file = torch_file.open_torch(path)
   assert list(file.shapes) == list(arrays())
@@ -55,7 +55,7 @@ def test_storages_are_aligned_and_bytes_depend_on_the_tensors_only(tmp_path):
     assert archive.testzip() is None
 
 
-def test_save_spells_a_tensor_as_torch_does(path):
+def test_save_pickles_a_tensor_as_torch_does(path):
   torch_file.save(
     path, {"w": pickle_bytes.FLOATS.reshape(2, 3)}, wrap="generator"
   )
@@ -74,7 +74,7 @@ def test_save_spells_a_tensor_as_torch_does(path):
   )
 
 
-def test_save_that_fails_leaves_nothing(path):
+def test_a_failed_save_leaves_nothing(path):
   def failing():
     yield "a", pickle_bytes.FLOATS
     raise KeyError("the disk was pulled")
@@ -91,7 +91,7 @@ def test_save_that_fails_leaves_nothing(path):
 
 
 @pytest.mark.parametrize("write", [pickle_bytes.zipped, pickle_bytes.legacy])
-def test_views_of_a_shared_storage(path, write):
+def test_views_of_a_shared_storage_are_read(path, write):
   value = pickle_bytes.mapping(
     turned=pickle_bytes.tensor(shape=(3, 2), strides=(1, 3)),
     part=pickle_bytes.tensor(offset=2, shape=(3,)),
@@ -112,7 +112,7 @@ def test_views_of_a_shared_storage(path, write):
     assert file.read(name).flags.c_contiguous
 
 
-def test_strided_views_of_dtypes_numpy_lacks(path):
+def test_strided_views_of_dtypes_that_numpy_lacks_are_read(path):
   source = pickle_bytes.storage(4, "torch\nBFloat16Storage")
   value = pickle_bytes.mapping(w=pickle_bytes.tensor(source, 0, (2, 2), (1, 2)))
   stored = np.arange(4).astype(ml_dtypes.bfloat16)
@@ -122,7 +122,7 @@ def test_strided_views_of_dtypes_numpy_lacks(path):
   np.testing.assert_array_equal(file.read("w"), stored.reshape(2, 2).T)
 
 
-def test_a_view_of_a_storage_in_the_older_format(path):
+def test_a_view_of_a_storage_in_the_legacy_format_is_read(path):
   def stored(offset, count):
     numbers = pickle_bytes.plain(offset) + pickle_bytes.plain(count)
     view = b"(" + pickle_bytes.text("1") + numbers + b"t"
@@ -135,7 +135,7 @@ def test_a_view_of_a_storage_in_the_older_format(path):
     torch_file.open_torch(stored(2, 5))
 
 
-def test_dicts_within_dicts_and_plain_values(path):
+def test_nested_dicts_and_plain_values_are_read(path):
   parameter = b"ctorch._utils\n_rebuild_parameter\n(%s\x88}tR"
   # torch keeps the versions of modules in an attribute of the dict.
   state = b"ccollections\nOrderedDict\n)R(%s%su}%s}sb" % (
@@ -182,7 +182,7 @@ def test_dicts_within_dicts_and_plain_values(path):
     ({"source": pickle_bytes.storage(kind="torch\nSize")}, "a torch storage"),
   ],
 )
-def test_numbers_that_do_not_fit_the_storage(path, numbers, message):
+def test_views_beyond_the_storage_are_refused(path, numbers, message):
   value = pickle_bytes.mapping(w=pickle_bytes.tensor(**numbers))
   with pytest.raises(ValueError, match=message) as error:
     torch_file.open_torch(pickle_bytes.zipped(path, value))
@@ -198,7 +198,7 @@ def test_a_torchscript_program_is_named(path):
     torch_file.open_torch(path)
 
 
-def test_damaged_zip_files(path):
+def test_damaged_zip_files_are_refused(path):
   good = pickle_bytes.mapping(w=pickle_bytes.tensor())
   with pytest.warns(UserWarning, match="Duplicate name"):
     pickle_bytes.zipped(path, good, extra=[("model/data/0", b"x")])
@@ -233,7 +233,7 @@ def test_a_directory_larger_than_any_header_is_not_read(path):
     torch_file.open_torch(path)
 
 
-def test_damaged_files_of_the_older_format(path):
+def test_damaged_legacy_files_are_refused(path):
   good = pickle_bytes.mapping(w=pickle_bytes.tensor())
   raw = pickle_bytes.legacy(path, good).read_bytes()
   path.write_bytes(raw[:-1])
@@ -253,7 +253,7 @@ def test_damaged_files_of_the_older_format(path):
 
 
 @pytest.mark.parametrize("write", [pickle_bytes.zipped, pickle_bytes.legacy])
-def test_a_file_cut_anywhere_is_an_error_that_names_it(path, write):
+def test_a_truncated_file_is_named(path, write):
   raw = write(path, pickle_bytes.mapping(w=pickle_bytes.tensor())).read_bytes()
   for size in range(len(raw)):
     path.write_bytes(raw[:size])
@@ -263,7 +263,7 @@ def test_a_file_cut_anywhere_is_an_error_that_names_it(path, write):
 
 @pytest.mark.parametrize("write", [pickle_bytes.zipped, pickle_bytes.legacy])
 def test_a_changed_byte_is_read_or_refused(path, write):
-  """Whatever a byte is changed to, nothing but ValueError comes out."""
+  """Any changed byte is read or raises ValueError."""
   value = pickle_bytes.mapping(
     w=pickle_bytes.tensor(), n=pickle_bytes.mapping(a=7)
   )
@@ -282,7 +282,7 @@ def test_a_changed_byte_is_read_or_refused(path, write):
   assert 0 < refused < len(raw)
 
 
-def test_a_file_that_became_shorter_is_named(path):
+def test_a_file_truncated_while_open_is_named(path):
   torch_file.save(path, {"w": pickle_bytes.FLOATS})
   file = torch_file.open_torch(path)
   path.write_bytes(path.read_bytes()[:100])

@@ -15,7 +15,7 @@ def path(tmp_path):
   return tmp_path / "weights.pth"
 
 
-def test_a_pickle_of_protocol_four(path):
+def test_a_pickle_of_protocol_four_is_read(path):
   frame = b"\x80\x04\x95" + struct.pack("<Q", 99)
   names = b"\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94"
   # The name, kept as value 1, is recalled as a key of the dict.
@@ -42,7 +42,7 @@ def test_sets_beside_the_tensors_are_read(path, value):
   assert found.values["names"] in ([], ["a"])
 
 
-def test_sets_of_sets_take_no_time_or_memory(path):
+def test_nested_sets_take_no_time_or_memory(path):
   # Each would copy the one before it: 10,000 copies of 100,000 items.
   one = b"](" + b"K\x01" * 100_000 + b"eq\x00"
   sets = b"(" + one + b"c__builtin__\nset\nh\x00\x85R" * 10_000 + b"t"
@@ -70,9 +70,7 @@ def test_sets_of_sets_take_no_time_or_memory(path):
     ),
   ],
 )
-def test_values_that_torch_reads_without_code_may_stand_beside_tensors(
-  path, value, expected
-):
+def test_plain_values_beside_tensors_are_accepted(path, value, expected):
   content = pickle_bytes.mapping(w=pickle_bytes.tensor(), beside=value)
   found = torch_file.open_torch(pickle_bytes.zipped(path, content))
   assert set(found.shapes) == {"w"}
@@ -125,7 +123,7 @@ def test_buffers_and_tensors_with_attributes_are_read(path, kind):
     b"(ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\n)}tR",
   ],
 )
-def test_tensors_with_attributes_of_another_kind_are_refused(path, value):
+def test_tensors_with_attributes_of_another_type_are_refused(path, value):
   value = b"ctorch._tensor\n_rebuild_from_type_v2\n" + value
   with pytest.raises(ValueError, match="refused"):
     torch_file.open_torch(
@@ -146,9 +144,7 @@ def test_tensors_with_attributes_of_another_kind_are_refused(path, value):
     ("torchao.dtypes\nAffineQuantizedTensor", "quantized by another tool"),
   ],
 )
-def test_tensors_without_plain_numbers_are_named_with_what_to_do(
-  path, name, message
-):
+def test_unsupported_tensors_are_named_with_advice(path, name, message):
   value = {"net.q.weight": b"c" + name.encode() + b"\n(N"}
   content = pickle_bytes.mapping(a=pickle_bytes.tensor(), **value)
   with pytest.raises(ValueError, match=message) as error:
@@ -225,19 +221,19 @@ def test_anything_but_tensors_and_plain_values_is_refused(path, value, name):
     (b"K\x01Q", "expected a tuple"),
   ],
 )
-def test_hostile_pickles(path, value, message):
+def test_hostile_pickles_are_refused(path, value, message):
   with pytest.raises(ValueError, match=message) as error:
     torch_file.open_torch(pickle_bytes.zipped(path, value))
   assert str(path) in str(error.value)
 
 
-def test_a_pickle_has_a_largest_length(path, monkeypatch):
+def test_pickles_beyond_the_size_limit_are_refused(path, monkeypatch):
   monkeypatch.setattr(torch_pickle, "_INSTRUCTIONS", 1000)
   with pytest.raises(ValueError, match="at most 1000 instructions"):
     torch_file.open_torch(pickle_bytes.zipped(path, b"}" * 1001))
 
 
-def test_the_reader_stops_behind_a_pickle():
+def test_the_reader_stops_after_a_pickle():
   stream = io.BytesIO(b"\x80\x02K\x07.rest")
   assert torch_pickle.load(stream) == (7, {})
   assert stream.read() == b"rest"

@@ -13,7 +13,7 @@ def rows():
   return umt5_names.rows(umt5.UMT5Config.from_release(sizes))
 
 
-def test_there_and_back_is_the_same_file(rows):
+def test_a_round_trip_gives_the_same_file(rows):
   tensors = standin.tensors(umt5_names.FILE)
   ours = mapping.gather(rows, tensors.__getitem__)
   back = dict(

@@ -19,7 +19,7 @@ def tensors():
   return standin.tensors(video_vae_names.FILE)
 
 
-def test_there_and_back_is_identical(config, tensors):
+def test_a_round_trip_is_identical(config, tensors):
   rows = video_vae_names.rows(config)
   ours = mapping.gather(rows, tensors.__getitem__)
   back = dict(mapping.to_torch(rows, lambda path, _: ours[path]))

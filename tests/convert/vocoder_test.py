@@ -19,7 +19,7 @@ def tensors():
   return standin.tensors(vocoder_names.FILE)
 
 
-def test_there_and_back_is_the_same_function(rows, tensors):
+def test_a_round_trip_computes_the_same_function(rows, tensors):
   ours = mapping.gather(rows, tensors.__getitem__)
   back = dict(mapping.to_torch(rows, lambda path, _: ours[path]))
   assert back.keys() == tensors.keys()
@@ -38,7 +38,7 @@ def test_there_and_back_is_the_same_function(rows, tensors):
     )
 
 
-def test_every_copy_of_the_filter_is_ours(rows, tensors):
+def test_every_copy_of_the_filter_equals_ours(rows, tensors):
   filters = [name for name in tensors if name.endswith(".filter")]
   assert len(filters) == 218
   constants = [row for row in rows if row.ours is None]
@@ -50,7 +50,7 @@ def test_every_copy_of_the_filter_is_ours(rows, tensors):
       mapping.gather(rows, wrong.__getitem__)
 
 
-def test_phases_of_a_transposed_convolution(rows, tensors):
+def test_a_transposed_convolution_is_split_into_phases(rows, tensors):
   ours = mapping.gather(rows, tensors.__getitem__)
   kernel_JIQO = ours["upsample_0/kernel"]
   norm, direction = (

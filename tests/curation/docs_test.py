@@ -1,4 +1,4 @@
-"""What docs/curation.md shows is so."""
+"""Examples in the guides to curation work."""
 
 import ast
 import importlib.util
@@ -17,9 +17,19 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import shard_store
 from ovi_jax.media import container as containers
+from tests.lib import doc_commands
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "curation.md").read_text()
+DOCS = ROOT / "docs"
+TEXT = "\n".join(
+  (DOCS / name).read_text("utf-8")
+  for name in (
+    "how_to/curate.md",
+    "how_to/curate_on_a_cluster.md",
+    "how_to/add_a_curation_stage.md",
+    "explanation/curation.md",
+  )
+)
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
 
 
@@ -33,7 +43,7 @@ def loud(monkeypatch) -> types.ModuleType:
   return module
 
 
-def test_the_stage_that_is_added_is_one(loud, monkeypatch):
+def test_the_example_stage_works(loud, monkeypatch):
   monkeypatch.setitem(sys.modules, "ovi_jax.curation.stages.loudness", loud)
   assert settings.default_config("loudness") == {"max_peak": 0.99}
   made = loud.load(loud.Config(max_peak=0.5))
@@ -49,14 +59,14 @@ def test_the_stage_that_is_added_is_one(loud, monkeypatch):
   assert score in found.scores and hasattr(loud.Config(), field)
 
 
-def test_the_passes_are_those_of_the_config():
+def test_the_documented_passes_are_those_of_the_config():
   rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (?:one )?process", TEXT, re.M)
   told = {name: set(re.findall(r"`(\w+)`", stages)) for name, stages in rows}
   assert told == {name: set(stages) for name, stages in curate.VIDEO}
 
 
-def test_its_commands_are_there():
-  texts = [path.read_text() for path in (ROOT / "docs").glob("*.md")]
+def test_the_documented_modules_exist():
+  texts = [path.read_text("utf-8") for path in doc_commands.pages()]
   found = set(re.findall(r"python -m (ovi_jax[\w.]*)", "\n".join(texts)))
   assert "ovi_jax.curation.sync.train" in found
   for name in found:
@@ -66,7 +76,7 @@ def test_its_commands_are_there():
       assert importlib.util.find_spec(f"{name}.__main__"), name
 
 
-def test_flags_and_passes_of_its_commands_are_there():
+def test_the_documented_flags_and_passes_exist():
   passes = {name for name, _ in (*curate.VIDEO, *curate.AUDIO)}
   assert set(re.findall(r"--only_pass=(\w+)", TEXT)) <= passes
   known = set(curate.get_config()) | {"inputs", "out"}
@@ -89,7 +99,7 @@ def _own() -> Any:
   return found["get_config"]()
 
 
-def test_its_commands_have_settings_that_can_be(monkeypatch):
+def test_the_documented_settings_are_valid(monkeypatch):
   # Whatever weights they name are there.
   monkeypatch.setattr(containers, "given", lambda _, path: path)
   monkeypatch.setattr(containers, "digest", str)

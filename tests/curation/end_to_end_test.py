@@ -1,4 +1,4 @@
-"""One command from films to batches, over all passes, with a rude captioner."""
+"""All passes, from videos to batches, with a faulty caption server."""
 
 import itertools
 import json
@@ -51,7 +51,7 @@ SMALL = {
 
 
 @pytest.mark.slow
-def test_from_films_to_batches_past_an_endpoint_that_went_away(
+def test_videos_become_batches_although_the_endpoint_was_unavailable(
   folder, tmp_path
 ):
   numbers = itertools.count()
@@ -65,8 +65,8 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
       folder, out, server.url, captions__concurrency=1, **SMALL
     )
   assert ended.returncode == 1, ended.stderr
-  said = ended.stdout + ended.stderr
-  assert "3 of " in said and "cached responses are reused" in said, said
+  output = ended.stdout + ended.stderr
+  assert "3 of " in output and "cached responses are reused" in output, output
   assert not list(out.glob("pack-*/records"))
   with captioner.serving() as server:
     ended = end_to_end_run.run(folder, out, server.url, **SMALL)
@@ -98,7 +98,7 @@ def test_from_films_to_batches_past_an_endpoint_that_went_away(
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_makes_the_same(folder, tmp_path):
+def test_a_run_killed_at_random_gives_the_same_files(folder, tmp_path):
   fields = {**SMALL, "shard_size": 1, "num_workers": 2}
   with captioner.serving() as server:
     alone, out = tmp_path / "alone", tmp_path / "killed"
@@ -113,7 +113,7 @@ def test_killed_at_random_moments_it_makes_the_same(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_beam_makes_the_same(folder, tmp_path):
+def test_beam_gives_the_same_files(folder, tmp_path):
   pytest.importorskip("apache_beam", reason="make test-curate has it")
   fields = {**SMALL, "shard_size": 1}
   beam = ["--beam", "--", "--runner=DirectRunner", "--direct_num_workers=2"]
@@ -134,7 +134,7 @@ def test_beam_makes_the_same(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_sounds_alone(tmp_path):
+def test_sounds_become_batches(tmp_path):
   folder, out = tmp_path / "sounds", tmp_path / "out"
   folder.mkdir()
   for number, seconds in enumerate((7.0, 14.0)):

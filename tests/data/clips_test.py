@@ -1,4 +1,4 @@
-"""Training straight from media: frames and samples in place of latents."""
+"""Training from media: frames and samples instead of latents."""
 
 import dataclasses
 import fractions
@@ -39,14 +39,14 @@ def record(tmp_path_factory):
   )
 
 
-def test_pcm_there_and_back():
+def test_pcm_round_trips():
   wave = np.array([-1, 0, 0.5, 1, 2], np.float32)
   record = dataclasses.replace(random_records.record(0), audio=clips.pcm(wave))
   near = [-1, 0, 0.5, 32767 / 32768, 32767 / 32768]
   np.testing.assert_array_equal(clips.wave(record), np.float32(near))
 
 
-def test_frames_and_samples_in_a_batch(record, tmp_path):
+def test_a_batch_has_frames_and_samples(record, tmp_path):
   path = tmp_path / "clips"
   builder.write(
     path,
@@ -76,7 +76,7 @@ def test_frames_and_samples_in_a_batch(record, tmp_path):
     next(loader.load(chosen, batch=1, seed=0))
 
 
-def test_an_mp4_that_is_not_what_the_record_says(record):
+def test_an_mp4_that_contradicts_its_record_is_refused(record):
   for changes, message in (
     ({"frames": 9}, "expected 9 frames of 64x96, found 5 of 64x96"),
     ({"height": 96}, "expected 5 frames of 96x96, found 5 of 64x96"),
@@ -90,7 +90,7 @@ def test_an_mp4_that_is_not_what_the_record_says(record):
         read(dataclasses.replace(record, **changes))
 
 
-def test_a_record_may_leave_its_sizes_to_its_latents(record):
+def test_sizes_may_come_from_the_latents(record):
   latents = AV(video=np.zeros((2, 4, 6, 4), np.float16))
   clips.check(dataclasses.replace(record, frames=0, height=0, latents=latents))
 
@@ -109,7 +109,7 @@ def _timed(record, tmp_path, times, form="mp4") -> schema.Record:
 
 @pytest.mark.parametrize("fps", [12, 16, 23, 25, 29.97, 30, 60])
 @pytest.mark.parametrize("count", [5, 121])
-def test_an_mp4_of_another_rate_is_not_written(record, tmp_path, fps, count):
+def test_an_mp4_of_another_frame_rate_is_refused(record, tmp_path, fps, count):
   other = _timed(record, tmp_path, media_files.even(count, fps))
   message = f"'clip-0': .*expected 24 frames .* found {fps:.2f}.*resample it"
   with pytest.raises(ValueError, match=message):
@@ -123,13 +123,13 @@ def test_an_mp4_of_another_rate_is_not_written(record, tmp_path, fps, count):
 
 @pytest.mark.parametrize("form", ["mp4", "mkv"])
 @pytest.mark.parametrize("fps", [24, 24_000 / 1001])
-def test_an_mp4_of_24_frames_a_second_is_taken(record, tmp_path, form, fps):
+def test_an_mp4_of_24_fps_is_accepted(record, tmp_path, form, fps):
   for count in (1, 5, 121):
     other = _timed(record, tmp_path, media_files.even(count, fps), form)
     assert clips.frames(other).shape == (count, HEIGHT, WIDTH, 3)
 
 
-def test_a_variable_rate_is_found_by_time_stamps(record, tmp_path):
+def test_a_variable_frame_rate_is_detected_by_timestamps(record, tmp_path):
   swing = np.sin(np.pi * np.arange(121) / 120) / 24
   other = _timed(record, tmp_path, media_files.even(121) + 1.5 * swing)
   with pytest.raises(ValueError, match="'clip-0': .*variable rate.* 0.06. s"):
@@ -138,7 +138,7 @@ def test_a_variable_rate_is_found_by_time_stamps(record, tmp_path):
   clips.check(_timed(record, tmp_path, media_files.even(121) + 0.4 * swing))
 
 
-def test_frames_that_are_turned_or_stretched_are_refused(record, tmp_path):
+def test_rotated_or_anamorphic_frames_are_refused(record, tmp_path):
   frames, times = media_files.numbered(5, HEIGHT, WIDTH), media_files.even(5)
   turned = media_files.write(tmp_path / "t.mp4", frames, times)
   media_files.turn(turned, -1, 0, 0, -1)
@@ -151,7 +151,7 @@ def test_frames_that_are_turned_or_stretched_are_refused(record, tmp_path):
       clips.check(other)
 
 
-def test_a_file_that_is_cut_is_not_trained_on(record):
+def test_a_truncated_file_is_refused(record):
   for missing in (1, 20, len(record.video) // 4):
     cut = dataclasses.replace(record, video=record.video[:-missing])
     with pytest.raises(ValueError, match="'clip-0': its mp4 cannot be decoded"):

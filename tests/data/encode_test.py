@@ -1,4 +1,4 @@
-"""Caching latents: the same as encoding alone, resumable, shared."""
+"""Caching latents: parity, resuming, several processes."""
 
 import dataclasses
 import os
@@ -35,7 +35,7 @@ def two_devices():
 
 @pytest.fixture(scope="module")
 def encoded(job) -> pathlib.Path:
-  assert encode.run(job, lambda _: None)
+  assert encode.run(job)
   return job.out
 
 
@@ -43,9 +43,7 @@ def contents(path: pathlib.Path) -> dict[str, bytes]:
   return {p.name: p.read_bytes() for p in path.glob("*array_record*")}
 
 
-def test_records_hold_what_encoders_make_of_each_alone(
-  encoded, dataset, weights
-):
+def test_records_equal_those_encoded_one_by_one(encoded, dataset, weights):
   alone = component_loader.Components(
     weights=weights,
     manifest=weights_dir.read(weights),
@@ -93,7 +91,9 @@ def close(stored, wanted):
   )
 
 
-def test_a_job_that_was_stopped_goes_on(encoded, job, tmp_path, monkeypatch):
+def test_an_interrupted_job_is_resumed(
+  encoded, job, tmp_path, monkeypatch, log_lines
+):
   again = dataclasses.replace(job, out=tmp_path / "data")
   write, written = encode.shards.write, []
 
@@ -105,7 +105,7 @@ def test_a_job_that_was_stopped_goes_on(encoded, job, tmp_path, monkeypatch):
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(encode.shards, "write", stops)
-    encode.run(again, lambda _: None)
+    encode.run(again)
   assert not again.out.exists() and len(written) == 2
   before = times(again.folder)
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -116,15 +116,15 @@ def test_a_job_that_was_stopped_goes_on(encoded, job, tmp_path, monkeypatch):
       "rename",
       lambda a, b: interrupted() if b == again.out else rename(a, b),
     )
-    encode.run(again, lambda _: None)
+    encode.run(again)
   assert len(before) == 2 and before < times(again.folder)
   written.clear()
   monkeypatch.setattr(encode.shards, "write", stops)
-  assert encode.run(again, lambda _: None)
+  assert encode.run(again)
   assert not written and contents(again.out) == contents(encoded)
   assert not again.folder.exists()
-  said = []
-  assert encode.run(again, said.append) and "already encoded" in said[0]
+  log_lines.clear()
+  assert encode.run(again) and log_lines == [f"already encoded: {again.out}"]
 
 
 def times(folder: pathlib.Path) -> set[int]:
@@ -136,28 +136,27 @@ def interrupted(*_):
   raise KeyboardInterrupt
 
 
-def test_processes_share_the_shards(encoded, job, tmp_path):
-  said = []
+def test_processes_share_the_shards(encoded, job, tmp_path, log_lines):
   for process, whole in ((1, False), (0, True)):
     share = dataclasses.replace(
       job, out=tmp_path / "data", process=process, processes=2
     )
-    assert encode.run(share, said.append) is whole
-  assert "2 of 4 shards are left to other processes" in said[0]
+    assert encode.run(share) is whole
+  assert "2 of 4 shards are left to other processes" in log_lines
   assert contents(tmp_path / "data") == contents(encoded)
 
 
-def test_parts_one_after_the_other(encoded, job, tmp_path):
+def test_parts_may_be_encoded_one_after_the_other(encoded, job, tmp_path):
   text = dataclasses.replace(
     job, out=tmp_path / "text", parts=("text",), keep_media=True
   )
-  assert encode.run(text, lambda _: None)
+  assert encode.run(text)
   half = builder.read(text.out)[0]
   assert half.text and half.video and half.latents.video is None
   rest = dataclasses.replace(
     job, data=text.out, out=tmp_path / "all", parts=("video", "audio")
   )
-  assert encode.run(rest, lambda _: None)
+  assert encode.run(rest)
   for one, other in zip(builder.read(encoded), builder.read(rest.out)):
     for a, b in zip(
       jax.tree.leaves((one.latents, one.text)),
@@ -167,7 +166,7 @@ def test_parts_one_after_the_other(encoded, job, tmp_path):
       close(a, b)
 
 
-def test_what_does_not_fit_is_said_before_weights_are_loaded(
+def test_mismatches_are_reported_before_weights_are_loaded(
   encoded, job, weights, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(encode.encoding.RecordEncoder, "load", interrupted)
@@ -189,7 +188,7 @@ def test_what_does_not_fit_is_said_before_weights_are_loaded(
     encode.run(dataclasses.replace(job, weights=less, out=out))
 
 
-def test_damaged_media_are_named_and_what_was_made_stays(
+def test_damaged_media_are_named_and_finished_shards_stay(
   job, tmp_path, monkeypatch
 ):
   good = [raw_clips.clip(i, 5, tmp_path) for i in range(3)]
@@ -201,7 +200,7 @@ def test_damaged_media_are_named_and_what_was_made_stays(
     job, data=tmp_path / "media", out=tmp_path / "data", parts=("video",)
   )
   with pytest.raises(ValueError, match="'clip-2': its mp4 cannot be decoded"):
-    encode.run(bad, lambda _: None)
+    encode.run(bad)
   assert [p.name for p in bad.folder.glob("*.array_record")] == [
     "train-00000.array_record"
   ]

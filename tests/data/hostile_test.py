@@ -1,4 +1,4 @@
-"""Datasets from strangers: read as data, within their own folder."""
+"""Hostile datasets: no code is run, no file outside is read."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def sealed(path):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_module_that_features_json_names_is_not_imported(
+def test_modules_named_in_features_json_are_not_imported(
   dataset, monkeypatch, nested
 ):
   (dataset / "evil.py").write_text(EVIL)
@@ -76,7 +76,7 @@ def test_a_module_that_features_json_names_is_not_imported(
   assert not [m for m in sys.modules if m.endswith("evil")]
 
 
-def test_reading_uses_no_name_of_a_class(dataset, monkeypatch):
+def test_class_names_in_metadata_are_ignored(dataset, monkeypatch):
   """tfds has one function that imports by name; nothing calls it."""
 
   def called(name):
@@ -116,7 +116,7 @@ def test_links_outside_and_pipes_are_refused(dataset, kind):
     builder.read(dataset)
 
 
-def test_a_folder_that_is_itself_a_link_is_read(dataset, tmp_path):
+def test_a_symlinked_folder_is_read(dataset, tmp_path):
   (tmp_path / "link").symlink_to(dataset)
   assert builder.read(tmp_path / "link")[0].id == "clip-0"
 
@@ -158,7 +158,7 @@ def test_bad_json_is_one_error_that_names_the_file(dataset, name, text):
   ],
   ids=str,
 )
-def test_metadata_of_wrong_types(dataset, fields):
+def test_metadata_of_wrong_types_is_refused(dataset, fields):
   change(dataset, **fields)
   with pytest.raises(ValueError):
     builder.read(dataset)
@@ -175,7 +175,7 @@ def test_sizes_of_a_geometry_are_positive(dataset, size):
 @pytest.mark.parametrize(
   "lengths", [[], ["0"], ["-1"], ["x"], [2**62], ["1"], "2", None]
 )
-def test_shard_lengths_that_cannot_be(dataset, lengths):
+def test_impossible_shard_lengths_are_refused(dataset, lengths):
   file = dataset / "dataset_info.json"
   info = json.loads(file.read_text())
   info["splits"][0]["shardLengths"] = lengths
@@ -237,7 +237,7 @@ FACTS = [
 
 
 @pytest.mark.parametrize("wrong", FACTS, ids=str)
-def test_facts_of_a_wrong_type(wrong):
+def test_facts_of_a_wrong_type_are_refused(wrong):
   encoded = features.encode(random_records.record(0), random_records.GEOMETRY)
   facts = json.loads(encoded["facts"])
   encoded["facts"] = json.dumps({**facts, **wrong})
@@ -247,14 +247,14 @@ def test_facts_of_a_wrong_type(wrong):
 
 
 @pytest.mark.parametrize("text", [DEEP, "[]", "1" * 400, "{}", "NaN"])
-def test_facts_that_are_no_object(text):
+def test_facts_that_are_not_an_object_are_refused(text):
   encoded = features.encode(random_records.record(0), random_records.GEOMETRY)
   raw = features.parse(features.serialize({**encoded, "facts": text}))
   with pytest.raises(ValueError):
     features.decode(raw)
 
 
-def test_a_record_that_is_not_what_the_index_says_is_named(dataset):
+def test_a_record_that_contradicts_the_index_is_named(dataset):
   rows = np.asarray([[3, 4, 6, 12], [3, 4, 6, 11]], np.int32)
   np.save(dataset / "index-train.npy", rows)
   sealed(dataset)
@@ -278,7 +278,7 @@ def test_a_record_of_other_features_is_named(dataset):
       split[number]
 
 
-def test_an_encoding_recipe_that_is_too_deep(tmp_path):
+def test_a_deeply_nested_encoding_recipe_is_refused(tmp_path):
   from ovi_jax.data import encode
 
   (tmp_path / encode.RECIPE).write_text(DEEP)
@@ -286,7 +286,7 @@ def test_an_encoding_recipe_that_is_too_deep(tmp_path):
     encode._check_recipe(tmp_path, {}, "remove it")
 
 
-def test_names_within_a_folder(tmp_path):
+def test_file_names_are_resolved_within_the_folder(tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "a/b").write_bytes(b"")
   (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -300,7 +300,7 @@ def test_names_within_a_folder(tmp_path):
       files.inside(tmp_path, name)
 
 
-def test_a_published_shard_has_the_name_that_tfds_gives(dataset):
+def test_published_shards_are_named_as_tfds_names_them(dataset):
   """Names are computed without tfds; both must agree."""
   template = shards._template(dataset, "train")
   assert template.sharded_filepath(shard_index=1, num_shards=12).name == (
@@ -308,6 +308,6 @@ def test_a_published_shard_has_the_name_that_tfds_gives(dataset):
   )
 
 
-def test_a_version_that_is_not_ours():
+def test_another_version_is_refused():
   with pytest.raises(ValueError, match="schema version"):
     schema.check_version("9.0.0", "x")

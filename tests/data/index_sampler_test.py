@@ -1,4 +1,4 @@
-"""The order of records: a function of the seed, however it is cut."""
+"""The order of records is a function of the seed."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from ovi_jax.data import index_sampler
 
 def make(seed=0, sizes=(3, 4)):
   """Two sources of 10 and 7 records, weights 1 to 3, two buckets."""
-  return index_sampler.Plan(
+  return index_sampler.MixturePlan(
     seed=seed,
     weights=(1, 3),
     records=(np.arange(10), np.arange(7) * 2),
@@ -34,7 +34,7 @@ def test_the_order_of_a_seed_never_changes():
   np.testing.assert_array_equal(order, [2, 5, 4, 6, 3, 1, 7, 0])
 
 
-def test_interleave_keeps_the_proportion_everywhere():
+def test_interleaving_keeps_the_proportions_everywhere():
   source, count = index_sampler.interleave((2, 3, 5), np.arange(1000))
   for number, share in enumerate((0.2, 0.3, 0.5)):
     mine = source == number
@@ -46,7 +46,7 @@ def test_interleave_keeps_the_proportion_everywhere():
 
 
 def test_each_epoch_of_a_source_has_each_record_once():
-  drawn = index_sampler.draw(make(), np.arange(400))
+  drawn = index_sampler.records_at(make(), np.arange(400))
   for source, records in enumerate(make().records):
     mine = drawn.source == source
     for epoch in range(5):
@@ -54,13 +54,18 @@ def test_each_epoch_of_a_source_has_each_record_once():
       assert sorted(seen) == list(records)
 
 
+def first_batches():
+  plan = make()
+  return index_sampler.next_batches(plan, index_sampler.initial_state(plan))
+
+
 def test_batches_do_not_depend_on_how_the_order_is_cut(monkeypatch):
-  whole, _ = index_sampler.advance(make(), index_sampler.start(make()))
+  whole, _ = first_batches()
   monkeypatch.setattr(index_sampler, "_BLOCK", 1)
-  parts, cursor = [], index_sampler.start(make())
+  parts, cursor = [], index_sampler.initial_state(make())
   while cursor.batches < 100:
     assert cursor.batches == len(parts)
-    more, cursor = index_sampler.advance(make(), cursor)
+    more, cursor = index_sampler.next_batches(make(), cursor)
     parts += more
   for (bucket, ours), (other, theirs) in zip(whole, parts[:100]):
     assert bucket == other
@@ -68,11 +73,11 @@ def test_batches_do_not_depend_on_how_the_order_is_cut(monkeypatch):
 
 
 def test_every_position_is_in_one_batch_or_pending():
-  batches, cursor = index_sampler.advance(make(), index_sampler.start(make()))
+  batches, cursor = first_batches()
   used = np.concatenate([rows for _, rows in batches])
   waiting = [p for pending in cursor.pending for p in pending]
   assert sorted([*used, *waiting]) == list(range(cursor.draws))
   for bucket, rows in batches:
-    drawn = index_sampler.draw(make(), rows)
+    drawn = index_sampler.records_at(make(), rows)
     wanted = np.where(drawn.source == 0, drawn.record % 2, 0)
     assert (wanted == bucket).all()

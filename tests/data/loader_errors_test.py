@@ -1,4 +1,4 @@
-"""What the loader refuses, and what it says."""
+"""Errors of the loader."""
 
 import dataclasses
 import shutil
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ovi_jax.data import builder
-from ovi_jax.data import eval_records
 from ovi_jax.data import loader
 from ovi_jax.data import settings as settings_lib
 from tests.lib import random_records
@@ -23,7 +22,7 @@ def write(path, records, **changes):
   return path
 
 
-def test_records_that_fit_no_bucket(sounds):
+def test_records_that_fit_no_bucket_are_refused(sounds):
   small = (settings_lib.Bucket(audio=12),)
   chosen = record_loader.settings(sounds, buckets=small, crop="refuse")
   with pytest.raises(ValueError, match="6 of 12.*record 3 has.*20 audio"):
@@ -43,14 +42,14 @@ def test_records_that_fit_no_bucket(sounds):
     )
 
 
-def test_a_batch_that_processes_cannot_share(sounds):
+def test_a_batch_that_processes_cannot_divide_is_refused(sounds):
   with pytest.raises(ValueError, match=r"\[3, 3\], must divide by the 2"):
     loader.load(
       record_loader.settings(sounds), batch=3, seed=0, process_count=2
     )
   with pytest.raises(ValueError, match="3 must divide by the 2"):
     next(
-      eval_records.opened(record_loader.settings(sounds)).batches(
+      loader.open_eval(record_loader.settings(sounds)).batches(
         3, process_count=2
       )
     )
@@ -64,7 +63,7 @@ def test_a_batch_that_processes_cannot_share(sounds):
     )
 
 
-def test_other_geometry_and_no_source(sounds):
+def test_other_geometries_and_missing_sources_are_refused(sounds):
   other = dataclasses.replace(random_records.GEOMETRY, text_dim=4096)
   with pytest.raises(ValueError, match="text_dim: expected 4096, got 5"):
     loader.load(record_loader.settings(sounds, geometry=other), batch=2, seed=0)
@@ -72,7 +71,7 @@ def test_other_geometry_and_no_source(sounds):
     record_loader.settings()
 
 
-def test_without_the_empty_prompt_text_or_latents(tmp_path):
+def test_missing_null_text_text_or_latents_are_refused(tmp_path):
   sound = random_records.record(0, video=None)
   path = write(tmp_path / "a", [sound], null_text=None)
   with pytest.raises(ValueError, match="no embedding of the empty prompt"):
@@ -111,7 +110,7 @@ def test_embeddings_of_two_encoders_are_not_mixed(tmp_path):
     loader.load(mixed, batch=1, seed=0)
 
 
-def test_the_state_of_another_dataset(tmp_path):
+def test_the_state_of_another_dataset_is_refused(tmp_path):
   first, other = (
     write(tmp_path / name, [random_records.record(number, video=None)])
     for number, name in enumerate("ab")
@@ -128,7 +127,7 @@ def test_the_state_of_another_dataset(tmp_path):
 @pytest.mark.parametrize(
   "change", ["seed", "batch", "buckets", "caption_sampling"]
 )
-def test_the_state_of_another_order(sounds, change):
+def test_the_state_of_another_order_is_refused(sounds, change):
   state = loader.load(
     record_loader.settings(sounds), batch=2, seed=0
   ).get_state()
@@ -178,12 +177,12 @@ def test_a_damaged_record_is_named(sounds, tmp_path, workers):
     ),
   ],
 )
-def test_settings_that_cannot_be(changes, message):
+def test_invalid_settings_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     record_loader.settings("anywhere", **changes)
 
 
-def test_buckets_and_weights_that_cannot_be():
+def test_invalid_buckets_and_weights_are_refused():
   with pytest.raises(ValueError, match="even H"):
     settings_lib.Bucket(video=(1, 3, 2))
   with pytest.raises(ValueError, match="sizes must be at least 1"):
@@ -223,7 +222,7 @@ def test_buckets_and_weights_that_cannot_be():
   ],
   ids=str,
 )
-def test_a_state_that_is_none(sounds, change):
+def test_an_invalid_state_is_refused(sounds, change):
   batches = loader.load(record_loader.settings(sounds), batch=2, seed=0)
   state = batches.get_state() | change
   with pytest.raises(ValueError, match="the state of the data is"):

@@ -1,4 +1,4 @@
-"""The loader: one order for all, taken up again bit for bit."""
+"""The loader: deterministic order, exact resuming."""
 
 import dataclasses
 import json
@@ -8,7 +8,6 @@ import pytest
 
 from ovi_jax.data import builder
 from ovi_jax.data import collate
-from ovi_jax.data import eval_records
 from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
@@ -65,7 +64,7 @@ def test_a_row_is_its_record_in_the_smallest_bucket_that_holds_it(sounds):
   assert {kept for _, kept in seen} == {2, 3}, "both captions come up"
 
 
-def test_clips_and_sounds_in_one_batch(clips):
+def test_a_batch_may_mix_clips_and_sounds(clips):
   bucket = settings_lib.Bucket(video=(4, 4, 6), audio=11)
   batch = next(
     loader.load(
@@ -99,7 +98,7 @@ def test_restored_batches_are_the_same_bit_for_bit(sounds, done):
   assert_same(record_loader.take(batches, 5), wanted)
 
 
-def test_far_into_training_the_state_is_still_small(sounds):
+def test_the_state_stays_small(sounds):
   chosen = record_loader.settings(sounds)
   batches = loader.load(chosen, batch=4, seed=5)
   batches._step = 5000
@@ -152,7 +151,7 @@ def test_processes_share_each_batch_and_may_change(sounds):
   np.testing.assert_array_equal(np.concatenate(seen), wanted)
 
 
-def test_choices_belong_to_seed_epoch_and_record(sounds):
+def test_random_choices_depend_on_seed_epoch_and_record(sounds):
   short = (settings_lib.Bucket(audio=4),)
 
   def chosen(batch, seed, count):
@@ -190,7 +189,7 @@ def test_mixture_follows_the_weights(sounds, clips):
   np.testing.assert_array_equal(batches.null_text, random_records.null_text())
 
 
-def test_shorter_buckets_have_more_rows_if_asked(sounds):
+def test_token_balanced_batches_have_more_rows_in_shorter_buckets(sounds):
   buckets = (settings_lib.Bucket(audio=15), record_loader.BUCKETS[1])
   chosen = record_loader.settings(
     sounds, buckets=buckets, token_balanced_batches=True, batch_multiple=3
@@ -203,10 +202,10 @@ def test_shorter_buckets_have_more_rows_if_asked(sounds):
   assert [bucket.audio for bucket in buckets] == [62, 157, 375]
 
 
-def test_held_out_is_one_pass_in_a_fixed_order(sounds):
+def test_eval_records_are_one_pass_in_a_fixed_order(sounds):
   def ids(**share):
     batches = list(
-      eval_records.opened(record_loader.settings(sounds)).batches(2, **share)
+      loader.open_eval(record_loader.settings(sounds)).batches(2, **share)
     )
     return batches, np.stack([b.ids for b in batches])
 

@@ -1,4 +1,4 @@
-"""What tokenizer and codecs lose is measured, said, and limited."""
+"""Losses of tokenizer and codecs are measured, reported and limited."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from ovi_jax.data import quality
 WORDS = tokenizer_lib.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
 
 
-def test_unknown_words_and_captions_that_become_alike_are_counted():
+def test_unknown_words_and_merged_captions_are_counted():
   captions = [
     "A red ball on a furry zebra.",
     "A red ball on a golden zebra.",
@@ -41,7 +41,7 @@ def test_captions_that_are_too_long_are_counted():
   assert found.line().endswith(", 1 are too long and lose their end")
 
 
-def test_a_word_that_is_read_as_the_unknown_token_is_unknown():
+def test_a_word_encoded_as_the_unknown_token_is_unknown():
   vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "ball": 3}
   model = tokenizers.Tokenizer(
     tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
@@ -101,7 +101,7 @@ def test_impossible_limits_are_refused(wrong):
     quality.Limits(**wrong)
 
 
-def test_what_was_measured_is_read_back(tmp_path):
+def test_measurements_are_read_back(tmp_path):
   path = tmp_path / quality.FILE
   assert quality.Quality.read(path) is None
   measured().save(path)
@@ -124,21 +124,22 @@ def test_what_was_measured_is_read_back(tmp_path):
 
 
 @pytest.mark.slow
-def test_encode_stops_at_what_is_lost_unless_forced(dataset, weights, tmp_path):
+def test_encoding_stops_at_a_limit_unless_forced(
+  dataset, weights, tmp_path, log_lines
+):
   job = encode.Job(
     data=dataset,
     weights=weights,
     out=tmp_path / "out",
     limits=quality.Limits(max_unknown_words=1.0, max_codec_mel_error=0),
   )
-  said = []
   # The stand-in's codecs are random.
   with pytest.raises(ValueError, match="dB PSNR .* encode anyway with --force"):
-    encode.run(job, said.append)
+    encode.run(job)
   assert not list(tmp_path.iterdir())
-  assert any(line.startswith("video autoencoder:") for line in said)
-  assert any(line.startswith("audio VAE and vocoder:") for line in said)
-  assert encode.run(dataclasses.replace(job, force=True), lambda _: None)
+  assert any(line.startswith("video autoencoder:") for line in log_lines)
+  assert any(line.startswith("audio VAE and vocoder:") for line in log_lines)
+  assert encode.run(dataclasses.replace(job, force=True))
   stored = json.loads((job.out / quality.FILE).read_text())
   assert stored["accepted"] and 0 < stored["psnr"] < 20
   assert np.isfinite(stored["mel_error"])

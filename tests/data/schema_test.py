@@ -1,4 +1,4 @@
-"""The record's contract: what is let in, and bytes there and back."""
+"""Validation and serialization of records."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def stored(record, dtype="float16"):
   return {k: v.encode() if isinstance(v, str) else v for k, v in raw.items()}
 
 
-def test_a_record_comes_back_bit_for_bit():
+def test_a_record_round_trips_bit_for_bit():
   record = dataclasses.replace(
     random_records.record(3), video=b"mp4", audio=bytes(9 * 2 * 667), fps=23.976
   )
@@ -33,7 +33,7 @@ def test_a_record_comes_back_bit_for_bit():
   assert (back.frames, back.height, back.width) == (9, 64, 96)
 
 
-def test_bfloat16_is_the_nearest_and_absent_stays_absent():
+def test_bfloat16_is_rounded_to_nearest_and_absent_stays_absent():
   record = random_records.record(4, video=None)
   back = features.decode(stored(record, "bfloat16"))
   assert back.latents.audio.dtype == ml_dtypes.bfloat16
@@ -42,7 +42,7 @@ def test_bfloat16_is_the_nearest_and_absent_stays_absent():
   assert back.latents.video is None and back.video is None
 
 
-def test_media_has_the_sizes_that_encoding_would_give():
+def test_media_have_the_sizes_of_their_latents():
   record = schema.Record(
     id="a",
     source="b",
@@ -86,7 +86,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_a_wrong_record_is_named_with_its_fault(message):
+def test_an_invalid_record_is_named_with_its_problem(message):
   record = dataclasses.replace(random_records.record(7), **WRONG[message])
   with pytest.raises(ValueError) as caught:
     schema.check(record, random_records.GEOMETRY)
@@ -94,7 +94,7 @@ def test_a_wrong_record_is_named_with_its_fault(message):
   assert f"record {record.id!r}" in str(caught.value)
 
 
-def test_every_fault_is_told_at_once():
+def test_all_problems_are_listed_at_once():
   record = dataclasses.replace(random_records.record(7), id="", captions=("",))
   with pytest.raises(ValueError, match="id: .*captions: .*text: "):
     schema.check(record, random_records.GEOMETRY)

@@ -1,4 +1,4 @@
-"""The world's tokenizer: whole words, any capitals, nothing unknown."""
+"""Word tokenizers trained on captions."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def words(loaded: tokenizer_lib.Tokenizer, text: str) -> list[str]:
   return names[:-1]
 
 
-def test_captions_come_back(loaded):
+def test_captions_round_trip(loaded):
   assert words(loaded, CAPTIONS[0]) == [
     *("a", "red", "ball", "bounces", "on", "wood", "."),
     *("audio", ":", "dull", "knocks", "."),
@@ -81,7 +81,7 @@ def test_the_same_captions_in_any_order_make_the_same_file(path, tmp_path):
   assert again.read_bytes() == path.read_bytes()
 
 
-def test_long_prompts_are_cut_and_said(loaded):
+def test_truncated_prompts_are_reported(loaded):
   ids, mask = loaded.encode(["a red ball bounces"], 3)
   assert mask.sum() == 3 and ids[0, -1] == loaded.eos
   (note,) = loaded.notes(["a red ball bounces"], 3)
@@ -89,7 +89,7 @@ def test_long_prompts_are_cut_and_said(loaded):
   np.testing.assert_array_equal(loaded.encode([""], 2)[0], [[1, 0]])
 
 
-def test_a_tokenizer_is_made_of_a_datasets_captions(tmp_path):
+def test_a_tokenizer_is_trained_on_the_captions_of_a_dataset(tmp_path):
   for number, name in enumerate("ab"):
     made = dataclasses.replace(
       random_records.record(number, video=None),
@@ -105,7 +105,7 @@ def test_a_tokenizer_is_made_of_a_datasets_captions(tmp_path):
   made = tokenizer_lib.Tokenizer.load(tmp_path / "t.json")
   assert made.model.get_vocab_size() == size
   assert not any(made.unread(caption) for caption in CAPTIONS)
-  # Each caption comes four times here, "a" eight times.
+  # Each caption occurs four times here, "a" eight times.
   captions = list(tokenizer.captions_of(paths))
   few = tokenizer.make(captions, min_count=8)
   assert few.token_to_id("a") and few.token_to_id("ball") is None
@@ -113,12 +113,12 @@ def test_a_tokenizer_is_made_of_a_datasets_captions(tmp_path):
     tokenizer.make(captions, min_count=99)
 
 
-def test_no_words_are_refused():
+def test_captions_without_words_are_refused():
   with pytest.raises(ValueError, match="captions with words"):
     tokenizer.make(["<S><E>", ""])
 
 
-def test_words_that_are_left_out_are_told():
+def test_words_outside_the_vocabulary_are_reported():
   made = tokenizer_lib.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
   text = "A pink elephant, don't! dances. Pink rain."
   wanted = ["pink", "elephant", "don't", "dances", "Pink", "rain"]

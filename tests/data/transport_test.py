@@ -1,4 +1,4 @@
-"""Batches from workers: embeddings travel without their padding."""
+"""Batches from workers are sent without padding."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from tests.lib import random_records
 
 
 @pytest.mark.parametrize(("longest", "travels"), [(33, 64), (32, 32), (96, 96)])
-def test_padding_is_left_out(longest, travels):
+def test_padding_is_not_sent(longest, travels):
   text_BSE = np.zeros((2, 96, 3), np.float32)
   text_BSE[1, longest - 1, 2] = -1
   cut_BSE = loader._cut(text_BSE)
@@ -21,14 +21,14 @@ def test_padding_is_left_out(longest, travels):
   np.testing.assert_array_equal(cut_BSE, text_BSE[:, :travels])
 
 
-def test_every_bit_counts():
+def test_values_are_sent_bit_for_bit():
   text_BSE = np.zeros((1, 80, 2), np.float32)
   assert loader._cut(text_BSE).shape == (1, 0, 2)
   text_BSE[0, 70, 0] = -0.0
   assert loader._cut(text_BSE).shape == (1, 80, 2)
 
 
-def test_a_worker_brings_the_same_bytes(tmp_path):
+def test_a_worker_returns_the_same_bytes(tmp_path):
   long = dataclasses.replace(
     random_records.record(0, video=None, captions=1),
     text=(np.full((40, 5), -0.5, np.float16),),

@@ -1,4 +1,4 @@
-"""What libraries print when a dataset is written and read: nothing."""
+"""Writing and reading a dataset prints no warnings."""
 
 import subprocess
 import sys

@@ -50,7 +50,6 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import noise
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import requests
-from ovi_jax.sharding import roll_call
 from ovi_jax.training import init_from
 from tests.lib import mutations
 from tests.lib import pickle_bytes
@@ -253,8 +252,7 @@ def records(path):
 
 def checkpoint(name):
   def make(folder):
-    config = manager.Config(directory=str(folder / "c"), asynchronous=False)
-    with manager.Manager(config) as opened:
+    with manager.Manager(folder / "c") as opened:
       state = {"trained_params": {"w": np.arange(6.0).reshape(2, 3)}}
       opened.save(1, state, {"step": 1}, {"a": [1]})
     return folder / "c/1" / name
@@ -437,7 +435,7 @@ TARGETS = {
   ),
   "run config": Target(
     make=saved_at(workdir.CONFIG, json.dumps(RUN)),
-    read=lambda path: workdir.check_config(path.parent, RUN),
+    read=lambda path: workdir.check_config(path.parent, RUN, ()),
     is_json=True,
   ),
   "curation mark": Target(
@@ -460,11 +458,6 @@ TARGETS = {
     is_json=True,
   ),
   "caption answer": Target(make=answer, read=captioned, is_json=True),
-  "rendezvous": Target(
-    make=saved_at("line", roll_call._line(process=1, of=2)),
-    read=lambda path: roll_call._parsed(path.read_bytes()),
-    is_json=True,
-  ),
 }
 
 

@@ -19,7 +19,7 @@ SIZE = 2**18
 
 
 def state(step: int) -> dict:
-  """A state that says of which step it is, in every leaf."""
+  """A state whose every leaf depends on the step."""
   mesh = jax.make_mesh(
     (2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,)
   )
@@ -49,10 +49,7 @@ def check(restored: manager.Restored | None) -> int:
 
 
 def main(directory: pathlib.Path) -> None:
-  config = manager.Config(
-    directory=str(directory), max_to_keep=2, keep_period=50
-  )
-  with manager.Manager(config, log=lambda _: None) as checkpoints:
+  with manager.Manager(directory, keep_period=50) as checkpoints:
     first = check(checkpoints.restore_newest(state(0))) + 1
     print("ready", first - 1, flush=True)
     for step in itertools.count(first):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import manager
 from ovi_jax.checkpoint import workdir
 
@@ -43,14 +44,15 @@ def check(restored: manager.Restored, step: int) -> None:
 
 def main(directory: pathlib.Path, me: int, port: str) -> None:
   jax.distributed.initialize(f"127.0.0.1:{port}", 2, me)
-  workdir.check_config(directory, {"seed": 0})
+  workdir.check_config(directory, {"seed": 0}, ())
   path = directory / "checkpoints"
-  config = manager.Config(directory=str(path))
-  with manager.Manager(config, log=print) as checkpoints:
+  with manager.Manager(path) as checkpoints:
     assert checkpoints.restore_newest(state(0)) is None
     for step in (1, 2, 3):
       assert checkpoints.save(step, state(step), b"input" * (me + step))
     check(checkpoints.restore_newest(state(0)), 3)
+    own = path / "3" / "state" / f"ocdbt.process_{me}"
+    assert integrity.listing(own)
     multihost_utils.sync_global_devices("restored")
     if me == 0:
       (path / "3" / "state" / "_METADATA").write_text("{}")

@@ -1,4 +1,4 @@
-"""Configs of sampling as the goldens were made, and configs with odd values."""
+"""Sampling configs as the goldens were made, and values of wrong types."""
 
 import functools
 import importlib.util

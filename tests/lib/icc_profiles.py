@@ -1,4 +1,4 @@
-"""ICC profiles, made byte by byte (ICC.1:2010, version 2)."""
+"""Synthetic ICC profiles (ICC.1:2010, version 2)."""
 
 import struct
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A task alone: its loss over steps on one batch, and its gradient."""
+"""A training objective alone: loss, gradient, and steps on one batch."""
 
 import functools
 from typing import Any

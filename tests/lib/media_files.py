@@ -1,4 +1,4 @@
-"""Small files of video and sound, good and bad, made with PyAV."""
+"""Small video and audio files, valid and invalid, made with PyAV."""
 
 import fractions
 import pathlib
@@ -36,7 +36,7 @@ def write(
     options = {"preset": "ultrafast"} if codec == "libx264" else {}
   rows, columns = frames[0].shape[:2]
   if source.startswith("yuv420p"):
-    rows = rows * 2 // 3  # the planes lie one below the other
+    rows = rows * 2 // 3  # planes are stacked vertically
   with av.open(str(path), "w", options=container or {}) as container:
     video = container.add_stream(codec, rate=24, options=options)
     video.height, video.width, video.pix_fmt = rows, columns, pixels
@@ -99,7 +99,7 @@ def even(count: int, fps: float = 24.0) -> list[float]:
 
 
 def numbered(count: int, rows: int = 32, columns: int = 64) -> list[np.ndarray]:
-  """Frames that tell their number, up to 255, in bars; see `number`."""
+  """Frames that encode their number, up to 255, in bars; see `number`."""
   bits = (np.arange(count)[:, None] >> np.arange(8)) & 1
   bars = (40 + 170 * bits).astype(np.uint8).repeat(columns // 8, 1)
   return [np.tile(bar[None, :, None], (rows, 1, 3)) for bar in bars]

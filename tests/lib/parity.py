@@ -1,4 +1,4 @@
-"""How near is near enough: one table, used by every comparison."""
+"""Tolerances of all parity comparisons, in one table."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Pickles spelled out as torch writes them, so that no test needs torch."""
+"""Pickles written byte by byte as torch writes them, without torch."""
 
 import struct
 import zipfile
@@ -30,7 +30,7 @@ def plain(value):
 
 
 def storage(count=6, kind="torch\nFloatStorage", key="0", view=b""):
-  """The reference to a storage, which has 6 float32 unless told otherwise."""
+  """The reference to a storage, by default of 6 float32."""
   head = text("storage") + b"c" + kind.encode() + b"\n" + text(key)
   return b"(" + head + text("cpu") + plain(count) + view + b"tQ"
 

@@ -1,4 +1,4 @@
-"""Seeded records: random latents and text, of sizes a test asks for."""
+"""Seeded records: random latents and text of given sizes."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The stand-in's files as other tools write them, spelled out here anew."""
+"""The stand-in's files in the formats of other tools."""
 
 import re
 from collections.abc import Callable

@@ -6,8 +6,8 @@ import jax
 import ml_collections
 
 from ovi_jax.checkpoint import reader
-from ovi_jax.training.codecs import run
-from ovi_jax.training.codecs import settings
+from ovi_jax.training import settings
+from ovi_jax.training import trainer
 
 TINY = {
   "model": {
@@ -37,12 +37,11 @@ def config(**changes) -> ml_collections.ConfigDict:
 
 
 def train(values, path) -> bool:
-  chosen = settings.Settings.from_config(values)
-  return run.train(chosen, values.to_dict(), path, lambda _: None)
+  return trainer.train(settings.from_config(values), values.to_dict(), path)
 
 
 def arrays(path, step=6):
-  newest = path / run.trainer.CHECKPOINTS / str(step)
+  newest = path / trainer.CHECKPOINTS / str(step)
   found = reader.read_info(newest)
   names = [n for n in found.leaves if not n.startswith("key")]
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])

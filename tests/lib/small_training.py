@@ -48,10 +48,8 @@ def config(name: str, source: str, **changes):
   return values
 
 
-def run(values, path, log=lambda _: None) -> bool:
-  return trainer.train(
-    settings.Settings.from_config(values), values.to_dict(), path, log
-  )
+def run(values, path) -> bool:
+  return trainer.train(settings.from_config(values), values.to_dict(), path)
 
 
 # Changes of a fusion config: from random towers; from media and captions.

@@ -1,4 +1,4 @@
-"""The stand-in's models with their parameters, as the tests use them."""
+"""The stand-in's models and parameters."""
 
 import functools
 

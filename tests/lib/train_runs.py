@@ -1,7 +1,6 @@
-"""Runs of train.py as its user starts them, small, for tests that end them."""
+"""Small runs of train.py as processes, to be killed and resumed."""
 
 import contextlib
-import os
 import pathlib
 import signal
 import socket
@@ -20,9 +19,10 @@ from ovi_jax.data import builder
 from ovi_jax.modality import AV
 from ovi_jax.training import logs
 from ovi_jax.training import trainer as stages
+from tests.lib import child_env
 from tests.lib import small_training
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = child_env.ROOT
 # The towers of each stage.
 STAGES = {
   "audio_pretrain": AV(None, "scratch"),
@@ -41,7 +41,7 @@ SMALL = {
   "optimizer.schedule": "constant",  # does not know how long a run will be
   "log_every": 1,
 }
-SMALL_TOWER = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 48}
+SMALL_TOWER = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 48}
 LONGEST = 300  # seconds that anything waited for may take
 
 
@@ -89,32 +89,17 @@ def towers(source: pathlib.Path, root: pathlib.Path) -> dict[str, str]:
   return found
 
 
-def environment(devices: int = 1, **more: Any) -> dict[str, str]:
-  """Of a run on so many devices; programs stay compiled between runs."""
-  named = {name: str(value) for name, value in more.items()}
-  return (
-    os.environ
-    | named
-    | {
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-  )
-
-
 def limited(words: list[str], kibibytes: int) -> list[str]:
   """The command where files cannot grow further, as on a disk that is full."""
   return ["bash", "-c", f'ulimit -f {kibibytes}; exec "$@"', "limited", *words]
 
 
 def run(words: list[str], devices: int = 1) -> tuple[int, str]:
-  """Run to the end; the exit code, and all that was said."""
+  """Run to the end; returns the exit code and the output."""
   done = subprocess.run(
     words,
     cwd=ROOT,
-    env=environment(devices),
+    env=child_env.environment(devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -124,7 +109,7 @@ def run(words: list[str], devices: int = 1) -> tuple[int, str]:
 
 
 class Started:
-  """A run that is going on; what it says is kept in a file.
+  """A started run; its output goes to a file.
 
   Attributes:
     process: train.py, the leader of its own session.
@@ -142,7 +127,7 @@ class Started:
       self.process = subprocess.Popen(
         words,
         cwd=ROOT,
-        env=environment(devices, **more),
+        env=child_env.environment(devices, **more),
         stdout=file,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -159,7 +144,7 @@ class Started:
     return len(_lines(self.workdir)) - self._lines
 
   def wait(self, condition: Callable[[], bool]) -> None:
-    """Wait until something holds, while the run goes on."""
+    """Wait until a condition holds, while the run continues."""
     until = time.monotonic() + LONGEST
     while not condition():
       assert self.process.poll() is None, f"it ended: {self.said}"
@@ -170,7 +155,7 @@ class Started:
     """Send train.py a signal; the exit code. Nothing else of it may stay."""
     self.process.send_signal(number)
     code = self.process.wait(LONGEST)
-    until = time.monotonic() + 10
+    until = time.monotonic() + LONGEST
     while (left := processes(self.process.pid)) and time.monotonic() < until:
       time.sleep(0.02)
     assert not left, f"still running of a run that was ended: {left}"

@@ -1,4 +1,4 @@
-"""High dynamic range becomes standard by the documented curve."""
+"""Tone mapping of high dynamic range."""
 
 import math
 
@@ -56,7 +56,7 @@ def film(path, signal, transfer):
 @pytest.mark.parametrize(
   "light", [0.0, 1.0, 20.0, 203.0, 600.0, 1000.0, 4000.0]
 )
-def test_pq(tmp_path, light):
+def test_pq_is_tone_mapped(tmp_path, light):
   path = film(tmp_path / "pq.mkv", pq(light), colors.PQ)
   frame_HWC = decode.video(path, 0, 1 / 24)[0]
   assert frame_HWC.dtype == np.uint8 and frame_HWC.shape == (32, 32, 3)
@@ -64,21 +64,21 @@ def test_pq(tmp_path, light):
 
 
 @pytest.mark.parametrize("scene", [0.0, 0.02, 0.1, 0.265, 0.6, 1.0])
-def test_hlg(tmp_path, scene):
+def test_hlg_is_tone_mapped(tmp_path, scene):
   path = film(tmp_path / "hlg.mkv", hlg(scene), colors.HLG)
   frame_HWC = decode.video(path, 0, 1 / 24)[0]
   np.testing.assert_allclose(frame_HWC, sdr(1000 * scene**1.2), atol=2)
 
 
-def test_standard_range_is_left_alone(tmp_path):
+def test_standard_dynamic_range_is_unchanged(tmp_path):
   path = film(tmp_path / "sdr.mkv", 0.5, 1)
   frame_HWC = decode.video(path, 0, 1 / 24)[0]
   np.testing.assert_allclose(frame_HWC, 127.5, atol=1.5)
 
 
-def test_untagged_colours_are_those_of_their_size(tmp_path):
+def test_untagged_colour_spaces_follow_the_frame_size(tmp_path):
   red = np.zeros((32, 32, 3), np.uint8) + np.array([200, 40, 40], np.uint8)
-  # swscale writes BT.601 unless told otherwise: small frames come back.
+  # swscale writes BT.601 by default: small frames round-trip.
   path = media_files.write(tmp_path / "red.mp4", [red] * 2, media_files.even(2))
   np.testing.assert_allclose(decode.video(path, 0, 1 / 24)[0], red, atol=6)
   # The same numbers in a large frame are BT.709, so another red.

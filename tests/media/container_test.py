@@ -1,4 +1,4 @@
-"""Opening files of strangers; how their frames are turned."""
+"""Opening untrusted files; display matrices."""
 
 import fractions
 import itertools
@@ -33,7 +33,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_name_is_an_address(good, tmp_path, name):
+def test_file_names_are_never_opened_as_urls(good, tmp_path, name):
   path = tmp_path / os.fsdecode(name)
   path.write_bytes(good.read_bytes())
   assert len(list(decode.sweep(path))) == 6
@@ -46,21 +46,21 @@ def test_no_name_is_an_address(good, tmp_path, name):
     "ffconcat version 1.0\nfile {}\n",
   ],
 )
-def test_playlists_open_nothing(good, tmp_path, text):
+def test_playlists_open_no_other_files(good, tmp_path, text):
   path = tmp_path / "list.mp4"
   path.write_text(text.format(good))
   with pytest.raises(containers.DamagedError, match="formats"):
     list(decode.sweep(path))
 
 
-def test_a_file_without_a_byte_says_so(tmp_path):
+def test_an_empty_file_is_reported_as_empty(tmp_path):
   path = tmp_path / "empty.mp4"
   path.touch()
   with pytest.raises(containers.DamagedError, match="without a byte"):
     list(decode.sweep(path))
 
 
-def test_a_missing_file_is_not_called_damaged(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
   with pytest.raises(FileNotFoundError):
     list(decode.sweep(tmp_path / "none.mp4"))
 
@@ -75,7 +75,7 @@ def test_a_missing_file_is_not_called_damaged(tmp_path):
     ("mpeg4", {"bf": "2", "g": "30"}),
   ],
 )
-def test_frames_of_an_avi_come_in_order_though_coded_in_another(
+def test_frames_of_an_avi_are_returned_in_display_order(
   tmp_path, codec, options
 ):
   path = media_files.write(
@@ -101,9 +101,7 @@ WAYS = list(itertools.product((False, True), repeat=3))
 
 
 @pytest.mark.parametrize("transposed, rows, columns", WAYS)
-def test_frames_are_shown_as_the_matrix_says(
-  tmp_path, transposed, rows, columns
-):
+def test_the_display_matrix_is_applied(tmp_path, transposed, rows, columns):
   coded = np.zeros((32, 64, 3), np.uint8)
   coded[:16, :32], coded[:16, 32:], coded[16:, :32] = 250, 170, 90
   path = media_files.write(tmp_path / "t.mp4", [coded] * 3, media_files.even(3))

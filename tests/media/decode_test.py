@@ -1,4 +1,4 @@
-"""Frames by time stamp, sound by time, and what becomes of odd files."""
+"""Frames and audio by timestamp, and unusual files."""
 
 import fractions
 
@@ -22,7 +22,7 @@ def shown(path, start, frames):
 
 
 @pytest.mark.parametrize("form", ["mp4", "mkv", "avi", "ts"])
-def test_frames_at_24_a_second_come_as_they_are(tmp_path, form):
+def test_frames_at_24_fps_are_unchanged(tmp_path, form):
   # Matroska rounds times to milliseconds: 0.042 s, not 0.041667.
   avi = {
     "codec": "mjpeg",
@@ -38,7 +38,7 @@ def test_frames_at_24_a_second_come_as_they_are(tmp_path, form):
   assert shown(path, 0, 40) == list(range(40))
 
 
-def test_of_a_variable_rate_the_frame_shown_then_is_taken(tmp_path):
+def test_variable_frame_rates_are_sampled_by_timestamp(tmp_path):
   steps = np.random.default_rng(3).uniform(0.005, 0.2, 30)
   times = np.concatenate([[0], np.cumsum(steps)])
   path = media_files.write(tmp_path / "v.mkv", media_files.numbered(31), times)
@@ -47,7 +47,7 @@ def test_of_a_variable_rate_the_frame_shown_then_is_taken(tmp_path):
   assert shown(path, 0, 48) == expected.tolist()
 
 
-def test_a_window_in_the_middle_is_that_of_the_whole(tmp_path):
+def test_a_window_equals_the_same_part_of_the_file(tmp_path):
   options = {"preset": "ultrafast", "g": "12", "bf": "2"}
   path = media_files.write(
     tmp_path / "m.mp4",
@@ -61,7 +61,7 @@ def test_a_window_in_the_middle_is_that_of_the_whole(tmp_path):
 
 
 @pytest.mark.parametrize("fps", [24, 25, 29.97, 50])
-def test_pictures_at_25_are_those_of_the_source_by_time(tmp_path, fps):
+def test_frames_at_25_fps_are_nearest_in_time(tmp_path, fps):
   path = media_files.write(
     tmp_path / "a.mkv", media_files.numbered(90), media_files.even(90, fps)
   )
@@ -80,14 +80,14 @@ def test_pictures_at_25_are_those_of_the_source_by_time(tmp_path, fps):
   assert views == [number in shown(path, 0.4, 24) for number in found]
 
 
-def test_the_last_frame_stays_where_a_file_ends(tmp_path):
+def test_the_last_frame_is_repeated_past_the_end(tmp_path):
   path = media_files.write(
     tmp_path / "e.mp4", media_files.numbered(10), media_files.even(10)
   )
   assert shown(path, 0.25, 6) == [6, 7, 8, 9, 9, 9]
 
 
-def test_pixels_become_square_and_nothing_is_squeezed(tmp_path):
+def test_anamorphic_pixels_become_square(tmp_path):
   for aspect, size in (((2, 1), (32, 128)), ((1, 2), (64, 64))):
     path = media_files.write(
       tmp_path / f"{aspect[0]}.mp4",
@@ -98,7 +98,7 @@ def test_pixels_become_square_and_nothing_is_squeezed(tmp_path):
     assert decode.video(path, 0, 2 / 24).shape == (2, *size, 3)
 
 
-def test_8k_is_made_smaller_as_it_is_decoded(tmp_path):
+def test_8k_is_downscaled_while_decoding(tmp_path):
   frames = [media_files.picture(1, 4320, 7680, cell=480)] * 3
   path = media_files.write(
     tmp_path / "8k.avi",
@@ -117,7 +117,7 @@ def test_8k_is_made_smaller_as_it_is_decoded(tmp_path):
   assert np.abs(middles[0, 0].astype(int) - corner).max() < 12
 
 
-def test_damage_in_the_middle_is_told_and_not_fatal(tmp_path):
+def test_damage_in_the_middle_is_reported_and_not_fatal(tmp_path):
   path = media_files.write(
     tmp_path / "d.mkv",
     media_files.moving(72),
@@ -138,7 +138,7 @@ def test_damage_in_the_middle_is_told_and_not_fatal(tmp_path):
   assert decode.video(path, 0, 1.0).shape == (24, 64, 96, 3)
 
 
-def test_a_change_of_size_breaks_the_pass(tmp_path):
+def test_frames_after_a_change_of_size_are_marked_broken(tmp_path):
   small = media_files.write(
     tmp_path / "a.ts", media_files.numbered(4), media_files.even(4)
   ).read_bytes()
@@ -162,7 +162,7 @@ def clicks(tmp_path_factory):
   return media_files.write_sound(path, wave, 48_000)
 
 
-def test_sound_begins_where_the_window_does(clicks):
+def test_audio_starts_with_the_window(clicks):
   for start in (0.0, 0.8, 1.1):
     audio_A = decode.audio(clicks, start, 0.75)
     assert audio_A.shape == (12_000,) and audio_A.dtype == np.float32
@@ -176,14 +176,14 @@ def test_sound_begins_where_the_window_does(clicks):
     )
 
 
-def test_two_full_channels_do_not_overshoot(tmp_path):
+def test_downmixing_full_scale_channels_does_not_clip(tmp_path):
   wave = np.concatenate([media_files.tone(1, 0.99)] * 2)
   path = media_files.write_sound(tmp_path / "s.wav", wave)
   audio_A = decode.audio(path, 0, 1)
   np.testing.assert_allclose(audio_A, wave[0], atol=2e-3)
 
 
-def test_sound_beyond_the_end_is_silence(clicks):
+def test_audio_past_the_end_is_silence(clicks):
   audio_A = decode.audio(clicks, 1.5, 1.0)
   assert audio_A.shape == (16_000,)
   assert audio_A[:8000].any() and not audio_A[8100:].any()
@@ -198,7 +198,7 @@ def test_a_file_without_sound_has_no_samples(tmp_path):
     list(decode.sweep_sound(path))
 
 
-def test_a_pass_over_the_sound_is_all_of_it(clicks):
+def test_streamed_audio_is_complete(clicks):
   parts = list(decode.sweep_sound(clicks))
   joined = np.concatenate([part for _, part in parts])
   np.testing.assert_array_equal(joined, decode.audio(clicks, 0, 2.0))

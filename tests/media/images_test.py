@@ -1,4 +1,4 @@
-"""Pictures read, resized and drawn."""
+"""Reading, resizing and drawing of images."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ from tests.lib import parity
 RATE = geometry.SAMPLE_RATE
 
 
-def test_the_first_frame_is_the_originals(golden):
+def test_the_first_frame_equals_the_originals(golden):
   reference = golden("image")
   ours_HWC = images.first_frame(reference["image_u8"], 64 * 96)
   assert ours_HWC.dtype == np.float32
@@ -75,7 +75,7 @@ def _png(width, height, chunks=(), rows=b"", bits=8, rgb=False):
   )
 
 
-def test_images_are_turned_upright(tmp_path):
+def test_images_are_rotated_by_their_orientation(tmp_path):
   image = Image.new("RGB", (6, 4), RED)
   image.putpixel((0, 0), BLUE)
   exif = Image.Exif()
@@ -85,7 +85,7 @@ def test_images_are_turned_upright(tmp_path):
   assert tuple(image_HWC[0, -1]) == BLUE and tuple(image_HWC[0, 0]) == RED
 
 
-def test_every_kind_of_pixel_becomes_rgb(tmp_path):
+def test_every_pixel_format_becomes_rgb(tmp_path):
   deep = Image.fromarray(np.array([[0, 257 * 99, 65_535]], np.uint16))
   assert _save(tmp_path / "i.png", deep)[0, :, 1].tolist() == [0, 99, 255]
   grey = Image.new("L", (3, 3), 77)
@@ -212,7 +212,7 @@ def test_profiles_of_grey_and_of_inks_are_applied():
   assert notes == ("CMYK without a colour profile: colours are approximate",)
 
 
-def test_profiles_of_no_use_are_ignored_with_a_note():
+def test_unusable_profiles_are_ignored_with_a_note():
   image, good = Image.new("RGB", (8, 8), (200, 120, 100)), icc_profiles.rgb()
   for profile, why in (
     (b"x", "cannot open"),
@@ -239,7 +239,7 @@ def test_a_profile_that_cannot_be_decompressed_is_noted():
 @pytest.mark.parametrize(
   "start", [b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF1234WEBP"]
 )
-def test_damaged_pictures_are_called_so(start):
+def test_damaged_pictures_are_reported(start):
   with pytest.raises(ValueError, match="found a damaged picture"):
     images.read_image(io.BytesIO(start))
 
@@ -255,7 +255,7 @@ def test_png_gamma_without_a_profile_is_noted():
   assert not notes
 
 
-def test_a_transparent_colour_of_16_bits_is_turned_with_the_picture():
+def test_a_16_bit_transparent_colour_is_rotated_with_the_image():
   exif = Image.Exif()
   exif[0x112] = 6  # turn by 90 degrees
   chunks = [
@@ -279,13 +279,13 @@ def test_a_transparent_colour_of_16_bits_is_turned_with_the_picture():
   ],
 )
 @pytest.mark.parametrize("bits", [8, 16])
-def test_png_code_points_are_followed(
+def test_png_cicp_code_points_are_applied(
   code_points, given, expected, bits, tmp_path
 ):
   samples = bytes(given)
   if bits == 16:
     samples = struct.pack(">3H", *(257 * level for level in given))
-  profile = zlib.compress(icc_profiles.rgb())  # comes second
+  profile = zlib.compress(icc_profiles.rgb())  # the second profile
   chunks = [
     (b"iCCP", b"p\0\0" + profile),
     (b"cICP", bytes(code_points)),
@@ -302,7 +302,7 @@ def test_png_code_points_are_followed(
 @pytest.mark.parametrize(
   "code_points", [(9, 99, 0, 1), (12, 13, 1, 1), (12, 13, 0, 0), (2, 2, 0, 1)]
 )
-def test_png_code_points_that_are_not_known_are_noted(code_points):
+def test_unknown_png_cicp_code_points_are_noted(code_points):
   chunk = (b"cICP", bytes(code_points))
   data = _png(1, 1, [chunk], bytes([0, 200, 120, 100]), rgb=True)
   image_HWC, (note,) = images.read_image(io.BytesIO(data))
@@ -325,7 +325,7 @@ def test_adobe_rgb_of_cameras_is_noted():
     assert _read(image, "JPEG", exif=exif)[1] == expected
 
 
-def test_the_first_of_several_pictures_is_taken():
+def test_the_first_of_several_images_is_used():
   first, second = (Image.new("RGB", (8, 8), c) for c in (RED, BLUE))
   for form, options in (("PNG", {}), ("WEBP", {"lossless": True})):
     image_HWC, notes = _read(
@@ -352,7 +352,7 @@ def test_other_formats_are_refused_by_content(form, tmp_path, monkeypatch):
     images.read_image(path)
 
 
-def test_pictures_of_phones_that_are_not_read_are_named(tmp_path):
+def test_unsupported_phone_formats_are_named(tmp_path):
   path = tmp_path / "a.jpg"
   for start, kind in (
     (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture"),
@@ -383,7 +383,7 @@ def test_sizes_are_checked_before_decoding():
     images.read_image(io.BytesIO(_png(0, 0)))
 
 
-def test_unfit_images_are_named(tmp_path, monkeypatch):
+def test_invalid_images_are_named(tmp_path, monkeypatch):
   noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
   Image.fromarray(noise).save(tmp_path / "cut.jpg")
   whole = (tmp_path / "cut.jpg").read_bytes()

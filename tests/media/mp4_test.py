@@ -37,7 +37,7 @@ def written(tmp_path_factory):
   return path, mp4.read(path)
 
 
-def test_pictures_come_back(written):
+def test_frames_are_read_back(written):
   path, (frames_THWC, fps, _, _) = written
   expected, _ = _clip()
   assert os.listdir(path.parent) == ["clip.mp4"]
@@ -48,7 +48,7 @@ def test_pictures_come_back(written):
   assert np.abs(middle - expected[30, 30, 42]).max() < 6
 
 
-def test_sound_comes_back_at_its_time(written):
+def test_audio_is_read_back_in_sync(written):
   _, (_, _, wave, rate) = written
   _, expected = _clip()
   assert rate == RATE
@@ -77,8 +77,8 @@ for seed, (frames, height, width) in zip((3, 4, 7, 0, 0), SIZES):
 
 
 @pytest.mark.slow
-def test_the_same_clip_makes_the_same_bytes(tmp_path):
-  """Whatever memory holds that was never set (glibc fills it as told)."""
+def test_the_same_clip_gives_the_same_bytes(tmp_path):
+  """Uninitialized memory, filled by glibc as requested."""
   made = set()
   for filling in ("", "0", "1", "200"):
     made.add(
@@ -92,7 +92,7 @@ def test_the_same_clip_makes_the_same_bytes(tmp_path):
   assert len(made) == 1
 
 
-def test_a_silent_film(tmp_path):
+def test_a_clip_without_audio_is_written(tmp_path):
   frames_THWC, _ = _clip()
   mp4.write(tmp_path / "a.mp4", [frames_THWC[:5]], None, fps=30)
   frames, fps, wave, rate = mp4.read(tmp_path / "a.mp4")
@@ -100,7 +100,7 @@ def test_a_silent_film(tmp_path):
   assert wave is None and rate is None
 
 
-def test_a_failure_leaves_the_older_file_and_no_other(tmp_path):
+def test_a_failed_write_leaves_only_the_older_file(tmp_path):
   path = tmp_path / "a.mp4"
   path.write_text("older")
 
@@ -113,7 +113,7 @@ def test_a_failure_leaves_the_older_file_and_no_other(tmp_path):
   assert os.listdir(tmp_path) == ["a.mp4"] and path.read_text() == "older"
 
 
-def test_a_full_disk_is_said_and_cleaned_up(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_cleaned_up(tmp_path, monkeypatch):
   def full(_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -142,13 +142,13 @@ def test_a_full_disk_is_said_and_cleaned_up(tmp_path, monkeypatch):
     ([np.zeros((1, 4, 4, 3), np.uint8)], np.full(9, np.nan), "NaN"),
   ],
 )
-def test_unfit_clips_are_refused(tmp_path, frames, wave, message):
+def test_invalid_clips_are_refused(tmp_path, frames, wave, message):
   with pytest.raises(ValueError, match=message):
     mp4.write(tmp_path / "a.mp4", frames, wave)
   assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_video_is_named(tmp_path):
+def test_files_without_video_are_named(tmp_path):
   (tmp_path / "a.mp4").write_text("not a film")
   for name in ("a.mp4", "missing.mp4"):
     with pytest.raises(ValueError, match=f"{name}: expected a video"):
@@ -171,7 +171,7 @@ def test_a_playlist_opens_no_other_file(tmp_path, text):
     mp4.read(tmp_path / "a.mp4")
 
 
-def test_a_name_is_a_file_and_no_address(tmp_path, monkeypatch):
+def test_a_file_name_is_not_opened_as_a_url(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   media_files.write(
     tmp_path / "good.mp4", media_files.numbered(5), media_files.even(5)
@@ -183,7 +183,7 @@ def test_a_name_is_a_file_and_no_address(tmp_path, monkeypatch):
     assert len(mp4.read(name)[0]) == 5
 
 
-def test_a_small_file_of_many_large_frames_is_not_held(tmp_path):
+def test_a_small_file_of_many_large_frames_is_refused(tmp_path):
   frames = itertools.repeat(np.zeros((1, 1024, 1024, 3), np.uint8), 30)
   mp4.write(tmp_path / "a.mp4", frames, None, preset="ultrafast")
   assert (tmp_path / "a.mp4").stat().st_size < 100_000
@@ -199,7 +199,7 @@ def test_a_small_file_of_many_large_frames_is_not_held(tmp_path):
     mp4.read(tmp_path / "a.mp4", max_bytes=3_000_000)
 
 
-def test_long_films_and_sounds_are_not_held(tmp_path):
+def test_long_videos_and_sounds_are_refused(tmp_path):
   frames, second = media_files.numbered(10), media_files.even(10, 1)
   media_files.write(tmp_path / "slow.mp4", frames, second)
   with pytest.raises(ValueError, match="at most 5 s .* frames last 9 s"):
@@ -216,7 +216,7 @@ def test_long_films_and_sounds_are_not_held(tmp_path):
     mp4.header(many, max_frames=9)
 
 
-def test_a_header_says_what_a_film_is(tmp_path):
+def test_the_header_describes_the_video(tmp_path):
   path = media_files.write(
     tmp_path / "a.mkv", media_files.numbered(9), media_files.even(9, 25)
   )

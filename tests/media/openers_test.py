@@ -1,4 +1,4 @@
-"""Media are opened in one package, which limits what is read."""
+"""Media files are opened in one package, which limits what is read."""
 
 import ast
 import pathlib
@@ -29,7 +29,7 @@ def _named(path: pathlib.Path) -> set[str]:
   return named & set(OPENERS)
 
 
-def test_media_are_opened_only_where_they_are_checked():
+def test_media_are_opened_only_by_guarded_code():
   found = {name: set() for name in OPENERS}
   for path in FILES:
     for name in _named(path):
@@ -37,7 +37,7 @@ def test_media_are_opened_only_where_they_are_checked():
   assert found == OPENERS
 
 
-def test_films_are_written_but_not_read_without_the_guard():
+def test_mp4_opens_files_for_writing_only():
   tree = ast.parse((ROOT / "ovi_jax/media/mp4.py").read_text())
   modes = [
     ast.literal_eval(node.args[1])

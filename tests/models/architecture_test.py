@@ -1,4 +1,4 @@
-"""Sizes from a file are bounded before any parameter is thought of."""
+"""Sizes from a file are bounded before parameters are made."""
 
 import dataclasses
 import json

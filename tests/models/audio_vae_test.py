@@ -48,7 +48,7 @@ def apply(config):
 
 
 @DTYPES
-def test_latents_are_the_originals(golden, params, apply, dtype, kind):
+def test_latents_equal_the_originals(golden, params, apply, dtype, kind):
   reference = golden("audio")
   mel_BTM = reference["mel"].swapaxes(1, 2)
   mean_BTC, logvar_BTC = apply(dtype, "encode", params["encoder"], mel_BTM)
@@ -59,7 +59,7 @@ def test_latents_are_the_originals(golden, params, apply, dtype, kind):
 
 @DTYPES
 @pytest.mark.parametrize("name", ["avae_mel", "avae_mel_aud"])
-def test_spectrograms_are_the_originals(
+def test_spectrograms_equal_the_originals(
   golden, params, apply, name, dtype, kind
 ):
   reference = golden("audio")
@@ -115,7 +115,7 @@ def test_activations_are_clipped(golden, params, apply):
   assert found_M.max() > 30
 
 
-def test_full_size_has_the_released_parameters():
+def test_the_full_size_has_the_released_parameters():
   config = audio_vae.AudioVAEConfig()
   mel_BTM = jax.ShapeDtypeStruct((1, 314, 80), jnp.float32)
   model = audio_vae.AudioVAE(config)
@@ -137,7 +137,7 @@ def test_full_size_has_the_released_parameters():
   assert decoded.shape == (1, 314, 80)
 
 
-def test_fresh_filters_have_norm_one():
+def test_initial_filters_have_norm_one():
   attention = audio_vae.Attention(jnp.float32)
   variables = jax.jit(attention.init)(jax.random.key(0), jnp.zeros((1, 2, 8)))
   kernel = variables["params"]["qkv"]["kernel"]
@@ -170,7 +170,7 @@ def test_other_widths_are_refused(config):
     ({"down_layers": (2,)}, r"down_layers among \[0, 1\], got \[2\]"),
   ],
 )
-def test_impossible_sizes_are_refused(sizes, message):
+def test_invalid_sizes_are_refused(sizes, message):
   with pytest.raises(ValueError, match=message):
     audio_vae.AudioVAEConfig(**sizes)
 
@@ -180,7 +180,7 @@ def test_unknown_sizes_are_named():
     audio_vae.AudioVAEConfig.from_release({"embed_dim": 20, "colour": 2})
 
 
-def test_all_sizes_travel_as_lists():
+def test_sizes_are_serialized_as_lists():
   sizes = {
     "data_dim": 2,
     "embed_dim": 3,

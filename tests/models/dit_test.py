@@ -1,4 +1,4 @@
-"""The ends of a tower: the sinusoidal time embedding against float64."""
+"""The sinusoidal time embedding against float64."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""How the towers attend to each other; blocks in a loop or one by one."""
+"""Attention maps between the towers; scanned and unrolled blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,6 @@ import pytest
 
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
-from ovi_jax.models import maps
 from tests.lib import standin_models
 
 MAPS = "attention_maps"
@@ -29,7 +28,7 @@ def case():
 
 def watched(case, heads: AV[np.ndarray], near: AV[np.ndarray]):
   config, variables, given = case
-  watch = jax.tree.map(jnp.asarray, maps.MapQuery(heads, near))
+  watch = jax.tree.map(jnp.asarray, fusion.MapQuery(heads, near))
   run = jax.jit(
     lambda v, *a: fusion.FusionDiT(config).apply(v, *a, method=MAPS)
   )
@@ -37,7 +36,7 @@ def watched(case, heads: AV[np.ndarray], near: AV[np.ndarray]):
 
 
 @pytest.mark.slow
-def test_maps_are_shares_of_the_other_towers_tokens(case):
+def test_maps_are_attention_weights_over_the_other_tower(case):
   towers = case[0].present()
   sizes = {
     n: (tower.num_layers, tower.num_heads) for n, tower in towers.items()
@@ -70,7 +69,7 @@ def test_maps_are_shares_of_the_other_towers_tokens(case):
 
 
 @pytest.mark.slow
-def test_blocks_one_by_one_compute_the_same(case):
+def test_unscanned_blocks_compute_the_same(case):
   config, variables, given = case
   out = fusion.FusionDiT(config).apply(variables, *given)
   unrolled = fusion.FusionDiT(config, unroll=True)

@@ -35,7 +35,7 @@ def inputs(golden):
 
 
 def times(t: float, batch: list[bool]) -> AV:
-  """Times of a batch; the first frame's is 0 where `batch` says so."""
+  """Times of a batch; 0 for the first frame where `batch` is true."""
   video = np.full((len(batch), 2), t, np.float32)
   video[np.asarray(batch), 0] = 0
   return AV(video, np.full((len(batch), 1), t, np.float32))
@@ -81,13 +81,13 @@ def assert_all_cases_close(velocity: AV, reference: dict, t: float, kind: str):
 
 @pytest.mark.parametrize("t", [987.0, 123.4])
 @pytest.mark.parametrize("cached", [True, False])
-def test_forward_is_the_originals(forward, golden, t, cached):
+def test_the_forward_pass_equals_the_originals(forward, golden, t, cached):
   velocity = forward(t, jnp.float32, cached)
   assert_all_cases_close(velocity, golden("fusion"), t, "forward")
 
 
 @pytest.mark.parametrize("t", [987.0, 123.4])
-def test_bfloat16_stays_near(forward, golden, t):
+def test_bfloat16_stays_within_tolerance(forward, golden, t):
   velocity = forward(t, jnp.bfloat16, True)
   assert velocity.video.dtype == velocity.audio.dtype == jnp.float32
   assert_all_cases_close(velocity, golden("fusion"), t, "bfloat16")
@@ -113,9 +113,7 @@ def time_sensitive_params(seed: int) -> dict:
   return mapping.nest(mapping.gather(rows, read))
 
 
-def test_forward_near_full_noise_is_the_originals_for_several_weights(
-  inputs, golden
-):
+def test_the_forward_pass_near_full_noise_equals_the_originals(inputs, golden):
   latents, text = inputs
   config = standin_models.fusion_config()
   wide = (dataclasses.replace(tower, time_width=256) for tower in config)
@@ -140,7 +138,7 @@ def test_forward_near_full_noise_is_the_originals_for_several_weights(
 
 
 @pytest.mark.parametrize("name", ["video", "audio"])
-def test_one_tower_alone(inputs, golden, name):
+def test_a_single_tower_equals_its_part_of_the_model(inputs, golden, name):
   latents, text = inputs
   config = AV(**{name: getattr(standin_models.fusion_config(), name)})
   one = AV(**{name: getattr(latents, name)[:1]})
@@ -175,7 +173,7 @@ def test_released_parameter_counts():
   )
 
 
-def test_initialisation_is_the_papers():
+def test_initialization_follows_the_paper():
   config = standin_models.fusion_config()
   model = fusion.FusionDiT(config)
   latents = AV(jnp.zeros((1, 1, 2, 2, 48)), jnp.zeros((1, 1, 20)))
@@ -217,7 +215,7 @@ def test_prompts_beyond_the_text_length_are_refused(inputs):
   ("own", "devices", "dtype"),
   [(0, 1, "float32"), (31, 8, "float32"), (500, 1, "bfloat16")],
 )
-def test_padding_may_be_left_out(inputs, own, devices, dtype):
+def test_omitting_padding_changes_nothing(inputs, own, devices, dtype):
   """One row that stands for the rest, as `sample.py` does with a release."""
   latents, text = jax.tree.map(lambda x: x[:2], inputs)
   text = np.tile(text, (1, 16, 1))

@@ -17,7 +17,7 @@ def test_gelu_is_its_tanh_form_with_finite_gradients():
   assert layers.gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-def test_modulation_is_of_all_or_of_the_first_and_the_rest():
+def test_modulation_is_one_for_all_tokens_or_differs_for_the_first_ones():
   x = jnp.arange(24.0).reshape(1, 6, 4)
   shift = jnp.array([1.0, 2.0]).reshape(1, 2, 1) * jnp.ones((1, 2, 4))
   y = layers.modulate(x, shift, jnp.zeros_like(shift), 2, 1e-6)

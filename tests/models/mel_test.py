@@ -14,14 +14,14 @@ def log_mel():
   return jax.jit(mel.log_mel, static_argnums=0)
 
 
-def test_spectrogram_is_the_originals(golden, log_mel):
+def test_the_spectrogram_equals_the_originals(golden, log_mel):
   reference = golden("audio")
   mel_BTM = log_mel(CONFIG, reference["wav"])
   assert mel_BTM.dtype == jnp.float32
   parity.assert_close(mel_BTM, reference["mel"].swapaxes(1, 2), "forward")
 
 
-def test_bands_are_librosas():
+def test_mel_bands_equal_librosas():
   # librosa.filters.mel(sr=16000, n_fft=1024, n_mels=80, fmin=0, fmax=8000)
   bands = mel.filterbank(CONFIG)
   assert bands.shape == (80, 513) and bands.dtype == np.float32
@@ -36,7 +36,7 @@ def test_bands_are_librosas():
   assert not bands[0, 5:].any() and not bands[79, :475].any()
 
 
-def test_silence_is_the_floor_and_a_tone_its_band(log_mel):
+def test_silence_is_the_floor_and_a_tone_peaks_in_its_band(log_mel):
   wave_BA = np.zeros((2, 2048), np.float32)
   wave_BA[1] = 0.5 * np.sin(2 * np.pi * 3000 / 16_000 * np.arange(2048))
   mel_BTM = np.asarray(log_mel(CONFIG, wave_BA))
@@ -67,6 +67,6 @@ def test_short_waves_are_refused():
     ({"high": 9000.0}, "<= 8000.0 Hz.* got 0.0 and 9000.0"),
   ],
 )
-def test_impossible_sizes_are_refused(sizes, message):
+def test_invalid_sizes_are_refused(sizes, message):
   with pytest.raises(ValueError, match=message):
     mel.MelConfig(**sizes)

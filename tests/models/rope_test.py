@@ -1,11 +1,11 @@
-"""Rotary positions: tables and the scaling that aligns sound with picture."""
+"""Rotary positions: tables, and scaling that aligns audio with video."""
 
 import numpy as np
 
 from ovi_jax.models import rope
 
 
-def test_pairs_of_a_released_head():
+def test_a_released_head_is_split_into_rotary_pairs():
   assert rope.head_split(128) == (22, 21, 21)
 
 
@@ -20,7 +20,7 @@ def test_table_is_the_product_of_its_axes():
   np.testing.assert_allclose(rotary.cos_LK, expected, atol=1e-7)
 
 
-def test_scaled_sound_meets_its_frame():
+def test_scaled_audio_positions_align_with_frames():
   """Audio step 157/31·i has the temporal angles of video frame i."""
   video = rope.angles(31, 22)
   audio = rope.angles(157, 22, 31 / 157)
@@ -30,14 +30,14 @@ def test_scaled_sound_meets_its_frame():
   )
 
 
-def test_sound_turns_temporal_pairs_only():
+def test_audio_rotates_temporal_pairs_only():
   rotary = rope.table((5,), 128, 0.2)
   assert np.all(rotary.sin_LK[:, 22:] == 0) and np.all(
     rotary.sin_LK[1:, :21] != 0
   )
 
 
-def test_products_depend_on_distance_alone():
+def test_dot_products_depend_on_distance_only():
   random = np.random.default_rng(0)
   q, k = random.standard_normal((2, 1, 1, 1, 12), np.float32)
   rotary = rope.table((9,), 12)

@@ -1,4 +1,4 @@
-"""Parameter shapes by lookup: the shipped are current, others are cached."""
+"""Parameter shapes: shipped ones are current, others are cached."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def small(component: str):
 @pytest.mark.parametrize(
   "config", [small, pytest.param(released, marks=pytest.mark.slow)]
 )
-def test_shipped_shapes_are_those_of_the_code(component, config):
+def test_shipped_shapes_equal_traced_shapes(component, config):
   sizes = config(component)
   known = shapes._known().get(shapes.digest(component, sizes))
   traced = architecture.traced_shapes(component, sizes)
@@ -105,7 +105,7 @@ def test_without_a_cache_nothing_is_written(calls, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_states_of_the_video_decoder_are_traced_once(
+def test_caches_of_the_video_decoder_are_traced_once(
   tmp_path, monkeypatch, dtype
 ):
   config, size = small("video_vae"), (1, 64, 64)

@@ -1,4 +1,4 @@
-"""What only training asks of the denoiser: padding, gaps, rematerialization."""
+"""The denoiser in training: padding, missing modalities, rematerialization."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def test_padding_changes_nothing(backend):
   )
 
 
-def test_a_missing_modality_is_not_heard():
+def test_a_missing_modality_is_masked_out():
   lengths = AV(jnp.array([2, 0]), jnp.array([9, 9]))
   a = forward(example(), lengths)
   other = example()._replace(video=example().video[::-1] + 3)

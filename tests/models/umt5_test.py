@@ -36,7 +36,7 @@ def prompts(golden):
 @pytest.mark.parametrize(
   "dtype, kind", [(jnp.float32, "forward"), (jnp.bfloat16, "bfloat16")]
 )
-def test_embeddings_are_the_originals(
+def test_embeddings_equal_the_originals(
   golden, config, params, prompts, dtype, kind
 ):
   # The original gives rows for padding too; they see the prompt as well.
@@ -47,7 +47,7 @@ def test_embeddings_are_the_originals(
   parity.assert_close(text_BSE, reference, kind)
 
 
-def test_embed_is_zero_beyond_a_prompt_and_blind_to_it(
+def test_embeddings_are_zero_in_padding_and_independent_of_it(
   golden, config, params, prompts
 ):
   ids_BS, mask_BS = prompts.values()
@@ -59,7 +59,7 @@ def test_embed_is_zero_beyond_a_prompt_and_blind_to_it(
   np.testing.assert_array_equal(text_BSE, other)
 
 
-def test_position_buckets_change_where_they_should():
+def test_position_buckets_have_the_boundaries_of_the_original():
   # Read off the original in float32; 16, 32 and 64 are on the very edge.
   edges = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
   expected = np.searchsorted(edges, np.arange(512), side="right") - 1
@@ -69,7 +69,7 @@ def test_position_buckets_change_where_they_should():
   np.testing.assert_array_equal(bucket_LS[0], after)
 
 
-def test_full_size_has_the_released_parameters():
+def test_the_full_size_has_the_released_parameters():
   tokens = jax.ShapeDtypeStruct((1, 512), jnp.int32)
   encoder = umt5.UMT5Encoder(umt5.UMT5Config())
   shapes = jax.eval_shape(encoder.init, jax.random.key(0), tokens, tokens)
@@ -97,6 +97,6 @@ def test_unknown_sizes_are_named():
     ({"max_distance": 8}, "max_distance must exceed"),
   ],
 )
-def test_impossible_sizes_are_refused(sizes, message):
+def test_invalid_sizes_are_refused(sizes, message):
   with pytest.raises(ValueError, match=message):
     umt5.UMT5Config(**sizes)

@@ -15,8 +15,7 @@ from ovi_jax.convert import standin
 from ovi_jax.convert import video_vae as video_vae_names
 from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
-from ovi_jax.models.video_vae import layers
-from ovi_jax.models.video_vae import placement
+from ovi_jax.models.video_vae import network
 from ovi_jax.sharding import mesh as meshes
 from tests.lib import parity
 
@@ -56,7 +55,9 @@ def channels_last(array_CTHW):
 
 
 @DTYPES
-def test_latents_are_the_originals(golden, config, params, frames, dtype, kind):
+def test_latents_equal_the_originals(
+  golden, config, params, frames, dtype, kind
+):
   half = {"encoder": params["encoder"]}
   reference = golden("video_vae")
   z = codec.encode(config, half, frames, dtype)
@@ -68,7 +69,9 @@ def test_latents_are_the_originals(golden, config, params, frames, dtype, kind):
 
 
 @DTYPES
-def test_frames_are_the_originals(golden, config, params, latents, dtype, kind):
+def test_frames_equal_the_originals(
+  golden, config, params, latents, dtype, kind
+):
   half = {"decoder": params["decoder"]}
   chunks = list(codec.decode_chunks(config, half, latents, dtype))
   assert [chunk.shape for chunk in chunks] == [
@@ -83,7 +86,7 @@ def test_frames_are_the_originals(golden, config, params, latents, dtype, kind):
 
 
 @pytest.mark.slow
-def test_a_whole_clip_is_what_streams_through(config, params):
+def test_streaming_equals_the_whole_clip(config, params):
   mean = np.linspace(-1, 1, config.z_dim)
   other = dataclasses.replace(
     config,
@@ -122,14 +125,14 @@ def test_one_compiled_step_serves_clips_of_any_length(
     z.append(codec.encode(config, params, clip))
     video.append(codec.decode(config, params, latents[:, :length]))
   assert encode_step._cache_size() == decode_step._cache_size() == 1
-  # What comes later changes nothing, nor does the clip before this one.
+  # Neither later frames nor an earlier clip change the result.
   for shorter in (0, 1):
     np.testing.assert_array_equal(z[shorter], z[2][:, : z[shorter].shape[1]])
     seen = video[shorter].shape[1]
     np.testing.assert_array_equal(video[shorter], video[2][:, :seen])
 
 
-def test_latents_are_read_as_frames_are_asked_for(config, params, latents):
+def test_latents_are_decoded_lazily(config, params, latents):
   class Watched:
     shape, read = latents.shape, []
 
@@ -175,17 +178,17 @@ def test_eight_devices_equal_one(config, params, sizes, part):
   # Each device holds its part of the state, and one program does all steps.
   side = config.spatial_stride
   size = 1, 8 * side, 4 * side
-  cache = codec.init_decoder_cache(config, *size)
-  stem = placement.split(cache, place)["stem"]["soon"]
+  cache = codec.init_cache(config, "decoder", *size)
+  stem = codec.cache_sharding(cache, place)["stem"]["soon"]
   assert stem.shard_shape((1, 8, 4, 1))[1:3] == part
   step = codec.jit_decode_step(config, jnp.dtype("float32"), size, place)
   assert step._cache_size() == 1
 
 
-def test_causal_convolution_is_the_three_dimensional_one():
+def test_the_cached_convolution_equals_a_3d_convolution():
   rng = np.random.default_rng(0)
   x_BTHWC = rng.standard_normal((2, 5, 4, 6, 3)).astype(np.float32)
-  conv = layers.CausalConv(features=7)
+  conv = network.CausalConv(features=7)
   variables = conv.init(jax.random.key(0), x_BTHWC[:, 0])
   params = variables["params"] | {"bias": jnp.arange(7.0)}
   cache = jax.tree.map(jnp.zeros_like, variables["cache"])
@@ -206,13 +209,13 @@ def test_causal_convolution_is_the_three_dimensional_one():
   np.testing.assert_allclose(jnp.stack(out, 1), expected, atol=1e-5)
 
 
-def test_averaging_down_undoes_duplicating_up():
+def test_average_downsampling_inverts_duplicating_upsampling():
   x_BHWC = jnp.arange(2 * 3 * 2 * 8.0).reshape(2, 3, 2, 8)
-  y_BTHWC = layers.duplicate_up(x_BHWC, features=4, time=2, space=2)
+  y_BTHWC = network.duplicate_up(x_BHWC, features=4, time=2, space=2)
   assert y_BTHWC.shape == (2, 2, 6, 4, 4)
   # Channel 2·c + t of the input is channel c of frame t, four times.
   np.testing.assert_array_equal(y_BTHWC[1, 1, 4:6, 2:4, 3], x_BHWC[1, 2, 1, 7])
-  back = layers.average_down(y_BTHWC, features=8, time=2, space=2)
+  back = network.average_down(y_BTHWC, features=8, time=2, space=2)
   np.testing.assert_array_equal(back[:, 0], x_BHWC)
 
 
@@ -233,14 +236,14 @@ def full():
   return (
     jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), shapes),
     jax.eval_shape(
-      lambda: codec.init_decoder_cache(FULL, 1, 960, 960, jnp.bfloat16)
+      lambda: codec.init_cache(FULL, "decoder", 1, 960, 960, jnp.bfloat16)
     ),
     jax.ShapeDtypeStruct((1, 60, 60, 48), jnp.float32),
     jax.ShapeDtypeStruct((), jnp.bool_),
   )
 
 
-def test_a_step_hands_on_as_much_as_it_was_given(full):
+def test_a_step_keeps_the_shapes_of_its_cache(full):
   def step(*args):
     return codec.decode_step(FULL, *args, jnp.bfloat16)
 
@@ -268,7 +271,7 @@ def test_a_full_size_step_needs_less_than_six_gib(full):
 
 
 @pytest.mark.slow
-def test_encoder_and_decoder_can_be_trained():
+def test_encoder_and_decoder_have_gradients():
   """Gradients reach every parameter."""
   small = video_vae.VideoVAEConfig(
     dim=2,
@@ -283,8 +286,7 @@ def test_encoder_and_decoder_can_be_trained():
   random = np.random.default_rng(0)
   frames = random.uniform(-0.5, 0.5, (1, 2, 4, 4, 3)).astype(np.float32)
   caches = [
-    make(small, 1, 4, 4)
-    for make in (codec.init_encoder_cache, codec.init_decoder_cache)
+    codec.init_cache(small, part, 1, 4, 4) for part in ("encoder", "decoder")
   ]
 
   def loss(params, is_first):
@@ -298,7 +300,7 @@ def test_encoder_and_decoder_can_be_trained():
     assert np.isfinite(g).all() and np.any(g != 0), path
 
 
-def test_clips_can_be_coded_within_another_jitted_function():
+def test_the_codec_runs_inside_another_jitted_function():
   shapes = jax.eval_shape(lambda key: codec.init(FULL, key), jax.random.key(0))
   clip = jax.ShapeDtypeStruct((2, 9, 32, 48, 3), jnp.float32)
   z = jax.eval_shape(lambda p, x: codec.encode(FULL, p, x), shapes, clip)
@@ -332,11 +334,11 @@ def test_latents_that_do_not_fit_are_refused(shape):
 
 def test_caches_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match="width is 90 pixels, expected a mult"):
-    codec.init_encoder_cache(FULL, 1, 64, 90)
+    codec.init_cache(FULL, "encoder", 1, 64, 90)
 
 
 def test_sizes_that_do_not_fit_are_refused():
-  with pytest.raises(ValueError, match=r"unknown keys \['width'\]"):
+  with pytest.raises(ValueError, match="video VAE: width; known are"):
     video_vae.VideoVAEConfig.from_release(SIZES | {"width": 3})
   with pytest.raises(ValueError, match="3 entries, expected 2") as error:
     video_vae.VideoVAEConfig(dim_mult=(1, 2, 4), z_dim=16, dim=0)

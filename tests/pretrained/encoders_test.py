@@ -1,4 +1,4 @@
-"""Encoders: pixels of either kind, rows over devices, prompts."""
+"""Encoders: pixel types, batches over devices, prompts."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def latents(one, clips):
   return np.asarray(encoders.VideoEncoder.load(one).encode(clips))
 
 
-def test_bytes_are_the_pixels_they_stand_for(one, clips, latents):
+def test_uint8_frames_are_scaled_to_pixels(one, clips, latents):
   pixels = clips.astype(np.float32) / np.float32(127.5) - np.float32(1)
   same = encoders.VideoEncoder.load(one).encode(pixels)
   np.testing.assert_allclose(latents, same, atol=1e-5)
@@ -53,7 +53,7 @@ def test_each_device_encodes_its_own_clips(two, clips, latents):
   np.testing.assert_allclose(latents, split, atol=1e-5)
 
 
-def test_sound_becomes_one_latent_for_512_samples(one):
+def test_audio_becomes_one_latent_per_512_samples(one):
   wave_BA = np.sin(np.arange(2 * 512 * 8, dtype=np.float32)).reshape(2, -1)
   encoder = encoders.AudioEncoder.load(one)
   latents_BTC = np.asarray(encoder.encode(wave_BA))
@@ -64,7 +64,7 @@ def test_sound_becomes_one_latent_for_512_samples(one):
     encoder.encode(wave_BA[:, :-256])
 
 
-def test_prompts_side_by_side_are_as_they_are_alone(one):
+def test_batched_prompts_equal_single_prompts(one):
   encoder = encoders.TextEncoder.load(one)
   prompts = ["Waves. Audio: surf.", ""]
   alone = encoder.texts(prompts)

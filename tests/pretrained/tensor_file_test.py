@@ -1,4 +1,4 @@
-"""Names in a safetensors header are bounded before anything is made of them."""
+"""Names in a safetensors header are bounded."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""What a directory of weights says of itself against what lies in it."""
+"""The manifest of a directory of weights against its files."""
 
 import json
 import os
@@ -43,13 +43,13 @@ def change(copy, **fields):
     ({"odd": 2}, "odd"),
   ],
 )
-def test_a_damaged_manifest(copy, fields, message):
+def test_a_damaged_manifest_is_refused(copy, fields, message):
   change(copy, **fields)
   with pytest.raises(ValueError, match=f"is damaged .*{message}"):
     weights_dir.read(copy)
 
 
-def test_files_of_a_cache_of_links_are_linked_themselves(tmp_path):
+def test_symlinks_into_a_cache_are_resolved(tmp_path):
   """As huggingface_hub lays them out."""
   cache = tmp_path / "models--a--b"
   source, out = cache / "snapshots/1", tmp_path / "out"
@@ -90,7 +90,7 @@ def test_a_long_name_is_cut_in_the_message(copy, fields):
   assert len(str(error.value)) < 1500
 
 
-def test_a_manifest_that_is_no_object(copy):
+def test_a_manifest_that_is_not_an_object_is_refused(copy):
   (copy / weights_dir.MANIFEST).write_text("[1]")
   with pytest.raises(ValueError, match="is damaged"):
     weights_dir.read(copy)
@@ -108,7 +108,7 @@ def test_parameters_of_other_sizes_are_named(copy):
   weights_dir.read(copy, needs=("vocoder",))
 
 
-def test_sizes_that_do_not_fit_each_other(copy):
+def test_contradictory_sizes_are_refused(copy):
   sizes = json.loads(json.dumps(standin.manifest()["config"]))
   sizes["t5"]["dim"] = 64
   sizes["bigvgan"]["mel_bins"] = 100
@@ -133,7 +133,7 @@ def test_sizes_that_do_not_fit_each_other(copy):
   ]
 
 
-def test_a_file_that_was_replaced(copy):
+def test_a_replaced_file_is_detected(copy):
   path = weights_dir.component_file(copy, "audio_vae")
   leaves = stores.shapes(path)
   path.unlink()
@@ -149,7 +149,7 @@ def test_a_file_that_was_replaced(copy):
   weights_dir.read(copy, needs=("fusion",))
 
 
-def test_a_component_without_sizes(copy):
+def test_a_component_without_sizes_is_refused(copy):
   sizes = dict(standin.manifest()["config"])
   del sizes["bigvgan"]
   change(copy, sizes=sizes)
@@ -176,7 +176,7 @@ def test_a_hostile_manifest_is_refused_in_one_line(copy, content, message):
   assert len(str(error.value)) < 500
 
 
-def test_implausible_sizes_in_a_manifest(copy):
+def test_implausible_sizes_in_a_manifest_are_refused(copy):
   sizes = json.loads(json.dumps(standin.manifest()["config"]))
   sizes["video_vae"]["num_res_blocks"] = 10**6
   sizes["latents"]["T"] = 2**20

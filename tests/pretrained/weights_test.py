@@ -1,4 +1,4 @@
-"""The store of converted weights: written by slices, loaded by devices."""
+"""Converted weights: written in slices, loaded per device."""
 
 import collections
 import errno
@@ -58,7 +58,7 @@ def assert_is_whole(tree):
     assert np.asarray(flat[leaf]).tobytes() == expected.tobytes(), leaf
 
 
-def test_what_is_written_is_loaded(store):
+def test_written_tensors_are_loaded(store):
   assert_is_whole(weights.load(store))
   assert weights.metadata(store) == {"variant": "mini"}
   assert [p.name for p in store.parent.iterdir()] == [store.name]
@@ -77,14 +77,14 @@ def test_leaves_start_at_multiples_of_their_width(store):
     assert span.start % span.dtype.itemsize == 0
 
 
-def test_nothing_has_the_name_before_all_is_written(path):
+def test_the_file_is_renamed_only_when_complete(path):
   with weights.Writer(path, LEAVES) as writer:
     fill(writer)
     assert not path.exists()
   assert path.exists()
 
 
-def test_the_room_is_claimed_before_anything_is_written(path):
+def test_disk_space_is_allocated_before_anything_is_written(path):
   leaves = {"w": jax.ShapeDtypeStruct((2**20,), jnp.float32)}
   writer = weights.Writer(path, leaves)
   (partial,) = path.parent.iterdir()
@@ -115,7 +115,7 @@ def test_the_room_is_claimed_before_anything_is_written(path):
     ([("step", 0)], r"step of shape \(\) has no slice 0"),
   ],
 )
-def test_unknown_and_double_writes(path, writes, message):
+def test_unknown_and_double_writes_are_refused(path, writes, message):
   with (
     pytest.raises(ValueError, match=message),
     weights.Writer(path, LEAVES) as writer,
@@ -138,7 +138,7 @@ def test_missing_writes_are_listed(path):
   assert not list(path.parent.iterdir())
 
 
-def test_shapes_and_dtypes_must_fit(path):
+def test_shapes_and_dtypes_must_match(path):
   writer = weights.Writer(path, LEAVES)
   with pytest.raises(ValueError, match=r"\[0\]: expected float32 \(2,\), got"):
     writer.write("blocks/audio/norm/scale", 0, np.zeros((1, 2), np.float32))
@@ -156,7 +156,9 @@ def test_shapes_and_dtypes_must_fit(path):
       weights.Writer(path, leaves)
 
 
-def test_turned_arrays_are_written_in_pieces_and_converted(path, monkeypatch):
+def test_transposed_arrays_are_written_in_pieces_and_converted(
+  path, monkeypatch
+):
   monkeypatch.setattr(weights, "_PIECE", 16)
   array = np.arange(60, dtype=np.float64).reshape(3, 20).T
   leaf = jax.ShapeDtypeStruct((20, 3), jnp.bfloat16)
@@ -167,14 +169,14 @@ def test_turned_arrays_are_written_in_pieces_and_converted(path, monkeypatch):
   np.testing.assert_array_equal(np.asarray(loaded, np.float64), array)
 
 
-def test_an_error_on_the_way_leaves_nothing(path):
+def test_an_error_while_writing_leaves_nothing(path):
   with pytest.raises(KeyError), weights.Writer(path, LEAVES) as writer:
     fill(writer)
     raise KeyError
   assert not list(path.parent.iterdir())
 
 
-def test_metadata_may_come_late_and_be_too_much(path):
+def test_metadata_may_be_set_late_and_has_a_size_limit(path):
   with weights.Writer(path, LEAVES) as writer:
     fill(writer)
     writer.metadata["content"] = "x" * 4000
@@ -190,7 +192,7 @@ def test_metadata_may_come_late_and_be_too_much(path):
     assert not list(path.parent.iterdir())
 
 
-def test_no_room_on_the_disk(path, monkeypatch):
+def test_a_full_disk_is_reported(path, monkeypatch):
   usage = collections.namedtuple("usage", "free")
   with monkeypatch.context() as patch:
     patch.setattr(shutil, "disk_usage", lambda path: usage(99))
@@ -209,7 +211,9 @@ def test_no_room_on_the_disk(path, monkeypatch):
 
 
 @pytest.mark.parametrize("refused", [None, errno.EOPNOTSUPP])
-def test_a_system_that_cannot_allocate(path, monkeypatch, refused):
+def test_a_file_system_without_fallocate_is_supported(
+  path, monkeypatch, refused
+):
   if refused is None:  # macOS
     monkeypatch.delattr(os, "posix_fallocate")
   else:
@@ -234,7 +238,7 @@ def test_only_floating_leaves_are_cast(store):
   )
 
 
-def test_a_prefix_is_whole_names(store):
+def test_a_prefix_matches_whole_names(store):
   tree = weights.load(store, prefix="blocks/audio")
   assert set(mapping.flatten(tree)) == {"blocks/audio/norm/scale"}
   tree = weights.load(store, prefix=("step", "head"))
@@ -243,7 +247,7 @@ def test_a_prefix_is_whole_names(store):
     weights.load(store, prefix="blocks/aud")
 
 
-def test_each_device_reads_its_part_only(store):
+def test_each_device_reads_only_its_shard(store):
   mesh = jax.make_mesh((8,), ("tensor",))
   split = jax.sharding.NamedSharding(mesh, P(None, "tensor"))
   whole = jax.sharding.NamedSharding(mesh, P())
@@ -258,7 +262,7 @@ def test_each_device_reads_its_part_only(store):
   assert_is_whole(weights.load(store, whole))
 
 
-def test_shardings_as_a_tree(store):
+def test_shardings_may_be_a_tree(store):
   one = jax.sharding.SingleDeviceSharding(jax.devices()[3])
   tree = mapping.nest({leaf: one for leaf in LEAVES})
   loaded = weights.load(store, tree)
@@ -291,7 +295,7 @@ def test_shapes_are_known_without_reading(store):
   }
 
 
-def test_slices_are_read_as_the_mapping_asks(store):
+def test_layers_are_read_as_slices_of_stacked_tensors(store):
   read = weights.slices(store)
   for leaf, array in LEAVES.items():
     np.testing.assert_array_equal(read(leaf, None), array)
@@ -304,7 +308,7 @@ def test_slices_are_read_as_the_mapping_asks(store):
     read("other", 0)
 
 
-def test_a_missing_and_a_damaged_store(store):
+def test_missing_and_damaged_files_are_named(store):
   with pytest.raises(ValueError, match=r"convert_torch_weights.py"):
     weights.load(store.with_name("none.safetensors"))
   raw = store.read_bytes()

@@ -1,4 +1,4 @@
-"""Maps of attention between the towers: their shares, places and pictures."""
+"""Attention maps between the towers: values, positions, images."""
 
 import pathlib
 
@@ -15,7 +15,7 @@ S, T, H, W = 157, 31, 2, 2
 
 
 def looking_at(place_S: np.ndarray, row: int, column: int):
-  """Maps of a sound that looks at one corner of one latent a step."""
+  """Maps of audio that attends to one corner of one latent per step."""
   audio = np.zeros((S, T, H, W), np.float32)
   audio[np.arange(S), place_S, row, column] = 1
   video = np.full((T, H, W, S), 1 / S, np.float32)
@@ -29,7 +29,7 @@ def on_time() -> np.ndarray:
   return (frames + 3) // 4
 
 
-def test_the_diagonal_is_the_same_time():
+def test_the_diagonal_is_simultaneous():
   near = looking_at(on_time(), 0, 0).near_diagonal()
   assert near.audio == pytest.approx(1)
   # Attention without preference: a latent to each side, but at the ends.
@@ -40,7 +40,7 @@ def test_the_diagonal_is_the_same_time():
   assert late.near_diagonal(1).audio < 0.6 < late.near_diagonal(3).audio
 
 
-def test_the_overlay_is_where_the_sound_looks():
+def test_the_overlay_shows_the_attended_region():
   grey = np.full((1 + 4 * (T - 1), 64, 64, 3), 128, np.uint8)
   drawn = attention_maps.overlay(grey, looking_at(on_time(), 1, 0))
   change = np.abs(drawn.astype(int) - 128).sum(-1)
@@ -53,7 +53,7 @@ def test_the_overlay_is_where_the_sound_looks():
   assert max(c.max() for c in corners[1:]) < 1
 
 
-def test_the_sharpest_heads():
+def test_the_sharpest_heads_are_selected():
   shares = np.linspace(0, 1, 64)[::-1].reshape(8, 8)
   weights = attention_maps.sharpest(shares)
   np.testing.assert_array_equal(np.flatnonzero(weights), [0, 1, 2, 3])
@@ -61,7 +61,7 @@ def test_the_sharpest_heads():
   assert np.flatnonzero(attention_maps.sharpest(np.eye(2)[:1])) == [0]
 
 
-def test_measured_and_written(tmp_path):
+def test_maps_are_measured_and_written(tmp_path):
   random = np.random.default_rng(0)
   config = standin_models.fusion_config()
 

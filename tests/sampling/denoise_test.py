@@ -10,7 +10,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
 from tests.lib import parity
@@ -44,7 +44,7 @@ def run(golden):
     inputs = denoise.Inputs(
       conditions(params), guidance.slg_mask(3, 1, 1), scales, first
     )
-    method = solver.named(name)
+    method = solvers.named(name)
     levels = method.schedule(steps, 5.0)
     x = denoise.denoise(model, method, params, inputs, noise, levels)
     return AV(*(np.asarray(a[0]) for a in x))
@@ -58,13 +58,13 @@ def reference(golden, name: str) -> AV:
   return AV(video, arrays[f"e2e_{name}_a"])
 
 
-@pytest.mark.parametrize("name", sorted(solver.SOLVERS))
+@pytest.mark.parametrize("name", sorted(solvers.SOLVERS))
 def test_solvers_end_where_the_original_does(run, golden, name):
   for ours, theirs in zip(run(name), reference(golden, name)):
     parity.assert_close(ours, theirs, "end_to_end")
 
 
-def test_image_to_video(run, golden):
+def test_image_to_video_equals_the_original(run, golden):
   theirs = reference(golden, "i2v")
   first = jnp.asarray(theirs.video[None, :1])
   ours = run("unipc", first)
@@ -89,7 +89,7 @@ def test_eight_devices_equal_one(run):
     parity.assert_close(a, b, "devices")
 
 
-def test_step_is_compiled_once_for_any_number_of_steps(run):
+def test_one_compiled_step_serves_any_number_of_steps(run):
   denoise.step.clear_cache()
   run("unipc")
   assert denoise.step._cache_size() == 1
@@ -97,7 +97,7 @@ def test_step_is_compiled_once_for_any_number_of_steps(run):
   assert denoise.step._cache_size() == 1
 
 
-def test_guidance_of_a_scale_a_modality():
+def test_each_modality_has_its_guidance_scale():
   velocities = AV(jnp.array([[3.0], [1.0]]), jnp.array([[3.0], [1.0]]))
   combined = guidance.apply_cfg(velocities, AV(4.0, 1.0))
   assert float(combined.video[0, 0]) == 9.0
@@ -111,7 +111,7 @@ def test_blocks_are_skipped_in_the_negative_half_only(skip, left_out):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_step_that_is_not_finite_ends_the_run(run, bad):
+def test_a_non_finite_step_ends_the_run(run, bad):
   params = mapping.flatten(standin_models.fusion_params())
   name = "audio/head/bias"
   params[name] = np.full_like(params[name], bad)
@@ -123,15 +123,15 @@ def test_a_step_that_is_not_finite_ends_the_run(run, bad):
     run("unipc", params=mapping.nest(params))
 
 
-def test_finite_flags_on_a_mesh():
+def test_finite_checks_work_on_a_mesh():
   mesh = meshes.for_sampling(jax.devices(), heads=2)
-  good = np.zeros((1, 8, 4, 4, 2), np.float32)
+  good = np.zeros((2, 8, 4, 4, 2), np.float32)
   bad = good.copy()
-  bad[0, 7, 3, 3, 1] = np.nan
+  bad[1, 7, 3, 3, 1] = np.nan
   with jax.set_mesh(mesh):
     x = jax.device_put(AV(bad, good), sharding_rules.replicated(mesh))
     found = denoise._are_finite(x)
     assert found.sharding.is_fully_replicated
-    assert np.asarray(found).tolist() == [False, True]
+    assert np.asarray(found).tolist() == [[True, False], [True, True]]
     one_tower = denoise._are_finite(AV(audio=x.audio))
-    assert np.asarray(one_tower).tolist() == [True]
+    assert np.asarray(one_tower).tolist() == [[True, True]]

@@ -1,4 +1,4 @@
-"""From prompts to picture and sound on the stand-in, against the original."""
+"""From prompts to video and audio on the stand-in, against the original."""
 
 import jax
 import jax.numpy as jnp
@@ -40,28 +40,30 @@ def latents(pipeline, golden):
   prompts = config_values.PROMPTS
   embedded = pipeline.embed(prompts)
   positive, *negative = (embedded[p] for p in prompts)
-  noise = AV(arrays["noise_v"].transpose(1, 2, 3, 0), arrays["noise_a"])
+  noise = AV(
+    arrays["noise_v"].transpose(1, 2, 3, 0)[None], arrays["noise_a"][None]
+  )
   chosen = settings.Settings.from_config(config_values.sample_config())
   denoiser = pipeline.denoiser()
 
   def run(first):
-    return denoiser.sample(noise, positive, AV(*negative), chosen, first)
+    return denoiser.sample(noise, [positive], AV(*negative), chosen, first)
 
   frames = golden("video_vae")["vvae_in"].transpose(1, 2, 3, 0)[None, :1]
   params = pipeline.load("video_vae", "encoder")
   first = codec.encode(pipeline.arch.video_vae, params, frames)
-  return {False: run(None), True: run(np.asarray(first[0]))}
+  return {False: run(None), True: run(np.asarray(first))}
 
 
 @pytest.mark.slow
-def test_text_to_sound_wave(latents, decoder, golden):
+def test_the_decoded_wave_equals_the_original(latents, decoder, golden):
   wave = decoder.wave(latents[False].audio)
   reference = golden("sampling")["e2e_unipc_wav"][0]
   parity.assert_close(wave, reference, "end_to_end")
 
 
 @pytest.mark.slow
-def test_image_to_video_and_sound(latents, decoder, golden):
+def test_image_to_video_and_audio_equals_the_original(latents, decoder, golden):
   arrays = golden("sampling")
   video = codec.decode(
     decoder.components.arch.video_vae, decoder.video, latents[True].video
@@ -99,19 +101,29 @@ def test_noise_is_a_function_of_the_seed(pipeline):
 )
 def test_prompts_share_a_length(longest, limit, rows):
   positive, video, audio = (np.ones((n, 4)) for n in (longest, 3, 7))
-  pairs = denoisers.text_pairs(positive, AV(video, audio), limit, "xla")
+  pairs = denoisers.text_pairs([positive], AV(video, audio), limit, "xla")
   assert pairs.video.shape == pairs.audio.shape == (2, rows, 4)
   assert pairs.video.any(-1).sum(-1).tolist() == [longest, 3]
   assert pairs.audio.any(-1).sum(-1).tolist() == [longest, 7]
 
 
-def test_prompts_may_be_written_out_whole():
+def test_prompts_of_a_batch_come_before_its_negative_prompts():
+  positives = [np.full((n, 4), n) for n in (70, 2)]
+  negative = AV(np.full((3, 4), 3), np.full((7, 4), 7))
+  pairs = denoisers.text_pairs(positives, negative, 512, "xla")
+  assert pairs.video.shape == pairs.audio.shape == (4, 127, 4)
+  assert pairs.video[:, 0, 0].tolist() == [70, 2, 3, 3]
+  assert pairs.audio[:, 0, 0].tolist() == [70, 2, 7, 7]
+  assert pairs.video.any(-1).sum(-1).tolist() == [70, 2, 3, 3]
+
+
+def test_cudnn_attention_pads_prompts_to_the_full_length():
   pairs = denoisers.text_pairs(
-    np.ones((9, 4)), AV(None, np.ones((3, 4))), 112, "cudnn"
+    [np.ones((9, 4))], AV(None, np.ones((3, 4))), 112, "cudnn"
   )
   assert pairs.video is None and pairs.audio.shape == (2, 112, 4)
   with pytest.raises(ValueError, match="9 text embeddings; the towers read 8"):
-    denoisers.text_pairs(np.ones((9, 4)), AV(np.ones((3, 4))), 8, "xla")
+    denoisers.text_pairs([np.ones((9, 4))], AV(np.ones((3, 4))), 8, "xla")
 
 
 def test_embeddings_are_of_the_prompts_own_tokens(pipeline, golden):

@@ -1,4 +1,4 @@
-"""A whole run of `sample.py` on the stand-in: files, reruns, bad input."""
+"""Whole runs of `sample.py` on the stand-in: files, reruns, bad input."""
 
 import json
 import pathlib
@@ -15,6 +15,7 @@ from ovi_jax.media import mp4
 from ovi_jax.pretrained import weights as stores
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import generate
+from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings
 from tests.lib import config_values
@@ -22,22 +23,21 @@ from tests.lib import parity
 
 
 @pytest.fixture
-def run(weights, tmp_path):
+def run(weights, tmp_path, log_lines):
   """Run with the stand-in's weights; returns (paths, lines logged)."""
 
   def call(
     prompt=config_values.PROMPTS[0], asked=None, changes=(), **arguments
   ):
-    lines: list[str] = []
+    log_lines.clear()
     paths = generate.run(
       requests=asked or requests.from_prompt(prompt),
       settings=settings.Settings.from_config(
         config_values.sample_config(**dict(changes))
       ),
       **{"weights": weights, "out": tmp_path / "out"} | arguments,
-      log=lines.append,
     )
-    return paths, lines
+    return paths, list(log_lines)
 
   return call
 
@@ -52,7 +52,7 @@ def noise(golden, tmp_path_factory) -> pathlib.Path:
   return path
 
 
-def test_a_run_from_given_noise(run, noise, golden):
+def test_a_run_from_given_noise_equals_the_original(run, noise, golden):
   (path,), lines = run(noise=noise, save_latents=True, maps=True)
   latents = np.load(path.with_suffix(".npz"))
   arrays = golden("sampling")
@@ -80,7 +80,7 @@ def test_a_run_from_given_noise(run, noise, golden):
 
 
 @pytest.mark.slow
-def test_maps_of_chosen_heads_belong_to_the_clip_that_is_there(run):
+def test_maps_of_selected_heads_are_written_for_an_existing_clip(run):
   chosen = {"num_steps": 2, "attention_heads": "0.1"}
   (path,), _ = run(changes=chosen, maps=True, save_latents=True)
   files = attention_maps.files_of(path, ((0, 1),))
@@ -121,7 +121,31 @@ def test_a_second_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
     run(changes=changes | {"num_steps": 3})
 
 
-def test_overwrite_makes_it_again(run):
+@pytest.mark.slow
+def test_overlapped_clips_have_the_bytes_of_single_runs(
+  run, tmp_path, monkeypatch
+):
+  one_device = jax.local_devices()[:1]
+  monkeypatch.setattr(planning, "_devices", lambda settings: one_device)
+  asked = [requests.from_prompt(p)[0] for p in ("Rain.", "Wind.", "Surf.")]
+  changes = {"num_steps": 2}
+  paths, lines = run(asked=asked, changes=changes)
+  assert [line for line in lines if line.startswith("wrote")] == [
+    f"wrote {path}" for path in paths
+  ]
+  for path, request in zip(paths, asked):
+    (alone,), _ = run(asked=[request], changes=changes, out=tmp_path / "alone")
+    for ending in (".mp4", ".json"):
+      ours, single = (p.with_suffix(ending).read_bytes() for p in (path, alone))
+      assert ours == single
+  # Another batch size is no other clip.
+  paths[1].unlink()
+  _, lines = run(asked=asked, changes=changes | {"batch_size": 3})
+  assert sum(line.startswith("already made") for line in lines) == 2
+  assert paths[1].exists()
+
+
+def test_overwrite_regenerates_the_clip(run):
   (path,), _ = run(changes={"num_steps": 1})
   before = path.stat().st_mtime_ns
   run(changes={"num_steps": 2}, overwrite=True)
@@ -172,7 +196,7 @@ def with_nan(weights, path, component: str, parameter: str) -> pathlib.Path:
     ("vocoder", "conv_in/bias", "vocoder.safetensors: output is not"),
   ],
 )
-def test_weights_with_nan_end_the_run_where_they_act(
+def test_weights_with_nan_end_the_run(
   run, weights, tmp_path, component, parameter, message
 ):
   damaged = with_nan(weights, tmp_path / "damaged", component, parameter)
@@ -182,7 +206,7 @@ def test_weights_with_nan_end_the_run_where_they_act(
 
 
 @pytest.mark.slow
-def test_image_and_aspect(run, tmp_path, golden):
+def test_the_size_follows_the_image(run, tmp_path, golden):
   picture = tmp_path / "first.png"
   Image.fromarray(golden("image")["image_u8"].transpose(1, 0, 2)).save(picture)
   asked = requests.from_prompt("A tall picture", picture)
@@ -213,6 +237,7 @@ BAD_CONFIGS = {
   "flow_shift": (0.0, "flow_shift must be from 0.01 to 100, got 0.0"),
   "slg_layer": (-2, "slg_layer must be from -1 to 512"),
   "samples_per_prompt": (0, "samples_per_prompt must be from 1 to 10000"),
+  "batch_size": (0, "batch_size must be from 1 to 1024, got 0"),
   "dtype": ("float16", "dtype 'float16' is unknown; choose from auto"),
   "attention": ("flash", "attention 'flash' is unknown; choose from auto"),
   "seed": (-1, "seeds must be in"),
@@ -221,7 +246,7 @@ BAD_CONFIGS = {
 
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("field", sorted(BAD_CONFIGS))
-def test_bad_config(run, field):
+def test_an_invalid_config_is_refused(run, field):
   value, message = BAD_CONFIGS[field]
   with pytest.raises(ValueError, match=message):
     run(changes={field: value})
@@ -260,14 +285,14 @@ def test_bad_config(run, field):
     ({"mesh": {"data": 2**40, "fsdp": 0, "context": 0, "tensor": 0}}, "mesh"),
   ],
 )
-def test_numbers_and_texts_out_of_bounds(run, changes, message):
+def test_values_out_of_bounds_are_refused(run, changes, message):
   with pytest.raises(ValueError, match=message) as error:
     run(changes=changes)
   assert len(str(error.value)) < 300
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_too_many_clips(run):
+def test_too_many_clips_are_refused(run):
   asked = requests.from_prompt("a") * 50
   with pytest.raises(
     ValueError, match="50 prompts, each 9000 times, are 450000"
@@ -284,13 +309,13 @@ def test_too_many_clips(run):
     ("a " * 10_000, "the prompt has 20000 characters, at most 16384"),
   ],
 )
-def test_prompts_that_cannot_be_read(prompt, message):
+def test_unreadable_prompts_are_refused(prompt, message):
   with pytest.raises(ValueError, match=message):
     requests.from_prompt(prompt)
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_unknown_config_field():
+def test_an_unknown_config_field_is_named():
   with pytest.raises(
     ValueError, match="config.stepps is unknown .did you mean num_steps"
   ):
@@ -298,7 +323,7 @@ def test_unknown_config_field():
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_bad_weights(run, tmp_path):
+def test_invalid_weights_are_refused(run, tmp_path):
   with pytest.raises(ValueError, match="convert_torch_weights"):
     run(weights=tmp_path / "nowhere")
   with pytest.raises(
@@ -307,7 +332,7 @@ def test_bad_weights(run, tmp_path):
     run(changes={"variant": "960x960_10s"})
 
 
-def test_a_run_from_python_keeps_compiled_programs(run, tmp_path, monkeypatch):
+def test_a_run_from_python_caches_compiled_programs(run, tmp_path, monkeypatch):
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   before = jax.config.jax_compilation_cache_dir
   try:
@@ -320,14 +345,14 @@ def test_a_run_from_python_keeps_compiled_programs(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_bad_images(tmp_path):
+def test_invalid_images_are_refused(tmp_path):
   with pytest.raises(ValueError, match="image is missing"):
     requests.from_prompt("a", tmp_path / "none.png")
 
 
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("content", [b"", b"not a picture"])
-def test_an_image_that_is_none(run, tmp_path, content):
+def test_a_file_that_is_no_image_is_refused(run, tmp_path, content):
   picture = tmp_path / "first.png"
   picture.write_bytes(content)
   asked = requests.from_prompt("a", picture)
@@ -336,7 +361,7 @@ def test_an_image_that_is_none(run, tmp_path, content):
 
 
 VIDEO, AUDIO = (4, 4, 6, 48), (21, 20)
-BAD_NOISES = {  # what the file holds -> what is said
+BAD_NOISES = {  # content of the file -> message
   "nothing": (None, "is not a file"),
   "text": (b"text", "is not an .npz file"),
   "half": ({"video_THWC": np.zeros(VIDEO)}, "expected audio_TC.npy, found"),
@@ -357,7 +382,7 @@ BAD_NOISES = {  # what the file holds -> what is said
 
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("kind", sorted(BAD_NOISES))
-def test_bad_noise(run, tmp_path, kind):
+def test_invalid_noise_is_refused(run, tmp_path, kind):
   content, message = BAD_NOISES[kind]
   path = tmp_path / "noise.npz"
   if isinstance(content, bytes):
@@ -369,7 +394,7 @@ def test_bad_noise(run, tmp_path, kind):
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_damaged_noise(run, noise, tmp_path):
+def test_damaged_noise_is_refused(run, noise, tmp_path):
   whole = noise.read_bytes()
   (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
   np.save(tmp_path / "one.npy", np.zeros(3))
@@ -379,7 +404,7 @@ def test_damaged_noise(run, noise, tmp_path):
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_one_noise_serves_clips_of_one_size(run, noise, tmp_path, golden):
+def test_given_noise_requires_clips_of_one_size(run, noise, tmp_path, golden):
   picture = tmp_path / "first.png"
   pixels = golden("image")["image_u8"].transpose(1, 0, 2)
   Image.fromarray(pixels).save(picture)
@@ -393,7 +418,7 @@ def test_one_noise_serves_clips_of_one_size(run, noise, tmp_path, golden):
 
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("name", ["clip.mp4", "CLIP.MP4", "a/clip.webm"])
-def test_out_that_is_named_like_a_file(run, tmp_path, name):
+def test_an_output_directory_named_like_a_file_is_refused(run, tmp_path, name):
   out = tmp_path / name
   with pytest.raises(ValueError, match=r"a directory, .*--out=.*/(?i:clip)$"):
     run(out=out)
@@ -404,7 +429,7 @@ def test_out_that_is_named_like_a_file(run, tmp_path, name):
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_out_that_is_no_directory(run, tmp_path):
+def test_an_output_path_that_is_no_directory_is_refused(run, tmp_path):
   (tmp_path / "file").write_text("")
   for out in (tmp_path / "file", tmp_path / "file" / "below"):
     with pytest.raises(ValueError, match="expected a directory to write to"):
@@ -422,7 +447,7 @@ def test_out_that_is_no_directory(run, tmp_path):
     (("", "none.csv", ""), "none.csv"),
   ],
 )
-def test_bad_flags(flags, message):
+def test_invalid_flags_are_refused(flags, message):
   with pytest.raises(ValueError, match=message):
     requests.from_flags(*flags, mode="auto")
 

@@ -1,4 +1,4 @@
-"""Noise files: only what fits a clip is unpacked, whatever a file claims."""
+"""Noise files are validated before they are unpacked."""
 
 import io
 import pathlib
@@ -24,7 +24,7 @@ def npy(array: np.ndarray, **options) -> bytes:
 
 
 def header(text: str, data: bytes = b"") -> bytes:
-  """An .npy that says anything of itself."""
+  """An .npy file with an arbitrary header."""
   said = text.encode("latin1")
   return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(said)) + said + data
 
@@ -40,7 +40,7 @@ def written(tmp_path, video: bytes, method=zipfile.ZIP_DEFLATED):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_what_numpy_writes_is_read(tmp_path, save, order):
+def test_files_written_by_numpy_are_read(tmp_path, save, order):
   path = tmp_path / "noise.npz"
   video = np.asarray(VIDEO, np.float16, order=order)
   save(path, video_THWC=video, audio_TC=AUDIO, more=np.zeros(3))
@@ -78,7 +78,7 @@ def test_headers_are_checked(tmp_path, video, message):
   assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_file_that_inflates_is_not_unpacked(tmp_path):
+def test_decompression_bombs_are_refused(tmp_path):
   zeros = np.zeros(64 << 20, np.uint8).view(np.float32)
   path = written(tmp_path, npy(zeros))
   assert path.stat().st_size < 200_000
@@ -116,13 +116,15 @@ def changed(path: pathlib.Path, offset: int, value: int) -> pathlib.Path:
   ("offset", "value", "message"),
   [(0, 1, "encrypted"), (2, 77, "by method 77")],
 )
-def test_encrypted_and_unknown_members(tmp_path, offset, value, message):
+def test_encrypted_and_unknown_members_are_refused(
+  tmp_path, offset, value, message
+):
   path = changed(written(tmp_path, npy(VIDEO)), offset, value)
   with pytest.raises(ValueError, match=message):
     noise.read(path, SHAPES)
 
 
-def test_a_damaged_member(tmp_path):
+def test_a_damaged_member_is_refused(tmp_path):
   path = written(tmp_path, npy(VIDEO), zipfile.ZIP_STORED)
   data = bytearray(path.read_bytes())
   data[data.find(VIDEO.tobytes()) + 5] ^= 1

@@ -1,4 +1,4 @@
-"""Files of a clip: whole or absent, whatever kills the writer."""
+"""Output files are complete or absent after a kill."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ grey_clips.write(sys.argv[1], int(sys.argv[2]))
 """
 
 
-def test_a_clip_is_made_once(tmp_path):
+def test_a_complete_clip_is_not_generated_again(tmp_path):
   path = tmp_path / "clip.mp4"
   recipe = grey_clips.RECIPE | {"seed": 9}
   assert not outputs.is_complete(path, recipe)
@@ -49,8 +49,8 @@ def test_a_clip_is_made_once(tmp_path):
 
 
 @pytest.mark.parametrize("rename", [1, 2, 3])
-def test_a_kill_leaves_nothing_that_misleads(tmp_path, rename):
-  """Killed while making a clip anew: it is whole and described, or absent."""
+def test_a_killed_write_is_not_a_complete_clip(tmp_path, rename):
+  """A clip overwritten by a killed process is complete or absent."""
   path = tmp_path / "clip.mp4"
   grey_clips.write(path, 100)
   died = subprocess.run(
@@ -70,7 +70,7 @@ def test_a_kill_leaves_nothing_that_misleads(tmp_path, rename):
   assert left == ["clip.json", "clip.mp4", "clip.npz"]
 
 
-def test_a_directory_that_cannot_be_is_told(tmp_path):
+def test_an_unusable_directory_is_reported(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(ValueError, match="expected a directory to write to"):
     outputs.check_directory(tmp_path / "file")

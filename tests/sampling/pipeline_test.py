@@ -1,20 +1,36 @@
-"""The Python API: what a notebook sees, and that `sample.py` makes the same."""
+"""The Python API: results, and equality with `sample.py`."""
 
+import dataclasses
 import json
 import pathlib
+import threading
+import time
+import types
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import ovi_jax
 from configs import sample
 from ovi_jax import geometry
 from ovi_jax import synthetic
 from ovi_jax.media import mp4
+from ovi_jax.modality import AV
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import denoise
+from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import generate
+from ovi_jax.sampling import outputs
+from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sharding import mesh as meshes
+from tests.lib import clip_jobs
 
 BALL = "A red ball bounces on a wooden floor. Audio: dull wooden knocks."
 LAMP = "A blue lamp flashes. Audio: a low beep."
@@ -41,7 +57,7 @@ def test_a_clip_has_frames_and_sound(clip):
 
 
 @pytest.mark.slow
-def test_sample_py_makes_the_same_file(clip, tmp_path):
+def test_sample_py_writes_the_same_file(clip, tmp_path):
   path = clip.save(tmp_path / "new" / "ball.mp4")
   config = sample.get_config()
   config.update(FEW)
@@ -50,7 +66,6 @@ def test_sample_py_makes_the_same_file(clip, tmp_path):
     settings=planning.resolve_settings(config, synthetic.WEIGHTS),
     weights=synthetic.WEIGHTS,
     out=tmp_path / "out",
-    log=lambda _: None,
   )
   assert made.read_bytes() == path.read_bytes()
   ours, theirs = (
@@ -60,12 +75,11 @@ def test_sample_py_makes_the_same_file(clip, tmp_path):
 
 
 @pytest.mark.slow
-def test_prompts_are_made_in_order_and_reported(pipe, clip):
+def test_prompts_are_generated_in_order_with_progress(pipe, clip):
   seen = []
   both = pipe(
     [LAMP, BALL],
     progress=lambda step, total: seen.append((step, total)),
-    log=lambda _: None,
     **FEW,
   )
   assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -94,13 +108,15 @@ def test_a_notebook_shows_a_player_with_sound(clip, tmp_path):
     clip.save(tmp_path / "clip.avi")
 
 
-def test_what_is_wrong_is_said_before_weights_are_loaded(pipe):
+def test_errors_are_raised_before_weights_are_loaded(pipe):
   loaded = dict(pipe._loaded)
   for arguments, message in (
     ({"stepps": 3}, r"stepps is unknown \(did you mean num_steps\?\)"),
     ({"dtype": "float32"}, "dtype: of the loaded weights; give it to from_pre"),
     ({"guidance_scale": True}, "guidance_scale.video must be a number"),
     ({"num_steps": 0}, "num_steps must be from 1 to 1000"),
+    ({"batch_size": 0}, "batch_size must be from 1 to 1024"),
+    ({"shard_clips_over_hosts": True}, "give it to from_pretrained"),
     ({"image": "none.png"}, "none.png"),
   ):
     with pytest.raises(ValueError, match=message):
@@ -110,7 +126,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded(pipe):
   assert pipe._loaded == loaded
 
 
-def test_weights_that_cannot_be_opened(tmp_path):
+def test_unreadable_weights_are_refused(tmp_path):
   with pytest.raises(ValueError, match="convert_torch_weights.py"):
     ovi_jax.Pipeline.from_pretrained(tmp_path / "none")
   with pytest.raises(ValueError, match="from_pretrained takes variant, dtype"):
@@ -129,7 +145,7 @@ def test_defaults_are_those_of_the_config():
   assert set(config) == set(settings_lib.FIXED) | set(settings_lib.DEFAULTS)
 
 
-def test_one_value_is_of_both_modalities():
+def test_one_value_applies_to_both_modalities():
   found = settings_lib.Settings.from_overrides(
     {"guidance_scale": 2.0, "negative_prompt": {"audio": "hum"}}
   )
@@ -146,3 +162,220 @@ def test_the_package_is_imported_without_the_api():
   assert "importlib.import_module" in text
   with pytest.raises(AttributeError, match="no attribute 'Pipe'"):
     _ = ovi_jax.Pipe
+
+
+class Stub:
+  """Text encoder, denoiser and decoder in one: a clip is its noise."""
+
+  def __init__(self, denoising=lambda names, on_step: on_step(1)):
+    self.denoising, self.batches = denoising, []
+
+  def texts(self, texts):
+    return {text: np.array([text]) for text in texts}
+
+  def sample(self, noise, positives, negative, settings, first, on_step):
+    names = "".join(text[0] for text in positives)
+    assert negative.video[0] == settings.negative_prompt.video
+    assert len(noise.video) == len(noise.audio) == len(names)
+    self.batches.append(names)
+    self.denoising(names, on_step)
+    return jax.tree.map(jnp.asarray, noise)
+
+  def frames(self, latents_BTHWC):
+    grey = int(1000 * np.abs(latents_BTHWC).mean()) % 256
+    for count in (1, 4):
+      yield np.full((count, 32, 32, 3), grey, np.uint8)
+
+  def wave(self, latents_BTC):
+    return np.clip(np.ravel(latents_BTC), -1, 1)
+
+
+def generated(stub, names, finish, *, batch_size=1, devices=1, **arguments):
+  """What a pipeline of stubs makes of clips named by letters."""
+  components: Any = types.SimpleNamespace(
+    mesh=types.SimpleNamespace(size=devices),
+    channels=AV(48, 20),
+    denoiser=lambda: stub,
+  )
+  pipe = pipelines.Pipeline(components)
+  pipe._loaded = dict.fromkeys(("text", "decoder"), stub)
+  jobs = [
+    clip_jobs.job(n, clip_jobs.TALL if n.isupper() else clip_jobs.WIDE)
+    for n in names
+  ]
+  settings = settings_lib.Settings.from_overrides({"batch_size": batch_size})
+  return pipe.generate(jobs, settings, finish, **arguments)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batch_size", [1, 2, 9])
+def test_results_keep_the_order_of_requests(batch_size, devices):
+  names, order, seen = "aBcDe", [], []
+
+  def finish(made):
+    order.append(made.job.text)
+    return made.job.text, made.clip
+
+  stub = Stub()
+  track = pipelines._track(lambda *x: seen.append(x), len(names), 1)
+  made = generated(
+    stub, names, finish, batch_size=batch_size, devices=devices, track=track
+  )
+  batches = {1: [*"aBcDe"], 2: ["ac", "BD", "e"], 9: ["ace", "BD"]}
+  assert stub.batches == batches[batch_size]
+  assert "".join(order) == "".join(stub.batches)
+  assert "".join(name for name, _ in made) == names
+  finished = np.cumsum([len(batch) for batch in stub.batches])
+  assert seen == [(count, len(names)) for count in finished]
+  for name, clip in made:
+    # The noise of its own seed, whatever stands beside it.
+    ((_, alone),) = generated(Stub(), name, finish)
+    np.testing.assert_array_equal(clip.latents.video, alone.latents.video)
+    np.testing.assert_array_equal(clip.video, alone.video)
+    np.testing.assert_array_equal(clip.audio, alone.audio)
+    assert clip.metadata == alone.metadata
+
+
+def test_a_clip_is_finished_while_the_next_is_denoised():
+  """Neither ends before the other has begun."""
+  denoising, finishing = threading.Event(), threading.Event()
+
+  def denoised(names, on_step):
+    if names == "b":
+      denoising.set()
+      assert finishing.wait(60)
+
+  def finish(made):
+    if made.job.text == "a":
+      finishing.set()
+      assert denoising.wait(60)
+
+  generated(Stub(denoised), "ab", finish)
+
+
+@pytest.mark.parametrize(
+  ("error", "message"),
+  [
+    (OSError(5, "Input/output error"), "Input/output error: 'a'"),
+    (ValueError("no good"), "a: no good"),
+  ],
+)
+def test_an_error_in_the_background_ends_the_next_step(error, message):
+  def denoised(names, on_step):
+    latest = time.monotonic() + 60
+    while names == "b" and time.monotonic() < latest:
+      on_step(1)
+
+  def finish(made):
+    raise error
+
+  stub = Stub(denoised)
+  with pytest.raises(type(error), match=message):
+    generated(stub, "abc", finish)
+  assert stub.batches == ["a", "b"]
+
+
+def test_clips_that_are_not_finite_are_named():
+  def denoised(names, on_step):
+    raise denoise.NonFiniteLatentsError("step 1: not finite", [1, 2])
+
+  with pytest.raises(denoise.NonFiniteLatentsError, match="^b, c: step 1: not"):
+    generated(Stub(denoised), "abcd", None, batch_size=4)
+
+
+def test_an_interrupted_run_leaves_whole_files(tmp_path):
+  writing, interrupted = threading.Event(), threading.Event()
+
+  def denoised(names, on_step):
+    if names == "cd":
+      assert writing.wait(60)
+      interrupted.set()
+      raise KeyboardInterrupt
+
+  def finish(made):
+    path = tmp_path / made.job.path
+    writing.set()
+    assert interrupted.wait(60)
+    frames = iter([made.clip.video])
+    outputs.write(path, made.clip.metadata, frames, made.clip.audio, None)
+
+  with pytest.raises(KeyboardInterrupt):
+    generated(Stub(denoised), "abcd", finish, batch_size=2)
+  clips = sorted(tmp_path.glob("*.mp4"))
+  # The first one is completed; the second may have begun before the end.
+  assert [p.stem for p in clips] in (["a"], ["a", "b"])
+  for path in clips:
+    assert len(mp4.read(path)[0]) == 5
+    assert outputs.is_complete(path, clip_jobs.job(path.stem).recipe)
+  assert len(list(tmp_path.iterdir())) == 2 * len(clips)
+
+
+@pytest.fixture
+def latents_of(weights, tmp_path, golden):
+  """Latents of seven clips of the stand-in, in the order of requests."""
+  picture = tmp_path / "first.png"
+  Image.fromarray(golden("image")["image_u8"]).save(picture)
+  long = "Waves roll in and out of a cave. " * 20
+  asked = [
+    dataclasses.replace(request, index=row, seed=seed)
+    for row, (prompt, image, seed) in enumerate(
+      [
+        ("Rain.", None, None),
+        (long, None, 7),
+        (BALL, picture, 8),
+        (LAMP, None, 9),
+        ("Rain.", None, 10),
+        (long, picture, 11),
+        ("A <S>word<E>. Audio: a voice.", None, 12),
+      ],
+      1,
+    )
+    for request in requests.from_prompt(prompt, image)
+  ]
+
+  def make(batch_size: int, **mesh: int) -> list[AV]:
+    sizes = mesh or {"data": 1}
+    count = int(np.prod(list(sizes.values())))
+    components = denoisers.SamplingComponents(
+      weights=weights,
+      manifest=weights_dir.read(weights),
+      mesh=meshes.make(jax.devices()[:count], **sizes),
+      dtype=jnp.dtype("float32"),
+      backend="xla_head",
+    )
+    settings = settings_lib.Settings.from_overrides(
+      {
+        "num_steps": 2,
+        "slg_layer": 1,
+        "negative_prompt": {"video": "blur", "audio": "robotic, " * 9},
+        "batch_size": batch_size,
+      }
+    )
+    jobs, noise = planning.plan(asked, settings, components, tmp_path, "")
+    return pipelines.Pipeline(components).generate(
+      jobs, settings, lambda made: jax.tree.map(np.asarray, made.latents), noise
+    )
+
+  return make
+
+
+def assert_all_close(found: list[AV], expected: list[AV]) -> None:
+  assert len(found) == len(expected) == 7
+  for ours, reference in zip(found, expected):
+    for a, b in zip(ours, reference):
+      assert a.shape == b.shape and np.abs(b).max() > 1
+      np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.slow
+def test_a_batch_equals_single_clips(latents_of):
+  """Mixed lengths and seeds, first frames, guidance; the rest of a batch."""
+  alone = latents_of(1)
+  for size in (2, 5):
+    assert_all_close(latents_of(size), alone)
+
+
+@pytest.mark.slow
+def test_a_batch_over_a_mesh_equals_single_clips(latents_of):
+  """Each device has one pass of one clip."""
+  assert_all_close(latents_of(4, data=2, fsdp=4), latents_of(1))

@@ -24,7 +24,7 @@ def _file(folder, text, name="list.csv"):
   return path
 
 
-def test_a_file_gives_a_request_a_row(folder):
+def test_each_row_becomes_a_request(folder):
   text = (
     "\ufefftext_prompt , image_path,note\r\n"
     '"A man, ""old"",\nsays <S>hi<E>",wide.png,1\r\n\r\n'
@@ -64,7 +64,7 @@ def test_the_current_folder_comes_first(folder, monkeypatch, tmp_path_factory):
     ("text_prompt\na, b\n", "list.csv", r"row 1 \(line 2\): 2 cells for 1"),
   ],
 )
-def test_unfit_files_are_named(folder, text, name, message):
+def test_invalid_files_are_named(folder, text, name, message):
   path = folder / name if text is None else _file(folder, text, name)
   with pytest.raises(ValueError, match=message) as error:
     requests.from_file(path)
@@ -89,7 +89,7 @@ def test_every_bad_row_is_listed(folder):
     requests.from_file(path)
 
 
-def test_modes(folder):
+def test_the_mode_is_checked(folder):
   path = _file(folder, "text_prompt,image_path\na,wide.png\nb,\nc,none.png\n")
   assert all(r.image is None for r in requests.from_file(path, "t2v"))
   with pytest.raises(ValueError, match=r"row 2 \(line 3\): no image; mode i2v"):
@@ -99,7 +99,7 @@ def test_modes(folder):
       call(str(path), mode="t2i2v")
 
 
-def test_one_prompt(folder):
+def test_a_single_prompt_is_one_request(folder):
   (request,) = requests.from_prompt("a", folder / "wide.png")
   assert request.image == folder / "wide.png" and request.index == 1
   assert requests.from_prompt("a", "none", "t2v")[0].image is None
@@ -176,7 +176,7 @@ def rows_of(folder):
   return read
 
 
-def test_a_name_depends_on_its_row_alone(rows_of):
+def test_a_file_name_depends_on_its_row_only(rows_of):
   alone = {row: rows_of([row])[0].stem for row in ROWS}
   for rows in (ROWS, ROWS[::-1], ROWS[3:], (*ROWS[:1], "A new row,,", ROWS[1])):
     made = rows_of(rows)
@@ -187,14 +187,14 @@ def test_a_name_depends_on_its_row_alone(rows_of):
   assert len({stem.casefold() for stem in alone.values()}) == len(ROWS)
 
 
-def test_an_image_counts_by_its_content(rows_of, folder):
+def test_images_are_identified_by_content(rows_of, folder):
   (before,) = rows_of(["A cat,wide.png,"])
   (folder / "wide.png").rename(folder / "moved.png")
   (moved,) = rows_of(["A cat,moved.png,"])
   assert moved.stem == before.stem
 
 
-def test_rows_that_ask_for_the_same_clip_are_one(rows_of):
+def test_duplicate_rows_are_merged(rows_of):
   made = rows_of(["A cat,,", "A dog,,", "A cat,,7", "A cat,,8"])
   assert [(r.index, r.seed) for r in made] == [(1, 7), (2, 7), (4, 8)]
 
@@ -214,9 +214,7 @@ def test_file_names_fit_any_file_system(rows_of):
     ("a\x1b[2J.png", r"is missing: .*a\\x1b\[2J\.png"),
   ],
 )
-def test_paths_that_no_file_can_have_are_refused_in_words(
-  folder, image, message
-):
+def test_impossible_paths_are_refused(folder, image, message):
   path = _file(folder, f"text_prompt,image_path\na,{image}\n")
   with pytest.raises(ValueError, match=message) as error:
     requests.from_file(path)
@@ -252,7 +250,7 @@ def test_a_table_of_a_spreadsheet_is_read(folder):
     assert (request.image, request.seed) == (folder / "wide.png", 7)
 
 
-def test_expanding_refuses_what_cannot_be_generated(folder):
+def test_expanding_refuses_invalid_requests(folder):
   given = requests.from_prompt("a", folder / "broken.png")
   with pytest.raises(ValueError, match=r"row 1: .*broken\.png"):
     requests.expand(given, 1, 0, **SIZE)
@@ -265,7 +263,7 @@ def test_expanding_refuses_what_cannot_be_generated(folder):
     requests.expand(requests.from_prompt("a"), 1, 0, **wish)
 
 
-def test_unfit_images_are_all_named_but_no_more_than_ten(folder):
+def test_at_most_ten_invalid_images_are_named(folder):
   Image.new("L", (4000, 10)).save(folder / "long.png")
   Image.new("L", (40, 10)).save(folder / "x.gif")
   (given,) = requests.from_prompt("a", folder / "long.png")
@@ -282,7 +280,7 @@ def test_unfit_images_are_all_named_but_no_more_than_ten(folder):
   assert str(caught.value).endswith("and 4 more")
 
 
-def test_what_is_changed_of_an_image_is_noted(folder):
+def test_changes_of_an_image_are_noted(folder):
   Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(folder / "clear.png")
   given = [
     *requests.from_prompt("a", folder / "clear.png"),

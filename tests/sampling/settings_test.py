@@ -1,4 +1,4 @@
-"""Whose values the settings of sampling have."""
+"""Precedence of defaults, recommended and user settings."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ def settled(advised=None, **changes) -> settings.Settings:
   return settings.Settings.from_config(config, advised)
 
 
-def test_defaults_are_the_originals():
+def test_defaults_equal_the_originals():
   found = settled()
   assert (found.height, found.width) == (704, 1280)
   assert found.guidance_scale == AV(4.0, 3.0)
@@ -26,7 +26,7 @@ def test_defaults_are_the_originals():
   assert (found.num_steps, found.slg_layer) == (50, 11)
 
 
-def test_weights_advise_and_the_user_decides():
+def test_user_settings_override_recommended_ones():
   advised = {
     "num_steps": 20,
     "flow_shift": 3,
@@ -54,7 +54,7 @@ def test_weights_advise_and_the_user_decides():
     ({"solver": "heun"}, "solver 'heun' is unknown"),
   ],
 )
-def test_impossible_advice_is_refused(advised, message):
+def test_invalid_recommended_settings_are_refused(advised, message):
   with pytest.raises(ValueError, match=message):
     settled(advised)
 
@@ -67,7 +67,7 @@ def test_impossible_advice_is_refused(advised, message):
     {"negative_prompt": "x" * 100_000},
   ],
 )
-def test_long_advice_is_cut_in_the_message(advised):
+def test_long_values_are_cut_in_the_message(advised):
   with pytest.raises(ValueError, match="sampling") as error:
     settings.recommended(advised)
   assert len(str(error.value)) < 400
@@ -85,7 +85,7 @@ def test_long_advice_is_cut_in_the_message(advised):
     *(("guidance_scale.audio", True), ("mesh.data", True), ("seed", "3")),
   ],
 )
-def test_truth_values_and_texts_are_no_numbers(field, value):
+def test_booleans_and_strings_are_not_numbers(field, value):
   config = config_values.plain_config(
     config_values.sample_config(), field, value
   )

@@ -1,19 +1,344 @@
-"""What processes must share, told apart without starting any."""
+"""Detection of clusters in faked environments; what processes must share.
 
+No other process is started, except for the last tests.
+"""
+
+import http.server
+import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import types
+import warnings
 
 import jax
 import pytest
+from jax._src import distributed as jax_distributed
+from jax._src import xla_bridge
+from jax._src.clusters import cloud_tpu_cluster
+from jax._src.clusters import cluster as jax_cluster
+from jax._src.clusters import k8s_cluster
 
 from ovi_jax.sharding import distributed
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+SLURM = {
+  "SLURM_JOB_ID": "4097",
+  "SLURM_STEP_NODELIST": "node[07-08]",
+  "SLURM_NTASKS": "4",
+  "SLURM_STEP_NUM_TASKS": "4",
+  "SLURM_PROCID": "2",
+  "SLURM_LOCALID": "0",
+}
+OPEN_MPI_5 = {
+  "OMPI_COMM_WORLD_SIZE": "2",
+  "OMPI_COMM_WORLD_RANK": "1",
+  "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+OPEN_MPI_4 = OPEN_MPI_5 | {
+  "OMPI_MCA_orte_hnp_uri": "8192.0;tcp://10.96.0.1,10.148.0.1:34911"
+}
+GKE = {
+  "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+  "JOB_COMPLETION_INDEX": "1",
+  "TPU_WORKER_HOSTNAMES": ",".join(f"host{n}" for n in range(16)),
+  "TPU_WORKER_ID": "3",
+}
+SLICES = {
+  "MEGASCALE_NUM_SLICES": "2",
+  "MEGASCALE_SLICE_ID": "1",
+  "MEGASCALE_COORDINATOR_ADDRESS": "slice0-host0:8080",
+}
+INDEXED_JOB = {
+  "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+  "HOSTNAME": "train-1",
+  "JOB_COMPLETION_INDEX": "1",
+}
+ENDPOINTS = "a:b:10.0.0.7,a:b:10.0.0.8,a:b:10.0.0.9"
+OURS = {
+  "JAX_COORDINATOR_ADDRESS": "host0:1234",
+  "JAX_NUM_PROCESSES": "3",
+  "JAX_PROCESS_ID": "2",
+}
+# Name -> what is there besides variables, variables; number of processes, index
+# and coordinator.
+DETECTED = {
+  "one machine": ((), {}, (1, 0, None)),
+  "TPU VM, one host": (
+    ("tpu",),
+    {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+    (1, 0, None),
+  ),
+  "TPU machine without metadata server": (
+    ("tpu",),
+    {"TPU_SKIP_MDS_QUERY": "1"},
+    (1, 0, None),
+  ),
+  "TPU VM pod": (
+    ("tpu", "metadata"),
+    {},
+    (3, 1, "10.0.0.7:8482"),
+  ),
+  "TPU VM pod, two slices": (
+    ("tpu", "metadata", "slices"),
+    {},
+    (6, 4, "slice0-host0:8482"),
+  ),
+  "GKE TPU": (("tpu",), GKE, (16, 3, "host0:8482")),
+  "GKE TPU, two slices": (
+    ("tpu",),
+    GKE | SLICES,
+    (32, 19, "slice0-host0:8482"),
+  ),
+  "several processes a TPU host": (
+    ("tpu",),
+    {"TPU_PROCESS_ADDRESSES": "h0:1,h0:2,h1:1", "TPU_WORKER_ID": "2"},
+    (3, 2, "h0:8482"),
+  ),
+  "Kubernetes Job": (
+    ("kubernetes",),
+    INDEXED_JOB,
+    (4, 1, "train-0.pods:55527"),
+  ),
+  "Kubernetes JobSet": (
+    ("kubernetes", "jobset"),
+    INDEXED_JOB,
+    (4, 1, "train-0.set:55527"),
+  ),
+  "srun": ((), SLURM, (4, 2, "node07:61441")),
+  "srun, another port": (
+    (),
+    SLURM | {"JAX_COORDINATOR_PORT": "99"},
+    (4, 2, "node07:99"),
+  ),
+  "srun of one task": ((), {"SLURM_NTASKS": "1"}, (1, 0, None)),
+  "Open MPI 4": ((), OPEN_MPI_4, (2, 1, "10.96.0.1:61442")),
+  "three variables": ((), OURS, (3, 2, "host0:1234")),
+  "three variables under srun": ((), SLURM | OURS, (3, 2, "host0:1234")),
+  "three variables on a TPU": (("tpu",), GKE | OURS, (3, 2, "host0:1234")),
+  "one process alone on a TPU": (
+    ("tpu",),
+    GKE | {"JAX_NUM_PROCESSES": "1"},
+    (1, 0, None),
+  ),
+}
+# Name -> the same; the variable that is named, how many processes it tells of
+# and how many are found.
+REFUSED = {
+  "a Slurm job without srun": (
+    (),
+    {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
+    ("SLURM_NTASKS", "4", 1),
+  ),
+  "Open MPI 5": (
+    (),
+    OPEN_MPI_5,
+    ("OMPI_COMM_WORLD_SIZE", "2", 1),
+  ),
+  "MPICH": (
+    (),
+    {"PMI_SIZE": "2", "PMI_RANK": "0"},
+    ("PMI_SIZE", "2", 1),
+  ),
+  "torchrun": (
+    (),
+    {"WORLD_SIZE": "8", "RANK": "0"},
+    ("WORLD_SIZE", "8", 1),
+  ),
+  "Kubernetes without its package": (
+    ("no kubernetes",),
+    INDEXED_JOB | {"JOB_COMPLETION_INDEX": "0"},
+    ("JOB_COMPLETION_INDEX", "several", 1),
+  ),
+  "TPU hosts without TPU": (
+    (),
+    {"TPU_WORKER_HOSTNAMES": "host0,host1", "TPU_WORKER_ID": "0"},
+    ("TPU_WORKER_HOSTNAMES", "2", 1),
+  ),
+  "slices without TPU": (
+    (),
+    {"MEGASCALE_NUM_SLICES": "2"},
+    ("MEGASCALE_NUM_SLICES", "2", 1),
+  ),
+  "TPU hosts, on their CPUs": (
+    ("tpu", "cpu"),
+    GKE | SLICES,
+    ("TPU_WORKER_HOSTNAMES and MEGASCALE_NUM_SLICES", "32", 1),
+  ),
+  "slices of which JAX knows one": (
+    ("tpu", "metadata"),
+    {"PMI_SIZE": "6", "PMI_RANK": "0"},
+    ("PMI_SIZE", "6", 3),
+  ),
+}
+
+
+@pytest.fixture
+def metadata_server(monkeypatch):
+  """A server of a TPU VM's attributes, at `GCE_METADATA_IP`."""
+  attributes = {
+    "agent-worker-number": "1",
+    "worker-network-endpoints": ENDPOINTS,
+    "tpu-env": "ZONE: 'here'",
+  }
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      name = self.path.rpartition("/")[2]
+      assert self.headers["Metadata-Flavor"] == "Google"
+      self.send_response(200)
+      self.end_headers()
+      self.wfile.write(attributes[name].encode())
+
+    def log_message(self, *_):
+      pass
+
+  with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield attributes, f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+
+
+def fake_kubernetes(is_jobset):
+  """The package `kubernetes`, which knows of one Job of four pods."""
+  labels = {"jobset.sigs.k8s.io/jobset-name": "set"} if is_jobset else {}
+  space = types.SimpleNamespace
+  pod = space(
+    metadata=space(
+      name="train-1",
+      labels={"job-name": "train"},
+      owner_references=[space(controller=True, kind="Job")],
+    ),
+    spec=space(subdomain="pods"),
+  )
+  job = space(
+    metadata=space(name="train", labels=labels), spec=space(parallelism=4)
+  )
+  core = space(list_namespaced_pod=lambda **_: space(items=[pod]))
+  batch = space(read_namespaced_job=lambda **_: job)
+  module = types.ModuleType("kubernetes")
+  vars(module).update(
+    config=space(load_incluster_config=lambda: None),
+    client=space(
+      CoreV1Api=lambda: core,
+      BatchV1Api=lambda: batch,
+      exceptions=space(ApiException=OSError),
+    ),
+  )
+  return module
+
+
+@pytest.fixture
+def connect(set_environment, metadata_server, monkeypatch, log_lines):
+  """Initialize in a faked environment; what JAX's service is asked for.
+
+  JAX's own cluster detection runs; only its connection is replaced. `log_lines`
+  restores the level of the logger.
+  """
+  platforms = jax.config.jax_platforms
+
+  def call(present, variables):
+    set_environment({"TPU_SKIP_MDS_QUERY": "1"} | variables)
+    attributes, address = metadata_server
+    monkeypatch.setenv("GCE_METADATA_IP", address)
+    state = jax_distributed.State()
+    monkeypatch.setattr(jax_distributed, "global_state", state)
+    monkeypatch.setattr(state, "initialize_preemption_sync_manager", list)
+    client = types.SimpleNamespace(connect=list, shutdown=list)
+    runtime = types.SimpleNamespace(
+      get_distributed_runtime_client=lambda *_, **__: client,
+      get_distributed_runtime_service=lambda *_, **__: client,
+    )
+    monkeypatch.setattr(jax_distributed, "_jax", runtime)
+    ignored = types.SimpleNamespace(update=lambda *_: None)  # of GPUs
+    monkeypatch.setattr(jax_distributed, "config", ignored)
+    monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr(jax, "process_count", lambda: state.num_processes)
+    monkeypatch.setattr(jax, "process_index", lambda: state.process_id)
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.1")
+    if "tpu" in present:
+      for module in (cloud_tpu_cluster, jax_cluster):
+        monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
+      monkeypatch.setattr(distributed.cli, "has_tpu", lambda: True)
+    if "metadata" in present:
+      monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
+      if "slices" in present:
+        attributes["tpu-env"] = "\n".join(
+          f"{name}: '{value}'" for name, value in SLICES.items()
+        )
+    pods = "jobset" in present
+    kubernetes = fake_kubernetes(pods) if "kubernetes" in present else None
+    monkeypatch.setitem(sys.modules, "kubernetes", kubernetes)
+    detection = k8s_cluster.K8sCluster
+    monkeypatch.setattr(detection, "_namespace", lambda: "default")
+    for name in ("_pod", "_job", "_controller"):
+      # Cached for the whole process.
+      plain = getattr(detection, name).__func__.__wrapped__
+      plain = getattr(plain, "__wrapped__", plain)
+      monkeypatch.setattr(detection, name, classmethod(plain))
+    platform = "cpu" if "cpu" in present else None
+    jax.config.update("jax_platforms", platform)
+    with warnings.catch_warnings():
+      if "no kubernetes" in present:  # JAX warns that it is not installed
+        warnings.simplefilter("ignore")
+      distributed.initialize()
+    return state.num_processes, state.process_id, state.coordinator_address
+
+  yield call
+  jax.config.update("jax_platforms", platforms)
+
+
+@pytest.mark.parametrize("name", DETECTED)
+def test_processes_are_found_in_each_environment(name, connect):
+  present, variables, expected = DETECTED[name]
+  assert connect(present, variables) == expected
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_fewer_processes_than_a_variable_tells_of_are_refused(name, connect):
+  present, variables, (variable, count, found) = REFUSED[name]
+  said = f"expected {count} processes .{variable}., found {found}"
+  with pytest.raises(ValueError, match=f"{said}; .*JAX_NUM_PROCESSES=1 starts"):
+    connect(present, variables)
+
+
+def test_a_metadata_server_that_fails_is_named(connect, metadata_server):
+  metadata_server[0]["worker-network-endpoints"] = "a:b"
+  with pytest.raises(ValueError, match="cannot join .*unsupp.* format.*one pr"):
+    connect(("tpu", "metadata"), {})
+
+
+def test_a_taken_port_is_refused(connect):
+  with socket.create_server(("", 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(
+      ValueError, match=f"cannot listen at port {port} .*free"
+    ):
+      connect(
+        (),
+        OURS
+        | {
+          "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+          "JAX_PROCESS_ID": "0",
+        },
+      )
+
+
+def test_connecting_again_changes_nothing(connect):
+  assert connect((), OURS) == (3, 2, "host0:1234")
+  distributed.initialize()
 
 
 @pytest.fixture
 def agree(monkeypatch):
-  """Agree with another process, which has these changes to what is said."""
+  """Compare with another process whose values have these changes."""
 
   def call(config, **theirs):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -76,3 +401,29 @@ with processes.preemption_watcher() as stop:
   assert done.returncode == -signal.SIGINT, done.stderr
   assert done.stdout == "told\n"
   assert "Ctrl-C again ends at once, without saving" in done.stderr
+
+
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_processes_that_do_not_come_end_a_process_in_one_line(
+  index, set_environment, monkeypatch
+):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  set_environment(
+    {
+      "JAX_COORDINATOR_ADDRESS": address,
+      "JAX_NUM_PROCESSES": "2",
+      "JAX_PROCESS_ID": str(index),
+      "OVI_JAX_JOIN_SECONDS": "1",
+    }
+  )
+  program = "from ovi_jax.sharding import distributed; distributed.initialize()"
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 1, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert "not all processes connected within 1 s" in line
+  assert f"2 processes at {address} as process {index}" in line
+  assert "OVI_JAX_JOIN_SECONDS" in line

@@ -1,4 +1,4 @@
-"""One device or eight, however the mesh is made: the same step."""
+"""A step on eight devices equals one device, for every mesh."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import optimizer
@@ -96,7 +96,7 @@ def sampled(made: fusion.FusionDiT, weights: Any) -> AV[np.ndarray]:
     AV(4.0, 3.0),
     noise.video[:, :1],
   )
-  method = solver.named("unipc")
+  method = solvers.named("unipc")
   nested = param_filter.nested(weights)
   levels = method.schedule(2, 5.0)
   x = denoise.denoise(made, method, nested, inputs, noise, levels)
@@ -140,7 +140,7 @@ def alone(what: str) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
-def test_a_sampling_step(name):
+def test_a_sampling_step_equals_one_device(name):
   sizes, context_parallelism = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
   placed = sharding_rules.param_shardings(params(), sharding_rules.FUSION, mesh)
@@ -153,7 +153,7 @@ def test_a_sampling_step(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
-def test_a_training_step(name):
+def test_a_training_step_equals_one_device(name):
   sizes, context_parallelism = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
   with jax.set_mesh(mesh):
@@ -185,7 +185,7 @@ def wide_alone() -> AV[np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["xla_head", "splash"])
 @pytest.mark.parametrize("name", SMALLER)
-def test_other_backends(backend, name):
+def test_other_backends_equal_one_device(backend, name):
   sizes, context_parallelism = SMALLER[name]
   mesh = meshes.make(jax.devices()[:4], **sizes)
   placed = sharding_rules.param_shardings(
@@ -200,7 +200,7 @@ def test_other_backends(backend, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["xla_head", "splash"])
-def test_a_training_step_with_other_backends(backend):
+def test_a_training_step_with_other_backends_equals_one_device(backend):
   sizes = {"hidden_dim": 256, "num_heads": 2}
   mesh = meshes.make(jax.devices()[:4], fsdp=2, context=2)
   found = []

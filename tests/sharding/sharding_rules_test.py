@@ -1,4 +1,4 @@
-"""Partition tables match every parameter once; meshes say what is wrong."""
+"""Sharding rules match every parameter once; meshes are validated."""
 
 import jax
 import pytest
@@ -11,7 +11,7 @@ from ovi_jax.sharding import sharding_rules
 from tests.lib import standin_models
 
 
-def test_table_fits_the_released_model():
+def test_the_rules_cover_the_released_model():
   mesh = meshes.make(jax.devices(), fsdp=2, context=2, tensor=2)
   flat = mapping.flatten(standin_models.full_fusion_shapes())
   placed = sharding_rules.param_shardings(flat, sharding_rules.FUSION, mesh)
@@ -46,7 +46,7 @@ def test_an_axis_is_split_only_where_it_divides():
     logical_axes.spec("D", (4, 12), sizes, logical_axes.PARAMETERS)
 
 
-def test_meshes():
+def test_meshes_have_the_requested_axes():
   assert meshes.make(jax.devices(), fsdp=8).shape["fsdp"] == 8
   with pytest.raises(ValueError, match=r"multiply to 8 devices"):
     meshes.make(jax.devices(), fsdp=3)

@@ -1,4 +1,4 @@
-"""Ablations: their commands, and the table of what came out."""
+"""Ablations: commands and result tables."""
 
 import dataclasses
 import importlib
@@ -27,7 +27,7 @@ def commands(settings, root) -> dict[str, tuple[str, ...]]:
   return found
 
 
-def test_variants_differ_in_what_they_name_alone(settings, tmp_path):
+def test_variants_differ_only_in_the_named_fields(settings, tmp_path):
   found = commands(settings, tmp_path)
   trained = {n: words for n, words in found.items() if words[0] == "train.py"}
   own = [stage for stage in settings.stages if stage != "video_pretrain"]
@@ -54,7 +54,7 @@ def test_variants_differ_in_what_they_name_alone(settings, tmp_path):
   assert f"--config.data.sources={(str(home / 'clips'),)}" in fusion
 
 
-def test_a_towers_change_is_none_of_the_other_alone(settings, tmp_path):
+def test_a_change_of_one_tower_leaves_the_other_alone(settings, tmp_path):
   variants = {
     "wide": ("model.video.hidden_dim=64", "data.buffer=4"),
     "plain": ("data.buffer=4",),
@@ -69,14 +69,14 @@ def test_a_towers_change_is_none_of_the_other_alone(settings, tmp_path):
     assert "--config.model.video.hidden_dim=64" in found[f"wide_0 {stage}"]
 
 
-def test_what_a_changed_stage_leads_to_is_no_shared_one(settings):
+def test_stages_after_a_changed_one_are_not_shared(settings):
   variants = {"slow": ("model.video.hidden_dim=64",), "quick": ()}
   settings = dataclasses.replace(settings, variants=variants)
   assert ablation.shared(settings) == ["audio_finetune"]
 
 
 @pytest.mark.parametrize(
-  "fields, said",
+  "fields, message",
   [
     ({"stages": {"fusoin": 3}}, "stages \\['fusoin'\\] are not the recipe's"),
     (
@@ -86,12 +86,12 @@ def test_what_a_changed_stage_leads_to_is_no_shared_one(settings):
     ),
   ],
 )
-def test_a_stage_or_source_that_is_not_there_is_refused(settings, fields, said):
-  with pytest.raises(ValueError, match=said):
+def test_unknown_stages_and_sources_are_refused(settings, fields, message):
+  with pytest.raises(ValueError, match=message):
     dataclasses.replace(settings, **fields)
 
 
-def test_the_table_is_of_scores_and_maps(settings, tmp_path):
+def test_the_table_has_scores_and_maps(settings, tmp_path):
   S, T = 157, 31
   for number, variant in enumerate(settings.variants):
     for seed in settings.seeds:
@@ -125,7 +125,7 @@ def test_the_table_is_of_scores_and_maps(settings, tmp_path):
   )
 
 
-def test_a_field_that_no_ablation_has_is_refused():
+def test_an_unknown_ablation_field_is_refused():
   config = importlib.import_module("configs.ablations.audio_rope").get_config()
   config.colour = "blue"
   with pytest.raises(ValueError, match="unknown: \\['colour'\\]"):

@@ -1,4 +1,4 @@
-"""The model card says what the files of the recipe say."""
+"""The model card states the numbers in the recipe's files."""
 
 import json
 
@@ -32,7 +32,7 @@ def root(tmp_path):
   return tmp_path
 
 
-def test_the_card_tells_numbers_and_goals(root):
+def test_the_card_states_results_and_goals(root):
   text = card.text(root, root / "weights", 7)
   row = "| sync F1 | ≥ 85 | 90.0 % (80 to 95) | 77.5 % (80 to 95) |"
   assert row in text and "| pitch | ≥ 85 |  |  |" in text
@@ -45,7 +45,7 @@ def test_the_card_tells_numbers_and_goals(root):
   assert max(len(line) for line in text.splitlines()) < 200
 
 
-def test_the_card_names_what_is_not_reached(root):
+def test_the_card_names_missed_goals(root):
   text = card.text(root, root / "weights", 0)
   assert "Goals not reached" not in text
   assert "All goals are reached on new prompts." in text

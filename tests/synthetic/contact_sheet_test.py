@@ -1,4 +1,4 @@
-"""Clips on paper."""
+"""Contact sheets of clips."""
 
 import json
 
@@ -25,7 +25,23 @@ def test_a_sheet_shows_frames_prompt_and_sound(tmp_path):
   assert dark[:80].max() <= 2 < 20 < dark[110:180].min()
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_a_gif_plays_frames_with_a_cursor_on_the_waveform(tmp_path):
+  frames = np.zeros((9, 32, 32, 3), np.uint8)
+  frames[4:] = 255
+  mp4.write(tmp_path / "a.mp4", [frames], np.zeros(6000, np.float32))
+  (tmp_path / "a.json").write_text(json.dumps({"prompt": "A lamp."}))
+  images = [
+    np.asarray(each.convert("RGB"), int)
+    for each in contact_sheet.animation(tmp_path, scale=2)
+  ]
+  assert len(images) == 5  # every other frame
+  dark, bright = images[0][-104:-40, :64], images[4][-104:-40, :64]
+  assert dark.mean() < 20 < 235 < bright.mean()
+  cursors = [(made[-5, :, 2] < 100).argmax() for made in images]
+  assert cursors == sorted(cursors) and cursors[-1] == 2 * 4 * 64 // 9
+
+
+def test_missing_files_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"no \*.mp4"):
     contact_sheet.of_folder(tmp_path)
   mp4.write(tmp_path / "a.mp4", [np.zeros((5, 32, 32, 3), np.uint8)], None)

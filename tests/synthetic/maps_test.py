@@ -1,4 +1,4 @@
-"""What the small model's towers attend to, on clips whose truth is known."""
+"""Attention of the small model on clips with known events."""
 
 import itertools
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ovi_jax.sharding import mesh
 from ovi_jax.synthetic.world import world
 
 CLIPS = 12
-# Heads of the sound that look for something, as found on other clips.
+# Audio heads that attend to events, as found on other clips.
 BALLS, MOUTHS = ((2, 3),), ((5, 2),)
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def maps_of():
   return find
 
 
-def test_the_sound_looks_at_a_flash_when_and_where_it_is(maps_of):
+def test_audio_attends_to_a_flash_in_time_and_space(maps_of):
   when, where, diagonal = [], [], []
   for number, clip in enumerate(clips("flash")):
     maps = maps_of(clip, number)
@@ -69,7 +69,7 @@ def test_the_sound_looks_at_a_flash_when_and_where_it_is(maps_of):
   assert np.mean(diagonal) > 8 * 2 / frames
 
 
-def test_a_head_looks_at_the_ball_at_its_impact(maps_of):
+def test_a_head_attends_to_the_ball_at_its_impact(maps_of):
   when, where, between, sides = [], [], [], {True: [], False: []}
   for number, clip in enumerate(clips("impact")):
     maps = maps_of(clip, number, BALLS)
@@ -81,12 +81,12 @@ def test_a_head_looks_at_the_ball_at_its_impact(maps_of):
     between += own_time(maps.audio_STHW, clip.events)
   assert len(when) > 4 * CLIPS
   assert np.mean(where) > 2 / frame_HW.size
-  # It is the ball, and no place that is looked at whatever happens.
+  # The head attends to the ball, not to a fixed position.
   assert np.mean(sides[True]) - np.mean(sides[False]) > 0.4
   assert np.mean(when) > 1.8 * np.mean(between)
 
 
-def test_a_head_looks_at_the_mouth_while_it_speaks(maps_of):
+def test_a_head_attends_to_the_mouth_during_speech(maps_of):
   when, where, silent = [], [], []
   for number, clip in enumerate(clips("mouth")):
     maps = maps_of(clip, number, MOUTHS)

@@ -1,4 +1,4 @@
-"""The recipe: its steps, what is taken again and what is not."""
+"""The recipe: steps, commands and resuming."""
 
 import importlib
 import json
@@ -12,10 +12,9 @@ from ovi_jax.sampling import settings as sampling
 from ovi_jax.synthetic import commands
 from ovi_jax.synthetic import recipe
 from ovi_jax.training import settings
-from ovi_jax.training.codecs import settings as codecs
 
 
-def test_every_step_is_a_run_that_could_begin(tmp_path):
+def test_every_step_has_a_valid_command(tmp_path):
   todo = list(recipe.steps(tmp_path, 3, tmp_path / "out"))
   trained = [step for step in todo if step.words[0] == "train.py"]
   assert len(trained) == sum(map(len, recipe.CODECS.values())) + len(
@@ -23,8 +22,7 @@ def test_every_step_is_a_run_that_could_begin(tmp_path):
   )
   for step in trained:
     config = configured(step.words)
-    kind = codecs if "component" in config else settings
-    chosen = kind.Settings.from_config(config)
+    chosen = settings.from_config(config)
     assert chosen.seed == 3 and chosen.num_train_steps > 100
   assert tmp_path / "out" in [step.makes for step in todo]
   data = {name for stage in recipe.STAGES.values() for name in stage.data}
@@ -59,7 +57,7 @@ def configured(words) -> ml_collections.ConfigDict:
   return config
 
 
-def test_steps_are_taken_once_and_timed(tmp_path):
+def test_steps_run_once_and_are_timed(tmp_path):
   made = tmp_path / "made"
   write = f"open({str(made)!r}, 'a').write('x')"
   first = commands.Step(name="first", words=("-c", write), makes=made)
@@ -77,7 +75,7 @@ def test_steps_are_taken_once_and_timed(tmp_path):
   assert made.read_text() == "xxx"
 
 
-def test_up_to_a_step(tmp_path):
+def test_a_recipe_can_end_at_a_step(tmp_path):
   todo = list(recipe.steps(tmp_path, 0, tmp_path / "out"))
   names = [step.name for step in commands.until(todo, "components")]
   assert names[-1] == "components" and "fusion" not in names
@@ -86,7 +84,7 @@ def test_up_to_a_step(tmp_path):
     commands.until(todo, "dessert")
 
 
-def test_its_command_line(tmp_path):
+def test_the_command_line_prints_the_steps(tmp_path):
   def call(*words):
     return subprocess.run(
       [sys.executable, "-m", "ovi_jax.synthetic.recipe", *words],

@@ -1,4 +1,4 @@
-"""Clips of the world become a dataset that the loader's reader reads."""
+"""Clips of the world are written as a dataset."""
 
 import numpy as np
 import pytest
@@ -30,19 +30,19 @@ def test_a_dataset_holds_the_clips(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "size, counts, said",
+  "size, counts, message",
   [
     (70, {"train": 1}, "multiple of 32 pixels.*got 70"),
     (64, {"train": -3, "test": 2}, "clips of some split, got.*-3"),
     (64, {"train": 0}, "clips of some split"),
   ],
 )
-def test_what_is_no_dataset_is_refused(tmp_path, size, counts, said):
-  with pytest.raises(ValueError, match=said):
+def test_a_folder_without_a_dataset_is_refused(tmp_path, size, counts, message):
+  with pytest.raises(ValueError, match=message):
     records.write(tmp_path / "out", worlds.World(size=size), counts)
   assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_exists_is_kept(tmp_path):
+def test_an_existing_folder_is_kept(tmp_path):
   with pytest.raises(ValueError, match="exists"):
     records.write(tmp_path, worlds.World(), {"train": 1})

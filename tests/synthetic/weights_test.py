@@ -1,4 +1,4 @@
-"""The weights that come with the package: small, described, and any good."""
+"""Shipped weights: size, description and quality."""
 
 import pathlib
 
@@ -25,7 +25,7 @@ PROMPTS = (
 WITH_PICTURE = "A face in a green hat says <S>ee ah<E>. Audio: a deep voice."
 
 
-def test_they_are_small_and_described():
+def test_shipped_weights_are_small_and_described():
   files = [p for p in synthetic.WEIGHTS.rglob("*") if p.is_file()]
   assert sum(p.stat().st_size for p in files) <= 20e6
   digest = weights_dir.read(synthetic.WEIGHTS).digests["fusion"]
@@ -45,13 +45,12 @@ def made(tmp_path_factory) -> pathlib.Path:
     settings=planning.resolve_settings(sample.get_config(), synthetic.WEIGHTS),
     weights=synthetic.WEIGHTS,
     out=out,
-    log=lambda _: None,
   )
   return out
 
 
 @pytest.mark.slow
-def test_what_is_asked_for_is_seen_and_heard(made):
+def test_generated_clips_show_the_prompted_events(made):
   clips = report.read(made)
   assert len(clips) == 4
   found = {each.name: each for each in report.score(clips)}
@@ -62,7 +61,7 @@ def test_what_is_asked_for_is_seen_and_heard(made):
 
 
 @pytest.mark.slow
-def test_a_clip_begins_with_its_picture(made):
+def test_a_clip_starts_with_its_image(made):
   picture_HWC = images.read_image(PICTURE)[0].astype(float)
   errors = []
   for path in made.glob("A_face*.mp4"):

@@ -1,4 +1,4 @@
-"""Training straight from mp4: what is cached otherwise, made in the loop."""
+"""Encoding on the fly: training from mp4 equals cached latents."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from ovi_jax.data import loader
 from ovi_jax.training import batch_encoder
 from ovi_jax.training import logs
 from ovi_jax.training import settings
-from ovi_jax.training import trainer
+from ovi_jax.training import task as tasks
 from tests.lib import raw_clips
 from tests.lib import small_training
 
@@ -33,7 +33,7 @@ def cached(media, weights):
   job = encode.Job(data=media, weights=weights, out=out)
   with pytest.MonkeyPatch.context() as patch:
     use(patch, 2)
-    assert encode.run(job, lambda _: None)
+    assert encode.run(job)
   return out
 
 
@@ -47,7 +47,7 @@ def use(patch, count):
 def batches(values, count):
   """The first batches of a run on the devices, and the empty prompt."""
   chosen = settings.Settings.from_config(values)
-  mesh = trainer.make_mesh(chosen.mesh)
+  mesh = tasks.make(chosen).make_mesh()
   source = loader.load(chosen.data, batch=chosen.batch_size, seed=0)
   ready = batch_encoder.load(
     chosen, batch_encoder.open_pretrained(chosen, mesh)
@@ -57,7 +57,7 @@ def batches(values, count):
 
 
 @pytest.mark.slow
-def test_encoding_in_the_loop_is_reading_what_was_cached(
+def test_encoding_on_the_fly_equals_cached_latents(
   media, cached, weights, monkeypatch
 ):
   use(monkeypatch, 2)
@@ -100,7 +100,7 @@ def close(one, other):
 
 
 @pytest.mark.slow
-def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
+def test_training_reads_mp4_directly(media, weights, tmp_path, monkeypatch):
   use(monkeypatch, 1)
   assert small_training.run(
     small_training.fusion_config(media, weights, **small_training.ON_THE_FLY),
@@ -108,7 +108,7 @@ def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
   )
   lines = logs.read(tmp_path)
   assert [line["step"] for line in lines] == [2, 4]
-  # 2·2·2 and 6 tokens a clip, whatever they were made of.
+  # 2·2·2 and 6 tokens per clip.
   tokens = [
     line["perf/tokens_per_second"] / line["perf/clips_per_second"]
     for line in lines
@@ -139,7 +139,7 @@ def test_a_run_straight_from_mp4(media, weights, tmp_path, monkeypatch):
     ),
   ],
 )
-def test_what_does_not_fit(
+def test_incompatible_data_and_weights_are_refused(
   changes, message, media, weights, tmp_path, monkeypatch
 ):
   use(monkeypatch, 1)

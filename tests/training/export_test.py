@@ -1,4 +1,4 @@
-"""From a run to weights that sample.py reads."""
+"""Export of a run to weights for sample.py."""
 
 import json
 
@@ -33,7 +33,9 @@ def run(datasets, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_weights_of_a_run_stand_among_the_components(run, weights, tmp_path):
+def test_exported_weights_are_written_beside_the_components(
+  run, weights, tmp_path
+):
   export.export(run, tmp_path / "out", weights)
   manifest = weights_dir.read(tmp_path / "out")
   assert manifest.variant is None and manifest.towers == ("video", "audio")
@@ -52,7 +54,7 @@ def test_weights_of_a_run_stand_among_the_components(run, weights, tmp_path):
   assert any(changed)
 
 
-def test_sizes_there_and_back():
+def test_sizes_round_trip():
   sizes = architecture.released_sizes()["fusion"]
   for name, tower in sizes.items():
     config = dit.DiTConfig.from_release(tower)
@@ -61,7 +63,7 @@ def test_sizes_there_and_back():
 
 
 @pytest.mark.slow
-def test_what_cannot_be_exported(run, weights, tmp_path):
+def test_invalid_runs_are_refused(run, weights, tmp_path):
   out = tmp_path / "out"
   for workdir, others, message in (
     (run, None, "--pretrained=DIR is needed"),

@@ -21,6 +21,7 @@ from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.training import export
 from ovi_jax.training import settings
+from ovi_jax.training import task as tasks
 from ovi_jax.training import trainer
 from tests.lib import small_training
 
@@ -42,7 +43,7 @@ def test_the_small_config_equals_the_shipped_model():
   assert (
     found.eval_samples.guidance_scale._asdict() == advised["guidance_scale"]
   )
-  plan = trainer.init_plan(found)
+  plan = tasks.make(found).init_plan()
   assert not plan.scratch
 
 
@@ -51,7 +52,7 @@ def test_sizes_and_components_come_from_the_weights(weights):
   manifest = weights_dir.manifest_of(weights)
   assert found.model == manifest.architecture.fusion
   assert found.pretrained == found.init_from.audio == str(weights)
-  assert not trainer.init_plan(found).scratch
+  assert not tasks.make(found).init_plan().scratch
 
 
 def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
@@ -66,7 +67,7 @@ def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
   assert found.model.video is not None and found.model.video.hidden_dim == 3072
 
 
-def test_weights_to_start_from_are_asked_for():
+def test_missing_initial_weights_are_refused():
   with pytest.raises(
     ValueError, match="fine_tune needs the weights to start from"
   ):
@@ -80,7 +81,7 @@ def test_weights_of_other_sizes_are_named_with_the_config_that_fits(tmp_path):
   for name in ("video", "audio"):
     values.init_from[name] = str(synthetic.WEIGHTS)
   with pytest.raises(ValueError) as error:
-    trainer.init_plan(settings.Settings.from_config(values))
+    tasks.make(settings.Settings.from_config(values)).init_plan()
   lines = str(error.value).splitlines()
   assert len(lines) == 1
   assert "video.hidden_dim: 192 in the weights, 224 in the config" in lines[0]
@@ -187,14 +188,14 @@ def test_towers_whose_heads_differ_are_refused_in_one_line():
   )
 
 
-def test_a_run_longer_than_asked_for_names_its_own_checkpoint(
+def test_a_run_with_more_steps_than_requested_names_its_checkpoint(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(trainer.reader, "steps", lambda _: [30, 20])
   values = small.get_config()
   values.num_train_steps = 25
   found = settings.Settings.from_config(values)
-  first = trainer.next_lines(found, tmp_path)[0]
+  first = trainer.next_lines(tasks.make(found), tmp_path)[0]
   assert first == (
     f"finished: step 30 is saved in {tmp_path}/checkpoints/30; next:"
   )

@@ -1,4 +1,4 @@
-"""First parameters by path: from weights, from runs, and scratch."""
+"""Initial parameters by path: from weights, runs or scratch."""
 
 import functools
 import json
@@ -85,9 +85,7 @@ def wan(tmp_path_factory):
   safetensors.numpy.save_file(tensors, file)
   out = tmp_path_factory.mktemp("wan")
   sizes = {"fusion": {"video": standin.manifest()["config"]["fusion"]["video"]}}
-  convert.convert(
-    release, out, variant=releases.WAN, sizes=sizes, log=lambda _: None
-  )
+  convert.convert(release, out, variant=releases.WAN, sizes=sizes)
   return str(out)
 
 
@@ -107,7 +105,7 @@ def sound(tmp_path_factory):
     "ema_params": flat,
   }
   state = jax.tree.map(jnp.asarray, state)
-  with manager.Manager(manager.Config(directory=str(path))) as checkpoints:
+  with manager.Manager(path) as checkpoints:
     for step in (2, 3):
       checkpoints.save(step, state)
   return str(path)
@@ -148,7 +146,7 @@ def test_wan_and_an_audio_run_make_a_fusion_model(wan, sound):
     np.testing.assert_array_equal(np.asarray(array), expected, path)
 
 
-def test_not_the_average(sound):
+def test_raw_params_are_loaded_on_request(sound):
   taken = source(f"{sound}/2", (".*",), averaged=False)
   plan = init_from.plan(shapes(AUDIO), [taken])
   params = load(plan, config=AUDIO)
@@ -174,7 +172,7 @@ def test_random_values_depend_on_seed_and_path_only():
   np.testing.assert_array_equal(alone, both[inside])
 
 
-def test_dtypes_are_of_the_plan(wan, sound):
+def test_dtypes_follow_the_plan(wan, sound):
   wanted = shapes() | {
     p: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16)
     for p, s in shapes().items()
@@ -189,33 +187,33 @@ def test_dtypes_are_of_the_plan(wan, sound):
   np.testing.assert_array_equal(np.asarray(params[path]), expected)
 
 
-def test_one_tower_of_a_full_release(weights):
+def test_one_tower_is_loaded_from_a_full_release(weights):
   taken = source(weights, SOUND, exclude=NEW)
   params = load(init_from.plan(shapes(AUDIO), [taken]), config=AUDIO)
   for path, array in params.items():
     np.testing.assert_array_equal(np.asarray(array), standin_params()[path])
 
 
-def test_the_whole_release(weights):
+def test_a_full_release_is_loaded(weights):
   params = load(init_from.plan(shapes(), [source(weights, (".*",))]))
   for path, array in params.items():
     np.testing.assert_array_equal(np.asarray(array), standin_params()[path])
 
 
-def test_what_the_model_has_not(weights):
+def test_parameters_unknown_to_the_model_are_refused(weights):
   lines = problems(shapes(AUDIO), [source(weights, SOUND)])
   assert len(lines) == 7
   assert f"{LISTENING}: {weights} has it, the model has not" in lines
 
 
-def test_what_the_source_has_not(wan):
+def test_parameters_missing_in_the_source_are_refused(wan):
   lines = problems(shapes(), [source(wan, VIDEO)], SOUND)
   assert len(lines) == 7
   path = LISTENING.replace("audio", "video")
   assert f"{path}: the model has it, {wan} has not" in lines
 
 
-def test_what_nobody_supplies(wan, sound):
+def test_parameters_without_a_source_are_refused(wan, sound):
   lines = problems(
     shapes(), [source(wan, VIDEO, exclude=("video/head.*",))], NEW
   )
@@ -225,7 +223,7 @@ def test_what_nobody_supplies(wan, sound):
   }
 
 
-def test_everything_is_said_at_once(wan, sound, weights, tmp_path):
+def test_all_problems_are_listed_at_once(wan, sound, weights, tmp_path):
   wider = dict(shapes())
   wider[HEAD] = jax.ShapeDtypeStruct((5, 7), jnp.float32)
   sources = [
@@ -244,7 +242,7 @@ def test_everything_is_said_at_once(wan, sound, weights, tmp_path):
   }
 
 
-def test_towers_of_other_sizes(wan, sound):
+def test_towers_of_other_sizes_are_refused(wan, sound):
   longer = {
     p: jax.ShapeDtypeStruct((s.shape[0] + 1, *s.shape[1:]), s.dtype)
     if p.startswith("blocks/")
@@ -256,16 +254,16 @@ def test_towers_of_other_sizes(wan, sound):
   assert f"{sound}/3 has (3, " in lines[0] and "the model (4, " in lines[0]
 
 
-def test_bad_patterns():
+def test_invalid_patterns_are_refused():
   with pytest.raises(ValueError, match=r"'\(' is not a regular expression"):
     init_from.plan(shapes(), [], ("(",))
 
 
-def test_damaged_sources(wan, sound, tmp_path):
+def test_damaged_sources_are_refused(wan, sound, tmp_path):
   (tmp_path / "7").mkdir()
   (tmp_path / "ovi_jax.json").write_text(json.dumps({"format": 1}))
   other = tmp_path / "states"
-  with manager.Manager(manager.Config(directory=str(other))) as checkpoints:
+  with manager.Manager(other) as checkpoints:
     checkpoints.save(1, {"params": {"a": 1.0}})
   cut = tmp_path / "cut"
   shutil.copytree(sound, cut)
@@ -294,7 +292,7 @@ def test_every_path_has_a_sharding(sound):
   assert params[HEAD].devices() == {jax.devices()[1]}
 
 
-def test_init_must_fit_the_plan():
+def test_init_must_match_the_plan():
   plan = init_from.plan(shapes(), [], (".*",))
   plan.shapes[HEAD] = jax.ShapeDtypeStruct((1, 1), jnp.float32)
   with pytest.raises(ValueError, match=f"other shapes .*{HEAD}"):

@@ -1,4 +1,4 @@
-"""What a run writes down, and reads again after a kill."""
+"""Logs of a run, and reading them after a kill."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ def test_scalars_are_read_back(tmp_path):
   assert len(events) == 1 and events[0].stat().st_size > 60
 
 
-def test_a_line_that_a_kill_cut_is_left_out(tmp_path):
+def test_a_truncated_last_line_is_skipped(tmp_path):
   with logs.Logs(tmp_path) as log:
     log.scalars(1, {"loss": 1.0})
     log.scalars(2, {"loss": 2.0})
@@ -42,7 +42,7 @@ def test_a_line_that_a_kill_cut_is_left_out(tmp_path):
   assert all(json.loads(line) for line in whole)
 
 
-def test_utilization_is_told_for_known_devices_alone():
+def test_mfu_is_logged_for_known_devices_only():
   found = flops.mfu(989.4e12, 2.0, "NVIDIA H200", 4)
   assert found == pytest.approx(0.125)
   assert flops.mfu(1e12, 1.0, "cpu", 1) is None

@@ -1,4 +1,4 @@
-"""The loop on the stand-in's weights: restarts, signals, bad numbers, logs."""
+"""The training loop: restarts, signals, non-finite losses, logs."""
 
 import os
 import signal
@@ -48,7 +48,6 @@ def one_run(
   *,
   devices=1,
   checkpoint_every=0,
-  log=lambda _: None,
   evaluate=None,
 ):
   """Open a run's directory, continue, close it; returns the last state."""
@@ -56,8 +55,8 @@ def one_run(
   mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
   shardings = state_sharding.state_shardings(state, small_step.CONFIG, mesh)
   state = jax.device_put(jax.tree.map(np.array, state), shardings)
-  config = manager.Config(directory=str(path / "checkpoints"))
-  with manager.Manager(config) as kept, logs.Logs(path) as written:
+  kept = manager.Manager(path / "checkpoints")
+  with kept, logs.Logs(path) as written:
     work = loop.TrainContext(
       step_config=made,
       mesh=mesh,
@@ -82,8 +81,8 @@ def one_run(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
     )
-    state = loop.restore(work, target, lambda _: None) or state
-    finished = loop.run(work, state, log)
+    state = loop.restore(work, target) or state
+    finished = loop.run(work, state)
     last = kept.restore_newest(target)
     assert last is not None
     return finished, last.step, last.state
@@ -109,7 +108,7 @@ def whole(tmp_path_factory):
   return path, source, jax.device_get(state)
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(whole, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_state(whole, tmp_path):
   _, source, expected = whole
   first = Cycle(until(3))
   finished, number, _ = one_run(tmp_path, first)
@@ -121,29 +120,29 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(whole, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
 
 
-def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd):
-  before, said = signal.getsignal(signal.SIGINT), []
+def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd, log_lines):
+  before, said = signal.getsignal(signal.SIGINT), log_lines
   source = Cycle(until(2, signal.SIGINT))
-  finished, number, _ = one_run(tmp_path, source, log=said.append)
+  finished, number, _ = one_run(tmp_path, source)
   assert not finished and number == 2
   assert signal.getsignal(signal.SIGINT) is before
   assert "Ctrl-C again ends at once, without saving" in capfd.readouterr().err
   assert said[0] == "compiling the step (latents: video 2x4x6, audio 9) …"
   assert said[1:] == [
-    "told to stop: saved step 2 of 6; the same command goes on from there"
+    "interrupted at step 2 of 6; checkpoint saved; run the same command to"
+    " resume"
   ]
 
 
-def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
-  said = []
+def test_the_eval_loss_is_logged_before_the_first_step(tmp_path, log_lines):
 
   def held_out(state):
     start = 2 - int(state.step) / 8
     names = ("video", "video_t0.00-0.50", "audio")
     return {f"eval/loss_{name}": start for name in names}
 
-  assert one_run(tmp_path, Cycle(), log=said.append, evaluate=held_out)[0]
-  assert [line for line in said if "held-out" in line] == [
+  assert one_run(tmp_path, Cycle(), evaluate=held_out)[0]
+  assert [line for line in log_lines if "held-out" in line] == [
     "step 0: held-out loss video 2.0000, audio 2.0000",
     "step 3: held-out loss video 1.6250, audio 1.6250",
     "step 6: held-out loss video 1.2500, audio 1.2500",
@@ -152,15 +151,17 @@ def test_the_held_out_loss_is_printed_before_the_first_step_too(tmp_path):
   assert (first["step"], first["eval/loss_video_t0.00-0.50"]) == (0, 2)
 
 
-def test_each_size_of_batches_is_announced_once():
-  said, bar = [], types.SimpleNamespace(clear=lambda: 0, refresh=lambda: 0)
-  loop._announce(bar, said.append, 2, 4, small_step.batch())
-  assert said == ["compiling bucket 2 of 4 (latents: video 2x4x6, audio 9) …"]
-  assert loop._size(small_step.batch()) == loop._size(small_step.batch())
+def test_each_batch_shape_is_announced_once(log_lines):
+  bar = types.SimpleNamespace(clear=lambda: 0, refresh=lambda: 0)
+  loop._log_compilation(bar, 2, 4, small_step.batch())
+  assert log_lines == [
+    "compiling bucket 2 of 4 (latents: video 2x4x6, audio 9) …"
+  ]
+  assert loop._shapes(small_step.batch()) == loop._shapes(small_step.batch())
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_devices(whole, tmp_path):
+def test_a_run_resumes_on_other_devices(whole, tmp_path):
   _, _, expected = whole
   one_run(tmp_path, Cycle(until(3)))
   _, _, state = one_run(tmp_path, Cycle(), devices=8)
@@ -178,7 +179,7 @@ def test_a_run_goes_on_with_other_devices(whole, tmp_path):
       assert parity.relative_error(ours[path], value) < 1e-5, path
 
 
-def test_logs_tell_what_a_group_wants_to_know(whole):
+def test_logs_hold_the_documented_metrics(whole):
   lines = logs.read(whole[0])
   assert [line["step"] for line in lines] == [2, 4, 6]
   for line in lines:
@@ -192,8 +193,8 @@ def test_logs_tell_what_a_group_wants_to_know(whole):
     assert "perf/mfu" not in line
 
 
-def test_speeds_are_those_of_steps_alone(monkeypatch):
-  """No compilation, no held-out loss, and no time that nobody counts."""
+def test_step_times_exclude_evaluation_and_checkpoints(monkeypatch):
+  """Excluded are compilation, evaluation and logging."""
   clock, written = [0.0], []
   monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
 
@@ -222,7 +223,7 @@ def test_speeds_are_those_of_steps_alone(monkeypatch):
   assert written == [2, (3 + 3 + 0.5) / 2, 4]
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+def test_a_non_finite_loss_stops_the_run(tmp_path):
   def spoil(number, batch):
     if number == 4:
       batch.latents.audio[5, 0] = np.nan
@@ -231,8 +232,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
   message = r"step 4: loss nan, .*\(source:index\) 0:29\. The last checkpoint"
   with pytest.raises(loop.NonFiniteLossError, match=message):
     one_run(tmp_path, Cycle(spoil), checkpoint_every=3)
-  config = manager.Config(directory=str(tmp_path / "checkpoints"))
-  with manager.Manager(config) as kept:
+  with manager.Manager(tmp_path / "checkpoints") as kept:
     assert kept.steps() == [3]
 
 
@@ -252,14 +252,14 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     (0, 1, "batch_size 0 must be a multiple of 8"),
   ],
 )
-def test_a_batch_that_does_not_divide_is_refused(size, parts, message):
+def test_a_batch_that_devices_do_not_divide_is_refused(size, parts, message):
   mesh = meshes.make(jax.devices()[:8], data=2, fsdp=4)
   with pytest.raises(ValueError, match=message):
     state_sharding.check_batch(size, parts, mesh)
   state_sharding.check_batch(32, 2, mesh)
 
 
-def test_an_impossible_cadence_is_refused():
+def test_invalid_intervals_are_refused():
   with pytest.raises(ValueError, match="checkpoint_every must be 0"):
     loop.Intervals(checkpoint_every=-1)
   with pytest.raises(ValueError, match="profile_steps must be"):

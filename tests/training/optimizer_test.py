@@ -1,4 +1,4 @@
-"""Learning rates, what decays, the average."""
+"""Learning rates, weight decay, Muon and EMA."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ def settings(**changes) -> optimizer.OptimizerConfig:
   return optimizer.OptimizerConfig(**{"learning_rate": 0.1} | changes)
 
 
-def test_learning_rate_rises_and_falls():
+def test_the_learning_rate_warms_up_and_decays():
   rate = optimizer.learning_rate(settings(warmup_steps=4), 20)
   np.testing.assert_allclose(
     [rate(0), rate(2), rate(4), rate(19)],
@@ -26,7 +26,7 @@ def test_learning_rate_rises_and_falls():
   assert float(optimizer.learning_rate(settings(), 5)(0)) == pytest.approx(0.1)
 
 
-def test_kernels_alone_decay():
+def test_weight_decay_applies_to_kernels_only():
   params = {"a/kernel": jnp.ones(2), "a/bias": jnp.ones(2)}
   made = optimizer.make(settings(weight_decay=0.5), 10)
   zero = {n: jnp.zeros(2) for n in params}
@@ -35,7 +35,7 @@ def test_kernels_alone_decay():
   np.testing.assert_array_equal(updates["a/bias"], 0)
 
 
-def test_muon_turns_kernels_and_adamw_moves_the_rest():
+def test_muon_updates_kernels_and_adamw_the_rest():
   shapes = {
     "blocks/a/kernel": (2, 4, 6),
     "conv/kernel": (3, 4, 6),
@@ -85,7 +85,7 @@ def test_large_gradients_are_clipped():
   np.testing.assert_allclose(update["a/kernel"], -0.05, rtol=1e-5)
 
 
-def test_the_average_warms_up():
+def test_the_ema_decay_warms_up():
   average, params = {"a": jnp.zeros(1)}, {"a": jnp.ones(1)}
   moved = optimizer.update_ema(average, params, jnp.int32(0), settings())
   np.testing.assert_allclose(moved["a"], 0.9, rtol=1e-6)
@@ -105,12 +105,12 @@ def test_the_average_warms_up():
     ({"grad_clip_norm": -1.0}, "clip_norm must not be negative"),
   ],
 )
-def test_impossible_settings_are_refused(wrong, message):
+def test_invalid_settings_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
     settings(**wrong)
 
 
-def test_a_warm_up_as_long_as_the_run_shrinks_to_a_tenth_of_it():
+def test_a_warmup_longer_than_the_run_is_shortened():
   assert optimizer.warmup_of(settings(warmup_steps=9), 10) == 9
   assert optimizer.warmup_of(settings(warmup_steps=10), 10) == 1
   assert optimizer.warmup_of(settings(warmup_steps=1000), 200) == 20

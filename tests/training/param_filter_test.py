@@ -1,4 +1,4 @@
-"""What a stage trains, at full size: the paper's 5.7 B of 11 B."""
+"""Trained parameters at full size: the paper's 5.7 B of 11 B."""
 
 import math
 
@@ -23,7 +23,7 @@ def count(params: dict) -> int:
   return sum(math.prod(x.shape) for x in params.values())
 
 
-def test_the_fusion_stage_trains_the_papers_share(full):
+def test_the_fusion_stage_trains_the_share_stated_in_the_paper(full):
   trained, frozen = param_filter.split(full, param_filter.ATTENTION)
   assert count(trained) + count(frozen) == 11_660_753_108
   assert count(trained) == 5_709_496_320
@@ -33,7 +33,7 @@ def test_the_fusion_stage_trains_the_papers_share(full):
   assert any("cross_norm" in path for path in frozen)
 
 
-def test_optimizer_memory_is_for_the_trained_only(full):
+def test_optimizer_state_covers_trained_parameters_only(full):
   trained, frozen = param_filter.split(full, param_filter.ATTENTION)
   frozen = {
     n: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for n, x in frozen.items()
@@ -56,7 +56,7 @@ def test_an_audio_tower_is_trained_alone(full):
   assert trained == audio and not frozen
 
 
-def test_impossible_choices_are_refused(full):
+def test_unknown_choices_are_refused(full):
   with pytest.raises(ValueError, match="'some' is unknown; choose from all, a"):
     param_filter.split(full, "some")
   with pytest.raises(
@@ -65,6 +65,6 @@ def test_impossible_choices_are_refused(full):
     param_filter.split({"video/head/bias": 0}, param_filter.ATTENTION)
 
 
-def test_nesting_and_back():
+def test_nesting_round_trips():
   params = {"a/b": 1, "a/c/d": 2, "e": 3}
   assert param_filter.flat(param_filter.nested(params)) == params

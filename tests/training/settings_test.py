@@ -1,15 +1,14 @@
-"""Settings of a run from its config, as it is now and as runs kept it."""
+"""Training settings from configs, also from older runs."""
 
 import pytest
 
 from configs import codec_video
 from configs import fusion
 from ovi_jax.training import settings
-from ovi_jax.training.codecs import settings as codecs
 from tests.lib import config_values
 
 
-def test_fields_are_named():
+def test_problems_name_their_fields():
   config = fusion.get_config("mini")
   del config.batch_size
   with pytest.raises(
@@ -36,7 +35,7 @@ def test_fields_are_named():
     *(("data.num_workers", "8"), ("eval.batch_size", True)),
   ],
 )
-def test_truth_values_and_texts_are_no_numbers(field, value):
+def test_booleans_and_strings_are_not_numbers(field, value):
   config = config_values.plain_config(fusion.get_config("mini"), field, value)
   with pytest.raises(ValueError, match=f"config.{field} ") as error:
     settings.Settings.from_config(config)
@@ -54,4 +53,21 @@ def test_sizes_of_buckets_and_codecs_are_numbers():
   with config.ignore_type():
     config.model.z_dim = True
   with pytest.raises(ValueError, match="config.model.z_dim must be a whole"):
-    codecs.Settings.from_config(config)
+    settings.from_config(config)
+
+
+def test_a_config_with_a_component_is_that_of_a_codec():
+  stage = settings.from_config(fusion.get_config("mini"))
+  assert isinstance(stage, settings.Settings) and stage.model.video is not None
+  codec = settings.from_config(codec_video.get_config("mini"))
+  assert isinstance(codec, settings.CodecSettings)
+  assert codec.component == "video_vae" and codec.objective
+
+
+def test_fields_that_may_change_on_resume_exist():
+  values = fusion.get_config()
+  for name in settings.MUTABLE_FIELDS:
+    found = values
+    for part in name.split("."):
+      assert part in found, name
+      found = found[part]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ovi_jax.diffusion import times
+from ovi_jax import diffusion
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sharding import mesh as meshes
@@ -20,7 +20,7 @@ GOLDEN_LOSS = 2.572352  # of the batch below, on the stand-in's weights
 ADVANCE = jax.jit(step.train_step, static_argnums=0)
 
 
-def test_a_golden_of_the_loss():
+def test_the_loss_equals_its_golden_value():
   """Numbers of this code; the objective's parts have tests of their own."""
   _, metrics = ADVANCE(
     *small_step.step_config(), small_step.batch(), small_step.NULL
@@ -33,7 +33,7 @@ def test_a_golden_of_the_loss():
 
 
 @pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
-def test_accumulation_is_one_large_batch(parts):
+def test_gradient_accumulation_equals_one_large_batch(parts):
   whole, metrics = ADVANCE(
     *small_step.step_config(), small_step.batch(), small_step.NULL
   )
@@ -49,7 +49,7 @@ def test_accumulation_is_one_large_batch(parts):
 
 
 @pytest.mark.slow
-def test_eight_devices_are_one():
+def test_eight_devices_equal_one():
   made, state = small_step.step_config()
   alone, metrics = ADVANCE(made, state, small_step.batch(), small_step.NULL)
   mesh = meshes.make(jax.devices()[:8], data=2, fsdp=4)
@@ -64,7 +64,7 @@ def test_eight_devices_are_one():
   assert all(parity.relative_error(a, b) < 1e-5 for a, b in moments if b.any())
 
 
-def test_only_what_is_trained_moves():
+def test_only_trained_parameters_change():
   made, before = small_step.step_config()
   state, _ = ADVANCE(made, before, small_step.batch(), small_step.NULL)
   assert int(state.step) == 1
@@ -89,7 +89,7 @@ def test_only_what_is_trained_moves():
 
 
 @pytest.mark.slow
-def test_steps_draw_anew_and_a_run_draws_again():
+def test_noise_differs_by_step_and_repeats_by_seed():
   made, state = small_step.step_config()
   given = jax.tree.map(jnp.asarray, small_step.batch())
   first = step.sample_noise_for(made, state, given)
@@ -98,7 +98,7 @@ def test_steps_draw_anew_and_a_run_draws_again():
   jax.tree.map(np.testing.assert_array_equal, first, again)
   assert np.abs(first.sigma.video - second.sigma.video).min() > 1e-6
   assert np.abs(first.noise.audio - second.noise.audio).max() > 1
-  # A place draws the same whatever else is in the batch, or how long it is.
+  # Noise of a row is independent of other rows and of the batch size.
   fewer = jax.tree.map(lambda x: x[:3], given)
   part = step.sample_noise_for(made, state, fewer)
   np.testing.assert_array_equal(part.noise.video, first.noise.video[:3])
@@ -126,7 +126,7 @@ def test_training_lowers_the_loss():
 
 
 @pytest.mark.slow
-def test_one_tower_alone():
+def test_a_single_tower_is_trained():
   config = AV(None, small_step.CONFIG.audio)
   model = fusion.FusionDiT(config)
   params = param_filter.flat(standin_models.fusion_params())
@@ -148,7 +148,7 @@ def test_one_tower_alone():
   assert set(metrics.losses) == {"audio"} and float(metrics.loss) > 0.3
 
 
-def test_dropped_prompts_and_clean_frames():
+def test_cfg_dropout_and_first_frames_are_sampled():
   """The model sees the empty prompt, and a first frame without noise."""
   seen = {}
 
@@ -187,9 +187,9 @@ def test_dropped_prompts_and_clean_frames():
 
 
 @pytest.mark.parametrize("shared", [1.0, 0.0])
-def test_drawing_covers_what_is_asked(shared):
+def test_sampled_noise_covers_the_requested_range(shared):
   asked = flow_matching.ObjectiveConfig(
-    timesteps=times.TimestepSampler(shared_prob=shared),
+    timesteps=diffusion.TimestepSampler(shared_prob=shared),
     cfg_dropout=AV(0.1, 0.4),
     i2v_prob=0.25,
   )
@@ -206,7 +206,7 @@ def test_drawing_covers_what_is_asked(shared):
   assert abs(noise[0, 1]) < 0.06
 
 
-def test_impossible_objectives_are_refused():
+def test_invalid_objectives_are_refused():
   with pytest.raises(ValueError, match="cfg_dropout.audio is a share"):
     flow_matching.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
   with pytest.raises(ValueError, match="i2v_prob is a share"):

@@ -1,4 +1,4 @@
-"""Stages from their configs, one after the other, and bad input."""
+"""Training stages from their configs, and bad input."""
 
 import dataclasses
 import shutil
@@ -10,7 +10,7 @@ from ovi_jax import synthetic
 from ovi_jax.data import quality
 from ovi_jax.training import logs
 from ovi_jax.training import settings
-from ovi_jax.training import trainer
+from ovi_jax.training import task as tasks
 from tests.lib import small_training
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -53,20 +53,20 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   lines = logs.read(tmp_path / "fusion")
   assert [line["step"] for line in lines] == [2, 4]
   assert all(line["train/loss_video"] > 0.3 for line in lines)
-  # A tower alone comes out of it without the layers of fusion.
+  # A single tower is loaded from it without the fusion layers.
   again = small_training.config(
     "audio_finetune",
     datasets["sounds"],
     **{"init_from.audio": str(tmp_path / "fusion" / "checkpoints")},
   )
-  plan = trainer.init_plan(settings.Settings.from_config(again))
+  plan = tasks.make(settings.from_config(again)).init_plan()
   assert not plan.scratch and not any("fusion_" in path for path in plan.shapes)
   # The same command again has nothing to do.
   assert small_training.run(both, tmp_path / "fusion")
   assert len(logs.read(tmp_path / "fusion")) == 2
 
 
-def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
+def test_a_run_resumes_only_with_its_own_config(pretrained, datasets, tmp_path):
   first = small_training.config("audio_pretrain", datasets["sounds"])
   assert small_training.run(first, tmp_path)
   longer = small_training.config(
@@ -74,7 +74,7 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
   )
   assert small_training.run(longer, tmp_path)
   assert [line["step"] for line in logs.read(tmp_path)] == [2, 4, 6]
-  # It goes on without what it began from.
+  # Resuming does not need the initial weights.
   begun = {"init_from.audio": str(tmp_path / "gone"), "num_train_steps": 8}
   moved = small_training.config("audio_pretrain", datasets["sounds"], **begun)
   assert small_training.run(moved, tmp_path)
@@ -118,7 +118,7 @@ def test_a_run_is_continued_but_not_another(pretrained, datasets, tmp_path):
     ({"attention": "flesh"}, "attention 'flesh' is unknown"),
   ],
 )
-def test_what_cannot_be_is_said_before_the_first_step(
+def test_invalid_configs_are_refused_before_the_first_step(
   changes, message, datasets, tmp_path
 ):
   values = small_training.config(
@@ -144,13 +144,16 @@ def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
-  datasets, tmp_path
+def test_a_refused_resume_gives_advice_and_changes_no_file(
+  datasets, tmp_path, log_lines
 ):
   path = tmp_path / "run"
-  begun, said = small_training.config("audio_pretrain", datasets["sounds"]), []
+  begun, said = (
+    small_training.config("audio_pretrain", datasets["sounds"]),
+    log_lines,
+  )
   begun.num_train_steps, begun.optimizer.warmup_steps = 2, 50
-  assert small_training.run(begun, path, said.append)
+  assert small_training.run(begun, path)
   shown = f"logs: tensorboard --logdir={path}/tensorboard"
   assert sum(line.startswith(shown) for line in said) == 1
   assert any("warmup_steps 50 is not less than the 2" in line for line in said)
@@ -175,12 +178,12 @@ def test_a_refused_resume_says_what_would_do_and_leaves_no_file(
     after = {p: p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
     assert after == before
   said.clear()
-  assert small_training.run(begun, path, said.append)
+  assert small_training.run(begun, path)
   assert sum(line.startswith(shown) for line in said) == 1
 
 
-def test_data_that_tokenizer_and_codecs_lose_is_refused_before_a_run(
-  datasets, tmp_path
+def test_data_beyond_the_quality_limits_are_refused(
+  datasets, tmp_path, log_lines
 ):
   data = tmp_path / "data"
   shutil.copytree(datasets["sounds"], data)
@@ -189,10 +192,10 @@ def test_data_that_tokenizer_and_codecs_lose_is_refused_before_a_run(
   )
   found = quality.Quality(coverage=covered, mel_error=3.0)
   found.save(data / quality.FILE)
-  begun, said = small_training.config("audio_pretrain", str(data)), []
+  begun, said = small_training.config("audio_pretrain", str(data)), log_lines
   begun.data.max_unknown_words, begun.num_train_steps = 0.2, 1
   with pytest.raises(ValueError, match="50% of the captions' words are unkn"):
-    small_training.run(begun, tmp_path / "run", said.append)
+    small_training.run(begun, tmp_path / "run")
   assert not (tmp_path / "run").exists()
   assert said[0] == (
     f"{data}: captions: the tokenizer does not know 5 of 10 words (50%: cat,"
@@ -202,12 +205,12 @@ def test_data_that_tokenizer_and_codecs_lose_is_refused_before_a_run(
   # Encoding it was forced: it was accepted once.
   chosen = settings.Settings.from_config(begun)
   dataclasses.replace(found, accepted=True).save(data / quality.FILE)
-  trainer.check_quality(chosen, None, said.append)
+  tasks.check_quality(chosen, None)
   assert len(said) == 4
 
 
-def test_words_are_counted_with_the_tokenizer_of_the_components(
-  datasets, tmp_path
+def test_unknown_words_are_counted_with_the_pretrained_tokenizer(
+  datasets, tmp_path, log_lines
 ):
   (tmp_path / "tokenizer.json").write_bytes(
     (synthetic.WEIGHTS / "tokenizer.json").read_bytes()
@@ -215,9 +218,9 @@ def test_words_are_counted_with_the_tokenizer_of_the_components(
   begun = small_training.config(
     "audio_pretrain", datasets["sounds"], pretrained=str(tmp_path)
   )
-  begun.data.max_unknown_words, said = 0.2, []
+  begun.data.max_unknown_words = 0.2
   chosen = settings.Settings.from_config(begun)
   # "a clip"
   with pytest.raises(ValueError, match="50% of the captions' words are unkn"):
-    trainer.check_quality(chosen, None, said.append)
-  assert "does not know 1 of 2 words (50%: clip, …)" in said[0]
+    tasks.check_quality(chosen, None)
+  assert "does not know 1 of 2 words (50%: clip, …)" in log_lines[0]

@@ -6,10 +6,10 @@ reruns the stage. Later stages rerun only for shards whose output changed.
 
 import hashlib
 import json
+import logging
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ _RESULT_FIELDS = {
   "input_hash": shard_store.is_text,
   "result": lambda value: isinstance(value, dict),
 }
-Log = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 def run_pass(
@@ -37,7 +37,6 @@ def run_pass(
   pass_: curation_settings.Pass,
   count: int,
   before: Sequence[str],
-  log: Log = console.log,
 ) -> list[str]:
   """Run a pass that needs all shards.
 
@@ -47,7 +46,6 @@ def run_pass(
     count: shard_index of shards.
     before: problems so far. After a failure, a "global" stage runs on the
       completed shards and reruns when the others complete; a "sink" waits.
-    log: called with each line for the user.
 
   Returns:
     One line per problem.
@@ -65,10 +63,10 @@ def run_pass(
       " --config.max_failure_rate"
     ]
   if is_sink:
-    _run_sink(settings, pass_, count, log)
+    _run_sink(settings, pass_, count)
   else:
     _run_global(settings, pass_, completed)
-    log(summary(settings, pass_.first_stage, completed))
+    _log.info(summary(settings, pass_.first_stage, completed))
   return []
 
 
@@ -176,7 +174,6 @@ def _run_sink(
   settings: curation_settings.Settings,
   pass_: curation_settings.Pass,
   count: int,
-  log: Log,
 ) -> None:
   """Run a "sink" stage; its output is published atomically."""
   input_hash = _input_hash(settings, pass_.first_stage, range(count))
@@ -189,7 +186,7 @@ def _run_sink(
     text = json.dumps({"input_hash": input_hash, "result": result}, indent=1)
     storage.write(storage.join(folder, _DONE), text.encode() + b"\n")
     before = {"result": result}
-  log(f"{pass_.stages[0].name}: {output}: {json.dumps(before['result'])}")
+  _log.info(f"{pass_.stages[0].name}: {output}: {json.dumps(before['result'])}")
 
 
 def _call_sink(

@@ -7,6 +7,7 @@ stop the others. Cluster jobs divide a pass by shard ranges.
 import collections
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from ovi_jax.curation.engine import storage
 from ovi_jax.curation.engine import worker_pool
 
 _MAX_INDICES_SHOWN = 10  # shard indices in an error message
-Log = Callable[[str], None]
+_log = logging.getLogger(__name__)
 # Processes shards of a pass, in any order.
 ShardExecutor = Callable[
   [curation_settings.Settings, curation_settings.Pass, Sequence[int]],
@@ -68,7 +69,6 @@ class ShardSelection:
 def run(
   settings: curation_settings.Settings,
   selection: ShardSelection | None = None,
-  log: Log = console.log,
   executor: ShardExecutor | None = None,
 ) -> list[str]:
   """Run all pending work.
@@ -76,7 +76,6 @@ def run(
   Args:
     settings: settings of the run.
     selection: passes and shards to run; all by default.
-    log: called with each line for the user.
     executor: processes shards; local worker processes by default.
 
   Returns:
@@ -100,7 +99,7 @@ def run(
     )
   if executor is None:
     _check_requirements(settings, passes, len(shard_indices))
-  log(f"{settings.out}: {len(shard_indices)} shards")
+  _log.info(f"{settings.out}: {len(shard_indices)} shards")
   problems = []
   for pass_ in passes:
     if selection.retry_failed:
@@ -109,14 +108,13 @@ def run(
       if selection.shards:
         raise ValueError(f"pass {pass_.name} needs all shards; remove --shards")
       problems += global_stages.run_pass(
-        settings, pass_, len(shard_indices), problems, log
+        settings, pass_, len(shard_indices), problems
       )
     else:
       problems += run_shards(
         settings,
         pass_,
         shard_indices,
-        log,
         executor,
         require_previous=bool(selection.only_pass),
       )
@@ -127,7 +125,6 @@ def run_shards(
   settings: curation_settings.Settings,
   pass_: curation_settings.Pass,
   shard_indices: Sequence[int],
-  log: Log = console.log,
   executor: ShardExecutor | None = None,
   require_previous: bool = False,
 ) -> list[str]:
@@ -137,7 +134,6 @@ def run_shards(
     settings: settings of the run.
     pass_: the pass.
     shard_indices: shards to process.
-    log: called with each line for the user.
     executor: processes shards; local worker processes by default.
     require_previous: report shards that the previous pass has not completed.
 
@@ -179,7 +175,7 @@ def run_shards(
     line = global_stages.summary(settings, stage_index, shard_indices)
     if counts[stage.name]:
       line += f"; {seconds[stage.name] / counts[stage.name]:.3g} s per clip"
-    log(line)
+    _log.info(line)
   return problems
 
 

@@ -1,7 +1,9 @@
 """Writes the report of a run, which may be incomplete.
 
-python -m ovi_jax.curation.report --config=configs/curate.py
-  --config.out=DIR
+Takes the config of the run:
+
+  python -m ovi_jax.curation.report --config=configs/curate.py
+    --config.out=DIR
 """
 
 from absl import app

@@ -125,7 +125,7 @@ def missing_requirements(config: Config) -> list[str]:
   return [
     f"av_sync.weights: {found}; give"
     " --config.stages.av_sync.weights=FILE (syncnet_v2.model, see"
-    " docs/curation.md), pass all clips untested with"
+    " docs/how_to/curate.md), pass all clips untested with"
     " --config.stages.av_sync.if_missing=pass, or skip the stage:"
     " --config.skip=\"('av_sync',)\""
   ]

@@ -25,7 +25,6 @@ from ovi_jax.curation.media import artifacts
 from ovi_jax.data import builder
 from ovi_jax.data import clips as samples
 from ovi_jax.data import schema
-from ovi_jax.data import splits
 
 NAME = "pack"
 VERSION = 1
@@ -174,7 +173,7 @@ def record(
 def split_of(clip: clips.Clip, config: Config) -> str:
   """The split of a clip's source file."""
   content = clip.facts.get("probe", {}).get("sha256") or clip.path
-  hash_fraction = splits.chance(content, config.seed)
+  hash_fraction = builder.hash_fraction(content, config.seed)
   return TEST if hash_fraction < config.eval_fraction else TRAIN
 
 

@@ -10,7 +10,7 @@ The table (CSV or TSV) has the columns `path` and `caption`, and may have
 of the same name. Video is resampled to 24 fps by time stamps, sound to 16 kHz
 mono. Nothing is filtered for quality. Run the same command again to go on where
 it was stopped. What was refused, and why, is printed at the end; a contact
-sheet is written beside the dataset. See docs/own_clips.md.
+sheet is written beside the dataset. See docs/how_to/own_clips.md.
 """
 
 import os
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
 
 
 def _settings() -> settings_lib.Settings:
-  """From the flags."""
+  """Settings from the flags."""
   values: dict[str, Any] = {name: FLAGS[name].value for name in _SAME}
   out = pathlib.Path(FLAGS.out)
   if out.name in ("", ".."):

@@ -67,7 +67,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listing:
-  """What is to be imported.
+  """The files to import.
 
   Attributes:
     files: in order of their names.
@@ -198,7 +198,7 @@ def _existing(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 def _unmatched(
   settings: settings_lib.Settings, row: captions_lib.Row, names: Sequence[str]
 ) -> Refusal:
-  """Of a row that means no file, or several."""
+  """The problem of a row that matches no file, or several."""
   if not names:
     return Refusal(
       name=row.path,

@@ -12,11 +12,11 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import pathlib
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -32,13 +32,12 @@ from ovi_jax import untrusted
 from ovi_jax.data import builder
 from ovi_jax.data import captions as captions_lib
 from ovi_jax.data import schema
-from ovi_jax.data import splits
 from ovi_jax.data.from_files import listing
 from ovi_jax.data.from_files import settings as settings_lib
 from ovi_jax.data.from_files import sheet
 from ovi_jax.data.from_files import work
 
-Log = Callable[[str], None]
+_log = logging.getLogger(__name__)
 TRAIN, TEST = captions_lib.TRAIN, captions_lib.TEST
 _SMALL = 64, 64  # height and width of the model that comes with the package
 _SHOWN = 10  # lines of a list
@@ -62,12 +61,11 @@ class Imported:
   split: str
 
 
-def run(settings: settings_lib.Settings, log: Log = console.log) -> None:
-  """Import files; resumes an interrupted import.
+def run(settings: settings_lib.Settings) -> None:
+  """Import files and log a report; resumes an interrupted import.
 
   Args:
     settings: of the import.
-    log: called with the report.
 
   Raises:
     ValueError: settings, table or folder will not do, no clip can be imported,
@@ -78,8 +76,9 @@ def run(settings: settings_lib.Settings, log: Log = console.log) -> None:
   recipe = _recipe(settings, found)
   if settings.out.exists():
     _check_recipe(settings, recipe)
-    log((settings.folder / _REPORT).read_text("utf-8"))
-    log(f"already imported: {settings.out}")
+    report = (settings.folder / _REPORT).read_text("utf-8")
+    _log.info(report.removesuffix("\n"))
+    _log.info(f"already imported: {settings.out}")
     return
   folder = settings.folder / "clips"
   folder.mkdir(parents=True, exist_ok=True)
@@ -106,13 +105,13 @@ def run(settings: settings_lib.Settings, log: Log = console.log) -> None:
       may_be_empty=(TEST,),
     )
     shutil.rmtree(folder)
-  log(report)
+  _log.info(report)
 
 
 def _recipe(
   settings: settings_lib.Settings, found: listing.Listing
 ) -> dict[str, Any]:
-  """What decides the dataset, as JSON has it."""
+  """The settings that determine the dataset, as JSON."""
   digest = hashlib.sha256()
   for file in found.files:
     parts = file.name, file.size, file.modified, file.captions, file.split
@@ -221,7 +220,7 @@ def _held_out(
   One at least, if any are wanted: of few files chance may choose none.
   """
   chances = {
-    result.digest: splits.chance(result.digest, settings.seed)
+    result.digest: builder.hash_fraction(result.digest, settings.seed)
     for file, result in kept
     if not file.split
   }
@@ -422,7 +421,7 @@ def _next(
     if plain
     else shlex.quote(f"--config.data.sources={sources}")
   )
-  yield "next (docs/own_clips.md, docs/fine_tuning.md):"
+  yield "next (docs/how_to/own_clips.md, docs/how_to/fine_tune.md):"
   small = all((w["height"], w["width"]) == _SMALL for w in windows)
   weights = shlex.quote(str(synthetic.WEIGHTS)) if small else "WEIGHTS"
   config = "small" if small else "fine_tune:WEIGHTS"

@@ -1,4 +1,4 @@
-"""What is imported, and how clips are made to fit."""
+"""Settings of an import: input files, and how clips are cut and resized."""
 
 import dataclasses
 import math
@@ -121,12 +121,11 @@ class Settings:
       problems.append(f"--clips: {self.clips} is not a folder")
     if self.captions and not pathlib.Path(self.captions).is_file():
       problems.append(f"--captions: {self.captions} is not a file")
-    if problems:
-      raise ValueError("; ".join(problems))
+    config_lib.check(problems, "")
 
   @property
   def folder(self) -> pathlib.Path:
-    """Of the report, and of finished files until the dataset is whole."""
+    """The folder of the report and of an unfinished dataset's files."""
     return self.out.with_name(f"{self.out.name}.import")
 
   @property
@@ -136,7 +135,7 @@ class Settings:
 
 
 def frames_of(seconds: float) -> int:
-  """The number 1 + 4·k of frames nearest to a length."""
+  """The number of frames, 1 + 4·k, nearest to a length in seconds."""
   if not (math.isfinite(seconds) and seconds > 0):
     raise ValueError(f"--seconds: expected more than 0, got {seconds}")
   stride = geometry.VIDEO_STRIDES[0]
@@ -144,7 +143,7 @@ def frames_of(seconds: float) -> int:
 
 
 def size_of(text: str) -> tuple[int, int]:
-  """Height and width of a flag such as 512x992, or 64 for a square.
+  """Parse a flag such as 512x992, or 64 for a square, as height and width.
 
   Raises:
     ValueError: it is no such text.

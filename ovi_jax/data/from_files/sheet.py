@@ -48,7 +48,7 @@ class Cell(NamedTuple):
 
 
 def spread(count: int) -> list[int]:
-  """Which of so many clips are shown: all, or evenly spaced ones."""
+  """Indices of the clips that are shown: all, or evenly spaced ones."""
   if count <= CELLS:
     return list(range(count))
   return [round(n * (count - 1) / (CELLS - 1)) for n in range(CELLS)]

@@ -76,7 +76,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """What is cut out of a file.
+  """The windows of a file.
 
   Attributes:
     facts: of the file.
@@ -127,7 +127,7 @@ def cut(
 
 
 def _damaged(path: pathlib.Path, error: containers.DamagedError) -> Unfit:
-  """Of a file that is not read."""
+  """The problem of a file that cannot be read."""
   with open(path, "rb") as file:
     head = file.read(len(_GIF))
   if head == _GIF:
@@ -143,7 +143,7 @@ def _damaged(path: pathlib.Path, error: containers.DamagedError) -> Unfit:
 
 
 def _brief(error: Exception) -> str:
-  """What an error found, without the list of all formats."""
+  """An error's message without the list of all formats."""
   text = str(error)
   if "one of the formats" in text:
     text = text.rpartition(": ")[2]
@@ -184,7 +184,7 @@ def _check_sound(facts: probe.Facts) -> None:
 def _spans(
   length: float, settings: settings_lib.Settings
 ) -> list[tuple[float, float]]:
-  """Where windows begin, and how many seconds they are long."""
+  """Start and length of each window, in seconds."""
   wanted = settings.length
   if length <= 0:
     raise Unfit("no length", "convert it to mp4 with ffmpeg")
@@ -213,7 +213,7 @@ def _spans(
 def _fit(
   rows: int, columns: int, settings: settings_lib.Settings
 ) -> fitting.Fit:
-  """How a picture of the file becomes a frame."""
+  """How pictures of the file are resized to frames."""
   height, width = settings.height, settings.width
   if settings.fit == "keep":
     return fitting.keep(rows, columns, height * width)

@@ -47,7 +47,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
 
 def deciding(settings: settings_lib.Settings) -> dict[str, Any]:
-  """The settings that clips depend on, as JSON has them."""
+  """The settings that determine clips, as JSON."""
   return {
     "version": windows.VERSION,
     **{name: getattr(settings, name) for name in _DECIDING},
@@ -74,7 +74,7 @@ class Job:
 def job(
   file: listing.File, folder: pathlib.Path, settings: settings_lib.Settings
 ) -> Job:
-  """The work on a file; its result's name follows from what decides it."""
+  """The job of a file; its name is a hash of what determines the result."""
   decided = [file.name, file.size, file.modified, deciding(settings)]
   text = json.dumps(decided, sort_keys=True)
   name = hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -88,7 +88,7 @@ def job(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-  """What was made of a file.
+  """The clips made from a file.
 
   Attributes:
     path: of the archive.
@@ -107,7 +107,7 @@ class Result:
 
   @classmethod
   def read(cls, path: pathlib.Path) -> "Result":
-    """Read what an archive says of itself."""
+    """Read the metadata of a result's archive."""
     with zipfile.ZipFile(path) as archive:
       meta = json.loads(archive.read(_META))
     return cls(
@@ -119,7 +119,7 @@ class Result:
     )
 
   def load(self, number: int, kind: str) -> bytes | None:
-    """The mp4, pcm or png of a window; None if it has none."""
+    """The mp4, pcm or png of a window; `None` if it has none."""
     with zipfile.ZipFile(self.path) as archive:
       name = f"{number:04d}.{kind}"
       return archive.read(name) if name in archive.namelist() else None

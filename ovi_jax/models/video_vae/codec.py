@@ -9,9 +9,12 @@ Memory is that of one step, whatever the length of the clip. `encode_whole` and
 Pixels are float32 in [-1, 1]; latents are float32, normalised with the config's
 mean and deviation per channel. `params` is a tree with the keys `encoder` and
 `decoder`, of which each function needs its own only. The network's compute
-dtype is `dtype`; `layers` says what is float32 regardless.
+dtype is `dtype`; `network` says what is float32 regardless. Patches of pixels
+are channels of the network. Rows and columns are split over devices; output
+frames are replicated.
 
-Source: Wan2.2 `vae2_2.py` (`WanVAE_.encode`, `WanVAE_.decode`, `Wan2_2_VAE`).
+Source: Wan2.2 `vae2_2.py` (`WanVAE_.encode`, `WanVAE_.decode`, `Wan2_2_VAE`,
+`patchify`, `unpatchify`).
 """
 
 import functools
@@ -19,15 +22,15 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
+import einops
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from ovi_jax.models import shapes
 from ovi_jax.models.video_vae import config as config_lib
-from ovi_jax.models.video_vae import decoder
-from ovi_jax.models.video_vae import encoder
-from ovi_jax.models.video_vae import pixels
-from ovi_jax.models.video_vae import placement
+from ovi_jax.models.video_vae import network
+from ovi_jax.sharding import logical_axes
 
 Config = config_lib.VideoVAEConfig
 Params = Mapping[str, Any]
@@ -46,18 +49,20 @@ def init(config: Config, key: jax.Array) -> dict[str, Any]:
   }
 
 
-def init_encoder_cache(
+def init_cache(
   config: Config,
+  part: str,
   batch: int,
   height: int,
   width: int,
   dtype: Any = jnp.float32,
 ) -> Cache:
-  """The state before the first `encode_step`: zeros.
+  """The state before the first `encode_step` or `decode_step`: zeros.
 
   Args:
     config: sizes.
-    batch: clips encoded side by side.
+    part: "encoder" or "decoder".
+    batch: clips encoded or decoded side by side.
     height: pixels, a multiple of `spatial_stride`.
     width: pixels, a multiple of `spatial_stride`.
     dtype: compute dtype of the steps to come.
@@ -65,18 +70,8 @@ def init_encoder_cache(
   Raises:
     ValueError: height or width is no multiple of the stride.
   """
-  return _zeros(config, "encoder", batch, height, width, jnp.dtype(dtype))
-
-
-def init_decoder_cache(
-  config: Config,
-  batch: int,
-  height: int,
-  width: int,
-  dtype: Any = jnp.float32,
-) -> Cache:
-  """The state before the first `decode_step`; see `init_encoder_cache`."""
-  return _zeros(config, "decoder", batch, height, width, jnp.dtype(dtype))
+  cache = _cache_shapes(config, part, batch, height, width, jnp.dtype(dtype))
+  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), cache)
 
 
 def encode_step(
@@ -92,7 +87,7 @@ def encode_step(
   Args:
     config: sizes.
     params: tree with the key `encoder`.
-    cache: from `init_encoder_cache` or the step before.
+    cache: from `init_cache` or the step before.
     frames_BTHWC: `temporal_stride` frames of RGB pixels, float in [-1, 1] or
       uint8.
     is_first: whether the clip begins here; only the last frame is then read.
@@ -101,9 +96,9 @@ def encode_step(
   Returns:
     The cache for the next step, and latent_BHWC (mean, normalised, float32).
   """
-  moments_BHWC, changed = encoder.Encoder(config, jnp.dtype(dtype)).apply(
+  moments_BHWC, changed = network.Encoder(config, jnp.dtype(dtype)).apply(
     {"params": params["encoder"], "cache": cache},
-    pixels.patches(config, frames_BTHWC),
+    patchify(config, frames_BTHWC),
     is_first,
     mutable=["cache"],
   )
@@ -125,7 +120,7 @@ def decode_step(
   Args:
     config: sizes.
     params: tree with the key `decoder`.
-    cache: from `init_decoder_cache` or the step before.
+    cache: from `init_cache` or the step before.
     latent_BHWC: normalised latent.
     is_first: whether the clip begins here.
     dtype: compute dtype.
@@ -135,13 +130,13 @@ def decode_step(
     RGB pixels clipped to [-1, 1], float32. If `is_first`, only the last counts.
   """
   mean, std = _statistics(config)
-  x_BTHWC, changed = decoder.Decoder(config, jnp.dtype(dtype)).apply(
+  x_BTHWC, changed = network.Decoder(config, jnp.dtype(dtype)).apply(
     {"params": params["decoder"], "cache": cache},
     latent_BHWC.astype(jnp.float32) * std + mean,
     is_first,
     mutable=["cache"],
   )
-  frames_BTHWC = pixels.unpatched(config, x_BTHWC)
+  frames_BTHWC = unpatchify(config, x_BTHWC)
   return changed["cache"], jnp.clip(frames_BTHWC, -1.0, 1.0)
 
 
@@ -165,9 +160,9 @@ def encode_whole(
   Raises:
     ValueError: the frames are of another number, size or type.
   """
-  pixels.check_frames(config, frames_BTHWC)
-  moments_BTHWC = encoder.Encoder(config, jnp.dtype(dtype)).apply(
-    {"params": params["encoder"]}, pixels.patches(config, frames_BTHWC), None
+  check_frames(config, frames_BTHWC)
+  moments_BTHWC = network.Encoder(config, jnp.dtype(dtype)).apply(
+    {"params": params["encoder"]}, patchify(config, frames_BTHWC), None
   )
   mean_BTHWC, logvar_BTHWC = jnp.split(
     jnp.asarray(moments_BTHWC, jnp.float32), 2, axis=-1
@@ -196,11 +191,11 @@ def decode_whole(
   Raises:
     ValueError: the latents have another number of axes or channels.
   """
-  pixels.check_latents(config, latents_BTHWC)
-  x_BTHWC = decoder.Decoder(config, jnp.dtype(dtype)).apply(
+  check_latents(config, latents_BTHWC)
+  x_BTHWC = network.Decoder(config, jnp.dtype(dtype)).apply(
     {"params": params["decoder"]}, latents_BTHWC.astype(jnp.float32), None
   )
-  return pixels.unpatched(config, x_BTHWC)
+  return unpatchify(config, x_BTHWC)
 
 
 def encode(
@@ -227,10 +222,10 @@ def encode(
   Raises:
     ValueError: the frames are of another number, size or type.
   """
-  batch, frames, height, width = pixels.check_frames(config, frames_BTHWC)
+  batch, frames, height, width = check_frames(config, frames_BTHWC)
   stride = config.temporal_stride
-  place = place or placement.whole(params["encoder"])
-  cache = init_encoder_cache(config, batch, height, width, dtype)
+  place = place or replicated_sharding(params["encoder"])
+  cache = init_cache(config, "encoder", batch, height, width, dtype)
   cache = jax.device_put(cache, place)
   step = _jit_encode_step(config, jnp.dtype(dtype), place)
   before = ((0, 0), (stride - 1, 0), (0, 0), (0, 0), (0, 0))
@@ -265,7 +260,7 @@ def decode_chunks(
   Raises:
     ValueError: the latents have another number of axes or channels.
   """
-  pixels.check_latents(config, latents_BTHWC)
+  check_latents(config, latents_BTHWC)
   return _decode_chunks(config, params, latents_BTHWC, jnp.dtype(dtype))
 
 
@@ -285,10 +280,10 @@ def _decode_chunks(
 ) -> Iterator[jax.Array]:
   batch, frames, height, width, _ = latents_BTHWC.shape
   side = config.spatial_stride
-  place = placement.whole(params["decoder"])
+  place = replicated_sharding(params["decoder"])
   size = batch, height * side, width * side
-  cache = init_decoder_cache(config, *size, dtype)
-  cache = jax.device_put(cache, placement.split(cache, place))
+  cache = init_cache(config, "decoder", *size, dtype)
+  cache = jax.device_put(cache, cache_sharding(cache, place))
   step = jit_decode_step(config, dtype, size, place)
   for i in range(frames):
     latent_BHWC = jnp.asarray(latents_BTHWC[:, i])
@@ -328,7 +323,7 @@ def jit_decode_step(
   return jax.jit(
     step,
     donate_argnums=1,
-    out_shardings=(placement.split(cache, place), place),
+    out_shardings=(cache_sharding(cache, place), place),
   )
 
 
@@ -353,11 +348,11 @@ def _init(
   if part == "encoder":
     height, width = height // config.patch, width // config.patch
     shape = (config.temporal_stride, height, width, config.patch_channels)
-    module = encoder.Encoder(config, dtype)
+    module = network.Encoder(config, dtype)
   else:
     side = config.spatial_stride
     shape = (height // side, width // side, config.z_dim)
-    module = decoder.Decoder(config, dtype)
+    module = network.Decoder(config, dtype)
   return dict(module.init(key, jnp.zeros((batch, *shape), dtype), is_first))
 
 
@@ -387,13 +382,93 @@ def _cache_shapes(
   return shapes.lookup("video_vae cache", given, trace)
 
 
-def _zeros(
-  config: Config,
-  part: str,
-  batch: int,
-  height: int,
-  width: int,
-  dtype: jnp.dtype,
-) -> Cache:
-  cache = _cache_shapes(config, part, batch, height, width, dtype)
-  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), cache)
+def patchify(config: Config, frames_BTHWC: jax.Array) -> jax.Array:
+  """Patches of pixels in [-1, 1], floating point or uint8 pixels given."""
+  if frames_BTHWC.dtype == jnp.uint8:
+    frames_BTHWC = frames_BTHWC.astype(jnp.float32) / 127.5 - 1
+  return einops.rearrange(
+    frames_BTHWC,
+    "b t (h q) (w r) c -> b t h w (c r q)",
+    q=config.patch,
+    r=config.patch,
+  )
+
+
+def unpatchify(config: Config, x_BTHWC: Any) -> jax.Array:
+  """Undo `patchify`, in float32."""
+  frames_BTHWC = einops.rearrange(
+    x_BTHWC,
+    "b t h w (c r q) -> b t (h q) (w r) c",
+    q=config.patch,
+    r=config.patch,
+  )
+  return frames_BTHWC.astype(jnp.float32)
+
+
+def check_frames(config: Config, frames_BTHWC: Any) -> tuple[int, ...]:
+  """The sizes B, T, H, W of a clip, if it is one that can be encoded."""
+  shape, stride = tuple(frames_BTHWC.shape), config.temporal_stride
+  problems = []
+  if len(shape) != 5 or shape[-1] != config_lib.COLOURS:
+    raise ValueError(
+      f"frames have shape {shape}, expected (batch, frames, height, width,"
+      f" {config_lib.COLOURS})"
+    )
+  if shape[1] % stride != 1 % stride:
+    problems.append(
+      f"{shape[1]} frames, expected 1 + a multiple of {stride}; cut the clip"
+    )
+  side = config.spatial_stride
+  if shape[2] % side or shape[3] % side:
+    problems.append(
+      f"{shape[2]} x {shape[3]} pixels, expected multiples of {side}; crop or"
+      " resize the frames"
+    )
+  dtype = frames_BTHWC.dtype
+  if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+    problems.append(
+      f"pixels are {dtype}, expected floating point in [-1, 1], or uint8"
+    )
+  if problems:
+    raise ValueError("cannot encode the clip: " + "; ".join(problems))
+  return shape[:4]
+
+
+def check_latents(config: Config, latents_BTHWC: Any) -> None:
+  """Refuse what is no clip of latents."""
+  shape = tuple(latents_BTHWC.shape)
+  if len(shape) != 5 or shape[-1] != config.z_dim or not shape[1]:
+    raise ValueError(
+      f"latents have shape {shape}, expected (batch, latent frames,"
+      f" rows, columns, {config.z_dim}) with one latent frame or more"
+    )
+
+
+def replicated_sharding(params: Any) -> jax.sharding.Sharding | None:
+  """Where results go: unsplit, to the devices of the parameters.
+
+  Said outright, lest the first step's cache be placed unlike the others' and
+  the step compiled twice. None (no matter where) for parameters on the host
+  and inside another jitted function.
+  """
+  leaf = jax.tree.leaves(params)[0]
+  if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+    return None
+  if isinstance(leaf.sharding, jax.sharding.NamedSharding):
+    return jax.sharding.NamedSharding(leaf.sharding.mesh, jax.P())
+  return leaf.sharding
+
+
+def cache_sharding(cache: Any, place: jax.sharding.Sharding | None) -> Any:
+  """Where a cache's frames go, if `place` is of several devices."""
+
+  def one(leaf: Any) -> jax.sharding.Sharding | None:
+    if not isinstance(place, jax.sharding.NamedSharding):
+      return place
+    sizes = dict(place.mesh.shape)
+    spec = logical_axes.spec(
+      network.FRAME, leaf.shape, sizes, logical_axes.ACTIVATIONS
+    )
+    return jax.sharding.NamedSharding(place.mesh, spec)
+
+  return jax.tree.map(one, cache)

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ovi_jax import config as config_lib
+
 # One figure a latent channel, measured by the authors on their data.
 # fmt: off
 LATENT_MEAN = (
@@ -75,8 +77,7 @@ class VideoVAEConfig:
     for name in ("dim", "dec_dim", "z_dim", "num_res_blocks", "patch"):
       if getattr(self, name) < 1:
         problems.append(f"{name} is {getattr(self, name)}, expected 1 or more")
-    if problems:
-      raise ValueError("VideoVAEConfig: " + "; ".join(problems))
+    config_lib.check(problems, "VideoVAEConfig: ")
 
   @classmethod
   def from_release(cls, sizes: Mapping[str, Any]) -> "VideoVAEConfig":
@@ -85,16 +86,7 @@ class VideoVAEConfig:
     Raises:
       ValueError: a key is not a field of this config; the message names it.
     """
-    unknown = sizes.keys() - {f.name for f in dataclasses.fields(cls)}
-    if unknown:
-      raise ValueError(
-        f"video_vae sizes have unknown keys {sorted(unknown)}; remove them or"
-        " add them to VideoVAEConfig"
-      )
-    frozen: dict[str, Any] = {
-      k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()
-    }
-    return cls(**frozen)
+    return config_lib.from_sizes(cls, sizes, "the video VAE")
 
   @property
   def spatial_stride(self) -> int:

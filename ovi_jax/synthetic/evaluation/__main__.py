@@ -1,14 +1,15 @@
 """Score generated clips of the world; write prompts to generate them from.
 
-python -m ovi_jax.synthetic.evaluation prompts --out=FILE.csv [--count=64
---seed=1000]
-  [--pairs=seen|held_out|all] [--trained=SEED:CLIPS[:WHAT],…]
-python sample.py --prompts=FILE.csv --out=DIR …
-python -m ovi_jax.synthetic.evaluation --clips=DIR [--out=FILE.json]
-  [--markdown=FILE.md]
-python -m ovi_jax.synthetic.evaluation codecs --weights=DIR [--count=64
---seed=1000]
-  [--out=FILE.json] [--markdown=FILE.md]
+Write prompts, generate clips from them, score the clips; or score codecs:
+
+  python -m ovi_jax.synthetic.evaluation prompts --out=FILE.csv
+    [--count=64 --seed=1000] [--pairs=seen|held_out|all]
+    [--trained=SEED:CLIPS[:WHAT],…]
+  python sample.py --prompts=FILE.csv --out=DIR …
+  python -m ovi_jax.synthetic.evaluation --clips=DIR [--out=FILE.json]
+    [--markdown=FILE.md]
+  python -m ovi_jax.synthetic.evaluation codecs --weights=DIR
+    [--count=64 --seed=1000] [--out=FILE.json] [--markdown=FILE.md]
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a sound track of the world says: when, and what each sound is.
+"""Detects sounds of the synthetic world in audio: time and kind.
 
 Each sound's spectrum in its first moments is held against those of all sounds
 that the world makes, at all tones and voices; the nearest names it. float64.

@@ -1,4 +1,4 @@
-"""What a codec loses: of pictures in PSNR, of sounds in log-mel decibels.
+"""Measures codecs: PSNR of frames, log-mel error of audio.
 
 Arrays in, numbers out; the codecs are given as functions.
 """

@@ -1,4 +1,4 @@
-"""What a prompt of the world asks for, in whichever words and tags."""
+"""Parses prompts of the synthetic world, in any wording and tags."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ _SILENCE = re.compile(r"\b(silence|nothing|no sound)\b")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-  """What is asked for.
+  """Contents of a prompt.
 
   Attributes:
     kind: of `scene.KINDS`; `None` where silence is all that is said.

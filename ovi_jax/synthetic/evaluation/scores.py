@@ -16,7 +16,7 @@ _DRAWS = 2000
 
 
 class Part(NamedTuple):
-  """What one clip adds to a score."""
+  """The contribution of one clip to a score."""
 
   right: float
   of: float

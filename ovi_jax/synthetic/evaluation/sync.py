@@ -50,7 +50,7 @@ class Count(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Track:
-  """What a clip shows and sounds when.
+  """Times of visible and audible events of a clip.
 
   Attributes:
     kind: clips of one kind lend each other their sounds.

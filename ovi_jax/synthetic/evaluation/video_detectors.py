@@ -1,4 +1,4 @@
-"""What a picture of the world shows: its kind, colours and visible events.
+"""Detects kind, colors and events of the synthetic world in frames.
 
 From frames alone, also blurred and noisy ones: impacts are the lowest points
 of a ball's path, flashes the rises of a lamp's light, openings those of a
@@ -31,7 +31,7 @@ _HALF_OPEN = 0.005  # seconds from the beginning of a vowel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seen:
-  """What is seen.
+  """Detected contents of a clip.
 
   Attributes:
     kind: of `scene.KINDS`; `None` if there is nothing of them.
@@ -47,7 +47,7 @@ class Seen:
 
 
 def look(frames_THWC: np.ndarray, fps: float) -> Seen:
-  """See what a clip shows.
+  """Detect the contents of a clip.
 
   Args:
     frames_THWC: uint8 RGB, square pictures, at least `SHORTEST`.

@@ -1,4 +1,4 @@
-"""What is said about a scene, in varied words and both tag formats.
+"""Captions of scenes, in varied wording and both tag formats.
 
 A caption tells what is seen, then what is said (between `<S>` and `<E>`), then
 what is heard: after `Audio:`, or between `<AUDCAP>` and `<ENDAUDCAP>`.

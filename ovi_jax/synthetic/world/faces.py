@@ -3,7 +3,6 @@
 import numpy as np
 
 from ovi_jax.synthetic.world import draw
-from ovi_jax.synthetic.world import rhythm
 from ovi_jax.synthetic.world import scene
 
 COUNTS = (2, 3, 4)
@@ -42,7 +41,7 @@ def sample(
       length=VOWEL,
       tone=hz,
     )
-    for begin in rhythm.times(random, count, VOWEL, seconds)
+    for begin in scene.event_times(random, count, VOWEL, seconds)
   )
   return scene.Scene(
     kind=scene.FACE,

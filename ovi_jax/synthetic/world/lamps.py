@@ -3,7 +3,6 @@
 import numpy as np
 
 from ovi_jax.synthetic.world import draw
-from ovi_jax.synthetic.world import rhythm
 from ovi_jax.synthetic.world import scene
 
 FLASH = 0.24  # seconds
@@ -31,7 +30,7 @@ def sample(
       strength=0.6,
       length=FLASH,
     )
-    for begin in rhythm.times(random, count, FLASH, seconds)
+    for begin in scene.event_times(random, count, FLASH, seconds)
   )
   return scene.Scene(
     kind=scene.LAMP,

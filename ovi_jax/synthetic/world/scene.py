@@ -1,4 +1,4 @@
-"""What a clip of the world is about: things, words and events.
+"""Scenes of the synthetic world: objects, words and events.
 
 A `Scene` says all that a clip shows and sounds; pictures, sound and captions
 are made of it and of nothing else. Lengths are shares of the picture's side,
@@ -6,6 +6,8 @@ with rows downwards; times are seconds.
 """
 
 import dataclasses
+
+import numpy as np
 
 COLOURS = {
   "red": (214, 36, 36),
@@ -126,3 +128,28 @@ class Scene:
     """Colours with what they sound like."""
     colours = [ball.colour for ball in self.balls] or [self.colour]
     return frozenset((colour, self.sound) for colour in colours)
+
+
+_JITTER = 0.12  # seconds, either way
+_LEAD = (0.25, 0.8)  # seconds before the first
+_TAIL = 0.15  # seconds kept after the last has ended
+
+
+def event_times(
+  random: np.random.Generator, count: int, length: float, seconds: float
+) -> np.ndarray:
+  """Begins of `count` events, each `length` long, that fit into `seconds`.
+
+  They are at least `length` plus 0.2 s apart.
+  """
+  if not count:
+    return np.zeros(0)
+  first = random.uniform(*_LEAD)
+  room = seconds - first - length - _TAIL
+  shortest = length + 0.2 + _JITTER
+  period = random.uniform(0.65, 1.05)
+  if count > 1:
+    period = max(shortest, min(period, room / (count - 0.5)))
+  begins = first + period * np.arange(count)
+  begins[1:] += random.uniform(-_JITTER, _JITTER, count - 1) / 2
+  return begins[begins + length + _TAIL / 2 < seconds]

@@ -19,10 +19,10 @@ sizes come from a stage's config, but for what follows from the components.
 import dataclasses
 import hashlib
 import itertools
+import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -38,7 +38,6 @@ from absl import flags
 import ovi_jax
 from ovi_jax import cli
 from ovi_jax import config_files
-from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.modality import AV
@@ -49,12 +48,14 @@ from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import init_from
 from ovi_jax.training import param_filter
-from ovi_jax.training import settings as stages
+from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import trainer
-from ovi_jax.training.codecs import clips
-from ovi_jax.training.codecs import settings as settings_lib
-from ovi_jax.training.codecs import table
+from ovi_jax.training.codecs import input as inputs
+from ovi_jax.training.objectives import masked_text
 
+_log = logging.getLogger(__name__)
+# Flag -> the component that the run has trained.
+RUNS = {codec.flag: name for name, codec in settings_lib.CODECS.items()}
 # Component -> its name in a manifest's sizes.
 _SECTIONS = {"vocoder": "bigvgan", "umt5": "t5"}
 # A channel that says next to nothing is not blown up: of the mean deviation.
@@ -71,14 +72,14 @@ class Clip:
     towers: sizes.
     latents: a video's T, H, W; `None` without that tower.
     audio: latents of a sound; likewise.
-    source: clips to measure, see `clips.opened`.
+    source: clips to measure, see `inputs.open_source`.
     count: how many of them.
   """
 
   towers: AV[Any]
   latents: tuple[int, int, int] | None
   audio: int | None
-  source: str = f"{clips.WORLD}:1"
+  source: str = f"{inputs.WORLD}:1"
   count: int = 32
 
   @classmethod
@@ -96,7 +97,9 @@ class Clip:
         "--towers: expected a stage's config such as configs/fusion.py:mini,"
         f" and --clips of 1 or more, got {count}"
       )
-    towers = stages.build_pair(values.pop("model"), "model", stages.build_tower)
+    towers = settings_lib.build_pair(
+      values.pop("model"), "model", settings_lib.build_tower
+    )
     data = values["data"]
     return cls(
       towers=towers,
@@ -136,7 +139,7 @@ class Trained:
     params: path -> float32 array.
   """
 
-  settings: settings_lib.Settings
+  settings: settings_lib.CodecSettings
   sizes: Mapping[str, Any]
   params: Mapping[str, Any]
 
@@ -151,18 +154,16 @@ def assemble(
   clip: Clip,
   dtype: Any = None,
   base: pathlib.Path | None = None,
-  log: Callable[[str], None] = console.log,
 ) -> weights_dir.Manifest:
   """Write a directory of components.
 
   Args:
-    runs: some of `table.PARTS`, to directories of runs.
+    runs: some of `RUNS`, to directories of runs.
     out: directory to write; must not hold weights yet.
     clip: sizes of the towers, and what is measured.
     dtype: that parameters are stored in; `None` for that of the base, or
       float32 without one.
     base: directory of weights that everything else is taken from.
-    log: called with each line for the user.
 
   Returns:
     The manifest, also written to `out`.
@@ -175,11 +176,8 @@ def assemble(
   if (out / weights_dir.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
   if not runs:
-    raise ValueError(f"give at least one run: {', '.join(table.PARTS)}")
-  found = {
-    table.PARTS[name]: opened(table.PARTS[name], run)
-    for name, run in runs.items()
-  }
+    raise ValueError(f"give at least one run: {', '.join(RUNS)}")
+  found = {RUNS[name]: opened(RUNS[name], run) for name, run in runs.items()}
   kept = None if base is None else _whole(base)
   tokenizer = None
   if "umt5" in found:
@@ -192,23 +190,7 @@ def assemble(
     found["video_vae"] = measured(found["video_vae"], clip)
   if "audio_vae" in found:
     found["audio_vae"] = scaled(found["audio_vae"], clip)
-  if kept is None:
-    manifest = weights_dir.Manifest(
-      variant=None,
-      sizes=_sizes(found, clip),
-      digests={},
-      version=ovi_jax.__version__,
-    )
-  else:
-    sizes = {**kept.sizes, **_sections(found)}
-    manifest = dataclasses.replace(
-      kept, sizes=sizes, version=ovi_jax.__version__
-    )
-  if problems := manifest.architecture.misfits:
-    raise ValueError(
-      f"the runs do not fit {'each other' if kept is None else base}:"
-      f" {'; '.join(problems)}"
-    )
+  manifest = _manifest(found, clip, base, kept)
   out.mkdir(parents=True, exist_ok=True)
   if base is not None:
     others = [c for c in manifest.architecture.components if c not in found]
@@ -225,8 +207,44 @@ def assemble(
   manifest = dataclasses.replace(manifest, digests=digests)
   manifest.save(out)
   for line in _towers_to_train(found, digests):
-    log(line)
+    _log.info(line)
   return weights_dir.read(out, needs=tuple(found))
+
+
+def _manifest(
+  found: Mapping[str, Trained],
+  clip: Clip,
+  base: pathlib.Path | None,
+  kept: weights_dir.Manifest | None,
+) -> weights_dir.Manifest:
+  """The manifest to write; the runs' digests are still missing.
+
+  Args:
+    found: the trained components.
+    clip: sizes of the towers.
+    base: weights that the components are added to; `None` for none.
+    kept: their manifest.
+
+  Raises:
+    ValueError: the components do not fit each other, or the base.
+  """
+  if kept is None:
+    manifest = weights_dir.Manifest(
+      variant=None,
+      sizes=_sizes(found, clip),
+      digests={},
+      version=ovi_jax.__version__,
+    )
+  else:
+    sizes = {**kept.sizes, **_sections(found)}
+    manifest = dataclasses.replace(
+      kept, sizes=sizes, version=ovi_jax.__version__
+    )
+  if problems := manifest.architecture.misfits:
+    raise ValueError(
+      f"the runs do not fit {base or 'each other'}: {'; '.join(problems)}"
+    )
+  return manifest
 
 
 def _whole(base: pathlib.Path) -> weights_dir.Manifest:
@@ -290,7 +308,7 @@ def _towers_to_train(
     changed.remove("video_vae")
   return [
     f"note: the towers were trained with another {component}; train them on"
-    " from these weights before sampling (configs/fine_tune.py)"
+    " from these weights before sampling (--config=fine_tune:WEIGHTS)"
     for component in changed
   ]
 
@@ -309,14 +327,14 @@ def opened(component: str, run: pathlib.Path) -> Trained:
       f" {component!r}"
     )
   config = ml_collections.ConfigDict(values)
-  settings = settings_lib.Settings.from_config(config)
+  settings = settings_lib.CodecSettings.from_config(config)
   shapes = param_filter.flat(
     architecture.parameter_shapes(component, settings.model)
   )
   source = init_from.Source(
     path=str(run / trainer.CHECKPOINTS),
     include=(".*",),
-    exclude=(rf"{table.HEAD}/.*",),
+    exclude=(rf"{masked_text.HEAD}/.*",),
   )
   plan = init_from.plan(
     {p: jax.ShapeDtypeStruct(x.shape, jnp.float32) for p, x in shapes.items()},
@@ -324,9 +342,9 @@ def opened(component: str, run: pathlib.Path) -> Trained:
   )
   place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = init_from.load(plan, lambda _: {}, 0, place)
-  task = settings.make_objective("cpu")
-  if hasattr(task, "exported"):
-    params = param_filter.flat(task.exported(param_filter.nested(params)))
+  objective = settings.make_objective("cpu")
+  if hasattr(objective, "exported"):
+    params = param_filter.flat(objective.exported(param_filter.nested(params)))
   return Trained(settings=settings, sizes=values["model"], params=params)
 
 
@@ -339,7 +357,7 @@ def measured(video: Trained, clip: Clip) -> Trained:
   params = param_filter.nested(video.params)
 
   def latents() -> Iterator[np.ndarray]:
-    for crop in _crops(clip, clips.ClipSpec(frames=frames)):
+    for crop in _crops(clip, inputs.ClipSpec(frames=frames)):
       frames_BTHWC = jnp.asarray(crop.frames_THWC)[None]
       mean_BTHWC, _ = encode(video.config, params, frames_BTHWC)
       yield np.asarray(mean_BTHWC)
@@ -366,7 +384,7 @@ def scaled(audio: Trained, clip: Clip) -> Trained:
   encoder = param_filter.nested(audio.params)
 
   def latents() -> Iterator[np.ndarray]:
-    for crop in _crops(clip, clips.ClipSpec(samples=samples)):
+    for crop in _crops(clip, inputs.ClipSpec(samples=samples)):
       wave_BA = jnp.asarray(crop.wave_A)[None]
       yield np.asarray(encoders.encode_audio(audio.config, encoder, wave_BA))
 
@@ -398,9 +416,12 @@ def statistics(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   return mean_C, deviation_C
 
 
-def _crops(clip: Clip, wanted: clips.ClipSpec) -> Iterator[clips.Crop]:
+def _crops(clip: Clip, wanted: inputs.ClipSpec) -> Iterator[inputs.Crop]:
   """The first clips of the source that have what is wanted, whole."""
-  source, start = clips.opened(clip.source, "test"), clips.CropPosition(0, 0, 0)
+  source, start = (
+    inputs.open_source(clip.source, "test"),
+    inputs.CropPosition(0, 0, 0),
+  )
   some = range(min(len(source), _TRIES * clip.count))
   found = (source.crop(n, wanted, start) for n in some)
   whole = list(itertools.islice(filter(None, found), clip.count))
@@ -467,7 +488,7 @@ def main(argv: list[str]) -> None:
   try:
     if not given.out or given.towers is None:
       raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
-    paths = {name: str(given[name].value or "") for name in table.PARTS}
+    paths = {name: str(given[name].value or "") for name in RUNS}
     runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
     base = pathlib.Path(given.base) if given.base else None
     if base is None:
@@ -482,7 +503,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  for name, component in table.PARTS.items():
+  for name, component in RUNS.items():
     flags.DEFINE_string(name, "", f"Run of {component}.")
   flags.DEFINE_string("base", "", "Weights whose components are replaced.")
   flags.DEFINE_string("out", "", "Directory to write.")

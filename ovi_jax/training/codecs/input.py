@@ -1,41 +1,220 @@
-"""Batches of crops for the training of codecs, endless and in one order.
+"""Input of codec training: endless batches of random crops of clips.
 
-Row r of batch n is a function of the seed, n and r alone: one of the sources, a
-clip of it, and a place in the clip, all drawn at random, all alike; where the
-clip lacks what is wanted, drawn again. So nothing depends on workers or
-processes, and the place that a checkpoint keeps is one number.
+A source (a synthetic world, or a dataset with media) returns a crop of a clip
+by number, or nothing if the clip lacks what is wanted. Row r of batch n is a
+function of the seed, n and r alone: a source, one of its clips and a position
+in the clip, all uniform at random; drawn again where the clip lacks what is
+wanted. So batches depend neither on workers nor on processes, and a checkpoint
+stores one number as the position.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 
 from ovi_jax import tokenizer as tokenizer_lib
+from ovi_jax.data import builder
+from ovi_jax.data import clips
 from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
-from ovi_jax.training.codecs import clips
+from ovi_jax.synthetic import world as worlds
 
+WORLD = "world"
+NUMBERS = 2**30  # clips of a world that take part: more than are ever drawn
+_FORM = f"{WORLD}:SEED, {WORLD}:SEED:WHAT or the folder of a dataset"
 _TRIES = 1000  # clips in a row without what is wanted, before giving up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CodecInputConfig:
-  """What is read.
+class ClipSpec:
+  """What is taken of each clip; 0 and `False` are nothing.
 
   Attributes:
-    sources: see `clips.opened`.
-    split: of those that are datasets.
-    num_frames: of a crop of the video, 1 + 4·k; 0 for none.
-    num_audio_samples: of a crop of the sound, at 16 kHz; 0 for none.
-    tokenizer: a `tokenizer.json`, to read captions; empty for none.
-    max_text_len: tokens that a caption is cut and padded to.
-    num_workers: processes that draw and decode; 0 reads in this one.
-    prefetch_batches: batches that each worker (or this process) keeps ready.
+    frames: of the video, 1 + 4·k.
+    samples: of the sound.
+    caption: one of them.
+  """
+
+  frames: int = 0
+  samples: int = 0
+  caption: bool = False
+
+  def __post_init__(self):
+    odd = self.frames and self.frames % 4 != 1
+    if min(self.frames, self.samples) < 0 or odd:
+      raise ValueError(
+        "data: num_frames must be 0 or 1 + a multiple of 4 and"
+        " num_audio_samples 0 or more,"
+        f" got {self.frames} and {self.samples}"
+      )
+    if not (self.frames or self.samples or self.caption):
+      raise ValueError(
+        "data: nothing is read of the clips; set frames, samples or tokenizer"
+      )
+
+
+class Crop(NamedTuple):
+  """What was taken of a clip; `None` for what was not wanted.
+
+  Attributes:
+    frames_THWC: uint8.
+    wave_A: float32 in [-1, 1] at 16 kHz.
+    caption: one of the clip's.
+  """
+
+  frames_THWC: np.ndarray | None
+  wave_A: np.ndarray | None
+  caption: str | None
+
+
+class CropPosition(NamedTuple):
+  """Where a crop is taken, each in [0, 1): drawn at random."""
+
+  video: float
+  audio: float
+  caption: float
+
+
+class Source(Protocol):
+  """Clips by number."""
+
+  @property
+  def identity(self) -> str:
+    """The same for the same clips, wherever they lie."""
+    ...
+
+  def __len__(self) -> int: ...
+
+  def crop(
+    self, number: int, wanted: ClipSpec, place: CropPosition
+  ) -> Crop | None:
+    """A crop, or `None` of a clip that lacks what is wanted or is shorter."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """Clips of a world, drawn when they are asked for; only the frames wanted."""
+
+  world: worlds.World
+
+  @property
+  def identity(self) -> str:
+    return f"{WORLD}:{self.world.seed}:{self.world.what}"
+
+  def __len__(self) -> int:
+    return NUMBERS
+
+  def crop(
+    self, number: int, wanted: ClipSpec, place: CropPosition
+  ) -> Crop | None:
+    part = _part(place.video, self.world.frames, wanted.frames or 1)
+    made = self.world.clip(number, part, sound=bool(wanted.samples))
+    return _crop(
+      wanted, place, made.frames_THWC, made.wave_A, tuple(made.captions)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Records with mp4 and PCM."""
+
+  split: builder.Split
+
+  @property
+  def identity(self) -> str:
+    return self.split.identity
+
+  def __len__(self) -> int:
+    return len(self.split)
+
+  def crop(
+    self, number: int, wanted: ClipSpec, place: CropPosition
+  ) -> Crop | None:
+    record = self.split[number]
+    frames_THWC, wave_A = None, None
+    if wanted.frames and record.video is not None:
+      part = _part(place.video, record.frames, wanted.frames)
+      frames_THWC = clips.frames(record)[part]
+    if wanted.samples and record.audio is not None:
+      wave_A = clips.wave(record)
+    return _crop(wanted, place, frames_THWC, wave_A, record.captions)
+
+
+def open_source(name: str, split: str) -> Source:
+  """The source that a config names.
+
+  Args:
+    name: `world:SEED` (`world:SEED:WHAT` for what else it has), or a folder.
+    split: of a dataset; a world has none.
+
+  Raises:
+    ValueError: there is no such world or dataset.
+  """
+  kind, *rest = name.split(":")
+  if kind != WORLD:
+    if not name:
+      raise ValueError(f"data.sources: expected {_FORM}, got an empty name")
+    return Dataset(builder.read(name, split))
+  try:
+    seed, what = (*rest, worlds.World.what)[:2]
+    return World(worlds.World(seed=int(seed), what=what))
+  except ValueError as error:
+    raise ValueError(
+      f"data.sources: expected {_FORM}, got {name!r} ({error})"
+    ) from error
+
+
+def _part(share: float, have: int, want: int) -> slice:
+  """`want` of `have` in a row; all, where that is fewer."""
+  start = int(share * max(1, have - want + 1))
+  return slice(start, start + want)
+
+
+def _crop(
+  wanted: ClipSpec,
+  place: CropPosition,
+  frames_THWC: np.ndarray | None,
+  wave_A: np.ndarray | None,
+  captions: Sequence[str],
+) -> Crop | None:
+  """What is wanted, of frames that are cut and a wave that is not."""
+  video, audio, caption = None, None, None
+  if wanted.frames:
+    if frames_THWC is None or len(frames_THWC) < wanted.frames:
+      return None
+    video = frames_THWC
+  if wanted.samples:
+    if wave_A is None or len(wave_A) < wanted.samples:
+      return None
+    audio = wave_A[_part(place.audio, len(wave_A), wanted.samples)]
+  if wanted.caption:
+    caption = captions[int(place.caption * len(captions))]
+  return Crop(video, audio, caption)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecInputConfig:
+  """Training data of a codec.
+
+  Attributes:
+    sources: datasets, or `world:SEED` for clips of the synthetic world that are
+      rendered on the fly.
+    split: split of the datasets.
+    num_frames: frames of a video crop, 1 + 4·k; 0 for no video.
+    num_audio_samples: samples of an audio crop at 16 kHz; 0 for no audio.
+    tokenizer: path of a `tokenizer.json` to read captions; empty for none.
+    max_text_len: tokens that captions are truncated and padded to.
+    num_workers: processes that render and decode; 0 reads in the main process.
+    prefetch_batches: batches that each worker, or the main process, prefetches.
   """
 
   sources: tuple[str, ...]
@@ -60,9 +239,9 @@ class CodecInputConfig:
     _ = self.wanted
 
   @property
-  def wanted(self) -> clips.ClipSpec:
+  def wanted(self) -> ClipSpec:
     """What is taken of a clip."""
-    return clips.ClipSpec(
+    return ClipSpec(
       frames=self.num_frames,
       samples=self.num_audio_samples,
       caption=bool(self.tokenizer),
@@ -83,7 +262,7 @@ class Batches:
   """
 
   settings: CodecInputConfig
-  sources: tuple[clips.Source, ...]
+  sources: tuple[Source, ...]
   batch: int
   rows: range
   seed: int
@@ -124,14 +303,14 @@ class Batches:
       ids=np.array(ids, np.int64),
     )
 
-  def _crop(self, place: int) -> tuple[clips.Crop, int]:
+  def _crop(self, place: int) -> tuple[Crop, int]:
     """The crop of a row of all rows of all batches, and its id."""
     random = np.random.default_rng((self.seed, place))
     for _ in range(_TRIES):
       which = int(random.integers(len(self.sources)))
       source = self.sources[which]
       number = int(random.integers(len(source)))
-      where = clips.CropPosition(*random.random(3))
+      where = CropPosition(*random.random(3))
       crop = source.crop(number, self.settings.wanted, where)
       if crop is not None:
         return crop, which << schema.INDEX_BITS | number
@@ -199,7 +378,7 @@ class Input(Iterator[schema.Batch]):
     }
 
 
-def opened(
+def load(
   settings: CodecInputConfig,
   *,
   batch: int,
@@ -228,7 +407,7 @@ def opened(
   each = batch // process_count
   made = Batches(
     settings=settings,
-    sources=tuple(clips.opened(n, settings.split) for n in settings.sources),
+    sources=tuple(open_source(n, settings.split) for n in settings.sources),
     batch=batch,
     rows=range(process_index * each, (process_index + 1) * each),
     seed=seed,

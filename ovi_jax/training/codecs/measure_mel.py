@@ -1,4 +1,4 @@
-"""Print what the spectrograms of some clips' sounds are standardised with.
+"""Print the mean and standard deviation of mel bins over some clips.
 
   python -m ovi_jax.training.codecs.measure_mel --source=world:0
 
@@ -14,16 +14,16 @@ from absl import app
 from absl import flags
 
 from ovi_jax import cli
-from ovi_jax.training.codecs import clips
+from ovi_jax.training.codecs import input as inputs
 from ovi_jax.training.objectives import audio_vae
 
 FLAGS = flags.FLAGS
-_START = clips.CropPosition(0.0, 0.0, 0.0)
+_START = inputs.CropPosition(0.0, 0.0, 0.0)
 
 
-def waves(source: clips.Source, samples: int) -> Iterator[np.ndarray]:
-  """The beginning of every clip that has so much sound."""
-  wanted = clips.ClipSpec(samples=samples)
+def waves(source: inputs.Source, samples: int) -> Iterator[np.ndarray]:
+  """The first `samples` of every clip whose sound is that long."""
+  wanted = inputs.ClipSpec(samples=samples)
   for number in range(len(source)):
     crop = source.crop(number, wanted, _START)
     if crop is not None and crop.wave_A is not None:
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    source = clips.opened(FLAGS.source, FLAGS.split)
+    source = inputs.open_source(FLAGS.source, FLAGS.split)
     some = itertools.islice(waves(source, FLAGS.samples), FLAGS.clips)
     mean, deviation = audio_vae.measure_mel(some)
   except (OSError, ValueError) as error:
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("source", "world:0", "See `clips.opened`.")
+  flags.DEFINE_string("source", "world:0", "See `inputs.open_source`.")
   flags.DEFINE_string("split", "train", "Of a dataset.")
   flags.DEFINE_integer("clips", 500, "Sounds that are measured.")
   flags.DEFINE_integer("samples", 157 * 512, "Of each sound.")

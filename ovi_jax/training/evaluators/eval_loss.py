@@ -34,12 +34,13 @@ NUM_TIMESTEP_BINS = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-  """What is held out, and how it is looked at.
+  """Settings of the held-out loss.
 
   Attributes:
-    split: of the sources that have it.
-    batch_size: rows of a batch; 0 for as many as a part of a step has.
-    num_timestep_bins: see `HeldOut`.
+    split: held-out split; sources without it are skipped.
+    batch_size: examples per batch; 0 for as many as a microbatch has.
+    num_timestep_bins: number of noise levels, the centers of equal parts of
+      [0, 1], at which each record's loss is computed.
   """
 
   split: str = "test"
@@ -127,7 +128,7 @@ class HeldOutLoss:
     if not means:
       raise ValueError(
         "held-out loss: expected at least one record, got none; hold some out"
-        " when the dataset is written, or turn the review off"
+        " when the dataset is written, or set eval_every to 0"
       )
     named = {}
     for name, mean in means.items():

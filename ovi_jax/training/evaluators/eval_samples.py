@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
-import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +38,7 @@ from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import settings as sampling_settings
-from ovi_jax.sampling import solver
+from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import logs as logs_lib
@@ -50,20 +49,20 @@ Show = Callable[[int, np.ndarray | None, np.ndarray | None], None]
 
 DIRECTORY, LIST = "samples", "samples.json"
 GUIDANCE = AV(4.0, 3.0)  # the original's
-MAX_CLIPS = 1024  # of a review
+MAX_CLIPS = 1024  # sampled together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSamplesConfig:
-  """How clips are made.
+  """Settings of samples during training.
 
   Attributes:
-    num_samples: clips of a review, made side by side as one batch.
-    num_steps: of the solver.
-    solver: see `sampling.solver`.
-    flow_shift: of the noise levels towards noise.
-    guidance_scale: scale of each modality.
-    seed: clip number n begins as the noise of seed + n.
+    num_samples: number of clips, generated as one batch.
+    num_steps: steps of the solver.
+    solver: a key of `sampling.solvers.SOLVERS`.
+    flow_shift: shift of noise levels towards noise.
+    guidance_scale: classifier-free guidance scale of each modality.
+    seed: clip number n has the noise of seed + n.
   """
 
   num_samples: int
@@ -86,8 +85,8 @@ class EvalSamplesConfig:
       problems.append(
         f"num_samples must be from 1 to {MAX_CLIPS}, got {self.num_samples}"
       )
-    if self.solver not in solver.SOLVERS:
-      known = ", ".join(solver.SOLVERS)
+    if self.solver not in solvers.SOLVERS:
+      known = ", ".join(solvers.SOLVERS)
       problems.append(f"solver {self.solver!r} is unknown; choose from {known}")
     last = self.seed + max(1, self.num_samples) - 1
     if self.seed < 0 or last >= 2**32:
@@ -167,8 +166,13 @@ def denoise(
   """
   towers = model.config.present()
   noise = _noise(model, size, settings.seed, len(text))
-  pairs = _pairs(model, text, null_SE)
-  method = solver.named(settings.solver)
+  pairs = denoiser.text_pairs(
+    text,
+    AV(**dict.fromkeys(towers, null_SE)),
+    next(iter(towers.values())).max_text_len,
+    model.backend,
+  )
+  method = solvers.named(settings.solver)
   depth = next(iter(towers.values())).num_layers
   inputs = denoising.Inputs(
     denoiser.conditions(
@@ -200,31 +204,6 @@ def _noise(
     noises.sample_noise(seed + row, clip, channels) for row in range(count)
   ]
   return AV(**{n: np.stack([getattr(d, n) for d in drawn]) for n in towers})
-
-
-def _pairs(
-  model: fusion.FusionDiT, text: Sequence[np.ndarray], null_SE: np.ndarray
-) -> AV[np.ndarray]:
-  """Embeddings_BSE of the doubled batch: the prompts, then empty ones."""
-  towers = model.config.present()
-  longest = max(len(text_SE) for text_SE in text)
-  limit = next(iter(towers.values())).max_text_len
-  made = [
-    denoiser.text_pairs(
-      # Of one length, so that all are filled up to the same.
-      np.pad(text_SE, ((0, longest - len(text_SE)), (0, 0))),
-      AV(**dict.fromkeys(towers, null_SE)),
-      limit,
-      model.backend,
-    )
-    for text_SE in text
-  ]
-  return AV(
-    **{
-      n: einops.rearrange([getattr(p, n) for p in made], "B P S E -> (P B) S E")
-      for n in towers
-    }
-  )
 
 
 def write(

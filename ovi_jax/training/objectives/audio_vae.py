@@ -1,4 +1,4 @@
-"""The audio VAE's task: spectrograms through few numbers and back.
+"""The audio VAE's objective: reconstruction of spectrograms.
 
 The released filters are kept divided by their norms, and so are ours when they
 are handed on. In training they are free, and divided whenever they are used:
@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ovi_jax import diffusion
 from ovi_jax.data import schema
-from ovi_jax.diffusion import loss
 from ovi_jax.modality import AV
 from ovi_jax.models import audio_vae
 from ovi_jax.models import mel
@@ -32,7 +32,7 @@ _LEAST_DEVIATION = 0.25
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioVAEObjective:
-  """A `task.Task` on batches of waves, all as long as the batch's arrays.
+  """An `Objective` on batches of waveforms without padding.
 
   Attributes:
     config: sizes, with the mean and deviation of the data's mel bins.
@@ -51,7 +51,7 @@ class AudioVAEObjective:
   def __post_init__(self):
     if min(self.silence_weight, self.kl_weight) < 0:
       raise ValueError(
-        "audio VAE task: silence and kl must not be negative, got"
+        "objective: silence_weight and kl_weight must not be negative, got"
         f" {self.silence_weight} and {self.kl_weight}"
       )
 
@@ -70,7 +70,7 @@ class AudioVAEObjective:
     return jax.random.normal(key, (latents, self.config.embed_dim))
 
   def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
-    share_B = loss.example_weights(batch.lengths, SOUND).audio
+    share_B = diffusion.example_weights(batch.lengths, SOUND).audio
     scales = {"mel": 1.0, "silence": self.silence_weight, "kl": self.kl_weight}
     return {name: scale * share_B for name, scale in scales.items()}
 

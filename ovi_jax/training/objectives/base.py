@@ -1,9 +1,9 @@
-"""What is learnt: the one thing in which training a codec differs from a tower.
+"""The interface of training objectives, of towers and codecs alike.
 
-A task turns a batch into numbers to be made small, its terms. The loss is the
-sum over terms and examples of weight times term, so that a batch may be divided
-into parts (weights are the whole batch's) and an example with a bad number can
-be named. Steps, checkpoints, averages and logs know tasks by this alone.
+An objective computes loss terms of each example. The loss is the sum over terms
+and examples of weight times term. Weights are those of the whole batch, so that
+it may be divided into microbatches; terms are per example, so that a record
+with a non-finite loss can be named.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from ovi_jax.data import schema
 class Objective(Protocol):
   """Static and hashable: a step is compiled for each.
 
-  A task whose parameters are not those of a component alone has a method
-  `init(key) -> params`, see `codecs.table`.
+  An objective with parameters besides those of the component has a method
+  `init(key) -> params`; `codecs.assemble` leaves them out.
   """
 
   def sample_noise(self, key: jax.Array, example: schema.Batch) -> Any:

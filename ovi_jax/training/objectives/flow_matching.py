@@ -13,33 +13,31 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import diffusion
 from ovi_jax.data import schema
-from ovi_jax.diffusion import loss
-from ovi_jax.diffusion import path
-from ovi_jax.diffusion import times as times_lib
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 
 PAPER_LOSS_WEIGHTS = AV(0.85, 0.15)
-UNIFORM = times_lib.TimestepSampler()
+UNIFORM = diffusion.TimestepSampler()
 DEFAULT_CFG_DROPOUT = AV(0.1, 0.1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-  """What is asked of the model.
+  """Settings of the loss.
 
   Attributes:
-    loss_weights: of the modalities' losses; the paper's.
-    timesteps: noise levels.
-    cfg_dropout: share of examples for which a tower is given the empty
-      prompt instead, drawn for each tower; guidance needs it.
-    i2v_prob: share of examples whose first latent frame stays clean, for
+    loss_weights: weight of each modality's loss.
+    timesteps: distribution of noise levels.
+    cfg_dropout: fraction of examples whose prompt is replaced by the empty
+      prompt, drawn for each tower, for classifier-free guidance.
+    i2v_prob: fraction of examples whose first latent frame stays clean, for
       image-to-video.
   """
 
   loss_weights: AV[float] = PAPER_LOSS_WEIGHTS
-  timesteps: times_lib.TimestepSampler = UNIFORM
+  timesteps: diffusion.TimestepSampler = UNIFORM
   cfg_dropout: AV[float] = DEFAULT_CFG_DROPOUT
   i2v_prob: float = 0.0
 
@@ -67,9 +65,9 @@ class NoiseSample(NamedTuple):
 
 
 class FlowMatching(NamedTuple):
-  """The task of every stage: the velocity from data to noise, predicted.
+  """The objective of every stage: predict the velocity from data to noise.
 
-  Terms are the modalities; `task.Task` says what the methods are.
+  Terms are the modalities; for the methods see `base.Objective`.
 
   Attributes:
     model: the denoiser.
@@ -85,7 +83,7 @@ class FlowMatching(NamedTuple):
     return sample_noise(self.objective, key, example.latents)
 
   def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
-    return loss.example_weights(
+    return diffusion.example_weights(
       batch.lengths, self.objective.loss_weights
     ).present()
 
@@ -145,16 +143,18 @@ def losses(
   for name, data in batch.latents.present().items():
     sigma_BT = getattr(drawn.sigma, name)[:, None]
     noise = getattr(drawn.noise, name)
-    counts[name] = loss.length_mask(getattr(batch.lengths, name), data.shape[1])
+    counts[name] = diffusion.length_mask(
+      getattr(batch.lengths, name), data.shape[1]
+    )
     if name == "video" and may_be_clean:
       first_T = jnp.arange(data.shape[1]) == 0
       clean_BT = drawn.clean[:, None] & first_T[None]
       sigma_BT = jnp.where(clean_BT, 0.0, sigma_BT)
       counts[name] &= ~clean_BT
-    x[name] = path.interpolate(data, noise, sigma_BT)
+    x[name] = diffusion.interpolate(data, noise, sigma_BT)
     # Of the first frame, and of the others.
-    t_BT[name] = path.TIME_SCALE * sigma_BT[:, :2]
-    target[name] = path.velocity(data, noise)
+    t_BT[name] = diffusion.TIME_SCALE * sigma_BT[:, :2]
+    target[name] = diffusion.velocity(data, noise)
     prompt_BSE = getattr(batch.text, name)
     missing = prompt_BSE.shape[1] - null_SE.shape[0]
     empty_SE = jnp.pad(null_SE, ((0, missing), (0, 0)))
@@ -165,7 +165,7 @@ def losses(
   )
   return AV(
     **{
-      name: loss.masked_mse(getattr(prediction, name), target[name], c)
+      name: diffusion.masked_mse(getattr(prediction, name), target[name], c)
       for name, c in counts.items()
     }
   )

@@ -1,4 +1,4 @@
-"""The text encoder's task: every embedding tells what stands around it.
+"""The text encoder's objective: each embedding predicts the tokens around it.
 
 From its own embedding each place has to name the tokens near it, itself
 included, while some of those that go in are hidden. No labels are needed, and
@@ -26,7 +26,7 @@ PAD, UNKNOWN = 0, 2  # ids, as in the tokenizers of T5's family
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedTextObjective:
-  """A `task.Task` on batches of token ids.
+  """An `Objective` on batches of token ids.
 
   Its parameters are the encoder's and, under `head`, what names the tokens.
 
@@ -46,7 +46,7 @@ class MaskedTextObjective:
   def __post_init__(self):
     if self.context_window < 1 or not 0 <= self.mask_prob < 1:
       raise ValueError(
-        "text task: expected a reach of 1 or more and a hidden share in"
+        "objective: expected context_window of 1 or more and mask_prob in"
         f" [0, 1), got {self.context_window} and {self.mask_prob}"
       )
 

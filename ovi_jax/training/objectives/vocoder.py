@@ -1,4 +1,4 @@
-"""The vocoder's task: a sound's own spectrogram becomes a sound like it.
+"""The vocoder's objective: a waveform from its own spectrogram.
 
 Compared by spectra, without an adversary: phases are free. The spectrogram it
 is given is a little wrong, as that of an autoencoder and a denoiser will be.
@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import diffusion
 from ovi_jax.data import schema
-from ovi_jax.diffusion import loss
 from ovi_jax.modality import AV
 from ovi_jax.models import mel
 from ovi_jax.models import vocoder
@@ -27,7 +27,7 @@ _QUIETER = 0.02
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VocoderObjective:
-  """A `task.Task` on batches of waves, all as long as the batch's arrays.
+  """An `Objective` on batches of waveforms without padding.
 
   Attributes:
     config: sizes.
@@ -50,8 +50,7 @@ class VocoderObjective:
     for name in (*(f"{term}_weight" for term in TERMS), "noise_std"):
       if getattr(self, name) < 0:
         raise ValueError(
-          f"vocoder task: {name} must not be negative, got"
-          f" {getattr(self, name)}"
+          f"objective: {name} must not be negative, got {getattr(self, name)}"
         )
 
   @property
@@ -74,7 +73,7 @@ class VocoderObjective:
     return level * jax.random.normal(noise_key, shape)
 
   def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
-    share_B = loss.example_weights(batch.lengths, SOUND).audio
+    share_B = diffusion.example_weights(batch.lengths, SOUND).audio
     return {term: getattr(self, f"{term}_weight") * share_B for term in TERMS}
 
   def loss_terms(

@@ -1,4 +1,4 @@
-"""API keys: refused where they do not belong, removed from what is kept."""
+"""API keys are refused in settings and redacted in outputs."""
 
 import base64
 import html
@@ -78,11 +78,11 @@ def test_other_text_is_left_alone():
 
 
 @pytest.mark.parametrize("key", ["", "EMPTY", "none"])
-def test_a_placeholder_is_no_secret(key):
+def test_a_placeholder_is_not_a_secret(key):
   assert credentials.Redaction(key).text("an empty room") == "an empty room"
 
 
-def test_a_redaction_does_not_show_its_key():
+def test_the_repr_of_a_redaction_hides_its_key():
   redact = credentials.Redaction(KEY)
   assert KEY not in repr(redact)
   with pytest.raises(TypeError, match="cannot be pickled"):
@@ -102,18 +102,18 @@ KEYS = [
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_key_in_place_of_a_variable_is_refused_and_not_shown(key, tmp_path):
+def test_a_key_given_as_a_variable_name_is_refused_and_not_shown(key, tmp_path):
   with pytest.raises(ValueError, match="name of an environment") as caught:
     caption_client.config("http://h/v1", tmp_path, api_key_env=key)
   assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "K", "VLLM_KEY_2", "HF"])
-def test_names_of_variables_are_taken(name, tmp_path):
+def test_variable_names_are_accepted(name, tmp_path):
   assert caption_client.config("http://h/v1", tmp_path, api_key_env=name)
 
 
-SECRET = "abc123def456"  # looks like nothing; its field gives it away
+SECRET = "abc123def456"  # a secret only by the name of its field
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_settings_that_hold_a_credential_are_refused(changes, where, tmp_path):
     assert secret not in str(caught.value)
 
 
-def test_honest_settings_are_taken(tmp_path):
+def test_settings_without_credentials_are_accepted(tmp_path):
   extra = {
     "max_tokens": 5,
     "stop_token_ids": [1],
@@ -184,7 +184,7 @@ def kept(folder):
 
 
 @pytest.mark.parametrize("form", ["plain", "header", "json", "base64", "html"])
-def test_an_answer_that_repeats_the_key_is_kept_without_it(
+def test_an_answer_that_repeats_the_key_is_redacted(
   form, tmp_path, monkeypatch
 ):
   monkeypatch.setenv(VARIABLE, KEY)
@@ -199,14 +199,12 @@ def test_an_answer_that_repeats_the_key_is_kept_without_it(
     )
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
   assert isinstance(found, clips.Clip), found.detail
-  said = json.dumps(found.facts, ensure_ascii=False)
-  assert credentials.REDACTED in said and not leaked(said)
+  facts = json.dumps(found.facts, ensure_ascii=False)
+  assert credentials.REDACTED in facts and not leaked(facts)
   assert credentials.REDACTED in kept(tmp_path) and not leaked(kept(tmp_path))
 
 
-def test_a_key_that_cleaning_puts_together_is_not_recorded(
-  tmp_path, monkeypatch
-):
+def test_a_key_assembled_by_cleaning_is_redacted(tmp_path, monkeypatch):
   """Cleaning writes ligatures as letters."""
   key = "sk-fine-secret-0123"
   monkeypatch.setenv(VARIABLE, key)
@@ -224,10 +222,10 @@ def test_a_key_that_cleaning_puts_together_is_not_recorded(
   assert key not in getattr(found, "detail", "")
 
 
-def test_an_unfit_answer_is_shown_without_the_key(tmp_path, monkeypatch):
+def test_invalid_answers_are_reported_without_the_key(tmp_path, monkeypatch):
   monkeypatch.setenv(VARIABLE, KEY)
-  rude = captioner.says(f"I will not. Your key is {KEY}")
-  with captioner.serving(lambda n, b: rude) as server:
+  faulty = captioner.says(f"I will not. Your key is {KEY}")
+  with captioner.serving(lambda n, b: faulty) as server:
     (found,) = caption_client.captioned(
       server.url, tmp_path, [caption_client.pair(1)], api_key_env=VARIABLE
     )
@@ -242,7 +240,7 @@ def raw(text):
 
 
 @pytest.mark.parametrize(
-  "rude",
+  "faulty",
   [
     captioner.status(401, X_Echo=f"{KEY}"),
     captioner.status(400),
@@ -256,14 +254,14 @@ def raw(text):
     raw("[" * 100_000),
     raw('{"a":' + "1" * 5000 + "}"),
   ],
-  ids=lambda rude: str(rude.get("status", rude.get("content", b"")[:12])),
+  ids=lambda faulty: str(faulty.get("status", faulty.get("content", b"")[:12])),
 )
-def test_errors_are_shown_without_the_key(
-  rude, tmp_path, monkeypatch, caplog, capsys
+def test_errors_are_reported_without_the_key(
+  faulty, tmp_path, monkeypatch, caplog, capsys
 ):
   caplog.set_level(logging.DEBUG)
   monkeypatch.setenv(VARIABLE, KEY)
-  with captioner.serving(lambda n, b: rude) as server:
+  with captioner.serving(lambda n, b: faulty) as server:
     try:
       (found,) = caption_client.captioned(
         server.url,
@@ -272,17 +270,17 @@ def test_errors_are_shown_without_the_key(
         api_key_env=VARIABLE,
         max_attempts=2,
       )
-      said = found.detail
+      message = found.detail
     except (stage.Unavailable, endpoint.AttemptsExhausted) as error:
-      said = str(error)
-  assert said and not leaked(said) and "\n" not in said
+      message = str(error)
+  assert message and not leaked(message) and "\n" not in message
   # Nor its beginning, where a long text was cut.
-  assert KEY[:12] not in said
+  assert KEY[:12] not in message
   assert not leaked(caplog.text) and KEY not in caplog.text
   assert not leaked("".join(capsys.readouterr()))
 
 
-def test_a_cache_that_holds_the_key_is_cleaned(tmp_path, monkeypatch):
+def test_cached_answers_that_hold_the_key_are_redacted(tmp_path, monkeypatch):
   monkeypatch.setenv(VARIABLE, KEY)
   with captioner.serving() as server:
     caption_client.captioned(server.url, tmp_path, [caption_client.pair(1)])
@@ -308,7 +306,7 @@ def test_a_cache_that_holds_the_key_is_cleaned(tmp_path, monkeypatch):
   ],
   ids=lambda text: text[:30],
 )
-def test_a_damaged_answer_in_the_cache_is_asked_again(tmp_path, text):
+def test_damaged_cached_answers_are_requested_again(tmp_path, text):
   with captioner.serving() as server:
     caption_client.captioned(server.url, tmp_path, [caption_client.pair(1)])
     (file,) = tmp_path.glob("*/*.json")

@@ -1,4 +1,4 @@
-"""A model's text into a caption: what is read, repaired and refused."""
+"""Parsing, repair and validation of a model's caption."""
 
 import json
 
@@ -33,7 +33,7 @@ def text(**changes):
   return json.dumps(fields(**changes))
 
 
-def test_a_fit_answer_is_its_parts():
+def test_a_valid_answer_is_parsed():
   caption = responses.parse(text(), WANTED)
   assert caption.visual == VISUAL
   assert caption.speech == ("Good morning.",)
@@ -45,7 +45,7 @@ def test_a_fit_answer_is_its_parts():
   "around",
   ["```json\n{}\n```", "Sure {{here}} it is:\n{} I hope it helps {{}}", "[{}]"],
 )
-def test_talk_around_the_json_is_dropped(around):
+def test_text_around_the_json_is_dropped(around):
   whole = around.replace("{}", text(), 1).replace("{{", "{")
   assert responses.parse(whole, WANTED) == responses.parse(text(), WANTED)
 
@@ -62,11 +62,11 @@ def test_talk_around_the_json_is_dropped(around):
     f"  {VISUAL}\n",
   ],
 )
-def test_tags_are_repaired_where_there_is_one_way(visual):
+def test_unambiguous_tags_are_repaired(visual):
   assert responses.parse(text(visual=visual), WANTED).visual == VISUAL
 
 
-def test_the_words_of_the_visual_part_are_the_words():
+def test_the_speech_is_taken_from_the_visual_part():
   caption = responses.parse(text(speech=["good morning"]), WANTED)
   assert caption.speech == ("Good morning.",)
 
@@ -79,7 +79,7 @@ def test_the_words_of_the_visual_part_are_the_words():
     "A voice <S>and<E> wind.",
   ],
 )
-def test_the_sounds_description_has_no_tags(audio):
+def test_the_audio_description_has_no_tags(audio):
   assert responses.parse(text(audio=audio), WANTED).audio == "A voice and wind."
 
 
@@ -128,14 +128,14 @@ def test_blank_attributes_are_filled_and_unknown_ones_dropped():
     (text(audio="x" * 1501), "audio is too long", "got 1501"),
   ],
 )
-def test_what_is_unfit_is_said(wrong, reason, problem):
+def test_invalid_answers_are_explained(wrong, reason, problem):
   with pytest.raises(responses.InvalidResponse) as error:
     responses.parse(wrong, WANTED)
   assert error.value.reason.startswith(reason)
   assert problem in str(error.value)
 
 
-def test_every_problem_is_named_at_once():
+def test_all_problems_are_listed_at_once():
   with pytest.raises(responses.InvalidResponse) as error:
     responses.parse(text(audio="", speakers=[], speech=["Go"]), WANTED)
   for part in ('"audio" must', '"speakers" must', '"speech" must'):
@@ -143,7 +143,7 @@ def test_every_problem_is_named_at_once():
 
 
 @pytest.mark.parametrize("variant", [TAGGED, LINED])
-def test_prompts_are_what_the_trainer_reads(variant):
+def test_prompts_have_the_format_of_the_trainer(variant):
   ours = responses.to_prompt(responses.parse(text(), WANTED), variant)
   sound = "A low male voice in a quiet street."
   end = {
@@ -155,7 +155,7 @@ def test_prompts_are_what_the_trainer_reads(variant):
   assert prompt.clean(ours) == ours
 
 
-def test_a_sound_alone_is_its_words_and_description():
+def test_an_audio_clip_has_speech_and_description():
   wanted = responses.Requirements(has_video=False)
   caption = responses.parse(
     text(visual="absent", speech=["Go.", "<S>On!"]), wanted
@@ -165,7 +165,7 @@ def test_a_sound_alone_is_its_words_and_description():
   )
 
 
-def test_a_silent_clip_is_its_visual_part():
+def test_a_silent_clip_has_only_its_visual_part():
   wanted = responses.Requirements(has_audio=False)
   seen = "A man in a red coat turns to a dog."
   caption = responses.parse(json.dumps({"visual": seen}), wanted)
@@ -182,7 +182,7 @@ def test_hostile_characters_do_not_reach_the_prompt():
   assert ours.encode().decode() == ours == prompt.clean(ours)
 
 
-def test_what_cannot_be_cleaned_is_unfit():
+def test_answers_that_cannot_be_cleaned_are_invalid():
   caption = responses.parse(text(visual=f"{VISUAL} &{40 * 'amp;'}lt;"), WANTED)
   with pytest.raises(
     responses.InvalidResponse, match="broken characters or entities"
@@ -190,7 +190,7 @@ def test_what_cannot_be_cleaned_is_unfit():
     responses.to_prompt(caption, TAGGED)
 
 
-def test_the_schema_names_what_is_read():
+def test_the_schema_names_the_parsed_fields():
   schema = responses.schema(True, True)
   assert set(fields()) == set(schema["required"]) == set(schema["properties"])
   assert not schema["additionalProperties"]

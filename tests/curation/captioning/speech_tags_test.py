@@ -1,4 +1,4 @@
-"""Speech tags: put where they belong or nowhere."""
+"""Insertion of speech tags."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from ovi_jax.curation.captioning import speech_tags
     ("one two one", ["one", "two one"], "<S>one<E> <S>two one<E>"),
   ],
 )
-def test_speech_is_put_in_its_place(text, speech, placed):
+def test_missing_speech_tags_are_inserted(text, speech, placed):
   assert speech_tags.insert_tags(text, speech) == placed
 
 
@@ -33,11 +33,11 @@ def test_speech_is_put_in_its_place(text, speech, placed):
     ("anything", []),
   ],
 )
-def test_what_would_be_a_guess_is_left(text, speech):
+def test_ambiguous_speech_is_unchanged(text, speech):
   assert speech_tags.insert_tags(text, speech) is None
 
 
-def test_words_are_the_same_whatever_their_stops_and_case():
+def test_words_match_regardless_of_punctuation_and_case():
   assert speech_tags.same_words(["Well, HI!"], ["well hi"])
   assert not speech_tags.same_words(["well", "hi"], ["well hi"])
   assert speech_tags.tagged_speech("<S> a <E> b <S>c<E>") == ("a", "c")

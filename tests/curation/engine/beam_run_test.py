@@ -38,32 +38,32 @@ def test_two_workers_write_the_same_files(tmp_path):
   (inputs / "5.txt").write_text("one a\none b\nraise it\ncrash\n")
   seen = tmp_path / "seen"
   limit = "--config.max_failure_rate=0.6"
-  code, said = kill_runs.run(harness.command(inputs, tmp_path / "one", limit))
-  assert code == 0, said
-  code, said = run(
+  code, output = kill_runs.run(harness.command(inputs, tmp_path / "one", limit))
+  assert code == 0, output
+  code, output = run(
     inputs, tmp_path / "two", limit, f"--config.stages.measure.seen={seen}"
   )
-  assert code == 0, said
+  assert code == 0, output
   assert harness.contents(tmp_path / "two") == harness.contents(
     tmp_path / "one"
   )
-  # Each goes on where the other stopped: nothing is left to do.
+  # Each resumes the other's run: no work is left.
   count = len(seen.read_text().splitlines())
-  code, said = run(
+  code, output = run(
     inputs, tmp_path / "one", limit, f"--config.stages.measure.seen={seen}"
   )
-  assert code == 0 and len(seen.read_text().splitlines()) == count > 25, said
+  assert code == 0 and len(seen.read_text().splitlines()) == count > 25, output
 
 
-def test_shards_that_fail_are_named(tmp_path):
+def test_failed_shards_are_named(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 2)
   (inputs / "0.txt").write_text("raise a\nraise b\nraise c\n")
-  code, said = run(inputs, tmp_path / "out", "--config.report=True")
-  assert code == 1, said
+  code, output = run(inputs, tmp_path / "out", "--config.report=True")
+  assert code == 1, output
   assert (
-    "clips, shard 0: measure failed for 3 of 3 clips, 2 are allowed" in said
+    "clips, shard 0: measure failed for 3 of 3 clips, 2 are allowed" in output
   )
-  # All of it is kept, though the command says only the first.
+  # All are stored, though the command prints only the first.
   (why,) = (tmp_path / "out").glob("measure-*/shard-00000.failed")
   assert "what is 'raise b'" in why.read_text()
   assert (
@@ -71,10 +71,10 @@ def test_shards_that_fail_are_named(tmp_path):
   )
 
 
-def test_what_all_need_is_away(tmp_path):
+def test_an_unavailable_backend_is_reported(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("away\n")
-  code, said = run(inputs, tmp_path / "out")
-  assert code == 1 and "clips, shard 0: the backend is unavailable" in said, (
-    said
+  code, output = run(inputs, tmp_path / "out")
+  assert code == 1 and "clips, shard 0: the backend is unavailable" in output, (
+    output
   )

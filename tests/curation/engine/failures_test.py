@@ -1,4 +1,4 @@
-"""An error is the same text wherever it happens, and names its cause."""
+"""Error texts: deterministic, with the root cause."""
 
 import fsspec
 import pytest
@@ -17,7 +17,7 @@ def told(function) -> list[str]:
   raise AssertionError("nothing was raised")
 
 
-def test_causes_come_first():
+def test_the_root_cause_is_listed_first():
   def fails():
     try:
       raise KeyError("first")
@@ -30,7 +30,7 @@ def test_causes_come_first():
   assert lines[0].startswith("tests/curation/engine/failures_test.py:")
 
 
-def test_each_error_of_a_group_is_told():
+def test_each_error_of_an_exception_group_is_listed():
   def fails():
     both = [TypeError("one"), KeyError("other")]
     raise ExceptionGroup("of tasks", both)
@@ -53,7 +53,7 @@ def remote():
   system.rm("/failures", recursive=True)
 
 
-def test_copies_of_remote_files_have_no_name(remote):
+def test_names_of_temporary_copies_are_hidden(remote):
   texts = set()
   for _ in range(2):
     shard._cached_copy.cache_clear()

@@ -1,4 +1,4 @@
-"""Inputs are numbered once; others are an error, or further shards."""
+"""Inputs are numbered once; others are an error or appended."""
 
 import pathlib
 
@@ -49,7 +49,7 @@ def test_files_are_numbered_in_order_of_their_names(folder, tmp_path):
   assert harness.contents(out) == before
 
 
-def test_files_globs_and_lists_name_files_once(folder, tmp_path):
+def test_files_globs_and_lists_give_each_file_once(folder, tmp_path):
   listed = tmp_path / "list.txt"
   listed.write_text(f"{folder}/a.mp4\n\n{folder}/b.mp4\n")
   assert [pathlib.Path(p).name for p in manifest.expand([f"@{listed}"])] == [

@@ -1,4 +1,4 @@
-"""A run over small files of text: skipping, settings, failures, ranges."""
+"""Runs over small text files: resuming, settings, failures, ranges."""
 
 import json
 import pathlib
@@ -16,10 +16,6 @@ from tests.lib.curation import harness
 
 # Short for what hangs; long for all else, also where others compute.
 LIMITS = {"timeout": 120.0, "stage_timeouts": {"measure": 3.0}}
-
-
-def quiet(_: str) -> None:
-  pass
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +56,7 @@ def only(out: pathlib.Path, stage: str, shard: int = 0):
   }
 
 
-def test_clips_go_through_all_stages(whole, files):
+def test_clips_pass_through_all_stages(whole, files):
   (records,) = whole.glob("write-*/records/all.txt")
   title, *kept = records.read_text().splitlines()
   wanted = {
@@ -82,7 +78,7 @@ def test_clips_go_through_all_stages(whole, files):
   assert first.scores == {"length": 7.0} and first.start == 0
 
 
-def test_a_bucket_ends_as_a_folder(whole, tmp_path):
+def test_a_bucket_gives_the_same_files_as_a_folder(whole, tmp_path):
   system = fsspec.filesystem("memory")
   inputs = harness.write_inputs(tmp_path / "in")
   for path in inputs.iterdir():
@@ -100,17 +96,17 @@ def test_a_bucket_ends_as_a_folder(whole, tmp_path):
   assert names == wanted
 
 
-def test_nothing_is_done_twice(whole, files, tmp_path, monkeypatch):
+def test_completed_work_is_not_repeated(whole, files, tmp_path, monkeypatch):
   before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
   monkeypatch.setattr(worker_pool.WorkerPool, "_start", None)
   with pytest.raises(TypeError):  # were there anything to do
-    run.run(harness.chosen(tmp_path / "new", [files]), log=quiet)
-  assert run.run(harness.chosen(whole, [files]), log=quiet) == []
-  assert run.run(harness.chosen(whole), log=quiet) == []
+    run.run(harness.chosen(tmp_path / "new", [files]))
+  assert run.run(harness.chosen(whole, [files])) == []
+  assert run.run(harness.chosen(whole)) == []
   assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
 
 
-def test_a_setting_does_again_what_follows_and_nothing_else(files, tmp_path):
+def test_a_changed_setting_reruns_only_later_stages(files, tmp_path):
   out, seen = tmp_path / "out", tmp_path / "seen"
   harness.finish(harness.chosen(out, [files]))
   first = folders(out)
@@ -140,7 +136,7 @@ def test_a_setting_does_again_what_follows_and_nothing_else(files, tmp_path):
   assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
-def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
+def test_a_deleted_shard_is_processed_again(whole, files, tmp_path):
   out, seen = tmp_path / "out", tmp_path / "seen"
   harness.finish(harness.chosen(out, [files]))
   wanted = harness.contents(out)
@@ -154,7 +150,7 @@ def test_a_shard_that_is_lost_is_done_again(whole, files, tmp_path):
   assert len(seen.read_text().splitlines()) == 10  # of one shard, two files
 
 
-def test_damage_is_named(files, tmp_path):
+def test_damaged_files_are_named(files, tmp_path):
   out = tmp_path / "out"
   one = harness.chosen(out, [files], passes=harness.PASSES[:1])
   harness.finish(one)
@@ -168,7 +164,7 @@ def test_damage_is_named(files, tmp_path):
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
-  """A run over lines of which many fail, and what it said."""
+  """A run over lines of which many fail, and its problems."""
   folder = tmp_path_factory.mktemp("bad")
   words = ["one fine", "raise it", "hang", "crash", "strange", "x"]
   words += ["two fine", "three unturnable", "one good", "four explosive"]
@@ -176,7 +172,7 @@ def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
   (inputs / "0.txt").write_text("\n".join(words) + "\n")
   (inputs / "1.txt").write_text("")
   chosen = harness.chosen(folder / "out", [inputs], num_workers=2, **LIMITS)
-  problems = run.run(chosen, log=quiet)
+  problems = run.run(chosen)
   return inputs, folder / "out", problems
 
 
@@ -209,18 +205,18 @@ def test_each_failure_is_a_named_reject(bad):
   assert not [r for r in only(out, "reverse", 1).values() if r.failed]
 
 
-def test_what_was_left_out_stays_so(bad, tmp_path):
+def test_excluded_clips_stay_excluded(bad, tmp_path):
   inputs, out, _ = bad
   wanted = harness.contents(out)
   for mark in (*out.glob("measure-*/*.done"), *out.glob("reverse-*/*.done")):
     mark.unlink()
-  # A second run would not wait for what hangs, nor crash: it knows of them.
+  # A second run skips clips that hang or crash: they are excluded.
   harness.finish(harness.chosen(out, [inputs]))
   assert harness.contents(out) == wanted
 
 
 @pytest.mark.slow
-def test_who_ends_leaves_no_temporary_files(tmp_path, monkeypatch):
+def test_crashed_workers_leave_no_temporary_files(tmp_path, monkeypatch):
   inputs, temporary = tmp_path / "in", tmp_path / "temporary"
   inputs.mkdir()
   temporary.mkdir()
@@ -228,14 +224,14 @@ def test_who_ends_leaves_no_temporary_files(tmp_path, monkeypatch):
   monkeypatch.setenv("TMPDIR", str(temporary))
   monkeypatch.setattr(tempfile, "tempdir", None)
   chosen = harness.chosen(tmp_path / "out", [inputs])
-  assert run.run(chosen, log=quiet) == []
+  assert run.run(chosen) == []
   (reject,) = only(tmp_path / "out", "measure").values()
   assert reject.reason == "crashed"
   assert not list(temporary.rglob("*"))
 
 
 @pytest.mark.slow
-def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
+def test_failed_clips_are_retried_on_request(bad, tmp_path):
   inputs, out, _ = bad
   chosen = harness.chosen(out, [inputs], **LIMITS)
   wanted = harness.contents(out)
@@ -243,40 +239,42 @@ def test_failed_clips_are_tried_again_if_wanted(bad, tmp_path):
   assert len(json.loads(path.read_text())["clips"]) == 2
   share = run.ShardSelection(only_pass="clips", retry_failed=True)
   seen = path.stat().st_mtime_ns
-  assert run.run(chosen, share, log=quiet) == []
+  assert run.run(chosen, share) == []
   assert path.stat().st_mtime_ns > seen and harness.contents(out) == wanted
 
 
-def test_clips_left_out_beyond_the_quota_are_tried_again_if_wanted(tmp_path):
+def test_clips_excluded_beyond_the_failure_rate_are_retried_on_request(
+  tmp_path,
+):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("one fine\ntwo fine\n")
   out = tmp_path / "out"
   chosen = harness.chosen(out, [inputs], max_failure_rate=0.0)
   (cut,) = (n for n, s in enumerate(chosen.stages) if s.name == "split")
   once = run.ShardSelection(only_pass="clips")
-  assert run.run(chosen, once, quiet, harness.inline) == []
+  assert run.run(chosen, once, harness.inline) == []
   ids = [line.id for line in lines(out, "split")]
   # As a run leaves it that was too short of time for them.
   weighed = chosen.shard_files(cut + 1, 0)
   pathlib.Path(weighed.done).unlink()
   left = {each: ("timed out", "more than 3 s") for each in ids}
   shards.ExcludedClips(clips=left).write(weighed)
-  (problem,) = run.run(chosen, once, quiet, harness.inline)
+  (problem,) = run.run(chosen, once, harness.inline)
   assert "measure failed for 2 of 2 clips" in problem
   again = run.ShardSelection(only_pass="clips", retry_failed=True)
-  assert run.run(chosen, again, quiet, harness.inline) == []
+  assert run.run(chosen, again, harness.inline) == []
   assert len(lines(out, "measure")) == 2
 
 
-def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
+def test_a_shard_fails_above_the_failure_rate_and_others_continue(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in")
   (inputs / "2.txt").write_text("raise a\nraise b\nraise c\none fine\n")
   out = tmp_path / "out"
   chosen = harness.chosen(out, [inputs], max_failure_rate=0.2)
-  problems = run.run(chosen, log=quiet, executor=harness.inline)
+  problems = run.run(chosen, executor=harness.inline)
   assert len(problems) == 2
-  said = "clips, shard 1: measure failed for 3 of 9 clips, 2 are allowed"
-  assert problems[0].startswith(said)
+  message = "clips, shard 1: measure failed for 3 of 9 clips, 2 are allowed"
+  assert problems[0].startswith(message)
   assert "ValueError: what is 'raise a'?" in problems[0]
   assert problems[1].startswith(
     "end: needs all shards, but 1 of 3 are incomplete"
@@ -291,12 +289,12 @@ def test_a_shard_fails_above_the_quota_and_others_go_on(tmp_path):
   assert not list(out.glob("*/*.failed"))
 
 
-def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
+def test_an_unavailable_backend_stops_the_pass(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in")
   (inputs / "0.txt").write_text("away\n")
   seen = tmp_path / "seen"
   chosen = harness.chosen(tmp_path / "out", [inputs], measure__seen=str(seen))
-  problems = run.run(chosen, log=quiet, executor=harness.inline)
+  problems = run.run(chosen, executor=harness.inline)
   assert problems[0] == "clips, shard 0: the backend is unavailable"
   # Nobody is refused for it, and the other shards are not tried in vain.
   assert not list((tmp_path / "out").glob("measure-*/*"))
@@ -309,17 +307,17 @@ def test_what_all_need_is_away_and_the_pass_stops(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["full", "huge"])
-def test_no_clip_is_refused_for_a_machine_that_is_full(tmp_path, word):
+def test_a_full_disk_or_memory_rejects_no_clip(tmp_path, word):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text(f"one fine\n{word} one\n")
   chosen = harness.chosen(tmp_path / "out", [inputs])
-  said = "out of disk or memory in measure, clip .*; free some and run again"
-  with pytest.raises(OSError, match=said):
-    run.run(chosen, log=quiet, executor=harness.inline)
+  message = "out of disk or memory in measure, clip .*; free some and run again"
+  with pytest.raises(OSError, match=message):
+    run.run(chosen, executor=harness.inline)
   assert not list((tmp_path / "out").glob("measure-*/*"))
 
 
-def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
+def test_batches_that_exceed_memory_are_split(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("one a\none large\none b\none c\n")
   harness.finish(harness.chosen(tmp_path / "out", [inputs]))
@@ -327,7 +325,7 @@ def test_clips_that_are_too_large_together_are_taken_apart(tmp_path):
   assert not only(tmp_path / "out", "reverse")
 
 
-def test_a_time_out_of_a_stages_own_is_for_all_clips_together(tmp_path):
+def test_a_stage_timeout_covers_its_whole_batch(tmp_path):
   chosen = harness.chosen(tmp_path, ["in"], stage_timeouts={"reverse": 50.0})
   watched = worker_pool.WorkerPool(chosen, chosen.find_pass("together"), 1)
   worker = worker_pool._Worker(
@@ -335,18 +333,18 @@ def test_a_time_out_of_a_stages_own_is_for_all_clips_together(tmp_path):
   )
   began = time.monotonic()
   for stage, least, most in (("reverse", 50, 150), ("measure", 5120, 5220)):
-    said = shards.STARTED, stage, tuple(map(str, range(256)))
-    assert not list(watched._handle_message(worker, *said))
+    started = shards.STARTED, stage, tuple(map(str, range(256)))
+    assert not list(watched._handle_message(worker, *started))
     assert least <= worker.deadline - began < most
 
 
-def test_what_a_stage_lacks_is_said_before_any_work(files, tmp_path):
+def test_missing_requirements_are_reported_before_any_work(files, tmp_path):
   # Of a pass that would come later.
   lacking = harness.chosen(
     tmp_path / "out", [files], reverse__missing="/no/weights"
   )
   with pytest.raises(ValueError, match="no weights at /no/weights"):
-    run.run(lacking, log=quiet)
+    run.run(lacking)
   assert not list((tmp_path / "out").glob("split-*"))
 
 
@@ -355,7 +353,7 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
 
   def split(only: str, shards: str = "") -> list[str]:
     share = run.ShardSelection(only_pass=only, shards=shards)
-    return run.run(chosen, share, quiet, harness.inline)
+    return run.run(chosen, share, harness.inline)
 
   for only in ("clips", "together"):
     assert split(only, "0:1") == []
@@ -366,18 +364,18 @@ def test_jobs_share_a_pass_by_ranges(whole, files, tmp_path):
   assert split("clips", "1/2") == split("clips", "2:") == []
   harness.finish(chosen)
   assert harness.contents(tmp_path / "out") == harness.contents(whole)
-  for only, some, said in (
+  for only, some, message in (
     ("smell", "", "there is no pass 'smell'; choose from clips, together"),
     ("", "0:1", "only_pass=NAME"),
     ("even", "0:1", "needs all shards"),
     ("clips", "one", "expected A:B"),
     ("clips", "2/2", "expected I < N"),
   ):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
       split(only, some)
 
 
-def test_what_is_appended_ends_as_if_it_had_always_been_there(files, tmp_path):
+def test_appended_inputs_give_the_same_files_as_a_new_run(files, tmp_path):
   # A stage follows whose clips change in old shards: shares are of all.
   clips, together, even, end = harness.PASSES
   passes = (clips, even, together, end)

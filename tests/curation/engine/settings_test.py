@@ -1,4 +1,4 @@
-"""Settings are checked at once; keys follow what outcomes depend on."""
+"""Validation of settings, and what stage keys depend on."""
 
 import dataclasses
 import pickle
@@ -39,7 +39,7 @@ def test_a_version_is_part_of_the_key(monkeypatch):
   assert changed(before) == {"reverse", "balance", "write"}
 
 
-def test_stages_left_out_leave_no_gap():
+def test_skipped_stages_leave_no_gap():
   chosen = harness.chosen("out", ["in"], skip=("balance", "split"))
   assert [part.name for part in chosen.passes] == ["clips", "together", "end"]
   assert [part.first_stage for part in chosen.passes] == [0, 1, 2]
@@ -51,7 +51,7 @@ def test_stages_left_out_leave_no_gap():
   )
 
 
-def test_settings_travel_to_other_processes():
+def test_settings_can_be_pickled():
   chosen = harness.chosen("out", ["in"], stage_timeouts={"measure": 3.0})
   assert pickle.loads(pickle.dumps(chosen)) == chosen
   assert chosen.time_limit("measure") == 3 and chosen.time_limit("split") == 20
@@ -65,7 +65,7 @@ def test_settings_travel_to_other_processes():
 
 
 @pytest.mark.parametrize(
-  "fields, said",
+  "fields, message",
   [
     ({"out": ""}, "out: give --config.out=DIR"),
     ({"shard_size": 0}, "shard_size must be at least 1, got 0"),
@@ -102,13 +102,13 @@ def test_settings_travel_to_other_processes():
     ({"passes": ()}, "passes: expected at least one stage"),
   ],
 )
-def test_what_cannot_be_is_said(fields, said):
-  with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_explained(fields, message):
+  with pytest.raises(ValueError, match=message):
     out = fields.pop("out", "out")
     harness.chosen(out, ["in"], **fields)
 
 
-def test_a_field_that_is_missing_is_named():
+def test_a_missing_field_is_named():
   config = harness.config("out", ["in"])
   del config.max_failure_rate
   with pytest.raises(ValueError, match="config: missing max_failure_rate"):
@@ -133,19 +133,19 @@ def test_the_config_has_all_fields_of_its_stages(kind):
     assert {field for _, field in stage.thresholds.values()} <= fields
 
 
-def test_a_stage_that_is_wrong_is_named():
+def test_an_invalid_stage_is_named():
   config = curate.get_config("audio")
   config.out, config.stages.captions.url = "out", "ftp://host"
   with pytest.raises(ValueError, match=r"^config\.stages\.captions: url: "):
     settings.Settings.from_config(config)
 
 
-def test_an_unknown_kind_of_config_names_those_there_are():
+def test_an_unknown_config_kind_lists_the_known_ones():
   with pytest.raises(ValueError, match="'large' is unknown; give one of :mini"):
     curate.get_config("large")
 
 
-def test_all_that_stages_lack_is_said_at_once_before_any_work(
+def test_all_missing_requirements_are_listed_before_any_work(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(mtcnn, "_PACKAGE", "no_such_package")
@@ -153,7 +153,7 @@ def test_all_that_stages_lack_is_said_at_once_before_any_work(
   config.inputs, config.out = (str(tmp_path),), str(tmp_path / "out")
   with pytest.raises(ValueError) as raised:
     settings.Settings.from_config(config)
-  said = str(raised.value)
+  message = str(raised.value)
   for words in (
     "pip install --no-deps facenet-pytorch",
     "--config.stages.av_sync.weights=FILE",
@@ -161,11 +161,11 @@ def test_all_that_stages_lack_is_said_at_once_before_any_work(
     "--config.stages.captions.captions_file=FILE.csv",
     "3 problems",
   ):
-    assert words in said
+    assert words in message
   assert not (tmp_path / "out").exists()
 
 
-def test_what_is_left_out_is_not_missed(tmp_path):
+def test_requirements_of_skipped_stages_are_ignored(tmp_path):
   (tmp_path / "own.csv").write_text("path,caption\na.mp4,One.\n")
   config = curate.get_config()
   config.inputs, config.out = (str(tmp_path),), str(tmp_path / "out")
@@ -192,6 +192,6 @@ def test_what_is_left_out_is_not_missed(tmp_path):
     ({"append": 1}, "config.append must be True or False"),
   ],
 )
-def test_truth_values_are_no_numbers(change, message):
+def test_booleans_are_not_numbers(change, message):
   with pytest.raises(ValueError, match=message):
     harness.chosen("out", ["in"], **change)

@@ -1,4 +1,4 @@
-"""What stages leave on disk: whole or absent, the same bytes each time."""
+"""Stage outputs: atomic, deterministic and validated."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def files(tmp_path) -> shard_store.ShardFiles:
   return shard_store.ShardFiles(folder=str(tmp_path / "quality-123"), shard=12)
 
 
-def test_lines_come_back_as_they_were(files):
+def test_lines_round_trip(files):
   made = write(files)
   assert list(shard_store.read(files)) == [FOUND, FOUND, REJECT]
   assert list(shard_store.read_clips(files)) == [FOUND, FOUND]
@@ -51,7 +51,7 @@ def test_lines_come_back_as_they_were(files):
   }
 
 
-def test_bytes_are_the_same_whenever_they_are_written(files, tmp_path):
+def test_files_are_deterministic(files, tmp_path):
   write(files)
   again = shard_store.ShardFiles(folder=str(tmp_path / "again"), shard=12)
   write(again)
@@ -65,7 +65,7 @@ def test_bytes_are_the_same_whenever_they_are_written(files, tmp_path):
     assert info.compress_type == zipfile.ZIP_STORED
 
 
-def test_what_was_kept_last_counts(files, tmp_path):
+def test_the_last_artifact_of_a_name_wins(files, tmp_path):
   write(files)
   later = shard_store.ShardFiles(folder=str(tmp_path / "later"), shard=12)
   with shard_store.open_output(later) as opened:
@@ -78,7 +78,7 @@ def test_what_was_kept_last_counts(files, tmp_path):
       kept(CLIP, "smell")
 
 
-def test_damage_of_what_was_kept_is_an_error_that_names_the_file(files):
+def test_a_damaged_archive_is_named(files):
   write(files)
   value = storage.read(files.artifacts)
   storage.write(files.artifacts, value.replace(b"two", b"owt"))
@@ -94,7 +94,7 @@ def test_damage_of_what_was_kept_is_an_error_that_names_the_file(files):
     pass
 
 
-def test_nothing_stands_that_was_not_committed(files):
+def test_uncommitted_output_leaves_no_files(files):
   with shard_store.open_output(files) as opened:
     opened.writer.add(CLIP, [FOUND], {"a": b"one"})
   with (
@@ -109,7 +109,7 @@ def test_nothing_stands_that_was_not_committed(files):
     list(shard_store.read(files))
 
 
-def test_a_stage_that_kept_nothing_has_no_archive(files):
+def test_a_stage_without_artifacts_has_no_archive(files):
   write(files)
   with shard_store.open_output(files) as opened:
     opened.writer.add(CLIP, [FOUND], {})
@@ -118,7 +118,7 @@ def test_a_stage_that_kept_nothing_has_no_archive(files):
   assert shard_store.read_marker(files).clips == 1
 
 
-def test_files_that_are_gone_or_damaged_do_not_count(files):
+def test_missing_or_damaged_files_do_not_count_as_done(files):
   write(files)
   value = storage.read(files.lines)
   storage.write(files.lines, value.replace(b"single", b"singly"))
@@ -136,7 +136,7 @@ def test_files_that_are_gone_or_damaged_do_not_count(files):
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"x"])
-def test_what_is_no_json_is_refused(value):
+def test_values_that_are_not_json_are_refused(value):
   with pytest.raises((TypeError, ValueError)):
     shard_store.encode(CLIP.with_facts("quality", value=value))
   # Tuples are what a stage sees as lists after a restart, and so at once.
@@ -144,7 +144,7 @@ def test_what_is_no_json_is_refused(value):
   assert shard_store.decode(line).facts["quality"]["value"] == [1, [2]]
 
 
-def test_a_bucket_holds_the_same(files):
+def test_a_bucket_holds_the_same_files(files):
   bucket = shard_store.ShardFiles(
     folder="memory:///bucket/run/quality-123", shard=12
   )
@@ -174,9 +174,9 @@ BAD = [
 
 
 def forged(files, /, **changes):
-  """Change what a mark says."""
-  said = json.loads(storage.read(files.done)) | changes
-  storage.write(files.done, json.dumps(said).encode())
+  """Change fields of a marker."""
+  marker = json.loads(storage.read(files.done)) | changes
+  storage.write(files.done, json.dumps(marker).encode())
 
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: text[:20])
@@ -206,7 +206,7 @@ def test_stored_json_is_read_within_limits(files, ending, text):
   ],
   ids=str,
 )
-def test_a_mark_of_wrong_types(files, changes):
+def test_a_marker_of_wrong_types_is_refused(files, changes):
   write(files)
   forged(files, **changes)
   with pytest.raises(ValueError, match="done is damaged: "):
@@ -223,7 +223,7 @@ def test_a_mark_of_wrong_types(files, changes):
   ],
   ids=str,
 )
-def test_clips_left_out_of_wrong_types(files, clips_):
+def test_excluded_clips_of_wrong_types_are_refused(files, clips_):
   text = json.dumps({"clips": clips_, "one_by_one": False})
   storage.write(files.excluded, text.encode())
   with pytest.raises(ValueError, match="excluded is damaged: clips: invalid"):
@@ -247,7 +247,7 @@ def test_clips_left_out_of_wrong_types(files, clips_):
   ],
   ids=lambda line: line[:40],
 )
-def test_a_line_that_is_no_clip_is_named(files, line):
+def test_a_line_that_is_not_a_clip_is_named(files, line):
   write(files)
   value = storage.read(files.lines).splitlines()[0] + b"\n" + line.encode()
   storage.write(files.lines, value)
@@ -259,7 +259,7 @@ def test_a_line_that_is_no_clip_is_named(files, line):
   assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
-def test_kept_bytes_that_are_compressed_are_refused(files):
+def test_compressed_archive_members_are_refused(files):
   """A few bytes could become gigabytes."""
   write(files)
   with zipfile.ZipFile(files.artifacts, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -1,4 +1,4 @@
-"""Crops of faces: which frame, which part of it, and the file of them."""
+"""Face crops: frames, geometry and file format."""
 
 import time
 
@@ -22,7 +22,7 @@ def numbered(frames: int, height: int = 40, width: int = 60) -> np.ndarray:
   return np.broadcast_to(values, (frames, height, width, 3))
 
 
-def test_pictures_are_the_frames_nearest_in_time():
+def test_crops_use_the_frames_nearest_in_time():
   track = {"start_frame": 0, "boxes": [[10, 20, 10, 10]] * 121}
   (made,) = crops.crop_tracks(at_25(numbered(121)), [track])
   assert made.first == 0
@@ -34,7 +34,7 @@ def test_pictures_are_the_frames_nearest_in_time():
   assert (np.diff(shown) >= 0).all() and shown[-1] == 120
 
 
-def test_a_track_begins_at_its_own_time():
+def test_a_track_starts_at_its_own_time():
   track = {"start_frame": 48, "boxes": [[10, 20, 10, 10]] * 24}
   (made,) = crops.crop_tracks(at_25(numbered(121)), [track])
   assert made.first == 50
@@ -42,7 +42,7 @@ def test_a_track_begins_at_its_own_time():
   assert len(made.frames_THWC) == 25
 
 
-def test_the_face_stands_where_syncnet_expects_it():
+def test_the_face_is_placed_as_syncnet_expects():
   # The crop of a box of 20 is 28 across: 4 either side, and from its top 28.
   frames_THWC = np.zeros((1, 60, 60, 3), np.uint8)
   frames_THWC[0, 10:30, 20:40] = 200
@@ -54,7 +54,7 @@ def test_the_face_stands_where_syncnet_expects_it():
   np.testing.assert_allclose([columns[0], columns[-1]], [32, 191], atol=4)
 
 
-def test_beyond_the_picture_it_is_grey():
+def test_pixels_outside_the_frame_are_grey():
   track = {"start_frame": 0, "boxes": [[0, 0, 40, 40]]}
   (made,) = crops.crop_tracks(at_25(numbered(1)), [track])
   assert made.frames_THWC[0, 100, 0, 0] == 110

@@ -1,4 +1,4 @@
-"""The cascade that makes boxes of what MTCNN's networks say."""
+"""Face boxes from the outputs of MTCNN's networks."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def bright(top: int, left: int, size: int, frames: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("top, left, size", [(40, 60, 100), (100, 180, 90)])
-def test_a_face_is_where_it_is_bright(top, left, size):
+def test_a_bright_region_is_detected(top, left, size):
   found = detect(bright(top, left, size))
   assert found[0] == [] and found[2] == []
   assert found[1]
@@ -65,7 +65,7 @@ def test_a_face_is_where_it_is_bright(top, left, size):
   assert scores == sorted(scores, reverse=True)
 
 
-def test_no_two_boxes_are_of_one_face():
+def test_overlapping_boxes_are_suppressed():
   boxes = np.array(
     [
       [0, 0, 99, 99, 0.8],
@@ -79,14 +79,14 @@ def test_no_two_boxes_are_of_one_face():
   assert detector._nms(boxes[:0], 0.7) == []
 
 
-def test_boxes_are_moved_by_parts_of_their_size():
+def test_box_regression_is_relative_to_the_box_size():
   boxes = np.array([[10.0, 20.0, 29.0, 59.0]])
   moved = detector._regress(boxes, np.array([[0.1, 0.25, -0.1, 0.0]]))
   np.testing.assert_allclose(moved, [[12, 30, 27, 59]])
   np.testing.assert_allclose(detector._square(boxes), [[0, 20, 39, 59]])
 
 
-def test_the_pyramid_ends_at_the_first_networks_window():
+def test_the_image_pyramid_ends_at_the_input_size_of_pnet():
   scales = SETTINGS.scales
   assert scales[0] == 12 / 24
   assert 128 * scales[-1] >= 12 > 128 * scales[-1] * 0.709
@@ -99,7 +99,7 @@ def real():
   return detector.load(detector.Settings(input_size=160, min_face_size=40))
 
 
-def test_nothing_is_found_in_nothing(real):
+def test_images_without_faces_have_no_detections(real):
   random = np.random.default_rng(0)
   frames_THWC = random.integers(0, 256, (2, 90, 160, 3), np.uint8)
   frames_THWC[0] = 128

@@ -1,4 +1,4 @@
-"""Faces of some frames become tracks of all frames between."""
+"""Linking of face boxes into tracks."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def face(
   return tracks.Detection((top, left, size, size), 0.99)
 
 
-def test_boxes_between_are_interpolated():
+def test_missing_boxes_are_interpolated():
   frames = list(range(0, 49, 8))
   found = [[face(float(f))] for f in frames]
   (made,) = tracks.link_detections(frames, found, **RULES)
@@ -28,7 +28,7 @@ def test_boxes_between_are_interpolated():
   assert made["boxes"] == [[10.0, float(f), 40.0, 40.0] for f in range(49)]
 
 
-def test_two_faces_are_two_tracks_whatever_their_order():
+def test_two_faces_are_two_tracks_in_any_order():
   frames = list(range(0, 33, 8))
   found = [
     [face(0), face(200)] if f % 16 else [face(200), face(0)] for f in frames
@@ -38,7 +38,7 @@ def test_two_faces_are_two_tracks_whatever_their_order():
   assert all(len({b[1] for b in t["boxes"]}) == 1 for t in made)
 
 
-def test_a_face_may_be_lost_for_a_while_and_no_longer():
+def test_a_track_bridges_short_gaps_only():
   frames = list(range(0, 121, 8))
 
   def seen(gone: set[int]) -> list[tracks.Track]:
@@ -53,7 +53,7 @@ def test_a_face_may_be_lost_for_a_while_and_no_longer():
   ]
 
 
-def test_short_tracks_are_left_out():
+def test_short_tracks_are_dropped():
   frames = [0, 8, 16, 24]
   found = [[face(0)], [face(0)], [face(0), face(300)], [face(300)]]
   assert tracks.link_detections(frames, found, **RULES) == []
@@ -74,11 +74,11 @@ def test_a_jump_is_smoothed_away():
   "second, wanted",
   [((0, 0, 2, 2), 1.0), ((0, 1, 2, 2), 1 / 3), ((0, 2, 2, 2), 0.0)],
 )
-def test_overlap(second, wanted):
+def test_overlap_is_intersection_over_union(second, wanted):
   assert tracks.iou((0, 0, 2, 2), second) == pytest.approx(wanted)
 
 
-def test_how_many_at_once():
+def test_simultaneous_faces_are_counted():
   made = [
     {"start_frame": 0, "boxes": [[0, 0, 1, 1]] * 4},
     {"start_frame": 2, "boxes": [[0, 0, 1, 1]] * 3},
@@ -89,7 +89,7 @@ def test_how_many_at_once():
 
 
 @pytest.mark.parametrize("height, width", [(96, 96), (64, 64), (90, 160)])
-def test_the_crop_of_a_whole_picture_is_its_middle_square(height, width):
+def test_the_crop_of_a_whole_frame_is_its_center_square(height, width):
   pytest.importorskip("cv2", reason="pip install 'ovi_jax[curate]'")
   frames_THWC = np.full((2, height, width, 3), 250, np.uint8)
   track = tracks.full_frame(*frames_THWC.shape[:3])

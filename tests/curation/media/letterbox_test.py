@@ -1,4 +1,4 @@
-"""Bars are found, and pictures left alone."""
+"""Detection of letterbox bars."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def box(frames):
 WHOLE = (0, 0, ROWS, COLUMNS)
 
 
-def test_a_picture_has_no_margins():
+def test_a_full_frame_has_no_bars():
   assert box(film()) == WHOLE
 
 
@@ -47,33 +47,33 @@ def test_a_picture_has_no_margins():
     ({"top": 8, "bottom": 9, "left": 5, "right": 6}, (10, 7, 69, 145)),
   ],
 )
-def test_dark_bars_and_what_bleeds_from_them(colour, bars, wanted):
+def test_dark_bars_and_their_blurred_edges_are_cropped(colour, bars, wanted):
   assert box(film(colour, **bars)) == wanted
 
 
-def test_bars_of_a_colour_are_on_both_sides():
+def test_coloured_bars_must_be_on_both_sides():
   white = (250, 250, 250)
   assert box(film(white, left=20, right=20)) == (0, 22, ROWS, 116)
   # One such bar alone may be a sky, or a wall.
   assert box(film((90, 140, 220), top=30)) == WHOLE
 
 
-def test_a_dark_room_is_a_picture():
+def test_a_dark_scene_has_no_bars():
   frames = film() // 12
   assert box(frames.astype(np.uint8)) == WHOLE
 
 
-def test_a_bar_that_changes_is_a_picture():
+def test_a_changing_edge_is_not_a_bar():
   frames = film((0, 0, 0), top=20)
   frames[4:, :20] = 200
   assert box(frames) == WHOLE
 
 
-def test_nothing_but_bars_is_left_whole():
+def test_a_uniform_frame_is_not_cropped():
   assert box(np.zeros((5, ROWS, COLUMNS, 3), np.uint8)) == WHOLE
 
 
-def test_a_box_is_cut():
+def test_a_box_crops_frames():
   frames = film()
   part = letterbox.Box(top=3, left=5, height=7, width=11)
   np.testing.assert_array_equal(part.crop(frames), frames[:, 3:10, 5:16])

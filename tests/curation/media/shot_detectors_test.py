@@ -1,4 +1,4 @@
-"""The detectors, on films whose cuts are known."""
+"""Shot detectors, on videos with known cuts."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_pyscenedetect_finds_every_cut():
 
 
 def judged(values):
-  """A stand-in for the network that looks a frame's number up in a table."""
+  """A fake network: the score of a frame is looked up by its number."""
 
   def judge(frames_BTHWC):
     numbers = frames_BTHWC[:, :, 0, 0, 0].astype(int)
@@ -41,7 +41,7 @@ def judged(values):
 
 
 @pytest.mark.parametrize("count", [1, 24, 25, 49, 50, 51, 100, 149, 200, 251])
-def test_each_frame_is_judged_once_amid_others(count):
+def test_each_frame_is_scored_once_with_context(count):
   values = np.random.default_rng(count).random(256)
   shown = [np.full((ROWS, COLUMNS, 3), n, np.uint8) for n in range(count)]
   windows = []
@@ -71,7 +71,7 @@ def test_each_frame_is_judged_once_amid_others(count):
     ([], []),
   ],
 )
-def test_frames_that_are_last_ones_make_cuts(monkeypatch, last, wanted):
+def test_last_frames_of_shots_become_cuts(monkeypatch, last, wanted):
   values = np.isin(np.arange(60), last).astype(float)
   monkeypatch.setattr(
     shot_detectors, "_network", lambda weights: judged(values)

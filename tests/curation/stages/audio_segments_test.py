@@ -1,4 +1,4 @@
-"""Windows of sound: whole, in order, cut where it is quiet."""
+"""Audio windows: complete, in order, cut at pauses."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_short_windows_are_back_to_back(speech):
   assert all(window.seconds == SHORT for window in windows)
 
 
-def test_both_kinds_have_ids_of_their_own(speech):
+def test_both_kinds_have_distinct_ids(speech):
   windows = run(speech)
   ids = [window.id for window in windows]
   assert len(set(ids)) == len(ids)
@@ -98,7 +98,7 @@ def test_files_without_sound_are_named(tmp_path):
   assert (found.reason, found.failed) == ("damaged or no media", False)
 
 
-def test_gaps_are_silence_and_very_long_ones_the_end():
+def test_gaps_become_silence_and_very_long_ones_end_the_file():
   part = np.full(RATE, 0.5, np.float32)
   power_T = audio_segments.power_curve(iter([(0.0, part), (2.0, part)]))
   wanted = np.repeat([0.25, 0.0, 0.25], 50)

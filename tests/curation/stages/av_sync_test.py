@@ -1,4 +1,4 @@
-"""Clips whose lips move with their sound pass; others are told from them."""
+"""Clips in sync pass; others are rejected."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def noisy_media(seed: int, frames: tuple[int, ...]) -> fake_media.FakeMedia:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
-  """A tiny network that knows nothing."""
+  """A tiny untrained network."""
   path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
   random = np.random.default_rng(0)
   variables = jax.tree.map(
@@ -70,8 +70,8 @@ def outcomes(weights, pairs):
   return av_sync.load(av_sync.Config(weights=weights, batch_size=2))(pairs)
 
 
-def test_each_clip_has_its_outcome(pairs, outcomes):
-  # The network knows nothing, so whatever is tested is refused.
+def test_each_clip_has_its_own_outcome(pairs, outcomes):
+  # The network is untrained, so every tested clip is rejected.
   assert [o.clip.id for o in outcomes[:2]] == ["two", "one"]
   for outcome, (clip, _) in zip(outcomes[:2], pairs):
     assert isinstance(outcome, clips.Reject) and not outcome.failed
@@ -80,7 +80,7 @@ def test_each_clip_has_its_outcome(pairs, outcomes):
     assert outcome == clip.with_facts("av_sync", tested=False)
 
 
-def test_scores_are_those_of_each_track_alone(weights, pairs, outcomes):
+def test_batched_scores_equal_single_ones(weights, pairs, outcomes):
   config, variables = syncnet_weights.load(weights)
   network = jax.jit(syncnet.SyncNet(config).apply)
   for outcome, (_, media) in zip(outcomes[:2], pairs):
@@ -98,7 +98,7 @@ def test_scores_are_those_of_each_track_alone(weights, pairs, outcomes):
     assert told == pytest.approx(confidence, abs=2e-4, rel=1e-5)
 
 
-def test_the_size_of_a_batch_changes_nothing(weights, pairs, outcomes):
+def test_results_do_not_depend_on_the_batch_size(weights, pairs, outcomes):
   other = av_sync.Config(weights=weights, batch_size=3)
   assert av_sync.load(other)(pairs) == outcomes
   few = av_sync.Config(weights=weights, batch_size=2)
@@ -115,7 +115,7 @@ def judged(**scores: tuple[int, float]) -> clips.Clip | clips.Reject:
 
 
 @pytest.mark.parametrize("offset", [-3, 0, 3])
-def test_near_and_sure_is_kept(offset):
+def test_a_small_offset_with_confidence_passes(offset):
   kept = judged(a=(offset, 1.51))
   assert isinstance(kept, clips.Clip)
   assert kept.facts["av_sync"] == {
@@ -136,19 +136,21 @@ def test_near_and_sure_is_kept(offset):
     (9, 0.2, av_sync.LOW_CONFIDENCE, 0.2),
   ],
 )
-def test_far_or_unsure_is_refused(offset, confidence, reason, score):
+def test_a_large_offset_or_low_confidence_is_rejected(
+  offset, confidence, reason, score
+):
   refused = judged(a=(offset, confidence))
   assert isinstance(refused, clips.Reject)
   assert (refused.reason, refused.score) == (reason, score)
 
 
-def test_the_speaker_is_who_fits_best():
+def test_the_speaker_is_the_best_synchronized_face():
   kept = judged(listener=(9, 0.4), speaker=(1, 6.0), other=(0, 1.6))
   assert isinstance(kept, clips.Clip)
   assert kept.facts["av_sync"]["track"] == 1
 
 
-def test_without_weights(pairs, tmp_path):
+def test_missing_weights_are_refused_unless_allowed(pairs, tmp_path):
   with pytest.raises(ValueError, match="set if_missing to pass"):
     av_sync.load(av_sync.Config())
   missing = av_sync.Config(weights=str(tmp_path / "no.model"))
@@ -160,7 +162,9 @@ def test_without_weights(pairs, tmp_path):
   assert all(o.facts["av_sync"] == {"tested": False} for o in outcomes)
 
 
-def test_identity_is_the_weights_content(weights, tmp_path):
+def test_the_fingerprint_depends_on_the_content_of_the_weights(
+  weights, tmp_path
+):
   one = av_sync.fingerprint(av_sync.Config(weights=weights))
   copy = tmp_path / "moved.safetensors"
   with open(weights, "rb") as file:
@@ -171,7 +175,7 @@ def test_identity_is_the_weights_content(weights, tmp_path):
   assert av_sync.fingerprint(av_sync.Config(weights=str(copy))) != one
 
 
-def test_what_was_not_kept_is_an_error(weights):
+def test_missing_artifacts_are_an_error(weights):
   run = av_sync.load(av_sync.Config(weights=weights))
   with pytest.raises(KeyError, match=r"audio\.pcm"):
     run([(talking("a"), fake_media.FakeMedia())])
@@ -185,6 +189,6 @@ def test_what_was_not_kept_is_an_error(weights):
     ({"batch_size": 0}, "at least 1"),
   ],
 )
-def test_rules_are_checked(fields, message):
+def test_settings_are_checked(fields, message):
   with pytest.raises(ValueError, match=message):
     av_sync.Config(**fields)

@@ -1,4 +1,4 @@
-"""Shares hold, and who stays does not depend on the order."""
+"""Shares are kept; the selection does not depend on the order."""
 
 import random
 
@@ -6,7 +6,6 @@ import pytest
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.stages import balance
-from ovi_jax.curation.stages import dedup
 
 
 def clip(number: int, kind: str) -> clips.Clip:
@@ -38,7 +37,7 @@ def sizes(found: dict[str, set[str]]) -> dict[str, int]:
   return {kind: len(ids) for kind, ids in found.items()}
 
 
-def test_shares_are_exact_where_there_are_enough():
+def test_shares_are_exact_if_there_are_enough_clips():
   config = balance.Config(
     shares={"none": 2, "single": 1, "multiple": 1}, min_kept_fraction=0.0
   )
@@ -63,14 +62,14 @@ def test_shares_are_exact_where_there_are_enough():
     ((5, 5, 5), 0.5, (5, 5, 5)),
   ],
 )
-def test_enough_clips_stay_at_any_rate(counts, least, wanted):
+def test_the_minimum_number_of_clips_is_kept(counts, least, wanted):
   names = "none", "single", "multiple"
   shares = {name: 1 / 3 for name in names}
   found = balance.num_kept(dict(zip(names, counts)), shares, least)
   assert tuple(found[name] for name in names) == wanted
 
 
-def test_who_stays_is_a_matter_of_id_and_seed_alone():
+def test_the_selection_depends_on_id_and_seed_only():
   came = many(none=400, single=100, multiple=100, nobody=7)
   found = stay(balance.Config(min_kept_fraction=0.0), came)
   assert sizes(found) == {
@@ -84,7 +83,7 @@ def test_who_stays_is_a_matter_of_id_and_seed_alone():
   assert stay(balance.Config(min_kept_fraction=0.0), other) == found
   again = stay(balance.Config(min_kept_fraction=0.0, seed=1), came)
   assert sizes(again) == sizes(found) and again["none"] != found["none"]
-  # Not those that came first, nor last.
+  # Neither the first nor the last ones.
   numbers = sorted(int(id_.split("-")[1]) for id_ in found["none"])
   assert 150 < sum(numbers) / len(numbers) < 250
   # More clips of the others: all that stayed still stay.
@@ -96,20 +95,10 @@ def test_who_stays_is_a_matter_of_id_and_seed_alone():
   )
 
 
-def test_what_cannot_be_is_said():
+def test_invalid_settings_are_refused():
   with pytest.raises(ValueError, match="numbers above 0"):
     balance.Config(shares={"none": 0.0})
   with pytest.raises(
     ValueError, match=r"expected a fraction in \[0, 1\], got 2"
   ):
     balance.Config(min_kept_fraction=2)
-
-
-def test_of_copies_the_first_stays():
-  paths = {"a.mp4": "1", "b.mp4": "2", "c.mp4": "1", "d.mp4": "1"}
-  came = [clips.Clip(id=id_, path=path) for path, id_ in paths.items()]
-  decide = dedup.load(dedup.Config())(iter(came))
-  outcomes = [decide(each) for each in came]
-  assert outcomes[:2] == came[:2]
-  for reject in outcomes[2:]:
-    assert reject.reason == "duplicate" and reject.detail == "a.mp4"

@@ -1,9 +1,9 @@
-"""Captions of clips: what is asked, read, repaired, refused and kept."""
+"""The caption stage: requests, validation, repair, caching."""
 
 import base64
 import io
 import json
-import random
+import threading
 import wave
 
 import pytest
@@ -20,7 +20,7 @@ from tests.lib.curation import caption_server as captioner
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
 
 
-def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
+def test_a_request_holds_frames_audio_and_facts(tmp_path):
   with captioner.serving() as server:
     (made,) = caption_client.captioned(
       server.url, tmp_path, [caption_client.pair(3)], extra_body={"top_k": 1}
@@ -56,12 +56,12 @@ def test_a_clip_is_asked_about_with_all_it_has(tmp_path):
   json.dumps(made.facts)
 
 
-def test_all_pictures_that_were_kept_are_sent(tmp_path):
+def test_all_saved_frames_are_sent(tmp_path):
   clip, media = caption_client.pair(1)
   names = [*caption_client.KEPT[:3], "audio.pcm", "video.mp4"]
   clip = clip.with_facts(
     "encode", artifacts=names
-  )  # as where the stage was told to
+  )  # as in stages configured to do so
   with captioner.serving() as server:
     (made,) = caption_client.captioned(server.url, tmp_path, [(clip, media)])
   content = server.bodies[0]["messages"][0]["content"]
@@ -70,7 +70,7 @@ def test_all_pictures_that_were_kept_are_sent(tmp_path):
   assert made.facts["captions"]["visual"]
 
 
-def test_sounds_and_silent_clips(tmp_path):
+def test_audio_clips_and_silent_clips_are_captioned(tmp_path):
   pairs = [
     caption_client.pair(1, seen=False),
     caption_client.pair(2, heard=False),
@@ -91,7 +91,7 @@ def test_sounds_and_silent_clips(tmp_path):
   assert none.reason == "nothing to caption" and not none.failed
 
 
-def test_both_formats_of_tags(tmp_path):
+def test_both_tag_formats_are_written(tmp_path):
   variants = ("720x720_5s", "960x960_5s", "960x960_10s")
   (made,) = caption_client.undisturbed(
     [caption_client.pair(1)], tmp_path, variants=variants
@@ -101,12 +101,19 @@ def test_both_formats_of_tags(tmp_path):
   assert prompt.clean(lined) == lined and not prompt.tag_notes(tagged)
 
 
-def test_outcomes_are_in_order_whatever_the_order_of_answers(tmp_path):
-  choose = random.Random(0)
+def test_outcomes_keep_the_order_of_clips(tmp_path):
   pairs = [caption_client.pair(n) for n in range(12)]
-  with captioner.serving(
-    lambda n, b: captioner.slow(choose.random() / 20)
-  ) as server:
+  seventh = threading.Event()
+
+  def script(number, body):
+    """Answers the first request only after one of the next five."""
+    if number == 6:
+      seventh.set()
+    if number == 0:
+      assert seventh.wait(300)
+    return captioner.OK
+
+  with captioner.serving(script) as server:
     ours = caption_client.captioned(
       server.url, tmp_path / "a", pairs, concurrency=6
     )
@@ -125,7 +132,7 @@ def test_outcomes_are_in_order_whatever_the_order_of_answers(tmp_path):
     captioner.says('{"visual": "cut', finish="length"),
   ],
 )
-def test_an_unfit_answer_goes_back_with_what_is_wrong(wrong, tmp_path):
+def test_an_invalid_answer_is_returned_with_its_problems(wrong, tmp_path):
   with captioner.serving(captioner.in_turn(wrong)) as server:
     (made,) = caption_client.captioned(
       server.url, tmp_path, [caption_client.pair(1)]
@@ -143,7 +150,7 @@ def test_an_unfit_answer_goes_back_with_what_is_wrong(wrong, tmp_path):
   assert paid == both
 
 
-def test_two_unfit_answers_are_a_reject_with_the_reason(tmp_path):
+def test_two_invalid_answers_reject_the_clip_with_the_reason(tmp_path):
   script = lambda n, b: captioner.says("I cannot.")  # noqa: E731
   with captioner.serving(script) as server:
     (made,) = caption_client.captioned(
@@ -162,7 +169,7 @@ def test_two_unfit_answers_are_a_reject_with_the_reason(tmp_path):
   assert paid["tokens_out"] == 2 * (len("I cannot.") // 4)
 
 
-def test_a_cut_answer_is_not_used_however_whole_it_looks(tmp_path):
+def test_a_truncated_answer_is_not_used(tmp_path):
   text = captioner.words({"messages": [{"content": []}]})
   script = lambda n, b: captioner.says(text, finish="length")  # noqa: E731
   with captioner.serving(script) as server:
@@ -172,7 +179,7 @@ def test_a_cut_answer_is_not_used_however_whole_it_looks(tmp_path):
   assert made.reason == "response truncated"
 
 
-def test_a_prompt_that_training_would_cut_is_unfit(tmp_path):
+def test_a_prompt_longer_than_the_text_encoder_reads_is_invalid(tmp_path):
   tokenizer = str(standin.HERE / "tokenizer.json")
   changes = {"tokenizer": tokenizer, "repair_attempts": 0}
   (made,) = caption_client.undisturbed(
@@ -185,7 +192,7 @@ def test_a_prompt_that_training_would_cut_is_unfit(tmp_path):
   assert isinstance(made, clips.Clip)
 
 
-def test_nothing_is_paid_for_twice(tmp_path):
+def test_cached_answers_are_reused(tmp_path):
   pairs = [caption_client.pair(n) for n in range(5)]
   copy = clips.Clip(id="copy", path="other", facts=pairs[2][0].facts)
   with captioner.serving() as server:
@@ -209,7 +216,7 @@ def test_nothing_is_paid_for_twice(tmp_path):
   assert count == 8 and tokens_out > 0
 
 
-def test_a_damaged_file_of_the_cache_is_asked_for_again(tmp_path):
+def test_damaged_cache_files_are_requested_again(tmp_path):
   caption_client.undisturbed([caption_client.pair(1)], tmp_path)
   (file,) = tmp_path.glob("*/*.json")
   whole = file.read_bytes()
@@ -219,7 +226,7 @@ def test_a_damaged_file_of_the_cache_is_asked_for_again(tmp_path):
     assert file.read_bytes() == whole
 
 
-def test_media_that_are_missing_fail_their_clip_alone(tmp_path):
+def test_missing_media_fail_only_their_clip(tmp_path):
   broken = caption_client.pair(1)
   del broken[1].bytes["frame_4.jpg"]
   ours = caption_client.undisturbed([broken, caption_client.pair(2)], tmp_path)
@@ -227,7 +234,7 @@ def test_media_that_are_missing_fail_their_clip_alone(tmp_path):
   assert isinstance(ours[1], clips.Clip)
 
 
-def test_the_key_stands_nowhere(tmp_path, monkeypatch):
+def test_the_api_key_is_written_nowhere(tmp_path, monkeypatch):
   key = "sk-very-secret"
   monkeypatch.setenv("CAPTION_KEY", key)
   chosen = caption_client.config(
@@ -254,13 +261,13 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch):
     captions.load(chosen)
 
 
-def test_a_cache_that_is_no_folder_is_refused_at_once(tmp_path):
+def test_a_cache_path_that_is_no_directory_is_refused(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(ValueError, match="cache_dir: expected a folder"):
     captions.load(caption_client.config("http://h/v1", tmp_path / "file"))
 
 
-def test_what_captions_depend_on():
+def test_the_fingerprint_holds_what_captions_depend_on():
   one = caption_client.config(
     "http://a/v1", "x", concurrency=3, usd_per_mtok_in=1.0, max_attempts=2
   )
@@ -317,7 +324,7 @@ def from_table(folder, rows: str, paths, **changes):
   return captions.load(config)(pairs)
 
 
-def test_captions_of_a_table_are_matched_by_path_and_ask_no_endpoint(tmp_path):
+def test_captions_of_a_table_are_matched_by_path_without_requests(tmp_path):
   rows = (
     "path,caption\n"
     'a/b.mp4,"A dog, it says <S>Hi<E>. <AUDCAP>barking<ENDAUDCAP>"\n'
@@ -340,9 +347,7 @@ def test_captions_of_a_table_are_matched_by_path_and_ask_no_endpoint(tmp_path):
   assert not other.failed
 
 
-def test_captions_too_long_for_training_are_refused_from_tables_too(
-  tmp_path, release
-):
+def test_too_long_captions_of_a_table_are_refused(tmp_path, release):
   tokenizer = next(release.rglob("tokenizer.json"))
   rows = f"path,caption\na.mp4,{'long ' * 50}\nb.mp4,short\n"
   long, short = from_table(
@@ -356,7 +361,7 @@ def test_captions_too_long_for_training_are_refused_from_tables_too(
   assert short.facts["captions"]["prompts"] == ["short"]
 
 
-def test_the_key_of_captions_from_a_table_follows_from_its_content(tmp_path):
+def test_the_fingerprint_depends_on_the_content_of_the_table(tmp_path):
   table = tmp_path / "own.csv"
   table.write_text("path,caption\na.mp4,One.\n")
   before = captions.fingerprint(captions.Config(captions_file=str(table)))
@@ -368,24 +373,25 @@ def test_the_key_of_captions_from_a_table_follows_from_its_content(tmp_path):
   assert before == same != after
 
 
-def test_what_captions_lack_is_said_with_the_flags_that_help(
+def test_missing_caption_settings_are_reported_with_their_flags(
   tmp_path, monkeypatch
 ):
   monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-  said = captions.missing_requirements(
+  problems = captions.missing_requirements(
     captions.Config(api_key_env="NO_SUCH_KEY")
   )
-  assert len(said) == 2 and all(
-    "captions.captions_file=FILE.csv" in s for s in said
+  assert len(problems) == 2 and all(
+    "captions.captions_file=FILE.csv" in s for s in problems
   )
-  assert "captions.model=MODEL" in said[0] and "NO_SUCH_KEY" in said[1]
+  assert "captions.model=MODEL" in problems[0] and "NO_SUCH_KEY" in problems[1]
   table = tmp_path / "own.csv"
   table.write_text("file,text\na.mp4,One.\n")
-  (said,) = captions.missing_requirements(
+  (problems,) = captions.missing_requirements(
     captions.Config(captions_file=str(table))
   )
   assert (
-    "path and caption" in said and "captions.captions_file=FILE.csv" in said
+    "path and caption" in problems
+    and "captions.captions_file=FILE.csv" in problems
   )
   table.write_text("path,caption\na.mp4,One.\n")
   assert not captions.missing_requirements(

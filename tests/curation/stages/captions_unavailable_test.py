@@ -1,4 +1,4 @@
-"""Captions from an endpoint that is rude, gone or refuses; and across kills."""
+"""Captions from a faulty or unavailable endpoint, and after kills."""
 
 import base64
 import errno
@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -25,9 +26,9 @@ from tests.lib.curation import caption_server as captioner
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
 
 
-def test_a_rude_server_loses_nothing(tmp_path):
-  """Every kind of rudeness, mixed: the outcome is that of a polite server."""
-  rude = [
+def test_no_answer_is_lost_on_server_errors(tmp_path):
+  """All faults at random: the outcome is that of a server without faults."""
+  faulty = [
     captioner.status(500),
     captioner.status(429, Retry_After="0.01"),
     captioner.status(429),
@@ -38,7 +39,7 @@ def test_a_rude_server_loses_nothing(tmp_path):
     captioner.slow(0.1),
   ]
   choose = random.Random(1)
-  script = lambda n, b: choose.choice([*rude, *[captioner.OK] * 6])  # noqa: E731
+  script = lambda n, b: choose.choice([*faulty, *[captioner.OK] * 6])  # noqa: E731
   pairs = [caption_client.pair(n) for n in range(30)]
   changes = {"concurrency": 8, "max_attempts": 20}
   with captioner.serving(script) as server:
@@ -53,7 +54,7 @@ def test_a_rude_server_loses_nothing(tmp_path):
   )
 
 
-def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
+def test_an_unavailable_endpoint_leaves_the_shard_pending(tmp_path):
   pairs, counter = (
     [caption_client.pair(n) for n in range(12)],
     itertools.count(),
@@ -74,7 +75,7 @@ def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
   )
   assert server.url in str(error.value) and str(tmp_path) in str(error.value)
   assert caption_client.spent(tmp_path)[0] == 5
-  # One may have failed before the last answer came: another is then tried.
+  # One may have failed before the last response: another is then tried.
   assert len(server.bodies) <= 5 + 3 * 3, "a gone endpoint is left alone"
   with captioner.serving() as server:
     ours = caption_client.captioned(server.url, tmp_path, pairs)
@@ -82,7 +83,7 @@ def test_an_endpoint_that_goes_away_leaves_the_shard_for_later(tmp_path):
   assert ours == caption_client.undisturbed(pairs, tmp_path / "other")
 
 
-def test_nobody_there(tmp_path):
+def test_an_unreachable_endpoint_is_reported(tmp_path):
   with socket.socket() as closed:
     closed.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
@@ -101,7 +102,7 @@ def _fails_on_2(number, body):
   return captioner.status(500) if bad else captioner.OK
 
 
-def test_a_clip_that_always_fails_is_waited_for_or_left_out(tmp_path):
+def test_a_clip_that_always_fails_is_retried_then_excluded(tmp_path):
   pairs = [caption_client.pair(n) for n in range(6)]
   changes = {"max_attempts": 3, "concurrency": 2, "backoff_base": 0.02}
   with captioner.serving(_fails_on_2) as server:
@@ -120,7 +121,7 @@ def test_a_clip_that_always_fails_is_waited_for_or_left_out(tmp_path):
   assert "status 500" in ours[2].detail
 
 
-def test_no_clip_is_refused_for_an_endpoint_that_nobody_reaches(tmp_path):
+def test_an_unreachable_endpoint_rejects_no_clip(tmp_path):
   pairs = [caption_client.pair(n) for n in range(6)]
   with captioner.serving() as server:
     caption_client.captioned(server.url, tmp_path, pairs[:5])
@@ -131,7 +132,7 @@ def test_no_clip_is_refused_for_an_endpoint_that_nobody_reaches(tmp_path):
     caption_client.captioned(server.url, tmp_path, pairs, **changes)
 
 
-def test_a_refused_request_is_a_failure_of_its_clip(tmp_path):
+def test_a_rejected_request_fails_its_clip(tmp_path):
   script = captioner.in_turn(captioner.status(413))
   with captioner.serving(script) as server:
     ours = caption_client.captioned(
@@ -145,7 +146,7 @@ def test_a_refused_request_is_a_failure_of_its_clip(tmp_path):
   assert isinstance(ours[1], clips.Clip)
 
 
-def test_an_answer_that_cannot_be_kept_stops_the_asking(tmp_path, monkeypatch):
+def test_an_unwritable_cache_stops_requests(tmp_path, monkeypatch):
   def full(path):
     raise OSError(errno.ENOSPC, "no space left to write it", str(path))
 
@@ -166,9 +167,17 @@ def work_alone(url, folder, count):
   print("done")
 
 
-def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
+def test_a_kill_loses_no_cached_answer(tmp_path):
   pairs = [caption_client.pair(n) for n in range(20)]
-  with captioner.serving(lambda n, b: captioner.slow(0.05)) as server:
+  killed = threading.Event()
+
+  def script(number, body):
+    """The process gets eight answers and waits for the others."""
+    if number >= 8:
+      killed.wait(300)
+    return captioner.OK
+
+  with captioner.serving(script) as server:
     process = subprocess.Popen(
       [sys.executable, "-m", __name__, server.url, str(tmp_path), "20"],
       cwd=pathlib.Path(__file__).parents[3],
@@ -179,8 +188,9 @@ def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
       time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    killed.set()
     kept = caption_client.spent(tmp_path)[0]
-    assert 6 <= kept < 20
+    assert 6 <= kept <= 8
     before = len(server.bodies)
     ours = caption_client.captioned(server.url, tmp_path, pairs)
     assert len(server.bodies) - before == 20 - kept
@@ -188,7 +198,7 @@ def test_a_kill_loses_no_answer_that_was_kept(tmp_path):
   assert not list(tmp_path.glob("*/.*.part"))
 
 
-def test_a_clock_of_ones_own(tmp_path):
+def test_the_clock_can_be_replaced(tmp_path):
   """Long waits cost no time in tests: the stage takes a clock."""
   slept = []
 

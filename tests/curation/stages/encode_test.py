@@ -1,4 +1,4 @@
-"""What is kept of a clip, byte for byte."""
+"""Artifacts of the encode stage."""
 
 import io
 import os
@@ -40,7 +40,7 @@ def done(film):
   return encode_clip.run(film)
 
 
-def test_what_is_kept_is_told(done):
+def test_saved_artifacts_are_recorded(done):
   found, kept, _ = done
   facts = found.facts["encode"]
   assert facts["artifacts"] == sorted(kept)
@@ -51,7 +51,7 @@ def test_what_is_kept_is_told(done):
   assert (facts["height"], facts["width"]) == (64, 160)
 
 
-def test_the_video_is_the_picture_without_its_margins(done):
+def test_the_video_is_cropped_to_its_content(done):
   _, kept, media = done
   with av.open(io.BytesIO(kept["video.mp4"])) as container:
     stream = container.streams.video[0]
@@ -67,7 +67,7 @@ def test_the_video_is_the_picture_without_its_margins(done):
   assert np.asarray(frames)[:, :2].mean() > 60
 
 
-def test_the_sound_is_every_sample(done):
+def test_the_audio_has_every_sample(done):
   _, kept, media = done
   levels = np.frombuffer(kept["audio.pcm"], "<i2")
   assert len(levels) == round(121 / 24 * geometry.SAMPLE_RATE)
@@ -78,7 +78,7 @@ def test_the_sound_is_every_sample(done):
   )
 
 
-def test_the_pictures_are_seven_evenly_spaced(done, monkeypatch):
+def test_seven_evenly_spaced_frames_are_saved(done, monkeypatch):
   assert encode._spaced_indices(121, 7) == [0, 20, 40, 60, 80, 100, 120]
   assert (
     encode._spaced_indices(121, 1) == [0] and encode._spaced_indices(3, 0) == []
@@ -92,7 +92,7 @@ def test_the_pictures_are_seven_evenly_spaced(done, monkeypatch):
     assert difference.mean() < 4
 
 
-def test_the_same_clip_gives_the_same_bytes_in_another_process(film, done):
+def test_another_process_gives_the_same_bytes(film, done):
   _, kept, _ = done
   program = (
     "import hashlib, sys\n"
@@ -116,7 +116,7 @@ def test_the_same_clip_gives_the_same_bytes_in_another_process(film, done):
   assert got.stdout.strip() == wanted
 
 
-def test_faces_are_cut_out_for_synchrony(film):
+def test_face_crops_are_saved_for_av_sync(film):
   box = [30, 60, 40, 36]
   tracks = [{"start_frame": 12, "boxes": [box] * 60}]
   found, kept, media = encode_clip.run(
@@ -139,7 +139,7 @@ def test_faces_are_cut_out_for_synchrony(film):
   [(720, 1280, 720 * 720), (1280, 720, 960 * 960), (704, 1344, 500_000)],
 )
 @pytest.mark.parametrize("aspect", encode.ASPECTS)
-def test_nothing_is_stretched(height, width, area, aspect):
+def test_the_aspect_ratio_is_kept(height, width, area, aspect):
   box = letterbox.Box(top=7, left=3, height=height, width=width)
   part, size = encode.crop_and_size(
     box, encode.Config(target_area=area, aspect=aspect)
@@ -156,19 +156,19 @@ def test_nothing_is_stretched(height, width, area, aspect):
     assert size[0] == size[1]
 
 
-def test_what_would_be_enlarged_much_is_refused(film):
+def test_large_upscaling_is_rejected(film):
   found, kept, _ = encode_clip.run(film, encode.Config(target_area=200 * 200))
   assert found.reason == "too small within its bars" and not kept
   assert found.score > 1.1
 
 
-def test_what_margins_leave_too_narrow_is_refused(film):
+def test_content_too_narrow_after_cropping_is_rejected(film):
   found, kept, _ = encode_clip.run(film, box=(0, 0, 12, 240))
   assert found.reason == "too long and narrow within its bars" and not kept
   assert found.score == 20
 
 
-def test_without_margins_all_of_the_picture_is_kept(film):
+def test_without_a_crop_box_the_whole_frame_is_used(film):
   # The stage that finds them may be left out.
   clip = clips.Clip(id="c", path=str(film), seconds=121 / 24)
   clip = clip.with_facts("probe", has_video=True)
@@ -180,7 +180,7 @@ def test_without_margins_all_of_the_picture_is_kept(film):
   assert found.facts["encode"] == whole.facts["encode"] and "video.mp4" in kept
 
 
-def test_of_sound_alone_only_sound_is_kept(tmp_path):
+def test_audio_clips_have_audio_artifacts_only(tmp_path):
   path = media_files.write_sound(tmp_path / "a.wav", media_files.tone(3))
   clip = clips.Clip(id="a", path=str(path), start=1.0, seconds=2.0)
   kept = {}

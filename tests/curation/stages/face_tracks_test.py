@@ -1,4 +1,4 @@
-"""Faces of a clip: how many, and where."""
+"""Number and tracks of faces in a clip."""
 
 import numpy as np
 import pytest
@@ -50,14 +50,14 @@ def seeing(monkeypatch, spans: list[tuple[int, int]]) -> dict:
     ([(0, 50), (60, 120)], "single", [(0, 49), (64, 57)]),
   ],
 )
-def test_kinds(monkeypatch, spans, kind, ranges):
+def test_clips_are_classified_by_their_faces(monkeypatch, spans, kind, ranges):
   facts = seeing(monkeypatch, spans)
   assert facts["face_count"] == kind
   got = [(t["start_frame"], len(t["boxes"])) for t in facts["tracks"]]
   assert got == ranges
 
 
-def test_whole_pictures_need_no_weights(monkeypatch):
+def test_whole_frames_need_no_weights(monkeypatch):
   monkeypatch.setattr(mtcnn, "_PACKAGE", "no_such_package")
   config = face_tracks.Config(detector="full_frame")
   made = face_tracks.load(config)(CLIP, fake_media.FakeMedia())
@@ -80,12 +80,12 @@ def test_whole_pictures_need_no_weights(monkeypatch):
     ({"min_detection_score": 1.0}, r"in \[0, 1\)"),
   ],
 )
-def test_rules_are_checked(fields, message):
+def test_settings_are_checked(fields, message):
   with pytest.raises(ValueError, match=message):
     face_tracks.Config(**fields)
 
 
-def test_identity_is_the_weights_content(tmp_path):
+def test_the_fingerprint_depends_on_the_content_of_the_weights(tmp_path):
   for name in mtcnn.NETWORKS:
     (tmp_path / f"{name}.pt").write_bytes(name.encode())
   one = face_tracks.fingerprint(face_tracks.Config(weights=str(tmp_path)))

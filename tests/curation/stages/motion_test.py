@@ -1,4 +1,4 @@
-"""Loudness, margins and movement."""
+"""Loudness, crop box and optical flow."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def textured(shift):
 
 
 @pytest.mark.parametrize("pixels", [0, 1, 4])
-def test_flow_is_how_far_things_move(pixels):
+def test_flow_equals_the_displacement(pixels):
   estimate = flow.load("dis")()
   flow_HW2 = estimate(textured(0), textured(pixels))
   assert flow_HW2.shape == (180, 320, 2)
@@ -60,7 +60,7 @@ def test_flow_is_how_far_things_move(pixels):
   np.testing.assert_allclose(inner, (-pixels, 0), atol=0.15)
 
 
-def test_flow_is_measured_at_one_size():
+def test_flow_is_independent_of_resolution():
   small = np.stack([textured(2 * n) for n in range(4)])
   large = small.repeat(2, 1).repeat(2, 2)
   estimate = flow.load("dis")()
@@ -69,14 +69,14 @@ def test_flow_is_measured_at_one_size():
   assert ours == pytest.approx(2, rel=0.1)
 
 
-def test_a_still_is_static():
+def test_a_static_clip_is_rejected():
   media = moving()
   media.video_THWC = np.stack([media.video_THWC[0]] * 25)
   found = run(media)
   assert (found.reason, found.score) == ("static", 0.0)
 
 
-def test_a_quiet_clip_is_refused_at_the_bound():
+def test_a_quiet_clip_is_rejected_below_the_threshold():
   media = moving()
   media.audio_A = np.full(1000, 10 ** (-60.1 / 20), np.float32)
   found = run(media)
@@ -86,7 +86,7 @@ def test_a_quiet_clip_is_refused_at_the_bound():
   assert isinstance(run(media), clips.Clip)
 
 
-def test_silence_and_no_track_are_told_apart():
+def test_silence_and_missing_audio_are_distinguished():
   media = moving()
   media.audio_A = np.zeros(1000, np.float32)
   assert (run(media).reason, run(media).score) == ("too quiet", -120.0)
@@ -95,7 +95,7 @@ def test_silence_and_no_track_are_told_apart():
   assert isinstance(run(media, min_volume_db=None), clips.Clip)
 
 
-def test_little_picture_is_refused():
+def test_mostly_letterboxed_clips_are_rejected():
   media = moving()
   media.video_THWC[:, :60] = 0
   media.video_THWC[:, 110:] = 0
@@ -109,7 +109,7 @@ def ones():
   return lambda one, other: np.full((*one.shape[:2], 2), (3.0, 4.0))
 
 
-def test_another_estimator_is_named_by_its_place():
+def test_a_custom_flow_estimator_is_named_by_module_and_function():
   found = run(moving(), flow_estimator=f"{__name__}:ones")
   assert found.facts["motion"]["flow"] == 5.0
 

@@ -1,4 +1,4 @@
-"""Clips into a dataset: what is in it, what is left out, the same bytes."""
+"""Packing clips into a dataset: contents, splits, determinism."""
 
 import hashlib
 import json
@@ -111,7 +111,7 @@ def digests(path):
   }
 
 
-def test_a_clip_is_its_record(pair, tmp_path):
+def test_a_clip_becomes_its_record(pair, tmp_path):
   made = packed(tmp_path / "data", [pair(1)])
   (record,) = list(builder.read(tmp_path / "data", "train"))
   clip, media = pair(1)
@@ -159,7 +159,7 @@ def test_the_trainers_loader_reads_and_batches_it(pair, tmp_path):
     assert batch.text.audio[row].any()
 
 
-def test_the_same_clips_are_the_same_bytes(pair, tmp_path, monkeypatch):
+def test_the_same_clips_give_the_same_bytes(pair, tmp_path, monkeypatch):
   pairs = [pair(n) for n in range(7)] + [sound(n) for n in range(7)]
   changes = {"records_per_shard": 3, "eval_fraction": 0.3}
   packed(tmp_path / "a", pairs, **changes)
@@ -177,7 +177,7 @@ def test_the_same_clips_are_the_same_bytes(pair, tmp_path, monkeypatch):
   assert digests(tmp_path / "c") != ours
 
 
-def test_no_file_has_clips_in_both_splits(pair, tmp_path):
+def test_clips_of_one_file_are_in_one_split(pair, tmp_path):
   pairs = [sound(n) for n in range(60)]
   again = [
     (clips.Clip(**{**c.__dict__, "id": f"{c.id}-b", "start": 5.0}), m)
@@ -194,7 +194,7 @@ def test_no_file_has_clips_in_both_splits(pair, tmp_path):
   }
 
 
-def test_who_is_held_out_is_a_matter_of_content_and_seed():
+def test_the_eval_split_depends_on_content_and_seed():
   config = pack.Config(eval_fraction=0.5)
   made = [sound(n)[0] for n in range(40)]
   ours = [pack.split_of(clip, config) for clip in made]
@@ -208,7 +208,7 @@ def test_who_is_held_out_is_a_matter_of_content_and_seed():
   }
 
 
-def test_what_is_no_record_is_left_out_and_named(pair, tmp_path):
+def test_invalid_records_are_skipped_and_named(pair, tmp_path):
   wordless = pair(1, facts=facts(1, captions={}))
   odd = pair(2)
   odd[0].facts["encode"]["frames"] = 8
@@ -231,7 +231,7 @@ def test_what_is_no_record_is_left_out_and_named(pair, tmp_path):
   assert json.dumps(made)
 
 
-def test_clips_are_read_one_after_another(tmp_path):
+def test_clips_are_streamed(tmp_path):
   """Of a thousand clips, no more than a few are there at a time."""
   alive, most = set(), 0
 
@@ -254,7 +254,7 @@ def test_clips_are_read_one_after_another(tmp_path):
   assert sum(made["records"].values()) == 300 and most <= 3
 
 
-def test_nothing_left_to_train_on(pair, tmp_path):
+def test_an_empty_train_split_is_refused(pair, tmp_path):
   with pytest.raises(ValueError, match="no clip is left.*'invalid record': 1"):
     packed(tmp_path / "data", [pair(1, facts=facts(1, captions={}))])
   assert not (tmp_path / "data").exists()
@@ -264,7 +264,7 @@ def test_nothing_left_to_train_on(pair, tmp_path):
     packed(tmp_path / "data", [pair(1)], **config)
 
 
-def test_a_failure_half_way_leaves_nothing(pair, tmp_path):
+def test_a_failed_write_leaves_nothing(pair, tmp_path):
   def every():
     yield pair(1)
     raise OSError("the disk is gone")
@@ -274,7 +274,7 @@ def test_a_failure_half_way_leaves_nothing(pair, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_read_is_not_left_out(pair, tmp_path):
+def test_unreadable_artifacts_are_an_error(pair, tmp_path):
   away = pair(2)
 
   def kept(name):
@@ -286,7 +286,7 @@ def test_what_cannot_be_read_is_not_left_out(pair, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_hostile_names_and_ids(pair, tmp_path):
+def test_hostile_names_and_ids_are_harmless(pair, tmp_path):
   name = b"\xff<S>\n\x00.mp4".decode(errors="surrogateescape")
   packed(tmp_path / "data", [pair(1, path=name)])
   (record,) = list(builder.read(tmp_path / "data", "train"))
@@ -308,7 +308,7 @@ def test_settings_are_checked(changes, expected):
     pack.Config(**changes)
 
 
-def test_a_records_schema_is_the_trainers():
+def test_records_have_the_schema_of_the_trainer():
   clip, media = sound(1)
   record = pack.record(clip, media)
   assert isinstance(record, schema.Record) and record.video is None

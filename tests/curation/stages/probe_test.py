@@ -1,4 +1,4 @@
-"""What files are, and by which name each bad one is refused."""
+"""Metadata of files, and reasons of rejects."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ def good(tmp_path_factory):
   )
 
 
-def test_what_a_good_file_is(good):
+def test_a_valid_file_is_measured(good):
   content = hashlib.sha256(good.read_bytes()).hexdigest()
   clip = run(good)
   assert clip.id == content
@@ -52,7 +52,7 @@ def test_what_a_good_file_is(good):
   }
 
 
-def test_the_same_content_is_the_same_clip(good, tmp_path):
+def test_clip_ids_depend_on_the_content(good, tmp_path):
   copy = tmp_path / "-another 'name'\n.mp4"
   copy.write_bytes(good.read_bytes())
   assert run(copy).id == run(good).id
@@ -61,7 +61,7 @@ def test_the_same_content_is_the_same_clip(good, tmp_path):
   assert run(other).id != run(good).id
 
 
-def test_a_turned_file_is_measured_upright(good, tmp_path):
+def test_a_rotated_file_is_measured_upright(good, tmp_path):
   path = tmp_path / "turned.mp4"
   path.write_bytes(good.read_bytes())
   facts = run(media_files.turn(path, 0, 1, -1, 0)).facts["probe"]
@@ -152,13 +152,13 @@ BAD = [
 @pytest.mark.parametrize(
   "make, reason, changes", BAD, ids=lambda v: getattr(v, "__name__", None)
 )
-def test_each_bad_file_has_its_name(tmp_path, make, reason, changes):
+def test_each_invalid_file_has_its_reason(tmp_path, make, reason, changes):
   found = run(make(tmp_path / "bad.mp4"), **changes)
   assert isinstance(found, clips.Reject), found
   assert (found.reason, found.failed) == (reason, False)
 
 
-def test_what_is_wanted_may_be_less(tmp_path):
+def test_requirements_can_be_lowered(tmp_path):
   path = silent(tmp_path / "s.mp4")
   assert not run(path, require_audio=False).facts["probe"]["has_audio"]
   path = sound_only(tmp_path / "a.wav")
@@ -168,8 +168,8 @@ def test_what_is_wanted_may_be_less(tmp_path):
   assert clip.facts["probe"]["color_transfer"] == "pq"
 
 
-def test_without_a_header_the_packets_tell_the_length(tmp_path):
-  # A stream that is written as it comes has no length in front.
+def test_without_a_header_the_duration_is_that_of_the_packets(tmp_path):
+  # A streamed file has no duration in its header.
   path = tmp_path / "live.mkv"
   silent(path, options={"preset": "ultrafast"}, container={"live": "1"})
   with av.open(str(path)) as container:
@@ -178,7 +178,7 @@ def test_without_a_header_the_packets_tell_the_length(tmp_path):
   assert clip.seconds == pytest.approx(30 / 24, abs=0.05)
 
 
-def test_unreadable_storage_is_not_the_files_fault(good, tmp_path):
+def test_unreadable_storage_is_an_error_not_a_reject(good, tmp_path):
   with pytest.raises(OSError):
     run(tmp_path / "gone.mp4")
   closed = tmp_path / "folder.mp4"

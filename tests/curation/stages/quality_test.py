@@ -62,14 +62,14 @@ def test_a_blurred_picture_is_refused():
   assert found.reason == "blurred" and 0 < found.score < 20
 
 
-def test_dark_and_bright_are_refused():
+def test_dark_and_bright_clips_are_rejected():
   dark = run((mosaic() // 30).astype(np.uint8))
   assert dark.reason == "too dark" and dark.score < 0.06
   bright = run(255 - mosaic() // 40)
   assert bright.reason == "too bright" and bright.score > 0.94
 
 
-def test_margins_are_not_looked_at():
+def test_bars_are_ignored():
   frames = mosaic()
   frames[:, :, :320] = 0
   within = dataclasses.replace(
@@ -81,7 +81,7 @@ def test_margins_are_not_looked_at():
   )
 
 
-def test_without_margins_all_is_looked_at():
+def test_without_a_crop_box_the_whole_frame_is_used():
   without = dataclasses.replace(CLIP, facts={})
   assert run(mosaic(), without).scores == run(mosaic()).scores
 
@@ -99,7 +99,7 @@ def weights(tmp_path_factory):
   }
 
 
-def test_with_weights_the_score_is_the_originals(weights, golden):
+def test_the_aesthetic_score_equals_the_original(weights, golden):
   picture = seeded.frames(2, 45, 80)[0]
   clip = dataclasses.replace(
     CLIP, facts={"motion": {"crop_box": [0, 0, 45, 80]}}
@@ -112,7 +112,9 @@ def test_with_weights_the_score_is_the_originals(weights, golden):
   assert found.score == pytest.approx(wanted, abs=2e-4)
 
 
-def test_weights_count_by_content(weights, tmp_path):
+def test_the_fingerprint_depends_on_the_content_of_the_weights(
+  weights, tmp_path
+):
   copy = tmp_path / "copy.pth"
   with open(weights["aesthetic_weights"], "rb") as file:
     copy.write_bytes(file.read())

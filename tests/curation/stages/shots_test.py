@@ -1,4 +1,4 @@
-"""Windows lie within shots, at the times where frames are."""
+"""Windows lie within shots, at timestamps of frames."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def film(tmp_path_factory):
   return media_files.write(path, changes(FRAMES), media_files.even(sum(FRAMES)))
 
 
-def test_windows_keep_away_from_cuts(film):
+def test_windows_keep_a_distance_from_cuts(film):
   windows = run(film, dataclasses.replace(SMALL, cut_margin_seconds=0.1))
   # 30 frames hold one window, 12 none, 60 two.
   starts = [window.start for window in windows]
@@ -54,19 +54,19 @@ def test_windows_keep_away_from_cuts(film):
   assert facts[1]["cut_distances"] == [pytest.approx(0.1, abs=1e-5), None]
 
 
-def test_each_window_shows_one_shot_alone(film):
+def test_each_window_is_within_one_shot(film):
   for window in run(film):
     video_THWC = decode.video(film, window.start, window.seconds)
     step = np.abs(np.diff(video_THWC.astype(int), axis=0)).mean((1, 2, 3))
     assert len(video_THWC) == 25 and step.max() < 20
 
 
-def test_a_guard_may_leave_no_room(film):
+def test_a_guard_interval_may_leave_no_window(film):
   windows = run(film, dataclasses.replace(SMALL, cut_margin_seconds=0.3))
   assert [window.facts["shots"]["shot_index"] for window in windows] == [2, 2]
 
 
-def test_stride_and_number_of_windows(film):
+def test_stride_and_limit_set_the_number_of_windows(film):
   config = dataclasses.replace(
     SMALL, stride_seconds=0.25, cut_margin_seconds=0.1
   )
@@ -84,7 +84,7 @@ def test_the_same_file_gives_the_same_windows(film):
   assert run(film) == run(film)
 
 
-def test_times_are_those_of_a_variable_rate(tmp_path):
+def test_times_follow_a_variable_frame_rate(tmp_path):
   steps = np.tile([0.02, 0.06], 60)
   times = np.concatenate([[0], np.cumsum(steps)])[: sum(FRAMES)]
   path = media_files.write(tmp_path / "v.mkv", changes(FRAMES), times)
@@ -105,7 +105,7 @@ def test_a_gap_ends_a_shot(tmp_path):
   assert run(path, config)[0].start == 0
 
 
-def test_what_is_damaged_is_left_out(tmp_path):
+def test_damaged_frames_are_avoided(tmp_path):
   options = {"preset": "ultrafast", "g": "12"}
   path = media_files.write(
     tmp_path / "d.mkv",
@@ -125,7 +125,7 @@ def test_what_is_damaged_is_left_out(tmp_path):
   assert 0 < found.score < 89 / 24
 
 
-def test_no_whole_frame_is_damage(tmp_path):
+def test_a_file_without_a_valid_frame_is_damaged(tmp_path):
   path = media_files.write_sound(tmp_path / "a.wav", media_files.tone(1))
   found = run(path)
   assert (found.reason, found.failed) == ("damaged or no media", False)
@@ -154,7 +154,7 @@ def test_weights_that_are_missing_are_named_before_any_clip(tmp_path):
     shots.load(config)
 
 
-def test_weights_count_by_content(tmp_path):
+def test_the_fingerprint_depends_on_the_content_of_the_weights(tmp_path):
   one, other = tmp_path / "one.pth", tmp_path / "other.pth"
   one.write_bytes(b"1")
   other.write_bytes(b"1")

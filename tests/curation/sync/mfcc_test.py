@@ -15,7 +15,7 @@ SOUNDS = ("speech", "loud", "short", "silent")
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-def test_equal_to_the_published_definition(golden, name):
+def test_features_equal_the_published_definition(golden, name):
   arrays = golden("mfcc")
   ours = mfcc.coefficients(arrays[name])
   assert ours.dtype == np.float64
@@ -23,18 +23,18 @@ def test_equal_to_the_published_definition(golden, name):
   np.testing.assert_allclose(ours, arrays[f"{name}_mfcc"], rtol=0, atol=1e-6)
 
 
-def test_filters_are_the_published_ones(golden):
+def test_filters_equal_the_published_ones(golden):
   np.testing.assert_array_equal(
     mfcc._mel_filters(), golden("mfcc")["triangles"]
   )
 
 
 @pytest.mark.parametrize("samples, frames", [(400, 1), (401, 2), (560, 2)])
-def test_no_sample_is_left_out(samples, frames):
+def test_every_sample_is_used(samples, frames):
   assert mfcc.coefficients(np.ones(samples)).shape == (frames, 13)
 
 
-def test_a_frame_hears_what_is_in_it_alone():
+def test_a_frame_depends_only_on_its_samples():
   samples_A = np.random.default_rng(0).normal(0, 1000, 16_000)
   whole = mfcc.coefficients(samples_A)
   # The first frame lacks the sample before it, for the emphasis.
@@ -43,6 +43,6 @@ def test_a_frame_hears_what_is_in_it_alone():
 
 
 @pytest.mark.parametrize("shape", [(0,), (5, 2)])
-def test_other_than_a_mono_sound_is_refused(shape):
+def test_audio_that_is_not_mono_is_refused(shape):
   with pytest.raises(ValueError, match="mono"):
     mfcc.coefficients(np.zeros(shape))

@@ -1,4 +1,4 @@
-"""SyncNet learns from drawn faces, and is tried on shifted ones."""
+"""SyncNet is trained on drawn faces and tested on shifted ones."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ TINY = training.Settings(
 )
 
 
-def test_examples_are_what_the_stage_reads():
+def test_examples_have_the_format_of_the_stage():
   clip = talking_faces.clip(0, 0)
   frames, windows = talking_faces.sample_windows(
     clip, np.random.default_rng(0), 6
@@ -35,7 +35,7 @@ def test_examples_are_what_the_stage_reads():
     assert 0 <= place < len(read.sound_TKM)
 
 
-def test_the_mouth_opens_when_the_vowel_sounds():
+def test_the_mouth_opens_during_the_vowel():
   clip = talking_faces.clip(0, 1)
   event = clip.scene.events[0]
   samples = slice(
@@ -52,7 +52,7 @@ def test_the_mouth_opens_when_the_vowel_sounds():
 
 
 @pytest.mark.parametrize("shift", [-10, 0, 7])
-def test_a_shift_moves_the_sound(shift):
+def test_a_shift_moves_the_audio(shift):
   clip = talking_faces.clip(0, 2)
   moved_A, by = clip.shift_audio(shift), shift * 640
   assert moved_A.dtype == np.int16 and len(moved_A) == len(clip.samples_A)
@@ -61,7 +61,7 @@ def test_a_shift_moves_the_sound(shift):
   assert not moved_A[: max(by, 0)].any()
 
 
-def test_the_loss_is_least_for_partners():
+def test_the_loss_is_lowest_for_matching_pairs():
   random = np.random.default_rng(0)
   lips_ND = random.normal(0, 4, (6, 32)).astype(np.float32)
   right = float(training.loss(lips_ND, lips_ND))
@@ -81,7 +81,7 @@ def trained(settings, step) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_a_seed_makes_the_same_run():
+def test_training_is_seeded():
   step = training.make_train_step(TINY)
   one, two = trained(TINY, step), trained(TINY, step)
   assert all(map(np.array_equal, one, two))
@@ -112,7 +112,7 @@ def _loudness(network, sound_BTKM, training):
   return _even(sound_BTKM[0, :, 0].mean(-1))
 
 
-def test_shifts_of_held_out_faces_are_found_by_who_knows(monkeypatch):
+def test_a_trained_network_finds_shifts_of_held_out_faces(monkeypatch):
   """In place of a trained network: an open mouth is loud."""
   monkeypatch.setattr(training, "_lips", _opening)
   monkeypatch.setattr(training, "_sound", _loudness)
@@ -125,7 +125,7 @@ def test_shifts_of_held_out_faces_are_found_by_who_knows(monkeypatch):
   assert max(f.error for f in found) <= 1
 
 
-def test_an_error_is_in_frames():
+def test_errors_are_in_frames():
   right = lip_sync.Score(offset=10, confidence=2.0, distance=1.0)
   assert training.ShiftEstimate(-10, right).error == 0
   assert training.ShiftEstimate(-7, right).error == 3

@@ -1,4 +1,4 @@
-"""What tests of captions share: clips made of numbers, and their captions."""
+"""Helpers of caption tests: numbered clips and their captions."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ def spent(folder: pathlib.Path) -> tuple[int, int, int]:
 
 
 class Media:
-  """Media of a clip, made of its number."""
+  """Media of a clip, derived from its number."""
 
   def __init__(self, number, heard=True):
     self.audio_A = np.full(1600, number / 1000, np.float32)

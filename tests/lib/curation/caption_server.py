@@ -1,4 +1,4 @@
-"""A captioner for tests: OpenAI's protocol, and every way to be rude.
+"""A caption server for tests: OpenAI's protocol, with scripted faults.
 
 `python -m tests.lib.curation.caption_server [port]` runs it alone.
 """
@@ -39,15 +39,15 @@ def says(text, finish="stop"):
 
 
 def words(body):
-  """A caption that depends on the media alone, as an honest model's would."""
+  """A caption that depends on the media alone, as that of a model would."""
   content = body["messages"][0]["content"]
   media = [part for part in content if part["type"] != "text"]
   name = hashlib.sha256(json.dumps(media).encode()).hexdigest()[:8]
   kinds = {part["type"] for part in media}
   answer = {}
   if "image_url" in kinds:
-    said = f"<S>I am {name}.<E> " if "input_audio" in kinds else ""
-    answer["visual"] = f"Somebody looks up and says {said}in a bright room."
+    speech = f"<S>I am {name}.<E> " if "input_audio" in kinds else ""
+    answer["visual"] = f"Somebody looks up and says {speech}in a bright room."
   if "input_audio" in kinds:
     voice = ("gender", "age", "accent", "pitch", "prosody", "emotion", "rate")
     rest = ("effects", "ambience", "music", "acoustics")
@@ -61,11 +61,11 @@ def words(body):
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Answers by a script; remembers what it was asked.
+  """Answers by a script and records requests.
 
   Attributes:
     script: number of the request and its body -> what to do.
-    bodies: of the requests, as they came.
+    bodies: of the requests, in order of arrival.
     headers: of the requests.
     most: requests at one time.
   """
@@ -83,7 +83,7 @@ class Server(http.server.ThreadingHTTPServer):
     return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
   def handle_error(self, *_):
-    """Clients that hang up are part of the tests."""
+    """Ignore clients that close the connection."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -143,9 +143,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
       error = {
         "error": {"message": f"you sent {self.headers['Authorization']}"}
       }
-      said = json.dumps(error).encode()
-      self.head(wanted["status"], len(said), wanted["headers"])
-      self.wfile.write(said)
+      content = json.dumps(error).encode()
+      self.head(wanted["status"], len(content), wanted["headers"])
+      self.wfile.write(content)
     elif kind == "malformed":
       self.head(200, len(content) // 2, {})
       self.wfile.write(content[: len(content) // 2])
@@ -171,13 +171,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def in_turn(*steps):
-  """A script: the steps, then honest answers."""
+  """A script: the steps, then valid answers."""
   return lambda number, body: steps[number] if number < len(steps) else OK
 
 
 @contextlib.contextmanager
 def serving(script=None, port=0):
-  """A server in a thread; it is gone afterwards."""
+  """Run a server in a thread during the block."""
   server = Server(script or in_turn(), port)
   thread = threading.Thread(target=server.serve_forever, args=(0.01,))
   thread.start()

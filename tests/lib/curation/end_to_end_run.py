@@ -1,4 +1,4 @@
-"""The command over all passes, and a batch of what it made."""
+"""The curation command over all passes, and a batch of its records."""
 
 import pathlib
 import subprocess

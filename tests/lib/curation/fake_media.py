@@ -1,4 +1,4 @@
-"""A clip's media, given rather than read."""
+"""In-memory media of a clip."""
 
 import dataclasses
 from collections.abc import Sequence

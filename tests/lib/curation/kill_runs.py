@@ -1,4 +1,4 @@
-"""A command that is killed at random moments, again and again."""
+"""Commands that are killed at random moments and run again."""
 
 import contextlib
 import os
@@ -98,7 +98,7 @@ def killed(
         time.sleep(0.001)
       time.sleep(moments.uniform(0, 0.05))
       if process.poll() is not None:
-        continue  # It was done before its turn came: the last part is short.
+        continue  # It completed before the kill: the last part is short.
       found.append(written(out))
       victim = process.pid
       workers = members(process.pid) - {process.pid}
@@ -114,7 +114,7 @@ def killed(
         process.wait()
       wait(lambda: not members(process.pid), "the end of the workers")
   assert len(found) >= 0.8 * kills, f"only {len(found)} of {kills} kills met it"
-  code, said = run(words)
-  assert code == 0, said
+  code, output = run(words)
+  assert code == 0, output
   assert harness.contents(out) == wanted
   return found

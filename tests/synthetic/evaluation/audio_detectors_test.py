@@ -1,4 +1,4 @@
-"""Sounds are heard when they begin, and as what they are."""
+"""Detection of sounds: onset times and kinds."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def track(*events: scene.Event, hiss: float = 0.0) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_clips_sound_as_they_do_and_when(clips, worn):
+def test_events_are_detected_with_their_times(clips, worn):
   for clip, shown in zip(clips, worn[1], strict=True):
     truth = [event.seconds for event in shown.events]
     for each in clip.heard:
@@ -38,7 +38,7 @@ def test_clips_sound_as_they_do_and_when(clips, worn):
 @pytest.mark.parametrize("hiss", [0.0, 0.02])
 @pytest.mark.parametrize("tones", [(1.0, 1.0), (1.15, 0.92)])
 @pytest.mark.parametrize("material", scene.MATERIALS)
-def test_a_weaker_knock_is_heard_while_one_rings(material, tones, hiss):
+def test_a_weaker_knock_is_detected_while_another_rings(material, tones, hiss):
   strengths = (0.8, 0.55)
   begins = [0.5, 0.65, 1.4, 1.55]
   knocks = [
@@ -53,12 +53,12 @@ def test_a_weaker_knock_is_heard_while_one_rings(material, tones, hiss):
 
 
 @pytest.mark.parametrize("hz", [105, 117.3, 130, 195, 214.1, 240])
-def test_vowels_are_told_in_every_voice(hz):
-  said = [
+def test_vowels_are_recognized_in_every_voice(hz):
+  spoken = [
     event(0.3 + 0.7 * i, "mouth", vowel, tone=hz, length=0.36)
     for i, vowel in enumerate(scene.VOWELS)
   ]
-  heard = audio_detectors.listen(track(*said, hiss=0.015), RATE)
+  heard = audio_detectors.listen(track(*spoken, hiss=0.015), RATE)
   voice = "low" if hz < 160 else "high"
   assert [h.sound for h in heard] == [
     audio_detectors.Sound(scene.FACE, vowel, voice) for vowel in scene.VOWELS
@@ -67,7 +67,7 @@ def test_vowels_are_told_in_every_voice(hz):
   assert usual == audio_detectors.Sound(scene.FACE, "", voice)
 
 
-def test_what_is_known_of_the_kind_is_believed():
+def test_a_given_kind_overrides_the_detected_one():
   beep = track(event(0.5, "flash", "low", length=0.24))
   assert audio_detectors.listen(beep, RATE)[0].sound.kind == scene.LAMP
   assert (
@@ -75,13 +75,13 @@ def test_what_is_known_of_the_kind_is_believed():
   )
 
 
-def test_silence_and_hiss_have_no_beginning():
+def test_silence_and_noise_have_no_onset():
   assert onsets.times(np.zeros(RATE), RATE) == []
   assert onsets.times(track(hiss=0.001), RATE) == []
   assert audio_detectors.listen(None, RATE) == ()
   assert audio_detectors.usual(()) is None
 
 
-def test_what_is_cut_off_at_the_end_does_not_begin_there():
+def test_a_sound_cut_off_at_the_end_has_no_onset_there():
   ringing = track(event(4.6, "impact", "metal"))
   assert len(onsets.times(ringing, RATE)) == 1

@@ -1,4 +1,4 @@
-"""The scores of the world's own clips: what is lost is the scores' fault."""
+"""Scores of ground-truth clips measure the detectors' errors."""
 
 import pytest
 
@@ -34,24 +34,24 @@ def check(table, slack: float = 0.0):
   assert not low and not high
 
 
-def test_true_clips_are_right(clips, worn):
+def test_clean_clips_are_scored_correct(clips, worn):
   check(calibration.score(clips, worn[1]))
   assert {len(clip.facts.colours) for clip in clips} == {1, 2}
   assert {clip.facts.kind for clip in clips} == {"ball", "lamp", "face"}
 
 
-def test_worn_clips_are_hardly_worse(worn):
+def test_degraded_clips_are_scored_almost_as_high(worn):
   check(calibration.score(*worn), slack=0.04)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_worn", [False, True], ids=["true", "worn"])
-def test_a_hundred_clips(is_worn):
+def test_a_hundred_clips_are_scored_correct(is_worn):
   table = calibration.calibrate(100, 1000, worn=is_worn)
   print(report.markdown(table))
   check(table, slack=0.02 if is_worn else 0.0)
 
 
-def test_at_least_one_clip():
+def test_zero_clips_are_refused():
   with pytest.raises(ValueError, match="at least 1 clip"):
     calibration.calibrate(0, 0, worn=False)

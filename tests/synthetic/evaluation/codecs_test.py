@@ -1,4 +1,4 @@
-"""Codecs' losses where they are known."""
+"""Codec losses with known values."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from ovi_jax.pretrained import distortion
 from ovi_jax.synthetic.evaluation import codecs
 
 
-def test_psnr_by_hand():
+def test_psnr_equals_a_value_computed_by_hand():
   grey = np.full((2, 4, 4, 3), 100, np.uint8)
   assert distortion.video_psnr(grey, grey + 1) == pytest.approx(
     48.1308, abs=1e-4
@@ -18,7 +18,7 @@ def test_psnr_by_hand():
   assert loss == codecs.Loss(loss.worst, loss.mean, 2)
 
 
-def test_half_as_loud_is_six_decibels():
+def test_half_the_amplitude_is_six_decibels():
   random = np.random.default_rng(0)
   wave_A = random.normal(0, 0.1, 8192).astype(np.float32)
   config = mel.MelConfig()

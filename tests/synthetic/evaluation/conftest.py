@@ -1,4 +1,4 @@
-"""Clips of the world as mp4 files, looked at and listened to once."""
+"""Clips of the world as mp4 files, analyzed once."""
 
 import pytest
 

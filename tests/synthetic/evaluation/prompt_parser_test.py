@@ -1,4 +1,4 @@
-"""What prompts of the world ask for is read from all of their wordings."""
+"""Parsing of all caption wordings into scenes."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,15 @@ from ovi_jax.synthetic.world import captions
 from ovi_jax.synthetic.world import scene
 
 
-def test_prompts_read_by_hand():
+def test_prompts_are_parsed_into_their_scenes():
   facts = facts_lib.facts
   assert facts("A red ball bounces on a wooden floor.") == facts_lib.Facts(
     kind="ball", colours=("red",), sound="wood"
   )
-  said = (
+  prompt = (
     "A cartoon face in an orange hat says <S>ah oh<E>. Audio: a deep voice."
   )
-  assert facts(said) == facts_lib.Facts(
+  assert facts(prompt) == facts_lib.Facts(
     kind="face",
     colours=("orange",),
     sound="low",
@@ -58,7 +58,7 @@ def scenes():
 @pytest.mark.parametrize(
   "seen, heard", [(True, True), (True, False), (False, True)]
 )
-def test_every_wording_of_the_world_says_the_scene(scenes, seen, heard):
+def test_every_caption_of_the_world_is_parsed(scenes, seen, heard):
   random = np.random.default_rng(0)
   for shown in scenes:
     for tagged in (False, True):

@@ -51,7 +51,7 @@ def test_a_folder_becomes_a_table_and_json(folder, tmp_path):
   assert made["clips"][0]["prompt"]
 
 
-def test_wrong_clips_score_nothing(clips):
+def test_wrong_clips_score_zero(clips):
   """Every clip gets another's prompt, of another kind and colour."""
   kinds = [clip.facts.kind for clip in clips]
   wrong = []
@@ -69,7 +69,7 @@ def test_wrong_clips_score_nothing(clips):
     assert found[name].value == 0 and found[name].clips, name
 
 
-def test_scores_follow_what_is_wrong(clips):
+def test_each_error_lowers_its_own_scores(clips):
   right = values(clips)
   deaf = values([dataclasses.replace(clip, heard=()) for clip in clips])
   assert deaf["sync F1"].value == 0 and deaf["vowels heard"].value == 0
@@ -95,7 +95,7 @@ def test_scores_follow_what_is_wrong(clips):
   assert late["sync F1"].value == right["sync F1"].value
 
 
-def test_one_sound_too_many_is_as_bad_as_a_wrong_one(clips):
+def test_an_extra_sound_costs_as_much_as_a_wrong_one(clips):
   clip = next(clip for clip in clips if clip.facts.kind == "face")
   knock = audio_detectors.Heard(
     seconds=4.8, sound=audio_detectors.Sound("ball", "wood")
@@ -107,7 +107,7 @@ def test_one_sound_too_many_is_as_bad_as_a_wrong_one(clips):
   assert values([more])["voice"].value == 1
 
 
-def test_a_low_voice_is_no_low_beep(clips):
+def test_a_low_voice_is_not_a_low_beep(clips):
   clip = next(clip for clip in clips if clip.facts.kind == "face")
   asked = prompt_parser.facts("A red lamp flashes two times. Audio: low beeps.")
   vowel = audio_detectors.Heard(
@@ -117,7 +117,7 @@ def test_a_low_voice_is_no_low_beep(clips):
   assert values([deceived])["pitch"].value == 0
 
 
-def test_silence_that_is_asked_for_is_heard():
+def test_requested_silence_is_scored_as_correct():
   clip = report.Clip(
     name="quiet",
     prompt="",
@@ -147,7 +147,7 @@ def test_clips_without_recipes_or_of_another_world_are_named(tmp_path):
     report.read(tmp_path)
 
 
-def test_what_is_no_film_of_the_world_is_named(tmp_path, monkeypatch):
+def test_files_that_are_no_clips_of_the_world_are_named(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="expected a folder of clips"):
     report.read(tmp_path / "none")
   monkeypatch.setattr(report, "_MAX_BYTES", 1_000_000)
@@ -169,23 +169,25 @@ def test_what_is_no_film_of_the_world_is_named(tmp_path, monkeypatch):
     (tmp_path / f"{name}.json").write_text(text)
   with pytest.raises(ValueError) as raised:
     report.read(tmp_path)
-  said = str(raised.value)
-  assert "empty.mp4: expected a video file" in said and "Errno" not in said
-  assert "list.mp4: expected a video file" in said and "formats" in said
-  assert "large.mp4: expected a video file" in said
-  assert "these 30 of 128x128 are 1 MB" in said
+  message = str(raised.value)
+  assert (
+    "empty.mp4: expected a video file" in message and "Errno" not in message
+  )
+  assert "list.mp4: expected a video file" in message and "formats" in message
+  assert "large.mp4: expected a video file" in message
+  assert "these 30 of 128x128 are 1 MB" in message
   assert (
     "short.mp4: expected square pictures of at least 8 pixels, got 5 of 32"
-    in said
+    in message
   )
   assert (
     "wide.mp4: expected square pictures of at least 8 pixels, got 9 of 32x64"
-    in said
+    in message
   )
 
 
 @pytest.mark.slow
-def test_prompts_are_read_by_sample_py(tmp_path):
+def test_prompts_are_accepted_by_sample_py(tmp_path):
   path = tmp_path / "prompts.csv"
   done = command("prompts", f"--out={path}", "--count=20", "--pairs=held_out")
   assert done.returncode == 0, done.stderr
@@ -201,7 +203,7 @@ def test_prompts_are_read_by_sample_py(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_trained_on_is_no_prompt():
+def test_training_prompts_are_excluded():
   trained = [prompts.Trained.parse("1:150")]
   made = world.World(seed=1, size=16)
   known = {c for n in range(150) for c in made.clip(n, slice(1)).captions}
@@ -224,7 +226,7 @@ def test_what_was_trained_on_is_no_prompt():
     prompts.Trained.parse("1:3:films")
 
 
-def test_bad_flags_are_told(tmp_path):
+def test_invalid_flags_are_refused(tmp_path):
   with pytest.raises(ValueError, match="at least 1 prompt"):
     prompts.draw(0, 1, "seen")
   with pytest.raises(ValueError, match="seed: expected 0 or more, got -1"):

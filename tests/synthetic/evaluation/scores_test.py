@@ -1,4 +1,4 @@
-"""Intervals, and words place by place."""
+"""Confidence intervals, and word alignment."""
 
 import math
 
@@ -9,13 +9,13 @@ from ovi_jax.synthetic.evaluation import scores
 from ovi_jax.synthetic.evaluation.scores import Part
 
 
-def test_wilson_by_hand():
+def test_wilson_intervals_equal_values_computed_by_hand():
   # 9 of 10, as tables have it.
   np.testing.assert_allclose(scores.wilson(9, 10), (0.5958, 0.9821), atol=1e-4)
   assert scores.wilson(0, 4)[0] == 0 and scores.wilson(4, 4)[1] == 1
 
 
-def test_a_share_counts_clips_and_a_ratio_what_is_in_them():
+def test_a_share_counts_clips_and_a_ratio_events():
   share = scores.score("kind", [Part(1, 1)] * 9 + [Part(0, 1), None])
   assert (share.value, share.clips, share.of) == (0.9, 10, 10)
   assert (share.low, share.high) == scores.wilson(9, 10)
@@ -24,18 +24,18 @@ def test_a_share_counts_clips_and_a_ratio_what_is_in_them():
   assert (ratio.low, ratio.high) == (0.5, 1.0)
 
 
-def test_an_interval_of_clips_that_are_all_right_is_no_point():
+def test_the_interval_of_a_perfect_score_has_width():
   perfect = scores.score("f1", [Part(4, 4)] * 10)
   assert perfect.value == 1 and perfect.low == scores.wilson(10, 10)[0] < 0.8
 
 
-def test_nothing_scores_nothing():
+def test_no_clips_give_no_score():
   nothing = scores.score("kind", [None, Part(0, 0)])
   assert math.isnan(nothing.value) and nothing.clips == 0
   assert scores.mean("late", [[], []]).clips == 0
 
 
-def test_a_mean_is_of_everything_in_all_clips():
+def test_a_mean_is_over_all_events_of_all_clips():
   late = scores.mean("late", [[0.01, 0.02], [], [0.03]])
   assert late.value == pytest.approx(20) and late.clips == 2
   assert late.unit == "ms" and late.low <= 20 <= late.high
@@ -49,9 +49,9 @@ def test_a_mean_is_of_everything_in_all_clips():
     ("ah oh ee", "ah ee oh ee", 3),  # one too many
     ("ah oh ee", "ah ee", 2),  # one is missing
     ("ah oh ee", "ee", 1),
-    ("ah ah", "ee ah ee", 1),  # said once, it counts once
+    ("ah ah", "ee ah ee", 1),  # spoken once, counted once
     ("ah oh", "", 0),
   ],
 )
-def test_words_in_their_places(asked, given, right):
+def test_words_are_compared_by_position(asked, given, right):
   assert scores.aligned(asked.split(), given.split()) == right

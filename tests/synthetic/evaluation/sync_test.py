@@ -1,4 +1,4 @@
-"""Events and sounds are matched one to one, and swapped within a kind."""
+"""Matching of events with sounds, and swapped audio."""
 
 import itertools
 
@@ -14,7 +14,7 @@ def track(events=(), sounds=(), kind="ball", seconds=5.0) -> sync.Track:
   )
 
 
-def test_counts_by_hand():
+def test_counts_equal_values_computed_by_hand():
   # A pair, a pair a bit late, an event alone, two sounds alone.
   count = sync.count(track([1.0, 2.0, 3.0], [1.0, 2.04, 2.06, 4.0]))
   assert count == sync.Count(matched=2, events=3, sounds=4)
@@ -23,7 +23,7 @@ def test_counts_by_hand():
   assert np.isnan(sync.Count().f1)
 
 
-def test_matching_is_the_largest_there_is():
+def test_matching_is_maximal():
   random = np.random.default_rng(0)
   for _ in range(60):
     events, sounds = (np.sort(random.uniform(0, 0.4, 4)) for _ in range(2))
@@ -37,20 +37,20 @@ def test_matching_is_the_largest_there_is():
       assert len(set(side)) == len(side)
 
 
-def test_what_the_end_cuts_off_is_forgotten_unless_it_has_a_partner():
+def test_events_cut_off_at_the_end_count_only_if_matched():
   assert sync.count(track([4.95], [])) == sync.Count()
   assert sync.count(track([], [4.95])) == sync.Count()
   assert sync.count(track([4.95], [4.96])) == sync.Count(1, 1, 1)
   assert sync.count(track([4.85], [])) == sync.Count(0, 1, 0)
 
 
-def test_offsets_are_of_the_sound():
+def test_offsets_are_audio_minus_video():
   late = sync.offsets(track([1.0, 2.0], [1.01, 1.98]))
   np.testing.assert_allclose(late, [0.01, -0.02], atol=1e-9)
 
 
-def test_swapped_sounds_are_of_others_of_the_kind():
-  # Each clip's events lie at its own time, so no other's sound fits.
+def test_swapped_sounds_come_from_clips_of_the_same_kind():
+  # Each clip has its own event times, so no other audio matches.
   tracks = [
     track([n / 3], [n / 3], kind=("ball", "lamp")[n % 2]) for n in range(9)
   ]

@@ -1,4 +1,4 @@
-"""Kinds, colours and moments are seen, also in what is barely like a clip."""
+"""Detection of kinds, colours and event times."""
 
 import itertools
 
@@ -14,7 +14,7 @@ FRAME = 1 / 24
 
 
 @pytest.mark.slow
-def test_moments_are_within_a_third_of_a_frame(clips, worn):
+def test_event_times_are_within_a_third_of_a_frame(clips, worn):
   for clip, shown in zip(clips, worn[1], strict=True):
     truth = [event.seconds for event in shown.events]
     for moment in clip.seen.events:
@@ -24,7 +24,7 @@ def test_moments_are_within_a_third_of_a_frame(clips, worn):
 
 
 @pytest.mark.slow
-def test_shapes_of_the_mouth_are_what_is_said(clips, worn):
+def test_mouth_shapes_match_the_vowels(clips, worn):
   for clip, shown in zip(clips, worn[1], strict=True):
     if shown.kind == scene.FACE:
       assert clip.seen.shapes == shown.words
@@ -42,7 +42,7 @@ def stills():
 
 
 @pytest.mark.parametrize("noise", [0, 8])
-def test_where_nothing_happens_no_event_is_seen(noise):
+def test_static_clips_have_no_events(noise):
   random = np.random.default_rng(0)
   for shown in stills():
     frames_THWC = worlds.World().render(shown) + random.normal(
@@ -56,7 +56,7 @@ def test_where_nothing_happens_no_event_is_seen(noise):
     assert seen.events == () and seen.shapes == ()
 
 
-def test_other_sizes_and_rates_are_seen_alike():
+def test_detection_is_independent_of_size_and_frame_rate():
   for index in range(3):
     world = worlds.World(seed=2, size=96, frames=61, fps=12.0, complete=True)
     made = world.clip(index)
@@ -67,7 +67,7 @@ def test_other_sizes_and_rates_are_seen_alike():
     np.testing.assert_allclose(seen.events[: len(truth)], truth, atol=0.03)
 
 
-def test_a_colour_is_known_by_how_it_differs_from_the_wall():
+def test_colours_are_recognized_relative_to_the_wall():
   wall = np.array([203, 222, 236], np.float32)
   for index, colour in enumerate(scene.COLOURS.values()):
     mixed = 0.3 * np.array(colour, np.float32) + 0.7 * wall
@@ -79,7 +79,7 @@ def test_a_colour_is_known_by_how_it_differs_from_the_wall():
     np.testing.assert_allclose(share_THW, 0.3, rtol=1e-4)
 
 
-def test_an_empty_room_is_of_no_kind():
+def test_an_empty_room_has_no_kind():
   bright = np.full((9, 64, 64, 3), 230, np.uint8)
   for frames_THWC in (bright, bright // 6):
     assert video_detectors.look(frames_THWC, 24) == video_detectors.Seen(
@@ -93,7 +93,7 @@ def test_other_arrays_are_refused(shape):
     video_detectors.look(np.zeros(shape, np.uint8), 24)
 
 
-def test_arcs_meet_between_frames():
+def test_impacts_are_located_between_frames():
   """A path of exact parabolas, squashed where they meet."""
   hits = np.array([10.3, 24.75, 33.5])
   ends = np.array([-6.0, *hits, 40.0])
@@ -109,6 +109,6 @@ def test_arcs_meet_between_frames():
   np.testing.assert_allclose(impacts.refine(row, found), hits, atol=1e-6)
 
 
-def test_a_ball_that_wobbles_hits_nothing():
+def test_a_wobbling_ball_has_no_impact():
   random = np.random.default_rng(0)
   assert impacts.lowest(0.6 + 0.004 * random.normal(size=121)) == []

@@ -1,4 +1,4 @@
-"""The world is the same for a seed, and shows and sounds what it says."""
+"""The synthetic world: determinism, events, captions."""
 
 import collections
 
@@ -23,7 +23,7 @@ def clips():
   return [made.clip(index) for index in range(40)]
 
 
-def test_a_number_is_a_clip_and_another_seed_another_world():
+def test_clips_are_seeded_by_world_and_number():
   one, two = worlds.World(seed=3, size=32), worlds.World(seed=4, size=32)
   clip = one.clip(5)
   again = worlds.World(seed=3, size=32).clip(5)
@@ -45,7 +45,7 @@ def test_sizes_and_rates_are_those_asked_for():
   assert len(clip.wave_A) == int(25 / 12 * 8000) // 512 * 512
 
 
-def test_a_part_is_a_part_of_the_whole():
+def test_a_partial_render_equals_part_of_the_whole():
   world = worlds.World(size=32, complete=True)
   for index in range(6):
     part = world.clip(index, slice(40, 57))
@@ -54,7 +54,7 @@ def test_a_part_is_a_part_of_the_whole():
     np.testing.assert_array_equal(part.wave_A, whole.wave_A)
 
 
-def test_every_kind_comes_and_some_clips_lack_something():
+def test_every_kind_occurs_and_some_clips_lack_a_modality():
   world = worlds.World(size=16, frames=25)
   made = [world.clip(index) for index in range(300)]
   kinds = collections.Counter(clip.scene.kind for clip in made)
@@ -68,7 +68,7 @@ def test_every_kind_comes_and_some_clips_lack_something():
   assert quiet and not any(np.abs(clip.wave_A).max() for clip in quiet)
 
 
-def test_pairs_held_out_are_never_seen():
+def test_held_out_pairs_are_not_in_training():
   seen = worlds.World(size=16, frames=5)
   held_out = worlds.World(size=16, frames=5, pairs="held_out")
   for index in range(60):
@@ -76,7 +76,7 @@ def test_pairs_held_out_are_never_seen():
     assert held_out.clip(index).scene.pairs & scene.HELD_OUT
 
 
-def test_every_event_is_heard_when_it_happens(clips):
+def test_every_event_has_a_sound_at_its_time(clips):
   """Loudness jumps within a hundredth of a second of every event."""
   window = RATE // 100
   for clip in clips:
@@ -121,7 +121,7 @@ def test_a_lamp_is_bright_and_a_mouth_open_from_the_event_on(clips):
         )
 
 
-def test_where_an_event_is_something_changes(clips):
+def test_frames_change_at_the_location_of_an_event(clips):
   for clip in clips:
     if len(clip.scene.balls) == 2:
       continue
@@ -131,11 +131,11 @@ def test_where_an_event_is_something_changes(clips):
     change_HW = np.abs(frames[frame + 1] - frames[frame - 3]).sum(-1)
     row, column = np.unravel_index(change_HW.argmax(), change_HW.shape)
     far = np.hypot(row / 32 - event.row, column / 32 - event.column)
-    # A ball's change is the way it came; others change in their place.
+    # A ball changes along its path; others change in place.
     assert far < (0.5 if event.kind == "impact" else 0.2)
 
 
-def test_captions_say_what_there_is(clips):
+def test_captions_describe_the_scene(clips):
   world = worlds.World(size=16, frames=121, complete=True)
   for index in range(60):
     clip = world.clip(index)
@@ -196,12 +196,12 @@ def test_balls_come_to_rest_in_long_sounds():
   "fields",
   [{"what": "films"}, {"pairs": "none"}, {"size": 8}, {"frames": 120}],
 )
-def test_what_cannot_be_is_refused(fields):
+def test_invalid_worlds_are_refused(fields):
   with pytest.raises(ValueError, match="expected|needs"):
     worlds.World(**fields)
 
 
-def test_a_world_of_two_balls():
+def test_two_balls_may_move_at_once():
   made = worlds.World(seed=3, what="two_balls", size=16)
   clips = [made.clip(number, slice(1)) for number in range(40)]
   assert all(len(clip.scene.balls) == 2 for clip in clips)

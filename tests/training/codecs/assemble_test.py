@@ -1,4 +1,4 @@
-"""Runs of codecs to a directory of components."""
+"""Assembling codec runs into a directory of components."""
 
 import dataclasses
 import importlib
@@ -20,10 +20,10 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.training import param_filter
 from ovi_jax.training.codecs import assemble
-from ovi_jax.training.codecs import clips
+from ovi_jax.training.codecs import input as inputs
 from tests.lib import small_codec
 
-START = clips.CropPosition(0, 0, 0)
+START = inputs.CropPosition(0, 0, 0)
 
 
 def asked(count=2, frames=3, **changes) -> assemble.Clip:
@@ -53,7 +53,7 @@ def made(run, tmp_path_factory):
   return out, assemble.assemble({"video": run}, out, asked())
 
 
-def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
+def test_the_directory_holds_ema_weights_and_latent_statistics(run, made):
   out, manifest = made
   assert manifest.architecture.components == ("fusion", "video_vae")
   assert manifest.geometry.latent_frames == 3
@@ -71,7 +71,7 @@ def test_a_directory_holds_the_average_and_the_latents_statistics(run, made):
   for path, leaf in params.items():
     np.testing.assert_array_equal(leaf, average[f"ema_params/{path}"])
   # What is encoded by it has mean 0 and deviation 1 in every channel.
-  source, wanted = clips.opened("world:1", ""), clips.ClipSpec(frames=9)
+  source, wanted = inputs.open_source("world:1", ""), inputs.ClipSpec(frames=9)
   found = [source.crop(n, wanted, START) for n in range(5)]
   frames = np.stack([c.frames_THWC for c in found if c is not None][:2])
   encoder = encoders.VideoEncoder.load(components)
@@ -92,7 +92,10 @@ def test_sounds_are_scaled_and_decoded_as_before():
     params=param_filter.flat(params),
   )
   after = assemble.scaled(before, asked(audio=16))
-  source, wanted = clips.opened("world:1", ""), clips.ClipSpec(samples=16 * 512)
+  source, wanted = (
+    inputs.open_source("world:1", ""),
+    inputs.ClipSpec(samples=16 * 512),
+  )
   found = [source.crop(n, wanted, START) for n in range(5)]
   wave_BA = np.stack([c.wave_A for c in found if c is not None][:2])
   latents, mels = [], []
@@ -108,7 +111,7 @@ def test_sounds_are_scaled_and_decoded_as_before():
   np.testing.assert_allclose(mels[1], mels[0], atol=1e-2)
 
 
-def test_statistics_are_over_everything_but_channels():
+def test_statistics_are_per_channel():
   parts = [np.array([[[1.0, 5.0]], [[3.0, 5.0]]]), np.array([[[5.0, 5.0]]])]
   mean, deviation = assemble.statistics(parts)
   np.testing.assert_allclose(mean, [3, 5])
@@ -117,7 +120,7 @@ def test_statistics_are_over_everything_but_channels():
     assemble.statistics([np.ones((2, 3))])
 
 
-def test_a_channel_that_says_nothing_is_not_blown_up(run, monkeypatch):
+def test_a_constant_channel_is_not_amplified(run, monkeypatch):
   video = assemble.opened("video_vae", run)
 
   def encode(config, params, frames_BTHWC):
@@ -130,18 +133,18 @@ def test_a_channel_that_says_nothing_is_not_blown_up(run, monkeypatch):
   np.testing.assert_allclose(found, [0.05 * np.sqrt(2 / 3), 1, 1], atol=0.03)
 
 
-def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
+def test_a_decoder_can_be_trained_alone(run, made, tmp_path, log_lines):
   kept, _ = made
   (kept / weights_dir.TOKENIZER).write_text("{}")
   begun = {"init_from": str(kept), "trainable": "decoder", "seed": 4}
   # A directory named by a number is a run's too.
   assert small_codec.train(small_codec.config(**begun), tmp_path / "7")
   out = tmp_path / "out"
-  said = []
+  log_lines.clear()
   manifest = assemble.assemble(
-    {"video": tmp_path / "7"}, out, asked(), base=kept, log=said.append
+    {"video": tmp_path / "7"}, out, asked(), base=kept
   )
-  assert not said  # the latents are the same
+  assert not log_lines  # the latents are the same
   before, after = (
     weights_dir.read(path, needs=("video_vae",)) for path in (kept, out)
   )
@@ -172,7 +175,7 @@ def test_a_decoder_goes_on_alone(run, made, tmp_path, monkeypatch):
   assert not (tmp_path / "other").exists()
 
 
-def test_what_does_not_fit_is_said_before_anything_is_written(
+def test_mismatches_are_reported_before_anything_is_written(
   run, made, tmp_path
 ):
   out = tmp_path / "out"
@@ -194,11 +197,13 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
   assert (made[0] / weights_dir.MANIFEST).is_file()
 
 
-def test_one_component_of_weights_is_replaced(run, weights, tmp_path):
+def test_one_component_of_weights_is_replaced(
+  run, weights, tmp_path, log_lines
+):
   base = tmp_path / "base"
   shutil.copytree(weights, base)
   before = {p.name: p.read_bytes() for p in base.iterdir()}
-  out, said = tmp_path / "out", []
+  out = tmp_path / "out"
   with pytest.raises(
     ValueError, match="do not fit .*base: fusion.video in_dim"
   ):
@@ -207,10 +212,9 @@ def test_one_component_of_weights_is_replaced(run, weights, tmp_path):
   tokenizer = tmp_path / "words.json"
   tokenizers.write(tokenizer, ["A red ball. Audio: knocks."])
   text = train_text(tmp_path / "text", tokenizer, base)
-  manifest = assemble.assemble(
-    {"text": text}, out, asked(), base=base, log=said.append
-  )
-  assert "trained with another umt5; train them on from these" in said[0]
+  log_lines.clear()
+  manifest = assemble.assemble({"text": text}, out, asked(), base=base)
+  assert "trained with another umt5; train them on from these" in log_lines[0]
   kept = weights_dir.manifest_of(base)
   assert manifest.sizes["fusion"] == kept.sizes["fusion"]
   changed = {n for n, d in manifest.digests.items() if kept.digests[n] != d}

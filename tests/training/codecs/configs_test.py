@@ -1,4 +1,4 @@
-"""The configs of sound and text: sizes, and the shapes of a step."""
+"""Codec configs: sizes, and shapes of a step."""
 
 import functools
 import importlib
@@ -12,28 +12,28 @@ from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.training import param_filter
+from ovi_jax.training import settings
 from ovi_jax.training import step
-from ovi_jax.training.codecs import run
-from ovi_jax.training.codecs import settings
-from ovi_jax.training.codecs import table
+from ovi_jax.training import task as tasks
+from ovi_jax.training.objectives import masked_text
 
 NAMES = {"audio": "audio_vae", "vocoder": "vocoder", "text": "umt5"}
 # Parameters of the components at mini size; full ones have tests of their own.
 COUNTS = {"audio": 1_303_042, "vocoder": 271_489, "text": 131_904}
 
 
-def chosen(name: str, size: str) -> settings.Settings:
+def chosen(name: str, size: str) -> settings.CodecSettings:
   values = importlib.import_module(f"configs.codec_{name}").get_config(size)
   if name == "text":
     values.data.tokenizer = "tokenizer.json"
-  return settings.Settings.from_config(values)
+  return settings.CodecSettings.from_config(values)
 
 
 @pytest.mark.parametrize("size", ["", "mini"])
 @pytest.mark.parametrize("name", NAMES)
-def test_sizes_are_those_that_are_said(name, size):
+def test_configs_have_the_documented_sizes(name, size):
   read = chosen(name, size)
-  assert read.component == NAMES[name] in table.TABLE
+  assert read.component == NAMES[name] in settings.CODECS
   if size == "mini":
     shapes = architecture.parameter_shapes(read.component, read.model)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -45,10 +45,11 @@ def test_sizes_are_those_that_are_said(name, size):
 
 
 @pytest.mark.parametrize("name", ["audio", "text"])
-def test_a_step_of_the_mini_config(name):
+def test_the_mini_configs_train_a_step(name):
   read = chosen(name, "mini")
-  step_config = run.make_step_config(read)
-  state = jax.eval_shape(lambda: run.initial_state(read, step_config))
+  task = tasks.make(read)
+  mesh = task.make_mesh(jax.devices()[:1])
+  step_config, state = task.step_config, task.target_state(mesh)
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
   length_B, batch = (
     shape((read.batch_size,)),
@@ -73,8 +74,8 @@ def test_a_step_of_the_mini_config(name):
   )
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   assert {x.shape for x in metrics.losses.values()} == {(read.batch_size,)}
-  # What is handed on is the component, whatever else was trained.
+  # The component is exported without auxiliary parameters.
   handed = dict(param_filter.nested(state.trained_params))
-  handed.pop(table.HEAD, None)
+  handed.pop(masked_text.HEAD, None)
   shapes = architecture.parameter_shapes(read.component, read.model)
   assert jax.tree.map(jnp.shape, handed) == jax.tree.map(jnp.shape, shapes)

@@ -1,4 +1,4 @@
-"""Crops of clips: of what, where, in which order, and bad input."""
+"""Codec inputs: crops, order, resuming and bad input."""
 
 import contextlib
 import importlib
@@ -13,10 +13,9 @@ from ovi_jax.data import schema
 from ovi_jax.data import tokenizer
 from ovi_jax.synthetic import records
 from ovi_jax.synthetic import world
-from ovi_jax.training.codecs import clips
+from ovi_jax.training import settings
+from ovi_jax.training import task as tasks
 from ovi_jax.training.codecs import input as inputs
-from ovi_jax.training.codecs import run
-from ovi_jax.training.codecs import settings
 
 WORLD = world.World(seed=3)
 SOURCE = "world:3"
@@ -25,7 +24,7 @@ INDEX = (1 << schema.INDEX_BITS) - 1
 
 def begun(batch=3, seed=0, index=0, count=1, **settings):
   chosen = inputs.CodecInputConfig(**{"sources": (SOURCE,)} | settings)
-  return inputs.opened(
+  return inputs.load(
     chosen, batch=batch, seed=seed, process_index=index, process_count=count
   )
 
@@ -72,26 +71,26 @@ def test_crops_are_parts_of_clips_at_any_place():
   place_of(crop, WORLD.clip(number).wave_A)
 
 
-def test_places_cover_a_clip_to_its_ends():
-  assert clips._part(0.0, 121, 17) == slice(0, 17)
-  assert clips._part(0.999, 121, 17) == slice(104, 121)
-  assert clips._part(0.999, 17, 17) == slice(0, 17)
+def test_crop_positions_cover_the_whole_clip():
+  assert inputs._part(0.0, 121, 17) == slice(0, 17)
+  assert inputs._part(0.999, 121, 17) == slice(104, 121)
+  assert inputs._part(0.999, 17, 17) == slice(0, 17)
 
 
-def test_clips_that_lack_what_is_wanted_are_left_out():
+def test_clips_without_the_modality_are_skipped():
   silent, blind = (
     next(n for n in range(200) if getattr(WORLD.clip(n), part) is None)
     for part in ("wave_A", "frames_THWC")
   )
-  source, middle = clips.World(WORLD), clips.CropPosition(0.5, 0.5, 0.5)
-  sound, film = clips.ClipSpec(samples=512), clips.ClipSpec(frames=5)
+  source, middle = inputs.World(WORLD), inputs.CropPosition(0.5, 0.5, 0.5)
+  sound, film = inputs.ClipSpec(samples=512), inputs.ClipSpec(frames=5)
   assert source.crop(silent, sound, middle) is None
   assert source.crop(silent, film, middle) is not None
   assert source.crop(blind, film, middle) is None
   assert source.crop(blind, sound, middle) is not None
 
 
-def test_a_crop_longer_than_any_clip_is_not_searched_for_ever(monkeypatch):
+def test_a_crop_longer_than_every_clip_is_refused(monkeypatch):
   monkeypatch.setattr(inputs, "_TRIES", 3)
   with pytest.raises(ValueError, match="none of 3 clips of .*'world:3:clips'"):
     next(begun(num_audio_samples=16_000 * 60))
@@ -110,7 +109,7 @@ def test_captions_are_read_as_ids(tmp_path):
   assert any(np.array_equal(batch.text.audio[0], ids) for ids in possible)
 
 
-def test_an_input_goes_on_where_its_state_says():
+def test_an_input_resumes_from_its_state():
   whole = begun(num_frames=5)
   batches = [next(whole) for _ in range(4)]
   state = whole.get_state()
@@ -183,7 +182,7 @@ def test_a_dataset_is_a_source(tmp_path):
     ({"tokenizer": "nowhere"}, "nowhere"),
   ],
 )
-def test_what_cannot_be_read_is_refused(changes, message):
+def test_unreadable_sources_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     begun(**changes)
 
@@ -195,9 +194,9 @@ def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
   values.data.tokenizer = str(path)
   size = tokenizer_lib.Tokenizer.load(path).model.get_vocab_size()
   values.model.vocab_size = size
-  run.check_vocabulary(settings.Settings.from_config(values))
+  tasks.make(settings.from_config(values)).check()
   values.model.vocab_size = size - 1
   with pytest.raises(
     ValueError, match=f"give --config.model.vocab_size={size}"
   ):
-    run.check_vocabulary(settings.Settings.from_config(values))
+    tasks.make(settings.from_config(values)).check()

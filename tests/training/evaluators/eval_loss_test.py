@@ -1,4 +1,4 @@
-"""Held-out loss: the same for any batch size, devices and time of asking."""
+"""The eval loss is independent of batch size and devices."""
 
 import functools
 
@@ -94,7 +94,7 @@ def same(ours, reference, tolerance=1e-5):
     np.testing.assert_allclose(ours[name], value, rtol=tolerance, err_msg=name)
 
 
-def test_names_and_means(losses):
+def test_metrics_have_their_names_and_means(losses):
   assert list(losses) == [
     f"eval/loss_{name}{level}"
     for name in ("video", "audio")
@@ -111,16 +111,16 @@ def test_names_and_means(losses):
     assert abs(first - second) > 1e-3
 
 
-def test_asking_again_gives_the_same_from_one_program(twos, losses):
+def test_repeated_evaluation_reuses_one_program(twos, losses):
   assert twos(small_step.step_config()[1]) == losses
   assert twos._program._cache_size() == 1
 
 
-def test_batches_of_any_size_and_rows_without_records(losses):
+def test_batch_size_and_padding_rows_do_not_matter(losses):
   same(judged(3, rows=1)(small_step.step_config()[1]), losses)
 
 
-def test_eight_devices_are_one(losses):
+def test_eight_devices_equal_one(losses):
   made = judged(6, rows=2, mesh=EIGHT)
   same(made(small_step.step_config()[1]), losses)
 
@@ -174,7 +174,7 @@ def test_noise_differs_where_it_should():
   assert not first.dropped.video.any() and not first.clean.any()
 
 
-def test_levels_are_the_middles_of_equal_parts():
+def test_timestep_bins_are_evaluated_at_their_centers():
   asked = []
 
   class Spy:
@@ -191,7 +191,7 @@ def test_levels_are_the_middles_of_equal_parts():
   assert sorted(asked) == [125, 375, 625, 875]
 
 
-def test_the_average_is_judged_where_there_is_one(twos, losses):
+def test_ema_params_are_evaluated_if_present(twos, losses):
   _, state = small_step.step_config()
   moved = {n: 1.1 * x for n, x in state.trained_params.items()}
   # With an average, the last parameters do not matter; without, they do.
@@ -202,13 +202,13 @@ def test_the_average_is_judged_where_there_is_one(twos, losses):
   assert abs(other["eval/loss_video"] - losses["eval/loss_video"]) > 0.003
 
 
-def test_one_tower_alone(losses):
+def test_a_single_tower_is_evaluated(losses):
   found = judged(2, towers=("audio",))(alone()[1])
   assert list(found) == [n for n in losses if "audio" in n]
   assert found["eval/loss_audio"] > 0.3
 
 
-def test_nothing_to_judge(twos):
+def test_an_empty_split_is_refused(twos):
   with pytest.raises(
     ValueError, match="expected at least one record, got none"
   ):

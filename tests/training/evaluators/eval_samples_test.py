@@ -1,4 +1,4 @@
-"""Clips of a state: files that play, the same for the same state."""
+"""Eval samples: playable and deterministic."""
 
 import dataclasses
 import functools
@@ -117,7 +117,7 @@ def latents():
   return denoised()
 
 
-def test_clips_play(made):
+def test_samples_are_playable_clips(made):
   # Two ids that are one name to some file systems; none leaves the folder.
   folder = made[0].parent
   assert [p.name for p in made] == ["clip_one.mp4", "Clip_One-2.mp4"]
@@ -144,9 +144,7 @@ def test_clips_play(made):
   }
 
 
-def test_a_state_makes_the_same_bytes_and_another_does_not(
-  made, maker, tmp_path
-):
+def test_samples_depend_on_the_state_only(made, maker, tmp_path):
   _, state = towers("video", "audio")
   with jax.set_mesh(EIGHT):  # as the loop does
     again = maker(tmp_path / "again")(state)
@@ -160,7 +158,7 @@ def test_a_state_makes_the_same_bytes_and_another_does_not(
   assert other[0].read_bytes() != made[0].read_bytes()
 
 
-def test_each_clip_is_what_sampling_makes_of_it(components, latents):
+def test_samples_equal_those_of_the_sampler(components, latents):
   """Its own noise and prompt, guided away from the empty prompt."""
   model, state = towers("video", "audio")
   fields = {
@@ -182,9 +180,10 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
     audio_latents=SIZE.audio,
   )
   for row, prompt in enumerate(PROMPTS):
+    start = noise.sample_noise(5 + row, clip, AV(48, 20))
     expected = denoiser.sample(
-      noise.sample_noise(5 + row, clip, AV(48, 20)),
-      prompt.text_SE,
+      jax.tree.map(lambda a: a[None], start),
+      [prompt.text_SE],
       AV(small_step.NULL, small_step.NULL),
       sampling_settings.Settings.from_config(chosen),
     )
@@ -193,7 +192,7 @@ def test_each_clip_is_what_sampling_makes_of_it(components, latents):
 
 
 @pytest.mark.slow
-def test_eight_devices_are_one(latents):
+def test_eight_devices_equal_one(latents):
   _, state = towers("video", "audio")
   placed = state_sharding.state_shardings(state, small_step.CONFIG, EIGHT)
   spread = jax.device_put(jax.tree.map(np.array, state), placed)
@@ -204,13 +203,13 @@ def test_eight_devices_are_one(latents):
     parity.assert_close(ours, reference, "devices")
 
 
-def test_a_tower_of_video_makes_silent_clips(maker, tmp_path):
+def test_a_video_tower_gives_clips_without_audio(maker, tmp_path):
   made = maker(tmp_path, "video")(towers("video")[1])
   frames, _, sound, _ = mp4.read(made[1])
   assert frames.shape == (5, 64, 96, 3) and sound is None
 
 
-def test_a_tower_of_sound_makes_waves(maker, tmp_path):
+def test_an_audio_tower_gives_waves(maker, tmp_path):
   made = maker(tmp_path, "audio", size=data_settings.Bucket(audio=7))
   paths = made(towers("audio")[1])
   assert [p.suffix for p in paths] == [".wav", ".wav"]
@@ -220,7 +219,7 @@ def test_a_tower_of_sound_makes_waves(maker, tmp_path):
   assert np.abs(heard).max() > 4
 
 
-def test_decoders_load_what_is_asked_for(components):
+def test_only_requested_decoders_are_loaded(components):
   decoder = decoders.Decoder.load(components, ["audio"])
   assert decoder.video is None and decoder.audio and decoder.vocoder
   decoder = decoders.Decoder.load(components, AV(video=1).present())
@@ -241,12 +240,12 @@ def test_decoders_load_what_is_asked_for(components):
     ({"seed": 2**32 - 1}, "seeds must be in"),
   ],
 )
-def test_bad_settings_say_what_is_wrong(changes, message):
+def test_invalid_settings_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     eval_samples.EvalSamplesConfig(**{"num_samples": 2} | changes)
 
 
-def test_what_does_not_fit_is_said_before_training(maker, tmp_path):
+def test_mismatches_are_reported_before_training(maker, tmp_path):
   with pytest.raises(ValueError, match="expected 2 prompts, got 1; lower"):
     maker(tmp_path, prompts=PROMPTS[:1])
   with pytest.raises(ValueError, match="size: expected one for audio"):

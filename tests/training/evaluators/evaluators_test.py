@@ -1,4 +1,4 @@
-"""A run that shows its held-out loss and makes clips as it goes."""
+"""A run that evaluates its loss and writes samples."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def clips(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
+def test_a_run_writes_eval_losses_and_samples(clips, weights, tmp_path):
   changes = SCRATCH | SHOWN | {"pretrained": str(weights)}
   changes |= {"profile_steps": (1, 2)}
   assert small_training.run(
@@ -59,7 +59,7 @@ def test_a_run_shows_what_it_learnt(clips, weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
+def test_ema_on_the_host_equals_ema_on_the_device(clips, weights, tmp_path):
   shown = SCRATCH | {"eval_every": 4, "checkpoint_every": 2}
   losses = []
   for place in (False, True):
@@ -77,7 +77,7 @@ def test_an_average_on_the_host_is_the_same(clips, weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_captions_and_media_are_shown_too(weights, tmp_path):
+def test_a_run_on_media_writes_eval_losses_and_samples(weights, tmp_path):
   media_ = [raw_clips.clip(i, 5, tmp_path) for i in range(6)]
   builder.write(
     tmp_path / "data",
@@ -106,7 +106,9 @@ def test_captions_and_media_are_shown_too(weights, tmp_path):
     ({"eval_every": 1, "eval.batch_size": -1}, "batch_size of 0 or more"),
   ],
 )
-def test_what_cannot_be_shown(changes, message, clips, weights, tmp_path):
+def test_invalid_evaluator_settings_are_refused(
+  changes, message, clips, weights, tmp_path
+):
   if "eval_samples.num_samples" in changes:
     changes = changes | {"pretrained": str(weights)}
   values = small_training.config("fusion", clips, **SCRATCH | changes)

@@ -1,4 +1,4 @@
-"""The audio VAE learns two sounds; what it hands on is what it learnt."""
+"""The audio VAE objective: learning and export."""
 
 import jax
 import jax.numpy as jnp
@@ -42,19 +42,19 @@ def params():
 
 
 @pytest.mark.slow
-def test_it_learns_two_sounds(params):
+def test_training_overfits_two_sounds(params):
   losses, _ = learning.learn(TASK, params, BATCH, 30, 1e-2)
   assert np.mean(losses[-3:]) < 0.6 * losses[0]
 
 
-def test_silence_has_a_gradient(params):
+def test_the_gradient_of_silence_is_finite(params):
   silence = learning.sounds(np.zeros_like(WAVES))
   noise = learning.drawn(TASK, silence)
   result = learning.loss_and_gradient(TASK, params, silence, noise)
   learning.assert_finite(result)
 
 
-def test_what_is_handed_on_computes_the_same(params):
+def test_exported_parameters_compute_the_same(params):
   exported = TASK.exported(params)
   shapes = jax.tree.map(jnp.shape, params)
   assert jax.tree.map(jnp.shape, exported) == shapes
@@ -79,7 +79,7 @@ def test_what_is_handed_on_computes_the_same(params):
     np.testing.assert_allclose(terms[name], expected, rtol=1e-4)
 
 
-def test_handing_on_twice_changes_nothing(params):
+def test_exporting_is_idempotent(params):
   once = sound.unit_filters(params)
   twice = sound.unit_filters(once)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), once, twice)
@@ -90,7 +90,7 @@ def test_handing_on_twice_changes_nothing(params):
   assert gain is params["decoder"]["head"]["gain"]
 
 
-def test_the_original_can_read_it(params):
+def test_exported_parameters_convert_to_the_original_format(params):
   """Its filters are divided by their norms again, and are the same."""
   rows = names.rows(CONFIG)
   ours = mapping.flatten(jax.tree.map(np.asarray, TASK.exported(params)))
@@ -113,7 +113,7 @@ class Echo:
     return mel.log_mel(mel.MelConfig(), WAVES)
 
 
-def test_a_perfect_spectrogram_costs_nothing(monkeypatch, params):
+def test_a_perfect_spectrogram_has_no_loss(monkeypatch, params):
   monkeypatch.setattr(audio_vae, "AudioVAE", Echo)
   noise = learning.drawn(TASK, BATCH)
   terms = TASK.loss_terms(params, BATCH, noise, learning.NULL)
@@ -121,7 +121,7 @@ def test_a_perfect_spectrogram_costs_nothing(monkeypatch, params):
     np.testing.assert_array_equal(term, [0, 0])
 
 
-def test_the_mel_is_standardised_with_what_was_measured():
+def test_the_mel_is_standardized_with_measured_statistics():
   mels = np.concatenate([mel.log_mel(mel.MelConfig(), w[None]) for w in WAVES])
   flat = mels.reshape(-1, 80).astype(np.float64)
   np.testing.assert_allclose(MEAN, flat.mean(0), atol=6e-5)

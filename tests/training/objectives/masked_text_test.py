@@ -1,4 +1,4 @@
-"""The text encoder's task: embeddings that tell what stands around them."""
+"""The text encoder's objective: embeddings predict the tokens around them."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def learned(params):
   return learning.learn(TASK, params, BATCH, 40, 1e-2)
 
 
-def test_it_learns_two_captions(learned):
+def test_training_overfits_two_captions(learned):
   losses, params = learned
   assert abs(losses[0] - np.log(12)) < 1e-4  # the head has no opinion
   assert losses[-1] < 0.2 * losses[0]
@@ -43,7 +43,7 @@ def test_it_learns_two_captions(learned):
   assert float(terms["wrong"].max()) < 0.1
 
 
-def test_padding_is_nothing(learned):
+def test_padding_has_no_loss(learned):
   _, params = learned
   longer = learning.texts(np.pad(IDS, ((0, 0), (0, 5))))
   terms = [
@@ -54,7 +54,7 @@ def test_padding_is_nothing(learned):
     np.testing.assert_allclose(term_B, terms[1][name], rtol=1e-4)
 
 
-def test_a_place_tells_its_neighbours():
+def test_each_position_sees_its_context_window():
   around_BSO = TASK._around(np.int32([[3, 4, 5, 6]]))
   expected = [
     [0, 0, 3, 4, 5],
@@ -65,7 +65,7 @@ def test_a_place_tells_its_neighbours():
   np.testing.assert_array_equal(around_BSO[0], expected)
 
 
-def test_certainty_costs_nothing(params):
+def test_a_certain_prediction_has_no_loss(params):
   batch = learning.texts([[5, 5, 5, 0], [5, 0, 0, 0]])
   bias = np.zeros((5, 12), np.float32)
   bias[:, 5] = 200
@@ -76,7 +76,7 @@ def test_certainty_costs_nothing(params):
     np.testing.assert_array_equal(term, [0, 0])
 
 
-def test_hidden_tokens_go_in_as_unknown_and_are_asked_for(params):
+def test_masked_tokens_are_replaced_and_predicted(params):
   seen = []
 
   class Spy:
@@ -99,7 +99,7 @@ def test_hidden_tokens_go_in_as_unknown_and_are_asked_for(params):
   np.testing.assert_allclose(terms["context"], np.log([12, 12]), rtol=1e-5)
 
 
-def test_the_share_that_is_hidden():
+def test_the_masked_share_is_as_configured():
   task = masked_text.MaskedTextObjective(config=CONFIG, mask_prob=0.5)
   keys = jax.random.split(jax.random.key(0), 200)
   example = learning.texts(np.zeros((50,)))
@@ -109,6 +109,6 @@ def test_the_share_that_is_hidden():
   assert shares_B.min() < 0.05 and 0.4 < shares_B.max() < 0.75
 
 
-def test_an_empty_reach_is_refused():
-  with pytest.raises(ValueError, match="reach of 1 or more .* got 0"):
+def test_an_empty_context_window_is_refused():
+  with pytest.raises(ValueError, match="context_window of 1 or more .* got 0"):
     masked_text.MaskedTextObjective(config=CONFIG, context_window=0)

@@ -1,4 +1,4 @@
-"""Distances of sounds are what their formulas say."""
+"""Spectral distances equal their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ RESOLUTION = spectral.Resolution(256, 64)
 TONES = learning.tones(4096)
 
 
-def test_a_full_sine_has_magnitude_one():
+def test_a_full_scale_sine_has_magnitude_one():
   seconds = np.arange(4096) / 16_000
   wave = np.float32(np.sin(2 * np.pi * 1000 * seconds))[None]
   spectrum_BTF = spectral.magnitudes(wave, RESOLUTION)
@@ -24,7 +24,7 @@ def test_a_full_sine_has_magnitude_one():
   assert middle[np.r_[:14, 19:129]].max() < 1e-3
 
 
-def test_the_distance_is_its_formula():
+def test_the_distance_equals_its_formula():
   ours, theirs = np.float32(TONES), np.float32(0.5 * TONES[::-1])
   got = spectral.distance(ours, theirs, (RESOLUTION,))
   a, b = (
@@ -38,7 +38,7 @@ def test_the_distance_is_its_formula():
   np.testing.assert_allclose(got.magnitude, expected, rtol=1e-4)
 
 
-def test_equal_sounds_are_no_distance_apart():
+def test_equal_sounds_have_distance_zero():
   for wave in (TONES, np.zeros_like(TONES)):
     for term in spectral.distance(wave, wave):
       np.testing.assert_array_equal(term, [0, 0])
@@ -47,7 +47,7 @@ def test_equal_sounds_are_no_distance_apart():
     np.testing.assert_array_equal(apart, [0, 0])
 
 
-def test_gradients_are_finite_where_roots_are_zero():
+def test_gradients_are_finite_at_zero_magnitude():
   def total(ours, theirs):
     terms = spectral.distance(ours, theirs)
     mels = spectral.mel_distance(mel.MelConfig(), ours, theirs)
@@ -59,7 +59,7 @@ def test_gradients_are_finite_where_roots_are_zero():
     learning.assert_finite(gradient(ours, theirs))
 
 
-def test_what_cannot_be_heard_is_no_error():
+def test_inaudible_differences_have_no_loss():
   silence = np.zeros_like(TONES)
   hiss = 3e-5 * np.random.default_rng(0).standard_normal(TONES.shape)
   hiss = np.float32(hiss)

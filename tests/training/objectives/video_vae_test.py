@@ -1,4 +1,4 @@
-"""The video task's terms: exact numbers, and what they ask for."""
+"""Loss terms of the video VAE: exact values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def batch(frames: np.ndarray, lengths) -> schema.Batch:
 
 
 def terms_of(made, frames, monkeypatch, mean=0.0, logvar=0.0):
-  """Terms of a codec that makes `made`, whatever it is given."""
+  """Loss terms of a codec whose output is always `made`."""
   shape = len(frames), 2, 2, 2, 3
   moments = jnp.full(shape, mean), jnp.full(shape, logvar)
   seen = {}
@@ -50,7 +50,7 @@ def terms_of(made, frames, monkeypatch, mean=0.0, logvar=0.0):
   return {n: np.asarray(x) for n, x in found.items()}, seen["latents"]
 
 
-def test_terms_are_what_they_say(monkeypatch):
+def test_loss_terms_equal_their_formulas(monkeypatch):
   frames = np.zeros((1, 3, 4, 4, 3), np.uint8)
   frames[:, 1, 0, 0] = 255  # one pixel flashes once
   target = frames.astype(np.float32) / 127.5 - 1
@@ -78,14 +78,14 @@ def test_terms_are_what_they_say(monkeypatch):
   assert there["motion"] == pytest.approx([expected], rel=1e-5)
 
 
-def test_a_clip_that_stands_still_has_nothing_that_moves(monkeypatch):
+def test_a_static_clip_has_no_motion_loss(monkeypatch):
   frames = np.full((1, 3, 4, 4, 3), 200, np.uint8)
   found, _ = terms_of(np.zeros(frames.shape), frames, monkeypatch)
   assert found["motion"] == 0 and found["recon"] > 0.1
 
 
 @pytest.mark.slow
-def test_gradients_reach_every_parameter_and_blank_rows_none():
+def test_gradients_reach_every_parameter_and_ignore_padding_rows():
   random = np.random.default_rng(0)
   frames = random.integers(0, 256, (2, 5, 4, 4, 3), np.uint8)
   given = batch(frames, [5, 0])
@@ -116,7 +116,7 @@ def test_gradients_reach_every_parameter_and_blank_rows_none():
     {"recon_weight": 0.0, "motion_weight": 0.0},
   ],
 )
-def test_impossible_weights_are_refused(changes):
+def test_invalid_loss_weights_are_refused(changes):
   with pytest.raises(
     ValueError, match="objective: weights must not be negative"
   ):

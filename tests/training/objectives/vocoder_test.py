@@ -1,4 +1,4 @@
-"""The vocoder's task learns two sounds, and knows when it is done."""
+"""The vocoder objective: learning and exact values."""
 
 from typing import ClassVar
 
@@ -29,12 +29,12 @@ def params():
 
 
 @pytest.mark.slow
-def test_it_learns_two_sounds(params):
+def test_training_overfits_two_sounds(params):
   losses, _ = learning.learn(TASK, params, BATCH, 30, 5e-3)
   assert np.mean(losses[-3:]) < 0.75 * losses[0]
 
 
-def test_silence_has_a_gradient(params):
+def test_the_gradient_of_silence_is_finite(params):
   silence = learning.sounds(np.zeros((2, 4096)))
   noise = learning.drawn(TASK, silence)
   result = learning.loss_and_gradient(TASK, params, silence, noise)
@@ -54,7 +54,7 @@ class Echo:
     return BATCH.latents.audio
 
 
-def test_a_perfect_sound_costs_nothing(monkeypatch):
+def test_a_perfect_sound_has_no_loss(monkeypatch):
   monkeypatch.setattr(models, "BigVGAN", Echo)
   noise = learning.drawn(TASK, BATCH)
   terms = TASK.loss_terms({}, BATCH, noise, learning.NULL)
@@ -65,7 +65,7 @@ def test_a_perfect_sound_costs_nothing(monkeypatch):
     np.testing.assert_array_equal(term, [0, 0])
 
 
-def test_examples_without_sound_do_not_count(params):
+def test_examples_without_audio_have_no_loss(params):
   batch = BATCH._replace(
     lengths=BATCH.lengths._replace(audio=np.int32([0, 4096]))
   )
@@ -78,7 +78,7 @@ def test_examples_without_sound_do_not_count(params):
     assert term[0] == 0 and term[1] > 0
 
 
-def test_noise_is_of_another_level_for_every_example():
+def test_each_example_has_its_own_noise_level():
   levels_B = learning.drawn(TASK, BATCH).std((1, 2))
   assert levels_B.shape == (2,) and float(levels_B.max()) < TASK.noise_std
   assert abs(float(levels_B[0] - levels_B[1])) > 1e-3

@@ -1,4 +1,4 @@
-"""A config of the engine's tests, for the command line."""
+"""The config of the engine's tests, for the command line."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""A stage of tests: the length of a line, its kind, and many ways to fail."""
+"""A clip stage for tests: length and kind of a line, scripted failures."""
 
 import ctypes
 import dataclasses

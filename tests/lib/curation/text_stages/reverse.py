@@ -1,4 +1,4 @@
-"""A stage of tests: takes lines together, fails as a whole where one is bad."""
+"""A batch stage for tests: reverses lines, fails as a whole."""
 
 import ctypes
 import dataclasses

@@ -1,4 +1,4 @@
-"""A stage of tests: files of text into clips, one a line; no line, no clip."""
+"""A clip stage for tests: every line of a text file becomes a clip."""
 
 import dataclasses
 import hashlib

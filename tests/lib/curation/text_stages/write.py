@@ -1,4 +1,4 @@
-"""A stage of tests: writes what was turned into one file."""
+"""A sink stage for tests: writes all reversed lines to one file."""
 
 import dataclasses
 

@@ -1,1 +1,0 @@
-"""Flow matching, without models: the path, its times, the loss."""

@@ -1,0 +1,65 @@
+"""The table of AOT reports in the scaling document."""
+
+import pytest
+
+from benchmarks import scaling
+
+STEP = {
+  "program": "guided step of 64x96, 7 latent frames",
+  "num_devices": 4,
+  "device_kind": "TPU v9",
+  "mesh": {"data": 2, "fsdp": 1, "context": 2, "tensor": 1},
+  "peak_memory": 3 * 2**30,
+  "hbm_capacity": 12 * 2**30,
+  "flops_ratio": 1.25,
+  "bound_by": "hbm",
+  "roofline_seconds": {"compute": 0.5, "hbm": 1.0, "ici": 0.25},
+}
+DECODING = STEP | {
+  "program": "decoding of one latent frame",
+  "roofline_seconds": {"compute": 2.0, "hbm": 1.0, "ici": 0.0},
+}
+
+
+def cells(**reports) -> list[list[str]]:
+  head, line, *rows = scaling.table(reports).splitlines()
+  assert head.count("|") == line.count("|")
+  assert all(row.count("|") == head.count("|") for row in rows)
+  return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+
+
+def test_each_command_becomes_a_row():
+  sampling, training = cells(sample=[STEP, DECODING], train=[STEP])
+  shared = ["4 TPU v9, data 2 x context 2", "3.0, 25%", "1.250", "hbm"]
+  shared += ["1.00 to 1.75"]
+  # 50 steps of 1 to 1.75 s, and 7 latent frames of 2 to 3 s.
+  assert sampling == ["sample", *shared, "64 to 108"]
+  assert training == ["train", *shared, ""]
+
+
+def test_programs_that_exceed_hbm_are_marked():
+  lost = {"peak_memory": None, "error": "16 GiB are too few"}
+  ((_, chips, memory, *rest),) = cells(train=[STEP | lost])
+  assert chips.startswith("4 TPU v9") and set(rest) == {""}
+  assert memory == "does not fit: 16 GiB are too few"
+
+
+def test_a_clip_of_unknown_length_is_refused():
+  with pytest.raises(ValueError):
+    cells(sample=[STEP | {"program": "guided step"}, DECODING])
+
+
+def test_tables_are_written_between_their_markers():
+  text = "a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two -->\n<!-- /two -->\n"
+  for _ in range(2):
+    text = scaling.filled(text, {"one": "new\n", "two": "x\n"})
+  assert text == (
+    "a\n<!-- one -->\nnew\n<!-- /one -->\nb\n<!-- two -->\nx\n<!-- /two -->\n"
+  )
+  with pytest.raises(ValueError, match="expected one <!-- three -->"):
+    scaling.filled(text, {"three": ""})
+
+
+def test_the_documents_have_the_markers():
+  for document, names in scaling.DOCUMENTS.items():
+    scaling.filled(document.read_text("utf-8"), dict.fromkeys(names, ""))
