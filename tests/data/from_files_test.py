@@ -454,7 +454,7 @@ def test_filters_are_applied_only_where_they_are_asked_for(folder):
   [
     ({"height": 50}, "--size: expected multiples of 32 .* 64x64 would do"),
     ({"frames": 120}, "--frames: expected 1 \\+ 4·k .* 117 would do"),
-    ({"eval_fraction": 1.0}, "--eval_fraction: expected a share"),
+    ({"eval_fraction": 1.0}, "--eval_fraction: expected a fraction"),
     ({"captions": "none.csv"}, "--captions: none.csv is not a file"),
     ({"fit": "stretch"}, "--fit: expected one of crop, pad, keep"),
   ],
