@@ -135,6 +135,7 @@ def test_training_from_raw_clips_to_sample_py(tmp_path):
   (clip,) = (tmp_path / "runs" / "samples").glob("*.mp4")
   frames, fps, wave, rate = mp4.read(clip)
   assert frames.shape == (121, 64, 64, 3) and fps == 24
+  assert wave is not None
   assert rate == 16_000 and abs(wave.size / rate - 5.02) < 0.1
   lines = logs.read(tmp_path / "runs" / "fusion")
   assert any("eval/loss_video_t0.25-0.50" in line for line in lines)
@@ -170,6 +171,7 @@ def write_clips(folder: pathlib.Path, count: int) -> None:
   (folder / "clips").mkdir()
   for number in range(count):
     made = world.clip(number)
+    assert made.frames_THWC is not None
     frames_THWC = einops.repeat(
       made.frames_THWC, "T H W C -> T (H h) (W w) C", h=2, w=2
     )

@@ -27,7 +27,7 @@ from unittest import mock
 
 from absl import app as absl_app
 from absl import flags
-from sphinx.domains import python
+from sphinx.domains.python import _object as python
 
 from ovi_jax.modality import AV
 
@@ -364,7 +364,8 @@ def command_page(command: str, path: pathlib.Path) -> str:
       meaning += f" One of: {shown}."
     default = _code(flag.default)
     if hasattr(type(flag), "config_filename"):
-      default = _code(flag.config_filename) if flag.default else ""
+      file = getattr(flag, "config_filename", "") if flag.default else ""
+      default = _code(file) if file else ""
       meaning = f"Config file; `--{flag.name}.FIELD=VALUE` sets a field."
     text.append(f"| `--{flag.name}` | {default} | {meaning} |")
   return "\n".join(text) + "\n"

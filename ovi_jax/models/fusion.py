@@ -193,7 +193,7 @@ class FusionBlock(nn.Module):
         counts.other(name),
         watch is not None,
       )
-      if watch is not None:
+      if watch is not None and probs is not None:
         maps[name] = watch.reduce(name, probs)
       out[name] = self.block_of(name).mlp(x, feeds[name])
     return AV(**out), AV(**maps)

@@ -132,7 +132,9 @@ def _launcher(problems: list[str]) -> ClusterEnv:
     worker = _number(_TPU_INDEX, 0, problems)
     before = in_slice * (_number(_SLICE, 0, problems) or 0)
     return ClusterEnv(
-      variable=" and ".join(filter(None, (hosts, slices and _SLICES))),
+      variable=" and ".join(
+        name for name in (hosts, _SLICES if slices else "") if name
+      ),
       count=in_slice * (slices or 1),
       index=None if worker is None else before + worker,
       on_tpu=True,

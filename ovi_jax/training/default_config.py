@@ -104,7 +104,7 @@ def codec(
   """Fields of a codec's run, explained in `ovi_jax/training/codecs`.
 
   Args:
-    component: a key of `codecs/table.py`.
+    component: a key of `training.settings.CODECS`.
     model: its sizes.
     objective: weights of its loss terms, and its other settings.
   """
