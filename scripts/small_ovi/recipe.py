@@ -22,7 +22,7 @@ from absl import app
 from absl import flags
 
 from ovi_jax import cli
-from ovi_jax.synthetic import card
+from scripts.small_ovi import card
 from scripts.small_ovi import runner
 
 # Sizes of the towers, next to what the `:mini` configs say.
@@ -212,7 +212,7 @@ def _scores(
   words = ("-m", "ovi_jax.synthetic.evaluation", "codecs", f"--weights={out}")
   words += (f"--out={codecs}",)
   yield runner.Step(name="codecs", words=words, output=codecs)
-  words = ("-m", "ovi_jax.synthetic.card", f"--root={root}", f"--weights={out}")
+  words = ("-m", "scripts.small_ovi.card", f"--root={root}", f"--weights={out}")
   words += (f"--seed={seed}",)
   yield runner.Step(name="card", words=words)
 

@@ -1,6 +1,6 @@
 """The model card of the small Ovi: data, recipe, scores and limits, in numbers.
 
-  python -m ovi_jax.synthetic.card --root=DIR --weights=DIR [--seed=0]
+  python -m scripts.small_ovi.card --root=DIR --weights=DIR [--seed=0]
 
 Reads what the recipe left in its directory: the seconds of its steps and the
 scores; writes `MODEL_CARD.md` beside the weights.
