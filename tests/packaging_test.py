@@ -168,7 +168,7 @@ def test_ovi_sample_makes_a_clip(installed):
 
 @pytest.mark.slow
 def test_ovi_train_takes_a_shipped_config_by_name(installed):
-  words = ["--config=codec_video:mini", "--workdir=run"]
+  words = ["--config=codec_audio:mini", "--workdir=run"]
   words += ["--config.num_train_steps=2", "--config.data.num_workers=1"]
   done = installed.run("ovi-train", *words, "--config.checkpoint_every=2")
   assert done.returncode == 0, done.stderr
@@ -201,4 +201,4 @@ def test_help_and_errors_name_the_console_script(installed, name):
   done = installed.run(name, *wrong[name])
   assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
   assert done.stderr.startswith(f"{name}: "), done.stderr
-  assert "python " not in done.stderr
+  assert ".py" not in done.stderr

@@ -126,7 +126,7 @@ def test_sound_of_any_rate_and_channels_is_16_khz_mono(folder):
   assert record.video is None and wave_A.size == 8000
   expected = 0.4 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16_000)
   assert np.abs(wave_A - expected)[200:-200].max() < 0.02
-  assert "audio_finetune.py" in report
+  assert "--config=audio_finetune " in report
 
 
 def test_sound_of_six_channels_is_mixed_down(folder):
