@@ -53,9 +53,9 @@ sample: $(VENV)/ready
 	@echo "Two videos with sound are in $(SAMPLE), made by the small Ovi that comes"
 	@echo "with the package. For real clips convert a release, see README.md."
 
-# The small model's weights, from one seed; hours, and goes on where it stopped.
+# Retrain the small model from one seed; hours. Completed steps are skipped.
 demo-weights: $(VENV)/ready
-	$(PY) -m ovi_jax.synthetic.recipe --root=$(DEMO)
+	$(PY) -m scripts.small_ovi.recipe --root=$(DEMO)
 
 test: $(VENV)/ready-dev
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile

@@ -5,7 +5,7 @@
 `:mini` takes less than 0.1 s of a core a step of 4 sounds of 2 s. Without it,
 MMAudio's sizes; how those were trained is not known. Terms and their weights
 are ours. For other sounds than the world's, measure the mels anew:
-`python -m ovi_jax.training.codecs.measure_mel --source=DIR`.
+`python -m scripts.measure_mel --source=DIR`.
 """
 
 import ml_collections

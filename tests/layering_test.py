@@ -98,21 +98,26 @@ CURATION = {
 SMALL = ("sample.py", "train.py", "convert_torch_weights.py")
 
 
+def import_names(path: pathlib.Path) -> list[str]:
+  """Dotted names of all that a file imports."""
+  names = []
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      names += [f"{node.module}.{alias.name}" for alias in node.names]
+    elif isinstance(node, ast.Import):
+      names += [alias.name for alias in node.names]
+  return names
+
+
 def imported(path: pathlib.Path, within: str = "") -> set[str]:
   """The rooms of ovi_jax, or within one of them, that a file imports."""
   package = ["ovi_jax", within] if within else ["ovi_jax"]
   rooms = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    names = []
-    if isinstance(node, ast.ImportFrom) and node.module:
-      names = [f"{node.module}.{alias.name}" for alias in node.names]
-    elif isinstance(node, ast.Import):
-      names = [alias.name for alias in node.names]
-    for name in names:
-      parts = name.split(".")
-      if parts[: len(package)] == package and len(parts) > len(package):
-        inner = parts[len(package) :]
-        rooms.add(inner[0] if within else room_of(inner))
+  for name in import_names(path):
+    parts = name.split(".")
+    if parts[: len(package)] == package and len(parts) > len(package):
+      inner = parts[len(package) :]
+      rooms.add(inner[0] if within else room_of(inner))
   return rooms
 
 
@@ -160,14 +165,36 @@ def test_base_modules_import_only_base_modules():
 
 def test_torch_and_tensorflow_are_not_imported():
   for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
+    roots = {name.split(".")[0] for name in import_names(path)}
+    assert not roots & {"torch", "tensorflow"}, path
+
+
+@pytest.mark.parametrize(
+  ("folder", "outside"),
+  [
+    ("ovi_jax", {"benchmarks", "configs", "scripts", "tests"}),
+    ("scripts", {"benchmarks", "configs", "tests"}),
+  ],
+)
+def test_folders_do_not_use_modules_outside_the_wheel(folder, outside):
+  """Scripts may use the library and one another. `-m NAME` counts as use."""
+  module = re.compile(rf"({'|'.join(outside)})(\.[a-z_]\w*)+(?<!\.py)")
+  for path in (ROOT / folder).rglob("*.py"):
+    used = {name.split(".")[0] for name in import_names(path)} & outside
     for node in ast.walk(ast.parse(path.read_text())):
-      names = []
-      if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-      elif isinstance(node, ast.ImportFrom):
-        names = [node.module or ""]
-      roots = {name.split(".")[0] for name in names}
-      assert not roots & {"torch", "tensorflow"}, path
+      if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        used |= {node.value} if module.fullmatch(node.value) else set()
+    assert not used, f"{path} uses {used}"
+
+
+def test_only_scripts_start_train_and_sample():
+  """Programs of a clone are not there beside an installed library."""
+  for path in PACKAGE.rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Tuple | ast.List) and node.elts:
+        first = node.elts[0]
+        starts = isinstance(first, ast.Constant) and first.value in SMALL
+        assert not starts, f"{path}:{node.lineno}: move it to scripts/"
 
 
 def test_the_documented_dependencies_are_those_that_are_enforced():
@@ -178,9 +205,10 @@ def test_the_documented_dependencies_are_those_that_are_enforced():
     for line in table.splitlines()
     if line.startswith("| `")
   ]
-  base, *packages, scripts = rows
+  base, *packages, clone, scripts = rows
   assert set(base[0].replace("/", "").strip("`").split()) == BASE
-  assert base[2] == "base" and scripts[2] == "all"
+  assert base[2] == "base" and clone[2] == scripts[2] == "all"
+  assert scripts[0] == "`scripts/`"
   documented = {
     name.strip("`").rstrip("/"): set(allowed.split(", ")) - {"base"}
     for name, _, allowed in packages

@@ -147,7 +147,7 @@ def test_a_wheel_from_the_source_distribution_has_all_files(wheel):
 def test_nothing_but_the_package_is_installed(installed):
   where = installed.run("python", "-c", "import ovi_jax; print(ovi_jax)")
   assert str(installed.folder.parent / "venv") in where.stdout
-  for name in ("configs", "benchmarks", "tests", "sample", "train"):
+  for name in ("configs", "benchmarks", "scripts", "tests", "sample", "train"):
     done = installed.run("python", "-c", f"import {name}")
     assert "ModuleNotFoundError" in done.stderr, name
 

@@ -112,6 +112,7 @@ def test_scripts_and_modules_that_run_are_commands(pages):
     "python convert_torch_weights.py",
     "python -m ovi_jax.curation",
     "python -m ovi_jax.data.encode",
+    "python -m scripts.small_ovi.recipe",
   } <= pages.commands().keys()
 
 

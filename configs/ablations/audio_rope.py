@@ -1,6 +1,6 @@
 """Whether the audio tower's rotary positions keep the video's time.
 
-  python -m ovi_jax.synthetic.ablation --ablation=ablations/audio_rope
+  python -m scripts.small_ovi.ablation --ablation=ablations/audio_rope
     --root=DIR
 
 Ovi scales them by the ratio of the towers' rates, 31/157, so that tokens of

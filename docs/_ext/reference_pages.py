@@ -334,7 +334,8 @@ def commands_page() -> str:
 def commands() -> dict[str, pathlib.Path]:
   """Files that run as commands, by how they are started."""
   found = {}
-  for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("ovi_jax/**/*.py")):
+  patterns = ("*.py", "ovi_jax/**/*.py", "scripts/**/*.py")
+  for path in (p for each in patterns for p in sorted(ROOT.glob(each))):
     if '__name__ == "__main__"' not in path.read_text("utf-8"):
       continue
     inside = path.relative_to(ROOT).with_suffix("")

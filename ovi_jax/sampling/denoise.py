@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
 
   Attributes:
     conditions: of the doubled batch, see `guidance`.
-    block_mask_GB: blocks of the doubled batch, see `guidance.kept_blocks`.
+    block_mask_GB: blocks of the doubled batch, see `guidance.slg_mask`.
     scales: guidance scale of each modality.
     first_frame: clean first latent frame [B, 1, H, W, C], or `None`.
   """

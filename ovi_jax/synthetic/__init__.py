@@ -1,4 +1,4 @@
-"""The small Ovi that comes with the package, and how it was made."""
+"""The small Ovi that comes with the package, and its synthetic world."""
 
 import pathlib
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
-from typing import Protocol
+from typing import Self
 
 import einops
 import numpy as np
@@ -34,21 +34,40 @@ FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
 
 
-class Writer(Protocol):
-  """Takes the scalars of a run."""
+class Writer:
+  """Takes the scalars and clips of a run, and drops them.
 
-  def scalars(self, step: int, values: Mapping[str, float | None]) -> None: ...
+  Of several processes the first writes (`Logs`), the others have a `Writer`.
+  """
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    pass
+
+  def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
+    pass
+
   def clip(
     self,
     step: int,
     name: str,
     frames_THWC: np.ndarray | None,
     wave_A: np.ndarray | None,
-  ) -> None: ...
-  def flush(self) -> None: ...
+  ) -> None:
+    pass
+
+  def flush(self) -> None:
+    pass
 
 
-class Logs:
+class Logs(Writer):
   """Writes scalars; use it in a `with` block."""
 
   def __init__(self, directory: str | os.PathLike[str]):
@@ -63,9 +82,6 @@ class Logs:
     _end_with_a_line(path / FILE)
     self._lines = open(path / FILE, "a", buffering=1)  # noqa: SIM115
     self._events = tensorboardX.SummaryWriter(str(path / EVENTS))
-
-  def __enter__(self) -> "Logs":
-    return self
 
   def __exit__(
     self,
@@ -169,31 +185,6 @@ class Preview:
           self.kept.append(np.array(frame_HWC[::stride, ::stride]))
         self._seen += 1
       yield chunk_THWC
-
-
-class NullWriter:
-  """The logs of a process that writes none: the first of several does."""
-
-  def __enter__(self) -> "NullWriter":
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    pass
-
-  def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-    pass
-
-  def clip(
-    self,
-    step: int,
-    name: str,
-    frames_THWC: np.ndarray | None,
-    wave_A: np.ndarray | None,
-  ) -> None:
-    pass
-
-  def flush(self) -> None:
-    pass
 
 
 def read(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:

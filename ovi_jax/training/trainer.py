@@ -111,7 +111,7 @@ def _open_workdir(
 ) -> Iterator[tuple[managers.Manager, logs.Writer]]:
   """The checkpoints and logs of a run; only process 0 writes logs."""
   keep = dataclasses.asdict(settings.checkpoints)
-  writer = logs.NullWriter() if jax.process_index() else logs.Logs(workdir)
+  writer = logs.Writer() if jax.process_index() else logs.Logs(workdir)
   with managers.Manager(workdir / CHECKPOINTS, **keep) as manager, writer:
     yield manager, writer
 

@@ -39,7 +39,7 @@ def settings(folder: pathlib.Path, **changes) -> settings_lib.Settings:
     "width": 64,
     "frames": 9,
     "seconds": 0.5,
-    "eval_share": 0.0,
+    "eval_fraction": 0.0,
   }
   return settings_lib.Settings(**{**given, **changes})
 
@@ -414,14 +414,14 @@ def test_splits_are_by_hash_unless_the_table_sets_them(folder):
     numbered(folder / f"clips/{number}.mp4", 0.4 + number / 24)
   rows = [(f"{n}.mp4", f"Bars {n}.", "") for n in range(6)]
   table(folder, *rows)
-  imported(folder, eval_share=0.4)
+  imported(folder, eval_fraction=0.4)
   held_out = set(records(folder, "test"))
   assert 0 < len(held_out) < 6
   # One more file, or another name of one, moves none of the others.
   os.rename(folder / "clips/0.mp4", folder / "clips/zero.mp4")
   numbered(folder / "clips/6.mp4", 0.7)
   table(folder, ("zero.mp4", "x", ""), *rows[1:], ("6.mp4", "x", "train"))
-  imported(folder, eval_share=0.4, out=folder / "more")
+  imported(folder, eval_fraction=0.4, out=folder / "more")
   more = builder.read(folder / "more", "test")
   names = {more[n].source.split(" ")[0] for n in range(len(more))}
   assert {name.replace("zero", "0") for name in names} == held_out
@@ -431,7 +431,7 @@ def test_one_file_at_least_is_held_out_if_any_are_wanted(folder):
   for number in range(2):
     numbered(folder / f"clips/{number}.mp4", 0.4 + number / 24)
   table(folder, *((f"{n}.mp4", "Bars.", "") for n in range(2)))
-  imported(folder, eval_share=1e-6)
+  imported(folder, eval_fraction=1e-6)
   assert len(records(folder, "test")) == 1
 
 
@@ -454,7 +454,7 @@ def test_filters_are_applied_only_where_they_are_asked_for(folder):
   [
     ({"height": 50}, "--size: expected multiples of 32 .* 64x64 would do"),
     ({"frames": 120}, "--frames: expected 1 \\+ 4·k .* 117 would do"),
-    ({"eval_share": 1.0}, "--eval_share: expected a share"),
+    ({"eval_fraction": 1.0}, "--eval_fraction: expected a fraction"),
     ({"captions": "none.csv"}, "--captions: none.csv is not a file"),
     ({"fit": "stretch"}, "--fit: expected one of crop, pad, keep"),
   ],

@@ -27,7 +27,7 @@ FEWER = (
 _ADDED: Mapping[str, str] = {
   r"^python train\.py ": FEWER,
   r"^python sample\.py (?!.*config\.num_steps)": " --config.num_steps=2",
-  r"^python -m ovi_jax\.synthetic\.ablation ": " --dry_run",
+  r"^python -m scripts\.small_ovi\.ablation ": " --dry_run",
   r"^python -m ovi_jax\.synthetic\.evaluation codecs ": " --count=2",
   r"^python -m ovi_jax\.data\.tokenizer ": " --clips=20",
 }
@@ -154,6 +154,6 @@ def repository(folder: pathlib.Path) -> None:
   """Lay a folder out like the repository, with a folder for results."""
   for name in ("train.py", "sample.py", "convert_torch_weights.py"):
     (folder / name).symlink_to(ROOT / name)
-  for name in ("configs", "ovi_jax", "docs"):
+  for name in ("configs", "ovi_jax", "scripts", "docs"):
     (folder / name).symlink_to(ROOT / name)
   (folder / "runs").mkdir()

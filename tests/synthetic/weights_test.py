@@ -13,8 +13,8 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
-from ovi_jax.synthetic import card
 from ovi_jax.synthetic.evaluation import report
+from scripts.small_ovi import card
 
 PICTURE = pathlib.Path(__file__).parents[2] / "docs" / "images" / "face.png"
 PROMPTS = (

@@ -38,7 +38,7 @@ _SAME = (
   "variant",
   "require_sound",
   "max_upscale",
-  "eval_share",
+  "eval_fraction",
   "seed",
   "records_per_shard",
 )
@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
   except (OSError, ValueError) as error:
     cli.exit_with_error(error)
   except KeyboardInterrupt:
-    print("from_files: interrupted; the same command goes on", file=sys.stderr)
+    print(
+      "from_files: interrupted; run the same command to resume", file=sys.stderr
+    )
     sys.exit(128 + signal.SIGINT)
 
 
@@ -129,7 +131,9 @@ if __name__ == "__main__":
     "max_upscale", 0.0, "Refuse clips enlarged by more; 0: none."
   )
   flags.DEFINE_float(
-    "eval_share", 0.1, "Share of files held out, where the table does not say."
+    "eval_fraction",
+    0.1,
+    "Share of files held out, where the table does not say.",
   )
   flags.DEFINE_integer("seed", 0, "Of what is held out.")
   flags.DEFINE_integer(

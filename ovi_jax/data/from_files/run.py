@@ -43,7 +43,7 @@ _SMALL = 64, 64  # height and width of the model that comes with the package
 _SHOWN = 10  # lines of a list
 _RECIPE = "import.json"
 _REPORT = "report.txt"
-_DECIDING = ("variant", "eval_share", "seed", "records_per_shard")
+_DECIDING = ("variant", "eval_fraction", "seed", "records_per_shard")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,9 +224,9 @@ def _held_out(
     for file, result in kept
     if not file.split
   }
-  found = {d for d, c in chances.items() if c < settings.eval_share}
+  found = {d for d, c in chances.items() if c < settings.eval_fraction}
   said = any(file.split == TEST for file, _ in kept)
-  if not found and not said and settings.eval_share and len(chances) > 1:
+  if not found and not said and settings.eval_fraction and len(chances) > 1:
     found = {min(chances, key=lambda digest: chances[digest])}
   return found
 
@@ -374,7 +374,7 @@ def _nothing(
   if imported:
     return (
       f"{report}\nno clip is left to train on: all are in the split {TEST};"
-      " lower --eval_share, or write another split in the table"
+      " lower --eval_fraction, or write another split in the table"
     )
   return f"{report}\nno clip was imported to {settings.out}"
 

@@ -43,8 +43,8 @@ class Settings:
       in; "" leaves them.
     require_sound: refuse clips without a sound track.
     max_upscale: refuse clips that would be enlarged by more; 0 for no limit.
-    eval_share: share of the files whose clips go to the split "test", where the
-      table does not say.
+    eval_fraction: fraction of the files whose clips go to the split "test",
+      where the table does not say.
     seed: of that choice.
     num_workers: processes; 0 works in this one.
     records_per_shard: in a file of the dataset.
@@ -64,7 +64,7 @@ class Settings:
   variant: str = ""
   require_sound: bool = False
   max_upscale: float = 0.0
-  eval_share: float = 0.1
+  eval_fraction: float = 0.1
   seed: int = 0
   num_workers: int = 0
   records_per_shard: int = builder.RECORDS_PER_SHARD
@@ -103,9 +103,10 @@ class Settings:
       )
     if not 0.1 <= self.seconds <= 600:
       problems.append(f"--seconds: expected 0.1 to 600, got {self.seconds:g}")
-    if not 0 <= self.eval_share < 1:
+    if not 0 <= self.eval_fraction < 1:
       problems.append(
-        f"--eval_share: expected a share in [0, 1), got {self.eval_share:g}"
+        "--eval_fraction: expected a fraction in [0, 1), got"
+        f" {self.eval_fraction:g}"
       )
     if not (self.max_upscale == 0 or self.max_upscale >= 1):
       problems.append(

@@ -305,7 +305,7 @@ class SampleEvaluator:
   null_SE: np.ndarray
   size: data_settings.Bucket
   settings: EvalSamplesConfig
-  logs: logs_lib.Writer = dataclasses.field(default_factory=logs_lib.NullWriter)
+  logs: logs_lib.Writer = dataclasses.field(default_factory=logs_lib.Writer)
 
   def __post_init__(self):
     config = self.model.config

@@ -1,21 +1,20 @@
-"""A change of the small Ovi, trained and scored beside what it changes.
+"""Ablation: variants of the small Ovi, trained and scored at equal compute.
 
-  python -m ovi_jax.synthetic.ablation
+  python -m scripts.small_ovi.ablation
   --ablation=configs/ablations/audio_rope.py
     --root=DIR [--weights=DIR] [--dry_run]
 
-Clips of the world are drawn and encoded by the shipped codecs, or those of
-`--weights`. Every variant is trained from every seed, at equal compute, and
-makes the same held-out prompts from the same noise; `evaluation` scores the
-clips. What no variant changes is trained once a seed. All goes to `DIR/NAME`,
-and so does the report: a table in Markdown and a picture of which time each
-tower attends to. What is there is not made again.
+Clips of the synthetic world are rendered and encoded by the shipped codecs, or
+those of `--weights`. Every variant is trained from every seed and samples the
+same held-out prompts from the same noise; `evaluation` scores the clips. Stages
+that no variant changes are trained once per seed. Outputs are in `DIR/NAME`,
+with the report: a table in Markdown and a picture of the attention between the
+towers over time. Completed steps are skipped.
 """
 
 import dataclasses
 import json
 import pathlib
-import shlex
 import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -34,8 +33,8 @@ from ovi_jax import files
 from ovi_jax import synthetic
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import attention_maps
-from ovi_jax.synthetic import commands
-from ovi_jax.synthetic import recipe
+from scripts.small_ovi import recipe
+from scripts.small_ovi import runner
 
 SCORES = {
   "sync F1, %": "sync F1",
@@ -52,16 +51,15 @@ class Settings:
 
   Attributes:
     name: of the ablation.
-    seeds: that every variant is trained from.
-    num_train_clips: of the world, to train on.
-    world_seed: of those.
-    stages: the recipe's, by name, and steps of each; the last one is scored.
-    init_from: where each tower of a stage comes from: `recipe.SCRATCH`, or a
-      stage above.
+    seeds: training seeds of every variant.
+    num_train_clips: number of training clips.
+    world_seed: seed of those.
+    stages: stage of the recipe -> number of steps; the last one is scored.
+    init_from: stage -> tower -> `recipe.SCRATCH`, or an earlier stage.
     overrides: FIELD=VALUE of all stages and variants.
-    variants: by name, FIELD=VALUE of the stages of each.
-    num_eval_prompts: how many are drawn.
-    eval_prompts_seed: of drawing them.
+    variants: variant -> FIELD=VALUE of its stages.
+    num_eval_prompts: number of evaluation prompts.
+    eval_prompts_seed: seed of those.
   """
 
   name: str
@@ -82,7 +80,7 @@ class Settings:
         f"stages {sorted(unknown)} are not the recipe's; it has"
         f" {', '.join(recipe.STAGES)}"
       )
-    # In the recipe's order, which a config's keys have lost.
+    # In the recipe's order; a config sorts its keys.
     ordered = {n: self.stages[n] for n in recipe.STAGES if n in self.stages}
     object.__setattr__(self, "stages", ordered)
     above: set[str] = set()
@@ -117,18 +115,18 @@ class Settings:
 SETTINGS = "settings.json"
 
 
-def keep(
+def record_settings(
   settings: Settings, digests: Mapping[str, str], path: pathlib.Path
 ) -> None:
-  """Note what the runs beside a file are of; they are of nothing else.
+  """Write settings and codecs of the runs beside a file, or compare them.
 
   Args:
     settings: of the ablation.
     digests: of the codecs.
-    path: of the note.
+    path: of the file.
 
   Raises:
-    ValueError: they are of other settings or codecs.
+    ValueError: the file has other settings or codecs.
   """
   found = dataclasses.asdict(settings) | {"digests": dict(digests)}
   found = json.loads(json.dumps(found))
@@ -151,7 +149,7 @@ SHARED = "shared"  # the variant of stages that no variant changes
 
 def steps(
   settings: Settings, root: pathlib.Path, weights: pathlib.Path
-) -> Iterator[commands.Step]:
+) -> Iterator[runner.Step]:
   """All commands, in order.
 
   Args:
@@ -173,7 +171,7 @@ def steps(
     f"--seed={settings.eval_prompts_seed}",
   )
   words += (recipe.trained_flag(worlds, settings.world_seed),)
-  yield commands.Step(name="prompts", words=words, makes=prompts)
+  yield runner.Step(name="prompts", words=words, output=prompts)
   for seed in settings.seeds:
     for stage in shared(settings):
       yield _training(settings, home, stage, SHARED, seed)
@@ -198,7 +196,7 @@ def _variant(
   weights: pathlib.Path,
   variant: str,
   seed: int,
-) -> Iterator[commands.Step]:
+) -> Iterator[runner.Step]:
   """Training, weights, clips and scores of a variant from a seed."""
   name = run_name(variant, seed)
   place = home / name
@@ -206,27 +204,27 @@ def _variant(
   out = place / "weights"
   for stage in (each for each in settings.stages if each not in common):
     step = _training(settings, home, stage, variant, seed)
-    # With the weights there, no run has to be opened to see that it is done.
-    yield dataclasses.replace(step, makes=out)
+    # Completed runs are skipped without starting train.py.
+    yield dataclasses.replace(step, output=out)
   run = place / list(settings.stages)[-1]
   yield recipe.export(f"{name} export", run, weights, out)
   clips, scores = place / "clips", place / "scores.json"
   words = ("sample.py", f"--weights={out}", f"--out={clips}")
   words += (f"--prompts={home / 'prompts.csv'}", "--attention_maps")
-  yield commands.Step(name=f"{name} clips", words=words, makes=scores)
+  yield runner.Step(name=f"{name} clips", words=words, output=scores)
   words = (
     "-m",
     "ovi_jax.synthetic.evaluation",
     f"--clips={clips}",
     f"--out={scores}",
   )
-  yield commands.Step(name=f"{name} scores", words=words, makes=scores)
+  yield runner.Step(name=f"{name} scores", words=words, output=scores)
 
 
 def _training(
   settings: Settings, home: pathlib.Path, stage: str, variant: str, seed: int
-) -> commands.Step:
-  """A stage of a variant: the recipe's, with its steps and the changes."""
+) -> runner.Step:
+  """A stage of a variant: the recipe's, with other steps and fields."""
   base, common = recipe.STAGES[stage], shared(settings)
 
   def place(of: str) -> pathlib.Path:
@@ -249,7 +247,7 @@ def _changes(settings: Settings, stage: str, variant: str) -> dict[str, str]:
   for change in (*settings.overrides, *settings.variants.get(variant, ())):
     field, _, value = change.partition("=")
     part, _, rest = field.partition(".")
-    # A tower's change is no change of a stage without it.
+    # A stage without the tower is not changed.
     if part != "model" or rest.split(".")[0] in recipe.STAGES[stage].towers:
       fields[field] = value
   return fields
@@ -319,20 +317,20 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    root = commands.directory_of(FLAGS.root, "root")
-    if FLAGS.ablation is None:
-      raise ValueError("--ablation=ablations/NAME is needed")
+    cli.require_flags(
+      FLAGS, root="DIR", ablation="ablations/NAME", weights="DIR"
+    )
+    root, weights = runner.absolute(FLAGS.root), runner.absolute(FLAGS.weights)
     settings = Settings.from_config(FLAGS.ablation)
-    weights = commands.directory_of(FLAGS.weights, "weights")
     home = root / settings.name
     todo = steps(settings, root, weights)
     if FLAGS.dry_run:
-      for step in todo:
-        print(f"python {shlex.join(step.words)}")
+      runner.print_commands(todo)
       return
     home.mkdir(parents=True, exist_ok=True)
-    keep(settings, weights_dir.read(weights).digests, home / SETTINGS)
-    commands.take(todo, home / commands.TIMES)
+    digests = weights_dir.read(weights).digests
+    record_settings(settings, digests, home / SETTINGS)
+    runner.run(todo, home / runner.TIMES)
     text = markdown(table(settings, home))
     with files.atomic_path(home / "table.md") as temporary:
       temporary.write_text(text, "utf-8")

@@ -1,18 +1,18 @@
 """Recipe of the weights in the package, from one seed.
 
-  python -m ovi_jax.synthetic.recipe --root=DIR [--seed=0] [--until=NAME]
+  python -m scripts.small_ovi.recipe --root=DIR [--seed=0] [--until=NAME]
   [--dry_run]
 
-Worlds, codecs, latents, the towers' stages and the weights, one command after
-the other; `--dry_run` prints them. What is there already is not made again and
-training goes on from its checkpoints, so the same command continues after a
-stop. `DIR/times.json` keeps the seconds that each step took.
+Trains the codecs, renders and encodes clips of the synthetic world, trains the
+towers in stages, exports the weights, scores them and writes their model card.
+`--dry_run` prints the commands. After an interruption the same command resumes:
+completed steps are skipped, training resumes from its last checkpoint.
+`DIR/times.json` has the wall time of each step in seconds.
 """
 
 import dataclasses
 import json
 import pathlib
-import shlex
 import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ from absl import app
 from absl import flags
 
 from ovi_jax import cli
-from ovi_jax.synthetic import card
-from ovi_jax.synthetic import commands
+from scripts.small_ovi import card
+from scripts.small_ovi import runner
 
 # Sizes of the towers, next to what the `:mini` configs say.
 TOWERS = {
@@ -42,21 +42,21 @@ TRAINING: Mapping[str, Any] = {
   "data.skip_unfit": True,  # the other modality alone
 }
 SCRATCH = "scratch"
-# Part of the components -> its runs, one from the other: the name of each, its
-# config, steps and changes. The last is taken.
+# Component -> its runs, each initialized from the one before: name, config,
+# number of steps and config changes. The last run is exported.
 CODECS: Mapping[str, Any] = {
   "text": (("codec_text", "codec_text", 1500, {}),),
   "video": (
     ("codec_video", "codec_video", 3500, {}),
-    # Frames further from the first than crops were are decoded badly, until
-    # some crops are longer.
+    # Frames beyond the length of the training crops are decoded badly, so some
+    # crops are longer.
     (
       "codec_video_long",
       "codec_video",
       2500,
       {"data.num_frames": 33, "batch_size": 3, "optimizer.learning_rate": 5e-3},
     ),
-    # The encoder's work done, the decoder has the steps for itself.
+    # The decoder alone; cached latents stay valid.
     (
       "codec_video_decoder",
       "codec_video",
@@ -72,11 +72,11 @@ CODECS: Mapping[str, Any] = {
   "audio": (("codec_audio", "codec_audio", 3000, {}),),
   "vocoder": (("codec_vocoder", "codec_vocoder", 2500, {}),),
 }
-# How to sample from the result.
+# Recommended sampling settings, stored with the weights.
 SAMPLING: Mapping[str, Any] = {
   "num_steps": 20,
   "flow_shift": 3.0,
-  # Guided further, colours leave what they are called: orange turns yellow.
+  # At higher scales colours drift from their names: orange turns yellow.
   "guidance_scale": {"video": 1.5, "audio": 1.5},
   "slg_layer": 3,
   "negative_prompt": {"video": "", "audio": ""},
@@ -89,10 +89,10 @@ class Stage:
 
   Attributes:
     config: its name in `configs`.
-    data: which latents, keys of `WORLDS`.
-    steps: of the optimizer.
-    towers: tower -> `SCRATCH`, or the stage that it comes from.
-    changes: of the fields of `TRAINING`.
+    data: datasets of latents, keys of `WORLDS`.
+    steps: number of optimizer steps.
+    towers: tower -> `SCRATCH`, or the stage that it is initialized from.
+    changes: config fields that differ from `TRAINING`.
   """
 
   config: str
@@ -128,9 +128,9 @@ STAGES: Mapping[str, Stage] = {
     towers={"video": "video_pretrain", "audio": "audio_finetune"},
     changes={"optimizer.learning_rate": 1e-2},
   ),
-  # While both towers are equally noisy one can lead and the other follow: here
-  # the picture follows the sound, which learns to look for nothing. Each at
-  # its own level has to use what the other knows.
+  # With a shared timestep, video learns to follow audio, and audio does not
+  # learn to attend to video. With independent timesteps, the noisier tower has
+  # to use the other.
   "fusion_free": Stage(
     config="fusion",
     data=("clips",),
@@ -141,9 +141,9 @@ STAGES: Mapping[str, Stage] = {
       "objective.timesteps.shared_prob": 0.0,
     },
   ),
-  # What the parts that fusion freezes learnt alone, in few steps, holds the
-  # towers back. Sampling has one level for both, so half of the examples have.
-  # Two balls make the most events, and are rare in the world.
+  # The parts that fusion freezes were trained for few steps and limit the
+  # result. Sampling has one timestep for both towers, so half of the examples
+  # do. Two balls make the most events, and are rare in `clips`.
   "fusion_all": Stage(
     config="fusion",
     data=("clips", "two_balls"),
@@ -157,9 +157,9 @@ STAGES: Mapping[str, Stage] = {
     },
   ),
 }
-LAST = tuple(STAGES)[-1]  # whose towers are shipped
-PROMPTS = 96  # of a kind, to score clips of
-# Name -> arguments of the world's command; seeds follow the recipe's.
+LAST = tuple(STAGES)[-1]  # its towers are exported
+PROMPTS = 96  # evaluation prompts of each set
+# Dataset -> arguments of the world's command; seeds follow the recipe's.
 WORLDS = {
   "clips": {"what": "clips", "train": 5000, "test": 96},
   "sounds": {"what": "sounds", "train": 3000, "test": 64},
@@ -169,11 +169,11 @@ WORLDS = {
 
 def steps(
   root: pathlib.Path, seed: int, out: pathlib.Path
-) -> Iterator[commands.Step]:
+) -> Iterator[runner.Step]:
   """All commands, in order.
 
   Args:
-    root: directory for all that is made on the way.
+    root: directory for all outputs but the weights.
     seed: of worlds and training.
     out: directory for the weights.
   """
@@ -192,8 +192,8 @@ def steps(
 
 def _scores(
   root: pathlib.Path, seed: int, out: pathlib.Path
-) -> Iterator[commands.Step]:
-  """What the weights can do, and the card that says so."""
+) -> Iterator[runner.Step]:
+  """Prompts, samples and scores, and the model card."""
   for number, pairs in enumerate(card.SETS):
     prompts, clips = root / f"prompts_{pairs}.csv", root / f"samples_{pairs}"
     scores = root / f"scores_{pairs}.json"
@@ -201,20 +201,20 @@ def _scores(
     given |= {"pairs": pairs, "out": prompts}
     words = ("-m", "ovi_jax.synthetic.evaluation", "prompts", *_flags(given))
     words += (trained_flag(WORLDS, seed),)
-    yield commands.Step(name=f"prompts_{pairs}", words=words, makes=prompts)
+    yield runner.Step(name=f"prompts_{pairs}", words=words, output=prompts)
     given = {"weights": out, "prompts": prompts, "out": clips}
     words = ("sample.py", *_flags(given))
-    yield commands.Step(name=f"samples_{pairs}", words=words, makes=scores)
+    yield runner.Step(name=f"samples_{pairs}", words=words, output=scores)
     given = {"clips": clips, "out": scores}
     words = ("-m", "ovi_jax.synthetic.evaluation", *_flags(given))
-    yield commands.Step(name=f"scores_{pairs}", words=words, makes=scores)
+    yield runner.Step(name=f"scores_{pairs}", words=words, output=scores)
   codecs = root / card.CODECS
   words = ("-m", "ovi_jax.synthetic.evaluation", "codecs", f"--weights={out}")
   words += (f"--out={codecs}",)
-  yield commands.Step(name="codecs", words=words, makes=codecs)
-  words = ("-m", "ovi_jax.synthetic.card", f"--root={root}", f"--weights={out}")
+  yield runner.Step(name="codecs", words=words, output=codecs)
+  words = ("-m", "scripts.small_ovi.card", f"--root={root}", f"--weights={out}")
   words += (f"--seed={seed}",)
-  yield commands.Step(name="card", words=words)
+  yield runner.Step(name="card", words=words)
 
 
 def export(
@@ -222,12 +222,12 @@ def export(
   run: pathlib.Path,
   components: pathlib.Path,
   out: pathlib.Path,
-) -> commands.Step:
-  """Make weights of a run, as small as they can be."""
+) -> runner.Step:
+  """Export the weights of a run in bfloat16."""
   words = ("-m", "ovi_jax.training.export", f"--workdir={run}")
   words += (f"--pretrained={components}", f"--out={out}", "--dtype=bfloat16")
   words += (f"--sampling={json.dumps(SAMPLING)}",)
-  return commands.Step(name=name, words=words, makes=out)
+  return runner.Step(name=name, words=words, output=out)
 
 
 def stage_fields(
@@ -240,11 +240,11 @@ def stage_fields(
   """Fields of the config of a stage.
 
   Args:
-    stage: what is trained, on what.
-    root: directory where latents are.
-    count: steps.
-    seed: of drawing.
-    initial: where each tower of the stage comes from.
+    stage: of training.
+    root: directory of the latents.
+    count: number of steps.
+    seed: of training.
+    initial: tower -> `SCRATCH`, or the run that it is initialized from.
   """
   fields = dict(TRAINING) | {
     "num_train_steps": count,
@@ -258,13 +258,13 @@ def stage_fields(
   return fields | dict(stage.changes)
 
 
-def _codecs(root: pathlib.Path, seed: int) -> Iterator[commands.Step]:
-  """Tokenizer, text encoder and codecs, and the directory of them."""
+def _codecs(root: pathlib.Path, seed: int) -> Iterator[runner.Step]:
+  """Tokenizer, text encoder and codecs, exported to one directory."""
   tokenizer = root / "tokenizer.json"
-  yield commands.Step(
+  yield runner.Step(
     name="tokenizer",
     words=("-m", "ovi_jax.data.tokenizer", f"--out={tokenizer}"),
-    makes=tokenizer,
+    output=tokenizer,
   )
   for part, runs in CODECS.items():
     before = ""
@@ -289,7 +289,7 @@ def _codecs(root: pathlib.Path, seed: int) -> Iterator[commands.Step]:
   ]
   words = ("-m", "ovi_jax.training.codecs.assemble", *last, f"--out={out}")
   words += ("--dtype=bfloat16", *sizes)
-  yield commands.Step(name="components", words=words, makes=out)
+  yield runner.Step(name="components", words=words, output=out)
 
 
 def latents(
@@ -297,40 +297,40 @@ def latents(
   seed: int,
   components: pathlib.Path,
   worlds: Mapping[str, Mapping[str, Any]],
-) -> Iterator[commands.Step]:
+) -> Iterator[runner.Step]:
   """Clips or sounds of worlds, and their latents in `root / NAME`.
 
   Args:
     root: directory for both.
-    seed: that the worlds' follow.
+    seed: the worlds' seeds are the ones after it.
     components: directory of the encoders.
     worlds: by name, arguments of the world's command.
   """
   for name, fields in _seeded(worlds, seed).items():
     media, out = root / f"raw_{name}", root / name
     given = {**fields, "out": media}
-    yield commands.Step(
+    yield runner.Step(
       name=f"world_{name}",
       words=("-m", "ovi_jax.synthetic.world", *_flags(given)),
-      makes=media,
+      output=media,
     )
     given = {"data": media, "weights": components, "out": out}
-    yield commands.Step(
+    yield runner.Step(
       name=f"encode_{name}",
       words=(
         *("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
-        "--force",  # codecs of few steps too: they are scored at the end
+        "--force",  # whatever the codec error; it is measured at the end
       ),
-      makes=out,
+      output=out,
     )
 
 
 def trained_flag(worlds: Mapping[str, Mapping[str, Any]], seed: int) -> str:
-  """`--trained=` of the clips that `latents` makes of the same arguments."""
+  """`--trained=` for the clips that `latents` renders from the same worlds."""
   clips = [
     f"{fields['seed']}:{fields['train']}:{fields['what']}"
     for fields in _seeded(worlds, seed).values()
-    if fields["what"] != "sounds"  # whose captions are no prompts
+    if fields["what"] != "sounds"  # their captions are not used as prompts
   ]
   return f"--trained={','.join(clips)}"
 
@@ -347,12 +347,12 @@ def _seeded(
 
 def training(
   name: str, config: str, root: pathlib.Path, changes: Mapping[str, Any]
-) -> commands.Step:
+) -> runner.Step:
   """A run of `train.py` at the mini size, in `root / name`."""
   words = ["train.py", f"--config=configs/{config}.py:mini"]
   words.append(f"--workdir={root / name}")
   words += [f"--config.{field}={value}" for field, value in changes.items()]
-  return commands.Step(name=name, words=tuple(words))
+  return runner.Step(name=name, words=tuple(words))
 
 
 def _flags(values: Mapping[str, Any]) -> list[str]:
@@ -366,23 +366,25 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    root = commands.directory_of(FLAGS.root, "root")
-    out = commands.directory_of(FLAGS.out or str(root / "weights"), "out")
-    todo = commands.until(steps(root, FLAGS.seed, out), FLAGS.until)
+    cli.require_flags(FLAGS, root="DIR")
+    root = runner.absolute(FLAGS.root)
+    out = runner.absolute(FLAGS.out or str(root / "weights"))
+    todo = runner.until(steps(root, FLAGS.seed, out), FLAGS.until)
     if FLAGS.dry_run:
-      for step in todo:
-        print(f"python {shlex.join(step.words)}")
+      runner.print_commands(todo)
       return
     root.mkdir(parents=True, exist_ok=True)
-    commands.take(todo, root / commands.TIMES)
+    runner.run(todo, root / runner.TIMES)
   except (OSError, ValueError) as error:
     sys.exit(f"recipe: {error}")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("root", "", "Directory for all that is made.")
-  flags.DEFINE_string("out", "", "Directory for the weights; ROOT/weights.")
-  flags.DEFINE_integer("seed", 0, "Of worlds and training.")
-  flags.DEFINE_string("until", "", "Last step to take.")
+  flags.DEFINE_string("root", "", "Directory for outputs.")
+  flags.DEFINE_string(
+    "out", "", "Directory for the weights; by default ROOT/weights."
+  )
+  flags.DEFINE_integer("seed", 0, "Seed of worlds and training.")
+  flags.DEFINE_string("until", "", "Name of the last step to run.")
   flags.DEFINE_bool("dry_run", False, "Print the commands only.")
   app.run(main, flags_parser=cli.parse_flags)

@@ -9,7 +9,7 @@ import pytest
 
 from ovi_jax import synthetic
 from ovi_jax.sampling import attention_maps
-from ovi_jax.synthetic import ablation
+from scripts.small_ovi import ablation
 
 
 @pytest.fixture
@@ -135,11 +135,11 @@ def test_an_unknown_ablation_field_is_refused():
 def test_runs_of_other_settings_are_not_mixed(settings, tmp_path):
   path, digests = tmp_path / ablation.SETTINGS, {"video_vae": "ab"}
   for _ in range(2):
-    ablation.keep(settings, digests, path)
+    ablation.record_settings(settings, digests, path)
   other = dataclasses.replace(settings, num_train_clips=3, num_eval_prompts=2)
   with pytest.raises(
     ValueError, match="runs of other num_eval_prompts, num_train_clips"
   ):
-    ablation.keep(other, digests, path)
+    ablation.record_settings(other, digests, path)
   with pytest.raises(ValueError, match="runs of other digests"):
-    ablation.keep(settings, {"video_vae": "cd"}, path)
+    ablation.record_settings(settings, {"video_vae": "cd"}, path)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ovi_jax.synthetic import card
 from ovi_jax.synthetic.evaluation import weights as evaluated
+from scripts.small_ovi import card
 
 LOSSES = (evaluated.VIDEO, evaluated.AUDIO)
 

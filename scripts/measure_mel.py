@@ -1,6 +1,6 @@
 """Print the mean and standard deviation of mel bins over some clips.
 
-  python -m ovi_jax.training.codecs.measure_mel --source=world:0
+  python -m scripts.measure_mel --source=world:0
 
 For `mel_mean` and `mel_std` of `configs/codec_audio.py`.
 """

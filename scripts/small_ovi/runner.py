@@ -1,4 +1,9 @@
-"""Commands of the project one after the other, each once, and timed."""
+"""Runs commands of this repository in order and records their wall time.
+
+Not a Makefile: the commands are computed from the recipe's tables, for
+ablations per variant and seed. Rules generated from them would still need a
+program that adds up the time of interrupted runs.
+"""
 
 import dataclasses
 import json
@@ -24,70 +29,68 @@ class Step:
   Attributes:
     name: of the step.
     words: of the command, without the Python that runs it.
-    makes: what is there when it is done; `None` for a run of `train.py`, which
-      knows itself how far it is.
+    output: path that exists once the step is complete; `None` for a run of
+      `train.py`, which resumes from its own checkpoints.
   """
 
   name: str
   words: tuple[str, ...]
-  makes: pathlib.Path | None = None
+  output: pathlib.Path | None = None
 
 
-def take(todo: Iterable[Step], times: pathlib.Path) -> None:
-  """Take steps, those that are not taken yet.
+def print_commands(steps: Iterable[Step]) -> None:
+  for step in steps:
+    print(f"python {shlex.join(step.words)}")
+
+
+def run(steps: Iterable[Step], times: pathlib.Path) -> None:
+  """Run steps in order; those whose output exists are skipped.
 
   Args:
-    todo: in order.
-    times: file that keeps the seconds of each.
+    steps: in order.
+    times: JSON file that keeps the seconds of each.
 
   Raises:
     ValueError: a step fails.
   """
-  for step in todo:
-    if step.makes is not None and step.makes.exists():
-      print(f"{step.name}: already made", flush=True)
+  for step in steps:
+    if step.output is not None and step.output.exists():
+      print(f"{step.name}: skipped, {step.output} exists", flush=True)
       continue
     print(f"{step.name}: python {shlex.join(step.words)}", flush=True)
-    began = time.monotonic()
+    start = time.monotonic()
     done = subprocess.run(
       [sys.executable, *step.words], cwd=REPOSITORY, check=False
     )
-    _keep_time(times, step.name, time.monotonic() - began)
+    _add_time(times, step.name, time.monotonic() - start)
     if done.returncode:
       raise ValueError(
-        f"step {step.name} ended with exit code {done.returncode}; what it"
-        " said is above. The same command goes on from here"
+        f"step {step.name} failed with exit code {done.returncode}; its output"
+        " is above. Run the same command again to resume: completed steps are"
+        " skipped"
       )
 
 
-def until(todo: Iterable[Step], last: str) -> list[Step]:
-  """The steps up to and with that of a name, or all if it is empty.
+def until(steps: Iterable[Step], last: str) -> list[Step]:
+  """The steps up to and including one of them, or all if `last` is empty.
 
   Raises:
-    ValueError: there is none of that name.
+    ValueError: there is no step of that name.
   """
-  steps = list(todo)
+  steps = list(steps)
   names = [step.name for step in steps]
   if last and last not in names:
     raise ValueError(f"no step {last!r}; choose from {', '.join(names)}")
   return steps[: names.index(last) + 1 if last else None]
 
 
-def directory_of(path: str, name: str) -> pathlib.Path:
-  """An absolute directory from a flag; steps run in the repository.
-
-  Raises:
-    ValueError: the flag is empty, or there is no repository.
-  """
-  if not path:
-    raise ValueError(f"--{name}=DIR is needed")
-  if not (REPOSITORY / "train.py").is_file():
-    raise ValueError("this runs in a clone of the repository only")
+def absolute(path: str) -> pathlib.Path:
+  """A path of the caller's folder; steps run in the repository."""
   return pathlib.Path(os.path.abspath(path))
 
 
-def _keep_time(path: pathlib.Path, name: str, seconds: float) -> None:
-  """Add to what a step took in earlier runs, and note the machine."""
+def _add_time(path: pathlib.Path, name: str, seconds: float) -> None:
+  """Add to the seconds that a step took in earlier runs; note the machine."""
   times = json.loads(path.read_text()) if path.exists() else {}
   steps, machines = times.get("seconds", {}), times.get("machines", [])
   steps[name] = round(steps.get(name, 0.0) + seconds, 1)
@@ -98,7 +101,7 @@ def _keep_time(path: pathlib.Path, name: str, seconds: float) -> None:
 
 
 def _machine() -> str:
-  """Cores, and the processor's name."""
+  """Number of cores and name of the processor."""
   name = platform.processor() or platform.machine()
   info = pathlib.Path("/proc/cpuinfo")
   if info.is_file():

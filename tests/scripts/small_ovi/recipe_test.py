@@ -9,9 +9,9 @@ import ml_collections
 import pytest
 
 from ovi_jax.sampling import settings as sampling
-from ovi_jax.synthetic import commands
-from ovi_jax.synthetic import recipe
 from ovi_jax.training import settings
+from scripts.small_ovi import recipe
+from scripts.small_ovi import runner
 
 
 def test_every_step_has_a_valid_command(tmp_path):
@@ -24,10 +24,10 @@ def test_every_step_has_a_valid_command(tmp_path):
     config = configured(step.words)
     chosen = settings.from_config(config)
     assert chosen.seed == 3 and chosen.num_train_steps > 100
-  assert tmp_path / "out" in [step.makes for step in todo]
+  assert tmp_path / "out" in [step.output for step in todo]
   data = {name for stage in recipe.STAGES.values() for name in stage.data}
   assert data == recipe.WORLDS.keys() and recipe.LAST == "fusion_all"
-  # Prompts leave out the captions of all clips that are drawn to train on.
+  # Evaluation prompts exclude the captions of all training clips.
   drawn = {}
   for step in todo:
     if step.name.startswith("world_"):
@@ -36,7 +36,7 @@ def test_every_step_has_a_valid_command(tmp_path):
   words = next(s.words for s in todo if s.name == "prompts_seen")
   both = (f"{drawn[what]}:{what}" for what in ("clips", "two_balls"))
   assert f"--trained={','.join(both)}" in words
-  # What is advised is what sample.py understands.
+  # sample.py accepts the recommended settings.
   assert (
     sampling.recommended(recipe.SAMPLING)["num_steps"]
     == recipe.SAMPLING["num_steps"]
@@ -57,38 +57,38 @@ def configured(words) -> ml_collections.ConfigDict:
   return config
 
 
-def test_steps_run_once_and_are_timed(tmp_path):
+def test_completed_steps_are_skipped_and_times_of_runs_are_added(tmp_path):
   made = tmp_path / "made"
   write = f"open({str(made)!r}, 'a').write('x')"
-  first = commands.Step(name="first", words=("-c", write), makes=made)
-  again = commands.Step(name="again", words=("-c", write))
+  first = runner.Step(name="first", words=("-c", write), output=made)
+  again = runner.Step(name="again", words=("-c", write))
   for _ in range(2):
-    commands.take([first, again], tmp_path / "times.json")
+    runner.run([first, again], tmp_path / "times.json")
   assert made.read_text() == "xxx"
   times = json.loads((tmp_path / "times.json").read_text())
   seconds = times["seconds"]
   assert seconds.keys() == {"first", "again"} and min(seconds.values()) >= 0
   assert len(times["machines"]) == 1 and " cores (" in times["machines"][0]
-  bad = commands.Step(name="bad", words=("-c", "import sys; sys.exit(3)"))
-  with pytest.raises(ValueError, match="step bad ended with exit code 3"):
-    commands.take([bad, again], tmp_path / "times.json")
+  bad = runner.Step(name="bad", words=("-c", "import sys; sys.exit(3)"))
+  with pytest.raises(ValueError, match="step bad failed with exit code 3"):
+    runner.run([bad, again], tmp_path / "times.json")
   assert made.read_text() == "xxx"
 
 
 def test_a_recipe_can_end_at_a_step(tmp_path):
   todo = list(recipe.steps(tmp_path, 0, tmp_path / "out"))
-  names = [step.name for step in commands.until(todo, "components")]
+  names = [step.name for step in runner.until(todo, "components")]
   assert names[-1] == "components" and "fusion" not in names
-  assert len(commands.until(todo, "")) == len(todo)
+  assert len(runner.until(todo, "")) == len(todo)
   with pytest.raises(ValueError, match="no step 'dessert'; choose from token"):
-    commands.until(todo, "dessert")
+    runner.until(todo, "dessert")
 
 
 def test_the_command_line_prints_the_steps(tmp_path):
   def call(*words):
     return subprocess.run(
-      [sys.executable, "-m", "ovi_jax.synthetic.recipe", *words],
-      cwd=commands.REPOSITORY,
+      [sys.executable, "-m", "scripts.small_ovi.recipe", *words],
+      cwd=runner.REPOSITORY,
       capture_output=True,
       text=True,
       check=False,

@@ -1,6 +1,6 @@
 """The model card of the small Ovi: data, recipe, scores and limits, in numbers.
 
-  python -m ovi_jax.synthetic.card --root=DIR --weights=DIR [--seed=0]
+  python -m scripts.small_ovi.card --root=DIR --weights=DIR [--seed=0]
 
 Reads what the recipe left in its directory: the seconds of its steps and the
 scores; writes `MODEL_CARD.md` beside the weights.
@@ -65,9 +65,9 @@ laboratory. It knows one drawn world and nothing else.
 - **Recipe**: tokenizer, text encoder and codecs, then audio pretraining on long
   sounds, audio fine-tuning, video pretraining, fusion with frozen
   feed-forwards, and a last fusion of all parameters, by `make demo-weights`
-  (`ovi_jax.synthetic.recipe`), seed {seed}. (Of the weights that come with the
-  package, the last fusion and the decoder were trained after the rest was in
-  bfloat16; see docs/lab_notebook.md.)
+  (`scripts/small_ovi/recipe.py`), seed {seed}. (Of the weights that come with
+  the package, the last fusion and the decoder were trained after the rest was
+  in bfloat16; see docs/lab_notebook.md.)
 - **Identity**: towers of digest `{digest}`.
 - **Licence**: that of the code, Apache-2.0.
 """
