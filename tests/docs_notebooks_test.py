@@ -1,12 +1,13 @@
 """Notebooks of the documentation: they run, and hold no outputs."""
 
-import os
 import pathlib
 import subprocess
 import sys
 
 import nbformat
 import pytest
+
+from tests.lib import child_env
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
@@ -33,9 +34,8 @@ def test_notebooks_are_valid_and_hold_no_outputs(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run_and_show_a_clip(path, tmp_path):
-  unset = ("XLA_FLAGS", "MPLBACKEND")
-  environment = {n: v for n, v in os.environ.items() if n not in unset}
-  environment["PYTHONPATH"] = str(ROOT)
+  environment = child_env.environment(PYTHONPATH=ROOT)
+  environment.pop("MPLBACKEND", None)  # the kernel chooses its own
   executed = tmp_path / "executed.ipynb"
   done = subprocess.run(
     [sys.executable, "-c", EXECUTE, str(path), str(executed)],

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 import ovi_jax
 from ovi_jax.media import mp4
+from tests.lib import child_env
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -115,9 +117,9 @@ class Installed:
 
   def run(self, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a program of the environment in the folder."""
-    unset = ("PYTHONPATH", "PYTHONHOME", "XLA_FLAGS")
-    environment = {n: v for n, v in os.environ.items() if n not in unset}
-    environment["JAX_PLATFORMS"] = "cpu"
+    environment = child_env.environment()
+    for name in ("PYTHONPATH", "PYTHONHOME"):
+      environment.pop(name, None)
     return subprocess.run(
       [str(self._bin / words[0]), *words[1:]],
       cwd=self.folder,
@@ -201,4 +203,4 @@ def test_help_and_errors_name_the_console_script(installed, name):
   done = installed.run(name, *wrong[name])
   assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
   assert done.stderr.startswith(f"{name}: "), done.stderr
-  assert ".py" not in done.stderr
+  assert not re.search(r"python \w+\.py", done.stderr), done.stderr
