@@ -112,7 +112,13 @@ def test_a_line_is_not_written_into_a_bar(monkeypatch):
 ROOT = pathlib.Path(console.__file__).resolve().parents[1]
 COMMANDS = [
   path
-  for path in sorted([*ROOT.glob("*.py"), *(ROOT / "ovi_jax").rglob("*.py")])
+  for path in sorted(
+    [
+      *ROOT.glob("*.py"),
+      *(ROOT / "ovi_jax").rglob("*.py"),
+      *(ROOT / "scripts").rglob("*.py"),
+    ]
+  )
   if '__name__ == "__main__"' in path.read_text("utf-8")
   and path.stem != "shapes"  # prints nothing
 ]
@@ -134,6 +140,8 @@ def test_ctrl_c_is_one_line_and_ends_a_command_by_the_signal(tmp_path):
     "import os, signal\n"
     "from absl import app\n"
     "from ovi_jax import cli\n"
+    # A program that is started in the background ignores it.
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "app.run(\n"
     "  lambda _: os.kill(os.getpid(), signal.SIGINT),\n"
     "  flags_parser=cli.parse_flags,\n"

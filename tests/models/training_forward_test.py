@@ -54,6 +54,7 @@ def test_padding_changes_nothing(backend):
   )
 
 
+@pytest.mark.slow
 def test_a_missing_modality_is_masked_out():
   lengths = AV(jnp.array([2, 0]), jnp.array([9, 9]))
   a = forward(example(), lengths)

@@ -52,6 +52,7 @@ def noise(golden, tmp_path_factory) -> pathlib.Path:
   return path
 
 
+@pytest.mark.slow
 def test_a_run_from_given_noise_equals_the_original(run, noise, golden):
   (path,), lines = run(noise=noise, save_latents=True, maps=True)
   latents = np.load(path.with_suffix(".npz"))

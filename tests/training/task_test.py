@@ -181,6 +181,7 @@ def test_the_shipped_config_is_valid(size):
   assert chosen.make_objective("gpu").dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_a_codec_without_init_from_is_initialized_at_random():
   task = tasks.make(settings.from_config(small_codec.config(seed=3)))
   plan = task.init_plan()

@@ -66,6 +66,7 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
   assert len(logs.read(tmp_path / "fusion")) == 2
 
 
+@pytest.mark.slow
 def test_a_run_resumes_only_with_its_own_config(pretrained, datasets, tmp_path):
   first = small_training.config("audio_pretrain", datasets["sounds"])
   assert small_training.run(first, tmp_path)

@@ -176,6 +176,7 @@ def bad(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
   return inputs, folder / "out", problems
 
 
+@pytest.mark.slow
 def test_each_failure_is_a_named_reject(bad):
   _, out, problems = bad
   assert problems == []

@@ -34,6 +34,7 @@ def check(table, slack: float = 0.0):
   assert not low and not high
 
 
+@pytest.mark.slow
 def test_clean_clips_are_scored_correct(clips, worn):
   check(calibration.score(clips, worn[1]))
   assert {len(clip.facts.colours) for clip in clips} == {1, 2}

@@ -117,6 +117,7 @@ def latents():
   return denoised()
 
 
+@pytest.mark.slow
 def test_samples_are_playable_clips(made):
   # Two ids that are one name to some file systems; none leaves the folder.
   folder = made[0].parent

@@ -47,6 +47,7 @@ def test_training_overfits_two_sounds(params):
   assert np.mean(losses[-3:]) < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_the_gradient_of_silence_is_finite(params):
   silence = learning.sounds(np.zeros_like(WAVES))
   noise = learning.drawn(TASK, silence)

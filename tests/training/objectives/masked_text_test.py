@@ -34,6 +34,7 @@ def learned(params):
   return learning.learn(TASK, params, BATCH, 40, 1e-2)
 
 
+@pytest.mark.slow
 def test_training_overfits_two_captions(learned):
   losses, params = learned
   assert abs(losses[0] - np.log(12)) < 1e-4  # the head has no opinion
