@@ -1,7 +1,7 @@
-"""Connects the processes of a run; with one process, every function is a no-op.
+"""Connects the processes of a run, synchronizes and compares them.
 
 JAX's cluster detection finds the other processes, or the variables in
-`cluster_env` name them.
+`cluster_env` name them. A run of one process connects to nothing.
 """
 
 import contextlib

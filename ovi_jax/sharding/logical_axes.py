@@ -86,7 +86,7 @@ def spec(
 
 
 def fill(length: int, letter: str = "L") -> int:
-  """Round a length up to a multiple of the devices that shard it."""
+  """Round a length up to a multiple of its shards on the ambient mesh."""
   sizes = dict(jax.sharding.get_abstract_mesh().shape)
   parts = math.prod(sizes.get(axis, 1) for axis in ACTIVATIONS[letter])
   return -(-length // parts) * parts
