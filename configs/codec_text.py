@@ -19,7 +19,7 @@ FULL = {
   "dim_attn": 4096,
   "dim_ffn": 10_240,
   "num_heads": 64,
-  "encoder_layers": 24,  # transformer blocks
+  "encoder_layers": 24,  # number of transformer blocks
   "num_buckets": 32,
 }
 MINI = {

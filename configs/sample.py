@@ -3,7 +3,7 @@
   python sample.py --weights=DIR --prompt="…" --config.seed=7
 
 A field without a value here takes the one recommended by the weights' manifest,
-or else Ovi's published default (in the comment on the right). Released weights
+or else Ovi's published default (in the comment beside it). Released weights
 take up to 22 GiB of device memory in bfloat16, plus activations; the weights
 that come with the package also run on a CPU. docs/how_to/sample.md explains
 each field.
@@ -33,9 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Maximum number of clips of the same size that are denoised together. More
   # clips use an accelerator better, but multiply activation memory.
   config.batch_size = 1
+  # 4.0 for video, 3.0 for audio.
   config.guidance_scale = ml_collections.ConfigDict()
-  config.guidance_scale.video = placeholder(float)  # 4.0
-  config.guidance_scale.audio = placeholder(float)  # 3.0
+  config.guidance_scale.video = placeholder(float)
+  config.guidance_scale.audio = placeholder(float)
   # Block that the negative pass skips; 0 for none.
   config.slg_layer = placeholder(int)  # 11
   config.negative_prompt = ml_collections.ConfigDict()

@@ -164,7 +164,8 @@ def training(video: bool, audio: bool) -> Any:
           "shift": 1.0,
           "shared_prob": 1.0,
         },
-        "cfg_dropout": {"video": 0.1, "audio": 0.1},  # ours
+        # Fraction of examples with the empty prompt, for each tower; ours.
+        "cfg_dropout": {"video": 0.1, "audio": 0.1},
         "i2v_prob": 0.0,
       },
       "optimizer": OPTIMIZER,
