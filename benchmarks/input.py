@@ -1,4 +1,4 @@
-"""Measures the input path: clips per second of CPU time, and time spent waiting.
+"""Measures the input path: clips per second of CPU time, and waiting time.
 
   python -m benchmarks.input
 
