@@ -1,12 +1,12 @@
-"""The input path, measured: clips a second of each core, and who waits.
+"""Measures the input path: clips per second of CPU time, and waiting time.
 
   python -m benchmarks.input
 
 Writes records of the released sizes with the real builder, reads them with the
-loader in this process and in one or two workers, and says how many clips come
-for each second of a core's time. A consumer copies every batch once, as on its
-way to a device. Then a run of the mini fusion stage says which share of its
-time it waits for data.
+loader in this process and in one or two workers, and reports clips per second
+of CPU time. A consumer copies every batch once, like a transfer to a device.
+Then a run of the mini fusion stage measures the fraction of time spent waiting
+for data.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Does training learn? Every stage at `:mini` on eight clips, then samples.
+"""Overfits every stage at `:mini` on eight clips, then samples.
 
   python -m benchmarks.overfit --workdir=DIR          (under an hour, two cores)
   python -m benchmarks.overfit --workdir=DIR --stages=video_pretrain
 
-Stages run through `train` with the repository's configs; what is overridden is
-in `OVERRIDES` and in the results. Samples come from the averaged weights of the
-last checkpoint, as a later stage reads them, and from noise that training never
-saw, one for each caption; they are held against all eight clips. The same
-command resumes an interrupted run.
+Stages run through `train` with the repository's configs; `OVERRIDES` and the
+results list what is overridden. Samples come from the EMA parameters of the
+last checkpoint, as a later stage reads them, and from new noise, one sample per
+caption. Each is compared with all eight clips. The same command resumes an
+interrupted run.
 """
 
 import importlib

@@ -1,12 +1,12 @@
-"""Time ovi_jax beside the original's PyTorch code, on one machine, in one run.
+"""Times ovi_jax and the original's PyTorch code on one machine, in one run.
 
   python -m benchmarks.run --original=CLONE --torch_python=PYTHON
   python -m benchmarks.run --cases=denoise,vocoder          (ours only)
 
-CLONE is a clone of character-ai/Ovi, PYTHON one that has its requirements (see
-README.md). Each case gets two processes with the same threads; both warm up and
-are compared; then they are timed in turns, one at a time. This is done anew
-with new processes, since one may be slow for as long as it lives.
+CLONE is a clone of character-ai/Ovi. PYTHON is a Python with its requirements
+(see README.md). Each case gets two processes with equal thread counts. Both
+warm up and are compared; then they are timed alternately. This is repeated
+with new processes, since the speed of a process may stay low for its lifetime.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""Search the blocks of the TPU's attention kernel, for one kind of chip.
+"""Searches the block sizes of the TPU attention kernel for one kind of chip.
 
   python -m benchmarks.splash_blocks --keys=15004 --heads=12 [--backward]
   python -m benchmarks.splash_blocks --aot=v6e:2x4 --keys=15004 --heads=12
 
-On a TPU every candidate is timed, and the best is printed as a row of
-`ovi_jax/attention/splash_blocks.json`. Without one (`--aot`) candidates are
-compiled, which says which of them the chip's own memory can hold.
+On a TPU, every candidate is timed, and the best is printed as a row of
+`ovi_jax/attention/splash_blocks.json`. Without a TPU (`--aot`), candidates are
+compiled, which shows which of them fit in VMEM.
 """
 
 import itertools

@@ -3,7 +3,8 @@
   python train.py --config=configs/audio_finetune.py --workdir=DIR
     --config.init_from.audio=STAGE_1 --config.data.sources="('DIR',)"
 
-The paper gives no numbers for it; learning rate, batch and steps are ours.
+The paper gives no hyper-parameters for this stage; learning rate, batch size
+and number of steps are ours.
 """
 
 import ml_collections

@@ -1,10 +1,10 @@
-"""Stage 1: the audio tower alone, on speech of up to 12 s, from nothing.
+"""Stage 1: the audio tower alone, on speech of up to 12 s, from scratch.
 
   python train.py --config=configs/audio_pretrain.py --workdir=DIR
     --config.data.sources="('DIR',)"
 
-The paper: 50k steps of 2,880 clips, learning rate 1e-4, betas 0.9 and 0.999,
-hundreds of thousands of hours of sound; its hardware was not published.
+The paper: 50k steps at batch size 2,880, learning rate 1e-4, betas 0.9 and
+0.999, hundreds of thousands of hours of sound. The hardware was not published.
 `:mini` takes a minute on two cores.
 """
 

@@ -1,10 +1,11 @@
-"""The audio VAE, small, for the sounds of one world or dataset.
+"""The audio VAE.
 
   python train.py --config=configs/codec_audio.py:mini --workdir=DIR
 
-`:mini` takes less than 0.1 s of a core a step of 4 sounds of 2 s. Without it,
-MMAudio's sizes; how those were trained is not known. Terms and their weights
-are ours. For other sounds than the world's, measure the mels anew:
+`:mini` is a small VAE for the sounds of one world or dataset; a step of 4
+sounds of 2 s takes less than 0.1 s of one core. Without `:mini`, sizes are
+MMAudio's, whose training is not published. Loss terms and weights are ours.
+For sounds other than the synthetic world's, first measure the mel statistics:
 `python -m scripts.measure_mel --source=DIR`.
 """
 
@@ -12,7 +13,7 @@ import ml_collections
 
 from ovi_jax.training import default_config
 
-# Of `world:0`, log10 magnitudes.
+# Mel statistics of `world:0`, log10 magnitudes.
 # fmt: off
 MEL_MEAN = (
   -4.3044, -4.0890, -4.0480, -4.0968, -4.0958, -4.0759, -4.1020, -4.2217,
@@ -65,7 +66,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   )
   config.data.num_audio_samples = 157 * 512
   config.optimizer.learning_rate = 3e-4
-  config.optimizer.weight_decay = 0.0  # filters' norms mean nothing
+  config.optimizer.weight_decay = 0.0  # outputs do not depend on filter norms
   if default_config.is_mini(arg):
     config.update_from_flattened_dict(default_config.MINI_CODEC | MINI)
   return config

@@ -1,12 +1,12 @@
-"""The text encoder, small, for the captions of one world or dataset.
+"""The text encoder.
 
   python train.py --config=configs/codec_text.py:mini --workdir=DIR
     --config.data.tokenizer=FILE
 
-The tokenizer is one of the world's words, which
-`python -m ovi_jax.data.tokenizer --out=FILE` writes. `:mini` takes about
-0.2 s of a core a step of 32 captions. Without it, the sizes of UMT5-XXL. The
-task and its settings are ours.
+`:mini` is a small encoder for the captions of one world or dataset; a step of
+32 captions takes about 0.2 s of one core. Without `:mini`, sizes are those of
+UMT5-XXL. `python -m ovi_jax.data.tokenizer --out=FILE` writes a tokenizer of
+the synthetic world's words. The training task and its settings are ours.
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ FULL = {
   "dim_attn": 4096,
   "dim_ffn": 10_240,
   "num_heads": 64,
-  "encoder_layers": 24,  # transformer blocks
+  "encoder_layers": 24,  # number of transformer blocks
   "num_buckets": 32,
 }
 MINI = {

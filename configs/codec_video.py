@@ -1,10 +1,11 @@
-"""The video autoencoder, small, for clips of one world or dataset.
+"""The video VAE.
 
   python train.py --config=configs/codec_video.py:mini --workdir=DIR
 
-Crops are short and many: clips that differ teach more than frames that follow
-each other. Without `:mini`, Wan2.2's sizes; how those were trained is not
-known. Terms and their weights are ours.
+`:mini` is a small VAE for the clips of one world or dataset. Crops are short
+and many, because different clips are more informative than consecutive frames.
+Without `:mini`, sizes are Wan2.2's, whose training is not published. Loss terms
+and weights are ours.
 """
 
 import ml_collections
@@ -20,13 +21,13 @@ FULL = {
   "num_res_blocks": 2,
   "patch": 2,
 }
-# The same strides from larger patches and one stage less: convolutions of few
-# channels over many pixels are slow on a CPU.
+# The same strides with larger patches and one stage less, because convolutions
+# with few channels over many pixels are slow on a CPU.
 MINI_MODEL = {
   "dim": 16,
   "dec_dim": 24,
   "z_dim": 16,
-  "latent_mean": (0.0,) * 16,  # until `assemble` measures them
+  "latent_mean": (0.0,) * 16,  # replaced by measured ones in `assemble`
   "latent_std": (1.0,) * 16,
   "dim_mult": (1, 2, 2),
   "temporal_downsample": (True, True),

@@ -1,11 +1,12 @@
-"""The vocoder, small, for the sounds of one world or dataset.
+"""The vocoder.
 
   python train.py --config=configs/codec_vocoder.py:mini --workdir=DIR
 
-`:mini` takes about 0.35 s of a core a step of 4 sounds of half a second, and
-turns 5 s of mels into sound in 0.2 s. Without it, the sizes of MMAudio's
-BigVGAN, which was trained with adversaries too; here there is none. Terms and
-their weights are ours.
+`:mini` is a small vocoder for the sounds of one world or dataset. A step of 4
+sounds of half a second takes about 0.35 s of one core, and decoding 5 s of mels
+takes 0.2 s. Without `:mini`, sizes are those of MMAudio's BigVGAN. BigVGAN was
+also trained with discriminators; this objective has none. Loss terms and
+weights are ours.
 """
 
 import ml_collections

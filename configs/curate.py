@@ -7,11 +7,11 @@
   python -m ovi_jax.curation --config=configs/curate.py:audio …
 
 The default config makes windows of 121 frames with audio; `:audio` is for audio
-without video. `:mini` and `:audio-mini` accept small media and pass clips
-untested if there are no lip-sync weights, to try the pipeline on any machine.
-The fields of a stage are those of its module's `Config`
+without video. `:mini` and `:audio-mini` are for trying the pipeline on any
+machine: they accept small media, and without lip-sync weights they keep all
+clips untested. The fields of a stage are those of its module's `Config`
 (ovi_jax/curation/stages/); defaults follow the paper where it gives values.
-docs/explanation/curation.md has costs. The output is OUT/pack-…/records and
+docs/explanation/curation.md has costs. The outputs are OUT/pack-…/records and
 OUT/report.html.
 """
 
@@ -22,7 +22,7 @@ import ml_collections
 from ovi_jax.curation.engine import settings
 
 VIDEO = (
-  # Media is decoded once per pass; batch and global stages are alone.
+  # Media is decoded once per pass; batch and global stages have their own.
   ("probe", ("probe",)),
   ("dedup", ("dedup",)),
   ("shots", ("shots",)),
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.skip = ()  # stages to leave out, such as ("av_sync",)
   config.num_workers = 0  # 0: one per core
   config.timeout = 300.0  # seconds per stage and clip
-  # Of a batch of captions; each request has time limits of its own.
+  # For a batch of captions; each request has its own time limits.
   timeouts = {"captions": 86_400.0}
   if passes is VIDEO:
     timeouts["shots"] = 7200.0  # reads whole files
@@ -86,7 +86,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def _make_mini(config: Any) -> None:
-  """Accept small media, and need no weights except those of packages."""
+  """Accept small media, and need only weights that come with packages."""
   config.shard_size = 2
   if "av_sync" in config.stages:
     config.stages.probe.min_area = MINI_AREA

@@ -3,12 +3,12 @@
   python train.py --config=configs/fine_tune.py:WEIGHTS --workdir=DIR
     --config.data.sources="('DATASET',)"
 
-WEIGHTS is a directory that `convert_torch_weights.py` or
-`ovi_jax.training.export` wrote. Sizes of the towers, buckets, text encoder and
-codecs are taken from it. As in the paper's last stage, attention and text
-embeddings are trained. Learning rate, batch and steps are ours and have not
-been tried at full size; the small model has settings of its own in
-`configs/small.py`.
+WEIGHTS is a directory written by `convert_torch_weights.py` or
+`ovi_jax.training.export`. The sizes of the towers, the buckets, the text
+encoder and the codecs are taken from it. As in the paper's last stage,
+attention and text embeddings are trained. Learning rate, batch size and number
+of steps are ours and have not been tried at full size. The small model has its
+own settings in `configs/small.py`.
 """
 
 import dataclasses

@@ -1,12 +1,13 @@
-"""Stage 3: both towers, attending to each other, on clips with their sound.
+"""Stage 3: both towers with cross-attention between them, on clips with sound.
 
   python train.py --config=configs/fusion.py --workdir=DIR
     --config.init_from.video=WAN --config.init_from.audio=STAGE_2
     --config.data.sources="('DIR',)"
 
-The paper: from Wan2.2-TI2V-5B and stage 2, 40k steps of 768 clips of 121
-frames at 720 by 720, learning rate 5e-5, betas 0.9 and 0.95; self-attention,
-cross-attention and the text embedding are trained, 5.7 B of 11.7 B parameters.
+The paper: from Wan2.2-TI2V-5B and stage 2; 40k steps at batch size 768, clips
+of 121 frames at 720 by 720, learning rate 5e-5, betas 0.9 and 0.95.
+Self-attention, cross-attention and the text embedding are trained, 5.7 B of
+11.7 B parameters.
 """
 
 import ml_collections

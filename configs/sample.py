@@ -1,12 +1,12 @@
-"""Sampling: text to video with sound, or a first frame to video with sound.
+"""Sampling: text to video with sound, or text and a first frame.
 
   python sample.py --weights=DIR --prompt="…" --config.seed=7
 
-A field without a value here takes the one that the weights' manifest
-recommends, or else the one Ovi publishes (on the right).
-Any machine: released weights need about 40 GB of accelerator memory in
-bfloat16, those that come with the package need none. See
-docs/how_to/sample.md for what each field does.
+A field without a value here takes the one recommended by the weights' manifest,
+or else Ovi's published default (in the comment beside it). Released weights
+take up to 22 GiB of device memory in bfloat16, plus activations; the weights
+that come with the package also run on a CPU. docs/how_to/sample.md explains
+each field.
 """
 
 from typing import Any
@@ -20,35 +20,36 @@ from ovi_jax.sharding import mesh
 
 def get_config() -> ml_collections.ConfigDict:
   config: Any = ml_collections.ConfigDict()
-  # Weights name their own variant; one given here is required of them.
+  # If given, the weights must be of this variant.
   config.variant = ""
   config.mode = "auto"  # auto, t2v (ignore images), i2v (require them)
-  # The aspect, as height and width; the area is always the variant's.
+  # Height and width give the aspect ratio; the area is the variant's.
   config.height, config.width = geometry.DEFAULT_SIZE
   config.num_steps = placeholder(int)  # 50
   config.solver = placeholder(str)  # "unipc"; or dpm++, euler
   config.flow_shift = placeholder(float)  # 5.0
   config.seed = 103
   config.samples_per_prompt = 1
-  # Clips of the same size that are denoised together, at most. More use an
-  # accelerator better, and its memory for activations that many times.
+  # Maximum number of clips of the same size that are denoised together. More
+  # clips use an accelerator better, but multiply activation memory.
   config.batch_size = 1
+  # 4.0 for video, 3.0 for audio.
   config.guidance_scale = ml_collections.ConfigDict()
-  config.guidance_scale.video = placeholder(float)  # 4.0
-  config.guidance_scale.audio = placeholder(float)  # 3.0
-  # Left out of the negative pass; 0 leaves out none.
+  config.guidance_scale.video = placeholder(float)
+  config.guidance_scale.audio = placeholder(float)
+  # Block that the negative pass skips; 0 for none.
   config.slg_layer = placeholder(int)  # 11
   config.negative_prompt = ml_collections.ConfigDict()
   config.negative_prompt.video = placeholder(str)
   config.negative_prompt.audio = placeholder(str)
   config.dtype = "auto"  # bfloat16 on accelerators, float32 on a CPU
   config.attention = "auto"  # see ovi_jax/attention/attention.py
-  # Devices along each axis; 0 takes what is left over or is 1; all 0: chosen.
+  # Devices along each axis; 0 for the remaining ones; all 0: automatic.
   config.mesh = ml_collections.ConfigDict(dict.fromkeys(mesh.AXES, 0))
   config.context_parallelism = "ulysses"  # or ring
-  # BLOCK.HEAD,… of the sound, for --attention_maps; "" for the sharpest.
+  # BLOCK.HEAD,… of the audio tower, for --attention_maps; "": the sharpest.
   config.attention_heads = ""
-  # Shard each clip over the devices of all processes, or give each process
-  # clips of its own.
+  # Shard each clip over the devices of all processes; False: each process
+  # makes its own clips.
   config.shard_clips_over_hosts = False
   return config

@@ -1,11 +1,11 @@
-"""Fine-tune the small Ovi that comes with the package, on your own clips.
+"""Fine-tune the small Ovi that comes with the package on your own clips.
 
   python train.py --config=configs/small.py --workdir=DIR
     --config.data.sources="('DATASET',)"
 
 Towers, text encoder and codecs start from `ovi_jax/synthetic/weights`; sizes
-and buckets are theirs. Runs on a CPU. docs/how_to/fine_tune.md says what
-the small model can and cannot learn.
+and buckets match them. Runs on a CPU. docs/how_to/fine_tune.md says what the
+small model can and cannot learn.
 """
 
 import ml_collections
@@ -30,8 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.pretrained = weights
   config.num_train_steps = 500
   config.batch_size = 8
-  # Muon and the noise levels of the stage that made the weights, at a hundredth
-  # of its learning rate; docs/lab_notebook.md has results of other rates.
+  # Muon and the noise levels of the stage that trained the weights, with a
+  # hundredth of its learning rate; docs/lab_notebook.md compares rates.
   config.optimizer.name = "muon"
   config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 20

@@ -1,9 +1,9 @@
-"""A video tower alone, for models of other sizes than the released one.
+"""Pretraining of a video tower, for models of other sizes than the released.
 
   python train.py --config=configs/video_pretrain.py --workdir=DIR
     --config.data.sources="('DIR',)"
 
-Ovi starts from Wan2.2-TI2V-5B instead; all numbers are ours.
+Ovi itself starts from Wan2.2-TI2V-5B; all hyper-parameters here are ours.
 """
 
 import ml_collections

@@ -1,11 +1,11 @@
-"""Whether the audio tower's rotary positions keep the video's time.
+"""Scaled and unscaled rotary positions of the audio tower.
 
   python -m scripts.small_ovi.ablation --ablation=ablations/audio_rope
     --root=DIR
 
-Ovi scales them by the ratio of the towers' rates, 31/157, so that tokens of
-one moment stand at one angle (paper, section 3.2). An ablation is one such
-file: variants are changes of fields of the stages' configs.
+Ovi scales them by the ratio of the towers' token rates, 31/157, so that
+simultaneous tokens have the same angle (paper, section 3.2). An ablation is
+one such file; its variants change fields of the stages' configs.
 """
 
 from typing import Any

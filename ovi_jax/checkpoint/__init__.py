@@ -1,1 +1,1 @@
-"""See docs/explanation/architecture.md."""
+"""Training checkpoints: saved by Orbax, verified by checksums."""

@@ -1,11 +1,11 @@
-"""Checksums of a directory's files, kept in the directory itself.
+"""Checksums of the files of a directory, stored in the directory.
 
-`write` is the last thing done to a checkpoint before it gets its name, so one
-that has a name and no checksums, or others, was damaged afterwards. CRC-32
-finds accidents (flipped bits, cut files), not forgery; it is several times
-faster than a cryptographic hash and never waits for less than the disk.
+`write` runs last, before a checkpoint gets its final name. A checkpoint without
+checksums, or with files that do not match them, was damaged afterwards. CRC-32
+detects accidents (flipped bits, truncated files), not forgery; it is several
+times faster than a cryptographic hash and not slower than the disk.
 
-A list of unknown origin may name regular files of its own directory only.
+A list of unknown origin may name only regular files of its own directory.
 """
 
 import concurrent.futures
@@ -21,28 +21,28 @@ from ovi_jax import untrusted
 
 CHECKSUMS = "checksums.json"
 _PIECE = 8 * 2**20  # bytes read at once
-_THREADS = 4  # files read at once; zlib lets other threads run
+_THREADS = 4  # files read at once; zlib releases the GIL
 _LISTED = 4  # problems in a message
 Entries = Mapping[str, Mapping[str, int]]
 
 
 class DamagedError(ValueError):
-  """Files are not as they were written."""
+  """Files differ from what was written."""
 
 
 def write(directory: pathlib.Path, leave_out: Iterable[str] = ()) -> None:
-  """Write the checksums of all files below a directory, and flush them.
+  """Write the checksums of all files below a directory, and flush the files.
 
-  Files of a folder that has a list of its own, which another process wrote,
-  are not read: their checksums are taken from it.
+  If a subfolder has a list of its own, written by another process, the
+  checksums of its files are copied from this list, and the files are not read.
 
   Args:
-    directory: whose files are complete.
-    leave_out: names of files that will change yet.
+    directory: directory whose files are complete.
+    leave_out: names of files that will still change.
 
   Raises:
     OSError: a file cannot be read, or the disk is full.
-    DamagedError: the list of a folder is damaged.
+    DamagedError: the list of a subfolder is damaged.
   """
   entries: dict[str, Mapping[str, int]] = {}
   for path in sorted(directory.glob(f"*/**/{CHECKSUMS}")):
@@ -67,10 +67,16 @@ def write(directory: pathlib.Path, leave_out: Iterable[str] = ()) -> None:
 
 
 def listing(directory: pathlib.Path) -> dict[str, Mapping[str, int]]:
-  """The files a directory should hold, by name: `bytes` and `crc32`.
+  """Read the list of files and their checksums.
+
+  Args:
+    directory: directory with the list.
+
+  Returns:
+    `bytes` and `crc32` of each file, by name.
 
   Raises:
-    DamagedError: there is no such list, or it is damaged.
+    DamagedError: there is no list, or it is damaged.
   """
   path = directory / CHECKSUMS
   try:
@@ -92,7 +98,7 @@ def listing(directory: pathlib.Path) -> dict[str, Mapping[str, int]]:
 
 
 def names(directory: pathlib.Path) -> list[str]:
-  """Everything below a directory that is no folder, links included."""
+  """Names of all entries below a directory except folders; includes links."""
   return [
     path.relative_to(directory).as_posix()
     for path in sorted(directory.rglob("*"))
@@ -101,14 +107,17 @@ def names(directory: pathlib.Path) -> list[str]:
 
 
 def problems(directory: pathlib.Path, entries: Entries) -> list[str]:
-  """What differs between files and their checksums, in words.
+  """Compare files with their checksums.
 
-  A name that is not one of a regular file in the directory is a problem too,
-  and nothing is read under it.
+  A name that is not that of a regular file in the directory is a problem, and
+  nothing is read under this name.
 
   Args:
-    directory: of the files.
-    entries: see `listing`; of an empty entry, only the name is checked.
+    directory: directory of the files.
+    entries: see `listing`; for an empty entry, only the name is checked.
+
+  Returns:
+    The differences, as text, one item for each file that differs.
   """
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     found = pool.map(lambda n: _problem(directory, n, entries[n]), entries)
@@ -120,7 +129,7 @@ def problems(directory: pathlib.Path, entries: Entries) -> list[str]:
 
 
 def shorten(what: list[str]) -> str:
-  """A list of problems for a message, not too long."""
+  """Problems as one message, truncated."""
   rest = len(what) - _LISTED
   return "; ".join(what[:_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
 
@@ -128,7 +137,7 @@ def shorten(what: list[str]) -> str:
 def _problem(
   directory: pathlib.Path, name: str, expected: Mapping[str, int]
 ) -> str:
-  """What is wrong with one file; empty if nothing is."""
+  """The problem with one file; empty if there is none."""
   try:
     path = files.inside(directory, name)
     size = path.stat().st_size
@@ -146,7 +155,7 @@ def _problem(
 
 
 def _checksum(path: pathlib.Path, flush: bool = False) -> int:
-  """CRC-32 of a file; with `flush` its contents are on the disk then."""
+  """CRC-32 of a file; `flush` also writes its contents to the disk."""
   value = 0
   buffer = memoryview(bytearray(_PIECE))
   with path.open("rb", buffering=0) as file:
@@ -162,7 +171,7 @@ def _crc32_of(entries: Entries) -> int:
 
 
 def _flush_folder(path: pathlib.Path) -> None:
-  """Make the names in a folder last."""
+  """Write the names in a folder to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

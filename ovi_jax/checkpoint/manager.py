@@ -1,12 +1,11 @@
-"""Checkpoints of a training run: saved while it runs on, restored by it.
+"""Saves and restores the checkpoints of a training run.
 
-One checkpoint holds the training state (any pytree of arrays, random keys and
-numbers), the state of every process' input, and metadata. A thin layer over
-Orbax's `CheckpointManager`, which copies the state and writes it in the
-background, and names a checkpoint only when it is complete. Added here:
-checksums, of which each process computes those of the files it wrote, the
-search for the newest checkpoint that can be read, and errors that say what
-differs.
+A checkpoint holds the training state (any pytree of arrays, random keys and
+numbers), the input state of each process, and metadata. This is a thin layer
+over Orbax's `CheckpointManager`, which copies the state, writes it in the
+background and names a checkpoint only when it is complete. Added here:
+checksums (each process computes those of the files that it wrote), the search
+for the newest readable checkpoint, and errors that list differences.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ from ovi_jax.sharding import distributed
 
 _log = logging.getLogger(__name__)
 _TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
-# Orbax adds the time of the commit to it as its last act.
+# Orbax adds the commit time to it after everything else.
 _UNFINISHED = ("_CHECKPOINT_METADATA",)
 _TIMEOUT = 3600  # seconds a save may take before it counts as failed
 _FULL = ("no space left", "disk quota exceeded", "file too large")
@@ -39,10 +38,10 @@ _FULL = ("no space left", "disk quota exceeded", "file too large")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored(reader.CheckpointInfo):
-  """A checkpoint that was read.
+  """A restored checkpoint.
 
   Attributes:
-    state: the training state, in the target's tree and shardings.
+    state: the training state, with the target's tree and shardings.
   """
 
   state: Any
@@ -52,7 +51,8 @@ class Restored(reader.CheckpointInfo):
     """The input state of this process.
 
     Raises:
-      ValueError: another number of processes saved it, and each its own.
+      ValueError: the checkpoint was saved by another number of processes, and
+        their input states differ.
     """
     if len(self.iterators) == jax.process_count():
       return self.iterators[jax.process_index()]
@@ -66,7 +66,7 @@ class Restored(reader.CheckpointInfo):
 
 
 class _StateHandler(ocp.PyTreeCheckpointHandler):
-  """Orbax's handler of pytrees; each process adds checksums of its files."""
+  """Orbax's pytree handler; each process adds the checksums of its files."""
 
   async def async_save(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
     written = await super().async_save(directory, *args, **kwargs)
@@ -76,10 +76,11 @@ class _StateHandler(ocp.PyTreeCheckpointHandler):
 
 @dataclasses.dataclass(frozen=True)
 class _Checksums:
-  """A future of Orbax: the files of this process are written and summed.
+  """An Orbax future that ends when this process's checksums are written.
 
-  Orbax waits for it in the background, in every process, before process 0
-  names the checkpoint. Files of all processes are left to process 0.
+  In every process, Orbax waits for it in the background before process 0 gives
+  the checkpoint its name. Files that belong to no single process are left to
+  process 0 (`Manager._seal`).
   """
 
   written: Sequence[Any]
@@ -93,13 +94,14 @@ class _Checksums:
       integrity.write(own)
 
   def cancel(self) -> None:
-    """Files that are being written are not given up."""
+    """Do nothing: writes in progress are not cancelled."""
 
 
 class Manager:
   """Saves and restores the checkpoints of one run; use it in a `with` block.
 
-  One process group at a time: opening clears away what a killed run left.
+  Only one run may use a directory at a time: opening it deletes the incomplete
+  checkpoints of a killed run.
   """
 
   def __init__(
@@ -108,13 +110,14 @@ class Manager:
     """Open the directory.
 
     Args:
-      directory: of the checkpoints and nothing else; made if need be.
-      max_to_keep: how many of the newest are kept. With one, nothing is left
-        to fall back on when it is damaged.
-      keep_period: also keep those of steps that it divides; 0 for none.
+      directory: directory of the checkpoints, and nothing else; created if it
+        does not exist.
+      max_to_keep: number of newest checkpoints that are kept. With 1, there is
+        no fallback if the checkpoint is damaged.
+      keep_period: also keep checkpoints at multiples of this step; 0 for none.
 
     Raises:
-      OSError: the directory cannot be made or written.
+      OSError: the directory cannot be created or written.
     """
     if max_to_keep < 1 or keep_period < 0:
       raise ValueError(
@@ -155,7 +158,7 @@ class Manager:
     if kind is None:
       self.close()
       return
-    # The error on its way out matters more than one of the last save.
+    # The error being raised takes precedence over one of the last save.
     try:
       self.close()
     except (OSError, ValueError, RuntimeError) as error:
@@ -172,21 +175,24 @@ class Manager:
     iterator: Any = None,
     metadata: Mapping[str, Any] | None = None,
   ) -> bool:
-    """Save; waits for the save before it, then only until the state is copied.
+    """Save a checkpoint in the background.
+
+    Waits for the previous save, then returns as soon as the state is copied.
 
     Args:
-      step: from 0.
+      step: step of the checkpoint, from 0.
       state: pytree of jax and numpy arrays, random keys and Python numbers. It
         may be donated afterwards.
-      iterator: input state of this process: bytes, or anything JSON.
-      metadata: JSON.
+      iterator: input state of this process: bytes or a JSON value.
+      metadata: JSON object stored with the state.
 
     Returns:
-      Whether it was saved; False if there is a checkpoint of this step.
+      Whether it was saved; False if there is already a checkpoint of this step.
 
     Raises:
-      OSError: no space is left for it, or was for the save before it.
-      ValueError: something cannot be saved, or the save before it failed.
+      OSError: there is too little space for this save, or was for the previous
+        one.
+      ValueError: a value cannot be saved, or the previous save failed.
     """
     flat = tree_spec.flatten(state)
     meta = reader.description(step, flat, iterator, metadata or {})
@@ -212,14 +218,14 @@ class Manager:
     """Wait until the last save is complete.
 
     Raises:
-      OSError: no space was left for it.
-      ValueError: it failed otherwise. Earlier checkpoints stay.
+      OSError: there was too little space for it.
+      ValueError: it failed otherwise. Earlier checkpoints are not affected.
     """
     with self._explained():
       self._orbax.wait_until_finished()
 
   def close(self) -> None:
-    """Wait for the last save and let go of the directory."""
+    """Wait for the last save and release the directory."""
     try:
       self.wait()
     finally:
@@ -228,18 +234,19 @@ class Manager:
   def restore_newest(self, target: Any) -> Restored | None:
     """Restore the newest checkpoint that can be read.
 
-    Damaged ones are named in a warning and set aside under another name.
+    Damaged checkpoints are reported in a warning and renamed.
 
     Args:
-      target: tree of the state, its leaves arrays or `ShapeDtypeStruct`s with
-        the shardings to restore into, on any number of devices.
+      target: tree of the state, whose leaves are arrays or `ShapeDtypeStruct`s
+        with the shardings to restore into, on any number of devices.
 
     Returns:
-      The state, equal bit by bit; None if there is no checkpoint.
+      The checkpoint, its state bit-equal to what was saved; None if there is no
+      checkpoint.
 
     Raises:
       ValueError: the target differs from what was saved (lists every path), or
-        no checkpoint can be read (names each and what is wrong with it).
+        no checkpoint can be read (names each and the problem with it).
     """
     self.wait()
     flat = tree_spec.flatten(target)
@@ -268,7 +275,7 @@ class Manager:
     return None
 
   def _set_aside(self, restored: int) -> None:
-    """Rename the checkpoints after a step: the run will come there again."""
+    """Rename checkpoints after a step; the run will save these steps again."""
     distributed.barrier("restored")
     if jax.process_index() == 0:
       for step in self.steps():
@@ -284,13 +291,13 @@ class Manager:
     self._orbax.reload()
 
   def _seal(self) -> None:
-    """Add the checksums: everything is written, the name is not yet given."""
+    """Add the checksums when all files are written, before the final name."""
     (temporary,) = self.directory.glob(f"{self._saving}{_TEMPORARY}*")
     integrity.write(temporary, _UNFINISHED)
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
-    """Say what an error of a save means, and clear what it left."""
+    """Explain an error of a save, and delete its incomplete files."""
     try:
       yield
     except (OSError, ValueError, RuntimeError) as error:
@@ -314,7 +321,7 @@ class Manager:
 def _check_target(
   found: reader.CheckpointInfo, flat: Mapping[str, Any]
 ) -> None:
-  """Refuse a target that is not what was saved."""
+  """Raise ValueError if the target's leaves differ from the saved ones."""
   expected = {path: tree_spec.leaf_spec(leaf) for path, leaf in flat.items()}
   if differing := tree_spec.differences(found.leaves, expected):
     listed = "".join(f"\n  {line}" for line in differing)
@@ -325,7 +332,7 @@ def _check_target(
 
 
 def _check_room(directory: pathlib.Path, flat: Mapping[str, Any]) -> None:
-  """See that an uncompressed state has room, before a byte is written."""
+  """Raise OSError if the uncompressed state is larger than the free space."""
   size = sum(x.size * x.dtype.itemsize for x in flat.values())
   free = shutil.disk_usage(directory).free
   if size > free:

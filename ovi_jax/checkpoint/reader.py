@@ -1,17 +1,17 @@
-"""A training checkpoint on disk: find, verify and read it.
+"""Finds, verifies and reads training checkpoints.
 
   <directory>/<step>/state/...       arrays, in Orbax's format
   <directory>/<step>/meta/metadata   JSON: leaves, iterator states, metadata
   <directory>/<step>/checksums.json  of both, see `integrity`
 
-Nothing here writes. A directory under a step's number is complete: it was
-renamed when everything in it was written. Disks are those of the machine, or
-shared and mounted; all processes see the same files.
+This module writes nothing. A directory named by a step is complete: it was
+renamed after everything in it was written. Disks are local, or shared and
+mounted; all processes see the same files.
 
-A checkpoint of unknown origin is read as data. Its JSON is bounded and its
-types are checked, its files are regular ones within its directory, and Orbax
-is given our own handler and the shapes of the target: what its metadata names
-is neither imported nor allocated.
+A checkpoint of unknown origin is read as data. Its JSON is bounded and
+type-checked, its files are regular ones within its directory, and Orbax is
+given our own handler and the target's shapes: what the metadata names is
+neither imported nor allocated.
 """
 
 import base64
@@ -39,7 +39,7 @@ META_FILE = "metadata"
 FORMAT = 1
 _STEP = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
 _MAX_AXES = 32
-# What Orbax raises of metadata that is not as it writes it.
+# Errors that Orbax raises for invalid metadata.
 _UNREADABLE = (
   AttributeError,
   IndexError,
@@ -52,15 +52,15 @@ _UNREADABLE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-  """A checkpoint whose description has been read and is sound.
+  """The validated description of a checkpoint.
 
   Attributes:
-    path: its directory.
-    step: at which it was saved.
-    leaves: what its state holds, by path.
-    iterators: state of the input of each process that saved.
-    metadata: whatever was saved along.
-    checksums: of its files.
+    path: directory of the checkpoint.
+    step: step at which it was saved.
+    leaves: shape and dtype of each leaf of its state, by path.
+    iterators: input state of each process that saved.
+    metadata: JSON object that was saved with it.
+    checksums: checksums of its files.
   """
 
   path: pathlib.Path
@@ -74,16 +74,16 @@ class CheckpointInfo:
 def description(
   step: int, flat: Mapping[str, Any], iterator: Any, metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """What goes into a checkpoint beside its arrays, as JSON.
+  """The description of a checkpoint, stored beside its arrays as JSON.
 
   Args:
-    step: of the checkpoint.
+    step: step of the checkpoint.
     flat: leaves by path.
-    iterator: input state of this process: bytes, or anything JSON.
-    metadata: JSON.
+    iterator: input state of this process: bytes or a JSON value.
+    metadata: JSON object.
 
   Raises:
-    ValueError: a leaf is no array, or something is not JSON.
+    ValueError: a leaf is not an array or number, or a value is not JSON.
   """
   leaves = {path: tree_spec.leaf_spec(leaf) for path, leaf in flat.items()}
   entry = {"json": iterator}
@@ -118,14 +118,14 @@ def is_step(name: str) -> bool:
 
 
 def read_info(path: pathlib.Path) -> CheckpointInfo:
-  """Read what a checkpoint holds, without its arrays.
+  """Read the description of a checkpoint, without its arrays.
 
   Args:
     path: directory of one checkpoint, named by its step.
 
   Raises:
-    integrity.DamagedError: it is damaged or of another format; says which file
-      and how.
+    integrity.DamagedError: it is damaged or of another format; names the file
+      and the problem.
   """
   checksums = integrity.listing(path)
   name = f"{META}/{META_FILE}"
@@ -136,7 +136,7 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
     raise integrity.DamagedError(integrity.shorten(found))
   file = files.inside(path, name)
   try:
-    # Metadata and iterators may hold NaN.
+    # Metadata and iterators may contain NaN.
     meta = untrusted.read_json(file, finite=False)
     _check_types(meta)
     return CheckpointInfo(
@@ -160,7 +160,7 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
 
 
 def _check_types(meta: Any) -> None:
-  """ValueError that names the fields that are not as `description` has them."""
+  """Raise ValueError for fields that `description` would not have written."""
   version = meta.get("format") if isinstance(meta, dict) else meta
   if not isinstance(meta, dict) or version != FORMAT:
     raise ValueError(f"expected format {FORMAT}, found {version!r:.40}")
@@ -182,7 +182,7 @@ def _check_types(meta: Any) -> None:
 
 
 def _is_leaf(entry: Any) -> bool:
-  """Whether JSON is dtype, shape and "is a Python number" of a leaf."""
+  """Whether JSON is the dtype, shape and "is a Python number" of a leaf."""
   if not isinstance(entry, list) or len(entry) != 3:
     return False
   dtype, shape, python = entry
@@ -196,18 +196,18 @@ def _is_leaf(entry: Any) -> bool:
 
 
 def verify(saved: CheckpointInfo) -> None:
-  """Compare every file of a checkpoint with its checksum.
+  """Compare all files of a checkpoint with their checksums.
 
-  Processes share the work and all come to the same verdict.
+  Processes share the work and reach the same result.
 
   Raises:
-    integrity.DamagedError: files are damaged or missing, or something is no
-      regular file of the directory; names them.
+    integrity.DamagedError: files are damaged, missing or not regular files of
+      the directory; names them.
   """
   mine = sorted(saved.checksums)[jax.process_index() :: jax.process_count()]
   entries = {name: saved.checksums[name] for name in mine}
   if jax.process_index() == 0:
-    # Orbax opens what lies in the directory, whether it is listed or not.
+    # Orbax opens all files in the directory, listed or not.
     unlisted = set(integrity.names(saved.path)) - saved.checksums.keys()
     entries |= {name: {} for name in sorted(unlisted)}
   gathered = distributed.gather(integrity.problems(saved.path, entries))
@@ -220,9 +220,12 @@ def read(saved: CheckpointInfo, targets: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     saved: a verified checkpoint.
-    targets: by path, what to make of a leaf: an array or a `ShapeDtypeStruct`
-      of its shape with the sharding it shall have, a numpy array or a Python
-      number. Floating point leaves are converted to the target's dtype.
+    targets: for each path, an array or `ShapeDtypeStruct` of the leaf's shape
+      with the wanted sharding, a numpy array or a Python number. Floating-point
+      leaves are converted to the target's dtype.
+
+  Returns:
+    The leaves, by path.
 
   Raises:
     ValueError: the arrays cannot be read.
@@ -240,7 +243,7 @@ def read(saved: CheckpointInfo, targets: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_arrays(path: pathlib.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Arrays that are not empty, as `flat` says."""
+  """Read arrays with elements, with the shapes and shardings of `flat`."""
   item = traverse_util.unflatten_dict(dict(flat), sep="/")
   arguments = ocp.args.PyTreeRestore(
     item=item,

@@ -1,11 +1,11 @@
-"""A training state as leaves by path, which is how it lies on disk.
+"""Training states as leaves by path, the form in checkpoints.
 
-Names come from the tree: dict keys, fields of NamedTuples and dataclasses, and
-positions, joined by `/` (`params/blocks/video/...`, `optimizer/0/mu/...`). A
-nested dict and a flat one of paths give the same names. What holds no leaf
-(None, empty optimizer states, masked leaves) is in the tree only.
+Paths come from the tree: dict keys, fields of NamedTuples and dataclasses, and
+indices, joined by `/` (`trained_params/blocks/video/...`, `opt_state/0/...`). A
+nested dict and a flat dict of paths give the same names. Nodes without leaves
+(None, empty optimizer states, masked leaves) are not stored.
 
-Random keys are kept as their data; Python numbers as arrays of no axes.
+Random keys are stored as their data, Python numbers as arrays without axes.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Python numbers come back as what they were.
+# Dtypes in which Python numbers are stored; their types are restored.
 _SCALARS: Mapping[type, np.dtype] = {
   bool: np.dtype(np.bool_),
   int: np.dtype(np.int64),
@@ -26,10 +26,10 @@ _SCALARS: Mapping[type, np.dtype] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeafSpec:
-  """What a leaf is.
+  """Shape and dtype of a leaf.
 
   Attributes:
-    shape: of the leaf, without the words of a random key.
+    shape: shape of the leaf, without the words of a random key.
     dtype: name of the dtype; `key<...>` for random keys of an implementation,
       `bool`, `int` or `float` with `python` set for Python numbers.
     python: whether the leaf is a Python number.
@@ -45,10 +45,10 @@ class LeafSpec:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by path.
+  """The leaves of a tree, by path.
 
   Raises:
-    ValueError: the tree is a lone leaf, or two leaves have one path.
+    ValueError: the tree is a single leaf, or two leaves have the same path.
   """
   flat: dict[str, Any] = {}
   for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -63,17 +63,17 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any], target: Any) -> Any:
-  """The leaves of `flatten` in the tree they came from."""
+  """Put flattened leaves back into the tree of `target`."""
   return jax.tree.unflatten(
     jax.tree.structure(target), [flat[path] for path in flatten(target)]
   )
 
 
 def leaf_spec(leaf: Any) -> LeafSpec:
-  """What a leaf is: of an array, a `ShapeDtypeStruct` or a Python number.
+  """The shape and dtype of an array, `ShapeDtypeStruct` or Python number.
 
   Raises:
-    ValueError: it is none of them.
+    ValueError: the leaf is none of these.
   """
   if type(leaf) in _SCALARS:
     return LeafSpec(shape=(), dtype=type(leaf).__name__, python=True)
@@ -83,7 +83,7 @@ def leaf_spec(leaf: Any) -> LeafSpec:
 
 
 def to_stored(leaf: Any) -> Any:
-  """A leaf in the form it is written in."""
+  """A leaf in the stored form."""
   if _is_random_key(leaf):
     return jax.random.key_data(leaf)
   if type(leaf) in _SCALARS:
@@ -92,11 +92,15 @@ def to_stored(leaf: Any) -> Any:
 
 
 def abstract(leaf: Any) -> Any:
-  """Where and how to read a leaf: of a target's leaf, in its stored form.
+  """Describe to Orbax how to read a leaf.
+
+  Args:
+    leaf: leaf of the target.
 
   Returns:
-    A `ShapeDtypeStruct` with a sharding for what becomes a jax array, a numpy
-    array of no meaning for what is read into the memory of each process.
+    In the stored form: a `ShapeDtypeStruct` with a sharding for a leaf that is
+    a jax array; for other leaves, a numpy array of the same shape and dtype,
+    whose values are ignored. Those are read into the memory of each process.
   """
   if type(leaf) in _SCALARS:
     return np.zeros((), _SCALARS[type(leaf)])
@@ -109,7 +113,7 @@ def abstract(leaf: Any) -> Any:
 
 
 def from_stored(data: Any, leaf: Any) -> Any:
-  """What was read, as the kind of leaf the target has."""
+  """Convert a stored leaf to the target's kind of leaf."""
   if _is_random_key(leaf):
     kinds: list[Any] = []
     jax.eval_shape(lambda k: kinds.append(jax.random.key_impl(k)), _bare(leaf))
@@ -123,7 +127,7 @@ def from_stored(data: Any, leaf: Any) -> Any:
 def differences(
   saved: Mapping[str, LeafSpec], target: Mapping[str, LeafSpec]
 ) -> list[str]:
-  """Where a target differs from what was saved, in words, by path."""
+  """Differences of a target from a saved state, as text, by path."""
   found = []
   for path in sorted(saved.keys() | target.keys()):
     if path not in target:

@@ -1,4 +1,4 @@
-"""A run's directory belongs to one configuration, kept in its config.json."""
+"""Ties a run's directory to one config, stored in its config.json."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from ovi_jax import untrusted
 from ovi_jax.sharding import distributed
 
 CONFIG = "config.json"
-# Of a URL, whose second slash `pathlib` drops.
+# A URL; `pathlib` drops its second slash.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.ASCII)
 
 
@@ -27,21 +27,22 @@ def check_config(
   instead: str = "",
   also: Callable[[], None] = lambda: None,
 ) -> None:
-  """Write a run's configuration on its first start; hold later ones to it.
+  """Write a run's config at its first start; compare it at later starts.
 
   Args:
-    workdir: of the run; made if need be.
-    config: names to values, nested; anything JSON.
-    may_change: fields that may differ, by dotted name; a name stands for all
-      below it (`log` for `log.every`). The file then follows the new values.
-    instead: how to start another run, for the message.
-    also: what else is checked once the config fits, before anything is
+    workdir: directory of the run; created if it does not exist.
+    config: nested mapping of names to JSON values.
+    may_change: fields that may differ, by dotted name; a name includes all
+      fields below it (`eval` includes `eval.split`). Their new values are
+      written to the file.
+    instead: how to start another run, for the error message.
+    also: a further check, called once the config fits and before anything is
       written.
 
   Raises:
-    ValueError: the directory belongs to another configuration (lists every
-      field that differs, with both values), its file is damaged, `config` is
-      not JSON, or the directory is a URL.
+    ValueError: the directory belongs to another config (lists every field that
+      differs, with both values), its file is damaged, `config` is not JSON, or
+      the directory is a URL.
     OSError: the directory cannot be written, or its disk is full.
   """
   if url := _SCHEME.match(str(workdir)):
@@ -63,7 +64,7 @@ def check_config(
     also()
     if theirs == ours:
       return
-  # Nobody writes before everybody has read.
+  # No process writes before all processes have read.
   distributed.barrier("config_read")
   if jax.process_index() == 0:
     with files.atomic_path(path) as temporary:
@@ -72,7 +73,7 @@ def check_config(
 
 
 def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:
-  """The configuration of a run; ValueError if none is there."""
+  """The config of a run; ValueError if there is none."""
   path = pathlib.Path(workdir) / CONFIG
   if not path.is_file():
     raise ValueError(
@@ -82,7 +83,7 @@ def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config as JSON gives it back: tuples are lists."""
+  """The config after a round trip through JSON; tuples become lists."""
   try:
     return json.loads(json.dumps(dict(config)))
   except TypeError as error:
@@ -107,13 +108,13 @@ def _differences(
   after: Mapping[str, str],
   may_change: Iterable[str],
 ) -> list[str]:
-  """The fields that differ and may not, with both values."""
+  """The fields that differ although they may not, with both values."""
   heads = tuple(f"{name}." for name in may_change)
   found = []
   for name in sorted(before.keys() | after.keys()):
     had, has = before.get(name, "absent"), after.get(name, "absent")
     both = name in before and name in after
-    # Values are alike as JSON: 1, 1.0 and true are.
+    # Compared as the values of JSON: 1, 1.0 and true are equal.
     same = both and (had == has or json.loads(had) == json.loads(has))
     if not same and not f"{name}.".startswith(heads):
       back = f" ({flag(name, json.loads(had))} sets it back)" if both else ""
@@ -122,7 +123,7 @@ def _differences(
 
 
 def flag(name: str, value: Any) -> str:
-  """The flag that sets a field of the config, as a shell takes it."""
+  """The flag that sets a field of the config, quoted for a shell."""
   text = str(_tuple(value))
   if text.startswith("(") and not set(text) & set('"$`\\!'):
     return f'--config.{name}="{text}"'
@@ -130,12 +131,12 @@ def flag(name: str, value: Any) -> str:
 
 
 def _tuple(value: Any) -> Any:
-  """Lists, as JSON has them, to tuples, as flags are written."""
+  """Convert lists (JSON) to tuples (the form in flags)."""
   return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-  """Values as JSON text by dotted name; an empty branch is a value."""
+  """Values as JSON text by dotted name; an empty branch counts as a value."""
   flat: dict[str, str] = {}
   for name, value in config.items():
     if isinstance(value, dict) and value:

@@ -55,7 +55,7 @@ class Reject:
     clip: the clip as the stage received it.
     stage: name of the stage.
     reason: a few words, the same for all clips rejected for it.
-    score: the measured value, if the reason is a threshold.
+    score: the measured value, if it missed a threshold.
     detail: details of this clip, such as a traceback.
     failed: the stage failed, so the clip was not judged; too many failures fail
       the shard.

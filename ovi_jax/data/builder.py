@@ -4,7 +4,8 @@ A dataset is a folder: shards of records for each split, tfds's descriptions,
 `index-<split>.npy` with the latent sizes of every record (so that batches are
 planned without reading records), and `metadata.json` with the schema version,
 the latent geometry, the empty prompt's embedding and the size of every file.
-It is written under another name and renamed when whole. TensorFlow is not used.
+It is written under a temporary name and renamed when complete. TensorFlow is
+not used.
 
 A dataset of unknown origin is read as data: names of files must lie in the
 folder, tfds's descriptions are compared with ours and nothing that they name is

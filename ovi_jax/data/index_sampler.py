@@ -1,11 +1,11 @@
 """Which records make up which batch: arithmetic on indices, no records read.
 
-All sources are drawn from in one endless, global order. Position `p` of it is a
-source (an interleaving in the proportion of the weights), a record of it (each
-epoch of a source is a permutation of its own) and the epoch, all functions of
-`p` and the seed alone. Positions fill buckets in order; a bucket that is full
-is the next batch. So the batches are the same however many processes, workers
-and devices share them, and a batch is known by its number.
+All sources share one endless, global order. Position `p` of it is a source (the
+sources are interleaved in proportion to their weights), a record of the source
+(each epoch of a source is its own permutation) and the epoch, all functions of
+`p` and the seed alone. Positions fill buckets in order; a full bucket is the
+next batch. So batches do not depend on the numbers of processes, workers and
+devices, and a batch is identified by its number.
 """
 
 import dataclasses

@@ -1,9 +1,10 @@
 """The weights of one component: a safetensors file.
 
-Tensors are parameters by path (`blocks/video/self_attn/q/kernel`); those of
-transformer blocks are stacked over blocks. Files are written slice by slice and
-loaded device by device, so that neither needs memory for a whole model. Leaves
-keep the dtype they were written in unless `load` is given another.
+Tensors are parameters by path (`blocks/video/self_attention/query/kernel`);
+those of transformer blocks are stacked over blocks. Files are written slice by
+slice and loaded device by device, so that neither needs memory for a whole
+model. Leaves keep the dtype they were written in unless `load` is given
+another.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""Meshes, logical axes and their sharding rules, and multi-process start."""
+"""Meshes, logical axes, sharding rules, and the start of several processes."""

@@ -1,10 +1,10 @@
-"""Environment variables that tell of a run's processes, read and checked.
+"""Reads and checks the environment variables that describe a run's processes.
 
 JAX's cluster detection finds the processes (`distributed.initialize`). Three
 variables override it: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-`JAX_PROCESS_ID`. What launchers set besides (Slurm, MPI, TPU hosts, indexed
-Kubernetes Jobs) is compared with what JAX finds, and divides work among
-processes that do not connect.
+`JAX_PROCESS_ID`. The variables of launchers (Slurm, MPI, TPU hosts, indexed
+Kubernetes Jobs) serve two purposes: they are compared with what JAX finds, and
+they divide work among processes that do not connect.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ ADDRESS, COUNT, INDEX = (
   "JAX_PROCESS_ID",
 )
 TIMEOUT = "OVI_JAX_JOIN_SECONDS"  # how long to wait for others, 300 by default
-HEARTBEAT = "OVI_JAX_HEARTBEAT_SECONDS"  # until a silent one is lost, 100
-# Number of processes and index of this one, the innermost launcher first.
-# Without an index: a Slurm job outside of `srun`, which starts the processes.
+HEARTBEAT = "OVI_JAX_HEARTBEAT_SECONDS"  # until declared dead, 100 by default
+# Variables with the number of processes and the index of this one, the
+# innermost launcher first. No index: a Slurm job outside of `srun`.
 _LAUNCHERS = (
   ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
   ("PMI_SIZE", "PMI_RANK"),
@@ -31,22 +31,23 @@ _LAUNCHERS = (
 _TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 _TPU_INDEX = "TPU_WORKER_ID"
 _SLICES, _SLICE = "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID"
-_POD = "JOB_COMPLETION_INDEX"  # of an indexed Job; the number is not told
+_POD = "JOB_COMPLETION_INDEX"  # of an indexed Job; does not give the number
 _ADDRESS = re.compile(r"(?:\[[^][]+\]|[^][:]+):(\d{1,5})", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterEnv:
-  """What the environment says.
+  """The processes that the environment describes.
 
   Attributes:
-    variable: that tells of several processes, or of one; empty if none does.
-    count: of processes; `None` if it is not told.
-    index: of this process, from 0; `None` if it is not told.
-    address: `host:port` of the coordinator, of our variables only.
-    on_tpu: whether the variable is one of TPU hosts.
-    seconds: to wait for the others.
-    heartbeat: seconds until a process that is silent counts as lost.
+    variable: name of the variable that gives the number of processes, or shows
+      that there are several; empty if there is none.
+    count: number of processes; `None` if unknown.
+    index: index of this process, from 0; `None` if unknown.
+    address: `host:port` of the coordinator; only from the three variables.
+    on_tpu: whether `variable` is one of TPU hosts.
+    seconds: time to wait for other processes.
+    heartbeat: seconds without heartbeat after which a process is declared dead.
   """
 
   variable: str = ""
@@ -59,15 +60,15 @@ class ClusterEnv:
 
   @property
   def is_override(self) -> bool:
-    """Whether our variables are set, so that nothing is detected."""
+    """Whether the three variables are set, which disables detection."""
     return self.variable == COUNT
 
 
 def read(needs_coordinator: bool) -> ClusterEnv:
-  """What the environment says.
+  """Read the environment variables.
 
   Args:
-    needs_coordinator: whether the processes are to connect.
+    needs_coordinator: whether the processes are going to connect.
 
   Raises:
     ValueError: values are invalid or incomplete; lists all of them.
@@ -94,7 +95,7 @@ def read(needs_coordinator: bool) -> ClusterEnv:
 def _override(
   needs_coordinator: bool, problems: list[str]
 ) -> ClusterEnv | None:
-  """Our three variables, if some are set."""
+  """The values of the three variables; `None` if none of them is set."""
   given = [n for n in (ADDRESS, COUNT, INDEX) if os.environ.get(n, "").strip()]
   if not given:
     return None
@@ -120,7 +121,7 @@ def _override(
 
 
 def _launcher(problems: list[str]) -> ClusterEnv:
-  """The innermost launcher's variables."""
+  """The values of the innermost launcher's variables."""
   for total, place in _LAUNCHERS:
     if (count := _number(total, 1, problems)) is not None:
       index = _number(place, 0, problems) if place else None
@@ -144,7 +145,7 @@ def _launcher(problems: list[str]) -> ClusterEnv:
 
 
 def _number(name: str, least: int, problems: list[str]) -> int | None:
-  """A whole number; `None` if it is not set, or is none."""
+  """An integer variable; `None` if it is unset or invalid."""
   text = os.environ.get(name, "").strip()
   if not text:
     return None

@@ -1,6 +1,7 @@
-"""Several processes that run one program; with one process, nothing.
+"""Connects the processes of a run, synchronizes and compares them.
 
-JAX's cluster detection finds the others, or `cluster_env` names them.
+JAX's cluster detection finds the other processes, or the variables in
+`cluster_env` name them. A run of one process connects to nothing.
 """
 
 import contextlib
@@ -30,7 +31,8 @@ from ovi_jax.sharding import logical_axes
 
 _log = logging.getLogger(__name__)
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-# What programs are made of, besides the config. Weights have digests.
+# Files that determine compiled programs, besides the config. Weights are
+# compared by the digests in their manifest.
 _SOURCES = ("*.py", "*.json")
 _WEIGHTS = "weights"
 _LIBRARIES = ("jax", "jaxlib", "flax")
@@ -39,9 +41,9 @@ _INTERRUPTED = (
   b" at once, without saving\n"
 )
 _MORE_SECONDS = 60
-# Of detecting clusters (missing variables, a package, the metadata server).
+# Errors of cluster detection (variables, a package, the metadata server).
 _JOIN_ERRORS = (ImportError, KeyError, OSError, RuntimeError, ValueError)
-# What JAX says where it detects no cluster.
+# JAX's error message if it detects no cluster.
 _NOT_DETECTED = "coordinator_address should be defined"
 _ALONE = f"{cluster_env.COUNT}=1 starts one process alone"
 
@@ -49,20 +51,21 @@ _ALONE = f"{cluster_env.COUNT}=1 starts one process alone"
 def initialize() -> None:
   """Connect the processes that JAX's cluster detection finds, if any.
 
-  TPU VMs (by metadata server, GKE, several slices), Kubernetes Jobs, Slurm and
-  Open MPI are detected; `cluster_env` names the variables that override it.
-  Process 0 logs from now on; the others log warnings only. A process that
-  waits for longer than `OVI_JAX_JOIN_SECONDS` prints one line and exits.
+  JAX detects TPU VMs (metadata server, GKE, several slices), Kubernetes Jobs,
+  Slurm and Open MPI; `cluster_env` names the variables that override it. After
+  this call, process 0 logs, and the others log warnings only. If not all
+  processes connect within `OVI_JAX_JOIN_SECONDS`, the process prints one line
+  and exits.
 
   Raises:
-    ValueError: variables are invalid, a launcher's variable tells of more
+    ValueError: variables are invalid, a launcher's variable indicates more
       processes than JAX found, or the processes cannot connect.
   """
   told = cluster_env.read(needs_coordinator=True)
   alone = told.count == 1 and not told.address
   if alone or jax.distributed.is_initialized():
     return
-  config: Any = jax.config  # whose options are no declared attributes
+  config: Any = jax.config  # options are not declared attributes
   on_cpu = config.jax_platforms == "cpu"
   if not told.variable and (on_cpu or not cli.has_tpu()):
     return
@@ -82,7 +85,7 @@ def initialize() -> None:
   try:
     with _time_limit(told):
       jax.distributed.initialize(
-        # JAX aborts with a stack trace, so it has more time than we wait.
+        # JAX's own timeout aborts with a stack trace, so it is longer.
         initialization_timeout=math.ceil(told.seconds) + _MORE_SECONDS,
         heartbeat_timeout_seconds=told.heartbeat,
         **given,
@@ -105,8 +108,8 @@ def process_info() -> tuple[int, int]:
   """Index of this process and number of processes, connected or not.
 
   Raises:
-    ValueError: variables are invalid, or tell of several processes without
-      saying which one this is.
+    ValueError: variables are invalid, or indicate several processes without
+      giving their number and the index of this one.
   """
   if jax.process_count() > 1:
     return jax.process_index(), jax.process_count()
@@ -119,7 +122,7 @@ def process_info() -> tuple[int, int]:
 
 
 def _expected(told: cluster_env.ClusterEnv) -> str:
-  """Which processes are expected, and what says so."""
+  """The expected processes and the variables that give them, for messages."""
   if told.is_override:
     return (
       f"{told.count} processes at {told.address} as process {told.index}"
@@ -140,10 +143,10 @@ def _missing(told: cluster_env.ClusterEnv, found: int) -> str:
 
 
 def _check_port(told: cluster_env.ClusterEnv) -> None:
-  """Refuse a port that is taken; JAX would crash.
+  """Check that the coordinator's port is free; JAX would crash otherwise.
 
   Raises:
-    ValueError: it is.
+    ValueError: the port is in use.
   """
   if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
     return
@@ -159,7 +162,7 @@ def _check_port(told: cluster_env.ClusterEnv) -> None:
 
 @contextlib.contextmanager
 def _time_limit(told: cluster_env.ClusterEnv) -> Iterator[None]:
-  """Exit with one line when the time to connect is over."""
+  """Exit with a one-line error if the processes do not connect in time."""
 
   def expire() -> None:
     console.error(
@@ -183,7 +186,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def gather(value: Any) -> list[Any]:
-  """A JSON value of every process, in the order of processes."""
+  """Gather a JSON value from every process, in the order of their indices."""
   if jax.process_count() == 1:
     return [value]
   raw = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -204,18 +207,19 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def preemption_watcher() -> Iterator[Callable[[int], bool]]:
-  """Whether a stop was requested; checked before each step.
+  """Yield a function that says, before each step, whether to stop.
 
-  SIGTERM and the first Ctrl-C (SIGINT) stop it; the second Ctrl-C ends the
-  process at once. Several processes all stop before the same step, whichever
-  was told: JAX handles SIGTERM itself then.
+  SIGTERM and the first Ctrl-C (SIGINT) request a stop; the second Ctrl-C ends
+  the process at once. With several processes, JAX's preemption sync point
+  handles SIGTERM: all processes stop before the same step, whichever was
+  signalled.
   """
   told: list[int] = []
 
   def interrupted(number: int, frame: Any) -> None:
     del frame
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Not `print`: the signal may have come in the middle of one.
+    # Not `print`: the signal may have interrupted one.
     with contextlib.suppress(OSError):
       os.write(2, _INTERRUPTED)
     if jax.process_count() > 1:
@@ -238,12 +242,13 @@ def preemption_watcher() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def collective_errors() -> Iterator[None]:
-  """What one finds wrong before it begins is wrong for all.
+  """Raise an error of one process in all processes.
 
-  Without it the others would wait for one that ended, and it for them.
+  Otherwise the other processes would wait forever for the one that ended.
 
   Raises:
-    ValueError: of another process. An error of this one stays as it is.
+    ValueError: the error of another process. An error of this process is raised
+      unchanged.
   """
   mine: OSError | ValueError | None = None
   try:
@@ -259,13 +264,13 @@ def collective_errors() -> Iterator[None]:
 
 
 def assert_equal_across_hosts(config: Mapping[str, Any]) -> None:
-  """See that all processes run the same code with the same config.
+  """Check that all processes run the same code and libraries with one config.
 
   Args:
-    config: what must be the same, as plain values, possibly nested.
+    config: nested mapping of JSON values that must be equal.
 
   Raises:
-    ValueError: in every process, with what differs from process 0 and where.
+    ValueError: in every process; names each difference from process 0.
   """
   if jax.process_count() == 1:
     return
@@ -288,7 +293,7 @@ def assert_equal_across_hosts(config: Mapping[str, Any]) -> None:
 
 
 def code_digest() -> str:
-  """A digest of what the package makes programs of: source and tables."""
+  """A digest of the package's source files and JSON tables."""
   digest = hashlib.sha256()
   found = {path for kind in _SOURCES for path in _PACKAGE.rglob(kind)}
   for path in sorted(found):
@@ -302,7 +307,7 @@ def code_digest() -> str:
 
 
 def _versions() -> dict[str, str]:
-  """Of the libraries that make the programs."""
+  """Versions of the libraries that determine the compiled programs."""
   return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
@@ -317,12 +322,12 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def data_shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-  """Which part of each batch this process reads: (part, of how many).
+  """The part of each batch that this process reads: (part, number of parts).
 
   Processes whose devices hold the same examples read the same part.
 
   Raises:
-    ValueError: its devices hold examples that are not neighbours.
+    ValueError: the examples on this process's devices are not contiguous.
   """
   split = [mesh.shape[axis] for axis in logical_axes.ACTIVATIONS["B"]]
   groups = int(np.prod(split))

@@ -1,7 +1,7 @@
-"""The letters of array axes, and the mesh axes that split them.
+"""Logical axes of arrays, one letter each, and the mesh axes that shard them.
 
-Array names end in their axes: `video_BTHWC`, `q_BLNK`. The same letters serve
-einsum, einops and sharding, so the tables here are read by the models (for
+Array names end in their axes: `video_BTHWC`, `q_BLNK`. Einsum, einops and
+sharding use the same letters, so the tables here are used by the models (for
 activations) and by `sharding.sharding_rules` (for parameters).
 
   B batch            T latent frames, audio steps   H W rows, columns
@@ -10,10 +10,10 @@ activations) and by `sharding.sharding_rules` (for parameters).
   K head size        E text width                   P modulation parts
   M mel bins         A waveform samples             G scanned block
 
-Video has a hundred times as many tokens as audio and text. For video, the mesh
-axis `context` splits tokens, and weights are gathered; for audio and text it
-splits weights, and tokens are replicated. The tables have lower-case letters
-(d, f, n) for the second case; `replicated_tokens` translates.
+Video has a hundred times as many tokens as audio or text. For video, the mesh
+axis `context` shards tokens, and weights are all-gathered; for audio and text
+it shards weights, and tokens are replicated. Lower-case letters (d, f, n) stand
+for the second case; `replicated_tokens` translates.
 """
 
 import math
@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 Table = Mapping[str, tuple[str, ...]]
 
-# Mesh axes that split a letter; letters without an entry are never split.
+# Mesh axes that shard a letter; letters without an entry are not sharded.
 ACTIVATIONS: Table = {
   "B": ("data", "fsdp"),
   "L": ("context",),
@@ -57,14 +57,15 @@ def spec(
   """The partition of an array over a mesh.
 
   Args:
-    letters: one letter per axis, see above; `-` for an axis that is not split.
-    shape: the array's shape.
+    letters: one letter per axis, see above; `-` for an axis that is not
+      sharded.
+    shape: shape of the array.
     sizes: devices along each mesh axis, by name.
     table: `ACTIVATIONS` or `PARAMETERS`.
 
   Returns:
-    A `PartitionSpec`. An axis that its devices do not divide is not split, and
-    each mesh axis is used once, by the first letter that names it.
+    A `PartitionSpec`. A mesh axis is skipped if it does not divide the array
+    axis, and is used only once, by the first letter that names it.
 
   Raises:
     ValueError: the number of letters is not the number of axes.
@@ -85,7 +86,7 @@ def spec(
 
 
 def fill(length: int, letter: str = "L") -> int:
-  """The least length, `length` or more, that the ambient mesh splits evenly."""
+  """Round a length up to a multiple of its shards on the ambient mesh."""
   sizes = dict(jax.sharding.get_abstract_mesh().shape)
   parts = math.prod(sizes.get(axis, 1) for axis in ACTIVATIONS[letter])
   return -(-length // parts) * parts

@@ -1,12 +1,12 @@
 """The device mesh: axes data, fsdp, context, tensor.
 
   data     examples; in sampling, the two passes of guidance
-  fsdp     examples, and the weights that are gathered for them
-  context  tokens of the video; weights of what has few tokens, see `axes`
+  fsdp     examples, and weights, which are all-gathered block by block
+  context  video tokens; weights of layers with few tokens, see `logical_axes`
   tensor   heads and hidden units
 
-On a TPU neighbours on an axis are neighbours in the torus. Of several slices,
-linked by a network only, `data` takes as many parts as there are slices.
+On a TPU, neighbours along a mesh axis are neighbours in the torus. With several
+slices, connected by DCN only, `data` must be a multiple of their number.
 """
 
 import math
@@ -29,12 +29,12 @@ def make(devices: Sequence[Any], **sizes: int) -> jax.sharding.Mesh:
     **sizes: devices along each axis of `AXES`; 1 for axes that are not named.
 
   Returns:
-    A mesh with all axes of `AXES`. Over several TPU slices, only the axis data
+    A mesh with all axes of `AXES`. With several TPU slices, only the axis data
     crosses slices.
 
   Raises:
-    ValueError: an axis is unknown, the sizes do not multiply to the number of
-      devices, or the slices do not divide the axis data.
+    ValueError: an axis is unknown, the product of the sizes is not the number
+      of devices, or the axis data is not a multiple of the number of slices.
   """
   unknown = sizes.keys() - set(AXES)
   shape = tuple(sizes.get(axis, 1) for axis in AXES)
@@ -48,7 +48,7 @@ def make(devices: Sequence[Any], **sizes: int) -> jax.sharding.Mesh:
 
 
 def _placed(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
-  """Devices in a mesh's shape."""
+  """The devices in the shape of a mesh."""
   slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
   if slices > 1:
     if shape[0] % slices:
@@ -74,8 +74,9 @@ def resolve_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
   """Replace zeros in mesh sizes: one axis takes the remaining devices.
 
   Args:
-    sizes: devices along each axis, 0 for all that remain. Of several zeros,
-      fsdp takes them if it is among them, else the first; the others are 1.
+    sizes: devices along each axis; 0 for the remaining ones. If several axes
+      are 0, fsdp takes them, or the first if fsdp is not 0; the others become
+      1.
     devices: number of devices.
 
   Returns:
@@ -93,13 +94,13 @@ def for_sampling(devices: Sequence[Any], heads: int) -> jax.sharding.Mesh:
   """The default mesh for sampling one clip.
 
   Args:
-    devices: all devices; an even number is halved between the positive and the
-      negative pass of guidance (axis data).
+    devices: all devices; if their number is even, the positive and the negative
+      pass of guidance get one half each (axis data).
     heads: number of attention heads.
 
   Returns:
-    A mesh. Within a half, the axis context takes the greatest common divisor of
-    devices and heads, fsdp the rest.
+    A mesh. Within a half, the size of the axis context is the greatest common
+    divisor of the number of devices and heads; fsdp takes the rest.
   """
   data = 2 if len(devices) % 2 == 0 else 1
   rest = len(devices) // data

@@ -1,8 +1,8 @@
-"""Which axes of which parameter are split: a table over parameter paths.
+"""Sharding rules: a table from parameter paths to logical axes.
 
-Each row is a pattern for the end of a path and the letters of that leaf's
-axes (see `axes`). Every parameter is matched by exactly one row and every row
-by at least one parameter, or the table is wrong and says so.
+Each row has a pattern for the whole path of a leaf, and the letters of its axes
+(see `logical_axes`). Every parameter must match exactly one row, and every row
+at least one parameter; anything else is an error.
 """
 
 import re
@@ -19,10 +19,10 @@ Rules = Sequence[tuple[str, str]]
 
 
 def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
-  """Rows of a tower: letters are large where weights meet the video's tokens.
+  """Rows of a tower; upper-case letters for weights applied to video tokens.
 
-  Blocks are stacked, so their leaves lead with G. Output axes of query, key
-  and value are heads (N); a width that is contracted or produced is D.
+  Blocks are stacked, so their leaves begin with G. Output axes of query, key
+  and value are heads (N); input and output widths are D.
   """
 
   def own(letters: str) -> str:
@@ -63,7 +63,7 @@ def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
     (f"{feed_forward}/out/kernel", own("GFD")),
     (f"{feed_forward}/out/bias", "G-"),
     (block + r"modulation", "G--"),
-    # One row a prompt's token, or a moment.
+    # Applied to prompt tokens or timesteps, of which there are few.
     (f"{ends}/in/kernel", few("DF")),
     (f"{ends}/in/bias", few("F")),
     (f"{ends}/out/kernel", few("FD")),
@@ -119,16 +119,16 @@ def param_shardings(
   Args:
     shapes: parameters or their shapes, by path.
     rules: a table such as `FUSION`; patterns match whole paths.
-    mesh: the mesh that parameters will be placed on.
-    all_rows: a row that matches no parameter is an error; off for a model with
-      one tower.
+    mesh: mesh on which the parameters will be placed.
+    all_rows: whether a row that matches no parameter is an error; off for a
+      model with one tower.
 
   Returns:
     The sharding of each parameter, by path.
 
   Raises:
-    ValueError: lists parameters matched by none or several rows, parameters
-      whose axes are not as many as the row's letters, and unused rows.
+    ValueError: lists parameters that match no row or several, parameters whose
+      number of axes differs from the number of letters, and unused rows.
   """
   result: dict[str, Any] = {}
   problems: list[str] = []
@@ -159,12 +159,12 @@ def param_shardings(
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """The sharding of an array that every device holds whole."""
+  """The sharding of an array that is replicated on all devices."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """The sharding of a batch: the first axis is split over devices."""
+  """The sharding of a batch: the first axis is sharded."""
   spec = jax.sharding.PartitionSpec(logical_axes.ACTIVATIONS["B"])
   return jax.sharding.NamedSharding(mesh, spec)
 
@@ -177,9 +177,9 @@ def abstract(
   """An abstract array for compilation.
 
   Args:
-    shape: of the array.
+    shape: shape of the array.
     place: its sharding.
-    dtype: of its elements.
+    dtype: dtype of its elements.
 
   Returns:
     A `jax.ShapeDtypeStruct`.

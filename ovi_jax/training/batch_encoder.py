@@ -1,6 +1,6 @@
 """Encodes batches of media and captions on the devices of the run.
 
-For training straight from mp4; cached latents and embeddings (`data.encode`)
+For training directly from mp4. Cached latents and embeddings (`data.encode`)
 are only placed on the mesh.
 """
 
@@ -25,12 +25,12 @@ from ovi_jax.training import state_sharding
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchEncoder:
-  """Places a batch on the mesh and encodes what is not encoded yet.
+  """Places a batch on the mesh and encodes what is not yet encoded.
 
   Attributes:
-    text: encodes token ids; `None` where batches bring embeddings.
-    media: encodes frames and samples; `None` for each that batches bring as
-      latents.
+    text: encoder of token ids; `None` if batches contain embeddings.
+    media: encoders of frames and waveforms; `None` for each modality that
+      batches contain as latents.
   """
 
   text: encoders.TextEncoder | None = None
@@ -39,7 +39,7 @@ class BatchEncoder:
   def __call__(
     self, host: schema.Batch, mesh: jax.sharding.Mesh
   ) -> schema.Batch:
-    """This process' rows of a batch, brought to its devices and encoded."""
+    """Place this process's rows of a batch on its devices, and encode them."""
     batch = state_sharding.batch(host, mesh)
     latents = batch.latents._asdict()
     for name, encoder in self.media.present().items():
@@ -55,21 +55,21 @@ class BatchEncoder:
     return batch._replace(latents=AV(**latents), text=text)
 
   def null_text(self, cached_SE: np.ndarray) -> np.ndarray:
-    """text_SE of the empty prompt, from whoever makes the others."""
+    """text_SE of the empty prompt: cached, or by the encoder of the batches."""
     return cached_SE if self.text is None else self.text.texts([""])[""]
 
 
 def open_pretrained(
   settings: settings_lib.Settings, mesh: jax.sharding.Mesh
 ) -> component_loader.Components | None:
-  """The weights around the model that a run needs, checked, not loaded.
+  """Check the text encoder, VAEs and vocoder that a run needs; loads none.
 
   Args:
-    settings: of the run.
-    mesh: of the run.
+    settings: settings of the run.
+    mesh: mesh of the run.
 
   Returns:
-    `None` if the run needs none.
+    The components; `None` if the run needs none.
 
   Raises:
     ValueError: they are missing or damaged, or do not fit the model.
@@ -114,7 +114,7 @@ def load(
 
 @jax.jit
 def _counted(latents: jax.Array, lengths_B: jax.Array) -> jax.Array:
-  """Zeros beyond what counts, as in batches of cached latents."""
+  """Set latents beyond the valid length to zero, as in cached latents."""
   counted_BT = jnp.arange(latents.shape[1])[None] < lengths_B[:, None]
   rest = (1,) * (latents.ndim - 2)
   return jnp.where(counted_BT.reshape(*counted_BT.shape, *rest), latents, 0.0)

@@ -1,9 +1,9 @@
-"""What the training configs in `configs/` share.
+"""Defaults shared by the training configs in `configs/`.
 
-`training` and `codec` have the released sizes; `apply_mini` overlays sizes that
-train on one core. Fields are explained in `ovi_jax/training/settings.py` and
-the classes it names. A `ConfigDict` declares no types of its fields, so it is
-returned as `Any`.
+`training` and `codec` have the released sizes; `apply_mini` overrides them with
+sizes that train on one core. Fields are explained in
+`ovi_jax/training/settings.py` and the classes that it names. A `ConfigDict` has
+no static types for its fields, so configs are returned as `Any`.
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ AUDIO = {"channels": 20, "patch": (1,), "rope_scale": AUDIO_ROPE}
 CLIP = (31, 44, 46)  # latents of 121 frames of 704 by 736 pixels
 CLIP_AUDIO = 157  # latents of 5.04 s
 
-# Overlays of `:mini`, by dotted path. A token of the video has 2·2·48 numbers
-# with noise in each: a narrower tower could not represent them. Heads of both
-# towers have one size.
+# Overrides of `:mini`, by dotted path. A video token has 2·2·48 numbers, each
+# with noise; a narrower tower could not represent them. Both towers have heads
+# of the same size.
 MINI_TOWERS = {
   "video": {"hidden_dim": 224, "num_heads": 7},
   "audio": {"hidden_dim": 96, "num_heads": 3},
@@ -80,10 +80,10 @@ MESH = {"data": 1, "fsdp": 0, "context": 1, "tensor": 1}
 
 
 def is_mini(arg: str) -> bool:
-  """Whether the part of `--config=FILE:ARG` asks for the mini size.
+  """Whether the argument in `--config=FILE:ARG` is `mini`.
 
   Raises:
-    ValueError: it asks for something else.
+    ValueError: it is something else.
   """
   if arg not in ("", MINI):
     raise ValueError(f"config size {arg!r} is unknown; give :mini or nothing")
@@ -91,7 +91,7 @@ def is_mini(arg: str) -> bool:
 
 
 def apply_mini(config: Any) -> None:
-  """Overlay a stage's config with sizes that train on one core."""
+  """Override a stage's config with sizes that train on one core."""
   for name, tower in config.model.items():
     if tower is not None:
       tower.update(MINI_TOWER | MINI_TOWERS[name])
@@ -101,11 +101,11 @@ def apply_mini(config: Any) -> None:
 def codec(
   component: str, model: Mapping[str, Any], objective: Mapping[str, Any]
 ) -> Any:
-  """Fields of a codec's run, explained in `ovi_jax/training/codecs`.
+  """The config of a codec's run, see `training.settings.CodecSettings`.
 
   Args:
     component: a key of `training.settings.CODECS`.
-    model: its sizes.
+    model: sizes of the component.
     objective: weights of its loss terms, and its other settings.
   """
   return ml_collections.ConfigDict(
@@ -143,7 +143,7 @@ def codec(
 
 
 def training(video: bool, audio: bool) -> Any:
-  """Fields with the values that most stages have."""
+  """The config of a stage, with values that most stages share."""
   return ml_collections.ConfigDict(
     {
       "model": {
@@ -164,31 +164,32 @@ def training(video: bool, audio: bool) -> Any:
           "shift": 1.0,
           "shared_prob": 1.0,
         },
-        "cfg_dropout": {"video": 0.1, "audio": 0.1},  # ours
+        # Fraction of examples with the empty prompt, for each tower; ours.
+        "cfg_dropout": {"video": 0.1, "audio": 0.1},
         "i2v_prob": 0.0,
       },
       "optimizer": OPTIMIZER,
       "data": {
         "sources": ("",),
-        # Sampling weights of the sources; none: by their number of records.
+        # Sampling weights of the sources; empty: their numbers of records.
         "mixture_weights": (),
-        # Latent T, H, W of the batches; a record takes the smallest that fits.
+        # Latent T, H, W of batches; a record goes to the smallest that fits.
         "video_buckets": (CLIP,),
-        # Audio latents of the batches, with each of the video's sizes.
+        # Audio latents of batches, combined with each video bucket.
         "audio_buckets": (CLIP_AUDIO,),
         "caption_sampling": "random",
         "crop": "random",
         "skip_unfit": False,
         "token_balanced_batches": False,
         "batch_multiple": 0,
-        "encode_on_the_fly": False,  # from mp4 and PCM, or cached latents
+        "encode_on_the_fly": False,  # from mp4 and PCM; False: cached latents
         # Cached "embeddings", or "captions", which are embedded on the fly.
         "text_source": "embeddings",
         "num_workers": 8,
         "prefetch_batches": 2,
-        # Limits of what tokenizer and codecs may lose of the data; 1.0, 0 and
-        # 0 turn the checks off.
-        "max_unknown_words": 0.2,  # share
+        # Limits of the losses of tokenizer and codecs on the data; 1.0, 0 and
+        # 0 disable the checks.
+        "max_unknown_words": 0.2,  # fraction
         "min_codec_psnr": 20.0,  # dB
         "max_codec_mel_error": 8.0,  # dB
       },
@@ -209,13 +210,13 @@ def training(video: bool, audio: bool) -> Any:
       "dtype": "auto",
       "frozen_param_dtype": "auto",
       "attention": "auto",
-      "context_parallelism": "ulysses",  # or ring: context divides no heads
+      "context_parallelism": "ulysses",  # or ring
       "remat": "full",
       "mesh": MESH,
       "log_every": 10,
       "checkpoint_every": 1000,
-      "eval_every": 0,  # needs a split that is held out
-      "sample_every": 0,  # needs that and `pretrained`
+      "eval_every": 0,  # needs a held-out split
+      "sample_every": 0,  # needs a held-out split and `pretrained`
       "profile_steps": (0, 0),
       "max_to_keep": 2,
       "keep_period": 10_000,

@@ -1,8 +1,8 @@
-"""The training loop: batches in, checkpoints and logs out, resumable anywhere.
+"""The training loop: steps, checkpoints, logs and evaluation.
 
-The only mutable state of training lives here. The metrics of a step are read
-while the next step computes; a state is saved only once its loss and gradient
-norm are known to be finite.
+All mutable state of training is here. The metrics of a step are fetched while
+the next step computes. A state is saved only if its loss and gradient norm are
+finite.
 """
 
 import dataclasses
@@ -51,7 +51,8 @@ class Intervals:
       held-out split, see `eval.split`.
     sample_every: generate samples for held-out prompts. Needs a held-out split
       and `pretrained`.
-    profile_steps: first and last step of a profiler trace; equal for none.
+    profile_steps: first step of a profiler trace and the step that ends it (not
+      included); equal for no trace.
   """
 
   log_every: int = 10
@@ -81,22 +82,23 @@ class NonFiniteLossError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainContext:
-  """What the loop of a run works with.
+  """The objects and functions that the loop uses.
 
   Attributes:
     step_config: static arguments of the train step.
     mesh: the devices.
     input: batches of this process's rows.
-    manager: of the checkpoints.
-    logs: of the scalars.
-    directory: of the run; profiles go to `trace` in it.
-    intervals: between logs, checkpoints and evaluations.
-    null_SE: embedding of the empty prompt; one zero where there is none.
-    encode_batch: places a batch on the mesh; encodes media and captions.
-    cost: of a batch on the devices; `None` if it is not counted.
+    manager: manager of the checkpoints.
+    logs: writer of the scalars.
+    directory: directory of the run; profiler traces go to its folder `trace`.
+    intervals: intervals of logging, checkpoints and evaluation.
+    null_SE: embedding of the empty prompt; a single zero if there is none.
+    encode_batch: places a batch on the mesh, and encodes media and captions.
+    cost: FLOPs and tokens of a batch on the devices; `None` for no such
+      metrics.
     evaluate: called with the state; returns scalars to log.
     sample: called with the state.
-    num_buckets: sizes that batches may have; a step is compiled for each.
+    num_buckets: number of batch shapes; a step is compiled for each.
   """
 
   step_config: steps.TrainStepConfig
@@ -119,7 +121,7 @@ class TrainContext:
 
 
 class StepRecord(NamedTuple):
-  """A finished step, still on the devices."""
+  """A step that was dispatched; its metrics are still on the devices."""
 
   step: int  # finished steps
   metrics: steps.StepMetrics
@@ -140,10 +142,12 @@ def compile_step(context: TrainContext, shardings: steps.TrainState) -> Any:
 def restore(
   context: TrainContext, target: steps.TrainState
 ) -> steps.TrainState | None:
-  """Restore the newest checkpoint's state, and the position of the input.
+  """Restore the state and the position of the input from a checkpoint.
+
+  The newest checkpoint that can be read is used.
 
   Args:
-    context: of the run.
+    context: context of the run.
     target: shapes and shardings of the state, or such a state.
 
   Returns:
@@ -163,19 +167,19 @@ def restore(
 def run(context: TrainContext, state: steps.TrainState) -> bool:
   """Train until the last step, or until the process is interrupted.
 
-  SIGTERM and Ctrl-C interrupt it after a checkpoint; a second Ctrl-C ends the
-  process at once.
+  On SIGTERM or Ctrl-C, training stops after saving a checkpoint; a second
+  Ctrl-C ends the process at once.
 
   Args:
-    context: of the run.
-    state: on the mesh, see `state_sharding`; donated.
+    context: context of the run.
+    state: state on the mesh, see `state_sharding`; donated.
 
   Returns:
     Whether the run is finished; `False` if it was interrupted and saved.
 
   Raises:
     NonFiniteLossError: names the step and the records; the last good checkpoint
-      stays.
+      is kept.
     OSError: a checkpoint cannot be written.
   """
   with distributed.preemption_watcher() as stop, jax.set_mesh(context.mesh):
@@ -187,7 +191,7 @@ def _loop(
   state: steps.TrainState,
   stop: Callable[[int], bool],
 ) -> bool:
-  """`run`, interrupted before the step for which `stop` is true."""
+  """The loop of `run`; stops before the step for which `stop` is true."""
   total, number = context.step_config.num_train_steps, int(state.step)
   intervals = context.intervals
   shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -203,7 +207,7 @@ def _loop(
     disable=jax.process_index() > 0,
   )
   with bar:
-    # The baseline of the losses to come.
+    # The baseline for later losses.
     if not number and intervals.eval_every:
       _evaluate(context, state, number, bar)
     while number < total and not stop(number):
@@ -217,7 +221,7 @@ def _loop(
         _log_compilation(bar, len(compiled), context.num_buckets, batch)
       state, metrics = train_step(state, batch)
       if compiles:
-        bar.unpause()  # the time left is estimated from steps alone
+        bar.unpause()  # exclude compilation from the estimate of the time left
       number += 1
       following = StepRecord(
         step=number,
@@ -265,7 +269,7 @@ def _loop(
 def _evaluate(
   context: TrainContext, state: steps.TrainState, number: int, bar: Any
 ) -> None:
-  """Log the held-out loss; the console shows it without the timestep bins."""
+  """Log the held-out loss; the console omits the timestep bins."""
   bar.set_description("held-out loss")
   values = context.evaluate(state)
   context.logs.scalars(number, values)
@@ -281,7 +285,7 @@ def _evaluate(
 
 
 def _shapes(batch: schema.Batch) -> Any:
-  """The shapes and dtypes of a batch, for each of which a step is compiled."""
+  """The shapes and dtypes of a batch; each new combination is compiled."""
   return [(x.shape, x.dtype) for x in jax.tree.leaves(batch)]
 
 
@@ -301,10 +305,10 @@ def _log_compilation(
 
 
 class MetricAccumulator:
-  """Metrics of the steps since the last line of the log.
+  """Metrics of the steps since the last log line.
 
   Attributes:
-    loss: of the last step that has ended.
+    loss: loss of the last finished step.
   """
 
   def __init__(self, context: TrainContext):
@@ -315,17 +319,17 @@ class MetricAccumulator:
       context.step_config.optimizer, context.step_config.num_train_steps
     )
     self._records: list[StepRecord] = []
-    self._timed = 0  # how many of them are timed: the first compiles
+    self._timed = 0  # how many of them are timed; not the first, which compiles
     self._first = True
     self.loss = float("nan")
     self.pause()
 
   def pause(self) -> None:
-    """Restart the clock: what took time was not a step."""
+    """Restart the clock after time that was not spent on steps."""
     self._began, self._timed = time.perf_counter(), 0
 
   def add(self, record: StepRecord) -> None:
-    """Wait for a step, check its metrics, write a line if one is due.
+    """Wait for a step, check its metrics, and write a log line if due.
 
     Raises:
       NonFiniteLossError: names the step and the records.
@@ -340,14 +344,14 @@ class MetricAccumulator:
     else:
       self._timed += 1
     if _due(record.step, self._context.intervals.log_every):
-      # The next window begins where this one ends, not when it is written.
+      # The next interval begins now, not after the line is written.
       now = time.perf_counter()
       line = self._line(now - self._began)
       self._began, self._timed, self._records = now, 0, []
       self._context.logs.scalars(record.step, line)
 
   def _line(self, seconds: float) -> dict[str, float | None]:
-    """Averages since the last line; speeds of the steps that were timed."""
+    """Averages since the last line; throughput of the timed steps."""
     records = self._records
     line: dict[str, float | None] = {
       "train/loss": float(np.mean([r.metrics.loss for r in records])),
@@ -373,17 +377,17 @@ class MetricAccumulator:
       losses = np.concatenate(
         [np.ravel(r.metrics.losses[name]) for r in records]
       )
-      # Zero stands for a record that lacks what the term is of.
+      # Zero marks a record that lacks the term's modality.
       kept = losses[losses > 0]
       line[f"train/loss_{name}"] = kept.mean() if kept.size else None
     return line
 
 
 def _check_finite(record: StepRecord, metrics: steps.StepMetrics) -> None:
-  """Raise if loss or gradient norm is not finite; name the records."""
+  """Raise NonFiniteLossError if loss or gradient norm is not finite."""
   if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
     return
-  # Every process has the losses of all records, and the ids of its own.
+  # Every process has the losses of all records, but only its own ids.
   of_all = distributed.gather(np.asarray(record.ids).tolist())
   ids = np.asarray(list(dict.fromkeys(i for part in of_all for i in part)))
   bad = np.zeros(len(ids), bool)
@@ -417,7 +421,7 @@ def _due(number: int, every: int) -> bool:
 
 
 class Profiler:
-  """Traces the steps that `Intervals.profile_steps` names."""
+  """Traces the steps given by `Intervals.profile_steps`."""
 
   def __init__(self, context: TrainContext):
     self._steps = range(*context.intervals.profile_steps)

@@ -1,9 +1,9 @@
 """AdamW or Muon with warm-up, clipping and decay, as optax transformations.
 
-Gradients, moments and the parameters they move are float32. AdamW, learning
-rate and betas of stages 1 and 3 are the paper's; warm-up, weight decay,
-clipping and averaging were not published and are choices of ours, and so is
-Muon, which learns from fewer steps what is small enough to be trained whole.
+Gradients, moments and trained parameters are float32. AdamW and the learning
+rates and betas of stages 1 and 3 are the paper's. Warm-up, weight decay,
+clipping and EMA were not published and are our choices, as is Muon, which
+needs fewer steps for small models that are trained whole.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ CONSTANT, COSINE = "constant", "cosine"
 SCHEDULES = (CONSTANT, COSINE)
 ADAMW, MUON = "adamw", "muon"
 OPTIMIZERS = (ADAMW, MUON)
-# Muon's step over a kernel has the root mean square that AdamW's has, about,
-# so both read the same learning rate (Liu et al. 2025, arXiv:2502.16982).
+# Gives Muon's updates about the root mean square of AdamW's, so that both use
+# the same learning rate (Liu et al. 2025, arXiv:2502.16982).
 _MUON_RMS = 0.2
-_STACKED = "blocks/"  # paths of kernels that lead with the axis of blocks
+_STACKED = "blocks/"  # paths of kernels whose first axis is that of blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class OptimizerConfig:
     learning_rate: peak learning rate, after warm-up.
     name: "adamw", or "muon": kernels by Muon, all other parameters by AdamW.
     schedule: "constant", or "cosine" down to `end_lr_factor`.
-    warmup_steps: steps of linear warm-up from 0; a run that is not longer has a
-      tenth of its steps.
+    warmup_steps: steps of linear warm-up. If the run is not longer than that, a
+      tenth of its steps is used instead.
     end_lr_factor: learning rate at the last step of the cosine schedule, as a
       fraction of the peak.
     beta1: decay of AdamW's first moment.
@@ -43,10 +43,10 @@ class OptimizerConfig:
     eps: added to the denominator of AdamW's update.
     weight_decay: decoupled weight decay, times the learning rate; kernels only.
     grad_clip_norm: maximum global norm of the gradient; 0 = no clipping.
-    ema_decay: decay of the exponential moving average of the parameters; 0 = no
-      average.
-    ema_on_host: keep the average in host memory, which saves four bytes per
-      trained parameter on the devices.
+    ema_decay: decay of the exponential moving average (EMA) of the parameters;
+      0 = no EMA.
+    ema_on_host: keep the EMA in host memory, which saves four bytes per trained
+      parameter on the devices.
   """
 
   learning_rate: float
@@ -91,8 +91,8 @@ def warmup_of(settings: OptimizerConfig, steps: int) -> int:
   """The number of warm-up steps of a run.
 
   Args:
-    settings: of the optimizer.
-    steps: of the run.
+    settings: settings of the optimizer.
+    steps: number of steps of the run.
 
   Returns:
     `warmup_steps`, or a tenth of the run if the run is not longer than that.
@@ -105,8 +105,8 @@ def learning_rate(settings: OptimizerConfig, steps: int) -> optax.Schedule:
   """The learning rate schedule of a run, see `warmup_of`.
 
   Args:
-    settings: of the optimizer.
-    steps: of the run.
+    settings: settings of the optimizer.
+    steps: number of steps of the run.
 
   Returns:
     Learning rate as a function of the step, from 0.
@@ -117,7 +117,7 @@ def learning_rate(settings: OptimizerConfig, steps: int) -> optax.Schedule:
     after = optax.cosine_decay_schedule(
       peak, steps - warmup, settings.end_lr_factor
     )
-  # From 1 / warm-up: the first step moves something.
+  # From peak / warm-up, so that the first step changes parameters.
   rising = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1))
   return optax.join_schedules([rising, after], [warmup])
 
@@ -126,8 +126,8 @@ def make(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
   """Make the optimizer of a run.
 
   Args:
-    settings: of the optimizer.
-    steps: of the run.
+    settings: settings of the optimizer.
+    steps: number of steps of the run.
 
   Returns:
     An optax transformation for a flat mapping of parameters by path.
@@ -163,14 +163,14 @@ def make(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 
 
 def _matrices(params: Any) -> dict[str, Any]:
-  """How Muon reads each kernel as a matrix; `None` for what is none.
+  """How Muon reads each kernel as a matrix; `None` for other parameters.
 
-  The last axis is what comes out, all others but that of stacked blocks are
-  what goes in.
+  The last axis is the output; all other axes, except that of stacked blocks,
+  are inputs.
   """
 
   def of(path: str, x: Any) -> Any:
-    if isinstance(x, optax.MaskedNode):  # AdamW's, known from the first call
+    if isinstance(x, optax.MaskedNode):  # a parameter of AdamW, masked by optax
       return x
     first = int(path.startswith(_STACKED))
     if not path.endswith("kernel") or x.ndim - first < 2:
@@ -184,19 +184,19 @@ def _matrices(params: Any) -> dict[str, Any]:
 def update_ema(
   average: Any, params: Any, step: jax.Array, settings: OptimizerConfig
 ) -> Any:
-  """Update the moving average of the parameters.
+  """Update the exponential moving average of the parameters.
 
-  The decay is at most (1 + step) / (10 + step), so the average forgets the
-  initial parameters early.
+  The decay is at most (1 + step) / (10 + step), so the initial parameters lose
+  their weight early.
 
   Args:
-    average: of the parameters.
-    params: after the step.
+    average: EMA of the parameters.
+    params: parameters after the step.
     step: index of the step, from 0.
-    settings: of the optimizer.
+    settings: settings of the optimizer.
 
   Returns:
-    The new average.
+    The new EMA.
   """
   decay = jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
   if not settings.ema_on_host:

@@ -1,8 +1,8 @@
 """Which parameters a run trains: patterns over parameter paths.
 
 The paper's fusion stage trains self-attention, cross-attention and the text
-embedding, 5.7 B of 11 B parameters; everything else keeps what the towers
-learnt alone. Trained and frozen parameters are two flat mappings from path to
+embedding, 5.7 B of 11.7 B parameters; all others keep their values from the
+single towers. Trained and frozen parameters are two flat mappings from path to
 array: a frozen one has no gradient and no optimizer state.
 """
 
@@ -23,7 +23,7 @@ TRAINABLE: Mapping[str, Sequence[str]] = {
     r"blocks/(video|audio)/(self|cross)_attention/.*",
     r"(video|audio)/text_embedding/.*",
   ),
-  DECODER: (r"decoder/.*",),  # of a codec, whose latents stay what they are
+  DECODER: (r"decoder/.*",),  # of a codec; its latents do not change
 }
 
 

@@ -1,8 +1,8 @@
-"""A training run's settings: the flags' config, checked and frozen once.
+"""Settings of a training run: the config from flags, validated and frozen.
 
 `from_config` decides whether a config trains a stage (one or both towers,
-`Settings`) or a codec or text encoder (`CodecSettings`). What both have is in
-`RunSettings`.
+`Settings`) or a codec or text encoder (`CodecSettings`). `RunSettings` has the
+fields that both share.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ class Codec(NamedTuple):
 
   Attributes:
     flag: its name among the flags of `codecs.assemble`.
-    config_class: of its sizes, with `from_release`.
+    config_class: class of its sizes, with the method `from_release`.
     objective: a frozen dataclass of `config` (the sizes), `dtype` (compute
       dtype) and the fields of `config.objective`.
   """
@@ -104,8 +104,8 @@ CODECS: Mapping[str, Codec] = {
   ),
   "umt5": Codec("text", umt5.UMT5Config, masked_text.MaskedTextObjective),
 }
-# `codecs.assemble` rescales the last layer of the audio encoder and with it the
-# spread of sampled latents, so its decoder cannot be trained alone.
+# Components whose decoder can be trained alone. Not the audio VAE, because
+# `codecs.assemble` rescales the last layer of its encoder.
 _WITH_DECODER = ("video_vae",)
 
 
@@ -142,7 +142,7 @@ class RunSettings:
     grad_accum_steps: microbatches per step, whose gradients are summed.
     seed: seed of initialization, data order, noise and timesteps.
     dtype: compute dtype; "auto" is bfloat16 on accelerators, float32 on CPUs.
-    mesh: devices along each mesh axis; 0 for all that remain.
+    mesh: devices along each mesh axis; 0 for the remaining ones.
     intervals: intervals of logging, checkpoints and evaluation.
     checkpoints: which checkpoints are kept.
   """
@@ -164,7 +164,7 @@ class RunSettings:
     config_lib.check(self.problems())
 
   def problems(self) -> list[str]:
-    """What is wrong with the settings, a sentence each."""
+    """The problems of the settings, one sentence each."""
     problems = config_lib.below(
       self, 1, "num_train_steps", "batch_size", "grad_accum_steps"
     )
@@ -185,7 +185,7 @@ class RunSettings:
     return self.batch_size // self.grad_accum_steps
 
   def check_batch(self, batch_size: int, mesh: jax.sharding.Mesh) -> None:
-    """Refuse a batch that microbatches and mesh do not divide.
+    """Check that microbatches and mesh divide a batch.
 
     Raises:
       ValueError: names a size that they divide.
@@ -193,7 +193,7 @@ class RunSettings:
     state_sharding.check_batch(batch_size, self.grad_accum_steps, mesh)
 
   def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
-    """Refuse a mesh that does not divide what it shards; ValueError."""
+    """Raise ValueError if the mesh does not divide what it shards."""
     self.check_batch(self.batch_size, mesh)
 
   def make_objective(self, platform: str) -> base.Objective:
@@ -217,7 +217,7 @@ class Settings(RunSettings):
   Attributes:
     model: sizes of each tower; `None` for a tower that the stage lacks.
     init_from: initial parameters of each tower: a directory of converted
-      weights, an earlier run, or "scratch".
+      weights, an earlier run (its EMA parameters), or "scratch".
     trainable: trained parameters: "all", or "attention" as in the paper's
       fusion stage.
     objective: the loss.
@@ -226,14 +226,14 @@ class Settings(RunSettings):
       compute dtype.
     attention: attention backend, "auto" or a key of
       `attention.attention.BACKENDS`.
-    context_parallelism: attention between tokens that are split over the mesh
-      axis `context`: "ulysses", or "ring" where context does not divide the
-      heads.
+    context_parallelism: attention between tokens that are sharded over the mesh
+      axis `context`: "ulysses", or "ring" if `context` does not divide the
+      number of heads.
     remat: what the backward pass rematerializes, a key of
       `models.fusion.REMAT`, or "none".
-    pretrained: directory of converted weights, for encoders of media and
-      captions (`encode_on_the_fly`, `text_source`) and decoders of samples;
-      empty for neither.
+    pretrained: directory of converted weights with encoders for media and
+      captions (`encode_on_the_fly`, `text_source`) and decoders for samples;
+      empty if neither is needed.
     eval: the held-out loss.
     eval_samples: samples during training.
   """
@@ -267,7 +267,7 @@ class Settings(RunSettings):
     return problems
 
   def check_sources(self) -> None:
-    """Refuse settings that say not all of where a run starts from.
+    """Check that the settings define data and initial parameters.
 
     Raises:
       ValueError: lists what is missing.
@@ -303,11 +303,11 @@ class Settings(RunSettings):
 
   @classmethod
   def from_config(cls, config: ml_collections.ConfigDict) -> "Settings":
-    """From the flags' config.
+    """Build the settings from the config of the flags.
 
     Raises:
-      ValueError: a field is missing or unknown (its dotted name), or a value
-        cannot be.
+      ValueError: a field is missing or unknown (its dotted name), or a value is
+        invalid.
     """
     values = config.to_dict()
     model = build_pair(values.pop("model"), "model", build_tower)
@@ -336,7 +336,7 @@ class Settings(RunSettings):
       contexts.check(mesh.shape, tower.num_heads, self.context_parallelism)
 
   def make_objective(self, platform: str) -> flow_matching.FlowMatching:
-    """Flow matching with the DiT that the settings describe.
+    """Flow matching with the DiT of the settings.
 
     Raises:
       ValueError: the attention backend or `remat` is unknown.
@@ -365,9 +365,9 @@ class CodecSettings(RunSettings):
   Attributes:
     component: a key of `CODECS`.
     model: sizes of the component.
-    init_from: initial parameters: an earlier run (its moving average) or a
-      directory of weights; empty for random ones.
-    trainable: "all", or "decoder" of the video VAE, which freezes the encoder.
+    init_from: initial parameters: an earlier run (its EMA parameters) or a
+      directory of weights; empty for random initialization.
+    trainable: "all", or "decoder" for the video VAE, which freezes the encoder.
     objective: weights of the loss terms and other settings, by name.
     data: the clips and how they are cropped.
   """
@@ -405,11 +405,11 @@ class CodecSettings(RunSettings):
 
   @classmethod
   def from_config(cls, config: ml_collections.ConfigDict) -> "CodecSettings":
-    """From the flags' config.
+    """Build the settings from the config of the flags.
 
     Raises:
-      ValueError: a field is missing or unknown (its dotted name), or a value
-        cannot be.
+      ValueError: a field is missing or unknown (its dotted name), or a value is
+        invalid.
     """
     values = config.to_dict()
     component = str(values.get("component"))
@@ -417,7 +417,7 @@ class CodecSettings(RunSettings):
     config_class = CODECS[component].config_class
     model, data = values.pop("model"), values.pop("data")
     config_lib.check_types(config_class, model, "config.model")
-    # Sizes as JSON has them, which is how releases have them.
+    # Sizes as in JSON, the form in release manifests.
     sizes = {
       k: list(v) if isinstance(v, tuple) else v for k, v in model.items()
     }
@@ -446,10 +446,10 @@ class CodecSettings(RunSettings):
 def from_config(
   config: ml_collections.ConfigDict,
 ) -> Settings | CodecSettings:
-  """The settings of a run from the flags' config.
+  """Build the settings of a run from the config of the flags.
 
   Args:
-    config: of a stage, or of a codec (it then has the field `component`).
+    config: config of a stage, or of a codec (which has the field `component`).
 
   Returns:
     The settings.
@@ -481,7 +481,7 @@ def _take(cls: type[T], values: dict[str, Any]) -> T:
 
 
 def build_tower(values: Mapping[str, Any], where: str) -> dit.DiTConfig:
-  """A tower's sizes; JSON has made a list of the patch."""
+  """A tower's sizes; converts a `patch` from JSON, a list, to a tuple."""
   patch = {k: tuple(v) for k, v in values.items() if k == "patch"}
   return config_lib.build(dit.DiTConfig, {**values, **patch}, where)
 
@@ -489,7 +489,7 @@ def build_tower(values: Mapping[str, Any], where: str) -> dit.DiTConfig:
 def build_pair(
   values: Mapping[str, Any], name: str, make: Any = lambda value, _: value
 ) -> AV[Any]:
-  """A value for each modality; `None` stays."""
+  """Build a value for each modality; `None` stays `None`."""
   given = config_lib.build(TowerPair, values, name)
   return AV(
     **{
@@ -501,7 +501,7 @@ def build_pair(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowerPair:
-  """The names of a pair in a config."""
+  """The fields of a pair in a config."""
 
   video: Any = None
   audio: Any = None
@@ -532,7 +532,7 @@ def _objective(values: dict[str, Any]) -> flow_matching.ObjectiveConfig:
 def _data(
   values: dict[str, Any], model: AV[dit.DiTConfig], pretrained: str
 ) -> data_settings.LoaderConfig:
-  """Sources and buckets from plain tuples; the rest by name."""
+  """Build sources and buckets from tuples, and other fields by name."""
   text = values.pop("text_source", EMBEDDINGS)
   config_lib.check(
     config_lib.invalid_choice("data.text_source", text, TEXT_SOURCES)

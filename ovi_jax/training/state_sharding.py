@@ -1,7 +1,7 @@
 """Shardings of a train state and its batches.
 
-Moments and averages are sharded as their parameters are; batches are split over
-the mesh axes that split activations.
+Moments and EMA are sharded like their parameters; batches are sharded over the
+mesh axes data and fsdp.
 """
 
 from typing import Any
@@ -30,11 +30,11 @@ def state_shardings(
     state: arrays, or their shapes.
     towers: the model's configuration, `None` for an absent tower; with neither
       tower, the state is a codec's and is replicated.
-    mesh: where they will live.
-    ema_on_host: the average lies in the memory of the devices' hosts.
+    mesh: mesh on which the state is placed.
+    ema_on_host: whether the EMA is in host memory.
 
   Raises:
-    ValueError: the partition table does not fit the parameters.
+    ValueError: the sharding rules do not fit the parameters.
   """
   placed: dict[str, jax.sharding.NamedSharding] = {}
   if number := len(towers.present()):
@@ -58,7 +58,7 @@ def state_shardings(
 
 
 def ema_to_device(state: step.TrainState) -> Any:
-  """All parameters, nested, averaged where there is an average; on devices."""
+  """All parameters on devices, nested; the EMA of trained ones, if any."""
 
   def near(x: jax.Array) -> jax.Array:
     if x.sharding.memory_kind != HOST:
@@ -70,10 +70,10 @@ def ema_to_device(state: step.TrainState) -> Any:
 
 
 def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
-  """Refuse a batch that its parts or the mesh do not divide.
+  """Check that the microbatches and the mesh divide a batch.
 
   Raises:
-    ValueError: says which sizes would do.
+    ValueError: names a size that they divide.
   """
   devices = 1
   for axis in logical_axes.ACTIVATIONS["B"]:
@@ -91,13 +91,13 @@ def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
 
 
 def batch(host: schema.Batch, mesh: jax.sharding.Mesh) -> schema.Batch:
-  """Bring this process' rows of a batch to its devices; `ids` stay behind."""
+  """Place this process's rows of a batch on its devices, without `ids`."""
   sharding = sharding_rules.batch_sharding(mesh)
 
   placed: dict[int, jax.Array] = {}
 
   def place(array: Any) -> jax.Array:
-    # Towers share their text: it travels once.
+    # Towers share their text; it is transferred once.
     if id(array) not in placed:
       _, parts = distributed.data_shard(mesh)
       whole = (len(array) * parts, *array.shape[1:])

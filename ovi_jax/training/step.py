@@ -1,9 +1,9 @@
 """The train state and the train step.
 
-Trained parameters, their moving average and the optimizer's moments are
-float32; frozen parameters keep the dtype they were loaded in. Random numbers
-depend on the key of the state, the number of the step and the index of an
-example in the global batch, not on devices or gradient accumulation.
+Trained parameters, their EMA and the optimizer's moments are float32; frozen
+parameters keep the dtype in which they were loaded. Random numbers depend on
+the key of the state, the step and the index of an example in the global batch,
+not on devices or gradient accumulation.
 """
 
 import functools
@@ -27,13 +27,13 @@ T = TypeVar("T", bound=base.Objective)
 
 
 class TrainState(NamedTuple):
-  """What a step updates, and the frozen parameters.
+  """The state that a step updates, and the frozen parameters.
 
   Attributes:
-    step: finished steps.
+    step: number of finished steps.
     trained_params: path -> float32 parameter.
-    frozen_params: path -> parameter without gradient, average or moments.
-    ema_params: moving average of `trained_params`, or `None`.
+    frozen_params: path -> parameter without gradient, EMA or moments.
+    ema_params: EMA of `trained_params`, or `None`.
     opt_state: the optimizer's state.
     key: data of the random key, fixed for a run.
   """
@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
   key: jax.Array
 
   def params(self, averaged: bool = False) -> dict[str, Any]:
-    """All parameters, nested, the trained ones as they are or averaged."""
+    """All parameters, nested; `averaged` takes the EMA of trained ones."""
     trained = self.trained_params
     if averaged and self.ema_params is not None:
       trained = self.ema_params
@@ -59,7 +59,7 @@ class StepMetrics(NamedTuple):
   Attributes:
     loss: weighted sum over the objective's terms.
     losses: term_B by name; 0 for records that lack the modality.
-    grad_norm: before clipping.
+    grad_norm: global norm of the gradient before clipping.
   """
 
   loss: jax.Array
@@ -72,8 +72,8 @@ class TrainStepConfig(NamedTuple, Generic[T]):
 
   Attributes:
     objective: the loss, with the model.
-    optimizer: how parameters are updated.
-    num_train_steps: of the whole run, for the schedule.
+    optimizer: settings of the optimizer.
+    num_train_steps: number of steps of the run, for the schedule.
     grad_accum_steps: microbatches of a batch, whose gradients are summed.
   """
 
@@ -111,7 +111,7 @@ def init_state(
 def sample_noise_for(
   step_config: TrainStepConfig, state: TrainState, batch: schema.Batch
 ) -> Any:
-  """Noise, timesteps and dropout of a batch at the state's step."""
+  """Sample noise, timesteps and dropout of a batch at the state's step."""
   batch = batch._replace(ids=None)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   places_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
@@ -149,7 +149,7 @@ def gradients(
     (found, total), losses = gradient(whole)
     return found, total, losses
 
-  # Strided, so that every device keeps its own rows in every microbatch.
+  # Strided, so that no row moves to another device.
   parts = jax.tree.map(
     lambda x: einops.rearrange(
       x, "(B N) ... -> N B ...", N=step_config.grad_accum_steps
@@ -173,12 +173,12 @@ def train_step(
   batch: schema.Batch,
   null_SE: jax.Array,
 ) -> tuple[TrainState, StepMetrics]:
-  """One step of training.
+  """One training step.
 
   Args:
     step_config: static arguments.
-    state: before the step; donate it.
-    batch: on the devices; `grad_accum_steps` divides its size.
+    state: state before the step; should be donated.
+    batch: batch on the devices; `grad_accum_steps` divides its size.
     null_SE: embedding of the empty prompt.
 
   Returns:
@@ -204,11 +204,11 @@ def train_step(
 
 
 def jit_train_step(shardings: TrainState, mesh: jax.sharding.Mesh) -> Any:
-  """`train_step` jitted: the state is donated and keeps its shardings.
+  """`train_step` jitted; the state is donated and keeps its shardings.
 
   Args:
-    shardings: of the state.
-    mesh: of the devices.
+    shardings: shardings of the state.
+    mesh: mesh of the devices.
   """
   whole = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.jit(

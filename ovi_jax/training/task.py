@@ -1,9 +1,9 @@
-"""What a training run trains: towers (a stage), or one codec.
+"""Training tasks: towers (a stage), or one codec.
 
 `Task` has what both have in common: the step's configuration, and the shapes,
 shardings and initial values of the state. `TowersTask` and `CodecTask` add
-their parameters, input, evaluators and messages. A task holds the settings
-only; nothing is allocated before `initial_state` and `setup`.
+their parameters, input, evaluators and messages. A task holds only settings;
+nothing is allocated before `initial_state` and `setup`.
 """
 
 import abc
@@ -48,10 +48,10 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-  """What the settings of a run define.
+  """A run as defined by its settings.
 
   Attributes:
-    settings: of the run.
+    settings: settings of the run.
   """
 
   settings: Any
@@ -59,7 +59,7 @@ class Task(abc.ABC):
   @property
   @abc.abstractmethod
   def name(self) -> str:
-    """What is trained, for log lines."""
+    """Name of what is trained, for log lines."""
 
   @property
   def towers(self) -> AV[Any]:
@@ -68,7 +68,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def check(self) -> None:
-    """Refuse settings that are incomplete, before anything is opened.
+    """Check that the settings are complete, before anything is opened.
 
     Raises:
       ValueError: lists what is missing.
@@ -82,14 +82,14 @@ class Task(abc.ABC):
   def make_mesh(
     self, devices: Sequence[Any] | None = None
   ) -> jax.sharding.Mesh:
-    """The mesh of the run; one axis may take the devices that are left over.
+    """The mesh of the run; one axis may take the remaining devices.
 
     Args:
-      devices: by default all of the run.
+      devices: by default all devices of the run.
 
     Raises:
-      ValueError: the axes do not multiply to the devices, or the mesh does not
-        divide the batch or the heads.
+      ValueError: the product of the axes is not the number of devices, or the
+        mesh does not divide the batch or the heads.
     """
     devices = jax.devices() if devices is None else devices
     sizes = meshes.resolve_sizes(self.settings.mesh, len(devices))
@@ -118,7 +118,7 @@ class Task(abc.ABC):
     """Open the datasets."""
 
   def open_evaluators(self, mesh: jax.sharding.Mesh) -> Any:
-    """Open and check what else the run reads; loads nothing.
+    """Open and check what evaluation and encoders read; loads no weights.
 
     Raises:
       ValueError: something is missing or damaged, or does not fit.
@@ -126,29 +126,32 @@ class Task(abc.ABC):
     del mesh
 
   def check_data(self, opened: Any) -> None:
-    """Check the data of a new run against what `open_evaluators` returned.
+    """Check the data of a new run against the limits of the settings.
+
+    Args:
+      opened: the result of `open_evaluators`.
 
     Raises:
-      ValueError: the data are below the limits of the settings.
+      ValueError: the data exceed the limits.
     """
     del opened
 
   def setup(self, context: loop.TrainContext, opened: Any) -> loop.TrainContext:
-    """The context with encoders and evaluators, which are loaded."""
+    """Load encoders and evaluators, and add them to the context."""
     del opened
     return context
 
   @abc.abstractmethod
   def parameter_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Parameters by path; trained ones float32, frozen ones as stored."""
+    """Parameters by path; trained ones float32, frozen ones in their dtype."""
 
   @abc.abstractmethod
   def init_params(self, key: jax.Array) -> Mapping[str, Any]:
-    """Random parameters, nested."""
+    """Randomly initialized parameters, nested."""
 
   @abc.abstractmethod
   def init_plan(self) -> init_from.Plan:
-    """Where every parameter comes from; checked, not read.
+    """The source of every parameter; checked, but not read.
 
     Raises:
       ValueError: a source is missing, damaged, or of other sizes.
@@ -168,7 +171,7 @@ class Task(abc.ABC):
   def initial_state(
     self, plan: init_from.Plan, target: step.TrainState
   ) -> step.TrainState:
-    """The state before the first step, loaded straight into its shardings."""
+    """The state before the first step, loaded directly into its shardings."""
     shardings: Any = jax.tree.map(lambda x: x.sharding, target)
     params = init_from.load(
       plan,
@@ -186,11 +189,11 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def init_from_flags(self, workdir: pathlib.Path) -> str:
-    """The flags with which another run starts from this one."""
+    """The flags that initialize another run from this one."""
 
   @abc.abstractmethod
   def next_commands(self, workdir: pathlib.Path) -> list[str]:
-    """What to do with the result of a finished run."""
+    """Commands that use the result of a finished run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -273,7 +276,7 @@ class TowersTask(Task):
     ]
     if len(towers) == len(present) == 2:
       scratch.append(init_from.FUSION_LAYERS)  # single towers lack them
-    # A tower alone may come out of a fusion model.
+    # A single tower may come from a fusion model.
     alone = len(present) == 1
     sources = [
       init_from.Source(
@@ -371,12 +374,12 @@ def check_quality(
   settings: settings_lib.Settings,
   components: component_loader.Components | None,
 ) -> None:
-  """Log and check what tokenizer and codecs lose of the data.
+  """Log and check how much of the data tokenizer and codecs lose.
 
   For cached latents and embeddings it was measured when they were encoded.
 
   Raises:
-    ValueError: it is beyond the limits of `data`.
+    ValueError: a loss exceeds its limit in `data`.
   """
   measured = _measure_quality(settings, components)
   for where, each in measured:
@@ -397,10 +400,10 @@ def _measure_quality(
   settings: settings_lib.Settings,
   components: component_loader.Components | None,
 ) -> list[tuple[str, quality.Quality]]:
-  """What is lost by encoding now, and what was when datasets were encoded.
+  """Measure what encoding loses, or read what was measured for datasets.
 
   Returns:
-    Pairs of a prefix for messages (which dataset) and the quality.
+    Pairs of a prefix for messages (the dataset) and the quality.
   """
   data, found = settings.data, quality.Quality()
   splits = loader.open_sources(data)

@@ -1,8 +1,8 @@
-"""The training run, for stages and codecs alike.
+"""A training run, of a stage or a codec.
 
-The order matters: everything that can be wrong with config, data, weights or
-workdir is found before memory is allocated and before the workdir is touched.
-What differs between stages and codecs is in `task`.
+The order matters: all checks of config, data, weights and workdir come before
+memory is allocated and before the workdir is changed. `task` has what differs
+between stages and codecs.
 """
 
 import contextlib
@@ -39,16 +39,16 @@ def train(
   """Train from the beginning, or from the newest checkpoint in `workdir`.
 
   Args:
-    settings: of a stage or a codec, see `settings.from_config`.
-    config: the same as plain values; kept in `workdir`.
-    workdir: of the run: config, checkpoints, logs.
+    settings: settings of a stage or a codec, see `settings.from_config`.
+    config: the same as plain values; stored in `workdir`.
+    workdir: directory of the run, for config, checkpoints and logs.
 
   Returns:
     Whether the run is finished; `False` if it was interrupted and saved.
 
   Raises:
-    ValueError: config, data, weights or workdir are invalid; before the first
-      step. `loop.NonFiniteLossError` later.
+    ValueError: config, data, weights or workdir are invalid; raised before the
+      first step. During training, `loop.NonFiniteLossError`.
     OSError: the directory cannot be written.
   """
   task = tasks.make(settings)
@@ -60,7 +60,7 @@ def train(
   opened = task.open_evaluators(mesh)
   with contextlib.closing(task.open_input(mesh)) as source:
     target = task.target_state(mesh)
-    # A run that is resumed does not need what it was initialized from.
+    # A resumed run does not need the weights it was initialized from.
     resumed = bool(reader.steps(workdir / CHECKPOINTS))
     plan = None if resumed else task.init_plan()
     if not resumed:
@@ -109,7 +109,7 @@ def train(
 def _open_workdir(
   settings: settings_lib.RunSettings, workdir: pathlib.Path
 ) -> Iterator[tuple[managers.Manager, logs.Writer]]:
-  """The checkpoints and logs of a run; only process 0 writes logs."""
+  """Open the checkpoints and logs of a run; only process 0 writes logs."""
   keep = dataclasses.asdict(settings.checkpoints)
   writer = logs.Writer() if jax.process_index() else logs.Logs(workdir)
   with managers.Manager(workdir / CHECKPOINTS, **keep) as manager, writer:
@@ -117,7 +117,7 @@ def _open_workdir(
 
 
 def _log_size(name: str, target: Any, mesh: jax.sharding.Mesh) -> None:
-  """Log how many parameters are trained, and on how many devices."""
+  """Log the number of trained parameters and of devices."""
   trained, frozen = (
     sum(x.size for x in params.values())
     for params in (target.trained_params, target.frozen_params)
@@ -129,7 +129,7 @@ def _log_size(name: str, target: Any, mesh: jax.sharding.Mesh) -> None:
 
 
 def _log_warmup(settings: settings_lib.RunSettings) -> None:
-  """Log that a run is too short for its warm-up."""
+  """Log that the warm-up was shortened because it is longer than the run."""
   wanted, steps = settings.optimizer.warmup_steps, settings.num_train_steps
   used = optimizer.warmup_of(settings.optimizer, steps)
   if used != wanted:
@@ -140,7 +140,7 @@ def _log_warmup(settings: settings_lib.RunSettings) -> None:
 
 
 def tensorboard_line(workdir: pathlib.Path) -> str:
-  """The command that shows a run's logs."""
+  """A line with the command that shows a run's logs."""
   events = shlex.quote(str(workdir / logs.EVENTS))
   return f"logs: tensorboard --logdir={events}  (pip install tensorboard)"
 
@@ -148,10 +148,10 @@ def tensorboard_line(workdir: pathlib.Path) -> str:
 def check_input(
   source: loop.Input, workdir: pathlib.Path, instead: str
 ) -> None:
-  """Refuse data that a run's newest checkpoint was not saved with.
+  """Check the data against the input state in the newest checkpoint.
 
   Raises:
-    ValueError: says what differs, before anything is written.
+    ValueError: names the differences, before anything is written.
   """
   for number in reader.steps(workdir / CHECKPOINTS)[:1]:
     try:
@@ -168,7 +168,7 @@ def check_input(
 
 
 def _datasets_of(workdir: pathlib.Path) -> str:
-  """The flag that gives a run the datasets of its config, in brackets."""
+  """The flag with the datasets of a run's stored config, in parentheses."""
   data = workdirs.read_config(workdir).get("data")
   sources = data.get("sources") if isinstance(data, dict) else None
   if not isinstance(sources, list):
@@ -177,8 +177,8 @@ def _datasets_of(workdir: pathlib.Path) -> str:
 
 
 def next_lines(task: tasks.Task, workdir: pathlib.Path) -> list[str]:
-  """Where the result of a finished run is, and what to do with it."""
-  # A run that was longer before is not shortened.
+  """Log lines at the end of a run: its result and the next commands."""
+  # The newest step may be larger, if the run was longer before.
   steps = reader.steps(workdir / CHECKPOINTS)
   newest = max([*steps, task.settings.num_train_steps])
   result = workdir / CHECKPOINTS / str(newest)

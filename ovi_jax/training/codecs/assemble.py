@@ -1,19 +1,20 @@
-"""Trained codecs to one directory of components, as all commands read it.
+"""Combine trained codecs into a directory of weights, as all commands read it.
 
   python -m ovi_jax.training.codecs.assemble --video=RUN --audio=RUN
     --vocoder=RUN --text=RUN --out=DIR
   python -m ovi_jax.training.codecs.assemble --video=RUN --base=WEIGHTS
     --out=DIR
 
-Averaged weights of the newest checkpoints; any of the four may be left out.
-With --base, the runs' components replace those of a directory of weights, and
-everything else is linked. A run that trained the video's decoder alone keeps
-the latents, and with them the towers; other encoders need towers that are
-trained again, which is said.
-Video latents are measured and their mean and deviation by channel written
-down, by which encoder and decoder go; sound's, which have no such figures, get
-unit deviation from the gain of the encoder's last layer (`scaled`). The towers'
-sizes come from a stage's config, but for what follows from the components.
+Takes the EMA parameters of the newest checkpoints; any of the four runs may be
+omitted. With --base, the runs' components replace those of a directory of
+weights, and all others are linked. A run with `trainable=decoder` does not
+change latents, so the towers stay valid; other encoders need towers that are
+trained again, and the command says so.
+The mean and standard deviation per channel of video latents are measured and
+stored in the manifest; encoder and decoder apply them. Audio latents have no
+such statistics: a gain in the last layer of the encoder scales them to unit
+standard deviation (`scaled`). The towers' sizes come from a stage's config,
+except those that follow from the components.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """The audio VAE's objective: reconstruction of spectrograms.
 
-The released filters are kept divided by their norms, and so are ours when they
-are handed on. In training they are free, and divided whenever they are used:
-only their directions are learnt, as in EDM2 (arXiv 2312.02696, section 2.3).
+In training, filters are normalized whenever they are used, so only their
+directions are learnt, as in EDM2 (arXiv 2312.02696, section 2.3). The released
+weights contain normalized filters; ours are normalized when they are exported.
 Losses are float32; the codec follows the compute dtype.
 """
 
@@ -35,11 +35,11 @@ class AudioVAEObjective:
   """An `Objective` on batches of waveforms without padding.
 
   Attributes:
-    config: sizes, with the mean and deviation of the data's mel bins.
-    silence_weight: scale of the error where nothing is to be heard, which is
-      most of time and frequency; that of sound has scale 1.
-    kl_weight: scale of the divergence of the latents from unit Gaussians, the
-      mean over channels and time.
+    config: sizes, with mean and standard deviation of the data's mel bins.
+    silence_weight: weight of the error in silence, which is most of time and
+      frequency; the error of sound has weight 1.
+    kl_weight: weight of the KL divergence of the latents from unit Gaussians,
+      averaged over channels and time.
     dtype: compute dtype.
   """
 

@@ -1,13 +1,12 @@
 """The text encoder's objective: each embedding predicts the tokens around it.
 
-From its own embedding each place has to name the tokens near it, itself
-included, while some of those that go in are hidden. No labels are needed, and
-what a denoiser asks of a caption, such as the third word that is said, is then
-to be read from one row. Losses are float32; the encoder follows the compute
-dtype.
+Some input tokens are masked. The embedding at each position must predict the
+tokens near this position, its own included. No labels are needed, and what a
+denoiser needs of a caption, such as its third spoken word, can then be read
+from one row. Losses are float32; the encoder follows the compute dtype.
 
-The idea is that of masked language models (BERT, arXiv 1810.04805), of which
-the neighbours are asked too.
+This is a masked language model (BERT, arXiv 1810.04805) that also predicts the
+neighbours.
 """
 
 import dataclasses
@@ -28,13 +27,13 @@ PAD, UNKNOWN = 0, 2  # ids, as in the tokenizers of T5's family
 class MaskedTextObjective:
   """An `Objective` on batches of token ids.
 
-  Its parameters are the encoder's and, under `head`, what names the tokens.
+  Its parameters are the encoder's and, under `head`, those of the prediction.
 
   Attributes:
     config: sizes of the encoder.
-    context_window: tokens to either side that an embedding has to name.
-    mask_prob: largest share of tokens that go in as unknown ones; each example
-      has another, from 0.
+    context_window: tokens on either side that an embedding predicts.
+    mask_prob: maximum fraction of masked tokens; each example samples its own,
+      from 0.
     dtype: compute dtype.
   """
 

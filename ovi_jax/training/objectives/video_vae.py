@@ -1,9 +1,9 @@
-"""What the video autoencoder is trained to do: give back clips it has encoded.
+"""The video VAE's objective: reconstruction of clips.
 
-Float32 around a network of any compute dtype. Whole short clips go through at
-once (`codec.encode_whole`); the first frame of a crop is, to the network, the
-first of a clip. (Ovi and Wan2.2 publish no training of theirs; terms and
-weights are ours.)
+Losses are float32; the network follows the compute dtype. Short crops are
+processed whole (`codec.encode_whole`), and the first frame of a crop is
+processed like the first frame of a clip. (Ovi and Wan2.2 publish no training
+of their VAE; terms and weights are ours.)
 """
 
 import dataclasses
@@ -23,19 +23,19 @@ _STILL = 0.005  # mean change of a pixel that is taken for none
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoVAEObjective:
-  """Terms: the error of pixels, of those that change, and of the latents.
+  """Terms: error of all pixels, error of moving pixels, and KL divergence.
 
   Attributes:
     config: sizes.
     dtype: compute dtype.
     recon_weight: weight of the mean error of all pixels, which are in [-1, 1].
-    motion_weight: weight of the mean error of pixels weighed by how far they
-      are from their mean over the crop: a small ball counts as much as a large
-      wall.
-    kl_weight: weight of the mean divergence of a latent from a unit Gaussian,
-      nats.
-    smoothness_weight: below about this, errors count by their square, above by
-      their size.
+    motion_weight: weight of the mean error of pixels, weighted by their
+      distance from their temporal mean over the crop, so that small moving
+      objects count.
+    kl_weight: weight of the mean KL divergence of a latent from a unit
+      Gaussian, in nats.
+    smoothness_weight: scale of the pseudo-Huber error: smaller errors count
+      quadratically, larger ones linearly.
   """
 
   config: video_vae.VideoVAEConfig

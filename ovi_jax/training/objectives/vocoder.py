@@ -1,8 +1,8 @@
 """The vocoder's objective: a waveform from its own spectrogram.
 
-Compared by spectra, without an adversary: phases are free. The spectrogram it
-is given is a little wrong, as that of an autoencoder and a denoiser will be.
-Losses are float32; the vocoder follows the compute dtype.
+Waveforms are compared by their spectra, without a discriminator, so phases are
+free. The input spectrogram has noise, because those of a VAE and a denoiser
+have errors. Losses are float32; the vocoder follows the compute dtype.
 """
 
 import dataclasses
@@ -31,11 +31,13 @@ class VocoderObjective:
 
   Attributes:
     config: sizes.
-    convergence_weight: of this term of `spectral.Distance`.
-    magnitude_weight: likewise.
-    mel_weight: of the mean difference of log10 mels.
-    noise_std: most deviation of the noise in the mel that is given, log10; each
-      example has another, from 0.
+    convergence_weight: weight of the spectral convergence, see
+      `spectral.Distance`.
+    magnitude_weight: weight of the log-magnitude error, see
+      `spectral.Distance`.
+    mel_weight: weight of the mean difference of log10 mels.
+    noise_std: maximum standard deviation of the noise in the input mel, log10;
+      each example samples its own, from 0.
     dtype: compute dtype.
   """
 
