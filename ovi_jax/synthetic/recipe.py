@@ -3,10 +3,10 @@
   python -m ovi_jax.synthetic.recipe --root=DIR [--seed=0] [--until=NAME]
   [--dry_run]
 
-Worlds, codecs, latents, the towers' stages and the weights, one command after
-the other; `--dry_run` prints them. What is there already is not made again and
-training goes on from its checkpoints, so the same command continues after a
-stop. `DIR/times.json` keeps the seconds that each step took.
+Runs one command after the other: worlds, codecs, latents, the training stages
+of the towers, export. `--dry_run` prints them. Finished steps are skipped and
+training resumes from its checkpoints, so run the same command again after an
+interruption. `DIR/times.json` has the seconds of each step.
 """
 
 import dataclasses
@@ -380,9 +380,11 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("root", "", "Directory for all that is made.")
-  flags.DEFINE_string("out", "", "Directory for the weights; ROOT/weights.")
-  flags.DEFINE_integer("seed", 0, "Of worlds and training.")
-  flags.DEFINE_string("until", "", "Last step to take.")
+  flags.DEFINE_string("root", "", "Output directory.")
+  flags.DEFINE_string(
+    "out", "", "Directory for the weights; default: ROOT/weights."
+  )
+  flags.DEFINE_integer("seed", 0, "Seed of worlds and training.")
+  flags.DEFINE_string("until", "", "Last step to run.")
   flags.DEFINE_bool("dry_run", False, "Print the commands only.")
   app.run(main, flags_parser=cli.parse_flags)
