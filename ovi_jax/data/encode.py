@@ -7,8 +7,9 @@ interruption, run the same command again. Hosts that share a disk can divide the
 work: each runs the command with --process=I --processes=N, and the last one to
 finish completes the dataset. Before encoding, the fraction of unknown words and
 the error of the codecs are measured on a few records and printed. Beyond a
-limit the command stops, unless --force is given. If memory is short, encode
-captions (--parts=text) and media (--parts=video,audio) one after the other.
+limit the command stops, unless --force is given. If memory is short, encode in
+two passes: captions (--parts=text), then the media of that output
+(--parts=video,audio).
 """
 
 import contextlib
