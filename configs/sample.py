@@ -3,9 +3,9 @@
   python sample.py --weights=DIR --prompt="…" --config.seed=7
 
 A field without a value here has the value that the weights recommend, or else
-the default of the original code (in the comment). The small Ovi in the package
-runs on a CPU; released weights need an accelerator
-(docs/explanation/memory.md). docs/how_to/sample.md explains each field.
+the default of the original code (in the comment). docs/how_to/sample.md
+explains each field. The small Ovi in the package runs on any machine;
+docs/explanation/memory.md has the memory that released weights need.
 """
 
 from typing import Any
