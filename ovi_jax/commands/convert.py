@@ -1,12 +1,13 @@
 """Convert Ovi's released PyTorch weights to ovi_jax, or back.
 
-  ovi-convert --release=DIR --variant=960x960_10s --out=DIR
-  ovi-convert --release=DIR --arch=sizes.json --out=DIR
-  ovi-convert --fusion=FILE --variant=NAME --out=DIR
-  ovi-convert --export --weights=DIR --out=DIR
-  ovi-convert --download=960x960_10s --out=DIR
+  ovi-convert --download=960x960_10s --out=RELEASE
+  ovi-convert --release=RELEASE --variant=960x960_10s --out=DIR
+  ovi-convert --release=RELEASE --arch=FILE.json --out=DIR
+  ovi-convert --fusion=FILE --variant=960x960_10s --out=DIR
+  ovi-convert --export --weights=DIR --out=EXPORTED
 
-No PyTorch is needed, and no code inside a checkpoint is run.
+PyTorch is not needed, and code inside a checkpoint is not executed. See
+docs/how_to/convert.md.
 """
 
 from absl import flags
@@ -21,23 +22,32 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   flags.DEFINE_string("release", "", "Release directory to read.")
   flags.DEFINE_string("variant", "", "Released variant: " + command.VARIANTS)
-  flags.DEFINE_string("arch", "", "JSON of the sizes of another release.")
-  flags.DEFINE_string("out", "", "Directory to write.")
-  flags.DEFINE_list("components", [], "Only these (default: all there are).")
-  flags.DEFINE_bool("export", False, "Write a release from converted weights.")
+  flags.DEFINE_string(
+    "arch", "", "JSON file with the sizes of another release."
+  )
+  flags.DEFINE_string("out", "", "Output directory.")
+  flags.DEFINE_list(
+    "components",
+    [],
+    "Convert or export only these, separated by commas: "
+    f"{', '.join(architecture.COMPONENTS)}. Default: all that are present.",
+  )
+  flags.DEFINE_bool(
+    "export", False, "Write the original's files from --weights."
+  )
   flags.DEFINE_string("weights", "", "Converted weights to export.")
   flags.DEFINE_string(
-    "download", "", "Fetch this variant's release into --out."
+    "download", "", "Download the release of this variant to --out."
   )
   for name in architecture.COMPONENTS:
     flags.DEFINE_string(
       name,
       "",
-      f"File of {name}, whatever its name and format, in place of the"
-      " release's; shards or towers with commas between, FILE::KEY for a part"
-      " of a file.",
+      f"File of the component {name}, instead of the release's; any name and"
+      " accepted format. Separate shards or towers by commas; FILE::KEY selects"
+      " a part of a file.",
     )
-  flags.DEFINE_string("tokenizer", "", "The text encoder's tokenizer.json.")
+  flags.DEFINE_string("tokenizer", "", "tokenizer.json of the text encoder.")
 
 
 def main(argv: list[str]) -> None:

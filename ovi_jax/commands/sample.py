@@ -1,8 +1,12 @@
-"""Make videos with sound from prompts, and from first frames.
+"""Generate videos with sound from prompts and, optionally, first frames.
 
   ovi-sample --prompt="A red ball bounces. Audio: dull wooden knocks."
+  ovi-sample --weights=DIR --prompt="…" --image=FILE.png
   ovi-sample --weights=DIR --prompts=FILE.csv --config.solver=euler
---config.FIELD=VALUE sets a field of configs/sample.py.
+
+Without --weights, the small Ovi in the package is used. --config.FIELD=VALUE
+sets a field of configs/sample.py. docs/how_to/sample.md explains prompts, flags
+and fields.
 """
 
 import pathlib
@@ -23,18 +27,37 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   config_files.define(default="sample")
-  flags.DEFINE_string("prompt", "", "What to see, say and hear.")
-  flags.DEFINE_string("prompts", "", "CSV or TSV: text_prompt[, image_path].")
-  flags.DEFINE_string("image", "", "Picture of the first frame, with --prompt.")
+  flags.DEFINE_string("prompt", "", "Description of picture, speech and sound.")
   flags.DEFINE_string(
-    "weights", str(synthetic.WEIGHTS), "Directory of weights."
+    "prompts",
+    "",
+    "CSV or TSV with the column text_prompt and, optionally, image_path, seed.",
   )
-  flags.DEFINE_string("out", "samples", "Directory for the results.")
-  flags.DEFINE_string("noise", "", "Start from this .npz instead of the seed.")
-  flags.DEFINE_bool("save_latents", False, "Keep the final latents as .npz.")
-  flags.DEFINE_bool("attention_maps", False, "Draw what the sound looks at.")
-  flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
-  flags.DEFINE_bool("overwrite", False, "Make clips again that are there.")
+  flags.DEFINE_string(
+    "image", "", "First frame, for --prompt: PNG, JPEG or WebP."
+  )
+  flags.DEFINE_string(
+    "weights",
+    str(synthetic.WEIGHTS),
+    "Directory of converted or exported weights.",
+  )
+  flags.DEFINE_string("out", "samples", "Output directory.")
+  flags.DEFINE_string(
+    "noise", "", "Initial noise (.npz) instead of the seed's."
+  )
+  flags.DEFINE_bool(
+    "save_latents", False, "Also write the final latents (.npz)."
+  )
+  flags.DEFINE_bool(
+    "attention_maps", False, "Also write audio-video attention maps."
+  )
+  flags.DEFINE_string(
+    "aot",
+    "",
+    "Do not sample: compile for this TPU topology, such as v6e:2x4, and report"
+    " HBM, FLOPs and collective traffic.",
+  )
+  flags.DEFINE_bool("overwrite", False, "Generate existing clips again.")
 
 
 def main(argv: list[str]) -> None:

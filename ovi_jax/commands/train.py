@@ -1,4 +1,4 @@
-"""Train a stage: audio, video, or both towers together; or a codec.
+"""Train the audio tower, the video tower, both together, or a codec.
 
   ovi-train --config=small --workdir=DIR
     --config.data.sources="('DIR',)"
@@ -6,8 +6,8 @@
 
 Run the same command again to resume from the newest checkpoint. Exit codes: 0
 finished, 75 interrupted (SIGTERM, Ctrl-C) with a checkpoint saved, 1 an error,
-printed in one line. With --aot=v5p:4x4x4 the step is compiled for those TPUs,
-and its FLOPs, memory and collectives are reported.
+printed in one line. --config.FIELD=VALUE sets a field of the config. See
+docs/how_to/fine_tune.md and docs/how_to/train.md.
 """
 
 import pathlib
@@ -29,8 +29,15 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   config_files.define()
-  flags.DEFINE_string("workdir", "", "Directory of the run.")
-  flags.DEFINE_string("aot", "", "Only compile, for a topology of TPUs.")
+  flags.DEFINE_string(
+    "workdir", "", "Directory for checkpoints, logs and samples."
+  )
+  flags.DEFINE_string(
+    "aot",
+    "",
+    "Do not train: compile the step for this TPU topology, such as v5p:4x4x4,"
+    " and report HBM, FLOPs and collective traffic.",
+  )
 
 
 def main(argv: list[str]) -> None:

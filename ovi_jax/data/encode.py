@@ -1,15 +1,15 @@
-"""Cache the latents and text embeddings of a dataset, so training need not.
+"""Compute the latents and text embeddings of a dataset once, for training.
 
   python -m ovi_jax.data.encode --data=DIR --weights=DIR --out=DIR
 
-Writes a new dataset; mp4 and PCM stay behind unless --keep_media. Run the same
-command again to go on where it was stopped. Hosts that see the same folders
-share the work: each runs it with --process=I --processes=N, and the one that
-ends last makes the dataset. Before anything is encoded, the share of words that
-the tokenizer does not know and the error of the codecs are measured on a few
-records and printed; beyond a limit the command stops, unless --force. Captions
-alone (--parts=text) and codecs alone may be encoded one after the other where
-memory is short.
+Writes a new dataset, without mp4 and PCM unless --keep_media is given. After an
+interruption, run the same command again. Hosts that share a disk can divide the
+work: each runs the command with --process=I --processes=N, and the last one to
+finish completes the dataset. Before encoding, the fraction of unknown words and
+the error of the codecs are measured on a few records and printed. Beyond a
+limit the command stops, unless --force is given. If memory is short, encode in
+two passes: captions (--parts=text), then the media of that output
+(--parts=video,audio).
 """
 
 import contextlib
@@ -353,17 +353,25 @@ def _define_flags() -> None:
   flags.DEFINE_string("data", "", "Dataset to read.")
   flags.DEFINE_string("weights", "", "Directory of converted weights.")
   flags.DEFINE_string("out", "", "Dataset to write.")
-  flags.DEFINE_list("parts", list(encoding.PARTS), "What to encode.")
-  flags.DEFINE_bool("keep_media", False, "Keep mp4 and PCM too.")
-  flags.DEFINE_integer("batch", 1, "Clips side by side on each device.")
-  flags.DEFINE_string("dtype", "auto", "Of computing: auto, float32, bfloat16.")
-  flags.DEFINE_string("stored", "float16", "Of arrays: float16, bfloat16.")
-  flags.DEFINE_integer("records_per_shard", 64, "Records in a file.")
+  flags.DEFINE_list("parts", list(encoding.PARTS), "Parts to encode.")
+  flags.DEFINE_bool("keep_media", False, "Keep mp4 and PCM in the new dataset.")
+  flags.DEFINE_integer("batch", 1, "Clips per batch on each device.")
+  flags.DEFINE_string(
+    "dtype", "auto", "Compute dtype: auto, float32, bfloat16."
+  )
+  flags.DEFINE_string("stored", "float16", "Stored dtype: float16, bfloat16.")
+  flags.DEFINE_integer(
+    "records_per_shard", 64, "Records per file of the dataset."
+  )
   for name, limit in dataclasses.asdict(quality.Limits()).items():
-    flags.DEFINE_float(name, limit, "See ovi_jax.data.quality.")
-  flags.DEFINE_bool("force", False, "Encode what is beyond the limits, too.")
-  flags.DEFINE_integer("process", 0, "Number of this process.")
-  flags.DEFINE_integer("processes", 1, "Processes that share the work.")
+    flags.DEFINE_float(
+      name, limit, "Limit of what is lost, see docs/how_to/fine_tune.md."
+    )
+  flags.DEFINE_bool("force", False, "Encode even if a limit is exceeded.")
+  flags.DEFINE_integer("process", 0, "Index of this process, from 0.")
+  flags.DEFINE_integer(
+    "processes", 1, "Number of processes that divide the work."
+  )
 
 
 def main(argv: list[str]) -> None:

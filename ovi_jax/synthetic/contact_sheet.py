@@ -186,8 +186,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("clips", "", "Directory of clips with their recipes.")
+  flags.DEFINE_string("clips", "", "Directory of clips with their JSON files.")
   flags.DEFINE_string("out", "", "PNG or GIF to write.")
-  flags.DEFINE_integer("frames", 12, "PNG: frames of each clip.", lower_bound=1)
+  flags.DEFINE_integer("frames", 12, "PNG: frames per clip.", lower_bound=1)
   flags.DEFINE_integer("scale", 1, "Magnification.", lower_bound=1)
   app.run(main, flags_parser=cli.parse_flags)

@@ -1,12 +1,13 @@
-"""A trained run to a directory of weights that `sample.py` reads.
+"""Export a trained run to a directory of weights that `sample.py` reads.
 
   python -m ovi_jax.training.export --workdir=RUN --pretrained=DIR --out=DIR
 
-Text encoder, codecs and tokenizer are those of `components` (by default, the
-run's own); they are linked, not copied, where the disk allows it. The towers
-are those of a checkpoint: by default the newest, with averaged parameters.
-Advised sampling settings are those of the weights that the run started from.
-`convert_torch_weights.py --export` makes the original's files of the result.
+Text encoder, codecs and tokenizer are those of `--pretrained` (by default, the
+run's own). They are linked, not copied, where the disk allows it. The towers
+are those of a checkpoint: by default the newest, with EMA parameters.
+Recommended sampling settings are inherited from the weights that the run
+started from. `convert_torch_weights.py --export` converts the result to the
+original's files.
 """
 
 import dataclasses
@@ -275,12 +276,16 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", "", "Directory of the run.")
-  flags.DEFINE_string("out", "", "Directory to write.")
-  flags.DEFINE_string("pretrained", "", "Converted weights for the rest.")
-  flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if none.")
-  flags.DEFINE_bool("ema", True, "The moving average of the weights.")
-  flags.DEFINE_enum(
-    "dtype", "float32", ("float32", "bfloat16"), "That towers are stored in."
+  flags.DEFINE_string("out", "", "Output directory, without weights yet.")
+  flags.DEFINE_string(
+    "pretrained",
+    "",
+    "Weights with text encoder and codecs; default: those of the run.",
   )
-  flags.DEFINE_string("sampling", "", "Advised settings, as JSON.")
+  flags.DEFINE_integer("step", None, "Checkpoint; by default the newest.")
+  flags.DEFINE_bool("ema", True, "Export the EMA parameters.")
+  flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16"), "Stored dtype of the towers."
+  )
+  flags.DEFINE_string("sampling", "", "Recommended settings, as JSON.")
   app.run(main, flags_parser=cli.parse_flags)

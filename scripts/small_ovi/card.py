@@ -1,12 +1,12 @@
-"""The model card of the small Ovi: data, recipe, scores and limits, in numbers.
+"""The model card of the small Ovi: data, training, scores and limits.
 
   python -m scripts.small_ovi.card --root=DIR --weights=DIR [--seed=0]
 
-Reads what the recipe left in its directory: the seconds of its steps and the
-scores; writes `MODEL_CARD.md` beside the weights.
+Reads the duration of each step and the scores from the directory of the recipe,
+and writes `MODEL_CARD.md` beside the weights.
 
-Goals that are not reached are named, and where pairs that were never trained
-on are further behind than `FURTHEST`.
+The card lists goals that are not reached, and scores that are more than
+`FURTHEST` points worse for pairs that were never trained on.
 """
 
 import json
@@ -28,8 +28,8 @@ CARD = "MODEL_CARD.md"
 CODECS = "codecs.json"
 PSNR_GOAL = 30.0  # dB
 FURTHEST = 10.0  # points
-# Scores of the card -> what was wished for, in per cent; an upper limit is
-# negative.
+# Scores of the card -> goal in per cent; negative: an upper limit; `None`: no
+# goal.
 GOALS: Mapping[str, float | None] = {
   "colour": 95,
   "kind": 95,
@@ -50,48 +50,59 @@ GOALS: Mapping[str, float | None] = {
 _INTRODUCTION = """\
 # The small Ovi
 
-A model of Ovi's kind, small enough to ship with the code and to run on a
-laptop: text, or a first frame, to 5.04 s of video (121 frames at 24 fps,
-{size}) with sound (16 kHz). It shows what the system does, and is its
-laboratory. It knows one drawn world and nothing else.
+A model with Ovi's architecture, small enough to ship with the package and to
+run on a laptop's CPU. From a prompt, or from a prompt and a first frame, it
+generates 5.04 s of video (121 frames at 24 fps, {size}) with
+16 kHz sound. It was trained on one synthetic world and generates nothing else.
+Its purpose is to demonstrate, test and study the code.
 
-- **Data**: `ovi_jax.synthetic.world`, drawn and synthesized from a seed: balls
-  that bounce and knock (six colours; wood, metal, rubber), lamps that flash and
-  beep (low, middle, high), faces that speak vowels (low or high voice), still
-  and silent scenes, sound without picture. No recording, no person's voice or
-  likeness is in it. Some pairs of a colour and a sound are left out of
-  training.
-- **Parts**: {parts}; {megabytes:.1f} MB in bfloat16.
-- **Recipe**: tokenizer, text encoder and codecs, then audio pretraining on long
-  sounds, audio fine-tuning, video pretraining, fusion with frozen
-  feed-forwards, and a last fusion of all parameters, by `make demo-weights`
-  (`scripts/small_ovi/recipe.py`), seed {seed}. (Of the weights that come with
-  the package, the last fusion and the decoder were trained after the rest was
-  in bfloat16; see docs/lab_notebook.md.)
-- **Identity**: towers of digest `{digest}`.
-- **Licence**: that of the code, Apache-2.0.
+- **Data**: `ovi_jax.synthetic.world` renders pictures and synthesizes sounds
+  from a seed: balls that bounce and knock (six colours; wood, metal, rubber),
+  lamps that flash and beep (low, middle, high), faces that speak vowels (low or
+  high voice), still and silent scenes, and sounds without a picture. It
+  contains no recording, and no person's voice or likeness. Some combinations
+  of a colour and a sound are left out of training; they are the "pairs never
+  trained on" below.
+- **Components**: {parts};
+  {megabytes:.1f} MB in all, in bfloat16.
+- **Training**: tokenizer, text encoder and codecs; audio pretraining on long
+  sounds; audio fine-tuning; video pretraining; fusion with frozen MLPs; fusion
+  of all parameters. `make demo-weights` (`scripts.small_ovi.recipe`) runs all
+  of these steps with seed {seed}. The shipped weights differ in one point:
+  their last fusion stage and their video VAE's decoder were trained after the
+  rest had been rounded to bfloat16 (docs/lab_notebook.md).
+- **Digest** of the DiT, `fusion` in `ovi_jax.json`: `{digest}…`. The
+  JSON file beside each clip contains it too.
+- **Licence**: Apache-2.0, like the code.
+"""
+_ABOUT_SCORES = """\
+Clips were generated from prompts that are not captions of the towers' training
+clips, each with its own seed. They are scored from the mp4 alone. In brackets:
+95 % confidence intervals. "sync F1, sound of another" is the chance level of
+the sync F1. docs/how_to/evaluate.md defines the scores.
 """
 _LIMITS = """\
 ## Limits
 
-- Words that the world's captions do not have are left out of a prompt;
-  `sample.py` names them. There are no other colours, sounds and things.
-- It counts to five at best, and sometimes one too many or too few.
-- A ball may shrink, or fade for some frames while its knocks go on; an orange
-  one may be yellow for a part of the clip, and the first frame is grainier than
-  the rest.
-- Of two balls one may be missing, above all in pairs never trained on, where
-  picture and sound of two meet less often than of one (docs/lab_notebook.md).
-- One shape, 64 by 64 pixels for 5.04 s, is what it was trained on.
-- What it makes says nothing of the quality of the released Ovi weights.
+- Words that are not in the captions of the world are dropped from a prompt, and
+  `sample.py` lists them. There are no other colours, sounds or objects.
+- It counts to five at most, and is sometimes one too high or too low.
+- A ball may shrink, or fade for some frames while its knocks continue. An
+  orange ball may be yellow for part of the clip. The first frame is grainier
+  than the others.
+- In a scene with two balls, one may be missing, most often in pairs never
+  trained on. In such pairs, picture and sound coincide less often with two
+  balls than with one (docs/lab_notebook.md).
+- It was trained at one size only: 64 by 64 pixels for 5.04 s.
+- Its results do not predict the quality of the released Ovi weights.
 """
 
 
-_TRIED = "What was tried is in docs/lab_notebook.md.\n"
+_TRIED = "Experiments are recorded in docs/lab_notebook.md.\n"
 
 
 def text(root: pathlib.Path, weights: pathlib.Path, seed: int) -> str:
-  """The card.
+  """The text of the card.
 
   Args:
     root: of the recipe: `times.json`, `scores_*.json` and `codecs.json`.
@@ -131,8 +142,8 @@ def text(root: pathlib.Path, weights: pathlib.Path, seed: int) -> str:
     [
       introduction,
       _scores(tables),
-      "Codecs alone, on true clips (`python -m ovi_jax.synthetic.evaluation"
-      " codecs`):\n",
+      "Ground-truth clips, encoded and decoded by the codecs\n(`python -m"
+      " ovi_jax.synthetic.evaluation codecs`):\n",
       evaluated.markdown(losses),
       _behind(tables, losses[evaluated.VIDEO].mean),
       _recipe(times["seconds"], times["machines"]),
@@ -148,12 +159,10 @@ Tables = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def _scores(tables: Tables) -> str:
-  """Scores down, sets of prompts to the right."""
+  """The table: a row for each score, a column for each set of prompts."""
   lines = [
     "## Scores\n",
-    "Of clips from prompts that are no caption of what the towers were trained"
-    " on, each from a seed of its own, from the mp4 alone, with 95 % intervals"
-    " (docs/how_to/evaluate.md).\n",
+    _ABOUT_SCORES,
     "| score | goal | " + " | ".join(tables) + " |",
     "|---" * (len(tables) + 2) + "|",
   ]
@@ -169,7 +178,7 @@ def _scores(tables: Tables) -> str:
 
 
 def _behind(tables: Tables, psnr: float) -> str:
-  """Goals that are not reached, and what pairs not trained on lose."""
+  """Missed goals, and scores that are worse for pairs never trained on."""
   new, unseen = (
     {
       name: 100 * each["value"]
@@ -199,19 +208,19 @@ def _behind(tables: Tables, psnr: float) -> str:
     lines = [f"Goals not reached, on new prompts: {', '.join(missed)}.\n"]
   if not lost:
     lines.append(
-      f"Pairs never trained on are at most {FURTHEST:g} points behind them in"
-      " each score with a goal.\n"
+      "For pairs never trained on, each score with a goal is at most"
+      f" {FURTHEST:g} points worse.\n"
     )
   else:
     lines.append(
-      f"Pairs never trained on are more than {FURTHEST:g} points behind new"
-      f" prompts in {', '.join(lost)}; of the other goals they are not.\n"
+      f"For pairs never trained on, these scores are more than {FURTHEST:g}"
+      f" points worse: {', '.join(lost)}. The others with a goal are not.\n"
     )
   return "\n".join([*lines, _TRIED])
 
 
 def _cell(score: Mapping[str, Any]) -> str:
-  """A score with its interval, or nothing of nothing."""
+  """A score with its interval; empty if no clip was scored."""
   if not score["clips"]:
     return ""
   value, low, high = (100 * score[key] for key in ("value", "low", "high"))
@@ -219,16 +228,17 @@ def _cell(score: Mapping[str, Any]) -> str:
 
 
 def _recipe(times: Mapping[str, float], machines: Sequence[str]) -> str:
-  """The steps and how long they took."""
+  """The table of steps and their durations."""
   lines = [
-    "## Recipe\n",
-    f"Minutes by the clock on {' and '.join(machines)}; stops, repeated steps"
-    " and other programs on the machine are in them:\n",
+    "## Training time\n",
+    f"Wall-clock minutes on {' and '.join(machines)}.\nThey include"
+    " interruptions, repeated steps and time that other programs used.\nThe"
+    " steps are those of `make demo-weights`.\n",
     "| step | minutes |",
     "|---|---|",
   ]
   lines += [f"| {name} | {each / 60:.1f} |" for name, each in times.items()]
-  lines.append(f"| **all** | **{sum(times.values()) / 60:.0f}** |")
+  lines.append(f"| **total** | **{sum(times.values()) / 60:.0f}** |")
   return "\n".join(lines) + "\n"
 
 
@@ -252,5 +262,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("root", "", "Directory of the recipe.")
   flags.DEFINE_string("weights", "", "Directory of the weights.")
-  flags.DEFINE_integer("seed", 0, "That the recipe was given.")
+  flags.DEFINE_integer("seed", 0, "Seed of the recipe.")
   app.run(main, flags_parser=cli.parse_flags)

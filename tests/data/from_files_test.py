@@ -569,7 +569,7 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
   (tmp_path / "t.csv").rename(tmp_path / "sounds.csv")
   guide = doc_commands.ROOT / "docs/how_to/own_clips.md"
   doc_commands.run_pages([guide], tmp_path)
-  report = (tmp_path / "runs/mine.import/report.txt").read_text()
+  report = (tmp_path / "runs/my_clips.import/report.txt").read_text()
   assert "imported 4 clips of 4 files: train (3), test (1)" in report
   assert '--config.data.video_buckets="((31, 4, 4),)"' in report
   assert len(builder.read(tmp_path / "runs/my_sounds", "train")) == 3
@@ -585,7 +585,7 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
     "python train.py --config=configs/fusion.py:mini --workdir=runs/tuned"
     " --config.init_from.video=scratch --config.init_from.audio=scratch"
     " --config.trainable=all"
-    " --config.data.sources=\"('runs/mine',)\""
+    " --config.data.sources=\"('runs/my_clips',)\""
     " --config.data.encode_on_the_fly=True"
     " --config.data.text_source=captions --config.batch_size=2"
     f" --config.pretrained={weights} {' '.join(flags)}"

@@ -50,7 +50,7 @@ NOT_RUN: Mapping[str, str] = {
   " tests/training/fine_tuning_test.py",
   r"configs/codec_|training\.codecs\.assemble": "minutes of compilation each;"
   " tests/training/task_test.py and codecs/ do the same at smaller sizes",
-  r" --workdir=runs/(?:tuned|more) | --data=runs/mine ": "fine_tune.md and"
+  r" --workdir=runs/(?:tuned|more) | --data=runs/my_clips ": "fine_tune.md and"
   " train.md run the same with other paths",
   r"python -m ovi_jax\.curation|^def (?:load|get_config)\(": "needs"
   " '.[curate]' and real media; tests/curation/docs_test.py checks settings and"

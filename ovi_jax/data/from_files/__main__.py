@@ -1,4 +1,4 @@
-"""Import own clips: a folder of files and their captions, to a dataset.
+"""Import your own clips: a folder of files and their captions to a dataset.
 
   python -m ovi_jax.data.from_files --clips=FOLDER --captions=FILE.csv --out=DIR
     [--size=HEIGHTxWIDTH --fit=crop|pad|keep] [--frames=121 | --seconds=5]
@@ -8,9 +8,9 @@
 The table (CSV or TSV) has the columns `path` and `caption`, and may have
 `split` (train or test). Files without a row take their caption from a text file
 of the same name. Video is resampled to 24 fps by time stamps, sound to 16 kHz
-mono. Nothing is filtered for quality. Run the same command again to go on where
-it was stopped. What was refused, and why, is printed at the end; a contact
-sheet is written beside the dataset. See docs/how_to/own_clips.md.
+mono. Nothing is filtered for quality. After an interruption, run the same
+command again. Refused files are listed at the end with the reasons. A report
+and a contact sheet are written to DIR.import. See docs/how_to/own_clips.md.
 """
 
 import os
@@ -95,51 +95,60 @@ def _settings() -> settings_lib.Settings:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("clips", "", "Folder of the files.")
-  flags.DEFINE_string("captions", "", "Table with columns path, caption.")
+  flags.DEFINE_string("clips", "", "Folder of video or sound files.")
+  flags.DEFINE_string(
+    "captions", "", "Table with the columns path and caption."
+  )
   flags.DEFINE_string("out", "", "Dataset to write.")
-  flags.DEFINE_boolean("sounds", False, "Import sound alone.")
-  flags.DEFINE_string("size", "704x736", "HEIGHTxWIDTH of the frames, or SIDE.")
+  flags.DEFINE_boolean("sounds", False, "Import sound only.")
+  flags.DEFINE_string(
+    "size", "704x736", "Size of the frames: HEIGHTxWIDTH, or SIDE of a square."
+  )
   flags.DEFINE_enum(
     "fit",
     "crop",
     settings_lib.FITS,
-    "Cut the middle, pad with black, or keep the aspect at the same area.",
+    "Crop the centre, pad with black bars, or keep the aspect at the area of"
+    " --size.",
   )
-  flags.DEFINE_integer("frames", None, "Of a clip, at 24 fps: 1 + 4·k.")
-  flags.DEFINE_float("seconds", None, "Of a clip, in place of --frames.")
+  flags.DEFINE_integer(
+    "frames", None, "Frames per clip, 1 + 4·k at 24 fps; default 121."
+  )
+  flags.DEFINE_float("seconds", None, "Length of a clip, instead of --frames.")
   flags.DEFINE_enum(
     "short_clips",
     "keep",
     settings_lib.SHORT,
-    "Keep the length of short clips, pad them, or refuse them.",
+    "Short clips: keep their length, pad them, or refuse them.",
   )
   flags.DEFINE_enum(
     "long_clips",
     "first",
     settings_lib.LONG,
-    "Take the first part of long clips, the center, or split them.",
+    "Long clips: take the first part or the center, or split them.",
   )
   flags.DEFINE_enum(
     "variant",
     "",
     ("", *geometry.VARIANTS),
-    "Rewrite sound tags for this released variant.",
+    "Convert sound tags for this released variant.",
   )
   flags.DEFINE_boolean("require_sound", False, "Refuse clips without sound.")
   flags.DEFINE_float(
-    "max_upscale", 0.0, "Refuse clips enlarged by more; 0: none."
+    "max_upscale",
+    0.0,
+    "Refuse clips that must be enlarged by more; 0: no limit.",
   )
   flags.DEFINE_float(
-    "eval_fraction",
-    0.1,
-    "Share of files held out, where the table does not say.",
+    "eval_fraction", 0.1, "Fraction of files held out, unless the table says."
   )
-  flags.DEFINE_integer("seed", 0, "Of what is held out.")
+  flags.DEFINE_integer("seed", 0, "Seed of the choice of held-out files.")
   flags.DEFINE_integer(
-    "num_workers", -1, "Processes; -1: one a core, 0: in this one."
+    "num_workers", -1, "Processes; -1: one per core, 0: no additional ones."
   )
   flags.DEFINE_integer(
-    "records_per_shard", builder.RECORDS_PER_SHARD, "Records in a file."
+    "records_per_shard",
+    builder.RECORDS_PER_SHARD,
+    "Records per file of the dataset.",
   )
   app.run(main, flags_parser=cli.parse_flags)

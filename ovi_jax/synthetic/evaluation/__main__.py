@@ -93,23 +93,29 @@ def _codecs() -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("clips", "", "Folder of mp4 files with their recipes.")
-  flags.DEFINE_string("weights", "", "Directory whose codecs are scored.")
-  flags.DEFINE_string("out", "", "JSON of what was found, or CSV.")
-  flags.DEFINE_string("markdown", "", "File for the table.")
-  flags.DEFINE_integer("count", 64, "Prompts to write, or clips to score.")
-  flags.DEFINE_integer("seed", 1000, "Of the world that they are of.")
+  flags.DEFINE_string(
+    "clips", "", "Folder of mp4 files, each with its JSON file."
+  )
+  flags.DEFINE_string("weights", "", "Weights whose codecs are scored.")
+  flags.DEFINE_string(
+    "out", "", "JSON report to write; with `prompts`, the CSV."
+  )
+  flags.DEFINE_string("markdown", "", "Markdown file for the table.")
+  flags.DEFINE_integer(
+    "count", 64, "Number of prompts to write, or of clips to score."
+  )
+  flags.DEFINE_integer("seed", 1000, "Seed of the world.")
   flags.DEFINE_list(
     "trained",
     [],
-    "SEED:CLIPS or SEED:CLIPS:WHAT, each the first clips of a world (WHAT of"
-    " it), whose captions are no prompts.",
+    "SEED:CLIPS or SEED:CLIPS:WHAT, separated by commas: exclude the captions"
+    " of the first CLIPS clips of world SEED (of its subset WHAT).",
   )
-  flags.DEFINE_bool("worn", False, "Blur the clips, and make them noisy.")
+  flags.DEFINE_bool("worn", False, "Blur the clips and add noise.")
   flags.DEFINE_enum(
     "pairs",
     world.SEEN,
     (world.SEEN, world.UNSEEN, world.ALL),
-    "Which pairs of a colour and a sound.",
+    "Pairs of a colour and a sound: trained, held out, or all.",
   )
   app.run(main, flags_parser=cli.parse_flags)

@@ -37,20 +37,20 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.DEFINE_string("out", "", "Directory to write.")
-  flags.DEFINE_integer("train", 4000, "Clips to train on.")
-  flags.DEFINE_integer("test", 64, "Clips held out.")
-  flags.DEFINE_integer("seed", 0, "Of the world.")
-  flags.DEFINE_integer("size", 64, "Rows and columns of a picture.")
+  flags.DEFINE_integer("train", 4000, "Number of training clips.")
+  flags.DEFINE_integer("test", 64, "Number of held-out clips.")
+  flags.DEFINE_integer("seed", 0, "Seed of the world.")
+  flags.DEFINE_integer("size", 64, "Height and width of the frames.")
   flags.DEFINE_enum(
     "what",
     world.CLIPS,
     world.WHAT,
-    "Clips, those of two balls alone, or sounds alone.",
+    "All clips, clips of two balls only, or sounds only.",
   )
   flags.DEFINE_enum(
     "pairs",
     world.SEEN,
     (world.SEEN, world.UNSEEN, world.ALL),
-    "Which pairs of a colour and a sound.",
+    "Pairs of a colour and a sound: trained, held out, or all.",
   )
   app.run(main, flags_parser=cli.parse_flags)
