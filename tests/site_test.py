@@ -129,21 +129,3 @@ def test_scripts_and_modules_that_run_are_commands(pages):
     "python -m ovi_jax.data.encode",
     "python -m scripts.small_ovi.recipe",
   } <= pages.commands().keys()
-
-
-@pytest.mark.slow
-def test_site_builds_without_warnings(tmp_path):
-  pytest.importorskip("sphinx_book_theme", reason="needs the extra docs")
-  result = subprocess.run(
-    [
-      sys.executable,
-      *("-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"),
-      *(ROOT / "docs", tmp_path / "html"),
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert result.returncode == 0, result.stderr
-  index = (tmp_path / "html/index.html").read_text("utf-8")
-  assert "reference/generated/commands.html" in index
