@@ -3,13 +3,14 @@
 A prompt is a sequence of text, speech `<S>words<E>` and sound. The sound is
 described once, at the end: `<AUDCAP>...<ENDAUDCAP>` for 720x720_5s,
 `Audio: ...`, which runs to the end, for the 960x960 variants. Tags do not nest;
-`Audio:` within speech or within sound is text. Prompts reach the text encoder
-cleaned, as token ids cut and padded to its length, so tags are looked for in
-the cleaned prompt. (`ovi_fusion_engine.py`, `modules/tokenizers.py` of the
-original.)
+`Audio:` within speech, sound or quotation marks is text. Prompts reach the text
+encoder cleaned, as token ids cut and padded to its length, so tags are looked
+for in the cleaned prompt. (`ovi_fusion_engine.py`, `modules/tokenizers.py` of
+the original.)
 """
 
 import dataclasses
+import functools
 import html
 import re
 import sys
@@ -104,8 +105,18 @@ _ENDS = r".!?\u2026\u203d\u3002\u061f\u06d4\u0964\u0965\u0589\u1362\u104b\u17d4"
 _SENTENCE_END = re.compile(
   rf"(?:[{_ENDS}]{_QUOTES}|>)[ {_HIDDEN}]{{0,3}}[(\[]?$"
 )
+_PAUSE = re.compile(rf"[{_ENDS},;:\u3001]")
 _BULLET = re.compile(r"(?:[-*\u2022] )?[(\[]?")
-_BRACKETS = {"(": ")", "[": "]", '"': '"', "\xab": "\xbb", "\u300c": "\u300d"}
+_BRACKETS = {"(": ")", "[": "]", "{": "}", "\u3010": "\u3011"}
+# Curly quotation marks are straight in a cleaned prompt.
+_QUOTATION = {
+  **{mark: mark for mark in "\"'*`"},
+  **{"\xab": "\xbb", "\xbb": "\xab", "\u2039": "\u203a", "\u203a": "\u2039"},
+  **{"\u300c": "\u300d", "\u300e": "\u300f"},
+}
+_ENCLOSING = {**_BRACKETS, **_QUOTATION}
+# What ends no sentence, so that `Audio:` after it is a word of the text.
+_DETERMINER = re.compile(r"\b(?:the|an|my|your|our|their) $", re.IGNORECASE)
 _SHOWN = 10  # notes on one prompt
 # Windows opens a device, not a file, under these names.
 _DEVICES = frozenset(
@@ -232,7 +243,7 @@ def format_for(
       f"the sound's description is written {wanted} for {variant.name};"
       f" rewrote {found}"
     )
-    if variant.audio_tag == SOUND_LINE and not _is_last(reading.parts):
+    if variant.audio_tag == SOUND_LINE and not _in_place(reading.parts):
       rewritten += " and moved it to the end"
     notes.append(rewritten)
   return formatted, (*notes, *tag_notes(formatted), *_hints(parts), *beside)
@@ -386,17 +397,8 @@ def _with_line(
     )
   head, end = part.text[: label.start()], len(part.text)
   closing = _BRACKETS.get(head[-1:])
-  if closing and part.text.endswith(closing):
-    end -= 1  # of `(Audio: wind)`
-  elif closing and re.search(
-    rf"{re.escape(closing)}.*\w", part.text[label.end() :]
-  ):
-    return _Reading(
-      problems=(
-        f"{at} stands in brackets or quotes with words after them, but a"
-        " sound's description runs to the end; write it last",
-      )
-    )
+  if closing and closing in part.text[label.end() :]:
+    end = part.text.rindex(closing)  # of `(Audio: wind).`
   pieces = (
     dataclasses.replace(part, text=head),
     Part(
@@ -420,9 +422,22 @@ def _labels(
   """`Audio:` in a text, and misspelt ones that begin a sentence or line."""
   if not part.tag:
     for label in _LABEL.finditer(part.text):
-      at = part.start + label.start()
-      if label[0] == SOUND_LINE or _leads(text, at, line_starts):
+      noun = _DETERMINER.search(part.text[: label.start()][-8:])
+      exact = label[0] == SOUND_LINE and not noun
+      leads = _leads(text, part.start + label.start(), line_starts)
+      if (exact or leads) and not _is_enclosed(part.text, label):
         yield label
+
+
+def _is_enclosed(text: str, label: re.Match[str]) -> bool:
+  """Whether a label is quoted, or in brackets with words after them."""
+  opening, rest = text[: label.start()][-1:], text[label.end() :]
+  if opening in _QUOTATION:
+    # An apostrophe closes nothing.
+    return bool(re.search(rf"{re.escape(_QUOTATION[opening])}(?!\w)", rest))
+  if opening in _BRACKETS:
+    return bool(re.search(r"\w", rest.partition(_BRACKETS[opening])[2]))
+  return False
 
 
 def _leads(text: str, at: int, line_starts: frozenset[int]) -> bool:
@@ -441,25 +456,43 @@ def _printed(parts: Sequence[Part], audio_tag: str) -> str:
     )
   if audio_tag != SOUND_LINE or all(part.tag != SOUND for part in parts):
     return "".join(map(str, parts))
-  head, description = "", ""
-  if _is_last(parts):
-    # What may follow has no words: a full stop after the tag.
-    (at,) = (i for i, part in enumerate(parts) if part.is_sound)
-    head = "".join(map(str, parts[:at]))
-    tail = "".join(map(str, parts[at + 1 :]))
-    description = parts[at].description + tail
-    gap = " " if _is_word(head[-1:]) else ""
+  if _in_place(parts):
+    before, after = _around(parts)
+    last = before[-1:]
+    # `"Audio: ...` may be read as quoted.
+    gap = " " if _is_word(last) or (not after and last in _ENCLOSING) else ""
   else:
-    removed = False
+    before, after, removed = "", "", False
     for part in parts:
-      if part.is_sound:
-        description = _sentences(description, part.description)
-      else:
-        head = _joined(head, str(part)) if removed else head + str(part)
+      if not part.is_sound:
+        before = _joined(before, str(part)) if removed else before + str(part)
       removed = part.is_sound
-    head = head.rstrip()
-    gap = " " if head else ""
-  return f"{head}{gap}{sound(description, SOUND_LINE)}"
+    before = before.rstrip()
+    gap = " " if before else ""
+  return f"{before}{gap}{sound(_described(parts), SOUND_LINE)}{after}"
+
+
+def _around(parts: Sequence[Part]) -> tuple[str, str]:
+  """What is written before and after the sounds."""
+  at = [i for i, part in enumerate(parts) if part.is_sound]
+  return (
+    "".join(map(str, parts[: at[0]])),
+    "".join(map(str, parts[at[-1] + 1 :])),
+  )
+
+
+def _in_place(parts: Sequence[Part]) -> bool:
+  """Whether `Audio:` can be written where the sound is described."""
+  if sum(part.is_sound for part in parts) != 1:
+    return False
+  before, after = _around(parts)
+  return after in ("", _BRACKETS.get(before[-1:]))
+
+
+def _described(parts: Sequence[Part]) -> str:
+  """The descriptions of all sounds as one."""
+  sounds = (part.description for part in parts if part.is_sound)
+  return functools.reduce(_sentences, sounds, "")
 
 
 def _is_last(parts: Sequence[Part]) -> bool:
@@ -472,12 +505,34 @@ def _is_last(parts: Sequence[Part]) -> bool:
 
 def _joined(left: str, right: str) -> str:
   """Join the text before and after a part that was removed."""
+  while _is_emptied(left, right):
+    left, right = left.rstrip()[:-1], right.lstrip()[1:]
   head, tail = left.rstrip(), right.lstrip()
   spaced = len(head) < len(left) or len(tail) < len(right)
-  if not head or tail[:1] in set(".,;:!?)]"):
+  if _PAUSE.match(tail):
+    # No second one after that of the text before.
+    if re.search(rf"[{_ENDS}]{_QUOTES}$", head):
+      return head + re.sub("^[.\u3002]", "", tail)
+    return re.sub("[,;:\u3001]$", "", head) + tail
+  if not head or tail[:1] in set(")]}"):
     return head + tail
   between = spaced or (_is_word(head[-1]) and _is_word(tail[:1]))
   return head + " " * between + tail
+
+
+def _is_emptied(left: str, right: str) -> bool:
+  """Whether brackets or quotation marks stand around nothing."""
+  head, tail = left.rstrip(), right.lstrip()
+  opening, closing = head[-1:], tail[:1]
+  if not closing or _ENCLOSING.get(opening) != closing:
+    return False
+  if opening not in _QUOTATION.values():
+    return True
+  # One that may as well close a quotation opens one here.
+  before = head[-2:-1].strip()
+  opens = not before or before in _ENCLOSING
+  closes = not re.match(r"\w", tail[1:])
+  return (head, tail) == (left, right) and opens and closes
 
 
 def _sentences(one: str, other: str) -> str:
@@ -495,23 +550,21 @@ def _is_word(character: str) -> bool:
 def _same(
   parts: Sequence[Part], formatted: str, audio_tag: str
 ) -> tuple[Part, ...] | None:
-  """Read a rewritten prompt; None if text, speech or form has changed."""
+  """Read a rewritten prompt; None if words, sound or form have changed."""
   text, line_starts = _cleaned_lines(formatted)
   reading = _read(text, line_starts)
   if text != formatted or reading.problems or reading.repairs:
     return None
   if _printed(reading.parts, audio_tag) != formatted:
     return None
-  before, after = _beside_sound(parts), _beside_sound(reading.parts)
-  # What follows the tag in a last sound, such as a full stop, goes with it.
-  tail = before.removeprefix(after)
-  kept = before.startswith(after) and not re.search(r"\w", tail)
-  return reading.parts if kept else None
+  return reading.parts if _kept(reading.parts) == _kept(parts) else None
 
 
-def _beside_sound(parts: Sequence[Part]) -> str:
-  """Text and speech without white space, which sounds leave behind."""
-  return "".join("".join(str(p) for p in parts if not p.is_sound).split())
+def _kept(parts: Sequence[Part]) -> tuple[str, list[str], str]:
+  """What no rewriting may change: words of the text, speech and sound."""
+  text = "".join(part.text for part in parts if not part.tag)
+  speech = [part.text for part in parts if part.tag == SPEECH]
+  return re.sub(r"\W", "", text), speech, _described(parts)
 
 
 def _hints(parts: Sequence[Part]) -> Iterator[str]:
@@ -537,12 +590,15 @@ def _hints(parts: Sequence[Part]) -> Iterator[str]:
   for part in parts:
     for label in _LABEL.finditer(part.text) if not part.tag else ():
       # Beside a sound, what is quoted or written small is meant as text.
-      quoted = part.text[: label.start()].endswith(("'", '"'))
+      quoted = part.text[: label.start()][-1:] in _QUOTATION
       if sounds and (quoted or label[0] != SOUND_LINE):
         continue
+      where = ""
+      if _is_enclosed(part.text, label):
+        where = " stands in brackets or quotation marks and"
       yield (
-        f"{_at(label[0], part.start + label.start())} is read as plain text;"
-        f" a sound's description begins a sentence, with {SOUND_LINE}"
+        f"{_at(label[0], part.start + label.start())}{where} is read as plain"
+        f" text; a sound's description begins a sentence, with {SOUND_LINE}"
       )
 
 
@@ -581,7 +637,8 @@ def _unlabelled(
   for part in parts:
     for label in _OTHER_LABEL.finditer(part.text) if not part.tag else ():
       at = part.start + label.start()
-      if _leads(text, at, line_starts):
+      # `_hints` has a note on `Audio:` as text.
+      if _leads(text, at, line_starts) and not _LABEL.search(label[0]):
         yield (
           f"{_at(label[0], at)} is read as plain text; if it describes the"
           f" sound, begin it with {SOUND_LINE}"

@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import random
 import re
@@ -62,14 +63,18 @@ def test_white_space_and_html_entities_are_cleaned(raw, cleaned):
     ("<AUDCAP>audio : bark<ENDAUDCAP>", LINED, "Audio: bark"),
     ("Audio: **audio:** bark", TAGGED, "<AUDCAP>bark<ENDAUDCAP>"),
     ("He walks [Audio: wind]", TAGGED, "He walks [<AUDCAP>wind<ENDAUDCAP>]"),
-    ('A cat "Audio: b"', TAGGED, 'A cat "<AUDCAP>b<ENDAUDCAP>"'),
+    ("A dog (Audio: rain).", TAGGED, "A dog (<AUDCAP>rain<ENDAUDCAP>)."),
+    ("A dog [Audio: a (b) ]!", TAGGED, "A dog [<AUDCAP>a (b)<ENDAUDCAP>]!"),
+    ("A dog barks, Audio: a", TAGGED, "A dog barks, <AUDCAP>a<ENDAUDCAP>"),
+    ("He calls the\nAudio: a", TAGGED, "He calls the <AUDCAP>a<ENDAUDCAP>"),
+    ('A "no"Audio: b', TAGGED, 'A "no"<AUDCAP>b<ENDAUDCAP>'),
+    ('A cat "<AUDCAP>a 3" fan<ENDAUDCAP>', LINED, 'A cat " Audio: a 3" fan'),
     (
       'A 5" fan. Audio: a 3" fan',
       TAGGED,
       'A 5" fan. <AUDCAP>a 3" fan<ENDAUDCAP>',
     ),
     ("He walks. (<AUDCAP>a<ENDAUDCAP>)", LINED, "He walks. (Audio: a)"),
-    ("walks<AUDCAP>wind<ENDAUDCAP>.", LINED, "walks Audio: wind."),
   ],
 )
 def test_the_other_variants_tag_is_rewritten(raw, variant, formatted):
@@ -92,6 +97,26 @@ def test_the_other_variants_tag_is_rewritten(raw, variant, formatted):
     ("走<AUDCAP>风<ENDAUDCAP>路。", "走路。 Audio: 风"),
     ("a<AUDCAP>b<ENDAUDCAP>c", "a c Audio: b"),
     ("A <AUDCAP>a!<ENDAUDCAP> <S>b<E> Audio: c", "A <S>b<E> Audio: a! c"),
+    # What stands outside the tags stays outside the description.
+    ("walks<AUDCAP>wind<ENDAUDCAP>.", "walks. Audio: wind"),
+    ("A dog <AUDCAP>a<ENDAUDCAP>,", "A dog, Audio: a"),
+    ("A dog <AUDCAP>a<ENDAUDCAP>\u2026", "A dog\u2026 Audio: a"),
+    ("A dog <AUDCAP>a<ENDAUDCAP> \xbb", "A dog \xbb Audio: a"),
+    ("A dog. <AUDCAP>a<ENDAUDCAP>.", "A dog. Audio: a"),
+    ("A dog, <AUDCAP>a<ENDAUDCAP>.", "A dog. Audio: a"),
+    ("\u72d7\u300c<AUDCAP>a<ENDAUDCAP>\u300d\u3002", "\u72d7\u3002 Audio: a"),
+    # Brackets and quotation marks are not left around nothing.
+    ("A dog (<AUDCAP>a<ENDAUDCAP>).", "A dog. Audio: a"),
+    ("A dog (<AUDCAP>a<ENDAUDCAP> )", "A dog Audio: a"),
+    ("A dog: '<AUDCAP>a<ENDAUDCAP>'", "A dog: Audio: a"),
+    ('A dog "(<AUDCAP>a<ENDAUDCAP>)".', "A dog. Audio: a"),
+    ("A dog (<AUDCAP>a<ENDAUDCAP>). Bye.", "A dog. Bye. Audio: a"),
+    ("A [<AUDCAP>a<ENDAUDCAP>] <S>hi<E>.", "A <S>hi<E>. Audio: a"),
+    ("A () dog <AUDCAP>a<ENDAUDCAP>.", "A () dog. Audio: a"),
+    ('"No" <AUDCAP>a<ENDAUDCAP> "yes"', '"No" "yes" Audio: a'),
+    ('"No"<AUDCAP>a<ENDAUDCAP>"yes"', '"No""yes" Audio: a'),
+    ("\xabNo\xbb<AUDCAP>a<ENDAUDCAP>\xabb\xbb", "\xabNo\xbb\xabb\xbb Audio: a"),
+    ("* <AUDCAP>a<ENDAUDCAP> * b", "* * b Audio: a"),
   ],
 )
 def test_a_sound_that_is_not_last_is_moved_to_the_end(raw, formatted):
@@ -195,6 +220,39 @@ def test_ambiguous_tags_are_kept_and_noted(raw, note, variant):
   ours, notes = prompt.format_for(raw, variant)
   assert ours == raw
   assert any(n.startswith(note) for n in notes)
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
+@pytest.mark.parametrize(
+  "raw, at",
+  [
+    ("A sign reads 'Audio: off'. A dog.", 15),
+    ("A sign reads \u2018Audio: it's off\u2019. A dog.", 15),
+    ("A sign reads \u201cAudio: off\u201d.", 15),
+    ('A cat "Audio: b"', 8),
+    ("Ein Schild \xbbAudio: aus\xab", 13),
+    ("Un panneau \xabAudio: non\xbb.", 13),
+    ("\u724c\u5b50\u300cAudio: \u5173\u300d\u3002", 4),
+    ("*Audio: off* in red", 2),
+    ("A sign. `Audio: off` in red", 10),
+    ("A man. (Audio: rain) He sits.", 9),
+  ],
+)
+def test_a_quoted_label_is_plain_text_with_one_note(raw, at, variant):
+  ours, (note,) = prompt.format_for(raw, variant)
+  assert ours == raw
+  assert note.startswith(
+    f"Audio: (character {at}) stands in brackets or quotation marks and is"
+    " read as plain text"
+  )
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
+def test_a_label_after_an_article_is_plain_text(variant):
+  raw = "The Audio: Technica headphones on a desk."
+  ours, (note,) = prompt.format_for(raw, variant)
+  assert ours == raw
+  assert note.startswith("Audio: (character 5) is read as plain text")
 
 
 @pytest.mark.parametrize(
@@ -413,6 +471,7 @@ def test_rewriting_to_the_other_variant_and_back_is_the_identity(given):
   lined = f"{text}. Audio: {description}"
   hypothesis.assume(prompt.clean(tagged) == tagged)
   hypothesis.assume(prompt.clean(lined) == lined)
+  hypothesis.assume(re.search(r"\w", text))
   assert prompt.format_for(tagged, TAGGED) == (tagged, ())
   assert prompt.format_for(lined, LINED) == (lined, ())
   assert prompt.format_for(tagged, LINED)[0] == lined
@@ -442,9 +501,69 @@ def test_speech_and_text_survive_any_rewriting(raw, variant):
   assert [p.text for p in before if p.tag == "<S>"] == [
     p.text for p in after if p.tag == "<S>"
   ]
-  words, left = outside(before), outside(after)
-  # A full stop behind the tag goes with the sound.
-  assert words.startswith(left) and not re.search(r"\w", words[len(left) :])
+  assert re.sub(r"\W", "", outside(before)) == re.sub(r"\W", "", outside(after))
+  assert not collections.Counter(outside(after)) - collections.Counter(
+    outside(before)
+  )
+
+
+MARKS = strategies.lists(
+  strategies.sampled_from(
+    [
+      *("A dog", "No", "'s", "the", "<S>hi<E>", " ", "\n", ".", ",", "!", "?"),
+      *("\u2026", "\u3002", "\uff0c", ":", "-", "(", ")", "[", "]", "{", "}"),
+      *("'", '"', "*", "`", "\xab", "\xbb", "\u300c", "\u300d", "\u2019"),
+    ]
+  ),
+  max_size=5,
+).map("".join)
+DESCRIPTIONS = strategies.sampled_from(
+  [
+    "wind",
+    "Wind.",
+    'a 3" fan',
+    "it's (soft)",
+    "a) b",
+    "*crack*",
+    "\u98ce\u3002",
+  ]
+)
+many = hypothesis.settings(properties, max_examples=150)
+
+
+def _words_and_sound(text):
+  parts = prompt.parse(text)
+  outside = "".join(str(p) for p in parts if not p.is_sound)
+  return re.sub(r"\W", "", outside), [
+    p.description for p in parts if p.is_sound
+  ]
+
+
+@many
+@hypothesis.given(MARKS, DESCRIPTIONS, MARKS)
+def test_marks_beside_a_tagged_sound_stay_outside_it(before, sound, after):
+  tagged = prompt.clean(f"{before}<AUDCAP>{sound}<ENDAUDCAP>{after}")
+  hypothesis.assume(prompt.format_for(tagged, TAGGED)[0] == tagged)
+  lined, notes = prompt.format_for(tagged, LINED)
+  if lined == tagged:  # `the Audio: wind` would be text
+    assert notes[0].startswith("the prompt's tags are left as they are")
+    return
+  back, _ = prompt.format_for(lined, TAGGED)
+  assert _words_and_sound(tagged)[1] == [sound]
+  assert _words_and_sound(lined) == _words_and_sound(tagged)
+  assert _words_and_sound(back) == _words_and_sound(tagged)
+  assert prompt.format_for(back, LINED)[0] == lined
+
+
+@many
+@hypothesis.given(MARKS, DESCRIPTIONS, MARKS)
+def test_a_line_of_sound_is_the_same_there_and_back(before, sound, after):
+  lined = prompt.clean(f"{before}Audio: {sound}{after}")
+  hypothesis.assume(prompt.format_for(lined, LINED)[0] == lined)
+  tagged, _ = prompt.format_for(lined, TAGGED)
+  back, _ = prompt.format_for(tagged, LINED)
+  assert _words_and_sound(tagged) == _words_and_sound(lined)
+  assert _words_and_sound(back) == _words_and_sound(lined)
 
 
 @properties
