@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ovi_jax import untrusted
 from ovi_jax.convert import torch_pickle
 from ovi_jax.pretrained import tensor_file
 
@@ -52,6 +53,8 @@ def _read(path: pathlib.Path) -> tuple[Any, Places]:
   Raises:
     ValueError: the file is damaged or of another format.
   """
+  if kind := untrusted.irregular(path):
+    raise ValueError(f"expected a regular file, found {kind}")
   with path.open("rb") as file:
     is_zip = file.read(len(_ZIP)) == _ZIP
   return _read_zip(path) if is_zip else _read_legacy(path)

@@ -102,6 +102,9 @@ def read_image(
   named = "the picture"
   if not isinstance(source, io.BytesIO):
     named = untrusted.printable(os.fsdecode(source), 1000)
+    with _named_errors(named, source):
+      if kind := untrusted.irregular(source):
+        raise ValueError(f"found {kind}")
   with _named_errors(named, source):
     image = Image.open(source, formats=FORMATS)
   layout = image.tile[0][3] if image.tile else None  # decoding empties it

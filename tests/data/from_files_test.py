@@ -264,6 +264,12 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   for sub in ("x", "y"):
     (folder / "clips" / sub).mkdir()
     numbered(folder / "clips" / sub / "twin.mp4", 0.6)
+  os.mkfifo(folder / "clips/pipe.mp4")
+  (folder / "clips/pipe.txt").write_text("Bars.")
+  (folder / "clips/zero.mp4").symlink_to("/dev/zero")
+  (folder / "clips/zero.txt").write_text("Bars.")
+  numbered(folder / "clips/odd.mp4", 0.7)
+  os.mkfifo(folder / "clips/odd.txt")
   (folder / "clips/bad.txt").write_bytes(b"caf\xe9")
   numbered(folder / "clips/bad.mp4", 0.65)
   table(
@@ -293,10 +299,13 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
     "none.mp4": "no caption; add a row",
     "both.mp4": "rows put it in test and train",
     "missing.mp4": "row 13 (line 14): no such file; write its path relative",
+    "pipe.mp4": "not a regular file but a named pipe; put the media",
+    "zero.mp4": "not a regular file but a device; put the media",
+    "odd.mp4": "its caption cannot be read:",
     "bad.mp4": "bad.txt is not UTF-8; save the text file as UTF-8",
   }.items():
     assert words in reasons[name], name
-  assert f"refused, {len(reasons)}:" in report and "and 6 more" in report
+  assert f"refused, {len(reasons)}:" in report and "and 9 more" in report
   assert "refused.csv" in report
 
 

@@ -293,6 +293,12 @@ def _file(
     )
   notes += [(name, note) for note in said]
   try:
+    if kind := untrusted.irregular(path):
+      return Refusal(
+        name=name,
+        reason=f"not a regular file but {kind}",
+        advice="put the media file itself there",
+      )
     status = path.stat()
   except OSError as error:
     return Refusal(
