@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Iterable
 from collections.abc import Iterator
 
+from ovi_jax import untrusted
+
 _STAGING = ".converting"
 _LOCK = ".converting.lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
@@ -27,9 +29,14 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
       still empty.
 
   Raises:
-    ValueError: another process writes to `out`.
+    ValueError: another process writes to `out`, or it is a file.
     OSError: nothing can be written; names `out`.
   """
+  above = next(p for p in (out, *out.parents) if p.exists())
+  if not above.is_dir():
+    is_out = "--out" if above == out else f"--out={out}"
+    kind = untrusted.irregular(above) or "a file"
+    raise ValueError(f"{is_out}: expected a folder, {above} is {kind}")
   absent = [p for p in (out, *out.parents) if not p.exists()]
   out.mkdir(parents=True, exist_ok=True)
   try:
