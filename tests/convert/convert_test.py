@@ -10,6 +10,7 @@ import pytest
 
 from ovi_jax.convert import command
 from ovi_jax.convert import convert
+from ovi_jax.convert import download
 from ovi_jax.convert import reader
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import standin
@@ -247,6 +248,8 @@ def test_an_out_that_is_a_file_is_refused_by_name(release, tmp_path):
       convert.convert(
         release, out, variant=None, sizes=SIZES, components=["vocoder"]
       )
+    with pytest.raises(ValueError, match=message):
+      download.download("960x960_5s", out)
   assert file.read_text() == "kept"
 
 
