@@ -94,6 +94,8 @@ def read_table(
   name = untrusted.printable(str(path))
   delimiter = _DELIMITERS.get(path.suffix.lower())
   if delimiter is None:
+    if path.is_dir():
+      raise ValueError(f"{name} is a folder; expected a file")
     raise ValueError(
       f"{name} ends in {untrusted.printable(path.suffix) or 'nothing'!r};"
       f" expected {' or '.join(_DELIMITERS)}, as workbooks are exported"
@@ -170,8 +172,7 @@ def _read(path: pathlib.Path) -> bytes:
   """The bytes of a file, one more than is allowed at most."""
   name = untrusted.printable(str(path))
   try:
-    with path.open("rb") as file:
-      return untrusted.read_at_most(file, MAX_BYTES + 1)
+    kind = untrusted.irregular(path)
   except OSError as error:
     if error.errno == errno.ENAMETOOLONG:
       name = f"{name} ({len(str(path))} characters)"
@@ -179,6 +180,13 @@ def _read(path: pathlib.Path) -> bytes:
   except ValueError as error:
     # A NUL, or a character that the file system's encoding lacks.
     raise ValueError(f"{name!r} is no name of a file: {error}") from error
+  if kind:
+    raise ValueError(f"{name} is {kind}; expected a file")
+  try:
+    with path.open("rb") as file:
+      return untrusted.read_at_most(file, MAX_BYTES + 1)
+  except OSError as error:
+    raise ValueError(f"{name}: {error.strerror}; expected a file") from error
 
 
 def _decode(data: bytes, name: str, errors: str = "strict") -> str:

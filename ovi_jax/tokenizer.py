@@ -93,6 +93,8 @@ class Tokenizer:
     path = pathlib.Path(path)
     wanted = "expected the tokenizer.json of google/umt5-xxl"
     try:
+      if kind := untrusted.irregular(path):
+        raise ValueError(f"it is {kind}")
       with path.open("rb") as file:
         data = untrusted.read_at_most(file, MAX_BYTES + 1)
       return cls.parse(data, rows)

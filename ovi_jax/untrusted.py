@@ -50,14 +50,40 @@ def read_json(
       `parse_json`, or is no regular file. The message does not name the file.
     OSError: it cannot be read.
   """
-  # Before it is opened: that of a pipe waits for a writer.
-  if not stat.S_ISREG(os.stat(path).st_mode):
-    raise ValueError("expected a regular file")
+  if kind := irregular(path):
+    raise ValueError(f"expected a regular file, found {kind}")
   with pathlib.Path(path).open("rb") as file:
     data = read_at_most(file, max_bytes + 1)
   return parse_json(
     data, max_bytes=max_bytes, max_depth=max_depth, finite=finite
   )
+
+
+def irregular(path: str | os.PathLike[str]) -> str:
+  """What is under a path if it is not a regular file: "a named pipe".
+
+  To be asked before `open`, which waits for a writer of a pipe, and which some
+  devices act on.
+
+  Args:
+    path: links are followed.
+
+  Returns:
+    A noun with its article; "" for a regular file.
+
+  Raises:
+    OSError: there is nothing.
+    ValueError: the path has a NUL.
+  """
+  mode = os.stat(path).st_mode
+  if stat.S_ISREG(mode):
+    return ""
+  kinds = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+  }
+  return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def read_at_most(file: BinaryIO, max_bytes: int) -> bytes:

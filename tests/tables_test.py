@@ -1,5 +1,7 @@
 """Tables and lists in the formats of common tools."""
 
+import os
+
 import hypothesis
 import pytest
 from hypothesis import strategies
@@ -119,11 +121,16 @@ def test_invalid_tables_are_refused(tmp_path, content, name, message):
     ("none.csv", "No such file"),
     ("x" * 300 + ".csv", "File name too long"),
     ("a\0b.csv", "no name of a file"),
-    ("folder.csv", "Is a directory"),
+    ("folder.csv", "is a folder; expected a file"),
+    (".", "is a folder; expected a file"),
+    ("zero.csv", "is a device; expected a file"),
+    ("pipe.csv", "is a named pipe; expected a file"),
   ],
 )
 def test_names_that_cannot_be_opened_are_refused(tmp_path, name, message):
   (tmp_path / "folder.csv").mkdir()
+  os.mkfifo(tmp_path / "pipe.csv")
+  (tmp_path / "zero.csv").symlink_to("/dev/zero")
   with pytest.raises(ValueError, match=message):
     tables.read_table(tmp_path / name, required=("path",))
 
@@ -168,7 +175,7 @@ def test_files_are_read_up_to_a_limit(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="more than 1 MiB"):
     tables.read_table(path, required=("path",))
   with pytest.raises(ValueError, match="more than 1 MiB"):
-    tables.read_list("/dev/zero")
+    tables.read_list(path)
 
 
 def test_ten_bad_rows_are_listed_and_the_others_counted(tmp_path):

@@ -6,7 +6,16 @@ import tracemalloc
 
 import pytest
 
+from ovi_jax import tables
+from ovi_jax import tokenizer
 from ovi_jax import untrusted
+from ovi_jax.convert import reader
+from ovi_jax.convert import torch_file
+from ovi_jax.curation.engine import storage
+from ovi_jax.media import container as media_container
+from ovi_jax.media import images
+from ovi_jax.media import probe
+from ovi_jax.pretrained import tensor_file
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,27 @@ def test_only_regular_files_are_opened(tmp_path, kind):
     path.mkdir()
   with pytest.raises(ValueError, match="expected a regular file"):
     untrusted.read_json(path)
+
+
+@pytest.mark.parametrize(
+  "read",
+  [
+    tables.read_list,
+    tokenizer.Tokenizer.load,
+    images.read_image,
+    media_container.digest,
+    probe.read,
+    reader.open_tensors,
+    torch_file.open_torch,
+    tensor_file.open_safetensors,
+    storage.read,
+  ],
+)
+def test_a_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path, read):
+  path = tmp_path / "pipe"
+  os.mkfifo(path)
+  with pytest.raises((OSError, ValueError), match="a named pipe"):
+    read(str(path))
 
 
 def test_terminal_control_characters_are_escaped():

@@ -392,6 +392,8 @@ def _check_tokenizer(path: pathlib.Path) -> None:
     ValueError: names the file.
   """
   try:
+    if kind := untrusted.irregular(path):
+      raise ValueError(f"expected a regular file, found {kind}")
     with path.open("rb") as file:
       limit = tokenizer_lib.MAX_BYTES + 1
       tokenizer_lib.parse_pipeline(untrusted.read_at_most(file, limit))

@@ -24,6 +24,7 @@ from typing import Any
 from ovi_jax import geometry
 from ovi_jax import untrusted
 from ovi_jax.convert import release as releases
+from ovi_jax.convert import staging
 
 _log = logging.getLogger(__name__)
 _TRANSPORT = re.compile(r"httpx\d*")
@@ -95,14 +96,15 @@ def download(
     The files of the variant, now all there; nothing if `confirm` said no.
 
   Raises:
-    ValueError: no such variant, no `huggingface_hub`, a file is gone from its
-      repository, or a file came in another size than announced.
+    ValueError: no such variant, `out_dir` is a file, no `huggingface_hub`, a
+      file is gone from its repository, or came in another size than announced.
     OSError: the disk has no room, or the hub cannot be reached or refuses; run
       the command again to resume the download.
   """
   wanted = plan(variant)
-  hub = hub or _hub()
   out_dir = pathlib.Path(out_dir)
+  staging.check_folder(out_dir)
+  hub = hub or _hub()
   files = _on_hub(hub, wanted)
   absent = [f for f in files if not _is_whole(f, out_dir)]
   there = len(files) - len(absent)

@@ -140,11 +140,14 @@ def check(
 
   Raises:
     ValueError: a tensor or parameter is unknown, missing, set twice or of
-      another shape than expected; the message counts them and lists ten.
+      another shape than expected; the message counts them and lists ten, or
+      only the first if the file is of another size altogether.
   """
   problems: list[str] = []
   seen_torch: set[str] = set()
   seen_ours: set[str] = set()
+  misshapen: list[str] = []
+  compared = 0
   for row in rows:
     if row.ours is not None:
       if row.ours in seen_ours:
@@ -159,7 +162,10 @@ def check(
       absent = [n for n in names if n not in torch_shapes]
       problems += [f"tensor missing from the file: {n}" for n in absent]
       if not absent:
-        problems += _misshapen(row, index, torch_shapes, our_shapes)
+        found = _misshapen(row, index, torch_shapes, our_shapes)
+        misshapen += found
+        problems += found
+        compared += 1
   unknown = [
     f"tensor unknown to the table: {untrusted.printable(name)}"
     f"{torch_shapes[name]}"
@@ -173,6 +179,12 @@ def check(
     )
   if problems:
     hint = " (another variant or other sizes? give the sizes with --arch)"
+    if len(misshapen) > max(_LISTED, compared // 2):
+      raise ValueError(
+        f"{len(problems) + len(unknown)} tensors do not fit the"
+        f" architecture{hint}: {len(misshapen)} of {compared} are misshapen,"
+        f" first {misshapen[0].removeprefix('misshapen: ')}"
+      )
     raise ValueError(_misfit(hint, [*problems, *unknown]))
 
 

@@ -382,12 +382,19 @@ def _choose(
   part = max(range(len(joined)), key=lambda n: len(joined[n][1]))
   prefixes, places = joined[part]
   chosen = set(itertools.chain.from_iterable(places.values()))
+
+  def spans(names: Iterable[str]) -> list[tensor_file.Span]:
+    return [file.spans[raw[name]] for name in names]
+
+  # The very same bytes under another prefix are no other set.
+  same = {ours: spans(names) for ours, names in places.items()}
   rivals = {
     prefix
     for found in hits
     for prefix, other in found.items()
     if len(other) == len(places)
     and not chosen.issuperset(itertools.chain.from_iterable(other.values()))
+    and {ours: spans(names) for ours, names in other.items()} != same
   }
   if rivals:
     sets = sorted(rivals | {prefixes[-1]})
@@ -508,7 +515,7 @@ class _Quantized:
       if layer in self._raw:
         self._check_format(self._span(layer).read().tobytes(), layer)
     metadata = self._file.values.get(_QUANTIZATION)
-    if isinstance(metadata, str):
+    if isinstance(metadata, str) and metadata.strip() != "null":
       self._check_format(metadata.encode(), _QUANTIZATION)
     has_fp8 = any(s.dtype in _FP8 for s in self._file.spans.values())
     strange = sorted(n for n in unknown if "scale" in n.rpartition(".")[2])

@@ -139,8 +139,9 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
   """`path` if it is a file, else an error that says what is there."""
   if path.is_file():
     return path
-  if path.is_dir():
-    raise ValueError(f"expected a file of weights, {path} is a directory")
+  if path.exists():
+    kind = untrusted.irregular(path)
+    raise ValueError(f"expected a file of weights, {path} is {kind}")
   found = "no such directory"
   if path.parent.is_dir():
     names = sorted(p.name for p in path.parent.iterdir())

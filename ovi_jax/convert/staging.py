@@ -12,10 +12,21 @@ import shutil
 from collections.abc import Iterable
 from collections.abc import Iterator
 
+from ovi_jax import untrusted
+
 _STAGING = ".converting"
 _LOCK = ".converting.lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def check_folder(out: pathlib.Path) -> None:
+  """ValueError if a file stands where `--out` or a folder above it must be."""
+  above = next(p for p in (out, *out.parents) if p.exists())
+  if not above.is_dir():
+    is_out = "--out" if above == out else f"--out={out}"
+    kind = untrusted.irregular(above) or "a file"
+    raise ValueError(f"{is_out}: expected a folder, {above} is {kind}")
 
 
 @contextlib.contextmanager
@@ -27,9 +38,10 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
       still empty.
 
   Raises:
-    ValueError: another process writes to `out`.
+    ValueError: another process writes to `out`, or it is a file.
     OSError: nothing can be written; names `out`.
   """
+  check_folder(out)
   absent = [p for p in (out, *out.parents) if not p.exists()]
   out.mkdir(parents=True, exist_ok=True)
   try:

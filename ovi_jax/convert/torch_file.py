@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import pathlib
+import re
 import struct
 import zipfile
 from collections.abc import Iterable
@@ -20,13 +21,17 @@ from typing import Any
 
 import numpy as np
 
+from ovi_jax import untrusted
 from ovi_jax.convert import torch_pickle
 from ovi_jax.pretrained import tensor_file
 
 _ZIP = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+# A pickle that does not begin with a long number, as torch's do.
+_PLAIN_PICKLE = re.compile(rb"\x80[\x02-\x05][^\x8a]", re.DOTALL)
 _DEPTH = 16  # dicts within dicts
+_ENTRIES = 1 << 20  # of all dicts, each counted as often as it is referred to
 _ALIGNMENT = 64  # bytes; as torch itself aligns storages
 _ROOT = "archive"
 
@@ -52,6 +57,8 @@ def _read(path: pathlib.Path) -> tuple[Any, Places]:
   Raises:
     ValueError: the file is damaged or of another format.
   """
+  if kind := untrusted.irregular(path):
+    raise ValueError(f"expected a regular file, found {kind}")
   with path.open("rb") as file:
     is_zip = file.read(len(_ZIP)) == _ZIP
   return _read_zip(path) if is_zip else _read_legacy(path)
@@ -102,6 +109,11 @@ def _entries(file: io.FileIO) -> Places:
     raise ValueError(
       f"the zip directory is damaged ({error}): cut off? fetch it again"
     ) from error
+  if infos and all(info.filename.endswith(".npy") for info in infos):
+    raise ValueError(
+      "expected tensors, found a NumPy file (.npz); give the safetensors or"
+      " torch file"
+    )
   if any(info.filename.endswith("/constants.pkl") for info in infos):
     raise ValueError(
       "expected tensors, found a TorchScript program; give the file of the"
@@ -160,6 +172,12 @@ def _read_legacy(path: pathlib.Path) -> tuple[Any, Places]:
       magic, _ = torch_pickle.load(stream)
     except ValueError:
       magic = None
+    if _PLAIN_PICKLE.match(start) and magic != _MAGIC:
+      raise ValueError(
+        "expected a file that torch.save wrote, found a plain pickle; load it"
+        " where it was made, and save its tensors with torch.save or"
+        " safetensors"
+      )
     if type(magic) is not int or magic != _MAGIC:
       raise ValueError(
         f"expected a file that torch.save wrote, found one that starts with"
@@ -230,7 +248,7 @@ def open_torch(
     root, places = _read(path)
     spans: dict[str, tensor_file.Span] = {}
     values: dict[str, Any] = {}
-    for name, value in _walk(_select(root, key), "", set()):
+    for name, value in _walk(_select(root, key)):
       tensor_file.check_name(name)
       if name in spans or name in values:
         raise ValueError(f"{name!r:.200} occurs twice")
@@ -262,22 +280,28 @@ def _select(root: Any, key: str | None) -> dict[Any, Any]:
   return root
 
 
-def _walk(
-  node: dict[Any, Any], prefix: str, seen: set[int], depth: int = 0
-) -> Iterator[tuple[str, Any]]:
+def _walk(root: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
   """(name, value) of everything in dicts within dicts."""
-  # A dict within itself would never end, one used often take too long.
-  if id(node) in seen or depth > _DEPTH:
-    raise ValueError(
-      f"expected dicts within dicts up to {_DEPTH} deep, each once; found"
-      f" others under {prefix!r:.200}"
-    )
-  seen.add(id(node))
-  for key, value in node.items():
-    if type(value) is dict:
-      yield from _walk(value, f"{prefix}{key}.", seen, depth + 1)
-    else:
-      yield f"{prefix}{key}", value
+  # A few dicts that hold each other twice would be millions of entries.
+  entries = itertools.count(1)
+
+  def visit(
+    node: dict[Any, Any], prefix: str, above: tuple[int, ...]
+  ) -> Iterator[tuple[str, Any]]:
+    if id(node) in above or len(above) > _DEPTH:
+      raise ValueError(
+        f"expected dicts within dicts up to {_DEPTH} deep, none within itself;"
+        f" found others under {prefix!r:.200}"
+      )
+    for key, value in node.items():
+      if next(entries) > _ENTRIES:
+        raise ValueError(f"expected at most {_ENTRIES} entries, found more")
+      if type(value) is dict:
+        yield from visit(value, f"{prefix}{key}.", (*above, id(node)))
+      else:
+        yield f"{prefix}{key}", value
+
+  return visit(root, "", ())
 
 
 def _span(

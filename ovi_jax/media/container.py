@@ -25,6 +25,8 @@ from av import error as av_error
 from av.sidedata import sidedata
 from av.stream import Disposition
 
+from ovi_jax import untrusted
+
 # Demuxers of self-contained files. No playlists, no pictures, no raw streams,
 # whose frames have no times.
 FORMATS = (
@@ -66,6 +68,7 @@ def opened(source: Source) -> Iterator[Any]:
       source.seek(0)
       file, size = source, source.getbuffer().nbytes
     else:
+      _check_regular(source)
       file = stack.enter_context(open(source, "rb"))
       size = os.fstat(file.fileno()).st_size
     if not size:
@@ -90,6 +93,12 @@ def opened(source: Source) -> Iterator[Any]:
     yield container
 
 
+def _check_regular(path: str | os.PathLike[str]) -> None:
+  """OSError if opening it may wait for ever, or there is nothing to open."""
+  if kind := untrusted.irregular(path):
+    raise OSError(f"expected a regular file, found {kind}")
+
+
 def given(setting: str, path: str | os.PathLike[str]) -> pathlib.Path:
   """A file that a setting names.
 
@@ -111,6 +120,7 @@ def given(setting: str, path: str | os.PathLike[str]) -> pathlib.Path:
 
 def digest(path: str | os.PathLike[str]) -> str:
   """SHA-256 of a file, in hexadecimal figures."""
+  _check_regular(path)
   value = hashlib.sha256()
   with open(path, "rb") as file:
     while block := file.read(_BLOCK):

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
+from typing import BinaryIO
 
 import einops
 import numpy as np
@@ -49,6 +50,18 @@ _OTHERS = {
   "a git-lfs pointer": rb"version https://git-lfs",
   "a damaged picture": rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP",
 }
+# Column and row of the first pixel of each pass of an interlaced PNG, and the
+# steps to the next ones.
+_ADAM7 = (
+  (0, 0, 8, 8),
+  (4, 0, 8, 8),
+  (0, 4, 4, 8),
+  (2, 0, 4, 4),
+  (0, 2, 2, 4),
+  (1, 0, 2, 2),
+  (0, 1, 1, 2),
+)
+_PIECE = 1 << 16  # bytes of a PNG handled at once
 _BAND = 64  # rows converted at a time
 _DEEP_RGB = "RGB;16B"  # Pillow's name of 16-bit samples
 _INTEROPERABILITY = 0xA005  # EXIF directory; cameras mark Adobe RGB there
@@ -102,6 +115,9 @@ def read_image(
   named = "the picture"
   if not isinstance(source, io.BytesIO):
     named = untrusted.printable(os.fsdecode(source), 1000)
+    with _named_errors(named, source):
+      if kind := untrusted.irregular(source):
+        raise ValueError(f"found {kind}")
   with _named_errors(named, source):
     image = Image.open(source, formats=FORMATS)
   layout = image.tile[0][3] if image.tile else None  # decoding empties it
@@ -115,6 +131,7 @@ def read_image(
       image.load()
       upright = ImageOps.exif_transpose(image)
       if image.format == "PNG":
+        _check_rows(source)
         code_points = _code_points(source)
       if layout == _DEEP_RGB:
         low = _low_bytes(source)
@@ -212,23 +229,79 @@ def _low_bytes(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _code_points(
+def _chunks(
   source: str | os.PathLike[str] | io.BytesIO,
-) -> tuple[int, ...] | None:
-  """Primaries, transfer, matrix and range in a PNG's `cICP` chunk."""
+) -> Iterator[tuple[bytes, int, BinaryIO]]:
+  """Name and length of each chunk of a PNG, and the file at its content."""
   with contextlib.ExitStack() as stack:
     if isinstance(source, io.BytesIO):
       file = io.BytesIO(source.getvalue())
     else:
       file = stack.enter_context(open(source, "rb"))
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
+    start = 8
+    while True:
+      file.seek(start)
+      head = file.read(8)
+      if len(head) < 8:
+        return
       length, name = struct.unpack(">I4s", head)
-      if name in (b"IDAT", b"IEND"):
+      yield name, length, file
+      start += 12 + length  # with the head and a checksum
+
+
+def _check_rows(source: str | os.PathLike[str] | io.BytesIO) -> None:
+  """ValueError if a PNG has too few rows; Pillow leaves the others black."""
+  expected = found = skipped = 0
+  # The two bytes before the data are skipped: no checksum behind it then.
+  stream = zlib.decompressobj(-zlib.MAX_WBITS)
+  for name, left, file in _chunks(source):
+    if name == b"IHDR":
+      expected = _row_bytes(*struct.unpack(">IIBBBBB", file.read(13)))
+    while name == b"IDAT" and found < expected:
+      data = file.read(min(left, _PIECE))
+      if not data:
         break
-      if name == b"cICP" and length == 4:
-        return tuple(file.read(4))
-      file.seek(length + 4, os.SEEK_CUR)  # and its checksum
+      left -= len(data)
+      start = min(2 - skipped, len(data))
+      skipped, data = skipped + start, data[start:]
+      while data and found < expected:
+        found += len(stream.decompress(data, _PIECE))
+        data = stream.unconsumed_tail
+  if found < expected:
+    raise ValueError(
+      f"image file is truncated ({found} of {expected} bytes of pixels)"
+    )
+
+
+def _row_bytes(
+  width: int,
+  height: int,
+  bits: int,
+  kind: int,
+  compression: int,
+  filtering: int,
+  interlaced: int,
+) -> int:
+  """Bytes of a PNG's rows before they are compressed, by its header."""
+  del compression, filtering  # there is one of each
+  pixel = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
+  total = 0
+  for x, y, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+    columns, rows = -((x - width) // across), -((y - height) // down)
+    if columns > 0 and rows > 0:
+      total += rows * (1 + -(-columns * pixel // 8))  # and a filter's number
+  return total
+
+
+def _code_points(
+  source: str | os.PathLike[str] | io.BytesIO,
+) -> tuple[int, ...] | None:
+  """Primaries, transfer, matrix and range in a PNG's `cICP` chunk."""
+  for name, length, file in _chunks(source):
+    if name in (b"IDAT", b"IEND"):
+      break
+    if name == b"cICP" and length == 4:
+      return tuple(file.read(4))
   return None
 
 

@@ -219,6 +219,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
 
 def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   """The JSON header of a safetensors file and the byte after it."""
+  if kind := untrusted.irregular(path):
+    raise ValueError(f"{path}: expected a regular file, found {kind}")
   size = path.stat().st_size
   with path.open("rb") as file:
     length = file.read(8)

@@ -10,6 +10,7 @@ import pytest
 
 from ovi_jax.convert import command
 from ovi_jax.convert import convert
+from ovi_jax.convert import download
 from ovi_jax.convert import reader
 from ovi_jax.convert import release as releases
 from ovi_jax.convert import standin
@@ -221,7 +222,7 @@ def test_the_bare_video_model_is_its_transformer_alone(release, tmp_path):
 
 
 def test_a_release_of_another_size_is_refused(release, tmp_path):
-  with pytest.raises(ValueError, match="do not fit the architecture"):
+  with pytest.raises(ValueError, match="do not fit the architecture") as error:
     command.run(
       **FLAGS
       | {
@@ -230,7 +231,26 @@ def test_a_release_of_another_size_is_refused(release, tmp_path):
         "out": str(tmp_path / "out"),
       }
     )
+  # One line for each component.
+  lines = str(error.value).splitlines()
+  assert [line.split(":")[0] for line in lines] == [*architecture.COMPONENTS], (
+    lines
+  )
   assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_is_a_file_is_refused_by_name(release, tmp_path):
+  file = tmp_path / "out"
+  file.write_text("kept")
+  for out, named in ((file, "--out"), (file / "a", f"--out={file}/a")):
+    message = f"^{named}: expected a folder, {file} is a file$"
+    with pytest.raises(ValueError, match=message):
+      convert.convert(
+        release, out, variant=None, sizes=SIZES, components=["vocoder"]
+      )
+    with pytest.raises(ValueError, match=message):
+      download.download("960x960_5s", out)
+  assert file.read_text() == "kept"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every dialect, wrapper, prefix and format gives the plain tensors."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -282,6 +283,19 @@ def test_two_matching_sets_require_a_choice(tmp_path):
     normalized("audio_vae", path, keys=["averages"])
 
 
+def test_one_set_under_two_names_requires_no_choice(tmp_path):
+  plain = standin.tensors(FILES["audio_vae"])
+  named = repacked_weights.prefixed("model.")(plain)
+  path = repacked_weights.save(tmp_path / "a.safetensors", named)
+  file = reader.open_tensors(path)
+  again = {n.replace("model.", "ema."): s for n, s in file.spans.items()}
+  both = dataclasses.replace(file, spans={**file.spans, **again})
+  source = releases.source("audio_vae", "720x720_5s")
+  rows = source.rows(ARCH.config("audio_vae"))
+  found = normalize.normalize([both], rows, source.dialects, source.towers)
+  assert_is_plain("audio_vae", found)
+
+
 def test_two_copies_of_a_tensor_must_be_equal(tmp_path):
   tensors = repacked_weights.whole_t5(standin.tensors(FILES["umt5"]))
   embedding = tensors["shared.weight"] + 1
@@ -461,6 +475,14 @@ def test_formats_in_the_header_are_read(tmp_path):
     else:
       with pytest.raises(ValueError, match="as 'int8_tensorwise'"):
         normalized("fusion", path)
+
+
+@pytest.mark.parametrize("text", ["null", '{"layers": {}}'])
+def test_a_header_without_formats_is_no_quantization(tmp_path, text):
+  plain = standin.tensors(FILES["umt5"])
+  path = tmp_path / "a.safetensors"
+  safetensors.save_file(plain, path, {"_quantization_metadata": text})
+  assert_is_plain("umt5", normalized("umt5", path))
 
 
 def test_missing_scales_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 That torch itself reads what `save` writes was tried with torch 2.13.
 """
 
+import pickle
 import struct
 import zipfile
 
@@ -155,6 +156,44 @@ def test_nested_dicts_and_plain_values_are_read(path):
     torch_file.open_torch(path, "epoch")
 
 
+def shared(inner, levels, each):
+  """The instructions of a dict that holds one dict under several names.
+
+  That one holds another likewise, and so on; the innermost has `inner`.
+  """
+  value = pickle_bytes.mapping(**inner) + b"q\0"
+  for level in range(levels):
+    again = {f"n{n}": b"h" + bytes([level]) for n in range(1, each)}
+    value = pickle_bytes.mapping(n0=value, **again) + b"q" + bytes([level + 1])
+  return value
+
+
+def test_a_dict_under_two_names_is_read_under_both(path):
+  value = shared({"w": pickle_bytes.tensor()}, levels=1, each=2)
+  file = torch_file.open_torch(pickle_bytes.zipped(path, value))
+  assert file.shapes == {"n0.w": (6,), "n1.w": (6,)}
+  for name in file.shapes:
+    assert file.read(name).tolist() == pickle_bytes.FLOATS.tolist()
+  assert torch_file.open_torch(path, "n1").shapes == {"w": (6,)}
+
+
+def test_a_dict_within_itself_is_refused(path):
+  loop = b"}q\0" + pickle_bytes.text("a") + b"}" + pickle_bytes.text("b")
+  pickle_bytes.zipped(path, loop + b"h\0ss")
+  with pytest.raises(ValueError, match="none within itself; .* under 'a.b.'"):
+    torch_file.open_torch(path)
+
+
+@pytest.mark.parametrize("inner", [{}, {"epoch": 3}])
+def test_dicts_that_multiply_are_refused_by_their_entries(
+  path, monkeypatch, inner
+):
+  monkeypatch.setattr(torch_file, "_ENTRIES", 1000)
+  pickle_bytes.zipped(path, shared(inner, levels=16, each=9))
+  with pytest.raises(ValueError, match="at most 1000 entries, found more"):
+    torch_file.open_torch(path)
+
+
 @pytest.mark.parametrize(
   ("numbers", "message"),
   [
@@ -250,6 +289,21 @@ def test_damaged_legacy_files_are_refused(path):
   path.write_bytes(b"<!DOCTYPE html><html>")
   with pytest.raises(ValueError, match="starts with b'<!DOCTYPE html>"):
     torch_file.open_torch(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_plain_pickle_is_named(path, protocol):
+  for value in ({"w": pickle_bytes.FLOATS}, {"w": [1.5]}, [2]):
+    path.write_bytes(pickle.dumps(value, protocol))
+    with pytest.raises(ValueError, match="found a plain pickle; load it"):
+      torch_file.open_torch(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_file_is_named(tmp_path, save):
+  save(tmp_path / "a.npz", w=pickle_bytes.FLOATS)
+  with pytest.raises(ValueError, match=r"found a NumPy file \(\.npz\); give"):
+    torch_file.open_torch(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("write", [pickle_bytes.zipped, pickle_bytes.legacy])

@@ -115,6 +115,15 @@ def test_variable_frame_rates_keep_their_timing(folder):
   assert numbers(record) == [0, 0, 1, 2, 2, 2, 2, 2, 5]
 
 
+def test_a_long_gap_between_undamaged_frames_is_a_still_picture(folder):
+  path = folder / "clips/a.mkv"
+  media_files.write(path, media_files.numbered(3), [0, 0.125, 5.0])
+  table(folder, ("a.mkv", "Bars.", ""))
+  imported(folder, frames=25)
+  (record,) = records(folder).values()
+  assert numbers(record) == [0, 0, 0, *[1] * 22]
+
+
 def test_sound_of_any_rate_and_channels_is_16_khz_mono(folder):
   time = np.arange(44_100) / 44_100
   both = 0.4 * np.stack([np.sin(2 * np.pi * 440 * time)] * 2)
@@ -252,6 +261,7 @@ def test_captions_come_from_the_table_and_from_text_files(folder):
 def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   good = numbered(folder / "clips/good.mp4", 0.4)
   shutil.copy(good, folder / "clips/copy.mp4")
+  shutil.copy(good, folder / "clips/third.mp4")
   (folder / "clips/empty.mp4").touch()
   (folder / "clips/page.mp4").write_text("<html>Not found</html>")
   (folder / "clips/part.mp4").write_bytes(good.read_bytes()[:2000])
@@ -264,11 +274,18 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   for sub in ("x", "y"):
     (folder / "clips" / sub).mkdir()
     numbered(folder / "clips" / sub / "twin.mp4", 0.6)
+  os.mkfifo(folder / "clips/pipe.mp4")
+  (folder / "clips/pipe.txt").write_text("Bars.")
+  (folder / "clips/zero.mp4").symlink_to("/dev/zero")
+  (folder / "clips/zero.txt").write_text("Bars.")
+  numbered(folder / "clips/odd.mp4", 0.7)
+  os.mkfifo(folder / "clips/odd.txt")
   (folder / "clips/bad.txt").write_bytes(b"caf\xe9")
   numbered(folder / "clips/bad.mp4", 0.65)
   table(
     folder,
     *((name, "Bars.", "") for name in ("good.mp4", "copy.mp4", "empty.mp4")),
+    ("third.mp4", "Bars.", ""),
     *((name, "Bars.", "") for name in ("page.mp4", "part.mp4", "moving.gif")),
     *((name, "Bars.", "") for name in ("long.mp4", "sound.wav", "twin.mp4")),
     ("blank.mp4", "  ", ""),
@@ -281,23 +298,38 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   assert list(records(folder)) == ["copy.mp4"]
   reasons = refusals(folder)
   for name, words in {
-    "good.mp4": "the same content as copy.mp4",
+    "good.mp4": "the same content as another file; remove it, or copy.mp4",
     "empty.mp4": "an empty file; copy it again",
     "page.mp4": "damaged, or no media file",
     "part.mp4": "damaged, or no media file",
     "moving.gif": "ffmpeg -i IN.gif",
     "long.mp4": "320x16 is too long and narrow; crop it",
     "sound.wav": "no video; import sound alone with --sounds",
-    "twin.mp4": "2 files are called so (x/twin.mp4, y/twin.mp4); write the",
+    "twin.mp4": "several files are called so; write the folder too in"
+    " row 10 (line 11): x/twin.mp4, y/twin.mp4",
     "blank.mp4": "its caption is empty",
     "none.mp4": "no caption; add a row",
     "both.mp4": "rows put it in test and train",
-    "missing.mp4": "row 13 (line 14): no such file; write its path relative",
+    "missing.mp4": "no such file; add the file, or write its path relative",
+    "pipe.mp4": "not a regular file but a named pipe; put the media",
+    "zero.mp4": "not a regular file but a device; put the media",
+    "odd.mp4": "its caption cannot be read:",
     "bad.mp4": "bad.txt is not UTF-8; save the text file as UTF-8",
   }.items():
     assert words in reasons[name], name
-  assert f"refused, {len(reasons)}:" in report and "and 6 more" in report
+  assert f"refused, {len(reasons)}:" in report and "and 10 more" in report
   assert "refused.csv" in report
+  assert re.search(r"most often: .*the same content .* \(2\)", report)
+  assert re.search(r"most often: .*no such file \(2\)", report)
+
+
+def test_names_in_the_report_are_escaped(folder):
+  good = numbered(folder / "clips/\x1b[2J.mp4", 0.4)
+  shutil.copy(good, folder / "clips/a.mp4")
+  table(folder, *((n, "Bars.", "") for n in ("a.mp4", "\x1b[2J.mp4")))
+  report = imported(folder)
+  assert r"remove it, or \x1b[2J.mp4" in report
+  assert "\x1b" not in report
 
 
 def test_windows_with_damaged_frames_are_refused(folder):

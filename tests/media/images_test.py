@@ -61,10 +61,10 @@ def _read(image, form="PNG", **options):
   return images.read_image(file)
 
 
-def _png(width, height, chunks=(), rows=b"", bits=8, rgb=False):
+def _png(width, height, chunks=(), rows=b"", bits=8, rgb=False, interlaced=0):
   """A PNG of grey or RGB pixels, with chunks before its rows."""
   kind = 2 if rgb else 0
-  head = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+  head = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, interlaced)
   parts = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(rows))]
   return b"\x89PNG\r\n\x1a\n" + b"".join(
     struct.pack(">I", len(value))
@@ -401,6 +401,45 @@ def test_invalid_images_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ValueError, match=f"too large .* most {limit} pixels"):
       images.read_image(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, 15])
+def test_a_png_whose_stream_ends_before_its_rows_is_truncated(rows):
+  row = b"\0" + bytes([200, 90, 10]) * 16
+  data = _png(16, 16, rows=row * rows, rgb=True)
+  with pytest.raises(ValueError, match="truncated"):
+    images.read_image(io.BytesIO(data))
+  image_HWC, _ = images.read_image(
+    io.BytesIO(_png(16, 16, rows=row * 16, rgb=True))
+  )
+  assert (image_HWC == (200, 90, 10)).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("width, height", [(1, 1), (3, 5), (9, 8), (20, 33)])
+def test_interlaced_pngs_have_the_rows_of_seven_passes(width, height, bits):
+  size, grid = 0, np.zeros((height, width), int)
+  for number, (top, left, down, across) in enumerate(
+    [
+      (0, 0, 8, 8),
+      (0, 4, 8, 8),
+      (4, 0, 8, 4),
+      (0, 2, 4, 4),
+      (2, 0, 4, 2),
+      (0, 1, 2, 2),
+      (1, 0, 2, 1),
+    ],
+    1,
+  ):
+    part = grid[top::down, left::across]
+    part += number
+    size += len(part) * (1 + -(-part.shape[1] * bits // 8)) if part.size else 0
+  assert set(grid.flat) <= set(range(1, 8))  # each pixel in one pass
+  data = _png(width, height, rows=bytes(size), bits=bits, interlaced=1)
+  assert images.read_image(io.BytesIO(data))[0].shape == (height, width, 3)
+  data = _png(width, height, rows=bytes(size - 1), bits=bits, interlaced=1)
+  with pytest.raises(ValueError, match="truncated"):
+    images.read_image(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])

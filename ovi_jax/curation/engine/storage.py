@@ -18,6 +18,7 @@ from typing import BinaryIO
 import fsspec
 
 from ovi_jax import files
+from ovi_jax import untrusted
 
 _CHUNK_BYTES = 1 << 20
 
@@ -80,6 +81,8 @@ def read(url: str) -> bytes:
 def open_file(url: str) -> BinaryIO:
   """Open a file for random access; FileNotFoundError if it does not exist."""
   if not is_remote(url):
+    if kind := untrusted.irregular(url):
+      raise OSError(f"{url}: expected a regular file, found {kind}")
     return open(url, "rb")
   system, path = _filesystem(url)
   return system.open(path, "rb")

@@ -202,14 +202,15 @@ def _unmatched(
   if not names:
     return Refusal(
       name=row.path,
-      reason=f"{row.place}: no such file",
-      advice=f"write its path relative to {settings.clips}, or add the file",
+      reason="no such file",
+      advice=f"add the file, or write its path relative to {settings.clips} in"
+      f" {row.place}",
     )
   shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
   return Refusal(
     name=row.path,
-    reason=f"{row.place}: {len(names)} files are called so ({shown})",
-    advice="write the folder too",
+    reason="several files are called so",
+    advice=f"write the folder too in {row.place}: {shown}",
   )
 
 
@@ -293,6 +294,12 @@ def _file(
     )
   notes += [(name, note) for note in said]
   try:
+    if kind := untrusted.irregular(path):
+      return Refusal(
+        name=name,
+        reason=f"not a regular file but {kind}",
+        advice="put the media file itself there",
+      )
     status = path.stat()
   except OSError as error:
     return Refusal(

@@ -192,8 +192,9 @@ def _sorted_out(
       refusals.append(
         listing.Refusal(
           name=file.name,
-          reason=f"the same content as {first[result.digest]}",
-          advice="remove it; several captions of one file are several rows",
+          reason="the same content as another file",
+          advice=f"remove it, or {first[result.digest]}; several captions of"
+          " one file are several rows",
         )
       )
       continue
@@ -316,7 +317,11 @@ def _report(
   if refusals:
     yield f"refused, {len(refusals)}:"
     rows = [
-      [listing.shown(r.name), untrusted.printable(r.reason), r.advice]
+      [
+        listing.shown(r.name),
+        untrusted.printable(r.reason),
+        untrusted.escape(r.advice),
+      ]
       for r in refusals
     ]
     yield from _some(_aligned([["file", "reason", "what to do"], *rows]), 1)
