@@ -97,8 +97,8 @@ def _entries(file: io.FileIO) -> Places:
   try:
     with zipfile.ZipFile(file) as archive:
       infos = archive.infolist()
-  # What zipfile raises on damaged directories; NotImplementedError is its word
-  # for a version number, read from the damaged bytes, that it does not know.
+  # zipfile raises all of these for damaged directories: NotImplementedError for
+  # a version number, read from the damaged bytes, that it does not support.
   except (
     zipfile.BadZipFile,
     NotImplementedError,

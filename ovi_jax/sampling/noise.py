@@ -32,7 +32,8 @@ _HEADER = re.compile(
   re.ASCII,
 )
 _FLOAT = re.compile(r"[<>=|]?f[248]")
-# What zipfile raises of damaged, encrypted and unknown members.
+# zipfile raises these for members that are damaged (any), encrypted
+# (RuntimeError) or of an unsupported version (NotImplementedError).
 _BAD_ZIP = (
   zipfile.BadZipFile,
   zlib.error,

@@ -5,6 +5,7 @@
 fields that both share.
 """
 
+import abc
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -131,7 +132,7 @@ class CheckpointPolicy:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(abc.ABC):
   """Settings that every training run has.
 
   Attributes:
@@ -196,9 +197,9 @@ class RunSettings:
     """Raise ValueError if the mesh does not divide what it shards."""
     self.check_batch(self.batch_size, mesh)
 
+  @abc.abstractmethod
   def make_objective(self, platform: str) -> base.Objective:
     """The objective, with the model in the platform's compute dtype."""
-    raise NotImplementedError
 
   def make_step_config(self, platform: str) -> step.TrainStepConfig[Any]:
     """The static arguments of a train step."""

@@ -92,7 +92,7 @@ def _documented() -> list[list[str]]:
 
 
 def _own() -> Any:
-  """The config file of one's own."""
+  """The example of a custom config file in the guide, executed."""
   (source,) = (block for block in BLOCKS if "get_config" in block)
   found: dict[str, Any] = {}
   exec(source, found)

@@ -449,6 +449,8 @@ def _archive_errors(url: str) -> Iterator[None]:
   """Convert zipfile errors to OSError with the file name."""
   try:
     yield
+  # zipfile raises NotImplementedError for versions and compression methods that
+  # it does not support, which damaged bytes may name.
   except (NotImplementedError, zipfile.BadZipFile, EOFError) as error:
     raise OSError(
       errno.EIO, f"damaged ({error}); remove it and run again", url

@@ -9,10 +9,10 @@ from ovi_jax.curation.engine import shard
 from ovi_jax.curation.stages import probe
 
 
-def told(function) -> list[str]:
+def report_lines(function) -> list[str]:
   try:
     function()
-  except Exception as error:  # of any type: its text is what is tested
+  except Exception as error:  # reports must work for exceptions of any type
     return failures.format_error(error).splitlines()
   raise AssertionError("nothing was raised")
 
@@ -24,7 +24,7 @@ def test_the_root_cause_is_listed_first():
     except KeyError as error:
       raise ValueError(f"second at {id(error):#018x}") from error
 
-  lines = told(fails)
+  lines = report_lines(fails)
   assert lines.index("KeyError: 'first'") < lines.index("raised from it:")
   assert lines[-1] == "ValueError: second at 0x…"
   assert lines[0].startswith("tests/curation/engine/failures_test.py:")
@@ -35,7 +35,7 @@ def test_each_error_of_an_exception_group_is_listed():
     both = [TypeError("one"), KeyError("other")]
     raise ExceptionGroup("of tasks", both)
 
-  lines = told(fails)
+  lines = report_lines(fails)
   assert lines[-4:] == [
     "sub-exception:",
     "TypeError: one",
@@ -66,5 +66,5 @@ def test_names_of_temporary_copies_are_hidden(remote):
     def fails(path=path):
       raise OSError(f"cannot read {path}")
 
-    texts.add((refused.detail, told(fails)[-1]))
+    texts.add((refused.detail, report_lines(fails)[-1]))
   assert len(texts) == 1, texts

@@ -55,7 +55,7 @@ def test_settings_can_be_pickled():
   chosen = harness.chosen("out", ["in"], stage_timeouts={"measure": 3.0})
   assert pickle.loads(pickle.dumps(chosen)) == chosen
   assert chosen.time_limit("measure") == 3 and chosen.time_limit("split") == 20
-  # A time-out of one's own is for all that is given at once.
+  # A configured time-out holds for a whole batch; the default is per clip.
   assert chosen.time_limit("measure", 256) == 3
   assert chosen.time_limit("split", 256) == 20 * 256
   assert chosen.num_processes(chosen.find_pass("clips")) == 1

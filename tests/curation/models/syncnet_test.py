@@ -1,4 +1,4 @@
-"""SyncNet equals the torch network, and its weights go there and back.
+"""SyncNet equals the torch network; its weights convert in both directions.
 
 Goldens are made by `torch_nets`, which says how.
 """
