@@ -10,6 +10,7 @@ import contextlib
 import functools
 import http.server
 import json
+import logging
 import re
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator import storage
 from gcp_storage_emulator.handlers import buckets
 
+logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 FORBIDDEN = "forbidden"  # a bucket that exists and answers 403
 _BUCKET = re.compile(r"/b/([-.\w]+)|^/(?!upload/|download/)([-.\w]+)/")
 
@@ -138,15 +140,18 @@ class _Handler(emulator.RequestHandler):
     found = _BUCKET.search(self.path)
     bucket = found and (found[1] or found[2])
     if bucket in store.forbidden:
-      self._refuse(str(bucket))
+      said = f"the caller does not have storage.objects access to {bucket}"
+      self._refuse(403, said)
+      return
+    if "/moveTo/" in self.path:  # the emulator has none: gcsfs copies instead
+      self._refuse(400, "moveTo is not supported")
       return
     with store.lock:
       emulator.Router(self).handle(method)
 
-  def _refuse(self, bucket: str) -> None:
-    said = f"the caller does not have storage.objects.list access to {bucket}"
-    body = json.dumps({"error": {"code": 403, "message": said}}).encode()
-    self.send_response(403)
+  def _refuse(self, code: int, said: str) -> None:
+    body = json.dumps({"error": {"code": code, "message": said}}).encode()
+    self.send_response(code)
     self.send_header("Content-Type", "application/json")
     self.send_header("Content-Length", str(len(body)))
     self.end_headers()
