@@ -64,6 +64,12 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
   return epath.Path(text)
 
 
+def absolute(name: str | os.PathLike[str]) -> epath.Path:
+  """A path that does not depend on the working directory, see `path`."""
+  found = path(name)
+  return found if is_remote(found) else epath.Path(os.path.abspath(found))
+
+
 def is_remote(name: str | os.PathLike[str]) -> bool:
   """Whether a path is in an object store."""
   return "://" in os.fspath(name)

@@ -199,6 +199,26 @@ def gather(value: Any) -> list[Any]:
   ]
 
 
+def broadcast(function: Callable[[], Any]) -> Any:
+  """Call a function in process 0; its JSON value, in every process.
+
+  Raises:
+    ValueError: the function's error; in process 0 also an OSError.
+  """
+  value, error = None, None
+  if jax.process_index() == 0:
+    try:
+      value = function()
+    except (OSError, ValueError) as caught:
+      error = caught
+  value, said = gather([value, None if error is None else str(error)])[0]
+  if error is not None:
+    raise error
+  if said is not None:
+    raise ValueError(f"process 0: {said}")
+  return value
+
+
 def barrier(name: str) -> None:
   """Wait for the other processes."""
   if jax.process_count() > 1:
