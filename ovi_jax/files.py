@@ -1,7 +1,8 @@
 """Files that are whole under their name or absent, and names within a folder.
 
-`atomic_path` writes; `inside` resolves a name that a file of unknown origin
-gives, so that only regular files of its own folder are opened.
+`atomic_path` writes, on this machine or to an object store; `inside` resolves a
+name that a file of unknown origin gives, so that only regular files of its own
+folder are opened.
 """
 
 import contextlib
@@ -13,27 +14,47 @@ import shutil
 import stat
 from collections.abc import Iterator
 
+from ovi_jax import storage
 from ovi_jax import untrusted
 
 
 @contextlib.contextmanager
-def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A file beside `path` that takes its place if nothing is raised.
+def atomic_path(path: storage.AnyPath) -> Iterator[pathlib.Path]:
+  """A local file that takes the place of `path` if nothing is raised.
 
-  What a killed process left of an earlier try is cleared away.
+  It is beside a local `path`, and what a killed process left of an earlier try
+  is cleared away. For a `path` in an object store it is in the folder of
+  temporary files, and is uploaded.
 
   Raises:
-    OSError: the disk is full, or the folder is not writable.
+    OSError: the disk is full, or the folder or the store is not writable.
   """
+  if storage.is_remote(path):
+    with storage.spool() as folder, _room(folder):
+      temporary = folder / path.name
+      yield temporary
+      storage.upload(temporary, path)
+    return
+  path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   for left in stale_temporaries(path):
     left.unlink(missing_ok=True)
   temporary = temporary_name(path)
   try:
-    yield temporary
-    with open(temporary, "rb+") as file:
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with _room(path):
+      yield temporary
+      with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _room(path: pathlib.Path) -> Iterator[None]:
+  """Say what a full disk means to the writer of a file."""
+  try:
+    yield
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
@@ -42,8 +63,6 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
       "no space left to write it; free some, or choose another folder",
       str(path),
     ) from error
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def inside(folder: str | os.PathLike[str], name: str) -> pathlib.Path:

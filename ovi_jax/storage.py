@@ -6,20 +6,24 @@ folders exist while something is in them, and there is no atomic rename.
 """
 
 import contextlib
+import errno
 import importlib.util
 import os
 import pathlib
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import fsspec
 from etils import epath
 
-from ovi_jax import files
 from ovi_jax import untrusted
 
+# A local path (`pathlib`) or one of a store (`epath`), see `locate`.
+AnyPath = pathlib.Path | epath.Path
 # Scheme -> package of its driver, and the extra that installs it.
 DRIVERS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
@@ -64,6 +68,12 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
   return epath.Path(text)
 
 
+def locate(name: str | os.PathLike[str]) -> AnyPath:
+  """As `path`, but a local path is one of `pathlib`."""
+  found = path(name)
+  return found if is_remote(found) else pathlib.Path(found)
+
+
 def absolute(name: str | os.PathLike[str]) -> epath.Path:
   """A path that does not depend on the working directory, see `path`."""
   found = path(name)
@@ -75,13 +85,13 @@ def is_remote(name: str | os.PathLike[str]) -> bool:
   return "://" in os.fspath(name)
 
 
-def file_system(name: epath.Path) -> tuple[Any, str]:
+def file_system(name: str | os.PathLike[str]) -> tuple[Any, str]:
   """The fsspec file system of a path, and the path in it."""
   return fsspec.core.url_to_fs(os.fspath(name))
 
 
 @contextlib.contextmanager
-def store_errors(name: epath.Path) -> Iterator[None]:
+def store_errors(name: str | os.PathLike[str]) -> Iterator[None]:
   """Raise errors of a store and its driver as an OSError of one line.
 
   Raises:
@@ -116,12 +126,114 @@ def check_access(name: epath.Path) -> None:
     probe.unlink()
 
 
+def check_readable(name: str | os.PathLike[str]) -> None:
+  """Check that a file or folder of a store exists and can be listed.
+
+  Raises:
+    FileNotFoundError: there is nothing, or no such bucket.
+    OSError: the store cannot be used, see `store_errors`.
+  """
+  if is_remote(name):
+    sizes(name)
+
+
+def sizes(name: str | os.PathLike[str]) -> dict[str, int]:
+  """Names and sizes of the files in a folder of a store, from one listing.
+
+  Args:
+    name: of the folder; of a file, the result has that file.
+
+  Raises:
+    FileNotFoundError: there is nothing, or no such bucket.
+    OSError: the store cannot be used, see `store_errors`.
+  """
+  with _reading(name):
+    system, root = file_system(name)
+    entries = system.ls(root, detail=True)
+    if not entries:
+      raise FileNotFoundError
+  return {
+    entry["name"].rpartition("/")[2]: entry["size"]
+    for entry in entries
+    if entry["type"] == "file"
+  }
+
+
+def read_ranges(
+  name: str | os.PathLike[str], ranges: Sequence[tuple[int, int]]
+) -> list[bytes]:
+  """Read parts of a file of a store, and nothing else of it.
+
+  Args:
+    name: of the file.
+    ranges: first byte and the byte after the last, of each part.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    OSError: it cannot be read, see `store_errors`.
+  """
+  starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+  with _reading(name):
+    system, file = file_system(name)
+    return system.cat_ranges(
+      [file] * len(ranges), starts, ends, on_error="raise"
+    )
+
+
+def read_bytes(name: str | os.PathLike[str], max_bytes: int) -> bytes:
+  """Read a file of a store, at most so many bytes.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    OSError: it cannot be read, see `store_errors`.
+  """
+  base = os.fspath(name).rpartition("/")[2]
+  size = sizes(name).get(base)
+  if size is None:
+    raise OSError(errno.EISDIR, "expected a file, found a folder", str(name))
+  size = min(size, max_bytes)
+  return read_ranges(name, [(0, size)])[0] if size else b""
+
+
+def upload(source: pathlib.Path, name: str | os.PathLike[str]) -> None:
+  """Copy a local file to a store, where it appears when it is complete.
+
+  Raises:
+    OSError: the store cannot be written, see `store_errors`.
+  """
+  with store_errors(name):
+    system, path_in_store = file_system(name)
+    system.put_file(str(source), path_in_store)
+
+
+def upload_folder(
+  source: pathlib.Path, name: str | os.PathLike[str], last: str = ""
+) -> None:
+  """Copy the files of a local folder to a store, see `upload`.
+
+  Args:
+    source: the folder, with all that is below it.
+    name: of the folder in the store.
+    last: the file that is copied after all others, since readers take it for a
+      sign that they are there.
+  """
+  found = [p.relative_to(source) for p in source.rglob("*") if p.is_file()]
+  for file in sorted(found, key=lambda p: (p.as_posix() == last, p)):
+    upload(source / file, f"{os.fspath(name).rstrip('/')}/{file.as_posix()}")
+
+
+@contextlib.contextmanager
+def spool() -> Iterator[pathlib.Path]:
+  """A temporary local folder, for what is uploaded or was downloaded."""
+  with tempfile.TemporaryDirectory(prefix="ovi_jax-") as folder:
+    yield pathlib.Path(folder)
+
+
 def write_text(name: epath.Path, text: str) -> None:
   """Write a file that is complete under its name, or absent."""
-  if is_remote(name):
-    name.write_text(text)
-    return
-  with files.atomic_path(pathlib.Path(name)) as temporary:
+  from ovi_jax import files  # which imports this module
+
+  with files.atomic_path(name) as temporary:
     temporary.write_text(text)
 
 
@@ -134,7 +246,25 @@ def read_json(name: epath.Path, *, finite: bool = True) -> Any:
   return untrusted.parse_json(data, finite=finite)
 
 
-def _driver_errors(name: epath.Path) -> tuple[type[Exception], ...]:
+@contextlib.contextmanager
+def _reading(name: str | os.PathLike[str]) -> Iterator[None]:
+  """As `store_errors`, but what does not exist is a FileNotFoundError."""
+  absent = None
+  with store_errors(name):
+    try:
+      yield
+    except FileNotFoundError as error:
+      absent = error
+  if absent is not None:
+    raise FileNotFoundError(
+      errno.ENOENT,
+      "nothing in the store has this name; check it, and that the bucket"
+      " exists",
+      untrusted.printable(os.fspath(name)),
+    ) from absent
+
+
+def _driver_errors(name: str | os.PathLike[str]) -> tuple[type[Exception], ...]:
   """Exceptions of a path's driver."""
   if os.fspath(name).startswith("gs://"):
     import aiohttp

@@ -22,7 +22,7 @@ from gcp_storage_emulator.handlers import buckets
 
 logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 FORBIDDEN = "forbidden"  # a bucket that exists and answers 403
-_BUCKET = re.compile(r"/b/([-.\w]+)|^/(?!upload/|download/)([-.\w]+)/")
+_BUCKET = re.compile(r"/b/([-.\w]+)|^/(?!upload/|download/|storage/)([-.\w]+)/")
 
 
 class Store:
