@@ -21,6 +21,7 @@ from jax.extend import backend
 
 from ovi_jax import config_files
 from ovi_jax import console
+from ovi_jax import storage
 
 # Scripts of a clone, by the name of the command that pip installs.
 SCRIPTS = {
@@ -64,6 +65,9 @@ def setup_jax() -> None:
   config: Any = jax.config  # whose options are no declared attributes
   chosen = config.jax_compilation_cache_dir
   if chosen is not None or _CACHE_VARIABLE in os.environ:
+    # JAX drops what it cannot write, with a warning for each program.
+    if chosen and storage.is_remote(chosen):
+      storage.check_access(storage.path(chosen))
     return
   jax.config.update("jax_compilation_cache_dir", str(CACHE))
   if _SECONDS_VARIABLE not in os.environ:

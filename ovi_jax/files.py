@@ -65,11 +65,12 @@ def _room(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def inside(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
+def inside(folder: str | os.PathLike[str], name: str) -> storage.AnyPath:
   """Resolve a name from a list of unknown origin to a file of its folder.
 
   Args:
-    folder: that the list belongs to; may itself be a link.
+    folder: that the list belongs to; may itself be a link, or in an object
+      store. What is in a store is not looked at.
     name: relative, with `/` between folders.
 
   Returns:
@@ -86,6 +87,8 @@ def inside(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
     raise ValueError(f"{shown}: expected a relative name of a file")
   if ".." in parts:
     raise ValueError(f"{shown}: expected a name without '..'")
+  if storage.is_remote(folder):  # which has no links
+    return storage.path(folder).joinpath(*parts)
   root = pathlib.Path(folder).resolve()
   path = pathlib.Path(folder, *parts)
   try:

@@ -7,7 +7,9 @@ folders exist while something is in them, and there is no atomic rename.
 
 import contextlib
 import errno
+import hashlib
 import importlib.util
+import io
 import os
 import pathlib
 import re
@@ -19,6 +21,7 @@ from typing import Any
 
 import fsspec
 from etils import epath
+from fsspec import config as fsspec_config
 
 from ovi_jax import untrusted
 
@@ -29,7 +32,7 @@ DRIVERS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)
 # Other processes write too: a driver must not answer from an earlier listing.
 for _protocol in ("gs", "gcs", "s3"):
-  fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
+  fsspec_config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
@@ -195,6 +198,41 @@ def read_bytes(name: str | os.PathLike[str], max_bytes: int) -> bytes:
   return read_ranges(name, [(0, size)])[0] if size else b""
 
 
+def read_regular(name: str | os.PathLike[str], max_bytes: int) -> bytes:
+  """Read a file of unknown origin, at most so many bytes.
+
+  Raises:
+    ValueError: it is not a regular file, or its name cannot be one.
+    OSError: there is none, or it cannot be read.
+  """
+  if is_remote(name):
+    return read_bytes(path(name), max_bytes)
+  if kind := untrusted.irregular(name):
+    raise ValueError(f"expected a regular file, found {kind}")
+  with open(name, "rb") as file:
+    return untrusted.read_at_most(file, max_bytes)
+
+
+def sha256(name: str | os.PathLike[str]) -> str:
+  """The sha256 of a file, see `open_file`."""
+  with open_file(name) as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_file(name: str | os.PathLike[str]) -> io.BufferedReader:
+  """Open a file for reading at random places.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    OSError: it cannot be read, see `store_errors`.
+  """
+  if not is_remote(name):
+    return open(name, "rb")
+  with _reading(name):
+    system, file = file_system(name)
+    return system.open(file, "rb")
+
+
 def upload(source: pathlib.Path, name: str | os.PathLike[str]) -> None:
   """Copy a local file to a store, where it appears when it is complete.
 
@@ -229,6 +267,26 @@ def spool() -> Iterator[pathlib.Path]:
     yield pathlib.Path(folder)
 
 
+@contextlib.contextmanager
+def local_copy(name: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """A local path of a file: itself, or a temporary copy of the same name.
+
+  Raises:
+    FileNotFoundError: there is no such file in the store.
+    OSError: it cannot be read, see `store_errors`.
+  """
+  if not is_remote(name):
+    yield pathlib.Path(name)
+    return
+  with spool() as folder:
+    # Readers go by the suffix.
+    copy = folder / os.fspath(name).rpartition("/")[2]
+    with _reading(name):
+      system, file = file_system(name)
+      system.get_file(file, str(copy))
+    yield copy
+
+
 def write_text(name: epath.Path, text: str) -> None:
   """Write a file that is complete under its name, or absent."""
   from ovi_jax import files  # which imports this module
@@ -237,13 +295,17 @@ def write_text(name: epath.Path, text: str) -> None:
     temporary.write_text(text)
 
 
-def read_json(name: epath.Path, *, finite: bool = True) -> Any:
+def read_json(
+  name: str | os.PathLike[str],
+  *,
+  max_bytes: int = untrusted.MAX_JSON_BYTES,
+  finite: bool = True,
+) -> Any:
   """Read a JSON file of unknown origin, see `untrusted.read_json`."""
   if not is_remote(name):
-    return untrusted.read_json(name, finite=finite)
-  with name.open("rb") as file:
-    data = untrusted.read_at_most(file, untrusted.MAX_JSON_BYTES + 1)
-  return untrusted.parse_json(data, finite=finite)
+    return untrusted.read_json(name, max_bytes=max_bytes, finite=finite)
+  data = read_bytes(name, max_bytes + 1)
+  return untrusted.parse_json(data, max_bytes=max_bytes, finite=finite)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import TypeVar
 
+from ovi_jax import storage
 from ovi_jax import untrusted
 
 T = TypeVar("T")
@@ -90,7 +91,7 @@ def read_table(
       no rows, lacks a required column or names one twice, or rows have more
       cells than the header. All such rows are counted, the first ten listed.
   """
-  path = pathlib.Path(path)
+  path = storage.locate(path)
   name = untrusted.printable(str(path))
   delimiter = _DELIMITERS.get(path.suffix.lower())
   if delimiter is None:
@@ -147,7 +148,7 @@ def parse_rows(
 
 def read_list(path: str | os.PathLike[str]) -> list[str]:
   """Read the lines of a text file that are not blank; see `parse_list`."""
-  return parse_list(_read(pathlib.Path(path)), str(path))
+  return parse_list(_read(storage.locate(path)), str(path))
 
 
 def parse_list(data: bytes, name: str = "the list") -> list[str]:
@@ -168,9 +169,16 @@ def parse_list(data: bytes, name: str = "the list") -> list[str]:
   return [line for line in _LINE_END.split(text) if line.strip()]
 
 
-def _read(path: pathlib.Path) -> bytes:
+def _read(path: storage.AnyPath) -> bytes:
   """The bytes of a file, one more than is allowed at most."""
   name = untrusted.printable(str(path))
+  if not isinstance(path, pathlib.Path):
+    try:
+      return storage.read_bytes(path, MAX_BYTES + 1)
+    except OSError as error:
+      raise ValueError(
+        f"{name}: {error.strerror or error}; expected a file"
+      ) from error
   try:
     kind = untrusted.irregular(path)
   except OSError as error:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import pathlib
 import re
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import numpy as np
 import tokenizers
 
 from ovi_jax import prompt as prompts_lib
+from ovi_jax import storage
 from ovi_jax import untrusted
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -90,16 +90,14 @@ class Tokenizer:
     Raises:
       ValueError: it will not do; names the path.
     """
-    path = pathlib.Path(path)
     wanted = "expected the tokenizer.json of google/umt5-xxl"
     try:
-      if kind := untrusted.irregular(path):
-        raise ValueError(f"it is {kind}")
-      with path.open("rb") as file:
-        data = untrusted.read_at_most(file, MAX_BYTES + 1)
+      data = storage.read_regular(path, MAX_BYTES + 1)
       return cls.parse(data, rows)
     except OSError as error:
-      raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
+      raise ValueError(
+        f"{path}: {error.strerror or error}; {wanted}"
+      ) from error
     except ValueError as error:
       raise ValueError(f"{path}: {error}; {wanted}") from error
 

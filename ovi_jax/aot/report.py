@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import re
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import jax
 
 from ovi_jax import files
 from ovi_jax import hardware
+from ovi_jax import storage
 from ovi_jax.aot import collectives
 from ovi_jax.aot import costs
 from ovi_jax.aot import hlo
@@ -168,14 +168,14 @@ class Report:
 
 
 def write(
-  folder: pathlib.Path, name: str, reports: Sequence[Report]
-) -> pathlib.Path:
+  folder: storage.AnyPath, name: str, reports: Sequence[Report]
+) -> storage.AnyPath:
   """Write reports as JSON to `aot_NAME.json`, and say where that is."""
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f"aot_{name.replace(':', '_')}.json"
   text = json.dumps([each.plain() for each in reports], indent=2) + "\n"
   with files.atomic_path(path) as temporary:
-    pathlib.Path(temporary).write_text(text, "utf-8")
+    temporary.write_text(text, "utf-8")
   return path
 
 

@@ -18,6 +18,7 @@ import ovi_jax
 from ovi_jax import config as config_lib
 from ovi_jax import flops
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
 from ovi_jax.attention import attention
@@ -42,8 +43,8 @@ _log = logging.getLogger(__name__)
 def run(
   name: str,
   config: ml_collections.ConfigDict,
-  weights: pathlib.Path,
-  out: pathlib.Path,
+  weights: storage.AnyPath,
+  out: storage.AnyPath,
 ) -> bool:
   """Compile a denoising step and a decoding step, log and write reports.
 
@@ -78,7 +79,7 @@ def run(
   return all(each.fits for each in reports)
 
 
-def manifest_of(variant: str, weights: pathlib.Path) -> weights_dir.Manifest:
+def manifest_of(variant: str, weights: storage.AnyPath) -> weights_dir.Manifest:
   """What the weights say, or the released sizes of a variant.
 
   Raises:

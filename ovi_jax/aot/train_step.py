@@ -5,13 +5,13 @@ are shapes. Neither data nor initial parameters are needed.
 """
 
 import logging
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ovi_jax import flops
+from ovi_jax import storage
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
 from ovi_jax.data import schema
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 def run(
   name: str,
   settings: settings_lib.Settings | settings_lib.CodecSettings,
-  out: pathlib.Path,
+  out: storage.AnyPath,
 ) -> bool:
   """Compile the step of each bucket, log and write the reports.
 

@@ -9,13 +9,13 @@ sets a field of configs/sample.py. docs/how_to/sample.md explains prompts, flags
 and fields.
 """
 
-import pathlib
 import sys
 
 from absl import flags
 
 from ovi_jax import cli
 from ovi_jax import config_files
+from ovi_jax import storage
 from ovi_jax import synthetic
 from ovi_jax.aot import sample_step
 from ovi_jax.sampling import generate
@@ -62,8 +62,8 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
   cli.setup(argv)
-  weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
   try:
+    weights, out = storage.locate(FLAGS.weights), storage.locate(FLAGS.out)
     if FLAGS.aot:
       sys.exit(not sample_step.run(FLAGS.aot, FLAGS.config, weights, out))
     asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode

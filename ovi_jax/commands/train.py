@@ -10,7 +10,6 @@ printed in one line. --config.FIELD=VALUE sets a field of the config. See
 docs/how_to/fine_tune.md and docs/how_to/train.md.
 """
 
-import pathlib
 import signal
 import sys
 
@@ -18,6 +17,7 @@ from absl import flags
 
 from ovi_jax import cli
 from ovi_jax import config_files
+from ovi_jax import storage
 from ovi_jax.aot import train_step
 from ovi_jax.sharding import distributed
 from ovi_jax.training import loop
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         raise ValueError("--config=CONFIG and --workdir=DIR are needed")
       chosen = settings.from_config(FLAGS.config)
     if FLAGS.aot:
-      reports = pathlib.Path(FLAGS.workdir)
+      reports = storage.locate(FLAGS.workdir)
       sys.exit(not train_step.run(FLAGS.aot, chosen, reports))
     finished = trainer.train(chosen, FLAGS.config.to_dict(), FLAGS.workdir)
   except (OSError, ValueError) as error:

@@ -1,10 +1,13 @@
 """What `convert_torch_weights.py` does with its flags."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.convert import convert
 from ovi_jax.convert import download as downloads
@@ -86,15 +89,36 @@ def run(
         f"--release={release} holds weights that are converted already;"
         " --export --weights=DIR is the way back"
       )
-    convert.convert(
-      folder,
-      pathlib.Path(out),
-      variant=variant or None,
-      sizes=_sizes(variant, arch),
-      components=components or None,
-      files=named,
-      tokenizer=_tokenizer(tokenizer),
-    )
+    with _local_folder(out) as target:
+      convert.convert(
+        folder,
+        target,
+        variant=variant or None,
+        sizes=_sizes(variant, arch),
+        components=components or None,
+        files=named,
+        tokenizer=_tokenizer(tokenizer),
+      )
+
+
+@contextlib.contextmanager
+def _local_folder(out: str) -> Iterator[pathlib.Path]:
+  """The local folder of that name, or one that is uploaded to a store.
+
+  Raises:
+    ValueError: a folder of a store holds weights already.
+    OSError: the store cannot be used.
+  """
+  target = storage.locate(out)
+  if isinstance(target, pathlib.Path):
+    yield target
+    return
+  storage.check_access(target)
+  if (target / weights_dir.MANIFEST).exists():
+    raise ValueError(f"{out} holds weights already; choose another --out")
+  with storage.spool() as folder:
+    yield folder
+    storage.upload_folder(folder, target, last=weights_dir.MANIFEST)
 
 
 def _is_converted(folder: pathlib.Path) -> bool:

@@ -15,6 +15,7 @@ imported, and sizes are checked before memory is allocated.
 import base64
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import itertools
 import os
@@ -32,6 +33,7 @@ import numpy as np
 from array_record.python import array_record_data_source
 
 from ovi_jax import files
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.data import features
 from ovi_jax.data import schema
@@ -174,7 +176,9 @@ def write(
       or a record's mp4 is not 24 frames a second or not what the record says.
     OSError: the disk is full, or the folder is not writable.
   """
-  path = pathlib.Path(path)
+  path = storage.locate(path)
+  if storage.is_remote(path):
+    storage.check_access(storage.path(path))
   if path.exists():
     raise ValueError(f"{path} exists; choose another folder or remove it")
   if not splits:
@@ -199,11 +203,16 @@ def write(
 
 
 @contextlib.contextmanager
-def _folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def _folder(path: storage.AnyPath) -> Iterator[pathlib.Path]:
   """A folder beside `path`; it is removed unless it was renamed.
 
-  What a killed process left of an earlier try is cleared away.
+  What a killed process left of an earlier try is cleared away. For a dataset in
+  an object store it is a temporary one.
   """
+  if not isinstance(path, pathlib.Path):
+    with storage.spool() as folder:
+      yield folder
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   for left in files.stale_temporaries(path):
     shutil.rmtree(left, ignore_errors=True)
@@ -267,7 +276,7 @@ def read(
       geometry differs, it lacks the split, or a file is missing, truncated or
       damaged (names the file).
   """
-  path = pathlib.Path(path)
+  path = storage.locate(path)
   metadata = _metadata(path)
   schema.check_version(metadata["version"], str(path))
   found = schema.Geometry.from_metadata(metadata["geometry"])
@@ -314,7 +323,7 @@ def splits(path: str | os.PathLike[str]) -> list[str]:
   Raises:
     ValueError: there is no complete dataset.
   """
-  return _split_names(_metadata(pathlib.Path(path)))
+  return _split_names(_metadata(storage.locate(path)))
 
 
 def _split_names(metadata: Mapping[str, Any]) -> list[str]:
@@ -322,11 +331,11 @@ def _split_names(metadata: Mapping[str, Any]) -> list[str]:
   return sorted(f[6:-4] for f in metadata["files"] if f.startswith("index-"))
 
 
-def _metadata(path: pathlib.Path) -> dict[str, Any]:
+def _metadata(path: storage.AnyPath) -> dict[str, Any]:
   """The dataset's metadata; ValueError unless it was written to the end."""
   file = path / METADATA
   try:
-    metadata = untrusted.read_json(files.inside(path, METADATA))
+    metadata = storage.read_json(files.inside(path, METADATA))
     _check_types(metadata)
   except FileNotFoundError as error:
     raise ValueError(
@@ -359,7 +368,7 @@ def _check_types(metadata: Any) -> None:
       raise ValueError(f"{name}: expected an object of {kind.__name__} values")
 
 
-def _null_text(stored: str | None, width: int, path: pathlib.Path) -> Any:
+def _null_text(stored: str | None, width: int, path: storage.AnyPath) -> Any:
   """The empty prompt's embedding, float32 [S, width]; ValueError if damaged."""
   try:
     raw = base64.b64decode(stored or "", validate=True)
@@ -374,13 +383,13 @@ def _null_text(stored: str | None, width: int, path: pathlib.Path) -> Any:
 
 
 def _parts(
-  path: pathlib.Path, split: str, sizes: Mapping[str, int]
+  path: storage.AnyPath, split: str, sizes: Mapping[str, int]
 ) -> list[_Part]:
   """The shards of a split, of the lengths that tfds's description gives.
 
   Names are ours; those in the description are not used.
   """
-  info = untrusted.read_json(path / _INFO)
+  info = storage.read_json(path / _INFO)
   try:
     (listed,) = (
       each["shardLengths"] for each in info["splits"] if each["name"] == split
@@ -404,7 +413,7 @@ def _parts(
   return parts
 
 
-def _index(path: pathlib.Path) -> np.ndarray:
+def _index(path: storage.AnyPath) -> np.ndarray:
   """The latent sizes of a split's records, int32 [records, 4].
 
   Raises:
@@ -412,10 +421,10 @@ def _index(path: pathlib.Path) -> np.ndarray:
       its header.
   """
   wanted = f"{path}: expected int32 [records, {_INDEX_COLUMNS}]"
-  with path.open("rb") as file:
+  with storage.open_file(path) as file:
     # numpy's own reader evaluates the header, and fails in many ways.
     header = _INDEX_HEADER.match(file.read(_HEADER_BYTES))
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     if header is None or header.end() + 16 * int(header["rows"]) != size:
       raise ValueError(f"{wanted} in npy format 1.0; write the dataset again")
     file.seek(header.end())
@@ -426,10 +435,12 @@ def _index(path: pathlib.Path) -> np.ndarray:
 
 
 def _check_files(
-  path: pathlib.Path, sizes: Mapping[str, int], digests: Mapping[str, str]
+  path: storage.AnyPath, sizes: Mapping[str, int], digests: Mapping[str, str]
 ) -> None:
   """ValueError that names every file that is missing or was changed."""
   problems = []
+  # A request for each of thousands of shards would take minutes.
+  listed = storage.sizes(path) if storage.is_remote(path) else None
   for name, size in sorted(sizes.items()):
     try:
       if "/" in name:
@@ -437,7 +448,7 @@ def _check_files(
           f"{untrusted.printable(name)}: expected a name without folders"
         )
       file = files.inside(path, name)
-      got = file.stat().st_size
+      got = _size(file, listed)
     except ValueError as error:
       problems.append(f"{METADATA} names {error}")
     except OSError as error:
@@ -458,6 +469,15 @@ def _check_files(
       f"the dataset is not whole: {'; '.join(problems[:_LISTED])}{more}. Copy"
       " what is named again from where it is whole, or write the dataset again"
     )
+
+
+def _size(file: storage.AnyPath, listed: Mapping[str, int] | None) -> int:
+  """Bytes of a file; FileNotFoundError if there is none."""
+  if isinstance(file, pathlib.Path):
+    return file.stat().st_size
+  if listed is None or file.name not in listed:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+  return listed[file.name]
 
 
 def hash_fraction(name: str, seed: int) -> float:

@@ -18,7 +18,6 @@ tfds would import their modules.
 import functools
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +30,7 @@ from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
@@ -157,7 +157,7 @@ def _bytes(array: np.ndarray | None, dtype: str, name: str) -> bytes:
   return stored.view("<u2").astype("<u2").tobytes()
 
 
-def check_description(path: pathlib.Path) -> None:
+def check_description(path: storage.AnyPath) -> None:
   """Compare the features that a dataset describes with ours.
 
   The file is read as data: no class that it names is looked up.
@@ -168,7 +168,7 @@ def check_description(path: pathlib.Path) -> None:
   Raises:
     ValueError: it is no JSON, or describes other features.
   """
-  found = untrusted.read_json(path)
+  found = storage.read_json(path)
   ours = json_format.MessageToDict(features().to_proto())
   if _classes(found) != _classes(ours):
     raise ValueError(

@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import itertools
 import json
-import pathlib
 import re
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from ovi_jax import config as config_lib
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
+from ovi_jax import storage
 from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax import untrusted
 from ovi_jax.data import builder
@@ -189,13 +189,13 @@ class Quality:
     if problems:
       raise ValueError(f"{'; '.join(problems)}. {advice}")
 
-  def save(self, path: pathlib.Path) -> None:
+  def save(self, path: storage.AnyPath) -> None:
     """Write it to a file."""
     with files.atomic_path(path) as temporary:
       temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1))
 
   @classmethod
-  def read(cls, path: pathlib.Path) -> "Quality | None":
+  def read(cls, path: storage.AnyPath) -> "Quality | None":
     """Read saved measurements; `None` if there is no such file.
 
     Raises:
@@ -204,7 +204,7 @@ class Quality:
     if not path.is_file():
       return None
     try:
-      values: Any = dict(untrusted.read_json(path))
+      values: Any = dict(storage.read_json(path))
       if values.get("coverage") is not None:
         values["coverage"] = Coverage(**values["coverage"])
       return cls(**values)

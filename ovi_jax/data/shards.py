@@ -9,7 +9,6 @@ import base64
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import pathlib
@@ -24,6 +23,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from ovi_jax import files
+from ovi_jax import storage
 from ovi_jax.data import clips
 from ovi_jax.data import features
 from ovi_jax.data import schema
@@ -40,7 +40,7 @@ def shard_path(folder: pathlib.Path, split: str, number: int) -> pathlib.Path:
   return folder / f"{split}-{number:05d}.{_SUFFIX}"
 
 
-def index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
+def index_path(folder: storage.AnyPath, split: str) -> storage.AnyPath:
   """The path of a finished split's index of latent sizes."""
   return folder / f"index-{split}.npy"
 
@@ -149,8 +149,17 @@ def finish(
   _describe(folder, sizes, null_text)
 
 
-def publish(folder: pathlib.Path, path: pathlib.Path) -> None:
-  """Give a finished dataset its name; hidden files, its notes, are dropped."""
+def publish(folder: pathlib.Path, path: storage.AnyPath) -> None:
+  """Give a finished dataset its name; hidden files, its notes, are dropped.
+
+  A dataset in an object store is uploaded, the metadata last: what has none is
+  no dataset.
+  """
+  if not isinstance(path, pathlib.Path):
+    for notes in folder.glob(".*"):
+      notes.unlink()
+    storage.upload_folder(folder, path, last=METADATA)
+    return
   for file in folder.iterdir():
     with open(file, "rb") as opened:
       os.fsync(opened.fileno())
@@ -170,10 +179,9 @@ def _template(folder: pathlib.Path, split: str) -> Any:
   )
 
 
-def digest(path: pathlib.Path) -> str:
+def digest(path: storage.AnyPath) -> str:
   """sha256 of a file."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  return storage.sha256(path)
 
 
 def _notes_path(path: pathlib.Path) -> pathlib.Path:

@@ -25,6 +25,7 @@ from PIL import ImageOps
 from PIL import UnidentifiedImageError
 
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.media import colors as colors_lib
 
@@ -61,6 +62,7 @@ _ADAM7 = (
   (1, 0, 2, 2),
   (0, 1, 1, 2),
 )
+_MAX_BYTES = 256 << 20  # of a picture in an object store
 _PIECE = 1 << 16  # bytes of a PNG handled at once
 _BAND = 64  # rows converted at a time
 _DEEP_RGB = "RGB;16B"  # Pillow's name of 16-bit samples
@@ -116,7 +118,12 @@ def read_image(
   if not isinstance(source, io.BytesIO):
     named = untrusted.printable(os.fsdecode(source), 1000)
     with _named_errors(named, source):
-      if kind := untrusted.irregular(source):
+      if storage.is_remote(source):
+        data = storage.read_bytes(source, _MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+          raise ValueError(f"found more than {_MAX_BYTES >> 20} MiB")
+        source = io.BytesIO(data)
+      elif kind := untrusted.irregular(source):
         raise ValueError(f"found {kind}")
   with _named_errors(named, source):
     image = Image.open(source, formats=FORMATS)

@@ -26,6 +26,7 @@ from av.video import reformatter
 
 from ovi_jax import files
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.media import container as containers
 
@@ -68,7 +69,7 @@ def write(
       odd height or width, or a wave that is not one row of finite numbers.
     OSError: the disk is full, or the folder is not writable.
   """
-  path = pathlib.Path(path)
+  path = storage.locate(path)
   if wave is not None:
     wave = _checked_wave(wave)
   chunks = _checked_chunks(frames)

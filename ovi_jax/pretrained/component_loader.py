@@ -9,7 +9,6 @@ float32 (they are a thousandth of the work).
 import contextlib
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ovi_jax import storage
 from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights
@@ -37,7 +37,7 @@ class Components:
     dtype: compute dtype.
   """
 
-  weights: pathlib.Path
+  weights: storage.AnyPath
   manifest: weights_dir.Manifest
   mesh: jax.sharding.Mesh
   dtype: jnp.dtype

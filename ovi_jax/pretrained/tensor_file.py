@@ -22,6 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ovi_jax import storage
 from ovi_jax import untrusted
 
 HEADER_LIMIT = 16 * 2**20  # bytes; the release's largest header is under 1 MiB
@@ -68,7 +69,7 @@ class Span:
     strides: elements from one index to the next, by axis; None if contiguous.
   """
 
-  path: pathlib.Path
+  path: storage.AnyPath
   dtype: np.dtype
   shape: tuple[int, ...]
   start: int
@@ -88,20 +89,50 @@ class Span:
     Raises:
       ValueError: the file has become shorter.
     """
-    raw = np.empty(self.extent, np.uint8)
-    with self.path.open("rb") as file:
-      file.seek(self.start)
-      found = file.readinto(raw.data)
-    if found != self.extent:
-      raise ValueError(
-        f"{self.path} ends early: expected {self.extent} bytes of a tensor at"
-        f" byte {self.start}, found {found}; fetch the file again"
-      )
+    if storage.is_remote(self.path):
+      (raw,) = self.read_parts([(0, self.extent)])
+    else:
+      raw = np.empty(self.extent, np.uint8)
+      with open(self.path, "rb") as file:
+        file.seek(self.start)
+        self._check_length(file.readinto(raw.data), self.extent)
     if self.strides is None or 0 in self.shape:
       return raw.view(self.dtype).reshape(self.shape)
     steps = [s * self.dtype.itemsize for s in self.strides]
     view = np.ndarray(self.shape, self.dtype, raw, strides=steps)
     return np.array(view, order="C")
+
+  def read_parts(self, parts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Read parts of the tensor from an object store.
+
+    Args:
+      parts: of each, the first byte and the one after the last, counted from
+        the tensor's first.
+
+    Returns:
+      Arrays of bytes.
+
+    Raises:
+      ValueError: the file has become shorter.
+      OSError: it cannot be read.
+    """
+    read = iter(
+      storage.read_ranges(
+        self.path,
+        [(self.start + a, self.start + b) for a, b in parts if a < b],
+      )
+    )
+    found = [next(read) if a < b else b"" for a, b in parts]
+    for raw, (first, end) in zip(found, parts, strict=True):
+      self._check_length(len(raw), end - first)
+    return [np.frombuffer(raw, np.uint8) for raw in found]
+
+  def _check_length(self, found: int, expected: int) -> None:
+    if found != expected:
+      raise ValueError(
+        f"{self.path} ends early: expected {expected} bytes of a tensor at"
+        f" byte {self.start}, found {found}; fetch the file again"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,8 +214,9 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
   Raises:
     ValueError: the file is damaged; says where, what was expected and found.
   """
-  path = pathlib.Path(path)
-  header, start = _header(path)
+  path = storage.locate(path)
+  size = file_size(path)
+  header, start = _header(path, size)
   metadata = header.pop(_METADATA, {})
   if not isinstance(metadata, dict) or not all(
     isinstance(v, str) for v in metadata.values()
@@ -209,7 +241,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
         f" one before it, found at {begin}; fetch or convert the file again"
       )
     at = end
-  if (size := path.stat().st_size) != at:
+  if size != at:
     raise ValueError(
       f"{path}: expected {at} bytes, as its header says, found {size}; fetch"
       " or convert the file again"
@@ -217,25 +249,38 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
   return TensorFile(source=str(path), spans=spans, values=metadata)
 
 
-def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
-  """The JSON header of a safetensors file and the byte after it."""
+def file_size(path: storage.AnyPath) -> int:
+  """Bytes of a regular file.
+
+  Raises:
+    ValueError: it is not one.
+    OSError: there is none.
+  """
+  if not isinstance(path, pathlib.Path):
+    name = path.name
+    if (found := storage.sizes(path).get(name)) is None:
+      raise ValueError(f"{path}: expected a file, found a folder")
+    return found
   if kind := untrusted.irregular(path):
     raise ValueError(f"{path}: expected a regular file, found {kind}")
-  size = path.stat().st_size
-  with path.open("rb") as file:
-    length = file.read(8)
-    if len(length) < 8:
-      raise ValueError(
-        f"{path}: expected a safetensors file, found only {size} bytes"
-      )
-    (count,) = struct.unpack("<Q", length)
-    if count > min(size - 8, HEADER_LIMIT):
-      raise ValueError(
-        f"{path}: expected a safetensors header of at most"
-        f" {min(size - 8, HEADER_LIMIT)} bytes, found one of {count}: another"
-        " format, or cut off"
-      )
-    raw = file.read(count)
+  return path.stat().st_size
+
+
+def _header(path: storage.AnyPath, size: int) -> tuple[dict[str, Any], int]:
+  """The JSON header of a safetensors file and the byte after it."""
+  length = _start_of(path, 0, min(8, size))
+  if len(length) < 8:
+    raise ValueError(
+      f"{path}: expected a safetensors file, found only {size} bytes"
+    )
+  (count,) = struct.unpack("<Q", length)
+  if count > min(size - 8, HEADER_LIMIT):
+    raise ValueError(
+      f"{path}: expected a safetensors header of at most"
+      f" {min(size - 8, HEADER_LIMIT)} bytes, found one of {count}: another"
+      " format, or cut off"
+    )
+  raw = _start_of(path, 8, count)
   try:
     header = untrusted.parse_json(raw, max_bytes=HEADER_LIMIT)
   except ValueError as error:
@@ -245,7 +290,16 @@ def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
   return header, 8 + count
 
 
-def _span(path: pathlib.Path, start: int, entry: Any) -> tuple[Span, int]:
+def _start_of(path: storage.AnyPath, at: int, count: int) -> bytes:
+  """Some bytes of a file."""
+  if storage.is_remote(path):
+    return storage.read_ranges(path, [(at, at + count)])[0] if count else b""
+  with path.open("rb") as file:
+    file.seek(at)
+    return file.read(count)
+
+
+def _span(path: storage.AnyPath, start: int, entry: Any) -> tuple[Span, int]:
   """The span of one header entry, and the byte of the file after it."""
   fields = {"dtype", "shape", "data_offsets"}
   if not isinstance(entry, dict) or entry.keys() != fields:
@@ -302,7 +356,7 @@ class Layout:
 
 
 def layout(
-  path: pathlib.Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
+  path: storage.AnyPath, tensors: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> Layout:
   """Plan a safetensors file.
 

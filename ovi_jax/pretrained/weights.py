@@ -4,9 +4,11 @@ Tensors are parameters by path (`blocks/video/self_attention/query/kernel`);
 those of transformer blocks are stacked over blocks. Files are written slice by
 slice and loaded device by device, so that neither needs memory for a whole
 model. Leaves keep the dtype they were written in unless `load` is given
-another.
+another. A file in an object store is read by ranges, and uploaded when it is
+complete.
 """
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -16,6 +18,7 @@ import pathlib
 import shutil
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,11 +27,15 @@ import numpy as np
 from flax import traverse_util
 
 from ovi_jax import cli
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.pretrained import tensor_file
 
 _ALIGNMENT = 64  # bytes; what jax asks of memory it takes over on a CPU
 _PIECE = 64 * 2**20  # bytes converted at once
+# Bytes between parts of a leaf in a store that are read rather than skipped:
+# that takes less time than another request.
+_MAX_GAP = 2**20
 _LISTED = 5  # names in a message
 _MAX_DEPTH = 32  # names in a path; our models have 6
 
@@ -60,14 +67,22 @@ class Writer:
       OSError: the disk has no room; nothing is left on it.
     """
     self.metadata = dict(metadata or {})
-    self._path = pathlib.Path(path)
-    self._partial = self._path.with_name(f"{self._path.name}.partial")
+    self._path = storage.locate(path)
+    self._spool = contextlib.ExitStack()
+    if isinstance(self._path, pathlib.Path):
+      folder = self._path.parent
+    else:
+      folder = self._spool.enter_context(storage.spool())
+    self._partial = folder / f"{self._path.name}.partial"
     _check_paths(self._path, leaves)
     self._layout = tensor_file.layout(self._partial, leaves, self.metadata)
     self._spans = self._layout.spans
     # Of each leaf: the slices written, or None once it is there as a whole.
     self._written: dict[str, set[int] | None] = {}
-    self._file = _claim(self._partial, self._layout.end)
+    with contextlib.ExitStack() as on_error:
+      on_error.push(self._spool.__exit__)
+      self._file = _claim(self._partial, self._layout.end)
+      on_error.pop_all()
 
   def __enter__(self) -> "Writer":
     return self
@@ -147,10 +162,14 @@ class Writer:
       self._file.flush()
       os.fsync(self._file.fileno())
       self._file.close()
-      os.replace(self._partial, self._path)
+      if storage.is_remote(self._path):
+        storage.upload(self._partial, self._path)
+      else:
+        os.replace(self._partial, self._path)
     except BaseException:
       self.abort()
       raise
+    self._spool.close()
 
   def abort(self) -> None:
     """Leave nothing on the disk."""
@@ -158,6 +177,7 @@ class Writer:
       self._file.close()
     finally:
       self._partial.unlink(missing_ok=True)
+      self._spool.close()
 
 
 def load(
@@ -224,7 +244,9 @@ def slices(path: Path) -> Callable[[str, int | None], np.ndarray]:
 
 def _open(path: Path) -> tensor_file.TensorFile:
   """The header of a store."""
-  path = pathlib.Path(path)
+  path = storage.locate(path)
+  with contextlib.suppress(FileNotFoundError):
+    storage.check_readable(path.parent)
   if not path.is_file():
     raise ValueError(
       f"expected converted weights at {path}, found no such file; make it"
@@ -235,7 +257,7 @@ def _open(path: Path) -> tensor_file.TensorFile:
   return file
 
 
-def _check_paths(path: pathlib.Path, leaves: Mapping[str, Any]) -> None:
+def _check_paths(path: storage.AnyPath, leaves: Mapping[str, Any]) -> None:
   """Refuse leaves that cannot all be in one tree."""
   for leaf in leaves:
     if leaf.count("/") >= _MAX_DEPTH:
@@ -293,13 +315,10 @@ def _load_leaf(
   floating = jnp.issubdtype(span.dtype, jnp.floating)
   target = span.dtype if dtype is None or not floating else dtype
   target = jax.dtypes.canonicalize_dtype(target)
-  data = np.empty(span.shape, span.dtype)
-  if span.extent:
-    raw = np.memmap(span.path, np.uint8, "r", span.start, (span.extent,))
-    data = np.asarray(raw).view(span.dtype).reshape(span.shape)
+  read = _reader(span)
 
   def part(index: Any) -> np.ndarray:
-    return _own(np.asarray(data[index]), target)
+    return _own(np.asarray(read(index)), target)
 
   if sharding is None:
     array = jax.device_put(part(()))
@@ -309,6 +328,85 @@ def _load_leaf(
     )
   # Leaves still under way to a device would add up in the host's memory.
   return jax.block_until_ready(array)
+
+
+def _reader(span: tensor_file.Span) -> Callable[[Any], np.ndarray]:
+  """A function that reads the slices of a leaf that an index selects."""
+  if storage.is_remote(span.path):
+    known: dict[Any, np.ndarray] = {}
+
+    def read(index: Any) -> np.ndarray:
+      bounds = _bounds(span.shape, index)
+      # Devices with a copy of the same slices.
+      if bounds not in known:
+        known[bounds] = _read_slices(span, bounds)
+      return known[bounds]
+
+    return read
+  data = np.empty(span.shape, span.dtype)
+  if span.extent:
+    raw = np.memmap(span.path, np.uint8, "r", span.start, (span.extent,))
+    data = np.asarray(raw).view(span.dtype).reshape(span.shape)
+  return lambda index: data[index]
+
+
+def _bounds(shape: tuple[int, ...], index: Any) -> tuple[tuple[int, int], ...]:
+  """First index and the one after the last, of each axis."""
+  slices = [*index, *[slice(None)] * (len(shape) - len(index))]
+  return tuple(s.indices(n)[:2] for s, n in zip(slices, shape, strict=True))
+
+
+def _read_slices(
+  span: tensor_file.Span, bounds: Sequence[tuple[int, int]]
+) -> np.ndarray:
+  """Read slices of a leaf in an object store, and little else of it."""
+  parts, axis = ranges_of(span.shape, span.dtype.itemsize, bounds)
+  raw = np.concatenate(span.read_parts(parts) or [np.empty(0, np.uint8)])
+  read = [b - a for a, b in bounds[: axis + 1]] + [*span.shape[axis + 1 :]]
+  inner = tuple(slice(a, b) for a, b in bounds[axis + 1 :])
+  array = raw.view(span.dtype).reshape(read)
+  return array[(slice(None),) * min(axis + 1, array.ndim) + inner]
+
+
+def ranges_of(
+  shape: Sequence[int],
+  item_bytes: int,
+  bounds: Sequence[tuple[int, int]],
+  max_gap: int | None = None,
+) -> tuple[list[tuple[int, int]], int]:
+  """The parts of an array's bytes that hold some slices.
+
+  Args:
+    shape: of the array, in C order.
+    item_bytes: of an element.
+    bounds: of the slices, by axis.
+    max_gap: bytes that are read rather than skipped; `None` for the default.
+
+  Returns:
+    First byte and the one after the last, of each part; and the last axis whose
+    bounds the parts keep to, -1 of an array without axes. Later axes are read
+    whole.
+  """
+  gap = _MAX_GAP if max_gap is None else max_gap
+  inner = [math.prod(shape[k + 1 :]) * item_bytes for k in range(len(shape))]
+  whole = [b - a == n for (a, b), n in zip(bounds, shape, strict=True)]
+  axis = len(shape) - 1
+  while axis > 0:
+    first, end = bounds[axis]
+    left_out = (shape[axis] - (end - first)) * inner[axis]
+    if not whole[axis] and left_out > gap:
+      break
+    axis -= 1
+  if axis < 0:
+    return [(0, item_bytes)], axis
+  first, end = bounds[axis]
+  starts = np.zeros(1, np.int64)
+  for k, (low, high) in enumerate(bounds[:axis]):
+    steps = np.arange(low, high, dtype=np.int64) * inner[k]
+    starts = (starts[:, None] + steps).reshape(-1)
+  return [
+    (int(s) + first * inner[axis], int(s) + end * inner[axis]) for s in starts
+  ], axis
 
 
 def _own(source: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -9,21 +9,23 @@ All weights that `sample.py` and `train.py` read have this form:
                            files of the release
 """
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
+from typing import overload
 
 from flax import traverse_util
 
 from ovi_jax import cli
 from ovi_jax import files
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights
@@ -114,19 +116,26 @@ class Manifest:
       audio_tag="",
     )
 
-  def save(self, directory: pathlib.Path) -> None:
+  def save(self, directory: str | os.PathLike[str]) -> None:
     """Write the manifest atomically.
 
     Args:
       directory: of the weights.
     """
-    path = directory / MANIFEST
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+    with files.atomic_path(storage.locate(directory) / MANIFEST) as temporary:
+      temporary.write_text(text)
 
 
-def component_file(directory: pathlib.Path, component: str) -> pathlib.Path:
+@overload
+def component_file(directory: pathlib.Path, component: str) -> pathlib.Path: ...
+@overload
+def component_file(
+  directory: storage.AnyPath, component: str
+) -> storage.AnyPath: ...
+def component_file(
+  directory: storage.AnyPath, component: str
+) -> storage.AnyPath:
   """The path of a component's weights file."""
   return directory / f"{component}.safetensors"
 
@@ -143,14 +152,33 @@ def link_roots(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def link(
-  source: pathlib.Path, target: pathlib.Path, components: Iterable[str]
+  source: storage.AnyPath, target: storage.AnyPath, components: Iterable[str]
 ) -> None:
   """Link, or copy, the files of some components, and the tokenizer's.
+
+  To and from object stores they are copied.
 
   Raises:
     ValueError: a file of the tokenizer is a link to somewhere else; it could
       be any file of this machine.
   """
+  names = [component_file(source, c).name for c in components]
+  names = [n for n in (*TOKENIZER_FILES, *names) if (source / n).is_file()]
+  if isinstance(source, pathlib.Path):
+    _check_links(source)
+  for name in names:
+    if isinstance(source, pathlib.Path) and isinstance(target, pathlib.Path):
+      files.link(source / name, target / name)
+    else:
+      with (
+        storage.local_copy(source / name) as local,
+        files.atomic_path(target / name) as temporary,
+      ):
+        files.link(local, temporary)
+
+
+def _check_links(source: pathlib.Path) -> None:
+  """ValueError if a file of the tokenizer is a link to somewhere else."""
   roots = link_roots(source)
   for path in (source / name for name in TOKENIZER_FILES):
     if path.is_file() and not any(map(path.resolve().is_relative_to, roots)):
@@ -158,10 +186,6 @@ def link(
         f"{path} is a link to {path.resolve()}, outside of {source}; put the"
         " file itself there"
       )
-  names = [component_file(source, c).name for c in components]
-  for name in (*TOKENIZER_FILES, *names):
-    if (source / name).is_file():
-      files.link(source / name, target / name)
 
 
 def read(
@@ -187,7 +211,7 @@ def read(
       parameters or another digest than the manifest. Names the expected file
       and the command that makes it.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.locate(directory)
   if variant:
     geometry.variant(variant)
   manifest = manifest_of(directory, variant)
@@ -226,8 +250,10 @@ def manifest_of(
   Raises:
     ValueError: the manifest is missing, damaged or of another format.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.locate(directory)
   path = directory / MANIFEST
+  with contextlib.suppress(FileNotFoundError):
+    storage.check_readable(directory)
   if not path.is_file():
     there = directory.is_dir()
     raise ValueError(
@@ -240,16 +266,15 @@ def manifest_of(
   return _parse(path)
 
 
-def digest_of(path: pathlib.Path) -> str:
+def digest_of(path: storage.AnyPath) -> str:
   """sha256 of a file."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  return storage.sha256(path)
 
 
-def _parse(path: pathlib.Path) -> Manifest:
+def _parse(path: storage.AnyPath) -> Manifest:
   """The manifest in a file; its sizes make sense."""
   try:
-    data = untrusted.read_json(path, max_bytes=_MAX_MANIFEST)
+    data = storage.read_json(path, max_bytes=_MAX_MANIFEST)
     # Another format may have other fields.
     number = data.get("format") if isinstance(data, dict) else None
     if isinstance(number, int) and number != FORMAT:
@@ -264,7 +289,7 @@ def _parse(path: pathlib.Path) -> Manifest:
   return manifest
 
 
-def _check_files(directory: pathlib.Path, needs: tuple[str, ...]) -> None:
+def _check_files(directory: storage.AnyPath, needs: tuple[str, ...]) -> None:
   """Check that the files of some components exist."""
   expected = [component_file(directory, c) for c in needs]
   if "umt5" in needs:
@@ -277,7 +302,7 @@ def _check_files(directory: pathlib.Path, needs: tuple[str, ...]) -> None:
 
 
 def _misfits(
-  directory: pathlib.Path, manifest: Manifest, component: str
+  directory: storage.AnyPath, manifest: Manifest, component: str
 ) -> list[str]:
   """Differences of a component's files from the manifest, in words."""
   path = component_file(directory, component)

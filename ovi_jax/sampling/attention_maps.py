@@ -11,7 +11,6 @@ how it took their mean is not known.)
 
 import functools
 import glob
-import pathlib
 import re
 from typing import Any
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from PIL import Image
 from ovi_jax import diffusion
 from ovi_jax import files
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
@@ -246,21 +246,23 @@ def matrices(maps: Maps) -> Image.Image:
   return Image.fromarray(np.concatenate([pictures[0], gap, pictures[1]]))
 
 
-def files_of(clip: pathlib.Path, heads: Heads = ()) -> tuple[pathlib.Path, ...]:
+def files_of(
+  clip: storage.AnyPath, heads: Heads = ()
+) -> tuple[storage.AnyPath, ...]:
   """Where the maps of a clip are: frames with sound, matrices, numbers."""
   folder = "_".join([FOLDER, *(f"{b}.{h}" for b, h in heads)])[:_NAME]
   stem = clip.parent / folder / clip.stem
   return tuple(stem.with_name(stem.name + e) for e in (".mp4", ".png", ".npz"))
 
 
-def remove_stale(clip: pathlib.Path) -> None:
+def remove_stale(clip: storage.AnyPath) -> None:
   """Remove all maps of a clip, of whichever heads."""
   for found in clip.parent.glob(f"{FOLDER}*/{glob.escape(clip.stem)}.*"):
     found.unlink(missing_ok=True)
 
 
 def write(
-  clip: pathlib.Path,
+  clip: storage.AnyPath,
   frames_THWC: np.ndarray,
   wave: np.ndarray,
   maps: Maps,
@@ -275,9 +277,12 @@ def write(
   mp4.write(film, [overlay(frames_THWC, maps)], wave)
 
 
-def read(clip: pathlib.Path, heads: Heads = ()) -> Maps:
+def read(clip: storage.AnyPath, heads: Heads = ()) -> Maps:
   """The maps of a clip, as they were written."""
-  with np.load(files_of(clip, heads)[2]) as arrays:
+  with (
+    storage.open_file(files_of(clip, heads)[2]) as file,
+    np.load(file) as arrays,
+  ):
     return Maps(**arrays)
 
 

@@ -7,7 +7,6 @@ the compute dtype.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ovi_jax import cli
+from ovi_jax import storage
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.media import images
@@ -61,8 +61,8 @@ class SamplingComponents(component_loader.Components):
     return encoders.TextEncoder.load(self).texts(texts)
 
   def encode_images(
-    self, paths: Sequence[pathlib.Path], encoder: encoders.VideoEncoder
-  ) -> dict[pathlib.Path, np.ndarray]:
+    self, paths: Sequence[storage.AnyPath], encoder: encoders.VideoEncoder
+  ) -> dict[storage.AnyPath, np.ndarray]:
     """First latent frame [1, H, W, C] of each picture, on the host."""
     latents, area = {}, self.manifest.geometry.area
     for path in dict.fromkeys(paths):

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 
 from ovi_jax import cli
+from ovi_jax import storage
 from ovi_jax.modality import AV
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoiser as denoisers
@@ -37,20 +37,20 @@ def run(
   *,
   requests: Sequence[requests_lib.Request],
   settings: settings_lib.Settings,
-  weights: pathlib.Path,
-  out: pathlib.Path,
+  weights: str | os.PathLike[str],
+  out: str | os.PathLike[str],
   noise: str | os.PathLike[str] = "",
   save_latents: bool = False,
   maps: bool = False,
   overwrite: bool = False,
-) -> list[pathlib.Path]:
+) -> list[storage.AnyPath]:
   """Make a clip for every request.
 
   Args:
     requests: prompts and images.
     settings: of the run.
-    weights: directory of converted weights.
-    out: directory for the results.
+    weights: directory of converted weights; may be in an object store.
+    out: directory for the results; likewise.
     noise: .npz with video_THWC and audio_TC to start from, for every clip;
       empty for that of the seeds.
     save_latents: keep the final latents beside each clip.
@@ -66,6 +66,7 @@ def run(
     OSError: the results cannot be written.
   """
   cli.setup_jax()
+  weights, out = storage.locate(weights), storage.locate(out)
   if settings.shard_clips_over_hosts:
     distributed.initialize()
   heads = attention_maps.parse(settings.attention_heads)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.modality import AV
 
@@ -82,7 +83,9 @@ def sample_noise(
   )
 
 
-def read(path: pathlib.Path, expected: AV[tuple[int, ...]]) -> AV[np.ndarray]:
+def read(
+  path: storage.AnyPath, expected: AV[tuple[int, ...]]
+) -> AV[np.ndarray]:
   """Read noise from an .npz with video_THWC and audio_TC.
 
   Shapes are read from headers; no array of another shape is unpacked.
@@ -98,10 +101,10 @@ def read(path: pathlib.Path, expected: AV[tuple[int, ...]]) -> AV[np.ndarray]:
     ValueError: there is no such file, it is not an .npz of finite numbers, or
       arrays are missing or have other shapes.
   """
-  if not path.is_file():
+  if isinstance(path, pathlib.Path) and not path.is_file():
     raise ValueError(f"noise: {path} is not a file")
   try:
-    with path.open("rb") as file:
+    with storage.open_file(path) as file:
       return parse(file, expected)
   except ValueError as error:
     raise ValueError(f"noise: {path}: {error}") from error

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ovi_jax import files
-from ovi_jax import untrusted
+from ovi_jax import storage
 from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 
@@ -32,12 +32,12 @@ _FILES = {
 }
 
 
-def latents_of(clip: pathlib.Path) -> pathlib.Path:
+def latents_of(clip: storage.AnyPath) -> storage.AnyPath:
   """The path of a clip's latents."""
   return clip.with_suffix(".npz")
 
 
-def prompt_of(clip: pathlib.Path) -> str:
+def prompt_of(clip: storage.AnyPath) -> str:
   """Read the prompt from the JSON beside a clip.
 
   Args:
@@ -52,9 +52,9 @@ def prompt_of(clip: pathlib.Path) -> str:
   path = clip.with_suffix(".json")
   wanted = "expected the recipe that sample.py writes beside a clip"
   try:
-    recipe = untrusted.read_json(path)
+    recipe = storage.read_json(path)
   except OSError as error:
-    raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
+    raise ValueError(f"{path}: {error.strerror or error}; {wanted}") from error
   except ValueError as error:
     raise ValueError(f"{path}: {error}; {wanted}") from error
   prompt = recipe.get("prompt") if isinstance(recipe, dict) else None
@@ -63,7 +63,7 @@ def prompt_of(clip: pathlib.Path) -> str:
   return prompt
 
 
-def check_directory(path: pathlib.Path) -> None:
+def check_directory(path: storage.AnyPath) -> None:
   """Create the output directory and check that it is writable.
 
   Args:
@@ -71,12 +71,16 @@ def check_directory(path: pathlib.Path) -> None:
 
   Raises:
     ValueError: it is a file or named like one, or cannot be created or written.
+    OSError: it is in an object store that cannot be used.
   """
   if path.suffix.lower() in _FILES and not path.is_dir():
     raise ValueError(
       f"out: expected a directory, {path} is named like a file; each clip is"
       f" named after its prompt, so give --out={path.with_suffix('')}"
     )
+  if not isinstance(path, pathlib.Path):
+    storage.check_access(path)
+    return
   probe = path / f".{os.getpid()}.probe"
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -90,9 +94,9 @@ def check_directory(path: pathlib.Path) -> None:
 
 
 def is_complete(
-  path: pathlib.Path,
+  path: storage.AnyPath,
   recipe: Mapping[str, Any],
-  beside: Sequence[pathlib.Path] = (),
+  beside: Sequence[storage.AnyPath] = (),
 ) -> bool:
   """Whether a clip and its files exist.
 
@@ -110,7 +114,7 @@ def is_complete(
   if not path.exists():
     return False
   try:
-    found = untrusted.read_json(path.with_suffix(".json"))
+    found = storage.read_json(path.with_suffix(".json"))
   except (OSError, ValueError):
     found = None
   if not isinstance(found, dict):
@@ -140,7 +144,7 @@ def _content(value: Any) -> Any:
 
 
 def write(
-  path: pathlib.Path,
+  path: storage.AnyPath,
   recipe: Mapping[str, Any],
   frames: Iterator[np.ndarray],
   wave: np.ndarray,

@@ -32,6 +32,7 @@ import numpy as np
 from ovi_jax import cli
 from ovi_jax import console
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax import synthetic
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import decoders
@@ -82,7 +83,7 @@ class Clip:
   latents: AV[np.ndarray]
   metadata: Mapping[str, Any]
 
-  def save(self, path: str | os.PathLike[str]) -> pathlib.Path:
+  def save(self, path: str | os.PathLike[str]) -> storage.AnyPath:
     """Write an mp4 (H.264, AAC) and, beside it, the metadata as JSON.
 
     Args:
@@ -95,7 +96,7 @@ class Clip:
       ValueError: the name does not end in .mp4.
       OSError: it cannot be written; no mp4 is left half written.
     """
-    path = pathlib.Path(path)
+    path = storage.locate(path)
     if path.suffix.lower() != ".mp4":
       raise ValueError(f"expected a name that ends in .mp4, got {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,9 @@ class Clip:
   def _repr_html_(self) -> str:
     """A player, with the file inside: how a notebook shows a clip."""
     with tempfile.TemporaryDirectory() as folder:
-      data = self.save(pathlib.Path(folder) / "clip.mp4").read_bytes()
+      path = pathlib.Path(folder) / "clip.mp4"
+      self.save(path)
+      data = path.read_bytes()
     encoded = base64.b64encode(data).decode("ascii")
     return (
       f'<video controls loop src="data:video/mp4;base64,{encoded}"></video>'
@@ -201,7 +204,7 @@ class Pipeline:
     if weights is None:
       weights = synthetic.WEIGHTS
     chosen = settings_lib.Settings.from_overrides(settings)
-    opened = planning.open_components(pathlib.Path(weights), chosen)
+    opened = planning.open_components(storage.locate(weights), chosen)
     return cls(opened, keep_loaded=keep_loaded)
 
   def __call__(
@@ -310,7 +313,7 @@ class Pipeline:
     denoiser = self._load("denoiser", components.denoiser)
     decoder = self._load("decoder", lambda: decoders.Decoder.load(components))
     decodes_here = components.mesh.size > 1 or cli.platform() != "cpu"
-    finished: dict[pathlib.Path, futures.Future[T]] = {}
+    finished: dict[storage.AnyPath, futures.Future[T]] = {}
     with background.Worker(settings.batch_size) as worker:
       for batch in planning.batches(jobs, settings.batch_size):
         starts = [noise or self._noise_of(job) for job in batch]
@@ -360,8 +363,8 @@ class Pipeline:
     return made
 
   def _encode_images(
-    self, paths: Sequence[pathlib.Path]
-  ) -> dict[pathlib.Path, np.ndarray]:
+    self, paths: Sequence[storage.AnyPath]
+  ) -> dict[storage.AnyPath, np.ndarray]:
     """First latent frame [1, H, W, C] of each picture, on the host."""
     if not paths:
       return {}

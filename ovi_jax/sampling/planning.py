@@ -4,7 +4,6 @@ loaded."""
 import dataclasses
 import logging
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from ovi_jax import cli
 from ovi_jax import config as config_lib
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
+from ovi_jax import storage
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.modality import AV
@@ -39,7 +39,7 @@ class Job:
   text: str  # the prompt as the encoder reads it
   clip: geometry.Clip
   recipe: dict[str, Any]  # written beside the clip; equal recipe, equal clip
-  path: pathlib.Path
+  path: storage.AnyPath
 
 
 def resolve_settings(
@@ -57,7 +57,7 @@ def resolve_settings(
 
 
 def open_components(
-  weights: pathlib.Path, settings: settings_lib.Settings
+  weights: storage.AnyPath, settings: settings_lib.Settings
 ) -> denoisers.SamplingComponents:
   """Check weights, devices, dtype and attention; load nothing.
 
@@ -113,7 +113,7 @@ def plan(
   requests: Sequence[requests_lib.Request],
   settings: settings_lib.Settings,
   components: denoisers.SamplingComponents,
-  out: pathlib.Path,
+  out: storage.AnyPath,
   noise: str | os.PathLike[str],
 ) -> tuple[list[Job], AV[np.ndarray] | None]:
   """Resolve prompts, sizes and names of all clips; reads images, no weights.
@@ -234,7 +234,7 @@ def _noise(
     raise ValueError(
       f"noise: one file serves clips of one size; these have {sizes}"
     )
-  return noises.read(pathlib.Path(path), wanted[0])
+  return noises.read(storage.locate(path), wanted[0])
 
 
 def _metadata(

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
+from ovi_jax import storage
 from ovi_jax import tables
 from ovi_jax import untrusted
 from ovi_jax.media import images
@@ -50,7 +51,7 @@ class Request:
   """
 
   prompt: str
-  image: pathlib.Path | None
+  image: storage.AnyPath | None
   index: int = 1
   seed: int | None = None
   size: tuple[int, int] = (0, 0)
@@ -117,7 +118,7 @@ def from_file(
       image or an invalid seed. Lists the first ten of these rows.
   """
   _check_mode(mode)
-  path = pathlib.Path(path)
+  path = storage.locate(path)
   folders = [pathlib.Path(), path.parent]
 
   def parse(row: tables.Row) -> Request:
@@ -219,13 +220,12 @@ def expand(
 
 def _named(requests: Iterable[Request]) -> list[Request]:
   """The requests with their stems, given seeds and sizes; each clip once."""
-  digests: dict[pathlib.Path | None, str | None] = {None: None}
+  digests: dict[storage.AnyPath | None, str | None] = {None: None}
   named: dict[str, Request] = {}
   for request in requests:
     image = request.image
     if image is not None and image not in digests:
-      with image.open("rb") as file:
-        digests[image] = hashlib.file_digest(file, "sha256").hexdigest()
+      digests[image] = storage.sha256(image)
     content = json.dumps([request.prompt, digests[image]])
     digest = hashlib.sha256(content.encode()).hexdigest()[:_HASH_LENGTH]
     height, width = request.size
@@ -239,9 +239,9 @@ def _sizes(
   requests: Sequence[Request], default: tuple[int, int], area: int
 ) -> list[tuple[tuple[int, int], tuple[str, ...]]]:
   """Height and width of each clip, and notes; an image decides for itself."""
-  known: dict[pathlib.Path | None, tuple[tuple[int, int], tuple[str, ...]]] = {
-    None: (default, ())
-  }
+  known: dict[
+    storage.AnyPath | None, tuple[tuple[int, int], tuple[str, ...]]
+  ] = {None: (default, ())}
   problems = []
   for request in requests:
     if request.image is None or request.image in known:
@@ -273,7 +273,7 @@ def _request(
   image: str | os.PathLike[str] | None,
   mode: str,
   index: int,
-  folders: Sequence[pathlib.Path],
+  folders: Sequence[storage.AnyPath],
 ) -> Request:
   """A checked request."""
   if not prompts.clean(prompt):
@@ -286,11 +286,14 @@ def _request(
         f"no image; mode i2v wants one ({IMAGE_COLUMN}), mode auto does without"
       )
     return Request(prompt=prompt, image=None, index=index)
-  places = [folder / pathlib.Path(image) for folder in folders]
+  given = storage.locate(image)
+  places = [given]
+  if isinstance(given, pathlib.Path) and not given.is_absolute():
+    places = [folder / given for folder in folders]
   found = next((p for p in places if _is_file(p)), None)
   if found is None:
     absolute = dict.fromkeys(
-      untrusted.printable(str(p.absolute())) for p in places
+      untrusted.printable(str(storage.absolute(p))) for p in places
     )
     raise ValueError(
       f"the image is missing: {' or '.join(absolute)}; correct the path, or use"
@@ -299,8 +302,15 @@ def _request(
   return Request(prompt=prompt, image=found, index=index)
 
 
-def _is_file(path: pathlib.Path) -> bool:
+def _is_file(path: storage.AnyPath) -> bool:
   """Whether it is a file; ValueError if no file can have that name."""
+  if not isinstance(path, pathlib.Path):
+    try:
+      return path.name in storage.sizes(path)
+    except FileNotFoundError:
+      return False
+    except OSError as error:
+      raise ValueError(f"the image cannot be opened: {error}") from error
   name = str(path)
   if "\0" in name:
     raise ValueError(

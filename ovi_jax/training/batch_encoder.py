@@ -5,7 +5,6 @@ are only placed on the mesh.
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ovi_jax import cli
+from ovi_jax import storage
 from ovi_jax.data import encoding
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
@@ -85,7 +85,7 @@ def open_pretrained(
     needs.add("vocoder")
   if not needs:
     return None
-  path = pathlib.Path(settings.pretrained)
+  path = storage.locate(settings.pretrained)
   manifest = weights_dir.read(path, needs=tuple(sorted(needs)))
   fitting = dataclasses.replace(manifest.architecture, fusion=settings.model)
   if problems := fitting.misfits:

@@ -13,7 +13,7 @@ original's files.
 import dataclasses
 import hashlib
 import json
-import pathlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ from absl import flags
 import ovi_jax
 from ovi_jax import cli
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.models import architecture
@@ -45,9 +46,9 @@ _LONGEST_CHAIN = 32  # runs, each started from the one before
 
 
 def export(
-  workdir: pathlib.Path,
-  out: pathlib.Path,
-  components: pathlib.Path | None = None,
+  workdir: str | os.PathLike[str],
+  out: str | os.PathLike[str],
+  components: str | os.PathLike[str] | None = None,
   step: int | None = None,
   averaged: bool = True,
   dtype: Any = jnp.float32,
@@ -73,11 +74,14 @@ def export(
       are missing or do not fit the model; before anything is written.
     OSError: the disk is full, or not writable.
   """
+  workdir, out = storage.locate(workdir), storage.locate(out)
+  if storage.is_remote(out):
+    storage.check_access(storage.path(out))
   if (out / weights_dir.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
   config = ml_collections.ConfigDict(workdirs.read_config(workdir))
   settings = settings_lib.Settings.from_config(config)
-  rest = components or pathlib.Path(settings.pretrained)
+  rest = storage.locate(components or settings.pretrained)
   if not str(rest).strip("."):
     raise ValueError(
       "--pretrained=DIR is needed: converted weights whose text encoder and"
@@ -114,7 +118,7 @@ def export(
 
 
 def _checkpoint(
-  workdir: pathlib.Path, step: int | None, averaged: bool
+  workdir: storage.AnyPath, step: int | None, averaged: bool
 ) -> init_from.Source:
   """The parameters of a run's checkpoint; the newest if `step` is `None`."""
   path = workdir / trainer.CHECKPOINTS
@@ -131,7 +135,7 @@ def _checkpoint(
   )
 
 
-def inherited_advice(workdir: pathlib.Path) -> Mapping[str, Any]:
+def inherited_advice(workdir: storage.AnyPath) -> Mapping[str, Any]:
   """The sampling advice of the weights that a run's towers started from.
 
   Runs that started from other runs are followed; empty if the towers are
@@ -144,11 +148,11 @@ def inherited_advice(workdir: pathlib.Path) -> Mapping[str, Any]:
       return {}
     # The video tower's, where there are two of different origin.
     sources = [str(path) for path in values["init_from"].values() if path]
-    source = pathlib.Path(sources[0] if sources else settings_lib.SCRATCH)
+    source = storage.locate(sources[0] if sources else settings_lib.SCRATCH)
     if (source / weights_dir.MANIFEST).is_file():
       return weights_dir.manifest_of(source).sampling
     # A run, the folder of its checkpoints, or one of these.
-    folders = (source, *source.parents[:2])
+    folders = (source, *list(source.parents)[:2])
     runs = [path for path in folders if (path / workdirs.CONFIG).is_file()]
     if not runs:
       return {}
@@ -204,7 +208,7 @@ def _sizes(
   )
 
 
-def _write(out: pathlib.Path, plan: init_from.Plan) -> str:
+def _write(out: storage.AnyPath, plan: init_from.Plan) -> str:
   """Write the towers, a part at a time; returns their digest."""
   digest = hashlib.sha256()
   (source, paths), place = plan.parts[0], jax.local_devices()[0]
@@ -258,9 +262,9 @@ def main(argv: list[str]) -> None:
   try:
     cli.require_flags(FLAGS, workdir="DIR", out="DIR")
     export(
-      pathlib.Path(FLAGS.workdir),
-      pathlib.Path(FLAGS.out),
-      pathlib.Path(FLAGS.pretrained) if FLAGS.pretrained else None,
+      FLAGS.workdir,
+      FLAGS.out,
+      FLAGS.pretrained or None,
       FLAGS.step,
       FLAGS.ema,
       jnp.dtype(FLAGS.dtype),

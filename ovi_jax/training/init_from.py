@@ -16,7 +16,6 @@ A fusion run from Wan2.2's video tower and a run of the audio tower:
 """
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -28,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from ovi_jax import storage
 from ovi_jax.checkpoint import reader
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
@@ -259,7 +259,7 @@ def _idle(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
 
 def _open(source: Source) -> _Opened:
   """Open a source: a directory of weights or a run's checkpoints."""
-  path = pathlib.Path(source.path)
+  path = storage.locate(source.path)
   if (path / weights_dir.MANIFEST).is_file():
     return _open_weights(source, path)
   of_run = (path / _CHECKPOINTS).is_dir()  # even if it is named by a number
@@ -276,7 +276,7 @@ def _open(source: Source) -> _Opened:
   )
 
 
-def _open_weights(source: Source, path: pathlib.Path) -> _Opened:
+def _open_weights(source: Source, path: storage.AnyPath) -> _Opened:
   """A directory of converted weights."""
   weights_dir.read(path, needs=(source.component,))
   file = weights_dir.component_file(path, source.component)
@@ -295,7 +295,7 @@ def _open_weights(source: Source, path: pathlib.Path) -> _Opened:
   return _Opened(name=str(path), shapes=shapes, read=read)
 
 
-def _open_checkpoint(source: Source, path: pathlib.Path) -> _Opened:
+def _open_checkpoint(source: Source, path: storage.AnyPath) -> _Opened:
   """A checkpoint of a run, verified."""
   try:
     found = reader.read_info(path)

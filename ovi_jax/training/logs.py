@@ -1,8 +1,9 @@
 """Logs of a run: one JSON object a line, and TensorBoard event files.
 
 Both hold the same scalars under the same names (`train/loss`); TensorBoard has
-frames and sound of samples too. A run that is restarted from an earlier step
-logs those steps again; readers take the last.
+frames and sound of samples too. For a run in an object store they are written
+to local files, which `flush` uploads. A run that is restarted from an earlier
+step logs those steps again; readers take the last.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import time
 import wave
 from collections.abc import Iterable
@@ -26,6 +28,7 @@ import tensorboardX
 from tensorboardX.proto import summary_pb2
 
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax.data import clips
 
 FRAMES = 8  # of a clip that are shown
@@ -76,9 +79,16 @@ class Logs(Writer):
     Raises:
       OSError: the directory cannot be made or written.
     """
-    path = pathlib.Path(directory)
+    self._target = storage.locate(directory)
+    self._spool = contextlib.ExitStack()
+    self._uploaded: dict[pathlib.Path, int] = {}
+    if isinstance(self._target, pathlib.Path):
+      path = self._target
+    else:
+      path = self._spool.enter_context(storage.spool())
+      self._fetch(self._target, path)
     path.mkdir(parents=True, exist_ok=True)
-    self._path = str(path)
+    self._folder = path
     _end_with_a_line(path / FILE)
     self._lines = open(path / FILE, "a", buffering=1)  # noqa: SIM115
     self._events = tensorboardX.SummaryWriter(str(path / EVENTS))
@@ -92,10 +102,33 @@ class Logs(Writer):
     try:
       self._lines.close()
       self._events.close()
+      self._upload()
     except OSError:
       # What ended the block says more.
       if kind is None:
         raise
+    finally:
+      self._spool.close()
+
+  @staticmethod
+  def _fetch(source: storage.AnyPath, folder: pathlib.Path) -> None:
+    """Copy the lines of an earlier start, which are added to."""
+    with (
+      contextlib.suppress(FileNotFoundError),
+      storage.local_copy(source / FILE) as copy,
+    ):
+      shutil.copyfile(copy, folder / FILE)
+
+  def _upload(self) -> None:
+    """Copy the files that have grown to an object store."""
+    if not storage.is_remote(self._target):
+      return
+    for file in sorted(p for p in self._folder.rglob("*") if p.is_file()):
+      size = file.stat().st_size
+      if size != self._uploaded.get(file):
+        name = file.relative_to(self._folder).as_posix()
+        storage.upload(file, self._target / name)
+        self._uploaded[file] = size
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     """Write the values of a step; those that are `None` are left out."""
@@ -109,7 +142,7 @@ class Logs(Writer):
         self._events.add_scalar(name, value, step)
     except OSError as error:
       # The system does not say where.
-      raise OSError(error.errno, error.strerror, self._path) from error
+      raise OSError(error.errno, error.strerror, str(self._target)) from error
 
   def clip(
     self,
@@ -153,9 +186,10 @@ class Logs(Writer):
     events.add_summary(summary, step)
 
   def flush(self) -> None:
-    """Bring everything to the disk."""
+    """Bring everything to the disk, or to the object store."""
     self._lines.flush()
     self._events.flush()
+    self._upload()
 
 
 def _summary() -> Any:
@@ -193,7 +227,7 @@ def read(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
   A last line that a kill cut short is left out.
   """
   latest: dict[int, dict[str, Any]] = {}
-  for line in (pathlib.Path(directory) / FILE).read_text().splitlines():
+  for line in (storage.locate(directory) / FILE).read_text().splitlines():
     try:
       values = json.loads(line)
     except json.JSONDecodeError:

@@ -7,7 +7,6 @@ fields that both share.
 
 import abc
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 from typing import ClassVar
@@ -20,6 +19,7 @@ import ml_collections
 
 from ovi_jax import config as config_lib
 from ovi_jax import diffusion
+from ovi_jax import storage
 from ovi_jax.attention import attention
 from ovi_jax.attention import context as contexts
 from ovi_jax.data import schema
@@ -570,5 +570,5 @@ def _data(
     "max_text_len": next(iter(towers.values())).max_text_len,
   }
   if text == CAPTIONS:
-    made["tokenizer"] = str(pathlib.Path(pretrained) / weights_dir.TOKENIZER)
+    made["tokenizer"] = str(storage.locate(pretrained) / weights_dir.TOKENIZER)
   return config_lib.build(data_settings.LoaderConfig, values | made, "data")

@@ -22,6 +22,7 @@ import numpy as np
 
 from ovi_jax import cli
 from ovi_jax import flops
+from ovi_jax import storage
 from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import loader
 from ovi_jax.data import quality
@@ -347,7 +348,7 @@ class CodecTask(Task):
       return init_from.plan(shapes, (), (".*",))
     source = init_from.Source(path=path, include=(".*",), component=self.name)
     has_head = any(re.match(_HEAD, path) for path in shapes)
-    of_weights = (pathlib.Path(path) / weights_dir.MANIFEST).is_file()
+    of_weights = (storage.locate(path) / weights_dir.MANIFEST).is_file()
     scratch = (_HEAD,) if of_weights and has_head else ()
     return init_from.plan(shapes, (source,), scratch)
 
@@ -407,9 +408,9 @@ def _measure_quality(
   """
   data, found = settings.data, quality.Quality()
   splits = loader.open_sources(data)
-  tokenizer = pathlib.Path(data.tokenizer or "")
+  tokenizer = storage.locate(data.tokenizer or "")
   if not data.tokenizer and settings.pretrained:
-    tokenizer = pathlib.Path(settings.pretrained) / weights_dir.TOKENIZER
+    tokenizer = storage.locate(settings.pretrained) / weights_dir.TOKENIZER
   modalities = ()
   if data.encode_on_the_fly and data.min_codec_psnr:
     modalities = tuple(settings.model.present())
@@ -419,7 +420,7 @@ def _measure_quality(
     _log.info("measuring the codecs on a few clips …")
     found = quality.reconstruction(components, splits, modalities)
   kept = [
-    quality.Quality.read(pathlib.Path(split.path) / quality.FILE)
+    quality.Quality.read(storage.locate(split.path) / quality.FILE)
     for split in splits
   ]
   if tokenizer.is_file() and not all(k and k.coverage for k in kept):
@@ -443,7 +444,7 @@ def check_sizes(settings: settings_lib.Settings) -> None:
     ValueError: they differ; names the config that takes sizes from weights.
   """
   for name, tower in settings.model.present().items():
-    path = pathlib.Path(getattr(settings.init_from, name))
+    path = storage.locate(getattr(settings.init_from, name))
     if not (path / weights_dir.MANIFEST).is_file():
       continue
     found = getattr(weights_dir.manifest_of(path).architecture.fusion, name)

@@ -10,7 +10,6 @@ compute dtype, as in `sampling`.
 import contextlib
 import dataclasses
 import json
-import pathlib
 import wave
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ import numpy as np
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts_lib
+from ovi_jax import storage
 from ovi_jax.data import clips
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
@@ -207,12 +207,12 @@ def _noise(
 
 
 def write(
-  directory: pathlib.Path,
+  directory: storage.AnyPath,
   ids: Sequence[str],
   latents: AV[Any],
   decoder: decoders.Decoder,
   show: Show = lambda row, frames_THWC, wave_A: None,
-) -> list[pathlib.Path]:
+) -> list[storage.AnyPath]:
   """Decode clips into files, one after the other.
 
   Args:
@@ -263,7 +263,7 @@ def _stems(ids: Sequence[str]) -> list[str]:
   return stems
 
 
-def _write_wav(path: pathlib.Path, wave_A: np.ndarray) -> None:
+def _write_wav(path: storage.AnyPath, wave_A: np.ndarray) -> None:
   """Write mono samples in [-1, 1] as 16-bit PCM."""
   if not np.isfinite(wave_A).all():
     raise ValueError(f"{path}: the sound holds NaN or infinity")
@@ -300,7 +300,7 @@ class SampleEvaluator:
   model: fusion.FusionDiT
   mesh: jax.sharding.Mesh
   components: component_loader.Components
-  directory: pathlib.Path
+  directory: storage.AnyPath
   prompts: Sequence[EvalPrompt]
   null_SE: np.ndarray
   size: data_settings.Bucket
@@ -334,7 +334,7 @@ class SampleEvaluator:
     if problems:
       raise ValueError("eval_samples: " + "; ".join(problems))
 
-  def __call__(self, state: step.TrainState) -> list[pathlib.Path]:
+  def __call__(self, state: step.TrainState) -> list[storage.AnyPath]:
     """Make the clips of a state; its averaged parameters where there are any.
 
     Returns:
@@ -375,7 +375,10 @@ class SampleEvaluator:
     return decoders.Decoder.load(components, self.model.config.present())
 
   def _describe(
-    self, directory: pathlib.Path, number: int, paths: Sequence[pathlib.Path]
+    self,
+    directory: storage.AnyPath,
+    number: int,
+    paths: Sequence[storage.AnyPath],
   ) -> None:
     """Say in a JSON what the files are."""
     settings = dataclasses.asdict(self.settings)

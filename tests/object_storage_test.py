@@ -1,0 +1,288 @@
+"""Weights, datasets, samples and logs in an object store."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovi_jax import files
+from ovi_jax import storage
+from ovi_jax.data import builder
+from ovi_jax.data import shards
+from ovi_jax.pretrained import weights
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import generate
+from ovi_jax.sampling import requests
+from ovi_jax.sampling import settings
+from ovi_jax.training import logs
+from tests.lib import bucket as buckets
+from tests.lib import config_values
+from tests.lib import random_records
+
+
+def upload(folder: pathlib.Path, url: str) -> str:
+  storage.upload_folder(folder, url)
+  return url
+
+
+def write_leaves(path, **leaves) -> None:
+  arrays = {name: np.asarray(value) for name, value in leaves.items()}
+  with weights.Writer(path, arrays) as writer:
+    for name, array in arrays.items():
+      writer.write(name, None, array)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> pathlib.Path:
+  path = tmp_path_factory.mktemp("data") / "clips"
+  write_dataset(path)
+  return path
+
+
+def write_dataset(path, records_per_shard: int = 1) -> None:
+  builder.write(
+    path,
+    {"train": map(random_records.record, range(3))},
+    geometry=random_records.GEOMETRY,
+    null_text=random_records.null_text(),
+    records_per_shard=records_per_shard,
+  )
+
+
+def test_weights_are_equal_in_a_store_and_on_a_disk(bucket, tmp_path):
+  leaves = {
+    "a": np.arange(24, dtype="f4").reshape(2, 3, 4),
+    "b": np.float32(7),
+    "c": np.zeros((0, 2), "f4"),
+  }
+  url = f"{bucket}/weights/a.safetensors"
+  write_leaves(url, **leaves)
+  write_leaves(tmp_path / "a.safetensors", **leaves)
+  local = (tmp_path / "a.safetensors").read_bytes()
+  assert storage.read_bytes(url, 1 << 20) == local
+  for place in (url, tmp_path / "a.safetensors"):
+    loaded = weights.load(place)
+    jax.tree.map(np.testing.assert_array_equal, loaded, leaves)
+  np.testing.assert_array_equal(weights.slices(url)("a", 1), leaves["a"][1])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_device_gets_its_slices_of_weights_in_a_store(bucket, axis):
+  array = np.arange(64, dtype="f4").reshape(4, 4, 4)
+  url = f"{bucket}/a.safetensors"
+  write_leaves(url, a=array)
+  mesh = jax.make_mesh(
+    (4,),
+    ("x",),
+    devices=jax.devices()[:4],
+    axis_types=(jax.sharding.AxisType.Auto,),
+  )
+  parts: list[str | None] = [None] * 3
+  parts[axis] = "x"
+  spec = jax.sharding.PartitionSpec(*parts)
+  loaded = weights.load(url, jax.sharding.NamedSharding(mesh, spec))["a"]
+  np.testing.assert_array_equal(loaded, array)
+
+
+def test_only_the_slices_of_a_device_are_read_from_a_store(
+  bucket, bucket_endpoint, monkeypatch
+):
+  monkeypatch.setattr(weights, "_MAX_GAP", 0)
+  array = np.arange(2 * 64 * 256, dtype="f4").reshape(2, 64, 256)
+  url = f"{bucket}/a.safetensors"
+  write_leaves(url, a=array)
+  span = weights._open(url).spans["a"]
+  before = bucket_endpoint.bytes_read
+  index = (slice(None), slice(32, 64), slice(None))
+  part = weights._reader(span)(index)
+  np.testing.assert_array_equal(part, array[index])
+  assert bucket_endpoint.bytes_read - before == array.nbytes // 2
+
+
+@pytest.mark.parametrize(
+  ("bounds", "count", "size"),
+  [
+    (((0, 30), (12, 24), (0, 3072)), 30, 30 * 12 * 3072 * 2),
+    (((0, 30), (0, 3072), (0, 3072)), 1, 30 * 3072 * 3072 * 2),
+    (((5, 10), (0, 3072), (0, 3072)), 1, 5 * 3072 * 3072 * 2),
+    # Columns: the bytes between them take less time than a request for each.
+    (((0, 30), (0, 3072), (0, 12)), 1, 30 * 3072 * 3072 * 2),
+  ],
+)
+def test_ranges_of_a_large_leaf_are_few(bounds, count, size):
+  ranges, _ = weights.ranges_of((30, 3072, 3072), 2, bounds)
+  assert len(ranges) == count
+  assert sum(end - start for start, end in ranges) == size
+
+
+def test_a_dataset_is_equal_in_a_store_and_on_a_disk(bucket, dataset):
+  url = f"{bucket}/data/clips"
+  write_dataset(url)
+  local, remote = builder.read(dataset), builder.read(url)
+  assert builder.splits(url) == ["train"]
+  assert remote.identity == local.identity
+  assert len(remote) == 3
+  for number in range(3):
+    np.testing.assert_array_equal(
+      remote[number].latents.video, local[number].latents.video
+    )
+  with pytest.raises(ValueError, match="exists; choose another"):
+    write_dataset(url)
+
+
+def test_shards_of_a_dataset_are_listed_and_not_asked_for_one_by_one(
+  bucket, bucket_endpoint, dataset, tmp_path
+):
+  folder = shutil.copytree(dataset, tmp_path / "many")
+  metadata = json.loads((folder / shards.METADATA).read_text())
+  for number in range(300):
+    name = f"{number}.empty"
+    (folder / name).touch()
+    metadata["files"][name] = 0
+  (folder / shards.METADATA).write_text(json.dumps(metadata))
+  requests_of = {}
+  for kind, source in (("few", dataset), ("many", folder)):
+    url = upload(source, f"{bucket}/{kind}")
+    before = len(bucket_endpoint.requests)
+    assert len(builder.read(url)) == 3
+    requests_of[kind] = len(bucket_endpoint.requests) - before
+  assert requests_of["many"] == requests_of["few"] < 20
+
+
+def test_logs_in_a_store_are_uploaded_at_flushes_and_added_to(bucket):
+  run = f"{bucket}/run"
+  with logs.Logs(run) as writer:
+    writer.scalars(1, {"loss": 2.0})
+    writer.flush()
+    assert [line["loss"] for line in logs.read(run)] == [2.0]
+    writer.scalars(2, {"loss": 1.0})
+  with logs.Logs(run) as writer:
+    writer.scalars(3, {"loss": 0.5})
+  assert [line["loss"] for line in logs.read(run)] == [2.0, 1.0, 0.5]
+  assert len(storage.sizes(f"{run}/{logs.EVENTS}")) == 2
+
+
+def test_a_file_of_a_store_keeps_its_content_if_the_writer_fails(bucket):
+  path = storage.locate(f"{bucket}/a")
+  with files.atomic_path(path) as temporary:
+    temporary.write_text("old")
+  with pytest.raises(KeyError), files.atomic_path(path) as temporary:
+    temporary.write_text("new")
+    raise KeyError
+  assert storage.read_bytes(path, 10) == b"old"
+  assert list(storage.sizes(bucket)) == ["a"]
+
+
+def test_prompts_and_images_are_read_from_a_store(bucket, tmp_path):
+  Image.new("RGB", (96, 64)).save(tmp_path / "first.png")
+  storage.upload(tmp_path / "first.png", f"{bucket}/in/first.png")
+  table = f"text_prompt,image_path\none,{bucket}/in/first.png\ntwo,first.png\n"
+  (tmp_path / "prompts.csv").write_text(table)
+  storage.upload(tmp_path / "prompts.csv", f"{bucket}/in/prompts.csv")
+  found = requests.from_file(f"{bucket}/in/prompts.csv")
+  assert [str(r.image) for r in found] == [f"{bucket}/in/first.png"] * 2
+  expanded = requests.expand(found, 1, 0, height=64, width=96, area=64 * 96)
+  assert [r.size for r in expanded] == [(64, 96)] * 2
+  with pytest.raises(ValueError, match="image is missing: gs://"):
+    requests.from_prompt("one", f"{bucket}/in/none.png")
+
+
+def prompts(url):
+  return requests.from_file(f"{url}/prompts.csv")
+
+
+@pytest.mark.parametrize(
+  "bad", ["gs://absent/x", f"gs://{buckets.FORBIDDEN}/x"]
+)
+@pytest.mark.parametrize(
+  "read", [weights_dir.read, builder.read, prompts, builder.splits]
+)
+@pytest.mark.usefixtures("bucket_endpoint")
+def test_what_cannot_be_read_is_one_line(read, bad):
+  with pytest.raises((OSError, ValueError), match=bad.rpartition("/")[0]) as e:
+    read(bad)
+  assert "\n" not in str(e.value)
+  if buckets.FORBIDDEN in bad:
+    assert "does not have storage.objects access" in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ("name", "what"),
+  [
+    ("htp://bucket/x", "unknown scheme htp:"),
+    ("gs:/bucket/x", "check the slashes"),
+    (
+      "s3://bucket/x",
+      r"s3:// needs .* s3fs; pip install 'ovi_jax\[s3\]",
+    ),
+  ],
+)
+@pytest.mark.parametrize(
+  "use", [weights_dir.read, builder.read, prompts, write_dataset, logs.Logs]
+)
+def test_a_name_that_cannot_be_a_place_is_one_line(use, name, what):
+  with pytest.raises(ValueError, match=what) as caught:
+    use(name)
+  assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_uploaded_in_part_are_refused(
+  bucket, weights, tmp_path
+):
+  folder = shutil.copytree(weights, tmp_path / "weights")
+  (folder / "vocoder.safetensors").unlink()
+  url = upload(folder, f"{bucket}/missing")
+  with pytest.raises(ValueError, match="missing gs://.*vocoder.safetensors"):
+    weights_dir.read(url)
+  cut = weights / "vocoder.safetensors"
+  (folder / cut.name).write_bytes(cut.read_bytes()[:-1])
+  url = upload(folder, f"{bucket}/cut")
+  with pytest.raises(ValueError, match=r"vocoder.safetensors: expected \d+ "):
+    weights_dir.read(url)
+
+
+def test_a_dataset_that_lacks_a_shard_is_refused(bucket, dataset):
+  url = upload(dataset, f"{bucket}/data")
+  name = next(n for n in storage.sizes(url) if "array_record" in n)
+  storage.path(f"{url}/{name}").unlink()
+  with pytest.raises(ValueError, match=f"not whole: {url}/{name} is missing"):
+    builder.read(url)
+
+
+@pytest.mark.slow
+def test_a_run_between_stores_writes_the_same_bytes_as_a_local_one(
+  bucket, weights, tmp_path
+):
+  url = upload(weights, f"{bucket}/weights")
+  chosen = settings.Settings.from_config(config_values.sample_config())
+  for source, out in ((weights, tmp_path / "out"), (url, f"{bucket}/out")):
+    generate.run(
+      requests=requests.from_prompt(config_values.PROMPTS[0]),
+      settings=chosen,
+      weights=source,
+      out=out,
+      save_latents=True,
+      maps=True,
+    )
+  local = {
+    p.relative_to(tmp_path / "out").as_posix(): p.read_bytes()
+    for p in (tmp_path / "out").rglob("*")
+    if p.is_file()
+  }
+  store = bucket_names(bucket, "out/")
+  assert store.keys() == local.keys() and len(local) == 6
+  for name, content in local.items():
+    assert store[name] == content, name
+
+
+def bucket_names(url: str, prefix: str) -> dict[str, bytes]:
+  """Contents of the objects below a prefix, by the rest of their names."""
+  system, root = storage.file_system(f"{url}/{prefix}")
+  return {
+    name.partition(prefix)[2]: system.cat_file(name)
+    for name in system.find(root)
+  }
