@@ -180,7 +180,7 @@ def shorten(what: list[str]) -> str:
 def _problem(directory: epath.Path, name: str, expected: Entry) -> str:
   """The problem with one file of a disk; empty if there is none."""
   try:
-    path = files.inside(directory, name)
+    path = pathlib.Path(files.inside(directory, name))
     size = path.stat().st_size
     if expected and size != expected["bytes"]:
       return f"has {size} bytes, expected {expected['bytes']}"

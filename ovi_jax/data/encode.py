@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +33,7 @@ from ovi_jax import cli
 from ovi_jax import config as config_lib
 from ovi_jax import console
 from ovi_jax import files
-from ovi_jax import untrusted
+from ovi_jax import storage
 from ovi_jax.data import builder
 from ovi_jax.data import encoding
 from ovi_jax.data import features
@@ -69,9 +70,9 @@ class Job:
     force: encode what is beyond the limits, too.
   """
 
-  data: pathlib.Path
-  weights: pathlib.Path
-  out: pathlib.Path
+  data: storage.AnyPath
+  weights: storage.AnyPath
+  out: storage.AnyPath
   parts: tuple[str, ...] = encoding.PARTS
   keep_media: bool = False
   batch: int = 1
@@ -104,7 +105,12 @@ class Job:
 
   @property
   def folder(self) -> pathlib.Path:
-    """The folder of finished shards of an unfinished dataset."""
+    """The folder of finished shards of an unfinished dataset.
+
+    It is beside `out`, or in the current folder for one in an object store.
+    """
+    if not isinstance(self.out, pathlib.Path):
+      return pathlib.Path(f".{self.out.name}.encoding")
     return self.out.with_name(f".{self.out.name}.encoding")
 
 
@@ -128,6 +134,8 @@ def run(job: Job) -> bool:
   needs = tuple(encoding.COMPONENTS[part] for part in job.parts)
   manifest = weights_dir.read(job.weights, needs=needs)
   recipe = _recipe(job, manifest)
+  if storage.is_remote(job.out):
+    storage.check_access(storage.path(job.out))
   if job.out.exists():
     _check_recipe(job.out, recipe, f"choose another place than {job.out}")
     _log.info(f"already encoded: {job.out}")
@@ -167,6 +175,7 @@ def run(job: Job) -> bool:
       return False
     shards.finish(job.folder, counts, sizes, null_SE)
     shards.publish(job.folder, job.out)
+    shutil.rmtree(job.folder, ignore_errors=True)  # what was uploaded
     if measured is not None:
       measured.save(job.out / quality.FILE)
   _log.info(f"wrote {job.out}: {sum(map(len, splits.values()))} records")
@@ -315,11 +324,11 @@ def _keep_recipe(folder: pathlib.Path, recipe: dict[str, Any]) -> None:
 
 
 def _check_recipe(
-  folder: pathlib.Path, recipe: dict[str, Any], advice: str
+  folder: storage.AnyPath, recipe: dict[str, Any], advice: str
 ) -> None:
   """ValueError unless what is in the folder was made by this recipe."""
   try:
-    found = dict(untrusted.read_json(folder / RECIPE))
+    found = dict(storage.read_json(folder / RECIPE))
   except (OSError, TypeError, ValueError) as error:
     raise ValueError(
       f"{folder} is there and was not made by this command ({error}); {advice}"
@@ -386,7 +395,7 @@ def main(argv: list[str]) -> None:
     }
     values["limits"] = quality.Limits(**limits)
     for name in ("data", "weights", "out"):
-      values[name] = pathlib.Path(values[name])
+      values[name] = storage.locate(values[name])
     values["parts"] = tuple(values["parts"])
     if run(Job(**values)):
       train = cli.invocation("ovi-train")

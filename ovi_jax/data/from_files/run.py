@@ -27,6 +27,7 @@ from ovi_jax import console
 from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt
+from ovi_jax import storage
 from ovi_jax import synthetic
 from ovi_jax import untrusted
 from ovi_jax.data import builder
@@ -74,6 +75,8 @@ def run(settings: settings_lib.Settings) -> None:
   """
   found = listing.read(settings)
   recipe = _recipe(settings, found)
+  if storage.is_remote(settings.out):
+    storage.check_access(storage.path(settings.out))
   if settings.out.exists():
     _check_recipe(settings, recipe)
     report = (settings.folder / _REPORT).read_text("utf-8")

@@ -6,6 +6,7 @@ import pathlib
 
 from ovi_jax import config as config_lib
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax.data import builder
 
 FITS = ("crop", "pad", "keep")
@@ -52,7 +53,7 @@ class Settings:
 
   clips: pathlib.Path
   captions: str = ""
-  out: pathlib.Path
+  out: storage.AnyPath
   sounds: bool = False
   height: int = 704
   width: int = 736
@@ -127,6 +128,8 @@ class Settings:
   @property
   def folder(self) -> pathlib.Path:
     """The folder of the report and of an unfinished dataset's files."""
+    if not isinstance(self.out, pathlib.Path):
+      return pathlib.Path(f"{self.out.name}.import")
     return self.out.with_name(f"{self.out.name}.import")
 
   @property
