@@ -58,14 +58,14 @@ demo-weights: $(VENV)/ready
 	$(PY) -m scripts.small_ovi.recipe --root=$(DEMO)
 
 test: $(VENV)/ready-dev
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/ready-dev
-	$(PY) -m pytest -m slow -n $(WORKERS) --dist loadfile
+	$(PY) -m pytest -m slow -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-curate: $(VENV)-curate/ready
 	$(VENV)-curate/bin/python -m pytest tests/curation -m "slow or not slow" \
-	  -n $(WORKERS) --dist loadfile
+	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check .
