@@ -286,16 +286,9 @@ class Manager:
 
   def _set_aside(self, restored: int) -> None:
     """Rename checkpoints after a step; the run will save these steps again."""
-    for step in self.steps():
-      if step > restored and jax.process_index() == 0:
-        path = self.directory / str(step)
-        aside, number = path.with_name(f"{step}.damaged"), 1
-        while aside.exists():
-          number += 1
-          aside = path.with_name(f"{step}.damaged{number}")
-        path.rename(aside)
-        _log.warning("set aside as %s; delete it when not needed", aside)
-    distributed.barrier("set_aside")
+    distributed.broadcast(
+      lambda: set_aside(self.directory, restored, "damaged")
+    )
     self._orbax.reload()
 
   def _seal(self) -> None:
@@ -331,6 +324,30 @@ class Manager:
       return
     with contextlib.suppress(OSError), storage.store_errors(path):
       path.rmtree(missing_ok=True)
+
+
+def set_aside(directory: epath.Path, newest: int, suffix: str) -> list[str]:
+  """Rename the checkpoints after a step to STEP.SUFFIX; returns the names.
+
+  In an object store, objects are copied and deleted.
+
+  Args:
+    directory: directory of the checkpoints.
+    newest: step of the last checkpoint that keeps its name.
+    suffix: what the names say; a number is added if one exists.
+  """
+  names = []
+  for step in reader.steps(directory):
+    if step > newest:
+      path = directory / str(step)
+      aside, number = path.with_name(f"{step}.{suffix}"), 1
+      while aside.exists():
+        number += 1
+        aside = path.with_name(f"{step}.{suffix}{number}")
+      path.rename(aside)
+      names.append(aside.name)
+      _log.warning("set aside as %s; delete it when not needed", aside)
+  return names
 
 
 def _atomicity(directory: epath.Path) -> ocp.options.AtomicityOptions | None:

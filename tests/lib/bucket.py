@@ -92,7 +92,8 @@ class Endpoint:
     self.server = http.server.ThreadingHTTPServer(
       ("127.0.0.1", 0), functools.partial(_Handler, self)
     )
-    self.server.daemon_threads = True
+    # So that what a killed program sent is stored before the endpoint ends.
+    self.server.daemon_threads = False
     address = f"http://127.0.0.1:{self.server.server_address[1]}"
     self.environment = {
       "STORAGE_EMULATOR_HOST": address,  # gcsfs, and so etils and fsspec
