@@ -13,9 +13,11 @@ import json
 import logging
 import re
 import threading
+import urllib.parse
 from collections.abc import Callable
 from collections.abc import Iterator
 
+from gcp_storage_emulator import exceptions
 from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator import storage
 from gcp_storage_emulator.handlers import buckets
@@ -53,6 +55,13 @@ class Store:
     """Contents of an object."""
     with self.lock:
       return self.storage.get_file(bucket, name)
+
+  def generation(self, bucket: str, name: str) -> int:
+    """Generation of an object; 0 if there is none. Hold `lock`."""
+    try:
+      return int(self.storage.get_file_obj(bucket, name)["generation"])
+    except exceptions.NotFound:
+      return 0
 
   @contextlib.contextmanager
   def endpoint(self) -> Iterator["Endpoint"]:
@@ -118,11 +127,17 @@ class Endpoint:
     self.open.set()
 
 
+def _query(path: str, name: str) -> str | None:
+  """A parameter of a request."""
+  found = urllib.parse.parse_qs(urllib.parse.urlsplit(path).query)
+  return found[name][0] if name in found else None
+
+
 class _Handler(emulator.RequestHandler):
   """The emulator's handler, in threads, with counts, delays and refusals."""
 
   def __init__(self, endpoint: Endpoint, *args):
-    self._endpoint = endpoint
+    self._endpoint, self._generation = endpoint, 0
     super().__init__(endpoint.store.storage, *args)
 
   def handle_one_request(self) -> None:
@@ -148,7 +163,23 @@ class _Handler(emulator.RequestHandler):
       self._refuse(400, "moveTo is not supported")
       return
     with store.lock:
+      found = store.generation(str(bucket), self._object_name())
+      wanted = _query(self.path, "ifGenerationMatch")
+      if method == "POST" and wanted not in (None, str(found)):
+        self._refuse(412, "the object has another generation")
+        return
+      self._generation = found if method == "GET" else 0
       emulator.Router(self).handle(method)
+
+  def _object_name(self) -> str:
+    parts = urllib.parse.urlsplit(self.path).path.partition("/o/")
+    name = _query(self.path, "name")
+    return urllib.parse.unquote(parts[2]) if name is None else name
+
+  def end_headers(self) -> None:
+    if self._generation:  # TensorStore reads it, the emulator does not send it
+      self.send_header("x-goog-generation", str(self._generation))
+    super().end_headers()
 
   def _refuse(self, code: int, said: str) -> None:
     body = json.dumps({"error": {"code": code, "message": said}}).encode()
