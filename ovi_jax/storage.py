@@ -11,10 +11,12 @@ import os
 import pathlib
 import re
 import secrets
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
+import fsspec.config
 from etils import epath
 
 from ovi_jax import files
@@ -130,7 +132,8 @@ def read_json(name: epath.Path, *, finite: bool = True) -> Any:
   if not is_remote(name):
     return untrusted.read_json(name, finite=finite)
   with name.open("rb") as file:
-    data = untrusted.read_at_most(file, untrusted.MAX_JSON_BYTES + 1)
+    binary = typing.cast(typing.BinaryIO, file)
+    data = untrusted.read_at_most(binary, untrusted.MAX_JSON_BYTES + 1)
   return untrusted.parse_json(data, finite=finite)
 
 
