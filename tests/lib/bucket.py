@@ -24,7 +24,7 @@ from gcp_storage_emulator.handlers import buckets
 
 logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 FORBIDDEN = "forbidden"  # a bucket that exists and answers 403
-_BUCKET = re.compile(r"/b/([-.\w]+)|^/(?!upload/|download/)([-.\w]+)/")
+_BUCKET = re.compile(r"^(?:/(?:upload|download))?(?:/storage/v1)?/b/([-.\w]+)")
 
 
 class Store:
@@ -154,7 +154,7 @@ class _Handler(emulator.RequestHandler):
       endpoint.waiting.set()
       endpoint.open.wait()
     found = _BUCKET.search(self.path)
-    bucket = found and (found[1] or found[2])
+    bucket = found and found[1]
     if bucket in store.forbidden:
       said = f"the caller does not have storage.objects access to {bucket}"
       self._refuse(403, said)
