@@ -28,7 +28,6 @@ def test_a_run_that_loses_a_process_resumes_to_the_same_state(
     "num_train_steps": STEPS,
     "checkpoint_every": SAVE,
     "trainable": "all",
-    "data__num_workers": 1,
   }
   alone = train_runs.command("fusion", source, tmp_path / "alone", **fields)
   code, said = train_runs.run(alone, devices=2)
