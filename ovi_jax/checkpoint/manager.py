@@ -300,7 +300,8 @@ class Manager:
   def _explained(self) -> Iterator[None]:
     """Explain an error of a save, and delete its incomplete files."""
     try:
-      yield
+      with storage.store_errors(self.directory):
+        yield
     except (OSError, ValueError, RuntimeError) as error:
       left = self._handler.checkpoint
       if jax.process_index() == 0 and left is not None:
@@ -320,10 +321,9 @@ class Manager:
 
   def _remove_incomplete(self, path: epath.Path) -> None:
     """Remove what a save left; what cannot be removed is at the next start."""
-    if reader.is_step(path.name) and reader.is_complete(path):
-      return
     with contextlib.suppress(OSError), storage.store_errors(path):
-      path.rmtree(missing_ok=True)
+      if not (reader.is_step(path.name) and reader.is_complete(path)):
+        path.rmtree(missing_ok=True)
 
 
 def set_aside(directory: epath.Path, newest: int, suffix: str) -> list[str]:
