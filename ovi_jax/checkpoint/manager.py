@@ -286,16 +286,9 @@ class Manager:
 
   def _set_aside(self, restored: int) -> None:
     """Rename checkpoints after a step; the run will save these steps again."""
-    for step in self.steps():
-      if step > restored and jax.process_index() == 0:
-        path = self.directory / str(step)
-        aside, number = path.with_name(f"{step}.damaged"), 1
-        while aside.exists():
-          number += 1
-          aside = path.with_name(f"{step}.damaged{number}")
-        path.rename(aside)
-        _log.warning("set aside as %s; delete it when not needed", aside)
-    distributed.barrier("set_aside")
+    distributed.broadcast(
+      lambda: set_aside(self.directory, restored, "damaged")
+    )
     self._orbax.reload()
 
   def _seal(self) -> None:
@@ -307,7 +300,8 @@ class Manager:
   def _explained(self) -> Iterator[None]:
     """Explain an error of a save, and delete its incomplete files."""
     try:
-      yield
+      with storage.store_errors(self.directory):
+        yield
     except (OSError, ValueError, RuntimeError) as error:
       left = self._handler.checkpoint
       if jax.process_index() == 0 and left is not None:
@@ -327,10 +321,33 @@ class Manager:
 
   def _remove_incomplete(self, path: epath.Path) -> None:
     """Remove what a save left; what cannot be removed is at the next start."""
-    if reader.is_step(path.name) and reader.is_complete(path):
-      return
     with contextlib.suppress(OSError), storage.store_errors(path):
-      path.rmtree(missing_ok=True)
+      if not (reader.is_step(path.name) and reader.is_complete(path)):
+        path.rmtree(missing_ok=True)
+
+
+def set_aside(directory: epath.Path, newest: int, suffix: str) -> list[str]:
+  """Rename the checkpoints after a step to STEP.SUFFIX; returns the names.
+
+  In an object store, objects are copied and deleted.
+
+  Args:
+    directory: directory of the checkpoints.
+    newest: step of the last checkpoint that keeps its name.
+    suffix: what the names say; a number is added if one exists.
+  """
+  names = []
+  for step in reader.steps(directory):
+    if step > newest:
+      path = directory / str(step)
+      aside, number = path.with_name(f"{step}.{suffix}"), 1
+      while aside.exists():
+        number += 1
+        aside = path.with_name(f"{step}.{suffix}{number}")
+      path.rename(aside)
+      names.append(aside.name)
+      _log.warning("set aside as %s; delete it when not needed", aside)
+  return names
 
 
 def _atomicity(directory: epath.Path) -> ocp.options.AtomicityOptions | None:
