@@ -50,25 +50,21 @@ def define_flags() -> None:
   flags.DEFINE_string("tokenizer", "", "tokenizer.json of the text encoder.")
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
-  try:
-    command.run(
-      release=FLAGS.release,
-      variant=FLAGS.variant,
-      arch=FLAGS.arch,
-      out=FLAGS.out,
-      components=FLAGS.components,
-      export=FLAGS.export,
-      weights=FLAGS.weights,
-      download=FLAGS.download,
-      files={name: FLAGS[name].value or "" for name in architecture.COMPONENTS},
-      tokenizer=FLAGS.tokenizer,
-    )
-  except (OSError, ValueError) as error:
-    cli.exit_with_error(error)
+def main() -> None:
+  command.run(
+    release=FLAGS.release,
+    variant=FLAGS.variant,
+    arch=FLAGS.arch,
+    out=FLAGS.out,
+    components=FLAGS.components,
+    export=FLAGS.export,
+    weights=FLAGS.weights,
+    download=FLAGS.download,
+    files={name: FLAGS[name].value or "" for name in architecture.COMPONENTS},
+    tokenizer=FLAGS.tokenizer,
+  )
 
 
 def start() -> None:
   """Run the command."""
-  cli.run(define_flags, main, __doc__ or "")
+  cli.run_script(define_flags, main, __doc__ or "")

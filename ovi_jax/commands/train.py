@@ -40,8 +40,7 @@ def define_flags() -> None:
   )
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   try:
     if not FLAGS.aot:
       distributed.initialize()
@@ -53,8 +52,6 @@ def main(argv: list[str]) -> None:
     if FLAGS.aot:
       sys.exit(not train_step.run(FLAGS.aot, chosen, workdir))
     finished = trainer.train(chosen, FLAGS.config.to_dict(), workdir)
-  except (OSError, ValueError) as error:
-    cli.exit_with_error(error)
   except KeyboardInterrupt:
     name = cli.command_name()
     print(f"{name}: interrupted; the same command resumes from its checkpoint")
@@ -64,4 +61,4 @@ def main(argv: list[str]) -> None:
 
 def start() -> None:
   """Run the command."""
-  cli.run(define_flags, main, __doc__ or "")
+  cli.run_script(define_flags, main, __doc__ or "")

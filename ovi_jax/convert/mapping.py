@@ -27,6 +27,7 @@ from typing import Protocol
 import einops
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from ovi_jax import untrusted
 
@@ -286,26 +287,12 @@ def gather(rows: Sequence[Row], read: Read) -> dict[str, np.ndarray]:
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
   """`{"a/b": x}` -> `{"a": {"b": x}}`."""
-  tree: dict[str, Any] = {}
-  for path, value in flat.items():
-    *parents, leaf = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = value
-  return tree
+  return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
   """`{"a": {"b": x}}` -> `{"a/b": x}`."""
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    path = f"{prefix}{key}"
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f"{path}/")
-    else:
-      flat[path] = value
-  return flat
+  return traverse_util.flatten_dict(dict(tree), sep="/")
 
 
 # Largest part of a constant's largest figure by which a file may differ,

@@ -10,13 +10,11 @@ half of their frames, with a cursor that moves along the waveforms.
 
 import functools
 import pathlib
-import sys
 import textwrap
 from collections.abc import Iterator
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app
 from absl import flags
 from PIL import Image
 from PIL import ImageDraw
@@ -165,24 +163,19 @@ def of_folder(
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    cli.require_flags(FLAGS, clips="DIR", out="FILE.png")
-    clips, out = pathlib.Path(FLAGS.clips), pathlib.Path(FLAGS.out)
-    if out.suffix.lower() == ".gif":
-      made, *others = animation(clips, FLAGS.scale)
-      options = {"append_images": others, "duration": 80, "loop": 0}
-      save = functools.partial(made.save, format="GIF", save_all=True)
-    else:
-      made, options = of_folder(clips, FLAGS.frames, FLAGS.scale), {}
-      save = functools.partial(made.save, format="PNG")
-    with files.atomic_path(out) as temporary:
-      save(temporary, **options)
-    print(f"wrote {FLAGS.out}")
-  except (OSError, ValueError) as error:
-    sys.exit(f"sheet: {error}")
+def main() -> None:
+  cli.require_flags(FLAGS, clips="DIR", out="FILE.png")
+  clips, out = pathlib.Path(FLAGS.clips), pathlib.Path(FLAGS.out)
+  if out.suffix.lower() == ".gif":
+    made, *others = animation(clips, FLAGS.scale)
+    options = {"append_images": others, "duration": 80, "loop": 0}
+    save = functools.partial(made.save, format="GIF", save_all=True)
+  else:
+    made, options = of_folder(clips, FLAGS.frames, FLAGS.scale), {}
+    save = functools.partial(made.save, format="PNG")
+  with files.atomic_path(out) as temporary:
+    save(temporary, **options)
+  print(f"wrote {FLAGS.out}")
 
 
 if __name__ == "__main__":
@@ -190,4 +183,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", "", "PNG or GIF to write.")
   flags.DEFINE_integer("frames", 12, "PNG: frames per clip.", lower_bound=1)
   flags.DEFINE_integer("scale", 1, "Magnification.", lower_bound=1)
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

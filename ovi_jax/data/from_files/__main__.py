@@ -19,7 +19,6 @@ import signal
 import sys
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -44,14 +43,10 @@ _SAME = (
 )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main() -> None:
   try:
     cli.require_flags(FLAGS, clips="FOLDER", out="DIR")
     run.run(_settings())
-  except (OSError, ValueError) as error:
-    cli.exit_with_error(error)
   except KeyboardInterrupt:
     print(
       "from_files: interrupted; run the same command to resume", file=sys.stderr
@@ -151,4 +146,4 @@ if __name__ == "__main__":
     builder.RECORDS_PER_SHARD,
     "Records per file of the dataset.",
   )
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

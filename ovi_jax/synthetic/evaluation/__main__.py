@@ -14,9 +14,7 @@ Write prompts, generate clips from them, score the clips; or score codecs:
 
 import json
 import pathlib
-import sys
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -28,22 +26,6 @@ from ovi_jax.synthetic.evaluation import weights
 from ovi_jax.synthetic.world import world
 
 FLAGS = flags.FLAGS
-
-
-def main(argv: list[str]) -> None:
-  commands = {
-    "": _score,
-    "prompts": _draw,
-    "calibrate": _calibrate,
-    "codecs": _codecs,
-  }
-  command = " ".join(argv[1:])
-  if command not in commands:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    commands[command]()
-  except (OSError, ValueError) as error:
-    sys.exit(f"evaluation: {error}")
 
 
 def _draw() -> None:
@@ -79,7 +61,6 @@ def _calibrate() -> None:
 
 def _codecs() -> None:
   cli.require_flags(FLAGS, weights="DIR")
-  cli.setup()
   found = weights.losses(pathlib.Path(FLAGS.weights), FLAGS.count, FLAGS.seed)
   text = weights.markdown(found)
   if FLAGS.out:
@@ -118,4 +99,4 @@ if __name__ == "__main__":
     (world.SEEN, world.UNSEEN, world.ALL),
     "Pairs of a colour and a sound: trained, held out, or all.",
   )
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(_score, prompts=_draw, calibrate=_calibrate, codecs=_codecs)

@@ -23,7 +23,6 @@ import itertools
 import logging
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -33,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import app
 from absl import flags
 
 import ovi_jax
@@ -483,24 +481,20 @@ def write(
   return digest.hexdigest()
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   given = flags.FLAGS
-  try:
-    if not given.out or given.towers is None:
-      raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
-    paths = {name: str(given[name].value or "") for name in RUNS}
-    runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
-    base = pathlib.Path(given.base) if given.base else None
-    if base is None:
-      clip = Clip.from_config(given.towers, given.measure, given.clips)
-    else:
-      clip = Clip.from_weights(base, given.measure, given.clips)
-    dtype = jnp.dtype(given.dtype) if given.dtype else None
-    manifest = assemble(runs, pathlib.Path(given.out), clip, dtype, base)
-    print(f"wrote {', '.join(sorted(manifest.digests))} to {given.out}")
-  except (OSError, ValueError) as error:
-    sys.exit(f"assemble: {error}")
+  if not given.out or given.towers is None:
+    raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
+  paths = {name: str(given[name].value or "") for name in RUNS}
+  runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
+  base = pathlib.Path(given.base) if given.base else None
+  if base is None:
+    clip = Clip.from_config(given.towers, given.measure, given.clips)
+  else:
+    clip = Clip.from_weights(base, given.measure, given.clips)
+  dtype = jnp.dtype(given.dtype) if given.dtype else None
+  manifest = assemble(runs, pathlib.Path(given.out), clip, dtype, base)
+  print(f"wrote {', '.join(sorted(manifest.digests))} to {given.out}")
 
 
 if __name__ == "__main__":
@@ -519,4 +513,4 @@ if __name__ == "__main__":
     "That weights are stored in; that of the base, or float32, if none.",
   )
   config_files.define("towers", "fusion:mini")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)
