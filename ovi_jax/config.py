@@ -24,7 +24,6 @@ T = TypeVar("T")
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16")
-_SHOWN = 10
 _KINDS = {
   bool: "True or False",
   int: "a whole number",
@@ -152,11 +151,8 @@ def check_types(cls: Any, values: Mapping[str, Any], where: str) -> None:
   Raises:
     ValueError: lists the first ten values of another type.
   """
-  problems = type_problems(cls, values, where)
-  if problems:
-    more = len(problems) - _SHOWN
-    said = problems[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
-    raise ValueError("; ".join(said))
+  if problems := type_problems(cls, values, where):
+    raise ValueError("; ".join(untrusted.shortened(problems)))
 
 
 def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:

@@ -119,12 +119,19 @@ class Row:
     return names if index is None else tuple(n.format(index) for n in names)
 
 
-def linear(torch: str, ours: str, stack: int | None = None) -> list[Row]:
-  """The two rows of a `torch.nn.Linear` with bias."""
+def affine(
+  torch: str, ours: str, kernel: Rearrange, stack: int | None = None
+) -> list[Row]:
+  """The two rows of a layer with bias."""
   return [
-    Row(f"{torch}.weight", f"{ours}/kernel", Rearrange("o i -> i o"), stack),
+    Row(f"{torch}.weight", f"{ours}/kernel", kernel, stack),
     Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
   ]
+
+
+def linear(torch: str, ours: str, stack: int | None = None) -> list[Row]:
+  """The two rows of a `torch.nn.Linear` with bias."""
+  return affine(torch, ours, Rearrange("o i -> i o"), stack)
 
 
 def check(
@@ -194,13 +201,7 @@ def _misfit(hint: str, problems: Sequence[str]) -> str:
   if len(problems) == 1:
     return f"1 tensor does not fit the architecture{hint}: {problems[0]}"
   what = f"{len(problems)} tensors do not fit the architecture{hint}:"
-  return "\n  ".join([what, *shortened(problems)])
-
-
-def shortened(lines: Sequence[str]) -> list[str]:
-  """The first ten lines, and how many more there are."""
-  more = len(lines) - _LISTED
-  return [*lines[:_LISTED], *([f"and {more} more"] if more > 0 else [])]
+  return "\n  ".join([what, *untrusted.shortened(problems)])
 
 
 def _misshapen(

@@ -15,11 +15,11 @@ import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
-from typing import Protocol
 
 import numpy as np
 
 from ovi_jax import untrusted
+from ovi_jax.convert import mapping
 from ovi_jax.convert import torch_file
 from ovi_jax.pretrained import tensor_file
 
@@ -257,29 +257,21 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
   return merged
 
 
-class Readable(Protocol):
-  """Reads tensors by name."""
-
-  def read(self, name: str) -> np.ndarray:
-    """Read the tensor `name`."""
-    ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digest:
   """Reads tensors and computes their digest in the same pass.
 
   Attributes:
-    file: source of the tensors.
+    source: reads a tensor by its name.
     digests: sha256 of each tensor that was read, by name.
   """
 
-  file: Readable
+  source: mapping.Read
   digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def read(self, name: str) -> np.ndarray:
     """Read the tensor `name`; name, dtype, shape and bytes enter the digest."""
-    array = self.file.read(name)
+    array = self.source(name)
     head = json.dumps([name, str(array.dtype), list(array.shape)])
     digest = hashlib.sha256(head.encode())
     digest.update(array.reshape(-1).view(np.uint8).data)

@@ -99,7 +99,9 @@ def source(
     return SOURCES[component]
   if variant == WAN:
     return Source(
-      file=WAN_TRANSFORMER, rows=_wan_rows, dialects=fusion.DIALECTS
+      file=WAN_TRANSFORMER,
+      rows=lambda config: fusion.wan_rows(config.video),
+      dialects=fusion.DIALECTS,
     )
   file = ""
   if variant is not None:
@@ -140,10 +142,6 @@ def _only(release: pathlib.Path, config: AV[Any] | None) -> str:
       f" found {found or 'none'}; name the file with --fusion=FILE"
     )
   return f"Ovi/{found[0]}"
-
-
-def _wan_rows(config: AV[Any]) -> Sequence[mapping.Row]:
-  return fusion.wan_rows(config.video)
 
 
 # Names beside, or in place of, the quantized weights of other tools.

@@ -114,14 +114,12 @@ def measure(
     ]
     return jax.tree.map(lambda *x: np.mean(x, 0), *jax.device_get(found))
 
-  sizes = {
-    n: (c.num_layers, c.num_heads) for n, c in model.config.present().items()
-  }
-  none = AV(**{n: np.zeros(size, np.float32) for n, size in sizes.items()})
+  sizes = model.config.map(lambda _, c: (c.num_layers, c.num_heads))
+  none = sizes.map(lambda _, size: np.zeros(size, np.float32))
   shares = jax.tree.map(lambda x_GBN: x_GBN[:, 0], mean(none)[1])
   drawn = jax.tree.map(sharpest, shares)
   if heads:
-    drawn = drawn._replace(audio=named(heads, sizes["audio"]))
+    drawn = drawn._replace(audio=named(heads, sizes.audio))
   maps, _ = mean(drawn)
   return Maps(
     audio_STHW=maps.audio[0].reshape(S, T, H, W),

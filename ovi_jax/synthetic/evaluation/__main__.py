@@ -46,7 +46,11 @@ def _score() -> None:
   clips = report.read(pathlib.Path(FLAGS.clips))
   table = report.score(clips)
   text = report.markdown(table)
-  plain = json.dumps(report.plain(clips, table), indent=1) + "\n"
+  _write(json.dumps(report.plain(clips, table), indent=1) + "\n", text)
+
+
+def _write(plain: str, text: str) -> None:
+  """Write JSON and table to the files of the flags, and print the table."""
   for name, content in ((FLAGS.out, plain), (FLAGS.markdown, text)):
     if name:
       with files.atomic_path(pathlib.Path(name)) as temporary:
@@ -62,15 +66,8 @@ def _calibrate() -> None:
 def _codecs() -> None:
   cli.require_flags(FLAGS, weights="DIR")
   found = weights.losses(pathlib.Path(FLAGS.weights), FLAGS.count, FLAGS.seed)
-  text = weights.markdown(found)
-  if FLAGS.out:
-    losses = {name: loss._asdict() for name, loss in found.items()}
-    with files.atomic_path(pathlib.Path(FLAGS.out)) as temporary:
-      temporary.write_text(json.dumps(losses, indent=2) + "\n", "utf-8")
-  if FLAGS.markdown:
-    with files.atomic_path(pathlib.Path(FLAGS.markdown)) as temporary:
-      temporary.write_text(text, "utf-8")
-  print(text, end="")
+  losses = {name: loss._asdict() for name, loss in found.items()}
+  _write(json.dumps(losses, indent=2) + "\n", weights.markdown(found))
 
 
 if __name__ == "__main__":

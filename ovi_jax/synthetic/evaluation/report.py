@@ -185,15 +185,8 @@ def _sound_of(kind: str) -> Callable[[Clip], scores.Part | None]:
   return part
 
 
-def _vowels(clip: Clip) -> scores.Part | None:
-  return _words(clip, [each.sound.name for each in clip.heard])
-
-
-def _shapes(clip: Clip) -> scores.Part | None:
-  return _words(clip, clip.seen.shapes)
-
-
 def _words(clip: Clip, given: Sequence[str]) -> scores.Part | None:
+  """Whether words are those that are asked for."""
   asked = clip.facts.vowels
   if not asked:
     return None
@@ -211,8 +204,8 @@ _PARTS: dict[str, Callable[[Clip], scores.Part | None]] = {
   "material": _sound_of(scene.BALL),
   "pitch": _sound_of(scene.LAMP),
   "voice": _sound_of(scene.FACE),
-  "vowels heard": _vowels,
-  "vowels seen": _shapes,
+  "vowels heard": lambda clip: _words(clip, [h.sound.name for h in clip.heard]),
+  "vowels seen": lambda clip: _words(clip, clip.seen.shapes),
 }
 
 

@@ -31,22 +31,6 @@ class Count(NamedTuple):
   def plus(self, other: "Count") -> "Count":
     return Count(*(a + b for a, b in zip(self, other)))
 
-  @property
-  def precision(self) -> float:
-    """Share of the sounds that are seen; NaN without any."""
-    return self.matched / self.sounds if self.sounds else float("nan")
-
-  @property
-  def recall(self) -> float:
-    """Share of the events that are heard; NaN without any."""
-    return self.matched / self.events if self.events else float("nan")
-
-  @property
-  def f1(self) -> float:
-    """Share of both that have a partner; NaN without any."""
-    both = self.events + self.sounds
-    return 2 * self.matched / both if both else float("nan")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Track:
