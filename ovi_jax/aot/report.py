@@ -62,13 +62,17 @@ class Report:
   mesh: Mapping[str, int]
   argument_size: int
   temp_size: int
-  peak_memory: int | None
+  peak_memory: int | None = None
   hbm_capacity: int
   model_flops: float | None
-  compiled_flops: float
-  bytes_accessed: float
-  collective_bytes: Mapping[str, float]
-  roofline_seconds: Mapping[str, float]
+  compiled_flops: float = 0.0
+  bytes_accessed: float = 0.0
+  collective_bytes: Mapping[str, float] = dataclasses.field(
+    default_factory=dict
+  )
+  roofline_seconds: Mapping[str, float] = dataclasses.field(
+    default_factory=dict
+  )
   compile_time: float
   largest_arrays: Mapping[str, int]
   error: str = ""
@@ -280,11 +284,6 @@ def _refused(
     **shared,
     argument_size=sum(arguments.values()),
     temp_size=int(float(whole[1]) * _UNITS[whole[2]]) if whole else 0,
-    peak_memory=None,
-    compiled_flops=0.0,
-    bytes_accessed=0.0,
-    collective_bytes={},
-    roofline_seconds={},
     compile_time=seconds,
     largest_arrays=_first(dict(arguments) | temporaries),
     error=needs[0] if needs else said.splitlines()[0],

@@ -101,7 +101,9 @@ def step(
   """A guided step of a whole batch of clips."""
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
   batch = settings.batch_size
-  whole = sharding_rules.replicated(mesh)
+  whole = functools.partial(
+    sharding_rules.abstract, place=sharding_rules.replicated(mesh)
+  )
   method = solvers.named(settings.solver)
   levels = method.schedule(settings.num_steps, settings.flow_shift)
   row = method.coefficients(levels.sigmas)[0]
@@ -110,13 +112,10 @@ def step(
     params = _parameters("fusion", pipeline)
     grid = clip.latent_frames, clip.latent_height, clip.latent_width
     x = AV(
-      sharding_rules.abstract((batch, *grid, towers.video.channels), whole),
-      sharding_rules.abstract(
-        (batch, clip.audio_latents, towers.audio.channels), whole
-      ),
+      whole((batch, *grid, towers.video.channels)),
+      whole((batch, clip.audio_latents, towers.audio.channels)),
     )
-    rows, width = pipeline.text_length, towers.video.text_dim
-    text = sharding_rules.abstract((2 * batch, rows, width), whole)
+    text = whole((2 * batch, pipeline.text_length, towers.video.text_dim))
     doubled = jax.eval_shape(guidance.duplicate_for_cfg, x)
     conditions: Any = jax.eval_shape(
       functools.partial(denoisers.conditions, model),
@@ -130,26 +129,14 @@ def step(
       ),
       conditions,
     )
-    scale = sharding_rules.abstract((), whole)
-    inputs = denoise.Inputs(
-      conditions,
-      sharding_rules.abstract(
-        (towers.video.num_layers, 2 * batch), whole, jnp.bool_
-      ),
-      AV(scale, scale),
-    )
+    scale = whole(())
+    mask = whole((towers.video.num_layers, 2 * batch), dtype=jnp.bool_)
+    inputs = denoise.Inputs(conditions, mask, AV(scale, scale))
     state = jax.tree.map(
-      lambda s: sharding_rules.abstract(s.shape, whole, s.dtype),
-      jax.eval_shape(lambda x: AV(*(method.init(a) for a in x)), x),
+      lambda s: whole(s.shape, dtype=s.dtype),
+      jax.eval_shape(lambda x: x.map(lambda _, a: method.init(a)), x),
     )
-    arguments = (
-      params,
-      inputs,
-      x,
-      state,
-      scale,
-      sharding_rules.abstract(row.shape, whole),
-    )
+    arguments = params, inputs, x, state, scale, whole(row.shape)
     lowered = denoise.step.lower(model, method, *arguments)
   tokens = AV(clip.tokens, clip.audio_latents)
   return report.compile_and_report(

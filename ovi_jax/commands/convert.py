@@ -51,18 +51,8 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  command.run(
-    release=FLAGS.release,
-    variant=FLAGS.variant,
-    arch=FLAGS.arch,
-    out=FLAGS.out,
-    components=FLAGS.components,
-    export=FLAGS.export,
-    weights=FLAGS.weights,
-    download=FLAGS.download,
-    files={name: FLAGS[name].value or "" for name in architecture.COMPONENTS},
-    tokenizer=FLAGS.tokenizer,
-  )
+  own = FLAGS.flags_by_module_dict()[main.__module__]
+  command.run(**{flag.name: flag.value for flag in own})
 
 
 def start() -> None:

@@ -50,16 +50,20 @@ def row(
   """
   chosen = np.linspace(0, len(frames_THWC) - 1, moments).round().astype(int)
   strip = np.concatenate(list(frames_THWC[chosen]), axis=1)
-  picture = Image.fromarray(strip)
-  width, height = scale * picture.width, scale * picture.height
-  picture = picture.resize((width, height), Image.Resampling.NEAREST)
-  above = TEXT_HEIGHT
+  picture = _scaled(strip, scale)
+  (width, height), above = picture.size, TEXT_HEIGHT
   whole = Image.new("RGB", (width, above + height + WAVE_HEIGHT + GAP), _PAPER)
   whole.paste(picture, (0, above))
   draw = ImageDraw.Draw(whole)
   draw.text((2, 2), title, fill=_INK, font=ImageFont.load_default(13))
   _draw_wave(draw, wave, width, above + height)
   return whole
+
+
+def _scaled(pixels_HWC: np.ndarray, scale: int) -> Image.Image:
+  height, width, _ = pixels_HWC.shape
+  size = scale * width, scale * height
+  return Image.fromarray(pixels_HWC).resize(size, Image.Resampling.NEAREST)
 
 
 def _draw_wave(
@@ -90,9 +94,7 @@ def _tile(
   _draw_wave(draw, wave, width, above + height)
   for time, frame_HWC in enumerate(frames_THWC[::2]):
     image = still.copy()
-    picture = Image.fromarray(frame_HWC)
-    picture = picture.resize((width, height), Image.Resampling.NEAREST)
-    image.paste(picture, (0, above))
+    image.paste(_scaled(frame_HWC, scale), (0, above))
     x = 2 * time * width // len(frames_THWC)
     bottom = above + height
     ImageDraw.Draw(image).line(

@@ -28,18 +28,7 @@ TOKENIZER = standin.HERE / "tokenizer.json"
 
 def run(out, arch=ARCH, **flags):
   """Convert as `convert_torch_weights.py` does; flags of files by name."""
-  files = {c: flags.pop(c, "") for c in ("fusion", *releases.SOURCES)}
-  given = {
-    "release": "",
-    "variant": "",
-    "arch": arch,
-    "components": [],
-    "export": False,
-    "weights": "",
-    "download": "",
-    "tokenizer": "",
-  }
-  command.run(out=str(out), files=files, **given | flags)
+  command.run(out=str(out), **{"arch": arch} | flags)
 
 
 def refused(out, *parts, lines=1, **flags):

@@ -4,6 +4,7 @@ Each sound's spectrum in its first moments is held against those of all sounds
 that the world makes, at all tones and voices; the nearest names it. float64.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -74,12 +75,12 @@ def listen(
 
 def usual(heard: Iterable[Heard]) -> Sound | None:
   """Kind, and material, pitch or voice, of most sounds; of a voice no vowel."""
-  counts: dict[Sound, int] = {}
+  counts: collections.Counter[Sound] = collections.Counter()
   for each in heard:
     sound = each.sound
     if sound.kind == scene.FACE:
       sound = sound._replace(name="")
-    counts[sound] = counts.get(sound, 0) + 1
+    counts[sound] += 1
   return max(counts, key=lambda sound: counts[sound], default=None)
 
 
