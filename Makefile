@@ -1,7 +1,7 @@
 # Two commands need nothing but Python 3.11+ and make:
 #   make sample   install into .venv, then make a video with sound
 #   make test     install into .venv, then run the tests
-# and one makes the weights of the small model anew:
+# and one makes the weights of the small model again:
 #   make demo-weights
 PYTHON ?= python3
 VENV ?= .venv

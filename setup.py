@@ -31,8 +31,7 @@ setuptools.setup(
   python_requires=">=3.11",
   packages=[
     *setuptools.find_packages(include=["ovi_jax", "ovi_jax.*"]),
-    "ovi_jax.configs",
-    "ovi_jax.configs.ablations",
+    "ovi_jax.configs",  # without the ablations, which only scripts use
   ],
   # The files that `ovi_jax.config_files` finds by name.
   package_dir={"ovi_jax.configs": "configs"},

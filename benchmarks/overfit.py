@@ -169,7 +169,7 @@ def command_line() -> str:
 def main() -> None:
   unknown = sorted(set(FLAGS.stages) - set(STAGES))
   if unknown or not FLAGS.workdir:
-    raise app.UsageError(f"give --workdir; stages are {list(STAGES)}")
+    raise app.UsageError(f"pass --workdir; stages are {list(STAGES)}")
   root = pathlib.Path(FLAGS.workdir)
   width = config("fusion", root).model.video.text_dim
   overfit_records.write(root / "data", FLAGS.small, width)

@@ -70,6 +70,22 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
   return cls(**values)
 
 
+def take(values: dict[str, Any], name: str, where: str = "") -> Any:
+  """Move a section out of the values of a config.
+
+  Args:
+    values: by name.
+    name: of the section.
+    where: dotted path of the values within the config; "" for the config.
+
+  Raises:
+    ValueError: there is none, by its dotted name.
+  """
+  if name not in values:
+    raise ValueError(f"config.{f'{where}.' if where else ''}{name} is missing")
+  return values.pop(name)
+
+
 def from_sizes(cls: type[T], sizes: Mapping[str, Any], what: str) -> T:
   """An instance of a dataclass of sizes, as JSON has them.
 

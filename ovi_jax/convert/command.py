@@ -52,7 +52,7 @@ def run(*, out: str, **flags: Any) -> None:
       )
     if bool(variant) == bool(arch):
       raise ValueError(
-        f"give one of --variant=NAME ({VARIANTS}) and --arch=FILE"
+        f"pass one of --variant=NAME ({VARIANTS}) and --arch=FILE"
       )
     folder = pathlib.Path(release) if release else None
     if folder is not None and not folder.is_dir():

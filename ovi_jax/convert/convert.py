@@ -369,7 +369,7 @@ def _tokenizer(
     if path.is_file():
       return path
   raise ValueError(
-    f"expected the tokenizer of the text encoder: {tried[0]}; give it with"
+    f"expected the tokenizer of the text encoder: {tried[0]}; pass it with"
     " --tokenizer=FILE"
   )
 

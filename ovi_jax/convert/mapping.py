@@ -186,7 +186,7 @@ def check(
       _misfit(", which is complete without; remove what is too many", unknown)
     )
   if problems:
-    hint = " (another variant or other sizes? give the sizes with --arch)"
+    hint = " (another variant or other sizes? pass the sizes with --arch)"
     if len(misshapen) > max(_LISTED, compared // 2):
       raise ValueError(
         f"{len(problems) + len(unknown)} tensors do not fit the"
@@ -331,7 +331,7 @@ class Constant:
       raise ValueError(
         f"{self.name}: {int(differs.sum())} of {ours.size} figures differ from"
         f" the configuration's, first at {at}: expected {ours[at]:.6g}, got"
-        f" {theirs[at]:.6g}; give the configuration the file's figures"
+        f" {theirs[at]:.6g}; set the figures of the file in the configuration"
       )
     return self.value
 

@@ -486,7 +486,7 @@ class _Quantized:
       raise ValueError(
         f"{self._file.source}: '{untrusted.printable(self._raw[weight])}' is"
         f" {span.dtype} with a scale ('{names[0].rpartition('.')[2]}'); scales"
-        " are read beside 8-bit floating point alone: give the 16-bit file"
+        " are read beside 8-bit floating point alone: use the 16-bit file"
       )
     if len(names) > 1 or not fits or not floating:
       raise ValueError(
@@ -546,7 +546,7 @@ class _Quantized:
         raise ValueError(
           f"{self._file.source}: its weights are quantized as"
           f" '{untrusted.printable(str(form), 40)}', expected"
-          f" {' or '.join(_FP8_FORMATS)}; give the 16-bit file"
+          f" {' or '.join(_FP8_FORMATS)}; use the 16-bit file"
         )
 
 

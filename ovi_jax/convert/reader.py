@@ -31,10 +31,10 @@ _LISTED = 5  # names in a message
 _SAFETENSORS, _TORCH, _JSON = "safetensors", "torch", "json"
 # First bytes of what is downloaded in place of weights -> what it is.
 _FOREIGN = {
-  b"GGUF": "a GGUF file, whose tensors are quantized in blocks; give the"
+  b"GGUF": "a GGUF file, whose tensors are quantized in blocks; use the"
   " safetensors or torch file of the same model",
-  b"\x89HDF": "an HDF5 file; give the safetensors or torch file",
-  b"\x93NUMPY": "a NumPy file; give the safetensors or torch file",
+  b"\x89HDF": "an HDF5 file; use the safetensors or torch file",
+  b"\x93NUMPY": "a NumPy file; use the safetensors or torch file",
   b"\x1f\x8b": "a gzip archive; unpack it",
   b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it",
   b"7z\xbc\xaf": "a 7z archive; unpack it",
@@ -218,7 +218,7 @@ def _merge(parts: list[tensor_file.TensorFile]) -> tensor_file.TensorFile:
       if name in spans:
         raise ValueError(
           f"tensor {name!r:.200} is in {spans[name].path} and in {span.path};"
-          " give the shards of one model"
+          " pass the shards of one model"
         )
       spans[name] = span
     values |= part.values

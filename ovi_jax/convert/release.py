@@ -152,11 +152,11 @@ _QUANTIZED = (
 # What most names of a file match -> what the file is.
 _KINDS = {
   normalize.ADAPTER.pattern: (
-    "a LoRA file: it changes a model and is none; give the model's own file"
+    "a LoRA file: it changes a model and is none; use the model's own file"
   ),
-  _QUANTIZED: "weights quantized by another tool; give the 16-bit file",
+  _QUANTIZED: "weights quantized by another tool; use the 16-bit file",
   r"(?:exp_avg|exp_avg_sq|fp32_flat_groups|optimizer)\b": (
-    "an optimizer's state; give the file of the model"
+    "an optimizer's state; use the file of the model"
   ),
   r"(?:^|\.)_?flat_param(?:_\d+)?$": (
     "FSDP's flattened shards; gather the full state dict before saving"
@@ -191,7 +191,7 @@ def kind(file: tensor_file.TensorFile, component: str) -> str:
     except ValueError:
       continue
     dialect = f", as {fits.dialect} names them" if fits.dialect else ""
-    return f"the tensors of {other}{dialect}; give it with --{other}=FILE"
+    return f"the tensors of {other}{dialect}; pass it with --{other}=FILE"
   listed = untrusted.printable(", ".join(names[:3]))
   return f"another model; its first tensors are {listed}"
 
@@ -261,7 +261,7 @@ def _incomplete(config: AV[Any], names: Mapping[str, Any]) -> str | None:
   ]
   if len(present) == 1:
     return (
-      f"this is the {present[0]} tower alone; give the other tower's file too,"
+      f"this is the {present[0]} tower alone; pass the other tower's file too,"
       " as in --fusion=VIDEO,AUDIO (or FILE::video,FILE::audio of one file), or"
       " sizes of one tower"
     )

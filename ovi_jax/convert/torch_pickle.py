@@ -96,8 +96,8 @@ _REFUSED = {
   "torch.nn.parameter.Uninitialized": (
     "a parameter that has no numbers yet; save the model after its first use"
   ),
-  "torch._utils._rebuild_qtensor": "a quantized tensor; give the 16-bit file",
-  "torch.Q": "a quantized tensor; give the 16-bit file",
+  "torch._utils._rebuild_qtensor": "a quantized tensor; use the 16-bit file",
+  "torch.Q": "a quantized tensor; use the 16-bit file",
   "torch._utils._rebuild_nested": "a nested tensor, expected a plain one",
   "torch._utils._rebuild_wrapper_subclass": (
     "a tensor subclass, expected a plain tensor"
@@ -115,7 +115,7 @@ _REFUSED = {
   ),
   **dict.fromkeys(
     ("torchao.", "optimum.quanto.", "bitsandbytes.", "torch.ao."),
-    "weights quantized by another tool; give the 16-bit file",
+    "weights quantized by another tool; use the 16-bit file",
   ),
 }
 

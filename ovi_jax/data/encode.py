@@ -306,7 +306,7 @@ def _recipe(job: Job, manifest: weights_dir.Manifest) -> dict[str, Any]:
 def _keep_recipe(folder: pathlib.Path, recipe: dict[str, Any]) -> None:
   """Say what the shards of a folder are; ValueError if they are others."""
   if (folder / RECIPE).exists():
-    _check_recipe(folder, recipe, f"or remove {folder} to begin anew")
+    _check_recipe(folder, recipe, f"or remove {folder} to start again")
     return
   with files.atomic_path(folder / RECIPE) as temporary:
     temporary.write_text(json.dumps(recipe, indent=1))

@@ -37,7 +37,7 @@ FUSION_INIT = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
 # wider ones lose more by the copy of each block's weights than loops cost.
 UNROLLED, WIDEST_UNROLLED = 8, 256
 
-# What the backward pass keeps of a block, by name; the rest is computed anew.
+# What the backward pass keeps of a block, by name; the rest is recomputed.
 REMAT: Mapping[str, Any] = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "attention": jax.checkpoint_policies.save_only_these_names(blockwise.KEPT),
@@ -203,7 +203,7 @@ class FusionDiT(nn.Module):
     backend: attention backend, see `attention.BACKENDS`.
     mlp_chunk_size: feed-forwards hold at most this many hidden activations at a
       time, in a forward pass; `None` for no limit.
-    remat: what the backward pass computes anew, a key of `REMAT`.
+    remat: what the backward pass recomputes, a key of `REMAT`.
     unroll: blocks follow each other in the program instead of in a loop: on
       a CPU XLA computes faster, and compiles longer.
     context_parallelism: how tokens that are split over devices attend to each

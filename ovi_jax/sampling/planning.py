@@ -201,7 +201,7 @@ def plan(
     if not 0.75 < height * width / variant.area < 1.25:
       notes += (
         f"{height}x{width} is far from the {variant.area} pixels these weights"
-        " know; a less extreme aspect would do better",
+        " know; a less extreme aspect gives better results",
       )
     elif geometry.elongation(height, width) > geometry.USUAL_ASPECT:
       notes += (

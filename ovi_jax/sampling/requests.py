@@ -154,7 +154,7 @@ def from_flags(
   """
   if bool(prompt) == bool(prompts_file):
     raise ValueError(
-      "give one of --prompt=TEXT and --prompts=FILE (CSV or TSV with a column"
+      "pass one of --prompt=TEXT and --prompts=FILE (CSV or TSV with a column"
       f" {PROMPT_COLUMN})"
     )
   if not prompts_file:
@@ -164,7 +164,7 @@ def from_flags(
     return from_prompt(prompt, image or None, mode)
   if image:
     raise ValueError(
-      f"--image goes with --prompt; give {IMAGE_COLUMN} in {prompts_file}"
+      f"--image goes with --prompt; set {IMAGE_COLUMN} in {prompts_file}"
     )
   return from_file(prompts_file, mode)
 

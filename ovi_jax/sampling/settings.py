@@ -151,7 +151,8 @@ class Settings:
         problems.append(f"negative_prompt.{name}: {problem}")
     if self.mesh.keys() != set(meshes.AXES) or min(self.mesh.values()) < 0:
       problems.append(
-        f"mesh must give 0 or more devices to each of {', '.join(meshes.AXES)},"
+        f"mesh must have 0 or more devices for each of"
+        f" {', '.join(meshes.AXES)},"
         f" got {dict(self.mesh)}"
       )
     config_lib.check(problems)

@@ -172,7 +172,7 @@ def _checked_advice(
   if "slg_layer" in asked:
     raise ValueError(
       f"--sampling: slg_layer {slg_layer} does not exist, the towers have"
-      f" blocks 0 to {blocks - 1}; give one of them, or 0 to skip none"
+      f" blocks 0 to {blocks - 1}; use one of them, or 0 to skip none"
     )
   return advised | {"slg_layer": 0}
 

@@ -132,7 +132,7 @@ def record_settings(
   if other := sorted(n for n in found if old.get(n) != found[n]):
     raise ValueError(
       f"{path.parent} holds runs of other {', '.join(other)} (see {path.name});"
-      " give another --root, or remove it"
+      " use another --root, or remove it"
     )
   with files.atomic_path(path) as temporary:
     temporary.write_text(json.dumps(found, indent=2) + "\n", "utf-8")

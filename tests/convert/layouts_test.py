@@ -111,7 +111,7 @@ def test_towers_and_shards_are_given_with_commas(tmp_path, weights):
   assert (tmp_path / "out" / name).read_bytes() == (weights / name).read_bytes()
   refused(
     tmp_path / "half",
-    "this is the video tower alone; give the other tower's file too",
+    "this is the video tower alone; pass the other tower's file too",
     fusion=paths[0],
   )
 
@@ -205,7 +205,7 @@ def scaled(tensors, factor):
         standin.tensors("Wan2.2-TI2V-5B/Wan2.2_VAE.pth")
       ),
       (
-        "the tensors of video_vae, as diffusers names them; give it with --vid",
+        "the tensors of video_vae, as diffusers names them; pass it with --vid",
       ),
     ),
     (
@@ -535,7 +535,7 @@ def test_a_text_encoder_needs_a_tokenizer(tmp_path):
   path = tmp_path / "models" / "t5.safetensors"
   path.parent.mkdir()
   repacked_weights.save(path, repacked_weights.comfy_t5(standin.tensors(file)))
-  refused(tmp_path / "out", "give it with --tokenizer=FILE", umt5=str(path))
+  refused(tmp_path / "out", "pass it with --tokenizer=FILE", umt5=str(path))
   refused(
     tmp_path / "out", "no such file", umt5=str(path), tokenizer="none.json"
   )

@@ -233,7 +233,7 @@ def test_a_torchscript_program_is_named(path):
   pickle_bytes.zipped(
     path, value, extra=[("model/constants.pkl", b"\x80\x02).")]
   )
-  with pytest.raises(ValueError, match="a TorchScript program; give the file"):
+  with pytest.raises(ValueError, match="a TorchScript program; use the file"):
     torch_file.open_torch(path)
 
 

@@ -242,7 +242,7 @@ def test_a_non_finite_loss_stops_the_run(tmp_path):
     (
       12,
       1,
-      "batch_size 12 must be a multiple of 8: 1 microbatches.*; 8 would do",
+      "batch_size 12 must be a multiple of 8: 1 microbatches.*; use 8",
     ),
     (
       24,

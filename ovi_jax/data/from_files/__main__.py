@@ -64,11 +64,11 @@ def _settings() -> settings_lib.Settings:
   seconds = FLAGS.seconds
   if FLAGS.sounds:
     if FLAGS.frames is not None:
-      raise ValueError("--frames: sounds have none; give --seconds")
+      raise ValueError("--frames: sounds have none; use --seconds")
     values["seconds"] = seconds or settings_lib.SOUND_SECONDS
   elif seconds is not None:
     if FLAGS.frames is not None:
-      raise ValueError("--frames, --seconds: give one of them")
+      raise ValueError("--frames, --seconds: pass one of them")
     values["frames"] = settings_lib.frames_of(seconds)
   elif FLAGS.frames is not None:
     values["frames"] = FLAGS.frames

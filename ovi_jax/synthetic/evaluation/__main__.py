@@ -32,8 +32,8 @@ def _draw() -> None:
   cli.require_flags(FLAGS, out="FILE.csv")
   path = pathlib.Path(FLAGS.out)
   trained = [prompts.Trained.parse(text) for text in FLAGS.trained]
-  drawn = prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs, trained)
-  prompts.write(path, drawn, FLAGS.seed)
+  texts = prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs, trained)
+  prompts.write(path, texts, FLAGS.seed)
   print(f"wrote {path}")
 
 

@@ -66,11 +66,11 @@ def listen(
     return ()
   begins = onsets.times(wave_A, rate)
   ends = [*begins[1:], len(wave_A) / rate]
-  heard = []
+  found = []
   for begin, end in zip(begins, ends):
     sound = _nearest(_spectrum(wave_A, rate, begin, end), rate, kind)
-    heard.append(Heard(seconds=begin - _LATE[sound.kind], sound=sound))
-  return tuple(heard)
+    found.append(Heard(seconds=begin - _LATE[sound.kind], sound=sound))
+  return tuple(found)
 
 
 def usual(heard: Iterable[Heard]) -> Sound | None:

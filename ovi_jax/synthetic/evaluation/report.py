@@ -179,8 +179,8 @@ def _sound_of(kind: str) -> Callable[[Clip], scores.Part | None]:
     if clip.facts.kind != kind or clip.facts.sound is None:
       return None
     usual = audio_detectors.usual(clip.heard)
-    heard = usual and usual.kind == kind and (usual.voice or usual.name)
-    return scores.Part(heard == clip.facts.sound, 1)
+    name = usual and usual.kind == kind and (usual.voice or usual.name)
+    return scores.Part(name == clip.facts.sound, 1)
 
   return part
 

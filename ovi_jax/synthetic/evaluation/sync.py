@@ -2,7 +2,7 @@
 
 Visible events are matched with beginnings of sounds, one to one, at most a
 frame apart; the same pictures with the sound of another clip of their kind say
-what chance would do. Times are seconds.
+the chance level. Times are seconds.
 """
 
 import dataclasses

@@ -61,13 +61,13 @@ def losses(
   def sounds(wave_A: np.ndarray) -> np.ndarray:
     return decoder.wave(audio.encode(wave_A[None]))
 
-  drawn = world.World(
+  clips = world.World(
     seed=seed, size=clip.pixels[0], frames=clip.frames, complete=True
   )
 
   # A complete clip has both; only what is measured is rendered.
-  frames: Any = (drawn.clip(n, sound=False).frames_THWC for n in range(count))
-  tracks: Any = (drawn.clip(n, slice(0, 1)).wave_A for n in range(count))
+  frames: Any = (clips.clip(n, sound=False).frames_THWC for n in range(count))
+  tracks: Any = (clips.clip(n, slice(0, 1)).wave_A for n in range(count))
   waves = (wave_A[: clip.samples].astype(np.float32) for wave_A in tracks)
   return {
     VIDEO: codecs.psnr_of(pictures, frames),

@@ -108,15 +108,15 @@ class World:
     alone = random.random()
     complete = self.complete
     seen = self.what != SOUNDS and (complete or not alone < _ALONE)
-    heard = not seen or complete or not alone > 1 - _ALONE
+    has_sound = not seen or complete or not alone > 1 - _ALONE
     made = dict.fromkeys(
       captions.caption(
-        shown, random, tagged=bool(number % 2), seen=seen, heard=heard
+        shown, random, tagged=bool(number % 2), seen=seen, heard=has_sound
       )
       for number in range(_CAPTIONS)
     )
     wave_A = None
-    if heard and sound:
+    if has_sound and sound:
       samples = round(seconds * self.rate)
       wave_A = sounds.track(shown.events, samples, self.rate)
     return Clip(

@@ -175,7 +175,7 @@ def assemble(
   if (out / weights_dir.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
   if not runs:
-    raise ValueError(f"give at least one run: {', '.join(RUNS)}")
+    raise ValueError(f"pass at least one run: {', '.join(RUNS)}")
   found = {RUNS[name]: opened(RUNS[name], run) for name, run in runs.items()}
   kept = None if base is None else _whole(base)
   tokenizer = None
@@ -350,7 +350,7 @@ def opened(component: str, run: pathlib.Path) -> Trained:
 def measured(video: Trained, clip: Clip) -> Trained:
   """The video autoencoder with the mean and deviation of its latents."""
   if clip.latents is None:
-    raise ValueError("--towers has no video tower; give one that has")
+    raise ValueError("--towers has no video tower; use a config that has one")
   frames = 1 + geometry.VIDEO_STRIDES[0] * (clip.latents[0] - 1)
   encode = jax.jit(codec.encode_whole, static_argnums=0)
   params = param_filter.nested(video.params)
@@ -378,7 +378,7 @@ def scaled(audio: Trained, clip: Clip) -> Trained:
   before anything else (to 1e-4), and stays as it is.
   """
   if clip.audio is None:
-    raise ValueError("--towers has no audio tower; give one that has")
+    raise ValueError("--towers has no audio tower; use a config that has one")
   samples = clip.audio * geometry.SAMPLES_PER_AUDIO_LATENT
   encoder = param_filter.nested(audio.params)
 

@@ -197,6 +197,6 @@ def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
   tasks.make(settings.from_config(values)).check()
   values.model.vocab_size = size - 1
   with pytest.raises(
-    ValueError, match=f"give --config.model.vocab_size={size}"
+    ValueError, match=f"set --config.model.vocab_size={size}"
   ):
     tasks.make(settings.from_config(values)).check()
