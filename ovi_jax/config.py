@@ -167,14 +167,8 @@ def check_types(cls: Any, values: Mapping[str, Any], where: str) -> None:
   Raises:
     ValueError: lists the first ten values of another type.
   """
-  if problems := type_problems(cls, values, where):
-    raise ValueError("; ".join(untrusted.shortened(problems)))
-
-
-def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
-  """As `check_types`, but returns the problems, one sentence each."""
   hints = typing.get_type_hints(cls)
-  return [
+  problems = [
     problem
     for field in dataclasses.fields(cls)
     if field.name in values
@@ -182,6 +176,8 @@ def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
       hints[field.name], values[field.name], f"{where}.{field.name}".strip(".")
     )
   ]
+  if problems:
+    raise ValueError("; ".join(untrusted.shortened(problems)))
 
 
 def _value_problems(hint: Any, value: Any, name: str) -> list[str]:

@@ -202,3 +202,43 @@ def test_help_of_a_script_shows_its_commands_and_flags():
     assert flag in done.stdout
   assert "--helpfull" not in done.stdout
   assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def words(monkeypatch) -> list[str]:
+  """The words of a command line, for `cli.run` without flags."""
+  given = ["tool.py"]
+
+  def run(main, flags_parser):
+    del flags_parser
+    main(given)
+    sys.exit(0)
+
+  monkeypatch.setattr(cli.app, "run", run)
+  monkeypatch.setattr(sys, "argv", given)
+  return given
+
+
+@pytest.mark.parametrize("name", ["", "second"])
+def test_a_word_chooses_the_function_of_a_command(words, name):
+  words += [name] if name else []
+  called = []
+  with pytest.raises(SystemExit):
+    cli.run(lambda: called.append(""), second=lambda: called.append("second"))
+  assert called == [name]
+
+
+def test_an_unknown_word_is_refused(words):
+  words += ["third"]
+  with pytest.raises(cli.app.UsageError, match="'third'"):
+    cli.run(lambda: None, second=lambda: None)
+
+
+def test_an_error_of_a_command_is_one_line(words, capfd):
+  def fail():
+    raise ValueError("too small")
+
+  with pytest.raises(SystemExit) as ended:
+    cli.run(fail)
+  assert ended.value.code == 1
+  assert capfd.readouterr().err == "tool: too small\n"

@@ -8,7 +8,6 @@ that what was there stays usable until the whole conversion has succeeded.
 """
 
 import hashlib
-import itertools
 import logging
 import os
 import pathlib
@@ -273,7 +272,7 @@ def _misfits(
     problems.append(str(error))
   integers: list[str] = []
   for row in tensors.rows:
-    for name in itertools.chain.from_iterable(map(row.names, row.indices)):
+    for name in row.all_names:
       dtype = tensors.dtypes.get(name, np.dtype(np.float32))
       if not jnp.issubdtype(dtype, jnp.floating):
         integers.append(f"{name} is {dtype}")
@@ -328,7 +327,7 @@ def _written(
     return ""
   digest = reader.Digest(source=tensors.read)
   for row in tensors.rows:
-    for name in itertools.chain.from_iterable(map(row.names, row.indices)):
+    for name in row.all_names:
       digest.read(name)
   content = digest.content()
   return content if metadata.get("digest") == content else ""

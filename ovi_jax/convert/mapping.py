@@ -113,6 +113,11 @@ class Row:
   def indices(self) -> tuple[int | None, ...]:
     return (None,) if self.stack is None else tuple(range(self.stack))
 
+  @property
+  def all_names(self) -> list[str]:
+    """The names in the release of all slices."""
+    return [name for index in self.indices for name in self.names(index)]
+
   def names(self, index: int | None) -> tuple[str, ...]:
     """The names in the release of slice `index` of this row."""
     names = (self.torch,) if isinstance(self.torch, str) else self.torch

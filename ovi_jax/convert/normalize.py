@@ -254,8 +254,7 @@ class _Spelled:
 def _table_names(rows: Iterable[mapping.Row]) -> Iterable[str]:
   """The names of all tensors, in each form of a row."""
   for row in rows:
-    for index in row.indices:
-      yield from row.names(index)
+    yield from row.all_names
     if row.alternative is not None:
       yield from _table_names([row.alternative])
 
@@ -559,8 +558,7 @@ def _forms(
   """
   chosen: list[mapping.Row] = []
   for row in rows:
-    names = [n for index in row.indices for n in row.names(index)]
-    present = any(n in found for n in names)
+    present = any(n in found for n in row.all_names)
     if not present and row.ours is None:
       continue
     other = row.alternative
@@ -579,7 +577,7 @@ def _wide(
   count: collections.Counter[bool] = collections.Counter()
   mixed = 0
   for row in rows:
-    names = [n for i in row.indices for n in row.names(i) if n in found]
+    names = [n for n in row.all_names if n in found]
     narrow = [n for n in names if found[n].span.dtype in _FP8]
     # The last tensor of each block decides.
     last = [n for i in row.indices for n in row.names(i)[-1:] if n in found]

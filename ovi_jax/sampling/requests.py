@@ -269,13 +269,11 @@ def _request(
   """A checked request."""
   if not prompts.clean(prompt):
     raise ValueError("the prompt is empty; write one, or drop the row")
-  if mode == "t2v":
-    return Request(prompt=prompt, image=None, index=index)
-  if image is None:
-    if mode == "i2v":
-      raise ValueError(
-        f"no image; mode i2v wants one ({IMAGE_COLUMN}), mode auto does without"
-      )
+  if mode == "i2v" and image is None:
+    raise ValueError(
+      f"no image; mode i2v needs one ({IMAGE_COLUMN}), mode auto does not"
+    )
+  if mode == "t2v" or image is None:
     return Request(prompt=prompt, image=None, index=index)
   places = [folder / pathlib.Path(image) for folder in folders]
   found = next((p for p in places if _is_file(p)), None)

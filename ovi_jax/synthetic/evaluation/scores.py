@@ -99,7 +99,7 @@ def _bootstrap(right_N: np.ndarray, of_N: np.ndarray) -> tuple[float, float]:
   """95 % interval of a ratio of sums over clips drawn with replacement."""
   random = np.random.default_rng(0)
   resampled = random.integers(len(of_N), size=(_DRAWS, len(of_N)))
-  ratios = right_N[drawn].sum(axis=1) / of_N[drawn].sum(axis=1)
+  ratios = right_N[resampled].sum(axis=1) / of_N[resampled].sum(axis=1)
   low, high = np.percentile(ratios, (2.5, 97.5))
   return float(low), float(high)
 
