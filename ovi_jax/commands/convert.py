@@ -10,6 +10,8 @@ PyTorch is not needed, and code inside a checkpoint is not executed. See
 docs/how_to/convert.md.
 """
 
+from typing import Any
+
 from absl import flags
 
 from ovi_jax import cli
@@ -52,7 +54,8 @@ def define_flags() -> None:
 
 def main() -> None:
   own = FLAGS.flags_by_module_dict()[main.__module__]
-  command.run(**{flag.name: flag.value for flag in own})
+  values: dict[str, Any] = {flag.name: flag.value for flag in own}
+  command.run(**values)
 
 
 def start() -> None:
