@@ -248,7 +248,7 @@ def test_a_non_finite_loss_stops_the_run(tmp_path):
     (
       24,
       2,
-      "multiple of 16: 2 microbatches .*, each over 8 devices.*16 would",
+      "multiple of 16: 2 microbatches .*, each over 8 devices.*use 16",
     ),
     (0, 1, "batch_size 0 must be a multiple of 8"),
   ],
