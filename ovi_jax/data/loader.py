@@ -490,10 +490,10 @@ class EvalRecords:
         drawn = index_sampler.RecordIndices(
           source[share], record[share], np.zeros_like(share)
         )
-        batch = collate.collate(
+        made = collate.collate(
           self.settings, self.splits, bucket, drawn, 0, each
         )
-        yield _received(batch, self.settings.max_text_len)
+        yield _received(made, self.settings.max_text_len)
 
 
 def open_eval(

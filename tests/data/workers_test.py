@@ -33,8 +33,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     cwd=ROOT,
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
-    # Python's resource tracker reports what it removes after the killed process:
-    # shared memory and semaphores.
+    # Python's resource tracker reports the shared memory and semaphores that it
+    # removes after the killed process.
     stderr=subprocess.PIPE,
   ) as parent:
     assert parent.stdout is not None
