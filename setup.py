@@ -62,6 +62,7 @@ setuptools.setup(
     "flax>=0.12",
     "ftfy>=6.2",
     "array-record>=0.8.3",
+    "etils[epath]>=1.15",
     "grain>=0.2.18",
     "importlib_resources>=6.4",
     "jax>=0.10",
@@ -77,6 +78,9 @@ setuptools.setup(
     "tqdm>=4.66",
   ],
   extras_require={
+    # Drivers of object stores: gs:// and s3:// paths.
+    "gcs": ["gcsfs>=2026.10.1"],
+    "s3": ["s3fs>=2026.9"],
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
     "aot": ["libtpu>=0.0.42"],
@@ -89,6 +93,8 @@ setuptools.setup(
     "dev": [
       *CURATION,
       *TEST,
+      "gcp-storage-emulator>=2026.7.19",
+      "gcsfs>=2026.10.1",
       "ipykernel>=7.0",
       "kubernetes-validate>=1.37",
       "libtpu>=0.0.42",
