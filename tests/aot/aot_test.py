@@ -48,6 +48,7 @@ def test_devices_of_a_topology():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_released_models_step_stays_within_bounds(tmp_path):
   """720 by 720 pixels, 5 s, on four v5p; what is recorded, and 5 % more."""
   code, output = run(
@@ -117,6 +118,7 @@ def test_a_step_of_a_batch_of_clips(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_model_that_exceeds_hbm_is_reported(tmp_path):
   """The released model on one chip of 16 GiB."""
   code, output = run(

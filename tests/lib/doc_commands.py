@@ -60,8 +60,8 @@ NOT_RUN: Mapping[str, str] = {
   " tests/sharding/equality_test.py, tests/train_processes_test.py",
   r" --aot=": "minutes of compilation at full size; tests/aot",
   r"benchmarks\.splash_blocks ": "a TPU",
-  r"^(?:gcloud|kubectl|docker|tensorboard|export [A-Z]+=|bash launch/|sbatch) |"
-  r"=gs://": "a cluster; tests/launch_test.py checks the files of launch/",
+  r"^(?:gcloud|kubectl|docker|tensorboard|export|sbatch|bash) |=gs://": "a"
+  " cluster; tests/launch_test.py checks the files of launch/",
 }
 
 
