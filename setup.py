@@ -23,6 +23,8 @@ CURATION = (
 
 # What the tests of `make test-version` need.
 TEST = (
+  "gcp-storage-emulator>=2026.7.19",
+  "gcsfs>=2026.10.1",
   "hypothesis>=6.140",
   "pytest>=8.4",
   "pytest-xdist>=3.6",
@@ -93,8 +95,6 @@ setuptools.setup(
     "dev": [
       *CURATION,
       *TEST,
-      "gcp-storage-emulator>=2026.7.19",
-      "gcsfs>=2026.10.1",
       "ipykernel>=7.0",
       "kubernetes-validate>=1.37",
       "libtpu>=0.0.42",

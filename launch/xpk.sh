@@ -12,7 +12,8 @@ SLICES=1
 WORKLOAD=ovi-train
 
 # Exit codes: 75 interrupted with a checkpoint, 76 a step exceeded its time
-# limit. xpk restarts after both, and after signals, up to --max-restarts times.
+# limit, 1 an error. xpk restarts after 75 and 76 and after signals, up to
+# --max-restarts times.
 xpk workload create "$@" \
   --project="$PROJECT" --zone="$ZONE" --cluster="$CLUSTER" \
   --workload="$WORKLOAD" --docker-image="$IMAGE" \
