@@ -61,6 +61,8 @@ NOT_RUN: Mapping[str, str] = {
   " tests/sharding/equality_test.py, tests/train_processes_test.py",
   r" --aot=": "minutes of compilation at full size; tests/aot",
   r"benchmarks\.splash_blocks ": "a TPU",
+  r"^(?:gcloud|kubectl|docker|tensorboard|export|sbatch|bash) |=gs://": "a"
+  " cluster; tests/launch_test.py checks the files of launch/",
 }
 # Pattern of commands that run in a test of their own -> the test.
 RUN_ALONE: Mapping[str, str] = {
@@ -159,6 +161,6 @@ def repository(folder: pathlib.Path) -> None:
   """Lay a folder out like the repository, with a folder for results."""
   for name in ("train.py", "sample.py", "convert_torch_weights.py"):
     (folder / name).symlink_to(ROOT / name)
-  for name in ("configs", "ovi_jax", "scripts", "docs"):
+  for name in ("configs", "ovi_jax", "scripts", "docs", "launch"):
     (folder / name).symlink_to(ROOT / name)
   (folder / "runs").mkdir()
