@@ -30,7 +30,10 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   config_files.define()
   flags.DEFINE_string(
-    "workdir", "", "Directory for checkpoints, logs and samples."
+    "workdir",
+    "",
+    "Directory for checkpoints, logs and samples; may be a bucket"
+    " (gs://BUCKET/RUN).",
   )
   flags.DEFINE_string(
     "aot",
@@ -48,10 +51,10 @@ def main() -> None:
       if FLAGS.config is None or not FLAGS.workdir:
         raise ValueError("--config=CONFIG and --workdir=DIR are needed")
       chosen = settings.from_config(FLAGS.config)
-    workdir = pathlib.Path(FLAGS.workdir)
     if FLAGS.aot:
-      sys.exit(not train_step.run(FLAGS.aot, chosen, workdir))
-    finished = trainer.train(chosen, FLAGS.config.to_dict(), workdir)
+      reports = pathlib.Path(FLAGS.workdir)
+      sys.exit(not train_step.run(FLAGS.aot, chosen, reports))
+    finished = trainer.train(chosen, FLAGS.config.to_dict(), FLAGS.workdir)
   except KeyboardInterrupt:
     name = cli.command_name()
     print(f"{name}: interrupted; the same command resumes from its checkpoint")

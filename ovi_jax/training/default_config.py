@@ -134,6 +134,8 @@ def codec(
       "mesh": MESH,
       "log_every": 10,
       "checkpoint_every": 1000,
+      "checkpoint_every_minutes": 0.0,  # in addition; 0 = never
+      "preemption_grace_seconds": 0.0,  # exit so long after SIGTERM; 0 = wait
       "profile_steps": (0, 0),
       "max_to_keep": 2,
       "keep_period": 0,
@@ -215,6 +217,8 @@ def training(video: bool, audio: bool) -> Any:
       "mesh": MESH,
       "log_every": 10,
       "checkpoint_every": 1000,
+      "checkpoint_every_minutes": 0.0,  # in addition; 0 = never
+      "preemption_grace_seconds": 0.0,  # exit so long after SIGTERM; 0 = wait
       "eval_every": 0,  # needs a held-out split
       "sample_every": 0,  # needs a held-out split and `pretrained`
       "profile_steps": (0, 0),

@@ -47,6 +47,11 @@ class Intervals:
   Attributes:
     log_every: write metrics, averaged since the last time.
     checkpoint_every: save a checkpoint; the last step is always saved.
+    checkpoint_every_minutes: also save when so many minutes have passed since
+      the last checkpoint.
+    preemption_grace_seconds: seconds after SIGTERM at which the process exits
+      even if its last checkpoint is not complete; the newest complete one is
+      resumed. Give a little less than the platform's notice; 0 = no limit.
     eval_every: compute the held-out loss; also before the first step. Needs a
       held-out split, see `eval.split`.
     sample_every: generate samples for held-out prompts. Needs a held-out split
@@ -57,6 +62,8 @@ class Intervals:
 
   log_every: int = 10
   checkpoint_every: int = 1000
+  checkpoint_every_minutes: float = 0.0
+  preemption_grace_seconds: float = 0.0
   eval_every: int = 0
   sample_every: int = 0
   profile_steps: tuple[int, int] = (0, 0)
@@ -66,6 +73,11 @@ class Intervals:
       if getattr(self, name) < 0:
         raise ValueError(
           f"{name} must be 0 (never) or more steps, got {getattr(self, name)}"
+        )
+    for name in ("checkpoint_every_minutes", "preemption_grace_seconds"):
+      if not 0 <= getattr(self, name) < float("inf"):
+        raise ValueError(
+          f"{name} must be 0 (none) or more, got {getattr(self, name)}"
         )
     if (
       len(steps := tuple(self.profile_steps)) != 2
@@ -182,7 +194,9 @@ def run(context: TrainContext, state: steps.TrainState) -> bool:
       is kept.
     OSError: a checkpoint cannot be written.
   """
-  with distributed.preemption_watcher() as stop, jax.set_mesh(context.mesh):
+  grace = context.intervals.preemption_grace_seconds
+  watcher = distributed.preemption_watcher(grace, INTERRUPTED)
+  with watcher as stop, jax.set_mesh(context.mesh):
     return _loop(context, state, stop)
 
 
@@ -198,6 +212,7 @@ def _loop(
   train_step = compile_step(context, shardings)
   last: StepRecord | None = None
   accumulator, profiler = MetricAccumulator(context), Profiler(context)
+  clock = CheckpointClock(intervals.checkpoint_every_minutes)
   compiled: list[Any] = []
   bar = console.progress(
     total=total,
@@ -235,7 +250,9 @@ def _loop(
         accumulator.add(last)
         bar.set_postfix_str(f"loss {accumulator.loss:.4f}", refresh=False)
       last = following
-      saving = _due(number, intervals.checkpoint_every) and number < total
+      saving = (
+        _due(number, intervals.checkpoint_every) or clock.due(number)
+      ) and number < total
       evaluating = _due(number, intervals.eval_every)
       sampling = _due(number, intervals.sample_every)
       if saving or evaluating or sampling:
@@ -243,6 +260,7 @@ def _loop(
         last = None
       if saving:
         _save(context, state, number)
+        clock.restart()
       if evaluating:
         _evaluate(context, state, number, bar)
       if sampling:
@@ -418,6 +436,31 @@ def _save(context: TrainContext, state: steps.TrainState, number: int) -> None:
 
 def _due(number: int, every: int) -> bool:
   return every > 0 and number % every == 0
+
+
+class CheckpointClock:
+  """Time since the last checkpoint, as process 0 measures it.
+
+  With several processes, they agree on every eighth step: agreeing waits for
+  the steps that were dispatched.
+  """
+
+  def __init__(self, minutes: float):
+    self._seconds = 60 * minutes
+    self._every = 8 if jax.process_count() > 1 else 1
+    self.restart()
+
+  def restart(self) -> None:
+    """Count from now."""
+    self._began = time.monotonic()
+
+  def due(self, number: int) -> bool:
+    """Whether to save after step `number`; the same in all processes."""
+    if not self._seconds or number % self._every:
+      return False
+    return distributed.broadcast(
+      lambda: time.monotonic() - self._began >= self._seconds
+    )
 
 
 class Profiler:
