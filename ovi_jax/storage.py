@@ -199,18 +199,10 @@ def read_bytes(name: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 def read_regular(name: str | os.PathLike[str], max_bytes: int) -> bytes:
-  """Read a file of unknown origin, at most so many bytes.
-
-  Raises:
-    ValueError: it is not a regular file, or its name cannot be one.
-    OSError: there is none, or it cannot be read.
-  """
+  """The bytes of a file here or in a store, see `untrusted.read_regular`."""
   if is_remote(name):
-    return read_bytes(path(name), max_bytes)
-  if kind := untrusted.irregular(name):
-    raise ValueError(f"expected a regular file, found {kind}")
-  with open(name, "rb") as file:
-    return untrusted.read_at_most(file, max_bytes)
+    return read_bytes(path(name), max_bytes + 1)
+  return untrusted.read_regular(name, max_bytes)
 
 
 def sha256(name: str | os.PathLike[str]) -> str:

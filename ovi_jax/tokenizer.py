@@ -92,8 +92,7 @@ class Tokenizer:
     """
     wanted = "expected the tokenizer.json of google/umt5-xxl"
     try:
-      data = storage.read_regular(path, MAX_BYTES + 1)
-      return cls.parse(data, rows)
+      return cls.parse(storage.read_regular(path, MAX_BYTES), rows)
     except OSError as error:
       raise ValueError(
         f"{path}: {error.strerror or error}; {wanted}"

@@ -43,8 +43,7 @@ def define_flags() -> None:
   )
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   try:
     if not FLAGS.aot:
       distributed.initialize()
@@ -56,8 +55,6 @@ def main(argv: list[str]) -> None:
       reports = storage.locate(FLAGS.workdir)
       sys.exit(not train_step.run(FLAGS.aot, chosen, reports))
     finished = trainer.train(chosen, FLAGS.config.to_dict(), FLAGS.workdir)
-  except (OSError, ValueError) as error:
-    cli.exit_with_error(error)
   except KeyboardInterrupt:
     name = cli.command_name()
     print(f"{name}: interrupted; the same command resumes from its checkpoint")
@@ -67,4 +64,4 @@ def main(argv: list[str]) -> None:
 
 def start() -> None:
   """Run the command."""
-  cli.run(define_flags, main, __doc__ or "")
+  cli.run_script(define_flags, main, __doc__ or "")

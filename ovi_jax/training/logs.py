@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 import shutil
 import time
 import wave
@@ -91,7 +92,10 @@ class Logs(Writer):
     self._folder = path
     _end_with_a_line(path / FILE)
     self._lines = open(path / FILE, "a", buffering=1)  # noqa: SIM115
-    self._events = tensorboardX.SummaryWriter(str(path / EVENTS))
+    # tensorboardX names files by seconds: a quick restart would replace one.
+    self._events = tensorboardX.SummaryWriter(
+      str(path / EVENTS), filename_suffix=f".{secrets.token_hex(4)}"
+    )
 
   def __exit__(
     self,

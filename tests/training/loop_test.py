@@ -243,12 +243,12 @@ def test_a_non_finite_loss_stops_the_run(tmp_path):
     (
       12,
       1,
-      "batch_size 12 must be a multiple of 8: 1 microbatches.*; 8 would do",
+      "batch_size 12 must be a multiple of 8: 1 microbatches.*; use 8",
     ),
     (
       24,
       2,
-      "multiple of 16: 2 microbatches .*, each over 8 devices.*16 would",
+      "multiple of 16: 2 microbatches .*, each over 8 devices.*use 16",
     ),
     (0, 1, "batch_size 0 must be a multiple of 8"),
   ],
