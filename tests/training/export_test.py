@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from ovi_jax import storage
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.pretrained import weights as stores
@@ -52,6 +53,19 @@ def test_exported_weights_are_written_beside_the_components(
     for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(last), strict=True)
   ]
   assert any(changed)
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_to_a_store(run, weights, bucket, tmp_path):
+  for out in (tmp_path / "out", f"{bucket}/out"):
+    export.export(run, out, weights)
+  names = {p.name for p in (tmp_path / "out").iterdir()}
+  assert storage.sizes(f"{bucket}/out").keys() == names
+  for name in names:
+    content = storage.read_bytes(f"{bucket}/out/{name}", 1 << 30)
+    assert content == (tmp_path / "out" / name).read_bytes(), name
+  with pytest.raises(ValueError, match="holds weights already"):
+    export.export(run, f"{bucket}/out", weights)
 
 
 def test_sizes_round_trip():
