@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from ovi_jax.data import schema
+from ovi_jax.training import bad_steps
 from ovi_jax.training import optimizer as optimizers
 from ovi_jax.training import param_filter
 from ovi_jax.training.objectives import base
@@ -36,6 +37,7 @@ class TrainState(NamedTuple):
     ema_params: EMA of `trained_params`, or `None`.
     opt_state: the optimizer's state.
     key: data of the random key, fixed for a run.
+    skip: counts and running means for the detection of bad steps.
   """
 
   step: jax.Array
@@ -44,6 +46,7 @@ class TrainState(NamedTuple):
   ema_params: dict[str, jax.Array] | None
   opt_state: Any
   key: jax.Array
+  skip: bad_steps.SkipState
 
   def params(self, averaged: bool = False) -> dict[str, Any]:
     """All parameters, nested; `averaged` takes the EMA of trained ones."""
@@ -60,11 +63,15 @@ class StepMetrics(NamedTuple):
     loss: weighted sum over the objective's terms.
     losses: term_B by name; 0 for records that lack the modality.
     grad_norm: global norm of the gradient before clipping.
+    is_bad: whether the step made no update, see `bad_steps`.
+    skipped: number of such steps of the run, int32.
   """
 
   loss: jax.Array
   losses: Mapping[str, jax.Array]
   grad_norm: jax.Array
+  is_bad: jax.Array
+  skipped: jax.Array
 
 
 class TrainStepConfig(NamedTuple, Generic[T]):
@@ -75,12 +82,14 @@ class TrainStepConfig(NamedTuple, Generic[T]):
     optimizer: settings of the optimizer.
     num_train_steps: number of steps of the run, for the schedule.
     grad_accum_steps: microbatches of a batch, whose gradients are summed.
+    skip_loss_spikes: factor of the detection of spikes, see `bad_steps`.
   """
 
   objective: T
   optimizer: optimizers.OptimizerConfig
   num_train_steps: int
   grad_accum_steps: int = 1
+  skip_loss_spikes: float = 0.0
 
   @property
   def transformation(self) -> optax.GradientTransformation:
@@ -105,6 +114,7 @@ def init_state(
     ema_params=average,
     opt_state=step_config.transformation.init(trained),
     key=jax.random.key_data(jax.random.key(seed)),
+    skip=bad_steps.initial_state(),
   )
 
 
@@ -173,7 +183,7 @@ def train_step(
   batch: schema.Batch,
   null_SE: jax.Array,
 ) -> tuple[TrainState, StepMetrics]:
-  """One training step.
+  """One training step; a bad step makes no update, see `bad_steps`.
 
   Args:
     step_config: static arguments.
@@ -185,21 +195,31 @@ def train_step(
     The state after the step, and its metrics.
   """
   gradient, total, losses = gradients(step_config, state, batch, null_SE)
+  norm = optax.tree.norm(gradient)
+  is_bad, skip = bad_steps.detect(
+    state.skip, total, norm, step_config.skip_loss_spikes
+  )
   updates, moments = step_config.transformation.update(
     gradient, state.opt_state, state.trained_params
   )
   trained: Any = optax.apply_updates(state.trained_params, updates)
+  trained, moments = jax.tree.map(
+    lambda before, after: jnp.where(is_bad, before, after),
+    (state.trained_params, state.opt_state),
+    (trained, moments),
+  )
   average = state.ema_params
   if average is not None:
     average = optimizers.update_ema(
-      average, trained, state.step, step_config.optimizer
+      average, trained, state.step, step_config.optimizer, is_bad
     )
-  metrics = StepMetrics(total, losses, optax.tree.norm(gradient))
+  metrics = StepMetrics(total, losses, norm, is_bad, skip.skipped)
   return state._replace(
     step=state.step + 1,
     trained_params=trained,
     ema_params=average,
     opt_state=moments,
+    skip=skip,
   ), metrics
 
 
