@@ -278,15 +278,7 @@ class Manager:
     """Rename checkpoints after a step; the run will save these steps again."""
     distributed.barrier("restored")
     if jax.process_index() == 0:
-      for step in self.steps():
-        if step > restored:
-          path = self.directory / str(step)
-          aside, number = path.with_name(f"{step}.damaged"), 1
-          while aside.exists():
-            number += 1
-            aside = path.with_name(f"{step}.damaged{number}")
-          path.rename(aside)
-          _log.warning("set aside as %s; delete it when not needed", aside)
+      set_aside(self.directory, restored, "damaged")
     distributed.barrier("set_aside")
     self._orbax.reload()
 
@@ -316,6 +308,28 @@ class Manager:
           str(self.directory),
         ) from error
       raise ValueError(f"{what}, earlier ones are whole: {error}") from error
+
+
+def set_aside(directory: pathlib.Path, newest: int, suffix: str) -> list[str]:
+  """Rename the checkpoints after a step to STEP.SUFFIX; returns the names.
+
+  Args:
+    directory: directory of the checkpoints, opened by no run.
+    newest: step of the last checkpoint that keeps its name.
+    suffix: what the names say; a number is added if one exists.
+  """
+  names = []
+  for step in reader.steps(directory):
+    if step > newest:
+      path = directory / str(step)
+      aside, number = path.with_name(f"{step}.{suffix}"), 1
+      while aside.exists():
+        number += 1
+        aside = path.with_name(f"{step}.{suffix}{number}")
+      path.rename(aside)
+      names.append(aside.name)
+      _log.warning("set aside as %s; delete it when not needed", aside)
+  return names
 
 
 def _check_target(

@@ -233,7 +233,7 @@ def _interleave(
 
 
 def _counts(weights: Sequence[int], positions: int) -> np.ndarray:
-  """How often each source occurs among the first positions, see `interleave`."""
+  """How often each source occurs among the first positions of `interleave`."""
   left, before, found = sum(weights), np.asarray(positions), []
   for weight in weights:
     rest = _scaled(before, left - weight, left)

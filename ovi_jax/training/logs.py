@@ -54,6 +54,9 @@ class Writer:
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     pass
 
+  def event(self, step: int, name: str, values: Mapping[str, Any]) -> None:
+    pass
+
   def clip(
     self,
     step: int,
@@ -109,6 +112,14 @@ class Logs(Writer):
         self._events.add_scalar(name, value, step)
     except OSError as error:
       # The system does not say where.
+      raise OSError(error.errno, error.strerror, self._path) from error
+
+  def event(self, step: int, name: str, values: Mapping[str, Any]) -> None:
+    """Write something that happened at a step, as JSON under its name."""
+    line = {"step": step, "time": round(time.time(), 3), name: dict(values)}
+    try:
+      self._lines.write(json.dumps(line) + "\n")
+    except OSError as error:
       raise OSError(error.errno, error.strerror, self._path) from error
 
   def clip(

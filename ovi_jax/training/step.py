@@ -25,6 +25,14 @@ from ovi_jax.training import param_filter
 from ovi_jax.training.objectives import base
 
 T = TypeVar("T", bound=base.Objective)
+# libtpu's options for XLA's SDC checker: instructions are executed repeatedly,
+# their checksums are compared, and the chip halts if they differ.
+SDC_OPTIONS: Mapping[str, bool | int] = {
+  "xla_tpu_enable_sdc_checker": True,
+  "xla_tpu_sdc_check_repeat_count": 3,
+  "xla_tpu_sdc_check_halt_on_detection": True,
+  "xla_tpu_sdc_replicate_llo": True,
+}
 
 
 class TrainState(NamedTuple):
@@ -223,12 +231,15 @@ def train_step(
   ), metrics
 
 
-def jit_train_step(shardings: TrainState, mesh: jax.sharding.Mesh) -> Any:
+def jit_train_step(
+  shardings: TrainState, mesh: jax.sharding.Mesh, check_sdc: bool = False
+) -> Any:
   """`train_step` jitted; the state is donated and keeps its shardings.
 
   Args:
     shardings: shardings of the state.
     mesh: mesh of the devices.
+    check_sdc: whether the TPU compiler adds checks for silent data corruption.
   """
   whole = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.jit(
@@ -236,4 +247,5 @@ def jit_train_step(shardings: TrainState, mesh: jax.sharding.Mesh) -> Any:
     static_argnums=0,
     donate_argnums=1,
     out_shardings=(shardings, whole),
+    compiler_options=dict(SDC_OPTIONS) if check_sdc else None,
   )
