@@ -10,7 +10,7 @@ SAMPLE ?= samples/first
 DEMO ?= demo
 WORKERS ?= 2
 
-.PHONY: sample demo-weights test test-slow test-curate lint format bench docs clean
+.PHONY: sample demo-weights test test-slow test-nightly test-curate lint format bench docs clean
 
 $(VENV)/ready: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -58,14 +58,20 @@ demo-weights: $(VENV)/ready
 	$(PY) -m scripts.small_ovi.recipe --root=$(DEMO)
 
 test: $(VENV)/ready-dev
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/ready-dev
-	$(PY) -m pytest -m slow -n $(WORKERS) --dist loadfile
+	$(PY) -m pytest -m "slow and not nightly" -n $(WORKERS) \
+	  --dist loadfile --no-loadscope-reorder
+
+# Tests that are too long for every change; an hour on two cores.
+test-nightly: $(VENV)/ready-dev
+	$(PY) -m pytest -m nightly -n $(WORKERS) \
+	  --dist loadfile --no-loadscope-reorder
 
 test-curate: $(VENV)-curate/ready
 	$(VENV)-curate/bin/python -m pytest tests/curation -m "slow or not slow" \
-	  -n $(WORKERS) --dist loadfile
+	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check .

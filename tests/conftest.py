@@ -28,6 +28,33 @@ jax.config.update("jax_compilation_cache_dir", str(HERE.parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+# Run first: at the end of a run each would keep one worker busy alone.
+LONG_FILES = (
+  "tests/docs_test.py",
+  "tests/train_processes_test.py",
+  "tests/sharding/equality_test.py",
+  "tests/aot/aot_test.py",
+  "tests/train_kill_test.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Order files by their length; xdist hands them out in this order."""
+  rank = {name: place for place, name in enumerate(LONG_FILES)}
+  items.sort(key=lambda x: rank.get(x.nodeid.split("::")[0], len(rank)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_compiled_programs():
+  """Drop a module's compiled programs when its tests are done.
+
+  Each takes memory maps; thousands of them in one process reach the kernel's
+  limit (vm.max_map_count), which ends the process.
+  """
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def log_lines():
   """The messages that the package logs during a test, at INFO and above."""

@@ -33,7 +33,8 @@ def towers(source, tmp_path_factory):
   ("mesh", "first", "then"),
   [
     ({}, 2, 1),
-    ({"fsdp": 1, "context": 0}, 2, 4),  # both hold the same examples
+    # Both hold the same examples.
+    pytest.param({"fsdp": 1, "context": 0}, 2, 4, marks=pytest.mark.nightly),
   ],
 )
 def test_a_run_resumes_after_losing_a_process(

@@ -98,6 +98,7 @@ def test_videos_become_batches_although_the_endpoint_was_unavailable(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_killed_at_random_gives_the_same_files(folder, tmp_path):
   fields = {**SMALL, "shard_size": 1, "num_workers": 2}
   with captioner.serving() as server:

@@ -1,6 +1,8 @@
 """A step on eight devices equals one device, for every mesh."""
 
 import functools
+from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -35,6 +37,8 @@ MESHES: dict[str, tuple[dict[str, int], str]] = {
   "mixed, all-to-all": ({"data": 2, "context": 2, "tensor": 2}, "ulysses"),
   "mixed, ring": ({"fsdp": 2, "context": 4}, "ring"),
 }
+# Of these each axis is alone; the others have all axes and both schemes.
+SINGLE_AXIS = ("data", "tensor", "context by all-to-all", "context by ring")
 BATCH = 8
 LATENTS = (3, 4, 6, 8), (9, 4)  # 18 tokens: eight devices get 3 each
 
@@ -59,6 +63,15 @@ def model(
   return fusion.FusionDiT(
     config(**sizes), backend=backend, context_parallelism=context_parallelism
   )
+
+
+def nightly(names: Iterable[str], rarely: Collection[str]) -> list[Any]:
+  """Parameters of a test; `rarely` ones are tried by `make test-nightly`."""
+  marks = pytest.mark.nightly
+  return [
+    pytest.param(name, marks=marks) if name in rarely else name
+    for name in names
+  ]
 
 
 @functools.cache
@@ -139,7 +152,7 @@ def alone(what: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", nightly(MESHES, SINGLE_AXIS))
 def test_a_sampling_step_equals_one_device(name):
   sizes, context_parallelism = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
@@ -152,7 +165,7 @@ def test_a_sampling_step_equals_one_device(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", nightly(MESHES, SINGLE_AXIS))
 def test_a_training_step_equals_one_device(name):
   sizes, context_parallelism = MESHES[name]
   mesh = meshes.make(jax.devices(), **sizes)
@@ -184,7 +197,7 @@ def wide_alone() -> AV[np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["xla_head", "splash"])
-@pytest.mark.parametrize("name", SMALLER)
+@pytest.mark.parametrize("name", nightly(SMALLER, (*SINGLE_AXIS, "fsdp")))
 def test_other_backends_equal_one_device(backend, name):
   sizes, context_parallelism = SMALLER[name]
   mesh = meshes.make(jax.devices()[:4], **sizes)
