@@ -171,7 +171,10 @@ def started(words: list[str], log: pathlib.Path) -> Iterator[Started]:
 
 @contextlib.contextmanager
 def group(
-  commands: Sequence[list[str]], log: pathlib.Path, devices: int = 1
+  commands: Sequence[list[str]],
+  log: pathlib.Path,
+  devices: int = 1,
+  **more: Any,
 ) -> Iterator[list[Started]]:
   """Processes of one run, one a command; they end with the block.
 
@@ -179,6 +182,7 @@ def group(
     commands: of each process.
     log: what they say; with a number behind it, if they are several.
     devices: of each process.
+    **more: further environment variables.
   """
   places: list[dict[str, Any]] = [{}]
   if len(commands) > 1:
@@ -199,7 +203,7 @@ def group(
   try:
     for number, (words, place) in enumerate(zip(commands, places)):
       file = log.with_name(f"{log.name}{number}") if place else log
-      going.append(Started(words, file, devices, **place))
+      going.append(Started(words, file, devices, **place, **more))
     yield going
   finally:
     for each in going:
