@@ -34,8 +34,9 @@ class Timer:
 
   def __init__(self):
     self._began = time.perf_counter()
-    self._measured = dict.fromkeys(CATEGORIES, 0.0)  # of this start
-    self._before = dict.fromkeys(CATEGORIES, 0.0)  # of earlier starts
+    self._measured: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
+    # Of earlier starts.
+    self._before: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
 
   @contextlib.contextmanager
   def measure(self, category: str) -> Iterator[None]:

@@ -60,8 +60,7 @@ class Intervals:
       included); equal for no trace.
     sdc_check_every: run a step that the compiler extended with checks for
       silent data corruption (XLA's SDC checker); the chip halts if one fails.
-      TPUs only. Such a step is compiled in addition and is several times
-      slower.
+      TPUs only. Such a step is compiled in addition and is slower.
   """
 
   log_every: int = 10

@@ -154,6 +154,7 @@ class RunSettings(abc.ABC):
 
   Attributes:
     trainable: the parameters that are trained, one of `TRAINABLE`.
+    data: the training data.
     optimizer: the optimizer.
     num_train_steps: total number of steps.
     batch_size: examples per step, over all devices and microbatches.
@@ -172,6 +173,7 @@ class RunSettings(abc.ABC):
   TRAINABLE: ClassVar[tuple[str, ...]] = ()
 
   trainable: str
+  data: Any
   optimizer: optimizer.OptimizerConfig
   num_train_steps: int
   batch_size: int
