@@ -43,6 +43,7 @@ def contents(path: pathlib.Path) -> dict[str, bytes]:
   return {p.name: p.read_bytes() for p in path.glob("*array_record*")}
 
 
+@pytest.mark.slow
 def test_records_equal_those_encoded_one_by_one(encoded, dataset, weights):
   alone = component_loader.Components(
     weights=weights,

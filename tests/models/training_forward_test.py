@@ -82,6 +82,7 @@ def test_rematerialization_keeps_gradients(name):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_rematerialization_saves_memory():
   def temporary(remat: str) -> int:
     def loss(params):

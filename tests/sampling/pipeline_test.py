@@ -376,6 +376,7 @@ def test_a_batch_equals_single_clips(latents_of):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_batch_over_a_mesh_equals_single_clips(latents_of):
   """Each device has one pass of one clip."""
   assert_all_close(latents_of(4, data=2, fsdp=4), latents_of(1))

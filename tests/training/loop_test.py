@@ -125,6 +125,7 @@ def whole(tmp_path_factory):
   return path, source, jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_state(whole, tmp_path):
   _, source, expected = whole
   first = Cycle(until(3))

@@ -32,7 +32,10 @@ def test_the_loss_equals_its_golden_value():
   np.testing.assert_allclose(metrics.loss, GOLDEN_LOSS, rtol=1e-4)
 
 
-@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "parts", [2, pytest.param(4, marks=pytest.mark.nightly)]
+)
 def test_gradient_accumulation_equals_one_large_batch(parts):
   whole, metrics = ADVANCE(
     *small_step.step_config(), small_step.batch(), small_step.NULL

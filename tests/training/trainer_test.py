@@ -180,6 +180,7 @@ def test_invalid_configs_are_refused_before_the_first_step(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_towers_of_other_sizes_are_named(pretrained, datasets, tmp_path):
   values = small_training.config(
     "fusion",

@@ -29,6 +29,7 @@ def test_a_killed_run_resumes_to_the_same_files(alone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_killed_twenty_times_gives_the_same_files(alone, tmp_path):
   inputs, wanted = alone
   out = tmp_path / "out"

@@ -206,6 +206,7 @@ def test_each_failure_is_a_named_reject(bad):
   assert not [r for r in only(out, "reverse", 1).values() if r.failed]
 
 
+@pytest.mark.slow
 def test_excluded_clips_stay_excluded(bad, tmp_path):
   inputs, out, _ = bad
   wanted = harness.contents(out)

@@ -46,7 +46,13 @@ def test_degraded_clips_are_scored_almost_as_high(worn):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_worn", [False, True], ids=["true", "worn"])
+@pytest.mark.parametrize(
+  "is_worn",
+  [
+    pytest.param(False, id="true"),
+    pytest.param(True, id="worn", marks=pytest.mark.nightly),
+  ],
+)
 def test_a_hundred_clips_are_scored_correct(is_worn):
   table = calibration.calibrate(100, 1000, worn=is_worn)
   print(report.markdown(table))

@@ -145,6 +145,7 @@ def test_samples_are_playable_clips(made):
   }
 
 
+@pytest.mark.slow
 def test_samples_depend_on_the_state_only(made, maker, tmp_path):
   _, state = towers("video", "audio")
   with jax.set_mesh(EIGHT):  # as the loop does

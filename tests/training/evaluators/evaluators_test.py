@@ -59,6 +59,7 @@ def test_a_run_writes_eval_losses_and_samples(clips, weights, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_ema_on_the_host_equals_ema_on_the_device(clips, weights, tmp_path):
   shown = SCRATCH | {"eval_every": 4, "checkpoint_every": 2}
   losses = []

@@ -55,6 +55,7 @@ def test_the_gradient_of_silence_is_finite(params):
   learning.assert_finite(result)
 
 
+@pytest.mark.slow
 def test_exported_parameters_compute_the_same(params):
   exported = TASK.exported(params)
   shapes = jax.tree.map(jnp.shape, params)
