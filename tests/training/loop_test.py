@@ -1,5 +1,6 @@
 """The training loop: restarts, signals, non-finite losses, logs."""
 
+import dataclasses
 import os
 import signal
 import types
@@ -182,14 +183,21 @@ def test_each_batch_shape_is_announced_once(log_lines):
 @pytest.mark.slow
 def test_a_run_resumes_on_fewer_devices_with_more_accumulation(tmp_path):
   """From 8 devices to 2; a step of each part is skipped."""
-  _, _, expected = one_run(tmp_path / "one", Cycle(spoiled(2, 5)), skip=2)
+  # No steps by the sign of gradients that are all rounding.
+  settings = dataclasses.replace(small_step.SETTINGS, eps=1e-4)
+  changes = {"skip": 2, "optimizer": settings}
+  _, _, expected = one_run(tmp_path / "one", Cycle(spoiled(2, 5)), **changes)
   source = Cycle(lambda n, batch: until(3)(n, spoiled(2)(n, batch)))
-  one_run(tmp_path / "run", source, devices=8, skip=2)
+  one_run(tmp_path / "run", source, devices=8, **changes)
   source = Cycle(spoiled(5))
-  _, _, state = one_run(tmp_path / "run", source, devices=2, parts=4, skip=2)
+  finished, _, state = one_run(
+    tmp_path / "run", source, devices=2, parts=4, **changes
+  )
+  assert finished and len(source.seen) == 3
   kernel = "blocks/video/self_attention/query/kernel"
   assert len(state.trained_params[kernel].sharding.device_set) == 2
   assert not state.trained_params[kernel].sharding.is_fully_replicated
+  state, expected = jax.device_get((state, expected))
   assert int(state.skip.skipped) == int(expected.skip.skipped) == 2
   for part in ("trained_params", "ema_params"):
     ours, reference = getattr(state, part), getattr(expected, part)
