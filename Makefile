@@ -1,7 +1,7 @@
 # Two commands need nothing but Python 3.11+ and make:
 #   make sample   install into .venv, then make a video with sound
 #   make test     install into .venv, then run the tests
-# and one makes the weights of the small model anew:
+# and one makes the weights of the small model again:
 #   make demo-weights
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,17 @@ SAMPLE ?= samples/first
 DEMO ?= demo
 WORKERS ?= 2
 
-.PHONY: sample demo-weights test test-slow test-nightly test-curate lint format bench docs clean
+# What `make test-version` runs, and with which Python; a venv for each.
+VERSION ?= $(PYTHON)
+CONSTRAINTS ?= --constraint constraints.txt
+VERSION_TESTS := tests/config_test.py tests/untrusted_test.py \
+  tests/checkpoint/manager_test.py tests/data/loader_test.py \
+  tests/data/transport_test.py tests/models/dit_test.py \
+  tests/sampling/denoise_test.py tests/sharding/distributed_test.py \
+  tests/training/step_test.py tests/training/trainer_test.py
+
+.PHONY: sample demo-weights test test-slow test-nightly test-curate \
+  test-version test-oldest test-newest test-newest-jax lint format bench docs clean
 
 $(VENV)/ready: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -73,6 +83,26 @@ test-curate: $(VENV)-curate/ready
 	$(VENV)-curate/bin/python -m pytest tests/curation -m "slow or not slow" \
 	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+# The newest jax needs a newer Python than the oldest that we support.
+test-oldest:
+	$(MAKE) test-version VERSION=python3.11 VENV=.venv-oldest
+
+test-newest:
+	$(MAKE) test-version VERSION=python3.13 VENV=.venv-newest
+
+test-newest-jax:
+	$(MAKE) test-version VERSION=python3.13 VENV=.venv-newest-jax CONSTRAINTS=
+
+# A few tests of each part, and a sample, in an environment of its own.
+test-version:
+	$(VERSION) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade \
+	  $(CONSTRAINTS) --editable '.[test]'
+	$(PY) -m pip list --disable-pip-version-check | grep -iE '^(jax|flax|numpy) '
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(VERSION_TESTS)
+	$(PY) sample.py --out=samples/version --overwrite --config.num_steps=2 \
+	  --prompt="A red ball bounces on a wooden floor. Audio: dull wooden knocks."
+
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -90,5 +120,5 @@ docs: $(VENV)/ready-docs
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) $(VENV)-curate .jax_cache .pytest_cache .ruff_cache samples *.egg-info \
+	rm -rf $(VENV) $(VENV)-* .jax_cache .pytest_cache .ruff_cache samples *.egg-info \
 	  docs/_build docs/reference/generated

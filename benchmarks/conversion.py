@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app
 from absl import flags
 
 from benchmarks import machine
@@ -73,8 +72,7 @@ def convert(folder: pathlib.Path) -> float:
   return time.monotonic() - began
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   with tempfile.TemporaryDirectory(dir=FLAGS.folder or None) as name:
     folder = pathlib.Path(name)
     size = write(folder, FLAGS.blocks)
@@ -91,4 +89,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_integer("blocks", 12, "Blocks of each tower.")
   flags.DEFINE_string("folder", "", "Where to write; a temporary folder.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

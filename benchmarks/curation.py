@@ -91,10 +91,10 @@ def save_random_weights(path: pathlib.Path) -> None:
   shapes = syncnet.shapes(config)
   leaves, tree = jax.tree.flatten(shapes)
   keys = jax.random.split(jax.random.key(0), len(leaves))
-  drawn = [
+  arrays = [
     abs(0.02 * jax.random.normal(k, x.shape)) for k, x in zip(keys, leaves)
   ]
-  syncnet_weights.save(path, config, jax.tree.unflatten(tree, drawn))
+  syncnet_weights.save(path, config, jax.tree.unflatten(tree, arrays))
 
 
 def later_passes(path: str, repeats: int) -> dict[str, float]:

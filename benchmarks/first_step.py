@@ -59,7 +59,7 @@ def main() -> None:
   sample.define_flags()
   flags.FLAGS(["sample.py", *sys.argv[2:]])
   try:
-    sample.main(["sample.py"])
+    sample.main()
   except FirstStep:
     total = time.monotonic() - STARTED
   imports = IMPORTED - STARTED

@@ -43,36 +43,36 @@ def run(words: list[str], minutes: float, out: pathlib.Path) -> Any:
 
 def lines(figures: dict[str, Any], clip: str) -> list[str]:
   """What was measured, beside its goal."""
-  told = []
+  lines = []
   ours, theirs, training = (
     figures.get(n) for n in ("ours", "original", "training")
   )
   if ours:
     step = ours[clip]
-    told.append(
+    lines.append(
       f"denoising step: {step['step_time']:.3f} s,"
       f" {step['share_of_peak']:.0%} of the measured peak (goal 50 %);"
       f" {STEPS} steps {STEPS * step['step_time']:.1f} s"
     )
   if ours and theirs:
     ratio = theirs[clip]["step_time"] / ours[clip]["step_time"]
-    told.append(
+    lines.append(
       f"the original's: {theirs[clip]['step_time']:.3f} s; ours is"
       f" {ratio:.2f} times as fast (goal 1.2)"
     )
   if training:
-    told.append(
+    lines.append(
       f"training step: {training['step_time']:.3f} s,"
       f" {training['share_of_peak']:.0%} of the measured peak (goal 45 %)"
     )
-  return told
+  return lines
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if bool(FLAGS.original) != bool(FLAGS.torch_python):
-    raise app.UsageError("give --original and --torch_python, or neither")
+    raise app.UsageError("pass --original and --torch_python, or neither")
   small = ["--small"] if FLAGS.small else []
   clip = "small" if FLAGS.small else CLIP
   clips, repeats = f"--clips={CLIP}", f"--repeats={STEPS - 2}"

@@ -54,12 +54,12 @@ def settings_of(
 
 
 def random_batch(shapes: schema.Batch) -> schema.Batch:
-  """Latents and text that are drawn; every row is whole."""
+  """Random latents and text; every row is whole."""
   sizes = shapes.latents.present()
 
   def draw(x: jax.ShapeDtypeStruct) -> jax.Array:
-    drawn = jax.random.normal(jax.random.key(0), x.shape, jnp.float32)
-    return jax.device_put(drawn.astype(x.dtype), x.sharding)
+    normal = jax.random.normal(jax.random.key(0), x.shape, jnp.float32)
+    return jax.device_put(normal.astype(x.dtype), x.sharding)
 
   lengths = {
     name: jax.device_put(
@@ -67,8 +67,8 @@ def random_batch(shapes: schema.Batch) -> schema.Batch:
     )
     for name, x in shapes.lengths.present().items()
   }
-  drawn = jax.tree.map(draw, shapes._replace(lengths=None))
-  return drawn._replace(lengths=type(shapes.lengths)(**lengths))
+  batch = jax.tree.map(draw, shapes._replace(lengths=None))
+  return batch._replace(lengths=type(shapes.lengths)(**lengths))
 
 
 def measure(settings: settings_lib.Settings, repeats: int) -> dict[str, Any]:

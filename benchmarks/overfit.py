@@ -166,13 +166,10 @@ def command_line() -> str:
   return " ".join(words)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main() -> None:
   unknown = sorted(set(FLAGS.stages) - set(STAGES))
   if unknown or not FLAGS.workdir:
-    raise app.UsageError(f"give --workdir; stages are {list(STAGES)}")
-  cli.setup()
+    raise app.UsageError(f"pass --workdir; stages are {list(STAGES)}")
   root = pathlib.Path(FLAGS.workdir)
   width = config("fusion", root).model.video.text_dim
   overfit_records.write(root / "data", FLAGS.small, width)
@@ -195,4 +192,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

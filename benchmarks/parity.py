@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -443,14 +442,10 @@ def write(
   (out / "parity.md").write_text("\n".join(lines))
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   jax.config.update("jax_default_matmul_precision", "highest")
-  try:
-    found, versions = compare(FLAGS.mmaudio)
-    write(pathlib.Path(FLAGS.out), found, versions)
-  except (OSError, ValueError) as error:
-    cli.exit_with_error(error)
+  found, versions = compare(FLAGS.mmaudio)
+  write(pathlib.Path(FLAGS.out), found, versions)
   if bad := [c.name for c in found if not c.relative <= LIMIT]:
     cli.exit_with_error(f"relative error above {LIMIT:g}: {', '.join(bad)}")
 
@@ -459,4 +454,4 @@ if __name__ == "__main__":
   results = pathlib.Path(__file__).with_name("results")
   flags.DEFINE_string("mmaudio", "", "A clone of hkchengrex/MMAudio.")
   flags.DEFINE_string("out", str(results), "Folder for parity.json and .md.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -38,7 +38,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("original", "", "Clone of character-ai/Ovi to compare.")
 flags.DEFINE_string("torch_python", "", "Python with the clone's requirements.")
 flags.DEFINE_list("cases", [], "Only these (default: all).")
-flags.DEFINE_integer("restarts", 4, "Times both start anew.", lower_bound=1)
+flags.DEFINE_integer("restarts", 4, "Restarts of both.", lower_bound=1)
 flags.DEFINE_integer("repeats", 3, "Undisturbed pairs a start.", lower_bound=1)
 flags.DEFINE_integer(
   "patience", 0, "Seconds a case may wait for others to leave the machine."

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import app
 from absl import flags
 
 from benchmarks import machine
@@ -126,8 +125,7 @@ def measure(
   }
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   busy = machine.busy_share()
   found = measure(
     FLAGS.weights or None, FLAGS.batch_size, FLAGS.steps, FLAGS.repeats
@@ -158,4 +156,4 @@ if __name__ == "__main__":
   flags.DEFINE_integer("steps", None, "Instead of what the weights recommend.")
   flags.DEFINE_integer("repeats", 3, "Pairs that are timed.", lower_bound=1)
   flags.DEFINE_string("out", "", "JSON file for the figures.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -206,11 +205,10 @@ def filled(text: str, parts: Mapping[str, str]) -> str:
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   chosen = FLAGS.only or list(CASES)
   if unknown := [name for name in chosen if name not in CASES]:
-    sys.exit(f"scaling: no case {unknown}; choose from {', '.join(CASES)}")
+    raise ValueError(f"no case {unknown}; choose from {', '.join(CASES)}")
   for name in chosen:
     print(f"{name}: python {shlex.join(CASES[name])}", flush=True)
     if not FLAGS.dry_run and not (RESULTS / f"{name}.json").exists():
@@ -242,4 +240,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_list("only", [], "Cases to run; all by default.")
   flags.DEFINE_bool("dry_run", False, "Print the commands only.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

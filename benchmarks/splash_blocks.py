@@ -89,8 +89,7 @@ def seconds(run: Any) -> float:
   return statistics.median(found[1:])
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   device = topology.devices(FLAGS.aot)[0] if FLAGS.aot else jax.devices()[0]
   if device.platform != "tpu":
     raise app.UsageError("needs a TPU, or --aot=TOPOLOGY to see what fits")
@@ -118,4 +117,4 @@ if __name__ == "__main__":
   flags.DEFINE_bool("backward", False, "The gradient, as training needs it.")
   flags.DEFINE_integer("repeats", 10, "Timed runs of each.")
   flags.DEFINE_string("aot", "", "A topology; compile only.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -49,7 +49,7 @@ def _first_step(
   """Seconds of the phases of one start."""
   environment = {
     "JAX_COMPILATION_CACHE_DIR": str(cache),
-    # As `cli.setup` sets it for a cache of its own.
+    # As `cli.setup_jax` sets it for a cache of its own.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
   }
   printed = _python(

@@ -48,7 +48,7 @@ def pin(threads: int) -> None:
   allowed = sorted(os.sched_getaffinity(0))
   if threads > len(allowed):
     raise ValueError(
-      f"{threads} threads asked for, {len(allowed)} CPUs are there; give"
+      f"{threads} threads asked for, {len(allowed)} CPUs are there; pass"
       f" --threads={len(allowed)} or fewer"
     )
   os.sched_setaffinity(0, allowed[:threads])

@@ -47,7 +47,7 @@ KINDS = ("", "mini", "audio", "audio-mini")
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if arg not in KINDS:
     raise ValueError(
-      f"config {arg!r} is unknown; give one of"
+      f"config {arg!r} is unknown; use one of"
       f" {', '.join(':' + kind for kind in KINDS[1:])}, or nothing"
     )
   passes = AUDIO if arg.startswith("audio") else VIDEO

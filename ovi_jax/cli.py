@@ -9,7 +9,6 @@ import threading
 import types
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Sequence
 from typing import Any
 from typing import NoReturn
 
@@ -31,25 +30,10 @@ SCRIPTS = {
 CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
 _GOOGLE = "0x1ae0"  # PCI vendor
 # Set by JAX and libtpu when they are imported, on any machine.
 _NO_SIGN_OF_TPU = {"TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY"}
-
-
-def setup(argv: Sequence[str] = ()) -> None:
-  """Set up the console and JAX, and quiet libraries' logs.
-
-  Args:
-    argv: the command's name, and what its flags left over.
-
-  Raises:
-    app.UsageError: they left something over.
-  """
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  console.setup()
-  logging.set_verbosity(logging.WARNING)
-  setup_jax()
 
 
 def setup_jax() -> None:
@@ -105,38 +89,58 @@ def has_tpu(
     # Google makes virtual disks (0x01...) and network cards (0x02...) too.
     if maker == _GOOGLE and not kind.startswith(("0x01", "0x02")):
       return True
-  told = {name for name in os.environ if name.startswith("TPU_")}
-  return bool(told - _NO_SIGN_OF_TPU) or "JAX_FORCE_TPU_INIT" in os.environ
+  variables = {name for name in os.environ if name.startswith("TPU_")}
+  return bool(variables - _NO_SIGN_OF_TPU) or "JAX_FORCE_TPU_INIT" in os.environ
 
 
 def _no_tpu() -> NoReturn:
   raise RuntimeError("this machine has no TPU")
 
 
-def run(
-  define_flags: Callable[[], None],
-  main: Callable[[list[str]], Any],
-  description: str,
+def run(main: Callable[[], Any], **subcommands: Callable[[], Any]) -> NoReturn:
+  """Run a command: parse its flags, call a function, print errors in one line.
+
+  Args:
+    main: called if the command line has flags alone.
+    **subcommands: called if the name is the only other word of it.
+  """
+  functions = {"": main, **subcommands}
+
+  def call(argv: list[str]) -> None:
+    name = " ".join(argv[1:])
+    if name not in functions:
+      raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    try:
+      functions[name]()
+    except (OSError, ValueError) as error:
+      exit_with_error(error)
+
+  app.run(call, flags_parser=parse_flags)
+  raise AssertionError("app.run exits")
+
+
+def run_script(
+  define_flags: Callable[[], None], main: Callable[[], Any], description: str
 ) -> NoReturn:
-  """Run a command of `SCRIPTS`: define its flags, parse them, call `main`.
+  """Run a command of `SCRIPTS`, see `run`.
 
   Args:
     define_flags: a function of the module that `main` is in.
-    main: called with what flags leave of the command line.
+    main: called when flags are parsed.
     description: printed by `--help` above the flags; commands in it are shown
       as `invocation` has them.
   """
   for name in SCRIPTS:
     description = description.replace(name, invocation(name))
-  # What absl prints for `--help`: this, and the flags of the script itself.
+  # What `--help` prints: this, and the flags of the script itself.
   sys.modules["__main__"].__doc__ = description
   with flag_errors():
     define_flags()
   defined = flags.FLAGS.flags_by_module_dict().get(main.__module__, [])
   for flag in defined:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-  app.run(main, flags_parser=parse_flags)
-  raise AssertionError("app.run exits")
+  run(main)
 
 
 def command_name() -> str:
@@ -180,6 +184,9 @@ def parse_flags(argv: list[str]) -> list[str]:
   console.setup()
   sys.excepthook = _last_words
   setup_jax()
+  if _HELP & set(argv[1:]):
+    app.usage(shorthelp=True, writeto_stdout=True)
+    sys.exit(0)  # where absl's own flag exits with 1
   with flag_errors():
     try:
       return flags.FLAGS(argv)

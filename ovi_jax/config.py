@@ -24,7 +24,6 @@ T = TypeVar("T")
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16")
-_SHOWN = 10
 _KINDS = {
   bool: "True or False",
   int: "a whole number",
@@ -69,6 +68,22 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     )
   check_types(cls, values, at.rstrip("."))
   return cls(**values)
+
+
+def take(values: dict[str, Any], name: str, where: str = "") -> Any:
+  """Move a section out of the values of a config.
+
+  Args:
+    values: by name.
+    name: of the section.
+    where: dotted path of the values within the config; "" for the config.
+
+  Raises:
+    ValueError: there is none, by its dotted name.
+  """
+  if name not in values:
+    raise ValueError(f"config.{f'{where}.' if where else ''}{name} is missing")
+  return values.pop(name)
 
 
 def from_sizes(cls: type[T], sizes: Mapping[str, Any], what: str) -> T:
@@ -152,17 +167,8 @@ def check_types(cls: Any, values: Mapping[str, Any], where: str) -> None:
   Raises:
     ValueError: lists the first ten values of another type.
   """
-  problems = type_problems(cls, values, where)
-  if problems:
-    more = len(problems) - _SHOWN
-    said = problems[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
-    raise ValueError("; ".join(said))
-
-
-def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
-  """As `check_types`, but returns the problems, one sentence each."""
   hints = typing.get_type_hints(cls)
-  return [
+  problems = [
     problem
     for field in dataclasses.fields(cls)
     if field.name in values
@@ -170,6 +176,8 @@ def type_problems(cls: Any, values: Mapping[str, Any], where: str) -> list[str]:
       hints[field.name], values[field.name], f"{where}.{field.name}".strip(".")
     )
   ]
+  if problems:
+    raise ValueError("; ".join(untrusted.shortened(problems)))
 
 
 def _value_problems(hint: Any, value: Any, name: str) -> list[str]:

@@ -192,7 +192,7 @@ def latent_frames(frames: int) -> int:
   if frames < 1 or (frames - 1) % stride:
     below = max(1, frames - (frames - 1) % stride)
     raise ValueError(
-      f"frames must be 1 + {stride}·k, got {frames}; {below} would do"
+      f"frames must be 1 + {stride}·k, got {frames}; use {below}"
     )
   return 1 + (frames - 1) // stride
 

@@ -1,10 +1,12 @@
 """`AV(video, audio)`: one value a modality, `None` for an absent tower."""
 
+from collections.abc import Callable
 from typing import Any
 from typing import Generic
 from typing import NamedTuple
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -21,6 +23,10 @@ class AV(NamedTuple, Generic[T]):
   def present(self) -> dict[str, T]:
     """The values that are not `None`, by name, video first."""
     return {k: v for k, v in self._asdict().items() if v is not None}
+
+  def map(self, function: Callable[[str, T], S]) -> "AV[S]":
+    """`function(name, value)` of the values that are not `None`."""
+    return AV(**{name: function(name, x) for name, x in self.present().items()})
 
   def other(self, name: str) -> Any:
     """The value of the other modality than `name`."""

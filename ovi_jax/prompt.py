@@ -17,10 +17,12 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import ftfy
 
 from ovi_jax import geometry
+from ovi_jax import untrusted
 
 SPEECH, SPEECH_END = "<S>", "<E>"
 SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
@@ -117,7 +119,7 @@ _QUOTATION = {
 _ENCLOSING = {**_BRACKETS, **_QUOTATION}
 # What ends no sentence, so that `Audio:` after it is a word of the text.
 _DETERMINER = re.compile(r"\b(?:the|an|my|your|our|their) $", re.IGNORECASE)
-_SHOWN = 10  # notes on one prompt
+_few = functools.partial(untrusted.shortened, noun="more like it")
 # Windows opens a device, not a file, under these names.
 _DEVICES = frozenset(
   ["con", "prn", "aux", "nul"]
@@ -167,6 +169,18 @@ class Part:
     return text.rstrip()
 
 
+class _Cleaned(NamedTuple):
+  """A cleaned prompt.
+
+  Attributes:
+    text: what `clean` makes of the prompt.
+    line_starts: characters of it where lines of the prompt begin.
+  """
+
+  text: str
+  line_starts: frozenset[int]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Reading:
   """One way to read a prompt.
@@ -189,9 +203,9 @@ def parse(prompt: str) -> tuple[Part, ...]:
     The parts. Put together they give the cleaned prompt, but for misspelt tags,
     which are repaired. One text if tags are unbalanced or nested.
   """
-  text, line_starts = _cleaned_lines(prompt)
-  reading = _read(text, line_starts)
-  return (Part(text=text),) if reading.problems else reading.parts
+  cleaned = _cleaned(prompt)
+  reading = _read(cleaned)
+  return (Part(text=cleaned.text),) if reading.problems else reading.parts
 
 
 def sound(description: str, audio_tag: str) -> str:
@@ -215,16 +229,18 @@ def format_for(
     cleaned and rewritten; and notes to show the user: what was rewritten, and
     tags that are unbalanced, nested, misspelt or in the wrong place.
   """
-  text, line_starts = _cleaned_lines(prompt)
-  reading = _read(text, line_starts)
+  cleaned = _cleaned(prompt)
+  text, reading = cleaned.text, _read(cleaned)
   if reading.problems:
     left = "the prompt's tags are left as they are"
-    return prompt, (*_few([*reading.problems, *_lookalike_notes(text)]), left)
+    return prompt, (
+      *_few([*reading.problems, *_lookalike_notes(text)]),
+      left,
+    )
   formatted = _printed(reading.parts, variant.audio_tag)
-  beside = (*_swallowed(reading.parts, text, line_starts),)
+  beside = (*_swallowed(reading.parts, cleaned),)
   if formatted == text:
-    unlabelled = _unlabelled(reading.parts, text, line_starts)
-    hints = (*_hints(reading.parts), *unlabelled)
+    hints = (*_hints(reading.parts), *_unlabelled(reading.parts, cleaned))
     return prompt, (*tag_notes(text), *hints, *beside)
   line, span = sound("...", SOUND_LINE), sound("...", SOUND)
   found, wanted = line, span
@@ -237,7 +253,7 @@ def format_for(
       f" {variant.name} would change what stands beside them",
       *tag_notes(text),
     )
-  notes = list(_few(reading.repairs))
+  notes = _few(reading.repairs)
   if any(p.is_sound and p.tag not in wanted for p in reading.parts):
     rewritten = (
       f"the sound's description is written {wanted} for {variant.name};"
@@ -258,7 +274,7 @@ def tag_notes(prompt: str) -> tuple[str, ...]:
     for part in reading.parts
     if part.tag and not part.text.strip()
   ]
-  return _few([*reading.problems, *empty, *_lookalike_notes(prompt)])
+  return tuple(_few([*reading.problems, *empty, *_lookalike_notes(prompt)]))
 
 
 def spell_tags(text: str) -> str:
@@ -270,8 +286,8 @@ def spell_tags(text: str) -> str:
   return _TAG.sub(lambda match: _meant(match, ""), text)
 
 
-def _cleaned_lines(prompt: str) -> tuple[str, frozenset[int]]:
-  """The cleaned prompt, and the characters where lines of the prompt begin."""
+def _cleaned(prompt: str) -> _Cleaned:
+  """A prompt without needless white space, and where its lines were."""
   lines, starts, at = [], set(), 0
   for line in _unescaped(prompt).splitlines():
     words = " ".join(line.split())
@@ -280,19 +296,17 @@ def _cleaned_lines(prompt: str) -> tuple[str, frozenset[int]]:
       starts.update((at, at + (bullet.end() if bullet else 0)))
       at += len(words) + 1
       lines.append(words)
-  return " ".join(lines), frozenset(starts)
+  return _Cleaned(" ".join(lines), frozenset(starts))
 
 
-def _read(text: str, line_starts: frozenset[int]) -> _Reading:
+def _read(cleaned: _Cleaned) -> _Reading:
   """Read a cleaned prompt; misspelt tags count if it is balanced with them."""
-  reading = _balanced(text, repair=True)
+  reading = _balanced(cleaned.text, repair=True)
   if reading.problems:
-    reading = _balanced(text, repair=False)
+    reading = _balanced(cleaned.text, repair=False)
   if reading.problems:
     return reading
-  return _with_line(
-    _without_labels(reading, text, line_starts), text, line_starts
-  )
+  return _with_line(_without_labels(reading, cleaned), cleaned)
 
 
 def _balanced(text: str, *, repair: bool) -> _Reading:
@@ -346,14 +360,12 @@ def _foreign(tag: str) -> str:
   return "" if same else "; a letter of it is Cyrillic or Greek"
 
 
-def _without_labels(
-  reading: _Reading, text: str, line_starts: frozenset[int]
-) -> _Reading:
+def _without_labels(reading: _Reading, cleaned: _Cleaned) -> _Reading:
   """Drop an `Audio:` directly before `<AUDCAP>`."""
   parts, repairs = [], list(reading.repairs)
   for part, following in zip(reading.parts, [*reading.parts[1:], None]):
     if following is not None and following.tag == SOUND:
-      for label in _labels(part, text, line_starts):
+      for label in _labels(part, cleaned):
         if not part.text[label.end() :].strip():
           at = _at(label[0], part.start + label.start())
           repairs.append(f"{at} before {SOUND} is left out")
@@ -366,16 +378,14 @@ def _without_labels(
   )
 
 
-def _with_line(
-  reading: _Reading, text: str, line_starts: frozenset[int]
-) -> _Reading:
+def _with_line(reading: _Reading, cleaned: _Cleaned) -> _Reading:
   """Find the `Audio:` from which the sound's description runs to the end."""
   spans = any(part.tag == SOUND for part in reading.parts)
   found = []
   for i, part in enumerate(reading.parts):
-    for label in _labels(part, text, line_starts):
+    for label in _labels(part, cleaned):
       exact = label[0] == SOUND_LINE
-      leads = _leads(text, part.start + label.start(), line_starts)
+      leads = _leads(cleaned, part.start + label.start())
       # Beside <AUDCAP>, only what cannot be a word of the text counts.
       if not spans or (exact and leads):
         found.append((not (exact and leads), not exact, i, label))
@@ -416,15 +426,13 @@ def _with_line(
   )
 
 
-def _labels(
-  part: Part, text: str, line_starts: frozenset[int]
-) -> Iterator[re.Match[str]]:
+def _labels(part: Part, cleaned: _Cleaned) -> Iterator[re.Match[str]]:
   """`Audio:` in a text, and misspelt ones that begin a sentence or line."""
   if not part.tag:
     for label in _LABEL.finditer(part.text):
       noun = _DETERMINER.search(part.text[: label.start()][-8:])
       exact = label[0] == SOUND_LINE and not noun
-      leads = _leads(text, part.start + label.start(), line_starts)
+      leads = _leads(cleaned, part.start + label.start())
       if (exact or leads) and not _is_enclosed(part.text, label):
         yield label
 
@@ -440,11 +448,11 @@ def _is_enclosed(text: str, label: re.Match[str]) -> bool:
   return False
 
 
-def _leads(text: str, at: int, line_starts: frozenset[int]) -> bool:
+def _leads(cleaned: _Cleaned, at: int) -> bool:
   """Whether a sentence or line begins at a character, or a tag ends there."""
-  if at in line_starts:
-    return True
-  return bool(_SENTENCE_END.search(text[max(0, at - 8) : at]))
+  return at in cleaned.line_starts or bool(
+    _SENTENCE_END.search(cleaned.text[max(0, at - 8) : at])
+  )
 
 
 def _printed(parts: Sequence[Part], audio_tag: str) -> str:
@@ -551,9 +559,9 @@ def _same(
   parts: Sequence[Part], formatted: str, audio_tag: str
 ) -> tuple[Part, ...] | None:
   """Read a rewritten prompt; None if words, sound or form have changed."""
-  text, line_starts = _cleaned_lines(formatted)
-  reading = _read(text, line_starts)
-  if text != formatted or reading.problems or reading.repairs:
+  cleaned = _cleaned(formatted)
+  reading = _read(cleaned)
+  if cleaned.text != formatted or reading.problems or reading.repairs:
     return None
   if _printed(reading.parts, audio_tag) != formatted:
     return None
@@ -602,10 +610,9 @@ def _hints(parts: Sequence[Part]) -> Iterator[str]:
       )
 
 
-def _swallowed(
-  parts: Sequence[Part], text: str, line_starts: frozenset[int]
-) -> Iterator[str]:
+def _swallowed(parts: Sequence[Part], cleaned: _Cleaned) -> Iterator[str]:
   """One sentence if lines or fields after `Audio:` are read as the sound's."""
+  text, line_starts = cleaned
   for part in parts:
     if part.tag != SOUND_LINE:
       continue
@@ -619,7 +626,7 @@ def _swallowed(
       new = text[at].isalnum() and not text[at].islower()
       if not begin < at < end or _LABEL.match(text, at):
         continue
-      if new if at in line_starts else _leads(text, at, line_starts):
+      if new if at in line_starts else _leads(cleaned, at):
         quoted = text[at : at + 30].partition(". ")[0]
         yield (
           f"{_at(repr(quoted), at)} is read as part of the sound's description,"
@@ -628,9 +635,7 @@ def _swallowed(
         return
 
 
-def _unlabelled(
-  parts: Sequence[Part], text: str, line_starts: frozenset[int]
-) -> Iterator[str]:
+def _unlabelled(parts: Sequence[Part], cleaned: _Cleaned) -> Iterator[str]:
   """One sentence for a sound that is described in a way no model knows."""
   if any(part.is_sound for part in parts):
     return
@@ -638,7 +643,7 @@ def _unlabelled(
     for label in _OTHER_LABEL.finditer(part.text) if not part.tag else ():
       at = part.start + label.start()
       # `_hints` has a note on `Audio:` as text.
-      if _leads(text, at, line_starts) and not _LABEL.search(label[0]):
+      if _leads(cleaned, at) and not _LABEL.search(label[0]):
         yield (
           f"{_at(label[0], at)} is read as plain text; if it describes the"
           f" sound, begin it with {SOUND_LINE}"
@@ -658,12 +663,6 @@ def _lookalike_notes(text: str) -> Iterator[str]:
         f" text; speech is {SPEECH}...{SPEECH_END}, sound"
         f" {SOUND}...{SOUND_END}"
       )
-
-
-def _few(notes: Sequence[str]) -> tuple[str, ...]:
-  """The first ten notes, and how many more there are."""
-  more = len(notes) - _SHOWN
-  return (*notes[:_SHOWN], *([f"and {more} more like it"] if more > 0 else []))
 
 
 def _at(tag: str, start: int) -> str:

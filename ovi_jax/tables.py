@@ -24,7 +24,7 @@ from ovi_jax import untrusted
 T = TypeVar("T")
 
 MAX_BYTES = 256 << 20
-_SHOWN = 10  # problems in an error
+_SHOWN = 10  # columns in an error
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHER_DELIMITERS = ",;\t"
 # The longest mark first: that of UTF-32 begins like that of UTF-16.
@@ -309,9 +309,6 @@ def _records(
 
 def _check(name: str, problems: Sequence[str]) -> None:
   """ValueError that lists the first ten problems, if there are any."""
-  if not problems:
-    return
-  lines = list(problems[:_SHOWN])
-  if len(problems) > _SHOWN:
-    lines.append(f"and {len(problems) - _SHOWN} more rows")
-  raise ValueError(f"{name}:\n  " + "\n  ".join(lines))
+  if problems:
+    lines = untrusted.shortened(problems, "more rows")
+    raise ValueError("\n  ".join([f"{name}:", *lines]))

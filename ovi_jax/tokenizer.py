@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import pathlib
 import re
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -90,14 +89,9 @@ class Tokenizer:
     Raises:
       ValueError: it will not do; names the path.
     """
-    path = pathlib.Path(path)
     wanted = "expected the tokenizer.json of google/umt5-xxl"
     try:
-      if kind := untrusted.irregular(path):
-        raise ValueError(f"it is {kind}")
-      with path.open("rb") as file:
-        data = untrusted.read_at_most(file, MAX_BYTES + 1)
-      return cls.parse(data, rows)
+      return cls.parse(untrusted.read_regular(path, MAX_BYTES), rows)
     except OSError as error:
       raise ValueError(f"{path}: {error.strerror}; {wanted}") from error
     except ValueError as error:

@@ -13,12 +13,14 @@ import pathlib
 import re
 import stat
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 from typing import BinaryIO
 
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 64
 _CHUNK = 1 << 20
+_LISTED = 10  # problems in a message
 _MAX_DIGITS = 40  # of an integer; 2**128 has 39
 
 # A string is matched whole, so that brackets within it do not count.
@@ -50,13 +52,25 @@ def read_json(
       `parse_json`, or is no regular file. The message does not name the file.
     OSError: it cannot be read.
   """
+  return parse_json(
+    read_regular(path, max_bytes),
+    max_bytes=max_bytes,
+    max_depth=max_depth,
+    finite=finite,
+  )
+
+
+def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+  """The bytes of a regular file, of a larger one `max_bytes` + 1.
+
+  Raises:
+    ValueError: it is no regular file. The message does not name it.
+    OSError: it cannot be read.
+  """
   if kind := irregular(path):
     raise ValueError(f"expected a regular file, found {kind}")
   with pathlib.Path(path).open("rb") as file:
-    data = read_at_most(file, max_bytes + 1)
-  return parse_json(
-    data, max_bytes=max_bytes, max_depth=max_depth, finite=finite
-  )
+    return read_at_most(file, max_bytes + 1)
 
 
 def irregular(path: str | os.PathLike[str]) -> str:
@@ -186,6 +200,17 @@ def printable(text: str, limit: int = 200) -> str:
     format characters written as `\\x1b`, `\\n`, `\\u202e`.
   """
   return escape(text if len(text) <= limit else text[:limit] + "…")
+
+
+def shortened(lines: Sequence[str], noun: str = "more") -> list[str]:
+  """The first ten lines, and how many more there are.
+
+  Args:
+    lines: problems or notes.
+    noun: what the others are called.
+  """
+  more = len(lines) - _LISTED
+  return [*lines[:_LISTED], *([f"and {more} {noun}"] if more > 0 else [])]
 
 
 def escape(text: str, keep: str = "") -> str:

@@ -6,11 +6,9 @@ For `mel_mean` and `mel_std` of `configs/codec_audio.py`.
 """
 
 import itertools
-import sys
 from collections.abc import Iterator
 
 import numpy as np
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -30,15 +28,10 @@ def waves(source: inputs.Source, samples: int) -> Iterator[np.ndarray]:
       yield crop.wave_A
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    source = inputs.open_source(FLAGS.source, FLAGS.split)
-    some = itertools.islice(waves(source, FLAGS.samples), FLAGS.clips)
-    mean, deviation = audio_vae.measure_mel(some)
-  except (OSError, ValueError) as error:
-    sys.exit(f"measure_mel: {error}")
+def main() -> None:
+  source = inputs.open_source(FLAGS.source, FLAGS.split)
+  some = itertools.islice(waves(source, FLAGS.samples), FLAGS.clips)
+  mean, deviation = audio_vae.measure_mel(some)
   for name, figures in (("MEAN", mean), ("DEVIATION", deviation)):
     print(f"MEL_{name} = (")
     for row in np.array_split(figures, len(figures) // 8):
@@ -51,4 +44,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("split", "train", "Of a dataset.")
   flags.DEFINE_integer("clips", 500, "Sounds that are measured.")
   flags.DEFINE_integer("samples", 157 * 512, "Of each sound.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -17,7 +17,7 @@ COMMANDS = [
   path
   for pattern in ("*.py", "ovi_jax/**/*.py")
   for path in sorted(ROOT.glob(pattern))
-  if "app.run(" in path.read_text()
+  if re.search(r"(app|cli)\.run\(", path.read_text())
 ]
 
 
@@ -47,7 +47,6 @@ def test_a_command_does_not_start_libtpu_on_a_machine_without_a_tpu():
     "import jax, pathlib\n"
     "from ovi_jax import cli\n"
     "cli.parse_flags(['command'])\n"
-    "cli.setup(['command'])\n"
     "print(jax.devices()[0].platform)\n"
     "print('libtpu' in pathlib.Path('/proc/self/maps').read_text())\n"
   )
@@ -66,9 +65,7 @@ def test_asking_for_the_platform_alone_prints_nothing():
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_every_command_sets_up_jax_when_it_parses_flags(path):
-  calls = re.findall(r"app\.run\((.*)\)", path.read_text())
-  assert calls
-  for arguments in calls:
+  for arguments in re.findall(r"app\.run\((.*)\)", path.read_text()):
     assert re.search(r"flags_parser=(cli\.)?parse_flags", arguments)
 
 
@@ -203,4 +200,45 @@ def test_help_of_a_script_shows_its_commands_and_flags():
   assert "python train.py --config=small --workdir=DIR" in done.stdout
   for flag in ("--config:", "--workdir:", "--aot:"):
     assert flag in done.stdout
-  assert done.stderr == ""
+  assert "--helpfull" not in done.stdout
+  assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def words(monkeypatch) -> list[str]:
+  """The words of a command line, for `cli.run` without flags."""
+  given = ["tool.py"]
+
+  def run(main, flags_parser):
+    del flags_parser
+    main(given)
+    sys.exit(0)
+
+  monkeypatch.setattr(cli.app, "run", run)
+  monkeypatch.setattr(sys, "argv", given)
+  return given
+
+
+@pytest.mark.parametrize("name", ["", "second"])
+def test_a_word_chooses_the_function_of_a_command(words, name):
+  words += [name] if name else []
+  called = []
+  with pytest.raises(SystemExit):
+    cli.run(lambda: called.append(""), second=lambda: called.append("second"))
+  assert called == [name]
+
+
+def test_an_unknown_word_is_refused(words):
+  words += ["third"]
+  with pytest.raises(cli.app.UsageError, match="'third'"):
+    cli.run(lambda: None, second=lambda: None)
+
+
+def test_an_error_of_a_command_is_one_line(words, capfd):
+  def fail():
+    raise ValueError("too small")
+
+  with pytest.raises(SystemExit) as ended:
+    cli.run(fail)
+  assert ended.value.code == 1
+  assert capfd.readouterr().err == "tool: too small\n"

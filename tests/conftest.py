@@ -10,6 +10,7 @@ os.environ.setdefault(
   "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
 )
 
+import itertools
 import pathlib
 
 import jax
@@ -19,6 +20,7 @@ import pytest
 from ovi_jax.convert import convert
 from ovi_jax.convert import standin
 from ovi_jax.convert.standin import write
+from tests.lib import bucket as buckets
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -71,6 +73,24 @@ def log_lines():
   yield lines
   logger.removeHandler(handler)
   logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def bucket_endpoint():
+  """An emulated object store that this process uses for `gs://`."""
+  # TensorStore and fsspec read the variables once, so all tests share it.
+  with buckets.Store().endpoint() as endpoint:
+    os.environ.update(endpoint.environment)
+    yield endpoint
+
+
+_bucket_numbers = itertools.count()
+
+
+@pytest.fixture
+def bucket(bucket_endpoint) -> str:
+  """The URL of a new, empty bucket."""
+  return bucket_endpoint.store.create(f"test-{next(_bucket_numbers)}")
 
 
 @pytest.fixture(scope="session")

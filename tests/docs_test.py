@@ -4,12 +4,15 @@ import importlib
 import json
 import pathlib
 import re
+import shutil
 
 import einops
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import numpy
 
+from ovi_jax.convert import standin as standin_lib
 from ovi_jax.convert.standin import write as standin
 from ovi_jax.media import mp4
 from ovi_jax.synthetic.world import world as worlds
@@ -33,26 +36,34 @@ TRAINING = [
   HOW_TO / "own_clips.md",  # tests/data/from_files_test.py
   HOW_TO / "train.md",
 ]
+PODS = [HOW_TO / "pods.md"]
 LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
 
 
 def test_every_command_of_the_guides_is_run_or_has_a_reason_not_to_be():
   run = {
     command
-    for page in (*SAMPLING, *TRAINING)
+    for page in (*SAMPLING, *TRAINING, *PODS)
     for _, command in doc_commands.commands(page)
   }
   for page in doc_commands.guides():
     for _, command in doc_commands.commands(page):
-      is_known = command in run or doc_commands.is_excluded(command)
+      alone = any(re.search(p, command) for p in doc_commands.RUN_ALONE)
+      is_known = command in run or alone or doc_commands.is_excluded(command)
       assert is_known, f"{page}: {command}"
   all_of_them = "\n".join(
     command
     for page in doc_commands.guides()
     for _, command in doc_commands.commands(page)
   )
-  for pattern in doc_commands.NOT_RUN:
+  for pattern in (*doc_commands.NOT_RUN, *doc_commands.RUN_ALONE):
     assert re.search(pattern, all_of_them, re.MULTILINE), pattern
+
+
+def test_the_manifests_of_the_guide_to_pods_can_be_printed(tmp_path):
+  doc_commands.repository(tmp_path)
+  done = doc_commands.run_pages(PODS, tmp_path)
+  assert len(done) == 1 and "train_tpu.yaml" in done[0]
 
 
 def test_fields_that_commands_set_exist():
@@ -112,6 +123,7 @@ def test_readme_sampling_conversion_and_evaluation(tmp_path):
   doc_commands.repository(tmp_path)
   # In place of what the pages download or ask the reader for.
   standin.write_release(tmp_path / "release")
+  write_files_of_other_tools(tmp_path)
   # An image of the default aspect: the prompt's compiled program is reused.
   Image.new("RGB", (96, 64), (200, 120, 40)).save(tmp_path / "me.png")
   (tmp_path / "prompts.csv").write_text("text_prompt\nWaves. Audio: surf.\n")
@@ -126,6 +138,20 @@ def test_readme_sampling_conversion_and_evaluation(tmp_path):
   assert list((tmp_path / "samples" / "maps" / "attention_maps").glob("*.png"))
   report = json.loads((tmp_path / "report.json").read_text())
   assert {score["name"] for score in report["scores"]} >= {"kind", "sync F1"}
+
+
+def write_files_of_other_tools(folder: pathlib.Path) -> None:
+  """The stand-in's text encoder, towers and vocoder as single files."""
+  wan, release = "Wan2.2-TI2V-5B", folder / "release"
+  towers = standin_lib.tensors("Ovi/model.safetensors")
+  for tower in ("video", "audio"):
+    of_tower = {n: x for n, x in towers.items() if n.startswith(f"{tower}_")}
+    numpy.save_file(of_tower, folder / f"{tower.upper()}.safetensors")
+  umt5 = standin_lib.tensors(f"{wan}/models_t5_umt5-xxl-enc-bf16.pth")
+  umt5 = {name: x.astype(np.float16) for name, x in umt5.items()}
+  numpy.save_file(umt5, folder / "umt5_xxl_fp16.safetensors")
+  shutil.copy(release / "MMAudio/ext_weights/best_netG.pt", folder)
+  shutil.copy(release / f"{wan}/google/umt5-xxl/tokenizer.json", folder)
 
 
 @pytest.mark.slow

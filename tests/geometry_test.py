@@ -90,7 +90,7 @@ def test_sizes_that_do_not_fit_are_refused():
     geometry.Clip(
       latent_frames=1, latent_height=2, latent_width=2, audio_latents=0
     )
-  with pytest.raises(ValueError, match="got 123; 121 would do"):
+  with pytest.raises(ValueError, match="got 123; use 121"):
     geometry.latent_frames(123)
 
 

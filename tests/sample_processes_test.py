@@ -137,4 +137,4 @@ def test_a_noise_file_missing_in_one_process_ends_all(
     for run in runs:
       assert run.process.wait(60) == 1, run.said
       assert str(lost) in run.said and "Traceback" not in run.said
-  assert "sample: process 1 cannot begin: " in runs[0].said
+  assert "sample: process 1 cannot start: " in runs[0].said

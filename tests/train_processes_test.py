@@ -156,7 +156,7 @@ def test_missing_data_in_one_process_ends_all(source, tmp_path):
     for run in runs:
       assert run.process.wait(60) == 1, run.said
       assert "at least one source" in run.said and "Traceback" not in run.said
-  assert "train: process 1 cannot begin: " in runs[0].said
+  assert "train: process 1 cannot start: " in runs[0].said
   assert not (tmp_path / "run").exists()
 
 

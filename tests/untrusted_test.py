@@ -114,3 +114,12 @@ def test_terminal_control_characters_are_escaped():
 
 def test_spaces_of_other_scripts_are_kept():
   assert untrusted.escape("a\u3000b\xa0c\nd", keep="\n") == "a\u3000b\xa0c\nd"
+
+
+def test_more_than_ten_lines_are_counted():
+  lines = [str(number) for number in range(12)]
+  assert untrusted.shortened(lines[:10]) == lines[:10]
+  assert untrusted.shortened(lines, "more rows") == [
+    *lines[:10],
+    "and 2 more rows",
+  ]

@@ -29,6 +29,7 @@ from absl import app as absl_app
 from absl import flags
 from sphinx.domains.python import _object as python
 
+from ovi_jax import cli
 from ovi_jax.modality import AV
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -403,6 +404,7 @@ def command_flags(path: pathlib.Path) -> tuple[pathlib.Path, list[flags.Flag]]:
   try:
     with (
       mock.patch.object(absl_app, "run", run),
+      mock.patch.object(cli, "run", run),
       mock.patch.object(sys, "argv", [str(path)]),
       contextlib.suppress(SystemExit),
     ):

@@ -10,12 +10,13 @@ programs reach neither bound.
 import dataclasses
 import functools
 import json
+import logging
 import math
 import pathlib
 import re
 import time
+from collections.abc import Iterable
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from ovi_jax.aot import costs
 from ovi_jax.aot import hlo
 from ovi_jax.attention import splash
 
+_log = logging.getLogger(__name__)
 LISTED = 8  # largest arrays that are named
 _FULL = "RESOURCE_EXHAUSTED"
 
@@ -60,13 +62,17 @@ class Report:
   mesh: Mapping[str, int]
   argument_size: int
   temp_size: int
-  peak_memory: int | None
+  peak_memory: int | None = None
   hbm_capacity: int
   model_flops: float | None
-  compiled_flops: float
-  bytes_accessed: float
-  collective_bytes: Mapping[str, float]
-  roofline_seconds: Mapping[str, float]
+  compiled_flops: float = 0.0
+  bytes_accessed: float = 0.0
+  collective_bytes: Mapping[str, float] = dataclasses.field(
+    default_factory=dict
+  )
+  roofline_seconds: Mapping[str, float] = dataclasses.field(
+    default_factory=dict
+  )
   compile_time: float
   largest_arrays: Mapping[str, int]
   error: str = ""
@@ -167,16 +173,24 @@ class Report:
     }
 
 
-def write(
-  folder: pathlib.Path, name: str, reports: Sequence[Report]
-) -> pathlib.Path:
-  """Write reports as JSON to `aot_NAME.json`, and say where that is."""
+def publish(folder: pathlib.Path, name: str, reports: Iterable[Report]) -> bool:
+  """Log reports as they come, and write them as JSON to `aot_NAME.json`.
+
+  Returns:
+    Whether all programs fit.
+  """
+  made = []
+  for each in reports:
+    for line in each.lines():
+      _log.info(line)
+    made.append(each)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f"aot_{name.replace(':', '_')}.json"
-  text = json.dumps([each.plain() for each in reports], indent=2) + "\n"
+  text = json.dumps([each.plain() for each in made], indent=2) + "\n"
   with files.atomic_path(path) as temporary:
-    pathlib.Path(temporary).write_text(text, "utf-8")
-  return path
+    temporary.write_text(text, "utf-8")
+  _log.info(f"wrote {path}")
+  return all(each.fits for each in made)
 
 
 def compile_and_report(
@@ -227,7 +241,7 @@ def compile_and_report(
     return _refused(shared, sizes, str(error), time.perf_counter() - began)
   seconds = time.perf_counter() - began
   parsed = hlo.parse(compiled.as_text() or "")
-  found = costs.count(parsed, functools.partial(_blocks, kind))
+  found = costs.count(parsed, functools.partial(splash.blocks_of_filled, kind))
   memory: Any = compiled.memory_analysis()
   sent, ici_seconds = _collective_bytes(found, mesh, chip)
   return Report(
@@ -246,11 +260,6 @@ def compile_and_report(
     compile_time=seconds,
     largest_arrays=_first(sizes | _temp_arrays(parsed)),
   )
-
-
-def _blocks(kind: str, queries: int, keys: int) -> tuple[int, int]:
-  """Block sizes of a flash kernel."""
-  return splash.blocks_of_filled(kind, queries, keys)
 
 
 def _refused(
@@ -275,11 +284,6 @@ def _refused(
     **shared,
     argument_size=sum(arguments.values()),
     temp_size=int(float(whole[1]) * _UNITS[whole[2]]) if whole else 0,
-    peak_memory=None,
-    compiled_flops=0.0,
-    bytes_accessed=0.0,
-    collective_bytes={},
-    roofline_seconds={},
     compile_time=seconds,
     largest_arrays=_first(dict(arguments) | temporaries),
     error=needs[0] if needs else said.splitlines()[0],

@@ -5,7 +5,6 @@ shapes. Without weights of the variant, released sizes are used.
 """
 
 import functools
-import logging
 import pathlib
 from typing import Any
 
@@ -15,12 +14,10 @@ import ml_collections
 from flax import traverse_util
 
 import ovi_jax
-from ovi_jax import config as config_lib
 from ovi_jax import flops
 from ovi_jax import geometry
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
-from ovi_jax.attention import attention
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import fusion
@@ -35,8 +32,6 @@ from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import sharding_rules
-
-_log = logging.getLogger(__name__)
 
 
 def run(
@@ -65,17 +60,16 @@ def run(
   manifest = manifest_of(variant, weights)
   advised = settings_lib.recommended_of(manifest)
   settings = settings_lib.Settings.from_config(config, advised)
-  pipeline = pipeline_of(settings, manifest, devices)
-  clip = clip_of(settings, manifest)
-  reports = []
-  for make in (step, decoding):
-    found = make(settings, pipeline, clip)
-    for line in found.lines():
-      _log.info(line)
-    reports.append(found)
+  pipeline = planning.components_of(
+    pathlib.Path(), manifest, settings, devices, devices[0].platform
+  )
+  # Of a prompt without a picture.
+  size = planning.clip_size(settings, manifest)
+  area = manifest.geometry.area
+  clip = manifest.geometry.clip(*geometry.snap(*size, area))
+  reports = (make(settings, pipeline, clip) for make in (step, decoding))
   what = manifest.variant or weights_dir.CUSTOM
-  _log.info(f"wrote {report.write(out, f'{what}_{name}', reports)}")
-  return all(each.fits for each in reports)
+  return report.publish(out, f"{what}_{name}", reports)
 
 
 def manifest_of(variant: str, weights: pathlib.Path) -> weights_dir.Manifest:
@@ -99,39 +93,6 @@ def manifest_of(variant: str, weights: pathlib.Path) -> weights_dir.Manifest:
   )
 
 
-def pipeline_of(
-  settings: settings_lib.Settings,
-  manifest: weights_dir.Manifest,
-  devices: list[Any],
-) -> denoisers.SamplingComponents:
-  """What a run on these devices would be made of."""
-  tower = next(iter(manifest.architecture.fusion.present().values()))
-  mesh = planning.make_mesh(settings, devices, tower.num_heads)
-  platform = devices[0].platform
-  dtype = config_lib.resolve_dtype(settings.dtype, platform)
-  return denoisers.SamplingComponents(
-    weights=pathlib.Path(),
-    manifest=manifest,
-    mesh=mesh,
-    dtype=dtype,
-    backend=attention.resolve(
-      settings.attention, platform, dtype, tower.head_size
-    ),
-    context_parallelism=settings.context_parallelism,
-  )
-
-
-def clip_of(
-  settings: settings_lib.Settings, manifest: weights_dir.Manifest
-) -> geometry.Clip:
-  """The clip that a prompt without a picture would become."""
-  variant, clip = manifest.geometry, manifest.architecture.clip
-  size = settings.height, settings.width
-  if clip is not None and size == geometry.DEFAULT_SIZE:
-    size = clip.pixels
-  return variant.clip(*geometry.snap(*size, variant.area))
-
-
 def step(
   settings: settings_lib.Settings,
   pipeline: denoisers.SamplingComponents,
@@ -140,7 +101,9 @@ def step(
   """A guided step of a whole batch of clips."""
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
   batch = settings.batch_size
-  whole = sharding_rules.replicated(mesh)
+  whole = functools.partial(
+    sharding_rules.abstract, place=sharding_rules.replicated(mesh)
+  )
   method = solvers.named(settings.solver)
   levels = method.schedule(settings.num_steps, settings.flow_shift)
   row = method.coefficients(levels.sigmas)[0]
@@ -149,13 +112,10 @@ def step(
     params = _parameters("fusion", pipeline)
     grid = clip.latent_frames, clip.latent_height, clip.latent_width
     x = AV(
-      sharding_rules.abstract((batch, *grid, towers.video.channels), whole),
-      sharding_rules.abstract(
-        (batch, clip.audio_latents, towers.audio.channels), whole
-      ),
+      whole((batch, *grid, towers.video.channels)),
+      whole((batch, clip.audio_latents, towers.audio.channels)),
     )
-    rows, width = pipeline.text_length, towers.video.text_dim
-    text = sharding_rules.abstract((2 * batch, rows, width), whole)
+    text = whole((2 * batch, pipeline.text_length, towers.video.text_dim))
     doubled = jax.eval_shape(guidance.duplicate_for_cfg, x)
     conditions: Any = jax.eval_shape(
       functools.partial(denoisers.conditions, model),
@@ -169,26 +129,14 @@ def step(
       ),
       conditions,
     )
-    scale = sharding_rules.abstract((), whole)
-    inputs = denoise.Inputs(
-      conditions,
-      sharding_rules.abstract(
-        (towers.video.num_layers, 2 * batch), whole, jnp.bool_
-      ),
-      AV(scale, scale),
-    )
+    scale = whole(())
+    mask = whole((towers.video.num_layers, 2 * batch), dtype=jnp.bool_)
+    inputs = denoise.Inputs(conditions, mask, AV(scale, scale))
     state = jax.tree.map(
-      lambda s: sharding_rules.abstract(s.shape, whole, s.dtype),
-      jax.eval_shape(lambda x: AV(*(method.init(a) for a in x)), x),
+      lambda s: whole(s.shape, dtype=s.dtype),
+      jax.eval_shape(lambda x: x.map(lambda _, a: method.init(a)), x),
     )
-    arguments = (
-      params,
-      inputs,
-      x,
-      state,
-      scale,
-      sharding_rules.abstract(row.shape, whole),
-    )
+    arguments = params, inputs, x, state, scale, whole(row.shape)
     lowered = denoise.step.lower(model, method, *arguments)
   tokens = AV(clip.tokens, clip.audio_latents)
   return report.compile_and_report(

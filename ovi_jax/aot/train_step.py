@@ -4,7 +4,7 @@ The program is that of `loop.compile_step` with the same config; state and batch
 are shapes. Neither data nor initial parameters are needed.
 """
 
-import logging
+import math
 import pathlib
 from typing import Any
 
@@ -21,8 +21,6 @@ from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step as steps
 from ovi_jax.training import task as tasks
-
-_log = logging.getLogger(__name__)
 
 
 def run(
@@ -50,14 +48,11 @@ def run(
       " a config of towers, or leave --aot away and train on what is here"
     )
   mesh = tasks.make(settings).make_mesh(topology.devices(name))
-  reports = []
-  for bucket in settings.data.buckets:
-    found = step(settings, bucket.video, bucket.audio, mesh)
-    for line in found.lines():
-      _log.info(line)
-    reports.append(found)
-  _log.info(f"wrote {report.write(out, f'train_{name}', reports)}")
-  return all(each.fits for each in reports)
+  reports = (
+    step(settings, bucket.video, bucket.audio, mesh)
+    for bucket in settings.data.buckets
+  )
+  return report.publish(out, f"train_{name}", reports)
 
 
 def step(
@@ -85,11 +80,8 @@ def step(
     shardings = jax.tree.map(lambda x: x.sharding, state)
     program = steps.jit_train_step(shardings, mesh)
     lowered = program.lower(step_config, state, batch, null_SE)
-  tokens = AV(
-    **{
-      name: _tokens(getattr(settings.model, name), x.shape)
-      for name, x in batch.latents.present().items()
-    }
+  tokens = batch.latents.map(
+    lambda name, x: math.prod(getattr(settings.model, name).grid(x.shape))
   )
   only_attention = settings.trainable == param_filter.ATTENTION
   work = flops.forward(settings.model, tokens).training(only_attention)
@@ -123,10 +115,3 @@ def batch_of(
       (size, settings.data.max_text_len, tower.text_dim), rows
     )
   return schema.Batch(AV(**latents), AV(**lengths), AV(**text), None)
-
-
-def _tokens(tower: Any, shape: tuple[int, ...]) -> int:
-  count = 1
-  for size in tower.grid(shape):
-    count *= size
-  return count

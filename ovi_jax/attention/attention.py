@@ -145,13 +145,12 @@ def attention(
   """
   if length is not None and pad_count > 1:
     raise ValueError("attention takes `pad_count` or `length`, not both")
-  if isinstance(length, int | None):
-    return _placed(
-      q_BLNK, k_BSNK, v_BSNK, backend, pad_count, length, letters, strategy
-    )
-  some = jnp.maximum(length, 1)
-  out = _placed(q_BLNK, k_BSNK, v_BSNK, backend, 1, some, letters, strategy)
-  return jnp.where(length[:, None, None, None] > 0, out, 0)
+  static = isinstance(length, int | None)
+  some = length if static else jnp.maximum(length, 1)
+  out = _placed(
+    q_BLNK, k_BSNK, v_BSNK, backend, pad_count, some, letters, strategy
+  )
+  return out if static else jnp.where(length[:, None, None, None] > 0, out, 0)
 
 
 def _placed(
@@ -171,12 +170,9 @@ def _placed(
     return local.attend(q, k, v, pad_count, length)
   q = logical_axes.constrain(q, letters[0])
   k, v = (logical_axes.constrain(x, letters[1]) for x in (k, v))
-  sizes = dict(mesh.shape)
-  where_q = logical_axes.spec(
-    letters[0], q.shape, sizes, logical_axes.ACTIVATIONS
-  )
-  where_k = logical_axes.spec(
-    letters[1], k.shape, sizes, logical_axes.ACTIVATIONS
+  where_q, where_k = (
+    logical_axes.spec(axes, x.shape, mesh.shape, logical_axes.ACTIVATIONS)
+    for axes, x in zip(letters, (q, k), strict=True)
   )
   if where_k[1] and not where_q[1]:
     # Few queries: partial sums over split keys are little to send, and XLA

@@ -187,6 +187,14 @@ def masked(logits: jax.Array, length: Any) -> jax.Array:
   return jnp.where(places < length[..., None, None], logits, MASKED)
 
 
+def masked_lse(lse_BLN: jax.Array, length_B: Any) -> jax.Array:
+  """Log-sum-exps of a kernel that knows no part without keys, see
+  `attend_part`."""
+  if length_B is None:
+    return lse_BLN
+  return jnp.where((length_B > 0)[:, None, None], lse_BLN, MASKED)
+
+
 def _attend(
   q: jax.Array, k: jax.Array, v: jax.Array, pad_count: int, length: Any
 ) -> tuple[jax.Array, jax.Array]:

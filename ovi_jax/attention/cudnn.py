@@ -21,7 +21,9 @@ def attend(
     [B, L, N, K] in the dtype of q.
   """
   k, v = (blockwise.repeat_last(x, pad_count) for x in (k_BSNK, v_BSNK))
-  length_B = _each(length, q_BLNK)
+  length_B = None
+  if length is not None:
+    length_B = jnp.broadcast_to(jnp.int32(length), q_BLNK.shape[:1])
   out = jax.nn.dot_product_attention(
     q_BLNK, k, v, key_value_seq_lengths=length_B, implementation="cudnn"
   )
@@ -41,13 +43,4 @@ def attend_part(
     implementation="cudnn",
     return_residual=True,
   )
-  if length_B is not None:
-    has_B11 = (length_B > 0)[:, None, None]
-    lse_BLN = jnp.where(has_B11, lse_BLN, blockwise.MASKED)
-  return out, lse_BLN
-
-
-def _each(length: Any, q_BLNK: jax.Array) -> Any:
-  if length is None:
-    return None
-  return jnp.broadcast_to(jnp.asarray(length, jnp.int32), q_BLNK.shape[:1])
+  return out, blockwise.masked_lse(lse_BLN, length_B)

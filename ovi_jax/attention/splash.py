@@ -53,12 +53,7 @@ def attend_part(
 ) -> tuple[jax.Array, jax.Array]:
   """See `blockwise.attend_part`; without a gradient of its own."""
   out, lse_BNL = _run(q_BLNK, k_BSNK, v_BSNK, length_B, lse=True)
-  lse_BLN = jnp.swapaxes(lse_BNL, 1, 2)
-  if length_B is not None:
-    # The kernel knows no part without keys.
-    has_B11 = (length_B > 0)[:, None, None]
-    lse_BLN = jnp.where(has_B11, lse_BLN, blockwise.MASKED)
-  return out, lse_BLN
+  return out, blockwise.masked_lse(jnp.swapaxes(lse_BNL, 1, 2), length_B)
 
 
 def _run(q_BLNK, k_BSNK, v_BSNK, length: Any, lse: bool) -> Any:
@@ -82,11 +77,10 @@ def _run(q_BLNK, k_BSNK, v_BSNK, length: Any, lse: bool) -> Any:
   )
   arrays = filled(q, rows), filled(k_BSNK, columns), filled(v_BSNK, columns)
   found = jax.vmap(kernel)(*arrays, segments)
-  out, residuals = found if lse else (found, None)
+  # With the log-sum-exp: the output, and a tuple of what else is kept.
+  out = found[0] if lse else found
   out_BLNK = jnp.swapaxes(out[:, :, :queries], 1, 2)
-  if residuals is None:
-    return out_BLNK
-  return out_BLNK, residuals[0][:, :, :queries]
+  return (out_BLNK, found[1][0][:, :, :queries]) if lse else out_BLNK
 
 
 def _kernel(

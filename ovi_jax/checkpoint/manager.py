@@ -270,7 +270,7 @@ class Manager:
       listed = "".join(f"\n  {line}" for line in failures)
       raise ValueError(
         f"none of the {len(failures)} checkpoints in {self.directory} can be"
-        f" read; move them away to start anew:{listed}"
+        f" read; move them away to start from scratch:{listed}"
       )
     return None
 

@@ -57,7 +57,7 @@ def check_config(
   if url := _SCHEME.match(str(workdir)):
     raise ValueError(
       f"workdir {workdir}: expected a directory of this machine, {url[1]}://"
-      " is not supported; mount the bucket and give the directory"
+      " is not supported; mount the bucket and pass the directory"
     )
   path = pathlib.Path(workdir) / CONFIG
   ours = _as_json(config)

@@ -10,6 +10,8 @@ PyTorch is not needed, and code inside a checkpoint is not executed. See
 docs/how_to/convert.md.
 """
 
+from typing import Any
+
 from absl import flags
 
 from ovi_jax import cli
@@ -50,25 +52,12 @@ def define_flags() -> None:
   flags.DEFINE_string("tokenizer", "", "tokenizer.json of the text encoder.")
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
-  try:
-    command.run(
-      release=FLAGS.release,
-      variant=FLAGS.variant,
-      arch=FLAGS.arch,
-      out=FLAGS.out,
-      components=FLAGS.components,
-      export=FLAGS.export,
-      weights=FLAGS.weights,
-      download=FLAGS.download,
-      files={name: FLAGS[name].value or "" for name in architecture.COMPONENTS},
-      tokenizer=FLAGS.tokenizer,
-    )
-  except (OSError, ValueError) as error:
-    cli.exit_with_error(error)
+def main() -> None:
+  own = FLAGS.flags_by_module_dict()[main.__module__]
+  values: dict[str, Any] = {flag.name: flag.value for flag in own}
+  command.run(**values)
 
 
 def start() -> None:
   """Run the command."""
-  cli.run(define_flags, main, __doc__ or "")
+  cli.run_script(define_flags, main, __doc__ or "")

@@ -60,27 +60,23 @@ def define_flags() -> None:
   flags.DEFINE_bool("overwrite", False, "Generate existing clips again.")
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   weights, out = pathlib.Path(FLAGS.weights), pathlib.Path(FLAGS.out)
-  try:
-    if FLAGS.aot:
-      sys.exit(not sample_step.run(FLAGS.aot, FLAGS.config, weights, out))
-    asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
-    generate.run(
-      settings=planning.resolve_settings(FLAGS.config, weights),
-      requests=requests.from_flags(*asked),
-      weights=weights,
-      out=out,
-      noise=FLAGS.noise,
-      save_latents=FLAGS.save_latents,
-      maps=FLAGS.attention_maps,
-      overwrite=FLAGS.overwrite,
-    )
-  except (OSError, ValueError) as error:
-    cli.exit_with_error(error)
+  if FLAGS.aot:
+    sys.exit(not sample_step.run(FLAGS.aot, FLAGS.config, weights, out))
+  asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
+  generate.run(
+    settings=planning.resolve_settings(FLAGS.config, weights),
+    requests=requests.from_flags(*asked),
+    weights=weights,
+    out=out,
+    noise=FLAGS.noise,
+    save_latents=FLAGS.save_latents,
+    maps=FLAGS.attention_maps,
+    overwrite=FLAGS.overwrite,
+  )
 
 
 def start() -> None:
   """Run the command."""
-  cli.run(define_flags, main, __doc__ or "")
+  cli.run_script(define_flags, main, __doc__ or "")

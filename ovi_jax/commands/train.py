@@ -49,8 +49,7 @@ def define_flags() -> None:
   )
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   timer = goodput.Timer()
   try:
     if FLAGS.rollback_to is not None:
@@ -69,8 +68,6 @@ def main(argv: list[str]) -> None:
     if FLAGS.aot:
       sys.exit(not train_step.run(FLAGS.aot, chosen, workdir))
     finished = trainer.train(chosen, FLAGS.config.to_dict(), workdir, timer)
-  except (OSError, ValueError) as error:
-    cli.exit_with_error(error)
   except KeyboardInterrupt:
     name = cli.command_name()
     print(f"{name}: interrupted; the same command resumes from its checkpoint")
@@ -80,4 +77,4 @@ def main(argv: list[str]) -> None:
 
 def start() -> None:
   """Run the command."""
-  cli.run(define_flags, main, __doc__ or "")
+  cli.run_script(define_flags, main, __doc__ or "")

@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
 from ovi_jax import untrusted
@@ -16,27 +15,13 @@ from ovi_jax.pretrained import weights_dir
 VARIANTS = ", ".join(releases.known_variants())
 
 
-def run(
-  *,
-  release: str,
-  variant: str,
-  arch: str,
-  out: str,
-  components: Sequence[str],
-  export: bool,
-  weights: str,
-  download: str,
-  files: Mapping[str, str] | None = None,
-  tokenizer: str = "",
-) -> None:
+def run(*, out: str, **flags: Any) -> None:
   """Convert, export or download, as the flags say.
 
   Args:
-    files: file, or files with commas between, of each component that is not
-      to be taken from the release.
-    tokenizer: a `tokenizer.json`.
-    release, variant, arch, out, components, export, weights, download: as
-      `--help` describes them.
+    out: the directory to write.
+    **flags: the other flags by name, as `--help` describes them; those that are
+      empty or left out are not given.
 
   Raises:
     ValueError: flags that are missing or contradict each other, or whatever
@@ -45,29 +30,20 @@ def run(
   """
   if not out:
     raise ValueError("--out=DIR is needed: the directory to write")
-  named = {
-    name: _files(value) for name, value in (files or {}).items() if value
-  }
-  _check(
-    {
-      **named,
-      "tokenizer": tokenizer,
-      "release": release,
-      "variant": variant,
-      "arch": arch,
-      "components": components,
-      "export": export,
-      "weights": weights,
-      "download": download,
-    }
+  _check(flags)
+  release, variant, arch, weights, download = (
+    flags.get(name, "")
+    for name in ("release", "variant", "arch", "weights", "download")
   )
+  components = flags.get("components") or None
+  named = {c: _files(flags[c]) for c in architecture.COMPONENTS if flags.get(c)}
   if download:
     downloads.download(download, pathlib.Path(out))
-  elif export:
+  elif flags.get("export"):
     source = weights or release
     if not source:
       raise ValueError("--export needs --weights=DIR of converted weights")
-    convert.export(pathlib.Path(source), pathlib.Path(out), components or None)
+    convert.export(pathlib.Path(source), pathlib.Path(out), components)
   else:
     if not release and not named:
       raise ValueError(
@@ -76,7 +52,7 @@ def run(
       )
     if bool(variant) == bool(arch):
       raise ValueError(
-        f"give one of --variant=NAME ({VARIANTS}) and --arch=FILE"
+        f"pass one of --variant=NAME ({VARIANTS}) and --arch=FILE"
       )
     folder = pathlib.Path(release) if release else None
     if folder is not None and not folder.is_dir():
@@ -91,9 +67,9 @@ def run(
       pathlib.Path(out),
       variant=variant or None,
       sizes=_sizes(variant, arch),
-      components=components or None,
+      components=components,
       files=named,
-      tokenizer=_tokenizer(tokenizer),
+      tokenizer=_tokenizer(flags.get("tokenizer", "")),
     )
 
 
@@ -141,11 +117,11 @@ def _check(flags: Mapping[str, Any]) -> None:
     ValueError: names the flags that contradict each other.
   """
   given = [name for name, value in flags.items() if value]
-  if flags["download"]:
+  if flags.get("download"):
     task, allowed = "download", {"download"}
-  elif flags["export"]:
+  elif flags.get("export"):
     task, allowed = "export", {"export", "weights", "components"}
-    if not flags["weights"]:
+    if not flags.get("weights"):
       allowed.add("release")
   else:
     task, allowed = "", {"release", "variant", "arch", "components"}

@@ -7,9 +7,7 @@ written into a directory of their own and moved to their place at the end, so
 that what was there stays usable until the whole conversion has succeeded.
 """
 
-import dataclasses
 import hashlib
-import itertools
 import logging
 import os
 import pathlib
@@ -94,8 +92,7 @@ def convert(
     _check_tokenizer(found)
     beside = _tokenizer_files(found.parent, release, tokenizer)
   with staging.staged(out) as staged:
-    known = _Known.of(out, arch, variant, chosen)
-    digests = dict(known.digests)
+    digests, sampling = _staying(out, arch, variant, chosen)
     for component, (tensors, shapes) in opened.items():
       digests[component] = _convert_one(component, tensors, shapes, out, staged)
     for name, path in beside.items():
@@ -108,7 +105,7 @@ def convert(
       sizes=dict(sizes),
       digests=digests,
       version=ovi_jax.__version__,
-      sampling=known.sampling,
+      sampling=sampling,
     )
     manifest.save(staged)
     # No file of another tokenizer stays.
@@ -147,59 +144,50 @@ def _convert_one(
   return content
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Known:
-  """What an earlier conversion left in a directory and what of it stays.
+def _staying(
+  out: pathlib.Path,
+  arch: architecture.Architecture,
+  variant: str | None,
+  replaced: Sequence[str],
+) -> tuple[dict[str, str], Mapping[str, Any]]:
+  """What an earlier conversion left in `out` and what of it stays.
 
-  Attributes:
-    digests: of the components that stay.
-    sampling: advice for the denoiser, if that stays.
+  Returns:
+    Digests of the components that stay; advice for the denoiser, if that stays.
+
+  Raises:
+    ValueError: what stays does not fit what is converted.
   """
-
-  digests: Mapping[str, str]
-  sampling: Mapping[str, Any]
-
-  @classmethod
-  def of(
-    cls,
-    out: pathlib.Path,
-    arch: architecture.Architecture,
-    variant: str | None,
-    replaced: Sequence[str],
-  ) -> "_Known":
-    """Look at `out`; ValueError if what stays would not fit what comes."""
-    staying = [
+  staying = [
+    c
+    for c in architecture.COMPONENTS
+    if c not in replaced and weights_dir.component_file(out, c).is_file()
+  ]
+  sampling: Mapping[str, Any] = {}
+  if staying and (out / weights_dir.MANIFEST).is_file():
+    manifest = weights_dir.manifest_of(out)
+    others = [
       c
-      for c in architecture.COMPONENTS
-      if c not in replaced and weights_dir.component_file(out, c).is_file()
-    ]
-    if not staying:
-      return cls(digests={}, sampling={})
-    sampling: Mapping[str, Any] = {}
-    if (out / weights_dir.MANIFEST).is_file():
-      manifest = weights_dir.manifest_of(out)
-      others = [
-        c
-        for c in staying
-        if c in manifest.digests
-        and manifest.architecture.config(c) != arch.config(c)
-      ]
-      if manifest.variant != variant and "fusion" in staying:
-        others.append("fusion")
-      if others:
-        raise ValueError(
-          f"{out} holds {', '.join(dict.fromkeys(others))} of"
-          f" {manifest.variant or 'other sizes'}, which would not fit what is"
-          " converted now; convert all components or give another --out"
-        )
-      if "fusion" in staying:
-        sampling = manifest.sampling
-    digests = {
-      c: weights.metadata(weights_dir.component_file(out, c)).get("digest", "")
       for c in staying
-      if arch.config(c) is not None
-    }
-    return cls(digests=digests, sampling=sampling)
+      if c in manifest.digests
+      and manifest.architecture.config(c) != arch.config(c)
+    ]
+    if manifest.variant != variant and "fusion" in staying:
+      others.append("fusion")
+    if others:
+      raise ValueError(
+        f"{out} holds {', '.join(dict.fromkeys(others))} of"
+        f" {manifest.variant or 'other sizes'}, which does not fit what is"
+        " converted now; convert all components or use another --out"
+      )
+    if "fusion" in staying:
+      sampling = manifest.sampling
+  digests = {
+    c: weights.metadata(weights_dir.component_file(out, c)).get("digest", "")
+    for c in staying
+    if arch.config(c) is not None
+  }
+  return digests, sampling
 
 
 def _open(
@@ -284,14 +272,14 @@ def _misfits(
     problems.append(str(error))
   integers: list[str] = []
   for row in tensors.rows:
-    for name in itertools.chain.from_iterable(map(row.names, row.indices)):
+    for name in row.all_names:
       dtype = tensors.dtypes.get(name, np.dtype(np.float32))
       if not jnp.issubdtype(dtype, jnp.floating):
         integers.append(f"{name} is {dtype}")
   if integers:
     more = f" (and {len(integers) - 1} more)" if len(integers) > 1 else ""
     problems.append(f"expected floating point, {integers[0]}{more}")
-  return problems or mapping.shortened(_other_constants(tensors))
+  return problems or untrusted.shortened(_other_constants(tensors))
 
 
 def _other_constants(tensors: normalize.Normalized) -> list[str]:
@@ -337,9 +325,9 @@ def _written(
   }
   if not same or metadata.get("table") != _table(tensors.rows):
     return ""
-  digest = reader.Digest(file=tensors)
+  digest = reader.Digest(source=tensors.read)
   for row in tensors.rows:
-    for name in itertools.chain.from_iterable(map(row.names, row.indices)):
+    for name in row.all_names:
       digest.read(name)
   content = digest.content()
   return content if metadata.get("digest") == content else ""
@@ -356,7 +344,7 @@ def _write(
   shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> str:
   """Write one component; returns the digest of what was read."""
-  digest = reader.Digest(file=tensors)
+  digest = reader.Digest(source=tensors.read)
   with weights.Writer(path, shapes) as writer:
     for name, index, array in mapping.to_ours(tensors.rows, digest.read):
       writer.write(name, index, array)
@@ -380,7 +368,7 @@ def _tokenizer(
     if path.is_file():
       return path
   raise ValueError(
-    f"expected the tokenizer of the text encoder: {tried[0]}; give it with"
+    f"expected the tokenizer of the text encoder: {tried[0]}; pass it with"
     " --tokenizer=FILE"
   )
 
@@ -392,11 +380,8 @@ def _check_tokenizer(path: pathlib.Path) -> None:
     ValueError: names the file.
   """
   try:
-    if kind := untrusted.irregular(path):
-      raise ValueError(f"expected a regular file, found {kind}")
-    with path.open("rb") as file:
-      limit = tokenizer_lib.MAX_BYTES + 1
-      tokenizer_lib.parse_pipeline(untrusted.read_at_most(file, limit))
+    data = untrusted.read_regular(path, tokenizer_lib.MAX_BYTES)
+    tokenizer_lib.parse_pipeline(data)
   except ValueError as error:
     raise ValueError(f"tokenizer {path}: {error}") from error
 

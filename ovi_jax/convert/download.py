@@ -211,7 +211,7 @@ def _check_room(absent: list[File], out_dir: pathlib.Path) -> int:
   if need > free:
     raise OSError(
       f"expected {_gib(need)} free in {existing}, found {_gib(free)}; make room"
-      " or give another directory"
+      " or use another directory"
     )
   return need
 

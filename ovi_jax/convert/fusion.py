@@ -8,6 +8,7 @@ from ovi_jax.convert import mapping
 from ovi_jax.convert.mapping import Dialect
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
+from ovi_jax.convert.mapping import affine
 from ovi_jax.convert.mapping import linear
 from ovi_jax.modality import AV
 from ovi_jax.models import dit
@@ -91,20 +92,15 @@ def _ends(config: dit.DiTConfig, torch: str, ours: str) -> list[Row]:
   embedding = f"{torch}patch_embedding"
   if config.is_audio:
     conv = Rearrange("o i t -> t i o")
-    stem = [
-      Row(f"{embedding}.0.weight", f"{ours}/patch_embedding/in/kernel", conv),
-      Row(f"{embedding}.0.bias", f"{ours}/patch_embedding/in/bias"),
-    ]
+    stem = affine(f"{embedding}.0", f"{ours}/patch_embedding/in", conv)
     for theirs, part in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
       path = f"{ours}/patch_embedding/{part}/kernel"
-      stem.append(Row(f"{embedding}.2.{theirs}.weight", path, conv))
+      weight = f"{embedding}.2.{theirs}.weight"
+      stem.append(Row(weight, path, conv))
   else:
     sizes = tuple(zip("tpq", config.patch))
     patch = Rearrange("o i t p q -> (t p q i) o", sizes)
-    stem = [
-      Row(f"{embedding}.weight", f"{ours}/patch_embedding/kernel", patch),
-      Row(f"{embedding}.bias", f"{ours}/patch_embedding/bias"),
-    ]
+    stem = affine(embedding, f"{ours}/patch_embedding", patch)
   text, time = f"{torch}text_embedding", f"{torch}time_embedding"
   return [
     *stem,

@@ -27,6 +27,7 @@ from typing import Protocol
 import einops
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from ovi_jax import untrusted
 
@@ -112,18 +113,30 @@ class Row:
   def indices(self) -> tuple[int | None, ...]:
     return (None,) if self.stack is None else tuple(range(self.stack))
 
+  @property
+  def all_names(self) -> list[str]:
+    """The names in the release of all slices."""
+    return [name for index in self.indices for name in self.names(index)]
+
   def names(self, index: int | None) -> tuple[str, ...]:
     """The names in the release of slice `index` of this row."""
     names = (self.torch,) if isinstance(self.torch, str) else self.torch
     return names if index is None else tuple(n.format(index) for n in names)
 
 
-def linear(torch: str, ours: str, stack: int | None = None) -> list[Row]:
-  """The two rows of a `torch.nn.Linear` with bias."""
+def affine(
+  torch: str, ours: str, kernel: Rearrange, stack: int | None = None
+) -> list[Row]:
+  """The two rows of a layer with bias."""
   return [
-    Row(f"{torch}.weight", f"{ours}/kernel", Rearrange("o i -> i o"), stack),
+    Row(f"{torch}.weight", f"{ours}/kernel", kernel, stack),
     Row(f"{torch}.bias", f"{ours}/bias", stack=stack),
   ]
+
+
+def linear(torch: str, ours: str, stack: int | None = None) -> list[Row]:
+  """The two rows of a `torch.nn.Linear` with bias."""
+  return affine(torch, ours, Rearrange("o i -> i o"), stack)
 
 
 def check(
@@ -178,7 +191,7 @@ def check(
       _misfit(", which is complete without; remove what is too many", unknown)
     )
   if problems:
-    hint = " (another variant or other sizes? give the sizes with --arch)"
+    hint = " (another variant or other sizes? pass the sizes with --arch)"
     if len(misshapen) > max(_LISTED, compared // 2):
       raise ValueError(
         f"{len(problems) + len(unknown)} tensors do not fit the"
@@ -193,13 +206,7 @@ def _misfit(hint: str, problems: Sequence[str]) -> str:
   if len(problems) == 1:
     return f"1 tensor does not fit the architecture{hint}: {problems[0]}"
   what = f"{len(problems)} tensors do not fit the architecture{hint}:"
-  return "\n  ".join([what, *shortened(problems)])
-
-
-def shortened(lines: Sequence[str]) -> list[str]:
-  """The first ten lines, and how many more there are."""
-  more = len(lines) - _LISTED
-  return [*lines[:_LISTED], *([f"and {more} more"] if more > 0 else [])]
+  return "\n  ".join([what, *untrusted.shortened(problems)])
 
 
 def _misshapen(
@@ -286,26 +293,12 @@ def gather(rows: Sequence[Row], read: Read) -> dict[str, np.ndarray]:
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
   """`{"a/b": x}` -> `{"a": {"b": x}}`."""
-  tree: dict[str, Any] = {}
-  for path, value in flat.items():
-    *parents, leaf = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = value
-  return tree
+  return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
   """`{"a": {"b": x}}` -> `{"a/b": x}`."""
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    path = f"{prefix}{key}"
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f"{path}/")
-    else:
-      flat[path] = value
-  return flat
+  return traverse_util.flatten_dict(dict(tree), sep="/")
 
 
 # Largest part of a constant's largest figure by which a file may differ,
@@ -343,7 +336,7 @@ class Constant:
       raise ValueError(
         f"{self.name}: {int(differs.sum())} of {ours.size} figures differ from"
         f" the configuration's, first at {at}: expected {ours[at]:.6g}, got"
-        f" {theirs[at]:.6g}; give the configuration the file's figures"
+        f" {theirs[at]:.6g}; set the figures of the file in the configuration"
       )
     return self.value
 

@@ -254,8 +254,7 @@ class _Spelled:
 def _table_names(rows: Iterable[mapping.Row]) -> Iterable[str]:
   """The names of all tensors, in each form of a row."""
   for row in rows:
-    for index in row.indices:
-      yield from row.names(index)
+    yield from row.all_names
     if row.alternative is not None:
       yield from _table_names([row.alternative])
 
@@ -486,7 +485,7 @@ class _Quantized:
       raise ValueError(
         f"{self._file.source}: '{untrusted.printable(self._raw[weight])}' is"
         f" {span.dtype} with a scale ('{names[0].rpartition('.')[2]}'); scales"
-        " are read beside 8-bit floating point alone: give the 16-bit file"
+        " are read beside 8-bit floating point alone: use the 16-bit file"
       )
     if len(names) > 1 or not fits or not floating:
       raise ValueError(
@@ -546,7 +545,7 @@ class _Quantized:
         raise ValueError(
           f"{self._file.source}: its weights are quantized as"
           f" '{untrusted.printable(str(form), 40)}', expected"
-          f" {' or '.join(_FP8_FORMATS)}; give the 16-bit file"
+          f" {' or '.join(_FP8_FORMATS)}; use the 16-bit file"
         )
 
 
@@ -559,8 +558,7 @@ def _forms(
   """
   chosen: list[mapping.Row] = []
   for row in rows:
-    names = [n for index in row.indices for n in row.names(index)]
-    present = any(n in found for n in names)
+    present = any(n in found for n in row.all_names)
     if not present and row.ours is None:
       continue
     other = row.alternative
@@ -579,7 +577,7 @@ def _wide(
   count: collections.Counter[bool] = collections.Counter()
   mixed = 0
   for row in rows:
-    names = [n for i in row.indices for n in row.names(i) if n in found]
+    names = [n for n in row.all_names if n in found]
     narrow = [n for n in names if found[n].span.dtype in _FP8]
     # The last tensor of each block decides.
     last = [n for i in row.indices for n in row.names(i)[-1:] if n in found]

@@ -15,11 +15,11 @@ import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
-from typing import Protocol
 
 import numpy as np
 
 from ovi_jax import untrusted
+from ovi_jax.convert import mapping
 from ovi_jax.convert import torch_file
 from ovi_jax.pretrained import tensor_file
 
@@ -31,10 +31,10 @@ _LISTED = 5  # names in a message
 _SAFETENSORS, _TORCH, _JSON = "safetensors", "torch", "json"
 # First bytes of what is downloaded in place of weights -> what it is.
 _FOREIGN = {
-  b"GGUF": "a GGUF file, whose tensors are quantized in blocks; give the"
+  b"GGUF": "a GGUF file, whose tensors are quantized in blocks; use the"
   " safetensors or torch file of the same model",
-  b"\x89HDF": "an HDF5 file; give the safetensors or torch file",
-  b"\x93NUMPY": "a NumPy file; give the safetensors or torch file",
+  b"\x89HDF": "an HDF5 file; use the safetensors or torch file",
+  b"\x93NUMPY": "a NumPy file; use the safetensors or torch file",
   b"\x1f\x8b": "a gzip archive; unpack it",
   b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it",
   b"7z\xbc\xaf": "a 7z archive; unpack it",
@@ -218,7 +218,7 @@ def _merge(parts: list[tensor_file.TensorFile]) -> tensor_file.TensorFile:
       if name in spans:
         raise ValueError(
           f"tensor {name!r:.200} is in {spans[name].path} and in {span.path};"
-          " give the shards of one model"
+          " pass the shards of one model"
         )
       spans[name] = span
     values |= part.values
@@ -257,29 +257,21 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
   return merged
 
 
-class Readable(Protocol):
-  """Reads tensors by name."""
-
-  def read(self, name: str) -> np.ndarray:
-    """Read the tensor `name`."""
-    ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digest:
   """Reads tensors and computes their digest in the same pass.
 
   Attributes:
-    file: source of the tensors.
+    source: reads a tensor by its name.
     digests: sha256 of each tensor that was read, by name.
   """
 
-  file: Readable
+  source: mapping.Read
   digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def read(self, name: str) -> np.ndarray:
     """Read the tensor `name`; name, dtype, shape and bytes enter the digest."""
-    array = self.file.read(name)
+    array = self.source(name)
     head = json.dumps([name, str(array.dtype), list(array.shape)])
     digest = hashlib.sha256(head.encode())
     digest.update(array.reshape(-1).view(np.uint8).data)

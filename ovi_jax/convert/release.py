@@ -99,7 +99,9 @@ def source(
     return SOURCES[component]
   if variant == WAN:
     return Source(
-      file=WAN_TRANSFORMER, rows=_wan_rows, dialects=fusion.DIALECTS
+      file=WAN_TRANSFORMER,
+      rows=lambda config: fusion.wan_rows(config.video),
+      dialects=fusion.DIALECTS,
     )
   file = ""
   if variant is not None:
@@ -142,10 +144,6 @@ def _only(release: pathlib.Path, config: AV[Any] | None) -> str:
   return f"Ovi/{found[0]}"
 
 
-def _wan_rows(config: AV[Any]) -> Sequence[mapping.Row]:
-  return fusion.wan_rows(config.video)
-
-
 # Names beside, or in place of, the quantized weights of other tools.
 _QUANTIZED = (
   r"\.(?:qweight|qzeros|g_idx|absmax|nested_absmax|quant_map|SCB|quant_state"
@@ -154,11 +152,11 @@ _QUANTIZED = (
 # What most names of a file match -> what the file is.
 _KINDS = {
   normalize.ADAPTER.pattern: (
-    "a LoRA file: it changes a model and is none; give the model's own file"
+    "a LoRA file: it changes a model and is none; use the model's own file"
   ),
-  _QUANTIZED: "weights quantized by another tool; give the 16-bit file",
+  _QUANTIZED: "weights quantized by another tool; use the 16-bit file",
   r"(?:exp_avg|exp_avg_sq|fp32_flat_groups|optimizer)\b": (
-    "an optimizer's state; give the file of the model"
+    "an optimizer's state; use the file of the model"
   ),
   r"(?:^|\.)_?flat_param(?:_\d+)?$": (
     "FSDP's flattened shards; gather the full state dict before saving"
@@ -193,7 +191,7 @@ def kind(file: tensor_file.TensorFile, component: str) -> str:
     except ValueError:
       continue
     dialect = f", as {fits.dialect} names them" if fits.dialect else ""
-    return f"the tensors of {other}{dialect}; give it with --{other}=FILE"
+    return f"the tensors of {other}{dialect}; pass it with --{other}=FILE"
   listed = untrusted.printable(", ".join(names[:3]))
   return f"another model; its first tensors are {listed}"
 
@@ -263,7 +261,7 @@ def _incomplete(config: AV[Any], names: Mapping[str, Any]) -> str | None:
   ]
   if len(present) == 1:
     return (
-      f"this is the {present[0]} tower alone; give the other tower's file too,"
+      f"this is the {present[0]} tower alone; pass the other tower's file too,"
       " as in --fusion=VIDEO,AUDIO (or FILE::video,FILE::audio of one file), or"
       " sizes of one tower"
     )

@@ -107,7 +107,7 @@ def _alone(out: pathlib.Path) -> Iterator[None]:
       is_held = True  # this file system has no locks
     if not is_held:
       raise ValueError(
-        f"another process is writing to {out}; wait for it to end, or give"
+        f"another process is writing to {out}; wait for it to end, or use"
         " another --out"
       )
     try:

@@ -111,12 +111,12 @@ def _entries(file: io.FileIO) -> Places:
     ) from error
   if infos and all(info.filename.endswith(".npy") for info in infos):
     raise ValueError(
-      "expected tensors, found a NumPy file (.npz); give the safetensors or"
+      "expected tensors, found a NumPy file (.npz); use the safetensors or"
       " torch file"
     )
   if any(info.filename.endswith("/constants.pkl") for info in infos):
     raise ValueError(
-      "expected tensors, found a TorchScript program; give the file of the"
+      "expected tensors, found a TorchScript program; use the file of the"
       " model's state_dict()"
     )
   places: Places = {}

@@ -96,8 +96,8 @@ _REFUSED = {
   "torch.nn.parameter.Uninitialized": (
     "a parameter that has no numbers yet; save the model after its first use"
   ),
-  "torch._utils._rebuild_qtensor": "a quantized tensor; give the 16-bit file",
-  "torch.Q": "a quantized tensor; give the 16-bit file",
+  "torch._utils._rebuild_qtensor": "a quantized tensor; use the 16-bit file",
+  "torch.Q": "a quantized tensor; use the 16-bit file",
   "torch._utils._rebuild_nested": "a nested tensor, expected a plain one",
   "torch._utils._rebuild_wrapper_subclass": (
     "a tensor subclass, expected a plain tensor"
@@ -115,7 +115,7 @@ _REFUSED = {
   ),
   **dict.fromkeys(
     ("torchao.", "optimum.quanto.", "bitsandbytes.", "torch.ao."),
-    "weights quantized by another tool; give the 16-bit file",
+    "weights quantized by another tool; use the 16-bit file",
   ),
 }
 
@@ -397,6 +397,10 @@ def _storage(reference: tuple[Any, ...]) -> Storage:
   return Storage(key=key, dtype=dtypes[kind.name], count=count, view=view)
 
 
+# What these wrap; the other functions wrap a tensor.
+_WRAPPED = {"collections.Counter": dict, "torch.Size": tuple}
+
+
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
   """What torch's function `name` would make, as an inert record."""
   match name, len(arguments):
@@ -408,19 +412,13 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
       return arguments[0]  # not copied: copies of copies would add up
     case _, 1 | 2 if name in _INERT:
       return arguments[0]
-    case "collections.Counter", 1 if type(arguments[0]) is dict:
-      return arguments[0]
-    case "torch.Size", 1 if type(arguments[0]) is tuple:
-      return arguments[0]
-    case "torch._utils._rebuild_parameter", 3 if type(arguments[0]) is Tensor:
-      return arguments[0]
-    case "torch._utils._rebuild_parameter_with_state", 4 if (
-      type(arguments[0]) is Tensor
-    ):
-      return arguments[0]
-    case "torch._utils._rebuild_device_tensor_from_cpu_tensor", 4 if (
-      type(arguments[0]) is Tensor
-    ):
+    case (
+      ("collections.Counter", 1)
+      | ("torch.Size", 1)
+      | ("torch._utils._rebuild_parameter", 3)
+      | ("torch._utils._rebuild_parameter_with_state", 4)
+      | ("torch._utils._rebuild_device_tensor_from_cpu_tensor", 4)
+    ) if type(arguments[0]) is _WRAPPED.get(name, Tensor):
       return arguments[0]
     case "torch._tensor._rebuild_from_type_v2", 4:
       return _typed(*arguments[:3])

@@ -56,30 +56,15 @@ DIALECTS = (
 def rows(config: umt5.UMT5Config) -> list[mapping.Row]:
   """The table of `FILE` for an encoder of the given sizes."""
   stack = config.num_layers
-  position = mapping.Row(
-    "blocks.{}.pos_embedding.embedding.weight",
-    "blocks/attention/position",
-    stack=stack,
-  )
-  linears = [
-    mapping.Row(
-      f"blocks.{{}}.{torch}.weight",
-      f"blocks/{ours}/kernel",
-      _TRANSPOSE,
-      stack,
-    )
-    for torch, ours in _LINEARS.items()
-  ]
-  norms = [
-    mapping.Row(
-      f"blocks.{{}}.{torch}.weight", f"blocks/{ours}/scale", stack=stack
-    )
-    for torch, ours in _NORMS.items()
-  ]
+
+  def block(torch: str, ours: str, op: mapping.Rearrange) -> mapping.Row:
+    return mapping.Row(f"blocks.{{}}.{torch}.weight", ours, op, stack)
+
+  same = mapping.Rearrange()
   return [
     mapping.Row("token_embedding.weight", "embedding"),
-    *linears,
-    *norms,
-    position,
+    *(block(t, f"blocks/{o}/kernel", _TRANSPOSE) for t, o in _LINEARS.items()),
+    *(block(t, f"blocks/{o}/scale", same) for t, o in _NORMS.items()),
+    block("pos_embedding.embedding", "blocks/attention/position", same),
     mapping.Row("norm.weight", "norm/scale"),
   ]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ovi_jax.convert import mapping
 from ovi_jax.convert.mapping import Dialect
+from ovi_jax.convert.mapping import affine
 from ovi_jax.models.video_vae import config as config_lib
 
 Config = config_lib.VideoVAEConfig
@@ -16,10 +17,10 @@ Row = mapping.Row
 
 FILE = "Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
 
-CONV3D = "o i t h w -> t h w i o"
-CONV2D = "o i h w -> h w i o"
-POINTWISE3D = "o i 1 1 1 -> i o"
-POINTWISE2D = "o i 1 1 -> i o"
+CONV3D = mapping.Rearrange("o i t h w -> t h w i o")
+CONV2D = mapping.Rearrange("o i h w -> h w i o")
+POINTWISE3D = mapping.Rearrange("o i 1 1 1 -> i o")
+POINTWISE2D = mapping.Rearrange("o i 1 1 -> i o")
 
 # What the parts of a residual block are called, here and in diffusers.
 _PARTS = {
@@ -75,54 +76,38 @@ def rows(config: Config) -> list[Row]:
 
 def encoder_rows(config: Config) -> list[Row]:
   """The table of what `encoder` holds: the original's `encoder` and `conv1`."""
-  theirs, ours = "encoder", "encoder"
   widths = [config.dim * m for m in config.dim_mult]
-  table = _conv(f"{theirs}.conv1", f"{ours}/stem", CONV3D)
+  table = affine("encoder.conv1", "encoder/stem", CONV3D)
   for i, (before, width) in enumerate(zip(widths[:1] + widths, widths)):
-    stage = f"{theirs}.downsamples.{i}.downsamples", f"{ours}/stages_{i}"
-    blocks = config.num_res_blocks
-    for j in range(blocks):
-      projects = j == 0 and before != width
-      table += _block(f"{stage[0]}.{j}", f"{stage[1]}/block_{j}", projects)
+    blocks = f"encoder.downsamples.{i}.downsamples", f"encoder/stages_{i}"
+    last = f"{blocks[0]}.{config.num_res_blocks}"
+    table += _blocks(*blocks, config.num_res_blocks, before != width)
     if i < len(widths) - 1:
-      last = f"{stage[0]}.{blocks}"
-      table += _conv(f"{last}.resample.1", f"{stage[1]}/down", CONV2D)
+      table += affine(f"{last}.resample.1", f"{blocks[1]}/down", CONV2D)
       if config.temporal_downsample[i]:
-        table += _conv(f"{last}.time_conv", f"{stage[1]}/time_down", CONV3D)
-  table += _middle(f"{theirs}.middle", f"{ours}/middle")
-  table += _head(f"{theirs}.head", f"{ours}/head")
-  return table + _conv("conv1", f"{ours}/moments", POINTWISE3D)
+        table += affine(f"{last}.time_conv", f"{blocks[1]}/time_down", CONV3D)
+  table += _middle("encoder.middle", "encoder/middle")
+  table += _head("encoder.head", "encoder/head")
+  return table + affine("conv1", "encoder/moments", POINTWISE3D)
 
 
 def decoder_rows(config: Config) -> list[Row]:
   """The table of what `decoder` holds: the original's `decoder` and `conv2`."""
-  theirs, ours = "decoder", "decoder"
   widths = [config.dec_dim * m for m in reversed(config.dim_mult)]
   times = [*reversed(config.temporal_downsample), False]
-  table = _conv("conv2", f"{ours}/latent", POINTWISE3D)
-  table += _conv(f"{theirs}.conv1", f"{ours}/stem", CONV3D)
-  table += _middle(f"{theirs}.middle", f"{ours}/middle")
+  table = affine("conv2", "decoder/latent", POINTWISE3D)
+  table += affine("decoder.conv1", "decoder/stem", CONV3D)
+  table += _middle("decoder.middle", "decoder/middle")
   for i, (before, width) in enumerate(zip(widths[:1] + widths, widths)):
-    stage = f"{theirs}.upsamples.{i}.upsamples", f"{ours}/stages_{i}"
-    blocks = config.num_res_blocks + 1
-    for j in range(blocks):
-      projects = j == 0 and before != width
-      table += _block(f"{stage[0]}.{j}", f"{stage[1]}/block_{j}", projects)
+    blocks = f"decoder.upsamples.{i}.upsamples", f"decoder/stages_{i}"
+    last = f"{blocks[0]}.{config.num_res_blocks + 1}"
+    table += _blocks(*blocks, config.num_res_blocks + 1, before != width)
     if i < len(widths) - 1:
-      last = f"{stage[0]}.{blocks}"
-      table += _conv(f"{last}.resample.1", f"{stage[1]}/up", CONV2D)
+      table += affine(f"{last}.resample.1", f"{blocks[1]}/up", CONV2D)
       if times[i]:
-        time_up = f"{stage[1]}/time_up/conv"
-        table += _conv(f"{last}.time_conv", time_up, CONV3D)
-  return table + _head(f"{theirs}.head", f"{ours}/head")
-
-
-def _conv(torch: str, ours: str, pattern: str) -> list[Row]:
-  kernel = mapping.Rearrange(pattern)
-  return [
-    Row(f"{torch}.weight", f"{ours}/kernel", kernel),
-    Row(f"{torch}.bias", f"{ours}/bias"),
-  ]
+        time_up = f"{blocks[1]}/time_up/conv"
+        table += affine(f"{last}.time_conv", time_up, CONV3D)
+  return table + _head("decoder.head", "decoder/head")
 
 
 def _norm(torch: str, ours: str, axes: int = 3) -> Row:
@@ -134,21 +119,30 @@ def _norm(torch: str, ours: str, axes: int = 3) -> Row:
 def _block(torch: str, ours: str, projects: bool) -> Sequence[Row]:
   table = [
     _norm(f"{torch}.residual.0", f"{ours}/norm1"),
-    *_conv(f"{torch}.residual.2", f"{ours}/conv1", CONV3D),
+    *affine(f"{torch}.residual.2", f"{ours}/conv1", CONV3D),
     _norm(f"{torch}.residual.3", f"{ours}/norm2"),
-    *_conv(f"{torch}.residual.6", f"{ours}/conv2", CONV3D),
+    *affine(f"{torch}.residual.6", f"{ours}/conv2", CONV3D),
   ]
   if projects:
-    table += _conv(f"{torch}.shortcut", f"{ours}/shortcut", POINTWISE3D)
+    table += affine(f"{torch}.shortcut", f"{ours}/shortcut", POINTWISE3D)
   return table
+
+
+def _blocks(torch: str, ours: str, count: int, projects: bool) -> list[Row]:
+  """The residual blocks of a stage; the first may change the width."""
+  return [
+    row
+    for j in range(count)
+    for row in _block(f"{torch}.{j}", f"{ours}/block_{j}", projects and j == 0)
+  ]
 
 
 def _middle(torch: str, ours: str) -> list[Row]:
   return [
     *_block(f"{torch}.0", f"{ours}/block1", projects=False),
     _norm(f"{torch}.1.norm", f"{ours}/attention/norm", axes=2),
-    *_conv(f"{torch}.1.to_qkv", f"{ours}/attention/qkv", POINTWISE2D),
-    *_conv(f"{torch}.1.proj", f"{ours}/attention/out", POINTWISE2D),
+    *affine(f"{torch}.1.to_qkv", f"{ours}/attention/qkv", POINTWISE2D),
+    *affine(f"{torch}.1.proj", f"{ours}/attention/out", POINTWISE2D),
     *_block(f"{torch}.2", f"{ours}/block2", projects=False),
   ]
 
@@ -156,5 +150,5 @@ def _middle(torch: str, ours: str) -> list[Row]:
 def _head(torch: str, ours: str) -> list[Row]:
   return [
     _norm(f"{torch}.0", f"{ours}/norm"),
-    *_conv(f"{torch}.2", f"{ours}/conv", CONV3D),
+    *affine(f"{torch}.2", f"{ours}/conv", CONV3D),
   ]

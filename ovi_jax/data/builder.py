@@ -15,6 +15,7 @@ imported, and sizes are checked before memory is allocated.
 import base64
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -96,6 +97,17 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.index)
+
+  @functools.cached_property
+  def dtype(self) -> np.dtype:
+    """Dtype of all records' arrays, by the first; float32 if it has none."""
+    try:
+      first = self[0] if len(self) else None
+    except ValueError:
+      return np.dtype(np.float32)  # reading it names what is damaged
+    arrays = (*first.latents, *first.text) if first else ()
+    found = {array.dtype for array in arrays if array is not None}
+    return found.pop() if found else np.dtype(np.float32)
 
   def __getitem__(self, number: int) -> schema.Record:
     """Read one record; ValueError names file and record if it is damaged."""

@@ -1,7 +1,8 @@
 """Assembles records into batches: crop, pad, choose a caption.
 
 Random choices are functions of the seed, the source, the record and the epoch:
-the same in every process and worker.
+the same in every process and worker. Cached latents and embeddings keep the
+16-bit dtype that they are stored in; `loader` makes them float32.
 """
 
 import functools
@@ -27,7 +28,10 @@ _DECODE = {"video": clips.frames, "audio": clips.wave}
 
 
 def blank(
-  settings: settings_lib.LoaderConfig, bucket: settings_lib.Bucket, count: int
+  settings: settings_lib.LoaderConfig,
+  bucket: settings_lib.Bucket,
+  count: int,
+  dtype: np.dtype,
 ) -> schema.Batch:
   """A batch of padding rows.
 
@@ -35,6 +39,7 @@ def blank(
     settings: of the loader.
     bucket: sizes of the arrays.
     count: B.
+    dtype: of cached latents and embeddings.
 
   Returns:
     Zeros, lengths of 0 and ids of `PADDING`.
@@ -47,22 +52,21 @@ def blank(
     video = (
       np.zeros((count, *frames, 3), np.uint8)
       if settings.encode_on_the_fly
-      else np.zeros((count, T, H, W, sizes.video_channels), np.float32)
+      else np.zeros((count, T, H, W, sizes.video_channels), dtype)
     )
   if bucket.audio is not None:
     each = sizes.samples_per_audio_latent
-    shape = (
-      (count, bucket.audio * each)
+    audio = (
+      np.zeros((count, bucket.audio * each), np.float32)
       if settings.encode_on_the_fly
-      else (count, bucket.audio, sizes.audio_channels)
+      else np.zeros((count, bucket.audio, sizes.audio_channels), dtype)
     )
-    audio = np.zeros(shape, np.float32)
   latents = AV(video=video, audio=audio)
   if settings.tokenizer:
     pad = _tokenizer(settings.tokenizer).pad
     text = np.full((count, settings.max_text_len), pad, np.int32)
   else:
-    text = np.zeros((count, settings.max_text_len, sizes.text_dim), np.float32)
+    text = np.zeros((count, settings.max_text_len, sizes.text_dim), dtype)
   return schema.Batch(
     latents=latents,
     lengths=AV(
@@ -97,13 +101,16 @@ def collate(
       the batch names the damaged one. `None` for no substitutes.
 
   Returns:
-    The batch, on the host.
+    The batch, on the host. Cached latents and embeddings have the dtype of the
+    sources, or float32 if the sources have several.
 
   Raises:
     ValueError: a record is damaged, or lacks latents or text, and has no
       substitute; names it.
   """
-  batch = blank(settings, bucket, count or len(drawn.record))
+  dtypes = {split.dtype for split in splits}
+  dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+  batch = blank(settings, bucket, count or len(drawn.record), dtype)
   damaged = np.full_like(batch.ids, PADDING)
   for row, (source, record, epoch) in enumerate(zip(*drawn, strict=True)):
     split, error = splits[source], None
@@ -144,7 +151,7 @@ def _fill(
   present = batch.latents.present()
   if "video" in present and record.sizes.video[0]:
     part = _part(record, "video", settings.encode_on_the_fly, where)
-    present["video"][row, : len(part)] = part
+    _copy(present["video"][row], part, where)
     batch.lengths.video[row] = record.sizes.video[0]
   if "audio" in present and record.sizes.audio:
     part = _part(record, "audio", settings.encode_on_the_fly, where)
@@ -160,10 +167,20 @@ def _fill(
       begin = int(choose.integers(spare + 1))
     length = min(room, record.sizes.audio)
     kept = part[begin * each : (begin + length) * each]
-    present["audio"][row, : len(kept)] = kept
+    _copy(present["audio"][row], kept, where)
     batch.lengths.audio[row] = length
   found = _text(record, settings, choose, where)
-  text(batch)[row, : len(found)] = found
+  _copy(text(batch)[row], found, where)
+
+
+def _copy(row: np.ndarray, part: np.ndarray, where: str) -> None:
+  """Write an array at the beginning of a row; ValueError if it is rounded."""
+  if row.itemsize == 2 and part.dtype != row.dtype:
+    raise ValueError(
+      f"{where}: is stored as {part.dtype}, expected {row.dtype} as the first"
+      " record; write the dataset again with one dtype"
+    )
+  row[: len(part)] = part
 
 
 def _text(

@@ -19,13 +19,11 @@ import hashlib
 import json
 import logging
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -308,7 +306,7 @@ def _recipe(job: Job, manifest: weights_dir.Manifest) -> dict[str, Any]:
 def _keep_recipe(folder: pathlib.Path, recipe: dict[str, Any]) -> None:
   """Say what the shards of a folder are; ValueError if they are others."""
   if (folder / RECIPE).exists():
-    _check_recipe(folder, recipe, f"or remove {folder} to begin anew")
+    _check_recipe(folder, recipe, f"or remove {folder} to start again")
     return
   with files.atomic_path(folder / RECIPE) as temporary:
     temporary.write_text(json.dumps(recipe, indent=1))
@@ -374,27 +372,23 @@ def _define_flags() -> None:
   )
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
-  try:
-    cli.require_flags(FLAGS, data="DIR", weights="DIR", out="DIR")
-    fields = {field.name for field in dataclasses.fields(Job)} - {"limits"}
-    values: dict[str, Any] = {name: FLAGS[name].value for name in fields}
-    limits: Any = {
-      field.name: FLAGS[field.name].value
-      for field in dataclasses.fields(quality.Limits)
-    }
-    values["limits"] = quality.Limits(**limits)
-    for name in ("data", "weights", "out"):
-      values[name] = pathlib.Path(values[name])
-    values["parts"] = tuple(values["parts"])
-    if run(Job(**values)):
-      train = cli.invocation("ovi-train")
-      print(f"next: {train} with --config.data.sources=\"('{FLAGS.out}',)\"")
-  except (OSError, ValueError) as error:
-    sys.exit(f"encode: {error}")
+def main() -> None:
+  cli.require_flags(FLAGS, data="DIR", weights="DIR", out="DIR")
+  fields = {field.name for field in dataclasses.fields(Job)} - {"limits"}
+  values: dict[str, Any] = {name: FLAGS[name].value for name in fields}
+  limits: Any = {
+    field.name: FLAGS[field.name].value
+    for field in dataclasses.fields(quality.Limits)
+  }
+  values["limits"] = quality.Limits(**limits)
+  for name in ("data", "weights", "out"):
+    values[name] = pathlib.Path(values[name])
+  values["parts"] = tuple(values["parts"])
+  if run(Job(**values)):
+    train = cli.invocation("ovi-train")
+    print(f"next: {train} with --config.data.sources=\"('{FLAGS.out}',)\"")
 
 
 if __name__ == "__main__":
   _define_flags()
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -30,10 +30,12 @@ from absl import flags
 from ovi_jax import cli
 from ovi_jax.data import builder
 from ovi_jax.data import collate
+from ovi_jax.data import features
 from ovi_jax.data import index_sampler
 from ovi_jax.data import record_ids
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
+from ovi_jax.data import shared_memory
 from ovi_jax.modality import AV
 
 ENDLESS = 2**62
@@ -75,7 +77,8 @@ class _Share:
       else None,
     )
     # From a worker, one array for two towers would travel twice, and most of
-    # what travels would be padding.
+    # what travels would be padding. For the same reason, `_received` makes the
+    # 16-bit arrays float32.
     text = collate.text(batch)
     if self.settings.num_workers and text.ndim == 3:
       text = _cut(text)
@@ -143,30 +146,43 @@ class DamagedRecords:
 
 def _cut(text_BSE: np.ndarray) -> np.ndarray:
   """Embeddings without the rows that are padding in all of the batch."""
-  bits_BSE, end = text_BSE.view(np.uint32), text_BSE.shape[1]
+  bits_BSE = text_BSE.view(f"u{text_BSE.itemsize}")
+  end = text_BSE.shape[1]
   while end and not bits_BSE[:, max(0, end - _TEXT_STEP) : end].any():
     end = max(0, end - _TEXT_STEP)
   return np.ascontiguousarray(text_BSE[:, :end])
 
 
 def _received(batch: schema.Batch, text_rows: int) -> schema.Batch:
-  """The batch as plain numpy, its text padded again and for each tower."""
-  text = np.asarray(batch.text.audio)
+  """The batch as plain numpy, its text padded again and for each tower.
+
+  Arrays of 16 bits become float32. Nothing is left in shared memory.
+  """
+  text = collate.text(batch)
   count, end, *width = text.shape
   if end < text_rows:
     cut_BSE = text
-    text = np.zeros((count, text_rows, *width), cut_BSE.dtype)
+    text = np.zeros((count, text_rows, *width), _widened(cut_BSE.dtype))
     text[:, :end] = cut_BSE
-  latents, lengths = (
-    AV(*(None if a is None else np.asarray(a) for a in pair))
-    for pair in (batch.latents, batch.lengths)
-  )
+  text = _wide(text)
+  latents = AV(*(None if a is None else _wide(a) for a in batch.latents))
+  lengths = AV(*(None if a is None else _wide(a) for a in batch.lengths))
   return schema.Batch(
     latents=latents,
     lengths=lengths,
     text=AV(*(None if a is None else text for a in latents)),
-    ids=np.asarray(batch.ids),
+    ids=_wide(batch.ids),
   )
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+  """An array of this process, float32 if it was float16 or bfloat16."""
+  return shared_memory.copied(array, _widened(array.dtype))
+
+
+def _widened(dtype: np.dtype) -> np.dtype:
+  stored = tuple(features.DTYPES.values())
+  return np.dtype(np.float32) if dtype in stored else dtype
 
 
 class _Numbered:
@@ -479,8 +495,8 @@ def load(
 
   Raises:
     ValueError: a source cannot be opened, is empty or of another geometry or
-      schema version, has no empty prompt, records fit no bucket, or the rows
-      of a batch do not divide by the processes.
+      schema version, has no empty prompt, records fit no bucket, the rows of
+      a batch do not divide by the processes, or /dev/shm is too small.
   """
   splits = open_sources(settings)
   sizes = settings_lib.rows(settings, batch)
@@ -505,6 +521,13 @@ def load(
     records=tuple(map(index_sampler.substitute, kept, buckets, apart)),
     buckets=buckets,
     sizes=sizes,
+  )
+  bucket_bytes = [
+    shared_memory.batch_bytes(settings, bucket, size // process_count)
+    for bucket, size in zip(settings.buckets, sizes)
+  ]
+  shared_memory.check(
+    max(bucket_bytes), settings.num_workers, settings.prefetch_batches
   )
   share = _Share(
     settings=settings,
@@ -602,9 +625,10 @@ class EvalRecords:
         drawn = index_sampler.RecordIndices(
           source[share], record[share], np.zeros_like(share)
         )
-        yield collate.collate(
+        made = collate.collate(
           self.settings, self.splits, bucket, drawn, 0, each
         )
+        yield _received(made, self.settings.max_text_len)
 
 
 def open_eval(

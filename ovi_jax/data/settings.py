@@ -162,7 +162,7 @@ class LoaderConfig:
     given = {source.weight is None for source in self.sources}
     if len(given) > 1 or any((s.weight or 1) <= 0 for s in self.sources):
       raise ValueError(
-        "give every source a positive weight, or none, got"
+        "set a positive weight for every source, or for none, got"
         f" {[source.weight for source in self.sources]}"
       )
     for name, known in (("caption_sampling", CAPTIONS), ("crop", CROPS)):

@@ -17,13 +17,11 @@ import collections
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 
 import tokenizers
-from absl import app
 from absl import flags
 from tokenizers import models
 from tokenizers import normalizers
@@ -128,18 +126,13 @@ def _known(words: set[str]) -> str:
   return "|".join([pattern] * bool(whole) + marks)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    captions = (
-      captions_of(FLAGS.data)
-      if FLAGS.data
-      else _of_world(FLAGS.seed, FLAGS.clips)
-    )
-    size = write(FLAGS.out, captions, FLAGS.min_count)
-  except (OSError, ValueError) as error:
-    sys.exit(f"tokenizer: {error}")
+def main() -> None:
+  captions = (
+    captions_of(FLAGS.data)
+    if FLAGS.data
+    else _of_world(FLAGS.seed, FLAGS.clips)
+  )
+  size = write(FLAGS.out, captions, FLAGS.min_count)
   print(f"wrote {FLAGS.out}: {size} tokens; next:")
   # Rows in multiples of 64 divide over devices.
   rows = -(-size // 64) * 64
@@ -159,4 +152,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", "tokenizer.json", "File to write.")
   flags.DEFINE_integer("seed", 0, "Of the world.")
   flags.DEFINE_integer("clips", 1000, "Clips, and sounds, that are read.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

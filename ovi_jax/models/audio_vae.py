@@ -92,7 +92,7 @@ class AudioVAEConfig:
       if (count := len(getattr(self, name))) != self.data_dim:
         raise ValueError(
           f"audio VAE: expected a {name} for each of {self.data_dim} mel bins,"
-          f" got {count}; give mel_mean and mel_std with data_dim"
+          f" got {count}; set mel_mean and mel_std with data_dim"
         )
     # The decoder doubles the rate on entering a level, so not at the last.
     levels = range(len(self.channel_multipliers) - 1)

@@ -37,7 +37,7 @@ FUSION_INIT = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
 # wider ones lose more by the copy of each block's weights than loops cost.
 UNROLLED, WIDEST_UNROLLED = 8, 256
 
-# What the backward pass keeps of a block, by name; the rest is computed anew.
+# What the backward pass keeps of a block, by name; the rest is recomputed.
 REMAT: Mapping[str, Any] = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "attention": jax.checkpoint_policies.save_only_these_names(blockwise.KEPT),
@@ -142,12 +142,7 @@ class FusionBlock(nn.Module):
 
   def text_kv(self, context: AV[Any]) -> AV[block.KV]:
     """Keys and values of the prompts for this block."""
-    return AV(
-      **{
-        name: self.block_of(name).text_kv(x)
-        for name, x in context.present().items()
-      }
-    )
+    return context.map(lambda name, x: self.block_of(name).text_kv(x))
 
   def __call__(
     self,
@@ -173,29 +168,29 @@ class FusionBlock(nn.Module):
     """
     if not any(isinstance(x, block.KV) for x in text):
       text = self.text_kv(text)
-    attended, feeds = {}, {}
-    for name, x in tokens.present().items():
-      attention, feeds[name] = self.block_of(name).modulations(
-        getattr(times, name)
+    modulations = times.map(lambda name, x: self.block_of(name).modulations(x))
+    attended = tokens.map(
+      lambda name, x: self.block_of(name).attend_self(
+        x,
+        getattr(modulations, name)[0],
+        getattr(rotary, name),
+        getattr(counts, name),
       )
-      attended[name] = self.block_of(name).attend_self(
-        x, attention, getattr(rotary, name), getattr(counts, name)
-      )
-    heard = AV(**attended)
+    )
     out, maps = {}, {}
-    for name, x in attended.items():
+    for name, x in attended.present().items():
       x, probs = self.block_of(name).cross_attend(
         x,
         getattr(text, name),
         getattr(rotary, name),
-        heard.other(name),
+        attended.other(name),
         rotary.other(name),
         counts.other(name),
         watch is not None,
       )
       if watch is not None and probs is not None:
         maps[name] = watch.reduce(name, probs)
-      out[name] = self.block_of(name).mlp(x, feeds[name])
+      out[name] = self.block_of(name).mlp(x, getattr(modulations, name)[1])
     return AV(**out), AV(**maps)
 
 
@@ -208,7 +203,7 @@ class FusionDiT(nn.Module):
     backend: attention backend, see `attention.BACKENDS`.
     mlp_chunk_size: feed-forwards hold at most this many hidden activations at a
       time, in a forward pass; `None` for no limit.
-    remat: what the backward pass computes anew, a key of `REMAT`.
+    remat: what the backward pass recomputes, a key of `REMAT`.
     unroll: blocks follow each other in the program instead of in a loop: on
       a CPU XLA computes faster, and compiles longer.
     context_parallelism: how tokens that are split over devices attend to each
@@ -286,7 +281,7 @@ class FusionDiT(nn.Module):
     Returns:
       context_BSD of each tower, see `dit.Tower.text`.
     """
-    return AV(**{n: self.tower(n).text(x) for n, x in text.present().items()})
+    return text.map(lambda name, x: self.tower(name).text(x))
 
   def conditions(self, latents: AV[Any], text: AV[jax.Array]) -> Conditions:
     """Compute what all denoising steps of a prompt share.
@@ -335,15 +330,10 @@ class FusionDiT(nn.Module):
     tokens, times, _ = self._run_blocks(
       latents, t_BT, text, block_mask_GB, lengths
     )
-    return AV(
-      **{
-        name: self.tower(name).velocity(
-          getattr(tokens, name),
-          getattr(times, name),
-          self._grid(name, latents),
-        )
-        for name in latents.present()
-      }
+    return tokens.map(
+      lambda name, x: self.tower(name).velocity(
+        x, getattr(times, name), self._grid(name, latents)
+      )
     )
 
   def attention_maps(

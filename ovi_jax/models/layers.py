@@ -87,6 +87,13 @@ def gated_residual(
   return (x_BLD.astype(jnp.float32) + gated).astype(x_BLD.dtype)
 
 
+def _over_last(module: nn.Module, name: str, init: Any, x: jax.Array) -> Any:
+  """A parameter over the last axis of x, float32, in the rank of x."""
+  parameter: Any = module.param(name, init, x.shape[-1:])
+  shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+  return parameter.astype(jnp.float32).reshape(shape)
+
+
 class RMSNorm(nn.Module):
   """Root-mean-square norm with a scale over the last axis."""
 
@@ -95,11 +102,9 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    scale = _over_last(self, "scale", nn.initializers.ones, x)
     x = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-    scale = scale.astype(jnp.float32).reshape(shape)
     return (x * inverse * scale).astype(self.dtype)
 
 
@@ -111,10 +116,8 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-    scale, bias = (p.astype(jnp.float32).reshape(shape) for p in (scale, bias))
+    scale = _over_last(self, "scale", nn.initializers.ones, x)
+    bias = _over_last(self, "bias", nn.initializers.zeros, x)
     return (normalize(x, self.eps) * scale + bias).astype(self.dtype)
 
 

@@ -8,7 +8,7 @@ covers the model code and the versions of JAX and Flax too. Shapes are never
 read from a folder of weights: a file is checked against the code, not against
 itself.
 
-  python -m ovi_jax.models.shapes MANIFEST... writes `shapes.json` anew, for the
+  python -m ovi_jax.models.shapes MANIFEST... rewrites `shapes.json`, for the
   released sizes and those of each `ovi_jax.json` named.
 """
 

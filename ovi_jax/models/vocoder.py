@@ -177,8 +177,8 @@ class AliasFreeSnake(nn.Module):
 
   The doubled signal is never interleaved: its even and odd samples are two
   arrays, each six taps away from the input and from the output. The barriers
-  keep the padded arrays in memory; without them XLA computes the whole of Snake
-  anew for each tap (measured: twice as long for the whole vocoder).
+  keep the padded arrays in memory; without them XLA recomputes all
+  of Snake for each tap (measured: twice as long for the whole vocoder).
   """
 
   @nn.compact

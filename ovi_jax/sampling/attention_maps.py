@@ -114,15 +114,13 @@ def measure(
     ]
     return jax.tree.map(lambda *x: np.mean(x, 0), *jax.device_get(found))
 
-  sizes = {
-    n: (c.num_layers, c.num_heads) for n, c in model.config.present().items()
-  }
-  none = AV(**{n: np.zeros(size, np.float32) for n, size in sizes.items()})
+  sizes = model.config.map(lambda _, c: (c.num_layers, c.num_heads))
+  none = sizes.map(lambda _, size: np.zeros(size, np.float32))
   shares = jax.tree.map(lambda x_GBN: x_GBN[:, 0], mean(none)[1])
-  drawn = jax.tree.map(sharpest, shares)
+  weights = jax.tree.map(sharpest, shares)
   if heads:
-    drawn = drawn._replace(audio=named(heads, sizes["audio"]))
-  maps, _ = mean(drawn)
+    weights = weights._replace(audio=named(heads, sizes.audio))
+  maps, _ = mean(weights)
   return Maps(
     audio_STHW=maps.audio[0].reshape(S, T, H, W),
     video_THWS=maps.video[0].reshape(T, H, W, S),
@@ -215,7 +213,7 @@ def overlay(frames_THWC: np.ndarray, maps: Maps) -> np.ndarray:
   latent_F = (np.arange(frames) + stride - 1) // stride
   heat_FHW = maps.audio_STHW[nearest_F, latent_F]
   heat_FHW = heat_FHW / max(float(heat_FHW.max()), 1e-9)
-  drawn = []
+  mixed = []
   for frame_HWC, heat_HW in zip(frames_THWC, heat_FHW):
     heat = Image.fromarray(heat_HW.astype(np.float32))
     large_HW = np.asarray(
@@ -223,8 +221,8 @@ def overlay(frames_THWC: np.ndarray, maps: Maps) -> np.ndarray:
     )
     share_HW1 = _OPAQUE * np.clip(large_HW, 0, 1)[..., None]
     mixed_HWC = (1 - share_HW1) * frame_HWC + share_HW1 * _HOT_RGB
-    drawn.append(np.rint(mixed_HWC).astype(np.uint8))
-  return np.stack(drawn)
+    mixed.append(np.rint(mixed_HWC).astype(np.uint8))
+  return np.stack(mixed)
 
 
 def matrices(maps: Maps) -> Image.Image:

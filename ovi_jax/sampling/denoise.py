@@ -146,7 +146,7 @@ def denoise(
     NonFiniteLatentsError: after the first step that ends in NaN or infinity.
   """
   x = jax.tree.map(lambda a: jnp.array(a, jnp.float32, copy=True), noise)
-  state = AV(**{n: method.init(a) for n, a in x.present().items()})
+  state = x.map(lambda _, a: method.init(a))
   rows = method.coefficients(levels.sigmas)
   for i in range(levels.steps):
     t = np.float32(levels.t[i])

@@ -53,12 +53,7 @@ class SamplingComponents(component_loader.Components):
   @property
   def channels(self) -> AV[int]:
     """Latent channels of each modality."""
-    towers = self.arch.fusion.present()
-    return AV(**{name: tower.channels for name, tower in towers.items()})
-
-  def embed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Embed prompts; each becomes text_SE, S its own tokens, on the host."""
-    return encoders.TextEncoder.load(self).texts(texts)
+    return self.arch.fusion.map(lambda _, tower: tower.channels)
 
   def encode_images(
     self, paths: Sequence[pathlib.Path], encoder: encoders.VideoEncoder
@@ -218,8 +213,7 @@ def text_pairs(
   Raises:
     ValueError: an embedding is longer than `limit`.
   """
-  negatives = negative.present()
-  longest = max(len(text) for text in (*positives, *negatives.values()))
+  longest = max(map(len, (*positives, *negative.present().values())))
   if longest > limit:
     raise ValueError(f"{longest} text embeddings; the towers read {limit}")
   rows = TEXT_ROWS
@@ -233,11 +227,8 @@ def text_pairs(
     return np.pad(text_SE, ((0, rows - len(text_SE)), (0, 0)))
 
   prompts = [padded(text) for text in positives]
-  return AV(
-    **{
-      name: np.stack([*prompts, *[padded(text)] * len(prompts)])
-      for name, text in negatives.items()
-    }
+  return negative.map(
+    lambda _, text: np.stack([*prompts, *[padded(text)] * len(prompts)])
   )
 
 

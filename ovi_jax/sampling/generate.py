@@ -111,8 +111,8 @@ def run(
       for job in pending:  # what lies beside is of the clips that were there
         outputs.latents_of(job.path).unlink(missing_ok=True)
         attention_maps.remove_stale(job.path)
-    drawn = heads if maps else None
-    _make(pending, settings, components, given, save_latents, drawn)
+    shown = heads if maps else None
+    _make(pending, settings, components, given, save_latents, shown)
   return [job.path for job in jobs]
 
 

@@ -43,12 +43,11 @@ def apply_cfg(velocities: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
     Guided velocities [B, ...].
   """
 
-  def one(velocity: jax.Array, scale: float) -> jax.Array:
+  def one(name: str, velocity: jax.Array) -> jax.Array:
     positive, negative = jnp.split(velocity, 2)
-    return negative + scale * (positive - negative)
+    return negative + getattr(scales, name) * (positive - negative)
 
-  scales = AV(**{n: getattr(scales, n) for n in velocities.present()})
-  return jax.tree.map(one, velocities, scales)
+  return velocities.map(one)
 
 
 def slg_mask(blocks: int, batch: int, slg_layer: int) -> np.ndarray:

@@ -75,7 +75,7 @@ def check_directory(path: pathlib.Path) -> None:
   if path.suffix.lower() in _FILES and not path.is_dir():
     raise ValueError(
       f"out: expected a directory, {path} is named like a file; each clip is"
-      f" named after its prompt, so give --out={path.with_suffix('')}"
+      f" named after its prompt, so pass --out={path.with_suffix('')}"
     )
   probe = path / f".{os.getpid()}.probe"
   try:

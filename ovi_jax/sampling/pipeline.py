@@ -195,7 +195,7 @@ class Pipeline:
     cli.setup_jax()
     if strange := sorted(settings.keys() - set(LOADED)):
       raise ValueError(
-        f"{', '.join(strange)}: from_pretrained takes {', '.join(LOADED)}; give"
+        f"{', '.join(strange)}: from_pretrained takes {', '.join(LOADED)}; pass"
         " other settings when the pipeline is called"
       )
     if weights is None:
@@ -237,7 +237,7 @@ class Pipeline:
     """
     if fixed := sorted(settings.keys() & set(LOADED)):
       raise ValueError(
-        f"{', '.join(fixed)}: of the loaded weights; give it to from_pretrained"
+        f"{', '.join(fixed)}: of the loaded weights; pass it to from_pretrained"
       )
     recommended = settings_lib.recommended_of(self.components.manifest)
     chosen = settings_lib.Settings.from_overrides(settings, recommended)
@@ -447,5 +447,5 @@ def bar(
     desc=f"[{numbers}/{count}] {batch[0].path.stem}",
     unit="step",
     disable=hidden,
-  ) as drawn:
-    yield lambda _: drawn.update()
+  ) as shown:
+    yield lambda _: shown.update()

@@ -72,13 +72,36 @@ def open_components(
       f"weights in {weights} have only the tower {', '.join(towers)}; a video"
       " with sound needs both"
     )
-  platform = cli.platform()
+  shared = settings.shard_clips_over_hosts
+  devices = jax.devices() if shared else jax.local_devices()
+  return components_of(weights, manifest, settings, devices, cli.platform())
+
+
+def components_of(
+  weights: pathlib.Path,
+  manifest: weights_dir.Manifest,
+  settings: settings_lib.Settings,
+  devices: Sequence[Any],
+  platform: str,
+) -> denoisers.SamplingComponents:
+  """What a run on some devices, which need not be at hand, is made of.
+
+  Args:
+    weights: their directory.
+    manifest: of the weights.
+    settings: of the run.
+    devices: to compute on.
+    platform: theirs, see `cli.platform`.
+
+  Raises:
+    ValueError: the mesh or the attention cannot be.
+  """
+  tower = next(iter(manifest.architecture.fusion.present().values()))
   dtype = config_lib.resolve_dtype(settings.dtype, platform)
-  tower = next(iter(towers.values()))
   return denoisers.SamplingComponents(
     weights=weights,
     manifest=manifest,
-    mesh=make_mesh(settings, _devices(settings), tower.num_heads),
+    mesh=make_mesh(settings, devices, tower.num_heads),
     context_parallelism=settings.context_parallelism,
     dtype=dtype,
     backend=attention.resolve(
@@ -87,10 +110,14 @@ def open_components(
   )
 
 
-def _devices(settings: settings_lib.Settings) -> list[Any]:
-  return (
-    jax.devices() if settings.shard_clips_over_hosts else jax.local_devices()
-  )
+def clip_size(
+  settings: settings_lib.Settings, manifest: weights_dir.Manifest
+) -> tuple[int, int]:
+  """Height and width of clips without an image; only the ratio counts."""
+  clip, size = manifest.architecture.clip, (settings.height, settings.width)
+  if clip is not None and size == geometry.DEFAULT_SIZE:
+    return clip.pixels
+  return size
 
 
 def make_mesh(
@@ -138,25 +165,22 @@ def plan(
       f" are {count} clips; a run makes at most {MAX_CLIPS}, so share them out"
     )
   variant = components.manifest.geometry
-  wanted = settings.height, settings.width
-  arch = components.arch
-  if arch.clip is not None and wanted == geometry.DEFAULT_SIZE:
-    wanted = arch.clip.pixels
+  height, width = clip_size(settings, components.manifest)
   expanded = requests_lib.expand(
     requests,
     settings.samples_per_prompt,
     settings.seed,
-    height=wanted[0],
-    width=wanted[1],
+    height=height,
+    width=width,
     area=variant.area,
   )
-  depth = arch.fusion.video.num_layers
+  depth = components.arch.fusion.video.num_layers
   if settings.slg_layer >= depth:
     _log.info("note: there is no block %d, none is skipped", settings.slg_layer)
   clips = [variant.clip(*request.size) for request in expanded]
   given = _noise(noise, clips, components.channels) if noise else None
   tokenizer = components.tokenizer()
-  again = len(requests) * settings.samples_per_prompt - len(expanded)
+  again = count - len(expanded)
   if again:
     _log.info(
       "note: %d clips are asked for twice (the same prompt, image and seed) and"
@@ -177,7 +201,7 @@ def plan(
     if not 0.75 < height * width / variant.area < 1.25:
       notes += (
         f"{height}x{width} is far from the {variant.area} pixels these weights"
-        " know; a less extreme aspect would do better",
+        " know; a less extreme aspect gives better results",
       )
     elif geometry.elongation(height, width) > geometry.USUAL_ASPECT:
       notes += (

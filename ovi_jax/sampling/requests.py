@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable
 from collections.abc import Sequence
 
+from ovi_jax import config as config_lib
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import tables
@@ -32,7 +33,6 @@ _HASH_LENGTH = 10  # hexadecimal digits of a name
 MAX_CHARACTERS = 2**14  # of a prompt; 512 tokens are about 2500
 # Control characters that are no white space, and bytes that were no UTF-8.
 _UNREADABLE = re.compile("[\0-\x08\x0e-\x1b\x7f\ud800-\udfff]")
-_TOLD = 10  # problems that are listed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def from_prompt(
   Raises:
     ValueError: the mode is unknown, the prompt empty, or the image missing.
   """
-  _check_mode(mode)
+  config_lib.check(config_lib.invalid_choice("mode", mode, MODES), "")
   return [_request(prompt, image, mode, 1, [pathlib.Path()])]
 
 
@@ -116,7 +116,7 @@ def from_file(
       lacks the prompt column, or has rows without a prompt, with a missing
       image or an invalid seed. Lists the first ten of these rows.
   """
-  _check_mode(mode)
+  config_lib.check(config_lib.invalid_choice("mode", mode, MODES), "")
   path = pathlib.Path(path)
   folders = [pathlib.Path(), path.parent]
 
@@ -154,7 +154,7 @@ def from_flags(
   """
   if bool(prompt) == bool(prompts_file):
     raise ValueError(
-      "give one of --prompt=TEXT and --prompts=FILE (CSV or TSV with a column"
+      "pass one of --prompt=TEXT and --prompts=FILE (CSV or TSV with a column"
       f" {PROMPT_COLUMN})"
     )
   if not prompts_file:
@@ -164,7 +164,7 @@ def from_flags(
     return from_prompt(prompt, image or None, mode)
   if image:
     raise ValueError(
-      f"--image goes with --prompt; give {IMAGE_COLUMN} in {prompts_file}"
+      f"--image goes with --prompt; set {IMAGE_COLUMN} in {prompts_file}"
     )
   return from_file(prompts_file, mode)
 
@@ -254,18 +254,9 @@ def _sizes(
     except ValueError as error:
       problems.append(f"row {request.index}: {error}")
   if problems:
-    more = len(problems) - _TOLD
-    listed = problems[:_TOLD] + ([f"and {more} more"] if more > 0 else [])
-    raise ValueError("unfit images:\n  " + "\n  ".join(listed))
+    listed = "\n  ".join(untrusted.shortened(problems))
+    raise ValueError(f"unfit images:\n  {listed}")
   return [known[r.image] for r in requests]
-
-
-def _check_mode(mode: str) -> None:
-  """ValueError unless the mode is known."""
-  if mode not in MODES:
-    raise ValueError(
-      f"mode {mode!r} is unknown; choose from {', '.join(MODES)}"
-    )
 
 
 def _request(
@@ -278,13 +269,11 @@ def _request(
   """A checked request."""
   if not prompts.clean(prompt):
     raise ValueError("the prompt is empty; write one, or drop the row")
-  if mode == "t2v":
-    return Request(prompt=prompt, image=None, index=index)
-  if image is None:
-    if mode == "i2v":
-      raise ValueError(
-        f"no image; mode i2v wants one ({IMAGE_COLUMN}), mode auto does without"
-      )
+  if mode == "i2v" and image is None:
+    raise ValueError(
+      f"no image; mode i2v needs one ({IMAGE_COLUMN}), mode auto does not"
+    )
+  if mode == "t2v" or image is None:
     return Request(prompt=prompt, image=None, index=index)
   places = [folder / pathlib.Path(image) for folder in folders]
   found = next((p for p in places if _is_file(p)), None)

@@ -1,6 +1,7 @@
 """What a run of `sample.py` is told, checked before anything is loaded."""
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +61,6 @@ FIXED: Mapping[str, Any] = {
   "attention_heads": "",
   "shard_clips_over_hosts": False,
 }
-_PAIRED = {"guidance_scale.video", "guidance_scale.audio"}
 # Fields that say where a clip is made, not what it is.
 _EXECUTION_ONLY = (
   "batch_size",
@@ -140,11 +140,9 @@ class Settings:
       )
       for problem in config_lib.invalid_choice(name, getattr(self, name), known)
     ]
-    values = {name: getattr(self, name) for name in BOUNDS.keys() - _PAIRED}
-    values |= {
-      f"guidance_scale.{n}": v for n, v in self.guidance_scale._asdict().items()
-    }
-    problems += out_of_bounds(values)
+    problems += out_of_bounds(
+      {name: operator.attrgetter(name)(self) for name in BOUNDS}
+    )
     last = self.seed + max(1, self.samples_per_prompt) - 1
     if self.seed < 0 or last >= requests.SEEDS:
       problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")
@@ -153,7 +151,8 @@ class Settings:
         problems.append(f"negative_prompt.{name}: {problem}")
     if self.mesh.keys() != set(meshes.AXES) or min(self.mesh.values()) < 0:
       problems.append(
-        f"mesh must give 0 or more devices to each of {', '.join(meshes.AXES)},"
+        f"mesh must have 0 or more devices for each of"
+        f" {', '.join(meshes.AXES)},"
         f" got {dict(self.mesh)}"
       )
     config_lib.check(problems)
@@ -240,7 +239,7 @@ def out_of_bounds(values: Mapping[str, Any]) -> list[str]:
 
 
 def recommended(advised: Mapping[str, Any]) -> dict[str, Any]:
-  """The values of all fields of `PUBLISHED`, as advised or published.
+  """The values of all fields of `DEFAULTS`, as advised or published.
 
   Raises:
     ValueError: fields that cannot be advised, or values of another kind.
@@ -257,10 +256,10 @@ def recommended(advised: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recommended_of(manifest: weights_dir.Manifest) -> dict[str, Any]:
-  """`advice` of weights, without skipping a block that they do not have.
+  """`recommended` of weights, without skipping a block that they do not have.
 
   Raises:
-    ValueError: see `advice`.
+    ValueError: see `recommended`.
   """
   result = recommended(manifest.sampling)
   if result["slg_layer"] >= num_layers(manifest.architecture.fusion):

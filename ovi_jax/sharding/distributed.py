@@ -260,7 +260,7 @@ def collective_errors() -> Iterator[None]:
     raise mine
   for number, words in enumerate(said):
     if words is not None:
-      raise ValueError(f"process {number} cannot begin: {words}")
+      raise ValueError(f"process {number} cannot start: {words}")
 
 
 def assert_equal_across_hosts(config: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ def _placed(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     if shape[0] % slices:
       raise ValueError(
         f"mesh axis data has {shape[0]} parts, which cannot be divided among"
-        f" {slices} slices; give it a multiple of {slices}"
+        f" {slices} slices; use a multiple of {slices}"
       )
     inner = (shape[0] // slices, *shape[1:])
     return mesh_utils.create_hybrid_device_mesh(

@@ -10,13 +10,11 @@ half of their frames, with a cursor that moves along the waveforms.
 
 import functools
 import pathlib
-import sys
 import textwrap
 from collections.abc import Iterator
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app
 from absl import flags
 from PIL import Image
 from PIL import ImageDraw
@@ -52,16 +50,20 @@ def row(
   """
   chosen = np.linspace(0, len(frames_THWC) - 1, moments).round().astype(int)
   strip = np.concatenate(list(frames_THWC[chosen]), axis=1)
-  picture = Image.fromarray(strip)
-  width, height = scale * picture.width, scale * picture.height
-  picture = picture.resize((width, height), Image.Resampling.NEAREST)
-  above = TEXT_HEIGHT
+  picture = _scaled(strip, scale)
+  (width, height), above = picture.size, TEXT_HEIGHT
   whole = Image.new("RGB", (width, above + height + WAVE_HEIGHT + GAP), _PAPER)
   whole.paste(picture, (0, above))
   draw = ImageDraw.Draw(whole)
   draw.text((2, 2), title, fill=_INK, font=ImageFont.load_default(13))
   _draw_wave(draw, wave, width, above + height)
   return whole
+
+
+def _scaled(pixels_HWC: np.ndarray, scale: int) -> Image.Image:
+  height, width, _ = pixels_HWC.shape
+  size = scale * width, scale * height
+  return Image.fromarray(pixels_HWC).resize(size, Image.Resampling.NEAREST)
 
 
 def _draw_wave(
@@ -92,9 +94,7 @@ def _tile(
   _draw_wave(draw, wave, width, above + height)
   for time, frame_HWC in enumerate(frames_THWC[::2]):
     image = still.copy()
-    picture = Image.fromarray(frame_HWC)
-    picture = picture.resize((width, height), Image.Resampling.NEAREST)
-    image.paste(picture, (0, above))
+    image.paste(_scaled(frame_HWC, scale), (0, above))
     x = 2 * time * width // len(frames_THWC)
     bottom = above + height
     ImageDraw.Draw(image).line(
@@ -165,24 +165,19 @@ def of_folder(
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    cli.require_flags(FLAGS, clips="DIR", out="FILE.png")
-    clips, out = pathlib.Path(FLAGS.clips), pathlib.Path(FLAGS.out)
-    if out.suffix.lower() == ".gif":
-      made, *others = animation(clips, FLAGS.scale)
-      options = {"append_images": others, "duration": 80, "loop": 0}
-      save = functools.partial(made.save, format="GIF", save_all=True)
-    else:
-      made, options = of_folder(clips, FLAGS.frames, FLAGS.scale), {}
-      save = functools.partial(made.save, format="PNG")
-    with files.atomic_path(out) as temporary:
-      save(temporary, **options)
-    print(f"wrote {FLAGS.out}")
-  except (OSError, ValueError) as error:
-    sys.exit(f"sheet: {error}")
+def main() -> None:
+  cli.require_flags(FLAGS, clips="DIR", out="FILE.png")
+  clips, out = pathlib.Path(FLAGS.clips), pathlib.Path(FLAGS.out)
+  if out.suffix.lower() == ".gif":
+    made, *others = animation(clips, FLAGS.scale)
+    options = {"append_images": others, "duration": 80, "loop": 0}
+    save = functools.partial(made.save, format="GIF", save_all=True)
+  else:
+    made, options = of_folder(clips, FLAGS.frames, FLAGS.scale), {}
+    save = functools.partial(made.save, format="PNG")
+  with files.atomic_path(out) as temporary:
+    save(temporary, **options)
+  print(f"wrote {FLAGS.out}")
 
 
 if __name__ == "__main__":
@@ -190,4 +185,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", "", "PNG or GIF to write.")
   flags.DEFINE_integer("frames", 12, "PNG: frames per clip.", lower_bound=1)
   flags.DEFINE_integer("scale", 1, "Magnification.", lower_bound=1)
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from collections.abc import Mapping
 
-import tqdm
-
 from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax.data import builder
@@ -84,19 +82,11 @@ def write(
       f" video autoencoder and the towers take them, got {world.size}"
     )
   splits, first = {}, 0
-  with console.progress(
-    total=sum(counts.values()), unit="clip", desc="world"
-  ) as bar:
-    for name, count in counts.items():
-      if count:
-        splits[name] = _counted(records(world, first, count), bar)
-      first += count
-    builder.write(path, splits, geometry=schema.Geometry())
-
-
-def _counted(
-  made: Iterator[schema.Record], bar: tqdm.tqdm
-) -> Iterator[schema.Record]:
-  for each in made:
-    bar.update()
-    yield each
+  for name, count in counts.items():
+    if count:
+      made = records(world, first, count)
+      splits[name] = console.progress(
+        made, total=count, unit="clip", desc=f"world, {name}"
+      )
+    first += count
+  builder.write(path, splits, geometry=schema.Geometry())

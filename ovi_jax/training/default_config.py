@@ -86,7 +86,7 @@ def is_mini(arg: str) -> bool:
     ValueError: it is something else.
   """
   if arg not in ("", MINI):
-    raise ValueError(f"config size {arg!r} is unknown; give :mini or nothing")
+    raise ValueError(f"config size {arg!r} is unknown; use :mini or nothing")
   return arg == MINI
 
 

@@ -15,7 +15,6 @@ import hashlib
 import json
 import pathlib
 import shlex
-import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from absl import app
 from absl import flags
 
 import ovi_jax
@@ -174,7 +172,7 @@ def _checked_advice(
   if "slg_layer" in asked:
     raise ValueError(
       f"--sampling: slg_layer {slg_layer} does not exist, the towers have"
-      f" blocks 0 to {blocks - 1}; give one of them, or 0 to skip none"
+      f" blocks 0 to {blocks - 1}; use one of them, or 0 to skip none"
     )
   return advised | {"slg_layer": 0}
 
@@ -253,25 +251,21 @@ def _advice(text: str) -> dict[str, Any]:
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
-  try:
-    cli.require_flags(FLAGS, workdir="DIR", out="DIR")
-    export(
-      pathlib.Path(FLAGS.workdir),
-      pathlib.Path(FLAGS.out),
-      pathlib.Path(FLAGS.pretrained) if FLAGS.pretrained else None,
-      FLAGS.step,
-      FLAGS.ema,
-      jnp.dtype(FLAGS.dtype),
-      _advice(FLAGS.sampling),
-    )
-    print(f"wrote {FLAGS.out}; next:")
-    quoted = shlex.quote(FLAGS.out)
-    sample = cli.invocation("ovi-sample")
-    print(f'  {sample} --weights={quoted} --prompt="…"')
-  except (OSError, ValueError) as error:
-    sys.exit(f"export: {error}")
+def main() -> None:
+  cli.require_flags(FLAGS, workdir="DIR", out="DIR")
+  export(
+    pathlib.Path(FLAGS.workdir),
+    pathlib.Path(FLAGS.out),
+    pathlib.Path(FLAGS.pretrained) if FLAGS.pretrained else None,
+    FLAGS.step,
+    FLAGS.ema,
+    jnp.dtype(FLAGS.dtype),
+    _advice(FLAGS.sampling),
+  )
+  print(f"wrote {FLAGS.out}; next:")
+  quoted = shlex.quote(FLAGS.out)
+  sample = cli.invocation("ovi-sample")
+  print(f'  {sample} --weights={quoted} --prompt="…"')
 
 
 if __name__ == "__main__":
@@ -288,4 +282,4 @@ if __name__ == "__main__":
     "dtype", "float32", ("float32", "bfloat16"), "Stored dtype of the towers."
   )
   flags.DEFINE_string("sampling", "", "Recommended settings, as JSON.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -307,7 +307,7 @@ class Settings(RunSettings):
       ValueError: lists what is missing.
     """
     problems = [
-      f"init_from.{name}: the stage starts from this tower; give"
+      f"init_from.{name}: the stage starts from this tower; set"
       f" --config.init_from.{name}=DIR (converted weights or an earlier run),"
       f" or {SCRATCH!r}"
       for name in self.model.present()
@@ -324,12 +324,12 @@ class Settings(RunSettings):
         " trained tower, or set trainable='all'"
       )
     if not all(source.path for source in self.data.sources):
-      problems.append("data.sources: give --config.data.sources=\"('DIR',)\"")
+      problems.append("data.sources: set --config.data.sources=\"('DIR',)\"")
     encoding = self.data.encode_on_the_fly or self.data.tokenizer
     if (encoding or self.intervals.sample_every) and not self.pretrained:
       problems.append(
         "pretrained: media and captions are read with the encoders of converted"
-        " weights, and samples made with their decoders; give"
+        " weights, and samples made with their decoders; set"
         " --config.pretrained=DIR, or cache latents first (python -m"
         " ovi_jax.data.encode) and make no samples"
       )
@@ -344,17 +344,19 @@ class Settings(RunSettings):
         invalid.
     """
     values = config.to_dict()
-    model = build_pair(values.pop("model"), "model", build_tower)
+    model = build_pair(config_lib.take(values, "model"), "model", build_tower)
     pretrained = values.get("pretrained", "")
     made = _shared(values) | {
       "model": model,
-      "init_from": build_pair(values.pop("init_from"), "init_from"),
-      "objective": _objective(values.pop("objective")),
-      "data": _data(values.pop("data"), model, pretrained),
-      "eval": config_lib.build(
-        eval_loss.EvalConfig, values.pop("eval"), "eval"
+      "init_from": build_pair(
+        config_lib.take(values, "init_from"), "init_from"
       ),
-      "eval_samples": _eval_samples(values.pop("eval_samples")),
+      "objective": _objective(config_lib.take(values, "objective")),
+      "data": _data(config_lib.take(values, "data"), model, pretrained),
+      "eval": config_lib.build(
+        eval_loss.EvalConfig, config_lib.take(values, "eval"), "eval"
+      ),
+      "eval_samples": _eval_samples(config_lib.take(values, "eval_samples")),
     }
     return config_lib.build(cls, values | made)
 
@@ -449,7 +451,10 @@ class CodecSettings(RunSettings):
     component = str(values.get("component"))
     config_lib.check(config_lib.invalid_choice("component", component, CODECS))
     config_class = CODECS[component].config_class
-    model, data = values.pop("model"), values.pop("data")
+    model, data = (
+      config_lib.take(values, "model"),
+      config_lib.take(values, "data"),
+    )
     config_lib.check_types(config_class, model, "config.model")
     # Sizes as in JSON, the form in release manifests.
     sizes = {
@@ -500,7 +505,9 @@ def _shared(values: dict[str, Any]) -> dict[str, Any]:
   """The built fields of `RunSettings`, moved out of a config's values."""
   return {
     "optimizer": config_lib.build(
-      optimizer.OptimizerConfig, values.pop("optimizer"), "optimizer"
+      optimizer.OptimizerConfig,
+      config_lib.take(values, "optimizer"),
+      "optimizer",
     ),
     "intervals": _take(loop.Intervals, values),
     "checkpoints": _take(CheckpointPolicy, values),
@@ -526,12 +533,8 @@ def build_pair(
 ) -> AV[Any]:
   """Build a value for each modality; `None` stays `None`."""
   given = config_lib.build(TowerPair, values, name)
-  return AV(
-    **{
-      n: None if v is None else make(v, f"{name}.{n}")
-      for n, v in dataclasses.asdict(given).items()
-    }
-  )
+  pair = AV(given.video, given.audio)
+  return pair.map(lambda tower, value: make(value, f"{name}.{tower}"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -543,7 +546,10 @@ class TowerPair:
 
 
 def _eval_samples(values: dict[str, Any]) -> eval_samples.EvalSamplesConfig:
-  scale = build_pair(values["guidance_scale"], "eval_samples.guidance_scale")
+  scale = build_pair(
+    config_lib.take(values, "guidance_scale", "eval_samples"),
+    "eval_samples.guidance_scale",
+  )
   return config_lib.build(
     eval_samples.EvalSamplesConfig,
     values | {"guidance_scale": scale},
@@ -553,11 +559,15 @@ def _eval_samples(values: dict[str, Any]) -> eval_samples.EvalSamplesConfig:
 
 def _objective(values: dict[str, Any]) -> flow_matching.ObjectiveConfig:
   made: dict[str, Any] = {
-    name: build_pair(values[name], f"objective.{name}")
+    name: build_pair(
+      config_lib.take(values, name, "objective"), f"objective.{name}"
+    )
     for name in ("loss_weights", "cfg_dropout")
   }
   made["timesteps"] = config_lib.build(
-    diffusion.TimestepSampler, values["timesteps"], "objective.timesteps"
+    diffusion.TimestepSampler,
+    config_lib.take(values, "timesteps", "objective"),
+    "objective.timesteps",
   )
   return config_lib.build(
     flow_matching.ObjectiveConfig, values | made, "objective"
@@ -572,14 +582,17 @@ def _data(
   config_lib.check(
     config_lib.invalid_choice("data.text_source", text, TEXT_SOURCES)
   )
-  sources = values.pop("sources")
+  sources = config_lib.take(values, "sources", "data")
   weights = values.pop("mixture_weights", ()) or (None,) * len(sources)
   if len(weights) != len(sources):
     raise ValueError(
       f"config.data.mixture_weights: {len(weights)} weights for"
-      f" {len(sources)} sources; give one each, or none"
+      f" {len(sources)} sources; set one each, or none"
     )
-  video, audio = values.pop("video_buckets"), values.pop("audio_buckets")
+  video, audio = (
+    config_lib.take(values, "video_buckets", "data"),
+    config_lib.take(values, "audio_buckets", "data"),
+  )
   video = [tuple(v) for v in video] if model.video else []
   audio = list(audio) if model.audio else []
   towers = model.present()

@@ -86,7 +86,7 @@ def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
       " (grad_accum_steps), each over"
       f" {devices} devices (mesh axes"
       f" {', '.join(logical_axes.ACTIVATIONS['B'])});"
-      f" {below} would do"
+      f" use {below}"
     )
 
 

@@ -325,7 +325,7 @@ class CodecTask(Task):
     if size > rows:
       raise ValueError(
         f"config.model.vocab_size {rows} is less than the {size} tokens of"
-        f" {settings.data.tokenizer}; give --config.model.vocab_size={size}"
+        f" {settings.data.tokenizer}; set --config.model.vocab_size={size}"
       )
 
   _load_input = staticmethod(codec_input.load)

@@ -209,7 +209,7 @@ def check_input(
       source.set_state(found.iterators[0])
     except ValueError as error:
       raise ValueError(
-        f"{workdir}: {error}. To go on with the run, give the datasets that it"
+        f"{workdir}: {error}. To continue the run, use the datasets that it"
         f" had{_datasets_of(workdir)}. {instead}"
       ) from error
 

@@ -15,7 +15,6 @@ towers over time. Completed steps are skipped.
 import dataclasses
 import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -134,7 +132,7 @@ def record_settings(
   if other := sorted(n for n in found if old.get(n) != found[n]):
     raise ValueError(
       f"{path.parent} holds runs of other {', '.join(other)} (see {path.name});"
-      " give another --root, or remove it"
+      " use another --root, or remove it"
     )
   with files.atomic_path(path) as temporary:
     temporary.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
@@ -313,35 +311,28 @@ def _cell(values: Sequence[float] | np.ndarray, sign: str) -> str:
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    cli.require_flags(
-      FLAGS, root="DIR", ablation="ablations/NAME", weights="DIR"
-    )
-    root, weights = runner.absolute(FLAGS.root), runner.absolute(FLAGS.weights)
-    settings = Settings.from_config(FLAGS.ablation)
-    home = root / settings.name
-    todo = steps(settings, root, weights)
-    if FLAGS.dry_run:
-      runner.print_commands(todo)
-      return
-    home.mkdir(parents=True, exist_ok=True)
-    digests = weights_dir.read(weights).digests
-    record_settings(settings, digests, home / SETTINGS)
-    runner.run(todo, home / runner.TIMES)
-    text = markdown(table(settings, home))
-    with files.atomic_path(home / "table.md") as temporary:
-      temporary.write_text(text, "utf-8")
-    for variant in settings.variants:
-      place = home / run_name(variant, settings.seeds[0]) / "clips"
-      picture = attention_maps.matrices(mean_maps(place))
-      with files.atomic_path(home / f"{variant}.png") as temporary:
-        picture.save(temporary, "PNG")
-    print(text, end="")
-  except (OSError, ValueError) as error:
-    sys.exit(f"ablation: {error}")
+def main() -> None:
+  cli.require_flags(FLAGS, root="DIR", ablation="ablations/NAME", weights="DIR")
+  root, weights = runner.absolute(FLAGS.root), runner.absolute(FLAGS.weights)
+  settings = Settings.from_config(FLAGS.ablation)
+  home = root / settings.name
+  todo = steps(settings, root, weights)
+  if FLAGS.dry_run:
+    runner.print_commands(todo)
+    return
+  home.mkdir(parents=True, exist_ok=True)
+  digests = weights_dir.read(weights).digests
+  record_settings(settings, digests, home / SETTINGS)
+  runner.run(todo, home / runner.TIMES)
+  text = markdown(table(settings, home))
+  with files.atomic_path(home / "table.md") as temporary:
+    temporary.write_text(text, "utf-8")
+  for variant in settings.variants:
+    place = home / run_name(variant, settings.seeds[0]) / "clips"
+    picture = attention_maps.matrices(mean_maps(place))
+    with files.atomic_path(home / f"{variant}.png") as temporary:
+      picture.save(temporary, "PNG")
+  print(text, end="")
 
 
 if __name__ == "__main__":
@@ -351,4 +342,4 @@ if __name__ == "__main__":
   )
   flags.DEFINE_bool("dry_run", False, "Print the commands only.")
   config_files.define("ablation")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -11,12 +11,10 @@ The card lists goals that are not reached, and scores that are more than
 
 import json
 import pathlib
-import sys
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -245,22 +243,20 @@ def _recipe(times: Mapping[str, float], machines: Sequence[str]) -> str:
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main() -> None:
+  cli.require_flags(FLAGS, root="DIR", weights="DIR")
+  weights = pathlib.Path(FLAGS.weights)
   try:
-    cli.require_flags(FLAGS, root="DIR", weights="DIR")
-    weights = pathlib.Path(FLAGS.weights)
     card = text(pathlib.Path(FLAGS.root), weights, FLAGS.seed)
-    with files.atomic_path(weights / CARD) as temporary:
-      temporary.write_text(card, "utf-8")
-    print(f"wrote {weights / CARD}")
-  except (OSError, ValueError, KeyError) as error:
-    sys.exit(f"card: {error}")
+  except KeyError as error:
+    raise ValueError(f"{FLAGS.root}: a file lacks the field {error}") from error
+  with files.atomic_path(weights / CARD) as temporary:
+    temporary.write_text(card, "utf-8")
+  print(f"wrote {weights / CARD}")
 
 
 if __name__ == "__main__":
   flags.DEFINE_string("root", "", "Directory of the recipe.")
   flags.DEFINE_string("weights", "", "Directory of the weights.")
   flags.DEFINE_integer("seed", 0, "Seed of the recipe.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -13,12 +13,10 @@ completed steps are skipped, training resumes from its last checkpoint.
 import dataclasses
 import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -362,21 +360,16 @@ def _flags(values: Mapping[str, Any]) -> list[str]:
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    cli.require_flags(FLAGS, root="DIR")
-    root = runner.absolute(FLAGS.root)
-    out = runner.absolute(FLAGS.out or str(root / "weights"))
-    todo = runner.until(steps(root, FLAGS.seed, out), FLAGS.until)
-    if FLAGS.dry_run:
-      runner.print_commands(todo)
-      return
-    root.mkdir(parents=True, exist_ok=True)
-    runner.run(todo, root / runner.TIMES)
-  except (OSError, ValueError) as error:
-    sys.exit(f"recipe: {error}")
+def main() -> None:
+  cli.require_flags(FLAGS, root="DIR")
+  root = runner.absolute(FLAGS.root)
+  out = runner.absolute(FLAGS.out or str(root / "weights"))
+  todo = runner.until(steps(root, FLAGS.seed, out), FLAGS.until)
+  if FLAGS.dry_run:
+    runner.print_commands(todo)
+    return
+  root.mkdir(parents=True, exist_ok=True)
+  runner.run(todo, root / runner.TIMES)
 
 
 if __name__ == "__main__":
@@ -387,4 +380,4 @@ if __name__ == "__main__":
   flags.DEFINE_integer("seed", 0, "Seed of worlds and training.")
   flags.DEFINE_string("until", "", "Name of the last step to run.")
   flags.DEFINE_bool("dry_run", False, "Print the commands only.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -106,7 +106,7 @@ def run(path: pathlib.Path, monkeypatch, stages: list[str]) -> dict:
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
   with flagsaver.flagsaver(small=True, stages=stages, **values):
-    overfit.main([""])
+    overfit.main()
   return json.loads((path / "out/overfit.json").read_text())["stages"]
 
 

@@ -28,18 +28,7 @@ TOKENIZER = standin.HERE / "tokenizer.json"
 
 def run(out, arch=ARCH, **flags):
   """Convert as `convert_torch_weights.py` does; flags of files by name."""
-  files = {c: flags.pop(c, "") for c in ("fusion", *releases.SOURCES)}
-  given = {
-    "release": "",
-    "variant": "",
-    "arch": arch,
-    "components": [],
-    "export": False,
-    "weights": "",
-    "download": "",
-    "tokenizer": "",
-  }
-  command.run(out=str(out), files=files, **given | flags)
+  command.run(out=str(out), **{"arch": arch} | flags)
 
 
 def refused(out, *parts, lines=1, **flags):
@@ -122,7 +111,7 @@ def test_towers_and_shards_are_given_with_commas(tmp_path, weights):
   assert (tmp_path / "out" / name).read_bytes() == (weights / name).read_bytes()
   refused(
     tmp_path / "half",
-    "this is the video tower alone; give the other tower's file too",
+    "this is the video tower alone; pass the other tower's file too",
     fusion=paths[0],
   )
 
@@ -216,7 +205,7 @@ def scaled(tensors, factor):
         standin.tensors("Wan2.2-TI2V-5B/Wan2.2_VAE.pth")
       ),
       (
-        "the tensors of video_vae, as diffusers names them; give it with --vid",
+        "the tensors of video_vae, as diffusers names them; pass it with --vid",
       ),
     ),
     (
@@ -546,7 +535,7 @@ def test_a_text_encoder_needs_a_tokenizer(tmp_path):
   path = tmp_path / "models" / "t5.safetensors"
   path.parent.mkdir()
   repacked_weights.save(path, repacked_weights.comfy_t5(standin.tensors(file)))
-  refused(tmp_path / "out", "give it with --tokenizer=FILE", umt5=str(path))
+  refused(tmp_path / "out", "pass it with --tokenizer=FILE", umt5=str(path))
   refused(
     tmp_path / "out", "no such file", umt5=str(path), tokenizer="none.json"
   )

@@ -281,8 +281,8 @@ def test_truncated_safetensors_are_named(path):
 
 def test_a_digest_depends_on_content_not_on_order_or_format(path):
   torch_file.save(path.with_suffix(".pth"), TENSORS)
-  one = reader.Digest(file=reader.open_tensors(path))
-  two = reader.Digest(file=reader.open_tensors(path.with_suffix(".pth")))
+  one = reader.Digest(source=reader.open_tensors(path).read)
+  two = reader.Digest(source=reader.open_tensors(path.with_suffix(".pth")).read)
   for name in TENSORS:
     assert one.read(name).tobytes() == TENSORS[name].tobytes()
     assert one.content() != two.content()
@@ -308,7 +308,7 @@ def test_a_digest_depends_on_name_dtype_shape_and_bytes(tmp_path, changed):
   for content in (tensors, changed):
     path = tmp_path / "model.safetensors"
     safetensors.save_file(content, path)
-    digest = reader.Digest(file=reader.open_tensors(path))
+    digest = reader.Digest(source=reader.open_tensors(path).read)
     for name in content:
       digest.read(name)
     found.append(digest.content())

@@ -233,7 +233,7 @@ def test_a_torchscript_program_is_named(path):
   pickle_bytes.zipped(
     path, value, extra=[("model/constants.pkl", b"\x80\x02).")]
   )
-  with pytest.raises(ValueError, match="a TorchScript program; give the file"):
+  with pytest.raises(ValueError, match="a TorchScript program; use the file"):
     torch_file.open_torch(path)
 
 
@@ -302,7 +302,7 @@ def test_a_plain_pickle_is_named(path, protocol):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_an_npz_file_is_named(tmp_path, save):
   save(tmp_path / "a.npz", w=pickle_bytes.FLOATS)
-  with pytest.raises(ValueError, match=r"found a NumPy file \(\.npz\); give"):
+  with pytest.raises(ValueError, match=r"found a NumPy file \(\.npz\); use"):
     torch_file.open_torch(tmp_path / "a.npz")
 
 

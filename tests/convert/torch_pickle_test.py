@@ -136,7 +136,7 @@ def test_tensors_with_attributes_of_another_type_are_refused(path, value):
   [
     ("torch._utils\n_rebuild_sparse_tensor", "sparse tensor; .*to_dense"),
     ("torch._utils\n_rebuild_meta_tensor_no_storage", "the meta device"),
-    ("torch._utils\n_rebuild_qtensor", "quantized tensor; give the 16-bit"),
+    ("torch._utils\n_rebuild_qtensor", "quantized tensor; use the 16-bit"),
     ("torch._utils\n_rebuild_nested_tensor", "a nested tensor"),
     ("torch.nn.parameter\nUninitializedParameter", "has no numbers yet"),
     ("torch\nfloat8_e4m3fnuz", "a format that is not read"),

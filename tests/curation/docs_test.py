@@ -9,13 +9,17 @@ import sys
 import types
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from configs import curate
+from ovi_jax.convert import mapping
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation.engine import settings
 from ovi_jax.curation.engine import shard_store
+from ovi_jax.curation.models import syncnet
+from ovi_jax.curation.models import syncnet_weights
 from ovi_jax.media import container as containers
 from tests.lib import doc_commands
 
@@ -81,6 +85,30 @@ def test_the_documented_flags_and_passes_exist():
   assert set(re.findall(r"--only_pass=(\w+)", TEXT)) <= passes
   known = set(curate.get_config()) | {"inputs", "out"}
   assert set(re.findall(r"--config\.(\w+)", TEXT)) <= known
+
+
+@pytest.mark.slow
+def test_syncnet_weights_are_converted_and_evaluated_as_documented(tmp_path):
+  config = syncnet.SyncNetConfig(
+    lip_channels=(3, 8, 8, 8, 8, 16),
+    audio_channels=(2, 6, 12, 8, 8, 16),
+    hidden_dim=16,
+  )
+  keys = jax.random.split(jax.random.key(0), 200)
+  shapes = mapping.flatten(syncnet.shapes(config))
+  weights = {
+    path: abs(0.02 * jax.random.normal(key, x.shape))
+    for key, (path, x) in zip(keys, shapes.items())
+  }
+  syncnet_weights.export(tmp_path / "syncnet_v2.model", mapping.nest(weights))
+  found = [
+    command
+    for kind, command in doc_commands.commands(DOCS / "how_to" / "curate.md")
+    if any(re.search(p, command) for p in doc_commands.RUN_ALONE)
+  ]
+  assert len(found) == 2
+  for command in found:
+    doc_commands.run("bash", command, tmp_path)
 
 
 def _documented() -> list[list[str]]:

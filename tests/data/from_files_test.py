@@ -417,7 +417,7 @@ def test_a_second_run_logs_the_same_report_and_refuses_other_settings(
   log_lines.clear()
   imported(folder)
   assert log_lines == [first, f"already imported: {folder / 'out'}"]
-  with pytest.raises(ValueError, match=r"other settings \(fit\); give another"):
+  with pytest.raises(ValueError, match=r"other settings \(fit\); use another"):
     imported(folder, fit="pad")
   table(folder, ("a.mp4", "Stripes.", ""))
   with pytest.raises(ValueError, match="of other files or captions"):
@@ -484,8 +484,8 @@ def test_filters_are_applied_only_where_they_are_asked_for(folder):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"height": 50}, "--size: expected multiples of 32 .* 64x64 would do"),
-    ({"frames": 120}, "--frames: expected 1 \\+ 4·k .* 117 would do"),
+    ({"height": 50}, "--size: expected multiples of 32 .* use 64x64"),
+    ({"frames": 120}, "--frames: expected 1 \\+ 4·k .* use 117"),
     ({"eval_fraction": 1.0}, "--eval_fraction: expected a fraction"),
     ({"captions": "none.csv"}, "--captions: none.csv is not a file"),
     ({"fit": "stretch"}, "--fit: expected one of crop, pad, keep"),
@@ -500,7 +500,7 @@ def test_a_folder_without_clips_or_captions_is_refused_with_advice(folder):
   with pytest.raises(ValueError, match="no video files; for sound .* --sounds"):
     imported(folder)
   numbered(folder / "clips/a.mp4", 0.4)
-  with pytest.raises(ValueError, match="1 files and no caption; give --captio"):
+  with pytest.raises(ValueError, match="1 files and no caption; pass --captio"):
     imported(folder)
 
 

@@ -35,6 +35,7 @@ _REPLACED: Mapping[str, str] = {
   r"((?:eval|sample)_every)=100": r"\1=2",
   r"--count=(?:64|100)\b": "--count=2",
   r"--trained=1:5000,3:2500:": "--trained=1:50,3:25:",
+  r"--evaluate=": "--num_eval_clips=1 --evaluate=",
   r"--variant=960x960_10s": "--arch=ovi_jax/convert/standin/manifest.json",
   r", seed=7\b": ", seed=7, num_steps=2",  # of a call from Python
 }
@@ -44,15 +45,15 @@ NOT_RUN: Mapping[str, str] = {
   r"^source \.venv/bin/activate$": "the tests' environment is active",
   r"\bpip install ": "network; the tests' environment is complete",
   r" --download=": "network; tests/convert/download_test.py has a fake hub",
-  r" --fusion=VIDEO\.safetensors,": "files of other tools; those of"
-  " tests/convert/layouts_test.py are made by the test",
   r"configs/fine_tune\.py:weights/960x960_5s": "released weights;"
   " tests/training/fine_tuning_test.py",
   r"configs/codec_|training\.codecs\.assemble": "minutes of compilation each;"
   " tests/training/task_test.py and codecs/ do the same at smaller sizes",
   r" --workdir=runs/(?:tuned|more) | --data=runs/my_clips ": "fine_tune.md and"
   " train.md run the same with other paths",
-  r"python -m ovi_jax\.curation|^def (?:load|get_config)\(": "needs"
+  r"curation\.sync\.train --out=": "a minute of compilation;"
+  " tests/curation/sync/training_test.py",
+  r"python -m ovi_jax\.curation |^def (?:load|get_config)\(": "needs"
   " '.[curate]' and real media; tests/curation/docs_test.py checks settings and"
   " runs the Python blocks, end_to_end_test.py and real_media_test.py the rest",
   r"^vllm serve ": "a GPU; tests of captions have a server of the protocol",
@@ -60,6 +61,12 @@ NOT_RUN: Mapping[str, str] = {
   " tests/sharding/equality_test.py, tests/train_processes_test.py",
   r" --aot=": "minutes of compilation at full size; tests/aot",
   r"benchmarks\.splash_blocks ": "a TPU",
+  r"^(?:gcloud|kubectl|docker|tensorboard|export|sbatch|bash) |=gs://": "a"
+  " cluster; tests/launch_test.py checks the files of launch/",
+}
+# Pattern of commands that run in a test of their own -> the test.
+RUN_ALONE: Mapping[str, str] = {
+  r"curation\.sync\.(?:train --evaluate=|convert )": "curation/docs_test.py",
 }
 
 
@@ -154,6 +161,6 @@ def repository(folder: pathlib.Path) -> None:
   """Lay a folder out like the repository, with a folder for results."""
   for name in ("train.py", "sample.py", "convert_torch_weights.py"):
     (folder / name).symlink_to(ROOT / name)
-  for name in ("configs", "ovi_jax", "scripts", "docs"):
+  for name in ("configs", "ovi_jax", "scripts", "docs", "launch"):
     (folder / name).symlink_to(ROOT / name)
   (folder / "runs").mkdir()

@@ -8,6 +8,7 @@ import pytest
 from ovi_jax.modality import AV
 from ovi_jax.models.video_vae import codec
 from ovi_jax.pretrained import decoders
+from ovi_jax.pretrained import encoders
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
@@ -38,7 +39,7 @@ def latents(pipeline, golden):
   """Latents of eight steps from the golden noise, by whether an image leads."""
   arrays = golden("sampling")
   prompts = config_values.PROMPTS
-  embedded = pipeline.embed(prompts)
+  embedded = encoders.TextEncoder.load(pipeline).texts(prompts)
   positive, *negative = (embedded[p] for p in prompts)
   noise = AV(
     arrays["noise_v"].transpose(1, 2, 3, 0)[None], arrays["noise_a"][None]
@@ -130,5 +131,5 @@ def test_embeddings_are_of_the_prompts_own_tokens(pipeline, golden):
   arrays = golden("umt5")
   prompt = config_values.PROMPTS[0]
   own = int(arrays["t5_mask"][0].sum())
-  embedded = pipeline.embed([prompt])[prompt]
+  embedded = encoders.TextEncoder.load(pipeline).texts([prompt])[prompt]
   parity.assert_close(embedded, arrays["t5_emb"][0, :own], "forward")

@@ -441,8 +441,8 @@ def test_an_output_path_that_is_no_directory_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (("", "", ""), "give one of --prompt=TEXT and --prompts=FILE"),
-    (("a", "b.csv", ""), "give one of"),
+    (("", "", ""), "pass one of --prompt=TEXT and --prompts=FILE"),
+    (("a", "b.csv", ""), "pass one of"),
     (("", "b.csv", "c.png"), "--image goes with --prompt"),
     (("  ", "", ""), "the prompt is empty"),
     (("", "none.csv", ""), "none.csv"),

@@ -112,11 +112,11 @@ def test_errors_are_raised_before_weights_are_loaded(pipe):
   loaded = dict(pipe._loaded)
   for arguments, message in (
     ({"stepps": 3}, r"stepps is unknown \(did you mean num_steps\?\)"),
-    ({"dtype": "float32"}, "dtype: of the loaded weights; give it to from_pre"),
+    ({"dtype": "float32"}, "dtype: of the loaded weights; pass it to from_pre"),
     ({"guidance_scale": True}, "guidance_scale.video must be a number"),
     ({"num_steps": 0}, "num_steps must be from 1 to 1000"),
     ({"batch_size": 0}, "batch_size must be from 1 to 1024"),
-    ({"shard_clips_over_hosts": True}, "give it to from_pretrained"),
+    ({"shard_clips_over_hosts": True}, "pass it to from_pretrained"),
     ({"image": "none.png"}, "none.png"),
   ):
     with pytest.raises(ValueError, match=message):

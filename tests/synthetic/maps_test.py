@@ -46,7 +46,7 @@ def maps_of():
     wave_1A = clip.wave_A[None, : length.samples]
     latents = AV(video.encode(clip.frames_THWC[None]), audio.encode(wave_1A))
     drawn = noise.sample_noise(number, length, pipe.channels)
-    text = pipe.embed([caption])[caption]
+    text = encoders.TextEncoder.load(pipe).texts([caption])[caption]
     return denoiser.maps(latents, drawn, text, heads=heads)
 
   return find

@@ -121,7 +121,7 @@ def test_training_reads_mp4_directly(media, weights, tmp_path, monkeypatch):
   [
     (
       small_training.ON_THE_FLY | {"pretrained": ""},
-      "give --config.pretrained=DIR, or cache",
+      "set --config.pretrained=DIR, or cache",
     ),
     (small_training.ON_THE_FLY | {"pretrained": "nowhere"}, "nowhere"),
     (

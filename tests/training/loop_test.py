@@ -328,12 +328,12 @@ def test_skipped_steps_leave_the_state_bit_by_bit_also_when_resumed(
     (
       12,
       1,
-      "batch_size 12 must be a multiple of 8: 1 microbatches.*; 8 would do",
+      "batch_size 12 must be a multiple of 8: 1 microbatches.*; use 8",
     ),
     (
       24,
       2,
-      "multiple of 16: 2 microbatches .*, each over 8 devices.*16 would",
+      "multiple of 16: 2 microbatches .*, each over 8 devices.*use 16",
     ),
     (0, 1, "batch_size 0 must be a multiple of 8"),
   ],

@@ -71,3 +71,22 @@ def test_fields_that_may_change_on_resume_exist():
     for part in name.split("."):
       assert part in found, name
       found = found[part]
+
+
+@pytest.mark.parametrize("make", [fusion.get_config, codec_video.get_config])
+def test_a_missing_section_is_named(make):
+  whole = make("mini").to_dict()
+  sections = [name for name, value in whole.items() if isinstance(value, dict)]
+  sections += [
+    f"{name}.{inner}"
+    for name in ("objective", "eval_samples")
+    for inner, value in whole.get(name, {}).items()
+    if isinstance(value, dict)
+  ]
+  assert len(sections) > 3
+  for name in sections:
+    config = make("mini")
+    *outer, last = name.split(".")
+    del (config[outer[0]] if outer else config)[last]
+    with pytest.raises(ValueError, match=rf"config\.{name} is missing"):
+      settings.from_config(config)

@@ -6,7 +6,6 @@ Takes the config of the run:
     --config.out=DIR
 """
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -16,9 +15,7 @@ from ovi_jax.curation.engine import settings
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main() -> None:
   try:
     # Imported here: it needs the extra.
     from ovi_jax.curation.report import document
@@ -26,10 +23,10 @@ def main(argv: list[str]) -> None:
     if FLAGS.config is None:
       raise ValueError("--config=curate is needed")
     print(document.write(settings.Settings.from_config(FLAGS.config)))
-  except (ImportError, OSError, ValueError) as error:
+  except ImportError as error:
     cli.exit_with_error(error)
 
 
 if __name__ == "__main__":
   config_files.define()
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

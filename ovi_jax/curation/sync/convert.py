@@ -8,9 +8,7 @@ otherwise. PyTorch is not needed, and pickled code is not executed.
 """
 
 import pathlib
-import sys
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -19,22 +17,17 @@ from ovi_jax.curation.models import syncnet_weights
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    cli.require_flags(FLAGS, weights="FILE", out="FILE")
-    config, variables = syncnet_weights.load(FLAGS.weights)
-    if pathlib.Path(FLAGS.out).suffix == ".safetensors":
-      syncnet_weights.save(FLAGS.out, config, variables)
-    else:
-      syncnet_weights.export(FLAGS.out, variables)
-  except (OSError, ValueError) as error:
-    sys.exit(f"sync.convert: {error}")
+def main() -> None:
+  cli.require_flags(FLAGS, weights="FILE", out="FILE")
+  config, variables = syncnet_weights.load(FLAGS.weights)
+  if pathlib.Path(FLAGS.out).suffix == ".safetensors":
+    syncnet_weights.save(FLAGS.out, config, variables)
+  else:
+    syncnet_weights.export(FLAGS.out, variables)
   print(f"{FLAGS.weights} -> {FLAGS.out}: {config}")
 
 
 if __name__ == "__main__":
   flags.DEFINE_string("weights", "", "Weights to read, in either format.")
   flags.DEFINE_string("out", "", "File to write.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

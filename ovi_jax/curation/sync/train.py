@@ -11,12 +11,10 @@ sufficient for these faces.
 """
 
 import math
-import sys
 import time
 
 import jax
 import numpy as np
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -75,25 +73,19 @@ def evaluate(path: str, seed: int, clips: int) -> None:
   )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  cli.setup()
-  try:
-    if FLAGS.evaluate:
-      evaluate(FLAGS.evaluate, FLAGS.seed, FLAGS.num_eval_clips)
-      return
-    cli.require_flags(FLAGS, out="FILE")
-    settings = training.Settings(
-      width_divisor=FLAGS.width_divisor,
-      num_train_steps=FLAGS.num_train_steps,
-      clips_per_batch=FLAGS.batch_size,
-      learning_rate=FLAGS.learning_rate,
-      seed=FLAGS.seed,
-    )
-    train(settings, FLAGS.out)
-  except (OSError, ValueError) as error:
-    sys.exit(f"sync.train: {error}")
+def main() -> None:
+  if FLAGS.evaluate:
+    evaluate(FLAGS.evaluate, FLAGS.seed, FLAGS.num_eval_clips)
+    return
+  cli.require_flags(FLAGS, out="FILE")
+  settings = training.Settings(
+    width_divisor=FLAGS.width_divisor,
+    num_train_steps=FLAGS.num_train_steps,
+    clips_per_batch=FLAGS.batch_size,
+    learning_rate=FLAGS.learning_rate,
+    seed=FLAGS.seed,
+  )
+  train(settings, FLAGS.out)
 
 
 if __name__ == "__main__":
@@ -114,4 +106,4 @@ if __name__ == "__main__":
   )
   flags.DEFINE_integer("seed", defaults.seed, "Seed of weights and faces.")
   flags.DEFINE_integer("num_eval_clips", 20, "Held-out clips for evaluation.")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -19,7 +19,6 @@ import signal
 import sys
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -44,14 +43,10 @@ _SAME = (
 )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main() -> None:
   try:
     cli.require_flags(FLAGS, clips="FOLDER", out="DIR")
     run.run(_settings())
-  except (OSError, ValueError) as error:
-    cli.exit_with_error(error)
   except KeyboardInterrupt:
     print(
       "from_files: interrupted; run the same command to resume", file=sys.stderr
@@ -69,11 +64,11 @@ def _settings() -> settings_lib.Settings:
   seconds = FLAGS.seconds
   if FLAGS.sounds:
     if FLAGS.frames is not None:
-      raise ValueError("--frames: sounds have none; give --seconds")
+      raise ValueError("--frames: sounds have none; use --seconds")
     values["seconds"] = seconds or settings_lib.SOUND_SECONDS
   elif seconds is not None:
     if FLAGS.frames is not None:
-      raise ValueError("--frames, --seconds: give one of them")
+      raise ValueError("--frames, --seconds: pass one of them")
     values["frames"] = settings_lib.frames_of(seconds)
   elif FLAGS.frames is not None:
     values["frames"] = FLAGS.frames
@@ -151,4 +146,4 @@ if __name__ == "__main__":
     builder.RECORDS_PER_SHARD,
     "Records per file of the dataset.",
   )
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

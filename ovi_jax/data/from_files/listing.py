@@ -266,7 +266,7 @@ def _refuse_all(
       + ("" if settings.sounds else "; for sound files alone add --sounds")
     )
   raise ValueError(
-    f"--clips: {settings.clips} has {len(media)} files and no caption; give"
+    f"--clips: {settings.clips} has {len(media)} files and no caption; pass"
     " --captions=FILE.csv with the columns path and caption, or put a text"
     f" file beside each, such as {os.path.splitext(min(media))[0]}.txt"
   )

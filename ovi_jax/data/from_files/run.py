@@ -130,7 +130,7 @@ def _check_recipe(
   settings: settings_lib.Settings, recipe: dict[str, Any]
 ) -> None:
   """ValueError unless the dataset that is there was made by this recipe."""
-  advice = "give another --out, or remove it"
+  advice = "use another --out, or remove it"
   try:
     kept = untrusted.read_json(settings.folder / _RECIPE)
   except FileNotFoundError as error:
@@ -165,7 +165,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
     except BlockingIOError as error:
       raise ValueError(
         f"--out: another process is importing to it ({folder}); wait for it, or"
-        " give another"
+        " use another"
       ) from error
     yield
 

@@ -91,7 +91,7 @@ class Settings:
       near = f"{_near(self.height)}x{_near(self.width)}"
       problems.append(
         f"--size: expected multiples of {multiple} up to {MAX_SIDE}, got"
-        f" {self.height}x{self.width}; {near} would do"
+        f" {self.height}x{self.width}; use {near}"
       )
     stride = geometry.VIDEO_STRIDES[0]
     if not 1 <= self.frames <= MAX_FRAMES or (self.frames - 1) % stride:
@@ -99,7 +99,7 @@ class Settings:
       below -= (below - 1) % stride
       problems.append(
         f"--frames: expected 1 + {stride}·k up to {MAX_FRAMES}, got"
-        f" {self.frames}; {below} would do"
+        f" {self.frames}; use {below}"
       )
     if not 0.1 <= self.seconds <= 600:
       problems.append(f"--seconds: expected 0.1 to 600, got {self.seconds:g}")

@@ -1,6 +1,7 @@
 """Scores of generated clips of the world, from the mp4 alone.
 
-`sight` tells what is seen, `hearing` what is heard, `facts` what the prompt
-asked for; `sync` holds the times of both against each other. numpy only, no
-networks; `python -m ovi_jax.synthetic.evaluation` makes the report.
+`video_detectors` and `audio_detectors` find objects, events and sounds,
+`prompt_parser` reads what the prompt asks for, and `sync` matches the times of
+events and sounds. numpy only, no networks; the report is written by
+`python -m ovi_jax.synthetic.evaluation`.
 """

@@ -14,9 +14,7 @@ Write prompts, generate clips from them, score the clips; or score codecs:
 
 import json
 import pathlib
-import sys
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -30,28 +28,12 @@ from ovi_jax.synthetic.world import world
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  commands = {
-    "": _score,
-    "prompts": _draw,
-    "calibrate": _calibrate,
-    "codecs": _codecs,
-  }
-  command = " ".join(argv[1:])
-  if command not in commands:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    commands[command]()
-  except (OSError, ValueError) as error:
-    sys.exit(f"evaluation: {error}")
-
-
 def _draw() -> None:
   cli.require_flags(FLAGS, out="FILE.csv")
   path = pathlib.Path(FLAGS.out)
   trained = [prompts.Trained.parse(text) for text in FLAGS.trained]
-  drawn = prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs, trained)
-  prompts.write(path, drawn, FLAGS.seed)
+  texts = prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs, trained)
+  prompts.write(path, texts, FLAGS.seed)
   print(f"wrote {path}")
 
 
@@ -64,7 +46,11 @@ def _score() -> None:
   clips = report.read(pathlib.Path(FLAGS.clips))
   table = report.score(clips)
   text = report.markdown(table)
-  plain = json.dumps(report.plain(clips, table), indent=1) + "\n"
+  _write(json.dumps(report.plain(clips, table), indent=1) + "\n", text)
+
+
+def _write(plain: str, text: str) -> None:
+  """Write JSON and table to the files of the flags, and print the table."""
   for name, content in ((FLAGS.out, plain), (FLAGS.markdown, text)):
     if name:
       with files.atomic_path(pathlib.Path(name)) as temporary:
@@ -79,17 +65,9 @@ def _calibrate() -> None:
 
 def _codecs() -> None:
   cli.require_flags(FLAGS, weights="DIR")
-  cli.setup()
   found = weights.losses(pathlib.Path(FLAGS.weights), FLAGS.count, FLAGS.seed)
-  text = weights.markdown(found)
-  if FLAGS.out:
-    losses = {name: loss._asdict() for name, loss in found.items()}
-    with files.atomic_path(pathlib.Path(FLAGS.out)) as temporary:
-      temporary.write_text(json.dumps(losses, indent=2) + "\n", "utf-8")
-  if FLAGS.markdown:
-    with files.atomic_path(pathlib.Path(FLAGS.markdown)) as temporary:
-      temporary.write_text(text, "utf-8")
-  print(text, end="")
+  losses = {name: loss._asdict() for name, loss in found.items()}
+  _write(json.dumps(losses, indent=2) + "\n", weights.markdown(found))
 
 
 if __name__ == "__main__":
@@ -118,4 +96,4 @@ if __name__ == "__main__":
     (world.SEEN, world.UNSEEN, world.ALL),
     "Pairs of a colour and a sound: trained, held out, or all.",
   )
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(_score, prompts=_draw, calibrate=_calibrate, codecs=_codecs)

@@ -4,6 +4,7 @@ Each sound's spectrum in its first moments is held against those of all sounds
 that the world makes, at all tones and voices; the nearest names it. float64.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -65,21 +66,21 @@ def listen(
     return ()
   begins = onsets.times(wave_A, rate)
   ends = [*begins[1:], len(wave_A) / rate]
-  heard = []
+  found = []
   for begin, end in zip(begins, ends):
     sound = _nearest(_spectrum(wave_A, rate, begin, end), rate, kind)
-    heard.append(Heard(seconds=begin - _LATE[sound.kind], sound=sound))
-  return tuple(heard)
+    found.append(Heard(seconds=begin - _LATE[sound.kind], sound=sound))
+  return tuple(found)
 
 
 def usual(heard: Iterable[Heard]) -> Sound | None:
   """Kind, and material, pitch or voice, of most sounds; of a voice no vowel."""
-  counts: dict[Sound, int] = {}
+  counts: collections.Counter[Sound] = collections.Counter()
   for each in heard:
     sound = each.sound
     if sound.kind == scene.FACE:
       sound = sound._replace(name="")
-    counts[sound] = counts.get(sound, 0) + 1
+    counts[sound] += 1
   return max(counts, key=lambda sound: counts[sound], default=None)
 
 

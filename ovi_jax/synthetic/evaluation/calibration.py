@@ -84,9 +84,9 @@ def score(
 ) -> list[scores.Score]:
   """The report's scores, and both kinds of times against the truth."""
   table = report.score(clips)
-  seen = [(clip.seconds, clip.seen.events) for clip in clips]
-  heard = [(clip.seconds, clip.track.sounds) for clip in clips]
-  for name, found in {"seen": seen, "heard": heard}.items():
+  events = [(clip.seconds, clip.seen.events) for clip in clips]
+  sounds = [(clip.seconds, clip.track.sounds) for clip in clips]
+  for name, found in {"seen": events, "heard": sounds}.items():
     tracks = [
       sync.Track(
         kind=each.kind,

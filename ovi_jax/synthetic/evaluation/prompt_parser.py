@@ -67,11 +67,11 @@ def facts(prompt: str) -> Facts:
     ValueError: it is no prompt of the world.
   """
   parts = prompts.parse(prompt)
-  told = " ".join(p.text for p in parts if p.is_sound).lower()
+  sound_text = " ".join(p.text for p in parts if p.is_sound).lower()
   seen = " ".join(p.text for p in parts if not p.tag).lower()
   speech = next((p.text for p in parts if p.tag == prompts.SPEECH), "")
-  kind = _first(_THINGS, seen) or _first(_SOUNDS, f"{seen} {told}")
-  silent = bool(_SILENCE.search(told))
+  kind = _first(_THINGS, seen) or _first(_SOUNDS, f"{seen} {sound_text}")
+  silent = bool(_SILENCE.search(sound_text))
   vowels = tuple(speech.split())
   if (kind is None and not silent) or set(vowels) - set(scene.VOWELS):
     raise ValueError(
@@ -82,27 +82,27 @@ def facts(prompt: str) -> Facts:
   return Facts(
     kind=kind,
     colours=tuple(dict.fromkeys(_COLOUR.findall(seen))),
-    sound=_sound(kind, seen, told),
+    sound=_sound(kind, seen, sound_text),
     vowels=vowels,
-    count=_count(seen, told, vowels),
+    count=_count(seen, sound_text, vowels),
     silent=silent,
   )
 
 
-def _sound(kind: str | None, seen: str, told: str) -> str | None:
+def _sound(kind: str | None, seen: str, sound_text: str) -> str | None:
   """Material, pitch or voice."""
   if kind == scene.BALL:
-    return _first(_MATERIALS, f"{seen} {told}")
+    return _first(_MATERIALS, f"{seen} {sound_text}")
   if kind == scene.FACE:
-    return _first(_VOICES, told)
-  pitch = _PITCH.search(told)
+    return _first(_VOICES, sound_text)
+  pitch = _PITCH.search(sound_text)
   return pitch[1] if pitch else None
 
 
-def _count(seen: str, told: str, vowels: tuple[str, ...]) -> int | None:
+def _count(seen: str, sound_text: str, vowels: tuple[str, ...]) -> int | None:
   if _STILL.search(seen):
     return 0
-  number = _NUMBER.search(seen) or _NUMBER.search(told)
+  number = _NUMBER.search(seen) or _NUMBER.search(sound_text)
   if number:
     return captions.NUMBERS.index(number[1])
   return len(vowels) or None

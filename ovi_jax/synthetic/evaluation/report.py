@@ -140,60 +140,33 @@ def f1_part(count: sync.Count | None) -> scores.Part | None:
   return scores.Part(2 * count.matched, count.events + count.sounds)
 
 
-def _kind(clip: Clip) -> scores.Part | None:
-  # Without a colour the prompt says nothing of a picture.
-  if not clip.facts.colours:
-    return None
-  return scores.Part(clip.seen.kind == clip.facts.kind, 1)
+Judge = Callable[[Clip], scores.Part | None]
 
 
-def _colour(clip: Clip) -> scores.Part | None:
-  if not clip.facts.colours:
-    return None
-  return scores.Part(set(clip.seen.colours) == set(clip.facts.colours), 1)
-
-
-def _events(clip: Clip) -> scores.Part | None:
-  if clip.facts.count is None or not clip.facts.colours:
-    return None
-  return scores.Part(len(clip.seen.events) == clip.facts.count, 1)
-
-
-def _happens(clip: Clip) -> scores.Part | None:
-  if clip.facts.silent or clip.facts.count == 0 or not clip.facts.colours:
-    return None
-  return scores.Part(bool(clip.seen.events) and bool(clip.heard), 1)
-
-
-def _sounds(clip: Clip) -> scores.Part | None:
-  asked = 0 if clip.facts.silent else clip.facts.count
-  if asked is None:
-    return None
-  return scores.Part(len(clip.heard) == asked, 1)
-
-
-def _sound_of(kind: str) -> Callable[[Clip], scores.Part | None]:
-  """Whether most sounds are of this kind, and of the right one."""
+def _judge(
+  applies: Callable[[facts_lib.Facts], object], right: Callable[[Clip], bool]
+) -> Judge:
+  """Whether a clip is right, of those whose prompt says anything of it."""
 
   def part(clip: Clip) -> scores.Part | None:
-    if clip.facts.kind != kind or clip.facts.sound is None:
-      return None
-    usual = audio_detectors.usual(clip.heard)
-    heard = usual and usual.kind == kind and (usual.voice or usual.name)
-    return scores.Part(heard == clip.facts.sound, 1)
+    return scores.Part(right(clip), 1) if applies(clip.facts) else None
 
   return part
 
 
-def _vowels(clip: Clip) -> scores.Part | None:
-  return _words(clip, [each.sound.name for each in clip.heard])
+def _sound_of(kind: str) -> Judge:
+  """Whether most sounds are of this kind, and of the right one."""
 
+  def right(clip: Clip) -> bool:
+    usual = audio_detectors.usual(clip.heard)
+    name = usual and usual.kind == kind and (usual.voice or usual.name)
+    return name == clip.facts.sound
 
-def _shapes(clip: Clip) -> scores.Part | None:
-  return _words(clip, clip.seen.shapes)
+  return _judge(lambda f: f.kind == kind and f.sound is not None, right)
 
 
 def _words(clip: Clip, given: Sequence[str]) -> scores.Part | None:
+  """Whether words are those that are asked for."""
   asked = clip.facts.vowels
   if not asked:
     return None
@@ -202,17 +175,29 @@ def _words(clip: Clip, given: Sequence[str]) -> scores.Part | None:
   return scores.Part(scores.aligned(asked, given), of)
 
 
-_PARTS: dict[str, Callable[[Clip], scores.Part | None]] = {
-  "kind": _kind,
-  "colour": _colour,
-  "something happens": _happens,
-  "number of events seen": _events,
-  "number of sounds heard": _sounds,
+# Without a colour the prompt says nothing of a picture.
+_PARTS: dict[str, Judge] = {
+  "kind": _judge(lambda f: f.colours, lambda c: c.seen.kind == c.facts.kind),
+  "colour": _judge(
+    lambda f: f.colours, lambda c: set(c.seen.colours) == set(c.facts.colours)
+  ),
+  "something happens": _judge(
+    lambda f: f.colours and f.count != 0 and not f.silent,
+    lambda c: bool(c.seen.events) and bool(c.heard),
+  ),
+  "number of events seen": _judge(
+    lambda f: f.colours and f.count is not None,
+    lambda c: len(c.seen.events) == c.facts.count,
+  ),
+  "number of sounds heard": _judge(
+    lambda f: f.silent or f.count is not None,
+    lambda c: len(c.heard) == (0 if c.facts.silent else c.facts.count),
+  ),
   "material": _sound_of(scene.BALL),
   "pitch": _sound_of(scene.LAMP),
   "voice": _sound_of(scene.FACE),
-  "vowels heard": _vowels,
-  "vowels seen": _shapes,
+  "vowels heard": lambda clip: _words(clip, [h.sound.name for h in clip.heard]),
+  "vowels seen": lambda clip: _words(clip, clip.seen.shapes),
 }
 
 

@@ -48,42 +48,36 @@ class Score:
 def score(name: str, parts: Sequence[Part | None]) -> Score:
   """Sum what clips add; `None` and nothing of nothing add no clip."""
   given = [part for part in parts if part is not None and part.of > 0]
-  if not given:
-    return Score(
-      name=name, value=math.nan, low=math.nan, high=math.nan, clips=0, of=0
-    )
-  right, of = np.array(given, np.float64).T
-  value = float(right.sum() / of.sum())
-  low, high = _bootstrap(right, of)
-  if bool((of == 1).all()) or low == high:
+  found = _ratio(name, given, "%")
+  same = found.low == found.high or all(part.of == 1 for part in given)
+  if given and same:
     # Where all clips are alike, there is nothing to draw from.
-    low, high = wilson(value * len(given), len(given))
+    low, high = wilson(found.value * found.clips, found.clips)
+    return dataclasses.replace(found, low=low, high=high)
+  return found
+
+
+def mean(name: str, groups: Sequence[Sequence[float]]) -> Score:
+  """Mean of what clips measure in seconds, told in milliseconds."""
+  parts = [Part(1000 * sum(group), len(group)) for group in groups if group]
+  return _ratio(name, parts, "ms")
+
+
+def _ratio(name: str, parts: Sequence[Part], unit: str) -> Score:
+  """What is right over what there is, its interval bootstrapped over clips."""
+  value = low = high = math.nan
+  right, of = np.array(parts, np.float64).reshape(-1, 2).T
+  if parts:
+    value = float(right.sum() / of.sum())
+    low, high = _bootstrap(right, of)
   return Score(
     name=name,
     value=value,
     low=low,
     high=high,
-    clips=len(given),
+    clips=len(parts),
     of=float(of.sum()),
-  )
-
-
-def mean(name: str, groups: Sequence[Sequence[float]]) -> Score:
-  """Mean of what clips measure in seconds, told in milliseconds."""
-  parts = [Part(1000 * sum(group), len(group)) for group in groups]
-  given = [part for part in parts if part.of]
-  if not given:
-    return dataclasses.replace(score(name, []), unit="ms")
-  right, of = np.array(given, np.float64).T
-  low, high = _bootstrap(right, of)
-  return Score(
-    name=name,
-    value=float(right.sum() / of.sum()),
-    low=low,
-    high=high,
-    clips=len(given),
-    of=float(of.sum()),
-    unit="ms",
+    unit=unit,
   )
 
 
@@ -104,8 +98,8 @@ def wilson(right: float, of: int) -> tuple[float, float]:
 def _bootstrap(right_N: np.ndarray, of_N: np.ndarray) -> tuple[float, float]:
   """95 % interval of a ratio of sums over clips drawn with replacement."""
   random = np.random.default_rng(0)
-  drawn = random.integers(len(of_N), size=(_DRAWS, len(of_N)))
-  ratios = right_N[drawn].sum(axis=1) / of_N[drawn].sum(axis=1)
+  resampled = random.integers(len(of_N), size=(_DRAWS, len(of_N)))
+  ratios = right_N[resampled].sum(axis=1) / of_N[resampled].sum(axis=1)
   low, high = np.percentile(ratios, (2.5, 97.5))
   return float(low), float(high)
 

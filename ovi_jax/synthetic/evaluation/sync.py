@@ -2,7 +2,7 @@
 
 Visible events are matched with beginnings of sounds, one to one, at most a
 frame apart; the same pictures with the sound of another clip of their kind say
-what chance would do. Times are seconds.
+the chance level. Times are seconds.
 """
 
 import dataclasses
@@ -30,22 +30,6 @@ class Count(NamedTuple):
 
   def plus(self, other: "Count") -> "Count":
     return Count(*(a + b for a, b in zip(self, other)))
-
-  @property
-  def precision(self) -> float:
-    """Share of the sounds that are seen; NaN without any."""
-    return self.matched / self.sounds if self.sounds else float("nan")
-
-  @property
-  def recall(self) -> float:
-    """Share of the events that are heard; NaN without any."""
-    return self.matched / self.events if self.events else float("nan")
-
-  @property
-  def f1(self) -> float:
-    """Share of both that have a partner; NaN without any."""
-    both = self.events + self.sounds
-    return 2 * self.matched / both if both else float("nan")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

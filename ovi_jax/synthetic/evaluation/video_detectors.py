@@ -158,6 +158,12 @@ def _vivid(share_THW: np.ndarray) -> np.ndarray:
   return np.where(share_THW > max(_LEAST_SHARE, _OF_MOST * most), share_THW, 0)
 
 
+def _colour(part_THWC: np.ndarray, frames_THWC: np.ndarray) -> tuple[str, ...]:
+  """The colour of most vivid pixels in a part of the frames, if any."""
+  nearest_THW, share_THW = tints(part_THWC)
+  return _vote(nearest_THW, _vivid(share_THW) > 0, frames_THWC[..., 0].size)[:1]
+
+
 def _balls(frames_THWC: np.ndarray, fps: float) -> Seen:
   air_THWC = part(frames_THWC, (0.0, balls.FLOOR - 0.01))
   wall_HC = np.median(air_THWC[::4], axis=(0, 2))
@@ -180,9 +186,7 @@ def _balls(frames_THWC: np.ndarray, fps: float) -> Seen:
 
 def _lamp(frames_THWC: np.ndarray, fps: float) -> Seen:
   above = part(frames_THWC, (0.0, 0.62))
-  nearest_THW, share_THW = tints(above)
-  vivid_THW = _vivid(share_THW) > 0
-  colours = _vote(nearest_THW, vivid_THW, frames_THWC[..., 0].size)[:1]
+  colours = _colour(above, frames_THWC)
   if not colours:
     return Seen(kind=None)
   light_T = above.mean(axis=(1, 2, 3))
@@ -228,9 +232,7 @@ def _moment(value_T: np.ndarray, frame: int) -> float:
 
 
 def _face(frames_THWC: np.ndarray, fps: float) -> Seen:
-  nearest_THW, share_THW = tints(part(frames_THWC, (0.05, 0.36)))
-  vivid_THW = _vivid(share_THW) > 0
-  colours = _vote(nearest_THW, vivid_THW, frames_THWC[..., 0].size)[:1]
+  colours = _colour(part(frames_THWC, (0.05, 0.36)), frames_THWC)
   darkness_THW, size = _darkness(frames_THWC), frames_THWC.shape[1]
   opening_T = darkness_THW.sum(axis=(1, 2)) / size**2
   events = rises(opening_T, _LEAST_OPENING)

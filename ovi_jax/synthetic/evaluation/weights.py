@@ -1,15 +1,14 @@
 """What the codecs of a directory of weights lose, on clips of the world."""
 
 import pathlib
-from collections.abc import Iterator
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ovi_jax import cli
-from ovi_jax import geometry
 from ovi_jax.pretrained import component_loader
 from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
@@ -62,22 +61,17 @@ def losses(
   def sounds(wave_A: np.ndarray) -> np.ndarray:
     return decoder.wave(audio.encode(wave_A[None]))
 
-  drawn = world.World(
+  clips = world.World(
     seed=seed, size=clip.pixels[0], frames=clip.frames, complete=True
   )
 
-  def waves() -> Iterator[np.ndarray]:
-    samples = clip.audio_latents * geometry.SAMPLES_PER_AUDIO_LATENT
-    for number in range(count):
-      wave_A = drawn.clip(number, slice(0, 1)).wave_A
-      if wave_A is not None:  # as in every complete clip
-        yield wave_A[:samples].astype(np.float32)
-
-  films = (drawn.clip(n, sound=False).frames_THWC for n in range(count))
-  shown = (frames_THWC for frames_THWC in films if frames_THWC is not None)
+  # A complete clip has both; only what is measured is rendered.
+  frames: Any = (clips.clip(n, sound=False).frames_THWC for n in range(count))
+  tracks: Any = (clips.clip(n, slice(0, 1)).wave_A for n in range(count))
+  waves = (wave_A[: clip.samples].astype(np.float32) for wave_A in tracks)
   return {
-    VIDEO: codecs.psnr_of(pictures, shown),
-    AUDIO: codecs.log_mel_error_of(sounds, waves()),
+    VIDEO: codecs.psnr_of(pictures, frames),
+    AUDIO: codecs.log_mel_error_of(sounds, waves),
   }
 
 

@@ -8,9 +8,7 @@ them.
 """
 
 import pathlib
-import sys
 
-from absl import app
 from absl import flags
 
 from ovi_jax import cli
@@ -20,19 +18,14 @@ from ovi_jax.synthetic.world import world
 FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    cli.require_flags(FLAGS, out="DIR")
-    made = world.World(
-      seed=FLAGS.seed, size=FLAGS.size, what=FLAGS.what, pairs=FLAGS.pairs
-    )
-    counts = {"train": FLAGS.train, "test": FLAGS.test}
-    records.write(pathlib.Path(FLAGS.out), made, counts)
-    print(f"wrote {FLAGS.out}")
-  except (OSError, ValueError) as error:
-    sys.exit(f"world: {error}")
+def main() -> None:
+  cli.require_flags(FLAGS, out="DIR")
+  made = world.World(
+    seed=FLAGS.seed, size=FLAGS.size, what=FLAGS.what, pairs=FLAGS.pairs
+  )
+  counts = {"train": FLAGS.train, "test": FLAGS.test}
+  records.write(pathlib.Path(FLAGS.out), made, counts)
+  print(f"wrote {FLAGS.out}")
 
 
 if __name__ == "__main__":
@@ -53,4 +46,4 @@ if __name__ == "__main__":
     (world.SEEN, world.UNSEEN, world.ALL),
     "Pairs of a colour and a sound: trained, held out, or all.",
   )
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -43,8 +43,8 @@ def caption(
     shown: the scene.
     random: picks the words.
     tagged: the sound between tags; else after `Audio:`.
-    seen: whether there is a picture to tell of.
-    heard: whether there is a sound to tell of.
+    seen: whether there is a picture to describe.
+    heard: whether there is a sound to describe.
   """
   picture = {scene.BALL: _balls, scene.LAMP: _lamp, scene.FACE: _face}
   parts = []
@@ -55,11 +55,11 @@ def caption(
       f"{_pick(random, ('Somebody', 'A voice'))} says {_said(shown)}."
     )
   if heard:
-    told = _sound(shown, random)
+    sound = _sound(shown, random)
     parts.append(
-      prompts.sound(f"{told[0].upper()}{told[1:]}.", prompts.SOUND)
+      prompts.sound(f"{sound[0].upper()}{sound[1:]}.", prompts.SOUND)
       if tagged
-      else prompts.sound(f"{told}.", prompts.SOUND_LINE)
+      else prompts.sound(f"{sound}.", prompts.SOUND_LINE)
     )
   return " ".join(parts)
 

@@ -78,14 +78,11 @@ class World:
   complete: bool = False
 
   def __post_init__(self):
-    if self.what not in WHAT:
-      raise ValueError(
-        f"what: expected one of {', '.join(WHAT)}, got {self.what!r}"
-      )
-    if self.pairs not in (SEEN, UNSEEN, ALL):
-      raise ValueError(
-        f"pairs: expected {SEEN}, {UNSEEN} or {ALL}, got {self.pairs!r}"
-      )
+    for name, known in (("what", WHAT), ("pairs", (SEEN, UNSEEN, ALL))):
+      if (value := getattr(self, name)) not in known:
+        raise ValueError(
+          f"{name}: expected one of {', '.join(known)}, got {value!r}"
+        )
     if self.seed < 0:
       raise ValueError(f"seed: expected 0 or more, got {self.seed}")
     if self.size < 16 or self.frames % 4 != 1 or min(self.fps, self.rate) <= 0:
@@ -111,15 +108,15 @@ class World:
     alone = random.random()
     complete = self.complete
     seen = self.what != SOUNDS and (complete or not alone < _ALONE)
-    heard = not seen or complete or not alone > 1 - _ALONE
+    has_sound = not seen or complete or not alone > 1 - _ALONE
     made = dict.fromkeys(
       captions.caption(
-        shown, random, tagged=bool(number % 2), seen=seen, heard=heard
+        shown, random, tagged=bool(number % 2), seen=seen, heard=has_sound
       )
       for number in range(_CAPTIONS)
     )
     wave_A = None
-    if heard and sound:
+    if has_sound and sound:
       samples = round(seconds * self.rate)
       wave_A = sounds.track(shown.events, samples, self.rate)
     return Clip(

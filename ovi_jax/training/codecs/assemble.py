@@ -23,7 +23,6 @@ import itertools
 import logging
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -33,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import app
 from absl import flags
 
 import ovi_jax
@@ -177,7 +175,7 @@ def assemble(
   if (out / weights_dir.MANIFEST).exists():
     raise ValueError(f"{out} holds weights already; choose another --out")
   if not runs:
-    raise ValueError(f"give at least one run: {', '.join(RUNS)}")
+    raise ValueError(f"pass at least one run: {', '.join(RUNS)}")
   found = {RUNS[name]: opened(RUNS[name], run) for name, run in runs.items()}
   kept = None if base is None else _whole(base)
   tokenizer = None
@@ -352,7 +350,7 @@ def opened(component: str, run: pathlib.Path) -> Trained:
 def measured(video: Trained, clip: Clip) -> Trained:
   """The video autoencoder with the mean and deviation of its latents."""
   if clip.latents is None:
-    raise ValueError("--towers has no video tower; give one that has")
+    raise ValueError("--towers has no video tower; use a config that has one")
   frames = 1 + geometry.VIDEO_STRIDES[0] * (clip.latents[0] - 1)
   encode = jax.jit(codec.encode_whole, static_argnums=0)
   params = param_filter.nested(video.params)
@@ -380,7 +378,7 @@ def scaled(audio: Trained, clip: Clip) -> Trained:
   before anything else (to 1e-4), and stays as it is.
   """
   if clip.audio is None:
-    raise ValueError("--towers has no audio tower; give one that has")
+    raise ValueError("--towers has no audio tower; use a config that has one")
   samples = clip.audio * geometry.SAMPLES_PER_AUDIO_LATENT
   encoder = param_filter.nested(audio.params)
 
@@ -483,24 +481,20 @@ def write(
   return digest.hexdigest()
 
 
-def main(argv: list[str]) -> None:
-  cli.setup(argv)
+def main() -> None:
   given = flags.FLAGS
-  try:
-    if not given.out or given.towers is None:
-      raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
-    paths = {name: str(given[name].value or "") for name in RUNS}
-    runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
-    base = pathlib.Path(given.base) if given.base else None
-    if base is None:
-      clip = Clip.from_config(given.towers, given.measure, given.clips)
-    else:
-      clip = Clip.from_weights(base, given.measure, given.clips)
-    dtype = jnp.dtype(given.dtype) if given.dtype else None
-    manifest = assemble(runs, pathlib.Path(given.out), clip, dtype, base)
-    print(f"wrote {', '.join(sorted(manifest.digests))} to {given.out}")
-  except (OSError, ValueError) as error:
-    sys.exit(f"assemble: {error}")
+  if not given.out or given.towers is None:
+    raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
+  paths = {name: str(given[name].value or "") for name in RUNS}
+  runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
+  base = pathlib.Path(given.base) if given.base else None
+  if base is None:
+    clip = Clip.from_config(given.towers, given.measure, given.clips)
+  else:
+    clip = Clip.from_weights(base, given.measure, given.clips)
+  dtype = jnp.dtype(given.dtype) if given.dtype else None
+  manifest = assemble(runs, pathlib.Path(given.out), clip, dtype, base)
+  print(f"wrote {', '.join(sorted(manifest.digests))} to {given.out}")
 
 
 if __name__ == "__main__":
@@ -519,4 +513,4 @@ if __name__ == "__main__":
     "That weights are stored in; that of the base, or float32, if none.",
   )
   config_files.define("towers", "fusion:mini")
-  app.run(main, flags_parser=cli.parse_flags)
+  cli.run(main)

@@ -25,6 +25,7 @@ from ovi_jax.data import clips
 from ovi_jax.data import loader
 from ovi_jax.data import record_ids
 from ovi_jax.data import schema
+from ovi_jax.data import shared_memory
 from ovi_jax.modality import AV
 from ovi_jax.synthetic import world as worlds
 
@@ -92,6 +93,11 @@ class Source(Protocol):
     """The same for the same clips, wherever they lie."""
     ...
 
+  @property
+  def frame_area(self) -> int:
+    """Pixels of the largest frame."""
+    ...
+
   def __len__(self) -> int: ...
 
   def crop(
@@ -110,6 +116,10 @@ class World:
   @property
   def identity(self) -> str:
     return f"{WORLD}:{self.world.seed}:{self.world.what}"
+
+  @property
+  def frame_area(self) -> int:
+    return self.world.size**2
 
   def __len__(self) -> int:
     return NUMBERS
@@ -133,6 +143,12 @@ class Dataset:
   @property
   def identity(self) -> str:
     return self.split.identity
+
+  @property
+  def frame_area(self) -> int:
+    _, row, column = self.split.geometry.video_strides
+    _, H, W, _ = self.split.index.T.astype(np.int64)
+    return int((H * row * W * column).max(initial=0))
 
   def __len__(self) -> int:
     return len(self.split)
@@ -381,7 +397,6 @@ class Input(Iterator[schema.Batch]):
       )
     batch = self._damaged.check(next(self._running))
     self._step += 1
-    # From a worker, arrays are views of memory that is shared.
     parts = {n: _plain(part) for n, part in batch._asdict().items()}
     return schema.Batch(**parts)
 
@@ -441,7 +456,8 @@ def load(
     process_count: processes that share each batch.
 
   Raises:
-    ValueError: a source cannot be opened, or the processes do not divide.
+    ValueError: a source cannot be opened, the processes do not divide, or
+      /dev/shm is too small.
   """
   if batch < 1 or batch % process_count:
     raise ValueError(
@@ -461,7 +477,21 @@ def load(
     rows=range(process_index * each, (process_index + 1) * each),
     seed=seed,
   )
+  shared_memory.check(
+    each * _row_bytes(made), settings.num_workers, settings.prefetch_batches
+  )
   return Input(made)
+
+
+def _row_bytes(batches: Batches) -> int:
+  """The largest size of a row."""
+  settings = batches.settings
+  area = max(source.frame_area for source in batches.sources)
+  return (
+    settings.num_frames * area * shared_memory.PIXEL
+    + settings.num_audio_samples * shared_memory.SAMPLE
+    + bool(settings.tokenizer) * settings.max_text_len * shared_memory.TOKEN
+  )
 
 
 @functools.cache
@@ -483,5 +513,5 @@ def _plain(part: Any) -> Any:
   if part is None:
     return None
   if isinstance(part, AV):
-    return AV(*(None if a is None else np.asarray(a) for a in part))
-  return np.asarray(part)
+    return AV(*(None if a is None else shared_memory.copied(a) for a in part))
+  return shared_memory.copied(part)

@@ -1,6 +1,6 @@
 """The loss on held-out records, by modality and by noise level.
 
-Made to be compared along a run, so nothing of it is drawn anew: each record
+Made to be compared along a run, so nothing of it is drawn again: each record
 meets the same noise at the same levels every time, those in the middle of
 equal parts of [0, 1]. (A level drawn within its part would add the spread of
 the loss over the part to that over records.) Noise is a function of the seed,

@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-import pytest
 
 from ovi_jax.synthetic.evaluation import sync
 
@@ -18,9 +17,6 @@ def test_counts_equal_values_computed_by_hand():
   # A pair, a pair a bit late, an event alone, two sounds alone.
   count = sync.count(track([1.0, 2.0, 3.0], [1.0, 2.04, 2.06, 4.0]))
   assert count == sync.Count(matched=2, events=3, sounds=4)
-  assert (count.precision, count.recall) == (2 / 4, 2 / 3)
-  assert count.f1 == pytest.approx(4 / 7)
-  assert np.isnan(sync.Count().f1)
 
 
 def test_matching_is_maximal():

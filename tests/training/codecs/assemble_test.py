@@ -183,7 +183,7 @@ def test_mismatches_are_reported_before_anything_is_written(
     assemble.assemble({"audio": run}, out, asked())
   with pytest.raises(ValueError, match="is not the directory of a run"):
     assemble.assemble({"video": tmp_path}, out, asked())
-  with pytest.raises(ValueError, match="give at least one run: video, audio"):
+  with pytest.raises(ValueError, match="pass at least one run: video, audio"):
     assemble.assemble({}, out, asked())
   with pytest.raises(ValueError, match="no video tower"):
     assemble.assemble({"video": run}, out, asked(latents=None))

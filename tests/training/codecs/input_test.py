@@ -196,7 +196,5 @@ def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
   values.model.vocab_size = size
   tasks.make(settings.from_config(values)).check()
   values.model.vocab_size = size - 1
-  with pytest.raises(
-    ValueError, match=f"give --config.model.vocab_size={size}"
-  ):
+  with pytest.raises(ValueError, match=f"set --config.model.vocab_size={size}"):
     tasks.make(settings.from_config(values)).check()

@@ -97,7 +97,7 @@ def test_a_run_on_media_writes_eval_losses_and_samples(weights, tmp_path):
   ("changes", "message"),
   [
     ({"eval_every": 1, "eval.split": "x"}, "no source has a split"),
-    ({"sample_every": 1}, "samples made with their decoders; give"),
+    ({"sample_every": 1}, "samples made with their decoders; set"),
     (
       {"sample_every": 1, "eval_samples.num_samples": 4},
       "expected 4 held-out rec",
