@@ -21,6 +21,7 @@ BASE = {
   "media",
   "modality",
   "prompt",
+  "storage",
   "tables",
   "tokenizer",
   "untrusted",

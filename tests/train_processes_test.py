@@ -103,7 +103,9 @@ def test_a_process_that_hangs_in_a_step_is_named_and_all_exit(source, tmp_path):
   worker = train_runs.ROOT / "tests" / "lib" / "stalled_train.py"
   words = [words[0], str(worker), *words[2:]]
   with train_runs.group(
-    [words] * 2, tmp_path / "log", PYTHONPATH=train_runs.ROOT
+    [words] * 2,
+    tmp_path / "log",
+    variables=[{"PYTHONPATH": str(train_runs.ROOT)}] * 2,
   ) as runs:
     codes = [run.process.wait(train_runs.LONGEST) for run in runs]
   assert codes == [76, 76], [run.said for run in runs]

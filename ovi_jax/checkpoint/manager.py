@@ -2,17 +2,18 @@
 
 A checkpoint holds the training state (any pytree of arrays, random keys and
 numbers), the input state of each process, and metadata. This is a thin layer
-over Orbax's `CheckpointManager`, which copies the state, writes it in the
-background and names a checkpoint only when it is complete. Added here:
-checksums (each process computes those of the files that it wrote), the search
-for the newest readable checkpoint, and errors that list differences.
+over Orbax's `CheckpointManager`, which copies the state and writes it in the
+background. A checkpoint is complete when it gets its final name, or, in an
+object store, its commit marker. Added here: checksums (each process computes
+those of the files that it wrote), the search for the newest readable
+checkpoint, and errors that list differences. Process 0 decides which
+checkpoints exist.
 """
 
 import contextlib
 import dataclasses
 import errno
 import logging
-import pathlib
 import shutil
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -20,18 +21,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from etils import epath
 from flax import traverse_util
 from orbax import checkpoint as ocp
 
+from ovi_jax import storage
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import tree_spec
 from ovi_jax.sharding import distributed
 
 _log = logging.getLogger(__name__)
-_TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
-# Orbax adds the commit time to it after everything else.
-_UNFINISHED = ("_CHECKPOINT_METADATA",)
 _TIMEOUT = 3600  # seconds a save may take before it counts as failed
 _FULL = ("no space left", "disk quota exceeded", "file too large")
 
@@ -66,11 +66,18 @@ class Restored(reader.CheckpointInfo):
 
 
 class _StateHandler(ocp.PyTreeCheckpointHandler):
-  """Orbax's pytree handler; each process adds the checksums of its files."""
+  """Orbax's pytree handler; each process adds the checksums of its files.
+
+  Attributes:
+    checkpoint: directory of the checkpoint being saved, before it is complete.
+  """
+
+  checkpoint: epath.Path | None = None
 
   async def async_save(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
+    path = epath.Path(getattr(directory, "path", directory))
+    self.checkpoint = path.parent
     written = await super().async_save(directory, *args, **kwargs)
-    path = pathlib.Path(getattr(directory, "path", directory))
     return [_Checksums(written or (), path)]
 
 
@@ -78,19 +85,19 @@ class _StateHandler(ocp.PyTreeCheckpointHandler):
 class _Checksums:
   """An Orbax future that ends when this process's checksums are written.
 
-  In every process, Orbax waits for it in the background before process 0 gives
-  the checkpoint its name. Files that belong to no single process are left to
-  process 0 (`Manager._seal`).
+  In every process, Orbax waits for it in the background before process 0
+  completes the checkpoint. Files that belong to no single process are left to
+  process 0 (`Manager._seal`); so are objects, whose checksums the store knows.
   """
 
   written: Sequence[Any]
-  directory: pathlib.Path
+  directory: epath.Path
 
   def result(self, timeout: float | None = None) -> None:
     for future in self.written:
       future.result(timeout)
     own = self.directory / f"ocdbt.process_{jax.process_index()}"
-    if own.is_dir():
+    if not storage.is_remote(own) and own.is_dir():
       integrity.write(own)
 
   def cancel(self) -> None:
@@ -105,13 +112,13 @@ class Manager:
   """
 
   def __init__(
-    self, directory: pathlib.Path, max_to_keep: int = 2, keep_period: int = 0
+    self, directory: epath.PathLike, max_to_keep: int = 2, keep_period: int = 0
   ):
     """Open the directory.
 
     Args:
-      directory: directory of the checkpoints, and nothing else; created if it
-        does not exist.
+      directory: directory of the checkpoints, and nothing else, on a disk or
+        in an object store; created if it does not exist.
       max_to_keep: number of newest checkpoints that are kept. With 1, there is
         no fallback if the checkpoint is damaged.
       keep_period: also keep checkpoints at multiples of this step; 0 for none.
@@ -124,16 +131,17 @@ class Manager:
         "expected max_to_keep from 1 and keep_period from 0, got"
         f" {max_to_keep}, {keep_period}"
       )
-    self.directory = directory.absolute()
+    self.directory = storage.absolute(directory)
     self._saving: int | None = None
     policies = ocp.checkpoint_managers.preservation_policy
     kept: list[Any] = [policies.LatestN(max_to_keep)]
     if keep_period:
       kept.append(policies.EveryNSteps(keep_period))
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    state = _StateHandler(use_compression=False)  # weights hardly shrink
-    registry.add(reader.STATE, ocp.args.PyTreeSave, state)
-    registry.add(reader.STATE, ocp.args.PyTreeRestore, state)
+    # Weights hardly shrink.
+    self._handler = _StateHandler(use_compression=False)
+    registry.add(reader.STATE, ocp.args.PyTreeSave, self._handler)
+    registry.add(reader.STATE, ocp.args.PyTreeRestore, self._handler)
     meta = ocp.JsonCheckpointHandler(reader.META_FILE)
     registry.add(reader.META, ocp.args.JsonSave, meta)
     registry.add(reader.META, ocp.args.JsonRestore, meta)
@@ -144,6 +152,8 @@ class Manager:
         cleanup_tmp_directories=True,
         save_root_metadata=False,
         lightweight_initialize=True,
+        single_host_load_and_broadcast=True,
+        atomicity_options=_atomicity(self.directory),
         async_options=ocp.AsyncOptions(
           timeout_secs=_TIMEOUT, post_finalization_callback=self._seal
         ),
@@ -165,8 +175,8 @@ class Manager:
       _log.warning("checkpoints: %s", error)
 
   def steps(self) -> list[int]:
-    """Steps of the complete checkpoints, newest first."""
-    return reader.steps(self.directory)
+    """Steps of the complete checkpoints that process 0 finds, newest first."""
+    return distributed.broadcast(lambda: reader.steps(self.directory))
 
   def save(
     self,
@@ -254,7 +264,7 @@ class Manager:
     for step in self.steps():
       path = self.directory / str(step)
       try:
-        found = reader.read_info(path)
+        found = _read_info(path)
         _check_target(found, flat)
         reader.verify(found)
       except integrity.DamagedError as error:
@@ -276,26 +286,26 @@ class Manager:
 
   def _set_aside(self, restored: int) -> None:
     """Rename checkpoints after a step; the run will save these steps again."""
-    distributed.barrier("restored")
-    if jax.process_index() == 0:
-      set_aside(self.directory, restored, "damaged")
-    distributed.barrier("set_aside")
+    distributed.broadcast(
+      lambda: set_aside(self.directory, restored, "damaged")
+    )
     self._orbax.reload()
 
   def _seal(self) -> None:
-    """Add the checksums when all files are written, before the final name."""
-    (temporary,) = self.directory.glob(f"{self._saving}{_TEMPORARY}*")
-    integrity.write(temporary, _UNFINISHED)
+    """Add the checksums when all files are written, before it is complete."""
+    assert self._handler.checkpoint is not None
+    integrity.write(self._handler.checkpoint, (reader.STATE, reader.META))
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
     """Explain an error of a save, and delete its incomplete files."""
     try:
-      yield
+      with storage.store_errors(self.directory):
+        yield
     except (OSError, ValueError, RuntimeError) as error:
-      if jax.process_index() == 0:
-        for left in self.directory.glob(f"{self._saving}{_TEMPORARY}*"):
-          shutil.rmtree(left, ignore_errors=True)
+      left = self._handler.checkpoint
+      if jax.process_index() == 0 and left is not None:
+        self._remove_incomplete(left)
       what = f"the checkpoint of step {self._saving} was not saved"
       number = getattr(error, "errno", None)
       words = str(error).lower()
@@ -309,12 +319,20 @@ class Manager:
         ) from error
       raise ValueError(f"{what}, earlier ones are whole: {error}") from error
 
+  def _remove_incomplete(self, path: epath.Path) -> None:
+    """Remove what a save left; what cannot be removed is at the next start."""
+    with contextlib.suppress(OSError), storage.store_errors(path):
+      if not (reader.is_step(path.name) and reader.is_complete(path)):
+        path.rmtree(missing_ok=True)
 
-def set_aside(directory: pathlib.Path, newest: int, suffix: str) -> list[str]:
+
+def set_aside(directory: epath.Path, newest: int, suffix: str) -> list[str]:
   """Rename the checkpoints after a step to STEP.SUFFIX; returns the names.
 
+  In an object store, objects are copied and deleted.
+
   Args:
-    directory: directory of the checkpoints, opened by no run.
+    directory: directory of the checkpoints.
     newest: step of the last checkpoint that keeps its name.
     suffix: what the names say; a number is added if one exists.
   """
@@ -332,6 +350,28 @@ def set_aside(directory: pathlib.Path, newest: int, suffix: str) -> list[str]:
   return names
 
 
+def _atomicity(directory: epath.Path) -> ocp.options.AtomicityOptions | None:
+  """A commit marker for every object store; Orbax knows this of gs:// only."""
+  if not storage.is_remote(directory):
+    return None
+  return ocp.options.AtomicityOptions(
+    mode=ocp.options.AtomicityMode.COMMIT_FILE
+  )
+
+
+def _read_info(path: epath.Path) -> reader.CheckpointInfo:
+  """`reader.read_info`, with one result in all processes."""
+  found, problem = None, ""
+  try:
+    found = reader.read_info(path)
+  except integrity.DamagedError as error:
+    problem = str(error)
+  problems = [each for each in distributed.gather(problem) if each]
+  if problems or found is None:
+    raise integrity.DamagedError(problems[0])
+  return found
+
+
 def _check_target(
   found: reader.CheckpointInfo, flat: Mapping[str, Any]
 ) -> None:
@@ -345,8 +385,10 @@ def _check_target(
     )
 
 
-def _check_room(directory: pathlib.Path, flat: Mapping[str, Any]) -> None:
+def _check_room(directory: epath.Path, flat: Mapping[str, Any]) -> None:
   """Raise OSError if the uncompressed state is larger than the free space."""
+  if storage.is_remote(directory):
+    return
   size = sum(x.size * x.dtype.itemsize for x in flat.values())
   free = shutil.disk_usage(directory).free
   if size > free:

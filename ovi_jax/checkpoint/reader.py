@@ -4,9 +4,10 @@
   <directory>/<step>/meta/metadata   JSON: leaves, iterator states, metadata
   <directory>/<step>/checksums.json  of both, see `integrity`
 
-This module writes nothing. A directory named by a step is complete: it was
-renamed after everything in it was written. Disks are local, or shared and
-mounted; all processes see the same files.
+This module writes nothing. On a disk, a directory named by a step is complete:
+it was renamed after everything in it was written. In an object store, it is
+complete if it has Orbax's commit marker, which is written last. Disks are
+local, or shared and mounted; all processes see the same files.
 
 A checkpoint of unknown origin is read as data. Its JSON is bounded and
 type-checked, its files are regular ones within its directory, and Orbax is
@@ -17,17 +18,17 @@ neither imported nor allocated.
 import base64
 import dataclasses
 import json
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from orbax import checkpoint as ocp
 
-from ovi_jax import files
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import tree_spec
@@ -63,7 +64,7 @@ class CheckpointInfo:
     checksums: checksums of its files.
   """
 
-  path: pathlib.Path
+  path: epath.Path
   step: int
   leaves: Mapping[str, tree_spec.LeafSpec]
   iterators: tuple[Any, ...]
@@ -104,12 +105,20 @@ def description(
   return found | {"iterators": distributed.gather(entry)}
 
 
-def steps(directory: pathlib.Path) -> list[int]:
+def steps(directory: epath.PathLike) -> list[int]:
   """Steps of the complete checkpoints in a directory, newest first."""
-  if not directory.is_dir():
-    return []
-  found = (p for p in directory.iterdir() if is_step(p.name) and p.is_dir())
-  return sorted((int(p.name) for p in found), reverse=True)
+  path = storage.path(directory)
+  with storage.store_errors(path):
+    found = list(path.iterdir()) if path.is_dir() else []
+    complete = [p for p in found if is_step(p.name) and is_complete(p)]
+  return sorted((int(p.name) for p in complete), reverse=True)
+
+
+def is_complete(path: epath.Path) -> bool:
+  """Whether a directory under its final name is a complete checkpoint."""
+  if storage.is_remote(path):
+    return (path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
+  return path.is_dir()
 
 
 def is_step(name: str) -> bool:
@@ -117,7 +126,7 @@ def is_step(name: str) -> bool:
   return _STEP.fullmatch(name) is not None
 
 
-def read_info(path: pathlib.Path) -> CheckpointInfo:
+def read_info(path: epath.PathLike) -> CheckpointInfo:
   """Read the description of a checkpoint, without its arrays.
 
   Args:
@@ -127,6 +136,7 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
     integrity.DamagedError: it is damaged or of another format; names the file
       and the problem.
   """
+  path = storage.path(path)
   checksums = integrity.listing(path)
   name = f"{META}/{META_FILE}"
   if name not in checksums:
@@ -134,10 +144,9 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
     raise integrity.DamagedError(f"{listing} does not name {name}")
   if found := integrity.problems(path, {name: checksums[name]}):
     raise integrity.DamagedError(integrity.shorten(found))
-  file = files.inside(path, name)
   try:
     # Metadata and iterators may contain NaN.
-    meta = untrusted.read_json(file, finite=False)
+    meta = integrity.read_json(path, name, finite=False)
     _check_types(meta)
     return CheckpointInfo(
       path=path,
@@ -156,7 +165,7 @@ def read_info(path: pathlib.Path) -> CheckpointInfo:
       checksums=checksums,
     )
   except ValueError as error:
-    raise integrity.DamagedError(f"{file}: {error}") from error
+    raise integrity.DamagedError(f"{path / name}: {error}") from error
 
 
 def _check_types(meta: Any) -> None:
@@ -242,7 +251,7 @@ def read(saved: CheckpointInfo, targets: Mapping[str, Any]) -> dict[str, Any]:
   return {p: tree_spec.from_stored(arrays[p], x) for p, x in targets.items()}
 
 
-def _read_arrays(path: pathlib.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
+def _read_arrays(path: epath.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
   """Read arrays with elements, with the shapes and shardings of `flat`."""
   item = traverse_util.unflatten_dict(dict(flat), sep="/")
   arguments = ocp.args.PyTreeRestore(
@@ -252,7 +261,7 @@ def _read_arrays(path: pathlib.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
   )
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-      restored = reader.restore(path.absolute(), args=arguments)
+      restored = reader.restore(storage.absolute(path), args=arguments)
   except _UNREADABLE as error:
     said = untrusted.printable(f"{type(error).__name__}: {error}", 500)
     raise ValueError(f"{path}: the arrays cannot be read: {said}") from error

@@ -1,12 +1,12 @@
-"""Ties a run's directory to one config, stored in its config.json.
+"""A run's directory: one for all processes, tied to the config in config.json.
 
-Fields that may change are compared at each start. A change is written to
-config.json and, with the step at which it took effect, to config_changes.json.
+It may be in an object store. Process 0 decides what is in it. Fields that may
+change are compared at each start. A change is written to config.json and, with
+the step at which it took effect, to config_changes.json.
 """
 
 import json
-import pathlib
-import re
+import secrets
 import shlex
 import time
 from collections.abc import Callable
@@ -15,19 +15,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
-from ovi_jax import files
-from ovi_jax import untrusted
+from ovi_jax import storage
 from ovi_jax.sharding import distributed
 
 CONFIG = "config.json"
 CHANGES = "config_changes.json"
-# A URL; `pathlib` drops its second slash.
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.ASCII)
+
+
+def locate(name: epath.PathLike) -> epath.Path:
+  """The path of a run's directory; nothing is left in it.
+
+  Raises:
+    ValueError: the name is no path or URL that can be used, see `storage.path`.
+    OSError: its bucket cannot be listed, read or written.
+  """
+  path = storage.path(name)
+  if storage.is_remote(path):
+    storage.check_access(path)
+  return path
 
 
 def check_config(
-  workdir: pathlib.Path | str,
+  workdir: epath.PathLike,
   config: Mapping[str, Any],
   may_change: Iterable[str],
   instead: str = "",
@@ -51,42 +62,43 @@ def check_config(
   Raises:
     ValueError: the directory belongs to another config (lists every field that
       differs, with both values), its file is damaged, `config` is not JSON, or
-      the directory is a URL.
+      the processes see different directories.
     OSError: the directory cannot be written, or its disk is full.
   """
-  if url := _SCHEME.match(str(workdir)):
-    raise ValueError(
-      f"workdir {workdir}: expected a directory of this machine, {url[1]}://"
-      " is not supported; mount the bucket and pass the directory"
-    )
-  path = pathlib.Path(workdir) / CONFIG
+  directory = storage.path(workdir)
   ours = _as_json(config)
-  if path.exists():
-    theirs = _read(path)
+
+  def compare() -> dict[str, Any] | None:
+    if not (directory / CONFIG).exists():
+      return None
+    theirs = _read(directory / CONFIG)
     before, after = _flat(theirs), _flat(ours)
     if differing := _differences(before, after, may_change):
       listed = "".join(f"\n  {line}" for line in differing)
       another = f"\n{instead}" if instead else ""
       raise ValueError(
-        f"{path.parent} belongs to a run of another config; choose another"
+        f"{directory} belongs to a run of another config; choose another"
         f" workdir, or set back what differs:{listed}{another}"
       )
+    return theirs
+
+  theirs = distributed.broadcast(compare)
+  if theirs is not None:
     also()
-    return {
-      name: (_value(before.get(name)), _value(after.get(name)))
-      for name in sorted(before.keys() | after.keys())
-      if not _is_same(before, after, name)
-    }
-  # No process writes before all processes have read.
-  distributed.barrier("config_read")
-  if jax.process_index() == 0:
-    _write(path, ours)
-  distributed.barrier("config_written")
-  return {}
+  _check_shared(directory)
+  if theirs is None:
+    distributed.broadcast(lambda: _write(directory / CONFIG, ours))
+    return {}
+  before, after = _flat(theirs), _flat(ours)
+  return {
+    name: (_value(before.get(name)), _value(after.get(name)))
+    for name in sorted(before.keys() | after.keys())
+    if not _is_same(before, after, name)
+  }
 
 
 def record_changes(
-  workdir: pathlib.Path | str,
+  workdir: epath.PathLike,
   config: Mapping[str, Any],
   changes: Mapping[str, tuple[Any, Any]],
   step: int,
@@ -106,37 +118,37 @@ def record_changes(
     f"{name}: {_shown(old)} before, {_shown(new)} from step {step + 1} on"
     for name, (old, new) in changes.items()
   ]
-  distributed.barrier("config_changes")
-  if changes and jax.process_index() == 0:
+  if changes:
     entry = {
       "step": step,
       "time": round(time.time(), 3),
       "changes": {n: list(values) for n, values in changes.items()},
     }
-    add_to_journal(workdir, entry)
-    _write(pathlib.Path(workdir) / CONFIG, _as_json(config))
+
+    def write() -> None:
+      add_to_journal(workdir, entry)
+      _write(storage.path(workdir) / CONFIG, _as_json(config))
+
+    distributed.broadcast(write)
   return lines
 
 
-def add_to_journal(
-  workdir: pathlib.Path | str, entry: Mapping[str, Any]
-) -> None:
+def add_to_journal(workdir: epath.PathLike, entry: Mapping[str, Any]) -> None:
   """Add an entry with its `step` to the journal of a run.
 
   Raises:
     ValueError: the journal is damaged.
   """
-  path, entries = pathlib.Path(workdir) / CHANGES, []
+  path, entries = storage.path(workdir) / CHANGES, []
   if path.exists():
-    entries = untrusted.read_json(path, finite=False)
+    entries = storage.read_json(path, finite=False)
     if not isinstance(entries, list):
       raise ValueError(f"{path} is damaged: expected a list; move it away")
   _write(path, [*entries, dict(entry)])
 
 
-def _write(path: pathlib.Path, value: Any) -> None:
-  with files.atomic_path(path) as temporary:
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+def _write(path: epath.Path, value: Any) -> None:
+  storage.write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def _value(text: str | None) -> Any:
@@ -147,10 +159,35 @@ def _shown(value: Any) -> str:
   return "absent" if value is None else json.dumps(value)
 
 
-def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:
+def _check_shared(directory: epath.Path) -> None:
+  """Raise ValueError unless all processes see what process 0 writes."""
+  if jax.process_count() == 1:
+    return
+  name = f".shared-{distributed.broadcast(lambda: secrets.token_hex(8))}"
+  existed = distributed.broadcast(directory.exists)
+  distributed.broadcast(lambda: storage.write_text(directory / name, ""))
+  seen = distributed.gather((directory / name).exists())
+
+  def clear() -> None:
+    (directory / name).unlink()
+    if not all(seen) and not existed:
+      directory.rmdir()
+
+  distributed.broadcast(clear)
+  if not all(seen):
+    others = ", ".join(str(n) for n, each in enumerate(seen) if not each)
+    raise ValueError(
+      f"{directory} is another directory in process {others} than in process 0;"
+      " give a directory that all processes share, or a bucket (gs://…)"
+    )
+
+
+def read_config(workdir: epath.PathLike) -> dict[str, Any]:
   """The config of a run; ValueError if there is none."""
-  path = pathlib.Path(workdir) / CONFIG
-  if not path.is_file():
+  path = storage.path(workdir) / CONFIG
+  with storage.store_errors(path):
+    found = path.exists() and not path.is_dir()
+  if not found:
     raise ValueError(
       f"{workdir} is not the directory of a run: expected {CONFIG} there"
     )
@@ -165,9 +202,9 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(f"expected a config that is JSON: {error}") from error
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: epath.Path) -> dict[str, Any]:
   try:
-    config = untrusted.read_json(path, finite=False)
+    config = storage.read_json(path, finite=False)
     if not isinstance(config, dict):
       raise ValueError(f"expected fields by name, got {config!r:.40}")
   except ValueError as error:

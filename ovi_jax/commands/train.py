@@ -32,7 +32,10 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   config_files.define()
   flags.DEFINE_string(
-    "workdir", "", "Directory for checkpoints, logs and samples."
+    "workdir",
+    "",
+    "Directory for checkpoints, logs and samples; may be a bucket"
+    " (gs://BUCKET/RUN).",
   )
   flags.DEFINE_string(
     "aot",
@@ -56,7 +59,7 @@ def main() -> None:
       if not FLAGS.workdir:
         raise ValueError("--workdir=DIR is needed")
       if distributed.process_info()[0] == 0:
-        trainer.rollback(pathlib.Path(FLAGS.workdir), FLAGS.rollback_to)
+        trainer.rollback(FLAGS.workdir, FLAGS.rollback_to)
       sys.exit(0)
     if not FLAGS.aot:
       distributed.initialize()
@@ -64,10 +67,11 @@ def main() -> None:
       if FLAGS.config is None or not FLAGS.workdir:
         raise ValueError("--config=CONFIG and --workdir=DIR are needed")
       chosen = settings.from_config(FLAGS.config)
-    workdir = pathlib.Path(FLAGS.workdir)
     if FLAGS.aot:
-      sys.exit(not train_step.run(FLAGS.aot, chosen, workdir))
-    finished = trainer.train(chosen, FLAGS.config.to_dict(), workdir, timer)
+      reports = pathlib.Path(FLAGS.workdir)
+      sys.exit(not train_step.run(FLAGS.aot, chosen, reports))
+    config = FLAGS.config.to_dict()
+    finished = trainer.train(chosen, config, FLAGS.workdir, timer)
   except KeyboardInterrupt:
     name = cli.command_name()
     print(f"{name}: interrupted; the same command resumes from its checkpoint")

@@ -199,6 +199,26 @@ def gather(value: Any) -> list[Any]:
   ]
 
 
+def broadcast(function: Callable[[], Any]) -> Any:
+  """Call a function in process 0; its JSON value, in every process.
+
+  Raises:
+    ValueError: the function's error; in process 0 also an OSError.
+  """
+  value, error = None, None
+  if jax.process_index() == 0:
+    try:
+      value = function()
+    except (OSError, ValueError) as caught:
+      error = caught
+  value, said = gather([value, None if error is None else str(error)])[0]
+  if error is not None:
+    raise error
+  if said is not None:
+    raise ValueError(f"process 0: {said}")
+  return value
+
+
 def barrier(name: str) -> None:
   """Wait for the other processes."""
   if jax.process_count() > 1:
@@ -206,15 +226,37 @@ def barrier(name: str) -> None:
 
 
 @contextlib.contextmanager
-def preemption_watcher() -> Iterator[Callable[[int], bool]]:
+def preemption_watcher(
+  grace_seconds: float = 0.0, exit_code: int = 1
+) -> Iterator[Callable[[int], bool]]:
   """Yield a function that says, before each step, whether to stop.
 
   SIGTERM and the first Ctrl-C (SIGINT) request a stop; the second Ctrl-C ends
   the process at once. With several processes, JAX's preemption sync point
   handles SIGTERM: all processes stop before the same step, whichever was
   signalled.
+
+  Args:
+    grace_seconds: the process exits so long after SIGTERM, whatever it waits
+      for; 0 for no limit. With several processes, the time starts when they
+      agree to stop.
+    exit_code: code with which it exits then.
   """
   told: list[int] = []
+  timers: list[threading.Timer] = []
+
+  def stopping() -> None:
+    if grace_seconds and not timers:
+      timers.append(
+        threading.Timer(grace_seconds, _expire, (grace_seconds, exit_code))
+      )
+      timers[0].daemon = True
+      timers[0].start()
+
+  def terminated(number: int, frame: Any) -> None:
+    del frame
+    stopping()
+    told.append(number)
 
   def interrupted(number: int, frame: Any) -> None:
     del frame
@@ -226,18 +268,35 @@ def preemption_watcher() -> Iterator[Callable[[int], bool]]:
       os.kill(os.getpid(), signal.SIGTERM)
     told.append(number)
 
+  def asked(step: int) -> bool:
+    if jax.process_count() == 1:
+      return bool(told)
+    reached = multihost_utils.reached_preemption_sync_point(step)
+    if reached:
+      stopping()
+    return reached
+
   handlers: dict[int, Any] = {signal.SIGINT: interrupted}
-  if jax.process_count() > 1:
-    asked = multihost_utils.reached_preemption_sync_point
-  else:
-    handlers[signal.SIGTERM] = lambda number, _: told.append(number)
-    asked = lambda _: bool(told)  # noqa: E731
+  if jax.process_count() == 1:
+    handlers[signal.SIGTERM] = terminated
   before = {n: signal.signal(n, handler) for n, handler in handlers.items()}
   try:
     yield asked
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+    for timer in timers:
+      timer.cancel()
+
+
+def _expire(seconds: float, code: int) -> None:
+  """Exit although something, such as a save, is not complete."""
+  console.error(
+    f"preemption_grace_seconds={seconds:g} have passed since SIGTERM, and the"
+    " last checkpoint is not complete; the same command resumes from the newest"
+    " complete one"
+  )
+  os._exit(code)
 
 
 @contextlib.contextmanager

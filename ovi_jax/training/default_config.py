@@ -136,6 +136,8 @@ def codec(
       "mesh": MESH,
       "log_every": 10,
       "checkpoint_every": 1000,
+      "checkpoint_every_minutes": 0.0,  # in addition; 0 = never
+      "preemption_grace_seconds": 0.0,  # exit so long after SIGTERM; 0 = wait
       "profile_steps": (0, 0),
       "sdc_check_every": 0,
       "skip_bad_steps": 0,
@@ -223,6 +225,8 @@ def training(video: bool, audio: bool) -> Any:
       "mesh": MESH,
       "log_every": 10,
       "checkpoint_every": 1000,
+      "checkpoint_every_minutes": 0.0,  # in addition; 0 = never
+      "preemption_grace_seconds": 0.0,  # exit so long after SIGTERM; 0 = wait
       "eval_every": 0,  # needs a held-out split
       "sample_every": 0,  # needs a held-out split and `pretrained`
       "profile_steps": (0, 0),

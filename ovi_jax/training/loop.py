@@ -52,6 +52,11 @@ class Intervals:
   Attributes:
     log_every: write metrics, averaged since the last time.
     checkpoint_every: save a checkpoint; the last step is always saved.
+    checkpoint_every_minutes: also save when so many minutes have passed since
+      the last checkpoint.
+    preemption_grace_seconds: seconds after SIGTERM at which the process exits
+      even if its last checkpoint is not complete; the newest complete one is
+      resumed. Give a little less than the platform's notice; 0 = no limit.
     eval_every: compute the held-out loss; also before the first step. Needs a
       held-out split, see `eval.split`.
     sample_every: generate samples for held-out prompts. Needs a held-out split
@@ -65,6 +70,8 @@ class Intervals:
 
   log_every: int = 10
   checkpoint_every: int = 1000
+  checkpoint_every_minutes: float = 0.0
+  preemption_grace_seconds: float = 0.0
   eval_every: int = 0
   sample_every: int = 0
   profile_steps: tuple[int, int] = (0, 0)
@@ -81,6 +88,11 @@ class Intervals:
       if getattr(self, name) < 0:
         raise ValueError(
           f"{name} must be 0 (never) or more steps, got {getattr(self, name)}"
+        )
+    for name in ("checkpoint_every_minutes", "preemption_grace_seconds"):
+      if not 0 <= getattr(self, name) < float("inf"):
+        raise ValueError(
+          f"{name} must be 0 (none) or more, got {getattr(self, name)}"
         )
     if (
       len(steps := tuple(self.profile_steps)) != 2
@@ -205,8 +217,9 @@ def run(context: TrainContext, state: steps.TrainState) -> bool:
     BadStepError: names the step and the records; checkpoints are kept.
     OSError: a checkpoint cannot be written.
   """
+  grace = context.intervals.preemption_grace_seconds
   with (
-    distributed.preemption_watcher() as stop,
+    distributed.preemption_watcher(grace, INTERRUPTED) as stop,
     jax.set_mesh(context.mesh),
     watchdogs.Watchdog(context.step_timeout_seconds) as watchdog,
   ):
@@ -229,6 +242,7 @@ def _loop(
   }
   last: StepRecord | None = None
   accumulator, profiler = MetricAccumulator(context), Profiler(context)
+  clock = CheckpointClock(intervals.checkpoint_every_minutes)
   compiled: list[Any] = []
   bar = console.progress(
     total=total,
@@ -286,7 +300,9 @@ def _loop(
         accumulator.add(last)
         bar.set_postfix_str(f"loss {accumulator.loss:.4f}", refresh=False)
       last = following
-      saving = _due(number, intervals.checkpoint_every) and number < total
+      saving = (
+        _due(number, intervals.checkpoint_every) or clock.due(number)
+      ) and number < total
       evaluating = _due(number, intervals.eval_every)
       sampling = _due(number, intervals.sample_every)
       if saving or evaluating or sampling:
@@ -298,6 +314,7 @@ def _loop(
           watchdog.unlimited("saving a checkpoint"),
         ):
           _save(context, state, number)
+        clock.restart()
       if evaluating or sampling:
         with (
           timer.measure(goodput.EVALUATION),
@@ -546,6 +563,31 @@ def _save(context: TrainContext, state: steps.TrainState, number: int) -> None:
 
 def _due(number: int, every: int) -> bool:
   return every > 0 and number % every == 0
+
+
+class CheckpointClock:
+  """Time since the last checkpoint, as process 0 measures it.
+
+  With several processes, they agree on every eighth step: agreeing waits for
+  the steps that were dispatched.
+  """
+
+  def __init__(self, minutes: float):
+    self._seconds = 60 * minutes
+    self._every = 8 if jax.process_count() > 1 else 1
+    self.restart()
+
+  def restart(self) -> None:
+    """Count from now."""
+    self._began = time.monotonic()
+
+  def due(self, number: int) -> bool:
+    """Whether to save after step `number`; the same in all processes."""
+    if not self._seconds or number % self._every:
+      return False
+    return distributed.broadcast(
+      lambda: time.monotonic() - self._began >= self._seconds
+    )
 
 
 class Profiler:

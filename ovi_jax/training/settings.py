@@ -58,6 +58,8 @@ MUTABLE_FIELDS = (
   "init_from",  # read before the first step only
   "log_every",
   "checkpoint_every",
+  "checkpoint_every_minutes",
+  "preemption_grace_seconds",
   "eval_every",
   "sample_every",
   "sdc_check_every",

@@ -10,6 +10,7 @@ import abc
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 import re
 import shlex
@@ -188,11 +189,11 @@ class Task(abc.ABC):
     return step.init_state(self.step_config, trained, frozen, settings.seed)
 
   @abc.abstractmethod
-  def init_from_flags(self, workdir: pathlib.Path) -> str:
+  def init_from_flags(self, workdir: os.PathLike[str]) -> str:
     """The flags that initialize another run from this one."""
 
   @abc.abstractmethod
-  def next_commands(self, workdir: pathlib.Path) -> list[str]:
+  def next_commands(self, workdir: os.PathLike[str]) -> list[str]:
     """Commands that use the result of a finished run."""
 
 
@@ -288,13 +289,13 @@ class TowersTask(Task):
     ]
     return init_from.plan(self.parameter_shapes(), sources, scratch)
 
-  def init_from_flags(self, workdir: pathlib.Path) -> str:
+  def init_from_flags(self, workdir: os.PathLike[str]) -> str:
     return " ".join(
       f"--config.init_from.{name}={shlex.quote(str(workdir))}"
       for name in self.towers.present()
     )
 
-  def next_commands(self, workdir: pathlib.Path) -> list[str]:
+  def next_commands(self, workdir: os.PathLike[str]) -> list[str]:
     if len(self.towers.present()) == 1:
       return [f"  a run with {self.init_from_flags(workdir)}"]
     weights = shlex.quote(f"{workdir}/weights")
@@ -351,10 +352,10 @@ class CodecTask(Task):
     scratch = (_HEAD,) if of_weights and has_head else ()
     return init_from.plan(shapes, (source,), scratch)
 
-  def init_from_flags(self, workdir: pathlib.Path) -> str:
+  def init_from_flags(self, workdir: os.PathLike[str]) -> str:
     return f"--config.init_from={shlex.quote(str(workdir))}"
 
-  def next_commands(self, workdir: pathlib.Path) -> list[str]:
+  def next_commands(self, workdir: os.PathLike[str]) -> list[str]:
     flag = settings_lib.CODECS[self.name].flag
     return [
       "  python -m ovi_jax.training.codecs.assemble"

@@ -9,13 +9,13 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import pathlib
 import shlex
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.checkpoint import reader
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 def train(
   settings: settings_lib.RunSettings,
   config: Mapping[str, Any],
-  workdir: pathlib.Path,
+  workdir: epath.PathLike,
   timer: goodput.Timer | None = None,
 ) -> bool:
   """Train from the beginning, or from the newest checkpoint in `workdir`.
@@ -44,7 +44,8 @@ def train(
   Args:
     settings: settings of a stage or a codec, see `settings.from_config`.
     config: the same as plain values; stored in `workdir`.
-    workdir: directory of the run, for config, checkpoints and logs.
+    workdir: directory of the run, for config, checkpoints and logs; may be in
+      an object store (`gs://bucket/run`).
     timer: started when the process did; by default it starts now.
 
   Returns:
@@ -58,6 +59,7 @@ def train(
   timer = timer or goodput.Timer()
   task = tasks.make(settings)
   with distributed.collective_errors():
+    workdir = workdirs.locate(workdir)
     task.check()
   excluded = record_ids.parse(settings.data.exclude_records)
   distributed.assert_equal_across_hosts(
@@ -69,7 +71,7 @@ def train(
   with contextlib.closing(task.open_input(mesh)) as source:
     target = task.target_state(mesh)
     # A resumed run does not need the weights it was initialized from.
-    resumed = bool(reader.steps(workdir / CHECKPOINTS))
+    resumed = bool(known_steps(workdir))
     plan = None if resumed else task.init_plan()
     if not resumed:
       task.check_data(opened)
@@ -121,7 +123,7 @@ def train(
     return finished
 
 
-def rollback(workdir: pathlib.Path, step: int) -> None:
+def rollback(workdir: epath.PathLike, step: int) -> None:
   """Let a run resume from an earlier checkpoint.
 
   Newer checkpoints are renamed, not deleted; the journal names them.
@@ -134,6 +136,7 @@ def rollback(workdir: pathlib.Path, step: int) -> None:
     ValueError: there is no such checkpoint (lists those that exist), or its
       description is damaged.
   """
+  workdir = workdirs.locate(workdir)
   directory = workdir / CHECKPOINTS
   workdirs.read_config(workdir)
   found = reader.steps(directory)
@@ -154,7 +157,7 @@ def rollback(workdir: pathlib.Path, step: int) -> None:
 
 @contextlib.contextmanager
 def _open_workdir(
-  settings: settings_lib.RunSettings, workdir: pathlib.Path
+  settings: settings_lib.RunSettings, workdir: epath.Path
 ) -> Iterator[tuple[managers.Manager, logs.Writer]]:
   """Open the checkpoints and logs of a run; only process 0 writes logs."""
   keep = dataclasses.asdict(settings.checkpoints)
@@ -186,21 +189,24 @@ def _log_warmup(settings: settings_lib.RunSettings) -> None:
     )
 
 
-def tensorboard_line(workdir: pathlib.Path) -> str:
+def tensorboard_line(workdir: epath.Path) -> str:
   """A line with the command that shows a run's logs."""
   events = shlex.quote(str(workdir / logs.EVENTS))
   return f"logs: tensorboard --logdir={events}  (pip install tensorboard)"
 
 
-def check_input(
-  source: loop.Input, workdir: pathlib.Path, instead: str
-) -> None:
+def known_steps(workdir: epath.Path) -> list[int]:
+  """Steps of the checkpoints that process 0 finds, newest first."""
+  return distributed.broadcast(lambda: reader.steps(workdir / CHECKPOINTS))
+
+
+def check_input(source: loop.Input, workdir: epath.Path, instead: str) -> None:
   """Check the data against the input state in the newest checkpoint.
 
   Raises:
     ValueError: names the differences, before anything is written.
   """
-  for number in reader.steps(workdir / CHECKPOINTS)[:1]:
+  for number in known_steps(workdir)[:1]:
     try:
       found = reader.read_info(workdir / CHECKPOINTS / str(number))
     except ValueError:
@@ -214,7 +220,7 @@ def check_input(
       ) from error
 
 
-def _datasets_of(workdir: pathlib.Path) -> str:
+def _datasets_of(workdir: epath.Path) -> str:
   """The flag with the datasets of a run's stored config, in parentheses."""
   data = workdirs.read_config(workdir).get("data")
   sources = data.get("sources") if isinstance(data, dict) else None
@@ -223,10 +229,10 @@ def _datasets_of(workdir: pathlib.Path) -> str:
   return f" ({workdirs.flag('data.sources', sources)})"
 
 
-def next_lines(task: tasks.Task, workdir: pathlib.Path) -> list[str]:
+def next_lines(task: tasks.Task, workdir: epath.Path) -> list[str]:
   """Log lines at the end of a run: its result and the next commands."""
   # The newest step may be larger, if the run was longer before.
-  steps = reader.steps(workdir / CHECKPOINTS)
+  steps = known_steps(workdir)
   newest = max([*steps, task.settings.num_train_steps])
   result = workdir / CHECKPOINTS / str(newest)
   return [

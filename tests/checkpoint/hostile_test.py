@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import manager
@@ -51,7 +52,7 @@ def add(checkpoint, name, size=0):
 def rewrite(checkpoint, text):
   """Replace the description, and its entry in the list."""
   (checkpoint / META).write_text(text)
-  integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
+  integrity.write(epath.Path(checkpoint), ("state", "meta"))
 
 
 def plan(checkpoint):
@@ -128,7 +129,7 @@ def test_a_directory_that_is_itself_a_link_is_read(checkpoint, tmp_path):
 )
 def test_metadata_of_another_structure_ends_in_one_line(checkpoint, text):
   (checkpoint / "state/_METADATA").write_text(text)
-  integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
+  integrity.write(epath.Path(checkpoint), ("state", "meta"))
   targets = {"trained_params/w": np.zeros((2, 3), np.float64)}
   with pytest.raises(ValueError, match="the arrays cannot be read") as error:
     reader.read(reader.read_info(checkpoint), targets)
@@ -222,7 +223,7 @@ def test_orbax_metadata_is_not_trusted(checkpoint):
   for file in checkpoint.rglob("_METADATA"):
     text = file.read_text().replace("np.ndarray", "evil.module.Array")
     file.write_text(text)
-  integrity.write(checkpoint, ["_CHECKPOINT_METADATA"])
+  integrity.write(epath.Path(checkpoint), ("state", "meta"))
   found = reader.read_info(checkpoint)
   reader.verify(found)
   target = {"trained_params/w": np.zeros((2, 3))}

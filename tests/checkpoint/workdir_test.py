@@ -1,7 +1,6 @@
 """A run's directory belongs to one configuration."""
 
 import json
-import pathlib
 
 import pytest
 
@@ -88,10 +87,24 @@ def test_a_config_that_is_not_json_is_refused(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])
-def test_a_url_is_not_taken_for_a_local_directory(url, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["htp://bucket/run", "gs:/bucket/run"])
+def test_a_url_is_not_taken_for_a_local_directory(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  for workdir_path in (url, pathlib.Path(url)):
-    with pytest.raises(ValueError, match=r"(gs|s3):// is not supported; mount"):
-      workdir.check_config(workdir_path, CONFIG, FREE)
+  for use in (workdir.locate, lambda n: workdir.check_config(n, CONFIG, FREE)):
+    with pytest.raises(ValueError, match=r"unknown scheme|check the slashes"):
+      use(name)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_may_be_in_a_bucket(bucket, bucket_endpoint):
+  run = workdir.locate(f"{bucket}/run")
+  names = bucket_endpoint.store.names
+  assert names(run.parts[2]) == []
+  for _ in range(2):
+    workdir.check_config(run, CONFIG, FREE)
+  assert names(run.parts[2]) == ["run/config.json"]
+  assert workdir.read_config(run)["steps"] == 10
+  with pytest.raises(ValueError, match="run of another config"):
+    workdir.check_config(run, changed(nothing=1), FREE)
+  with pytest.raises(OSError, match="cannot use gs://forbidden"):
+    workdir.locate("gs://forbidden/run")

@@ -198,7 +198,7 @@ def test_invalid_buckets_and_weights_are_refused():
     settings_lib.Source(path="a", weight=1),
     settings_lib.Source(path="b"),
   )
-  with pytest.raises(ValueError, match="positive weight, or none"):
+  with pytest.raises(ValueError, match="positive weight for every source"):
     settings_lib.LoaderConfig(
       sources=sources, buckets=(settings_lib.Bucket(audio=1),)
     )

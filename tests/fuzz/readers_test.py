@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from ovi_jax import geometry
@@ -262,7 +263,7 @@ def checkpoint(name):
 
 def reseal_checkpoint(path):
   """Make the list of checksums fit a mutated description."""
-  integrity.write(path.parents[1], ["_CHECKPOINT_METADATA"])
+  integrity.write(epath.Path(path.parents[1]), ("state", "meta"))
 
 
 def reseal_list(path):

@@ -10,17 +10,21 @@ import contextlib
 import functools
 import http.server
 import json
+import logging
 import re
 import threading
+import urllib.parse
 from collections.abc import Callable
 from collections.abc import Iterator
 
+from gcp_storage_emulator import exceptions
 from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator import storage
 from gcp_storage_emulator.handlers import buckets
 
+logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 FORBIDDEN = "forbidden"  # a bucket that exists and answers 403
-_BUCKET = re.compile(r"/b/([-.\w]+)|^/(?!upload/|download/)([-.\w]+)/")
+_BUCKET = re.compile(r"^(?:/(?:upload|download))?(?:/storage/v1)?/b/([-.\w]+)")
 
 
 class Store:
@@ -51,6 +55,13 @@ class Store:
     """Contents of an object."""
     with self.lock:
       return self.storage.get_file(bucket, name)
+
+  def generation(self, bucket: str, name: str) -> int:
+    """Generation of an object; 0 if there is none. Hold `lock`."""
+    try:
+      return int(self.storage.get_file_obj(bucket, name)["generation"])
+    except exceptions.NotFound:
+      return 0
 
   @contextlib.contextmanager
   def endpoint(self) -> Iterator["Endpoint"]:
@@ -90,7 +101,8 @@ class Endpoint:
     self.server = http.server.ThreadingHTTPServer(
       ("127.0.0.1", 0), functools.partial(_Handler, self)
     )
-    self.server.daemon_threads = True
+    # So that what a killed program sent is stored before the endpoint ends.
+    self.server.daemon_threads = False
     address = f"http://127.0.0.1:{self.server.server_address[1]}"
     self.environment = {
       "STORAGE_EMULATOR_HOST": address,  # gcsfs, and so etils and fsspec
@@ -115,11 +127,17 @@ class Endpoint:
     self.open.set()
 
 
+def _query(path: str, name: str) -> str | None:
+  """A parameter of a request."""
+  found = urllib.parse.parse_qs(urllib.parse.urlsplit(path).query)
+  return found[name][0] if name in found else None
+
+
 class _Handler(emulator.RequestHandler):
   """The emulator's handler, in threads, with counts, delays and refusals."""
 
   def __init__(self, endpoint: Endpoint, *args):
-    self._endpoint = endpoint
+    self._endpoint, self._generation = endpoint, 0
     super().__init__(endpoint.store.storage, *args)
 
   def handle_one_request(self) -> None:
@@ -136,17 +154,36 @@ class _Handler(emulator.RequestHandler):
       endpoint.waiting.set()
       endpoint.open.wait()
     found = _BUCKET.search(self.path)
-    bucket = found and (found[1] or found[2])
+    bucket = found and found[1]
     if bucket in store.forbidden:
-      self._refuse(str(bucket))
+      said = f"the caller does not have storage.objects access to {bucket}"
+      self._refuse(403, said)
+      return
+    if "/moveTo/" in self.path:  # the emulator has none: gcsfs copies instead
+      self._refuse(400, "moveTo is not supported")
       return
     with store.lock:
+      found = store.generation(str(bucket), self._object_name())
+      wanted = _query(self.path, "ifGenerationMatch")
+      if method == "POST" and wanted not in (None, str(found)):
+        self._refuse(412, "the object has another generation")
+        return
+      self._generation = found if method == "GET" else 0
       emulator.Router(self).handle(method)
 
-  def _refuse(self, bucket: str) -> None:
-    said = f"the caller does not have storage.objects.list access to {bucket}"
-    body = json.dumps({"error": {"code": 403, "message": said}}).encode()
-    self.send_response(403)
+  def _object_name(self) -> str:
+    parts = urllib.parse.urlsplit(self.path).path.partition("/o/")
+    name = _query(self.path, "name")
+    return urllib.parse.unquote(parts[2]) if name is None else name
+
+  def end_headers(self) -> None:
+    if self._generation:  # TensorStore reads it, the emulator does not send it
+      self.send_header("x-goog-generation", str(self._generation))
+    super().end_headers()
+
+  def _refuse(self, code: int, said: str) -> None:
+    body = json.dumps({"error": {"code": code, "message": said}}).encode()
+    self.send_response(code)
     self.send_header("Content-Type", "application/json")
     self.send_header("Content-Length", str(len(body)))
     self.end_headers()

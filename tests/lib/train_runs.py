@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from ovi_jax import storage
 from ovi_jax.checkpoint import reader
 from ovi_jax.data import builder
 from ovi_jax.modality import AV
@@ -57,7 +60,7 @@ def dataset(path: pathlib.Path, count: int = 12) -> pathlib.Path:
 
 
 def command(
-  stage: str, source: pathlib.Path, workdir: pathlib.Path, **changes: Any
+  stage: str, source: pathlib.Path, workdir: Any, **changes: Any
 ) -> list[str]:
   """The command of a small run; `changes` are fields, `__` for a dot."""
   fields = {"data.sources": (str(source),)} | SMALL
@@ -67,8 +70,8 @@ def command(
   fields |= {n.replace("__", "."): v for n, v in changes.items()}
   return [
     sys.executable,
-    "train.py",
-    f"--config=configs/{stage}.py:mini",
+    str(ROOT / "train.py"),
+    f"--config={ROOT}/configs/{stage}.py:mini",
     f"--workdir={workdir}",
     *(f"--config.{name}={value}" for name, value in fields.items()),
   ]
@@ -118,15 +121,23 @@ class Started:
   """
 
   def __init__(
-    self, words: list[str], log: pathlib.Path, devices: int = 1, **more: Any
+    self,
+    words: list[str],
+    log: pathlib.Path,
+    devices: int = 1,
+    folder: pathlib.Path = ROOT,
+    **more: Any,
   ):
-    self.workdir = pathlib.Path(words[3].removeprefix("--workdir="))
+    name = words[3].removeprefix("--workdir=")
+    self.workdir = storage.path(name)
+    if not storage.is_remote(name):
+      self.workdir = folder / name
     self._log = log
     self._lines = len(_lines(self.workdir))
     with open(log, "w") as file:
       self.process = subprocess.Popen(
         words,
-        cwd=ROOT,
+        cwd=folder,
         env=child_env.environment(devices, **more),
         stdout=file,
         stderr=subprocess.STDOUT,
@@ -174,7 +185,8 @@ def group(
   commands: Sequence[list[str]],
   log: pathlib.Path,
   devices: int = 1,
-  **more: Any,
+  variables: Sequence[Mapping[str, str]] = (),
+  folders: Sequence[pathlib.Path] = (),
 ) -> Iterator[list[Started]]:
   """Processes of one run, one a command; they end with the block.
 
@@ -182,7 +194,8 @@ def group(
     commands: of each process.
     log: what they say; with a number behind it, if they are several.
     devices: of each process.
-    **more: further environment variables.
+    variables: further environment variables of each process.
+    folders: working directory of each process; by default the repository's.
   """
   places: list[dict[str, Any]] = [{}]
   if len(commands) > 1:
@@ -203,7 +216,9 @@ def group(
   try:
     for number, (words, place) in enumerate(zip(commands, places)):
       file = log.with_name(f"{log.name}{number}") if place else log
-      going.append(Started(words, file, devices, **place, **more))
+      more = variables[number] if variables else {}
+      folder = folders[number] if folders else ROOT
+      going.append(Started(words, file, devices, folder, **place, **more))
     yield going
   finally:
     for each in going:
@@ -225,13 +240,13 @@ def processes(session: int) -> dict[int, str]:
   return found
 
 
-def newest(workdir: pathlib.Path) -> int:
+def newest(workdir: epath.Path | pathlib.Path) -> int:
   """The step of the newest checkpoint; 0 if there is none."""
   return max(reader.steps(workdir / stages.CHECKPOINTS), default=0)
 
 
 def contents(
-  workdir: pathlib.Path, step: int = 0
+  workdir: epath.Path | pathlib.Path, step: int = 0
 ) -> tuple[dict[str, np.ndarray], Any]:
   """What a checkpoint holds, verified: arrays by path, state of the data.
 
@@ -257,6 +272,16 @@ def losses(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
   """Two runs ended at the same step, in the same state, bit by bit."""
+  assert_same_states(ours, theirs)
+  assert losses(ours) == losses(theirs)
+  # Where nothing is learnt, nothing can differ.
+  assert all(line["train/grad_norm"] > 0 for line in losses(ours))
+
+
+def assert_same_states(
+  ours: epath.Path | pathlib.Path, theirs: epath.Path | pathlib.Path
+) -> None:
+  """The newest checkpoints of two runs are equal, bit by bit."""
   assert newest(ours) == newest(theirs)
   (mine, place), (other, there) = contents(ours), contents(theirs)
   assert {"step", "key"} <= mine.keys() and len(mine) > 50
@@ -264,9 +289,6 @@ def assert_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
   different = [p for p in mine if mine[p].tobytes() != other[p].tobytes()]
   assert not different, different
   assert place == there
-  assert losses(ours) == losses(theirs)
-  # Where nothing is learnt, nothing can differ.
-  assert all(line["train/grad_norm"] > 0 for line in losses(ours))
 
 
 def assert_close(
@@ -293,6 +315,6 @@ def assert_close(
   assert not far, far
 
 
-def _lines(workdir: pathlib.Path) -> list[str]:
+def _lines(workdir: epath.Path | pathlib.Path) -> list[str]:
   path = workdir / logs.FILE
   return path.read_text().splitlines() if path.exists() else []

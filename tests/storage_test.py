@@ -1,0 +1,62 @@
+"""Paths of this machine and of object stores."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from ovi_jax import storage
+from tests.lib import bucket as buckets
+
+
+@pytest.mark.parametrize("name", ["runs/one", "/a:b/c", "a:b", "x"])
+def test_local_paths_stay_as_they_are(name):
+  assert str(storage.path(name)) == name
+  assert not storage.is_remote(storage.path(pathlib.Path(name)))
+
+
+@pytest.mark.parametrize(
+  ("name", "what"),
+  [
+    ("htp://bucket/run", "unknown scheme htp:; expected a local path, gs://"),
+    ("GS://bucket/run", "unknown scheme GS:"),
+    ("file:///tmp/run", "unknown scheme file:"),
+    ("gs:/bucket/run", "expected gs://BUCKET/…, check the slashes"),
+    ("gs:bucket/run", "check the slashes"),
+    ("gs:///bucket/run", "check the slashes"),
+    ("gs://", "check the slashes"),
+    (pathlib.Path("s3://bucket/run"), "check the slashes"),
+    ("htp://\x1b[31m", r"htp://\\x1b\[31m: unknown"),
+  ],
+)
+def test_a_wrong_url_is_one_line(name, what):
+  with pytest.raises(ValueError, match=what) as caught:
+    storage.path(name)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("scheme", "extra"), [("gs", "gcs"), ("s3", "s3")])
+def test_a_missing_driver_is_named(scheme, extra, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=rf"{scheme}:// needs .*\[{extra}\]"):
+    storage.path(f"{scheme}://bucket/run")
+
+
+def test_a_bucket_is_read_and_written(bucket, bucket_endpoint):
+  folder = storage.path(f"{bucket}/run")
+  assert storage.is_remote(folder)
+  storage.check_access(folder)
+  assert bucket_endpoint.store.names(bucket.removeprefix("gs://")) == []
+  assert not folder.exists()  # a driver must not remember this
+  storage.write_text(folder / "a.json", "[1]")
+  assert folder.is_dir() and storage.read_json(folder / "a.json") == [1]
+
+
+@pytest.mark.parametrize("name", [buckets.FORBIDDEN, "absent"])
+@pytest.mark.usefixtures("bucket_endpoint")
+def test_a_bucket_that_cannot_be_used_is_one_line(name):
+  with pytest.raises(
+    OSError, match=f"cannot use gs://{name} .* may "
+  ) as caught:
+    storage.check_access(storage.path(f"gs://{name}/run"))
+  assert "\n" not in str(caught.value)
