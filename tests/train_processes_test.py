@@ -1,5 +1,6 @@
 """train.py with several processes: equal results after lost processes."""
 
+import re
 import shutil
 import signal
 import socket
@@ -89,6 +90,31 @@ def test_sigterm_to_one_process_stops_all(source, tmp_path):
   assert codes == [75, 75], [run.said for run in runs]
   stopped = train_runs.newest(tmp_path / "run")
   assert f"interrupted at step {stopped} of" in runs[0].said
+
+
+def test_a_process_that_hangs_in_a_step_is_named_and_all_exit(source, tmp_path):
+  words = train_runs.command(
+    "audio_pretrain",
+    source,
+    tmp_path / "run",
+    step_timeout_seconds=8.0,
+    **FIELDS,
+  )
+  worker = train_runs.ROOT / "tests" / "lib" / "stalled_train.py"
+  words = [words[0], str(worker), *words[2:]]
+  with train_runs.group(
+    [words] * 2,
+    tmp_path / "log",
+    variables=[{"PYTHONPATH": str(train_runs.ROOT)}] * 2,
+  ) as runs:
+    codes = [run.process.wait(train_runs.LONGEST) for run in runs]
+  assert codes == [76, 76], [run.said for run in runs]
+  behind = r"timed out; behind: process 1 \(.*\) after step 2, waiting for data"
+  for run in runs:
+    assert re.search(behind, run.said), run.said
+    assert "took longer than step_timeout_seconds 8" in run.said
+    assert "most recent call first" in run.said
+  assert "stalled_train.py" in runs[1].said
 
 
 def test_processes_with_another_config_are_named(source, tmp_path):

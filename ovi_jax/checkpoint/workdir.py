@@ -1,11 +1,14 @@
 """A run's directory: one for all processes, tied to the config in config.json.
 
-It may be in an object store. Process 0 decides what is in it.
+It may be in an object store. Process 0 decides what is in it. Fields that may
+change are compared at each start. A change is written to config.json and, with
+the step at which it took effect, to config_changes.json.
 """
 
 import json
 import secrets
 import shlex
+import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from ovi_jax import storage
 from ovi_jax.sharding import distributed
 
 CONFIG = "config.json"
+CHANGES = "config_changes.json"
 
 
 def locate(name: epath.PathLike) -> epath.Path:
@@ -39,18 +43,21 @@ def check_config(
   may_change: Iterable[str],
   instead: str = "",
   also: Callable[[], None] = lambda: None,
-) -> None:
+) -> dict[str, tuple[Any, Any]]:
   """Write a run's config at its first start; compare it at later starts.
 
   Args:
     workdir: directory of the run; created if it does not exist.
     config: nested mapping of names to JSON values.
     may_change: fields that may differ, by dotted name; a name includes all
-      fields below it (`eval` includes `eval.split`). Their new values are
-      written to the file.
+      fields below it (`eval` includes `eval.split`). `record_changes` writes
+      their new values.
     instead: how to start another run, for the error message.
     also: a further check, called once the config fits and before anything is
       written.
+
+  Returns:
+    The old and the new value of each field that changed, by dotted name.
 
   Raises:
     ValueError: the directory belongs to another config (lists every field that
@@ -65,7 +72,8 @@ def check_config(
     if not (directory / CONFIG).exists():
       return None
     theirs = _read(directory / CONFIG)
-    if differing := _differences(_flat(theirs), _flat(ours), may_change):
+    before, after = _flat(theirs), _flat(ours)
+    if differing := _differences(before, after, may_change):
       listed = "".join(f"\n  {line}" for line in differing)
       another = f"\n{instead}" if instead else ""
       raise ValueError(
@@ -78,9 +86,77 @@ def check_config(
   if theirs is not None:
     also()
   _check_shared(directory)
-  if theirs != ours:
-    text = json.dumps(ours, indent=1, sort_keys=True) + "\n"
-    distributed.broadcast(lambda: storage.write_text(directory / CONFIG, text))
+  if theirs is None:
+    distributed.broadcast(lambda: _write(directory / CONFIG, ours))
+    return {}
+  before, after = _flat(theirs), _flat(ours)
+  return {
+    name: (_value(before.get(name)), _value(after.get(name)))
+    for name in sorted(before.keys() | after.keys())
+    if not _is_same(before, after, name)
+  }
+
+
+def record_changes(
+  workdir: epath.PathLike,
+  config: Mapping[str, Any],
+  changes: Mapping[str, tuple[Any, Any]],
+  step: int,
+) -> list[str]:
+  """Write a resumed run's config, and add its changes to the journal.
+
+  Args:
+    workdir: directory of the run.
+    config: as given to `check_config`.
+    changes: what `check_config` returned.
+    step: the step after which they take effect.
+
+  Returns:
+    A line for each change.
+  """
+  lines = [
+    f"{name}: {_shown(old)} before, {_shown(new)} from step {step + 1} on"
+    for name, (old, new) in changes.items()
+  ]
+  if changes:
+    entry = {
+      "step": step,
+      "time": round(time.time(), 3),
+      "changes": {n: list(values) for n, values in changes.items()},
+    }
+
+    def write() -> None:
+      add_to_journal(workdir, entry)
+      _write(storage.path(workdir) / CONFIG, _as_json(config))
+
+    distributed.broadcast(write)
+  return lines
+
+
+def add_to_journal(workdir: epath.PathLike, entry: Mapping[str, Any]) -> None:
+  """Add an entry with its `step` to the journal of a run.
+
+  Raises:
+    ValueError: the journal is damaged.
+  """
+  path, entries = storage.path(workdir) / CHANGES, []
+  if path.exists():
+    entries = storage.read_json(path, finite=False)
+    if not isinstance(entries, list):
+      raise ValueError(f"{path} is damaged: expected a list; move it away")
+  _write(path, [*entries, dict(entry)])
+
+
+def _write(path: epath.Path, value: Any) -> None:
+  storage.write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def _value(text: str | None) -> Any:
+  return None if text is None else json.loads(text)
+
+
+def _shown(value: Any) -> str:
+  return "absent" if value is None else json.dumps(value)
 
 
 def _check_shared(directory: epath.Path) -> None:
@@ -150,12 +226,22 @@ def _differences(
   for name in sorted(before.keys() | after.keys()):
     had, has = before.get(name, "absent"), after.get(name, "absent")
     both = name in before and name in after
-    # Compared as the values of JSON: 1, 1.0 and true are equal.
-    same = both and (had == has or json.loads(had) == json.loads(has))
-    if not same and not f"{name}.".startswith(heads):
+    if _is_same(before, after, name):
+      continue
+    if not f"{name}.".startswith(heads):
       back = f" ({flag(name, json.loads(had))} sets it back)" if both else ""
       found.append(f"{name}: {had} in the run, {has} now{back}")
   return found
+
+
+def _is_same(
+  before: Mapping[str, str], after: Mapping[str, str], name: str
+) -> bool:
+  """Whether both have equal values of JSON: 1, 1.0 and true are equal."""
+  if name not in before or name not in after:
+    return False
+  had, has = before[name], after[name]
+  return had == has or json.loads(had) == json.loads(has)
 
 
 def flag(name: str, value: Any) -> str:

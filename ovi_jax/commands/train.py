@@ -5,9 +5,10 @@
   ovi-train --config=codec_video:mini --workdir=DIR
 
 Run the same command again to resume from the newest checkpoint. Exit codes: 0
-finished, 75 interrupted (SIGTERM, Ctrl-C) with a checkpoint saved, 1 an error,
-printed in one line. --config.FIELD=VALUE sets a field of the config. See
-docs/how_to/fine_tune.md and docs/how_to/train.md.
+finished, 75 interrupted (SIGTERM, Ctrl-C) with a checkpoint saved, 76 a step
+took longer than step_timeout_seconds, 1 an error, printed in one line.
+--config.FIELD=VALUE sets a field of the config. See docs/how_to/fine_tune.md
+and docs/how_to/train.md.
 """
 
 import signal
@@ -20,6 +21,7 @@ from ovi_jax import config_files
 from ovi_jax import storage
 from ovi_jax.aot import train_step
 from ovi_jax.sharding import distributed
+from ovi_jax.training import goodput
 from ovi_jax.training import loop
 from ovi_jax.training import settings
 from ovi_jax.training import trainer
@@ -41,10 +43,24 @@ def define_flags() -> None:
     "Do not train: compile the step for this TPU topology, such as v5p:4x4x4,"
     " and report HBM, FLOPs and collective traffic.",
   )
+  flags.DEFINE_integer(
+    "rollback_to",
+    None,
+    "Do not train: make the run in --workdir resume from the checkpoint of this"
+    " step. Newer checkpoints are renamed, not deleted.",
+    lower_bound=0,
+  )
 
 
 def main() -> None:
+  timer = goodput.Timer()
   try:
+    if FLAGS.rollback_to is not None:
+      if not FLAGS.workdir:
+        raise ValueError("--workdir=DIR is needed")
+      if distributed.process_info()[0] == 0:
+        trainer.rollback(FLAGS.workdir, FLAGS.rollback_to)
+      sys.exit(0)
     if not FLAGS.aot:
       distributed.initialize()
     with distributed.collective_errors():
@@ -54,7 +70,8 @@ def main() -> None:
     if FLAGS.aot:
       reports = storage.locate(FLAGS.workdir)
       sys.exit(not train_step.run(FLAGS.aot, chosen, reports))
-    finished = trainer.train(chosen, FLAGS.config.to_dict(), FLAGS.workdir)
+    config = FLAGS.config.to_dict()
+    finished = trainer.train(chosen, config, FLAGS.workdir, timer)
   except KeyboardInterrupt:
     name = cli.command_name()
     print(f"{name}: interrupted; the same command resumes from its checkpoint")

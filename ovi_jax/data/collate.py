@@ -6,6 +6,9 @@ the same in every process and worker. Cached latents and embeddings keep the
 """
 
 import functools
+import itertools
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,11 +17,12 @@ from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import index_sampler
+from ovi_jax.data import record_ids
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from ovi_jax.modality import AV
 
-PADDING = -1  # the id of a row that stands for no record
+PADDING = record_ids.NONE
 
 _DECODE = {"video": clips.frames, "audio": clips.wave}
 
@@ -80,6 +84,7 @@ def collate(
   drawn: index_sampler.RecordIndices,
   seed: int,
   count: int | None = None,
+  substitutes: Callable[[int, int], Iterable[int]] | None = None,
 ) -> schema.Batch:
   """Read the drawn records into a batch.
 
@@ -91,23 +96,46 @@ def collate(
     seed: of random choices.
     count: B, where it is more than the drawn records; the other rows have
       lengths of 0 and ids of `PADDING`.
+    substitutes: returns the records that may replace a damaged one, given its
+      source and number; the first that can be read is used, and `damaged` of
+      the batch names the damaged one. `None` for no substitutes.
 
   Returns:
     The batch, on the host. Cached latents and embeddings have the dtype of the
     sources, or float32 if the sources have several.
 
   Raises:
-    ValueError: a record is damaged, or lacks latents or text; names it.
+    ValueError: a record is damaged, or lacks latents or text, and has no
+      substitute; names it.
   """
   dtypes = {split.dtype for split in splits}
   dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
   batch = blank(settings, bucket, count or len(drawn.record), dtype)
+  damaged = np.full_like(batch.ids, PADDING)
   for row, (source, record, epoch) in enumerate(zip(*drawn, strict=True)):
-    choose = np.random.default_rng([seed, source, record, epoch])
-    split = splits[source]
-    _fill(batch, row, split[record], settings, choose, split.path)
-    batch.ids[row] = (int(source) << schema.INDEX_BITS) | int(record)
-  return batch
+    split, error = splits[source], None
+    others = substitutes(int(source), int(record)) if substitutes else ()
+    for number in itertools.chain((record,), others):
+      choose = np.random.default_rng([seed, source, number, epoch])
+      try:
+        _fill(batch, row, split[number], settings, choose, split.path)
+      except ValueError as problem:
+        error = error or problem
+        for array in (*batch.latents.present().values(), *_lengths(batch)):
+          array[row] = 0
+        continue
+      batch.ids[row] = (int(source) << schema.INDEX_BITS) | int(number)
+      if error is not None:
+        damaged[row] = (int(source) << schema.INDEX_BITS) | int(record)
+      break
+    else:
+      assert error is not None
+      raise error
+  return batch._replace(damaged=damaged) if substitutes else batch
+
+
+def _lengths(batch: schema.Batch) -> list[np.ndarray]:
+  return list(batch.lengths.present().values())
 
 
 def _fill(

@@ -27,6 +27,21 @@ class RecordIndices(NamedTuple):
   epoch: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightChange:
+  """Other weights of the sources from a position on.
+
+  Each source goes on with its own next record.
+
+  Attributes:
+    position: first position with these weights.
+    weights: share of each source, positive integers.
+  """
+
+  position: int
+  weights: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class MixturePlan:
   """What the order of records depends on.
@@ -34,7 +49,9 @@ class MixturePlan:
   Attributes:
     seed: of the shuffling.
     weights: share of each source, positive integers.
-    records: the numbers of the records of each source that take part.
+    changes: later weights, by position.
+    records: the numbers of the records of each source that take part; an
+      excluded record's place has that of its substitute, see `substitute`.
     buckets: for each of those, the number of its bucket.
     sizes: rows of a global batch of each bucket.
   """
@@ -44,6 +61,7 @@ class MixturePlan:
   records: tuple[np.ndarray, ...]
   buckets: tuple[np.ndarray, ...]
   sizes: tuple[int, ...]
+  changes: tuple[WeightChange, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,17 +90,68 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
   return tuple(max(1, round(w / total * WEIGHT_UNITS)) for w in weights)
 
 
+def substitute(
+  records: np.ndarray, buckets: np.ndarray, excluded: np.ndarray
+) -> np.ndarray:
+  """Put other records into the places of excluded ones.
+
+  All other records keep their places, so their order does not change.
+
+  Args:
+    records: int64 [n], numbers of the records of a source.
+    buckets: int64 [n], the bucket of each.
+    excluded: numbers of the excluded records.
+
+  Returns:
+    int64 [n]; an excluded record is replaced by the next one of its bucket that
+    is not excluded.
+
+  Raises:
+    ValueError: all records of a bucket are excluded.
+  """
+  found, bad = records.copy(), np.isin(records, excluded)
+  for bucket in np.unique(buckets[bad]):
+    good = np.flatnonzero((buckets == bucket) & ~bad)
+    if not good.size:
+      raise ValueError(
+        f"all {int((buckets == bucket).sum())} records of bucket {bucket} are"
+        " excluded; leave out the bucket or the source instead"
+      )
+    places = np.flatnonzero((buckets == bucket) & bad)
+    after = np.searchsorted(good, places) % len(good)
+    found[places] = records[good[after]]
+  return found
+
+
+def substitutes(plan: MixturePlan, source: int, record: int) -> list[int]:
+  """The records that may replace a damaged one, in order.
+
+  They are the other records of its source and bucket, beginning with the next.
+  """
+  records, buckets = plan.records[source], plan.buckets[source]
+  place = int(np.flatnonzero(records == record)[0])
+  same = np.flatnonzero(buckets == buckets[place])
+  later = np.roll(same, -int(np.searchsorted(same, place)))
+  found = dict.fromkeys(records[later].tolist())
+  return [number for number in found if number != record]
+
+
 def next_batches(
-  plan: MixturePlan, state: IteratorState
+  plan: MixturePlan, state: IteratorState, block: int = 0
 ) -> tuple[list[tuple[int, np.ndarray]], IteratorState]:
   """Fill buckets with the next block of positions.
+
+  Args:
+    plan: the plan.
+    state: the state before the block.
+    block: number of positions; 0 for a default that fills a batch at least.
 
   Returns:
     (number of the bucket, its positions int64 [rows]) of each batch that got
     full, in order, and the state after the block. However the order is cut
     into blocks, the batches are the same.
   """
-  block = max(_BLOCK, 2 * sum(plan.sizes))
+  block = block or max(_BLOCK, 2 * sum(plan.sizes))
   positions = np.arange(state.draws, state.draws + block)
   source, place, _ = _places(plan, positions)
   bucket = np.empty(block, np.int64)
@@ -105,6 +174,23 @@ def next_batches(
   return full, after
 
 
+def state_at(
+  plan: MixturePlan, state: IteratorState, batches: int
+) -> IteratorState:
+  """The state right after the position that completes a batch.
+
+  Args:
+    plan: the plan.
+    state: a state before, whose next block has that batch.
+    batches: number of batches that are complete in the returned state.
+  """
+  if batches == state.batches:
+    return state
+  found, _ = next_batches(plan, state)
+  last = int(found[batches - state.batches - 1][1][-1])
+  return next_batches(plan, state, last + 1 - state.draws)[1]
+
+
 def records_at(plan: MixturePlan, positions: np.ndarray) -> RecordIndices:
   """The records at positions int64 [n]."""
   source, place, epoch = _places(plan, positions)
@@ -119,7 +205,7 @@ def _places(
   plan: MixturePlan, positions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Source, place among its records after shuffling, and epoch."""
-  source, count = interleave(plan.weights, positions)
+  source, count = _interleave(plan, positions)
   place, epoch = np.empty_like(count), np.empty_like(count)
   for number, records in enumerate(plan.records):
     mine = source == number
@@ -128,6 +214,32 @@ def _places(
       within, epoch[mine], len(records), (plan.seed, number)
     )
   return source, place, epoch
+
+
+def _interleave(
+  plan: MixturePlan, positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """`interleave`, with the weights that each position has."""
+  begin, weights = 0, plan.weights
+  source, count = interleave(weights, positions)
+  taken = np.zeros(len(weights), np.int64)
+  for change in plan.changes:
+    taken += _counts(weights, change.position - begin)
+    begin, weights = change.position, change.weights
+    later = positions >= begin
+    source[later], more = interleave(weights, positions[later] - begin)
+    count[later] = more + taken[source[later]]
+  return source, count
+
+
+def _counts(weights: Sequence[int], positions: int) -> np.ndarray:
+  """How often each source occurs among the first positions of `interleave`."""
+  left, before, found = sum(weights), np.asarray(positions), []
+  for weight in weights:
+    rest = _scaled(before, left - weight, left)
+    found.append(before - rest)
+    before, left = rest, left - weight
+  return np.asarray(found, np.int64)
 
 
 def interleave(

@@ -15,8 +15,10 @@ Evaluation reads a held-out split once, in a fixed order (`open_eval`).
 """
 
 import dataclasses
+import logging
 import signal
 import threading
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +32,7 @@ from ovi_jax.data import builder
 from ovi_jax.data import collate
 from ovi_jax.data import features
 from ovi_jax.data import index_sampler
+from ovi_jax.data import record_ids
 from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from ovi_jax.data import shared_memory
@@ -38,6 +41,7 @@ from ovi_jax.modality import AV
 ENDLESS = 2**62
 _TEXT_STEP = 32  # rows by which text that travels is cut
 _DAMAGED = "the state of the data is damaged"
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,9 @@ class _Share:
       self.settings.buckets[bucket],
       index_sampler.records_at(self.order, mine),
       self.order.seed,
+      substitutes=self._substitutes
+      if self.settings.max_damaged_records
+      else None,
     )
     # From a worker, one array for two towers would travel twice, and most of
     # what travels would be padding. For the same reason, `_received` makes the
@@ -76,6 +83,65 @@ class _Share:
     if self.settings.num_workers and text.ndim == 3:
       text = _cut(text)
     return batch._replace(text=AV(audio=text))
+
+  def _substitutes(self, source: int, record: int) -> Iterator[int]:
+    """The records that are tried in place of a damaged one."""
+    found = index_sampler.substitutes(self.order, source, record)
+    yield from found[: self.settings.max_damaged_records]
+
+  def problem(self, identity: int) -> str:
+    """What is wrong with a damaged record."""
+    source, record = divmod(identity, 1 << schema.INDEX_BITS)
+    place = int(np.flatnonzero(self.order.records[source] == record)[0])
+    drawn = index_sampler.RecordIndices(*np.array([[source], [record], [0]]))
+    bucket = self.settings.buckets[self.order.buckets[source][place]]
+    try:
+      collate.collate(
+        self.settings, self.splits, bucket, drawn, self.order.seed
+      )
+    except ValueError as error:
+      return str(error)
+    return "it can be read now"
+
+
+class DamagedRecords:
+  """Logs the damaged records that a process reads, and counts them."""
+
+  def __init__(self, limit: int, problem: Callable[[int], str]):
+    """Start counting.
+
+    Args:
+      limit: number of damaged records that are accepted.
+      problem: what is wrong with a record, by its id.
+    """
+    self._limit, self._problem = limit, problem
+    self._seen: set[int] = set()
+
+  def check(self, batch: schema.Batch) -> schema.Batch:
+    """Log the damaged records of a batch; returns it without them.
+
+    Raises:
+      ValueError: there were more than the limit.
+    """
+    if batch.damaged is None:
+      return batch
+    for bad, used in zip(np.asarray(batch.damaged), np.asarray(batch.ids)):
+      if bad == record_ids.NONE or int(bad) in self._seen:
+        continue
+      self._seen.add(int(bad))
+      problem = self._problem(int(bad))
+      if len(self._seen) > self._limit:
+        raise ValueError(
+          f"{problem}. data.max_damaged_records={self._limit} records were"
+          f" replaced before it: {record_ids.names(sorted(self._seen))}; raise"
+          " it, or leave the records out with data.exclude_records"
+        )
+      _log.warning(
+        f"record {record_ids.name(bad)} is replaced by"
+        f" {record_ids.name(used)} ({len(self._seen)} of at most"
+        f" {self._limit}): {problem}"
+      )
+    return batch._replace(damaged=None)
 
 
 def _cut(text_BSE: np.ndarray) -> np.ndarray:
@@ -211,7 +277,11 @@ class Loader(Iterator[schema.Batch]):
   def __init__(self, share: _Share):
     self._share = share
     self._step, self._running = 0, None
+    self._weights = share.order.weights
     self._plan = _Numbered(share, 0, index_sampler.initial_state(share.order))
+    self._damaged = DamagedRecords(
+      share.settings.max_damaged_records, share.problem
+    )
     self.null_text = share.splits[0].null_text
     self.records = tuple(len(r) for r in share.order.records)
     self.rows = share.order.sizes
@@ -225,7 +295,7 @@ class Loader(Iterator[schema.Batch]):
     """
     if self._running is None:
       self._running = self._start()
-    batch = next(self._running)
+    batch = self._damaged.check(next(self._running))
     self._step += 1
     return _received(batch, self._share.settings.max_text_len)
 
@@ -240,29 +310,52 @@ class Loader(Iterator[schema.Batch]):
     """Where the iterator stands; JSON can hold it, every process has the same.
 
     It has the number of the next global batch, a cursor of the plan at or a
-    little before it, and what the order depends on, which `set_state` checks.
+    little before it, the weights by position, and what else the order depends
+    on, which `set_state` checks.
     """
     cursor, _ = self._plan.block(self._step)
     place = dataclasses.asdict(cursor)
     place["pending"] = [list(waiting) for waiting in cursor.pending]
-    return {"step": self._step, "cursor": place, "order": self._order()}
+    order = self._share.order
+    mixture = [[0, list(order.weights)]]
+    mixture += [[c.position, list(c.weights)] for c in order.changes]
+    return {
+      "step": self._step,
+      "cursor": place,
+      "mixture": mixture,
+      "order": self._order(),
+    }
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Go to where `get_state` was called.
+
+    If the weights of the sources are others now, they apply from the next batch
+    on.
 
     Raises:
       ValueError: the state is of other settings, seed, batch or datasets, so
         that the order would be another one (names what differs), or is none.
     """
-    step, order, cursor = _state_of(state, self._share.order)
-    check_order(self._order(), order)
+    step, theirs, cursor = _state_of(state, self._share.order)
+    check_order(self._order(), theirs)
+    first, *changes = _mixture_of(state, self._weights, cursor.draws)
+    order = dataclasses.replace(
+      self._share.order, weights=first.weights, changes=tuple(changes)
+    )
     # The cursor of a state is that of the block that holds its batch.
-    _, after = index_sampler.next_batches(self._share.order, cursor)
+    _, after = index_sampler.next_batches(order, cursor)
     if not cursor.batches <= step < after.batches:
       raise ValueError(
         f"{_DAMAGED}: batch {step} is not in the block after {cursor.batches}"
       )
+    if (changes or [first])[-1].weights != self._weights:
+      cursor = index_sampler.state_at(order, cursor, step)
+      change = index_sampler.WeightChange(
+        position=cursor.draws, weights=self._weights
+      )
+      order = dataclasses.replace(order, changes=(*order.changes, change))
     self.close()
+    self._share = dataclasses.replace(self._share, order=order)
     self._plan = _Numbered(self._share, 0, cursor)
     self._step = step
 
@@ -271,7 +364,6 @@ class Loader(Iterator[schema.Batch]):
     settings, order = self._share.settings, self._share.order
     return {
       "seed": order.seed,
-      "weights": list(order.weights),
       "records": list(self.records),
       "datasets": [split.identity for split in self._share.splits],
       "rows": list(order.sizes),
@@ -323,6 +415,44 @@ def _state_of(
   ):
     raise ValueError(f"{_DAMAGED}: expected fewer positions than rows")
   return step, theirs, cursor
+
+
+def _mixture_of(
+  state: Mapping[str, Any], ours: tuple[int, ...], draws: int
+) -> list[index_sampler.WeightChange]:
+  """The weights by position of what `get_state` returned, the first at 0.
+
+  Args:
+    state: the state.
+    ours: weights of as many sources.
+    draws: no weights begin after this position.
+
+  Raises:
+    ValueError: they are missing, of another type or out of range.
+  """
+  found = state.get("mixture")
+  if not isinstance(found, list) or not found:
+    raise ValueError(f"{_DAMAGED}: expected weights by position")
+  changes, least = [], 0
+  for entry in found:
+    if not (
+      isinstance(entry, list)
+      and len(entry) == 2
+      and type(entry[0]) is int
+      and least <= entry[0] <= (draws if changes else 0)
+      and isinstance(entry[1], list)
+      and len(entry[1]) == len(ours)
+      and all(
+        type(n) is int and 0 < n <= 2 * index_sampler.WEIGHT_UNITS
+        for n in entry[1]
+      )
+    ):
+      raise ValueError(f"{_DAMAGED}: expected weights by position")
+    least = entry[0]
+    changes.append(
+      index_sampler.WeightChange(position=least, weights=tuple(entry[1]))
+    )
+  return changes
 
 
 def check_order(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
@@ -379,12 +509,17 @@ def load(
     raise ValueError(f"process {process_index} of {process_count} is none")
   found = [settings_lib.assign(settings, split) for split in splits]
   kept = tuple(np.flatnonzero(buckets >= 0) for buckets in found)
+  buckets = tuple(buckets[k] for buckets, k in zip(found, kept))
   weights = [s.weight or len(k) for s, k in zip(settings.sources, kept)]
+  excluded = record_ids.parse(settings.exclude_records)
+  if excluded:
+    _log.info(f"{len(excluded)} records are excluded (data.exclude_records)")
+  apart = record_ids.by_source(excluded, [len(split) for split in splits])
   order = index_sampler.MixturePlan(
     seed=seed,
     weights=index_sampler.integer_weights(weights),
-    records=kept,
-    buckets=tuple(buckets[k] for buckets, k in zip(found, kept)),
+    records=tuple(map(index_sampler.substitute, kept, buckets, apart)),
+    buckets=buckets,
     sizes=sizes,
   )
   bucket_bytes = [

@@ -39,12 +39,15 @@ class Batch(NamedTuple):
     text: text_BSE float32 for each tower, zeros beyond each prompt's end; the
       same array for both.
     ids: int64 [B]; (index of the source << 40) | index of the record in it.
+    damaged: int64 [B], between reading and the iterator only; id of the damaged
+      record that the row's record replaces, -1 for none.
   """
 
   latents: AV
   lengths: AV
   text: AV
   ids: Any
+  damaged: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import numpy as np
 from ovi_jax import geometry
 from ovi_jax.data import builder
 from ovi_jax.data import quality
+from ovi_jax.data import record_ids
 from ovi_jax.data import schema
 
 CAPTIONS = ("random", "first")
@@ -90,6 +91,13 @@ class LoaderConfig:
       limit.
     max_codec_mel_error: maximum mean log-mel error of audio VAE and vocoder on
       the data, dB; 0 for no limit.
+    exclude_records: records that are not used: ids SOURCE:INDEX separated by
+      commas, as log lines name them, or the path of a file with one a line.
+      Each is replaced by the next record of its source and bucket; all others
+      keep their order and noise.
+    max_damaged_records: number of damaged records, in each process and start of
+      the run, that are logged and replaced in the same way; the next one ends
+      the run.
   """
 
   sources: tuple[Source, ...]
@@ -108,6 +116,8 @@ class LoaderConfig:
   max_unknown_words: float = quality.Limits.max_unknown_words
   min_codec_psnr: float = quality.Limits.min_codec_psnr
   max_codec_mel_error: float = quality.Limits.max_codec_mel_error
+  exclude_records: str = ""
+  max_damaged_records: int = 0
 
   @property
   def limits(self) -> quality.Limits:
@@ -165,8 +175,12 @@ class LoaderConfig:
         raise ValueError(
           f"{name} must be at least 1, got {getattr(self, name)}"
         )
-    if self.num_workers < 0 or self.batch_multiple < 0:
-      raise ValueError("num_workers and batch_multiple must not be negative")
+    for name in ("num_workers", "batch_multiple", "max_damaged_records"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"{name} must not be negative, got {getattr(self, name)}"
+        )
+    record_ids.parse(self.exclude_records)
     _ = self.limits
 
 

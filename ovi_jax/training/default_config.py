@@ -124,6 +124,8 @@ def codec(
         "max_text_len": 64,
         "num_workers": 8,
         "prefetch_batches": 2,
+        "exclude_records": "",
+        "max_damaged_records": 0,
       },
       "optimizer": OPTIMIZER,
       "num_train_steps": 100_000,
@@ -137,6 +139,10 @@ def codec(
       "checkpoint_every_minutes": 0.0,  # in addition; 0 = never
       "preemption_grace_seconds": 0.0,  # exit so long after SIGTERM; 0 = wait
       "profile_steps": (0, 0),
+      "sdc_check_every": 0,
+      "skip_bad_steps": 0,
+      "skip_loss_spikes": 0.0,
+      "step_timeout_seconds": 3600.0,
       "max_to_keep": 2,
       "keep_period": 0,
     },
@@ -189,6 +195,8 @@ def training(video: bool, audio: bool) -> Any:
         "text_source": "embeddings",
         "num_workers": 8,
         "prefetch_batches": 2,
+        "exclude_records": "",
+        "max_damaged_records": 0,
         # Limits of the losses of tokenizer and codecs on the data; 1.0, 0 and
         # 0 disable the checks.
         "max_unknown_words": 0.2,  # fraction
@@ -222,6 +230,10 @@ def training(video: bool, audio: bool) -> Any:
       "eval_every": 0,  # needs a held-out split
       "sample_every": 0,  # needs a held-out split and `pretrained`
       "profile_steps": (0, 0),
+      "sdc_check_every": 0,
+      "skip_bad_steps": 0,
+      "skip_loss_spikes": 0.0,
+      "step_timeout_seconds": 3600.0,
       "max_to_keep": 2,
       "keep_period": 10_000,
     },

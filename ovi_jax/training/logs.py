@@ -58,6 +58,9 @@ class Writer:
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     pass
 
+  def event(self, step: int, name: str, values: Mapping[str, Any]) -> None:
+    pass
+
   def clip(
     self,
     step: int,
@@ -147,6 +150,14 @@ class Logs(Writer):
     except OSError as error:
       # The system does not say where.
       raise OSError(error.errno, error.strerror, str(self._target)) from error
+
+  def event(self, step: int, name: str, values: Mapping[str, Any]) -> None:
+    """Write something that happened at a step, as JSON under its name."""
+    line = {"step": step, "time": round(time.time(), 3), name: dict(values)}
+    try:
+      self._lines.write(json.dumps(line) + "\n")
+    except OSError as error:
+      raise OSError(error.errno, error.strerror, self._path) from error
 
   def clip(
     self,

@@ -1,10 +1,11 @@
 """The training loop: steps, checkpoints, logs and evaluation.
 
 All mutable state of training is here. The metrics of a step are fetched while
-the next step computes. A state is saved only if its loss and gradient norm are
-finite.
+the next step computes. Bad steps (`bad_steps`) make no update, so a state is
+always finite; the loop logs them and ends the run if there are too many.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -20,12 +21,16 @@ import numpy as np
 from ovi_jax import console
 from ovi_jax import flops
 from ovi_jax.checkpoint import manager as managers
+from ovi_jax.data import record_ids
 from ovi_jax.data import schema
 from ovi_jax.sharding import distributed
+from ovi_jax.training import goodput
+from ovi_jax.training import host_times
 from ovi_jax.training import logs as logs_lib
 from ovi_jax.training import optimizer
 from ovi_jax.training import state_sharding
 from ovi_jax.training import step as steps
+from ovi_jax.training import watchdog as watchdogs
 from ovi_jax.training.evaluators import eval_loss
 
 INTERRUPTED = 75  # exit code of a run that was interrupted and saved
@@ -58,6 +63,9 @@ class Intervals:
       and `pretrained`.
     profile_steps: first step of a profiler trace and the step that ends it (not
       included); equal for no trace.
+    sdc_check_every: run a step that the compiler extended with checks for
+      silent data corruption (XLA's SDC checker); the chip halts if one fails.
+      TPUs only. Such a step is compiled in addition and is slower.
   """
 
   log_every: int = 10
@@ -67,9 +75,16 @@ class Intervals:
   eval_every: int = 0
   sample_every: int = 0
   profile_steps: tuple[int, int] = (0, 0)
+  sdc_check_every: int = 0
 
   def __post_init__(self):
-    for name in ("log_every", "checkpoint_every", "eval_every", "sample_every"):
+    for name in (
+      "log_every",
+      "checkpoint_every",
+      "eval_every",
+      "sample_every",
+      "sdc_check_every",
+    ):
       if getattr(self, name) < 0:
         raise ValueError(
           f"{name} must be 0 (never) or more steps, got {getattr(self, name)}"
@@ -88,8 +103,8 @@ class Intervals:
       )
 
 
-class NonFiniteLossError(ValueError):
-  """A loss or gradient norm that is NaN or infinite."""
+class BadStepError(ValueError):
+  """More bad steps than may be skipped: non-finite ones, or spikes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +126,9 @@ class TrainContext:
     evaluate: called with the state; returns scalars to log.
     sample: called with the state.
     num_buckets: number of batch shapes; a step is compiled for each.
+    skip_bad_steps: number of bad steps that are skipped before the run ends.
+    step_timeout_seconds: time limit of a step; 0 = none.
+    timer: where the time goes.
   """
 
   step_config: steps.TrainStepConfig
@@ -130,6 +148,9 @@ class TrainContext:
   evaluate: Callable[[steps.TrainState], Mapping[str, float]] = lambda _: {}
   sample: Callable[[steps.TrainState], Any] = lambda _: None
   num_buckets: int = 1
+  skip_bad_steps: int = 0
+  step_timeout_seconds: float = 0.0
+  timer: goodput.Timer = dataclasses.field(default_factory=goodput.Timer)
 
 
 class StepRecord(NamedTuple):
@@ -140,12 +161,15 @@ class StepRecord(NamedTuple):
   ids: np.ndarray
   clips: int
   cost: flops.BatchCost | None
-  waited: float
+  waited: float  # seconds for the batch
+  host_time: float  # seconds until it was dispatched, `waited` included
 
 
-def compile_step(context: TrainContext, shardings: steps.TrainState) -> Any:
+def compile_step(
+  context: TrainContext, shardings: steps.TrainState, check_sdc: bool = False
+) -> Any:
   """The jitted train step; the state is donated and keeps its shardings."""
-  jitted = steps.jit_train_step(shardings, context.mesh)
+  jitted = steps.jit_train_step(shardings, context.mesh, check_sdc)
   whole = jax.sharding.NamedSharding(context.mesh, jax.P())
   null = jax.device_put(context.null_SE, whole)
   return lambda state, batch: jitted(context.step_config, state, batch, null)
@@ -190,26 +214,32 @@ def run(context: TrainContext, state: steps.TrainState) -> bool:
     Whether the run is finished; `False` if it was interrupted and saved.
 
   Raises:
-    NonFiniteLossError: names the step and the records; the last good checkpoint
-      is kept.
+    BadStepError: names the step and the records; checkpoints are kept.
     OSError: a checkpoint cannot be written.
   """
   grace = context.intervals.preemption_grace_seconds
-  watcher = distributed.preemption_watcher(grace, INTERRUPTED)
-  with watcher as stop, jax.set_mesh(context.mesh):
-    return _loop(context, state, stop)
+  with (
+    distributed.preemption_watcher(grace, INTERRUPTED) as stop,
+    jax.set_mesh(context.mesh),
+    watchdogs.Watchdog(context.step_timeout_seconds) as watchdog,
+  ):
+    return _loop(context, state, stop, watchdog)
 
 
 def _loop(
   context: TrainContext,
   state: steps.TrainState,
   stop: Callable[[int], bool],
+  watchdog: watchdogs.Watchdog,
 ) -> bool:
   """The loop of `run`; stops before the step for which `stop` is true."""
   total, number = context.step_config.num_train_steps, int(state.step)
-  intervals = context.intervals
+  intervals, timer = context.intervals, context.timer
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  train_step = compile_step(context, shardings)
+  train_steps = {
+    checked: compile_step(context, shardings, checked)
+    for checked in {False, intervals.sdc_check_every > 0}
+  }
   last: StepRecord | None = None
   accumulator, profiler = MetricAccumulator(context), Profiler(context)
   clock = CheckpointClock(intervals.checkpoint_every_minutes)
@@ -221,22 +251,40 @@ def _loop(
     desc="training",
     disable=jax.process_index() > 0,
   )
+  timer.loop_begins()
   with bar:
     # The baseline for later losses.
     if not number and intervals.eval_every:
-      _evaluate(context, state, number, bar)
+      with timer.measure(goodput.EVALUATION):
+        _evaluate(context, state, number, bar)
     while number < total and not stop(number):
       profiler.at(number)
+      watchdog.begin(number)
       began = time.perf_counter()
-      host = next(context.input)
+      watchdog.at("waiting for data")
+      with timer.measure(goodput.DATA_WAIT):
+        host = next(context.input)
       waited = time.perf_counter() - began
-      batch = context.encode_batch(host, context.mesh)
-      if compiles := (shapes := _shapes(batch)) not in compiled:
+      watchdog.at("placing and encoding the batch")
+      with (
+        contextlib.nullcontext()
+        if compiled
+        else watchdog.unlimited("compiling the encoders")
+      ):
+        batch = context.encode_batch(host, context.mesh)
+      checked = _due(number + 1, intervals.sdc_check_every)
+      watchdog.at("dispatching the step")
+      if compiles := (shapes := (checked, _shapes(batch))) not in compiled:
         compiled.append(shapes)
         _log_compilation(bar, len(compiled), context.num_buckets, batch)
-      state, metrics = train_step(state, batch)
-      if compiles:
+        with (
+          timer.measure(goodput.COMPILE),
+          watchdog.unlimited("compiling the step"),
+        ):
+          state, metrics = train_steps[checked](state, batch)
         bar.unpause()  # exclude compilation from the estimate of the time left
+      else:
+        state, metrics = train_steps[checked](state, batch)
       number += 1
       following = StepRecord(
         step=number,
@@ -245,7 +293,9 @@ def _loop(
         clips=jax.tree.leaves(batch)[0].shape[0],
         cost=None if context.cost is None else context.cost(batch),
         waited=waited,
+        host_time=waited if compiles else time.perf_counter() - began,
       )
+      watchdog.at(watchdogs.DEVICES)
       if last is not None:
         accumulator.add(last)
         bar.set_postfix_str(f"loss {accumulator.loss:.4f}", refresh=False)
@@ -259,23 +309,37 @@ def _loop(
         accumulator.add(last)
         last = None
       if saving:
-        _save(context, state, number)
+        with (
+          timer.measure(goodput.CHECKPOINT),
+          watchdog.unlimited("saving a checkpoint"),
+        ):
+          _save(context, state, number)
         clock.restart()
-      if evaluating:
-        _evaluate(context, state, number, bar)
-      if sampling:
-        bar.set_description("making samples")
-        context.sample(state)
-        bar.set_description("training")
       if evaluating or sampling:
+        with (
+          timer.measure(goodput.EVALUATION),
+          watchdog.unlimited("evaluating"),
+        ):
+          if evaluating:
+            _evaluate(context, state, number, bar)
+          if sampling:
+            bar.set_description("making samples")
+            context.sample(state)
+            bar.set_description("training")
         accumulator.pause()
       bar.update()
     if last is not None:
       accumulator.add(last)
   profiler.end()
-  _save(context, state, number)
-  context.manager.wait()
+  with (
+    timer.measure(goodput.CHECKPOINT),
+    watchdog.unlimited("saving a checkpoint"),
+  ):
+    _save(context, state, number)
+    context.manager.wait()
   context.logs.flush()
+  _log.info(timer.line())
+  accumulator.log_slowest_host()
   if number < total:
     _log.info(
       f"interrupted at step {number} of {total}; checkpoint saved; run the"
@@ -337,6 +401,7 @@ class MetricAccumulator:
       context.step_config.optimizer, context.step_config.num_train_steps
     )
     self._records: list[StepRecord] = []
+    self._spent = np.zeros(4)  # steps; seconds: all, host, waiting for data
     self._timed = 0  # how many of them are timed; not the first, which compiles
     self._first = True
     self.loss = float("nan")
@@ -350,11 +415,13 @@ class MetricAccumulator:
     """Wait for a step, check its metrics, and write a log line if due.
 
     Raises:
-      NonFiniteLossError: names the step and the records.
+      BadStepError: names the step and the records.
     """
     metrics = jax.device_get(record.metrics)
-    _check_finite(record, metrics)
-    self.loss = float(metrics.loss)
+    if metrics.is_bad:
+      _report_bad(self._context, record, metrics)
+    else:
+      self.loss = float(metrics.loss)
     self._records.append(record._replace(metrics=metrics))
     if self._first:
       self._first = False
@@ -370,13 +437,17 @@ class MetricAccumulator:
 
   def _line(self, seconds: float) -> dict[str, float | None]:
     """Averages since the last line; throughput of the timed steps."""
-    records = self._records
+    records, newest = self._records, self._records[-1]
+    good = [r for r in records if not r.metrics.is_bad]
+    skipped = int(newest.metrics.skipped)
     line: dict[str, float | None] = {
-      "train/loss": float(np.mean([r.metrics.loss for r in records])),
-      "train/grad_norm": float(np.mean([r.metrics.grad_norm for r in records])),
+      "train/loss": _mean([r.metrics.loss for r in good]),
+      "train/grad_norm": _mean([r.metrics.grad_norm for r in good]),
+      # Skipped steps do not advance the schedule.
       "train/learning_rate": float(
-        np.asarray(self._rate(records[-1].step - 1))
+        np.asarray(self._rate(max(0, newest.step - 1 - skipped)))
       ),
+      "train/skipped_steps": skipped,
     }
     if timed := records[len(records) - self._timed :]:
       line |= {
@@ -384,6 +455,17 @@ class MetricAccumulator:
         "perf/clips_per_second": sum(r.clips for r in timed) / seconds,
         "perf/data_wait_frac": sum(r.waited for r in timed) / seconds,
       }
+      self._spent += np.asarray(
+        [
+          len(timed),
+          seconds,
+          sum(r.host_time for r in timed),
+          sum(r.waited for r in timed),
+        ]
+      )
+      if jax.process_count() > 1:
+        line |= self._host_times(seconds, timed)
+    line |= self._context.timer.scalars()
     if costs := [r.cost for r in timed if r.cost is not None]:
       line |= {
         "perf/tokens_per_second": sum(c.tokens for c in costs) / seconds,
@@ -393,40 +475,85 @@ class MetricAccumulator:
       }
     for name in records[-1].metrics.losses:
       losses = np.concatenate(
-        [np.ravel(r.metrics.losses[name]) for r in records]
+        [np.zeros(0)] + [np.ravel(r.metrics.losses[name]) for r in good]
       )
       # Zero marks a record that lacks the term's modality.
       kept = losses[losses > 0]
       line[f"train/loss_{name}"] = kept.mean() if kept.size else None
     return line
 
+  def _host_times(
+    self, seconds: float, timed: list[StepRecord]
+  ) -> dict[str, float]:
+    """Times of each host for the log line; the console names a slow one."""
+    times = host_times.gather(
+      seconds / len(timed),
+      sum(r.host_time for r in timed) / len(timed),
+      sum(r.waited for r in timed) / len(timed),
+    )
+    if said := host_times.warning(times):
+      _log.info(said)
+    return host_times.scalars(times)
 
-def _check_finite(record: StepRecord, metrics: steps.StepMetrics) -> None:
-  """Raise NonFiniteLossError if loss or gradient norm is not finite."""
-  if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
-    return
+  def log_slowest_host(self) -> None:
+    """Log the slowest host of this start; every process must call it."""
+    if jax.process_count() == 1:
+      return
+    count, *seconds = self._spent.tolist()
+    times = host_times.gather(*(each / max(count, 1) for each in seconds))
+    _log.info(host_times.line(host_times.slowest(times)))
+
+
+def _mean(values: list[Any]) -> float | None:
+  return float(np.mean(values)) if values else None
+
+
+def _report_bad(
+  context: TrainContext, record: StepRecord, metrics: steps.StepMetrics
+) -> None:
+  """Log a skipped step with its records; raise BadStepError if too many."""
   # Every process has the losses of all records, but only its own ids.
   of_all = distributed.gather(np.asarray(record.ids).tolist())
   ids = np.asarray(list(dict.fromkeys(i for part in of_all for i in part)))
-  bad = np.zeros(len(ids), bool)
-  for losses_B in metrics.losses.values():
-    if len(losses_B) == len(bad):
-      bad |= ~np.isfinite(losses_B)
-  which = ids[bad] if bad.any() else ids
-  named = ", ".join(_name(i) for i in which[:8])
-  more = f" and {len(which) - 8} more" if len(which) > 8 else ""
-  raise NonFiniteLossError(
+  losses = [x for x in metrics.losses.values() if len(x) == len(ids)]
+  suspects = ids
+  if losses:
+    worst_B = np.max([np.where(np.isfinite(x), x, np.inf) for x in losses], 0)
+    bad = ~np.isfinite(worst_B)
+    # Of a spike, the records with the largest losses come first.
+    suspects = ids[bad] if bad.any() else ids[np.argsort(-worst_B)]
+  skipped, limit = int(metrics.skipped), context.skip_bad_steps
+  finite = np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm)
+  kind = "a spike" if finite else "not finite"
+  what = (
     f"step {record.step}: loss {metrics.loss}, gradient norm"
-    f" {metrics.grad_norm}; records (source:index) {named}{more}. The last"
-    " checkpoint is from before it; look at the records, lower"
-    " optimizer.learning_rate or raise optimizer.warmup_steps"
+    f" {metrics.grad_norm} ({kind}); records (source:index)"
+    f" {record_ids.names(suspects)}"
   )
-
-
-def _name(identity: Any) -> str:
-  number = int(identity)
-  source = number >> schema.INDEX_BITS
-  return f"{source}:{number & ((1 << schema.INDEX_BITS) - 1)}"
+  context.logs.event(
+    record.step,
+    "skipped_step",
+    {
+      "loss": str(metrics.loss),
+      "grad_norm": str(metrics.grad_norm),
+      "reason": kind,
+      "suspects": [record_ids.name(i) for i in suspects],
+      "records": [record_ids.name(i) for i in ids],
+    },
+  )
+  if skipped <= limit:
+    _log.warning(
+      f"{what}. The step made no update ({skipped} of at most {limit} skipped)"
+    )
+    return
+  raise BadStepError(
+    f"{what}. {skipped - 1} bad steps were skipped before, skip_bad_steps is"
+    f" {limit}. The last checkpoint is from before it. Resume with a larger"
+    " --config.skip_bad_steps, leave records out with"
+    f" --config.data.exclude_records={record_ids.name(suspects[0])}, lower"
+    " --config.optimizer.learning_rate, or go back to an earlier checkpoint"
+    " with --rollback_to"
+  )
 
 
 def _save(context: TrainContext, state: steps.TrainState, number: int) -> None:

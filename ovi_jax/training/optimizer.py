@@ -182,7 +182,11 @@ def _matrices(params: Any) -> dict[str, Any]:
 
 
 def update_ema(
-  average: Any, params: Any, step: jax.Array, settings: OptimizerConfig
+  average: Any,
+  params: Any,
+  step: jax.Array,
+  settings: OptimizerConfig,
+  is_bad: jax.Array | bool = False,
 ) -> Any:
   """Update the exponential moving average of the parameters.
 
@@ -194,17 +198,24 @@ def update_ema(
     params: parameters after the step.
     step: index of the step, from 0.
     settings: settings of the optimizer.
+    is_bad: whether the EMA stays as it is, a scalar.
 
   Returns:
     The new EMA.
   """
   decay = jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
   if not settings.ema_on_host:
-    return _moved(average, params, decay)
-  params, decay = jax.device_put((params, decay), jax.memory.Space.Host)
+    return _moved(average, params, decay, is_bad)
+  given = jax.device_put((params, decay, is_bad), jax.memory.Space.Host)
   with compute_on.compute_on("device_host"):
-    return _moved(average, params, decay)
+    return _moved(average, *given)
 
 
-def _moved(average: Any, params: Any, decay: jax.Array) -> Any:
-  return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+def _moved(
+  average: Any, params: Any, decay: jax.Array, is_bad: jax.Array | bool
+) -> Any:
+  return jax.tree.map(
+    lambda a, p: jnp.where(is_bad, a, a + (1 - decay) * (p - a)),
+    average,
+    params,
+  )

@@ -32,6 +32,7 @@ from ovi_jax.models import umt5
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.training import bad_steps
 from ovi_jax.training import loop
 from ovi_jax.training import optimizer
 from ovi_jax.training import param_filter
@@ -52,6 +53,7 @@ T = TypeVar("T")
 TEXT_SOURCES = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
 SCRATCH = "scratch"  # init_from of a tower with random parameters
 # Fields that may differ when a run is resumed; a name includes all below it.
+# The workdir keeps a journal of the changes, see `checkpoint.workdir`.
 MUTABLE_FIELDS = (
   "init_from",  # read before the first step only
   "log_every",
@@ -60,6 +62,7 @@ MUTABLE_FIELDS = (
   "preemption_grace_seconds",
   "eval_every",
   "sample_every",
+  "sdc_check_every",
   "max_to_keep",
   "keep_period",
   "mesh",
@@ -67,13 +70,27 @@ MUTABLE_FIELDS = (
   "eval",
   "eval_samples",
   "profile_steps",
+  "skip_bad_steps",
+  "skip_loss_spikes",
+  "step_timeout_seconds",
   "data.sources",  # the input compares datasets by content, not by path
+  "data.mixture_weights",  # each source goes on with its next record
+  "data.exclude_records",
+  "data.max_damaged_records",
   "data.num_workers",
   "data.prefetch_batches",
   "data.max_unknown_words",
   "data.min_codec_psnr",
   "data.max_codec_mel_error",
   "num_train_steps",
+  "grad_accum_steps",
+  "optimizer.learning_rate",
+  "optimizer.schedule",
+  "optimizer.warmup_steps",
+  "optimizer.end_lr_factor",
+  "optimizer.weight_decay",
+  "optimizer.grad_clip_norm",
+  "optimizer.ema_on_host",
   "attention",
   "context_parallelism",
   "remat",
@@ -139,6 +156,7 @@ class RunSettings(abc.ABC):
 
   Attributes:
     trainable: the parameters that are trained, one of `TRAINABLE`.
+    data: the training data.
     optimizer: the optimizer.
     num_train_steps: total number of steps.
     batch_size: examples per step, over all devices and microbatches.
@@ -148,11 +166,16 @@ class RunSettings(abc.ABC):
     mesh: devices along each mesh axis; 0 for the remaining ones.
     intervals: intervals of logging, checkpoints and evaluation.
     checkpoints: which checkpoints are kept.
+    bad_steps: what is done about bad steps.
+    step_timeout_seconds: time limit of a step, without compilation, evaluation
+      and checkpoints. If it is exceeded, every process prints the stacks of its
+      threads and exits with code 76. 0 = no limit.
   """
 
   TRAINABLE: ClassVar[tuple[str, ...]] = ()
 
   trainable: str
+  data: Any
   optimizer: optimizer.OptimizerConfig
   num_train_steps: int
   batch_size: int
@@ -162,6 +185,8 @@ class RunSettings(abc.ABC):
   mesh: Mapping[str, int]
   intervals: loop.Intervals
   checkpoints: CheckpointPolicy
+  bad_steps: bad_steps.BadStepPolicy
+  step_timeout_seconds: float
 
   def __post_init__(self):
     config_lib.check(self.problems())
@@ -171,6 +196,7 @@ class RunSettings(abc.ABC):
     problems = config_lib.below(
       self, 1, "num_train_steps", "batch_size", "grad_accum_steps"
     )
+    problems += config_lib.below(self, 0, "step_timeout_seconds")
     for name, known in (
       ("trainable", self.TRAINABLE),
       ("dtype", config_lib.DTYPES),
@@ -196,8 +222,14 @@ class RunSettings(abc.ABC):
     state_sharding.check_batch(batch_size, self.grad_accum_steps, mesh)
 
   def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
-    """Raise ValueError if the mesh does not divide what it shards."""
+    """Raise ValueError if the mesh does not fit the settings."""
     self.check_batch(self.batch_size, mesh)
+    platform = mesh.devices.flat[0].platform
+    if self.intervals.sdc_check_every and platform != "tpu":
+      raise ValueError(
+        "sdc_check_every needs TPUs, whose compiler has the SDC checker; set it"
+        f" to 0 on {platform}"
+      )
 
   @abc.abstractmethod
   def make_objective(self, platform: str) -> base.Objective:
@@ -210,6 +242,7 @@ class RunSettings(abc.ABC):
       self.optimizer,
       self.num_train_steps,
       self.grad_accum_steps,
+      self.bad_steps.skip_loss_spikes,
     )
 
 
@@ -480,6 +513,7 @@ def _shared(values: dict[str, Any]) -> dict[str, Any]:
     ),
     "intervals": _take(loop.Intervals, values),
     "checkpoints": _take(CheckpointPolicy, values),
+    "bad_steps": _take(bad_steps.BadStepPolicy, values),
   }
 
 

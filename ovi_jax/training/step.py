@@ -19,11 +19,20 @@ import jax.numpy as jnp
 import optax
 
 from ovi_jax.data import schema
+from ovi_jax.training import bad_steps
 from ovi_jax.training import optimizer as optimizers
 from ovi_jax.training import param_filter
 from ovi_jax.training.objectives import base
 
 T = TypeVar("T", bound=base.Objective)
+# libtpu's options for XLA's SDC checker: instructions are executed repeatedly,
+# their checksums are compared, and the chip halts if they differ.
+SDC_OPTIONS: Mapping[str, bool | int] = {
+  "xla_tpu_enable_sdc_checker": True,
+  "xla_tpu_sdc_check_repeat_count": 3,
+  "xla_tpu_sdc_check_halt_on_detection": True,
+  "xla_tpu_sdc_replicate_llo": True,
+}
 
 
 class TrainState(NamedTuple):
@@ -36,6 +45,7 @@ class TrainState(NamedTuple):
     ema_params: EMA of `trained_params`, or `None`.
     opt_state: the optimizer's state.
     key: data of the random key, fixed for a run.
+    skip: counts and running means for the detection of bad steps.
   """
 
   step: jax.Array
@@ -44,6 +54,7 @@ class TrainState(NamedTuple):
   ema_params: dict[str, jax.Array] | None
   opt_state: Any
   key: jax.Array
+  skip: bad_steps.SkipState
 
   def params(self, averaged: bool = False) -> dict[str, Any]:
     """All parameters, nested; `averaged` takes the EMA of trained ones."""
@@ -60,11 +71,15 @@ class StepMetrics(NamedTuple):
     loss: weighted sum over the objective's terms.
     losses: term_B by name; 0 for records that lack the modality.
     grad_norm: global norm of the gradient before clipping.
+    is_bad: whether the step made no update, see `bad_steps`.
+    skipped: number of such steps of the run, int32.
   """
 
   loss: jax.Array
   losses: Mapping[str, jax.Array]
   grad_norm: jax.Array
+  is_bad: jax.Array
+  skipped: jax.Array
 
 
 class TrainStepConfig(NamedTuple, Generic[T]):
@@ -75,12 +90,14 @@ class TrainStepConfig(NamedTuple, Generic[T]):
     optimizer: settings of the optimizer.
     num_train_steps: number of steps of the run, for the schedule.
     grad_accum_steps: microbatches of a batch, whose gradients are summed.
+    skip_loss_spikes: factor of the detection of spikes, see `bad_steps`.
   """
 
   objective: T
   optimizer: optimizers.OptimizerConfig
   num_train_steps: int
   grad_accum_steps: int = 1
+  skip_loss_spikes: float = 0.0
 
   @property
   def transformation(self) -> optax.GradientTransformation:
@@ -105,6 +122,7 @@ def init_state(
     ema_params=average,
     opt_state=step_config.transformation.init(trained),
     key=jax.random.key_data(jax.random.key(seed)),
+    skip=bad_steps.initial_state(),
   )
 
 
@@ -173,7 +191,7 @@ def train_step(
   batch: schema.Batch,
   null_SE: jax.Array,
 ) -> tuple[TrainState, StepMetrics]:
-  """One training step.
+  """One training step; a bad step makes no update, see `bad_steps`.
 
   Args:
     step_config: static arguments.
@@ -185,30 +203,43 @@ def train_step(
     The state after the step, and its metrics.
   """
   gradient, total, losses = gradients(step_config, state, batch, null_SE)
+  norm = optax.tree.norm(gradient)
+  is_bad, skip = bad_steps.detect(
+    state.skip, total, norm, step_config.skip_loss_spikes
+  )
   updates, moments = step_config.transformation.update(
     gradient, state.opt_state, state.trained_params
   )
   trained: Any = optax.apply_updates(state.trained_params, updates)
+  trained, moments = jax.tree.map(
+    lambda before, after: jnp.where(is_bad, before, after),
+    (state.trained_params, state.opt_state),
+    (trained, moments),
+  )
   average = state.ema_params
   if average is not None:
     average = optimizers.update_ema(
-      average, trained, state.step, step_config.optimizer
+      average, trained, state.step, step_config.optimizer, is_bad
     )
-  metrics = StepMetrics(total, losses, optax.tree.norm(gradient))
+  metrics = StepMetrics(total, losses, norm, is_bad, skip.skipped)
   return state._replace(
     step=state.step + 1,
     trained_params=trained,
     ema_params=average,
     opt_state=moments,
+    skip=skip,
   ), metrics
 
 
-def jit_train_step(shardings: TrainState, mesh: jax.sharding.Mesh) -> Any:
+def jit_train_step(
+  shardings: TrainState, mesh: jax.sharding.Mesh, check_sdc: bool = False
+) -> Any:
   """`train_step` jitted; the state is donated and keeps its shardings.
 
   Args:
     shardings: shardings of the state.
     mesh: mesh of the devices.
+    check_sdc: whether the TPU compiler adds checks for silent data corruption.
   """
   whole = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.jit(
@@ -216,4 +247,5 @@ def jit_train_step(shardings: TrainState, mesh: jax.sharding.Mesh) -> Any:
     static_argnums=0,
     donate_argnums=1,
     out_shardings=(shardings, whole),
+    compiler_options=dict(SDC_OPTIONS) if check_sdc else None,
   )

@@ -20,7 +20,9 @@ from etils import epath
 from ovi_jax.checkpoint import manager as managers
 from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import workdir as workdirs
+from ovi_jax.data import record_ids
 from ovi_jax.sharding import distributed
+from ovi_jax.training import goodput
 from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import optimizer
@@ -35,6 +37,7 @@ def train(
   settings: settings_lib.RunSettings,
   config: Mapping[str, Any],
   workdir: epath.PathLike,
+  timer: goodput.Timer | None = None,
 ) -> bool:
   """Train from the beginning, or from the newest checkpoint in `workdir`.
 
@@ -43,20 +46,25 @@ def train(
     config: the same as plain values; stored in `workdir`.
     workdir: directory of the run, for config, checkpoints and logs; may be in
       an object store (`gs://bucket/run`).
+    timer: started when the process did; by default it starts now.
 
   Returns:
     Whether the run is finished; `False` if it was interrupted and saved.
 
   Raises:
     ValueError: config, data, weights or workdir are invalid; raised before the
-      first step. During training, `loop.NonFiniteLossError`.
+      first step. During training, `loop.BadStepError`.
     OSError: the directory cannot be written.
   """
+  timer = timer or goodput.Timer()
   task = tasks.make(settings)
   with distributed.collective_errors():
     workdir = workdirs.locate(workdir)
     task.check()
-  distributed.assert_equal_across_hosts(config)
+  excluded = record_ids.parse(settings.data.exclude_records)
+  distributed.assert_equal_across_hosts(
+    {**config, "excluded records": list(excluded)}
+  )
   mesh = task.make_mesh()
   step_config = task.step_config
   opened = task.open_evaluators(mesh)
@@ -71,7 +79,7 @@ def train(
       "A new run can start from this one: --workdir=NEW"
       f" {task.init_from_flags(workdir)}"
     )
-    workdirs.check_config(
+    changes = workdirs.check_config(
       workdir,
       config,
       settings_lib.MUTABLE_FIELDS,
@@ -90,10 +98,18 @@ def train(
           logs=writer,
           directory=str(workdir),
           intervals=settings.intervals,
+          skip_bad_steps=settings.bad_steps.skip_bad_steps,
+          step_timeout_seconds=settings.step_timeout_seconds,
+          timer=timer,
         ),
         opened,
       )
       state = loop.restore(context, target)
+      step = 0 if state is None else int(state.step)
+      for line in workdirs.record_changes(workdir, config, changes, step):
+        _log.info(f"config: {line}")
+      if jax.process_index() == 0:
+        timer.resume(logs.read(workdir), step)
       if state is None:
         plan = plan or task.init_plan()
         for line in plan.lines():
@@ -105,6 +121,38 @@ def train(
       for line in next_lines(task, workdir):
         _log.info(line)
     return finished
+
+
+def rollback(workdir: epath.PathLike, step: int) -> None:
+  """Let a run resume from an earlier checkpoint.
+
+  Newer checkpoints are renamed, not deleted; the journal names them.
+
+  Args:
+    workdir: directory of a run that is not running.
+    step: step of the checkpoint.
+
+  Raises:
+    ValueError: there is no such checkpoint (lists those that exist), or its
+      description is damaged.
+  """
+  workdir = workdirs.locate(workdir)
+  directory = workdir / CHECKPOINTS
+  workdirs.read_config(workdir)
+  found = reader.steps(directory)
+  if step not in found:
+    listed = ", ".join(map(str, sorted(found))) or "none"
+    raise ValueError(
+      f"{directory} has no checkpoint of step {step}; it has {listed}"
+    )
+  reader.read_info(directory / str(step))
+  names = managers.set_aside(directory, step, "rolled_back")
+  if names:
+    workdirs.add_to_journal(workdir, {"step": step, "rolled_back": names})
+  _log.info(
+    f"{workdir} resumes from step {step}; {len(names)} newer checkpoints are"
+    " renamed (a name without .rolled_back is used again) and may be deleted"
+  )
 
 
 @contextlib.contextmanager

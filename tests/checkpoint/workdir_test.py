@@ -31,11 +31,25 @@ def test_the_first_start_writes_the_config_and_later_ones_compare(tmp_path):
 
 
 def test_some_fields_may_change_and_are_followed(tmp_path):
-  workdir.check_config(tmp_path, CONFIG, FREE)
+  assert workdir.check_config(tmp_path, CONFIG, FREE) == {}
   other = changed(steps=20, log={"every": 1, "to": "x"})
-  workdir.check_config(tmp_path, other, FREE)
+  changes = workdir.check_config(tmp_path, other, FREE)
+  assert changes == {
+    "log.every": (5, 1),
+    "log.to": (None, "x"),
+    "steps": (10, 20),
+  }
+  # Nothing is written before the run resumes.
+  assert json.loads((tmp_path / "config.json").read_text())["steps"] == 10
+  said = workdir.record_changes(tmp_path, other, changes, 7)
+  assert said[-1] == "steps: 10 before, 20 from step 8 on"
   assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
-  workdir.check_config(tmp_path, CONFIG | {"seed": 3}, (*FREE, "seed"))
+  assert workdir.check_config(tmp_path, other, FREE) == {}
+  workdir.check_config(tmp_path, other | {"seed": 3}, (*FREE, "seed"))
+  workdir.add_to_journal(tmp_path, {"step": 4, "rolled_back": ["8"]})
+  first, second = json.loads((tmp_path / workdir.CHANGES).read_text())
+  assert first["step"] == 7 and first["changes"]["log.every"] == [5, 1]
+  assert second == {"step": 4, "rolled_back": ["8"]}
 
 
 def test_every_difference_is_named_with_both_values(tmp_path):

@@ -1,5 +1,7 @@
 """The order of records is a function of the seed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,42 @@ def test_every_position_is_in_one_batch_or_pending():
     drawn = index_sampler.records_at(make(), rows)
     wanted = np.where(drawn.source == 0, drawn.record % 2, 0)
     assert (wanted == bucket).all()
+
+
+def test_after_a_change_of_weights_each_source_goes_on():
+  plan = make()
+  change = index_sampler.WeightChange(position=37, weights=(3, 1))
+  changed = dataclasses.replace(plan, changes=(change,))
+  before = index_sampler.records_at(plan, np.arange(37))
+  drawn = index_sampler.records_at(changed, np.arange(400))
+  for ours, theirs in zip(drawn, before):
+    np.testing.assert_array_equal(ours[:37], theirs)
+  assert np.mean(drawn.source[37:] == 0) == pytest.approx(0.75, abs=0.01)
+  for source, records in enumerate(plan.records):
+    mine = drawn.source == source
+    for epoch in range(5):
+      seen = drawn.record[mine & (drawn.epoch == epoch)]
+      assert sorted(seen) == list(records)
+
+
+def test_the_state_at_a_batch_has_exactly_the_positions_before_it():
+  plan = make()
+  batches, _ = first_batches()
+  at = index_sampler.state_at(plan, index_sampler.initial_state(plan), 5)
+  assert at.batches == 5 and at.draws == batches[4][1][-1] + 1
+  more, _ = index_sampler.next_batches(plan, at)
+  for (bucket, ours), (other, theirs) in zip(more[:20], batches[5:25]):
+    assert bucket == other
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_excluded_records_are_replaced_within_their_bucket():
+  records, buckets = np.arange(10, 20), np.arange(10) % 2
+  found = index_sampler.substitute(records, buckets, np.array([12, 14, 19]))
+  np.testing.assert_array_equal(found, [10, 11, 16, 13, 16, 15, 16, 17, 18, 11])
+  with pytest.raises(ValueError, match="all 5 records of bucket 1"):
+    index_sampler.substitute(records, buckets, records[1::2])
+
+
+def test_a_damaged_record_has_the_others_of_its_bucket_as_substitutes():
+  assert index_sampler.substitutes(make(), 0, 7) == [9, 1, 3, 5]

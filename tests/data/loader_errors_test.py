@@ -198,7 +198,7 @@ def test_invalid_buckets_and_weights_are_refused():
     settings_lib.Source(path="a", weight=1),
     settings_lib.Source(path="b"),
   )
-  with pytest.raises(ValueError, match="positive weight, or none"):
+  with pytest.raises(ValueError, match="positive weight for every source"):
     settings_lib.LoaderConfig(
       sources=sources, buckets=(settings_lib.Bucket(audio=1),)
     )
@@ -229,3 +229,47 @@ def test_an_invalid_state_is_refused(sounds, change):
     batches.set_state(state)
   assert next(batches).ids.shape == (2,)
   batches.close()
+
+
+@pytest.mark.parametrize(
+  "workers", [0, pytest.param(1, marks=pytest.mark.slow)]
+)
+def test_damaged_records_within_a_budget_are_replaced(
+  sounds, tmp_path, workers, log_lines
+):
+  path = shutil.copytree(sounds, tmp_path / "copy")
+  shard = sorted(path.glob("*train.array_record*"))[1]
+  damaged = bytearray(shard.read_bytes())
+  damaged[200] ^= 255
+  shard.write_bytes(bytes(damaged))
+  chosen = record_loader.settings(
+    path, num_workers=workers, max_damaged_records=1
+  )
+  whole = record_loader.settings(sounds)
+  batches = loader.load(chosen, batch=2, seed=0)
+  found = record_loader.take(batches, 12)
+  batches.close()
+  missing = set()
+  for ours, theirs in zip(
+    found, record_loader.take(loader.load(whole, batch=2, seed=0), 12)
+  ):
+    assert ours.damaged is None
+    kept = theirs.ids == ours.ids
+    missing |= set(theirs.ids[~kept].tolist())
+    np.testing.assert_array_equal(
+      ours.latents.audio[kept], theirs.latents.audio[kept]
+    )
+  (bad,) = missing
+  said = [line for line in log_lines if "is replaced by" in line]
+  assert len(said) == 1
+  assert said[0].startswith(f"record 0:{bad} is replaced by 0:")
+  assert "(1 of at most 1): " in said[0] and "is damaged" in said[0]
+
+
+def test_more_damaged_records_than_the_budget_end_the_run():
+  check = loader.DamagedRecords(1, lambda number: f"file: record {number}")
+  ids, none = np.array([5, 6]), np.array([-1, -1])
+  check.check(record_loader.batch(ids, none))
+  check.check(record_loader.batch(ids, np.array([3, 3])))
+  with pytest.raises(ValueError, match="file: record 4. data.max_damaged.*=1"):
+    check.check(record_loader.batch(ids, np.array([3, 4])))

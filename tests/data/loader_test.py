@@ -218,3 +218,72 @@ def test_eval_records_are_one_pass_in_a_fixed_order(sounds):
   assert_same(ids()[0], batches)
   halves = [ids(process_index=i, process_count=2)[1] for i in range(2)]
   np.testing.assert_array_equal(np.concatenate(halves, 1), seen)
+
+
+def test_excluding_a_record_leaves_all_others_as_they_are(sounds):
+  chosen = record_loader.settings(sounds)
+  batches = loader.load(chosen, batch=2, seed=0)
+  state = batches.get_state()
+  whole = record_loader.take(batches, 18)
+  fewer = dataclasses.replace(chosen, exclude_records="0:3,0:8")
+  without = loader.load(fewer, batch=2, seed=0)
+  without.set_state(state)  # the same data
+  replaced = 0
+  for ours, theirs in zip(record_loader.take(without, 18), whole):
+    for row, (mine, other) in enumerate(zip(ours.ids, theirs.ids)):
+      assert mine not in (3, 8)
+      if other in (3, 8):
+        replaced += 1
+        continue
+      assert mine == other
+      np.testing.assert_array_equal(
+        ours.latents.audio[row], theirs.latents.audio[row]
+      )
+      np.testing.assert_array_equal(
+        ours.text.audio[row], theirs.text.audio[row]
+      )
+  assert replaced == 6
+
+
+def test_other_weights_apply_from_the_next_batch_on(sounds, clips):
+  def opened(*weights):
+    sources = [
+      settings_lib.Source(path=str(path), weight=weight)
+      for path, weight in zip((sounds, clips), weights)
+    ]
+    return loader.load(
+      record_loader.settings(
+        sources=tuple(sources), buckets=record_loader.BUCKETS[1:]
+      ),
+      batch=8,
+      seed=0,
+    )
+
+  before = opened(3, 1)
+  ids = [b.ids for b in record_loader.take(before, 3)]
+  state = json.loads(json.dumps(before.get_state()))
+  after = opened(1, 3)
+  after.set_state(state)
+  more = record_loader.take(after, 9)
+  ids += [b.ids for b in more]
+  sources = np.concatenate(ids) >> schema.INDEX_BITS
+  assert np.mean(sources[:24] == 0) == np.mean(sources[24:] == 1) == 0.75
+  # Each source goes on: every record comes once an epoch.
+  mine = np.concatenate(ids)[sources == 0]
+  for epoch in range(len(mine) // 12):
+    assert sorted(mine[epoch * 12 :][:12]) == list(range(12))
+  # The change is part of the state.
+  again = opened(1, 3)
+  again.set_state(state)
+  record_loader.take(again, 4)
+  last = opened(1, 3)
+  last.set_state(json.loads(json.dumps(again.get_state())))
+  assert_same(record_loader.take(last, 5), more[4:])
+
+
+def test_a_state_with_damaged_weights_is_refused(sounds):
+  batches = loader.load(record_loader.settings(sounds), batch=2, seed=0)
+  state = batches.get_state()
+  for mixture in (None, [], [[0]], [[0, [0]]], [[1, [5]]], [[0, [1, 1]]]):
+    with pytest.raises(ValueError, match="expected weights by position"):
+      batches.set_state(state | {"mixture": mixture})

@@ -1,5 +1,6 @@
 """The training loop: restarts, signals, non-finite losses, logs."""
 
+import dataclasses
 import os
 import signal
 import types
@@ -11,6 +12,8 @@ import pytest
 from ovi_jax import flops
 from ovi_jax.checkpoint import manager
 from ovi_jax.sharding import mesh as meshes
+from ovi_jax.training import bad_steps
+from ovi_jax.training import goodput
 from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import state_sharding
@@ -47,11 +50,14 @@ def one_run(
   source,
   *,
   devices=1,
+  parts=1,
   checkpoint_every=0,
   evaluate=None,
+  skip=0,
+  **changes,
 ):
   """Open a run's directory, continue, close it; returns the last state."""
-  made, state = small_step.step_config(num_train_steps=STEPS)
+  made, state = small_step.step_config(parts, num_train_steps=STEPS, **changes)
   mesh = meshes.make(jax.devices()[:devices], fsdp=devices)
   shardings = state_sharding.state_shardings(state, small_step.CONFIG, mesh)
   state = jax.device_put(jax.tree.map(np.array, state), shardings)
@@ -71,6 +77,7 @@ def one_run(
         eval_every=3 if evaluate else 0,
       ),
       evaluate=evaluate or (lambda _: {}),
+      skip_bad_steps=skip,
       cost=lambda batch: flops.batch_cost(
         small_step.CONFIG,
         jax.tree.map(np.shape, batch.latents),
@@ -94,6 +101,17 @@ def until(number, told=signal.SIGTERM):
   def on_batch(now, batch):
     if now == number:
       os.kill(os.getpid(), told)
+    return batch
+
+  return on_batch
+
+
+def spoiled(*numbers):
+  """Let a record of these batches be NaN."""
+
+  def on_batch(now, batch):
+    if now in numbers:
+      batch.latents.audio[5, 0] = np.nan
     return batch
 
   return on_batch
@@ -129,7 +147,8 @@ def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd, log_lines):
   assert signal.getsignal(signal.SIGINT) is before
   assert "Ctrl-C again ends at once, without saving" in capfd.readouterr().err
   assert said[0] == "compiling the step (latents: video 2x4x6, audio 9) …"
-  assert said[1:] == [
+  assert said[1].startswith("goodput ")
+  assert said[2:] == [
     "interrupted at step 2 of 6; checkpoint saved; run the same command to"
     " resume"
   ]
@@ -162,13 +181,24 @@ def test_each_batch_shape_is_announced_once(log_lines):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_on_other_devices(whole, tmp_path):
-  _, _, expected = whole
-  one_run(tmp_path, Cycle(until(3)))
-  _, _, state = one_run(tmp_path, Cycle(), devices=8)
+def test_a_run_resumes_on_fewer_devices_with_more_accumulation(tmp_path):
+  """From 8 devices to 2; a step of each part is skipped."""
+  # No steps by the sign of gradients that are all rounding.
+  settings = dataclasses.replace(small_step.SETTINGS, eps=1e-4)
+  changes = {"skip": 2, "optimizer": settings}
+  _, _, expected = one_run(tmp_path / "one", Cycle(spoiled(2, 5)), **changes)
+  source = Cycle(lambda n, batch: until(3)(n, spoiled(2)(n, batch)))
+  one_run(tmp_path / "run", source, devices=8, **changes)
+  source = Cycle(spoiled(5))
+  finished, _, state = one_run(
+    tmp_path / "run", source, devices=2, parts=4, **changes
+  )
+  assert finished and len(source.seen) == 3
   kernel = "blocks/video/self_attention/query/kernel"
-  assert len(state.trained_params[kernel].sharding.device_set) == 8
+  assert len(state.trained_params[kernel].sharding.device_set) == 2
   assert not state.trained_params[kernel].sharding.is_fully_replicated
+  state, expected = jax.device_get((state, expected))
+  assert int(state.skip.skipped) == int(expected.skip.skipped) == 2
   for part in ("trained_params", "ema_params"):
     ours, reference = getattr(state, part), getattr(expected, part)
     for path, value in reference.items():
@@ -208,14 +238,17 @@ def test_step_times_exclude_evaluation_and_checkpoints(monkeypatch):
     step_config=small_step.step_config(num_train_steps=STEPS)[0],
     intervals=loop.Intervals(log_every=2),
     logs=Slow(),
+    timer=goodput.Timer(),
   )
   window = loop.MetricAccumulator(work)
   ones = np.ones(1)
-  metrics = steps.StepMetrics(np.ones(()), {"sound": ones}, np.ones(()))
+  metrics = steps.StepMetrics(
+    np.ones(()), {"sound": ones}, np.ones(()), np.zeros((), bool), np.int32(0)
+  )
   # Seconds until each step ends; the first compiles.
   for number, seconds in enumerate((60, 2, 3, 3, 2, 4), 1):
     clock[0] += seconds
-    window.add(loop.StepRecord(number, metrics, ones, 1, None, 0.0))
+    window.add(loop.StepRecord(number, metrics, ones, 1, None, 0.0, 0.0))
     if number == 5:
       clock[0] += 100
       window.pause()
@@ -224,17 +257,69 @@ def test_step_times_exclude_evaluation_and_checkpoints(monkeypatch):
   assert written == [2, (3 + 3 + 0.5) / 2, 4]
 
 
-def test_a_non_finite_loss_stops_the_run(tmp_path):
-  def spoil(number, batch):
-    if number == 4:
-      batch.latents.audio[5, 0] = np.nan
-    return batch
-
-  message = r"step 4: loss nan, .*\(source:index\) 0:29\. The last checkpoint"
-  with pytest.raises(loop.NonFiniteLossError, match=message):
-    one_run(tmp_path, Cycle(spoil), checkpoint_every=3)
+def test_more_bad_steps_than_allowed_end_the_run(tmp_path, log_lines):
+  message = (
+    r"step 4: loss nan, .*\(source:index\) 0:29\. 1 bad steps were skipped"
+    r" before.*exclude_records=0:29, lower"
+  )
+  with pytest.raises(loop.BadStepError, match=message):
+    one_run(tmp_path, Cycle(spoiled(2, 4)), checkpoint_every=3, skip=1)
   with manager.Manager(tmp_path / "checkpoints") as kept:
     assert kept.steps() == [3]
+  assert "step 2: loss nan" in log_lines[1]
+  assert log_lines[1].endswith("no update (1 of at most 1 skipped)")
+
+
+@pytest.mark.slow
+def test_skipped_steps_leave_the_state_bit_by_bit_also_when_resumed(
+  tmp_path, monkeypatch, log_lines
+):
+  """A NaN and a spike; what is compared to applies no update there."""
+  monkeypatch.setattr(bad_steps, "MIN_ACCEPTED", 2)
+
+  def on_batch(now, batch):
+    if now == 5:
+      for latents in batch.latents:
+        latents *= 50
+    return spoiled(3)(now, batch)
+
+  changes = {"skip": 2, "skip_loss_spikes": 3.0}
+  first = Cycle(lambda n, batch: until(4)(n, on_batch(n, batch)))
+  assert not one_run(tmp_path, first, **changes)[0]
+  finished, _, state = one_run(tmp_path, Cycle(on_batch), **changes)
+  assert finished
+
+  made, expected = small_step.step_config(
+    num_train_steps=STEPS, skip_loss_spikes=3.0
+  )
+  mesh, source = meshes.make(jax.devices()[:1], fsdp=1), Cycle(on_batch)
+  shardings = state_sharding.state_shardings(expected, small_step.CONFIG, mesh)
+  expected = jax.device_put(jax.tree.map(np.array, expected), shardings)
+  step = steps.jit_train_step(shardings, mesh)
+  with jax.set_mesh(mesh):
+    for number in range(1, STEPS + 1):
+      batch = state_sharding.batch(next(source), mesh)
+      before = jax.device_get(expected)
+      expected, _ = step(made, expected, batch, small_step.NULL)
+      if number in (3, 5):
+        expected = jax.device_put(
+          before._replace(step=before.step + 1), shardings
+        )
+  same = jax.tree.map(
+    lambda ours, theirs: (
+      np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+    ),
+    state._replace(skip=None),
+    expected._replace(skip=None),
+  )
+  assert all(jax.tree.leaves(same))
+  assert int(state.skip.skipped) == 2 and int(state.skip.accepted) == 4
+  lines = {line["step"]: line for line in logs.read(tmp_path)}
+  assert lines[3]["skipped_step"]["suspects"] == ["0:21"]
+  assert lines[5]["skipped_step"]["reason"] == "a spike"
+  assert len(lines[5]["skipped_step"]["records"]) == 8
+  assert lines[6]["train/skipped_steps"] == 2 and lines[6]["train/loss"] < 10
+  assert sum("made no update" in line for line in log_lines) == 2
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,23 @@ def test_only_trained_parameters_change():
   assert jax.tree.map(jnp.shape, params) == shape
 
 
+def test_a_non_finite_step_changes_nothing_but_its_number():
+  made, before = small_step.step_config()
+  batch = small_step.batch()
+  batch.latents.audio[5, 0] = np.nan
+  state, metrics = ADVANCE(made, before, batch, small_step.NULL)
+  assert metrics.is_bad and metrics.skipped == state.skip.skipped == 1
+  assert int(state.step) == 1 and int(state.skip.accepted) == 0
+  for name in ("trained_params", "frozen_params", "ema_params", "opt_state"):
+    pairs = zip(
+      jax.tree.leaves(getattr(state, name)),
+      jax.tree.leaves(getattr(before, name)),
+    )
+    assert all(
+      np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs
+    ), name
+
+
 @pytest.mark.slow
 def test_noise_differs_by_step_and_repeats_by_seed():
   made, state = small_step.step_config()

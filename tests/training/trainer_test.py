@@ -1,16 +1,19 @@
 """Training stages from their configs, and bad input."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
 import pytest
 
 from ovi_jax import synthetic
+from ovi_jax.checkpoint import reader
 from ovi_jax.data import quality
 from ovi_jax.training import logs
 from ovi_jax.training import settings
 from ovi_jax.training import task as tasks
+from ovi_jax.training import trainer
 from tests.lib import small_training
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -67,7 +70,9 @@ def test_stages_follow_each_other(pretrained, datasets, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_only_with_its_own_config(pretrained, datasets, tmp_path):
+def test_a_run_resumes_only_with_its_own_config(
+  pretrained, datasets, tmp_path, log_lines
+):
   first = small_training.config("audio_pretrain", datasets["sounds"])
   assert small_training.run(first, tmp_path)
   longer = small_training.config(
@@ -82,6 +87,46 @@ def test_a_run_resumes_only_with_its_own_config(pretrained, datasets, tmp_path):
   other = small_training.config("audio_pretrain", datasets["sounds"], seed=1)
   with pytest.raises(ValueError, match="seed"):
     small_training.run(other, tmp_path)
+  # Changes from step 7 on, after going back to step 6.
+  trainer.rollback(tmp_path, 6)
+  assert reader.steps(tmp_path / "checkpoints") == [6]
+  assert (tmp_path / "checkpoints" / "8.rolled_back").is_dir()
+  values = {
+    "num_train_steps": 10,
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.schedule": "constant",
+    "grad_accum_steps": 2,
+    "optimizer.ema_on_host": False,
+    "skip_bad_steps": 3,
+    "data.exclude_records": "0:1",
+    "data.mixture_weights": (2.0,),
+  }
+  changed = small_training.config(
+    "audio_pretrain", datasets["sounds"], **begun | values
+  )
+  log_lines.clear()
+  assert small_training.run(changed, tmp_path)
+  assert "continuing from the checkpoint of step 6" in log_lines
+  assert ("config: grad_accum_steps: 1 before, 2 from step 7 on") in log_lines
+  lines = logs.read(tmp_path)
+  assert lines[-1]["step"] == 10
+  assert lines[-1]["train/learning_rate"] == pytest.approx(1e-4)
+  assert lines[-1]["goodput/lost"] > 0 and lines[-1]["goodput/train"] > 0
+  assert any(line.startswith("goodput ") for line in log_lines)
+  journal = json.loads((tmp_path / "config_changes.json").read_text())
+  assert [entry["step"] for entry in journal] == [4, 6, 6, 6]
+  assert journal[2] == {"step": 6, "rolled_back": ["8.rolled_back"]}
+  assert journal[3]["changes"]["optimizer.learning_rate"] == [3e-3, 1e-4]
+  assert journal[3]["changes"]["data.exclude_records"] == ["", "0:1"]
+
+
+def test_a_rollback_to_a_missing_checkpoint_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="is not the directory of a run"):
+    trainer.rollback(tmp_path, 3)
+  (tmp_path / "config.json").write_text("{}")
+  (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+  with pytest.raises(ValueError, match="no checkpoint of step 3; it has 20"):
+    trainer.rollback(tmp_path, 3)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +160,11 @@ def test_a_run_resumes_only_with_its_own_config(pretrained, datasets, tmp_path):
     ({"model.audio.text_dim": 64}, "text_dim: expected 64, got 48"),
     ({"data.sources": ("nowhere",)}, "nowhere"),
     ({"init_from.audio": "nowhere"}, "nowhere"),
+    ({"sdc_check_every": 5}, "sdc_check_every needs TPUs"),
+    ({"skip_loss_spikes": 5.0}, "skip_loss_spikes 5.0 needs skip_bad_steps"),
+    ({"step_timeout_seconds": -1.0}, "step_timeout_seconds must be at least 0"),
+    ({"data.exclude_records": "0:99"}, "there is no record 0:99"),
+    ({"data.max_damaged_records": -1}, "max_damaged_records must not be nega"),
     ({"mesh.data": 3, "mesh.fsdp": 1}, "multiply to 1 devices"),
     ({"attention": "flesh"}, "attention 'flesh' is unknown"),
   ],

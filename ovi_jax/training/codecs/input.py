@@ -23,6 +23,7 @@ from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import loader
+from ovi_jax.data import record_ids
 from ovi_jax.data import schema
 from ovi_jax.data import shared_memory
 from ovi_jax.modality import AV
@@ -231,6 +232,12 @@ class CodecInputConfig:
     max_text_len: tokens that captions are truncated and padded to.
     num_workers: processes that render and decode; 0 reads in the main process.
     prefetch_batches: batches that each worker, or the main process, prefetches.
+    exclude_records: records that are not used: ids SOURCE:INDEX separated by
+      commas, as log lines name them, or the path of a file with one a line.
+      Another one is drawn for each; all other rows stay the same.
+    max_damaged_records: number of damaged records, in each process and start of
+      the run, that are logged and replaced in the same way; the next one ends
+      the run.
   """
 
   sources: tuple[str, ...]
@@ -241,10 +248,18 @@ class CodecInputConfig:
   max_text_len: int = 64
   num_workers: int = 0
   prefetch_batches: int = 2
+  exclude_records: str = ""
+  max_damaged_records: int = 0
 
   def __post_init__(self):
     if not self.sources:
       raise ValueError("data.sources: expected at least one, got none")
+    if self.max_damaged_records < 0:
+      raise ValueError(
+        "data.max_damaged_records must not be negative, got"
+        f" {self.max_damaged_records}"
+      )
+    record_ids.parse(self.exclude_records)
     if (
       self.num_workers < 0 or min(self.max_text_len, self.prefetch_batches) < 1
     ):
@@ -274,6 +289,7 @@ class Batches:
     batch: rows over all processes.
     rows: those of this process.
     seed: of everything drawn.
+    excluded: ids of records that are not used.
     first: number of the first one, for who begins later.
   """
 
@@ -282,6 +298,7 @@ class Batches:
   batch: int
   rows: range
   seed: int
+  excluded: frozenset[int] = frozenset()
   first: int = 0
 
   def __len__(self) -> int:
@@ -299,7 +316,7 @@ class Batches:
         wanted.
     """
     start = (index + self.first) * self.batch
-    found, ids = zip(*(self._crop(start + row) for row in self.rows))
+    found, ids, damaged = zip(*(self._crop(start + row) for row in self.rows))
     count, latents, lengths = len(ids), {}, {}
     for name, field in (("video", "frames_THWC"), ("audio", "wave_A")):
       parts = [getattr(crop, field) for crop in found]
@@ -317,19 +334,43 @@ class Batches:
       lengths=AV(**lengths),
       text=AV(text, text),
       ids=np.array(ids, np.int64),
+      damaged=np.array(damaged, np.int64),
     )
 
-  def _crop(self, place: int) -> tuple[Crop, int]:
-    """The crop of a row of all rows of all batches, and its id."""
+  def problem(self, identity: int) -> str:
+    """What is wrong with a damaged record."""
+    which, number = divmod(identity, 1 << schema.INDEX_BITS)
+    try:
+      where = CropPosition(0.0, 0.0, 0.0)
+      self.sources[which].crop(number, self.settings.wanted, where)
+    except ValueError as error:
+      return str(error)
+    return "it can be read now"
+
+  def _crop(self, place: int) -> tuple[Crop, int, int]:
+    """The crop of a row of all rows of all batches, its id, and a damaged one.
+
+    The third is the id of a damaged record that was drawn before, or -1.
+    """
     random = np.random.default_rng((self.seed, place))
+    damaged = record_ids.NONE
     for _ in range(_TRIES):
       which = int(random.integers(len(self.sources)))
       source = self.sources[which]
       number = int(random.integers(len(source)))
       where = CropPosition(*random.random(3))
-      crop = source.crop(number, self.settings.wanted, where)
+      identity = which << schema.INDEX_BITS | number
+      if identity in self.excluded:
+        continue
+      try:
+        crop = source.crop(number, self.settings.wanted, where)
+      except ValueError:
+        if not self.settings.max_damaged_records:
+          raise
+        damaged = identity
+        continue
       if crop is not None:
-        return crop, which << schema.INDEX_BITS | number
+        return crop, identity, damaged
     raise ValueError(
       f"none of {_TRIES} clips of {[s.identity for s in self.sources]} has all"
       f" of {self.settings.wanted}; ask for shorter crops, or name a source"
@@ -343,6 +384,9 @@ class Input(Iterator[schema.Batch]):
   def __init__(self, batches: Batches):
     self._batches = batches
     self._step, self._running = 0, None
+    self._damaged = loader.DamagedRecords(
+      batches.settings.max_damaged_records, batches.problem
+    )
 
   def __next__(self) -> schema.Batch:
     if self._running is None:
@@ -351,9 +395,10 @@ class Input(Iterator[schema.Batch]):
       self._running = loader.in_order(
         rest, settings.num_workers, settings.prefetch_batches
       )
-    batch = next(self._running)
+    batch = self._damaged.check(next(self._running))
     self._step += 1
-    return schema.Batch(*(_plain(part) for part in batch))
+    parts = {n: _plain(part) for n, part in batch._asdict().items()}
+    return schema.Batch(**parts)
 
   def get_state(self) -> dict[str, Any]:
     """The number of the next batch, and what the order depends on."""
@@ -421,9 +466,13 @@ def load(
   if settings.tokenizer:
     _tokenizer(settings.tokenizer)
   each = batch // process_count
+  sources = tuple(open_source(n, settings.split) for n in settings.sources)
+  excluded = record_ids.parse(settings.exclude_records)
+  record_ids.by_source(excluded, [len(source) for source in sources])
   made = Batches(
     settings=settings,
-    sources=tuple(open_source(n, settings.split) for n in settings.sources),
+    sources=sources,
+    excluded=frozenset(excluded),
     batch=batch,
     rows=range(process_index * each, (process_index + 1) * each),
     seed=seed,
@@ -461,6 +510,8 @@ def _check_alike(parts: list[np.ndarray], name: str) -> None:
 
 def _plain(part: Any) -> Any:
   """Numpy arrays of this process."""
+  if part is None:
+    return None
   if isinstance(part, AV):
     return AV(*(None if a is None else shared_memory.copied(a) for a in part))
   return shared_memory.copied(part)

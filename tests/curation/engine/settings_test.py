@@ -141,7 +141,7 @@ def test_an_invalid_stage_is_named():
 
 
 def test_an_unknown_config_kind_lists_the_known_ones():
-  with pytest.raises(ValueError, match="'large' is unknown; give one of :mini"):
+  with pytest.raises(ValueError, match="'large' is unknown; use one of :mini"):
     curate.get_config("large")
 
 
