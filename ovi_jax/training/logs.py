@@ -142,22 +142,27 @@ class Logs(Writer):
     kept = {n: float(v) for n, v in values.items() if v is not None}
     # JSON knows no NaN; a reader should see that there was one.
     plain = {n: v if math.isfinite(v) else str(v) for n, v in kept.items()}
-    line = {"step": step, "time": round(time.time(), 3)} | plain
-    try:
-      self._lines.write(json.dumps(line) + "\n")
+    self._write_line(step, plain)
+    with self._named_errors():
       for name, value in kept.items():
         self._events.add_scalar(name, value, step)
-    except OSError as error:
-      # The system does not say where.
-      raise OSError(error.errno, error.strerror, str(self._target)) from error
 
   def event(self, step: int, name: str, values: Mapping[str, Any]) -> None:
     """Write something that happened at a step, as JSON under its name."""
-    line = {"step": step, "time": round(time.time(), 3), name: dict(values)}
-    try:
+    self._write_line(step, {name: dict(values)})
+
+  def _write_line(self, step: int, values: Mapping[str, Any]) -> None:
+    line = {"step": step, "time": round(time.time(), 3)} | values
+    with self._named_errors():
       self._lines.write(json.dumps(line) + "\n")
+
+  @contextlib.contextmanager
+  def _named_errors(self) -> Iterator[None]:
+    """Add the run's directory, which the system does not name."""
+    try:
+      yield
     except OSError as error:
-      raise OSError(error.errno, error.strerror, self._path) from error
+      raise OSError(error.errno, error.strerror, str(self._target)) from error
 
   def clip(
     self,
