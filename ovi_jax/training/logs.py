@@ -152,7 +152,7 @@ class Logs(Writer):
     self._write_line(step, {name: dict(values)})
 
   def _write_line(self, step: int, values: Mapping[str, Any]) -> None:
-    line = {"step": step, "time": round(time.time(), 3)} | values
+    line = {"step": step, "time": round(time.time(), 3)} | dict(values)
     with self._named_errors():
       self._lines.write(json.dumps(line) + "\n")
 
