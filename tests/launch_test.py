@@ -23,7 +23,7 @@ LAUNCH = ROOT / "launch"
 MANIFESTS = sorted(LAUNCH.glob("*.yaml"))
 SHELL = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 KUBERNETES = "1.32"
-SECONDS_OF_A_SAVE = 20  # the least grace that a preempted run is given
+MIN_GRACE_SECONDS = 20
 # Facts about JobSet's fields, jobset.x-k8s.io/v1alpha2.
 JOBSET = {"replicatedJobs", "failurePolicy", "network", "successPolicy"}
 FAILURE_POLICY = {"maxRestarts", "restartStrategy", "rules"}
@@ -128,7 +128,7 @@ def test_jobs_run_as_a_user_and_have_time_to_save(path):
     spec = job["spec"]["template"]["spec"]
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["restartPolicy"] == "Never"
-    assert spec["terminationGracePeriodSeconds"] >= SECONDS_OF_A_SAVE
+    assert spec["terminationGracePeriodSeconds"] >= MIN_GRACE_SECONDS
     assert job["spec"]["completions"] == job["spec"]["parallelism"]
     counts = job["metadata"]["annotations"].get("edit-pods")
     assert counts in (None, str(job["spec"]["completions"]))
@@ -144,6 +144,12 @@ def test_training_restarts_after_exit_code_75_and_has_shared_memory(path):
     "values": [train.loop.INTERRUPTED],
   }
   spec = job["spec"]["template"]["spec"]
+  (grace,) = [
+    float(word.partition("=")[2])
+    for word in container(job)["args"]
+    if word.startswith("--config.preemption_grace_seconds=")
+  ]
+  assert 0 < grace < spec["terminationGracePeriodSeconds"]
   assert {"name": "shm", "mountPath": "/dev/shm"} in container(job)[
     "volumeMounts"
   ]
