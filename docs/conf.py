@@ -54,7 +54,7 @@ DOCUMENTED = "|".join(
 nitpicky = True
 nitpick_ignore_regex = [
   ("py:.*", rf"(?!ovi_jax\.({DOCUMENTED})\b).*"),
-  ("py:.*", r".*\.(_\w+|T|Tree)"),  # private names, type variables
+  ("py:.*", r".*\.(_\w+|S|T|Tree)"),  # private names, type variables
 ]
 
 html_theme = "sphinx_book_theme"
