@@ -72,7 +72,10 @@ def test_the_released_models_step_stays_within_bounds(tmp_path):
   assert decoding["compiled_flops"] < 1.05 * 9.8e12
 
 
-@pytest.mark.parametrize("codec", ["codec_video", "codec_audio"])
+@pytest.mark.parametrize(
+  "codec",
+  ["codec_video", pytest.param("codec_audio", marks=pytest.mark.slow)],
+)
 def test_codecs_are_refused(codec, tmp_path):
   code, output = run(
     "train.py",

@@ -82,6 +82,7 @@ def test_context_parallel_attention_equals_one_device(sizes, strategy, length):
 @pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("kind", ["text", "few", "sound to video"])
 @pytest.mark.parametrize("length", [None, 19])
+@pytest.mark.slow
 def test_different_counts_of_queries_and_keys_equal_one_device(
   sizes, kind, length
 ):
@@ -125,7 +126,9 @@ def test_attention_over_parts_of_the_keys_combines_exactly():
 
 
 @pytest.mark.parametrize("strategy", ["ulysses", "ring"])
-@pytest.mark.parametrize("length", [None, 300])
+@pytest.mark.parametrize(
+  "length", [pytest.param(None, marks=pytest.mark.slow), 300]
+)
 def test_the_tpu_kernel_runs_on_a_mesh(strategy, length):
   arrays = drawn(320, 320, heads=2, size=128)
   mesh = meshes.make(jax.devices()[:2], context=2)

@@ -13,9 +13,9 @@ from ovi_jax.attention import splash
   ("queries", "keys", "pad_count", "length"),
   [
     (130, 260, 1, None),
-    (64, 9, 5, None),
+    pytest.param(64, 9, 5, None, marks=pytest.mark.slow),
     (130, 260, 1, (7, 260)),
-    (7, 300, 1, 130),
+    pytest.param(7, 300, 1, 130, marks=pytest.mark.slow),
   ],
 )
 def test_the_kernel_computes_attention(queries, keys, pad_count, length):

@@ -74,6 +74,7 @@ def rounds(
   assert len([n for n in left if int(n) % 50]) <= 3
 
 
+@pytest.mark.slow
 def test_checkpoints_survive_three_kills(tmp_path, log_lines):
   rounds(tmp_path, 3, 3, log_lines)
 

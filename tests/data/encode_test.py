@@ -92,6 +92,7 @@ def close(stored, wanted):
   )
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_is_resumed(
   encoded, job, tmp_path, monkeypatch, log_lines
 ):

@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from ovi_jax.data import builder
 from tests.lib import random_records
 
@@ -20,6 +22,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path):
   builder.write(
     tmp_path / "a",

@@ -72,6 +72,7 @@ def test_spectrograms_equal_the_originals(
   parity.assert_close(mel_BTM, reference[name].swapaxes(1, 2), kind)
 
 
+@pytest.mark.slow
 def test_gradient_at_the_mean_spectrogram_is_finite(config, params):
   # There every activation is zero, and so is what the norms divide by.
   # Thirteen blocks are deep enough to overflow, and quick to compile.

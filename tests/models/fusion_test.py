@@ -173,6 +173,7 @@ def test_released_parameter_counts():
   )
 
 
+@pytest.mark.slow
 def test_initialization_follows_the_paper():
   config = standin_models.fusion_config()
   model = fusion.FusionDiT(config)
@@ -213,7 +214,11 @@ def test_prompts_beyond_the_text_length_are_refused(inputs):
 
 @pytest.mark.parametrize(
   ("own", "devices", "dtype"),
-  [(0, 1, "float32"), (31, 8, "float32"), (500, 1, "bfloat16")],
+  [
+    (0, 1, "float32"),
+    pytest.param(31, 8, "float32", marks=pytest.mark.slow),
+    pytest.param(500, 1, "bfloat16", marks=pytest.mark.slow),
+  ],
 )
 def test_omitting_padding_changes_nothing(inputs, own, devices, dtype):
   """One row that stands for the rest, as `sample.py` does with a release."""

@@ -31,10 +31,14 @@ def params(config):
 @pytest.mark.parametrize(
   "mel, wave, dtype, kind",
   [
-    ("avae_mel_aud", "voc_wav_aud", jnp.float32, "forward"),
-    pytest.param(
-      *("avae_mel_aud", "voc_wav_aud", jnp.bfloat16, "bfloat16"),
-      marks=pytest.mark.slow,
+    *(
+      pytest.param(
+        *("avae_mel_aud", "voc_wav_aud", dtype, kind), marks=pytest.mark.slow
+      )
+      for dtype, kind in (
+        (jnp.float32, "forward"),
+        (jnp.bfloat16, "bfloat16"),
+      )
     ),
     ("avae_mel", "voc_wav", jnp.float32, "forward"),
   ],
@@ -119,6 +123,7 @@ def test_upsampling_is_a_transposed_convolution():
   np.testing.assert_allclose(ours[0], expected[2:-2] + bias[None], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_full_size_has_the_released_parameters():
   config = vocoder.VocoderConfig()
   mel_BTM = jax.ShapeDtypeStruct((1, 314, 80), jnp.float32)

@@ -61,6 +61,7 @@ def test_the_sharpest_heads_are_selected():
   assert np.flatnonzero(attention_maps.sharpest(np.eye(2)[:1])) == [0]
 
 
+@pytest.mark.slow
 def test_maps_are_measured_and_written(tmp_path):
   random = np.random.default_rng(0)
   config = standin_models.fusion_config()

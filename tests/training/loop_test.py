@@ -139,6 +139,7 @@ def test_a_stopped_run_resumes_to_the_same_state(whole, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd, log_lines):
   before, said = signal.getsignal(signal.SIGINT), log_lines
   source = Cycle(until(2, signal.SIGINT))

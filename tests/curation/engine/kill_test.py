@@ -37,6 +37,7 @@ def test_a_run_killed_twenty_times_gives_the_same_files(alone, tmp_path):
   assert len(set(found)) > 10, "the kills were all at the same places"
 
 
+@pytest.mark.slow
 def test_hanging_workers_end_with_their_parent(tmp_path):
   (tmp_path / "in").mkdir()
   (tmp_path / "in" / "0.txt").write_text("hang\n")
@@ -84,6 +85,7 @@ def test_a_run_stops_on_sigint_and_sigterm(tmp_path, number):
     assert "interrupted; run the same command to resume" in output
 
 
+@pytest.mark.slow
 def test_the_command_reports_failed_shards_in_one_line(tmp_path):
   inputs = harness.write_inputs(tmp_path / "in", 1)
   (inputs / "0.txt").write_text("raise a\nraise b\nraise c\n")

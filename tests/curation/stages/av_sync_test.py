@@ -70,6 +70,7 @@ def outcomes(weights, pairs):
   return av_sync.load(av_sync.Config(weights=weights, batch_size=2))(pairs)
 
 
+@pytest.mark.slow
 def test_each_clip_has_its_own_outcome(pairs, outcomes):
   # The network is untrained, so every tested clip is rejected.
   assert [o.clip.id for o in outcomes[:2]] == ["two", "one"]
@@ -98,6 +99,7 @@ def test_batched_scores_equal_single_ones(weights, pairs, outcomes):
     assert told == pytest.approx(confidence, abs=2e-4, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch_size(weights, pairs, outcomes):
   other = av_sync.Config(weights=weights, batch_size=3)
   assert av_sync.load(other)(pairs) == outcomes

@@ -84,6 +84,7 @@ def test_a_recipe_can_end_at_a_step(tmp_path):
     runner.until(todo, "dessert")
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_the_steps(tmp_path):
   def call(*words):
     return subprocess.run(

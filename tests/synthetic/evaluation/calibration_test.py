@@ -41,6 +41,7 @@ def test_clean_clips_are_scored_correct(clips, worn):
   assert {clip.facts.kind for clip in clips} == {"ball", "lamp", "face"}
 
 
+@pytest.mark.slow
 def test_degraded_clips_are_scored_almost_as_high(worn):
   check(calibration.score(*worn), slack=0.04)
 

@@ -51,6 +51,7 @@ def test_a_folder_becomes_a_table_and_json(folder, tmp_path):
   assert made["clips"][0]["prompt"]
 
 
+@pytest.mark.slow
 def test_wrong_clips_score_zero(clips):
   """Every clip gets another's prompt, of another kind and colour."""
   kinds = [clip.facts.kind for clip in clips]

@@ -30,7 +30,8 @@ def records(size: int, towers=AV._fields) -> list[schema.Batch]:
   whole = small_step.batch(RECORDS)
   whole.lengths.video[0] = 0
   kept = [
-    AV(**{name: getattr(part, name) for name in towers}) for part in whole[:-1]
+    AV(**{name: getattr(part, name) for name in towers})
+    for part in (whole.latents, whole.lengths, whole.text)
   ]
   whole = schema.Batch(*kept, ids=whole.ids)
   starts = range(0, RECORDS, size)

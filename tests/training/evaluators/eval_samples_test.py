@@ -160,6 +160,7 @@ def test_samples_depend_on_the_state_only(made, maker, tmp_path):
   assert other[0].read_bytes() != made[0].read_bytes()
 
 
+@pytest.mark.slow
 def test_samples_equal_those_of_the_sampler(components, latents):
   """Its own noise and prompt, guided away from the empty prompt."""
   model, state = towers("video", "audio")
@@ -205,12 +206,14 @@ def test_eight_devices_equal_one(latents):
     parity.assert_close(ours, reference, "devices")
 
 
+@pytest.mark.slow
 def test_a_video_tower_gives_clips_without_audio(maker, tmp_path):
   made = maker(tmp_path, "video")(towers("video")[1])
   frames, _, sound, _ = mp4.read(made[1])
   assert frames.shape == (5, 64, 96, 3) and sound is None
 
 
+@pytest.mark.slow
 def test_an_audio_tower_gives_waves(maker, tmp_path):
   made = maker(tmp_path, "audio", size=data_settings.Bucket(audio=7))
   paths = made(towers("audio")[1])

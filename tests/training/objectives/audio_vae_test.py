@@ -81,6 +81,7 @@ def test_exported_parameters_compute_the_same(params):
     np.testing.assert_allclose(terms[name], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_exporting_is_idempotent(params):
   once = sound.unit_filters(params)
   twice = sound.unit_filters(once)
