@@ -512,16 +512,21 @@ def _report_bad(
   context: TrainContext, record: StepRecord, metrics: steps.StepMetrics
 ) -> None:
   """Log a skipped step with its records; raise BadStepError if too many."""
-  # Every process has the losses of all records, but only its own ids.
-  of_all = distributed.gather(np.asarray(record.ids).tolist())
-  ids = np.asarray(list(dict.fromkeys(i for part in of_all for i in part)))
+  # Every process has the losses of all records, but only the ids of its part
+  # of the batch; several processes may read the same part.
+  part, _ = distributed.data_shard(context.mesh)
+  parts = dict(distributed.gather([part, np.asarray(record.ids).tolist()]))
+  ids = np.asarray([i for _, those in sorted(parts.items()) for i in those])
   losses = [x for x in metrics.losses.values() if len(x) == len(ids)]
-  suspects = ids
+  suspects, culprits = ids, ""
   if losses:
     worst_B = np.max([np.where(np.isfinite(x), x, np.inf) for x in losses], 0)
     bad = ~np.isfinite(worst_B)
     # Of a spike, the records with the largest losses come first.
     suspects = ids[bad] if bad.any() else ids[np.argsort(-worst_B)]
+    suspects = list(dict.fromkeys(suspects.tolist()))
+    if bad.any() and not bad.all():
+      culprits = f" (add {record_ids.names(suspects)})"
   skipped, limit = int(metrics.skipped), context.skip_bad_steps
   finite = np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm)
   kind = "a spike" if finite else "not finite"
@@ -550,7 +555,7 @@ def _report_bad(
     f"{what}. {skipped - 1} bad steps were skipped before, skip_bad_steps is"
     f" {limit}. The last checkpoint is from before it. Resume with a larger"
     " --config.skip_bad_steps, leave records out with"
-    f" --config.data.exclude_records={record_ids.name(suspects[0])}, lower"
+    f" --config.data.exclude_records{culprits}, lower"
     " --config.optimizer.learning_rate, or go back to an earlier checkpoint"
     " with --rollback_to"
   )

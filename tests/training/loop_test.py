@@ -261,7 +261,7 @@ def test_step_times_exclude_evaluation_and_checkpoints(monkeypatch):
 def test_more_bad_steps_than_allowed_end_the_run(tmp_path, log_lines):
   message = (
     r"step 4: loss nan, .*\(source:index\) 0:29\. 1 bad steps were skipped"
-    r" before.*exclude_records=0:29, lower"
+    r" before.*exclude_records \(add 0:29\), lower"
   )
   with pytest.raises(loop.BadStepError, match=message):
     one_run(tmp_path, Cycle(spoiled(2, 4)), checkpoint_every=3, skip=1)
@@ -269,6 +269,40 @@ def test_more_bad_steps_than_allowed_end_the_run(tmp_path, log_lines):
     assert kept.steps() == [3]
   assert "step 2: loss nan" in log_lines[1]
   assert log_lines[1].endswith("no update (1 of at most 1 skipped)")
+
+
+@pytest.mark.parametrize(
+  ("losses", "suspects", "hint"),
+  [
+    ([1, np.nan, 2, 1], ["0:3"], r"exclude_records \(add 0:3\), lower"),
+    ([1, 1, 2, 3], ["0:9", "0:8", "0:3"], "exclude_records, lower"),
+    ([np.nan] * 4, ["0:3", "0:8", "0:9"], "exclude_records, lower"),
+  ],
+)
+def test_records_of_a_bad_step_are_in_the_order_of_the_batch(
+  monkeypatch, losses, suspects, hint
+):
+  """Three processes: the first and the last read the second part."""
+  of_all = [[1, [8, 9]], [0, [3, 3]], [1, [8, 9]]]
+  monkeypatch.setattr(loop.distributed, "gather", lambda value: of_all)
+  written = []
+  context = types.SimpleNamespace(
+    mesh=meshes.make(jax.devices()[:1], fsdp=1),
+    logs=types.SimpleNamespace(event=lambda *event: written.append(event[2])),
+    skip_bad_steps=0,
+  )
+  metrics = steps.StepMetrics(
+    np.float32(np.nan),
+    {"video": np.array(losses)},
+    np.float32(1),
+    np.ones((), bool),
+    np.int32(1),
+  )
+  record = loop.StepRecord(5, metrics, np.array([8, 9]), 4, None, 0.0, 0.0)
+  with pytest.raises(loop.BadStepError, match=hint):
+    loop._report_bad(context, record, metrics)
+  assert written[0]["records"] == ["0:3", "0:3", "0:8", "0:9"]
+  assert written[0]["suspects"] == suspects
 
 
 @pytest.mark.slow
