@@ -67,10 +67,10 @@ def main() -> None:
       if FLAGS.config is None or not FLAGS.workdir:
         raise ValueError("--config=CONFIG and --workdir=DIR are needed")
       chosen = settings.from_config(FLAGS.config)
+      config = settings.stored_config(FLAGS.config)
     if FLAGS.aot:
       reports = storage.locate(FLAGS.workdir)
       sys.exit(not train_step.run(FLAGS.aot, chosen, reports))
-    config = FLAGS.config.to_dict()
     finished = trainer.train(chosen, config, FLAGS.workdir, timer)
   except KeyboardInterrupt:
     name = cli.command_name()

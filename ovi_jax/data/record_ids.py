@@ -4,19 +4,20 @@ SOURCE is the position of the dataset in `data.sources`, INDEX the record's
 number within it, both from 0. Log lines name records in this form.
 """
 
-import pathlib
 import re
 from collections.abc import Iterable
 from collections.abc import Sequence
 
 import numpy as np
 
+from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.data import schema
 
 NONE = -1  # the id of a row that stands for no record
 _FORM = re.compile(r"(\d{1,6}):(\d{1,12})", re.ASCII)
 _SHOWN = 8
+_MAX_BYTES = 1 << 24  # of a file with ids
 
 
 def name(identity: int) -> str:
@@ -36,25 +37,31 @@ def parse(text: str) -> tuple[int, ...]:
   """The ids of `data.exclude_records`.
 
   Args:
-    text: ids separated by commas, or the path of a file with one a line; `#`
-      begins a comment, empty lines are skipped.
+    text: ids separated by commas, or the path of a file with one a line, which
+      may be in an object store (`gs://bucket/bad.txt`) and has no comma in its
+      name; `#` begins a comment. Empty entries are skipped.
 
   Returns:
     Ids as in `schema.Batch.ids`, sorted.
 
   Raises:
-    ValueError: an entry is no id, or the file does not exist.
+    ValueError: an entry is no id, or the file cannot be read.
   """
   where, entries = "data.exclude_records", text.split(",")
-  if text.strip() and not all(_FORM.fullmatch(e.strip()) for e in entries):
-    path = pathlib.Path(text)
-    if not path.is_file():
+  only = text.strip()
+  if only and len(entries) == 1 and not _FORM.fullmatch(only):
+    try:
+      data = storage.read_regular(only, _MAX_BYTES)
+      if len(data) > _MAX_BYTES:
+        raise ValueError(f"the file has more than {_MAX_BYTES} bytes")
+    except (OSError, ValueError) as error:
       raise ValueError(
         f"{where}: expected ids SOURCE:INDEX separated by commas, such as"
         f" 0:29,1:4, or a file with one a line, got {text!r:.80}"
-      )
-    where = str(path)
-    lines = path.read_text("utf-8", errors="replace").splitlines()
+        f" ({untrusted.printable(str(error))})"
+      ) from error
+    where = untrusted.printable(only)
+    lines = data.decode("utf-8", errors="replace").splitlines()
     entries = [line.partition("#")[0] for line in lines]
   found = set()
   for number, entry in enumerate(entries, 1):

@@ -22,6 +22,7 @@ from ovi_jax import diffusion
 from ovi_jax import storage
 from ovi_jax.attention import attention
 from ovi_jax.attention import context as contexts
+from ovi_jax.data import record_ids
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
 from ovi_jax.modality import AV
@@ -501,6 +502,22 @@ def from_config(
   """
   chosen = CodecSettings if "component" in config else Settings
   return chosen.from_config(config)
+
+
+def stored_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The plain values that a run stores of a config.
+
+  `data.exclude_records` has the ids themselves: the journal of the run then
+  shows when a file with ids has changed, and export does not need the file.
+
+  Raises:
+    ValueError: the file cannot be read.
+  """
+  values = config.to_dict()
+  if text := values["data"].get("exclude_records"):
+    ids = record_ids.parse(text)
+    values["data"]["exclude_records"] = ",".join(map(record_ids.name, ids))
+  return values
 
 
 def _shared(values: dict[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,17 @@ def test_fields_that_may_change_on_resume_exist():
 
 
 @pytest.mark.parametrize("make", [fusion.get_config, codec_video.get_config])
+def test_the_stored_config_has_the_ids_of_a_file(make, tmp_path):
+  file, config = tmp_path / "bad.txt", make("mini")
+  assert settings.stored_config(config) == config.to_dict()
+  file.write_text("0:29\n0:3\n")
+  config.data.exclude_records = str(file)
+  stored = settings.stored_config(config)
+  assert stored["data"]["exclude_records"] == "0:3,0:29"
+  assert config.data.exclude_records == str(file)
+
+
+@pytest.mark.parametrize("make", [fusion.get_config, codec_video.get_config])
 def test_a_missing_section_is_named(make):
   whole = make("mini").to_dict()
   sections = [name for name, value in whole.items() if isinstance(value, dict)]
