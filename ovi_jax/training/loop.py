@@ -5,7 +5,6 @@ the next step computes. Bad steps (`bad_steps`) make no update, so a state is
 always finite; the loop logs them and ends the run if there are too many.
 """
 
-import contextlib
 import dataclasses
 import logging
 import time
@@ -127,7 +126,8 @@ class TrainContext:
     sample: called with the state.
     num_buckets: number of batch shapes; a step is compiled for each.
     skip_bad_steps: number of bad steps that are skipped before the run ends.
-    step_timeout_seconds: time limit of a step; 0 = none.
+    step_timeout_seconds: time limit of a step; 0 = none. It must exceed the
+      difference between the compile times of the hosts.
     timer: where the time goes.
   """
 
@@ -243,6 +243,7 @@ def _loop(
   last: StepRecord | None = None
   accumulator, profiler = MetricAccumulator(context), Profiler(context)
   clock = CheckpointClock(intervals.checkpoint_every_minutes)
+  encoded: list[Any] = []
   compiled: list[Any] = []
   bar = console.progress(
     total=total,
@@ -265,13 +266,7 @@ def _loop(
       with timer.measure(goodput.DATA_WAIT):
         host = next(context.input)
       waited = time.perf_counter() - began
-      watchdog.at("placing and encoding the batch")
-      with (
-        contextlib.nullcontext()
-        if compiled
-        else watchdog.unlimited("compiling the encoders")
-      ):
-        batch = context.encode_batch(host, context.mesh)
+      batch = _encode(context, host, encoded, watchdog)
       checked = _due(number + 1, intervals.sdc_check_every)
       watchdog.at("dispatching the step")
       if compiles := (shapes := (checked, _shapes(batch))) not in compiled:
@@ -364,6 +359,28 @@ def _evaluate(
     bar.clear()
     _log.info(f"step {number}: held-out loss {shown}")
   bar.set_description("training")
+
+
+def _encode(
+  context: TrainContext,
+  host: schema.Batch,
+  encoded: list[Any],
+  watchdog: watchdogs.Watchdog,
+) -> schema.Batch:
+  """Place and encode a batch; without time limit if the encoders compile.
+
+  Args:
+    context: context of the run.
+    host: the batch as it was read.
+    encoded: shapes of the batches before, for which they are compiled.
+    watchdog: of the step.
+  """
+  watchdog.at("placing and encoding the batch")
+  if (shapes := _shapes(host)) in encoded:
+    return context.encode_batch(host, context.mesh)
+  encoded.append(shapes)
+  with watchdog.unlimited("compiling the encoders"):
+    return context.encode_batch(host, context.mesh)
 
 
 def _shapes(batch: schema.Batch) -> Any:

@@ -18,6 +18,7 @@ from ovi_jax.training import logs
 from ovi_jax.training import loop
 from ovi_jax.training import state_sharding
 from ovi_jax.training import step as steps
+from ovi_jax.training import watchdog
 from tests.lib import parity
 from tests.lib import small_step
 
@@ -269,6 +270,23 @@ def test_more_bad_steps_than_allowed_end_the_run(tmp_path, log_lines):
     assert kept.steps() == [3]
   assert "step 2: loss nan" in log_lines[1]
   assert log_lines[1].endswith("no update (1 of at most 1 skipped)")
+
+
+def test_encoders_compile_for_each_shape_of_a_batch_without_time_limit():
+  phases, encoded, batch = [], [], small_step.batch()
+  clock = watchdog.Watchdog(3600)
+
+  def encode(host, mesh):
+    phases.append(clock._phase if clock._began is None else "limited")
+    return host
+
+  context = types.SimpleNamespace(encode_batch=encode, mesh=None)
+  fewer = jax.tree.map(lambda x: x[:2], batch)
+  for host in (batch, batch, fewer, batch, fewer):
+    clock.begin(0)
+    loop._encode(context, host, encoded, clock)
+  compiling = "compiling the encoders"
+  assert phases == [compiling, "limited", compiling, "limited", "limited"]
 
 
 @pytest.mark.parametrize(
