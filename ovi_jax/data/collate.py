@@ -205,7 +205,8 @@ def _text(
   if len(text_SE) > settings.max_text_len:
     raise ValueError(
       f"{where}: caption {number} has {len(text_SE)} rows of text, expected at"
-      f" most {settings.max_text_len}; raise text_rows or shorten the caption"
+      f" most {settings.max_text_len}; raise max_text_len of the model, or"
+      " shorten the caption"
     )
   return text_SE
 
@@ -230,12 +231,12 @@ def _lacking(name: str, media: bool, where: str) -> str:
   """The error for a record that lacks the form of a modality that is read."""
   if media:
     return (
-      f"{where}: has its {name} as latents only, expected media; set media to"
-      " False, or write the dataset with its media"
+      f"{where}: has its {name} as latents only, expected media; set"
+      " data.encode_on_the_fly to False, or write the dataset with its media"
     )
   return (
     f"{where}: has its {name} as media only, expected cached latents; encode"
-    " the dataset first, or set media to True"
+    " the dataset first, or set data.encode_on_the_fly to True"
   )
 
 

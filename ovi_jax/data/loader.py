@@ -153,16 +153,16 @@ def _cut(text_BSE: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(text_BSE[:, :end])
 
 
-def _received(batch: schema.Batch, text_rows: int) -> schema.Batch:
+def _received(batch: schema.Batch, max_text_len: int) -> schema.Batch:
   """The batch as plain numpy, its text padded again and for each tower.
 
   Arrays of 16 bits become float32. Nothing is left in shared memory.
   """
   text = collate.text(batch)
   count, end, *width = text.shape
-  if end < text_rows:
+  if end < max_text_len:
     cut_BSE = text
-    text = np.zeros((count, text_rows, *width), _widened(cut_BSE.dtype))
+    text = np.zeros((count, max_text_len, *width), _widened(cut_BSE.dtype))
     text[:, :end] = cut_BSE
   text = _wide(text)
   latents = AV(*(None if a is None else _wide(a) for a in batch.latents))
@@ -503,7 +503,8 @@ def load(
   if min(sizes) < 1 or any(size % process_count for size in sizes):
     raise ValueError(
       f"rows of a batch by bucket, {list(sizes)}, must divide by the"
-      f" {process_count} processes; choose another batch or multiple"
+      f" {process_count} processes; choose another batch_size or"
+      " data.batch_multiple"
     )
   if not 0 <= process_index < process_count:
     raise ValueError(f"process {process_index} of {process_count} is none")

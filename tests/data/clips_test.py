@@ -71,7 +71,9 @@ def test_a_batch_has_frames_and_samples(record, tmp_path):
   np.testing.assert_array_equal(
     wave[0, : 6 * 512], clips.wave(record)[: 6 * 512]
   )
-  with pytest.raises(ValueError, match="video as media only"):
+  with pytest.raises(
+    ValueError, match="video as media only.*set data.encode_on_the_fly"
+  ):
     chosen = dataclasses.replace(chosen, encode_on_the_fly=False)
     next(loader.load(chosen, batch=1, seed=0))
 

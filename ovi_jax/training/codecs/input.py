@@ -59,7 +59,8 @@ class ClipSpec:
       )
     if not (self.frames or self.samples or self.caption):
       raise ValueError(
-        "data: nothing is read of the clips; set frames, samples or tokenizer"
+        "data: nothing is read of the clips; set num_frames, num_audio_samples"
+        " or tokenizer"
       )
 
 
@@ -264,7 +265,8 @@ class CodecInputConfig:
       self.num_workers < 0 or min(self.max_text_len, self.prefetch_batches) < 1
     ):
       raise ValueError(
-        "data: workers must be 0 or more, text_rows and prefetch 1 or more, got"
+        "data: num_workers must be 0 or more, max_text_len and"
+        " prefetch_batches 1 or more, got"
         f" {self.num_workers}, {self.max_text_len} and {self.prefetch_batches}"
       )
     _ = self.wanted
@@ -308,7 +310,7 @@ class Batches:
     """A batch.
 
     Frames uint8 [B, frames, H, W, 3] and samples float32 [B, samples] take the
-    place of latents, token ids int32 [B, text_rows] that of text; `lengths`
+    place of latents, token ids int32 [B, max_text_len] that of text; `lengths`
     count frames and samples.
 
     Raises:

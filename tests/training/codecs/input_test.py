@@ -168,7 +168,7 @@ def test_a_dataset_is_a_source(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({}, "nothing is read of the clips"),
+    ({}, "set num_frames, num_audio_samples or tokenizer"),
     ({"num_frames": 8}, "num_frames must be 0 or 1 . a multiple of 4"),
     ({"num_frames": 5, "sources": ()}, "expected at least one, got none"),
     ({"num_frames": 5, "sources": ("",)}, "got an empty name"),
@@ -178,7 +178,10 @@ def test_a_dataset_is_a_source(tmp_path):
     ),
     ({"num_frames": 5, "sources": ("world:1:songs",)}, "world:1:songs"),
     ({"num_frames": 5, "sources": ("nowhere",)}, "nowhere"),
-    ({"num_frames": 5, "num_workers": -1}, "workers must be 0 or more"),
+    (
+      {"num_frames": 5, "num_workers": -1},
+      "data: num_workers must be 0 or more",
+    ),
     ({"tokenizer": "nowhere"}, "nowhere"),
   ],
 )
