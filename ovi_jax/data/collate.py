@@ -111,7 +111,7 @@ def collate(
   dtypes = {split.dtype for split in splits}
   dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
   batch = blank(settings, bucket, count or len(drawn.record), dtype)
-  damaged = np.full_like(batch.ids, PADDING)
+  damaged = []
   for row, (source, record, epoch) in enumerate(zip(*drawn, strict=True)):
     split, error = splits[source], None
     others = substitutes(int(source), int(record)) if substitutes else ()
@@ -126,12 +126,15 @@ def collate(
         continue
       batch.ids[row] = (int(source) << schema.INDEX_BITS) | int(number)
       if error is not None:
-        damaged[row] = (int(source) << schema.INDEX_BITS) | int(record)
+        bad = (int(source) << schema.INDEX_BITS) | int(record)
+        damaged.append(
+          schema.DamagedRecord(bad, int(batch.ids[row]), str(error))
+        )
       break
     else:
       assert error is not None
       raise error
-  return batch._replace(damaged=damaged) if substitutes else batch
+  return batch._replace(damaged=tuple(damaged)) if substitutes else batch
 
 
 def _lengths(batch: schema.Batch) -> list[np.ndarray]:

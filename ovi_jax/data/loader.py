@@ -18,7 +18,6 @@ import dataclasses
 import logging
 import signal
 import threading
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -89,32 +88,13 @@ class _Share:
     found = index_sampler.substitutes(self.order, source, record)
     yield from found[: self.settings.max_damaged_records]
 
-  def problem(self, identity: int) -> str:
-    """What is wrong with a damaged record."""
-    source, record = divmod(identity, 1 << schema.INDEX_BITS)
-    place = int(np.flatnonzero(self.order.records[source] == record)[0])
-    drawn = index_sampler.RecordIndices(*np.array([[source], [record], [0]]))
-    bucket = self.settings.buckets[self.order.buckets[source][place]]
-    try:
-      collate.collate(
-        self.settings, self.splits, bucket, drawn, self.order.seed
-      )
-    except ValueError as error:
-      return str(error)
-    return "it can be read now"
-
 
 class DamagedRecords:
   """Logs the damaged records that a process reads, and counts them."""
 
-  def __init__(self, limit: int, problem: Callable[[int], str]):
-    """Start counting.
-
-    Args:
-      limit: number of damaged records that are accepted.
-      problem: what is wrong with a record, by its id.
-    """
-    self._limit, self._problem = limit, problem
+  def __init__(self, limit: int):
+    """`limit`: number of damaged records that are accepted."""
+    self._limit = limit
     self._seen: set[int] = set()
 
   def check(self, batch: schema.Batch) -> schema.Batch:
@@ -123,13 +103,10 @@ class DamagedRecords:
     Raises:
       ValueError: there were more than the limit.
     """
-    if batch.damaged is None:
-      return batch
-    for bad, used in zip(np.asarray(batch.damaged), np.asarray(batch.ids)):
-      if bad == record_ids.NONE or int(bad) in self._seen:
+    for bad, used, problem in batch.damaged or ():
+      if bad in self._seen:
         continue
-      self._seen.add(int(bad))
-      problem = self._problem(int(bad))
+      self._seen.add(bad)
       if len(self._seen) > self._limit:
         raise ValueError(
           f"{problem}. data.max_damaged_records={self._limit} records were"
@@ -279,9 +256,7 @@ class Loader(Iterator[schema.Batch]):
     self._step, self._running = 0, None
     self._weights = share.order.weights
     self._plan = _Numbered(share, 0, index_sampler.initial_state(share.order))
-    self._damaged = DamagedRecords(
-      share.settings.max_damaged_records, share.problem
-    )
+    self._damaged = DamagedRecords(share.settings.max_damaged_records)
     self.null_text = share.splits[0].null_text
     self.records = tuple(len(r) for r in share.order.records)
     self.rows = share.order.sizes

@@ -25,6 +25,20 @@ FPS_TOLERANCE = 0.002
 RESAMPLE = "resample it (python -m ovi_jax.data.from_files does)"
 
 
+class DamagedRecord(NamedTuple):
+  """A record that could not be read.
+
+  Attributes:
+    id: as in `Batch.ids`.
+    substitute: id of the record that replaces it.
+    problem: the error of reading it.
+  """
+
+  id: int
+  substitute: int
+  problem: str
+
+
 class Batch(NamedTuple):
   """A batch of training examples; numpy on the host, jax.Array on devices.
 
@@ -39,15 +53,15 @@ class Batch(NamedTuple):
     text: text_BSE float32 for each tower, zeros beyond each prompt's end; the
       same array for both.
     ids: int64 [B]; (index of the source << 40) | index of the record in it.
-    damaged: int64 [B], between reading and the iterator only; id of the damaged
-      record that the row's record replaces, -1 for none.
+    damaged: between reading and the iterator only; the damaged records that
+      others replace.
   """
 
   latents: AV
   lengths: AV
   text: AV
   ids: Any
-  damaged: Any = None
+  damaged: tuple[DamagedRecord, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

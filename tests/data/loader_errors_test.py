@@ -8,6 +8,7 @@ import pytest
 
 from ovi_jax.data import builder
 from ovi_jax.data import loader
+from ovi_jax.data import schema
 from ovi_jax.data import settings as settings_lib
 from tests.lib import random_records
 from tests.lib import record_loader
@@ -268,10 +269,18 @@ def test_damaged_records_within_a_budget_are_replaced(
   assert "(1 of at most 1): " in said[0] and "is damaged" in said[0]
 
 
-def test_more_damaged_records_than_the_budget_end_the_run():
-  check = loader.DamagedRecords(1, lambda number: f"file: record {number}")
-  ids, none = np.array([5, 6]), np.array([-1, -1])
-  check.check(record_loader.batch(ids, none))
-  check.check(record_loader.batch(ids, np.array([3, 3])))
+def test_more_damaged_records_than_the_budget_end_the_run(log_lines):
+  check = loader.DamagedRecords(1)
+
+  def batch(*damaged):
+    found = (schema.DamagedRecord(n, 5, f"file: record {n}") for n in damaged)
+    return record_loader.batch(np.array([5, 6]), tuple(found))
+
+  assert check.check(batch()).damaged is None
+  check.check(batch(3, 3))
+  (line,) = log_lines
+  assert line.endswith(
+    "0:3 is replaced by 0:5 (1 of at most 1): file: record 3"
+  )
   with pytest.raises(ValueError, match="file: record 4. data.max_damaged.*=1"):
-    check.check(record_loader.batch(ids, np.array([3, 4])))
+    check.check(batch(3, 4))

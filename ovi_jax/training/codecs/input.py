@@ -10,6 +10,7 @@ stores one number as the position.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -336,26 +337,16 @@ class Batches:
       lengths=AV(**lengths),
       text=AV(text, text),
       ids=np.array(ids, np.int64),
-      damaged=np.array(damaged, np.int64),
+      damaged=tuple(itertools.chain.from_iterable(damaged)),
     )
 
-  def problem(self, identity: int) -> str:
-    """What is wrong with a damaged record."""
-    which, number = divmod(identity, 1 << schema.INDEX_BITS)
-    try:
-      where = CropPosition(0.0, 0.0, 0.0)
-      self.sources[which].crop(number, self.settings.wanted, where)
-    except ValueError as error:
-      return str(error)
-    return "it can be read now"
+  def _crop(self, place: int) -> tuple[Crop, int, list[schema.DamagedRecord]]:
+    """The crop of a row of all rows of all batches, its id, and damaged ones.
 
-  def _crop(self, place: int) -> tuple[Crop, int, int]:
-    """The crop of a row of all rows of all batches, its id, and a damaged one.
-
-    The third is the id of a damaged record that was drawn before, or -1.
+    The third are the damaged records that were drawn before.
     """
     random = np.random.default_rng((self.seed, place))
-    damaged = record_ids.NONE
+    damaged: dict[int, ValueError] = {}
     for _ in range(_TRIES):
       which = int(random.integers(len(self.sources)))
       source = self.sources[which]
@@ -366,18 +357,24 @@ class Batches:
         continue
       try:
         crop = source.crop(number, self.settings.wanted, where)
-      except ValueError:
+      except ValueError as error:
         if not self.settings.max_damaged_records:
           raise
-        damaged = identity
+        damaged[identity] = error
         continue
       if crop is not None:
-        return crop, identity, damaged
+        replaced = [
+          schema.DamagedRecord(bad, identity, str(error))
+          for bad, error in damaged.items()
+        ]
+        return crop, identity, replaced
+    last = list(damaged.values())[-1] if damaged else None
+    cause = f"; {len(damaged)} are damaged: {last}" if damaged else ""
     raise ValueError(
       f"none of {_TRIES} clips of {[s.identity for s in self.sources]} has all"
       f" of {self.settings.wanted}; ask for shorter crops, or name a source"
-      " with pictures or sound"
-    )
+      f" with pictures or sound{cause}"
+    ) from last
 
 
 class Input(Iterator[schema.Batch]):
@@ -386,9 +383,7 @@ class Input(Iterator[schema.Batch]):
   def __init__(self, batches: Batches):
     self._batches = batches
     self._step, self._running = 0, None
-    self._damaged = loader.DamagedRecords(
-      batches.settings.max_damaged_records, batches.problem
-    )
+    self._damaged = loader.DamagedRecords(batches.settings.max_damaged_records)
 
   def __next__(self) -> schema.Batch:
     if self._running is None:

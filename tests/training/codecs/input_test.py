@@ -96,6 +96,39 @@ def test_a_crop_longer_than_every_clip_is_refused(monkeypatch):
     next(begun(num_audio_samples=16_000 * 60))
 
 
+class PartlyDamaged(inputs.World):
+  """Crops of the second half of every clip are damaged."""
+
+  def crop(self, number, wanted, place):
+    if place.video > 0.5:
+      raise ValueError(f"clip {number} is damaged at {place.video:.1f}")
+    return super().crop(number, wanted, place)
+
+
+def test_the_reason_of_a_damaged_crop_is_logged(monkeypatch, log_lines):
+  monkeypatch.setattr(
+    inputs, "open_source", lambda name, split: PartlyDamaged(WORLD)
+  )
+  assert next(begun(num_frames=5, max_damaged_records=99)).damaged is None
+  assert log_lines
+  assert all("is damaged at 0." in line for line in log_lines)
+  with pytest.raises(ValueError, match="is damaged at 0"):
+    next(begun(num_frames=5))
+
+
+def test_clips_that_are_all_damaged_are_refused_with_the_last_error(
+  monkeypatch,
+):
+  def crop(*_):
+    raise ValueError("no frames")
+
+  monkeypatch.setattr(inputs, "_TRIES", 3)
+  monkeypatch.setattr(inputs.World, "crop", crop)
+  with pytest.raises(ValueError, match="3 are damaged: no frames") as error:
+    next(begun(num_frames=5, max_damaged_records=1))
+  assert str(error.value.__cause__) == "no frames"
+
+
 def test_captions_are_read_as_ids(tmp_path):
   file = tmp_path / "tokenizer.json"
   captions = [c for n in range(30) for c in WORLD.clip(n).captions]
