@@ -1,8 +1,9 @@
 """Goodput: where the time of a run goes.
 
-Every second since the command started belongs to one category:
+Every second since a `Timer` was made belongs to one category. The command makes
+it after its imports, whose seconds are not counted.
 
-  init        until the loop begins: imports, connecting, data, restoring
+  init        until the loop begins: connecting, data, restoring
   compile     compiling the step
   data_wait   waiting for the next batch
   checkpoint  copying the state, and waiting for an earlier save

@@ -54,8 +54,10 @@ class Intervals:
     checkpoint_every_minutes: also save when so many minutes have passed since
       the last checkpoint.
     preemption_grace_seconds: seconds after SIGTERM at which the process exits
-      even if its last checkpoint is not complete; the newest complete one is
-      resumed. Give a little less than the platform's notice; 0 = no limit.
+      with `INTERRUPTED` even if its last checkpoint is not complete; the newest
+      complete one is resumed. With several processes, the seconds begin when
+      they agree to stop: a step or two after SIGTERM, or after an evaluation or
+      save in progress. Give less than the platform's notice; 0 = no limit.
     eval_every: compute the held-out loss; also before the first step. Needs a
       held-out split, see `eval.split`.
     sample_every: generate samples for held-out prompts. Needs a held-out split
