@@ -279,6 +279,7 @@ def _loop(
           watchdog.unlimited("compiling the step"),
         ):
           state, metrics = train_steps[checked](state, batch)
+          distributed.barrier("compiled")  # one start of all clocks
         bar.unpause()  # exclude compilation from the estimate of the time left
       else:
         state, metrics = train_steps[checked](state, batch)

@@ -46,7 +46,7 @@ def train(
     config: the same as plain values; stored in `workdir`.
     workdir: directory of the run, for config, checkpoints and logs; may be in
       an object store (`gs://bucket/run`).
-    timer: started when the process did; by default it starts now.
+    timer: made by the command after its imports; by default it starts now.
 
   Returns:
     Whether the run is finished; `False` if it was interrupted and saved.
