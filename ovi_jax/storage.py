@@ -116,6 +116,27 @@ def store_errors(name: str | os.PathLike[str]) -> Iterator[None]:
     ) from error
 
 
+@contextlib.contextmanager
+def read_errors(name: str | os.PathLike[str]) -> Iterator[None]:
+  """As `store_errors`, but what does not exist is a FileNotFoundError."""
+  if not is_remote(name):
+    yield
+    return
+  absent = None
+  with store_errors(name):
+    try:
+      yield
+    except FileNotFoundError as error:
+      absent = error
+  if absent is not None:
+    raise FileNotFoundError(
+      errno.ENOENT,
+      "nothing in the store has this name; check it, and that the bucket"
+      " exists",
+      untrusted.printable(os.fspath(name)),
+    ) from absent
+
+
 def check_access(name: epath.Path) -> None:
   """Check that a folder of a store can be listed, written and cleared.
 
@@ -150,7 +171,7 @@ def sizes(name: str | os.PathLike[str]) -> dict[str, int]:
     FileNotFoundError: there is nothing, or no such bucket.
     OSError: the store cannot be used, see `store_errors`.
   """
-  with _reading(name):
+  with read_errors(name):
     system, root = file_system(name)
     entries = system.ls(root, detail=True)
     if not entries:
@@ -176,7 +197,7 @@ def read_ranges(
     OSError: it cannot be read, see `store_errors`.
   """
   starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
-  with _reading(name):
+  with read_errors(name):
     system, file = file_system(name)
     return system.cat_ranges(
       [file] * len(ranges), starts, ends, on_error="raise"
@@ -220,7 +241,7 @@ def open_file(name: str | os.PathLike[str]) -> io.BufferedReader:
   """
   if not is_remote(name):
     return open(name, "rb")
-  with _reading(name):
+  with read_errors(name):
     system, file = file_system(name)
     return system.open(file, "rb")
 
@@ -273,7 +294,7 @@ def local_copy(name: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   with spool() as folder:
     # Readers go by the suffix.
     copy = folder / os.fspath(name).rpartition("/")[2]
-    with _reading(name):
+    with read_errors(name):
       system, file = file_system(name)
       system.get_file(file, str(copy))
     yield copy
@@ -298,24 +319,6 @@ def read_json(
     return untrusted.read_json(name, max_bytes=max_bytes, finite=finite)
   data = read_bytes(name, max_bytes + 1)
   return untrusted.parse_json(data, max_bytes=max_bytes, finite=finite)
-
-
-@contextlib.contextmanager
-def _reading(name: str | os.PathLike[str]) -> Iterator[None]:
-  """As `store_errors`, but what does not exist is a FileNotFoundError."""
-  absent = None
-  with store_errors(name):
-    try:
-      yield
-    except FileNotFoundError as error:
-      absent = error
-  if absent is not None:
-    raise FileNotFoundError(
-      errno.ENOENT,
-      "nothing in the store has this name; check it, and that the bucket"
-      " exists",
-      untrusted.printable(os.fspath(name)),
-    ) from absent
 
 
 def _driver_errors(name: str | os.PathLike[str]) -> tuple[type[Exception], ...]:

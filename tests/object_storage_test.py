@@ -156,6 +156,7 @@ def test_shards_of_a_dataset_are_listed_and_not_asked_for_one_by_one(
 def test_logs_in_a_store_are_uploaded_at_flushes_and_added_to(bucket):
   run = f"{bucket}/run"
   with logs.Logs(run) as writer:
+    assert logs.read(run) == []
     writer.scalars(1, {"loss": 2.0})
     writer.flush()
     assert [line["loss"] for line in logs.read(run)] == [2.0]

@@ -244,10 +244,20 @@ class Preview:
 def read(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """What a run's log says of each step, sorted; of each name the last value.
 
-  A last line that a kill cut short is left out.
+  A last line that a kill cut short is left out. Without a file, as before the
+  first upload of a run in an object store, the result is empty.
+
+  Raises:
+    OSError: the file cannot be read.
   """
+  path = storage.locate(directory) / FILE
   latest: dict[int, dict[str, Any]] = {}
-  for line in (storage.locate(directory) / FILE).read_text().splitlines():
+  try:
+    with storage.read_errors(path):
+      text = path.read_text()
+  except FileNotFoundError:
+    return []
+  for line in text.splitlines():
     try:
       values = json.loads(line)
     except json.JSONDecodeError:
