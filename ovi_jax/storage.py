@@ -263,12 +263,16 @@ def upload_folder(
   """Copy the files of a local folder to a store, see `upload`.
 
   Args:
-    source: the folder, with all that is below it.
+    source: the folder, with all that is below it but hidden files.
     name: of the folder in the store.
     last: the file that is copied after all others, since readers take it for a
       sign that they are there.
   """
-  found = [p.relative_to(source) for p in source.rglob("*") if p.is_file()]
+  found = [
+    p.relative_to(source)
+    for p in source.rglob("*")
+    if p.is_file() and not p.name.startswith(".")
+  ]
   for file in sorted(found, key=lambda p: (p.as_posix() == last, p)):
     upload(source / file, f"{os.fspath(name).rstrip('/')}/{file.as_posix()}")
 

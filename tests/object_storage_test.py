@@ -134,6 +134,30 @@ def test_a_dataset_is_equal_in_a_store_and_on_a_disk(bucket, dataset):
     write_dataset(url)
 
 
+def test_an_interrupted_upload_of_a_dataset_is_repeated(
+  bucket, dataset, tmp_path, monkeypatch
+):
+  folder, url = shutil.copytree(dataset, tmp_path / "data"), f"{bucket}/data"
+  (folder / ".notes").touch()
+
+  def stops(source, name):
+    if name.endswith(shards.METADATA):
+      raise OSError("connection lost")
+    upload_file(source, name)
+
+  upload_file = storage.upload
+  with monkeypatch.context() as patch:
+    patch.setattr(storage, "upload", stops)
+    with pytest.raises(OSError, match="connection lost"):
+      shards.publish(folder, storage.locate(url))
+  assert (folder / ".notes").exists()
+  assert ".notes" not in storage.sizes(url)
+  assert not shards.is_published(storage.locate(url))
+  write_dataset(url)
+  assert shards.is_published(storage.locate(url))
+  assert len(builder.read(url)) == 3
+
+
 def test_shards_of_a_dataset_are_listed_and_not_asked_for_one_by_one(
   bucket, bucket_endpoint, dataset, tmp_path
 ):

@@ -134,7 +134,7 @@ def run(job: Job) -> bool:
   recipe = _recipe(job, manifest)
   if storage.is_remote(job.out):
     storage.check_access(storage.path(job.out))
-  if job.out.exists():
+  if shards.is_published(job.out):
     _check_recipe(job.out, recipe, f"choose another place than {job.out}")
     _log.info(f"already encoded: {job.out}")
     return True
