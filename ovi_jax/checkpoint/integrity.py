@@ -100,6 +100,7 @@ def listing(directory: epath.PathLike) -> dict[str, Entry]:
 
   Raises:
     DamagedError: there is no list, or it is damaged.
+    OSError: the object store cannot be used.
   """
   path = epath.Path(directory) / CHECKSUMS
   try:
@@ -114,6 +115,8 @@ def listing(directory: epath.PathLike) -> dict[str, Entry]:
   except FileNotFoundError:
     raise DamagedError(f"{path} is missing") from None
   except (OSError, ValueError) as error:
+    if isinstance(error, OSError) and storage.is_remote(path):
+      raise  # it says nothing about the file
     raise DamagedError(f"{path} is damaged: {error}") from error
   return entries
 

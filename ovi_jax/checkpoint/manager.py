@@ -362,10 +362,11 @@ def _atomicity(directory: epath.Path) -> ocp.options.AtomicityOptions | None:
 def _read_info(path: epath.Path) -> reader.CheckpointInfo:
   """`reader.read_info`, with one result in all processes."""
   found, problem = None, ""
-  try:
-    found = reader.read_info(path)
-  except integrity.DamagedError as error:
-    problem = str(error)
+  with distributed.collective_errors():
+    try:
+      found = reader.read_info(path)
+    except integrity.DamagedError as error:
+      problem = str(error)
   problems = [each for each in distributed.gather(problem) if each]
   if problems or found is None:
     raise integrity.DamagedError(problems[0])
