@@ -161,6 +161,23 @@ def check_readable(name: str | os.PathLike[str]) -> None:
     sizes(name)
 
 
+def exists(name: str | os.PathLike[str]) -> bool:
+  """Whether there is a file or folder; `epath` hides errors of a store.
+
+  Raises:
+    OSError: the store cannot be used, see `store_errors`.
+  """
+  if not is_remote(name):
+    return os.path.exists(name)
+  try:
+    with read_errors(name):
+      system, file = file_system(name)
+      system.info(file)
+  except FileNotFoundError:
+    return False
+  return True
+
+
 def sizes(name: str | os.PathLike[str]) -> dict[str, int]:
   """Names and sizes of the files in a folder of a store, from one listing.
 
@@ -232,18 +249,22 @@ def sha256(name: str | os.PathLike[str]) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_file(name: str | os.PathLike[str]) -> io.BufferedReader:
-  """Open a file for reading at random places.
+@contextlib.contextmanager
+def open_file(name: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
+  """Open a file for reading at random places; closed with the block.
 
   Raises:
     FileNotFoundError: there is no such file.
     OSError: it cannot be read, see `store_errors`.
   """
   if not is_remote(name):
-    return open(name, "rb")
+    with open(name, "rb") as opened:
+      yield opened
+    return
   with read_errors(name):
     system, file = file_system(name)
-    return system.open(file, "rb")
+    with system.open(file, "rb") as opened:
+      yield opened
 
 
 def upload(source: pathlib.Path, name: str | os.PathLike[str]) -> None:

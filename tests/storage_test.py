@@ -47,9 +47,11 @@ def test_a_bucket_is_read_and_written(bucket, bucket_endpoint):
   assert storage.is_remote(folder)
   storage.check_access(folder)
   assert bucket_endpoint.store.names(bucket.removeprefix("gs://")) == []
-  assert not folder.exists()  # a driver must not remember this
+  # A driver must not remember this.
+  assert not folder.exists() and not storage.exists(folder)
   storage.write_text(folder / "a.json", "[1]")
   assert folder.is_dir() and storage.read_json(folder / "a.json") == [1]
+  assert storage.exists(folder) and storage.exists(folder / "a.json")
 
 
 @pytest.mark.parametrize("name", [buckets.FORBIDDEN, "absent"])
@@ -60,3 +62,18 @@ def test_a_bucket_that_cannot_be_used_is_one_line(name):
   ) as caught:
     storage.check_access(storage.path(f"gs://{name}/run"))
   assert "\n" not in str(caught.value)
+
+
+def test_access_that_ends_while_a_file_is_read_is_one_line(
+  bucket, bucket_endpoint
+):
+  name = storage.path(f"{bucket}/a")
+  storage.write_text(name, "text")
+  with (
+    pytest.raises(OSError, match="cannot use gs://"),
+    storage.open_file(name) as file,
+  ):
+    bucket_endpoint.store.forbidden.add(name.parts[2])
+    file.read()
+  with pytest.raises(OSError, match="cannot use gs://"):
+    storage.exists(name)

@@ -335,16 +335,20 @@ def set_aside(directory: epath.Path, newest: int, suffix: str) -> list[str]:
     directory: directory of the checkpoints.
     newest: step of the last checkpoint that keeps its name.
     suffix: what the names say; a number is added if one exists.
+
+  Raises:
+    OSError: they cannot be renamed.
   """
   names = []
   for step in reader.steps(directory):
     if step > newest:
       path = directory / str(step)
       aside, number = path.with_name(f"{step}.{suffix}"), 1
-      while aside.exists():
+      while storage.exists(aside):
         number += 1
         aside = path.with_name(f"{step}.{suffix}{number}")
-      path.rename(aside)
+      with storage.store_errors(path):
+        path.rename(aside)
       names.append(aside.name)
       _log.warning("set aside as %s; delete it when not needed", aside)
   return names

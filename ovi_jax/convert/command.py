@@ -90,7 +90,7 @@ def _local_folder(out: str) -> Iterator[pathlib.Path]:
     yield target
     return
   storage.check_access(target)
-  if (target / weights_dir.MANIFEST).exists():
+  if storage.exists(target / weights_dir.MANIFEST):
     raise ValueError(f"{out} holds weights already; choose another --out")
   with storage.spool() as folder:
     yield folder

@@ -15,7 +15,6 @@ two passes: captions (--parts=text), then the media of that output
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import logging
 import pathlib
@@ -299,10 +298,10 @@ def _without_media(record: schema.Record) -> schema.Record:
 
 def _recipe(job: Job, manifest: weights_dir.Manifest) -> dict[str, Any]:
   """The settings that determine the output dataset, as JSON."""
-  metadata = (job.data / builder.METADATA).read_bytes()
+  digest = storage.sha256(job.data / builder.METADATA)
   needs = sorted(encoding.COMPONENTS[part] for part in job.parts)
   return {
-    "data": hashlib.sha256(metadata).hexdigest(),
+    "data": digest,
     "weights": {name: manifest.digests.get(name) for name in needs},
     "parts": sorted(job.parts),
     "keep_media": job.keep_media,

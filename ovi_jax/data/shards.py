@@ -154,10 +154,8 @@ def is_published(path: storage.AnyPath) -> bool:
 
   An interrupted upload leaves files without metadata, which are replaced.
   """
-  if isinstance(path, pathlib.Path):
-    return path.exists()
-  with storage.store_errors(path):
-    return (path / METADATA).exists()
+  is_local = isinstance(path, pathlib.Path)
+  return storage.exists(path if is_local else path / METADATA)
 
 
 def publish(folder: pathlib.Path, path: storage.AnyPath) -> None:
