@@ -177,7 +177,10 @@ def test_shards_of_a_dataset_are_listed_and_not_asked_for_one_by_one(
   assert requests_of["many"] == requests_of["few"] < 30
 
 
-def test_logs_in_a_store_are_uploaded_at_flushes_and_added_to(bucket):
+def test_logs_in_a_store_are_uploaded_at_flushes_and_added_to(
+  bucket, bucket_endpoint, log_lines
+):
+  forbidden = bucket_endpoint.store.forbidden
   run = f"{bucket}/run"
   with logs.Logs(run) as writer:
     assert logs.read(run) == []
@@ -185,6 +188,10 @@ def test_logs_in_a_store_are_uploaded_at_flushes_and_added_to(bucket):
     writer.flush()
     assert [line["loss"] for line in logs.read(run)] == [2.0]
     writer.scalars(2, {"loss": 1.0})
+    forbidden.add(bucket.removeprefix("gs://"))
+    writer.flush()
+    assert "logs are not uploaded, trying again later" in log_lines[-1]
+    forbidden.discard(bucket.removeprefix("gs://"))
   with logs.Logs(run) as writer:
     writer.scalars(3, {"loss": 0.5})
   assert [line["loss"] for line in logs.read(run)] == [2.0, 1.0, 0.5]

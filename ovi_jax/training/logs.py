@@ -9,6 +9,7 @@ step logs those steps again; readers take the last.
 import contextlib
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -36,6 +37,7 @@ FRAMES = 8  # of a clip that are shown
 SIDE = 128  # pixels that a shown frame's sides are at most, about
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
+_log = logging.getLogger(__name__)
 
 
 class Writer:
@@ -206,10 +208,16 @@ class Logs(Writer):
     events.add_summary(summary, step)
 
   def flush(self) -> None:
-    """Bring everything to the disk, or to the object store."""
+    """Bring everything to the disk, or to the object store.
+
+    If the upload fails, the next one repeats it; only the last must succeed.
+    """
     self._lines.flush()
     self._events.flush()
-    self._upload()
+    try:
+      self._upload()
+    except OSError as error:
+      _log.warning("logs are not uploaded, trying again later: %s", error)
 
 
 def _summary() -> Any:
