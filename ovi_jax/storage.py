@@ -77,6 +77,18 @@ def locate(name: str | os.PathLike[str]) -> AnyPath:
   return found if is_remote(found) else pathlib.Path(found)
 
 
+def local(name: str | os.PathLike[str]) -> pathlib.Path:
+  """The path of a file or folder that cannot be in an object store.
+
+  Raises:
+    ValueError: it is a URL.
+  """
+  found = locate(name)
+  if isinstance(found, pathlib.Path):
+    return found
+  raise ValueError(f"{untrusted.printable(str(name))}: expected a local path")
+
+
 def absolute(name: str | os.PathLike[str]) -> epath.Path:
   """A path that does not depend on the working directory, see `path`."""
   found = path(name)

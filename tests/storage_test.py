@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from ovi_jax import storage
+from ovi_jax.convert import command as convert_command
 from tests.lib import bucket as buckets
 
 
@@ -33,6 +34,20 @@ def test_a_wrong_url_is_one_line(name, what):
   with pytest.raises(ValueError, match=what) as caught:
     storage.path(name)
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "use",
+  [
+    lambda name: convert_command.run(out=name, download="weights"),
+    lambda name: convert_command.run(out="x", export=True, weights=name),
+    storage.local,
+  ],
+)
+@pytest.mark.usefixtures("bucket_endpoint")
+def test_a_bucket_where_files_must_be_local_is_refused(use):
+  with pytest.raises(ValueError, match="gs://bucket/x: expected a local path"):
+    use("gs://bucket/x")
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("gs", "gcs"), ("s3", "s3")])
