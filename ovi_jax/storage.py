@@ -150,15 +150,21 @@ def read_errors(name: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_access(name: epath.Path) -> None:
-  """Check that a folder of a store can be listed, written and cleared.
+  """Check that a folder of a store can be listed, written, read and cleared.
 
   Raises:
     OSError: it cannot, see `store_errors`.
   """
   probe = name / f".access-{secrets.token_hex(8)}"
+  text = "written to check access; may be deleted"
   with store_errors(name):
-    probe.write_text("")
+    probe.write_text(text)
     list(name.iterdir())
+    found = probe.read_text()
+  if found != text:
+    raise OSError(f"{probe}: expected the text that was written, got another")
+  # The error names what stays.
+  with store_errors(probe):
     probe.unlink()
 
 

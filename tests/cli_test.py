@@ -249,13 +249,14 @@ def test_a_compilation_cache_that_cannot_be_used_is_one_line(
 ):
   monkeypatch.setattr(cli.console, "setup", lambda: None)
   monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-  before = jax.config.jax_compilation_cache_dir
+  directory = "jax_compilation_cache_dir"
+  before = getattr(jax.config, directory)
   try:
-    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update(directory, cache)
     with pytest.raises(SystemExit) as ended:
       cli.parse_flags(["tool.py"])
   finally:
-    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update(directory, before)
   assert ended.value.code == 1
   said = capfd.readouterr().err
   assert what in said and said.count("\n") == 1

@@ -18,6 +18,7 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings
+from ovi_jax.training import init_from
 from ovi_jax.training import logs
 from tests.lib import bucket as buckets
 from tests.lib import config_values
@@ -240,6 +241,16 @@ def test_what_cannot_be_read_is_one_line(read, bad):
   assert "\n" not in str(e.value)
   if buckets.FORBIDDEN in bad:
     assert "does not have storage.objects access" in str(e.value)
+
+
+@pytest.mark.usefixtures("bucket_endpoint")
+def test_initial_weights_that_cannot_be_read_are_not_called_missing():
+  source = init_from.Source(
+    path=f"gs://{buckets.FORBIDDEN}/x", include=(".*",), component="fusion"
+  )
+  shapes = {"a": jax.ShapeDtypeStruct((1,), np.float32)}
+  with pytest.raises((OSError, ValueError), match="storage.objects access"):
+    init_from.plan(shapes, (source,))
 
 
 @pytest.mark.parametrize(

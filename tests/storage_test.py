@@ -92,3 +92,18 @@ def test_access_that_ends_while_a_file_is_read_is_one_line(
     file.read()
   with pytest.raises(OSError, match="cannot use gs://"):
     storage.exists(name)
+
+
+def test_access_is_checked_by_reading_what_was_written(bucket, monkeypatch):
+  folder = storage.path(f"{bucket}/run")
+  monkeypatch.setattr(type(folder), "read_text", lambda path: "another")
+  with pytest.raises(OSError, match="run/.access-.* got another"):
+    storage.check_access(folder)
+  monkeypatch.undo()
+
+  def refuse(path):
+    raise OSError("no permission")
+
+  monkeypatch.setattr(type(folder), "unlink", refuse)
+  with pytest.raises(OSError, match="run/.access-.*: cannot use .*permission"):
+    storage.check_access(folder)

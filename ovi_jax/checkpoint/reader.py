@@ -118,15 +118,14 @@ def steps(directory: epath.PathLike) -> list[int]:
       found = list(path.iterdir())
   except (FileNotFoundError, NotADirectoryError):
     return []
-  with storage.store_errors(path):
-    complete = [p for p in found if is_step(p.name) and is_complete(p)]
+  complete = [p for p in found if is_step(p.name) and is_complete(p)]
   return sorted((int(p.name) for p in complete), reverse=True)
 
 
 def is_complete(path: epath.Path) -> bool:
   """Whether a directory under its final name is a complete checkpoint."""
   if storage.is_remote(path):
-    return (path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
+    return storage.exists(path / ocp.path.atomicity.COMMIT_SUCCESS_FILE)
   return path.is_dir()
 
 
