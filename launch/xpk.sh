@@ -11,7 +11,7 @@ TPU_TYPE=v6e-256
 SLICES=1
 WORKLOAD=ovi-train
 
-# Exit codes: 75 interrupted with a checkpoint, 76 a step exceeded its time
+# Exit codes: 75 interrupted, 76 a step exceeded its time
 # limit, 1 an error. xpk restarts after 75 and 76 and after signals, up to
 # --max-restarts times.
 xpk workload create "$@" \
@@ -21,9 +21,11 @@ xpk workload create "$@" \
   --max-restarts=100 --restart-on-exit-codes=75,76 \
   --termination-grace-period-seconds=120 \
   --env=JAX_COMPILATION_CACHE_DIR="$BUCKET/compiled" \
+  --env=OVI_JAX_JOIN_SECONDS=1800 \
   --command="exec ovi-train --config=fusion --workdir=$BUCKET/runs/fusion \
     --config.data.sources=\"('$BUCKET/data/latents',)\" \
     --config.init_from.video=$BUCKET/weights/wan \
     --config.init_from.audio=$BUCKET/runs/audio \
     --config.mesh.data=$SLICES --config.grad_accum_steps=3 \
-    --config.remat=attention"
+    --config.remat=attention --config.checkpoint_every_minutes=30 \
+    --config.preemption_grace_seconds=80"

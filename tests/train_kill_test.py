@@ -37,8 +37,8 @@ def towers(source, tmp_path_factory):
 @pytest.mark.parametrize(
   "stage",
   [
-    "audio_pretrain",
     "fusion",
+    pytest.param("audio_pretrain", marks=pytest.mark.nightly),
     pytest.param("audio_finetune", marks=pytest.mark.nightly),
     pytest.param("video_pretrain", marks=pytest.mark.nightly),
   ],

@@ -125,6 +125,7 @@ def test_the_smallest_run_is_trained_sampled_and_resumed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_each_stage_starts_from_the_previous_one(tmp_path, monkeypatch):
   found = run(tmp_path, monkeypatch, list(overfit.STAGES))
   assert list(found) == list(overfit.STAGES)

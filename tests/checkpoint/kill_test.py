@@ -80,5 +80,6 @@ def test_checkpoints_survive_three_kills(tmp_path, log_lines):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_checkpoints_survive_thirty_kills(tmp_path, log_lines):
   rounds(tmp_path, 30, 30, log_lines)

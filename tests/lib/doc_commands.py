@@ -152,7 +152,8 @@ def _environment() -> dict[str, str]:
 
 def _recipe(target: str) -> str:
   """The commands of a Makefile's target, without those that install."""
-  make = ["make", "--dry-run", "--old-file=.venv/ready", "PY=python", target]
+  make = ["make", "--dry-run", "--no-print-directory"]
+  make += ["--old-file=.venv/ready", "PY=python", target]
   done = subprocess.run(
     make, cwd=ROOT, check=True, capture_output=True, text=True
   )

@@ -182,6 +182,7 @@ def test_each_batch_shape_is_announced_once(log_lines):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_resumes_on_fewer_devices_with_more_accumulation(tmp_path):
   """From 8 devices to 2; a step of each part is skipped."""
   # No steps by the sign of gradients that are all rounding.

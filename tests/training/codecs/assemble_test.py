@@ -133,6 +133,8 @@ def test_a_constant_channel_is_not_amplified(run, monkeypatch):
   np.testing.assert_allclose(found, [0.05 * np.sqrt(2 / 3), 1, 1], atol=0.03)
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_decoder_can_be_trained_alone(run, made, tmp_path, log_lines):
   kept, _ = made
   (kept / weights_dir.TOKENIZER).write_text("{}")
