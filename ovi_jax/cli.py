@@ -44,14 +44,18 @@ def setup_jax() -> None:
   Python when they begin; more calls change nothing. A second process finds its
   programs compiled. `JAX_COMPILATION_CACHE_DIR`, or JAX's own option, names
   another place; the variable set to nothing turns the cache off.
+
+  Raises:
+    ValueError: the place is no path or URL that can be used.
+    OSError: its bucket cannot be used.
   """
   skip_absent_tpu()
   config: Any = jax.config  # whose options are no declared attributes
   chosen = config.jax_compilation_cache_dir
   if chosen is not None or _CACHE_VARIABLE in os.environ:
     # JAX drops what it cannot write, with a warning for each program.
-    if chosen and storage.is_remote(chosen):
-      storage.check_access(storage.path(chosen))
+    if chosen and storage.is_remote(path := storage.path(chosen)):
+      storage.check_access(path)
     return
   jax.config.update("jax_compilation_cache_dir", str(CACHE))
   if _SECONDS_VARIABLE not in os.environ:
@@ -187,7 +191,10 @@ def parse_flags(argv: list[str]) -> list[str]:
   """Set up console and JAX, parse flags; for `app.run`, see `flag_errors`."""
   console.setup()
   sys.excepthook = _last_words
-  setup_jax()
+  try:
+    setup_jax()
+  except (OSError, ValueError) as error:
+    exit_with_error(f"compilation cache ({_CACHE_VARIABLE}): {error}")
   if _HELP & set(argv[1:]):
     app.usage(shorthelp=True, writeto_stdout=True)
     sys.exit(0)  # where absl's own flag exits with 1

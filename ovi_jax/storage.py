@@ -77,6 +77,18 @@ def locate(name: str | os.PathLike[str]) -> AnyPath:
   return found if is_remote(found) else pathlib.Path(found)
 
 
+def local(name: str | os.PathLike[str]) -> pathlib.Path:
+  """The path of a file or folder that cannot be in an object store.
+
+  Raises:
+    ValueError: it is a URL.
+  """
+  found = locate(name)
+  if isinstance(found, pathlib.Path):
+    return found
+  raise ValueError(f"{untrusted.printable(str(name))}: expected a local path")
+
+
 def absolute(name: str | os.PathLike[str]) -> epath.Path:
   """A path that does not depend on the working directory, see `path`."""
   found = path(name)
@@ -116,16 +128,43 @@ def store_errors(name: str | os.PathLike[str]) -> Iterator[None]:
     ) from error
 
 
+@contextlib.contextmanager
+def read_errors(name: str | os.PathLike[str]) -> Iterator[None]:
+  """As `store_errors`, but what does not exist is a FileNotFoundError."""
+  if not is_remote(name):
+    yield
+    return
+  absent = None
+  with store_errors(name):
+    try:
+      yield
+    except FileNotFoundError as error:
+      absent = error
+  if absent is not None:
+    raise FileNotFoundError(
+      errno.ENOENT,
+      "nothing in the store has this name; check it, and that the bucket"
+      " exists",
+      untrusted.printable(os.fspath(name)),
+    ) from absent
+
+
 def check_access(name: epath.Path) -> None:
-  """Check that a folder of a store can be listed, written and cleared.
+  """Check that a folder of a store can be listed, written, read and cleared.
 
   Raises:
     OSError: it cannot, see `store_errors`.
   """
   probe = name / f".access-{secrets.token_hex(8)}"
+  text = "written to check access; may be deleted"
   with store_errors(name):
-    probe.write_text("")
+    probe.write_text(text)
     list(name.iterdir())
+    found = probe.read_text()
+  if found != text:
+    raise OSError(f"{probe}: expected the text that was written, got another")
+  # The error names what stays.
+  with store_errors(probe):
     probe.unlink()
 
 
@@ -140,6 +179,23 @@ def check_readable(name: str | os.PathLike[str]) -> None:
     sizes(name)
 
 
+def exists(name: str | os.PathLike[str]) -> bool:
+  """Whether there is a file or folder; `epath` hides errors of a store.
+
+  Raises:
+    OSError: the store cannot be used, see `store_errors`.
+  """
+  if not is_remote(name):
+    return os.path.exists(name)
+  try:
+    with read_errors(name):
+      system, file = file_system(name)
+      system.info(file)
+  except FileNotFoundError:
+    return False
+  return True
+
+
 def sizes(name: str | os.PathLike[str]) -> dict[str, int]:
   """Names and sizes of the files in a folder of a store, from one listing.
 
@@ -150,7 +206,7 @@ def sizes(name: str | os.PathLike[str]) -> dict[str, int]:
     FileNotFoundError: there is nothing, or no such bucket.
     OSError: the store cannot be used, see `store_errors`.
   """
-  with _reading(name):
+  with read_errors(name):
     system, root = file_system(name)
     entries = system.ls(root, detail=True)
     if not entries:
@@ -176,7 +232,7 @@ def read_ranges(
     OSError: it cannot be read, see `store_errors`.
   """
   starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
-  with _reading(name):
+  with read_errors(name):
     system, file = file_system(name)
     return system.cat_ranges(
       [file] * len(ranges), starts, ends, on_error="raise"
@@ -211,18 +267,22 @@ def sha256(name: str | os.PathLike[str]) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_file(name: str | os.PathLike[str]) -> io.BufferedReader:
-  """Open a file for reading at random places.
+@contextlib.contextmanager
+def open_file(name: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
+  """Open a file for reading at random places; closed with the block.
 
   Raises:
     FileNotFoundError: there is no such file.
     OSError: it cannot be read, see `store_errors`.
   """
   if not is_remote(name):
-    return open(name, "rb")
-  with _reading(name):
+    with open(name, "rb") as opened:
+      yield opened
+    return
+  with read_errors(name):
     system, file = file_system(name)
-    return system.open(file, "rb")
+    with system.open(file, "rb") as opened:
+      yield opened
 
 
 def upload(source: pathlib.Path, name: str | os.PathLike[str]) -> None:
@@ -242,12 +302,16 @@ def upload_folder(
   """Copy the files of a local folder to a store, see `upload`.
 
   Args:
-    source: the folder, with all that is below it.
+    source: the folder, with all that is below it but hidden files.
     name: of the folder in the store.
     last: the file that is copied after all others, since readers take it for a
       sign that they are there.
   """
-  found = [p.relative_to(source) for p in source.rglob("*") if p.is_file()]
+  found = [
+    p.relative_to(source)
+    for p in source.rglob("*")
+    if p.is_file() and not p.name.startswith(".")
+  ]
   for file in sorted(found, key=lambda p: (p.as_posix() == last, p)):
     upload(source / file, f"{os.fspath(name).rstrip('/')}/{file.as_posix()}")
 
@@ -273,7 +337,7 @@ def local_copy(name: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   with spool() as folder:
     # Readers go by the suffix.
     copy = folder / os.fspath(name).rpartition("/")[2]
-    with _reading(name):
+    with read_errors(name):
       system, file = file_system(name)
       system.get_file(file, str(copy))
     yield copy
@@ -298,24 +362,6 @@ def read_json(
     return untrusted.read_json(name, max_bytes=max_bytes, finite=finite)
   data = read_bytes(name, max_bytes + 1)
   return untrusted.parse_json(data, max_bytes=max_bytes, finite=finite)
-
-
-@contextlib.contextmanager
-def _reading(name: str | os.PathLike[str]) -> Iterator[None]:
-  """As `store_errors`, but what does not exist is a FileNotFoundError."""
-  absent = None
-  with store_errors(name):
-    try:
-      yield
-    except FileNotFoundError as error:
-      absent = error
-  if absent is not None:
-    raise FileNotFoundError(
-      errno.ENOENT,
-      "nothing in the store has this name; check it, and that the bucket"
-      " exists",
-      untrusted.printable(os.fspath(name)),
-    ) from absent
 
 
 def _driver_errors(name: str | os.PathLike[str]) -> tuple[type[Exception], ...]:

@@ -234,6 +234,34 @@ def test_an_unknown_word_is_refused(words):
     cli.run(lambda: None, second=lambda: None)
 
 
+@pytest.mark.parametrize(
+  ("cache", "what"),
+  [
+    ("htp://x", "htp://x: unknown scheme"),
+    ("gs:/bucket/cache", "check the slashes"),
+    ("s3://bucket/cache", "needs the package s3fs"),
+    ("gs://forbidden/cache", "cannot use gs://forbidden"),
+  ],
+)
+@pytest.mark.usefixtures("bucket_endpoint")
+def test_a_compilation_cache_that_cannot_be_used_is_one_line(
+  cache, what, capfd, monkeypatch
+):
+  monkeypatch.setattr(cli.console, "setup", lambda: None)
+  monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+  directory = "jax_compilation_cache_dir"
+  before = getattr(jax.config, directory)
+  try:
+    jax.config.update(directory, cache)
+    with pytest.raises(SystemExit) as ended:
+      cli.parse_flags(["tool.py"])
+  finally:
+    jax.config.update(directory, before)
+  assert ended.value.code == 1
+  said = capfd.readouterr().err
+  assert what in said and said.count("\n") == 1
+
+
 def test_an_error_of_a_command_is_one_line(words, capfd):
   def fail():
     raise ValueError("too small")

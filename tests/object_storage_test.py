@@ -18,6 +18,7 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings
+from ovi_jax.training import init_from
 from ovi_jax.training import logs
 from tests.lib import bucket as buckets
 from tests.lib import config_values
@@ -134,6 +135,30 @@ def test_a_dataset_is_equal_in_a_store_and_on_a_disk(bucket, dataset):
     write_dataset(url)
 
 
+def test_an_interrupted_upload_of_a_dataset_is_repeated(
+  bucket, dataset, tmp_path, monkeypatch
+):
+  folder, url = shutil.copytree(dataset, tmp_path / "data"), f"{bucket}/data"
+  (folder / ".notes").touch()
+
+  def stops(source, name):
+    if name.endswith(shards.METADATA):
+      raise OSError("connection lost")
+    upload_file(source, name)
+
+  upload_file = storage.upload
+  with monkeypatch.context() as patch:
+    patch.setattr(storage, "upload", stops)
+    with pytest.raises(OSError, match="connection lost"):
+      shards.publish(folder, storage.locate(url))
+  assert (folder / ".notes").exists()
+  assert ".notes" not in storage.sizes(url)
+  assert not shards.is_published(storage.locate(url))
+  write_dataset(url)
+  assert shards.is_published(storage.locate(url))
+  assert len(builder.read(url)) == 3
+
+
 def test_shards_of_a_dataset_are_listed_and_not_asked_for_one_by_one(
   bucket, bucket_endpoint, dataset, tmp_path
 ):
@@ -153,13 +178,21 @@ def test_shards_of_a_dataset_are_listed_and_not_asked_for_one_by_one(
   assert requests_of["many"] == requests_of["few"] < 30
 
 
-def test_logs_in_a_store_are_uploaded_at_flushes_and_added_to(bucket):
+def test_logs_in_a_store_are_uploaded_at_flushes_and_added_to(
+  bucket, bucket_endpoint, log_lines
+):
+  forbidden = bucket_endpoint.store.forbidden
   run = f"{bucket}/run"
   with logs.Logs(run) as writer:
+    assert logs.read(run) == []
     writer.scalars(1, {"loss": 2.0})
     writer.flush()
     assert [line["loss"] for line in logs.read(run)] == [2.0]
     writer.scalars(2, {"loss": 1.0})
+    forbidden.add(bucket.removeprefix("gs://"))
+    writer.flush()
+    assert "logs are not uploaded, trying again later" in log_lines[-1]
+    forbidden.discard(bucket.removeprefix("gs://"))
   with logs.Logs(run) as writer:
     writer.scalars(3, {"loss": 0.5})
   assert [line["loss"] for line in logs.read(run)] == [2.0, 1.0, 0.5]
@@ -208,6 +241,16 @@ def test_what_cannot_be_read_is_one_line(read, bad):
   assert "\n" not in str(e.value)
   if buckets.FORBIDDEN in bad:
     assert "does not have storage.objects access" in str(e.value)
+
+
+@pytest.mark.usefixtures("bucket_endpoint")
+def test_initial_weights_that_cannot_be_read_are_not_called_missing():
+  source = init_from.Source(
+    path=f"gs://{buckets.FORBIDDEN}/x", include=(".*",), component="fusion"
+  )
+  shapes = {"a": jax.ShapeDtypeStruct((1,), np.float32)}
+  with pytest.raises((OSError, ValueError), match="storage.objects access"):
+    init_from.plan(shapes, (source,))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from ovi_jax import storage
+from ovi_jax.convert import command as convert_command
 from tests.lib import bucket as buckets
 
 
@@ -35,6 +36,20 @@ def test_a_wrong_url_is_one_line(name, what):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  "use",
+  [
+    lambda name: convert_command.run(out=name, download="weights"),
+    lambda name: convert_command.run(out="x", export=True, weights=name),
+    storage.local,
+  ],
+)
+@pytest.mark.usefixtures("bucket_endpoint")
+def test_a_bucket_where_files_must_be_local_is_refused(use):
+  with pytest.raises(ValueError, match="gs://bucket/x: expected a local path"):
+    use("gs://bucket/x")
+
+
 @pytest.mark.parametrize(("scheme", "extra"), [("gs", "gcs"), ("s3", "s3")])
 def test_a_missing_driver_is_named(scheme, extra, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -47,9 +62,11 @@ def test_a_bucket_is_read_and_written(bucket, bucket_endpoint):
   assert storage.is_remote(folder)
   storage.check_access(folder)
   assert bucket_endpoint.store.names(bucket.removeprefix("gs://")) == []
-  assert not folder.exists()  # a driver must not remember this
+  # A driver must not remember this.
+  assert not folder.exists() and not storage.exists(folder)
   storage.write_text(folder / "a.json", "[1]")
   assert folder.is_dir() and storage.read_json(folder / "a.json") == [1]
+  assert storage.exists(folder) and storage.exists(folder / "a.json")
 
 
 @pytest.mark.parametrize("name", [buckets.FORBIDDEN, "absent"])
@@ -60,3 +77,33 @@ def test_a_bucket_that_cannot_be_used_is_one_line(name):
   ) as caught:
     storage.check_access(storage.path(f"gs://{name}/run"))
   assert "\n" not in str(caught.value)
+
+
+def test_access_that_ends_while_a_file_is_read_is_one_line(
+  bucket, bucket_endpoint
+):
+  name = storage.path(f"{bucket}/a")
+  storage.write_text(name, "text")
+  with (
+    pytest.raises(OSError, match="cannot use gs://"),
+    storage.open_file(name) as file,
+  ):
+    bucket_endpoint.store.forbidden.add(name.parts[2])
+    file.read()
+  with pytest.raises(OSError, match="cannot use gs://"):
+    storage.exists(name)
+
+
+def test_access_is_checked_by_reading_what_was_written(bucket, monkeypatch):
+  folder = storage.path(f"{bucket}/run")
+  monkeypatch.setattr(type(folder), "read_text", lambda path: "another")
+  with pytest.raises(OSError, match="run/.access-.* got another"):
+    storage.check_access(folder)
+  monkeypatch.undo()
+
+  def refuse(path):
+    raise OSError("no permission")
+
+  monkeypatch.setattr(type(folder), "unlink", refuse)
+  with pytest.raises(OSError, match="run/.access-.*: cannot use .*permission"):
+    storage.check_access(folder)

@@ -5,7 +5,8 @@ A checkpoint without checksums, or with files that do not match them, was
 damaged afterwards. On a disk they are CRC-32 of what was read back: it detects
 accidents (flipped bits, truncated files), not forgery, and is not slower than
 the disk. An object store computes CRC-32C when an object is written and gives
-it in listings, so objects are not read, neither to save nor to verify.
+it in listings, so objects are not read, neither to save nor to verify. Listings
+of s3:// have none; of these objects only the sizes are compared.
 
 A list of unknown origin may name only regular files of its own directory.
 """
@@ -100,6 +101,7 @@ def listing(directory: epath.PathLike) -> dict[str, Entry]:
 
   Raises:
     DamagedError: there is no list, or it is damaged.
+    OSError: the object store cannot be used.
   """
   path = epath.Path(directory) / CHECKSUMS
   try:
@@ -114,6 +116,8 @@ def listing(directory: epath.PathLike) -> dict[str, Entry]:
   except FileNotFoundError:
     raise DamagedError(f"{path} is missing") from None
   except (OSError, ValueError) as error:
+    if isinstance(error, OSError) and storage.is_remote(path):
+      raise  # it says nothing about the file
     raise DamagedError(f"{path} is damaged: {error}") from error
   return entries
 

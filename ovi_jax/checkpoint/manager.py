@@ -335,16 +335,20 @@ def set_aside(directory: epath.Path, newest: int, suffix: str) -> list[str]:
     directory: directory of the checkpoints.
     newest: step of the last checkpoint that keeps its name.
     suffix: what the names say; a number is added if one exists.
+
+  Raises:
+    OSError: they cannot be renamed.
   """
   names = []
   for step in reader.steps(directory):
     if step > newest:
       path = directory / str(step)
       aside, number = path.with_name(f"{step}.{suffix}"), 1
-      while aside.exists():
+      while storage.exists(aside):
         number += 1
         aside = path.with_name(f"{step}.{suffix}{number}")
-      path.rename(aside)
+      with storage.store_errors(path):
+        path.rename(aside)
       names.append(aside.name)
       _log.warning("set aside as %s; delete it when not needed", aside)
   return names
@@ -362,10 +366,11 @@ def _atomicity(directory: epath.Path) -> ocp.options.AtomicityOptions | None:
 def _read_info(path: epath.Path) -> reader.CheckpointInfo:
   """`reader.read_info`, with one result in all processes."""
   found, problem = None, ""
-  try:
-    found = reader.read_info(path)
-  except integrity.DamagedError as error:
-    problem = str(error)
+  with distributed.collective_errors():
+    try:
+      found = reader.read_info(path)
+    except integrity.DamagedError as error:
+      problem = str(error)
   problems = [each for each in distributed.gather(problem) if each]
   if problems or found is None:
     raise integrity.DamagedError(problems[0])

@@ -106,18 +106,26 @@ def description(
 
 
 def steps(directory: epath.PathLike) -> list[int]:
-  """Steps of the complete checkpoints in a directory, newest first."""
+  """Steps of the complete checkpoints in a directory, newest first.
+
+  Raises:
+    OSError: the object store cannot be used.
+  """
   path = storage.path(directory)
-  with storage.store_errors(path):
-    found = list(path.iterdir()) if path.is_dir() else []
-    complete = [p for p in found if is_step(p.name) and is_complete(p)]
+  try:
+    # `is_dir` of a store is False also when the store cannot be reached.
+    with storage.read_errors(path):
+      found = list(path.iterdir())
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  complete = [p for p in found if is_step(p.name) and is_complete(p)]
   return sorted((int(p.name) for p in complete), reverse=True)
 
 
 def is_complete(path: epath.Path) -> bool:
   """Whether a directory under its final name is a complete checkpoint."""
   if storage.is_remote(path):
-    return (path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
+    return storage.exists(path / ocp.path.atomicity.COMMIT_SUCCESS_FILE)
   return path.is_dir()
 
 
@@ -135,6 +143,7 @@ def read_info(path: epath.PathLike) -> CheckpointInfo:
   Raises:
     integrity.DamagedError: it is damaged or of another format; names the file
       and the problem.
+    OSError: the object store cannot be used.
   """
   path = storage.path(path)
   checksums = integrity.listing(path)
@@ -212,14 +221,17 @@ def verify(saved: CheckpointInfo) -> None:
   Raises:
     integrity.DamagedError: files are damaged, missing or not regular files of
       the directory; names them.
+    OSError: the object store cannot be used.
   """
   mine = sorted(saved.checksums)[jax.process_index() :: jax.process_count()]
   entries = {name: saved.checksums[name] for name in mine}
-  if jax.process_index() == 0:
-    # Orbax opens all files in the directory, listed or not.
-    unlisted = set(integrity.names(saved.path)) - saved.checksums.keys()
-    entries |= {name: {} for name in sorted(unlisted)}
-  gathered = distributed.gather(integrity.problems(saved.path, entries))
+  with distributed.collective_errors():
+    if jax.process_index() == 0:
+      # Orbax opens all files in the directory, listed or not.
+      unlisted = set(integrity.names(saved.path)) - saved.checksums.keys()
+      entries |= {name: {} for name in sorted(unlisted)}
+    problems = integrity.problems(saved.path, entries)
+  gathered = distributed.gather(problems)
   if found := [line for lines in gathered for line in lines]:
     raise integrity.DamagedError(integrity.shorten(found))
 

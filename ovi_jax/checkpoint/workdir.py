@@ -69,7 +69,7 @@ def check_config(
   ours = _as_json(config)
 
   def compare() -> dict[str, Any] | None:
-    if not (directory / CONFIG).exists():
+    if not storage.exists(directory / CONFIG):
       return None
     theirs = _read(directory / CONFIG)
     before, after = _flat(theirs), _flat(ours)
@@ -140,7 +140,7 @@ def add_to_journal(workdir: epath.PathLike, entry: Mapping[str, Any]) -> None:
     ValueError: the journal is damaged.
   """
   path, entries = storage.path(workdir) / CHANGES, []
-  if path.exists():
+  if storage.exists(path):
     entries = storage.read_json(path, finite=False)
     if not isinstance(entries, list):
       raise ValueError(f"{path} is damaged: expected a list; move it away")
@@ -164,14 +164,17 @@ def _check_shared(directory: epath.Path) -> None:
   if jax.process_count() == 1:
     return
   name = f".shared-{distributed.broadcast(lambda: secrets.token_hex(8))}"
-  existed = distributed.broadcast(directory.exists)
+  existed = distributed.broadcast(lambda: storage.exists(directory))
   distributed.broadcast(lambda: storage.write_text(directory / name, ""))
-  seen = distributed.gather((directory / name).exists())
+  with distributed.collective_errors():
+    is_seen = storage.exists(directory / name)
+  seen = distributed.gather(is_seen)
 
   def clear() -> None:
-    (directory / name).unlink()
-    if not all(seen) and not existed:
-      directory.rmdir()
+    with storage.store_errors(directory):
+      (directory / name).unlink()
+      if not all(seen) and not existed:
+        directory.rmdir()
 
   distributed.broadcast(clear)
   if not all(seen):

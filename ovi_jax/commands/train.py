@@ -5,7 +5,7 @@
   ovi-train --config=codec_video:mini --workdir=DIR
 
 Run the same command again to resume from the newest checkpoint. Exit codes: 0
-finished, 75 interrupted (SIGTERM, Ctrl-C) with a checkpoint saved, 76 a step
+finished, 75 interrupted (SIGTERM, Ctrl-C), with a checkpoint, 76 a step
 took longer than step_timeout_seconds, 1 an error, printed in one line.
 --config.FIELD=VALUE sets a field of the config. See docs/how_to/fine_tune.md
 and docs/how_to/train.md.

@@ -41,12 +41,12 @@ def run(*, out: str, **flags: Any) -> None:
   components = flags.get("components") or None
   named = {c: _files(flags[c]) for c in architecture.COMPONENTS if flags.get(c)}
   if download:
-    downloads.download(download, pathlib.Path(out))
+    downloads.download(download, storage.local(out))
   elif flags.get("export"):
     source = weights or release
     if not source:
       raise ValueError("--export needs --weights=DIR of converted weights")
-    convert.export(pathlib.Path(source), pathlib.Path(out), components)
+    convert.export(storage.local(source), storage.local(out), components)
   else:
     if not release and not named:
       raise ValueError(
@@ -90,7 +90,7 @@ def _local_folder(out: str) -> Iterator[pathlib.Path]:
     yield target
     return
   storage.check_access(target)
-  if (target / weights_dir.MANIFEST).exists():
+  if storage.exists(target / weights_dir.MANIFEST):
     raise ValueError(f"{out} holds weights already; choose another --out")
   with storage.spool() as folder:
     yield folder

@@ -191,7 +191,7 @@ def write(
   path = storage.locate(path)
   if storage.is_remote(path):
     storage.check_access(storage.path(path))
-  if path.exists():
+  if shards.is_published(path):
     raise ValueError(f"{path} exists; choose another folder or remove it")
   if not splits:
     raise ValueError(f"no splits for {path}; expected one such as 'train'")

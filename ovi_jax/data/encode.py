@@ -15,7 +15,6 @@ two passes: captions (--parts=text), then the media of that output
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import logging
 import pathlib
@@ -134,7 +133,7 @@ def run(job: Job) -> bool:
   recipe = _recipe(job, manifest)
   if storage.is_remote(job.out):
     storage.check_access(storage.path(job.out))
-  if job.out.exists():
+  if shards.is_published(job.out):
     _check_recipe(job.out, recipe, f"choose another place than {job.out}")
     _log.info(f"already encoded: {job.out}")
     return True
@@ -299,10 +298,10 @@ def _without_media(record: schema.Record) -> schema.Record:
 
 def _recipe(job: Job, manifest: weights_dir.Manifest) -> dict[str, Any]:
   """The settings that determine the output dataset, as JSON."""
-  metadata = (job.data / builder.METADATA).read_bytes()
+  digest = storage.sha256(job.data / builder.METADATA)
   needs = sorted(encoding.COMPONENTS[part] for part in job.parts)
   return {
-    "data": hashlib.sha256(metadata).hexdigest(),
+    "data": digest,
     "weights": {name: manifest.digests.get(name) for name in needs},
     "parts": sorted(job.parts),
     "keep_media": job.keep_media,

@@ -201,7 +201,7 @@ class Quality:
     Raises:
       ValueError: the file is damaged.
     """
-    if not path.is_file():
+    if not storage.exists(path):
       return None
     try:
       values: Any = dict(storage.read_json(path))

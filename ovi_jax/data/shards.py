@@ -149,15 +149,23 @@ def finish(
   _describe(folder, sizes, null_text)
 
 
+def is_published(path: storage.AnyPath) -> bool:
+  """Whether a name is taken; in an object store, by a complete dataset.
+
+  An interrupted upload leaves files without metadata, which are replaced.
+  """
+  is_local = isinstance(path, pathlib.Path)
+  return storage.exists(path if is_local else path / METADATA)
+
+
 def publish(folder: pathlib.Path, path: storage.AnyPath) -> None:
-  """Give a finished dataset its name; hidden files, its notes, are dropped.
+  """Give a finished dataset its name, without hidden files, its notes.
 
   A dataset in an object store is uploaded, the metadata last: what has none is
-  no dataset.
+  no dataset. The folder keeps its notes, so that an interrupted upload can be
+  repeated.
   """
   if not isinstance(path, pathlib.Path):
-    for notes in folder.glob(".*"):
-      notes.unlink()
     storage.upload_folder(folder, path, last=METADATA)
     return
   for file in folder.iterdir():

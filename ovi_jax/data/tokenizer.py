@@ -15,7 +15,6 @@ to be trained with the tokenizer (`configs/codec_text.py`), and towers with it.
 
 import collections
 import os
-import pathlib
 import re
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from tokenizers import processors
 from ovi_jax import cli
 from ovi_jax import files
 from ovi_jax import prompt as prompts
+from ovi_jax import storage
 from ovi_jax import tokenizer as tokenizer_lib
 from ovi_jax.data import builder
 from ovi_jax.synthetic.world import world as worlds
@@ -94,7 +94,7 @@ def write(
   Returns:
     The size of the vocabulary.
   """
-  made, path = make(captions, min_count), pathlib.Path(path)
+  made, path = make(captions, min_count), storage.locate(path)
   with files.atomic_path(path) as temporary:
     temporary.write_text(made.to_str(pretty=True) + "\n", encoding="utf-8")
   return made.get_vocab_size()

@@ -22,6 +22,7 @@ from PIL import ImageFont
 
 from ovi_jax import cli
 from ovi_jax import files
+from ovi_jax import storage
 from ovi_jax.media import mp4
 from ovi_jax.sampling import outputs
 
@@ -167,7 +168,7 @@ FLAGS = flags.FLAGS
 
 def main() -> None:
   cli.require_flags(FLAGS, clips="DIR", out="FILE.png")
-  clips, out = pathlib.Path(FLAGS.clips), pathlib.Path(FLAGS.out)
+  clips, out = storage.local(FLAGS.clips), storage.locate(FLAGS.out)
   if out.suffix.lower() == ".gif":
     made, *others = animation(clips, FLAGS.scale)
     options = {"append_images": others, "duration": 80, "loop": 0}

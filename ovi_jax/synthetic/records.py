@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from ovi_jax import console
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax.data import builder
 from ovi_jax.data import clips
 from ovi_jax.data import schema
@@ -60,7 +61,7 @@ def records(
 
 
 def write(
-  path: pathlib.Path, world: worlds.World, counts: Mapping[str, int]
+  path: storage.AnyPath, world: worlds.World, counts: Mapping[str, int]
 ) -> None:
   """Write a dataset; its splits have different clips.
 

@@ -75,7 +75,7 @@ def export(
   workdir, out = storage.locate(workdir), storage.locate(out)
   if storage.is_remote(out):
     storage.check_access(storage.path(out))
-  if (out / weights_dir.MANIFEST).exists():
+  if storage.exists(out / weights_dir.MANIFEST):
     raise ValueError(f"{out} holds weights already; choose another --out")
   config = ml_collections.ConfigDict(workdirs.read_config(workdir))
   settings = settings_lib.Settings.from_config(config)

@@ -260,7 +260,7 @@ def _idle(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
 def _open(source: Source) -> _Opened:
   """Open a source: a directory of weights or a run's checkpoints."""
   path = storage.locate(source.path)
-  if (path / weights_dir.MANIFEST).is_file():
+  if storage.exists(path / weights_dir.MANIFEST):
     return _open_weights(source, path)
   of_run = (path / _CHECKPOINTS).is_dir()  # even if it is named by a number
   if reader.is_step(path.name) and path.is_dir() and not of_run:

@@ -9,6 +9,7 @@ step logs those steps again; readers take the last.
 import contextlib
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -36,6 +37,7 @@ FRAMES = 8  # of a clip that are shown
 SIDE = 128  # pixels that a shown frame's sides are at most, about
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
+_log = logging.getLogger(__name__)
 
 
 class Writer:
@@ -206,10 +208,16 @@ class Logs(Writer):
     events.add_summary(summary, step)
 
   def flush(self) -> None:
-    """Bring everything to the disk, or to the object store."""
+    """Bring everything to the disk, or to the object store.
+
+    If the upload fails, the next one repeats it; only the last must succeed.
+    """
     self._lines.flush()
     self._events.flush()
-    self._upload()
+    try:
+      self._upload()
+    except OSError as error:
+      _log.warning("logs are not uploaded, trying again later: %s", error)
 
 
 def _summary() -> Any:
@@ -244,10 +252,20 @@ class Preview:
 def read(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """What a run's log says of each step, sorted; of each name the last value.
 
-  A last line that a kill cut short is left out.
+  A last line that a kill cut short is left out. Without a file, as before the
+  first upload of a run in an object store, the result is empty.
+
+  Raises:
+    OSError: the file cannot be read.
   """
+  path = storage.locate(directory) / FILE
   latest: dict[int, dict[str, Any]] = {}
-  for line in (storage.locate(directory) / FILE).read_text().splitlines():
+  try:
+    with storage.read_errors(path):
+      text = path.read_text()
+  except FileNotFoundError:
+    return []
+  for line in text.splitlines():
     try:
       values = json.loads(line)
     except json.JSONDecodeError:

@@ -348,7 +348,7 @@ class CodecTask(Task):
       return init_from.plan(shapes, (), (".*",))
     source = init_from.Source(path=path, include=(".*",), component=self.name)
     has_head = any(re.match(_HEAD, path) for path in shapes)
-    of_weights = (storage.locate(path) / weights_dir.MANIFEST).is_file()
+    of_weights = storage.exists(storage.locate(path) / weights_dir.MANIFEST)
     scratch = (_HEAD,) if of_weights and has_head else ()
     return init_from.plan(shapes, (source,), scratch)
 
@@ -445,7 +445,7 @@ def check_sizes(settings: settings_lib.Settings) -> None:
   """
   for name, tower in settings.model.present().items():
     path = storage.locate(getattr(settings.init_from, name))
-    if not (path / weights_dir.MANIFEST).is_file():
+    if not storage.exists(path / weights_dir.MANIFEST):
       continue
     found = getattr(weights_dir.manifest_of(path).architecture.fusion, name)
     if found is None:

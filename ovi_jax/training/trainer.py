@@ -67,7 +67,8 @@ def train(
   )
   mesh = task.make_mesh()
   step_config = task.step_config
-  opened = task.open_evaluators(mesh)
+  with distributed.collective_errors():
+    opened = task.open_evaluators(mesh)
   with contextlib.closing(task.open_input(mesh)) as source:
     target = task.target_state(mesh)
     # A resumed run does not need the weights it was initialized from.
@@ -108,8 +109,9 @@ def train(
       step = 0 if state is None else int(state.step)
       for line in workdirs.record_changes(workdir, config, changes, step):
         _log.info(f"config: {line}")
-      if jax.process_index() == 0:
-        timer.resume(logs.read(workdir), step)
+      with distributed.collective_errors():
+        if jax.process_index() == 0:
+          timer.resume(logs.read(workdir), step)
       if state is None:
         plan = plan or task.init_plan()
         for line in plan.lines():
@@ -161,7 +163,8 @@ def _open_workdir(
 ) -> Iterator[tuple[managers.Manager, logs.Writer]]:
   """Open the checkpoints and logs of a run; only process 0 writes logs."""
   keep = dataclasses.asdict(settings.checkpoints)
-  writer = logs.Writer() if jax.process_index() else logs.Logs(workdir)
+  with distributed.collective_errors():
+    writer = logs.Writer() if jax.process_index() else logs.Logs(workdir)
   with managers.Manager(workdir / CHECKPOINTS, **keep) as manager, writer:
     yield manager, writer
 
@@ -205,19 +208,28 @@ def check_input(source: loop.Input, workdir: epath.Path, instead: str) -> None:
 
   Raises:
     ValueError: names the differences, before anything is written.
+    OSError: the object store cannot be used.
   """
   for number in known_steps(workdir)[:1]:
-    try:
-      found = reader.read_info(workdir / CHECKPOINTS / str(number))
-    except ValueError:
-      return  # damaged: resuming names it and restores an earlier one
-    try:
-      source.set_state(found.iterators[0])
-    except ValueError as error:
-      raise ValueError(
-        f"{workdir}: {error}. To continue the run, use the datasets that it"
-        f" had{_datasets_of(workdir)}. {instead}"
-      ) from error
+    with distributed.collective_errors():
+      _check_input(source, workdir, number, instead)
+
+
+def _check_input(
+  source: loop.Input, workdir: epath.Path, number: int, instead: str
+) -> None:
+  """As `check_input`, for this process and the checkpoint of a step."""
+  try:
+    found = reader.read_info(workdir / CHECKPOINTS / str(number))
+  except ValueError:
+    return  # damaged: resuming names it and restores an earlier one
+  try:
+    source.set_state(found.iterators[0])
+  except ValueError as error:
+    raise ValueError(
+      f"{workdir}: {error}. To continue the run, use the datasets that it"
+      f" had{_datasets_of(workdir)}. {instead}"
+    ) from error
 
 
 def _datasets_of(workdir: epath.Path) -> str:

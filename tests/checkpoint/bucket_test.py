@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ovi_jax import storage
+from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import manager
 from ovi_jax.checkpoint import reader
 
@@ -60,6 +61,22 @@ def test_a_half_uploaded_checkpoint_is_not_taken_for_a_complete_one(
     check(checkpoints.restore_newest(state(0)), 1)
     assert checkpoints.save(2, state(2))
     check(checkpoints.restore_newest(state(0)), 2)
+
+
+def test_a_store_that_cannot_be_used_is_not_a_damaged_or_missing_checkpoint(
+  bucket, bucket_endpoint
+):
+  directory = storage.path(f"{bucket}/checkpoints")
+  assert reader.steps(directory) == []
+  (directory / "1" / "commit_success.txt").write_text("")
+  assert reader.steps(directory) == [1]
+  with pytest.raises(integrity.DamagedError, match="checksums.json is missing"):
+    reader.read_info(directory / "1")
+  bucket_endpoint.store.forbidden.add(directory.parts[2])
+  for read in (reader.steps, reader.read_info):
+    with pytest.raises(OSError, match="cannot use gs://") as caught:
+      read(directory / "1")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

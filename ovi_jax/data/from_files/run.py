@@ -33,6 +33,7 @@ from ovi_jax import untrusted
 from ovi_jax.data import builder
 from ovi_jax.data import captions as captions_lib
 from ovi_jax.data import schema
+from ovi_jax.data import shards
 from ovi_jax.data.from_files import listing
 from ovi_jax.data.from_files import settings as settings_lib
 from ovi_jax.data.from_files import sheet
@@ -77,7 +78,7 @@ def run(settings: settings_lib.Settings) -> None:
   recipe = _recipe(settings, found)
   if storage.is_remote(settings.out):
     storage.check_access(storage.path(settings.out))
-  if settings.out.exists():
+  if shards.is_published(settings.out):
     _check_recipe(settings, recipe)
     report = (settings.folder / _REPORT).read_text("utf-8")
     _log.info(report.removesuffix("\n"))

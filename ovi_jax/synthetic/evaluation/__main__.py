@@ -13,12 +13,12 @@ Write prompts, generate clips from them, score the clips; or score codecs:
 """
 
 import json
-import pathlib
 
 from absl import flags
 
 from ovi_jax import cli
 from ovi_jax import files
+from ovi_jax import storage
 from ovi_jax.synthetic.evaluation import calibration
 from ovi_jax.synthetic.evaluation import prompts
 from ovi_jax.synthetic.evaluation import report
@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 
 def _draw() -> None:
   cli.require_flags(FLAGS, out="FILE.csv")
-  path = pathlib.Path(FLAGS.out)
+  path = storage.locate(FLAGS.out)
   trained = [prompts.Trained.parse(text) for text in FLAGS.trained]
   texts = prompts.draw(FLAGS.count, FLAGS.seed, FLAGS.pairs, trained)
   prompts.write(path, texts, FLAGS.seed)
@@ -43,7 +43,7 @@ def _score() -> None:
       "--clips=DIR is needed: a folder that sample.py wrote clips to; or say"
       " 'prompts' to write prompts, 'calibrate' to score the world's own clips"
     )
-  clips = report.read(pathlib.Path(FLAGS.clips))
+  clips = report.read(storage.local(FLAGS.clips))
   table = report.score(clips)
   text = report.markdown(table)
   _write(json.dumps(report.plain(clips, table), indent=1) + "\n", text)
@@ -53,7 +53,7 @@ def _write(plain: str, text: str) -> None:
   """Write JSON and table to the files of the flags, and print the table."""
   for name, content in ((FLAGS.out, plain), (FLAGS.markdown, text)):
     if name:
-      with files.atomic_path(pathlib.Path(name)) as temporary:
+      with files.atomic_path(storage.locate(name)) as temporary:
         temporary.write_text(content, "utf-8")
   print(text, end="")
 
@@ -65,7 +65,7 @@ def _calibrate() -> None:
 
 def _codecs() -> None:
   cli.require_flags(FLAGS, weights="DIR")
-  found = weights.losses(pathlib.Path(FLAGS.weights), FLAGS.count, FLAGS.seed)
+  found = weights.losses(storage.locate(FLAGS.weights), FLAGS.count, FLAGS.seed)
   losses = {name: loss._asdict() for name, loss in found.items()}
   _write(json.dumps(losses, indent=2) + "\n", weights.markdown(found))
 

@@ -4,12 +4,12 @@ import collections
 import csv
 import io
 import itertools
-import pathlib
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ovi_jax import files
+from ovi_jax import storage
 from ovi_jax.sampling import requests
 from ovi_jax.synthetic.world import world as worlds
 
@@ -107,7 +107,7 @@ def _captions(trained: Trained) -> Iterator[str]:
     yield from world.clip(index, slice(1), sound=False).captions
 
 
-def write(path: pathlib.Path, prompts: list[str], seed: int) -> None:
+def write(path: storage.AnyPath, prompts: list[str], seed: int) -> None:
   """Write the CSV that `sample.py` reads, a seed of noise to each prompt.
 
   With one noise for all, clips of a kind would be alike: their events would

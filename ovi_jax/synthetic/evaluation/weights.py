@@ -1,6 +1,5 @@
 """What the codecs of a directory of weights lose, on clips of the world."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ovi_jax import cli
+from ovi_jax import storage
 from ovi_jax.pretrained import component_loader
 from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
@@ -22,7 +22,7 @@ VIDEO, AUDIO = "video PSNR, dB", "log-mel error of sounds, dB"
 
 
 def losses(
-  weights: pathlib.Path, count: int, seed: int
+  weights: storage.AnyPath, count: int, seed: int
 ) -> Mapping[str, codecs.Loss]:
   """Encode and decode whole clips, and measure what is lost.
 

@@ -7,11 +7,10 @@ The dataset has mp4 and PCM and no latents yet: `ovi_jax.data.encode` adds
 them.
 """
 
-import pathlib
-
 from absl import flags
 
 from ovi_jax import cli
+from ovi_jax import storage
 from ovi_jax.synthetic import records
 from ovi_jax.synthetic.world import world
 
@@ -24,7 +23,7 @@ def main() -> None:
     seed=FLAGS.seed, size=FLAGS.size, what=FLAGS.what, pairs=FLAGS.pairs
   )
   counts = {"train": FLAGS.train, "test": FLAGS.test}
-  records.write(pathlib.Path(FLAGS.out), made, counts)
+  records.write(storage.locate(FLAGS.out), made, counts)
   print(f"wrote {FLAGS.out}")
 
 

@@ -38,6 +38,7 @@ import ovi_jax
 from ovi_jax import cli
 from ovi_jax import config_files
 from ovi_jax import geometry
+from ovi_jax import storage
 from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
@@ -180,7 +181,7 @@ def assemble(
   kept = None if base is None else _whole(base)
   tokenizer = None
   if "umt5" in found:
-    tokenizer = pathlib.Path(found["umt5"].settings.data.tokenizer)
+    tokenizer = storage.local(found["umt5"].settings.data.tokenizer)
     if not tokenizer.is_file():
       raise ValueError(f"the text run's tokenizer {tokenizer} is no file")
   if base is not None and _decoder_alone(found):
@@ -486,14 +487,14 @@ def main() -> None:
   if not given.out or given.towers is None:
     raise ValueError("--out=DIR and --towers=configs/STAGE.py are needed")
   paths = {name: str(given[name].value or "") for name in RUNS}
-  runs = {name: pathlib.Path(p) for name, p in paths.items() if p}
-  base = pathlib.Path(given.base) if given.base else None
+  runs = {name: storage.local(p) for name, p in paths.items() if p}
+  base = storage.local(given.base) if given.base else None
   if base is None:
     clip = Clip.from_config(given.towers, given.measure, given.clips)
   else:
     clip = Clip.from_weights(base, given.measure, given.clips)
   dtype = jnp.dtype(given.dtype) if given.dtype else None
-  manifest = assemble(runs, pathlib.Path(given.out), clip, dtype, base)
+  manifest = assemble(runs, storage.local(given.out), clip, dtype, base)
   print(f"wrote {', '.join(sorted(manifest.digests))} to {given.out}")
 
 

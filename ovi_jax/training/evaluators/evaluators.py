@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 import itertools
-import pathlib
 from collections.abc import Iterator
 
 import jax
 
+from ovi_jax import storage
 from ovi_jax.data import loader
 from ovi_jax.data import schema
 from ovi_jax.pretrained import component_loader
@@ -105,7 +105,7 @@ class Evaluators:
       model=model,
       mesh=mesh,
       components=self.components,
-      directory=pathlib.Path(context.directory),
+      directory=storage.locate(context.directory),
       prompts=eval_samples.prompts(map(embed, first), count),
       null_SE=context.null_SE,
       size=settings.data.buckets[0],

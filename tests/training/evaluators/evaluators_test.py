@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ovi_jax import storage
 from ovi_jax.data import builder
 from ovi_jax.media import mp4
 from ovi_jax.training import logs
@@ -78,7 +79,10 @@ def test_ema_on_the_host_equals_ema_on_the_device(clips, weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_media_writes_eval_losses_and_samples(weights, tmp_path):
+def test_a_run_on_media_writes_eval_losses_and_samples_to_a_store(
+  weights, bucket, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
   media_ = [raw_clips.clip(i, 5, tmp_path) for i in range(6)]
   builder.write(
     tmp_path / "data",
@@ -87,10 +91,12 @@ def test_a_run_on_media_writes_eval_losses_and_samples(weights, tmp_path):
   )
   changes = small_training.ON_THE_FLY | SHOWN
   values = small_training.fusion_config(tmp_path / "data", weights, **changes)
-  assert small_training.run(values, tmp_path / "run")
-  assert any("eval/loss_audio" in x for x in logs.read(tmp_path / "run"))
-  made = tmp_path / "run" / "samples" / "step-00000004"
+  run = storage.path(f"{bucket}/run")
+  assert small_training.run(values, run)
+  assert any("eval/loss_audio" in x for x in logs.read(run))
+  made = run / "samples" / "step-00000004"
   assert len(list(made.glob("*.mp4"))) == 2
+  assert not (tmp_path / "gs:").exists()
 
 
 @pytest.mark.parametrize(
