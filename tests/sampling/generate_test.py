@@ -127,7 +127,7 @@ def test_overlapped_clips_have_the_bytes_of_single_runs(
   run, tmp_path, monkeypatch
 ):
   one_device = jax.local_devices()[:1]
-  monkeypatch.setattr(planning, "_devices", lambda settings: one_device)
+  monkeypatch.setattr(jax, "local_devices", lambda *args, **kw: one_device)
   asked = [requests.from_prompt(p)[0] for p in ("Rain.", "Wind.", "Surf.")]
   changes = {"num_steps": 2}
   paths, lines = run(asked=asked, changes=changes)
