@@ -15,7 +15,6 @@ from ovi_jax.media import mp4
 from ovi_jax.pretrained import weights as stores
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import generate
-from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import settings
 from tests.lib import config_values
