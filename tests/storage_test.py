@@ -21,7 +21,7 @@ def test_local_paths_stay_as_they_are(name):
   [
     ("htp://bucket/run", "unknown scheme htp:; expected a local path, gs://"),
     ("GS://bucket/run", "unknown scheme GS:"),
-    ("file:///tmp/run", "unknown scheme file:"),
+    ("file:///home/run", "unknown scheme file:"),
     ("gs:/bucket/run", "expected gs://BUCKET/…, check the slashes"),
     ("gs:bucket/run", "check the slashes"),
     ("gs:///bucket/run", "check the slashes"),

@@ -219,6 +219,8 @@ class Manager:
         reader.META: ocp.args.JsonSave(meta),
       }
     )
+    if step == self._saving and jax.process_count() == 1:
+      self._orbax.reload()  # the step failed; Orbax would count it twice
     self._saving = step
     with self._explained():
       self._orbax.save(step, args=arguments, force=True)

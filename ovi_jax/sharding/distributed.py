@@ -237,9 +237,9 @@ def preemption_watcher(
   signalled.
 
   Args:
-    grace_seconds: the process exits so long after SIGTERM, whatever it waits
-      for; 0 for no limit. With several processes, the time starts when they
-      agree to stop.
+    grace_seconds: time from SIGTERM after which the process exits even if a
+      save is not complete; 0 for no limit. With several processes, the time
+      starts when they agree to stop.
     exit_code: code with which it exits then.
   """
   told: list[int] = []
