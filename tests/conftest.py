@@ -21,6 +21,7 @@ from ovi_jax.convert import convert
 from ovi_jax.convert import standin
 from ovi_jax.convert.standin import write
 from tests.lib import bucket as buckets
+from tests.lib import traced_memory
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -29,8 +30,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", str(HERE.parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-
-# Run first: at the end of a run each would keep one worker busy alone.
+# At the end of a run each of these would keep one process busy alone.
 LONG_FILES = (
   "tests/docs_test.py",
   "tests/train_processes_test.py",
@@ -41,20 +41,31 @@ LONG_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Order files by their length; xdist hands them out in this order."""
+  """Order files by their length; processes get them in this order."""
   rank = {name: place for place, name in enumerate(LONG_FILES)}
   items.sort(key=lambda x: rank.get(x.nodeid.split("::")[0], len(rank)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def free_compiled_programs():
-  """Drop a module's compiled programs when its tests are done.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+  """The scheduler for `--dist loadfile`; xdist's own for the other modes."""
+  if config.getoption("dist") != "loadfile":
+    return None
+  from tests.lib import file_scheduler
 
-  Each takes memory maps; thousands of them in one process reach the kernel's
-  limit (vm.max_map_count), which ends the process.
+  return file_scheduler.FileScheduler(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clean_process():
+  """Leave a process to the next module without what slows or ends it.
+
+  Each compiled program takes memory maps; thousands of them in one process
+  reach the kernel's limit (vm.max_map_count), which ends the process.
   """
   yield
   jax.clear_caches()
+  traced_memory.stop()
 
 
 @pytest.fixture

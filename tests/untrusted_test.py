@@ -2,7 +2,6 @@
 
 import json
 import os
-import tracemalloc
 
 import pytest
 
@@ -16,6 +15,7 @@ from ovi_jax.media import container as media_container
 from ovi_jax.media import images
 from ovi_jax.media import probe
 from ovi_jax.pretrained import tensor_file
+from tests.lib import traced_memory
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,9 @@ def test_no_more_of_a_file_than_the_limit_is_read(tmp_path):
 
 def test_a_long_text_takes_little_memory_beyond_its_own():
   for text in (b"a" * 2**20, b"\\n" * 2**19):
-    tracemalloc.start()
-    untrusted.parse_json(b'["' + text + b'"]')
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8 * 2**20
+    with traced_memory.peak() as peak:
+      untrusted.parse_json(b'["' + text + b'"]')
+    assert peak.bytes < 8 * 2**20
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])

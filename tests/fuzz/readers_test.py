@@ -13,7 +13,6 @@ import os
 import pathlib
 import random
 import shutil
-import tracemalloc
 import zipfile
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -55,6 +54,7 @@ from ovi_jax.training import init_from
 from tests.lib import mutations
 from tests.lib import pickle_bytes
 from tests.lib import random_records
+from tests.lib import traced_memory
 
 FEW, MANY = 24, 150
 ALLOWED = (ValueError, OSError)
@@ -483,17 +483,17 @@ def check(target: Target, folder: pathlib.Path, seeds: Sequence[int]) -> None:
     (copy / name).write_bytes(mutated(target, data, seed))
     target.seal(copy / name)
     size = (copy / name).stat().st_size
-    tracemalloc.start()
-    try:
-      with contextlib.suppress(*ALLOWED):
-        target.read(copy / name)
-    # Any other type than `ALLOWED` is what the test looks for; all are listed.
-    except Exception as error:
-      failures.append(f"{seed}: {type(error).__name__}: {error!s:.200}")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    if peak > MOST_BYTES + MULTIPLE * size:
-      failures.append(f"{seed}: {peak} bytes of memory for a file of {size}")
+    with traced_memory.peak() as peak:
+      try:
+        with contextlib.suppress(*ALLOWED):
+          target.read(copy / name)
+      # Any type but `ALLOWED` is what the test looks for; all are listed.
+      except Exception as error:
+        failures.append(f"{seed}: {type(error).__name__}: {error!s:.200}")
+    if peak.bytes > MOST_BYTES + MULTIPLE * size:
+      failures.append(
+        f"{seed}: {peak.bytes} bytes of memory for a file of {size}"
+      )
     shutil.rmtree(copy)
   assert not failures, "\n".join(failures[:10])
 

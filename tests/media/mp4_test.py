@@ -4,7 +4,6 @@ import itertools
 import os
 import subprocess
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from ovi_jax import geometry
 from ovi_jax.media import mp4
 from tests.lib import media_files
+from tests.lib import traced_memory
 
 RATE = geometry.SAMPLE_RATE
 
@@ -187,14 +187,14 @@ def test_a_small_file_of_many_large_frames_is_refused(tmp_path):
   frames = itertools.repeat(np.zeros((1, 1024, 1024, 3), np.uint8), 30)
   mp4.write(tmp_path / "a.mp4", frames, None, preset="ultrafast")
   assert (tmp_path / "a.mp4").stat().st_size < 100_000
-  tracemalloc.start()
-  with pytest.raises(
-    ValueError, match="21 MB of frames .* 30 of 1024x1024 are 94 MB"
+  with (
+    traced_memory.peak() as peak,
+    pytest.raises(
+      ValueError, match="21 MB of frames .* 30 of 1024x1024 are 94 MB"
+    ),
   ):
     mp4.read(tmp_path / "a.mp4", max_bytes=20 << 20)
-  _, peak = tracemalloc.get_traced_memory()
-  tracemalloc.stop()
-  assert peak < 5 << 20
+  assert peak.bytes < 5 << 20
   with pytest.raises(ValueError, match="most 1000000 pixels, found 1024x1024"):
     mp4.read(tmp_path / "a.mp4", max_bytes=3_000_000)
 

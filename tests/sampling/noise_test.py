@@ -3,7 +3,6 @@
 import io
 import pathlib
 import struct
-import tracemalloc
 import zipfile
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from ovi_jax.modality import AV
 from ovi_jax.sampling import noise
+from tests.lib import traced_memory
 
 SHAPES = AV(video=(2, 2, 2, 3), audio=(5, 4))
 VIDEO = np.arange(24, dtype=np.float32).reshape(SHAPES.video)
@@ -83,12 +83,12 @@ def test_decompression_bombs_are_refused(tmp_path):
   path = written(tmp_path, npy(zeros))
   assert path.stat().st_size < 200_000
   del zeros
-  tracemalloc.start()
-  with pytest.raises(ValueError, match=r"got \(16777216,\)"):
+  with (
+    traced_memory.peak() as peak,
+    pytest.raises(ValueError, match=r"got \(16777216,\)"),
+  ):
     noise.read(path, SHAPES)
-  _, peak = tracemalloc.get_traced_memory()
-  tracemalloc.stop()
-  assert peak < 4 << 20
+  assert peak.bytes < 4 << 20
 
 
 @pytest.mark.parametrize(
