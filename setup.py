@@ -73,6 +73,7 @@ setuptools.setup(
     "optax>=0.2.8",
     "pillow>=11",
     "safetensors>=0.6",
+    "scipy>=1.13",
     "tensorflow-datasets>=4.9.10",
     "tensorboardX>=2.6",
     "tokenizers>=0.21",

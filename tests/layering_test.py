@@ -49,6 +49,13 @@ ALLOWED = {
   WORLD: set(),
   "data": {"pretrained", "sharding", WORLD},
   "curation": {"pretrained", "convert", "data", WORLD},
+  "evaluation": {
+    "curation",
+    "models",
+    "pretrained",
+    "convert",
+    "sharding",
+  },
   "training": {
     "attention",
     "models",
@@ -78,7 +85,15 @@ ALLOWED = {
     "training",
     WORLD,
   },
-  "synthetic": {"data", "models", "pretrained", "sampling", "sharding", WORLD},
+  "synthetic": {
+    "data",
+    "evaluation",
+    "models",
+    "pretrained",
+    "sampling",
+    "sharding",
+    WORLD,
+  },
 }
 # The same within curation; those that are files, by name. All see the contract.
 CONTRACT = {"clip", "stage"}
