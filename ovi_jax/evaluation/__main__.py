@@ -1,17 +1,20 @@
 """Score clips of any model, side by side, with intervals and checks.
 
   python -m ovi_jax.evaluation run --clips=[NAME=]DIR,… --out=DIR
-    [--reference=DIR] [--protocol=basic,…] [--texts=FILE.csv]
+    [--reference=DIR] [--protocol=basic,…] [--prompts=FILE.csv]
     [--weights=EXTRACTOR=PATH,…] [--extractors=package.module:function,…]
     [--features=NAME=DIR,…] [--cache=DIR] [--sanity_clips=64]
 
   python -m ovi_jax.evaluation import-features --source=DIR,… --out=DIR
+  python -m ovi_jax.evaluation convert-list --format=audiocaps --source=FILE
+    --out=FILE.csv [--audio_line] [--seed=0]
 
 Each folder has the clips of one system (mp4 or other video, or sound files);
 clips of the same prompt have the same name in all folders. The report
 (report.md, report.json, report.html) is written to --out, and the features of
 the clips to its folder `features`, from where later runs take them. The second
-command converts caches of av-benchmark for --features.
+command converts caches of av-benchmark for --features, the third public lists
+of prompts for sample.py and --prompts.
 See docs/how_to/evaluate_clips.md.
 """
 
@@ -20,10 +23,11 @@ import pathlib
 from absl import flags
 
 from ovi_jax import cli
+from ovi_jax import prompt as prompts
 from ovi_jax import storage
 from ovi_jax.evaluation import av_benchmark
-from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import intervals
+from ovi_jax.evaluation import lists
 from ovi_jax.evaluation import protocols
 from ovi_jax.evaluation import report
 from ovi_jax.evaluation import run
@@ -34,7 +38,7 @@ _CACHE = "features"
 
 def _usage() -> None:
   raise ValueError(
-    "expected a command: run or import-features; see"
+    "expected a command: run, import-features or convert-list; see"
     " python -m ovi_jax.evaluation --help"
   )
 
@@ -49,7 +53,11 @@ def _run() -> None:
     reference=storage.local(FLAGS.reference) if FLAGS.reference else None,
     cache=storage.local(FLAGS.cache or out / _CACHE),
     protocols=tuple(FLAGS.protocol),
-    texts=clips.read_texts(FLAGS.texts) if FLAGS.texts else {},
+    prompts=(
+      lists.read_prompts(storage.locate(FLAGS.prompts))
+      if FLAGS.prompts
+      else lists.PromptTable()
+    ),
     weights=_pairs("weights", FLAGS.weights),
     extractors=tuple(FLAGS.extractors),
     imported={
@@ -71,6 +79,20 @@ def _import() -> None:
   counts = av_benchmark.convert(caches, storage.local(FLAGS.out))
   for name, count in counts.items():
     print(f"{name}: {count} clips")
+
+
+def _convert_list() -> None:
+  cli.require_flags(FLAGS, source="FILE", out="FILE.csv")
+  if len(FLAGS.source) != 1:
+    raise ValueError("--source: expected one file")
+  count = lists.convert(
+    storage.local(FLAGS.source[0]),
+    FLAGS.format,
+    storage.locate(FLAGS.out),
+    audio_tag=prompts.SOUND_LINE if FLAGS.audio_line else prompts.SOUND,
+    seed=FLAGS.seed,
+  )
+  print(f"wrote {count} prompts to {FLAGS.out}")
 
 
 def systems(given: list[str]) -> dict[str, pathlib.Path]:
@@ -113,7 +135,7 @@ if __name__ == "__main__":
     "Protocols, by name or as JSON files: " + ", ".join(protocols.known()),
   )
   flags.DEFINE_string(
-    "texts", "", "Table with the columns name and text, for clips without JSON."
+    "prompts", "", "Table with the columns name, text_prompt and seed."
   )
   flags.DEFINE_list("weights", [], "EXTRACTOR=PATH of weights.")
   flags.DEFINE_list("extractors", [], "Further extractors by dotted path.")
@@ -125,7 +147,20 @@ if __name__ == "__main__":
     "sanity_clips", 64, "Clips of which distorted versions are scored."
   )
   flags.DEFINE_integer("bootstrap", intervals.DRAWS, "Bootstrap resamplings.")
-  flags.DEFINE_integer("seed", 0, "Seed of the resamplings.")
+  flags.DEFINE_integer(
+    "seed", 0, "Seed of the resamplings, or of the first prompt of a list."
+  )
   flags.DEFINE_integer("examples", 4, "Clips that the HTML page shows.")
-  flags.DEFINE_list("source", [], "Caches of av-benchmark to convert.")
-  cli.run(_usage, run=_run, **{"import-features": _import})
+  flags.DEFINE_list(
+    "source", [], "Caches of av-benchmark, or a list, to convert."
+  )
+  flags.DEFINE_enum(
+    "format", "verse_bench", list(lists.FORMATS), "Format of the list."
+  )
+  flags.DEFINE_bool(
+    "audio_line",
+    False,
+    "Write sounds after `Audio:`, not between <AUDCAP> and <ENDAUDCAP>.",
+  )
+  commands = {"import-features": _import, "convert-list": _convert_list}
+  cli.run(_usage, run=_run, **commands)

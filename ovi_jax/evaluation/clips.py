@@ -11,17 +11,15 @@ import functools
 import hashlib
 import json
 import math
-import os
 import pathlib
-from collections.abc import Mapping
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import signal
 
 from ovi_jax import prompt as prompts
-from ovi_jax import tables
 from ovi_jax import untrusted
+from ovi_jax.evaluation import lists
 from ovi_jax.media import container
 from ovi_jax.media import mp4
 from ovi_jax.media import probe
@@ -64,14 +62,15 @@ class Clip:
 
 
 def read_folder(
-  folder: pathlib.Path, texts: Mapping[str, str] | None = None
+  folder: pathlib.Path, table: lists.PromptTable | None = None
 ) -> list[Clip]:
   """List the clips of a folder, sorted by name.
 
   Args:
     folder: of video and sound files; other files are ignored.
-    texts: by clip name. Clips that it lacks take the `prompt` of the JSON file
-      that sample.py writes beside each clip, if there is one.
+    table: of prompts. A clip has the prompt of its name; a clip of sample.py,
+      with a JSON file beside it, has the name of its prompt and seed. Without
+      either, names are those of the files.
 
   Raises:
     ValueError: there is no such folder, it has no clips, two have one name, or
@@ -93,20 +92,21 @@ def read_folder(
   problems = []
   for path in paths:
     try:
-      if path.stem in clips:
+      clip = _clip(path, table or lists.PromptTable())
+      if clip.name in clips:
         raise ValueError(
-          f"two clips have the name {untrusted.printable(path.stem)};"
+          f"two clips have the name {untrusted.printable(clip.name)};"
           " rename one, or keep them in two folders"
         )
-      clips[path.stem] = _clip(path, texts or {})
+      clips[clip.name] = clip
     except (ValueError, OSError) as error:
       problems.append(f"{untrusted.printable(path.name)}: {error}")
   if problems:
     raise ValueError(f"{folder}: " + "; ".join(untrusted.shortened(problems)))
-  return list(clips.values())
+  return sorted(clips.values(), key=lambda clip: clip.name)
 
 
-def _clip(path: pathlib.Path, texts: Mapping[str, str]) -> Clip:
+def _clip(path: pathlib.Path, table: lists.PromptTable) -> Clip:
   facts = probe.read(path)
   # Sounds without a length in their header are read to their end.
   if facts.duration > _MAX_HEADER_SECONDS:
@@ -114,43 +114,29 @@ def _clip(path: pathlib.Path, texts: Mapping[str, str]) -> Clip:
       f"expected at most {mp4.MAX_SECONDS:g} s, found {facts.duration:g} s;"
       " cut it"
     )
-  text = texts.get(path.stem)
+  name, text = path.stem, table.texts.get(path.stem)
+  if text is None:
+    text, seed = _recipe(path)
+    name = (table.name_of(text, seed) if text else None) or name
   return Clip(
-    name=path.stem,
+    name=name,
     path=path,
     has_picture=facts.has_video,
     has_sound=facts.has_audio,
-    text=_recipe_prompt(path) if text is None else text,
+    text=text,
   )
 
 
-def _recipe_prompt(path: pathlib.Path) -> str:
-  """The prompt in the JSON file beside a clip; "" without one."""
+def _recipe(path: pathlib.Path) -> tuple[str, object]:
+  """Prompt and seed in the JSON file beside a clip; "" and None without one."""
   recipe_path = path.with_suffix(".json")
   if not recipe_path.exists():
-    return ""
+    return "", None
   recipe = untrusted.read_json(recipe_path)
-  text = recipe.get("prompt") if isinstance(recipe, dict) else None
-  return text if isinstance(text, str) else ""
-
-
-def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
-  """Read a table with the columns `name` and `text`.
-
-  Raises:
-    ValueError: the table cannot be read, or a name occurs twice.
-  """
-  texts: dict[str, str] = {}
-
-  def add(row: tables.Row) -> None:
-    name = row.cells["name"].strip()
-    if not name or name in texts:
-      raise ValueError(f"the name {untrusted.printable(name)!r} occurs twice")
-    texts[name] = row.cells["text"]
-
-  rows = tables.read_table(path, required=("name", "text"))
-  tables.parse_rows(path, rows, add)
-  return texts
+  if not isinstance(recipe, dict):
+    return "", None
+  text = recipe.get("prompt")
+  return text if isinstance(text, str) else "", recipe.get("seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from ovi_jax.evaluation import clips as clips_lib
 from ovi_jax.evaluation import features
 from ovi_jax.evaluation import imported
 from ovi_jax.evaluation import intervals
+from ovi_jax.evaluation import lists
 from ovi_jax.evaluation import protocols
 from ovi_jax.evaluation.extractors import registry
 
@@ -34,7 +35,7 @@ class Settings:
     reference: folder of true clips, or None.
     cache: folder of features.
     protocols: names or JSON files.
-    texts: text of clips by name; see `clips.read_folder`.
+    prompts: names and texts of clips; see `clips.read_folder`.
     weights: paths by extractor.
     extractors: dotted paths of further extractors.
     imported: folders of imported features by system, or "reference".
@@ -48,7 +49,9 @@ class Settings:
   reference: pathlib.Path | None = None
   cache: pathlib.Path
   protocols: Sequence[str] = ("basic",)
-  texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  prompts: lists.PromptTable = dataclasses.field(
+    default_factory=lists.PromptTable
+  )
   weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
   extractors: Sequence[str] = ()
   imported: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
@@ -212,9 +215,8 @@ def _read(
   settings: Settings,
 ) -> tuple[dict[str, list[clips_lib.Clip]], dict[str, list[str]]]:
   """Clips by system, the reference first, and names that are left out."""
-  texts = settings.texts
   systems = {
-    name: clips_lib.read_folder(folder, texts)
+    name: clips_lib.read_folder(folder, settings.prompts)
     for name, folder in settings.systems.items()
   }
   names = [{clip.name for clip in clips} for clips in systems.values()]
@@ -233,7 +235,7 @@ def _read(
     for name, clips in systems.items()
   }
   if settings.reference is not None:
-    reference = clips_lib.read_folder(settings.reference, texts)
+    reference = clips_lib.read_folder(settings.reference, settings.prompts)
     left_out[REFERENCE] = sorted(common - {clip.name for clip in reference})
     found = {REFERENCE: reference, **found}
   return found, {name: lacks for name, lacks in left_out.items() if lacks}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ovi_jax.evaluation import clips
+from ovi_jax.evaluation import lists
 from tests.lib import media_files
 
 
@@ -29,7 +30,8 @@ def folder(tmp_path_factory):
 
 
 def named(folder, texts=None):
-  return {clip.name: clip for clip in clips.read_folder(folder, texts)}
+  table = lists.PromptTable(texts=texts or {})
+  return {clip.name: clip for clip in clips.read_folder(folder, table)}
 
 
 def test_clips_have_names_tracks_and_texts(folder):
@@ -40,6 +42,22 @@ def test_clips_have_names_tracks_and_texts(folder):
   assert found["both"].speech == "Hello there."
   assert found["spoken"].speech == "Good morning"
   assert found["silent"].text == ""
+
+
+def test_clips_of_sample_py_have_the_name_of_their_prompt_and_seed(tmp_path):
+  for stem, seed in (("x_1", 1), ("x_2", 2), ("y", 1)):
+    media_files.write_sound(tmp_path / f"{stem}.wav", media_files.tone(0.1))
+    recipe = {"prompt": "A lamp. Audio: beeps.", "seed": seed}
+    if stem != "y":
+      (tmp_path / f"{stem}.json").write_text(json.dumps(recipe))
+  path = tmp_path / "prompts.csv"
+  rows = ("set1_a", 2), ("set1_b", 1), ("y", 3)
+  lines = [f"{n},A lamp. <AUDCAP>beeps.<ENDAUDCAP>,{s}" for n, s in rows]
+  path.write_text("\n".join(["name,text_prompt,seed", *lines]))
+  found = clips.read_folder(tmp_path, lists.read_prompts(path))
+  stems = {clip.name: clip.path.stem for clip in found}
+  assert stems == {"set1_a": "x_2", "set1_b": "x_1", "y": "y"}
+  assert found[2].text.startswith("A lamp.")
 
 
 def test_a_prompt_without_speech_asks_for_none(folder):
@@ -114,12 +132,3 @@ def test_two_clips_of_one_name_are_refused(folder, tmp_path):
     (tmp_path / "x.wav").rename(tmp_path / name)
   with pytest.raises(ValueError, match="two clips have the name one"):
     clips.read_folder(tmp_path)
-
-
-def test_texts_come_from_a_table(tmp_path):
-  path = tmp_path / "texts.csv"
-  path.write_text("name,text\na,Hello\nb,\n")
-  assert clips.read_texts(path) == {"a": "Hello", "b": ""}
-  path.write_text("name,text\na,1\na,2\n")
-  with pytest.raises(ValueError, match="row 2 .*'a' occurs twice"):
-    clips.read_texts(path)

@@ -56,6 +56,8 @@ NOT_RUN: Mapping[str, str] = {
   r"python -m ovi_jax\.curation |^def (?:load|get_config)\(": "needs"
   " '.[curate]' and real media; tests/curation/docs_test.py checks settings and"
   " runs the Python blocks, end_to_end_test.py and real_media_test.py the rest",
+  r"evaluation (?:import-features|convert-list) |--features=": "files of other"
+  " projects; tests/evaluation",
   r"gs://": "a bucket; tests/object_storage_test.py and"
   " tests/train_bucket_test.py have an emulated one",
   r"^vllm serve ": "a GPU; tests of captions have a server of the protocol",
