@@ -1,6 +1,7 @@
 """The cache of features."""
 
 import dataclasses
+import errno
 import shutil
 
 import numpy as np
@@ -105,6 +106,28 @@ def test_clips_that_lack_what_is_needed_have_no_features(sources, tmp_path):
   )
   assert features.extract([needing], sources, tmp_path) == [{}, {}, {}]
   assert counter.batches == []
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_done(
+  sources, tmp_path, monkeypatch
+):
+  save, saved = np.savez, []
+
+  def full(file, **arrays):
+    if saved:
+      raise OSError(errno.ENOSPC, "No space left on device")
+    saved.append(file)
+    save(file, **arrays)
+
+  monkeypatch.setattr(np, "savez", full)
+  counter = Counter(batch_size=1)
+  with pytest.raises(OSError, match="no space left to write it"):
+    features.extract([counter.extractor], sources, tmp_path)
+  monkeypatch.undo()
+  assert len(list(tmp_path.glob("length-*/*"))) == 1
+  rest = Counter(batch_size=1)
+  assert lengths(features.extract([rest.extractor], sources, tmp_path))
+  assert len(rest.batches) == 2
 
 
 def make() -> features.Extractor:

@@ -9,6 +9,7 @@ from ovi_jax.evaluation.extractors import dnsmos
 from ovi_jax.evaluation.extractors import niqe
 from ovi_jax.evaluation.extractors import picture
 from ovi_jax.evaluation.extractors import sound
+from ovi_jax.evaluation.extractors import syncnet
 from ovi_jax.evaluation.extractors import text
 from ovi_jax.evaluation.extractors import vad
 from ovi_jax.evaluation.extractors import voice
@@ -25,6 +26,7 @@ FIXED: Mapping[str, Callable[[], features.Extractor]] = {
   "vad": vad.vad,
 }
 WEIGHTED: Mapping[str, Callable[[str], features.Extractor]] = {
+  "syncnet": syncnet.syncnet,
   "voice": voice.voice,
   "whisper": whisper.whisper,
 }
