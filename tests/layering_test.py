@@ -62,6 +62,7 @@ ALLOWED = {
     "diffusion",
     "sharding",
     "checkpoint",
+    "evaluation",
     "pretrained",
     "data",
     "sampling",

@@ -92,7 +92,7 @@ def read_folder(
   problems = []
   for path in paths:
     try:
-      clip = _clip(path, table or lists.PromptTable())
+      clip = read_clip(path, table or lists.PromptTable())
       if clip.name in clips:
         raise ValueError(
           f"two clips have the name {untrusted.printable(clip.name)};"
@@ -106,7 +106,13 @@ def read_folder(
   return sorted(clips.values(), key=lambda clip: clip.name)
 
 
-def _clip(path: pathlib.Path, table: lists.PromptTable) -> Clip:
+def read_clip(path: pathlib.Path, table: lists.PromptTable) -> Clip:
+  """A clip from its file; see `read_folder`.
+
+  Raises:
+    ValueError: it is no clip, or too long.
+    OSError: it cannot be read.
+  """
   facts = probe.read(path)
   # Sounds without a length in their header are read to their end.
   if facts.duration > _MAX_HEADER_SECONDS:

@@ -23,7 +23,7 @@ from ovi_jax import console
 from ovi_jax import files
 from ovi_jax.evaluation import clips as clips_lib
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Any]  # NumPy arrays and numbers
 Compute = Callable[[Sequence[clips_lib.Media]], Sequence[Arrays]]
 
 
@@ -171,7 +171,9 @@ def _run_group(
         continue
       found = computes[extractor.name]([media[index] for index in wanted])
       for index, arrays in zip(wanted, found, strict=True):
-        plain = {name: np.asarray(array) for name, array in arrays.items()}
+        plain: dict[str, Any] = {
+          name: np.asarray(array) for name, array in arrays.items()
+        }
         _save(_path(cache, extractor, sources[index]), plain)
         tables[index] |= _named(extractor, plain)
       bar.update(len(wanted))

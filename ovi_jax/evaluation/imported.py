@@ -7,6 +7,7 @@ the caches of av-benchmark to this form.
 import pathlib
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def write(folder: pathlib.Path, extractor: str, table: Table) -> None:
   Raises:
     OSError: the folder cannot be written, or the disk is full.
   """
-  arrays = {
+  arrays: dict[str, Any] = {
     f"{array}/{clip}": np.asarray(value)
     for clip, found in table.items()
     for array, value in found.items()

@@ -212,6 +212,7 @@ def training(video: bool, audio: bool) -> Any:
         "flow_shift": 5.0,
         "guidance_scale": {"video": 4.0, "audio": 3.0},
         "seed": 0,
+        "protocols": (),  # such as ("basic",)
       },
       "num_train_steps": 50_000,
       "batch_size": 8,

@@ -573,7 +573,11 @@ def _eval_samples(values: dict[str, Any]) -> eval_samples.EvalSamplesConfig:
   )
   return config_lib.build(
     eval_samples.EvalSamplesConfig,
-    values | {"guidance_scale": scale},
+    values
+    | {
+      "guidance_scale": scale,
+      "protocols": tuple(values.get("protocols", ())),
+    },
     "eval_samples",
   )
 

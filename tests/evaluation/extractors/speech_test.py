@@ -205,7 +205,7 @@ def write_digits(folder: pathlib.Path, out: pathlib.Path) -> dict[str, str]:
       parts = []
       for digit in digits:
         path = folder / f"{digit}_s{speaker}_{random.integers(5)}.wav"
-        clip = clips._clip(path, lists.PromptTable())
+        clip = clips.read_clip(path, lists.PromptTable())
         media = clips.Media(clips.Source(clip=clip))
         parts += [media.mono(), np.zeros(800, np.float32)]
       name = f"s{speaker}_{number}"
