@@ -120,6 +120,8 @@ def read_clip(path: pathlib.Path, table: lists.PromptTable) -> Clip:
       f"expected at most {mp4.MAX_SECONDS:g} s, found {facts.duration:g} s;"
       " cut it"
     )
+  if facts.has_video:
+    mp4.check(path)
   name, text = path.stem, table.texts.get(path.stem)
   if text is None:
     text, seed = _recipe(path)

@@ -21,6 +21,7 @@ import numpy as np
 
 from ovi_jax.evaluation import features
 
+NO_REFERENCE = "needs a reference: --reference=DIR"
 _SPLIT_SEED = 2020  # of IS, as in torch-fidelity and what descends from it
 
 
@@ -56,7 +57,7 @@ def _rows(clips: Clips, array: str) -> list[np.ndarray]:
 
 def _against(reference: Clips | None, array: str) -> np.ndarray:
   if reference is None:
-    raise ValueError("needs a reference: --reference=DIR")
+    raise ValueError(NO_REFERENCE)
   return np.concatenate(_rows(reference, array))
 
 

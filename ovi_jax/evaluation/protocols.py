@@ -98,6 +98,11 @@ class Score:
     """Whether the value is one of a set, not a mean over clips."""
     return self.rule in rules.SET_RULES
 
+  @property
+  def of_pairs(self) -> bool:
+    """Whether a clip is compared with that of its name in the reference."""
+    return self.rule == "kl" or bool(self.params.get("of_reference"))
+
   @functools.cached_property
   def compute(self) -> Callable[..., Any]:
     """The rule with its parameters."""

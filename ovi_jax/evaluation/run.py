@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ovi_jax.evaluation import clips as clips_lib
+from ovi_jax.evaluation import distributions
 from ovi_jax.evaluation import features
 from ovi_jax.evaluation import imported
 from ovi_jax.evaluation import intervals
@@ -317,8 +318,9 @@ def _cells(
     names = [clip.name for clip in clips[REFERENCE]]
     by_name = dict(zip(names, reference, strict=True))
   for name, table in tables.items():
-    if absent:
-      cells[name] = Cell(of=len(table), missing=absent)
+    if absent or (score.of_pairs and reference is None):
+      missing = absent or distributions.NO_REFERENCE
+      cells[name] = Cell(of=len(table), missing=missing)
     elif score.of_sets:
       cells[name] = _set_cell(score, table, reference, settings)
     else:

@@ -348,30 +348,65 @@ def read(
     ValueError: the file is missing, no video, damaged, or longer or larger
       than allowed.
   """
-  wanted = f"{untrusted.printable(str(path), 1000)}: expected a video file"
-  try:
-    found = header(path, max_bytes // 3)
-    seconds = float(found.times[-1] - found.times[0])
-    if seconds > max_seconds:
-      raise containers.DamagedError(
-        f"at most {max_seconds:g} s are read, its frames last {seconds:g} s"
-      )
-    held = len(found.times) * found.height * found.width * 3
-    if held > max_bytes:
-      raise containers.DamagedError(
-        f"at most {max_bytes / 1e6:.0f} MB of frames are read, these"
-        f" {len(found.times)} of {found.height}x{found.width} are"
-        f" {held / 1e6:.0f} MB"
-      )
-    if not found.fps > 0:
-      raise containers.DamagedError("it names no frame rate")
+  with _named(path):
+    found = _checked_header(path, max_seconds, max_bytes)
     wave, rate = _wave(path, max_seconds, layout="mono")
     wave_A = None if wave is None else wave[0]
     return decode(path, found), found.fps, wave_A, rate
+
+
+def check(
+  path: str | os.PathLike[str],
+  *,
+  max_seconds: float = MAX_SECONDS,
+  max_bytes: int = MAX_BYTES,
+) -> None:
+  """Check that `read` would take the frames of a clip, without decoding them.
+
+  Args:
+    path: the file.
+    max_seconds: see `read`.
+    max_bytes: see `read`.
+
+  Raises:
+    ValueError: see `read`.
+  """
+  with _named(path):
+    _checked_header(path, max_seconds, max_bytes)
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Name the file in errors of reading it."""
+  wanted = f"{untrusted.printable(str(path), 1000)}: expected a video file"
+  try:
+    yield
   except containers.DamagedError as error:
     raise ValueError(f"{wanted} such as mp4; {error}") from error
   except OSError as error:
     raise ValueError(f"{wanted} such as mp4; {error.strerror}") from error
+
+
+def _checked_header(
+  path: str | os.PathLike[str], max_seconds: float, max_bytes: int
+) -> Header:
+  """The header of a clip that is neither too long nor too large."""
+  found = header(path, max_bytes // 3)
+  seconds = float(found.times[-1] - found.times[0])
+  if seconds > max_seconds:
+    raise containers.DamagedError(
+      f"at most {max_seconds:g} s are read, its frames last {seconds:g} s"
+    )
+  held = len(found.times) * found.height * found.width * 3
+  if held > max_bytes:
+    raise containers.DamagedError(
+      f"at most {max_bytes / 1e6:.0f} MB of frames are read, these"
+      f" {len(found.times)} of {found.height}x{found.width} are"
+      f" {held / 1e6:.0f} MB"
+    )
+  if not found.fps > 0:
+    raise containers.DamagedError("it names no frame rate")
+  return found
 
 
 def read_sound(

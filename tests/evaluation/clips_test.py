@@ -7,6 +7,7 @@ import pytest
 
 from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import lists
+from ovi_jax.media import mp4
 from tests.lib import media_files
 
 
@@ -124,6 +125,26 @@ def test_bad_folders_are_refused_with_all_reasons(folder, tmp_path):
   message = str(error.value)
   assert all(name in message for name in ("cut.mp4", "page.mp4", "empty.wav"))
   assert "\n" not in message
+
+
+def test_clips_that_are_too_large_are_refused_before_they_are_decoded(
+  folder, monkeypatch
+):
+  monkeypatch.setitem(
+    mp4.check.__kwdefaults__, "max_bytes", 24 * 64 * 96 * 3 - 1
+  )
+  with pytest.raises(ValueError, match=r"both.mp4: .*24 of 64x96"):
+    clips.read_folder(folder)
+
+
+def test_clips_of_other_rates_are_read(tmp_path):
+  times, frames = media_files.even(30, 30.0), media_files.moving(30)
+  wave = media_files.tone(1.0, rate=44_100)
+  media_files.write(tmp_path / "a.mp4", frames, times, wave, rate=44_100)
+  (clip,) = clips.read_folder(tmp_path)
+  media = clips.Media(clips.Source(clip=clip))
+  assert media.fps == pytest.approx(30, rel=0.02) and media.rate == 44_100
+  assert media.mono(16_000).size == pytest.approx(16_000, abs=400)
 
 
 def test_two_clips_of_one_name_are_refused(folder, tmp_path):

@@ -167,6 +167,33 @@ def test_scores_without_their_features_are_not_measured(folders, tmp_path):
   assert report.cell_text(line.score, line.cells["a"]) == "not measured"
 
 
+def test_scores_of_pairs_need_a_reference(folders, tmp_path):
+  score = {
+    "name": "similarity",
+    "rule": "cosine",
+    "features": ["picture"],
+    "params": {
+      "first": "picture.motion_T",
+      "second": "picture.motion_T",
+      "of_reference": True,
+    },
+  }
+  path = tmp_path / "p.json"
+  path.write_text(json.dumps({"p": {"source": "", "scores": [score]}}))
+  given = {"cache": folders / "cache", "protocols": [str(path)], "draws": 5}
+  (alone,) = run.run(
+    run.Settings(systems={"a": folders / "late"}, **given)
+  ).lines
+  assert alone.cells["a"].missing == "needs a reference: --reference=DIR"
+  (paired,) = run.run(
+    run.Settings(
+      systems={"a": folders / "late"}, reference=folders / "true", **given
+    )
+  ).lines
+  assert paired.cells["reference"].interval.value == pytest.approx(1)
+  assert paired.cells["a"].clips == 3
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
