@@ -103,6 +103,9 @@ def notes(line: run.Line) -> list[str]:
     everywhere = len(names) == len(line.cells)
     found.append(text if everywhere else f"{', '.join(names)}: {text}")
   found += [f"{UNORDERED} {problem}" for problem in line.check.problems]
+  measured = any(not cell.missing for cell in line.cells.values())
+  if measured and line.score.orders and line.check.skipped:
+    found.append("not checked on distorted clips")
   return found
 
 
@@ -137,7 +140,7 @@ def _markdown(result: run.Result) -> Iterator[str]:
   yield f"\n## Distorted versions of clips of {_cell(result.base)}\n"
   yield from _rows(
     ("score", *protocols.SANITY, "order"),
-    [(score_name(line), *_check_row(line)) for line in result.lines],
+    _check_rows(result),
   )
   yield "\n## Definitions\n"
   for protocol in result.protocols:
@@ -202,14 +205,19 @@ def _changes(
   return found
 
 
-def _check_row(line: run.Line) -> list[str]:
-  values = [_shown(line.score, line.check.values[r]) for r in protocols.SANITY]
-  verdict = line.check.skipped or (
-    f"{UNORDERED} " + "; ".join(line.check.problems)
-    if line.check.problems
-    else "as expected"
-  )
-  return [*values, verdict]
+def _check_rows(result: run.Result) -> list[tuple[str, ...]]:
+  """Values on distorted clips of the scores that order them."""
+  rows = []
+  for line in result.lines:
+    if line.check.skipped:
+      continue
+    values = line.check.values
+    verdict = "as expected"
+    if line.check.problems:
+      verdict = f"{UNORDERED} " + "; ".join(line.check.problems)
+    shown = [_shown(line.score, values[row]) for row in protocols.SANITY]
+    rows.append((score_name(line), *shown, verdict))
+  return rows
 
 
 def plain(result: run.Result) -> Any:
@@ -295,7 +303,7 @@ def html_page(
     f"<h2>Distorted versions of clips of {page.text(result.base)}</h2>",
     page.table(
       ("score", *protocols.SANITY, "order"),
-      [(score_name(line), *_check_row(line)) for line in result.lines],
+      _check_rows(result),
     ),
     "<h2>Clips</h2>",
     *_examples(result, folder, examples),

@@ -7,6 +7,7 @@ from ovi_jax.convert import torch_file
 from ovi_jax.evaluation import av_benchmark
 from ovi_jax.evaluation import distributions
 from ovi_jax.evaluation import imported
+from ovi_jax.evaluation import report
 from ovi_jax.evaluation import run
 from tests.lib import media_files
 
@@ -71,6 +72,9 @@ def test_imported_features_give_the_scores_of_the_originals(tmp_path):
     )
     cosine.append(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
   assert cells["CLAP"].interval.value == pytest.approx(np.mean(cosine))
+  assert "CLAP ↑: LAION, without fusion; not checked on" in report.markdown(
+    result
+  )
   assert cells["IS"].missing == "too few clips"
   assert "'vggish'" in cells["FD_VGG"].missing
 
