@@ -12,6 +12,7 @@ from ovi_jax.evaluation.extractors import sound
 from ovi_jax.evaluation.extractors import syncnet
 from ovi_jax.evaluation.extractors import text
 from ovi_jax.evaluation.extractors import vad
+from ovi_jax.evaluation.extractors import vggish
 from ovi_jax.evaluation.extractors import voice
 from ovi_jax.evaluation.extractors import whisper
 
@@ -27,6 +28,7 @@ FIXED: Mapping[str, Callable[[], features.Extractor]] = {
 }
 WEIGHTED: Mapping[str, Callable[[str], features.Extractor]] = {
   "syncnet": syncnet.syncnet,
+  "vggish": vggish.vggish,
   "voice": voice.voice,
   "whisper": whisper.whisper,
 }
