@@ -217,6 +217,10 @@ class Media:
     if self.source.noise:
       random = np.random.default_rng(frames_THWC.shape)
       frames_THWC = random.integers(256, size=frames_THWC.shape, dtype=np.uint8)
+    # Of the times of frames: the average rate in headers may be lower.
+    times = mp4.header(self.source.clip.path).times
+    if len(times) > 1 and times[-1] > times[0]:
+      fps = float((len(times) - 1) / (times[-1] - times[0]))
     return frames_THWC, fps
 
   @property
@@ -226,6 +230,7 @@ class Media:
 
   @property
   def fps(self) -> float:
+    """Mean frame rate, from the first to the last frame."""
     return self._pictures[1]
 
   @functools.cached_property

@@ -1,5 +1,6 @@
 """The extractors of the package, by name."""
 
+import functools
 from collections.abc import Callable
 from collections.abc import Mapping
 
@@ -7,6 +8,7 @@ from ovi_jax import config
 from ovi_jax.evaluation import features
 from ovi_jax.evaluation.extractors import dnsmos
 from ovi_jax.evaluation.extractors import niqe
+from ovi_jax.evaluation.extractors import panns
 from ovi_jax.evaluation.extractors import picture
 from ovi_jax.evaluation.extractors import sound
 from ovi_jax.evaluation.extractors import syncnet
@@ -27,6 +29,7 @@ FIXED: Mapping[str, Callable[[], features.Extractor]] = {
   "vad": vad.vad,
 }
 WEIGHTED: Mapping[str, Callable[[str], features.Extractor]] = {
+  **{name: functools.partial(panns.panns, name) for name in panns.FRONT_ENDS},
   "syncnet": syncnet.syncnet,
   "vggish": vggish.vggish,
   "voice": voice.voice,
