@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from ovi_jax.evaluation import av_benchmark
 from ovi_jax.evaluation import protocols
+from ovi_jax.evaluation.extractors import registry
 
 SCORE = {
   "name": "x",
@@ -53,3 +55,16 @@ def test_two_scores_of_one_name_are_refused(tmp_path):
   path.write_text(json.dumps({"p": {"source": "", "scores": [SCORE, SCORE]}}))
   with pytest.raises(ValueError, match="two scores have one name"):
     protocols.load([str(path)])
+
+
+def test_features_of_the_protocols_are_computed_or_imported():
+  computed = {*registry.FIXED, *registry.WEIGHTED}
+  imported = {extractor for extractor, _ in av_benchmark.FILES.values()}
+  # Of extractors that users write.
+  others = {"clap_fusion", "synchformer", "i3d", "imagebind_windows"}
+  others |= {"dino", "clip_vision", "aesthetic"}
+  for protocol in protocols.known().values():
+    assert protocol.source
+    for score in protocol.scores:
+      known = computed | imported | others
+      assert set(score.features) <= known, (protocol.name, score.name)
