@@ -62,7 +62,7 @@ def test_features_of_the_protocols_are_computed_or_imported():
   imported = {extractor for extractor, _ in av_benchmark.FILES.values()}
   # Of extractors that users write.
   others = {"clap_fusion", "synchformer", "i3d", "imagebind_windows"}
-  others |= {"dino", "clip_vision", "aesthetic"}
+  others.add("dino")
   for protocol in protocols.known().values():
     assert protocol.source
     for score in protocol.scores:

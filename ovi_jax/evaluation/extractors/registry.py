@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ovi_jax import config
 from ovi_jax.evaluation import features
+from ovi_jax.evaluation.extractors import clip_vision
 from ovi_jax.evaluation.extractors import dnsmos
 from ovi_jax.evaluation.extractors import niqe
 from ovi_jax.evaluation.extractors import panns
@@ -29,6 +30,8 @@ FIXED: Mapping[str, Callable[[], features.Extractor]] = {
   "vad": vad.vad,
 }
 WEIGHTED: Mapping[str, Callable[[str], features.Extractor]] = {
+  "aesthetic": clip_vision.aesthetic,
+  "clip_vision": clip_vision.clip_vision,
   **{name: functools.partial(panns.panns, name) for name in panns.FRONT_ENDS},
   "syncnet": syncnet.syncnet,
   "vggish": vggish.vggish,
