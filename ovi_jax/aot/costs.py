@@ -28,8 +28,8 @@ COLLECTIVES = (
 # Query-by-key matmuls of each kernel. The fused backward kernel computes all
 # three gradients; JAX names it dkv too.
 KERNEL_MATMULS: Mapping[str, int] = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
-# (queries, keys), both padded -> their block sizes.
-Blocks = Callable[[int, int], tuple[int, int]]
+# A block size in the metadata of a kernel: its name and its value.
+_BLOCK_SIZE = re.compile(r'"(block_\w+)\\*": (\d+)')
 # Instructions without HBM traffic of their own.
 _NO_TRAFFIC = frozenset(
   [
@@ -74,12 +74,8 @@ class Costs:
     )
 
 
-def count(program: hlo.Program, blocks: Blocks) -> Costs:
+def count(program: hlo.Program) -> Costs:
   """Count the costs of a program on one device.
-
-  Args:
-    program: as it was compiled.
-    blocks: of its flash kernels.
 
   Raises:
     ValueError: the trip count of a loop or the FLOPs of a kernel are unknown.
@@ -125,7 +121,7 @@ def count(program: hlo.Program, blocks: Blocks) -> Costs:
     if not inside and each.opcode not in _NO_TRAFFIC:
       moved = _bytes_accessed(program, where, each)
       if _is_kernel(each):
-        moved += _reread_bytes(where, each, blocks)
+        moved += _reread_bytes(where, each)
       costs += Costs(bytes_accessed=moved)
     return costs
 
@@ -258,20 +254,19 @@ def _tensor_operands(
   ]
 
 
-def _reread_bytes(
-  where: hlo.Computation, each: hlo.Instruction, blocks: Blocks
-) -> float:
+def _reread_bytes(where: hlo.Computation, each: hlo.Instruction) -> float:
   """Bytes that a kernel reads again after the first time.
 
   The forward kernel reads keys and values once per query block, the backward
   kernel everything indexed by queries once per key block.
   """
   q, k, v, *others = _tensor_operands(where, each)
-  queries, keys = q.shape[-2], k.shape[-2]
-  rows, columns = blocks(queries, keys)
+  sizes = {name: int(n) for name, n in _BLOCK_SIZE.findall(each.text)}
   if _kernel_name(each) == "splash_mha_fwd":
-    return (k.bytes + v.bytes) * (queries / rows - 1.0)
-  return sum(a.bytes for a in (q, *others)) * (keys / columns - 1.0)
+    rows = sizes.get("block_q", q.shape[-2])
+    return (k.bytes + v.bytes) * (q.shape[-2] / rows - 1.0)
+  columns = sizes.get("block_kv_dkv", k.shape[-2])
+  return sum(a.bytes for a in (q, *others)) * (k.shape[-2] / columns - 1.0)
 
 
 _FLOP_COUNTERS: Mapping[

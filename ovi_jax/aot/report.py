@@ -8,7 +8,6 @@ programs reach neither bound.
 """
 
 import dataclasses
-import functools
 import json
 import logging
 import math
@@ -26,7 +25,6 @@ from ovi_jax import storage
 from ovi_jax.aot import collectives
 from ovi_jax.aot import costs
 from ovi_jax.aot import hlo
-from ovi_jax.attention import splash
 
 _log = logging.getLogger(__name__)
 LISTED = 8  # largest arrays that are named
@@ -243,7 +241,7 @@ def compile_and_report(
     return _refused(shared, sizes, str(error), time.perf_counter() - began)
   seconds = time.perf_counter() - began
   parsed = hlo.parse(compiled.as_text() or "")
-  found = costs.count(parsed, functools.partial(splash.blocks_of_filled, kind))
+  found = costs.count(parsed)
   memory: Any = compiled.memory_analysis()
   sent, ici_seconds = _collective_bytes(found, mesh, chip)
   return Report(

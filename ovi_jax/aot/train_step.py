@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import cli
 from ovi_jax import flops
 from ovi_jax import storage
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
+from ovi_jax.models import remat as remats
 from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
@@ -78,6 +80,7 @@ def step(
       (1, width), sharding_rules.replicated(mesh)
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
+    remat = remats.resolve(settings.remat, cli.target())
     program = steps.jit_train_step(shardings, mesh)
     lowered = program.lower(step_config, state, batch, null_SE)
   tokens = batch.latents.map(
@@ -88,7 +91,7 @@ def step(
   return report.compile_and_report(
     f"training step of {settings.batch_size} clips in"
     f" {settings.grad_accum_steps} microbatches,"
-    f" remat {settings.remat}",
+    f" remat {remat}",
     lowered,
     (state, batch, null_SE),
     mesh,

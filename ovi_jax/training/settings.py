@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from ovi_jax import cli
 from ovi_jax import config as config_lib
 from ovi_jax import diffusion
 from ovi_jax import storage
@@ -29,6 +30,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
+from ovi_jax.models import remat as remats
 from ovi_jax.models import umt5
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import config as video_vae
@@ -268,8 +270,7 @@ class Settings(RunSettings):
     context_parallelism: attention between tokens that are sharded over the mesh
       axis `context`: "ulysses", or "ring" if `context` does not divide the
       number of heads.
-    remat: what the backward pass rematerializes, a key of
-      `models.fusion.REMAT`, or "none".
+    remat: what the backward pass rematerializes, see `models.remat`.
     pretrained: directory of converted weights with encoders for media and
       captions (`encode_on_the_fly`, `text_source`) and decoders for samples;
       empty if neither is needed.
@@ -387,12 +388,11 @@ class Settings(RunSettings):
     backend = attention.resolve(
       self.attention, platform, dtype, tower.head_size
     )
-    fusion.apply_remat(lambda x: x, self.remat)
     model = fusion.FusionDiT(
       self.model,
       dtype,
       backend,
-      remat=self.remat,
+      remat=remats.resolve(self.remat, cli.target()),
       unroll=fusion.should_unroll(self.model, platform),
       context_parallelism=self.context_parallelism,
     )
