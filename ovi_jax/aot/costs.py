@@ -49,6 +49,9 @@ class Costs:
     flops: of matrix multiplications and convolutions.
     bytes_accessed: read from and written to HBM.
     collective_bytes: sent, by kind of collective and participating devices.
+    async_bytes: those of them that are sent while the device computes.
+    sync_count: executed collectives that the device waits for.
+    async_count: executed collectives that computation overlaps.
   """
 
   flops: float = 0.0
@@ -56,14 +59,25 @@ class Costs:
   collective_bytes: Mapping[tuple[str, tuple[int, ...]], float] = (
     dataclasses.field(default_factory=dict)
   )
+  async_bytes: Mapping[tuple[str, tuple[int, ...]], float] = dataclasses.field(
+    default_factory=dict
+  )
+  sync_count: float = 0.0
+  async_count: float = 0.0
 
   def __add__(self, other: "Costs") -> "Costs":
-    sent = collections.Counter(self.collective_bytes)
+    sent, overlapped = (
+      collections.Counter(x) for x in (self.collective_bytes, self.async_bytes)
+    )
     sent.update(other.collective_bytes)
+    overlapped.update(other.async_bytes)
     return Costs(
       self.flops + other.flops,
       self.bytes_accessed + other.bytes_accessed,
       sent,
+      overlapped,
+      self.sync_count + other.sync_count,
+      self.async_count + other.async_count,
     )
 
   def __mul__(self, times: float) -> "Costs":
@@ -71,6 +85,22 @@ class Costs:
       self.flops * times,
       self.bytes_accessed * times,
       {key: value * times for key, value in self.collective_bytes.items()},
+      {key: value * times for key, value in self.async_bytes.items()},
+      self.sync_count * times,
+      self.async_count * times,
+    )
+
+  def without_collectives(self) -> "Costs":
+    """The same, but for what is sent."""
+    return Costs(self.flops, self.bytes_accessed)
+
+  def overlapped(self) -> "Costs":
+    """The same, with all collectives asynchronous."""
+    return dataclasses.replace(
+      self,
+      async_bytes=self.collective_bytes,
+      sync_count=0.0,
+      async_count=self.sync_count + self.async_count,
     )
 
 
@@ -85,12 +115,19 @@ def count(program: hlo.Program) -> Costs:
   def total(name: str, inside: bool) -> Costs:
     computation = program.computations[name]
     costs, sent = Costs(), set()
+    uses = collections.Counter(
+      channel
+      for each in computation.instructions
+      for channel in _channels(program, each)
+    )
     for each in computation.instructions:
       found = one(computation, each, inside)
       # An async collective is repeated in each fusion that it overlaps with.
       channels = _channels(program, each)
       if channels and channels <= sent:
-        found = dataclasses.replace(found, collective_bytes={})
+        found = found.without_collectives()
+      elif any(uses[channel] > 1 for channel in channels):
+        found = found.overlapped()
       sent |= channels
       costs += found
     return costs
@@ -101,7 +138,8 @@ def count(program: hlo.Program) -> Costs:
       return (body + condition) * program.trip_count(each)
     if each.opcode in ("call", "async-start"):
       called = each.called("calls") or each.called("to_apply")
-      return total(called, False)
+      costs = total(called, False)
+      return costs.overlapped() if each.opcode == "async-start" else costs
     if each.opcode == "conditional":
       branches = [total(n, False) for n in _branches(each)]
       return max(branches, key=lambda c: (c.flops, c.bytes_accessed))
@@ -117,7 +155,10 @@ def count(program: hlo.Program) -> Costs:
       costs += Costs(flops=_FLOP_COUNTERS[each.opcode](where, each))
     kind = each.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
-      costs += Costs(collective_bytes=_collective_bytes(kind, where, each))
+      sent = Costs(
+        collective_bytes=_collective_bytes(kind, where, each), sync_count=1
+      )
+      costs += sent if kind == each.opcode else sent.overlapped()
     if not inside and each.opcode not in _NO_TRAFFIC:
       moved = _bytes_accessed(program, where, each)
       if _is_kernel(each):

@@ -375,7 +375,10 @@ class Settings(RunSettings):
   def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
     super().check_mesh(mesh)
     for tower in self.model.present().values():
-      contexts.check(mesh.shape, tower.num_heads, self.context_parallelism)
+      share = mesh.shape, tower.num_heads, self.context_parallelism
+      contexts.check(*share)
+      if mesh.devices.flat[0].platform != "cpu":
+        contexts.check_training(*share)
 
   def make_objective(self, platform: str) -> flow_matching.FlowMatching:
     """Flow matching with the DiT of the settings.

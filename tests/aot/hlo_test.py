@@ -112,10 +112,60 @@ ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
   assert costs.count(hlo.parse(text)).collective_bytes == {
     ("all-gather", (0, 1)): 64
   }
+  found = costs.count(hlo.parse(text))
+  assert found.async_bytes == found.collective_bytes
+  assert (found.sync_count, found.async_count) == (0, 1)
   two = text.replace("channel_id=7", "channel_id=8", 1)
   assert costs.count(hlo.parse(two)).collective_bytes == {
     ("all-gather", (0, 1)): 128
   }
+
+
+def test_collectives_are_counted_as_sync_or_async():
+  """Of a loop of three: one gather that is waited for, one that is started and
+  done, one within an async computation."""
+  text = """HloModule a
+
+%wrapped (p: bf16[4,8]) -> bf16[8,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %g = bf16[8,8]{1,0} all-gather(%p), channel_id=3, \
+replica_groups=[1,2]<=[2], dimensions={0}
+}
+
+%body (t: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %t = (s32[], bf16[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %a = bf16[4,8]{1,0} get-tuple-element(%t), index=1
+  %sync = bf16[8,8]{1,0} all-gather(%a), channel_id=1, \
+replica_groups=[1,2]<=[2], dimensions={0}
+  %start = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) all-gather-start(%a), \
+channel_id=2, replica_groups=[1,2]<=[2], dimensions={0}
+  %done = bf16[8,8]{1,0} all-gather-done(%start)
+  %async = ((bf16[4,8]{1,0}), bf16[8,8]{1,0}) async-start(%a), calls=%wrapped
+  %ended = bf16[8,8]{1,0} async-done(%async)
+  ROOT %out = (s32[], bf16[4,8]{1,0}) tuple(%i, %a)
+}
+
+%condition (t: (s32[], bf16[4,8])) -> pred[] {
+  %t = (s32[], bf16[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %n = s32[] constant(3)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %t = (s32[], bf16[4,8]{1,0}) tuple(%zero, %a)
+  %loop = (s32[], bf16[4,8]{1,0}) while(%t), condition=%condition, body=%body
+  ROOT %z = bf16[4,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+  found = costs.count(hlo.parse(text))
+  assert (found.sync_count, found.async_count) == (3, 6)
+  key = ("all-gather", (0, 1))
+  assert found.collective_bytes == {key: 3 * 3 * 64}
+  assert found.async_bytes == {key: 3 * 2 * 64}
 
 
 def test_trip_counts_of_unrolled_loops_are_found():
