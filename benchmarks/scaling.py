@@ -63,8 +63,14 @@ TRIED = "_tried"
 OLDER = " †"
 # Name -> command.
 CASES: Mapping[str, Sequence[str]] = {
-  "train_v5p_64": _train(
-    "v5p:4x4x4", grad_accum_steps=6, mesh__fsdp=64, **BATCH_768
+  "train_v5p_64": (
+    *_train(
+      "v5p:4x4x4",
+      grad_accum_steps=12,
+      mesh__fsdp=64,
+      remat="attention+projections+mlp",
+    ),
+    "--flags_profile=v5p",
   ),
   "train_v5p_512": _train(
     "v5p:8x8x8",
@@ -91,7 +97,7 @@ CASES: Mapping[str, Sequence[str]] = {
   "sample_960_v5e_16": _sample("v5e:4x4", "960x960_10s"),
   "sample_720_v6e_1": _sample("v6e:1x1", "720x720_5s"),
   "sample_960_v6e_1": _sample("v6e:1x1", "960x960_10s"),
-  # Half the examples at a time.
+  # Only attention is saved, and no flags are set.
   "train_v5p_64_tried": _train(
     "v5p:4x4x4", grad_accum_steps=12, mesh__fsdp=64, **BATCH_768
   ),

@@ -29,10 +29,16 @@ HOST = ":host"
 PROJECTIONS, MLP = "projections", "mlp"
 NAMES = (blockwise.KEPT, PROJECTIONS, MLP)
 CHOICES = (AUTO, NONE, FULL, *NAMES, DOTS)
-# Chip -> the policy of "auto": the least recomputation that fits, by AOT
-# reports of the released size with one clip of 5 s on a chip (half a clip on
-# v5e), docs/explanation/scaling.md. Others recompute everything.
-CHIP_POLICY: Mapping[str, str] = {}
+# Chip -> the policy of "auto": what AOT reports say fits, with the released
+# model and one clip of 5 s on a chip (docs/explanation/scaling.md). Other chips
+# recompute everything.
+_V5P, _V6E = "+".join(NAMES), blockwise.KEPT
+CHIP_POLICY: Mapping[str, str] = {
+  "TPU v5": _V5P,
+  "TPU v5p": _V5P,
+  "TPU v6 lite": _V6E,
+  "TPU v6e": _V6E,
+}
 
 Policy = Callable[..., Any]
 
