@@ -172,10 +172,9 @@ def _block_sizes(
     for length in _lengths(sizes, keys)
     for found in _key_blocks(sizes, length)
   )
+  chosen: dict[str, Any] = dict(rows.sizes + columns.sizes)
   return Blocks(
-    kernels.BlockSizes(
-      **dict(rows.sizes), **dict(columns.sizes), use_fused_bwd_kernel=True
-    ),
+    kernels.BlockSizes(**chosen, use_fused_bwd_kernel=True),
     rows.length,
     columns.length,
   )

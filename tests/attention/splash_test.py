@@ -1,5 +1,7 @@
 """The TPU kernel, interpreted, against the reference; its block sizes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +78,9 @@ def test_no_shipped_shape_multiplies_fewer_than_256_keys(chip):
   shapes = shipped_shapes()
   assert (15686, 15686) in shapes and len(shapes) > 60
   for queries, keys in shapes:
-    sizes, *padded = splash.block_sizes(chip, queries, keys)
+    chosen = splash.block_sizes(chip, queries, keys)
+    sizes: Any = chosen.sizes
+    padded = chosen.queries, chosen.keys
     assert sizes.block_kv_compute >= 256
     assert sizes.block_kv_dkv_compute >= 256
     for block in (sizes.block_q, sizes.block_q_dkv):
