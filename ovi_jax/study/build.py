@@ -40,6 +40,8 @@ ENDINGS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"))
 _MAX_BYTES = mp4.MAX_BYTES
 _SHIFT = 1.0  # seconds
 _NOISE = 60.0  # standard deviation, of 255
+_MAX_GAIN = 30.0  # dB
+_PEAK = 10 ** (-1 / 20)
 _KEY = ".key"
 _MAX_PROMPT = 4000  # characters
 
@@ -446,8 +448,27 @@ def _read(
   common = math.gcd(RATE, rate)
   wave_A = signal.resample_poly(wave_A, RATE // common, rate // common)
   if target is not None:
-    wave_A = loudness.normalize(wave_A, RATE, target)
+    wave_A = normalize(wave_A, target)
   return frames_THWC, fps, np.asarray(wave_A, np.float32)
+
+
+def normalize(wave_A: np.ndarray, target: float) -> np.ndarray:
+  """Scale a sound to a loudness.
+
+  Args:
+    wave_A: mono at `RATE`, in [-1, 1].
+    target: LUFS.
+
+  Returns:
+    The wave, float32. The gain is at most 30 dB and leaves peaks 1 dB below
+    full scale; sounds without a loudness are returned as they are.
+  """
+  found = loudness.integrated(wave_A[None], RATE)
+  if not math.isfinite(found):
+    return np.asarray(wave_A, np.float32)
+  gain = 10 ** (min(target - found, _MAX_GAIN) / 20)
+  peak = float(np.abs(wave_A).max())
+  return np.asarray(wave_A * min(gain, _PEAK / peak), np.float32)
 
 
 def _write(

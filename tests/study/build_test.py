@@ -37,7 +37,7 @@ def test_media_have_one_loudness_and_rate_and_names_that_tell_nothing(
   found = study.clips["ours"][0]
   _, fps, wave, rate = mp4.read(out / "media" / found.media)
   assert fps == 24 and rate == build.RATE
-  assert loudness.integrated(wave, rate) == pytest.approx(-23, abs=0.3)
+  assert loudness.integrated(wave[None], rate) == pytest.approx(-23, abs=0.3)
 
 
 def test_making_a_study_again_reuses_its_media_and_keeps_its_names(tmp_path):
@@ -189,3 +189,15 @@ def test_the_hash_depends_on_rules_and_clips_but_not_on_the_key():
   assert other_key.hash == study.hash
   rules = study_clips.without_media(["ours", "other"], 2, raters_per_item=4)
   assert rules.hash != study.hash
+
+
+def test_sound_is_scaled_to_the_target_and_peaks_stay_in_range():
+  time = np.arange(build.RATE) / build.RATE
+  quiet = 0.02 * np.sin(2 * np.pi * 500 * time)
+  scaled = build.normalize(quiet, -23)
+  found = loudness.integrated(scaled[None], build.RATE)
+  assert found == pytest.approx(-23, abs=0.01)
+  clicks = np.zeros(build.RATE)
+  clicks[::4800] = 0.5
+  assert np.abs(build.normalize(clicks, -5)).max() < 0.9
+  assert not build.normalize(np.zeros(build.RATE), -23).any()

@@ -418,8 +418,7 @@ function showPair() {
 function unlock() {
   if (!fieldsets().some((fieldset) => fieldset.disabled)) return;
   for (const fieldset of fieldsets()) fieldset.disabled = false;
-  $("lock").textContent = "You can play the clips again.";
-  say("You can answer now.");
+  $("lock").textContent = "You can answer now, and play the clips again.";
 }
 
 function changed() {
