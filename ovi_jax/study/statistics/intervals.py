@@ -6,7 +6,7 @@ raters prompts. The interval over both uses the variance for two-way clusters,
 
   V = V(prompts) + V(raters) - V(votes),
 
-at least the larger of the first two, each corrected for the number of
+and at least V(votes), with the first two corrected for their number of
 clusters, and Student's t with the smaller number of clusters less one.
 """
 
@@ -74,7 +74,7 @@ def bootstrap(
   alone = _variance(
     estimator(drawn.reshape(replicates, -1, 3).astype(np.float64))
   )
-  both = np.maximum(np.maximum(*variances), variances[0] + variances[1] - alone)
+  both = np.maximum(alone, variances[0] + variances[1] - alone)
   freedom = min(sizes) - 1
   two_way = _nothing(value)
   if freedom:
