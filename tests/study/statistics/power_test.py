@@ -59,7 +59,6 @@ def test_the_power_table_is_reproduced(design, expected):
         raters_per_item=raters,
         win=win + change,
         loss=loss - change,
-        raters=raters,
       ),
       600,
     )
