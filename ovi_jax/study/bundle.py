@@ -134,10 +134,6 @@ def write(
     [[*_media(item, study), item.prompt(study)] for item in items]
     for items in found
   ]
-  private = {
-    "study": study.hash,
-    "sessions": [[dataclasses.astuple(i)[1:] for i in s] for s in found],
-  }
   (out / manifest.MEDIA).mkdir(parents=True, exist_ok=True)
   names = {name for s in found for i in s for name in i.media(study)}
   for name in console.progress(sorted(names), desc="media", unit="clip"):
@@ -150,12 +146,26 @@ def write(
   )
   public = {"texts": server.texts(study), "sessions": listed}
   contents = {out / name: content for name, content in page.items()}
-  contents[folder / FILE] = json.dumps(private).encode()
+  write_private(folder, study, found)
   contents[out / SESSIONS] = json.dumps(public).encode()
   for path, content in contents.items():
     with files.atomic_path(path) as temporary:
       temporary.write_bytes(content)
   return len(found)
+
+
+def write_private(
+  folder: pathlib.Path,
+  study: manifest.Study,
+  found: Sequence[Sequence[database.Assignment]],
+) -> None:
+  """Write what sessions consist of to the study's folder."""
+  private = {
+    "study": study.hash,
+    "sessions": [[dataclasses.astuple(i)[1:] for i in s] for s in found],
+  }
+  with files.atomic_path(folder / FILE) as temporary:
+    temporary.write_text(json.dumps(private), "ascii")
 
 
 def _media(item: database.Assignment, study: manifest.Study) -> list[str]:
@@ -187,7 +197,7 @@ def import_sessions(
     OSError: the database cannot be written.
   """
   study = manifest.read(folder)
-  known = _read_private(folder, study)
+  known = read_private(folder, study)
   rows = tables.read_table(path, required=["code"])
   store = database.Database(folder / manifest.VOTES, study)
   counts, problems = {True: 0, False: 0}, []
@@ -205,10 +215,14 @@ def import_sessions(
   return Imported(counts[True], counts[False], tuple(problems))
 
 
-def _read_private(
+def read_private(
   folder: pathlib.Path, study: manifest.Study
 ) -> list[list[database.Assignment]]:
-  """The sessions of a bundle."""
+  """The sessions that `write_private` wrote.
+
+  Raises:
+    ValueError: there are none, or they are damaged or of another study.
+  """
   path = folder / FILE
   try:
     values = untrusted.read_json(path, max_bytes=_MAX_BYTES)

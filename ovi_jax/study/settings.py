@@ -231,7 +231,7 @@ def _question_problems(questions: Any) -> list[str]:
   if not 1 <= len(questions) <= 9:
     return [f"questions: expected 1 to 9, got {len(questions)}"]
   problems = []
-  ids = [q.id for q in questions]
+  ids = [str(q.id) for q in questions]
   for question in questions:
     if not isinstance(question.id, str) or not _NAME.fullmatch(question.id):
       problems.append(

@@ -31,6 +31,7 @@ def test_folders_in_object_stores_are_not_joined_to_the_files_folder(tmp_path):
     ({"question": []}, "did you mean questions"),
     ({"questions": []}, "questions: expected 1 to 9"),
     ({"questions": [{"id": "a"}]}, "text is missing"),
+    ({"questions": [{"id": [], "text": {}}]}, "expected an id of letters"),
     (
       {"questions": [{"id": "a", "text": "?", "gold": "dust"}]},
       "choose from , video_noise",
