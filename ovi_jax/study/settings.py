@@ -87,6 +87,7 @@ QUESTIONS = (
     gold=AUDIO_SHIFT,
   ),
 )
+TITLE = "Comparison of short clips"
 INSTRUCTIONS = (
   "You will see pairs of short clips that were made from the same description."
   " Play both clips to the end, as often as you like, then answer each"
@@ -99,6 +100,7 @@ CONSENT = (
   " check, together with a random number. We store no name, no address and no"
   " cookies. The answers are used for research and may be published."
 )
+_DEFAULT_TEXTS = {TITLE, INSTRUCTIONS, CONSENT, *(q.text for q in QUESTIONS)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ class Settings:
   """
 
   systems: Mapping[str, str]
-  title: str = "Comparison of short clips"
+  title: str = TITLE
   instructions: str = INSTRUCTIONS
   consent: str = CONSENT
   questions: tuple[Question, ...] = QUESTIONS
@@ -191,10 +193,12 @@ class Settings:
           f"{where}: expected text of 1 to {_MAX_TEXT} characters"
         )
         continue
+      # The words of the defaults are no names, whatever systems are called.
       named = [
         system
         for system in self.systems
-        if len(system) >= _MIN_NAMED
+        if text not in _DEFAULT_TEXTS
+        and len(system) >= _MIN_NAMED
         and re.search(rf"\b{re.escape(system)}\b", text, re.IGNORECASE)
       ]
       if named:

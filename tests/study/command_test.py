@@ -14,10 +14,10 @@ import pytest
 from ovi_jax.study import database
 from ovi_jax.study import manifest
 from ovi_jax.study import settings
+from ovi_jax.study import simulated
 from tests.lib import child_env
 from tests.lib import doc_commands
 from tests.lib import study_clips
-from tests.lib import study_raters
 
 GUIDE = doc_commands.DOCS / "how_to" / "preference_study.md"
 
@@ -81,10 +81,16 @@ def test_the_commands_of_the_guide_make_serve_and_report_a_study(tmp_path):
     page = urllib.request.urlopen(link.partition("#")[0]).read()
     assert b"Comparison of clips" in page
   store = database.Database(tmp_path / "study" / manifest.VOTES, study)
-  model = study_raters.Model(theta={"ours": 1.0, "baseline": -1.0})
+  strength = {
+    (question.id, system, prompt): theta
+    for question in study.settings.questions
+    for system, theta in (("ours", 1.0), ("baseline", -1.0))
+    for prompt in range(4)
+  }
+  rater = simulated.Rater(study=study, strength=strength)
   random = np.random.default_rng(0)
   for _ in range(3):
-    study_raters.judge(store, study, model, random)
+    simulated.judge(store, study, rater, random)
   (tmp_path / "codes.csv").write_text("code\nnot a code\n")
   problem = run(tmp_path, *words("import"), code=1)
   assert "row 1 (line 2): expected a code of the page" in problem

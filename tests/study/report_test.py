@@ -13,8 +13,8 @@ from ovi_jax.study import assignment
 from ovi_jax.study import database
 from ovi_jax.study import manifest
 from ovi_jax.study import report
+from ovi_jax.study import simulated
 from tests.lib import study_clips
-from tests.lib import study_raters
 
 SYSTEMS = ["ours", "baseline", "real"]
 THETA = {"ours": 0.5, "baseline": -0.8, "real": 0.3}
@@ -29,11 +29,17 @@ def judged(tmp_path_factory):
   )
   manifest.write(folder, study)
   store = database.Database(folder / manifest.VOTES, study)
-  model = study_raters.Model(theta=THETA)
+  strength = {
+    (question.id, system, prompt): THETA[system]
+    for question in study.settings.questions
+    for system in SYSTEMS
+    for prompt in range(12)
+  }
+  careful = simulated.Rater(study=study, strength=strength)
   random = np.random.default_rng(4)
   for _ in range(7):
-    study_raters.judge(store, study, model, random)
-  study_raters.judge(store, study, study_raters.always(database.LEFT), random)
+    simulated.judge(store, study, careful, random)
+  simulated.judge(store, study, lambda *_: database.LEFT, random)
   return folder, study, store
 
 

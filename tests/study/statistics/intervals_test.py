@@ -86,7 +86,7 @@ def coverage(prompts, raters_per_item, raters, studies, seed):
       votes,
       estimator(votes.ordered_pairs, votes.pairs, 3),
       seed=number,
-      replicates=300,
+      replicates=200,
     )
     for name, values in hits.items():
       low, high = getattr(found, name).T
