@@ -83,8 +83,8 @@ def _serve() -> None:
 
 def _report() -> None:
   cli.require_flags(FLAGS, out="REPORT")
-  out = storage.local(FLAGS.out)
-  pairs = storage.local(FLAGS.pairs) if FLAGS.pairs else None
+  out = storage.locate(FLAGS.out)
+  pairs = storage.locate(FLAGS.pairs) if FLAGS.pairs else None
   found = report.write(_folder(), out, pairs, FLAGS.seed)
   left_out = sum(bool(check["reasons"]) for check in found["raters"])
   _log.info(

@@ -115,16 +115,24 @@ def _key(folder: pathlib.Path) -> str:
 
 
 def _check_votes(folder: pathlib.Path, study: manifest.Study) -> None:
-  """ValueError if the folder has raters of another study."""
+  """Refuse a folder with raters of another study; drop an empty database.
+
+  Raises:
+    ValueError: there are such raters.
+  """
   path = folder / manifest.VOTES
   if not path.exists() or not (folder / manifest.FILE).exists():
     return
   before = manifest.read(folder)
-  if before.hash != study.hash and database.Database(path, before).count():
+  if before.hash == study.hash:
+    return
+  if database.Database(path, before).count():
     raise ValueError(
       f"{folder} has votes of study {before.hash}, this is {study.hash}: study"
       " file or clips have changed; choose another --out"
     )
+  for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+    (folder / name).unlink(missing_ok=True)
 
 
 def _sources(

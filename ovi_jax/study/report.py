@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovi_jax import files
+from ovi_jax import storage
 from ovi_jax.study import analysis
 from ovi_jax.study import database
 from ovi_jax.study import manifest
@@ -23,11 +24,11 @@ _TITLES = {
 _NONE = "-"  # no value
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1c1e; --soft: #5a5d64;
-  --line: #d3d5da; --win: #2a6f97; --tie: #b4b8bf; --loss: #d9773b;
-  --back: #fff; }
+  --line: #d3d5da; --win: #8cc0e0; --tie: #d4d6da; --loss: #f0b48c;
+  --mark: #1f6491; --back: #fff; }
 @media (prefers-color-scheme: dark) { :root { --text: #ececee; --soft: #aab;
-  --line: #45484f; --win: #6db3df; --tie: #6b7078; --loss: #e9965f;
-  --back: #1a1b1e; } }
+  --line: #45484f; --win: #25628a; --tie: #555a62; --loss: #8f4f24;
+  --mark: #7cc0ea; --back: #1a1b1e; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text);
   background: var(--back); margin: 2em auto; max-width: 64em; padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { margin-top: 2em; border-bottom: 1px solid
@@ -39,14 +40,15 @@ svg { width: 100%; max-width: 46em; height: auto; display: block; }
 svg text { fill: var(--text); font: 12px system-ui, sans-serif; }
 .win { fill: var(--win); } .tie { fill: var(--tie); }
 .loss { fill: var(--loss); }
-.axis { stroke: var(--line); } .mark { stroke: var(--win); stroke-width: 2; }
+.axis { stroke: var(--line); } .mark { stroke: var(--mark); fill: var(--mark);
+  stroke-width: 2; }
 """
 
 
 def write(
   folder: pathlib.Path,
-  out: pathlib.Path,
-  pairs: pathlib.Path | None = None,
+  out: storage.AnyPath,
+  pairs: storage.AnyPath | None = None,
   seed: int = 0,
   replicates: int = intervals.REPLICATES,
 ) -> dict[str, Any]:
@@ -385,7 +387,7 @@ def strength_figure(question: dict[str, Any]) -> str:
         f' x2="{place(ends[1]):.1f}" y1="{y}" y2="{y}"/>'
       )
     parts.append(
-      f'<circle class="win" cx="{place(value):.1f}" cy="{y}" r="5"/>'
+      f'<circle class="mark" cx="{place(value):.1f}" cy="{y}" r="5"/>'
     )
   for value in (low, 1000, high):
     parts.append(

@@ -188,7 +188,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self._handle(self._post)
 
   def _handle(self, respond: Any) -> None:
+    lengths = self.headers.get_all("Content-Length", [])
+    if self.command != "POST" and lengths:
+      # The body stays unread: it must not be taken for the next request of a
+      # proxy's connection.
+      self.close_connection = True
     try:
+      if "Transfer-Encoding" in self.headers or len(lengths) > 1:
+        self.close_connection = True
+        raise _RequestError(
+          http.HTTPStatus.LENGTH_REQUIRED, "Expected a length."
+        )
       respond(urllib.parse.urlsplit(self.path).path)
     except _RequestError as error:
       self._send_json({"error": error.message}, error.status)

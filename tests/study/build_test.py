@@ -54,6 +54,12 @@ def test_making_a_study_again_reuses_its_media_and_keeps_its_names(tmp_path):
 
 def test_a_folder_with_votes_is_not_given_to_another_study(tmp_path):
   out, study = study_clips.make(tmp_path, ["ours", "other"], 1)
+  path = study_clips.write_file(
+    tmp_path, systems={"ours": "ours", "other": "other"}, seed=4
+  )
+  # A server has run, but nobody has joined.
+  database.Database(out / manifest.VOTES, study)
+  study = build.build(settings.read(path), out)
   database.Database(out / manifest.VOTES, study).join()
   values = {s: s for s in ["ours", "other"]}
   path = study_clips.write_file(tmp_path, systems=values, seed=5)
