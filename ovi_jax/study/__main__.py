@@ -7,7 +7,7 @@
   python -m ovi_jax.study import --study=DIR --codes=FILE.csv
   python -m ovi_jax.study report --study=DIR --out=REPORT [--pairs=FILE.jsonl]
 
-`make` re-encodes the clips alike under names that tell nothing, `serve` shows
+`make` re-encodes the clips alike under opaque names, `serve` shows
 pairs of them to raters on a local web page, `make --bundle` writes a static
 copy of the page for crowd platforms and `import` reads its codes, `report`
 analyses the votes, and `power` says beforehand how many prompts and raters are

@@ -1,7 +1,7 @@
 """Builds the folder of a study: clips matched, checked and re-encoded alike.
 
 All clips get the same encoder settings, 48 kHz mono sound of one loudness, no
-metadata, and a name that tells nothing. Size, frame rate and length are kept;
+metadata, and an opaque name. Size, frame rate and length are kept;
 where systems differ in them, the log says so, since raters may notice.
 """
 
@@ -260,7 +260,7 @@ def _source(path: storage.AnyPath, prompt: str) -> _Source:
 
 
 def _log_differences(sources: Mapping[str, Sequence[_Source]]) -> None:
-  """Warn of what tells systems apart at first sight."""
+  """Warn of properties by which raters could recognize a system."""
   kinds = {
     "size": lambda f: f"{f.width}x{f.height}",
     "frame rate": lambda f: f"{f.fps:g}",

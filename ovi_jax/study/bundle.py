@@ -1,7 +1,7 @@
 """A static copy of the page for crowd platforms, and its importer.
 
   BUNDLE/index.html page.js page.css   the page, from any static web host
-  BUNDLE/media/                        clips under names that tell nothing
+  BUNDLE/media/                        clips under opaque names
   BUNDLE/sessions.json                 texts; for each session its pairs
 
 Each worker opens `index.html#session=N` and gets a code at the end, which the

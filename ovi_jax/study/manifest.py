@@ -1,7 +1,7 @@
 """The folder of a study: what was built from the study file.
 
   study.json       settings, prompts, clips, items, gold items, the secret key
-  media/NAME.mp4   re-encoded clips under names that tell nothing
+  media/NAME.mp4   re-encoded clips under opaque names
   votes.sqlite3    raters, assignments and votes (`database`)
 
 `study.json` maps names of media to systems, so it must stay with the organizer.

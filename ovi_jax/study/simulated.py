@@ -66,7 +66,7 @@ def judge(
   """Judge a whole session as a new rater.
 
   Args:
-    store: of the study; nothing tells these votes from those of people.
+    store: of the study; the votes are not marked as simulated.
     study: that is judged.
     choose: answers a question.
     random: source of randomness.

@@ -16,7 +16,7 @@ from ovi_jax.study import settings
 from tests.lib import study_clips
 
 
-def test_media_have_one_loudness_and_rate_and_names_that_tell_nothing(
+def test_media_have_one_loudness_and_rate_and_opaque_names(
   tmp_path,
 ):
   clip = {"frames": 24}

@@ -60,7 +60,7 @@ def test_sessions_judge_every_item_as_often_as_wanted_with_balanced_sides():
   assert all(any(i.kind == "gold" for i in items) for items in found[:3])
 
 
-def test_nothing_public_tells_the_system_or_the_kind_of_an_item(made):
+def test_public_files_contain_no_system_and_no_kind_of_item(made):
   _, study, public, number = made
   names = {str(p.relative_to(public)) for p in public.rglob("*") if p.is_file()}
   assert {"index.html", "page.js", "page.css", "sessions.json"} < names

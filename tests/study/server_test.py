@@ -88,7 +88,7 @@ def test_a_rater_judges_a_whole_session_and_each_vote_is_stored_once(server):
   assert len(server.database.votes()) - before == 3 * count
 
 
-def test_nothing_that_a_rater_receives_tells_the_system(server, made):
+def test_nothing_that_a_rater_receives_names_a_system(server, made):
   folder, study = made
   token = join(server)
   received = []
