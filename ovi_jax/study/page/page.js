@@ -362,6 +362,7 @@ function buildQuestions() {
   $("questions").replaceChildren(...questions.map((question, number) => {
     const fieldset = document.createElement("fieldset");
     fieldset.disabled = true;
+    fieldset.setAttribute("aria-label", question.text);
     const legend = document.createElement("legend");
     const text = document.createElement("span");
     text.textContent = question.text;
