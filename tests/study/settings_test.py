@@ -26,7 +26,7 @@ def test_folders_in_object_stores_are_not_joined_to_the_files_folder(tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"systems": {"one": "a"}}, "systems: expected 2 to 50"),
+    ({"systems": {"one": "a"}}, "systems: expected 2 to 20"),
     ({"systems": {"one\n": "a", "two": "b"}}, "expected a name of letters"),
     ({"question": []}, "did you mean questions"),
     ({"questions": []}, "questions: expected 1 to 9"),
