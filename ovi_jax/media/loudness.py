@@ -26,7 +26,9 @@ def integrated(wave_CA: np.ndarray, rate: int) -> float:
   """
   weighted_CA = np.asarray(wave_CA, np.float64)
   for numerator, denominator in _k_weighting(rate):
-    weighted_CA = signal.lfilter(numerator, denominator, weighted_CA)
+    weighted_CA = np.asarray(
+      signal.lfilter(numerator, denominator, weighted_CA)
+    )
   block, hop = round(0.4 * rate), round(0.1 * rate)
   energy = np.cumsum((weighted_CA**2).sum(0))
   energy = np.concatenate([[0.0], energy])

@@ -131,12 +131,12 @@ def _power() -> None:
 
 def _numbers(name: str, kind: type) -> list:
   """The numbers of a list flag."""
+  texts = FLAGS[name].value or []
   try:
-    return [kind(text) for text in FLAGS[name].value]
+    return [kind(text) for text in texts]
   except ValueError as error:
     raise ValueError(
-      f"--{name}: expected numbers separated by commas, got"
-      f" {','.join(FLAGS[name].value)!r}"
+      f"--{name}: expected numbers separated by commas, got {','.join(texts)!r}"
     ) from error
 
 

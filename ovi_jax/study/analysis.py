@@ -418,7 +418,7 @@ def preference_pairs(
   tally: dict[tuple[int, str], collections.Counter[str]] = {}
   for row in rows:
     if row["kind"] == assignment.REAL and row["rater"] in kept:
-      choice = row["choice"]
+      choice: str = row["choice"]
       if row["flipped"]:
         choice = _MIRRORED.get(choice, choice)
       key = row["number"], row["question"]

@@ -118,9 +118,10 @@ class Study:
   def media(self, item: int) -> tuple[str, str]:
     """Media names of the first and the second system of an item."""
     found = self.items[item]
-    return tuple(
+    first, second = (
       self.clips[s][found.prompt].media for s in (found.first, found.second)
     )
+    return first, second
 
   @functools.cached_property
   def media_names(self) -> frozenset[str]:

@@ -265,9 +265,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         status.REQUEST_ENTITY_TOO_LARGE, "The request is too large."
       )
     try:
-      values = untrusted.parse_json(
-        untrusted.read_at_most(self.rfile, int(length)), max_bytes=MAX_BODY
-      )
+      # As large as the limit at most, and read until all of it has come.
+      body = self.rfile.read(int(length))
+      values = untrusted.parse_json(body, max_bytes=MAX_BODY)
     except ValueError as error:
       raise _RequestError(status.BAD_REQUEST, "Expected JSON.") from error
     if not isinstance(values, dict):

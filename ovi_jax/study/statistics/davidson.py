@@ -43,7 +43,7 @@ class Fit(NamedTuple):
 
 
 def probabilities(
-  difference: np.ndarray, log_nu: np.ndarray | float
+  difference: np.ndarray | float, log_nu: np.ndarray | float
 ) -> np.ndarray:
   """Probabilities of left, right and equal, [..., 3].
 
