@@ -68,6 +68,8 @@ def define_flags() -> None:
 
 
 def main() -> None:
+  if not FLAGS.out:
+    raise ValueError("--out=DIR is empty; name a folder, or leave it out")
   weights, out = storage.locate(FLAGS.weights), storage.locate(FLAGS.out)
   flag_profiles.apply(FLAGS.flags_profile, flag_profiles.SAMPLE)
   if FLAGS.aot:
