@@ -95,8 +95,8 @@ def test_gradients_equal_those_without_rematerialization(policy, backend):
 def matmuls(policy: str, backend: str = "") -> int:
   """Matrix products of a gradient: of an MLP, and of an attention."""
   mlp = layers.MLP(16, 8, jnp.sin, layers.XAVIER, jnp.float32)
-  x = jnp.ones((1, 4, 8), jnp.bfloat16)
-  params = mlp.init(jax.random.key(0), x)
+  x = jax.ShapeDtypeStruct((1, 4, 8), jnp.bfloat16)
+  params = jax.eval_shape(mlp.init, jax.random.key(0), x)
 
   def block(x, params):
     y: Any = mlp.apply(params, x)
