@@ -17,6 +17,7 @@ BASE = {
   "files",
   "flops",
   "geometry",
+  "flag_profiles",
   "hardware",
   "media",
   "modality",
@@ -95,6 +96,7 @@ ALLOWED = {
     "sharding",
     WORLD,
   },
+  "study": set(),
 }
 # The same within curation; those that are files, by name. All see the contract.
 CONTRACT = {"clip", "stage"}
