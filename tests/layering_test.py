@@ -17,6 +17,7 @@ BASE = {
   "files",
   "flops",
   "geometry",
+  "flag_profiles",
   "hardware",
   "media",
   "modality",

@@ -221,7 +221,7 @@ def training(video: bool, audio: bool) -> Any:
       "frozen_param_dtype": "auto",
       "attention": "auto",
       "context_parallelism": "ulysses",  # or ring
-      "remat": "full",
+      "remat": "auto",
       "mesh": MESH,
       "log_every": 10,
       "checkpoint_every": 1000,
