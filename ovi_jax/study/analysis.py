@@ -296,9 +296,15 @@ def _question(
   return result
 
 
-def _estimate(found: intervals.Intervals, index: int) -> dict[str, Any]:
+def _estimate(
+  found: intervals.Intervals,
+  index: int,
+  least: float = -math.inf,
+  most: float = math.inf,
+) -> dict[str, Any]:
+  """An estimate and its intervals, within the range of its values."""
   return {
-    field.name: np.asarray(getattr(found, field.name)[index]).tolist()
+    field.name: np.clip(getattr(found, field.name)[index], least, most).tolist()
     for field in dataclasses.fields(found)
   }
 
@@ -334,9 +340,9 @@ def _pair(
     "win": int(win.sum()),
     "tie": int(tie.sum()),
     "loss": int(loss.sum()),
-    "pwr": _estimate(found, index),
-    "pwr_untied": _estimate(found, index + 1),
-    "net": _estimate(found, index + 2),
+    "pwr": _estimate(found, index, 0, 1),
+    "pwr_untied": _estimate(found, index + 1, 0, 1),
+    "net": _estimate(found, index + 2, -1, 1),
     "p": significance.sign_flip(scores, seed),
   }
 

@@ -366,10 +366,10 @@ def strength_figure(question: dict[str, Any]) -> str:
   ranked = sorted(question["systems"].items(), key=lambda x: -x[1]["value"])
   values = [v for _, s in ranked for v in s["elo"] if v is not None]
   low, high = min([*values, 900.0]), max([*values, 1100.0])
-  scale = (_WIDTH - _LABEL - 20) / (high - low)
+  scale = (_WIDTH - _LABEL - 40) / (high - low)
 
   def place(value: float) -> float:
-    return _LABEL + 10 + (value - low) * scale
+    return _LABEL + 20 + (value - low) * scale
 
   height = len(ranked) * _ROW
   middle = place(1000)

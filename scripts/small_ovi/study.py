@@ -117,6 +117,7 @@ def run() -> None:
     "systems": {name: str(folder) for name, folder in folders.items()},
     "title": "Clips of the synthetic world, simulated raters",
     "raters_per_item": FLAGS.raters_per_item,
+    "items_per_session": FLAGS.items_per_session,
   }
   path = out / "study.json"
   with files.atomic_path(path) as temporary:
@@ -145,5 +146,6 @@ if __name__ == "__main__":
   flags.DEFINE_list("clips", [], "NAME=DIR of each system.")
   flags.DEFINE_string("out", "", "Folder to write.")
   flags.DEFINE_integer("seed", 1000, "Seed of the world and of the raters.")
-  flags.DEFINE_integer("raters_per_item", 3, "Raters of each pair.")
+  flags.DEFINE_integer("raters_per_item", 6, "Raters of each pair.")
+  flags.DEFINE_integer("items_per_session", 14, "Pairs that a rater judges.")
   cli.run(run)

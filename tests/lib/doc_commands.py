@@ -74,6 +74,7 @@ NOT_RUN: Mapping[str, str] = {
 RUN_ALONE: Mapping[str, str] = {
   r"curation\.sync\.(?:train --evaluate=|convert )": "curation/docs_test.py",
   r"ovi_jax\.study power ": "study/command_test.py",
+  r"scripts\.small_ovi\.study ": "scripts/small_ovi/study_test.py",
 }
 
 

@@ -55,9 +55,10 @@ def served(folder, *arguments):
       else:
         raise AssertionError("no link was printed")
     finally:
-      process.send_signal(signal.SIGINT)
-      rest = process.stdout.read()
-  assert process.returncode == 0 and "stopped" in rest
+      # Not SIGINT, which programs in the background of a shell ignore.
+      process.terminate()
+      process.stdout.read()
+  assert process.returncode == -signal.SIGTERM
 
 
 def words(command):
@@ -73,7 +74,6 @@ def words(command):
 @pytest.mark.slow
 def test_the_commands_of_the_guide_make_serve_and_report_a_study(tmp_path):
   study_clips.write_systems(tmp_path, ["ours", "baseline"], 4)
-  assert "8 gold" not in run(tmp_path, *words("make"))
   run(tmp_path, *words("make"), "--bundle=public")
   study = manifest.read(tmp_path / "study")
   arguments = [w for w in words("serve")[1:] if "--port" not in w]
@@ -100,8 +100,7 @@ def test_the_commands_of_the_guide_make_serve_and_report_a_study(tmp_path):
   pairs = (tmp_path / "pairs.jsonl").read_text().splitlines()
   assert len(pairs) >= 4
   assert "| 50 | 3 | 0.48 | 0.32 |" in run(tmp_path, *words("power"))
-  for arguments in ((), ("make",), ("power", "--win=0.9")):
-    assert run(tmp_path, *arguments, code=1).count("\n") == 1
+  assert run(tmp_path, "power", "--win=0.9", code=1).count("\n") == 1
 
 
 def test_the_study_file_of_the_guide_is_valid(tmp_path):

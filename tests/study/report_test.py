@@ -219,6 +219,19 @@ def test_one_vote_or_none_that_can_judge_gives_a_report_without_intervals():
   assert "no votes" in report.page(none)
 
 
+def test_intervals_of_shares_stay_within_their_range():
+  study = study_clips.without_media(SYSTEMS, 6)
+  rows = [
+    row(rater=f"rater {n % 2}", number=n, choice="left" if n < 7 else "right")
+    for n in range(12)
+  ]
+  found = analysis.analyse(study, rows, replicates=50)
+  for pair in found["results"]["kept"]["questions"]["video"]["pairs"]:
+    for name, least in (("pwr", 0), ("pwr_untied", 0), ("net", -1)):
+      low, high = pair[name]["two_way"]
+      assert least <= low <= high <= 1
+
+
 def test_when_all_raters_are_left_out_the_report_says_so():
   rule = {"min_headphones": 7}
   study = study_clips.without_media(SYSTEMS, 2, exclusion=rule)
