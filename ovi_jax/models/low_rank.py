@@ -104,6 +104,11 @@ def beside(path: str, name: str) -> str:
   return f"{path.removesuffix(KERNEL)}{name}"
 
 
+def kernel_of(path: str) -> str:
+  """The path of the kernel that a factor is beside."""
+  return f"{path.rpartition('/')[0]}/{KERNEL}"
+
+
 def factor_shapes(
   shapes: Mapping[str, Any], kernels: Iterable[str], rank: int
 ) -> dict[str, jax.ShapeDtypeStruct]:

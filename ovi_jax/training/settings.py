@@ -381,7 +381,7 @@ class Settings(RunSettings):
       ),
       "eval_samples": _eval_samples(config_lib.take(values, "eval_samples")),
       "lora": config_lib.build(
-        loras.LoraConfig, values.pop("lora", {}), "lora"
+        loras.LoraConfig, config_lib.take(values, "lora"), "lora"
       ),
     }
     return config_lib.build(cls, values | made)

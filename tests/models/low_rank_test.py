@@ -11,37 +11,14 @@ from flax import linen as nn
 
 from ovi_jax.convert import mapping
 from ovi_jax.modality import AV
-from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.models import low_rank
 from tests.lib import parity
+from tests.lib import random_loras
 from tests.lib import standin_models
 
-SIZES = {
-  "hidden_dim": 16,
-  "num_layers": 2,
-  "num_heads": 2,
-  "mlp_dim": 24,
-  "time_width": 8,
-  "text_dim": 12,
-  "max_text_len": 4,
-}
-CONFIG = AV(
-  dit.DiTConfig(channels=4, **SIZES),
-  dit.DiTConfig(channels=3, patch=(1,), **SIZES),
-)
-
-
-@functools.cache
-def base() -> dict:
-  """Parameters by path, none of them zero."""
-  model = fusion.FusionDiT(CONFIG)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs())["params"]
-  random = np.random.default_rng(0)
-  return {
-    path: 0.3 * random.standard_normal(x.shape, np.float32)
-    for path, x in mapping.flatten(shapes).items()
-  }
+CONFIG = random_loras.CONFIG
+base = random_loras.base
 
 
 def inputs():
