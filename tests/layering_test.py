@@ -37,6 +37,7 @@ ALLOWED = {
   "pretrained": {"models", "sharding"},
   "checkpoint": {"sharding"},
   "convert": {"models", "pretrained"},
+  "lora": {"convert", "models", "pretrained", "sharding"},
   "diffusion": set(),
   "sampling": {
     "attention",
@@ -44,6 +45,7 @@ ALLOWED = {
     "diffusion",
     "sharding",
     "pretrained",
+    "lora",
     WORLD,
   },
   WORLD: set(),
@@ -58,6 +60,7 @@ ALLOWED = {
     "pretrained",
     "data",
     "sampling",
+    "lora",
     WORLD,
   },
   "aot": {

@@ -105,8 +105,10 @@ class Plan:
 
   @property
   def digest(self) -> str:
-    """sha256 of the contents of the sources, wherever they are."""
+    """Digest of the contents of the sources, wherever they are."""
     digests = sorted(opened.digest for opened, _ in self.parts)
+    if len(digests) == 1:
+      return digests[0]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
   def only(self, wanted: Callable[[str], bool]) -> "Plan":

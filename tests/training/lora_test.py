@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from ovi_jax.checkpoint import reader
+from ovi_jax.lora import adapter
+from ovi_jax.lora import files
 from ovi_jax.models import low_rank
+from ovi_jax.training import export
 from ovi_jax.training import param_filter
 from ovi_jax.training import settings
 from ovi_jax.training import task as tasks
@@ -71,6 +74,26 @@ def test_a_lora_trains_factors_only_and_resumes_bit_by_bit(
   assert (arrays[path.replace("trained", "ema")] != arrays[path]).any()
   scale = "frozen_params/blocks/audio/cross_attention/key/lora_scale"
   assert (arrays[scale] == 2).all()
+
+  # The exported file has the EMA of the newest checkpoint.
+  file = tmp_path / "lora.safetensors"
+  export.export_lora(tmp_path / "whole", file, trigger_words="a hum")
+  towers = settings.from_config(first).model
+  found = files.read(file, towers)
+  slot = adapter.Slot("blocks/audio/cross_attention/key/kernel", 1)
+  ema = path.replace("trained", "ema")
+  np.testing.assert_array_equal(found.pairs[slot].up, arrays[ema][1])
+  assert found.pairs[slot].alpha == 4 and len(found.pairs) == 2 * 16
+  assert found.metadata["trigger_words"] == "a hum"
+  assert found.metadata["ovi_jax.targets"] == "attention"
+  assert len(found.metadata[files.BASE_KEY]) == 64
+  for where, out, message in (
+    (tmp_path / "whole", tmp_path / "w", "is the run of a LoRA; export it wi"),
+    (base, file, "is not the run of a LoRA"),
+  ):
+    write = export.export if out.name == "w" else export.export_lora
+    with pytest.raises(ValueError, match=message):
+      write(where, out)
 
   # Two microbatches and one make the same step, with dropout.
   parts = config(datasets, base, grad_accum_steps=2)
