@@ -29,6 +29,7 @@ from ovi_jax.lora import names
 from ovi_jax.modality import AV
 from ovi_jax.models import dit
 from ovi_jax.models import low_rank
+from ovi_jax.models import quantized
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sharding import sharding_rules
 
@@ -148,10 +149,18 @@ def apply(
 
   Returns:
     Parameters for the denoiser, which share all unchanged arrays with `params`.
+
+  Raises:
+    ValueError: a whole kernel would be changed that has 8 bits.
   """
   flat = mapping.flatten(params)
   for path, delta in _changes(loras, config).items():
     leaf = flat[path]
+    if quantized.is_quantized(leaf.dtype):
+      raise ValueError(
+        f"LoRA: an update of the whole of {path} cannot be applied to 8-bit"
+        " weights; use the weights converted without --quantize"
+      )
     moved = _add(leaf, _place(delta, leaf.sharding))
     flat[path] = jax.device_put(moved, leaf.sharding)
   added = factors(loras, config)

@@ -74,6 +74,10 @@ def extract(
   manifests = [weights_dir.read(d, needs=("fusion",)) for d in (base, tuned)]
   if len({m.architecture.fusion for m in manifests}) > 1:
     raise ValueError(f"{base} and {tuned} have towers of other sizes")
+  for directory in map(storage.locate, (base, tuned)):
+    weights_dir.check_not_quantized(
+      directory, ("fusion",), "whose difference is no LoRA"
+    )
   first, second = (
     weights.slices(
       weights_dir.component_file(storage.locate(directory), "fusion")

@@ -56,6 +56,9 @@ def merge(
   manifest = weights_dir.read(directory, needs=("fusion",))
   present = tuple(c for c in manifest.digests if c not in ("tokenizer",))
   manifest = weights_dir.read(directory, needs=present)
+  weights_dir.check_not_quantized(
+    directory, ("fusion",), "which LoRAs are not merged into"
+  )
   loras = apply.load(lora, manifest.architecture.fusion, manifest)
   if not loras:
     raise ValueError("expected --lora=FILE[:STRENGTH],…")

@@ -10,7 +10,6 @@ Blocks are scanned: their parameters are stacked on a leading axis G. Numbers:
 see `dit`; the velocity is float32.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +24,8 @@ from ovi_jax.attention import blockwise
 from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
 from ovi_jax.models import block
+from ovi_jax.models import block_params
 from ovi_jax.models import dit
-from ovi_jax.models import low_rank
 from ovi_jax.models import rope
 from ovi_jax.sharding import logical_axes
 
@@ -241,14 +240,12 @@ class FusionDiT(nn.Module):
   def _scan_blocks(self, function: Any, carry: Any, *per_block: Any) -> Any:
     """`function(blocks, carry, *per_block)` over blocks, as `lax.scan` does.
 
-    Low-rank updates of a block's kernels are merged before it.
+    What is stored beside a block's kernels is applied to them before.
     """
 
     def merged(blocks: FusionBlock, *args: Any) -> Any:
-      if not low_rank.is_adapted(blocks.variables.get("params")):
-        return function(blocks, *args)
-      merge = functools.partial(low_rank.merge, dtype=self.dtype)
-      return nn.map_variables(function, "params", merge)(blocks, *args)
+      params = blocks.variables.get("params")
+      return block_params.lift(function, params, self.dtype)(blocks, *args)
 
     scan = nn.scan(
       apply_remat(merged, self.remat),

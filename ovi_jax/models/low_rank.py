@@ -6,7 +6,7 @@ The factors of a kernel `…/kernel` [G, in, out] are leaves beside it, stacked
 over blocks: `…/lora_down` [G, in, rank], `…/lora_up` [G, rank, out] and
 `…/lora_scale` [G, rank], which is alpha / rank for a trained LoRA. Several
 LoRAs of a kernel are one of the sum of their ranks. The denoiser merges the
-kernels of a block inside its scan over blocks (`FusionDiT`), so that merged
+kernels of a block inside its scan over blocks (`block_params`), so that merged
 kernels of one block exist at a time, also in the backward pass.
 
 Numbers: factors and their product are float32; the sum is rounded once, to the
@@ -157,40 +157,10 @@ def init(
   return made
 
 
-def is_adapted(params: Any) -> bool:
-  """Whether a nested tree of parameters has factors."""
-  if not isinstance(params, Mapping):
-    return False
-  return DOWN in params or any(map(is_adapted, params.values()))
-
-
-def merge(params: Any, dtype: Any) -> Any:
-  """Merge the factors in a tree of parameters into its kernels.
-
-  Args:
-    params: nested parameters, of one block or stacked over blocks.
-    dtype: of the kernels that have factors.
-
-  Returns:
-    The tree without factors; parameters without factors are as they were.
-  """
-  if not isinstance(params, Mapping):
-    return params
-  if DOWN in params:
-    rest = {n: x for n, x in params.items() if n not in FACTORS}
-    factors = (params[name] for name in FACTORS)
-    return rest | {KERNEL: merged_kernel(params[KERNEL], *factors, dtype)}
-  return {name: merge(x, dtype) for name, x in params.items()}
-
-
-def merged_kernel(
-  kernel: jax.Array,
-  down: jax.Array,
-  up: jax.Array,
-  scale: jax.Array,
-  dtype: Any,
+def add_update(
+  kernel: jax.Array, down: jax.Array, up: jax.Array, scale: jax.Array
 ) -> jax.Array:
-  """kernel + (down * scale) @ up, [(G,) in, out] in `dtype`."""
+  """kernel + (down * scale) @ up, [(G,) in, out] float32."""
   # The axis of size 1 makes this a product with a batch axis. Rematerialization
   # "products" saves those without; it would save the merged kernels.
   down, scale, up = (
@@ -203,7 +173,7 @@ def merged_kernel(
     (((up.ndim - 1,), (up.ndim - 2,)), ((*range(up.ndim - 2),),) * 2),
     precision=jax.lax.Precision.HIGHEST,
   )[0]
-  return (kernel.astype(jnp.float32) + delta).astype(dtype)
+  return kernel.astype(jnp.float32) + delta
 
 
 def drop_ranks(

@@ -2,8 +2,8 @@
 
 Each row has a pattern for the whole path of a leaf, and the letters of its axes
 (see `logical_axes`). Every parameter must match exactly one row, and every row
-at least one parameter; anything else is an error. The factors of a LoRA are
-sharded as the kernel beside them.
+at least one parameter; anything else is an error. The factors of a LoRA and the
+scales of 8-bit kernels are sharded as the kernel beside them.
 """
 
 import re
@@ -114,6 +114,7 @@ _BESIDE_KERNELS: Mapping[str, Callable[[str], str]] = {
   "lora_down": lambda kernel: f"{kernel[:-1]}-",
   "lora_up": lambda kernel: f"{kernel[:-2]}-{kernel[-1]}",
   "lora_scale": lambda kernel: f"{kernel[:-2]}-",
+  "kernel_scale": lambda kernel: f"{kernel[:-2]}{kernel[-1]}",
 }
 
 

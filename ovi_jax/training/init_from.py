@@ -61,6 +61,7 @@ class Source:
     component: in converted weights, the component with the parameters.
     groups: in a checkpoint, the branches of its state with parameters.
     ema: the branch with their moving average.
+    quantized: whether 8-bit kernels with their scales are accepted.
   """
 
   path: str
@@ -70,6 +71,7 @@ class Source:
   component: str = "fusion"
   groups: tuple[str, ...] = ("trained_params", "frozen_params")
   ema: str = "ema_params"
+  quantized: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -304,6 +306,10 @@ def _open_weights(source: Source, path: storage.AnyPath) -> _Opened:
   """A directory of converted weights."""
   manifest = weights_dir.read(path, needs=(source.component,))
   file = weights_dir.component_file(path, source.component)
+  if not source.quantized:
+    weights_dir.check_not_quantized(
+      path, (source.component,), "of which only a LoRA can be trained"
+    )
   shapes = {p: tuple(s.shape) for p, s in weights.shapes(file).items()}
 
   def read(targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:

@@ -29,7 +29,9 @@ from ovi_jax.data import quality
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import low_rank
+from ovi_jax.models import quantized
 from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sharding import distributed
 from ovi_jax.sharding import mesh as meshes
@@ -292,7 +294,7 @@ class TowersTask(Task):
       params |= self.settings.lora.factor_shapes(params)
     trained, _ = param_filter.split(params, self.settings.trainable)
     stored = self.settings.stored_dtype(cli.platform())
-    return {
+    shapes = {
       path: jax.ShapeDtypeStruct(
         x.shape,
         np.dtype("float32")
@@ -301,6 +303,21 @@ class TowersTask(Task):
       )
       for path, x in params.items()
     }
+    if self._quantized is not None:
+      shapes = quantized.with_scales(shapes, self._quantized)
+    return shapes
+
+  @functools.cached_property
+  def _quantized(self) -> np.dtype | None:
+    """The dtype of 8-bit kernels of the base of a LoRA; `None` for others."""
+    if not self.settings.is_lora:
+      return None
+    name = next(iter(self.towers.present()))
+    path = storage.locate(getattr(self.settings.init_from, name))
+    if not storage.exists(path / weights_dir.MANIFEST):
+      return None
+    file = weights_dir.component_file(path, "fusion")
+    return quantized.dtype_of(weights.shapes(file))
 
   def init_params(self, key: jax.Array) -> Mapping[str, Any]:
     made = architecture.init("fusion", self.towers, key)
@@ -331,6 +348,7 @@ class TowersTask(Task):
         path=path,
         include=tuple(p for n in names for p in init_from.tower(n)),
         exclude=(init_from.FUSION_LAYERS,) if alone else (),
+        quantized=self._quantized is not None,
       )
       for path, names in towers.items()
     ]

@@ -17,7 +17,7 @@ from ovi_jax.lora import files
 from ovi_jax.lora import merge
 from ovi_jax.lora import names
 from ovi_jax.modality import AV
-from ovi_jax.models import low_rank
+from ovi_jax.models import block_params
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
@@ -71,7 +71,7 @@ def test_two_loras_of_other_strengths_are_added_to_every_layer():
   )
   loras = [lora(all_layers, 0.5, 0.0), lora(few, 2.0, -1.0)]
   params = apply.apply(mapping.nest(base), loras, CONFIG, mesh)
-  found = mapping.flatten(low_rank.merge(params, np.float32))
+  found = mapping.flatten(block_params.merge(params, np.float32))
   assert found.keys() == flat.keys()
   for path, array in found.items():
     expected = np.array(flat[path])

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from ovi_jax.convert import mapping
 from ovi_jax.modality import AV
+from ovi_jax.models import block_params
 from ovi_jax.models import fusion
 from ovi_jax.models import low_rank
 from tests.lib import parity
@@ -59,7 +60,7 @@ def test_a_lora_in_the_scan_equals_merged_weights_and_unmerged_products():
     return sum(jax.tree.leaves(parts))
 
   def naive(factors):
-    merged = low_rank.merge(mapping.nest(flat | factors), jnp.float32)
+    merged = block_params.merge(mapping.nest(flat | factors), jnp.float32)
     made = velocity(mapping.flatten(merged))
     return loss(made), made
 
