@@ -79,7 +79,7 @@ def train(
       plan = task.init_plan()
     if not resumed:
       task.check_data(opened)
-    base = {BASE: plan.digest} if plan and task.has_base else {}
+    base = plan.digest if plan and task.has_base else ""
     hint = task.new_run_hint(workdir)
     changes = workdirs.check_config(
       workdir,
@@ -104,7 +104,7 @@ def train(
           step_timeout_seconds=settings.step_timeout_seconds,
           timer=timer,
           in_checkpoint=task.in_checkpoint,
-          checkpoint_metadata=base,
+          checkpoint_metadata={BASE: base} if base else {},
         ),
         opened,
       )
@@ -213,7 +213,7 @@ def check_input(
   source: loop.Input,
   workdir: epath.Path,
   instead: str,
-  base: Mapping[str, str],
+  base: str = "",
 ) -> None:
   """Check data and base against those of the newest checkpoint.
 
@@ -231,14 +231,14 @@ def _check_input(
   workdir: epath.Path,
   number: int,
   instead: str,
-  base: Mapping[str, str],
+  base: str,
 ) -> None:
   """As `check_input`, for this process and the checkpoint of a step."""
   try:
     found = reader.read_info(workdir / CHECKPOINTS / str(number))
   except ValueError:
     return  # damaged: resuming names it and restores an earlier one
-  if base and found.metadata.get(BASE) != base[BASE]:
+  if base and found.metadata.get(BASE) != base:
     raise ValueError(
       f"{workdir}: its LoRA was trained on other weights than those of"
       f" config.init_from; name the weights that it had. {instead}"
