@@ -38,7 +38,7 @@ from ovi_jax.pretrained import weights
 
 DTYPES = ("float32", "bfloat16", "float16")
 _DTYPES = tuple(map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16)))
-FORMAT_KEY = "ovi_jax.format"
+FORMAT_KEY, FORMAT = "ovi_jax.format", f"{names.OWN} 1"
 BASE_KEY = "ovi_jax.base"  # digest of the weights that were adapted
 PEFT_KEY = "lora_adapter_metadata"
 DOWN, UP, ALPHA, DIFF = "down", "up", "alpha", "diff"
@@ -144,7 +144,14 @@ def read(
 
 
 def _is_own(file: tensor_file.TensorFile) -> bool:
-  return file.values.get(FORMAT_KEY, "").startswith(f"{names.OWN} ")
+  """Whether it has our own format; ValueError for another version of it."""
+  found = file.values.get(FORMAT_KEY, "")
+  if found and found != FORMAT:
+    raise ValueError(
+      f"{file.source}: expected the format '{FORMAT}', found"
+      f" '{untrusted.printable(found, 40)}'"
+    )
+  return bool(found)
 
 
 def _named(
@@ -494,7 +501,7 @@ def write(
   text = dict(lora.metadata if metadata is None else metadata)
   text.pop(FORMAT_KEY, None)
   if style == names.OWN:
-    text[FORMAT_KEY] = f"{names.OWN} 1"
+    text[FORMAT_KEY] = FORMAT
   if style == names.DIFFUSERS:
     text |= _peft_metadata(lora, config)
   with weights.Writer(path, tensors, text) as writer:

@@ -242,6 +242,13 @@ def test_a_hostile_header_is_refused(data, message, tmp_path):
     files.read(path, CONFIG)
 
 
+def test_another_version_of_our_format_is_refused(tmp_path):
+  path = tmp_path / "lora"
+  safetensors.numpy.save_file(pair(), path, {files.FORMAT_KEY: "ovi_jax 2"})
+  with pytest.raises(ValueError, match="expected the format 'ovi_jax 1', foun"):
+    files.read(path, CONFIG)
+
+
 def test_hostile_metadata_of_peft_is_refused(tmp_path):
   for text in ("[1", "[]", '{"lora_alpha": "x"}', '{"alpha_pattern": [1]}'):
     safetensors.numpy.save_file(
