@@ -150,7 +150,7 @@ def test_only_factors_are_trained_and_their_scale_stays_float32():
   assert shapes[kernel].dtype == np.dtype("bfloat16")
   for name in low_rank.FACTORS:
     assert shapes[low_rank.beside(kernel, name)].dtype == np.float32
-  made = task.init_params(jax.random.key(0))
+  made = jax.eval_shape(task.init_params, jax.random.key(0))
   flat = param_filter.flat(made)
   assert flat.keys() == shapes.keys()
   assert {p: x.shape for p, x in flat.items()} == {
