@@ -9,6 +9,8 @@ attention, that between the towers included, are trained. Rank, alpha, learning
 rate and number of steps are LTX-2's and have not been tried at full size.
 """
 
+from typing import Any
+
 import ml_collections
 
 from ovi_jax import config_files
@@ -20,7 +22,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       "lora needs the weights to adapt: --config=lora:WEIGHTS, a directory that"
       " ovi-convert (convert_torch_weights.py) or ovi_jax.training.export wrote"
     )
-  config = config_files.load(f"fine_tune:{arg}")
+  config: Any = config_files.load(f"fine_tune:{arg}")
   config.trainable = "lora"
   config.batch_size = 8
   config.optimizer.learning_rate = 1e-4

@@ -163,7 +163,7 @@ def apply(
       )
     moved = _add(leaf, _place(delta, leaf.sharding))
     flat[path] = jax.device_put(moved, leaf.sharding)
-  added = factors(loras, config)
+  added: dict[str, Any] = dict(factors(loras, config))
   placed = sharding_rules.param_shardings(
     flat | added, sharding_rules.FUSION, mesh, all_rows=False
   )

@@ -38,8 +38,8 @@ def merge(params: Any, dtype: Any) -> Any:
     return params
   if is_plain(params):
     return params
-  rest = {name: merge(x, dtype) for name, x in params.items()}
-  kernel = rest.get(quantized.KERNEL)
+  rest: dict[str, Any] = {n: merge(x, dtype) for n, x in params.items()}
+  kernel: Any = rest.get(quantized.KERNEL)
   if quantized.SCALE in rest:
     kernel = quantized.dequantize(kernel, rest.pop(quantized.SCALE))
   if low_rank.DOWN in rest:

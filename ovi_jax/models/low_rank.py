@@ -166,11 +166,11 @@ def add_update(
   down, scale, up = (
     x.astype(jnp.float32)[None] for x in (down, scale[..., None, :], up)
   )
+  batch = tuple(range(up.ndim - 2))
   delta = jax.lax.dot_general(
     down * scale,
     up,
-    # Contract ranks; axes before them are batch axes.
-    (((up.ndim - 1,), (up.ndim - 2,)), ((*range(up.ndim - 2),),) * 2),
+    (((up.ndim - 1,), (up.ndim - 2,)), (batch, batch)),
     precision=jax.lax.Precision.HIGHEST,
   )[0]
   return kernel.astype(jnp.float32) + delta

@@ -110,9 +110,9 @@ def without_scales(shapes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if not is_quantized(x.dtype):
       continue
     scale = shapes.get(beside(path))
-    expected = (*x.shape[:-2], x.shape[-1])
-    fits = scale is not None and tuple(scale.shape) == expected
-    if fits and is_quantizable(path) and scale.dtype == np.float32:
+    expected = (*x.shape[:-2], x.shape[-1]), np.dtype(np.float32)
+    fits = scale is not None and (tuple(scale.shape), scale.dtype) == expected
+    if fits and is_quantizable(path):
       del found[beside(path)]
     else:
       del found[path]
