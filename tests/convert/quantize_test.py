@@ -72,6 +72,7 @@ def test_kernels_have_eight_bits_on_disk_and_devices(eight, weights, release):
   assert file.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_text_encoder_computes_with_dequantized_kernels(eight):
   loaded = components(eight)
   params = loaded.load("umt5")

@@ -44,25 +44,28 @@ def equal(ours, theirs):
 
 
 @pytest.mark.parametrize(
-  ("style", "dtype"),
+  ("style", "dtype", "config"),
   [
-    (names.OWN, np.float32),
-    (names.COMFYUI, np.float32),
-    (names.COMFYUI, ml_dtypes.bfloat16),
-    (names.MUSUBI, np.float32),
+    (names.OWN, np.float32, CONFIG),
+    (names.COMFYUI, np.float32, DEEP),
+    (names.COMFYUI, ml_dtypes.bfloat16, CONFIG),
+    (names.MUSUBI, np.float32, CONFIG),
+    pytest.param(names.OWN, np.float32, DEEP, marks=pytest.mark.slow),
+    pytest.param(names.MUSUBI, np.float32, DEEP, marks=pytest.mark.slow),
   ],
 )
-def test_round_trips_of_both_towers_are_exact(style, dtype, tmp_path):
+def test_round_trips_of_both_towers_are_exact(style, dtype, config, tmp_path):
   path = tmp_path / "lora.safetensors"
-  made = random_loras.make(DEEP, dtype=dtype)
-  files.write(path, made, DEEP, style)
-  found = files.read(path, DEEP)
+  made = random_loras.make(config, dtype=dtype)
+  files.write(path, made, config, style)
+  found = files.read(path, config)
   same(found, made)
   assert found.metadata["trigger"] == "a red ball"
   tensors = safetensors.numpy.load_file(path) if dtype == np.float32 else {}
-  assert not tensors or any(n.startswith(RELEASED[style]) for n in tensors)
+  if config is DEEP:
+    assert any(name.startswith(RELEASED[style]) for name in tensors)
   # Written again, the file has the same tensors.
-  files.write(tmp_path / "again", found, DEEP, style)
+  files.write(tmp_path / "again", found, config, style)
   if tensors:
     again = safetensors.numpy.load_file(tmp_path / "again")
     assert again.keys() == tensors.keys()
