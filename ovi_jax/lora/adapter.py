@@ -102,11 +102,6 @@ class Adapter:
     deltas = {slot: x.astype(dtype) for slot, x in self.deltas.items()}
     return dataclasses.replace(self, pairs=pairs, deltas=deltas)
 
-  @property
-  def towers(self) -> list[str]:
-    """The towers that have updates."""
-    return sorted({slot.tower for slot in (*self.pairs, *self.deltas)})
-
 
 def from_factors(
   flat: Mapping[str, Any], alpha: float, metadata: Mapping[str, str]

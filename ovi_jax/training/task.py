@@ -251,7 +251,8 @@ class TowersTask(Task):
 
   def check(self) -> None:
     self.settings.check_sources()
-    self.parameter_shapes()  # refuses targets of a LoRA that cannot be
+    if self.settings.is_lora:
+      self.parameter_shapes()  # refuses targets that cannot be
 
   _load_input = staticmethod(loader.load)
 
