@@ -66,6 +66,8 @@ def define_flags() -> None:
 
 
 def main() -> None:
+  if not FLAGS.out:
+    raise ValueError("--out=DIR is empty; name a folder, or leave it out")
   weights, out = storage.locate(FLAGS.weights), storage.locate(FLAGS.out)
   if FLAGS.aot:
     sys.exit(not sample_step.run(FLAGS.aot, FLAGS.config, weights, out))

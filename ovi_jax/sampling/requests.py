@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Iterable
 from collections.abc import Sequence
 
@@ -31,9 +30,6 @@ PROMPT_COLUMN, IMAGE_COLUMN = "text_prompt", "image_path"
 SEED_COLUMN = "seed"
 SEEDS = 2**32
 _HASH_LENGTH = 10  # hexadecimal digits of a name
-MAX_CHARACTERS = 2**14  # of a prompt; 512 tokens are about 2500
-# Control characters that are no white space, and bytes that were no UTF-8.
-_UNREADABLE = re.compile("[\0-\x08\x0e-\x1b\x7f\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,23 +55,8 @@ class Request:
   stem: str = ""
 
   def __post_init__(self):
-    if problem := unreadable(self.prompt):
+    if problem := prompts.unreadable(self.prompt):
       raise ValueError(f"the prompt {problem}")
-
-
-def unreadable(text: str) -> str:
-  """Why a text is not a valid prompt; empty if it is valid."""
-  if len(text) > MAX_CHARACTERS:
-    return (
-      f"has {len(text)} characters, at most {MAX_CHARACTERS} are read; a few"
-      " hundred say what the model can follow"
-    )
-  if strange := _UNREADABLE.search(text):
-    return (
-      f"has the character U+{ord(strange[0]):04X} at place"
-      f" {strange.start() + 1}; remove it, and save the text as UTF-8"
-    )
-  return ""
 
 
 def from_prompt(
@@ -284,6 +265,11 @@ def _request(
     absolute = dict.fromkeys(
       untrusted.printable(str(storage.absolute(p))) for p in places
     )
+    folder = next((p for p in places if storage.exists(p)), None)
+    if folder is not None:
+      raise ValueError(
+        f"the image: {untrusted.printable(str(folder))} is no regular file"
+      )
     raise ValueError(
       f"the image is missing: {' or '.join(absolute)}; correct the path, or use"
       " mode t2v to ignore images"
