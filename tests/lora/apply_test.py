@@ -187,6 +187,7 @@ def test_the_metadata_of_a_clip_names_its_loras(file, log_lines):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_clip_with_a_lora_equals_that_of_merged_weights(file, tmp_path):
   """Exchanging LoRAs keeps the loaded base; without, the clip is as before."""
   few = {"seed": 3, "num_steps": 2, "progress": False}

@@ -113,6 +113,7 @@ def test_a_lora_trains_factors_only_and_resumes_bit_by_bit(
   assert reader.steps(whole / "checkpoints") == [4, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_microbatches_of_a_lora_make_the_same_step(bases, datasets, tmp_path):
   """Dropped ranks do not depend on them."""
