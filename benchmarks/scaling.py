@@ -26,6 +26,8 @@ from absl import flags
 
 from ovi_jax import cli
 from ovi_jax import files
+from ovi_jax import hardware
+from ovi_jax.aot import report
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "scaling"
@@ -58,10 +60,17 @@ def _sample(
 
 BATCH_768 = {"remat": "attention"}  # the batch of the config, and the paper's
 TRIED = "_tried"
+OLDER = " †"
 # Name -> command.
 CASES: Mapping[str, Sequence[str]] = {
-  "train_v5p_64": _train(
-    "v5p:4x4x4", grad_accum_steps=6, mesh__fsdp=64, **BATCH_768
+  "train_v5p_64": (
+    *_train(
+      "v5p:4x4x4",
+      grad_accum_steps=12,
+      mesh__fsdp=64,
+      remat="attention+projections+mlp",
+    ),
+    "--flags_profile=v5p",
   ),
   "train_v5p_512": _train(
     "v5p:8x8x8",
@@ -88,7 +97,7 @@ CASES: Mapping[str, Sequence[str]] = {
   "sample_960_v5e_16": _sample("v5e:4x4", "960x960_10s"),
   "sample_720_v6e_1": _sample("v6e:1x1", "720x720_5s"),
   "sample_960_v6e_1": _sample("v6e:1x1", "960x960_10s"),
-  # Half the examples at a time.
+  # Only attention is saved, and no flags are set.
   "train_v5p_64_tried": _train(
     "v5p:4x4x4", grad_accum_steps=12, mesh__fsdp=64, **BATCH_768
   ),
@@ -145,30 +154,49 @@ def run(name: str, words: Sequence[str]) -> None:
 
 
 def table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-  """A row a command: its first program, and the seconds of a clip."""
+  """A row a command: its first program, and the seconds of a clip.
+
+  Rows whose report names no library versions are marked: older versions of
+  this package compiled them.
+  """
   lines = [
-    "| | chips, mesh | GiB of a chip | FLOPs, compiled / model | bound by |"
-    " seconds of a step | of a clip |",
-    "|---|---|---|---|---|---|---|",
+    "| | chips, mesh | GiB of a chip | FLOPs, compiled / model | seconds of"
+    " compute, HBM, ICI (exposed) | of a step | at 40 % MFU | of a clip |",
+    "|---|---|---|---|---|---|---|---|",
   ]
   for name, programs in reports.items():
     first = programs[0]
     axes = " x ".join(f"{n} {s}" for n, s in first["mesh"].items() if s > 1)
-    row = [name, f"{first['num_devices']} {first['device_kind']}, {axes}"]
+    kind = first["device_kind"]
+    mark = "" if first.get("versions") else OLDER
+    row = [name + mark, f"{first['num_devices']} {kind}, {axes or 'one'}"]
     if first["peak_memory"] is None:
-      row += [f"does not fit: {first['error']}", "", "", "", ""]
+      row += [f"does not fit: {first['error']}", *[""] * 5]
     else:
       share = first["peak_memory"] / first["hbm_capacity"]
       low, high = _seconds(first)
       row += [
         f"{first['peak_memory'] / GIB:.1f}, {share:.0%}",
         f"{first['flops_ratio']:.3f}",
-        first["bound_by"],
+        _roofline(first),
         f"{low:.2f} to {high:.2f}",
+        f"{_mfu_seconds(first):.2f}",
         _clip(programs),
       ]
     lines.append("| " + " | ".join(row) + " |")
   return "\n".join(lines) + "\n"
+
+
+def _roofline(program: Mapping[str, Any]) -> str:
+  times = program["roofline_seconds"]
+  exposed = program.get("exposed_ici_seconds", times["ici"])
+  texts = [f"{times[n]:.2f}" for n in ("compute", "hbm", "ici")]
+  return f"{', '.join(texts)} ({exposed:.2f})"
+
+
+def _mfu_seconds(program: Mapping[str, Any]) -> float:
+  peak = hardware.CHIPS[program["device_kind"]].peak_tflops * 1e12
+  return program["model_flops"] / (report.USUAL_MFU * peak)
 
 
 def _seconds(program: Mapping[str, Any]) -> tuple[float, float]:

@@ -3,7 +3,8 @@
   python -m benchmarks.splash_blocks --keys=15004 --heads=12 [--backward]
   python -m benchmarks.splash_blocks --aot=v6e:2x4 --keys=15004 --heads=12
 
-On a TPU, every candidate is timed, and the best is printed as a row of
+On a TPU, every candidate of the forward kernel (with `--backward`, of the
+backward kernel) is timed, and the best is printed as a row of
 `ovi_jax/attention/splash_blocks.json`. Without a TPU (`--aot`), candidates are
 compiled, which shows which of them fit in VMEM.
 """
@@ -30,16 +31,18 @@ from ovi_jax.sharding import mesh as meshes
 
 HEAD_SIZE = 128
 BLOCKS = (512, 768, 1024, 1536, 2048)
-AT_ONCE = (256, 512, 1024)
+COMPUTE = (256, 512, 1024)
 
 FLAGS = flags.FLAGS
 
 
-def candidates() -> list[dict[str, int]]:
-  """All limits that are worth a try."""
+def candidates(device_kind: str, backward: bool) -> list[dict[str, int]]:
+  """Limits that are worth a try: of one kernel; the table's of the other."""
+  names = splash.SIZES[3:] if backward else splash.SIZES[:3]
+  fixed = splash.limits_of(device_kind, FLAGS.keys)
   return [
-    dict(zip(splash.SIZES, sizes))
-    for sizes in itertools.product(BLOCKS, BLOCKS, AT_ONCE)
+    {**fixed, **dict(zip(names, sizes))}
+    for sizes in itertools.product(BLOCKS, BLOCKS, COMPUTE)
     if sizes[2] <= sizes[1]
   ]
 
@@ -94,7 +97,7 @@ def main() -> None:
   if device.platform != "tpu":
     raise app.UsageError("needs a TPU, or --aot=TOPOLOGY to see what fits")
   best: tuple[float, dict[str, int]] | None = None
-  for limits in candidates():
+  for limits in candidates(device.device_kind, FLAGS.backward):
     try:
       run = compiled(limits, device)
     except jax.errors.JaxRuntimeError as error:

@@ -28,6 +28,7 @@ SAMPLING = [
   HOW_TO / "python_api.md",
   HOW_TO / "convert.md",
   HOW_TO / "evaluate.md",
+  HOW_TO / "evaluate_clips.md",
   HOW_TO / "ablate.md",
   HOW_TO / "train_codecs.md",
 ]
@@ -137,6 +138,7 @@ def test_readme_sampling_conversion_and_evaluation(tmp_path):
   assert (tmp_path / "small_ovi.gif").read_bytes()[:3] == b"GIF"
   assert mp4.read(tmp_path / "ball.mp4")[0].shape == (121, 64, 64, 3)
   assert list((tmp_path / "samples" / "maps" / "attention_maps").glob("*.png"))
+  assert "basic: flicker" in (tmp_path / "evaluation/report.md").read_text()
   report = json.loads((tmp_path / "report.json").read_text())
   assert {score["name"] for score in report["scores"]} >= {"kind", "sync F1"}
 

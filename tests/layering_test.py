@@ -17,6 +17,7 @@ BASE = {
   "files",
   "flops",
   "geometry",
+  "flag_profiles",
   "hardware",
   "media",
   "modality",
@@ -51,12 +52,20 @@ ALLOWED = {
   WORLD: set(),
   "data": {"pretrained", "sharding", WORLD},
   "curation": {"pretrained", "convert", "data", WORLD},
+  "evaluation": {
+    "curation",
+    "models",
+    "pretrained",
+    "convert",
+    "sharding",
+  },
   "training": {
     "attention",
     "models",
     "diffusion",
     "sharding",
     "checkpoint",
+    "evaluation",
     "pretrained",
     "data",
     "sampling",
@@ -81,7 +90,16 @@ ALLOWED = {
     "training",
     WORLD,
   },
-  "synthetic": {"data", "models", "pretrained", "sampling", "sharding", WORLD},
+  "synthetic": {
+    "data",
+    "evaluation",
+    "models",
+    "pretrained",
+    "sampling",
+    "sharding",
+    WORLD,
+  },
+  "study": set(),
 }
 # The same within curation; those that are files, by name. All see the contract.
 CONTRACT = {"clip", "stage"}

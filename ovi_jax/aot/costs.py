@@ -28,8 +28,8 @@ COLLECTIVES = (
 # Query-by-key matmuls of each kernel. The fused backward kernel computes all
 # three gradients; JAX names it dkv too.
 KERNEL_MATMULS: Mapping[str, int] = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
-# (queries, keys), both padded -> their block sizes.
-Blocks = Callable[[int, int], tuple[int, int]]
+# A block size in the metadata of a kernel: its name and its value.
+_BLOCK_SIZE = re.compile(r'"(block_\w+)\\*": (\d+)')
 # Instructions without HBM traffic of their own.
 _NO_TRAFFIC = frozenset(
   [
@@ -49,6 +49,9 @@ class Costs:
     flops: of matrix multiplications and convolutions.
     bytes_accessed: read from and written to HBM.
     collective_bytes: sent, by kind of collective and participating devices.
+    async_bytes: those of them that are sent while the device computes.
+    sync_count: executed collectives that the device waits for.
+    async_count: executed collectives that computation overlaps.
   """
 
   flops: float = 0.0
@@ -56,14 +59,25 @@ class Costs:
   collective_bytes: Mapping[tuple[str, tuple[int, ...]], float] = (
     dataclasses.field(default_factory=dict)
   )
+  async_bytes: Mapping[tuple[str, tuple[int, ...]], float] = dataclasses.field(
+    default_factory=dict
+  )
+  sync_count: float = 0.0
+  async_count: float = 0.0
 
   def __add__(self, other: "Costs") -> "Costs":
-    sent = collections.Counter(self.collective_bytes)
+    sent, overlapped = (
+      collections.Counter(x) for x in (self.collective_bytes, self.async_bytes)
+    )
     sent.update(other.collective_bytes)
+    overlapped.update(other.async_bytes)
     return Costs(
       self.flops + other.flops,
       self.bytes_accessed + other.bytes_accessed,
       sent,
+      overlapped,
+      self.sync_count + other.sync_count,
+      self.async_count + other.async_count,
     )
 
   def __mul__(self, times: float) -> "Costs":
@@ -71,15 +85,27 @@ class Costs:
       self.flops * times,
       self.bytes_accessed * times,
       {key: value * times for key, value in self.collective_bytes.items()},
+      {key: value * times for key, value in self.async_bytes.items()},
+      self.sync_count * times,
+      self.async_count * times,
+    )
+
+  def without_collectives(self) -> "Costs":
+    """The same, but for what is sent."""
+    return Costs(self.flops, self.bytes_accessed)
+
+  def overlapped(self) -> "Costs":
+    """The same, with all collectives asynchronous."""
+    return dataclasses.replace(
+      self,
+      async_bytes=self.collective_bytes,
+      sync_count=0.0,
+      async_count=self.sync_count + self.async_count,
     )
 
 
-def count(program: hlo.Program, blocks: Blocks) -> Costs:
+def count(program: hlo.Program) -> Costs:
   """Count the costs of a program on one device.
-
-  Args:
-    program: as it was compiled.
-    blocks: of its flash kernels.
 
   Raises:
     ValueError: the trip count of a loop or the FLOPs of a kernel are unknown.
@@ -89,12 +115,19 @@ def count(program: hlo.Program, blocks: Blocks) -> Costs:
   def total(name: str, inside: bool) -> Costs:
     computation = program.computations[name]
     costs, sent = Costs(), set()
+    uses = collections.Counter(
+      channel
+      for each in computation.instructions
+      for channel in _channels(program, each)
+    )
     for each in computation.instructions:
       found = one(computation, each, inside)
       # An async collective is repeated in each fusion that it overlaps with.
       channels = _channels(program, each)
       if channels and channels <= sent:
-        found = dataclasses.replace(found, collective_bytes={})
+        found = found.without_collectives()
+      elif any(uses[channel] > 1 for channel in channels):
+        found = found.overlapped()
       sent |= channels
       costs += found
     return costs
@@ -105,7 +138,8 @@ def count(program: hlo.Program, blocks: Blocks) -> Costs:
       return (body + condition) * program.trip_count(each)
     if each.opcode in ("call", "async-start"):
       called = each.called("calls") or each.called("to_apply")
-      return total(called, False)
+      costs = total(called, False)
+      return costs.overlapped() if each.opcode == "async-start" else costs
     if each.opcode == "conditional":
       branches = [total(n, False) for n in _branches(each)]
       return max(branches, key=lambda c: (c.flops, c.bytes_accessed))
@@ -121,11 +155,14 @@ def count(program: hlo.Program, blocks: Blocks) -> Costs:
       costs += Costs(flops=_FLOP_COUNTERS[each.opcode](where, each))
     kind = each.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
-      costs += Costs(collective_bytes=_collective_bytes(kind, where, each))
+      sent = Costs(
+        collective_bytes=_collective_bytes(kind, where, each), sync_count=1
+      )
+      costs += sent if kind == each.opcode else sent.overlapped()
     if not inside and each.opcode not in _NO_TRAFFIC:
       moved = _bytes_accessed(program, where, each)
       if _is_kernel(each):
-        moved += _reread_bytes(where, each, blocks)
+        moved += _reread_bytes(where, each)
       costs += Costs(bytes_accessed=moved)
     return costs
 
@@ -258,20 +295,19 @@ def _tensor_operands(
   ]
 
 
-def _reread_bytes(
-  where: hlo.Computation, each: hlo.Instruction, blocks: Blocks
-) -> float:
+def _reread_bytes(where: hlo.Computation, each: hlo.Instruction) -> float:
   """Bytes that a kernel reads again after the first time.
 
   The forward kernel reads keys and values once per query block, the backward
   kernel everything indexed by queries once per key block.
   """
   q, k, v, *others = _tensor_operands(where, each)
-  queries, keys = q.shape[-2], k.shape[-2]
-  rows, columns = blocks(queries, keys)
+  sizes = {name: int(n) for name, n in _BLOCK_SIZE.findall(each.text)}
   if _kernel_name(each) == "splash_mha_fwd":
-    return (k.bytes + v.bytes) * (queries / rows - 1.0)
-  return sum(a.bytes for a in (q, *others)) * (keys / columns - 1.0)
+    rows = sizes.get("block_q", q.shape[-2])
+    return (k.bytes + v.bytes) * (q.shape[-2] / rows - 1.0)
+  columns = sizes.get("block_kv_dkv", k.shape[-2])
+  return sum(a.bytes for a in (q, *others)) * (k.shape[-2] / columns - 1.0)
 
 
 _FLOP_COUNTERS: Mapping[

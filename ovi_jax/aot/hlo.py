@@ -23,6 +23,7 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _NAME = re.compile(r"%([\w.\-]+)")
+_CONTINUED = ('"', "}}")  # lines of a kernel's metadata
 _INTEGERS = ("s32", "s64", "u32", "u64")
 _ON_CHIP = re.compile(r"S\([1-9]\)")  # memory spaces other than the main one
 
@@ -186,6 +187,9 @@ def parse(text: str) -> Program:
       found = _INSTRUCTION.match(line)
       if found:
         lines.append(_instruction(found[1], line[found.end() :]))
+      elif lines and line.startswith(_CONTINUED):
+        text = f"{lines[-1].text}{line}"
+        lines[-1] = dataclasses.replace(lines[-1], text=text)
   if not entry:
     raise ValueError("expected the text of a compiled program, with an ENTRY")
   return Program(computations, entry)

@@ -7,8 +7,8 @@ at least the longest of them and, without overlap, about their sum. Real
 programs reach neither bound.
 """
 
+import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import math
@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Iterable
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -26,10 +27,11 @@ from ovi_jax import storage
 from ovi_jax.aot import collectives
 from ovi_jax.aot import costs
 from ovi_jax.aot import hlo
-from ovi_jax.attention import splash
 
 _log = logging.getLogger(__name__)
 LISTED = 8  # largest arrays that are named
+USUAL_MFU = 0.4  # model FLOP/s over peak; the best video DiTs reach 0.5 to 0.57
+LIBRARIES = ("jax", "jaxlib", "libtpu")
 _FULL = "RESOURCE_EXHAUSTED"
 
 
@@ -50,7 +52,13 @@ class Report:
     compiled_flops: matrix FLOPs of the compiled program.
     bytes_accessed: read from and written to HBM.
     collective_bytes: sent, by kind of collective and mesh axes.
+    async_bytes: those of `collective_bytes` that computation overlaps.
+    collective_counts: executed collectives, "sync" and "async".
     roofline_seconds: of "compute", "hbm" and "ici", each alone at peak.
+    exposed_ici_seconds: of synchronous collectives, at peak.
+    mfu_seconds: at `USUAL_MFU`; `None` if `model_flops` is not counted.
+    flags: of the compiler, of the profile.
+    versions: of the libraries that compiled it.
     compile_time: seconds, on this machine.
     largest_arrays: bytes by name, largest first.
     error: the compiler's message, if it refused.
@@ -70,9 +78,15 @@ class Report:
   collective_bytes: Mapping[str, float] = dataclasses.field(
     default_factory=dict
   )
+  async_bytes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  collective_counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
   roofline_seconds: Mapping[str, float] = dataclasses.field(
     default_factory=dict
   )
+  exposed_ici_seconds: float = 0.0
+  mfu_seconds: float | None = None
+  flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
   compile_time: float
   largest_arrays: Mapping[str, int]
   error: str = ""
@@ -124,14 +138,26 @@ class Report:
     ]
     lines += [
       f"  collectives, {name}: {size / 1e6:.1f} MB"
+      f" ({self.async_bytes.get(name, 0.0) / size:.0%} asynchronous)"
       for name, size in self.collective_bytes.items()
     ]
+    if self.collective_counts:
+      lines.append(
+        f"  collectives of a step: {self.collective_counts['sync']} synchronous"
+        f" ({self.exposed_ici_seconds:.3f} s exposed, at peak),"
+        f" {self.collective_counts['async']} asynchronous"
+      )
     times = ", ".join(f"{n} {s:.3f}" for n, s in self.roofline_seconds.items())
     longest, total = (f(self.roofline_seconds.values()) for f in (max, sum))
     lines.append(
       f"  seconds at peak (roofline): {times}; bound by {self.bound_by},"
       f" {longest:.3f} to {total:.3f} s"
     )
+    if self.mfu_seconds:
+      lines.append(
+        f"  seconds at {USUAL_MFU:.0%} MFU: {self.mfu_seconds:.3f}; no program"
+        " reaches the roofline"
+      )
     return lines if self.fits else [*lines, *self._advice()]
 
   def _model_flops(self) -> str:
@@ -201,6 +227,7 @@ def compile_and_report(
   arguments: Any,
   mesh: jax.sharding.Mesh,
   model_flops: float | None,
+  flags: Mapping[str, str] | None = None,
 ) -> Report:
   """Compile a program and report what it needs.
 
@@ -210,6 +237,7 @@ def compile_and_report(
     arguments: shapes with shardings.
     mesh: the devices.
     model_flops: over all devices; `None` if not counted.
+    flags: of the compiler, as they are in the environment.
 
   Raises:
     ValueError: the kind of chip, or an instruction of the program, is unknown.
@@ -229,7 +257,12 @@ def compile_and_report(
     "mesh": dict(mesh.shape),
     "hbm_capacity": int(chip.hbm_gib * hardware.GIB),
     "model_flops": model_flops and model_flops / mesh.size,
+    "flags": dict(flags or {}),
+    "versions": _versions(),
   }
+  if model_flops:
+    work = shared["model_flops"] / (chip.peak_tflops * 1e12)
+    shared["mfu_seconds"] = work / USUAL_MFU
   if (alone := sum(sizes.values())) > shared["hbm_capacity"]:
     # It need not be compiled to see that it does not fit.
     said = f"its arguments alone are {_gib(alone)} of a chip"
@@ -243,9 +276,10 @@ def compile_and_report(
     return _refused(shared, sizes, str(error), time.perf_counter() - began)
   seconds = time.perf_counter() - began
   parsed = hlo.parse(compiled.as_text() or "")
-  found = costs.count(parsed, functools.partial(splash.blocks_of_filled, kind))
+  found = costs.count(parsed)
   memory: Any = compiled.memory_analysis()
-  sent, ici_seconds = _collective_bytes(found, mesh, chip)
+  sent, ici_seconds = _collective_bytes(found.collective_bytes, mesh, chip)
+  overlapped, hidden_seconds = _collective_bytes(found.async_bytes, mesh, chip)
   return Report(
     **shared,
     argument_size=memory.argument_size_in_bytes,
@@ -254,6 +288,12 @@ def compile_and_report(
     compiled_flops=found.flops,
     bytes_accessed=found.bytes_accessed,
     collective_bytes=sent,
+    async_bytes=overlapped,
+    collective_counts={
+      "sync": round(found.sync_count),
+      "async": round(found.async_count),
+    },
+    exposed_ici_seconds=ici_seconds - hidden_seconds,
     roofline_seconds={
       "compute": found.flops / (chip.peak_tflops * 1e12),
       "hbm": found.bytes_accessed / (chip.hbm_bandwidth * 1e9),
@@ -290,6 +330,15 @@ def _refused(
     largest_arrays=_first(dict(arguments) | temporaries),
     error=needs[0] if needs else said.splitlines()[0],
   )
+
+
+def _versions() -> dict[str, str]:
+  """Of the libraries that are installed."""
+  found = {}
+  for name in LIBRARIES:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+      found[name] = metadata.version(name)
+  return found
 
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -331,14 +380,16 @@ def _temp_arrays(program: hlo.Program) -> dict[str, int]:
 
 
 def _collective_bytes(
-  found: costs.Costs, mesh: jax.sharding.Mesh, chip: hardware.Chip
+  found: Mapping[tuple[str, tuple[int, ...]], float],
+  mesh: jax.sharding.Mesh,
+  chip: hardware.Chip,
 ) -> tuple[dict[str, float], float]:
   """Bytes by kind and mesh axes, and the seconds of all of them."""
   shape = dict(mesh.shape)
   sizes: dict[str, float] = {}
   seconds = 0.0
   places = collectives.coordinates(mesh.devices.flat)
-  for (kind, group), size in sorted(found.collective_bytes.items()):
+  for (kind, group), size in sorted(found.items()):
     axes = collectives.mesh_axes(group, shape)
     name = f"{kind} over {', '.join(axes)}"
     sizes[name] = sizes.get(name, 0.0) + size

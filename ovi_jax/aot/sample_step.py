@@ -6,6 +6,7 @@ shapes. Without weights of the variant, released sizes are used.
 
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import ml_collections
 from flax import traverse_util
 
 import ovi_jax
+from ovi_jax import flag_profiles
 from ovi_jax import flops
 from ovi_jax import geometry
 from ovi_jax import storage
@@ -40,6 +42,7 @@ def run(
   config: ml_collections.ConfigDict,
   weights: storage.AnyPath,
   out: storage.AnyPath,
+  flags_profile: str = flag_profiles.NONE,
 ) -> bool:
   """Compile a denoising step and a decoding step, log and write reports.
 
@@ -48,6 +51,7 @@ def run(
     config: of `configs/sample.py`.
     weights: directory of weights, of which only the sizes are read.
     out: directory for the report.
+    flags_profile: compiler flags that were applied, see `flag_profiles`.
 
   Returns:
     Whether all programs fit.
@@ -56,7 +60,9 @@ def run(
     ValueError: the topology, the settings or the weights are invalid.
   """
   outputs.check_directory(out)
-  devices = topology.devices(name)
+  devices, job = topology.devices(name), flag_profiles.SAMPLE
+  flag_profiles.check_device(flags_profile, job, devices[0].device_kind)
+  flags = flag_profiles.flags_of(flags_profile, job)
   variant: Any = config.variant
   manifest = manifest_of(variant, weights)
   advised = settings_lib.recommended_of(manifest)
@@ -68,7 +74,7 @@ def run(
   size = planning.clip_size(settings, manifest)
   area = manifest.geometry.area
   clip = manifest.geometry.clip(*geometry.snap(*size, area))
-  reports = (make(settings, pipeline, clip) for make in (step, decoding))
+  reports = (make(settings, pipeline, clip, flags) for make in (step, decoding))
   what = manifest.variant or weights_dir.CUSTOM
   return report.publish(out, f"{what}_{name}", reports)
 
@@ -98,6 +104,7 @@ def step(
   settings: settings_lib.Settings,
   pipeline: denoisers.SamplingComponents,
   clip: geometry.Clip,
+  flags: Mapping[str, str],
 ) -> report.Report:
   """A guided step of a whole batch of clips."""
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
@@ -148,6 +155,7 @@ def step(
     arguments,
     mesh,
     2 * batch * flops.forward(towers, tokens).total,
+    flags,
   )
 
 
@@ -155,6 +163,7 @@ def decoding(
   settings: settings_lib.Settings,
   pipeline: denoisers.SamplingComponents,
   clip: geometry.Clip,
+  flags: Mapping[str, str],
 ) -> report.Report:
   """The frames of one latent; a clip has as many of them as latent frames."""
   del settings
@@ -181,7 +190,12 @@ def decoding(
     program = codec.jit_decode_step(vae, dtype, (1, height, width), whole)
     lowered = program.lower(*arguments)
   return report.compile_and_report(
-    "decoding of one latent frame", lowered, arguments, pipeline.mesh, None
+    "decoding of one latent frame",
+    lowered,
+    arguments,
+    pipeline.mesh,
+    None,
+    flags,
   )
 
 

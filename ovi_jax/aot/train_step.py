@@ -5,17 +5,21 @@ are shapes. Neither data nor initial parameters are needed.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ovi_jax import cli
+from ovi_jax import flag_profiles
 from ovi_jax import flops
 from ovi_jax import storage
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
+from ovi_jax.models import remat as remats
 from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step as steps
@@ -26,6 +30,7 @@ def run(
   name: str,
   settings: settings_lib.Settings | settings_lib.CodecSettings,
   out: storage.AnyPath,
+  flags_profile: str = flag_profiles.NONE,
 ) -> bool:
   """Compile the step of each bucket, log and write the reports.
 
@@ -33,6 +38,7 @@ def run(
     name: of the topology.
     settings: of the run, of towers.
     out: directory for the reports.
+    flags_profile: compiler flags that were applied, see `flag_profiles`.
 
   Returns:
     Whether all fit.
@@ -46,9 +52,12 @@ def run(
       f" and their like), got the config of a codec, {settings.component}; take"
       " a config of towers, or leave --aot away and train on what is here"
     )
-  mesh = tasks.make(settings).make_mesh(topology.devices(name))
+  devices, job = topology.devices(name), flag_profiles.TRAIN
+  flag_profiles.check_device(flags_profile, job, devices[0].device_kind)
+  flags = flag_profiles.flags_of(flags_profile, job)
+  mesh = tasks.make(settings).make_mesh(devices)
   reports = (
-    step(settings, bucket.video, bucket.audio, mesh)
+    step(settings, bucket.video, bucket.audio, mesh, flags)
     for bucket in settings.data.buckets
   )
   return report.publish(out, f"train_{name}", reports)
@@ -59,6 +68,7 @@ def step(
   video: tuple[int, int, int] | None,
   audio: int | None,
   mesh: jax.sharding.Mesh,
+  flags: Mapping[str, str],
 ) -> report.Report:
   """Report on the step of one bucket.
 
@@ -67,6 +77,7 @@ def step(
     video: latent frames, rows and columns.
     audio: latents in time.
     mesh: of the devices to compile for.
+    flags: of the compiler, as they are in the environment.
   """
   with jax.set_mesh(mesh):
     task = tasks.make(settings)
@@ -77,6 +88,7 @@ def step(
       (1, width), sharding_rules.replicated(mesh)
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
+    remat = remats.resolve(settings.remat, cli.target())
     program = steps.jit_train_step(shardings, mesh)
     lowered = program.lower(step_config, state, batch, null_SE)
   tokens = batch.latents.map(
@@ -86,11 +98,12 @@ def step(
   return report.compile_and_report(
     f"training step of {settings.batch_size} clips in"
     f" {settings.grad_accum_steps} microbatches,"
-    f" remat {settings.remat}",
+    f" remat {remat}",
     lowered,
     (state, batch, null_SE),
     mesh,
     settings.batch_size * work,
+    flags,
   )
 
 

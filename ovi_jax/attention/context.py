@@ -109,6 +109,29 @@ def check(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
     )
 
 
+def check_training(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
+  """Check that training on an accelerator does not use ring without need.
+
+  The backward pass of ring attention is no flash kernel: it writes the logits
+  of each block to HBM.
+
+  Args:
+    sizes: devices along each mesh axis.
+    heads: number of heads of every tower.
+    strategy: a key of `STRATEGIES`.
+
+  Raises:
+    ValueError: `ULYSSES` could divide the heads.
+  """
+  tensor, context = sizes.get("tensor", 1), sizes.get(AXIS, 1)
+  if strategy == RING and context > 1 and heads % (tensor * context) == 0:
+    raise ValueError(
+      "context_parallelism=ring is slower than ulysses in training, since its"
+      f" backward pass is no flash kernel, and {heads} heads can be divided by"
+      f" tensor {tensor} x context {context}; set context_parallelism=ulysses"
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _ring(part: Any, q, k, v, length_B: Any) -> jax.Array:
   return _ring_forward(part, q, k, v, length_B)[0]

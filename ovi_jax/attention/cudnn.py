@@ -7,6 +7,13 @@ import jax.numpy as jnp
 
 from ovi_jax.attention import blockwise
 
+# JAX's primitives whose results, the output and the statistics of the softmax,
+# the backward pass needs. JAX gives the latter no name of its own.
+FORWARD_PRIMITIVES = (
+  "dot_product_attention_fwd",
+  "dot_product_attention_fwd_wrapper",
+)
+
 
 def attend(
   q_BLNK: jax.Array,
@@ -24,10 +31,9 @@ def attend(
   length_B = None
   if length is not None:
     length_B = jnp.broadcast_to(jnp.int32(length), q_BLNK.shape[:1])
-  out = jax.nn.dot_product_attention(
+  return jax.nn.dot_product_attention(
     q_BLNK, k, v, key_value_seq_lengths=length_B, implementation="cudnn"
   )
-  return blockwise.kept(out)
 
 
 def attend_part(

@@ -1,20 +1,22 @@
 """Flash attention for TPUs: JAX's splash kernel, fitted to our lengths.
 
-Queries and keys are filled up to whole blocks; what is not to be attended to
-has another segment number. Sizes of blocks come from a table, by kind of chip
-and number of keys (`splash_blocks.json`; `benchmarks/splash_blocks.py`
-searches). On a CPU the kernel is interpreted, which is for tests.
+Queries and keys are padded to whole blocks. Padded and masked keys have another
+segment id; without either, no segment ids are passed. The largest blocks come
+from a table, by kind of chip and number of keys (`splash_blocks.json`;
+`benchmarks/splash_blocks.py` searches), the blocks of a length from
+`block_sizes`. On a CPU the kernel is interpreted, which is for tests.
 """
 
 import functools
 import importlib.resources
 import json
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_kernel as kernels,
 )
@@ -28,8 +30,42 @@ from ovi_jax.attention import blockwise
 LANES = 128  # sizes of blocks are multiples
 TABLE = "splash_blocks.json"
 ANY = "any"  # chip of the rows for those that have none
-SIZES = ("queries", "keys", "keys_at_once")  # limits of a row
+# Limits of a row of the table, as `kernels.BlockSizes` names them: queries and
+# keys in VMEM, and keys of one matmul, of the forward and the backward kernel.
+SIZES = (
+  "block_q",
+  "block_kv",
+  "block_kv_compute",
+  "block_q_dkv",
+  "block_kv_dkv",
+  "block_kv_dkv_compute",
+)
+# Fewest keys of one matmul, where there are more than `LANES`. With 128, the
+# forward kernel takes 1.6 to 2 times as many instructions for a key as with
+# 1024 (lab notebook, "Block sizes of the TPU kernel").
+MIN_COMPUTE = 256
+# What each matmul, and each block in VMEM, costs beyond its own size, in keys
+# (or queries): rescaling of partial sums; reloads, and the partial gradients of
+# queries, of which the backward kernel writes one for each block of keys. The
+# numbers fit the compiled kernels' instructions (the same section).
+_COMPUTE_OVERHEAD, _BLOCK_OVERHEAD = 192, 64
 _OUT, _IN = 0, 1  # segments
+
+
+class Blocks(NamedTuple):
+  """Blocks of both kernels, and the padded lengths that they divide."""
+
+  sizes: kernels.BlockSizes
+  queries: int
+  keys: int
+
+
+class _Axis(NamedTuple):
+  """Blocks of one axis: the estimated cost first, for comparison."""
+
+  cost: float
+  length: int
+  sizes: tuple[tuple[str, int], ...]
 
 
 def attend(
@@ -57,100 +93,130 @@ def attend_part(
 
 
 def _run(q_BLNK, k_BSNK, v_BSNK, length: Any, lse: bool) -> Any:
-  queries, keys = q_BLNK.shape[1], k_BSNK.shape[1]
-  kernel, (rows, columns) = _kernel(
-    cli.target(), queries, keys, q_BLNK.shape[2], lse
-  )
-  q = blockwise.scaled(q_BLNK)
+  batch, queries, heads, _ = q_BLNK.shape
+  target, keys = cli.target(), k_BSNK.shape[1]
+  blocks = block_sizes(target, queries, keys, q_BLNK.dtype.itemsize)
+  kernel = _kernel(target, blocks, heads, lse)
 
-  def filled(x_BLNK: jax.Array, size: int) -> jax.Array:
+  def padded(x_BLNK: jax.Array, size: int) -> jax.Array:
     heads_first = jnp.swapaxes(x_BLNK, 1, 2)
     missing = size - heads_first.shape[2]
     return jnp.pad(heads_first, ((0, 0), (0, 0), (0, missing), (0, 0)))
 
-  length = keys if length is None else length
-  length_B = jnp.broadcast_to(length, q.shape[:1])
-  in_BS = jnp.arange(columns)[None] < length_B[:, None]
-  segments = kernels.SegmentIds(
-    q=jnp.full((q.shape[0], rows), _IN, jnp.int32),
-    kv=jnp.where(in_BS, _IN, _OUT).astype(jnp.int32),
-  )
-  arrays = filled(q, rows), filled(k_BSNK, columns), filled(v_BSNK, columns)
-  found = jax.vmap(kernel)(*arrays, segments)
+  q = padded(blockwise.scaled(q_BLNK), blocks.queries)
+  k, v = (padded(x, blocks.keys) for x in (k_BSNK, v_BSNK))
+  segments = _segments(batch, blocks, keys if length is None else length)
+  found = jax.vmap(kernel)(q, k, v, segments)
   # With the log-sum-exp: the output, and a tuple of what else is kept.
   out = found[0] if lse else found
   out_BLNK = jnp.swapaxes(out[:, :, :queries], 1, 2)
   return (out_BLNK, found[1][0][:, :, :queries]) if lse else out_BLNK
 
 
-def _kernel(
-  target: str, queries: int, keys: int, heads: int, lse: bool
-) -> tuple[Any, tuple[int, int]]:
-  """The kernel, and the lengths that queries and keys are filled up to."""
-  (block_q, rows), (block_kv, columns) = blocks(target, queries, keys)
-  compute = _divisor(block_kv, limits_of(target, keys)["keys_at_once"])
-  sizes = kernels.BlockSizes(
-    block_q=block_q,
-    block_kv=block_kv,
-    block_kv_compute=compute,
-    block_q_dkv=block_q,
-    block_kv_dkv=block_kv,
-    block_kv_dkv_compute=compute,
-    use_fused_bwd_kernel=True,
+def _segments(batch: int, blocks: Blocks, length: Any) -> Any:
+  """Segment ids that mask keys beyond a length; `None` if all are attended."""
+  if isinstance(length, int) and length >= blocks.keys:
+    return None
+  length_B = jnp.broadcast_to(length, (batch,))
+  in_BS = jnp.arange(blocks.keys)[None] < length_B[:, None]
+  return kernels.SegmentIds(
+    q=jnp.full((batch, blocks.queries), _IN, jnp.int32),
+    kv=jnp.where(in_BS, _IN, _OUT).astype(jnp.int32),
   )
-  mask = masks.MultiHeadMask([masks.FullMask((rows, columns))] * heads)
-  kernel = kernels.make_splash_mha(
-    mask,
-    block_sizes=sizes,
+
+
+def _kernel(target: str, blocks: Blocks, heads: int, lse: bool) -> Any:
+  mask = masks.FullMask((blocks.queries, blocks.keys))
+  return kernels.make_splash_mha(
+    masks.MultiHeadMask([mask] * heads),
+    block_sizes=blocks.sizes,
     save_residuals=lse,
     residual_checkpoint_name=blockwise.KEPT,
     head_shards=1,
     q_seq_shards=1,
     interpret=target == "cpu",
   )
-  return kernel, (rows, columns)
 
 
-def blocks(
-  target: str, queries: int, keys: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-  """For a kind of chip: `block` of the queries, and of the keys."""
-  limits = limits_of(target, keys)
-  return block(queries, limits["queries"]), block(keys, limits["keys"])
-
-
-def blocks_of_filled(target: str, queries: int, keys: int) -> tuple[int, int]:
-  """The blocks that `blocks` chose, from the lengths that it filled up to.
-
-  A larger block that divides the filled length would have been taken.
-  """
-  limits = limits_of(target, keys)
-  return _divisor(queries, limits["queries"]), _divisor(keys, limits["keys"])
-
-
-def block(length: int, limit: int) -> tuple[int, int]:
-  """The block for a length: least filling first, then the largest block.
+def block_sizes(
+  target: str, queries: int, keys: int, itemsize: int = 2
+) -> Blocks:
+  """Choose blocks by estimated cost: padding against the cost of small blocks.
 
   Args:
-    length: of the sequence.
-    limit: the largest block, a multiple of `LANES`.
+    target: kind of chip, as `device_kind` names it.
+    queries: number of queries of a device.
+    keys: number of keys of a device.
+    itemsize: bytes of a number of them; the limits of the table are for 2, and
+      halved for more.
 
   Returns:
-    The block, and the length filled up to whole blocks. Up to 2 % of filling
-    more than needed is taken for larger blocks.
+    Blocks within the limits; of `MIN_COMPUTE` keys at least for one matmul, if
+    there are more keys than `LANES`.
   """
-  sizes = np.arange(LANES, limit + 1, LANES)
-  filled = -(-length // sizes) * sizes
-  good = filled <= 1.02 * filled.min()
-  size = int(sizes[good].max())
-  return size, -(-length // size) * size
+  limits = {
+    name: limit if itemsize <= 2 else limit // 2
+    for name, limit in limits_of(target, keys).items()
+  }
+  return _block_sizes(tuple(limits.items()), queries, keys)
 
 
-def _divisor(size: int, limit: int) -> int:
-  """The largest multiple of `LANES` up to the limit that divides a block."""
-  return max(
-    n for n in range(LANES, min(size, limit) + 1, LANES) if size % n == 0
+@functools.lru_cache
+def _block_sizes(
+  limits: tuple[tuple[str, int], ...], queries: int, keys: int
+) -> Blocks:
+  sizes = dict(limits)
+  rows = min(_query_blocks(sizes, n) for n in _lengths(sizes, queries))
+  columns = min(
+    found
+    for length in _lengths(sizes, keys)
+    for found in _key_blocks(sizes, length)
   )
+  chosen: dict[str, Any] = dict(rows.sizes + columns.sizes)
+  return Blocks(
+    kernels.BlockSizes(**chosen, use_fused_bwd_kernel=True),
+    rows.length,
+    columns.length,
+  )
+
+
+def _lengths(limits: Mapping[str, int], length: int) -> Iterator[int]:
+  """Padded lengths: from the least to the next multiple of every limit."""
+  least = -(-length // LANES) * LANES
+  return iter(range(least, least + max(limits.values()), LANES))
+
+
+def _query_blocks(limits: Mapping[str, int], length: int) -> _Axis:
+  sizes = {
+    name: max(_divisors(length, limits[name]))
+    for name in ("block_q", "block_q_dkv")
+  }
+  each = [1 + _BLOCK_OVERHEAD / size for size in sizes.values()]
+  return _Axis(length * sum(each), length, tuple(sizes.items()))
+
+
+def _key_blocks(limits: Mapping[str, int], length: int) -> Iterator[_Axis]:
+  """Blocks of a padded number of keys; none if all matmuls were too small."""
+  cost, sizes = 0.0, {}
+  for name in ("block_kv", "block_kv_dkv"):
+    compute_name = f"{name}_compute"
+    found = [
+      (_COMPUTE_OVERHEAD / compute + _BLOCK_OVERHEAD / block, block, compute)
+      for block in _divisors(length, limits[name])
+      for compute in _divisors(block, limits[compute_name])
+      if compute >= min(MIN_COMPUTE, length)
+    ]
+    if not found:
+      return
+    overhead, block, compute = min(found)
+    cost += length * (1 + overhead)
+    sizes |= {name: block, compute_name: compute}
+  yield _Axis(cost, length, tuple(sizes.items()))
+
+
+def _divisors(size: int, limit: int) -> list[int]:
+  """Multiples of `LANES` up to the limit that divide a size."""
+  return [n for n in range(LANES, min(size, limit) + 1, LANES) if size % n == 0]
 
 
 def limits_of(target: str, keys: int) -> Mapping[str, int]:

@@ -15,6 +15,7 @@ from absl import flags
 
 from ovi_jax import cli
 from ovi_jax import config_files
+from ovi_jax import flag_profiles
 from ovi_jax import storage
 from ovi_jax import synthetic
 from ovi_jax.aot import sample_step
@@ -62,6 +63,12 @@ def define_flags() -> None:
     "Do not sample: compile for this TPU topology, such as v6e:2x4, and report"
     " HBM, FLOPs and collective traffic.",
   )
+  flags.DEFINE_enum(
+    "flags_profile",
+    flag_profiles.NONE,
+    flag_profiles.names(),
+    "Compiler flags for a kind of chip, see docs/how_to/many_devices.md.",
+  )
   flags.DEFINE_bool("overwrite", False, "Generate existing clips again.")
 
 
@@ -69,8 +76,13 @@ def main() -> None:
   if not FLAGS.out:
     raise ValueError("--out=DIR is empty; name a folder, or leave it out")
   weights, out = storage.locate(FLAGS.weights), storage.locate(FLAGS.out)
+  flag_profiles.apply(FLAGS.flags_profile, flag_profiles.SAMPLE)
   if FLAGS.aot:
-    sys.exit(not sample_step.run(FLAGS.aot, FLAGS.config, weights, out))
+    sys.exit(
+      not sample_step.run(
+        FLAGS.aot, FLAGS.config, weights, out, FLAGS.flags_profile
+      )
+    )
   asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
   generate.run(
     settings=planning.resolve_settings(FLAGS.config, weights),

@@ -18,6 +18,7 @@ from absl import flags
 
 from ovi_jax import cli
 from ovi_jax import config_files
+from ovi_jax import flag_profiles
 from ovi_jax import storage
 from ovi_jax.aot import train_step
 from ovi_jax.sharding import distributed
@@ -43,6 +44,12 @@ def define_flags() -> None:
     "Do not train: compile the step for this TPU topology, such as v5p:4x4x4,"
     " and report HBM, FLOPs and collective traffic.",
   )
+  flags.DEFINE_enum(
+    "flags_profile",
+    flag_profiles.NONE,
+    flag_profiles.names(),
+    "Compiler flags for a kind of chip, see docs/how_to/many_devices.md.",
+  )
   flags.DEFINE_integer(
     "rollback_to",
     None,
@@ -61,6 +68,7 @@ def main() -> None:
       if distributed.process_info()[0] == 0:
         trainer.rollback(FLAGS.workdir, FLAGS.rollback_to)
       sys.exit(0)
+    flag_profiles.apply(FLAGS.flags_profile, flag_profiles.TRAIN)
     if not FLAGS.aot:
       distributed.initialize()
     with distributed.collective_errors():
@@ -70,7 +78,9 @@ def main() -> None:
       config = settings.stored_config(FLAGS.config)
     if FLAGS.aot:
       reports = storage.locate(FLAGS.workdir)
-      sys.exit(not train_step.run(FLAGS.aot, chosen, reports))
+      sys.exit(
+        not train_step.run(FLAGS.aot, chosen, reports, FLAGS.flags_profile)
+      )
     finished = trainer.train(chosen, config, FLAGS.workdir, timer)
   except KeyboardInterrupt:
     name = cli.command_name()

@@ -348,35 +348,100 @@ def read(
     ValueError: the file is missing, no video, damaged, or longer or larger
       than allowed.
   """
+  with _named(path):
+    found = _checked_header(path, max_seconds, max_bytes)
+    wave, rate = _wave(path, max_seconds, layout="mono")
+    wave_A = None if wave is None else wave[0]
+    return decode(path, found), found.fps, wave_A, rate
+
+
+def check(
+  path: str | os.PathLike[str],
+  *,
+  max_seconds: float = MAX_SECONDS,
+  max_bytes: int = MAX_BYTES,
+) -> None:
+  """Check that `read` would take the frames of a clip, without decoding them.
+
+  Args:
+    path: the file.
+    max_seconds: see `read`.
+    max_bytes: see `read`.
+
+  Raises:
+    ValueError: see `read`.
+  """
+  with _named(path):
+    _checked_header(path, max_seconds, max_bytes)
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Name the file in errors of reading it."""
   wanted = f"{untrusted.printable(str(path), 1000)}: expected a video file"
   try:
-    found = header(path, max_bytes // 3)
-    seconds = float(found.times[-1] - found.times[0])
-    if seconds > max_seconds:
-      raise containers.DamagedError(
-        f"at most {max_seconds:g} s are read, its frames last {seconds:g} s"
-      )
-    held = len(found.times) * found.height * found.width * 3
-    if held > max_bytes:
-      raise containers.DamagedError(
-        f"at most {max_bytes / 1e6:.0f} MB of frames are read, these"
-        f" {len(found.times)} of {found.height}x{found.width} are"
-        f" {held / 1e6:.0f} MB"
-      )
-    if not found.fps > 0:
-      raise containers.DamagedError("it names no frame rate")
-    wave, rate = _wave(path, max_seconds)
-    return decode(path, found), found.fps, wave, rate
+    yield
   except containers.DamagedError as error:
     raise ValueError(f"{wanted} such as mp4; {error}") from error
   except OSError as error:
     raise ValueError(f"{wanted} such as mp4; {error.strerror}") from error
 
 
-def _wave(
-  path: str | os.PathLike[str], max_seconds: float
+def _checked_header(
+  path: str | os.PathLike[str], max_seconds: float, max_bytes: int
+) -> Header:
+  """The header of a clip that is neither too long nor too large."""
+  found = header(path, max_bytes // 3)
+  seconds = float(found.times[-1] - found.times[0])
+  if seconds > max_seconds:
+    raise containers.DamagedError(
+      f"at most {max_seconds:g} s are read, its frames last {seconds:g} s"
+    )
+  held = len(found.times) * found.height * found.width * 3
+  if held > max_bytes:
+    raise containers.DamagedError(
+      f"at most {max_bytes / 1e6:.0f} MB of frames are read, these"
+      f" {len(found.times)} of {found.height}x{found.width} are"
+      f" {held / 1e6:.0f} MB"
+    )
+  if not found.fps > 0:
+    raise containers.DamagedError("it names no frame rate")
+  return found
+
+
+def read_sound(
+  path: str | os.PathLike[str], *, max_seconds: float = MAX_SECONDS
 ) -> tuple[np.ndarray | None, int | None]:
-  """The first sound track mixed down to mono, and its rate; None without."""
+  """Read the first sound track of a file, with its channels.
+
+  Args:
+    path: of a video or sound file.
+    max_seconds: of sound.
+
+  Returns:
+    The wave float32 [channels, samples] and its sample rate in Hz, `None` and
+    `None` without a sound track.
+
+  Raises:
+    ValueError: the file is missing, damaged or longer than allowed.
+  """
+  try:
+    return _wave(path, max_seconds, layout=None)
+  except containers.DamagedError as error:
+    raise ValueError(f"{untrusted.printable(str(path))}: {error}") from error
+  except OSError as error:
+    raise ValueError(
+      f"{untrusted.printable(str(path))}: {error.strerror or error}"
+    ) from error
+
+
+def _wave(
+  path: str | os.PathLike[str], max_seconds: float, layout: str | None
+) -> tuple[np.ndarray | None, int | None]:
+  """The first sound track [channels, samples], and its rate; None without.
+
+  It is mixed down to `layout`, or keeps its channels.
+  """
   with _damaged(), containers.opened(path) as container:
     stream = next(iter(container.streams.audio), None)
     if stream is None:
@@ -384,7 +449,7 @@ def _wave(
     rate, parts, count = stream.rate, [], 0
     if not 0 < rate <= MAX_SAMPLE_RATE:
       raise containers.DamagedError(f"its sound has {rate} samples a second")
-    mono = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+    mixer = av.AudioResampler(format="fltp", layout=layout, rate=rate)
     form = None
     for _, frame, _ in containers.frames(container, stream):
       form = form or (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -395,9 +460,10 @@ def _wave(
         raise containers.DamagedError(
           f"at most {max_seconds:g} s are read, its sound is longer"
         )
-      parts += [part.to_ndarray()[0] for part in mono.resample(frame)]
+      parts += [part.to_ndarray() for part in mixer.resample(frame)]
     # The last AAC packet is padded; the file says how much of it counts.
     length = None
     if stream.duration and stream.time_base:
       length = round(stream.duration * stream.time_base * rate)
-  return (np.concatenate(parts)[:length] if parts else None), rate
+  wave = np.concatenate(parts, axis=1)[:, :length] if parts else None
+  return wave, rate

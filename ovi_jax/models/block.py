@@ -17,6 +17,7 @@ from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.models import dit
 from ovi_jax.models import layers
+from ovi_jax.models import remat
 from ovi_jax.models import rope
 from ovi_jax.sharding import logical_axes
 
@@ -30,6 +31,10 @@ class KV(NamedTuple):
 
   keys: jax.Array
   values: jax.Array
+
+
+def _projected(layer: nn.Dense, x: jax.Array) -> jax.Array:
+  return remat.named(layer(x), remat.PROJECTIONS)
 
 
 class Attention(nn.Module):
@@ -69,13 +74,13 @@ class Attention(nn.Module):
 
   def queries(self, x_BLD: jax.Array) -> jax.Array:
     """Normalized queries_BLNK."""
-    x_BLD = self.query_norm(self.query(x_BLD))
+    x_BLD = self.query_norm(_projected(self.query, x_BLD))
     return self.heads(x_BLD, self.config.letters)
 
   def kv(self, x_BSD: jax.Array, letters: str) -> KV:
     """Keys, normalized, and values; `letters` are the axes of the tokens."""
-    keys = self.heads(self.key_norm(self.key(x_BSD)), letters)
-    return KV(keys, self.heads(self.value(x_BSD), letters))
+    keys = self.heads(self.key_norm(_projected(self.key, x_BSD)), letters)
+    return KV(keys, self.heads(_projected(self.value, x_BSD), letters))
 
   def fusion_kv(self, other_BSD: jax.Array, rotary: rope.Rotary) -> KV:
     """Keys, rotated by the other tower's positions, and values."""
@@ -83,10 +88,9 @@ class Attention(nn.Module):
       "BLNK" if self.config.is_audio else REPLICATED_LETTERS
     )  # the other tower's
     x = self.fusion_norm(other_BSD)
-    keys = self.heads(self.fusion_key_norm(self.fusion_key(x)), letters)
-    return KV(
-      rope.rotate(keys, rotary), self.heads(self.fusion_value(x), letters)
-    )
+    keys = self.fusion_key_norm(_projected(self.fusion_key, x))
+    values = self.heads(_projected(self.fusion_value, x), letters)
+    return KV(rope.rotate(self.heads(keys, letters), rotary), values)
 
   def attend(
     self,
@@ -129,7 +133,7 @@ class Attention(nn.Module):
     values = logical_axes.constrain(values_BLNK, self.config.letters)
     merged = einops.rearrange(values, "B L N K -> B L (N K)")
     rows = self.config.letters[1]
-    return logical_axes.constrain(self.out(merged), f"B{rows}D")
+    return logical_axes.constrain(_projected(self.out, merged), f"B{rows}D")
 
 
 class Block(nn.Module):

@@ -11,7 +11,6 @@ see `dit`; the velocity is float32.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -19,13 +18,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ovi_jax import config as config_lib
-from ovi_jax.attention import blockwise
 from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
 from ovi_jax.models import block
 from ovi_jax.models import block_params
 from ovi_jax.models import dit
+from ovi_jax.models import remat as remats
 from ovi_jax.models import rope
 from ovi_jax.sharding import logical_axes
 
@@ -37,34 +35,6 @@ FUSION_INIT = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
 # Blocks, at most, that a program for a CPU has one by one, and their width:
 # wider ones lose more by the copy of each block's weights than loops cost.
 UNROLLED, WIDEST_UNROLLED = 8, 256
-
-# What the backward pass keeps of a block, by name; the rest is recomputed.
-REMAT: Mapping[str, Any] = {
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "attention": jax.checkpoint_policies.save_only_these_names(blockwise.KEPT),
-  "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
-def apply_remat(function: Any, name: str) -> Any:
-  """Apply a rematerialization policy.
-
-  Args:
-    function: the scanned function.
-    name: a key of `REMAT`, or "none".
-
-  Returns:
-    The function under the policy.
-
-  Raises:
-    ValueError: the name is unknown.
-  """
-  if name == "none":
-    return function
-  config_lib.check(
-    config_lib.invalid_choice("remat", name, ["none", *REMAT]), ""
-  )
-  return nn.remat(function, policy=REMAT[name], prevent_cse=False)
 
 
 def should_unroll(config: AV[dit.DiTConfig], platform: str) -> bool:
@@ -204,7 +174,7 @@ class FusionDiT(nn.Module):
     backend: attention backend, see `attention.BACKENDS`.
     mlp_chunk_size: feed-forwards hold at most this many hidden activations at a
       time, in a forward pass; `None` for no limit.
-    remat: what the backward pass recomputes, a key of `REMAT`.
+    remat: what the backward pass recomputes, see `remat`; not "auto".
     unroll: blocks follow each other in the program instead of in a loop: on
       a CPU XLA computes faster, and compiles longer.
     context_parallelism: how tokens that are split over devices attend to each
@@ -215,7 +185,7 @@ class FusionDiT(nn.Module):
   dtype: jnp.dtype = jnp.float32
   backend: str = "xla"
   mlp_chunk_size: int | None = None
-  remat: str = "none"
+  remat: str = remats.NONE
   unroll: bool = False
   context_parallelism: str = contexts.ULYSSES
 
@@ -248,7 +218,7 @@ class FusionDiT(nn.Module):
       return block_params.lift(function, params, self.dtype)(blocks, *args)
 
     scan = nn.scan(
-      apply_remat(merged, self.remat),
+      remats.apply(merged, self.remat),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       length=self.depth,

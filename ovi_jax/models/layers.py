@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ovi_jax.models import remat
+
 XAVIER = nn.initializers.xavier_uniform()
 SMALL = nn.initializers.normal(0.02)
 
@@ -133,7 +135,7 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     dense = {"kernel_init": self.kernel_init, "dtype": self.dtype}
-    x = nn.Dense(self.hidden, name="in", **dense)(x)
+    x = remat.named(nn.Dense(self.hidden, name="in", **dense)(x), remat.MLP)
     return nn.Dense(self.out, name="out", **dense)(self.activation(x))
 
 

@@ -162,7 +162,7 @@ def add_update(
 ) -> jax.Array:
   """kernel + (down * scale) @ up, [(G,) in, out] float32."""
   # The axis of size 1 makes this a product with a batch axis. Rematerialization
-  # "products" saves those without; it would save the merged kernels.
+  # "dots" saves those without; it would save the merged kernels.
   down, scale, up = (
     x.astype(jnp.float32)[None] for x in (down, scale[..., None, :], up)
   )

@@ -111,21 +111,37 @@ def _hann(size: int) -> np.ndarray:
   return (0.5 - 0.5 * np.cos(2 * np.pi * turns)).astype(np.float32)
 
 
-@functools.cache
 def filterbank(config: MelConfig) -> np.ndarray:
+  """The bands of a config; see `bands`."""
+  return bands(
+    config.sample_rate, config.fft_size, config.bins, config.low, config.high
+  )
+
+
+@functools.cache
+def bands(
+  sample_rate: int, fft_size: int, bins: int, low: float, high: float
+) -> np.ndarray:
   """Triangular bands [mel bins, frequencies], float32, each of area one Hz.
 
   Edges are evenly spaced in mel: a band rises from one edge to the next and
   falls to the one after; its height is two over its width in Hz.
+
+  Args:
+    sample_rate: samples a second, Hz.
+    fft_size: samples of a window.
+    bins: mel bands.
+    low: lower edge of the lowest band, Hz.
+    high: upper edge of the highest band, Hz.
   """
-  low, high = _to_mel(np.array([config.low, config.high]))
-  edges = _to_hz(np.linspace(low, high, config.bins + 2))
-  left, peak, right = (edges[i : i + config.bins, None] for i in range(3))
-  hz = np.fft.rfftfreq(config.fft_size, 1 / config.sample_rate)[None]
+  low_mel, high_mel = _to_mel(np.array([low, high]))
+  edges = _to_hz(np.linspace(low_mel, high_mel, bins + 2))
+  left, peak, right = (edges[i : i + bins, None] for i in range(3))
+  hz = np.fft.rfftfreq(fft_size, 1 / sample_rate)[None]
   rise = (hz - left) / (peak - left)
   fall = (right - hz) / (right - peak)
-  bands = np.maximum(0, np.minimum(rise, fall)) * 2 / (right - left)
-  return bands.astype(np.float32)
+  heights = np.maximum(0, np.minimum(rise, fall)) * 2 / (right - left)
+  return heights.astype(np.float32)
 
 
 def _to_mel(hz: np.ndarray) -> np.ndarray:

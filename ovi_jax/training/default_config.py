@@ -213,6 +213,7 @@ def training(video: bool, audio: bool) -> Any:
         "flow_shift": 5.0,
         "guidance_scale": {"video": 4.0, "audio": 3.0},
         "seed": 0,
+        "protocols": (),  # such as ("basic",)
       },
       "num_train_steps": 50_000,
       "batch_size": 8,
@@ -222,7 +223,7 @@ def training(video: bool, audio: bool) -> Any:
       "frozen_param_dtype": "auto",
       "attention": "auto",
       "context_parallelism": "ulysses",  # or ring
-      "remat": "full",
+      "remat": "auto",
       "mesh": MESH,
       "log_every": 10,
       "checkpoint_every": 1000,

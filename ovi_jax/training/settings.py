@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from ovi_jax import cli
 from ovi_jax import config as config_lib
 from ovi_jax import diffusion
 from ovi_jax import storage
@@ -31,6 +32,7 @@ from ovi_jax.models import architecture
 from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
+from ovi_jax.models import remat as remats
 from ovi_jax.models import umt5
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import config as video_vae
@@ -275,8 +277,7 @@ class Settings(RunSettings):
     context_parallelism: attention between tokens that are sharded over the mesh
       axis `context`: "ulysses", or "ring" if `context` does not divide the
       number of heads.
-    remat: what the backward pass rematerializes, a key of
-      `models.fusion.REMAT`, or "none".
+    remat: what the backward pass rematerializes, see `models.remat`.
     pretrained: directory of converted weights with encoders for media and
       captions (`encode_on_the_fly`, `text_source`) and decoders for samples;
       empty if neither is needed.
@@ -418,7 +419,10 @@ class Settings(RunSettings):
   def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
     super().check_mesh(mesh)
     for tower in self.model.present().values():
-      contexts.check(mesh.shape, tower.num_heads, self.context_parallelism)
+      share = mesh.shape, tower.num_heads, self.context_parallelism
+      contexts.check(*share)
+      if mesh.devices.flat[0].platform != "cpu":
+        contexts.check_training(*share)
 
   def make_step_config(self, platform: str) -> step.TrainStepConfig[Any]:
     made = super().make_step_config(platform)
@@ -436,12 +440,11 @@ class Settings(RunSettings):
     backend = attention.resolve(
       self.attention, platform, dtype, tower.head_size
     )
-    fusion.apply_remat(lambda x: x, self.remat)
     model = fusion.FusionDiT(
       self.model,
       dtype,
       backend,
-      remat=self.remat,
+      remat=remats.resolve(self.remat, cli.target()),
       unroll=fusion.should_unroll(self.model, platform),
       context_parallelism=self.context_parallelism,
     )
@@ -622,7 +625,11 @@ def _eval_samples(values: dict[str, Any]) -> eval_samples.EvalSamplesConfig:
   )
   return config_lib.build(
     eval_samples.EvalSamplesConfig,
-    values | {"guidance_scale": scale},
+    values
+    | {
+      "guidance_scale": scale,
+      "protocols": tuple(values.get("protocols", ())),
+    },
     "eval_samples",
   )
 

@@ -37,7 +37,11 @@ ENTRY %main (a: bf16[4,8], q: bf16[2,64,128]) -> bf16[4,8] {
   %q = bf16[2,64,128]{2,1,0} parameter(1)
   %zero = s32[]{:T(128)} constant(0)
   %splash_mha_fwd_segmented.1 = (f32[64,128]{1,0}, bf16[2,64,128]{2,1,0}) \
-custom-call(%zero, %q, %q, %q), custom_call_target="tpu_custom_call"
+custom-call(%zero, %q, %q, %q), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 16, \\"block_kv\\": 64, \
+\\"block_kv_dkv\\": 32}"
+}}, metadata={op_name="attend"}
   %start = (s32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%zero, %a)
   %loop = (s32[]{:T(128)}, bf16[4,8]{1,0}) while(%start), \
 condition=%condition, body=%body
@@ -46,13 +50,8 @@ condition=%condition, body=%body
 """
 
 
-def count(program: hlo.Program) -> costs.Costs:
-  """Its costs, were the kernels' blocks 16 queries and 32 keys."""
-  return costs.count(program, lambda queries, keys: (16, 32))
-
-
 def test_a_tpu_program():
-  found = count(hlo.parse(TPU))
+  found = costs.count(hlo.parse(TPU))
   products = 30 * 2 * 4 * 8 * 8  # of the loop
   kernel = 2 * 2 * (2 * 64 * 128) * 64  # two products of queries by keys
   assert found.flops == products + kernel
@@ -62,19 +61,21 @@ def test_a_tpu_program():
 
 
 def test_repeated_kernel_reads_are_counted():
-  forward = costs.count(hlo.parse(TPU), lambda *lengths: lengths).bytes_accessed
+  """Blocks, in the kernel's metadata, are 16 queries or 32 keys."""
+  whole = TPU.replace(": 16,", ": 64,").replace(": 32}", ": 64}")
+  once = costs.count(hlo.parse(whole)).bytes_accessed
   one = 2 * 64 * 128 * 2  # bytes of the queries, and of all else
   # Keys and values for each of four blocks of queries.
-  assert count(hlo.parse(TPU)).bytes_accessed == forward + 2 * one * 3
+  assert costs.count(hlo.parse(TPU)).bytes_accessed == once + 2 * one * 3
   text = TPU.replace("splash_mha_fwd", "splash_mha_dkv")
   # Queries for each of two blocks of keys; keys and values once.
-  assert count(hlo.parse(text)).bytes_accessed == forward + one
+  assert costs.count(hlo.parse(text)).bytes_accessed == once + one
 
 
 def test_self_permutations_are_not_counted():
   """A device alone in its group sends nothing; the largest group counts."""
-  assert not count(hlo.parse(permuted("{0,0},{1,1}"))).collective_bytes
-  found = count(hlo.parse(permuted("{0,0},{1,2},{2,1}"))).collective_bytes
+  assert not costs.count(hlo.parse(permuted("{0,0},{1,1}"))).collective_bytes
+  found = costs.count(hlo.parse(permuted("{0,0},{1,2},{2,1}"))).collective_bytes
   assert found == {("collective-permute", (1, 2)): 64}
   with pytest.raises(ValueError, match="all devices"):
     collectives.replica_groups("replica_groups={}, x=1")
@@ -108,9 +109,63 @@ ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
 """
   text += fusion.replace("N", "1") + fusion.replace("N", "2")
   text += "  ROOT %z = bf16[4,8]{1,0} copy(%a)\n}\n"
-  assert count(hlo.parse(text)).collective_bytes == {("all-gather", (0, 1)): 64}
+  assert costs.count(hlo.parse(text)).collective_bytes == {
+    ("all-gather", (0, 1)): 64
+  }
+  found = costs.count(hlo.parse(text))
+  assert found.async_bytes == found.collective_bytes
+  assert (found.sync_count, found.async_count) == (0, 1)
   two = text.replace("channel_id=7", "channel_id=8", 1)
-  assert count(hlo.parse(two)).collective_bytes == {("all-gather", (0, 1)): 128}
+  assert costs.count(hlo.parse(two)).collective_bytes == {
+    ("all-gather", (0, 1)): 128
+  }
+
+
+def test_collectives_are_counted_as_sync_or_async():
+  """Of a loop of three: one gather that is waited for, one that is started and
+  done, one within an async computation."""
+  text = """HloModule a
+
+%wrapped (p: bf16[4,8]) -> bf16[8,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %g = bf16[8,8]{1,0} all-gather(%p), channel_id=3, \
+replica_groups=[1,2]<=[2], dimensions={0}
+}
+
+%body (t: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %t = (s32[], bf16[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %a = bf16[4,8]{1,0} get-tuple-element(%t), index=1
+  %sync = bf16[8,8]{1,0} all-gather(%a), channel_id=1, \
+replica_groups=[1,2]<=[2], dimensions={0}
+  %start = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) all-gather-start(%a), \
+channel_id=2, replica_groups=[1,2]<=[2], dimensions={0}
+  %done = bf16[8,8]{1,0} all-gather-done(%start)
+  %async = ((bf16[4,8]{1,0}), bf16[8,8]{1,0}) async-start(%a), calls=%wrapped
+  %ended = bf16[8,8]{1,0} async-done(%async)
+  ROOT %out = (s32[], bf16[4,8]{1,0}) tuple(%i, %a)
+}
+
+%condition (t: (s32[], bf16[4,8])) -> pred[] {
+  %t = (s32[], bf16[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %n = s32[] constant(3)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %t = (s32[], bf16[4,8]{1,0}) tuple(%zero, %a)
+  %loop = (s32[], bf16[4,8]{1,0}) while(%t), condition=%condition, body=%body
+  ROOT %z = bf16[4,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+  found = costs.count(hlo.parse(text))
+  assert (found.sync_count, found.async_count) == (3, 6)
+  key = ("all-gather", (0, 1))
+  assert found.collective_bytes == {key: 3 * 3 * 64}
+  assert found.async_bytes == {key: 3 * 2 * 64}
 
 
 def test_trip_counts_of_unrolled_loops_are_found():
@@ -136,9 +191,9 @@ slice={[0:100]}
   ROOT %d = s8[100]{0:T(128)S(1)} slice-done(%s)
 }
 """
-  assert count(hlo.parse(text)).bytes_accessed == 100
+  assert costs.count(hlo.parse(text)).bytes_accessed == 100
   into_main = text.replace("S(1)", "")
-  assert count(hlo.parse(into_main)).bytes_accessed == 200
+  assert costs.count(hlo.parse(into_main)).bytes_accessed == 200
 
 
 def test_on_chip_memory_is_no_hbm_traffic():
@@ -158,7 +213,7 @@ def test_flops_agree_with_xla_and_count_loop_iterations():
 
   shapes = jnp.ones((2, 9, 4)), jnp.ones((3, 4, 5))
   once = jax.jit(layers).lower(*shapes).compile()
-  found = count(hlo.parse(once.as_text()))
+  found = costs.count(hlo.parse(once.as_text()))
   # Two of five places meet padding at one of three weights.
   assert found.flops == 2 * 2 * 4 * 5 * (15 - 2) + 2 * 2 * 5 * 5 * 5
   assert found.bytes_accessed > 0 and not found.collective_bytes
@@ -168,7 +223,7 @@ def test_flops_agree_with_xla_and_count_loop_iterations():
 
   loop = jax.jit(lambda x: jax.lax.scan(product, x, None, 7))
   text = loop.lower(jnp.ones((16, 16))).compile().as_text()
-  assert count(hlo.parse(text)).flops == 7 * 2 * 16**3
+  assert costs.count(hlo.parse(text)).flops == 7 * 2 * 16**3
 
 
 def test_collectives_of_a_mesh_are_counted():
@@ -178,7 +233,7 @@ def test_collectives_of_a_mesh_are_counted():
   )
   whole = jax.NamedSharding(mesh, jax.P())
   program = jax.jit(lambda x: x * 2, out_shardings=whole)
-  found = count(hlo.parse(program.lower(x).compile().as_text()))
+  found = costs.count(hlo.parse(program.lower(x).compile().as_text()))
   (((kind, group), size),) = found.collective_bytes.items()
   assert kind == "all-gather" and size == 8 * 16 * 4 * 3 / 4
   assert collectives.mesh_axes(group, dict(mesh.shape)) == ("context",)
@@ -203,6 +258,6 @@ def test_unknown_instructions_are_reported():
   with pytest.raises(ValueError, match="with an ENTRY"):
     hlo.parse("nothing")
   with pytest.raises(ValueError, match="kernel mystery are unknown"):
-    count(hlo.parse(TPU.replace("splash_mha_fwd_segmented.1", "mystery")))
+    costs.count(hlo.parse(TPU.replace("splash_mha_fwd_segmented.1", "mystery")))
   with pytest.raises(ValueError, match="no constant number of trips"):
-    count(hlo.parse(TPU.replace("constant(30)", "parameter(1)")))
+    costs.count(hlo.parse(TPU.replace("constant(30)", "parameter(1)")))

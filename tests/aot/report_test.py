@@ -41,3 +41,35 @@ def test_advice_depends_on_mesh_and_program(mesh):
   assert (
     "more devices along fsdp or context" in text and "grad_accum" not in text
   )
+
+
+def test_a_report_states_usual_utilization_and_exposed_collectives():
+  text = "\n".join(
+    report.Report(
+      program="training step",
+      device_kind="TPU v5",
+      num_devices=4,
+      mesh={"fsdp": 4},
+      argument_size=2**30,
+      temp_size=2**30,
+      peak_memory=2**31,
+      hbm_capacity=2**34,
+      model_flops=459e12,
+      compiled_flops=500e12,
+      collective_bytes={"all-gather over fsdp": 4e6},
+      async_bytes={"all-gather over fsdp": 3e6},
+      collective_counts={"sync": 2, "async": 6},
+      roofline_seconds={"compute": 1.0, "hbm": 0.5, "ici": 0.2},
+      exposed_ici_seconds=0.05,
+      mfu_seconds=2.5,
+      compile_time=1.0,
+      largest_arrays={},
+    ).lines()
+  )
+  assert "all-gather over fsdp: 4.0 MB (75% asynchronous)" in text
+  assert "2 synchronous (0.050 s exposed, at peak), 6 asynchronous" in text
+  assert "seconds at 40% MFU: 2.500; no program reaches the roofline" in text
+
+
+def test_reports_name_the_versions_of_their_libraries():
+  assert report._versions().keys() >= {"jax", "jaxlib"}

@@ -156,3 +156,11 @@ def test_meshes_that_divide_the_heads_are_accepted():
   sizes = {"data": 1, "fsdp": 1, "context": 4, "tensor": 2}
   context.check(sizes, 24, "ulysses")
   context.check({**sizes, "context": 5}, 24, "ring")
+
+
+def test_ring_is_refused_in_training_where_ulysses_divides_the_heads():
+  with pytest.raises(ValueError, match="24 heads .* tensor 1 x context 2; set"):
+    context.check_training({"fsdp": 4, "context": 2}, 24, "ring")
+  context.check_training({"context": 5}, 24, "ring")
+  context.check_training({"context": 2}, 24, "ulysses")
+  context.check_training({"fsdp": 8}, 24, "ring")

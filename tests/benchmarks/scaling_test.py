@@ -7,11 +7,14 @@ from benchmarks import scaling
 STEP = {
   "program": "guided step of 64x96, 7 latent frames",
   "num_devices": 4,
-  "device_kind": "TPU v9",
+  "device_kind": "TPU v5",
   "mesh": {"data": 2, "fsdp": 1, "context": 2, "tensor": 1},
   "peak_memory": 3 * 2**30,
   "hbm_capacity": 12 * 2**30,
   "flops_ratio": 1.25,
+  "model_flops": 459e12,
+  "exposed_ici_seconds": 0.1,
+  "versions": {"jax": "0.10.2"},
   "bound_by": "hbm",
   "roofline_seconds": {"compute": 0.5, "hbm": 1.0, "ici": 0.25},
 }
@@ -30,17 +33,25 @@ def cells(**reports) -> list[list[str]]:
 
 def test_each_command_becomes_a_row():
   sampling, training = cells(sample=[STEP, DECODING], train=[STEP])
-  shared = ["4 TPU v9, data 2 x context 2", "3.0, 25%", "1.250", "hbm"]
-  shared += ["1.00 to 1.75"]
+  shared = ["4 TPU v5, data 2 x context 2", "3.0, 25%", "1.250"]
+  # A second of model FLOPs at peak takes 2.5 at 40 %.
+  shared += ["0.50, 1.00, 0.25 (0.10)", "1.00 to 1.75", "2.50"]
   # 50 steps of 1 to 1.75 s, and 7 latent frames of 2 to 3 s.
   assert sampling == ["sample", *shared, "64 to 108"]
   assert training == ["train", *shared, ""]
 
 
+def test_reports_without_versions_are_marked_as_older():
+  old = {k: v for k, v in STEP.items() if k != "versions"}
+  del old["exposed_ici_seconds"]
+  ((name, *_, times, _, _, _),) = cells(train=[old])
+  assert name == "train †" and times == "0.50, 1.00, 0.25 (0.25)"
+
+
 def test_programs_that_exceed_hbm_are_marked():
   lost = {"peak_memory": None, "error": "16 GiB are too few"}
   ((_, chips, memory, *rest),) = cells(train=[STEP | lost])
-  assert chips.startswith("4 TPU v9") and set(rest) == {""}
+  assert chips.startswith("4 TPU v5") and set(rest) == {""}
   assert memory == "does not fit: 16 GiB are too few"
 
 

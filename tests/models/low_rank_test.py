@@ -148,7 +148,7 @@ def is_of_audio(path: str) -> bool:
   [
     pytest.param("full", marks=pytest.mark.slow),
     pytest.param("attention", marks=pytest.mark.slow),
-    "products",
+    "dots",
   ],
 )
 def test_merged_kernels_are_not_kept_for_the_backward_pass(remat):

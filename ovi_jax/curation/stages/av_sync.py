@@ -141,7 +141,7 @@ def load(
   """
   embed = None
   if config.weights:
-    embed = _network(str(_weights_path(config)))
+    embed = load_network(str(_weights_path(config)))
   elif config.if_missing == "error":
     raise ValueError(
       "av_sync.weights: expected a path to SyncNet's weights"
@@ -164,8 +164,12 @@ def _weights_path(config: Config) -> pathlib.Path:
   return containers.given("av_sync.weights", config.weights)
 
 
-def _network(path: str) -> Embed:
-  """The compiled network, with its weights on the device."""
+def load_network(path: str) -> Embed:
+  """The compiled network, with its weights on the device.
+
+  Raises:
+    ValueError: the weights are missing, or of another network.
+  """
   cli.setup_jax()
   sizes, variables = syncnet_weights.load(path)
   apply = jax.jit(syncnet.SyncNet(sizes).apply)
@@ -181,7 +185,9 @@ def _scores(
   """Scores by clip index and track index."""
   lips, sound = collections.defaultdict(list), collections.defaultdict(list)
   for batch in _batches(_chunks(pairs, config), config.batch_size):
-    for chunk, lips_TD, sound_TD in zip(batch, *_run(batch, embed, config)):
+    for chunk, lips_TD, sound_TD in zip(
+      batch, *_run(batch, embed, config.batch_size)
+    ):
       at = chunk.clip, chunk.track
       lips[at].append(lips_TD[: chunk.count])
       sound[at].append(sound_TD[: chunk.count])
@@ -242,14 +248,14 @@ def _batches(chunks: Iterator[_Chunk], size: int) -> Iterator[list[_Chunk]]:
 
 
 def _run(
-  batch: list[_Chunk], embed: Embed, config: Config
+  batch: list[_Chunk], embed: Embed, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Embeddings of a batch, zero-padded to a fixed shape."""
   frames_BTHWC = np.stack([s.frames_THWC for s in batch])
   windows_BTKM = np.stack([s.sound_TKM for s in batch])
   lips_BTD, sound_BTD = embed(
-    _zero_pad(frames_BTHWC, config.batch_size),
-    _zero_pad(windows_BTKM, config.batch_size),
+    _zero_pad(frames_BTHWC, size),
+    _zero_pad(windows_BTKM, size),
   )
   return np.asarray(lips_BTD), np.asarray(sound_BTD)
 

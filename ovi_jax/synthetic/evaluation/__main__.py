@@ -10,6 +10,8 @@ Write prompts, generate clips from them, score the clips; or score codecs:
     [--markdown=FILE.md]
   python -m ovi_jax.synthetic.evaluation codecs --weights=DIR
     [--count=64 --seed=1000] [--out=FILE.json] [--markdown=FILE.md]
+  python -m ovi_jax.synthetic.evaluation correlate [--count=64 --seed=1000]
+    [--out=FILE.json] [--markdown=FILE.md]
 """
 
 import json
@@ -20,6 +22,7 @@ from ovi_jax import cli
 from ovi_jax import files
 from ovi_jax import storage
 from ovi_jax.synthetic.evaluation import calibration
+from ovi_jax.synthetic.evaluation import metric_correlation
 from ovi_jax.synthetic.evaluation import prompts
 from ovi_jax.synthetic.evaluation import report
 from ovi_jax.synthetic.evaluation import weights
@@ -70,6 +73,12 @@ def _codecs() -> None:
   _write(json.dumps(losses, indent=2) + "\n", weights.markdown(found))
 
 
+def _correlate() -> None:
+  found = metric_correlation.correlate(FLAGS.count, FLAGS.seed)
+  plain = json.dumps([each._asdict() for each in found], indent=1)
+  _write(plain + "\n", metric_correlation.markdown(found))
+
+
 if __name__ == "__main__":
   flags.DEFINE_string(
     "clips", "", "Folder of mp4 files, each with its JSON file."
@@ -96,4 +105,10 @@ if __name__ == "__main__":
     (world.SEEN, world.UNSEEN, world.ALL),
     "Pairs of a colour and a sound: trained, held out, or all.",
   )
-  cli.run(_score, prompts=_draw, calibrate=_calibrate, codecs=_codecs)
+  cli.run(
+    _score,
+    prompts=_draw,
+    calibrate=_calibrate,
+    codecs=_codecs,
+    correlate=_correlate,
+  )

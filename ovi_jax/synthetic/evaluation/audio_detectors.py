@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ovi_jax.synthetic.evaluation import onsets
+from ovi_jax.evaluation import onsets
 from ovi_jax.synthetic.world import faces
 from ovi_jax.synthetic.world import lamps
 from ovi_jax.synthetic.world import scene

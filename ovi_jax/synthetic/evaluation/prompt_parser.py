@@ -77,7 +77,8 @@ def facts(prompt: str) -> Facts:
     raise ValueError(
       f"{prompt!r} is no prompt of the world; expected one such as"
       ' "A red lamp flashes two times. Audio: low beeps."; make some with'
-      " `python -m ovi_jax.synthetic.evaluation prompts`"
+      " `python -m ovi_jax.synthetic.evaluation prompts`, or score clips of"
+      " any prompt with `python -m ovi_jax.evaluation run`"
     )
   return Facts(
     kind=kind,

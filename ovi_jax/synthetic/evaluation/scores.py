@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_SIGMAS = 1.96  # of 95 %
-_DRAWS = 2000
+from ovi_jax.evaluation import intervals
 
 
 class Part(NamedTuple):
@@ -52,7 +51,7 @@ def score(name: str, parts: Sequence[Part | None]) -> Score:
   same = found.low == found.high or all(part.of == 1 for part in given)
   if given and same:
     # Where all clips are alike, there is nothing to draw from.
-    low, high = wilson(found.value * found.clips, found.clips)
+    low, high = intervals.wilson(found.value * found.clips, found.clips)
     return dataclasses.replace(found, low=low, high=high)
   return found
 
@@ -69,7 +68,7 @@ def _ratio(name: str, parts: Sequence[Part], unit: str) -> Score:
   right, of = np.array(parts, np.float64).reshape(-1, 2).T
   if parts:
     value = float(right.sum() / of.sum())
-    low, high = _bootstrap(right, of)
+    low, high = intervals.bootstrap_ratio(right, of)
   return Score(
     name=name,
     value=value,
@@ -79,29 +78,6 @@ def _ratio(name: str, parts: Sequence[Part], unit: str) -> Score:
     of=float(of.sum()),
     unit=unit,
   )
-
-
-def wilson(right: float, of: int) -> tuple[float, float]:
-  """95 % interval of a share of `of` independent trials.
-
-  Wilson (1927), Journal of the American Statistical Association 22.
-  """
-  share, z2 = right / of, _SIGMAS**2
-  centre = share + z2 / (2 * of)
-  half = _SIGMAS * math.sqrt(share * (1 - share) / of + z2 / (4 * of**2))
-  return (
-    max(0.0, (centre - half) / (1 + z2 / of)),
-    min(1.0, (centre + half) / (1 + z2 / of)),
-  )
-
-
-def _bootstrap(right_N: np.ndarray, of_N: np.ndarray) -> tuple[float, float]:
-  """95 % interval of a ratio of sums over clips drawn with replacement."""
-  random = np.random.default_rng(0)
-  resampled = random.integers(len(of_N), size=(_DRAWS, len(of_N)))
-  ratios = right_N[resampled].sum(axis=1) / of_N[resampled].sum(axis=1)
-  low, high = np.percentile(ratios, (2.5, 97.5))
-  return float(low), float(high)
 
 
 def aligned(asked: Sequence[str], given: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ovi_jax import geometry
+from ovi_jax.evaluation import matching
 
 TOLERANCE = 1 / geometry.FPS
 # What is this near the end may be cut off in the one and not in the other; it
@@ -49,34 +50,9 @@ class Track:
   seconds: float
 
 
-def match(
-  events: Sequence[float],
-  sounds: Sequence[float],
-  tolerance: float = TOLERANCE,
-) -> list[tuple[int, int]]:
-  """Pair as many events with sounds as can be, each at most once.
-
-  Args:
-    events: seconds, in order.
-    sounds: likewise.
-    tolerance: seconds that a pair is apart, at most.
-
-  Returns:
-    Indices of the pairs.
-  """
-  pairs, i, j = [], 0, 0
-  while i < len(events) and j < len(sounds):
-    if abs(events[i] - sounds[j]) <= tolerance:
-      pairs.append((i, j))
-    # Of a pair both are done with, else the earlier one.
-    earlier = events[i] - sounds[j]
-    i, j = i + (earlier <= tolerance), j + (earlier >= -tolerance)
-  return pairs
-
-
 def count(track: Track) -> Count:
   """Count a clip's pairs, and what has no partner and should."""
-  pairs = match(track.events, track.sounds)
+  pairs = matching.match(track.events, track.sounds, TOLERANCE)
   last = track.seconds - END
   counts = [len(pairs)]
   for side, times in enumerate((track.events, track.sounds)):
@@ -88,7 +64,7 @@ def count(track: Track) -> Count:
 
 def offsets(track: Track) -> list[float]:
   """Seconds by which each matched sound is late."""
-  pairs = match(track.events, track.sounds)
+  pairs = matching.match(track.events, track.sounds, TOLERANCE)
   return [track.sounds[j] - track.events[i] for i, j in pairs]
 
 

@@ -28,6 +28,8 @@ from ovi_jax import storage
 from ovi_jax.data import clips
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
+from ovi_jax.evaluation import clip_scores
+from ovi_jax.evaluation import protocols as evaluation_protocols
 from ovi_jax.media import mp4
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
@@ -63,6 +65,9 @@ class EvalSamplesConfig:
     flow_shift: shift of noise levels towards noise.
     guidance_scale: classifier-free guidance scale of each modality.
     seed: clip number n has the noise of seed + n.
+    protocols: of `ovi_jax.evaluation`, whose scores of the clips are logged as
+      `samples/PROTOCOL/SCORE`; those that need weights or a reference are left
+      out.
   """
 
   num_samples: int
@@ -71,6 +76,7 @@ class EvalSamplesConfig:
   flow_shift: float = 5.0
   guidance_scale: AV[float] = GUIDANCE
   seed: int = 0
+  protocols: tuple[str, ...] = ()
 
   def __post_init__(self):
     scales = {
@@ -91,6 +97,11 @@ class EvalSamplesConfig:
     last = self.seed + max(1, self.num_samples) - 1
     if self.seed < 0 or last >= 2**32:
       problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")
+    if self.protocols:
+      try:
+        evaluation_protocols.load(self.protocols)
+      except ValueError as error:
+        problems.append(str(error))
     if problems:
       raise ValueError("eval_samples: " + "; ".join(problems))
 
@@ -366,6 +377,12 @@ class SampleEvaluator:
     ids = [prompt.id for prompt in self.prompts]
     paths = write(directory, ids, latents, self._decoder(), show)
     self._describe(directory, number, paths)
+    if self.settings.protocols:
+      captions = [prompt.caption for prompt in self.prompts]
+      scores = clip_scores.means(paths, captions, self.settings.protocols)
+      self.logs.scalars(
+        number, {f"{DIRECTORY}/{name}": mean for name, mean in scores.items()}
+      )
     return paths
 
   def _decoder(self) -> decoders.Decoder:

@@ -89,7 +89,7 @@ def test_every_sample_is_processed_once():
 def test_speaking_requires_a_face_at_the_same_time(
   monkeypatch, tracks, speaking
 ):
-  monkeypatch.setattr(vad, "_detector", Energy)
+  monkeypatch.setattr(vad, "load_detector", Energy)
   wave_A = np.zeros(80_640, np.float32)
   wave_A[16_000:24_064] = 0.5  # from 1.0 to 1.5 s, frames 24 to 36
   seen = [{"start_frame": s, "boxes": [[0, 0, 9, 9]] * n} for s, n in tracks]

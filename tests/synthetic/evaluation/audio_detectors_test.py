@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ovi_jax.evaluation import onsets
 from ovi_jax.synthetic.evaluation import audio_detectors
-from ovi_jax.synthetic.evaluation import onsets
 from ovi_jax.synthetic.world import scene
 from ovi_jax.synthetic.world import sounds
 

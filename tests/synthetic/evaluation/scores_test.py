@@ -2,23 +2,17 @@
 
 import math
 
-import numpy as np
 import pytest
 
+from ovi_jax.evaluation import intervals
 from ovi_jax.synthetic.evaluation import scores
 from ovi_jax.synthetic.evaluation.scores import Part
-
-
-def test_wilson_intervals_equal_values_computed_by_hand():
-  # 9 of 10, as tables have it.
-  np.testing.assert_allclose(scores.wilson(9, 10), (0.5958, 0.9821), atol=1e-4)
-  assert scores.wilson(0, 4)[0] == 0 and scores.wilson(4, 4)[1] == 1
 
 
 def test_a_share_counts_clips_and_a_ratio_events():
   share = scores.score("kind", [Part(1, 1)] * 9 + [Part(0, 1), None])
   assert (share.value, share.clips, share.of) == (0.9, 10, 10)
-  assert (share.low, share.high) == scores.wilson(9, 10)
+  assert (share.low, share.high) == intervals.wilson(9, 10)
   ratio = scores.score("f1", [Part(2, 4), Part(6, 6), Part(0, 0), None])
   assert (ratio.value, ratio.clips, ratio.of) == (0.8, 2, 10)
   assert (ratio.low, ratio.high) == (0.5, 1.0)
@@ -26,7 +20,7 @@ def test_a_share_counts_clips_and_a_ratio_events():
 
 def test_the_interval_of_a_perfect_score_has_width():
   perfect = scores.score("f1", [Part(4, 4)] * 10)
-  assert perfect.value == 1 and perfect.low == scores.wilson(10, 10)[0] < 0.8
+  assert perfect.value == 1 and perfect.low == intervals.wilson(10, 10)[0] < 0.8
 
 
 def test_no_clips_give_no_score():

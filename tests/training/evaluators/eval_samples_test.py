@@ -131,7 +131,8 @@ def test_samples_are_playable_clips(made):
   listed = json.loads((folder / "samples.json").read_text())
   assert listed["step"] == 100
   assert listed["settings"] == dataclasses.asdict(SETTINGS) | {
-    "guidance_scale": {"video": 4.0, "audio": 3.0}
+    "guidance_scale": {"video": 4.0, "audio": 3.0},
+    "protocols": [],
   }
   assert listed["clips"][1] == {
     "file": "Clip_One-2.mp4",

