@@ -9,7 +9,7 @@ from ovi_jax import config_files
 from ovi_jax import synthetic
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ARGUMENTS = {"fine_tune": f":{synthetic.WEIGHTS}"}
+ARGUMENTS = dict.fromkeys(("fine_tune", "lora"), f":{synthetic.WEIGHTS}")
 
 
 def test_shipped_files_are_those_of_the_repositorys_folder():

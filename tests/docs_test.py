@@ -34,6 +34,7 @@ SAMPLING = [
 ]
 TRAINING = [
   HOW_TO / "fine_tune.md",
+  HOW_TO / "lora.md",
   HOW_TO / "own_clips.md",  # tests/data/from_files_test.py
   HOW_TO / "train.md",
 ]
@@ -76,7 +77,7 @@ def test_fields_that_commands_set_exist():
         continue
       named = re.search(r"--config=configs/(\w+)\.py:?(\S*)", command)
       name, argument = named.groups() if named else (scripts[script[1]], "")
-      if name == "fine_tune":  # reads the weights that it names
+      if name in ("fine_tune", "lora"):  # reads the weights that it names
         name, argument = "fusion", ""
       module = importlib.import_module(f"configs.{name}")
       config = module.get_config(argument) if argument else module.get_config()
@@ -175,7 +176,8 @@ def test_training_from_raw_clips_to_sample_py(tmp_path):
 def test_fine_tuning_from_a_folder_of_clips(tmp_path):
   doc_commands.repository(tmp_path)
   write_clips(tmp_path, 8)
-  doc_commands.run_pages([HOW_TO / "fine_tune.md"], tmp_path)
+  pages = [HOW_TO / "fine_tune.md", HOW_TO / "lora.md"]
+  doc_commands.run_pages(pages, tmp_path)
   before, after = (
     json.loads(path.read_text())
     for name in ("before", "after")
@@ -191,6 +193,11 @@ def test_fine_tuning_from_a_folder_of_clips(tmp_path):
   lines = logs.read(tmp_path / "runs" / "mine")
   assert any("eval/loss_video" in line for line in lines)
   assert list((tmp_path / "runs" / "mine" / "samples").rglob("*.mp4"))
+  (made,) = (tmp_path / "runs" / "with_lora").glob("*.json")
+  (lora,) = json.loads(made.read_text())["loras"]
+  assert lora["strength"] == {"video": 0.8, "audio": 0.8}
+  # Rank 8 of a rank that is at most 8.
+  assert (tmp_path / "runs" / "mine.safetensors").stat().st_size < 2**20
 
 
 def write_clips(folder: pathlib.Path, count: int) -> None:

@@ -38,6 +38,7 @@ ALLOWED = {
   "pretrained": {"models", "sharding"},
   "checkpoint": {"sharding"},
   "convert": {"models", "pretrained"},
+  "lora": {"convert", "models", "pretrained", "sharding"},
   "diffusion": set(),
   "sampling": {
     "attention",
@@ -45,6 +46,7 @@ ALLOWED = {
     "diffusion",
     "sharding",
     "pretrained",
+    "lora",
     WORLD,
   },
   WORLD: set(),
@@ -67,6 +69,7 @@ ALLOWED = {
     "pretrained",
     "data",
     "sampling",
+    "lora",
     WORLD,
   },
   "aot": {

@@ -38,6 +38,7 @@ def towers(source, tmp_path_factory):
   "stage",
   [
     "fusion",
+    pytest.param("lora", marks=pytest.mark.nightly),
     pytest.param("audio_pretrain", marks=pytest.mark.nightly),
     pytest.param("audio_finetune", marks=pytest.mark.nightly),
     pytest.param("video_pretrain", marks=pytest.mark.nightly),
@@ -53,6 +54,15 @@ def test_a_killed_stage_resumes_to_the_same_state(
     "data__num_workers": 2,
   }
   fields |= towers if stage == "fusion" else {}
+  if stage == "lora":
+    stage, base = "fusion", tmp_path / "base"
+    command = train_runs.command(
+      stage, source, base, num_train_steps=1, trainable="all"
+    )
+    code, said = train_runs.run(command)
+    assert code == 0, said
+    fields |= {"trainable": "lora", "lora__rank": 2, "lora__dropout": 0.5}
+    fields |= {f"init_from__{name}": str(base) for name in ("video", "audio")}
   alone = train_runs.command(stage, source, tmp_path / "alone", **fields)
   code, said = train_runs.run(alone)
   assert code == 0, said

@@ -21,7 +21,6 @@ from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.models import remat as remats
 from ovi_jax.sharding import sharding_rules
-from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step as steps
 from ovi_jax.training import task as tasks
@@ -95,8 +94,7 @@ def step(
   tokens = batch.latents.map(
     lambda name, x: math.prod(getattr(settings.model, name).grid(x.shape))
   )
-  only_attention = settings.trainable == param_filter.ATTENTION
-  work = flops.forward(settings.model, tokens).training(only_attention)
+  work = flops.forward(settings.model, tokens).training(settings.attention_only)
   return report.compile_and_report(
     f"training step of {settings.batch_size} clips in"
     f" {settings.grad_accum_steps} microbatches,"

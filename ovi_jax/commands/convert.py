@@ -17,6 +17,7 @@ from absl import flags
 from ovi_jax import cli
 from ovi_jax.convert import command
 from ovi_jax.models import architecture
+from ovi_jax.models import quantized
 
 FLAGS = flags.FLAGS
 
@@ -49,6 +50,12 @@ def define_flags() -> None:
       " accepted format. Separate shards or towers by commas; FILE::KEY selects"
       " a part of a file.",
     )
+  flags.DEFINE_enum(
+    "quantize",
+    "",
+    ("", *quantized.DTYPES),
+    "Store kernels of denoiser and text encoder in 8 bits.",
+  )
   flags.DEFINE_string("tokenizer", "", "tokenizer.json of the text encoder.")
 
 

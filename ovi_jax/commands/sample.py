@@ -42,6 +42,11 @@ def define_flags() -> None:
     str(synthetic.WEIGHTS),
     "Directory of converted or exported weights.",
   )
+  flags.DEFINE_string(
+    "lora",
+    "",
+    "LoRAs: FILE[:STRENGTH] with commas; FILE:VIDEO/AUDIO for each tower.",
+  )
   flags.DEFINE_string("out", "samples", "Output directory.")
   flags.DEFINE_string(
     "noise", "", "Initial noise (.npz) instead of the seed's."
@@ -88,6 +93,7 @@ def main() -> None:
     save_latents=FLAGS.save_latents,
     maps=FLAGS.attention_maps,
     overwrite=FLAGS.overwrite,
+    lora=FLAGS.lora,
   )
 
 

@@ -74,6 +74,7 @@ def run(*, out: str, **flags: Any) -> None:
         components=components,
         files=named,
         tokenizer=_tokenizer(flags.get("tokenizer", "")),
+        quantize=flags.get("quantize", ""),
       )
 
 
@@ -151,7 +152,7 @@ def _check(flags: Mapping[str, Any]) -> None:
       allowed.add("release")
   else:
     task, allowed = "", {"release", "variant", "arch", "components"}
-    allowed |= {"tokenizer", *architecture.COMPONENTS}
+    allowed |= {"tokenizer", "quantize", *architecture.COMPONENTS}
   if odd := [f"--{name}" for name in given if name not in allowed]:
     what = f"--{task}" if task else "a conversion (no --export)"
     raise ValueError(f"{what} does not go with {', '.join(odd)}")

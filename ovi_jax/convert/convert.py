@@ -30,6 +30,7 @@ from ovi_jax.convert import release as releases
 from ovi_jax.convert import staging
 from ovi_jax.convert import torch_file
 from ovi_jax.models import architecture
+from ovi_jax.models import quantized
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 
@@ -46,6 +47,7 @@ def convert(
   components: Sequence[str] | None = None,
   files: Mapping[str, Sequence[str]] | None = None,
   tokenizer: pathlib.Path | None = None,
+  quantize: str = "",
 ) -> weights_dir.Manifest:
   """Convert a release, or files of any name.
 
@@ -61,6 +63,8 @@ def convert(
     files: by component, its files in place of the release's: anything that
       `reader.open_tensors` takes, `FILE::KEY` for the tensors under KEY.
     tokenizer: `tokenizer.json` in place of the release's.
+    quantize: a key of `quantized.DTYPES` for 8-bit kernels of the denoiser and
+      the text encoder; empty for none.
 
   Returns:
     The manifest, also written to `out`.
@@ -94,7 +98,13 @@ def convert(
   with staging.staged(out) as staged:
     digests, sampling = _staying(out, arch, variant, chosen)
     for component, (tensors, shapes) in opened.items():
-      digests[component] = _convert_one(component, tensors, shapes, out, staged)
+      dtype = None
+      if component in quantized.COMPONENTS and quantize:
+        dtype = quantized.DTYPES[quantize]
+        shapes = quantized.with_scales(shapes, dtype)
+      digests[component] = _convert_one(
+        component, tensors, shapes, out, staged, dtype
+      )
     for name, path in beside.items():
       shutil.copyfile(path, staged / name)
     file = (staged if beside else out) / weights_dir.TOKENIZER
@@ -123,17 +133,18 @@ def _convert_one(
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   out: pathlib.Path,
   staged: pathlib.Path,
+  dtype: np.dtype | None,
 ) -> str:
   """Write one component beside the one in `out`; returns its digest."""
   path = weights_dir.component_file(out, component)
   for note in tensors.notes:
     _log.info(f"{component}: {note}")
   try:
-    if content := _written(path, tensors, shapes):
+    if content := _written(path, tensors, shapes, dtype):
       _log.info(f"{component}: {path} was made of the same tensors, it stays")
       return content
     content = _write(
-      weights_dir.component_file(staged, component), tensors, shapes
+      weights_dir.component_file(staged, component), tensors, shapes, dtype
     )
   except mapping.FoldError as error:
     file = tensors.tensors[error.name].span.path
@@ -312,6 +323,7 @@ def _written(
   path: pathlib.Path,
   tensors: normalize.Normalized,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
+  dtype: np.dtype | None,
 ) -> str:
   """The digest of the tensors, if `path` holds what they become; else ""."""
   if not path.is_file():
@@ -329,8 +341,15 @@ def _written(
   for row in tensors.rows:
     for name in row.all_names:
       digest.read(name)
-  content = digest.content()
+  content = _identity(digest.content(), dtype)
   return content if metadata.get("digest") == content else ""
+
+
+def _identity(content: str, dtype: np.dtype | None) -> str:
+  """The digest of a component, given that of the tensors it was made of."""
+  if dtype is None:
+    return content
+  return hashlib.sha256(f"{content} {dtype}".encode()).hexdigest()
 
 
 def _table(rows: Sequence[mapping.Row]) -> str:
@@ -342,13 +361,17 @@ def _write(
   path: pathlib.Path,
   tensors: normalize.Normalized,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
+  dtype: np.dtype | None,
 ) -> str:
   """Write one component; returns the digest of what was read."""
   digest = reader.Digest(source=tensors.read)
   with weights.Writer(path, shapes) as writer:
     for name, index, array in mapping.to_ours(tensors.rows, digest.read):
+      if dtype is not None and quantized.is_quantizable(name):
+        array, scale = quantized.quantize(array, dtype)
+        writer.write(quantized.beside(name), index, scale)
       writer.write(name, index, array)
-    content = digest.content()
+    content = _identity(digest.content(), dtype)
     writer.metadata |= {"digest": content, "table": _table(tensors.rows)}
   return content
 
@@ -407,6 +430,7 @@ def export(
   present = (c for c in architecture.COMPONENTS if c in known)
   chosen = tuple(components or present)
   manifest = weights_dir.read(source, needs=chosen)
+  weights_dir.check_not_quantized(source, chosen, "which are not exported")
   beside = _tokenizer_files(source) if "umt5" in chosen else {}
   tokenizer = pathlib.Path(releases.TOKENIZER)
   with staging.staged(release) as staged:

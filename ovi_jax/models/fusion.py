@@ -21,6 +21,7 @@ from flax import linen as nn
 from ovi_jax.attention import context as contexts
 from ovi_jax.modality import AV
 from ovi_jax.models import block
+from ovi_jax.models import block_params
 from ovi_jax.models import dit
 from ovi_jax.models import remat as remats
 from ovi_jax.models import rope
@@ -207,9 +208,17 @@ class FusionDiT(nn.Module):
     )
 
   def _scan_blocks(self, function: Any, carry: Any, *per_block: Any) -> Any:
-    """`function(blocks, carry, *per_block)` over blocks, as `lax.scan` does."""
+    """`function(blocks, carry, *per_block)` over blocks, as `lax.scan` does.
+
+    What is stored beside a block's kernels is applied to them before.
+    """
+
+    def merged(blocks: FusionBlock, *args: Any) -> Any:
+      params = blocks.variables.get("params")
+      return block_params.lift(function, params, self.dtype)(blocks, *args)
+
     scan = nn.scan(
-      remats.apply(function, self.remat),
+      remats.apply(merged, self.remat),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       length=self.depth,

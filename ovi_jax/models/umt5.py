@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from ovi_jax.models import block_params
 from ovi_jax.models import layers
 
 EPS = 1e-6
@@ -229,8 +230,9 @@ class UMT5Encoder(nn.Module):
       "embedding", nn.initializers.normal(1.0), (config.vocab_size, config.dim)
     )
     x_BLD = jnp.take(table, ids_BS, axis=0).astype(jnp.float32)
+    params = self.variables.get("params", {}).get("blocks")
     blocks = nn.scan(
-      Block,
+      block_params.lift(Block, params, self.dtype),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from flax import traverse_util
 from ovi_jax import cli
 from ovi_jax import storage
 from ovi_jax import untrusted
+from ovi_jax.models import quantized
 from ovi_jax.pretrained import tensor_file
 
 _ALIGNMENT = 64  # bytes; what jax asks of memory it takes over on a CPU
@@ -192,7 +193,8 @@ def load(
     path: of the file.
     shardings: sharding of all leaves, a tree of shardings like the parameters,
       or a function of a leaf's path and shape; `None` for the default device.
-    dtype: of floating-point leaves; `None` for the dtype in the file.
+    dtype: of floating-point leaves; `None` for the dtype in the file, which
+      8-bit kernels and their scales always keep.
     prefix: load only leaves under this path, or these paths (`blocks/audio`).
 
   Returns:
@@ -205,9 +207,16 @@ def load(
   spans = _under(_open(path), prefix)
   place = _placement(shardings, spans)
   leaves = {
-    p: _load_leaf(s, place(p, s.shape), dtype) for p, s in spans.items()
+    p: _load_leaf(s, place(p, s.shape), None if _is_8_bit(p, s) else dtype)
+    for p, s in spans.items()
   }
   return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _is_8_bit(path: str, span: tensor_file.Span) -> bool:
+  """Whether a leaf is a quantized kernel, or the scale of one."""
+  is_scale = path.endswith(f"/{quantized.SCALE}")
+  return is_scale or quantized.is_quantized(span.dtype)
 
 
 def shapes(path: Path) -> dict[str, jax.ShapeDtypeStruct]:

@@ -28,6 +28,7 @@ from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.models import architecture
+from ovi_jax.models import quantized
 from ovi_jax.pretrained import weights
 
 MANIFEST = "ovi_jax.json"
@@ -266,6 +267,28 @@ def manifest_of(
   return _parse(path)
 
 
+def check_not_quantized(
+  directory: storage.AnyPath, components: Iterable[str], what: str
+) -> None:
+  """Refuse 8-bit weights.
+
+  Args:
+    directory: of converted weights.
+    components: which of them.
+    what: what cannot be done with them, for the message.
+
+  Raises:
+    ValueError: a component has 8-bit kernels.
+  """
+  for component in components:
+    path = component_file(directory, component)
+    if quantized.dtype_of(weights.shapes(path)) is not None:
+      raise ValueError(
+        f"{path} holds 8-bit weights, {what}; use the weights converted without"
+        " --quantize"
+      )
+
+
 def digest_of(path: storage.AnyPath) -> str:
   """sha256 of a file."""
   return storage.sha256(path)
@@ -310,7 +333,7 @@ def _misfits(
   if config is None:
     return [f"{path}: {MANIFEST} has no sizes of {component}"]
   expected = _shapes(component, config)
-  found = {leaf: s.shape for leaf, s in weights.shapes(path).items()}
+  found = quantized.without_scales(weights.shapes(path))
   differing = [
     f"{leaf} is {found.get(leaf, 'missing')}, expected"
     f" {expected.get(leaf, 'none')}"

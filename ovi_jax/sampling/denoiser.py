@@ -19,6 +19,7 @@ from ovi_jax import cli
 from ovi_jax import storage
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
+from ovi_jax.lora import apply as lora_lib
 from ovi_jax.media import images
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
@@ -45,10 +46,12 @@ class SamplingComponents(component_loader.Components):
     backend: attention backend.
     context_parallelism: of attention between tokens that are split over
       devices.
+    loras: applied to the denoiser.
   """
 
   backend: str
   context_parallelism: str = context.ULYSSES
+  loras: tuple[lora_lib.Lora, ...] = ()
 
   @property
   def channels(self) -> AV[int]:
@@ -68,7 +71,7 @@ class SamplingComponents(component_loader.Components):
     return latents
 
   def denoiser(self) -> "Denoiser":
-    """Load the model of the loop."""
+    """Load the model of the loop, without `loras`."""
     return Denoiser(
       components=self, model=self.denoiser_model(), params=self.load("fusion")
     )
@@ -112,6 +115,13 @@ class Denoiser:
   components: SamplingComponents
   model: fusion.FusionDiT
   params: dict[str, Any]
+
+  def with_loras(self, loras: Sequence[lora_lib.Lora]) -> "Denoiser":
+    """The same model with LoRAs; it shares the parameters of this one."""
+    params = lora_lib.apply(
+      self.params, loras, self.model.config, self.components.mesh
+    )
+    return dataclasses.replace(self, params=params)
 
   def sample(
     self,

@@ -43,6 +43,7 @@ def run(
   save_latents: bool = False,
   maps: bool = False,
   overwrite: bool = False,
+  lora: str = "",
 ) -> list[storage.AnyPath]:
   """Make a clip for every request.
 
@@ -56,6 +57,7 @@ def run(
     save_latents: keep the final latents beside each clip.
     maps: draw beside each clip what its sound attends to.
     overwrite: make clips again that are there already.
+    lora: files and strengths, see `lora.apply.parse`.
 
   Returns:
     The mp4 files, those made earlier included.
@@ -75,7 +77,7 @@ def run(
     if settings.shard_clips_over_hosts
     else contextlib.nullcontext()
   ):
-    components = planning.open_components(weights, settings)
+    components = planning.open_components(weights, settings, lora)
     if heads:
       audio = components.arch.fusion.audio
       attention_maps.named(heads, (audio.num_layers, audio.num_heads))
@@ -136,6 +138,7 @@ def _shared(
     "dtype": components.dtype.name,
     "attention": components.backend,
     "weights": dict(components.manifest.digests),
+    "loras": [[each.sha256, *each.strength] for each in components.loras],
     "clips": list(clips),
     "clip": clips,
   }

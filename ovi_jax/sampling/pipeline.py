@@ -52,6 +52,7 @@ T = TypeVar("T")
 # Called with the number of finished steps of a batch.
 OnStep = Callable[[int], Any]
 Track = Callable[[int, Sequence[planning.Job]], AbstractContextManager[OnStep]]
+_ADAPTED = "denoiser with LoRAs"  # a loaded component
 # Settings of the loaded weights, which a call cannot change.
 LOADED = (
   "variant",
@@ -182,12 +183,14 @@ class Pipeline:
     weights: str | os.PathLike[str] | None = None,
     *,
     keep_loaded: bool = True,
+    lora: str = "",
     **settings: Any,
   ) -> "Pipeline":
     """Open a directory of converted weights.
 
     Args:
       weights: the directory; `None` for the small Ovi in the package.
+      lora: see `set_lora`.
       keep_loaded: see the class.
       **settings: any of `LOADED`, as in `configs/sample.py`.
 
@@ -204,8 +207,22 @@ class Pipeline:
     if weights is None:
       weights = synthetic.WEIGHTS
     chosen = settings_lib.Settings.from_overrides(settings)
-    opened = planning.open_components(storage.locate(weights), chosen)
+    opened = planning.open_components(storage.locate(weights), chosen, lora)
     return cls(opened, keep_loaded=keep_loaded)
+
+  def set_lora(self, lora: str = "") -> None:
+    """Apply other LoRAs from now on; the loaded weights stay loaded.
+
+    Args:
+      lora: FILE[:STRENGTH] with commas between them, or FILE:VIDEO/AUDIO with
+        the strength of each tower; empty for none.
+
+    Raises:
+      ValueError: a file is missing or damaged, or does not fit the weights; the
+        LoRAs are then as they were.
+    """
+    self.components = planning.with_loras(self.components, lora)
+    self._loaded.pop(_ADAPTED, None)
 
   def __call__(
     self,
@@ -311,6 +328,9 @@ class Pipeline:
     )
     _log.info("loading the denoiser on %d device(s)", components.mesh.size)
     denoiser = self._load("denoiser", components.denoiser)
+    if components.loras:
+      base = denoiser
+      denoiser = self._load(_ADAPTED, lambda: base.with_loras(components.loras))
     decoder = self._load("decoder", lambda: decoders.Decoder.load(components))
     decodes_here = components.mesh.size > 1 or cli.platform() != "cpu"
     finished: dict[storage.AnyPath, futures.Future[T]] = {}

@@ -19,6 +19,7 @@ from ovi_jax import prompt as prompts
 from ovi_jax import storage
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
+from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import denoiser as denoisers
@@ -57,13 +58,18 @@ def resolve_settings(
 
 
 def open_components(
-  weights: storage.AnyPath, settings: settings_lib.Settings
+  weights: storage.AnyPath, settings: settings_lib.Settings, lora: str = ""
 ) -> denoisers.SamplingComponents:
-  """Check weights, devices, dtype and attention; load nothing.
+  """Check weights, devices, dtype and attention; load LoRAs, but no weights.
+
+  Args:
+    weights: their directory.
+    settings: of the run.
+    lora: files and strengths, see `lora.apply.parse`.
 
   Raises:
-    ValueError: the weights cannot make a video with sound, or the mesh cannot
-      be.
+    ValueError: the weights cannot make a video with sound, the mesh cannot be,
+      or a LoRA does not fit.
   """
   manifest = weights_dir.read(weights, settings.variant, denoisers.NEEDS)
   towers = manifest.architecture.fusion.present()
@@ -74,7 +80,24 @@ def open_components(
     )
   shared = settings.shard_clips_over_hosts
   devices = jax.devices() if shared else jax.local_devices()
-  return components_of(weights, manifest, settings, devices, cli.platform())
+  opened = components_of(weights, manifest, settings, devices, cli.platform())
+  return with_loras(opened, lora)
+
+
+def with_loras(
+  components: denoisers.SamplingComponents, lora: str
+) -> denoisers.SamplingComponents:
+  """The components with other LoRAs.
+
+  Args:
+    components: of the weights.
+    lora: files and strengths, see `lora.apply.parse`; empty for none.
+
+  Raises:
+    ValueError: a file is missing or damaged, or does not fit the weights.
+  """
+  loras = lora_lib.load(lora, components.arch.fusion, components.manifest)
+  return dataclasses.replace(components, loras=loras)
 
 
 def components_of(
@@ -276,6 +299,7 @@ def _metadata(
   manifest = components.manifest
   config = settings.metadata() | {"seed": request.seed}
   config.pop("samples_per_prompt")
+  loras = [lora.metadata() for lora in components.loras]
   return {
     "prompt": request.prompt,
     "text": text,
@@ -291,4 +315,5 @@ def _metadata(
       "sha256": dict(manifest.digests),
     },
     "ovi_jax": ovi_jax.__version__,
+    **({"loras": loras} if loras else {}),
   }

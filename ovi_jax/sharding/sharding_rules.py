@@ -2,10 +2,12 @@
 
 Each row has a pattern for the whole path of a leaf, and the letters of its axes
 (see `logical_axes`). Every parameter must match exactly one row, and every row
-at least one parameter; anything else is an error.
+at least one parameter; anything else is an error. The factors of a LoRA and the
+scales of 8-bit kernels are sharded as the kernel beside them.
 """
 
 import re
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -107,6 +109,15 @@ UMT5: Rules = (
 )
 
 
+# Leaves beside a kernel have axes of the kernel, and others (`-`).
+_BESIDE_KERNELS: Mapping[str, Callable[[str], str]] = {
+  "lora_down": lambda kernel: f"{kernel[:-1]}-",
+  "lora_up": lambda kernel: f"{kernel[:-2]}-{kernel[-1]}",
+  "lora_scale": lambda kernel: f"{kernel[:-2]}-",
+  "kernel_scale": lambda kernel: f"{kernel[:-2]}{kernel[-1]}",
+}
+
+
 def param_shardings(
   shapes: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
   rules: Rules,
@@ -134,12 +145,15 @@ def param_shardings(
   problems: list[str] = []
   used: set[str] = set()
   for path, shape in shapes.items():
-    rows = [rule for rule in rules if re.fullmatch(rule[0], path)]
+    parent, _, name = path.rpartition("/")
+    derived = _BESIDE_KERNELS.get(name)
+    ruled = path if derived is None else f"{parent}/kernel"
+    rows = [rule for rule in rules if re.fullmatch(rule[0], ruled)]
     used.update(pattern for pattern, _ in rows)
     if len(rows) != 1:
       problems.append(f"{path} is matched by {len(rows)} rows: {rows}")
       continue
-    letters = rows[0][1]
+    letters = rows[0][1] if derived is None else derived(rows[0][1])
     if len(letters) != len(shape.shape):
       problems.append(f"{path}{shape.shape} has other axes than {letters!r}")
       continue

@@ -162,7 +162,8 @@ def training(video: bool, audio: bool) -> Any:
         "video": "" if video else None,
         "audio": "" if audio else None,
       },
-      "trainable": "all",
+      "trainable": "all",  # or "attention", or "lora"
+      "lora": {"targets": "fusion", "rank": 32, "alpha": 32.0, "dropout": 0.0},
       "objective": {
         "loss_weights": {"video": float(video), "audio": float(audio)},
         "timesteps": {

@@ -8,6 +8,11 @@ are those of a checkpoint: by default the newest, with EMA parameters.
 Recommended sampling settings are inherited from the weights that the run
 started from. `convert_torch_weights.py --export` converts the result to the
 original's files.
+
+  python -m ovi_jax.training.export --workdir=RUN --out=FILE.safetensors
+
+writes the LoRA of a run that trained one; `ovi_jax.lora.merge` merges it into
+weights.
 """
 
 import dataclasses
@@ -22,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import flags
 
 import ovi_jax
@@ -30,6 +36,9 @@ from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import workdir as workdirs
+from ovi_jax.lora import adapter as adapters
+from ovi_jax.lora import files as lora_files
+from ovi_jax.lora import names as lora_names
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
@@ -79,6 +88,11 @@ def export(
     raise ValueError(f"{out} holds weights already; choose another --out")
   config = ml_collections.ConfigDict(workdirs.read_config(workdir))
   settings = settings_lib.Settings.from_config(config)
+  if settings.is_lora:
+    raise ValueError(
+      f"{workdir} is the run of a LoRA; export it with --out=FILE.safetensors,"
+      " and merge it into the weights with python -m ovi_jax.lora.merge"
+    )
   rest = storage.locate(components or settings.pretrained)
   if not str(rest).strip("."):
     raise ValueError(
@@ -113,6 +127,80 @@ def export(
   manifest = dataclasses.replace(manifest, digests=digests, sampling=advised)
   manifest.save(out)
   return manifest
+
+
+def export_lora(
+  workdir: str | os.PathLike[str],
+  out: str | os.PathLike[str],
+  step: int | None = None,
+  averaged: bool = True,
+  style: str = lora_names.COMFYUI,
+  dtype: Any = jnp.float32,
+  trigger_words: str = "",
+) -> None:
+  """Write the LoRA of a run.
+
+  Args:
+    workdir: of the run.
+    out: the file to write, .safetensors.
+    step: of the checkpoint; `None` for the newest.
+    averaged: take the moving average where there is one.
+    style: format, one of `lora.names.FORMATS`.
+    dtype: of the factors.
+    trigger_words: words for prompts, kept in the metadata.
+
+  Raises:
+    ValueError: it is not the run of a LoRA, there is no such checkpoint, it is
+      damaged, or the format has no names for its layers.
+    OSError: the file cannot be written.
+  """
+  workdir = storage.locate(workdir)
+  values = workdirs.read_config(workdir)
+  settings = settings_lib.Settings.from_config(
+    ml_collections.ConfigDict(values)
+  )
+  if not settings.is_lora:
+    raise ValueError(
+      f"{workdir} is not the run of a LoRA (trainable={settings.trainable!r});"
+      " export its weights with --out=DIR"
+    )
+  path = storage.locate(_checkpoint(workdir, step, averaged).path)
+  if not reader.is_step(path.name):
+    path = path / str(reader.steps(path)[0])
+  found = reader.read_info(path)
+  reader.verify(found)
+  factors = _factors(found, averaged)
+  lora = settings.lora
+  text = {
+    lora_files.BASE_KEY: str(found.metadata.get(trainer.BASE, "")),
+    "ovi_jax.rank": str(lora.rank),
+    "ovi_jax.alpha": str(lora.alpha),
+    "ovi_jax.targets": lora.targets,
+    "ovi_jax.step": str(found.step),
+    "ovi_jax.version": ovi_jax.__version__,
+    "ovi_jax.config": json.dumps(values, sort_keys=True),
+    "trigger_words": trigger_words,
+  }
+  made = adapters.from_factors(factors, lora.alpha, text).astype(dtype)
+  lora_files.write(out, made, settings.model, style)
+
+
+def _factors(
+  found: reader.CheckpointInfo, averaged: bool
+) -> dict[str, np.ndarray]:
+  """The trained factors of a checkpoint, by path."""
+  branches = ["trained_params", *(["ema_params"] if averaged else [])]
+  names: dict[str, str] = {}
+  for branch in branches:
+    head = f"{branch}/"
+    names |= {
+      p.removeprefix(head): p for p in found.leaves if p.startswith(head)
+    }
+  arrays = reader.read(
+    found,
+    {p: np.zeros(found.leaves[p].shape, np.float32) for p in names.values()},
+  )
+  return {path: arrays[name] for path, name in names.items()}
 
 
 def _checkpoint(
@@ -257,6 +345,18 @@ FLAGS = flags.FLAGS
 
 def main() -> None:
   cli.require_flags(FLAGS, workdir="DIR", out="DIR")
+  if FLAGS.out.endswith(".safetensors"):
+    export_lora(
+      FLAGS.workdir,
+      FLAGS.out,
+      FLAGS.step,
+      FLAGS.ema,
+      FLAGS.format,
+      jnp.dtype(FLAGS.dtype),
+      FLAGS.trigger_words,
+    )
+    print(f"wrote {FLAGS.out}")
+    return
   export(
     FLAGS.workdir,
     FLAGS.out,
@@ -285,5 +385,9 @@ if __name__ == "__main__":
   flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16"), "Stored dtype of the towers."
   )
+  flags.DEFINE_enum(
+    "format", lora_names.COMFYUI, lora_names.FORMATS, "Format of a LoRA."
+  )
+  flags.DEFINE_string("trigger_words", "", "Kept in the metadata of a LoRA.")
   flags.DEFINE_string("sampling", "", "Recommended settings, as JSON.")
   cli.run(main)

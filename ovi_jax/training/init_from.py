@@ -16,6 +16,8 @@ A fusion run from Wan2.2's video tower and a run of the audio tower:
 """
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -29,6 +31,7 @@ from flax import traverse_util
 
 from ovi_jax import storage
 from ovi_jax.checkpoint import reader
+from ovi_jax.models import low_rank
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 
@@ -58,6 +61,7 @@ class Source:
     component: in converted weights, the component with the parameters.
     groups: in a checkpoint, the branches of its state with parameters.
     ema: the branch with their moving average.
+    quantized: whether 8-bit kernels with their scales are accepted.
   """
 
   path: str
@@ -67,6 +71,7 @@ class Source:
   component: str = "fusion"
   groups: tuple[str, ...] = ("trained_params", "frozen_params")
   ema: str = "ema_params"
+  quantized: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +81,13 @@ class _Opened:
   Attributes:
     name: for messages.
     shapes: of all its parameters, by path.
+    digest: of its contents.
     read: paths, to shapes with shardings and dtypes -> arrays by path.
   """
 
   name: str
   shapes: Mapping[str, tuple[int, ...]]
+  digest: str
   read: Callable[[Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]
 
 
@@ -97,6 +104,25 @@ class Plan:
   shapes: Mapping[str, jax.ShapeDtypeStruct]
   parts: Sequence[tuple[_Opened, Sequence[str]]]
   scratch: Sequence[str]
+
+  @property
+  def digest(self) -> str:
+    """Digest of the contents of the sources, wherever they are."""
+    digests = sorted(opened.digest for opened, _ in self.parts)
+    if len(digests) == 1:
+      return digests[0]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+  def only(self, wanted: Callable[[str], bool]) -> "Plan":
+    """The same for some of the parameters."""
+    return Plan(
+      shapes={p: x for p, x in self.shapes.items() if wanted(p)},
+      parts=[
+        (opened, [p for p in paths if wanted(p)])
+        for opened, paths in self.parts
+      ],
+      scratch=[p for p in self.scratch if wanted(p)],
+    )
 
   def lines(self) -> list[str]:
     """A line of text for each source."""
@@ -278,8 +304,12 @@ def _open(source: Source) -> _Opened:
 
 def _open_weights(source: Source, path: storage.AnyPath) -> _Opened:
   """A directory of converted weights."""
-  weights_dir.read(path, needs=(source.component,))
+  manifest = weights_dir.read(path, needs=(source.component,))
   file = weights_dir.component_file(path, source.component)
+  if not source.quantized:
+    weights_dir.check_not_quantized(
+      path, (source.component,), "of which only a LoRA can be trained"
+    )
   shapes = {p: tuple(s.shape) for p, s in weights.shapes(file).items()}
 
   def read(targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -292,7 +322,8 @@ def _open_weights(source: Source, path: storage.AnyPath) -> _Opened:
       found |= traverse_util.flatten_dict(tree, sep="/")
     return found
 
-  return _Opened(name=str(path), shapes=shapes, read=read)
+  digest = manifest.digests[source.component]
+  return _Opened(name=str(path), shapes=shapes, digest=digest, read=read)
 
 
 def _open_checkpoint(source: Source, path: storage.AnyPath) -> _Opened:
@@ -318,13 +349,21 @@ def _open_checkpoint(source: Source, path: storage.AnyPath) -> _Opened:
     raise ValueError(
       f"{path}: expected parameters under {branches}, found only {tops}"
     )
+  if all(map(low_rank.is_factor, names)):
+    raise ValueError(
+      f"{path}: checkpoints of a LoRA lack the weights that it adapts; name"
+      " these weights, or merge the LoRA into them first (python -m"
+      " ovi_jax.lora.merge)"
+    )
   shapes = {p: found.leaves[name].shape for p, name in names.items()}
 
   def read(targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     arrays = reader.read(found, {names[p]: t for p, t in targets.items()})
     return {p: arrays[names[p]] for p in targets}
 
-  return _Opened(name=str(path), shapes=shapes, read=read)
+  listed = json.dumps(found.checksums, sort_keys=True, default=str)
+  digest = hashlib.sha256(listed.encode()).hexdigest()
+  return _Opened(name=str(path), shapes=shapes, digest=digest, read=read)
 
 
 def _placed(

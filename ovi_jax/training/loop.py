@@ -131,6 +131,8 @@ class TrainContext:
     step_timeout_seconds: time limit of a step; 0 = none. It must exceed the
       difference between the compile times of the hosts.
     timer: where the time goes.
+    in_checkpoint: which frozen parameters a checkpoint has, by path.
+    checkpoint_metadata: JSON values that are saved with the state.
   """
 
   step_config: steps.TrainStepConfig
@@ -153,6 +155,16 @@ class TrainContext:
   skip_bad_steps: int = 0
   step_timeout_seconds: float = 0.0
   timer: goodput.Timer = dataclasses.field(default_factory=goodput.Timer)
+  in_checkpoint: Callable[[str], bool] = lambda path: True
+  checkpoint_metadata: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict
+  )
+
+  def checkpointed(self, state: steps.TrainState) -> steps.TrainState:
+    """The part of a state that its checkpoint has."""
+    frozen = state.frozen_params.items()
+    kept = {path: x for path, x in frozen if self.in_checkpoint(path)}
+    return state._replace(frozen_params=kept)
 
 
 class StepRecord(NamedTuple):
@@ -189,12 +201,13 @@ def restore(
     target: shapes and shardings of the state, or such a state.
 
   Returns:
-    `None` if there is no checkpoint.
+    `None` if there is no checkpoint; else the state, without the frozen
+    parameters that checkpoints lack.
 
   Raises:
     ValueError: there are checkpoints, but none fits or none can be read.
   """
-  restored = context.manager.restore_newest(target)
+  restored = context.manager.restore_newest(context.checkpointed(target))
   if restored is None:
     return None
   context.input.set_state(restored.iterator)
@@ -583,7 +596,12 @@ def _report_bad(
 
 def _save(context: TrainContext, state: steps.TrainState, number: int) -> None:
   """Save the state together with the position of the input."""
-  context.manager.save(number, state, context.input.get_state())
+  context.manager.save(
+    number,
+    context.checkpointed(state),
+    context.input.get_state(),
+    context.checkpoint_metadata,
+  )
   context.logs.flush()
 
 

@@ -14,9 +14,11 @@ from typing import TypeVar
 
 from flax import traverse_util
 
+from ovi_jax.models import low_rank
+
 T = TypeVar("T")
 
-ALL, ATTENTION, DECODER = "all", "attention", "decoder"
+ALL, ATTENTION, DECODER, LORA = "all", "attention", "decoder", "lora"
 TRAINABLE: Mapping[str, Sequence[str]] = {
   ALL: (r".*",),
   ATTENTION: (
@@ -24,6 +26,8 @@ TRAINABLE: Mapping[str, Sequence[str]] = {
     r"(video|audio)/text_embedding/.*",
   ),
   DECODER: (r"decoder/.*",),  # of a codec; its latents do not change
+  # See `models.low_rank`; all parameters of the model are frozen.
+  LORA: (rf".*/({low_rank.DOWN}|{low_rank.UP})",),
 }
 
 

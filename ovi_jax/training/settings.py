@@ -28,6 +28,7 @@ from ovi_jax.data import record_ids
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
 from ovi_jax.modality import AV
+from ovi_jax.models import architecture
 from ovi_jax.models import audio_vae
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
@@ -38,6 +39,7 @@ from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import bad_steps
 from ovi_jax.training import loop
+from ovi_jax.training import lora as loras
 from ovi_jax.training import optimizer
 from ovi_jax.training import param_filter
 from ovi_jax.training import state_sharding
@@ -263,8 +265,9 @@ class Settings(RunSettings):
     model: sizes of each tower; `None` for a tower that the stage lacks.
     init_from: initial parameters of each tower: a directory of converted
       weights, an earlier run (its EMA parameters), or "scratch".
-    trainable: trained parameters: "all", or "attention" as in the paper's
-      fusion stage.
+    trainable: trained parameters: "all", "attention" as in the paper's fusion
+      stage, or "lora".
+    lora: the LoRA, if `trainable` is "lora".
     objective: the loss.
     data: the training data.
     frozen_param_dtype: dtype of parameters that are not trained; "auto" for the
@@ -282,7 +285,11 @@ class Settings(RunSettings):
     eval_samples: samples during training.
   """
 
-  TRAINABLE = (param_filter.ALL, param_filter.ATTENTION)
+  TRAINABLE = (
+    param_filter.ALL,
+    param_filter.ATTENTION,
+    param_filter.LORA,
+  )
 
   model: AV[dit.DiTConfig]
   init_from: AV[str]
@@ -295,6 +302,7 @@ class Settings(RunSettings):
   pretrained: str
   eval: eval_loss.EvalConfig
   eval_samples: eval_samples.EvalSamplesConfig
+  lora: loras.LoraConfig = loras.DEFAULT
 
   def problems(self) -> list[str]:
     problems = super().problems()
@@ -326,6 +334,16 @@ class Settings(RunSettings):
     scratch = [
       n for n in self.model.present() if getattr(self.init_from, n) == SCRATCH
     ]
+    if self.trainable == param_filter.LORA and scratch:
+      problems.append(
+        f"init_from.{scratch[0]} is {SCRATCH!r}, but trainable='lora' adapts"
+        " trained weights; name their directory"
+      )
+    if self.trainable == param_filter.LORA and len(set(self._bases())) > 1:
+      problems.append(
+        "init_from: trainable='lora' adapts one model, got a directory for each"
+        " tower; train or export them as one, and name that directory for both"
+      )
     if self.trainable == param_filter.ATTENTION and scratch:
       problems.append(
         f"init_from.{scratch[0]} is {SCRATCH!r}, but"
@@ -367,8 +385,30 @@ class Settings(RunSettings):
         eval_loss.EvalConfig, config_lib.take(values, "eval"), "eval"
       ),
       "eval_samples": _eval_samples(config_lib.take(values, "eval_samples")),
+      "lora": config_lib.build(
+        loras.LoraConfig, config_lib.take(values, "lora"), "lora"
+      ),
     }
     return config_lib.build(cls, values | made)
+
+  def _bases(self) -> list[str]:
+    """The sources of the towers."""
+    return [getattr(self.init_from, name) for name in self.model.present()]
+
+  @property
+  def is_lora(self) -> bool:
+    """Whether a LoRA is trained, on frozen parameters."""
+    return self.trainable == param_filter.LORA
+
+  @property
+  def attention_only(self) -> bool:
+    """Whether no kernel of a feed-forward layer is trained."""
+    if not self.is_lora:
+      return self.trainable == param_filter.ATTENTION
+    shapes = param_filter.flat(
+      architecture.parameter_shapes("fusion", self.model)
+    )
+    return not any("feed_forward" in p for p in self.lora.kernels(shapes))
 
   def stored_dtype(self, platform: str) -> jnp.dtype:
     """The dtype in which frozen parameters are stored on a platform."""
@@ -383,6 +423,11 @@ class Settings(RunSettings):
       contexts.check(*share)
       if mesh.devices.flat[0].platform != "cpu":
         contexts.check_training(*share)
+
+  def make_step_config(self, platform: str) -> step.TrainStepConfig[Any]:
+    made = super().make_step_config(platform)
+    dropout = self.lora.dropout if self.is_lora else 0.0
+    return made._replace(lora_dropout=dropout)
 
   def make_objective(self, platform: str) -> flow_matching.FlowMatching:
     """Flow matching with the DiT of the settings.

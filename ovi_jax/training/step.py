@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import optax
 
 from ovi_jax.data import schema
+from ovi_jax.models import low_rank
 from ovi_jax.training import bad_steps
 from ovi_jax.training import optimizer as optimizers
 from ovi_jax.training import param_filter
 from ovi_jax.training.objectives import base
 
 T = TypeVar("T", bound=base.Objective)
+_DROPOUT = 2**31 - 1  # folded into the key of a step; not the place of a record
 # libtpu's options for XLA's SDC checker: instructions are executed repeatedly,
 # their checksums are compared, and the chip halts if they differ.
 SDC_OPTIONS: Mapping[str, bool | int] = {
@@ -91,6 +93,7 @@ class TrainStepConfig(NamedTuple, Generic[T]):
     num_train_steps: number of steps of the run, for the schedule.
     grad_accum_steps: microbatches of a batch, whose gradients are summed.
     skip_loss_spikes: factor of the detection of spikes, see `bad_steps`.
+    lora_dropout: see `low_rank.drop_ranks`.
   """
 
   objective: T
@@ -98,6 +101,7 @@ class TrainStepConfig(NamedTuple, Generic[T]):
   num_train_steps: int
   grad_accum_steps: int = 1
   skip_loss_spikes: float = 0.0
+  lora_dropout: float = 0.0
 
   @property
   def transformation(self) -> optax.GradientTransformation:
@@ -126,12 +130,17 @@ def init_state(
   )
 
 
+def _step_key(state: TrainState) -> jax.Array:
+  """The random key of the state's step."""
+  return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+
 def sample_noise_for(
   step_config: TrainStepConfig, state: TrainState, batch: schema.Batch
 ) -> Any:
   """Sample noise, timesteps and dropout of a batch at the state's step."""
   batch = batch._replace(ids=None)
-  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+  key = _step_key(state)
   places_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places_B)
   return jax.vmap(step_config.objective.sample_noise)(keys, batch)
@@ -147,10 +156,14 @@ def gradients(
   batch = batch._replace(ids=None)
   drawn = sample_noise_for(step_config, state, batch)
   weights = dict(step_config.objective.example_weights(batch))
+  frozen = state.frozen_params
+  if step_config.lora_dropout:
+    key = jax.random.fold_in(_step_key(state), _DROPOUT)
+    frozen = low_rank.drop_ranks(frozen, key, step_config.lora_dropout)
 
   def weighted(trained, part):
     batch, drawn, weights = part
-    params = param_filter.nested(state.frozen_params | trained)
+    params = param_filter.nested(frozen | trained)
     losses = dict(
       step_config.objective.loss_terms(params, batch, drawn, null_SE)
     )

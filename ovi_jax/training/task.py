@@ -28,13 +28,17 @@ from ovi_jax.data import loader
 from ovi_jax.data import quality
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
+from ovi_jax.models import low_rank
+from ovi_jax.models import quantized
 from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sharding import distributed
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.training import batch_encoder
 from ovi_jax.training import init_from
 from ovi_jax.training import loop
+from ovi_jax.training import lora
 from ovi_jax.training import param_filter
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import state_sharding
@@ -43,6 +47,7 @@ from ovi_jax.training.codecs import input as codec_input
 from ovi_jax.training.evaluators import evaluators
 from ovi_jax.training.objectives import masked_text
 
+_FACTORS = rf".*/({'|'.join(low_rank.FACTORS)})"
 _HEAD = rf"{masked_text.HEAD}/.*"  # parameters that no component has
 _log = logging.getLogger(__name__)
 
@@ -188,6 +193,39 @@ class Task(abc.ABC):
     trained, frozen = param_filter.split(params, settings.trainable)
     return step.init_state(self.step_config, trained, frozen, settings.seed)
 
+  @property
+  def has_base(self) -> bool:
+    """Whether checkpoints lack frozen parameters, which are loaded again."""
+    return False
+
+  def in_checkpoint(self, path: str) -> bool:
+    """Whether checkpoints have a frozen parameter."""
+    return not self.has_base or low_rank.is_factor(path)
+
+  def add_base(
+    self, plan: init_from.Plan, target: step.TrainState, state: step.TrainState
+  ) -> step.TrainState:
+    """Add the frozen parameters that its checkpoint lacks to a state."""
+    wanted = plan.only(
+      lambda path: path in target.frozen_params and not self.in_checkpoint(path)
+    )
+    shardings = {p: x.sharding for p, x in target.frozen_params.items()}
+    loaded = init_from.load(
+      wanted, self.init_params, self.settings.seed, shardings
+    )
+    frozen = state.frozen_params | loaded
+    # In the order of the target, for which the step is compiled.
+    return state._replace(
+      frozen_params={p: frozen[p] for p in target.frozen_params}
+    )
+
+  def new_run_hint(self, workdir: os.PathLike[str]) -> str:
+    """How to start another run from this one, for error messages."""
+    return (
+      "A new run can start from this one: --workdir=NEW"
+      f" {self.init_from_flags(workdir)}"
+    )
+
   @abc.abstractmethod
   def init_from_flags(self, workdir: os.PathLike[str]) -> str:
     """The flags that initialize another run from this one."""
@@ -213,6 +251,8 @@ class TowersTask(Task):
 
   def check(self) -> None:
     self.settings.check_sources()
+    if self.settings.is_lora:
+      self.parameter_shapes()  # refuses targets that cannot be
 
   _load_input = staticmethod(loader.load)
 
@@ -242,7 +282,7 @@ class TowersTask(Task):
       cost=lambda batch: flops.batch_cost(
         settings.model,
         jax.tree.map(np.shape, batch.latents),
-        attention_only=settings.trainable == param_filter.ATTENTION,
+        attention_only=settings.attention_only,
       ),
     )
     return opened.attach(context, encoder)
@@ -251,17 +291,40 @@ class TowersTask(Task):
     params = param_filter.flat(
       architecture.parameter_shapes("fusion", self.towers)
     )
+    if self.settings.is_lora:
+      params |= self.settings.lora.factor_shapes(params)
     trained, _ = param_filter.split(params, self.settings.trainable)
     stored = self.settings.stored_dtype(cli.platform())
-    return {
+    shapes = {
       path: jax.ShapeDtypeStruct(
-        x.shape, np.dtype("float32") if path in trained else stored
+        x.shape,
+        np.dtype("float32")
+        if path in trained or low_rank.is_factor(path)
+        else stored,
       )
       for path, x in params.items()
     }
+    if self._quantized is not None:
+      shapes = quantized.with_scales(shapes, self._quantized)
+    return shapes
+
+  @functools.cached_property
+  def _quantized(self) -> np.dtype | None:
+    """The dtype of 8-bit kernels of the base of a LoRA; `None` for others."""
+    if not self.settings.is_lora:
+      return None
+    name = next(iter(self.towers.present()))
+    path = storage.locate(getattr(self.settings.init_from, name))
+    if not storage.exists(path / weights_dir.MANIFEST):
+      return None
+    file = weights_dir.component_file(path, "fusion")
+    return quantized.dtype_of(weights.shapes(file))
 
   def init_params(self, key: jax.Array) -> Mapping[str, Any]:
-    return architecture.init("fusion", self.towers, key)
+    made = architecture.init("fusion", self.towers, key)
+    if self.settings.is_lora:
+      made = lora.init_params(self.settings.lora, key, made)
+    return made
 
   def init_plan(self) -> init_from.Plan:
     settings = self.settings
@@ -275,6 +338,8 @@ class TowersTask(Task):
       for name in towers.pop(settings_lib.SCRATCH, [])
       for pattern in init_from.tower(name)
     ]
+    if settings.is_lora:
+      scratch.append(_FACTORS)
     if len(towers) == len(present) == 2:
       scratch.append(init_from.FUSION_LAYERS)  # single towers lack them
     # A single tower may come from a fusion model.
@@ -284,10 +349,20 @@ class TowersTask(Task):
         path=path,
         include=tuple(p for n in names for p in init_from.tower(n)),
         exclude=(init_from.FUSION_LAYERS,) if alone else (),
+        quantized=self._quantized is not None,
       )
       for path, names in towers.items()
     ]
     return init_from.plan(self.parameter_shapes(), sources, scratch)
+
+  @property
+  def has_base(self) -> bool:
+    return self.settings.is_lora
+
+  def new_run_hint(self, workdir: os.PathLike[str]) -> str:
+    if self.settings.is_lora:
+      return "Another LoRA of the same weights needs another --workdir"
+    return super().new_run_hint(workdir)
 
   def init_from_flags(self, workdir: os.PathLike[str]) -> str:
     return " ".join(
@@ -296,6 +371,8 @@ class TowersTask(Task):
     )
 
   def next_commands(self, workdir: os.PathLike[str]) -> list[str]:
+    if self.settings.is_lora:
+      return self._next_with_lora(workdir)
     if len(self.towers.present()) == 1:
       return [f"  a run with {self.init_from_flags(workdir)}"]
     weights = shlex.quote(f"{workdir}/weights")
@@ -304,6 +381,16 @@ class TowersTask(Task):
       "  python -m ovi_jax.training.export"
       f" --workdir={shlex.quote(str(workdir))}{rest} --out={weights}",
       f'  {cli.invocation("ovi-sample")} --weights={weights} --prompt="…"',
+    ]
+
+  def _next_with_lora(self, workdir: os.PathLike[str]) -> list[str]:
+    run = shlex.quote(str(workdir))
+    file = shlex.quote(f"{workdir}/lora.safetensors")
+    base = self.settings.init_from.video or self.settings.init_from.audio
+    return [
+      f"  python -m ovi_jax.training.export --workdir={run} --out={file}",
+      f"  {cli.invocation('ovi-sample')} --weights={shlex.quote(base)}"
+      f' --lora={file} --prompt="…"',
     ]
 
 

@@ -30,6 +30,7 @@ from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import task as tasks
 
 CHECKPOINTS = "checkpoints"
+BASE = "base"  # digest of the frozen parameters that a checkpoint lacks
 _log = logging.getLogger(__name__)
 
 
@@ -73,19 +74,19 @@ def train(
     target = task.target_state(mesh)
     # A resumed run does not need the weights it was initialized from.
     resumed = bool(known_steps(workdir))
-    plan = None if resumed else task.init_plan()
+    plan = None
+    if not resumed or task.has_base:
+      plan = task.init_plan()
     if not resumed:
       task.check_data(opened)
-    hint = (
-      "A new run can start from this one: --workdir=NEW"
-      f" {task.init_from_flags(workdir)}"
-    )
+    base = plan.digest if plan and task.has_base else ""
+    hint = task.new_run_hint(workdir)
     changes = workdirs.check_config(
       workdir,
       config,
       settings_lib.MUTABLE_FIELDS,
       instead=hint,
-      also=functools.partial(check_input, source, workdir, hint),
+      also=functools.partial(check_input, source, workdir, hint, base),
     )
     _log_size(task.name, target, mesh)
     _log_warmup(settings)
@@ -102,6 +103,8 @@ def train(
           skip_bad_steps=settings.bad_steps.skip_bad_steps,
           step_timeout_seconds=settings.step_timeout_seconds,
           timer=timer,
+          in_checkpoint=task.in_checkpoint,
+          checkpoint_metadata={BASE: base} if base else {},
         ),
         opened,
       )
@@ -117,6 +120,9 @@ def train(
         for line in plan.lines():
           _log.info(f"parameters: {line}")
         state = task.initial_state(plan, target)
+      elif task.has_base:
+        assert plan is not None
+        state = task.add_base(plan, target, state)
       _log.info(tensorboard_line(workdir))
       finished = loop.run(context, state)
     if finished:
@@ -203,8 +209,13 @@ def known_steps(workdir: epath.Path) -> list[int]:
   return distributed.broadcast(lambda: reader.steps(workdir / CHECKPOINTS))
 
 
-def check_input(source: loop.Input, workdir: epath.Path, instead: str) -> None:
-  """Check the data against the input state in the newest checkpoint.
+def check_input(
+  source: loop.Input,
+  workdir: epath.Path,
+  instead: str,
+  base: str = "",
+) -> None:
+  """Check data and base against those of the newest checkpoint.
 
   Raises:
     ValueError: names the differences, before anything is written.
@@ -212,17 +223,26 @@ def check_input(source: loop.Input, workdir: epath.Path, instead: str) -> None:
   """
   for number in known_steps(workdir)[:1]:
     with distributed.collective_errors():
-      _check_input(source, workdir, number, instead)
+      _check_input(source, workdir, number, instead, base)
 
 
 def _check_input(
-  source: loop.Input, workdir: epath.Path, number: int, instead: str
+  source: loop.Input,
+  workdir: epath.Path,
+  number: int,
+  instead: str,
+  base: str,
 ) -> None:
   """As `check_input`, for this process and the checkpoint of a step."""
   try:
     found = reader.read_info(workdir / CHECKPOINTS / str(number))
   except ValueError:
     return  # damaged: resuming names it and restores an earlier one
+  if base and found.metadata.get(BASE) != base:
+    raise ValueError(
+      f"{workdir}: its LoRA was trained on other weights than those of"
+      f" config.init_from; name the weights that it had. {instead}"
+    )
   try:
     source.set_state(found.iterators[0])
   except ValueError as error:

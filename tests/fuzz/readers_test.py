@@ -40,6 +40,8 @@ from ovi_jax.curation.engine import shard
 from ovi_jax.curation.engine import shard_store
 from ovi_jax.data import builder
 from ovi_jax.data import shards
+from ovi_jax.lora import files as lora_files
+from ovi_jax.lora import names as lora_names
 from ovi_jax.media import decode
 from ovi_jax.media import images
 from ovi_jax.media import mp4
@@ -56,6 +58,7 @@ from ovi_jax.study import settings as study_settings
 from ovi_jax.training import init_from
 from tests.lib import mutations
 from tests.lib import pickle_bytes
+from tests.lib import random_loras
 from tests.lib import random_records
 from tests.lib import study_clips
 from tests.lib import traced_memory
@@ -120,6 +123,21 @@ def safetensors_file(folder, name="m.safetensors"):
   path = folder / name
   path.write_bytes(len(raw).to_bytes(8, "little") + raw + body)
   return path
+
+
+def lora_file(style):
+  """A `make` of a LoRA file in a format."""
+
+  def make(folder):
+    lora = random_loras.make(wanted=lora_files.is_wan)
+    lora_files.write(folder / "m", lora, random_loras.CONFIG, style)
+    return folder / "m"
+
+  return make
+
+
+def read_lora(path):
+  return lora_files.read(path, random_loras.CONFIG)
 
 
 def shard_index(folder):
@@ -383,6 +401,10 @@ def bundle_sessions(folder):
 
 TARGETS = {
   "safetensors": Target(make=safetensors_file, read=all_tensors),
+  **{
+    f"lora {style}": Target(make=lora_file(style), read=read_lora, weight=4)
+    for style in lora_names.FORMATS
+  },
   "shard index": Target(make=shard_index, read=all_tensors, is_json=True),
   "torch zip": Target(make=torch_zip, read=all_tensors),
   "torch pickle": Target(

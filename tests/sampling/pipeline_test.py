@@ -196,6 +196,7 @@ def generated(stub, names, finish, *, batch_size=1, devices=1, **arguments):
     mesh=types.SimpleNamespace(size=devices),
     channels=AV(48, 20),
     denoiser=lambda: stub,
+    loras=(),
   )
   pipe = pipelines.Pipeline(components)
   pipe._loaded = dict.fromkeys(("text", "decoder"), stub)

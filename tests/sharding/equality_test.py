@@ -15,6 +15,7 @@ from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
+from ovi_jax.models import low_rank
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import solvers
@@ -116,17 +117,34 @@ def sampled(made: fusion.FusionDiT, weights: Any) -> AV[np.ndarray]:
   return jax.device_get(x)
 
 
+def factors() -> dict[str, np.ndarray]:
+  """Of a LoRA of all attention, by path; none of them zero."""
+  flat, random = params(), np.random.default_rng(3)
+  kernels = low_rank.targets(flat, "fusion")
+  return {
+    path: 0.1 * random.standard_normal(x.shape, np.float32)
+    for path, x in low_rank.factor_shapes(flat, kernels, 4).items()
+  }
+
+
 def trained(
-  made: fusion.FusionDiT, mesh: jax.sharding.Mesh, **sizes: int
+  made: fusion.FusionDiT,
+  mesh: jax.sharding.Mesh,
+  trainable: str = param_filter.ATTENTION,
+  **sizes: int,
 ) -> Any:
   """The loss and the moments after a step of training."""
   task = flow_matching.FlowMatching(
     made, flow_matching.ObjectiveConfig(i2v_prob=0.3)
   )
   step_config = step.TrainStepConfig(
-    task, optimizer.OptimizerConfig(learning_rate=1e-3), 100
+    task,
+    optimizer.OptimizerConfig(learning_rate=1e-3),
+    100,
+    lora_dropout=0.5 if trainable == param_filter.LORA else 0.0,
   )
-  split = param_filter.split(params(**sizes), param_filter.ATTENTION)
+  added = factors() if trainable == param_filter.LORA else {}
+  split = param_filter.split(params(**sizes) | added, trainable)
   state = step.init_state(step_config, *split, seed=1)
   placed = state_sharding.state_shardings(state, made.config, mesh)
   random = np.random.default_rng(2)
@@ -175,6 +193,20 @@ def test_a_training_step_equals_one_device(name):
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   pairs = zip(jax.tree.leaves(moments), jax.tree.leaves(reference))
   assert all(parity.relative_error(a, b) < 1e-5 for a, b in pairs if b.any())
+
+
+@pytest.mark.slow
+def test_a_training_step_of_a_lora_equals_one_device():
+  mesh = meshes.make(jax.devices(), fsdp=2, context=2, tensor=2)
+  found = []
+  for place in (meshes.make(jax.devices()[:1]), mesh):
+    with jax.set_mesh(place):
+      found.append(trained(model("ulysses"), place, param_filter.LORA))
+  (expected, reference), (loss, moments) = found
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  pairs = list(zip(jax.tree.leaves(moments), jax.tree.leaves(reference)))
+  assert len(pairs) == 2 + 4 * 20
+  assert all(parity.relative_error(a, b) < 2e-5 for a, b in pairs if b.any())
 
 
 # The kernel takes heads of 128 only, two of them here: four devices.

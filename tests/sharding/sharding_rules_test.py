@@ -5,6 +5,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ovi_jax.convert import mapping
+from ovi_jax.models import low_rank
+from ovi_jax.models import quantized
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import mesh as meshes
 from ovi_jax.sharding import sharding_rules
@@ -24,6 +26,26 @@ def test_the_rules_cover_the_released_model():
     for p, s in placed.items()
   )
   assert local < 1.1 * 11_660_753_108 / 8
+
+
+def test_factors_and_scales_are_split_as_the_axes_of_their_kernel():
+  mesh = meshes.make(jax.devices(), fsdp=2, context=2, tensor=2)
+  flat = mapping.flatten(standin_models.full_fusion_shapes())
+  kernels = low_rank.targets(flat, "attention+mlp")
+  flat |= low_rank.factor_shapes(flat, kernels, 32)
+  flat = quantized.with_scales(flat, quantized.DTYPES["int8"])
+  placed = sharding_rules.param_shardings(flat, sharding_rules.FUSION, mesh)
+  width, heads = ("fsdp", "context"), ("tensor",)
+  query, out = (
+    f"blocks/video/self_attention/{name}/" for name in ("query", "out")
+  )
+  assert placed[f"{query}lora_down"].spec == P(None, width, None)
+  assert placed[f"{query}lora_up"].spec == P(None, None, heads)
+  assert placed[f"{query}lora_scale"].spec == P(None, None)
+  assert placed[f"{out}lora_down"].spec == P(None, heads, None)
+  assert placed[f"{out}lora_up"].spec == P(None, None, width)
+  assert placed[f"{query}kernel_scale"].spec == P(None, heads)
+  assert placed[f"{out}kernel_scale"].spec == P(None, width)
 
 
 def test_problems_are_listed_together():

@@ -1,0 +1,1 @@
+"""LoRAs as files: formats, application to weights, merging, extraction."""

@@ -1,0 +1,612 @@
+"""Reads and writes LoRA files (safetensors) of several tools.
+
+  ΔW = strength · alpha / rank · up @ down      down [rank, in], up [out, rank]
+
+Formats are those of `names`. `lora_down` is `lora_A`, `lora_up` is `lora_B`;
+without `alpha`, the factor is 1. `diff`, `diff_b` and `diff_m` are updates of a
+whole weight, bias and modulation table. diffusers has alpha in the metadata
+(`lora_adapter_metadata`, PEFT's LoraConfig as JSON).
+
+Files are untrusted: names, shapes, dtypes and values are checked, the header
+before any tensor is read. Tensors keep their dtype, and a file that is read and
+written in its format has the same tensors.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ovi_jax import storage
+from ovi_jax import untrusted
+from ovi_jax.convert import normalize
+from ovi_jax.lora import adapter
+from ovi_jax.lora import names
+from ovi_jax.modality import AV
+from ovi_jax.models import dit
+from ovi_jax.models import low_rank
+from ovi_jax.pretrained import tensor_file
+from ovi_jax.pretrained import weights
+
+DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = tuple(map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16)))
+FORMAT_KEY, FORMAT = "ovi_jax.format", f"{names.OWN} 1"
+BASE_KEY = "ovi_jax.base"  # digest of the weights that were adapted
+PEFT_KEY = "lora_adapter_metadata"
+DOWN, UP, ALPHA, DIFF = "down", "up", "alpha", "diff"
+_KINDS = {
+  "diff": names.WEIGHT,
+  "diff_b": names.BIAS,
+  "diff_m": names.MODULATION,
+}
+_OWN = re.compile(
+  rf"(?P<layer>[\w/]+)/(?P<part>{low_rank.DOWN}|{low_rank.UP}|lora_alpha|diff)"
+  r"(?:/(?P<block>0|[1-9]\d{0,4}))?"
+)
+_OWN_PARTS = {
+  low_rank.DOWN: DOWN,
+  low_rank.UP: UP,
+  "lora_alpha": ALPHA,
+  "diff": DIFF,
+}
+_PAIR = re.compile(
+  r"(?P<layer>.+?)(?:\.default)?\.lora_(?P<part>A|B|down|up)"
+  r"(?:\.default)?(?:\.weight)?"
+)
+_OTHER = re.compile(
+  r"(?P<layer>.+?)(?:\.default)?\.(?P<part>alpha|diff|diff_b|diff_m)"
+)
+_PARTS = {"A": DOWN, "down": DOWN, "B": UP, "up": UP}
+# Adapters of other kinds, by a part of a name.
+_OTHER_KINDS = {
+  "dora_scale": "DoRA",
+  "lora_magnitude_vector": "DoRA",
+  "hada_": "LoHa",
+  "lokr_": "LoKr",
+  "oft_": "OFT",
+  "lora_mid": "LoCon with a middle convolution",
+  "lora_B.bias": "LoRA with biases",
+}
+# Widths of other models, to tell them apart.
+_MODELS = {5120: "Wan of 14 B parameters", 1536: "Wan of 1.3 B parameters"}
+
+
+class _Named(NamedTuple):
+  """A tensor of a file.
+
+  Attributes:
+    name: in the file.
+    target: what it updates.
+    part: DOWN, UP, ALPHA or DIFF.
+  """
+
+  name: str
+  target: names.Target
+  part: str
+
+
+def read(
+  path: str | os.PathLike[str], config: AV[dit.DiTConfig]
+) -> adapter.Adapter:
+  """Read a LoRA file of any of the formats.
+
+  Args:
+    path: of the file; may be in an object store.
+    config: the towers that it will be applied to.
+
+  Raises:
+    ValueError: the file is missing or damaged, is no LoRA, or does not fit the
+      towers; one line that names the file and the first tensor.
+  """
+  path = storage.locate(path)
+  if not storage.exists(path):
+    raise ValueError(f"LoRA: there is no file {path}")
+  file = tensor_file.open_safetensors(path)
+  if not file.spans:
+    raise ValueError(f"{path}: expected a LoRA, found no tensors")
+  named, notes = _named(file, config)
+  by_slot: dict[tuple[adapter.Slot, str], _Named] = {}
+  for each in named:
+    key = each.target.slot, each.part
+    if key in by_slot:
+      raise ValueError(
+        f"{path}: '{untrusted.printable(each.name)}' and"
+        f" '{untrusted.printable(by_slot[key].name)}' are the same tensor; a"
+        " file has one LoRA"
+      )
+    by_slot[key] = each
+  _check(file, named, by_slot, config)
+  alphas = _alphas(file, by_slot)
+  pairs: dict[adapter.Slot, adapter.Pair] = {}
+  deltas: dict[adapter.Slot, np.ndarray] = {}
+  is_own = _is_own(file)
+  for (slot, part), each in by_slot.items():
+    if part == DIFF:
+      array = _finite(file, each.name)
+      deltas[slot] = array if is_own else each.target.row.op.to_ours(array)
+    elif part == DOWN:
+      pairs[slot] = adapter.Pair(
+        down=_down(_finite(file, each.name), each.target, is_own),
+        up=_up(_finite(file, by_slot[slot, UP].name), each.target, is_own),
+        alpha=alphas.get(slot),
+      )
+  return adapter.Adapter(
+    pairs=pairs, deltas=deltas, metadata=dict(file.values), notes=tuple(notes)
+  )
+
+
+def _is_own(file: tensor_file.TensorFile) -> bool:
+  """Whether it has our own format; ValueError for another version of it."""
+  found = file.values.get(FORMAT_KEY, "")
+  if found and found != FORMAT:
+    raise ValueError(
+      f"{file.source}: expected the format '{FORMAT}', found"
+      f" '{untrusted.printable(found, 40)}'"
+    )
+  return bool(found)
+
+
+def _named(
+  file: tensor_file.TensorFile, config: AV[dit.DiTConfig]
+) -> tuple[list[_Named], list[str]]:
+  """The tensors of a file by what they update, and notes."""
+  table, is_own = names.table(config), _is_own(file)
+  slots = {t.slot: t for t in table.targets.values()}
+  found: list[_Named] = []
+  unknown: list[str] = []
+  absent: list[str] = []
+  for name in file.spans:
+    each = _own(name, slots) if is_own else _foreign(name, table)
+    if each is not None:
+      found.append(each)
+    elif names.ABSENT.search(name):
+      absent.append(name)
+    else:
+      unknown.append(name)
+  if unknown:
+    _check_widths(file, found, config)
+    raise ValueError(_unknown(file, unknown, config))
+  notes = []
+  if absent:
+    notes.append(
+      f"{file.source}: {len(absent)} tensors of layers for image embeddings are"
+      f" left out, the first is '{untrusted.printable(absent[0])}'"
+    )
+  return found, notes
+
+
+def _own(
+  name: str, slots: Mapping[adapter.Slot, names.Target]
+) -> _Named | None:
+  """A tensor of our own format."""
+  if (match := _OWN.fullmatch(name)) is None:
+    return None
+  block, part = match["block"], _OWN_PARTS[match["part"]]
+  path = match["layer"] if part == DIFF else f"{match['layer']}/kernel"
+  slot = adapter.Slot(path, None if block is None else int(block))
+  if slot not in slots:
+    return None
+  return _Named(name, slots[slot], part)
+
+
+def _foreign(name: str, table: names.Table) -> _Named | None:
+  """A tensor of a format of other tools."""
+  if match := _PAIR.fullmatch(name):
+    part, kind = _PARTS[match["part"]], names.WEIGHT
+  elif match := _OTHER.fullmatch(name):
+    kind = _KINDS.get(match["part"], names.WEIGHT)
+    part = ALPHA if match["part"] == ALPHA else DIFF
+  else:
+    return None
+  layer = table.layer(match["layer"])
+  target = table.targets.get((layer or "", kind))
+  if target is None or (
+    part != DIFF and not target.slot.path.endswith(f"/{low_rank.KERNEL}")
+  ):
+    return None
+  return _Named(name, target, part)
+
+
+def _unknown(
+  file: tensor_file.TensorFile,
+  unknown: Sequence[str],
+  config: AV[dit.DiTConfig],
+) -> str:
+  """What to say about tensors that are none of a LoRA of the towers."""
+  shown = untrusted.printable(unknown[0])
+  for part, kind in _OTHER_KINDS.items():
+    if any(part in name for name in unknown):
+      return (
+        f"{file.source}: expected a LoRA, found {kind}, which is not supported;"
+        " merge it into the weights with the tool that made it"
+      )
+  towers = " and ".join(config.present())
+  others = [n for n in unknown if not normalize.ADAPTER.search(n)]
+  if len(others) == len(unknown):
+    return (
+      f"{file.source}: {len(unknown)} of {len(file.spans)} tensors are none of"
+      f" a LoRA, the first is '{shown}'; expected names such as"
+      " 'diffusion_model.blocks.0.self_attn.q.lora_A.weight'"
+    )
+  return (
+    f"{file.source}: {len(unknown)} of {len(file.spans)} tensors are of layers"
+    f" that the model ({towers}, {_blocks(config)} blocks) lacks, the first is"
+    f" '{shown}'; it is a LoRA of another model"
+  )
+
+
+def _blocks(config: AV[dit.DiTConfig]) -> int:
+  return next(iter(config.present().values())).num_layers
+
+
+def _check_widths(
+  file: tensor_file.TensorFile,
+  found: Iterable[_Named],
+  config: AV[dit.DiTConfig],
+) -> None:
+  """ValueError for a LoRA of a model of another width."""
+  for each in found:
+    slot, shape = each.target.slot, file.spans[each.name].shape
+    is_query = slot.path.endswith("self_attention/query/kernel")
+    if not is_query or each.part != DOWN or len(shape) != 2 or _is_own(file):
+      continue
+    width = getattr(config, slot.tower).hidden_dim
+    if shape[1] != width:
+      known = _MODELS.get(shape[1])
+      what = f" ({known})" if known else ""
+      raise ValueError(
+        f"{file.source}: a LoRA of a model of width {shape[1]}{what}; the"
+        f" {slot.tower} tower's is {width}"
+      )
+
+
+def _check(
+  file: tensor_file.TensorFile,
+  named: Sequence[_Named],
+  by_slot: Mapping[tuple[adapter.Slot, str], _Named],
+  config: AV[dit.DiTConfig],
+) -> None:
+  """Check dtypes, pairs and shapes; reads no tensor.
+
+  Raises:
+    ValueError: one line for the first kind of problem.
+  """
+  wrong = [
+    f"'{untrusted.printable(each.name)}' is {file.dtypes[each.name]}"
+    for each in named
+    if file.dtypes[each.name] not in _DTYPES
+  ]
+  _refuse(file, wrong, f"expected tensors of {', '.join(DTYPES)}")
+  _check_widths(file, named, config)
+  empty = [
+    f"'{untrusted.printable(each.name)}' has shape {file.shapes[each.name]}"
+    for each in named
+    if 0 in file.shapes[each.name]
+  ]
+  _refuse(file, empty, "tensors have no elements")
+  lonely = [
+    f"'{untrusted.printable(each.name)}'"
+    for (slot, part), each in by_slot.items()
+    if (part == DOWN and (slot, UP) not in by_slot)
+    or (part == UP and (slot, DOWN) not in by_slot)
+    or (part == ALPHA and (slot, DOWN) not in by_slot)
+  ]
+  _refuse(file, lonely, "a pair of lora_down and lora_up is incomplete")
+  problems = []
+  for (slot, part), each in by_slot.items():
+    shape = file.shapes[each.name]
+    if part == DIFF:
+      ok = _fits(each, shape, config, _is_own(file))
+    elif part == DOWN:
+      up = file.shapes[by_slot[slot, UP].name]
+      ok = _pair_fits(each, shape, up, config, _is_own(file))
+    else:
+      ok = part == UP or math.prod(shape) == 1
+    if not ok:
+      problems.append(f"'{untrusted.printable(each.name)}' has shape {shape}")
+  _refuse(file, problems, "shapes do not fit the model")
+  if not any(part in (DOWN, DIFF) for _, part in by_slot):
+    raise ValueError(f"{file.source}: expected a LoRA, found no updates")
+
+
+def _refuse(
+  file: tensor_file.TensorFile, problems: Sequence[str], what: str
+) -> None:
+  """ValueError for problems of one kind."""
+  if problems:
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    raise ValueError(f"{file.source}: {what}: {problems[0]}{more}")
+
+
+def _shape_of(slot: adapter.Slot, config: AV[dit.DiTConfig]) -> tuple[int, ...]:
+  """The shape of a parameter, of one block."""
+  shape = names.shapes(config)[slot.path]
+  return shape if slot.block is None else shape[1:]
+
+
+def _fits(
+  each: _Named, shape: tuple[int, ...], config: AV[dit.DiTConfig], is_own: bool
+) -> bool:
+  """Whether a tensor has the shape of the parameter that it updates."""
+  expected = _shape_of(each.target.slot, config)
+  if is_own:
+    return shape == expected
+  try:
+    return each.target.row.op.shape(shape) == expected
+  except ValueError:
+    return False
+
+
+def _pair_fits(
+  each: _Named,
+  down: tuple[int, ...],
+  up: tuple[int, ...],
+  config: AV[dit.DiTConfig],
+  is_own: bool,
+) -> bool:
+  """Whether a pair updates the kernel of its target."""
+  *inputs, outputs = _shape_of(each.target.slot, config)
+  if is_own:
+    rank = up[0]
+    fits = down == (*inputs, rank) and up == (rank, outputs)
+  else:
+    rank = down[0]
+    fits = up[:2] == (outputs, rank) and math.prod(up[2:]) == 1
+    # A kernel of a convolution has more axes than our input.
+    whole = _fits(each, (outputs, *down[1:]), config, False)
+    fits &= whole or down == (rank, math.prod(inputs))
+  return fits and rank <= min(math.prod(inputs), outputs)
+
+
+def _down(array: np.ndarray, target: names.Target, is_own: bool) -> np.ndarray:
+  """lora_down in our layout [..., rank]."""
+  if is_own:
+    return array
+  if array.ndim == 2:
+    return np.ascontiguousarray(array.T)
+  return np.ascontiguousarray(target.row.op.to_ours(array))
+
+
+def _up(array: np.ndarray, target: names.Target, is_own: bool) -> np.ndarray:
+  """lora_up in our layout [rank, out], its outputs reordered."""
+  if is_own:
+    return array
+  array = array.reshape(array.shape[:2])
+  if _is_linear(target):
+    return np.ascontiguousarray(target.row.op.to_ours(array))
+  return np.ascontiguousarray(array.T)
+
+
+def _is_linear(target: names.Target) -> bool:
+  """Whether the checkpoint's weight is a matrix."""
+  op: Any = target.row.op
+  axes, _, _ = op.pattern.partition("->")
+  return len(re.sub(r"\(.*?\)", "n", axes).split()) == 2
+
+
+def _finite(file: tensor_file.TensorFile, name: str) -> np.ndarray:
+  array = file.read(name)
+  if not normalize.is_finite(array):
+    raise ValueError(
+      f"{file.source}: tensor '{untrusted.printable(name)}' holds NaN or"
+      " infinity; the file is damaged, or its training diverged"
+    )
+  return array
+
+
+def _alphas(
+  file: tensor_file.TensorFile,
+  by_slot: Mapping[tuple[adapter.Slot, str], _Named],
+) -> dict[adapter.Slot, float]:
+  """alpha of each pair; empty if the file has none.
+
+  Raises:
+    ValueError: some pairs have alpha and others do not, or it is no number.
+  """
+  slots = [slot for slot, part in by_slot if part == DOWN]
+  found: dict[adapter.Slot, float] = {}
+  for slot in slots:
+    if each := by_slot.get((slot, ALPHA)):
+      found[slot] = float(_finite(file, each.name).reshape(()))
+  if not found:
+    return _peft_alphas(file, by_slot)
+  if lacking := [slot for slot in slots if slot not in found]:
+    name = untrusted.printable(by_slot[lacking[0], DOWN].name)
+    raise ValueError(
+      f"{file.source}: {len(lacking)} of {len(slots)} pairs have no alpha, the"
+      f" first is '{name}'; expected one for all or for none"
+    )
+  return found
+
+
+def _peft_alphas(
+  file: tensor_file.TensorFile,
+  by_slot: Mapping[tuple[adapter.Slot, str], _Named],
+) -> dict[adapter.Slot, float]:
+  """alpha of each pair from PEFT's LoraConfig in the metadata."""
+  if not (text := file.values.get(PEFT_KEY)):
+    return {}
+  try:
+    config = untrusted.parse_json(text)
+    if not isinstance(config, dict):
+      raise ValueError("expected an object")
+    config = {k.removeprefix("transformer."): v for k, v in config.items()}
+    patterns = config.get("alpha_pattern") or {}
+    default = config.get("lora_alpha")
+    values = [*patterns.values(), *([] if default is None else [default])]
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+      raise ValueError("lora_alpha is not a number")
+  except (AttributeError, ValueError) as error:
+    raise ValueError(
+      f"{file.source}: the metadata {PEFT_KEY} is damaged:"
+      f" {untrusted.printable(str(error))}"
+    ) from error
+  if config.get("use_dora") or config.get("use_rslora"):
+    raise ValueError(
+      f"{file.source}: expected a LoRA, found use_dora or use_rslora in"
+      f" {PEFT_KEY}, which is not supported"
+    )
+  found: dict[adapter.Slot, float] = {}
+  for (slot, part), each in by_slot.items():
+    match = _PAIR.fullmatch(each.name)
+    if part != DOWN or match is None:
+      continue
+    layer = match["layer"].removeprefix("transformer.")
+    value = patterns.get(layer, default)
+    if value is not None:
+      found[slot] = float(value)
+  return found
+
+
+def write(
+  path: str | os.PathLike[str],
+  lora: adapter.Adapter,
+  config: AV[dit.DiTConfig],
+  style: str = names.COMFYUI,
+  metadata: Mapping[str, str] | None = None,
+) -> None:
+  """Write a LoRA file.
+
+  Args:
+    path: of the file.
+    lora: what to write, in its dtype, see `Adapter.astype`.
+    config: the towers that it is for.
+    style: one of `names.FORMATS`. "diffusers" has names for Wan's layers only.
+      If all updates are of Wan's layers, the tower has no prefix in names, so
+      that tools for Wan2.2-TI2V-5B can read the file.
+    metadata: text by name; by default that of the LoRA.
+
+  Raises:
+    ValueError: the format is unknown, or lacks names for some layers.
+    OSError: the file cannot be written.
+  """
+  if style not in names.FORMATS:
+    raise ValueError(
+      f"LoRA format {style!r} is unknown; choose from"
+      f" {', '.join(names.FORMATS)}"
+    )
+  tensors = (
+    _own_tensors(lora)
+    if style == names.OWN
+    else _foreign_tensors(lora, config, style)
+  )
+  text = dict(lora.metadata if metadata is None else metadata)
+  text.pop(FORMAT_KEY, None)
+  if style == names.OWN:
+    text[FORMAT_KEY] = FORMAT
+  if style == names.DIFFUSERS:
+    text |= _peft_metadata(lora, config)
+  with weights.Writer(path, tensors, text) as writer:
+    for name, array in tensors.items():
+      writer.write(name, None, array)
+
+
+def _own_tensors(lora: adapter.Adapter) -> dict[str, np.ndarray]:
+  """Tensors of our own format."""
+  found: dict[str, np.ndarray] = {}
+  for slot, pair in lora.pairs.items():
+    end = "" if slot.block is None else f"/{slot.block}"
+    found[low_rank.beside(slot.path, low_rank.DOWN) + end] = pair.down
+    found[low_rank.beside(slot.path, low_rank.UP) + end] = pair.up
+    if pair.alpha is not None:
+      alpha = np.asarray(pair.alpha, np.float32)
+      found[low_rank.beside(slot.path, "lora_alpha") + end] = alpha
+  for slot, delta in lora.deltas.items():
+    end = "" if slot.block is None else f"/{slot.block}"
+    found[f"{slot.path}/diff{end}"] = delta
+  return found
+
+
+def is_wan(slot: adapter.Slot) -> bool:
+  """Whether Wan2.2-TI2V-5B has the layer."""
+  return slot.tower == "video" and not slot.is_fusion
+
+
+def _foreign_tensors(
+  lora: adapter.Adapter, config: AV[dit.DiTConfig], style: str
+) -> dict[str, np.ndarray]:
+  """Tensors of a format of other tools."""
+  table = names.table(config)
+  slots = {t.slot: t for t in table.targets.values()}
+  others = [s for s in (*lora.pairs, *lora.deltas) if not is_wan(s)]
+  if others and style == names.DIFFUSERS:
+    raise ValueError(
+      f"the format {style} has no name for {len(others)} updates, the first is"
+      f" of {others[0].path}; write the video tower alone (--wan)"
+    )
+  down, up = ("down", "up") if style == names.MUSUBI else ("A", "B")
+  found: dict[str, np.ndarray] = {}
+  for slot, pair in lora.pairs.items():
+    layer = table.written(slot, style, bare=not others)
+    target = slots[slot]
+    found[f"{layer}.lora_{down}.weight"] = _torch_down(pair.down, target)
+    found[f"{layer}.lora_{up}.weight"] = _torch_up(pair, target)
+    if pair.alpha is not None and style != names.DIFFUSERS:
+      found[f"{layer}.alpha"] = np.asarray(pair.alpha, np.float32)
+  ends = {kind: name for name, kind in _KINDS.items()}
+  for slot, delta in lora.deltas.items():
+    layer = table.written(slot, style, bare=not others)
+    kind = table.names[slot][1]
+    (found[f"{layer}.{ends[kind]}"],) = slots[slot].row.op.to_torch(delta)
+  return {name: np.ascontiguousarray(x) for name, x in found.items()}
+
+
+def _torch_down(down: np.ndarray, target: names.Target) -> np.ndarray:
+  """lora_down [rank, in …] of a checkpoint's layer."""
+  if _is_linear(target):
+    return down.T
+  (array,) = target.row.op.to_torch(down)
+  return array
+
+
+def _torch_up(pair: adapter.Pair, target: names.Target) -> np.ndarray:
+  """lora_up [out, rank, …] of a checkpoint's layer."""
+  if _is_linear(target):
+    (array,) = target.row.op.to_torch(pair.up)
+    return array
+  axes = _torch_down(pair.down, target).ndim - 2
+  return pair.up.T.reshape(*pair.up.T.shape, *[1] * axes)
+
+
+def _peft_metadata(
+  lora: adapter.Adapter, config: AV[dit.DiTConfig]
+) -> dict[str, str]:
+  """PEFT's LoraConfig for diffusers, where alpha is."""
+  table = names.table(config)
+  if not lora.pairs:
+    return {}
+  layers = {
+    table.written(s, names.DIFFUSERS, True).removeprefix("transformer."): pair
+    for s, pair in lora.pairs.items()
+  }
+  ranks = {layer: pair.rank for layer, pair in layers.items()}
+  alphas = {
+    layer: pair.rank if pair.alpha is None else pair.alpha
+    for layer, pair in layers.items()
+  }
+  if all(pair.alpha is None for pair in layers.values()):
+    return {}
+  rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
+  fields = {
+    "r": rank,
+    "lora_alpha": alpha,
+    "rank_pattern": {n: r for n, r in ranks.items() if r != rank},
+    "alpha_pattern": {n: a for n, a in alphas.items() if a != alpha},
+    "target_modules": sorted(layers),
+    "peft_type": "LORA",
+  }
+  prefixed = {f"transformer.{name}": value for name, value in fields.items()}
+  return {PEFT_KEY: json.dumps(prefixed)}
+
+
+def _commonest(values: Iterable[Any]) -> Any:
+  values = list(values)
+  return max(dict.fromkeys(values), key=values.count)

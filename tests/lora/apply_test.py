@@ -1,0 +1,216 @@
+"""LoRAs applied to weights, merged into them and extracted from them."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import ovi_jax
+from ovi_jax import synthetic
+from ovi_jax.convert import mapping
+from ovi_jax.lora import adapter
+from ovi_jax.lora import apply
+from ovi_jax.lora import extract
+from ovi_jax.lora import files
+from ovi_jax.lora import merge
+from ovi_jax.lora import names
+from ovi_jax.modality import AV
+from ovi_jax.models import low_rank
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import planning
+from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sharding import mesh as meshes
+from ovi_jax.sharding import sharding_rules
+from tests.lib import parity
+from tests.lib import random_loras
+
+CONFIG = random_loras.CONFIG
+SMALL = weights_dir.manifest_of(synthetic.WEIGHTS).architecture.fusion
+
+
+def lora(made: adapter.Adapter, video: float = 1.0, audio: float = 1.0):
+  return apply.Lora(
+    path="x", strength=AV(video, audio), sha256="", adapter=made
+  )
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("", []),
+    ("a.safetensors", [("a.safetensors", (1, 1))]),
+    ("a:0.5, b:-1e-1/2", [("a", (0.5, 0.5)), ("b", (-0.1, 2))]),
+    ("gs://bucket/a:.25", [("gs://bucket/a", (0.25, 0.25))]),
+    ("gs://bucket/a", [("gs://bucket/a", (1, 1))]),
+  ],
+)
+def test_files_and_strengths_are_read_from_a_flag(text, expected):
+  assert apply.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [(":0.5", "expected FILE or FILE:STR"), ("a:1e9", "strength from -100 to")],
+)
+def test_a_flag_that_cannot_be_is_refused(text, message):
+  with pytest.raises(ValueError, match=message):
+    apply.parse(text)
+
+
+def test_two_loras_of_other_strengths_are_added_to_every_layer():
+  """On eight devices; what has no update is shared with the base."""
+  flat = random_loras.base()
+  mesh = meshes.make(jax.devices(), fsdp=2, context=2, tensor=2)
+  placed = sharding_rules.param_shardings(flat, sharding_rules.FUSION, mesh)
+  base = {p: jax.device_put(x, placed[p]) for p, x in flat.items()}
+  many = random_loras.make(wanted=is_tested)
+  few = random_loras.make(
+    wanted=lambda slot: slot.block == 1 and slot.path.endswith("query/kernel")
+  )
+  loras = [lora(many, 0.5, 0.0), lora(few, 2.0, -1.0)]
+  params = apply.apply(mapping.nest(base), loras, CONFIG, mesh)
+  added = {p: np.asarray(x) for p, x in mapping.flatten(params).items()}
+  for path in flat:
+    found = added[path]
+    if (down := low_rank.beside(path, low_rank.DOWN)) in added:
+      up, scale = (
+        added[low_rank.beside(path, n)] for n in (low_rank.UP, low_rank.SCALE)
+      )
+      found = found + (added[down] * scale[:, None]) @ up
+    expected = np.array(flat[path])
+    for block in range(2) if path.startswith("blocks/") else (None,):
+      slot = adapter.Slot(path, block)
+      view = expected if block is None else expected[block]
+      view[...] = apply.merged(view, slot, loras)
+    assert parity.relative_error(found, expected) < 1e-6, path
+  untouched = "audio/head/kernel"
+  added = mapping.flatten(params)
+  assert added[untouched] is base[untouched]
+  query = "blocks/video/self_attention/query/"
+  assert added[f"{query}kernel"] is base[f"{query}kernel"]
+  assert added[f"{query}lora_up"].sharding.spec[2] == "tensor"
+
+
+def is_tested(slot: adapter.Slot) -> bool:
+  """Kernels of blocks, and some of other parameters."""
+  others = ("cross_norm/bias", "text_embedding/in/kernel")
+  return random_loras.is_block_kernel(slot) or slot.path.endswith(others)
+
+
+def test_a_lora_of_strength_zero_adds_nothing():
+  flat = random_loras.base()
+  mesh = meshes.make(jax.devices()[:1])
+  base = mapping.nest({p: jax.numpy.asarray(x) for p, x in flat.items()})
+  params = apply.apply(
+    base, [lora(random_loras.make(), 0.0, 0.0)], CONFIG, mesh
+  )
+  pairs = zip(jax.tree.leaves(params), jax.tree.leaves(base), strict=True)
+  assert all(ours is theirs for ours, theirs in pairs)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+  """A LoRA of the small model's attention, rank 1 to 3."""
+  path = tmp_path_factory.mktemp("lora") / "small.safetensors"
+  made = random_loras.make(SMALL, low_rank_only, diffs=False)
+  small = {
+    slot: dataclasses.replace(pair, up=0.05 * pair.up)
+    for slot, pair in made.pairs.items()
+  }
+  text = {files.BASE_KEY: "another"}
+  made = dataclasses.replace(made, pairs=small, metadata=text)
+  files.write(path, made, SMALL)
+  return path
+
+
+def low_rank_only(slot: adapter.Slot) -> bool:
+  return "attention/" in slot.path and random_loras.is_block_kernel(slot)
+
+
+def test_merged_weights_are_read_and_extraction_returns_the_lora(
+  file, tmp_path
+):
+  out = tmp_path / "merged"
+  merge.merge(synthetic.WEIGHTS, f"{file}:0.5", out, np.dtype("float32"))
+  manifest = weights_dir.read(out)
+  assert manifest.sampling
+  base = weights_dir.manifest_of(synthetic.WEIGHTS)
+  assert manifest.digests["fusion"] != base.digests["fusion"]
+  assert manifest.digests["umt5"] == base.digests["umt5"]
+  with pytest.raises(ValueError, match="holds weights already"):
+    merge.merge(synthetic.WEIGHTS, str(file), out)
+
+  found, share = extract.extract(synthetic.WEIGHTS, out, 3)
+  assert share > 1 - 1e-6 and not found.deltas
+  expected = files.read(file, SMALL).pairs
+  assert found.pairs.keys() == expected.keys()
+  for slot, pair in found.pairs.items():
+    wanted = 0.5 * expected[slot].delta()
+    assert parity.relative_error(pair.delta(), wanted) < 1e-5
+  _, less = extract.extract(synthetic.WEIGHTS, out, 1)
+  assert 0.5 < less < 1
+
+
+def test_extraction_keeps_other_differences_whole(tmp_path):
+  made = random_loras.make(
+    SMALL, lambda s: s.path.endswith("cross_norm/bias") and s.block == 2
+  )
+  files.write(tmp_path / "lora", made, SMALL, names.OWN)
+  out = tmp_path / "merged"
+  merge.merge(
+    synthetic.WEIGHTS, str(tmp_path / "lora"), out, np.dtype("float32")
+  )
+  found, _ = extract.extract(synthetic.WEIGHTS, out, 1)
+  assert found.deltas.keys() == made.deltas.keys() and not found.pairs
+  with pytest.raises(ValueError, match="have equal denoisers"):
+    extract.extract(out, out, 1)
+  with pytest.raises(ValueError, match="rank of at least 1"):
+    extract.extract(out, out, 0)
+
+
+def test_the_metadata_of_a_clip_names_its_loras(file, log_lines):
+  settings = settings_lib.Settings.from_overrides({})
+  opened = planning.open_components(
+    synthetic.WEIGHTS, settings, f"{file}:0.5/0"
+  )
+  (each,) = opened.loras
+  assert each.metadata() == {
+    "path": str(file),
+    "sha256": weights_dir.digest_of(file),
+    "strength": {"video": 0.5, "audio": 0.0},
+  }
+  assert any("was trained on other weights" in line for line in log_lines)
+  with pytest.raises(ValueError, match="there is no file"):
+    planning.with_loras(opened, "none.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_clip_with_a_lora_equals_that_of_merged_weights(file, tmp_path):
+  """Exchanging LoRAs keeps the loaded base; without, the clip is as before."""
+  few = {"seed": 3, "num_steps": 2, "progress": False}
+  prompt = "A red ball bounces. Audio: dull knocks."
+  pipe = ovi_jax.Pipeline.from_pretrained()
+  before = pipe(prompt, **few)
+  base = pipe._loaded["denoiser"]
+  pipe.set_lora(f"{file}:0.5")
+  ours = pipe(prompt, **few)
+  assert pipe._loaded["denoiser"] is base
+  assert ours.metadata["loras"][0]["strength"] == {"video": 0.5, "audio": 0.5}
+  merge.merge(
+    synthetic.WEIGHTS, f"{file}:0.5", tmp_path / "w", np.dtype("float32")
+  )
+  theirs = ovi_jax.Pipeline.from_pretrained(tmp_path / "w")(prompt, **few)
+  for name in AV._fields:
+    mine, merged, without = (
+      getattr(clip.latents, name) for clip in (ours, theirs, before)
+    )
+    assert parity.relative_error(mine, merged) < 1e-4
+    assert parity.relative_error(mine, without) > 1e-2
+  pipe.set_lora(f"{file}:0")
+  again = pipe(prompt, **few)
+  np.testing.assert_array_equal(again.latents.video, before.latents.video)
+  pipe.set_lora()
+  assert "loras" not in json.dumps(pipe(prompt, **few).metadata)

@@ -1,0 +1,287 @@
+"""LoRA files of all formats: round trips, reordered rows, bad input."""
+
+import json
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ovi_jax.convert import fusion
+from ovi_jax.convert import mapping
+from ovi_jax.lora import adapter
+from ovi_jax.lora import files
+from ovi_jax.lora import names
+from ovi_jax.modality import AV
+from tests.lib import random_loras
+
+CONFIG = random_loras.CONFIG
+# 30 blocks with the names of the release.
+DEEP = random_loras.config(num_layers=30)
+RELEASED = {
+  names.COMFYUI: "diffusion_model.audio_model.blocks.29.cross_attn.k_fusion.",
+  names.MUSUBI: "lora_unet_audio_model_blocks_29_cross_attn_k_fusion.",
+  names.OWN: "blocks/audio/cross_attention/fusion_key/lora_down/29",
+}
+Q = "diffusion_model.blocks.0.self_attn.q"
+
+
+def same(ours: adapter.Adapter, theirs: adapter.Adapter) -> None:
+  assert ours.pairs.keys() == theirs.pairs.keys()
+  assert ours.deltas.keys() == theirs.deltas.keys()
+  for slot, pair in ours.pairs.items():
+    assert pair.alpha == theirs.pairs[slot].alpha
+    for name in ("down", "up"):
+      equal(getattr(pair, name), getattr(theirs.pairs[slot], name))
+  for slot, delta in ours.deltas.items():
+    equal(delta, theirs.deltas[slot])
+
+
+def equal(ours, theirs):
+  assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+  assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize(
+  ("style", "dtype", "config"),
+  [
+    (names.OWN, np.float32, CONFIG),
+    (names.COMFYUI, np.float32, DEEP),
+    (names.COMFYUI, ml_dtypes.bfloat16, CONFIG),
+    (names.MUSUBI, np.float32, CONFIG),
+    pytest.param(names.OWN, np.float32, DEEP, marks=pytest.mark.slow),
+    pytest.param(names.MUSUBI, np.float32, DEEP, marks=pytest.mark.slow),
+  ],
+)
+def test_round_trips_of_both_towers_are_exact(style, dtype, config, tmp_path):
+  path = tmp_path / "lora.safetensors"
+  made = random_loras.make(config, dtype=dtype)
+  files.write(path, made, config, style)
+  found = files.read(path, config)
+  same(found, made)
+  assert found.metadata["trigger"] == "a red ball"
+  tensors = safetensors.numpy.load_file(path) if dtype == np.float32 else {}
+  if config is DEEP:
+    assert any(name.startswith(RELEASED[style]) for name in tensors)
+  # Written again, the file has the same tensors.
+  files.write(tmp_path / "again", found, config, style)
+  if tensors:
+    again = safetensors.numpy.load_file(tmp_path / "again")
+    assert again.keys() == tensors.keys()
+    for name, array in tensors.items():
+      equal(again[name], array)
+
+
+@pytest.mark.parametrize("style", names.FORMATS)
+@pytest.mark.parametrize("alpha", [True, False])
+def test_the_video_half_has_the_names_of_wan(style, alpha, tmp_path):
+  path = tmp_path / "lora.safetensors"
+  made = random_loras.make(CONFIG, files.is_wan, alpha)
+  files.write(path, made, CONFIG, style)
+  same(files.read(path, CONFIG), made)
+  # A model of the video tower alone reads it, too.
+  same(files.read(path, AV(CONFIG.video, None)), made)
+  written = safetensors.numpy.load_file(path)
+  assert not any("video_model" in name for name in written)
+  expected = {
+    names.OWN: "blocks/video/self_attention/query/lora_up/1",
+    names.COMFYUI: "diffusion_model.blocks.1.self_attn.q.lora_B.weight",
+    names.MUSUBI: "lora_unet_blocks_1_self_attn_q.lora_up.weight",
+    names.DIFFUSERS: "transformer.blocks.1.attn1.to_q.lora_B.weight",
+  }
+  assert expected[style] in written
+
+
+@pytest.mark.parametrize(
+  ("prefix", "down", "up"),
+  [
+    ("diffusion_model.", "lora_down.weight", "lora_up.weight"),
+    ("", "lora_A.weight", "lora_B.weight"),
+    ("base_model.model.", "lora_A.default.weight", "lora_B.default.weight"),
+    ("lora_unet__", "lora_down.weight", "lora_up.weight"),
+  ],
+)
+def test_updates_equal_those_of_a_converted_merged_checkpoint(
+  prefix, down, up, tmp_path
+):
+  """W + alpha / rank · up @ down, converted, for every layer of Wan."""
+  rows, random = fusion.wan_rows(CONFIG.video), np.random.default_rng(0)
+  flat = {p: x for p, x in random_loras.base().items() if "fusion_" not in p}
+  torch = dict(
+    mapping.to_torch(rows, lambda p, i: flat[p] if i is None else flat[p][i])
+  )
+  tensors, merged = {}, dict(torch)
+  for name, weight in torch.items():
+    layer, _, kind = name.rpartition(".")
+    written = prefix + layer
+    if prefix.startswith("lora_unet"):
+      written = prefix + layer.replace(".", "_")
+    if kind == "weight" and weight.ndim > 1:
+      a = random.standard_normal((2, *weight.shape[1:]), np.float32)
+      b = random.standard_normal((len(weight), 2), np.float32)
+      ones = (1,) * (weight.ndim - 2)
+      tensors[f"{written}.{down}"] = a
+      tensors[f"{written}.{up}"] = b.reshape(*b.shape, *ones)
+      tensors[f"{written}.alpha"] = np.full((), 6, "f4")
+      merged[name] = weight + 3 * np.tensordot(b, a, 1)
+    elif kind in ("weight", "bias"):
+      end = {"weight": "diff", "bias": "diff_b"}[kind]
+      tensors[f"{written}.{end}"] = weight
+      merged[name] = 2 * weight
+  safetensors.numpy.save_file(tensors, tmp_path / "lora")
+  found = files.read(tmp_path / "lora", CONFIG)
+  expected = mapping.gather(rows, merged.__getitem__)
+  checked = 0
+  for (path, block), pair in found.pairs.items():
+    theirs = expected[path] if block is None else expected[path][block]
+    ours = flat[path] if block is None else flat[path][block]
+    np.testing.assert_allclose(ours + pair.delta(), theirs, atol=1e-5)
+    checked += 1
+  for (path, block), delta in found.deltas.items():
+    theirs = expected[path] if block is None else expected[path][block]
+    ours = flat[path] if block is None else flat[path][block]
+    np.testing.assert_array_equal(ours + delta, theirs)
+  assert checked == 10 * 2 + 7 and len(found.deltas) > 20
+
+
+def test_alpha_is_in_the_metadata_of_diffusers_files(tmp_path):
+  made = random_loras.make(CONFIG, files.is_wan, diffs=False)
+  files.write(tmp_path / "lora", made, CONFIG, names.DIFFUSERS)
+  header = header_of(tmp_path / "lora")
+  config = json.loads(header["__metadata__"][files.PEFT_KEY])
+  assert set(config["transformer.alpha_pattern"].values()) <= {1, 2, 3, 4}
+  assert "blocks.0.attn1.to_q" in config["transformer.target_modules"]
+  assert not any(name.endswith("alpha") for name in header)
+
+
+def header_of(path) -> dict:
+  data = path.read_bytes()
+  return json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+
+
+def pair(name=Q, rank=2, width=16, out=16, dtype=np.float32):
+  return {
+    f"{name}.lora_A.weight": np.ones((rank, width), dtype),
+    f"{name}.lora_B.weight": np.ones((out, rank), dtype),
+  }
+
+
+NAN = np.full((16, 2), np.nan, np.float32)
+WIDE = pair(width=5120, out=5120)
+OTHER = "diffusion_model.blocks.1.self_attn.v"
+
+
+@pytest.mark.parametrize(
+  ("tensors", "message"),
+  [
+    ({}, "found no tensors"),
+    (WIDE, r"width 5120 \(Wan of 14 B parameters\); the video tower's is 16"),
+    (
+      WIDE | pair("diffusion_model.blocks.39.self_attn.q", width=5120),
+      "width 5120",
+    ),
+    (pair() | {f"{Q}.lora_B.weight": NAN}, "holds NaN or infinity"),
+    ({f"{Q}.lora_A.weight": np.ones((2, 16), "f4")}, "pair .* incomplete"),
+    ({f"{Q}.alpha": np.ones((), "f4")}, "pair .* incomplete"),
+    (pair(rank=0), "have no elements"),
+    (pair(dtype=np.int32), "expected tensors of float32, bfloat16"),
+    (pair(out=12), "shapes do not fit the model"),
+    (pair(rank=17), "shapes do not fit the model"),
+    (pair() | {f"{Q}.alpha": np.ones(2, "f4")}, "shapes do not fit"),
+    (
+      pair() | {f"{Q}.alpha": np.full((), np.inf, "f4")},
+      "holds NaN or infinity",
+    ),
+    (
+      pair() | {f"{Q}.alpha": np.ones((), "f4")} | pair(OTHER),
+      "1 of 2 pairs have no alpha, the first is .*self_attn.v",
+    ),
+    (pair() | pair("blocks.0.self_attn.q"), "are the same tensor"),
+    (pair("diffusion_model.blocks.2.self_attn.q"), "layers that the model"),
+    (pair("diffusion_model.blocks.0.attn.q"), "1|2 of 2 tensors are of layers"),
+    ({"weight": np.ones(3, "f4")}, "are none of a LoRA, the first is 'weight'"),
+    (pair() | {f"{Q}.dora_scale": np.ones(3, "f4")}, "found DoRA"),
+    ({f"{Q}.lokr_w1": np.ones(3, "f4")}, "found LoKr"),
+    ({f"{Q}.diff": np.ones((16, 3), "f4")}, "shapes do not fit the model"),
+  ],
+)
+def test_a_bad_file_is_one_line(tensors, message, tmp_path):
+  path = tmp_path / "lora.safetensors"
+  safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(ValueError, match=message) as caught:
+    files.read(path, CONFIG)
+  text = str(caught.value)
+  assert str(path) in text and "\n" not in text and len(text) < 500
+
+
+def test_thousands_of_unknown_names_are_counted_in_one_line(tmp_path):
+  path = tmp_path / "lora"
+  strange = {f"evil\x1b[2J{n}.lora_A.weight": np.ones(1) for n in range(3000)}
+  safetensors.numpy.save_file(strange, path)
+  with pytest.raises(ValueError, match="3000 of 3000 tensors") as caught:
+    files.read(path, CONFIG)
+  assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (b"", "expected a safetensors file"),
+    (struct.pack("<Q", 2**60), "header of at most"),
+    (struct.pack("<Q", 9) + b"[" * 9, "header is not safetensors"),
+    (
+      struct.pack("<Q", 78)
+      + b'{"blocks.0.self_attn.q.diff":{"dtype":"F32","shape":[99999999999],'
+      b'"data_offsets":[0,4]}}'.ljust(78)[:78],
+      "expected",
+    ),
+  ],
+)
+def test_a_hostile_header_is_refused(data, message, tmp_path):
+  path = tmp_path / "lora"
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match=message):
+    files.read(path, CONFIG)
+
+
+def test_another_version_of_our_format_is_refused(tmp_path):
+  path = tmp_path / "lora"
+  safetensors.numpy.save_file(pair(), path, {files.FORMAT_KEY: "ovi_jax 2"})
+  with pytest.raises(ValueError, match="expected the format 'ovi_jax 1', foun"):
+    files.read(path, CONFIG)
+
+
+def test_hostile_metadata_of_peft_is_refused(tmp_path):
+  for text in ("[1", "[]", '{"lora_alpha": "x"}', '{"alpha_pattern": [1]}'):
+    safetensors.numpy.save_file(
+      pair("transformer.blocks.0.attn1.to_q"),
+      tmp_path / "lora",
+      {files.PEFT_KEY: text},
+    )
+    with pytest.raises(ValueError, match=f"metadata {files.PEFT_KEY} is damag"):
+      files.read(tmp_path / "lora", CONFIG)
+
+
+def test_layers_for_image_embeddings_are_left_out_with_a_note(tmp_path):
+  tensors = pair() | pair("diffusion_model.blocks.0.cross_attn.k_img")
+  safetensors.numpy.save_file(tensors, tmp_path / "lora")
+  found = files.read(tmp_path / "lora", CONFIG)
+  assert len(found.pairs) == 1
+  assert "2 tensors of layers for image embeddings" in found.notes[0]
+
+
+def test_formats_that_cannot_be_written_are_named(tmp_path):
+  made = random_loras.make()
+  with pytest.raises(
+    ValueError, match="'peft' is unknown; choose from ovi_jax"
+  ):
+    files.write(tmp_path / "lora", made, CONFIG, "peft")
+  with pytest.raises(ValueError, match="has no name for .* updates"):
+    files.write(tmp_path / "lora", made, CONFIG, names.DIFFUSERS)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_named(tmp_path):
+  with pytest.raises(ValueError, match="there is no file .*none"):
+    files.read(tmp_path / "none", CONFIG)
