@@ -137,7 +137,7 @@ def step(
       lambda s: whole(s.shape, dtype=s.dtype),
       jax.eval_shape(lambda x: x.map(lambda _, a: method.init(a)), x),
     )
-    arguments = params, inputs, x, state, scale, whole(row.shape)
+    arguments = params, inputs, x, state, scale, whole(row.shape), scale
     lowered = denoise.step.lower(model, method, *arguments)
   tokens = AV(clip.tokens, clip.audio_latents)
   return report.compile_and_report(

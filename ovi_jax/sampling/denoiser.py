@@ -119,7 +119,7 @@ class Denoiser:
     positives: Sequence[np.ndarray],
     negative: AV[np.ndarray],
     settings: settings_lib.Settings,
-    first_frame: np.ndarray | None = None,
+    given: AV[denoise.Given | None] = denoise.NONE_GIVEN,
     on_step: Callable[[int], Any] = lambda _: None,
   ) -> AV[jax.Array]:
     """Denoise a batch of clips.
@@ -129,7 +129,7 @@ class Denoiser:
       positives: text_SE of each clip's prompt, S its own tokens.
       negative: text_SE of each tower's negative prompt, for all clips.
       settings: solver, steps, guidance.
-      first_frame: clean first latents [B, 1, H, W, C], or `None`.
+      given: given latents of each modality.
       on_step: called with the number of finished steps.
 
     Returns:
@@ -146,7 +146,6 @@ class Denoiser:
       text = text_pairs(
         positives, negative, self.components.text_length, self.model.backend
       )
-      first = None if first_frame is None else jnp.asarray(first_frame)
       batch, depth = len(positives), self.model.config.video.num_layers
       inputs = denoise.Inputs(
         conditions(
@@ -154,7 +153,7 @@ class Denoiser:
         ),
         jnp.asarray(guidance.slg_mask(depth, batch, settings.slg_layer)),
         settings.guidance_scale,
-        first,
+        jax.tree.map(jnp.asarray, given),
       )
       return denoise.denoise(
         self.model, method, self.params, inputs, x, levels, on_step
@@ -165,7 +164,7 @@ class Denoiser:
     latents: AV[jax.Array],
     noise: AV[np.ndarray],
     positive: np.ndarray,
-    first_frame: np.ndarray | None = None,
+    given: AV[denoise.Given | None] = denoise.NONE_GIVEN,
     heads: attention_maps.Heads = (),
   ) -> attention_maps.Maps:
     """What the towers attend to of each other, in a clip that is there.
@@ -174,7 +173,7 @@ class Denoiser:
       latents: clean video_BTHWC and audio_BTC, B = 1.
       noise: video_THWC and audio_TC, standard normal.
       positive: text_SE of the prompt.
-      first_frame: as the clip was made from, or `None`.
+      given: latents, B = 1, that the clip was made from.
       heads: see `attention_maps.measure`.
     """
     with self.components.computing():
@@ -187,7 +186,7 @@ class Denoiser:
         latents,
         jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise),
         jax.tree.map(lambda a: jnp.asarray(a[:1]), doubled),
-        clean_first=first_frame is not None,
+        clean_BT=jax.tree.map(jnp.asarray, denoise.clean_masks(given)),
         heads=heads,
       )
 

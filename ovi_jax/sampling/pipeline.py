@@ -39,6 +39,7 @@ from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import background
+from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
@@ -318,10 +319,13 @@ class Pipeline:
       for batch in planning.batches(jobs, settings.batch_size):
         starts = [noise or self._noise_of(job) for job in batch]
         texts = [embedded[job.text] for job in batch]
-        firsts = [
-          images[job.request.image]
-          for job in batch
-          if job.request.image is not None
+        given = [
+          AV()
+          if job.request.image is None
+          else conditions.first_frame(
+            images[job.request.image], start.video.shape
+          )
+          for job, start in zip(batch, starts)
         ]
         with track(len(finished) + 1, batch) as on_step, _rows_named(batch):
           latents = denoiser.sample(
@@ -329,16 +333,20 @@ class Pipeline:
             texts,
             AV(*(embedded[n] for n in negative)),
             settings,
-            np.stack(firsts) if firsts else None,
+            conditions.stack(given),
             worker.checked(on_step),
           )
         for row, job in enumerate(batch):
           own = jax.tree.map(operator.itemgetter(slice(row, row + 1)), latents)
           measure = None
           if heads is not None:
-            first = firsts[row] if firsts else None
             measure = functools.partial(
-              denoiser.maps, own, starts[row], texts[row], first, heads
+              denoiser.maps,
+              own,
+              starts[row],
+              texts[row],
+              conditions.stack(given[row : row + 1]),
+              heads,
             )
           made = Made(job=job, latents=own, decoder=decoder, measure=measure)
           if decodes_here:

@@ -103,11 +103,12 @@ def sampled(made: fusion.FusionDiT, weights: Any) -> AV[np.ndarray]:
     )
     return made.apply(*given, AV(text_BSE, text_BSE), method="conditions")
 
+  first_BT = np.arange(noise.video.shape[1])[None] == 0
   inputs = denoise.Inputs(
     conditions(weights),
     jnp.asarray(guidance.slg_mask(2, 1, 1)),
     AV(4.0, 3.0),
-    noise.video[:, :1],
+    AV(video=denoise.Given(noise.video, first_BT)),
   )
   method = solvers.named("unipc")
   nested = param_filter.nested(weights)

@@ -173,8 +173,8 @@ def test_cfg_dropout_and_first_frames_are_sampled():
   seen = {}
 
   class Spy:
-    def apply(self, variables, x, t_BT, text, lengths):
-      seen.update(x=x, t=t_BT, text=text)
+    def apply(self, variables, x, t_BT, text, lengths, given_BT):
+      seen.update(x=x, t=t_BT, text=text, given=given_BT)
       return jax.tree.map(jnp.zeros_like, x)
 
   given = small_step.batch()
@@ -183,14 +183,16 @@ def test_cfg_dropout_and_first_frames_are_sampled():
     sigma=AV(jnp.full(size, 0.25), jnp.full(size, 0.5)),
     noise=jax.tree.map(jnp.ones_like, given.latents),
     dropped=AV(jnp.arange(size) == 3, jnp.arange(size) == 4),
-    clean=jnp.arange(size) == 5,
+    given=AV(video=jnp.arange(2 * size).reshape(size, 2) == 10),
   )
   losses = flow_matching.losses(Spy(), {}, given, drawn, small_step.NULL)
   np.testing.assert_array_equal(seen["text"].video[3, 0], small_step.NULL[0])
   assert not seen["text"].video[3, 1:].any()
   np.testing.assert_array_equal(seen["text"].audio[3], given.text.audio[3])
   np.testing.assert_array_equal(seen["text"].audio[4, 0], small_step.NULL[0])
-  np.testing.assert_array_equal(seen["t"].video[5], [0, 250])
+  np.testing.assert_array_equal(seen["t"].video[5], [250])
+  np.testing.assert_array_equal(seen["given"].video[5], [True, False])
+  assert seen["given"].video.sum() == 1 and seen["given"].audio is None
   np.testing.assert_array_equal(seen["t"].audio[5], [500])
   np.testing.assert_array_equal(
     seen["x"].video[5, 0], given.latents.video[5, 0]
@@ -219,7 +221,7 @@ def test_sampled_noise_covers_the_requested_range(shared):
     keys
   )
   shares = [drawn.dropped.video.mean(), drawn.dropped.audio.mean()]
-  shares.append(drawn.clean.mean())
+  shares.append(drawn.given.video.mean())
   np.testing.assert_allclose(shares, [0.1, 0.4, 0.25], atol=0.03)
   assert (drawn.sigma.video == drawn.sigma.audio).all() == shared
   noise = np.corrcoef(drawn.noise.video.ravel(), drawn.noise.audio.ravel())
