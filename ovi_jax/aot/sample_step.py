@@ -24,6 +24,7 @@ from ovi_jax.models import architecture
 from ovi_jax.models import fusion
 from ovi_jax.models.video_vae import codec
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import conditions as conditions_lib
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import guidance
@@ -34,12 +35,17 @@ from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import sharding_rules
 
+NONE_GIVEN = conditions_lib.Conditions()
+ALL_GENERATED: AV[Any] = AV()
+
 
 def run(
   name: str,
   config: ml_collections.ConfigDict,
   weights: storage.AnyPath,
   out: storage.AnyPath,
+  given: conditions_lib.Conditions = NONE_GIVEN,
+  image: bool = False,
 ) -> bool:
   """Compile a denoising step and a decoding step, log and write reports.
 
@@ -48,6 +54,8 @@ def run(
     config: of `configs/sample.py`.
     weights: directory of weights, of which only the sizes are read.
     out: directory for the report.
+    given: files that clips are given, which are not read.
+    image: whether clips are given a first frame.
 
   Returns:
     Whether all programs fit.
@@ -68,7 +76,10 @@ def run(
   size = planning.clip_size(settings, manifest)
   area = manifest.geometry.area
   clip = manifest.geometry.clip(*geometry.snap(*size, area))
-  reports = (make(settings, pipeline, clip) for make in (step, decoding))
+  given.check(image)
+  masks = conditions_lib.masks(given, image, False, clip)
+  guided = functools.partial(step, given=masks)
+  reports = (make(settings, pipeline, clip) for make in (guided, decoding))
   what = manifest.variant or weights_dir.CUSTOM
   return report.publish(out, f"{what}_{name}", reports)
 
@@ -98,8 +109,16 @@ def step(
   settings: settings_lib.Settings,
   pipeline: denoisers.SamplingComponents,
   clip: geometry.Clip,
+  given: AV[Any] = ALL_GENERATED,
 ) -> report.Report:
-  """A guided step of a whole batch of clips."""
+  """A guided step of a whole batch of clips.
+
+  Args:
+    settings: of the run.
+    pipeline: what it is made of.
+    clip: sizes of the clips.
+    given: masks_T of the latents in time that are given.
+  """
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
   batch = settings.batch_size
   whole = functools.partial(
@@ -132,7 +151,9 @@ def step(
     )
     scale = whole(())
     mask = whole((towers.video.num_layers, 2 * batch), dtype=jnp.bool_)
-    inputs = denoise.Inputs(conditions, mask, AV(scale, scale))
+    inputs = denoise.Inputs(
+      conditions, mask, AV(scale, scale), _given(given, x, settings, mesh)
+    )
     state = jax.tree.map(
       lambda s: whole(s.shape, dtype=s.dtype),
       jax.eval_shape(lambda x: x.map(lambda _, a: method.init(a)), x),
@@ -149,6 +170,26 @@ def step(
     mesh,
     2 * batch * flops.forward(towers, tokens).total,
   )
+
+
+def _given(
+  masks: AV[Any],
+  x: AV[Any],
+  settings: settings_lib.Settings,
+  mesh: jax.sharding.Mesh,
+) -> AV[denoise.Given]:
+  """Given latents as shapes."""
+  parts = conditions_lib.split(masks, settings.conditioning)
+  whole = sharding_rules.replicated(mesh)
+
+  def one(name: str, pair: tuple[Any, Any]) -> denoise.Given:
+    latents = getattr(x, name)
+    mask = sharding_rules.abstract(latents.shape[:2], whole, jnp.bool_)
+    clean, renoised = (None if m is None else mask for m in pair)
+    noise = None if renoised is None else latents
+    return denoise.Given(latents, clean, renoised, noise)
+
+  return parts.map(one)
 
 
 def decoding(

@@ -16,16 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ovi_jax import cli
-from ovi_jax import storage
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
-from ovi_jax.media import images
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.pretrained import component_loader
-from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
@@ -54,18 +51,6 @@ class SamplingComponents(component_loader.Components):
   def channels(self) -> AV[int]:
     """Latent channels of each modality."""
     return self.arch.fusion.map(lambda _, tower: tower.channels)
-
-  def encode_images(
-    self, paths: Sequence[storage.AnyPath], encoder: encoders.VideoEncoder
-  ) -> dict[storage.AnyPath, np.ndarray]:
-    """First latent frame [1, H, W, C] of each picture, on the host."""
-    latents, area = {}, self.manifest.geometry.area
-    for path in dict.fromkeys(paths):
-      picture_HWC, _ = images.read_image(path)
-      image_HWC = images.first_frame(picture_HWC, area)
-      latent_THWC = np.asarray(encoder.encode(image_HWC[None, None])[0])
-      latents[path] = self.require_finite(latent_THWC, "video_vae")
-    return latents
 
   def denoiser(self) -> "Denoiser":
     """Load the model of the loop."""
@@ -177,9 +162,9 @@ class Denoiser:
       heads: see `attention_maps.measure`.
     """
     with self.components.computing():
-      given = AV(positive, positive)
+      both = AV(positive, positive)
       limit = self.components.text_length
-      doubled = text_pairs([positive], given, limit, self.model.backend)
+      doubled = text_pairs([positive], both, limit, self.model.backend)
       return attention_maps.measure(
         self.model,
         self.params,

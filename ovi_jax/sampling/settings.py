@@ -13,6 +13,7 @@ from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import conditions
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
@@ -29,6 +30,7 @@ DEFAULTS: Mapping[str, Any] = {
     "video": "jitter, bad hands, blur, distortion",
     "audio": "robotic, muffled, echo, distorted",
   },
+  "conditioning": conditions.RENOISE,
 }
 
 
@@ -61,8 +63,10 @@ FIXED: Mapping[str, Any] = {
   "attention_heads": "",
   "shard_clips_over_hosts": False,
 }
-# Fields that say where a clip is made, not what it is.
-_EXECUTION_ONLY = (
+# Fields that say where a clip is made, not what it is, and one that is recorded
+# with the given files, which alone it applies to.
+_NOT_RECORDED = (
+  "conditioning",
   "batch_size",
   "mesh",
   "context_parallelism",
@@ -90,6 +94,8 @@ class Settings:
     slg_layer: block that the negative pass skips (skip-layer guidance); 0 =
       none.
     negative_prompt: negative prompt of each modality.
+    conditioning: how given latents are shown to the model, one of
+      `conditions.MODES`.
     dtype: compute dtype; "auto" is bfloat16 on accelerators, float32 on CPUs.
     attention: attention backend, "auto" or a key of
       `attention.attention.BACKENDS`.
@@ -120,6 +126,7 @@ class Settings:
   guidance_scale: AV[float]
   slg_layer: int
   negative_prompt: AV[str]
+  conditioning: str
   dtype: str
   attention: str
   context_parallelism: str
@@ -134,6 +141,7 @@ class Settings:
       for name, known in (
         ("solver", solvers.SOLVERS),
         ("mode", requests.MODES),
+        ("conditioning", conditions.MODES),
         ("dtype", config_lib.DTYPES),
         ("attention", (config_lib.AUTO, *attention.BACKENDS)),
         ("context_parallelism", context.STRATEGIES),
@@ -218,7 +226,7 @@ class Settings:
   def metadata(self) -> dict[str, Any]:
     """Fields that decide what a clip is, for the JSON beside it."""
     fields = dataclasses.asdict(self)
-    for name in _EXECUTION_ONLY:
+    for name in _NOT_RECORDED:
       del fields[name]
     for name in ("guidance_scale", "negative_prompt"):
       fields[name] = getattr(self, name)._asdict()

@@ -31,7 +31,11 @@ def run(golden):
   )
 
   def call(
-    name: str, given=denoise.NONE_GIVEN, params=None, scales=SCALES, steps: int = 8
+    name: str,
+    given=denoise.NONE_GIVEN,
+    params=None,
+    scales=SCALES,
+    steps: int = 8,
   ) -> AV:
     model = fusion.FusionDiT(standin_models.fusion_config())
     params = standin_models.fusion_params() if params is None else params

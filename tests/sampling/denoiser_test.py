@@ -10,7 +10,7 @@ from ovi_jax.models.video_vae import codec
 from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
 from ovi_jax.pretrained import weights_dir
-from ovi_jax.sampling import conditions
+from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import settings
@@ -54,8 +54,11 @@ def latents(pipeline, golden):
   frames = golden("video_vae")["vvae_in"].transpose(1, 2, 3, 0)[None, :1]
   params = pipeline.load("video_vae", "encoder")
   first = codec.encode(pipeline.arch.video_vae, params, frames)
-  given = conditions.first_frame(np.asarray(first)[0], noise.video.shape[1:])
-  return {False: run(AV()), True: run(conditions.stack([given]))}
+  given = denoise.Given(
+    np.zeros_like(noise.video), np.arange(noise.video.shape[1])[None] == 0
+  )
+  given.latents[:, :1] = first
+  return {False: run(AV()), True: run(AV(video=given))}
 
 
 @pytest.mark.slow
