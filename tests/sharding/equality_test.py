@@ -26,6 +26,7 @@ from ovi_jax.training import state_sharding
 from ovi_jax.training import step
 from ovi_jax.training.objectives import flow_matching
 from tests.lib import parity
+from tests.lib import small_step
 
 # Name -> axes and the scheme of attention between tokens that are split.
 MESHES: dict[str, tuple[dict[str, int], str]] = {
@@ -121,9 +122,7 @@ def trained(
   made: fusion.FusionDiT, mesh: jax.sharding.Mesh, **sizes: int
 ) -> Any:
   """The loss and the moments after a step of training."""
-  task = flow_matching.FlowMatching(
-    made, flow_matching.ObjectiveConfig(i2v_prob=0.3)
-  )
+  task = flow_matching.FlowMatching(made, small_step.OBJECTIVE)
   step_config = step.TrainStepConfig(
     task, optimizer.OptimizerConfig(learning_rate=1e-3), 100
   )

@@ -9,6 +9,7 @@ from ovi_jax import diffusion
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sharding import mesh as meshes
+from ovi_jax.training import conditions
 from ovi_jax.training import param_filter
 from ovi_jax.training import step
 from ovi_jax.training.objectives import flow_matching
@@ -213,13 +214,16 @@ def test_sampled_noise_covers_the_requested_range(shared):
   asked = flow_matching.ObjectiveConfig(
     timesteps=diffusion.TimestepSampler(shared_prob=shared),
     cfg_dropout=AV(0.1, 0.4),
-    i2v_prob=0.25,
+    conditions=conditions.ConditionsConfig(
+      video=conditions.ConditionProbs(first_frame=0.25)
+    ),
   )
   keys = jax.random.split(jax.random.key(0), 4000)
   latents = AV(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
-  drawn = jax.vmap(lambda key: flow_matching.sample_noise(asked, key, latents))(
-    keys
-  )
+  lengths = AV(jnp.int32(1), jnp.int32(1))
+  drawn = jax.vmap(
+    lambda key: flow_matching.sample_noise(asked, key, latents, lengths)
+  )(keys)
   shares = [drawn.dropped.video.mean(), drawn.dropped.audio.mean()]
   shares.append(drawn.given.video.mean())
   np.testing.assert_allclose(shares, [0.1, 0.4, 0.25], atol=0.03)
@@ -231,7 +235,5 @@ def test_sampled_noise_covers_the_requested_range(shared):
 def test_invalid_objectives_are_refused():
   with pytest.raises(ValueError, match="cfg_dropout.audio is a share"):
     flow_matching.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
-  with pytest.raises(ValueError, match="i2v_prob is a share"):
-    flow_matching.ObjectiveConfig(i2v_prob=-0.1)
   with pytest.raises(ValueError, match="loss_weights must not be negative"):
     flow_matching.ObjectiveConfig(loss_weights=AV(-1.0, 0.5))

@@ -17,10 +17,12 @@ from ovi_jax import diffusion
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
+from ovi_jax.training import conditions as conditions_lib
 
 PAPER_LOSS_WEIGHTS = AV(0.85, 0.15)
 UNIFORM = diffusion.TimestepSampler()
 DEFAULT_CFG_DROPOUT = AV(0.1, 0.1)
+NO_CONDITIONS = conditions_lib.ConditionsConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,21 +34,20 @@ class ObjectiveConfig:
     timesteps: distribution of noise levels.
     cfg_dropout: fraction of examples whose prompt is replaced by the empty
       prompt, drawn for each tower, for classifier-free guidance.
-    i2v_prob: fraction of examples whose first latent frame stays clean, for
-      image-to-video.
+    conditions: what is given, clean and without loss, of some examples.
   """
 
   loss_weights: AV[float] = PAPER_LOSS_WEIGHTS
   timesteps: diffusion.TimestepSampler = UNIFORM
   cfg_dropout: AV[float] = DEFAULT_CFG_DROPOUT
-  i2v_prob: float = 0.0
+  conditions: conditions_lib.ConditionsConfig = NO_CONDITIONS
 
   def __post_init__(self):
     shares = {
       f"objective.cfg_dropout.{n}": getattr(self.cfg_dropout, n)
       for n in AV._fields
     }
-    for name, share in (shares | {"objective.i2v_prob": self.i2v_prob}).items():
+    for name, share in shares.items():
       if not 0 <= share <= 1:
         raise ValueError(f"{name} is a share in [0, 1], got {share}")
     if min(self.loss_weights) < 0:
@@ -89,7 +90,7 @@ class FlowMatching(NamedTuple):
   def sample_noise(
     self, key: jax.Array, example: schema.Batch
   ) -> "NoiseSample":
-    return sample_noise(self.objective, key, example.latents)
+    return sample_noise(self.objective, key, example.latents, example.lengths)
 
   def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
     return diffusion.example_weights(
@@ -107,11 +108,14 @@ class FlowMatching(NamedTuple):
 
 
 def sample_noise(
-  objective: ObjectiveConfig, key: jax.Array, latents: AV[jax.Array]
+  objective: ObjectiveConfig,
+  key: jax.Array,
+  latents: AV[jax.Array],
+  lengths: AV[jax.Array],
 ) -> NoiseSample:
-  """Draw for one example; `latents` without a batch axis."""
+  """Draw for one example; `latents` and `lengths` without a batch axis."""
   present = latents.present()
-  time_key, clean_key, *keys = jax.random.split(key, 2 + 2 * len(AV._fields))
+  time_key, given_key, *keys = jax.random.split(key, 2 + 2 * len(AV._fields))
   noise, dropped = {}, {}
   # A modality's keys do not depend on whether the other is there.
   for name, noise_key, drop_key in zip(AV._fields, keys[::2], keys[1::2]):
@@ -119,10 +123,8 @@ def sample_noise(
       noise[name] = jax.random.normal(noise_key, present[name].shape)
       share = getattr(objective.cfg_dropout, name)
       dropped[name] = jax.random.bernoulli(drop_key, share)
-  given = AV()
-  if objective.i2v_prob and "video" in present:
-    is_given = jax.random.bernoulli(clean_key, objective.i2v_prob)
-    given = AV(video=is_given & (jnp.arange(len(present["video"])) == 0))
+  sizes = {name: len(data) for name, data in present.items()}
+  given = conditions_lib.sample(objective.conditions, given_key, sizes, lengths)
   return NoiseSample(
     objective.timesteps.sample(time_key, list(present)),
     AV(**noise),
