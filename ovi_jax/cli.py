@@ -1,6 +1,7 @@
 """Process-wide settings that commands turn on."""
 
 import contextlib
+import logging as py_logging
 import multiprocessing
 import os
 import pathlib
@@ -119,6 +120,8 @@ def run(main: Callable[[], Any], **subcommands: Callable[[], Any]) -> NoReturn:
     if name not in functions:
       raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
+    # It prints tracebacks of errors that `storage` reports in one line.
+    py_logging.getLogger("gcsfs").setLevel(py_logging.CRITICAL)
     try:
       functions[name]()
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ Python's bool is an int, so `seed=True` would pass every comparison. Used by
 
 import dataclasses
 import difflib
+import math
 import numbers
 import types
 import typing
@@ -189,8 +190,9 @@ def _value_problems(hint: Any, value: Any, name: str) -> list[str]:
   if hint in _KINDS:
     if _fits(hint, value):
       return []
+    finite = " other than NaN or infinity" if isinstance(value, float) else ""
     return [
-      f"{name} must be {_KINDS[hint]}, got"
+      f"{name} must be {_KINDS[hint]}{finite if hint is float else ''}, got"
       f" {untrusted.printable(repr(value), 40)}"
     ]
   if hint is type(None):
@@ -221,4 +223,8 @@ def _fits(kind: type, value: Any) -> bool:
   if kind is bool:
     return type(value) is bool
   number = numbers.Integral if kind is int else numbers.Real
-  return isinstance(value, number) and not isinstance(value, bool)
+  return (
+    isinstance(value, number)
+    and not isinstance(value, bool)
+    and (kind is int or math.isfinite(value))
+  )

@@ -104,6 +104,16 @@ def inside(folder: str | os.PathLike[str], name: str) -> storage.AnyPath:
   return path
 
 
+def regular_sizes(folder: pathlib.Path) -> dict[str, int]:
+  """Names and sizes of the regular files in a folder; links are left out."""
+  with os.scandir(folder) as entries:
+    return {
+      entry.name: entry.stat(follow_symlinks=False).st_size
+      for entry in entries
+      if entry.is_file(follow_symlinks=False)
+    }
+
+
 def link(source: pathlib.Path, target: pathlib.Path) -> None:
   """The same file in another place, or a copy of it."""
   target.unlink(missing_ok=True)

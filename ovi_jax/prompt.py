@@ -29,6 +29,9 @@ SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
 SOUND_LINE = "Audio:"
 CLOSING = {SPEECH: SPEECH_END, SOUND: SOUND_END}
 STEM_LENGTH, STEM_BYTES = 50, 150
+MAX_CHARACTERS = 2**14  # of a prompt; 512 tokens are about 2500
+# Control characters that are no white space, and bytes that were no UTF-8.
+_UNREADABLE = re.compile("[\0-\x08\x0e-\x1b\x7f\ud800-\udfff]")
 
 _OPENING = {closing: opening for opening, closing in CLOSING.items()}
 _TAGS = frozenset([*CLOSING, *_OPENING])
@@ -91,8 +94,8 @@ _SOUND_WORDS = (
   "|\uc624\ub514\uc624|\uc18c\ub9ac|\uc0ac\uc6b4\ub4dc"
 )
 _OTHER_LABEL = re.compile(
-  rf"(?<!\w)(?:[*_`#]+ ?)?(?:{_SOUND_WORDS})"
-  rf"[*_`]* ?(?:{_COLON}|[=;\uff1b\u2013\u2014]|-(?= ))"
+  rf"(?<!\w)(?:[*_`#]{{1,6}} ?)?(?:{_SOUND_WORDS})"
+  rf"[*_`]{{0,6}} ?(?:{_COLON}|[=;\uff1b\u2013\u2014]|-(?= ))"
   r"|\[(?:audio|sounds?|sfx)\]",
   re.IGNORECASE,
 )
@@ -101,6 +104,10 @@ _PICTURE_LABEL = re.compile(
   r"(?:(?:visual )?style|camera|video|visuals?|scene|setting|lighting|shot"
   rf"|negative(?: prompt)?) ?{_COLON}",
   re.IGNORECASE,
+)
+# What JSON and programs write for a line end, `<` and `>`; not C:\\new.
+_ESCAPE = re.compile(
+  r"\\u003[ceCE]|(?<![:\w])(?:\\r)?\\n(?=[A-Z\W]|$)", re.MULTILINE
 )
 _QUOTES = r"""["')\]\u201d\u2019\u203a\u300d\u300f\u00bb]{0,3}"""
 _ENDS = r".!?\u2026\u203d\u3002\u061f\u06d4\u0964\u0965\u0589\u1362\u104b\u17d4"
@@ -125,6 +132,21 @@ _DEVICES = frozenset(
   ["con", "prn", "aux", "nul"]
   + [f"{port}{digit}" for port in ("com", "lpt") for digit in range(10)]
 )
+
+
+def unreadable(text: str) -> str:
+  """Why a text is not a valid prompt; empty if it is valid."""
+  if len(text) > MAX_CHARACTERS:
+    return (
+      f"has {len(text)} characters, at most {MAX_CHARACTERS} are read; a few"
+      " hundred say what the model can follow"
+    )
+  if strange := _UNREADABLE.search(text):
+    return (
+      f"has the character U+{ord(strange[0]):04X} at place"
+      f" {strange.start() + 1}; remove it, and save the text as UTF-8"
+    )
+  return ""
 
 
 def clean(prompt: str) -> str:
@@ -236,9 +258,10 @@ def format_for(
     return prompt, (
       *_few([*reading.problems, *_lookalike_notes(text)]),
       left,
+      *_escapes(text),
     )
   formatted = _printed(reading.parts, variant.audio_tag)
-  beside = (*_swallowed(reading.parts, cleaned),)
+  beside = (*_swallowed(reading.parts, cleaned), *_escapes(text))
   if formatted == text:
     hints = (*_hints(reading.parts), *_unlabelled(reading.parts, cleaned))
     return prompt, (*tag_notes(text), *hints, *beside)
@@ -252,6 +275,7 @@ def format_for(
       f"the prompt's tags are left as they are: rewriting them for"
       f" {variant.name} would change what stands beside them",
       *tag_notes(text),
+      *_escapes(text),
     )
   notes = _few(reading.repairs)
   if any(p.is_sound and p.tag not in wanted for p in reading.parts):
@@ -633,6 +657,15 @@ def _swallowed(parts: Sequence[Part], cleaned: _Cleaned) -> Iterator[str]:
           f" which runs to the end; write it before {SOUND_LINE} if it is not"
         )
         return
+
+
+def _escapes(text: str) -> Iterator[str]:
+  """One sentence if line ends or tags are written as escape sequences."""
+  if found := _ESCAPE.search(text):
+    yield (
+      f"{_at(found[0], found.start())} is read as these characters; write"
+      f" {'a tag' if 'u' in found[0] else 'a line end'} itself"
+    )
 
 
 def _unlabelled(parts: Sequence[Part], cleaned: _Cleaned) -> Iterator[str]:

@@ -101,8 +101,18 @@ def is_remote(name: str | os.PathLike[str]) -> bool:
 
 
 def file_system(name: str | os.PathLike[str]) -> tuple[Any, str]:
-  """The fsspec file system of a path, and the path in it."""
-  return fsspec.core.url_to_fs(os.fspath(name))
+  """The fsspec file system of a path, and the path in it.
+
+  Raises:
+    ValueError: the driver of the scheme is not installed.
+  """
+  try:
+    return fsspec.core.url_to_fs(os.fspath(name))
+  except ImportError as error:
+    raise ValueError(
+      f"{name}: {error}; install the driver of that storage (gcsfs for gs://,"
+      " s3fs for s3://)"
+    ) from error
 
 
 @contextlib.contextmanager
@@ -377,6 +387,8 @@ def _driver_errors(name: str | os.PathLike[str]) -> tuple[type[Exception], ...]:
       gcsfs.retry.HttpError,
       google.auth.exceptions.GoogleAuthError,
     )
-  import botocore.exceptions  # pyright: ignore[reportMissingImports]
+  if os.fspath(name).startswith("s3://"):
+    import botocore.exceptions  # pyright: ignore[reportMissingImports]
 
-  return OSError, botocore.exceptions.BotoCoreError
+    return OSError, botocore.exceptions.BotoCoreError
+  return (OSError,)

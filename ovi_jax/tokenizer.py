@@ -92,7 +92,10 @@ class Tokenizer:
     """
     wanted = "expected the tokenizer.json of google/umt5-xxl"
     try:
-      return cls.parse(storage.read_regular(path, MAX_BYTES), rows)
+      data = storage.read_regular(path, MAX_BYTES)
+      if found := untrusted.substitute(data[:512]):
+        raise ValueError(f"found {found}")
+      return cls.parse(data, rows)
     except OSError as error:
       raise ValueError(
         f"{path}: {error.strerror or error}; {wanted}"

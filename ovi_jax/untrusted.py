@@ -60,6 +60,28 @@ def read_json(
   )
 
 
+def substitute(start: bytes) -> str:
+  """What a download has in place of a file, and what to do; "" if nothing.
+
+  Args:
+    start: the first bytes of the file, some hundred.
+  """
+  if start.startswith(b"version https://git-lfs"):
+    size = re.search(rb"size (\d{1,15})\b", start)
+    full = f" of {int(size[1]) / 2**30:.1f} GiB" if size else ""
+    return (
+      f"a git-lfs pointer to the file{full}; fetch the file itself, for example"
+      " with `git lfs pull`"
+    )
+  text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+  if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    return (
+      "a web page: the address needs a login or is the page about the file;"
+      " fetch the file itself"
+    )
+  return ""
+
+
 def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
   """The bytes of a regular file, of a larger one `max_bytes` + 1.
 

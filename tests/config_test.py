@@ -1,6 +1,7 @@
 """Type checks of settings: booleans and strings are not numbers."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,6 +35,11 @@ class Settings:
     ({"seed": "1"}, "config.seed must be a whole number, got '1'"),
     ({"seed": None}, "config.seed must be a whole number, got None"),
     ({"rate": False}, "config.rate must be a number, got False"),
+    (
+      {"rate": math.nan},
+      "must be a number other than NaN or infinity, got nan",
+    ),
+    ({"limit": math.inf}, "must be a number other than NaN or infinity, got i"),
     ({"append": 1}, "config.append must be True or False, got 1"),
     ({"append": "False"}, "config.append must be True or False, got 'False'"),
     ({"limit": True}, "config.limit must be a number, got True"),

@@ -248,6 +248,35 @@ def test_a_quoted_label_is_plain_text_with_one_note(raw, at, variant):
 
 
 @pytest.mark.parametrize("variant", [TAGGED, LINED])
+@pytest.mark.parametrize(
+  ("raw", "note"),
+  [
+    (r"A man walks.\nAudio: wind", r"\n (character 13) is read as these char"),
+    (r"<S>one<E>\r\nAudio: x", r"\r\n (character 10) is read as these char"),
+    (r"\u003cS\u003ehi\u003cE\u003e", r"\u003c (character 1) is read as the"),
+    (r"\u003cS>hi<E>", r"\u003c (character 1) is read as these characters"),
+  ],
+)
+def test_escape_sequences_are_noted_and_left(raw, note, variant):
+  ours, notes = prompt.format_for(raw, variant)
+  assert ours == raw
+  assert sum(each.startswith(note) for each in notes) == 1
+
+
+@pytest.mark.parametrize("mark", ["`", "*", "#", "_", "<", "\n"])
+def test_a_prompt_of_thousands_of_marks_is_read(mark):
+  """Patterns that take quadratic time would need minutes for it."""
+  raw = f"A dog.{mark * 16_000}"
+  assert prompt.format_for(raw, TAGGED)[0] == raw
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
+def test_a_path_is_no_escape_sequence(variant):
+  raw = r"A screen shows C:\new\Names\note."
+  assert prompt.format_for(raw, variant) == (raw, ())
+
+
+@pytest.mark.parametrize("variant", [TAGGED, LINED])
 def test_a_label_after_an_article_is_plain_text(variant):
   raw = "The Audio: Technica headphones on a desk."
   ours, (note,) = prompt.format_for(raw, variant)

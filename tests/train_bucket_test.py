@@ -1,5 +1,6 @@
 """train.py with its workdir in an object store."""
 
+import pathlib
 import signal
 
 import pytest
@@ -23,17 +24,33 @@ def source(tmp_path_factory):
 def test_a_run_that_loses_a_process_resumes_to_the_same_state(
   source, bucket, bucket_endpoint, tmp_path
 ):
-  """Two processes in two folders, then one; always two devices."""
-  fields = {
-    "num_train_steps": STEPS,
-    "checkpoint_every": SAVE,
-    "trainable": "all",
-  }
-  alone = train_runs.command("fusion", source, tmp_path / "alone", **fields)
+  """Two processes in two folders, then one; always two devices.
+
+  Data, workdir and the weights that it starts from are in the store; the run
+  to compare with has them on a disk.
+  """
+  towers = train_runs.towers(source, tmp_path)
+  uploaded = {name: f"{bucket}/{name}" for name in towers}
+  storage.upload_folder(source, f"{bucket}/data")
+  for name, url in uploaded.items():
+    storage.upload_folder(pathlib.Path(towers[name]), url)
+
+  def command(data, workdir, initial):
+    return train_runs.command(
+      "fusion",
+      data,
+      workdir,
+      num_train_steps=STEPS,
+      checkpoint_every=SAVE,
+      trainable="all",
+      **initial,
+    )
+
+  alone = command(source, tmp_path / "alone", towers)
   code, said = train_runs.run(alone, devices=2)
   assert code == 0, said
 
-  words = train_runs.command("fusion", source, f"{bucket}/run", **fields)
+  words = command(f"{bucket}/data", f"{bucket}/run", uploaded)
   folders = [tmp_path / "first", tmp_path / "second"]
   for folder in folders:
     folder.mkdir()

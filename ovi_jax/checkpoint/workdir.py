@@ -34,6 +34,8 @@ def locate(name: epath.PathLike) -> epath.Path:
   path = storage.path(name)
   if storage.is_remote(path):
     storage.check_access(path)
+  elif path.exists() and not path.is_dir():
+    raise ValueError(f"workdir: expected a directory, {path} is a file")
   return path
 
 

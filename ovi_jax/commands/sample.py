@@ -80,6 +80,8 @@ def define_flags() -> None:
 
 
 def main() -> None:
+  if not FLAGS.out:
+    raise ValueError("--out=DIR is empty; name a folder, or leave it out")
   weights, out = storage.locate(FLAGS.weights), storage.locate(FLAGS.out)
   if FLAGS.aot:
     fits = sample_step.run(

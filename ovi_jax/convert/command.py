@@ -129,6 +129,8 @@ def _tokenizer(value: str) -> pathlib.Path | None:
   path = pathlib.Path(value)
   if path.is_dir():
     path /= weights_dir.TOKENIZER
+    if not path.is_file():
+      raise ValueError(f"--tokenizer={value}: has no {weights_dir.TOKENIZER}")
   if not path.is_file():
     raise ValueError(f"--tokenizer={value}: no such file")
   return path

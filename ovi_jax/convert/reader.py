@@ -40,7 +40,6 @@ _FOREIGN = {
   b"7z\xbc\xaf": "a 7z archive; unpack it",
   b"Rar!": "a RAR archive; unpack it",
 }
-_POINTER = b"version https://git-lfs"
 
 Path = str | os.PathLike[str]
 
@@ -106,23 +105,13 @@ def _format(path: pathlib.Path) -> str:
   for magic, what in _FOREIGN.items():
     if start.startswith(magic):
       raise ValueError(f"{path}: expected weights, found {what}")
-  if start.startswith(_POINTER):
-    size = re.search(rb"size (\d{1,15})\b", start)
-    full = f" of {int(size[1]) / 2**30:.1f} GiB" if size else ""
-    raise ValueError(
-      f"{path}: expected weights, found a git-lfs pointer to the file{full};"
-      " fetch the file itself, for example with `git lfs pull`"
-    )
-  text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-  if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-    raise ValueError(
-      f"{path}: expected weights, found a web page: the address needs a login"
-      " or is the page about the file; fetch the file itself"
-    )
+  if what := untrusted.substitute(start):
+    raise ValueError(f"{path}: expected weights, found {what}")
   if not start.strip(b"\0"):
     raise ValueError(
       f"{path}: expected weights, found zeros; the download was cut off"
     )
+  text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
   if text.startswith((b"{", b"[")):
     return _JSON
   if start.startswith(b"\x80"):

@@ -179,10 +179,6 @@ def kind(file: tensor_file.TensorFile, component: str) -> str:
   names = list(file.spans)
   if {"digest", "table"} <= file.values.keys():
     return "weights that are converted already; sample.py reads their folder"
-  for pattern, what in _KINDS.items():
-    found = sum(bool(re.search(pattern, name)) for name in names)
-    if found >= _SHARE * len(names):
-      return what
   for other, rows, source in _tables():
     if other == component:
       continue
@@ -192,6 +188,10 @@ def kind(file: tensor_file.TensorFile, component: str) -> str:
       continue
     dialect = f", as {fits.dialect} names them" if fits.dialect else ""
     return f"the tensors of {other}{dialect}; pass it with --{other}=FILE"
+  for pattern, what in _KINDS.items():
+    found = sum(bool(re.search(pattern, name)) for name in names)
+    if found >= _SHARE * len(names):
+      return what
   listed = untrusted.printable(", ".join(names[:3]))
   return f"another model; its first tensors are {listed}"
 

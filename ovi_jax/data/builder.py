@@ -27,17 +27,16 @@ from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_data_source
 
 from ovi_jax import files
 from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.data import features
 from ovi_jax.data import schema
+from ovi_jax.data import shard_reader
 from ovi_jax.data import shards
 
 METADATA = shards.METADATA
@@ -56,24 +55,6 @@ _LISTED = 10  # problems in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Part:
-  """A shard, as array_record's data source takes it.
-
-  Attributes:
-    filename: of the shard.
-    take: records in it, of which none are skipped.
-  """
-
-  filename: str
-  take: int
-  skip: int = 0
-
-  @property
-  def examples_in_shard(self) -> int:
-    return self.take
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
   """The records of a split, read on access.
 
@@ -84,7 +65,6 @@ class Split:
     index: int32 [records, 4]; latent T, H, W and audio latents, 0 for none.
     null_text: text_SE float32 of the empty prompt, or `None`.
     identity: sha256 of the metadata, equal for copies of a dataset.
-    parts: its shards.
     data: serialized records by index.
   """
 
@@ -94,8 +74,7 @@ class Split:
   index: np.ndarray
   null_text: np.ndarray
   identity: str
-  parts: Sequence[_Part]
-  data: Any
+  data: shard_reader.ShardReader
 
   def __len__(self) -> int:
     return len(self.index)
@@ -119,20 +98,12 @@ class Split:
       self._check(record, self.index[number])
       return record
     except (IndexError, RuntimeError, ValueError) as error:
-      shard, position = self._place(number)
+      shard, position = self.data.place(number)
       raise ValueError(
         f"{shard}: record {position} (number {number} of split {self.name!r})"
         f" is damaged: {error}. Copy the file again from where it is whole, or"
         " write the dataset again"
       ) from error
-
-  def _place(self, number: int) -> tuple[str, int]:
-    """File of a record, and its position there."""
-    for part in self.parts:
-      if number < part.take:
-        return part.filename, number
-      number -= part.take
-    raise IndexError(f"{self.path} has {len(self)} records of {self.name!r}")
 
   def _check(self, record: schema.Record, sizes: np.ndarray) -> None:
     """ValueError unless a record is what index and geometry say."""
@@ -301,16 +272,13 @@ def read(
     raise ValueError(f"{path} has no split {split!r}; it has {shown}")
   null_SE = _null_text(metadata["null_text"], found.text_dim, path)
   features.check_description(path / _FEATURES)
-  parts = _parts(path, split, metadata["files"])
+  data = _shards(path, split, metadata["files"])
   index = _index(shards.index_path(path, split))
-  count = sum(part.take for part in parts)
-  if len(index) != count:
+  if len(index) != len(data):
     raise ValueError(
       f"{path}: index-{split}.npy counts {len(index)} records, the files hold"
-      f" {count}; write the dataset again"
+      f" {len(data)}; write the dataset again"
     )
-  # Of a protocol whose attributes may be set; nobody sets them.
-  instructions: Any = parts
   return Split(
     path=str(path),
     name=split,
@@ -318,8 +286,7 @@ def read(
     index=index,
     null_text=null_SE,
     identity=shards.digest(path / METADATA),
-    parts=parts,
-    data=array_record_data_source.ArrayRecordDataSource(instructions),
+    data=data,
   )
 
 
@@ -394,9 +361,9 @@ def _null_text(stored: str | None, width: int, path: storage.AnyPath) -> Any:
   return null_SE
 
 
-def _parts(
+def _shards(
   path: storage.AnyPath, split: str, sizes: Mapping[str, int]
-) -> list[_Part]:
+) -> shard_reader.ShardReader:
   """The shards of a split, of the lengths that tfds's description gives.
 
   Names are ours; those in the description are not used.
@@ -416,13 +383,11 @@ def _parts(
       f"{path / _INFO}: expected the lengths of the shards of {split!r}:"
       f" {error!r:.100}"
     ) from error
-  parts = []
-  for number, length in enumerate(lengths):
-    name = shards.published_name(split, number, len(lengths))
-    if name not in sizes:
-      raise ValueError(f"{path / METADATA} does not list {name}")
-    parts.append(_Part(filename=str(path / name), take=length))
-  return parts
+  count = len(lengths)
+  names = [shards.published_name(split, i, count) for i in range(count)]
+  if missing := next((name for name in names if name not in sizes), None):
+    raise ValueError(f"{path / METADATA} does not list {missing}")
+  return shard_reader.ShardReader([f"{path}/{name}" for name in names], lengths)
 
 
 def _index(path: storage.AnyPath) -> np.ndarray:
@@ -452,15 +417,18 @@ def _check_files(
   """ValueError that names every file that is missing or was changed."""
   problems = []
   # A request for each of thousands of shards would take minutes.
-  listed = storage.sizes(path) if storage.is_remote(path) else None
+  is_local = isinstance(path, pathlib.Path)
+  listed = files.regular_sizes(path) if is_local else storage.sizes(path)
   for name, size in sorted(sizes.items()):
+    file = path / name
     try:
       if "/" in name:
         raise ValueError(
           f"{untrusted.printable(name)}: expected a name without folders"
         )
-      file = files.inside(path, name)
-      got = _size(file, listed)
+      got = listed.get(name)
+      if got is None:
+        got = _size_of_unlisted(files.inside(path, name))
     except ValueError as error:
       problems.append(f"{METADATA} names {error}")
     except OSError as error:
@@ -483,13 +451,11 @@ def _check_files(
     )
 
 
-def _size(file: storage.AnyPath, listed: Mapping[str, int] | None) -> int:
-  """Bytes of a file; FileNotFoundError if there is none."""
+def _size_of_unlisted(file: storage.AnyPath) -> int:
+  """Bytes of what a link leads to; in a store, FileNotFoundError."""
   if isinstance(file, pathlib.Path):
     return file.stat().st_size
-  if listed is None or file.name not in listed:
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
-  return listed[file.name]
+  raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
 
 
 def hash_fraction(name: str, seed: int) -> float:

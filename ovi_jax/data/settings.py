@@ -150,8 +150,8 @@ class LoaderConfig:
   def __post_init__(self):
     if not self.sources or not self.buckets:
       raise ValueError(
-        "expected at least one source and one bucket, got"
-        f" {len(self.sources)} and {len(self.buckets)}"
+        "data: expected at least one of sources, and one of video_buckets or"
+        f" audio_buckets, got {len(self.sources)} and {len(self.buckets)}"
       )
     kinds = {(b.video is None, b.audio is None) for b in self.buckets}
     if len(kinds) > 1 or len(set(self.buckets)) < len(self.buckets):

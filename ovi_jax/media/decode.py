@@ -33,6 +33,7 @@ _ROUNDING = 2e-3
 FPS_25 = 25  # of the pictures that lips are read from
 _EARLIER = 0.5  # seconds of sound decoded before a window: codecs need a run-up
 _GAP = 0.25  # seconds without a frame where some are damaged
+_MAX_PEAK = 10.0  # of a sample; more is no sound in floating point
 _JUMP = 0.02  # seconds the sound's clock may differ before it is put right
 
 Resize = Callable[[int, int], tuple[int, int]]  # of rows and columns
@@ -342,6 +343,7 @@ def _sound(
   resampler, place = None, 0  # of the next sample, from the file's beginning
   expected, form = math.nan, None
   for time, frame, _ in frames:
+    _check_samples(frame)
     found = frame.sample_rate, frame.layout.name, frame.format.name
     # Not "near": also true of NaN, before the first frame.
     if not abs(time - expected) <= _JUMP or found != form:
@@ -356,6 +358,19 @@ def _sound(
     expected += frame.samples / frame.sample_rate
   if resampler is not None:
     yield from _samples(resampler, None, place)
+
+
+def _check_samples(frame: Any) -> None:
+  """DamagedError if samples are not numbers, or on another scale than sound.
+
+  Codecs that decode to floating point go a little beyond full scale.
+  """
+  if frame.format.name.rstrip("p") in ("flt", "dbl"):
+    peak = np.abs(frame.to_ndarray()).max(initial=0)
+    if not peak <= _MAX_PEAK:
+      raise containers.DamagedError(
+        f"its sound has a sample of {peak:.3g}; expected -1 to 1"
+      )
 
 
 def _samples(

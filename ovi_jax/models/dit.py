@@ -60,6 +60,13 @@ class DiTConfig:
   eps: float = 1e-6
 
   def __post_init__(self):
+    sizes = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.type is int
+    }
+    if small := [f"{name} {size}" for name, size in sizes.items() if size < 1]:
+      raise ValueError(f"sizes must be at least 1, got {', '.join(small)}")
     if self.hidden_dim % self.num_heads or self.head_size % 2:
       raise ValueError(
         f"hidden_dim {self.hidden_dim} must be an even multiple of num_heads"

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -47,10 +46,7 @@ COLUMNS = {
 }
 SEEDS = 2**32
 _HASH_LENGTH = 10  # hexadecimal digits of a name
-MAX_CHARACTERS = 2**14  # of a prompt; 512 tokens are about 2500
 _NOTED_CUT = 0.05  # fraction of a picture that is cut without a note
-# Control characters that are no white space, and bytes that were no UTF-8.
-_UNREADABLE = re.compile("[\0-\x08\x0e-\x1b\x7f\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +81,7 @@ class Request:
   stem: str = ""
 
   def __post_init__(self):
-    if problem := unreadable(self.prompt):
+    if problem := prompts.unreadable(self.prompt):
       raise ValueError(f"the prompt {problem}")
     self.given.check(self.image is not None)
 
@@ -94,21 +90,6 @@ class Request:
     return conditions.masks(
       self.given, self.image is not None, self.silent, clip
     )
-
-
-def unreadable(text: str) -> str:
-  """Why a text is not a valid prompt; empty if it is valid."""
-  if len(text) > MAX_CHARACTERS:
-    return (
-      f"has {len(text)} characters, at most {MAX_CHARACTERS} are read; a few"
-      " hundred say what the model can follow"
-    )
-  if strange := _UNREADABLE.search(text):
-    return (
-      f"has the character U+{ord(strange[0]):04X} at place"
-      f" {strange.start() + 1}; remove it, and save the text as UTF-8"
-    )
-  return ""
 
 
 def from_prompt(
@@ -410,6 +391,11 @@ def _find(
     absolute = dict.fromkeys(
       untrusted.printable(str(storage.absolute(p))) for p in places
     )
+    folder = next((p for p in places if storage.exists(p)), None)
+    if folder is not None:
+      raise ValueError(
+        f"the {what}: {untrusted.printable(str(folder))} is no regular file"
+      )
     ignore = ", or use mode t2v to ignore images" if "image" in what else ""
     raise ValueError(
       f"the {what} is missing: {' or '.join(absolute)}; correct the path"

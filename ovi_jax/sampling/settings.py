@@ -9,6 +9,7 @@ import ml_collections
 
 from ovi_jax import config as config_lib
 from ovi_jax import geometry
+from ovi_jax import prompt as prompts
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.modality import AV
@@ -155,7 +156,7 @@ class Settings:
     if self.seed < 0 or last >= requests.SEEDS:
       problems.append(f"seeds must be in [0, 2^32), got {self.seed} to {last}")
     for name, text in self.negative_prompt._asdict().items():
-      if problem := requests.unreadable(text):
+      if problem := prompts.unreadable(text):
         problems.append(f"negative_prompt.{name}: {problem}")
     if self.mesh.keys() != set(meshes.AXES) or min(self.mesh.values()) < 0:
       problems.append(

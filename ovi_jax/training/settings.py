@@ -8,6 +8,7 @@ fields that both share.
 import abc
 import dataclasses
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from typing import ClassVar
 from typing import NamedTuple
@@ -53,6 +54,7 @@ from ovi_jax.training.objectives import vocoder as vocoder_objective
 T = TypeVar("T")
 
 TEXT_SOURCES = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
+MAX_SEED = 2**32
 SCRATCH = "scratch"  # init_from of a tower with random parameters
 # Fields that may differ when a run is resumed; a name includes all below it.
 # The workdir keeps a journal of the changes, see `checkpoint.workdir`.
@@ -201,6 +203,8 @@ class RunSettings(abc.ABC):
       self, 1, "num_train_steps", "batch_size", "grad_accum_steps"
     )
     problems += config_lib.below(self, 0, "step_timeout_seconds")
+    if not 0 <= self.seed < MAX_SEED:
+      problems.append(f"seed: expected 0 to 2^32 - 1, got {self.seed}")
     for name, known in (
       ("trainable", self.TRAINABLE),
       ("dtype", config_lib.DTYPES),
@@ -628,6 +632,16 @@ def _data(
     config_lib.take(values, "video_buckets", "data"),
     config_lib.take(values, "audio_buckets", "data"),
   )
+  for name, sizes in (("video", video), ("audio", audio)):
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+      sizes = (sizes,)
+    inner = [isinstance(size, Sequence) for size in sizes]
+    if not all(inner) if name == "video" else any(inner):
+      example = "((31, 4, 4),)" if name == "video" else "(157,)"
+      raise ValueError(
+        f"data.{name}_buckets: expected a tuple of buckets, such as {example},"
+        f" got {sizes!r:.60}"
+      )
   video = [tuple(v) for v in video] if model.video else []
   audio = list(audio) if model.audio else []
   towers = model.present()

@@ -209,6 +209,10 @@ def scaled(tensors, factor):
       ),
     ),
     (
+      lambda t: standin.tensors("Wan2.2-TI2V-5B/Wan2.2_VAE.pth"),
+      ("the tensors of video_vae; pass it with --video_vae=FILE",),
+    ),
+    (
       lambda t: {f"blocks.{n}._flat_param": np.zeros(3, "f4") for n in "ab"},
       ("FSDP's flattened shards; gather the full state dict",),
     ),

@@ -323,6 +323,22 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   assert re.search(r"most often: .*no such file \(2\)", report)
 
 
+def test_a_path_relative_to_the_table_may_differ_in_letter_case(folder):
+  (folder / "clips/sub").mkdir()
+  numbered(folder / "clips/sub/b.MP4", 0.4)
+  table(folder, ("Clips/Sub/B.mp4", "Bars.", ""))
+  imported(folder)
+  assert list(records(folder)) == ["sub/b.MP4"]
+
+
+def test_a_caption_with_control_characters_is_refused(folder):
+  numbered(folder / "clips/a.mp4", 0.4)
+  numbered(folder / "clips/b.mp4", 0.5)
+  table(folder, ("a.mp4", "Ba\x01rs.", ""), ("b.mp4", "Bars.", ""))
+  imported(folder)
+  assert "the character U+0001 at place 3" in refusals(folder)["a.mp4"]
+
+
 def test_names_in_the_report_are_escaped(folder):
   good = numbered(folder / "clips/\x1b[2J.mp4", 0.4)
   shutil.copy(good, folder / "clips/a.mp4")

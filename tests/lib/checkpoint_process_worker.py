@@ -1,12 +1,17 @@
-"""One of two processes that share checkpoints; run by processes_test.py."""
+"""One of two processes that share checkpoints; run by processes_test.py.
 
-import pathlib
+Arguments: directory, number of the process, port of process 0, and the size of
+a state that is only saved (0: states are saved and restored).
+"""
+
 import sys
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
+from ovi_jax import storage
 from ovi_jax.checkpoint import integrity
 from ovi_jax.checkpoint import manager
 from ovi_jax.checkpoint import workdir
@@ -42,8 +47,20 @@ def check(restored: manager.Restored, step: int) -> None:
   assert restored.iterator == b"input" * (me + step)
 
 
-def main(directory: pathlib.Path, me: int, port: str) -> None:
-  jax.distributed.initialize(f"127.0.0.1:{port}", 2, me)
+def save(directory: epath.Path, size: int) -> None:
+  """Save one state of `size` numbers, each process its part, and no more."""
+  axis = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=axis)
+  rows = jax.sharding.NamedSharding(mesh, P("fsdp"))
+  values = np.random.default_rng(0).standard_normal(size, np.float32)
+  array = jax.make_array_from_callback((size,), rows, lambda i: values[i])
+  with manager.Manager(directory) as checkpoints:
+    assert checkpoints.save(1, {"a": array})
+
+
+def save_and_restore(directory: epath.Path) -> None:
+  """Three states, of which the last is damaged."""
+  me = jax.process_index()
   workdir.check_config(directory, {"seed": 0}, ())
   path = directory / "checkpoints"
   with manager.Manager(path) as checkpoints:
@@ -61,8 +78,18 @@ def main(directory: pathlib.Path, me: int, port: str) -> None:
     assert checkpoints.save(3, state(3), b"input" * (me + 3))
     checkpoints.wait()
     assert checkpoints.steps() == [3, 2]
+
+
+def main() -> None:
+  name, me, port, size = sys.argv[1:]
+  jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(me))
+  directory = storage.path(name)
+  if int(size):
+    save(directory, int(size))
+  else:
+    save_and_restore(directory)
   print("done")
 
 
 if __name__ == "__main__":
-  main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+  main()

@@ -1,6 +1,7 @@
 """Frames and audio by timestamp, and unusual files."""
 
 import fractions
+import struct
 
 import numpy as np
 import pytest
@@ -196,6 +197,34 @@ def test_a_file_without_sound_has_no_samples(tmp_path):
   assert decode.audio(path, 0, 1).shape == (0,)
   with pytest.raises(containers.DamagedError, match="sound"):
     list(decode.sweep_sound(path))
+
+
+@pytest.mark.parametrize("sample", [np.nan, np.inf, 20.0])
+def test_samples_on_another_scale_than_sound_are_refused(tmp_path, sample):
+  wave = np.zeros(1600, "<f4")
+  wave[100], path = sample, tmp_path / "a.wav"
+  size = wave.nbytes
+  head = struct.pack(
+    "<4sI8sIHHIIHH4sI",
+    b"RIFF",
+    36 + size,
+    b"WAVEfmt ",
+    16,
+    3,
+    1,
+    RATE,
+    4 * RATE,
+    4,
+    32,
+    b"data",
+    size,
+  )
+  path.write_bytes(head + wave.tobytes())
+  with pytest.raises(containers.DamagedError, match="expected -1 to 1"):
+    decode.audio(path, 0, 0.1)
+  wave[100] = 1.5  # as loud codecs give it
+  path.write_bytes(head + wave.tobytes())
+  assert decode.audio(path, 0, 0.1).max() > 0.9
 
 
 def test_streamed_audio_is_complete(clicks):

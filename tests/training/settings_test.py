@@ -1,5 +1,7 @@
 """Training settings from configs, also from older runs."""
 
+import math
+
 import pytest
 
 from configs import codec_video
@@ -40,6 +42,28 @@ def test_booleans_and_strings_are_not_numbers(field, value):
   with pytest.raises(ValueError, match=f"config.{field} ") as error:
     settings.Settings.from_config(config)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("data.video_buckets", (31, 4, 4), r"such as \(\(31, 4, 4\),\), got \(31"),
+    ("data.video_buckets", 31, r"such as \(\(31, 4, 4\),\), got \(31,\)"),
+    ("data.audio_buckets", ((157,),), r"such as \(157,\), got \(\(157,\),\)"),
+    ("seed", -1, r"seed: expected 0 to 2\^32 - 1, got -1"),
+    ("model.video.num_heads", 0, "at least 1, got num_heads 0"),
+    (
+      "optimizer.learning_rate",
+      math.nan,
+      "other than NaN or infinity, got nan",
+    ),
+    ("data.sources", (), "expected at least one of sources"),
+  ],
+)
+def test_values_that_cannot_be_trained_with_are_refused(field, value, message):
+  config = config_values.plain_config(fusion.get_config("mini"), field, value)
+  with pytest.raises(ValueError, match=message):
+    settings.Settings.from_config(config)
 
 
 def test_sizes_of_buckets_and_codecs_are_numbers():

@@ -138,7 +138,8 @@ class _LazyCopy(os.PathLike):
 
   def __fspath__(self) -> str:
     if not self._path:
-      self._path = self._stack.enter_context(storage.local_copy(self._place))
+      copy = self._stack.enter_context(storage.local_copy(self._place))
+      self._path = str(copy)
     return self._path
 
 

@@ -1,35 +1,27 @@
-"""Files on the local disk or in a bucket, written atomically.
+"""Files of a run, named by a local path or a URL (see `ovi_jax.storage`).
 
-`url` is a local path or a URL of an fsspec file system (gs://, s3://, …), whose
-driver (such as gcsfs) must be installed. Bucket objects appear when the upload
-is complete; local files are renamed after writing.
+Objects of a store appear when the upload is complete; local files are renamed
+after writing.
 """
 
 import contextlib
 import glob
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from collections.abc import Iterator
-from typing import Any
 from typing import BinaryIO
 
-import fsspec
-
 from ovi_jax import files
+from ovi_jax import storage
 from ovi_jax import untrusted
 
-_CHUNK_BYTES = 1 << 20
+is_remote = storage.is_remote
+local_copy = storage.local_copy
 
 
 class _Discarded(Exception):
   """The written file was not published."""
-
-
-def is_remote(url: str) -> bool:
-  """Whether a file is remote."""
-  return "://" in url
 
 
 def join(url: str, *names: str) -> str:
@@ -65,11 +57,9 @@ def _replacing(url: str) -> Iterator[pathlib.Path]:
     with files.atomic_path(pathlib.Path(url)) as temporary:
       yield temporary
     return
-  with tempfile.TemporaryDirectory(prefix="ovi_jax-") as folder:
-    temporary = pathlib.Path(folder) / "part"
-    yield temporary
-    system, path = _filesystem(url)
-    system.put_file(str(temporary), path)
+  with storage.spool() as folder:
+    yield folder / "part"
+    storage.upload(folder / "part", url)
 
 
 def read(url: str) -> bytes:
@@ -84,7 +74,7 @@ def open_file(url: str) -> BinaryIO:
     if kind := untrusted.irregular(url):
       raise OSError(f"{url}: expected a regular file, found {kind}")
     return open(url, "rb")
-  system, path = _filesystem(url)
+  system, path = storage.file_system(url)
   return system.open(path, "rb")
 
 
@@ -93,7 +83,7 @@ def file_size(url: str) -> int | None:
   if not is_remote(url):
     path = pathlib.Path(url)
     return path.stat().st_size if path.is_file() else None
-  system, path = _filesystem(url)
+  system, path = storage.file_system(url)
   try:
     return system.info(path)["size"]
   except FileNotFoundError:
@@ -105,7 +95,7 @@ def remove(url: str) -> None:
   if not is_remote(url):
     pathlib.Path(url).unlink(missing_ok=True)
   elif file_size(url) is not None:
-    system, path = _filesystem(url)
+    system, path = storage.file_system(url)
     system.rm_file(path)
 
 
@@ -117,7 +107,7 @@ def list_files(pattern: str) -> list[str]:
       with `*`, `?`, `[…]` and `**`.
   """
   if is_remote(pattern):
-    system, path = _filesystem(pattern)
+    system, path = storage.file_system(pattern)
     named = path if glob.has_magic(path) else f"{path.rstrip('/')}/**"
     found = [path] if system.isfile(path) else system.glob(named)
     return sorted(system.unstrip_protocol(f) for f in found if system.isfile(f))
@@ -129,41 +119,12 @@ def list_files(pattern: str) -> list[str]:
   return sorted(path for path in found if os.path.isfile(path))
 
 
-@contextlib.contextmanager
-def local_copy(url: str) -> Iterator[str]:
-  """A local path of a file: itself, or a temporary copy."""
-  if not is_remote(url):
-    yield url
-    return
-  with tempfile.TemporaryDirectory(prefix="ovi_jax-") as folder:
-    # Keep the suffix: stages may depend on it.
-    path = os.path.join(folder, f"copy{pathlib.PurePosixPath(url).suffix}")
-    with open_file(url) as source, open(path, "wb") as copy:
-      while part := source.read(_CHUNK_BYTES):
-        copy.write(part)
-    yield path
-
-
 def upload(folder: pathlib.Path, url: str) -> None:
   """Upload a local folder recursively, replacing the remote one.
 
   The remote folder is removed first: it may contain other files.
   """
-  system, path = _filesystem(url)
+  system, path = storage.file_system(url)
   if system.exists(path):
     system.rm(path, recursive=True)
-  for file in sorted(folder.rglob("*")):
-    if file.is_file():
-      name = file.relative_to(folder).as_posix()
-      system.put_file(str(file), f"{path.rstrip('/')}/{name}")
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-  """The fsspec file system of a URL, and the path in it."""
-  try:
-    return fsspec.core.url_to_fs(url)
-  except ImportError as error:
-    raise ValueError(
-      f"{url}: {error}; install the driver of that storage (gcsfs for gs://,"
-      " s3fs for s3://)"
-    ) from error
+  storage.upload_folder(folder, url)

@@ -66,7 +66,11 @@ def _settings() -> settings_lib.Settings:
   if FLAGS.sounds:
     if FLAGS.frames is not None:
       raise ValueError("--frames: sounds have none; use --seconds")
-    values["seconds"] = seconds or settings_lib.SOUND_SECONDS
+    if seconds is not None:
+      values["seconds"] = seconds
+    for name in ("size", "fit", "max_upscale"):
+      if FLAGS[name].present:
+        raise ValueError(f"--{name}: sounds have no picture; leave it out")
   elif seconds is not None:
     if FLAGS.frames is not None:
       raise ValueError("--frames, --seconds: pass one of them")
@@ -74,7 +78,7 @@ def _settings() -> settings_lib.Settings:
   elif FLAGS.frames is not None:
     values["frames"] = FLAGS.frames
   workers = FLAGS.num_workers
-  if workers < 0:
+  if workers == -1:
     # Where the system can tell, those this process may use.
     cores = getattr(
       os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1)

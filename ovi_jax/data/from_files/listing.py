@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from collections.abc import Sequence
 
+from ovi_jax import prompt
 from ovi_jax import tables
 from ovi_jax import untrusted
 from ovi_jax.data import captions as captions_lib
@@ -167,6 +168,8 @@ def _match(
     # a NUL or a name that is too long is no file.
     if row.is_absolute or not names:
       path = _existing(here, row.path)
+    if path is None and not names:
+      names = files.find(_within(folder, here, row))
     if path is not None:
       try:
         name = path.resolve().relative_to(folder).as_posix()
@@ -184,6 +187,21 @@ def _match(
     of_file.captions.append(row.caption)
     if row.split:
       of_file.splits.add(row.split)
+
+
+def _within(
+  folder: pathlib.Path, here: pathlib.Path, row: captions_lib.Row
+) -> captions_lib.Row:
+  """A row whose path is relative to the table, or to the folder if within it.
+
+  The names of the folders may be in other letter cases.
+  """
+  parts = pathlib.Path(os.path.abspath(here / row.path)).parts
+  count = len(folder.parts)
+  same = [part.casefold() for part in folder.parts]
+  if [part.casefold() for part in parts[:count]] != same:
+    return row
+  return dataclasses.replace(row, path="/".join(parts[count:]))
 
 
 def _existing(folder: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -286,6 +304,13 @@ def _file(
       reason=f"rows put it in {' and '.join(sorted(of_file.splits))}",
       advice="write one split in all of its rows",
     )
+  for caption in of_file.captions:
+    if problem := prompt.unreadable(caption):
+      return Refusal(
+        name=name,
+        reason=f"its caption {problem}",
+        advice="mend it in the table or text file",
+      )
   variants = (settings.variant,) if settings.variant else ()
   captions, said = captions_lib.prompts(of_file.captions, variants)
   if not captions:

@@ -116,8 +116,8 @@ class Settings:
       )
     if self.num_workers < 0 or self.records_per_shard < 1:
       problems.append(
-        "--num_workers: expected 0 or more, --records_per_shard: 1 or more, got"
-        f" {self.num_workers} and {self.records_per_shard}"
+        "--num_workers: expected -1 or more, --records_per_shard: 1 or more,"
+        f" got {self.num_workers} and {self.records_per_shard}"
       )
     if not self.clips.is_dir():
       problems.append(f"--clips: {self.clips} is not a folder")

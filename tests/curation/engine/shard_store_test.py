@@ -156,7 +156,7 @@ def test_a_bucket_holds_the_same_files(files):
   found = storage.list_files("memory:///bucket/run")
   assert found == [bucket.artifacts, bucket.done, bucket.lines]
   with storage.local_copy(bucket.artifacts) as path:
-    assert path.endswith(".zip") and zipfile.is_zipfile(path)
+    assert path.suffix == ".zip" and zipfile.is_zipfile(path)
   assert not storage.os.path.exists(path)
   storage.remove(bucket.artifacts)
   assert shard_store.read_marker(bucket) is None
