@@ -271,6 +271,11 @@ def _length_notes(
   if clip.latent_frames == variant.latent_frames:
     if request.seconds > seconds + 1 / geometry.FPS:
       return (f"the first {seconds:.2f} of {request.seconds:.2f} s are used",)
+    if request.seconds < seconds - 1 / geometry.FPS:
+      return (
+        f"{files}: {request.seconds:.2f} of {seconds:.2f} s, the last frame is"
+        " repeated and silence appended",
+      )
     return ()
   return (
     f"the clip lasts {seconds:.2f} s, as much of {files} as whole latents hold",

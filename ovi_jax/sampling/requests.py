@@ -197,9 +197,10 @@ def from_flags(
       prompt = os.fsencode(prompt).decode("utf-8")
     return from_prompt(prompt, image or None, mode, **given)
   columns = {"image": IMAGE_COLUMN} | COLUMNS
-  for name in (["image"] if image else []) + list(given):
+  if named := [*(["image"] if image else []), *given]:
     raise ValueError(
-      f"--{name} goes with --prompt; set {columns[name]} in {prompts_file}"
+      f"--{named[0]} goes with --prompt; set {columns[named[0]]} in"
+      f" {prompts_file}"
     )
   return from_file(prompts_file, mode)
 
