@@ -255,7 +255,7 @@ def _clips(
     except ValueError as error:
       problems.append(f"row {request.index}: {error}")
   if problems:
-    listed = "\n  ".join(untrusted.shortened(problems))
+    listed = "\n  ".join(untrusted.shortened(list(dict.fromkeys(problems))))
     raise ValueError(f"unfit files:\n  {listed}")
   return clips
 

@@ -83,8 +83,9 @@ class ConditionsConfig:
         f" each other, so their sum is at most 1, got"
         f" {self.video.whole + self.audio.whole:g}"
       )
-    shortest, longest = self.prefix_seconds
-    if not 1 / geometry.FPS <= shortest <= longest:
+    lengths = self.prefix_seconds
+    pair = len(lengths) == 2
+    if not (pair and 1 / geometry.FPS <= lengths[0] <= lengths[1]):
       problems.append(
         "objective.conditions.prefix_seconds: expected the shortest and the"
         f" longest prefix, from one frame on, got {self.prefix_seconds}"

@@ -597,7 +597,7 @@ def _objective(values: dict[str, Any]) -> flow_matching.ObjectiveConfig:
   )
   given = config_lib.take(values, "conditions", "objective")
   at = "objective.conditions"
-  pair = {
+  pair: dict[str, Any] = {
     name: config_lib.build(
       conditions.ConditionProbs,
       config_lib.take(given, name, at),
@@ -605,6 +605,8 @@ def _objective(values: dict[str, Any]) -> flow_matching.ObjectiveConfig:
     )
     for name in AV._fields
   }
+  # A stored config has lists.
+  pair |= {k: tuple(v) for k, v in given.items() if isinstance(v, list)}
   made["conditions"] = config_lib.build(
     conditions.ConditionsConfig, given | pair, at
   )

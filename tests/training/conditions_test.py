@@ -1,9 +1,11 @@
 """What is given in training: shares, masks, presets."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -116,6 +118,9 @@ def test_presets_change_the_conditions_of_a_stage(name):
     found, objective=settings.from_config(base).objective
   )
   assert restored == settings.from_config(base)
+  stored = json.loads(json.dumps(config.to_dict()))
+  again = settings.from_config(ml_collections.ConfigDict(stored))
+  assert hash(again.objective) == hash(found.objective)
   mini = settings.from_config(
     config_files.load(f"conditions/{name}:fusion:mini")
   )
