@@ -48,7 +48,9 @@ setuptools.setup(
   ],
   # The files that `ovi_jax.config_files` finds by name.
   package_dir={"ovi_jax.configs": "configs"},
-  package_data={"ovi_jax": ["**/*.json", "**/*.md", "**/*.safetensors"]},
+  package_data={
+    "ovi_jax": ["**/*.json", "**/*.md", "**/*.safetensors", "study/page/*"]
+  },
   entry_points={
     "console_scripts": [
       "ovi-sample = ovi_jax.commands.sample:start",
@@ -73,6 +75,7 @@ setuptools.setup(
     "optax>=0.2.8",
     "pillow>=11",
     "safetensors>=0.6",
+    "scipy>=1.14",
     "tensorflow-datasets>=4.9.10",
     "tensorboardX>=2.6",
     "tokenizers>=0.21",

@@ -79,6 +79,7 @@ ALLOWED = {
     WORLD,
   },
   "synthetic": {"data", "models", "pretrained", "sampling", "sharding", WORLD},
+  "study": set(),
 }
 # The same within curation; those that are files, by name. All see the contract.
 CONTRACT = {"clip", "stage"}

@@ -19,7 +19,7 @@ from tests.lib import child_env
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
-SUFFIXES = {".py", ".json", ".md", ".safetensors"}
+SUFFIXES = {".py", ".json", ".md", ".safetensors", ".html", ".css", ".js"}
 LISTED = """
 import json
 import setuptools

@@ -61,6 +61,8 @@ def assert_close(found, expected):
       np.testing.assert_allclose(found[name][part], array, atol=limit)
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_divide_the_clips(weights, prompts, alone, tmp_path):
   command = words(weights, prompts, tmp_path)
   with train_runs.group([command] * 2, tmp_path / "log") as runs:

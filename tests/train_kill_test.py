@@ -43,6 +43,7 @@ def towers(source, tmp_path_factory):
     pytest.param("video_pretrain", marks=pytest.mark.nightly),
   ],
 )
+@pytest.mark.slow
 def test_a_killed_stage_resumes_to_the_same_state(
   stage, source, towers, tmp_path
 ):

@@ -50,10 +50,14 @@ from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import noise
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import requests
+from ovi_jax.study import bundle
+from ovi_jax.study import manifest as study_manifest
+from ovi_jax.study import settings as study_settings
 from ovi_jax.training import init_from
 from tests.lib import mutations
 from tests.lib import pickle_bytes
 from tests.lib import random_records
+from tests.lib import study_clips
 from tests.lib import traced_memory
 
 FEW, MANY = 24, 150
@@ -359,6 +363,24 @@ def rewritten(path):
 CSV = 'text_prompt,seed\n"A dog, barking",3\nA red ball,\n'
 INFO = "dataset_info.json"
 RUN = {"steps": 3, "a": {"b": [1], "c": 1e-4}}
+STUDY = study_clips.without_media(["one", "two"], 2, pairs=[["one", "two"]])
+
+
+def study_file(folder):
+  values = study_settings.to_json(STUDY.settings)
+  return study_clips.write_file(folder, **values)
+
+
+def study_folder(folder):
+  study_manifest.write(folder, STUDY)
+  return folder / study_manifest.FILE
+
+
+def bundle_sessions(folder):
+  bundle.write_private(folder, STUDY, bundle.sessions(STUDY, 2))
+  return folder / bundle.FILE
+
+
 TARGETS = {
   "safetensors": Target(make=safetensors_file, read=all_tensors),
   "shard index": Target(make=shard_index, read=all_tensors, is_json=True),
@@ -413,6 +435,17 @@ TARGETS = {
   ),
   "dataset records": Target(
     make=in_dataset("*array_record*"), read=records, seal=reseal
+  ),
+  "study file": Target(make=study_file, read=study_settings.read, is_json=True),
+  "study": Target(
+    make=study_folder,
+    read=lambda path: study_manifest.read(path.parent),
+    is_json=True,
+  ),
+  "study sessions": Target(
+    make=bundle_sessions,
+    read=lambda path: bundle.read_private(path.parent, STUDY),
+    is_json=True,
   ),
   "checkpoint checksums": Target(
     make=checkpoint(integrity.CHECKSUMS),

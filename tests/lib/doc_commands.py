@@ -58,6 +58,8 @@ NOT_RUN: Mapping[str, str] = {
   r"python -m ovi_jax\.curation |^def (?:load|get_config)\(": "needs"
   " '.[curate]' and real media; tests/curation/docs_test.py checks settings and"
   " runs the Python blocks, end_to_end_test.py and real_media_test.py the rest",
+  r"ovi_jax\.study (?:make|serve|import|report) ": "clips and raters;"
+  " tests/study/command_test.py runs all of them",
   r"gs://": "a bucket; tests/object_storage_test.py and"
   " tests/train_bucket_test.py have an emulated one",
   r"^vllm serve ": "a GPU; tests of captions have a server of the protocol",
@@ -71,6 +73,7 @@ NOT_RUN: Mapping[str, str] = {
 # Pattern of commands that run in a test of their own -> the test.
 RUN_ALONE: Mapping[str, str] = {
   r"curation\.sync\.(?:train --evaluate=|convert )": "curation/docs_test.py",
+  r"ovi_jax\.study power ": "study/command_test.py",
 }
 
 

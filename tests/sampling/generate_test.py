@@ -98,6 +98,7 @@ def test_maps_of_selected_heads_are_written_for_an_existing_clip(run):
     run(changes={"attention_heads": "9.0"}, maps=True)
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
   changes = {"num_steps": 2, "samples_per_prompt": 2}
   paths, _ = run(changes=changes)

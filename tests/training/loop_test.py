@@ -156,6 +156,7 @@ def test_ctrl_c_saves_as_sigterm_does(tmp_path, capfd, log_lines):
   ]
 
 
+@pytest.mark.slow
 def test_the_eval_loss_is_logged_before_the_first_step(tmp_path, log_lines):
 
   def held_out(state):

@@ -201,6 +201,13 @@ _PARTS: dict[str, Judge] = {
 }
 
 
+def parts(clip: Clip) -> dict[str, scores.Part]:
+  """What a clip adds to each score that applies to it."""
+  found = {name: part(clip) for name, part in _PARTS.items()}
+  found["sync F1"] = f1_part(sync.count(clip.track))
+  return {name: part for name, part in found.items() if part and part.of}
+
+
 def plain(clips: Sequence[Clip], table: Sequence[scores.Score]) -> Any:
   """Scores and clips as what JSON can hold; NaN becomes null."""
 

@@ -81,6 +81,7 @@ def test_each_clip_has_its_own_outcome(pairs, outcomes):
     assert outcome == clip.with_facts("av_sync", tested=False)
 
 
+@pytest.mark.slow
 def test_batched_scores_equal_single_ones(weights, pairs, outcomes):
   config, variables = syncnet_weights.load(weights)
   network = jax.jit(syncnet.SyncNet(config).apply)

@@ -199,6 +199,8 @@ def test_mismatches_are_reported_before_anything_is_written(
   assert (made[0] / weights_dir.MANIFEST).is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_one_component_of_weights_is_replaced(
   run, weights, tmp_path, log_lines
 ):

@@ -93,6 +93,7 @@ def test_exporting_is_idempotent(params):
   assert gain is params["decoder"]["head"]["gain"]
 
 
+@pytest.mark.slow
 def test_exported_parameters_convert_to_the_original_format(params):
   """Its filters are divided by their norms again, and are the same."""
   rows = names.rows(CONFIG)

@@ -44,6 +44,7 @@ def test_training_overfits_two_captions(learned):
   assert float(terms["wrong"].max()) < 0.1
 
 
+@pytest.mark.slow
 def test_padding_has_no_loss(learned):
   _, params = learned
   longer = learning.texts(np.pad(IDS, ((0, 0), (0, 5))))

@@ -1,0 +1,1 @@
+"""Statistics of pairwise preferences, in float64 on numpy."""
