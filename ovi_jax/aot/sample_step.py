@@ -177,7 +177,7 @@ def _given(
   x: AV[Any],
   settings: settings_lib.Settings,
   mesh: jax.sharding.Mesh,
-) -> AV[denoise.Given]:
+) -> AV[Any]:
   """Given latents as shapes."""
   parts = conditions_lib.split(masks, settings.conditioning)
   whole = sharding_rules.replicated(mesh)

@@ -340,8 +340,8 @@ def masks(
   elif conditions.uses_video_sound and not silent:
     until = (0.0, conditions.keep_audio_until or 0.0)
     audio_T |= _within(sound_spans, conditions.keep or (until,))
-  pair = AV(video_T, audio_T)
-  return AV(*(mask_T if mask_T.any() else None for mask_T in pair))
+  pair: AV[Any] = AV(video_T, audio_T)
+  return AV[Any](*(mask_T if mask_T.any() else None for mask_T in pair))
 
 
 def check_masks(
@@ -377,7 +377,8 @@ def split(
       is_first = (np.arange(len(mask_T)) == 0) & (name == "video")
       clean_T = mask_T & is_first
     renoised_T = mask_T & ~clean_T
-    return tuple(m if m.any() else None for m in (clean_T, renoised_T))
+    clean, renoised = (m if m.any() else None for m in (clean_T, renoised_T))
+    return clean, renoised
 
   return given.map(one)
 
@@ -400,8 +401,9 @@ def arrays(
 
   def one(name: str, parts: tuple[Any, Any]) -> denoise.Given:
     clean_T, renoised_T = parts
+    clean: Any = np.asarray(getattr(latents, name), np.float32)
     return denoise.Given(
-      np.asarray(getattr(latents, name), np.float32),
+      clean,
       clean_T,
       renoised_T,
       None if renoised_T is None else getattr(noise, name),

@@ -108,7 +108,7 @@ def insert_given(
   return x.map(one)
 
 
-def clean_masks(given: AV[Given | None]) -> AV[jax.Array]:
+def clean_masks(given: AV[Any]) -> AV[Any]:
   """Masks_BT of the latents that the model sees at time 0."""
   return given.map(lambda _, found: found.clean_BT)
 

@@ -399,7 +399,7 @@ class Pipeline:
       Clean latents video_THWC and audio_TC of a clip, where it is given any.
     """
     with storage.spool() as folder:
-      paths: dict[Any, AV[pathlib.Path]] = {}
+      paths: dict[Any, AV[Any]] = {}
       for name, load, encode in (
         ("video", encoders.VideoEncoder.load, self._encode_video),
         ("audio", encoders.AudioEncoder.load, self._encode_audio),

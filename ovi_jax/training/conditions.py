@@ -11,6 +11,7 @@ other, and what is given is the union.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ class ConditionsConfig:
     if problems:
       raise ValueError("; ".join(problems))
 
-  def problems(self, towers: AV[object]) -> list[str]:
+  def problems(self, towers: AV[Any]) -> list[str]:
     """What the towers of a model cannot be trained with."""
     present = towers.present()
     problems = []
@@ -123,7 +124,7 @@ def sample(
   key: jax.Array,
   sizes: Mapping[str, int],
   lengths: AV[jax.Array],
-) -> AV[jax.Array]:
+) -> AV[Any]:
   """Draw what is given of one example.
 
   Args:
@@ -156,7 +157,7 @@ def sample(
 
   def one(name: str, count: int) -> jax.Array:
     probs: ConditionProbs = getattr(config, name)
-    starts_T, ends_T = np.float32(getattr(spans_of, name)(count)).T
+    starts_T, ends_T = getattr(spans_of, name)(count).astype(np.float32).T
     places_T, length = jnp.arange(count), getattr(lengths, name)
 
     def within(start: jax.Array | float, end: jax.Array) -> jax.Array:
