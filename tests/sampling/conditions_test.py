@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,17 +150,19 @@ def test_masks_follow_from_files_and_intervals(
 
 def test_renoise_leaves_only_the_first_video_latent_clean():
   given = AV(np.array([True, True, False]), np.array([True, False]))
-  clean = conditions.split(given, conditions.CLEAN)
+  clean: Any = conditions.split(given, conditions.CLEAN)
   assert clean.video[1] is None and clean.video[0].tolist() == [1, 1, 0]
   assert clean.audio[1] is None and clean.audio[0].tolist() == [1, 0]
-  found = conditions.split(given, conditions.RENOISE)
+  found: Any = conditions.split(given, conditions.RENOISE)
   assert [m.tolist() for m in found.video] == [[1, 0, 0], [0, 1, 0]]
   assert found.audio[0] is None and found.audio[1].tolist() == [1, 0]
   # Image-to-video is the same in both.
-  first = AV(video=np.array([True, False]))
+  first: AV[Any] = AV(video=np.array([True, False]))
   for mode in conditions.MODES:
     clean_T, renoised_T = conditions.split(first, mode).video
-    assert clean_T.tolist() == [1, 0] and renoised_T is None
+    assert (
+      clean_T is not None and clean_T.tolist() == [1, 0] and renoised_T is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,11 +271,11 @@ def test_nothing_left_to_generate_is_refused(folder, tmp_path):
     ({"video": "clip.mp4", "keep": "0.1-0.11"}, "no interval holds a whole"),
     ({"video": "short.mp4"}, "lasts 0.12 s, a clip at least 0.21 s"),
   ):
-    given = {"video": folder / given["video"]} | {
+    files: dict[str, Any] = {"video": folder / given["video"]} | {
       k: v for k, v in given.items() if k != "video"
     }
     with pytest.raises(ValueError, match=f"row 1: .*{message}"):
-      pipe("a", **given)
+      pipe("a", **files)
   with pytest.raises(ValueError, match="conditioning 'cleen' is unknown"):
     pipe("a", conditioning="cleen")
   assert not pipe._loaded
@@ -325,10 +328,10 @@ def test_given_media_come_back_and_the_rest_is_generated(folder, tmp_path):
   np.testing.assert_array_equal(saved["video_THWC"], seen.latents.video)
   np.testing.assert_array_equal(saved["audio_TC"], seen.latents.audio)
   assert len(mp4.read(path)[0]) == 25
-  before = path.stat().st_mtime_ns
+  before = pathlib.Path(path).stat().st_mtime_ns
   moved = folder / "moved.mp4"
   moved.write_bytes((folder / "clip.mp4").read_bytes())
   assert generate.run(
     requests=asked(folder, video="moved.mp4"), **arguments
   ) == [path]
-  assert path.stat().st_mtime_ns == before
+  assert pathlib.Path(path).stat().st_mtime_ns == before

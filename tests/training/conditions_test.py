@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ def test_towers_decide_what_can_be_given():
 def test_presets_change_the_conditions_of_a_stage(name):
   config = config_files.load(f"conditions/{name}:small")
   base = config_files.load("small")
-  found = settings.from_config(config)
+  found: Any = settings.from_config(config)
   assert found.objective.conditions.more_than_first_frames == (name != "i2v")
   assert found.objective.timesteps.shared_prob == 0.5
   restored = dataclasses.replace(
@@ -119,9 +120,9 @@ def test_presets_change_the_conditions_of_a_stage(name):
   )
   assert restored == settings.from_config(base)
   stored = json.loads(json.dumps(config.to_dict()))
-  again = settings.from_config(ml_collections.ConfigDict(stored))
+  again: Any = settings.from_config(ml_collections.ConfigDict(stored))
   assert hash(again.objective) == hash(found.objective)
-  mini = settings.from_config(
+  mini: Any = settings.from_config(
     config_files.load(f"conditions/{name}:fusion:mini")
   )
   assert mini.objective.conditions == found.objective.conditions
