@@ -96,10 +96,10 @@ def measure(
   levels = method.schedule(cases.STEPS, cases.SHIFT)
   rows = method.coefficients(levels.sigmas)
   state = AV(**{n: method.init(a) for n, a in x.present().items()})
-  t = np.float32(levels.t[0])
+  t, sigma = np.float32(levels.t[0]), np.float32(levels.sigmas[0])
   start = time.perf_counter()
   lowered = denoise.step.lower(
-    model, method, params, inputs, x, state, t, rows[0]
+    model, method, params, inputs, x, state, t, rows[0], sigma
   )
   compiled = lowered.compile()
   compiling = time.perf_counter() - start
@@ -107,8 +107,8 @@ def measure(
   seconds = []
   for i in range(FLAGS.repeats + 2):
     start = time.perf_counter()
-    t = np.float32(levels.t[i])
-    x, state = compiled(params, inputs, x, state, t, rows[i])
+    t, sigma = np.float32(levels.t[i]), np.float32(levels.sigmas[i])
+    x, state = compiled(params, inputs, x, state, t, rows[i], sigma)
     jax.block_until_ready((x, state))
     seconds.append(time.perf_counter() - start)
   if FLAGS.trace:

@@ -87,6 +87,7 @@ def prepare_denoise(case: cases.Case) -> worker.Work:
       loop["state"],
       np.float32(levels.t[i]),
       rows[i],
+      np.float32(levels.sigmas[i]),
     )
     jax.block_until_ready(x)
     loop.update(x=x, state=state, i=(i + 1) % cases.STEPS)

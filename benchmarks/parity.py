@@ -212,9 +212,14 @@ def transformer(libs: Mapping[str, Any], folder: pathlib.Path) -> Iterator[Any]:
       torch.from_numpy(padded),
       return_dict=False,
     )[0]
-    times = np.array([[_T]] if alike else [[first, _T]], np.float32)
+    times = np.array([[_T]], np.float32)
+    mask = None if alike else np.arange(frames)[None] == 0
     velocity: Any = ours(
-      {"params": params}, AV(x_BTHWC), AV(times), AV(text_BSE)
+      {"params": params},
+      AV(x_BTHWC),
+      AV(times),
+      AV(text_BSE),
+      given_BT=AV(mask),
     )
     yield Comparison(
       name=f"diffusers WanTransformer3DModel, {name}",

@@ -1,4 +1,4 @@
-"""Sampling: text to video with sound, or text and a first frame.
+"""Sampling: text to video with sound; frames, video or sound may be given.
 
   python sample.py --weights=DIR --prompt="…" --config.seed=7
 
@@ -42,6 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.negative_prompt = ml_collections.ConfigDict()
   config.negative_prompt.video = placeholder(str)
   config.negative_prompt.audio = placeholder(str)
+  # How the model sees given latents: "clean" at time 0, or "renoise", as
+  # noisy as the others, for weights that were not trained with given ones.
+  config.conditioning = placeholder(str)  # "renoise"
   config.dtype = "auto"  # bfloat16 on accelerators, float32 on a CPU
   config.attention = "auto"  # see ovi_jax/attention/attention.py
   # Devices along each axis; 0 for the remaining ones; all 0: automatic.

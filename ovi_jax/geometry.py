@@ -124,12 +124,15 @@ class Variant:
   audio_latents: int
   audio_tag: str
 
-  def clip(self, height: int, width: int) -> Clip:
-    """The sizes of a clip of this variant's length.
+  def clip(
+    self, height: int, width: int, latent_frames: int | None = None
+  ) -> Clip:
+    """The sizes of a clip.
 
     Args:
       height: pixels, a multiple of 32 (`snap` and `image_size` give those).
       width: pixels, a multiple of 32.
+      latent_frames: video latents in time; `None` for the variant's.
 
     Returns:
       Latent frames, rows and columns of the video, and audio latents.
@@ -143,11 +146,16 @@ class Variant:
         f"height and width must be multiples of {PIXEL_MULTIPLE}, got"
         f" {height}x{width}; snap(height, width, area) gives the nearest"
       )
+    latent_frames = latent_frames or self.latent_frames
+    audio_latents = self.audio_latents
+    if latent_frames != self.latent_frames:
+      frames = 1 + VIDEO_STRIDES[0] * (latent_frames - 1)
+      audio_latents = math.floor(frames / FPS * AUDIO_LATENT_RATE)
     return Clip(
-      latent_frames=self.latent_frames,
+      latent_frames=latent_frames,
       latent_height=height // VIDEO_STRIDES[1],
       latent_width=width // VIDEO_STRIDES[2],
-      audio_latents=self.audio_latents,
+      audio_latents=audio_latents,
     )
 
 

@@ -25,6 +25,7 @@ SAMPLING = [
   ROOT / "README.md",
   doc_commands.DOCS / "getting_started.md",
   HOW_TO / "sample.md",
+  HOW_TO / "conditions.md",
   HOW_TO / "python_api.md",
   HOW_TO / "convert.md",
   HOW_TO / "evaluate.md",
@@ -75,11 +76,12 @@ def test_fields_that_commands_set_exist():
       script = re.match(r"(?:\w+=\S+ )*python (\w+\.py) ", command)
       if kind == "python" or script is None or script[1] not in scripts:
         continue
-      named = re.search(r"--config=configs/(\w+)\.py:?(\S*)", command)
+      named = re.search(r"--config=configs/([\w/]+)\.py:?(\S*)", command)
       name, argument = named.groups() if named else (scripts[script[1]], "")
       if name in ("fine_tune", "lora"):  # reads the weights that it names
         name, argument = "fusion", ""
-      module = importlib.import_module(f"configs.{name}")
+      dotted = str(name).replace("/", ".")
+      module = importlib.import_module(f"configs.{dotted}")
       config = module.get_config(argument) if argument else module.get_config()
       for field in re.findall(r"--config\.([\w.]+)=", command):
         value = config

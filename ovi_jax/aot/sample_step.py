@@ -26,6 +26,7 @@ from ovi_jax.models import architecture
 from ovi_jax.models import fusion
 from ovi_jax.models.video_vae import codec
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import conditions as conditions_lib
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import guidance
@@ -36,6 +37,9 @@ from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import sharding_rules
 
+NONE_GIVEN = conditions_lib.Conditions()
+ALL_GENERATED: AV[Any] = AV()
+
 
 def run(
   name: str,
@@ -43,6 +47,8 @@ def run(
   weights: storage.AnyPath,
   out: storage.AnyPath,
   flags_profile: str = flag_profiles.NONE,
+  given: conditions_lib.Conditions = NONE_GIVEN,
+  image: bool = False,
 ) -> bool:
   """Compile a denoising step and a decoding step, log and write reports.
 
@@ -52,6 +58,8 @@ def run(
     weights: directory of weights, of which only the sizes are read.
     out: directory for the report.
     flags_profile: compiler flags that were applied, see `flag_profiles`.
+    given: files that clips are given, which are not read.
+    image: whether clips are given a first frame.
 
   Returns:
     Whether all programs fit.
@@ -74,7 +82,12 @@ def run(
   size = planning.clip_size(settings, manifest)
   area = manifest.geometry.area
   clip = manifest.geometry.clip(*geometry.snap(*size, area))
-  reports = (make(settings, pipeline, clip, flags) for make in (step, decoding))
+  given.check(image)
+  masks = conditions_lib.masks(given, image, False, clip)
+  guided = functools.partial(step, given=masks)
+  reports = (
+    make(settings, pipeline, clip, flags) for make in (guided, decoding)
+  )
   what = manifest.variant or weights_dir.CUSTOM
   return report.publish(out, f"{what}_{name}", reports)
 
@@ -105,8 +118,17 @@ def step(
   pipeline: denoisers.SamplingComponents,
   clip: geometry.Clip,
   flags: Mapping[str, str],
+  given: AV[Any] = ALL_GENERATED,
 ) -> report.Report:
-  """A guided step of a whole batch of clips."""
+  """A guided step of a whole batch of clips.
+
+  Args:
+    settings: of the run.
+    pipeline: what it is made of.
+    clip: sizes of the clips.
+    flags: compiler flags, for the report.
+    given: masks_T of the latents in time that are given.
+  """
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
   batch = settings.batch_size
   whole = functools.partial(
@@ -139,12 +161,14 @@ def step(
     )
     scale = whole(())
     mask = whole((towers.video.num_layers, 2 * batch), dtype=jnp.bool_)
-    inputs = denoise.Inputs(conditions, mask, AV(scale, scale))
+    inputs = denoise.Inputs(
+      conditions, mask, AV(scale, scale), _given(given, x, settings, mesh)
+    )
     state = jax.tree.map(
       lambda s: whole(s.shape, dtype=s.dtype),
       jax.eval_shape(lambda x: x.map(lambda _, a: method.init(a)), x),
     )
-    arguments = params, inputs, x, state, scale, whole(row.shape)
+    arguments = params, inputs, x, state, scale, whole(row.shape), scale
     lowered = denoise.step.lower(model, method, *arguments)
   tokens = AV(clip.tokens, clip.audio_latents)
   return report.compile_and_report(
@@ -157,6 +181,26 @@ def step(
     2 * batch * flops.forward(towers, tokens).total,
     flags,
   )
+
+
+def _given(
+  masks: AV[Any],
+  x: AV[Any],
+  settings: settings_lib.Settings,
+  mesh: jax.sharding.Mesh,
+) -> AV[Any]:
+  """Given latents as shapes."""
+  parts = conditions_lib.split(masks, settings.conditioning)
+  whole = sharding_rules.replicated(mesh)
+
+  def one(name: str, pair: tuple[Any, Any]) -> denoise.Given:
+    latents = getattr(x, name)
+    mask = sharding_rules.abstract(latents.shape[:2], whole, jnp.bool_)
+    clean, renoised = (None if m is None else mask for m in pair)
+    noise = None if renoised is None else latents
+    return denoise.Given(latents, clean, renoised, noise)
+
+  return parts.map(one)
 
 
 def decoding(

@@ -1,4 +1,4 @@
-"""Generate videos with sound from prompts and, optionally, first frames.
+"""Generate videos with sound from prompts and, optionally, given files.
 
   ovi-sample --prompt="A red ball bounces. Audio: dull wooden knocks."
   ovi-sample --weights=DIR --prompt="…" --image=FILE.png
@@ -9,6 +9,7 @@ sets a field of configs/sample.py. docs/how_to/sample.md explains prompts, flags
 and fields.
 """
 
+import pathlib
 import sys
 
 from absl import flags
@@ -19,6 +20,7 @@ from ovi_jax import flag_profiles
 from ovi_jax import storage
 from ovi_jax import synthetic
 from ovi_jax.aot import sample_step
+from ovi_jax.sampling import conditions
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
@@ -32,10 +34,27 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "prompts",
     "",
-    "CSV or TSV with the column text_prompt and, optionally, image_path, seed.",
+    "CSV or TSV with the column text_prompt and, optionally, image_path, seed,"
+    " last_image_path, video_path, audio_path, keep, keep_audio_until.",
   )
   flags.DEFINE_string(
     "image", "", "First frame, for --prompt: PNG, JPEG or WebP."
+  )
+  flags.DEFINE_string("last_image", "", "Last frame, for --prompt.")
+  flags.DEFINE_string(
+    "video", "", "Video whose picture is given: its sound is generated."
+  )
+  flags.DEFINE_string(
+    "audio", "", "Sound that is given: the picture is generated."
+  )
+  flags.DEFINE_string(
+    "keep",
+    "",
+    "Intervals in seconds, such as 0-2,4-5, in which --video with its sound, or"
+    " --audio, is given; the rest is generated.",
+  )
+  flags.DEFINE_float(
+    "keep_audio_until", None, "Seconds of the sound of --video that are given."
   )
   flags.DEFINE_string(
     "weights",
@@ -78,15 +97,21 @@ def main() -> None:
   weights, out = storage.locate(FLAGS.weights), storage.locate(FLAGS.out)
   flag_profiles.apply(FLAGS.flags_profile, flag_profiles.SAMPLE)
   if FLAGS.aot:
-    sys.exit(
-      not sample_step.run(
-        FLAGS.aot, FLAGS.config, weights, out, FLAGS.flags_profile
-      )
+    fits = sample_step.run(
+      FLAGS.aot,
+      FLAGS.config,
+      weights,
+      out,
+      FLAGS.flags_profile,
+      _named_files(),
+      bool(FLAGS.image),
     )
+    sys.exit(not fits)
+  given = {name: getattr(FLAGS, name) for name in requests.COLUMNS}
   asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
   generate.run(
     settings=planning.resolve_settings(FLAGS.config, weights),
-    requests=requests.from_flags(*asked),
+    requests=requests.from_flags(*asked, **given),
     weights=weights,
     out=out,
     noise=FLAGS.noise,
@@ -94,6 +119,17 @@ def main() -> None:
     maps=FLAGS.attention_maps,
     overwrite=FLAGS.overwrite,
     lora=FLAGS.lora,
+  )
+
+
+def _named_files() -> conditions.Conditions:
+  """What the flags name, whether files are there or not."""
+  names = ("last_image", "video", "audio")
+  files = {n: pathlib.Path(v) for n in names if (v := getattr(FLAGS, n))}
+  return conditions.Conditions(
+    keep=conditions.parse_intervals(FLAGS.keep) if FLAGS.keep else (),
+    keep_audio_until=FLAGS.keep_audio_until,
+    **files,
   )
 
 

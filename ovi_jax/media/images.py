@@ -28,6 +28,7 @@ from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax import untrusted
 from ovi_jax.media import colors as colors_lib
+from ovi_jax.media import fitting
 
 # Pillow's names of the decoders that a picture is opened with, whatever its
 # file is called. Others start programs (EPS) or crash on damaged files (DDS).
@@ -492,6 +493,22 @@ def first_frame(image_HWC: np.ndarray, area: int) -> np.ndarray:
   height, width = geometry.image_size(rows, columns, area)
   scaled_HWC = image_HWC.astype(np.float32) / np.float32(127.5) - np.float32(1)
   return resize_bicubic(scaled_HWC, height, width)
+
+
+def fit(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Make a frame of some size from a picture: its middle, as large as it can.
+
+  Args:
+    image_HWC: uint8 RGB of any size.
+    height: rows of the frame.
+    width: columns of the frame.
+
+  Returns:
+    float32 RGB, about [-1, 1].
+  """
+  how = fitting.crop(*image_HWC.shape[:2], height, width)
+  scaled_HWC = image_HWC.astype(np.float32) / np.float32(127.5) - np.float32(1)
+  return how.apply(resize_bicubic(scaled_HWC, *how.resized))
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:

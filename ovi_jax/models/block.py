@@ -171,7 +171,7 @@ class Block(nn.Module):
 
     def of(begin: int) -> layers.Modulation:
       shift, scale, gate = (parts[:, :, begin + i] for i in range(3))
-      return layers.Modulation(shift, scale, gate, times.first)
+      return layers.Modulation(shift, scale, gate, times.given_BL)
 
     return of(0), of(3)
 
@@ -186,15 +186,15 @@ class Block(nn.Module):
     length: jax.Array | int | None = None,
   ) -> jax.Array:
     """Self-attention with its residual."""
-    shift, scale, gate, first = modulation
-    y = layers.modulate(x_BLD, shift, scale, first, self.config.eps)
+    shift, scale, gate, given_BL = modulation
+    y = layers.modulate(x_BLD, shift, scale, given_BL, self.config.eps)
     y = y.astype(self.dtype)
     own = self.self_attention
     q = rope.rotate(own.queries(y), rotary)
     keys, values = own.kv(y, self.config.letters)
     kv = KV(rope.rotate(keys, rotary), values)
     y = own.project(own.attend_self(q, kv, length))
-    return layers.gated_residual(x_BLD, y, gate, first)
+    return layers.gated_residual(x_BLD, y, gate, given_BL)
 
   def cross_attend(
     self,
@@ -225,10 +225,10 @@ class Block(nn.Module):
 
   def mlp(self, x_BLD: jax.Array, modulation: layers.Modulation) -> jax.Array:
     """Feed-forward with its residual."""
-    shift, scale, gate, first = modulation
-    y = layers.modulate(x_BLD, shift, scale, first, self.config.eps)
+    shift, scale, gate, given_BL = modulation
+    y = layers.modulate(x_BLD, shift, scale, given_BL, self.config.eps)
     limit = self.mlp_chunk_size
     if limit is not None:
       limit = max(1, limit // self.config.mlp_dim)
     y = layers.chunked_apply(self.feed_forward, y.astype(self.dtype), limit)
-    return layers.gated_residual(x_BLD, y, gate, first)
+    return layers.gated_residual(x_BLD, y, gate, given_BL)

@@ -202,7 +202,7 @@ class TimeEmbeddings(NamedTuple):
 
   embedding_BTD: jax.Array  # for the head
   parts_BTPD: jax.Array  # for every block: P = 6
-  first: int  # tokens of the first latent frame
+  given_BL: jax.Array | None  # bool: tokens that the first of two times is of
 
 
 def sinusoid(t_BT: jax.Array, width: int) -> jax.Array:
@@ -364,29 +364,50 @@ class Tower(nn.Module):
     rest = int(length < limit)
     return self.text_embedding(jnp.pad(text_BSE, ((0, 0), (0, rest), (0, 0))))
 
-  def times(self, t_BT: jax.Array, grid: tuple[int, ...]) -> TimeEmbeddings:
+  def times(
+    self,
+    t_BT: jax.Array,
+    grid: tuple[int, ...],
+    given_BT: jax.Array | None = None,
+  ) -> TimeEmbeddings:
     """Embed noise times.
 
+    With given latents, two times are embedded, 0 and t; the mask selects one of
+    them for each token.
+
     Args:
-      t_BT: times in [0, 1000], 1000 = noise; T = 1 for all tokens, or T = 2 for
-        the first latent frame and the others.
+      t_BT: times in [0, 1000], 1000 = noise, T = 1: of all generated latents.
       grid: of the tokens, see `DiTConfig.grid`.
+      given_BT: bool, whether a latent in time is given, at time 0; `None` if
+        all are generated.
 
     Returns:
       Embeddings for the blocks and the head, float32.
 
     Raises:
-      ValueError: T is more than 2.
+      ValueError: more than one time, or a mask of another length than the
+        latents.
     """
-    if t_BT.shape[1] > 2:
-      raise ValueError(
-        f"times must be [B, 1] or [B, 2] (first frame, others): {t_BT.shape}"
-      )
+    given_BL = None
+    if t_BT.shape[1] != 1:
+      raise ValueError(f"times must be [B, 1], got {t_BT.shape}")
+    if given_BT is not None:
+      if given_BT.shape[1] != grid[0]:
+        raise ValueError(
+          f"a mask of given latents must be [B, {grid[0]}], got"
+          f" {given_BT.shape}"
+        )
+      t_BT = jnp.concatenate([jnp.zeros_like(t_BT), t_BT], 1)
+      given_BL = jnp.repeat(given_BT, math.prod(grid[1:]), axis=1)
+      if not self.config.is_audio:
+        # As the tokens are padded, see `tokens`.
+        missing = logical_axes.fill(given_BL.shape[1]) - given_BL.shape[1]
+        given_BL = jnp.pad(given_BL, ((0, 0), (0, missing)))
+      given_BL = logical_axes.constrain(given_BL, self.config.letters[:2])
     embedding = self.time_embedding(sinusoid(t_BT, self.config.time_width))
     parts = self.time_projection(nn.silu(embedding)).astype(jnp.float32)
     parts = einops.rearrange(parts, "B T (P D) -> B T P D", P=6)
-    first = math.prod(grid[1:])
-    return TimeEmbeddings(embedding.astype(jnp.float32), parts, first)
+    return TimeEmbeddings(embedding.astype(jnp.float32), parts, given_BL)
 
   def velocity(
     self, tokens_BLD: jax.Array, times: TimeEmbeddings, grid: tuple[int, ...]
@@ -404,7 +425,7 @@ class Tower(nn.Module):
     table = self.head_modulation.astype(jnp.float32)[:, None, None]
     shift, scale = table + times.embedding_BTD[None]
     eps = self.config.eps
-    x = layers.modulate(tokens_BLD, shift, scale, times.first, eps)
+    x = layers.modulate(tokens_BLD, shift, scale, times.given_BL, eps)
     x = self.head(x.astype(self.dtype)).astype(jnp.float32)
     # Whole before what filled the tokens up is cut off, see `tokens`.
     x = logical_axes.constrain(x, "B--")[:, : math.prod(grid)]

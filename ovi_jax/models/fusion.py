@@ -45,7 +45,8 @@ def should_unroll(config: AV[dit.DiTConfig], platform: str) -> bool:
   return platform == "cpu" and few and narrow
 
 
-_ALL: AV[Any] = AV()  # no number for any tower: everything of it counts
+# No lengths: all latents are valid. No masks: all latents are generated.
+_ALL: AV[Any] = AV()
 TEXT_KEYS = f"G{block.REPLICATED_LETTERS}"  # how they lie on a mesh
 
 
@@ -289,25 +290,29 @@ class FusionDiT(nn.Module):
     text: AV[jax.Array] | Conditions,
     block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
+    given_BT: AV[jax.Array | None] = _ALL,
   ) -> AV[jax.Array]:
     """Predict velocities.
 
     Args:
       latents: video [B, T, H, W, C] and audio [B, T, C], or `None` for either.
-      t_BT: noise times in [0, 1000] of each modality, 1000 = noise; T = 1 for
-        all latents, or T = 2: of the first latent frame, and of the others.
+      t_BT: noise times in [0, 1000] of each modality, 1000 = noise, T = 1: of
+        its generated latents.
       text: prompt embeddings_BSE of each tower, or `conditions` made of them.
       block_mask_GB: `False` where a block is left out for an element of the
         batch (skip-layer guidance); `None` keeps all.
       lengths: how many latent frames and steps of each example count, as
         integers_B; the rest is padding that no token attends to. 0 means that
         the modality is missing. `None` counts all.
+      given_BT: masks of latents in time that are given, clean, at time 0;
+        `None` for a modality of which all are generated. The velocity of given
+        latents means nothing.
 
     Returns:
       Velocity (noise - data) in the shape of `latents`, float32.
     """
     tokens, times, _ = self._run_blocks(
-      latents, t_BT, text, block_mask_GB, lengths
+      latents, t_BT, text, block_mask_GB, lengths, given_BT
     )
     return tokens.map(
       lambda name, x: self.tower(name).velocity(
@@ -321,21 +326,25 @@ class FusionDiT(nn.Module):
     t_BT: AV[jax.Array],
     text: AV[jax.Array] | Conditions,
     watch: MapQuery,
+    given_BT: AV[jax.Array | None] = _ALL,
   ) -> tuple[AV[jax.Array], AV[jax.Array]]:
-    """How the towers attend to each other; first arguments as for a call.
+    """How the towers attend to each other; arguments as for a call.
 
     Args:
       latents: of both.
       t_BT: times.
       text: prompts.
       watch: what is kept of it.
+      given_BT: masks of given latents.
 
     Returns:
       video [B, L, S] and audio [B, S, L]: the sum over blocks and heads,
       weighted, of the attention of each tower's tokens over the other's; and
       for each head [G, B, N] the share within `near`, all float32.
     """
-    _, _, found = self._run_blocks(latents, t_BT, text, watch=watch)
+    _, _, found = self._run_blocks(
+      latents, t_BT, text, given_BT=given_BT, watch=watch
+    )
     maps, shares = (AV(*pair) for pair in zip(*found))
     return jax.tree.map(lambda map_GBLS: map_GBLS.sum(0), maps), shares
 
@@ -349,6 +358,7 @@ class FusionDiT(nn.Module):
     text: AV[jax.Array] | Conditions,
     block_mask_GB: jax.Array | None = None,
     lengths: AV[jax.Array] | None = None,
+    given_BT: AV[jax.Array | None] = _ALL,
     watch: MapQuery | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
     """Through all blocks: the tokens, the times, and what `watch` keeps."""
@@ -357,7 +367,9 @@ class FusionDiT(nn.Module):
     tokens, counts, times = {}, {}, {}
     for name, x in present.items():
       grid, length_B = self._grid(name, latents), getattr(lengths, name)
-      times[name] = self.tower(name).times(getattr(t_BT, name), grid)
+      times[name] = self.tower(name).times(
+        getattr(t_BT, name), grid, getattr(given_BT, name)
+      )
       tokens[name] = self.tower(name).tokens(x, length_B)
       if length_B is not None:
         counts[name] = length_B * math.prod(grid[1:])

@@ -22,14 +22,14 @@ SMALL = nn.initializers.normal(0.02)
 class Modulation(NamedTuple):
   """Shift, scale and gate of one branch, from the time embedding.
 
-  Arrays are [B, T, D] float32. T = 1 applies to all tokens; T = 2 to the
-  `first` tokens and to the others.
+  Arrays are [B, T, D] float32. T = 1 applies to all tokens; T = 2 to given
+  tokens, where `given_BL` is true, and to generated ones.
   """
 
   shift: jax.Array
   scale: jax.Array
   gate: jax.Array
-  first: int
+  given_BL: jax.Array | None
 
 
 def normalize(x: jax.Array, eps: float) -> jax.Array:
@@ -40,28 +40,28 @@ def normalize(x: jax.Array, eps: float) -> jax.Array:
   return centred * jax.lax.rsqrt(variance + eps)
 
 
-def broadcast_per_token(x_BTD: jax.Array, first: int, tokens: int) -> jax.Array:
-  """Broadcast values for one or two groups of tokens to all tokens.
+def broadcast_per_token(
+  x_BTD: jax.Array, given_BL: jax.Array | None
+) -> jax.Array:
+  """Broadcast values of given and generated tokens to all tokens.
 
   Args:
-    x_BTD: T = 1 for all tokens, or T = 2 for the first tokens and the others.
-    first: number of tokens of the first group.
-    tokens: L.
+    x_BTD: T = 1 for all tokens, or T = 2 for given and generated tokens.
+    given_BL: bool, whether a token is given; `None` with T = 1.
 
   Returns:
     [B, 1, D] or [B, L, D].
   """
-  if x_BTD.shape[1] == 1:
+  if given_BL is None:
     return x_BTD
-  is_first_BLD = (jnp.arange(tokens) < first)[None, :, None]
-  return jnp.where(is_first_BLD, x_BTD[:, :1], x_BTD[:, 1:])
+  return jnp.where(given_BL[..., None], x_BTD[:, :1], x_BTD[:, 1:])
 
 
 def modulate(
   x_BLD: jax.Array,
   shift_BTD: jax.Array,
   scale_BTD: jax.Array,
-  first: int,
+  given_BL: jax.Array | None,
   eps: float,
 ) -> jax.Array:
   """Normalize tokens, then scale and shift them, see `Modulation`.
@@ -70,21 +70,23 @@ def modulate(
     normalize(x) (1 + scale) + shift, [B, L, D] float32.
   """
   shift, scale = (
-    broadcast_per_token(x, first, x_BLD.shape[1])
-    for x in (shift_BTD, scale_BTD)
+    broadcast_per_token(x, given_BL) for x in (shift_BTD, scale_BTD)
   )
   return normalize(x_BLD, eps) * (1.0 + scale) + shift
 
 
 def gated_residual(
-  x_BLD: jax.Array, branch_BLD: jax.Array, gate_BTD: jax.Array, first: int
+  x_BLD: jax.Array,
+  branch_BLD: jax.Array,
+  gate_BTD: jax.Array,
+  given_BL: jax.Array | None,
 ) -> jax.Array:
   """Add a gated branch to the residual stream, see `Modulation`.
 
   Returns:
     x + gate branch, [B, L, D] in the dtype of x; the sum is float32.
   """
-  gate = broadcast_per_token(gate_BTD, first, x_BLD.shape[1])
+  gate = broadcast_per_token(gate_BTD, given_BL)
   gated = branch_BLD.astype(jnp.float32) * gate
   return (x_BLD.astype(jnp.float32) + gated).astype(x_BLD.dtype)
 

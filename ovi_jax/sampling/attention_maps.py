@@ -43,6 +43,7 @@ _MATRIX_GAMMA = 0.5
 _NUMBER = re.compile("[0-9]{1,6}")
 
 Heads = tuple[tuple[int, int], ...]  # of a tower: block and head, from 0
+_NONE: AV[Any] = AV()
 
 
 class Maps(NamedTuple):
@@ -84,7 +85,7 @@ def measure(
   latents: AV[jax.Array],
   noise: AV[jax.Array],
   text: AV[jax.Array],
-  clean_first: bool = False,
+  clean_BT: AV[jax.Array | None] = _NONE,
   heads: Heads = (),
 ) -> Maps:
   """The maps of one clip.
@@ -95,7 +96,7 @@ def measure(
     latents: clean video_BTHWC and audio_BTC, B = 1.
     noise: standard normal, in their shapes.
     text: embeddings_BSE of the prompt for each tower.
-    clean_first: the first video latent was given, and never noisy.
+    clean_BT: masks of latents that were given clean, and are not noised.
     heads: of the audio tower that its map is of, each counting the same; none
       for those that attend most to the same moment.
   """
@@ -107,11 +108,8 @@ def measure(
 
   def mean(weights: AV[np.ndarray]) -> tuple[AV[Any], AV[Any]]:
     watch = fusion.MapQuery(jax.tree.map(jnp.asarray, weights), near)
-    given = params, latents, noise, text, watch
-    found = [
-      _at_level(model, clean_first, np.float32(level), *given)
-      for level in LEVELS
-    ]
+    given = params, latents, noise, text, clean_BT, watch
+    found = [_at_level(model, np.float32(level), *given) for level in LEVELS]
     return jax.tree.map(lambda *x: np.mean(x, 0), *jax.device_get(found))
 
   sizes = model.config.map(lambda _, c: (c.num_layers, c.num_heads))
@@ -173,15 +171,15 @@ def sharpest(near_GN: np.ndarray) -> np.ndarray:
   return weights.reshape(near_GN.shape)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "clean_first"))
+@functools.partial(jax.jit, static_argnames="model")
 def _at_level(
   model: fusion.FusionDiT,
-  clean_first: bool,
   level: jax.Array,
   params: Any,
   latents: AV[jax.Array],
   noise: AV[jax.Array],
   text: AV[jax.Array],
+  clean_BT: AV[jax.Array | None],
   watch: fusion.MapQuery,
 ) -> Any:
   """Maps and shares at one noise level, whole on every device."""
@@ -189,12 +187,20 @@ def _at_level(
   x = AV(
     *(diffusion.interpolate(d, n, sigma_BT) for d, n in zip(latents, noise))
   )
-  x = denoise.inpaint_first_frame(
-    x, latents.video[:, :1] if clean_first else None
+  given = AV(
+    *(
+      m if m is None else denoise.Given(d, m) for d, m in zip(latents, clean_BT)
+    )
   )
-  times = denoise.frame_times(x, level * diffusion.TIME_SCALE, clean_first)
+  x = denoise.insert_given(x, given, level)
   found: Any = model.apply(
-    {"params": params}, x, times, text, watch, method="attention_maps"
+    {"params": params},
+    x,
+    denoise.times(x, level * diffusion.TIME_SCALE),
+    text,
+    watch,
+    clean_BT,
+    method="attention_maps",
   )
   return jax.tree.map(lambda a: logical_axes.constrain(a, "---"), found)
 

@@ -2,8 +2,12 @@
 
 Samples, solver state and guidance are float32; the model follows its compute
 dtype. The step is one compiled program for every step of a run and for any
-number of steps (one for each size of clip, and each of few lengths of text);
-samples and solver state are donated to it.
+number of steps (one for each size of clip, each of few lengths of text, and
+each combination of what is given); samples and solver state are donated to it.
+
+Latents in time are given or generated. Given latents take their clean value
+before each step and after the last. The model sees them at time 0 (`clean`), or
+noised to the level of the step, at the time of the others (`renoised`).
 """
 
 import functools
@@ -16,11 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ovi_jax import diffusion
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import solvers
 from ovi_jax.sharding import logical_axes
+
+NONE_GIVEN: AV[Any] = AV()
 
 
 class NonFiniteLatentsError(ValueError):
@@ -35,6 +42,44 @@ class NonFiniteLatentsError(ValueError):
     self.rows = rows
 
 
+class Given(NamedTuple):
+  """Latents of one modality that are given.
+
+  Attributes:
+    latents: clean [B, T, ..., C]; anything finite where none is given.
+    clean_BT: bool, given and shown at time 0; `None` if there are none.
+    renoised_BT: bool, given and noised to the level of each step; `None` if
+      there are none.
+    noise: standard normal in the shape of `latents`, with which they are
+      noised; `None` without `renoised_BT`.
+  """
+
+  latents: jax.Array
+  clean_BT: jax.Array | None = None
+  renoised_BT: jax.Array | None = None
+  noise: jax.Array | None = None
+
+  def insert(self, x: jax.Array, sigma: jax.Array | float) -> jax.Array:
+    """Put the given latents into samples at a noise level.
+
+    Args:
+      x: samples [B, T, ..., C] at noise level `sigma`.
+      sigma: noise level; 0 inserts all of them clean.
+    """
+    if self.renoised_BT is not None and self.noise is not None:
+      sigma_BT = jnp.full((1, 1), sigma, jnp.float32)
+      noised = diffusion.interpolate(self.latents, self.noise, sigma_BT)
+      x = jnp.where(_over_cells(self.renoised_BT, x), noised, x)
+    if self.clean_BT is not None:
+      x = jnp.where(_over_cells(self.clean_BT, x), self.latents, x)
+    return x
+
+
+def _over_cells(mask_BT: jax.Array, x: jax.Array) -> jax.Array:
+  """A mask of latents in time, with the number of axes of latents."""
+  return mask_BT.reshape(*mask_BT.shape, *(1,) * (x.ndim - 2))
+
+
 class Inputs(NamedTuple):
   """What a whole run of steps is given, besides the noise.
 
@@ -42,30 +87,35 @@ class Inputs(NamedTuple):
     conditions: of the doubled batch, see `guidance`.
     block_mask_GB: blocks of the doubled batch, see `guidance.slg_mask`.
     scales: guidance scale of each modality.
-    first_frame: clean first latent frame [B, 1, H, W, C], or `None`.
+    given: given latents of each modality, or `None`.
   """
 
   conditions: fusion.Conditions
   block_mask_GB: jax.Array
   scales: AV[float]
-  first_frame: jax.Array | None = None
+  given: AV[Given | None] = NONE_GIVEN
 
 
-def inpaint_first_frame(x: AV[jax.Array], first: jax.Array | None) -> AV[Any]:
-  """Put the clean first frame over the video's first latent frame."""
-  if first is None:
-    return x
-  return x._replace(video=x.video.at[:, :1].set(first))
+def insert_given(
+  x: AV[jax.Array], given: AV[Given | None], sigma: jax.Array | float
+) -> AV[jax.Array]:
+  """Put given latents into samples at a noise level, see `Given.insert`."""
+
+  def one(name: str, value: jax.Array) -> jax.Array:
+    found = getattr(given, name)
+    return value if found is None else found.insert(value, sigma)
+
+  return x.map(one)
 
 
-def frame_times(x: AV[jax.Array], t: jax.Array, clean_first: bool) -> AV[Any]:
-  """Times_BT of each modality: t, and 0 for a clean first frame."""
-  batch = jax.tree.leaves(x)[0].shape[0]
-  times = jax.tree.map(lambda _: jnp.full((batch, 1), t), x)
-  if clean_first:
-    first_and_others = jnp.full((batch, 2), t).at[:, 0].set(0.0)
-    times = times._replace(video=first_and_others)
-  return times
+def clean_masks(given: AV[Any]) -> AV[Any]:
+  """Masks_BT of the latents that the model sees at time 0."""
+  return given.map(lambda _, found: found.clean_BT)
+
+
+def times(x: AV[jax.Array], t: jax.Array) -> AV[jax.Array]:
+  """Times_BT of each modality, T = 1."""
+  return jax.tree.map(lambda a: jnp.full((a.shape[0], 1), t), x)
 
 
 def _whole(tree: Any) -> Any:
@@ -85,6 +135,7 @@ def step(
   state: AV[Any],
   t: jax.Array,
   row: jax.Array,
+  sigma: jax.Array,
 ) -> tuple[AV[jax.Array], AV[Any]]:
   """One guided step of every modality.
 
@@ -92,23 +143,24 @@ def step(
     model: the denoiser.
     method: the solver.
     params: the denoiser's parameters.
-    inputs: conditions and guidance.
+    inputs: conditions, guidance and given latents.
     x: samples at this step's noise level, float32.
     state: the solver's state of each modality.
     t: this step's time for the model, in [0, 1000].
     row: this step's coefficients of the solver.
+    sigma: this step's noise level, in [0, 1].
 
   Returns:
     Samples at the next noise level, and the solver's states.
   """
-  x = inpaint_first_frame(x, inputs.first_frame)
-  times = frame_times(x, t, inputs.first_frame is not None)
+  x = insert_given(x, inputs.given, sigma)
   velocities: Any = model.apply(
     {"params": params},
     guidance.duplicate_for_cfg(x),
-    guidance.duplicate_for_cfg(times),
+    guidance.duplicate_for_cfg(times(x, t)),
     inputs.conditions,
     inputs.block_mask_GB,
+    given_BT=guidance.duplicate_for_cfg(clean_masks(inputs.given)),
   )
   velocities = guidance.apply_cfg(velocities, inputs.scales)
   following, states = {}, {}
@@ -134,13 +186,13 @@ def denoise(
     model: the denoiser.
     method: the solver.
     params: the denoiser's parameters.
-    inputs: conditions and guidance.
+    inputs: conditions, guidance and given latents.
     noise: standard normal, video [B, T, H, W, C] and audio [B, T, C]; kept.
     levels: the noise levels to visit.
     on_step: called with the number of finished steps, once each is done.
 
   Returns:
-    Clean latents of every modality, float32.
+    Clean latents of every modality, float32; given ones as they were given.
 
   Raises:
     NonFiniteLatentsError: after the first step that ends in NaN or infinity.
@@ -150,7 +202,8 @@ def denoise(
   rows = method.coefficients(levels.sigmas)
   for i in range(levels.steps):
     t = np.float32(levels.t[i])
-    x, state = step(model, method, params, inputs, x, state, t, rows[i])
+    sigma = np.float32(levels.sigmas[i])
+    x, state = step(model, method, params, inputs, x, state, t, rows[i], sigma)
     # Few bytes, once the step is done.
     finite_MB = np.asarray(_are_finite(x))
     if not finite_MB.all():
@@ -162,7 +215,7 @@ def denoise(
         np.flatnonzero(~finite_MB.all(0)).tolist(),
       )
     on_step(i + 1)
-  return inpaint_first_frame(x, inputs.first_frame)
+  return insert_given(x, inputs.given, 0.0)
 
 
 @jax.jit

@@ -16,17 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ovi_jax import cli
-from ovi_jax import storage
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.lora import apply as lora_lib
-from ovi_jax.media import images
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
 from ovi_jax.pretrained import component_loader
-from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
@@ -57,18 +54,6 @@ class SamplingComponents(component_loader.Components):
   def channels(self) -> AV[int]:
     """Latent channels of each modality."""
     return self.arch.fusion.map(lambda _, tower: tower.channels)
-
-  def encode_images(
-    self, paths: Sequence[storage.AnyPath], encoder: encoders.VideoEncoder
-  ) -> dict[storage.AnyPath, np.ndarray]:
-    """First latent frame [1, H, W, C] of each picture, on the host."""
-    latents, area = {}, self.manifest.geometry.area
-    for path in dict.fromkeys(paths):
-      picture_HWC, _ = images.read_image(path)
-      image_HWC = images.first_frame(picture_HWC, area)
-      latent_THWC = np.asarray(encoder.encode(image_HWC[None, None])[0])
-      latents[path] = self.require_finite(latent_THWC, "video_vae")
-    return latents
 
   def denoiser(self) -> "Denoiser":
     """Load the model of the loop, without `loras`."""
@@ -129,7 +114,7 @@ class Denoiser:
     positives: Sequence[np.ndarray],
     negative: AV[np.ndarray],
     settings: settings_lib.Settings,
-    first_frame: np.ndarray | None = None,
+    given: AV[denoise.Given | None] = denoise.NONE_GIVEN,
     on_step: Callable[[int], Any] = lambda _: None,
   ) -> AV[jax.Array]:
     """Denoise a batch of clips.
@@ -139,7 +124,7 @@ class Denoiser:
       positives: text_SE of each clip's prompt, S its own tokens.
       negative: text_SE of each tower's negative prompt, for all clips.
       settings: solver, steps, guidance.
-      first_frame: clean first latents [B, 1, H, W, C], or `None`.
+      given: given latents of each modality.
       on_step: called with the number of finished steps.
 
     Returns:
@@ -156,7 +141,6 @@ class Denoiser:
       text = text_pairs(
         positives, negative, self.components.text_length, self.model.backend
       )
-      first = None if first_frame is None else jnp.asarray(first_frame)
       batch, depth = len(positives), self.model.config.video.num_layers
       inputs = denoise.Inputs(
         conditions(
@@ -164,7 +148,7 @@ class Denoiser:
         ),
         jnp.asarray(guidance.slg_mask(depth, batch, settings.slg_layer)),
         settings.guidance_scale,
-        first,
+        jax.tree.map(jnp.asarray, given),
       )
       return denoise.denoise(
         self.model, method, self.params, inputs, x, levels, on_step
@@ -175,7 +159,7 @@ class Denoiser:
     latents: AV[jax.Array],
     noise: AV[np.ndarray],
     positive: np.ndarray,
-    first_frame: np.ndarray | None = None,
+    given: AV[denoise.Given | None] = denoise.NONE_GIVEN,
     heads: attention_maps.Heads = (),
   ) -> attention_maps.Maps:
     """What the towers attend to of each other, in a clip that is there.
@@ -184,20 +168,20 @@ class Denoiser:
       latents: clean video_BTHWC and audio_BTC, B = 1.
       noise: video_THWC and audio_TC, standard normal.
       positive: text_SE of the prompt.
-      first_frame: as the clip was made from, or `None`.
+      given: latents, B = 1, that the clip was made from.
       heads: see `attention_maps.measure`.
     """
     with self.components.computing():
-      given = AV(positive, positive)
+      both = AV(positive, positive)
       limit = self.components.text_length
-      doubled = text_pairs([positive], given, limit, self.model.backend)
+      doubled = text_pairs([positive], both, limit, self.model.backend)
       return attention_maps.measure(
         self.model,
         self.params,
         latents,
         jax.tree.map(lambda a: jnp.asarray(a, jnp.float32)[None], noise),
         jax.tree.map(lambda a: jnp.asarray(a[:1]), doubled),
-        clean_first=first_frame is not None,
+        clean_BT=jax.tree.map(jnp.asarray, denoise.clean_masks(given)),
         heads=heads,
       )
 

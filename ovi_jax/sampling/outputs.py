@@ -137,9 +137,9 @@ def is_complete(
 
 
 def _content(value: Any) -> Any:
-  """What counts of a recipe's entry: of an image not where it lay."""
+  """What counts of a recipe's entry: of given files not where they lay."""
   if isinstance(value, Mapping):
-    return {k: v for k, v in value.items() if k != "path"}
+    return {k: _content(v) for k, v in value.items() if k != "path"}
   return value
 
 

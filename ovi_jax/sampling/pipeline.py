@@ -39,6 +39,7 @@ from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import background
+from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
@@ -53,6 +54,8 @@ T = TypeVar("T")
 OnStep = Callable[[int], Any]
 Track = Callable[[int, Sequence[planning.Job]], AbstractContextManager[OnStep]]
 _ADAPTED = "denoiser with LoRAs"  # a loaded component
+# Clean latents of a clip's given files.
+LatentsOf = Callable[[planning.Job], AV[np.ndarray]]
 # Settings of the loaded weights, which a call cannot change.
 LOADED = (
   "variant",
@@ -229,6 +232,11 @@ class Pipeline:
     prompt: str | Sequence[str],
     *,
     image: str | os.PathLike[str] | None = None,
+    last_image: str | os.PathLike[str] | None = None,
+    video: str | os.PathLike[str] | None = None,
+    audio: str | os.PathLike[str] | None = None,
+    keep: str | Sequence[tuple[float, float]] | None = None,
+    keep_audio_until: float | None = None,
     noise: str | os.PathLike[str] = "",
     progress: bool | Callable[[int, int], Any] = True,
     **settings: Any,
@@ -238,7 +246,14 @@ class Pipeline:
     Args:
       prompt: what to see, say and hear; or several. Prompts that are equal are
         made once.
-      image: picture of the first frame, for all prompts.
+      image: picture of the first frame, for all prompts, as all files.
+      last_image: picture of the last frame.
+      video: file whose picture is given; its sound is generated.
+      audio: file whose sound is given; the picture is generated.
+      keep: intervals in which the picture and sound of `video`, or the sound of
+        `audio`, are given, and not outside of them: "0-2,4-5", or pairs of
+        seconds.
+      keep_audio_until: seconds up to which the sound of `video` is given.
       noise: .npz to start from, see `sample.py --noise`.
       progress: whether to draw bars; or a function that is called with the
         finished steps and the total over all clips.
@@ -265,7 +280,16 @@ class Pipeline:
     requests = [
       dataclasses.replace(request, index=number)
       for number, text in enumerate([prompt] if one else prompt, 1)
-      for request in requests_lib.from_prompt(text, image, chosen.mode)
+      for request in requests_lib.from_prompt(
+        text,
+        image,
+        chosen.mode,
+        last_image=last_image,
+        video=video,
+        audio=audio,
+        keep=keep,
+        keep_audio_until=keep_audio_until,
+      )
     ]
     if not requests:
       raise ValueError("expected a prompt or several, got none")
@@ -312,8 +336,8 @@ class Pipeline:
 
     Raises:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
-      ValueError: an image cannot be read, or decoded values are not finite;
-        names the clip.
+      ValueError: a given file cannot be read, or decoded values are not
+        finite; names the clip.
       Exception: of `finish`, at the next step. An exception ends the run: the
         clip that is being finished is completed, the others are dropped.
     """
@@ -323,48 +347,55 @@ class Pipeline:
     encoder = self._load("text", lambda: encoders.TextEncoder.load(components))
     embedded = encoder.texts([*(job.text for job in jobs), *negative])
     del encoder  # freed before the DiT is loaded, unless it is kept
-    images = self._encode_images(
-      [job.request.image for job in jobs if job.request.image is not None]
-    )
-    _log.info("loading the denoiser on %d device(s)", components.mesh.size)
-    denoiser = self._load("denoiser", components.denoiser)
-    if components.loras:
-      base = denoiser
-      denoiser = self._load(_ADAPTED, lambda: base.with_loras(components.loras))
-    decoder = self._load("decoder", lambda: decoders.Decoder.load(components))
-    decodes_here = components.mesh.size > 1 or cli.platform() != "cpu"
-    finished: dict[storage.AnyPath, futures.Future[T]] = {}
-    with background.Worker(settings.batch_size) as worker:
-      for batch in planning.batches(jobs, settings.batch_size):
-        starts = [noise or self._noise_of(job) for job in batch]
-        texts = [embedded[job.text] for job in batch]
-        firsts = [
-          images[job.request.image]
-          for job in batch
-          if job.request.image is not None
-        ]
-        with track(len(finished) + 1, batch) as on_step, _rows_named(batch):
-          latents = denoiser.sample(
-            jax.tree.map(lambda *rows: np.stack(rows), *starts),
-            texts,
-            AV(*(embedded[n] for n in negative)),
-            settings,
-            np.stack(firsts) if firsts else None,
-            worker.checked(on_step),
-          )
-        for row, job in enumerate(batch):
-          own = jax.tree.map(operator.itemgetter(slice(row, row + 1)), latents)
-          measure = None
-          if heads is not None:
-            first = firsts[row] if firsts else None
-            measure = functools.partial(
-              denoiser.maps, own, starts[row], texts[row], first, heads
+    with self._encoded(jobs) as latents_of:
+      _log.info("loading the denoiser on %d device(s)", components.mesh.size)
+      denoiser = self._load("denoiser", components.denoiser)
+      if components.loras:
+        base = denoiser
+        denoiser = self._load(
+          _ADAPTED, lambda: base.with_loras(components.loras)
+        )
+      decoder = self._load("decoder", lambda: decoders.Decoder.load(components))
+      decodes_here = components.mesh.size > 1 or cli.platform() != "cpu"
+      finished: dict[storage.AnyPath, futures.Future[T]] = {}
+      with background.Worker(settings.batch_size) as worker:
+        for batch in planning.batches(jobs, settings.batch_size):
+          starts = [noise or self._noise_of(job) for job in batch]
+          texts = [embedded[job.text] for job in batch]
+          given = [
+            conditions.arrays(
+              job.given, latents_of(job), start, job.conditioning
             )
-          made = Made(job=job, latents=own, decoder=decoder, measure=measure)
-          if decodes_here:
-            with _named(job):
-              _ = made.clip, made.maps
-          finished[job.path] = worker.submit(_finish, finish, made)
+            for job, start in zip(batch, starts)
+          ]
+          with track(len(finished) + 1, batch) as on_step, _rows_named(batch):
+            latents = denoiser.sample(
+              jax.tree.map(lambda *rows: np.stack(rows), *starts),
+              texts,
+              AV(*(embedded[n] for n in negative)),
+              settings,
+              conditions.stack(given),
+              worker.checked(on_step),
+            )
+          for row, job in enumerate(batch):
+            own = jax.tree.map(
+              operator.itemgetter(slice(row, row + 1)), latents
+            )
+            measure = None
+            if heads is not None:
+              measure = functools.partial(
+                denoiser.maps,
+                own,
+                starts[row],
+                texts[row],
+                conditions.stack(given[row : row + 1]),
+                heads,
+              )
+            made = Made(job=job, latents=own, decoder=decoder, measure=measure)
+            if decodes_here:
+              with _named(job):
+                _ = made.clip, made.maps
+            finished[job.path] = worker.submit(_finish, finish, made)
     return [finished[job.path].result() for job in jobs]
 
   def _noise_of(self, job: planning.Job) -> AV[np.ndarray]:
@@ -382,17 +413,67 @@ class Pipeline:
       self._loaded[name] = made
     return made
 
-  def _encode_images(
-    self, paths: Sequence[storage.AnyPath]
-  ) -> dict[storage.AnyPath, np.ndarray]:
-    """First latent frame [1, H, W, C] of each picture, on the host."""
-    if not paths:
+  @contextlib.contextmanager
+  def _encoded(self, jobs: Sequence[planning.Job]) -> Iterator[LatentsOf]:
+    """Encode given files; their latents wait on disk, not in memory.
+
+    Yields:
+      Clean latents video_THWC and audio_TC of a clip, where it is given any.
+    """
+    with storage.spool() as folder:
+      paths: dict[Any, AV[Any]] = {}
+      for name, load, encode in (
+        ("video", encoders.VideoEncoder.load, self._encode_video),
+        ("audio", encoders.AudioEncoder.load, self._encode_audio),
+      ):
+        by_files = {
+          _files(job): job
+          for job in jobs
+          if getattr(job.given, name) is not None
+        }
+        saved = self._save(name, by_files, load, encode, folder)
+        for files, path in saved.items():
+          paths[files] = paths.get(files, AV())._replace(**{name: path})
+      yield lambda job: jax.tree.map(np.load, paths.get(_files(job), AV()))
+
+  def _save(
+    self,
+    name: str,
+    jobs: Mapping[Any, planning.Job],
+    load: Callable[[Any], Any],
+    encode: Callable[[planning.Job, Any], np.ndarray],
+    folder: pathlib.Path,
+  ) -> dict[Any, pathlib.Path]:
+    """Encode one modality of given files; the encoder is freed at the end."""
+    if not jobs:
       return {}
-    components = self.components
-    encoder = self._load(
-      "images", lambda: encoders.VideoEncoder.load(components)
+    encoder = self._load(f"{name}_encoder", lambda: load(self.components))
+    paths = {}
+    for number, (files, job) in enumerate(jobs.items()):
+      paths[files] = folder / f"{name}_{number}.npy"
+      with _named(job):
+        np.save(paths[files], encode(job, encoder))
+    return paths
+
+  def _encode_video(
+    self, job: planning.Job, encoder: encoders.VideoEncoder
+  ) -> np.ndarray:
+    request, area = job.request, self.components.manifest.geometry.area
+    latents_THWC = conditions.encode_video(
+      request.image, request.given, job.clip, area, encoder
     )
-    return components.encode_images(paths, encoder)
+    return self.components.require_finite(latents_THWC, "video_vae")
+
+  def _encode_audio(
+    self, job: planning.Job, encoder: encoders.AudioEncoder
+  ) -> np.ndarray:
+    latents_TC = conditions.encode_audio(job.request.given, job.clip, encoder)
+    return self.components.require_finite(latents_TC, "audio_vae")
+
+
+def _files(job: planning.Job) -> Any:
+  """What the given latents of a clip depend on."""
+  return job.request.image, job.request.given, job.clip
 
 
 def _finish(finish: Callable[[Made], T], made: Made) -> T:

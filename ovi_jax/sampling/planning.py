@@ -17,11 +17,13 @@ from ovi_jax import config as config_lib
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import storage
+from ovi_jax import untrusted
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import requests as requests_lib
@@ -41,6 +43,12 @@ class Job:
   clip: geometry.Clip
   recipe: dict[str, Any]  # written beside the clip; equal recipe, equal clip
   path: storage.AnyPath
+  conditioning: str = conditions.RENOISE  # of `conditions.MODES`
+
+  @property
+  def given(self) -> AV[np.ndarray]:
+    """The latents in time that are given, see `conditions.masks`."""
+    return self.request.masks(self.clip)
 
 
 def resolve_settings(
@@ -166,7 +174,7 @@ def plan(
   out: storage.AnyPath,
   noise: str | os.PathLike[str],
 ) -> tuple[list[Job], AV[np.ndarray] | None]:
-  """Resolve prompts, sizes and names of all clips; reads images, no weights.
+  """Resolve prompts, sizes and names of all clips; reads files, no weights.
 
   Args:
     requests: see `run`.
@@ -200,7 +208,7 @@ def plan(
   depth = components.arch.fusion.video.num_layers
   if settings.slg_layer >= depth:
     _log.info("note: there is no block %d, none is skipped", settings.slg_layer)
-  clips = [variant.clip(*request.size) for request in expanded]
+  clips = _clips(expanded, variant)
   given = _noise(noise, clips, components.channels) if noise else None
   tokenizer = components.tokenizer()
   again = count - len(expanded)
@@ -214,6 +222,7 @@ def plan(
   noted: set[str] = set()
   for request, clip in zip(expanded, clips):
     text, notes = prompts.format_for(request.prompt, variant)
+    notes += _length_notes(request, clip, variant)
     notes += tokenizer.notes([text], components.text_length) + request.notes
     if unread := tokenizer.unread(text):
       notes += (
@@ -237,12 +246,63 @@ def plan(
       if line not in noted:
         _log.info("%s", line)
       noted.add(line)
-    recipe = _metadata(request, text, settings, components, given)
-    path = out / f"{request.stem}.mp4"
+    recipe = _metadata(request, clip, text, settings, components, given)
     jobs.append(
-      Job(request=request, text=text, clip=clip, recipe=recipe, path=path)
+      Job(
+        request=request,
+        text=text,
+        clip=clip,
+        recipe=recipe,
+        path=out / f"{request.stem}.mp4",
+        conditioning=settings.conditioning,
+      )
     )
   return jobs, given
+
+
+def _clips(
+  requests: Sequence[requests_lib.Request], variant: geometry.Variant
+) -> list[geometry.Clip]:
+  """Sizes of all clips; ValueError lists what cannot be made of their files."""
+  clips, problems = [], []
+  for request in requests:
+    frames = None
+    try:
+      if request.seconds is not None:
+        frames = conditions.latent_frames(
+          request.seconds, variant.latent_frames
+        )
+      clip = variant.clip(*request.size, frames)
+      conditions.check_masks(request.given, request.masks(clip), clip)
+      clips.append(clip)
+    except ValueError as error:
+      problems.append(f"row {request.index}: {error}")
+  if problems:
+    listed = "\n  ".join(untrusted.shortened(list(dict.fromkeys(problems))))
+    raise ValueError(f"unfit files:\n  {listed}")
+  return clips
+
+
+def _length_notes(
+  request: requests_lib.Request, clip: geometry.Clip, variant: geometry.Variant
+) -> tuple[str, ...]:
+  """What a clip has more or less of than the files it is made from."""
+  if request.seconds is None:
+    return ()
+  seconds = clip.frames / geometry.FPS
+  files = " and ".join(request.given.files)
+  if clip.latent_frames == variant.latent_frames:
+    if request.seconds > seconds + 1 / geometry.FPS:
+      return (f"the first {seconds:.2f} of {request.seconds:.2f} s are used",)
+    if request.seconds < seconds - 1 / geometry.FPS:
+      return (
+        f"{files}: {request.seconds:.2f} of {seconds:.2f} s, the last frame is"
+        " repeated and silence appended",
+      )
+    return ()
+  return (
+    f"the clip lasts {seconds:.2f} s, as much of {files} as whole latents hold",
+  )
 
 
 def batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
@@ -253,13 +313,14 @@ def batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
     batch_size: clips of a batch, at most.
 
   Returns:
-    Clips of the same latent sizes, all with a first frame or all without, in
-    their order; a batch stands where its first clip does.
+    Clips of the same latent sizes, of which the same kinds of latents are
+    given, in their order; a batch stands where its first clip does.
   """
   made: list[list[Job]] = []
   latest: dict[Any, list[Job]] = {}
   for job in jobs:
-    key = job.clip, job.request.image is None
+    parts = conditions.split(job.given, job.conditioning)
+    key = job.clip, jax.tree.structure(parts)
     if key not in latest or len(latest[key]) == batch_size:
       latest[key] = []
       made.append(latest[key])
@@ -286,6 +347,7 @@ def _noise(
 
 def _metadata(
   request: requests_lib.Request,
+  clip: geometry.Clip,
   text: str,
   settings: settings_lib.Settings,
   components: denoisers.SamplingComponents,
@@ -296,6 +358,11 @@ def _metadata(
   if request.image is not None:
     content = weights_dir.digest_of(request.image)
     image = {"path": str(request.image), "sha256": content}
+  # A clip from a prompt, or a prompt and a first frame, has no such entry.
+  given = request.given.metadata(weights_dir.digest_of)
+  if given:
+    given["latent_frames"] = clip.latent_frames
+    given["conditioning"] = settings.conditioning
   manifest = components.manifest
   config = settings.metadata() | {"seed": request.seed}
   config.pop("samples_per_prompt")
@@ -304,6 +371,7 @@ def _metadata(
     "prompt": request.prompt,
     "text": text,
     "image": image,
+    **({"given": given} if given else {}),
     "seed": request.seed,
     "height": request.size[0],
     "width": request.size[1],

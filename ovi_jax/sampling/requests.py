@@ -1,19 +1,24 @@
-"""What to generate: prompts and images, checked before weights are loaded.
+"""What to generate: prompts and given files, checked before weights are loaded.
 
 A prompt given directly, or a CSV or TSV file with a header: `text_prompt` and,
-if wanted, `image_path` and `seed`. (`validate_and_process_user_prompt` and
-`inference.py` of the original.)
+if wanted, `image_path`, `seed` and the other columns of `COLUMNS`.
+(`validate_and_process_user_prompt` and `inference.py` of the original.)
 """
 
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from ovi_jax import config as config_lib
 from ovi_jax import geometry
@@ -21,15 +26,27 @@ from ovi_jax import prompt as prompts
 from ovi_jax import storage
 from ovi_jax import tables
 from ovi_jax import untrusted
+from ovi_jax.media import fitting
 from ovi_jax.media import images
+from ovi_jax.modality import AV
+from ovi_jax.sampling import conditions
 
 # auto: image-to-video where a row has an image; t2v: images are ignored;
 # i2v: every row must have one.
 MODES = ("auto", "t2v", "i2v")
 PROMPT_COLUMN, IMAGE_COLUMN = "text_prompt", "image_path"
 SEED_COLUMN = "seed"
+# Column of each field of `conditions.Conditions`.
+COLUMNS = {
+  "last_image": "last_image_path",
+  "video": "video_path",
+  "audio": "audio_path",
+  "keep": "keep",
+  "keep_audio_until": "keep_audio_until",
+}
 SEEDS = 2**32
 _HASH_LENGTH = 10  # hexadecimal digits of a name
+_NOTED_CUT = 0.05  # fraction of a picture that is cut without a note
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,28 +56,47 @@ class Request:
   Attributes:
     prompt: as the user wrote it.
     image: picture of the first frame, or None for text-to-video.
+    given: further files that are given.
     index: row of the input, from 1.
     seed: of the noise; `None` for the settings', which `expand` fills in.
     size: height and width of the clip in pixels; set by `expand`.
-    notes: to show the user, on how the image was read; set by `expand`.
+    seconds: length of the given media; `None` for that of the weights; set by
+      `expand`.
+    silent: the given video has no sound; set by `expand`.
+    notes: to show the user, on how files were read; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
   """
 
   prompt: str
   image: storage.AnyPath | None
+  given: conditions.Conditions = dataclasses.field(
+    default_factory=conditions.Conditions
+  )
   index: int = 1
   seed: int | None = None
   size: tuple[int, int] = (0, 0)
+  seconds: float | None = None
+  silent: bool = False
   notes: tuple[str, ...] = ()
   stem: str = ""
 
   def __post_init__(self):
     if problem := prompts.unreadable(self.prompt):
       raise ValueError(f"the prompt {problem}")
+    self.given.check(self.image is not None)
+
+  def masks(self, clip: geometry.Clip) -> AV[np.ndarray]:
+    """The latents in time that are given, see `conditions.masks`."""
+    return conditions.masks(
+      self.given, self.image is not None, self.silent, clip
+    )
 
 
 def from_prompt(
-  prompt: str, image: str | os.PathLike[str] | None = None, mode: str = "auto"
+  prompt: str,
+  image: str | os.PathLike[str] | None = None,
+  mode: str = "auto",
+  **given: Any,
 ) -> list[Request]:
   """Make the request of one prompt.
 
@@ -68,15 +104,18 @@ def from_prompt(
     prompt: description of video and audio.
     image: picture of the first frame.
     mode: one of `MODES`.
+    **given: fields of `conditions.Conditions`; `None` for those not given.
+      `keep` is a text such as "0-2,4-5", or pairs of seconds.
 
   Returns:
     A list of one request.
 
   Raises:
-    ValueError: the mode is unknown, the prompt empty, or the image missing.
+    ValueError: the mode is unknown, the prompt empty, a file missing, or what
+      is given cannot be combined.
   """
   config_lib.check(config_lib.invalid_choice("mode", mode, MODES), "")
-  return [_request(prompt, image, mode, 1, [pathlib.Path()])]
+  return [_request(prompt, image, mode, 1, [pathlib.Path()], given)]
 
 
 def from_file(
@@ -86,8 +125,9 @@ def from_file(
 
   Args:
     path: a table (see `tables`) with a header: `text_prompt` and, optionally,
-      `image_path` and `seed`; other columns are ignored. Relative image paths
-      start at the current folder or, failing that, at the file's.
+      `image_path`, `seed` and those of `COLUMNS`; other columns are ignored.
+      Relative paths start at the current folder or, failing that, at the
+      file's.
     mode: one of `MODES`.
 
   Returns:
@@ -96,7 +136,8 @@ def from_file(
   Raises:
     ValueError: the mode is unknown, or the file is missing, empty, malformed,
       lacks the prompt column, or has rows without a prompt, with a missing
-      image or an invalid seed. Lists the first ten of these rows.
+      file, an invalid seed, or files that cannot be combined. Lists the first
+      ten of these rows.
   """
   config_lib.check(config_lib.invalid_choice("mode", mode, MODES), "")
   path = storage.locate(path)
@@ -104,20 +145,28 @@ def from_file(
 
   def parse(row: tables.Row) -> Request:
     image = row.cells[IMAGE_COLUMN].strip()
+    given: dict[str, Any] = {
+      name: row.cells[column].strip() or None
+      for name, column in COLUMNS.items()
+    }
+    until = "keep_audio_until"
+    given[until] = conditions.parse_seconds(until, given[until] or "")
     request = _request(
-      row.cells[PROMPT_COLUMN], image or None, mode, row.number, folders
+      row.cells[PROMPT_COLUMN], image or None, mode, row.number, folders, given
     )
     seed = _seed(row.cells[SEED_COLUMN].strip())
     return dataclasses.replace(request, seed=seed)
 
   rows = tables.read_table(
-    path, required=(PROMPT_COLUMN,), optional=(IMAGE_COLUMN, SEED_COLUMN)
+    path,
+    required=(PROMPT_COLUMN,),
+    optional=(IMAGE_COLUMN, SEED_COLUMN, *COLUMNS.values()),
   )
   return tables.parse_rows(path, rows, parse)
 
 
 def from_flags(
-  prompt: str, prompts_file: str, image: str, mode: str
+  prompt: str, prompts_file: str, image: str, mode: str, **given: Any
 ) -> list[Request]:
   """The requests of a command line; an empty argument was not given.
 
@@ -126,14 +175,17 @@ def from_flags(
     prompts_file: as of `from_file`.
     image: as of `from_prompt`.
     mode: one of `MODES`.
+    **given: as of `from_prompt`.
 
   Returns:
     The requests.
 
   Raises:
     ValueError: neither or both of `prompt` and `prompts_file` are given, an
-      image is given with a file, or as `from_prompt` and `from_file`.
+      image or another file is given with a table, or as `from_prompt` and
+      `from_file`.
   """
+  given = {n: v for n, v in given.items() if v is not None and v != ""}
   if bool(prompt) == bool(prompts_file):
     raise ValueError(
       "pass one of --prompt=TEXT and --prompts=FILE (CSV or TSV with a column"
@@ -143,10 +195,12 @@ def from_flags(
     # In a locale that is not UTF-8, Python has decoded it as something else.
     with contextlib.suppress(UnicodeError):
       prompt = os.fsencode(prompt).decode("utf-8")
-    return from_prompt(prompt, image or None, mode)
-  if image:
+    return from_prompt(prompt, image or None, mode, **given)
+  columns = {"image": IMAGE_COLUMN} | COLUMNS
+  if named := [*(["image"] if image else []), *given]:
     raise ValueError(
-      f"--image goes with --prompt; set {IMAGE_COLUMN} in {prompts_file}"
+      f"--{named[0]} goes with --prompt; set {columns[named[0]]} in"
+      f" {prompts_file}"
     )
   return from_file(prompts_file, mode)
 
@@ -162,38 +216,37 @@ def expand(
 ) -> list[Request]:
   """Repeat requests with new seeds, and settle sizes and output names.
 
-  Reads every image once, so a broken one is found here.
+  Reads every image and the headers of every other file once, so a broken one
+  is found here.
 
   Args:
     requests: from `from_prompt` or `from_file`.
     samples_per_prompt: repetitions of a request, at least 1.
     seed: of the first repetition of those that have none of their own;
       repetition k has seed + k.
-    height: pixels wished for without an image; only the ratio counts.
-    width: pixels wished for without an image.
+    height: pixels wished for without a picture; only the ratio counts.
+    width: pixels wished for without a picture.
     area: pixels a frame of the variant.
 
   Returns:
     The requests with seed, size and stem `prompt_hash_HxW_seed`; those that ask
-    for the very same clip (prompt, image, size and seed) once. The hash is of
-    the prompt and the image's content, so a name depends on no other request
-    and no two are alike, even where a file system ignores case.
+    for the very same clip (prompt, files, size and seed) once. The hash is of
+    the prompt and the content of all files, so a name depends on no other
+    request and no two are alike, even where a file system ignores case.
 
   Raises:
     ValueError: no repetition, a size or area that is not positive or too long
-      and narrow, or an image that cannot be read; every bad row is listed.
+      and narrow, or a file that cannot be read; every bad row is listed.
   """
   if samples_per_prompt < 1:
     raise ValueError(
       f"samples_per_prompt must be at least 1, got {samples_per_prompt}"
     )
   requests = list(requests)
-  sizes = _sizes(requests, geometry.snap(height, width, area), area)
+  found = _inspected(requests, geometry.snap(height, width, area), area)
   return _named(
-    dataclasses.replace(
-      request, seed=(first + k) % SEEDS, size=size, notes=notes
-    )
-    for request, (size, notes) in zip(requests, sizes, strict=True)
+    dataclasses.replace(request, seed=(first + k) % SEEDS)
+    for request in found
     for first in [seed if request.seed is None else request.seed]
     for k in range(samples_per_prompt)
   )
@@ -201,13 +254,17 @@ def expand(
 
 def _named(requests: Iterable[Request]) -> list[Request]:
   """The requests with their stems, given seeds and sizes; each clip once."""
-  digests: dict[storage.AnyPath | None, str | None] = {None: None}
+  sha256 = functools.cache(storage.sha256)
   named: dict[str, Request] = {}
   for request in requests:
     image = request.image
-    if image is not None and image not in digests:
-      digests[image] = storage.sha256(image)
-    content = json.dumps([request.prompt, digests[image]])
+    parts: list[Any] = [request.prompt, image and sha256(image)]
+    if given := request.given.metadata(sha256):
+      # Not where files are, as elsewhere.
+      for name in request.given.files:
+        given[name] = given[name]["sha256"]
+      parts.append(given)
+    content = json.dumps(parts)
     digest = hashlib.sha256(content.encode()).hexdigest()[:_HASH_LENGTH]
     height, width = request.size
     name = prompts.file_stem(request.prompt)
@@ -216,28 +273,70 @@ def _named(requests: Iterable[Request]) -> list[Request]:
   return list(named.values())
 
 
-def _sizes(
+def _inspected(
   requests: Sequence[Request], default: tuple[int, int], area: int
-) -> list[tuple[tuple[int, int], tuple[str, ...]]]:
-  """Height and width of each clip, and notes; an image decides for itself."""
-  known: dict[
-    storage.AnyPath | None, tuple[tuple[int, int], tuple[str, ...]]
-  ] = {None: (default, ())}
-  problems = []
+) -> list[Request]:
+  """The requests with sizes, lengths and notes, by their files.
+
+  The first picture decides the size: that of the first frame, else of the
+  video, else of the last frame.
+  """
+  picture = functools.cache(_picture)
+  inspect = functools.cache(conditions.inspect)
+  made, problems = [], []
   for request in requests:
-    if request.image is None or request.image in known:
-      continue
+    given, size = request.given, default
     try:
-      image_HWC, notes = images.read_image(request.image)
-      rows, columns, _ = image_HWC.shape
-      size = geometry.image_size(rows, columns, area)
-      known[request.image] = size, tuple(f"image: {n}" for n in notes)
+      found, notes = inspect(given), ()
+      if found.size is not None:
+        size = geometry.snap(*found.size, area)
+        notes += _cut("video", found.size, size)
+      pictures = {"image": request.image, "last_image": given.last_image}
+      for name, path in reversed(pictures.items()):
+        if path is not None:
+          shape, said = picture(path)
+          size = geometry.image_size(*shape, area)
+          notes += tuple(f"{name}: {n}" for n in said)
+      if given.last_image is not None:
+        notes += _cut("last_image", picture(given.last_image)[0], size)
     except ValueError as error:
       problems.append(f"row {request.index}: {error}")
+      continue
+    made.append(
+      dataclasses.replace(
+        request,
+        size=size,
+        seconds=found.seconds,
+        silent=found.silent,
+        notes=found.notes + notes,
+      )
+    )
   if problems:
     listed = "\n  ".join(untrusted.shortened(problems))
-    raise ValueError(f"unfit images:\n  {listed}")
-  return [known[r.image] for r in requests]
+    raise ValueError(f"unfit files:\n  {listed}")
+  return made
+
+
+def _picture(
+  path: storage.AnyPath,
+) -> tuple[tuple[int, int], tuple[str, ...]]:
+  """Rows and columns of a picture, and notes on how it was read."""
+  image_HWC, notes = images.read_image(path)
+  return image_HWC.shape[:2], notes
+
+
+def _cut(
+  name: str, found: tuple[int, int], size: tuple[int, int]
+) -> tuple[str, ...]:
+  """A note on what a picture loses when it is fitted to a clip's size."""
+  how = fitting.crop(*found, *size)
+  lost = 1 - size[0] * size[1] / (how.resized[0] * how.resized[1])
+  if lost < _NOTED_CUT:
+    return ()
+  return (
+    f"{name}: its middle is used, {lost:.0%} of each {found[0]}x{found[1]}"
+    f" picture is cut to fit {size[0]}x{size[1]}",
+  )
 
 
 def _request(
@@ -246,6 +345,7 @@ def _request(
   mode: str,
   index: int,
   folders: Sequence[storage.AnyPath],
+  given: Mapping[str, Any],
 ) -> Request:
   """A checked request."""
   if not prompts.clean(prompt):
@@ -254,13 +354,40 @@ def _request(
     raise ValueError(
       f"no image; mode i2v needs one ({IMAGE_COLUMN}), mode auto does not"
     )
-  if mode == "t2v" or image is None:
-    return Request(prompt=prompt, image=None, index=index)
-  given = storage.locate(image)
+  known = [field.name for field in dataclasses.fields(conditions.Conditions)]
+  if strange := sorted(given.keys() - set(known)):
+    near = config_lib.nearest(strange[0], known)
+    raise ValueError(f"{strange[0]} is unknown{near}")
+  fields: dict[str, Any] = {n: v for n, v in given.items() if v is not None}
+  if isinstance(fields.get("keep"), str):
+    fields["keep"] = conditions.parse_intervals(fields["keep"])
+  elif "keep" in fields:
+    text = ",".join(f"{a:g}-{b:g}" for a, b in fields["keep"])
+    fields["keep"] = conditions.parse_intervals(text)
+  if mode == "t2v":
+    image = None
+    fields.pop("last_image", None)
+  for name in ("last_image", "video", "audio"):
+    if name in fields:
+      what = "last image" if name == "last_image" else name
+      fields[name] = _find(fields[name], what, folders)
+  return Request(
+    prompt=prompt,
+    image=None if image is None else _find(image, "image", folders),
+    given=conditions.Conditions(**fields),
+    index=index,
+  )
+
+
+def _find(
+  path: str | os.PathLike[str], what: str, folders: Sequence[storage.AnyPath]
+) -> storage.AnyPath:
+  """The path of a given file; ValueError if there is none."""
+  given = storage.locate(path)
   places = [given]
   if isinstance(given, pathlib.Path) and not given.is_absolute():
     places = [folder / given for folder in folders]
-  found = next((p for p in places if _is_file(p)), None)
+  found = next((p for p in places if _is_file(p, what)), None)
   if found is None:
     absolute = dict.fromkeys(
       untrusted.printable(str(storage.absolute(p))) for p in places
@@ -268,16 +395,17 @@ def _request(
     folder = next((p for p in places if storage.exists(p)), None)
     if folder is not None:
       raise ValueError(
-        f"the image: {untrusted.printable(str(folder))} is no regular file"
+        f"the {what}: {untrusted.printable(str(folder))} is no regular file"
       )
+    ignore = ", or use mode t2v to ignore images" if "image" in what else ""
     raise ValueError(
-      f"the image is missing: {' or '.join(absolute)}; correct the path, or use"
-      " mode t2v to ignore images"
+      f"the {what} is missing: {' or '.join(absolute)}; correct the path"
+      f"{ignore}"
     )
-  return Request(prompt=prompt, image=found, index=index)
+  return found
 
 
-def _is_file(path: storage.AnyPath) -> bool:
+def _is_file(path: storage.AnyPath, what: str) -> bool:
   """Whether it is a file; ValueError if no file can have that name."""
   if not isinstance(path, pathlib.Path):
     try:
@@ -285,11 +413,11 @@ def _is_file(path: storage.AnyPath) -> bool:
     except FileNotFoundError:
       return False
     except OSError as error:
-      raise ValueError(f"the image cannot be opened: {error}") from error
+      raise ValueError(f"the {what} cannot be opened: {error}") from error
   name = str(path)
   if "\0" in name:
     raise ValueError(
-      f"the image's path holds a NUL character: {untrusted.printable(name)}"
+      f"the {what}'s path holds a NUL character: {untrusted.printable(name)}"
     )
   try:
     return path.is_file()
@@ -298,12 +426,12 @@ def _is_file(path: storage.AnyPath) -> bool:
       f" ({len(name)} characters)" if error.errno == errno.ENAMETOOLONG else ""
     )
     raise ValueError(
-      f"the image cannot be opened: {untrusted.printable(name)}{length}:"
+      f"the {what} cannot be opened: {untrusted.printable(name)}{length}:"
       f" {error.strerror}"
     ) from error
   except ValueError as error:
     raise ValueError(
-      f"the image's path is no name of a file: {untrusted.printable(name)}"
+      f"the {what}'s path is no name of a file: {untrusted.printable(name)}"
     ) from error
 
 

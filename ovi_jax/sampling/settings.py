@@ -14,6 +14,7 @@ from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import conditions
 from ovi_jax.sampling import requests
 from ovi_jax.sampling import solvers
 from ovi_jax.sharding import mesh as meshes
@@ -30,6 +31,7 @@ DEFAULTS: Mapping[str, Any] = {
     "video": "jitter, bad hands, blur, distortion",
     "audio": "robotic, muffled, echo, distorted",
   },
+  "conditioning": conditions.RENOISE,
 }
 
 
@@ -62,8 +64,10 @@ FIXED: Mapping[str, Any] = {
   "attention_heads": "",
   "shard_clips_over_hosts": False,
 }
-# Fields that say where a clip is made, not what it is.
-_EXECUTION_ONLY = (
+# Fields that say where a clip is made, not what it is, and one that is recorded
+# with the given files, which alone it applies to.
+_NOT_RECORDED = (
+  "conditioning",
   "batch_size",
   "mesh",
   "context_parallelism",
@@ -91,6 +95,8 @@ class Settings:
     slg_layer: block that the negative pass skips (skip-layer guidance); 0 =
       none.
     negative_prompt: negative prompt of each modality.
+    conditioning: how given latents are shown to the model, one of
+      `conditions.MODES`.
     dtype: compute dtype; "auto" is bfloat16 on accelerators, float32 on CPUs.
     attention: attention backend, "auto" or a key of
       `attention.attention.BACKENDS`.
@@ -121,6 +127,7 @@ class Settings:
   guidance_scale: AV[float]
   slg_layer: int
   negative_prompt: AV[str]
+  conditioning: str
   dtype: str
   attention: str
   context_parallelism: str
@@ -135,6 +142,7 @@ class Settings:
       for name, known in (
         ("solver", solvers.SOLVERS),
         ("mode", requests.MODES),
+        ("conditioning", conditions.MODES),
         ("dtype", config_lib.DTYPES),
         ("attention", (config_lib.AUTO, *attention.BACKENDS)),
         ("context_parallelism", context.STRATEGIES),
@@ -219,7 +227,7 @@ class Settings:
   def metadata(self) -> dict[str, Any]:
     """Fields that decide what a clip is, for the JSON beside it."""
     fields = dataclasses.asdict(self)
-    for name in _EXECUTION_ONLY:
+    for name in _NOT_RECORDED:
       del fields[name]
     for name in ("guidance_scale", "negative_prompt"):
       fields[name] = getattr(self, name)._asdict()

@@ -11,6 +11,8 @@ from typing import Any
 
 import ml_collections
 
+from ovi_jax import config_files
+
 MINI = "mini"
 AUDIO_ROPE = 0.19676  # ratio of the towers' token rates, as released
 TOWER = {
@@ -61,6 +63,7 @@ MINI_CODEC = MINI_OPTIMIZER | {
   "batch_size": 4,
   "checkpoint_every": 200,
 }
+CONDITIONS = ("first_frame", "last_frame", "prefix", "whole", "span")
 OPTIMIZER = {
   "name": "adamw",
   "learning_rate": 1e-4,
@@ -150,6 +153,26 @@ def codec(
   )
 
 
+def with_conditions(base: str, conditions: Mapping[str, Any]) -> Any:
+  """The config of a stage, trained with given latents.
+
+  Half of the examples have independent timesteps for the two modalities, so
+  that a clean modality is not the only one at another noise level.
+
+  Args:
+    base: of a config of both towers, see `config_files.load`; empty for
+      `fusion`.
+    conditions: fields of `objective.conditions`, by dotted path; the others are
+      set to 0.
+  """
+  config: Any = config_files.load(base or "fusion")
+  for name in ("video", "audio"):
+    config.objective.conditions[name].update(dict.fromkeys(CONDITIONS, 0.0))
+  config.objective.conditions.update_from_flattened_dict(conditions)
+  config.objective.timesteps.shared_prob = 0.5
+  return config
+
+
 def training(video: bool, audio: bool) -> Any:
   """The config of a stage, with values that most stages share."""
   return ml_collections.ConfigDict(
@@ -175,7 +198,12 @@ def training(video: bool, audio: bool) -> Any:
         },
         # Fraction of examples with the empty prompt, for each tower; ours.
         "cfg_dropout": {"video": 0.1, "audio": 0.1},
-        "i2v_prob": 0.0,
+        # Fraction of examples of which latents are given, by kind.
+        "conditions": {
+          "video": dict.fromkeys(CONDITIONS, 0.0),
+          "audio": dict.fromkeys(CONDITIONS, 0.0),
+          "prefix_seconds": (0.1, 2.0),
+        },
       },
       "optimizer": OPTIMIZER,
       "data": {

@@ -42,6 +42,7 @@ from ovi_jax.lora import names as lora_names
 from ovi_jax.models import architecture
 from ovi_jax.pretrained import weights
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import conditions as sampling_conditions
 from ovi_jax.sampling import settings as sampling_settings
 from ovi_jax.training import init_from
 from ovi_jax.training import param_filter
@@ -103,7 +104,11 @@ def export(
   needs = tuple(c for c in kept.architecture.components if c != "fusion")
   kept = weights_dir.read(rest, needs=needs)
   advised = _checked_advice(
-    {**(inherited_advice(workdir) or kept.sampling), **(sampling or {})},
+    {
+      **(inherited_advice(workdir) or kept.sampling),
+      **_conditioning(settings),
+      **(sampling or {}),
+    },
     sampling or {},
     settings,
   )
@@ -243,6 +248,13 @@ def inherited_advice(workdir: storage.AnyPath) -> Mapping[str, Any]:
     if not runs:
       return {}
     workdir = runs[0]
+  return {}
+
+
+def _conditioning(settings: settings_lib.Settings) -> dict[str, str]:
+  """Given latents are shown clean to towers that were trained with them."""
+  if settings.objective.conditions.more_than_first_frames:
+    return {"conditioning": sampling_conditions.CLEAN}
   return {}
 
 

@@ -38,6 +38,7 @@ from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import bad_steps
+from ovi_jax.training import conditions
 from ovi_jax.training import loop
 from ovi_jax.training import lora as loras
 from ovi_jax.training import optimizer
@@ -316,7 +317,7 @@ class Settings(RunSettings):
         what = "hidden_dim / num_heads" if name == "head_size" else name
         found = " and ".join(f"{size} of {n}" for n, size in sizes.items())
         problems.append(f"model: both towers need the same {what}, got {found}")
-    return problems
+    return problems + self.objective.conditions.problems(self.model)
 
   def check_sources(self) -> None:
     """Check that the settings define data and initial parameters.
@@ -645,6 +646,21 @@ def _objective(values: dict[str, Any]) -> flow_matching.ObjectiveConfig:
     diffusion.TimestepSampler,
     config_lib.take(values, "timesteps", "objective"),
     "objective.timesteps",
+  )
+  given = config_lib.take(values, "conditions", "objective")
+  at = "objective.conditions"
+  pair: dict[str, Any] = {
+    name: config_lib.build(
+      conditions.ConditionProbs,
+      config_lib.take(given, name, at),
+      f"{at}.{name}",
+    )
+    for name in AV._fields
+  }
+  # A stored config has lists.
+  pair |= {k: tuple(v) for k, v in given.items() if isinstance(v, list)}
+  made["conditions"] = config_lib.build(
+    conditions.ConditionsConfig, given | pair, at
   )
   return config_lib.build(
     flow_matching.ObjectiveConfig, values | made, "objective"

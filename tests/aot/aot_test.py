@@ -121,6 +121,22 @@ def test_a_step_of_a_batch_of_clips(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_step_with_given_latents_costs_as_much_as_image_to_video(tmp_path):
+  """Sound for a video, in the mode that has all kinds of masks."""
+  works = []
+  for name, words in (
+    ("i2v", ["--image=a.png"]),
+    ("v2a", ["--video=a.mp4", "--keep_audio_until=1"]),
+  ):
+    out = tmp_path / name
+    code, said = run("sample.py", "--aot=v6e:1x1", f"--out={out}", *words)
+    assert code == 0, said
+    (report,) = out.glob("aot_*.json")
+    works.append(json.loads(report.read_text())[0]["flops_ratio"])
+  assert works[1] == pytest.approx(works[0], rel=0.02)
+
+
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_a_model_that_exceeds_hbm_is_reported(tmp_path):
   """The released model on one chip of 16 GiB."""

@@ -47,6 +47,8 @@ NOT_RUN: Mapping[str, str] = {
   r" --download=": "network; tests/convert/download_test.py has a fake hub",
   r"configs/fine_tune\.py:weights/960x960_5s": "released weights;"
   " tests/training/fine_tuning_test.py",
+  r"configs/conditions/": "train.md trains the same objective;"
+  " tests/training/conditions_test.py",
   r"configs/codec_|training\.codecs\.assemble": "minutes of compilation each;"
   " tests/training/task_test.py and codecs/ do the same at smaller sizes",
   r" --workdir=runs/(?:tuned|more) | --data=runs/my_clips ": "fine_tune.md and"

@@ -7,6 +7,7 @@ import numpy as np
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
+from ovi_jax.training import conditions
 from ovi_jax.training import optimizer
 from ovi_jax.training import param_filter
 from ovi_jax.training import step
@@ -16,7 +17,10 @@ from tests.lib import standin_models
 CONFIG = standin_models.fusion_config()
 NULL = np.random.default_rng(9).standard_normal((1, 48), np.float32)
 SETTINGS = optimizer.OptimizerConfig(learning_rate=1e-3, ema_decay=0.9)
-OBJECTIVE = flow_matching.ObjectiveConfig(i2v_prob=0.3)
+FIRST_FRAMES = conditions.ConditionsConfig(
+  video=conditions.ConditionProbs(first_frame=0.3)
+)
+OBJECTIVE = flow_matching.ObjectiveConfig(conditions=FIRST_FRAMES)
 
 
 def batch(size: int = 8) -> schema.Batch:

@@ -34,11 +34,14 @@ def inputs(golden):
   return AV(*(np.repeat(x, 4, 0) for x in latents)), np.repeat(embedding, 4, 0)
 
 
-def times(t: float, batch: list[bool]) -> AV:
-  """Times of a batch; 0 for the first frame where `batch` is true."""
-  video = np.full((len(batch), 2), t, np.float32)
-  video[np.asarray(batch), 0] = 0
-  return AV(video, np.full((len(batch), 1), t, np.float32))
+def times(t: float, batch: int) -> AV:
+  """Times of a batch."""
+  return AV(*(np.full((batch, 1), t, np.float32) for _ in AV._fields))
+
+
+def first_frames(batch: list[bool], frames: int) -> AV:
+  """A mask that gives the first frame where `batch` is true."""
+  return AV(video=np.outer(batch, np.arange(frames) == 0))
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +55,21 @@ def forward(inputs):
   prompt = AV(text, text)
 
   @functools.partial(jax.jit, static_argnames=("dtype", "cached"))
-  def call(params, t_BT, dtype, cached):
+  def call(params, t_BT, given_BT, dtype, cached):
     # With the limit, 17 tokens at a time: the last 17 are not all there.
     limit = 17 * config.video.mlp_dim if cached else None
     model = fusion.FusionDiT(config, dtype, "xla", limit)
     given = prompt
     if cached:
       given = model.apply(params, latents, prompt, method="conditions")
-    return model.apply(params, latents, t_BT, given, keep)
+    return model.apply(params, latents, t_BT, given, keep, given_BT=given_BT)
 
   def run(t: float, dtype, cached: bool) -> AV:
     clean = [first for first, _ in CASES.values()]
-    t_BT = times(t, clean)
+    t_BT = times(t, len(clean))
+    given_BT = first_frames(clean, latents.video.shape[1])
     variables = {"params": standin_models.fusion_params()}
-    return call(variables, t_BT, jnp.dtype(dtype), cached)
+    return call(variables, t_BT, given_BT, jnp.dtype(dtype), cached)
 
   return run
 
@@ -156,6 +160,20 @@ def test_a_single_tower_equals_its_part_of_the_model(inputs, golden, name):
     reference = reference.transpose(1, 2, 3, 0)
   parity.assert_close(getattr(velocity, name)[0], reference, "forward")
   assert velocity.other(name) is None
+
+
+def test_a_mask_of_another_length_is_refused(inputs):
+  latents, text = jax.tree.map(lambda x: x[:1], inputs)
+  model = fusion.FusionDiT(standin_models.fusion_config())
+  variables = {"params": standin_models.fusion_params()}
+  mask = AV(video=np.ones((1, 9), bool))
+  with pytest.raises(
+    ValueError, match=r"mask .* must be \[B, 4\], got \(1, 9\)"
+  ):
+    jax.eval_shape(
+      functools.partial(model.apply, given_BT=mask),
+      *(variables, latents, times(500.0, 1), AV(text, text)),
+    )
 
 
 def test_released_parameter_counts():

@@ -17,10 +17,11 @@ def test_gelu_is_its_tanh_form_with_finite_gradients():
   assert layers.gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-def test_modulation_is_one_for_all_tokens_or_differs_for_the_first_ones():
+def test_modulation_is_one_for_all_tokens_or_differs_for_given_ones():
   x = jnp.arange(24.0).reshape(1, 6, 4)
   shift = jnp.array([1.0, 2.0]).reshape(1, 2, 1) * jnp.ones((1, 2, 4))
-  y = layers.modulate(x, shift, jnp.zeros_like(shift), 2, 1e-6)
-  np.testing.assert_allclose(y.mean(-1)[0], [1, 1, 2, 2, 2, 2], atol=1e-6)
-  y = layers.modulate(x, shift[:, :1], jnp.zeros_like(shift)[:, :1], 2, 1e-6)
+  given = jnp.array([[True, False, True, False, False, True]])
+  y = layers.modulate(x, shift, jnp.zeros_like(shift), given, 1e-6)
+  np.testing.assert_allclose(y.mean(-1)[0], [1, 2, 1, 2, 2, 1], atol=1e-6)
+  y = layers.modulate(x, shift[:, :1], jnp.zeros_like(shift)[:, :1], None, 1e-6)
   np.testing.assert_allclose(y.mean(-1)[0], np.ones(6), atol=1e-6)

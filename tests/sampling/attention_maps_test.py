@@ -92,7 +92,8 @@ def test_maps_are_measured_and_written(tmp_path):
   np.testing.assert_array_equal(chosen.video_THWS, maps.video_THWS)
   near = np.mean([maps.audio_near_GN[place] for place in heads])
   assert chosen.near_diagonal().audio == pytest.approx(near, rel=1e-4)
-  fixed = attention_maps.measure(model, params, latents, noise, text, True)
+  first = AV(video=np.array([[True, False, False]]))
+  fixed = attention_maps.measure(model, params, latents, noise, text, first)
   assert np.abs(fixed.audio_STHW - maps.audio_STHW).max() > 1e-6
   assert jax.tree.structure(fixed) == jax.tree.structure(maps)
   frames = np.zeros((9, 64, 96, 3), np.uint8)

@@ -31,7 +31,11 @@ def run(golden):
   )
 
   def call(
-    name: str, first=None, params=None, scales=SCALES, steps: int = 8
+    name: str,
+    given=denoise.NONE_GIVEN,
+    params=None,
+    scales=SCALES,
+    steps: int = 8,
   ) -> AV:
     model = fusion.FusionDiT(standin_models.fusion_config())
     params = standin_models.fusion_params() if params is None else params
@@ -42,7 +46,7 @@ def run(golden):
       return model.apply(*given, method="conditions")
 
     inputs = denoise.Inputs(
-      conditions(params), guidance.slg_mask(3, 1, 1), scales, first
+      conditions(params), guidance.slg_mask(3, 1, 1), scales, given
     )
     method = solvers.named(name)
     levels = method.schedule(steps, 5.0)
@@ -66,11 +70,50 @@ def test_solvers_end_where_the_original_does(run, golden, name):
 
 def test_image_to_video_equals_the_original(run, golden):
   theirs = reference(golden, "i2v")
-  first = jnp.asarray(theirs.video[None, :1])
-  ours = run("unipc", first)
+  is_first = np.arange(len(theirs.video)) == 0
+  given = denoise.Given(theirs.video[None], is_first[None])
+  ours = run("unipc", AV(video=given))
   np.testing.assert_array_equal(ours.video[:1], theirs.video[:1])
   parity.assert_close(ours.video, theirs.video, "end_to_end")
   parity.assert_close(ours.audio, theirs.audio, "end_to_end")
+
+
+def test_given_latents_come_back_unchanged(run, golden):
+  """Clean video, renoised sound; masks are no constants of the program."""
+  like = reference(golden, "unipc")
+  random = np.random.default_rng(3)
+  latents, noise = (
+    AV(*(random.standard_normal((1, *x.shape), np.float32) for x in like))
+    for _ in range(2)
+  )
+  denoise.step.clear_cache()
+  made = []
+  for frames, steps in (([3], [0, 20]), ([0, 2], range(10))):
+    masks = AV(
+      np.isin(np.arange(4), frames)[None], np.isin(np.arange(21), steps)[None]
+    )
+    given = AV(
+      denoise.Given(latents.video, masks.video),
+      denoise.Given(latents.audio, renoised_BT=masks.audio, noise=noise.audio),
+    )
+    made.append(run("unipc", given, steps=2))
+    for x, data, mask in zip(made[-1], latents, masks):
+      np.testing.assert_array_equal(x[mask[0]], data[0][mask[0]])
+      assert np.abs(x[~mask[0]] - data[0][~mask[0]]).max() > 0.1
+  assert denoise.step._cache_size() == 1
+  # Frame 1 and step 15 are generated both times, from other conditions.
+  assert np.abs(made[0].video[1] - made[1].video[1]).max() > 1e-3
+  assert np.abs(made[0].audio[15] - made[1].audio[15]).max() > 1e-3
+
+
+def test_renoised_latents_are_at_the_level_of_the_step():
+  latents, noise = np.full((1, 3, 2), 4.0), np.full((1, 3, 2), -2.0)
+  mask = np.array([[False, True, False]])
+  given = denoise.Given(latents, np.array([[True, False, False]]), mask, noise)
+  x = jnp.ones((1, 3, 2))
+  for sigma, expected in ((0.0, 4.0), (0.5, 1.0), (1.0, -2.0)):
+    made = np.asarray(given.insert(x, sigma))[0, :, 0]
+    np.testing.assert_allclose(made, [4.0, expected, 1.0])
 
 
 @pytest.mark.slow

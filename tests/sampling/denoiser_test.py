@@ -10,6 +10,7 @@ from ovi_jax.models.video_vae import codec
 from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
 from ovi_jax.pretrained import weights_dir
+from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import settings
@@ -47,13 +48,17 @@ def latents(pipeline, golden):
   chosen = settings.Settings.from_config(config_values.sample_config())
   denoiser = pipeline.denoiser()
 
-  def run(first):
-    return denoiser.sample(noise, [positive], AV(*negative), chosen, first)
+  def run(given):
+    return denoiser.sample(noise, [positive], AV(*negative), chosen, given)
 
   frames = golden("video_vae")["vvae_in"].transpose(1, 2, 3, 0)[None, :1]
   params = pipeline.load("video_vae", "encoder")
   first = codec.encode(pipeline.arch.video_vae, params, frames)
-  return {False: run(None), True: run(np.asarray(first))}
+  given = denoise.Given(
+    np.zeros_like(noise.video), np.arange(noise.video.shape[1])[None] == 0
+  )
+  given.latents[:, :1] = first
+  return {False: run(AV()), True: run(AV(video=given))}
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from ovi_jax.training import state_sharding
 from ovi_jax.training import step
 from ovi_jax.training.objectives import flow_matching
 from tests.lib import parity
+from tests.lib import small_step
 
 # Name -> axes and the scheme of attention between tokens that are split.
 MESHES: dict[str, tuple[dict[str, int], str]] = {
@@ -104,11 +105,12 @@ def sampled(made: fusion.FusionDiT, weights: Any) -> AV[np.ndarray]:
     )
     return made.apply(*given, AV(text_BSE, text_BSE), method="conditions")
 
+  first_BT = np.arange(noise.video.shape[1])[None] == 0
   inputs = denoise.Inputs(
     conditions(weights),
     jnp.asarray(guidance.slg_mask(2, 1, 1)),
     AV(4.0, 3.0),
-    noise.video[:, :1],
+    AV(video=denoise.Given(noise.video, first_BT)),
   )
   method = solvers.named("unipc")
   nested = param_filter.nested(weights)
@@ -134,9 +136,7 @@ def trained(
   **sizes: int,
 ) -> Any:
   """The loss and the moments after a step of training."""
-  task = flow_matching.FlowMatching(
-    made, flow_matching.ObjectiveConfig(i2v_prob=0.3)
-  )
+  task = flow_matching.FlowMatching(made, small_step.OBJECTIVE)
   step_config = step.TrainStepConfig(
     task,
     optimizer.OptimizerConfig(learning_rate=1e-3),

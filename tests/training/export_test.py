@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from ovi_jax import config_files
 from ovi_jax import storage
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.pretrained import weights as stores
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import export
+from ovi_jax.training import settings
 from tests.lib import small_training
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -99,3 +101,9 @@ def test_invalid_runs_are_refused(run, weights, tmp_path):
   path.write_text(json.dumps(values))
   with pytest.raises(ValueError, match="do not fit"):
     export.export(run, out, strange)
+
+
+def test_towers_trained_with_given_latents_recommend_clean_ones():
+  for name, expected in (("v2a", {"conditioning": "clean"}), ("i2v", {})):
+    loaded = config_files.load(f"conditions/{name}:small")
+    assert export._conditioning(settings.from_config(loaded)) == expected

@@ -9,6 +9,7 @@ from ovi_jax import diffusion
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.sharding import mesh as meshes
+from ovi_jax.training import conditions
 from ovi_jax.training import param_filter
 from ovi_jax.training import step
 from ovi_jax.training.objectives import flow_matching
@@ -173,8 +174,8 @@ def test_cfg_dropout_and_first_frames_are_sampled():
   seen = {}
 
   class Spy:
-    def apply(self, variables, x, t_BT, text, lengths):
-      seen.update(x=x, t=t_BT, text=text)
+    def apply(self, variables, x, t_BT, text, lengths, given_BT):
+      seen.update(x=x, t=t_BT, text=text, given=given_BT)
       return jax.tree.map(jnp.zeros_like, x)
 
   given = small_step.batch()
@@ -183,14 +184,16 @@ def test_cfg_dropout_and_first_frames_are_sampled():
     sigma=AV(jnp.full(size, 0.25), jnp.full(size, 0.5)),
     noise=jax.tree.map(jnp.ones_like, given.latents),
     dropped=AV(jnp.arange(size) == 3, jnp.arange(size) == 4),
-    clean=jnp.arange(size) == 5,
+    given=AV(video=jnp.arange(2 * size).reshape(size, 2) == 10),
   )
   losses = flow_matching.losses(Spy(), {}, given, drawn, small_step.NULL)
   np.testing.assert_array_equal(seen["text"].video[3, 0], small_step.NULL[0])
   assert not seen["text"].video[3, 1:].any()
   np.testing.assert_array_equal(seen["text"].audio[3], given.text.audio[3])
   np.testing.assert_array_equal(seen["text"].audio[4, 0], small_step.NULL[0])
-  np.testing.assert_array_equal(seen["t"].video[5], [0, 250])
+  np.testing.assert_array_equal(seen["t"].video[5], [250])
+  np.testing.assert_array_equal(seen["given"].video[5], [True, False])
+  assert seen["given"].video.sum() == 1 and seen["given"].audio is None
   np.testing.assert_array_equal(seen["t"].audio[5], [500])
   np.testing.assert_array_equal(
     seen["x"].video[5, 0], given.latents.video[5, 0]
@@ -211,15 +214,18 @@ def test_sampled_noise_covers_the_requested_range(shared):
   asked = flow_matching.ObjectiveConfig(
     timesteps=diffusion.TimestepSampler(shared_prob=shared),
     cfg_dropout=AV(0.1, 0.4),
-    i2v_prob=0.25,
+    conditions=conditions.ConditionsConfig(
+      video=conditions.ConditionProbs(first_frame=0.25)
+    ),
   )
   keys = jax.random.split(jax.random.key(0), 4000)
   latents = AV(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
-  drawn = jax.vmap(lambda key: flow_matching.sample_noise(asked, key, latents))(
-    keys
-  )
+  lengths = AV(jnp.int32(1), jnp.int32(1))
+  drawn = jax.vmap(
+    lambda key: flow_matching.sample_noise(asked, key, latents, lengths)
+  )(keys)
   shares = [drawn.dropped.video.mean(), drawn.dropped.audio.mean()]
-  shares.append(drawn.clean.mean())
+  shares.append(drawn.given.video.mean())
   np.testing.assert_allclose(shares, [0.1, 0.4, 0.25], atol=0.03)
   assert (drawn.sigma.video == drawn.sigma.audio).all() == shared
   noise = np.corrcoef(drawn.noise.video.ravel(), drawn.noise.audio.ravel())
@@ -229,7 +235,5 @@ def test_sampled_noise_covers_the_requested_range(shared):
 def test_invalid_objectives_are_refused():
   with pytest.raises(ValueError, match="cfg_dropout.audio is a share"):
     flow_matching.ObjectiveConfig(cfg_dropout=AV(0.0, 1.5))
-  with pytest.raises(ValueError, match="i2v_prob is a share"):
-    flow_matching.ObjectiveConfig(i2v_prob=-0.1)
   with pytest.raises(ValueError, match="loss_weights must not be negative"):
     flow_matching.ObjectiveConfig(loss_weights=AV(-1.0, 0.5))

@@ -205,9 +205,7 @@ def loss_sums(
 
   def one(level: jax.Array) -> AV[jax.Array]:
     drawn = _drawn(seed, level, (level + 0.5) / levels, places_B, batch.latents)
-    losses = flow_matching.losses(
-      model, params, batch, drawn, null_SE, may_be_clean=False
-    )
+    losses = flow_matching.losses(model, params, batch, drawn, null_SE)
     return jax.tree.map(
       lambda x, length_B: jnp.where(length_B > 0, x, 0.0).sum(),
       losses,
@@ -249,5 +247,5 @@ def _drawn(
       }
     ),
     dropped=AV(**dict.fromkeys(present, never_B)),
-    clean=never_B,
+    given=AV(),
   )

@@ -1,4 +1,4 @@
-"""The loss of a batch: noise, times, prompts left out, clean first frames.
+"""The loss of a batch: noise, times, prompts left out, given latents.
 
 Every choice that is drawn for an example comes from a key of its own, so an
 example's loss does not depend on the others or on how a batch is divided.
@@ -17,10 +17,12 @@ from ovi_jax import diffusion
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
+from ovi_jax.training import conditions as conditions_lib
 
 PAPER_LOSS_WEIGHTS = AV(0.85, 0.15)
 UNIFORM = diffusion.TimestepSampler()
 DEFAULT_CFG_DROPOUT = AV(0.1, 0.1)
+NO_CONDITIONS = conditions_lib.ConditionsConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,21 +34,20 @@ class ObjectiveConfig:
     timesteps: distribution of noise levels.
     cfg_dropout: fraction of examples whose prompt is replaced by the empty
       prompt, drawn for each tower, for classifier-free guidance.
-    i2v_prob: fraction of examples whose first latent frame stays clean, for
-      image-to-video.
+    conditions: what is given, clean and without loss, of some examples.
   """
 
   loss_weights: AV[float] = PAPER_LOSS_WEIGHTS
   timesteps: diffusion.TimestepSampler = UNIFORM
   cfg_dropout: AV[float] = DEFAULT_CFG_DROPOUT
-  i2v_prob: float = 0.0
+  conditions: conditions_lib.ConditionsConfig = NO_CONDITIONS
 
   def __post_init__(self):
     shares = {
       f"objective.cfg_dropout.{n}": getattr(self.cfg_dropout, n)
       for n in AV._fields
     }
-    for name, share in (shares | {"objective.i2v_prob": self.i2v_prob}).items():
+    for name, share in shares.items():
       if not 0 <= share <= 1:
         raise ValueError(f"{name} is a share in [0, 1], got {share}")
     if min(self.loss_weights) < 0:
@@ -56,12 +57,21 @@ class ObjectiveConfig:
 
 
 class NoiseSample(NamedTuple):
-  """What is drawn for an example (or, with a leading B, for a batch)."""
+  """What is drawn for an example (or, with a leading B, for a batch).
+
+  Attributes:
+    sigma: noise level of each modality.
+    noise: in the shape of the latents.
+    dropped: bool, the prompt is replaced by the empty prompt.
+    given: given_T, bool: latents in time that stay clean and have no loss;
+      `None` for a modality of which none are given, in any example: one time
+      embedding an example is cheaper than two.
+  """
 
   sigma: AV[jax.Array]
   noise: AV[jax.Array]
-  dropped: AV[jax.Array]  # bool: the empty prompt
-  clean: jax.Array  # bool: the first frame
+  dropped: AV[jax.Array]
+  given: AV[jax.Array | None]
 
 
 class FlowMatching(NamedTuple):
@@ -80,7 +90,7 @@ class FlowMatching(NamedTuple):
   def sample_noise(
     self, key: jax.Array, example: schema.Batch
   ) -> "NoiseSample":
-    return sample_noise(self.objective, key, example.latents)
+    return sample_noise(self.objective, key, example.latents, example.lengths)
 
   def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
     return diffusion.example_weights(
@@ -94,17 +104,18 @@ class FlowMatching(NamedTuple):
     drawn: "NoiseSample",
     null_SE: jax.Array,
   ) -> Mapping[str, jax.Array]:
-    may_be_clean = self.objective.i2v_prob > 0
-    found = losses(self.model, params, batch, drawn, null_SE, may_be_clean)
-    return found.present()
+    return losses(self.model, params, batch, drawn, null_SE).present()
 
 
 def sample_noise(
-  objective: ObjectiveConfig, key: jax.Array, latents: AV[jax.Array]
+  objective: ObjectiveConfig,
+  key: jax.Array,
+  latents: AV[jax.Array],
+  lengths: AV[jax.Array],
 ) -> NoiseSample:
-  """Draw for one example; `latents` without a batch axis."""
+  """Draw for one example; `latents` and `lengths` without a batch axis."""
   present = latents.present()
-  time_key, clean_key, *keys = jax.random.split(key, 2 + 2 * len(AV._fields))
+  time_key, given_key, *keys = jax.random.split(key, 2 + 2 * len(AV._fields))
   noise, dropped = {}, {}
   # A modality's keys do not depend on whether the other is there.
   for name, noise_key, drop_key in zip(AV._fields, keys[::2], keys[1::2]):
@@ -112,11 +123,13 @@ def sample_noise(
       noise[name] = jax.random.normal(noise_key, present[name].shape)
       share = getattr(objective.cfg_dropout, name)
       dropped[name] = jax.random.bernoulli(drop_key, share)
+  sizes = {name: len(data) for name, data in present.items()}
+  given = conditions_lib.sample(objective.conditions, given_key, sizes, lengths)
   return NoiseSample(
     objective.timesteps.sample(time_key, list(present)),
     AV(**noise),
     AV(**dropped),
-    jax.random.bernoulli(clean_key, objective.i2v_prob),
+    given,
   )
 
 
@@ -126,7 +139,6 @@ def losses(
   batch: schema.Batch,
   drawn: NoiseSample,
   null_SE: jax.Array,
-  may_be_clean: bool = True,
 ) -> AV[jax.Array]:
   """loss_B of each modality at given times and noise.
 
@@ -134,10 +146,8 @@ def losses(
     model: the denoiser.
     params: its parameters, nested.
     batch: latents, lengths and prompts.
-    drawn: see `Drawn`.
+    drawn: see `NoiseSample`.
     null_SE: embedding of the empty prompt, S at most that of the batch.
-    may_be_clean: `False` if no first frame is clean, ever: one time embedding
-      an example is cheaper than one a frame.
   """
   x, t_BT, target, counts, text = {}, {}, {}, {}, {}
   for name, data in batch.latents.present().items():
@@ -146,14 +156,12 @@ def losses(
     counts[name] = diffusion.length_mask(
       getattr(batch.lengths, name), data.shape[1]
     )
-    if name == "video" and may_be_clean:
-      first_T = jnp.arange(data.shape[1]) == 0
-      clean_BT = drawn.clean[:, None] & first_T[None]
-      sigma_BT = jnp.where(clean_BT, 0.0, sigma_BT)
-      counts[name] &= ~clean_BT
+    t_BT[name] = diffusion.TIME_SCALE * sigma_BT
+    given_BT = getattr(drawn.given, name)
+    if given_BT is not None:
+      sigma_BT = jnp.where(given_BT, 0.0, sigma_BT)
+      counts[name] &= ~given_BT
     x[name] = diffusion.interpolate(data, noise, sigma_BT)
-    # Of the first frame, and of the others.
-    t_BT[name] = diffusion.TIME_SCALE * sigma_BT[:, :2]
     target[name] = diffusion.velocity(data, noise)
     prompt_BSE = getattr(batch.text, name)
     missing = prompt_BSE.shape[1] - null_SE.shape[0]
@@ -161,7 +169,12 @@ def losses(
     dropped_B = getattr(drawn.dropped, name)[:, None, None]
     text[name] = jnp.where(dropped_B, empty_SE[None], prompt_BSE)
   prediction: Any = model.apply(
-    {"params": params}, AV(**x), AV(**t_BT), AV(**text), lengths=batch.lengths
+    {"params": params},
+    AV(**x),
+    AV(**t_BT),
+    AV(**text),
+    lengths=batch.lengths,
+    given_BT=drawn.given,
   )
   return AV(
     **{

@@ -172,14 +172,14 @@ def test_noise_differs_where_it_should():
       assert abs(np.corrcoef(ours[0].ravel(), noise[0].ravel())[0, 1]) < 0.5
   assert abs(first.noise.audio.std() - 1) < 0.1
   assert (first.sigma.video == 0.25).all()
-  assert not first.dropped.video.any() and not first.clean.any()
+  assert not first.dropped.video.any() and first.given == AV()
 
 
 def test_timestep_bins_are_evaluated_at_their_centers():
   asked = []
 
   class Spy:
-    def apply(self, variables, x, t_BT, text, lengths):
+    def apply(self, variables, x, t_BT, text, lengths, given_BT):
       jax.debug.callback(lambda t: asked.append(float(t)), t_BT.audio[0, 0])
       return jax.tree.map(jnp.zeros_like, x)
 

@@ -1,0 +1,20 @@
+"""A video for a sound, and for a first frame: a stage with given latents.
+
+  python train.py --config=configs/conditions/a2v.py:BASE --workdir=DIR
+
+BASE is the config of a stage with both towers, such as `fusion`, `small` or
+`fine_tune:WEIGHTS`; without it, `fusion`. The shares are ours and have not been
+tried at full size.
+"""
+
+import ml_collections
+
+from ovi_jax.training import default_config
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  conditions = {
+    "video.first_frame": 0.4,
+    "audio.whole": 0.5,
+  }
+  return default_config.with_conditions(arg, conditions)

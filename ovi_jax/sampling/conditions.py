@@ -1,0 +1,495 @@
+"""What is given of a clip: files, masks over latents in time, latents.
+
+One mask a modality says which latents are given; the others are generated, see
+`denoise.Given`. A picture of the first frame gives the first video latent, a
+video all of them, a sound file all audio latents, intervals some of both.
+
+How given latents are shown to the model is a property of the weights. `CLEAN`
+shows them at time 0, which the model must have been trained with. `RENOISE`
+noises them to the level of each step, so that all latents have the one time
+that the released weights saw in training; only the video's first latent is
+clean, which these weights know from image-to-video.
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ovi_jax import geometry
+from ovi_jax import storage
+from ovi_jax import untrusted
+from ovi_jax.media import container as containers
+from ovi_jax.media import decode
+from ovi_jax.media import fitting
+from ovi_jax.media import images
+from ovi_jax.media import probe
+from ovi_jax.modality import AV
+from ovi_jax.pretrained import encoders
+from ovi_jax.sampling import denoise
+
+MODES = CLEAN, RENOISE = "clean", "renoise"
+# A file may lack as many seconds of a clip's length: 5.00 s of video are 120
+# of 121 frames.
+TOLERANCE = 0.1
+MIN_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # of a clip made from a file
+MAX_INTERVALS = 100
+_STATIC_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # encoded of a last image
+_NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
+_INTERVAL = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*", re.ASCII)
+_EPSILON = 1e-6  # seconds
+
+Interval = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditions:
+  """Files that are given for a clip, besides the picture of its first frame.
+
+  Attributes:
+    last_image: picture of the last frame.
+    video: file whose picture is given.
+    audio: file whose sound is given.
+    keep: intervals in seconds in which `video` and its sound, or `audio`, are
+      given; empty for all of the picture of `video` and all of `audio`.
+    keep_audio_until: seconds up to which the sound of `video` is given, too.
+  """
+
+  last_image: storage.AnyPath | None = None
+  video: storage.AnyPath | None = None
+  audio: storage.AnyPath | None = None
+  keep: tuple[Interval, ...] = ()
+  keep_audio_until: float | None = None
+
+  @property
+  def files(self) -> dict[str, storage.AnyPath]:
+    """The files that are given, by name."""
+    found = {
+      name: getattr(self, name) for name in ("last_image", "video", "audio")
+    }
+    return {name: path for name, path in found.items() if path is not None}
+
+  @property
+  def uses_video_sound(self) -> bool:
+    """Whether sound of `video` is given."""
+    until = self.keep_audio_until is not None
+    return self.video is not None and (
+      until or bool(self.keep and self.audio is None)
+    )
+
+  def check(self, image: bool) -> None:
+    """Check which files are combined.
+
+    Args:
+      image: whether a picture of the first frame is given.
+
+    Raises:
+      ValueError: they cannot be combined.
+    """
+    problems = []
+    for name, there in (
+      ("image", image),
+      ("last_image", self.last_image is not None),
+    ):
+      if there and self.video is not None:
+        problems.append(
+          f"{name} and video cannot be combined: the frames of the video are"
+          " given; leave one out"
+        )
+    if self.keep and self.video is None and self.audio is None:
+      problems.append("keep names intervals of a given video or audio: add one")
+    if self.keep_audio_until is not None:
+      if self.video is None:
+        problems.append(
+          "keep_audio_until is of the sound of a video: add video"
+        )
+      elif self.audio is not None:
+        problems.append(
+          "keep_audio_until and audio cannot be combined: they give sound from"
+          " two files"
+        )
+      elif self.keep:
+        problems.append(
+          "keep_audio_until and keep cannot be combined: keep gives sound in"
+          " its intervals"
+        )
+      if not 0 < self.keep_audio_until < 10**6:  # also of NaN
+        problems.append(
+          "keep_audio_until must be a positive number of seconds, got"
+          f" {self.keep_audio_until}"
+        )
+    if self.video is not None and self.audio is not None and not self.keep:
+      problems.append(
+        "video and audio give all of a clip, nothing is left to generate; leave"
+        " one out, or name intervals with keep"
+      )
+    if problems:
+      raise ValueError("; ".join(problems))
+
+  def metadata(
+    self, digest: Callable[[storage.AnyPath], str]
+  ) -> dict[str, Any]:
+    """What is given, for the JSON beside a clip; empty if nothing is."""
+    found: dict[str, Any] = {
+      name: {"path": str(path), "sha256": digest(path)}
+      for name, path in self.files.items()
+    }
+    if self.keep:
+      found["keep"] = [list(interval) for interval in self.keep]
+    if self.keep_audio_until is not None:
+      found["keep_audio_until"] = self.keep_audio_until
+    return found
+
+
+def parse_intervals(text: str) -> tuple[Interval, ...]:
+  """Intervals such as "0-2,4.5-5", in seconds.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  parts = text.split(",")
+  found = []
+  for part in parts[: MAX_INTERVALS + 1]:
+    match = _INTERVAL.fullmatch(part)
+    if match is None or float(match[1]) >= float(match[2]):
+      raise ValueError(
+        "keep: expected intervals of seconds such as 0-2,4-5, got"
+        f" {untrusted.printable(part, 40)!r}"
+      )
+    found.append((float(match[1]), float(match[2])))
+  if len(parts) > MAX_INTERVALS:
+    raise ValueError(f"keep: at most {MAX_INTERVALS} intervals, got more")
+  return tuple(found)
+
+
+def parse_seconds(name: str, text: str) -> float | None:
+  """A number of seconds in a cell; `None` of an empty one.
+
+  Raises:
+    ValueError: it is no number.
+  """
+  if not text.strip():
+    return None
+  if not re.fullmatch(_NUMBER, text.strip(), re.ASCII):
+    raise ValueError(
+      f"expected {name} in seconds, got {untrusted.printable(text, 40)!r}"
+    )
+  return float(text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+  """What the headers of given media say.
+
+  Attributes:
+    size: rows and columns of the video's upright frames; `None` without one.
+    seconds: length of the shortest given file; `None` without media.
+    silent: the video has no sound track.
+    notes: to show the user.
+  """
+
+  size: tuple[int, int] | None = None
+  seconds: float | None = None
+  silent: bool = False
+  notes: tuple[str, ...] = ()
+
+
+def inspect(conditions: Conditions) -> Found:
+  """Read the headers of given media; one frame is decoded.
+
+  Raises:
+    ValueError: a file is damaged, or has not what is wanted of it; names it.
+  """
+  size, lengths, silent = None, [], False
+  notes: list[str] = []
+  if conditions.video is not None:
+    with _opened("video", conditions.video) as path:
+      facts = probe.read(path)
+      if not facts.has_video:
+        raise containers.DamagedError("it has no picture")
+      if facts.unsupported:
+        raise containers.DamagedError(
+          f"its colours are of an unknown kind ({facts.unsupported}); convert"
+          " it: ffmpeg -i IN -pix_fmt yuv420p OUT.mp4"
+        )
+      geometry.check_aspect(facts.height, facts.width)
+      size = facts.height, facts.width
+      lengths.append(probe.seconds(path, "video"))
+      silent = not facts.has_audio
+    if conditions.uses_video_sound and silent:
+      if conditions.keep_audio_until is not None:
+        raise ValueError(
+          "keep_audio_until: the video has no sound track; leave it out"
+        )
+      notes.append("video: it has no sound track, all sound is generated")
+    if facts.fps and abs(facts.fps - geometry.FPS) > 0.01:
+      notes.append(
+        f"video: {facts.fps:g} frames a second are resampled to {geometry.FPS}"
+      )
+    if facts.hdr:
+      notes.append("video: its HDR colours are converted to SDR")
+  if conditions.audio is not None:
+    with _opened("audio", conditions.audio) as path:
+      if not probe.read(path, video=False).has_audio:
+        raise containers.DamagedError("it has no sound track")
+      lengths.append(probe.seconds(path, "audio"))
+  return Found(
+    size=size,
+    seconds=min(lengths, default=None),
+    silent=silent,
+    notes=tuple(notes),
+  )
+
+
+@contextlib.contextmanager
+def _opened(name: str, path: storage.AnyPath) -> Iterator[Any]:
+  """A local path of a given file; errors name it."""
+  try:
+    with storage.local_copy(path) as local:
+      yield local
+  except (OSError, ValueError) as error:
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    raise ValueError(
+      f"{name} {untrusted.printable(str(path), 1000)}: {said or error}"
+    ) from error
+
+
+def latent_frames(seconds: float, longest: int) -> int:
+  """Latent frames of a clip that is made from media of some length.
+
+  Args:
+    seconds: of the media.
+    longest: latent frames of the longest clip.
+
+  Returns:
+    The most latent frames that the media fill, at most `longest`.
+
+  Raises:
+    ValueError: the media are too short.
+  """
+  stride = geometry.VIDEO_STRIDES[0]
+  wanted = 1 + stride * (longest - 1)
+  if seconds >= wanted / geometry.FPS - TOLERANCE:
+    return longest
+  count = math.floor(seconds * geometry.FPS + 1e-3)
+  if count < MIN_FRAMES:
+    raise ValueError(
+      f"the given file lasts {seconds:.2f} s, a clip at least"
+      f" {MIN_FRAMES / geometry.FPS:.2f} s"
+    )
+  return geometry.latent_frames(count - (count - 1) % stride)
+
+
+def video_spans(count: int) -> np.ndarray:
+  """[T, 2]: where the frames of each video latent begin and end, in seconds."""
+  stride = geometry.VIDEO_STRIDES[0]
+  ends = 1 + stride * np.arange(count)
+  return np.stack([np.maximum(ends - stride, 0), ends], 1) / geometry.FPS
+
+
+def audio_spans(count: int) -> np.ndarray:
+  """[T, 2]: where each audio latent begins and ends, in seconds."""
+  places = np.arange(count)
+  return np.stack([places, places + 1], 1) / geometry.AUDIO_LATENT_RATE
+
+
+def _within(spans: np.ndarray, intervals: Sequence[Interval]) -> np.ndarray:
+  """Whether a latent lies within an interval, all of it."""
+  kept = np.zeros(len(spans), bool)
+  for start, end in intervals:
+    begins, ends = (
+      spans[:, 0] >= start - _EPSILON,
+      spans[:, 1] <= end + _EPSILON,
+    )
+    kept |= begins & ends
+  return kept
+
+
+def masks(
+  conditions: Conditions, image: bool, silent: bool, clip: geometry.Clip
+) -> AV[np.ndarray]:
+  """The latents in time that are given.
+
+  Args:
+    conditions: files and intervals.
+    image: whether the first frame is given.
+    silent: the given video has no sound.
+    clip: sizes of the clip.
+
+  Returns:
+    given_T, bool, of each modality; `None` where nothing is given.
+  """
+  video_T = np.zeros(clip.latent_frames, bool)
+  audio_T = np.zeros(clip.audio_latents, bool)
+  sound_spans = audio_spans(clip.audio_latents)
+  video_T[0] = image
+  video_T[-1] |= conditions.last_image is not None
+  all_of = ((0.0, math.inf),)
+  if conditions.video is not None:
+    spans = video_spans(clip.latent_frames)
+    video_T |= _within(spans, conditions.keep or all_of)
+  if conditions.audio is not None:
+    audio_T |= _within(sound_spans, conditions.keep or all_of)
+  elif conditions.uses_video_sound and not silent:
+    until = (0.0, conditions.keep_audio_until or 0.0)
+    audio_T |= _within(sound_spans, conditions.keep or (until,))
+  pair: AV[Any] = AV(video_T, audio_T)
+  return AV[Any](*(mask_T if mask_T.any() else None for mask_T in pair))
+
+
+def check_masks(
+  conditions: Conditions, given: AV[np.ndarray], clip: geometry.Clip
+) -> None:
+  """ValueError if nothing of a clip is left to generate, or nothing is kept."""
+  seconds = clip.frames / geometry.FPS
+  late = [a for a, _ in conditions.keep if a >= seconds]
+  if late:
+    raise ValueError(
+      f"keep: an interval begins at {late[0]:g} s, the clip ends at"
+      f" {seconds:.2f} s"
+    )
+  if conditions.keep and not given.present():
+    raise ValueError(
+      "keep: no interval holds a whole latent; one is"
+      f" {geometry.VIDEO_STRIDES[0] / geometry.FPS:.2f} s of picture"
+    )
+  if len(given.present()) == 2 and all(mask_T.all() for mask_T in given):
+    raise ValueError(
+      "all of the clip is given, nothing is left to generate; give less"
+    )
+
+
+def split(
+  given: AV[np.ndarray], mode: str
+) -> AV[tuple[np.ndarray | None, np.ndarray | None]]:
+  """Masks of clean and of renoised latents, by the mode of `MODES`."""
+
+  def one(name: str, mask_T: np.ndarray) -> tuple[Any, Any]:
+    clean_T = mask_T
+    if mode == RENOISE:
+      is_first = (np.arange(len(mask_T)) == 0) & (name == "video")
+      clean_T = mask_T & is_first
+    renoised_T = mask_T & ~clean_T
+    clean, renoised = (m if m.any() else None for m in (clean_T, renoised_T))
+    return clean, renoised
+
+  return given.map(one)
+
+
+def arrays(
+  given: AV[np.ndarray],
+  latents: AV[np.ndarray],
+  noise: AV[np.ndarray],
+  mode: str,
+) -> AV[denoise.Given]:
+  """What the denoiser is given of one clip, without a batch axis.
+
+  Args:
+    given: see `masks`.
+    latents: clean latents of the clip where the masks say so.
+    noise: the clip's initial noise; renoised latents move from it to their
+      clean value along a straight line.
+    mode: of `MODES`.
+  """
+
+  def one(name: str, parts: tuple[Any, Any]) -> denoise.Given:
+    clean_T, renoised_T = parts
+    clean: Any = np.asarray(getattr(latents, name), np.float32)
+    return denoise.Given(
+      clean,
+      clean_T,
+      renoised_T,
+      None if renoised_T is None else getattr(noise, name),
+    )
+
+  return split(given, mode).map(one)
+
+
+def stack(rows: Sequence[AV[Any]]) -> AV[Any]:
+  """Conditions of a batch from those of its clips; all give the same parts."""
+  return jax.tree.map(lambda *parts: np.stack(parts), *rows)
+
+
+def encode_video(
+  image: storage.AnyPath | None,
+  conditions: Conditions,
+  clip: geometry.Clip,
+  area: int,
+  encoder: encoders.VideoEncoder,
+) -> np.ndarray:
+  """Clean video latents where pictures are given, zeros elsewhere.
+
+  Args:
+    image: picture of the first frame.
+    conditions: files.
+    clip: sizes of the clip.
+    area: pixels a frame of the variant.
+    encoder: of the video VAE.
+
+  Returns:
+    latents_THWC, float32, on the host.
+
+  Raises:
+    ValueError: a file is damaged; names it.
+  """
+  if conditions.video is not None:
+    frames_THWC = _frames(conditions.video, clip)
+    return np.asarray(encoder.encode(frames_THWC[None])[0])
+  given = {}
+  if image is not None:
+    picture_HWC, _ = images.read_image(image)
+    frame_HWC = images.first_frame(picture_HWC, area)
+    given[0] = np.asarray(encoder.encode(frame_HWC[None, None])[0])[0]
+  if conditions.last_image is not None:
+    picture_HWC, _ = images.read_image(conditions.last_image)
+    frame_HWC = images.fit(picture_HWC, *clip.pixels)
+    # A later latent is of four frames; these stand still.
+    still_THWC = np.repeat(frame_HWC[None], _STATIC_FRAMES, 0)
+    last_THWC = np.asarray(encoder.encode(still_THWC[None])[0])
+    given[clip.latent_frames - 1] = last_THWC[-1]
+  latent_HWC = next(iter(given.values()))
+  shape = clip.latent_frames, *latent_HWC.shape
+  latents_THWC = np.zeros(shape, np.float32)
+  for place, latent_HWC in given.items():
+    latents_THWC[place] = latent_HWC
+  return latents_THWC
+
+
+def _frames(path: storage.AnyPath, clip: geometry.Clip) -> np.ndarray:
+  """The frames of a video, cut to the clip's size; the last is repeated."""
+  height, width = clip.pixels
+  fits: list[fitting.Fit] = []
+
+  def resize(rows: int, columns: int) -> tuple[int, int]:
+    fits.append(fitting.crop(rows, columns, height, width))
+    return fits[0].resized
+
+  frames_THWC = np.empty((clip.frames, height, width, 3), np.uint8)
+  with _opened("video", path) as local:
+    decoded = decode.frames(local, 0.0, clip.frames, resize)
+    for number, whole_HWC in enumerate(decoded):
+      frames_THWC[number] = fits[0].apply(whole_HWC)
+  return frames_THWC
+
+
+def encode_audio(
+  conditions: Conditions, clip: geometry.Clip, encoder: encoders.AudioEncoder
+) -> np.ndarray:
+  """Clean audio latents of the given sound, latents_TC, on the host.
+
+  Raises:
+    ValueError: a file is damaged; names it.
+  """
+  name = "video" if conditions.audio is None else "audio"
+  path = conditions.files[name]
+  with _opened(name, path) as local:
+    seconds = clip.samples / geometry.SAMPLE_RATE
+    wave_A = decode.audio(local, 0.0, seconds)
+  return np.asarray(encoder.encode(wave_A[None])[0])

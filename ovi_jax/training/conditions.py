@@ -1,0 +1,181 @@
+"""Latents that are given in training, drawn for each example.
+
+Given latents stay clean, at time 0, and have no loss. The masks are those of
+sampling (`sampling.conditions`): a first or last frame, a prefix (a clip that
+is continued), all of a modality (the other is generated), or a random span. A
+kind is drawn once for both modalities, so that equal probabilities give, for
+instance, a prefix of video with the sound that belongs to it; all of video and
+all of sound are never given together. Kinds are drawn independently of each
+other, and what is given is the union.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ovi_jax import geometry
+from ovi_jax.modality import AV
+from ovi_jax.sampling import conditions as sampling_conditions
+
+_EPSILON = 1e-4  # seconds; float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionProbs:
+  """Fraction of examples of which latents of one modality are given.
+
+  Attributes:
+    first_frame: the first latent frame (image-to-video).
+    last_frame: the last latent frame.
+    prefix: the latents of the first seconds, see
+      `ConditionsConfig.prefix_seconds`.
+    whole: all latents; the other modality is generated.
+    span: the latents between two times, uniform over the example.
+  """
+
+  first_frame: float = 0.0
+  last_frame: float = 0.0
+  prefix: float = 0.0
+  whole: float = 0.0
+  span: float = 0.0
+
+  @property
+  def any(self) -> bool:
+    """Whether latents are given of some examples."""
+    return any(dataclasses.asdict(self).values())
+
+
+NEVER = ConditionProbs()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionsConfig:
+  """What is given in training.
+
+  Attributes:
+    video: probabilities of video.
+    audio: probabilities of audio, which has no frames.
+    prefix_seconds: shortest and longest prefix; its length is uniform.
+  """
+
+  video: ConditionProbs = NEVER
+  audio: ConditionProbs = NEVER
+  prefix_seconds: tuple[float, float] = (0.1, 2.0)
+
+  def __post_init__(self):
+    problems = [
+      f"objective.conditions.{name}.{kind} is a share in [0, 1], got {share}"
+      for name in AV._fields
+      for kind, share in dataclasses.asdict(getattr(self, name)).items()
+      if not 0 <= share <= 1
+    ]
+    if self.audio.first_frame or self.audio.last_frame:
+      problems.append(
+        "objective.conditions.audio has no frames: set first_frame and"
+        " last_frame to 0"
+      )
+    if self.video.whole + self.audio.whole > 1:
+      problems.append(
+        "objective.conditions: the shares `whole` of video and audio exclude"
+        f" each other, so their sum is at most 1, got"
+        f" {self.video.whole + self.audio.whole:g}"
+      )
+    lengths = self.prefix_seconds
+    pair = len(lengths) == 2
+    if not (pair and 1 / geometry.FPS <= lengths[0] <= lengths[1]):
+      problems.append(
+        "objective.conditions.prefix_seconds: expected the shortest and the"
+        f" longest prefix, from one frame on, got {self.prefix_seconds}"
+      )
+    if problems:
+      raise ValueError("; ".join(problems))
+
+  def problems(self, towers: AV[Any]) -> list[str]:
+    """What the towers of a model cannot be trained with."""
+    present = towers.present()
+    problems = []
+    for name in AV._fields:
+      probs: ConditionProbs = getattr(self, name)
+      if probs.any and name not in present:
+        problems.append(
+          f"objective.conditions.{name}: the model has no {name} tower; set all"
+          " to 0"
+        )
+      elif probs.whole and len(present) == 1:
+        problems.append(
+          f"objective.conditions.{name}.whole: the model has no other tower to"
+          " generate; set it to 0"
+        )
+    return problems
+
+  @property
+  def more_than_first_frames(self) -> bool:
+    """Whether other latents are given than the first of video."""
+    video = dataclasses.replace(self.video, first_frame=0.0)
+    return video.any or self.audio.any
+
+
+def sample(
+  config: ConditionsConfig,
+  key: jax.Array,
+  sizes: Mapping[str, int],
+  lengths: AV[jax.Array],
+) -> AV[Any]:
+  """Draw what is given of one example.
+
+  Args:
+    config: probabilities.
+    key: of this example and use.
+    sizes: latents in time of each modality that is present, with padding.
+    lengths: how many of them are valid, scalars.
+
+  Returns:
+    given_T, bool, of each modality; `None` for one of which latents are never
+    given.
+  """
+
+  def uniform(number: int, shape: tuple[int, ...] = ()) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(key, number), shape)
+
+  last_u, prefix_u, whole_u, span_u = (uniform(number) for number in range(4))
+  shortest, longest = config.prefix_seconds
+  prefix = shortest + (longest - shortest) * uniform(4)
+  ends = AV(
+    video=lambda n: (1 + geometry.VIDEO_STRIDES[0] * (n - 1)) / geometry.FPS,
+    audio=lambda n: n / geometry.AUDIO_LATENT_RATE,
+  )
+  seconds = [getattr(ends, name)(getattr(lengths, name)) for name in sizes]
+  span = jnp.sort(uniform(5, (2,))) * jnp.stack(seconds).max()
+  spans_of = AV(
+    video=sampling_conditions.video_spans,
+    audio=sampling_conditions.audio_spans,
+  )
+
+  def one(name: str, count: int) -> jax.Array:
+    probs: ConditionProbs = getattr(config, name)
+    starts_T, ends_T = getattr(spans_of, name)(count).astype(np.float32).T
+    places_T, length = jnp.arange(count), getattr(lengths, name)
+
+    def within(start: jax.Array | float, end: jax.Array) -> jax.Array:
+      return (starts_T >= start - _EPSILON) & (ends_T <= end + _EPSILON)
+
+    is_whole = whole_u < probs.whole
+    if name == "audio":
+      is_whole = whole_u >= 1 - probs.whole
+    given_T = jax.random.bernoulli(key, probs.first_frame) & (places_T == 0)
+    given_T |= (last_u < probs.last_frame) & (places_T == length - 1)
+    given_T |= (prefix_u < probs.prefix) & within(0.0, prefix)
+    given_T |= (span_u < probs.span) & within(span[0], span[1])
+    return (given_T | is_whole) & (places_T < length)
+
+  return AV(
+    **{
+      name: one(name, count)
+      for name, count in sizes.items()
+      if getattr(config, name).any
+    }
+  )

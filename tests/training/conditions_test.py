@@ -1,0 +1,128 @@
+"""What is given in training: shares, masks, presets."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from ovi_jax import config_files
+from ovi_jax.modality import AV
+from ovi_jax.training import conditions
+from ovi_jax.training import default_config
+from ovi_jax.training import settings
+
+SIZES = {"video": 8, "audio": 36}
+LENGTHS = AV(jnp.int32(6), jnp.int32(26))  # 21 frames: 0.875 s, and 0.83 s
+EXAMPLES = 2000
+
+
+def drawn(config: conditions.ConditionsConfig) -> AV[np.ndarray]:
+  """Masks of many examples."""
+  keys = jax.random.split(jax.random.key(0), EXAMPLES)
+  sample = jax.jit(
+    jax.vmap(lambda key: conditions.sample(config, key, SIZES, LENGTHS))
+  )
+  return jax.tree.map(np.asarray, sample(keys))
+
+
+def config_of(video=None, audio=None, **others) -> conditions.ConditionsConfig:
+  return conditions.ConditionsConfig(
+    video=conditions.ConditionProbs(**(video or {})),
+    audio=conditions.ConditionProbs(**(audio or {})),
+    **others,
+  )
+
+
+@pytest.mark.parametrize(
+  ("kind", "places"),
+  [("first_frame", [0]), ("last_frame", [5]), ("whole", range(6))],
+)
+def test_frames_and_wholes_are_given_with_their_share(kind, places):
+  found = drawn(config_of({kind: 0.25}))
+  assert found.audio is None  # one time embedding, not two
+  some_B = found.video.any(1)
+  assert some_B.mean() == pytest.approx(0.25, abs=0.03)
+  expected = np.isin(np.arange(8), list(places))
+  assert (found.video[some_B] == expected).all()
+
+
+def test_a_prefix_of_video_comes_with_its_sound():
+  shares = {"prefix": 0.5}
+  found = drawn(config_of(shares, shares, prefix_seconds=(0.05, 0.6)))
+  video, audio = found.video.sum(1), found.audio.sum(1)
+  assert (audio > 0).mean() == pytest.approx(0.5, abs=0.04)
+  assert ((video > 0) == (audio > 0)).all()
+  # 0.05 s are a frame and a step; 0.6 s are 14 frames (4 latents), 18 steps.
+  assert set(video) == {0, 1, 2, 3, 4} and audio.max() == 18
+  assert (np.sort(found.video, 1)[:, ::-1] == found.video).all()
+  ends = np.where(video > 0, (1 + 4 * (video - 1)) / 24, 0)
+  assert (ends <= (audio + 1) / 31.25).all()
+  assert (audio / 31.25 <= ends + 4 / 24).all()
+
+
+def test_wholes_exclude_each_other_and_spans_are_of_one_time():
+  found = drawn(config_of({"whole": 0.4}, {"whole": 0.6}))
+  all_video, all_audio = found.video[:, :6].all(1), found.audio[:, :26].all(1)
+  assert (all_video ^ all_audio).all()
+  assert all_video.mean() == pytest.approx(0.4, abs=0.04)
+  found = drawn(config_of({"span": 1.0}, {"span": 1.0}))
+  assert not found.video[:, 6:].any() and not found.audio[:, 26:].any()
+  starts = np.abs(np.diff(found.audio.astype(int), axis=1)).sum(1)
+  assert starts.max() <= 2  # one interval
+  covered = found.audio[:, :26].mean()
+  assert covered == pytest.approx(1 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"video": {"prefix": 1.5}}, "video.prefix is a share in .0, 1., got 1.5"),
+    ({"audio": {"first_frame": 0.1}}, "conditions.audio has no frames"),
+    ({"video": {"whole": 0.6}, "audio": {"whole": 0.5}}, "at most 1, got 1.1"),
+    (
+      {"prefix_seconds": (2.0, 1.0)},
+      r"prefix_seconds: expected .*\(2.0, 1.0\)",
+    ),
+  ],
+)
+def test_impossible_shares_are_refused(change, message):
+  with pytest.raises(ValueError, match=message):
+    config_of(**change)
+
+
+def test_towers_decide_what_can_be_given():
+  video = default_config.training(video=True, audio=False)
+  video.objective.conditions.video.whole = 0.5
+  video.objective.conditions.audio.prefix = 0.5
+  with pytest.raises(ValueError) as error:
+    settings.from_config(video)
+  assert "video.whole: the model has no other tower" in str(error.value)
+  assert "conditions.audio: the model has no audio tower" in str(error.value)
+  video.objective.conditions.video.hole = 0.5
+  with pytest.raises(ValueError, match="hole is unknown .did you mean whole"):
+    settings.from_config(video)
+
+
+@pytest.mark.parametrize("name", ["i2v", "v2a", "a2v", "extend", "all"])
+def test_presets_change_the_conditions_of_a_stage(name):
+  config = config_files.load(f"conditions/{name}:small")
+  base = config_files.load("small")
+  found: Any = settings.from_config(config)
+  assert found.objective.conditions.more_than_first_frames == (name != "i2v")
+  assert found.objective.timesteps.shared_prob == 0.5
+  restored = dataclasses.replace(
+    found, objective=settings.from_config(base).objective
+  )
+  assert restored == settings.from_config(base)
+  stored = json.loads(json.dumps(config.to_dict()))
+  again: Any = settings.from_config(ml_collections.ConfigDict(stored))
+  assert hash(again.objective) == hash(found.objective)
+  mini: Any = settings.from_config(
+    config_files.load(f"conditions/{name}:fusion:mini")
+  )
+  assert mini.objective.conditions == found.objective.conditions
