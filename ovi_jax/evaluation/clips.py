@@ -28,6 +28,7 @@ PICTURE, SOUND, TEXT = "picture", "sound", "text"
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac")
 _MAX_HEADER_SECONDS = mp4.MAX_SECONDS + 1
+_MIN_RATE = 1000  # samples a second
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,9 @@ class Clip:
     name: of the file, without suffix.
     path: of the file.
     has_picture: whether it has video.
-    has_sound: whether it has a sound track.
+    has_sound: whether it has a sound track that is not empty.
     text: its prompt or caption; "" if unknown.
+    sound_start: seconds from its first frame to its first sample.
   """
 
   name: str
@@ -47,6 +49,7 @@ class Clip:
   has_picture: bool
   has_sound: bool
   text: str = ""
+  sound_start: float = 0.0
 
   @property
   def speech(self) -> str:
@@ -110,7 +113,7 @@ def read_clip(path: pathlib.Path, table: lists.PromptTable) -> Clip:
   """A clip from its file; see `read_folder`.
 
   Raises:
-    ValueError: it is no clip, or too long.
+    ValueError: it is no clip, or too long, or its sound cannot be measured.
     OSError: it cannot be read.
   """
   facts = probe.read(path)
@@ -122,6 +125,18 @@ def read_clip(path: pathlib.Path, table: lists.PromptTable) -> Clip:
     )
   if facts.has_video:
     mp4.check(path)
+  sound = mp4.sound_header(path)
+  if sound is not None:
+    if sound.rate < _MIN_RATE:
+      raise ValueError(
+        f"expected sound of at least {_MIN_RATE} samples a second, found"
+        f" {sound.rate}"
+      )
+    if not abs(sound.start) <= mp4.MAX_SECONDS:
+      raise ValueError(
+        f"expected sound that begins with the picture, found {sound.start:g} s"
+        " between them"
+      )
   name, text = path.stem, table.texts.get(path.stem)
   if text is None:
     text, seed = _recipe(path)
@@ -130,8 +145,9 @@ def read_clip(path: pathlib.Path, table: lists.PromptTable) -> Clip:
     name=name,
     path=path,
     has_picture=facts.has_video,
-    has_sound=facts.has_audio,
+    has_sound=sound is not None,
     text=text,
+    sound_start=0.0 if sound is None else sound.start,
   )
 
 
@@ -205,6 +221,26 @@ def _digest(path: pathlib.Path, size: int, modified: int) -> str:
   return container.digest(path)
 
 
+def _random(clip: Clip, array: np.ndarray) -> np.random.Generator:
+  """Noise that differs between clips, and not between runs."""
+  return np.random.default_rng([*array.shape, int(digest(clip.path), 16)])
+
+
+def _heard(clip: Clip) -> tuple[np.ndarray, int]:
+  """Sound from the first frame on [channels, samples], and its rate.
+
+  Silence is added, or sound cut off, where it begins at another time.
+  """
+  wave_CA, rate = mp4.read_sound(clip.path)
+  if wave_CA is None or rate is None:
+    raise ValueError(f"{clip.path}: expected sound, none is decoded")
+  start = round(clip.sound_start * rate)
+  wave_CA = np.pad(wave_CA[:, max(0, -start) :], ((0, 0), (max(0, start), 0)))
+  if not wave_CA.shape[1]:
+    raise ValueError(f"{clip.path}: its sound ends before its picture begins")
+  return wave_CA, rate
+
+
 class Media:
   """Decoded media of a source; kept until the object is dropped."""
 
@@ -215,7 +251,7 @@ class Media:
   def _pictures(self) -> tuple[np.ndarray, float]:
     frames_THWC, fps, _, _ = mp4.read(self.source.clip.path)
     if self.source.noise:
-      random = np.random.default_rng(frames_THWC.shape)
+      random = _random(self.source.clip, frames_THWC)
       frames_THWC = random.integers(256, size=frames_THWC.shape, dtype=np.uint8)
     # Of the times of frames: the average rate in headers may be lower.
     times = mp4.header(self.source.clip.path).times
@@ -236,23 +272,20 @@ class Media:
   @functools.cached_property
   def _sound(self) -> tuple[np.ndarray, int]:
     source = self.source
-    wave_CA, rate = mp4.read_sound((source.sound_of or source.clip).path)
-    if wave_CA is None or rate is None:
-      raise ValueError(f"{source.clip.path}: expected sound, none is decoded")
+    wave_CA, rate = _heard(source.sound_of or source.clip)
     if source.sound_of is not None:
       # As long as the clip's own sound.
-      own_CA, own_rate = mp4.read_sound(source.clip.path)
-      if own_CA is not None and own_rate:
-        wanted = round(own_CA.shape[1] * rate / own_rate)
-        wave_CA = np.pad(
-          wave_CA[:, :wanted], ((0, 0), (0, max(0, wanted - wave_CA.shape[1])))
-        )
+      own_CA, own_rate = _heard(source.clip)
+      wanted = round(own_CA.shape[1] * rate / own_rate)
+      wave_CA = np.pad(
+        wave_CA[:, :wanted], ((0, 0), (0, max(0, wanted - wave_CA.shape[1])))
+      )
     late = min(round(source.delay * rate), wave_CA.shape[1])
     if late:
       wave_CA = np.pad(wave_CA, ((0, 0), (late, 0)))[:, :-late]
     if source.noise:
       level = math.sqrt(float(np.square(wave_CA, dtype=np.float64).mean()))
-      random = np.random.default_rng(wave_CA.shape)
+      random = _random(source.clip, wave_CA)
       wave_CA = random.normal(0, level or 0.01, wave_CA.shape)
     return np.clip(wave_CA, -1, 1).astype(np.float32), rate
 

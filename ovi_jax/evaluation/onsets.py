@@ -25,8 +25,10 @@ def times(wave_A: np.ndarray, rate: int) -> list[float]:
 
   Args:
     wave_A: mono, in [-1, 1].
-    rate: samples a second.
+    rate: samples a second, at least 1000.
   """
+  if not len(wave_A):
+    return []
   level_TB = _levels(np.asarray(wave_A, np.float64), rate)
   if level_TB.sum(axis=1).max(initial=0.0) < _SILENCE:
     return []
@@ -83,7 +85,7 @@ def _running_max(value_TB: np.ndarray, count: int) -> np.ndarray:
 
 def _shift(value_TB: np.ndarray, later: int) -> np.ndarray:
   shifted = np.zeros_like(value_TB)
-  shifted[later:] = value_TB[: len(value_TB) - later]
+  shifted[later:] = value_TB[: max(0, len(value_TB) - later)]
   return shifted
 
 

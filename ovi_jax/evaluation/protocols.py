@@ -103,6 +103,11 @@ class Score:
     """Whether a clip is compared with that of its name in the reference."""
     return self.rule == "kl" or bool(self.params.get("of_reference"))
 
+  @property
+  def compares_sets(self) -> bool:
+    """Whether the clips of a system are compared with all of the reference."""
+    return self.rule in rules.SET_RULES and self.rule != "is"
+
   @functools.cached_property
   def compute(self) -> Callable[..., Any]:
     """The rule with its parameters."""

@@ -105,7 +105,7 @@ def notes(line: run.Line) -> list[str]:
   found += [f"{UNORDERED} {problem}" for problem in line.check.problems]
   measured = any(not cell.missing for cell in line.cells.values())
   if measured and line.score.orders and line.check.skipped:
-    found.append("not checked on distorted clips")
+    found.append(f"not checked on distorted clips: {line.check.skipped}")
   return found
 
 

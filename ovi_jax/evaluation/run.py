@@ -25,6 +25,7 @@ from ovi_jax.evaluation.extractors import registry
 
 REFERENCE = "reference"
 _NO_FEATURES = "no clip has the features"
+_ONE_TAKE = "that needs a second recording of each true clip"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,34 +251,54 @@ def _distorted(
 ) -> dict[str, Table]:
   """Features of distorted versions of the first clips, by sanity row.
 
-  A row has those features only of which a score orders it.
+  A row has those features only of which a score orders it. A clip has its place
+  in all rows, without features where its sound cannot be replaced.
   """
   clips = clips[: settings.sanity_clips]
-  rows: dict[str, list[clips_lib.Source]] = {
+  rows: dict[str, list[clips_lib.Source | None]] = {
     name: [clips_lib.Source(clip=clip, delay=delay) for clip in clips]
     for name, delay in protocols.DELAYS.items()
   }
   rows[protocols.NOISE] = [
     clips_lib.Source(clip=clip, noise=True) for clip in clips
   ]
-  sounding = [clip for clip in clips if clip.has_sound]
-  if len(sounding) > 1:
-    following = dict(zip(sounding, [*sounding[1:], sounding[0]]))
-    rows[protocols.ANOTHER] = [
-      clips_lib.Source(clip=clip, sound_of=following.get(clip))
-      for clip in clips
-    ]
+  others = _others(clips)
+  rows[protocols.ANOTHER] = [
+    clips_lib.Source(clip=clip, sound_of=others[clip.name])
+    if clip.name in others
+    else None
+    for clip in clips
+  ]
   tables = {}
   for row, sources in rows.items():
     wanted = {
       name
       for score in scores
       for name in score.features
-      if any(row in order for order in score.orders)
+      if not score.of_pairs and any(row in order for order in score.orders)
     }
     needed = [each for each in extractors if each.name in wanted]
-    tables[row] = features.extract(needed, sources, settings.cache)
+    there = [source for source in sources if source is not None]
+    found = iter(features.extract(needed, there, settings.cache))
+    tables[row] = [{} if each is None else next(found) for each in sources]
   return tables
+
+
+def _others(clips: Sequence[clips_lib.Clip]) -> dict[str, clips_lib.Clip]:
+  """By name, the clip whose sound replaces a clip's own.
+
+  It is half the list away, because neighbours are often takes of one scene, or
+  the next one after that of another text. Clips without one are left out.
+  """
+  sounding = [clip for clip in clips if clip.has_sound]
+  count, found = len(sounding), {}
+  for place, clip in enumerate(sounding):
+    for step in range(count):
+      other = sounding[(place + max(1, count // 2) + step) % count]
+      if other is not clip and (not clip.text or other.text != clip.text):
+        found[clip.name] = other
+        break
+  return found
 
 
 def _absent(
@@ -410,19 +431,30 @@ def _has(score: protocols.Score, arrays: features.Arrays) -> bool:
 def _check(
   score: protocols.Score, distorted: Mapping[str, Table], absent: str
 ) -> Check:
-  """Whether a score puts distorted clips below true ones."""
+  """Whether a score puts distorted clips below true ones.
+
+  Sets are compared with true clips that are not in them: one half of the clips
+  with the other half.
+  """
   true = distorted[protocols.TRUE]
-  values: dict[str, float] = {}
-  for row in protocols.SANITY:
-    table = distorted.get(row)
-    if absent or not table:
-      values[row] = math.nan
-    elif score.of_sets:
-      values[row] = _set_value(score, table, true)
-    else:
-      values[row] = _mean(clip_values(score, table, true))
+  values = dict.fromkeys(protocols.SANITY, math.nan)
   if not score.orders:
     return Check(values=values, skipped="nothing to order")
+  if score.of_pairs:
+    # Compared with itself, a true clip is the best by definition.
+    return Check(values=values, skipped=absent or _ONE_TAKE)
+  places, against = list(range(len(true))), true
+  if score.compares_sets:
+    there = [place for place in places if _has(score, true[place])]
+    places, against = there[::2], [true[place] for place in there[1::2]]
+  for row, table in distorted.items():
+    if absent or not table:
+      continue
+    part = [table[place] for place in places]
+    if score.of_sets:
+      values[row] = _set_value(score, part, against)
+    else:
+      values[row] = _mean(clip_values(score, part, [None] * len(part)))
   problems, compared = [], 0
   for order in score.orders:
     for better, worse in itertools.pairwise(order):
@@ -433,7 +465,7 @@ def _check(
       gain = one - other if score.better == protocols.HIGHER else other - one
       if not gain > 0:
         problems.append(f"{better} is not better than {worse}")
-  skipped = "" if compared else (absent or "not measured on distorted clips")
+  skipped = "" if compared else (absent or "no row is measured")
   return Check(values=values, problems=tuple(problems), skipped=skipped)
 
 

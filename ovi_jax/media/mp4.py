@@ -18,6 +18,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -407,6 +408,48 @@ def _checked_header(
   if not found.fps > 0:
     raise containers.DamagedError("it names no frame rate")
   return found
+
+
+class SoundHeader(NamedTuple):
+  """Properties of the first sound track.
+
+  Attributes:
+    rate: samples a second.
+    start: seconds from the first frame of the picture to the first sample; 0
+      without a picture.
+  """
+
+  rate: int
+  start: float
+
+
+def sound_header(path: str | os.PathLike[str]) -> SoundHeader | None:
+  """Read what a sound track is; its first frame is decoded.
+
+  Args:
+    path: of a video or sound file.
+
+  Returns:
+    Properties of the track; None if there is none, or not one sample in it.
+
+  Raises:
+    DamagedError: the packets of the picture cannot be read.
+    OSError: it cannot be read.
+  """
+  with _damaged(), containers.opened(path) as container:
+    stream = next(iter(container.streams.audio), None)
+    if stream is None:
+      return None
+    first = next(containers.frames(container, stream), None)
+    if first is None:
+      return None
+    time, rate = first[0] + containers.origin(container), stream.rate
+  with containers.opened(path) as container:
+    picture = containers.pictures(container)
+    if picture is None:
+      return SoundHeader(rate, 0.0)
+    times = containers.times(container, picture, MAX_FRAMES)
+  return SoundHeader(rate, time - float(times[0]) if times.size else 0.0)
 
 
 def read_sound(

@@ -1,7 +1,9 @@
 """Folders of clips and their distorted versions."""
 
 import json
+import wave as wav_files
 
+import av
 import numpy as np
 import pytest
 
@@ -153,3 +155,63 @@ def test_two_clips_of_one_name_are_refused(folder, tmp_path):
     (tmp_path / "x.wav").rename(tmp_path / name)
   with pytest.raises(ValueError, match="two clips have the name one"):
     clips.read_folder(tmp_path)
+
+
+def shifted(path, start: float):
+  """A copy in mkv whose sound begins so much later than its picture."""
+  out = path.with_name(f"{path.stem}_{start}.mkv")
+  with av.open(str(path)) as source, av.open(str(out), "w") as target:
+    streams = {s: target.add_stream_from_template(s) for s in source.streams}
+    for packet in source.demux():
+      if packet.size:
+        late = 1 + (start if packet.stream.type == "audio" else 0)
+        for name in ("pts", "dts"):
+          time = getattr(packet, name) + round(late / packet.time_base)
+          setattr(packet, name, time)
+        packet.stream = streams[packet.stream]
+        target.mux(packet)
+  return out
+
+
+@pytest.mark.parametrize("start", [0.25, -0.25])
+def test_sound_is_heard_from_the_first_frame_on(start, tmp_path):
+  wave = media_files.tone(1.0)
+  wave[:, :8000] = 0
+  frames = media_files.numbered(24)
+  path = media_files.write(
+    tmp_path / "a.mp4", frames, media_files.even(24), wave
+  )
+  shifted(path, start)
+  own, late = clips.read_folder(tmp_path)
+  assert own.sound_start == pytest.approx(0, abs=2e-3)
+  # The copy also has the 1024 samples that the encoder puts first.
+  encoder = 1024 / media_files.RATE
+  assert late.sound_start == pytest.approx(start - encoder, abs=2e-3)
+  begins = [
+    int((np.abs(clips.Media(clips.Source(clip=c)).mono()) > 0.1).argmax())
+    for c in (own, late)
+  ]
+  assert begins[1] - begins[0] == pytest.approx(start * 16_000, abs=50)
+  replaced = clips.Media(clips.Source(clip=own, sound_of=late)).mono()
+  assert int((np.abs(replaced) > 0.1).argmax()) == begins[1]
+
+
+def test_an_empty_sound_is_none_and_low_rates_are_refused(tmp_path):
+  with wav_files.open(str(tmp_path / "empty.wav"), "wb") as file:
+    file.setparams((1, 2, 16_000, 0, "NONE", ""))
+  (clip,) = clips.read_folder(tmp_path)
+  assert not clip.has_sound and not clip.has_picture
+  media_files.write_sound(tmp_path / "low.wav", np.zeros((1, 90)), rate=900)
+  with pytest.raises(ValueError, match="low.wav: .*1000 samples .*found 900"):
+    clips.read_folder(tmp_path)
+
+
+def test_noise_differs_between_clips_of_one_size(tmp_path):
+  for name, level in (("a", 0.1), ("b", 0.2)):
+    sound = media_files.tone(0.1, level)
+    media_files.write_sound(tmp_path / f"{name}.wav", sound)
+  one_A, other_A = (
+    clips.Media(clips.Source(clip=clip, noise=True)).mono()
+    for clip in clips.read_folder(tmp_path)
+  )
+  assert abs(np.corrcoef(one_A, other_A)[0, 1]) < 0.2

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import protocols
 from ovi_jax.evaluation import report
 from ovi_jax.evaluation import run
@@ -221,3 +222,72 @@ def test_systems_without_a_common_name_are_refused(folders, tmp_path):
   settings = run.Settings(systems=systems, cache=tmp_path / "cache")
   with pytest.raises(ValueError, match="no clip name in common"):
     run.run(settings)
+
+
+def true_features(name, count=8):
+  random = np.random.default_rng(1)
+  return [{f"{name}": random.normal(size=3)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("rule", ["fd", "kid"])
+def test_sets_of_true_clips_are_compared_with_other_true_clips(rule):
+  score = protocols.Score(
+    name="x",
+    rule=rule,
+    features=("v",),
+    params={"array": "v.e"},
+    better="lower",
+    orders=(("true", "noise"),),
+  )
+  true = true_features("v.e")
+  far = [{"v.e": each["v.e"] + 9} for each in true]
+  rows = {protocols.TRUE: [{}, *true], protocols.NOISE: [{}, *far]}
+  check = run._check(score, rows, "")
+  halves = score.compute(true[::2], true[1::2]).value(np.arange(4))
+  assert check.values["true"] == halves != 0 and not check.problems
+  # A distortion that changes nothing is found, though the clips are the same.
+  rows[protocols.NOISE] = rows[protocols.TRUE]
+  assert run._check(score, rows, "").problems
+
+
+@pytest.mark.parametrize("name", ["KL_PANNs", "voice similarity"])
+def test_scores_of_pairs_are_not_checked_on_one_recording(name):
+  score = next(
+    score
+    for protocol in protocols.known().values()
+    for score in protocol.scores
+    if score.name == name
+  )
+  array = next(iter(score.params.values()))
+  true = true_features(array)
+  rows = {protocols.TRUE: true, protocols.NOISE: true[::-1]}
+  check = run._check(score, rows, "")
+  assert "second recording" in check.skipped and not check.problems
+  line = run.Line(
+    protocol="p", score=score, cells={"a": run.Cell(clips=1, of=1)}, check=check
+  )
+  assert any(
+    "not checked on distorted clips: " in n for n in report.notes(line)
+  )
+
+
+def test_another_sound_is_far_away_and_of_another_text():
+  def named(texts):
+    return [
+      clips.Clip(
+        name=str(number),
+        path=pathlib.Path(f"{number}.mp4"),
+        has_picture=True,
+        has_sound=text is not None,
+        text=text or "",
+      )
+      for number, text in enumerate(texts)
+    ]
+
+  def others(texts):
+    return {n: int(c.name) for n, c in run._others(named(texts)).items()}
+
+  assert others(["a", "b", "c", "d"]) == {"0": 2, "1": 3, "2": 0, "3": 1}
+  assert others(["a", None, "b", "a", "a"]) == {"0": 2, "2": 4, "3": 2, "4": 2}
+  assert others(["", ""]) == {"0": 1, "1": 0}
+  assert others(["a", "a"]) == others(["a"]) == others([]) == {}

@@ -80,7 +80,7 @@ def _extractor(
 
   return features.Extractor(
     name=name,
-    version=1,
+    version=2,
     needs=(clips.PICTURE,),
     weights=digest,
     missing=missing,

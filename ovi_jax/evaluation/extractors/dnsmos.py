@@ -43,7 +43,7 @@ def dnsmos() -> features.Extractor:
     missing = "onnxruntime is missing: pip install 'ovi_jax[eval]'"
   return features.Extractor(
     name="dnsmos",
-    version=1,
+    version=2,
     needs=(clips.SOUND,),
     settings={"seconds": SECONDS},
     weights="+".join(map(container.digest, paths)) if paths else "",

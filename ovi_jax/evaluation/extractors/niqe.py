@@ -38,7 +38,7 @@ def niqe() -> features.Extractor:
   path = model_path()
   return features.Extractor(
     name="niqe",
-    version=1,
+    version=2,
     needs=(clips.PICTURE,),
     settings={"frames": FRAMES, "patch": PATCH},
     weights=container.digest(path) if path else "",

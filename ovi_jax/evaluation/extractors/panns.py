@@ -178,7 +178,7 @@ def panns(name: str, path: str) -> features.Extractor:
   front_end = FRONT_ENDS[name]
   return features.Extractor(
     name=name,
-    version=1,
+    version=2,
     needs=(clips.SOUND,),
     settings=dataclasses.asdict(front_end),
     weights=digest,

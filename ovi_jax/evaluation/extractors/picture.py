@@ -30,7 +30,7 @@ def picture() -> features.Extractor:
   """Differences of frames."""
   return features.Extractor(
     name="picture",
-    version=1,
+    version=2,
     needs=(clips.PICTURE,),
     settings={"still": STILL},
     load=lambda: lambda media: [_differences(each) for each in media],
@@ -63,7 +63,7 @@ def flow() -> features.Extractor:
     missing = "OpenCV is missing: pip install 'ovi_jax[eval]'"
   return features.Extractor(
     name="flow",
-    version=1,
+    version=2,
     needs=(clips.PICTURE,),
     settings={"farneback": list(_FARNEBACK), "side": _SIDE},
     missing=missing,

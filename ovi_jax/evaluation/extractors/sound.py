@@ -24,7 +24,7 @@ def sound() -> features.Extractor:
   """Onsets, envelope, loudness and silence."""
   return features.Extractor(
     name="sound",
-    version=1,
+    version=2,
     needs=(clips.SOUND,),
     settings={"step": STEP, "window": _WINDOW, "silence": _SILENCE},
     load=lambda: lambda media: [_describe(each) for each in media],

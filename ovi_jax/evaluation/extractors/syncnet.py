@@ -42,7 +42,7 @@ def syncnet(
   problems = [line.split(";")[0] for line in _problems(path, config)]
   return features.Extractor(
     name="syncnet",
-    version=1,
+    version=2,
     needs=(clips.PICTURE, clips.SOUND),
     settings={
       "faces": dataclasses.asdict(config)

@@ -20,7 +20,7 @@ def vad() -> features.Extractor:
   config = vad_stage.Config()
   return features.Extractor(
     name="vad",
-    version=1,
+    version=2,
     needs=(clips.SOUND,),
     settings=vad_stage.fingerprint(config) if there else {},
     missing=""

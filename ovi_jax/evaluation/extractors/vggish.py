@@ -109,7 +109,7 @@ def vggish(path: str) -> features.Extractor:
     missing = "needs imported features 'vggish', or --weights=vggish=FILE"
   return features.Extractor(
     name="vggish",
-    version=1,
+    version=2,
     needs=(clips.SOUND,),
     settings={"seconds": SECONDS},
     weights=digest,

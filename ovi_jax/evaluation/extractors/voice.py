@@ -112,7 +112,7 @@ def voice(path: str) -> features.Extractor:
   )
   return features.Extractor(
     name="voice",
-    version=1,
+    version=2,
     needs=(clips.SOUND,),
     weights=container.digest(found) if found else "",
     missing=""

@@ -1,6 +1,7 @@
 """DNSMOS, voices, voice activity and recognition."""
 
 import importlib.util
+import inspect
 import os
 import pathlib
 
@@ -142,6 +143,61 @@ def test_missing_packages_and_weights_are_named(monkeypatch, tmp_path):
     assert "--weights=whisper=FOLDER" in registry.make({})["whisper"].missing
     with pytest.raises(ValueError, match="folder of CTranslate2"):
       whisper.whisper(str(tmp_path))
+
+
+WHISPER_FILES = (
+  "model.bin",
+  "config.json",
+  "tokenizer.json",
+  "vocabulary.txt",
+)
+
+
+@pytest.mark.skipif(not installed("faster_whisper"), reason="needs [eval]")
+def test_all_files_of_whisper_are_needed_and_identify_its_texts(tmp_path):
+  for name in WHISPER_FILES:
+    (tmp_path / name).write_text(name)
+  identities = [whisper.whisper(str(tmp_path)).folder_name]
+  for name in (*WHISPER_FILES, "preprocessor_config.json"):
+    (tmp_path / name).write_text("other")
+    identities.append(whisper.whisper(str(tmp_path)).folder_name)
+  assert len(set(identities)) == 6
+  for name in WHISPER_FILES:
+    (tmp_path / name).rename(tmp_path / "away")
+    with pytest.raises(ValueError, match=f"it has no .*{name}"):
+      whisper.whisper(str(tmp_path))
+    (tmp_path / "away").rename(tmp_path / name)
+
+
+@pytest.mark.skipif(not installed("faster_whisper"), reason="needs [eval]")
+def test_recognition_neither_samples_nor_depends_on_other_windows(
+  tmp_path, monkeypatch
+):
+  class Model:
+    def __init__(self, folder, **settings):
+      assert settings["local_files_only"]
+
+    def transcribe(self, wave_A, **settings):
+      inspect.signature(real.transcribe).bind(self, wave_A, **settings)
+      given.append(settings)
+      return [], None
+
+  real, given = faster_whisper().WhisperModel, []
+  monkeypatch.setattr(faster_whisper(), "WhisperModel", Model)
+  media_files.write_sound(tmp_path / "a.wav", media_files.tone(0.2))
+  for name in WHISPER_FILES:
+    (tmp_path / name).touch()
+  extractor = whisper.whisper(str(tmp_path))
+  source = clips.Source(clip=clips.read_folder(tmp_path)[0])
+  extractor.load()([clips.Media(source)])
+  assert given == [extractor.describe()["settings"]]
+  assert given[0]["temperature"] == 0.0
+  assert given[0]["condition_on_previous_text"] is False
+  assert given[0]["no_speech_threshold"] is None
+
+
+def faster_whisper():
+  return importlib.import_module("faster_whisper")
 
 
 @pytest.mark.skipif(
