@@ -66,6 +66,7 @@ def _run() -> None:
     },
     sanity_clips=FLAGS.sanity_clips,
     draws=FLAGS.bootstrap,
+    set_draws=min(FLAGS.bootstrap, run.SET_DRAWS),
     seed=FLAGS.seed,
   )
   result = run.run(settings)
@@ -146,7 +147,11 @@ if __name__ == "__main__":
   flags.DEFINE_integer(
     "sanity_clips", 64, "Clips of which distorted versions are scored."
   )
-  flags.DEFINE_integer("bootstrap", intervals.DRAWS, "Bootstrap resamplings.")
+  flags.DEFINE_integer(
+    "bootstrap",
+    intervals.DRAWS,
+    f"Bootstrap resamplings; of FD, KID and IS at most {run.SET_DRAWS}.",
+  )
   flags.DEFINE_integer(
     "seed", 0, "Seed of the resamplings, or of the first prompt of a list."
   )

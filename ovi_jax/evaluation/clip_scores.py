@@ -1,9 +1,10 @@
 """Means of cheap scores over a few clips, for the logs of training.
 
-Scores of sets, and those whose features need a reference, weights that are not
-given or packages that are not installed, are left out.
+Scores of sets or of pairs with a reference, and those whose features need
+weights that are not given or packages that are not installed, are left out.
 """
 
+import contextlib
 import math
 import pathlib
 import tempfile
@@ -40,18 +41,25 @@ def means(
     f"{protocol.name}/{score.name}": score
     for protocol in chosen
     for score in protocol.scores
-    if not score.of_sets
+    if not (score.of_sets or score.of_pairs)
     and all(n in available and not available[n].missing for n in score.features)
   }
   wanted = dict.fromkeys(n for s in scores.values() for n in s.features)
   extractors = [available[name] for name in wanted]
-  tables: list[features.Arrays] = []
-  with tempfile.TemporaryDirectory(prefix="ovi_jax-") as cache:
-    for path, text in zip(paths, texts, strict=True):
-      table = lists.PromptTable(texts={path.stem: text})
-      with storage.local_copy(path) as local:
-        source = clips_lib.Source(clip=clips_lib.read_clip(local, table))
-        tables += features.extract(extractors, [source], pathlib.Path(cache))
+  by_name = {p.stem: text for p, text in zip(paths, texts, strict=True)}
+  table = lists.PromptTable(texts=by_name)
+  with contextlib.ExitStack() as stack:
+    cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="ovi_jax-"))
+    local = [stack.enter_context(storage.local_copy(path)) for path in paths]
+    # Once over all clips: weights are read once, and batches are full.
+    tables = features.extract(
+      extractors,
+      [
+        clips_lib.Source(clip=clips_lib.read_clip(path, table))
+        for path in local
+      ],
+      pathlib.Path(cache),
+    )
   found = {}
   for name, score in scores.items():
     value_N = run.clip_values(score, tables, [None] * len(tables))

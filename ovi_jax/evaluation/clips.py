@@ -42,6 +42,7 @@ class Clip:
     has_sound: whether it has a sound track that is not empty.
     text: its prompt or caption; "" if unknown.
     sound_start: seconds from its first frame to its first sample.
+    spoken: whether a text without tags is what is said.
   """
 
   name: str
@@ -50,18 +51,19 @@ class Clip:
   has_sound: bool
   text: str = ""
   sound_start: float = 0.0
+  spoken: bool = True
 
   @property
   def speech(self) -> str:
-    """What is said: the text between speech tags, or all of an untagged text.
+    """What is said: the text between speech tags.
 
-    A prompt with other parts and no speech tag asks for no speech.
+    All of a text without any tags, if such texts are `spoken`.
     """
     parts = prompts.parse(self.text)
     spoken = [part.text for part in parts if part.tag == prompts.SPEECH]
     if spoken or any(part.tag for part in parts):
       return " ".join(text.strip() for text in spoken)
-    return self.text.strip()
+    return self.text.strip() if self.spoken else ""
 
 
 def read_folder(
@@ -73,7 +75,8 @@ def read_folder(
     folder: of video and sound files; other files are ignored.
     table: of prompts. A clip has the prompt of its name; a clip of sample.py,
       with a JSON file beside it, has the name of its prompt and seed. Without
-      either, names are those of the files.
+      either, names are those of the files. Texts without tags are speech if
+      they are of a table in which no text has tags.
 
   Raises:
     ValueError: there is no such folder, it has no clips, two have one name, or
@@ -138,6 +141,7 @@ def read_clip(path: pathlib.Path, table: lists.PromptTable) -> Clip:
         " between them"
       )
   name, text = path.stem, table.texts.get(path.stem)
+  spoken = text is not None and not table.tagged
   if text is None:
     text, seed = _recipe(path)
     name = (table.name_of(text, seed) if text else None) or name
@@ -148,6 +152,7 @@ def read_clip(path: pathlib.Path, table: lists.PromptTable) -> Clip:
     has_sound=sound is not None,
     text=text,
     sound_start=0.0 if sound is None else sound.start,
+    spoken=spoken,
   )
 
 
@@ -204,7 +209,7 @@ class Source:
         self.noise,
       ]
     if TEXT in needs:
-      parts[TEXT] = self.clip.text
+      parts[TEXT] = [self.clip.text, self.clip.speech]
     value = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(value.encode()).hexdigest()[:32]
 

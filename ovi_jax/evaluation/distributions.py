@@ -42,23 +42,36 @@ Clips = Sequence[features.Arrays]
 
 def _rows(clips: Clips, array: str) -> list[np.ndarray]:
   """The rows of each clip, float64 [rows, D]; a clip may have several."""
-  found = [
-    np.atleast_2d(np.asarray(clip[array], np.float64))
-    for clip in clips
-    if array in clip
-  ]
+  found = []
+  for clip in clips:
+    if array in clip:
+      rows = features.numbers({array: np.atleast_2d(clip[array])}, array, 2)
+      assert rows is not None
+      found.append(rows)
   if not found:
     raise ValueError(f"no clip has {array}")
-  widths = {rows.shape[1:] for rows in found}
-  if len(widths) > 1 or found[0].ndim != 2:
+  widths = sorted({rows.shape[1] for rows in found})
+  if len(widths) > 1 or not widths[0]:
     raise ValueError(f"{array}: expected rows of one width, found {widths}")
+  if not all(np.isfinite(rows).all() for rows in found):
+    raise ValueError(f"{array}: expected finite numbers, found NaN or infinity")
   return found
 
 
-def _against(reference: Clips | None, array: str) -> np.ndarray:
+def _against(
+  reference: Clips | None, array: str, rows: Sequence[np.ndarray]
+) -> np.ndarray:
+  """The rows of the reference [M, D], as wide as those of the clips."""
   if reference is None:
     raise ValueError(NO_REFERENCE)
-  return np.concatenate(_rows(reference, array))
+  other = np.concatenate(_rows(reference, array))
+  width = rows[0].shape[1]
+  if other.shape[1] != width:
+    raise ValueError(
+      f"{array}: expected rows of one width, found {width} and"
+      f" {other.shape[1]} of the reference"
+    )
+  return other
 
 
 def _few(count: int, other: int, width: int) -> tuple[str, ...]:
@@ -82,40 +95,57 @@ def fd(clips: Clips, reference: Clips | None, *, array: str) -> Statistic:
   Raises:
     ValueError: there is no reference, or no features.
   """
-  rows, other = _rows(clips, array), _against(reference, array)
+  rows = _rows(clips, array)
+  other = _against(reference, array, rows)
   count, width = sum(map(len, rows)), other.shape[1]
+  true = _gaussian(other)
 
   def value(index: np.ndarray) -> float:
-    return frechet_distance(np.concatenate([rows[i] for i in index]), other)
+    return _distance(_gaussian(np.concatenate([rows[i] for i in index])), true)
 
   return Statistic(value, _few(count, len(other), width))
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
   """FD of features [n, D] and [m, D]; NaN with less than two rows."""
-  one, other = (np.asarray(x, np.float64) for x in (one, other))
-  if min(len(one), len(other)) < 2:
-    return math.nan
-  mean, mean_other = one.mean(axis=0), other.mean(axis=0)
-  centred = (one - mean) / math.sqrt(len(one) - 1)
-  centred_other = (other - mean_other) / math.sqrt(len(other) - 1)
-  root = np.linalg.svd(_small(centred, centred_other), compute_uv=False).sum()
-  return float(
-    np.square(mean - mean_other).sum()
-    + np.square(centred).sum()
-    + np.square(centred_other).sum()
-    - 2 * root
+  return _distance(_gaussian(one), _gaussian(other))
+
+
+class _Gaussian(NamedTuple):
+  """A fitted Gaussian.
+
+  Attributes:
+    mean: [D].
+    root: R [at most D, D] with R^T R the covariance.
+    trace: of the covariance.
+  """
+
+  mean: np.ndarray
+  root: np.ndarray
+  trace: float
+
+
+def _gaussian(rows_ND: np.ndarray) -> _Gaussian | None:
+  """Of features; None of less than two rows."""
+  rows_ND = np.asarray(rows_ND, np.float64)
+  count, width = rows_ND.shape
+  if count < 2:
+    return None
+  mean = rows_ND.mean(axis=0)
+  root = (rows_ND - mean) / math.sqrt(count - 1)
+  trace = float(np.square(root).sum())
+  # Q has orthonormal columns: A B^T has the singular values of Ra Rb^T.
+  return _Gaussian(
+    mean, np.linalg.qr(root, mode="r") if count > width else root, trace
   )
 
 
-def _small(one_ND: np.ndarray, other_MD: np.ndarray) -> np.ndarray:
-  """A matrix of the singular values of A B^T, of at most D rows and columns."""
-  sides = []
-  for side in (one_ND, other_MD):
-    # Q has orthonormal columns: A B^T has the singular values of Ra Rb^T.
-    tall = len(side) > side.shape[1]
-    sides.append(np.linalg.qr(side, mode="r") if tall else side)
-  return sides[0] @ sides[1].T
+def _distance(one: _Gaussian | None, other: _Gaussian | None) -> float:
+  if one is None or other is None:
+    return math.nan
+  roots = np.linalg.svd(one.root @ other.root.T, compute_uv=False)
+  squared = float(np.square(one.mean - other.mean).sum())
+  return squared + one.trace + other.trace - 2 * float(roots.sum())
 
 
 def kid(clips: Clips, reference: Clips | None, *, array: str) -> Statistic:
@@ -123,10 +153,13 @@ def kid(clips: Clips, reference: Clips | None, *, array: str) -> Statistic:
 
   Args and errors are those of `fd`.
   """
-  rows, other = _rows(clips, array), _against(reference, array)
+  rows = _rows(clips, array)
+  other = _against(reference, array, rows)
+  own = _within(other)
 
   def value(index: np.ndarray) -> float:
-    return kernel_distance(np.concatenate([rows[i] for i in index]), other)
+    one = np.concatenate([rows[i] for i in index])
+    return _within(one) + own - 2 * _between(one, other)
 
   return Statistic(value)
 
@@ -134,18 +167,23 @@ def kid(clips: Clips, reference: Clips | None, *, array: str) -> Statistic:
 def kernel_distance(one: np.ndarray, other: np.ndarray) -> float:
   """Unbiased squared MMD; NaN with less than two rows."""
   one, other = (np.asarray(x, np.float64) for x in (one, other))
-  n, m = len(one), len(other)
-  if min(n, m) < 2:
+  return _within(one) + _within(other) - 2 * _between(one, other)
+
+
+def _kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+  return (one @ other.T / one.shape[1] + 1) ** 3
+
+
+def _within(rows: np.ndarray) -> float:
+  """Mean kernel of two different rows; NaN with less than two."""
+  if len(rows) < 2:
     return math.nan
+  own = _kernel(rows, rows)
+  return float((own.sum() - np.trace(own)) / (len(rows) * (len(rows) - 1)))
 
-  def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a @ b.T / a.shape[1] + 1) ** 3
 
-  def within(a: np.ndarray) -> float:
-    own = kernel(a, a)
-    return float((own.sum() - np.trace(own)) / (len(a) * (len(a) - 1)))
-
-  return within(one) + within(other) - 2 * float(kernel(one, other).mean())
+def _between(one: np.ndarray, other: np.ndarray) -> float:
+  return float(_kernel(one, other).mean())
 
 
 def inception_score(
@@ -166,7 +204,10 @@ def inception_score(
     shuffle: permute the set first, by `RandomState(2020)`.
   """
   del reference
-  logits = np.concatenate(_rows(clips, array))
+  rows = _rows(clips, array)
+  if any(len(each) != 1 for each in rows):
+    raise ValueError(f"{array}: expected one row for each clip, found several")
+  logits = np.concatenate(rows)
   warnings: tuple[str, ...] = ()
   if len(logits) < 10 * splits:
     warnings = (f"{len(logits)} clips in {splits} splits: biased downwards",)
@@ -215,11 +256,13 @@ def kl(
   """
   if reference is None or array not in clip or array not in reference:
     return math.nan
-  log_q, log_p = (
-    log_softmax(np.ravel(each[array])) for each in (clip, reference)
-  )
-  if log_q.shape != log_p.shape:
-    return math.nan
+  rows, other = _rows([clip], array), _rows([reference], array)
+  if rows[0].shape != other[0].shape or len(rows[0]) != 1:
+    raise ValueError(
+      f"{array}: expected one row of one width, found {rows[0].shape} and"
+      f" {other[0].shape} of the reference"
+    )
+  log_q, log_p = log_softmax(rows[0][0]), log_softmax(other[0][0])
   return float((np.exp(log_p) * (log_p - log_q)).sum())
 
 

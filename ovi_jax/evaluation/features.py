@@ -27,6 +27,34 @@ Arrays = Mapping[str, Any]  # NumPy arrays and numbers
 Compute = Callable[[Sequence[clips_lib.Media]], Sequence[Arrays]]
 
 
+def numbers(clip: Arrays, name: str, axes: int) -> np.ndarray | None:
+  """An array of a clip, float64; None if the clip has none of this name.
+
+  Args:
+    clip: its arrays.
+    name: of the array.
+    axes: number of axes that it must have, besides those of length one that a
+      number has.
+
+  Raises:
+    ValueError: it has other axes, or is not of numbers.
+  """
+  if name not in clip:
+    return None
+  try:
+    array = np.asarray(clip[name], np.float64)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{name}: expected numbers: {error!s:.80}") from error
+  if not axes and array.size == 1:
+    array = array.reshape(())
+  if array.ndim != axes:
+    kinds = ("a number", "a list of numbers", "rows of numbers")
+    raise ValueError(
+      f"{name}: expected {kinds[axes]}, found shape {array.shape}"
+    )
+  return array
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extractor:
   """Computes features of clips.

@@ -41,7 +41,8 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     For each clip its arrays by `extractor.array`.
 
   Raises:
-    ValueError: there is no such folder, or a file of it is damaged.
+    ValueError: there is no such folder, or a file of it is damaged, or has
+      numbers that are not finite, or arrays of anything but numbers and text.
   """
   paths = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
   if not paths:
@@ -61,10 +62,20 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
           if not slash:
             raise ValueError(f"expected names ARRAY/CLIP, found {key!r:.80}")
           table = tables.setdefault(clip, {})
-          table[f"{path.stem}.{array}"] = stored[key]
+          table[f"{path.stem}.{array}"] = _checked(key, stored[key])
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
       raise ValueError(f"{path}: {error}; import it again") from error
   return tables
+
+
+def _checked(key: str, array: np.ndarray) -> np.ndarray:
+  if array.dtype.kind not in "biufU":
+    raise ValueError(
+      f"{key!r:.80}: expected numbers or text, found {array.dtype}"
+    )
+  if array.dtype.kind != "U" and not np.isfinite(array).all():
+    raise ValueError(f"{key!r:.80}: expected finite numbers, found NaN or inf")
+  return array
 
 
 def extractors(folder: pathlib.Path) -> list[str]:

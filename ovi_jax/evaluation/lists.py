@@ -8,6 +8,7 @@ not part of the package.
 
 import csv
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable
@@ -102,6 +103,13 @@ class PromptTable:
 
   texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
   names: Mapping[tuple[Any, str], str] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def tagged(self) -> bool:
+    """Whether speech is between tags: if any text of the table has a tag."""
+    return any(
+      part.tag for text in self.texts.values() for part in prompts.parse(text)
+    )
 
   def name_of(self, text: str, seed: object) -> str | None:
     """The name of the prompt that a clip was made of, or None."""

@@ -30,6 +30,7 @@ DELAYS: Mapping[str, float] = {
   "delayed 1 s": 1.0,
 }
 SANITY = (TRUE, ANOTHER, *DELAYS, NOISE)
+_AT_LEAST = {"splits": 1, "share": 0}  # of parameters of rules
 _FILE = pathlib.Path(__file__).with_name("protocols.json")
 
 
@@ -128,11 +129,24 @@ def _parameter_problems(
     f"params.{name} is unknown{config.nearest(name, known)}"
     for name in sorted(params.keys() - known.keys())
   ]
-  return problems + [
-    f"params.{name} is missing"
-    for name, parameter in known.items()
-    if parameter.default is inspect.Parameter.empty and name not in params
-  ]
+  for name, parameter in known.items():
+    if name in params:
+      problems += _value_problems(name, params[name], parameter.annotation)
+    elif parameter.default is inspect.Parameter.empty:
+      problems.append(f"params.{name} is missing")
+  return problems
+
+
+def _value_problems(name: str, value: Any, kind: type) -> list[str]:
+  """What is wrong with a parameter of a rule."""
+  kinds = (int, float) if kind is float else (kind,)
+  if type(value) not in kinds:
+    return [f"params.{name}: expected {kind.__name__}, found {value!r:.40}"]
+  if kind in (int, float):
+    least = _AT_LEAST.get(name, -math.inf)
+    if not math.isfinite(value) or value < least:
+      return [f"params.{name}: expected at least {least}, found {value}"]
+  return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

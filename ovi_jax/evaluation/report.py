@@ -120,6 +120,8 @@ def _markdown(result: run.Result) -> Iterator[str]:
   yield ""
   for name, lacks in result.left_out.items():
     yield f"{_cell(name)} lacks {len(lacks)} clips: {_listed(lacks)}.\n"
+  for name, unknown in result.unmatched.items():
+    yield f"{_cell(_unmatched(name, unknown))}\n"
   yield "## Scores\n"
   yield from _rows(
     ("score", *result.systems),
@@ -172,6 +174,13 @@ def _cell(text: str) -> str:
 def _listed(names: Sequence[str]) -> str:
   shown = [untrusted.printable(name) for name in names]
   return ", ".join(untrusted.shortened(shown))
+
+
+def _unmatched(name: str, unknown: Sequence[str]) -> str:
+  return (
+    f"{name}: imported features of {len(unknown)} names are of no clip:"
+    f" {_listed(unknown)}."
+  )
 
 
 def _counts(result: run.Result) -> list[tuple[str, str, str]]:
@@ -228,6 +237,7 @@ def plain(result: run.Result) -> Any:
       for name, clips in result.systems.items()
     },
     "left_out": {name: list(lacks) for name, lacks in result.left_out.items()},
+    "unmatched_features": {n: list(u) for n, u in result.unmatched.items()},
     "distorted_clips_of": result.base,
     "scores": [_plain_line(line) for line in result.lines],
     "protocols": [_valid(dataclasses.asdict(p)) for p in result.protocols],
@@ -286,6 +296,10 @@ def html_page(
       f'<p class="bad">{page.text(name)} lacks {len(lacks)} clips:'
       f" {page.text(_listed(lacks))}.</p>"
       for name, lacks in result.left_out.items()
+    ),
+    *(
+      f'<p class="bad">{page.text(_unmatched(name, unknown))}</p>'
+      for name, unknown in result.unmatched.items()
     ),
     "<h2>Scores</h2>",
     page.table(head, scores),

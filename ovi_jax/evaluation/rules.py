@@ -1,9 +1,10 @@
 """Rules: from features to the value of a clip or of a set. float64.
 
 A rule of clips maps the features of one clip (and of its counterpart in the
-reference) to a number, NaN where it cannot be measured. A rule of sets maps the
-features of all clips, and those of the reference set, to a number; see
-`distributions`. Protocols name rules and their parameters.
+reference) to a number, NaN where it cannot be measured; it raises ValueError if
+features have another form than it expects. A rule of sets maps the features of
+all clips, and those of the reference set, to a number; see `distributions`.
+Protocols name rules and their parameters.
 """
 
 import math
@@ -30,7 +31,8 @@ def value(
 ) -> float:
   """A feature that is a number."""
   del reference
-  return float(clip[array]) if array in clip else math.nan
+  number = features.numbers(clip, array, 0)
+  return math.nan if number is None else float(number)
 
 
 def av_align(
@@ -45,15 +47,25 @@ def av_align(
     Matches over the union; NaN if there are neither peaks nor onsets.
   """
   del reference
-  if "flow.flow_T" not in clip or "sound.onsets" not in clip:
+  flow_T = features.numbers(clip, "flow.flow_T", 1)
+  onset_N = features.numbers(clip, "sound.onsets", 1)
+  fps = _fps(clip, "flow.fps")
+  if flow_T is None or onset_N is None or fps is None:
     return math.nan
-  fps = float(clip["flow.fps"])
-  peaks = [t / fps for t in local_maxima(clip["flow.flow_T"], threshold)]
-  onsets = [float(t) for t in clip["sound.onsets"]]
+  peaks = [t / fps for t in local_maxima(flow_T, threshold)]
+  onsets = [float(t) for t in onset_N]
   tolerance = float(np.nextafter(1 / fps, 0))
   both = len(matching.match(peaks, onsets, tolerance))
   either = len(peaks) + len(onsets) - both
   return both / either if either else math.nan
+
+
+def _fps(clip: features.Arrays, name: str) -> float | None:
+  """A frame rate of a clip."""
+  fps = features.numbers(clip, name, 0)
+  if fps is not None and not fps > 0:
+    raise ValueError(f"{name}: expected a rate above 0, found {fps:g}")
+  return None if fps is None else float(fps)
 
 
 def local_maxima(value_T: np.ndarray, threshold: float) -> list[int]:
@@ -72,10 +84,10 @@ def envelope_lag(
   found = _correlations(clip)
   if found is None:
     return math.nan
-  lag_L, correlation_L = found
+  lag_L, correlation_L, fps = found
   # Of equal maxima the smallest lag.
   best = np.lexsort((np.abs(lag_L), -correlation_L))[0]
-  return abs(float(lag_L[best])) / float(clip["picture.fps"])
+  return abs(float(lag_L[best])) / fps
 
 
 def envelope_correlation(
@@ -86,22 +98,25 @@ def envelope_correlation(
   found = _correlations(clip)
   if found is None:
     return math.nan
-  lag_L, correlation_L = found
+  lag_L, correlation_L, _ = found
   at_zero = correlation_L[lag_L == 0]
   return float(at_zero[0]) if len(at_zero) else math.nan
 
 
 def _correlations(
   clip: features.Arrays,
-) -> tuple[np.ndarray, np.ndarray] | None:
-  """Lags in frames and correlations where both vary; None if none do.
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+  """Lags in frames, correlations where both vary, and the frame rate.
+
+  None if they never vary.
 
   At a positive lag the sound is late.
   """
-  if "picture.motion_T" not in clip or "sound.envelope_T" not in clip:
+  motion_T = features.numbers(clip, "picture.motion_T", 1)
+  envelope = features.numbers(clip, "sound.envelope_T", 1)
+  fps = _fps(clip, "picture.fps")
+  if motion_T is None or envelope is None or fps is None:
     return None
-  motion_T, fps = clip["picture.motion_T"], float(clip["picture.fps"])
-  envelope = clip["sound.envelope_T"]
   times = np.arange(len(motion_T)) / fps
   seconds = np.arange(len(envelope)) * _ENVELOPE_STEP
   if len(motion_T) < 3 or not len(envelope):
@@ -118,7 +133,7 @@ def _correlations(
     if seen.std() > 1e-9 and heard.std() > 1e-9:
       lags.append(lag)
       found.append(float(np.corrcoef(seen, heard)[0, 1]))
-  return (np.array(lags), np.array(found)) if lags else None
+  return (np.array(lags), np.array(found), fps) if lags else None
 
 
 def difference(
@@ -130,9 +145,10 @@ def difference(
 ) -> float:
   """Absolute difference of two features of a clip."""
   del reference
-  if first not in clip or second not in clip:
+  one, two = (features.numbers(clip, name, 0) for name in (first, second))
+  if one is None or two is None:
     return math.nan
-  return abs(float(clip[first]) - float(clip[second]))
+  return abs(float(one) - float(two))
 
 
 def cosine(
@@ -153,14 +169,24 @@ def cosine(
     of_reference: take the second array of the reference.
   """
   other = reference if of_reference else clip
-  if first not in clip or other is None or second not in other:
+  one = _vector(clip, first)
+  two = None if other is None else _vector(other, second)
+  if one is None or two is None:
     return math.nan
-  one = np.asarray(clip[first], np.float64).ravel()
-  two = np.asarray(other[second], np.float64).ravel()
+  if one.shape != two.shape:
+    raise ValueError(
+      f"{first} and {second}: expected one width, found {one.size} and"
+      f" {two.size}"
+    )
   lengths = np.linalg.norm(one) * np.linalg.norm(two)
-  if one.shape != two.shape or not lengths > 0:
-    return math.nan
-  return float(one @ two / lengths)
+  return float(one @ two / lengths) if lengths > 0 else math.nan
+
+
+def _vector(clip: features.Arrays, name: str) -> np.ndarray | None:
+  """A list of numbers, that may be a single row."""
+  if np.ndim(clip.get(name)) == 2 and len(clip[name]) == 1:
+    clip = {name: clip[name][0]}
+  return features.numbers(clip, name, 1)
 
 
 def mean_of(
@@ -172,9 +198,9 @@ def mean_of(
 ) -> float:
   """Mean of a list of numbers, unsigned unless `signed`."""
   del reference
-  if array not in clip or not np.size(clip[array]):
+  numbers = _vector(clip, array)
+  if numbers is None or not numbers.size:
     return math.nan
-  numbers = np.asarray(clip[array], np.float64)
   return float((numbers if signed else np.abs(numbers)).mean())
 
 
@@ -190,9 +216,10 @@ def lowest_mean(
   At least one number counts.
   """
   del reference
-  if array not in clip or not np.size(clip[array]):
+  numbers = _vector(clip, array)
+  if numbers is None or not numbers.size:
     return math.nan
-  numbers = np.sort(np.asarray(clip[array], np.float64), axis=None)
+  numbers = np.sort(numbers)
   return float(numbers[: max(1, int(share * len(numbers)))].mean())
 
 
@@ -204,10 +231,11 @@ def consistency(
   Negative cosines count as 0.
   """
   del reference
-  if array not in clip or len(clip[array]) < 2:
+  frame_TD = features.numbers(clip, array, 2)
+  if frame_TD is None or len(frame_TD) < 2:
     return math.nan
-  frame_TD = np.asarray(clip[array], np.float64)
-  frame_TD = frame_TD / np.linalg.norm(frame_TD, axis=1, keepdims=True)
+  length_T1 = np.linalg.norm(frame_TD, axis=1, keepdims=True)
+  frame_TD = frame_TD / np.maximum(length_T1, np.finfo(np.float64).tiny)
   before_T = (frame_TD[1:] * frame_TD[:-1]).sum(axis=1)
   first_T = frame_TD[1:] @ frame_TD[0]
   return float(((np.maximum(before_T, 0) + np.maximum(first_T, 0)) / 2).mean())

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ovi_jax import untrusted
 from ovi_jax.evaluation import clips as clips_lib
 from ovi_jax.evaluation import distributions
 from ovi_jax.evaluation import features
@@ -24,6 +25,7 @@ from ovi_jax.evaluation import protocols
 from ovi_jax.evaluation.extractors import registry
 
 REFERENCE = "reference"
+SET_DRAWS = 100
 _NO_FEATURES = "no clip has the features"
 _ONE_TAKE = "that needs a second recording of each true clip"
 
@@ -59,7 +61,7 @@ class Settings:
   imported: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
   sanity_clips: int = 64
   draws: int = intervals.DRAWS
-  set_draws: int = 100
+  set_draws: int = SET_DRAWS
   seed: int = 0
 
   def __post_init__(self):
@@ -141,6 +143,7 @@ class Result:
     lines: one per score.
     systems: scored clips by system, and of the reference.
     left_out: names of clips that some system lacks, by system.
+    unmatched: names of imported features that no clip has, by system.
     base: whose clips the distorted versions are made of.
     extractors: identity of each extractor that was used.
     protocols: that were computed.
@@ -149,6 +152,7 @@ class Result:
   lines: Sequence[Line]
   systems: Mapping[str, Sequence[clips_lib.Clip]]
   left_out: Mapping[str, Sequence[str]]
+  unmatched: Mapping[str, Sequence[str]]
   base: str
   extractors: Sequence[Mapping[str, object]]
   protocols: Sequence[protocols.Protocol]
@@ -171,10 +175,10 @@ def run(settings: Settings) -> Result:
   for path in settings.extractors:
     extractor = features.custom(path)
     available[extractor.name] = extractor
-  clips, left_out = _read(settings)
   given = {
     name: imported.read(path) for name, path in settings.imported.items()
   }
+  clips, left_out, unmatched = _read(settings, given)
   scores = [score for protocol in chosen for score in protocol.scores]
   wanted = list(dict.fromkeys(n for score in scores for n in score.features))
   usable = [
@@ -187,7 +191,7 @@ def run(settings: Settings) -> Result:
     sources = [clips_lib.Source(clip=clip) for clip in of_system]
     tables[name] = features.extract(usable, sources, settings.cache)
     for clip, table in zip(of_system, tables[name], strict=True):
-      table |= given.get(name, {}).get(clip.name, {})
+      table |= _of_clip(given.get(name, {}), clip)
   base = next(iter(clips))
   distorted = _distorted(settings, clips[base], usable, scores)
   distorted[protocols.TRUE] = tables[base][: settings.sanity_clips]
@@ -207,16 +211,27 @@ def run(settings: Settings) -> Result:
     lines=lines,
     systems=clips,
     left_out=left_out,
+    unmatched=unmatched,
     base=base,
     extractors=[extractor.describe() for extractor in usable],
     protocols=chosen,
   )
 
 
+def _of_clip(table: imported.Table, clip: clips_lib.Clip) -> features.Arrays:
+  """Imported features of a clip, by its name or by that of its file."""
+  return table.get(clip.name) or table.get(clip.path.stem) or {}
+
+
 def _read(
-  settings: Settings,
-) -> tuple[dict[str, list[clips_lib.Clip]], dict[str, list[str]]]:
-  """Clips by system, the reference first, and names that are left out."""
+  settings: Settings, given: Mapping[str, imported.Table]
+) -> tuple[
+  dict[str, list[clips_lib.Clip]], dict[str, list[str]], dict[str, list[str]]
+]:
+  """Clips by system, the reference first.
+
+  Also names that are left out, and those of imported features without a clip.
+  """
   systems = {
     name: clips_lib.read_folder(folder, settings.prompts)
     for name, folder in settings.systems.items()
@@ -238,9 +253,21 @@ def _read(
   }
   if settings.reference is not None:
     reference = clips_lib.read_folder(settings.reference, settings.prompts)
+    systems[REFERENCE] = reference
     left_out[REFERENCE] = sorted(common - {clip.name for clip in reference})
     found = {REFERENCE: reference, **found}
-  return found, {name: lacks for name, lacks in left_out.items() if lacks}
+  unmatched = {}
+  for name, table in given.items():
+    known = {x for clip in systems[name] for x in (clip.name, clip.path.stem)}
+    if unknown := sorted(table.keys() - known):
+      unmatched[name] = unknown
+    if len(unknown) == len(table):
+      raise ValueError(
+        f"{settings.imported[name]}: expected features of clips of {name},"
+        f" found {', '.join(untrusted.shortened(list(map(repr, unknown))))}"
+      )
+  left_out = {name: lacks for name, lacks in left_out.items() if lacks}
+  return found, left_out, unmatched
 
 
 def _distorted(
@@ -346,7 +373,11 @@ def _cells(
       cells[name] = _set_cell(score, table, reference, settings)
     else:
       pairs = [by_name.get(clip.name) for clip in clips[name]]
-      value_N = clip_values(score, table, pairs)
+      try:
+        value_N = clip_values(score, table, pairs)
+      except ValueError as error:
+        cells[name] = Cell(of=len(table), missing=str(error))
+        continue
       groups = score.groups_of([clip.name for clip in clips[name]])
       cells[name] = _clip_cell(value_N, settings, groups)
       if name == REFERENCE:
@@ -366,7 +397,11 @@ def clip_values(
   table: Table,
   references: Sequence[features.Arrays | None],
 ) -> np.ndarray:
-  """The value of each clip [N] float64; NaN where it cannot be measured."""
+  """The value of each clip [N] float64; NaN where it cannot be measured.
+
+  Raises:
+    ValueError: features have another form than the rule expects.
+  """
   return np.array(
     [
       score.compute(arrays, reference)
@@ -406,11 +441,11 @@ def _set_cell(
     against = [arrays for arrays in reference if _has(score, arrays)]
   try:
     statistic = score.compute(kept, against)
+    interval = intervals.bootstrap_statistic(
+      statistic.value, len(kept), settings.set_draws, settings.seed
+    )
   except ValueError as error:
     return Cell(of=len(table), missing=str(error))
-  interval = intervals.bootstrap_statistic(
-    statistic.value, len(kept), settings.set_draws, settings.seed
-  )
   missing = "" if math.isfinite(interval.value) else "too few clips"
   return Cell(
     interval=interval,
@@ -451,10 +486,14 @@ def _check(
     if absent or not table:
       continue
     part = [table[place] for place in places]
-    if score.of_sets:
-      values[row] = _set_value(score, part, against)
-    else:
-      values[row] = _mean(clip_values(score, part, [None] * len(part)))
+    try:
+      if score.of_sets:
+        values[row] = _set_value(score, part, against)
+      else:
+        values[row] = _mean(clip_values(score, part, [None] * len(part)))
+    except ValueError:
+      # Features of another form, which the cells name.
+      continue
   problems, compared = [], 0
   for order in score.orders:
     for better, worse in itertools.pairwise(order):
@@ -475,10 +514,7 @@ def _set_value(score: protocols.Score, table: Table, true: Table) -> float:
   )
   if not kept or not against:
     return math.nan
-  try:
-    return float(score.compute(kept, against).value(np.arange(len(kept))))
-  except ValueError:
-    return math.nan
+  return float(score.compute(kept, against).value(np.arange(len(kept))))
 
 
 def _mean(value_N: np.ndarray) -> float:

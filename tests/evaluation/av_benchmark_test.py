@@ -96,6 +96,13 @@ def test_bad_folders_of_features_are_refused(tmp_path):
     imported.read(tmp_path)
   imported.write(tmp_path, "x", {"clip/1": {"y": np.ones(2)}})
   assert imported.read(tmp_path)["clip/1"]["x.y"].tolist() == [1, 1]
+  for value, message in (
+    (np.array([np.nan]), "'y/a': expected finite numbers"),
+    (np.array([1j]), "'y/a': expected numbers or text, found complex128"),
+  ):
+    imported.write(tmp_path, "x", {"a": {"y": value}})
+    with pytest.raises(ValueError, match=message):
+      imported.read(tmp_path)
   path = tmp_path / "x.npz"
   path.write_bytes(path.read_bytes()[:50])
   with pytest.raises(ValueError, match="import it again"):

@@ -1,8 +1,11 @@
 """Scores of a few clips, for the logs."""
 
+import json
+
 import pytest
 
 from ovi_jax.evaluation import clip_scores
+from ovi_jax.evaluation import features
 from ovi_jax.training.evaluators import eval_samples
 from tests.lib import media_files
 
@@ -19,6 +22,31 @@ def test_means_are_over_the_clips_that_have_a_value(tmp_path):
   assert found["basic/duration of the sound"] == pytest.approx(0.5, abs=0.05)
   assert found["basic/duration of the picture"] == pytest.approx(0.5)
   assert not [name for name in found if name.startswith("ovi/")]
+
+
+def test_all_clips_are_extracted_at_once_and_pairs_are_left_out(
+  tmp_path, monkeypatch
+):
+  calls, extract = [], features.extract
+
+  def counted(extractors, sources, cache):
+    calls.append(([e.name for e in extractors], len(sources)))
+    return extract([], sources, cache)
+
+  monkeypatch.setattr(features, "extract", counted)
+  pair = {
+    "name": "pair",
+    "rule": "kl",
+    "features": ["picture"],
+    "params": {"array": "picture.motion_T"},
+  }
+  path = tmp_path / "p.json"
+  path.write_text(json.dumps({"p": {"source": "", "scores": [pair]}}))
+  paths = [tmp_path / f"{number}.wav" for number in range(3)]
+  for each in paths:
+    media_files.write_sound(each, media_files.tone(0.1))
+  assert clip_scores.means(paths, [""] * 3, [str(path)]) == {}
+  assert calls == [([], 3)]
 
 
 def test_protocols_of_samples_are_checked_before_training():

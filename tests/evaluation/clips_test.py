@@ -68,6 +68,22 @@ def test_a_prompt_without_speech_asks_for_none(folder):
   assert named(folder, {"silent": text})["silent"].speech == ""
 
 
+def test_untagged_texts_are_speech_in_tables_without_tags_only(folder):
+  plain, tagged = "A dog barks.", "<S>Hello.<E>"
+  for texts, spoken in (
+    ({"silent": plain, "spoken": "Hello."}, plain),
+    ({"silent": plain, "spoken": tagged}, ""),
+  ):
+    assert named(folder, texts)["silent"].speech == spoken
+
+
+def test_the_untagged_prompt_of_a_sample_is_no_speech(tmp_path):
+  media_files.write_sound(tmp_path / "a.wav", media_files.tone(0.1))
+  (tmp_path / "a.json").write_text(json.dumps({"prompt": "A dog barks."}))
+  (clip,) = clips.read_folder(tmp_path)
+  assert clip.text == "A dog barks." and clip.speech == ""
+
+
 def test_sound_has_its_channels_and_a_mean(folder):
   media = clips.Media(clips.Source(clip=named(folder)["both"]))
   assert media.wave_CA.shape[0] == 2 and media.rate == media_files.RATE

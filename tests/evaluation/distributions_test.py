@@ -82,7 +82,7 @@ def test_kl_is_from_the_reference_to_the_clip():
   p, q = (np.exp(x) / np.exp(x).sum() for x in (reference, clip))
   found = distributions.kl({"a.l": clip}, {"a.l": reference}, array="a.l")
   assert found == pytest.approx(stats.entropy(p, q), rel=1e-12)
-  for other in (None, {}, {"a.l": clip[:5]}):
+  for other in (None, {}):
     assert math.isnan(distributions.kl({"a.l": clip}, other, array="a.l"))
 
 
@@ -118,3 +118,20 @@ def test_all_rows_of_a_clip_count_and_few_rows_are_warned_of():
   mixed = [*clips, {"v.e": np.zeros((1, 3))}]
   with pytest.raises(ValueError, match="rows of one width"):
     distributions.fd(mixed, reference, array="v.e")
+
+
+@pytest.mark.parametrize("rule", ["fd", "kid"])
+def test_widths_and_numbers_are_checked_before_they_are_compared(rule):
+  made = distributions.RULES[rule]
+  clips = [{"v.e": np.ones(3)}, {"v.e": np.zeros(3)}]
+  with pytest.raises(ValueError, match="3 and 2 of the reference"):
+    made(clips, [{"v.e": np.ones(2)}], array="v.e")
+  clips[0] = {"v.e": np.full(3, np.nan)}
+  with pytest.raises(ValueError, match="expected finite numbers"):
+    made(clips, clips, array="v.e")
+
+
+def test_the_inception_score_takes_one_row_of_each_clip():
+  clips = [{"v.e": np.ones((2, 3))}] * 4
+  with pytest.raises(ValueError, match="one row for each clip"):
+    distributions.inception_score(clips, None, array="v.e")

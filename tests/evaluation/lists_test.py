@@ -6,8 +6,10 @@ import json
 import pytest
 
 from ovi_jax import prompt as prompts
+from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import lists
 from ovi_jax.sampling import requests
+from tests.lib import media_files
 
 VERSE = {
   "set1": {
@@ -78,6 +80,15 @@ def test_each_format_becomes_prompts_with_names_and_seeds(form, tmp_path):
   for request, name in zip(made, EXPECTED[form]):
     assert table.name_of(request.prompt, request.seed) == name
     assert not prompts.tag_notes(request.prompt)
+
+
+def test_prompts_without_speech_and_sound_ask_for_no_speech(tmp_path):
+  (tmp_path / "verse.json").write_text(json.dumps(VERSE))
+  lists.convert(tmp_path / "verse.json", "verse_bench", tmp_path / "p.csv")
+  name = "set2_00000000"
+  media_files.write_sound(tmp_path / f"{name}.wav", media_files.tone(0.1))
+  (clip,) = clips.read_folder(tmp_path, lists.read_prompts(tmp_path / "p.csv"))
+  assert (clip.text, clip.speech) == ("A dog barks.", "")
 
 
 def test_sounds_can_follow_audio(tmp_path):

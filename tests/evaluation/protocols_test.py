@@ -22,6 +22,15 @@ SCORE = {
     ({"rule": "valu"}, "rule 'valu' is unknown"),
     ({"params": {}}, "params.array is missing"),
     ({"params": {"array": "a", "arra": "b"}}, "params.arra is unknown"),
+    ({"params": {"array": 3}}, "params.array: expected str, found 3"),
+    (
+      {"rule": "av_align", "params": {"threshold": True}},
+      "params.threshold: expected float, found True",
+    ),
+    (
+      {"rule": "is", "params": {"array": "a.b", "splits": 0}},
+      "params.splits: expected at least 1",
+    ),
     ({"better": "up"}, "better 'up' is unknown"),
     ({"orders": [["true", "later"]], "better": "lower"}, "'later' is unknown"),
     ({"orders": [["true", "noise"]]}, "need a score with"),

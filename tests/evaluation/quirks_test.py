@@ -23,6 +23,33 @@ def test_verse_bench_keeps_punctuation_in_the_wer_and_ovi_does_not():
   assert score("verse_bench", "WER").compute(clip, None) == pytest.approx(1 / 3)
 
 
+def test_the_wer_of_ovi_is_without_chinese_punctuation_as_in_seed_tts():
+  # Some that zhon.hanzi.punctuation has; U+FF0E is not in it.
+  marks = (
+    "\u00b7\u2013\u2014\u2018\u2019\u201c\u201d\u201e\u2026\u3001\u3002"
+    "\u300c\u300d\u3010\u3011\u300a\u300b\uff01\uff0c\uff1a\uff1f\uff5e"
+  )
+  for mark in marks:
+    clip = {
+      "text.speech": np.array(f"Don{mark}t stay"),
+      "whisper.text": np.array("dont stay"),
+    }
+    assert score("ovi", "WER").compute(clip, None) == 0, mark
+    assert score("verse_bench", "WER").compute(clip, None) > 0, mark
+  for mark in "'\uff0e\u00e9\u00a3":
+    clip["text.speech"] = np.array(f"Don{mark}t stay")
+    assert score("ovi", "WER").compute(clip, None) == 0.5, mark
+
+
+@pytest.mark.parametrize("protocol", ["speech", "ovi", "verse_bench"])
+@pytest.mark.parametrize("speech", ["你好", "Say こんにちは", "안녕", "カ"])
+def test_speech_that_is_not_written_in_words_has_no_wer(protocol, speech):
+  clip = {"text.speech": np.array(speech), "whisper.text": np.array("hello")}
+  wer = score(protocol, "WER")
+  assert math.isnan(wer.compute(clip, None))
+  assert "Chinese, Japanese or Korean is left out" in wer.note
+
+
 def test_verse_bench_averages_signed_offsets_and_ovi_their_absolute_values():
   clip = {"synchformer.offsets": np.array([0.4, -0.2])}
   assert score("verse_bench", "AV-A").compute(clip, None) == pytest.approx(0.1)

@@ -84,7 +84,45 @@ def test_cosines_are_between_a_clip_and_its_reference():
   one, other = {"a.x": np.array([3.0, 4.0])}, {"a.x": np.array([4.0, 3.0])}
   found = rules.cosine(one, other, first="a.x", second="a.x", of_reference=True)
   assert found == pytest.approx(0.96)
-  for reference in (None, {}, {"a.x": np.zeros(2)}, {"a.x": np.ones(3)}):
+  for reference in (None, {}, {"a.x": np.zeros(2)}):
     assert math.isnan(
       rules.cosine(one, reference, first="a.x", second="a.x", of_reference=True)
     )
+
+
+@pytest.mark.parametrize(
+  "rule, params, clip, message",
+  [
+    ("value", {"array": "a.x"}, {"a.x": np.ones(2)}, "expected a number"),
+    ("value", {"array": "a.x"}, {"a.x": np.array("b")}, "expected numbers"),
+    (
+      "cosine",
+      {"first": "a.x", "second": "a.y"},
+      {"a.x": np.ones(2), "a.y": np.ones(3)},
+      "a.x and a.y: expected one width, found 2 and 3",
+    ),
+    ("mean_of", {"array": "a.x"}, {"a.x": np.ones((2, 2))}, "expected a list"),
+    ("consistency", {"array": "a.x"}, {"a.x": np.ones(4)}, "expected rows"),
+    ("kl", {"array": "a.x"}, {"a.x": np.ones(4)}, r"\(1, 4\) and \(1, 3\)"),
+    (
+      "envelope_lag",
+      {},
+      {
+        "picture.motion_T": np.ones(9),
+        "sound.envelope_T": np.ones(9),
+        "picture.fps": np.float64(0),
+      },
+      "expected a rate above 0",
+    ),
+  ],
+)
+def test_features_of_another_form_are_named(rule, params, clip, message):
+  reference = {"a.x": np.ones(3)}
+  with pytest.raises(ValueError, match=message) as error:
+    rules.CLIP_RULES[rule](clip, reference, **params)
+  assert "\n" not in str(error.value)
+
+
+def test_frames_of_zeros_are_not_consistent():
+  clip = {"a.x": np.zeros((3, 2))}
+  assert rules.consistency(clip, None, array="a.x") == 0

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from ovi_jax.evaluation import clips
+from ovi_jax.evaluation import imported
+from ovi_jax.evaluation import lists
 from ovi_jax.evaluation import protocols
 from ovi_jax.evaluation import report
 from ovi_jax.evaluation import run
@@ -291,3 +293,55 @@ def test_another_sound_is_far_away_and_of_another_text():
   assert others(["a", None, "b", "a", "a"]) == {"0": 2, "2": 4, "3": 2, "4": 2}
   assert others(["", ""]) == {"0": 1, "1": 0}
   assert others(["a", "a"]) == others(["a"]) == others([]) == {}
+
+
+def imported_run(tmp_path, made):
+  """A run with imported features; clips x and y, of the prompts p and q."""
+  for stem, seed in (("x", 1), ("y", 2)):
+    media_files.write_sound(tmp_path / f"a/{stem}.wav", media_files.tone(0.1))
+    recipe = {"prompt": "A lamp.", "seed": seed}
+    (tmp_path / f"a/{stem}.json").write_text(json.dumps(recipe))
+  names = {
+    (lists.prompt_key("A lamp."), s): n for s, n in (("1", "p"), ("2", "q"))
+  }
+  imported.write(tmp_path / "f", "v", made)
+  score = {
+    "name": "v",
+    "rule": "value",
+    "features": ["v"],
+    "params": {"array": "v.e"},
+  }
+  path = tmp_path / "p.json"
+  path.write_text(json.dumps({"p": {"source": "", "scores": [score]}}))
+  return run.run(
+    run.Settings(
+      systems={"a": tmp_path / "a"},
+      cache=tmp_path / "cache",
+      protocols=[str(path)],
+      prompts=lists.PromptTable(names=names),
+      imported={"a": tmp_path / "f"},
+      draws=5,
+    )
+  )
+
+
+def test_imported_features_have_the_name_of_a_clip_or_of_its_file(tmp_path):
+  (tmp_path / "a").mkdir()
+  made = {name: {"e": value} for name, value in (("x", 1), ("q", 2), ("z", 9))}
+  result = imported_run(tmp_path, made)
+  assert result.lines[0].cells["a"].interval.value == 1.5
+  assert result.unmatched == {"a": ["z"]}
+  text = "a: imported features of 1 names are of no clip: z."
+  assert text in report.markdown(result)
+  assert report.plain(result)["unmatched_features"] == {"a": ["z"]}
+  with pytest.raises(
+    ValueError, match="expected features of clips of a, .*'z'"
+  ):
+    imported_run(tmp_path, {"z": {"e": 1}})
+
+
+def test_imported_features_of_another_form_are_not_measured(tmp_path):
+  (tmp_path / "a").mkdir()
+  result = imported_run(tmp_path, {"x": {"e": [1, 2]}})
+  missing = result.lines[0].cells["a"].missing
+  assert missing == "v.e: expected a number, found shape (2,)"

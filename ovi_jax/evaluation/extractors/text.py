@@ -7,7 +7,7 @@ from ovi_jax.evaluation import features
 
 
 def text() -> features.Extractor:
-  """The speech of the prompt, or the whole text if it has no tags."""
+  """The speech of the prompt; see `clips.Clip.speech`."""
   return features.Extractor(
     name="text",
     version=1,
