@@ -58,6 +58,7 @@ def bootstrap_mean(
   draws: int = DRAWS,
   seed: int = 0,
   groups: Sequence[str] | None = None,
+  weight_N: np.ndarray | None = None,
 ) -> Interval:
   """Mean over clips and its percentile interval.
 
@@ -67,6 +68,8 @@ def bootstrap_mean(
     seed: of the resamplings.
     groups: of each clip; the value is then the mean of the groups' means, and
       clips are resampled within their groups.
+    weight_N: of each clip, above 0 where it has a value; equal ones if None.
+      Not with groups.
   """
   value_N = np.asarray(value_N, np.float64)
   there_N = np.isfinite(value_N)
@@ -78,24 +81,31 @@ def bootstrap_mean(
       for group in dict.fromkeys(groups)
     ]
     return _grouped([part for part in parts if len(part)], draws, seed)
-  value_N = value_N[there_N]
-  means = _resampled_means(value_N, draws, np.random.default_rng(seed))
-  return _percentiles(float(value_N.mean()), means, len(value_N))
+  value_N, random = value_N[there_N], np.random.default_rng(seed)
+  if weight_N is None:
+    means = _resampled_means(value_N, draws, random)
+    return _percentiles(float(value_N.mean()), means, len(value_N))
+  weight_N = np.asarray(weight_N, np.float64)[there_N]
+  means = _resampled_means(value_N, draws, random, weight_N)
+  mean = float(np.average(value_N, weights=weight_N))
+  return _percentiles(mean, means, len(value_N))
 
 
 def _resampled_means(
-  value_N: np.ndarray, draws: int, random: np.random.Generator
+  value_N: np.ndarray,
+  draws: int,
+  random: np.random.Generator,
+  weight_N: np.ndarray | None = None,
 ) -> np.ndarray:
   """Means of clips drawn with replacement, [draws]."""
   count = len(value_N)
   # In parts: draws times clips may be large.
   size = max(1, _ELEMENTS // count)
-  parts = [
-    value_N[
-      random.integers(count, size=(min(size, draws - start), count))
-    ].mean(axis=1)
-    for start in range(0, draws, size)
-  ]
+  parts = []
+  for start in range(0, draws, size):
+    index = random.integers(count, size=(min(size, draws - start), count))
+    weights = None if weight_N is None else weight_N[index]
+    parts.append(np.average(value_N[index], axis=1, weights=weights))
   return np.concatenate(parts) if parts else np.zeros(0)
 
 

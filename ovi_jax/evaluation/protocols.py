@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ovi_jax import config
 from ovi_jax import untrusted
 from ovi_jax.evaluation import rules
@@ -93,6 +95,16 @@ class Score:
       return None
     found = [re.search(self.groups, name) for name in names]
     return [match[0] if match else "" for match in found]
+
+  def weights_of(self, clips: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """The weight of each clip [N] in the mean; None if all have the same.
+
+    VBench averages consistency over all pairs of frames, not over clips.
+    """
+    if self.rule != "consistency" or self.groups:
+      return None
+    array = self.params["array"]
+    return np.array([max(0, len(clip.get(array, ())) - 1) for clip in clips])
 
   @property
   def of_sets(self) -> bool:

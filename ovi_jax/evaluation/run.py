@@ -379,14 +379,15 @@ def _cells(
         cells[name] = Cell(of=len(table), missing=str(error))
         continue
       groups = score.groups_of([clip.name for clip in clips[name]])
-      cells[name] = _clip_cell(value_N, settings, groups)
+      weight_N = score.weights_of(table)
+      cells[name] = _clip_cell(value_N, settings, groups, weight_N)
       if name == REFERENCE:
         continue
       if first is None:
         first = value_N
       elif np.isfinite(value_N - first).any():
         change = intervals.bootstrap_mean(
-          value_N - first, settings.draws, settings.seed, groups
+          value_N - first, settings.draws, settings.seed, groups, weight_N
         )
         cells[name] = dataclasses.replace(cells[name], change=change)
   return cells
@@ -412,13 +413,16 @@ def clip_values(
 
 
 def _clip_cell(
-  value_N: np.ndarray, settings: Settings, groups: Sequence[str] | None
+  value_N: np.ndarray,
+  settings: Settings,
+  groups: Sequence[str] | None,
+  weight_N: np.ndarray | None,
 ) -> Cell:
   """A mean over clips, or over the means of groups of clips."""
   measured = int(np.isfinite(value_N).sum())
   return Cell(
     interval=intervals.bootstrap_mean(
-      value_N, settings.draws, settings.seed, groups
+      value_N, settings.draws, settings.seed, groups, weight_N
     ),
     clips=measured,
     of=len(value_N),

@@ -108,3 +108,18 @@ def test_consistency_is_with_the_frame_before_and_the_first():
     {"dino.frames": frames}, None
   )
   assert found == pytest.approx(expected)
+
+
+def test_vbench_averages_consistency_over_pairs_of_frames():
+  random = np.random.default_rng(0)
+  clips = [{"dino.frames": random.normal(1, 1, (n, 6))} for n in (3, 9)]
+  consistency = score("vbench", "subject consistency")
+  values = [consistency.compute(clip, None) for clip in clips]
+  weights = consistency.weights_of([*clips, {}])
+  assert weights is not None and weights.tolist() == [2, 8, 0]
+  found = intervals.bootstrap_mean(
+    np.array([*values, math.nan]), 50, 0, None, weights
+  )
+  assert found.value == pytest.approx((2 * values[0] + 8 * values[1]) / 10)
+  assert min(values) <= found.low < found.high <= max(values)
+  assert score("vbench", "temporal flickering").weights_of(clips) is None
