@@ -134,10 +134,10 @@ def _gaussian(rows_ND: np.ndarray) -> _Gaussian | None:
   mean = rows_ND.mean(axis=0)
   root = (rows_ND - mean) / math.sqrt(count - 1)
   trace = float(np.square(root).sum())
-  # Q has orthonormal columns: A B^T has the singular values of Ra Rb^T.
-  return _Gaussian(
-    mean, np.linalg.qr(root, mode="r") if count > width else root, trace
-  )
+  if count > width:
+    # Q has orthonormal columns: A B^T has the singular values of Ra Rb^T.
+    root = np.asarray(np.linalg.qr(root, mode="r"))
+  return _Gaussian(mean, root, trace)
 
 
 def _distance(one: _Gaussian | None, other: _Gaussian | None) -> float:

@@ -184,7 +184,7 @@ def cosine(
 
 def _vector(clip: features.Arrays, name: str) -> np.ndarray | None:
   """A list of numbers, that may be a single row."""
-  if np.ndim(clip.get(name)) == 2 and len(clip[name]) == 1:
+  if name in clip and np.ndim(clip[name]) == 2 and len(clip[name]) == 1:
     clip = {name: clip[name][0]}
   return features.numbers(clip, name, 1)
 

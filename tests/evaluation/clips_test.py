@@ -9,6 +9,7 @@ import pytest
 
 from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import lists
+from ovi_jax.media import decode
 from ovi_jax.media import mp4
 from tests.lib import media_files
 
@@ -208,6 +209,10 @@ def test_sound_is_heard_from_the_first_frame_on(start, tmp_path):
     for c in (own, late)
   ]
   assert begins[1] - begins[0] == pytest.approx(start * 16_000, abs=50)
+  # Where the picture begins, on the clock of stages of curation.
+  first = decode.window(late.path, max(0.0, -late.sound_start), 0.5)
+  assert media_files.number(first.pictures_25[0]) == 0
+  assert media_files.number(first.pictures_25[1]) == 1
   replaced = clips.Media(clips.Source(clip=own, sound_of=late)).mono()
   assert int((np.abs(replaced) > 0.1).argmax()) == begins[1]
 

@@ -74,7 +74,11 @@ def _load(path: str, config: face_tracks.Config) -> features.Compute:
       return {"faces": np.float64(0)}
     seconds = len(media.frames_THWC) / media.fps
     clip = curation_clip.Clip(
-      id=media.source.name, path=str(media.source.clip.path), seconds=seconds
+      id=media.source.name,
+      path=str(media.source.clip.path),
+      # The file begins with its sound if that is earlier than the picture.
+      start=max(0.0, -media.source.clip.sound_start),
+      seconds=seconds,
     )
     decoded = clip_media.Media(clip, media.source.clip.path)
     tracks = find_faces(clip, decoded).facts[face_tracks.NAME]["tracks"]
