@@ -366,7 +366,6 @@ def _metadata(
   manifest = components.manifest
   config = settings.metadata() | {"seed": request.seed}
   config.pop("samples_per_prompt")
-  loras = [lora.metadata() for lora in components.loras]
   return {
     "prompt": request.prompt,
     "text": text,
@@ -383,5 +382,5 @@ def _metadata(
       "sha256": dict(manifest.digests),
     },
     "ovi_jax": ovi_jax.__version__,
-    **({"loras": loras} if loras else {}),
+    "loras": [lora.metadata() for lora in components.loras],
   }
