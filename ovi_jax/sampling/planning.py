@@ -22,6 +22,7 @@ from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
+from ovi_jax.pretrained import weights as weights_lib
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoiser as denoisers
@@ -105,6 +106,9 @@ def with_loras(
     ValueError: a file is missing or damaged, or does not fit the weights.
   """
   loras = lora_lib.load(lora, components.arch.fusion, components.manifest)
+  if loras:
+    file = weights_dir.component_file(components.weights, "fusion")
+    lora_lib.check_dtypes(loras, weights_lib.shapes(file))
   return dataclasses.replace(components, loras=loras)
 
 
