@@ -122,7 +122,10 @@ def read(
   notes = list(found.notes)
   base = found.metadata.get(files.BASE_KEY)
   if base and base != manifest.digests.get("fusion"):
-    notes.append(f"{path}: this LoRA was trained on other weights")
+    notes.append(
+      f"{path}: the base of this LoRA has another digest than these weights; it"
+      " is other weights, or the same in another dtype or format"
+    )
   for note in notes:
     _log.info("note: %s", note)
   return Lora(
