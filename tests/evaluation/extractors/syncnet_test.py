@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_network_on_the_crops_of_the_face(
   )
   expected = lip_sync.score(np.asarray(lips[0]), np.asarray(sound[0]))
   assert found["syncnet.confidence"] == pytest.approx(
-    expected.confidence, abs=1e-4
+    expected.confidence, rel=1e-6
   )
   assert found["syncnet.distance"] == pytest.approx(expected.distance, abs=1e-4)
   assert found["syncnet.seconds"] == expected.offset / 25
