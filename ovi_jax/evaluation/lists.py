@@ -149,7 +149,10 @@ def _name(*parts: object) -> str:
 
 def _verse_bench(path: pathlib.Path, audio_tag: str) -> Iterator[Entry]:
   """`{set: {id: {prompt, video_prompt, audio_prompt, speech_prompt}}}`."""
-  content = untrusted.read_json(path)
+  try:
+    content = untrusted.read_json(path)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
   for group, items in content.items():
     for identity, item in items.items():
       yield Entry(_name(group, identity), _joint_prompt(item, audio_tag))

@@ -105,6 +105,7 @@ def test_sounds_can_follow_audio(tmp_path):
   "form, name, text",
   [
     ("verse_bench", "a.json", "[]"),
+    ("verse_bench", "a.json", "no JSON"),
     ("verse_bench", "a.json", '{"set1": {"0": {}}}'),
     (
       "verse_bench",
@@ -125,7 +126,8 @@ def test_files_of_other_formats_are_refused_in_one_line(
   if text is not None:
     (tmp_path / name).write_text(text)
   out = tmp_path / "out.csv"
-  with pytest.raises(ValueError) as error:
+  wanted = "unknown" if form == "unknown" else name
+  with pytest.raises(ValueError, match=wanted) as error:
     lists.convert(tmp_path / name, form, out)
   assert "\n" not in str(error.value) and not out.exists()
 

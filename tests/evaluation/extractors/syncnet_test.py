@@ -69,5 +69,5 @@ def test_scores_are_those_of_the_network_on_the_crops_of_the_face(
   assert found["syncnet.confidence"] == pytest.approx(
     expected.confidence, rel=1e-6
   )
-  assert found["syncnet.distance"] == pytest.approx(expected.distance, abs=1e-4)
+  assert found["syncnet.distance"] == pytest.approx(expected.distance, rel=1e-6)
   assert found["syncnet.seconds"] == expected.offset / 25
