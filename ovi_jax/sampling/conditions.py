@@ -424,7 +424,7 @@ def check_masks(
       f"keep: an interval begins at {late[0]:g} s, the clip ends at {end:.2f} s"
     )
   sound_spans = audio_spans(clip.audio_latents)
-  spans = AV(
+  spans: AV[Any] = AV(
     video_spans(clip.latent_frames) if conditions.video is not None else None,
     sound_spans if conditions.audio is not None or sound_seconds else None,
   )

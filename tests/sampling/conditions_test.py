@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
   return folder
 
 
-def asked(folder: pathlib.Path, image: str | None = None, **given):
+def asked(folder: pathlib.Path, image: Any = None, **given: Any):
   files = {
     name: folder / value if name in ("last_image", "video", "audio") else value
     for name, value in given.items()
