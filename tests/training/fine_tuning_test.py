@@ -235,7 +235,7 @@ def test_other_data_are_refused_with_the_flag_that_sets_them_back(
     def set_state(self, state):
       raise ValueError("the data are not those: records: [1] in the run")
 
-  describe = types.SimpleNamespace(iterators=[{}])
+  describe = types.SimpleNamespace(iterators=[{}], metadata={})
   monkeypatch.setattr(trainer.reader, "steps", lambda _: [3])
   monkeypatch.setattr(trainer.reader, "read_info", lambda _: describe)
   config = {"data": {"sources": ["runs/a", "runs/b"]}}
