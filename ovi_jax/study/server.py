@@ -202,6 +202,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       respond(urllib.parse.urlsplit(self.path).path)
     except _RequestError as error:
       self._send_json({"error": error.message}, error.status)
+    except database.ReplacedError as error:
+      _log.error("refused: %s", untrusted.printable(str(error)))
+      self._send_json(
+        {"error": "This study was replaced. Please ask for a new link."},
+        http.HTTPStatus.GONE,
+      )
     except (sqlite3.Error, OSError) as error:
       if isinstance(error, ConnectionError | TimeoutError):
         raise

@@ -64,7 +64,7 @@ class Exclusion:
     min_headphones: least number of correct trials of the headphone check.
   """
 
-  min_gold_accuracy: float | None = 0.7
+  min_gold_accuracy: float | None = 0.6
   min_repeat_agreement: float | None = None
   max_side_share: float | None = 0.95
   min_headphones: int | None = None

@@ -1,6 +1,7 @@
 """A study's folder: clips matched, re-encoded alike, without a trace."""
 
 import dataclasses
+import fractions
 import json
 
 import av
@@ -10,9 +11,11 @@ import pytest
 from ovi_jax.media import loudness
 from ovi_jax.media import mp4
 from ovi_jax.study import build
+from ovi_jax.study import bundle
 from ovi_jax.study import database
 from ovi_jax.study import manifest
 from ovi_jax.study import settings
+from tests.lib import media_files
 from tests.lib import study_clips
 
 
@@ -24,6 +27,8 @@ def test_media_have_one_loudness_and_rate_and_opaque_names(
   assert manifest.read(out) == study
   names = {path.name for path in (out / "media").iterdir()}
   assert names == study.media_names
+  # Web servers send it, and gold items are encoded with their clips.
+  assert len({p.stat().st_mtime_ns for p in (out / "media").iterdir()}) == 1
   assert len(study.items) == 2 and study.prompts[1].text == "Prompt 1"
   for name in names:
     with av.open(str(out / "media" / name)) as container:
@@ -43,10 +48,12 @@ def test_media_have_one_loudness_and_rate_and_opaque_names(
 def test_making_a_study_again_reuses_its_media_and_keeps_its_names(tmp_path):
   out, study = study_clips.make(tmp_path, ["ours", "other"], 2)
   name = study.clips["ours"][0].media
-  before = {p.name: p.stat().st_mtime_ns for p in (out / "media").iterdir()}
+  before = {p.name: p.stat().st_ino for p in (out / "media").iterdir()}
+  (out / "media" / "spare").touch()  # takes a number that may be used again
   (out / "media" / name).unlink()
   again = build.build(settings.read(tmp_path / "study.json"), out)
-  after = {p.name: p.stat().st_mtime_ns for p in (out / "media").iterdir()}
+  (out / "media" / "spare").unlink()
+  after = {p.name: p.stat().st_ino for p in (out / "media").iterdir()}
   assert again == study and before.keys() == after.keys()
   changed = [n for n in before if before[n] != after[n]]
   assert changed == [name]
@@ -57,14 +64,32 @@ def test_a_folder_with_votes_is_not_given_to_another_study(tmp_path):
   path = study_clips.write_file(
     tmp_path, systems={"ours": "ours", "other": "other"}, seed=4
   )
-  # A server has run, but nobody has joined.
-  database.Database(out / manifest.VOTES, study)
+  # A server is running, but nobody has joined.
+  store = database.Database(out / manifest.VOTES, study)
+  code = store.access_code()
   study = build.build(settings.read(path), out)
+  with pytest.raises(database.ReplacedError, match="run make again"):
+    store.join()
+  assert database.Database(out / manifest.VOTES, study).access_code() != code
   database.Database(out / manifest.VOTES, study).join()
   values = {s: s for s in ["ours", "other"]}
   path = study_clips.write_file(tmp_path, systems=values, seed=5)
   with pytest.raises(ValueError, match="has votes of study"):
     build.build(settings.read(path), out)
+  assert manifest.read(out) == study
+
+
+def test_a_folder_with_a_bundle_is_not_given_to_another_study(tmp_path):
+  out, study = study_clips.make(tmp_path, ["ours", "other"], 1, gold_share=0)
+  bundle.write_private(out, study, [])
+  chosen = settings.read(tmp_path / "study.json")
+  assert build.build(chosen, out) == study
+  other = dataclasses.replace(chosen, seed=4)
+  with pytest.raises(ValueError, match=f"has a bundle of study {study.hash}"):
+    build.build(other, out)
+  (out / bundle.FILE).write_text("[")
+  with pytest.raises(ValueError, match="bundle.json is damaged"):
+    build.build(other, out)
   assert manifest.read(out) == study
 
 
@@ -107,7 +132,9 @@ def test_clips_without_sound_get_silence_and_differences_are_logged(
 ):
   ours = tmp_path / "ours" / "a.mp4"
   study_clips.write_clip(ours, 1, sound=False, frames=12)
-  study_clips.write_clip(tmp_path / "b" / "a.mp4", 2, rate=48_000, fps=25)
+  study_clips.write_clip(
+    tmp_path / "b" / "a.mp4", 2, rate=48_000, fps=25, frames=12
+  )
   path = study_clips.write_file(tmp_path, systems={"ours": "ours", "b": "b"})
   study = build.build(settings.read(path), tmp_path / "out")
   made = tmp_path / "out" / "media" / study.clips["ours"][0].media
@@ -162,6 +189,54 @@ def test_gold_items_are_clearly_worse_in_one_respect_alone():
   assert np.array_equal(late[build.RATE :], wave[: -build.RATE])
   _, other = build.corrupt(settings.AUDIO_SWAP, frames, wave, wave[:100])
   assert other.shape == wave.shape
+  # A shift by the whole length would change nothing.
+  second = wave[-build.RATE :]
+  _, late = build.corrupt(settings.AUDIO_SHIFT, frames, second)
+  assert np.array_equal(late, np.roll(second, build.RATE // 2))
+
+
+def test_gold_items_of_sound_are_made_of_audible_clips_alone(tmp_path):
+  clip = {"frames": 12, "size": 16}
+  tone = study_clips.write_clip(tmp_path / "tone.mp4", 1, **clip)
+  quiet = study_clips.write_clip(tmp_path / "quiet.mp4", 1, gain=1e-5, **clip)
+  tone, quiet = (build._source(path, "") for path in (tone, quiet))
+  assert tone.facts.has_audio and quiet.facts.has_audio
+  assert tone.audible and not quiet.audible
+  questions = [
+    {"id": kind, "text": "?", "gold": kind} for kind in settings.GOLD
+  ]
+  chosen = settings.from_json(
+    {"systems": {"a": "a", "b": "b"}, "questions": questions}
+  )
+  clips = {
+    system: tuple(
+      build._clip("ab" * 32, chosen, system, source) for source in sources
+    )
+    for system, sources in {"a": (tone, quiet), "b": (tone, tone)}.items()
+  }
+  found = list(build.gold("ab" * 32, chosen, clips))
+  for kind in (settings.AUDIO_NOISE, settings.AUDIO_SHIFT):
+    places = {(g.system, g.prompt) for g in found if g.kind == kind}
+    assert places == {("a", 0), ("b", 0), ("b", 1)}
+  # The only audible clip of "a" has no other one to get its sound from.
+  swapped = {g.system for g in found if g.kind == settings.AUDIO_SWAP}
+  assert swapped == {"b"}
+
+
+def test_clips_without_square_pixels_are_named_before_any_is_encoded(tmp_path):
+  path = study_clips.write_systems(tmp_path, ["ours", "other"], 1)
+  for system in ("ours", "other"):
+    clip = tmp_path / system / "clip_0.mp4"
+    media_files.write(
+      clip,
+      media_files.numbered(2),
+      media_files.even(2),
+      aspect=fractions.Fraction(2, 1),
+    )
+  with pytest.raises(ValueError, match="expected square pixels") as error:
+    build.build(settings.read(path), tmp_path / "out")
+  assert str(error.value).count("clip_0.mp4") == 2
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

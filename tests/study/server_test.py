@@ -335,6 +335,19 @@ def test_an_answer_that_cannot_be_stored_is_reported_and_can_be_repeated(
     assert len(store.votes()) == 3
 
 
+def test_raters_of_a_study_that_was_replaced_are_told(
+  tmp_path, made, log_lines
+):
+  folder, study = made
+  (tmp_path / "media").symlink_to(folder / "media")
+  other = study_clips.without_media(SYSTEMS, 3)
+  with served(tmp_path, study) as server:
+    database.Database(tmp_path / manifest.VOTES, other, replace=True)
+    status, found = call(server, "POST", "/api/join", {"code": server.code})
+    assert status == 410 and "was replaced" in found["error"]
+    assert other.hash in log_lines[0]
+
+
 def test_missing_media_and_a_taken_port_are_errors_of_one_line(tmp_path, made):
   folder, study = made
   with pytest.raises(ValueError, match="media are missing"):
