@@ -77,6 +77,7 @@ def build(
     OSError: the disk is full, or the folder is not writable.
   """
   names, sources = _sources(settings)
+  _check_prompts(names, sources)
   _log_differences(sources)
   folder.mkdir(parents=True, exist_ok=True)
   key = _key(folder)
@@ -279,6 +280,34 @@ def _is_audible(path: pathlib.Path) -> bool:
     return False
   mono_CA = wave_CA.mean(0, keepdims=True)
   return math.isfinite(loudness.integrated(mono_CA, rate))
+
+
+def _check_prompts(
+  names: Sequence[str], sources: Mapping[str, Sequence[_Source]]
+) -> None:
+  """ValueError if clips of one name were made from different prompts."""
+  problems = []
+  for number, name in enumerate(names):
+    found = {
+      system: of_system[number].prompt for system, of_system in sources.items()
+    }
+    if len({*filter(None, found.values())}) > 1:
+      texts = ", ".join(
+        f"{system} {untrusted.printable(prompt, 60)!r}"
+        for system, prompt in found.items()
+        if prompt
+      )
+      problems.append(f"{untrusted.printable(name, 80)}: {texts}")
+  if problems:
+    raise ValueError(
+      "\n  ".join(
+        [
+          "clips of one name have different prompts in the JSON beside them;"
+          ' rename them, or set "match": "prompt":',
+          *untrusted.shortened(problems),
+        ]
+      )
+    )
 
 
 def _log_differences(sources: Mapping[str, Sequence[_Source]]) -> None:

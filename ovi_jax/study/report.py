@@ -5,6 +5,7 @@ Figures are SVG without scripts; they follow the reader's dark or light mode.
 
 import html
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -140,18 +141,25 @@ def _pair_table(question: dict[str, Any]) -> Table:
   return head, rows
 
 
+def _ranked(question: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+  """Systems, the strongest first, and last those without votes."""
+  return sorted(
+    question["systems"].items(),
+    key=lambda x: math.inf if x[1]["value"] is None else -x[1]["value"],
+  )
+
+
 def _system_table(question: dict[str, Any]) -> Table:
-  ranked = sorted(question["systems"].items(), key=lambda x: -x[1]["value"])
   rows = [
     [
-      name,
+      name if found["votes"] else f"{name} (no votes)",
       _number(found["elo"][0], 0),
       _interval(found["elo"][1:], 0),
       _number(found["value"], sign=True),
       _interval(found["over_prompts"], sign=True),
       _interval(found["over_raters"], sign=True),
     ]
-    for name, found in ranked
+    for name, found in _ranked(question)
   ]
   head = ["system", "Elo", "95 %", "log strength", "over prompts"]
   return [*head, "over raters"], rows
@@ -363,7 +371,7 @@ def outcome_figure(question: dict[str, Any]) -> str:
 
 def strength_figure(question: dict[str, Any]) -> str:
   """Forest plot of Elo with two-way intervals, as SVG."""
-  ranked = sorted(question["systems"].items(), key=lambda x: -x[1]["value"])
+  ranked = [each for each in _ranked(question) if each[1]["votes"]]
   values = [v for _, s in ranked for v in s["elo"] if v is not None]
   low, high = min([*values, 900.0]), max([*values, 1100.0])
   scale = (_WIDTH - _LABEL - 40) / (high - low)

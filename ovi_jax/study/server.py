@@ -208,6 +208,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         {"error": "This study was replaced. Please ask for a new link."},
         http.HTTPStatus.GONE,
       )
+    except ValueError as error:
+      # Text that is no URL, or that has no UTF-8. The body may be unread.
+      self.close_connection = True
+      _log.warning("malformed: %s", untrusted.printable(str(error), 200))
+      self._send_json(
+        {"error": "The request is malformed."}, http.HTTPStatus.BAD_REQUEST
+      )
     except (sqlite3.Error, OSError) as error:
       if isinstance(error, ConnectionError | TimeoutError):
         raise

@@ -108,6 +108,18 @@ def test_a_prompt_that_a_system_lacks_is_named_or_skipped(tmp_path, log_lines):
   assert "1 prompts are skipped" in "".join(log_lines)
 
 
+def test_clips_of_one_name_and_different_prompts_are_refused(tmp_path):
+  path = study_clips.write_systems(tmp_path, ["ours", "other"], 3)
+  (tmp_path / "ours" / "clip_0.json").unlink()  # not known: no difference
+  beside = tmp_path / "other" / "clip_1.json"
+  beside.write_text('{"prompt": "Another prompt"}')
+  with pytest.raises(ValueError, match="different prompts") as error:
+    build.build(settings.read(path), tmp_path / "out")
+  problems = str(error.value).splitlines()[1:]
+  assert problems == ["  clip_1: ours 'Prompt 1', other 'Another prompt'"]
+  assert not (tmp_path / "out").exists()
+
+
 def test_clips_are_matched_by_prompt_whatever_their_names(tmp_path):
   for number, system in enumerate(("ours", "other")):
     for prompt in range(2):

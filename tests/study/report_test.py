@@ -184,7 +184,7 @@ def test_repeats_are_compared_by_system_and_not_by_side():
   ("rule", "reasons"),
   [
     ({}, 0),
-    ({"min_headphones": 7}, 1),
+    ({"min_headphones": 6}, 1),
     ({"min_repeat_agreement": 1.0}, 1),
     ({"max_side_share": None}, 0),
     ({"max_side_share": 0.5}, 1),
@@ -194,6 +194,7 @@ def test_each_part_of_the_rule_can_be_chosen(rule, reasons):
   study = study_clips.without_media(SYSTEMS, 6, exclusion=rule)
   rows = [row(number=n, choice="left" if n < 7 else "right") for n in range(12)]
   rows.append(row(kind="repeat", number=0, flipped=1, choice="left"))
+  rows = [each | {"headphones": 5} for each in rows]
   (check,) = analysis.check_raters(study, rows)
   assert len(check.reasons) == reasons
 
@@ -215,6 +216,16 @@ def test_one_vote_or_none_that_can_judge_gives_a_report_without_intervals():
   question = one["results"]["kept"]["questions"]["video"]
   assert question["pairs"][0]["pwr"]["two_way"] == [None, None]
   assert question["alpha"]["value"] is None
+  # The vote is about the first pair of systems; the third one has none.
+  item = study.items[0]
+  (missing,) = set(SYSTEMS) - {item.first, item.second}
+  systems = question["systems"]
+  assert {s: v["votes"] for s, v in systems.items() if s != missing} == {
+    item.first: 1,
+    item.second: 1,
+  }
+  assert systems[missing]["elo"] == [None, None, None]
+  assert f"| {missing} (no votes) | - | - |" in report.markdown(one)
   for render in (report.markdown, report.page):
     assert "no votes" in render(one)
   none = analysis.analyse(study, [row(choice="cannot_judge")], replicates=20)
@@ -236,9 +247,9 @@ def test_intervals_of_shares_stay_within_their_range():
 
 
 def test_when_all_raters_are_left_out_the_report_says_so():
-  rule = {"min_headphones": 7}
+  rule = {"min_headphones": 6}
   study = study_clips.without_media(SYSTEMS, 2, exclusion=rule)
-  found = analysis.analyse(study, [row()], replicates=20)
+  found = analysis.analyse(study, [row(headphones=5)], replicates=20)
   assert set(found["results"]) == {"all"}
   assert "trials of the sound check" in report.markdown(found)
 

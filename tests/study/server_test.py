@@ -201,6 +201,24 @@ def test_another_origin_cannot_post(server, headers, status):
   assert request(server, "POST", "/api/join", body, **own)[0] == 200
 
 
+@pytest.mark.parametrize(
+  ("method", "path", "headers"),
+  [
+    ("GET", "http://[", {}),
+    ("POST", "http://[", {"Content_Type": "application/json"}),
+    (
+      "POST",
+      "/api/join",
+      {"Content_Type": "application/json", "Origin": "http://["},
+    ),
+  ],
+)
+def test_malformed_addresses_are_refused(server, method, path, headers):
+  body = None if method == "GET" else b"{}"
+  status, found, _ = request(server, method, path, body, **headers)
+  assert status == 400 and found["Connection"] == "close"
+
+
 def test_a_preflight_of_another_origin_is_not_answered(server):
   status, headers, _ = request(server, "OPTIONS", "/api/answer")
   assert status == 501
@@ -278,6 +296,7 @@ def test_requests_without_a_valid_token_are_refused(server):
   "change",
   [
     {"item": 3},
+    {"item": "\ud800"},
     {"choices": []},
     {"choices": {"audio": 1}},
     {"seconds": "1"},
