@@ -95,6 +95,11 @@ def test_the_report_has_the_same_numbers_in_all_formats(found):
     assert rate in content and counts in content and result["study"] in content
     assert "left out by the rule" in content
     assert "With and without exclusions" in content
+    # Every interval says by which method it was found.
+    for method in (report.TWO_WAY, report.OVER_PROMPTS, report.OVER_RATERS):
+      assert method in content
+    assert "(bootstrap over items)" in content and "(Wilson)" in content
+    assert not re.search(r"(\| |<th>)95 %( \||</th>)", content)
   assert page.count("<svg") == 12 and "<script" not in page
   assert not re.search(r'(?:src|href)="', page)
   assert all(
