@@ -506,7 +506,8 @@ def fit(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
   Returns:
     float32 RGB, about [-1, 1].
   """
-  how = fitting.crop(*image_HWC.shape[:2], height, width)
+  rows, columns = image_HWC.shape[:2]
+  how = fitting.crop(rows, columns, height, width)
   scaled_HWC = image_HWC.astype(np.float32) / np.float32(127.5) - np.float32(1)
   return how.apply(resize_bicubic(scaled_HWC, *how.resized))
 

@@ -184,13 +184,11 @@ def _scores(
 ) -> dict[int, dict[int, lip_sync.Score]]:
   """Scores by clip index and track index."""
   lips, sound = collections.defaultdict(list), collections.defaultdict(list)
-  for batch in _batches(_chunks(pairs, config), config.batch_size):
-    for chunk, lips_TD, sound_TD in zip(
-      batch, *_run(batch, embed, config.batch_size)
-    ):
-      at = chunk.clip, chunk.track
-      lips[at].append(lips_TD[: chunk.count])
-      sound[at].append(sound_TD[: chunk.count])
+  chunks = _chunks(pairs, config)
+  for chunk, lips_TD, sound_TD in _embedded(chunks, embed, config.batch_size):
+    at = chunk.clip, chunk.track
+    lips[at].append(lips_TD)
+    sound[at].append(sound_TD)
   scores: dict[int, dict[int, lip_sync.Score]] = {}
   for (clip, track), parts in lips.items():
     found = lip_sync.score(
@@ -198,6 +196,30 @@ def _scores(
     )
     scores.setdefault(clip, {})[track] = found
   return scores
+
+
+def score_windows(
+  windows: lip_sync.Windows, embed: Embed, batch_size: int
+) -> lip_sync.Score:
+  """Score one track of a face.
+
+  Args:
+    windows: of the track, one or more.
+    embed: the network, see `load_network`.
+    batch_size: chunks of windows that it is given at once.
+  """
+  chunks = _split(0, 0, windows)
+  _, lips, sound = zip(*_embedded(chunks, embed, batch_size))
+  return lip_sync.score(np.concatenate(lips), np.concatenate(sound))
+
+
+def _embedded(
+  chunks: Iterator[_Chunk], embed: Embed, size: int
+) -> Iterator[tuple[_Chunk, np.ndarray, np.ndarray]]:
+  """Each chunk with the embeddings of its windows, lips_TD and sound_TD."""
+  for batch in _batches(chunks, size):
+    for chunk, lips_TD, sound_TD in zip(batch, *_run(batch, embed, size)):
+      yield chunk, lips_TD[: chunk.count], sound_TD[: chunk.count]
 
 
 def _chunks(pairs: Sequence[Pair], config: Config) -> Iterator[_Chunk]:
