@@ -122,7 +122,10 @@ def read(
   notes = list(found.notes)
   base = found.metadata.get(files.BASE_KEY)
   if base and base != manifest.digests.get("fusion"):
-    notes.append(f"{path}: this LoRA was trained on other weights")
+    notes.append(
+      f"{path}: the base of this LoRA has another digest than these weights; it"
+      " is other weights, or the same in another dtype or format"
+    )
   for note in notes:
     _log.info("note: %s", note)
   return Lora(
@@ -131,6 +134,28 @@ def read(
     sha256=storage.sha256(storage.locate(path)),
     adapter=found,
   )
+
+
+def check_dtypes(loras: Sequence[Lora], shapes: Mapping[str, Any]) -> None:
+  """Check that LoRAs can be applied to stored parameters.
+
+  Args:
+    loras: see `read`.
+    shapes: shapes and dtypes of the stored parameters, by path.
+
+  Raises:
+    ValueError: a whole kernel would be changed that has 8 bits.
+  """
+  for lora in loras:
+    for slot in lora.adapter.deltas:
+      if not getattr(lora.strength, slot.tower):
+        continue
+      if quantized.is_quantized(shapes[slot.path].dtype):
+        raise ValueError(
+          f"{lora.path}: an update of the whole of {slot.path} cannot be"
+          " applied to 8-bit weights; use the weights converted without"
+          " --quantize"
+        )
 
 
 def apply(
@@ -143,24 +168,16 @@ def apply(
 
   Args:
     params: nested parameters on the mesh; unchanged.
-    loras: of strength 0, they change no bit.
+    loras: see `check_dtypes`; of strength 0, they change no bit.
     config: the towers.
     mesh: the devices.
 
   Returns:
     Parameters for the denoiser, which share all unchanged arrays with `params`.
-
-  Raises:
-    ValueError: a whole kernel would be changed that has 8 bits.
   """
   flat = mapping.flatten(params)
   for path, delta in _changes(loras, config).items():
     leaf = flat[path]
-    if quantized.is_quantized(leaf.dtype):
-      raise ValueError(
-        f"LoRA: an update of the whole of {path} cannot be applied to 8-bit"
-        " weights; use the weights converted without --quantize"
-      )
     moved = _add(leaf, _place(delta, leaf.sharding))
     flat[path] = jax.device_put(moved, leaf.sharding)
   added: dict[str, Any] = dict(factors(loras, config))
@@ -273,14 +290,18 @@ def merged(
     array: the parameter.
     slot: which it is.
     loras: to add.
+
+  Returns:
+    The sum; numbers that are too large are infinite or NaN.
   """
   total = np.asarray(array, np.float32)
   for lora in loras:
     strength = getattr(lora.strength, slot.tower)
     if not strength:
       continue
-    for delta in _deltas_of(lora.adapter, slot):
-      total = total + np.float32(strength) * delta.reshape(total.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+      for delta in _deltas_of(lora.adapter, slot):
+        total = total + np.float32(strength) * delta.reshape(total.shape)
   return total
 
 

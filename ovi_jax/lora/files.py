@@ -9,7 +9,8 @@ whole weight, bias and modulation table. diffusers has alpha in the metadata
 
 Files are untrusted: names, shapes, dtypes and values are checked, the header
 before any tensor is read. Tensors keep their dtype, and a file that is read and
-written in its format has the same tensors.
+written in its format has the same tensors, except that `lora_down` of a
+convolution, which may be a matrix, is written with all axes.
 """
 
 import json
@@ -38,6 +39,8 @@ from ovi_jax.pretrained import weights
 
 DTYPES = ("float32", "bfloat16", "float16")
 _DTYPES = tuple(map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16)))
+# Largest |alpha / rank|; those in use are at most hundreds.
+MAX_SCALE = 1e6
 FORMAT_KEY, FORMAT = "ovi_jax.format", f"{names.OWN} 1"
 BASE_KEY = "ovi_jax.base"  # digest of the weights that were adapted
 PEFT_KEY = "lora_adapter_metadata"
@@ -75,6 +78,11 @@ _OTHER_KINDS = {
   "lora_mid": "LoCon with a middle convolution",
   "lora_B.bias": "LoRA with biases",
 }
+# Layers whose input has the width of the tower.
+_OF_WIDTH = re.compile(
+  r".*/(?:(?:self|cross)_attention/(?:query|key|value|out)|feed_forward/in)"
+  r"/kernel"
+)
 # Widths of other models, to tell them apart.
 _MODELS = {5120: "Wan of 14 B parameters", 1536: "Wan of 1.3 B parameters"}
 
@@ -125,6 +133,14 @@ def read(
     by_slot[key] = each
   _check(file, named, by_slot, config)
   alphas = _alphas(file, by_slot)
+  for slot, alpha in alphas.items():
+    up = by_slot[slot, UP].name
+    scale = alpha / _rank(file.shapes[up], _is_own(file))
+    if not abs(scale) <= MAX_SCALE:
+      raise ValueError(
+        f"{file.source}: expected |alpha / rank| of at most {MAX_SCALE:g}, got"
+        f" {scale:g} for '{untrusted.printable(up)}'"
+      )
   pairs: dict[adapter.Slot, adapter.Pair] = {}
   deltas: dict[adapter.Slot, np.ndarray] = {}
   is_own = _is_own(file)
@@ -134,7 +150,7 @@ def read(
       deltas[slot] = array if is_own else each.target.row.op.to_ours(array)
     elif part == DOWN:
       pairs[slot] = adapter.Pair(
-        down=_down(_finite(file, each.name), each.target, is_own),
+        down=_down(_finite(file, each.name), each.target, config, is_own),
         up=_up(_finite(file, by_slot[slot, UP].name), each.target, is_own),
         alpha=alphas.get(slot),
       )
@@ -255,8 +271,8 @@ def _check_widths(
   """ValueError for a LoRA of a model of another width."""
   for each in found:
     slot, shape = each.target.slot, file.spans[each.name].shape
-    is_query = slot.path.endswith("self_attention/query/kernel")
-    if not is_query or each.part != DOWN or len(shape) != 2 or _is_own(file):
+    has_width = _OF_WIDTH.fullmatch(slot.path) is not None
+    if not has_width or each.part != DOWN or len(shape) != 2 or _is_own(file):
       continue
     width = getattr(config, slot.tower).hidden_dim
     if shape[1] != width:
@@ -283,6 +299,7 @@ def _check(
     f"'{untrusted.printable(each.name)}' is {file.dtypes[each.name]}"
     for each in named
     if file.dtypes[each.name] not in _DTYPES
+    and not (each.part == ALPHA and file.dtypes[each.name].kind in "iu")
   ]
   _refuse(file, wrong, f"expected tensors of {', '.join(DTYPES)}")
   _check_widths(file, named, config)
@@ -308,6 +325,11 @@ def _check(
     elif part == DOWN:
       up = file.shapes[by_slot[slot, UP].name]
       ok = _pair_fits(each, shape, up, config, _is_own(file))
+      if ok and (rank := _rank(up, _is_own(file))) > _max_rank(slot, config):
+        raise ValueError(
+          f"{file.source}: expected ranks of at most {_max_rank(slot, config)},"
+          f" '{untrusted.printable(each.name)}' has {rank}"
+        )
     else:
       ok = part == UP or math.prod(shape) == 1
     if not ok:
@@ -353,25 +375,60 @@ def _pair_fits(
   is_own: bool,
 ) -> bool:
   """Whether a pair updates the kernel of its target."""
+  if len(down) < 2 or len(up) < 2:
+    return False
   *inputs, outputs = _shape_of(each.target.slot, config)
+  rank = _rank(up, is_own)
   if is_own:
-    rank = up[0]
-    fits = down == (*inputs, rank) and up == (rank, outputs)
-  else:
-    rank = down[0]
-    fits = up[:2] == (outputs, rank) and math.prod(up[2:]) == 1
-    # A kernel of a convolution has more axes than our input.
-    whole = _fits(each, (outputs, *down[1:]), config, False)
-    fits &= whole or down == (rank, math.prod(inputs))
-  return fits and rank <= min(math.prod(inputs), outputs)
+    return down == (*inputs, rank) and up == (rank, outputs)
+  # A kernel of a convolution has more axes than our input.
+  axes = _torch_inputs(each.target, (*inputs, outputs))
+  return (
+    up[:2] == (outputs, rank)
+    and math.prod(up[2:]) == 1
+    and down in ((rank, *axes), (rank, math.prod(axes)))
+  )
 
 
-def _down(array: np.ndarray, target: names.Target, is_own: bool) -> np.ndarray:
+def _rank(up: tuple[int, ...], is_own: bool) -> int:
+  """The rank of a pair by the shape of its lora_up."""
+  return up[0] if is_own else up[1]
+
+
+def _max_rank(slot: adapter.Slot, config: AV[dit.DiTConfig]) -> int:
+  """The largest rank of an update: that of the kernel, or the tower's width."""
+  *inputs, outputs = _shape_of(slot, config)
+  width = getattr(config, slot.tower).hidden_dim
+  return max(width, min(math.prod(inputs), outputs))
+
+
+def _torch_inputs(
+  target: names.Target, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+  """The axes of the inputs of a checkpoint's weight.
+
+  Args:
+    target: the weight.
+    shape: of our parameter, of one block.
+  """
+  view = np.broadcast_to(np.zeros((), bool), shape)
+  (weight,) = target.row.op.to_torch(view)
+  return weight.shape[1:]
+
+
+def _down(
+  array: np.ndarray,
+  target: names.Target,
+  config: AV[dit.DiTConfig],
+  is_own: bool,
+) -> np.ndarray:
   """lora_down in our layout [..., rank]."""
   if is_own:
     return array
-  if array.ndim == 2:
+  if _is_linear(target):
     return np.ascontiguousarray(array.T)
+  axes = _torch_inputs(target, _shape_of(target.slot, config))
+  array = array.reshape(len(array), *axes)
   return np.ascontiguousarray(target.row.op.to_ours(array))
 
 
@@ -393,6 +450,7 @@ def _is_linear(target: names.Target) -> bool:
 
 
 def _finite(file: tensor_file.TensorFile, name: str) -> np.ndarray:
+  """A tensor without NaN and infinity."""
   array = file.read(name)
   if not normalize.is_finite(array):
     raise ValueError(
@@ -439,11 +497,15 @@ def _peft_alphas(
     if not isinstance(config, dict):
       raise ValueError("expected an object")
     config = {k.removeprefix("transformer."): v for k, v in config.items()}
-    patterns = config.get("alpha_pattern") or {}
+    alphas = config.get("alpha_pattern") or {}
+    ranks = config.get("rank_pattern") or {}
     default = config.get("lora_alpha")
-    values = [*patterns.values(), *([] if default is None else [default])]
+    layers = _peft_layers(file)
+    by_layer = _by_layer("alpha_pattern", alphas, layers)
+    values = [*alphas.values(), *([] if default is None else [default])]
     if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
       raise ValueError("lora_alpha is not a number")
+    rank_by_layer = _by_layer("rank_pattern", ranks, layers)
   except (AttributeError, ValueError) as error:
     raise ValueError(
       f"{file.source}: the metadata {PEFT_KEY} is damaged:"
@@ -459,10 +521,57 @@ def _peft_alphas(
     match = _PAIR.fullmatch(each.name)
     if part != DOWN or match is None:
       continue
-    layer = match["layer"].removeprefix("transformer.")
-    value = patterns.get(layer, default)
+    layer, (rank, *_) = match["layer"], file.shapes[each.name]
+    if rank_by_layer.get(layer, rank) != rank:
+      raise ValueError(
+        f"{file.source}: '{untrusted.printable(each.name)}' has rank {rank},"
+        f" another than in rank_pattern of the metadata {PEFT_KEY}"
+      )
+    value = by_layer.get(layer, default)
     if value is not None:
       found[slot] = float(value)
+  return found
+
+
+def _peft_layers(file: tensor_file.TensorFile) -> list[str]:
+  """The layers of a file's pairs, by their names in the file."""
+  matches = filter(None, map(_PAIR.fullmatch, file.spans))
+  return list(dict.fromkeys(match["layer"] for match in matches))
+
+
+def _by_layer(
+  field: str, patterns: Mapping[str, Any], layers: Iterable[str]
+) -> dict[str, Any]:
+  """Values of PEFT's patterns.
+
+  A key is the name of a layer or its end after a dot; `^` before it stands for
+  the beginning of the name. The first key that fits a layer counts. PEFT reads
+  keys as regular expressions, which are not supported.
+
+  Args:
+    field: its name, for messages.
+    patterns: values by key.
+    layers: names in the file.
+
+  Raises:
+    ValueError: they are no object, or a key fits no layer.
+  """
+  if not isinstance(patterns, Mapping):
+    raise ValueError(f"{field}: expected an object")
+  order = {key: index for index, key in enumerate(patterns)}
+  used: set[str] = set()
+  found: dict[str, Any] = {}
+  for layer in layers:
+    parts = layer.split(".")
+    ends = [".".join(parts[i:]) for i in range(len(parts))]
+    whole = f"^{layer}", f"^{layer.removeprefix('transformer.')}"
+    if keys := [key for key in (*ends, *whole) if key in order]:
+      used.update(keys)
+      found[layer] = patterns[min(keys, key=order.__getitem__)]
+  if unknown := [key for key in patterns if key not in used]:
+    raise ValueError(
+      f"{field}: '{untrusted.printable(unknown[0])}' is no layer of the file"
+    )
   return found
 
 

@@ -20,6 +20,7 @@ from absl import flags
 
 from ovi_jax import cli
 from ovi_jax import storage
+from ovi_jax.convert import normalize
 from ovi_jax.lora import adapter
 from ovi_jax.lora import apply
 from ovi_jax.pretrained import weights
@@ -44,8 +45,8 @@ def merge(
     The manifest, also written to `out`.
 
   Raises:
-    ValueError: weights or files are missing or do not fit; before anything is
-      written.
+    ValueError: weights or files are missing or do not fit, before anything is
+      written; or sums are not finite, and no weights are left.
     OSError: the disk is full, or not writable.
   """
   directory, out = storage.locate(directory), storage.locate(out)
@@ -63,9 +64,8 @@ def merge(
   if not loras:
     raise ValueError("expected --lora=FILE[:STRENGTH],…")
   out.mkdir(parents=True, exist_ok=True)
-  others = [c for c in present if c != "fusion"]
-  weights_dir.link(directory, out, others)
   digests = {**manifest.digests, "fusion": _write(directory, out, loras, dtype)}
+  weights_dir.link(directory, out, [c for c in present if c != "fusion"])
   manifest = dataclasses.replace(manifest, digests=digests)
   manifest.save(out)
   return manifest
@@ -93,7 +93,13 @@ def _write(
         array = apply.merged(
           read(path, block), adapter.Slot(path, block), loras
         )
-        array = np.ascontiguousarray(array.astype(leaves[path].dtype))
+        with np.errstate(over="ignore"):
+          array = np.ascontiguousarray(array.astype(leaves[path].dtype))
+        if not normalize.is_finite(array):
+          raise ValueError(
+            f"{path} with the LoRAs is not finite in {array.dtype}; a file is"
+            " damaged, or its strength is too large"
+          )
         writer.write(path, block, array)
         found.update(path.encode() + array.tobytes())
     writer.metadata["digest"] = found.hexdigest()

@@ -25,6 +25,8 @@ from ovi_jax.modality import AV
 
 # Of a recipe, what does not decide what the clip will be.
 _VERSION_FIELDS = ("ovi_jax",)
+# Entries that a recipe may lack, which then means that they are empty.
+_OPTIONAL_FIELDS = ("given", "loras")
 # Endings that a directory of clips is not given on purpose.
 _FILES = {
   *(".avi", ".gif", ".json", ".m4v", ".mkv", ".mov", ".mp3", ".mp4", ".npz"),
@@ -122,11 +124,12 @@ def is_complete(
       f"{path} has no JSON beside it that says what it is; choose another"
       " --out, or --overwrite it"
     )
+  expected = {name: None for name in _OPTIONAL_FIELDS} | dict(recipe)
   different = [
     key
-    for key, value in recipe.items()
+    for key, value in expected.items()
     if key not in _VERSION_FIELDS
-    and _content(found.get(key)) != _content(value)
+    and _compared(key, found.get(key)) != _compared(key, value)
   ]
   if different:
     raise ValueError(
@@ -136,10 +139,18 @@ def is_complete(
   return all(further.exists() for further in beside)
 
 
+def _compared(key: str, value: Any) -> Any:
+  """A recipe's entry, as it is compared."""
+  content = _content(value)
+  return content or None if key in _OPTIONAL_FIELDS else content
+
+
 def _content(value: Any) -> Any:
-  """What counts of a recipe's entry: of given files not where they lay."""
+  """A recipe's entry without the paths of files, which have checksums."""
   if isinstance(value, Mapping):
     return {k: _content(v) for k, v in value.items() if k != "path"}
+  if isinstance(value, (list, tuple)):
+    return [_content(v) for v in value]
   return value
 
 

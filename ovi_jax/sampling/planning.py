@@ -22,6 +22,7 @@ from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
+from ovi_jax.pretrained import weights as weights_lib
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoiser as denoisers
@@ -105,6 +106,9 @@ def with_loras(
     ValueError: a file is missing or damaged, or does not fit the weights.
   """
   loras = lora_lib.load(lora, components.arch.fusion, components.manifest)
+  if loras:
+    file = weights_dir.component_file(components.weights, "fusion")
+    lora_lib.check_dtypes(loras, weights_lib.shapes(file))
   return dataclasses.replace(components, loras=loras)
 
 
@@ -366,7 +370,6 @@ def _metadata(
   manifest = components.manifest
   config = settings.metadata() | {"seed": request.seed}
   config.pop("samples_per_prompt")
-  loras = [lora.metadata() for lora in components.loras]
   return {
     "prompt": request.prompt,
     "text": text,
@@ -383,5 +386,5 @@ def _metadata(
       "sha256": dict(manifest.digests),
     },
     "ovi_jax": ovi_jax.__version__,
-    **({"loras": loras} if loras else {}),
+    "loras": [lora.metadata() for lora in components.loras],
   }

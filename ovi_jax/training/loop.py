@@ -190,7 +190,9 @@ def compile_step(
 
 
 def restore(
-  context: TrainContext, target: steps.TrainState
+  context: TrainContext,
+  target: steps.TrainState,
+  check: Callable[[Mapping[str, Any]], None] = lambda metadata: None,
 ) -> steps.TrainState | None:
   """Restore the state and the position of the input from a checkpoint.
 
@@ -199,6 +201,8 @@ def restore(
   Args:
     context: context of the run.
     target: shapes and shardings of the state, or such a state.
+    check: called with the metadata of the checkpoint; raises ValueError if the
+      run cannot continue from it.
 
   Returns:
     `None` if there is no checkpoint; else the state, without the frozen
@@ -210,6 +214,7 @@ def restore(
   restored = context.manager.restore_newest(context.checkpointed(target))
   if restored is None:
     return None
+  check(restored.metadata)
   context.input.set_state(restored.iterator)
   _log.info(f"continuing from the checkpoint of step {restored.step}")
   return restored.state

@@ -63,7 +63,9 @@ SCRATCH = "scratch"  # init_from of a tower with random parameters
 # Fields that may differ when a run is resumed; a name includes all below it.
 # The workdir keeps a journal of the changes, see `checkpoint.workdir`.
 MUTABLE_FIELDS = (
-  "init_from",  # read before the first step only
+  # Read before the first step only, except for the base of a LoRA, whose digest
+  # is compared.
+  "init_from",
   "log_every",
   "checkpoint_every",
   "checkpoint_every_minutes",
@@ -219,6 +221,11 @@ class RunSettings(abc.ABC):
   def compute_dtype(self, platform: str) -> jnp.dtype:
     """The dtype in which the model computes on a platform."""
     return config_lib.resolve_dtype(self.dtype, platform)
+
+  @property
+  def mutable_fields(self) -> tuple[str, ...]:
+    """Fields of the config that may differ when the run is resumed."""
+    return MUTABLE_FIELDS
 
   @property
   def microbatch_size(self) -> int:
@@ -387,10 +394,18 @@ class Settings(RunSettings):
       ),
       "eval_samples": _eval_samples(config_lib.take(values, "eval_samples")),
       "lora": config_lib.build(
-        loras.LoraConfig, config_lib.take(values, "lora"), "lora"
+        # Runs from before LoRAs lack the section.
+        loras.LoraConfig,
+        values.pop("lora", {}),
+        "lora",
       ),
     }
     return config_lib.build(cls, values | made)
+
+  @property
+  def mutable_fields(self) -> tuple[str, ...]:
+    unused = () if self.is_lora else ("lora",)
+    return (*super().mutable_fields, *unused)
 
   def _bases(self) -> list[str]:
     """The sources of the towers."""

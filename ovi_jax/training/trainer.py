@@ -84,7 +84,7 @@ def train(
     changes = workdirs.check_config(
       workdir,
       config,
-      settings_lib.MUTABLE_FIELDS,
+      settings.mutable_fields,
       instead=hint,
       also=functools.partial(check_input, source, workdir, hint, base),
     )
@@ -108,7 +108,9 @@ def train(
         ),
         opened,
       )
-      state = loop.restore(context, target)
+      state = loop.restore(
+        context, target, functools.partial(check_base, workdir, hint, base)
+      )
       step = 0 if state is None else int(state.step)
       for line in workdirs.record_changes(workdir, config, changes, step):
         _log.info(f"config: {line}")
@@ -238,11 +240,7 @@ def _check_input(
     found = reader.read_info(workdir / CHECKPOINTS / str(number))
   except ValueError:
     return  # damaged: resuming names it and restores an earlier one
-  if base and found.metadata.get(BASE) != base:
-    raise ValueError(
-      f"{workdir}: its LoRA was trained on other weights than those of"
-      f" config.init_from; name the weights that it had. {instead}"
-    )
+  check_base(workdir, instead, base, found.metadata)
   try:
     source.set_state(found.iterators[0])
   except ValueError as error:
@@ -250,6 +248,28 @@ def _check_input(
       f"{workdir}: {error}. To continue the run, use the datasets that it"
       f" had{_datasets_of(workdir)}. {instead}"
     ) from error
+
+
+def check_base(
+  workdir: epath.Path, instead: str, base: str, metadata: Mapping[str, Any]
+) -> None:
+  """Check that a LoRA's base is that of a checkpoint.
+
+  Args:
+    workdir: of the run.
+    instead: how to start another run, for the message.
+    base: digest of the base; empty if the run has none.
+    metadata: of the checkpoint.
+
+  Raises:
+    ValueError: the checkpoint has another base.
+  """
+  if base and metadata.get(BASE) != base:
+    raise ValueError(
+      f"{workdir}: the weights of config.init_from have another digest than"
+      " those that its LoRA was trained on; name these, in the same dtype and"
+      f" format. {instead}"
+    )
 
 
 def _datasets_of(workdir: epath.Path) -> str:

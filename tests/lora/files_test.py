@@ -2,6 +2,7 @@
 
 import json
 import struct
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +25,8 @@ RELEASED = {
   names.MUSUBI: "lora_unet_audio_model_blocks_29_cross_attn_k_fusion.",
   names.OWN: "blocks/audio/cross_attention/fusion_key/lora_down/29",
 }
-Q = "diffusion_model.blocks.0.self_attn.q"
+BLOCK = "diffusion_model.blocks.0"
+Q = f"{BLOCK}.self_attn.q"
 
 
 def same(ours: adapter.Adapter, theirs: adapter.Adapter) -> None:
@@ -160,7 +162,9 @@ def header_of(path) -> dict:
   return json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
 
 
-def pair(name=Q, rank=2, width=16, out=16, dtype=np.float32):
+def pair(
+  name=Q, rank=2, width=16, out=16, dtype: Any = np.float32
+) -> dict[str, Any]:
   return {
     f"{name}.lora_A.weight": np.ones((rank, width), dtype),
     f"{name}.lora_B.weight": np.ones((out, rank), dtype),
@@ -187,7 +191,6 @@ OTHER = "diffusion_model.blocks.1.self_attn.v"
     (pair(rank=0), "have no elements"),
     (pair(dtype=np.int32), "expected tensors of float32, bfloat16"),
     (pair(out=12), "shapes do not fit the model"),
-    (pair(rank=17), "shapes do not fit the model"),
     (pair() | {f"{Q}.alpha": np.ones(2, "f4")}, "shapes do not fit"),
     (
       pair() | {f"{Q}.alpha": np.full((), np.inf, "f4")},
@@ -204,6 +207,22 @@ OTHER = "diffusion_model.blocks.1.self_attn.v"
     (pair() | {f"{Q}.dora_scale": np.ones(3, "f4")}, "found DoRA"),
     ({f"{Q}.lokr_w1": np.ones(3, "f4")}, "found LoKr"),
     ({f"{Q}.diff": np.ones((16, 3), "f4")}, "shapes do not fit the model"),
+    ({f"{Q}.diff": np.ones((), "f4")}, "shapes do not fit the model"),
+    (pair() | {f"{Q}.lora_A.weight": np.ones((), "f4")}, "do not fit the mod"),
+    (pair() | {f"{Q}.lora_B.weight": np.ones((), "f4")}, "do not fit the mod"),
+    (pair() | {f"{Q}.lora_A.weight": np.ones(2, "f4")}, "do not fit the mod"),
+    (pair(rank=17), "ranks of at most 16, .*self_attn.q.lora_A.weight' has 17"),
+    (pair() | {f"{Q}.alpha": np.array(3e38, "f4")}, "rank. of at most 1e"),
+    (pair() | {f"{Q}.alpha": np.array(True)}, "q.alpha' is bool"),
+    *(
+      (pair(f"{BLOCK}.{layer}", width=width), f"width {width} .Wan of {size}")
+      for layer, width, size in (
+        ("ffn.0", 5120, "14 B"),
+        ("self_attn.v", 5120, "14 B"),
+        ("self_attn.k", 1536, "1.3 B"),
+        ("cross_attn.q", 1536, "1.3 B"),
+      )
+    ),
   ],
 )
 def test_a_bad_file_is_one_line(tensors, message, tmp_path):
@@ -245,6 +264,69 @@ def test_a_hostile_header_is_refused(data, message, tmp_path):
     files.read(path, CONFIG)
 
 
+def test_factors_of_our_format_without_axes_are_refused(tmp_path):
+  head = "blocks/video/self_attention/query/lora"
+  tensors = {f"{head}_down/0": np.ones((), "f4")}
+  tensors[f"{head}_up/0"] = np.ones((), "f4")
+  text = {files.FORMAT_KEY: files.FORMAT}
+  safetensors.numpy.save_file(tensors, tmp_path / "lora", text)
+  with pytest.raises(ValueError, match="shapes do not fit the model"):
+    files.read(tmp_path / "lora", CONFIG)
+
+
+@pytest.mark.parametrize(
+  "layer",
+  [
+    "patch_embedding",
+    "audio_model.patch_embedding.0",
+    "audio_model.patch_embedding.2.w2",
+  ],
+)
+def test_a_matrix_as_lora_down_of_a_convolution_means_the_same(layer, tmp_path):
+  """Its columns are those of the checkpoint's kernel."""
+  target = names.table(CONFIG).targets[
+    names.table(CONFIG).layer(layer) or "", names.WEIGHT
+  ]
+  shape = names.shapes(CONFIG)[target.slot.path]
+  (weight,) = target.row.op.to_torch(np.zeros(shape, np.float32))
+  random = np.random.default_rng(0)
+  down = random.standard_normal((2, *weight.shape[1:]), np.float32)
+  up = random.standard_normal((len(weight), 2), np.float32)
+  expected = target.row.op.to_ours(np.tensordot(up, down, 1))
+  for array in (down, down.reshape(2, -1)):
+    tensors = {f"{layer}.lora_down.weight": array}
+    tensors[f"{layer}.lora_up.weight"] = up
+    safetensors.numpy.save_file(tensors, tmp_path / "lora")
+    found = files.read(tmp_path / "lora", CONFIG)
+    delta = found.pairs[target.slot].delta()
+    np.testing.assert_allclose(delta, expected, atol=1e-5)
+    # It is written with all axes.
+    files.write(tmp_path / "again", found, CONFIG)
+    (written,) = (
+      x
+      for name, x in safetensors.numpy.load_file(tmp_path / "again").items()
+      if name.endswith("lora_A.weight")
+    )
+    np.testing.assert_array_equal(written, down)
+
+
+def test_a_rank_above_that_of_the_kernel_and_whole_alphas_are_read(tmp_path):
+  tensors = pair("diffusion_model.head.head", rank=16)
+  tensors["diffusion_model.head.head.alpha"] = np.array(8, np.int64)
+  (weight,) = (
+    names.table(CONFIG)
+    .targets["video_model.head.head", names.WEIGHT]
+    .row.op.to_torch(np.zeros(names.shapes(CONFIG)["video/head/kernel"]))
+  )
+  up = np.ones((len(weight), 16), np.float32)
+  tensors["diffusion_model.head.head.lora_B.weight"] = up
+  narrow = pair(rank=16)
+  narrow[f"{Q}.alpha"] = np.array(3, np.uint8)
+  safetensors.numpy.save_file(tensors | narrow, tmp_path / "lora")
+  found = files.read(tmp_path / "lora", CONFIG).pairs
+  assert {each.alpha for each in found.values()} == {3, 8}
+
+
 def test_another_version_of_our_format_is_refused(tmp_path):
   path = tmp_path / "lora"
   safetensors.numpy.save_file(pair(), path, {files.FORMAT_KEY: "ovi_jax 2"})
@@ -253,7 +335,14 @@ def test_another_version_of_our_format_is_refused(tmp_path):
 
 
 def test_hostile_metadata_of_peft_is_refused(tmp_path):
-  for text in ("[1", "[]", '{"lora_alpha": "x"}', '{"alpha_pattern": [1]}'):
+  for text in (
+    "[1",
+    "[]",
+    '{"lora_alpha": "x"}',
+    '{"alpha_pattern": [1]}',
+    '{"alpha_pattern": "to_q"}',
+    '{"rank_pattern": ["to_q"]}',
+  ):
     safetensors.numpy.save_file(
       pair("transformer.blocks.0.attn1.to_q"),
       tmp_path / "lora",
@@ -261,6 +350,52 @@ def test_hostile_metadata_of_peft_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=f"metadata {files.PEFT_KEY} is damag"):
       files.read(tmp_path / "lora", CONFIG)
+
+
+TO_Q, TO_K = (
+  "transformer.blocks.1.attn1.to_q",
+  "transformer.blocks.1.attn1.to_k",
+)
+PEFT = pair(TO_Q) | pair(TO_K, rank=4)
+
+
+@pytest.mark.parametrize(
+  ("alphas", "ranks", "expected"),
+  [
+    ({}, {}, (6, 6)),
+    ({"blocks.1.attn1.to_q": 3}, {"blocks.1.attn1.to_k": 4}, (3, 6)),
+    ({"to_q": 3}, {"to_k": 4}, (3, 6)),
+    ({"attn1.to_q": 3, "blocks.1.attn1.to_q": 4}, {}, (3, 6)),
+    ({"blocks.1.attn1.to_q": 4, "attn1.to_q": 3}, {}, (4, 6)),
+    ({"^blocks.1.attn1.to_k": 5}, {"^blocks.1.attn1.to_q": 2}, (6, 5)),
+  ],
+)
+def test_patterns_of_peft_are_ends_of_names(alphas, ranks, expected, tmp_path):
+  text = {"lora_alpha": 6, "alpha_pattern": alphas, "rank_pattern": ranks}
+  safetensors.numpy.save_file(
+    PEFT, tmp_path / "lora", {files.PEFT_KEY: json.dumps(text)}
+  )
+  found = files.read(tmp_path / "lora", CONFIG).pairs
+  by_name = {slot.path.split("/")[-2]: p.alpha for slot, p in found.items()}
+  assert (by_name["query"], by_name["key"]) == expected
+
+
+@pytest.mark.parametrize(
+  ("patterns", "message"),
+  [
+    ({"alpha_pattern": {"o_q": 1}}, "alpha_pattern: 'o_q' is no layer"),
+    ({"alpha_pattern": {"to_[qk]": 1}}, "'to_.qk.' is no layer of the file"),
+    ({"rank_pattern": {"(a+)+$": 1}}, "rank_pattern: .* is no layer"),
+    ({"rank_pattern": {"to_q": 3}}, "rank 2, another than in rank_pattern"),
+  ],
+)
+def test_patterns_of_peft_that_fit_no_layer_are_refused(
+  patterns, message, tmp_path
+):
+  text = {files.PEFT_KEY: json.dumps({"lora_alpha": 6} | patterns)}
+  safetensors.numpy.save_file(PEFT, tmp_path / "lora", text)
+  with pytest.raises(ValueError, match=message):
+    files.read(tmp_path / "lora", CONFIG)
 
 
 def test_layers_for_image_embeddings_are_left_out_with_a_note(tmp_path):

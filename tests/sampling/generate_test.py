@@ -67,6 +67,7 @@ def test_a_run_from_given_noise_equals_the_original(run, noise, golden):
   assert recipe["config"]["guidance_scale"] == {"video": 4.0, "audio": 3.0}
   assert recipe["weights"]["sha256"].keys() >= {"fusion", "vocoder"}
   assert recipe["noise_sha256"] and recipe["ovi_jax"] and recipe["device"]
+  assert recipe["loras"] == []
   assert any("its end was cut" in line for line in lines)
   drawn = attention_maps.files_of(path)
   assert {p for p in path.parent.rglob("*.*")} == {

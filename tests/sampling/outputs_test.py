@@ -48,6 +48,35 @@ def test_a_complete_clip_is_not_generated_again(tmp_path):
     outputs.is_complete(path, recipe)
 
 
+LORA = {"path": "a", "sha256": "1", "strength": {"video": 1.0, "audio": 1.0}}
+
+
+@pytest.mark.parametrize(
+  ("made", "wanted", "differs"),
+  [
+    ({}, {"loras": []}, ""),  # a clip of before LoRAs
+    ({"loras": [LORA]}, {"loras": []}, "loras"),
+    ({"loras": []}, {"loras": [LORA]}, "loras"),
+    ({}, {"loras": [LORA]}, "loras"),
+    ({"loras": [LORA]}, {"loras": [LORA | {"path": "./b/a"}]}, ""),
+    ({"loras": [LORA]}, {"loras": [LORA | {"sha256": "2"}]}, "loras"),
+    ({"given": {"continue": {"path": "x", "sha256": "0"}}}, {}, "given"),
+  ],
+)
+def test_a_clip_is_complete_only_with_the_same_files(
+  made, wanted, differs, tmp_path
+):
+  """LoRAs and given files are the same by their checksums."""
+  path = tmp_path / "clip.mp4"
+  path.touch()
+  path.with_suffix(".json").write_text(json.dumps({"seed": 1} | made))
+  if not differs:
+    assert outputs.is_complete(path, {"seed": 1} | wanted)
+    return
+  with pytest.raises(ValueError, match=rf"\({differs} differ\)"):
+    outputs.is_complete(path, {"seed": 1} | wanted)
+
+
 @pytest.mark.parametrize("rename", [1, 2, 3])
 def test_a_killed_write_is_not_a_complete_clip(tmp_path, rename):
   """A clip overwritten by a killed process is complete or absent."""

@@ -1,6 +1,9 @@
 """Training of a LoRA: what is trained, saved, resumed and refused."""
 
+import functools
 import shutil
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +12,17 @@ import pytest
 
 from ovi_jax.checkpoint import manager
 from ovi_jax.checkpoint import reader
+from ovi_jax.checkpoint import workdir as workdirs
 from ovi_jax.lora import adapter
 from ovi_jax.lora import files
 from ovi_jax.lora import names
 from ovi_jax.models import low_rank
 from ovi_jax.training import export
+from ovi_jax.training import loop
 from ovi_jax.training import param_filter
 from ovi_jax.training import settings
 from ovi_jax.training import task as tasks
+from ovi_jax.training import trainer
 from tests.lib import small_training
 from tests.lib import train_runs
 
@@ -106,7 +112,7 @@ def test_a_lora_trains_factors_only_and_resumes_bit_by_bit(
     export.export(whole, tmp_path / "weights")
 
   # Another base, and the run itself as a base, are refused.
-  with pytest.raises(ValueError, match="trained on other weights than"):
+  with pytest.raises(ValueError, match="init_from have another digest"):
     small_training.run(config(datasets, other), whole)
   with pytest.raises(ValueError, match="checkpoints of a LoRA lack"):
     small_training.run(config(datasets, whole), tmp_path / "new")
@@ -140,6 +146,43 @@ def test_settings_that_cannot_be_are_refused(changes, message, tmp_path):
   values = small_training.config("fusion", "data", **BOTH | LORA | changes)
   with pytest.raises(ValueError, match=message):
     tasks.make(settings.from_config(values)).check()
+
+
+def test_a_run_without_a_lora_goes_on_without_its_settings(tmp_path):
+  """Also a run from before LoRAs; that of a LoRA keeps its settings."""
+  for path, changes in (("all", {}), ("lora", LORA)):
+    whole = small_training.config("fusion", "data", **BOTH | changes)
+    made = settings.from_config(whole)
+    values, fields = whole.to_dict(), made.mutable_fields
+    before = {k: x for k, x in values.items() if path == "lora" or k != "lora"}
+    assert settings.from_config(type(whole)(before)) == made
+    workdirs.check_config(tmp_path / path, before, fields)
+    other = values | {"lora": values["lora"] | {"rank": 3}}
+    if path == "all":
+      workdirs.check_config(tmp_path / path, values, fields)
+      workdirs.check_config(tmp_path / path, other, fields)
+    else:
+      with pytest.raises(ValueError, match="lora.rank: 2 in the run, 3 now"):
+        workdirs.check_config(tmp_path / path, other, fields)
+
+
+def test_the_base_is_that_of_the_checkpoint_that_is_restored(tmp_path):
+  """The newest one is damaged, an older one has another base."""
+  state = {"trained_params": {"x": jnp.zeros(2)}}
+  with manager.Manager(tmp_path / "checkpoints") as checkpoints:
+    for step, base in ((1, "a"), (2, "b")):
+      checkpoints.save(step, state, {}, {trainer.BASE: base})
+    checkpoints.wait()
+    found = (tmp_path / "checkpoints/2/state").rglob("*")
+    files_of = [p for p in found if p.is_file()]
+    max(files_of, key=lambda p: p.stat().st_size).write_bytes(b"damaged")
+    context: Any = types.SimpleNamespace(
+      manager=checkpoints, checkpointed=lambda tree: tree
+    )
+    check = functools.partial(trainer.check_base, tmp_path, "hint", "b")
+    target: Any = state
+    with pytest.raises(ValueError, match="init_from have another digest"):
+      loop.restore(context, target, check)
 
 
 def test_only_factors_are_trained_and_their_scale_stays_float32():
