@@ -42,6 +42,14 @@ TEST = (
   "setuptools>=77",
 )
 
+# Without the ablations, which only scripts use.
+CONFIGS = [
+  f"ovi_jax.{name}"
+  for name in setuptools.find_packages(
+    include=["configs", "configs.*"], exclude=["configs.ablations"]
+  )
+]
+
 setuptools.setup(
   name="ovi_jax",
   version=VERSION,
@@ -55,10 +63,12 @@ setuptools.setup(
   ],
   packages=[
     *setuptools.find_packages(include=["ovi_jax", "ovi_jax.*"]),
-    "ovi_jax.configs",  # without the ablations, which only scripts use
+    *CONFIGS,
   ],
   # The files that `ovi_jax.config_files` finds by name.
-  package_dir={"ovi_jax.configs": "configs"},
+  package_dir={
+    name: name.removeprefix("ovi_jax.").replace(".", "/") for name in CONFIGS
+  },
   package_data={
     "ovi_jax": ["**/*.json", "**/*.md", "**/*.safetensors", "study/page/*"]
   },

@@ -20,9 +20,9 @@ towards noise by a shift :math:`s`, in training and in sampling:
 In training, the paper draws one :math:`\sigma` for both modalities, uniformly
 from [0, 1]. The other distributions are common in flow matching (Esser et al.
 2024, sections 3.1 and 5.3.2). The loss of an example is the mean over its own
-valid latents; with modality weights :math:`w_m` (0.85 video, 0.15 audio),
-:math:`n_m` records of a batch that have modality :math:`m`, and a model
-:math:`v_\theta`,
+valid latents that are generated, not given; with modality weights :math:`w_m`
+(0.85 video, 0.15 audio), :math:`n_m` records of a batch that have such latents
+of modality :math:`m`, and a model :math:`v_\theta`,
 
 .. math::
 
@@ -186,22 +186,22 @@ def length_mask(length_B: jax.Array, places: int) -> jax.Array:
   return jnp.arange(places)[None] < length_B[:, None]
 
 
-def example_weights(lengths: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
+def example_weights(counts: AV[jax.Array], scales: AV[float]) -> AV[jax.Array]:
   """The weight of each example's loss in the loss of the batch.
 
   Args:
-    lengths: length_B of each modality; 0 = the record lacks it.
+    counts: count_B of each modality: latents that have a loss; 0 = the record
+      lacks the modality, or all of it is given.
     scales: weights of the modalities, 0.85 and 0.15 in the paper.
 
   Returns:
-    weight_B of each modality: its weight, divided by the number of records that
-    have the modality. Summed over microbatches, losses add up to the whole
-    batch's.
+    weight_B of each modality: its weight, divided by the number of records with
+    such latents. Summed over microbatches, losses add up to the whole batch's.
   """
 
-  def one(length_B: jax.Array, scale: float) -> jax.Array:
-    has = (length_B > 0).astype(jnp.float32)
+  def one(count_B: jax.Array, scale: float) -> jax.Array:
+    has = (count_B > 0).astype(jnp.float32)
     return scale * has / jnp.maximum(has.sum(), 1.0)
 
-  present = lengths.present()
+  present = counts.present()
   return AV(**{n: one(x, getattr(scales, n)) for n, x in present.items()})

@@ -69,6 +69,9 @@ def test_the_wheel_holds_the_package_with_configs_and_weights_only():
   found = {os.path.relpath(path, folder) for path in outputs}
   assert found == expected_files()
   assert "ovi_jax/configs/small.py" in found
+  shipped = {p.parent.relative_to(ROOT) for p in ROOT.glob("configs/**/*.py")}
+  for package in shipped - {pathlib.Path("configs/ablations")}:
+    assert f"ovi_jax/{package}/__init__.py" in found
   assert "ovi_jax/synthetic/weights/fusion.safetensors" in found
 
 

@@ -5,6 +5,7 @@ shapes. Without weights of the variant, released sizes are used.
 """
 
 import functools
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -83,13 +84,41 @@ def run(
   area = manifest.geometry.area
   clip = manifest.geometry.clip(*geometry.snap(*size, area))
   given.check(image)
-  masks = conditions_lib.masks(given, image, False, clip)
+  masks = conditions_lib.masks(given, image, math.inf, clip)
+  conditions_lib.check_masks(given, masks, math.inf, clip)
   guided = functools.partial(step, given=masks)
   reports = (
     make(settings, pipeline, clip, flags) for make in (guided, decoding)
   )
   what = manifest.variant or weights_dir.CUSTOM
-  return report.publish(out, f"{what}_{name}", reports)
+  named = "_".join(
+    [what, name, *_kinds_given(given, image, settings.conditioning)]
+  )
+  return report.publish(out, named, reports)
+
+
+def _kinds_given(
+  given: conditions_lib.Conditions, image: bool, mode: str
+) -> list[str]:
+  """What is given, and the mode, for the name of a report.
+
+  Clips with a first frame at most are the same in all modes.
+  """
+  kinds = [*(["image"] if image else []), *given.files]
+  if given.keep:
+    kinds.append("keep")
+  if given.keep_audio_until is not None:
+    kinds.append("keep_audio_until")
+  return [*kinds, mode] if given.files else kinds
+
+
+def _latents_given(masks: AV[Any], mode: str) -> str:
+  """How many latents are given and how, for the name of a program."""
+  counts = [
+    f"{mask_T.sum()} of {len(mask_T)} {name} latents"
+    for name, mask_T in masks.present().items()
+  ]
+  return f", given {' and '.join(counts)} ({mode})" if counts else ""
 
 
 def manifest_of(variant: str, weights: storage.AnyPath) -> weights_dir.Manifest:
@@ -174,7 +203,8 @@ def step(
   return report.compile_and_report(
     f"guided step of {'' if batch == 1 else f'{batch} clips of '}"
     f"{clip.pixels[0]}x{clip.pixels[1]},"
-    f" {clip.latent_frames} latent frames",
+    f" {clip.latent_frames} latent frames"
+    f"{_latents_given(given, settings.conditioning)}",
     lowered,
     arguments,
     mesh,

@@ -14,6 +14,7 @@ clean, which these weights know from image-to-video.
 import contextlib
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ _STATIC_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # encoded of a last image
 _NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
 _INTERVAL = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*", re.ASCII)
 _EPSILON = 1e-6  # seconds
+_LIMIT = 10**6  # seconds
 
 Interval = tuple[float, float]
 
@@ -120,7 +122,7 @@ class Conditions:
           "keep_audio_until and keep cannot be combined: keep gives sound in"
           " its intervals"
         )
-      if not 0 < self.keep_audio_until < 10**6:  # also of NaN
+      if not 0 < self.keep_audio_until < _LIMIT:  # also of NaN
         problems.append(
           "keep_audio_until must be a positive number of seconds, got"
           f" {self.keep_audio_until}"
@@ -146,6 +148,51 @@ class Conditions:
     if self.keep_audio_until is not None:
       found["keep_audio_until"] = self.keep_audio_until
     return found
+
+
+def intervals(value: Any) -> tuple[Interval, ...]:
+  """Intervals from a text, see `parse_intervals`, or pairs of seconds.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  if isinstance(value, str):
+    return parse_intervals(value)
+  if not isinstance(value, (Sequence, np.ndarray)):
+    value = [value]
+  if len(value) > MAX_INTERVALS:
+    raise ValueError(f"keep: at most {MAX_INTERVALS} intervals, got more")
+  found = []
+  for pair in value:
+    is_pair = isinstance(pair, (Sequence, np.ndarray)) and len(pair) == 2
+    # Also of NaN.
+    if not (
+      is_pair and all(map(_is_number, pair)) and 0 <= pair[0] < pair[1] < _LIMIT
+    ):
+      raise ValueError(
+        "keep: expected a text such as '0-2,4-5', or pairs of seconds such as"
+        f" [(0, 2), (4, 5)], got {untrusted.printable(repr(pair), 40)} in it"
+      )
+    found.append((float(pair[0]), float(pair[1])))
+  return tuple(found)
+
+
+def seconds(name: str, value: Any) -> float:
+  """A number of seconds.
+
+  Raises:
+    ValueError: it is something else; a text is not read.
+  """
+  if not _is_number(value) or value >= _LIMIT:
+    raise ValueError(
+      f"{name} must be a number of seconds below {_LIMIT}, got"
+      f" {untrusted.printable(repr(value), 40)}"
+    )
+  return float(value)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def parse_intervals(text: str) -> tuple[Interval, ...]:
@@ -191,13 +238,14 @@ class Found:
   Attributes:
     size: rows and columns of the video's upright frames; `None` without one.
     seconds: length of the shortest given file; `None` without media.
-    silent: the video has no sound track.
+    sound_seconds: where the video's sound track ends; 0 without one,
+      infinite if its sound is not given.
     notes: to show the user.
   """
 
   size: tuple[int, int] | None = None
   seconds: float | None = None
-  silent: bool = False
+  sound_seconds: float = math.inf
   notes: tuple[str, ...] = ()
 
 
@@ -207,7 +255,7 @@ def inspect(conditions: Conditions) -> Found:
   Raises:
     ValueError: a file is damaged, or has not what is wanted of it; names it.
   """
-  size, lengths, silent = None, [], False
+  size, lengths, sound_seconds = None, [], math.inf
   notes: list[str] = []
   if conditions.video is not None:
     with _opened("video", conditions.video) as path:
@@ -222,8 +270,9 @@ def inspect(conditions: Conditions) -> Found:
       geometry.check_aspect(facts.height, facts.width)
       size = facts.height, facts.width
       lengths.append(probe.seconds(path, "video"))
-      silent = not facts.has_audio
-    if conditions.uses_video_sound and silent:
+      if conditions.uses_video_sound:
+        sound_seconds = probe.seconds(path, "audio") if facts.has_audio else 0.0
+    if not sound_seconds:
       if conditions.keep_audio_until is not None:
         raise ValueError(
           "keep_audio_until: the video has no sound track; leave it out"
@@ -243,7 +292,7 @@ def inspect(conditions: Conditions) -> Found:
   return Found(
     size=size,
     seconds=min(lengths, default=None),
-    silent=silent,
+    sound_seconds=sound_seconds,
     notes=tuple(notes),
   )
 
@@ -313,14 +362,17 @@ def _within(spans: np.ndarray, intervals: Sequence[Interval]) -> np.ndarray:
 
 
 def masks(
-  conditions: Conditions, image: bool, silent: bool, clip: geometry.Clip
+  conditions: Conditions,
+  image: bool,
+  sound_seconds: float,
+  clip: geometry.Clip,
 ) -> AV[np.ndarray]:
   """The latents in time that are given.
 
   Args:
     conditions: files and intervals.
     image: whether the first frame is given.
-    silent: the given video has no sound.
+    sound_seconds: where the given video's sound ends, see `Found`.
     clip: sizes of the clip.
 
   Returns:
@@ -337,28 +389,60 @@ def masks(
     video_T |= _within(spans, conditions.keep or all_of)
   if conditions.audio is not None:
     audio_T |= _within(sound_spans, conditions.keep or all_of)
-  elif conditions.uses_video_sound and not silent:
+  elif conditions.uses_video_sound:
     until = (0.0, conditions.keep_audio_until or 0.0)
     audio_T |= _within(sound_spans, conditions.keep or (until,))
+    # Else as short a rest is silence, as of a sound file.
+    if sound_seconds < sound_spans[-1, 1] - TOLERANCE:
+      audio_T &= _within(sound_spans, ((0.0, sound_seconds),))
   pair: AV[Any] = AV(video_T, audio_T)
   return AV[Any](*(mask_T if mask_T.any() else None for mask_T in pair))
 
 
 def check_masks(
-  conditions: Conditions, given: AV[np.ndarray], clip: geometry.Clip
+  conditions: Conditions,
+  given: AV[np.ndarray],
+  sound_seconds: float,
+  clip: geometry.Clip,
 ) -> None:
-  """ValueError if nothing of a clip is left to generate, or nothing is kept."""
-  seconds = clip.frames / geometry.FPS
-  late = [a for a, _ in conditions.keep if a >= seconds]
+  """Check that an interval gives latents, and that some are left.
+
+  Args:
+    conditions: files and intervals.
+    given: see `masks`.
+    sound_seconds: where the given video's sound ends, see `Found`.
+    clip: sizes of the clip.
+
+  Raises:
+    ValueError: nothing of a clip is left to generate, or an interval holds no
+      latent of a modality that it gives.
+  """
+  end = clip.frames / geometry.FPS
+  late = [a for a, _ in conditions.keep if a >= end]
   if late:
     raise ValueError(
-      f"keep: an interval begins at {late[0]:g} s, the clip ends at"
-      f" {seconds:.2f} s"
+      f"keep: an interval begins at {late[0]:g} s, the clip ends at {end:.2f} s"
     )
-  if conditions.keep and not given.present():
+  sound_spans = audio_spans(clip.audio_latents)
+  spans: AV[Any] = AV(
+    video_spans(clip.latent_frames) if conditions.video is not None else None,
+    sound_spans if conditions.audio is not None or sound_seconds else None,
+  )
+  for interval in conditions.keep:
+    for name, spans_T in spans.present().items():
+      if not _within(spans_T, [interval]).any():
+        # Wherever an interval of two latents begins, it holds one.
+        enough = 2 * (spans_T[-1, 1] - spans_T[-1, 0])
+        raise ValueError(
+          f"keep: {interval[0]:g}-{interval[1]:g} holds no whole latent of"
+          f" {name}; widen it to {math.ceil(100 * enough) / 100:.2f} s, before"
+          f" the end of the clip at {spans_T[-1, 1]:.2f} s"
+        )
+  until = conditions.keep_audio_until
+  if until is not None and not _within(sound_spans, [(0.0, until)]).any():
     raise ValueError(
-      "keep: no interval holds a whole latent; one is"
-      f" {geometry.VIDEO_STRIDES[0] / geometry.FPS:.2f} s of picture"
+      f"keep_audio_until: {until:g} s are shorter than an audio latent,"
+      f" {sound_spans[0, 1]:.3f} s; give more, or leave it out"
     )
   if len(given.present()) == 2 and all(mask_T.all() for mask_T in given):
     raise ValueError(

@@ -3,6 +3,7 @@ loaded."""
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -227,6 +228,7 @@ def plan(
   for request, clip in zip(expanded, clips):
     text, notes = prompts.format_for(request.prompt, variant)
     notes += _length_notes(request, clip, variant)
+    notes += _sound_notes(request, clip)
     notes += tokenizer.notes([text], components.text_length) + request.notes
     if unread := tokenizer.unread(text):
       notes += (
@@ -277,7 +279,9 @@ def _clips(
           request.seconds, variant.latent_frames
         )
       clip = variant.clip(*request.size, frames)
-      conditions.check_masks(request.given, request.masks(clip), clip)
+      conditions.check_masks(
+        request.given, request.masks(clip), request.sound_seconds, clip
+      )
       clips.append(clip)
     except ValueError as error:
       problems.append(f"row {request.index}: {error}")
@@ -306,6 +310,25 @@ def _length_notes(
     return ()
   return (
     f"the clip lasts {seconds:.2f} s, as much of {files} as whole latents hold",
+  )
+
+
+def _sound_notes(
+  request: requests_lib.Request, clip: geometry.Clip
+) -> tuple[str, ...]:
+  """What is generated because the given video's sound ends too early."""
+  if not 0 < request.sound_seconds < math.inf:
+    return ()
+  whole = dataclasses.replace(request, sound_seconds=math.inf)
+  wanted, found = (
+    0 if mask_T is None else mask_T.sum()
+    for mask_T in (whole.masks(clip).audio, request.masks(clip).audio)
+  )
+  if found == wanted:
+    return ()
+  return (
+    f"video: its sound ends at {request.sound_seconds:.2f} s, the sound after"
+    " it is generated",
   )
 
 

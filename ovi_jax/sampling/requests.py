@@ -11,6 +11,7 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable
@@ -62,7 +63,8 @@ class Request:
     size: height and width of the clip in pixels; set by `expand`.
     seconds: length of the given media; `None` for that of the weights; set by
       `expand`.
-    silent: the given video has no sound; set by `expand`.
+    sound_seconds: where the given video's sound ends, see `conditions.Found`;
+      set by `expand`.
     notes: to show the user, on how files were read; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
   """
@@ -76,7 +78,7 @@ class Request:
   seed: int | None = None
   size: tuple[int, int] = (0, 0)
   seconds: float | None = None
-  silent: bool = False
+  sound_seconds: float = math.inf
   notes: tuple[str, ...] = ()
   stem: str = ""
 
@@ -88,7 +90,7 @@ class Request:
   def masks(self, clip: geometry.Clip) -> AV[np.ndarray]:
     """The latents in time that are given, see `conditions.masks`."""
     return conditions.masks(
-      self.given, self.image is not None, self.silent, clip
+      self.given, self.image is not None, self.sound_seconds, clip
     )
 
 
@@ -307,7 +309,7 @@ def _inspected(
         request,
         size=size,
         seconds=found.seconds,
-        silent=found.silent,
+        sound_seconds=found.sound_seconds,
         notes=found.notes + notes,
       )
     )
@@ -359,11 +361,11 @@ def _request(
     near = config_lib.nearest(strange[0], known)
     raise ValueError(f"{strange[0]} is unknown{near}")
   fields: dict[str, Any] = {n: v for n, v in given.items() if v is not None}
-  if isinstance(fields.get("keep"), str):
-    fields["keep"] = conditions.parse_intervals(fields["keep"])
-  elif "keep" in fields:
-    text = ",".join(f"{a:g}-{b:g}" for a, b in fields["keep"])
-    fields["keep"] = conditions.parse_intervals(text)
+  if "keep" in fields:
+    fields["keep"] = conditions.intervals(fields["keep"])
+  until = "keep_audio_until"
+  if until in fields:
+    fields[until] = conditions.seconds(until, fields[until])
   if mode == "t2v":
     image = None
     fields.pop("last_image", None)

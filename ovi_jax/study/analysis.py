@@ -275,7 +275,7 @@ def _question(
 
   found = intervals.bootstrap(votes, estimate, seed, replicates)
   result["systems"] = {
-    name: _estimate(found, index) | {"elo": _elo(found, index)}
+    name: _system(votes, found, index)
     for index, name in enumerate(votes.systems)
   }
   result["side_bias"] = _estimate(found, size)
@@ -306,6 +306,26 @@ def _estimate(
   return {
     field.name: np.clip(getattr(found, field.name)[index], least, most).tolist()
     for field in dataclasses.fields(found)
+  }
+
+
+def _system(
+  votes: votes_lib.Votes, found: intervals.Intervals, index: int
+) -> dict[str, Any]:
+  """Number of votes, log strength and Elo; NaN without votes."""
+  count = int(((votes.left == index) | (votes.right == index)).sum())
+  if not count:
+    # The fit has the mean for it, which is not what anybody found.
+    found = intervals.Intervals(
+      **{
+        field.name: np.full_like(getattr(found, field.name), np.nan)
+        for field in dataclasses.fields(found)
+      }
+    )
+  return {
+    "votes": count,
+    **_estimate(found, index),
+    "elo": _elo(found, index),
   }
 
 

@@ -29,6 +29,7 @@ from ovi_jax.media import container as containers
 from ovi_jax.media import loudness
 from ovi_jax.media import mp4
 from ovi_jax.media import probe
+from ovi_jax.study import bundle
 from ovi_jax.study import database
 from ovi_jax.study import manifest
 from ovi_jax.study import settings as settings_lib
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 RATE = 48_000  # Hz, of all sound
 ENDINGS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"))
 _MAX_BYTES = mp4.MAX_BYTES
-_SHIFT = 1.0  # seconds
+_SHIFT = 1.0  # seconds, at most
 _NOISE = 60.0  # standard deviation, of 255
 _MAX_GAIN = 30.0  # dB
 _PEAK = 10 ** (-1 / 20)
@@ -53,6 +54,7 @@ class _Source:
   path: storage.AnyPath
   prompt: str
   facts: probe.Facts
+  audible: bool
   sha256: str
 
 
@@ -70,10 +72,12 @@ def build(
 
   Raises:
     ValueError: systems lack clips, clips cannot be used (all are listed, before
-      anything is encoded), or the folder has votes of another study.
+      anything is encoded), or the folder has votes or a bundle of another
+      study.
     OSError: the disk is full, or the folder is not writable.
   """
   names, sources = _sources(settings)
+  _check_prompts(names, sources)
   _log_differences(sources)
   folder.mkdir(parents=True, exist_ok=True)
   key = _key(folder)
@@ -93,7 +97,7 @@ def build(
     items=tuple(items(settings, len(names))),
     gold=tuple(gold(key, settings, clips)),
   )
-  _check_votes(folder, study)
+  _bind(folder, study)
   _encode(folder, study, sources)
   manifest.write(folder, study)
   return study
@@ -114,25 +118,26 @@ def _key(folder: pathlib.Path) -> str:
   return key
 
 
-def _check_votes(folder: pathlib.Path, study: manifest.Study) -> None:
-  """Refuse a folder with raters of another study; drop an empty database.
+def _bind(folder: pathlib.Path, study: manifest.Study) -> None:
+  """Refuse a folder whose raters or bundle are of another study.
+
+  A database without raters becomes one of this study; servers that have it open
+  refuse requests from then on.
 
   Raises:
-    ValueError: there are such raters.
+    ValueError: there are such raters, or there is such a bundle.
   """
-  path = folder / manifest.VOTES
-  if not path.exists() or not (folder / manifest.FILE).exists():
-    return
-  before = manifest.read(folder)
-  if before.hash == study.hash:
-    return
-  if database.Database(path, before).count():
+  published = bundle.published(folder)
+  if published is not None and published != study.hash:
     raise ValueError(
-      f"{folder} has votes of study {before.hash}, this is {study.hash}: study"
-      " file or clips have changed; choose another --out"
+      f"{folder} has a bundle of study {published}, this is {study.hash}: study"
+      " file or clips have changed, and codes of that bundle could not be"
+      f" imported; choose another --out, or delete {folder / bundle.FILE} if"
+      " the bundle was never published"
     )
-  for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-    (folder / name).unlink(missing_ok=True)
+  path = folder / manifest.VOTES
+  if path.exists():
+    database.Database(path, study, replace=True)
 
 
 def _sources(
@@ -238,11 +243,18 @@ def _source(path: storage.AnyPath, prompt: str) -> _Source:
   try:
     with storage.local_copy(path) as copy:
       facts = probe.read(copy)
+      if not facts.has_video or not facts.fps > 0:
+        raise containers.DamagedError("expected a video, found none")
+      aspect = mp4.header(copy).aspect
+      audible = facts.has_audio and _is_audible(copy)
       digest = containers.digest(copy)
   except containers.DamagedError as error:
     raise ValueError(f"{name}: {error}") from error
-  if not facts.has_video or not facts.fps > 0:
-    raise ValueError(f"{name}: expected a video, found none")
+  if abs(aspect - 1) > 0.01:
+    raise ValueError(
+      f"{name}: expected square pixels, their aspect is {aspect:g}; re-encode"
+      " the clip"
+    )
   if facts.duration > mp4.MAX_SECONDS:
     raise ValueError(
       f"{name}: lasts {facts.duration:.1f} s, expected at most"
@@ -256,7 +268,46 @@ def _source(path: storage.AnyPath, prompt: str) -> _Source:
       f"{name}: its frames are {held / 1e6:.0f} MB, expected at most"
       f" {_MAX_BYTES / 1e6:.0f} MB; make it smaller"
     )
-  return _Source(path=path, prompt=prompt, facts=facts, sha256=digest)
+  return _Source(
+    path=path, prompt=prompt, facts=facts, audible=audible, sha256=digest
+  )
+
+
+def _is_audible(path: pathlib.Path) -> bool:
+  """Whether the sound of a clip, mixed down to mono, has a loudness."""
+  wave_CA, rate = mp4.read_sound(path)
+  if wave_CA is None or not rate:
+    return False
+  mono_CA = wave_CA.mean(0, keepdims=True)
+  return math.isfinite(loudness.integrated(mono_CA, rate))
+
+
+def _check_prompts(
+  names: Sequence[str], sources: Mapping[str, Sequence[_Source]]
+) -> None:
+  """ValueError if clips of one name were made from different prompts."""
+  problems = []
+  for number, name in enumerate(names):
+    found = {
+      system: of_system[number].prompt for system, of_system in sources.items()
+    }
+    if len({*filter(None, found.values())}) > 1:
+      texts = ", ".join(
+        f"{system} {untrusted.printable(prompt, 60)!r}"
+        for system, prompt in found.items()
+        if prompt
+      )
+      problems.append(f"{untrusted.printable(name, 80)}: {texts}")
+  if problems:
+    raise ValueError(
+      "\n  ".join(
+        [
+          "clips of one name have different prompts in the JSON beside them;"
+          ' rename them, or set "match": "prompt":',
+          *untrusted.shortened(problems),
+        ]
+      )
+    )
 
 
 def _log_differences(sources: Mapping[str, Sequence[_Source]]) -> None:
@@ -305,6 +356,7 @@ def _clip(
     height=facts.height,
     fps=float(facts.fps),
     sound=facts.has_audio,
+    audible=source.audible,
   )
 
 
@@ -358,7 +410,7 @@ def gold(
       for system, prompt in places
       if kind == settings_lib.VIDEO_NOISE
       or (
-        clips[system][prompt].sound
+        clips[system][prompt].audible
         and (
           kind != settings_lib.AUDIO_SWAP
           or _other(clips[system], prompt) is not None
@@ -383,9 +435,9 @@ def gold(
 
 
 def _other(clips: Sequence[manifest.Clip], prompt: int) -> int | None:
-  """The next prompt whose clip has sound too."""
+  """The next prompt whose clip is audible too."""
   following = [*range(prompt + 1, len(clips)), *range(prompt)]
-  return next((p for p in following if clips[p].sound), None)
+  return next((p for p in following if clips[p].audible), None)
 
 
 def _encode(
@@ -428,6 +480,8 @@ def _encode(
         other_A = read(sources[system][other].path)[2]
       frames, wave = corrupt(each.kind, frames_THWC, wave_A, other_A)
       _write(media / each.corrupted, frames, fps, wave)
+  for name in study.media_names:
+    manifest.reset_time(media / name)
 
 
 def _read(
@@ -436,13 +490,7 @@ def _read(
   """Upright frames of even size, their rate, and sound at `RATE`."""
   with storage.local_copy(path) as copy:
     frames_THWC, fps, wave_A, rate = mp4.read(copy)
-    found = mp4.header(copy)
-  if abs(found.aspect - 1) > 0.01:
-    raise ValueError(
-      f"{path}: expected square pixels, their aspect is {found.aspect:g};"
-      " re-encode the clip"
-    )
-  turn = found.orientation
+    turn = mp4.header(copy).orientation
   if turn.transposed:
     frames_THWC = frames_THWC.swapaxes(1, 2)
   frames_THWC = frames_THWC[
@@ -516,7 +564,9 @@ def corrupt(
     noise_A = random.normal(0, level, wave_A.size)
     return frames_THWC, np.clip(wave_A + noise_A, -1, 1).astype(np.float32)
   if kind == settings_lib.AUDIO_SHIFT:
-    # Around the end: nothing of the sound is missing.
-    return frames_THWC, np.roll(wave_A, round(_SHIFT * RATE))
+    # Around the end: nothing of the sound is missing. Half the clip is the most
+    # that a sound can be shifted so.
+    shift = min(round(_SHIFT * RATE), wave_A.size // 2)
+    return frames_THWC, np.roll(wave_A, shift)
   assert kind == settings_lib.AUDIO_SWAP and other_A is not None
   return frames_THWC, np.resize(other_A, wave_A.shape)

@@ -114,7 +114,8 @@ def write(
     The number of sessions.
 
   Raises:
-    ValueError: `out` holds other files, or is in the study's folder.
+    ValueError: `out` holds other files or a bundle of another study, or is in
+      the study's folder.
     OSError: the disk is full.
   """
   if out.resolve().is_relative_to(folder.resolve()):
@@ -125,6 +126,7 @@ def write(
   ours = {*server.PAGE, manifest.MEDIA, SESSIONS}
   if out.exists() and (more := {p.name for p in out.iterdir()} - ours):
     raise ValueError(f"--bundle: {out} has other files, such as {min(more)}")
+  _check_sessions(out / SESSIONS, study)
   real = study.counts[assignment.REAL]
   judgements = len(study.items) * study.settings.raters_per_item
   # The last ones may be short: a rater judges an item only once.
@@ -140,6 +142,7 @@ def write(
     target = out / manifest.MEDIA / name
     if not target.exists():
       files.link(folder / manifest.MEDIA / name, target)
+    manifest.reset_time(target)
   page = server.read_page()
   page["index.html"] = page["index.html"].replace(
     b'data-mode="server"', b'data-mode="bundle"'
@@ -152,6 +155,40 @@ def write(
     with files.atomic_path(path) as temporary:
       temporary.write_bytes(content)
   return len(found)
+
+
+def _check_sessions(path: pathlib.Path, study: manifest.Study) -> None:
+  """ValueError if the sessions of an existing bundle are of another study."""
+  if not path.exists():
+    return
+  try:
+    texts = untrusted.read_json(path, max_bytes=_MAX_BYTES)["texts"]
+    is_same = texts["id"] == study.hash
+  except (ValueError, KeyError, TypeError):
+    is_same = False
+  if not is_same:
+    raise ValueError(
+      f"--bundle: {path} is not of study {study.hash}; choose another folder,"
+      " since workers may have links to that one"
+    )
+
+
+def published(folder: pathlib.Path) -> str | None:
+  """The hash of the study whose bundle was made from a folder, or None.
+
+  Raises:
+    ValueError: bundle.json is damaged.
+  """
+  path = folder / FILE
+  if not path.exists():
+    return None
+  try:
+    values = untrusted.read_json(path, max_bytes=_MAX_BYTES)
+    return str(values["study"])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} is damaged: {untrusted.printable(repr(error))}"
+    ) from error
 
 
 def write_private(

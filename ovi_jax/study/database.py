@@ -58,6 +58,10 @@ class ConflictError(ValueError):
   """An answer contradicts one that is stored, or does not fit its item."""
 
 
+class ReplacedError(ValueError):
+  """The database is of another study; `make` may have run meanwhile."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assignment:
   """An item as a rater sees it.
@@ -129,15 +133,21 @@ class Answer:
 class Database:
   """The votes of a study; each call opens a connection of its own."""
 
-  def __init__(self, path: pathlib.Path, study: manifest.Study):
+  def __init__(
+    self, path: pathlib.Path, study: manifest.Study, replace: bool = False
+  ):
     """Open or create the database.
 
     Args:
       path: of the file; it must not be on a network file system.
       study: that votes are of.
+      replace: give a database of another study to this one if it has no raters.
+        Every transaction compares the study, so servers of the other one can
+        write nothing to it any more.
 
     Raises:
-      ValueError: the file is no such database, or of another study.
+      ReplacedError: the database is of another study.
+      ValueError: the file is no such database.
       OSError: it cannot be written.
     """
     self._path, self._study = path, study
@@ -150,18 +160,36 @@ class Database:
             connection.executescript(
               _APPEND_ONLY.format(table=table, event=event)
             )
-      with self._transaction() as connection:
-        found = self._meta(connection, "study", study.hash)
+      with self._locked() as connection:
+        self._meta(connection, "study", study.hash)
+        if replace and not self._raters(connection):
+          self._replace_study(connection)
+        self._check_study(connection)
     except sqlite3.OperationalError as error:
       raise OSError(f"{path}: {error}") from error
     except sqlite3.DatabaseError as error:
       raise ValueError(
         f"{path}: expected a database of votes: {error}"
       ) from error
-    if found != study.hash:
-      raise ValueError(
-        f"{path} has votes of study {found}, expected {study.hash}; choose"
-        " another folder"
+
+  def _replace_study(self, connection: sqlite3.Connection) -> None:
+    """Give a database without raters to this study, with a new code."""
+    changed = connection.execute(
+      "UPDATE meta SET value = ? WHERE name = 'study' AND value != ?",
+      (self._study.hash, self._study.hash),
+    ).rowcount
+    if changed:
+      connection.execute("DELETE FROM meta WHERE name = 'code'")
+
+  def _check_study(self, connection: sqlite3.Connection) -> None:
+    """ReplacedError if the database is of another study."""
+    query = "SELECT value FROM meta WHERE name = 'study'"
+    found = (connection.execute(query).fetchone() or [None])[0]
+    if found != self._study.hash:
+      raise ReplacedError(
+        f"{self._path} has votes of study {found}, expected"
+        f" {self._study.hash}: study file or clips have changed; run make"
+        " again, or choose another folder"
       )
 
   @contextlib.contextmanager
@@ -177,10 +205,28 @@ class Database:
       connection.close()
 
   @contextlib.contextmanager
-  def _transaction(self) -> Iterator[sqlite3.Connection]:
-    """A connection with the write lock; all or nothing is written."""
+  def _transaction(
+    self, mode: str = "IMMEDIATE"
+  ) -> Iterator[sqlite3.Connection]:
+    """A connection with the write lock, of a database of this study.
+
+    All or nothing is written.
+
+    Args:
+      mode: "DEFERRED" to read alone.
+
+    Raises:
+      ReplacedError: the database is of another study.
+    """
+    with self._locked(mode) as connection:
+      self._check_study(connection)
+      yield connection
+
+  @contextlib.contextmanager
+  def _locked(self, mode: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+    """The transaction of a database of any study."""
     with self._connection() as connection:
-      connection.execute("BEGIN IMMEDIATE")
+      connection.execute(f"BEGIN {mode}")
       try:
         yield connection
       except BaseException:
@@ -207,9 +253,12 @@ class Database:
 
   def count(self) -> int:
     """Number of raters."""
-    with self._connection() as connection:
-      query = "SELECT COUNT(*) FROM raters"
-      return connection.execute(query).fetchone()[0]
+    with self._transaction("DEFERRED") as connection:
+      return self._raters(connection)
+
+  def _raters(self, connection: sqlite3.Connection) -> int:
+    query = "SELECT COUNT(*) FROM raters"
+    return connection.execute(query).fetchone()[0]
 
   def join(self, now: float | None = None) -> str:
     """Add a rater.
@@ -222,8 +271,7 @@ class Database:
     """
     rater, secret = secrets.token_hex(8), secrets.token_urlsafe(24)
     with self._transaction() as connection:
-      query = "SELECT COUNT(*) FROM raters"
-      if connection.execute(query).fetchone()[0] >= MAX_RATERS:
+      if self._raters(connection) >= MAX_RATERS:
         raise ConflictError("the study has enough raters")
       self._insert_rater(connection, rater, _digest(secret), now)
     return f"{rater}.{secret}"
@@ -244,7 +292,7 @@ class Database:
   def authenticate(self, token: str) -> str | None:
     """The rater of a token; None for any other text."""
     rater, _, secret = token.partition(".")
-    with self._connection() as connection:
+    with self._transaction("DEFERRED") as connection:
       row = connection.execute(
         "SELECT secret FROM raters WHERE id = ?", (rater,)
       ).fetchone()
@@ -466,7 +514,7 @@ class Database:
 
   def votes(self) -> list[dict[str, Any]]:
     """All votes, one row each, in the order of sessions."""
-    with self._connection() as connection:
+    with self._transaction("DEFERRED") as connection:
       connection.row_factory = sqlite3.Row
       rows = connection.execute(
         "SELECT rater, position, kind, number, flipped, question, choice,"

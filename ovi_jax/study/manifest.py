@@ -27,6 +27,7 @@ FILE, MEDIA, VOTES = "study.json", "media", "votes.sqlite3"
 VERSION = 1
 _MEDIA = re.compile(r"[0-9a-f]{32}\.mp4")
 _MAX_BYTES = 64 << 20
+_TIME = 946_684_800  # seconds from 1970 to 2000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class Clip:
     height: likewise.
     fps: frames a second.
     sound: whether it has a sound track; without one, silence is added.
+    audible: whether the sound has a finite loudness, which gold items of sound
+      need.
   """
 
   media: str
@@ -65,6 +68,7 @@ class Clip:
   height: int
   fps: float
   sound: bool
+  audible: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,6 +166,14 @@ def derive(key: str, *parts: object) -> bytes:
   """32 pseudo-random bytes of a secret key and of what they are for."""
   text = json.dumps([str(part) for part in parts])
   return hmac.digest(bytes.fromhex(key), text.encode(), "sha256")
+
+
+def reset_time(media: pathlib.Path) -> None:
+  """Give a media file the time of all others.
+
+  Web servers send it, and it says which clips were encoded together.
+  """
+  os.utime(media, (_TIME, _TIME))
 
 
 def to_json(study: Study) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Figures are SVG without scripts; they follow the reader's dark or light mode.
 
 import html
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -22,6 +23,10 @@ _TITLES = {
   "all": "All raters",
 }
 _NONE = "-"  # no value
+# Intervals by their method.
+TWO_WAY = "95 %, two-way clusters"
+OVER_PROMPTS = "95 %, bootstrap over prompts"
+OVER_RATERS = "95 %, bootstrap over raters"
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1c1e; --soft: #5a5d64;
   --line: #d3d5da; --win: #8cc0e0; --tie: #d4d6da; --loss: #f0b48c;
@@ -135,26 +140,33 @@ def _pair_table(question: dict[str, Any]) -> Table:
     ]
     for pair in question["pairs"]
   ]
-  head = ["pair", "win / tie / loss", "PWR", "95 %", "over prompts"]
-  head += ["over raters", "W/(W+L)", "net", "p", "p (Holm)"]
+  head = ["pair", "win / tie / loss", "PWR", TWO_WAY, OVER_PROMPTS]
+  head += [OVER_RATERS, "W/(W+L)", "net", "p", "p (Holm)"]
   return head, rows
 
 
+def _ranked(question: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+  """Systems, the strongest first, and last those without votes."""
+  return sorted(
+    question["systems"].items(),
+    key=lambda x: math.inf if x[1]["value"] is None else -x[1]["value"],
+  )
+
+
 def _system_table(question: dict[str, Any]) -> Table:
-  ranked = sorted(question["systems"].items(), key=lambda x: -x[1]["value"])
   rows = [
     [
-      name,
+      name if found["votes"] else f"{name} (no votes)",
       _number(found["elo"][0], 0),
       _interval(found["elo"][1:], 0),
       _number(found["value"], sign=True),
       _interval(found["over_prompts"], sign=True),
       _interval(found["over_raters"], sign=True),
     ]
-    for name, found in ranked
+    for name, found in _ranked(question)
   ]
-  head = ["system", "Elo", "95 %", "log strength", "over prompts"]
-  return [*head, "over raters"], rows
+  head = ["system", "Elo", TWO_WAY, "log strength", OVER_PROMPTS]
+  return [*head, OVER_RATERS], rows
 
 
 def _quality_table(question: dict[str, Any]) -> Table:
@@ -162,20 +174,20 @@ def _quality_table(question: dict[str, Any]) -> Table:
   rows = [
     ["votes", str(question["votes"])],
     ["cannot judge", str(question["cannot_judge"])],
-    ["left among preferences", _percent(question["left_share"])],
+    ["left among preferences (Wilson)", _percent(question["left_share"])],
     [
-      "side bias (log odds for the left)",
+      "side bias, log odds for the left (two-way clusters)",
       f"{_number(bias['value'], sign=True)}"
       f" ({_interval(bias['two_way'], sign=True)})",
     ],
     [
-      "Krippendorff's alpha",
+      "Krippendorff's alpha (bootstrap over items)",
       f"{_number(alpha['value'])} ({_interval(alpha['interval'])};"
       f" {alpha['items']} items)",
     ],
-    ["repeats answered alike", _percent(question["self_consistency"])],
+    ["repeats answered alike (Wilson)", _percent(question["self_consistency"])],
   ]
-  return ["measure", "value (95 %)"], rows
+  return ["measure (method of the interval)", "value (95 %)"], rows
 
 
 def _exclusion_table(found: dict[str, Any]) -> Table:
@@ -197,7 +209,7 @@ def _exclusion_table(found: dict[str, Any]) -> Table:
           *(_rate(other) if other else (_NONE, _NONE)),
         ]
       )
-  head = ["question", "pair", "PWR, all", "95 %", "PWR, kept", "95 %"]
+  head = ["question", "pair", "PWR, all", TWO_WAY, "PWR, kept", TWO_WAY]
   return head, rows
 
 
@@ -363,7 +375,7 @@ def outcome_figure(question: dict[str, Any]) -> str:
 
 def strength_figure(question: dict[str, Any]) -> str:
   """Forest plot of Elo with two-way intervals, as SVG."""
-  ranked = sorted(question["systems"].items(), key=lambda x: -x[1]["value"])
+  ranked = [each for each in _ranked(question) if each[1]["votes"]]
   values = [v for _, s in ranked for v in s["elo"] if v is not None]
   low, high = min([*values, 900.0]), max([*values, 1100.0])
   scale = (_WIDTH - _LABEL - 40) / (high - low)

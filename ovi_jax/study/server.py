@@ -202,6 +202,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       respond(urllib.parse.urlsplit(self.path).path)
     except _RequestError as error:
       self._send_json({"error": error.message}, error.status)
+    except database.ReplacedError as error:
+      _log.error("refused: %s", untrusted.printable(str(error)))
+      self._send_json(
+        {"error": "This study was replaced. Please ask for a new link."},
+        http.HTTPStatus.GONE,
+      )
+    except ValueError as error:
+      # Text that is no URL, or that has no UTF-8. The body may be unread.
+      self.close_connection = True
+      _log.warning("malformed: %s", untrusted.printable(str(error), 200))
+      self._send_json(
+        {"error": "The request is malformed."}, http.HTTPStatus.BAD_REQUEST
+      )
     except (sqlite3.Error, OSError) as error:
       if isinstance(error, ConnectionError | TimeoutError):
         raise

@@ -64,10 +64,25 @@ class Exclusion:
     min_headphones: least number of correct trials of the headphone check.
   """
 
-  min_gold_accuracy: float | None = 0.7
+  min_gold_accuracy: float | None = 0.6
   min_repeat_agreement: float | None = None
   max_side_share: float | None = 0.95
   min_headphones: int | None = None
+
+  def __post_init__(self):
+    problems = []
+    for name, low in (
+      ("min_gold_accuracy", 0.0),
+      ("min_repeat_agreement", 0.0),
+      # A rater without a bias has half of the answers on a side.
+      ("max_side_share", 0.5),
+    ):
+      value = getattr(self, name)
+      if value is not None and not low <= value <= 1:
+        problems.append(f"{name}: expected {low:g} to 1 or null, got {value:g}")
+    if self.min_headphones is not None:
+      problems += config_lib.below(self, 0, "min_headphones")
+    config_lib.check(problems, "exclusion: ")
 
 
 QUESTIONS = (
@@ -175,6 +190,12 @@ class Settings:
     if self.items_per_session > 1000 or self.headphone_trials > 20:
       problems.append(
         "items_per_session: expected at most 1000, headphone_trials: at most 20"
+      )
+    least = self.exclusion.min_headphones
+    if least is not None and least > self.headphone_trials:
+      problems.append(
+        "exclusion.min_headphones: expected at most headphone_trials,"
+        f" {self.headphone_trials}, got {least}; every rater would be left out"
       )
     config_lib.check(problems, "")
 

@@ -6,7 +6,8 @@ is continued), all of a modality (the other is generated), or a random span. A
 kind is drawn once for both modalities, so that equal probabilities give, for
 instance, a prefix of video with the sound that belongs to it; all of video and
 all of sound are never given together. Kinds are drawn independently of each
-other, and what is given is the union.
+other, and what is given is the union. Nothing is given of an example of which
+that would leave no latent to generate.
 """
 
 import dataclasses
@@ -135,7 +136,7 @@ def sample(
 
   Returns:
     given_T, bool, of each modality; `None` for one of which latents are never
-    given.
+    given. A valid latent of some modality is always left to generate.
   """
 
   def uniform(number: int, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -172,10 +173,15 @@ def sample(
     given_T |= (span_u < probs.span) & within(span[0], span[1])
     return (given_T | is_whole) & (places_T < length)
 
-  return AV(
-    **{
-      name: one(name, count)
-      for name, count in sizes.items()
-      if getattr(config, name).any
-    }
-  )
+  given = {
+    name: one(name, count)
+    for name, count in sizes.items()
+    if getattr(config, name).any
+  }
+  # All masks lie within the valid latents.
+  left = [
+    getattr(lengths, name) - (given[name].sum() if name in given else 0)
+    for name in sizes
+  ]
+  some_left = jnp.stack(left).max() > 0
+  return AV(**{name: mask_T & some_left for name, mask_T in given.items()})

@@ -6,8 +6,9 @@ Text encoder, codecs and tokenizer are those of `--pretrained` (by default, the
 run's own). They are linked, not copied, where the disk allows it. The towers
 are those of a checkpoint: by default the newest, with EMA parameters.
 Recommended sampling settings are inherited from the weights that the run
-started from. `convert_torch_weights.py --export` converts the result to the
-original's files.
+started from; a run with given latents, or one that started from such a run,
+recommends to show them clean. `convert_torch_weights.py --export` converts the
+result to the original's files.
 
   python -m ovi_jax.training.export --workdir=RUN --out=FILE.safetensors
 
@@ -20,6 +21,7 @@ import hashlib
 import json
 import os
 import shlex
+import types
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -50,6 +52,7 @@ from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import trainer
 
 _AT_ONCE = 2**30  # bytes of parameters in memory
+NO_ADVICE: Mapping[str, Any] = types.MappingProxyType({})
 _LONGEST_CHAIN = 32  # runs, each started from the one before
 
 
@@ -105,8 +108,7 @@ def export(
   kept = weights_dir.read(rest, needs=needs)
   advised = _checked_advice(
     {
-      **(inherited_advice(workdir) or kept.sampling),
-      **_conditioning(settings),
+      **inherited_advice(workdir, kept.sampling),
       **(sampling or {}),
     },
     sampling or {},
@@ -226,33 +228,53 @@ def _checkpoint(
   )
 
 
-def inherited_advice(workdir: storage.AnyPath) -> Mapping[str, Any]:
-  """The sampling advice of the weights that a run's towers started from.
+def inherited_advice(
+  workdir: storage.AnyPath, default: Mapping[str, Any] = NO_ADVICE
+) -> dict[str, Any]:
+  """The sampling advice that a run's towers got from weights and training.
 
-  Runs that started from other runs are followed; empty if the towers are
-  random, the weights advise nothing, or a source is no longer there.
+  Runs that started from other runs are followed. Advice that follows from the
+  settings of a run replaces that of what it started from.
+
+  Args:
+    workdir: of the run.
+    default: advice instead of that of the first weights, if the towers are
+      random, the weights advise nothing, or a source is no longer there.
   """
+  trained: dict[str, Any] = {}
   for _ in range(_LONGEST_CHAIN):
     try:
       values = workdirs.read_config(workdir)
     except ValueError:
-      return {}
+      break
+    trained = _conditioning(values) | trained
     # The video tower's, where there are two of different origin.
     sources = [str(path) for path in values["init_from"].values() if path]
     source = storage.locate(sources[0] if sources else settings_lib.SCRATCH)
     if (source / weights_dir.MANIFEST).is_file():
-      return weights_dir.manifest_of(source).sampling
+      advised = weights_dir.manifest_of(source).sampling
+      return {**(advised or default), **trained}
     # A run, the folder of its checkpoints, or one of these.
     folders = (source, *list(source.parents)[:2])
     runs = [path for path in folders if (path / workdirs.CONFIG).is_file()]
     if not runs:
-      return {}
+      break
     workdir = runs[0]
-  return {}
+  return {**default, **trained}
 
 
-def _conditioning(settings: settings_lib.Settings) -> dict[str, str]:
-  """Given latents are shown clean to towers that were trained with them."""
+def _conditioning(config: Mapping[str, Any]) -> dict[str, str]:
+  """Given latents are shown clean to towers that were trained with them.
+
+  Args:
+    config: of a run; one that is no longer valid advises nothing.
+  """
+  try:
+    settings = settings_lib.Settings.from_config(
+      ml_collections.ConfigDict(dict(config))
+    )
+  except ValueError:
+    return {}
   if settings.objective.conditions.more_than_first_frames:
     return {"conditioning": sampling_conditions.CLEAN}
   return {}

@@ -71,7 +71,8 @@ class StepMetrics(NamedTuple):
 
   Attributes:
     loss: weighted sum over the objective's terms.
-    losses: term_B by name; 0 for records that lack the modality.
+    losses: term_B by name; 0 for records of which nothing of the modality is
+      generated.
     grad_norm: global norm of the gradient before clipping.
     is_bad: whether the step made no update, see `bad_steps`.
     skipped: number of such steps of the run, int32.
@@ -155,7 +156,7 @@ def gradients(
   """Gradients of the trained parameters, the loss, and term_B by name."""
   batch = batch._replace(ids=None)
   drawn = sample_noise_for(step_config, state, batch)
-  weights = dict(step_config.objective.example_weights(batch))
+  weights = dict(step_config.objective.example_weights(batch, drawn))
   frozen = state.frozen_params
   if step_config.lora_dropout:
     key = jax.random.fold_in(_step_key(state), _DROPOUT)

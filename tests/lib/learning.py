@@ -45,7 +45,7 @@ def loss_and_gradient(task: Any, params: Any, batch: schema.Batch, noise: Any):
   """The loss, as a step makes it, and its gradient."""
 
   def loss(params):
-    weights = task.example_weights(batch)
+    weights = task.example_weights(batch, noise)
     terms = task.loss_terms(params, batch, noise, NULL)
     assert weights.keys() == terms.keys()
     return sum((weights[name] * terms[name]).sum() for name in terms)

@@ -23,6 +23,7 @@ def write_clip(
   sound: bool = True,
   rate: int = RATE,
   fps: float = 24.0,
+  gain: float = 0.2,
   prompt: str = "",
 ) -> pathlib.Path:
   """Write a clip of one colour with a tone; a JSON beside it has the prompt."""
@@ -30,7 +31,7 @@ def write_clip(
   colour = random.integers(40, 220, 3, dtype=np.uint8)
   frames_THWC = np.broadcast_to(colour, (frames, size, size, 3))
   seconds = np.arange(round(frames / fps * rate)) / rate
-  wave_A = 0.2 * np.sin(2 * np.pi * random.uniform(200, 800) * seconds)
+  wave_A = gain * np.sin(2 * np.pi * random.uniform(200, 800) * seconds)
   mp4.write(
     path,
     [np.ascontiguousarray(frames_THWC)],

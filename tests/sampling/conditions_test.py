@@ -1,5 +1,6 @@
 """What is given of a clip: combinations, masks, media, whole runs."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -44,7 +45,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
   return folder
 
 
-def asked(folder: pathlib.Path, image: str | None = None, **given):
+def asked(folder: pathlib.Path, image: Any = None, **given: Any):
   files = {
     name: folder / value if name in ("last_image", "video", "audio") else value
     for name, value in given.items()
@@ -74,7 +75,14 @@ def asked(folder: pathlib.Path, image: str | None = None, **given):
     ),
     ({"video": "clip.mp4", "keep": "1-0"}, "such as 0-2,4-5, got '1-0'"),
     ({"video": "clip.mp4", "keep": "0-1,x"}, "such as 0-2,4-5, got 'x'"),
-    ({"video": "clip.mp4", "keep": ((0, -1),)}, "such as 0-2,4-5, got '0--1'"),
+    ({"video": "clip.mp4", "keep": ((0, -1),)}, r"pairs .*got \(0, -1\)"),
+    ({"video": "clip.mp4", "keep": (0, 2)}, r"\[\(0, 2\), .*got 0 in it"),
+    ({"video": "clip.mp4", "keep": 2.0}, "pairs of seconds .*got 2.0"),
+    ({"video": "clip.mp4", "keep": [("0", "1")]}, "pairs of seconds"),
+    ({"video": "clip.mp4", "keep": [(0, float("nan"))]}, "pairs of seconds"),
+    ({"video": "clip.mp4", "keep_audio_until": "1"}, "a number .*got '1'"),
+    ({"video": "clip.mp4", "keep_audio_until": True}, "a number .*got True"),
+    ({"video": "clip.mp4", "keep_audio_until": 10**400}, "below 1000000, got"),
     ({"video": "none.mp4"}, r"the video is missing: .*none\.mp4"),
     ({"last_image": "none.png"}, "the last image is missing: .*mode t2v"),
     ({"vido": "clip.mp4"}, r"vido is unknown .did you mean video"),
@@ -146,6 +154,48 @@ def test_masks_follow_from_files_and_intervals(
   found = request.masks(CLIP)
   for ours, expected in zip(found, (video, audio)):
     assert (None if ours is None else ours.tolist()) == expected
+
+
+def test_sound_is_given_up_to_the_end_of_its_track(folder):
+  path = folder / "early.mp4"
+  times = media_files.even(25)
+  media_files.write(path, media_files.moving(25), times, media_files.tone(0.5))
+  rows = []
+  for given in ({"keep_audio_until": 0.9}, {"keep": "0-0.4,0.5-1"}):
+    (row,) = requests.expand(asked(folder, video=path, **given), 1, 0, **SIZE)
+    assert row.sound_seconds == pytest.approx(0.5, abs=0.06)
+    (note,) = planning._sound_notes(row, CLIP)
+    assert note.startswith("video: its sound ends at 0.5")
+    sound = row.masks(CLIP).audio
+    assert sound[:12].all() and not sound[18:].any()
+    rows.append(row)
+  earlier = dataclasses.replace(rows[0].given, keep_audio_until=0.3)
+  assert (
+    planning._sound_notes(dataclasses.replace(rows[0], given=earlier), CLIP)
+    == ()
+  )
+  # A rest of up to 0.1 s is silence, as of other files.
+  until = dataclasses.replace(rows[0].given, keep_audio_until=2.0)
+  for end, count in ((0.95, 32), (0.9, 28), (0.0, 0)):
+    found = conditions.masks(until, False, end, CLIP).audio
+    assert (0 if found is None else found.sum()) == count
+
+
+def test_seconds_are_taken_as_they_are(folder):
+  precise = ((0.0, 0.1234567891),)
+  (request,) = asked(folder, video="clip.mp4", keep=[(0, 0.1234567891)])
+  assert request.given.keep == precise
+  for name, values in (
+    ("keep", ([(0, 1)], [[0.0, np.float64(1)]], np.array([[0, 1]]), "0-1")),
+    ("keep_audio_until", (1, 1.0, np.int64(1))),
+  ):
+    stems = {
+      requests.expand(
+        asked(folder, video="clip.mp4", **{name: value}), 1, 0, **SIZE
+      )[0].stem
+      for value in values
+    }
+    assert len(stems) == 1
 
 
 def test_renoise_leaves_only_the_first_video_latent_clean():
@@ -268,11 +318,27 @@ def test_nothing_left_to_generate_is_refused(folder, tmp_path):
   for given, message in (
     ({"video": "clip.mp4", "keep": "0-2"}, "nothing is left to generate"),
     ({"video": "clip.mp4", "keep": "3-4"}, "an interval begins at 3 s, the cl"),
-    ({"video": "clip.mp4", "keep": "0.1-0.11"}, "no interval holds a whole"),
+    # Three audio latents, but none of video.
+    (
+      {"video": "clip.mp4", "keep": "0-1,0.5-0.6"},
+      "0.5-0.6 .* of video; widen it to 0.34 s",
+    ),
+    (
+      {"video": "clip.mp4", "keep": "0-0.3,0.9-0.92", "audio": "tone.wav"},
+      "0.9-0.92 holds no whole latent of video",
+    ),
+    (
+      {"audio": "tone.wav", "keep": "0-1,1-1.03"},
+      "1-1.03 .* of audio; widen it to 0.07",
+    ),
+    (
+      {"video": "clip.mp4", "keep_audio_until": 0.03},
+      "0.03 s are shorter than an audio latent, 0.032 s",
+    ),
     ({"video": "short.mp4"}, "lasts 0.12 s, a clip at least 0.21 s"),
   ):
-    files: dict[str, Any] = {"video": folder / given["video"]} | {
-      k: v for k, v in given.items() if k != "video"
+    files: dict[str, Any] = {
+      k: folder / v if k in ("video", "audio") else v for k, v in given.items()
     }
     with pytest.raises(ValueError, match=f"row 1: .*{message}"):
       pipe("a", **files)

@@ -91,6 +91,10 @@ def begin(page, link):
   page.wait(SHOWN.format("headphones"))
   page.key("Enter")
   page.wait("!document.querySelector('.tone').disabled")
+  inverted = page.run("check.inverted")
+  for _ in range(8):  # the same tones whenever they are played
+    page.run("playTones()")
+    assert page.run("check.inverted") == inverted != page.run("check.quiet")
   page.key("2")
   page.wait(SHOWN.format("pair"))
 
@@ -105,7 +109,8 @@ def judge(page, number, keys="123"):
   page.wait("document.querySelector('#state-a').textContent.includes('played')")
   page.key("1")  # locked until both were played
   assert not page.run("document.querySelectorAll('input:checked[name]').length")
-  page.key("Tab")
+  # The focus is where the selection is.
+  assert page.run("document.activeElement.id") == "play-b"
   page.key(" ")
   page.wait("!document.querySelector('fieldset').disabled")
   for key in keys:
@@ -194,6 +199,28 @@ def test_two_raters_judge_by_keyboard_with_a_reload_and_on_a_phone(
     ]
     (row,) = min(found.values(), key=len)
     assert row == (0, ["equal"] * 3)
+
+
+def test_the_next_person_on_a_device_begins_a_session_of_their_own(
+  made, chromium, tmp_path
+):
+  folder, study = made
+  (tmp_path / "media").symlink_to(folder / "media")
+  with running(server_lib.Server(tmp_path, study)) as server:
+    page = chromium.page()
+    begin(page, server.link)
+    hidden = "document.querySelector('#another-rater').hidden"
+    assert page.run(hidden) and server.database.count() == 1
+    first = page.run("location.hash")
+    # The link again in the same window: the session of before.
+    page.run(f"location.hash = 'code={server.code}'")
+    page.wait(f"location.hash === '{first}' && !{hidden}")
+    assert server.database.count() == 1
+    page.run("window.confirm = () => true")
+    page.click("#another")
+    page.wait(SHOWN.format("consent"))
+    page.wait(f"location.hash.startsWith('#rater=') && {hidden}")
+    assert page.run("location.hash") != first and server.database.count() == 2
 
 
 def test_an_answer_survives_a_server_that_is_away(made, chromium, tmp_path):

@@ -1,6 +1,7 @@
 """A study's folder: clips matched, re-encoded alike, without a trace."""
 
 import dataclasses
+import fractions
 import json
 
 import av
@@ -10,9 +11,11 @@ import pytest
 from ovi_jax.media import loudness
 from ovi_jax.media import mp4
 from ovi_jax.study import build
+from ovi_jax.study import bundle
 from ovi_jax.study import database
 from ovi_jax.study import manifest
 from ovi_jax.study import settings
+from tests.lib import media_files
 from tests.lib import study_clips
 
 
@@ -24,6 +27,8 @@ def test_media_have_one_loudness_and_rate_and_opaque_names(
   assert manifest.read(out) == study
   names = {path.name for path in (out / "media").iterdir()}
   assert names == study.media_names
+  # Web servers send it, and gold items are encoded with their clips.
+  assert len({p.stat().st_mtime_ns for p in (out / "media").iterdir()}) == 1
   assert len(study.items) == 2 and study.prompts[1].text == "Prompt 1"
   for name in names:
     with av.open(str(out / "media" / name)) as container:
@@ -36,17 +41,17 @@ def test_media_have_one_loudness_and_rate_and_opaque_names(
       assert container.streams.audio[0].rate == build.RATE
   found = study.clips["ours"][0]
   _, fps, wave, rate = mp4.read(out / "media" / found.media)
-  assert fps == 24 and rate == build.RATE
+  assert fps == 24 and rate == build.RATE and wave is not None
   assert loudness.integrated(wave[None], rate) == pytest.approx(-23, abs=0.3)
 
 
 def test_making_a_study_again_reuses_its_media_and_keeps_its_names(tmp_path):
   out, study = study_clips.make(tmp_path, ["ours", "other"], 2)
   name = study.clips["ours"][0].media
-  before = {p.name: p.stat().st_mtime_ns for p in (out / "media").iterdir()}
-  (out / "media" / name).unlink()
+  before = {p.name: p.stat().st_ino for p in (out / "media").iterdir()}
+  (out / "media" / name).rename(tmp_path / "kept")  # so is its inode
   again = build.build(settings.read(tmp_path / "study.json"), out)
-  after = {p.name: p.stat().st_mtime_ns for p in (out / "media").iterdir()}
+  after = {p.name: p.stat().st_ino for p in (out / "media").iterdir()}
   assert again == study and before.keys() == after.keys()
   changed = [n for n in before if before[n] != after[n]]
   assert changed == [name]
@@ -57,14 +62,32 @@ def test_a_folder_with_votes_is_not_given_to_another_study(tmp_path):
   path = study_clips.write_file(
     tmp_path, systems={"ours": "ours", "other": "other"}, seed=4
   )
-  # A server has run, but nobody has joined.
-  database.Database(out / manifest.VOTES, study)
+  # A server is running, but nobody has joined.
+  store = database.Database(out / manifest.VOTES, study)
+  code = store.access_code()
   study = build.build(settings.read(path), out)
+  with pytest.raises(database.ReplacedError, match="run make again"):
+    store.join()
+  assert database.Database(out / manifest.VOTES, study).access_code() != code
   database.Database(out / manifest.VOTES, study).join()
   values = {s: s for s in ["ours", "other"]}
   path = study_clips.write_file(tmp_path, systems=values, seed=5)
   with pytest.raises(ValueError, match="has votes of study"):
     build.build(settings.read(path), out)
+  assert manifest.read(out) == study
+
+
+def test_a_folder_with_a_bundle_is_not_given_to_another_study(tmp_path):
+  out, study = study_clips.make(tmp_path, ["ours", "other"], 1, gold_share=0)
+  bundle.write_private(out, study, [])
+  chosen = settings.read(tmp_path / "study.json")
+  assert build.build(chosen, out) == study
+  other = dataclasses.replace(chosen, seed=4)
+  with pytest.raises(ValueError, match=f"has a bundle of study {study.hash}"):
+    build.build(other, out)
+  (out / bundle.FILE).write_text("[")
+  with pytest.raises(ValueError, match="bundle.json is damaged"):
+    build.build(other, out)
   assert manifest.read(out) == study
 
 
@@ -81,6 +104,18 @@ def test_a_prompt_that_a_system_lacks_is_named_or_skipped(tmp_path, log_lines):
   study = build.build(settings.read(path), tmp_path / "out")
   assert [p.name for p in study.prompts] == ["clip_0", "clip_2"]
   assert "1 prompts are skipped" in "".join(log_lines)
+
+
+def test_clips_of_one_name_and_different_prompts_are_refused(tmp_path):
+  path = study_clips.write_systems(tmp_path, ["ours", "other"], 3)
+  (tmp_path / "ours" / "clip_0.json").unlink()  # not known: no difference
+  beside = tmp_path / "other" / "clip_1.json"
+  beside.write_text('{"prompt": "Another prompt"}')
+  with pytest.raises(ValueError, match="different prompts") as error:
+    build.build(settings.read(path), tmp_path / "out")
+  problems = str(error.value).splitlines()[1:]
+  assert problems == ["  clip_1: ours 'Prompt 1', other 'Another prompt'"]
+  assert not (tmp_path / "out").exists()
 
 
 def test_clips_are_matched_by_prompt_whatever_their_names(tmp_path):
@@ -107,12 +142,15 @@ def test_clips_without_sound_get_silence_and_differences_are_logged(
 ):
   ours = tmp_path / "ours" / "a.mp4"
   study_clips.write_clip(ours, 1, sound=False, frames=12)
-  study_clips.write_clip(tmp_path / "b" / "a.mp4", 2, rate=48_000, fps=25)
+  study_clips.write_clip(
+    tmp_path / "b" / "a.mp4", 2, rate=48_000, fps=25, frames=12
+  )
   path = study_clips.write_file(tmp_path, systems={"ours": "ours", "b": "b"})
   study = build.build(settings.read(path), tmp_path / "out")
   made = tmp_path / "out" / "media" / study.clips["ours"][0].media
   _, _, wave, rate = mp4.read(made)
-  assert rate == build.RATE and wave.size == pytest.approx(24_000, abs=1100)
+  assert rate == build.RATE and wave is not None
+  assert wave.size == pytest.approx(24_000, abs=1100)
   assert np.abs(wave).max() < 1e-4
   text = "\n".join(log_lines)
   assert "systems differ in frame rate" in text
@@ -162,6 +200,56 @@ def test_gold_items_are_clearly_worse_in_one_respect_alone():
   assert np.array_equal(late[build.RATE :], wave[: -build.RATE])
   _, other = build.corrupt(settings.AUDIO_SWAP, frames, wave, wave[:100])
   assert other.shape == wave.shape
+  # A shift by the whole length would change nothing.
+  second = wave[-build.RATE :]
+  _, late = build.corrupt(settings.AUDIO_SHIFT, frames, second)
+  assert np.array_equal(late, np.roll(second, build.RATE // 2))
+
+
+def test_gold_items_of_sound_are_made_of_audible_clips_alone(tmp_path):
+  tone, quiet = (
+    build._source(
+      study_clips.write_clip(tmp_path / name, 1, frames=12, gain=gain), ""
+    )
+    for name, gain in (("tone.mp4", 0.2), ("quiet.mp4", 1e-5))
+  )
+  assert tone.facts.has_audio and quiet.facts.has_audio
+  assert tone.audible and not quiet.audible
+  questions = [
+    {"id": kind, "text": "?", "gold": kind} for kind in settings.GOLD
+  ]
+  chosen = settings.from_json(
+    {"systems": {"a": "a", "b": "b"}, "questions": questions}
+  )
+  clips = {
+    system: tuple(
+      build._clip("ab" * 32, chosen, system, source) for source in sources
+    )
+    for system, sources in {"a": (tone, quiet), "b": (tone, tone)}.items()
+  }
+  found = list(build.gold("ab" * 32, chosen, clips))
+  for kind in (settings.AUDIO_NOISE, settings.AUDIO_SHIFT):
+    places = {(g.system, g.prompt) for g in found if g.kind == kind}
+    assert places == {("a", 0), ("b", 0), ("b", 1)}
+  # The only audible clip of "a" has no other one to get its sound from.
+  swapped = {g.system for g in found if g.kind == settings.AUDIO_SWAP}
+  assert swapped == {"b"}
+
+
+def test_clips_without_square_pixels_are_named_before_any_is_encoded(tmp_path):
+  path = study_clips.write_systems(tmp_path, ["ours", "other"], 1)
+  for system in ("ours", "other"):
+    clip = tmp_path / system / "clip_0.mp4"
+    media_files.write(
+      clip,
+      media_files.numbered(2),
+      media_files.even(2),
+      aspect=fractions.Fraction(2, 1),
+    )
+  with pytest.raises(ValueError, match="expected square pixels") as error:
+    build.build(settings.read(path), tmp_path / "out")
+  assert str(error.value).count("clip_0.mp4") == 2
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ def test_public_files_contain_no_system_and_no_kind_of_item(made):
   text = (public / "sessions.json").read_text() + "".join(names)
   for secret in ("ourmodel", "baseline", study.key, "gold", "repeat", "clip_"):
     assert secret not in text
+  times = {p.stat().st_mtime_ns for p in (public / "media").iterdir()}
+  assert len(times) == 1
   media = {path for s in listed["sessions"] for p in s for path in p[:2]}
   assert media <= names
   assert 'data-mode="bundle"' in (public / "index.html").read_text()
@@ -144,6 +146,16 @@ def test_a_bundle_is_not_written_where_private_or_other_files_are(
   (tmp_path / "thesis.txt").write_text("")
   with pytest.raises(ValueError, match="has other files, such as thesis.txt"):
     bundle.write(out, study, tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"texts": {"id": "0123"}}', "[]", "{"])
+def test_a_bundle_of_another_study_is_not_replaced(made, tmp_path, text):
+  out, study, public, number = made
+  (tmp_path / "sessions.json").write_text(text)
+  with pytest.raises(ValueError, match=f"is not of study {study.hash}"):
+    bundle.write(out, study, tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["sessions.json"]
+  assert bundle.write(out, study, public) == number
 
 
 def test_a_missing_or_damaged_list_of_sessions_is_named(folder):

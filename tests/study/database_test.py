@@ -228,6 +228,34 @@ class _Held:
     return self._context.__exit__(*error)
 
 
+def test_every_request_to_a_database_that_was_replaced_is_refused(
+  store, tmp_path
+):
+  other = study_clips.without_media(["a", "b"], 4)
+  database.Database(tmp_path / manifest.VOTES, other, replace=True)
+  for call in (
+    store.count,
+    store.join,
+    store.access_code,
+    store.votes,
+    lambda: store.authenticate("a.b"),
+    lambda: store.start("a", None),
+    lambda: store.session("a"),
+    lambda: store.answer("a", "b", ANSWER),
+    lambda: store.add_session("a", [], [], None),
+  ):
+    with pytest.raises(database.ReplacedError, match="has votes of study"):
+      call()
+
+
+def test_a_database_with_raters_is_not_replaced(store, tmp_path):
+  token = store.join()
+  other = study_clips.without_media(["a", "b"], 4)
+  with pytest.raises(database.ReplacedError, match="has votes of study"):
+    database.Database(tmp_path / manifest.VOTES, other, replace=True)
+  assert store.authenticate(token)
+
+
 def test_a_database_of_another_study_is_refused(store, tmp_path):
   other = study_clips.without_media(["a", "b"], 4)
   with pytest.raises(ValueError, match="has votes of study"):

@@ -95,6 +95,11 @@ def test_the_report_has_the_same_numbers_in_all_formats(found):
     assert rate in content and counts in content and result["study"] in content
     assert "left out by the rule" in content
     assert "With and without exclusions" in content
+    # Every interval says by which method it was found.
+    for method in (report.TWO_WAY, report.OVER_PROMPTS, report.OVER_RATERS):
+      assert method in content
+    assert "(bootstrap over items)" in content and "(Wilson)" in content
+    assert not re.search(r"(\| |<th>)95 %( \||</th>)", content)
   assert page.count("<svg") == 12 and "<script" not in page
   assert not re.search(r'(?:src|href)="', page)
   assert all(
@@ -158,7 +163,10 @@ def test_gold_answers_are_judged_by_their_own_question_and_side():
   ]
   (check,) = analysis.check_raters(study, rows)
   assert check.gold == (2, 4)
-  assert check.reasons == ("2 of 4 gold questions correct, less than 0.7",)
+  assert check.reasons == ("2 of 4 gold questions correct, less than 0.6",)
+  # One miss of the three gold items of a session is no carelessness.
+  (check,) = analysis.check_raters(study, rows[:3])
+  assert check.gold == (2, 3) and not check.reasons
 
 
 def test_repeats_are_compared_by_system_and_not_by_side():
@@ -181,7 +189,7 @@ def test_repeats_are_compared_by_system_and_not_by_side():
   ("rule", "reasons"),
   [
     ({}, 0),
-    ({"min_headphones": 7}, 1),
+    ({"min_headphones": 6}, 1),
     ({"min_repeat_agreement": 1.0}, 1),
     ({"max_side_share": None}, 0),
     ({"max_side_share": 0.5}, 1),
@@ -191,6 +199,7 @@ def test_each_part_of_the_rule_can_be_chosen(rule, reasons):
   study = study_clips.without_media(SYSTEMS, 6, exclusion=rule)
   rows = [row(number=n, choice="left" if n < 7 else "right") for n in range(12)]
   rows.append(row(kind="repeat", number=0, flipped=1, choice="left"))
+  rows = [each | {"headphones": 5} for each in rows]
   (check,) = analysis.check_raters(study, rows)
   assert len(check.reasons) == reasons
 
@@ -212,6 +221,16 @@ def test_one_vote_or_none_that_can_judge_gives_a_report_without_intervals():
   question = one["results"]["kept"]["questions"]["video"]
   assert question["pairs"][0]["pwr"]["two_way"] == [None, None]
   assert question["alpha"]["value"] is None
+  # The vote is about the first pair of systems; the third one has none.
+  item = study.items[0]
+  (missing,) = set(SYSTEMS) - {item.first, item.second}
+  systems = question["systems"]
+  assert {s: v["votes"] for s, v in systems.items() if s != missing} == {
+    item.first: 1,
+    item.second: 1,
+  }
+  assert systems[missing]["elo"] == [None, None, None]
+  assert f"| {missing} (no votes) | - | - |" in report.markdown(one)
   for render in (report.markdown, report.page):
     assert "no votes" in render(one)
   none = analysis.analyse(study, [row(choice="cannot_judge")], replicates=20)
@@ -233,9 +252,9 @@ def test_intervals_of_shares_stay_within_their_range():
 
 
 def test_when_all_raters_are_left_out_the_report_says_so():
-  rule = {"min_headphones": 7}
+  rule = {"min_headphones": 6}
   study = study_clips.without_media(SYSTEMS, 2, exclusion=rule)
-  found = analysis.analyse(study, [row()], replicates=20)
+  found = analysis.analyse(study, [row(headphones=5)], replicates=20)
   assert set(found["results"]) == {"all"}
   assert "trials of the sound check" in report.markdown(found)
 

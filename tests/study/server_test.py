@@ -201,6 +201,25 @@ def test_another_origin_cannot_post(server, headers, status):
   assert request(server, "POST", "/api/join", body, **own)[0] == 200
 
 
+@pytest.mark.parametrize(
+  "lines",
+  [
+    b"GET http://[ HTTP/1.1\r\n",
+    b"POST http://[ HTTP/1.1\r\nContent-Length: 2\r\n",
+    b"POST /api/join HTTP/1.1\r\nOrigin: http://[\r\nContent-Length: 2\r\n",
+  ],
+)
+def test_malformed_addresses_are_refused(server, lines):
+  host, port = server.server_address[:2]
+  with socket.create_connection((host, port), timeout=20) as connection:
+    connection.sendall(lines + b"\r\n")
+    response = b""
+    while part := connection.recv(4096):
+      response += part
+  assert response.startswith(b"HTTP/1.1 400")
+  assert b"Connection: close" in response and b"malformed" in response
+
+
 def test_a_preflight_of_another_origin_is_not_answered(server):
   status, headers, _ = request(server, "OPTIONS", "/api/answer")
   assert status == 501
@@ -278,6 +297,7 @@ def test_requests_without_a_valid_token_are_refused(server):
   "change",
   [
     {"item": 3},
+    {"item": "\ud800"},
     {"choices": []},
     {"choices": {"audio": 1}},
     {"seconds": "1"},
@@ -333,6 +353,19 @@ def test_an_answer_that_cannot_be_stored_is_reported_and_can_be_repeated(
     server.database = store
     assert call(server, "POST", "/api/answer", answer(item), token)[0] == 200
     assert len(store.votes()) == 3
+
+
+def test_raters_of_a_study_that_was_replaced_are_told(
+  tmp_path, made, log_lines
+):
+  folder, study = made
+  (tmp_path / "media").symlink_to(folder / "media")
+  other = study_clips.without_media(SYSTEMS, 3)
+  with served(tmp_path, study) as server:
+    database.Database(tmp_path / manifest.VOTES, other, replace=True)
+    status, found = call(server, "POST", "/api/join", {"code": server.code})
+    assert status == 410 and "was replaced" in found["error"]
+    assert other.hash in log_lines[0]
 
 
 def test_missing_media_and_a_taken_port_are_errors_of_one_line(tmp_path, made):

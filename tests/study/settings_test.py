@@ -45,6 +45,26 @@ def test_folders_in_object_stores_are_not_joined_to_the_files_folder(tmp_path):
     ({"title": "Ours or the others"}, "title names the system 'ours'"),
     ({"exclusion": {"min_gold": 1}}, "config.exclusion.min_gold is unknown"),
     ({"exclusion": 3}, "exclusion: expected an object"),
+    (
+      {"exclusion": {"min_gold_accuracy": 60}},
+      "min_gold_accuracy: expected 0 to 1",
+    ),
+    (
+      {"exclusion": {"min_repeat_agreement": -0.1}},
+      "min_repeat_agreement: expected 0 to 1",
+    ),
+    (
+      {"exclusion": {"max_side_share": 0.4}},
+      "max_side_share: expected 0.5 to 1",
+    ),
+    (
+      {"exclusion": {"min_headphones": -1}},
+      "min_headphones must be at least 0",
+    ),
+    (
+      {"exclusion": {"min_headphones": 7}},
+      "min_headphones: expected at most headphone_trials, 6, got 7",
+    ),
     ({"title": 3}, "title: expected text"),
   ],
 )

@@ -1,6 +1,7 @@
 """What is given in training: shares, masks, presets."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -21,13 +22,21 @@ LENGTHS = AV(jnp.int32(6), jnp.int32(26))  # 21 frames: 0.875 s, and 0.83 s
 EXAMPLES = 2000
 
 
-def drawn(config: conditions.ConditionsConfig) -> AV[np.ndarray]:
-  """Masks of many examples."""
-  keys = jax.random.split(jax.random.key(0), EXAMPLES)
-  sample = jax.jit(
-    jax.vmap(lambda key: conditions.sample(config, key, SIZES, LENGTHS))
+@functools.partial(jax.jit, static_argnums=0)
+def sampled(config, keys, lengths):
+  return jax.vmap(lambda key: conditions.sample(config, key, SIZES, lengths))(
+    keys
   )
-  return jax.tree.map(np.asarray, sample(keys))
+
+
+def drawn(
+  config: conditions.ConditionsConfig,
+  lengths: AV[jax.Array] = LENGTHS,
+  examples: int = EXAMPLES,
+) -> AV[np.ndarray]:
+  """Masks of many examples."""
+  keys = jax.random.split(jax.random.key(0), examples)
+  return jax.tree.map(np.asarray, sampled(config, keys, lengths))
 
 
 def config_of(video=None, audio=None, **others) -> conditions.ConditionsConfig:
@@ -76,6 +85,18 @@ def test_wholes_exclude_each_other_and_spans_are_of_one_time():
   assert starts.max() <= 2  # one interval
   covered = found.audio[:, :26].mean()
   assert covered == pytest.approx(1 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize(
+  ("video", "audio"), [(6, 0), (0, 26), (1, 0), (1, 1), (2, 5)]
+)
+def test_a_latent_of_every_example_is_left_to_generate(video, audio):
+  shares = {"whole": 0.5, "prefix": 0.5, "span": 0.5}
+  config = config_of({"first_frame": 0.5, "last_frame": 0.5, **shares}, shares)
+  found = drawn(config, AV(jnp.int32(video), jnp.int32(audio)), 200)
+  given = found.video.sum(1) + found.audio.sum(1)
+  assert given.max() < video + audio
+  assert (given.max() > 0) == (video + audio > 1)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from ovi_jax.models import dit
 from ovi_jax.pretrained import weights as stores
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.training import export
-from ovi_jax.training import settings
 from tests.lib import small_training
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -106,4 +105,4 @@ def test_invalid_runs_are_refused(run, weights, tmp_path):
 def test_towers_trained_with_given_latents_recommend_clean_ones():
   for name, expected in (("v2a", {"conditioning": "clean"}), ("i2v", {})):
     loaded = config_files.load(f"conditions/{name}:small")
-    assert export._conditioning(settings.from_config(loaded)) == expected
+    assert export._conditioning(loaded.to_dict()) == expected

@@ -124,6 +124,33 @@ def test_export_inherits_advice_through_runs_that_started_from_runs(
   assert export.inherited_advice(tmp_path) == {}
 
 
+def test_clean_given_latents_are_advised_after_a_later_run_without_them(
+  advised, tmp_path
+):
+  manifest = weights_dir.manifest_of(advised)
+  noised = tmp_path / "weights"
+  noised.mkdir()
+  advice = {"num_steps": 7, "conditioning": "renoise"}
+  dataclasses.replace(manifest, sampling=advice).save(noised)
+  source = str(noised)
+  for name, share in (("first", 0.0), ("second", 0.5), ("third", 0.0)):
+    values = fine_tune.get_config(str(advised))
+    values.init_from.video = values.init_from.audio = source
+    values.objective.conditions.video.whole = share
+    (tmp_path / name).mkdir()
+    text = json.dumps(values.to_dict())
+    (tmp_path / name / "config.json").write_text(text)
+    source = str(tmp_path / name)
+  assert export.inherited_advice(tmp_path / "first") == advice
+  clean = advice | {"conditioning": "clean"}
+  assert export.inherited_advice(tmp_path / "second") == clean
+  assert export.inherited_advice(tmp_path / "third") == clean
+  (noised / weights_dir.MANIFEST).unlink()
+  rest = {"num_steps": 9, "conditioning": "renoise"}
+  found = export.inherited_advice(tmp_path / "third", rest)
+  assert found == {"num_steps": 9, "conditioning": "clean"}
+
+
 @pytest.mark.slow
 def test_exported_weights_are_sampled_as_those_they_started_from(
   advised, tmp_path
@@ -208,7 +235,7 @@ def test_other_data_are_refused_with_the_flag_that_sets_them_back(
     def set_state(self, state):
       raise ValueError("the data are not those: records: [1] in the run")
 
-  describe = types.SimpleNamespace(iterators=[{}])
+  describe = types.SimpleNamespace(iterators=[{}], metadata={})
   monkeypatch.setattr(trainer.reader, "steps", lambda _: [3])
   monkeypatch.setattr(trainer.reader, "read_info", lambda _: describe)
   config = {"data": {"sources": ["runs/a", "runs/b"]}}

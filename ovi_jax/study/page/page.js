@@ -49,19 +49,22 @@ class Server {
   }
 
   async session() {
+    const given = parameters.get("code");
+    if (given) storage.set(`${this.name}-code`, given);
     this.token = parameters.get("rater") || storage.get(this.name) || "";
+    this.resumed = Boolean(given && this.token);
     if (this.token) {
       try {
         const session = await this.request("api/session");
         this.remember();
         return session;
       } catch (error) {
-        if (error.status !== 401 || !parameters.get("code")) throw error;
+        if (error.status !== 401 || !given) throw error;
         this.token = "";
+        this.resumed = false;
       }
     }
-    const code = parameters.get("code") || "";
-    this.token = (await this.request("api/join", { code })).token;
+    this.token = (await this.request("api/join", { code: given || "" })).token;
     this.remember();
     return this.request("api/session");
   }
@@ -70,6 +73,17 @@ class Server {
   remember() {
     storage.set(this.name, this.token);
     history.replaceState(null, "", `#rater=${this.token}`);
+  }
+
+  get code() {
+    return parameters.get("code") || storage.get(`${this.name}-code`) || "";
+  }
+
+  // Joins as a new rater on this device.
+  another() {
+    storage.set(this.name, "");
+    history.replaceState(null, "", `#code=${this.code}`);
+    location.reload();
   }
 
   start(headphones) { return this.request("api/start", { headphones }); }
@@ -162,6 +176,10 @@ function say(text) { $("status").textContent = text; }
 
 function show(name) {
   for (const section of SECTIONS) $(section).hidden = section !== name;
+  // Also where a link to join found the session of who used this device before.
+  const isOffered = name === "done"
+    || (source.resumed && ["consent", "pair"].includes(name));
+  $("another-rater").hidden = isBundle || !source.code || !isOffered;
   say("");
   const heading = $(name).querySelector("h1");
   if (heading) heading.focus();
@@ -224,7 +242,7 @@ async function start(headphones) {
   }
 }
 
-const check = { trial: 0, correct: 0, quiet: 0, context: null };
+const check = { trial: 0, correct: 0, quiet: 0, inverted: 0, context: null };
 
 function nextTrial() {
   if (check.trial === texts.headphone_trials) {
@@ -233,6 +251,8 @@ function nextTrial() {
   }
   check.trial += 1;
   check.quiet = Math.floor(Math.random() * 3);
+  const others = [0, 1, 2].filter((tone) => tone !== check.quiet);
+  check.inverted = others[Math.floor(Math.random() * 2)];
   $("trial").textContent = `Trial ${check.trial} of ${texts.headphone_trials}`;
   for (const button of document.querySelectorAll(".tone")) button.disabled = true;
   $("tones").disabled = false;
@@ -246,13 +266,11 @@ function playTones() {
   const context = check.context;
   context.resume();
   const rate = context.sampleRate;
-  const others = [0, 1, 2].filter((tone) => tone !== check.quiet);
-  const inverted = others[Math.floor(Math.random() * 2)];
   for (let tone = 0; tone < 3; tone += 1) {
     const buffer = context.createBuffer(2, rate, rate);
     for (let channel = 0; channel < 2; channel += 1) {
       const data = buffer.getChannelData(channel);
-      const sign = tone === inverted && channel === 1 ? -1 : 1;
+      const sign = tone === check.inverted && channel === 1 ? -1 : 1;
       const gain = 0.25 * sign * (tone === check.quiet ? 0.5 : 1);
       for (let i = 0; i < rate; i += 1) {
         const ramp = Math.min(1, i / rate / 0.1, (rate - i) / rate / 0.1);
@@ -330,7 +348,11 @@ class Player {
     if (players.every((player) => player.done)) {
       unlock();
     } else {
-      select(players.find((player) => !player.done));
+      const other = players.find((player) => !player.done);
+      const isFocused = document.activeElement === this.button;
+      select(other);
+      // Space presses the button that has the focus.
+      if (isFocused) other.button.focus({ preventScroll: true });
     }
   }
 
@@ -525,5 +547,12 @@ $("copy").addEventListener("click", () => {
   navigator.clipboard?.writeText($("code").value)
     .then(() => say("Copied."), () => say("Press Ctrl-C to copy."));
 });
+$("another").addEventListener("click", () => {
+  if ($("pair").hidden || window.confirm(
+    "The answers so far are stored. Begin as another person?",
+  )) source.another();
+});
+// Another link of this study was opened in the same window.
+window.addEventListener("hashchange", () => location.reload());
 
 begin();

@@ -7,7 +7,9 @@ raters prompts. The interval over both uses the variance for two-way clusters,
   V = V(prompts) + V(raters) - V(votes),
 
 and at least V(votes), with the first two corrected for their number of
-clusters, and Student's t with the smaller number of clusters less one.
+clusters, and Student's t with the smaller number of clusters less one. Where
+all votes agree, replicates do not vary and say nothing of the precision: there
+is no interval.
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ from ovi_jax.study.statistics import votes as votes_lib
 
 LEVEL = 0.95
 REPLICATES = 1000
+_NO_VARIANCE = 1e-18
 # From counts_XEO to [X, estimates].
 Estimator = Callable[[np.ndarray], np.ndarray]
 
@@ -56,7 +59,8 @@ def bootstrap(
     replicates: of each bootstrap.
 
   Returns:
-    The intervals; NaN over prompts or raters if there is only one.
+    The intervals; NaN over prompts or raters if there is only one, or if
+    replicates do not vary.
   """
   random = np.random.default_rng(seed)
   value = estimator(votes.counts())[0]
@@ -78,6 +82,8 @@ def bootstrap(
   freedom = min(sizes) - 1
   two_way = _nothing(value)
   if freedom:
+    # Not exactly 0, by rounding in the fit.
+    both = np.where(both > _NO_VARIANCE, both, np.nan)
     margin = special.stdtrit(freedom, 0.5 + LEVEL / 2) * np.sqrt(both)
     two_way = np.stack([value - margin, value + margin], -1)
   return Intervals(
@@ -94,7 +100,9 @@ def _percentiles(estimates: np.ndarray) -> np.ndarray:
   columns = [column[np.isfinite(column)] for column in estimates.T]
   return np.array(
     [
-      np.percentile(c, [tail, 100 - tail]) if c.size else [np.nan, np.nan]
+      np.percentile(c, [tail, 100 - tail])
+      if c.size and c.var() > _NO_VARIANCE
+      else [np.nan, np.nan]
       for c in columns
     ]
   ).reshape(-1, 2)

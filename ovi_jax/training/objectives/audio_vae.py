@@ -69,7 +69,10 @@ class AudioVAEObjective:
     latents = example.latents.audio.shape[0] // each
     return jax.random.normal(key, (latents, self.config.embed_dim))
 
-  def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
+  def example_weights(
+    self, batch: schema.Batch, drawn: Any
+  ) -> dict[str, jax.Array]:
+    del drawn
     share_B = diffusion.example_weights(batch.lengths, SOUND).audio
     scales = {"mel": 1.0, "silence": self.silence_weight, "kl": self.kl_weight}
     return {name: scale * share_B for name, scale in scales.items()}

@@ -34,8 +34,10 @@ class Objective(Protocol):
     """
     ...
 
-  def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
-    """weight_B of every term, float32, of a whole batch."""
+  def example_weights(
+    self, batch: schema.Batch, drawn: Any
+  ) -> Mapping[str, jax.Array]:
+    """weight_B of every term, float32, of a whole batch and its `drawn`."""
     ...
 
   def loss_terms(

@@ -92,9 +92,12 @@ class FlowMatching(NamedTuple):
   ) -> "NoiseSample":
     return sample_noise(self.objective, key, example.latents, example.lengths)
 
-  def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
+  def example_weights(
+    self, batch: schema.Batch, drawn: "NoiseSample"
+  ) -> Mapping[str, jax.Array]:
+    counts = loss_masks(batch, drawn).map(lambda _, mask_BT: mask_BT.sum(1))
     return diffusion.example_weights(
-      batch.lengths, self.objective.loss_weights
+      counts, self.objective.loss_weights
     ).present()
 
   def loss_terms(
@@ -133,6 +136,20 @@ def sample_noise(
   )
 
 
+def loss_masks(batch: schema.Batch, drawn: NoiseSample) -> AV[jax.Array]:
+  """counts_BT, bool, of each modality: valid latents that are generated."""
+
+  def one(name: str, data: jax.Array) -> jax.Array:
+    lengths_B, given_BT = (
+      getattr(batch.lengths, name),
+      getattr(drawn.given, name),
+    )
+    counts_BT = diffusion.length_mask(lengths_B, data.shape[1])
+    return counts_BT if given_BT is None else counts_BT & ~given_BT
+
+  return batch.latents.map(one)
+
+
 def losses(
   model: fusion.FusionDiT,
   params: Any,
@@ -149,18 +166,14 @@ def losses(
     drawn: see `NoiseSample`.
     null_SE: embedding of the empty prompt, S at most that of the batch.
   """
-  x, t_BT, target, counts, text = {}, {}, {}, {}, {}
+  x, t_BT, target, text = {}, {}, {}, {}
   for name, data in batch.latents.present().items():
     sigma_BT = getattr(drawn.sigma, name)[:, None]
     noise = getattr(drawn.noise, name)
-    counts[name] = diffusion.length_mask(
-      getattr(batch.lengths, name), data.shape[1]
-    )
     t_BT[name] = diffusion.TIME_SCALE * sigma_BT
     given_BT = getattr(drawn.given, name)
     if given_BT is not None:
       sigma_BT = jnp.where(given_BT, 0.0, sigma_BT)
-      counts[name] &= ~given_BT
     x[name] = diffusion.interpolate(data, noise, sigma_BT)
     target[name] = diffusion.velocity(data, noise)
     prompt_BSE = getattr(batch.text, name)
@@ -176,9 +189,8 @@ def losses(
     lengths=batch.lengths,
     given_BT=drawn.given,
   )
-  return AV(
-    **{
-      name: diffusion.masked_mse(getattr(prediction, name), target[name], c)
-      for name, c in counts.items()
-    }
+  return loss_masks(batch, drawn).map(
+    lambda name, counts_BT: diffusion.masked_mse(
+      getattr(prediction, name), target[name], counts_BT
+    )
   )

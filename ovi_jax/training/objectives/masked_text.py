@@ -66,7 +66,10 @@ class MaskedTextObjective:
     share = self.mask_prob * jax.random.uniform(share_key)
     return jax.random.bernoulli(place_key, share, _ids(example).shape)
 
-  def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
+  def example_weights(
+    self, batch: schema.Batch, drawn: Any
+  ) -> dict[str, jax.Array]:
+    del drawn
     has_B = (_ids(batch) != PAD).any(1).astype(jnp.float32)
     share_B = has_B / jnp.maximum(has_B.sum(), 1.0)
     return {"context": share_B, "wrong": jnp.zeros_like(share_B)}

@@ -67,7 +67,10 @@ class VideoVAEObjective:
     shape_THW = 1 + (frames - 1) // time, height // side, width // side
     return jax.random.normal(key, (*shape_THW, self.config.z_dim))
 
-  def example_weights(self, batch: schema.Batch) -> Mapping[str, jax.Array]:
+  def example_weights(
+    self, batch: schema.Batch, drawn: Any
+  ) -> Mapping[str, jax.Array]:
+    del drawn
     seen_B = (batch.lengths.video > 0).astype(jnp.float32)
     share_B = seen_B / jnp.maximum(seen_B.sum(), 1.0)
     scales = {

@@ -74,7 +74,10 @@ class VocoderObjective:
     shape = frames, self.config.mel_bins
     return level * jax.random.normal(noise_key, shape)
 
-  def example_weights(self, batch: schema.Batch) -> dict[str, jax.Array]:
+  def example_weights(
+    self, batch: schema.Batch, drawn: Any
+  ) -> dict[str, jax.Array]:
+    del drawn
     share_B = diffusion.example_weights(batch.lengths, SOUND).audio
     return {term: getattr(self, f"{term}_weight") * share_B for term in TERMS}
 

@@ -56,6 +56,17 @@ def test_one_rater_alone_has_no_interval_over_raters():
   assert np.isfinite(found.over_prompts).all()
 
 
+def test_votes_that_all_agree_have_no_interval():
+  """Not one of no width, which would say that the value is certain."""
+  rows = [(i // 3, i % 3, 0, 1, votes_lib.LEFT) for i in range(9)]
+  votes = votes_lib.make(["a", "b"], rows)
+  estimate = estimator(votes.ordered_pairs, votes.pairs, 2)
+  found = intervals.bootstrap(votes, estimate, replicates=50)
+  assert found.value[-3:].tolist() == [1, 1, 1]
+  for name in ("over_prompts", "over_raters", "two_way"):
+    assert np.isnan(getattr(found, name)).all(), name
+
+
 def test_wilson_intervals_have_known_values():
   low, high = intervals.wilson(8, 10)
   assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)

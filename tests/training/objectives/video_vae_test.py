@@ -93,7 +93,7 @@ def test_gradients_reach_every_parameter_and_ignore_padding_rows():
   example = jax.tree.map(lambda x: x[0], given)
   assert TASK.sample_noise(jax.random.key(0), example).shape == (3, 1, 1, 3)
   drawn = jnp.asarray(random.standard_normal((2, 3, 1, 1, 3), np.float32))
-  weights = TASK.example_weights(given)
+  weights = TASK.example_weights(given, drawn)
   np.testing.assert_allclose(weights["motion"], [0.5, 0])
 
   @jax.jit
