@@ -72,6 +72,7 @@ def words(command):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_commands_of_the_guide_make_serve_and_report_a_study(tmp_path):
   study_clips.write_systems(tmp_path, ["ours", "baseline"], 4)
   run(tmp_path, *words("make"), "--bundle=public")
