@@ -70,13 +70,16 @@ def test_an_unavailable_endpoint_leaves_the_shard_pending(tmp_path):
   ):
     caption_client.captioned(server.url, tmp_path, pairs, **changes)
   assert str(error.value).startswith("5 of 12 clips have a response")
-  assert re.search(
-    r"no response for clip clip-\d+( and \d more)?: ", str(error.value)
+  found = re.search(
+    r"no response for clip clip-\d+(?: and (\d+) more)?: ", str(error.value)
   )
+  assert found is not None
   assert server.url in str(error.value) and str(tmp_path) in str(error.value)
   assert caption_client.spent(tmp_path)[0] == 5
   # Some may have failed before the last response: others are then tried.
-  assert len(server.bodies) < 5 + 3 * 7, "a gone endpoint is left alone"
+  failed = 1 + int(found[1] or 0)
+  assert failed < 7, "a gone endpoint is left alone"
+  assert len(server.bodies) <= 5 + 3 * failed
   with captioner.serving() as server:
     ours = caption_client.captioned(server.url, tmp_path, pairs)
     assert len(server.bodies) == 7
