@@ -240,8 +240,8 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
     if places.get(name) != found.get(name)
   ):
     raise ValueError(
-      f"{path}: {len(wrong)} tensors are not in the shard that it names, or"
-      f" not in it: {', '.join(f'{n!r:.60}' for n in wrong[:_LISTED])}"
+      f"{path}: expected each tensor in the shard that it names, and no"
+      f" others; {len(wrong)} differ: {', '.join(f'{n!r:.60}' for n in wrong[:_LISTED])}"
     )
   return merged
 
