@@ -331,6 +331,15 @@ def test_a_path_relative_to_the_table_may_differ_in_letter_case(folder):
   assert list(records(folder)) == ["sub/b.MP4"]
 
 
+def test_a_file_elsewhere_may_be_stored_under_another_unicode_form(folder):
+  (folder / "clips/a.mp4").touch()
+  (folder / "Ba\u0308r.mp4").touch()
+  table(folder, ("../B\u00e4r.mp4", "Bars.", ""))
+  (found,) = listing.read(settings(folder)).files
+  assert found.path == folder / "Ba\u0308r.mp4"
+  assert found.name == str(folder / "B\u00e4r.mp4")
+
+
 def test_a_caption_with_control_characters_is_refused(folder):
   numbered(folder / "clips/a.mp4", 0.4)
   numbered(folder / "clips/b.mp4", 0.5)
