@@ -105,6 +105,10 @@ def _format(path: pathlib.Path) -> str:
   for magic, what in _FOREIGN.items():
     if start.startswith(magic):
       raise ValueError(f"{path}: expected weights, found {what}")
+  if start[257:262] == b"ustar":
+    raise ValueError(
+      f"{path}: expected weights, found a tar archive; unpack it"
+    )
   if what := untrusted.substitute(start):
     raise ValueError(f"{path}: expected weights, found {what}")
   if not start.strip(b"\0"):

@@ -316,7 +316,7 @@ def _metadata(path: storage.AnyPath) -> dict[str, Any]:
   try:
     metadata = storage.read_json(files.inside(path, METADATA))
     _check_types(metadata)
-  except FileNotFoundError as error:
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise ValueError(
       f"{path} is not a dataset of records, or was not written to the end: no"
       f" {METADATA} there; write it with ovi_jax.data.builder.write"

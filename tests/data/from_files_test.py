@@ -266,6 +266,8 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   (folder / "clips/page.mp4").write_text("<html>Not found</html>")
   (folder / "clips/part.mp4").write_bytes(good.read_bytes()[:2000])
   Image.new("RGB", (8, 8)).save(folder / "clips/moving.gif")
+  Image.new("RGB", (8, 8)).save(folder / "clips/picture.mp4", "PNG")
+  (folder / "clips/picture.txt").write_text("Bars.")
   halves(folder / "clips/long.mp4", 16, 320)
   media_files.write_sound(folder / "clips/sound.wav", media_files.tone(0.5))
   numbered(folder / "clips/blank.mp4", 0.45)
@@ -300,7 +302,8 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   for name, words in {
     "good.mp4": "the same content as another file; remove it, or copy.mp4",
     "empty.mp4": "an empty file; copy it again",
-    "page.mp4": "damaged, or no media file",
+    "page.mp4": "damaged, or no media file (expected a media file, found a web",
+    "picture.mp4": "found a PNG picture); copy it again",
     "part.mp4": "damaged, or no media file",
     "moving.gif": "ffmpeg -i IN.gif",
     "long.mp4": "320x16 is too long and narrow; crop it",
@@ -317,7 +320,7 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
     "bad.mp4": "bad.txt is not UTF-8; save the text file as UTF-8",
   }.items():
     assert words in reasons[name], name
-  assert f"refused, {len(reasons)}:" in report and "and 10 more" in report
+  assert f"refused, {len(reasons)}:" in report and "and 11 more" in report
   assert "refused.csv" in report
   assert re.search(r"most often: .*the same content .* \(2\)", report)
   assert re.search(r"most often: .*no such file \(2\)", report)
