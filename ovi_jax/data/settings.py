@@ -103,8 +103,8 @@ class LoaderConfig:
       Each is replaced by the next record of its source and bucket; all others
       keep their order and noise.
     max_damaged_records: number of damaged records, in each process and start of
-      the run, that are logged and replaced in the same way; the next one ends
-      the run.
+      the run, that are logged and replaced in the same way, or left out of the
+      held-out loss; the next one ends the run.
   """
 
   sources: tuple[Source, ...]

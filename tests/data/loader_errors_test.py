@@ -269,6 +269,36 @@ def test_damaged_records_within_a_budget_are_replaced(
   assert "(1 of at most 1): " in said[0] and "is damaged" in said[0]
 
 
+def test_damaged_held_out_records_count_against_the_same_budget(
+  sounds, tmp_path, log_lines
+):
+  path = shutil.copytree(sounds, tmp_path / "copy")
+  shard = min(path.glob("*test.array_record*"))
+  damaged = bytearray(shard.read_bytes())
+  damaged[200] ^= 255
+  shard.write_bytes(bytes(damaged))
+  records = loader.open_eval(record_loader.settings(path))
+  with pytest.raises(ValueError, match="is damaged"):
+    list(records.batches(2))
+
+  budget = loader.DamagedRecords(1)
+  for _ in range(2):  # a record counts once
+    found = list(records.batches(2, damaged=budget))
+    whole = list(loader.open_eval(record_loader.settings(sounds)).batches(2))
+    ids, expected = (np.concatenate([b.ids for b in x]) for x in (found, whole))
+    (row,) = np.flatnonzero(ids != expected)
+    lengths = np.concatenate([b.lengths.audio for b in found])
+    assert (ids[row], lengths[row]) == (-1, 0)
+  (line,) = log_lines
+  start = f"record 0:{expected[row]} of test is left out (1 of at most 1): "
+  assert line.startswith(start)
+  batch = record_loader.batch(
+    np.array([5]), (schema.DamagedRecord(3, 5, "file: record 3"),)
+  )
+  with pytest.raises(ValueError, match=r"before it: 0:\d of test, 0:3; raise"):
+    budget.check(batch)
+
+
 def test_more_damaged_records_than_the_budget_end_the_run(log_lines):
   check = loader.DamagedRecords(1)
 
