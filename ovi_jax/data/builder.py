@@ -159,7 +159,7 @@ def write(
       or a record's mp4 is not 24 frames a second or not what the record says.
     OSError: the disk is full, or the folder is not writable.
   """
-  path = storage.locate(path)
+  path = shards.locate(path)
   if storage.is_remote(path):
     storage.check_access(storage.path(path))
   if shards.is_published(path):
@@ -259,7 +259,7 @@ def read(
       geometry differs, it lacks the split, or a file is missing, truncated or
       damaged (names the file).
   """
-  path = storage.locate(path)
+  path = shards.locate(path)
   metadata = _metadata(path)
   schema.check_version(metadata["version"], str(path))
   found = schema.Geometry.from_metadata(metadata["geometry"])
@@ -302,7 +302,7 @@ def splits(path: str | os.PathLike[str]) -> list[str]:
   Raises:
     ValueError: there is no complete dataset.
   """
-  return _split_names(_metadata(storage.locate(path)))
+  return _split_names(_metadata(shards.locate(path)))
 
 
 def _split_names(metadata: Mapping[str, Any]) -> list[str]:
