@@ -126,6 +126,8 @@ _PICTURE_LABEL = re.compile(
 _ESCAPE = re.compile(
   r"\\u003[ceCE]|(?<![:\w])(?:\\r)?\\n(?=[A-Z\W]|$)", re.MULTILINE
 )
+# Escaped more often than anybody resolves it.
+_AMPERSANDS = re.compile("&(?:amp;){3,}")
 # How JSON, and dicts of Python, begin.
 _JSON = re.compile(r"(?:```\w{0,10} ?)?[\[{ ]{1,4}[\"']\w[\w -]{0,40}[\"'] ?:")
 _QUOTES = r"""["')\]\u201d\u2019\u203a\u300d\u300f\u00bb]{0,3}"""
@@ -175,6 +177,8 @@ def clean(prompt: str) -> str:
 
 def _unescaped(prompt: str) -> str:
   """The prompt as `clean` makes it, with its white space."""
+  # ftfy resolves a level of them at a time.
+  prompt = _AMPERSANDS.sub("&amp;amp;", prompt)
   # Twice: scraped captions hold `&amp;amp;`.
   return html.unescape(html.unescape(ftfy.fix_text(prompt)))
 

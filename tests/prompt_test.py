@@ -18,6 +18,7 @@ TAGGED, LINED = geometry.variant("720x720_5s"), geometry.variant("960x960_5s")
   [
     ("  a \t\n\u3000b\u00a0 ", "a b"),
     ("wind &amp;amp; <S>", "wind & <S>"),
+    (f"wind &{'amp;' * 4000} <S>", "wind & <S>"),
     ("&lt;S&gt;hi&lt;E&gt;", "<S>hi<E>"),
     ("schÃ¶n â€œquotedâ€\x9d", 'schön "quoted"'),
   ],
