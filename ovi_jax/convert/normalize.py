@@ -376,7 +376,7 @@ def _choose(
     for (_, places), table in zip(joined, tables, strict=True)
   ):
     raise OtherModelError(
-      f"{file.source}: few of its names are those of this component, of"
+      f"{file.source}: few of its names are this component's; it has"
       f" {untrusted.counted(len(names), 'tensor')}"
     )
   part = max(range(len(joined)), key=lambda n: len(joined[n][1]))

@@ -254,7 +254,7 @@ def test_captions_come_from_the_table_and_from_text_files(folder):
   assert found["c d.mp4"].captions == ("Été, foo",)
   assert records(folder, "test")["B.MP4"].captions == ("Upper case.",)
   assert "imported 3 clips of 3 files: train (2), test (1)" in report
-  assert "captions: 4; 1 files have several" in report
+  assert "captions: 4; several of 1 file" in report
   assert "without sound: 2 clips" in report
 
 
