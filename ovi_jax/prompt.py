@@ -75,7 +75,7 @@ _BLANKS = rf"[\s{_HIDDEN}]{{0,{_MOST_HIDDEN}}}"
 _TAG = re.compile(
   rf"\\?[<〈《⟨⟪\u2039≪﹤]{_BLANKS}(?P<close>[/\\]{{0,4}}){_BLANKS}"
   rf"(?P<name>{_seen_as('s')}|{_seen_as('e')}"
-  rf"|(?P<end>{_seen_as('end')}[\s_-]?)?{_seen_as('aud')}[\s_-]?"
+  rf"|(?P<end>{_seen_as('end')}[\s_{_HIDDEN}-]{{0,4}})?{_seen_as('aud')}[\s_{_HIDDEN}-]{{0,4}}"
   rf"{_seen_as('cap')})"
   rf"{_BLANKS}(?P<late>/?){_BLANKS}\\?[>〉》⟩⟫\u203a≫﹥]",
   re.IGNORECASE,

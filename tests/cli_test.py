@@ -288,11 +288,12 @@ def test_an_error_of_a_flag_is_one_line(argument, line, capfd, monkeypatch):
   monkeypatch.setattr(cli, "setup_jax", lambda: None)
   monkeypatch.setattr(sys, "excepthook", sys.excepthook)
   monkeypatch.setattr(cli.flags, "FLAGS", values)
+  monkeypatch.setattr(sys, "argv", ["tool.py", argument])
   with pytest.raises(SystemExit) as ended:
-    cli.parse_flags(["tool.py", argument])
+    cli.parse_flags(sys.argv)
   assert ended.value.code == 1
   said = capfd.readouterr().err
-  assert said == f"{cli.command_name()}: {line}; --help lists the flags\n"
+  assert said == f"tool: {line}; --help lists the flags\n"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_names_are_utf_8_in_any_locale(tmp_path):
     "import os, pathlib, sys\n"
     "from ovi_jax import files\n"
     "assert sys.getfilesystemencoding() == 'ascii'\n"
-    f"found = files.find(pathlib.Path({ascii(str(path))}))\n"
+    f"found = files.find(pathlib.Path({str(path)!a}))\n"
     "assert found is not None and found.is_file()\n"
     "(stored,) = os.listdir()\n"
     "print(ascii(files.text_of(stored)))\n"

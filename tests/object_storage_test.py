@@ -58,7 +58,9 @@ def write_dataset(path, records_per_shard: int = 1) -> None:
   "use", [builder.read, builder.splits, write_dataset, shards.locate]
 )
 def test_a_dataset_in_a_store_that_records_cannot_be_read_from_is_refused(use):
-  with pytest.raises(ValueError, match="s3://b/x: expected a dataset on a disk"):
+  with pytest.raises(
+    ValueError, match="s3://b/x: expected a dataset on a disk"
+  ):
     use("s3://b/x")
 
 

@@ -524,7 +524,8 @@ class _Quantized:
       listed = untrusted.printable(", ".join(strange[:3]))
       raise ValueError(
         f"{self._file.source}: scaled fp8 with"
-        f" {untrusted.counted(len(strange), 'unknown key')}: {listed}; known are {', '.join(_SCALES)}"
+        f" {untrusted.counted(len(strange), 'unknown key')}: {listed}; known"
+        f" are {', '.join(_SCALES)}"
       )
     if self._markers & self._raw.keys() and self._unscaled:
       raise ValueError(

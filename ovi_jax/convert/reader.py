@@ -243,9 +243,10 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
     for name in places.keys() | found.keys()
     if places.get(name) != found.get(name)
   ):
+    listed = ", ".join(f"{n!r:.60}" for n in wrong[:_LISTED])
     raise ValueError(
       f"{path}: expected each tensor in the shard that it names, and no"
-      f" others; {len(wrong)} differ: {', '.join(f'{n!r:.60}' for n in wrong[:_LISTED])}"
+      f" others; {len(wrong)} differ: {listed}"
     )
   return merged
 

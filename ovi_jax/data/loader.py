@@ -646,7 +646,6 @@ class EvalRecords:
         )
         yield _received(made, self.settings.max_text_len)
 
-
   def _leave_out(
     self, damaged: DamagedRecords
   ) -> Callable[[int, ValueError], None]:

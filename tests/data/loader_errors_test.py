@@ -68,7 +68,9 @@ def test_other_geometries_and_missing_sources_are_refused(sounds):
   other = dataclasses.replace(random_records.GEOMETRY, text_dim=4096)
   with pytest.raises(ValueError, match="text_dim: expected 4096, got 5"):
     loader.load(record_loader.settings(sounds, geometry=other), batch=2, seed=0)
-  with pytest.raises(ValueError, match=r"data.sources is empty: .*sources=.\('DIR',\)"):
+  with pytest.raises(
+    ValueError, match=r"data.sources is empty: .*sources=.\('DIR',\)"
+  ):
     record_loader.settings()
 
 

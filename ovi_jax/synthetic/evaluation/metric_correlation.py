@@ -93,7 +93,9 @@ def write(folder: pathlib.Path, count: int, seed: int) -> list[float]:
     random = np.random.default_rng((seed, index))
     sound_events = _moved(seen, another, index % 4, random)
     seconds = len(frames_THWC) / world.fps
-    sound_events = [event for event in sound_events if 0 <= event.seconds < seconds]
+    sound_events = [
+      event for event in sound_events if 0 <= event.seconds < seconds
+    ]
     wave_A = sounds.track(sound_events, len(wave_A), world.rate)
     mp4.write(
       folder / f"{index:05}.mp4", [frames_THWC], wave_A, world.fps, world.rate

@@ -191,12 +191,16 @@ _PARTS: dict[str, Judge] = {
   ),
   "number of sounds heard": _judge(
     lambda f: f.silent or f.count is not None,
-    lambda c: len(c.detected_sounds) == (0 if c.facts.silent else c.facts.count),
+    lambda c: (
+      len(c.detected_sounds) == (0 if c.facts.silent else c.facts.count)
+    ),
   ),
   "material": _sound_of(scene.BALL),
   "pitch": _sound_of(scene.LAMP),
   "voice": _sound_of(scene.FACE),
-  "vowels heard": lambda clip: _words(clip, [h.sound.name for h in clip.detected_sounds]),
+  "vowels heard": lambda clip: _words(
+    clip, [h.sound.name for h in clip.detected_sounds]
+  ),
   "vowels seen": lambda clip: _words(clip, clip.seen.shapes),
 }
 

@@ -204,7 +204,9 @@ def loss_sums(
   places_B = place + jnp.cumsum(there_B) - there_B
 
   def one(level: jax.Array) -> AV[jax.Array]:
-    sample = _noise_sample(seed, level, (level + 0.5) / levels, places_B, batch.latents)
+    sample = _noise_sample(
+      seed, level, (level + 0.5) / levels, places_B, batch.latents
+    )
     losses = flow_matching.losses(model, params, batch, sample, null_SE)
     return jax.tree.map(
       lambda x, length_B: jnp.where(length_B > 0, x, 0.0).sum(),

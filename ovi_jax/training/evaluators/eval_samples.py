@@ -370,7 +370,9 @@ class SampleEvaluator:
     number = int(state.step)
     directory = self.directory / DIRECTORY / f"step-{number:08d}"
 
-    def show(row: int, frames_THWC: np.ndarray | None, wave_A: np.ndarray | None):
+    def show(
+      row: int, frames_THWC: np.ndarray | None, wave_A: np.ndarray | None
+    ):
       # Tags hold the place, not the caption, so that steps share one.
       self.logs.clip(number, f"{DIRECTORY}/{row}", frames_THWC, wave_A)
 

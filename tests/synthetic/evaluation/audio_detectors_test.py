@@ -48,7 +48,9 @@ def test_a_weaker_knock_is_detected_while_another_rings(material, tones, hiss):
   detected_sounds = audio_detectors.listen(track(*knocks, hiss=hiss), RATE)
   # Two that are as low as rubber beat together.
   near = 0.025 if material == "rubber" else 0.01
-  np.testing.assert_allclose([h.seconds for h in detected_sounds], begins, atol=near)
+  np.testing.assert_allclose(
+    [h.seconds for h in detected_sounds], begins, atol=near
+  )
   assert {h.sound.name for h in detected_sounds} == {material}
 
 

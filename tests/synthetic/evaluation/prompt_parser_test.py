@@ -34,7 +34,9 @@ def test_prompts_are_parsed_into_their_scenes():
   assert facts("Audio: silence.") == facts_lib.Facts(kind=None, silent=True)
 
 
-def check(shown: scene.Scene, found: facts_lib.Facts, seen: bool, has_sound: bool):
+def check(
+  shown: scene.Scene, found: facts_lib.Facts, seen: bool, has_sound: bool
+):
   quiet = not shown.events
   colours = tuple(b.colour for b in shown.balls) or (shown.colour,)
   assert found.colours == (colours if seen else ())

@@ -72,7 +72,9 @@ def test_wrong_clips_score_zero(clips):
 
 def test_each_error_lowers_its_own_scores(clips):
   right = values(clips)
-  deaf = values([dataclasses.replace(clip, detected_sounds=()) for clip in clips])
+  deaf = values(
+    [dataclasses.replace(clip, detected_sounds=()) for clip in clips]
+  )
   assert deaf["sync F1"].value == 0 and deaf["vowels heard"].value == 0
   assert deaf["events that are heard"].value == 0
   assert deaf["something happens"].value == 0
@@ -83,7 +85,8 @@ def test_each_error_lowers_its_own_scores(clips):
       dataclasses.replace(
         clip,
         detected_sounds=tuple(
-          dataclasses.replace(h, seconds=h.seconds + 0.02) for h in clip.detected_sounds
+          dataclasses.replace(h, seconds=h.seconds + 0.02)
+          for h in clip.detected_sounds
         ),
       )
       for clip in clips
@@ -101,7 +104,9 @@ def test_an_extra_sound_costs_as_much_as_a_wrong_one(clips):
   knock = audio_detectors.DetectedSound(
     seconds=4.8, sound=audio_detectors.Sound("ball", "wood")
   )
-  more = dataclasses.replace(clip, detected_sounds=(*clip.detected_sounds, knock))
+  more = dataclasses.replace(
+    clip, detected_sounds=(*clip.detected_sounds, knock)
+  )
   count = len(clip.facts.vowels)
   assert values([more])["vowels heard"].value == count / (count + 1)
   assert values([more])["number of sounds heard"].value == 0
@@ -114,7 +119,9 @@ def test_a_low_voice_is_not_a_low_beep(clips):
   vowel = audio_detectors.DetectedSound(
     seconds=1.0, sound=audio_detectors.Sound("face", "ah", "low")
   )
-  deceived = dataclasses.replace(clip, facts=asked, detected_sounds=(vowel, vowel))
+  deceived = dataclasses.replace(
+    clip, facts=asked, detected_sounds=(vowel, vowel)
+  )
   assert values([deceived])["pitch"].value == 0
 
 
