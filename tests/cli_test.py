@@ -278,6 +278,8 @@ def test_an_unexpected_word_is_refused_in_one_line(
   ],
 )
 def test_an_error_of_a_flag_is_one_line(argument, line, capfd, monkeypatch):
+  # Read when the flag of a config is defined.
+  monkeypatch.setattr(sys, "argv", ["tool.py", argument])
   values = flags.FlagValues()
   flags.DEFINE_integer("count", 0, "", flag_values=values)
   flags.DEFINE_float("share", 0, "", flag_values=values)
@@ -288,7 +290,6 @@ def test_an_error_of_a_flag_is_one_line(argument, line, capfd, monkeypatch):
   monkeypatch.setattr(cli, "setup_jax", lambda: None)
   monkeypatch.setattr(sys, "excepthook", sys.excepthook)
   monkeypatch.setattr(cli.flags, "FLAGS", values)
-  monkeypatch.setattr(sys, "argv", ["tool.py", argument])
   with pytest.raises(SystemExit) as ended:
     cli.parse_flags(sys.argv)
   assert ended.value.code == 1
