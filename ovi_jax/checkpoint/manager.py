@@ -359,7 +359,7 @@ def set_aside(directory: epath.Path, newest: int, suffix: str) -> list[str]:
 
 
 def _atomicity(directory: epath.Path) -> ocp.options.AtomicityOptions | None:
-  """A commit marker for every object store; Orbax knows this of gs:// only."""
+  """A commit marker for object stores."""
   if not storage.is_remote(directory):
     return None
   return ocp.options.AtomicityOptions(

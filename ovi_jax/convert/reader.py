@@ -246,7 +246,7 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
     listed = ", ".join(f"{n!r:.60}" for n in wrong[:_LISTED])
     raise ValueError(
       f"{path}: expected each tensor in the shard that it names, and no"
-      f" others; {len(wrong)} differ: {listed}"
+      f" others; {len(wrong)} not so: {listed}"
     )
   return merged
 

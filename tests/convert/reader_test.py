@@ -207,8 +207,8 @@ def test_shards_must_be_complete_and_of_one_model(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"b": "model-00001-of-00002.safetensors"}, "1 tensors .*: 'b'"),
-    ({"extra": "model-00001-of-00002.safetensors"}, "1 tensors .*: 'extra'"),
+    ({"b": "model-00001-of-00002.safetensors"}, "1 not so: 'b'"),
+    ({"extra": "model-00001-of-00002.safetensors"}, "1 not so: 'extra'"),
     ({"b": "model-00003-of-00002.safetensors"}, "expected the weights model-"),
     ({"b": "../model-00002-of-00002.safetensors"}, "names beside it"),
     ({"b": 3}, "names beside it"),

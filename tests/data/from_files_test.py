@@ -337,7 +337,7 @@ def test_a_path_relative_to_the_table_may_differ_in_letter_case(folder):
 def test_a_file_elsewhere_may_be_stored_under_another_unicode_form(folder):
   (folder / "clips/a.mp4").touch()
   (folder / "Ba\u0308r.mp4").touch()
-  table(folder, ("../B\u00e4r.mp4", "Bars.", ""))
+  table(folder, ("B\u00e4r.mp4", "Bars.", ""))
   (found,) = listing.read(settings(folder)).files
   assert found.path == folder / "Ba\u0308r.mp4"
   assert found.name == str(folder / "B\u00e4r.mp4")
