@@ -22,6 +22,7 @@ from PIL import Image
 from PIL import ImageCms
 from PIL import ImageDraw
 from PIL import ImageOps
+from PIL import PngImagePlugin
 from PIL import UnidentifiedImageError
 
 from ovi_jax import geometry
@@ -69,6 +70,10 @@ _BAND = 64  # rows converted at a time
 _DEEP_RGB = "RGB;16B"  # Pillow's name of 16-bit samples
 _INTEROPERABILITY = 0xA005  # EXIF directory; cameras mark Adobe RGB there
 BACKGROUND = 255  # white, under transparent pixels
+
+# Of one compressed text or profile, as much as Pillow reads of all of them:
+# the history that editors keep in XMP, or a display's profile, is over 1 MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 BICUBIC_A = -0.75  # sharpness of PyTorch's bicubic kernel
 
@@ -137,7 +142,7 @@ def read_image(
       raise ValueError(f"{named}: {error}") from error
     with _named_errors(named, source):
       image.load()
-      upright = ImageOps.exif_transpose(image)
+      upright = _upright(image)
       if image.format == "PNG":
         _check_rows(source)
         if upright.mode == "P":
@@ -145,7 +150,7 @@ def read_image(
         code_points = _code_points(source)
       if layout == _DEEP_RGB:
         low = _low_bytes(source)
-      adobe_rgb = image.getexif().get_ifd(_INTEROPERABILITY).get(1) == "R03"
+      adobe_rgb = _is_adobe_rgb(image)
   notes = []
   if image.format != "MPO" and getattr(image, "is_animated", False):
     notes.append("of an animation the first frame is taken")
@@ -217,6 +222,23 @@ def _found(source: str | os.PathLike[str] | io.BytesIO) -> str:
   return "found no picture"
 
 
+def _upright(image: Image.Image) -> Image.Image:
+  """A picture turned as its EXIF data says; damaged data are ignored."""
+  try:
+    image.getexif()
+  except _DAMAGED:
+    image.info.pop("exif", None)
+  return ImageOps.exif_transpose(image)
+
+
+def _is_adobe_rgb(image: Image.Image) -> bool:
+  """Whether a camera has marked a picture's colours as Adobe RGB."""
+  try:
+    return image.getexif().get_ifd(_INTEROPERABILITY).get(1) == "R03"
+  except KeyError:  # before Pillow 13, if there is no such directory
+    return False
+
+
 def _clear(transparency: Any, layout: Any) -> Any:
   """What PNG says is transparent, in the 8 bits of decoded pixels.
 
@@ -236,7 +258,7 @@ def _low_bytes(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
   with Image.open(source, formats=FORMATS) as image:
     # In the other order of bytes, the lower ones are the upper ones.
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
-    return ImageOps.exif_transpose(image)
+    return _upright(image)
 
 
 def _chunks(

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL import ImageCms
 
 from ovi_jax import geometry
 from ovi_jax.media import images
@@ -332,6 +333,39 @@ def test_adobe_rgb_of_cameras_is_noted():
     exif = Image.Exif()
     exif[0x8769] = {0xA001: 65_535, 0xA005: {1: index}}
     assert _read(image, "JPEG", exif=exif)[1] == expected
+
+
+def test_pictures_without_exif_are_read_with_any_pillow(monkeypatch):
+  """Before Pillow 13 a directory that is not there was a KeyError."""
+
+  def get_ifd(exif, tag):
+    raise KeyError(tag)
+
+  monkeypatch.setattr(Image.Exif, "get_ifd", get_ifd)
+  image_HWC, notes = _read(Image.new("RGB", (2, 2), RED))
+  assert image_HWC[0, 0].tolist() == list(RED) and notes == ()
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_damaged_exif_data_of_a_png_are_ignored(bits):
+  rows = b"\0" + bytes(value for c in RED for value in [c] * (bits // 8))
+  data = _png(1, 1, [(b"eXIf", b"damaged")], rows, bits, rgb=True)
+  image_HWC, notes = images.read_image(io.BytesIO(data))
+  assert image_HWC[0, 0].tolist() == list(RED) and notes == ()
+
+
+def test_a_png_with_more_than_a_mebibyte_of_metadata_is_read():
+  profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+  many = zlib.compress(bytes(2 << 20))
+  rows = b"\0" + bytes(RED)
+  for chunk in (
+    (b"zTXt", b"workflow\0\0" + many),
+    (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + many),
+    (b"iCCP", b"a\0\0" + zlib.compress(profile + bytes(2 << 20))),
+  ):
+    data = _png(1, 1, [chunk], rows, rgb=True)
+    image_HWC, _ = images.read_image(io.BytesIO(data))
+    assert image_HWC[0, 0].tolist() == list(RED)
 
 
 def test_the_first_of_several_images_is_used():
