@@ -6,6 +6,7 @@ from ovi_jax.convert.mapping import Constant
 from ovi_jax.convert.mapping import MagnitudePreserving
 from ovi_jax.convert.mapping import Rearrange
 from ovi_jax.convert.mapping import Row
+from ovi_jax.convert.mapping import Scalar
 from ovi_jax.models import audio_vae
 
 FILE = "MMAudio/ext_weights/v1-16.pth"
@@ -30,7 +31,7 @@ def rows(config: audio_vae.AudioVAEConfig) -> list[Row]:
       _conv(f"{side}.conv_in", f"{side}/conv_in"),
       *_middle(f"{side}.mid", f"{side}/middle"),
       _conv(f"{side}.conv_out", f"{side}/head/conv"),
-      Row(f"{side}.learnable_gain", f"{side}/head/gain"),
+      Row(f"{side}.learnable_gain", f"{side}/head/gain", Scalar()),
     ]
   width = config.hidden_dim
   for level, level_width in levels:

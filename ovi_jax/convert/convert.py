@@ -375,6 +375,13 @@ def _write(
       writer.write(name, index, array)
     content = _identity(digest.content(), dtype)
     writer.metadata |= {"digest": content, "table": _table(tensors.rows)}
+  if digest.zeros:
+    _log.info(
+      f"{tensors.source}: {len(digest.zeros)} of"
+      f" {untrusted.counted(len(digest.digests), 'tensor')} hold zeros alone,"
+      f" such as '{untrusted.printable(digest.zeros[0])}'; if the file was"
+      " downloaded, compare its checksum: it may be incomplete"
+    )
   return content
 
 

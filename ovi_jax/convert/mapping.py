@@ -91,6 +91,24 @@ class Rearrange:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scalar:
+  """One number: no axes, or one of size 1, which PyTorch loads as well."""
+
+  def to_ours(self, *tensors: np.ndarray) -> np.ndarray:
+    (tensor,) = tensors
+    return tensor.reshape(())
+
+  def to_torch(self, parameter: np.ndarray) -> tuple[np.ndarray, ...]:
+    return (parameter,)
+
+  def shape(self, *shapes: Shape) -> Shape:
+    (shape,) = shapes
+    if tuple(shape) not in ((), (1,)):
+      raise ValueError(f"expected one number, got shape {shape}")
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
   """One line of a table.
 

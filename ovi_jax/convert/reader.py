@@ -28,6 +28,7 @@ _INDEX = ".index.json"
 _DISTRIBUTED = ".distcp"  # of torch.distributed.checkpoint
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(\..*)")
 _LISTED = 5  # names in a message
+_START = 4096  # bytes of a tensor, of which one is hardly ever not zero
 _SAFETENSORS, _TORCH, _JSON = "safetensors", "torch", "json"
 # First bytes of what is downloaded in place of weights -> what it is.
 _FOREIGN = {
@@ -258,17 +259,22 @@ class Digest:
   Attributes:
     source: reads a tensor by its name.
     digests: sha256 of each tensor that was read, by name.
+    zeros: names of those with two or more axes that hold zeros alone.
   """
 
   source: mapping.Read
   digests: dict[str, str] = dataclasses.field(default_factory=dict)
+  zeros: list[str] = dataclasses.field(default_factory=list)
 
   def read(self, name: str) -> np.ndarray:
     """Read the tensor `name`; name, dtype, shape and bytes enter the digest."""
     array = self.source(name)
     head = json.dumps([name, str(array.dtype), list(array.shape)])
     digest = hashlib.sha256(head.encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
+    raw = array.reshape(-1).view(np.uint8)
+    digest.update(raw.data)
+    if array.ndim > 1 and not (raw[:_START].any() or raw.any()):
+      self.zeros.append(name)
     self.digests[name] = digest.hexdigest()
     return array
 

@@ -396,6 +396,22 @@ def test_a_failed_fold_leaves_a_valid_directory(tmp_path, release, weights):
   weights_dir.read(out)
 
 
+def test_tensors_of_zeros_alone_are_noted(tmp_path, log_lines):
+  """A download that reserves its room first ends in zeros if interrupted."""
+  tensors = standin.tensors(AUDIO_VAE)
+  tensors["encoder.learnable_gain"] = np.full(1, 0.1, np.float32)
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
+  run(tmp_path / "whole", audio_vae=str(path))
+  assert not any("hold zeros" in line for line in log_lines)
+  size = path.stat().st_size
+  os.truncate(path, size // 2)
+  os.truncate(path, size)
+  run(tmp_path / "out", audio_vae=str(path))
+  (line,) = (line for line in log_lines if "hold zeros" in line)
+  assert line.startswith(f"{path}: ")
+  assert "alone, such as '" in line and "incomplete" in line
+
+
 def test_a_non_finite_constant_is_named_with_its_file_once(tmp_path):
   tensors = standin.tensors(VOCODER)
   name = next(n for n in tensors if n.endswith(".filter"))

@@ -107,3 +107,19 @@ def test_constants_are_compared_with_the_file():
     op.to_ours(np.array([[0.5, np.nan]], np.float32))
   with pytest.raises(ValueError, match=r"data_mean: expected shape \(1, 2\)"):
     op.shape((2,))
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_number_may_have_an_axis(shape):
+  """PyTorch's strict loading takes both."""
+  op = mapping.Scalar()
+  assert op.shape(shape) == ()
+  number = op.to_ours(np.full(shape, 0.5, np.float32))
+  assert number.shape == () and number == 0.5
+  assert op.to_torch(number)[0].shape == ()
+
+
+@pytest.mark.parametrize("shape", [(0,), (2,), (1, 1)])
+def test_other_shapes_are_not_one_number(shape):
+  with pytest.raises(ValueError, match="expected one number, got shape"):
+    mapping.Scalar().shape(shape)
