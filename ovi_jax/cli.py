@@ -5,6 +5,7 @@ import logging as py_logging
 import multiprocessing
 import os
 import pathlib
+import re
 import sys
 import threading
 import types
@@ -34,6 +35,10 @@ CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
+# A flag whose value begins with the home folder, unless it is a prompt.
+_HOME_FLAG = re.compile(
+  r"(--?(?![\w.]*prompt[.=])[\w.]+=)(~(?:[/,].*)?)", re.DOTALL
+)
 # What Python says of text that is no number -> what it means.
 _NUMBERS = {
   "invalid literal for int() with base 10:": "expected a whole number, got",
@@ -208,6 +213,7 @@ def flag_errors() -> Iterator[None]:
 def parse_flags(argv: list[str]) -> list[str]:
   """Set up console and JAX, parse flags; for `app.run`, see `flag_errors`."""
   console.setup()
+  argv = [_with_home(word) for word in argv]
   sys.excepthook = _last_words
   try:
     setup_jax()
@@ -226,6 +232,18 @@ def parse_flags(argv: list[str]) -> list[str]:
       for words, plain in _NUMBERS.items():
         said = said.replace(words, plain)
       raise ValueError(f"{said}; --help lists the flags") from error
+
+
+def _with_home(word: str) -> str:
+  """An argument whose paths may begin with `~`, as in `--out=~/clips`.
+
+  Shells expand it at the beginning of a word alone.
+  """
+  match = _HOME_FLAG.fullmatch(word)
+  if match is None:
+    return word
+  home = os.path.expanduser("~")
+  return match[1] + re.sub(r"(?<![^,])~(?=[/,]|$)", lambda _: home, match[2])
 
 
 def _last_words(

@@ -333,3 +333,34 @@ def test_an_error_of_a_command_is_one_line(words, capfd):
     cli.run(fail)
   assert ended.value.code == 1
   assert capfd.readouterr().err == "tool: too small\n"
+
+
+@pytest.mark.parametrize(
+  ("typed", "read"),
+  [
+    ("--place=~/a b", "/home/me/a b"),
+    ("-place=~", "/home/me"),
+    ("--place=~/a,~/b~,/c/~/d", "/home/me/a,/home/me/b~,/c/~/d"),
+    ("--place=~other/a", "~other/a"),
+    ("--place=a/~/b", "a/~/b"),
+    ("--place=", ""),
+  ],
+)
+def test_paths_of_flags_may_begin_with_the_home_folder(
+  typed, read, monkeypatch
+):
+  monkeypatch.setenv("HOME", "/home/me")
+  values = flags.FlagValues()
+  flags.DEFINE_string("place", "x", "", flag_values=values)
+  monkeypatch.setattr(flags, "FLAGS", values)
+  cli.parse_flags(["command", typed])
+  assert values.place == read
+
+
+@pytest.mark.parametrize("name", ["prompt", "config.negative_prompt.video"])
+def test_a_prompt_that_begins_with_a_tilde_is_left_as_it_is(name, monkeypatch):
+  values = flags.FlagValues()
+  flags.DEFINE_string(name, "", "", flag_values=values)
+  monkeypatch.setattr(flags, "FLAGS", values)
+  cli.parse_flags(["command", f"--{name}=~/ waves"])
+  assert values[name].value == "~/ waves"
