@@ -230,6 +230,20 @@ def parse(prompt: str) -> tuple[Part, ...]:
   return (Part(text=cleaned.text),) if reading.problems else reading.parts
 
 
+def picture(prompt: str) -> str:
+  """What a prompt says of the picture: without its speech and sound.
+
+  Returns:
+    The text outside of tags; empty if there is none.
+  """
+  text, removed = "", False
+  for part in parse(prompt):
+    if not part.tag:
+      text = _joined(text, part.text) if removed else text + part.text
+    removed = bool(part.tag)
+  return text.strip() if re.search(r"\w", text) else ""
+
+
 def sound(description: str, audio_tag: str) -> str:
   """Write a sound's description, between tags unless a variant has `Audio:`."""
   if audio_tag == SOUND_LINE:
