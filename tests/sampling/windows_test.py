@@ -135,7 +135,13 @@ def test_the_sound_of_an_extended_file_is_kept_up_to_the_overlap():
   assert (joined[16_000:] == 2).all()
 
 
-def long_clip(count: int, overlap: int, log: list[Any]) -> windows.LongClip:
+def long_clip(
+  count: int,
+  overlap: int,
+  log: list[Any],
+  before: windows.Before | None = None,
+  given: int = 0,
+) -> windows.LongClip:
   """Latents count up through the clip; frames and sound show their latents."""
 
   def denoise(number, mask, given):
@@ -144,7 +150,7 @@ def long_clip(count: int, overlap: int, log: list[Any]) -> windows.LongClip:
     made = AV(
       np.full((5, 2, 2, 1), 100.0 * number, np.float32)
       + (start + np.arange(5))[:, None, None, None],
-      np.full((22, 1), number, np.float32),
+      np.full((22, 1), number / 10, np.float32),
     )
     if given is None:
       return made
@@ -160,7 +166,7 @@ def long_clip(count: int, overlap: int, log: list[Any]) -> windows.LongClip:
       log.append(("frames", index))
       yield np.full((count, 32, 32, 3), latent_HWC[0, 0, 0], np.uint8)
 
-  planned = windows.plan(count, SMALL, overlap)
+  planned = windows.plan(count, SMALL, overlap, given)
   steps = windows.Steps(
     denoise=denoise,
     encode_frame=lambda frame_HWC: np.full(
@@ -169,7 +175,7 @@ def long_clip(count: int, overlap: int, log: list[Any]) -> windows.LongClip:
     decode_video=decode,
     decode_audio=lambda latents_TC: np.repeat(latents_TC[:, 0], 512),
   )
-  return windows.LongClip(planned, SMALL, steps)
+  return windows.LongClip(planned, SMALL, steps, before)
 
 
 def test_a_window_is_denoised_when_the_one_before_has_been_shown():
@@ -207,6 +213,31 @@ def test_sound_comes_with_the_frames_and_none_is_lost(tmp_path):
   np.testing.assert_array_equal(one[0], other[0])
   assert one[2] is not None and other[2] is not None
   assert one[2].size == other[2].size
+
+
+@pytest.mark.parametrize("given", [0, 2560])
+def test_an_extended_file_is_shown_before_what_is_generated(given):
+  """5 frames of 13 are given, with their sound or without."""
+  wave = np.full(round(13 / 24 * 16_000), 0.5, np.float32)
+  before = windows.Before(
+    frames=lambda: iter(np.full((13, 32, 32, 3), 200, np.uint8)),
+    count=13,
+    wave=wave,
+    overlap=5,
+    sound_given=given,
+  )
+  clip = long_clip(6, 2, [], before, 2)
+  frames = np.concatenate(list(clip.frames()))[:, 0, 0, 0]
+  assert len(frames) == 13 + 4 * (6 - 2)
+  assert (frames[:8] == 200).all() and frames[13:].max() < 110
+  # In the overlap, decoded ones replace the file's.
+  assert (np.diff(frames[7:13].astype(int)) < 0).all()
+  sound = clip.take_sound()
+  start = round(8 / 24 * 16_000)
+  kept = start + given // 4 if given else len(wave) - 1600
+  assert (sound[:kept] == 0.5).all() and (sound[len(wave) :] < 0.5).all()
+  last = windows.plan(6, SMALL, 2, 2)[-1].audio_start
+  assert len(sound) == start + (last + 22) * 512
 
 
 @pytest.fixture(scope="module")
@@ -304,9 +335,6 @@ def test_clips_of_any_length_are_generated_and_joined(folder, tmp_path):
     "overlap": 2,
     "conditioning": "renoise",
   }
-  clean = pipe("a", seconds=1, conditioning="clean", **FEW, **half)
-  assert (clean.latents.video[4:] != long.latents.video[4:]).any()
-
   recommended = settings_lib.recommended_of(pipe.components.manifest)
   settings = settings_lib.Settings.from_overrides(
     {"num_steps": 1, **half}, recommended
@@ -333,18 +361,23 @@ def test_clips_of_any_length_are_generated_and_joined(folder, tmp_path):
       maps=True,
     )
 
-  for name in ("clip.mp4", "silent.mp4"):
-    made = pipe("a", extend=folder / name, seconds=0.5, **FEW, **half)
-    assert made.video.shape == (25 + 12, 64, 64, 3)
-    given = mp4.read(folder / name)[0][:20]
-    shown = made.video[:20].astype(int)
-    centre = given[:, :, 16:80].astype(int)
-    assert np.abs(shown - centre).mean() < 8
-    # The file's sound is kept; after it, sound is generated.
-    assert abs(len(made.audio) / 16_000 - 37 / 24) < 0.04
-    heard = np.abs(made.audio[:14_000]).max()
-    assert heard > 0.2 if name == "clip.mp4" else heard == 0
-    assert made.metadata["given"]["extend"]["sha256"]
+  made = pipe(
+    "a",
+    extend=folder / "clip.mp4",
+    seconds=0.5,
+    conditioning="clean",
+    **FEW,
+    **half,
+  )
+  assert made.video.shape == (25 + 12, 64, 64, 3)
+  given = mp4.read(folder / "clip.mp4")[0][:20]
+  centre = given[:, :, 16:80].astype(int)
+  assert np.abs(made.video[:20].astype(int) - centre).mean() < 8
+  # The file's sound is kept up to the overlap.
+  assert abs(len(made.audio) / 16_000 - 37 / 24) < 0.04
+  assert np.abs(made.audio[:14_000]).max() > 0.2
+  assert made.metadata["given"]["extend"]["sha256"]
+  assert made.metadata["windows"]["count"] == 2
 
 
 _PEAK = """
