@@ -526,7 +526,8 @@ class Extended:
     audio_T = np.arange(clip.audio_latents) < count
     end = float(spans[count - 1, 1]) if count else 0.0
     audio_T &= _within(spans, [_heard(sound, end)])
-    return AV(video_T, audio_T if audio_T.any() else None)
+    pair: AV[Any] = AV(video_T, audio_T if audio_T.any() else None)
+    return pair
 
 
 def extended(seconds: float, latent_frames: int) -> Extended:

@@ -153,7 +153,7 @@ class Made:
   """
 
   job: planning.Job
-  latents: AV[jax.Array] = dataclasses.field(default_factory=AV)
+  latents: AV[Any] = dataclasses.field(default_factory=AV)
   decoder: decoders.Decoder
   measure: Callable[[], attention_maps.Maps] | None = None
   long: windows_lib.LongClip | None = None
@@ -558,7 +558,9 @@ class Pipeline:
       denoise=denoise_window,
       encode_frame=encode_frame,
       decode_video=decoder.frames_of,
-      decode_audio=lambda latents_TC: decoder.wave(latents_TC[None]),
+      decode_audio=lambda latents_TC: decoder.wave(
+        jax.numpy.asarray(latents_TC[None])
+      ),
     )
     long = windows_lib.LongClip(job.windows, job.clip, steps, _before(job))
     return Made(job=job, decoder=decoder, long=long)

@@ -257,6 +257,9 @@ def plan(
       f" are {count} clips; a run makes at most {MAX_CLIPS}, so share them out"
     )
   variant, generate = components.geometry, components.generates
+  requests = [
+    dataclasses.replace(request, generate=generate) for request in requests
+  ]
   for request in requests:
     _check_towers(request, generate)
   height, width = clip_size(settings, components.manifest)
@@ -268,7 +271,6 @@ def plan(
     width=width,
     area=variant.area,
     latent_frames=variant.latent_frames,
-    generate=generate,
   )
   depth = settings_lib.num_layers(components.arch.fusion)
   if settings.slg_layer >= depth:
@@ -485,7 +487,9 @@ def _check_windows(
   longest = windows_lib.seconds_of(window)
   if frames > windows_lib.MAX_LATENT_FRAMES:
     most = windows_lib.seconds_of(windows_lib.MAX_LATENT_FRAMES)
-    raise ValueError(f"seconds must be at most {most:.0f}, see extend")
+    raise ValueError(
+      f"seconds must be at most {most:.0f}; extend continues a finished clip"
+    )
   names = [n for n in request.given.files if n != "extend"]
   names += [] if generate == denoisers.BOTH else [f"generate={generate}"]
   if names:

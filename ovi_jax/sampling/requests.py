@@ -71,6 +71,7 @@ class Request:
     notes: to show the user, on how files were read; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
     first_frame: what `image` was generated from, see `first_frames`.
+    generate: "both", or "video" or "audio" alone.
   """
 
   prompt: str
@@ -87,6 +88,7 @@ class Request:
   notes: tuple[str, ...] = ()
   stem: str = ""
   first_frame: Mapping[str, Any] | None = None
+  generate: str = "both"
 
   def __post_init__(self):
     if problem := prompts.unreadable(self.prompt):
@@ -233,7 +235,6 @@ def expand(
   width: int,
   area: int,
   latent_frames: int = 0,
-  generate: str = "both",
 ) -> list[Request]:
   """Repeat requests with new seeds, and settle sizes and output names.
 
@@ -249,7 +250,6 @@ def expand(
     width: pixels wished for without a picture.
     area: pixels a frame of the variant.
     latent_frames: of clips of the variant.
-    generate: video with sound, or one alone.
 
   Returns:
     The requests with seed, size and stem `prompt_hash_HxW_seed`; those that ask
@@ -276,13 +276,10 @@ def expand(
       for k in range(samples_per_prompt)
     ),
     latent_frames,
-    generate,
   )
 
 
-def _named(
-  requests: Iterable[Request], latent_frames: int, generate: str
-) -> list[Request]:
+def _named(requests: Iterable[Request], latent_frames: int) -> list[Request]:
   """The requests with their stems, given seeds and sizes; each clip once."""
   sha256 = functools.cache(storage.sha256)
   named: dict[str, Request] = {}
@@ -298,8 +295,8 @@ def _named(
       asked = conditions.nearest_latent_frames(request.seconds)
       if asked != latent_frames or request.given.extend is not None:
         parts.append({"latent_frames": asked})
-    if generate != "both":
-      parts.append({"generate": generate})
+    if request.generate != "both":
+      parts.append({"generate": request.generate})
     content = json.dumps(parts)
     digest = hashlib.sha256(content.encode()).hexdigest()[:_HASH_LENGTH]
     height, width = request.size
@@ -410,7 +407,8 @@ def _request(
     fields.pop("last_image", None)
   for name in conditions.FILES:
     if name in fields:
-      what = "last image" if name == "last_image" else name
+      said = {"last_image": "last image", "extend": "file to extend"}
+      what = said.get(name, name)
       fields[name] = _find(fields[name], what, folders)
   return Request(
     prompt=prompt,

@@ -256,7 +256,7 @@ class LongClip:
 
   def _video_latents(self) -> Iterator[np.ndarray]:
     """Latents_HWC of all windows; a window is denoised when it is reached."""
-    previous: AV[np.ndarray] = AV()
+    previous: AV[Any] = AV()
     last = None
     for number, window in enumerate(self._windows):
       given = mask = None

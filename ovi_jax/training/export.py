@@ -314,10 +314,8 @@ def _sizes(
   sizes = dict(kept.sizes) | {
     "fusion": {name: tower.to_release() for name, tower in towers.items()}
   }
-  sizes.pop("latents", None)
   bucket, variant = settings.data.buckets[0], kept.variant
-  if latents := _latents(bucket):
-    sizes["latents"] = latents
+  sizes["latents"] = _latents(bucket)
   if bucket.video is not None and bucket.audio is not None:
     T = bucket.video[0]
     if variant is not None:
@@ -335,15 +333,15 @@ def _sizes(
 def _latents(bucket: data_settings.Bucket) -> dict[str, int]:
   """Default sizes of clips; those of a missing modality last as long."""
   rate = geometry.AUDIO_LATENT_RATE
-  if bucket.video is not None:
-    T, H, W = bucket.video
-    frames = 1 + geometry.VIDEO_STRIDES[0] * (T - 1)
-    A = bucket.audio or max(1, int(frames / geometry.FPS * rate))
-  elif bucket.audio is not None:
-    A, H, W = bucket.audio, geometry.PATCH, geometry.PATCH
+  A, video = bucket.audio, bucket.video
+  if video is None:
+    assert A is not None, "a bucket has one of them"
     T = sampling_conditions.nearest_latent_frames(A / rate)
-  else:
-    return {}
+    video = T, geometry.PATCH, geometry.PATCH
+  T, H, W = video
+  if A is None:
+    frames = 1 + geometry.VIDEO_STRIDES[0] * (T - 1)
+    A = max(1, int(frames / geometry.FPS * rate))
   return {"T": T, "H": H, "W": W, "A": A}
 
 

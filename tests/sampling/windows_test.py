@@ -264,7 +264,11 @@ def folder(tmp_path_factory) -> pathlib.Path:
     ("a", {"video": "clip.mp4", "extend": "clip.mp4"}, "extend and video"),
     ("a", {"extend": "clip.mp4", "keep": "0-1"}, "extend and keep cannot be"),
     ("a", {"extend": "tone.wav"}, r"extend .*tone\.wav: "),
-    ("a", {"extend": "none.mp4"}, r"the extend is missing: .*none\.mp4"),
+    (
+      "a",
+      {"extend": "none.mp4"},
+      r"the file to extend is missing: .*none\.mp4",
+    ),
     (
       "a",
       {"audio": "tone.wav", "seconds": 1, "window_seconds": 0.5},
