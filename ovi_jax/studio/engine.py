@@ -30,7 +30,6 @@ import jax
 from ovi_jax import config as config_lib
 from ovi_jax import geometry
 from ovi_jax import untrusted
-from ovi_jax.media import container as containers
 from ovi_jax.media import images
 from ovi_jax.media import probe
 from ovi_jax.modality import AV
@@ -75,7 +74,11 @@ _PATH = re.compile(
 Source = str | os.PathLike[str] | BinaryIO
 
 
-class QueueFullError(ValueError):
+class RequestError(ValueError):
+  """A request that cannot be fulfilled; one line, without paths."""
+
+
+class QueueFullError(RequestError):
   """As many jobs as allowed wait already."""
 
 
@@ -261,8 +264,8 @@ class Engine:
 
     Raises:
       QueueFullError: too many jobs wait.
-      ValueError: something about the request is wrong; one line.
-      OSError: it cannot be stored.
+      RequestError: something about the request is wrong.
+      jobs.StorageError: it cannot be stored.
     """
     if self.store.count(jobs.QUEUED) >= self.limits.queued:
       raise QueueFullError(
@@ -270,13 +273,6 @@ class Engine:
       )
     settings = {n: v for n, v in (settings or {}).items() if v is not None}
     given = {n: v for n, v in (given or {}).items() if v is not None}
-    _check_names("settings", settings, SETTINGS)
-    _check_names("given", given, GIVEN)
-    if len(prompt) > self.limits.prompt_length:
-      raise ValueError(
-        f"expected a prompt of at most {self.limits.prompt_length} characters,"
-        f" got {len(prompt)}"
-      )
     settings.setdefault("seed", secrets.randbelow(requests_lib.SEEDS))
     for name in ("guidance_scale", "negative_prompt"):
       if isinstance(settings.get(name), AV):
@@ -284,6 +280,13 @@ class Engine:
     id = jobs.new_id()
     folder = self.store.given_folder(id)
     with self._public_errors(), contextlib.ExitStack() as stack:
+      _check_names("settings", settings, SETTINGS)
+      _check_names("given", given, GIVEN)
+      if len(prompt) > self.limits.prompt_length:
+        raise ValueError(
+          f"expected a prompt of at most {self.limits.prompt_length}"
+          f" characters, got {len(prompt)}"
+        )
       stack.callback(shutil.rmtree, folder, ignore_errors=True)
       copied = self._copy(given, folder)
       with self._validating:
@@ -344,8 +347,6 @@ class Engine:
               f"expected at most {self.limits.seconds:g} seconds, found"
               f" {seconds:.0f}; cut it"
             )
-      except containers.DamagedError as error:
-        raise ValueError(f"{name}: {error}") from error
       except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
       if area > self.limits.pixels:
@@ -763,10 +764,10 @@ class Engine:
     """Errors of requests in one line, without paths of this machine."""
     try:
       yield
-    except QueueFullError:
-      raise
     except ValueError as error:
-      raise ValueError(self.public_message(error)) from error
+      raise RequestError(self.public_message(error)) from error
+    except OSError as error:
+      raise jobs.StorageError(self.public_message(error)) from error
 
   def public_message(self, error: Exception) -> str:
     """What an error says, in one line, without paths of this machine."""

@@ -57,6 +57,10 @@ class UnknownJobError(LookupError):
   """There is no job of this id."""
 
 
+class StorageError(OSError):
+  """Jobs or their files cannot be written."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipRequest:
   """What a job was asked for, checked.
@@ -197,7 +201,7 @@ class JobStore:
     """All or nothing is written.
 
     Raises:
-      OSError: it cannot be written, for a full disk for instance.
+      StorageError: it cannot be written, for a full disk for instance.
     """
     with self._lock, _stored():
       self._connection.execute("BEGIN IMMEDIATE")
@@ -479,7 +483,7 @@ def _stored() -> Iterator[None]:
   try:
     yield
   except sqlite3.Error as error:
-    raise OSError(None, f"the jobs cannot be stored: {error}") from error
+    raise StorageError(f"the jobs cannot be stored: {error}") from error
 
 
 def _interrupt(
