@@ -314,6 +314,32 @@ class Engine:
     self._notify()
     return self._estimated(job)
 
+  def again(
+    self, id: str, prompt: str | None = None, **settings: Any
+  ) -> jobs.Job:
+    """Queue the request of a job once more, with changes.
+
+    Args:
+      id: of the job; its given files are copied.
+      prompt: another one; `None` for the same.
+      **settings: of `SETTINGS`, such as another seed.
+
+    Raises:
+      jobs.UnknownJobError: there is none of this id.
+      RequestError: as `submit`, like all other errors.
+    """
+    request, folder = self.store.get(id).request, self.store.given_folder(id)
+    given = {
+      name: folder / value if name in FILES else value
+      for name, value in request.given.items()
+    }
+    return self.submit(
+      request.prompt if prompt is None else prompt,
+      {**request.settings, **settings},
+      given,
+      lora=request.lora,
+    )
+
   def _copy(
     self, given: Mapping[str, Any], folder: pathlib.Path
   ) -> dict[str, Any]:
