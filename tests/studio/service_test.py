@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import socket
+import wave
 
 import httpx
 import openai
@@ -123,8 +124,6 @@ def test_all_fields_of_a_form_are_read(client, engine):
     "keep": "0-1,3-4",
   }
   sound = io.BytesIO()
-  import wave
-
   with wave.open(sound, "wb") as file:
     file.setparams((1, 2, 16000, 0, "NONE", ""))
     file.writeframes(bytes(2 * 16000 * 6))
@@ -283,7 +282,8 @@ def test_large_requests_are_refused_before_they_are_read(client, engine):
   problem(client.post("/v1/videos", data=QUICK, files=files), 413)
 
   def chunks():  # without a length
-    yield b"--x\r\nContent-Disposition: form-data; name=audio; filename=a\r\n\r\n"
+    yield b"--x\r\nContent-Disposition: form-data; name=audio;"
+    yield b" filename=a\r\n\r\n"
     for _ in range(6):
       yield bytes(1 << 20)
 
