@@ -106,9 +106,11 @@ def test_each_accepted_job_ends_once_though_the_server_is_killed(tmp_path):
       wait_for(lambda count=count: made() >= count)
       server.kill()
       server.start()
-    accepted, cancelled = (
-      sum(x, []) for x in zip(*(u.result() for u in users))
-    )
+    accepted, cancelled = [], []
+    for each in users:
+      ours, dropped = each.result()
+      accepted += ours
+      cancelled += dropped
     with server.client() as client:
 
       def is_idle():
