@@ -219,6 +219,9 @@ class Engine:
     self._watched: set[str] = set()
     self._cancelled: set[str] = set()
     self._pace: _Pace | None = None
+    # Of the thread: jobs that are taken no more, whether their end is stored or
+    # not.
+    self._unended: set[str] = set()
     self._thread = threading.Thread(
       target=self._run, name="ovi_jax_engine", daemon=True
     )
@@ -557,16 +560,21 @@ class Engine:
 
   def _run(self) -> None:
     """The engine's thread: take jobs and make them until it is closed."""
-    while not self._closing.is_set():
+    while True:
       self._wake.clear()
+      if self._closing.is_set():  # set before it wakes this thread
+        return
       try:
+        for id in list(self._unended):
+          self.store.interrupt(id)
+          self._unended.discard(id)
         taken = self.store.take(self.batch_size)
         if not taken:
           self._wake.wait()
           continue
         self._make_live(taken)
-      except OSError as error:  # a full disk
-        _log.error("%s; trying again", error)
+      except Exception as error:  # a full disk; later jobs can be made
+        _log.error("the queue stands still", exc_info=error)
         self._closing.wait(_RETRY)
 
   def _make_live(self, taken: Sequence[jobs.Job]) -> None:
@@ -585,8 +593,7 @@ class Engine:
           self._live.pop(job.id, None)
           self._watched.discard(job.id)
           self._cancelled.discard(job.id)
-      for job in taken:  # whose end could not be stored
-        self.store.interrupt(job.id)
+      self._unended.update(job.id for job in taken)
       self._notify()
 
   def _make(self, taken: Sequence[jobs.Job]) -> None:

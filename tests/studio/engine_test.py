@@ -308,6 +308,26 @@ def test_a_failure_is_of_one_job(make):
   finished(engine, engine.submit("Rain.", QUICK).id)
 
 
+def test_a_job_whose_end_cannot_be_stored_is_made_again(make):
+  engine, models = make()
+  real, tries = engine.store._transaction, []
+
+  def transaction():
+    if engine.query()[0].status == jobs.RUNNING:
+      tries.append(1)
+      if 2 <= len(tries) <= 4:
+        raise jobs.StorageError("the disk is full")
+    return real()
+
+  engine.store._transaction = transaction
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(engines, "_RETRY", 0.01)
+    id = engine.submit(BALL, QUICK).id
+    engine.start()
+    finished(engine, id)
+  assert len(tries) > 4
+
+
 def test_a_closed_engine_puts_its_job_back(make):
   engine, models = make()
   models.gate.clear()
