@@ -8,8 +8,12 @@ from there.
 """
 
 import base64
+import binascii
+import contextlib
 import functools
-import io
+import hashlib
+import hmac
+import logging
 import math
 import pathlib
 import re
@@ -22,27 +26,24 @@ from urllib import parse
 
 import fastapi
 import gradio
-import numpy as np
 from fastapi import responses
-from PIL import Image
 from starlette import types
 
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax.sampling import planning
-from ovi_jax.sampling import previews
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import gallery as galleries
 from ovi_jax.studio import jobs
 from ovi_jax.synthetic.world import scene
 
+_log = logging.getLogger(__name__)
+
 PATH, CLIPS, EXAMPLES = "/studio", "/clips", "/examples"
-SUBMIT = "/v1/videos"
+VIDEOS = "/v1/videos"
 MAX_SHOWN = 48  # clips of the gallery in one answer
 MAX_JOBS = 50  # that have not ended, in one answer
-PEAKS = 240  # of a preview's waveform
-PREVIEW_FRAMES = 16
 # Part of the recommended denoising steps.
 PRESETS = {"Quality": 1.0, "Balanced": 0.6, "Fast": 0.3}
 SMALL_VOCABULARY = 1000  # tokens; that of released weights has 256,384
@@ -61,13 +62,12 @@ WORDS: Mapping[str, Sequence[str]] = {
     *("a deep voice", "a high voice", "silence"),
   ),
 }
+_API = ("/v1/", "/openapi.json")
 _HEADERS = {
   # Gradio evaluates scripts and styles within its page.
   "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval'"
   " data: blob:; base-uri 'none'; form-action 'self'; object-src 'none';"
   " frame-ancestors 'none'",
-  "x-content-type-options": "nosniff",
-  "referrer-policy": "no-referrer",
 }
 # Tags of an HTML page that load from another host.
 _FOREIGN = re.compile(
@@ -84,14 +84,21 @@ class Functions:
   Each takes one argument, which may be anything that JSON can express.
   """
 
-  def __init__(self, engine: engines.Engine, loras: Sequence[str] = ()):
-    """Read the tokenizer and the examples.
+  def __init__(
+    self,
+    engine: engines.Engine,
+    *,
+    api_key: str = "",
+    loras: Sequence[str] = (),
+  ):
+    """Read the tokenizer.
 
     Args:
       engine: makes clips.
+      api_key: of the service, which the page's requests need.
       loras: names of LoRA files that requests may use.
     """
-    self.engine, self.loras = engine, tuple(loras)
+    self.engine, self.api_key, self.loras = engine, api_key, tuple(loras)
     components = engine.pipeline.components
     self._variant = components.manifest.geometry
     self._manifest = components.manifest
@@ -99,7 +106,6 @@ class Functions:
     self._tokenizer = components.tokenizer()
     self.gallery = galleries.Gallery(engine.store.folder)
     self.examples = galleries.Gallery(_assets() / "examples")
-    self._previews: dict[str, dict[str, Any]] = {}
 
   @property
   def public(self) -> tuple[Callable[[Any], Any], ...]:
@@ -133,7 +139,8 @@ class Functions:
       "presets": _presets(recommended["num_steps"]),
       "seed": settings_lib.FIXED["seed"],
       "loras": list(self.loras),
-      "submit": SUBMIT,
+      "videos": VIDEOS,
+      "key": self.api_key,
       "max_bytes": self.engine.limits.file_bytes,
       "max_characters": self.engine.limits.prompt_length,
     }
@@ -165,47 +172,29 @@ class Functions:
       )
     return {"segments": prompts.segments(text), "notes": notes}
 
-  def live(self, asked: Any = None) -> dict[str, Any]:
-    """Jobs that have not ended, the one that is shown, and its preview.
+  def live(self, shown: Any = None) -> dict[str, Any]:
+    """Jobs that have not ended, and the step of the shown one's preview.
 
     Args:
-      asked: `job`, the id of the one that is shown, and `preview`, the key of
-        the preview that the page has.
+      shown: id of the job that the page shows.
     """
-    shown, known = _field(asked, "job"), _field(asked, "preview")
+    shown = shown if isinstance(shown, str) else ""
     found = self.engine.query(
       limit=MAX_JOBS,
       newest_first=False,
       statuses=(jobs.RUNNING, jobs.QUEUED),
     )
-    if shown and all(job.id != shown for job in found):
-      try:
+    job = next((job for job in found if job.id == shown), None)
+    if shown and job is None:
+      with contextlib.suppress(jobs.UnknownJobError):  # it may be deleted
         found.append(self.engine.get(shown))
-      except jobs.UnknownJobError:
-        pass  # deleted, perhaps by another page
-    running = {job.id for job in found if job.status == jobs.RUNNING}
-    for id in self._previews.keys() - running:
-      self._previews.pop(id, None)
-    preview = self._preview(shown) if shown in running else None
-    if preview is not None and preview["key"] == known:
-      preview = None
-    return {"jobs": [_job(job) for job in found], "preview": preview}
-
-  def _preview(self, id: str) -> dict[str, Any] | None:
-    made = self.engine.preview(id)
-    if made is None:
-      return None
-    key = f"{id} {made.step}"
-    shown = self._previews.get(id)
-    if shown is None or shown["key"] != key:
-      shown = {
-        "key": key,
-        "step": made.step,
-        "picture": moving_picture(made),
-        "peaks": peaks(made.audio),
-      }
-      self._previews[id] = shown
-    return shown
+    preview = None
+    if job is not None and job.status == jobs.RUNNING:
+      preview = self.engine.preview(shown)
+    return {
+      "jobs": [_job(job) for job in found],
+      "preview": preview and preview.step,
+    }
 
   def cancel(self, id: Any) -> dict[str, Any]:
     """Cancel a job."""
@@ -252,16 +241,23 @@ class Functions:
 
 
 def mount(
-  app: fastapi.FastAPI, engine: engines.Engine, loras: Sequence[str] = ()
+  app: fastapi.FastAPI,
+  engine: engines.Engine,
+  *,
+  api_key: str = "",
+  loras: Sequence[str] = (),
 ) -> None:
   """Put the page at `PATH`, and what it shows beside it.
 
   Args:
     app: of the service.
     engine: makes clips.
+    api_key: of the service; browsers ask for it. Empty for none.
     loras: names of LoRA files that requests may use.
   """
-  functions = Functions(engine, loras)
+  functions = Functions(engine, api_key=api_key, loras=loras)
+  if api_key:
+    app.add_middleware(_PageKey, key=api_key)
   routes = fastapi.APIRouter(include_in_schema=False)
 
   @routes.get("/")
@@ -287,6 +283,7 @@ def mount(
     show_error=False,
     ssr_mode=False,
     footer_links=[],
+    run_history=False,
   )
   mounted: Any = app.routes[-1]
   mounted.app = _LocalPage(mounted.app)
@@ -322,8 +319,50 @@ def _answer(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
       return function(argument)
     except ValueError as error:
       return {"error": str(error)}
+    except jobs.StorageError as error:
+      _log.error("not stored: %s", error)
+      return {"error": "the server cannot store this now; try again later"}
 
   return answer
+
+
+class _PageKey:
+  """An application that asks browsers for its key, as a password.
+
+  Requests to the service's API have the key in a header of their own.
+  """
+
+  def __init__(self, app: types.ASGIApp, key: str):
+    self.app, self._wanted = app, _digest(key.encode())
+
+  async def __call__(
+    self, scope: types.Scope, receive: types.Receive, send: types.Send
+  ) -> None:
+    own = scope["type"] == "http" and not scope["path"].startswith(_API)
+    if own and not self._is_known(dict(scope["headers"])):
+      refused = responses.PlainTextResponse(
+        "expected the server's key as the password",
+        401,
+        {"www-authenticate": 'Basic realm="ovi_jax", charset="UTF-8"'},
+      )
+      await refused(scope, receive, send)
+      return
+    await self.app(scope, receive, send)
+
+  def _is_known(self, headers: Mapping[bytes, bytes]) -> bool:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    try:
+      found = base64.b64decode(token, validate=True).partition(b":")[2]
+    except binascii.Error:
+      return False
+    return scheme.lower() == b"basic" and hmac.compare_digest(
+      _digest(found), self._wanted
+    )
+
+
+def _digest(key: bytes) -> bytes:
+  """Of equal length for all keys, so that the time does not tell theirs."""
+  return hashlib.sha256(key).digest()
 
 
 class _LocalPage:
@@ -364,35 +403,6 @@ class _LocalPage:
 def local_page(page: str) -> str:
   """An HTML page without the tags that load from other hosts."""
   return _FOREIGN.sub("", page)
-
-
-def moving_picture(preview: previews.Preview) -> str:
-  """The frames of a preview, some of them, as an animated picture.
-
-  Returns:
-    A data URL of a WebP file.
-  """
-  count = len(preview.frames)
-  stride = math.ceil(count / PREVIEW_FRAMES)
-  pictures = [Image.fromarray(f) for f in preview.frames[::stride]]
-  file = io.BytesIO()
-  pictures[0].save(
-    file,
-    "webp",
-    save_all=True,
-    append_images=pictures[1:],
-    duration=round(1000 * stride / preview.fps),
-    loop=0,
-    quality=70,
-    method=0,
-  )
-  return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def peaks(wave_A: np.ndarray) -> list[float]:
-  """The largest magnitude of each of `PEAKS` parts of a waveform."""
-  parts = np.array_split(np.abs(wave_A), min(PEAKS, max(1, len(wave_A))))
-  return [round(float(part.max(initial=0.0)), 3) for part in parts]
 
 
 def is_repeatable(clip: galleries.Clip) -> bool:

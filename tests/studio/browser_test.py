@@ -152,18 +152,14 @@ def watch_progress(page):
   """A step, the time left and two previews are shown."""
   page.click("input[value='Balanced']")
   page.run(
-    "window.steps = new Set(); new MutationObserver(() => { const p ="
-    " document.querySelector('#preview'); if (!p.hidden)"
-    " steps.add(p.dataset.step); }).observe(document.querySelector('#preview'),"
-    " {attributes: true})"
+    "window.steps = new Set(); new MutationObserver(() => { const { step } ="
+    " document.querySelector('#player').dataset; if (step) steps.add(step); })"
+    ".observe(document.querySelector('#player'), {attributes: true})"
   )
   page.click("#generate")
   page.wait(has_text("#live-title", "Step "))
   page.wait("steps.size >= 1")
-  assert page.run(
-    "document.querySelector('#preview-picture').naturalWidth > 0"
-  )
-  page.wait("steps.size >= 2 || !document.querySelector('#result').hidden")
+  page.wait("document.querySelector('#video-a').videoWidth > 0")
   page.wait("!document.querySelector('#result').hidden")
   assert page.run("steps.size") >= 2
 
@@ -184,15 +180,14 @@ def watch_result(page):
 def cancel_with_picture(page):
   """A clip of a given picture begins, and is cancelled."""
   page.click("#given summary")
-  page.upload("#file-image", FACE)
-  page.wait("document.querySelector('[data-name=image] img')?.naturalWidth")
+  page.upload("#file-input_reference", FACE)
+  page.wait("document.querySelector('[data-name=input_reference] img')?.naturalWidth")
   page.click("#generate")
   page.wait("!document.querySelector('#live').hidden")
-  page.wait("!document.querySelector('#cancel').hidden")
   page.click("#cancel")
   page.wait(has_text("#status", "Cancelled"))
-  page.click("[data-name=image] button")
-  page.wait("document.querySelector('#file-image')")
+  page.click("[data-name=input_reference] button")
+  page.wait("document.querySelector('#file-input_reference')")
 
 
 def find_in_gallery(page):

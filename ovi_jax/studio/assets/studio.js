@@ -5,7 +5,7 @@
 
 const $ = (id) => element.querySelector(`#${id}`);
 const MEDIA = {
-  image: ["First frame", "image/png,image/jpeg,image/webp"],
+  input_reference: ["First frame", "image/png,image/jpeg,image/webp"],
   last_image: ["Last frame", "image/png,image/jpeg,image/webp"],
   video: ["Video", "video/*"],
   audio: ["Sound", "audio/*,video/mp4"],
@@ -13,7 +13,7 @@ const MEDIA = {
 const OPEN = new Set(["queued", "running"]);
 const state = {
   about: null, text: "", kinds: [], read: 0, files: {}, jobs: [], job: "",
-  clip: null, other: null, comparing: false, preview: "", query: "", clips: [],
+  clip: null, other: null, comparing: false, source: "", preview: 0, clips: [],
   total: 0, timer: 0, mine: new Set(), failures: 0,
 };
 
@@ -170,7 +170,7 @@ function showFiles() {
     const box = make("div", { className: "file", dataset: { name } });
     if (file) {
       const url = URL.createObjectURL(file);
-      const kind = name.endsWith("image") ? "img" : name;
+      const kind = name === "video" || name === "audio" ? name : "img";
       const media = make(kind, { src: url });
       if (kind === "img") media.alt = `${label}: ${file.name}`;
       else {
@@ -228,6 +228,14 @@ function chosenLoras() {
   });
 }
 
+// A request to the service's API, with its key if it has one.
+function request(path, options = {}) {
+  const { key } = state.about;
+  return fetch(path, {
+    ...options, headers: key ? { Authorization: `Bearer ${key}` } : {},
+  });
+}
+
 async function submit(seed) {
   const form = new FormData();
   form.set("prompt", prompt.value);
@@ -240,7 +248,7 @@ async function submit(seed) {
   if ($("keep-audio-until").value) form.set("keep_audio_until", $("keep-audio-until").value);
   const loras = chosenLoras();
   if (loras.length) form.set("loras", JSON.stringify(loras));
-  const response = await fetch(state.about.submit, { method: "POST", body: form });
+  const response = await request(state.about.videos, { method: "POST", body: form });
   const found = await response.json();
   if (!response.ok) throw new Error(found.error ? found.error.message : "The request was refused.");
   started(found.id);
@@ -249,7 +257,7 @@ async function submit(seed) {
 function started(id) {
   state.mine.add(id);
   state.job = id;
-  state.preview = "";
+  state.preview = 0;
   poll();
 }
 
@@ -292,7 +300,7 @@ async function cancel(id) {
 async function poll() {
   clearTimeout(state.timer);
   try {
-    const found = await call("live", { job: state.job, preview: state.preview });
+    const found = await call("live", state.job);
     state.failures = 0;
     await showJobs(found);
   } catch (error) {
@@ -322,6 +330,7 @@ async function showJobs({ jobs, preview }) {
   $("live").hidden = !shown || shown.status === "finished";
   if (shown && OPEN.has(shown.status)) showProgress(shown, preview);
   else if (shown) await ended(shown);
+  else if (state.job) await ended({ status: "cancelled" });
   $("nothing").hidden = !$("live").hidden || !$("result").hidden;
   const others = jobs.filter((job) => job.id !== state.job
     && (OPEN.has(job.status) || (job.status === "failed" && state.mine.has(job.id))));
@@ -338,7 +347,7 @@ async function showJobs({ jobs, preview }) {
     ...(OPEN.has(job.status) ? [
       make("button", {
         type: "button", textContent: "Show", dataset: { key: `show ${job.id}` },
-        onclick: () => { state.job = job.id; state.preview = ""; poll(); },
+        onclick: () => { state.job = job.id; state.preview = 0; poll(); },
       }),
       make("button", {
         type: "button", textContent: "Cancel", dataset: { key: `cancel ${job.id}` },
@@ -355,7 +364,6 @@ async function showJobs({ jobs, preview }) {
 
 function showProgress(job, preview) {
   $("result").hidden = true;
-  $("cancel").hidden = false;
   $("live-prompt").textContent = job.prompt;
   const queued = job.status === "queued";
   $("live-title").textContent = queued ? "Waiting"
@@ -365,21 +373,38 @@ function showProgress(job, preview) {
   if (queued || job.step) bar.value = job.step;
   else bar.removeAttribute("value");
   $("left").textContent = timeLeft(job);
-  if (!preview) {
-    if (!state.preview) $("preview").hidden = true;
+  if (!state.preview) $("player").hidden = true;
+  if (preview > state.preview) {
+    state.preview = preview;
+    showPreview(job.id);
+  }
+}
+
+// The clip as it is predicted now, with its sound.
+async function showPreview(id) {
+  const response = await request(`${state.about.videos}/${id}/content?variant=preview`);
+  if (!response.ok || state.job !== id) return;
+  const step = response.headers.get("X-Step");
+  const url = URL.createObjectURL(await response.blob());
+  if (state.job !== id) {
+    URL.revokeObjectURL(url);
     return;
   }
-  state.preview = preview.key;
-  $("preview").hidden = false;
-  $("preview").dataset.step = preview.step;
-  $("preview-picture").src = preview.picture;
-  $("preview-step").textContent = `Preview after step ${preview.step}`;
-  drawWave($("preview-wave"), preview.peaks);
+  const at = $("player").hidden ? 0 : first.currentTime;
+  $("player").hidden = $("preview-step").hidden = false;
+  $("preview-step").textContent = `Preview after step ${step}; the sound is off at first.`;
+  $("name-a").textContent = "";
+  if ($("player").dataset.step === undefined) first.muted = true;
+  $("player").dataset.step = step;
+  setOther(null);
+  setSource(url);
+  first.currentTime = at;
+  first.play().catch(() => {});
 }
 
 async function ended(job) {
   state.job = "";
-  state.preview = "";
+  state.preview = 0;
   if (job.status === "finished") {
     await search();
     const clip = state.clips.find((each) => each.name === job.clip)
@@ -388,8 +413,8 @@ async function ended(job) {
     say("");
     return;
   }
-  $("live").hidden = true;
-  $("result").hidden = !state.clip;
+  $("live").hidden = $("player").hidden = true;
+  if (state.clip) show(state.clip);
   say(job.status === "cancelled" ? "Cancelled." : job.error || "The clip could not be made.");
 }
 
@@ -459,11 +484,11 @@ async function drawStrip(source, isCurrent) {
 }
 
 async function drawTimeline() {
-  const { clip, other } = state;
-  const isCurrent = () => state.clip === clip && state.other === other;
-  if (!clip) return;
-  const tasks = [drawStrip(clip.source, isCurrent), (async () => {
-    const peaks = await peaksOf(clip.source);
+  const { source, other } = state;
+  const isCurrent = () => state.source === source && state.other === other;
+  if (!source) return;
+  const tasks = [drawStrip(source, isCurrent), (async () => {
+    const peaks = await peaksOf(source);
     if (isCurrent()) drawWave($("wave-a"), peaks);
   })()];
   if (other) {
@@ -475,13 +500,19 @@ async function drawTimeline() {
   await Promise.allSettled(tasks);
 }
 
+function setSource(source) {
+  if (state.source === source) return;
+  if (state.source.startsWith("blob:")) URL.revokeObjectURL(state.source);
+  state.source = source;
+  first.src = source;
+  drawTimeline();
+}
+
 function show(clip) {
   state.clip = clip;
-  if (state.other && state.other.name === clip.name) state.other = null;
-  if (first.getAttribute("src") !== clip.source) first.src = clip.source;
-  $("live").hidden = $("nothing").hidden = true;
-  $("result").hidden = false;
-  $("name-a").textContent = state.other ? `A: ${clip.prompt}` : clip.prompt;
+  delete $("player").dataset.step;
+  $("live").hidden = $("nothing").hidden = $("preview-step").hidden = true;
+  $("player").hidden = $("result").hidden = false;
   $("get-mp4").href = clip.source;
   $("get-json").href = clip.recipe;
   $("again").disabled = $("vary").disabled = !clip.repeatable;
@@ -489,13 +520,16 @@ function show(clip) {
     "div", { className: value.length > 40 ? "wide" : "" },
     make("dt", { textContent: name }), make("dd", { textContent: value }),
   )));
-  showOther();
+  first.muted = false;
+  setOther(state.other && state.other.name !== clip.name ? state.other : null);
+  $("name-a").textContent = state.other ? `A: ${clip.prompt}` : clip.prompt;
+  setSource(clip.source);
   markCurrent();
-  drawTimeline();
 }
 
-function showOther() {
-  const { other } = state;
+function setOther(other) {
+  const changed = state.other !== other;
+  state.other = other;
   $("figure-b").hidden = $("wave-b").hidden = $("sound-of").hidden = !other;
   $("compare").textContent = other ? "Stop comparing"
     : state.comparing ? "Choose a clip in the gallery" : "Compare";
@@ -505,29 +539,29 @@ function showOther() {
     $("name-b").textContent = `B: ${other.prompt}`;
     second.currentTime = first.currentTime;
     if (!first.paused) second.play().catch(() => {});
-  } else {
+  } else if (changed) {
     second.pause();
     second.removeAttribute("src");
+    second.load();
+    second.muted = true;
     element.querySelector("input[name='sound-of'][value='a']").checked = true;
     first.muted = false;
   }
+  if (changed) drawTimeline();
 }
 
 function compare() {
-  if (state.other || state.comparing) {
-    state.other = null;
-    state.comparing = false;
-  } else {
-    state.comparing = true;
-    $("search").closest("section").scrollIntoView({ block: "nearest" });
-  }
-  if (state.clip) show(state.clip);
+  const stop = state.other || state.comparing;
+  state.comparing = !stop;
+  setOther(null);
+  show(state.clip);
+  if (!stop) $("search").closest("section").scrollIntoView({ block: "nearest" });
 }
 
 function choose(clip) {
   if (state.comparing && state.clip && clip.name !== state.clip.name) {
     state.comparing = false;
-    state.other = clip;
+    setOther(clip);
     show(state.clip);
   } else {
     state.job = "";
@@ -709,6 +743,7 @@ async function start() {
   showTheme();
   try {
     state.about = await call("about", null);
+    prompt.maxLength = state.about.max_characters;
     $("weights").textContent = state.about.weights;
     showSettings(state.about);
     showWords(state.about.words);
