@@ -84,21 +84,14 @@ class Functions:
   Each takes one argument, which may be anything that JSON can express.
   """
 
-  def __init__(
-    self,
-    engine: engines.Engine,
-    *,
-    api_key: str = "",
-    loras: Sequence[str] = (),
-  ):
+  def __init__(self, engine: engines.Engine, api_key: str = ""):
     """Read the tokenizer.
 
     Args:
       engine: makes clips.
       api_key: of the service, which the page's requests need.
-      loras: names of LoRA files that requests may use.
     """
-    self.engine, self.api_key, self.loras = engine, api_key, tuple(loras)
+    self.engine, self.api_key = engine, api_key
     components = engine.pipeline.components
     self._variant = components.manifest.geometry
     self._manifest = components.manifest
@@ -138,7 +131,7 @@ class Functions:
       "examples": self._examples() if knows_world else [],
       "presets": _presets(recommended["num_steps"]),
       "seed": settings_lib.FIXED["seed"],
-      "loras": list(self.loras),
+      "loras": self.engine.adapters.names(),
       "videos": VIDEOS,
       "key": self.api_key,
       "max_bytes": self.engine.limits.file_bytes,
@@ -210,10 +203,21 @@ class Functions:
       asked: `name` of the clip, and `seed`.
     """
     clip = self.gallery.find(_field(asked, "name"))
-    seed = asked.get("seed")
+    seed = {"seed": asked.get("seed")}
+    if (job := self._made(clip)) is not None:
+      folder, request = self.engine.store.given_folder(job.id), job.request
+      given = {
+        name: folder / value if name in engines.FILES else value
+        for name, value in request.given.items()
+      }
+      settings = {**request.settings, **seed}
+      return _job(
+        self.engine.submit(request.prompt, settings, given, lora=request.lora)
+      )
     if not is_repeatable(clip):
       raise ValueError(
-        "this clip was made from given files or LoRAs; give them again above"
+        "this clip was not made here, and of given files or LoRAs; give them"
+        " again above"
       )
     config = clip.recipe.get("config")
     settings = {
@@ -221,7 +225,13 @@ class Functions:
       for name, value in (config if isinstance(config, dict) else {}).items()
       if name in engines.SETTINGS
     }
-    return _job(self.engine.submit(clip.prompt, {**settings, "seed": seed}))
+    return _job(self.engine.submit(clip.prompt, settings | seed, lora=""))
+
+  def _made(self, clip: galleries.Clip) -> jobs.Job | None:
+    """The job that made a clip; `None` if another program did."""
+    job = self.engine.store.made(clip.name)
+    same = job is not None and job.request.prompt == clip.prompt
+    return job if same else None
 
   def list_clips(self, asked: Any = None) -> dict[str, Any]:
     """Clips of the folder, the newest first.
@@ -236,16 +246,15 @@ class Functions:
       found = self.gallery.search(_field(asked, "query"))
     start = asked.get("start", 0) if isinstance(asked, dict) else 0
     start = max(0, start) if type(start) is int else 0
-    shown = found[start : start + MAX_SHOWN]
-    return {"clips": [_clip(clip) for clip in shown], "total": len(found)}
+    clips = []
+    for clip in found[start : start + MAX_SHOWN]:
+      repeatable = is_repeatable(clip) or self._made(clip) is not None
+      clips.append({**_clip(clip), "repeatable": repeatable})
+    return {"clips": clips, "total": len(found)}
 
 
 def mount(
-  app: fastapi.FastAPI,
-  engine: engines.Engine,
-  *,
-  api_key: str = "",
-  loras: Sequence[str] = (),
+  app: fastapi.FastAPI, engine: engines.Engine, api_key: str = ""
 ) -> None:
   """Put the page at `PATH`, and what it shows beside it.
 
@@ -253,9 +262,8 @@ def mount(
     app: of the service.
     engine: makes clips.
     api_key: of the service; browsers ask for it. Empty for none.
-    loras: names of LoRA files that requests may use.
   """
-  functions = Functions(engine, api_key=api_key, loras=loras)
+  functions = Functions(engine, api_key)
   if api_key:
     app.add_middleware(_PageKey, key=api_key)
   routes = fastapi.APIRouter(include_in_schema=False)
@@ -482,7 +490,6 @@ def _clip(clip: galleries.Clip) -> dict[str, Any]:
     "source": f"{CLIPS}/{stem}{galleries.SUFFIX}?v={clip.version}",
     "recipe": f"{CLIPS}/{stem}.json",
     "settings": clip.settings,
-    "repeatable": is_repeatable(clip),
   }
 
 

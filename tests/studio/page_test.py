@@ -13,6 +13,7 @@ from ovi_jax.sampling import previews
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
 from ovi_jax.studio import page
+from tests.lib import child_env
 
 PROMPT = "A face in a blue hat says <S>ah oh<E>. Audio: a deep voice."
 HOSTILE = "<img src=x onerror=alert(1)>{{value}}${value}`"
@@ -66,7 +67,7 @@ def test_unreadable_prompts_are_answered_as_json(engine):
 
 
 def test_the_page_offers_words_that_the_small_ovi_knows(engine):
-  about = page.Functions(engine, loras=["style.safetensors"]).about()
+  about = page.Functions(engine).about()
   names = [group["name"] for group in about["words"]]
   assert {"Colours", "Things", "Floors", "Sounds"} <= set(names)
   assert about["words"][0]["words"][0] == {
@@ -76,7 +77,7 @@ def test_the_page_offers_words_that_the_small_ovi_knows(engine):
   assert [preset["settings"] for preset in about["presets"]] == [
     *({}, {"num_steps": 12}, {"num_steps": 6}),
   ]
-  assert about["loras"] == ["style.safetensors"]
+  assert about["loras"] == []
   assert "64×64 pixels, 5.0 s" in about["weights"]
   assert len(about["examples"]) == 6
   json.dumps(about)
@@ -122,7 +123,23 @@ def test_a_clip_is_made_again_with_its_settings_and_another_seed(
   recipe = {"prompt": PROMPT, "seed": 1, "config": config}
   add_clip(tmp_path, "clip", recipe)
   add_clip(tmp_path, "given", recipe | {"image": {"sha256": "ab"}})
+  face = child_env.ROOT / "docs/images/face.png"
+  job = engine.submit(PROMPT, {"num_steps": 4}, {"image": face})
+  engine.store.take()
+  engine.store.finish(job.id, "mine.mp4", owns_clip=True)
+  add_clip(tmp_path, "mine", recipe | {"image": {"sha256": "ab"}})
   functions = page.Functions(engine)
+  repeatable = {
+    clip["name"]: clip["repeatable"]
+    for clip in functions.list_clips()["clips"]
+  }
+  assert repeatable == {
+    **{"clip.mp4": True, "mine.mp4": True, "given.mp4": False}
+  }
+  copied = functions.again({"name": "mine.mp4", "seed": 5})
+  own = engine.get(copied["id"]).request
+  assert own.settings == {"num_steps": 4, "seed": 5}
+  assert own.given == {"image": "image"}
   made = functions.again({"name": "clip.mp4", "seed": 2})
   job = engine.get(made["id"])
   assert (made["seed"], made["num_steps"]) == (2, 3)
@@ -165,7 +182,7 @@ def test_browsers_are_asked_for_the_key(engine):
     assert client.get("/", auth=("me", "wrong")).status_code == 401
     assert client.get("/", auth=("me", "s3cret")).status_code == 200
     assert client.get("/v1/videos").status_code == 404  # of the service
-  assert page.Functions(engine, api_key="s3cret").about()["key"] == "s3cret"
+  assert page.Functions(engine, "s3cret").about()["key"] == "s3cret"
 
 
 @pytest.fixture

@@ -224,7 +224,7 @@ function chosenPreset() {
 function chosenLoras() {
   return [...element.querySelectorAll("#loras li")].flatMap((row) => {
     const [box, strength] = row.querySelectorAll("input");
-    return box.checked ? [{ name: row.dataset.name, strength: Number(strength.value) }] : [];
+    return box.checked ? [`${row.dataset.name}:${Number(strength.value)}`] : [];
   });
 }
 
@@ -247,7 +247,7 @@ async function submit(seed) {
   if ($("keep").value.trim()) form.set("keep", $("keep").value.trim());
   if ($("keep-audio-until").value) form.set("keep_audio_until", $("keep-audio-until").value);
   const loras = chosenLoras();
-  if (loras.length) form.set("loras", JSON.stringify(loras));
+  if (loras.length) form.set("lora", loras.join(","));
   const response = await request(state.about.videos, { method: "POST", body: form });
   const found = await response.json();
   if (!response.ok) throw new Error(found.error ? found.error.message : "The request was refused.");
