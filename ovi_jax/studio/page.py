@@ -165,25 +165,28 @@ class Functions:
       )
     return {"segments": prompts.segments(text), "notes": notes}
 
-  def live(self, shown: Any = None) -> dict[str, Any]:
-    """Jobs that have not ended, and the step of the shown one's preview.
+  def live(self, ids: Any = None) -> dict[str, Any]:
+    """Jobs that have not ended, and the step of the preview of one.
 
     Args:
-      shown: id of the job that the page shows.
+      ids: of jobs of this page that are told of even if they have ended; the
+        first one is shown with its preview.
     """
-    shown = shown if isinstance(shown, str) else ""
+    ids = ids[:MAX_JOBS] if isinstance(ids, list) else []
+    ids = [id for id in ids if isinstance(id, str)]
     found = self.engine.query(
       limit=MAX_JOBS,
       newest_first=False,
       statuses=(jobs.RUNNING, jobs.QUEUED),
     )
-    job = next((job for job in found if job.id == shown), None)
-    if shown and job is None:
-      with contextlib.suppress(jobs.UnknownJobError):  # it may be deleted
-        found.append(self.engine.get(shown))
+    running = [job.id for job in found if job.status == jobs.RUNNING]
+    for id in dict.fromkeys(ids):
+      if all(job.id != id for job in found):
+        with contextlib.suppress(jobs.UnknownJobError):  # it may be deleted
+          found.append(self.engine.get(id))
     preview = None
-    if job is not None and job.status == jobs.RUNNING:
-      preview = self.engine.preview(shown)
+    if ids and ids[0] in running:
+      preview = self.engine.preview(ids[0])
     return {
       "jobs": [_job(job) for job in found],
       "preview": preview and preview.step,
@@ -285,7 +288,6 @@ def mount(
     app,
     blocks(functions),
     path=PATH,
-    css=_read("studio.css"),
     theme=_theme(),
     max_file_size=1,  # files are given to the service
     show_error=False,
@@ -294,7 +296,7 @@ def mount(
     run_history=False,
   )
   mounted: Any = app.routes[-1]
-  mounted.app = _LocalPage(mounted.app)
+  mounted.app = _LocalPage(mounted.app, _read("studio.css"))
 
 
 def blocks(functions: Functions) -> gradio.Blocks:
@@ -376,8 +378,12 @@ def _digest(key: bytes) -> bytes:
 class _LocalPage:
   """An application whose HTML pages load nothing from other hosts."""
 
-  def __init__(self, app: types.ASGIApp):
-    self.app = app
+  def __init__(self, app: types.ASGIApp, style: str):
+    """Args:
+    app: what is changed.
+    style: that is added to its pages.
+    """
+    self.app, self._style = app, style
 
   async def __call__(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
@@ -396,7 +402,7 @@ class _LocalPage:
         parts.append(message.get("body", b""))
         if message.get("more_body"):
           return
-        page = local_page(b"".join(parts).decode()).encode()
+        page = local_page(b"".join(parts).decode(), self._style).encode()
         headers = dict(start["headers"]) | {
           name.encode(): value.encode() for name, value in _HEADERS.items()
         }
@@ -408,9 +414,10 @@ class _LocalPage:
     await self.app(scope, receive, rewrite)
 
 
-def local_page(page: str) -> str:
-  """An HTML page without the tags that load from other hosts."""
-  return _FOREIGN.sub("", page)
+def local_page(page: str, style: str) -> str:
+  """An HTML page with a style, without the tags that load from other hosts."""
+  before, end, after = _FOREIGN.sub("", page).partition("</head>")
+  return f"{before}<style>{style}</style>{end}{after}"
 
 
 def is_repeatable(clip: galleries.Clip) -> bool:

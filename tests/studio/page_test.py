@@ -86,16 +86,16 @@ def test_the_page_offers_words_that_the_small_ovi_knows(engine):
 def test_jobs_are_followed_with_place_step_and_error(engine):
   functions = page.Functions(engine)
   first, second = (engine.submit(PROMPT, {"seed": seed}) for seed in (1, 2))
-  found = functions.live(second.id)["jobs"]
+  found = functions.live([second.id])["jobs"]
   assert [(job["id"], job["position"], job["seed"]) for job in found] == [
     (first.id, 1, 1),
     (second.id, 2, 2),
   ]
   assert functions.cancel(second.id)["status"] == "cancelled"
-  listed = functions.live(second.id)["jobs"]
+  listed = functions.live([second.id, second.id])["jobs"]
   assert [job["status"] for job in listed] == ["queued", "cancelled"]
-  assert len(functions.live("unknown")["jobs"]) == 1
-  for strange in (None, 3, [], {"job": 5}):
+  assert len(functions.live(["unknown"])["jobs"]) == 1
+  for strange in (None, 3, [], {"job": 5}, "a", [None, 3]):
     assert len(functions.live(strange)["jobs"]) == 1
   with pytest.raises(ValueError, match="no such job"):
     functions.cancel("unknown")
@@ -104,15 +104,15 @@ def test_jobs_are_followed_with_place_step_and_error(engine):
 def test_the_step_of_the_latest_preview_is_told(engine, monkeypatch):
   functions = page.Functions(engine)
   job = engine.submit(PROMPT)
-  assert functions.live(job.id)["preview"] is None
+  assert functions.live([job.id])["preview"] is None
   engine.store.take()
-  assert functions.live(job.id)["preview"] is None
+  assert functions.live([job.id])["preview"] is None
   nothing = np.zeros((1, 8, 8, 3), np.uint8)
   made = previews.Preview(
     step=4, frames=nothing, fps=12.0, audio=np.zeros(99, np.float32)
   )
   monkeypatch.setattr(engine, "preview", lambda id: made)
-  assert functions.live(job.id)["preview"] == 4
+  assert functions.live([job.id])["preview"] == 4
   assert functions.live()["preview"] is None
 
 
@@ -214,8 +214,9 @@ def test_tags_that_load_from_other_hosts_are_left_out():
     "<script async src='//cdn.example/a.js'></script>"
     '<script src="./own.js"></script><link href="/own.css"></head>'
   )
-  assert page.local_page(text) == (
-    '<head><script src="./own.js"></script><link href="/own.css"></head>'
+  assert page.local_page(text, "p {}") == (
+    '<head><script src="./own.js"></script><link href="/own.css">'
+    "<style>p {}</style></head>"
   )
 
 

@@ -14,7 +14,7 @@ const OPEN = new Set(["queued", "running"]);
 const state = {
   about: null, text: "", kinds: [], read: 0, files: {}, jobs: [], job: "",
   clip: null, other: null, comparing: false, source: "", preview: 0, clips: [],
-  total: 0, timer: 0, mine: new Set(), failures: 0,
+  total: 0, timer: 0, polls: 0, mine: new Set(), failed: new Map(), failures: 0,
 };
 
 function make(name, properties = {}, ...children) {
@@ -27,6 +27,8 @@ function make(name, properties = {}, ...children) {
 }
 
 function say(message) { $("status").textContent = message; }
+
+function announce(message) { $("news").textContent = message; }
 
 async function call(name, argument) {
   const found = await server[name](argument);
@@ -164,14 +166,19 @@ function showExamples(examples) {
 
 // --- Given media ----------------------------------------------------------
 
+const urls = new WeakMap();
+function urlOf(file) {
+  if (!urls.has(file)) urls.set(file, URL.createObjectURL(file));
+  return urls.get(file);
+}
+
 function showFiles() {
   $("files").replaceChildren(...Object.entries(MEDIA).map(([name, [label, accept]]) => {
     const file = state.files[name];
     const box = make("div", { className: "file", dataset: { name } });
     if (file) {
-      const url = URL.createObjectURL(file);
       const kind = name === "video" || name === "audio" ? name : "img";
-      const media = make(kind, { src: url });
+      const media = make(kind, { src: urlOf(file) });
       if (kind === "img") media.alt = `${label}: ${file.name}`;
       else {
         media.controls = true;
@@ -182,7 +189,7 @@ function showFiles() {
         make("div", { className: "name", textContent: file.name }),
         make("button", {
           type: "button", textContent: `Remove ${label.toLowerCase()}`,
-          onclick: () => { URL.revokeObjectURL(url); give(name, null); },
+          onclick: () => give(name, null),
         }),
       ));
       return box;
@@ -256,8 +263,10 @@ async function submit(seed) {
 
 function started(id) {
   state.mine.add(id);
-  state.job = id;
-  state.preview = 0;
+  if (!state.job) {
+    state.job = id;
+    state.preview = 0;
+  }
   poll();
 }
 
@@ -299,14 +308,18 @@ async function cancel(id) {
 
 async function poll() {
   clearTimeout(state.timer);
+  const number = state.polls += 1;
   try {
-    const found = await call("live", state.job);
+    const found = await call("live", [state.job, ...state.mine].filter(Boolean));
+    if (number !== state.polls) return;
+    if (state.failures > 2) say("");
     state.failures = 0;
     await showJobs(found);
   } catch (error) {
     state.failures += 1;
-    if (state.failures > 2) say("The server does not answer; trying again.");
+    if (state.failures === 3) say("The server does not answer; trying again.");
   }
+  if (number !== state.polls) return;
   const busy = state.jobs.some((job) => OPEN.has(job.status));
   const wait = state.failures ? 2000 : busy ? 350 : 4000;
   state.timer = setTimeout(poll, document.hidden ? 4000 : wait);
@@ -321,9 +334,16 @@ function timeLeft(job) {
 }
 
 async function showJobs({ jobs, preview }) {
-  if (state.failures === 0 && $("status").textContent.startsWith("The server")) say("");
-  state.jobs = jobs;
   const open = jobs.filter((job) => OPEN.has(job.status));
+  const gone = state.jobs.filter(
+    ({ id, status }) => OPEN.has(status) && !open.some((job) => job.id === id));
+  state.jobs = jobs;
+  for (const job of jobs) {
+    if (OPEN.has(job.status)) continue;
+    state.mine.delete(job.id);
+    if (job.status === "failed" && job.id !== state.job) state.failed.set(job.id, job);
+  }
+  if (gone.length) await search();
   const running = open.find((job) => job.status === "running");
   if (!state.job && running && !state.clip) state.job = running.id;
   const shown = jobs.find((job) => job.id === state.job);
@@ -332,8 +352,10 @@ async function showJobs({ jobs, preview }) {
   else if (shown) await ended(shown);
   else if (state.job) await ended({ status: "cancelled" });
   $("nothing").hidden = !$("live").hidden || !$("result").hidden;
-  const others = jobs.filter((job) => job.id !== state.job
-    && (OPEN.has(job.status) || (job.status === "failed" && state.mine.has(job.id))));
+  showQueue([...open.filter((job) => job.id !== state.job), ...state.failed.values()]);
+}
+
+function showQueue(others) {
   $("queue").hidden = !others.length;
   const rows = others.map((job) => make(
     "li", { className: job.status },
@@ -352,7 +374,11 @@ async function showJobs({ jobs, preview }) {
       make("button", {
         type: "button", textContent: "Cancel", dataset: { key: `cancel ${job.id}` },
         onclick: () => cancel(job.id),
-      })] : []),
+      })] : [
+      make("button", {
+        type: "button", textContent: "Dismiss", dataset: { key: `dismiss ${job.id}` },
+        onclick: () => { state.failed.delete(job.id); poll(); },
+      })]),
   ));
   const focused = document.activeElement && document.activeElement.dataset.key;
   $("jobs").replaceChildren(...rows);
@@ -406,11 +432,9 @@ async function ended(job) {
   state.job = "";
   state.preview = 0;
   if (job.status === "finished") {
-    await search();
-    const clip = state.clips.find((each) => each.name === job.clip)
-      || (await call("list_clips", { query: "", name: job.clip })).clips[0];
-    if (clip) show(clip);
+    show((await call("list_clips", { name: job.clip })).clips[0]);
     say("");
+    announce("The clip is ready.");
     return;
   }
   $("live").hidden = $("player").hidden = true;
