@@ -32,9 +32,10 @@ EVALUATION = (
   "speechmos>=0.0.1.1",
 )
 
-# The video service.
+# The page and the video service. Gradio wants Pillow below 13.
 STUDIO = (
   "fastapi>=0.115",
+  "gradio>=6.31,<7",
   "python-multipart>=0.0.20",
   "uvicorn>=0.34",
 )
@@ -77,7 +78,10 @@ setuptools.setup(
     name: name.removeprefix("ovi_jax.").replace(".", "/") for name in CONFIGS
   },
   package_data={
-    "ovi_jax": ["**/*.json", "**/*.md", "**/*.safetensors", "study/page/*"]
+    "ovi_jax": [
+      *("**/*.json", "**/*.md", "**/*.safetensors"),
+      *("study/page/*", "studio/assets/*", "studio/assets/examples/*"),
+    ]
   },
   entry_points={
     "console_scripts": [

@@ -18,6 +18,7 @@ from ovi_jax import config as config_lib
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import storage
+from ovi_jax import tokenizer as tokenizers
 from ovi_jax import untrusted
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
@@ -226,15 +227,11 @@ def plan(
   jobs = []
   noted: set[str] = set()
   for request, clip in zip(expanded, clips):
-    text, notes = prompts.format_for(request.prompt, variant)
+    text, notes = read_prompt(
+      request.prompt, variant, tokenizer, components.text_length
+    )
     notes += _length_notes(request, clip, variant)
-    notes += _sound_notes(request, clip)
-    notes += tokenizer.notes([text], components.text_length) + request.notes
-    if unread := tokenizer.unread(text):
-      notes += (
-        "these words are not in the vocabulary and are left out:"
-        f" {', '.join(unread)}",
-      )
+    notes += _sound_notes(request, clip) + request.notes
     height, width = request.size
     if not 0.75 < height * width / variant.area < 1.25:
       notes += (
@@ -264,6 +261,33 @@ def plan(
       )
     )
   return jobs, given
+
+
+def read_prompt(
+  prompt: str,
+  variant: geometry.Variant,
+  tokenizer: tokenizers.Tokenizer,
+  length: int,
+) -> tuple[str, tuple[str, ...]]:
+  """The prompt as the text encoder reads it, and what was changed or left out.
+
+  Args:
+    prompt: as the user wrote it.
+    variant: of the weights.
+    tokenizer: of the weights.
+    length: tokens that the text encoder reads.
+
+  Returns:
+    The text, and notes to show the user.
+  """
+  text, notes = prompts.format_for(prompt, variant)
+  notes += tokenizer.notes([text], length)
+  if unread := tokenizer.unread(text):
+    notes += (
+      "these words are not in the vocabulary and are left out:"
+      f" {', '.join(unread)}",
+    )
+  return text, notes
 
 
 def _clips(

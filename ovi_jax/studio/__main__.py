@@ -1,12 +1,13 @@
-"""A service that makes clips on request, with OpenAI's video API.
+"""A page and a service that make clips on request.
 
   python -m ovi_jax.studio [--out=samples] [--weights=DIR] [--lora=FILES]
     [--host=127.0.0.1] [--port=8000] [--batch_size=1]
 
-Without --weights, the small Ovi in the package is used. Clips are written to
---out, where `sample.py` writes them too; jobs that are not finished are made
+The page is at the address that is printed; the service, with OpenAI's video
+API, is below /v1 of it. Without --weights, the small Ovi in the package is
+used. Clips are written to --out, where `sample.py` writes them too; jobs that are not finished are made
 when the service is started again. The variable OVI_STUDIO_API_KEY, if it is
-set, is the key that clients send. See docs/how_to/studio.md.
+set, is the key that clients send and that browsers ask for. See docs/how_to/studio.md.
 """
 
 import contextlib
@@ -25,12 +26,13 @@ from ovi_jax import cli
 from ovi_jax import storage
 from ovi_jax import synthetic
 from ovi_jax.sampling import pipeline as pipelines
+from ovi_jax.studio import adapters
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
 
 FLAGS = flags.FLAGS
 KEY_VARIABLE = "OVI_STUDIO_API_KEY"
-_NEEDED = ("fastapi", "multipart", "uvicorn")
+_NEEDED = ("fastapi", "gradio", "multipart", "uvicorn")
 _MAX_CONNECTIONS = 256
 _log = logging.getLogger(__name__)
 
@@ -57,6 +59,9 @@ def main() -> None:
       batch_size=FLAGS.batch_size,
       save_latents=FLAGS.save_latents,
       lora=FLAGS.lora,
+      adapters=adapters.Adapters(
+        storage.local(FLAGS.loras) if FLAGS.loras else None
+      ),
       limits=limits,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -86,6 +91,7 @@ def _serve(
   """Answer requests until the process is interrupted."""
   import uvicorn
 
+  from ovi_jax.studio import page
   from ovi_jax.studio import service
 
   host, port = listening.getsockname()[:2]
@@ -100,12 +106,12 @@ def _serve(
         KEY_VARIABLE,
       )
   app: Any = service.create_app(engine, api_key=key, allowed_hosts=names)
+  page.mount(app, engine, api_key=key)
   shown = f"[{host}]" if ":" in host else host
   _log.info(
-    "serving at http://%s:%d/v1 (%d clips wait); press Ctrl-C to stop, what is"
-    " not finished is made when the service is started again",
-    shown,
-    port,
+    "page at http://%s:%d, service at http://%s:%d/v1 (%d clips wait); press"
+    " Ctrl-C to stop, what is not finished is made when it is started again",
+    *(shown, port, shown, port),
     waiting,
   )
   config = uvicorn.Config(
@@ -130,6 +136,9 @@ if __name__ == "__main__":
     "lora",
     "",
     "LoRAs: FILE[:STRENGTH] with commas; FILE:VIDEO/AUDIO for each tower.",
+  )
+  flags.DEFINE_string(
+    "loras", "", "Folder of LoRA files that requests may name."
   )
   flags.DEFINE_string(
     "host", "127.0.0.1", "Address to serve at; 0.0.0.0 for other machines."

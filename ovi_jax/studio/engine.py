@@ -42,6 +42,7 @@ from ovi_jax.sampling import planning
 from ovi_jax.sampling import previews
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.studio import adapters as adapters_lib
 from ovi_jax.studio import jobs
 
 _log = logging.getLogger(__name__)
@@ -191,6 +192,7 @@ class Engine:
     preview_every: int = 4,
     save_latents: bool = True,
     lora: str = "",
+    adapters: adapters_lib.Adapters | None = None,
     limits: Limits | None = None,
   ):
     """Start no thread yet.
@@ -203,12 +205,14 @@ class Engine:
       preview_every: steps between previews.
       save_latents: whether latents are written beside each clip.
       lora: that `pipeline` has.
+      adapters: LoRA files that clients may ask for.
       limits: of requests.
     """
     self.pipeline, self.store = pipeline, store
     self.batch_size, self.preview_every = batch_size, preview_every
     self.save_latents, self.limits = save_latents, limits or Limits()
     self.lora = self._applied_lora = lora
+    self.adapters = adapters or adapters_lib.Adapters()
     outputs.check_directory(store.folder)
     self._validating = threading.Lock()  # decoded pictures are large
     self._wake, self._closing = threading.Event(), threading.Event()

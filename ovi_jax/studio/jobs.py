@@ -443,6 +443,12 @@ class JobStore:
         ).rowcount
       )
 
+  def made(self, clip: str) -> Job | None:
+    """The first job that ended with a clip; `None` if there is none."""
+    with self._lock:
+      rows = self._rows("WHERE clip = ? ORDER BY number LIMIT 1", (clip,))
+    return _job(rows[0], 0) if rows else None
+
   def delete(self, id: str) -> str | None:
     """Forget a job that has ended, and its given files.
 

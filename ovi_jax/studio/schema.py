@@ -118,6 +118,11 @@ class CreateVideo(pydantic.BaseModel):
   conditioning: str | None = pydantic.Field(
     None, description="How given latents are shown: clean or renoise."
   )
+  lora: str | None = pydantic.Field(
+    None,
+    description="LoRA files of the server, NAME[:STRENGTH] with commas; empty"
+    " for none.",
+  )
 
   def settings(self) -> dict[str, Any]:
     """Settings of the request, see `engine.SETTINGS`."""

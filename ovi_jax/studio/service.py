@@ -308,7 +308,13 @@ def _submit(
     )
   if asked.seconds is not None:
     _check_seconds(engine, asked.seconds)
-  job = engine.submit(asked.prompt, asked.settings(), given)
+  lora = None
+  if asked.lora is not None:
+    try:
+      lora = engine.adapters.resolve(asked.lora)
+    except ValueError as error:
+      raise schema.FieldError("lora", str(error)) from error
+  job = engine.submit(asked.prompt, asked.settings(), given, lora=lora)
   return schema.video(job)
 
 
