@@ -352,6 +352,10 @@ def _content(
     raise _RequestError(404, "there is no such file of this clip")
   if variant == "thumbnail":
     return responses.Response(_thumbnail(clip), media_type=kind)
+  if variant == "metadata":
+    # Written by `sample.py` it may have paths of this machine.
+    recipe = outputs.without_paths(storage.read_json(path))
+    return responses.JSONResponse(recipe)
   return responses.FileResponse(path, media_type=kind, filename=path.name)
 
 

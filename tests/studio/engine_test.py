@@ -309,7 +309,7 @@ def test_a_failure_is_of_one_job(make):
 
 
 def test_a_job_whose_end_cannot_be_stored_is_made_again(make):
-  engine, models = make()
+  engine, _ = make()
   real, tries = engine.store._transaction, []
 
   def transaction():
