@@ -15,9 +15,11 @@ import importlib.util
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -26,6 +28,7 @@ from ovi_jax import cli
 from ovi_jax import storage
 from ovi_jax import synthetic
 from ovi_jax.sampling import pipeline as pipelines
+from ovi_jax.sharding import mesh as meshes
 from ovi_jax.studio import adapters
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
@@ -50,7 +53,7 @@ def main() -> None:
   with contextlib.ExitStack() as stack:
     listening = stack.enter_context(_listen(FLAGS.host, FLAGS.port))
     pipeline = pipelines.Pipeline.from_pretrained(
-      FLAGS.weights, lora=FLAGS.lora
+      FLAGS.weights, lora=FLAGS.lora, mesh=_mesh(FLAGS.mesh)
     )
     store = stack.enter_context(contextlib.closing(jobs.JobStore(folder)))
     engine = engines.Engine(
@@ -68,6 +71,20 @@ def main() -> None:
     waiting = store.count(jobs.QUEUED)
     stack.enter_context(engine)
     _serve(engine, listening, waiting)
+
+
+def _mesh(parts: Sequence[str]) -> dict[str, int]:
+  """Devices along mesh axes from a flag such as `data=4,fsdp=2`."""
+  found = {}
+  for part in parts:
+    name, _, count = part.partition("=")
+    if name not in meshes.AXES or not re.fullmatch("[0-9]{1,6}", count):
+      raise ValueError(
+        f"--mesh: expected AXIS=DEVICES with an axis of"
+        f" {', '.join(meshes.AXES)}, got {part!r}"
+      )
+    found[name] = int(count)
+  return found
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -155,6 +172,9 @@ if __name__ == "__main__":
   )
   flags.DEFINE_integer(
     "batch_size", 1, "Clips made at once, at most.", lower_bound=1
+  )
+  flags.DEFINE_list(
+    "mesh", [], "Devices along mesh axes, such as data=8 for a clip on each."
   )
   flags.DEFINE_bool("save_latents", True, "Also write the final latents.")
   flags.DEFINE_integer(
