@@ -66,6 +66,7 @@ def main() -> None:
         storage.local(FLAGS.loras) if FLAGS.loras else None
       ),
       limits=limits,
+      warm_up=FLAGS.warm_up,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     waiting = store.count(jobs.QUEUED)
@@ -175,6 +176,9 @@ if __name__ == "__main__":
   )
   flags.DEFINE_list(
     "mesh", [], "Devices along mesh axes, such as data=8 for a clip on each."
+  )
+  flags.DEFINE_bool(
+    "warm_up", True, "Load and compile before the first clip is asked for."
   )
   flags.DEFINE_bool("save_latents", True, "Also write the final latents.")
   flags.DEFINE_integer(

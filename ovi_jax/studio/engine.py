@@ -194,6 +194,7 @@ class Engine:
     lora: str = "",
     adapters: adapters_lib.Adapters | None = None,
     limits: Limits | None = None,
+    warm_up: bool = False,
   ):
     """Start no thread yet.
 
@@ -207,7 +208,9 @@ class Engine:
       lora: that `pipeline` has.
       adapters: LoRA files that clients may ask for.
       limits: of requests.
+      warm_up: load and compile what a clip needs before one is asked for.
     """
+    self._warms_up = warm_up
     self.pipeline, self.store = pipeline, store
     self.batch_size, self.preview_every = batch_size, preview_every
     self.save_latents, self.limits = save_latents, limits or Limits()
@@ -564,6 +567,8 @@ class Engine:
 
   def _run(self) -> None:
     """The engine's thread: take jobs and make them until it is closed."""
+    if self._warms_up and not self.store.count(jobs.QUEUED):
+      self._warm_up()
     while True:
       self._wake.clear()
       if self._closing.is_set():  # set before it wakes this thread
@@ -580,6 +585,35 @@ class Engine:
       except Exception as error:  # a full disk; later jobs can be made
         _log.error("the queue stands still", exc_info=error)
         self._closing.wait(_RETRY)
+
+  def _warm_up(self) -> None:
+    """Make a short run whose clip is not kept."""
+    request = jobs.ClipRequest(
+      prompt="Rain.", settings={"seed": 0, "num_steps": 2}, lora=self.lora
+    )
+
+    @contextlib.contextmanager
+    def track(*_: Any) -> Iterator[denoise.OnStep]:
+      def on_step(progress: denoise.Progress) -> None:
+        if self._closing.is_set():
+          raise _ClosedError
+        if progress.finished == 1:
+          self.pipeline.preview(progress, 0)
+
+      yield on_step
+
+    _log.info("loading and compiling; clips that are asked for now wait")
+    start = time.monotonic()
+    try:
+      clip, settings = self._plan(request, self.store.folder)
+      self.pipeline.generate(
+        [clip], settings, lambda made: made.clip, track=track
+      )
+      _log.info("ready after %.0f s", time.monotonic() - start)
+    except _ClosedError:
+      pass
+    except Exception as error:  # the jobs to come have reasons of their own
+      _log.error("the first run failed", exc_info=error)
 
   def _make_live(self, taken: Sequence[jobs.Job]) -> None:
     """Make the clips of jobs, with what is known of them while they run."""

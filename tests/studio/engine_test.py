@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -225,6 +226,16 @@ def test_progress_and_previews_can_be_followed(make):
   for preview in previews:
     assert preview.frames.shape == (5, 32, 32, 3)
     assert preview.audio.ndim == 1
+
+
+def test_a_warm_up_leaves_nothing(make):
+  engine, models = make(warm_up=True)
+  engine.start()
+  while not models.batches:
+    time.sleep(0.01)
+  finished(engine, engine.submit("Rain.", QUICK | {"seed": 1}).id)
+  assert models.batches == [1, 1]
+  assert len(list(engine.store.folder.glob("*.mp4"))) == 1
 
 
 def test_estimates_follow_the_latest_clip(make):
