@@ -34,7 +34,9 @@ def test_a_preview_has_fewer_frames_at_the_same_speed():
     frames=frames,
     wave=lambda latents_BTC: np.ravel(latents_BTC),
   )
-  video = jnp.arange(31.0)[None, :, None, None, None] * jnp.ones((48, 80, 2))
+  video = jnp.broadcast_to(
+    jnp.arange(31.0)[None, :, None, None, None], (1, 31, 48, 80, 2)
+  )
   latents = AV(video, jnp.ones((1, 157, 20)))
   found = previews.decode(decoder, latents, step=7)
   (small_BTHWC,) = decoded
