@@ -173,7 +173,9 @@ def test_a_clip_is_made_from_given_media(nodes, comfy, served):
   ramp = Tensor(np.linspace(-0.5, 1.5, 64 * 64 * 3).reshape(1, 64, 64, 3))
   wanted = defaults(node) | {"url": address, "num_steps": 2, "seed": 9}
   (video,) = node.make(
-    **wanted, first_image=ramp, last_image=ramp, negative_prompt=" blur "
+    **wanted | {"negative_prompt": " blur "},
+    first_image=ramp,
+    last_image=ramp,
   )
   clip = video.getvalue()
   assert len(mp4.read(io.BytesIO(clip))[0]) == 5

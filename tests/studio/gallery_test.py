@@ -13,7 +13,10 @@ RECIPE = {
   "height": 64,
   "width": 64,
   "image": {"path": "/home/me/face.png", "sha256": "ab"},
-  "given": {"video": {"path": "/secret/a.mp4", "sha256": "cd"}, "keep": [[0, 2]]},
+  "given": {
+    "video": {"path": "/secret/a.mp4", "sha256": "cd"},
+    "keep": [[0, 2]],
+  },
   "config": {"num_steps": 20, "guidance_scale": {"video": 1.5, "audio": 2.0}},
   "loras": [{"path": "/secret/l.safetensors", "strength": {"video": 0.5}}],
 }

@@ -130,8 +130,7 @@ def test_a_clip_is_made_again_with_its_settings_and_another_seed(
   add_clip(tmp_path, "mine", recipe | {"image": {"sha256": "ab"}})
   functions = page.Functions(engine)
   repeatable = {
-    clip["name"]: clip["repeatable"]
-    for clip in functions.list_clips()["clips"]
+    clip["name"]: clip["repeatable"] for clip in functions.list_clips()["clips"]
   }
   assert repeatable == {
     **{"clip.mp4": True, "mine.mp4": True, "given.mp4": False}
