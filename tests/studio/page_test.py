@@ -1,5 +1,6 @@
 """What the page asks the server, and the page without a browser."""
 
+import asyncio
 import json
 import re
 
@@ -17,6 +18,16 @@ from tests.lib import child_env
 
 PROMPT = "A face in a blue hat says <S>ah oh<E>. Audio: a deep voice."
 HOSTILE = "<img src=x onerror=alert(1)>{{value}}${value}`"
+
+
+@pytest.fixture(autouse=True)
+def event_loop():
+  """Gradio makes one that it does not close, unless the thread has one."""
+  loop = asyncio.new_event_loop()
+  asyncio.set_event_loop(loop)
+  yield
+  asyncio.set_event_loop(None)
+  loop.close()
 
 
 @pytest.fixture(scope="module")
