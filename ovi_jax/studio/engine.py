@@ -467,10 +467,10 @@ class Engine:
     Raises:
       jobs.UnknownJobError: there is none of this id.
     """
-    queued = self.store.get(id).status == jobs.QUEUED
+    status = self.store.get(id).status
     with self._changed:
-      live = self._live.get(id)
-      if live is not None or queued:
+      live = self._live.get(id) if status == jobs.RUNNING else None
+      if live is not None or status == jobs.QUEUED:
         self._watched.add(id)
       return None if live is None else live.preview
 

@@ -75,6 +75,7 @@ def done(client, engine, response):
   return client.get(f"/v1/videos/{response.json()['id']}").json()
 
 
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 def test_the_openai_client_makes_lists_downloads_and_deletes_a_clip(
   client, engine, tmp_path
 ):
