@@ -181,7 +181,9 @@ def cancel_with_picture(page):
   """A clip of a given picture begins, and is cancelled."""
   page.click("#given summary")
   page.upload("#file-input_reference", FACE)
-  page.wait("document.querySelector('[data-name=input_reference] img')?.naturalWidth")
+  page.wait(
+    "document.querySelector('[data-name=input_reference] img')?.naturalWidth"
+  )
   page.click("#generate")
   page.wait("!document.querySelector('#live').hidden")
   page.click("#cancel")

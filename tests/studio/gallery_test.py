@@ -13,7 +13,10 @@ RECIPE = {
   "height": 64,
   "width": 64,
   "image": {"path": "/home/me/face.png", "sha256": "ab"},
-  "given": {"video": {"path": "/secret/a.mp4", "sha256": "cd"}, "keep": [[0, 2]]},
+  "given": {
+    "video": {"path": "/secret/a.mp4", "sha256": "cd"},
+    "keep": [[0, 2]],
+  },
   "config": {"num_steps": 20, "guidance_scale": {"video": 1.5, "audio": 2.0}},
   "loras": [{"path": "/secret/l.safetensors", "strength": {"video": 0.5}}],
 }
@@ -36,7 +39,7 @@ def test_clips_are_listed_from_the_newest_with_what_decides_them(tmp_path):
   assert (old.name, old.prompt, old.seed) == ("old.mp4", "A lamp.", 1)
   assert (new.name, new.seed) == ("new.mp4", 7)
   shown = dict(new.settings)
-  assert shown["Steps"] == "20" and shown["Size"] == "64×64"
+  assert shown["Steps"] == "20" and shown["Size"] == "64x64"
   assert shown["Guidance"] == "video 1.5, audio 2"
   assert shown["Given video"] == shown["First frame"] == "given"
   assert shown["LoRA"] == "video 0.5"
