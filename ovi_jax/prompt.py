@@ -12,7 +12,6 @@ the original.)
 import dataclasses
 import functools
 import html
-import os
 import re
 import sys
 import unicodedata
@@ -279,8 +278,8 @@ def _places(text: str, prompt: str) -> list[int]:
     return places
   # Exact before the first repaired character and after the last one.
   ends = len(unescaped), len(prompt)
-  head = len(os.path.commonprefix([unescaped, prompt]))
-  tail = len(os.path.commonprefix([unescaped[::-1], prompt[::-1]]))
+  head = _equal_start(unescaped, prompt)
+  tail = _equal_start(unescaped[::-1], prompt[::-1])
   tail = min(tail, *(end - head for end in ends))
   inside, outside = (end - head - tail for end in ends)
 
@@ -292,6 +291,13 @@ def _places(text: str, prompt: str) -> list[int]:
     return head + (place - head) * outside // inside
 
   return [written(place) for place in places]
+
+
+def _equal_start(one: str, other: str) -> int:
+  """How many characters two texts begin with alike."""
+  pairs = enumerate(zip(one, other))
+  least = min(len(one), len(other))
+  return next((at for at, (a, b) in pairs if a != b), least)
 
 
 def sound(description: str, audio_tag: str) -> str:

@@ -20,7 +20,17 @@ from tests.lib import child_env
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
 SUFFIXES = {
-  *(".py", ".json", ".md", ".safetensors", ".html", ".css", ".js", ".mp4")
+  *(
+    ".py",
+    ".json",
+    ".md",
+    ".safetensors",
+    ".html",
+    ".css",
+    ".js",
+    ".mp4",
+    ".svg",
+  )
 }
 LISTED = """
 import json

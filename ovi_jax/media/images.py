@@ -143,7 +143,7 @@ def read_image(
         code_points = _code_points(source)
       if layout == _DEEP_RGB:
         low = _low_bytes(source)
-      adobe_rgb = image.getexif().get_ifd(_INTEROPERABILITY).get(1) == "R03"
+      adobe_rgb = _is_marked_adobe_rgb(image)
   notes = []
   if image.format != "MPO" and getattr(image, "is_animated", False):
     notes.append("of an animation the first frame is taken")
@@ -190,6 +190,15 @@ def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
       raise ValueError(f"found {kind}")
     with Image.open(path, formats=FORMATS) as image:
       return image.height, image.width
+
+
+def _is_marked_adobe_rgb(image: Image.Image) -> bool:
+  """Whether EXIF data say that the colours are Adobe RGB."""
+  try:
+    directory = image.getexif().get_ifd(_INTEROPERABILITY)
+  except KeyError:  # of Pillow 12, where there is no such directory
+    return False
+  return directory.get(1) == "R03"
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@
 
 The page is at the address that is printed; the service, with OpenAI's video
 API, is below /v1 of it. Without --weights, the small Ovi in the package is
-used. Clips are written to --out, where `sample.py` writes them too; jobs that are not finished are made
-when the service is started again. The variable OVI_STUDIO_API_KEY, if it is
-set, is the key that clients send and that browsers ask for. See docs/how_to/studio.md.
+used. Clips are written to --out, where `sample.py` writes them too; jobs that
+are not finished are made when it is started again. The variable
+OVI_STUDIO_API_KEY, if it is set, is the key that clients send and that browsers
+ask for. See docs/how_to/studio.md.
 """
 
 import contextlib

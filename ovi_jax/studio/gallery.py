@@ -69,7 +69,7 @@ class Clip:
     moment = datetime.datetime.fromtimestamp(self.changed)
     found: list[tuple[str, Any]] = [
       ("Seed", recipe.get("seed")),
-      ("Size", f"{_text(recipe.get('width'))}×{_text(recipe.get('height'))}"),
+      ("Size", f"{_text(recipe.get('width'))}x{_text(recipe.get('height'))}"),
       *((label, config.get(name)) for name, label in _CONFIG.items()),
       ("First frame", "given" if recipe.get("image") else None),
     ]

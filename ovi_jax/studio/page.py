@@ -31,6 +31,7 @@ from starlette import types
 
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
+from ovi_jax import synthetic
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.studio import engine as engines
@@ -122,7 +123,7 @@ class Functions:
     else:
       before = f"{prompts.SOUND_LINE} "
     return {
-      "weights": _weights_line(self._manifest),
+      "weights": self._weights_line(),
       "tags": {
         "speech": [prompts.SPEECH, prompts.SPEECH_END],
         "sound": [before, after],
@@ -137,6 +138,15 @@ class Functions:
       "max_bytes": self.engine.limits.file_bytes,
       "max_characters": self.engine.limits.prompt_length,
     }
+
+  def _weights_line(self) -> str:
+    """What the weights are, in a few words."""
+    variant, name = self._variant, self._manifest.variant or "custom weights"
+    if self.engine.pipeline.components.weights == synthetic.WEIGHTS:
+      name = "small Ovi"
+    side = math.isqrt(variant.area)
+    frames = 1 + geometry.VIDEO_STRIDES[0] * (variant.latent_frames - 1)
+    return f"{name}, about {side}x{side} pixels, {frames / geometry.FPS:.1f} s"
 
   def _knows_world(self) -> bool:
     """Whether the vocabulary is that of the synthetic world."""
@@ -197,7 +207,9 @@ class Functions:
     try:
       return _job(self.engine.cancel(_a_text(id, 200)))
     except jobs.UnknownJobError:
-      raise ValueError("there is no such job; it may have been removed") from None
+      raise ValueError(
+        "there is no such job; it may have been removed"
+      ) from None
 
   def again(self, asked: Any) -> dict[str, Any]:
     """Make a clip of the gallery again, with another seed.
@@ -274,6 +286,10 @@ def mount(
   @routes.get("/")
   def home() -> responses.Response:
     return responses.RedirectResponse(f"{PATH}/")
+
+  @routes.get("/favicon.ico")
+  def icon() -> responses.Response:
+    return responses.Response(_read("icon.svg"), media_type="image/svg+xml")
 
   @routes.get(f"{CLIPS}/{{name}}")
   def clip(name: str) -> responses.Response:
@@ -453,20 +469,6 @@ def _word_groups() -> list[dict[str, Any]]:
     }
     for name, words in WORDS.items()
   ]
-
-
-def _weights_line(manifest: Any) -> str:
-  """What the weights are, in a few words."""
-  variant = manifest.geometry
-  name = manifest.variant or "custom weights"
-  side = math.isqrt(variant.area)
-  frames = geometry.Clip(
-    latent_frames=variant.latent_frames,
-    latent_height=2,
-    latent_width=2,
-    audio_latents=variant.audio_latents,
-  ).frames
-  return f"{name}, about {side}×{side} pixels, {frames / geometry.FPS:.1f} s"
 
 
 def _job(job: jobs.Job) -> dict[str, Any]:

@@ -203,9 +203,7 @@ class Page:
     """Choose a file in an input element."""
     root = self.call("DOM.getDocument")["root"]["nodeId"]
     node = self.call("DOM.querySelector", nodeId=root, selector=selector)
-    self.call(
-      "DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)]
-    )
+    self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)])
 
   def screenshot(self, path: pathlib.Path) -> None:
     found = self.call("Page.captureScreenshot", captureBeyondViewport=True)

@@ -39,7 +39,7 @@ def test_clips_are_listed_from_the_newest_with_what_decides_them(tmp_path):
   assert (old.name, old.prompt, old.seed) == ("old.mp4", "A lamp.", 1)
   assert (new.name, new.seed) == ("new.mp4", 7)
   shown = dict(new.settings)
-  assert shown["Steps"] == "20" and shown["Size"] == "64×64"
+  assert shown["Steps"] == "20" and shown["Size"] == "64x64"
   assert shown["Guidance"] == "video 1.5, audio 2"
   assert shown["Given video"] == shown["First frame"] == "given"
   assert shown["LoRA"] == "video 0.5"

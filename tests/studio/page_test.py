@@ -1,5 +1,6 @@
 """What the page asks the server, and the page without a browser."""
 
+import asyncio
 import json
 import re
 
@@ -30,6 +31,18 @@ def engine(pipeline, tmp_path):
   store = jobs.JobStore(tmp_path)
   yield engines.Engine(pipeline, store)
   store.close()
+
+
+def mounted(engine, api_key=""):
+  """An application with the page, as `service.create_app` gives one."""
+  app = fastapi.FastAPI()
+
+  async def mount():
+    page.mount(app, engine, api_key)
+
+  # Where no event loop runs, Gradio makes some that it does not close.
+  asyncio.run(mount())
+  return app
 
 
 def add_clip(folder, name, recipe):
@@ -78,7 +91,7 @@ def test_the_page_offers_words_that_the_small_ovi_knows(engine):
     *({}, {"num_steps": 12}, {"num_steps": 6}),
   ]
   assert about["loras"] == []
-  assert "64×64 pixels, 5.0 s" in about["weights"]
+  assert about["weights"] == "small Ovi, about 64x64 pixels, 5.0 s"
   assert len(about["examples"]) == 6
   json.dumps(about)
 
@@ -168,9 +181,7 @@ def test_the_gallery_is_shown_in_parts(engine, tmp_path, monkeypatch):
 
 
 def test_browsers_are_asked_for_the_key(engine):
-  app = fastapi.FastAPI()
-  page.mount(app, engine, api_key="s3cret")
-  with testclient.TestClient(app) as client:
+  with testclient.TestClient(mounted(engine, "s3cret")) as client:
     for path in ("/", "/studio/", "/clips/a.mp4", "/other"):
       refused = client.get(path)
       assert refused.status_code == 401
@@ -189,9 +200,7 @@ def client(engine, tmp_path):
   add_clip(
     tmp_path, "clip", {"prompt": HOSTILE, "image": {"path": "/secret/x"}}
   )
-  app = fastapi.FastAPI()
-  page.mount(app, engine)
-  with testclient.TestClient(app) as found:
+  with testclient.TestClient(mounted(engine)) as found:
     yield found
 
 

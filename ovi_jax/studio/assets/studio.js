@@ -154,7 +154,7 @@ const seen = new IntersectionObserver((entries) => {
     target.preload = "metadata";
     target.src = `${target.dataset.source}#t=0.6`;
   }
-}, { rootMargin: "200px" });
+}, { rootMargin: "600px" });
 
 function showExamples(examples) {
   $("examples-label").hidden = !examples.length;
@@ -607,7 +607,7 @@ function follow() {
 
 function showAxis() {
   const marks = [];
-  for (let t = 0; t < first.duration; t += first.duration > 8 ? 2 : 1) {
+  for (let t = 0; t < first.duration - 0.3; t += first.duration > 8 ? 2 : 1) {
     marks.push(make("span", {
       textContent: `${t} s`, style: { left: `${(100 * t) / first.duration}%` },
     }));
