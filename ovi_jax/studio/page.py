@@ -67,7 +67,7 @@ _API = ("/v1/", "/openapi.json")
 _HEADERS = {
   # Gradio evaluates scripts and styles within its page.
   "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval'"
-  " data: blob:; base-uri 'none'; form-action 'self'; object-src 'none';"
+  " data: blob:; base-uri 'self'; form-action 'self'; object-src 'none';"
   " frame-ancestors 'none'",
 }
 # Tags of an HTML page that load from another host.

@@ -1,10 +1,15 @@
 """LoRA files by name: only those of the folder, with their strengths."""
 
 import pytest
+from fastapi import testclient
 
 from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
 from ovi_jax.studio import adapters
+from ovi_jax.studio import engine as engines
+from ovi_jax.studio import jobs
+from ovi_jax.studio import service
+from tests.lib import fake_sampling
 
 
 @pytest.fixture
@@ -48,3 +53,23 @@ def test_without_a_folder_no_lora_can_be_asked_for(tmp_path):
     adapters.Adapters().resolve("a.safetensors")
   with pytest.raises(ValueError, match="expected a folder"):
     adapters.Adapters(tmp_path / "none")
+
+
+def test_requests_of_the_service_name_loras(folder, tmp_path, monkeypatch):
+  pipeline, _ = fake_sampling.pipeline()
+  store = jobs.JobStore(tmp_path / "out")
+  found = adapters.Adapters(folder)
+  engine = engines.Engine(pipeline, store, adapters=found)
+  monkeypatch.setattr(engines.planning, "with_loras", lambda *_: None)
+  app = service.create_app(engine)
+  with testclient.TestClient(app, "http://localhost") as client:
+    asked = {"prompt": "A red ball bounces.", "lora": "a.safetensors:0.5"}
+    made = client.post("/v1/videos", json=asked)
+    assert made.status_code == 200, made.text
+    asked["lora"] = "../outside.safetensors"
+    refused = client.post("/v1/videos", json=asked)
+  lora = engine.get(made.json()["id"]).request.lora
+  assert lora_lib.parse(lora) == [(str(folder / "a.safetensors"), AV(0.5, 0.5))]
+  assert refused.status_code == 400 and "unknown" in refused.text
+  assert str(tmp_path) not in refused.text
+  store.close()

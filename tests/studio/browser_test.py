@@ -189,7 +189,7 @@ def cancel_with_picture(page):
   page.click("#cancel")
   page.wait(has_text("#status", "Cancelled"))
   page.click("[data-name=input_reference] button")
-  page.wait("document.querySelector('#file-input_reference')")
+  page.wait("!!document.querySelector('#file-input_reference')")
 
 
 def find_in_gallery(page):

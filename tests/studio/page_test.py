@@ -195,13 +195,16 @@ def test_browsers_are_asked_for_the_key(engine):
   assert page.Functions(engine, "s3cret").about()["key"] == "s3cret"
 
 
-@pytest.fixture
-def client(engine, tmp_path):
-  add_clip(
-    tmp_path, "clip", {"prompt": HOSTILE, "image": {"path": "/secret/x"}}
-  )
-  with testclient.TestClient(mounted(engine)) as found:
+@pytest.fixture(scope="module")
+def client(pipeline, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("clips")
+  recipe = {"prompt": HOSTILE, "image": {"path": "/secret/x"}}
+  add_clip(folder, "clip", recipe)
+  store = jobs.JobStore(folder)
+  app = mounted(engines.Engine(pipeline, store))
+  with testclient.TestClient(app) as found:
     yield found
+  store.close()
 
 
 def test_the_page_loads_nothing_from_other_hosts(client):

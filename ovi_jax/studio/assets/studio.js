@@ -13,7 +13,7 @@ const MEDIA = {
 const OPEN = new Set(["queued", "running"]);
 const state = {
   about: null, text: "", kinds: [], read: 0, files: {}, jobs: [], job: "",
-  clip: null, other: null, comparing: false, source: "", preview: 0, clips: [],
+  clip: null, other: null, comparing: false, source: "", draws: 0, preview: 0, clips: [],
   total: 0, timer: 0, polls: 0, mine: new Set(), failed: new Map(), failures: 0,
 };
 
@@ -114,13 +114,15 @@ function showWords(groups) {
   $("word-groups").replaceChildren(...groups.map(({ name, words }) => make(
     "div", { className: "group" },
     make("span", { textContent: name }),
-    ...words.map(({ text, colour }) => make(
+    make("div", {}, ...words.map(({ text, colour }) => make(
       "button", { type: "button", onclick: () => insert(text) },
       ...(colour ? [make("i", { className: "dot", style: { background: colour } })] : []),
       text,
-    )),
+    ))),
   )));
 }
+
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 // A button with a clip that plays while it is pointed at or focused.
 function thumbnail({ source, caption, about }, onclick) {
@@ -135,7 +137,6 @@ function thumbnail({ source, caption, about }, onclick) {
     ...(about ? [make("span", { className: "about", textContent: about })] : []),
   );
   if (source) {
-    const still = matchMedia("(prefers-reduced-motion: reduce)");
     const play = () => { if (!still.matches) video.play().catch(() => {}); };
     const pause = () => video.pause();
     button.addEventListener("pointerenter", play);
@@ -425,7 +426,7 @@ async function showPreview(id) {
   setOther(null);
   setSource(url);
   first.currentTime = at;
-  first.play().catch(() => {});
+  if (!still.matches) first.play().catch(() => {});
 }
 
 async function ended(job) {
@@ -509,7 +510,8 @@ async function drawStrip(source, isCurrent) {
 
 async function drawTimeline() {
   const { source, other } = state;
-  const isCurrent = () => state.source === source && state.other === other;
+  const number = state.draws += 1;
+  const isCurrent = () => number === state.draws;
   if (!source) return;
   const tasks = [drawStrip(source, isCurrent), (async () => {
     const peaks = await peaksOf(source);
@@ -607,7 +609,7 @@ function follow() {
 
 function showAxis() {
   const marks = [];
-  for (let t = 0; t < first.duration - 0.3; t += first.duration > 8 ? 2 : 1) {
+  for (let t = 0; !t || t < first.duration - 0.3; t += first.duration > 8 ? 2 : 1) {
     marks.push(make("span", {
       textContent: `${t} s`, style: { left: `${(100 * t) / first.duration}%` },
     }));
