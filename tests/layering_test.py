@@ -102,6 +102,7 @@ ALLOWED = {
     WORLD,
   },
   "study": set(),
+  "studio": {"lora", "pretrained", "sampling", "sharding", WORLD},
 }
 # The same within curation; those that are files, by name. All see the contract.
 CONTRACT = {"clip", "stage"}

@@ -7,7 +7,6 @@ the compute dtype.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -163,7 +162,7 @@ class Denoiser:
     negative: AV[np.ndarray],
     settings: settings_lib.Settings,
     given: AV[denoise.Given | None] = denoise.NONE_GIVEN,
-    on_step: Callable[[int], Any] = lambda _: None,
+    on_step: denoise.OnStep = lambda _: None,
   ) -> AV[jax.Array]:
     """Denoise a batch of clips.
 
@@ -173,7 +172,7 @@ class Denoiser:
       negative: text_SE of each tower's negative prompt, for all clips.
       settings: solver, steps, guidance.
       given: given latents of each modality.
-      on_step: called with the number of finished steps.
+      on_step: called after each step.
 
     Returns:
       Latents video_BTHWC and audio_BTC, float32. A row is the same in any
@@ -181,6 +180,7 @@ class Denoiser:
 
     Raises:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
+      denoise.CancelledError: by `on_step`.
     """
     method = solvers.named(settings.solver)
     levels = method.schedule(settings.num_steps, settings.flow_shift)

@@ -143,16 +143,16 @@ def is_complete(
 
 def _compared(key: str, value: Any) -> Any:
   """A recipe's entry, as it is compared."""
-  content = _content(value)
+  content = without_paths(value)
   return content or None if key in _OPTIONAL_FIELDS else content
 
 
-def _content(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
   """A recipe's entry without the paths of files, which have checksums."""
   if isinstance(value, Mapping):
-    return {k: _content(v) for k, v in value.items() if k != "path"}
+    return {k: without_paths(v) for k, v in value.items() if k != "path"}
   if isinstance(value, (list, tuple)):
-    return [_content(v) for v in value]
+    return [without_paths(v) for v in value]
   return value
 
 

@@ -47,15 +47,17 @@ from ovi_jax.sampling import first_frames
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
+from ovi_jax.sampling import previews
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import windows as windows_lib
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Called with the number of finished steps of a batch.
-OnStep = Callable[[int], Any]
-Track = Callable[[int, Sequence[planning.Job]], AbstractContextManager[OnStep]]
+# By the number of a batch's first clip and the clips.
+Track = Callable[
+  [int, Sequence[planning.Job]], AbstractContextManager[denoise.OnStep]
+]
 _ADAPTED = "denoiser with LoRAs"  # a loaded component
 # Clean latents of a clip's given files.
 LatentsOf = Callable[[planning.Job], AV[np.ndarray]]
@@ -419,10 +421,12 @@ class Pipeline:
       heads: measure attention maps, see `attention_maps.measure`; `None` for
         none.
       track: opened for each batch by the number of its first clip (from 1);
-        gives the function that is called after each step.
+        gives the function that is called after each step. It may raise
+        `denoise.CancelledError` to drop clips of the batch; other batches go
+        on.
 
     Returns:
-      What `finish` returned, in the order of `jobs`.
+      What `finish` returned, in the order of `jobs`, without dropped ones.
 
     Raises:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
@@ -446,23 +450,23 @@ class Pipeline:
         denoiser = self._load(
           _ADAPTED, lambda: base.with_loras(components.loras)
         )
-      names = components.channels.present()
-      decoder = self._load(
-        "decoder", lambda: decoders.Decoder.load(components, names)
-      )
+      decoder = self._decoder()
       decodes_here = components.mesh.size > 1 or cli.platform() != "cpu"
       finished: dict[storage.AnyPath, futures.Future[T]] = {}
+      number = 1
       with background.Worker(settings.batch_size) as worker:
         for batch in planning.batches(jobs, settings.batch_size):
           if batch[0].windows:
             (job,) = batch
-            with track(len(finished) + 1, batch) as on_step, _rows_named(batch):
+            with track(number, batch) as on_step, _rows_named(batch):
+              number += 1
               made = self._long(
                 *(job, settings, embedded, denoiser, decoder),
                 *(latents_of(job), worker.checked(on_step)),
               )
               # Here: its windows are denoised while it is written.
-              finished[job.path] = _done(_finish(finish, made))
+              with contextlib.suppress(denoise.CancelledError):
+                finished[job.path] = _done(_finish(finish, made))
             continue
           starts = [noise or self._noise_of(job) for job in batch]
           texts = [embedded[job.text] for job in batch]
@@ -472,16 +476,23 @@ class Pipeline:
             )
             for job, start in zip(batch, starts)
           ]
-          with track(len(finished) + 1, batch) as on_step, _rows_named(batch):
-            latents = denoiser.sample(
-              jax.tree.map(lambda *rows: np.stack(rows), *starts),
-              texts,
-              self._negative(settings, embedded),
-              settings,
-              conditions.stack(given),
-              worker.checked(on_step),
-            )
+          dropped: set[int] = set()
+          with track(number, batch) as on_step, _rows_named(batch):
+            number += len(batch)
+            try:
+              latents = denoiser.sample(
+                jax.tree.map(lambda *rows: np.stack(rows), *starts),
+                texts,
+                self._negative(settings, embedded),
+                settings,
+                conditions.stack(given),
+                worker.checked(_dropping(on_step, dropped, len(batch))),
+              )
+            except denoise.CancelledError:
+              continue
           for row, job in enumerate(batch):
+            if row in dropped:
+              continue
             own = jax.tree.map(
               operator.itemgetter(slice(row, row + 1)), latents
             )
@@ -500,7 +511,27 @@ class Pipeline:
               with _named(job):
                 _ = made.clip, made.maps
             finished[job.path] = worker.submit(_finish, finish, made)
-    return [finished[job.path].result() for job in jobs]
+    return [finished[j.path].result() for j in jobs if j.path in finished]
+
+  def preview(self, progress: denoise.Progress, row: int) -> previews.Preview:
+    """Decode what a step predicts, small.
+
+    Args:
+      progress: of the step; see `denoise.Progress.predict` for when.
+      row: of the batch.
+
+    Raises:
+      ValueError: decoded values are not finite.
+    """
+    own = jax.tree.map(
+      operator.itemgetter(slice(row, row + 1)), progress.predict()
+    )
+    return previews.decode(self._decoder(), own, progress.finished)
+
+  def _decoder(self) -> decoders.Decoder:
+    names = self.components.channels.present()
+    load = functools.partial(decoders.Decoder.load, self.components, names)
+    return self._load("decoder", load)
 
   def _long(
     self,
@@ -510,7 +541,7 @@ class Pipeline:
     denoiser: denoisers.Denoiser,
     decoder: decoders.Decoder,
     first: AV[np.ndarray],
-    on_step: OnStep,
+    on_step: denoise.OnStep,
   ) -> Made:
     """A clip that is made in windows while it is read.
 
@@ -542,7 +573,13 @@ class Pipeline:
         negative,
         settings,
         conditions.stack([given]),
-        lambda step: on_step(number * settings.num_steps + step),
+        lambda step: on_step(
+          dataclasses.replace(
+            step,
+            finished=number * settings.num_steps + step.finished,
+            total=job.num_windows * settings.num_steps,
+          )
+        ),
       )
       return jax.tree.map(lambda a: np.asarray(a[0]), latents)
 
@@ -721,8 +758,26 @@ def _rows_named(batch: Sequence[planning.Job]) -> Iterator[None]:
     ) from error
 
 
+def _dropping(
+  on_step: denoise.OnStep, dropped: set[int], count: int
+) -> denoise.OnStep:
+  """Collects the cancelled rows of a batch; raises once all of them are."""
+
+  def call(progress: denoise.Progress) -> None:
+    try:
+      on_step(progress)
+    except denoise.CancelledError as error:
+      dropped.update(error.rows)
+      if len(dropped) == count:
+        raise
+
+  return call
+
+
 @contextlib.contextmanager
-def _silent(number: int, batch: Sequence[planning.Job]) -> Iterator[OnStep]:
+def _silent(
+  number: int, batch: Sequence[planning.Job]
+) -> Iterator[denoise.OnStep]:
   """Progress that nobody watches."""
   yield lambda _: None
 
@@ -749,10 +804,12 @@ def _track(
   total, done = steps * (windows or count), 0
 
   @contextlib.contextmanager
-  def report(number: int, batch: Sequence[planning.Job]) -> Iterator[OnStep]:
+  def report(
+    number: int, batch: Sequence[planning.Job]
+  ) -> Iterator[denoise.OnStep]:
     nonlocal done
     before = done
-    yield lambda step: progress(before + step * len(batch), total)
+    yield lambda step: progress(before + step.finished * len(batch), total)
     done += steps * sum(job.num_windows for job in batch)
 
   return report
@@ -765,7 +822,7 @@ def bar(
   *,
   count: int,
   hidden: bool = False,
-) -> Iterator[OnStep]:
+) -> Iterator[denoise.OnStep]:
   """A progress bar of a batch's denoising steps.
 
   Args:

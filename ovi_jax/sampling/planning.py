@@ -18,6 +18,7 @@ from ovi_jax import config as config_lib
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import storage
+from ovi_jax import tokenizer as tokenizers
 from ovi_jax import untrusted
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
@@ -294,20 +295,14 @@ def plan(
   jobs = []
   noted: set[str] = set()
   for request, length in zip(expanded, lengths):
-    clip, texts, notes = length.clip, [], ()
-    for prompt in length.prompts:
-      text, said = prompts.format_for(prompt, variant)
-      texts.append(text)
-      notes += said
+    clip = length.clip
+    texts, notes = read_prompts(
+      length.prompts, variant, tokenizer, components.text_length
+    )
     notes += _length_notes(request, length, variant)
     if request.given.extend is None:
       notes += _sound_notes(request, clip)
-    notes += tokenizer.notes(texts, components.text_length) + request.notes
-    if unread := tokenizer.unread(" ".join(texts)):
-      notes += (
-        "these words are not in the vocabulary and are left out:"
-        f" {', '.join(unread)}",
-      )
+    notes += request.notes
     height, width = request.size
     if not 0.75 < height * width / variant.area < 1.25:
       notes += (
@@ -349,6 +344,35 @@ def plan(
       )
     )
   return jobs, given
+
+
+def read_prompts(
+  given: Sequence[str],
+  variant: geometry.Variant,
+  tokenizer: tokenizers.Tokenizer,
+  length: int,
+) -> tuple[list[str], tuple[str, ...]]:
+  """Prompts as the text encoder reads them, and what was changed or left out.
+
+  Args:
+    given: as the user wrote them: one, or those of a long clip's windows.
+    variant: of the weights.
+    tokenizer: of the weights.
+    length: tokens that the text encoder reads.
+
+  Returns:
+    The texts, and notes to show the user.
+  """
+  read = [prompts.format_for(prompt, variant) for prompt in given]
+  texts = [text for text, _ in read]
+  notes = tuple(note for _, said in read for note in said)
+  notes += tokenizer.notes(texts, length)
+  if unread := tokenizer.unread(" ".join(texts)):
+    notes += (
+      "these words are not in the vocabulary and are left out:"
+      f" {', '.join(unread)}",
+    )
+  return texts, notes
 
 
 def _check_towers(request: requests_lib.Request, generate: str) -> None:

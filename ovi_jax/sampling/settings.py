@@ -232,6 +232,11 @@ class Settings:
         given = given._asdict()
       elif not isinstance(given, Mapping):
         given = dict.fromkeys(AV._fields, given)
+      if strange := sorted(map(str, given.keys() - set(AV._fields))):
+        raise ValueError(
+          f"{name}: {strange[0]!r:.60} is unknown; expected"
+          f" {' and '.join(AV._fields)}"
+        )
       fields[name] = dict.fromkeys(AV._fields) | dict(given)
     fields["mesh"] = dict.fromkeys(meshes.AXES, 0) | dict(fields["mesh"])
     return cls.from_config(ml_collections.ConfigDict(fields), advised)
