@@ -224,7 +224,6 @@ def _make(
     if made.maps is not None:
       clip, maps = made.clip, made.maps
       attention_maps.write(path, clip.video, clip.audio, maps, heads or ())
-    frames, wave, latents = made.stream(keep_latents=save_latents)
     image = made.job.request.image
     if made.job.request.first_frame is not None and image is not None:
       with (
@@ -232,8 +231,7 @@ def _make(
         files.atomic_path(path.with_suffix(image.suffix)) as temporary,
       ):
         shutil.copyfile(local, temporary)
-    kept = latents if save_latents else None
-    outputs.write(path, made.metadata, frames, wave, kept)
+    made.write(path, save_latents=save_latents)
     _log.info("wrote %s", path)
 
   pipeline = pipelines.Pipeline(components, keep_loaded=False)

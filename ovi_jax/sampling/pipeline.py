@@ -203,6 +203,17 @@ class Made:
     frames = None if clip.video is None else iter([clip.video])
     return frames, clip.audio, lambda: clip.latents
 
+  def write(self, path: storage.AnyPath, *, save_latents: bool = False) -> None:
+    """Write the files of the clip, see `outputs.write`.
+
+    Args:
+      path: of the mp4, or wav.
+      save_latents: write the latents beside it.
+    """
+    frames, wave, latents = self.stream(keep_latents=save_latents)
+    kept = latents if save_latents else None
+    outputs.write(path, self.metadata, frames, wave, kept)
+
   @functools.cached_property
   def maps(self) -> attention_maps.Maps | None:
     """The attention maps, on the host."""

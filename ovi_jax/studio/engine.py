@@ -795,9 +795,8 @@ class Engine:
     """Write a clip and end its job, unless it is cancelled."""
     if planned.id in self._cancelled:
       return
-    path, clip = planned.clip.path, made.clip
-    latents = clip.latents if self.save_latents else None
-    outputs.write(path, clip.metadata, iter([clip.video]), clip.audio, latents)
+    path = planned.clip.path
+    made.write(path, save_latents=self.save_latents)
     if not self.store.finish(
       planned.id, path.name, owns_clip=planned.owns_clip
     ):

@@ -162,7 +162,10 @@ def clip(tmp_path, count=25, side=32) -> str:
       "at most 100000 pixels, found 240",
     ),
     ({"given": {"image": picture(8, 80)}}, "8 to 1, got 8x80"),
-    ({"given": {"video": picture()}}, "video: expected a file of one of"),
+    (
+      {"given": {"video": picture()}},
+      "video: expected a media file, found a PNG picture",
+    ),
     (
       {"given": {"audio": "CLIP"}},
       "audio: expected at most 1 seconds, found 2",
