@@ -218,7 +218,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> TensorFile:
   path = storage.locate(path)
   size = file_size(path)
   header, start = _header(path, size)
-  metadata = header.pop(_METADATA, {})
+  if (metadata := header.pop(_METADATA, None)) is None:  # null is allowed
+    metadata = {}
   if not isinstance(metadata, dict) or not all(
     isinstance(v, str) for v in metadata.values()
   ):

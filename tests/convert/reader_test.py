@@ -272,6 +272,14 @@ def test_damaged_safetensors_are_refused(tmp_path, entries, data, message):
   assert str(path) in str(error.value)
 
 
+def test_metadata_may_be_null(tmp_path):
+  """As the library of the format reads it."""
+  entries = {"__metadata__": None, "w": entry()}
+  path = header(tmp_path / "model.safetensors", entries, b"\0" * 8)
+  found = reader.open_tensors(path)
+  assert found.shapes == {"w": (2,)} and found.values == {}
+
+
 def test_a_header_too_long_is_not_read(tmp_path, monkeypatch):
   path = tmp_path / "model.safetensors"
   for length in (2**31, 3):
