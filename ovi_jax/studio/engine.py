@@ -384,7 +384,8 @@ class Engine:
               f" {seconds:.0f}; cut it"
             )
       except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        said = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{name}: {said}") from error
       if area > self.limits.pixels:
         raise ValueError(
           f"{name}: expected at most {self.limits.pixels} pixels, found {area};"
