@@ -113,6 +113,8 @@ def _serve(
   from ovi_jax.studio import page
   from ovi_jax.studio import service
 
+  # It warns of each malformed request, which gets an answer.
+  logging.getLogger("python_multipart").setLevel(logging.ERROR)
   host, port = listening.getsockname()[:2]
   key = os.environ.get(KEY_VARIABLE, "")
   names = list(FLAGS.allowed_hosts)

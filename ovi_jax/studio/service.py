@@ -18,6 +18,8 @@ import hmac
 import io
 import logging
 import re
+from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ from fastapi.openapi import utils as openapi_utils
 from PIL import Image
 from starlette import datastructures
 from starlette import exceptions
+from starlette import formparsers
 from starlette import requests
 
 import ovi_jax
@@ -157,13 +160,12 @@ def _add_videos(router: fastapi.APIRouter, engine: engines.Engine) -> None:
       raise _RequestError(
         415, "expected application/json or multipart/form-data"
       )
-    async with request.form(
-      max_files=len(schema.FILES),
-      max_fields=_MAX_FIELDS,
-      max_part_size=_MAX_FIELD,
-    ) as form:
+    form = await _Form(request).parse()
+    try:
       asked, given = _from_form(form)
       return await concurrency.run_in_threadpool(_submit, engine, asked, given)
+    finally:
+      await form.close()
 
   @router.get(
     "/videos",
@@ -244,6 +246,31 @@ def _add_models(router: fastapi.APIRouter) -> None:
   def list_models() -> schema.ModelList:
     """The model that is served."""
     return schema.ModelList(data=[schema.Model()])
+
+
+class _Form(formparsers.MultiPartParser):
+  """Reads a form; one whose last part has no end is an error."""
+
+  def __init__(self, request: fastapi.Request):
+    super().__init__(
+      request.headers,
+      self._whole(request.stream()),
+      max_files=len(schema.FILES),
+      max_fields=_MAX_FIELDS,
+      max_part_size=_MAX_FIELD,
+    )
+    self._has_ended = False
+
+  def on_end(self) -> None:
+    self._has_ended = True
+
+  async def _whole(
+    self, chunks: AsyncIterator[bytes]
+  ) -> AsyncGenerator[bytes, None]:
+    async for chunk in chunks:
+      yield chunk
+    if not self._has_ended:
+      raise formparsers.MultiPartException("the form is cut off")
 
 
 async def _json(request: fastapi.Request) -> Mapping[str, Any]:
@@ -417,6 +444,10 @@ def _add_errors(app: fastapi.FastAPI) -> None:
   add(
     exceptions.HTTPException,
     lambda e: answer(e.status_code, untrusted.printable(str(e.detail))),
+  )
+  add(
+    formparsers.MultiPartException,
+    lambda e: answer(400, untrusted.printable(e.message)),
   )
   add(requests.ClientDisconnect, lambda _: answer(400, "the body is cut off"))
   add(

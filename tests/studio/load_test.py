@@ -18,7 +18,7 @@ from ovi_jax.media import mp4
 from ovi_jax.studio import jobs
 from tests.lib import child_env
 
-CLIENTS, EACH = 50, 4
+EACH = 4  # clips of a client
 DEADLINE = 300  # seconds without any progress
 
 
@@ -95,14 +95,19 @@ def wait_for(condition) -> None:
 
 
 @pytest.mark.slow
-def test_each_accepted_job_ends_once_though_the_server_is_killed(tmp_path):
+@pytest.mark.parametrize(
+  "clients", [10, pytest.param(50, marks=pytest.mark.nightly)]
+)
+def test_each_accepted_job_ends_once_though_the_server_is_killed(
+  tmp_path, clients
+):
   made = lambda: len(list(tmp_path.glob("*.mp4")))  # noqa: E731
   with (
     running(tmp_path, 0.01) as server,
-    futures.ThreadPoolExecutor(CLIENTS) as pool,
+    futures.ThreadPoolExecutor(clients) as pool,
   ):
-    users = [pool.submit(user, server, n) for n in range(CLIENTS)]
-    for count in (15, 50):
+    users = [pool.submit(user, server, n) for n in range(clients)]
+    for count in (clients // 2, clients):
       wait_for(lambda count=count: made() >= count)
       server.kill()
       server.start()
@@ -124,11 +129,11 @@ def test_each_accepted_job_ends_once_though_the_server_is_killed(tmp_path):
       wait_for(is_idle)
   with contextlib.closing(jobs.JobStore(tmp_path)) as store:
     found = {id: store.get(id) for id in accepted}
-    assert len(found) == CLIENTS * EACH
+    assert len(found) == clients * EACH
     assert {job.status for job in found.values()} == {"finished", "cancelled"}
     # One that was cancelled is never made, and no other is cancelled.
     ended = {id for id, job in found.items() if job.status == "cancelled"}
-    assert ended == set(cancelled) and len(ended) > 20
+    assert ended == set(cancelled) and len(ended) > clients // 2
     clips = [job.clip for job in found.values() if job.clip]
     assert len(set(clips)) == len(clips) == len(found) - len(ended)
     for clip in clips:

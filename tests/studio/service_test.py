@@ -260,6 +260,11 @@ def test_malformed_requests_are_refused(client):
   for boundary in ("", "; boundary=x"):
     kind = {"Content-Type": f"multipart/form-data{boundary}"}
     problem(post("/v1/videos", content=b"--y\r\n", headers=kind), 400)
+  kind = {"Content-Type": "multipart/form-data; boundary=x"}
+  cut = b"--x\r\nContent-Disposition: form-data; name=prompt\r\n\r\nA ball."
+  for end in (b"", b"\r\n--x", b"\r\n--x\r\nContent-Dis"):
+    error = problem(post("/v1/videos", content=cut + end, headers=kind), 400)
+    assert error["message"] == "the form is cut off"
   twice = [("prompt", (None, "a")), ("prompt", (None, "b"))]
   assert "twice" in problem(post("/v1/videos", files=twice), 400)["message"]
   file = {"prompt": ("a.png", b"x")}
