@@ -184,7 +184,8 @@ def cancel_with_picture(page):
   page.wait(
     "document.querySelector('[data-name=input_reference] img')?.naturalWidth"
   )
-  page.click("#generate")
+  page.run("document.querySelector('#generate').focus()")
+  page.key("Enter")
   page.wait("!document.querySelector('#live').hidden")
   page.click("#cancel")
   page.wait(has_text("#status", "Cancelled"))
