@@ -704,11 +704,11 @@ function connect() {
     clearTimeout(searching);
     searching = setTimeout(search, 200);
   };
-  $("theme").onclick = () => {
-    document.body.classList.toggle("dark");
+  $("theme").onclick = () => document.body.classList.toggle("dark");
+  new MutationObserver(() => {
     showTheme();
     drawTimeline();
-  };
+  }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
   for (const name of ["timeupdate", "seeked", "play", "pause"]) first.addEventListener(name, follow);
   first.addEventListener("loadedmetadata", showAxis);
   first.addEventListener("play", () => { if (state.other) second.play().catch(() => {}); });
