@@ -223,7 +223,8 @@ def test_tags_that_load_from_other_hosts_are_left_out():
   text = (
     '<head><link rel="preconnect" href="https://fonts.example">'
     "<script async src='//cdn.example/a.js'></script>"
-    '<script src="./own.js"></script><link href="/own.css"></head>'
+    '<script src="./own.js"></script><link href="/own.css">'
+    '<link rel="manifest" href="/manifest.json"></head>'
   )
   assert page.local_page(text, "p {}") == (
     '<head><script src="./own.js"></script><link href="/own.css">'
