@@ -255,6 +255,20 @@ def parse(prompt: str) -> tuple[Part, ...]:
   return (Part(text=cleaned.text),) if reading.problems else reading.parts
 
 
+def picture(prompt: str) -> str:
+  """What a prompt says of the picture: without its speech and sound.
+
+  Returns:
+    The text outside of tags; empty if there is none.
+  """
+  text, removed = "", False
+  for part in parse(prompt):
+    if not part.tag:
+      text = _joined(text, part.text) if removed else text + part.text
+    removed = bool(part.tag)
+  return text.strip() if re.search(r"\w", text) else ""
+
+
 def segments(prompt: str) -> tuple[tuple[str, str], ...]:
   """Split a prompt, as it is written, for an editor that marks its parts.
 

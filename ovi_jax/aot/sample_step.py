@@ -5,7 +5,6 @@ shapes. Without weights of the variant, released sizes are used.
 """
 
 import functools
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +34,7 @@ from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solvers
+from ovi_jax.sampling import windows
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import sharding_rules
 
@@ -50,6 +50,7 @@ def run(
   flags_profile: str = flag_profiles.NONE,
   given: conditions_lib.Conditions = NONE_GIVEN,
   image: bool = False,
+  seconds: float | None = None,
 ) -> bool:
   """Compile a denoising step and a decoding step, log and write reports.
 
@@ -61,6 +62,8 @@ def run(
     flags_profile: compiler flags that were applied, see `flag_profiles`.
     given: files that clips are given, which are not read.
     image: whether clips are given a first frame.
+    seconds: length of clips; `None` for that of the weights. Of a clip in
+      windows, the program of the later windows is compiled.
 
   Returns:
     Whether all programs fit.
@@ -72,8 +75,8 @@ def run(
   devices, job = topology.devices(name), flag_profiles.SAMPLE
   flag_profiles.check_device(flags_profile, job, devices[0].device_kind)
   flags = flag_profiles.flags_of(flags_profile, job)
-  variant: Any = config.variant
-  manifest = manifest_of(variant, weights)
+  asked: Any = config.variant
+  manifest = manifest_of(asked, weights)
   advised = settings_lib.recommended_of(manifest)
   settings = settings_lib.Settings.from_config(config, advised)
   pipeline = planning.components_of(
@@ -81,18 +84,33 @@ def run(
   )
   # Of a prompt without a picture.
   size = planning.clip_size(settings, manifest)
-  area = manifest.geometry.area
-  clip = manifest.geometry.clip(*geometry.snap(*size, area))
+  variant = manifest.geometry
   given.check(image)
-  masks = conditions_lib.masks(given, image, math.inf, clip)
-  conditions_lib.check_masks(given, masks, math.inf, clip)
+  frames = None
+  if seconds is not None:
+    frames = conditions_lib.nearest_latent_frames(seconds)
+  window = planning.window_latent_frames(settings, variant)
+  many = given.extend is not None or (frames or 0) > window
+  clip = variant.clip(
+    *geometry.snap(*size, variant.area), window if many else frames
+  )
+  if many:
+    planned = windows.plan(2 * window, clip, settings.window_overlap)
+    masks = windows.masks(planned[1], clip)
+  else:
+    masks = conditions_lib.masks(given, image, conditions_lib.ANY, clip)
+    conditions_lib.check_masks(given, masks, conditions_lib.ANY, clip)
   guided = functools.partial(step, given=masks)
   reports = (
     make(settings, pipeline, clip, flags) for make in (guided, decoding)
   )
   what = manifest.variant or weights_dir.CUSTOM
   named = "_".join(
-    [what, name, *_kinds_given(given, image, settings.conditioning)]
+    [
+      *(what, name, *_kinds_given(given, image, settings.conditioning)),
+      *([f"{clip.latent_frames}_latent_frames"] if seconds is not None else []),
+      *(["windows", settings.conditioning] if many and not given.files else []),
+    ]
   )
   return report.publish(out, named, reports)
 

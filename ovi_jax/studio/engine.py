@@ -384,7 +384,8 @@ class Engine:
               f" {seconds:.0f}; cut it"
             )
       except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        said = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{name}: {said}") from error
       if area > self.limits.pixels:
         raise ValueError(
           f"{name}: expected at most {self.limits.pixels} pixels, found {area};"
@@ -720,6 +721,8 @@ class Engine:
       planned = by_path[made.job.path]
       try:
         self._write(planned, made)
+      except (denoise.CancelledError, _ClosedError):
+        raise  # a clip in windows is denoised while it is written
       except Exception as error:  # of this job alone
         self._fail(planned.id, error)
 
@@ -793,9 +796,8 @@ class Engine:
     """Write a clip and end its job, unless it is cancelled."""
     if planned.id in self._cancelled:
       return
-    path, clip = planned.clip.path, made.clip
-    latents = clip.latents if self.save_latents else None
-    outputs.write(path, clip.metadata, iter([clip.video]), clip.audio, latents)
+    path = planned.clip.path
+    made.write(path, save_latents=self.save_latents)
     if not self.store.finish(
       planned.id, path.name, owns_clip=planned.owns_clip
     ):

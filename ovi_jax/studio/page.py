@@ -172,8 +172,8 @@ class Functions:
       return {"segments": [[prompts.TEXT, shown]], "notes": [problem]}
     notes: tuple[str, ...] = ()
     if prompts.clean(text):
-      _, notes = planning.read_prompt(
-        text, self._variant, self._tokenizer, self._length
+      _, notes = planning.read_prompts(
+        [text], self._variant, self._tokenizer, self._length
       )
     return {"segments": prompts.segments(text), "notes": notes}
 

@@ -71,6 +71,8 @@ NOT_RUN: Mapping[str, str] = {
   r"^vllm serve ": "a GPU; tests of captions have a server of the protocol",
   r" --config\.mesh\.|^JAX_COORDINATOR_ADDRESS=": "many devices or hosts;"
   " tests/sharding/equality_test.py, tests/train_processes_test.py",
+  r"--first_frame_endpoint=": "an endpoint;"
+  " tests/sampling/first_frames_test.py has a server",
   r" --aot=": "minutes of compilation at full size; tests/aot",
   r"benchmarks\.splash_blocks ": "a TPU",
   r"^(?:gcloud|kubectl|docker|tensorboard|export|sbatch|bash) |=gs://": "a"

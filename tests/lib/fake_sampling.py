@@ -27,6 +27,7 @@ class Models:
   Attributes:
     batches: sizes of the batches that were denoised.
     step_seconds: that a step takes.
+    began: set once a batch is denoised.
     gate: if it is not set, steps wait for it.
     fail: raises what it wants to at the beginning of a batch.
   """
@@ -34,7 +35,7 @@ class Models:
   def __init__(self, components: Any, step_seconds: float = 0.0):
     self.components, self.step_seconds = components, step_seconds
     self.batches: list[int] = []
-    self.gate = threading.Event()
+    self.began, self.gate = threading.Event(), threading.Event()
     self.gate.set()
     self.fail = lambda batch: None
 
@@ -44,6 +45,7 @@ class Models:
   def sample(self, noise, positives, negative, settings, given, on_step):
     del negative, given
     self.batches.append(len(positives))
+    self.began.set()
     self.fail(len(positives))
     x = jax.tree.map(jnp.asarray, noise)
     for number in range(1, settings.num_steps + 1):
