@@ -64,7 +64,7 @@ def serving(folder: pathlib.Path):
     process = subprocess.Popen(
       [
         *(sys.executable, "-m", "ovi_jax.studio"),
-        *(f"--out={folder / 'clips'}", f"--port={port}"),
+        *(f"--out={folder / 'clips'}", f"--port={port}", "--nowarm_up"),
       ],
       cwd=folder,
       env=child_env.environment(PYTHONPATH=child_env.ROOT),

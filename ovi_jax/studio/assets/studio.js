@@ -9,6 +9,7 @@ const MEDIA = {
   last_image: ["Last frame", "image/png,image/jpeg,image/webp"],
   video: ["Video", "video/*"],
   audio: ["Sound", "audio/*,video/mp4"],
+  extend: ["Clip to extend", "video/*"],
 };
 const OPEN = new Set(["queued", "running"]);
 const state = {
@@ -178,7 +179,7 @@ function showFiles() {
     const file = state.files[name];
     const box = make("div", { className: "file", dataset: { name } });
     if (file) {
-      const kind = name === "video" || name === "audio" ? name : "img";
+      const kind = { video: "video", audio: "audio", extend: "video" }[name] || "img";
       const media = make(kind, { src: urlOf(file) });
       if (kind === "img") media.alt = `${label}: ${file.name}`;
       else {
