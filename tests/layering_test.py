@@ -74,6 +74,7 @@ ALLOWED = {
   },
   "aot": {
     "attention",
+    "lora",
     "models",
     "sharding",
     "pretrained",
