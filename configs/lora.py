@@ -23,11 +23,11 @@ from ovi_jax import config_files
 _ONE_GPU = {"batch_size": 8, "grad_accum_steps": 8}
 # Devices -> config fields.
 DEVICES: Mapping[str, Mapping[str, Any]] = {
-  # One GPU, by its memory.
-  "24gb": _ONE_GPU,
-  "48gb": _ONE_GPU,
-  "80gb": _ONE_GPU,
-  "141gb": _ONE_GPU | {"remat": "attention"},
+  # One GPU, by its memory; the first needs weights of 8 bits.
+  "24gb": _ONE_GPU | {"remat": "full"},
+  "48gb": _ONE_GPU | {"remat": "full"},
+  "80gb": _ONE_GPU | {"remat": "attention"},
+  "141gb": _ONE_GPU | {"remat": "attention+projections+mlp"},
   # TPU slices, by their names in Google Cloud: 8, 8 and 4 chips.
   "v5e-8": {"batch_size": 8, "mesh.fsdp": 8},
   "v6e-8": {"batch_size": 8, "mesh.fsdp": 8},
