@@ -22,6 +22,7 @@ from jax.extend import backend
 from ovi_jax import config_files
 from ovi_jax import console
 from ovi_jax import storage
+from ovi_jax import untrusted
 
 # Scripts of a clone, by the name of the command that pip installs.
 SCRIPTS = {
@@ -33,6 +34,11 @@ CACHE = pathlib.Path.home() / ".cache" / "ovi_jax" / "xla"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
+# What Python says of text that is no number -> what it means.
+_NUMBERS = {
+  "invalid literal for int() with base 10:": "expected a whole number, got",
+  "could not convert string to float:": "expected a number, got",
+}
 _GOOGLE = "0x1ae0"  # PCI vendor
 # Set by JAX and libtpu when they are imported, on any machine.
 _NO_SIGN_OF_TPU = {"TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY"}
@@ -106,11 +112,15 @@ def _no_tpu() -> NoReturn:
   raise RuntimeError("this machine has no TPU")
 
 
-def run(main: Callable[[], Any], **subcommands: Callable[[], Any]) -> NoReturn:
+def run(
+  main: Callable[[], Any], *, hint: str = "", **subcommands: Callable[[], Any]
+) -> NoReturn:
   """Run a command: parse its flags, call a function, print errors in one line.
 
   Args:
     main: called if the command line has flags alone.
+    hint: ends the message about a word that is neither flag nor subcommand:
+      how to pass what it may be.
     **subcommands: called if the name is the only other word of it.
   """
   functions = {"": main, **subcommands}
@@ -118,7 +128,8 @@ def run(main: Callable[[], Any], **subcommands: Callable[[], Any]) -> NoReturn:
   def call(argv: list[str]) -> None:
     name = " ".join(argv[1:])
     if name not in functions:
-      raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+      known = ", ".join(subcommands)
+      exit_with_unexpected(name, hint or (known and f"commands are {known}"))
     logging.set_verbosity(logging.WARNING)
     # It prints tracebacks of errors that `storage` reports in one line.
     py_logging.getLogger("gcsfs").setLevel(py_logging.CRITICAL)
@@ -132,7 +143,10 @@ def run(main: Callable[[], Any], **subcommands: Callable[[], Any]) -> NoReturn:
 
 
 def run_script(
-  define_flags: Callable[[], None], main: Callable[[], Any], description: str
+  define_flags: Callable[[], None],
+  main: Callable[[], Any],
+  description: str,
+  hint: str = "",
 ) -> NoReturn:
   """Run a command of `SCRIPTS`, see `run`.
 
@@ -141,6 +155,7 @@ def run_script(
     main: called when flags are parsed.
     description: printed by `--help` above the flags; commands in it are shown
       as `invocation` has them.
+    hint: see `run`.
   """
   for name in SCRIPTS:
     description = description.replace(name, invocation(name))
@@ -151,7 +166,7 @@ def run_script(
   defined = flags.FLAGS.flags_by_module_dict().get(main.__module__, [])
   for flag in defined:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-  run(main)
+  run(main, hint=hint)
 
 
 def command_name() -> str:
@@ -207,7 +222,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     except flags.Error as error:
       if isinstance(error.__context__, config_files.ConfigFileError):
         raise error.__context__ from None
-    return app.parse_flags_with_usage(argv)  # says what is wrong, and ends
+      said = " ".join(str(error).split())
+      for words, plain in _NUMBERS.items():
+        said = said.replace(words, plain)
+      raise ValueError(f"{said}; --help lists the flags") from error
 
 
 def _last_words(
@@ -251,6 +269,19 @@ def exit_with_error(message: object) -> NoReturn:
   """End with exit code 1 and `COMMAND: message` on stderr."""
   console.error(f"{command_name()}: {message}")
   sys.exit(1)
+
+
+def exit_with_unexpected(words: str, hint: str = "") -> NoReturn:
+  """End with one line about words of the command line that are no flags.
+
+  Args:
+    words: as typed.
+    hint: how to pass what they may be.
+  """
+  shown = untrusted.printable(words, 60)
+  exit_with_error(
+    f"unexpected argument '{shown}'; {hint or '--help lists the flags'}"
+  )
 
 
 def target() -> str:

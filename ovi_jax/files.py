@@ -1,8 +1,12 @@
-"""Files that are whole under their name or absent, and names within a folder.
+"""Files that are whole under their name or absent, and names of files.
 
 `atomic_path` writes, on this machine or to an object store; `inside` resolves a
 name that a file of unknown origin gives, so that only regular files of its own
-folder are opened.
+folder are opened; `find` resolves a name that a person wrote.
+
+A name is text in a table and bytes on a disk: UTF-8, although Python decodes it
+by the locale, and with accents as characters of their own (NFD) where macOS
+wrote it.
 """
 
 import contextlib
@@ -12,6 +16,8 @@ import os
 import pathlib
 import shutil
 import stat
+import sys
+import unicodedata
 from collections.abc import Iterator
 
 from ovi_jax import storage
@@ -102,6 +108,50 @@ def inside(folder: str | os.PathLike[str], name: str) -> storage.AnyPath:
   if not stat.S_ISREG(resolved.stat().st_mode):
     raise ValueError(f"{shown}: expected a regular file")
   return path
+
+
+def find(path: pathlib.Path) -> pathlib.Path | None:
+  """Find what a path names, whatever bytes the disk has for its text.
+
+  Args:
+    path: as a table or the user has it.
+
+  Returns:
+    The path of what exists, the given one if it does; `None` for nothing.
+
+  Raises:
+    OSError: a name is too long, or a folder may not be read.
+  """
+  if path.exists():
+    return path
+  if str(path).isascii():
+    return None
+  found = pathlib.Path(path.anchor)
+  for part in path.parts[bool(path.anchor) :]:
+    named = (found / name for name in _spellings(part))
+    existing = next((each for each in named if each.exists()), None)
+    if existing is None:
+      return None
+    found = existing
+  return found
+
+
+def text_of(name: str) -> str:
+  """The text of a name that the system gave, whatever the locale."""
+  if sys.getfilesystemencoding() == "utf-8":
+    return name
+  try:
+    return os.fsencode(name).decode("utf-8")
+  except UnicodeError:
+    return name
+
+
+def _spellings(name: str) -> list[str]:
+  """A name as Python has it for each way that a disk may spell its text."""
+  text = text_of(name)
+  forms = [text, *(unicodedata.normalize(f, text) for f in ("NFC", "NFD"))]
+  encoded = (os.fsdecode(f.encode("utf-8", "surrogateescape")) for f in forms)
+  return list(dict.fromkeys([name, *forms, *encoded]))
 
 
 def regular_sizes(folder: pathlib.Path) -> dict[str, int]:

@@ -12,8 +12,8 @@ the original.)
 import dataclasses
 import functools
 import html
+import itertools
 import re
-import sys
 import unicodedata
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -28,15 +28,20 @@ SPEECH, SPEECH_END = "<S>", "<E>"
 SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
 SOUND_LINE = "Audio:"
 CLOSING = {SPEECH: SPEECH_END, SOUND: SOUND_END}
-STEM_LENGTH, STEM_BYTES = 50, 150
+STEM_LENGTH = 50
 MAX_CHARACTERS = 2**14  # of a prompt; 512 tokens are about 2500
 # Control characters that are no white space, and bytes that were no UTF-8.
 _UNREADABLE = re.compile("[\0-\x08\x0e-\x1b\x7f\ud800-\udfff]")
 
 _OPENING = {closing: opening for opening, closing in CLOSING.items()}
 _TAGS = frozenset([*CLOSING, *_OPENING])
-# Characters that are not seen, which editors and web pages leave behind.
-_HIDDEN = r"\u00ad\u200b-\u200f\u2060\ufeff"
+# Characters that are not seen, which editors and web pages leave behind; at
+# most so many beside each other.
+_HIDDEN = (
+  r"\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f"
+  r"\ufeff"
+)
+_MOST_HIDDEN = 8
 # Cyrillic and Greek letters that are seen as Latin ones.
 _LOOKALIKES = {
   "a": "\u0430\u03b1",
@@ -55,24 +60,31 @@ _LATIN = str.maketrans(
 
 
 def _seen_as(word: str) -> str:
-  """A pattern of a word in Latin letters or those that look like them."""
-  return "".join(f"[{c}{_LOOKALIKES.get(c, '')}]" for c in word)
+  """A pattern of a word in Latin letters or those that look like them.
+
+  Characters that are not seen may stand within it.
+  """
+  letters = (f"[{c}{_LOOKALIKES.get(c, '')}]" for c in word)
+  return f"[{_HIDDEN}]{{0,{_MOST_HIDDEN}}}".join(letters)
+
+
+_BLANKS = rf"[\s{_HIDDEN}]{{0,{_MOST_HIDDEN}}}"
 
 
 # Tags, and what people write for them: <s>, </S>, < E >, </AUDCAP>, 《S》, ...
 _TAG = re.compile(
-  rf"\\?[<〈《⟨⟪\u2039≪﹤][\s{_HIDDEN}]*(?P<close>[/\\]*)"
+  rf"\\?[<〈《⟨⟪\u2039≪﹤]{_BLANKS}(?P<close>[/\\]{{0,4}}){_BLANKS}"
   rf"(?P<name>{_seen_as('s')}|{_seen_as('e')}"
-  rf"|(?P<end>{_seen_as('end')}[\s_-]?)?{_seen_as('aud')}[\s_-]?"
+  rf"|(?P<end>{_seen_as('end')}[\s_{_HIDDEN}-]{{0,4}})?{_seen_as('aud')}[\s_{_HIDDEN}-]{{0,4}}"
   rf"{_seen_as('cap')})"
-  rf"[\s{_HIDDEN}]*(?P<late>/?)[\s{_HIDDEN}]*\\?[>〉》⟩⟫\u203a≫﹥]",
+  rf"{_BLANKS}(?P<late>/?){_BLANKS}\\?[>〉》⟩⟫\u203a≫﹥]",
   re.IGNORECASE,
 )
 # Neither a tag nor text that anyone would describe a clip with.
 _UNKNOWN_TAG = re.compile(
   r"</?(?:start_?|end_?)?(?:speech|speak|say|voice|dialog(?:ue)?|sound|sfx|music"
   r"|audio(?:_?cap(?:tion)?)?|aud|start|end)/?>|</?s\s[^<>]{1,40}>"
-  r"|[\[{«](?-i:S|E)[\]}»]|(?:end)?audcap",
+  r"|</?[se][ _-]?\d{1,3}>|[\[{«](?-i:S|E)[\]}»]|(?:end)?audcap",
   re.IGNORECASE,
 )
 _COLON = "[:\ufe55\ufe13\u2236\ua789]"
@@ -80,14 +92,14 @@ _COLON = "[:\ufe55\ufe13\u2236\ua789]"
 _LABEL = re.compile(
   r"(?<![A-Za-z0-9_])(?:(?P<mark>\*{1,3}|_{1,3}|`)"
   rf"{_seen_as('audio')}(?:(?P=mark) ?{_COLON}|{_COLON}(?P=mark))"
-  rf"|{_seen_as('audio')} ?{_COLON})",
+  rf"|{_seen_as('audio')}{_BLANKS}{_COLON})",
   re.IGNORECASE,
 )
 # What else people begin the sound's description with.
 _SOUND_WORDS = (
   "audio[ -]?(?:track|caption|description|prompt|cues?)?|soundtrack|soundscape"
   "|(?:background |ambient )?(?:sounds?|music)|sound[ -]?(?:effects?|design)"
-  "|sfx|ambien[ct]e|\xe1udio|sonidos?|som|sons?|bruitages?|suon[oi]"
+  "|sfx|ambien[ct]e|[\xe0\xe1]udio|sonidos?|som|sons?|bruitages?|suon[oi]"
   "|ger\xe4usche?|ton|\u0430\u0443\u0434\u0438\u043e|\u0437\u0432\u0443\u043a\u0438?"
   "|\u97f3[\u58f0\u8072\u9891\u983b\u6548\u97ff\u54cd\u8a0a\u8baf]|[\u58f0\u8072]\u97f3"
   "|\u30b5\u30a6\u30f3\u30c9|\u30aa\u30fc\u30c7\u30a3\u30aa"
@@ -97,6 +109,11 @@ _OTHER_LABEL = re.compile(
   rf"(?<!\w)(?:[*_`#]{{1,6}} ?)?(?:{_SOUND_WORDS})"
   rf"[*_`]{{0,6}} ?(?:{_COLON}|[=;\uff1b\u2013\u2014]|-(?= ))"
   r"|\[(?:audio|sounds?|sfx)\]",
+  re.IGNORECASE,
+)
+# A line of its own, as a heading has it.
+_HEADING = re.compile(
+  rf"(?:#{{1,6}} ?)?[*_`]{{0,6}}(?:{_SOUND_WORDS})[*_`]{{0,6}} ?#{{0,6}}",
   re.IGNORECASE,
 )
 # What describes the picture, and so begins no sentence of a sound.
@@ -109,6 +126,10 @@ _PICTURE_LABEL = re.compile(
 _ESCAPE = re.compile(
   r"\\u003[ceCE]|(?<![:\w])(?:\\r)?\\n(?=[A-Z\W]|$)", re.MULTILINE
 )
+# Escaped more often than anybody resolves it.
+_AMPERSANDS = re.compile("&(?:amp;){3,}")
+# How JSON, and dicts of Python, begin.
+_JSON = re.compile(r"(?:```\w{0,10} ?)?[\[{ ]{1,4}[\"']\w[\w -]{0,40}[\"'] ?:")
 _QUOTES = r"""["')\]\u201d\u2019\u203a\u300d\u300f\u00bb]{0,3}"""
 _ENDS = r".!?\u2026\u203d\u3002\u061f\u06d4\u0964\u0965\u0589\u1362\u104b\u17d4"
 _SENTENCE_END = re.compile(
@@ -156,6 +177,8 @@ def clean(prompt: str) -> str:
 
 def _unescaped(prompt: str) -> str:
   """The prompt as `clean` makes it, with its white space."""
+  # ftfy resolves a level of them at a time.
+  prompt = _AMPERSANDS.sub("&amp;amp;", prompt)
   # Twice: scraped captions hold `&amp;amp;`.
   return html.unescape(html.unescape(ftfy.fix_text(prompt)))
 
@@ -258,10 +281,10 @@ def format_for(
     return prompt, (
       *_few([*reading.problems, *_lookalike_notes(text)]),
       left,
-      *_escapes(text),
+      *_program_text(text),
     )
   formatted = _printed(reading.parts, variant.audio_tag)
-  beside = (*_swallowed(reading.parts, cleaned), *_escapes(text))
+  beside = (*_swallowed(reading.parts, cleaned), *_program_text(text))
   if formatted == text:
     hints = (*_hints(reading.parts), *_unlabelled(reading.parts, cleaned))
     return prompt, (*tag_notes(text), *hints, *beside)
@@ -275,7 +298,7 @@ def format_for(
       f"the prompt's tags are left as they are: rewriting them for"
       f" {variant.name} would change what stands beside them",
       *tag_notes(text),
-      *_escapes(text),
+      *_program_text(text),
     )
   notes = _few(reading.repairs)
   if any(p.is_sound and p.tag not in wanted for p in reading.parts):
@@ -369,7 +392,7 @@ def _meant(match: re.Match[str], opening: str) -> str:
   """The tag that a match of `_TAG` stands for; `opening` is what is open."""
   if match[0] in _TAGS:
     return match[0]
-  name = match["name"].lower().translate(_LATIN)
+  name = re.sub(f"[{_HIDDEN}]", "", match["name"]).lower().translate(_LATIN)
   if name == "e":
     return SPEECH_END
   tag = SPEECH if name == "s" else SOUND
@@ -659,8 +682,13 @@ def _swallowed(parts: Sequence[Part], cleaned: _Cleaned) -> Iterator[str]:
         return
 
 
-def _escapes(text: str) -> Iterator[str]:
-  """One sentence if line ends or tags are written as escape sequences."""
+def _program_text(text: str) -> Iterator[str]:
+  """One sentence each if the prompt is JSON, or has escape sequences."""
+  if _JSON.match(text):
+    yield (
+      "the prompt is JSON, and its names and brackets are read as words; write"
+      f" what to see, then {SOUND_LINE} and what to hear"
+    )
   if found := _ESCAPE.search(text):
     yield (
       f"{_at(found[0], found.start())} is read as these characters; write"
@@ -672,16 +700,32 @@ def _unlabelled(parts: Sequence[Part], cleaned: _Cleaned) -> Iterator[str]:
   """One sentence for a sound that is described in a way no model knows."""
   if any(part.is_sound for part in parts):
     return
-  for part in parts:
-    for label in _OTHER_LABEL.finditer(part.text) if not part.tag else ():
-      at = part.start + label.start()
+  headings = dict(_headings(cleaned))
+  for part in (part for part in parts if not part.tag):
+    found = {
+      at: label[0]
+      for label in _OTHER_LABEL.finditer(part.text)
       # `_hints` has a note on `Audio:` as text.
-      if _leads(cleaned, at) and not _LABEL.search(label[0]):
-        yield (
-          f"{_at(label[0], at)} is read as plain text; if it describes the"
-          f" sound, begin it with {SOUND_LINE}"
-        )
-        return
+      if _leads(cleaned, at := part.start + label.start())
+      and not _LABEL.search(label[0])
+    }
+    end = part.start + len(part.text)
+    found |= {a: h for a, h in headings.items() if part.start <= a < end}
+    if found:
+      at = min(found)
+      yield (
+        f"{_at(found[at], at)} is read as plain text; if it describes the"
+        f" sound, begin it with {SOUND_LINE}"
+      )
+      return
+
+
+def _headings(cleaned: _Cleaned) -> Iterator[tuple[int, str]]:
+  """Lines with others below that hold nothing but a word for the sound."""
+  for at, end in itertools.pairwise(sorted(cleaned.line_starts)):
+    line = cleaned.text[at:end].rstrip()
+    if _HEADING.fullmatch(line):
+      yield at, line
 
 
 def _lookalike_notes(text: str) -> Iterator[str]:
@@ -704,23 +748,19 @@ def _at(tag: str, start: int) -> str:
 
 
 def file_stem(prompt: str) -> str:
-  """Name an output after its prompt.
+  """Name an output after its prompt, whatever the locale.
 
   Returns:
-    At most 50 letters, digits, `-` and `_`, and 150 bytes of UTF-8: no tags,
-    nothing that a file system or shell reads otherwise, or that the locale's
-    names of files cannot hold; never empty.
+    At most 50 ASCII letters, digits and `_`: no tags, accented letters without
+    their marks, other scripts left out; never empty.
   """
-  text = unicodedata.normalize("NFC", _TAG.sub(" ", clean(prompt)))
-  # Letters, marks and numbers of any script.
-  safe = (c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
-  stem = "_".join("".join(safe).split())[:STEM_LENGTH]
-  stem = stem.encode()[:STEM_BYTES].decode(errors="ignore").strip("_")
-  try:
-    stem.encode(sys.getfilesystemencoding())
-  except UnicodeEncodeError:  # in a locale that is not UTF-8
-    stem = unicodedata.normalize("NFKD", stem)
-    stem = stem.encode("ascii", "ignore").decode().strip("_")
+  text = unicodedata.normalize("NFKD", _TAG.sub(" ", clean(prompt)))
+  safe = (
+    c if c.isascii() and c.isalnum() else " "
+    for c in text
+    if not unicodedata.combining(c)
+  )
+  stem = "_".join("".join(safe).split())[:STEM_LENGTH].strip("_")
   if stem.casefold() in _DEVICES:
     stem = f"clip_{stem}"
   return stem or "clip"

@@ -390,5 +390,9 @@ def _driver_errors(name: str | os.PathLike[str]) -> tuple[type[Exception], ...]:
   if os.fspath(name).startswith("s3://"):
     import botocore.exceptions  # pyright: ignore[reportMissingImports]
 
-    return OSError, botocore.exceptions.BotoCoreError
+    return (
+      OSError,
+      botocore.exceptions.BotoCoreError,
+      botocore.exceptions.ClientError,
+    )
   return (OSError,)

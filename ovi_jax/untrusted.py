@@ -139,6 +139,7 @@ def parse_json(
   *,
   max_bytes: int = MAX_JSON_BYTES,
   max_depth: int = MAX_JSON_DEPTH,
+  max_values: int | None = None,
   finite: bool = True,
 ) -> Any:
   """Parse JSON of unknown origin.
@@ -147,20 +148,24 @@ def parse_json(
     data: UTF-8 text.
     max_bytes: most bytes that are parsed.
     max_depth: deepest nesting of lists and objects.
+    max_values: most members of all lists and objects together; `None` for no
+      limit but that of the bytes.
     finite: refuse NaN and infinity.
 
   Returns:
     The value, as `json.loads` gives it.
 
   Raises:
-    ValueError: it is longer or deeper than allowed, is not UTF-8 or not JSON,
-      names a key twice, or has an integer of more than 40 digits or, with
-      `finite`, a number that is not finite.
+    ValueError: it is longer or deeper or has more values than allowed, is not
+      UTF-8 or not JSON, names a key twice, or has an integer of more than 40
+      digits or, with `finite`, a number that is not finite.
   """
   raw = data.encode() if isinstance(data, str) else data
   if len(raw) > max_bytes:
     raise ValueError(f"expected JSON of at most {max_bytes} bytes, found more")
-  _check_depth(raw, max_depth)
+  structure = _STRING.sub(b"", raw)
+  _check_count(structure, max_values)
+  _check_depth(structure, max_depth)
   try:
     return json.loads(
       raw.decode(),
@@ -175,9 +180,21 @@ def parse_json(
     raise ValueError(f"expected JSON: {error}") from error
 
 
-def _check_depth(raw: bytes, max_depth: int) -> None:
-  """ValueError if brackets outside strings nest deeper than allowed."""
-  brackets = _STRING.sub(b"", raw).translate(None, _NO_BRACKETS)
+def _check_count(structure: bytes, max_values: int | None) -> None:
+  """ValueError if JSON without its strings has more values than allowed."""
+  if max_values is None:
+    return
+  # As many lists and objects may be empty.
+  found = sum(map(structure.count, (b",", b"[", b"{")))
+  if found > max_values:
+    raise ValueError(
+      f"expected JSON of at most {max_values} values, found {found}"
+    )
+
+
+def _check_depth(structure: bytes, max_depth: int) -> None:
+  """ValueError if JSON without its strings nests deeper than allowed."""
+  brackets = structure.translate(None, _NO_BRACKETS)
   depths = itertools.accumulate(map(_STEPS.__getitem__, brackets))
   if max(depths, default=0) > max_depth:
     raise ValueError(
@@ -222,6 +239,11 @@ def printable(text: str, limit: int = 200) -> str:
     format characters written as `\\x1b`, `\\n`, `\\u202e`.
   """
   return escape(text if len(text) <= limit else text[:limit] + "…")
+
+
+def counted(number: int, noun: str) -> str:
+  """A number and a noun whose plural ends in s: "1 tensor", "2 tensors"."""
+  return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def shortened(lines: Sequence[str], noun: str = "more") -> list[str]:

@@ -8,7 +8,10 @@ import subprocess
 import sys
 
 import jax
+import ml_collections
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from ovi_jax import cli
 
@@ -228,10 +231,70 @@ def test_a_word_chooses_the_function_of_a_command(words, name):
   assert called == [name]
 
 
-def test_an_unknown_word_is_refused(words):
-  words += ["third"]
-  with pytest.raises(cli.app.UsageError, match="'third'"):
-    cli.run(lambda: None, second=lambda: None)
+@pytest.mark.parametrize(
+  ("given", "options", "line"),
+  [
+    (
+      ["third"],
+      {"second": print},
+      "unexpected argument 'third'; commands are second",
+    ),
+    (
+      ["A red ball", "rolls\x1b"],
+      {"hint": "pass a prompt as --prompt=TEXT"},
+      "unexpected argument 'A red ball rolls\\x1b'; pass a prompt as"
+      " --prompt=TEXT",
+    ),
+    (["x"], {}, "unexpected argument 'x'; --help lists the flags"),
+  ],
+)
+def test_an_unexpected_word_is_refused_in_one_line(
+  given, options, line, words, capfd
+):
+  words += given
+  with pytest.raises(SystemExit) as ended:
+    cli.run(print, **options)
+  assert ended.value.code == 1
+  assert capfd.readouterr().err == f"tool: {line}\n"
+
+
+@pytest.mark.parametrize(
+  ("argument", "line"),
+  [
+    (
+      "--count=1e3",
+      "flag --count=1e3: expected a whole number, got '1e3'",
+    ),
+    ("--share=x", "flag --share=x: expected a number, got 'x'"),
+    (
+      "--config.num_steps=1e3",
+      "flag --config.num_steps=1e3: expected a whole number, got '1e3'",
+    ),
+    (
+      "--kind=c",
+      "flag --kind=c: value should be one of <a|b>",
+    ),
+    ("--cuont=1", "Unknown command line flag 'cuont'. Did you mean: count ?"),
+  ],
+)
+def test_an_error_of_a_flag_is_one_line(argument, line, capfd, monkeypatch):
+  # Read when the flag of a config is defined.
+  monkeypatch.setattr(sys, "argv", ["tool.py", argument])
+  values = flags.FlagValues()
+  flags.DEFINE_integer("count", 0, "", flag_values=values)
+  flags.DEFINE_float("share", 0, "", flag_values=values)
+  flags.DEFINE_enum("kind", "a", ["a", "b"], "", flag_values=values)
+  config = ml_collections.ConfigDict({"num_steps": 1})
+  config_flags.DEFINE_config_dict("config", config, flag_values=values)
+  monkeypatch.setattr(cli.console, "setup", lambda: None)
+  monkeypatch.setattr(cli, "setup_jax", lambda: None)
+  monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+  monkeypatch.setattr(cli.flags, "FLAGS", values)
+  with pytest.raises(SystemExit) as ended:
+    cli.parse_flags(sys.argv)
+  assert ended.value.code == 1
+  said = capfd.readouterr().err
+  assert said == f"tool: {line}; --help lists the flags\n"
 
 
 @pytest.mark.parametrize(

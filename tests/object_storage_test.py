@@ -54,6 +54,16 @@ def write_dataset(path, records_per_shard: int = 1) -> None:
   )
 
 
+@pytest.mark.parametrize(
+  "use", [builder.read, builder.splits, write_dataset, shards.locate]
+)
+def test_a_dataset_in_a_store_that_records_cannot_be_read_from_is_refused(use):
+  with pytest.raises(
+    ValueError, match="s3://b/x: expected a dataset on a disk"
+  ):
+    use("s3://b/x")
+
+
 def test_weights_are_equal_in_a_store_and_on_a_disk(bucket, tmp_path):
   leaves = {
     "a": np.arange(24, dtype="f4").reshape(2, 3, 4),

@@ -18,6 +18,7 @@ TAGGED, LINED = geometry.variant("720x720_5s"), geometry.variant("960x960_5s")
   [
     ("  a \t\n\u3000b\u00a0 ", "a b"),
     ("wind &amp;amp; <S>", "wind & <S>"),
+    (f"wind &{'amp;' * 4000} <S>", "wind & <S>"),
     ("&lt;S&gt;hi&lt;E&gt;", "<S>hi<E>"),
     ("schÃ¶n â€œquotedâ€\x9d", 'schön "quoted"'),
   ],
@@ -162,6 +163,10 @@ def test_a_sound_that_is_not_last_is_moved_to_the_end(raw, formatted):
     ("x <\u0391UDCAP>a<END\u0410UDCA\u0420>", "x <AUDCAP>a<ENDAUDCAP>", 2),
     ("\u27e8S\u27e9a\u2039E\u203a", "<S>a<E>", 2),
     ("\\<S\\>a\\<E\\>", "<S>a<E>", 2),
+    ("<\u202aS\u202c>a<E>", "<S>a<E>", 1),
+    ("x <AUD\u200bCAP>a<ENDAUDCAP>", "x <AUDCAP>a<ENDAUDCAP>", 1),
+    ("He walks. A\u00adudio: a", "He walks. <AUDCAP>a<ENDAUDCAP>", 2),
+    ("He walks.\nAud\u200bio\u2060: a", "He walks. <AUDCAP>a<ENDAUDCAP>", 2),
     ("<S>a<\\S> <S>b<\\/S>", "<S>a<E> <S>b<E>", 2),
     ("x <AUD_CAP>a<END_AUD_CAP>", "x <AUDCAP>a<ENDAUDCAP>", 2),
   ],
@@ -212,6 +217,10 @@ def test_a_misspelt_label_is_repaired_for_its_own_variant():
     ("<dialogue>a</dialogue>", "<dialogue> (character 1) is not a tag"),
     ('<S lang="en">a', '<S lang="en"> (character 1) is not a tag'),
     ("[S]a[E]", "[S] (character 1) is not a tag"),
+    ("<S1>a<E1>", "<S1> (character 1) is not a tag"),
+    ("<s 2>a</s>", "<s 2> (character 1) is not a tag"),
+    ('{"video": "a", "audio": "b"}', "the prompt is JSON"),
+    ("```json\n[{'prompt' : 'a'}]```", "the prompt is JSON"),
     ("A man. (Audio: rain) He sits.", "Audio: (character 9) stands in bra"),
     ('A man. "Audio: off" it says.', "Audio: (character 9) stands in bra"),
   ],
@@ -263,10 +272,12 @@ def test_escape_sequences_are_noted_and_left(raw, note, variant):
   assert sum(each.startswith(note) for each in notes) == 1
 
 
-@pytest.mark.parametrize("mark", ["`", "*", "#", "_", "<", "\n"])
+@pytest.mark.parametrize(
+  "mark", ["`", "*", "#", "_", "<", "\n", "\u200b", "<\u200b/", "A\u200bu", "{"]
+)
 def test_a_prompt_of_thousands_of_marks_is_read(mark):
   """Patterns that take quadratic time would need minutes for it."""
-  raw = f"A dog.{mark * 16_000}"
+  raw = f"A dog. <s{mark * (16_000 // len(mark))}"
   assert prompt.format_for(raw, TAGGED)[0] == raw
 
 
@@ -344,6 +355,7 @@ def test_a_sound_in_lines_of_its_own_has_no_note(raw):
   [
     *("Sound:", "SFX:", "Background music:", "Audio description:", "[Audio]"),
     *("Audio -", "Audio \u2014", "Audio;", "**Sound:", "\xc1udio:"),
+    *("\xc0udio:", "## Audio\n", "**Audio**\n", "AUDIO\n", "# Sound #\n"),
     *("\u97f3\u58f0:", "\u97f3\u9891:", "\u0410\u0443\u0434\u0438\u043e:"),
     *("\u30b5\u30a6\u30f3\u30c9:", "\uc624\ub514\uc624:"),
   ],
@@ -352,7 +364,7 @@ def test_a_sound_under_another_name_is_noted(label, variant):
   raw = f"A cat.\n{label} rain"
   ours, (note,) = prompt.format_for(raw, variant)
   assert ours == raw
-  assert note.startswith(f"{label} (character 8) is read as plain text")
+  assert note.startswith(f"{label.strip()} (character 8) is read as plain text")
 
 
 @pytest.mark.parametrize(
@@ -362,6 +374,9 @@ def test_a_sound_under_another_name_is_noted(label, variant):
     "Sound: off, says the sign. <AUDCAP>rain<ENDAUDCAP>",
     "He says <S>Sound: good.<E>",
     "Sound waves - music of the spheres",
+    "He plays\nmusic",
+    "She says <S>Music\nplease<E>",
+    '"This is {no} JSON: [a]"',
   ],
 )
 def test_words_for_sounds_within_a_prompt_have_no_note(raw):
@@ -652,24 +667,17 @@ def test_misplaced_tags_are_noted(text, notes):
     ("CON", "clip_CON"),
     ("<S>Hi, you<E>/../c:\\x*. ", "Hi_you_c_x"),
     ("A <AUDCAP>wind<ENDAUDCAP>", "A_wind"),
-    ("नमस्ते 世界", "नमस्ते_世界"),
-    ("\U00020000" * 60, "\U00020000" * 37),
-    ("世" * 60, "世" * 50),
+    ("Ein B\xe4r l\xe4uft \U0001f388", "Ein_Bar_lauft"),
+    ("Ein Ba\u0308r la\u0308uft", "Ein_Bar_lauft"),
+    ("\u732b A cat", "A_cat"),
+    ("\u4e16\u754c", "clip"),
+    ("a b " * 60, "_".join("ab" * 13)[:49]),
   ],
 )
-def test_file_stems_are_made_from_prompts(text, stem):
-  assert prompt.file_stem(text) == stem
-
-
-@pytest.mark.parametrize(
-  "text, encoding, stem",
-  [
-    ("Sch\xf6n \u011b \u732b", "ascii", "Schon_e"),
-    ("\u732b", "ascii", "clip"),
-    ("Sch\xf6n", "latin-1", "Sch\xf6n"),
-  ],
-)
-def test_file_stems_fit_the_locale(text, encoding, stem, monkeypatch):
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_a_file_stem_depends_on_the_prompt_alone(
+  text, stem, encoding, monkeypatch
+):
   monkeypatch.setattr("sys.getfilesystemencoding", lambda: encoding)
   assert prompt.file_stem(text) == stem
 

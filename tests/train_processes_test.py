@@ -157,7 +157,7 @@ def test_missing_data_in_one_process_ends_all(source, tmp_path):
   with train_runs.group(commands, tmp_path / "log") as runs:
     for run in runs:
       assert run.process.wait(60) == 1, run.said
-      assert "at least one of sources" in run.said
+      assert "data.sources is empty: name the folder" in run.said
       assert "Traceback" not in run.said
   assert "train: process 1 cannot start: " in runs[0].said
   assert not (tmp_path / "run").exists()

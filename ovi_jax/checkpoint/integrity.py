@@ -5,8 +5,7 @@ A checkpoint without checksums, or with files that do not match them, was
 damaged afterwards. On a disk they are CRC-32 of what was read back: it detects
 accidents (flipped bits, truncated files), not forgery, and is not slower than
 the disk. An object store computes CRC-32C when an object is written and gives
-it in listings, so objects are not read, neither to save nor to verify. Listings
-of s3:// have none; of these objects only the sizes are compared.
+it in listings, so objects are not read, neither to save nor to verify.
 
 A list of unknown origin may name only regular files of its own directory.
 """

@@ -209,7 +209,9 @@ class Manager:
     stored = {path: tree_spec.to_stored(leaf) for path, leaf in flat.items()}
     arrays = {path: x for path, x in stored.items() if 0 not in x.shape}
     self.wait()
-    if step in self.steps():
+    # Not `steps`, which asks a store for the marker of each checkpoint.
+    saved = self.directory / str(step)
+    if distributed.broadcast(lambda: reader.is_complete(saved)):
       return False
     _check_room(self.directory, arrays)
     item = traverse_util.unflatten_dict(arrays, sep="/")
@@ -357,7 +359,7 @@ def set_aside(directory: epath.Path, newest: int, suffix: str) -> list[str]:
 
 
 def _atomicity(directory: epath.Path) -> ocp.options.AtomicityOptions | None:
-  """A commit marker for every object store; Orbax knows this of gs:// only."""
+  """A commit marker for object stores."""
   if not storage.is_remote(directory):
     return None
   return ocp.options.AtomicityOptions(

@@ -6,6 +6,7 @@ the step at which it took effect, to config_changes.json.
 """
 
 import json
+import os
 import secrets
 import shlex
 import time
@@ -18,6 +19,7 @@ import jax
 from etils import epath
 
 from ovi_jax import storage
+from ovi_jax import untrusted
 from ovi_jax.sharding import distributed
 
 CONFIG = "config.json"
@@ -31,6 +33,11 @@ def locate(name: epath.PathLike) -> epath.Path:
     ValueError: the name is no path or URL that can be used, see `storage.path`.
     OSError: its bucket cannot be listed, read or written.
   """
+  if os.fspath(name).startswith("s3://"):
+    raise ValueError(
+      f"workdir: {untrusted.printable(os.fspath(name))}: expected a folder or"
+      " gs://BUCKET/…; Orbax, which writes the checkpoints, has no s3://"
+    )
   path = storage.path(name)
   if storage.is_remote(path):
     storage.check_access(path)

@@ -147,4 +147,5 @@ def _named_files() -> conditions.Conditions:
 
 def start() -> None:
   """Run the command."""
-  cli.run_script(define_flags, main, __doc__ or "")
+  hint = "pass a prompt as --prompt=TEXT, with quotation marks around TEXT"
+  cli.run_script(define_flags, main, __doc__ or "", hint)

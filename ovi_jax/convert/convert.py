@@ -154,7 +154,9 @@ def _convert_one(
     raise ValueError(f"{component}: {file}: {error}") from error
   except ValueError as error:
     raise ValueError(f"{component}: {error}") from error
-  _log.info(f"{component}: {len(tensors.shapes)} tensors -> {path}")
+  _log.info(
+    f"{component}: {untrusted.counted(len(tensors.shapes), 'tensor')} -> {path}"
+  )
   return content
 
 

@@ -325,8 +325,8 @@ def _part(file: tensor_file.TensorFile, spelled: _Spelled, key: str) -> _Part:
     tops = sorted({n.split(".")[0] for n in outside})
     shown = untrusted.printable(", ".join(tops[:5]))
     notes.append(
-      f"{file.source}: {len(outside)} tensors outside"
-      f" '{untrusted.printable(prefixes[-1])}' are not used ({shown})"
+      f"{file.source}: not used: {untrusted.counted(len(outside), 'tensor')}"
+      f" outside '{untrusted.printable(prefixes[-1])}' ({shown})"
     )
   quantized.check(tensors.keys() - placed.keys(), taken)
   return _Part(tensors=tensors, notes=notes, dialects=dialects)
@@ -342,8 +342,9 @@ def _check_adapters(
   """
   if adapters := [n for n in unknown if ADAPTER.search(n)]:
     raise ValueError(
-      f"{file.source}: {len(adapters)} tensors of adapters (such as LoRA) lie"
-      f" beside the weights, the first is '{untrusted.printable(adapters[0])}';"
+      f"{file.source}: expected weights alone, found beside them"
+      f" {untrusted.counted(len(adapters), 'tensor')} of adapters (such as"
+      f" LoRA), the first is '{untrusted.printable(adapters[0])}';"
       " merge them into the weights (PEFT: merge_and_unload) and save the model"
       " again"
     )
@@ -383,8 +384,8 @@ def _choose(
     for (_, places), table in zip(joined, tables, strict=True)
   ):
     raise OtherModelError(
-      f"{file.source}: few of its {len(names)} tensors have names of this"
-      " component"
+      f"{file.source}: few of its names are this component's; it has"
+      f" {untrusted.counted(len(names), 'tensor')}"
     )
   part = max(range(len(joined)), key=lambda n: len(joined[n][1]))
   prefixes, places = joined[part]
@@ -480,7 +481,8 @@ class _Quantized:
     layer = weight.removesuffix("weight")
     names = [f"{layer}{s}" for s in _SCALES if f"{layer}{s}" in self._raw]
     if not weight.endswith(".weight") or not names:
-      if span.dtype in _FP8:
+      # Scales belong to matrices: biases and norms beside them have none.
+      if span.dtype in _FP8 and len(span.shape) > 1:
         self._unscaled.append(weight)
       return None
     scale = self._span(names[0])
@@ -529,13 +531,15 @@ class _Quantized:
     if has_fp8 and strange:
       listed = untrusted.printable(", ".join(strange[:3]))
       raise ValueError(
-        f"{self._file.source}: scaled fp8 with {len(strange)} unknown keys:"
-        f" {listed}; known are {', '.join(_SCALES)}"
+        f"{self._file.source}: scaled fp8 with"
+        f" {untrusted.counted(len(strange), 'unknown key')}: {listed}; known"
+        f" are {', '.join(_SCALES)}"
       )
     if self._markers & self._raw.keys() and self._unscaled:
       raise ValueError(
-        f"{self._file.source}: scaled fp8: {len(self._unscaled)} weights have"
-        f" no scale, such as '{untrusted.printable(self._unscaled[0])}'"
+        f"{self._file.source}: scaled fp8: no scale for"
+        f" {untrusted.counted(len(self._unscaled), 'weight')}, such as"
+        f" '{untrusted.printable(self._unscaled[0])}'"
       )
 
   def _check_format(self, text: bytes, name: str) -> None:
@@ -604,15 +608,17 @@ def _wide(
         mixed += 1
   notes = []
   if count[True]:
-    notes.append(f"scaled fp8: {count[True]} weights, scales applied")
+    weights = untrusted.counted(count[True], "weight")
+    notes.append(f"scaled fp8: {weights}, scales applied")
   if count[False]:
     notes.append(
-      f"unscaled fp8: {count[False]} tensors were rounded to 8 bits by whoever"
-      " made the file; they are widened as they are"
+      f"unscaled fp8: {untrusted.counted(count[False], 'tensor')}, rounded to 8"
+      " bits by whoever made the file and widened without a scale"
     )
   if mixed:
     notes.append(
-      f"mixed precision: {mixed} tensors are widened to that of other blocks"
+      f"mixed precision: {untrusted.counted(mixed, 'tensor')} widened to that"
+      " of other blocks"
     )
   return wide, notes
 

@@ -105,6 +105,10 @@ def _format(path: pathlib.Path) -> str:
   for magic, what in _FOREIGN.items():
     if start.startswith(magic):
       raise ValueError(f"{path}: expected weights, found {what}")
+  if start[257:262] == b"ustar":
+    raise ValueError(
+      f"{path}: expected weights, found a tar archive; unpack it"
+    )
   if what := untrusted.substitute(start):
     raise ValueError(f"{path}: expected weights, found {what}")
   if not start.strip(b"\0"):
@@ -239,9 +243,10 @@ def _open_index(path: pathlib.Path) -> tensor_file.TensorFile:
     for name in places.keys() | found.keys()
     if places.get(name) != found.get(name)
   ):
+    listed = ", ".join(f"{n!r:.60}" for n in wrong[:_LISTED])
     raise ValueError(
-      f"{path}: {len(wrong)} tensors are not in the shard that it names, or"
-      f" not in it: {', '.join(f'{n!r:.60}' for n in wrong[:_LISTED])}"
+      f"{path}: expected each tensor in the shard that it names, and no"
+      f" others; {len(wrong)} not so: {listed}"
     )
   return merged
 

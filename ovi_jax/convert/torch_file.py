@@ -30,6 +30,8 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 # A pickle that does not begin with a long number, as torch's do.
 _PLAIN_PICKLE = re.compile(rb"\x80[\x02-\x05][^\x8a]", re.DOTALL)
+# Files of weights, which a torch file does not hold.
+_PACKED = (".safetensors", ".pth", ".pt", ".ckpt")
 _DEPTH = 16  # dicts within dicts
 _ENTRIES = 1 << 20  # of all dicts, each counted as often as it is referred to
 _ALIGNMENT = 64  # bytes; as torch itself aligns storages
@@ -113,6 +115,13 @@ def _entries(file: io.FileIO) -> Places:
     raise ValueError(
       "expected tensors, found a NumPy file (.npz); use the safetensors or"
       " torch file"
+    )
+  if found := next(
+    (i.filename for i in infos if i.filename.endswith(_PACKED)), ""
+  ):
+    raise ValueError(
+      f"expected tensors, found an archive with"
+      f" '{untrusted.printable(found)}'; unpack it"
     )
   if any(info.filename.endswith("/constants.pkl") for info in infos):
     raise ValueError(

@@ -17,7 +17,7 @@ EX_TEMPFAIL = 75  # batch systems restart the job
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1 and not FLAGS.beam:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    cli.exit_with_unexpected(" ".join(argv[1:]))
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(EX_TEMPFAIL))
   try:
     if FLAGS.config is None:

@@ -159,7 +159,7 @@ def write(
       or a record's mp4 is not 24 frames a second or not what the record says.
     OSError: the disk is full, or the folder is not writable.
   """
-  path = storage.locate(path)
+  path = shards.locate(path)
   if storage.is_remote(path):
     storage.check_access(storage.path(path))
   if shards.is_published(path):
@@ -259,7 +259,7 @@ def read(
       geometry differs, it lacks the split, or a file is missing, truncated or
       damaged (names the file).
   """
-  path = storage.locate(path)
+  path = shards.locate(path)
   metadata = _metadata(path)
   schema.check_version(metadata["version"], str(path))
   found = schema.Geometry.from_metadata(metadata["geometry"])
@@ -302,7 +302,7 @@ def splits(path: str | os.PathLike[str]) -> list[str]:
   Raises:
     ValueError: there is no complete dataset.
   """
-  return _split_names(_metadata(storage.locate(path)))
+  return _split_names(_metadata(shards.locate(path)))
 
 
 def _split_names(metadata: Mapping[str, Any]) -> list[str]:
@@ -316,7 +316,7 @@ def _metadata(path: storage.AnyPath) -> dict[str, Any]:
   try:
     metadata = storage.read_json(files.inside(path, METADATA))
     _check_types(metadata)
-  except FileNotFoundError as error:
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise ValueError(
       f"{path} is not a dataset of records, or was not written to the end: no"
       f" {METADATA} there; write it with ovi_jax.data.builder.write"

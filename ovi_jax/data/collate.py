@@ -81,24 +81,28 @@ def collate(
   settings: settings_lib.LoaderConfig,
   splits: Sequence[builder.Split],
   bucket: settings_lib.Bucket,
-  drawn: index_sampler.RecordIndices,
+  indices: index_sampler.RecordIndices,
   seed: int,
   count: int | None = None,
   substitutes: Callable[[int, int], Iterable[int]] | None = None,
+  leave_out: Callable[[int, ValueError], None] | None = None,
 ) -> schema.Batch:
-  """Read the drawn records into a batch.
+  """Read the chosen records into a batch.
 
   Args:
     settings: of the loader.
     splits: the sources.
     bucket: sizes of the arrays.
-    drawn: the records.
+    indices: the records.
     seed: of random choices.
-    count: B, where it is more than the drawn records; the other rows have
-      lengths of 0 and ids of `PADDING`.
+    count: B, where it is more than the records; the other rows have lengths of
+      0 and ids of `PADDING`.
     substitutes: returns the records that may replace a damaged one, given its
       source and number; the first that can be read is used, and `damaged` of
       the batch names the damaged one. `None` for no substitutes.
+    leave_out: called with the id of a damaged record that has no substitute,
+      and the problem; its row is like those beyond the records. `None` raises
+      it.
 
   Returns:
     The batch, on the host. Cached latents and embeddings have the dtype of the
@@ -106,14 +110,15 @@ def collate(
 
   Raises:
     ValueError: a record is damaged, or lacks latents or text, and has no
-      substitute; names it.
+      substitute and may not be left out; names it.
   """
   dtypes = {split.dtype for split in splits}
   dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-  batch = blank(settings, bucket, count or len(drawn.record), dtype)
+  batch = blank(settings, bucket, count or len(indices.record), dtype)
   damaged = []
-  for row, (source, record, epoch) in enumerate(zip(*drawn, strict=True)):
+  for row, (source, record, epoch) in enumerate(zip(*indices, strict=True)):
     split, error = splits[source], None
+    bad = (int(source) << schema.INDEX_BITS) | int(record)
     others = substitutes(int(source), int(record)) if substitutes else ()
     for number in itertools.chain((record,), others):
       choose = np.random.default_rng([seed, source, number, epoch])
@@ -126,14 +131,15 @@ def collate(
         continue
       batch.ids[row] = (int(source) << schema.INDEX_BITS) | int(number)
       if error is not None:
-        bad = (int(source) << schema.INDEX_BITS) | int(record)
         damaged.append(
           schema.DamagedRecord(bad, int(batch.ids[row]), str(error))
         )
       break
     else:
       assert error is not None
-      raise error
+      if leave_out is None:
+        raise error
+      leave_out(bad, error)
   return batch._replace(damaged=tuple(damaged)) if substitutes else batch
 
 

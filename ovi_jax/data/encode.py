@@ -389,8 +389,9 @@ def main() -> None:
     for field in dataclasses.fields(quality.Limits)
   }
   values["limits"] = quality.Limits(**limits)
-  for name in ("data", "weights", "out"):
-    values[name] = storage.locate(values[name])
+  values["weights"] = storage.locate(values["weights"])
+  for name in ("data", "out"):
+    values[name] = shards.locate(values[name])
   values["parts"] = tuple(values["parts"])
   if run(Job(**values)):
     train = cli.invocation("ovi-train")

@@ -18,6 +18,7 @@ import dataclasses
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -90,12 +91,15 @@ class _Share:
 
 
 class DamagedRecords:
-  """Logs the damaged records that a process reads, and counts them."""
+  """Logs the damaged records that a process reads, and counts them.
+
+  Records of training and held-out ones have one limit.
+  """
 
   def __init__(self, limit: int):
     """`limit`: number of damaged records that are accepted."""
     self._limit = limit
-    self._seen: set[int] = set()
+    self._seen: list[str] = []
 
   def check(self, batch: schema.Batch) -> schema.Batch:
     """Log the damaged records of a batch; returns it without them.
@@ -104,21 +108,43 @@ class DamagedRecords:
       ValueError: there were more than the limit.
     """
     for bad, used, problem in batch.damaged or ():
-      if bad in self._seen:
-        continue
-      self._seen.add(bad)
-      if len(self._seen) > self._limit:
-        raise ValueError(
-          f"{problem}. data.max_damaged_records={self._limit} records were"
-          f" replaced before it: {record_ids.names(sorted(self._seen))}; raise"
-          " it, or leave the records out with data.exclude_records"
-        )
-      _log.warning(
-        f"record {record_ids.name(bad)} is replaced by"
-        f" {record_ids.name(used)} ({len(self._seen)} of at most"
-        f" {self._limit}): {problem}"
+      self._count(
+        record_ids.name(bad),
+        f"replaced by {record_ids.name(used)}",
+        problem,
+        "leave the records out with data.exclude_records",
       )
     return batch._replace(damaged=None)
+
+  def leave_out(self, split: str, bad: int, problem: str) -> None:
+    """Log a held-out record that is left out.
+
+    Args:
+      split: name of its split.
+      bad: its id, as those of a batch.
+      problem: what is wrong.
+
+    Raises:
+      ValueError: there were more than the limit.
+    """
+    name = f"{record_ids.name(bad)} of {split}"
+    self._count(name, "left out", problem, "write the split again without it")
+
+  def _count(self, name: str, what: str, problem: str, instead: str) -> None:
+    """Log a record the first time it is met; ValueError beyond the limit."""
+    if name in self._seen:
+      return
+    self._seen.append(name)
+    if len(self._seen) > self._limit:
+      raise ValueError(
+        f"{problem}. data.max_damaged_records={self._limit} records were"
+        f" damaged before it: {record_ids.listed(self._seen)}; raise it, or"
+        f" {instead}"
+      )
+    _log.warning(
+      f"record {name} is {what} ({len(self._seen)} of at most"
+      f" {self._limit}): {problem}"
+    )
 
 
 def _cut(text_BSE: np.ndarray) -> np.ndarray:
@@ -249,6 +275,7 @@ class Loader(Iterator[schema.Batch]):
       that of captions read as token ids.
     records: how many take part, by source.
     rows: of a global batch, by bucket.
+    damaged: the damaged records that were met.
   """
 
   def __init__(self, share: _Share):
@@ -256,7 +283,7 @@ class Loader(Iterator[schema.Batch]):
     self._step, self._running = 0, None
     self._weights = share.order.weights
     self._plan = _Numbered(share, 0, index_sampler.initial_state(share.order))
-    self._damaged = DamagedRecords(share.settings.max_damaged_records)
+    self.damaged = DamagedRecords(share.settings.max_damaged_records)
     self.null_text = share.splits[0].null_text
     self.records = tuple(len(r) for r in share.order.records)
     self.rows = share.order.sizes
@@ -270,7 +297,7 @@ class Loader(Iterator[schema.Batch]):
     """
     if self._running is None:
       self._running = self._start()
-    batch = self._damaged.check(next(self._running))
+    batch = self.damaged.check(next(self._running))
     self._step += 1
     return _received(batch, self._share.settings.max_text_len)
 
@@ -570,7 +597,11 @@ class EvalRecords:
         yield split[number]
 
   def batches(
-    self, batch: int, process_index: int = 0, process_count: int = 1
+    self,
+    batch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    damaged: DamagedRecords | None = None,
   ) -> Iterator[schema.Batch]:
     """Iterate over this process's rows of each batch, bucket by bucket.
 
@@ -578,13 +609,16 @@ class EvalRecords:
       batch: rows of a batch over all processes.
       process_index: of this process.
       process_count: number of processes.
+      damaged: counts damaged records, whose rows are blank; `None` ends at the
+        first.
 
     Yields:
-      Batches; the last one of a bucket is padded with rows of lengths 0 and ids
-      of -1.
+      Batches; the last one of a bucket is padded with blank rows, of lengths 0
+      and ids of -1.
 
     Raises:
-      ValueError: the processes do not divide the batch.
+      ValueError: the processes do not divide the batch, or a record is damaged
+        and there may be no more.
     """
     if batch < 1 or batch % process_count:
       raise ValueError(
@@ -598,13 +632,26 @@ class EvalRecords:
       mine = np.flatnonzero(bucket_of == number)
       for start in range(0, len(mine), batch):
         share = mine[start : start + batch][process_index * each :][:each]
-        drawn = index_sampler.RecordIndices(
+        indices = index_sampler.RecordIndices(
           source[share], record[share], np.zeros_like(share)
         )
         made = collate.collate(
-          self.settings, self.splits, bucket, drawn, 0, each
+          self.settings,
+          self.splits,
+          bucket,
+          indices,
+          0,
+          each,
+          leave_out=None if damaged is None else self._leave_out(damaged),
         )
         yield _received(made, self.settings.max_text_len)
+
+  def _leave_out(
+    self, damaged: DamagedRecords
+  ) -> Callable[[int, ValueError], None]:
+    """What is done about a damaged record."""
+    split = self.splits[0].name
+    return lambda bad, problem: damaged.leave_out(split, bad, str(problem))
 
 
 def open_eval(

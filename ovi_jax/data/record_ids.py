@@ -28,7 +28,11 @@ def name(identity: int) -> str:
 
 def names(identities: Iterable[int]) -> str:
   """The first of some ids for a message, and the number of the others."""
-  found = [name(i) for i in identities]
+  return listed([name(i) for i in identities])
+
+
+def listed(found: Sequence[str]) -> str:
+  """The first of some names for a message, and the number of the others."""
   more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
   return ", ".join(found[:_SHOWN]) + more
 

@@ -1,6 +1,7 @@
 """Settings of the training data: sources, buckets, and how records fit them."""
 
 import dataclasses
+from collections.abc import Iterable
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,12 @@ from ovi_jax.data import schema
 
 CAPTIONS = ("random", "first")
 CROPS = ("random", "start", "refuse")
+# Sizes of buckets as a flag sets them, by modality.
+EXAMPLES = {"video": "((31, 4, 4),)", "audio": "(157,)"}
+NO_SOURCES = (
+  "data.sources is empty: name the folder of each dataset, as in"
+  " --config.data.sources=\"('DIR',)\""
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,8 +103,8 @@ class LoaderConfig:
       Each is replaced by the next record of its source and bucket; all others
       keep their order and noise.
     max_damaged_records: number of damaged records, in each process and start of
-      the run, that are logged and replaced in the same way; the next one ends
-      the run.
+      the run, that are logged and replaced in the same way, or left out of the
+      held-out loss; the next one ends the run.
   """
 
   sources: tuple[Source, ...]
@@ -148,11 +155,10 @@ class LoaderConfig:
     return dataclasses.replace(self.geometry, **free)
 
   def __post_init__(self):
-    if not self.sources or not self.buckets:
-      raise ValueError(
-        "data: expected at least one of sources, and one of video_buckets or"
-        f" audio_buckets, got {len(self.sources)} and {len(self.buckets)}"
-      )
+    if not self.sources:
+      raise ValueError(NO_SOURCES)
+    if not self.buckets:
+      raise ValueError(no_buckets(EXAMPLES))
     kinds = {(b.video is None, b.audio is None) for b in self.buckets}
     if len(kinds) > 1 or len(set(self.buckets)) < len(self.buckets):
       raise ValueError(
@@ -182,6 +188,23 @@ class LoaderConfig:
         )
     record_ids.parse(self.exclude_records)
     _ = self.limits
+
+
+def no_buckets(modalities: Iterable[str]) -> str:
+  """What to do where no sizes are set.
+
+  Args:
+    modalities: of the model.
+  """
+  flags = [
+    f'--config.data.{name}_buckets="{EXAMPLES[name]}"' for name in modalities
+  ]
+  names = [f"data.{name}_buckets" for name in modalities]
+  verb = "are" if len(names) > 1 else "is"
+  return (
+    f"{' and '.join(names)} {verb} empty: set the latent sizes of batches, as"
+    f" in {' '.join(flags)}"
+  )
 
 
 def sound_buckets(seconds: Sequence[float]) -> tuple[Bucket, ...]:

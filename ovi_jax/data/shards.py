@@ -24,6 +24,7 @@ from etils import epath
 
 from ovi_jax import files
 from ovi_jax import storage
+from ovi_jax import untrusted
 from ovi_jax.data import clips
 from ovi_jax.data import features
 from ovi_jax.data import schema
@@ -33,6 +34,22 @@ METADATA = "metadata.json"
 _SUFFIX = "array_record"
 # Records are read one by one; latents, H.264 and noise do not compress.
 _LAYOUT = "group_size:1,uncompressed"
+
+
+def locate(name: str | os.PathLike[str]) -> storage.AnyPath:
+  """The path of a dataset.
+
+  Raises:
+    ValueError: it is in a store that records cannot be read from, or see
+      `storage.path`.
+  """
+  if os.fspath(name).startswith("s3://"):
+    raise ValueError(
+      f"{untrusted.printable(os.fspath(name))}: expected a dataset on a disk or"
+      " in gs://; array_record, which reads the records, has no s3://, so copy"
+      " it to one of them"
+    )
+  return storage.locate(name)
 
 
 def shard_path(folder: pathlib.Path, split: str, number: int) -> pathlib.Path:

@@ -231,7 +231,7 @@ def _random(clip: Clip, array: np.ndarray) -> np.random.Generator:
   return np.random.default_rng([*array.shape, int(digest(clip.path), 16)])
 
 
-def _heard(clip: Clip) -> tuple[np.ndarray, int]:
+def _read_sound(clip: Clip) -> tuple[np.ndarray, int]:
   """Sound from the first frame on [channels, samples], and its rate.
 
   Silence is added, or sound cut off, where it begins at another time.
@@ -277,10 +277,10 @@ class Media:
   @functools.cached_property
   def _sound(self) -> tuple[np.ndarray, int]:
     source = self.source
-    wave_CA, rate = _heard(source.sound_of or source.clip)
+    wave_CA, rate = _read_sound(source.sound_of or source.clip)
     if source.sound_of is not None:
       # As long as the clip's own sound.
-      own_CA, own_rate = _heard(source.clip)
+      own_CA, own_rate = _read_sound(source.clip)
       wanted = round(own_CA.shape[1] * rate / own_rate)
       wave_CA = np.pad(
         wave_CA[:, :wanted], ((0, 0), (0, max(0, wanted - wave_CA.shape[1])))

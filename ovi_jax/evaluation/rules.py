@@ -128,11 +128,11 @@ def _correlations(
   most = min(round(MAX_LAG * fps), math.floor(count * (1 - _MIN_OVERLAP)))
   lags, found = [], []
   for lag in range(-most, most + 1):
-    seen = motion_T[max(0, -lag) : count - max(0, lag)]
-    heard = level_T[max(0, lag) : count - max(0, -lag)]
-    if seen.std() > 1e-9 and heard.std() > 1e-9:
+    motion = motion_T[max(0, -lag) : count - max(0, lag)]
+    level = level_T[max(0, lag) : count - max(0, -lag)]
+    if motion.std() > 1e-9 and level.std() > 1e-9:
       lags.append(lag)
-      found.append(float(np.corrcoef(seen, heard)[0, 1]))
+      found.append(float(np.corrcoef(motion, level)[0, 1]))
   return (np.array(lags), np.array(found), fps) if lags else None
 
 

@@ -193,8 +193,9 @@ def _named(
   notes = []
   if absent:
     notes.append(
-      f"{file.source}: {len(absent)} tensors of layers for image embeddings are"
-      f" left out, the first is '{untrusted.printable(absent[0])}'"
+      f"{file.source}: left out: {untrusted.counted(len(absent), 'tensor')} of"
+      " layers for image embeddings, the first is"
+      f" '{untrusted.printable(absent[0])}'"
     )
   return found, notes
 

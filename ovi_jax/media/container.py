@@ -40,6 +40,12 @@ _GUESSED = ("avi",)
 MAX_AREA = 8192 * 8192
 # Decoders count the rows and columns that pad a frame to whole blocks.
 _PADDING = 128
+# First bytes of pictures that are called a clip by mistake.
+_PICTURES = {
+  b"\x89PNG": "a PNG picture",
+  b"\xff\xd8\xff": "a JPEG picture",
+  b"GIF8": "a GIF picture",
+}
 _COVER = Disposition.attached_pic
 _BLOCK = 1 << 20  # bytes hashed at once
 _MATRIX = struct.Struct("=9i")
@@ -86,11 +92,22 @@ def opened(source: Source) -> Iterator[Any]:
         )
       )
     except av_error.FFmpegError as error:
+      file.seek(0)
+      if found := _other(file.read(512)):
+        raise DamagedError(f"expected a media file, found {found}") from error
       # Not all of the error: it has the file's name, which may be a copy's.
       raise DamagedError(
         f"expected a file of one of the formats {FORMATS}: {error.strerror}"
       ) from error
     yield container
+
+
+def _other(start: bytes) -> str:
+  """What a file is that is no media file, by its first bytes; "" if unknown."""
+  pictures = (
+    name for magic, name in _PICTURES.items() if start.startswith(magic)
+  )
+  return untrusted.substitute(start) or next(pictures, "")
 
 
 def _check_regular(path: str | os.PathLike[str]) -> None:

@@ -140,6 +140,8 @@ def read_image(
       upright = ImageOps.exif_transpose(image)
       if image.format == "PNG":
         _check_rows(source)
+        if upright.mode == "P":
+          _check_palette(source, np.asarray(upright))
         code_points = _code_points(source)
       if layout == _DEEP_RGB:
         low = _low_bytes(source)
@@ -278,6 +280,23 @@ def _check_rows(source: str | os.PathLike[str] | io.BytesIO) -> None:
   if found < expected:
     raise ValueError(
       f"image file is truncated ({found} of {expected} bytes of pixels)"
+    )
+
+
+def _check_palette(
+  source: str | os.PathLike[str] | io.BytesIO, indices_HW: np.ndarray
+) -> None:
+  """ValueError if a PNG lacks colours that it uses; Pillow shows black."""
+  count = 0
+  for name, length, _ in _chunks(source):
+    if name in (b"PLTE", b"IDAT"):
+      count = length // 3 if name == b"PLTE" else 0
+      break
+  if not count:
+    raise ValueError("its palette is missing")
+  if (highest := int(indices_HW.max())) >= count:
+    raise ValueError(
+      f"a pixel has colour {highest} of a palette whose last is {count - 1}"
     )
 
 

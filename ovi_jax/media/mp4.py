@@ -169,18 +169,18 @@ def _encode(
     audio = container.add_stream("aac", rate=sample_rate, layout="mono")
     audio.bit_rate = AUDIO_BITRATE
   sound = np.zeros(0, np.float32) if wave is None else wave
-  heard = 0
+  written = 0
   frames = (frame for chunk in chunks for frame in chunk)
   for index, frame_HWC in enumerate(frames):
     container.mux(video.encode(_video_frame(frame_HWC, index, rate)))
     # As much sound as the picture has got to: players find both in one place.
     until = int((index + 1) / rate * sample_rate)
-    if heard < min(until, sound.size):
-      part = _audio_frame(sound[heard:until], heard, sample_rate)
+    if written < min(until, sound.size):
+      part = _audio_frame(sound[written:until], written, sample_rate)
       container.mux(audio.encode(part))
-      heard = until
-  if heard < sound.size:
-    part = _audio_frame(sound[heard:], heard, sample_rate)
+      written = until
+  if written < sound.size:
+    part = _audio_frame(sound[written:], written, sample_rate)
     container.mux(audio.encode(part))
   for stream in (video, audio):
     if stream is not None:

@@ -26,6 +26,7 @@ from ovi_jax import storage
 from ovi_jax import untrusted
 
 HEADER_LIMIT = 16 * 2**20  # bytes; the release's largest header is under 1 MiB
+_MAX_VALUES = 2**18  # in a header; about ten a tensor, the release has 25,000
 _ALIGNMENT = 64  # bytes
 _METADATA = "__metadata__"
 _METADATA_ROOM = 4096  # bytes kept free for what is known only at the end
@@ -282,7 +283,9 @@ def _header(path: storage.AnyPath, size: int) -> tuple[dict[str, Any], int]:
     )
   raw = _start_of(path, 8, count)
   try:
-    header = untrusted.parse_json(raw, max_bytes=HEADER_LIMIT)
+    header = untrusted.parse_json(
+      raw, max_bytes=HEADER_LIMIT, max_values=_MAX_VALUES
+    )
   except ValueError as error:
     raise ValueError(f"{path}: header is not safetensors: {error}") from error
   if not isinstance(header, dict):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ovi_jax import config as config_lib
+from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import storage
@@ -389,7 +390,7 @@ def _find(
   places = [given]
   if isinstance(given, pathlib.Path) and not given.is_absolute():
     places = [folder / given for folder in folders]
-  found = next((p for p in places if _is_file(p, what)), None)
+  found = next(filter(None, (_file(p, what) for p in places)), None)
   if found is None:
     absolute = dict.fromkeys(
       untrusted.printable(str(storage.absolute(p))) for p in places
@@ -407,13 +408,13 @@ def _find(
   return found
 
 
-def _is_file(path: storage.AnyPath, what: str) -> bool:
-  """Whether it is a file; ValueError if no file can have that name."""
+def _file(path: storage.AnyPath, what: str) -> storage.AnyPath | None:
+  """The file that a path names; ValueError if no file can have that name."""
   if not isinstance(path, pathlib.Path):
     try:
-      return path.name in storage.sizes(path)
+      return path if path.name in storage.sizes(path) else None
     except FileNotFoundError:
-      return False
+      return None
     except OSError as error:
       raise ValueError(f"the {what} cannot be opened: {error}") from error
   name = str(path)
@@ -422,7 +423,8 @@ def _is_file(path: storage.AnyPath, what: str) -> bool:
       f"the {what}'s path holds a NUL character: {untrusted.printable(name)}"
     )
   try:
-    return path.is_file()
+    found = files.find(path)
+    return found if found is not None and found.is_file() else None
   except OSError as error:
     length = (
       f" ({len(name)} characters)" if error.errno == errno.ENAMETOOLONG else ""

@@ -726,14 +726,15 @@ def _data(
       sizes = (sizes,)
     inner = [isinstance(size, Sequence) for size in sizes]
     if not all(inner) if name == "video" else any(inner):
-      example = "((31, 4, 4),)" if name == "video" else "(157,)"
       raise ValueError(
-        f"data.{name}_buckets: expected a tuple of buckets, such as {example},"
-        f" got {sizes!r:.60}"
+        f"data.{name}_buckets: expected a tuple of buckets, such as"
+        f" {data_settings.EXAMPLES[name]}, got {sizes!r:.60}"
       )
   video = [tuple(v) for v in video] if model.video else []
   audio = list(audio) if model.audio else []
   towers = model.present()
+  if not video and not audio:
+    raise ValueError(data_settings.no_buckets(towers))
   made = {
     "sources": tuple(
       config_lib.build(

@@ -155,18 +155,18 @@ def gradients(
 ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
   """Gradients of the trained parameters, the loss, and term_B by name."""
   batch = batch._replace(ids=None)
-  drawn = sample_noise_for(step_config, state, batch)
-  weights = dict(step_config.objective.example_weights(batch, drawn))
+  sample = sample_noise_for(step_config, state, batch)
+  weights = dict(step_config.objective.example_weights(batch, sample))
   frozen = state.frozen_params
   if step_config.lora_dropout:
     key = jax.random.fold_in(_step_key(state), _DROPOUT)
     frozen = low_rank.drop_ranks(frozen, key, step_config.lora_dropout)
 
   def weighted(trained, part):
-    batch, drawn, weights = part
+    batch, sample, weights = part
     params = param_filter.nested(frozen | trained)
     losses = dict(
-      step_config.objective.loss_terms(params, batch, drawn, null_SE)
+      step_config.objective.loss_terms(params, batch, sample, null_SE)
     )
     terms = jax.tree.map(lambda w, x: (w * x).sum(), weights, losses)
     return sum(jax.tree.leaves(terms)), losses
@@ -176,7 +176,7 @@ def gradients(
     (total, losses), found = function(state.trained_params, part)
     return (found, total), losses
 
-  whole = (batch, drawn, weights)
+  whole = (batch, sample, weights)
   if step_config.grad_accum_steps == 1:
     (found, total), losses = gradient(whole)
     return found, total, losses

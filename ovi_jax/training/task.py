@@ -293,7 +293,7 @@ class TowersTask(Task):
         attention_only=settings.attention_only,
       ),
     )
-    return opened.attach(context, encoder)
+    return opened.attach(context, encoder, source.damaged)
 
   def parameter_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     params = param_filter.flat(

@@ -1,5 +1,7 @@
 """Checkpoints in an object store."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,23 @@ def test_a_state_is_saved_and_restored_without_being_read_back(
     check(checkpoints.restore_newest(state(0)), 3)
     # Once: the store knows the checksums.
     assert bucket_endpoint.bytes_read - before < 4 * SIZE * 1.5
+
+
+def test_a_save_asks_for_no_marker_of_an_earlier_checkpoint(
+  bucket_endpoint, two
+):
+  with manager.Manager(two, max_to_keep=3) as checkpoints:
+    before = len(bucket_endpoint.requests)
+    assert checkpoints.save(3, state(3))
+    checkpoints.wait()
+    assert not checkpoints.save(3, state(3))
+  made = bucket_endpoint.requests[before:]
+  asked = [
+    path
+    for method, path in made
+    if method == "GET" and re.search(r"%2F[12]%2Fcommit_success", path)
+  ]
+  assert not asked
 
 
 def test_a_half_uploaded_checkpoint_is_not_taken_for_a_complete_one(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import ml_dtypes
 import numpy as np
@@ -212,7 +213,7 @@ def test_adapters_beside_the_weights_are_named_in_one_line(tmp_path, adapter):
   tensors = repacked_weights.prefixed(prefix)(standin.tensors(FILES["umt5"]))
   tensors[adapter] = np.ones(3, "f4")
   path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
-  with pytest.raises(ValueError, match="1 tensors of adapters") as error:
+  with pytest.raises(ValueError, match="1 tensor of adapters") as error:
     normalized("umt5", path)
   assert adapter in str(error.value) and "merge" in str(error.value)
   assert "\n" not in str(error.value)
@@ -246,7 +247,7 @@ def test_a_checkpoint_of_everything_gives_each_component(tmp_path):
   for component in places:
     found = normalized(component, path)
     assert_is_plain(component, found)
-    assert "tensors outside" in found.notes[0]
+    assert re.search("not used: [0-9]+ tensors? outside", found.notes[0])
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
@@ -435,7 +436,7 @@ def test_unscaled_fp8_is_read_with_a_note(tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"weight_scale_2": np.ones((), "f4")}, "1 unknown keys: .*weight_scale_2"),
+    ({"weight_scale_2": np.ones((), "f4")}, "1 unknown key: .*weight_scale_2"),
     ({"weight_scale": np.ones(3, "f4")}, r"float32 \(3,\) for float8_e4m3fn"),
     ({"weight_scale": np.ones((), "i4")}, "is int32"),
     ({"scale_weight": np.ones((), "f4")}, "expected one scale"),
@@ -489,8 +490,19 @@ def test_missing_scales_are_refused(tmp_path):
   stored, _ = fp8_linears("scale_weight")
   del stored["video_model.blocks.0.self_attn.q.scale_weight"]
   path = repacked_weights.save(tmp_path / "a.safetensors", stored)
-  with pytest.raises(ValueError, match="1 weights have no scale, such as"):
+  with pytest.raises(ValueError, match="no scale for 1 weight, such as"):
     normalized("fusion", path)
+
+
+def test_fp8_biases_beside_scaled_weights_have_no_scale(tmp_path):
+  stored, wide = fp8_linears("scale_weight")
+  name = "video_model.blocks.0.self_attn.q.bias"
+  stored[name] = stored[name].astype(FP8)
+  wide[name] = stored[name].astype(BF16)
+  path = repacked_weights.save(tmp_path / "a.safetensors", stored)
+  found = normalized("fusion", path)
+  assert_is_plain("fusion", found, wide)
+  assert any(n.startswith("unscaled fp8: 1 tensor, ") for n in found.notes)
 
 
 def test_tensors_of_no_elements_are_ignored_by_name(tmp_path):

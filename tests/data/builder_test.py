@@ -182,8 +182,10 @@ def test_other_geometries_versions_and_splits_are_refused(copied, tmp_path):
     builder.read(copied, geometry=other)
   with pytest.raises(ValueError, match=r"no split 'x'.*\['test', 'train'\]"):
     builder.read(copied, "x")
-  with pytest.raises(ValueError, match="not a dataset of records"):
-    builder.read(tmp_path)
+  (tmp_path / "file").touch()
+  for path in (tmp_path, tmp_path / "file"):
+    with pytest.raises(ValueError, match="not a dataset of records"):
+      builder.read(path)
   file = copied / builder.METADATA
   metadata = json.loads(file.read_text())
   file.write_text(json.dumps({**metadata, "version": "2.1.0"}))

@@ -254,7 +254,7 @@ def test_captions_come_from_the_table_and_from_text_files(folder):
   assert found["c d.mp4"].captions == ("Été, foo",)
   assert records(folder, "test")["B.MP4"].captions == ("Upper case.",)
   assert "imported 3 clips of 3 files: train (2), test (1)" in report
-  assert "captions: 4; 1 files have several" in report
+  assert "captions: 4; several of 1 file" in report
   assert "without sound: 2 clips" in report
 
 
@@ -266,6 +266,8 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   (folder / "clips/page.mp4").write_text("<html>Not found</html>")
   (folder / "clips/part.mp4").write_bytes(good.read_bytes()[:2000])
   Image.new("RGB", (8, 8)).save(folder / "clips/moving.gif")
+  Image.new("RGB", (8, 8)).save(folder / "clips/picture.mp4", "PNG")
+  (folder / "clips/picture.txt").write_text("Bars.")
   halves(folder / "clips/long.mp4", 16, 320)
   media_files.write_sound(folder / "clips/sound.wav", media_files.tone(0.5))
   numbered(folder / "clips/blank.mp4", 0.45)
@@ -300,7 +302,8 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
   for name, words in {
     "good.mp4": "the same content as another file; remove it, or copy.mp4",
     "empty.mp4": "an empty file; copy it again",
-    "page.mp4": "damaged, or no media file",
+    "page.mp4": "damaged, or no media file (expected a media file, found a web",
+    "picture.mp4": "found a PNG picture); copy it again",
     "part.mp4": "damaged, or no media file",
     "moving.gif": "ffmpeg -i IN.gif",
     "long.mp4": "320x16 is too long and narrow; crop it",
@@ -317,7 +320,7 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
     "bad.mp4": "bad.txt is not UTF-8; save the text file as UTF-8",
   }.items():
     assert words in reasons[name], name
-  assert f"refused, {len(reasons)}:" in report and "and 10 more" in report
+  assert f"refused, {len(reasons)}:" in report and "and 11 more" in report
   assert "refused.csv" in report
   assert re.search(r"most often: .*the same content .* \(2\)", report)
   assert re.search(r"most often: .*no such file \(2\)", report)
@@ -329,6 +332,15 @@ def test_a_path_relative_to_the_table_may_differ_in_letter_case(folder):
   table(folder, ("Clips/Sub/B.mp4", "Bars.", ""))
   imported(folder)
   assert list(records(folder)) == ["sub/b.MP4"]
+
+
+def test_a_file_elsewhere_may_be_stored_under_another_unicode_form(folder):
+  (folder / "clips/a.mp4").touch()
+  (folder / "Ba\u0308r.mp4").touch()
+  table(folder, ("B\u00e4r.mp4", "Bars.", ""))
+  (found,) = listing.read(settings(folder)).files
+  assert found.path == folder / "Ba\u0308r.mp4"
+  assert found.name == str(folder / "B\u00e4r.mp4")
 
 
 def test_a_caption_with_control_characters_is_refused(folder):

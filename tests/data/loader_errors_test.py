@@ -68,7 +68,9 @@ def test_other_geometries_and_missing_sources_are_refused(sounds):
   other = dataclasses.replace(random_records.GEOMETRY, text_dim=4096)
   with pytest.raises(ValueError, match="text_dim: expected 4096, got 5"):
     loader.load(record_loader.settings(sounds, geometry=other), batch=2, seed=0)
-  with pytest.raises(ValueError, match="at least one of sources"):
+  with pytest.raises(
+    ValueError, match=r"data.sources is empty: .*sources=.\('DIR',\)"
+  ):
     record_loader.settings()
 
 
@@ -168,7 +170,7 @@ def test_a_damaged_record_is_named(sounds, tmp_path, workers):
     ({"caption_sampling": "last"}, "caption_sampling: expected one of"),
     ({"max_text_len": 0}, "max_text_len must be at least 1"),
     ({"num_workers": -1}, "must not be negative"),
-    ({"buckets": ()}, "at least one of sources, and one of video_buckets"),
+    ({"buckets": ()}, "video_buckets and data.audio_buckets are empty: set"),
     (
       {
         "buckets": (
@@ -267,6 +269,36 @@ def test_damaged_records_within_a_budget_are_replaced(
   assert len(said) == 1
   assert said[0].startswith(f"record 0:{bad} is replaced by 0:")
   assert "(1 of at most 1): " in said[0] and "is damaged" in said[0]
+
+
+def test_damaged_held_out_records_count_against_the_same_budget(
+  sounds, tmp_path, log_lines
+):
+  path = shutil.copytree(sounds, tmp_path / "copy")
+  shard = max(path.glob("*test.array_record*"))
+  damaged = bytearray(shard.read_bytes())
+  damaged[900] ^= 255  # of the second record
+  shard.write_bytes(bytes(damaged))
+  records = loader.open_eval(record_loader.settings(path))
+  with pytest.raises(ValueError, match="is damaged"):
+    list(records.batches(2))
+
+  budget = loader.DamagedRecords(1)
+  for _ in range(2):  # a record counts once
+    found = list(records.batches(2, damaged=budget))
+    whole = list(loader.open_eval(record_loader.settings(sounds)).batches(2))
+    ids, expected = (np.concatenate([b.ids for b in x]) for x in (found, whole))
+    (row,) = np.flatnonzero(ids != expected)
+    lengths = np.concatenate([b.lengths.audio for b in found])
+    assert (ids[row], lengths[row]) == (-1, 0)
+  (line,) = log_lines
+  start = f"record 0:{expected[row]} of test is left out (1 of at most 1): "
+  assert line.startswith(start)
+  batch = record_loader.batch(
+    np.array([5]), (schema.DamagedRecord(3, 5, "file: record 3"),)
+  )
+  with pytest.raises(ValueError, match=r"before it: 0:\d of test, 0:3; raise"):
+    budget.check(batch)
 
 
 def test_more_damaged_records_than_the_budget_end_the_run(log_lines):

@@ -61,9 +61,18 @@ def _read(image, form="PNG", **options):
   return images.read_image(file)
 
 
-def _png(width, height, chunks=(), rows=b"", bits=8, rgb=False, interlaced=0):
-  """A PNG of grey or RGB pixels, with chunks before its rows."""
-  kind = 2 if rgb else 0
+def _png(
+  width,
+  height,
+  chunks=(),
+  rows=b"",
+  bits=8,
+  rgb=False,
+  interlaced=0,
+  palette=False,
+):
+  """A PNG of grey, RGB or palette pixels, with chunks before its rows."""
+  kind = 3 if palette else 2 if rgb else 0
   head = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, interlaced)
   parts = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(rows))]
   return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -97,7 +106,7 @@ def test_every_pixel_format_becomes_rgb(tmp_path):
 
 def test_a_picture_without_transparency_or_profile_has_no_notes():
   for mode in ("RGB", "RGBA", "L", "P", "1", "LA"):
-    level = {"RGBA": (9, 9, 9, 255), "LA": (9, 255), "RGB": (9, 9, 9)}
+    level = {"RGBA": (9, 9, 9, 255), "LA": (9, 255), "RGB": (9, 9, 9), "P": 0}
     assert not _read(Image.new(mode, (4, 4), level.get(mode, 1)))[1], mode
   assert not _read(Image.new("RGB", (4, 4)), "JPEG")[1]
   assert not _read(Image.new("RGB", (4, 4)), "WEBP")[1]
@@ -401,6 +410,26 @@ def test_invalid_images_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ValueError, match=f"too large .* most {limit} pixels"):
       images.read_image(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize(
+  ("chunks", "what"),
+  [
+    ([], "palette is missing"),
+    ([(b"PLTE", b"")], "palette is missing"),
+    ([(b"PLTE", bytes(RED))], "colour 1 of a palette whose last is 0"),
+  ],
+)
+@pytest.mark.parametrize("bits", [1, 8])
+def test_a_png_that_lacks_colours_of_its_palette_is_refused(chunks, what, bits):
+  rows = b"\0\x40" if bits == 1 else b"\0\0\1"
+  data = _png(2, 1, chunks, rows, bits, palette=True)
+  with pytest.raises(ValueError, match=what):
+    images.read_image(io.BytesIO(data))
+  both = [(b"PLTE", bytes(RED + BLUE))]
+  data = _png(2, 1, both, rows, bits, palette=True)
+  image_HWC, _ = images.read_image(io.BytesIO(data))
+  assert image_HWC.tolist() == [[list(RED), list(BLUE)]]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4, 15])

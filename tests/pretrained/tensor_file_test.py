@@ -32,6 +32,20 @@ def test_many_deep_names_are_refused_by_their_depth(tmp_path):
     weights.shapes(path)
 
 
+@pytest.mark.parametrize("text", ["{}", "1e1"])
+def test_a_header_of_too_many_values_is_refused_unparsed(
+  text, tmp_path, monkeypatch
+):
+  path = tmp_path / "fusion.safetensors"
+  count = (4 << 20) // (len(text) + 1)
+  raw = f'{{"a": [{",".join([text] * count)}]}}'.encode()
+  path.write_bytes(struct.pack("<Q", len(raw)) + raw)
+  monkeypatch.setattr(json, "loads", None)
+  with pytest.raises(ValueError, match="at most 262144 values, found") as error:
+    tensor_file.open_safetensors(path)
+  assert str(path) in str(error.value)
+
+
 def test_names_within_the_bounds_are_read(tmp_path):
   path = write(tmp_path / "x", "a" * 512, "b/" * 31 + "b")
   assert len(weights.shapes(path)) == 2

@@ -44,6 +44,15 @@ def test_tabs_separate_a_tsv(folder, newline):
   assert [r.prompt for r in requests.from_file(path)] == ["a, b", "c"]
 
 
+def test_a_picture_stored_under_another_unicode_form_is_found(folder):
+  stored = folder / "Ba\u0308r.png"  # as macOS writes it
+  Image.new("RGB", (64, 32)).save(stored)
+  text = "text_prompt,image_path\na,B\u00e4r.png\n"
+  assert requests.from_file(_file(folder, text))[0].image == stored
+  (given,) = requests.from_prompt("a", folder / "B\u00e4r.png")
+  assert given.image == stored
+
+
 def test_the_current_folder_comes_first(folder, monkeypatch, tmp_path_factory):
   here = tmp_path_factory.mktemp("here")
   path = _file(folder, "text_prompt,image_path\na,wide.png\n")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from configs import audio_pretrain
 from configs import codec_video
 from configs import fusion
 from ovi_jax.training import settings
@@ -57,7 +58,7 @@ def test_booleans_and_strings_are_not_numbers(field, value):
       math.nan,
       "other than NaN or infinity, got nan",
     ),
-    ("data.sources", (), "expected at least one of sources"),
+    ("data.sources", (), r"data.sources is empty: .*sources=.\('DIR',\)"),
   ],
 )
 def test_values_that_cannot_be_trained_with_are_refused(field, value, message):
@@ -78,6 +79,16 @@ def test_sizes_of_buckets_and_codecs_are_numbers():
     config.model.z_dim = True
   with pytest.raises(ValueError, match="config.model.z_dim must be a whole"):
     settings.from_config(config)
+
+
+def test_empty_buckets_name_the_flags_that_set_them():
+  config = config_values.plain_config(
+    audio_pretrain.get_config("mini"), "data.audio_buckets", ()
+  )
+  with pytest.raises(ValueError, match="data.audio_buckets is empty") as error:
+    settings.from_config(config)
+  assert '--config.data.audio_buckets="(157,)"' in str(error.value)
+  assert "video_buckets" not in str(error.value)
 
 
 def test_a_config_with_a_component_is_that_of_a_codec():

@@ -23,8 +23,8 @@ from absl import flags
 
 from ovi_jax import cli
 from ovi_jax import geometry
-from ovi_jax import storage
 from ovi_jax.data import builder
+from ovi_jax.data import shards
 from ovi_jax.data.from_files import run
 from ovi_jax.data.from_files import settings as settings_lib
 
@@ -58,7 +58,7 @@ def main() -> None:
 def _settings() -> settings_lib.Settings:
   """Settings from the flags."""
   values: dict[str, Any] = {name: FLAGS[name].value for name in _SAME}
-  out = storage.locate(FLAGS.out)
+  out = shards.locate(FLAGS.out)
   if out.name in ("", ".."):
     raise ValueError(f"--out: expected a folder to make, got {FLAGS.out!r}")
   height, width = settings_lib.size_of(FLAGS.size)

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from collections.abc import Sequence
 
+from ovi_jax import files
 from ovi_jax import prompt
 from ovi_jax import tables
 from ovi_jax import untrusted
@@ -143,7 +144,7 @@ def _walk(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
     for name in names:
       if not name.startswith("."):
         path = pathlib.Path(root, name)
-        yield path.relative_to(folder).as_posix(), path
+        yield files.text_of(path.relative_to(folder).as_posix()), path
 
 
 def _suffix(name: str) -> str:
@@ -159,22 +160,23 @@ def _match(
   refusals: list[Refusal],
 ) -> None:
   """Give each row's caption to its file; files elsewhere join `media`."""
-  files = captions_lib.Files.of(every)
+  index = captions_lib.Files.of(every)
   folder = settings.clips.resolve()
   here = pathlib.Path(settings.captions).resolve().parent
   for row in rows:
-    names, path = files.find(row), None
+    names, path = index.find(row), None
     # An absolute path, or one that is relative to the table, as it is written;
     # a NUL or a name that is too long is no file.
     if row.is_absolute or not names:
       path = _existing(here, row.path)
     if path is None and not names:
-      names = files.find(_within(folder, here, row))
+      names = index.find(_within(folder, here, row))
     if path is not None:
       try:
         name = path.resolve().relative_to(folder).as_posix()
       except ValueError:
         name = str(path)
+      name = files.text_of(name)
       if name in every:
         path = every[name]
       names = [name]
@@ -207,8 +209,8 @@ def _within(
 def _existing(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   """The file of that name, relative to a folder; None if there is none."""
   try:
-    path = pathlib.Path(os.path.abspath(folder / name))
-    return path if path.is_file() else None
+    path = files.find(pathlib.Path(os.path.abspath(folder / name)))
+    return path if path is not None and path.is_file() else None
   except (OSError, ValueError):
     return None
 

@@ -316,7 +316,7 @@ def _report(
   """Lines on what was imported and refused, and what comes next."""
   windows = [(e, w) for e in imported for w in e.result.windows]
   if notes:
-    yield f"captions, {len(notes)} notes:"
+    yield f"captions, {untrusted.counted(len(notes), 'note')}:"
     yield from _some([f"  {listing.shown(n)}: {said}" for n, said in notes])
   if refusals:
     yield f"refused, {len(refusals)}:"
@@ -337,7 +337,8 @@ def _report(
   if not windows:
     return
   yield (
-    f"imported {len(windows)} clips of {len(imported)} files:"
+    f"imported {untrusted.counted(len(windows), 'clip')} of"
+    f" {untrusted.counted(len(imported), 'file')}:"
     f" {_counted(e.split for e, _ in windows)}"
   )
   seconds = [w["seconds"] for _, w in windows]
@@ -361,16 +362,19 @@ def _report(
   several = sum(count > 1 for count in texts)
   yield (
     f"  captions: {sum(texts)}"
-    + (f"; {several} files have several" if several else "")
+    + (f"; several of {untrusted.counted(several, 'file')}" if several else "")
   )
   silent = sum(not w["audio"] for _, w in windows)
   if silent:
-    yield f"  without sound: {silent} clips; they train the video alone"
+    yield (
+      f"  without sound: {untrusted.counted(silent, 'clip')}, for training of"
+      " the video alone"
+    )
   combed = sum(bool(e.result.facts["interlaced"]) for e in imported)
   if combed:
     yield (
-      f"  interlaced: {combed} files; deinterlace them before, with ffmpeg -vf"
-      " yadif"
+      f"  interlaced: {untrusted.counted(combed, 'file')}; deinterlace before,"
+      " with ffmpeg -vf yadif"
     )
   yield f"look at {settings.folder / 'contact_sheet.png'}"
   yield from _next(settings, [w for _, w in windows])

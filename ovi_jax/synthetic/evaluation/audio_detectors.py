@@ -45,7 +45,7 @@ class Sound(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heard:
+class DetectedSound:
   """A sound that was heard, and when it began."""
 
   seconds: float
@@ -54,7 +54,7 @@ class Heard:
 
 def listen(
   wave_A: np.ndarray | None, rate: int, kind: str | None = None
-) -> tuple[Heard, ...]:
+) -> tuple[DetectedSound, ...]:
   """Hear what a clip sounds.
 
   Args:
@@ -69,14 +69,14 @@ def listen(
   found = []
   for begin, end in zip(begins, ends):
     sound = _nearest(_spectrum(wave_A, rate, begin, end), rate, kind)
-    found.append(Heard(seconds=begin - _LATE[sound.kind], sound=sound))
+    found.append(DetectedSound(seconds=begin - _LATE[sound.kind], sound=sound))
   return tuple(found)
 
 
-def usual(heard: Iterable[Heard]) -> Sound | None:
+def usual(detected: Iterable[DetectedSound]) -> Sound | None:
   """Kind, and material, pitch or voice, of most sounds; of a voice no vowel."""
   counts: collections.Counter[Sound] = collections.Counter()
-  for each in heard:
+  for each in detected:
     sound = each.sound
     if sound.kind == scene.FACE:
       sound = sound._replace(name="")

@@ -91,17 +91,19 @@ def write(folder: pathlib.Path, count: int, seed: int) -> list[float]:
     assert frames_THWC is not None and wave_A is not None  # complete
     seen = made.scene.events
     random = np.random.default_rng((seed, index))
-    heard = _moved(seen, another, index % 4, random)
+    sound_events = _moved(seen, another, index % 4, random)
     seconds = len(frames_THWC) / world.fps
-    heard = [event for event in heard if 0 <= event.seconds < seconds]
-    wave_A = sounds.track(heard, len(wave_A), world.rate)
+    sound_events = [
+      event for event in sound_events if 0 <= event.seconds < seconds
+    ]
+    wave_A = sounds.track(sound_events, len(wave_A), world.rate)
     mp4.write(
       folder / f"{index:05}.mp4", [frames_THWC], wave_A, world.fps, world.rate
     )
     track = sync.Track(
       kind=made.scene.kind,
       events=tuple(sorted(event.seconds for event in seen)),
-      sounds=tuple(sorted(event.seconds for event in heard)),
+      sounds=tuple(sorted(event.seconds for event in sound_events)),
       seconds=seconds,
     )
     part = report.f1_part(sync.count(track))

@@ -33,7 +33,7 @@ class Clip:
   prompt: str
   facts: facts_lib.Facts
   seen: video_detectors.Seen
-  heard: tuple[audio_detectors.Heard, ...]
+  detected_sounds: tuple[audio_detectors.DetectedSound, ...]
   seconds: float
 
   @property
@@ -41,7 +41,7 @@ class Clip:
     return sync.Track(
       kind=str(self.facts.kind),
       events=self.seen.events,
-      sounds=tuple(each.seconds for each in self.heard),
+      sounds=tuple(each.seconds for each in self.detected_sounds),
       seconds=self.seconds,
     )
 
@@ -97,7 +97,7 @@ def _clip(path: pathlib.Path, prompt: str) -> Clip:
     prompt=prompt,
     facts=facts_lib.facts(prompt),
     seen=video_detectors.look(frames_THWC, fps),
-    heard=audio_detectors.listen(wave_A, rate) if rate else (),
+    detected_sounds=audio_detectors.listen(wave_A, rate) if rate else (),
     seconds=seconds,
   )
 
@@ -158,7 +158,7 @@ def _sound_of(kind: str) -> Judge:
   """Whether most sounds are of this kind, and of the right one."""
 
   def right(clip: Clip) -> bool:
-    usual = audio_detectors.usual(clip.heard)
+    usual = audio_detectors.usual(clip.detected_sounds)
     name = usual and usual.kind == kind and (usual.voice or usual.name)
     return name == clip.facts.sound
 
@@ -183,7 +183,7 @@ _PARTS: dict[str, Judge] = {
   ),
   "something happens": _judge(
     lambda f: f.colours and f.count != 0 and not f.silent,
-    lambda c: bool(c.seen.events) and bool(c.heard),
+    lambda c: bool(c.seen.events) and bool(c.detected_sounds),
   ),
   "number of events seen": _judge(
     lambda f: f.colours and f.count is not None,
@@ -191,12 +191,16 @@ _PARTS: dict[str, Judge] = {
   ),
   "number of sounds heard": _judge(
     lambda f: f.silent or f.count is not None,
-    lambda c: len(c.heard) == (0 if c.facts.silent else c.facts.count),
+    lambda c: (
+      len(c.detected_sounds) == (0 if c.facts.silent else c.facts.count)
+    ),
   ),
   "material": _sound_of(scene.BALL),
   "pitch": _sound_of(scene.LAMP),
   "voice": _sound_of(scene.FACE),
-  "vowels heard": lambda clip: _words(clip, [h.sound.name for h in clip.heard]),
+  "vowels heard": lambda clip: _words(
+    clip, [h.sound.name for h in clip.detected_sounds]
+  ),
   "vowels seen": lambda clip: _words(clip, clip.seen.shapes),
 }
 

@@ -35,7 +35,7 @@ def caption(
   *,
   tagged: bool,
   seen: bool = True,
-  heard: bool = True,
+  has_sound: bool = True,
 ) -> str:
   """Describe a scene.
 
@@ -44,7 +44,7 @@ def caption(
     random: picks the words.
     tagged: the sound between tags; else after `Audio:`.
     seen: whether there is a picture to describe.
-    heard: whether there is a sound to describe.
+    has_sound: whether there is a sound to describe.
   """
   picture = {scene.BALL: _balls, scene.LAMP: _lamp, scene.FACE: _face}
   parts = []
@@ -54,7 +54,7 @@ def caption(
     parts.append(
       f"{_pick(random, ('Somebody', 'A voice'))} says {_said(shown)}."
     )
-  if heard:
+  if has_sound:
     sound = _sound(shown, random)
     parts.append(
       prompts.sound(f"{sound[0].upper()}{sound[1:]}.", prompts.SOUND)

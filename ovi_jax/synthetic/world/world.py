@@ -111,7 +111,7 @@ class World:
     has_sound = not seen or complete or not alone > 1 - _ALONE
     made = dict.fromkeys(
       captions.caption(
-        shown, random, tagged=bool(number % 2), seen=seen, heard=has_sound
+        shown, random, tagged=bool(number % 2), seen=seen, has_sound=has_sound
       )
       for number in range(_CAPTIONS)
     )

@@ -26,6 +26,7 @@ from ovi_jax.data import clips
 from ovi_jax.data import loader
 from ovi_jax.data import record_ids
 from ovi_jax.data import schema
+from ovi_jax.data import settings as settings_lib
 from ovi_jax.data import shared_memory
 from ovi_jax.modality import AV
 from ovi_jax.synthetic import world as worlds
@@ -255,7 +256,7 @@ class CodecInputConfig:
 
   def __post_init__(self):
     if not self.sources:
-      raise ValueError("data.sources: expected at least one, got none")
+      raise ValueError(settings_lib.NO_SOURCES)
     if self.max_damaged_records < 0:
       raise ValueError(
         "data.max_damaged_records must not be negative, got"

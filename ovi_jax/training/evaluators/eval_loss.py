@@ -204,8 +204,10 @@ def loss_sums(
   places_B = place + jnp.cumsum(there_B) - there_B
 
   def one(level: jax.Array) -> AV[jax.Array]:
-    drawn = _drawn(seed, level, (level + 0.5) / levels, places_B, batch.latents)
-    losses = flow_matching.losses(model, params, batch, drawn, null_SE)
+    sample = _noise_sample(
+      seed, level, (level + 0.5) / levels, places_B, batch.latents
+    )
+    losses = flow_matching.losses(model, params, batch, sample, null_SE)
     return jax.tree.map(
       lambda x, length_B: jnp.where(length_B > 0, x, 0.0).sum(),
       losses,
@@ -219,7 +221,7 @@ def loss_sums(
   )
 
 
-def _drawn(
+def _noise_sample(
   seed: jax.Array,
   level: jax.Array,
   sigma: jax.Array,

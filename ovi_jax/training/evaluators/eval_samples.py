@@ -211,10 +211,10 @@ def _noise(
   )
   names = AV._fields
   channels = AV(*(towers[n].channels if n in towers else 1 for n in names))
-  drawn = [
+  noise = [
     noises.sample_noise(seed + row, clip, channels) for row in range(count)
   ]
-  return AV(**{n: np.stack([getattr(d, n) for d in drawn]) for n in towers})
+  return AV(**{n: np.stack([getattr(d, n) for d in noise]) for n in towers})
 
 
 def write(
@@ -242,19 +242,19 @@ def write(
   """
   paths = []
   for row, stem in enumerate(_stems(ids)):
-    heard, seen, path = None, None, directory / f"{stem}.wav"
+    wave_A, frames_THWC, path = None, None, directory / f"{stem}.wav"
     if latents.audio is not None:
-      heard = decoder.wave(latents.audio[row : row + 1])
+      wave_A = decoder.wave(latents.audio[row : row + 1])
     if latents.video is not None:
       stride, latent_frames = geometry.VIDEO_STRIDES[0], latents.video.shape[1]
       preview = logs_lib.Preview(1 + stride * (latent_frames - 1))
       frames = decoder.frames(latents.video[row : row + 1])
       path = path.with_suffix(".mp4")
-      mp4.write(path, preview.through(frames), heard)
-      seen = np.stack(preview.kept)
-    elif heard is not None:
-      _write_wav(path, heard)
-    show(row, seen, heard)
+      mp4.write(path, preview.through(frames), wave_A)
+      frames_THWC = np.stack(preview.kept)
+    elif wave_A is not None:
+      _write_wav(path, wave_A)
+    show(row, frames_THWC, wave_A)
     paths.append(path)
   return paths
 
@@ -370,9 +370,11 @@ class SampleEvaluator:
     number = int(state.step)
     directory = self.directory / DIRECTORY / f"step-{number:08d}"
 
-    def show(row: int, seen: np.ndarray | None, heard: np.ndarray | None):
+    def show(
+      row: int, frames_THWC: np.ndarray | None, wave_A: np.ndarray | None
+    ):
       # Tags hold the place, not the caption, so that steps share one.
-      self.logs.clip(number, f"{DIRECTORY}/{row}", seen, heard)
+      self.logs.clip(number, f"{DIRECTORY}/{row}", frames_THWC, wave_A)
 
     ids = [prompt.id for prompt in self.prompts]
     paths = write(directory, ids, latents, self._decoder(), show)

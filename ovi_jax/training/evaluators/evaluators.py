@@ -69,13 +69,17 @@ class Evaluators:
     )
 
   def attach(
-    self, context: loop.TrainContext, encoder: batch_encoder.BatchEncoder
+    self,
+    context: loop.TrainContext,
+    encoder: batch_encoder.BatchEncoder,
+    damaged: loader.DamagedRecords,
   ) -> loop.TrainContext:
     """The context with the evaluators that the intervals ask for.
 
     Args:
       context: of the run, with the embedding of the empty prompt.
       encoder: of batches and captions.
+      damaged: counts the damaged records of the run.
     """
     records, settings, mesh = self.records, self.settings, context.mesh
     if records is None:
@@ -83,7 +87,7 @@ class Evaluators:
 
     def batches() -> Iterator[schema.Batch]:
       shard = distributed.data_shard(mesh)
-      each = records.batches(self.batch_size, *shard)
+      each = records.batches(self.batch_size, *shard, damaged=damaged)
       return (encoder(batch, mesh) for batch in each)
 
     model = context.step_config.objective.model

@@ -70,15 +70,15 @@ class AudioVAEObjective:
     return jax.random.normal(key, (latents, self.config.embed_dim))
 
   def example_weights(
-    self, batch: schema.Batch, drawn: Any
+    self, batch: schema.Batch, sample: Any
   ) -> dict[str, jax.Array]:
-    del drawn
+    del sample
     share_B = diffusion.example_weights(batch.lengths, SOUND).audio
     scales = {"mel": 1.0, "silence": self.silence_weight, "kl": self.kl_weight}
     return {name: scale * share_B for name, scale in scales.items()}
 
   def loss_terms(
-    self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
+    self, params: Any, batch: schema.Batch, sample: Any, null_SE: jax.Array
   ) -> Mapping[str, jax.Array]:
     """Mean differences of sound and silence, in deviations; nats a number."""
     del null_SE
@@ -87,7 +87,7 @@ class AudioVAEObjective:
     mel_BTM = mel.log_mel(self.spectrogram, batch.latents.audio)
     moments: Any = model.apply(variables, mel_BTM, method="encode")
     mean_BTC, logvar_BTC = moments
-    latents_BTC = mean_BTC + jnp.exp(0.5 * logvar_BTC) * drawn
+    latents_BTC = mean_BTC + jnp.exp(0.5 * logvar_BTC) * sample
     ours_BTM: Any = model.apply(variables, latents_BTC, method="decode")
     std_M = np.array(self.config.mel_std, np.float32)
     error_BTM = jnp.abs(ours_BTM - mel_BTM) / std_M[None, None]

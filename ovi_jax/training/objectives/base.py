@@ -35,20 +35,20 @@ class Objective(Protocol):
     ...
 
   def example_weights(
-    self, batch: schema.Batch, drawn: Any
+    self, batch: schema.Batch, sample: Any
   ) -> Mapping[str, jax.Array]:
-    """weight_B of every term, float32, of a whole batch and its `drawn`."""
+    """weight_B of every term, float32, of a whole batch and its noise."""
     ...
 
   def loss_terms(
-    self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
+    self, params: Any, batch: schema.Batch, sample: Any, null_SE: jax.Array
   ) -> Mapping[str, jax.Array]:
     """term_B by name, the names of `weights`; a log calls it `train/loss_NAME`.
 
     Args:
       params: nested.
       batch: the whole, or a part; `ids` is `None`.
-      drawn: what `draw` gave each example.
+      sample: what `sample_noise` returned for each example.
       null_SE: embedding of the empty prompt; zeros where there is none.
 
     Returns:

@@ -57,7 +57,7 @@ class ObjectiveConfig:
 
 
 class NoiseSample(NamedTuple):
-  """What is drawn for an example (or, with a leading B, for a batch).
+  """Noise, noise levels and dropout of an example, or of a batch with B first.
 
   Attributes:
     sigma: noise level of each modality.
@@ -93,9 +93,9 @@ class FlowMatching(NamedTuple):
     return sample_noise(self.objective, key, example.latents, example.lengths)
 
   def example_weights(
-    self, batch: schema.Batch, drawn: "NoiseSample"
+    self, batch: schema.Batch, sample: "NoiseSample"
   ) -> Mapping[str, jax.Array]:
-    counts = loss_masks(batch, drawn).map(lambda _, mask_BT: mask_BT.sum(1))
+    counts = loss_masks(batch, sample).map(lambda _, mask_BT: mask_BT.sum(1))
     return diffusion.example_weights(
       counts, self.objective.loss_weights
     ).present()
@@ -104,10 +104,10 @@ class FlowMatching(NamedTuple):
     self,
     params: Any,
     batch: schema.Batch,
-    drawn: "NoiseSample",
+    sample: "NoiseSample",
     null_SE: jax.Array,
   ) -> Mapping[str, jax.Array]:
-    return losses(self.model, params, batch, drawn, null_SE).present()
+    return losses(self.model, params, batch, sample, null_SE).present()
 
 
 def sample_noise(
@@ -136,13 +136,13 @@ def sample_noise(
   )
 
 
-def loss_masks(batch: schema.Batch, drawn: NoiseSample) -> AV[jax.Array]:
+def loss_masks(batch: schema.Batch, sample: NoiseSample) -> AV[jax.Array]:
   """counts_BT, bool, of each modality: valid latents that are generated."""
 
   def one(name: str, data: jax.Array) -> jax.Array:
     lengths_B, given_BT = (
       getattr(batch.lengths, name),
-      getattr(drawn.given, name),
+      getattr(sample.given, name),
     )
     counts_BT = diffusion.length_mask(lengths_B, data.shape[1])
     return counts_BT if given_BT is None else counts_BT & ~given_BT
@@ -154,7 +154,7 @@ def losses(
   model: fusion.FusionDiT,
   params: Any,
   batch: schema.Batch,
-  drawn: NoiseSample,
+  sample: NoiseSample,
   null_SE: jax.Array,
 ) -> AV[jax.Array]:
   """loss_B of each modality at given times and noise.
@@ -163,15 +163,15 @@ def losses(
     model: the denoiser.
     params: its parameters, nested.
     batch: latents, lengths and prompts.
-    drawn: see `NoiseSample`.
+    sample: see `NoiseSample`.
     null_SE: embedding of the empty prompt, S at most that of the batch.
   """
   x, t_BT, target, text = {}, {}, {}, {}
   for name, data in batch.latents.present().items():
-    sigma_BT = getattr(drawn.sigma, name)[:, None]
-    noise = getattr(drawn.noise, name)
+    sigma_BT = getattr(sample.sigma, name)[:, None]
+    noise = getattr(sample.noise, name)
     t_BT[name] = diffusion.TIME_SCALE * sigma_BT
-    given_BT = getattr(drawn.given, name)
+    given_BT = getattr(sample.given, name)
     if given_BT is not None:
       sigma_BT = jnp.where(given_BT, 0.0, sigma_BT)
     x[name] = diffusion.interpolate(data, noise, sigma_BT)
@@ -179,7 +179,7 @@ def losses(
     prompt_BSE = getattr(batch.text, name)
     missing = prompt_BSE.shape[1] - null_SE.shape[0]
     empty_SE = jnp.pad(null_SE, ((0, missing), (0, 0)))
-    dropped_B = getattr(drawn.dropped, name)[:, None, None]
+    dropped_B = getattr(sample.dropped, name)[:, None, None]
     text[name] = jnp.where(dropped_B, empty_SE[None], prompt_BSE)
   prediction: Any = model.apply(
     {"params": params},
@@ -187,9 +187,9 @@ def losses(
     AV(**t_BT),
     AV(**text),
     lengths=batch.lengths,
-    given_BT=drawn.given,
+    given_BT=sample.given,
   )
-  return loss_masks(batch, drawn).map(
+  return loss_masks(batch, sample).map(
     lambda name, counts_BT: diffusion.masked_mse(
       getattr(prediction, name), target[name], counts_BT
     )

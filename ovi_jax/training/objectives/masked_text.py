@@ -67,21 +67,21 @@ class MaskedTextObjective:
     return jax.random.bernoulli(place_key, share, _ids(example).shape)
 
   def example_weights(
-    self, batch: schema.Batch, drawn: Any
+    self, batch: schema.Batch, sample: Any
   ) -> dict[str, jax.Array]:
-    del drawn
+    del sample
     has_B = (_ids(batch) != PAD).any(1).astype(jnp.float32)
     share_B = has_B / jnp.maximum(has_B.sum(), 1.0)
     return {"context": share_B, "wrong": jnp.zeros_like(share_B)}
 
   def loss_terms(
-    self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
+    self, params: Any, batch: schema.Batch, sample: Any, null_SE: jax.Array
   ) -> Mapping[str, jax.Array]:
     """`context`: nats a token; `wrong`: share of those not hidden, no loss."""
     del null_SE
     ids_BS = _ids(batch)
     mask_BS = (ids_BS != PAD).astype(jnp.int32)
-    given_BS = jnp.where(drawn & (mask_BS > 0), UNKNOWN, ids_BS)
+    given_BS = jnp.where(sample & (mask_BS > 0), UNKNOWN, ids_BS)
     head = params[HEAD]
     encoder = {name: leaf for name, leaf in params.items() if name != HEAD}
     text_BSE: Any = umt5.UMT5Encoder(self.config, self.dtype).apply(
@@ -99,7 +99,7 @@ class MaskedTextObjective:
     chosen_BSO = jnp.where(right_BSOV, logits_BSOV, 0.0).sum(-1)
     loss_BSO = jax.nn.logsumexp(logits_BSOV, -1) - chosen_BSO
     wrong_BSO = (chosen_BSO < logits_BSOV.max(-1)).astype(jnp.float32)
-    seen_BSO = counts_BSO & ~self._around(drawn)
+    seen_BSO = counts_BSO & ~self._around(sample)
     return {
       "context": _mean(loss_BSO, counts_BSO),
       "wrong": _mean(wrong_BSO, seen_BSO),

@@ -68,9 +68,9 @@ class VideoVAEObjective:
     return jax.random.normal(key, (*shape_THW, self.config.z_dim))
 
   def example_weights(
-    self, batch: schema.Batch, drawn: Any
+    self, batch: schema.Batch, sample: Any
   ) -> Mapping[str, jax.Array]:
-    del drawn
+    del sample
     seen_B = (batch.lengths.video > 0).astype(jnp.float32)
     share_B = seen_B / jnp.maximum(seen_B.sum(), 1.0)
     scales = {
@@ -84,7 +84,7 @@ class VideoVAEObjective:
     self,
     params: Any,
     batch: schema.Batch,
-    drawn: jax.Array,
+    sample: jax.Array,
     null_SE: jax.Array,
   ) -> Mapping[str, jax.Array]:
     del null_SE
@@ -93,7 +93,7 @@ class VideoVAEObjective:
       self.config, params, frames_BTHWC, self.dtype
     )
     logvar = jnp.clip(logvar, *_LOGVAR)
-    latents = mean + jnp.exp(logvar / 2) * drawn
+    latents = mean + jnp.exp(logvar / 2) * sample
     made = codec.decode_whole(self.config, params, latents, self.dtype)
     target = frames_BTHWC.astype(jnp.float32) / 127.5 - 1
     error = (

@@ -75,19 +75,19 @@ class VocoderObjective:
     return level * jax.random.normal(noise_key, shape)
 
   def example_weights(
-    self, batch: schema.Batch, drawn: Any
+    self, batch: schema.Batch, sample: Any
   ) -> dict[str, jax.Array]:
-    del drawn
+    del sample
     share_B = diffusion.example_weights(batch.lengths, SOUND).audio
     return {term: getattr(self, f"{term}_weight") * share_B for term in TERMS}
 
   def loss_terms(
-    self, params: Any, batch: schema.Batch, drawn: Any, null_SE: jax.Array
+    self, params: Any, batch: schema.Batch, sample: Any, null_SE: jax.Array
   ) -> Mapping[str, jax.Array]:
     """`convergence`, `magnitude` and `mel` of every example."""
     del null_SE
     wave_BA = batch.latents.audio
-    mel_BTM = mel.log_mel(self.spectrogram, wave_BA) + drawn
+    mel_BTM = mel.log_mel(self.spectrogram, wave_BA) + sample
     model = vocoder.BigVGAN(self.config, self.dtype)
     ours_BA: Any = model.apply({"params": params}, mel_BTM)
     terms = spectral.distance(ours_BA, wave_BA)._asdict()

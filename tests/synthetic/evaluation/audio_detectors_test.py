@@ -27,7 +27,7 @@ def track(*events: scene.Event, hiss: float = 0.0) -> np.ndarray:
 def test_events_are_detected_with_their_times(clips, worn):
   for clip, shown in zip(clips, worn[1], strict=True):
     truth = [event.seconds for event in shown.events]
-    for each in clip.heard:
+    for each in clip.detected_sounds:
       nearest = int(np.abs(np.array(truth) - each.seconds).argmin())
       assert abs(truth[nearest] - each.seconds) < 0.01
       voice = shown.sound if shown.kind == scene.FACE else None
@@ -45,11 +45,13 @@ def test_a_weaker_knock_is_detected_while_another_rings(material, tones, hiss):
     event(t, "impact", material, tone=tones[i % 2], strength=strengths[i % 2])
     for i, t in enumerate(begins)
   ]
-  heard = audio_detectors.listen(track(*knocks, hiss=hiss), RATE)
+  detected_sounds = audio_detectors.listen(track(*knocks, hiss=hiss), RATE)
   # Two that are as low as rubber beat together.
   near = 0.025 if material == "rubber" else 0.01
-  np.testing.assert_allclose([h.seconds for h in heard], begins, atol=near)
-  assert {h.sound.name for h in heard} == {material}
+  np.testing.assert_allclose(
+    [h.seconds for h in detected_sounds], begins, atol=near
+  )
+  assert {h.sound.name for h in detected_sounds} == {material}
 
 
 @pytest.mark.parametrize("hz", [105, 117.3, 130, 195, 214.1, 240])
@@ -58,12 +60,12 @@ def test_vowels_are_recognized_in_every_voice(hz):
     event(0.3 + 0.7 * i, "mouth", vowel, tone=hz, length=0.36)
     for i, vowel in enumerate(scene.VOWELS)
   ]
-  heard = audio_detectors.listen(track(*spoken, hiss=0.015), RATE)
+  detected_sounds = audio_detectors.listen(track(*spoken, hiss=0.015), RATE)
   voice = "low" if hz < 160 else "high"
-  assert [h.sound for h in heard] == [
+  assert [h.sound for h in detected_sounds] == [
     audio_detectors.Sound(scene.FACE, vowel, voice) for vowel in scene.VOWELS
   ]
-  usual = audio_detectors.usual(heard)
+  usual = audio_detectors.usual(detected_sounds)
   assert usual == audio_detectors.Sound(scene.FACE, "", voice)
 
 

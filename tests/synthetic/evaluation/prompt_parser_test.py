@@ -34,14 +34,16 @@ def test_prompts_are_parsed_into_their_scenes():
   assert facts("Audio: silence.") == facts_lib.Facts(kind=None, silent=True)
 
 
-def check(shown: scene.Scene, found: facts_lib.Facts, seen: bool, heard: bool):
+def check(
+  shown: scene.Scene, found: facts_lib.Facts, seen: bool, has_sound: bool
+):
   quiet = not shown.events
   colours = tuple(b.colour for b in shown.balls) or (shown.colour,)
   assert found.colours == (colours if seen else ())
-  assert found.silent == (heard and quiet)
+  assert found.silent == (has_sound and quiet)
   if seen or not quiet:
     assert found.kind == shown.kind
-  if (heard and not quiet) or (seen and shown.kind == scene.BALL):
+  if (has_sound and not quiet) or (seen and shown.kind == scene.BALL):
     assert found.sound == shown.sound
   if shown.kind == scene.FACE and seen:
     assert found.vowels == shown.words
@@ -56,16 +58,16 @@ def scenes():
 
 
 @pytest.mark.parametrize(
-  "seen, heard", [(True, True), (True, False), (False, True)]
+  "seen, has_sound", [(True, True), (True, False), (False, True)]
 )
-def test_every_caption_of_the_world_is_parsed(scenes, seen, heard):
+def test_every_caption_of_the_world_is_parsed(scenes, seen, has_sound):
   random = np.random.default_rng(0)
   for shown in scenes:
     for tagged in (False, True):
       caption = captions.caption(
-        shown, random, tagged=tagged, seen=seen, heard=heard
+        shown, random, tagged=tagged, seen=seen, has_sound=has_sound
       )
-      check(shown, facts_lib.facts(caption), seen, heard)
+      check(shown, facts_lib.facts(caption), seen, has_sound)
 
 
 def test_prompts_of_another_world_are_refused():

@@ -72,7 +72,9 @@ def test_wrong_clips_score_zero(clips):
 
 def test_each_error_lowers_its_own_scores(clips):
   right = values(clips)
-  deaf = values([dataclasses.replace(clip, heard=()) for clip in clips])
+  deaf = values(
+    [dataclasses.replace(clip, detected_sounds=()) for clip in clips]
+  )
   assert deaf["sync F1"].value == 0 and deaf["vowels heard"].value == 0
   assert deaf["events that are heard"].value == 0
   assert deaf["something happens"].value == 0
@@ -82,8 +84,9 @@ def test_each_error_lowers_its_own_scores(clips):
     [
       dataclasses.replace(
         clip,
-        heard=tuple(
-          dataclasses.replace(h, seconds=h.seconds + 0.02) for h in clip.heard
+        detected_sounds=tuple(
+          dataclasses.replace(h, seconds=h.seconds + 0.02)
+          for h in clip.detected_sounds
         ),
       )
       for clip in clips
@@ -98,10 +101,12 @@ def test_each_error_lowers_its_own_scores(clips):
 
 def test_an_extra_sound_costs_as_much_as_a_wrong_one(clips):
   clip = next(clip for clip in clips if clip.facts.kind == "face")
-  knock = audio_detectors.Heard(
+  knock = audio_detectors.DetectedSound(
     seconds=4.8, sound=audio_detectors.Sound("ball", "wood")
   )
-  more = dataclasses.replace(clip, heard=(*clip.heard, knock))
+  more = dataclasses.replace(
+    clip, detected_sounds=(*clip.detected_sounds, knock)
+  )
   count = len(clip.facts.vowels)
   assert values([more])["vowels heard"].value == count / (count + 1)
   assert values([more])["number of sounds heard"].value == 0
@@ -111,10 +116,12 @@ def test_an_extra_sound_costs_as_much_as_a_wrong_one(clips):
 def test_a_low_voice_is_not_a_low_beep(clips):
   clip = next(clip for clip in clips if clip.facts.kind == "face")
   asked = prompt_parser.facts("A red lamp flashes two times. Audio: low beeps.")
-  vowel = audio_detectors.Heard(
+  vowel = audio_detectors.DetectedSound(
     seconds=1.0, sound=audio_detectors.Sound("face", "ah", "low")
   )
-  deceived = dataclasses.replace(clip, facts=asked, heard=(vowel, vowel))
+  deceived = dataclasses.replace(
+    clip, facts=asked, detected_sounds=(vowel, vowel)
+  )
   assert values([deceived])["pitch"].value == 0
 
 
@@ -124,7 +131,7 @@ def test_requested_silence_is_scored_as_correct():
     prompt="",
     facts=prompt_parser.facts("A blue lamp stays dark. Audio: silence."),
     seen=report.video_detectors.Seen(kind="lamp", colours=("blue",)),
-    heard=(),
+    detected_sounds=(),
     seconds=5.0,
   )
   found = values([clip])

@@ -203,7 +203,10 @@ def test_a_dataset_is_a_source(tmp_path):
   [
     ({}, "set num_frames, num_audio_samples or tokenizer"),
     ({"num_frames": 8}, "num_frames must be 0 or 1 . a multiple of 4"),
-    ({"num_frames": 5, "sources": ()}, "expected at least one, got none"),
+    (
+      {"num_frames": 5, "sources": ()},
+      "data.sources is empty: name the folder",
+    ),
     ({"num_frames": 5, "sources": ("",)}, "got an empty name"),
     (
       {"num_frames": 5, "sources": ("world:x",)},

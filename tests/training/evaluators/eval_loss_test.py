@@ -163,7 +163,7 @@ def test_noise_differs_where_it_should():
   @jax.jit
   def drawn(seed, level, places):
     given = jnp.float32(0.25), jnp.array(places), latents
-    return eval_loss._drawn(jnp.uint32(seed), level, *given)
+    return eval_loss._noise_sample(jnp.uint32(seed), level, *given)
 
   first, moved = drawn(0, 0, [0, 1, 2]), drawn(0, 0, [1, 2, 3])
   np.testing.assert_array_equal(first.noise.audio[1:], moved.noise.audio[:2])
