@@ -17,9 +17,8 @@ COLOURS = {
   "purple": (148, 48, 188),
   "orange": (246, 128, 24),
 }
-# Colours of balls that no clip of `World` has: something new to learn. The
-# small video VAE reproduces this brown; of black it makes a grey of any tint.
-NEW_COLOURS = {"dark": (120, 72, 30)}
+# Colours of balls that no clip of `World` has: something new to learn.
+NEW_COLOURS = {"dark": (30, 30, 36)}
 MATERIALS = ("wood", "metal", "rubber")
 PITCHES = ("low", "middle", "high")
 VOWELS = ("ah", "oh", "ee")

@@ -15,18 +15,17 @@ from scripts.small_ovi import dark_ball
 from tests.lib import doc_commands
 
 
-def test_a_dark_ball_is_seen_alone_and_beside_another():
-  alone, beside = dark_ball.training_scenes(2, seed=4)
+def test_a_dark_ball_is_seen_with_its_impacts():
+  (alone,) = dark_ball.training_scenes(1, seed=4)
   world = worlds.World()
   found = dark_ball.look(world.render(alone), world.fps)
   assert found.is_right and len(found.events) >= 2
   for event, seen in zip(alone.events, found.events):
     assert seen == pytest.approx(event.seconds, abs=1 / world.fps)
-  found = dark_ball.look(world.render(beside), world.fps)
-  assert "orange" in found.colours and not found.is_right
+  assert found.saturation < 0.2
 
 
-@pytest.mark.parametrize("colour", ["orange", "red"])
+@pytest.mark.parametrize("colour", ["green", "purple"])
 def test_balls_of_known_colours_are_not_dark(colour):
   (shown,) = dark_ball.scenes(1, 4, two=False)
   (ball,) = shown.balls
@@ -34,7 +33,8 @@ def test_balls_of_known_colours_are_not_dark(colour):
   world = worlds.World()
   frames = world.render(dataclasses.replace(shown, balls=(ball,)))
   found = dark_ball.look(frames, world.fps)
-  assert found.share > 0.9 and not found.is_right
+  assert found.share > 0.9 and found.saturation > 0.5
+  assert not found.is_right
 
 
 @pytest.mark.slow
