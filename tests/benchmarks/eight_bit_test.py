@@ -40,9 +40,9 @@ def test_results_become_tables():
       "file_bytes": sizes,
       "released_bytes": sizes,
       "resident_bytes": dict.fromkeys(eight_bit.STORED, 3e8),
-      "scores": {"bfloat16": [score], "int8": [score | {"value": 0.4}]},
+      "scores": [score],
     }
   )
   assert "| int8 | float32 | 1.23 %, 0.40 % | 1.23 %, 0.40 % |" in text
   assert "| fp8 | 2.00, 0.10 | 0.00, 0.00 | 300 |" in text
-  assert "| kind | 50.0 (25 to 75) | 40.0 (25 to 75) |" in text
+  assert "| kind | 100.0 % (96 to 100) | 50.0 % (25 to 75) |" in text
