@@ -80,8 +80,8 @@ test-nightly: $(VENV)/ready-dev
 	  --dist loadfile --no-loadscope-reorder
 
 test-curate: $(VENV)-curate/ready
-	$(VENV)-curate/bin/python -m pytest tests/curation -m "slow or not slow" \
-	  -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(VENV)-curate/bin/python -m pytest tests/curation tests/endpoints \
+	  -m "slow or not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The newest jax needs a newer Python than the oldest that we support.
 test-oldest:

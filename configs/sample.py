@@ -33,6 +33,11 @@ def get_config() -> ml_collections.ConfigDict:
   # Maximum number of clips of the same size that are denoised together. More
   # clips use an accelerator better, but multiply activation memory.
   config.batch_size = 1
+  # Longest part of a clip that is denoised at once; 0: as long as the weights'
+  # clips. Longer clips are made in windows.
+  config.window_seconds = 0.0
+  # Latent frames that a window is given of the one before; 7 are 1 s.
+  config.window_overlap = 7
   # 4.0 for video, 3.0 for audio.
   config.guidance_scale = ml_collections.ConfigDict()
   config.guidance_scale.video = placeholder(float)

@@ -28,6 +28,8 @@ SPEECH, SPEECH_END = "<S>", "<E>"
 SOUND, SOUND_END = "<AUDCAP>", "<ENDAUDCAP>"
 SOUND_LINE = "Audio:"
 CLOSING = {SPEECH: SPEECH_END, SOUND: SOUND_END}
+# What `segments` marks: what is seen, said and heard, and tags between them.
+SEGMENTS = TEXT, SPEECH_TEXT, SOUND_TEXT, TAG = "text", "speech", "sound", "tag"
 STEM_LENGTH = 50
 MAX_CHARACTERS = 2**14  # of a prompt; 512 tokens are about 2500
 # Control characters that are no white space, and bytes that were no UTF-8.
@@ -251,6 +253,88 @@ def parse(prompt: str) -> tuple[Part, ...]:
   cleaned = _cleaned(prompt)
   reading = _read(cleaned)
   return (Part(text=cleaned.text),) if reading.problems else reading.parts
+
+
+def picture(prompt: str) -> str:
+  """What a prompt says of the picture: without its speech and sound.
+
+  Returns:
+    The text outside of tags; empty if there is none.
+  """
+  text, removed = "", False
+  for part in parse(prompt):
+    if not part.tag:
+      text = _joined(text, part.text) if removed else text + part.text
+    removed = bool(part.tag)
+  return text.strip() if re.search(r"\w", text) else ""
+
+
+def segments(prompt: str) -> tuple[tuple[str, str], ...]:
+  """Split a prompt, as it is written, for an editor that marks its parts.
+
+  Returns:
+    Pairs of a name of `SEGMENTS` and a text; the texts joined are the prompt.
+    Texts and parts agree exactly, unless HTML entities or broken Unicode are
+    repaired on both sides of a boundary.
+  """
+  text = _cleaned(prompt).text
+  kinds = [TAG] * len(text)
+  for part in parse(prompt):
+    end = part.start + len(part.text)
+    kinds[part.start : end] = [_segment(part)] * len(part.text)
+  places = _places(text, prompt)
+  starts = [
+    at for at, kind in enumerate(kinds) if at == 0 or kind != kinds[at - 1]
+  ]
+  cuts = [0, *(places[at] for at in starts[1:]), len(prompt)]
+  if not starts:
+    return ((TEXT, prompt),) if prompt else ()
+  return tuple(
+    (kinds[at], prompt[begin:end])
+    for at, begin, end in zip(starts, cuts, cuts[1:])
+  )
+
+
+def _segment(part: Part) -> str:
+  """What an editor marks a part as."""
+  if part.is_sound:
+    return SOUND_TEXT
+  return SPEECH_TEXT if part.tag == SPEECH else TEXT
+
+
+def _places(text: str, prompt: str) -> list[int]:
+  """Where each character of a cleaned prompt is written."""
+  unescaped = _unescaped(prompt)
+  places, at = [], 0
+  for character in text:
+    while character != " " and unescaped[at].isspace():
+      at += 1
+    places.append(at)
+    at += character != " "
+  if unescaped == prompt:
+    return places
+  # Exact before the first repaired character and after the last one.
+  ends = len(unescaped), len(prompt)
+  head = _equal_start(unescaped, prompt)
+  tail = _equal_start(unescaped[::-1], prompt[::-1])
+  tail = min(tail, *(end - head for end in ends))
+  inside, outside = (end - head - tail for end in ends)
+
+  def written(place: int) -> int:
+    if place <= head:
+      return place
+    if place >= ends[0] - tail:
+      return place + ends[1] - ends[0]
+    return head + (place - head) * outside // inside
+
+  return [written(place) for place in places]
+
+
+def _equal_start(one: str, other: str) -> int:
+  """How many characters two texts begin with alike."""
+  pairs = enumerate(zip(one, other))
+  least = min(len(one), len(other))
+  return next((at for at, (a, b) in pairs if a != b), least)
 
 
 def sound(description: str, audio_tag: str) -> str:

@@ -3,11 +3,12 @@
 import logging
 import os
 
+from tests.lib import child_env
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# LLVM's optimizations make tests compile half as long again.
 os.environ.setdefault(
   "XLA_FLAGS",
-  "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+  f"--xla_force_host_platform_device_count=8 {child_env.QUICK_COMPILE}",
 )
 
 import itertools

@@ -42,6 +42,7 @@ ALLOWED = {
   "diffusion": set(),
   "sampling": {
     "attention",
+    "endpoints",
     "models",
     "diffusion",
     "sharding",
@@ -51,7 +52,8 @@ ALLOWED = {
   },
   WORLD: set(),
   "data": {"pretrained", "sharding", WORLD},
-  "curation": {"pretrained", "convert", "data", WORLD},
+  "endpoints": set(),
+  "curation": {"pretrained", "convert", "data", "endpoints", WORLD},
   "evaluation": {
     "curation",
     "models",
@@ -101,6 +103,7 @@ ALLOWED = {
     WORLD,
   },
   "study": set(),
+  "studio": {"lora", "pretrained", "sampling", "sharding", WORLD},
 }
 # The same within curation; those that are files, by name. All see the contract.
 CONTRACT = {"clip", "stage"}

@@ -19,7 +19,19 @@ from tests.lib import child_env
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
-SUFFIXES = {".py", ".json", ".md", ".safetensors", ".html", ".css", ".js"}
+SUFFIXES = {
+  *(
+    ".py",
+    ".json",
+    ".md",
+    ".safetensors",
+    ".html",
+    ".css",
+    ".js",
+    ".mp4",
+    ".svg",
+  )
+}
 LISTED = """
 import json
 import setuptools

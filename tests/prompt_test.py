@@ -689,3 +689,59 @@ def test_file_stems_are_safe_whatever_the_prompt():
     stem = prompt.file_stem(text)
     assert 1 <= len(stem) <= prompt.STEM_LENGTH
     assert not set(stem) & set('<>:"/\\|?*. \n\t\0')
+
+
+@pytest.mark.parametrize(
+  "text, segments",
+  [
+    ("", []),
+    ("A ball.", [("text", "A ball.")]),
+    (
+      "A man says, <S>Hi.<E> Audio: wind",
+      [
+        ("text", "A man says, "),
+        ("tag", "<S>"),
+        ("speech", "Hi."),
+        ("tag", "<E>"),
+        ("text", " "),
+        ("tag", "Audio:"),
+        ("sound", " wind"),
+      ],
+    ),
+    (
+      "  A  dog.\n<s>Woof</S><audcap>barks\n<ENDAUDCAP>\n",
+      [
+        ("text", "  A  dog.\n"),
+        ("tag", "<s>"),
+        ("speech", "Woof"),
+        ("tag", "</S><audcap>"),
+        ("sound", "barks\n"),
+        ("tag", "<ENDAUDCAP>\n"),
+      ],
+    ),
+    # Cleaning makes one character of several, or as many others.
+    (
+      "It\u2019s &lt;b&gt; <S>ok<E>",
+      [
+        ("text", "It\u2019s &lt;b&gt; "),
+        ("tag", "<S>"),
+        ("speech", "ok"),
+        ("tag", "<E>"),
+      ],
+    ),
+    ("a <S>b", [("text", "a <S>b")]),
+  ],
+)
+def test_segments_are_the_parts_as_they_are_written(text, segments):
+  assert list(prompt.segments(text)) == segments
+
+
+def test_segments_joined_are_the_prompt_whatever_it_is():
+  choose = random.Random(1)
+  pieces = ["<S>", "<E>", "Audio:", "&lt;", "&amp;amp;", "\ufb01", " ", "\n"]
+  pieces += ["\u00e2\u20ac\u2122", "word", "<AUDCAP>", "</AUDCAP>", "\u2028"]
+  for _ in range(300):
+    text = "".join(choose.choices(pieces, k=choose.randrange(12)))
+    found = prompt.segments(text)
+    assert "".join(part for _, part in found) == text
+    assert {kind for kind, _ in found} <= set(prompt.SEGMENTS)

@@ -7,7 +7,6 @@ shapes. Without weights of the variant, released sizes are used, with kernels of
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +39,7 @@ from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solvers
+from ovi_jax.sampling import windows
 from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import sharding_rules
 
@@ -56,6 +56,7 @@ def run(
   flags_profile: str = flag_profiles.NONE,
   given: conditions_lib.Conditions = NONE_GIVEN,
   image: bool = False,
+  seconds: float | None = None,
   lora: str = "",
   quantize: str = "",
 ) -> bool:
@@ -71,6 +72,8 @@ def run(
     flags_profile: compiler flags that were applied, see `flag_profiles`.
     given: files that clips are given, which are not read.
     image: whether clips are given a first frame.
+    seconds: length of clips; `None` for that of the weights. Of a clip in
+      windows, the program of the later windows is compiled.
     lora: files and strengths, see `lora.apply.parse`.
     quantize: a key of `quantized.DTYPES` for 8-bit kernels of weights that are
       not there; empty for none.
@@ -86,8 +89,8 @@ def run(
   devices, job = topology.devices(name), flag_profiles.SAMPLE
   flag_profiles.check_device(flags_profile, job, devices[0].device_kind)
   flags = flag_profiles.flags_of(flags_profile, job)
-  variant: Any = config.variant
-  manifest = manifest_of(variant, weights)
+  asked: Any = config.variant
+  manifest = manifest_of(asked, weights)
   advised = settings_lib.recommended_of(manifest)
   settings = settings_lib.Settings.from_config(config, advised)
   pipeline = planning.components_of(
@@ -102,11 +105,22 @@ def run(
     )
   # Of a prompt without a picture.
   size = planning.clip_size(settings, manifest)
-  area = manifest.geometry.area
-  clip = manifest.geometry.clip(*geometry.snap(*size, area))
+  variant = manifest.geometry
   given.check(image)
-  masks = conditions_lib.masks(given, image, math.inf, clip)
-  conditions_lib.check_masks(given, masks, math.inf, clip)
+  frames = None
+  if seconds is not None:
+    frames = conditions_lib.nearest_latent_frames(seconds)
+  window = planning.window_latent_frames(settings, variant)
+  many = given.extend is not None or (frames or 0) > window
+  clip = variant.clip(
+    *geometry.snap(*size, variant.area), window if many else frames
+  )
+  if many:
+    planned = windows.plan(2 * window, clip, settings.window_overlap)
+    masks = windows.masks(planned[1], clip)
+  else:
+    masks = conditions_lib.masks(given, image, conditions_lib.ANY, clip)
+    conditions_lib.check_masks(given, masks, conditions_lib.ANY, clip)
   dtype = quantized.DTYPES.get(quantize)
   guided = functools.partial(step, given=masks)
   reports = (
@@ -118,6 +132,8 @@ def run(
     [
       *(what, name, *([quantize] if quantize else [])),
       *_kinds_given(given, image, settings.conditioning),
+      *([f"{clip.latent_frames}_latent_frames"] if seconds is not None else []),
+      *(["windows", settings.conditioning] if many and not given.files else []),
     ]
   )
   return report.publish(out, named, reports)

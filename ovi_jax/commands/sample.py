@@ -22,6 +22,8 @@ from ovi_jax import synthetic
 from ovi_jax.aot import sample_step
 from ovi_jax.models import quantized
 from ovi_jax.sampling import conditions
+from ovi_jax.sampling import denoiser
+from ovi_jax.sampling import first_frames
 from ovi_jax.sampling import generate
 from ovi_jax.sampling import planning
 from ovi_jax.sampling import requests
@@ -36,10 +38,25 @@ def define_flags() -> None:
     "prompts",
     "",
     "CSV or TSV with the column text_prompt and, optionally, image_path, seed,"
-    " last_image_path, video_path, audio_path, keep, keep_audio_until.",
+    " seconds, last_image_path, video_path, audio_path, extend_path, keep,"
+    " keep_audio_until.",
   )
   flags.DEFINE_string(
     "image", "", "First frame, for --prompt: PNG, JPEG or WebP."
+  )
+  flags.DEFINE_string(
+    "first_frame_endpoint",
+    "",
+    "URL of an OpenAI-compatible API (http://…/v1) that makes the first frames"
+    " of prompts without an image.",
+  )
+  flags.DEFINE_string(
+    "first_frame_model", "", "Model of --first_frame_endpoint."
+  )
+  flags.DEFINE_string(
+    "first_frame_key_env",
+    "",
+    "Environment variable with the API key of --first_frame_endpoint.",
   )
   flags.DEFINE_string("last_image", "", "Last frame, for --prompt.")
   flags.DEFINE_string(
@@ -47,6 +64,15 @@ def define_flags() -> None:
   )
   flags.DEFINE_string(
     "audio", "", "Sound that is given: the picture is generated."
+  )
+  flags.DEFINE_string(
+    "extend", "", "Video that is continued: its end is given."
+  )
+  flags.DEFINE_float(
+    "seconds",
+    None,
+    "Length of the clip, or of what is generated behind --extend; more than the"
+    " weights' length is made in windows. Prompts of windows: A|B|C.",
   )
   flags.DEFINE_string(
     "keep",
@@ -66,6 +92,12 @@ def define_flags() -> None:
     "lora",
     "",
     "LoRAs: FILE[:STRENGTH] with commas; FILE:VIDEO/AUDIO for each tower.",
+  )
+  flags.DEFINE_enum(
+    "generate",
+    denoiser.BOTH,
+    list(denoiser.NEEDS),
+    "Video with sound, or one alone, from one tower of the weights.",
   )
   flags.DEFINE_string("out", "samples", "Output directory.")
   flags.DEFINE_string(
@@ -104,6 +136,8 @@ def main() -> None:
     raise ValueError("--out=DIR is empty; name a folder, or leave it out")
   weights, out = storage.locate(FLAGS.weights), storage.locate(FLAGS.out)
   flag_profiles.apply(FLAGS.flags_profile, flag_profiles.SAMPLE)
+  if FLAGS.aot and FLAGS.generate != denoiser.BOTH:
+    raise ValueError("--aot compiles both towers; leave out --generate")
   if FLAGS.aot:
     fits = sample_step.run(
       FLAGS.aot,
@@ -112,17 +146,19 @@ def main() -> None:
       out,
       FLAGS.flags_profile,
       _named_files(),
-      bool(FLAGS.image),
+      bool(FLAGS.image or FLAGS.first_frame_endpoint),
+      FLAGS.seconds,
       FLAGS.lora,
       FLAGS.aot_quantize,
     )
     sys.exit(not fits)
   if FLAGS.aot_quantize:
     raise ValueError("--aot_quantize is for --aot; name a topology with --aot")
-  given = {name: getattr(FLAGS, name) for name in requests.COLUMNS}
+  names = (*requests.COLUMNS, "seconds")
+  given = {name: getattr(FLAGS, name) for name in names}
   asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode
   generate.run(
-    settings=planning.resolve_settings(FLAGS.config, weights),
+    settings=planning.resolve_settings(FLAGS.config, weights, FLAGS.lora),
     requests=requests.from_flags(*asked, **given),
     weights=weights,
     out=out,
@@ -131,12 +167,18 @@ def main() -> None:
     maps=FLAGS.attention_maps,
     overwrite=FLAGS.overwrite,
     lora=FLAGS.lora,
+    generate=FLAGS.generate,
+    first_frame=first_frames.from_values(
+      FLAGS.first_frame_endpoint,
+      FLAGS.first_frame_model,
+      FLAGS.first_frame_key_env,
+    ),
   )
 
 
 def _named_files() -> conditions.Conditions:
   """What the flags name, whether files are there or not."""
-  names = ("last_image", "video", "audio")
+  names = conditions.FILES
   files = {n: pathlib.Path(v) for n in names if (v := getattr(FLAGS, n))}
   return conditions.Conditions(
     keep=conditions.parse_intervals(FLAGS.keep) if FLAGS.keep else (),

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -70,7 +71,7 @@ def run(*, out: str, **flags: Any) -> None:
         folder,
         target,
         variant=variant or None,
-        sizes=_sizes(variant, arch),
+        sizes=_sizes(variant, arch, (*(components or ()), *named)),
         components=components,
         files=named,
         tokenizer=_tokenizer(flags.get("tokenizer", "")),
@@ -158,8 +159,16 @@ def _check(flags: Mapping[str, Any]) -> None:
     raise ValueError(f"{what} does not go with {', '.join(odd)}")
 
 
-def _sizes(variant: str, arch: str) -> Mapping[str, Any]:
-  """The architecture that the flags name, in the original's form."""
+def _sizes(
+  variant: str, arch: str, components: Iterable[str]
+) -> Mapping[str, Any]:
+  """The architecture that the flags name, in the original's form.
+
+  Args:
+    variant: by name, or empty.
+    arch: file of sizes, or empty.
+    components: that are named; the bare video model has no others.
+  """
   if variant:
     if variant not in releases.known_variants():
       raise ValueError(
@@ -167,7 +176,9 @@ def _sizes(variant: str, arch: str) -> Mapping[str, Any]:
       )
     sizes = architecture.released_sizes()
     if variant == releases.WAN:
-      return {"fusion": {"video": sizes["fusion"]["video"]}}
+      keys = {"umt5": "t5", "video_vae": "video_vae"}
+      named = {keys[c]: sizes[keys[c]] for c in components if c in keys}
+      return {"fusion": {"video": sizes["fusion"]["video"]}, **named}
     return sizes
   path = pathlib.Path(arch)
   if not path.is_file():

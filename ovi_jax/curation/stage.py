@@ -41,15 +41,14 @@ from typing import Protocol
 import numpy as np
 
 from ovi_jax.curation import clip
+from ovi_jax.endpoints import client
 
 Outcome = clip.Clip | clip.Reject | Sequence[clip.Clip | clip.Reject]
 
 
-class Unavailable(OSError):
-  """A dependency of the stage (server, accelerator) is unavailable.
-
-  No clip is rejected; the shard stays pending and is processed by a later run.
-  """
+# A dependency of the stage (server, accelerator) is unavailable. No clip is
+# rejected; the shard stays pending and is processed by a later run.
+Unavailable = client.Unavailable
 
 
 class Media(Protocol):

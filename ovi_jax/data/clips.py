@@ -15,6 +15,7 @@ from ovi_jax import geometry
 from ovi_jax.data import schema
 from ovi_jax.media import container
 from ovi_jax.media import mp4
+from ovi_jax.media import wav
 
 _FPS = geometry.FPS
 _ROUNDING = 2e-3  # seconds; containers round time stamps to milliseconds
@@ -140,14 +141,4 @@ def wave(record: schema.Record) -> np.ndarray:
   return np.frombuffer(record.audio, "<i2").astype(np.float32) / _PCM
 
 
-def pcm(wave_A: np.ndarray) -> bytes:
-  """Encode audio as PCM.
-
-  Args:
-    wave_A: mono samples in [-1, 1]; clipped to this range.
-
-  Returns:
-    int16 little-endian samples.
-  """
-  scaled = np.rint(np.asarray(wave_A, np.float32) * _PCM)
-  return np.clip(scaled, -32768, 32767).astype("<i2").tobytes()
+pcm = wav.pcm

@@ -136,6 +136,26 @@ def read(
   )
 
 
+def recommended(metadata: Iterable[Mapping[str, str]]) -> dict[str, str]:
+  """Sampling settings that LoRAs were trained for, which replace the weights'.
+
+  Args:
+    metadata: of the files.
+  """
+  if any(m.get(files.CONDITIONING_KEY) == files.CLEAN for m in metadata):
+    return {"conditioning": files.CLEAN}
+  return {}
+
+
+def recommended_of(chosen: str) -> dict[str, str]:
+  """`recommended` of files, see `parse`; reads their headers.
+
+  Raises:
+    ValueError: a file is missing or damaged.
+  """
+  return recommended(files.metadata_of(path) for path, _ in parse(chosen))
+
+
 def check_dtypes(loras: Sequence[Lora], shapes: Mapping[str, Any]) -> None:
   """Check that LoRAs can be applied to stored parameters.
 

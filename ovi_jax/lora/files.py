@@ -43,6 +43,8 @@ _DTYPES = tuple(map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16)))
 MAX_SCALE = 1e6
 FORMAT_KEY, FORMAT = "ovi_jax.format", f"{names.OWN} 1"
 BASE_KEY = "ovi_jax.base"  # digest of the weights that were adapted
+# How given latents were shown in its training, if it was trained with them.
+CONDITIONING_KEY, CLEAN = "ovi_jax.conditioning", "clean"
 PEFT_KEY = "lora_adapter_metadata"
 DOWN, UP, ALPHA, DIFF = "down", "up", "alpha", "diff"
 _KINDS = {
@@ -114,10 +116,8 @@ def read(
     ValueError: the file is missing or damaged, is no LoRA, or does not fit the
       towers; one line that names the file and the first tensor.
   """
+  file = _open(path)
   path = storage.locate(path)
-  if not storage.exists(path):
-    raise ValueError(f"LoRA: there is no file {path}")
-  file = tensor_file.open_safetensors(path)
   if not file.spans:
     raise ValueError(f"{path}: expected a LoRA, found no tensors")
   named, notes = _named(file, config)
@@ -157,6 +157,23 @@ def read(
   return adapter.Adapter(
     pairs=pairs, deltas=deltas, metadata=dict(file.values), notes=tuple(notes)
   )
+
+
+def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
+  """The metadata of a LoRA file; its tensors are not read.
+
+  Raises:
+    ValueError: the file is missing or damaged.
+  """
+  return dict(_open(path).values)
+
+
+def _open(path: str | os.PathLike[str]) -> tensor_file.TensorFile:
+  """The header of a LoRA file."""
+  path = storage.locate(path)
+  if not storage.exists(path):
+    raise ValueError(f"LoRA: there is no file {path}")
+  return tensor_file.open_safetensors(path)
 
 
 def _is_own(file: tensor_file.TensorFile) -> bool:

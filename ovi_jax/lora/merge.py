@@ -4,6 +4,8 @@
 
 Text encoder, codecs and tokenizer are linked, not copied, where the disk allows
 it. Sums are float32 and stored in `--dtype`, by default that of the weights.
+Sampling recommendations are those of the weights; if a LoRA was trained with
+given latents, `conditioning` is `clean`.
 """
 
 import dataclasses
@@ -66,7 +68,10 @@ def merge(
   out.mkdir(parents=True, exist_ok=True)
   digests = {**manifest.digests, "fusion": _write(directory, out, loras, dtype)}
   weights_dir.link(directory, out, [c for c in present if c != "fusion"])
-  manifest = dataclasses.replace(manifest, digests=digests)
+  advised = apply.recommended(each.adapter.metadata for each in loras)
+  manifest = dataclasses.replace(
+    manifest, digests=digests, sampling={**manifest.sampling, **advised}
+  )
   manifest.save(out)
   return manifest
 

@@ -145,7 +145,7 @@ def read_image(
         code_points = _code_points(source)
       if layout == _DEEP_RGB:
         low = _low_bytes(source)
-      adobe_rgb = image.getexif().get_ifd(_INTEROPERABILITY).get(1) == "R03"
+      adobe_rgb = _is_marked_adobe_rgb(image)
   notes = []
   if image.format != "MPO" and getattr(image, "is_animated", False):
     notes.append("of an animation the first frame is taken")
@@ -175,6 +175,32 @@ def read_image(
     mixed_HWC = image_HWC * alpha_HW1 + (1 - alpha_HW1) * BACKGROUND
     image_HWC = np.rint(mixed_HWC).astype(np.uint8)
   return image_HWC, tuple(notes)
+
+
+def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+  """Rows and columns of a picture of this machine, by its header.
+
+  Args:
+    path: the file; no pixels are decoded.
+
+  Raises:
+    ValueError: the file is missing, of another format, or too large.
+  """
+  named = untrusted.printable(os.fsdecode(path), 1000)
+  with _named_errors(named, path):
+    if kind := untrusted.irregular(path):
+      raise ValueError(f"found {kind}")
+    with Image.open(path, formats=FORMATS) as image:
+      return image.height, image.width
+
+
+def _is_marked_adobe_rgb(image: Image.Image) -> bool:
+  """Whether EXIF data say that the colours are Adobe RGB."""
+  try:
+    directory = image.getexif().get_ifd(_INTEROPERABILITY)
+  except KeyError:  # of Pillow 12, where there is no such directory
+    return False
+  return directory.get(1) == "R03"
 
 
 @contextlib.contextmanager

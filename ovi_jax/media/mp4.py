@@ -40,13 +40,15 @@ MAX_SECONDS = 60.0  # that `read` takes, of picture or sound
 MAX_FRAMES = 240 * int(MAX_SECONDS)
 MAX_BYTES = 1 << 30  # of frames that `read` holds; 10 s of 960x960 are 0.67 GB
 MAX_SAMPLE_RATE = 384_000  # Hz
+# Gives the samples that follow, see `write`.
+Sound = Callable[[], np.ndarray]
 BT709 = 1  # code of the HD colour standard in H.264
 
 
 def write(
   path: str | os.PathLike[str],
   frames: Iterable[np.ndarray],
-  wave: np.ndarray | None,
+  wave: np.ndarray | Sound | None,
   fps: float = geometry.FPS,
   sample_rate: int = geometry.SAMPLE_RATE,
   before_naming: Callable[[], None] = lambda: None,
@@ -58,7 +60,9 @@ def write(
   Args:
     path: the mp4; folders are made, an older file is replaced.
     frames: chunks [frames, height, width, 3] of uint8, written as they come.
-    wave: mono [samples] in [-1, 1] (clipped to it), or None for a silent file.
+    wave: mono [samples] in [-1, 1] (clipped to it), or None for a silent file;
+      or a function, called after each chunk of frames, of the samples that
+      follow those that it gave before, as many as there are by then.
     fps: frames a second.
     sample_rate: of `wave`, Hz; one that AAC knows.
     before_naming: called when the file is whole, before it gets its name.
@@ -71,8 +75,7 @@ def write(
     OSError: the disk is full, or the folder is not writable.
   """
   path = storage.locate(path)
-  if wave is not None:
-    wave = _checked_wave(wave)
+  sound = _SoundBuffer(wave) if wave is not None else None
   chunks = _checked_chunks(frames)
   first = next(chunks, None)
   if first is None:
@@ -87,7 +90,7 @@ def write(
       _, height, width, _ = first.shape
       video = _video_stream(container, rate, height, width, preset)
       video.codec_context.thread_count = threads
-      _encode(container, video, whole, wave, rate, sample_rate)
+      _encode(container, video, whole, sound, rate, sample_rate)
     before_naming()
 
 
@@ -106,7 +109,37 @@ def to_bytes(
     return path.read_bytes()
 
 
-def _checked_wave(wave: np.ndarray) -> np.ndarray:
+class _SoundBuffer:
+  """Sound that is there, and that is encoded in order.
+
+  Attributes:
+    place: of the first sample that was not taken.
+  """
+
+  def __init__(self, wave: np.ndarray | Sound):
+    """Check a wave; ValueError if it is no mono wave."""
+    self.place = 0
+    self._more = wave if callable(wave) else None
+    self._samples = np.zeros(0, np.float32)
+    if not callable(wave):
+      self._samples = _checked_wave(wave)
+
+  def read(self) -> None:
+    """Ask for the samples that follow."""
+    more = self._more() if self._more is not None else ()
+    if len(more):
+      more = _checked_wave(more)
+      self._samples = np.concatenate([self._samples, more])
+
+  def take(self, until: int | None = None) -> np.ndarray:
+    """The samples up to a place, as many of them as are there."""
+    count = self._samples.size if until is None else until - self.place
+    part, self._samples = self._samples[:count], self._samples[count:]
+    self.place += part.size
+    return part
+
+
+def _checked_wave(wave: Any) -> np.ndarray:
   """The wave as float32 within [-1, 1]; ValueError if it is no mono wave."""
   wave = np.asarray(wave, np.float32)
   if wave.ndim != 1 or not wave.size:
@@ -159,29 +192,33 @@ def _encode(
   container: Any,
   video: Any,
   chunks: Iterable[np.ndarray],
-  wave: np.ndarray | None,
+  sound: _SoundBuffer | None,
   rate: fractions.Fraction,
   sample_rate: int,
 ) -> None:
   """Encode and interleave both streams; Any for PyAV's container, stream."""
   audio: Any = None
-  if wave is not None:
+  if sound is not None:
     audio = container.add_stream("aac", rate=sample_rate, layout="mono")
     audio.bit_rate = AUDIO_BITRATE
-  sound = np.zeros(0, np.float32) if wave is None else wave
-  written = 0
-  frames = (frame for chunk in chunks for frame in chunk)
-  for index, frame_HWC in enumerate(frames):
-    container.mux(video.encode(_video_frame(frame_HWC, index, rate)))
-    # As much sound as the picture has got to: players find both in one place.
-    until = int((index + 1) / rate * sample_rate)
-    if written < min(until, sound.size):
-      part = _audio_frame(sound[written:until], written, sample_rate)
-      container.mux(audio.encode(part))
-      written = until
-  if written < sound.size:
-    part = _audio_frame(sound[written:], written, sample_rate)
-    container.mux(audio.encode(part))
+
+  def encode_sound(until: int | None = None) -> None:
+    place = sound.place if sound is not None else 0
+    if sound is not None and (part := sound.take(until)).size:
+      container.mux(audio.encode(_audio_frame(part, place, sample_rate)))
+
+  index = 0
+  for chunk_THWC in chunks:
+    if sound is not None:
+      sound.read()
+    for frame_HWC in chunk_THWC:
+      container.mux(video.encode(_video_frame(frame_HWC, index, rate)))
+      index += 1
+      # As much sound as the picture has got to: players find both in one place.
+      encode_sound(int(index / rate * sample_rate))
+  if sound is not None:
+    sound.read()
+  encode_sound()
   for stream in (video, audio):
     if stream is not None:
       container.mux(stream.encode(None))

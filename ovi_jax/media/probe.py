@@ -4,6 +4,7 @@ Only the first frame is decoded.
 """
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -120,39 +121,49 @@ def _duration(path: str | os.PathLike[str], container: Any) -> float:
 
 
 def seconds(path: str | os.PathLike[str], kind: str | None = None) -> float:
-  """Find where a file, or one stream of it, ends; reads all packets.
+  """Find where a file, or one stream of it, ends; see `span`."""
+  return span(path, kind)[1]
 
-  Headers give the length of the longest stream, and of a truncated file the
-  length that it had.
+
+def span(
+  path: str | os.PathLike[str], kind: str | None = None
+) -> tuple[float, float]:
+  """Find where a file, or one stream of it, begins and ends.
+
+  Reads all packets. Headers give the length of the longest stream, and of a
+  truncated file the length that it had.
 
   Args:
     path: the file.
     kind: "video" or "audio" for that stream alone.
 
   Returns:
-    Seconds from the file's beginning to the end of the last packet; 0 without
-    such a stream.
+    Seconds from the file's beginning to the first packet, at least 0, and to
+    the end of the last one; zeros without such a stream.
   """
   with containers.opened(path) as container:
     last = start = containers.origin(container)
+    first = math.inf
     streams = list(container.streams)
     if kind == "video":
       streams = [containers.pictures(container)]
     elif kind == "audio":
       streams = list(container.streams.audio[:1])
     if not streams or streams[0] is None:
-      return 0.0
+      return 0.0, 0.0
     packets = container.demux(*streams)
     while True:
       try:
         packet = next(packets)
       except (StopIteration, av_error.FFmpegError):
-        return round(last - start, 6)
+        begin = min(max(first, start), last)
+        return round(begin - start, 6), round(last - start, 6)
       # Some containers have no times of presentation, see `container`.
       time = packet.dts if packet.pts is None else packet.pts
       if time is not None and packet.time_base and not packet.is_discard:
         end = float((time + _ticks(packet)) * packet.time_base)
         last = max(last, end)
+        first = min(first, float(time * packet.time_base))
 
 
 def _ticks(packet: Any) -> int:

@@ -64,13 +64,16 @@ class Components:
     return next(iter(self.arch.fusion.present().values())).max_text_len
 
   def load(
-    self, component: str, prefix: str | None = None, dtype: Any = None
+    self,
+    component: str,
+    prefix: str | tuple[str, ...] | None = None,
+    dtype: Any = None,
   ) -> dict[str, Any]:
     """Load a component's parameters onto the mesh.
 
     Args:
       component: one of `architecture.COMPONENTS`.
-      prefix: load only leaves under this path.
+      prefix: load only leaves under this path, or these paths.
       dtype: of the parameters; by default the compute dtype.
 
     Returns:

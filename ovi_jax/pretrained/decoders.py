@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,17 +63,41 @@ class Decoder:
     Raises:
       ValueError: pixels are not finite, so the weights are damaged.
     """
-    arch, dtype = self.components.arch, self.components.dtype
     with self.components.computing():
-      chunks = codec.decode_chunks(
-        arch.video_vae, self.video, latents_BTHWC, dtype
-      )
-      for chunk_BTHWC in chunks:
-        try:
-          frames_THWC = images.to_uint8(np.asarray(chunk_BTHWC)[0])
-        except ValueError as error:
-          raise ValueError(self.components.damaged("video_vae")) from error
-        yield frames_THWC
+      count = latents_BTHWC.shape[1]
+      yield from self._decoded(latents_BTHWC[:, i] for i in range(count))
+
+  def frames_of(self, latents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Decode the video of a clip whose latents come one after another.
+
+    Args:
+      latents: latents_HWC; the next is read when its frames are wanted.
+
+    Yields:
+      Frames as `frames` does: those of each latent.
+
+    Raises:
+      ValueError: as `frames`.
+    """
+    chunks = self._decoded(latent_HWC[None] for latent_HWC in latents)
+    while True:
+      # Not while frames or latents are waited for: the mesh is of a thread.
+      with self.components.computing():
+        chunk = next(chunks, None)
+      if chunk is None:
+        return
+      yield chunk
+
+  def _decoded(self, latents: Iterable[Any]) -> Iterator[np.ndarray]:
+    """Frames of latents_BHWC."""
+    arch, dtype = self.components.arch, self.components.dtype
+    chunks = codec.decode_sequence(arch.video_vae, self.video, latents, dtype)
+    for chunk_BTHWC in chunks:
+      try:
+        frames_THWC = images.to_uint8(np.asarray(chunk_BTHWC)[0])
+      except ValueError as error:
+        raise ValueError(self.components.damaged("video_vae")) from error
+      yield frames_THWC
 
   def wave(self, latents_BTC: jax.Array) -> np.ndarray:
     """Decode the audio of the first clip of a batch.

@@ -40,8 +40,13 @@ MODES = CLEAN, RENOISE = "clean", "renoise"
 # A file may lack as many seconds of a clip's length: 5.00 s of video are 120
 # of 121 frames.
 TOLERANCE = 0.1
-MIN_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # of a clip made from a file
+MIN_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # of a clip of another length
+MIN_SECONDS = (MIN_FRAMES - 1) / geometry.FPS  # that are asked for
+FILES = ("last_image", "video", "audio", "extend")
 MAX_INTERVALS = 100
+# Longest file that is extended: its sound is held in memory.
+MAX_EXTENDED_SECONDS = 3600.0
+_MIN_ENCODED = 16  # audio latents encoded at once
 _STATIC_FRAMES = 1 + geometry.VIDEO_STRIDES[0]  # encoded of a last image
 _NUMBER = r"\d{1,6}(?:\.\d{1,6})?"
 _INTERVAL = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*", re.ASCII)
@@ -49,6 +54,7 @@ _EPSILON = 1e-6  # seconds
 _LIMIT = 10**6  # seconds
 
 Interval = tuple[float, float]
+ANY: Interval = (0.0, math.inf)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,7 @@ class Conditions:
     last_image: picture of the last frame.
     video: file whose picture is given.
     audio: file whose sound is given.
+    extend: file that is continued: its end is given.
     keep: intervals in seconds in which `video` and its sound, or `audio`, are
       given; empty for all of the picture of `video` and all of `audio`.
     keep_audio_until: seconds up to which the sound of `video` is given, too.
@@ -67,23 +74,23 @@ class Conditions:
   last_image: storage.AnyPath | None = None
   video: storage.AnyPath | None = None
   audio: storage.AnyPath | None = None
+  extend: storage.AnyPath | None = None
   keep: tuple[Interval, ...] = ()
   keep_audio_until: float | None = None
 
   @property
   def files(self) -> dict[str, storage.AnyPath]:
     """The files that are given, by name."""
-    found = {
-      name: getattr(self, name) for name in ("last_image", "video", "audio")
-    }
+    found = {name: getattr(self, name) for name in FILES}
     return {name: path for name, path in found.items() if path is not None}
 
   @property
   def uses_video_sound(self) -> bool:
-    """Whether sound of `video` is given."""
+    """Whether sound of `video`, or `extend`, is given."""
     until = self.keep_audio_until is not None
-    return self.video is not None and (
-      until or bool(self.keep and self.audio is None)
+    return self.extend is not None or (
+      self.video is not None
+      and (until or bool(self.keep and self.audio is None))
     )
 
   def check(self, image: bool) -> None:
@@ -96,6 +103,14 @@ class Conditions:
       ValueError: they cannot be combined.
     """
     problems = []
+    others = [*(["image"] if image else []), *self.files]
+    others += ["keep"] if self.keep else []
+    if self.extend is not None and len(others) > 1:
+      others.remove("extend")
+      problems.append(
+        f"extend and {others[0]} cannot be combined: the end of the extended"
+        " file is what is given; leave one out"
+      )
     for name, there in (
       ("image", image),
       ("last_image", self.last_image is not None),
@@ -238,14 +253,14 @@ class Found:
   Attributes:
     size: rows and columns of the video's upright frames; `None` without one.
     seconds: length of the shortest given file; `None` without media.
-    sound_seconds: where the video's sound track ends; 0 without one,
-      infinite if its sound is not given.
+    sound: where the sound track of the file whose sound is given begins and
+      ends, in seconds; ends at 0 without one, and is `ANY` without such a file.
     notes: to show the user.
   """
 
   size: tuple[int, int] | None = None
   seconds: float | None = None
-  sound_seconds: float = math.inf
+  sound: Interval = ANY
   notes: tuple[str, ...] = ()
 
 
@@ -255,10 +270,12 @@ def inspect(conditions: Conditions) -> Found:
   Raises:
     ValueError: a file is damaged, or has not what is wanted of it; names it.
   """
-  size, lengths, sound_seconds = None, [], math.inf
+  size, lengths, sound = None, [], ANY
   notes: list[str] = []
-  if conditions.video is not None:
-    with _opened("video", conditions.video) as path:
+  name = "video" if conditions.extend is None else "extend"
+  file = conditions.files.get(name)
+  if file is not None:
+    with _opened(name, file) as path:
       facts = probe.read(path)
       if not facts.has_video:
         raise containers.DamagedError("it has no picture")
@@ -271,28 +288,29 @@ def inspect(conditions: Conditions) -> Found:
       size = facts.height, facts.width
       lengths.append(probe.seconds(path, "video"))
       if conditions.uses_video_sound:
-        sound_seconds = probe.seconds(path, "audio") if facts.has_audio else 0.0
-    if not sound_seconds:
+        sound = probe.span(path, "audio") if facts.has_audio else (0.0, 0.0)
+    if not sound[1]:
       if conditions.keep_audio_until is not None:
         raise ValueError(
           "keep_audio_until: the video has no sound track; leave it out"
         )
-      notes.append("video: it has no sound track, all sound is generated")
+      notes.append(f"{name}: it has no sound track, all sound is generated")
     if facts.fps and abs(facts.fps - geometry.FPS) > 0.01:
       notes.append(
-        f"video: {facts.fps:g} frames a second are resampled to {geometry.FPS}"
+        f"{name}: {facts.fps:g} frames a second are resampled to {geometry.FPS}"
       )
     if facts.hdr:
-      notes.append("video: its HDR colours are converted to SDR")
+      notes.append(f"{name}: its HDR colours are converted to SDR")
   if conditions.audio is not None:
     with _opened("audio", conditions.audio) as path:
       if not probe.read(path, video=False).has_audio:
         raise containers.DamagedError("it has no sound track")
-      lengths.append(probe.seconds(path, "audio"))
+      sound = probe.span(path, "audio")
+      lengths.append(sound[1])
   return Found(
     size=size,
     seconds=min(lengths, default=None),
-    sound_seconds=sound_seconds,
+    sound=sound,
     notes=tuple(notes),
   )
 
@@ -336,6 +354,11 @@ def latent_frames(seconds: float, longest: int) -> int:
   return geometry.latent_frames(count - (count - 1) % stride)
 
 
+def nearest_latent_frames(seconds: float) -> int:
+  """Latent frames of the clip of 1 + 4·k frames that is nearest to a length."""
+  return 1 + max(1, round(seconds * geometry.FPS / geometry.VIDEO_STRIDES[0]))
+
+
 def video_spans(count: int) -> np.ndarray:
   """[T, 2]: where the frames of each video latent begin and end, in seconds."""
   stride = geometry.VIDEO_STRIDES[0]
@@ -364,7 +387,7 @@ def _within(spans: np.ndarray, intervals: Sequence[Interval]) -> np.ndarray:
 def masks(
   conditions: Conditions,
   image: bool,
-  sound_seconds: float,
+  sound: Interval,
   clip: geometry.Clip,
 ) -> AV[np.ndarray]:
   """The latents in time that are given.
@@ -372,7 +395,7 @@ def masks(
   Args:
     conditions: files and intervals.
     image: whether the first frame is given.
-    sound_seconds: where the given video's sound ends, see `Found`.
+    sound: where the given file has sound, see `Found`.
     clip: sizes of the clip.
 
   Returns:
@@ -392,25 +415,30 @@ def masks(
   elif conditions.uses_video_sound:
     until = (0.0, conditions.keep_audio_until or 0.0)
     audio_T |= _within(sound_spans, conditions.keep or (until,))
-    # Else as short a rest is silence, as of a sound file.
-    if sound_seconds < sound_spans[-1, 1] - TOLERANCE:
-      audio_T &= _within(sound_spans, ((0.0, sound_seconds),))
+  audio_T &= _within(sound_spans, [_heard(sound, sound_spans[-1, 1])])
   pair: AV[Any] = AV(video_T, audio_T)
   return AV[Any](*(mask_T if mask_T.any() else None for mask_T in pair))
+
+
+def _heard(sound: Interval, end: float) -> Interval:
+  """Where a file has sound; shorter parts without it are given as silence."""
+  start = sound[0] if sound[0] > TOLERANCE else 0.0
+  return start, sound[1] if sound[1] < end - TOLERANCE else math.inf
 
 
 def check_masks(
   conditions: Conditions,
   given: AV[np.ndarray],
-  sound_seconds: float,
+  sound: Interval,
   clip: geometry.Clip,
+  towers: int = 2,
 ) -> None:
   """Check that an interval gives latents, and that some are left.
 
   Args:
     conditions: files and intervals.
     given: see `masks`.
-    sound_seconds: where the given video's sound ends, see `Found`.
+    sound: where the given file has sound, see `Found`.
     clip: sizes of the clip.
 
   Raises:
@@ -426,7 +454,7 @@ def check_masks(
   sound_spans = audio_spans(clip.audio_latents)
   spans: AV[Any] = AV(
     video_spans(clip.latent_frames) if conditions.video is not None else None,
-    sound_spans if conditions.audio is not None or sound_seconds else None,
+    sound_spans if conditions.audio is not None or sound[1] else None,
   )
   for interval in conditions.keep:
     for name, spans_T in spans.present().items():
@@ -438,16 +466,90 @@ def check_masks(
           f" {name}; widen it to {math.ceil(100 * enough) / 100:.2f} s, before"
           f" the end of the clip at {spans_T[-1, 1]:.2f} s"
         )
+  if conditions.audio is not None and given.audio is None:
+    raise ValueError(
+      f"audio: its sound begins at {sound[0]:.2f} s, and none of it is given;"
+      " cut the silence before it"
+    )
   until = conditions.keep_audio_until
   if until is not None and not _within(sound_spans, [(0.0, until)]).any():
     raise ValueError(
       f"keep_audio_until: {until:g} s are shorter than an audio latent,"
       f" {sound_spans[0, 1]:.3f} s; give more, or leave it out"
     )
-  if len(given.present()) == 2 and all(mask_T.all() for mask_T in given):
+  masks_of = given.present().values()
+  if len(masks_of) == towers and all(mask_T.all() for mask_T in masks_of):
     raise ValueError(
       "all of the clip is given, nothing is left to generate; give less"
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extended:
+  """The end of an extended file, with which a clip begins.
+
+  Attributes:
+    frames: of the file, at 24 a second.
+    latent_frames: that are given, at the beginning of the clip.
+  """
+
+  frames: int
+  latent_frames: int
+
+  @property
+  def overlap(self) -> int:
+    """Frames of the file that are given."""
+    return 1 + geometry.VIDEO_STRIDES[0] * (self.latent_frames - 1)
+
+  @property
+  def start(self) -> float:
+    """Seconds of the file at which the clip begins."""
+    return (self.frames - self.overlap) / geometry.FPS
+
+  @property
+  def audio_latents(self) -> int:
+    """Audio latents that lie in the overlap."""
+    return math.floor(
+      self.overlap / geometry.FPS * geometry.AUDIO_LATENT_RATE + _EPSILON
+    )
+
+  def masks(self, sound: Interval, clip: geometry.Clip) -> AV[np.ndarray]:
+    """given_T of each modality, see `masks`.
+
+    Args:
+      sound: where the file has sound.
+      clip: sizes of the first window.
+    """
+    video_T = np.arange(clip.latent_frames) < self.latent_frames
+    count = min(self.audio_latents, clip.audio_latents)
+    spans = self.start + audio_spans(clip.audio_latents)
+    audio_T = np.arange(clip.audio_latents) < count
+    end = float(spans[count - 1, 1]) if count else 0.0
+    audio_T &= _within(spans, [_heard(sound, end)])
+    pair: AV[Any] = AV(video_T, audio_T if audio_T.any() else None)
+    return pair
+
+
+def extended(seconds: float, latent_frames: int) -> Extended:
+  """The end of a file that is given.
+
+  Args:
+    seconds: of the file's picture.
+    latent_frames: that are wanted.
+
+  Raises:
+    ValueError: the file has not one frame for each, or is too long.
+  """
+  if seconds > MAX_EXTENDED_SECONDS:
+    raise ValueError(
+      f"extend: the file lasts {seconds:.0f} s, at most"
+      f" {MAX_EXTENDED_SECONDS:.0f} s can be extended; cut it"
+    )
+  count = math.floor(seconds * geometry.FPS + 1e-3)
+  if count < 1:
+    raise ValueError(f"extend: the file lasts {seconds:.2f} s, has no frame")
+  possible = 1 + (count - 1) // geometry.VIDEO_STRIDES[0]
+  return Extended(frames=count, latent_frames=min(latent_frames, possible))
 
 
 def split(
@@ -524,7 +626,8 @@ def encode_video(
     ValueError: a file is damaged; names it.
   """
   if conditions.video is not None:
-    frames_THWC = _frames(conditions.video, clip)
+    decoded = frames_of("video", conditions.video, 0.0, clip.frames, clip)
+    frames_THWC = _array(decoded, clip.frames, clip)
     return np.asarray(encoder.encode(frames_THWC[None])[0])
   given = {}
   if image is not None:
@@ -546,8 +649,28 @@ def encode_video(
   return latents_THWC
 
 
-def _frames(path: storage.AnyPath, clip: geometry.Clip) -> np.ndarray:
-  """The frames of a video, cut to the clip's size; the last is repeated."""
+def frames_of(
+  name: str,
+  path: storage.AnyPath,
+  start: float,
+  count: int,
+  clip: geometry.Clip,
+) -> Iterator[np.ndarray]:
+  """The frames of a video, cut to a clip's size; the last is repeated.
+
+  Args:
+    name: of the file, for errors.
+    path: the file.
+    start: seconds of the file.
+    count: of frames.
+    clip: sizes.
+
+  Yields:
+    frame_HWC, uint8.
+
+  Raises:
+    ValueError: the file is damaged; names it.
+  """
   height, width = clip.pixels
   fits: list[fitting.Fit] = []
 
@@ -555,12 +678,84 @@ def _frames(path: storage.AnyPath, clip: geometry.Clip) -> np.ndarray:
     fits.append(fitting.crop(rows, columns, height, width))
     return fits[0].resized
 
-  frames_THWC = np.empty((clip.frames, height, width, 3), np.uint8)
-  with _opened("video", path) as local:
-    decoded = decode.frames(local, 0.0, clip.frames, resize)
-    for number, whole_HWC in enumerate(decoded):
-      frames_THWC[number] = fits[0].apply(whole_HWC)
+  with _opened(name, path) as local:
+    for whole_HWC in decode.frames(local, start, count, resize):
+      yield fits[0].apply(whole_HWC)
+
+
+def _array(
+  frames: Iterator[np.ndarray], count: int, clip: geometry.Clip
+) -> np.ndarray:
+  """frames_THWC of frames_HWC."""
+  frames_THWC = np.empty((count, *clip.pixels, 3), np.uint8)
+  for number, frame_HWC in enumerate(frames):
+    frames_THWC[number] = frame_HWC
   return frames_THWC
+
+
+def encode_extended(
+  path: storage.AnyPath,
+  end: Extended,
+  clip: geometry.Clip,
+  encoder: encoders.VideoEncoder,
+) -> np.ndarray:
+  """Clean video latents of the end of a file, zeros after them.
+
+  Args:
+    path: the file.
+    end: of it.
+    clip: sizes of the first window.
+    encoder: of the video VAE.
+
+  Returns:
+    latents_THWC, float32, on the host.
+
+  Raises:
+    ValueError: the file is damaged; names it.
+  """
+  decoded = frames_of("extend", path, end.start, end.overlap, clip)
+  frames_THWC = _array(decoded, end.overlap, clip)
+  given_THWC = np.asarray(encoder.encode(frames_THWC[None])[0])
+  latents_THWC = np.zeros(
+    (clip.latent_frames, *given_THWC.shape[1:]), np.float32
+  )
+  latents_THWC[: len(given_THWC)] = given_THWC
+  return latents_THWC
+
+
+def encode_extended_audio(
+  path: storage.AnyPath,
+  end: Extended,
+  clip: geometry.Clip,
+  encoder: encoders.AudioEncoder,
+) -> np.ndarray:
+  """Clean audio latents of the end of a file, zeros after them; as above."""
+  count = end.audio_latents
+  # Too short a wave has no latents; what is before it is left out again.
+  latent = geometry.SAMPLES_PER_AUDIO_LATENT / geometry.SAMPLE_RATE
+  earlier = max(0, _MIN_ENCODED - count)
+  with _opened("extend", path) as local:
+    start = end.start - earlier * latent
+    wave_A = decode.audio(local, start, (earlier + count) * latent)
+  given_TC = np.asarray(encoder.encode(wave_A[None])[0])[earlier:]
+  latents_TC = np.zeros((clip.audio_latents, given_TC.shape[-1]), np.float32)
+  latents_TC[:count] = given_TC
+  return latents_TC
+
+
+def wave_of(path: storage.AnyPath, seconds: float) -> np.ndarray:
+  """The sound of an extended file; silence where it has none.
+
+  Raises:
+    ValueError: the file is damaged; names it.
+  """
+  with _opened("extend", path) as local:
+    wave_A = decode.audio(local, 0.0, seconds)
+  return (
+    wave_A
+    if wave_A.size
+    else np.zeros(round(seconds * geometry.SAMPLE_RATE), np.float32)
+  )
 
 
 def encode_audio(

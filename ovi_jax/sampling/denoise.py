@@ -10,6 +10,7 @@ before each step and after the last. The model sees them at time 0 (`clean`), or
 noised to the level of the step, at the time of the others (`renoised`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -40,6 +41,41 @@ class NonFiniteLatentsError(ValueError):
   def __init__(self, message: str, rows: Sequence[int]):
     super().__init__(message)
     self.rows = rows
+
+
+class CancelledError(Exception):
+  """Raised by the function that is called after a step: clips are not wanted.
+
+  Attributes:
+    rows: of the batch. Others are denoised to their end, in a batch of the same
+      size, since a smaller one is another program. If none are left, the batch
+      ends at once.
+  """
+
+  def __init__(self, rows: Sequence[int]):
+    super().__init__(f"clips {list(rows)} of a batch are cancelled")
+    self.rows = tuple(rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Progress:
+  """A finished step.
+
+  Attributes:
+    finished: number of finished steps.
+    total: number of all steps.
+    predict: computes the clean latents that this step predicts, of the whole
+      batch: video_BTHWC and audio_BTC, float32, given ones as they were given.
+      To be called before the next step, which overwrites what it reads.
+  """
+
+  finished: int
+  total: int
+  predict: Callable[[], AV[jax.Array]]
+
+
+# Called after each step; may raise `CancelledError`.
+OnStep = Callable[[Progress], Any]
 
 
 class Given(NamedTuple):
@@ -178,7 +214,7 @@ def denoise(
   inputs: Inputs,
   noise: AV[jax.Array],
   levels: solvers.Schedule,
-  on_step: Callable[[int], None] = lambda _: None,
+  on_step: OnStep = lambda _: None,
 ) -> AV[jax.Array]:
   """Run all steps.
 
@@ -189,12 +225,13 @@ def denoise(
     inputs: conditions, guidance and given latents.
     noise: standard normal, video [B, T, H, W, C] and audio [B, T, C]; kept.
     levels: the noise levels to visit.
-    on_step: called with the number of finished steps, once each is done.
+    on_step: called once each step is done.
 
   Returns:
     Clean latents of every modality, float32; given ones as they were given.
 
   Raises:
+    CancelledError: by `on_step`, as any other exception.
     NonFiniteLatentsError: after the first step that ends in NaN or infinity.
   """
   x = jax.tree.map(lambda a: jnp.array(a, jnp.float32, copy=True), noise)
@@ -214,8 +251,17 @@ def denoise(
         f" {_causes(inputs.scales)}",
         np.flatnonzero(~finite_MB.all(0)).tolist(),
       )
-    on_step(i + 1)
+    predict = functools.partial(_prediction, method, state, inputs.given)
+    on_step(Progress(finished=i + 1, total=levels.steps, predict=predict))
   return insert_given(x, inputs.given, 0.0)
+
+
+def _prediction(
+  method: solvers.Solver, state: AV[Any], given: AV[Given | None]
+) -> AV[jax.Array]:
+  """The data that the last step predicted, in arrays of its own."""
+  data = state.map(lambda _, each: jnp.copy(method.predicted(each)))
+  return insert_given(data, given, 0.0)
 
 
 @jax.jit

@@ -7,15 +7,16 @@ the compute dtype.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from ovi_jax import cli
+from ovi_jax import geometry
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.lora import apply as lora_lib
@@ -23,14 +24,33 @@ from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.models import fusion
+from ovi_jax.models import quantized
 from ovi_jax.pretrained import component_loader
+from ovi_jax.pretrained import weights
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import guidance
 from ovi_jax.sampling import settings as settings_lib
 from ovi_jax.sampling import solvers
 
-NEEDS = architecture.COMPONENTS
+# What is generated, and the components that this takes.
+BOTH = "both"
+NEEDS = {
+  BOTH: architecture.COMPONENTS,
+  "video": ("umt5", "fusion", "video_vae"),
+  "audio": ("umt5", "fusion", "audio_vae", "vocoder"),
+}
+# Clips of weights of one tower that do not say how long theirs are: those of
+# Wan2.2-TI2V-5B.
+_ONE_TOWER = geometry.Variant(
+  name=weights_dir.CUSTOM,
+  checkpoint="",
+  area=704 * 1280,
+  latent_frames=31,
+  audio_latents=157,
+  audio_tag="",
+)
 TEXT_ROWS = 64
 CACHED_ACTIVATIONS = 2**21  # of a feed-forward, 8 MiB: they stay in a cache
 
@@ -51,15 +71,42 @@ class SamplingComponents(component_loader.Components):
   loras: tuple[lora_lib.Lora, ...] = ()
 
   @property
+  def generates(self) -> str:
+    """What is made: a key of `NEEDS`."""
+    towers = tuple(self.arch.fusion.present())
+    return towers[0] if len(towers) == 1 else BOTH
+
+  @property
+  def geometry(self) -> geometry.Variant:
+    """Length and area of the clips that the weights make.
+
+    Raises:
+      ValueError: weights of both towers do not say.
+    """
+    named = self.manifest.variant in geometry.VARIANTS
+    if named or self.arch.clip is not None or self.generates == BOTH:
+      return self.manifest.geometry
+    return _ONE_TOWER
+
+  @property
   def channels(self) -> AV[int]:
     """Latent channels of each modality."""
     return self.arch.fusion.map(lambda _, tower: tower.channels)
 
   def denoiser(self) -> "Denoiser":
     """Load the model of the loop, without `loras`."""
-    return Denoiser(
-      components=self, model=self.denoiser_model(), params=self.load("fusion")
-    )
+    params = self.load("fusion", self._fusion_paths())
+    return Denoiser(components=self, model=self.denoiser_model(), params=params)
+
+  def _fusion_paths(self) -> tuple[str, ...] | None:
+    """Parameters of the towers that are there; `None` for all of the file."""
+    if self.generates == BOTH:
+      return None
+    wanted = architecture.parameter_shapes("fusion", self.arch.fusion)
+    paths: dict[str, Any] = traverse_util.flatten_dict(wanted, sep="/")
+    file = weights_dir.component_file(self.weights, "fusion")
+    scales = {quantized.beside(path) for path in paths} - paths.keys()
+    return tuple(p for p in weights.shapes(file) if p in {*paths, *scales})
 
   def denoiser_model(self) -> fusion.FusionDiT:
     """The model of the loop, without its parameters."""
@@ -115,17 +162,17 @@ class Denoiser:
     negative: AV[np.ndarray],
     settings: settings_lib.Settings,
     given: AV[denoise.Given | None] = denoise.NONE_GIVEN,
-    on_step: Callable[[int], Any] = lambda _: None,
+    on_step: denoise.OnStep = lambda _: None,
   ) -> AV[jax.Array]:
     """Denoise a batch of clips.
 
     Args:
-      noise: video_BTHWC and audio_BTC, standard normal.
+      noise: video_BTHWC and audio_BTC of the model's towers, standard normal.
       positives: text_SE of each clip's prompt, S its own tokens.
       negative: text_SE of each tower's negative prompt, for all clips.
       settings: solver, steps, guidance.
       given: given latents of each modality.
-      on_step: called with the number of finished steps.
+      on_step: called after each step.
 
     Returns:
       Latents video_BTHWC and audio_BTC, float32. A row is the same in any
@@ -133,6 +180,7 @@ class Denoiser:
 
     Raises:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
+      denoise.CancelledError: by `on_step`.
     """
     method = solvers.named(settings.solver)
     levels = method.schedule(settings.num_steps, settings.flow_shift)
@@ -141,13 +189,16 @@ class Denoiser:
       text = text_pairs(
         positives, negative, self.components.text_length, self.model.backend
       )
-      batch, depth = len(positives), self.model.config.video.num_layers
+      batch = len(positives)
+      depth = settings_lib.num_layers(self.model.config)
       inputs = denoise.Inputs(
         conditions(
           self.model, self.params, guidance.duplicate_for_cfg(x), text
         ),
         jnp.asarray(guidance.slg_mask(depth, batch, settings.slg_layer)),
-        settings.guidance_scale,
+        self.model.config.map(
+          lambda name, _: getattr(settings.guidance_scale, name)
+        ),
         jax.tree.map(jnp.asarray, given),
       )
       return denoise.denoise(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +20,12 @@ import jax
 import numpy as np
 
 from ovi_jax import cli
+from ovi_jax import files
 from ovi_jax import storage
 from ovi_jax.modality import AV
 from ovi_jax.sampling import attention_maps
 from ovi_jax.sampling import denoiser as denoisers
+from ovi_jax.sampling import first_frames
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import pipeline as pipelines
 from ovi_jax.sampling import planning
@@ -44,6 +47,8 @@ def run(
   maps: bool = False,
   overwrite: bool = False,
   lora: str = "",
+  generate: str = denoisers.BOTH,
+  first_frame: first_frames.Endpoint | None = None,
 ) -> list[storage.AnyPath]:
   """Make a clip for every request.
 
@@ -58,9 +63,12 @@ def run(
     maps: draw beside each clip what its sound attends to.
     overwrite: make clips again that are there already.
     lora: files and strengths, see `lora.apply.parse`.
+    generate: video with sound, or one alone: a key of `denoiser.NEEDS`.
+    first_frame: where the first frames of requests without one come from; they
+      are kept in the folder `first_frames` of `out` and beside the clips.
 
   Returns:
-    The mp4 files, those made earlier included.
+    The mp4 (or wav) files, those made earlier included.
 
   Raises:
     ValueError: something about the input, the weights or the noise is wrong;
@@ -77,11 +85,24 @@ def run(
     if settings.shard_clips_over_hosts
     else contextlib.nullcontext()
   ):
-    components = planning.open_components(weights, settings, lora)
+    if maps and generate != denoisers.BOTH:
+      raise ValueError(
+        "attention_maps is of both towers; leave it out, or generate both"
+      )
+    components = planning.open_components(weights, settings, lora, generate)
+    if first_frame is not None:
+      requests, settings = _with_first_frames(
+        requests, settings, components, first_frame, out
+      )
     if heads:
       audio = components.arch.fusion.audio
       attention_maps.named(heads, (audio.num_layers, audio.num_heads))
     jobs, given = planning.plan(requests, settings, components, out, noise)
+    if maps and any(job.windows for job in jobs):
+      raise ValueError(
+        "attention_maps goes with clips of one window; leave it out, or give"
+        " fewer seconds"
+      )
   index, count = distributed.process_info()
   if settings.shard_clips_over_hosts:
     flags = {"save_latents": save_latents, "maps": maps, "overwrite": overwrite}
@@ -119,6 +140,33 @@ def run(
   return [job.path for job in jobs]
 
 
+def _with_first_frames(
+  requests: Sequence[requests_lib.Request],
+  settings: settings_lib.Settings,
+  components: denoisers.SamplingComponents,
+  endpoint: first_frames.Endpoint,
+  out: storage.AnyPath,
+) -> tuple[Sequence[requests_lib.Request], settings_lib.Settings]:
+  """Requests with first frames, one for each sample."""
+  if settings.shard_clips_over_hosts or distributed.process_info()[1] > 1:
+    raise ValueError(
+      "first_frame_endpoint goes with one process; make the pictures with one"
+      " and pass them as image_path"
+    )
+  first_frames.check(requests, settings.mode, components.generates)
+  outputs.check_directory(out)
+  found = first_frames.fetch(
+    requests,
+    endpoint,
+    out / first_frames.FOLDER,
+    seed=settings.seed,
+    samples_per_prompt=settings.samples_per_prompt,
+    size=planning.clip_size(settings, components.manifest),
+    area=components.geometry.area,
+  )
+  return found, dataclasses.replace(settings, samples_per_prompt=1)
+
+
 def _shared(
   settings: settings_lib.Settings,
   flags: Mapping[str, bool],
@@ -143,6 +191,7 @@ def _shared(
     "dtype": components.dtype.name,
     "attention": components.backend,
     "weights": dict(components.manifest.digests),
+    "generate": components.generates,
     "loras": [[each.sha256, *each.strength] for each in components.loras],
     "clips": list(clips),
     "clip": clips,
@@ -167,12 +216,22 @@ def _make(
 
   def write(made: pipelines.Made) -> None:
     if not writes:
+      # Windows are denoised on the devices of all processes.
+      for _ in made.stream()[0] if made.long is not None else ():
+        pass
       return
-    path, clip = made.job.path, made.clip
+    path = made.job.path
     if made.maps is not None:
-      attention_maps.write(path, clip.video, clip.audio, made.maps, heads or ())
-    kept = clip.latents if save_latents else None
-    outputs.write(path, clip.metadata, iter([clip.video]), clip.audio, kept)
+      clip, maps = made.clip, made.maps
+      attention_maps.write(path, clip.video, clip.audio, maps, heads or ())
+    image = made.job.request.image
+    if made.job.request.first_frame is not None and image is not None:
+      with (
+        storage.local_copy(image) as local,
+        files.atomic_path(path.with_suffix(image.suffix)) as temporary,
+      ):
+        shutil.copyfile(local, temporary)
+    made.write(path, save_latents=save_latents)
     _log.info("wrote %s", path)
 
   pipeline = pipelines.Pipeline(components, keep_loaded=False)

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from typing import IO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,17 +53,15 @@ def shapes(clip: geometry.Clip, channels: AV[int]) -> AV[tuple[int, ...]]:
     channels: latent channels of each modality.
 
   Returns:
-    (T, H, W, C) of video and (T, C) of audio.
+    (T, H, W, C) of video and (T, C) of audio, of those with channels.
   """
   sides = clip.latent_height, clip.latent_width
-  return AV(
-    video=(clip.latent_frames, *sides, channels.video),
-    audio=(clip.audio_latents, channels.audio),
-  )
+  cells = AV((clip.latent_frames, *sides), (clip.audio_latents,))
+  return channels.map(lambda name, c: (*getattr(cells, name), c))
 
 
 def sample_noise(
-  seed: int, clip: geometry.Clip, channels: AV[int]
+  seed: int, clip: geometry.Clip, channels: AV[int], window: int = 0
 ) -> AV[np.ndarray]:
   """Draw the initial noise of a clip, independent of devices.
 
@@ -70,17 +69,20 @@ def sample_noise(
     seed: in [0, 2^32).
     clip: sizes of the clip.
     channels: latent channels of each modality.
+    window: of a long clip; the first has the noise of a clip of its length.
 
   Returns:
     Standard normal video_THWC and audio_TC, float32.
   """
-  keys = jax.random.split(jax.random.key(seed))
-  return AV(
-    *(
-      np.asarray(jax.random.normal(key, shape, jnp.float32))
-      for key, shape in zip(keys, shapes(clip, channels), strict=True)
-    )
-  )
+  key = jax.random.key(seed)
+  keys = jax.random.split(jax.random.fold_in(key, window) if window else key)
+  by_name: AV[Any] = AV(*keys)
+
+  def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    noise = jax.random.normal(getattr(by_name, name), shape, jnp.float32)
+    return np.asarray(noise)
+
+  return shapes(clip, channels).map(draw)
 
 
 def read(
@@ -117,11 +119,12 @@ def parse(file: IO[bytes], expected: AV[tuple[int, ...]]) -> AV[np.ndarray]:
   found = {}
   with zipfile.ZipFile(file) as archive:
     known = {info.filename: info for info in archive.infolist()}
-    members = [f"{name}.npy" for name in NAMES]
+    wanted = {getattr(NAMES, n): s for n, s in expected.present().items()}
+    members = [f"{name}.npy" for name in wanted]
     if missing := [m for m in members if m not in known]:
       names = [untrusted.printable(n, 40) for n in sorted(known)[:_LISTED]]
       raise ValueError(f"expected {' and '.join(missing)}, found {names}")
-    for name, shape in zip(NAMES, expected):
+    for name, shape in wanted.items():
       info = known[f"{name}.npy"]
       if info.flag_bits & _ENCRYPTED:
         raise ValueError(f"{name} is encrypted; save it with numpy.savez")
@@ -132,7 +135,7 @@ def parse(file: IO[bytes], expected: AV[tuple[int, ...]]) -> AV[np.ndarray]:
         )
       with archive.open(info) as member:
         found[name] = _array(name, member, shape)
-  return AV(*(found[name] for name in NAMES))
+  return expected.map(lambda name, _: found[getattr(NAMES, name)])
 
 
 def _array(
@@ -175,6 +178,6 @@ def _array(
 def digest(noise: AV[np.ndarray]) -> str:
   """A sha256 that identifies noise."""
   joined = hashlib.sha256()
-  for array in noise:
+  for array in noise.present().values():
     joined.update(array.tobytes())
   return joined.hexdigest()

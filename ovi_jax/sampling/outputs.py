@@ -1,16 +1,17 @@
 """The output files of a clip: mp4, JSON with all settings, latents.
 
-  <stem>.mp4   H.264 video and AAC audio, written last
+  <stem>.mp4   H.264 video and AAC audio, written last; of sound alone a .wav
   <stem>.json  prompt, settings, seed, digests of the weights, device, version
   <stem>.npz   video_THWC and audio_TC, with --save_latents
 
-An mp4 under its final name is complete and described by the JSON beside it, so
-an interrupted run can be continued.
+An mp4 (or wav) under its final name is complete and described by the JSON
+beside it, so an interrupted run can be continued.
 """
 
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -21,12 +22,13 @@ import numpy as np
 from ovi_jax import files
 from ovi_jax import storage
 from ovi_jax.media import mp4
+from ovi_jax.media import wav
 from ovi_jax.modality import AV
 
 # Of a recipe, what does not decide what the clip will be.
-_VERSION_FIELDS = ("ovi_jax",)
+_VERSION_FIELDS = ("ovi_jax", "first_frame")
 # Entries that a recipe may lack, which then means that they are empty.
-_OPTIONAL_FIELDS = ("given", "loras")
+_OPTIONAL_FIELDS = ("given", "loras", "latent_frames", "windows", "generate")
 # Endings that a directory of clips is not given on purpose.
 _FILES = {
   *(".avi", ".gif", ".json", ".m4v", ".mkv", ".mov", ".mp3", ".mp4", ".npz"),
@@ -141,46 +143,51 @@ def is_complete(
 
 def _compared(key: str, value: Any) -> Any:
   """A recipe's entry, as it is compared."""
-  content = _content(value)
+  content = without_paths(value)
   return content or None if key in _OPTIONAL_FIELDS else content
 
 
-def _content(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
   """A recipe's entry without the paths of files, which have checksums."""
   if isinstance(value, Mapping):
-    return {k: _content(v) for k, v in value.items() if k != "path"}
+    return {k: without_paths(v) for k, v in value.items() if k != "path"}
   if isinstance(value, (list, tuple)):
-    return [_content(v) for v in value]
+    return [without_paths(v) for v in value]
   return value
 
 
 def write(
   path: storage.AnyPath,
   recipe: Mapping[str, Any],
-  frames: Iterator[np.ndarray],
-  wave: np.ndarray,
-  latents: AV[np.ndarray] | None,
+  frames: Iterator[np.ndarray] | None,
+  wave: Any,
+  latents: Callable[[], AV[np.ndarray]] | None,
 ) -> None:
-  """Write the files of a clip, the mp4 last.
+  """Write the files of a clip, the mp4 last, or the wav of sound alone.
 
   Args:
-    path: of the mp4.
+    path: of the mp4, or wav.
     recipe: contents of the JSON.
-    frames: uint8 RGB [T, H, W, 3], in chunks.
-    wave: mono in [-1, 1] at 16 kHz.
-    latents: video_THWC and audio_TC to save, or `None`.
+    frames: uint8 RGB [T, H, W, 3], in chunks; `None` for a wav.
+    wave: mono in [-1, 1] at 16 kHz; or a function of its parts, see
+      `mp4.write`; or `None` for a silent mp4.
+    latents: video_THWC and audio_TC to save, called when all frames are
+      written; or `None`.
 
   Raises:
     OSError: the disk is full or not writable; no partial mp4 is left.
   """
-  if latents is not None:
-    with (
-      files.atomic_path(latents_of(path)) as temporary,
-      temporary.open("wb") as file,
-    ):
-      np.savez(file, video_THWC=latents.video, audio_TC=latents.audio)
 
   def describe() -> None:
+    if latents is not None:
+      found = latents()
+      with (
+        files.atomic_path(latents_of(path)) as temporary,
+        temporary.open("wb") as file,
+      ):
+        names = {"video": "video_THWC", "audio": "audio_TC"}
+        arrays = {names[n]: found_T for n, found_T in found.present().items()}
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     # The new mp4 is whole but has no name yet. The old one goes first: it must
     # never stand beside the new one's description.
     path.unlink(missing_ok=True)
@@ -188,4 +195,7 @@ def write(
     with files.atomic_path(path.with_suffix(".json")) as temporary:
       temporary.write_text(text, "utf-8")
 
-  mp4.write(path, frames, wave, before_naming=describe)
+  if frames is None:
+    wav.write(path, wave, before_naming=describe)
+  else:
+    mp4.write(path, frames, wave, before_naming=describe)

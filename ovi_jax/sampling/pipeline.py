@@ -34,6 +34,7 @@ from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax import synthetic
+from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
@@ -42,17 +43,21 @@ from ovi_jax.sampling import background
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoise
 from ovi_jax.sampling import denoiser as denoisers
+from ovi_jax.sampling import first_frames
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import outputs
 from ovi_jax.sampling import planning
+from ovi_jax.sampling import previews
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sampling import windows as windows_lib
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Called with the number of finished steps of a batch.
-OnStep = Callable[[int], Any]
-Track = Callable[[int, Sequence[planning.Job]], AbstractContextManager[OnStep]]
+# By the number of a batch's first clip and the clips.
+Track = Callable[
+  [int, Sequence[planning.Job]], AbstractContextManager[denoise.OnStep]
+]
 _ADAPTED = "denoiser with LoRAs"  # a loaded component
 # Clean latents of a clip's given files.
 LatentsOf = Callable[[planning.Job], AV[np.ndarray]]
@@ -69,19 +74,19 @@ LOADED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Clip:
-  """A video with its sound.
+  """A video with its sound, or one alone.
 
   Attributes:
-    video: uint8 RGB frames [T, H, W, 3].
-    audio: float32 samples [A] in [-1, 1], mono.
+    video: uint8 RGB frames [T, H, W, 3]; `None` of sound alone.
+    audio: float32 samples [A] in [-1, 1], mono; `None` of video alone.
     fps: frames a second.
     sample_rate: samples a second.
     latents: video_THWC and audio_TC that the clip was decoded from, float32.
     metadata: all that decides what the clip is, as in the JSON of `sample.py`.
   """
 
-  video: np.ndarray
-  audio: np.ndarray
+  video: Any
+  audio: Any
   fps: float = geometry.FPS
   sample_rate: int = geometry.SAMPLE_RATE
   latents: AV[np.ndarray]
@@ -91,37 +96,46 @@ class Clip:
     """Write an mp4 (H.264, AAC) and, beside it, the metadata as JSON.
 
     Args:
-      path: of the mp4; its folder is created.
+      path: of the mp4, or of a wav for sound alone; its folder is created.
 
     Returns:
       The path.
 
     Raises:
-      ValueError: the name does not end in .mp4.
-      OSError: it cannot be written; no mp4 is left half written.
+      ValueError: the name does not end in .mp4, or .wav for sound alone.
+      OSError: it cannot be written; no file is left half written.
     """
     path = storage.locate(path)
-    if path.suffix.lower() != ".mp4":
-      raise ValueError(f"expected a name that ends in .mp4, got {path}")
+    if path.suffix.lower() != self._ending:
+      raise ValueError(f"expected a name that ends in {self._ending}: {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    outputs.write(path, self.metadata, iter([self.video]), self.audio, None)
+    frames = None if self.video is None else iter([self.video])
+    outputs.write(path, self.metadata, frames, self.audio, None)
     return path
 
+  @property
+  def _ending(self) -> str:
+    """Of its file's name."""
+    return ".wav" if self.video is None else ".mp4"
+
   def __repr__(self) -> str:
-    count, height, width, _ = self.video.shape
-    return (
-      f"Clip({width}x{height}, {count} frames at {self.fps:g} fps,"
-      f" {len(self.audio) / self.sample_rate:.2f} s of sound,"
-      f" seed {self.metadata.get('seed')})"
-    )
+    parts = []
+    if self.video is not None:
+      count, height, width, _ = self.video.shape
+      parts.append(f"{width}x{height}, {count} frames at {self.fps:g} fps")
+    if self.audio is not None:
+      parts.append(f"{len(self.audio) / self.sample_rate:.2f} s of sound")
+    return f"Clip({', '.join(parts)}, seed {self.metadata.get('seed')})"
 
   def _repr_html_(self) -> str:
     """A player, with the file inside: how a notebook shows a clip."""
     with tempfile.TemporaryDirectory() as folder:
-      path = pathlib.Path(folder) / "clip.mp4"
+      path = pathlib.Path(folder) / f"clip{self._ending}"
       self.save(path)
       data = path.read_bytes()
     encoded = base64.b64encode(data).decode("ascii")
+    if self.video is None:
+      return f'<audio controls src="data:audio/wav;base64,{encoded}"></audio>'
     return (
       f'<video controls loop src="data:video/mp4;base64,{encoded}"></video>'
     )
@@ -133,26 +147,72 @@ class Made:
 
   Attributes:
     job: what was asked for.
-    latents: video_BTHWC and audio_BTC, B = 1, float32, on the devices.
+    latents: video_BTHWC and audio_BTC, B = 1, float32, on the devices; not of a
+      long clip.
     decoder: of latents.
     measure: attention maps of the clip, if they were asked for.
+    long: a clip in windows, which are denoised while its frames are read.
   """
 
   job: planning.Job
-  latents: AV[jax.Array]
+  latents: AV[Any] = dataclasses.field(default_factory=AV)
   decoder: decoders.Decoder
-  measure: Callable[[], attention_maps.Maps] | None
+  measure: Callable[[], attention_maps.Maps] | None = None
+  long: windows_lib.LongClip | None = None
+
+  @property
+  def metadata(self) -> dict[str, Any]:
+    """What decides what the clip is, for the JSON beside it."""
+    kind = jax.devices()[0].device_kind
+    return self.job.recipe | {"device": kind, "jax": jax.__version__}
 
   @functools.cached_property
   def clip(self) -> Clip:
     """The clip, on the host."""
+    if self.long is None:
+      video = audio = None
+      if self.latents.video is not None:
+        video = np.concatenate(list(self.decoder.frames(self.latents.video)))
+      if self.latents.audio is not None:
+        audio = self.decoder.wave(self.latents.audio)
+      latents = jax.tree.map(lambda a: np.asarray(a[0]), self.latents)
+    else:
+      video = np.concatenate(list(self.long.frames(keep_latents=True)))
+      audio, latents = self.long.take_sound(), self.long.joined_latents()
     return Clip(
-      video=np.concatenate(list(self.decoder.frames(self.latents.video))),
-      audio=self.decoder.wave(self.latents.audio),
-      latents=jax.tree.map(lambda a: np.asarray(a[0]), self.latents),
-      metadata=self.job.recipe
-      | {"device": jax.devices()[0].device_kind, "jax": jax.__version__},
+      video=video, audio=audio, latents=latents, metadata=self.metadata
     )
+
+  def stream(
+    self, keep_latents: bool = False
+  ) -> tuple[Any, Any, Callable[[], AV[np.ndarray]]]:
+    """Frames and sound as `mp4.write` takes them.
+
+    Args:
+      keep_latents: keep those of a long clip in memory.
+
+    Returns:
+      Chunks of frames; the wave, or a function of its parts; `None` for what is
+      not generated; and a function of the latents, for when all frames are
+      read.
+    """
+    if self.long is not None:
+      frames = self.long.frames(keep_latents)
+      return frames, self.long.take_sound, self.long.joined_latents
+    clip = self.clip
+    frames = None if clip.video is None else iter([clip.video])
+    return frames, clip.audio, lambda: clip.latents
+
+  def write(self, path: storage.AnyPath, *, save_latents: bool = False) -> None:
+    """Write the files of the clip, see `outputs.write`.
+
+    Args:
+      path: of the mp4, or wav.
+      save_latents: write the latents beside it.
+    """
+    frames, wave, latents = self.stream(keep_latents=save_latents)
+    kept = latents if save_latents else None
+    outputs.write(path, self.metadata, frames, wave, kept)
 
   @functools.cached_property
   def maps(self) -> attention_maps.Maps | None:
@@ -187,6 +247,7 @@ class Pipeline:
     *,
     keep_loaded: bool = True,
     lora: str = "",
+    generate: str = denoisers.BOTH,
     **settings: Any,
   ) -> "Pipeline":
     """Open a directory of converted weights.
@@ -194,6 +255,7 @@ class Pipeline:
     Args:
       weights: the directory; `None` for the small Ovi in the package.
       lora: see `set_lora`.
+      generate: "both", or "video" or "audio" for that tower alone.
       keep_loaded: see the class.
       **settings: any of `LOADED`, as in `configs/sample.py`.
 
@@ -210,7 +272,9 @@ class Pipeline:
     if weights is None:
       weights = synthetic.WEIGHTS
     chosen = settings_lib.Settings.from_overrides(settings)
-    opened = planning.open_components(storage.locate(weights), chosen, lora)
+    opened = planning.open_components(
+      storage.locate(weights), chosen, lora, generate
+    )
     return cls(opened, keep_loaded=keep_loaded)
 
   def set_lora(self, lora: str = "") -> None:
@@ -229,15 +293,21 @@ class Pipeline:
 
   def __call__(
     self,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str | Sequence[str]],
     *,
     image: str | os.PathLike[str] | None = None,
     last_image: str | os.PathLike[str] | None = None,
     video: str | os.PathLike[str] | None = None,
     audio: str | os.PathLike[str] | None = None,
+    extend: str | os.PathLike[str] | None = None,
+    seconds: float | None = None,
     keep: str | Sequence[tuple[float, float]] | None = None,
     keep_audio_until: float | None = None,
     noise: str | os.PathLike[str] = "",
+    first_frame_endpoint: str = "",
+    first_frame_model: str = "",
+    first_frame_key_env: str = "",
+    first_frame_dir: str | os.PathLike[str] = first_frames.FOLDER,
     progress: bool | Callable[[int, int], Any] = True,
     **settings: Any,
   ) -> Any:
@@ -245,16 +315,25 @@ class Pipeline:
 
     Args:
       prompt: what to see, say and hear; or several. Prompts that are equal are
-        made once.
+        made once. In the place of one, a sequence has a prompt for each window
+        of a long clip, as has a text with `|` between them.
       image: picture of the first frame, for all prompts, as all files.
       last_image: picture of the last frame.
       video: file whose picture is given; its sound is generated.
       audio: file whose sound is given; the picture is generated.
+      extend: file that is continued: its end is given.
+      seconds: length of the clip; with `extend`, of what is generated. More
+        than the weights' clips have is made in windows, see `windows`.
       keep: intervals in which the picture and sound of `video`, or the sound of
         `audio`, are given, and not outside of them: "0-2,4-5", or pairs of
         seconds.
       keep_audio_until: seconds up to which the sound of `video` is given.
       noise: .npz to start from, see `sample.py --noise`.
+      first_frame_endpoint: URL of an OpenAI-compatible API that makes the first
+        frames of clips without one.
+      first_frame_model: its model.
+      first_frame_key_env: environment variable with its API key.
+      first_frame_dir: folder in which these pictures are kept.
       progress: whether to draw bars; or a function that is called with the
         finished steps and the total over all clips.
       **settings: the fields of `configs/sample.py` that are not of `LOADED`;
@@ -274,29 +353,52 @@ class Pipeline:
       raise ValueError(
         f"{', '.join(fixed)}: of the loaded weights; pass it to from_pretrained"
       )
-    recommended = settings_lib.recommended_of(self.components.manifest)
+    components = self.components
+    recommended = settings_lib.recommended_of(components.manifest)
+    recommended |= lora_lib.recommended(
+      lora.adapter.metadata for lora in components.loras
+    )
     chosen = settings_lib.Settings.from_overrides(settings, recommended)
     one = isinstance(prompt, str)
+    asked = [prompt] if isinstance(prompt, str) else prompt
     requests = [
       dataclasses.replace(request, index=number)
-      for number, text in enumerate([prompt] if one else prompt, 1)
+      for number, text in enumerate(asked, 1)
       for request in requests_lib.from_prompt(
-        text,
+        windows_lib.joined_prompt(text),
         image,
         chosen.mode,
+        seconds,
         last_image=last_image,
         video=video,
         audio=audio,
+        extend=extend,
         keep=keep,
         keep_audio_until=keep_audio_until,
       )
     ]
     if not requests:
       raise ValueError("expected a prompt or several, got none")
+    endpoint = first_frames.from_values(
+      first_frame_endpoint, first_frame_model, first_frame_key_env
+    )
+    if endpoint is not None:
+      first_frames.check(requests, chosen.mode, components.generates)
+      requests = first_frames.fetch(
+        requests,
+        endpoint,
+        storage.locate(first_frame_dir),
+        seed=chosen.seed,
+        samples_per_prompt=chosen.samples_per_prompt,
+        size=planning.clip_size(chosen, components.manifest),
+        area=components.geometry.area,
+      )
+      chosen = dataclasses.replace(chosen, samples_per_prompt=1)
     jobs, given = planning.plan(
       requests, chosen, self.components, pathlib.Path(), noise
     )
-    track = _track(progress, len(jobs), chosen.num_steps)
+    windows = sum(job.num_windows for job in jobs)
+    track = _track(progress, len(jobs), chosen.num_steps, windows)
     clips = self.generate(
       jobs, chosen, lambda made: made.clip, given, track=track
     )
@@ -323,16 +425,19 @@ class Pipeline:
       jobs: see `planning.plan`.
       settings: that they were planned with.
       finish: called with each clip in the background, in the order of batches
-        (see `planning.batches`), to write its files for instance.
+        (see `planning.batches`), to write its files for instance. With a clip
+        in windows, it is called here: they are denoised while it reads frames.
       noise: video_THWC and audio_TC that all of them start from; `None` for
         that of their seeds.
       heads: measure attention maps, see `attention_maps.measure`; `None` for
         none.
       track: opened for each batch by the number of its first clip (from 1);
-        gives the function that is called after each step.
+        gives the function that is called after each step. It may raise
+        `denoise.CancelledError` to drop clips of the batch; other batches go
+        on.
 
     Returns:
-      What `finish` returned, in the order of `jobs`.
+      What `finish` returned, in the order of `jobs`, without dropped ones.
 
     Raises:
       denoise.NonFiniteLatentsError: a step ended in NaN or infinity.
@@ -343,9 +448,10 @@ class Pipeline:
     """
     components, track = self.components, track or _silent
     negative = settings.negative_prompt
-    _log.info("encoding %d prompts", len({job.text for job in jobs}))
+    prompts = {text for job in jobs for text in job.texts}
+    _log.info("encoding %d prompts", len(prompts))
     encoder = self._load("text", lambda: encoders.TextEncoder.load(components))
-    embedded = encoder.texts([*(job.text for job in jobs), *negative])
+    embedded = encoder.texts([*sorted(prompts), *negative])
     del encoder  # freed before the DiT is loaded, unless it is kept
     with self._encoded(jobs) as latents_of:
       _log.info("loading the denoiser on %d device(s)", components.mesh.size)
@@ -355,11 +461,24 @@ class Pipeline:
         denoiser = self._load(
           _ADAPTED, lambda: base.with_loras(components.loras)
         )
-      decoder = self._load("decoder", lambda: decoders.Decoder.load(components))
+      decoder = self._decoder()
       decodes_here = components.mesh.size > 1 or cli.platform() != "cpu"
       finished: dict[storage.AnyPath, futures.Future[T]] = {}
+      number = 1
       with background.Worker(settings.batch_size) as worker:
         for batch in planning.batches(jobs, settings.batch_size):
+          if batch[0].windows:
+            (job,) = batch
+            with track(number, batch) as on_step, _rows_named(batch):
+              number += 1
+              made = self._long(
+                *(job, settings, embedded, denoiser, decoder),
+                *(latents_of(job), worker.checked(on_step)),
+              )
+              # Here: its windows are denoised while it is written.
+              with contextlib.suppress(denoise.CancelledError):
+                finished[job.path] = _done(_finish(finish, made))
+            continue
           starts = [noise or self._noise_of(job) for job in batch]
           texts = [embedded[job.text] for job in batch]
           given = [
@@ -368,16 +487,23 @@ class Pipeline:
             )
             for job, start in zip(batch, starts)
           ]
-          with track(len(finished) + 1, batch) as on_step, _rows_named(batch):
-            latents = denoiser.sample(
-              jax.tree.map(lambda *rows: np.stack(rows), *starts),
-              texts,
-              AV(*(embedded[n] for n in negative)),
-              settings,
-              conditions.stack(given),
-              worker.checked(on_step),
-            )
+          dropped: set[int] = set()
+          with track(number, batch) as on_step, _rows_named(batch):
+            number += len(batch)
+            try:
+              latents = denoiser.sample(
+                jax.tree.map(lambda *rows: np.stack(rows), *starts),
+                texts,
+                self._negative(settings, embedded),
+                settings,
+                conditions.stack(given),
+                worker.checked(_dropping(on_step, dropped, len(batch))),
+              )
+            except denoise.CancelledError:
+              continue
           for row, job in enumerate(batch):
+            if row in dropped:
+              continue
             own = jax.tree.map(
               operator.itemgetter(slice(row, row + 1)), latents
             )
@@ -396,13 +522,110 @@ class Pipeline:
               with _named(job):
                 _ = made.clip, made.maps
             finished[job.path] = worker.submit(_finish, finish, made)
-    return [finished[job.path].result() for job in jobs]
+    return [finished[j.path].result() for j in jobs if j.path in finished]
 
-  def _noise_of(self, job: planning.Job) -> AV[np.ndarray]:
+  def preview(self, progress: denoise.Progress, row: int) -> previews.Preview:
+    """Decode what a step predicts, small.
+
+    Args:
+      progress: of the step; see `denoise.Progress.predict` for when.
+      row: of the batch.
+
+    Raises:
+      ValueError: decoded values are not finite.
+    """
+    own = jax.tree.map(
+      operator.itemgetter(slice(row, row + 1)), progress.predict()
+    )
+    return previews.decode(self._decoder(), own, progress.finished)
+
+  def _decoder(self) -> decoders.Decoder:
+    names = self.components.channels.present()
+    load = functools.partial(decoders.Decoder.load, self.components, names)
+    return self._load("decoder", load)
+
+  def _long(
+    self,
+    job: planning.Job,
+    settings: settings_lib.Settings,
+    embedded: Mapping[str, np.ndarray],
+    denoiser: denoisers.Denoiser,
+    decoder: decoders.Decoder,
+    first: AV[np.ndarray],
+    on_step: denoise.OnStep,
+  ) -> Made:
+    """A clip that is made in windows while it is read.
+
+    Args:
+      job: of the clip.
+      settings: that it was planned with.
+      embedded: text_SE of all prompts.
+      denoiser: of the windows.
+      decoder: of their latents.
+      first: clean latents that the first window is given.
+      on_step: called with the finished steps of all windows.
+    """
+    negative = self._negative(settings, embedded)
+    encoder: list[encoders.VideoEncoder] = []
+
+    def denoise_window(
+      number: int, mask: AV[Any] | None, clean: AV[Any] | None
+    ) -> AV[np.ndarray]:
+      noise = self._noise_of(job, number)
+      given = conditions.arrays(
+        job.given if mask is None else mask,
+        first if clean is None else clean,
+        noise,
+        job.conditioning,
+      )
+      latents = denoiser.sample(
+        jax.tree.map(lambda a: a[None], noise),
+        [embedded[job.texts[number]]],
+        negative,
+        settings,
+        conditions.stack([given]),
+        lambda step: on_step(
+          dataclasses.replace(
+            step,
+            finished=number * settings.num_steps + step.finished,
+            total=job.num_windows * settings.num_steps,
+          )
+        ),
+      )
+      return jax.tree.map(lambda a: np.asarray(a[0]), latents)
+
+    def encode_frame(frame_HWC: np.ndarray) -> np.ndarray:
+      if not encoder:
+        load = functools.partial(encoders.VideoEncoder.load, self.components)
+        encoder.append(self._load("video_encoder", load))
+      latents_BTHWC = encoder[0].encode(frame_HWC[None, None])
+      latent_HWC = np.asarray(latents_BTHWC)[0, 0]
+      return self.components.require_finite(latent_HWC, "video_vae")
+
+    steps = windows_lib.Steps(
+      denoise=denoise_window,
+      encode_frame=encode_frame,
+      decode_video=decoder.frames_of,
+      decode_audio=lambda latents_TC: decoder.wave(
+        jax.numpy.asarray(latents_TC[None])
+      ),
+    )
+    long = windows_lib.LongClip(job.windows, job.clip, steps, _before(job))
+    return Made(job=job, decoder=decoder, long=long)
+
+  def _negative(
+    self, settings: settings_lib.Settings, embedded: Mapping[str, np.ndarray]
+  ) -> AV[np.ndarray]:
+    """text_SE of the negative prompt of each tower that is there."""
+    return self.components.channels.map(
+      lambda name, _: embedded[getattr(settings.negative_prompt, name)]
+    )
+
+  def _noise_of(self, job: planning.Job, window: int = 0) -> AV[np.ndarray]:
     """The noise of its seed, video_THWC and audio_TC."""
-    seed = job.request.seed
+    seed, channels = job.request.seed, self.components.channels
     assert seed is not None, "expand gives each a seed"
-    return noises.sample_noise(seed, job.clip, self.components.channels)
+    return noises.sample_noise(seed, job.clip, channels, window)
 
   def _load(self, name: str, make: Callable[[], T]) -> T:
     """A component, made unless an earlier call kept it."""
@@ -458,22 +681,61 @@ class Pipeline:
   def _encode_video(
     self, job: planning.Job, encoder: encoders.VideoEncoder
   ) -> np.ndarray:
-    request, area = job.request, self.components.manifest.geometry.area
-    latents_THWC = conditions.encode_video(
-      request.image, request.given, job.clip, area, encoder
-    )
+    request, area = job.request, self.components.geometry.area
+    if job.extended is not None and request.given.extend is not None:
+      latents_THWC = conditions.encode_extended(
+        request.given.extend, job.extended, job.clip, encoder
+      )
+    else:
+      latents_THWC = conditions.encode_video(
+        request.image, request.given, job.clip, area, encoder
+      )
     return self.components.require_finite(latents_THWC, "video_vae")
 
   def _encode_audio(
     self, job: planning.Job, encoder: encoders.AudioEncoder
   ) -> np.ndarray:
-    latents_TC = conditions.encode_audio(job.request.given, job.clip, encoder)
+    given = job.request.given
+    if job.extended is not None and given.extend is not None:
+      latents_TC = conditions.encode_extended_audio(
+        given.extend, job.extended, job.clip, encoder
+      )
+    else:
+      latents_TC = conditions.encode_audio(given, job.clip, encoder)
     return self.components.require_finite(latents_TC, "audio_vae")
 
 
 def _files(job: planning.Job) -> Any:
   """What the given latents of a clip depend on."""
-  return job.request.image, job.request.given, job.clip
+  return job.request.image, job.request.given, job.clip, job.extended
+
+
+def _before(job: planning.Job) -> windows_lib.Before | None:
+  """The extended file of a clip."""
+  end, path = job.extended, job.request.given.extend
+  if end is None or path is None:
+    return None
+  audio_T, samples = job.given.audio, geometry.SAMPLES_PER_AUDIO_LATENT
+  # As many at the beginning as are given without a gap.
+  count = (
+    0 if audio_T is None else int(np.logical_and.accumulate(audio_T).sum())
+  )
+  return windows_lib.Before(
+    frames=lambda: conditions.frames_of(
+      "extend", path, 0.0, end.frames, job.clip
+    ),
+    count=end.frames,
+    wave=conditions.wave_of(path, end.frames / geometry.FPS),
+    overlap=end.overlap,
+    sound_given=samples * count,
+  )
+
+
+def _done(result: T) -> "futures.Future[T]":
+  """A future that is done."""
+  future: futures.Future[T] = futures.Future()
+  future.set_result(result)
+  return future
 
 
 def _finish(finish: Callable[[Made], T], made: Made) -> T:
@@ -489,6 +751,8 @@ def _named(job: planning.Job) -> Iterator[None]:
   except OSError as error:
     error.filename = error.filename or job.path.stem
     raise
+  except denoise.NonFiniteLatentsError:
+    raise  # `_rows_named` names it
   except ValueError as error:
     raise ValueError(f"{job.path.stem}: {error}") from error
 
@@ -505,25 +769,59 @@ def _rows_named(batch: Sequence[planning.Job]) -> Iterator[None]:
     ) from error
 
 
+def _dropping(
+  on_step: denoise.OnStep, dropped: set[int], count: int
+) -> denoise.OnStep:
+  """Collects the cancelled rows of a batch; raises once all of them are."""
+
+  def call(progress: denoise.Progress) -> None:
+    try:
+      on_step(progress)
+    except denoise.CancelledError as error:
+      dropped.update(error.rows)
+      if len(dropped) == count:
+        raise
+
+  return call
+
+
 @contextlib.contextmanager
-def _silent(number: int, batch: Sequence[planning.Job]) -> Iterator[OnStep]:
+def _silent(
+  number: int, batch: Sequence[planning.Job]
+) -> Iterator[denoise.OnStep]:
   """Progress that nobody watches."""
   yield lambda _: None
 
 
 def _track(
-  progress: bool | Callable[[int, int], Any], count: int, steps: int
+  progress: bool | Callable[[int, int], Any],
+  count: int,
+  steps: int,
+  windows: int | None = None,
 ) -> Track:
-  """Progress as a caller of the pipeline asks for it."""
+  """Progress as a caller of the pipeline asks for it.
+
+  Args:
+    progress: see `Pipeline.__call__`.
+    count: of clips.
+    steps: of a window.
+    windows: of all clips; `None` for one each.
+  """
   if progress is False:
     return _silent
   if progress is True:
     return functools.partial(bar, count=count)
 
+  total, done = steps * (windows or count), 0
+
   @contextlib.contextmanager
-  def report(number: int, batch: Sequence[planning.Job]) -> Iterator[OnStep]:
-    before = (number - 1) * steps
-    yield lambda step: progress(before + step * len(batch), count * steps)
+  def report(
+    number: int, batch: Sequence[planning.Job]
+  ) -> Iterator[denoise.OnStep]:
+    nonlocal done
+    before = done
+    yield lambda step: progress(before + step.finished * len(batch), total)
+    done += steps * sum(job.num_windows for job in batch)
 
   return report
 
@@ -535,7 +833,7 @@ def bar(
   *,
   count: int,
   hidden: bool = False,
-) -> Iterator[OnStep]:
+) -> Iterator[denoise.OnStep]:
   """A progress bar of a batch's denoising steps.
 
   Args:
@@ -547,7 +845,7 @@ def bar(
   last = number + len(batch) - 1
   numbers = f"{number}" if last == number else f"{number}-{last}"
   with console.progress(
-    total=batch[0].recipe["config"]["num_steps"],
+    total=batch[0].recipe["config"]["num_steps"] * batch[0].num_windows,
     desc=f"[{numbers}/{count}] {batch[0].path.stem}",
     unit="step",
     disable=hidden,

@@ -18,6 +18,7 @@ from ovi_jax import config as config_lib
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import storage
+from ovi_jax import tokenizer as tokenizers
 from ovi_jax import untrusted
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
@@ -30,10 +31,13 @@ from ovi_jax.sampling import denoiser as denoisers
 from ovi_jax.sampling import noise as noises
 from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import settings as settings_lib
+from ovi_jax.sampling import windows as windows_lib
 from ovi_jax.sharding import mesh as meshes
 
 _log = logging.getLogger(__name__)
 MAX_CLIPS = 100_000  # of a run
+# Of the files of clips, by what is generated.
+ENDINGS = {denoisers.BOTH: ".mp4", "video": ".mp4", "audio": ".wav"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,29 +50,66 @@ class Job:
   recipe: dict[str, Any]  # written beside the clip; equal recipe, equal clip
   path: storage.AnyPath
   conditioning: str = conditions.RENOISE  # of `conditions.MODES`
+  # Of a clip that is made in windows of the size `clip`; else empty.
+  windows: tuple[windows_lib.Window, ...] = ()
+  window_texts: tuple[str, ...] = ()  # for each of them
+  extended: conditions.Extended | None = None
+  generates: str = denoisers.BOTH
 
   @property
   def given(self) -> AV[np.ndarray]:
-    """The latents in time that are given, see `conditions.masks`."""
-    return self.request.masks(self.clip)
+    """The latents in time that are given, of the first window at least."""
+    if self.extended is not None:
+      return self.extended.masks(self.request.sound, self.clip)
+    return generated_only(self.request.masks(self.clip), self.generates)
+
+  @property
+  def num_windows(self) -> int:
+    """Parts that are denoised one after another."""
+    return len(self.windows) or 1
+
+  @property
+  def texts(self) -> tuple[str, ...]:
+    """The prompts of all windows as the encoder reads them."""
+    return self.window_texts or (self.text,)
+
+
+def generated_only(masks: AV[Any], generate: str) -> AV[Any]:
+  """The masks of what is generated, see `denoiser.NEEDS`."""
+  if generate == denoisers.BOTH:
+    return masks
+  return AV(**{generate: getattr(masks, generate)})
 
 
 def resolve_settings(
-  config: ml_collections.ConfigDict, weights: str | os.PathLike[str]
+  config: ml_collections.ConfigDict,
+  weights: str | os.PathLike[str],
+  lora: str = "",
 ) -> settings_lib.Settings:
   """The settings of a config and, where it leaves them open, of the weights.
 
+  Args:
+    config: of `configs/sample.py`.
+    weights: directory of weights.
+    lora: files and strengths, see `lora.apply.parse`; what they recommend
+      replaces what the weights do.
+
   Raises:
-    ValueError: there are no weights, or the settings make no sense.
+    ValueError: there are no weights, a LoRA is missing, or the settings make no
+      sense.
   """
   variant: Any = config.get("variant", "")
   manifest = weights_dir.manifest_of(weights, variant)
   advised = settings_lib.recommended_of(manifest)
+  advised |= lora_lib.recommended_of(lora)
   return settings_lib.Settings.from_config(config, advised)
 
 
 def open_components(
-  weights: storage.AnyPath, settings: settings_lib.Settings, lora: str = ""
+  weights: storage.AnyPath,
+  settings: settings_lib.Settings,
+  lora: str = "",
+  generate: str = denoisers.BOTH,
 ) -> denoisers.SamplingComponents:
   """Check weights, devices, dtype and attention; load LoRAs, but no weights.
 
@@ -76,18 +117,34 @@ def open_components(
     weights: their directory.
     settings: of the run.
     lora: files and strengths, see `lora.apply.parse`.
+    generate: a key of `denoiser.NEEDS`: video with sound, or one alone.
 
   Raises:
-    ValueError: the weights cannot make a video with sound, the mesh cannot be,
+    ValueError: the weights cannot make what is asked for, the mesh cannot be,
       or a LoRA does not fit.
   """
-  manifest = weights_dir.read(weights, settings.variant, denoisers.NEEDS)
-  towers = manifest.architecture.fusion.present()
-  if len(towers) != 2:
+  problems = config_lib.invalid_choice("generate", generate, denoisers.NEEDS)
+  config_lib.check(problems, "")
+  both = generate == denoisers.BOTH
+  names = AV._fields if both else (generate,)
+  found = weights_dir.manifest_of(weights, settings.variant)
+  towers = found.architecture.fusion.present()
+  if missing := [name for name in names if name not in towers]:
+    have = ", ".join(towers)
     raise ValueError(
-      f"weights in {weights} have only the tower {', '.join(towers)}; a video"
-      " with sound needs both"
+      f"weights in {weights} have only the tower {have};"
+      + (" a video with sound needs both;" if both else "")
+      + (
+        f" generate={have} makes" if both else f" there is none of {missing[0]}"
+      )
+      + (f" {have} alone" if both else "")
     )
+  needs = denoisers.NEEDS[generate]
+  manifest = weights_dir.read(weights, settings.variant, needs)
+  sizes = {name: manifest.sizes["fusion"][name] for name in names}
+  manifest = dataclasses.replace(
+    manifest, sizes={**manifest.sizes, "fusion": sizes}
+  )
   shared = settings.shard_clips_over_hosts
   devices = jax.devices() if shared else jax.local_devices()
   opened = components_of(weights, manifest, settings, devices, cli.platform())
@@ -200,7 +257,12 @@ def plan(
       f"{len(requests)} prompts, each {settings.samples_per_prompt} times,"
       f" are {count} clips; a run makes at most {MAX_CLIPS}, so share them out"
     )
-  variant = components.manifest.geometry
+  variant, generate = components.geometry, components.generates
+  requests = [
+    dataclasses.replace(request, generate=generate) for request in requests
+  ]
+  for request in requests:
+    _check_towers(request, generate)
   height, width = clip_size(settings, components.manifest)
   expanded = requests_lib.expand(
     requests,
@@ -209,11 +271,18 @@ def plan(
     height=height,
     width=width,
     area=variant.area,
+    latent_frames=variant.latent_frames,
   )
-  depth = components.arch.fusion.video.num_layers
+  depth = settings_lib.num_layers(components.arch.fusion)
   if settings.slg_layer >= depth:
     _log.info("note: there is no block %d, none is skipped", settings.slg_layer)
-  clips = _clips(expanded, variant)
+  lengths = _lengths(expanded, variant, settings, generate)
+  if noise and any(length.windows for length in lengths):
+    raise ValueError(
+      "noise: a file is of clips of one window; leave it out, or give fewer"
+      " seconds"
+    )
+  clips = [length.clip for length in lengths]
   given = _noise(noise, clips, components.channels) if noise else None
   tokenizer = components.tokenizer()
   again = count - len(expanded)
@@ -225,16 +294,15 @@ def plan(
     )
   jobs = []
   noted: set[str] = set()
-  for request, clip in zip(expanded, clips):
-    text, notes = prompts.format_for(request.prompt, variant)
-    notes += _length_notes(request, clip, variant)
-    notes += _sound_notes(request, clip)
-    notes += tokenizer.notes([text], components.text_length) + request.notes
-    if unread := tokenizer.unread(text):
-      notes += (
-        "these words are not in the vocabulary and are left out:"
-        f" {', '.join(unread)}",
-      )
+  for request, length in zip(expanded, lengths):
+    clip = length.clip
+    texts, notes = read_prompts(
+      length.prompts, variant, tokenizer, components.text_length
+    )
+    notes += _length_notes(request, length, variant)
+    if request.given.extend is None:
+      notes += _sound_notes(request, clip)
+    notes += request.notes
     height, width = request.size
     if not 0.75 < height * width / variant.area < 1.25:
       notes += (
@@ -252,59 +320,247 @@ def plan(
       if line not in noted:
         _log.info("%s", line)
       noted.add(line)
-    recipe = _metadata(request, clip, text, settings, components, given)
+    many = len(texts) > 1
+    recipe = _metadata(
+      request,
+      length,
+      " | ".join(texts) if many else texts[0],
+      settings,
+      components,
+      given,
+    )
     jobs.append(
       Job(
         request=request,
-        text=text,
+        text=texts[0],
         clip=clip,
         recipe=recipe,
-        path=out / f"{request.stem}.mp4",
+        path=out / f"{request.stem}{ENDINGS[generate]}",
         conditioning=settings.conditioning,
+        windows=length.windows,
+        window_texts=tuple(texts if many else texts * len(length.windows)),
+        extended=length.extended,
+        generates=generate,
       )
     )
   return jobs, given
 
 
-def _clips(
-  requests: Sequence[requests_lib.Request], variant: geometry.Variant
-) -> list[geometry.Clip]:
-  """Sizes of all clips; ValueError lists what cannot be made of their files."""
-  clips, problems = [], []
+def read_prompts(
+  given: Sequence[str],
+  variant: geometry.Variant,
+  tokenizer: tokenizers.Tokenizer,
+  length: int,
+) -> tuple[list[str], tuple[str, ...]]:
+  """Prompts as the text encoder reads them, and what was changed or left out.
+
+  Args:
+    given: as the user wrote them: one, or those of a long clip's windows.
+    variant: of the weights.
+    tokenizer: of the weights.
+    length: tokens that the text encoder reads.
+
+  Returns:
+    The texts, and notes to show the user.
+  """
+  read = [prompts.format_for(prompt, variant) for prompt in given]
+  texts = [text for text, _ in read]
+  notes = tuple(note for _, said in read for note in said)
+  notes += tokenizer.notes(texts, length)
+  if unread := tokenizer.unread(" ".join(texts)):
+    notes += (
+      "these words are not in the vocabulary and are left out:"
+      f" {', '.join(unread)}",
+    )
+  return texts, notes
+
+
+def _check_towers(request: requests_lib.Request, generate: str) -> None:
+  """ValueError if files are given of what one tower alone does not make."""
+  given = request.given
+  unused = {
+    denoisers.BOTH: (),
+    "video": ("audio", "extend"),
+    "audio": ("image", "last_image", "video", "extend"),
+  }
+  named = [*(["image"] if request.image is not None else []), *given.files]
+  if wrong := [name for name in named if name in unused[generate]]:
+    raise ValueError(
+      f"row {request.index}: {wrong[0]} and generate={generate} cannot be"
+      " combined; leave one out"
+    )
+  if generate == "video" and given.keep_audio_until is not None:
+    raise ValueError(
+      f"row {request.index}: keep_audio_until and generate=video cannot be"
+      " combined; leave one out"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Length:
+  """How long a clip is and how it is made.
+
+  Attributes:
+    clip: sizes of it, or of each of its windows.
+    latent_frames: of all of it; with an extended file, from its end on.
+    windows: of a clip that is made in windows.
+    extended: the end of an extended file.
+    prompts: one, or one for each window.
+  """
+
+  clip: geometry.Clip
+  latent_frames: int
+  windows: tuple[windows_lib.Window, ...] = ()
+  extended: conditions.Extended | None = None
+  prompts: tuple[str, ...]
+
+
+def _lengths(
+  requests: Sequence[requests_lib.Request],
+  variant: geometry.Variant,
+  settings: settings_lib.Settings,
+  generate: str,
+) -> list[_Length]:
+  """Lengths of all clips; ValueError lists what cannot be made."""
+  window = window_latent_frames(settings, variant)
+  lengths, problems = [], []
   for request in requests:
-    frames = None
     try:
-      if request.seconds is not None:
-        frames = conditions.latent_frames(
-          request.seconds, variant.latent_frames
-        )
-      clip = variant.clip(*request.size, frames)
-      conditions.check_masks(
-        request.given, request.masks(clip), request.sound_seconds, clip
-      )
-      clips.append(clip)
+      overlap = settings.window_overlap
+      lengths.append(_length(request, variant, window, overlap, generate))
     except ValueError as error:
       problems.append(f"row {request.index}: {error}")
   if problems:
     listed = "\n  ".join(untrusted.shortened(list(dict.fromkeys(problems))))
-    raise ValueError(f"unfit files:\n  {listed}")
-  return clips
+    raise ValueError(f"what is asked for cannot be made:\n  {listed}")
+  return lengths
+
+
+def window_latent_frames(
+  settings: settings_lib.Settings, variant: geometry.Variant
+) -> int:
+  """Latent frames that are denoised at once, at most."""
+  if settings.window_seconds:
+    return conditions.nearest_latent_frames(settings.window_seconds)
+  return variant.latent_frames
+
+
+def _length(
+  request: requests_lib.Request,
+  variant: geometry.Variant,
+  window: int,
+  overlap: int,
+  generate: str,
+) -> _Length:
+  """The length of a clip.
+
+  Args:
+    request: of it.
+    variant: of the weights.
+    window: latent frames of a window.
+    overlap: that windows have in common, at least.
+    generate: a key of `denoiser.NEEDS`.
+  """
+  given, asked, extended = request.given, None, None
+  if request.seconds is not None:
+    asked = conditions.nearest_latent_frames(request.seconds)
+  if given.extend is not None:
+    extended = conditions.extended(request.media_seconds or 0.0, overlap)
+    new = window - extended.latent_frames if asked is None else asked - 1
+    # As many windows, and no longer ones than are needed.
+    asked = extended.latent_frames + new
+  frames = asked
+  if extended is None and request.media_seconds is not None:
+    frames = conditions.latent_frames(
+      request.media_seconds, asked or variant.latent_frames
+    )
+  frames = frames or variant.latent_frames
+  windows: tuple[windows_lib.Window, ...] = ()
+  if extended is not None or frames > window:
+    _check_windows(request, frames, window, generate)
+    clip = variant.clip(*request.size, min(window, frames))
+    start = 0 if extended is None else extended.latent_frames
+    windows = windows_lib.plan(frames, clip, overlap, start)
+  else:
+    clip = variant.clip(*request.size, frames)
+    masks = generated_only(request.masks(clip), generate)
+    towers = 2 if generate == denoisers.BOTH else 1
+    conditions.check_masks(given, masks, request.sound, clip, towers)
+  texts = (request.prompt,)
+  if request.seconds is not None or extended is not None:
+    texts = windows_lib.split_prompt(request.prompt)
+  if len(texts) not in (1, count := len(windows) or 1):
+    raise ValueError(
+      f"{len(texts)} prompts between {windows_lib.SEPARATOR!r} for a clip of"
+      f" {count} window{'s' if count > 1 else ''}; write one for each window,"
+      " or one for all"
+    )
+  return _Length(
+    clip=clip,
+    latent_frames=frames,
+    windows=windows,
+    extended=extended,
+    prompts=texts,
+  )
+
+
+def _check_windows(
+  request: requests_lib.Request, frames: int, window: int, generate: str
+) -> None:
+  """ValueError if a clip of several windows is too long, or given too much."""
+  longest = windows_lib.seconds_of(window)
+  if frames > windows_lib.MAX_LATENT_FRAMES:
+    most = windows_lib.seconds_of(windows_lib.MAX_LATENT_FRAMES)
+    raise ValueError(
+      f"seconds must be at most {most:.0f}; extend continues a finished clip"
+    )
+  names = [n for n in request.given.files if n != "extend"]
+  names += [] if generate == denoisers.BOTH else [f"generate={generate}"]
+  if names:
+    raise ValueError(
+      f"{names[0]} goes with clips of one window, up to {longest:.2f} s; give"
+      " fewer seconds, or raise window_seconds"
+    )
 
 
 def _length_notes(
-  request: requests_lib.Request, clip: geometry.Clip, variant: geometry.Variant
+  request: requests_lib.Request, length: _Length, variant: geometry.Variant
+) -> tuple[str, ...]:
+  """What a clip has more or less of than was asked for, or trained."""
+  clip, notes = length.clip, ()
+  if clip.latent_frames > variant.latent_frames:
+    trained = windows_lib.seconds_of(variant.latent_frames)
+    seconds = windows_lib.seconds_of(clip.latent_frames)
+    notes += (
+      f"{seconds:.2f} s are denoised at once, the weights know {trained:.2f} s",
+    )
+  if len(length.windows) > 1:
+    notes += (f"the clip is made in {len(length.windows)} windows",)
+  if length.extended is not None:
+    return notes
+  return notes + _media_notes(request, length, variant)
+
+
+def _media_notes(
+  request: requests_lib.Request, length: _Length, variant: geometry.Variant
 ) -> tuple[str, ...]:
   """What a clip has more or less of than the files it is made from."""
-  if request.seconds is None:
+  media = request.media_seconds
+  seconds = windows_lib.seconds_of(length.latent_frames)
+  wanted = variant.latent_frames
+  if request.seconds is not None:
+    wanted = conditions.nearest_latent_frames(request.seconds)
+  if media is None:
+    if abs(seconds - (request.seconds or seconds)) > 1.5 / geometry.FPS:
+      return (f"the clip lasts {seconds:.2f} s, as whole latents hold",)
     return ()
-  seconds = clip.frames / geometry.FPS
   files = " and ".join(request.given.files)
-  if clip.latent_frames == variant.latent_frames:
-    if request.seconds > seconds + 1 / geometry.FPS:
-      return (f"the first {seconds:.2f} of {request.seconds:.2f} s are used",)
-    if request.seconds < seconds - 1 / geometry.FPS:
+  if length.latent_frames == wanted:
+    if media > seconds + 1 / geometry.FPS:
+      return (f"the first {seconds:.2f} of {media:.2f} s are used",)
+    if media < seconds - 1 / geometry.FPS:
       return (
-        f"{files}: {request.seconds:.2f} of {seconds:.2f} s, the last frame is"
+        f"{files}: {media:.2f} of {seconds:.2f} s, the last frame is"
         " repeated and silence appended",
       )
     return ()
@@ -316,20 +572,31 @@ def _length_notes(
 def _sound_notes(
   request: requests_lib.Request, clip: geometry.Clip
 ) -> tuple[str, ...]:
-  """What is generated because the given video's sound ends too early."""
-  if not 0 < request.sound_seconds < math.inf:
+  """What is generated because the given sound begins late or ends early."""
+  (start, end), given = request.sound, request.given
+  if not 0 < end < math.inf:
     return ()
-  whole = dataclasses.replace(request, sound_seconds=math.inf)
-  wanted, found = (
-    0 if mask_T is None else mask_T.sum()
-    for mask_T in (whole.masks(clip).audio, request.masks(clip).audio)
-  )
-  if found == wanted:
-    return ()
-  return (
-    f"video: its sound ends at {request.sound_seconds:.2f} s, the sound after"
-    " it is generated",
-  )
+  name = "video" if given.audio is None else "audio"
+
+  def lost(sound: conditions.Interval) -> bool:
+    """Whether less is given than without the other end of the track."""
+    found, wanted = (
+      dataclasses.replace(request, sound=interval).masks(clip).audio
+      for interval in (sound, conditions.ANY)
+    )
+    return wanted is not None and (found is None or (found != wanted).any())
+
+  notes = ()
+  if lost((start, math.inf)):
+    notes += (
+      f"{name}: its sound begins at {start:.2f} s, the sound before it is"
+      " generated",
+    )
+  if lost((0.0, end)):
+    notes += (
+      f"{name}: its sound ends at {end:.2f} s, the sound after it is generated",
+    )
+  return notes
 
 
 def batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
@@ -341,11 +608,15 @@ def batches(jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
 
   Returns:
     Clips of the same latent sizes, of which the same kinds of latents are
-    given, in their order; a batch stands where its first clip does.
+    given, in their order; a batch stands where its first clip does. A clip
+    that is made in windows is a batch of its own.
   """
   made: list[list[Job]] = []
   latest: dict[Any, list[Job]] = {}
   for job in jobs:
+    if job.windows:
+      made.append([job])
+      continue
     parts = conditions.split(job.given, job.conditioning)
     key = job.clip, jax.tree.structure(parts)
     if key not in latest or len(latest[key]) == batch_size:
@@ -374,7 +645,7 @@ def _noise(
 
 def _metadata(
   request: requests_lib.Request,
-  clip: geometry.Clip,
+  length: _Length,
   text: str,
   settings: settings_lib.Settings,
   components: denoisers.SamplingComponents,
@@ -388,8 +659,23 @@ def _metadata(
   # A clip from a prompt, or a prompt and a first frame, has no such entry.
   given = request.given.metadata(weights_dir.digest_of)
   if given:
-    given["latent_frames"] = clip.latent_frames
+    given["latent_frames"] = length.clip.latent_frames
     given["conditioning"] = settings.conditioning
+  size: dict[str, Any] = {}
+  frames = length.latent_frames
+  known = components.geometry.latent_frames
+  if request.seconds is not None and frames != known:
+    size["latent_frames"] = frames
+  if components.generates != denoisers.BOTH:
+    size["generate"] = components.generates
+  if length.windows:
+    size["latent_frames"] = frames
+    size["windows"] = {
+      "count": len(length.windows),
+      "latent_frames": length.clip.latent_frames,
+      "overlap": settings.window_overlap,
+      "conditioning": settings.conditioning,
+    }
   manifest = components.manifest
   config = settings.metadata() | {"seed": request.seed}
   config.pop("samples_per_prompt")
@@ -398,6 +684,8 @@ def _metadata(
     "text": text,
     "image": image,
     **({"given": given} if given else {}),
+    **size,
+    **({"first_frame": dict(made)} if (made := request.first_frame) else {}),
     "seed": request.seed,
     "height": request.size[0],
     "width": request.size[1],

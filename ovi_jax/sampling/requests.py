@@ -1,7 +1,7 @@
 """What to generate: prompts and given files, checked before weights are loaded.
 
 A prompt given directly, or a CSV or TSV file with a header: `text_prompt` and,
-if wanted, `image_path`, `seed` and the other columns of `COLUMNS`.
+if wanted, `image_path`, `seed`, `seconds` and the columns of `COLUMNS`.
 (`validate_and_process_user_prompt` and `inference.py` of the original.)
 """
 
@@ -11,7 +11,6 @@ import errno
 import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterable
@@ -43,9 +42,11 @@ COLUMNS = {
   "last_image": "last_image_path",
   "video": "video_path",
   "audio": "audio_path",
+  "extend": "extend_path",
   "keep": "keep",
   "keep_audio_until": "keep_audio_until",
 }
+SECONDS_COLUMN = "seconds"
 SEEDS = 2**32
 _HASH_LENGTH = 10  # hexadecimal digits of a name
 _NOTED_CUT = 0.05  # fraction of a picture that is cut without a note
@@ -61,13 +62,17 @@ class Request:
     given: further files that are given.
     index: row of the input, from 1.
     seed: of the noise; `None` for the settings', which `expand` fills in.
+    seconds: of the clip, or of what is generated behind an extended one; `None`
+      for the length of the given media, or of the weights.
     size: height and width of the clip in pixels; set by `expand`.
-    seconds: length of the given media; `None` for that of the weights; set by
+    media_seconds: length of the given media; `None` without media; set by
       `expand`.
-    sound_seconds: where the given video's sound ends, see `conditions.Found`;
-      set by `expand`.
+    sound: where the given file has sound, see `conditions.Found`; set by
+      `expand`.
     notes: to show the user, on how files were read; set by `expand`.
     stem: name of the output without its ending; set by `expand`.
+    first_frame: what `image` was generated from, see `first_frames`.
+    generate: "both", or "video" or "audio" alone.
   """
 
   prompt: str
@@ -77,21 +82,29 @@ class Request:
   )
   index: int = 1
   seed: int | None = None
-  size: tuple[int, int] = (0, 0)
   seconds: float | None = None
-  sound_seconds: float = math.inf
+  size: tuple[int, int] = (0, 0)
+  media_seconds: float | None = None
+  sound: conditions.Interval = conditions.ANY
   notes: tuple[str, ...] = ()
   stem: str = ""
+  first_frame: Mapping[str, Any] | None = None
+  generate: str = "both"
 
   def __post_init__(self):
     if problem := prompts.unreadable(self.prompt):
       raise ValueError(f"the prompt {problem}")
     self.given.check(self.image is not None)
+    if self.seconds is not None and not self.seconds >= conditions.MIN_SECONDS:
+      raise ValueError(
+        f"seconds must be at least {conditions.MIN_SECONDS:.2f}, got"
+        f" {self.seconds:g}"
+      )
 
   def masks(self, clip: geometry.Clip) -> AV[np.ndarray]:
     """The latents in time that are given, see `conditions.masks`."""
     return conditions.masks(
-      self.given, self.image is not None, self.sound_seconds, clip
+      self.given, self.image is not None, self.sound, clip
     )
 
 
@@ -99,14 +112,17 @@ def from_prompt(
   prompt: str,
   image: str | os.PathLike[str] | None = None,
   mode: str = "auto",
+  seconds: float | None = None,
   **given: Any,
 ) -> list[Request]:
   """Make the request of one prompt.
 
   Args:
-    prompt: description of video and audio.
+    prompt: description of video and audio; one for each window of a long clip
+      with `|` between them, see `windows.split_prompt`.
     image: picture of the first frame.
     mode: one of `MODES`.
+    seconds: length of the clip, see `Request`.
     **given: fields of `conditions.Conditions`; `None` for those not given.
       `keep` is a text such as "0-2,4-5", or pairs of seconds.
 
@@ -118,6 +134,7 @@ def from_prompt(
       is given cannot be combined.
   """
   config_lib.check(config_lib.invalid_choice("mode", mode, MODES), "")
+  given["seconds"] = seconds
   return [_request(prompt, image, mode, 1, [pathlib.Path()], given)]
 
 
@@ -128,7 +145,8 @@ def from_file(
 
   Args:
     path: a table (see `tables`) with a header: `text_prompt` and, optionally,
-      `image_path`, `seed` and those of `COLUMNS`; other columns are ignored.
+      `image_path`, `seed`, `seconds` and those of `COLUMNS`; other columns are
+      ignored.
       Relative paths start at the current folder or, failing that, at the
       file's.
     mode: one of `MODES`.
@@ -152,8 +170,9 @@ def from_file(
       name: row.cells[column].strip() or None
       for name, column in COLUMNS.items()
     }
-    until = "keep_audio_until"
-    given[until] = conditions.parse_seconds(until, given[until] or "")
+    for name in ("keep_audio_until", SECONDS_COLUMN):
+      text = row.cells[COLUMNS.get(name, name)]
+      given[name] = conditions.parse_seconds(name, text)
     request = _request(
       row.cells[PROMPT_COLUMN], image or None, mode, row.number, folders, given
     )
@@ -163,7 +182,7 @@ def from_file(
   rows = tables.read_table(
     path,
     required=(PROMPT_COLUMN,),
-    optional=(IMAGE_COLUMN, SEED_COLUMN, *COLUMNS.values()),
+    optional=(IMAGE_COLUMN, SEED_COLUMN, SECONDS_COLUMN, *COLUMNS.values()),
   )
   return tables.parse_rows(path, rows, parse)
 
@@ -199,7 +218,7 @@ def from_flags(
     with contextlib.suppress(UnicodeError):
       prompt = os.fsencode(prompt).decode("utf-8")
     return from_prompt(prompt, image or None, mode, **given)
-  columns = {"image": IMAGE_COLUMN} | COLUMNS
+  columns = {"image": IMAGE_COLUMN, "seconds": SECONDS_COLUMN} | COLUMNS
   if named := [*(["image"] if image else []), *given]:
     raise ValueError(
       f"--{named[0]} goes with --prompt; set {columns[named[0]]} in"
@@ -216,6 +235,7 @@ def expand(
   height: int,
   width: int,
   area: int,
+  latent_frames: int = 0,
 ) -> list[Request]:
   """Repeat requests with new seeds, and settle sizes and output names.
 
@@ -230,12 +250,14 @@ def expand(
     height: pixels wished for without a picture; only the ratio counts.
     width: pixels wished for without a picture.
     area: pixels a frame of the variant.
+    latent_frames: of clips of the variant.
 
   Returns:
     The requests with seed, size and stem `prompt_hash_HxW_seed`; those that ask
-    for the very same clip (prompt, files, size and seed) once. The hash is of
-    the prompt and the content of all files, so a name depends on no other
-    request and no two are alike, even where a file system ignores case.
+    for the very same clip (prompt, files, size, length and seed) once. The hash
+    is of the prompt, the content of all files and a length that is not the
+    variant's, so a name depends on no other request and no two are alike, even
+    where a file system ignores case.
 
   Raises:
     ValueError: no repetition, a size or area that is not positive or too long
@@ -248,14 +270,17 @@ def expand(
   requests = list(requests)
   found = _inspected(requests, geometry.snap(height, width, area), area)
   return _named(
-    dataclasses.replace(request, seed=(first + k) % SEEDS)
-    for request in found
-    for first in [seed if request.seed is None else request.seed]
-    for k in range(samples_per_prompt)
+    (
+      dataclasses.replace(request, seed=(first + k) % SEEDS)
+      for request in found
+      for first in [seed if request.seed is None else request.seed]
+      for k in range(samples_per_prompt)
+    ),
+    latent_frames,
   )
 
 
-def _named(requests: Iterable[Request]) -> list[Request]:
+def _named(requests: Iterable[Request], latent_frames: int) -> list[Request]:
   """The requests with their stems, given seeds and sizes; each clip once."""
   sha256 = functools.cache(storage.sha256)
   named: dict[str, Request] = {}
@@ -267,6 +292,12 @@ def _named(requests: Iterable[Request]) -> list[Request]:
       for name in request.given.files:
         given[name] = given[name]["sha256"]
       parts.append(given)
+    if request.seconds is not None:
+      asked = conditions.nearest_latent_frames(request.seconds)
+      if asked != latent_frames or request.given.extend is not None:
+        parts.append({"latent_frames": asked})
+    if request.generate != "both":
+      parts.append({"generate": request.generate})
     content = json.dumps(parts)
     digest = hashlib.sha256(content.encode()).hexdigest()[:_HASH_LENGTH]
     height, width = request.size
@@ -293,7 +324,8 @@ def _inspected(
       found, notes = inspect(given), ()
       if found.size is not None:
         size = geometry.snap(*found.size, area)
-        notes += _cut("video", found.size, size)
+        name = "video" if given.extend is None else "extend"
+        notes += _cut(name, found.size, size)
       pictures = {"image": request.image, "last_image": given.last_image}
       for name, path in reversed(pictures.items()):
         if path is not None:
@@ -309,8 +341,8 @@ def _inspected(
       dataclasses.replace(
         request,
         size=size,
-        seconds=found.seconds,
-        sound_seconds=found.sound_seconds,
+        media_seconds=found.seconds,
+        sound=found.sound,
         notes=found.notes + notes,
       )
     )
@@ -358,10 +390,14 @@ def _request(
       f"no image; mode i2v needs one ({IMAGE_COLUMN}), mode auto does not"
     )
   known = [field.name for field in dataclasses.fields(conditions.Conditions)]
+  known.append(SECONDS_COLUMN)
   if strange := sorted(given.keys() - set(known)):
     near = config_lib.nearest(strange[0], known)
     raise ValueError(f"{strange[0]} is unknown{near}")
   fields: dict[str, Any] = {n: v for n, v in given.items() if v is not None}
+  length = fields.pop(SECONDS_COLUMN, None)
+  if length is not None:
+    length = conditions.seconds(SECONDS_COLUMN, length)
   if "keep" in fields:
     fields["keep"] = conditions.intervals(fields["keep"])
   until = "keep_audio_until"
@@ -370,14 +406,16 @@ def _request(
   if mode == "t2v":
     image = None
     fields.pop("last_image", None)
-  for name in ("last_image", "video", "audio"):
+  for name in conditions.FILES:
     if name in fields:
-      what = "last image" if name == "last_image" else name
+      said = {"last_image": "last image", "extend": "file to extend"}
+      what = said.get(name, name)
       fields[name] = _find(fields[name], what, folders)
   return Request(
     prompt=prompt,
     image=None if image is None else _find(image, "image", folders),
     given=conditions.Conditions(**fields),
+    seconds=length,
     index=index,
   )
 

@@ -44,6 +44,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
   "flow_shift": (0.01, 100.0),
   "samples_per_prompt": (1, 10_000),
   "batch_size": (1, 1024),
+  "window_seconds": (0.0, 600.0),
+  "window_overlap": (1, 2**10),
   "guidance_scale.video": (-100.0, 100.0),
   "guidance_scale.audio": (-100.0, 100.0),
   "slg_layer": (-1, 2**9),
@@ -57,6 +59,8 @@ FIXED: Mapping[str, Any] = {
   "seed": 103,
   "samples_per_prompt": 1,
   "batch_size": 1,
+  "window_seconds": 0.0,
+  "window_overlap": 7,
   "dtype": config_lib.AUTO,
   "attention": config_lib.AUTO,
   "context_parallelism": context.ULYSSES,
@@ -64,10 +68,12 @@ FIXED: Mapping[str, Any] = {
   "attention_heads": "",
   "shard_clips_over_hosts": False,
 }
-# Fields that say where a clip is made, not what it is, and one that is recorded
-# with the given files, which alone it applies to.
+# Fields that say where a clip is made, not what it is, and those that are
+# recorded with the given files or windows, which alone they apply to.
 _NOT_RECORDED = (
   "conditioning",
+  "window_seconds",
+  "window_overlap",
   "batch_size",
   "mesh",
   "context_parallelism",
@@ -91,6 +97,10 @@ class Settings:
     flow_shift: shift of noise levels towards noise; 1 = no shift.
     seed: seed of the noise; sample n of a prompt has the noise of seed + n.
     samples_per_prompt: clips per prompt.
+    window_seconds: longest part of a clip that is denoised at once; 0 for the
+      length of the weights.
+    window_overlap: latent frames that windows of a longer clip have in common,
+      at least.
     guidance_scale: classifier-free guidance scale of each modality.
     slg_layer: block that the negative pass skips (skip-layer guidance); 0 =
       none.
@@ -124,6 +134,8 @@ class Settings:
   seed: int
   samples_per_prompt: int
   batch_size: int
+  window_seconds: float
+  window_overlap: int
   guidance_scale: AV[float]
   slg_layer: int
   negative_prompt: AV[str]
@@ -220,6 +232,11 @@ class Settings:
         given = given._asdict()
       elif not isinstance(given, Mapping):
         given = dict.fromkeys(AV._fields, given)
+      if strange := sorted(map(str, given.keys() - set(AV._fields))):
+        raise ValueError(
+          f"{name}: {strange[0]!r:.60} is unknown; expected"
+          f" {' and '.join(AV._fields)}"
+        )
       fields[name] = dict.fromkeys(AV._fields) | dict(given)
     fields["mesh"] = dict.fromkeys(meshes.AXES, 0) | dict(fields["mesh"])
     return cls.from_config(ml_collections.ConfigDict(fields), advised)

@@ -113,10 +113,21 @@ class Solver(Protocol):
     """
     ...
 
+  def predicted(self, state: Any) -> jax.Array:
+    """The data that the last step predicted, float32.
+
+    Args:
+      state: after the step.
+    """
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Euler:
-  """First order: x + (next sigma - sigma) · velocity; no state."""
+  """First order: x + (next sigma - sigma) · velocity.
+
+  Its state is the predicted data, x - sigma · velocity, which it does not use.
+  """
 
   def schedule(self, steps: int, shift: float) -> Schedule:
     """Evenly spaced between the shifted training levels, shifted again."""
@@ -126,17 +137,23 @@ class Euler:
     return _ending_at_zero(diffusion.shift_sigma(sigmas, shift), whole_t=False)
 
   def coefficients(self, sigmas: np.ndarray) -> np.ndarray:
-    """[steps, 1]: the (negative) change of sigma."""
-    return np.diff(sigmas.astype(np.float64))[:, None].astype(np.float32)
+    """[steps, 2]: sigma and its (negative) change."""
+    changes = np.diff(sigmas.astype(np.float64))
+    return np.stack([sigmas[:-1], changes], 1).astype(np.float32)
 
-  def init(self, x: jax.Array) -> tuple[()]:
-    del x
-    return ()
+  def init(self, x: jax.Array) -> jax.Array:
+    return jnp.zeros(x.shape, jnp.float32)
 
   def step(
-    self, row: jax.Array, state: tuple[()], x: jax.Array, velocity: jax.Array
-  ) -> tuple[tuple[()], jax.Array]:
-    return state, x + row[0] * velocity.astype(jnp.float32)
+    self, row: jax.Array, state: jax.Array, x: jax.Array, velocity: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    del state
+    sigma, change = row
+    velocity = velocity.astype(jnp.float32)
+    return x - sigma * velocity, x + change * velocity
+
+  def predicted(self, state: jax.Array) -> jax.Array:
+    return state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +196,9 @@ class DPM:
     sigma, a, b, c = row
     data = x - sigma * velocity.astype(jnp.float32)
     return data, a * x + b * data + c * state
+
+  def predicted(self, state: jax.Array) -> jax.Array:
+    return state
 
 
 class UniPCState(NamedTuple):
@@ -238,6 +258,9 @@ class UniPC:
     )
     following = a * x + b * data + c * state.data
     return UniPCState(x, data, state.data), following
+
+  def predicted(self, state: UniPCState) -> jax.Array:
+    return state.data
 
 
 def _interval(

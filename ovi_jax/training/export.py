@@ -38,6 +38,7 @@ from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax.checkpoint import reader
 from ovi_jax.checkpoint import workdir as workdirs
+from ovi_jax.data import settings as data_settings
 from ovi_jax.lora import adapter as adapters
 from ovi_jax.lora import files as lora_files
 from ovi_jax.lora import names as lora_names
@@ -188,6 +189,8 @@ def export_lora(
     "ovi_jax.config": json.dumps(values, sort_keys=True),
     "trigger_words": trigger_words,
   }
+  if advised := _conditioning(values):
+    text[lora_files.CONDITIONING_KEY] = advised["conditioning"]
   made = adapters.from_factors(factors, lora.alpha, text).astype(dtype)
   lora_files.write(out, made, settings.model, style)
 
@@ -311,11 +314,10 @@ def _sizes(
   sizes = dict(kept.sizes) | {
     "fusion": {name: tower.to_release() for name, tower in towers.items()}
   }
-  sizes.pop("latents", None)
   bucket, variant = settings.data.buckets[0], kept.variant
+  sizes["latents"] = _latents(bucket)
   if bucket.video is not None and bucket.audio is not None:
-    T, H, W = bucket.video
-    sizes["latents"] = {"T": T, "H": H, "W": W, "A": bucket.audio}
+    T = bucket.video[0]
     if variant is not None:
       known = geometry.variant(variant)
       clip = (known.latent_frames, known.audio_latents)
@@ -326,6 +328,21 @@ def _sizes(
   return weights_dir.Manifest(
     variant=variant, sizes=sizes, digests={}, version=ovi_jax.__version__
   )
+
+
+def _latents(bucket: data_settings.Bucket) -> dict[str, int]:
+  """Default sizes of clips; those of a missing modality last as long."""
+  rate = geometry.AUDIO_LATENT_RATE
+  A, video = bucket.audio, bucket.video
+  if video is None:
+    assert A is not None, "a bucket has one of them"
+    T = sampling_conditions.nearest_latent_frames(A / rate)
+    video = T, geometry.PATCH, geometry.PATCH
+  T, H, W = video
+  if A is None:
+    frames = 1 + geometry.VIDEO_STRIDES[0] * (T - 1)
+    A = max(1, int(frames / geometry.FPS * rate))
+  return {"T": T, "H": H, "W": W, "A": A}
 
 
 def _write(out: storage.AnyPath, plan: init_from.Plan) -> str:

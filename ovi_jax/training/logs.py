@@ -7,7 +7,6 @@ step logs those steps again; readers take the last.
 """
 
 import contextlib
-import io
 import json
 import logging
 import math
@@ -16,7 +15,6 @@ import pathlib
 import secrets
 import shutil
 import time
-import wave
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -31,7 +29,7 @@ from tensorboardX.proto import summary_pb2
 
 from ovi_jax import geometry
 from ovi_jax import storage
-from ovi_jax.data import clips
+from ovi_jax.media import wav
 
 FRAMES = 8  # of a clip that are shown
 SIDE = 128  # pixels that a shown frame's sides are at most, about
@@ -189,17 +187,11 @@ class Logs(Writer):
 
   def _add_sound(self, step: int, name: str, wave_A: np.ndarray) -> None:
     """tensorboardX's own `add_audio` needs another library to write a wave."""
-    content = io.BytesIO()
-    with contextlib.closing(wave.open(content, "wb")) as file:
-      file.setnchannels(1)
-      file.setsampwidth(2)
-      file.setframerate(geometry.SAMPLE_RATE)
-      file.writeframes(clips.pcm(wave_A))
     sound = _summary().Audio(
       sample_rate=geometry.SAMPLE_RATE,
       num_channels=1,
       length_frames=len(wave_A),
-      encoded_audio_string=content.getvalue(),
+      encoded_audio_string=wav.encode(wave_A),
       content_type="audio/wav",
     )
     value = _summary().Value(tag=name, audio=sound)

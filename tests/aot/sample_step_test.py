@@ -40,6 +40,7 @@ def name(monkeypatch):
     image: bool = False,
     mode: str | None = None,
     quantize: str = "",
+    seconds: float | None = None,
     **given: Any,
   ) -> str:
     config = sample.get_config()
@@ -47,7 +48,13 @@ def name(monkeypatch):
     asked = {"given": conditions.Conditions(**given), "quantize": quantize}
     weights, out = synthetic.WEIGHTS, pathlib.Path("out")
     assert sample_step.run(
-      "v6e:2x4", config, weights, out, image=image, **asked
+      "v6e:2x4",
+      config,
+      weights,
+      out,
+      image=image,
+      seconds=seconds,
+      **asked,
     )
     return found.pop()
 
@@ -66,6 +73,10 @@ def test_reports_of_other_conditions_or_modes_have_other_names(name):
     == f"{t2v}_video_keep_audio_until_renoise"
   )
   assert name(audio=FILE, keep=((0, 1),)) == f"{t2v}_audio_keep_renoise"
+  # Of clips of another length, and of the later windows of long ones.
+  assert name(seconds=2) == f"{t2v}_13_latent_frames"
+  assert name(seconds=20) == f"{t2v}_31_latent_frames_windows_renoise"
+  assert name(extend=FILE, mode="clean") == f"{t2v}_extend_clean"
 
 
 def test_conditions_that_leave_nothing_to_generate_are_refused(name):

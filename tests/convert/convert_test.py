@@ -221,6 +221,14 @@ def test_the_bare_video_model_is_its_transformer_alone(release, tmp_path):
   assert not any(f"\n{c}: " in str(error.value) for c in ("umt5", "video_vae"))
 
 
+def test_more_of_the_bare_video_model_is_converted_on_demand():
+  alone = command._sizes(releases.WAN, "", ())
+  more = command._sizes(releases.WAN, "", ("fusion", "umt5", "video_vae"))
+  assert alone.keys() == {"fusion"} and alone["fusion"].keys() == {"video"}
+  assert more.keys() == {"fusion", "t5", "video_vae"}
+  assert not architecture.Architecture.from_release(more).misfits
+
+
 def test_a_release_of_another_size_is_refused(release, tmp_path):
   with pytest.raises(ValueError, match="do not fit the architecture") as error:
     command.run(

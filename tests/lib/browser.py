@@ -195,6 +195,16 @@ class Page:
         clickCount=1,
       )
 
+  def type(self, text: str) -> None:
+    """Type a text where the focus is."""
+    self.call("Input.insertText", text=text)
+
+  def upload(self, selector: str, path: pathlib.Path) -> None:
+    """Choose a file in an input element."""
+    root = self.call("DOM.getDocument")["root"]["nodeId"]
+    node = self.call("DOM.querySelector", nodeId=root, selector=selector)
+    self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)])
+
   def screenshot(self, path: pathlib.Path) -> None:
     found = self.call("Page.captureScreenshot", captureBeyondViewport=True)
     path.write_bytes(base64.b64decode(found["data"]))

@@ -5,8 +5,11 @@ import pathlib
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# A test's time is mostly compilation, and half of that LLVM's optimizations.
-QUICK_COMPILE = "--xla_backend_optimization_level=0"
+# A test's time is mostly compilation, and more than half of that the
+# optimizations of LLVM and the newer code generator for fusions.
+QUICK_COMPILE = (
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 
 def environment(devices: int = 1, **more: Any) -> dict[str, str]:

@@ -64,11 +64,17 @@ NOT_RUN: Mapping[str, str] = {
   " tests/study/command_test.py runs all of them",
   r"runs/dark": "minutes of training;"
   " tests/scripts/small_ovi/dark_ball_test.py runs all of them as written",
+  r"^python -m ovi_jax\.studio\b": "it serves until it is stopped;"
+  " tests/studio/browser_test.py starts it",
+  r"^curl |^import openai|^ln -s ": "a service that runs;"
+  " tests/studio/service_test.py and tests/integrations do the same",
   r"gs://": "a bucket; tests/object_storage_test.py and"
   " tests/train_bucket_test.py have an emulated one",
   r"^vllm serve ": "a GPU; tests of captions have a server of the protocol",
   r" --config\.mesh\.|^JAX_COORDINATOR_ADDRESS=": "many devices or hosts;"
   " tests/sharding/equality_test.py, tests/train_processes_test.py",
+  r"--first_frame_endpoint=": "an endpoint;"
+  " tests/sampling/first_frames_test.py has a server",
   r" --aot=": "minutes of compilation at full size; tests/aot",
   r"benchmarks\.splash_blocks ": "a TPU",
   r"^(?:gcloud|kubectl|docker|tensorboard|export|sbatch|bash) |=gs://": "a"

@@ -19,5 +19,5 @@ def write(path, grey: int) -> None:
     RECIPE | {"seed": grey},
     iter([frames]),
     np.zeros(4000, np.float32),
-    latents,
+    lambda: latents,
   )

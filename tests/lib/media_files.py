@@ -29,8 +29,12 @@ def write(
   rate: int = RATE,
   base: fractions.Fraction = BASE,
   container: dict[str, str] | None = None,
+  sound_from: float = 0.0,
 ) -> pathlib.Path:
-  """Write frames, each from its time on, and a wave [channels, samples]."""
+  """Write frames, each from its time on, and a wave [channels, samples].
+
+  The wave begins at `sound_from` seconds.
+  """
   frames = list(frames)
   if options is None:
     options = {"preset": "ultrafast"} if codec == "libx264" else {}
@@ -64,16 +68,18 @@ def write(
       container.mux(video.encode(picture))
     container.mux(video.encode(None))
     if audio is not None:
-      _write_sound(container, audio, wave, rate)
+      _write_sound(container, audio, wave, rate, round(sound_from * rate))
   return path
 
 
-def _write_sound(container, audio, wave: np.ndarray, rate: int) -> None:
+def _write_sound(
+  container, audio, wave: np.ndarray, rate: int, first: int = 0
+) -> None:
   layout = "mono" if len(wave) == 1 else "stereo"
   for start in range(0, wave.shape[1], 1024):
     part = np.ascontiguousarray(wave[:, start : start + 1024], np.float32)
     frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
-    frame.sample_rate, frame.pts = rate, start
+    frame.sample_rate, frame.pts = rate, first + start
     frame.time_base = fractions.Fraction(1, rate)
     container.mux(audio.encode(frame))
   container.mux(audio.encode(None))

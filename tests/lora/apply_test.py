@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ovi_jax
+from configs import sample
 from ovi_jax import synthetic
 from ovi_jax.convert import mapping
 from ovi_jax.lora import adapter
@@ -151,6 +152,28 @@ def test_merged_weights_are_read_and_extraction_returns_the_lora(
     assert parity.relative_error(pair.delta(), wanted) < 1e-5
   _, less = extract.extract(synthetic.WEIGHTS, out, 1)
   assert 0.5 < less < 1
+
+
+def test_a_lora_trained_with_given_latents_recommends_to_show_them_clean(
+  file, tmp_path
+):
+  config = sample.get_config()
+  made = files.read(file, SMALL)
+  text = {"ovi_jax.conditioning": "clean"}
+  clean = tmp_path / "clean.safetensors"
+  files.write(clean, dataclasses.replace(made, metadata=text), SMALL)
+  for path, mode in ((file, "renoise"), (clean, "clean")):
+    found = planning.resolve_settings(config, synthetic.WEIGHTS, str(path))
+    assert found.conditioning == mode
+  merge.merge(synthetic.WEIGHTS, str(clean), tmp_path / "merged")
+  merged = weights_dir.manifest_of(tmp_path / "merged").sampling
+  base = weights_dir.manifest_of(synthetic.WEIGHTS).sampling
+  assert merged == {**base, "conditioning": "clean"}
+  config.conditioning = "renoise"
+  asked = planning.resolve_settings(config, synthetic.WEIGHTS, str(clean))
+  assert asked.conditioning == "renoise"
+  with pytest.raises(ValueError, match="there is no file .*none"):
+    planning.resolve_settings(config, synthetic.WEIGHTS, "none")
 
 
 def test_sums_that_are_not_finite_leave_no_weights(tmp_path):

@@ -14,6 +14,7 @@ import ovi_jax
 from ovi_jax import geometry
 from ovi_jax import synthetic
 from ovi_jax.media import mp4
+from ovi_jax.media import probe
 from ovi_jax.modality import AV
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import generate
@@ -163,7 +164,7 @@ def test_sound_is_given_up_to_the_end_of_its_track(folder):
   rows = []
   for given in ({"keep_audio_until": 0.9}, {"keep": "0-0.4,0.5-1"}):
     (row,) = requests.expand(asked(folder, video=path, **given), 1, 0, **SIZE)
-    assert row.sound_seconds == pytest.approx(0.5, abs=0.06)
+    assert row.sound[1] == pytest.approx(0.5, abs=0.06)
     (note,) = planning._sound_notes(row, CLIP)
     assert note.startswith("video: its sound ends at 0.5")
     sound = row.masks(CLIP).audio
@@ -177,8 +178,38 @@ def test_sound_is_given_up_to_the_end_of_its_track(folder):
   # A rest of up to 0.1 s is silence, as of other files.
   until = dataclasses.replace(rows[0].given, keep_audio_until=2.0)
   for end, count in ((0.95, 32), (0.9, 28), (0.0, 0)):
-    found = conditions.masks(until, False, end, CLIP).audio
+    found = conditions.masks(until, False, (0.0, end), CLIP).audio
     assert (0 if found is None else found.sum()) == count
+
+
+def test_sound_that_begins_late_is_given_from_there_on(folder, tmp_path):
+  """Of a video's sound track and of a file of sound; before it, generated."""
+  late = tmp_path / "late.mp4"
+  media_files.write(
+    late,
+    media_files.moving(25),
+    media_files.even(25),
+    media_files.tone(0.6),
+    sound_from=0.4,
+  )
+  assert probe.span(late, "audio") == pytest.approx((0.4, 1.0), abs=0.07)
+  assert probe.span(late, "video") == pytest.approx((0.0, 25 / 24), abs=0.01)
+  assert probe.span(folder / "silent.mp4", "audio") == (0, 0)
+  for given in ({"video": late, "keep_audio_until": 1.0}, {"audio": late}):
+    (row,) = requests.expand(asked(tmp_path, **given), 1, 0, **SIZE)
+    sound = row.masks(CLIP).audio
+    assert not sound[:11].any() and sound[15:29].all()
+    notes = planning._sound_notes(row, CLIP)
+    (name, *_) = given
+    assert notes[0].startswith(f"{name}: its sound begins at 0.")
+  # A beginning of up to 0.1 s is silence, as the end is.
+  whole = conditions.Conditions(audio=late)
+  for start, count in ((0.1, 32), (0.2, 25), (2.0, 0)):
+    found = conditions.masks(whole, False, (start, 9.0), CLIP)
+    assert (0 if found.audio is None else found.audio.sum()) == count
+    if not count:
+      with pytest.raises(ValueError, match="its sound begins at 2.00 s, and"):
+        conditions.check_masks(whole, found, (start, 9.0), CLIP)
 
 
 def test_seconds_are_taken_as_they_are(folder):
@@ -248,9 +279,9 @@ def test_files_decide_size_length_and_name(folder):
     )
   )
   assert video.size == both.size == (64, 96) and sound.size == (64, 64)
-  assert video.seconds == pytest.approx(25 / 24, abs=1e-3)
-  assert sound.seconds == pytest.approx(1.1, abs=1e-3)
-  assert both.seconds is None
+  assert video.media_seconds == pytest.approx(25 / 24, abs=1e-3)
+  assert sound.media_seconds == pytest.approx(1.1, abs=1e-3)
+  assert both.media_seconds is None
   assert [n.partition(":")[0] for n in both.notes] == ["last_image"]
   stems = {request.stem for request in (video, sound, both, none)}
   assert len(stems) == 4
@@ -262,10 +293,11 @@ def test_a_table_has_a_column_for_each_condition(folder):
   path = folder / "list.csv"
   columns = ",".join(["text_prompt", "image_path", *requests.COLUMNS.values()])
   rows = [
-    "a,first.png,last.png,,,,",
-    'b,,,clip.mp4,,"0-0.5,0.8-1",',
-    "c,,,clip.mp4,,,0.5",
-    "d,,,,tone.wav,,",
+    "a,first.png,last.png,,,,,",
+    'b,,,clip.mp4,,,"0-0.5,0.8-1",',
+    "c,,,clip.mp4,,,,0.5",
+    "d,,,,tone.wav,,,",
+    "e,,,,,clip.mp4,,",
   ]
   path.write_text("\n".join([columns, *rows]))
   found = requests.from_file(path)
@@ -274,10 +306,13 @@ def test_a_table_has_a_column_for_each_condition(folder):
     {"video"},
     {"video"},
     {"audio"},
+    {"extend"},
   ]
   assert found[1].given.keep == ((0, 0.5), (0.8, 1))
   assert found[2].given.keep_audio_until == 0.5
-  path.write_text("\n".join([columns, "a,first.png,,clip.mp4,,,", "b,,,,,,x"]))
+  path.write_text(
+    "\n".join([columns, "a,first.png,,clip.mp4,,,,", "b,,,,,,,x"])
+  )
   with pytest.raises(ValueError, match="line 2.: image and video") as error:
     requests.from_file(path)
   assert "expected keep_audio_until in seconds, got 'x'" in str(error.value)

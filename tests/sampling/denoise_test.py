@@ -36,6 +36,7 @@ def run(golden):
     params=None,
     scales=SCALES,
     steps: int = 8,
+    on_step=lambda _: None,
   ) -> AV:
     model = fusion.FusionDiT(standin_models.fusion_config())
     params = standin_models.fusion_params() if params is None else params
@@ -50,7 +51,7 @@ def run(golden):
     )
     method = solvers.named(name)
     levels = method.schedule(steps, 5.0)
-    x = denoise.denoise(model, method, params, inputs, noise, levels)
+    x = denoise.denoise(model, method, params, inputs, noise, levels, on_step)
     return AV(*(np.asarray(a[0]) for a in x))
 
   return call
@@ -104,6 +105,45 @@ def test_given_latents_come_back_unchanged(run, golden):
   # Frame 1 and step 15 are generated both times, from other conditions.
   assert np.abs(made[0].video[1] - made[1].video[1]).max() > 1e-3
   assert np.abs(made[0].audio[15] - made[1].audio[15]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(solvers.SOLVERS))
+def test_predictions_of_steps_lead_to_the_clip_and_change_nothing(run, name):
+  """The last step, to sigma 0, returns the predicted data itself."""
+  like = run(name, steps=4)
+  mask_BT = np.isin(np.arange(4), [0])[None]
+  given = AV(video=denoise.Given(np.full_like(like.video, 0.5)[None], mask_BT))
+  plain, seen = run(name, given, steps=4), []
+
+  def on_step(progress):
+    assert progress.total == 4
+    data = progress.predict()
+    data = progress.predict()  # again, with the same result
+    seen.append(AV(*(np.asarray(a[0]) for a in data)))
+
+  made = run(name, given, steps=4, on_step=on_step)
+  errors = []
+  for a, b in zip(made, plain):
+    np.testing.assert_array_equal(a, b)
+  for data in seen:
+    np.testing.assert_array_equal(data.video[0], plain.video[0])
+    errors.append(np.abs(data.video - plain.video).max())
+  np.testing.assert_allclose(seen[-1].video, plain.video, atol=1e-4)
+  np.testing.assert_allclose(seen[-1].audio, plain.audio, atol=1e-4)
+  assert errors[0] > 10 * errors[-1] and len(errors) == 4
+
+
+def test_an_exception_of_the_callback_ends_the_loop(run):
+  steps = []
+
+  def on_step(progress):
+    steps.append(progress.finished)
+    if progress.finished == 2:
+      raise denoise.CancelledError([0])
+
+  with pytest.raises(denoise.CancelledError) as raised:
+    run("unipc", on_step=on_step)
+  assert raised.value.rows == (0,) and steps == [1, 2]
 
 
 def test_renoised_latents_are_at_the_level_of_the_step():

@@ -1,5 +1,6 @@
 """The Python API: results, and equality with `sample.py`."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -164,10 +165,13 @@ def test_the_package_is_imported_without_the_api():
     _ = ovi_jax.Pipe
 
 
+STEP = denoise.Progress(finished=1, total=1, predict=AV)
+
+
 class Stub:
   """Text encoder, denoiser and decoder in one: a clip is its noise."""
 
-  def __init__(self, denoising=lambda names, on_step: on_step(1)):
+  def __init__(self, denoising=lambda names, on_step: on_step(STEP)):
     self.denoising, self.batches = denoising, []
 
   def texts(self, texts):
@@ -265,7 +269,7 @@ def test_an_error_in_the_background_ends_the_next_step(error, message):
   def denoised(names, on_step):
     latest = time.monotonic() + 60
     while names == "b" and time.monotonic() < latest:
-      on_step(1)
+      on_step(STEP)
 
   def finish(made):
     raise error
@@ -274,6 +278,50 @@ def test_an_error_in_the_background_ends_the_next_step(error, message):
   with pytest.raises(type(error), match=message):
     generated(stub, "abc", finish)
   assert stub.batches == ["a", "b"]
+
+
+def test_cancelled_clips_are_dropped_and_other_batches_go_on():
+  cancelled = {"a": [], "b": [1], "c": [0, 1], "d": [0], "e": [0]}
+  seen = []
+
+  @contextlib.contextmanager
+  def track(number, batch):
+    names = "".join(job.text for job in batch)
+    seen.append((number, names))
+
+    def on_step(progress):
+      if rows := [row for name in names for row in cancelled[name]]:
+        raise denoise.CancelledError(rows)
+
+    yield on_step
+
+  stub = Stub()
+  made = generated(
+    stub, "abcde", lambda made: made.job.text, batch_size=2, track=track
+  )
+  assert stub.batches == ["ab", "cd", "e"]
+  assert seen == [(1, "ab"), (3, "cd"), (5, "e")]
+  assert made == ["a"]
+
+
+def test_a_batch_ends_at_once_when_all_of_it_is_cancelled():
+  steps = []
+
+  def denoised(names, on_step):
+    for row in (1, 0, 0):
+      steps.append(row)
+      on_step(STEP)
+
+  @contextlib.contextmanager
+  def track(number, batch):
+    def on_step(progress):
+      raise denoise.CancelledError(steps[-1:])
+
+    yield on_step
+
+  stub = Stub(denoised)
+  assert generated(stub, "ab", None, batch_size=2, track=track) == []
+  assert steps == [1, 0]
 
 
 def test_clips_that_are_not_finite_are_named():

@@ -8,6 +8,7 @@ import pytest
 
 from ovi_jax import config_files
 from ovi_jax import storage
+from ovi_jax.data import settings
 from ovi_jax.models import architecture
 from ovi_jax.models import dit
 from ovi_jax.pretrained import weights as stores
@@ -32,6 +33,18 @@ def run(datasets, tmp_path_factory):
     patch.setattr(jax, "devices", lambda *_: one)
     assert small_training.run(values, path)
   return path
+
+
+def test_clips_of_one_tower_have_a_length_for_sampling():
+  for bucket, expected in (
+    (settings.Bucket(audio=157), {"T": 31, "H": 2, "W": 2, "A": 157}),
+    (settings.Bucket(video=(31, 4, 6)), {"T": 31, "H": 4, "W": 6, "A": 157}),
+    (
+      settings.Bucket(video=(61, 4, 4), audio=314),
+      {"T": 61, "H": 4, "W": 4, "A": 314},
+    ),
+  ):
+    assert export._latents(bucket) == expected
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ clips. Files are written atomically.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -35,11 +34,6 @@ class Completion:
 
 
 _OPTIONAL = dataclasses.fields(Completion)[1:]
-
-
-def request_hash(request: bytes) -> str:
-  """The cache key of a request."""
-  return hashlib.sha256(request).hexdigest()
 
 
 def load(folder: pathlib.Path, name: str) -> Completion | None:

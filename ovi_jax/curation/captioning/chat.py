@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovi_jax import geometry
+from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import instruction
 from ovi_jax.curation.captioning import responses
+from ovi_jax.endpoints import client
+from ovi_jax.endpoints import credentials
 
+MAX_RESPONSE_BYTES = 4 << 20  # bytes
 _OWN = frozenset(["model", "messages", "stream", "n"])
 
 
@@ -107,3 +111,34 @@ def _wav(pcm: bytes) -> bytes:
     writer.setframerate(geometry.SAMPLE_RATE)
     writer.writeframes(pcm)
   return file.getvalue()
+
+
+def _completion(
+  found: Any, redaction: credentials.Redaction
+) -> cache.Completion:
+  """The first choice of a response."""
+  choice, usage = found["choices"][0], found.get("usage")
+  message = choice["message"].get("content") or ""
+  return cache.Completion(
+    text=redaction.text(str(message)),
+    finish_reason=redaction.text(str(choice.get("finish_reason") or "")),
+    tokens_in=_tokens(usage, "prompt_tokens"),
+    tokens_out=_tokens(usage, "completion_tokens"),
+  )
+
+
+def _tokens(usage: Any, name: str) -> int:
+  """A token count; 0 if it is invalid, which does not fail the response."""
+  count = usage.get(name) if isinstance(usage, dict) else None
+  if not isinstance(count, int) or isinstance(count, bool):
+    return 0
+  return count if 0 <= count < 2**53 else 0
+
+
+ROUTE = client.Route(
+  path="chat/completions",
+  expected="a chat completion",
+  max_bytes=MAX_RESPONSE_BYTES,
+  parse=_completion,
+  tokens=lambda found: found.tokens_in + found.tokens_out,
+)

@@ -28,11 +28,11 @@ from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
 from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import chat
-from ovi_jax.curation.captioning import credentials
-from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.captioning import responses
 from ovi_jax.curation.media import artifacts
 from ovi_jax.data import captions as captions_lib
+from ovi_jax.endpoints import client as endpoint
+from ovi_jax.endpoints import credentials
 from ovi_jax.media import container as containers
 
 VERSION = 1
@@ -306,14 +306,14 @@ class _Session:
 
   config: Config
   tokenizer: tokenizer_lib.Tokenizer | None
-  client: endpoint.Client
+  client: endpoint.Client[cache.Completion]
   locks: dict[str, asyncio.Lock]
 
   async def complete(self, request: bytes) -> cache.Completion:
     """The response to a request, from the cache if present."""
     folder, name = (
       pathlib.Path(self.config.cache_dir),
-      cache.request_hash(request),
+      endpoint.request_hash(request),
     )
     async with self.locks.setdefault(name, asyncio.Lock()):
       with self._cache_errors():
@@ -322,7 +322,7 @@ class _Session:
         if found and found != kept:
           cache.store(folder, name, found)
       if found is None:
-        found = await self.client.complete(request)
+        found = await self.client.send(request)
         with self._cache_errors():
           cache.store(folder, name, found)
       elif self.config.on_timeout == "reject":
@@ -369,7 +369,7 @@ async def _caption_all(
   outcomes: dict[int, clips.Clip | clips.Reject] = {}
   waiting = iter(range(len(pairs)))
   failures: dict[int, OSError] = {}
-  async with endpoint.Client(config, key, clock) as client:
+  async with endpoint.Client(config, key, clock, chat.ROUTE) as client:
     session = _Session(
       config=config, tokenizer=tokenizer, client=client, locks={}
     )

@@ -18,6 +18,7 @@ Source: Wan2.2 `vae2_2.py` (`WanVAE_.encode`, `WanVAE_.decode`, `Wan2_2_VAE`,
 """
 
 import functools
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -261,7 +262,8 @@ def decode_chunks(
     ValueError: the latents have another number of axes or channels.
   """
   check_latents(config, latents_BTHWC)
-  return _decode_chunks(config, params, latents_BTHWC, jnp.dtype(dtype))
+  sequence = (latents_BTHWC[:, i] for i in range(latents_BTHWC.shape[1]))
+  return decode_sequence(config, params, sequence, dtype)
 
 
 def decode(
@@ -275,20 +277,37 @@ def decode(
   return jnp.concatenate(list(chunks), axis=1)
 
 
-def _decode_chunks(
-  config: Config, params: Params, latents_BTHWC: Any, dtype: jnp.dtype
+def decode_sequence(
+  config: Config,
+  params: Params,
+  latents: Iterable[Any],
+  dtype: Any = jnp.float32,
 ) -> Iterator[jax.Array]:
-  batch, frames, height, width, _ = latents_BTHWC.shape
-  side = config.spatial_stride
+  """Decode latents as they come; the next is read when its frames are wanted.
+
+  Args:
+    config: sizes.
+    params: tree with the key `decoder`.
+    latents: normalised latents_BHWC, in order.
+    dtype: compute dtype.
+
+  Yields:
+    frames_BTHWC of each, see `decode_chunks`.
+  """
+  side, dtype = config.spatial_stride, jnp.dtype(dtype)
   place = replicated_sharding(params["decoder"])
-  size = batch, height * side, width * side
-  cache = init_cache(config, "decoder", *size, dtype)
-  cache = jax.device_put(cache, cache_sharding(cache, place))
-  step = jit_decode_step(config, dtype, size, place)
-  for i in range(frames):
-    latent_BHWC = jnp.asarray(latents_BTHWC[:, i])
-    cache, chunk = step(params["decoder"], cache, latent_BHWC, i == 0)
-    yield chunk[:, -1:] if i == 0 else chunk
+  cache = step = None
+  for latent_BHWC in latents:
+    is_first = step is None
+    if step is None:
+      batch, height, width, _ = latent_BHWC.shape
+      size = batch, height * side, width * side
+      cache = init_cache(config, "decoder", *size, dtype)
+      cache = jax.device_put(cache, cache_sharding(cache, place))
+      step = jit_decode_step(config, dtype, size, place)
+    latent_BHWC = jnp.asarray(latent_BHWC)
+    cache, chunk = step(params["decoder"], cache, latent_BHWC, is_first)
+    yield chunk[:, -1:] if is_first else chunk
 
 
 @functools.cache

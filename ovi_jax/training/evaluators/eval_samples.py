@@ -7,10 +7,8 @@ which training drops prompts to. Sampling is float32 around a model of any
 compute dtype, as in `sampling`.
 """
 
-import contextlib
 import dataclasses
 import json
-import wave
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -25,12 +23,12 @@ from ovi_jax import files
 from ovi_jax import geometry
 from ovi_jax import prompt as prompts_lib
 from ovi_jax import storage
-from ovi_jax.data import clips
 from ovi_jax.data import schema
 from ovi_jax.data import settings as data_settings
 from ovi_jax.evaluation import clip_scores
 from ovi_jax.evaluation import protocols as evaluation_protocols
 from ovi_jax.media import mp4
+from ovi_jax.media import wav
 from ovi_jax.modality import AV
 from ovi_jax.models import fusion
 from ovi_jax.pretrained import component_loader
@@ -253,7 +251,7 @@ def write(
       mp4.write(path, preview.through(frames), wave_A)
       frames_THWC = np.stack(preview.kept)
     elif wave_A is not None:
-      _write_wav(path, wave_A)
+      wav.write(path, wave_A)
     show(row, frames_THWC, wave_A)
     paths.append(path)
   return paths
@@ -272,20 +270,6 @@ def _stems(ids: Sequence[str]) -> list[str]:
     taken.add(stem.casefold())
     stems.append(stem)
   return stems
-
-
-def _write_wav(path: storage.AnyPath, wave_A: np.ndarray) -> None:
-  """Write mono samples in [-1, 1] as 16-bit PCM."""
-  if not np.isfinite(wave_A).all():
-    raise ValueError(f"{path}: the sound holds NaN or infinity")
-  with (
-    files.atomic_path(path) as temporary,
-    contextlib.closing(wave.open(str(temporary), "wb")) as file,
-  ):
-    file.setnchannels(1)
-    file.setsampwidth(2)
-    file.setframerate(geometry.SAMPLE_RATE)
-    file.writeframes(clips.pcm(wave_A))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

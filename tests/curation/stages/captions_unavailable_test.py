@@ -18,8 +18,8 @@ import pytest
 from ovi_jax import files
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.stages import captions
+from ovi_jax.endpoints import client as endpoint
 from tests.lib.curation import caption_client
 from tests.lib.curation import caption_server as captioner
 

@@ -12,9 +12,9 @@ import pytest
 
 from ovi_jax.curation import clip as clips
 from ovi_jax.curation import stage
-from ovi_jax.curation.captioning import credentials
-from ovi_jax.curation.captioning import endpoint
 from ovi_jax.curation.stages import captions
+from ovi_jax.endpoints import client as endpoint
+from ovi_jax.endpoints import credentials
 from tests.lib.curation import caption_client
 from tests.lib.curation import caption_server as captioner
 

@@ -1,16 +1,17 @@
 """A client of an OpenAI-compatible endpoint, with retries and rate limits.
 
-It sends the JSON of a chat completion and returns the response, or raises
-`RequestRejected` (this request is invalid), `AttemptsExhausted` (cause unknown)
-or `stage.Unavailable` (the endpoint cannot be used). Failures are retried with
-exponential backoff. The API key is read from an environment variable, sent only
-in the request header, and redacted from everything the endpoint returns
-(`credentials`).
+It sends the JSON of a request to a route, such as chat completions, and returns
+the response, or raises `RequestRejected` (this request is invalid),
+`AttemptsExhausted` (cause unknown) or `Unavailable` (the endpoint cannot be
+used). Failures are retried with exponential backoff. The API key is read from
+an environment variable, sent only in the request header, and redacted from
+everything the endpoint returns (`credentials`).
 """
 
 import asyncio
 import dataclasses
 import email.utils
+import hashlib
 import importlib
 import logging
 import random
@@ -21,18 +22,19 @@ from collections.abc import Awaitable
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
+from typing import Generic
+from typing import TypeVar
 
 from ovi_jax import untrusted
-from ovi_jax.curation import stage
-from ovi_jax.curation.captioning import cache
-from ovi_jax.curation.captioning import credentials
+from ovi_jax.endpoints import credentials
 
-MAX_RESPONSE_BYTES = 4 << 20  # bytes
+T = TypeVar("T")
 _RETRYABLE = frozenset([408, 409, 425, 429])
 _FATAL = frozenset(
   [401, 402, 403, 404, 405, 407, 410]
 )  # regardless of the request
 _MAX_CHARS_SHOWN = 300  # of endpoint messages, in errors
+_MAX_BODY_SHOWN = 1 << 16  # bytes of a response that are redacted and shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,12 +111,44 @@ def _check_url(url: str) -> None:
     )
 
 
+class Unavailable(OSError):
+  """A server cannot be used, now or with these settings."""
+
+
 class RequestRejected(ValueError):
   """The endpoint rejected this request."""
 
 
 class AttemptsExhausted(OSError):
   """All attempts failed while other requests were answered."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Route(Generic[T]):
+  """What is asked of an endpoint.
+
+  Attributes:
+    path: below the base URL, such as "chat/completions".
+    expected: the response, in words, for messages.
+    max_bytes: of a response.
+    parse: from the JSON of a response; raises any of `PARSE_ERRORS` if it is
+      something else. What it keeps of the response must be redacted.
+    tokens: input and output tokens of a response; 0 if it does not say.
+  """
+
+  path: str
+  expected: str
+  max_bytes: int
+  parse: Callable[[Any, credentials.Redaction], T]
+  tokens: Callable[[T], int] = lambda _: 0
+
+
+PARSE_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+def request_hash(request: bytes) -> str:
+  """Identifies a request, in caches for instance."""
+  return hashlib.sha256(request).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,12 +189,12 @@ def import_httpx() -> types.ModuleType:
     return importlib.import_module("httpx")
   except ImportError as error:
     raise ImportError(
-      "captions need httpx: pip install 'ovi_jax[curate]'"
+      "requests to endpoints need httpx: pip install 'ovi_jax[curate]'"
     ) from error
 
 
-class Client:
-  """Client of one endpoint, for one event loop.
+class Client(Generic[T]):
+  """Client of one route of an endpoint, for one event loop.
 
   Attributes:
     redaction: redacts the API key from everything stored or logged.
@@ -170,8 +204,11 @@ class Client:
     unavailable: why no more requests are sent; "" while they are.
   """
 
-  def __init__(self, settings: Settings, key: str, clock: Clock):
+  def __init__(
+    self, settings: Settings, key: str, clock: Clock, route: Route[T]
+  ):
     self._settings, self._key, self._clock = settings, key, clock
+    self._route = route
     self.redaction = credentials.Redaction(key)
     self._httpx = import_httpx()
     self._http: Any = None
@@ -179,7 +216,7 @@ class Client:
     self._request_at = self._tokens_at = 0.0
     self.num_answered, self.answered_before, self.unavailable = 0, False, ""
 
-  async def __aenter__(self) -> "Client":
+  async def __aenter__(self) -> "Client[T]":
     settings, httpx = self._settings, self._httpx
     for name in ("httpx", "httpcore"):
       # Their debug logs contain headers.
@@ -199,17 +236,17 @@ class Client:
   async def __aexit__(self, *_: object) -> None:
     await self._http.aclose()
 
-  async def complete(self, request: bytes) -> cache.Completion:
+  async def send(self, request: bytes) -> T:
     """Send a request, with retries.
 
     Args:
-      request: JSON of a chat completion.
+      request: JSON for the route.
 
     Raises:
       RequestRejected: the endpoint rejected the request.
       AttemptsExhausted: all attempts failed while other requests were answered,
         now or (`answered_before`) by an endpoint that is still reachable.
-      stage.Unavailable: all attempts failed and no other request was answered;
+      Unavailable: all attempts failed and no other request was answered;
         or the key, the model or the URL is wrong.
     """
     before = seen = self.num_answered
@@ -220,7 +257,7 @@ class Client:
       if not isinstance(result, _Failure):
         self._record_usage(result, expected)
         return result
-      if result.error is stage.Unavailable:
+      if result.error is Unavailable:
         self.unavailable = self.unavailable or result.text
       elif result.error is not None:
         raise result.error(result.text)
@@ -245,13 +282,13 @@ class Client:
     raise AttemptsExhausted(f"{self._settings.url}: {summary}")
 
   def _raise_if_unavailable(self) -> None:
-    """Raise `stage.Unavailable` if the endpoint was found unavailable."""
+    """Raise `Unavailable` if the endpoint was found unavailable."""
     if self.unavailable:
-      raise stage.Unavailable(f"{self._settings.url}: {self.unavailable}")
+      raise Unavailable(f"{self._settings.url}: {self.unavailable}")
 
   def _backoff(self, request: bytes, waits: int) -> float:
     """Seconds before the next attempt: exponential backoff with jitter."""
-    name = cache.request_hash(request)
+    name = request_hash(request)
     chance = random.Random(f"{self._settings.seed}/{name}/{waits}").random()
     # Bounded to avoid overflow.
     backoff = self._settings.backoff_base * 2 ** min(waits, 30)
@@ -282,22 +319,20 @@ class Client:
     """Seconds that tokens take at the rate limit."""
     return tokens / self._settings.tokens_per_minute * 60
 
-  def _record_usage(
-    self, completion: cache.Completion, expected: float
-  ) -> None:
+  def _record_usage(self, response: T, expected: float) -> None:
     """Record usage; correct the rate limit by the difference."""
     # Without reported usage, assume the expected tokens.
-    used = completion.tokens_in + completion.tokens_out or expected
+    used = self._route.tokens(response) or expected
     if self._settings.tokens_per_minute:
       self._tokens_at += self._seconds_for_tokens(used - expected)
     self._tokens_seen += used
     self.num_answered += 1
 
-  async def _attempt(self, request: bytes) -> cache.Completion | _Failure:
+  async def _attempt(self, request: bytes) -> T | _Failure:
     """Send a request once."""
     try:
       async with asyncio.timeout(self._settings.request_timeout):
-        status, headers, body = await self._send(request)
+        status, headers, body = await self._post(request)
     except TimeoutError:
       seconds = self._settings.request_timeout
       return _Failure(text=f"no complete response within {seconds:g} s")
@@ -314,53 +349,39 @@ class Client:
       self._free_at = max(self._free_at, self._clock.now() + wait)
       if wait > self._settings.backoff_max:
         text = f"{text}; Retry-After is {wait:g} s"
-        return _Failure(text=text, error=stage.Unavailable)
+        return _Failure(text=text, error=Unavailable)
       return _Failure(text=text, retry_after=wait, rate_limited=status == 429)
     if status in _FATAL or status < 400:
       return _Failure(
         text=f"{text}; check url, model and the API key",
-        error=stage.Unavailable,
+        error=Unavailable,
       )
     return _Failure(text=text, error=RequestRejected)
 
-  async def _send(self, request: bytes) -> tuple[int, Mapping[str, str], bytes]:
+  async def _post(self, request: bytes) -> tuple[int, Mapping[str, str], bytes]:
     """Status, headers and body; the body is limited in size."""
-    url = f"{self._settings.url.rstrip('/')}/chat/completions"
+    url = f"{self._settings.url.rstrip('/')}/{self._route.path}"
     async with self._http.stream("POST", url, content=request) as response:
       body = b""
       async for part in response.aiter_bytes():
         body += part
-        if len(body) > MAX_RESPONSE_BYTES:
+        if len(body) > self._route.max_bytes:
           break
       return response.status_code, response.headers, body
 
-  def _parse_body(self, body: bytes) -> cache.Completion | _Failure:
+  def _parse_body(self, body: bytes) -> T | _Failure:
     """Parse the body of a status 200."""
+    route = self._route
     try:
       found = untrusted.parse_json(
-        body, max_bytes=MAX_RESPONSE_BYTES, finite=False
+        body, max_bytes=route.max_bytes, finite=False
       )
-      choice, usage = found["choices"][0], found.get("usage")
-      message = choice["message"].get("content") or ""
-      return cache.Completion(
-        text=self.redaction.text(str(message)),
-        finish_reason=self.redaction.text(
-          str(choice.get("finish_reason") or "")
-        ),
-        tokens_in=_tokens(usage, "prompt_tokens"),
-        tokens_out=_tokens(usage, "completion_tokens"),
-      )
-    except (
-      AttributeError,
-      IndexError,
-      KeyError,
-      TypeError,
-      ValueError,
-    ) as error:
-      message = body.decode(errors="replace")
+      return route.parse(found, self.redaction)
+    except PARSE_ERRORS as error:
+      message = body[:_MAX_BODY_SHOWN].decode(errors="replace")
       return _Failure(
         text=self._safe_text(
-          "expected a chat completion,"
+          f"expected {route.expected},"
           f" got {type(error).__name__} in {len(body)} bytes: {message}"
         )
       )
@@ -369,14 +390,6 @@ class Client:
     """An endpoint message, short, printable and redacted."""
     # Redact before truncating: part of a key is a secret too.
     return untrusted.printable(self.redaction.text(text), _MAX_CHARS_SHOWN)
-
-
-def _tokens(usage: Any, name: str) -> int:
-  """A token count; 0 if it is invalid, which does not fail the response."""
-  count = usage.get(name) if isinstance(usage, dict) else None
-  if not isinstance(count, int) or isinstance(count, bool):
-    return 0
-  return count if 0 <= count < 2**53 else 0
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

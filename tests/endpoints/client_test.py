@@ -8,8 +8,9 @@ import threading
 import pytest
 
 from ovi_jax.curation import stage
-from ovi_jax.curation.captioning import credentials
-from ovi_jax.curation.captioning import endpoint
+from ovi_jax.curation.captioning import chat
+from ovi_jax.endpoints import client as endpoint
+from ovi_jax.endpoints import credentials
 from tests.lib.curation import caption_server as captioner
 
 pytest.importorskip("httpx", reason="pip install 'ovi_jax[curate]'")
@@ -48,8 +49,11 @@ def ask(chosen, count=1, clock=None, key=""):
   """Ask some questions at once; answers or errors in order, and the client."""
 
   async def run():
-    async with endpoint.Client(chosen, key, (clock or Clock()).clock) as client:
-      asked = [client.complete(request(n)) for n in range(count)]
+    chat_client = endpoint.Client(
+      chosen, key, (clock or Clock()).clock, chat.ROUTE
+    )
+    async with chat_client as client:
+      asked = [client.send(request(n)) for n in range(count)]
       return await asyncio.gather(*asked, return_exceptions=True), client
 
   return asyncio.run(run())
@@ -145,10 +149,10 @@ def test_retry_after_pauses_all_requests():
 
   async def run(url):
     clock = endpoint.Clock(now=lambda: times[0], sleep=sleep)
-    async with endpoint.Client(settings(url), "", clock) as client:
-      first = asyncio.create_task(client.complete(request(0)))
+    async with endpoint.Client(settings(url), "", clock, chat.ROUTE) as client:
+      first = asyncio.create_task(client.send(request(0)))
       await sleeping.acquire()
-      second = asyncio.create_task(client.complete(request(1)))
+      second = asyncio.create_task(client.send(request(1)))
       await sleeping.acquire()
       asked = len(server.bodies)
       times[0] += 50
@@ -254,9 +258,9 @@ def test_tokens_stay_within_the_rate_limit(answer, expected):
     with captioner.serving(lambda n, b: answer) as server:
       limits = {"tokens_per_minute": 600, "expected_tokens": expected}
       chosen = settings(server.url, **limits)
-      async with endpoint.Client(chosen, "", clock.clock) as client:
+      async with endpoint.Client(chosen, "", clock.clock, chat.ROUTE) as client:
         for number in range(4):
-          await client.complete(request(number))
+          await client.send(request(number))
 
   clock = Clock()
   asyncio.run(run(clock))
@@ -311,8 +315,9 @@ def test_real_timeouts_are_reported():
     )
 
     async def run():
-      async with endpoint.Client(chosen, "", endpoint.Clock()) as client:
-        await client.complete(request())
+      clock = endpoint.Clock()
+      async with endpoint.Client(chosen, "", clock, chat.ROUTE) as client:
+        await client.send(request())
 
     with pytest.raises(stage.Unavailable, match="ReadTimeout"):
       asyncio.run(run())

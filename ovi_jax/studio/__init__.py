@@ -1,0 +1,1 @@
+"""A service that makes clips on request, and keeps what was asked for."""

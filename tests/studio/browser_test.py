@@ -1,0 +1,212 @@
+"""The page in a real browser: a clip from its prompt to the gallery."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.lib import browser as browsers
+from tests.lib import child_env
+
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(
+    browsers.find() is None,
+    reason=f"needs a browser: none of {', '.join(browsers.NAMES)} on the PATH",
+  ),
+]
+FACE = child_env.ROOT / "docs/images/face.png"
+READY = "document.querySelector('.studio')?.dataset.ready"
+# The loudest sample that the video plays within a second.
+LOUDNESS = """
+(async () => {
+  const context = new AudioContext();
+  await context.resume();
+  const analyser = context.createAnalyser();
+  const video = document.querySelector("#video-a");
+  context.createMediaStreamSource(video.captureStream()).connect(analyser);
+  const samples = new Float32Array(analyser.fftSize);
+  let most = 0;
+  for (let i = 0; i < 300 && most < 0.01; i += 1) {
+    await new Promise((done) => setTimeout(done, 20));
+    analyser.getFloatTimeDomainData(samples);
+    most = Math.max(most, ...samples.map(Math.abs));
+  }
+  return most;
+})()
+"""
+# Pixels of a canvas that are drawn.
+DRAWN = """
+(() => {{
+  const canvas = document.querySelector("#{}");
+  const pixels = canvas.getContext("2d")
+    .getImageData(0, 0, canvas.width, canvas.height).data;
+  return pixels.filter((value, i) => i % 4 === 3 && value).length;
+}})()
+"""
+
+
+@contextlib.contextmanager
+def serving(folder: pathlib.Path):
+  """The studio in a process of its own; its address."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  log = folder / "log.txt"
+  with open(log, "ab") as output:
+    process = subprocess.Popen(
+      [
+        *(sys.executable, "-m", "ovi_jax.studio"),
+        *(f"--out={folder / 'clips'}", f"--port={port}"),
+      ],
+      cwd=folder,
+      env=child_env.environment(PYTHONPATH=child_env.ROOT),
+      stdout=output,
+      stderr=subprocess.STDOUT,
+    )
+  origin = f"http://127.0.0.1:{port}/"
+  try:
+    end = time.monotonic() + 120
+    while True:
+      assert process.poll() is None and time.monotonic() < end, log.read_text()
+      try:
+        urllib.request.urlopen(origin, timeout=5).close()
+        break
+      except OSError:
+        time.sleep(0.1)
+    yield origin
+  finally:
+    process.terminate()
+    process.wait(60)
+
+
+def check_requests(page, origin):
+  """No request to another host, and no error of the page."""
+  urls = []
+  for event in page.events():
+    assert event["method"] != "Runtime.exceptionThrown", event
+    if event["method"] == "Log.entryAdded":
+      assert event["params"]["entry"]["level"] != "error", event
+    if event["method"] == "Network.requestWillBeSent":
+      urls.append(event["params"]["request"]["url"])
+  own = (origin, "data:", f"blob:{origin}")
+  assert urls and all(url.startswith(own) for url in urls), urls
+
+
+def has_text(selector, text):
+  return f"document.querySelector('{selector}').textContent.includes('{text}')"
+
+
+def test_a_clip_from_its_prompt_to_the_gallery_after_a_restart(tmp_path):
+  shots = pathlib.Path(os.environ.get("STUDIO_SCREENSHOTS") or tmp_path)
+  with browsers.started() as chromium:
+    page = chromium.page()
+    page.dark(False)
+    with serving(tmp_path) as origin:
+      page.open(origin)
+      page.wait(READY)
+      watch_prompt(page)
+      watch_progress(page)
+      watch_result(page)
+      page.screenshot(shots / "wide.png")
+      cancel_with_picture(page)
+      check_requests(page, origin)
+    with serving(tmp_path) as origin:
+      page.open("about:blank")
+      page.events()
+      page.resize(390, 844, mobile=True)
+      page.dark(True)
+      page.open(origin)
+      page.wait(READY)
+      find_in_gallery(page)
+      page.screenshot(shots / "phone.png")
+      check_requests(page, origin)
+
+
+def watch_prompt(page):
+  """Marks and notes follow what is typed."""
+  page.click("#prompt")
+  for text in ("A face in a blue hat says ", "<S>ah oh<E>.", " Audio: a deep"):
+    page.type(text)
+  page.wait(has_text("#marks .speech", "ah oh"))
+  page.wait(has_text("#marks .sound", " a deep"))
+  page.type(" dragon")
+  page.wait(has_text("#notes", "left out: dragon"))
+  page.type("<img src=x onerror=document.title='x'>")
+  page.wait(has_text("#marks", "onerror"))
+  assert not page.run("document.querySelectorAll('#marks img').length")
+  page.click("#clear")
+  page.click("#examples button")
+  page.wait("!document.querySelector('#notes').children.length")
+  page.click("#words summary")
+  page.wait("document.querySelectorAll('#words button').length > 20")
+
+
+def watch_progress(page):
+  """A step, the time left and two previews are shown."""
+  page.click("input[value='Balanced']")
+  page.run(
+    "window.steps = new Set(); new MutationObserver(() => { const { step } ="
+    " document.querySelector('#player').dataset; if (step) steps.add(step); })"
+    ".observe(document.querySelector('#player'), {attributes: true})"
+  )
+  page.click("#generate")
+  page.wait(has_text("#live-title", "Step "))
+  page.wait("steps.size >= 1")
+  page.wait("document.querySelector('#video-a').videoWidth > 0")
+  page.wait("!document.querySelector('#result').hidden")
+  assert page.run("steps.size") >= 2
+
+
+def watch_result(page):
+  """The clip plays with sound, over a waveform and frames."""
+  page.wait("document.querySelector('#video-a').readyState >= 3")
+  page.run("document.querySelector('#timeline').focus()")
+  page.key(" ")
+  page.wait("document.querySelector('#video-a').currentTime > 0.1")
+  assert page.run(LOUDNESS) > 0.01
+  page.key(" ")
+  for canvas in ("strip", "wave-a"):
+    page.wait(f"{DRAWN.format(canvas)} > 1000")
+  assert page.run("document.querySelector('#settings').innerText").count("12")
+
+
+def cancel_with_picture(page):
+  """A clip of a given picture begins, and is cancelled."""
+  page.click("#given summary")
+  page.upload("#file-input_reference", FACE)
+  page.wait(
+    "document.querySelector('[data-name=input_reference] img')?.naturalWidth"
+  )
+  page.click("#generate")
+  page.wait("!document.querySelector('#live').hidden")
+  page.click("#cancel")
+  page.wait(has_text("#status", "Cancelled"))
+  page.click("[data-name=input_reference] button")
+  page.wait("!!document.querySelector('#file-input_reference')")
+
+
+def find_in_gallery(page):
+  """The clip of before the restart is found, played and compared."""
+  page.wait("document.querySelectorAll('#clips li').length === 1")
+  page.click("#search")
+  page.type("dragon")
+  page.wait("!document.querySelector('#gallery-empty').hidden")
+  page.run("document.querySelector('#search').value = ''")
+  page.type("BALL red")
+  page.wait("document.querySelectorAll('#clips li').length === 1")
+  page.click("#clips button")
+  page.wait("document.querySelector('#video-a').readyState >= 2")
+  assert page.run("document.documentElement.scrollWidth") <= 390
+  sizes = page.run(
+    "[...document.querySelectorAll('.studio button, .studio .button')]"
+    ".filter((e) => e.offsetParent)"
+    ".map((e) => e.getBoundingClientRect().height)"
+  )
+  assert min(sizes) >= 44

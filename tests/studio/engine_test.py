@@ -1,0 +1,379 @@
+"""The engine, with trivial models: checks, progress, failures, restarts."""
+
+import io
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovi_jax.media import mp4
+from ovi_jax.sampling import outputs
+from ovi_jax.studio import engine as engines
+from ovi_jax.studio import jobs
+from tests.lib import fake_sampling
+
+BALL = "A red ball bounces."
+QUICK = {"num_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+  return fake_sampling.pipeline()[0]
+
+
+@pytest.fixture
+def make(pipe, tmp_path):
+  """Opens an engine on the folder, with models of its own."""
+  opened = []
+
+  def call(**options):
+    components = pipe.components
+    pipeline = type(pipe)(components)
+    models = fake_sampling.Models(components)
+    pipeline._loaded = dict.fromkeys(pipe._loaded, models)
+    store = jobs.JobStore(tmp_path / "out")
+    engine = engines.Engine(pipeline, store, **options)
+    opened.append((engine, store))
+    return engine, models
+
+  yield call
+  for engine, store in opened:
+    engine.pipeline._loaded["denoiser"].gate.set()
+    engine.close()
+    store.close()
+
+
+def picture(rows=40, columns=40) -> io.BytesIO:
+  buffer = io.BytesIO()
+  Image.new("RGB", (columns, rows), "teal").save(buffer, "PNG")
+  return buffer
+
+
+def finished(engine, *ids):
+  found = [engine.wait(id, 60) for id in ids]
+  assert [job.status for job in found] == ["finished"] * len(ids), found
+  return found
+
+
+def test_a_clip_is_what_sample_py_would_write(make):
+  engine, _ = make()
+  job = engine.submit(BALL, QUICK | {"seed": 5, "width": 64, "height": 64})
+  assert (job.status, job.position, job.num_steps) == ("queued", 1, 2)
+  assert (job.width, job.height) == (64, 64)
+  assert job.seconds == pytest.approx(121 / 24)
+  engine.start()
+  (job,) = finished(engine, job.id)
+  path = engine.store.folder / job.clip
+  assert path.name.startswith("A_red_ball_bounces") and "_5.mp4" in path.name
+  assert len(mp4.read(path)[0]) == 5
+  assert outputs.prompt_of(path) == BALL
+  recipe = json.loads(path.with_suffix(".json").read_text())
+  assert (recipe["seed"], recipe["config"]["num_steps"]) == (5, 2)
+  with np.load(outputs.latents_of(path)) as latents:
+    assert latents["video_THWC"].shape == (31, 4, 4, 16)
+  assert outputs.is_complete(path, recipe)
+
+
+def test_a_clip_that_is_there_is_not_made_again(make):
+  engine, models = make()
+  same = [engine.submit(BALL, QUICK | {"seed": 5}) for _ in range(3)]
+  other = engine.submit(BALL, {"num_steps": 3, "seed": 5})
+  engine.start()
+  found = finished(engine, *(job.id for job in (*same, other)))
+  assert len({job.clip for job in found[:3]}) == 1
+  assert found[3].clip == found[0].clip.replace(".mp4", "_2.mp4")
+  assert models.batches == [1, 1]
+  folder = engine.store.folder
+  for job in found[:3]:
+    assert (folder / found[0].clip).exists()
+    engine.delete(job.id)
+  assert sorted(x.suffix for x in folder.glob("*_5.*")) == []
+  assert (folder / found[3].clip).exists()
+
+
+def test_seeds_are_random_and_kept(make):
+  engine, _ = make()
+  seeds = {engine.submit(BALL).request.settings["seed"] for _ in range(3)}
+  assert len(seeds) == 3 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_given_files_are_copied_and_their_paths_are_not_written(make, tmp_path):
+  engine, _ = make()
+  source = tmp_path / "secret name.png"
+  source.write_bytes(picture().getvalue())
+  job = engine.submit(BALL, QUICK, {"image": source, "last_image": picture()})
+  source.unlink()
+  assert job.request.given == {"image": "image", "last_image": "last_image"}
+  engine.start()
+  (job,) = finished(engine, job.id)
+  text = (engine.store.folder / job.clip).with_suffix(".json").read_text()
+  given = json.loads(text)
+  assert given["image"]["path"] == f"studio/given/{job.id}/image"
+  assert str(tmp_path) not in text and "secret" not in text
+  engine.delete(job.id)
+  assert not engine.store.given_folder(job.id).exists()
+
+
+def test_a_request_can_be_repeated_with_changes(make):
+  engine, _ = make()
+  first = engine.submit(BALL, QUICK | {"seed": 5}, {"image": picture()})
+  engine.cancel(first.id)
+  again = engine.again(first.id, seed=6)
+  engine.delete(first.id)
+  engine.start()
+  (found,) = finished(engine, again.id)
+  assert found.request.prompt == BALL
+  assert found.request.settings == QUICK | {"seed": 6}
+  assert found.request.given == {"image": "image"}
+  with pytest.raises(jobs.UnknownJobError):
+    engine.again(first.id)
+
+
+def clip(tmp_path, count=25, side=32) -> str:
+  path = tmp_path / "given.mp4"
+  frames = np.zeros((count, side, side, 3), np.uint8)
+  mp4.write(path, [frames], np.zeros(count * 16000 // 24, np.float32))
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"prompt": " "}, "the prompt is empty"),
+    ({"prompt": "a" * 10_001}, "at most 10000 characters, got 10001"),
+    ({"settings": {"numsteps": 3}}, "'numsteps' is unknown.*num_steps"),
+    ({"settings": {"num_steps": 0}}, "num_steps must be from 1 to 1000, got 0"),
+    ({"settings": {"num_steps": True}}, "num_steps"),
+    ({"settings": {"seed": -1}}, "seeds must be in"),
+    ({"settings": {"solver": "heun"}}, "'heun' is unknown"),
+    ({"settings": {"guidance_scale": {"smell": 2}}}, "'smell' is unknown"),
+    ({"settings": {"guidance_scale": [1, 2]}}, "guidance_scale"),
+    ({"settings": {"batch_size": 2}}, "'batch_size' is unknown"),
+    ({"given": {"picture": "x.png"}}, "'picture' is unknown"),
+    ({"given": {"image": "/no/such.png"}}, "image: there is no such file"),
+    ({"given": {"image": "/dev/zero"}}, "image: expected a regular file"),
+    ({"given": {"image": io.BytesIO(b"GIF89a")}}, "found a GIF picture"),
+    ({"given": {"image": io.BytesIO(bytes(5 << 20))}}, "at most 4 MiB"),
+    (
+      {"given": {"image": picture(400, 600)}},
+      "at most 100000 pixels, found 240",
+    ),
+    ({"given": {"image": picture(8, 80)}}, "8 to 1, got 8x80"),
+    (
+      {"given": {"video": picture()}},
+      "video: expected a media file, found a PNG picture",
+    ),
+    (
+      {"given": {"audio": "CLIP"}},
+      "audio: expected at most 1 seconds, found 2",
+    ),
+    ({"given": {"keep": "5"}}, "keep: expected intervals"),
+    ({"given": {"keep": "0-1"}}, "add one"),
+    ({"lora": "/no/such/lora.safetensors"}, "lora.safetensors"),
+  ],
+)
+def test_what_cannot_be_made_is_refused_in_one_line(
+  make, tmp_path, arguments, message
+):
+  limits = engines.Limits(file_bytes=4 << 20, pixels=100_000, seconds=1.0)
+  engine, _ = make(limits=limits)
+  arguments = {"prompt": BALL} | arguments
+  given = arguments.get("given", {})
+  if "CLIP" in given.values():
+    arguments["given"] = dict.fromkeys(given, clip(tmp_path, 50))
+  with pytest.raises(engines.RequestError, match=message) as raised:
+    engine.submit(**arguments)
+  said = str(raised.value)
+  assert "\n" not in said and str(tmp_path) not in said and "/no" not in said
+  assert engine.query() == []
+  given_files = engine.store.folder / jobs.FOLDER / "given"
+  assert not given_files.exists() or not list(given_files.iterdir())
+
+
+def test_only_so_many_clips_wait(make):
+  engine, _ = make(limits=engines.Limits(queued=1))
+  engine.submit(BALL)
+  with pytest.raises(engines.QueueFullError, match="1 clips wait already"):
+    engine.submit(BALL)
+
+
+def test_progress_and_previews_can_be_followed(make):
+  engine, models = make(preview_every=2)
+  models.gate.clear()
+  engine.start()
+  job = engine.submit(BALL, {"num_steps": 5})
+  seen = []
+  for now in engine.events(job.id):
+    if now.status == jobs.RUNNING and not models.gate.is_set():
+      models.gate.set()
+    preview = engine.preview(job.id)
+    seen.append((now.status, now.step, preview and preview.step))
+  assert seen[-1] == ("finished", 5, None)
+  steps = [step for _, step, _ in seen]
+  assert steps == sorted(steps)
+  (job,) = finished(engine, job.id)
+  # Without somebody who asks, none are made.
+  previews = []
+  real = engine.pipeline.preview
+  engine.pipeline.preview = lambda *x: previews.append(real(*x)) or previews[-1]
+  other = engine.submit("Rain.", {"num_steps": 5})
+  finished(engine, other.id)
+  assert previews == []
+  other = engine.submit("Snow.", {"num_steps": 5})
+  assert engine.preview(other.id) is None or previews
+  finished(engine, other.id)
+  assert [x.step for x in previews] in ([2, 4], [4], [])
+  for preview in previews:
+    assert preview.frames.shape == (5, 32, 32, 3)
+    assert preview.audio.ndim == 1
+
+
+def test_a_warm_up_leaves_nothing(make):
+  engine, models = make(warm_up=True)
+  engine.start()
+  while not models.batches:
+    time.sleep(0.01)
+  finished(engine, engine.submit("Rain.", QUICK | {"seed": 1}).id)
+  assert models.batches == [1, 1]
+  assert len(list(engine.store.folder.glob("*.mp4"))) == 1
+
+
+def test_estimates_follow_the_latest_clip(make):
+  engine, models = make()
+  engine.start()
+  finished(engine, engine.submit(BALL, {"num_steps": 4}).id)
+  models.gate.clear()
+  running = engine.submit("Rain.", {"num_steps": 4}).id
+  waiting = engine.submit("Snow.", {"num_steps": 4}).id
+  next(job for job in engine.events(running) if job.status == jobs.RUNNING)
+  first, second = engine.get(running), engine.get(waiting)
+  assert second.position == 1
+  assert first.seconds_left is not None and first.seconds_left > 0
+  assert second.seconds_left > first.seconds_left / 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_jobs_are_cancelled_in_the_queue_and_at_any_step(make, batch_size):
+  engine, models = make(batch_size=batch_size)
+  models.gate.clear()
+  ids = [engine.submit(BALL, QUICK | {"seed": n}).id for n in range(4)]
+  assert engine.cancel(ids[3]).status == jobs.CANCELLED
+  engine.start()
+  assert models.began.wait(60)
+  assert engine.cancel(ids[0]).status == jobs.CANCELLED
+  models.gate.set()
+  found = finished(engine, ids[1], ids[2])
+  assert engine.get(ids[0]).status == engine.get(ids[3]).status == "cancelled"
+  clips = sorted(x.name for x in engine.store.folder.glob("*.mp4"))
+  assert clips == sorted(job.clip for job in found)
+  assert engine.cancel(ids[1]).status == jobs.FINISHED  # too late
+  assert models.batches == ([1, 1, 1] if batch_size == 1 else [2, 1])
+
+
+def test_a_clip_that_is_cancelled_while_it_is_written_is_removed(make):
+  engine, _ = make()
+  job = engine.submit(BALL, QUICK)
+  real = outputs.write
+
+  def write(*arguments):
+    real(*arguments)
+    assert engine.store.cancel(job.id)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(outputs, "write", write)
+    engine.start()
+    assert engine.wait(job.id, 60).status == jobs.CANCELLED
+    finished_next = engine.submit("Rain.", QUICK)
+    patch.setattr(outputs, "write", real)
+    engine.wait(finished_next.id, 60)
+  assert not list(engine.store.folder.glob("A_red*"))
+
+
+def test_a_failure_is_of_one_job(make):
+  engine, models = make(batch_size=4)
+  ids = [engine.submit(BALL, QUICK | {"seed": n}).id for n in range(4)]
+  real, alone = models.sample, []
+
+  def sample(noise, positives, *rest):
+    if len(positives) > 1:
+      raise RuntimeError("RESOURCE_EXHAUSTED: /secret/place")
+    alone.append(1)
+    if len(alone) == 2:
+      raise RuntimeError("RESOURCE_EXHAUSTED: /secret/place")
+    if len(alone) == 3:
+      weights = engine.pipeline.components.weights
+      raise ValueError(f"{weights}/fusion.safetensors: damaged\n twice")
+    return real(noise, positives, *rest)
+
+  models.sample = sample
+  engine.start()
+  found = [engine.wait(id, 60) for id in ids]
+  assert [x.status for x in found] == [
+    "finished",
+    "failed",
+    "failed",
+    "finished",
+  ]
+  assert found[1].error == "internal error (RuntimeError); see the server's log"
+  assert found[2].error == "fusion.safetensors: damaged twice"
+  finished(engine, engine.submit("Rain.", QUICK).id)
+
+
+def test_a_job_whose_end_cannot_be_stored_is_made_again(make):
+  engine, _ = make()
+  real, tries = engine.store._transaction, []
+
+  def transaction():
+    if [x for x in engine.query() if x.status == jobs.RUNNING]:
+      tries.append(1)
+      if 2 <= len(tries) <= 4:
+        raise jobs.StorageError("the disk is full")
+    return real()
+
+  engine.store._transaction = transaction
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(engines, "_RETRY", 0.01)
+    id = engine.submit(BALL, QUICK).id
+    engine.start()
+    finished(engine, id)
+  assert len(tries) > 4
+
+
+def test_a_closed_engine_puts_its_job_back(make):
+  engine, models = make()
+  models.gate.clear()
+  engine.start()
+  id = engine.submit(BALL, QUICK).id
+  next(x for x in engine.events(id) if x.status == jobs.RUNNING)
+  closing = threading.Thread(target=engine.close)
+  closing.start()
+  models.gate.set()
+  closing.join()
+  assert engine.get(id).status == jobs.QUEUED
+  engine.store.close()
+  again, _ = make()
+  again.start()
+  finished(again, id)
+
+
+def test_a_clip_that_was_written_before_the_process_died_is_kept(make):
+  engine, models = make()
+  id = engine.submit(BALL, QUICK).id
+  with pytest.MonkeyPatch.context() as patch:
+    # The process ends between the last write and the end of the job.
+    patch.setattr(engine.store, "finish", lambda *x, **y: True)
+    patch.setattr(engine.store, "interrupt", lambda *x: None)
+    engine.start()
+    while not list(engine.store.folder.glob("*.mp4")):
+      assert engine.wait(id, 0.05).status != jobs.FAILED
+    engine.close()
+  engine.store.close()
+  again, models = make()
+  again.start()
+  (job,) = finished(again, id)
+  assert models.batches == []
+  again.delete(id)
+  assert not (again.store.folder / job.clip).exists()
