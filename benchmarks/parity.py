@@ -148,6 +148,7 @@ def converted(
   component: str, sizes: Mapping[str, Any], *names: pathlib.Path
 ) -> tuple[Any, Any]:
   """Config and parameters of files as the conversion command reads them."""
+  is_text = component == "umt5"
   with tempfile.TemporaryDirectory() as folder:
     out = pathlib.Path(folder) / "out"
     convert.convert(
@@ -156,7 +157,7 @@ def converted(
       variant=None,
       sizes=sizes,
       files={component: [str(name) for name in names]},
-      tokenizer=standin.HERE / "tokenizer.json",
+      tokenizer=standin.HERE / "tokenizer.json" if is_text else None,
     )
     params = weights.load(out / f"{component}.safetensors")
   arch = architecture.Architecture.from_release(sizes)
