@@ -361,9 +361,10 @@ def _parameters(
   """
   config = pipeline.arch.config(component)
   shapes = architecture.parameter_shapes(component, config)
+  whole: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
   flat: dict[str, Any] = {
     path: jax.ShapeDtypeStruct(x.shape, pipeline.dtype)
-    for path, x in traverse_util.flatten_dict(shapes, sep="/").items()
+    for path, x in whole.items()
   }
   if component in quantized.COMPONENTS:
     if component in pipeline.manifest.digests:

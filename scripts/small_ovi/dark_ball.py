@@ -254,8 +254,8 @@ def score(clips: list[Clip]) -> list[scores.Score]:
     right.append(scores.Part(clip.seen.is_right, 1))
     usual = audio_detectors.usual(clip.detected_sounds)
     wanted = prompt_parser.facts(clip.prompt).sound
-    known = usual is not None and usual.kind == scene.BALL
-    material.append(scores.Part(known and usual.name == wanted, 1))
+    found = usual and usual.kind == scene.BALL and usual.name == wanted
+    material.append(scores.Part(bool(found), 1))
     track = sync.Track(
       kind=scene.BALL,
       events=clip.seen.events,
