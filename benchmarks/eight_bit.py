@@ -251,12 +251,8 @@ def _run(*words: str) -> None:
   subprocess.run([sys.executable, *words], cwd=machine.ROOT, check=True)
 
 
-def measure(folder: pathlib.Path, count: int) -> dict[str, Any]:
-  """All results, as JSON values."""
-  folders = {SHIPPED: synthetic.WEIGHTS}
-  for kind in quantized.DTYPES:
-    folders[kind] = folder / kind
-    write_weights(kind, folders[kind])
+def measure(folders: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+  """All results but scores, as JSON values."""
   return {
     "errors": [
       dataclasses.asdict(each)
@@ -275,7 +271,7 @@ def measure(folder: pathlib.Path, count: int) -> dict[str, Any]:
     },
     "released_bytes": {kind: released_bytes(kind) for kind in STORED},
     "resident_bytes": {kind: resident_bytes(kind) for kind in STORED},
-    "scores": scores(folders["int8"], count, folder),
+    "scores": [],
     "machine": machine.describe(),
   }
 
@@ -337,18 +333,32 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-  with tempfile.TemporaryDirectory() as folder:
-    found = measure(pathlib.Path(folder), FLAGS.count)
-  out = pathlib.Path(FLAGS.out)
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    folders = {SHIPPED: synthetic.WEIGHTS}
+    for kind in quantized.DTYPES:
+      folders[kind] = folder / kind
+      write_weights(kind, folders[kind])
+    found = measure(folders)
+    write(pathlib.Path(FLAGS.out), found)
+    if FLAGS.count:
+      found["scores"] = scores(folders["int8"], FLAGS.count, folder)
+      write(pathlib.Path(FLAGS.out), found)
+  print(markdown(found), end="")
+
+
+def write(out: pathlib.Path, found: Mapping[str, Any]) -> None:
+  """Write eight_bit.json and eight_bit.md."""
   out.mkdir(parents=True, exist_ok=True)
   text = json.dumps(found, indent=1) + "\n"
   (out / "eight_bit.json").write_text(text, "utf-8")
   (out / "eight_bit.md").write_text(markdown(found), "utf-8")
-  print(markdown(found), end="")
 
 
 if __name__ == "__main__":
   results = pathlib.Path(__file__).with_name("results")
-  flags.DEFINE_integer("count", 32, "Number of prompts that are scored.")
+  flags.DEFINE_integer(
+    "count", 32, "Number of prompts that are scored; 0 for none."
+  )
   flags.DEFINE_string("out", str(results), "Folder for eight_bit.json and .md.")
   cli.run(main)

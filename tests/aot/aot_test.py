@@ -109,6 +109,7 @@ def test_a_training_step_is_compiled_and_reported(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_lora_on_a_base_of_8_bits_that_is_not_there(tmp_path):
   words = "train.py", "--config=configs/fusion.py:mini", "--aot=v5e:1x1"
   lora = "--config.trainable=lora", f"--workdir={tmp_path}"
