@@ -60,7 +60,7 @@ SETTINGS = (
   "negative_prompt",
   "conditioning",
 )
-FILES = ("image", "last_image", "video", "audio")
+FILES = ("image", "last_image", "video", "audio", "extend")
 GIVEN = (*FILES, "keep", "keep_audio_until")
 _PICTURES = ("image", "last_image")
 _CHUNK = 1 << 20
@@ -375,7 +375,7 @@ class Engine:
           rows, columns = images.stored_size(path)
           area = rows * columns
         else:
-          facts = probe.read(path, video=name == "video")
+          facts = probe.read(path, video=name != "audio")
           area = facts.width * facts.height
           seconds = max(facts.duration, probe.seconds(path))
           if not seconds <= self.limits.seconds:
@@ -384,7 +384,8 @@ class Engine:
               f" {seconds:.0f}; cut it"
             )
       except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        said = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{name}: {said}") from error
       if area > self.limits.pixels:
         raise ValueError(
           f"{name}: expected at most {self.limits.pixels} pixels, found {area};"

@@ -145,7 +145,7 @@ class JobStore:
     self._lock = threading.RLock()
     try:
       self._connection = sqlite3.connect(
-        path, timeout=1.0, isolation_level=None, check_same_thread=False
+        path, timeout=0.1, isolation_level=None, check_same_thread=False
       )
     except sqlite3.Error as error:
       raise OSError(f"{path}: {error}") from error

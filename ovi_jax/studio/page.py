@@ -27,6 +27,7 @@ from urllib import parse
 import fastapi
 import gradio
 from fastapi import responses
+from gradio import themes
 from starlette import types
 
 from ovi_jax import geometry
@@ -70,9 +71,10 @@ _HEADERS = {
   " data: blob:; base-uri 'self'; form-action 'self'; object-src 'none';"
   " frame-ancestors 'none'",
 }
-# Tags of an HTML page that load from another host.
+# Tags of an HTML page that load from another host, or a file that is not there.
 _FOREIGN = re.compile(
   r"<link\b[^>]*\bhref=[\"']?(?:https?:)?//[^>]*>"
+  r"|<link\b[^>]*\brel=[\"']?manifest\b[^>]*>"
   r"|<script\b[^>]*\bsrc=[\"']?(?:https?:)?//[^>]*>\s*</script>"
   r"|<meta\b[^>]*\bcontent=[\"']?(?:https?:)?//[^>]*>",
   re.IGNORECASE,
@@ -328,9 +330,9 @@ def blocks(functions: Functions) -> gradio.Blocks:
   return page
 
 
-def _theme() -> gradio.themes.Base:
+def _theme() -> themes.Base:
   """A theme of fonts that the system has."""
-  return gradio.themes.Base(
+  return themes.Base(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
   )

@@ -29,6 +29,7 @@ FILES = {
   "last_image": "last_image",
   "video": "video",
   "audio": "audio",
+  "extend": "extend",
 }
 # Status of a job -> that of OpenAI's API.
 STATUSES = {
@@ -91,6 +92,9 @@ class CreateVideo(pydantic.BaseModel):
   )
   audio: Media = pydantic.Field(
     None, description="Sound that is given a picture."
+  )
+  extend: Media = pydantic.Field(
+    None, description="Clip that is continued; the answer holds it, too."
   )
   keep: str | list[tuple[float, float]] | None = pydantic.Field(
     None, description="Seconds of given media that stay, such as 0-2,4-5."

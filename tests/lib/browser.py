@@ -155,9 +155,9 @@ class Page:
       raise RuntimeError(f"{script}: {found['exceptionDetails']}")
     return found["result"].get("value")
 
-  def wait(self, condition: str) -> Any:
+  def wait(self, condition: str, seconds: float = SECONDS) -> Any:
     """Wait until a JavaScript expression is true; its value."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
       with contextlib.suppress(RuntimeError):  # the page is being replaced
         if value := self.run(condition):

@@ -22,6 +22,7 @@ pytestmark = [
   ),
 ]
 FACE = child_env.ROOT / "docs/images/face.png"
+SAMPLING = 300.0  # seconds that are waited for a clip
 READY = "document.querySelector('.studio')?.dataset.ready"
 # The loudest sample that the video plays within a second.
 LOUDNESS = """
@@ -63,7 +64,7 @@ def serving(folder: pathlib.Path):
     process = subprocess.Popen(
       [
         *(sys.executable, "-m", "ovi_jax.studio"),
-        *(f"--out={folder / 'clips'}", f"--port={port}"),
+        *(f"--out={folder / 'clips'}", f"--port={port}", "--nowarm_up"),
       ],
       cwd=folder,
       env=child_env.environment(PYTHONPATH=child_env.ROOT),
@@ -72,7 +73,7 @@ def serving(folder: pathlib.Path):
     )
   origin = f"http://127.0.0.1:{port}/"
   try:
-    end = time.monotonic() + 120
+    end = time.monotonic() + SAMPLING
     while True:
       assert process.poll() is None and time.monotonic() < end, log.read_text()
       try:
@@ -157,10 +158,11 @@ def watch_progress(page):
     ".observe(document.querySelector('#player'), {attributes: true})"
   )
   page.click("#generate")
-  page.wait(has_text("#live-title", "Step "))
-  page.wait("steps.size >= 1")
+  page.wait(has_text("#live-title", "Step "), SAMPLING)
+  page.wait(has_text("#left", " s left"), SAMPLING)
+  page.wait("steps.size >= 1", SAMPLING)
   page.wait("document.querySelector('#video-a').videoWidth > 0")
-  page.wait("!document.querySelector('#result').hidden")
+  page.wait("!document.querySelector('#result').hidden", SAMPLING)
   assert page.run("steps.size") >= 2
 
 
@@ -184,7 +186,8 @@ def cancel_with_picture(page):
   page.wait(
     "document.querySelector('[data-name=input_reference] img')?.naturalWidth"
   )
-  page.click("#generate")
+  page.run("document.querySelector('#generate').focus()")
+  page.key("Enter")
   page.wait("!document.querySelector('#live').hidden")
   page.click("#cancel")
   page.wait(has_text("#status", "Cancelled"))

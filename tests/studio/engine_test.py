@@ -155,7 +155,7 @@ def clip(tmp_path, count=25, side=32) -> str:
     ({"given": {"picture": "x.png"}}, "'picture' is unknown"),
     ({"given": {"image": "/no/such.png"}}, "image: there is no such file"),
     ({"given": {"image": "/dev/zero"}}, "image: expected a regular file"),
-    ({"given": {"image": io.BytesIO(b"GIF89a")}}, "found a GIF picture"),
+    ({"given": {"image": io.BytesIO(b"GIF89a")}}, "^image: found a GIF"),
     ({"given": {"image": io.BytesIO(bytes(5 << 20))}}, "at most 4 MiB"),
     (
       {"given": {"image": picture(400, 600)}},

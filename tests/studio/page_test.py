@@ -10,6 +10,7 @@ import pytest
 from fastapi import testclient
 
 import ovi_jax
+from ovi_jax.media import probe
 from ovi_jax.sampling import previews
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
@@ -223,7 +224,8 @@ def test_tags_that_load_from_other_hosts_are_left_out():
   text = (
     '<head><link rel="preconnect" href="https://fonts.example">'
     "<script async src='//cdn.example/a.js'></script>"
-    '<script src="./own.js"></script><link href="/own.css"></head>'
+    '<script src="./own.js"></script><link href="/own.css">'
+    '<link rel="manifest" href="/manifest.json"></head>'
   )
   assert page.local_page(text, "p {}") == (
     '<head><script src="./own.js"></script><link href="/own.css">'
@@ -267,3 +269,28 @@ def test_texts_are_never_put_into_the_page_as_markup():
     assert way not in script
   markup = page._read("studio.html")
   assert not re.search(r"\{\{|\$\{|`|<script|\son\w+=|https?:", markup)
+
+
+def test_a_clip_to_extend_is_accepted_and_made_again(engine, tmp_path):
+  example = page._assets() / "examples/1.mp4"
+  job = engine.submit(PROMPT, {"num_steps": 1}, {"extend": example})
+  assert job.request.given == {"extend": "extend"}
+  engine.store.take()
+  engine.store.finish(job.id, "longer.mp4", owns_clip=True)
+  add_clip(tmp_path, "longer", {"prompt": PROMPT, "given": {"extend": {}}})
+  again = page.Functions(engine).again({"name": "longer.mp4", "seed": 1})
+  assert engine.get(again["id"]).request.given == {"extend": "extend"}
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_the_small_ovi_extends_a_clip(pipeline, tmp_path):
+  example = page._assets() / "examples/1.mp4"
+  store = jobs.JobStore(tmp_path)
+  with engines.Engine(pipeline, store) as engine:
+    job = engine.submit(PROMPT, {"num_steps": 2}, {"extend": example})
+    done = engine.wait(job.id, 600)
+  store.close()
+  assert done.error is None and done.step == done.num_steps
+  before, after = probe.seconds(example), probe.seconds(tmp_path / done.clip)
+  assert after > 1.5 * before

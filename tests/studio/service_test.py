@@ -7,8 +7,6 @@ import socket
 import wave
 
 import httpx
-import openai
-import openapi_spec_validator
 import pytest
 from PIL import Image
 
@@ -75,10 +73,13 @@ def done(client, engine, response):
   return client.get(f"/v1/videos/{response.json()['id']}").json()
 
 
+@pytest.mark.slow  # the client is imported for two seconds
 @pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 def test_the_openai_client_makes_lists_downloads_and_deletes_a_clip(
   client, engine, tmp_path
 ):
+  import openai
+
   with openai.OpenAI(
     base_url=f"{client.base_url}/v1", api_key="none"
   ) as openai_client:
@@ -378,6 +379,8 @@ def test_a_lost_client_and_a_full_disk_are_told_apart(client, engine):
 
 
 def test_the_openapi_document_is_valid(client):
+  import openapi_spec_validator
+
   document = client.get("/openapi.json").json()
   openapi_spec_validator.validate(document)
   create = document["paths"]["/v1/videos"]["post"]

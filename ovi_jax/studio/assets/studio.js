@@ -9,6 +9,7 @@ const MEDIA = {
   last_image: ["Last frame", "image/png,image/jpeg,image/webp"],
   video: ["Video", "video/*"],
   audio: ["Sound", "audio/*,video/mp4"],
+  extend: ["Clip to extend", "video/*"],
 };
 const OPEN = new Set(["queued", "running"]);
 const state = {
@@ -178,7 +179,7 @@ function showFiles() {
     const file = state.files[name];
     const box = make("div", { className: "file", dataset: { name } });
     if (file) {
-      const kind = name === "video" || name === "audio" ? name : "img";
+      const kind = { video: "video", audio: "audio", extend: "video" }[name] || "img";
       const media = make(kind, { src: urlOf(file) });
       if (kind === "img") media.alt = `${label}: ${file.name}`;
       else {
@@ -704,11 +705,11 @@ function connect() {
     clearTimeout(searching);
     searching = setTimeout(search, 200);
   };
-  $("theme").onclick = () => {
-    document.body.classList.toggle("dark");
+  $("theme").onclick = () => document.body.classList.toggle("dark");
+  new MutationObserver(() => {
     showTheme();
     drawTimeline();
-  };
+  }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
   for (const name of ["timeupdate", "seeked", "play", "pause"]) first.addEventListener(name, follow);
   first.addEventListener("loadedmetadata", showAxis);
   first.addEventListener("play", () => { if (state.other) second.play().catch(() => {}); });
