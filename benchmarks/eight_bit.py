@@ -6,7 +6,7 @@ The shipped weights are exported as a release and converted with `--quantize`.
 Velocities of one pass of the DiT, and latents of 8 guided steps (with the text
 encoder of the same weights), are compared with those of the shipped weights in
 float32. Sizes are of the files, and of the released model by its shapes. Memory
-is what the resident set grows by when a random DiT of 0.15 B parameters is
+is what the resident set grows by when a random DiT of 0.23 B parameters is
 loaded in bfloat16 on the CPU. Clips of `--count` new prompts of the synthetic
 world are sampled from the int8 weights; their scores stand beside those of the
 model card, of 96 new prompts and the shipped weights.
@@ -311,7 +311,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines.append("| " + " | ".join(row) + " |")
   lines += [
     "",
-    "Resident: a random DiT of 0.15 B parameters, loaded in bfloat16.",
+    "Resident: a random DiT of 0.23 B parameters, loaded in bfloat16.",
     "",
     "Scores of new prompts, with 95 % intervals:",
     "",
