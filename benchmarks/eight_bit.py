@@ -55,7 +55,7 @@ COMPUTED = ("float32", "bfloat16")
 _T = 500.0  # noise time of the single pass
 _STEPS = 8
 # A DiT whose loading is seen in the resident set.
-_TOWER = {
+_TOWER: Mapping[str, Any] = {
   "hidden_dim": 1024,
   "num_layers": 4,
   "num_heads": 8,
