@@ -5,9 +5,11 @@
 diffusers (`WanTransformer3DModel`, `AutoencoderKLWan`), transformers
 (`UMT5EncoderModel`) and MMAudio (autoencoder, BigVGAN; both spellings of weight
 norm) make small models with random weights and write them in their own files.
-These are converted as any user's files are, and the outputs compared. Needs
-torch, diffusers and transformers beside ovi_jax; --mmaudio is a clone of
-hkchengrex/MMAudio, without which its classes are left out.
+These are converted as any user's files are, and the outputs compared. LoRA
+files go both ways: the transformer reads one that ovi_jax wrote, by PEFT, and
+ovi_jax one that diffusers saved. Needs torch, diffusers, transformers and peft
+beside ovi_jax; --mmaudio is a clone of hkchengrex/MMAudio, without which its
+classes are left out.
 """
 
 import dataclasses
@@ -30,18 +32,25 @@ from absl import flags
 from ovi_jax import cli
 from ovi_jax.convert import convert
 from ovi_jax.convert import standin
+from ovi_jax.lora import adapter
+from ovi_jax.lora import apply as lora_apply
+from ovi_jax.lora import files as lora_files
+from ovi_jax.lora import names as lora_names
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import audio_vae
 from ovi_jax.models import fusion
+from ovi_jax.models import low_rank
 from ovi_jax.models import umt5
 from ovi_jax.models import vocoder
 from ovi_jax.models.video_vae import codec
 from ovi_jax.models.video_vae import config as video_vae
 from ovi_jax.pretrained import weights
+from ovi_jax.pretrained import weights_dir
+from ovi_jax.sharding import mesh as meshes
 
 LIMIT = 1e-4  # largest relative error; more ends with exit code 1
-NEEDED = ("torch", "diffusers", "transformers")
+NEEDED = ("torch", "diffusers", "transformers", "peft")
 _T = 500.0  # noise time of the transformer's cases
 _MMAUDIO = "mmaudio/ext/bigvgan/models.py"
 
@@ -139,6 +148,7 @@ def converted(
   component: str, sizes: Mapping[str, Any], *names: pathlib.Path
 ) -> tuple[Any, Any]:
   """Config and parameters of files as the conversion command reads them."""
+  is_text = component == "umt5"
   with tempfile.TemporaryDirectory() as folder:
     out = pathlib.Path(folder) / "out"
     convert.convert(
@@ -147,7 +157,7 @@ def converted(
       variant=None,
       sizes=sizes,
       files={component: [str(name) for name in names]},
-      tokenizer=standin.HERE / "tokenizer.json",
+      tokenizer=standin.HERE / "tokenizer.json" if is_text else None,
     )
     params = weights.load(out / f"{component}.safetensors")
   arch = architecture.Architecture.from_release(sizes)
@@ -166,9 +176,65 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
   return noise.astype(np.float32)
 
 
-def transformer(libs: Mapping[str, Any], folder: pathlib.Path) -> Iterator[Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wan:
+  """A random transformer of the TI2V-5B family, in both implementations.
+
+  Attributes:
+    torch: the library.
+    model: of diffusers.
+    config: our towers; video alone.
+    params: the same parameters, converted.
+  """
+
+  torch: Any
+  model: Any
+  config: Any
+  params: Any
+
+  def compare(
+    self, name: str, first: float = _T, params: Any = None
+  ) -> Comparison:
+    """Velocities of both at `_T`.
+
+    Args:
+      name: of the comparison.
+      first: time of the first frame; at 0 it is given.
+      params: in place of the converted ones.
+    """
+    frames, rows, columns = 4, 4, 6
+    tower = self.config.video
+    x_BTHWC = normal(1, frames, rows, columns, tower.channels)
+    text_BSE = normal(1, 9, tower.text_dim, seed=1)
+    padded = np.zeros((1, tower.max_text_len, tower.text_dim), np.float32)
+    padded[:, :9] = text_BSE
+    tokens = frames * rows * columns // 4
+    per_token = np.full((1, tokens), _T, np.float32)
+    per_token[:, : tokens // frames] = first
+    alike = first == _T
+    reference = self.model(
+      self.torch.from_numpy(x_BTHWC.transpose(0, 4, 1, 2, 3).copy()),
+      self.torch.from_numpy(per_token[:, 0] if alike else per_token),
+      self.torch.from_numpy(padded),
+      return_dict=False,
+    )[0]
+    mask = None if alike else np.arange(frames)[None] == 0
+    velocity: Any = jax.jit(fusion.FusionDiT(self.config).apply)(
+      {"params": self.params if params is None else params},
+      AV(x_BTHWC),
+      AV(np.array([[_T]], np.float32)),
+      AV(text_BSE),
+      given_BT=AV(mask),
+    )
+    return Comparison(
+      name=f"diffusers WanTransformer3DModel, {name}",
+      reference=reference.numpy().transpose(0, 2, 3, 4, 1),
+      ours=np.asarray(velocity.video),
+    )
+
+
+def wan(libs: Mapping[str, Any], folder: pathlib.Path) -> Wan:
   """The video tower alone, of the TI2V-5B family."""
-  torch = libs["torch"]
   tower = dict(standin.manifest()["config"]["fusion"]["video"])
   tower["freq_dim"] = 256
   model = (
@@ -190,42 +256,81 @@ def transformer(libs: Mapping[str, Any], folder: pathlib.Path) -> Iterator[Any]:
     )
     .eval()
   )
-  randomize(torch, model, 1)
+  randomize(libs["torch"], model, 1)
   model.save_pretrained(folder)
   (path,) = folder.glob("*.safetensors")
-  sizes = sizes_with(fusion={"video": tower})
-  config, params = converted("fusion", sizes, path)
-  frames, rows, columns = 4, 4, 6
-  x_BTHWC = normal(1, frames, rows, columns, tower["in_dim"])
-  text_BSE = normal(1, 9, tower["text_dim"], seed=1)
-  padded = np.zeros((1, tower["text_len"], tower["text_dim"]), np.float32)
-  padded[:, :9] = text_BSE
-  ours = jax.jit(fusion.FusionDiT(config).apply)
-  tokens = frames * rows * columns // 4
-  for name, first in (("one time", _T), ("clean first frame", 0.0)):
-    per_token = np.full((1, tokens), _T, np.float32)
-    per_token[:, : tokens // frames] = first
-    alike = first == _T
-    reference = model(
-      torch.from_numpy(x_BTHWC.transpose(0, 4, 1, 2, 3).copy()),
-      torch.from_numpy(per_token[:, 0] if alike else per_token),
-      torch.from_numpy(padded),
-      return_dict=False,
-    )[0]
-    times = np.array([[_T]], np.float32)
-    mask = None if alike else np.arange(frames)[None] == 0
-    velocity: Any = ours(
-      {"params": params},
-      AV(x_BTHWC),
-      AV(times),
-      AV(text_BSE),
-      given_BT=AV(mask),
+  config, params = converted(
+    "fusion", sizes_with(fusion={"video": tower}), path
+  )
+  return Wan(torch=libs["torch"], model=model, config=config, params=params)
+
+
+def transformer(libs: Mapping[str, Any], folder: pathlib.Path) -> Iterator[Any]:
+  """One time for all tokens, and a clean first frame."""
+  both = wan(libs, folder)
+  yield both.compare("one time")
+  yield both.compare("clean first frame", 0.0)
+
+
+def our_lora(libs: Mapping[str, Any], folder: pathlib.Path) -> Iterator[Any]:
+  """A LoRA file that ovi_jax wrote, read by diffusers and PEFT."""
+  both = wan(libs, folder)
+  pairs = {}
+  for slot in lora_names.table(both.config).names:
+    if slot.path.startswith("video/") or not low_rank.is_target(slot.path):
+      continue
+    _, inputs, outputs = lora_names.shapes(both.config)[slot.path]
+    rank, seed = 2 + len(pairs) % 3, 2 * len(pairs)
+    pairs[slot] = adapter.Pair(
+      down=normal(inputs, rank, seed=seed) / inputs**0.5,
+      up=normal(rank, outputs, seed=seed + 1) / 4,
+      alpha=float(len(pairs) % 4 + 1),
     )
-    yield Comparison(
-      name=f"diffusers WanTransformer3DModel, {name}",
-      reference=reference.numpy().transpose(0, 2, 3, 4, 1),
-      ours=np.asarray(velocity.video),
-    )
+  path = folder / "lora" / "ours.safetensors"
+  path.parent.mkdir()
+  made = adapter.Adapter(pairs=pairs)
+  lora_files.write(path, made, both.config, lora_names.DIFFUSERS)
+  both.model.load_lora_adapter(str(path.parent), weight_name=path.name)
+  yield _with_lora(both, "our LoRA", path)
+
+
+def their_lora(libs: Mapping[str, Any], folder: pathlib.Path) -> Iterator[Any]:
+  """A LoRA file that diffusers saved, read by ovi_jax."""
+  torch, peft = libs["torch"], libs["peft"]
+  both = wan(libs, folder)
+  layers = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+  config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=layers)
+  both.model.add_adapter(config)
+  random = np.random.default_rng(9)
+  with torch.no_grad():
+    for name, parameter in both.model.named_parameters():
+      if "lora_" in name:
+        values = random.standard_normal(tuple(parameter.shape)) / 8
+        parameter.copy_(torch.from_numpy(np.asarray(values, np.float32)))
+  said = {
+    name: sorted(value) if isinstance(value, set) else value
+    for name, value in config.to_dict().items()
+  }
+  libs["diffusers"].WanPipeline.save_lora_weights(
+    folder / "theirs",
+    transformer_lora_layers=peft.get_peft_model_state_dict(both.model),
+    transformer_lora_adapter_metadata=said,
+  )
+  (path,) = (folder / "theirs").glob("*.safetensors")
+  yield _with_lora(both, "its LoRA", path)
+
+
+def _with_lora(both: Wan, name: str, path: pathlib.Path) -> Comparison:
+  """Outputs with a LoRA file, which changes them by more than a tenth."""
+  manifest = weights_dir.released("720x720_5s")
+  loras = lora_apply.load(str(path), both.config, manifest)
+  mesh = meshes.make(jax.devices()[:1])
+  params = lora_apply.apply(both.params, loras, both.config, mesh)
+  found = both.compare(name, params=params)
+  plain = both.compare(name)  # diffusers with, ovi_jax without
+  if plain.relative < 0.1:
+    raise ValueError(f"{name}: the LoRA changes too little to be compared")
+  return found
 
 
 def video_autoencoder(
@@ -386,7 +491,13 @@ def sound_decoder(
 
 
 Case = Callable[[Mapping[str, Any], pathlib.Path], Iterator[Comparison]]
-CASES: tuple[Case, ...] = (transformer, video_autoencoder, text_encoder)
+CASES: tuple[Case, ...] = (
+  transformer,
+  our_lora,
+  their_lora,
+  video_autoencoder,
+  text_encoder,
+)
 MMAUDIO_CASES: tuple[Case, ...] = (audio_autoencoder, sound_decoder)
 
 

@@ -58,6 +58,21 @@ def _sample(
   return tuple(words)
 
 
+def _lora(topology: str, devices: str = "", **changes: Any) -> tuple[str, ...]:
+  """A LoRA of 720x720_5s with the settings of `configs/lora.py`."""
+  named = ":".join(["configs/lora.py", "720x720_5s", *filter(None, [devices])])
+  _, _, *rest = _train(topology, **changes)
+  return ("train.py", f"--config={named}", *rest)
+
+
+# All weights and a clip at a time on each chip, as on one GPU.
+ALONE = {
+  "batch_size": 32,
+  "grad_accum_steps": 8,
+  "mesh__data": 4,
+  "mesh__fsdp": 1,
+  "remat": "full",
+}
 BATCH_768 = {"remat": "attention"}  # the batch of the config, and the paper's
 TRIED = "_tried"
 OLDER = " †"
@@ -97,6 +112,16 @@ CASES: Mapping[str, Sequence[str]] = {
   "sample_960_v5e_16": _sample("v5e:4x4", "960x960_10s"),
   "sample_720_v6e_1": _sample("v6e:1x1", "720x720_5s"),
   "sample_960_v6e_1": _sample("v6e:1x1", "960x960_10s"),
+  "sample_720_v6e_1_int8": (
+    *_sample("v6e:1x1", "720x720_5s"),
+    "--aot_quantize=int8",
+  ),
+  "lora_720_v6e_8": _lora("v6e:2x4", "v6e-8"),
+  "lora_720_v5p_1": _lora("v5p:2x2x1", **ALONE),
+  "lora_720_v5p_1_int8": (
+    *_lora("v5p:2x2x1", **ALONE),
+    "--aot_quantize=int8",
+  ),
   # Only attention is saved, and no flags are set.
   "train_v5p_64_tried": _train(
     "v5p:4x4x4", grad_accum_steps=12, mesh__fsdp=64, **BATCH_768
@@ -209,7 +234,7 @@ def _clip(programs: Sequence[Mapping[str, Any]]) -> str:
   """Seconds of a clip: all steps, and the decoding of every latent frame."""
   if len(programs) < 2:
     return ""
-  steps, decoding = (_seconds(p) for p in programs)
+  steps, decoding = (_seconds(p) for p in programs[:2])
   (frames,) = re.findall(r"\b(\d+) latent frames", programs[0]["program"])
   low, high = (STEPS * s + int(frames) * d for s, d in zip(steps, decoding))
   return f"{low:.0f} to {high:.0f}"

@@ -4,15 +4,17 @@
     --config.data.sources="('DATASET',)"
 
 WEIGHTS is a directory written by `convert_torch_weights.py` or
-`ovi_jax.training.export`. The sizes of the towers, the buckets, the text
-encoder and the codecs are taken from it. As in the paper's last stage,
-attention and text embeddings are trained. Learning rate, batch size and number
-of steps are ours and have not been tried at full size. The small model has its
-own settings in `configs/small.py`.
+`ovi_jax.training.export`, or, for `--aot` without weights, the name of a
+released variant. The sizes of the towers, the buckets, the text encoder and the
+codecs are taken from it. As in the paper's last stage, attention and text
+embeddings are trained. Learning rate, batch size and number of steps are ours
+and have not been tried at full size. The small model has its own settings in
+`configs/small.py`.
 """
 
 import dataclasses
 import math
+import os
 import pathlib
 
 import ml_collections
@@ -29,12 +31,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       " directory that ovi-convert (convert_torch_weights.py) or"
       " ovi_jax.training.export wrote"
     )
-  manifest = weights_dir.manifest_of(arg)
+  is_variant = arg in geometry.VARIANTS and not os.path.exists(arg)
+  read = weights_dir.released if is_variant else weights_dir.manifest_of
+  manifest = read(arg)
   towers = manifest.architecture.fusion
   config = default_config.training(
     video=towers.video is not None, audio=towers.audio is not None
   )
-  weights = str(pathlib.Path(arg).absolute())
+  weights = "" if is_variant else str(pathlib.Path(arg).absolute())
   for name, tower in towers.present().items():
     config.model[name].update(dataclasses.asdict(tower))
     config.init_from[name] = weights

@@ -76,6 +76,7 @@ ALLOWED = {
   },
   "aot": {
     "attention",
+    "lora",
     "models",
     "sharding",
     "pretrained",

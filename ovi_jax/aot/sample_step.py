@@ -1,30 +1,35 @@
 """Sampling compiled ahead of time: `sample.py --aot=v6e:2x4`.
 
 The programs are those that a run would compile; parameters and inputs are
-shapes. Without weights of the variant, released sizes are used.
+shapes. Without weights of the variant, released sizes are used, with kernels of
+8 bits if that is asked for.
 """
 
+import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax import traverse_util
 
-import ovi_jax
 from ovi_jax import flag_profiles
 from ovi_jax import flops
 from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax.aot import report
 from ovi_jax.aot import topology
+from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
 from ovi_jax.models import architecture
 from ovi_jax.models import fusion
+from ovi_jax.models import quantized
+from ovi_jax.models import umt5
 from ovi_jax.models.video_vae import codec
+from ovi_jax.pretrained import weights as weights_lib
 from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import conditions as conditions_lib
 from ovi_jax.sampling import denoise
@@ -39,6 +44,7 @@ from ovi_jax.sharding import logical_axes
 from ovi_jax.sharding import sharding_rules
 
 NONE_GIVEN = conditions_lib.Conditions()
+_RULES = {"fusion": sharding_rules.FUSION, "umt5": sharding_rules.UMT5}
 ALL_GENERATED: AV[Any] = AV()
 
 
@@ -51,25 +57,33 @@ def run(
   given: conditions_lib.Conditions = NONE_GIVEN,
   image: bool = False,
   seconds: float | None = None,
+  lora: str = "",
+  quantize: str = "",
 ) -> bool:
-  """Compile a denoising step and a decoding step, log and write reports.
+  """Compile the text encoder, a denoising step and a decoding step.
+
+  Logs and writes their reports.
 
   Args:
     name: of the topology.
     config: of `configs/sample.py`.
-    weights: directory of weights, of which only the sizes are read.
+    weights: directory of weights, of which only shapes and dtypes are read.
     out: directory for the report.
     flags_profile: compiler flags that were applied, see `flag_profiles`.
     given: files that clips are given, which are not read.
     image: whether clips are given a first frame.
     seconds: length of clips; `None` for that of the weights. Of a clip in
       windows, the program of the later windows is compiled.
+    lora: files and strengths, see `lora.apply.parse`.
+    quantize: a key of `quantized.DTYPES` for 8-bit kernels of weights that are
+      not there; empty for none.
 
   Returns:
     Whether all programs fit.
 
   Raises:
-    ValueError: the topology, the settings or the weights are invalid.
+    ValueError: the topology, the settings, the weights or the LoRAs are
+      invalid.
   """
   outputs.check_directory(out)
   devices, job = topology.devices(name), flag_profiles.SAMPLE
@@ -80,8 +94,15 @@ def run(
   advised = settings_lib.recommended_of(manifest)
   settings = settings_lib.Settings.from_config(config, advised)
   pipeline = planning.components_of(
-    pathlib.Path(), manifest, settings, devices, devices[0].platform
+    weights, manifest, settings, devices, devices[0].platform
   )
+  loras = lora_lib.load(lora, manifest.architecture.fusion, manifest)
+  pipeline = dataclasses.replace(pipeline, loras=loras)
+  if manifest.digests and quantize:
+    raise ValueError(
+      f"--aot_quantize={quantize} is for weights that are not there, but"
+      f" {weights} has weights, whose dtypes are read"
+    )
   # Of a prompt without a picture.
   size = planning.clip_size(settings, manifest)
   variant = manifest.geometry
@@ -100,14 +121,17 @@ def run(
   else:
     masks = conditions_lib.masks(given, image, conditions_lib.ANY, clip)
     conditions_lib.check_masks(given, masks, conditions_lib.ANY, clip)
+  dtype = quantized.DTYPES.get(quantize)
   guided = functools.partial(step, given=masks)
   reports = (
-    make(settings, pipeline, clip, flags) for make in (guided, decoding)
+    make(settings, pipeline, clip, flags, quantize=dtype)
+    for make in (guided, decoding, encoding)
   )
   what = manifest.variant or weights_dir.CUSTOM
   named = "_".join(
     [
-      *(what, name, *_kinds_given(given, image, settings.conditioning)),
+      *(what, name, *([quantize] if quantize else [])),
+      *_kinds_given(given, image, settings.conditioning),
       *([f"{clip.latent_frames}_latent_frames"] if seconds is not None else []),
       *(["windows", settings.conditioning] if many and not given.files else []),
     ]
@@ -152,12 +176,7 @@ def manifest_of(variant: str, weights: storage.AnyPath) -> weights_dir.Manifest:
     found = weights_dir.manifest_of(weights, variant)
     if found.variant == variant:
       return found
-  return weights_dir.Manifest(
-    variant=variant,
-    sizes=architecture.released_sizes(),
-    digests={},
-    version=ovi_jax.__version__,
-  )
+  return weights_dir.released(variant)
 
 
 def step(
@@ -166,6 +185,7 @@ def step(
   clip: geometry.Clip,
   flags: Mapping[str, str],
   given: AV[Any] = ALL_GENERATED,
+  quantize: np.dtype | None = None,
 ) -> report.Report:
   """A guided step of a whole batch of clips.
 
@@ -175,6 +195,7 @@ def step(
     clip: sizes of the clips.
     flags: compiler flags, for the report.
     given: masks_T of the latents in time that are given.
+    quantize: dtype of 8-bit kernels of weights that are not there.
   """
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
   batch = settings.batch_size
@@ -186,7 +207,7 @@ def step(
   row = method.coefficients(levels.sigmas)[0]
   with pipeline.computing():
     model = pipeline.denoiser_model()
-    params = _parameters("fusion", pipeline)
+    params = _parameters("fusion", pipeline, quantize)
     grid = clip.latent_frames, clip.latent_height, clip.latent_width
     x = AV(
       whole((batch, *grid, towers.video.channels)),
@@ -256,9 +277,10 @@ def decoding(
   pipeline: denoisers.SamplingComponents,
   clip: geometry.Clip,
   flags: Mapping[str, str],
+  quantize: np.dtype | None = None,
 ) -> report.Report:
   """The frames of one latent; a clip has as many of them as latent frames."""
-  del settings
+  del settings, quantize
   vae, dtype = pipeline.arch.video_vae, pipeline.dtype
   whole = sharding_rules.replicated(pipeline.mesh)
   height, width = clip.pixels
@@ -291,6 +313,28 @@ def decoding(
   )
 
 
+def encoding(
+  settings: settings_lib.Settings,
+  pipeline: denoisers.SamplingComponents,
+  clip: geometry.Clip,
+  flags: Mapping[str, str],
+  quantize: np.dtype | None = None,
+) -> report.Report:
+  """The embedding of one prompt; `quantize` as for `step`."""
+  del settings, clip
+  whole = sharding_rules.replicated(pipeline.mesh)
+  shape = 1, pipeline.text_length
+  ids_BS = sharding_rules.abstract(shape, whole, jnp.int32)
+  arguments = _parameters("umt5", pipeline, quantize), ids_BS, ids_BS
+  with pipeline.computing():
+    lowered = umt5.embed.lower(
+      pipeline.arch.umt5, *arguments, dtype=pipeline.dtype
+    )
+  return report.compile_and_report(
+    "embedding of one prompt", lowered, arguments, pipeline.mesh, None, flags
+  )
+
+
 def _of_conditions(
   shape: tuple[int, ...], mesh: jax.sharding.Mesh
 ) -> jax.sharding.NamedSharding:
@@ -303,18 +347,43 @@ def _of_conditions(
   return jax.sharding.NamedSharding(mesh, spec)
 
 
-def _parameters(component: str, pipeline: denoisers.SamplingComponents) -> Any:
-  """A component's parameters as shapes on the mesh."""
+def _parameters(
+  component: str,
+  pipeline: denoisers.SamplingComponents,
+  quantize: np.dtype | None = None,
+) -> Any:
+  """A component's parameters as shapes on the mesh, as they are loaded.
+
+  Args:
+    component: one of `architecture.COMPONENTS`.
+    pipeline: with the mesh, the compute dtype and LoRAs of the denoiser.
+    quantize: dtype of 8-bit kernels of weights that are not there.
+  """
   config = pipeline.arch.config(component)
   shapes = architecture.parameter_shapes(component, config)
-  flat: Any = traverse_util.flatten_dict(shapes, sep="/")
+  whole: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
+  flat: dict[str, Any] = {
+    path: jax.ShapeDtypeStruct(x.shape, pipeline.dtype)
+    for path, x in whole.items()
+  }
+  if component in quantized.COMPONENTS:
+    if component in pipeline.manifest.digests:
+      file = weights_dir.component_file(pipeline.weights, component)
+      quantize = quantized.dtype_of(weights_lib.shapes(file))
+    if quantize is not None:
+      flat = quantized.with_scales(flat, quantize)
+  loras = pipeline.loras if component == "fusion" else ()
+  flat |= {
+    path: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    for path, x in lora_lib.factors(loras, pipeline.arch.fusion).items()
+  }
   placed = dict.fromkeys(flat, sharding_rules.replicated(pipeline.mesh))
-  if component == "fusion":
+  if component in _RULES:
     placed = sharding_rules.param_shardings(
-      flat, sharding_rules.FUSION, pipeline.mesh
+      flat, _RULES[component], pipeline.mesh
     )
   made = {
-    path: sharding_rules.abstract(x.shape, placed[path], pipeline.dtype)
+    path: sharding_rules.abstract(x.shape, placed[path], x.dtype)
     for path, x in flat.items()
   }
   return traverse_util.unflatten_dict(made, sep="/")

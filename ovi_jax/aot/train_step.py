@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ovi_jax import cli
 from ovi_jax import flag_profiles
@@ -19,6 +20,7 @@ from ovi_jax.aot import report
 from ovi_jax.aot import topology
 from ovi_jax.data import schema
 from ovi_jax.modality import AV
+from ovi_jax.models import quantized
 from ovi_jax.models import remat as remats
 from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import settings as settings_lib
@@ -31,6 +33,7 @@ def run(
   settings: settings_lib.Settings | settings_lib.CodecSettings,
   out: storage.AnyPath,
   flags_profile: str = flag_profiles.NONE,
+  quantize: str = "",
 ) -> bool:
   """Compile the step of each bucket, log and write the reports.
 
@@ -39,6 +42,8 @@ def run(
     settings: of the run, of towers.
     out: directory for the reports.
     flags_profile: compiler flags that were applied, see `flag_profiles`.
+    quantize: a key of `quantized.DTYPES` for 8-bit kernels of a LoRA's base
+      that is not there; empty for none.
 
   Returns:
     Whether all fit.
@@ -52,15 +57,22 @@ def run(
       f" and their like), got the config of a codec, {settings.component}; take"
       " a config of towers, or leave --aot away and train on what is here"
     )
+  if quantize and not settings.is_lora:
+    raise ValueError(
+      "--aot_quantize is for the base of a LoRA, 8-bit weights are not trained:"
+      " set --config.trainable=lora"
+    )
+  dtype = quantized.DTYPES.get(quantize)
   devices, job = topology.devices(name), flag_profiles.TRAIN
   flag_profiles.check_device(flags_profile, job, devices[0].device_kind)
   flags = flag_profiles.flags_of(flags_profile, job)
   mesh = tasks.make(settings).make_mesh(devices)
   reports = (
-    step(settings, bucket.video, bucket.audio, mesh, flags)
+    step(settings, bucket.video, bucket.audio, mesh, flags, dtype)
     for bucket in settings.data.buckets
   )
-  return report.publish(out, f"train_{name}", reports)
+  named = "_".join(["train", name, *([quantize] if quantize else [])])
+  return report.publish(out, named, reports)
 
 
 def step(
@@ -69,6 +81,7 @@ def step(
   audio: int | None,
   mesh: jax.sharding.Mesh,
   flags: Mapping[str, str],
+  quantize: np.dtype | None = None,
 ) -> report.Report:
   """Report on the step of one bucket.
 
@@ -78,9 +91,10 @@ def step(
     audio: latents in time.
     mesh: of the devices to compile for.
     flags: of the compiler, as they are in the environment.
+    quantize: dtype of 8-bit kernels of a LoRA's base that is not there.
   """
   with jax.set_mesh(mesh):
-    task = tasks.make(settings)
+    task = tasks.make(settings, quantize)
     step_config, state = task.step_config, task.target_state(mesh)
     batch = batch_of(settings, video, audio, mesh)
     width = next(iter(settings.model.present().values())).text_dim

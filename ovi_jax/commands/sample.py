@@ -20,6 +20,7 @@ from ovi_jax import flag_profiles
 from ovi_jax import storage
 from ovi_jax import synthetic
 from ovi_jax.aot import sample_step
+from ovi_jax.models import quantized
 from ovi_jax.sampling import conditions
 from ovi_jax.sampling import denoiser
 from ovi_jax.sampling import first_frames
@@ -115,6 +116,13 @@ def define_flags() -> None:
     " HBM, FLOPs and collective traffic.",
   )
   flags.DEFINE_enum(
+    "aot_quantize",
+    "",
+    ("", *quantized.DTYPES),
+    "With --aot, for weights that are not there: 8-bit kernels, as convert"
+    " --quantize stores them.",
+  )
+  flags.DEFINE_enum(
     "flags_profile",
     flag_profiles.NONE,
     flag_profiles.names(),
@@ -140,8 +148,12 @@ def main() -> None:
       _named_files(),
       bool(FLAGS.image or FLAGS.first_frame_endpoint),
       FLAGS.seconds,
+      FLAGS.lora,
+      FLAGS.aot_quantize,
     )
     sys.exit(not fits)
+  if FLAGS.aot_quantize:
+    raise ValueError("--aot_quantize is for --aot; name a topology with --aot")
   names = (*requests.COLUMNS, "seconds")
   given = {name: getattr(FLAGS, name) for name in names}
   asked = FLAGS.prompt, FLAGS.prompts, FLAGS.image, FLAGS.config.mode

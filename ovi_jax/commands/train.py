@@ -21,6 +21,7 @@ from ovi_jax import config_files
 from ovi_jax import flag_profiles
 from ovi_jax import storage
 from ovi_jax.aot import train_step
+from ovi_jax.models import quantized
 from ovi_jax.sharding import distributed
 from ovi_jax.training import goodput
 from ovi_jax.training import loop
@@ -43,6 +44,13 @@ def define_flags() -> None:
     "",
     "Do not train: compile the step for this TPU topology, such as v5p:4x4x4,"
     " and report HBM, FLOPs and collective traffic.",
+  )
+  flags.DEFINE_enum(
+    "aot_quantize",
+    "",
+    ("", *quantized.DTYPES),
+    "With --aot and a LoRA, for weights that are not there: a base of 8-bit"
+    " kernels, as convert --quantize stores them.",
   )
   flags.DEFINE_enum(
     "flags_profile",
@@ -78,8 +86,13 @@ def main() -> None:
       config = settings.stored_config(FLAGS.config)
     if FLAGS.aot:
       reports = storage.locate(FLAGS.workdir)
-      sys.exit(
-        not train_step.run(FLAGS.aot, chosen, reports, FLAGS.flags_profile)
+      fits = train_step.run(
+        FLAGS.aot, chosen, reports, FLAGS.flags_profile, FLAGS.aot_quantize
+      )
+      sys.exit(not fits)
+    if FLAGS.aot_quantize:
+      raise ValueError(
+        "--aot_quantize is for --aot; name a topology with --aot"
       )
     finished = trainer.train(chosen, config, FLAGS.workdir, timer)
   except KeyboardInterrupt:

@@ -7,6 +7,7 @@ written into a directory of their own and moved to their place at the end, so
 that what was there stays usable until the whole conversion has succeeded.
 """
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -137,6 +138,8 @@ def _convert_one(
 ) -> str:
   """Write one component beside the one in `out`; returns its digest."""
   path = weights_dir.component_file(out, component)
+  if dtype is not None:
+    tensors = _in_float32(tensors)
   for note in tensors.notes:
     _log.info(f"{component}: {note}")
   try:
@@ -368,9 +371,11 @@ def _write(
   """Write one component; returns the digest of what was read."""
   digest = reader.Digest(source=tensors.read)
   with weights.Writer(path, shapes) as writer:
+    by_path = {row.ours: row for row in tensors.rows}
     for name, index, array in mapping.to_ours(tensors.rows, digest.read):
       if dtype is not None and quantized.is_quantizable(name):
-        array, scale = quantized.quantize(array, dtype)
+        stored = _as_stored(tensors, by_path[name], index, dtype)
+        array, scale = stored or quantized.quantize(array, dtype)
         writer.write(quantized.beside(name), index, scale)
       writer.write(name, index, array)
     content = _identity(digest.content(), dtype)
@@ -383,6 +388,45 @@ def _write(
       " downloaded, compare its checksum: it may be incomplete"
     )
   return content
+
+
+def _in_float32(tensors: normalize.Normalized) -> normalize.Normalized:
+  """8-bit kernels that are quantized again are not rounded to 16 bits first."""
+  names = {
+    name
+    for row in tensors.rows
+    if row.ours is not None and quantized.is_quantizable(row.ours)
+    for name in row.all_names
+    if tensors.tensors[name].is_8_bit
+  }
+  wide = {
+    name: dataclasses.replace(x, dtype=np.dtype(np.float32))
+    if name in names
+    else x
+    for name, x in tensors.tensors.items()
+  }
+  return dataclasses.replace(tensors, tensors=wide)
+
+
+def _as_stored(
+  tensors: normalize.Normalized,
+  row: mapping.Row,
+  index: int | None,
+  dtype: np.dtype,
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """A kernel [in, out] that the file has in `dtype`, and its scales [out].
+
+  Returns:
+    The file's own numbers, reordered; `None` if it has others.
+  """
+  (name,) = row.names(index)
+  tensor = tensors.tensors[name]
+  if tensor.span.dtype != dtype:
+    return None
+  codes = tensor.span.read()
+  factors = np.broadcast_to(tensor.factors().reshape(-1, 1), codes.shape)
+  kernel, scale = row.op.to_ours(codes), row.op.to_ours(factors)
+  return kernel, np.ascontiguousarray(scale[0])
 
 
 def _tokenizer(

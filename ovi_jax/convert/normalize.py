@@ -102,14 +102,22 @@ class Tensor:
         raise ValueError(f"{self._place}: the file's two copies of it differ")
     if self.dtype == array.dtype:
       return array
-    if array.dtype not in _FP8:
+    if not self.is_8_bit:
       return array.astype(self.dtype)
-    scale = np.ones((), np.float32)
-    if self.scale is not None:
-      scale = self.scale.read().astype(np.float32)
-    array = _widened(array, scale, self.dtype)
+    array = _widened(array, self.factors(), self.dtype)
     self._check_finite(array)
     return array
+
+  @property
+  def is_8_bit(self) -> bool:
+    """Whether the file has it in 8-bit floating point."""
+    return self.span.dtype in _FP8
+
+  def factors(self) -> np.ndarray:
+    """What an 8-bit weight is multiplied with: one number, or one a row."""
+    if self.scale is None:
+      return np.ones((), np.float32)
+    return self.scale.read().astype(np.float32)
 
   @property
   def _place(self) -> str:

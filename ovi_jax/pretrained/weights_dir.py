@@ -22,6 +22,7 @@ from typing import overload
 
 from flax import traverse_util
 
+import ovi_jax
 from ovi_jax import cli
 from ovi_jax import files
 from ovi_jax import geometry
@@ -126,6 +127,21 @@ class Manifest:
     text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
     with files.atomic_path(storage.locate(directory) / MANIFEST) as temporary:
       temporary.write_text(text)
+
+
+def released(variant: str) -> Manifest:
+  """The manifest of a released variant without its weights, for shapes.
+
+  Raises:
+    ValueError: there is no variant of that name.
+  """
+  geometry.variant(variant)
+  return Manifest(
+    variant=variant,
+    sizes=architecture.released_sizes(),
+    digests={},
+    version=ovi_jax.__version__,
+  )
 
 
 @overload

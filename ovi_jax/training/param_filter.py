@@ -1,4 +1,4 @@
-"""Which parameters a run trains: patterns over parameter paths.
+"""Which parameters a run trains: names of `TRAINABLE`, or patterns of paths.
 
 The paper's fusion stage trains self-attention, cross-attention and the text
 embedding, 5.7 B of 11.7 B parameters; all others keep their values from the
@@ -41,29 +41,79 @@ def nested(params: Mapping[str, Any]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(dict(params), sep="/")
 
 
+def is_patterns(chosen: str) -> bool:
+  """Whether a choice is more than a key of `TRAINABLE`."""
+  return bool(set("/.,") & set(chosen))
+
+
+def compiled(chosen: str) -> list[re.Pattern[str]]:
+  """The patterns of whole paths of trained parameters.
+
+  Args:
+    chosen: a key of `TRAINABLE`, or keys and regular expressions with commas
+      between them; a regular expression is told by its `/` or `.`.
+
+  Raises:
+    ValueError: a name is unknown, a pattern is no regular expression, or
+      "lora", whose base is frozen, is one of several.
+  """
+  items = [item.strip() for item in chosen.split(",")]
+  if LORA in items and len(items) > 1:
+    raise ValueError(
+      f"trainable {chosen!r}: {LORA!r} freezes all parameters of the model and"
+      " cannot be combined with others"
+    )
+  found = []
+  for item in items:
+    if item not in TRAINABLE and not is_patterns(item):
+      known = ", ".join(TRAINABLE)
+      raise ValueError(
+        f"trainable {item!r} is unknown; choose from {known}, or give regular"
+        " expressions of parameter paths, such as blocks/audio/.*"
+      )
+    try:
+      found += [re.compile(p) for p in TRAINABLE.get(item, (item,))]
+    except re.error as error:
+      raise ValueError(
+        f"trainable: {item!r} is not a regular expression: {error}"
+      ) from error
+  return found
+
+
+def is_trained(path: str, chosen: str) -> bool:
+  """Whether a parameter is trained; `chosen` as for `compiled`."""
+  return any(pattern.fullmatch(path) for pattern in compiled(chosen))
+
+
 def split(
-  params: Mapping[str, T], name: str
+  params: Mapping[str, T], chosen: str
 ) -> tuple[dict[str, T], dict[str, T]]:
   """Divide parameters into trained and frozen ones.
 
   Args:
     params: leaves by path.
-    name: a key of `TRAINABLE`.
+    chosen: see `compiled`.
 
   Returns:
     The trained and the frozen parameters, by path.
 
   Raises:
-    ValueError: the name is unknown, or matches none of the parameters.
+    ValueError: see `compiled`, or a pattern of a regular expression, or all of
+      them, match none of the parameters.
   """
-  if name not in TRAINABLE:
-    known = ", ".join(TRAINABLE)
-    raise ValueError(f"trainable {name!r} is unknown; choose from {known}")
-  patterns = TRAINABLE[name]
+  patterns = compiled(chosen)
   trained, frozen = {}, {}
   for path, leaf in params.items():
-    mine = any(re.fullmatch(pattern, path) for pattern in patterns)
+    mine = any(pattern.fullmatch(path) for pattern in patterns)
     (trained if mine else frozen)[path] = leaf
+  unused = [
+    item.strip()
+    for item in chosen.split(",")
+    if item.strip() not in TRAINABLE
+    and not any(re.fullmatch(item.strip(), path) for path in params)
+  ]
+  if unused:
+    raise ValueError(f"trainable: {unused[0]!r} matches no parameter")
   if not trained:
-    raise ValueError(f"trainable {name!r} matches none of {sorted(params)}")
+    raise ValueError(f"trainable {chosen!r} matches none of {sorted(params)}")
   return trained, frozen

@@ -7,6 +7,7 @@ fields that both share.
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -211,12 +212,17 @@ class RunSettings(abc.ABC):
     problems += config_lib.below(self, 0, "step_timeout_seconds")
     if not 0 <= self.seed < MAX_SEED:
       problems.append(f"seed: expected 0 to 2^32 - 1, got {self.seed}")
-    for name, known in (
-      ("trainable", self.TRAINABLE),
-      ("dtype", config_lib.DTYPES),
-    ):
-      problems += config_lib.invalid_choice(name, getattr(self, name), known)
+    problems += self.trainable_problems()
+    problems += config_lib.invalid_choice(
+      "dtype", self.dtype, config_lib.DTYPES
+    )
     return problems
+
+  def trainable_problems(self) -> list[str]:
+    """The problems of `trainable`."""
+    return config_lib.invalid_choice(
+      "trainable", self.trainable, self.TRAINABLE
+    )
 
   def compute_dtype(self, platform: str) -> jnp.dtype:
     """The dtype in which the model computes on a platform."""
@@ -274,7 +280,7 @@ class Settings(RunSettings):
     init_from: initial parameters of each tower: a directory of converted
       weights, an earlier run (its EMA parameters), or "scratch".
     trainable: trained parameters: "all", "attention" as in the paper's fusion
-      stage, or "lora".
+      stage, "lora", or patterns of paths, see `param_filter.compiled`.
     lora: the LoRA, if `trainable` is "lora".
     objective: the loss.
     data: the training data.
@@ -326,6 +332,15 @@ class Settings(RunSettings):
         problems.append(f"model: both towers need the same {what}, got {found}")
     return problems + self.objective.conditions.problems(self.model)
 
+  def trainable_problems(self) -> list[str]:
+    if not param_filter.is_patterns(self.trainable):
+      return super().trainable_problems()
+    try:
+      param_filter.compiled(self.trainable)
+    except ValueError as error:
+      return [str(error)]
+    return []
+
   def check_sources(self) -> None:
     """Check that the settings define data and initial parameters.
 
@@ -352,7 +367,10 @@ class Settings(RunSettings):
         "init_from: trainable='lora' adapts one model, got a directory for each"
         " tower; train or export them as one, and name that directory for both"
       )
-    if self.trainable == param_filter.ATTENTION and scratch:
+    if not self.is_lora and not all(
+      param_filter.is_trained(f"{name}/head/kernel", self.trainable)
+      for name in scratch
+    ):
       problems.append(
         f"init_from.{scratch[0]} is {SCRATCH!r}, but"
         f" trainable={self.trainable!r} never trains a tower's last layer,"
@@ -416,15 +434,17 @@ class Settings(RunSettings):
     """Whether a LoRA is trained, on frozen parameters."""
     return self.trainable == param_filter.LORA
 
-  @property
+  @functools.cached_property
   def attention_only(self) -> bool:
     """Whether no kernel of a feed-forward layer is trained."""
-    if not self.is_lora:
-      return self.trainable == param_filter.ATTENTION
     shapes = param_filter.flat(
       architecture.parameter_shapes("fusion", self.model)
     )
-    return not any("feed_forward" in p for p in self.lora.kernels(shapes))
+    if self.is_lora:
+      trained = self.lora.kernels(shapes)
+    else:
+      trained, _ = param_filter.split(shapes, self.trainable)
+    return not any("feed_forward" in path for path in trained)
 
   def stored_dtype(self, platform: str) -> jnp.dtype:
     """The dtype in which frozen parameters are stored on a platform."""

@@ -237,9 +237,16 @@ class Task(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowersTask(Task):
-  """A stage: the video tower, the audio tower, or both."""
+  """A stage: the video tower, the audio tower, or both.
+
+  Attributes:
+    settings: settings of the run.
+    assumed_dtype: dtype of 8-bit kernels of a LoRA's base that is not there,
+      for AOT reports.
+  """
 
   settings: settings_lib.Settings
+  assumed_dtype: np.dtype | None = None
 
   @property
   def name(self) -> str:
@@ -251,7 +258,8 @@ class TowersTask(Task):
 
   def check(self) -> None:
     self.settings.check_sources()
-    if self.settings.is_lora:
+    chosen = self.settings.trainable
+    if self.settings.is_lora or param_filter.is_patterns(chosen):
       self.parameter_shapes()  # refuses targets that cannot be
 
   _load_input = staticmethod(loader.load)
@@ -316,7 +324,7 @@ class TowersTask(Task):
     name = next(iter(self.towers.present()))
     path = storage.locate(getattr(self.settings.init_from, name))
     if not storage.exists(path / weights_dir.MANIFEST):
-      return None
+      return self.assumed_dtype
     file = weights_dir.component_file(path, "fusion")
     return quantized.dtype_of(weights.shapes(file))
 
@@ -450,12 +458,14 @@ class CodecTask(Task):
     ]
 
 
-def make(settings: settings_lib.RunSettings) -> Task:
-  """The task of a run's settings."""
+def make(
+  settings: settings_lib.RunSettings, assumed_dtype: np.dtype | None = None
+) -> Task:
+  """The task of a run's settings; `assumed_dtype` as for `TowersTask`."""
   if isinstance(settings, settings_lib.CodecSettings):
     return CodecTask(settings=settings)
   assert isinstance(settings, settings_lib.Settings)
-  return TowersTask(settings=settings)
+  return TowersTask(settings=settings, assumed_dtype=assumed_dtype)
 
 
 def check_quality(

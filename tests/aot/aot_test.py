@@ -61,7 +61,7 @@ def test_the_released_models_step_stays_within_bounds(tmp_path):
   )
   assert code == 0, output
   text = (tmp_path / "aot_720x720_5s_v5p_2x2x1.json").read_text()
-  step, decoding = json.loads(text)
+  step, decoding, _ = json.loads(text)
   assert step["model_flops"] == pytest.approx(118.9e12, rel=1e-3)
   assert 1 <= step["flops_ratio"] < 1.03
   assert step["peak_memory"] < 1.05 * 10.44 * 2**30
@@ -109,6 +109,24 @@ def test_a_training_step_is_compiled_and_reported(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
+def test_a_lora_on_a_base_of_8_bits_that_is_not_there(tmp_path):
+  words = "train.py", "--config=configs/fusion.py:mini", "--aot=v5e:1x1"
+  lora = "--config.trainable=lora", f"--workdir={tmp_path}"
+  code, output = run(*words, "--aot_quantize=int8", *lora)
+  assert code == 0, output
+  path = tmp_path / "aot_train_v5e_1x1_int8.json"
+  (found,) = json.loads(path.read_text())
+  arrays = found["largest_arrays"]
+  # Of no kernel there is more than a byte for each number.
+  name = "0/frozen_params/blocks/video/feed_forward/in/kernel"
+  assert arrays.get(name, 0) in (0, 4 * 224 * 256)
+  assert found["fits"] and found["argument_size"] < 30e6
+  code, output = run(*words, "--aot_quantize=int8", lora[1])
+  assert code == 1 and "for the base of a LoRA" in output
+
+
+@pytest.mark.slow
 def test_a_step_of_a_batch_of_clips(tmp_path):
   code, said = run(
     "sample.py", "--aot=v5e:1x1", "--config.batch_size=2", f"--out={tmp_path}"
@@ -116,7 +134,8 @@ def test_a_step_of_a_batch_of_clips(tmp_path):
   assert code == 0, said
   assert "guided step of 2 clips of 64x64, 31 latent frames" in said
   (report,) = tmp_path.glob("aot_*.json")
-  step, _ = json.loads(report.read_text())
+  step, _, encoding = json.loads(report.read_text())
+  assert encoding["program"] == "embedding of one prompt"
   assert 0.9 < step["flops_ratio"] < 1.2  # of one clip, it would be half
 
 

@@ -1,9 +1,12 @@
 """What the report of a sampling step says is given, without compilation."""
 
+import dataclasses
+import math
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,8 +15,14 @@ from ovi_jax import synthetic
 from ovi_jax.aot import report
 from ovi_jax.aot import sample_step
 from ovi_jax.aot import topology
+from ovi_jax.lora import apply as lora_apply
+from ovi_jax.lora import files as lora_files
 from ovi_jax.modality import AV
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sampling import conditions
+from ovi_jax.sampling import planning
+from ovi_jax.sampling import settings as settings_lib
+from tests.lib import random_loras
 
 FILE = pathlib.Path("a")
 
@@ -30,21 +39,22 @@ def name(monkeypatch):
   def run(
     image: bool = False,
     mode: str | None = None,
+    quantize: str = "",
     seconds: float | None = None,
     **given: Any,
   ) -> str:
     config = sample.get_config()
     config.conditioning = mode
-    asked = conditions.Conditions(**given)
+    asked = {"given": conditions.Conditions(**given), "quantize": quantize}
     weights, out = synthetic.WEIGHTS, pathlib.Path("out")
     assert sample_step.run(
       "v6e:2x4",
       config,
       weights,
       out,
-      given=asked,
       image=image,
       seconds=seconds,
+      **asked,
     )
     return found.pop()
 
@@ -77,6 +87,45 @@ def test_conditions_that_leave_nothing_to_generate_are_refused(name):
   ):
     with pytest.raises(ValueError, match=message):
       name(video=FILE, **given)
+
+
+def test_weights_that_are_not_there_may_have_kernels_of_8_bits(name):
+  manifest = weights_dir.released("720x720_5s")
+  settings = settings_lib.Settings.from_overrides({"dtype": "bfloat16"})
+  components = planning.components_of(
+    FILE, manifest, settings, jax.devices()[:1], "cpu"
+  )
+  sizes = []
+  for dtype in (None, np.dtype(np.int8)):
+    found = sample_step._parameters("fusion", components, dtype)
+    leaves = jax.tree.leaves(found)
+    sizes.append(sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves))
+    kernel = found["blocks"]["video"]["feed_forward"]["in"]["kernel"]
+    assert kernel.dtype == (jnp.bfloat16 if dtype is None else dtype)
+  assert sizes[0] == 2 * 11_660_753_108 and 0.52 < sizes[1] / sizes[0] < 0.54
+  with pytest.raises(ValueError, match="weights that are not there, but"):
+    name(quantize="int8")
+
+
+def test_factors_of_loras_are_arguments_of_the_step(tmp_path):
+  path = tmp_path / "a.safetensors"
+  manifest = weights_dir.manifest_of(synthetic.WEIGHTS)
+  towers = manifest.architecture.fusion
+  made = random_loras.make(
+    towers, lambda slot: slot.path.endswith("self_attention/query/kernel")
+  )
+  lora_files.write(path, made, towers)
+  settings = settings_lib.Settings.from_overrides({})
+  components = planning.components_of(
+    synthetic.WEIGHTS, manifest, settings, jax.devices()[:1], "cpu"
+  )
+  loras = lora_apply.load(str(path), towers, manifest)
+  components = dataclasses.replace(components, loras=loras)
+  found = sample_step._parameters("fusion", components)
+  query = found["blocks"]["video"]["self_attention"]["query"]
+  assert query["lora_down"].shape == (6, 192, 3)
+  assert query["kernel"].dtype == jnp.float32  # computed in
+  assert "lora_down" not in found["blocks"]["video"]["self_attention"]["key"]
 
 
 def test_a_program_says_how_many_latents_are_given():

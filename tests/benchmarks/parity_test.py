@@ -16,7 +16,7 @@ def test_missing_libraries_are_named_with_the_command_that_installs_them(
   with pytest.raises(ValueError) as error:
     parity.compare("")
   message = str(error.value)
-  assert "pip install torch diffusers transformers" in message
+  assert "pip install torch diffusers transformers peft" in message
   assert "\n" not in message
 
 

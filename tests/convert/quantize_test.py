@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from ovi_jax.convert import convert
+from ovi_jax.convert import fusion
+from ovi_jax.convert import mapping
 from ovi_jax.convert import standin
 from ovi_jax.lora import merge
+from ovi_jax.models import architecture
 from ovi_jax.models import block_params
+from ovi_jax.models import quantized
 from ovi_jax.models import umt5
 from ovi_jax.pretrained import component_loader
 from ovi_jax.pretrained import weights as stores
@@ -21,6 +25,7 @@ from ovi_jax.training import init_from
 from ovi_jax.training import settings
 from ovi_jax.training import task as tasks
 from tests.lib import parity
+from tests.lib import repacked_weights
 from tests.lib import small_training
 
 KERNEL = "blocks/audio/cross_attention/fusion_key/kernel"
@@ -70,6 +75,41 @@ def test_kernels_have_eight_bits_on_disk_and_devices(eight, weights, release):
   before = file.stat().st_mtime_ns
   convert.convert(release, eight, quantize="int8", **arguments())
   assert file.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", list(quantized.DTYPES))
+def test_scaled_fp8_of_others_is_not_rounded_to_16_bits(name, tmp_path):
+  """To fp8 it keeps its numbers and scales; to int8 it is rounded once."""
+  given = arguments() | {"components": ("fusion",)}
+  arch = architecture.Architecture.from_release(given["sizes"])
+  tensors = standin.tensors("Ovi/model.safetensors")
+  exact = dict(tensors)
+  random = np.random.default_rng(0)
+  for block in range(arch.fusion.audio.num_layers):
+    layer = f"audio_model.blocks.{block}.cross_attn.k_fusion"
+    shape = tensors[f"{layer}.weight"].shape
+    codes = random.normal(size=shape).astype(quantized.DTYPES["fp8"])
+    # One number in the first block, one a row in the others.
+    scale = np.full((), 0.3, np.float32)
+    if block:
+      scale = random.uniform(0.1, 1, (shape[0], 1)).astype(np.float32)
+    tensors[f"{layer}.weight"] = codes
+    tensors[f"{layer}.weight_scale"] = scale
+    exact[f"{layer}.weight"] = codes.astype(np.float32) * scale
+  path = repacked_weights.save(tmp_path / "a.safetensors", tensors)
+  out, files = tmp_path / "out", {"fusion": [str(path)]}
+  convert.convert(None, out, quantize=name, files=files, **given)
+  read = stores.slices(weights_dir.component_file(out, "fusion"))
+  found, scales = read(KERNEL, None), read(quantized.beside(KERNEL), None)
+  rows = [row for row in fusion.rows(arch.fusion) if row.ours == KERNEL]
+  wanted = mapping.gather(rows, lambda name: exact[name])[KERNEL]
+  if name == "fp8":
+    again = found.astype(np.float32) * scales[:, None]
+    np.testing.assert_array_equal(again, wanted)
+  else:
+    kernel, scale = quantized.quantize(wanted, np.int8)
+    np.testing.assert_array_equal(found, kernel)
+    np.testing.assert_array_equal(scales, scale)
 
 
 @pytest.mark.slow

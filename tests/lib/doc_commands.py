@@ -62,6 +62,8 @@ NOT_RUN: Mapping[str, str] = {
   " projects; tests/evaluation",
   r"ovi_jax\.study (?:make|serve|import|report) ": "clips and raters;"
   " tests/study/command_test.py runs all of them",
+  r"runs/dark": "minutes of training;"
+  " tests/scripts/small_ovi/dark_ball_test.py runs all of them as written",
   r"^python -m ovi_jax\.studio\b": "it serves until it is stopped;"
   " tests/studio/browser_test.py starts it",
   r"^curl |^import openai|^ln -s ": "a service that runs;"
@@ -140,15 +142,24 @@ def run_pages(
   return done
 
 
-def run(kind: str, text: str, folder: pathlib.Path) -> None:
-  """Run a block of a document in a folder that looks like the repository."""
+def run(
+  kind: str, text: str, folder: pathlib.Path, shorten: bool = True
+) -> None:
+  """Run a block of a document in a folder that looks like the repository.
+
+  Args:
+    kind: "bash" or "python".
+    text: the block.
+    folder: to run in.
+    shorten: with fewer steps, clips and prompts.
+  """
   text = text.replace("\\\n", " ") if kind == "bash" else text
   if kind == "bash" and text.startswith("make "):
     text = _recipe(text.removeprefix("make ").strip())
-  for pattern, other in _REPLACED.items():
+  for pattern, other in _REPLACED.items() if shorten else ():
     text = re.sub(pattern, other, text)
   if kind == "bash":
-    for pattern, more in _ADDED.items():
+    for pattern, more in _ADDED.items() if shorten else ():
       text = re.sub(rf"{pattern}.*$", rf"\g<0>{more}", text, flags=re.M)
     command = ["bash", "-euc", text]
   else:

@@ -10,6 +10,7 @@ import pytest
 
 from configs import fine_tune
 from configs import fusion
+from configs import lora
 from configs import sample
 from configs import small
 from ovi_jax import synthetic
@@ -65,6 +66,37 @@ def test_released_weights_are_fine_tuned_at_their_own_length(tmp_path):
   (bucket,) = found.data.buckets
   assert bucket.video == (61, 60, 60) and bucket.audio == 314
   assert found.model.video is not None and found.model.video.hidden_dim == 3072
+
+
+def test_a_variant_without_weights_has_sizes_for_reports():
+  found = settings.Settings.from_config(fine_tune.get_config("720x720_5s"))
+  (bucket,) = found.data.buckets
+  assert bucket.video == (31, 44, 44)
+  assert found.model.video is not None and found.model.video.hidden_dim == 3072
+  with pytest.raises(
+    ValueError, match="init_from.video: the stage starts from"
+  ):
+    tasks.make(found).check()
+
+
+@pytest.mark.parametrize("devices", lora.DEVICES)
+def test_settings_of_devices_are_valid(devices):
+  values = lora.get_config(f"720x720_5s:{devices}")
+  found = settings.Settings.from_config(values)
+  assert found.is_lora and found.lora.rank == 32
+  count = {"v5e-8": 8, "v6e-8": 8, "v5p-8": 4}.get(devices, 1)
+  # A clip on each device.
+  assert found.microbatch_size == count
+  assert found.mesh["fsdp"] in (0, count)
+
+
+def test_weights_with_a_colon_in_their_path_are_no_devices(tmp_path):
+  manifest = weights_dir.manifest_of(synthetic.WEIGHTS)
+  folder = tmp_path / "a:80"
+  folder.mkdir()
+  manifest.save(folder)
+  assert lora.get_config(str(folder)).batch_size == 8
+  assert lora.get_config(f"{folder}:80gb").grad_accum_steps == 8
 
 
 def test_missing_initial_weights_are_refused():

@@ -65,6 +65,33 @@ def test_unknown_choices_are_refused(full):
     param_filter.split({"video/head/bias": 0}, param_filter.ATTENTION)
 
 
+def test_patterns_choose_parameters_by_their_whole_path(full):
+  chosen = r"blocks/audio/.*, (video|audio)/head/.*"
+  trained, frozen = param_filter.split(full, chosen)
+  tops = {"/".join(path.split("/")[:2]) for path in trained}
+  assert tops == {"blocks/audio", "video/head", "audio/head"}
+  assert not any(path.startswith("blocks/audio") for path in frozen)
+  # Names of `TRAINABLE` and patterns add up.
+  more, _ = param_filter.split(full, rf"attention,{chosen}")
+  attention, _ = param_filter.split(full, param_filter.ATTENTION)
+  assert more.keys() == trained.keys() | attention.keys()
+
+
+@pytest.mark.parametrize(
+  ("chosen", "message"),
+  [
+    ("blocks/x/.*", r"'blocks/x/.\*' matches no parameter"),
+    ("all,blocks/x/.*", r"'blocks/x/.\*' matches no parameter"),
+    ("blocks/(", r"'blocks/\(' is not a regular expression"),
+    ("lora,blocks/audio/.*", "'lora' freezes all .* cannot be combined"),
+    ("atention,blocks/audio/.*", "'atention' is unknown; choose from all, a"),
+  ],
+)
+def test_patterns_that_cannot_be_are_refused(full, chosen, message):
+  with pytest.raises(ValueError, match=message):
+    param_filter.split(full, chosen)
+
+
 def test_nesting_round_trips():
   params = {"a/b": 1, "a/c/d": 2, "e": 3}
   assert param_filter.flat(param_filter.nested(params)) == params

@@ -127,7 +127,7 @@ def render(shown: scene.Scene, seconds_T: np.ndarray, size: int) -> np.ndarray:
     far = 1 / (1 + 4 * height_T[:, None, None])
     shadow = canvas.ellipse(FLOOR + 0.02, column, 0.025, ball.radius * 0.9)
     canvas.paint(shadow, (30, 26, 24), 0.45 * far)
-    colour = scene.COLOURS[ball.colour]
+    colour = ball.rgb
     canvas.paint(
       canvas.ellipse(row, column, tall, wide), draw.shaded(colour, 0.55)
     )

@@ -17,6 +17,8 @@ COLOURS = {
   "purple": (148, 48, 188),
   "orange": (246, 128, 24),
 }
+# Colours of balls that no clip of `World` has: something new to learn.
+NEW_COLOURS = {"dark": (30, 30, 36)}
 MATERIALS = ("wood", "metal", "rubber")
 PITCHES = ("low", "middle", "high")
 VOWELS = ("ah", "oh", "ee")
@@ -70,7 +72,7 @@ class Ball:
   """A ball that falls at `start` from where it hangs, and bounces.
 
   Attributes:
-    colour: of `COLOURS`.
+    colour: of `COLOURS` or `NEW_COLOURS`.
     size: of `SIZES`.
     column: of its centre at time 0.
     drift: columns a second.
@@ -84,6 +86,10 @@ class Ball:
   drift: float
   height: float
   start: float
+
+  @property
+  def rgb(self) -> tuple[int, int, int]:
+    return (COLOURS | NEW_COLOURS)[self.colour]
 
   @property
   def radius(self) -> float:
