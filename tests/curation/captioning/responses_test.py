@@ -183,7 +183,8 @@ def test_hostile_characters_do_not_reach_the_prompt():
 
 
 def test_answers_that_cannot_be_cleaned_are_invalid():
-  caption = responses.parse(text(visual=f"{VISUAL} &{40 * 'amp;'}lt;"), WANTED)
+  entities = f"&{40 * 'amp;#38;'}lt;"
+  caption = responses.parse(text(visual=f"{VISUAL} {entities}"), WANTED)
   with pytest.raises(
     responses.InvalidResponse, match="broken characters or entities"
   ):
