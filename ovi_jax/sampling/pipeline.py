@@ -356,7 +356,7 @@ class Pipeline:
     components = self.components
     recommended = settings_lib.recommended_of(components.manifest)
     recommended |= lora_lib.recommended(
-      lora.adapter.metadata for lora in components.loras
+      (lora.adapter.metadata, lora.strength) for lora in components.loras
     )
     chosen = settings_lib.Settings.from_overrides(settings, recommended)
     one = isinstance(prompt, str)

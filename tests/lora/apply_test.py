@@ -162,7 +162,13 @@ def test_a_lora_trained_with_given_latents_recommends_to_show_them_clean(
   text = {"ovi_jax.conditioning": "clean"}
   clean = tmp_path / "clean.safetensors"
   files.write(clean, dataclasses.replace(made, metadata=text), SMALL)
-  for path, mode in ((file, "renoise"), (clean, "clean")):
+  # Strength 0 changes nothing.
+  for path, mode in (
+    (file, "renoise"),
+    (clean, "clean"),
+    (f"{clean}:0/1", "clean"),
+    (f"{clean}:0", "renoise"),
+  ):
     found = planning.resolve_settings(config, synthetic.WEIGHTS, str(path))
     assert found.conditioning == mode
   merge.merge(synthetic.WEIGHTS, str(clean), tmp_path / "merged")
