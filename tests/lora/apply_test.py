@@ -175,6 +175,10 @@ def test_a_lora_trained_with_given_latents_recommends_to_show_them_clean(
   merged = weights_dir.manifest_of(tmp_path / "merged").sampling
   base = weights_dir.manifest_of(synthetic.WEIGHTS).sampling
   assert merged == {**base, "conditioning": "clean"}
+  again, _ = extract.extract(synthetic.WEIGHTS, tmp_path / "merged", 1)
+  assert apply.recommended([(again.metadata, AV(1.0, 1.0))]) == {
+    "conditioning": "clean"
+  }
   config.conditioning = "renoise"
   asked = planning.resolve_settings(config, synthetic.WEIGHTS, str(clean))
   assert asked.conditioning == "renoise"
