@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import os
 import pathlib
 import subprocess
 import sys
@@ -225,7 +226,7 @@ def _growth(path: str) -> int:
 
 def _resident() -> int:
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-  return pages * 4096
+  return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def scores(folder: pathlib.Path, count: int, out: pathlib.Path) -> Any:

@@ -92,6 +92,7 @@ def run(
   asked: Any = config.variant
   manifest = manifest_of(asked, weights)
   advised = settings_lib.recommended_of(manifest)
+  advised |= lora_lib.recommended_of(lora)
   settings = settings_lib.Settings.from_config(config, advised)
   pipeline = planning.components_of(
     weights, manifest, settings, devices, devices[0].platform
@@ -107,11 +108,11 @@ def run(
   size = planning.clip_size(settings, manifest)
   variant = manifest.geometry
   given.check(image)
-  frames = None
+  frames = variant.latent_frames
   if seconds is not None:
     frames = conditions_lib.nearest_latent_frames(seconds)
   window = planning.window_latent_frames(settings, variant)
-  many = given.extend is not None or (frames or 0) > window
+  many = given.extend is not None or frames > window
   clip = variant.clip(
     *geometry.snap(*size, variant.area), window if many else frames
   )
@@ -128,11 +129,12 @@ def run(
     for make in (guided, decoding, encoding)
   )
   what = manifest.variant or weights_dir.CUSTOM
+  has_length = seconds is not None or window != variant.latent_frames
   named = "_".join(
     [
       *(what, name, *([quantize] if quantize else [])),
       *_kinds_given(given, image, settings.conditioning),
-      *([f"{clip.latent_frames}_latent_frames"] if seconds is not None else []),
+      *([f"{clip.latent_frames}_latent_frames"] if has_length else []),
       *(["windows", settings.conditioning] if many and not given.files else []),
     ]
   )

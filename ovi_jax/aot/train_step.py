@@ -22,6 +22,7 @@ from ovi_jax.data import schema
 from ovi_jax.modality import AV
 from ovi_jax.models import quantized
 from ovi_jax.models import remat as remats
+from ovi_jax.pretrained import weights_dir
 from ovi_jax.sharding import sharding_rules
 from ovi_jax.training import settings as settings_lib
 from ovi_jax.training import step as steps
@@ -49,7 +50,8 @@ def run(
     Whether all fit.
 
   Raises:
-    ValueError: the topology or the settings are invalid, or are of a codec.
+    ValueError: the topology or the settings are invalid, or are of a codec; or
+      `quantize` is for no LoRA, or its base is there.
   """
   if not isinstance(settings, settings_lib.Settings):
     raise ValueError(
@@ -61,6 +63,16 @@ def run(
     raise ValueError(
       "--aot_quantize is for the base of a LoRA, 8-bit weights are not trained:"
       " set --config.trainable=lora"
+    )
+  there = [
+    path
+    for path in filter(None, settings.init_from)
+    if storage.exists(storage.locate(path) / weights_dir.MANIFEST)
+  ]
+  if quantize and there:
+    raise ValueError(
+      f"--aot_quantize={quantize} is for weights that are not there, but"
+      f" {there[0]} has weights, whose dtypes are read"
     )
   dtype = quantized.DTYPES.get(quantize)
   devices, job = topology.devices(name), flag_profiles.TRAIN

@@ -136,13 +136,19 @@ def read(
   )
 
 
-def recommended(metadata: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def recommended(
+  loras: Iterable[tuple[Mapping[str, str], AV[float]]],
+) -> dict[str, str]:
   """Sampling settings that LoRAs were trained for, which replace the weights'.
 
   Args:
-    metadata: of the files.
+    loras: metadata of the files, and strengths; of strength 0, they recommend
+      nothing.
   """
-  if any(m.get(files.CONDITIONING_KEY) == files.CLEAN for m in metadata):
+  if any(
+    metadata.get(files.CONDITIONING_KEY) == files.CLEAN and any(strength)
+    for metadata, strength in loras
+  ):
     return {"conditioning": files.CLEAN}
   return {}
 
@@ -153,7 +159,9 @@ def recommended_of(chosen: str) -> dict[str, str]:
   Raises:
     ValueError: a file is missing or damaged.
   """
-  return recommended(files.metadata_of(path) for path, _ in parse(chosen))
+  return recommended(
+    (files.metadata_of(path), strength) for path, strength in parse(chosen)
+  )
 
 
 def check_dtypes(loras: Sequence[Lora], shapes: Mapping[str, Any]) -> None:

@@ -105,6 +105,8 @@ def extract(
   if not pairs and not deltas:
     raise ValueError(f"{base} and {tuned} have equal denoisers")
   metadata = {files.BASE_KEY: manifests[0].digests["fusion"]}
+  if manifests[1].sampling.get("conditioning") == files.CLEAN:
+    metadata[files.CONDITIONING_KEY] = files.CLEAN
   found = adapter.Adapter(pairs=pairs, deltas=deltas, metadata=metadata)
   return found, 1.0 + kept / total if total else 1.0
 

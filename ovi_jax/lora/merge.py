@@ -68,7 +68,7 @@ def merge(
   out.mkdir(parents=True, exist_ok=True)
   digests = {**manifest.digests, "fusion": _write(directory, out, loras, dtype)}
   weights_dir.link(directory, out, [c for c in present if c != "fusion"])
-  advised = apply.recommended(each.adapter.metadata for each in loras)
+  advised = apply.recommended((x.adapter.metadata, x.strength) for x in loras)
   manifest = dataclasses.replace(
     manifest, digests=digests, sampling={**manifest.sampling, **advised}
   )

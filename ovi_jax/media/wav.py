@@ -32,12 +32,22 @@ def encode(
   wave_A: np.ndarray, sample_rate: int = geometry.SAMPLE_RATE
 ) -> bytes:
   """The content of a wav file; arguments as of `write`."""
+  return from_pcm(pcm(wave_A), sample_rate)
+
+
+def from_pcm(samples: bytes, sample_rate: int = geometry.SAMPLE_RATE) -> bytes:
+  """The content of a wav file.
+
+  Args:
+    samples: as `pcm` returns them.
+    sample_rate: Hz.
+  """
   content = io.BytesIO()
   with contextlib.closing(wave.open(content, "wb")) as file:
     file.setnchannels(1)
     file.setsampwidth(2)
     file.setframerate(sample_rate)
-    file.writeframes(pcm(wave_A))
+    file.writeframes(samples)
   return content.getvalue()
 
 

@@ -34,7 +34,6 @@ from ovi_jax import console
 from ovi_jax import geometry
 from ovi_jax import storage
 from ovi_jax import synthetic
-from ovi_jax.lora import apply as lora_lib
 from ovi_jax.modality import AV
 from ovi_jax.pretrained import decoders
 from ovi_jax.pretrained import encoders
@@ -354,10 +353,7 @@ class Pipeline:
         f"{', '.join(fixed)}: of the loaded weights; pass it to from_pretrained"
       )
     components = self.components
-    recommended = settings_lib.recommended_of(components.manifest)
-    recommended |= lora_lib.recommended(
-      lora.adapter.metadata for lora in components.loras
-    )
+    recommended = planning.recommended_of(components)
     chosen = settings_lib.Settings.from_overrides(settings, recommended)
     one = isinstance(prompt, str)
     asked = [prompt] if isinstance(prompt, str) else prompt

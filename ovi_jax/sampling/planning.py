@@ -105,6 +105,15 @@ def resolve_settings(
   return settings_lib.Settings.from_config(config, advised)
 
 
+def recommended_of(
+  components: denoisers.SamplingComponents,
+) -> dict[str, Any]:
+  """What the weights and the LoRAs on them recommend."""
+  loras = ((x.adapter.metadata, x.strength) for x in components.loras)
+  advised = settings_lib.recommended_of(components.manifest)
+  return advised | lora_lib.recommended(loras)
+
+
 def open_components(
   weights: storage.AnyPath,
   settings: settings_lib.Settings,

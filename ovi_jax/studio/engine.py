@@ -403,7 +403,7 @@ class Engine:
     components = self.pipeline.components
     chosen = settings_lib.Settings.from_overrides(
       {**request.settings, "batch_size": self.batch_size},
-      settings_lib.recommended_of(components.manifest),
+      planning.recommended_of(components),
     )
     given = {
       name: folder / value if name in FILES else value

@@ -367,12 +367,14 @@ class Settings(RunSettings):
         "init_from: trainable='lora' adapts one model, got a directory for each"
         " tower; train or export them as one, and name that directory for both"
       )
-    if not self.is_lora and not all(
-      param_filter.is_trained(f"{name}/head/kernel", self.trainable)
+    untrained = [
+      name
       for name in scratch
-    ):
+      if not param_filter.is_trained(f"{name}/head/kernel", self.trainable)
+    ]
+    if untrained and not self.is_lora:
       problems.append(
-        f"init_from.{scratch[0]} is {SCRATCH!r}, but"
+        f"init_from.{untrained[0]} is {SCRATCH!r}, but"
         f" trainable={self.trainable!r} never trains a tower's last layer,"
         " which is zero at first, so that the loss could not fall; start from a"
         " trained tower, or set trainable='all'"

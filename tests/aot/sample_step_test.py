@@ -41,10 +41,12 @@ def name(monkeypatch):
     mode: str | None = None,
     quantize: str = "",
     seconds: float | None = None,
+    window: float = 0.0,
+    lora: str = "",
     **given: Any,
   ) -> str:
     config = sample.get_config()
-    config.conditioning = mode
+    config.conditioning, config.window_seconds = mode, window
     asked = {"given": conditions.Conditions(**given), "quantize": quantize}
     weights, out = synthetic.WEIGHTS, pathlib.Path("out")
     assert sample_step.run(
@@ -54,6 +56,7 @@ def name(monkeypatch):
       out,
       image=image,
       seconds=seconds,
+      lora=lora,
       **asked,
     )
     return found.pop()
@@ -77,6 +80,21 @@ def test_reports_of_other_conditions_or_modes_have_other_names(name):
   assert name(seconds=2) == f"{t2v}_13_latent_frames"
   assert name(seconds=20) == f"{t2v}_31_latent_frames_windows_renoise"
   assert name(extend=FILE, mode="clean") == f"{t2v}_extend_clean"
+  # Windows that are shorter than the weights' clips.
+  assert name(window=2) == f"{t2v}_13_latent_frames_windows_renoise"
+  assert name(window=2, seconds=2) == f"{t2v}_13_latent_frames"
+
+
+def test_a_lora_recommends_how_given_latents_are_shown(name, tmp_path):
+  towers = weights_dir.manifest_of(synthetic.WEIGHTS).architecture.fusion
+  made = random_loras.make(
+    towers, lambda slot: slot.path.endswith("self_attention/query/kernel")
+  )
+  path = tmp_path / "a.safetensors"
+  text = {lora_files.CONDITIONING_KEY: lora_files.CLEAN}
+  made = dataclasses.replace(made, metadata=text)
+  lora_files.write(path, made, towers)
+  assert name(video=FILE, lora=str(path)).endswith("_video_clean")
 
 
 def test_conditions_that_leave_nothing_to_generate_are_refused(name):

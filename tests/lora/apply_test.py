@@ -162,13 +162,23 @@ def test_a_lora_trained_with_given_latents_recommends_to_show_them_clean(
   text = {"ovi_jax.conditioning": "clean"}
   clean = tmp_path / "clean.safetensors"
   files.write(clean, dataclasses.replace(made, metadata=text), SMALL)
-  for path, mode in ((file, "renoise"), (clean, "clean")):
+  # Strength 0 changes nothing.
+  for path, mode in (
+    (file, "renoise"),
+    (clean, "clean"),
+    (f"{clean}:0/1", "clean"),
+    (f"{clean}:0", "renoise"),
+  ):
     found = planning.resolve_settings(config, synthetic.WEIGHTS, str(path))
     assert found.conditioning == mode
   merge.merge(synthetic.WEIGHTS, str(clean), tmp_path / "merged")
   merged = weights_dir.manifest_of(tmp_path / "merged").sampling
   base = weights_dir.manifest_of(synthetic.WEIGHTS).sampling
   assert merged == {**base, "conditioning": "clean"}
+  again, _ = extract.extract(synthetic.WEIGHTS, tmp_path / "merged", 1)
+  assert apply.recommended([(again.metadata, AV(1.0, 1.0))]) == {
+    "conditioning": "clean"
+  }
   config.conditioning = "renoise"
   asked = planning.resolve_settings(config, synthetic.WEIGHTS, str(clean))
   assert asked.conditioning == "renoise"

@@ -1,9 +1,13 @@
 """LoRA files by name: only those of the folder, with their strengths."""
 
+import dataclasses
+
 import pytest
 from fastapi import testclient
 
+from ovi_jax.lora import adapter
 from ovi_jax.lora import apply as lora_lib
+from ovi_jax.lora import files
 from ovi_jax.modality import AV
 from ovi_jax.studio import adapters
 from ovi_jax.studio import engine as engines
@@ -72,4 +76,25 @@ def test_requests_of_the_service_name_loras(folder, tmp_path, monkeypatch):
   assert lora_lib.parse(lora) == [(str(folder / "a.safetensors"), AV(0.5, 0.5))]
   assert refused.status_code == 400 and "unknown" in refused.text
   assert str(tmp_path) not in refused.text
+  store.close()
+
+
+@pytest.mark.parametrize(("strength", "mode"), [(1, "clean"), (0, "renoise")])
+def test_a_lora_recommends_how_given_latents_are_shown(
+  strength, mode, tmp_path
+):
+  pipeline, _ = fake_sampling.pipeline()
+  metadata = {files.CONDITIONING_KEY: files.CLEAN}
+  lora = lora_lib.Lora(
+    path="a",
+    strength=AV(strength, 0),
+    sha256="",
+    adapter=adapter.Adapter(pairs={}, metadata=metadata),
+  )
+  components = dataclasses.replace(pipeline.components, loras=(lora,))
+  store = jobs.JobStore(tmp_path / "out")
+  engine = engines.Engine(type(pipeline)(components), store)
+  request = jobs.ClipRequest(prompt="A red ball bounces.", settings={"seed": 1})
+  _, settings = engine._plan(request, tmp_path)
+  assert settings.conditioning == mode
   store.close()

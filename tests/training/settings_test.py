@@ -137,3 +137,20 @@ def test_a_missing_section_is_named(make):
     del (config[outer[0]] if outer else config)[last]
     with pytest.raises(ValueError, match=rf"config\.{name} is missing"):
       settings.from_config(config)
+
+
+@pytest.mark.parametrize(
+  ("trainable", "tower"),
+  [("attention", "video"), ("video/.*,blocks/.*", "audio"), ("all", None)],
+)
+def test_a_random_tower_whose_last_layer_is_frozen_is_named(trainable, tower):
+  config = fusion.get_config("mini")
+  config.data.sources = ("DIR",)
+  config.init_from.video = config.init_from.audio = settings.SCRATCH
+  config.trainable = trainable
+  found = settings.Settings.from_config(config)
+  if tower is None:
+    found.check_sources()
+    return
+  with pytest.raises(ValueError, match=f"init_from.{tower} is 'scratch'"):
+    found.check_sources()

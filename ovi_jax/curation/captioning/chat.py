@@ -7,18 +7,16 @@ as base64 wav, the response format as a JSON schema.
 
 import base64
 import dataclasses
-import io
-import wave
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from ovi_jax import geometry
 from ovi_jax.curation.captioning import cache
 from ovi_jax.curation.captioning import instruction
 from ovi_jax.curation.captioning import responses
 from ovi_jax.endpoints import client
 from ovi_jax.endpoints import credentials
+from ovi_jax.media import wav
 
 MAX_RESPONSE_BYTES = 4 << 20  # bytes
 _OWN = frozenset(["model", "messages", "stream", "n"])
@@ -68,7 +66,7 @@ def build_request(
     for frame in frames
   ]
   if has_audio:
-    audio = {"data": _base64(_wav(pcm)), "format": "wav"}
+    audio = {"data": _base64(wav.from_pcm(pcm)), "format": "wav"}
     content.append({"type": "input_audio", "input_audio": audio})
   task = config.instruction or instruction.for_clip(has_video, has_audio)
   content.append({"type": "text", "text": task})
@@ -100,17 +98,6 @@ def build_repair_request(
 def _base64(value: bytes) -> str:
   """Base64 text."""
   return base64.b64encode(value).decode()
-
-
-def _wav(pcm: bytes) -> bytes:
-  """A wav file of PCM."""
-  file = io.BytesIO()
-  with wave.open(file, "wb") as writer:
-    writer.setnchannels(1)
-    writer.setsampwidth(2)
-    writer.setframerate(geometry.SAMPLE_RATE)
-    writer.writeframes(pcm)
-  return file.getvalue()
 
 
 def _completion(

@@ -1,0 +1,29 @@
+"""What the report of a training step refuses, without compilation."""
+
+import pathlib
+
+import pytest
+
+from configs import lora
+from configs import small
+from ovi_jax import synthetic
+from ovi_jax.aot import train_step
+from ovi_jax.training import settings
+
+OUT = pathlib.Path("out")
+
+
+def test_8_bit_weights_are_not_assumed_of_a_base_that_is_there():
+  config = lora.get_config(str(synthetic.WEIGHTS))
+  config.data.sources = ("DIR",)
+  found = settings.from_config(config)
+  with pytest.raises(ValueError, match="is for weights that are not there"):
+    train_step.run("v5e:1x1", found, OUT, quantize="int8")
+
+
+def test_8_bit_weights_are_not_trained():
+  config = small.get_config()
+  config.data.sources = ("DIR",)
+  found = settings.from_config(config)
+  with pytest.raises(ValueError, match="for the base of a LoRA"):
+    train_step.run("v5e:1x1", found, OUT, quantize="int8")
