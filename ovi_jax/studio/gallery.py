@@ -5,6 +5,7 @@ may have been changed by anyone: JSON is bounded, of values of other kinds only
 a printable text is shown, and paths of files are left out.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -139,9 +140,10 @@ class Gallery:
       for entry in entries:
         shown = entry.name.isprintable() and entry.name[0] != "."
         if shown and entry.name.endswith((SUFFIX, ".json")):
-          status = entry.stat(follow_symlinks=False)
-          if stat.S_ISREG(status.st_mode):
-            found[entry.name] = status
+          with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+              found[entry.name] = status
     made = {}
     for name, status in found.items():
       recipe = found.get(f"{name.removesuffix(SUFFIX)}.json")
