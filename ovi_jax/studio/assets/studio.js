@@ -328,11 +328,11 @@ async function poll() {
 }
 
 function timeLeft(job) {
-  if (job.status === "queued") {
-    return job.position ? `place ${job.position} in the queue` : "next in the queue";
-  }
-  if (job.seconds_left === null) return "";
-  return `${Math.max(1, Math.round(job.seconds_left))} s left`;
+  const left = job.seconds_left === null ? ""
+    : `${Math.max(1, Math.round(job.seconds_left))} s left`;
+  if (job.status !== "queued") return left;
+  const place = job.position ? `place ${job.position} in the queue` : "next in the queue";
+  return left ? `${place}, ${left}` : place;
 }
 
 async function showJobs({ jobs, preview }) {
