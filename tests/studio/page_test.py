@@ -275,6 +275,7 @@ def test_a_clip_to_extend_is_accepted_and_made_again(engine, tmp_path):
   example = page._assets() / "examples/1.mp4"
   job = engine.submit(PROMPT, {"num_steps": 1}, {"extend": example})
   assert job.request.given == {"extend": "extend"}
+  assert job.seconds > probe.seconds(example)  # which is shown before
   engine.store.take()
   engine.store.finish(job.id, "longer.mp4", owns_clip=True)
   add_clip(tmp_path, "longer", {"prompt": PROMPT, "given": {"extend": {}}})
@@ -294,3 +295,4 @@ def test_the_small_ovi_extends_a_clip(pipeline, tmp_path):
   assert done.error is None and done.step == done.num_steps
   before, after = probe.seconds(example), probe.seconds(tmp_path / done.clip)
   assert after > 1.5 * before
+  assert done.seconds == pytest.approx(after, abs=0.1)

@@ -191,8 +191,15 @@ def test_every_file_of_a_clip_can_be_downloaded_and_no_path_is_in_it(
 
 
 def test_a_running_clip_has_progress_previews_and_can_be_cancelled(
-  client, engine, gate
+  client, engine, gate, monkeypatch
 ):
+  real = engine.pipeline.preview
+
+  def preview(*arguments):
+    gate.clear()  # no further step until the test goes on
+    return real(*arguments)
+
+  monkeypatch.setattr(engine.pipeline, "preview", preview)
   first, second = (
     client.post("/v1/videos", json=QUICK | {"num_steps": n}).json()
     for n in (900, 2)
@@ -208,13 +215,14 @@ def test_a_running_clip_has_progress_previews_and_can_be_cancelled(
     ]
   )
   gate.set()
-  next(job for job in engine.events(first["id"]) if job.step >= 8)
+  next(_ for _ in engine.events(first["id"]) if engine.preview(first["id"]))
   response = client.get(f"{at}/content", params={"variant": "preview"})
-  if engine.get(first["id"]).status == jobs.RUNNING:
-    assert response.content[4:8] == b"ftyp"
+  assert response.status_code == 200 and response.content[4:8] == b"ftyp"
+  assert int(response.headers["X-Step"]) % engine.preview_every == 0
   cancelled = client.post(f"{at}/cancel").json()
   assert cancelled["status"] == "failed"
   assert cancelled["error"]["code"] == "cancelled"
+  gate.set()
   assert engine.wait(second["id"], 60).status == jobs.FINISHED
   assert client.delete(at).json()["deleted"]
   problem(client.get(at), 404)
@@ -273,6 +281,8 @@ def test_malformed_requests_are_refused(client):
   problem(post("/v1/videos", data={"video": "x"}, files={"audio": b""}), 400)
   many = [("audio", (f"{n}.wav", b"x")) for n in range(9)]
   problem(post("/v1/videos", files=many), 400)
+  kind = {"Content-Type": "Application/JSON; charset=utf-8"}
+  problem(post("/v1/videos", content=b"{}", headers=kind), 400)
   problem(client.get("/v1/videos?limit=0"), 400)
   problem(client.get("/v1/videos?after=video_0"), 404)
   problem(client.get("/v1/nothing"), 404)
