@@ -6,8 +6,11 @@ import json
 import socket
 import wave
 
+import fastapi
 import httpx
 import pytest
+from fastapi import testclient
+from fastapi.middleware import cors
 from PIL import Image
 
 from ovi_jax.media import mp4
@@ -332,6 +335,23 @@ def test_other_hosts_and_origins_are_refused(client):
       problem(response, 403)
   problem(client.get("/v1/videos", headers={"Host": "evil.example"}), 403)
   assert client.get("/v1/videos", headers={"Host": "[::1]:8"}).is_success
+
+
+def test_pages_of_other_origins_cannot_read_answers():
+  app = fastapi.FastAPI()
+  app.add_middleware(
+    cors.CORSMiddleware, allow_origin_regex=".*", allow_credentials=True
+  )
+  headers = {"Origin": "http://evil.example"}
+  for given, is_open in (
+    (app, True),
+    (guard.Guard(app, hosts=(), max_body=1), False),
+  ):
+    client = testclient.TestClient(given, "http://localhost")
+    found = client.get("/openapi.json", headers=headers)
+    assert found.status_code == 200
+    names = [x for x in found.headers if x.startswith("access-control-")]
+    assert bool(names) == is_open
 
 
 def test_host_names_are_found_in_headers():
