@@ -206,12 +206,7 @@ class Functions:
 
   def cancel(self, id: Any) -> dict[str, Any]:
     """Cancel a job."""
-    try:
-      return _job(self.engine.cancel(_a_text(id, 200)))
-    except jobs.UnknownJobError:
-      raise ValueError(
-        "there is no such job; it may have been removed"
-      ) from None
+    return _job(self.engine.cancel(_a_text(id, 200)))
 
   def again(self, asked: Any) -> dict[str, Any]:
     """Make a clip of the gallery again, with another seed.
@@ -222,15 +217,7 @@ class Functions:
     clip = self.gallery.find(_field(asked, "name"))
     seed = {"seed": asked.get("seed")}
     if (job := self._made(clip)) is not None:
-      folder, request = self.engine.store.given_folder(job.id), job.request
-      given = {
-        name: folder / value if name in engines.FILES else value
-        for name, value in request.given.items()
-      }
-      settings = {**request.settings, **seed}
-      return _job(
-        self.engine.submit(request.prompt, settings, given, lora=request.lora)
-      )
+      return _job(self.engine.again(job.id, **seed))
     if not is_repeatable(clip):
       raise ValueError(
         "this clip was not made here, and of given files or LoRAs; give them"
@@ -347,6 +334,8 @@ def _answer(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
       return function(argument)
     except ValueError as error:
       return {"error": str(error)}
+    except jobs.UnknownJobError:
+      return {"error": "there is no such job; it may have been removed"}
     except jobs.StorageError as error:
       _log.error("not stored: %s", error)
       return {"error": "the server cannot store this now; try again later"}
