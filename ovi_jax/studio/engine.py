@@ -870,8 +870,11 @@ class Engine:
       rf"{re.escape(str(given))}[\\/]\w+[\\/]", "", said.replace("\n", " ")
     )
     weights = self.pipeline.components.weights
-    for root in (weights, self.store.folder):
-      said = said.replace(str(root) + os.sep, "").replace(str(root), "…")
+    roots = (weights, self.store.folder, self.adapters.folder)
+    for root in map(str, filter(None, roots)):
+      said = said.replace(root + os.sep, "")
+      if os.sep in root:  # others, such as `samples`, are words, too
+        said = said.replace(root, "…")
     said = _PATH.sub(lambda m: re.split(r"[\\/]", m[0].rstrip("\\/"))[-1], said)
     return untrusted.printable(" ".join(said.split()), _MAX_MESSAGE)
 

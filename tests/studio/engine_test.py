@@ -11,6 +11,7 @@ from PIL import Image
 
 from ovi_jax.media import mp4
 from ovi_jax.sampling import outputs
+from ovi_jax.studio import adapters
 from ovi_jax.studio import engine as engines
 from ovi_jax.studio import jobs
 from tests.lib import fake_sampling
@@ -191,6 +192,24 @@ def test_what_cannot_be_made_is_refused_in_one_line(
   assert engine.query() == []
   given_files = engine.store.folder / jobs.FOLDER / "given"
   assert not given_files.exists() or not list(given_files.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["samples", "."])
+def test_messages_lose_paths_and_no_words(pipe, tmp_path, monkeypatch, folder):
+  monkeypatch.chdir(tmp_path)
+  loras = tmp_path / "my loras"
+  loras.mkdir()
+  store = jobs.JobStore(folder)
+  engine = engines.Engine(pipe, store, adapters=adapters.Adapters(loras))
+  weights = pipe.components.weights
+  for said, shown in (
+    ("its sound has 1.5 samples a second", None),
+    (f"{loras}/a.safetensors: damaged", "a.safetensors: damaged"),
+    (f"{weights}/vae/a.json: damaged", "vae/a.json: damaged"),
+    (f"weights in {weights} have no tower", "weights in … have no tower"),
+  ):
+    assert engine.public_message(ValueError(said)) == (shown or said)
+  store.close()
 
 
 def test_only_so_many_clips_wait(make):
