@@ -133,6 +133,15 @@ class Gallery:
     """The mp4 of a clip; ValueError if there is none."""
     return self.folder / self.find(name).name
 
+  def latents(self, clip: Clip) -> pathlib.Path | None:
+    """The latents of a clip; `None` if they were not saved."""
+    path = outputs.latents_of(self.folder / clip.name)
+    try:
+      files.inside(self.folder, path.name)
+    except (OSError, ValueError):
+      return None
+    return pathlib.Path(path)
+
   def _versions(self) -> dict[str, tuple[str, float]]:
     """Version and time of each mp4 that has a JSON file beside it."""
     found: dict[str, os.stat_result] = {}

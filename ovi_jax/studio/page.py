@@ -253,7 +253,8 @@ class Functions:
     clips = []
     for clip in found[start : start + MAX_SHOWN]:
       repeatable = is_repeatable(clip) or self._made(clip) is not None
-      clips.append({**_clip(clip), "repeatable": repeatable})
+      has_latents = self.gallery.latents(clip) is not None
+      clips.append({**_clip(clip, has_latents), "repeatable": repeatable})
     return {"clips": clips, "total": len(found)}
 
 
@@ -478,7 +479,7 @@ def _job(job: jobs.Job) -> dict[str, Any]:
   }
 
 
-def _clip(clip: galleries.Clip) -> dict[str, Any]:
+def _clip(clip: galleries.Clip, has_latents: bool) -> dict[str, Any]:
   """A clip as the page shows it."""
   stem = parse.quote(clip.name.removesuffix(galleries.SUFFIX))
   return {
@@ -489,17 +490,24 @@ def _clip(clip: galleries.Clip) -> dict[str, Any]:
     "about": f"seed {clip.seed}",
     "source": f"{CLIPS}/{stem}{galleries.SUFFIX}?v={clip.version}",
     "recipe": f"{CLIPS}/{stem}.json",
+    "latents": f"{CLIPS}/{stem}.npz" if has_latents else "",
     "settings": clip.settings,
   }
 
 
 def _file(gallery: galleries.Gallery, name: str) -> responses.Response:
-  """A clip, or its recipe without paths."""
+  """A clip, its latents, or its recipe without paths."""
   stem, _, ending = name.rpartition(".")
   try:
     if ending == "json":
       clip = gallery.find(f"{stem}{galleries.SUFFIX}")
       return responses.JSONResponse(clip.recipe, headers=_HEADERS)
+    if ending == "npz":
+      latents = gallery.latents(gallery.find(f"{stem}{galleries.SUFFIX}"))
+      if latents is None:
+        raise ValueError("the latents of this clip were not saved")
+      kind = "application/octet-stream"
+      return responses.FileResponse(latents, media_type=kind, headers=_HEADERS)
     path = gallery.path(name)
   except ValueError as error:
     raise fastapi.HTTPException(404, str(error)) from error

@@ -181,6 +181,24 @@ def test_the_gallery_is_shown_in_parts(engine, tmp_path, monkeypatch):
     assert functions.list_clips(strange)["total"] == 3
 
 
+def test_saved_latents_can_be_downloaded(engine, tmp_path):
+  for name in ("saved", "plain", "link"):
+    add_clip(tmp_path, name, {"prompt": "A ball."})
+  (tmp_path / "saved.npz").write_bytes(b"PK")
+  (tmp_path / "link.npz").symlink_to("/etc/hostname")
+  functions = page.Functions(engine)
+  found = functions.list_clips()["clips"]
+  assert {clip["name"]: clip["latents"] for clip in found} == {
+    **{"saved.mp4": "/clips/saved.npz", "plain.mp4": "", "link.mp4": ""}
+  }
+  response = page._file(functions.gallery, "saved.npz")
+  assert isinstance(response, fastapi.responses.FileResponse)
+  assert response.path == tmp_path / "saved.npz"
+  for name in ("plain.npz", "link.npz", "none.npz"):
+    with pytest.raises(fastapi.HTTPException):
+      page._file(functions.gallery, name)
+
+
 def test_browsers_are_asked_for_the_key(engine):
   with testclient.TestClient(mounted(engine, "s3cret")) as client:
     for path in ("/", "/studio/", "/clips/a.mp4", "/other"):
