@@ -4,6 +4,7 @@ IMAGE is float [B, H, W, C] in [0, 1], AUDIO a dict of `waveform` [B, C, A] and
 `sample_rate`, VIDEO one of ComfyUI's video objects.
 """
 
+import contextlib
 import io
 import os
 import pathlib
@@ -171,7 +172,8 @@ def _wait(client: clients.Client, found: dict[str, Any]) -> bytes:
       time.sleep(POLL)
       found = client.get(found["id"])
   except BaseException:
-    client.cancel(found["id"])
+    with contextlib.suppress(clients.ServiceError):
+      client.cancel(found["id"])
     raise
   if found["status"] != "completed":
     raise clients.ServiceError(found["error"]["message"])

@@ -218,6 +218,8 @@ class Engine:
     self.adapters = adapters or adapters_lib.Adapters()
     outputs.check_directory(store.folder)
     self._validating = threading.Lock()  # decoded pictures are large
+    # No clip is deleted between being found and being given to a job.
+    self._clips = threading.Lock()
     self._wake, self._closing = threading.Event(), threading.Event()
     # Guards what follows; notified of every change of a job.
     self._changed = threading.Condition()
@@ -317,7 +319,7 @@ class Engine:
         num_steps=chosen.num_steps,
         height=height,
         width=width,
-        seconds=planned.clip.frames / geometry.FPS,
+        seconds=_seconds(planned),
       )
       stack.pop_all()
     self._wake.set()
@@ -455,8 +457,9 @@ class Engine:
       jobs.UnknownJobError: there is none of this id.
     """
     self.cancel(id)
-    if clip := self.store.delete(id):
-      self._remove_clip(self.store.folder / clip)
+    with self._clips:
+      if clip := self.store.delete(id):
+        self._remove_clip(self.store.folder / clip)
     self._notify()
 
   def preview(self, id: str) -> previews.Preview | None:
@@ -641,6 +644,8 @@ class Engine:
     for job in taken:
       try:
         planned = self._prepared(job, [x.clip.path for x in ready.values()])
+      except jobs.StorageError:
+        raise  # the jobs are queued again once that can be stored
       except Exception as error:  # of this job alone
         self._fail(job.id, error)
         continue
@@ -663,6 +668,17 @@ class Engine:
       self._applied_lora = request.lora
     folder = self.store.given_folder(job.id)
     clip, settings = self._plan(request, folder)
+    with self._clips:
+      return self._claimed(job.id, clip, settings, reserved)
+
+  def _claimed(
+    self,
+    id: str,
+    clip: planning.Job,
+    settings: settings_lib.Settings,
+    reserved: Sequence[Any],
+  ) -> _Planned | None:
+    """Choose the name of a planned clip, see `_prepared`."""
     recipe = self._relative(clip.recipe)
     for number in itertools.count(1):
       path = clip.path
@@ -670,7 +686,7 @@ class Engine:
         path = path.with_name(f"{path.stem}_{number}{path.suffix}")
       if path in reserved:
         # The same clip, or one of the same name; see when that one is there.
-        self.store.put_back(job.id)
+        self.store.put_back(id)
         return None
       beside = [outputs.latents_of(path)] if self.save_latents else []
       try:
@@ -678,17 +694,15 @@ class Engine:
       except ValueError:  # another clip has this name
         continue
       # Written by this job before its process was killed, maybe.
-      owns_clip = self.store.has_claimed(job.id, path.name)
+      owns_clip = self.store.has_claimed(id, path.name)
       if complete:
-        self.store.finish(job.id, path.name, owns_clip=owns_clip)
+        self.store.finish(id, path.name, owns_clip=owns_clip)
         return None
       if not path.exists():
-        self.store.claim(job.id, path.name)
+        self.store.claim(id, path.name)
         owns_clip = True
       clip = dataclasses.replace(clip, path=path, recipe=recipe)
-      return _Planned(
-        id=job.id, clip=clip, settings=settings, owns_clip=owns_clip
-      )
+      return _Planned(id=id, clip=clip, settings=settings, owns_clip=owns_clip)
     raise AssertionError
 
   def _relative(self, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -723,6 +737,8 @@ class Engine:
         self._write(planned, made)
       except (denoise.CancelledError, _ClosedError):
         raise  # a clip in windows is denoised while it is written
+      except jobs.StorageError:
+        raise  # the clip is there, and found when its job is taken again
       except Exception as error:  # of this job alone
         self._fail(planned.id, error)
 
@@ -736,6 +752,8 @@ class Engine:
     except _ClosedError:
       for planned in batch:
         self.store.put_back(planned.id)
+    except jobs.StorageError:
+      raise
     except Exception as error:  # jobs that come after these can be made
       if len(batch) == 1:
         self._fail(batch[0].id, error)
@@ -786,7 +804,7 @@ class Engine:
     """Make a preview."""
     try:
       preview = self.pipeline.preview(progress, row)
-    except ValueError as error:
+    except Exception as error:  # no memory for it; the clip can be made
       _log.warning("no preview of %s: %s", planned.id, error)
       return
     with self._changed:
@@ -852,8 +870,11 @@ class Engine:
       rf"{re.escape(str(given))}[\\/]\w+[\\/]", "", said.replace("\n", " ")
     )
     weights = self.pipeline.components.weights
-    for root in (weights, self.store.folder):
-      said = said.replace(str(root) + os.sep, "").replace(str(root), "…")
+    roots = (weights, self.store.folder, self.adapters.folder)
+    for root in map(str, filter(None, roots)):
+      said = said.replace(root + os.sep, "")
+      if os.sep in root:  # others, such as `samples`, are words, too
+        said = said.replace(root, "…")
     said = _PATH.sub(lambda m: re.split(r"[\\/]", m[0].rstrip("\\/"))[-1], said)
     return untrusted.printable(" ".join(said.split()), _MAX_MESSAGE)
 
@@ -898,6 +919,12 @@ def _copy_file(
         written.write(part)
   except FileNotFoundError as error:
     raise ValueError(f"{name}: there is no such file") from error
+
+
+def _seconds(planned: planning.Job) -> float:
+  """Length of a clip, with what is shown of an extended file before it."""
+  before = planned.extended.start if planned.extended else 0.0
+  return before + planned.clip.frames / geometry.FPS
 
 
 def _batch_key(request: jobs.ClipRequest, planned: planning.Job) -> str:

@@ -5,6 +5,7 @@ may have been changed by anyone: JSON is bounded, of values of other kinds only
 a printable text is shown, and paths of files are left out.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -132,6 +133,15 @@ class Gallery:
     """The mp4 of a clip; ValueError if there is none."""
     return self.folder / self.find(name).name
 
+  def latents(self, clip: Clip) -> pathlib.Path | None:
+    """The latents of a clip; `None` if they were not saved."""
+    path = outputs.latents_of(self.folder / clip.name)
+    try:
+      files.inside(self.folder, path.name)
+    except (OSError, ValueError):
+      return None
+    return pathlib.Path(path)
+
   def _versions(self) -> dict[str, tuple[str, float]]:
     """Version and time of each mp4 that has a JSON file beside it."""
     found: dict[str, os.stat_result] = {}
@@ -139,9 +149,10 @@ class Gallery:
       for entry in entries:
         shown = entry.name.isprintable() and entry.name[0] != "."
         if shown and entry.name.endswith((SUFFIX, ".json")):
-          status = entry.stat(follow_symlinks=False)
-          if stat.S_ISREG(status.st_mode):
-            found[entry.name] = status
+          with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+              found[entry.name] = status
     made = {}
     for name, status in found.items():
       recipe = found.get(f"{name.removesuffix(SUFFIX)}.json")

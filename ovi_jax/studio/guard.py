@@ -1,9 +1,10 @@
 """What every request to the server passes: its host, origin and size.
 
 A page of another origin can make a browser send requests to this machine. It
-cannot read the answers, since no CORS headers are sent. `Guard` refuses those
-that change something (CSRF), and those that name a host that is not served (DNS
-rebinding). Bodies are bounded while they arrive, whatever their header says.
+cannot read the answers, since no CORS headers are sent: those that Gradio adds
+are left out. `Guard` refuses requests that change something (CSRF), and those
+that name a host that is not served (DNS rebinding). Bodies are bounded while
+they arrive, whatever their header says.
 """
 
 import http
@@ -61,7 +62,12 @@ class Guard:
 
     async def send_with_headers(message: Any) -> None:
       if message["type"] == "http.response.start":
-        message = {**message, "headers": [*message["headers"], *_HEADERS]}
+        kept = [
+          (name, value)
+          for name, value in message["headers"]
+          if not name.lower().startswith(b"access-control-")
+        ]
+        message = {**message, "headers": [*kept, *_HEADERS]}
       await send(message)
 
     await self._app(scope, bounded, send_with_headers)

@@ -206,12 +206,7 @@ class Functions:
 
   def cancel(self, id: Any) -> dict[str, Any]:
     """Cancel a job."""
-    try:
-      return _job(self.engine.cancel(_a_text(id, 200)))
-    except jobs.UnknownJobError:
-      raise ValueError(
-        "there is no such job; it may have been removed"
-      ) from None
+    return _job(self.engine.cancel(_a_text(id, 200)))
 
   def again(self, asked: Any) -> dict[str, Any]:
     """Make a clip of the gallery again, with another seed.
@@ -222,15 +217,7 @@ class Functions:
     clip = self.gallery.find(_field(asked, "name"))
     seed = {"seed": asked.get("seed")}
     if (job := self._made(clip)) is not None:
-      folder, request = self.engine.store.given_folder(job.id), job.request
-      given = {
-        name: folder / value if name in engines.FILES else value
-        for name, value in request.given.items()
-      }
-      settings = {**request.settings, **seed}
-      return _job(
-        self.engine.submit(request.prompt, settings, given, lora=request.lora)
-      )
+      return _job(self.engine.again(job.id, **seed))
     if not is_repeatable(clip):
       raise ValueError(
         "this clip was not made here, and of given files or LoRAs; give them"
@@ -266,7 +253,8 @@ class Functions:
     clips = []
     for clip in found[start : start + MAX_SHOWN]:
       repeatable = is_repeatable(clip) or self._made(clip) is not None
-      clips.append({**_clip(clip), "repeatable": repeatable})
+      has_latents = self.gallery.latents(clip) is not None
+      clips.append({**_clip(clip, has_latents), "repeatable": repeatable})
     return {"clips": clips, "total": len(found)}
 
 
@@ -347,6 +335,8 @@ def _answer(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
       return function(argument)
     except ValueError as error:
       return {"error": str(error)}
+    except jobs.UnknownJobError:
+      return {"error": "there is no such job; it may have been removed"}
     except jobs.StorageError as error:
       _log.error("not stored: %s", error)
       return {"error": "the server cannot store this now; try again later"}
@@ -489,7 +479,7 @@ def _job(job: jobs.Job) -> dict[str, Any]:
   }
 
 
-def _clip(clip: galleries.Clip) -> dict[str, Any]:
+def _clip(clip: galleries.Clip, has_latents: bool) -> dict[str, Any]:
   """A clip as the page shows it."""
   stem = parse.quote(clip.name.removesuffix(galleries.SUFFIX))
   return {
@@ -500,17 +490,24 @@ def _clip(clip: galleries.Clip) -> dict[str, Any]:
     "about": f"seed {clip.seed}",
     "source": f"{CLIPS}/{stem}{galleries.SUFFIX}?v={clip.version}",
     "recipe": f"{CLIPS}/{stem}.json",
+    "latents": f"{CLIPS}/{stem}.npz" if has_latents else "",
     "settings": clip.settings,
   }
 
 
 def _file(gallery: galleries.Gallery, name: str) -> responses.Response:
-  """A clip, or its recipe without paths."""
+  """A clip, its latents, or its recipe without paths."""
   stem, _, ending = name.rpartition(".")
   try:
     if ending == "json":
       clip = gallery.find(f"{stem}{galleries.SUFFIX}")
       return responses.JSONResponse(clip.recipe, headers=_HEADERS)
+    if ending == "npz":
+      latents = gallery.latents(gallery.find(f"{stem}{galleries.SUFFIX}"))
+      if latents is None:
+        raise ValueError("the latents of this clip were not saved")
+      kind = "application/octet-stream"
+      return responses.FileResponse(latents, media_type=kind, headers=_HEADERS)
     path = gallery.path(name)
   except ValueError as error:
     raise fastapi.HTTPException(404, str(error)) from error

@@ -152,6 +152,7 @@ def _add_videos(router: fastapi.APIRouter, engine: engines.Engine) -> None:
   async def create_video(request: fastapi.Request) -> schema.Video:
     """Queue a clip."""
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip()
+    kind = kind.lower()
     if kind == "application/json":
       asked = schema.parse(await _json(request))
       given = asked.given()

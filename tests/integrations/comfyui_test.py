@@ -214,6 +214,19 @@ def test_the_interrupt_button_cancels_the_clip(nodes, comfy, served):
   gate.set()
 
 
+def test_an_interrupt_is_shown_though_the_service_has_ended(nodes, comfy):
+  module = nodes["OviVideo"].make.__globals__
+  clients = module["clients"]
+
+  class Client:
+    def cancel(self, id):
+      raise clients.ServiceError("does not answer")
+
+  comfy.interrupted = True
+  with pytest.raises(Interrupted):
+    module["_wait"](Client(), {"id": "", "status": "queued", "progress": 0})
+
+
 def test_errors_of_the_service_are_shown(nodes, comfy, served):
   _, address = served
   node = nodes["OviVideo"]()

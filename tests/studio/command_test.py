@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -61,6 +62,7 @@ def test_a_clip_of_the_service_is_one_of_sample_py(tmp_path, log_lines):
     at = f"/v1/videos/{asked.json()['id']}"
     while (found := client.get(at).json())["status"] != "completed":
       assert found["status"] in ("queued", "in_progress"), found
+      time.sleep(0.1)
     content = client.get(f"{at}/content").content
   assert not [line for line in printed if "Traceback" in line]
   path = tmp_path / "clips" / found["file_name"]

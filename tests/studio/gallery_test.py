@@ -1,5 +1,6 @@
 """The clips of a folder: what is found, searched and shown of hostile files."""
 
+import contextlib
 import json
 import os
 
@@ -50,6 +51,25 @@ def test_no_path_of_the_server_is_kept(tmp_path):
   (clip,) = galleries.Gallery(tmp_path).clips()
   said = json.dumps([clip.recipe, clip.settings])
   assert "cd" in said and "secret" not in said and "/home" not in said
+
+
+def test_files_that_are_deleted_while_a_folder_is_read_are_left_out(
+  tmp_path, monkeypatch
+):
+  add(tmp_path, "clip")
+  add(tmp_path, "gone")
+  real = os.scandir
+
+  @contextlib.contextmanager
+  def scandir(folder):
+    with real(folder) as entries:
+      found = list(entries)
+    (tmp_path / "gone.json").unlink()
+    yield found
+
+  monkeypatch.setattr(os, "scandir", scandir)
+  gallery = galleries.Gallery(tmp_path)
+  assert [clip.name for clip in gallery.clips()] == ["clip.mp4"]
 
 
 def test_a_search_finds_clips_with_all_words(tmp_path):

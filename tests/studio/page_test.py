@@ -111,8 +111,8 @@ def test_jobs_are_followed_with_place_step_and_error(engine):
   assert len(functions.live(["unknown"])["jobs"]) == 1
   for strange in (None, 3, [], {"job": 5}, "a", [None, 3]):
     assert len(functions.live(strange)["jobs"]) == 1
-  with pytest.raises(ValueError, match="no such job"):
-    functions.cancel("unknown")
+  refused = page._answer(functions.cancel)("unknown")
+  assert refused == {"error": "there is no such job; it may have been removed"}
 
 
 def test_the_step_of_the_latest_preview_is_told(engine, monkeypatch):
@@ -179,6 +179,24 @@ def test_the_gallery_is_shown_in_parts(engine, tmp_path, monkeypatch):
   assert one["prompt"] == "ball 1" and "/a%20%231%25.mp4?v=" in one["source"]
   for strange in ({"start": "x"}, {"start": -5}, {"query": 3}, [], 7):
     assert functions.list_clips(strange)["total"] == 3
+
+
+def test_saved_latents_can_be_downloaded(engine, tmp_path):
+  for name in ("saved", "plain", "link"):
+    add_clip(tmp_path, name, {"prompt": "A ball."})
+  (tmp_path / "saved.npz").write_bytes(b"PK")
+  (tmp_path / "link.npz").symlink_to("/etc/hostname")
+  functions = page.Functions(engine)
+  found = functions.list_clips()["clips"]
+  assert {clip["name"]: clip["latents"] for clip in found} == {
+    **{"saved.mp4": "/clips/saved.npz", "plain.mp4": "", "link.mp4": ""}
+  }
+  response = page._file(functions.gallery, "saved.npz")
+  assert isinstance(response, fastapi.responses.FileResponse)
+  assert response.path == tmp_path / "saved.npz"
+  for name in ("plain.npz", "link.npz", "none.npz"):
+    with pytest.raises(fastapi.HTTPException):
+      page._file(functions.gallery, name)
 
 
 def test_browsers_are_asked_for_the_key(engine):
@@ -275,6 +293,7 @@ def test_a_clip_to_extend_is_accepted_and_made_again(engine, tmp_path):
   example = page._assets() / "examples/1.mp4"
   job = engine.submit(PROMPT, {"num_steps": 1}, {"extend": example})
   assert job.request.given == {"extend": "extend"}
+  assert job.seconds > probe.seconds(example)  # which is shown before
   engine.store.take()
   engine.store.finish(job.id, "longer.mp4", owns_clip=True)
   add_clip(tmp_path, "longer", {"prompt": PROMPT, "given": {"extend": {}}})
@@ -294,3 +313,4 @@ def test_the_small_ovi_extends_a_clip(pipeline, tmp_path):
   assert done.error is None and done.step == done.num_steps
   before, after = probe.seconds(example), probe.seconds(tmp_path / done.clip)
   assert after > 1.5 * before
+  assert done.seconds == pytest.approx(after, abs=0.1)

@@ -6,8 +6,11 @@ import json
 import socket
 import wave
 
+import fastapi
 import httpx
 import pytest
+from fastapi import testclient
+from fastapi.middleware import cors
 from PIL import Image
 
 from ovi_jax.media import mp4
@@ -191,8 +194,15 @@ def test_every_file_of_a_clip_can_be_downloaded_and_no_path_is_in_it(
 
 
 def test_a_running_clip_has_progress_previews_and_can_be_cancelled(
-  client, engine, gate
+  client, engine, gate, monkeypatch
 ):
+  real = engine.pipeline.preview
+
+  def preview(*arguments):
+    gate.clear()  # no further step until the test goes on
+    return real(*arguments)
+
+  monkeypatch.setattr(engine.pipeline, "preview", preview)
   first, second = (
     client.post("/v1/videos", json=QUICK | {"num_steps": n}).json()
     for n in (900, 2)
@@ -208,13 +218,14 @@ def test_a_running_clip_has_progress_previews_and_can_be_cancelled(
     ]
   )
   gate.set()
-  next(job for job in engine.events(first["id"]) if job.step >= 8)
+  next(_ for _ in engine.events(first["id"]) if engine.preview(first["id"]))
   response = client.get(f"{at}/content", params={"variant": "preview"})
-  if engine.get(first["id"]).status == jobs.RUNNING:
-    assert response.content[4:8] == b"ftyp"
+  assert response.status_code == 200 and response.content[4:8] == b"ftyp"
+  assert int(response.headers["X-Step"]) % engine.preview_every == 0
   cancelled = client.post(f"{at}/cancel").json()
   assert cancelled["status"] == "failed"
   assert cancelled["error"]["code"] == "cancelled"
+  gate.set()
   assert engine.wait(second["id"], 60).status == jobs.FINISHED
   assert client.delete(at).json()["deleted"]
   problem(client.get(at), 404)
@@ -273,6 +284,8 @@ def test_malformed_requests_are_refused(client):
   problem(post("/v1/videos", data={"video": "x"}, files={"audio": b""}), 400)
   many = [("audio", (f"{n}.wav", b"x")) for n in range(9)]
   problem(post("/v1/videos", files=many), 400)
+  kind = {"Content-Type": "Application/JSON; charset=utf-8"}
+  problem(post("/v1/videos", content=b"{}", headers=kind), 400)
   problem(client.get("/v1/videos?limit=0"), 400)
   problem(client.get("/v1/videos?after=video_0"), 404)
   problem(client.get("/v1/nothing"), 404)
@@ -322,6 +335,23 @@ def test_other_hosts_and_origins_are_refused(client):
       problem(response, 403)
   problem(client.get("/v1/videos", headers={"Host": "evil.example"}), 403)
   assert client.get("/v1/videos", headers={"Host": "[::1]:8"}).is_success
+
+
+def test_pages_of_other_origins_cannot_read_answers():
+  app = fastapi.FastAPI()
+  app.add_middleware(
+    cors.CORSMiddleware, allow_origin_regex=".*", allow_credentials=True
+  )
+  headers = {"Origin": "http://evil.example"}
+  for given, is_open in (
+    (app, True),
+    (guard.Guard(app, hosts=(), max_body=1), False),
+  ):
+    client = testclient.TestClient(given, "http://localhost")
+    found = client.get("/openapi.json", headers=headers)
+    assert found.status_code == 200
+    names = [x for x in found.headers if x.startswith("access-control-")]
+    assert bool(names) == is_open
 
 
 def test_host_names_are_found_in_headers():

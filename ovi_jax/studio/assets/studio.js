@@ -328,11 +328,11 @@ async function poll() {
 }
 
 function timeLeft(job) {
-  if (job.status === "queued") {
-    return job.position ? `place ${job.position} in the queue` : "next in the queue";
-  }
-  if (job.seconds_left === null) return "";
-  return `${Math.max(1, Math.round(job.seconds_left))} s left`;
+  const left = job.seconds_left === null ? ""
+    : `${Math.max(1, Math.round(job.seconds_left))} s left`;
+  if (job.status !== "queued") return left;
+  const place = job.position ? `place ${job.position} in the queue` : "next in the queue";
+  return left ? `${place}, ${left}` : place;
 }
 
 async function showJobs({ jobs, preview }) {
@@ -404,7 +404,7 @@ function showProgress(job, preview) {
   if (!state.preview) $("player").hidden = true;
   if (preview > state.preview) {
     state.preview = preview;
-    showPreview(job.id);
+    showPreview(job.id).catch(() => {});  // the next one comes soon
   }
 }
 
@@ -434,9 +434,11 @@ async function ended(job) {
   state.job = "";
   state.preview = 0;
   if (job.status === "finished") {
-    show((await call("list_clips", { name: job.clip })).clips[0]);
-    say("");
-    announce("The clip is ready.");
+    try {
+      show((await call("list_clips", { name: job.clip })).clips[0]);
+      say("");
+      announce("The clip is ready.");
+    } catch (error) { say(error.message); }
     return;
   }
   $("live").hidden = $("player").hidden = true;
@@ -542,6 +544,8 @@ function show(clip) {
   $("player").hidden = $("result").hidden = false;
   $("get-mp4").href = clip.source;
   $("get-json").href = clip.recipe;
+  $("get-latents").href = clip.latents;
+  $("get-latents").hidden = !clip.latents;
   $("again").disabled = $("vary").disabled = !clip.repeatable;
   $("settings").replaceChildren(...clip.settings.map(([name, value]) => make(
     "div", { className: value.length > 40 ? "wide" : "" },
