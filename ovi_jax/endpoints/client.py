@@ -342,7 +342,7 @@ class Client(Generic[T]):
       return _Failure(text=text, no_connection=isinstance(error, kinds))
     if status == 200:
       return self._parse_body(body)
-    message = body.decode(errors="replace").strip()
+    message = body[:_MAX_BODY_SHOWN].decode(errors="replace").strip()
     text = self._safe_text(f"status {status}: {message}")
     if status in _RETRYABLE or status >= 500:
       wait = _retry_after(headers)
@@ -362,12 +362,12 @@ class Client(Generic[T]):
     """Status, headers and body; the body is limited in size."""
     url = f"{self._settings.url.rstrip('/')}/{self._route.path}"
     async with self._http.stream("POST", url, content=request) as response:
-      body = b""
+      body = bytearray()
       async for part in response.aiter_bytes():
         body += part
         if len(body) > self._route.max_bytes:
           break
-      return response.status_code, response.headers, body
+      return response.status_code, response.headers, bytes(body)
 
   def _parse_body(self, body: bytes) -> T | _Failure:
     """Parse the body of a status 200."""

@@ -162,7 +162,9 @@ def _pattern(key: str) -> re.Pattern[str]:
   characters; hexadecimal; base64 at any offset.
   """
   pairs = [f"{byte:02x}" for byte in key.encode()]
-  ways = [_BETWEEN.join(map(_character, key)), _BETWEEN_BYTES.join(pairs)]
+  # Not from within backslashes: a run of n would be tried n times.
+  plain = rf"(?<!\\){_BETWEEN.join(map(_character, key))}"
+  ways = [plain, _BETWEEN_BYTES.join(pairs)]
   for before in range(3):
     encoded = base64.b64encode(b"\0" * before + key.encode()).decode()
     # Omit characters that also encode neighbouring bytes.
@@ -179,7 +181,7 @@ def _character(character: str) -> str:
   forms = [
     re.escape(character),
     f"%(?:25)*{code:02x}",
-    rf"\\+u00{code:02x}",
+    rf"(?<=\\)u00{code:02x}",
     f"&(?:amp;)*#0*{code};?",
     f"&(?:amp;)*#x0*{code:x};?",
   ]

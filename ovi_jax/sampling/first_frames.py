@@ -15,10 +15,13 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Coroutine
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any
+from typing import TypeVar
 
 from ovi_jax import files
 from ovi_jax import geometry
@@ -32,6 +35,7 @@ from ovi_jax.sampling import requests as requests_lib
 from ovi_jax.sampling import windows
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 FOLDER = "first_frames"
 _MAX_BYTES = 64 << 20  # of a response: a picture of 48 MB as base64
 # Fields that not every endpoint knows; left out if it names them in an error.
@@ -179,8 +183,11 @@ def _needs_one(request: requests_lib.Request) -> bool:
 
 
 def _prompt_of(request: requests_lib.Request) -> str:
-  first, *_ = windows.split_prompt(request.prompt)
-  return prompts.picture(first)
+  """The prompt of its picture: of several windows, that of the first."""
+  text = request.prompt
+  if request.seconds is not None:
+    text = windows.split_prompt(text)[0]
+  return prompts.picture(text)
 
 
 def fetch(
@@ -238,7 +245,7 @@ def fetch(
   failed: dict[_Wanted, str] = {}
   if missing:
     _log.info("asking %s for %d first frames", endpoint.url, len(missing))
-    failed = asyncio.run(_ask(endpoint, key, missing, folder, clock))
+    failed = _run(_ask(endpoint, key, missing, folder, clock))
   if failed:
     place = next(n for n, each in wanted.items() if each in failed)
     raise ValueError(
@@ -270,6 +277,16 @@ def _find(folder: storage.AnyPath, wanted: _Wanted) -> storage.AnyPath | None:
   return next((path for path in paths if path.is_file()), None)
 
 
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+  """Its result; also where an event loop runs, as in a notebook."""
+  try:
+    asyncio.get_running_loop()
+  except RuntimeError:
+    return asyncio.run(coroutine)
+  with futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(asyncio.run, coroutine).result()
+
+
 async def _ask(
   endpoint: Endpoint,
   key: str,
@@ -298,9 +315,12 @@ async def _ask(
           said = client.redaction.text(str(error))
           failed[each] = untrusted.printable(said, 500)
 
-    async with asyncio.TaskGroup() as tasks:
-      for _ in range(min(_CONCURRENCY, len(missing))):
-        tasks.create_task(work())
+    try:
+      async with asyncio.TaskGroup() as tasks:
+        for _ in range(min(_CONCURRENCY, len(missing))):
+          tasks.create_task(work())
+    except ExceptionGroup as group:
+      raise group.exceptions[0] from None  # the folder cannot be written
   return failed
 
 
@@ -309,13 +329,15 @@ async def _send(
 ) -> bytes:
   """A picture; fields that the endpoint rejects are left out from then on."""
   while True:
+    # Another request may drop fields while this one is answered.
+    left_out = tuple(dropped)
     try:
-      return await client.send(wanted.body(dropped))
+      return await client.send(wanted.body(left_out))
     except clients.RequestRejected as error:
-      named = [f for f in _OPTIONAL if f in str(error) and f not in dropped]
+      named = [f for f in _OPTIONAL if f in str(error) and f not in left_out]
       if not named:
         raise
-      dropped += named
+      dropped += [f for f in named if f not in dropped]
 
 
 def _keep(folder: storage.AnyPath, wanted: _Wanted, content: bytes) -> None:

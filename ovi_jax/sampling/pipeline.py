@@ -314,8 +314,9 @@ class Pipeline:
 
     Args:
       prompt: what to see, say and hear; or several. Prompts that are equal are
-        made once. In the place of one, a sequence has a prompt for each window
-        of a long clip, as has a text with `|` between them.
+        made once. With `seconds` or `extend`, a sequence in the place of one
+        has a prompt for each window of a long clip, as has a text with `|`
+        between them.
       image: picture of the first frame, for all prompts, as all files.
       last_image: picture of the last frame.
       video: file whose picture is given; its sound is generated.
@@ -356,7 +357,9 @@ class Pipeline:
     recommended = planning.recommended_of(components)
     chosen = settings_lib.Settings.from_overrides(settings, recommended)
     one = isinstance(prompt, str)
-    asked = [prompt] if isinstance(prompt, str) else prompt
+    asked = [prompt] if isinstance(prompt, str) else list(prompt)
+    if seconds is None and extend is None:
+      windows_lib.check_one_prompt(asked)
     requests = [
       dataclasses.replace(request, index=number)
       for number, text in enumerate(asked, 1)

@@ -26,6 +26,7 @@ Memory is that of a window, whatever the number of windows.
 
 import dataclasses
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -90,6 +91,20 @@ def joined_prompt(prompts_of: str | Sequence[str]) -> str:
   return f" {SEPARATOR} ".join(prompts_of)
 
 
+def check_one_prompt(clips: Iterable[str | Sequence[str]]) -> None:
+  """Check that no clip has prompts for several windows.
+
+  Raises:
+    ValueError: one has.
+  """
+  for given in clips:
+    if not isinstance(given, str) and len(given) > 1:
+      raise ValueError(
+        f"{len(given)} prompts for the windows of a clip, whose length is not"
+        " given; add seconds, or extend"
+      )
+
+
 def plan(
   latent_frames: int, window: geometry.Clip, overlap: int, given: int = 0
 ) -> tuple[Window, ...]:
@@ -110,7 +125,7 @@ def plan(
     ValueError: windows would have nothing but the overlap.
   """
   length = window.latent_frames
-  if latent_frames > length <= overlap:
+  if (latent_frames > length <= overlap) or given >= length:
     raise ValueError(
       f"window_overlap must be less than the {length} latent frames of a"
       f" window, got {overlap}"

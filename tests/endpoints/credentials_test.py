@@ -82,6 +82,15 @@ def test_a_placeholder_is_not_a_secret(key):
   assert credentials.Redaction(key).text("an empty room") == "an empty room"
 
 
+@pytest.mark.parametrize("start", ["", KEY[0], "73"])
+@pytest.mark.parametrize("part", ["\\", "&amp;", "%25", "\\u00", "\\x", " "])
+def test_long_runs_of_escapes_take_linear_time(start, part):
+  """With cubic time, this would take days."""
+  text = start + part * 2**15
+  assert credentials.Redaction(KEY).text(text) == text
+  assert credentials.Redaction(KEY).text(text + KEY).endswith("[key]")
+
+
 def test_the_repr_of_a_redaction_hides_its_key():
   redact = credentials.Redaction(KEY)
   assert KEY not in repr(redact)

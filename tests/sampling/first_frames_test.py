@@ -1,8 +1,11 @@
 """First frames from an endpoint that is there, slow, wrong, rude or gone."""
 
+import asyncio
 import dataclasses
+import errno
 import json
 import pathlib
+import threading
 from typing import Any
 
 import pytest
@@ -98,6 +101,58 @@ def test_fields_that_an_endpoint_does_not_know_are_left_out(tmp_path):
     (found,) = fetch(url, tmp_path)
   assert found.image is not None and "size" in bodies[-1]
   assert len(bodies) == 3
+
+
+def test_requests_that_are_rejected_at_once_are_all_sent_again(tmp_path):
+  both = threading.Barrier(2, timeout=30)
+
+  def script(body):
+    if "seed" in body:
+      both.wait()  # neither is rejected before the other is sent
+      return 400, {"error": {"message": "Unknown parameter: 'seed'."}}
+    return image_server.picture(body)
+
+  with image_server.serving(script) as (url, bodies):
+    found = fetch(url, tmp_path, BALL, "A lamp")
+  assert len(bodies) == 4 and all(request.image for request in found)
+
+
+def test_a_prompt_is_cut_at_a_bar_only_for_windows(tmp_path):
+  with image_server.serving() as (url, bodies):
+    fetch(url, tmp_path, "A red|blue ball || a lamp")
+    values = {"seed": 7, "samples_per_prompt": 1, "size": (64, 96)}
+    first_frames.fetch(
+      requests.from_prompt("A ball | A lamp", seconds=20.0),
+      first_frames.Endpoint(url=url),
+      tmp_path,
+      area=6144,
+      **values,
+    )
+  asked = [body["prompt"] for body in bodies]
+  assert asked == ["A red|blue ball || a lamp", "A ball"]
+
+
+def test_pictures_are_fetched_where_an_event_loop_runs(tmp_path):
+  """As in a notebook."""
+
+  async def cell(url):
+    return fetch(url, tmp_path)
+
+  with image_server.serving() as (url, _):
+    (found,) = asyncio.run(cell(url))
+  assert found.image is not None
+
+
+def test_a_folder_that_cannot_be_written_is_an_oserror(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "no space left", str(tmp_path))
+
+  monkeypatch.setattr(first_frames, "_keep", full)
+  with (
+    image_server.serving() as (url, _),
+    pytest.raises(OSError, match="no space left"),
+  ):
+    fetch(url, tmp_path, BALL, "A lamp")
 
 
 @pytest.mark.parametrize(

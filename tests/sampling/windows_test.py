@@ -66,6 +66,8 @@ def test_a_window_needs_more_than_the_overlap():
   with pytest.raises(ValueError, match="less than the 31 latent frames"):
     windows.plan(32, FIVE, 31)
   assert len(windows.plan(31, FIVE, 31)) == 1
+  with pytest.raises(ValueError, match="less than the 31 latent frames"):
+    windows.plan(31, FIVE, 31, given=31)
 
 
 def test_a_prompt_is_split_at_bars():
@@ -279,6 +281,12 @@ def folder(tmp_path_factory) -> pathlib.Path:
       {"seconds": 20, "window_overlap": 40},
       "window_overlap must be less than the 31 latent frames of a window",
     ),
+    (
+      "a",
+      {"extend": "clip.mp4", "window_seconds": 1},
+      "window_overlap must be less than the 7 latent frames of a window",
+    ),
+    (["a", ("b", "c")], {}, "2 prompts for the windows .*add seconds, or ext"),
     ("a", {"seconds": 20, "noise": "none.npz"}, "noise: a file is of clips of"),
   ],
 )
