@@ -11,6 +11,7 @@ import threading
 import types
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 from typing import NoReturn
 
@@ -118,16 +119,20 @@ def _no_tpu() -> NoReturn:
 
 
 def run(
-  main: Callable[[], Any], *, hint: str = "", **subcommands: Callable[[], Any]
+  main: Callable[[], Any],
+  subcommands: Mapping[str, Callable[[], Any]] | None = None,
+  *,
+  hint: str = "",
 ) -> NoReturn:
   """Run a command: parse its flags, call a function, print errors in one line.
 
   Args:
     main: called if the command line has flags alone.
+    subcommands: called if the name is the only other word of it.
     hint: ends the message about a word that is neither flag nor subcommand:
       how to pass what it may be.
-    **subcommands: called if the name is the only other word of it.
   """
+  subcommands = subcommands or {}
   functions = {"": main, **subcommands}
 
   def call(argv: list[str]) -> None:

@@ -227,7 +227,8 @@ def test_a_word_chooses_the_function_of_a_command(words, name):
   words += [name] if name else []
   called = []
   with pytest.raises(SystemExit):
-    cli.run(lambda: called.append(""), second=lambda: called.append("second"))
+    second = {"second": lambda: called.append("second")}
+    cli.run(lambda: called.append(""), second)
   assert called == [name]
 
 
@@ -236,7 +237,7 @@ def test_a_word_chooses_the_function_of_a_command(words, name):
   [
     (
       ["third"],
-      {"second": print},
+      {"subcommands": {"second": print}},
       "unexpected argument 'third'; commands are second",
     ),
     (

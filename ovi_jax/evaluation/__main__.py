@@ -167,5 +167,9 @@ if __name__ == "__main__":
     False,
     "Write sounds after `Audio:`, not between <AUDCAP> and <ENDAUDCAP>.",
   )
-  commands = {"import-features": _import, "convert-list": _convert_list}
-  cli.run(_usage, run=_run, **commands)
+  commands = {
+    "run": _run,
+    "import-features": _import,
+    "convert-list": _convert_list,
+  }
+  cli.run(_usage, commands)

@@ -173,11 +173,11 @@ if __name__ == "__main__":
   flags.DEFINE_float(
     "rater_sd", 0.2, "Standard deviation of raters, in log strength."
   )
-  cli.run(
-    _usage,
-    make=_make,
-    serve=_serve,
-    report=_report,
-    power=_power,
-    **{"import": _import},
-  )
+  commands = {
+    "make": _make,
+    "serve": _serve,
+    "report": _report,
+    "power": _power,
+    "import": _import,
+  }
+  cli.run(_usage, commands)

@@ -304,4 +304,4 @@ if __name__ == "__main__":
     "count", 0, "Number of clips (24) or of prompts (48) to write."
   )
   flags.DEFINE_integer("seed", 0, "Seed of the training clips.")
-  cli.run(_score, clips=_clips, prompts=_prompts)
+  cli.run(_score, {"clips": _clips, "prompts": _prompts})

@@ -105,10 +105,10 @@ if __name__ == "__main__":
     (world.SEEN, world.UNSEEN, world.ALL),
     "Pairs of a colour and a sound: trained, held out, or all.",
   )
-  cli.run(
-    _score,
-    prompts=_draw,
-    calibrate=_calibrate,
-    codecs=_codecs,
-    correlate=_correlate,
-  )
+  commands = {
+    "prompts": _draw,
+    "calibrate": _calibrate,
+    "codecs": _codecs,
+    "correlate": _correlate,
+  }
+  cli.run(_score, commands)
