@@ -96,6 +96,7 @@ def convert(
     found = tokenizer or _tokenizer(release, files.get("umt5", ()))
     _check_tokenizer(found)
     beside = _tokenizer_files(found.parent, release, tokenizer)
+  _check_inputs_stay(out, opened)
   with staging.staged(out) as staged:
     digests, sampling = _staying(out, arch, variant, chosen)
     for component, (tensors, shapes) in opened.items():
@@ -119,13 +120,30 @@ def convert(
       sampling=sampling,
     )
     manifest.save(staged)
-    # No file of another tokenizer stays.
-    stale = weights_dir.TOKENIZER_FILES if beside else ()
+    # No file of another tokenizer stays, if an earlier conversion wrote it.
+    is_ours = bool(beside) and (out / weights_dir.MANIFEST).is_file()
+    stale = weights_dir.TOKENIZER_FILES if is_ours else ()
     staging.move(staged, out, weights_dir.MANIFEST, stale)
   return manifest
 
 
 Opened = tuple[normalize.Normalized, dict[str, jax.ShapeDtypeStruct]]
+
+
+def _check_inputs_stay(out: pathlib.Path, opened: Mapping[str, Opened]) -> None:
+  """ValueError if a file would be replaced by what is made of it."""
+  for component, (tensors, _) in opened.items():
+    target = weights_dir.component_file(out, component)
+    sources = {tensor.span.path for tensor in tensors.tensors.values()}
+    if target.exists() and any(
+      os.path.samefile(target, source)
+      for source in sources
+      if isinstance(source, pathlib.Path)
+    ):
+      raise ValueError(
+        f"{component}: {target} is to be converted and would be replaced;"
+        " choose another --out"
+      )
 
 
 def _convert_one(

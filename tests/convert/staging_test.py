@@ -191,3 +191,26 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_directory(
   with pytest.raises(OSError, match=f"No space left.*{out}"):
     run()
   assert tree(out) == before
+
+
+def test_a_file_to_convert_is_not_replaced(tmp_path, release):
+  source = tmp_path / "vocoder.safetensors"
+  content = (release / "MMAudio/ext_weights/best_netG.pt").read_bytes()
+  source.write_bytes(content)
+  with pytest.raises(ValueError, match="vocoder: .* choose another --out"):
+    convert.convert(
+      None,
+      tmp_path,
+      variant=None,
+      sizes=SIZES,
+      files={"vocoder": [str(source)]},
+    )
+  assert tree(tmp_path) == {"vocoder.safetensors": content}
+
+
+def test_tokenizer_files_that_no_conversion_wrote_stay(tmp_path, release):
+  (tmp_path / "spiece.model").write_bytes(b"mine")
+  convert.convert(
+    release, tmp_path, variant=None, sizes=SIZES, components=("umt5",)
+  )
+  assert (tmp_path / "spiece.model").read_bytes() == b"mine"
