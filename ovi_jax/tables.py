@@ -8,8 +8,10 @@ names the file and, where it can, the row and the line.
 
 import csv
 import dataclasses
+import difflib
 import errno
 import io
+import logging
 import os
 import pathlib
 import re
@@ -22,6 +24,7 @@ from typing import TypeVar
 from ovi_jax import storage
 from ovi_jax import untrusted
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_BYTES = 256 << 20
@@ -81,7 +84,7 @@ def read_table(
     required: columns that the header must name, once each; case, surrounding
       spaces and the difference of space, `-` and `_` do not matter.
     optional: columns that it may name, at most once each. All others are
-      ignored.
+      ignored, with a note about a name that is like an absent one of these.
 
   Returns:
     The rows, at least one.
@@ -115,7 +118,23 @@ def read_table(
       break
   else:
     delimiter = delimiters[0]
-  return _rows(text, delimiter, name, required, columns)
+  rows = _rows(text, delimiter, name, required, columns)
+  _note_misspelt(name, _header(text, delimiter), columns)
+  return rows
+
+
+def _note_misspelt(
+  name: str, header: Sequence[str], columns: Sequence[str]
+) -> None:
+  """Log columns that are ignored but named like one that is absent."""
+  found = {cell: _match(cell, columns) for cell in header}
+  absent = [column for column in columns if column not in found.values()]
+  for cell in (cell for cell, match in found.items() if match not in columns):
+    if near := difflib.get_close_matches(cell.strip().lower(), absent, n=1):
+      _log.info(
+        f"note: {name}: the column {untrusted.printable(cell)!r} is ignored"
+        f" (did you mean {near[0]}?)"
+      )
 
 
 def parse_rows(

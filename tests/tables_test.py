@@ -270,3 +270,14 @@ def test_arbitrary_bytes_are_a_table_or_a_value_error(tmp_path_factory, data):
     assert str(path) in str(error)
   else:
     assert all(line.strip() and "\n" not in line for line in lines)
+
+
+def test_an_ignored_column_like_an_absent_one_is_noted(tmp_path, log_lines):
+  path = tmp_path / "t.csv"
+  path.write_text("text_prompt,image,notes\na,b.png,x\n")
+  rows = tables.read_table(
+    path, required=["text_prompt"], optional=["image_path", "seed"]
+  )
+  assert rows[0].cells["image_path"] == ""
+  (line,) = log_lines
+  assert "'image' is ignored (did you mean image_path?)" in line
