@@ -392,9 +392,9 @@ def command_flags(path: pathlib.Path) -> tuple[pathlib.Path, list[flags.Flag]]:
   """
   source, found = path, dict[str, flags.Flag]()
 
-  def run(main: Any, **kwargs: Any) -> None:
+  def run(main: Any, subcommands: Any = None, **kwargs: Any) -> None:
     nonlocal source
-    del kwargs
+    del subcommands, kwargs
     source = pathlib.Path(main.__code__.co_filename)
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
       if module == str(path) or module.startswith("ovi_jax"):
