@@ -805,7 +805,7 @@ class Engine:
     try:
       preview = self.pipeline.preview(progress, row)
     except Exception as error:  # no memory for it; the clip can be made
-      _log.warning("no preview of %s: %s", planned.id, error)
+      _log.warning("no preview of %s", planned.id, exc_info=error)
       return
     with self._changed:
       self._live[planned.id].preview = preview

@@ -2,9 +2,9 @@
 
 The page is one HTML component. Its markup, style and script are in `assets/`;
 the script calls `Functions` through Gradio, and makes clips through the API of
-the service. Texts reach the page as JSON and are put in as text. What Gradio's
-pages load from other hosts is left out, and browsers are told to load nothing
-from there.
+the service. Texts reach the page as JSON and are put in as text. Gradio's fonts
+and scripts from other hosts are removed, and the Content-Security-Policy allows
+requests to this server only.
 """
 
 import base64
