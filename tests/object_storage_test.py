@@ -179,13 +179,14 @@ def test_shards_of_a_dataset_are_listed_and_not_asked_for_one_by_one(
     (folder / name).touch()
     metadata["files"][name] = 0
   (folder / shards.METADATA).write_text(json.dumps(metadata))
-  requests_of = {}
-  for kind, source in (("few", dataset), ("many", folder)):
-    url = upload(source, f"{bucket}/{kind}")
-    before = len(bucket_endpoint.requests)
-    assert len(builder.read(url)) == 3
-    requests_of[kind] = len(bucket_endpoint.requests) - before
-  assert requests_of["many"] <= requests_of["few"] < 30
+  url = upload(folder, f"{bucket}/many")
+  before = len(bucket_endpoint.requests)
+  assert len(builder.read(url)) == 3
+  requests_made = bucket_endpoint.requests[before:]
+  # Connections that were closed are tried again: the number of requests
+  # differs by one or two between runs.
+  assert len(requests_made) < 40
+  assert not [path for _, path in requests_made if ".empty" in path]
 
 
 def test_a_store_that_cannot_be_read_is_no_damaged_record(
