@@ -97,7 +97,7 @@ setuptools.setup(
     "flax>=0.12",
     "ftfy>=6.2",
     "array-record>=0.8.3",
-    "etils[epath]>=1.15",
+    "etils[epath,epy]>=1.15",
     "grain>=0.2.18",
     "importlib_resources>=6.4",
     "jax>=0.10",

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import signal
+from etils import epy
 
 from ovi_jax import prompt as prompts
 from ovi_jax import untrusted
@@ -23,6 +23,10 @@ from ovi_jax.evaluation import lists
 from ovi_jax.media import container
 from ovi_jax.media import mp4
 from ovi_jax.media import probe
+
+# SciPy takes a second to import; few programs reach what needs it.
+with epy.lazy_imports():
+  from scipy import signal
 
 PICTURE, SOUND, TEXT = "picture", "sound", "text"
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")

@@ -9,7 +9,11 @@ relative gate 10 LU below the mean of the others are left out.
 import math
 
 import numpy as np
-from scipy import signal
+from etils import epy
+
+# SciPy takes a second to import; few programs reach what needs it.
+with epy.lazy_imports():
+  from scipy import signal
 
 _BLOCK, _HOP = 0.4, 0.1  # seconds
 _ABSOLUTE, _RELATIVE = -70.0, -10.0  # LUFS, LU

@@ -18,14 +18,18 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from etils import epy
 from PIL import Image
-from scipy import io
-from scipy import ndimage
-from scipy import special
 
 from ovi_jax.evaluation import clips
 from ovi_jax.evaluation import features
 from ovi_jax.media import container
+
+# SciPy takes a second to import; few programs reach what needs it.
+with epy.lazy_imports():
+  from scipy import io
+  from scipy import ndimage
+  from scipy import special
 
 FRAMES = 4  # of a clip, evenly spaced
 PATCH, MIN_SIDE = 96, 194  # pixels
