@@ -30,10 +30,10 @@ def test_a_run_that_loses_a_process_resumes_to_the_same_state(
   to compare with has them on a disk.
   """
   towers = train_runs.towers(source, tmp_path)
-  uploaded = {name: f"{bucket}/{name}" for name in towers}
+  uploaded = dict.fromkeys(towers, f"{bucket}/towers")
   storage.upload_folder(source, f"{bucket}/data")
-  for name, url in uploaded.items():
-    storage.upload_folder(pathlib.Path(towers[name]), url)
+  for folder in set(towers.values()):
+    storage.upload_folder(pathlib.Path(folder), f"{bucket}/towers")
 
   def command(data, workdir, initial):
     return train_runs.command(

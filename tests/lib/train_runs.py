@@ -82,14 +82,12 @@ def towers(source: pathlib.Path, root: pathlib.Path) -> dict[str, str]:
 
   A random tower's last layer is zero, and fusion does not train it.
   """
-  found = {}
-  for name in AV._fields:
-    workdir = root / name
-    words = command(f"{name}_pretrain", source, workdir, num_train_steps=4)
-    code, said = run(words)
-    assert code == 0, said
-    found[f"init_from__{name}"] = str(workdir / stages.CHECKPOINTS)
-  return found
+  workdir = root / "towers"
+  words = command("fusion", source, workdir, num_train_steps=4, trainable="all")
+  code, said = run(words)
+  assert code == 0, said
+  checkpoints = str(workdir / stages.CHECKPOINTS)
+  return {f"init_from__{name}": checkpoints for name in AV._fields}
 
 
 def limited(words: list[str], kibibytes: int) -> list[str]:
