@@ -6,6 +6,7 @@ reads and writes is counted separately. An endpoint can hold requests back
 (`hold_uploads`), and a bucket can refuse access (`Store.forbidden`).
 """
 
+import collections
 import contextlib
 import functools
 import http.server
@@ -84,6 +85,7 @@ class Endpoint:
   Attributes:
     environment: variables with which programs use the port for `gs://`.
     bytes_read: size of all responses.
+    bytes_read_from: by bucket; earlier tests may still send requests of theirs.
     bytes_written: size of all requests.
     requests: method and path of each request.
     open: while cleared, requests that `held` is true for wait.
@@ -94,6 +96,7 @@ class Endpoint:
   def __init__(self, store: Store):
     self.store = store
     self.bytes_read = self.bytes_written = 0
+    self.bytes_read_from: collections.Counter[str] = collections.Counter()
     self.requests: list[tuple[str, str]] = []
     self.open, self.waiting = threading.Event(), threading.Event()
     self.open.set()
@@ -137,7 +140,7 @@ class _Handler(emulator.RequestHandler):
   """The emulator's handler, in threads, with counts, delays and refusals."""
 
   def __init__(self, endpoint: Endpoint, *args):
-    self._endpoint, self._generation = endpoint, 0
+    self._endpoint, self._generation, self._bucket = endpoint, 0, ""
     super().__init__(endpoint.store.storage, *args)
 
   def handle_one_request(self) -> None:
@@ -154,16 +157,18 @@ class _Handler(emulator.RequestHandler):
       endpoint.waiting.set()
       endpoint.open.wait()
     found = _BUCKET.search(self.path)
-    bucket = found and found[1]
-    if bucket in store.forbidden:
-      said = f"the caller does not have storage.objects access to {bucket}"
+    self._bucket = found[1] if found else ""
+    if self._bucket in store.forbidden:
+      said = (
+        f"the caller does not have storage.objects access to {self._bucket}"
+      )
       self._refuse(403, said)
       return
     if "/moveTo/" in self.path:  # the emulator has none: gcsfs copies instead
       self._refuse(400, "moveTo is not supported")
       return
     with store.lock:
-      found = store.generation(str(bucket), self._object_name())
+      found = store.generation(self._bucket, self._object_name())
       wanted = _query(self.path, "ifGenerationMatch")
       if method == "POST" and wanted not in (None, str(found)):
         self._refuse(412, "the object has another generation")
@@ -207,4 +212,5 @@ class _Handler(emulator.RequestHandler):
   def send_header(self, keyword: str, value: str) -> None:
     if keyword.lower() == "content-length":
       self._endpoint.bytes_read += int(value)
+      self._endpoint.bytes_read_from[self._bucket] += int(value)
     super().send_header(keyword, value)

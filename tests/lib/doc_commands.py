@@ -26,13 +26,14 @@ FEWER = (
 # Pattern in a command -> arguments that are added at its end.
 _ADDED: Mapping[str, str] = {
   r"^python train\.py ": FEWER,
+  r"^python train\.py .*sample_every": " --config.eval_samples.num_steps=2",
   r"^python sample\.py (?!.*config\.num_steps)": " --config.num_steps=2",
   r"^python -m scripts\.small_ovi\.ablation ": " --dry_run",
   r"^python -m ovi_jax\.synthetic\.evaluation codecs ": " --count=2",
   r"^python -m ovi_jax\.data\.tokenizer ": " --clips=20",
 }
 _REPLACED: Mapping[str, str] = {
-  r"((?:eval|sample)_every)=100": r"\1=2",
+  r"((?:eval|sample)_every)=100": r"\1=4",
   r"--count=(?:64|100)\b": "--count=2",
   r"--trained=1:5000,3:2500:": "--trained=1:50,3:25:",
   r"--evaluate=": "--num_eval_clips=1 --evaluate=",
