@@ -88,7 +88,7 @@ def test_a_killed_stage_resumes_to_the_same_state(
 
 
 @pytest.mark.parametrize(
-  "count", [6, pytest.param(30, marks=pytest.mark.nightly)]
+  "count", [4, pytest.param(30, marks=pytest.mark.nightly)]
 )
 def test_a_run_killed_many_times_reaches_the_same_state(
   count, source, towers, tmp_path, capsys

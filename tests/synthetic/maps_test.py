@@ -69,6 +69,7 @@ def test_audio_attends_to_a_flash_in_time_and_space(maps_of):
   assert np.mean(diagonal) > 8 * 2 / frames
 
 
+@pytest.mark.nightly
 def test_a_head_attends_to_the_ball_at_its_impact(maps_of):
   when, where, between, sides = [], [], [], {True: [], False: []}
   for number, clip in enumerate(clips("impact")):
@@ -86,6 +87,7 @@ def test_a_head_attends_to_the_ball_at_its_impact(maps_of):
   assert np.mean(when) > 1.8 * np.mean(between)
 
 
+@pytest.mark.nightly
 def test_a_head_attends_to_the_mouth_during_speech(maps_of):
   when, where, silent = [], [], []
   for number, clip in enumerate(clips("mouth")):
