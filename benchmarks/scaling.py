@@ -126,11 +126,11 @@ CASES: Mapping[str, Sequence[str]] = {
   "train_v5p_64_tried": _train(
     "v5p:4x4x4", grad_accum_steps=12, mesh__fsdp=64, **BATCH_768
   ),
-  # Heads and hidden units split in place of tokens.
+  # Tensor parallelism instead of context parallelism.
   "train_v5p_512_tried": _train(
     "v5p:8x8x8", grad_accum_steps=3, mesh__fsdp=256, mesh__tensor=2, **BATCH_768
   ),
-  # Everything of a block made again.
+  # Everything in a block is rematerialized.
   "train_v6e_256_tried": _train(
     "v6e:16x16", grad_accum_steps=3, mesh__fsdp=256, remat="full"
   ),
@@ -142,12 +142,12 @@ CASES: Mapping[str, Sequence[str]] = {
   "sample_720_v5p_4_tried": _sample(
     "v5p:2x2x1", "720x720_5s", data=1, context=4
   ),
-  # Keys and values passed round.
+  # Ring attention.
   "sample_960_v5p_4_tried": _sample(
     "v5p:2x2x1", "960x960_10s", attention="ring"
   ),
   "sample_720_v6e_8_tried": _sample("v6e:2x4", "720x720_5s", data=1, context=8),
-  # Heads split in place of tokens.
+  # Tensor parallelism instead of context parallelism.
   "sample_960_v6e_8_tried": _sample("v6e:2x4", "960x960_10s", data=2, tensor=4),
   "sample_720_v5e_16_tried": _sample(
     "v5e:4x4", "720x720_5s", data=2, fsdp=2, context=4
@@ -158,6 +158,17 @@ CASES: Mapping[str, Sequence[str]] = {
 }
 
 
+def with_folder(words: Sequence[str], folder: str) -> list[str]:
+  """A command that writes its report to a folder."""
+  flag = "--workdir" if words[0] == "train.py" else "--out"
+  return [*words, f"{flag}={folder}"]
+
+
+def printed(name: str) -> str:
+  """A case as it can be run by hand."""
+  return f"{name}: python {shlex.join(with_folder(CASES[name], 'reports'))}"
+
+
 def run(name: str, words: Sequence[str]) -> None:
   """Run a command and keep its report.
 
@@ -165,9 +176,8 @@ def run(name: str, words: Sequence[str]) -> None:
     ValueError: it left none.
   """
   with tempfile.TemporaryDirectory() as folder:
-    where = "--workdir" if words[0] == "train.py" else "--out"
     done = subprocess.run(
-      [sys.executable, *words, f"{where}={folder}"],
+      [sys.executable, *with_folder(words, folder)],
       cwd=HERE.parent,
       check=False,
     )
@@ -263,7 +273,7 @@ def main() -> None:
   if unknown := [name for name in chosen if name not in CASES]:
     raise ValueError(f"no case {unknown}; choose from {', '.join(CASES)}")
   for name in chosen:
-    print(f"{name}: python {shlex.join(CASES[name])}", flush=True)
+    print(printed(name), flush=True)
     if not FLAGS.dry_run and not (RESULTS / f"{name}.json").exists():
       run(name, CASES[name])
   if FLAGS.dry_run:
@@ -277,7 +287,7 @@ def main() -> None:
     table({n: r for n, r in found.items() if n.endswith(TRIED) == wanted})
     for wanted in (False, True)
   )
-  commands = [f"{n}: python {shlex.join(CASES[n])}" for n in found]
+  commands = [printed(name) for name in found]
   parts = {
     "reports": chosen,
     "tried": tried,

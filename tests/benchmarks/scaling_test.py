@@ -74,3 +74,13 @@ def test_tables_are_written_between_their_markers():
 def test_the_documents_have_the_markers():
   for document, names in scaling.DOCUMENTS.items():
     scaling.filled(document.read_text("utf-8"), dict.fromkeys(names, ""))
+
+
+def test_the_documents_commands_can_be_copied_and_run():
+  text = (scaling.DOCS / "explanation" / "scaling.md").read_text("utf-8")
+  lines = text.split("<!-- commands -->\n```\n")[1].split("```")[0].splitlines()
+  made = [n for n in scaling.CASES if (scaling.RESULTS / f"{n}.json").exists()]
+  assert lines == [scaling.printed(name) for name in made]
+  for line in lines:
+    flag = "--workdir=" if " train.py " in line else "--out="
+    assert line.count(flag) == 1, line
