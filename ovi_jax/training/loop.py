@@ -55,9 +55,10 @@ class Intervals:
       the last checkpoint.
     preemption_grace_seconds: seconds after SIGTERM at which the process exits
       with `INTERRUPTED` even if its last checkpoint is not complete; the newest
-      complete one is resumed. With several processes, the seconds begin when
+      complete one is resumed. With several processes, the timer starts when
       they agree to stop: a step or two after SIGTERM, or after an evaluation or
-      save in progress. Give less than the platform's notice; 0 = no limit.
+      save in progress. Give the platform's notice minus two steps and minus the
+      longest evaluation or save; 0 = no limit.
     eval_every: compute the held-out loss; also before the first step. Needs a
       held-out split, see `eval.split`.
     sample_every: generate samples for held-out prompts. Needs a held-out split
@@ -128,9 +129,9 @@ class TrainContext:
     sample: called with the state.
     num_buckets: number of batch shapes; a step is compiled for each.
     skip_bad_steps: number of bad steps that are skipped before the run ends.
-    step_timeout_seconds: time limit of a step; 0 = none. It must exceed the
-      difference between the compile times of the hosts.
-    timer: where the time goes.
+    step_timeout_seconds: time limit of a step, except of the first of each
+      batch shape, which compiles and waits for all hosts; 0 = none.
+    timer: measures how the time of the run is spent.
     in_checkpoint: which frozen parameters a checkpoint has, by path.
     checkpoint_metadata: JSON values that are saved with the state.
   """
@@ -161,7 +162,7 @@ class TrainContext:
   )
 
   def checkpointed(self, state: steps.TrainState) -> steps.TrainState:
-    """The part of a state that its checkpoint has."""
+    """The checkpointed subset of a state; a LoRA run omits the frozen base."""
     frozen = state.frozen_params.items()
     kept = {path: x for path, x in frozen if self.in_checkpoint(path)}
     return state._replace(frozen_params=kept)
@@ -297,7 +298,7 @@ def _loop(
           watchdog.unlimited("compiling the step"),
         ):
           state, metrics = train_steps[checked](state, batch)
-          distributed.barrier("compiled")  # one start of all clocks
+          distributed.barrier("compiled")  # all hosts start the timer together
         bar.unpause()  # exclude compilation from the estimate of the time left
       else:
         state, metrics = train_steps[checked](state, batch)
@@ -388,7 +389,9 @@ def _encode(
   encoded: list[Any],
   watchdog: watchdogs.Watchdog,
 ) -> schema.Batch:
-  """Place and encode a batch; without time limit if the encoders compile.
+  """Put a batch on the devices and encode it.
+
+  Compilation of the encoders is exempt from the step timeout.
 
   Args:
     context: context of the run.
@@ -534,7 +537,7 @@ class MetricAccumulator:
     return host_times.scalars(times)
 
   def log_slowest_host(self) -> None:
-    """Log the slowest host of this start; every process must call it."""
+    """Log the slowest host since this restart; every process must call it."""
     if jax.process_count() == 1:
       return
     count, *seconds = self._spent.tolist()

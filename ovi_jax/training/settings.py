@@ -180,9 +180,8 @@ class RunSettings(abc.ABC):
     bad_steps: what is done about bad steps.
     step_timeout_seconds: time limit of a step, without compilation, evaluation
       and checkpoints. If it is exceeded, every process prints the stacks of its
-      threads and exits with code 76. It must exceed the difference between the
-      compile times of the hosts, since the first waits for the last. 0 = no
-      limit.
+      threads and exits with code 76. The first step of each batch shape, which
+      compiles and waits for all hosts, has no limit. 0 = no limit.
   """
 
   TRAINABLE: ClassVar[tuple[str, ...]] = ()

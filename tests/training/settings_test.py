@@ -1,6 +1,8 @@
 """Training settings from configs, also from older runs."""
 
 import math
+import pathlib
+import re
 
 import pytest
 
@@ -9,6 +11,8 @@ from configs import codec_video
 from configs import fusion
 from ovi_jax.training import settings
 from tests.lib import config_values
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_problems_name_their_fields():
@@ -106,6 +110,14 @@ def test_fields_that_may_change_on_resume_exist():
     for part in name.split("."):
       assert part in found, name
       found = found[part]
+
+
+def test_the_guide_lists_the_fields_that_may_change_on_resume():
+  text = (ROOT / "docs" / "how_to" / "train.md").read_text("utf-8")
+  section = text.split("### Fields that may change\n")[1].split("\n## ")[0]
+  rows = [line for line in section.splitlines() if line.startswith("| ")]
+  listed = re.findall(r"`([\w.]+)`", "\n".join(rows))
+  assert sorted(listed) == sorted(settings.MUTABLE_FIELDS)
 
 
 @pytest.mark.parametrize("make", [fusion.get_config, codec_video.get_config])
