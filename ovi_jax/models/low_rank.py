@@ -35,16 +35,16 @@ _LINEARS = r"(query|key|value|out)/kernel"
 _ATTENTION = rf"(self|cross)_attention/{_LINEARS}"
 _FUSION = r"cross_attention/fusion_(key|value)/kernel"
 _MLP = r"feed_forward/(in|out)/kernel"
-# Patterns of kernels, by the name of a choice.
+# Name of a target in `lora.targets` -> patterns of kernels.
 PRESETS: Mapping[str, Sequence[str]] = {
-  # Self- and cross-attention, without keys and values of the other tower.
+  # Self- and cross-attention, without fusion keys and values.
   "attention": (rf"{_TOWER}/{_ATTENTION}",),
-  # All attention, that between the towers included.
+  # All attention, with the keys and values of the other tower.
   "fusion": (rf"{_TOWER}/({_ATTENTION}|{_FUSION})",),
-  "attention+mlp": (rf"{_TOWER}/({_ATTENTION}|{_FUSION}|{_MLP})",),
+  "fusion+mlp": (rf"{_TOWER}/({_ATTENTION}|{_FUSION}|{_MLP})",),
   "video": (rf"blocks/video/({_ATTENTION}|{_FUSION}|{_MLP})",),
   "audio": (rf"blocks/audio/({_ATTENTION}|{_FUSION}|{_MLP})",),
-  # The audio tower, and how the video tower attends to it.
+  # The audio tower, and the video tower's fusion keys and values.
   "speech": (
     rf"blocks/audio/({_ATTENTION}|{_FUSION}|{_MLP})",
     rf"blocks/video/{_FUSION}",

@@ -33,7 +33,7 @@ def inputs():
   return latents, AV(t_BT, t_BT), AV(text, text)
 
 
-def factors(preset: str = "attention+mlp", rank: int = 3) -> dict:
+def factors(preset: str = "fusion+mlp", rank: int = 3) -> dict:
   """Random factors, by path."""
   kernels = low_rank.targets(base(), preset)
   shapes = low_rank.factor_shapes(base(), kernels, rank)

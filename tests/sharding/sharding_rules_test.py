@@ -31,7 +31,7 @@ def test_the_rules_cover_the_released_model():
 def test_factors_and_scales_are_split_as_the_axes_of_their_kernel():
   mesh = meshes.make(jax.devices(), fsdp=2, context=2, tensor=2)
   flat = mapping.flatten(standin_models.full_fusion_shapes())
-  kernels = low_rank.targets(flat, "attention+mlp")
+  kernels = low_rank.targets(flat, "fusion+mlp")
   flat |= low_rank.factor_shapes(flat, kernels, 32)
   flat = quantized.with_scales(flat, quantized.DTYPES["int8"])
   placed = sharding_rules.param_shardings(flat, sharding_rules.FUSION, mesh)
