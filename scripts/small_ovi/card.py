@@ -66,17 +66,18 @@ Its purpose is to demonstrate, test and study the code.
 - **Training**: tokenizer, text encoder and codecs; audio pretraining on long
   sounds; audio fine-tuning; video pretraining; fusion with frozen MLPs; fusion
   of all parameters. `make demo-weights` (`scripts.small_ovi.recipe`) runs all
-  of these steps with seed {seed}. The shipped weights differ in one point:
-  their last fusion stage and their video VAE's decoder were trained after the
-  rest had been rounded to bfloat16 (docs/lab_notebook.md).
+  of these steps with seed {seed}. The shipped weights differ in two ways:
+  their last fusion stage started from weights in bfloat16, and their video
+  VAE's decoder was trained last, with seed 1 (docs/lab_notebook.md).
 - **Digest** of the DiT, `fusion` in `ovi_jax.json`: `{digest}…`. The
   JSON file beside each clip contains it too.
 - **Licence**: Apache-2.0, like the code.
 """
 _ABOUT_SCORES = """\
 Clips were generated from prompts that are not captions of the towers' training
-clips, each with its own seed. They are scored from the mp4 alone. In brackets:
-95 % confidence intervals. "sync F1, sound of another" is the chance level of
+clips, each with its own seed. The text encoder was trained on at least 53 of
+the 96 new prompts, and on none of the pairs never trained on. Clips are scored
+from the mp4 alone. In brackets: 95 % confidence intervals. "sync F1, sound of another" is the chance level of
 the sync F1. docs/how_to/evaluate.md defines the scores.
 """
 _LIMITS = """\

@@ -129,7 +129,7 @@ def test_sound_of_any_rate_and_channels_is_16_khz_mono(folder):
   both = 0.4 * np.stack([np.sin(2 * np.pi * 440 * time)] * 2)
   media_files.write_sound(folder / "clips/a.wav", both, 44_100)
   table(folder, ("a.wav", "A tone.", ""))
-  report = imported(folder, sounds=True)
+  report = imported(folder, audio_only=True)
   (record,) = records(folder).values()
   wave_A = clips.wave(record)
   assert record.video is None and wave_A.size == 8000
@@ -149,7 +149,7 @@ def test_sound_of_six_channels_is_mixed_down(folder):
     container.mux(audio.encode(frame))
     container.mux(audio.encode(None))
   table(folder, ("a.mkv", "A level.", ""))
-  imported(folder, sounds=True)
+  imported(folder, audio_only=True)
   (record,) = records(folder).values()
   assert clips.wave(record)[2000:6000].mean() > 0.05
 
@@ -255,7 +255,7 @@ def test_captions_come_from_the_table_and_from_text_files(folder):
   assert records(folder, "test")["B.MP4"].captions == ("Upper case.",)
   assert "imported 3 clips of 3 files: train (2), test (1)" in report
   assert "captions: 4; several of 1 file" in report
-  assert "without sound: 2 clips" in report
+  assert "without audio: 2 clips" in report
 
 
 def test_every_refusal_is_a_row_that_says_what_to_do(folder):
@@ -307,7 +307,7 @@ def test_every_refusal_is_a_row_that_says_what_to_do(folder):
     "part.mp4": "damaged, or no media file",
     "moving.gif": "ffmpeg -i IN.gif",
     "long.mp4": "320x16 is too long and narrow; crop it",
-    "sound.wav": "no video; import sound alone with --sounds",
+    "sound.wav": "no video; import audio only with --audio_only",
     "twin.mp4": "several files are called so; write the folder too in"
     " row 10 (line 11): x/twin.mp4, y/twin.mp4",
     "blank.mp4": "its caption is empty",
@@ -502,8 +502,8 @@ def test_filters_are_applied_only_where_they_are_asked_for(folder):
   imported(folder, out=folder / "all")
   assert len(builder.read(folder / "all", "train")) == 2
   with pytest.raises(ValueError, match="no clip was imported") as raised:
-    imported(folder, require_sound=True)
-  assert str(raised.value).count("no sound track") >= 2
+    imported(folder, require_audio=True)
+  assert str(raised.value).count("no audio track") >= 2
   imported(folder, max_upscale=1.5)
   assert list(records(folder)) == ["a.mp4"]
   assert "would be enlarged 2.00 times" in refusals(folder)["b.mp4"]
@@ -525,7 +525,7 @@ def test_invalid_settings_are_named_with_valid_ones(changes, message, folder):
 
 
 def test_a_folder_without_clips_or_captions_is_refused_with_advice(folder):
-  with pytest.raises(ValueError, match="no video files; for sound .* --sounds"):
+  with pytest.raises(ValueError, match="no video files; for audio .* --audio_only"):
     imported(folder)
   numbered(folder / "clips/a.mp4", 0.4)
   with pytest.raises(ValueError, match="1 files and no caption; pass --captio"):
@@ -611,7 +611,7 @@ def test_an_imported_dataset_is_read_as_any_other(folder, weights):
 def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
   for name in ("configs", "ovi_jax", "train.py"):
     (tmp_path / name).symlink_to(doc_commands.ROOT / name)
-  for name in ("clips", "sounds"):
+  for name in ("clips", "recordings"):
     (tmp_path / name).mkdir()
   for number in range(4):
     frames = media_files.moving(130 + number, number, rows=90, columns=160)
@@ -620,19 +620,19 @@ def test_the_guide_and_train_py_go_from_a_folder_to_a_run(tmp_path, weights):
       path, frames, media_files.even(len(frames), 25), media_files.tone(5.2)
     )
     media_files.write_sound(
-      tmp_path / f"sounds/{number}.wav", media_files.tone(1 + number)
+      tmp_path / f"recordings/{number}.wav", media_files.tone(1 + number)
     )
   rows = [(f"clips\\{n}.mp4", f"{n}. Audio: a tone.", "") for n in range(4)]
   table(tmp_path, *rows)
   (tmp_path / "t.csv").rename(tmp_path / "captions.csv")
   table(tmp_path, *((f"{n}.wav", f"A tone {n}.", "") for n in range(4)))
-  (tmp_path / "t.csv").rename(tmp_path / "sounds.csv")
+  (tmp_path / "t.csv").rename(tmp_path / "recordings.csv")
   guide = doc_commands.ROOT / "docs/how_to/own_clips.md"
   doc_commands.run_pages([guide], tmp_path)
   report = (tmp_path / "runs/my_clips.import/report.txt").read_text()
   assert "imported 4 clips of 4 files: train (3), test (1)" in report
   assert '--config.data.video_buckets="((31, 4, 4),)"' in report
-  assert len(builder.read(tmp_path / "runs/my_sounds", "train")) == 3
+  assert len(builder.read(tmp_path / "runs/my_recordings", "train")) == 3
   # The stand-in's codecs are random.
   limits = {
     "min_codec_psnr": 0.0,

@@ -3,11 +3,11 @@
   python -m ovi_jax.data.from_files --clips=FOLDER --captions=FILE.csv --out=DIR
     [--size=HEIGHTxWIDTH --fit=crop|pad|keep] [--frames=121 | --seconds=5]
     [--short_clips=keep|pad|refuse] [--long_clips=first|center|split]
-  python -m ovi_jax.data.from_files --sounds --clips=FOLDER …
+  python -m ovi_jax.data.from_files --audio_only --clips=FOLDER …
 
 The table (CSV or TSV) has the columns `path` and `caption`, and may have
 `split` (train or test). Files without a row take their caption from a text file
-of the same name. Video is resampled to 24 fps by time stamps, sound to 16 kHz
+of the same name. Video is resampled to 24 fps by time stamps, audio to 16 kHz
 mono. Nothing is filtered for quality. After an interruption, run the same
 command again. Refused files are listed at the end with the reasons. A report
 and a contact sheet are written to DIR.import. See docs/how_to/own_clips.md.
@@ -31,12 +31,12 @@ from ovi_jax.data.from_files import settings as settings_lib
 FLAGS = flags.FLAGS
 _SAME = (
   "captions",
-  "sounds",
+  "audio_only",
   "fit",
   "short_clips",
   "long_clips",
   "variant",
-  "require_sound",
+  "require_audio",
   "max_upscale",
   "eval_fraction",
   "seed",
@@ -63,14 +63,14 @@ def _settings() -> settings_lib.Settings:
     raise ValueError(f"--out: expected a folder to make, got {FLAGS.out!r}")
   height, width = settings_lib.size_of(FLAGS.size)
   seconds = FLAGS.seconds
-  if FLAGS.sounds:
+  if FLAGS.audio_only:
     if FLAGS.frames is not None:
-      raise ValueError("--frames: sounds have none; use --seconds")
+      raise ValueError("--frames: audio has no frames; use --seconds")
     if seconds is not None:
       values["seconds"] = seconds
     for name in ("size", "fit", "max_upscale"):
       if FLAGS[name].present:
-        raise ValueError(f"--{name}: sounds have no picture; leave it out")
+        raise ValueError(f"--{name}: not with --audio_only; leave it out")
   elif seconds is not None:
     if FLAGS.frames is not None:
       raise ValueError("--frames, --seconds: pass one of them")
@@ -95,12 +95,12 @@ def _settings() -> settings_lib.Settings:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("clips", "", "Folder of video or sound files.")
+  flags.DEFINE_string("clips", "", "Folder of video or audio files.")
   flags.DEFINE_string(
     "captions", "", "Table with the columns path and caption."
   )
   flags.DEFINE_string("out", "", "Dataset to write.")
-  flags.DEFINE_boolean("sounds", False, "Import sound only.")
+  flags.DEFINE_boolean("audio_only", False, "Import audio only.")
   flags.DEFINE_string(
     "size", "704x736", "Size of the frames: HEIGHTxWIDTH, or SIDE of a square."
   )
@@ -131,9 +131,9 @@ if __name__ == "__main__":
     "variant",
     "",
     ("", *geometry.VARIANTS),
-    "Convert sound tags for this released variant.",
+    "Convert audio tags for this released variant.",
   )
-  flags.DEFINE_boolean("require_sound", False, "Refuse clips without sound.")
+  flags.DEFINE_boolean("require_audio", False, "Refuse clips without audio.")
   flags.DEFINE_float(
     "max_upscale",
     0.0,

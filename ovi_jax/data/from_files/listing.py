@@ -98,7 +98,7 @@ def read(settings: settings_lib.Settings) -> Listing:
     OSError: the folder cannot be read.
   """
   every = dict(_walk(settings.clips))
-  wanted = VIDEOS | SOUNDS if settings.sounds else VIDEOS
+  wanted = VIDEOS | SOUNDS if settings.audio_only else VIDEOS
   media = {n: p for n, p in every.items() if _suffix(n) in wanted}
   refusals: list[Refusal] = []
   found: dict[str, _Captioned] = {}
@@ -279,11 +279,11 @@ def _refuse_all(
   settings: settings_lib.Settings, media: dict[str, pathlib.Path]
 ) -> None:
   """ValueError of a folder without clips, or without any caption."""
-  kind = "sound or video" if settings.sounds else "video"
+  kind = "audio or video" if settings.audio_only else "video"
   if not media:
     raise ValueError(
       f"--clips: {settings.clips} has no {kind} files"
-      + ("" if settings.sounds else "; for sound files alone add --sounds")
+      + ("" if settings.audio_only else "; for audio files add --audio_only")
     )
   raise ValueError(
     f"--clips: {settings.clips} has {len(media)} files and no caption; pass"

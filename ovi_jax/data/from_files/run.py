@@ -294,7 +294,7 @@ def _write_sheet(path: pathlib.Path, imported: Sequence[Imported]) -> None:
     window = each.result.windows[number]
     size = f", {window['height']}x{window['width']}" if window["video"] else ""
     begin = f"from {window['start']:.2f} s, " if window["start"] else ""
-    silent = "" if window["audio"] else ", no sound"
+    silent = "" if window["audio"] else ", no audio"
     cells.append(
       sheet.Cell(
         picture=each.result.load(number, "png") or b"",
@@ -367,7 +367,7 @@ def _report(
   silent = sum(not w["audio"] for _, w in windows)
   if silent:
     yield (
-      f"  without sound: {untrusted.counted(silent, 'clip')}, for training of"
+      f"  without audio: {untrusted.counted(silent, 'clip')}, for training of"
       " the video alone"
     )
   combed = sum(bool(e.result.facts["interlaced"]) for e in imported)
@@ -438,7 +438,7 @@ def _next(
   small = all((w["height"], w["width"]) == _SMALL for w in windows)
   weights = shlex.quote(str(synthetic.WEIGHTS)) if small else "WEIGHTS"
   config = "small" if small else "fine_tune:WEIGHTS"
-  if settings.sounds:
+  if settings.audio_only:
     weights, config = "WEIGHTS", "audio_finetune"
   yield (
     f"  python -m ovi_jax.data.encode --data={out} --weights={weights}"
@@ -446,7 +446,7 @@ def _next(
   )
   train = cli.invocation("ovi-train")
   train = f"  {train} --config={config} --workdir=RUN {sources}"
-  if settings.sounds:
+  if settings.audio_only:
     yield train
     return
   # The longest of each size holds the shorter ones.

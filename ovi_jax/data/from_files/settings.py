@@ -28,21 +28,21 @@ class Settings:
     clips: folder of the files.
     captions: table of captions; "" for text files beside the clips.
     out: dataset to write.
-    sounds: import sound alone.
+    audio_only: import audio without video.
     height: of a record's frames, a multiple of 32.
     width: likewise.
     fit: "crop" cuts the middle of the picture to height by width, "pad" puts
       black bars around all of it, "keep" keeps the aspect and takes the area
       of height by width.
     frames: of a record at 24 fps, 1 + 4·k.
-    seconds: of a record with sound alone.
+    seconds: of a record with audio only.
     short_clips: "keep" their length, "pad" them with their last frame and
       silence, or "refuse" them.
     long_clips: keep the "first" part, the "center", or "split" them into
       windows one after another; the rest that fills no window is dropped.
-    variant: released variant whose form of sound tags captions are rewritten
-      in; "" leaves them.
-    require_sound: refuse clips without a sound track.
+    variant: released variant whose form of audio tags captions are
+      rewritten in; "" leaves them.
+    require_audio: refuse clips without an audio track.
     max_upscale: refuse clips that would be enlarged by more; 0 for no limit.
     eval_fraction: fraction of the files whose clips go to the split "test",
       where the table does not say.
@@ -54,7 +54,7 @@ class Settings:
   clips: pathlib.Path
   captions: str = ""
   out: storage.AnyPath
-  sounds: bool = False
+  audio_only: bool = False
   height: int = 704
   width: int = 736
   fit: str = "crop"
@@ -63,7 +63,7 @@ class Settings:
   short_clips: str = "keep"
   long_clips: str = "first"
   variant: str = ""
-  require_sound: bool = False
+  require_audio: bool = False
   max_upscale: float = 0.0
   eval_fraction: float = 0.1
   seed: int = 0
@@ -135,7 +135,7 @@ class Settings:
   @property
   def length(self) -> float:
     """Seconds of a record."""
-    return self.seconds if self.sounds else self.frames / geometry.FPS
+    return self.seconds if self.audio_only else self.frames / geometry.FPS
 
 
 def frames_of(seconds: float) -> int:

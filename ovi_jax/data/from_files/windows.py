@@ -95,13 +95,13 @@ def plan(path: pathlib.Path, settings: settings_lib.Settings) -> Plan:
     OSError: it cannot be read.
   """
   try:
-    facts = probe.read(path, video=not settings.sounds)
-    kind = "audio" if settings.sounds else "video"
+    facts = probe.read(path, video=not settings.audio_only)
+    kind = "audio" if settings.audio_only else "video"
     length = probe.seconds(path, kind)
   except containers.DamagedError as error:
     raise _damaged(path, error) from error
-  if settings.sounds:
-    _check_sound(facts)
+  if settings.audio_only:
+    _check_audio(facts)
   else:
     _check_video(facts, settings)
   return Plan(facts=facts, spans=tuple(_spans(length, settings)))
@@ -119,8 +119,8 @@ def cut(
     OSError: it cannot be read, or the disk is full.
   """
   try:
-    if settings.sounds:
-      return _sound(path, *span)
+    if settings.audio_only:
+      return _audio(path, *span)
     return _video(path, *span, settings)
   except containers.DamagedError as error:
     raise _damaged(path, error) from error
@@ -153,9 +153,9 @@ def _brief(error: Exception) -> str:
 def _check_video(facts: probe.Facts, settings: settings_lib.Settings) -> None:
   """Unfit if the video cannot be imported."""
   if not facts.has_video:
-    raise Unfit("no video", "import sound alone with --sounds")
-  if settings.require_sound and not facts.has_audio:
-    raise Unfit("no sound track", "add one, or leave out --require_sound")
+    raise Unfit("no video", "import audio only with --audio_only")
+  if settings.require_audio and not facts.has_audio:
+    raise Unfit("no audio track", "add one, or leave out --require_audio")
   if facts.unsupported:
     raise Unfit(
       f"colours of an unknown kind ({facts.unsupported})",
@@ -175,10 +175,10 @@ def _check_video(facts: probe.Facts, settings: settings_lib.Settings) -> None:
     )
 
 
-def _check_sound(facts: probe.Facts) -> None:
-  """Unfit if there is no sound."""
+def _check_audio(facts: probe.Facts) -> None:
+  """Unfit if there is no audio."""
   if not facts.has_audio:
-    raise Unfit("no sound track", "remove it, or import it without --sounds")
+    raise Unfit("no audio track", "remove it, or import without --audio_only")
 
 
 def _spans(
@@ -227,7 +227,7 @@ def _video(
   wanted: float,
   settings: settings_lib.Settings,
 ) -> Window:
-  """A window of frames with their sound.
+  """A window of frames with their audio.
 
   Where the file ends before, its last frame is repeated, in silence.
   """
@@ -271,8 +271,8 @@ def _frames(seconds: float) -> int:
   return count - (count - 1) % stride
 
 
-def _sound(path: pathlib.Path, start: float, wanted: float) -> Window:
-  """A window of sound alone; silence where the file ends before."""
+def _audio(path: pathlib.Path, start: float, wanted: float) -> Window:
+  """A window of audio only; silence where the file ends before it."""
   audio_A = decode.audio(path, start, wanted)
   least = geometry.SAMPLES_PER_AUDIO_LATENT
   if audio_A.size < least:

@@ -30,7 +30,7 @@ from ovi_jax.media import container as containers
 
 # Settings that decide what is cut out of a file.
 _DECIDING = (
-  "sounds",
+  "audio_only",
   "height",
   "width",
   "fit",
@@ -38,7 +38,7 @@ _DECIDING = (
   "seconds",
   "short_clips",
   "long_clips",
-  "require_sound",
+  "require_audio",
   "max_upscale",
 )
 _META = "meta.json"
