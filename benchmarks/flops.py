@@ -60,7 +60,7 @@ def _tower(sizes: Mapping[str, Any]) -> types.SimpleNamespace:
     channels=sizes["in_dim"],
     token_channels=math.prod(patch) * sizes["in_dim"],
     is_audio=len(patch) == 1,
-    stem_hidden=-(-(8 * sizes["dim"] // 3) // 256) * 256,
+    stem_dim=-(-(8 * sizes["dim"] // 3) // 256) * 256,
   )
 
 

@@ -1,6 +1,6 @@
 """Time a training step of stage 3 on an accelerator, with random weights.
 
-  python -m benchmarks.gpu_training [--num_layers=4] [--batch=1]
+  python -m benchmarks.gpu_training [--num_layers=4] [--batch_size=1]
   [--remat=attention] JAX_PLATFORMS=cpu python -m benchmarks.gpu_training
   --small
 
@@ -123,7 +123,9 @@ def main(argv: list[str]) -> None:
   devices = jax.devices()
   side = 256 if FLAGS.small else 8192
   best = matmul.peak(jnp.dtype(jnp.bfloat16), side) * len(devices)
-  settings = settings_of(FLAGS.blocks, FLAGS.batch, FLAGS.remat, FLAGS.small)
+  settings = settings_of(
+    FLAGS.num_layers, FLAGS.batch_size, FLAGS.remat, FLAGS.small
+  )
   found = measure(settings, FLAGS.repeats)
   rate = found["step_tflop"] * 1e12 / found["step_time"]
   stats = devices[0].memory_stats() or {}
@@ -141,8 +143,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_integer("blocks", 4, "Of each tower.", lower_bound=1)
-  flags.DEFINE_integer("batch", 1, "Clips.", lower_bound=1)
+  flags.DEFINE_integer("num_layers", 4, "Layers of each tower.", lower_bound=1)
+  flags.DEFINE_integer("batch_size", 1, "Clips.", lower_bound=1)
   flags.DEFINE_integer("repeats", 5, "Timed steps.", lower_bound=1)
   flags.DEFINE_bool("small", False, "Tiny sizes: does this script work?")
   flags.DEFINE_string("out", "", "JSON file for the figures.")

@@ -6,8 +6,8 @@
 WEIGHTS is a directory written by `convert_torch_weights.py` or
 `ovi_jax.training.export`, or, for `--aot` without weights, the name of a
 released variant. The sizes of the towers, the buckets, the text encoder and the
-codecs are taken from it. As in the paper's last stage, attention and text
-embeddings are trained. Learning rate, batch size and number of steps are ours
+codecs are taken from it. As in the paper's last stage, attention and the text
+projections are trained. Learning rate, batch size and number of steps are ours
 and have not been tried at full size. The small model has its own settings in
 `configs/small.py`.
 """

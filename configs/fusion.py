@@ -6,8 +6,8 @@
 
 The paper: from Wan2.2-TI2V-5B and stage 2; 40k steps at batch size 768, clips
 of 121 frames at 720 by 720, learning rate 5e-5, betas 0.9 and 0.95.
-Self-attention, cross-attention and the text embedding are trained, 5.7 B of
-11.7 B parameters.
+Self-attention and cross-attention (with their norms) and the text projection of
+each tower are trained, 5.7 B of 11.7 B parameters.
 """
 
 import ml_collections

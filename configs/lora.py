@@ -4,9 +4,10 @@
     --config.data.sources="('DATASET',)"
 
 WEIGHTS is as for `fine_tune.py`, and sizes, buckets, text encoder and codecs
-are taken from it in the same way. The weights are frozen; factors of all
-attention, that between the towers included, are trained. Rank, alpha, learning
-rate and number of steps are LTX-2's and have not been tried at full size.
+are taken from it in the same way. The weights are frozen; the factors of all
+attention kernels, those between the towers included, are trained. Rank, alpha,
+learning rate and number of steps are LTX-2's and have not been tried at full
+size.
 
 DEVICES is a key of `DEVICES`: settings with which a step of `720x720_5s` fits.
 docs/how_to/lora.md has the memory that they need; `--aot` reports it for TPUs.

@@ -33,10 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Maximum number of clips of the same size that are denoised together. More
   # clips use an accelerator better, but multiply activation memory.
   config.batch_size = 1
-  # Longest part of a clip that is denoised at once; 0: as long as the weights'
-  # clips. Longer clips are made in windows.
+  # Longest part of a clip that is denoised at once; 0: the training length of
+  # the weights. Longer clips are sampled in overlapping windows.
   config.window_seconds = 0.0
-  # Latent frames that a window is given of the one before; 7 are 1 s.
+  # Latent frames of the previous window that condition a window; 7 are 1 s.
   config.window_overlap = 7
   # 4.0 for video, 3.0 for audio.
   config.guidance_scale = ml_collections.ConfigDict()
@@ -47,12 +47,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.negative_prompt = ml_collections.ConfigDict()
   config.negative_prompt.video = placeholder(str)
   config.negative_prompt.audio = placeholder(str)
-  # How the model sees given latents: "clean" at time 0, or "renoise", as
-  # noisy as the others, for weights that were not trained with given ones.
+  # Noise level of conditioning latents: "clean" (t = 0), or "renoise" (that of
+  # the step), for weights that were not trained with conditioning latents.
   config.conditioning = placeholder(str)  # "renoise"
   config.dtype = "auto"  # bfloat16 on accelerators, float32 on a CPU
   config.attention = "auto"  # see ovi_jax/attention/attention.py
-  # Devices along each axis; 0 for the remaining ones; all 0: automatic.
+  # Devices along each axis; 0 for the remaining ones. All 0: data=2 for the
+  # two guidance passes, then context up to the number of heads, then fsdp.
   config.mesh = ml_collections.ConfigDict(dict.fromkeys(mesh.AXES, 0))
   config.context_parallelism = "ulysses"  # or ring
   # BLOCK.HEAD,… of the audio tower, for --attention_maps; "": the sharpest.

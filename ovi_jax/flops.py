@@ -39,7 +39,7 @@ class Tower(Protocol):
   @property
   def is_audio(self) -> bool: ...
   @property
-  def stem_hidden(self) -> int: ...
+  def stem_dim(self) -> int: ...
   def grid(self, shape: tuple[int, ...], /) -> Sequence[int]: ...
 
 
@@ -77,7 +77,7 @@ class ForwardFlops:
     kernel none is counted.
 
     Args:
-      attention_only: only projections and the text embedding are trained.
+      attention_only: only attention and the text projections are trained.
     """
     if not attention_only:
       return 3 * self.total
@@ -124,7 +124,7 @@ def _stem(sizes: Tower) -> int:
   """Multiply-adds per token of the patch embedding."""
   if not sizes.is_audio:
     return sizes.token_channels * sizes.hidden_dim
-  inner = sizes.channels + 3 * sizes.stem_hidden
+  inner = sizes.channels + 3 * sizes.stem_dim
   return STEM_KERNEL * sizes.hidden_dim * inner
 
 

@@ -75,8 +75,8 @@ def run(
     seconds: length of clips; `None` for that of the weights. Of a clip in
       windows, the program of the later windows is compiled.
     lora: files and strengths, see `lora.apply.parse`.
-    quantize: a key of `quantized.DTYPES` for 8-bit kernels of weights that are
-      not there; empty for none.
+    quantize: a key of `quantized.DTYPES`: assume 8-bit kernels, if there are no
+      local weights; empty for none.
 
   Returns:
     Whether all programs fit.
@@ -101,8 +101,8 @@ def run(
   pipeline = dataclasses.replace(pipeline, loras=loras)
   if manifest.digests and quantize:
     raise ValueError(
-      f"--aot_quantize={quantize} is for weights that are not there, but"
-      f" {weights} has weights, whose dtypes are read"
+      f"--aot_quantize={quantize} is for reports without local weights, but"
+      f" {weights} has weights, whose dtypes are used; remove --aot_quantize"
     )
   # Of a prompt without a picture.
   size = planning.clip_size(settings, manifest)
@@ -197,7 +197,7 @@ def step(
     clip: sizes of the clips.
     flags: compiler flags, for the report.
     given: masks_T of the latents in time that are given.
-    quantize: dtype of 8-bit kernels of weights that are not there.
+    quantize: dtype of the 8-bit kernels that are assumed without local weights.
   """
   towers, mesh = pipeline.arch.fusion, pipeline.mesh
   batch = settings.batch_size
@@ -359,7 +359,7 @@ def _parameters(
   Args:
     component: one of `architecture.COMPONENTS`.
     pipeline: with the mesh, the compute dtype and LoRAs of the denoiser.
-    quantize: dtype of 8-bit kernels of weights that are not there.
+    quantize: dtype of the 8-bit kernels that are assumed without local weights.
   """
   config = pipeline.arch.config(component)
   shapes = architecture.parameter_shapes(component, config)

@@ -43,26 +43,26 @@ def run(
     settings: of the run, of towers.
     out: directory for the reports.
     flags_profile: compiler flags that were applied, see `flag_profiles`.
-    quantize: a key of `quantized.DTYPES` for 8-bit kernels of a LoRA's base
-      that is not there; empty for none.
+    quantize: a key of `quantized.DTYPES`: assume 8-bit kernels for the base of
+      a LoRA, if `init_from` names no local weights; empty for none.
 
   Returns:
     Whether all fit.
 
   Raises:
     ValueError: the topology or the settings are invalid, or are of a codec; or
-      `quantize` is for no LoRA, or its base is there.
+      `quantize` is given without a LoRA, or with local weights.
   """
   if not isinstance(settings, settings_lib.Settings):
     raise ValueError(
-      "--aot compiles a step of towers (audio_pretrain, video_pretrain, fusion"
-      f" and their like), got the config of a codec, {settings.component}; take"
-      " a config of towers, or leave --aot away and train on what is here"
+      "--aot supports the stages of the towers only (audio_pretrain,"
+      " audio_finetune, video_pretrain, fusion, fine_tune, lora), got the"
+      f" config of the codec {settings.component}; remove --aot"
     )
   if quantize and not settings.is_lora:
     raise ValueError(
-      "--aot_quantize is for the base of a LoRA, 8-bit weights are not trained:"
-      " set --config.trainable=lora"
+      "--aot_quantize is for the base of a LoRA, since 8-bit weights cannot be"
+      " trained; set --config.trainable=lora, or remove it"
     )
   there = [
     path
@@ -71,8 +71,8 @@ def run(
   ]
   if quantize and there:
     raise ValueError(
-      f"--aot_quantize={quantize} is for weights that are not there, but"
-      f" {there[0]} has weights, whose dtypes are read"
+      f"--aot_quantize={quantize} is for a base without local weights, but"
+      f" {there[0]} has weights, whose dtypes are used; remove --aot_quantize"
     )
   dtype = quantized.DTYPES.get(quantize)
   devices, job = topology.devices(name), flag_profiles.TRAIN
@@ -103,7 +103,7 @@ def step(
     audio: latents in time.
     mesh: of the devices to compile for.
     flags: of the compiler, as they are in the environment.
-    quantize: dtype of 8-bit kernels of a LoRA's base that is not there.
+    quantize: dtype of the 8-bit kernels that are assumed for a LoRA's base.
   """
   with jax.set_mesh(mesh):
     task = tasks.make(settings, quantize)

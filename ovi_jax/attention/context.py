@@ -1,9 +1,9 @@
-"""Attention between tokens that are split over the mesh axis `context`.
+"""Attention between tokens that are sharded over the mesh axis `context`.
 
-  ulysses     devices exchange tokens for heads, attend, and change back
-              (Jacobs et al. 2023, arXiv 2309.14509); context divides the heads
-  ring        keys and values go round, device after device, while each attends
-              to what passes (Liu et al. 2023, arXiv 2310.01889); any number
+  ulysses     all-to-all from token to head sharding and back; the size of the
+              axis must divide the heads (Jacobs et al. 2023, arXiv 2309.14509)
+  ring        keys and values rotate over the devices by collective permute; any
+              size of the axis (Liu et al. 2023, arXiv 2310.01889)
 
 These functions run on each device of a `shard_map`.
 """
@@ -45,9 +45,9 @@ def ulysses(
   heads, devices = q.shape[2], jax.lax.axis_size(AXIS)
   if heads % devices:
     raise ValueError(
-      f"ulysses splits {heads} heads of a device over {devices} devices of"
-      f" the mesh axis {AXIS}, which does not go; take another number of them,"
-      " or the scheme ring"
+      f"ulysses cannot shard {heads} heads over {devices} devices of the mesh"
+      f" axis {AXIS}: the number of devices must divide the heads; use another"
+      " size, or context_parallelism=ring"
     )
   exchange = functools.partial(jax.lax.all_to_all, axis_name=AXIS, tiled=True)
   q, k, v = (exchange(x, split_axis=2, concat_axis=1) for x in (q, k, v))
@@ -102,9 +102,9 @@ def check(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
     good = [n for n in range(1, heads + 1) if heads % n == 0]
     by = f"tensor {tensor}" + f" x context {context}" * (parts != tensor)
     raise ValueError(
-      f"mesh: {heads} heads cannot be divided by {by}; take a divisor of"
+      f"mesh: {heads} heads cannot be divided by {by}; use a divisor of"
       f" {heads} ({', '.join(map(str, good))})"
-      + "; or context_parallelism=ring, which divides no heads"
+      + "; or use context_parallelism=ring, which does not shard heads"
       * (parts != tensor and heads % tensor == 0)
     )
 
@@ -112,8 +112,8 @@ def check(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
 def check_training(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
   """Check that training on an accelerator does not use ring without need.
 
-  The backward pass of ring attention is no flash kernel: it writes the logits
-  of each block to HBM.
+  The backward pass of ring attention is not a flash kernel: it writes the
+  logits of each block to HBM.
 
   Args:
     sizes: devices along each mesh axis.
@@ -127,8 +127,9 @@ def check_training(sizes: Mapping[str, int], heads: int, strategy: str) -> None:
   if strategy == RING and context > 1 and heads % (tensor * context) == 0:
     raise ValueError(
       "context_parallelism=ring is slower than ulysses in training, since its"
-      f" backward pass is no flash kernel, and {heads} heads can be divided by"
-      f" tensor {tensor} x context {context}; set context_parallelism=ulysses"
+      f" backward pass is not a flash kernel, and {heads} heads can be divided"
+      f" by tensor {tensor} x context {context}; set"
+      " context_parallelism=ulysses"
     )
 
 
@@ -142,13 +143,13 @@ def _ring_forward(part: Any, q, k, v, length_B: Any) -> Any:
 
   def attend(carry, step):
     (k, v), out, lse = carry
-    more, part_lse = part(q, k, v, _counted(length_B, step, k.shape[1]))
+    more, part_lse = part(q, k, v, _valid_keys(length_B, step, k.shape[1]))
     total = jnp.logaddexp(lse, part_lse)
     old, new = (jnp.exp(x - total)[..., None] for x in (lse, part_lse))
     return old * out + new * more.astype(jnp.float32), total
 
   def visit(carry, step):
-    # The next keys travel while these are attended to.
+    # The next keys are sent while these are attended to.
     following = _pass_on(carry[0])
     return (following, *attend(carry, step)), None
 
@@ -162,14 +163,14 @@ def _ring_forward(part: Any, q, k, v, length_B: Any) -> Any:
 
 
 def _ring_backward(part: Any, kept: Any, g: jax.Array) -> Any:
-  """The same round; gradients of keys and values travel with them."""
+  """The same rotation; gradients of keys and values are sent along."""
   del part  # recomputed block by block, whatever the kernel
   q, k, v, length_B, out, lse = kept
   count = jax.lax.axis_size(AXIS)
 
   def visit(carry, step):
     (k, v), (dk, dv), dq = carry
-    mine_B = _counted(length_B, step, k.shape[1])
+    mine_B = _valid_keys(length_B, step, k.shape[1])
     more = blockwise.part_gradients(q, k, v, mine_B, lse, out, g)
     dq = dq + more[0]
     changes = dk + more[1], dv + more[2]
@@ -187,8 +188,8 @@ def _ring_backward(part: Any, kept: Any, g: jax.Array) -> Any:
 _ring.defvjp(_ring_forward, _ring_backward)
 
 
-def _counted(length_B: Any, step: Any, size: int) -> Any:
-  """How many of the keys that are here now count."""
+def _valid_keys(length_B: Any, step: Any, size: int) -> Any:
+  """Number of valid keys in the shard that this device holds in a ring step."""
   if length_B is None:
     return None
   source = (jax.lax.axis_index(AXIS) + step) % jax.lax.axis_size(AXIS)
@@ -196,7 +197,7 @@ def _counted(length_B: Any, step: Any, size: int) -> Any:
 
 
 def _pass_on(arrays: Any) -> Any:
-  """Give arrays to the device before: those of the next one come."""
+  """Send arrays to the previous device of the ring; receive from the next."""
   count = jax.lax.axis_size(AXIS)
   circle = [(i, (i - 1) % count) for i in range(count)]
   return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, circle), arrays)

@@ -119,8 +119,8 @@ def define_flags() -> None:
     "aot_quantize",
     "",
     ("", *quantized.DTYPES),
-    "With --aot, for weights that are not there: 8-bit kernels, as convert"
-    " --quantize stores them.",
+    "With --aot: assume 8-bit kernels, as convert --quantize stores them. Only"
+    " without local weights.",
   )
   flags.DEFINE_enum(
     "flags_profile",

@@ -5,10 +5,11 @@
   ovi-train --config=codec_video:mini --workdir=DIR
 
 Run the same command again to resume from the newest checkpoint. Exit codes: 0
-finished, 75 interrupted (SIGTERM, Ctrl-C), with a checkpoint, 76 a step
-took longer than step_timeout_seconds, 1 an error, printed in one line.
---config.FIELD=VALUE sets a field of the config. See docs/how_to/fine_tune.md
-and docs/how_to/train.md.
+finished; 75 interrupted (SIGTERM, Ctrl-C), a checkpoint was saved unless
+preemption_grace_seconds expired; 76 a step took longer than
+step_timeout_seconds; 130 second Ctrl-C; 1 an error, printed in one line.
+--config.FIELD=VALUE sets a field of the config. The guides are
+docs/how_to/fine_tune.md and docs/how_to/train.md of the repository.
 """
 
 import signal
@@ -49,14 +50,15 @@ def define_flags() -> None:
     "aot_quantize",
     "",
     ("", *quantized.DTYPES),
-    "With --aot and a LoRA, for weights that are not there: a base of 8-bit"
-    " kernels, as convert --quantize stores them.",
+    "With --aot and trainable=lora: assume an 8-bit frozen base model, as"
+    " convert --quantize stores it. Only if init_from names no local weights.",
   )
   flags.DEFINE_enum(
     "flags_profile",
     flag_profiles.NONE,
     flag_profiles.names(),
-    "Compiler flags for a kind of chip, see docs/how_to/many_devices.md.",
+    "Compiler flags for a kind of chip, see docs/how_to/many_devices.md of the"
+    " repository.",
   )
   flags.DEFINE_integer(
     "rollback_to",
@@ -92,7 +94,7 @@ def main() -> None:
       sys.exit(not fits)
     if FLAGS.aot_quantize:
       raise ValueError(
-        "--aot_quantize is for --aot; name a topology with --aot"
+        "--aot_quantize needs --aot; name a topology, such as --aot=v5p:4x4x4"
       )
     finished = trainer.train(chosen, config, FLAGS.workdir, timer)
   except KeyboardInterrupt:

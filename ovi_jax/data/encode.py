@@ -4,12 +4,12 @@
 
 Writes a new dataset, without mp4 and PCM unless --keep_media is given. After an
 interruption, run the same command again. Hosts that share a disk can divide the
-work: each runs the command with --process=I --processes=N, and the last one to
+work: each runs the command with --process=I --num_processes=N, and the last to
 finish completes the dataset. Before encoding, the fraction of unknown words and
 the error of the codecs are measured on a few records and printed. Beyond a
 limit the command stops, unless --force is given. If memory is short, encode in
-two passes: captions (--parts=text), then the media of that output
-(--parts=video,audio).
+two passes: captions (--modalities=text), then the media of that output
+(--modalities=video,audio).
 """
 
 import contextlib
@@ -44,6 +44,13 @@ from ovi_jax.sharding import mesh as meshes
 
 RECIPE = "encoding.json"
 _MEASURED = f".{quality.FILE}"  # until the dataset is whole
+_LIMITS = {  # help of the flags
+  "max_unknown_words": "Maximum fraction of words that the tokenizer does not"
+  " know, in [0, 1].",
+  "min_codec_psnr": "Minimum PSNR of the video VAE, dB; 0: no limit.",
+  "max_codec_mel_error": "Maximum log-mel error of audio VAE and vocoder, dB;"
+  " 0: no limit.",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -55,49 +62,54 @@ class Job:
     data: dataset to read, see `builder`.
     weights: directory of converted weights with the encoders.
     out: dataset to write.
-    parts: of `encoding.PARTS`; what a record has already is kept.
+    modalities: of `encoding.MODALITIES`; others of a record are kept.
     keep_media: keep mp4 and PCM beside the latents.
-    batch: clips side by side on each device.
-    dtype: of computing: "auto" (bfloat16 on accelerators), or its name.
-    stored: type of the arrays, see `builder.write`.
-    records_per_shard: in a file; a shard is what a crash repeats.
-    process: number of this process.
-    processes: that share the shards.
-    limits: of what tokenizer and codecs may lose; `None` measures nothing.
-    force: encode what is beyond the limits, too.
+    batch_size: clips per batch on each device.
+    dtype: compute dtype; "auto" is bfloat16 on accelerators, float32 on CPUs.
+    storage_dtype: dtype of the stored arrays, see `builder.write`.
+    records_per_shard: records of a file; a crash repeats at most one shard.
+    process: index of this process, from 0.
+    num_processes: number of processes that divide the shards.
+    limits: limits of the losses of tokenizer and codecs; `None` for no
+      measurement.
+    force: encode even if a limit is exceeded.
   """
 
   data: storage.AnyPath
   weights: storage.AnyPath
   out: storage.AnyPath
-  parts: tuple[str, ...] = encoding.PARTS
+  modalities: tuple[str, ...] = encoding.MODALITIES
   keep_media: bool = False
-  batch: int = 1
+  batch_size: int = 1
   dtype: str = "auto"
-  stored: str = "float16"
+  storage_dtype: str = "float16"
   records_per_shard: int = 64
   process: int = 0
-  processes: int = 1
+  num_processes: int = 1
   limits: quality.Limits | None = None
   force: bool = False
 
   def __post_init__(self):
     config_lib.check_types(type(self), vars(self), "")
     problems = [
-      f"parts: expected some of {', '.join(encoding.PARTS)}, got {part!r}"
-      for part in self.parts or ("",)
-      if part not in encoding.PARTS
+      f"modalities: expected some of {', '.join(encoding.MODALITIES)}, got"
+      f" {name!r}"
+      for name in self.modalities or ("",)
+      if name not in encoding.MODALITIES
     ]
     problems += config_lib.below(
-      self, 1, "batch", "records_per_shard", "processes"
+      self, 1, "batch_size", "records_per_shard", "num_processes"
     )
     for name, known in (
       ("dtype", config_lib.DTYPES),
-      ("stored", tuple(features.DTYPES)),
+      ("storage_dtype", tuple(features.DTYPES)),
     ):
       problems += config_lib.invalid_choice(name, getattr(self, name), known)
-    if not 0 <= self.process < self.processes:
-      problems.append(f"process {self.process} of {self.processes} is none")
+    if not 0 <= self.process < self.num_processes:
+      problems.append(
+        f"process {self.process} is out of range for {self.num_processes}"
+        " processes (indices begin at 0)"
+      )
     config_lib.check(problems, "")
 
   @property
@@ -128,7 +140,7 @@ def run(job: Job) -> bool:
     OSError: the disk is full, or a folder is not writable.
   """
   splits = {n: builder.read(job.data, n) for n in builder.splits(job.data)}
-  needs = tuple(encoding.COMPONENTS[part] for part in job.parts)
+  needs = tuple(encoding.COMPONENTS[part] for part in job.modalities)
   manifest = weights_dir.read(job.weights, needs=needs)
   recipe = _recipe(job, manifest)
   if storage.is_remote(job.out):
@@ -150,10 +162,10 @@ def run(job: Job) -> bool:
   places = [(name, i) for name, count in counts.items() for i in range(count)]
   mine = [
     (name, i)
-    for name, i in places[job.process :: job.processes]
+    for name, i in places[job.process :: job.num_processes]
     if not shards.is_written(job.folder, name, i, counts[name])
   ]
-  sizes = _geometry(splits, manifest, job.parts)
+  sizes = _geometry(splits, manifest, job.modalities)
   null_SE = _null_text(job, components, splits)
   if mine:
     _encode(job, components, splits, mine, sizes)
@@ -197,7 +209,7 @@ def _measured(
   components: component_loader.Components,
   splits: list[builder.Split],
 ) -> quality.Quality | None:
-  """Log what tokenizer and codecs lose; ValueError if it is too much.
+  """Log the losses of tokenizer and codecs; ValueError beyond the limits.
 
   What an earlier start measured is read again, if it had the same recipe.
   """
@@ -207,11 +219,11 @@ def _measured(
   if found is None:
     _log.info("measuring tokenizer and codecs on a few records …")
     present = components.manifest.digests
-    parts = [p for p in ("video", "audio") if p in job.parts]
+    parts = [p for p in ("video", "audio") if p in job.modalities]
     if "vocoder" not in present and "audio" in parts:
       parts.remove("audio")  # nothing makes sound of its mels
     found = quality.reconstruction(components, splits, parts)
-    if "text" in job.parts:
+    if "text" in job.modalities:
       covered = quality.coverage(
         components.tokenizer(),
         quality.captions_of(splits),
@@ -232,16 +244,16 @@ def _measured(
 def _geometry(
   splits: dict[str, builder.Split],
   manifest: weights_dir.Manifest,
-  parts: tuple[str, ...],
+  modalities: tuple[str, ...],
 ) -> schema.Geometry:
   """The geometry of the output dataset."""
   arch, sizes = manifest.architecture, next(iter(splits.values())).geometry
   made: dict[str, Any] = {}
-  if "text" in parts:
+  if "text" in modalities:
     made["text_dim"] = arch.umt5.dim
-  if "video" in parts:
+  if "video" in modalities:
     made["video_channels"] = arch.video_vae.z_dim
-  if "audio" in parts:
+  if "audio" in modalities:
     made["audio_channels"] = arch.audio_vae.embed_dim
   return dataclasses.replace(sizes, **made)
 
@@ -252,7 +264,7 @@ def _null_text(
   splits: dict[str, builder.Split],
 ) -> np.ndarray | None:
   """The empty prompt's embedding; encoded once, kept beside the shards."""
-  if "text" not in job.parts:
+  if "text" not in job.modalities:
     kept = next(iter(splits.values())).null_text
     return kept if len(kept) else None
   path = job.folder / ".null_text.npy"
@@ -271,8 +283,8 @@ def _encode(
   sizes: schema.Geometry,
 ) -> None:
   """Write the shards of this process, one after the other."""
-  batch = job.batch * components.mesh.size
-  encoder = encoding.RecordEncoder.load(components, job.parts, batch)
+  batch = job.batch_size * components.mesh.size
+  encoder = encoding.RecordEncoder.load(components, job.modalities, batch)
   each = job.records_per_shard
   total = sum(min(each, len(splits[n]) - i * each) for n, i in mine)
   with console.progress(total=total, unit="clip", desc="encoding") as bar:
@@ -282,7 +294,7 @@ def _encode(
       records = encoder([split[i] for i in range(number * each, end)])
       if not job.keep_media:
         records = [_without_media(record) for record in records]
-      shards.write(job.folder, name, number, records, sizes, job.stored)
+      shards.write(job.folder, name, number, records, sizes, job.storage_dtype)
       bar.update(len(records))
 
 
@@ -299,14 +311,14 @@ def _without_media(record: schema.Record) -> schema.Record:
 def _recipe(job: Job, manifest: weights_dir.Manifest) -> dict[str, Any]:
   """The settings that determine the output dataset, as JSON."""
   digest = storage.sha256(job.data / builder.METADATA)
-  needs = sorted(encoding.COMPONENTS[part] for part in job.parts)
+  needs = sorted(encoding.COMPONENTS[part] for part in job.modalities)
   return {
     "data": digest,
     "weights": {name: manifest.digests.get(name) for name in needs},
-    "parts": sorted(job.parts),
+    "modalities": sorted(job.modalities),
     "keep_media": job.keep_media,
     "dtype": job.dtype,
-    "stored": job.stored,
+    "storage_dtype": job.storage_dtype,
     "records_per_shard": job.records_per_shard,
   }
 
@@ -359,24 +371,28 @@ def _define_flags() -> None:
   flags.DEFINE_string("data", "", "Dataset to read.")
   flags.DEFINE_string("weights", "", "Directory of converted weights.")
   flags.DEFINE_string("out", "", "Dataset to write.")
-  flags.DEFINE_list("parts", list(encoding.PARTS), "Parts to encode.")
+  flags.DEFINE_list(
+    "modalities", list(encoding.MODALITIES), "Modalities to encode."
+  )
   flags.DEFINE_bool("keep_media", False, "Keep mp4 and PCM in the new dataset.")
-  flags.DEFINE_integer("batch", 1, "Clips per batch on each device.")
+  flags.DEFINE_integer("batch_size", 1, "Clips per batch on each device.")
   flags.DEFINE_string(
     "dtype", "auto", "Compute dtype: auto, float32, bfloat16."
   )
-  flags.DEFINE_string("stored", "float16", "Stored dtype: float16, bfloat16.")
+  flags.DEFINE_string(
+    "storage_dtype",
+    "float16",
+    "Dtype of the stored arrays: float16, bfloat16.",
+  )
   flags.DEFINE_integer(
     "records_per_shard", 64, "Records per file of the dataset."
   )
   for name, limit in dataclasses.asdict(quality.Limits()).items():
-    flags.DEFINE_float(
-      name, limit, "Limit of what is lost, see docs/how_to/fine_tune.md."
-    )
+    flags.DEFINE_float(name, limit, _LIMITS[name])
   flags.DEFINE_bool("force", False, "Encode even if a limit is exceeded.")
   flags.DEFINE_integer("process", 0, "Index of this process, from 0.")
   flags.DEFINE_integer(
-    "processes", 1, "Number of processes that divide the work."
+    "num_processes", 1, "Number of processes that divide the work."
   )
 
 
@@ -392,7 +408,7 @@ def main() -> None:
   values["weights"] = storage.locate(values["weights"])
   for name in ("data", "out"):
     values[name] = shards.locate(values[name])
-  values["parts"] = tuple(values["parts"])
+  values["modalities"] = tuple(values["modalities"])
   if run(Job(**values)):
     train = cli.invocation("ovi-train")
     print(f"next: {train} with --config.data.sources=\"('{FLAGS.out}',)\"")

@@ -21,7 +21,7 @@ from ovi_jax.data import schema
 from ovi_jax.pretrained import component_loader
 from ovi_jax.pretrained import encoders
 
-PARTS = ("text", "video", "audio")
+MODALITIES = ("text", "video", "audio")
 # The encoders' components of a release.
 COMPONENTS = {"text": "umt5", "video": "video_vae", "audio": "audio_vae"}
 _ROWS = 64  # the shortest padded prompt
@@ -53,11 +53,11 @@ class RecordEncoder:
     parts: Sequence[str],
     batch: int,
   ) -> "RecordEncoder":
-    """Load the encoders of some of `PARTS`.
+    """Load the encoders of some of `MODALITIES`.
 
     Args:
       components: the directory of weights.
-      parts: of `PARTS`.
+      parts: of `MODALITIES`.
       batch: clips of a batch over all devices.
 
     Returns:

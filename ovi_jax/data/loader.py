@@ -509,7 +509,10 @@ def load(
       " data.batch_multiple"
     )
   if not 0 <= process_index < process_count:
-    raise ValueError(f"process {process_index} of {process_count} is none")
+    raise ValueError(
+      f"process index {process_index} is out of range for {process_count}"
+      " processes"
+    )
   found = [settings_lib.assign(settings, split) for split in splits]
   kept = tuple(np.flatnonzero(buckets >= 0) for buckets in found)
   buckets = tuple(buckets[k] for buckets, k in zip(found, kept))
@@ -571,8 +574,9 @@ def _check_text(split: builder.Split, first: builder.Split) -> None:
     )
   if not np.array_equal(split.null_text, first.null_text):
     raise ValueError(
-      f"{split.path} and {first.path} have other embeddings of the empty"
-      " prompt: they are of different text encoders; encode both with one"
+      f"{split.path} and {first.path} were encoded with different text"
+      " encoders: their embeddings of the empty prompt differ; encode both with"
+      " the same weights"
     )
 
 
@@ -669,9 +673,9 @@ def open_eval(
   )
   if not sources:
     raise ValueError(
-      f"no source has a split {split!r} to be held out:"
-      f" {[source.path for source in settings.sources]}; write one, name"
-      " another, or ask for no held-out loss and no samples"
+      f"no source has the held-out split {split!r}:"
+      f" {[source.path for source in settings.sources]}; create the split, set"
+      " config.eval.split, or set eval_every and sample_every to 0"
     )
   crop = "start" if settings.crop == "random" else settings.crop
   settings = dataclasses.replace(

@@ -102,9 +102,9 @@ class LoaderConfig:
       commas, as log lines name them, or the path of a file with one a line.
       Each is replaced by the next record of its source and bucket; all others
       keep their order and noise.
-    max_damaged_records: number of damaged records, in each process and start of
-      the run, that are logged and replaced in the same way, or left out of the
-      held-out loss; the next one ends the run.
+    max_damaged_records: number of damaged records, per process and per restart
+      of the run, that are logged and replaced in the same way, or left out of
+      the held-out loss; the next one ends the run.
   """
 
   sources: tuple[Source, ...]

@@ -40,7 +40,7 @@ class DiTConfig:
     mlp_dim: hidden width of the feed-forward layers.
     num_heads: attention heads; hidden_dim / num_heads is the same in both
       towers.
-    time_width: width of the sinusoidal time embedding.
+    freq_dim: width of the sinusoidal time embedding.
     text_dim: width E of prompt embeddings.
     max_text_len: tokens of a prompt; shorter prompts are padded with zeros,
       which are attended to.
@@ -54,7 +54,7 @@ class DiTConfig:
   hidden_dim: int = 3072
   mlp_dim: int = 14336
   num_heads: int = 24
-  time_width: int = 256
+  freq_dim: int = 256
   text_dim: int = 4096
   max_text_len: int = 512
   eps: float = 1e-6
@@ -72,8 +72,8 @@ class DiTConfig:
         f"hidden_dim {self.hidden_dim} must be an even multiple of num_heads"
         f" {self.num_heads}"
       )
-    if self.time_width % 2:
-      raise ValueError(f"time_width must be even, got {self.time_width}")
+    if self.freq_dim % 2:
+      raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
     if len(self.patch) not in (1, 3) or self.patch[0] != 1:
       raise ValueError(
         f"patch must be (1,) or (1, rows, columns): {self.patch}"
@@ -93,7 +93,7 @@ class DiTConfig:
     return math.prod(self.patch) * self.channels
 
   @property
-  def stem_hidden(self) -> int:
+  def stem_dim(self) -> int:
     """Hidden width of the audio stem: 2/3 of 4 widths, rounded up."""
     return -(-(8 * self.hidden_dim // 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
 
@@ -190,7 +190,7 @@ _RELEASE_NAMES = {
   "dim": "hidden_dim",
   "ffn_dim": "mlp_dim",
   "num_heads": "num_heads",
-  "freq_dim": "time_width",
+  "freq_dim": "freq_dim",
   "text_dim": "text_dim",
   "text_len": "max_text_len",
   "eps": "eps",
@@ -280,7 +280,7 @@ class AudioStem(nn.Module):
       counts_BT = jnp.arange(x_BTC.shape[1])[None] < length_B[:, None]
       return jnp.where(counts_BT[..., None], x_BTC, 0)
 
-    width, hidden = self.config.hidden_dim, self.config.stem_hidden
+    width, hidden = self.config.hidden_dim, self.config.stem_dim
     x = cut(nn.silu(conv("in", width, bias=True)(cut(latents_BTC))))
     gated = nn.silu(conv("gate", hidden)(x)) * conv("up", hidden)(x)
     return conv("down", width)(cut(gated))
@@ -404,7 +404,7 @@ class Tower(nn.Module):
         missing = logical_axes.fill(given_BL.shape[1]) - given_BL.shape[1]
         given_BL = jnp.pad(given_BL, ((0, 0), (0, missing)))
       given_BL = logical_axes.constrain(given_BL, self.config.letters[:2])
-    embedding = self.time_embedding(sinusoid(t_BT, self.config.time_width))
+    embedding = self.time_embedding(sinusoid(t_BT, self.config.freq_dim))
     parts = self.time_projection(nn.silu(embedding)).astype(jnp.float32)
     parts = einops.rearrange(parts, "B T (P D) -> B T P D", P=6)
     return TimeEmbeddings(embedding.astype(jnp.float32), parts, given_BL)

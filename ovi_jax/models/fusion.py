@@ -2,11 +2,11 @@
 
 `FusionDiT` predicts the velocity (noise - data) of every modality that is
 given. With both towers, each block's cross-attention also reads the other
-tower's tokens as they stand after self-attention (paper, section 3.1; Ovi,
+tower's tokens after their self-attention (paper, section 3.1; Ovi,
 modules/fusion.py). With one, the model is Ovi-Aud or Wan2.2-TI2V-5B, and its
-parameters are, path for path, a part of the full model's.
+parameter tree is a subtree of the full model's.
 
-Blocks are scanned: their parameters are stacked on a leading axis G. Numbers:
+Blocks are scanned: their parameters are stacked on a leading axis G. Precision:
 see `dit`; the velocity is float32.
 """
 
@@ -27,46 +27,52 @@ from ovi_jax.models import remat as remats
 from ovi_jax.models import rope
 from ovi_jax.sharding import logical_axes
 
-# The video tower's new layers start ten times smaller: at first it listens
-# little to a tower it does not know.
+# Initial variance of the fusion key and value kernels of the video tower. It is
+# small, so that the pretrained video tower is little perturbed at the start of
+# the fusion stage.
 FUSION_INIT = nn.initializers.variance_scaling(1e-2, "fan_avg", "uniform")
 
-
-# Blocks, at most, that a program for a CPU has one by one, and their width:
-# wider ones lose more by the copy of each block's weights than loops cost.
-UNROLLED, WIDEST_UNROLLED = 8, 256
+# On a CPU, models with at most so many blocks of at most so many channels are
+# unrolled. For wider blocks, copying the stacked weights costs more than the
+# loop.
+MAX_UNROLLED_LAYERS, MAX_UNROLLED_DIM = 8, 256
 
 
 def should_unroll(config: AV[dit.DiTConfig], platform: str) -> bool:
   """Whether blocks should be unrolled: few and narrow ones, on a CPU."""
   towers = config.present().values()
-  few = max(tower.num_layers for tower in towers) <= UNROLLED
-  narrow = max(tower.hidden_dim for tower in towers) <= WIDEST_UNROLLED
+  few = max(tower.num_layers for tower in towers) <= MAX_UNROLLED_LAYERS
+  narrow = max(tower.hidden_dim for tower in towers) <= MAX_UNROLLED_DIM
   return platform == "cpu" and few and narrow
 
 
 # No lengths: all latents are valid. No masks: all latents are generated.
 _ALL: AV[Any] = AV()
-TEXT_KEYS = f"G{block.REPLICATED_LETTERS}"  # how they lie on a mesh
+TEXT_KEYS = f"G{block.REPLICATED_LETTERS}"  # logical axes of cached text keys
 
 
 class Conditions(NamedTuple):
-  """Work that does not depend on the denoising step, done once per prompt."""
+  """Tensors that are computed once per prompt, not in each denoising step.
 
-  text: AV[block.KV]  # of all blocks, [G, B, S, N, K]
+  Attributes:
+    text: keys and values of the prompts in all blocks, [G, B, S, N, K].
+    rotary: rotary tables of the tokens.
+  """
+
+  text: AV[block.KV]
   rotary: AV[rope.Rotary]
 
 
 class MapQuery(NamedTuple):
-  """What to keep of the attention between the towers.
+  """Reduction of the cross-attention maps between the towers, in float32.
 
-  All of it, [blocks, heads, L, S] for each tower, takes gigabytes at full size:
-  a weighted sum of heads and one number per head are kept, float32.
+  Full maps, [blocks, heads, L, S] for each tower, would need gigabytes. Kept
+  are a weighted sum over heads and, per head, the attention mass inside `near`.
 
   Attributes:
-    heads: weights [G, N] of every block's heads in the sum.
-    near: [L, S] for video and [S, L] for audio; a share of attention is
-      measured where it is 1, and not where it is 0.
+    heads: weights [G, N] of the heads of every block in the sum.
+    near: alignment mask, [L, S] for video and [S, L] for audio: 1 where the
+      attention mass is summed, else 0.
   """
 
   heads: AV[jax.Array]
@@ -75,9 +81,13 @@ class MapQuery(NamedTuple):
   def reduce(
     self, name: str, map_BNLS: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """The sum [B, L, S] and the shares [B, N] of a tower's map in one block.
+    """Reduce the map of a tower in one block.
 
-    `heads` is of that block; L of the map may include padding tokens.
+    `heads` is that of the block; L of the map may include padding tokens.
+
+    Returns:
+      The weighted sum over heads [B, L, S], and the attention mass inside
+      `near` of each head [B, N].
     """
     near_LS = getattr(self.near, name)
     map_BNLS = map_BNLS[:, :, : near_LS.shape[0]]
@@ -130,13 +140,14 @@ class FusionBlock(nn.Module):
     Args:
       tokens: tokens_BLD.
       times: of each tower.
-      text: context_BSD, or the keys and values that `text_kv` makes of it.
-      rotary: tables.
-      counts: valid tokens of each tower, `None` for all.
-      watch: what to keep of this block's attention between the towers.
+      text: context_BSD, or its keys and values from `text_kv`.
+      rotary: rotary tables.
+      counts: number of valid tokens of each tower, `None` for all.
+      watch: reduction of the attention maps between the towers; `None` computes
+        no maps.
 
     Returns:
-      tokens_BLD, and what `watch` keeps of each tower.
+      tokens_BLD, and the reduced maps of each tower.
     """
     if not any(isinstance(x, block.KV) for x in text):
       text = self.text_kv(text)
@@ -167,19 +178,19 @@ class FusionBlock(nn.Module):
 
 
 class FusionDiT(nn.Module):
-  """The denoiser: noisy latents, times and prompts -> velocities.
+  """The DiT: noisy latents, timesteps and prompts -> velocities.
 
   Attributes:
-    config: a tower's sizes for each modality; `None` for an absent tower.
+    config: sizes of each tower; `None` for an absent tower.
     dtype: compute dtype.
     backend: attention backend, see `attention.BACKENDS`.
     mlp_chunk_size: feed-forwards hold at most this many hidden activations at a
       time, in a forward pass; `None` for no limit.
     remat: what the backward pass recomputes, see `remat`; not "auto".
-    unroll: blocks follow each other in the program instead of in a loop: on
-      a CPU XLA computes faster, and compiles longer.
-    context_parallelism: how tokens that are split over devices attend to each
-      other, a key of `context.SCHEMES`.
+    unroll: unroll the scan over blocks; on a CPU, XLA then computes faster and
+      compiles longer.
+    context_parallelism: context parallelism strategy, a key of
+      `context.STRATEGIES`.
   """
 
   config: AV[dit.DiTConfig]
@@ -209,9 +220,10 @@ class FusionDiT(nn.Module):
     )
 
   def _scan_blocks(self, function: Any, carry: Any, *per_block: Any) -> Any:
-    """`function(blocks, carry, *per_block)` over blocks, as `lax.scan` does.
+    """Scan `function(blocks, carry, *per_block)` over blocks, as `lax.scan`.
 
-    What is stored beside a block's kernels is applied to them before.
+    LoRA factors are merged, and 8-bit kernels dequantized, inside the scan, one
+    block at a time.
     """
 
     def merged(blocks: FusionBlock, *args: Any) -> Any:
@@ -238,7 +250,7 @@ class FusionDiT(nn.Module):
       latents: arrays, or anything with their shapes.
 
     Returns:
-      A table for each modality, padded as the tokens are.
+      A table for each modality, padded like the tokens.
     """
     tables = {}
     for name, x in latents.present().items():
@@ -264,7 +276,7 @@ class FusionDiT(nn.Module):
     return text.map(lambda name, x: self.tower(name).text(x))
 
   def conditions(self, latents: AV[Any], text: AV[jax.Array]) -> Conditions:
-    """Compute what all denoising steps of a prompt share.
+    """Compute the tensors that all denoising steps of a prompt share.
 
     Args:
       latents: arrays, or anything with their shapes.
@@ -296,20 +308,20 @@ class FusionDiT(nn.Module):
 
     Args:
       latents: video [B, T, H, W, C] and audio [B, T, C], or `None` for either.
-      t_BT: noise times in [0, 1000] of each modality, 1000 = noise, T = 1: of
-        its generated latents.
-      text: prompt embeddings_BSE of each tower, or `conditions` made of them.
-      block_mask_GB: `False` where a block is left out for an element of the
-        batch (skip-layer guidance); `None` keeps all.
-      lengths: how many latent frames and steps of each example count, as
-        integers_B; the rest is padding that no token attends to. 0 means that
-        the modality is missing. `None` counts all.
-      given_BT: masks of latents in time that are given, clean, at time 0;
-        `None` for a modality of which all are generated. The velocity of given
-        latents means nothing.
+      t_BT: timesteps in [0, 1000] (1000 = noise), shape [B, 1], of the latents
+        to denoise of each modality.
+      text: prompt embeddings_BSE of each tower, or their `conditions`.
+      block_mask_GB: `False` where a block is skipped for an element of the
+        batch (skip-layer guidance); `None` skips none.
+      lengths: number of valid latent frames or audio steps per example,
+        integers_B; 0 = modality absent. Padding is masked in attention. `None`:
+        all are valid.
+      given_BT: masks of conditioning latents in time, which are clean and have
+        timestep 0; `None` for a modality without any.
 
     Returns:
-      Velocity (noise - data) in the shape of `latents`, float32.
+      Velocity (noise - data) in the shape of `latents`, float32. Outputs at
+      conditioning latents are undefined.
     """
     tokens, times, _ = self._run_blocks(
       latents, t_BT, text, block_mask_GB, lengths, given_BT
@@ -328,19 +340,19 @@ class FusionDiT(nn.Module):
     watch: MapQuery,
     given_BT: AV[jax.Array | None] = _ALL,
   ) -> tuple[AV[jax.Array], AV[jax.Array]]:
-    """How the towers attend to each other; arguments as for a call.
+    """Compute reduced cross-attention maps between the towers.
 
     Args:
-      latents: of both.
-      t_BT: times.
-      text: prompts.
-      watch: what is kept of it.
-      given_BT: masks of given latents.
+      latents: as for a call, of both modalities.
+      t_BT: as for a call.
+      text: as for a call.
+      watch: the reduction.
+      given_BT: as for a call.
 
     Returns:
-      video [B, L, S] and audio [B, S, L]: the sum over blocks and heads,
-      weighted, of the attention of each tower's tokens over the other's; and
-      for each head [G, B, N] the share within `near`, all float32.
+      Video [B, L, S] and audio [B, S, L]: the attention of the tokens of each
+      tower over those of the other, summed over blocks and heads with weights;
+      and for each head [G, B, N] the attention mass inside `near`, all float32.
     """
     _, _, found = self._run_blocks(
       latents, t_BT, text, given_BT=given_BT, watch=watch
@@ -361,7 +373,7 @@ class FusionDiT(nn.Module):
     given_BT: AV[jax.Array | None] = _ALL,
     watch: MapQuery | None = None,
   ) -> tuple[AV[jax.Array], AV[dit.TimeEmbeddings], Any]:
-    """Through all blocks: the tokens, the times, and what `watch` keeps."""
+    """Run all blocks; returns tokens, time embeddings and reduced maps."""
     present = latents.present()
     lengths = _ALL if lengths is None else lengths
     tokens, counts, times = {}, {}, {}

@@ -403,8 +403,10 @@ def data_shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
   neighbours = mine == list(range(first, first + count))
   if not neighbours or groups % count or first % count:
     raise ValueError(
-      f"the devices of process {jax.process_index()} hold parts {mine} of"
-      f" {groups} of a batch, which are no even run; choose a mesh in which"
-      " data and fsdp follow the processes"
+      f"process {jax.process_index()} holds batch shards {mine} of {groups},"
+      " which are not contiguous; choose mesh.data and mesh.fsdp so that the"
+      " devices of each host hold consecutive batch shards, for example a"
+      " multiple of"
+      f" the {jax.local_device_count()} devices of a host"
     )
   return first // count, groups // count

@@ -11,8 +11,9 @@ activations) and by `sharding.sharding_rules` (for parameters).
   M mel bins         A waveform samples             G scanned block
 
 Video has a hundred times as many tokens as audio or text. For video, the mesh
-axis `context` shards tokens, and weights are all-gathered; for audio and text
-it shards weights, and tokens are replicated. Lower-case letters (d, f, n) stand
+axis `context` shards tokens, and weights are sharded and all-gathered as on
+`fsdp`; for audio and text it shards weights by heads and hidden units, and
+tokens are replicated. Lower-case letters (d, f, n) stand
 for the second case; `replicated_tokens` translates.
 """
 
@@ -43,12 +44,12 @@ PARAMETERS: Table = {
   "f": ("tensor", "context"),
   "n": ("tensor", "context"),
 }
-_FEW = str.maketrans("LDFN", "Sdfn")
+_REPLICATED = str.maketrans("LDFN", "Sdfn")
 
 
 def replicated_tokens(letters: str) -> str:
   """Translate letters for arrays and weights of audio and text."""
-  return letters.translate(_FEW)
+  return letters.translate(_REPLICATED)
 
 
 def spec(

@@ -2,7 +2,8 @@
 
   data     examples; in sampling, the two passes of guidance
   fsdp     examples, and weights, which are all-gathered block by block
-  context  video tokens; weights of layers with few tokens, see `logical_axes`
+  context  video tokens; weights of the video tower as on fsdp; heads and hidden
+           units of audio and text layers, see `logical_axes`
   tensor   heads and hidden units
 
 On a TPU, neighbours along a mesh axis are neighbours in the torus. With several

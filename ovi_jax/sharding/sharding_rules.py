@@ -20,20 +20,20 @@ from ovi_jax.sharding import logical_axes
 Rules = Sequence[tuple[str, str]]
 
 
-def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
+def _tower(name: str, replicate_tokens: bool) -> tuple[tuple[str, str], ...]:
   """Rows of a tower; upper-case letters for weights applied to video tokens.
 
   Blocks are stacked, so their leaves begin with G. Output axes of query, key
   and value are heads (N); input and output widths are D.
   """
+  replicated = logical_axes.replicated_tokens
 
   def own(letters: str) -> str:
-    return logical_axes.replicated_tokens(letters) if has_few else letters
+    return replicated(letters) if replicate_tokens else letters
 
   def other(letters: str) -> str:
-    return letters if has_few else logical_axes.replicated_tokens(letters)
+    return letters if replicate_tokens else replicated(letters)
 
-  few = logical_axes.replicated_tokens
   block = rf"blocks/{name}/"
   own_keys = block + r"self_attention/(key|value)"
   queries = block + r"(self|cross)_attention/query"
@@ -46,7 +46,7 @@ def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
     for where, letters in (
       (queries, own),
       (own_keys, own),
-      (text_keys, few),
+      (text_keys, replicated),
       (fusion_keys, other),
     )
     for leaf, shape in (("kernel", "GDN"), ("bias", "GN"))
@@ -54,7 +54,7 @@ def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
   rows += [
     (f"{queries}_norm/scale", own("GN")),
     (block + r"self_attention/key_norm/scale", own("GN")),
-    (block + r"cross_attention/key_norm/scale", few("GN")),
+    (block + r"cross_attention/key_norm/scale", replicated("GN")),
     (block + r"cross_attention/fusion_key_norm/scale", other("GN")),
     (block + r"cross_attention/fusion_norm/(scale|bias)", "G-"),
     (block + r"(self|cross)_attention/out/kernel", own("GND")),
@@ -65,12 +65,12 @@ def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
     (f"{feed_forward}/out/kernel", own("GFD")),
     (f"{feed_forward}/out/bias", "G-"),
     (block + r"modulation", "G--"),
-    # Applied to prompt tokens or timesteps, of which there are few.
-    (f"{ends}/in/kernel", few("DF")),
-    (f"{ends}/in/bias", few("F")),
-    (f"{ends}/out/kernel", few("FD")),
+    # Applied to prompt tokens or timesteps, which are replicated.
+    (f"{ends}/in/kernel", replicated("DF")),
+    (f"{ends}/in/bias", replicated("F")),
+    (f"{ends}/out/kernel", replicated("FD")),
     (f"{ends}/out/bias", "-"),
-    (rf"{name}/time_projection/kernel", few("FD")),
+    (rf"{name}/time_projection/kernel", replicated("FD")),
     (rf"{name}/time_projection/bias", "-"),
     (rf"{name}/head/kernel", own("D-")),
     (rf"{name}/head/bias", "-"),
@@ -80,8 +80,8 @@ def _tower(name: str, has_few: bool) -> tuple[tuple[str, str], ...]:
 
 
 FUSION: Rules = (
-  *_tower("video", has_few=False),
-  *_tower("audio", has_few=True),
+  *_tower("video", replicate_tokens=False),
+  *_tower("audio", replicate_tokens=True),
   (r"video/patch_embedding/kernel", "-D"),
   (r"video/patch_embedding/bias", "-"),
   (r"audio/patch_embedding/in/kernel", logical_axes.replicated_tokens("--D")),
@@ -93,7 +93,7 @@ FUSION: Rules = (
   (r"audio/patch_embedding/down/kernel", logical_axes.replicated_tokens("-FD")),
 )
 
-# A prompt has few tokens.
+# Prompt tokens are replicated.
 UMT5: Rules = (
   (r"blocks/attention/(q|k|v)/kernel", logical_axes.replicated_tokens("GDN")),
   (r"blocks/attention/out/kernel", logical_axes.replicated_tokens("GND")),
@@ -151,11 +151,14 @@ def param_shardings(
     rows = [rule for rule in rules if re.fullmatch(rule[0], ruled)]
     used.update(pattern for pattern, _ in rows)
     if len(rows) != 1:
-      problems.append(f"{path} is matched by {len(rows)} rows: {rows}")
+      problems.append(f"{path} matches {_rules(rows)}")
       continue
     letters = rows[0][1] if derived is None else derived(rows[0][1])
     if len(letters) != len(shape.shape):
-      problems.append(f"{path}{shape.shape} has other axes than {letters!r}")
+      problems.append(
+        f"{path} has {len(shape.shape)} axes, its rule has {len(letters)}"
+        f" ({letters!r})"
+      )
       continue
     sizes = dict(mesh.shape)
     partition = logical_axes.spec(
@@ -164,12 +167,19 @@ def param_shardings(
     result[path] = jax.sharding.NamedSharding(mesh, partition)
   if all_rows:
     idle = [pattern for pattern, _ in rules if pattern not in used]
-    problems += [f"row {pattern!r} matches no parameter" for pattern in idle]
+    problems += [f"rule {pattern!r} matches no parameter" for pattern in idle]
   if problems:
     raise ValueError(
-      "partition table does not fit:\n  " + "\n  ".join(problems)
+      "sharding rules do not match the parameters:\n  " + "\n  ".join(problems)
     )
   return result
+
+
+def _rules(rows: Rules) -> str:
+  """The rules that match a parameter, for a message."""
+  if not rows:
+    return "no rule"
+  return f"{len(rows)} rules: {', '.join(repr(pattern) for pattern, _ in rows)}"
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

@@ -44,7 +44,7 @@ class BatchEncoder:
     latents = batch.latents._asdict()
     for name, encoder in self.media.present().items():
       made = encoder.encode(latents[name], split=True)
-      latents[name] = _counted(made, getattr(batch.lengths, name))
+      latents[name] = _mask_padding(made, getattr(batch.lengths, name))
     text = batch.text
     if self.text is not None:
       ids_BS = next(iter(text.present().values()))
@@ -113,8 +113,8 @@ def load(
 
 
 @jax.jit
-def _counted(latents: jax.Array, lengths_B: jax.Array) -> jax.Array:
+def _mask_padding(latents: jax.Array, lengths_B: jax.Array) -> jax.Array:
   """Set latents beyond the valid length to zero, as in cached latents."""
-  counted_BT = jnp.arange(latents.shape[1])[None] < lengths_B[:, None]
+  valid_BT = jnp.arange(latents.shape[1])[None] < lengths_B[:, None]
   rest = (1,) * (latents.ndim - 2)
-  return jnp.where(counted_BT.reshape(*counted_BT.shape, *rest), latents, 0.0)
+  return jnp.where(valid_BT.reshape(*valid_BT.shape, *rest), latents, 0.0)

@@ -60,9 +60,9 @@ _LONGEST_CHAIN = 32  # runs, each started from the one before
 def export(
   workdir: str | os.PathLike[str],
   out: str | os.PathLike[str],
-  components: str | os.PathLike[str] | None = None,
+  pretrained: str | os.PathLike[str] | None = None,
   step: int | None = None,
-  averaged: bool = True,
+  ema: bool = True,
   dtype: Any = jnp.float32,
   sampling: Mapping[str, Any] | None = None,
 ) -> weights_dir.Manifest:
@@ -71,9 +71,10 @@ def export(
   Args:
     workdir: of the run.
     out: directory to write; must not hold weights yet.
-    components: directory of converted weights for the rest.
+    pretrained: directory of converted weights with text encoder, codecs and
+      tokenizer; by default, the run's own.
     step: of the checkpoint; `None` for the newest.
-    averaged: take the moving average where there is one.
+    ema: export the EMA parameters, if the run has an EMA.
     dtype: that the towers are stored in.
     sampling: settings that suit the weights, see `sampling.settings.advice`;
       fields that are left out are inherited, see `inherited_advice`.
@@ -82,8 +83,9 @@ def export(
     The manifest, also written to `out`.
 
   Raises:
-    ValueError: no such run or checkpoint, it is damaged, or the components
-      are missing or do not fit the model; before anything is written.
+    ValueError: no such run or checkpoint, it is damaged, or the pretrained
+      components are missing or do not fit the model; before anything is
+      written.
     OSError: the disk is full, or not writable.
   """
   workdir, out = storage.locate(workdir), storage.locate(out)
@@ -98,7 +100,7 @@ def export(
       f"{workdir} is the run of a LoRA; export it with --out=FILE.safetensors,"
       " and merge it into the weights with python -m ovi_jax.lora.merge"
     )
-  rest = storage.locate(components or settings.pretrained)
+  rest = storage.locate(pretrained or settings.pretrained)
   if not str(rest).strip("."):
     raise ValueError(
       "--pretrained=DIR is needed: converted weights whose text encoder and"
@@ -118,9 +120,9 @@ def export(
   manifest = _sizes(settings, kept)
   if problems := manifest.architecture.misfits:
     raise ValueError(
-      f"components in {rest} do not fit the model: {'; '.join(problems)}"
+      f"the components in {rest} do not fit the model: {'; '.join(problems)}"
     )
-  source = _checkpoint(workdir, step, averaged)
+  source = _checkpoint(workdir, step, ema)
   shapes = param_filter.flat(
     architecture.parameter_shapes("fusion", settings.model)
   )
@@ -141,7 +143,7 @@ def export_lora(
   workdir: str | os.PathLike[str],
   out: str | os.PathLike[str],
   step: int | None = None,
-  averaged: bool = True,
+  ema: bool = True,
   style: str = lora_names.COMFYUI,
   dtype: Any = jnp.float32,
   trigger_words: str = "",
@@ -152,7 +154,7 @@ def export_lora(
     workdir: of the run.
     out: the file to write, .safetensors.
     step: of the checkpoint; `None` for the newest.
-    averaged: take the moving average where there is one.
+    ema: export the EMA parameters, if the run has an EMA.
     style: format, one of `lora.names.FORMATS`.
     dtype: of the factors.
     trigger_words: words for prompts, kept in the metadata.
@@ -172,12 +174,12 @@ def export_lora(
       f"{workdir} is not the run of a LoRA (trainable={settings.trainable!r});"
       " export its weights with --out=DIR"
     )
-  path = storage.locate(_checkpoint(workdir, step, averaged).path)
+  path = storage.locate(_checkpoint(workdir, step, ema).path)
   if not reader.is_step(path.name):
     path = path / str(reader.steps(path)[0])
   found = reader.read_info(path)
   reader.verify(found)
-  factors = _factors(found, averaged)
+  factors = _factors(found, ema)
   lora = settings.lora
   text = {
     lora_files.BASE_KEY: str(found.metadata.get(trainer.BASE, "")),
@@ -195,11 +197,9 @@ def export_lora(
   lora_files.write(out, made, settings.model, style)
 
 
-def _factors(
-  found: reader.CheckpointInfo, averaged: bool
-) -> dict[str, np.ndarray]:
+def _factors(found: reader.CheckpointInfo, ema: bool) -> dict[str, np.ndarray]:
   """The trained factors of a checkpoint, by path."""
-  branches = ["trained_params", *(["ema_params"] if averaged else [])]
+  branches = ["trained_params", *(["ema_params"] if ema else [])]
   names: dict[str, str] = {}
   for branch in branches:
     head = f"{branch}/"
@@ -214,7 +214,7 @@ def _factors(
 
 
 def _checkpoint(
-  workdir: storage.AnyPath, step: int | None, averaged: bool
+  workdir: storage.AnyPath, step: int | None, ema: bool
 ) -> init_from.Source:
   """The parameters of a run's checkpoint; the newest if `step` is `None`."""
   path = workdir / trainer.CHECKPOINTS
@@ -227,7 +227,7 @@ def _checkpoint(
   return init_from.Source(
     path=str(path if step is None else path / str(step)),
     include=(".*",),
-    averaged=averaged,
+    use_ema=ema,
   )
 
 

@@ -1,4 +1,4 @@
-"""Goodput: where the time of a run goes.
+"""Goodput: how the time of a run is spent.
 
 Every second since a `Timer` was made belongs to one category. The command makes
 it after its imports, whose seconds are not counted.
@@ -11,9 +11,10 @@ it after its imports, whose seconds are not counted.
   lost        training steps that were repeated after a restart
   train       everything else: the training steps
 
-Goodput is the share of `train`. Seconds are totals over all starts of a run:
-each log line has them, and a start begins with those of the last line. Time
-between starts, and between the last log line and a kill, is not counted.
+Goodput is the fraction of time in training steps. Seconds are totals over all
+restarts of a run: each log line has them, and a restart begins with those of
+the last line. Time between restarts, and between the last log line and a kill,
+is not counted.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ class Timer:
   def __init__(self):
     self._began = time.perf_counter()
     self._measured: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
-    # Of earlier starts.
+    # Of earlier restarts.
     self._before: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
 
   @contextlib.contextmanager
@@ -53,7 +54,7 @@ class Timer:
     self._measured[INIT] = time.perf_counter() - self._began
 
   def resume(self, lines: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Continue the totals of earlier starts.
+    """Continue the totals of earlier restarts.
 
     Args:
       lines: log lines of the run, sorted by step.

@@ -57,17 +57,17 @@ class Source:
       newest is used), or of one checkpoint. Damaged ones are refused.
     include: patterns of the paths that it supplies.
     exclude: patterns of paths that it does not supply.
-    averaged: of checkpoints, use the moving average if there is one.
+    use_ema: of checkpoints, use the EMA parameters, if there are any.
     component: in converted weights, the component with the parameters.
     groups: in a checkpoint, the branches of its state with parameters.
-    ema: the branch with their moving average.
+    ema: the branch with their EMA.
     quantized: whether 8-bit kernels with their scales are accepted.
   """
 
   path: str
   include: tuple[str, ...]
   exclude: tuple[str, ...] = ()
-  averaged: bool = True
+  use_ema: bool = True
   component: str = "fusion"
   groups: tuple[str, ...] = ("trained_params", "frozen_params")
   ema: str = "ema_params"
@@ -189,7 +189,7 @@ def plan(
   if problems:
     listed = "".join(f"\n  {line}" for line in problems)
     raise ValueError(
-      f"initial parameters: {len(problems)} things do not fit:{listed}"
+      f"{len(problems)} initial parameters do not match:{listed}"
     )
   new = [path for path in shapes if path not in suppliers]
   return Plan(shapes=dict(shapes), parts=parts, scratch=new)
@@ -336,10 +336,10 @@ def _open_checkpoint(source: Source, path: storage.AnyPath) -> _Opened:
       f"{path}: the checkpoint is damaged ({error}); name another one"
     ) from error
   branches = [*source.groups]
-  if source.averaged:
+  if source.use_ema:
     branches.append(source.ema)
   names: dict[str, str] = {}
-  # Later branches win: the average over what it is the average of.
+  # Later branches take precedence: the EMA over the parameters.
   for branch in branches:
     head = f"{branch}/"
     inside = (p for p in found.leaves if p.startswith(head))

@@ -3,7 +3,8 @@
 Gradients, moments and trained parameters are float32. AdamW and the learning
 rates and betas of stages 1 and 3 are the paper's. Warm-up, weight decay,
 clipping and EMA were not published and are our choices, as is Muon, which
-needs fewer steps for small models that are trained whole.
+needs fewer steps when all parameters of a small model are trained; it has not
+been tried at full size.
 """
 
 import dataclasses

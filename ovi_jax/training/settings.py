@@ -62,10 +62,10 @@ TEXT_SOURCES = EMBEDDINGS, CAPTIONS = "embeddings", "captions"
 MAX_SEED = 2**32
 SCRATCH = "scratch"  # init_from of a tower with random parameters
 # Fields that may differ when a run is resumed; a name includes all below it.
-# The workdir keeps a journal of the changes, see `checkpoint.workdir`.
+# The workdir keeps a log of the changes, see `checkpoint.workdir`.
 MUTABLE_FIELDS = (
-  # Read before the first step only, except for the base of a LoRA, whose digest
-  # is compared.
+  # Read before the first step only. A LoRA's base is read at every start, and
+  # its digest is compared.
   "init_from",
   "log_every",
   "checkpoint_every",
@@ -374,19 +374,19 @@ class Settings(RunSettings):
     if untrained and not self.is_lora:
       problems.append(
         f"init_from.{untrained[0]} is {SCRATCH!r}, but"
-        f" trainable={self.trainable!r} never trains a tower's last layer,"
-        " which is zero at first, so that the loss could not fall; start from a"
-        " trained tower, or set trainable='all'"
+        f" trainable={self.trainable!r} freezes the zero-initialized head, so"
+        " the loss cannot decrease; start from a trained tower, or set"
+        " trainable='all'"
       )
     if not all(source.path for source in self.data.sources):
       problems.append("data.sources: set --config.data.sources=\"('DIR',)\"")
     encoding = self.data.encode_on_the_fly or self.data.tokenizer
     if (encoding or self.intervals.sample_every) and not self.pretrained:
       problems.append(
-        "pretrained: media and captions are read with the encoders of converted"
-        " weights, and samples made with their decoders; set"
-        " --config.pretrained=DIR, or cache latents first (python -m"
-        " ovi_jax.data.encode) and make no samples"
+        "pretrained: encoding on the fly and samples need the encoders and"
+        " decoders of converted weights; set --config.pretrained=DIR, or cache"
+        " latents first (python -m ovi_jax.data.encode) and set sample_every"
+        " to 0"
       )
     config_lib.check(problems)
 
@@ -598,8 +598,9 @@ def from_config(
 def stored_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The plain values that a run stores of a config.
 
-  `data.exclude_records` has the ids themselves: the journal of the run then
-  shows when a file with ids has changed, and export does not need the file.
+  `data.exclude_records` has the ids themselves: the config change log of the
+  run then shows when a file with ids has changed, and export does not need the
+  file.
 
   Raises:
     ValueError: the file cannot be read.

@@ -50,10 +50,10 @@ def state_shardings(
 
   placed_state: Any = jax.tree_util.tree_map_with_path(of, state)
   if ema_on_host:
-    average = jax.tree.map(
+    ema = jax.tree.map(
       lambda x: x.with_memory_kind(HOST), placed_state.ema_params
     )
-    placed_state = placed_state._replace(ema_params=average)
+    placed_state = placed_state._replace(ema_params=ema)
   return placed_state
 
 
@@ -65,11 +65,13 @@ def ema_to_device(state: step.TrainState) -> Any:
       return x
     return jax.device_put(x, x.sharding.with_memory_kind(DEVICE))
 
-  average = jax.tree.map(near, state.ema_params)
-  return state._replace(ema_params=average).params(averaged=True)
+  ema = jax.tree.map(near, state.ema_params)
+  return state._replace(ema_params=ema).params(ema=True)
 
 
-def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
+def check_batch(
+  batch_size: int, grad_accum_steps: int, mesh: jax.sharding.Mesh
+) -> None:
   """Check that the microbatches and the mesh divide a batch.
 
   Raises:
@@ -78,11 +80,12 @@ def check_batch(size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
   devices = 1
   for axis in logical_axes.ACTIVATIONS["B"]:
     devices *= mesh.shape[axis]
-  unit = parts * devices
-  if size < 1 or size % unit:
-    below = max(unit, size - size % unit)
+  unit = grad_accum_steps * devices
+  if batch_size < 1 or batch_size % unit:
+    below = max(unit, batch_size - batch_size % unit)
     raise ValueError(
-      f"batch_size {size} must be a multiple of {unit}: {parts} microbatches"
+      f"batch_size {batch_size} must be a multiple of {unit}:"
+      f" {grad_accum_steps} microbatches"
       " (grad_accum_steps), each over"
       f" {devices} devices (mesh axes"
       f" {', '.join(logical_axes.ACTIVATIONS['B'])});"

@@ -58,10 +58,10 @@ class TrainState(NamedTuple):
   key: jax.Array
   skip: bad_steps.SkipState
 
-  def params(self, averaged: bool = False) -> dict[str, Any]:
-    """All parameters, nested; `averaged` takes the EMA of trained ones."""
+  def params(self, ema: bool = False) -> dict[str, Any]:
+    """All parameters, nested; `ema` takes the EMA of trained ones."""
     trained = self.trained_params
-    if averaged and self.ema_params is not None:
+    if ema and self.ema_params is not None:
       trained = self.ema_params
     return param_filter.nested(self.frozen_params | trained)
 

@@ -241,8 +241,8 @@ class TowersTask(Task):
 
   Attributes:
     settings: settings of the run.
-    assumed_dtype: dtype of 8-bit kernels of a LoRA's base that is not there,
-      for AOT reports.
+    assumed_dtype: dtype of the 8-bit kernels that AOT reports assume for a
+      LoRA's base without local weights.
   """
 
   settings: settings_lib.Settings

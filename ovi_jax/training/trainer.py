@@ -262,13 +262,13 @@ def check_base(
     metadata: of the checkpoint.
 
   Raises:
-    ValueError: the checkpoint has another base.
+    ValueError: the checkpoint's LoRA was trained on another base model.
   """
   if base and metadata.get(BASE) != base:
     raise ValueError(
-      f"{workdir}: the weights of config.init_from have another digest than"
-      " those that its LoRA was trained on; name these, in the same dtype and"
-      f" format. {instead}"
+      f"{workdir}: config.init_from does not match the base model of this LoRA"
+      f" (digest {base}, expected {metadata.get(BASE)}); point init_from to the"
+      f" original weights, in the same dtype and format. {instead}"
     )
 
 

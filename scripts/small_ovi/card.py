@@ -77,8 +77,9 @@ _ABOUT_SCORES = """\
 Clips were generated from prompts that are not captions of the towers' training
 clips, each with its own seed. The text encoder was trained on at least 53 of
 the 96 new prompts, and on none of the pairs never trained on. Clips are scored
-from the mp4 alone. In brackets: 95 % confidence intervals. "sync F1, sound of another" is the chance level of
-the sync F1. docs/how_to/evaluate.md defines the scores.
+from the mp4 alone. In brackets: 95 % confidence intervals. "sync F1, sound of
+another" is the chance level of the sync F1. docs/how_to/evaluate.md defines the
+scores.
 """
 _LIMITS = """\
 ## Limits

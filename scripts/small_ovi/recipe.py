@@ -316,7 +316,7 @@ def latents(
     yield runner.Step(
       name=f"encode_{name}",
       words=(
-        *("-m", "ovi_jax.data.encode", *_flags(given | {"batch": 8})),
+        *("-m", "ovi_jax.data.encode", *_flags(given | {"batch_size": 8})),
         "--force",  # whatever the codec error; it is measured at the end
       ),
       output=out,

@@ -17,7 +17,7 @@ def test_8_bit_weights_are_not_assumed_of_a_base_that_is_there():
   config = lora.get_config(str(synthetic.WEIGHTS))
   config.data.sources = ("DIR",)
   found = settings.from_config(config)
-  with pytest.raises(ValueError, match="is for weights that are not there"):
+  with pytest.raises(ValueError, match="is for a base without local weights"):
     train_step.run("v5e:1x1", found, OUT, quantize="int8")
 
 

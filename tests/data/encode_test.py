@@ -141,22 +141,22 @@ def interrupted(*_):
 def test_processes_share_the_shards(encoded, job, tmp_path, log_lines):
   for process, whole in ((1, False), (0, True)):
     share = dataclasses.replace(
-      job, out=tmp_path / "data", process=process, processes=2
+      job, out=tmp_path / "data", process=process, num_processes=2
     )
     assert encode.run(share) is whole
   assert "2 of 4 shards are left to other processes" in log_lines
   assert contents(tmp_path / "data") == contents(encoded)
 
 
-def test_parts_may_be_encoded_one_after_the_other(encoded, job, tmp_path):
+def test_modalities_may_be_encoded_one_after_the_other(encoded, job, tmp_path):
   text = dataclasses.replace(
-    job, out=tmp_path / "text", parts=("text",), keep_media=True
+    job, out=tmp_path / "text", modalities=("text",), keep_media=True
   )
   assert encode.run(text)
   half = builder.read(text.out)[0]
   assert half.text and half.video and half.latents.video is None
   rest = dataclasses.replace(
-    job, data=text.out, out=tmp_path / "all", parts=("video", "audio")
+    job, data=text.out, out=tmp_path / "all", modalities=("video", "audio")
   )
   assert encode.run(rest)
   for one, other in zip(builder.read(encoded), builder.read(rest.out)):
@@ -172,17 +172,19 @@ def test_mismatches_are_reported_before_weights_are_loaded(
   encoded, job, weights, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(encode.encoding.RecordEncoder, "load", interrupted)
-  with pytest.raises(ValueError, match="stored differ"):
-    encode.run(dataclasses.replace(job, stored="bfloat16"))
+  with pytest.raises(ValueError, match="storage_dtype differ"):
+    encode.run(dataclasses.replace(job, storage_dtype="bfloat16"))
   (tmp_path / "other").mkdir()
   with pytest.raises(ValueError, match="not made by this command"):
     encode.run(dataclasses.replace(job, out=tmp_path / "other"))
   with pytest.raises(ValueError, match="not a dataset of records"):
     encode.run(dataclasses.replace(job, data=tmp_path))
-  with pytest.raises(ValueError, match=r"parts: .*got 'smell'"):
-    dataclasses.replace(job, parts=("smell",))
-  with pytest.raises(ValueError, match="process 2 of 2 is none"):
-    dataclasses.replace(job, process=2, processes=2)
+  with pytest.raises(ValueError, match=r"modalities: .*got 'smell'"):
+    dataclasses.replace(job, modalities=("smell",))
+  with pytest.raises(
+    ValueError, match="process 2 is out of range for 2 processes"
+  ):
+    dataclasses.replace(job, process=2, num_processes=2)
   less = shutil.copytree(weights, tmp_path / "weights")
   (less / "umt5.safetensors").unlink()
   with pytest.raises(ValueError, match="missing .*umt5.safetensors"):
@@ -199,7 +201,7 @@ def test_damaged_media_are_named_and_finished_shards_stay(
     patch.setattr(clips, "check", lambda record: None)
     builder.write(tmp_path / "media", {"train": good}, geometry=raw_clips.SIZES)
   bad = dataclasses.replace(
-    job, data=tmp_path / "media", out=tmp_path / "data", parts=("video",)
+    job, data=tmp_path / "media", out=tmp_path / "data", modalities=("video",)
   )
   with pytest.raises(ValueError, match="'clip-2': its mp4 cannot be decoded"):
     encode.run(bad)

@@ -525,7 +525,9 @@ def test_invalid_settings_are_named_with_valid_ones(changes, message, folder):
 
 
 def test_a_folder_without_clips_or_captions_is_refused_with_advice(folder):
-  with pytest.raises(ValueError, match="no video files; for audio .* --audio_only"):
+  with pytest.raises(
+    ValueError, match="no video files; for audio .* --audio_only"
+  ):
     imported(folder)
   numbered(folder / "clips/a.mp4", 0.4)
   with pytest.raises(ValueError, match="1 files and no caption; pass --captio"):

@@ -15,7 +15,7 @@ SIZES = {
   "num_layers": 2,
   "num_heads": 2,
   "mlp_dim": 24,
-  "time_width": 8,
+  "freq_dim": 8,
   "text_dim": 12,
   "max_text_len": 4,
 }

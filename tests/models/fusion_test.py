@@ -120,7 +120,7 @@ def time_sensitive_params(seed: int) -> dict:
 def test_the_forward_pass_near_full_noise_equals_the_originals(inputs, golden):
   latents, text = inputs
   config = standin_models.fusion_config()
-  wide = (dataclasses.replace(tower, time_width=256) for tower in config)
+  wide = (dataclasses.replace(tower, freq_dim=256) for tower in config)
   model = fusion.FusionDiT(AV(*wide))
   latents = AV(*(x[:1] for x in latents))
   reference = golden("time")

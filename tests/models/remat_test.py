@@ -36,7 +36,7 @@ TOWER = dit.DiTConfig(
   num_heads=2,
   num_layers=2,
   mlp_dim=96,
-  time_width=16,
+  freq_dim=16,
   text_dim=24,
   max_text_len=16,
 )

@@ -51,7 +51,7 @@ def config(hidden_dim: int = 64, num_heads: int = 8) -> AV[dit.DiTConfig]:
     "num_heads": num_heads,
     "num_layers": 2,
   }
-  shared |= {"mlp_dim": 96, "time_width": 16}
+  shared |= {"mlp_dim": 96, "freq_dim": 16}
   shared |= {"text_dim": 24, "max_text_len": 16}
   return AV(
     dit.DiTConfig(channels=8, **shared),

@@ -55,9 +55,10 @@ def test_problems_are_listed_together():
   with pytest.raises(ValueError) as error:
     sharding_rules.param_shardings({"a": x, "c": x}, rules, mesh)
   message = str(error.value)
-  assert "a is matched by 2 rows" in message
-  assert "row 'b' matches no parameter" in message
-  assert "row 'never' matches no parameter" in message
+  assert "a matches 2 rules: 'a', '.*'" in message
+  assert "c has 2 axes" not in message
+  assert "rule 'b' matches no parameter" in message
+  assert "rule 'never' matches no parameter" in message
 
 
 def test_an_axis_is_split_only_where_it_divides():

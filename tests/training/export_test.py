@@ -57,7 +57,7 @@ def test_exported_weights_are_written_beside_the_components(
   clip = manifest.architecture.clip
   assert (clip.latent_frames, clip.audio_latents) == (2, small_training.SOUND)
   raw = tmp_path / "raw"
-  export.export(run, raw, weights, averaged=False, dtype=np.dtype("bfloat16"))
+  export.export(run, raw, weights, ema=False, dtype=np.dtype("bfloat16"))
   mean, last = (
     stores.load(weights_dir.component_file(p, "fusion"))
     for p in (tmp_path / "out", raw)

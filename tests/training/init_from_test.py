@@ -147,7 +147,7 @@ def test_wan_and_an_audio_run_make_a_fusion_model(wan, sound):
 
 
 def test_raw_params_are_loaded_on_request(sound):
-  taken = source(f"{sound}/2", (".*",), averaged=False)
+  taken = source(f"{sound}/2", (".*",), use_ema=False)
   plan = init_from.plan(shapes(AUDIO), [taken])
   params = load(plan, config=AUDIO)
   assert plan.scratch == [] and "/2" in plan.lines()[0]

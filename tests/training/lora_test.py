@@ -112,7 +112,7 @@ def test_a_lora_trains_factors_only_and_resumes_bit_by_bit(
     export.export(whole, tmp_path / "weights")
 
   # Another base, and the run itself as a base, are refused.
-  with pytest.raises(ValueError, match="init_from have another digest"):
+  with pytest.raises(ValueError, match="does not match the base model"):
     small_training.run(config(datasets, other), whole)
   with pytest.raises(ValueError, match="checkpoints of a LoRA lack"):
     small_training.run(config(datasets, whole), tmp_path / "new")
@@ -181,7 +181,7 @@ def test_the_base_is_that_of_the_checkpoint_that_is_restored(tmp_path):
     )
     check = functools.partial(trainer.check_base, tmp_path, "hint", "b")
     target: Any = state
-    with pytest.raises(ValueError, match="init_from have another digest"):
+    with pytest.raises(ValueError, match="does not match the base model"):
       loop.restore(context, target, check)
 
 

@@ -85,7 +85,7 @@ def test_only_trained_parameters_change():
   np.testing.assert_allclose(
     state.ema_params[path], was + 0.9 * (after - was), atol=1e-7
   )
-  params = state.params(averaged=True)
+  params = state.params(ema=True)
   leaf = param_filter.flat(params)[path]
   assert leaf is state.ema_params[path]
   shape = jax.tree.map(jnp.shape, standin_models.fusion_params())

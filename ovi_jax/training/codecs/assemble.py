@@ -314,7 +314,7 @@ def _towers_to_train(
 
 
 def opened(component: str, run: pathlib.Path) -> Trained:
-  """Read a component's averaged parameters from a run.
+  """Read a component's EMA parameters from a run.
 
   Raises:
     ValueError: there is no such run, it trained something else, or it has no
@@ -398,7 +398,7 @@ def statistics(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   """Mean and deviation of every channel (the last axis), float64.
 
   Raises:
-    ValueError: they are no numbers, or all the same.
+    ValueError: they are not finite, or constant.
   """
   count, total, square = 0, np.zeros(()), np.zeros(())
   for array in latents:
@@ -410,8 +410,8 @@ def statistics(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   deviation_C = np.sqrt(np.maximum(square / count - np.square(mean_C), 0))
   if not (np.isfinite(deviation_C).all() and deviation_C.any()):
     raise ValueError(
-      "the latents of all clips are the same, or no numbers: the run learnt"
-      " nothing"
+      "latents are constant or not finite: the encoder collapsed; train again"
+      " with a lower learning rate"
     )
   return mean_C, deviation_C
 

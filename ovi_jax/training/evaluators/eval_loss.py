@@ -1,12 +1,11 @@
-"""The loss on held-out records, by modality and by noise level.
+"""The loss on held-out examples, by modality and by timestep.
 
-Made to be compared along a run, so nothing of it is drawn again: each record
-meets the same noise at the same levels every time, those in the middle of
-equal parts of [0, 1]. (A level drawn within its part would add the spread of
-the loss over the part to that over records.) Noise is a function of the seed,
-the record's place in the held-out set and the level: batch size and devices do
-not change it. No prompt is left out and no first frame is clean. Float32
-around a model of any compute dtype; sums over batches are float64.
+The held-out loss uses fixed noise and fixed timesteps (the centers of equal
+bins of [0, 1]), so that values are comparable between steps; random timesteps
+within a bin would add variance. Noise is a function of the seed, the index of
+the example in the held-out set and the timestep: batch size and devices do not
+change it. There is no prompt dropout and there are no conditioning latents.
+Float32 around a model of any compute dtype; sums over batches are float64.
 """
 
 import dataclasses
@@ -72,7 +71,7 @@ class LossSums(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOutLoss:
-  """Call it with a state; the averaged parameters count where there are any.
+  """Call it with a state; the EMA parameters are used, if there are any.
 
   Attributes:
     model: the denoiser.

@@ -1,10 +1,10 @@
-"""Clips made during training: what a run is worth to eye and ear.
+"""Samples generated during training.
 
-A few prompts become clips from noise that stays the same along the run, in
-`samples/step-00000100/<record>.mp4`; a tower of video alone makes silent ones,
-a tower of sound alone `.wav` files. Guidance is away from the empty prompt,
-which training drops prompts to. Sampling is float32 around a model of any
-compute dtype, as in `sampling`.
+Clips of held-out prompts are written to `samples/step-00000100/<record>.mp4`
+(`.wav` for a run of the audio tower). The noise is the same in all steps of a
+run. The negative prompt is the empty prompt, and there is no skip-layer
+guidance. Sampling is float32 around a model of any compute dtype, as in
+`sampling`.
 """
 
 import dataclasses
@@ -330,7 +330,7 @@ class SampleEvaluator:
       raise ValueError("eval_samples: " + "; ".join(problems))
 
   def __call__(self, state: step.TrainState) -> list[storage.AnyPath]:
-    """Make the clips of a state; its averaged parameters where there are any.
+    """Make the clips of a state with its EMA parameters, if there are any.
 
     Returns:
       The files that this process wrote.

@@ -106,7 +106,7 @@ def denoised(params=None, mesh=ONE) -> AV:
   """Latents of clips of both towers."""
   model, state = towers("video", "audio")
   text = [prompt.text_SE for prompt in PROMPTS]
-  given = model, state.params(averaged=True) if params is None else params
+  given = model, state.params(ema=True) if params is None else params
   with jax.set_mesh(mesh):
     made = eval_samples.denoise(*given, text, small_step.NULL, SIZE, SETTINGS)
     return jax.device_put(made, sharding_rules.replicated(mesh))
@@ -171,7 +171,7 @@ def test_samples_equal_those_of_the_sampler(components, latents):
   denoiser = denoisers.Denoiser(
     components=denoisers.SamplingComponents(**fields, backend="xla"),
     model=model,
-    params=state.params(averaged=True),
+    params=state.params(ema=True),
   )
   chosen = config_values.sample_config()
   chosen.update(num_steps=2, solver="unipc", flow_shift=5.0, slg_layer=0)
@@ -201,7 +201,7 @@ def test_eight_devices_equal_one(latents):
   placed = state_sharding.state_shardings(state, small_step.CONFIG, EIGHT)
   spread = jax.device_put(jax.tree.map(np.array, state), placed)
   denoising.step.clear_cache()
-  eight = denoised(spread.params(averaged=True), EIGHT)
+  eight = denoised(spread.params(ema=True), EIGHT)
   assert denoising.step._cache_size() == 1
   for ours, reference in zip(eight, latents):
     parity.assert_close(ours, reference, "devices")
