@@ -165,7 +165,7 @@ def converted(
 
 
 def sizes_with(**parts: Any) -> dict[str, Any]:
-  """The stand-in's sizes with some replaced; no clip."""
+  """The dummy release's sizes with some replaced; no clip."""
   sizes = dict(standin.manifest()["config"]) | parts
   sizes.pop("latents")
   return sizes

@@ -1,9 +1,9 @@
 """Seconds from a cold process to the end of the first denoising step.
 
-`sample.py` runs on the stand-in, with JAX's compilation cache empty (`cold`)
-and filled by the run before (`warm`). Phases: `import`; `load` of weights;
-`trace`, Python to XLA's input; `compile`, or reading the cache; `rest`, all
-else: prompts, noise, the computation itself.
+`sample.py` runs on the dummy release, with JAX's compilation cache empty
+(`cold`) and filled by the run before (`warm`). Phases: `import`; `load` of
+weights; `trace`, Python to XLA's input; `compile`, or reading the cache;
+`rest`, all else: prompts, noise, the computation itself.
 """
 
 import json

@@ -33,7 +33,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   config_files.define(default="sample")
-  flags.DEFINE_string("prompt", "", "Description of picture, speech and sound.")
+  flags.DEFINE_string("prompt", "", "Description of video, speech and audio.")
   flags.DEFINE_string(
     "prompts",
     "",
@@ -60,10 +60,10 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("last_image", "", "Last frame, for --prompt.")
   flags.DEFINE_string(
-    "video", "", "Video whose picture is given: its sound is generated."
+    "video", "", "Video whose frames are given; its audio is generated."
   )
   flags.DEFINE_string(
-    "audio", "", "Sound that is given: the picture is generated."
+    "audio", "", "Audio that is given; the video is generated."
   )
   flags.DEFINE_string(
     "extend", "", "Video that is continued: its end is given."

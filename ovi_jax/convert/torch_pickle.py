@@ -358,7 +358,7 @@ def _torch(machine: _Machine, code: bytes) -> None:
 
 
 def _find(name: str, machine: _Machine) -> _Global | np.dtype:
-  """The inert stand-in for what the pickle names."""
+  """An inert placeholder for what the pickle names."""
   if name in _CALLS or name in STORAGES or name == UNTYPED:
     return _Global(name=name)
   if name.removeprefix("torch.") in DTYPES and name.startswith("torch."):

@@ -31,11 +31,11 @@ class RecordIndices(NamedTuple):
 class WeightChange:
   """Other weights of the sources from a position on.
 
-  Each source goes on with its own next record.
+  Each source continues with its own next record.
 
   Attributes:
     position: first position with these weights.
-    weights: share of each source, positive integers.
+    weights: mixture weight of each source, positive integers.
   """
 
   position: int
@@ -48,7 +48,7 @@ class MixturePlan:
 
   Attributes:
     seed: of the shuffling.
-    weights: share of each source, positive integers.
+    weights: mixture weight of each source, positive integers.
     changes: later weights, by position.
     records: the numbers of the records of each source that take part; an
       excluded record's place has that of its substitute, see `substitute`.

@@ -1,7 +1,7 @@
 """Batches for training, in one global order that any machine can take up.
 
 `plan` says which records make up global batch number n; each process reads its
-share of the rows of each. grain runs that, in worker processes if asked to.
+part of the rows of each. grain runs that, in worker processes if asked to.
 
 What holds on restore (`get_state`, `set_state`): the batches that follow are
 the same bit for bit, whatever the number of workers before and after, partly

@@ -62,8 +62,8 @@ def extract(
     rank: of the updates of kernels of blocks.
 
   Returns:
-    The LoRA, and the share of the squared differences of these kernels that it
-    has, in [0, 1].
+    The LoRA, and the fraction of the squared differences of these kernels that
+    it has, in [0, 1].
 
   Raises:
     ValueError: a directory is missing or damaged, the sizes differ, the rank is

@@ -136,7 +136,7 @@ def train(
 def rollback(workdir: epath.PathLike, step: int) -> None:
   """Let a run resume from an earlier checkpoint.
 
-  Newer checkpoints are renamed, not deleted; the journal names them.
+  Newer checkpoints are renamed, not deleted; the config change log names them.
 
   Args:
     workdir: directory of a run that is not running.

@@ -84,7 +84,9 @@ def test_codecs_are_refused(codec, tmp_path):
     f"--workdir={tmp_path}",
   )
   assert code == 1
-  assert output.startswith("train: --aot supports the stages of the towers"), output
+  assert output.startswith("train: --aot supports the stages of the towers"), (
+    output
+  )
   assert "video_vae" in output or "audio_vae" in output
 
 

@@ -1,6 +1,6 @@
-"""A tiny stand-in for the released weights: same names, same file formats.
+"""A dummy release: names and file formats of the release, small random weights.
 
-Every value is a fixed function of the tensor's name, so the stand-in needs no
+Every value is a fixed function of the tensor's name, so the release needs no
 download and outputs computed on it elsewhere stay comparable.
 """
 
@@ -22,7 +22,7 @@ def manifest() -> dict[str, Any]:
 
 
 def tensors(file: str) -> dict[str, np.ndarray]:
-  """All tensors of one release file of the stand-in, float32, by name."""
+  """All tensors of one file of the dummy release, float32, by name."""
   entries = manifest()["files"][file]
   return {name: values(name, entry) for name, entry in entries.items()}
 

@@ -1,4 +1,4 @@
-"""Write the stand-in in the layout and the file formats of the release.
+"""Write the dummy release in the layout and the file formats of the original.
 
   python -m ovi_jax.convert.standin.write OUT
 
@@ -28,7 +28,7 @@ _WRAPPED = {"MMAudio/ext_weights/best_netG.pt": "generator"}
 
 
 def write_release(out_dir: str | os.PathLike[str]) -> list[pathlib.Path]:
-  """Write every file of the stand-in release; the same bytes each time.
+  """Write every file of the dummy release; the same bytes each time.
 
   Args:
     out_dir: made if it is not there; files in it are replaced.
