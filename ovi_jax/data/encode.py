@@ -70,8 +70,7 @@ class Job:
     records_per_shard: records of a file; a crash repeats at most one shard.
     process: index of this process, from 0.
     num_processes: number of processes that divide the shards.
-    limits: limits of the losses of tokenizer and codecs; `None` for no
-      measurement.
+    limits: limits of unknown words and codec errors; `None` measures neither.
     force: encode even if a limit is exceeded.
   """
 
@@ -209,7 +208,7 @@ def _measured(
   components: component_loader.Components,
   splits: list[builder.Split],
 ) -> quality.Quality | None:
-  """Log the losses of tokenizer and codecs; ValueError beyond the limits.
+  """Log unknown words and codec errors; ValueError beyond the limits.
 
   What an earlier start measured is read again, if it had the same recipe.
   """
