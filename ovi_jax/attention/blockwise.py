@@ -188,8 +188,7 @@ def masked(logits: jax.Array, length: Any) -> jax.Array:
 
 
 def masked_lse(lse_BLN: jax.Array, length_B: Any) -> jax.Array:
-  """Log-sum-exps of a kernel that knows no part without keys, see
-  `attend_part`."""
+  """Mask log-sum-exps of examples without valid keys, see `attend_part`."""
   if length_B is None:
     return lse_BLN
   return jnp.where((length_B > 0)[:, None, None], lse_BLN, MASKED)

@@ -39,7 +39,7 @@ from ovi_jax.data import shared_memory
 from ovi_jax.modality import AV
 
 ENDLESS = 2**62
-_TEXT_STEP = 32  # rows by which text that travels is cut
+_TEXT_STEP = 32  # text is sent from workers in multiples of so many rows
 _DAMAGED = "the state of the data is damaged"
 _log = logging.getLogger(__name__)
 
@@ -76,9 +76,9 @@ class _Share:
       if self.settings.max_damaged_records
       else None,
     )
-    # From a worker, one array for two towers would travel twice, and most of
-    # what travels would be padding. For the same reason, `_received` makes the
-    # 16-bit arrays float32.
+    # A worker would send the text of two towers twice, and most of it is
+    # padding. For the same reason, `_received` converts the 16-bit arrays to
+    # float32.
     text = collate.text(batch)
     if self.settings.num_workers and text.ndim == 3:
       text = _cut(text)

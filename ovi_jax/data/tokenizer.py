@@ -1,10 +1,9 @@
 """A tokenizer of the T5 family for the captions of one world or dataset.
 
-Every word and every mark is a token, capitals do not matter, tags are tokens of
-their own. Words that no caption has are left out, as if the prompt did not
-have them: the denoiser knows what the rest means, and a token that it never
-saw would only confuse it. `<unk>` therefore never comes out of a prompt;
-training uses it to hide words.
+Every word, punctuation mark and tag is a token; case is ignored. Words that are
+in no caption are dropped from prompts, since the model was not trained on their
+token. `<unk>` is therefore never in an encoded prompt; training of the text
+encoder uses it as the mask token.
 
   python -m ovi_jax.data.tokenizer --data=DATASET,… --out=FILE [--min_count=1]
   python -m ovi_jax.data.tokenizer --out=FILE [--seed=0 --clips=1000]

@@ -1,8 +1,8 @@
 """The sizes of a whole release, and the shapes of its parameters.
 
-Sizes are kept in the form the original's own configuration files use (see
-`released.json` beside this file), so that a file that fits the original fits
-here. They travel with converted weights.
+Sizes have the format of the original's configuration files (see
+`released.json` beside this file), so those files can be used unchanged. They
+are stored with converted weights.
 """
 
 import dataclasses

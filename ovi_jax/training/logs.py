@@ -140,7 +140,7 @@ class Logs(Writer):
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     """Write the values of a step; those that are `None` are left out."""
     kept = {n: float(v) for n, v in values.items() if v is not None}
-    # JSON knows no NaN; a reader should see that there was one.
+    # JSON has no NaN; non-finite values are written as strings.
     plain = {n: v if math.isfinite(v) else str(v) for n, v in kept.items()}
     self._write_line(step, plain)
     with self._named_errors():
