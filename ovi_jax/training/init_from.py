@@ -188,9 +188,7 @@ def plan(
   ]
   if problems:
     listed = "".join(f"\n  {line}" for line in problems)
-    raise ValueError(
-      f"{len(problems)} initial parameters do not match:{listed}"
-    )
+    raise ValueError(f"initial parameters: {len(problems)} problems:{listed}")
   new = [path for path in shapes if path not in suppliers]
   return Plan(shapes=dict(shapes), parts=parts, scratch=new)
 
