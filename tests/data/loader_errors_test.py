@@ -111,7 +111,7 @@ def test_embeddings_of_two_encoders_are_not_mixed(tmp_path):
     for number, name in enumerate("ab")
   ]
   mixed = record_loader.settings(tmp_path / "a", sources=tuple(sources))
-  with pytest.raises(ValueError, match="of different text encoders"):
+  with pytest.raises(ValueError, match="with different text encoders"):
     loader.load(mixed, batch=1, seed=0)
 
 
