@@ -54,7 +54,7 @@ def test_a_batch_that_processes_cannot_divide_is_refused(sounds):
         3, process_count=2
       )
     )
-  with pytest.raises(ValueError, match="process 2 of 2"):
+  with pytest.raises(ValueError, match="process index 2 is out of range"):
     loader.load(
       record_loader.settings(sounds),
       batch=2,

@@ -102,7 +102,7 @@ def test_a_run_on_media_writes_eval_losses_and_samples_to_a_store(
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"eval_every": 1, "eval.split": "x"}, "no source has a split"),
+    ({"eval_every": 1, "eval.split": "x"}, "no source has the held-out split"),
     ({"sample_every": 1}, "samples made with their decoders; set"),
     (
       {"sample_every": 1, "eval_samples.num_samples": 4},
