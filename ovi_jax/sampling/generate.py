@@ -87,7 +87,7 @@ def run(
   ):
     if maps and generate != denoisers.BOTH:
       raise ValueError(
-        "attention_maps is of both towers; leave it out, or generate both"
+        "attention_maps needs both towers; leave it out, or set generate=both"
       )
     components = planning.open_components(weights, settings, lora, generate)
     if first_frame is not None:
@@ -100,8 +100,8 @@ def run(
     jobs, given = planning.plan(requests, settings, components, out, noise)
     if maps and any(job.windows for job in jobs):
       raise ValueError(
-        "attention_maps goes with clips of one window; leave it out, or give"
-        " fewer seconds"
+        "attention_maps cannot be used with a clip of several windows; leave it"
+        " out, or give fewer seconds"
       )
   index, count = distributed.process_info()
   if settings.shard_clips_over_hosts:

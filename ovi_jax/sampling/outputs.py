@@ -123,8 +123,8 @@ def is_complete(
     found = None
   if not isinstance(found, dict):
     raise ValueError(
-      f"{path} has no JSON beside it that says what it is; choose another"
-      " --out, or --overwrite it"
+      f"{path} has no metadata JSON, so its settings are unknown; choose"
+      " another --out, or replace it with --overwrite"
     )
   expected = {name: None for name in _OPTIONAL_FIELDS} | dict(recipe)
   different = [

@@ -361,7 +361,7 @@ class Pipeline:
     if seconds is None and extend is None:
       windows_lib.check_one_prompt(asked)
     requests = [
-      dataclasses.replace(request, index=number)
+      dataclasses.replace(request, index=number if len(asked) > 1 else 0)
       for number, text in enumerate(asked, 1)
       for request in requests_lib.from_prompt(
         windows_lib.joined_prompt(text),

@@ -131,5 +131,5 @@ def test_words_outside_the_vocabulary_are_reported():
 def test_a_prompt_without_a_known_token_is_noted(text):
   made = tokenizer_lib.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
   (note,) = made.notes([text, "A red ball.", "A \U0001f600"], 64)
-  assert note.startswith("the prompt has no token of the vocabulary")
+  assert note.startswith("none of the prompt's words are in the vocabulary")
   assert text in note

@@ -114,7 +114,7 @@ def test_a_hostile_recipe_is_refused_in_one_line(tmp_path, content):
   path = tmp_path / "clip.mp4"
   path.write_bytes(b"")
   path.with_suffix(".json").write_bytes(content)
-  with pytest.raises(ValueError, match="has no JSON beside it"):
+  with pytest.raises(ValueError, match="has no metadata JSON"):
     outputs.is_complete(path, {"seed": 1})
   with pytest.raises(ValueError, match=r"clip.json: expected .*the recipe"):
     outputs.prompt_of(path)

@@ -274,7 +274,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     (
       "a",
       {"audio": "tone.wav", "seconds": 1, "window_seconds": 0.5},
-      "audio goes with clips of one window, up to 0.54 s",
+      "audio cannot be used with a clip of several .* at most 0.54 sec",
     ),
     (
       "a",
@@ -287,7 +287,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
       "window_overlap must be less than the 7 latent frames of a window",
     ),
     (["a", ("b", "c")], {}, "2 prompts for the windows .*add seconds, or ext"),
-    ("a", {"seconds": 20, "noise": "none.npz"}, "noise: a file is of clips of"),
+    ("a", {"seconds": 20, "noise": "none.npz"}, "noise cannot be used with"),
   ],
 )
 def test_what_cannot_be_is_refused_in_one_line_before_weights_are_loaded(
