@@ -91,7 +91,7 @@ def from_values(url: str, model: str, api_key_env: str) -> Endpoint | None:
     return Endpoint(url=url, model=model, api_key_env=api_key_env)
   if model or api_key_env:
     name = "first_frame_model" if model else "first_frame_key_env"
-    raise ValueError(f"{name} goes with first_frame_endpoint; add the URL")
+    raise ValueError(f"{name} needs first_frame_endpoint; add the URL")
   return None
 
 

@@ -150,8 +150,8 @@ def _with_first_frames(
   """Requests with first frames, one for each sample."""
   if settings.shard_clips_over_hosts or distributed.process_info()[1] > 1:
     raise ValueError(
-      "first_frame_endpoint goes with one process; make the pictures with one"
-      " and pass them as image_path"
+      "first_frame_endpoint needs a run of one process; generate the pictures"
+      " with one and pass them as image_path"
     )
   first_frames.check(requests, settings.mode, components.generates)
   outputs.check_directory(out)

@@ -92,8 +92,8 @@ def check_directory(path: storage.AnyPath) -> None:
     probe.unlink()
   except OSError as error:
     raise ValueError(
-      f"out: expected a directory to write to, {path} is none"
-      f" ({error.strerror}); choose another --out"
+      f"out: cannot write to the directory {path} ({error.strerror}); choose"
+      " another --out"
     ) from error
 
 

@@ -226,8 +226,8 @@ def from_flags(
   columns = {"image": IMAGE_COLUMN, "seconds": SECONDS_COLUMN} | COLUMNS
   if named := [*(["image"] if image else []), *given]:
     raise ValueError(
-      f"--{named[0]} goes with --prompt; set {columns[named[0]]} in"
-      f" {prompts_file}"
+      f"--{named[0]} needs --prompt; for a table, set the column"
+      f" {columns[named[0]]} in {prompts_file}"
     )
   return from_file(prompts_file, mode)
 

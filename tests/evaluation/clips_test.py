@@ -132,7 +132,7 @@ def test_keys_depend_on_what_is_needed_only(folder):
 
 
 def test_bad_folders_are_refused_with_all_reasons(folder, tmp_path):
-  with pytest.raises(ValueError, match="expected a folder of clips"):
+  with pytest.raises(ValueError, match="there is no such folder of clips"):
     clips.read_folder(tmp_path / "absent")
   with pytest.raises(ValueError, match="expected clips .*found none"):
     clips.read_folder(tmp_path)

@@ -317,7 +317,7 @@ def test_a_table_has_a_column_for_each_condition(folder):
     requests.from_file(path)
   assert "expected keep_audio_until in seconds, got 'x'" in str(error.value)
   with pytest.raises(
-    ValueError, match="--video goes with --prompt; set video_"
+    ValueError, match="--video needs --prompt; .* set the column video_"
   ):
     requests.from_flags("", str(path), "", "auto", video="clip.mp4", audio="")
 

@@ -206,8 +206,8 @@ def test_an_endpoint_that_is_gone_is_one_line(tmp_path):
       "first_frame_endpoint: url: expected",
     ),
     ({"first_frame_endpoint": "http://u:p@x/v1"}, "without a user, pass"),
-    ({"first_frame_model": "m"}, "first_frame_model goes with first_frame_end"),
-    ({"first_frame_key_env": KEY}, "first_frame_key_env goes with"),
+    ({"first_frame_model": "m"}, "first_frame_model needs first_frame_end"),
+    ({"first_frame_key_env": KEY}, "first_frame_key_env needs"),
     (
       {"first_frame_endpoint": "http://x/v1", "first_frame_key_env": KEY},
       "expected the name of an environment variable",

@@ -434,7 +434,7 @@ def test_an_output_directory_named_like_a_file_is_refused(run, tmp_path, name):
 def test_an_output_path_that_is_no_directory_is_refused(run, tmp_path):
   (tmp_path / "file").write_text("")
   for out in (tmp_path / "file", tmp_path / "file" / "below"):
-    with pytest.raises(ValueError, match="expected a directory to write to"):
+    with pytest.raises(ValueError, match="out: cannot write to the directory"):
       run(out=out)
 
 
@@ -444,7 +444,7 @@ def test_an_output_path_that_is_no_directory_is_refused(run, tmp_path):
   [
     (("", "", ""), "pass one of --prompt=TEXT and --prompts=FILE"),
     (("a", "b.csv", ""), "pass one of"),
-    (("", "b.csv", "c.png"), "--image goes with --prompt"),
+    (("", "b.csv", "c.png"), "--image needs --prompt"),
     (("  ", "", ""), "the prompt is empty"),
     (("", "none.csv", ""), "none.csv"),
   ],

@@ -101,7 +101,7 @@ def test_a_killed_write_is_not_a_complete_clip(tmp_path, rename):
 
 def test_an_unusable_directory_is_reported(tmp_path):
   (tmp_path / "file").touch()
-  with pytest.raises(ValueError, match="expected a directory to write to"):
+  with pytest.raises(ValueError, match="out: cannot write to the directory"):
     outputs.check_directory(tmp_path / "file")
 
 

@@ -156,7 +156,7 @@ def test_clips_without_recipes_or_of_another_world_are_named(tmp_path):
 
 
 def test_files_that_are_no_clips_of_the_world_are_named(tmp_path, monkeypatch):
-  with pytest.raises(ValueError, match="expected a folder of clips"):
+  with pytest.raises(ValueError, match="there is no such folder of clips"):
     report.read(tmp_path / "none")
   monkeypatch.setattr(report, "_MAX_BYTES", 1_000_000)
   sizes = {
