@@ -453,7 +453,7 @@ class Pipeline:
     embedded = encoder.texts([*sorted(prompts), *negative])
     del encoder  # freed before the DiT is loaded, unless it is kept
     with self._encoded(jobs) as latents_of:
-      _log.info("loading the denoiser on %d device(s)", components.mesh.size)
+      _log.info("loading the DiT on %d device(s)", components.mesh.size)
       denoiser = self._load("denoiser", components.denoiser)
       if components.loras:
         base = denoiser
