@@ -110,7 +110,7 @@ def test_the_mode_is_checked(folder):
 
 def test_a_single_prompt_is_one_request(folder):
   (request,) = requests.from_prompt("a", folder / "wide.png")
-  assert request.image == folder / "wide.png" and request.index == 1
+  assert request.image == folder / "wide.png" and request.place == ""
   assert requests.from_prompt("a", "none", "t2v")[0].image is None
   with pytest.raises(ValueError, match="the prompt is empty"):
     requests.from_prompt(" \n")
