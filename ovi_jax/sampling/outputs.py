@@ -123,7 +123,7 @@ def is_complete(
     found = None
   if not isinstance(found, dict):
     raise ValueError(
-      f"{path} has no metadata JSON, so its settings are unknown; choose"
+      f"{path} has no readable JSON, so its settings are unknown; choose"
       " another --out, or replace it with --overwrite"
     )
   expected = {name: None for name in _OPTIONAL_FIELDS} | dict(recipe)

@@ -85,7 +85,9 @@ def test_truncated_prompts_are_reported(loaded):
   ids, mask = loaded.encode(["a red ball bounces"], 3)
   assert mask.sum() == 3 and ids[0, -1] == loaded.eos
   (note,) = loaded.notes(["a red ball bounces"], 3)
-  assert "5 tokens, 3 are read" in note and "'ball bounces'" in note
+  assert (
+    "5 tokens, more than the limit of 3" in note and "'ball bounces'" in note
+  )
   np.testing.assert_array_equal(loaded.encode([""], 2)[0], [[1, 0]])
 
 

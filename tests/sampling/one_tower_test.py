@@ -123,7 +123,7 @@ def test_what_cannot_be_combined_is_refused(folder, generated, asked, message):
   pipe = ovi_jax.Pipeline.from_pretrained(generate=generated)
   files = ("video", "audio", "extend")
   asked = {n: folder / v if n in files else v for n, v in asked.items()}
-  with pytest.raises(ValueError, match=f"^{message}"):
+  with pytest.raises(ValueError, match=message):
     pipe("a", **asked)
   assert not pipe._loaded
 

@@ -183,7 +183,7 @@ def test_files_that_are_no_clips_of_the_world_are_named(tmp_path, monkeypatch):
   )
   assert "list.mp4: expected a video file" in message and "formats" in message
   assert "large.mp4: expected a video file" in message
-  assert "these 30 of 128x128 are 1 MB" in message
+  assert "its 30 frames of 128x128 have 1 MB" in message
   assert (
     "short.mp4: expected square pictures of at least 8 pixels, got 5 of 32"
     in message
