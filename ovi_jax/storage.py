@@ -65,8 +65,8 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
   package, extra = DRIVERS[scheme]
   if importlib.util.find_spec(package) is None:
     raise ValueError(
-      f"{shown}: {scheme}:// needs the package {package}; pip install"
-      f" 'ovi_jax[{extra}]'"
+      f"{shown}: {scheme}:// needs the package {package}; in a clone of"
+      f" ovi_jax: pip install -e '.[{extra}]'"
     )
   return epath.Path(text)
 

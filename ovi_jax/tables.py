@@ -324,7 +324,7 @@ def _records(
       start = text.split("\n", line - 1)[-1][: limit + 1]
       raise ValueError(
         f"{name}: {row} (line {line}) has a cell of more than {limit}"
-        " characters, the most that are read"
+        " characters, the limit"
         + ("; is a double quote unclosed?" if '"' in start else "")
       ) from error
     raise ValueError(

@@ -152,15 +152,16 @@ class Tokenizer:
       count = len(encoding.ids) + 1
       if set(encoding.ids) <= unknown:
         notes.append(
-          "the prompt has no token of the vocabulary and is read as an empty"
-          f" one: {prompts_lib.clean(prompt)[:80]!r}"
+          "none of the prompt's words are in the vocabulary of these weights;"
+          " the result is that of an empty prompt:"
+          f" {prompts_lib.clean(prompt)[:80]!r}"
         )
       if count > length:
         start, _ = encoding.offsets[length - 1]
         cut = prompts_lib.clean(prompt)[start:].strip()
         notes.append(
-          f"the prompt has {count} tokens, {length} are read; its end was"
-          f" cut: {cut!r}"
+          f"the prompt has {count} tokens, more than the limit of {length}; its"
+          f" end is ignored: {cut!r}"
         )
     return tuple(notes)
 

@@ -293,7 +293,7 @@ def test_initial_weights_that_cannot_be_read_are_not_called_missing():
 )
 def test_a_name_that_cannot_be_a_place_is_one_line(use, name, what):
   if not what:
-    what = r"s3:// needs .* s3fs; pip install 'ovi_jax\[s3\]"
+    what = r"s3:// needs .* s3fs; .*pip install -e '\.\[s3\]"
     if use in (builder.read, write_dataset):
       what = "expected a dataset on a disk or in gs://"
   with pytest.raises(ValueError, match=what) as caught:

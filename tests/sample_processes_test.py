@@ -89,7 +89,7 @@ def test_processes_shard_each_clip(weights, prompts, alone, tmp_path):
     for run in runs:
       assert run.process.wait(train_runs.LONGEST) == 0, run.said
   assert runs[0].said.count("wrote ") == len(PROMPTS)
-  assert "loading the denoiser on 4 device(s)" in runs[0].said
+  assert "loading the DiT on 4 device(s)" in runs[0].said
   assert "wrote " not in runs[1].said
   assert_close(latents(tmp_path), alone)
 

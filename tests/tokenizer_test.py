@@ -64,7 +64,7 @@ def test_an_empty_prompt_is_its_end_token(tokenizer):
 def test_truncation_is_noted(tokenizer):
   assert tokenizer.notes(PROMPTS[1:], 32) == ()
   (note,) = tokenizer.notes(PROMPTS, 32)
-  assert "32 are read" in note
+  assert "more than the limit of 32" in note
   assert "'day?<E> near the sea. Audio: deep male voice, wind & rain'" in note
 
 

@@ -37,7 +37,7 @@ def devices(name: str) -> list[Any]:
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError(
       "compiling for a TPU needs its compiler, libtpu (no TPU is needed):"
-      " pip install 'ovi_jax[aot]'"
+      " pip install -e '.[aot]'"
     )
   jax.config.update("jax_enable_compilation_cache", False)
   compilation_cache.reset_cache()  # or what it was holds on

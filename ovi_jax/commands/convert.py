@@ -36,7 +36,9 @@ def define_flags() -> None:
     f"{', '.join(architecture.COMPONENTS)}. Default: all that are present.",
   )
   flags.DEFINE_bool(
-    "export", False, "Write the original's files from --weights."
+    "export",
+    False,
+    "Convert --weights back to the original's PyTorch files.",
   )
   flags.DEFINE_string("weights", "", "Converted weights to export.")
   flags.DEFINE_string(
@@ -54,7 +56,8 @@ def define_flags() -> None:
     "quantize",
     "",
     ("", *quantized.DTYPES),
-    "Store kernels of denoiser and text encoder in 8 bits.",
+    "Store the weights of the DiT and the text encoder in 8 bits: half the"
+    " memory.",
   )
   flags.DEFINE_string("tokenizer", "", "tokenizer.json of the text encoder.")
 

@@ -33,7 +33,12 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   config_files.define(default="sample")
-  flags.DEFINE_string("prompt", "", "Description of video, speech and audio.")
+  flags.DEFINE_string(
+    "prompt",
+    "",
+    "Description of picture, speech and sound: speech as <S>words<E>, the sound"
+    " last, as Audio: …",
+  )
   flags.DEFINE_string(
     "prompts",
     "",
@@ -60,28 +65,29 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("last_image", "", "Last frame, for --prompt.")
   flags.DEFINE_string(
-    "video", "", "Video whose frames are given; its audio is generated."
+    "video", "", "Video file: its picture is kept, a sound is generated."
   )
   flags.DEFINE_string(
-    "audio", "", "Audio that is given; the video is generated."
+    "audio", "", "Sound file: it is kept, a video is generated."
   )
-  flags.DEFINE_string(
-    "extend", "", "Video that is continued: its end is given."
-  )
+  flags.DEFINE_string("extend", "", "Video file to continue.")
   flags.DEFINE_float(
     "seconds",
     None,
-    "Length of the clip, or of what is generated behind --extend; more than the"
-    " weights' length is made in windows. Prompts of windows: A|B|C.",
+    "Length of the clip; with --extend, of the new part. Clips longer than the"
+    " model's are generated in overlapping windows; their prompts are separated"
+    " by |.",
   )
   flags.DEFINE_string(
     "keep",
     "",
-    "Intervals in seconds, such as 0-2,4-5, in which --video with its sound, or"
-    " --audio, is given; the rest is generated.",
+    "Intervals in seconds, such as 0-2,4-5, of --video with its sound, or of"
+    " --audio, that are kept; the rest is generated.",
   )
   flags.DEFINE_float(
-    "keep_audio_until", None, "Seconds of the sound of --video that are given."
+    "keep_audio_until",
+    None,
+    "Keep the sound of --video up to this second; the rest is generated.",
   )
   flags.DEFINE_string(
     "weights",
@@ -97,11 +103,13 @@ def define_flags() -> None:
     "generate",
     denoiser.BOTH,
     list(denoiser.NEEDS),
-    "Video with sound, or one alone, from one tower of the weights.",
+    "Video with sound, or only one of them.",
   )
   flags.DEFINE_string("out", "samples", "Output directory.")
   flags.DEFINE_string(
-    "noise", "", "Initial noise (.npz) instead of the seed's."
+    "noise",
+    "",
+    ".npz file with the initial noise; replaces the noise of the seed.",
   )
   flags.DEFINE_bool(
     "save_latents", False, "Also write the final latents (.npz)."
@@ -119,8 +127,8 @@ def define_flags() -> None:
     "aot_quantize",
     "",
     ("", *quantized.DTYPES),
-    "With --aot: assume 8-bit kernels, as convert --quantize stores them. Only"
-    " without local weights.",
+    "With --aot and without converted weights: assume 8-bit weights of this"
+    " kind.",
   )
   flags.DEFINE_enum(
     "flags_profile",

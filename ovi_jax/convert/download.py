@@ -175,8 +175,8 @@ def _hub() -> Any:
     return importlib.import_module("huggingface_hub")
   except ImportError as error:
     raise ValueError(
-      "downloading needs the package huggingface_hub; install it with"
-      ' pip install "ovi_jax[hub]"'
+      "downloading needs the package huggingface_hub; in a clone of"
+      " ovi_jax: pip install -e '.[hub]'"
     ) from error
 
 

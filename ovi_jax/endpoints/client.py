@@ -189,7 +189,7 @@ def import_httpx() -> types.ModuleType:
     return importlib.import_module("httpx")
   except ImportError as error:
     raise ImportError(
-      "requests to endpoints need httpx: pip install 'ovi_jax[curate]'"
+      "requests to endpoints need httpx: pip install httpx"
     ) from error
 
 

@@ -87,7 +87,7 @@ def read_folder(
       some cannot be read; all problems are named.
   """
   if not folder.is_dir():
-    raise ValueError(f"{folder}: expected a folder of clips, there is none")
+    raise ValueError(f"{folder}: there is no such folder of clips")
   suffixes = VIDEO_SUFFIXES + SOUND_SUFFIXES
   paths = sorted(
     path

@@ -103,7 +103,7 @@ def extract(
       rest = delta - pairs[slot].delta()
       kept -= float(np.square(rest, dtype=np.float64).sum())
   if not pairs and not deltas:
-    raise ValueError(f"{base} and {tuned} have equal denoisers")
+    raise ValueError(f"{base} and {tuned} have equal DiTs")
   metadata = {files.BASE_KEY: manifests[0].digests["fusion"]}
   if manifests[1].sampling.get("conditioning") == files.CLEAN:
     metadata[files.CONDITIONING_KEY] = files.CLEAN

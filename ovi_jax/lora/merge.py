@@ -131,6 +131,6 @@ if __name__ == "__main__":
     "dtype",
     "stored",
     ("stored", "float32", "bfloat16"),
-    "Dtype of the denoiser; stored: that of the weights.",
+    "Dtype of the DiT; stored: that of the weights.",
   )
   cli.run(main)

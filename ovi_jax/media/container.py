@@ -78,7 +78,7 @@ def opened(source: Source) -> Iterator[Any]:
       file = stack.enter_context(open(source, "rb"))
       size = os.fstat(file.fileno()).st_size
     if not size:
-      raise DamagedError("expected a media file, found one without a byte")
+      raise DamagedError("the file is empty")
     try:
       container = stack.enter_context(
         av.open(
@@ -131,7 +131,7 @@ def given(setting: str, path: str | os.PathLike[str]) -> pathlib.Path:
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise ValueError(f"{setting}: expected a file, {path} is none")
+    raise ValueError(f"{setting}: no such file: {path}")
   return path
 
 

@@ -153,7 +153,7 @@ def read_image(
       adobe_rgb = _is_marked_adobe_rgb(image)
   notes = []
   if image.format != "MPO" and getattr(image, "is_animated", False):
-    notes.append("of an animation the first frame is taken")
+    notes.append("the image is animated; its first frame is used")
   colors, alpha_HW = _split(
     upright, _clear(image.info.get("transparency"), layout), low
   )
@@ -438,7 +438,7 @@ def _from_profile(
     described: Any = source.profile
     space = described.xcolor_space.strip()
     if described.device_class not in _DEVICES:
-      return colors, _ignored("it describes no device")
+      return colors, _ignored("its class is not supported")
     if (colors.mode, space) == ("L", "RGB"):
       colors = colors.convert("RGB")
     if _SPACES.get(colors.mode) != space:

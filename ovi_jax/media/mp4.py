@@ -299,7 +299,7 @@ def header(
     stream = _video(container)
     first = next(containers.frames(container, stream, max_area), None)
     if first is None or not times.size:
-      raise containers.DamagedError("expected frames of video, none is whole")
+      raise containers.DamagedError("no video frame can be decoded")
     return Header(
       height=first[1].height,
       width=first[1].width,
@@ -433,17 +433,16 @@ def _checked_header(
   seconds = float(found.times[-1] - found.times[0])
   if seconds > max_seconds:
     raise containers.DamagedError(
-      f"at most {max_seconds:g} s are read, its frames last {seconds:g} s"
+      f"its frames last {seconds:g} s; the limit is {max_seconds:g} s"
     )
   held = len(found.times) * found.height * found.width * 3
   if held > max_bytes:
     raise containers.DamagedError(
-      f"at most {max_bytes / 1e6:.0f} MB of frames are read, these"
-      f" {len(found.times)} of {found.height}x{found.width} are"
-      f" {held / 1e6:.0f} MB"
+      f"its {len(found.times)} frames of {found.height}x{found.width} have"
+      f" {held / 1e6:.0f} MB decoded; the limit is {max_bytes / 1e6:.0f} MB"
     )
   if not found.fps > 0:
-    raise containers.DamagedError("it names no frame rate")
+    raise containers.DamagedError("it has no frame rate")
   return found
 
 
@@ -538,7 +537,7 @@ def _wave(
       count += frame.samples
       if count > (max_seconds + 1) * rate:
         raise containers.DamagedError(
-          f"at most {max_seconds:g} s are read, its sound is longer"
+          f"its sound is longer than the limit of {max_seconds:g} s"
         )
       parts += [part.to_ndarray() for part in mixer.resample(frame)]
     # The last AAC packet is padded; the file says how much of it counts.

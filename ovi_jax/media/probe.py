@@ -94,7 +94,7 @@ def _video(container: Any, stream: Any) -> dict[str, Any]:
   """What the first frame says that can be decoded."""
   found = next(containers.frames(container, stream), None)
   if found is None:
-    raise containers.DamagedError("expected frames of video, none is whole")
+    raise containers.DamagedError("no video frame can be decoded")
   _, frame, _ = found
   rows, columns = containers.shown_size(stream, frame)
   turn = containers.orientation(frame)

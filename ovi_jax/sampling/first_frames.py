@@ -91,7 +91,7 @@ def from_values(url: str, model: str, api_key_env: str) -> Endpoint | None:
     return Endpoint(url=url, model=model, api_key_env=api_key_env)
   if model or api_key_env:
     name = "first_frame_model" if model else "first_frame_key_env"
-    raise ValueError(f"{name} goes with first_frame_endpoint; add the URL")
+    raise ValueError(f"{name} needs first_frame_endpoint; add the URL")
   return None
 
 
@@ -172,8 +172,8 @@ def check(
   for request in requests:
     if _needs_one(request) and not _prompt_of(request):
       raise ValueError(
-        f"row {request.index}: the prompt has only speech and sound; say what"
-        " to see, or give an image"
+        f"{request.place}the prompt has only speech and sound; describe the"
+        " picture, or give an image"
       )
 
 
@@ -250,8 +250,8 @@ def fetch(
     place = next(n for n, each in wanted.items() if each in failed)
     raise ValueError(
       f"first_frame_endpoint: {len(failed)} of {len(set(wanted.values()))}"
-      f" pictures are missing, that of row {expanded[place].index} first:"
-      f" {failed[wanted[place]]}; the others are kept in {folder}, run again"
+      f" pictures are missing. {expanded[place].place}{failed[wanted[place]]};"
+      f" the others are kept in {folder}, run again"
     )
   for place, each in wanted.items():
     path = _find(folder, each)

@@ -87,7 +87,7 @@ def run(
   ):
     if maps and generate != denoisers.BOTH:
       raise ValueError(
-        "attention_maps is of both towers; leave it out, or generate both"
+        "attention_maps needs both towers; leave it out, or set generate=both"
       )
     components = planning.open_components(weights, settings, lora, generate)
     if first_frame is not None:
@@ -100,8 +100,8 @@ def run(
     jobs, given = planning.plan(requests, settings, components, out, noise)
     if maps and any(job.windows for job in jobs):
       raise ValueError(
-        "attention_maps goes with clips of one window; leave it out, or give"
-        " fewer seconds"
+        "attention_maps cannot be used with a clip of several windows; leave it"
+        " out, or give fewer seconds"
       )
   index, count = distributed.process_info()
   if settings.shard_clips_over_hosts:
@@ -150,8 +150,8 @@ def _with_first_frames(
   """Requests with first frames, one for each sample."""
   if settings.shard_clips_over_hosts or distributed.process_info()[1] > 1:
     raise ValueError(
-      "first_frame_endpoint goes with one process; make the pictures with one"
-      " and pass them as image_path"
+      "first_frame_endpoint needs a run of one process; generate the pictures"
+      " with one and pass them as image_path"
     )
   first_frames.check(requests, settings.mode, components.generates)
   outputs.check_directory(out)

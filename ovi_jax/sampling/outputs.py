@@ -92,8 +92,8 @@ def check_directory(path: storage.AnyPath) -> None:
     probe.unlink()
   except OSError as error:
     raise ValueError(
-      f"out: expected a directory to write to, {path} is none"
-      f" ({error.strerror}); choose another --out"
+      f"out: cannot write to the directory {path} ({error.strerror}); choose"
+      " another --out"
     ) from error
 
 
@@ -123,8 +123,8 @@ def is_complete(
     found = None
   if not isinstance(found, dict):
     raise ValueError(
-      f"{path} has no JSON beside it that says what it is; choose another"
-      " --out, or --overwrite it"
+      f"{path} has no readable JSON, so its settings are unknown; choose"
+      " another --out, or replace it with --overwrite"
     )
   expected = {name: None for name in _OPTIONAL_FIELDS} | dict(recipe)
   different = [

@@ -361,7 +361,7 @@ class Pipeline:
     if seconds is None and extend is None:
       windows_lib.check_one_prompt(asked)
     requests = [
-      dataclasses.replace(request, index=number)
+      dataclasses.replace(request, index=number if len(asked) > 1 else 0)
       for number, text in enumerate(asked, 1)
       for request in requests_lib.from_prompt(
         windows_lib.joined_prompt(text),
@@ -453,7 +453,7 @@ class Pipeline:
     embedded = encoder.texts([*sorted(prompts), *negative])
     del encoder  # freed before the DiT is loaded, unless it is kept
     with self._encoded(jobs) as latents_of:
-      _log.info("loading the denoiser on %d device(s)", components.mesh.size)
+      _log.info("loading the DiT on %d device(s)", components.mesh.size)
       denoiser = self._load("denoiser", components.denoiser)
       if components.loras:
         base = denoiser

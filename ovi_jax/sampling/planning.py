@@ -19,7 +19,6 @@ from ovi_jax import geometry
 from ovi_jax import prompt as prompts
 from ovi_jax import storage
 from ovi_jax import tokenizer as tokenizers
-from ovi_jax import untrusted
 from ovi_jax.attention import attention
 from ovi_jax.attention import context
 from ovi_jax.lora import apply as lora_lib
@@ -264,7 +263,8 @@ def plan(
   if count > MAX_CLIPS:
     raise ValueError(
       f"{len(requests)} prompts, each {settings.samples_per_prompt} times,"
-      f" are {count} clips; a run makes at most {MAX_CLIPS}, so share them out"
+      f" are {count} clips; the limit is {MAX_CLIPS}. Split the prompts"
+      " over several runs"
     )
   variant, generate = components.geometry, components.generates
   requests = [
@@ -284,12 +284,17 @@ def plan(
   )
   depth = settings_lib.num_layers(components.arch.fusion)
   if settings.slg_layer >= depth:
-    _log.info("note: there is no block %d, none is skipped", settings.slg_layer)
+    _log.info(
+      "note: slg_layer is %d, but the last block of these weights is %d;"
+      " skip-layer guidance is off",
+      *(settings.slg_layer, depth - 1),
+    )
   lengths = _lengths(expanded, variant, settings, generate)
   if noise and any(length.windows for length in lengths):
+    window = windows_lib.seconds_of(window_latent_frames(settings, variant))
     raise ValueError(
-      "noise: a file is of clips of one window; leave it out, or give fewer"
-      " seconds"
+      "noise cannot be used with a clip of several windows; leave it out, or"
+      f" give at most {window:.2f} seconds"
     )
   clips = [length.clip for length in lengths]
   given = _noise(noise, clips, components.channels) if noise else None
@@ -297,8 +302,8 @@ def plan(
   again = count - len(expanded)
   if again:
     _log.info(
-      "note: %d clips are asked for twice (the same prompt, image and seed) and"
-      " are made once",
+      "note: %d clips are requested again (same prompt, image and seed); each"
+      " clip is generated once",
       again,
     )
   jobs = []
@@ -315,8 +320,9 @@ def plan(
     height, width = request.size
     if not 0.75 < height * width / variant.area < 1.25:
       notes += (
-        f"{height}x{width} is far from the {variant.area} pixels these weights"
-        " know; a less extreme aspect gives better results",
+        f"{height}x{width} has {height * width} pixels, the weights were"
+        f" trained at about {variant.area}; an aspect ratio closer to 1:1 gives"
+        " better results",
       )
     elif geometry.elongation(height, width) > geometry.USUAL_ASPECT:
       notes += (
@@ -325,7 +331,7 @@ def plan(
         " results",
       )
     for note in notes:
-      line = f"note: row {request.index}: {note}"
+      line = f"note: {request.place}{note}"
       if line not in noted:
         _log.info("%s", line)
       noted.add(line)
@@ -395,13 +401,13 @@ def _check_towers(request: requests_lib.Request, generate: str) -> None:
   named = [*(["image"] if request.image is not None else []), *given.files]
   if wrong := [name for name in named if name in unused[generate]]:
     raise ValueError(
-      f"row {request.index}: {wrong[0]} and generate={generate} cannot be"
-      " combined; leave one out"
+      f"{request.place}{wrong[0]} and generate={generate} cannot be combined;"
+      " leave one out"
     )
   if generate == "video" and given.keep_audio_until is not None:
     raise ValueError(
-      f"row {request.index}: keep_audio_until and generate=video cannot be"
-      " combined; leave one out"
+      f"{request.place}keep_audio_until and generate=video cannot be combined;"
+      " leave one out"
     )
 
 
@@ -438,10 +444,10 @@ def _lengths(
       overlap = settings.window_overlap
       lengths.append(_length(request, variant, window, overlap, generate))
     except ValueError as error:
-      problems.append(f"row {request.index}: {error}")
-  if problems:
-    listed = "\n  ".join(untrusted.shortened(list(dict.fromkeys(problems))))
-    raise ValueError(f"what is asked for cannot be made:\n  {listed}")
+      problems.append(f"{request.place}{error}")
+  requests_lib.check_problems(
+    "clips that cannot be generated", requests, problems
+  )
   return lengths
 
 
@@ -527,8 +533,8 @@ def _check_windows(
   names += [] if generate == denoisers.BOTH else [f"generate={generate}"]
   if names:
     raise ValueError(
-      f"{names[0]} goes with clips of one window, up to {longest:.2f} s; give"
-      " fewer seconds, or raise window_seconds"
+      f"{names[0]} cannot be used with a clip of several windows; give at most"
+      f" {longest:.2f} seconds, or raise window_seconds"
     )
 
 
@@ -541,10 +547,11 @@ def _length_notes(
     trained = windows_lib.seconds_of(variant.latent_frames)
     seconds = windows_lib.seconds_of(clip.latent_frames)
     notes += (
-      f"{seconds:.2f} s are denoised at once, the weights know {trained:.2f} s",
+      f"the window of {seconds:.2f} s is longer than the {trained:.2f} s of"
+      " training; quality may be lower",
     )
   if len(length.windows) > 1:
-    notes += (f"the clip is made in {len(length.windows)} windows",)
+    notes += (f"the clip is generated in {len(length.windows)} windows",)
   if length.extended is not None:
     return notes
   return notes + _media_notes(request, length, variant)
@@ -561,7 +568,7 @@ def _media_notes(
     wanted = conditions.nearest_latent_frames(request.seconds)
   if media is None:
     if abs(seconds - (request.seconds or seconds)) > 1.5 / geometry.FPS:
-      return (f"the clip lasts {seconds:.2f} s, as whole latents hold",)
+      return (f"the clip lasts {seconds:.2f} s: lengths are 1 + 4·k frames",)
     return ()
   files = " and ".join(request.given.files)
   if length.latent_frames == wanted:
@@ -574,7 +581,8 @@ def _media_notes(
       )
     return ()
   return (
-    f"the clip lasts {seconds:.2f} s, as much of {files} as whole latents hold",
+    f"the clip lasts {seconds:.2f} s, the length of {files} rounded down to"
+    " 1 + 4·k frames",
   )
 
 

@@ -60,7 +60,7 @@ class Request:
     prompt: as the user wrote it.
     image: picture of the first frame, or None for text-to-video.
     given: further files that are given.
-    index: row of the input, from 1.
+    index: row of the input, from 1; 0 for a prompt that is alone.
     seed: of the noise; `None` for the settings', which `expand` fills in.
     seconds: of the clip, or of what is generated behind an extended one; `None`
       for the length of the given media, or of the weights.
@@ -80,7 +80,7 @@ class Request:
   given: conditions.Conditions = dataclasses.field(
     default_factory=conditions.Conditions
   )
-  index: int = 1
+  index: int = 0
   seed: int | None = None
   seconds: float | None = None
   size: tuple[int, int] = (0, 0)
@@ -100,6 +100,11 @@ class Request:
         f"seconds must be at least {conditions.MIN_SECONDS:.2f}, got"
         f" {self.seconds:g}"
       )
+
+  @property
+  def place(self) -> str:
+    """The row, to begin a message with; empty for a prompt that is alone."""
+    return f"row {self.index}: " if self.index else ""
 
   def masks(self, clip: geometry.Clip) -> AV[np.ndarray]:
     """The latents in time that are given, see `conditions.masks`."""
@@ -135,7 +140,7 @@ def from_prompt(
   """
   config_lib.check(config_lib.invalid_choice("mode", mode, MODES), "")
   given["seconds"] = seconds
-  return [_request(prompt, image, mode, 1, [pathlib.Path()], given)]
+  return [_request(prompt, image, mode, 0, [pathlib.Path()], given)]
 
 
 def from_file(
@@ -221,8 +226,8 @@ def from_flags(
   columns = {"image": IMAGE_COLUMN, "seconds": SECONDS_COLUMN} | COLUMNS
   if named := [*(["image"] if image else []), *given]:
     raise ValueError(
-      f"--{named[0]} goes with --prompt; set {columns[named[0]]} in"
-      f" {prompts_file}"
+      f"--{named[0]} needs --prompt; for a table, set the column"
+      f" {columns[named[0]]} in {prompts_file}"
     )
   return from_file(prompts_file, mode)
 
@@ -335,7 +340,7 @@ def _inspected(
       if given.last_image is not None:
         notes += _cut("last_image", picture(given.last_image)[0], size)
     except ValueError as error:
-      problems.append(f"row {request.index}: {error}")
+      problems.append(f"{request.place}{error}")
       continue
     made.append(
       dataclasses.replace(
@@ -346,10 +351,26 @@ def _inspected(
         notes=found.notes + notes,
       )
     )
-  if problems:
-    listed = "\n  ".join(untrusted.shortened(problems))
-    raise ValueError(f"unfit files:\n  {listed}")
+  check_problems("files that cannot be used", requests, problems)
   return made
+
+
+def check_problems(
+  heading: str, requests: Sequence[Request], problems: Sequence[str]
+) -> None:
+  """ValueError with the heading and the problems, if there are any.
+
+  Args:
+    heading: what the problems have in common.
+    requests: all of the input; for a prompt that is alone, the heading is left
+      out.
+    problems: each begins with `Request.place`; equal ones are listed once.
+  """
+  listed = untrusted.shortened(list(dict.fromkeys(problems)))
+  if listed and any(request.index for request in requests):
+    listed = [f"{heading}:", *listed]
+  if listed:
+    raise ValueError("\n  ".join(listed))
 
 
 def _picture(
@@ -387,7 +408,8 @@ def _request(
     raise ValueError("the prompt is empty; write one, or drop the row")
   if mode == "i2v" and image is None:
     raise ValueError(
-      f"no image; mode i2v needs one ({IMAGE_COLUMN}), mode auto does not"
+      "mode i2v needs an image: give one (--image, or the column"
+      f" {IMAGE_COLUMN} of a table), or set --config.mode=auto"
     )
   known = [field.name for field in dataclasses.fields(conditions.Conditions)]
   known.append(SECONDS_COLUMN)
@@ -436,9 +458,12 @@ def _find(
     folder = next((p for p in places if storage.exists(p)), None)
     if folder is not None:
       raise ValueError(
-        f"the {what}: {untrusted.printable(str(folder))} is no regular file"
+        f"the {what}: {untrusted.printable(str(folder))} is a folder or a"
+        " device, not a file"
       )
-    ignore = ", or use mode t2v to ignore images" if "image" in what else ""
+    ignore = (
+      ", or set --config.mode=t2v to ignore images" if "image" in what else ""
+    )
     raise ValueError(
       f"the {what} is missing: {' or '.join(absolute)}; correct the path"
       f"{ignore}"

@@ -36,9 +36,7 @@ def test_unknown_topologies_are_refused(name):
 
 def test_a_missing_libtpu_is_named_with_the_command_to_install_it(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-  with pytest.raises(
-    ValueError, match=r"libtpu .*pip install 'ovi_jax\[aot\]'"
-  ):
+  with pytest.raises(ValueError, match=r"libtpu .*pip install -e '\.\[aot\]'"):
     topology.devices("v5e:2x2")
 
 

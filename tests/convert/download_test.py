@@ -230,5 +230,5 @@ def test_a_missing_package_is_named_with_the_install_command(
   tmp_path, monkeypatch
 ):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-  with pytest.raises(ValueError, match=r'pip install "ovi_jax\[hub\]"'):
+  with pytest.raises(ValueError, match=r"pip install -e '\.\[hub\]'"):
     download.download("720x720_5s", tmp_path)

@@ -85,7 +85,9 @@ def test_truncated_prompts_are_reported(loaded):
   ids, mask = loaded.encode(["a red ball bounces"], 3)
   assert mask.sum() == 3 and ids[0, -1] == loaded.eos
   (note,) = loaded.notes(["a red ball bounces"], 3)
-  assert "5 tokens, 3 are read" in note and "'ball bounces'" in note
+  assert (
+    "5 tokens, more than the limit of 3" in note and "'ball bounces'" in note
+  )
   np.testing.assert_array_equal(loaded.encode([""], 2)[0], [[1, 0]])
 
 
@@ -131,5 +133,5 @@ def test_words_outside_the_vocabulary_are_reported():
 def test_a_prompt_without_a_known_token_is_noted(text):
   made = tokenizer_lib.Tokenizer.load(synthetic.WEIGHTS / "tokenizer.json")
   (note,) = made.notes([text, "A red ball.", "A \U0001f600"], 64)
-  assert note.startswith("the prompt has no token of the vocabulary")
+  assert note.startswith("none of the prompt's words are in the vocabulary")
   assert text in note

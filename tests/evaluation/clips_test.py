@@ -132,7 +132,7 @@ def test_keys_depend_on_what_is_needed_only(folder):
 
 
 def test_bad_folders_are_refused_with_all_reasons(folder, tmp_path):
-  with pytest.raises(ValueError, match="expected a folder of clips"):
+  with pytest.raises(ValueError, match="there is no such folder of clips"):
     clips.read_folder(tmp_path / "absent")
   with pytest.raises(ValueError, match="expected clips .*found none"):
     clips.read_folder(tmp_path)
@@ -152,7 +152,7 @@ def test_clips_that_are_too_large_are_refused_before_they_are_decoded(
   monkeypatch.setitem(
     mp4.check.__kwdefaults__, "max_bytes", 24 * 64 * 96 * 3 - 1
   )
-  with pytest.raises(ValueError, match=r"both.mp4: .*24 of 64x96"):
+  with pytest.raises(ValueError, match=r"both.mp4: .*24 frames of 64x96"):
     clips.read_folder(folder)
 
 

@@ -49,7 +49,7 @@ def test_the_command_writes_the_report_and_says_what_is_wrong(tmp_path):
   for arguments, message in (
     ((), "expected a command"),
     (("run", "--out=out"), "--clips=DIR is needed"),
-    (("run", "--clips=b", "--out=out"), "b: expected a folder of clips"),
+    (("run", "--clips=b", "--out=out"), "b: there is no such folder of clips"),
     (("import-features", "--source=a", "--out=f"), "av-benchmark"),
     (("convert-list", "--source=a/x.mp4", "--out=f.csv"), "x.mp4"),
   ):

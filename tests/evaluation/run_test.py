@@ -206,7 +206,7 @@ def test_scores_of_pairs_need_a_reference(folders, tmp_path):
     ({"protocols": ["basic", "basic"]}, "given twice"),
     ({"weights": {"x": "y"}}, "extractor 'x' is unknown"),
     ({"draws": -1}, "draws must be at least 0"),
-    ({"reference": pathlib.Path("absent")}, "expected a folder of clips"),
+    ({"reference": pathlib.Path("absent")}, "there is no such folder of clips"),
   ],
 )
 def test_bad_settings_are_refused_in_one_line(

@@ -34,7 +34,7 @@ _ADDED: Mapping[str, str] = {
 }
 _REPLACED: Mapping[str, str] = {
   r"((?:eval|sample)_every)=100": r"\1=4",
-  r"--count=(?:64|100)\b": "--count=2",
+  r"--count=(?:96|100)\b": "--count=2",
   r"--trained=1:5000,3:2500:": "--trained=1:50,3:25:",
   r"--evaluate=": "--num_eval_clips=1 --evaluate=",
   r"--variant=960x960_10s": "--arch=ovi_jax/convert/standin/manifest.json",

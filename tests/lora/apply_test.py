@@ -236,7 +236,7 @@ def test_extraction_keeps_other_differences_whole(tmp_path):
   )
   found, _ = extract.extract(synthetic.WEIGHTS, out, 1)
   assert found.deltas.keys() == made.deltas.keys() and not found.pairs
-  with pytest.raises(ValueError, match="have equal denoisers"):
+  with pytest.raises(ValueError, match="have equal DiTs"):
     extract.extract(out, out, 1)
   with pytest.raises(ValueError, match="rank of at least 1"):
     extract.extract(out, out, 0)

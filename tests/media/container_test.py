@@ -56,7 +56,7 @@ def test_playlists_open_no_other_files(good, tmp_path, text):
 def test_an_empty_file_is_reported_as_empty(tmp_path):
   path = tmp_path / "empty.mp4"
   path.touch()
-  with pytest.raises(containers.DamagedError, match="without a byte"):
+  with pytest.raises(containers.DamagedError, match="the file is empty"):
     list(decode.sweep(path))
 
 

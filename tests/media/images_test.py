@@ -230,7 +230,7 @@ def test_unusable_profiles_are_ignored_with_a_note():
     (good[:128] + b"\xff" * 4 + good[132:], "cannot open"),
     (good[:300] + b"\xff" * 3000, "build transform"),
     (icc_profiles.grey(2.2), "it is for GRAY, the pixels are RGB"),
-    (icc_profiles.rgb(kind=b"link"), "no device"),
+    (icc_profiles.rgb(kind=b"link"), "class is not supported"),
     (bytes(5 << 20), "5242880 bytes"),
   ):
     options = {"icc_profile": profile, "lossless": True}
@@ -375,7 +375,7 @@ def test_the_first_of_several_images_is_used():
       first, form, save_all=True, append_images=[second], **options
     )
     assert tuple(image_HWC[0, 0]) == RED
-    assert notes == ("of an animation the first frame is taken",)
+    assert notes == ("the image is animated; its first frame is used",)
   # As phones write depth or brightness beside a picture.
   image_HWC, notes = _read(first, "MPO", save_all=True, append_images=[second])
   assert np.abs(image_HWC[0, 0] - np.array(RED)).max() < 6 and not notes

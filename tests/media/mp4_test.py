@@ -190,7 +190,7 @@ def test_a_small_file_of_many_large_frames_is_refused(tmp_path):
   with (
     traced_memory.peak() as peak,
     pytest.raises(
-      ValueError, match="21 MB of frames .* 30 of 1024x1024 are 94 MB"
+      ValueError, match="30 frames of 1024x1024 have 94 MB .* limit is 21 MB"
     ),
   ):
     mp4.read(tmp_path / "a.mp4", max_bytes=20 << 20)
@@ -202,12 +202,12 @@ def test_a_small_file_of_many_large_frames_is_refused(tmp_path):
 def test_long_videos_and_sounds_are_refused(tmp_path):
   frames, second = media_files.numbered(10), media_files.even(10, 1)
   media_files.write(tmp_path / "slow.mp4", frames, second)
-  with pytest.raises(ValueError, match="at most 5 s .* frames last 9 s"):
+  with pytest.raises(ValueError, match="frames last 9 s; the limit is 5 s"):
     mp4.read(tmp_path / "slow.mp4", max_seconds=5)
   media_files.write(
     tmp_path / "a.mp4", frames, media_files.even(10), media_files.tone(9.0)
   )
-  with pytest.raises(ValueError, match="at most 5 s .* sound is longer"):
+  with pytest.raises(ValueError, match="sound is longer than the limit of 5 s"):
     mp4.read(tmp_path / "a.mp4", max_seconds=5)
   many = media_files.write(
     tmp_path / "m.mp4", frames, media_files.even(10, 1000)

@@ -85,7 +85,7 @@ def asked(folder: pathlib.Path, image: Any = None, **given: Any):
     ({"video": "clip.mp4", "keep_audio_until": True}, "a number .*got True"),
     ({"video": "clip.mp4", "keep_audio_until": 10**400}, "below 1000000, got"),
     ({"video": "none.mp4"}, r"the video is missing: .*none\.mp4"),
-    ({"last_image": "none.png"}, "the last image is missing: .*mode t2v"),
+    ({"last_image": "none.png"}, "the last image is missing: .*mode=t2v"),
     ({"vido": "clip.mp4"}, r"vido is unknown .did you mean video"),
   ],
 )
@@ -317,7 +317,7 @@ def test_a_table_has_a_column_for_each_condition(folder):
     requests.from_file(path)
   assert "expected keep_audio_until in seconds, got 'x'" in str(error.value)
   with pytest.raises(
-    ValueError, match="--video goes with --prompt; set video_"
+    ValueError, match="--video needs --prompt; .* set the column video_"
   ):
     requests.from_flags("", str(path), "", "auto", video="clip.mp4", audio="")
 
@@ -375,7 +375,7 @@ def test_nothing_left_to_generate_is_refused(folder, tmp_path):
     files: dict[str, Any] = {
       k: folder / v if k in ("video", "audio") else v for k, v in given.items()
     }
-    with pytest.raises(ValueError, match=f"row 1: .*{message}"):
+    with pytest.raises(ValueError, match=message):
       pipe("a", **files)
   with pytest.raises(ValueError, match="conditioning 'cleen' is unknown"):
     pipe("a", conditioning="cleen")

@@ -116,14 +116,14 @@ def folder(tmp_path_factory) -> pathlib.Path:
     ),
     ("audio", {"audio": "tone.wav"}, "nothing is left to generate"),
     ("video", {"video": "clip.mp4"}, "nothing is left to generate"),
-    ("audio", {"seconds": 20}, "generate=audio goes with clips of one window"),
+    ("audio", {"seconds": 20}, "generate=audio cannot be used with a clip of"),
   ],
 )
 def test_what_cannot_be_combined_is_refused(folder, generated, asked, message):
   pipe = ovi_jax.Pipeline.from_pretrained(generate=generated)
   files = ("video", "audio", "extend")
   asked = {n: folder / v if n in files else v for n, v in asked.items()}
-  with pytest.raises(ValueError, match=f"row 1: .*{message}"):
+  with pytest.raises(ValueError, match=message):
     pipe("a", **asked)
   assert not pipe._loaded
 
@@ -180,7 +180,7 @@ def test_sound_and_video_are_generated_alone(tmp_path):
     )
     assert path.stat().st_mtime_ns == before
   assert len(stems) == 2
-  with pytest.raises(ValueError, match="attention_maps is of both towers"):
+  with pytest.raises(ValueError, match="attention_maps needs both towers"):
     generate.run(
       requests=requests.from_prompt("a"),
       settings=settings(),

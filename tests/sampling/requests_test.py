@@ -101,7 +101,7 @@ def test_every_bad_row_is_listed(folder):
 def test_the_mode_is_checked(folder):
   path = _file(folder, "text_prompt,image_path\na,wide.png\nb,\nc,none.png\n")
   assert all(r.image is None for r in requests.from_file(path, "t2v"))
-  with pytest.raises(ValueError, match=r"row 2 \(line 3\): no image; mode i2v"):
+  with pytest.raises(ValueError, match=r"row 2 \(line 3\): mode i2v needs"):
     requests.from_file(path, "i2v")
   for call in (requests.from_file, requests.from_prompt):
     with pytest.raises(ValueError, match="choose from auto, t2v, i2v"):
@@ -110,13 +110,13 @@ def test_the_mode_is_checked(folder):
 
 def test_a_single_prompt_is_one_request(folder):
   (request,) = requests.from_prompt("a", folder / "wide.png")
-  assert request.image == folder / "wide.png" and request.index == 1
+  assert request.image == folder / "wide.png" and request.place == ""
   assert requests.from_prompt("a", "none", "t2v")[0].image is None
   with pytest.raises(ValueError, match="the prompt is empty"):
     requests.from_prompt(" \n")
   with pytest.raises(ValueError, match=r"image is missing: .*none"):
     requests.from_prompt("a", folder / "none")
-  with pytest.raises(ValueError, match="no image; mode i2v"):
+  with pytest.raises(ValueError, match="mode i2v needs an image"):
     requests.from_prompt("a", mode="i2v")
 
 
@@ -261,8 +261,13 @@ def test_a_table_of_a_spreadsheet_is_read(folder):
 
 def test_expanding_refuses_invalid_requests(folder):
   given = requests.from_prompt("a", folder / "broken.png")
-  with pytest.raises(ValueError, match=r"row 1: .*broken\.png"):
+  with pytest.raises(ValueError, match=r"^[^\n]*broken\.png") as raised:
     requests.expand(given, 1, 0, **SIZE)
+  assert "row" not in str(raised.value)  # of a table
+  several = [dataclasses.replace(given[0], index=n) for n in (1, 2)]
+  listed = r"(?s)^files that cannot be used:\n  row 1: .*\n  row 2: .*broken"
+  with pytest.raises(ValueError, match=listed):
+    requests.expand(several, 1, 0, **SIZE)
   with pytest.raises(ValueError, match="samples_per_prompt must be at least"):
     requests.expand(requests.from_prompt("a"), 0, 0, **SIZE)
   with pytest.raises(ValueError, match="must be positive"):

@@ -62,7 +62,7 @@ def test_a_prompt_is_read_with_its_parts_and_the_notes_of_sampling(engine):
     "these words are not in the vocabulary and are left out: dragon",
   )
   cut = functions.read_prompt("a red ball " * 20)
-  assert any("its end was cut" in note for note in cut["notes"])
+  assert any("its end is ignored" in note for note in cut["notes"])
   mended = functions.read_prompt("<s>ah</S>")
   assert any("is read as" in note for note in mended["notes"])
   assert functions.read_prompt(" \n")["notes"] == ()

@@ -163,7 +163,7 @@ def test_clips_without_sound_get_silence_and_differences_are_logged(
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (b"", "without a byte"),
+    (b"", "the file is empty"),
     (b"not a film", "expected a file of one of the formats"),
   ],
 )

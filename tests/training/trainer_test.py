@@ -144,7 +144,7 @@ def test_a_rollback_to_a_missing_checkpoint_is_refused(tmp_path):
     ),
     (
       {"trainable": "attention"},
-      "is 'scratch', but trainable='attention' never",
+      "is 'scratch', but trainable='attention' freezes",
     ),
     ({"remat": "half"}, "remat 'half' is unknown"),
     (

@@ -25,7 +25,8 @@ try:
   )
 except ImportError as error:
   raise ImportError(
-    f"Apache Beam is missing ({error}); pip install 'ovi_jax[curate]'"
+    f"Apache Beam is missing ({error}); pip install -c constraints-curate.txt"
+    " -e '.[curate]'"
   ) from error
 
 

@@ -9,7 +9,7 @@ def missing_requirements() -> list[str]:
   """A message if OpenCV is not installed."""
   if importlib.util.find_spec("cv2"):
     return []
-  return ["OpenCV is needed: pip install 'ovi_jax[curate]'"]
+  return ["OpenCV is needed: pip install -e '.[curate]'"]
 
 
 @functools.cache
@@ -25,8 +25,6 @@ def library() -> types.ModuleType:
   try:
     import cv2
   except ImportError as error:
-    raise ValueError(
-      "OpenCV is needed: pip install 'ovi_jax[curate]'"
-    ) from error
+    raise ValueError("OpenCV is needed: pip install -e '.[curate]'") from error
   cv2.setNumThreads(1)
   return cv2

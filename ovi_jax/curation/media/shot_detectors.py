@@ -56,7 +56,7 @@ def pyscenedetect(
     from scenedetect import detectors
   except ImportError as error:
     raise ValueError(
-      "shots need PySceneDetect; pip install 'ovi_jax[curate]', or choose the"
+      "shots need PySceneDetect; pip install -e '.[curate]', or choose the"
       " detector transnetv2"
     ) from error
 

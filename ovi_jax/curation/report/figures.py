@@ -15,7 +15,7 @@ try:
   backend_agg = importlib.import_module("matplotlib.backends.backend_agg")
 except ImportError as error:
   raise ImportError(
-    f"matplotlib is missing ({error}); pip install 'ovi_jax[curate]', or give"
+    f"matplotlib is missing ({error}); pip install -e '.[curate]', or give"
     " --config.report=False"
   ) from error
 

@@ -118,7 +118,7 @@ def missing_requirements(config: Config) -> list[str]:
   if importlib.util.find_spec("scenedetect"):
     return []
   return [
-    "shots.detector: PySceneDetect is needed: pip install 'ovi_jax[curate]', or"
+    "shots.detector: PySceneDetect is needed: pip install -e '.[curate]', or"
     " use --config.stages.shots.detector=transnetv2 with its weights"
   ]
 

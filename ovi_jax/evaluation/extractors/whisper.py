@@ -51,7 +51,7 @@ def whisper(folder: str) -> features.Extractor:
   """
   missing, digest = "", ""
   if importlib.util.find_spec("faster_whisper") is None:
-    missing = "faster-whisper is missing: pip install 'ovi_jax[eval]'"
+    missing = "faster-whisper is missing: pip install -e '.[eval]'"
   elif not folder:
     missing = "needs the weights of Whisper: --weights=whisper=FOLDER"
   else:
@@ -88,7 +88,7 @@ def _load(folder: str) -> features.Compute:
     import faster_whisper
   except ImportError as error:
     raise ValueError(
-      "recognition needs faster-whisper: pip install 'ovi_jax[eval]'"
+      "recognition needs faster-whisper: pip install -e '.[eval]'"
     ) from error
   try:
     model = faster_whisper.WhisperModel(

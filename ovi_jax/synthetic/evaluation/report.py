@@ -55,7 +55,7 @@ def read(folder: pathlib.Path) -> list[Clip]:
       are named.
   """
   if not folder.is_dir():
-    raise ValueError(f"{folder}: expected a folder of clips, there is none")
+    raise ValueError(f"{folder}: there is no such folder of clips")
   paths = sorted(folder.glob("*.mp4"))
   if not paths:
     raise ValueError(f"{folder} has no *.mp4; make some with sample.py")

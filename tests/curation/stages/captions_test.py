@@ -185,7 +185,9 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_invalid(tmp_path):
   (made,) = caption_client.undisturbed(
     [caption_client.pair(1)], tmp_path, max_text_len=20, **changes
   )
-  assert made.reason == "prompt is too long" and "20 are read" in made.detail
+  assert (
+    made.reason == "prompt is too long" and "the limit of 20" in made.detail
+  )
   (made,) = caption_client.undisturbed(
     [caption_client.pair(1)], tmp_path, max_text_len=512, **changes
   )

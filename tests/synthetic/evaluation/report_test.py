@@ -156,7 +156,7 @@ def test_clips_without_recipes_or_of_another_world_are_named(tmp_path):
 
 
 def test_files_that_are_no_clips_of_the_world_are_named(tmp_path, monkeypatch):
-  with pytest.raises(ValueError, match="expected a folder of clips"):
+  with pytest.raises(ValueError, match="there is no such folder of clips"):
     report.read(tmp_path / "none")
   monkeypatch.setattr(report, "_MAX_BYTES", 1_000_000)
   sizes = {
@@ -183,7 +183,7 @@ def test_files_that_are_no_clips_of_the_world_are_named(tmp_path, monkeypatch):
   )
   assert "list.mp4: expected a video file" in message and "formats" in message
   assert "large.mp4: expected a video file" in message
-  assert "these 30 of 128x128 are 1 MB" in message
+  assert "its 30 frames of 128x128 have 1 MB" in message
   assert (
     "short.mp4: expected square pictures of at least 8 pixels, got 5 of 32"
     in message
