@@ -103,7 +103,10 @@ def test_a_run_on_media_writes_eval_losses_and_samples_to_a_store(
   ("changes", "message"),
   [
     ({"eval_every": 1, "eval.split": "x"}, "no source has the held-out split"),
-    ({"sample_every": 1}, "samples need the encoders and decoders of converted"),
+    (
+      {"sample_every": 1},
+      "samples need the encoders and decoders of converted",
+    ),
     (
       {"sample_every": 1, "eval_samples.num_samples": 4},
       "expected 4 held-out rec",
