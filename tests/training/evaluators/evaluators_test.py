@@ -105,7 +105,7 @@ def test_a_run_on_media_writes_eval_losses_and_samples_to_a_store(
     ({"eval_every": 1, "eval.split": "x"}, "no source has the held-out split"),
     (
       {"sample_every": 1},
-      "samples need the encoders and decoders of converted",
+      "samples need the encoders and decoders",
     ),
     (
       {"sample_every": 1, "eval_samples.num_samples": 4},
